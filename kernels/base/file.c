@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/file.h"
+
+#include "kernels/base/bytes.h"
+#include "kernels/base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BUFFER_BYTES (1u << 20)
+
+struct file_writer {
+    int fd;
+    char *path, *tmp;
+    uint8_t *buffer;
+    size_t used;
+    uint64_t bytes;
+    uint32_t crc;
+};
+
+static enum err open_error(const char *path)
+{
+    const enum err e = errno == ENOENT || errno == ENOTDIR ? ERR_NOT_FOUND : ERR_IO;
+    FAIL(e, "%s: %s", path, strerror(errno));
+}
+
+enum err file_map_open(struct file_map *out, const char *path)
+{
+    enum err err = OK;
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return open_error(path);
+    if (fstat(fd, &st))
+        FAIL_OUT(ERR_IO, "%s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        FAIL_OUT(ERR_NOT_FOUND, "%s: not a regular file", path);
+    struct file_map m = {.size = (size_t)st.st_size};
+    if (m.size) {
+        void *p = mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED)
+            FAIL_OUT(ERR_IO, "%s: cannot map %zu bytes: %s", path, m.size, strerror(errno));
+        m.data = p;
+    }
+    *out = m;
+out:
+    close(fd);
+    return err;
+}
+
+void file_map_close(struct file_map *m)
+{
+    if (m->data)
+        munmap((void *)(uintptr_t)m->data, m->size);
+    *m = (struct file_map){0};
+}
+
+enum err file_writer_open(struct file_writer **out, const char *path)
+{
+    enum err err = OK;
+    struct file_writer *w = NULL;
+    TRY(mem_calloc(&w, 1, sizeof(*w)));
+    w->fd = -1;
+    TRY_OUT(mem_strdup(&w->path, path));
+    TRY_OUT(mem_alloc(&w->tmp, strlen(path) + 32, 1));
+    sprintf(w->tmp, "%s.tmp.%ld", path, (long)getpid());
+    TRY_OUT(mem_alloc(&w->buffer, BUFFER_BYTES, 1));
+    w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (w->fd < 0)
+        FAIL_OUT(ERR_IO, "%s: cannot write: %s", w->tmp, strerror(errno));
+    *out = w;
+    return OK;
+out:
+    file_writer_abort(&w);
+    return err;
+}
+
+static enum err write_fully(struct file_writer *w, const uint8_t *p, size_t n)
+{
+    while (n) {
+        const ssize_t done = write(w->fd, p, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        FAIL_IF(done < 0, ERR_IO, "%s: write failed: %s", w->tmp, strerror(errno));
+        p += done;
+        n -= (size_t)done;
+    }
+    return OK;
+}
+
+static enum err flush(struct file_writer *w)
+{
+    const size_t n = w->used;
+    w->used = 0;
+    return write_fully(w, w->buffer, n);
+}
+
+enum err file_write(struct file_writer *w, const void *data, size_t n)
+{
+    w->crc = bytes_crc32(w->crc, data, n);
+    w->bytes += n;
+    if (n > BUFFER_BYTES - w->used)
+        TRY(flush(w));
+    if (n >= BUFFER_BYTES)
+        return write_fully(w, data, n);
+    if (n)
+        memcpy(w->buffer + w->used, data, n);
+    w->used += n;
+    return OK;
+}
+
+enum err file_printf(struct file_writer *w, const char *fmt, ...)
+{
+    char *s = NULL;
+    va_list ap;
+    va_start(ap, fmt);
+    const int n = vasprintf(&s, fmt, ap);
+    va_end(ap);
+    FAIL_IF(n < 0, ERR_MEMORY, "out of memory while formatting");
+    enum err err = file_write(w, s, (size_t)n);
+    free(s);
+    return err;
+}
+
+uint64_t file_writer_bytes(const struct file_writer *w)
+{
+    return w->bytes;
+}
+
+uint32_t file_writer_crc(const struct file_writer *w)
+{
+    return w->crc;
+}
+
+static enum err sync_parent(const char *path)
+{
+    char *dir = NULL;
+    TRY(mem_strdup(&dir, path));
+    char *slash = strrchr(dir, '/');
+    const char *name = ".";
+    if (slash == dir)
+        name = "/";
+    else if (slash) {
+        *slash = '\0';
+        name = dir;
+    }
+    const int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        /* Some file systems cannot sync a directory; the rename itself has happened. */
+        (void)fsync(fd);
+        close(fd);
+    }
+    mem_free(dir);
+    return OK;
+}
+
+enum err file_writer_commit(struct file_writer **pw)
+{
+    enum err err = OK;
+    struct file_writer *w = *pw;
+    TRY_OUT(flush(w));
+    if (fsync(w->fd))
+        FAIL_OUT(ERR_IO, "%s: fsync failed: %s", w->tmp, strerror(errno));
+    const int bad = close(w->fd);
+    w->fd = -1;
+    if (bad)
+        FAIL_OUT(ERR_IO, "%s: close failed: %s", w->tmp, strerror(errno));
+    if (rename(w->tmp, w->path))
+        FAIL_OUT(ERR_IO, "%s: cannot rename to %s: %s", w->tmp, w->path, strerror(errno));
+    mem_free(w->tmp);
+    w->tmp = NULL;
+    TRY_OUT(sync_parent(w->path));
+out:
+    file_writer_abort(pw);
+    return err;
+}
+
+void file_writer_abort(struct file_writer **pw)
+{
+    struct file_writer *w = *pw;
+    if (!w)
+        return;
+    if (w->fd >= 0)
+        close(w->fd);
+    if (w->tmp)
+        unlink(w->tmp);
+    mem_free(w->path);
+    mem_free(w->tmp);
+    mem_free(w->buffer);
+    mem_free(w);
+    *pw = NULL;
+}
+
+enum err file_read_all(char **out, size_t *size, const char *path, size_t limit)
+{
+    struct file_map m = {0};
+    enum err err = OK;
+    char *p = NULL;
+    TRY(file_map_open(&m, path));
+    if (m.size > limit)
+        FAIL_OUT(ERR_FORMAT, "%s: %zu bytes, more than the limit of %zu", path, m.size,
+                 limit);
+    TRY_OUT(mem_alloc(&p, m.size + 1, 1));
+    if (m.size)
+        memcpy(p, m.data, m.size);
+    p[m.size] = '\0';
+    *out = p;
+    *size = m.size;
+out:
+    file_map_close(&m);
+    return err;
+}
+
+enum err file_write_all(const char *path, const void *data, size_t n)
+{
+    struct file_writer *w = NULL;
+    TRY(file_writer_open(&w, path));
+    enum err err = file_write(w, data, n);
+    if (err) {
+        file_writer_abort(&w);
+        return err;
+    }
+    return file_writer_commit(&w);
+}
+
+bool file_exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+bool file_is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+int64_t file_size(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) ? -1 : (int64_t)st.st_size;
+}
+
+enum err file_make_dir(const char *path)
+{
+    enum err err = OK;
+    char *p = NULL;
+    FAIL_IF(!*path, ERR_USAGE, "empty directory name");
+    TRY(mem_strdup(&p, path));
+    for (char *s = p + 1;; s++) {
+        if (*s && *s != '/')
+            continue;
+        const char keep = *s;
+        *s = '\0';
+        if (mkdir(p, 0755) && errno != EEXIST)
+            FAIL_OUT(ERR_IO, "%s: cannot make directory: %s", p, strerror(errno));
+        *s = keep;
+        if (!keep)
+            break;
+    }
+    if (!file_is_dir(path))
+        FAIL_OUT(ERR_IO, "%s: exists and is not a directory", path);
+out:
+    mem_free(p);
+    return err;
+}
+
+enum err file_remove_dir(const char *path)
+{
+    enum err err = OK;
+    DIR *d = opendir(path);
+    if (!d) {
+        FAIL_IF(errno != ENOENT, ERR_IO, "%s: %s", path, strerror(errno));
+        return OK;
+    }
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+            continue;
+        if (unlinkat(dirfd(d), e->d_name, 0))
+            FAIL_OUT(ERR_IO, "%s/%s: cannot remove: %s", path, e->d_name, strerror(errno));
+    }
+    if (rmdir(path))
+        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+out:
+    closedir(d);
+    return err;
+}
+
+enum err file_join(char **out, const char *dir, const char *name)
+{
+    const size_t n = strlen(dir);
+    char *p = NULL;
+    TRY(mem_alloc(&p, n + strlen(name) + 2, 1));
+    sprintf(p, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
+    *out = p;
+    return OK;
+}
+
+const char *file_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+enum err file_crc32(uint32_t *crc, uint64_t *bytes, const char *path)
+{
+    struct file_map m = {0};
+    TRY(file_map_open(&m, path));
+    *crc = bytes_crc32(0, m.data, m.size);
+    *bytes = m.size;
+    file_map_close(&m);
+    return OK;
+}

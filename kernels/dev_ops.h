@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What an implementation fills in; private to kernels/. Arguments arrive checked (shapes,
+ * types, aliasing), so an operation trusts them and cannot refuse them; what can still fail
+ * is memory or the device, recorded with dev_fail() and sticky. The cpu table starts as a copy
+ * of the ref table and is overridden, operation by operation; a table of another memory space
+ * leaves NULL what it lacks, and dev_* then fails with ERR_DEVICE. */
+#ifndef WKVQ_DEV_OPS_H
+#define WKVQ_DEV_OPS_H
+
+#include "kernels/base/pool.h"
+#include "kernels/dev.h"
+
+struct dev_ops {
+    const char *name;
+    void (*close)(struct dev *d); /* releases d->priv; may be NULL */
+    void *(*alloc)(struct dev *d, size_t bytes);
+    void (*free)(struct dev *d, void *p);
+    void (*upload)(struct dev *d, void *dst, const void *src, size_t bytes);
+    void (*download)(struct dev *d, void *dst, const void *src, size_t bytes);
+    void (*zero)(struct dev *d, void *dst, size_t bytes);
+    void (*sync)(struct dev *d);
+    void (*copy)(struct dev *d, const struct tensor *y, const struct tensor *x);
+    void (*gemm)(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+                 const struct tensor *a, const struct tensor *b, bool accumulate);
+    void (*bias)(struct dev *d, const struct tensor *y, const struct tensor *b);
+    void (*rmsnorm)(struct dev *d, const struct tensor *y, const struct tensor *s,
+                    const struct tensor *h, const struct tensor *x, const struct tensor *add,
+                    const struct tensor *g, float eps);
+    void (*rmsnorm_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dy,
+                        const struct tensor *x, const struct tensor *s,
+                        const struct tensor *g, bool accumulate);
+    void (*add)(struct dev *d, const struct tensor *y, const struct tensor *a,
+                const struct tensor *b);
+    void (*rope)(struct dev *d, const struct tensor *x, const struct tensor *cos,
+                 const struct tensor *sin, bool inverse);
+    void (*attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
+                 const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                 const struct tensor *kq, const struct tensor *vq,
+                 const struct attn_mask *mask, float scale);
+    void (*attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
+                     const struct tensor *dv, const struct tensor *dkq,
+                     const struct tensor *dvq, const struct tensor *dout,
+                     const struct tensor *o, const struct tensor *lse, const struct tensor *q,
+                     const struct tensor *k, const struct tensor *v, const struct tensor *kq,
+                     const struct tensor *vq, const struct attn_mask *mask, float scale);
+    void (*silu_gate)(struct dev *d, const struct tensor *y, const struct tensor *gu);
+    void (*silu_gate_bwd)(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
+                          const struct tensor *gu);
+    void (*lwc)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
+                const struct tensor *b, int bits, int64_t group_size);
+    void (*wq_apply)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                     const struct tensor *zeros, const struct tensor *w, int bits,
+                     int64_t group_size);
+    void (*lwc_bwd)(struct dev *d, const struct tensor *da, const struct tensor *db,
+                    const struct tensor *dwq, const struct tensor *w, const struct tensor *a,
+                    const struct tensor *b, int bits, int64_t group_size);
+    void (*kvq)(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                const struct tensor *s, const struct tensor *delta, int bits,
+                int64_t group_size);
+    void (*kvq_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dls,
+                    const struct tensor *ddelta, const struct tensor *dxq,
+                    const struct tensor *x, const struct tensor *s,
+                    const struct tensor *delta, int bits, int64_t group_size,
+                    bool accumulate);
+    void (*col_minmax)(struct dev *d, const struct tensor *mn, const struct tensor *mx,
+                       const struct tensor *x);
+    void (*exp)(struct dev *d, const struct tensor *s, const struct tensor *ls);
+    double (*loss)(struct dev *d, const struct tensor *dy, const struct tensor *y,
+                   const struct tensor *t, enum loss_kind kind, float weight,
+                   bool accumulate);
+    void (*adamw)(struct dev *d, const struct tensor *p, const struct tensor *g,
+                  const struct tensor *m, const struct tensor *v, const struct adamw *o);
+    bool (*all_finite)(struct dev *d, const struct tensor *x);
+    void (*cross_entropy)(struct dev *d, const struct tensor *nll, const struct tensor *x,
+                          const struct tensor *target);
+};
+
+struct dev {
+    struct dev_ops ops;
+    struct pool *pool;  /* NULL for ref */
+    void *priv;         /* the implementation's own */
+    enum err failed;    /* sticky */
+    enum dtype preferred_act;
+    double gemm_seconds;
+    char about[256];
+};
+
+/* Record a failure from inside an operation. */
+void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Fill d->ops (and priv, pool, about, preferred_act). */
+void ref_fill(struct dev *d);
+enum err cpu_fill(struct dev *d, int threads);
+
+#endif

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/tensor/qtensor.h"
+
+#include "kernels/base/mem.h"
+
+const char *const lin_name[N_LIN] = {"q", "k", "v", "o", "gate", "up", "down"};
+const char *const lin_module[N_LIN] = {
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+
+int64_t weight_groups(int64_t in, int64_t group_size)
+{
+    return group_size > 0 ? (in + group_size - 1) / group_size : 1;
+}
+
+int64_t kv_group(int64_t head_dim, int64_t group_size)
+{
+    return group_size > 0 && group_size < head_dim ? group_size : head_dim;
+}
+
+enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size)
+{
+    struct qlinear r = {.out = out, .in = in, .groups = weight_groups(in, group_size)};
+    const size_t n = (size_t)(out * r.groups);
+    TRY(mem_calloc(&r.scales, n, sizeof(*r.scales)));
+    enum err err = mem_calloc(&r.zeros, n, sizeof(*r.zeros));
+    if (err) {
+        qlinear_free(&r);
+        return err;
+    }
+    *q = r;
+    return OK;
+}
+
+void qlinear_free(struct qlinear *q)
+{
+    mem_free(q->scales);
+    mem_free(q->zeros);
+    *q = (struct qlinear){0};
+}
+
+enum err block_quant_alloc(struct block_quant *b, int64_t n_channels)
+{
+    enum err err = OK;
+    struct block_quant r = {.n_channels = n_channels};
+    const size_t n = (size_t)n_channels;
+    TRY_OUT(mem_alloc(&r.k_scale, n, sizeof(float)));
+    TRY_OUT(mem_calloc(&r.k_shift, n, sizeof(float)));
+    TRY_OUT(mem_alloc(&r.v_scale, n, sizeof(float)));
+    TRY_OUT(mem_calloc(&r.v_shift, n, sizeof(float)));
+    for (size_t i = 0; i < n; i++)
+        r.k_scale[i] = r.v_scale[i] = 1;
+    *b = r;
+    return OK;
+out:
+    block_quant_free(&r);
+    return err;
+}
+
+void block_quant_free(struct block_quant *b)
+{
+    for (int i = 0; i < N_LIN; i++)
+        qlinear_free(&b->lin[i]);
+    mem_free(b->k_scale);
+    mem_free(b->k_shift);
+    mem_free(b->v_scale);
+    mem_free(b->v_shift);
+    *b = (struct block_quant){0};
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What is quantized and how: the settings of a weight and a KV quantizer, and the hand-over
+ * from calibration to packing: the scales and zeros of one block. Host memory throughout. */
+#ifndef WKVQ_QTENSOR_H
+#define WKVQ_QTENSOR_H
+
+#include "kernels/base/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The seven projections, in the order used everywhere. */
+enum lin { LIN_Q, LIN_K, LIN_V, LIN_O, LIN_GATE, LIN_UP, LIN_DOWN, N_LIN };
+
+/* "q", "k", ..., "down", and the Hugging Face module path inside a layer,
+ * "self_attn.q_proj", ..., "mlp.down_proj". */
+extern const char *const lin_name[N_LIN];
+extern const char *const lin_module[N_LIN];
+
+enum weight_method { WEIGHT_RTN, WEIGHT_LWC };
+
+struct weight_spec {
+    enum weight_method method;
+    int bits;           /* 2..8, or 16: weights are left alone */
+    int64_t group_size; /* input columns per group; 0 = the whole row */
+};
+
+enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN };
+enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
+
+struct kv_spec {
+    enum kv_method method;
+    int bits;           /* 2..8, or 16: the cache is left alone */
+    int64_t group_size; /* channels per group inside a head; capped at head_dim */
+    enum key_stage key_stage;
+    bool past_only; /* the current token's own key and value in full precision */
+    int64_t window; /* most recent tokens in full precision, the current one included, >= 1;
+                       ignored without past_only */
+    int64_t sink;   /* first tokens in full precision, >= 0 */
+    bool learn;     /* learn shift and smoothing; false keeps their start values */
+};
+
+/* Groups in a row of `in` columns. */
+int64_t weight_groups(int64_t in, int64_t group_size);
+/* Channels in a KV group. */
+int64_t kv_group(int64_t head_dim, int64_t group_size);
+
+/* Scales and zeros of one projection. Codes are not kept: they follow from the source
+ * weight by quant_weight_code(). */
+struct qlinear {
+    int64_t out, in, groups;
+    uint16_t *scales; /* [out][groups] fp16 bits, owned */
+    uint8_t *zeros;   /* [out][groups] 0..2^bits-1, owned */
+};
+
+/* What calibration knows about one block. */
+struct block_quant {
+    struct weight_spec weights;
+    struct kv_spec kv;
+    struct qlinear lin[N_LIN];  /* empty (scales NULL) at 16 bits */
+    int64_t n_channels;         /* kv heads * head_dim */
+    float *k_scale, *k_shift;   /* [n_channels] s and delta of K, owned; 1 and 0 for KV_TOKEN */
+    float *v_scale, *v_shift;   /* [n_channels] of V */
+};
+
+enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size);
+void qlinear_free(struct qlinear *q);
+/* Allocates s = 1, delta = 0. The projections stay empty. */
+enum err block_quant_alloc(struct block_quant *b, int64_t n_channels);
+void block_quant_free(struct block_quant *b); /* accepts a zeroed or half-built one */
+
+#endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The quantizer's arithmetic, one value at a time: the single definition that calibration,
+ * packing and the runtime share, bit for bit. Every operation is one IEEE f32 operation (no
+ * fused multiply-add: files that include this are built with -ffp-contract=off), so SIMD
+ * kernels give the same bits.
+ *
+ * Rounding is to nearest, ties to even. docs/method.md has the mathematics. */
+#ifndef WKVQ_QUANT_H
+#define WKVQ_QUANT_H
+
+#include "kernels/base/half.h"
+
+#include <math.h>
+#include <stdint.h>
+
+/* Smallest scale: the smallest positive fp16. A group of zeros gets it, with z = q = 0. */
+#define QUANT_TINY 0x1p-24f
+#define QUANT_SCALE_MAX 65504.0f
+
+static inline float quant_clamp(float x, float lo, float hi)
+{
+    return x < lo ? lo : x > hi ? hi : x;
+}
+
+/* h = fp16(clamp((hi - lo) / Q, tiny, 65504)), the clipped range [lo, hi] with
+ * lo <= 0 <= hi. Returns fp16 bits. */
+static inline uint16_t quant_weight_scale(float lo, float hi, int bits)
+{
+    const float q = (float)((1 << bits) - 1);
+    const float h = (hi - lo) / q;
+    return f16_from_f32(quant_clamp(h, QUANT_TINY, QUANT_SCALE_MAX));
+}
+
+/* z = clamp(round(-lo / h), 0, Q) */
+static inline uint8_t quant_weight_zero(float lo, float h, int bits)
+{
+    return (uint8_t)quant_clamp(rintf(-lo / h), 0, (float)((1 << bits) - 1));
+}
+
+/* q = clamp(round(w / h) + z, 0, Q) */
+static inline uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
+{
+    const float q = rintf(w / h) + (float)z;
+    return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
+}
+
+/* w^ = (q - z) h */
+static inline float quant_weight_value(uint8_t q, uint8_t z, float h)
+{
+    return (float)((int)q - (int)z) * h;
+}
+
+/* x~ = (x - delta) / s */
+static inline float quant_kv_in(float x, float s, float delta)
+{
+    return (x - delta) / s;
+}
+
+/* Scale of a KV group from the min and max of its x~: fp16((mx - mn) / Q). */
+static inline uint16_t quant_kv_scale(float mn, float mx, int bits)
+{
+    const float h = (mx - mn) / (float)((1 << bits) - 1);
+    return f16_from_f32(h > QUANT_SCALE_MAX ? QUANT_SCALE_MAX : h);
+}
+
+/* q = clamp(round((x~ - m) / h), 0, Q); h = 0 gives 0. h and m are the fp16 values. */
+static inline uint8_t quant_kv_code(float xt, float h, float m, int bits)
+{
+    if (!(h > 0))
+        return 0;
+    return (uint8_t)quant_clamp(rintf((xt - m) / h), 0, (float)((1 << bits) - 1));
+}
+
+/* x^ = s (m + h q) + delta */
+static inline float quant_kv_out(uint8_t q, float h, float m, float s, float delta)
+{
+    return s * (m + h * (float)q) + delta;
+}
+
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/tensor/tensor.h"
+
+#include "kernels/base/half.h"
+
+static const struct {
+    const char *name;
+    size_t bytes;
+} types[] = {
+    [DT_F32] = {"F32", 4}, [DT_F16] = {"F16", 2}, [DT_BF16] = {"BF16", 2},
+    [DT_I32] = {"I32", 4}, [DT_I64] = {"I64", 8}, [DT_U8] = {"U8", 1},
+    [DT_I8] = {"I8", 1},   [DT_BOOL] = {"BOOL", 1}, [DT_OTHER] = {"?", 0},
+};
+
+size_t dtype_bytes(enum dtype t)
+{
+    return types[t].bytes;
+}
+
+const char *dtype_name(enum dtype t)
+{
+    return types[t].name;
+}
+
+struct tensor tensor_1d(void *data, enum dtype t, int64_t n)
+{
+    return (struct tensor){.data = data, .dtype = t, .n_dims = 1, .dim = {n}, .ld = n};
+}
+
+struct tensor tensor_2d(void *data, enum dtype t, int64_t rows, int64_t cols)
+{
+    return (struct tensor){
+        .data = data, .dtype = t, .n_dims = 2, .dim = {rows, cols}, .ld = cols};
+}
+
+struct tensor tensor_3d(void *data, enum dtype t, int64_t n0, int64_t n1, int64_t n2)
+{
+    return (struct tensor){
+        .data = data, .dtype = t, .n_dims = 3, .dim = {n0, n1, n2}, .ld = n1 * n2};
+}
+
+static void *advance(const struct tensor *x, int64_t elements)
+{
+    return (char *)x->data + elements * (int64_t)dtype_bytes(x->dtype);
+}
+
+struct tensor tensor_cols(struct tensor x, int64_t first, int64_t n)
+{
+    x.data = advance(&x, first);
+    x.dim[1] = n;
+    return x;
+}
+
+struct tensor tensor_rows(struct tensor x, int64_t first, int64_t n)
+{
+    x.data = advance(&x, first * (x.n_dims == 1 ? 1 : x.ld));
+    x.dim[0] = n;
+    return x;
+}
+
+struct tensor tensor_heads(struct tensor x, int64_t heads)
+{
+    x.n_dims = 3;
+    x.dim[2] = x.dim[1] / heads;
+    x.dim[1] = heads;
+    return x;
+}
+
+int64_t tensor_count(const struct tensor *x)
+{
+    int64_t n = 1;
+    for (int i = 0; i < x->n_dims; i++)
+        n *= x->dim[i];
+    return n;
+}
+
+void host_to_f32(float *dst, const void *src, enum dtype t, int64_t n)
+{
+    if (t == DT_F32) {
+        memcpy(dst, src, (size_t)n * sizeof(*dst));
+        return;
+    }
+    const uint8_t *p = src;
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, sizeof(h));
+        dst[i] = t == DT_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    }
+}
+
+void host_to_bf16(uint16_t *dst, const void *src, enum dtype t, int64_t n)
+{
+    if (t == DT_BF16) {
+        memcpy(dst, src, (size_t)n * sizeof(*dst));
+        return;
+    }
+    const uint8_t *p = src;
+    for (int64_t i = 0; i < n; i++) {
+        float f;
+        if (t == DT_F32)
+            memcpy(&f, p + 4 * i, sizeof(f));
+        else {
+            uint16_t h;
+            memcpy(&h, p + 2 * i, sizeof(h));
+            f = f16_to_f32(h);
+        }
+        dst[i] = bf16_from_f32(f);
+    }
+}
