@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * WKVQuant calibration: block by block, learn weight clipping (gamma, beta) and KV
+ * smoothing and shift (s, delta) under the cross-block reconstruction loss. This floor
+ * never opens a file: weights, tokens and saved state come and go through the callbacks
+ * below. */
+#ifndef WKVQ_CALIB_H
+#define WKVQ_CALIB_H
+
+#include "calib/model/weights.h"
+
+enum crr_terms { TERMS_LAST, TERMS_ALL };
+enum lr_schedule { SCHEDULE_CONSTANT, SCHEDULE_COSINE };
+
+/* The settings of a run, as config keys name them. */
+struct calib_settings {
+    int64_t samples, seqlen, epochs;
+    uint64_t seed;
+    struct weight_spec weights;
+    struct kv_spec kv;
+    int64_t crr_blocks;
+    enum crr_terms crr_terms;
+    enum loss_kind crr_loss;
+    float lr_clip, lr_smooth, lr_shift, weight_decay;
+    enum lr_schedule schedule;
+    enum dtype act;        /* resolved run.compute: DT_F32 or DT_BF16 */
+    uint64_t memory_bytes; /* budget for streams in memory; above it they go to disk */
+};
+
+/* What happened at one block; all losses are means over the samples of the loss that
+ * training minimizes. */
+struct calib_block_stats {
+    int64_t block;
+    double start_loss, best_loss;
+    int64_t best_epoch;     /* 0: the start was kept, "did not gain" */
+    int64_t n_epochs;       /* entries of epoch_loss */
+    double epoch_loss[256]; /* after each epoch, over the whole set */
+    double seconds, seconds_gemm;
+};
+
+/* Progress, once a step and at the end of epochs and blocks. */
+struct calib_event {
+    enum calib_event_kind {
+        CALIB_PREPARE, /* streams are being filled: step of steps */
+        CALIB_STEP,    /* one training step done */
+        CALIB_EVAL,    /* one loss evaluation step */
+        CALIB_EPOCH,   /* an epoch ended: loss over the set */
+        CALIB_BLOCK,   /* a block ended: stats */
+        CALIB_ADVANCE  /* streams move on to the next block */
+    } kind;
+    int64_t block, n_blocks, epoch, epochs, sample, samples;
+    double loss; /* of the step or the epoch */
+    double done; /* share of the whole run, 0..1 */
+    double tokens_per_s;
+    const struct calib_block_stats *stats; /* CALIB_BLOCK only; borrowed */
+};
+
+/* A stream's storage: bytes of zeroed host memory, in RAM or mapped from a file. */
+struct calib_io {
+    void *ctx;
+    /* name is "quantized" or "target-0".. */
+    enum err (*stream_open)(void *ctx, const char *name, size_t bytes, bool on_disk,
+                            void **out);
+    void (*stream_close)(void *ctx, void *p);
+    /* A finished block: q is borrowed for the call. Must be durable on return. */
+    enum err (*save_block)(void *ctx, int64_t block, const struct block_quant *q,
+                           const struct calib_block_stats *stats);
+    /* Blocks finished by an earlier run, in order from 0. */
+    enum err (*load_block)(void *ctx, int64_t block, struct block_quant *q);
+    /* The block in work: n named host tensors (parameters, optimizer moments, position). */
+    enum err (*save_partial)(void *ctx, int64_t block, const struct named_tensor *t, int n);
+    /* *n = 0 when there is none for this block. Tensors borrowed until the next call. */
+    enum err (*load_partial)(void *ctx, int64_t block, const struct named_tensor **t,
+                             int *n);
+    void (*event)(void *ctx, const struct calib_event *e);
+    /* Asked after every step: true saves a partial and returns ERR_STOPPED. */
+    bool (*stop)(void *ctx);
+};
+
+/* Calibrate all blocks from first_block (those before are loaded through io).
+ *   tokens [samples][seqlen] host int32.
+ * Deterministic: an interrupted and resumed run saves the same bytes as an uninterrupted
+ * one. Errors: ERR_STOPPED, ERR_NUMERIC (names block, step, sample, tensor; partial saved),
+ * and whatever the callbacks return. */
+enum err calib_run(struct dev *d, const struct arch *a, const struct model_source *src,
+                   const struct calib_settings *s, const int32_t *tokens,
+                   int64_t first_block, const struct calib_io *io);
+
+/* Bytes that calib_run would need, for --plan and preflight. */
+struct calib_plan {
+    size_t weights_bytes; /* k+1 blocks in act type, plus the F32 master of one */
+    size_t acts_bytes;    /* activations kept for k+1 blocks, scratch */
+    size_t params_bytes;  /* parameters, gradients, moments, fake-quant weights */
+    size_t stream_bytes;  /* all streams */
+    bool streams_on_disk;
+    int64_t n_streams;
+    double flops_per_step; /* of a full (k+1)-block step */
+    double total_flops;
+};
+enum err calib_plan(struct calib_plan *out, const struct arch *a,
+                    const struct calib_settings *s);
+
+/* Times and figures of one training step of a block in the middle, weights from src (block
+ * 0 is used for all), for --plan and `bench calibrate`. */
+struct calib_bench {
+    double step_s;        /* one training step, after warm-up */
+    double linear_gemm_s; /* of which inside GEMM of linear layers */
+    double forward_s, attention_fwd_s, attention_bwd_s, fakequant_s, optimizer_s, loss_s,
+        norm_rope_act_s; /* by part; attention included in none other */
+};
+enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,
+                          const struct model_source *src, const struct calib_settings *s,
+                          int64_t steps);
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Plain description of a LLaMA-family decoder, and its validation. */
+#ifndef WKVQ_ARCH_H
+#define WKVQ_ARCH_H
+
+#include "kernels/tensor/tensor.h"
+
+#include <stdbool.h>
+
+enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3 };
+enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 };
+
+struct arch {
+    enum arch_family family;
+    char model_type[16]; /* "llama", "mistral", "qwen2", "qwen3" */
+    int64_t n_layers;
+    int64_t d_model;  /* D, hidden_size */
+    int64_t d_ff;     /* F, intermediate_size */
+    int64_t n_heads;  /* H */
+    int64_t n_kv;     /* K, divides H */
+    int64_t head_dim; /* d, even; H*d may differ from D */
+    int64_t vocab;    /* V, rows of the embedding */
+    int64_t max_positions;
+    float norm_eps;
+    double rope_theta;
+    enum rope_kind rope;
+    double rope_factor, rope_low, rope_high; /* linear: factor; llama3: all */
+    int64_t rope_original;                   /* llama3: original_max_position_embeddings */
+    bool qkv_bias, o_bias, qk_norm, tied;
+    int64_t
+        sliding_window;   /* 0: none; else queries may not look back further in layers >= */
+    int64_t sliding_from; /* ... this one */
+    int64_t bos, n_eos, eos[8]; /* token ids; bos -1 if none */
+    enum dtype dtype;           /* of the checkpoint as config.json says; informative */
+};
+
+/* Dims positive and bounded, heads divisible, d even. Errors: ERR_SUPPORT, ERR_FORMAT. */
+enum err arch_check(const struct arch *a);
+/* Refuses (ERR_SUPPORT) a length at which sliding-window attention would be in force, or
+ * one beyond max_positions; the message names field and value. */
+enum err arch_check_length(const struct arch *a, int64_t tokens);
+
+/* Output and input features of projection l. */
+int64_t arch_out(const struct arch *a, int l);
+int64_t arch_in(const struct arch *a, int l);
+/* Weights of the seven projections of one block. */
+int64_t arch_block_params(const struct arch *a);
+
+/* cos, sin [T, d/2] f32 for positions first .. first + T - 1, angles in f64
+ * (Su et al. 2021; llama3 scaling as in transformers' modeling_rope_utils). Host memory. */
+void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
+                     float *sin);
+
+#endif

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One transformer block on a device: forward with what backward needs kept, and backward.
+ *
+ *   h   = x + Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
+ *   out = h + Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h) */
+#ifndef WKVQ_BLOCK_H
+#define WKVQ_BLOCK_H
+
+#include "calib/model/weights.h"
+
+/* Every activation kept for backward, sized once for T tokens; act is F32 or BF16. */
+struct block_acts {
+    struct dev *dev;
+    int64_t T;
+    enum dtype act;
+    struct tensor x;         /* [T,D] F32 residual in: a view set by block_forward */
+    struct tensor n1, s1;    /* [T,D] act, [T] */
+    struct tensor qkv_raw;   /* [T,(H+2K)d] act before q/k norm; only with qk_norm */
+    struct tensor sq, sk;    /* [T*H], [T*K]: only with qk_norm */
+    struct tensor qkv;       /* [T,(H+2K)d] act, q and k rotated */
+    struct tensor k_pre;     /* [T,K*d] act, key before rope; only for pre-rope KV */
+    struct tensor kq, vq;    /* [T,K*d] act, fake-quantized; only for the quantized block */
+    struct tensor o, lse;    /* [T,H*d] act, [H,T] */
+    struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
+    struct tensor gu, m;     /* [T,2F] act, [T,F] act */
+    struct tensor cos, sin; /* [T,d/2] F32, shared by all blocks of a run: borrowed views */
+};
+
+/* How the block's KV cache is quantized; NULL in block_forward: not at all. */
+struct block_kv {
+    struct kv_spec spec;
+    struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32 */
+};
+
+/* Gradients of the quantized block. Any data may be NULL: not wanted. */
+struct block_grads {
+    struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
+    struct tensor k_dls, k_ddelta, v_dls, v_ddelta; /* [K*d], overwritten */
+};
+
+struct block_scratch; /* device buffers of forward and backward, shared by all blocks */
+
+size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized);
+/* quantized: with kq, vq (and k_pre when kv says pre-rope). */
+enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
+                          int64_t T, enum dtype act, const struct kv_spec *kv);
+void block_acts_free(struct block_acts *acts);
+
+enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,
+                            int64_t T, enum dtype act);
+void block_scratch_close(struct block_scratch **s);
+size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act);
+
+/* out [T,D] F32 from x [T,D] F32 (not aliased; x must live until backward). kv NULL: full
+ * precision. */
+enum err block_forward(struct block_acts *acts, struct block_scratch *s,
+                       const struct arch *a, const struct block_weights *w,
+                       const struct block_kv *kv, const struct tensor *out,
+                       const struct tensor *x);
+
+/* dx [T,D] F32 from dout [T,D] F32 through a full-precision block; dx may be dout. */
+enum err block_backward(struct block_acts *acts, struct block_scratch *s,
+                        const struct arch *a, const struct block_weights *w,
+                        const struct tensor *dx, const struct tensor *dout);
+
+/* Parameter gradients of the quantized block from dout [T,D] F32 (destroyed). The block's
+ * input does not learn, so no dx is computed below the q, k, v weights. */
+enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
+                               const struct arch *a, const struct block_weights *w,
+                               const struct block_kv *kv, const struct block_grads *g,
+                               const struct tensor *dout);
+
+#endif

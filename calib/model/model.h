@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The whole decoder in full or simulated precision, on a device: embedding, blocks, head.
+ * The calibrator's simulation that verification compares the runtime with, and what `eval`
+ * runs on checkpoints. Blocks are streamed: one block's weights are resident at a time. */
+#ifndef WKVQ_MODEL_H
+#define WKVQ_MODEL_H
+
+#include "calib/model/block.h"
+
+/* x [T,D] F32 on d = rows `ids` of embed. ids host. Errors: ERR_FORMAT for an id outside.
+ */
+enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
+                     const int32_t *ids);
+
+/* How a simulated run quantizes block i: fill q and return true, or false for full
+ * precision. Scales and zeros apply to weights, s and delta to the cache; spec bits of 16
+ * leave either alone. q is borrowed until the next call. */
+struct model_quant {
+    void *ctx;
+    enum err (*block)(void *ctx, int64_t i, const struct block_quant **q);
+};
+
+/* Called for every window when its last hidden states are normalized: logits are computed
+ * for rows [first_row, first_row + rows) at a time to bound memory. */
+struct model_run {
+    struct dev *dev;
+    const struct arch *arch;
+    const struct model_source *src;
+    const struct model_quant *quant; /* NULL: full precision */
+    enum dtype act;
+    int64_t chunk; /* tokens of one prefill chunk: within the current chunk the cache is
+                      full precision; 1 = decode (POQ), <= 0 or >= T = the whole window */
+    /* Progress in [0,1]; may be NULL. */
+    void (*progress)(void *ctx, double share);
+    void *progress_ctx;
+};
+
+/* logits host [n_windows][T][V] F32 (small models, verification). */
+enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_windows,
+                      int64_t T, float *logits);
+/* nll host [n_windows][T-1] F32: -log p(ids[t+1] | ids[..t]) in nats. Block by block over
+ * all windows, so weights are read once; hidden states of all windows are kept (F32). */
+enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
+                   int64_t T, float *nll);
+
+/* K^ and V^ of one window as the simulation sees them, for the worst-head cosines of
+ * verification: k, v host [n_layers][T][K*d] F32, full precision (quant ignored) or
+ * fake-quantized; either pointer may be NULL. */
+enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, float *k,
+                  float *v);
+
+#endif

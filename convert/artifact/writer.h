@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Writing an artifact: a directory that looks like a Hugging Face model. docs/artifact.md
+ * describes it bit by bit. One deterministic pass over the checkpoint; files appear under
+ * their names only when whole, manifest.json last. */
+#ifndef WKVQ_ARTIFACT_WRITER_H
+#define WKVQ_ARTIFACT_WRITER_H
+
+#include "convert/checkpoint/hf.h"
+#include "kernels/tensor/qtensor.h"
+
+struct artifact_settings {
+    struct weight_spec weights;
+    struct kv_spec kv;
+    const char *config_json;     /* the run's config as a JSON object, into the manifest */
+    const char *provenance_json; /* JSON object: data CRC, windows, state, versions */
+    uint64_t shard_bytes;        /* 0: 5e9 */
+    bool force;                  /* overwrite an artifact that is there */
+    int threads;
+};
+
+/* Quantized blocks come one after another; NULL block: round to nearest, s = 1, delta = 0,
+ * computed here. q is borrowed until the next call. */
+struct quant_source {
+    void *ctx;
+    enum err (*block)(void *ctx, int64_t i, const struct block_quant **q);
+};
+
+/* Scales and zeros of one block by round to nearest (gamma = beta = 1), for spec w. */
+enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
+                         const struct block_src *src, const struct weight_spec *w,
+                         const struct kv_spec *kv);
+/* codes [out][in], one byte each, of weight src under q. */
+enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q,
+                     int bits, int64_t group_size);
+
+/* Errors: ERR_USAGE when out_dir exists with something else in it, or an artifact without
+ * force. progress may be NULL. */
+enum err artifact_write(const char *out_dir, struct hf_model *m, const char *model_dir,
+                        const struct quant_source *q, const struct artifact_settings *s,
+                        void (*progress)(void *ctx, double share), void *progress_ctx);
+
+#endif

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A Hugging Face model directory: config.json to struct arch, tensor names to weights.
+ * Single or sharded safetensors, memory-mapped. */
+#ifndef WKVQ_HF_H
+#define WKVQ_HF_H
+
+#include "calib/model/weights.h"
+#include "convert/checkpoint/safetensors.h"
+
+/* config.json alone. Both generations of field names. Errors: ERR_NOT_FOUND, ERR_FORMAT,
+ * ERR_SUPPORT; every message names file, field, value and what is supported. */
+enum err hf_read_config(struct arch *out, const char *model_dir);
+
+struct hf_model; /* opaque */
+
+/* Config and weights; every tensor the architecture needs is found and its shape and dtype
+ * checked before this returns. */
+enum err hf_open(struct hf_model **out, const char *model_dir);
+void hf_close(struct hf_model **m);
+const struct arch *hf_arch(const struct hf_model *m);
+/* The callbacks calibration and simulation read through. Borrowed from m. */
+const struct model_source *hf_source(struct hf_model *m);
+/* CRC-32 identity of the checkpoint: config.json and, for every tensor file in name order,
+ * its size and header bytes plus the CRC of its data when deep. */
+enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);
+/* Bytes of all weight files. */
+uint64_t hf_bytes(const struct hf_model *m);
+/* Every stored tensor, for `inspect` and for carrying unquantized ones over. */
+int64_t hf_tensor_count(const struct hf_model *m);
+const struct st_tensor *hf_tensor_at(const struct hf_model *m, int64_t i);
+const struct st_tensor *hf_find(const struct hf_model *m,
+                                const char *name); /* NULL: none */
+/* Drop a tensor's pages. */
+void hf_release(const struct hf_model *m, const struct st_tensor *t);
+
+#endif

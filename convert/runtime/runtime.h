@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The small decoder over packed weights and a packed KV cache: an independent witness that
+ * shares no forward code with calibration. Weights are used from their codes; the cache
+ * holds codes and fp16 pairs, and the current token(s) in full precision. */
+#ifndef WKVQ_RUNTIME_H
+#define WKVQ_RUNTIME_H
+
+#include "convert/artifact/reader.h"
+#include "kernels/base/pool.h"
+
+struct runtime; /* opaque; one caller */
+
+struct runtime_settings {
+    int threads;        /* 0 = all cores */
+    int64_t max_tokens; /* capacity of the cache */
+    int kv_bits;        /* 0 = as the artifact says; 16 = full-precision cache */
+};
+
+/* Borrows a. Errors: ERR_MEMORY, ERR_SUPPORT. */
+enum err runtime_open(struct runtime **out, const struct artifact *a,
+                      const struct runtime_settings *s);
+void runtime_close(struct runtime **r);
+/* Forget the cache. */
+void runtime_reset(struct runtime *r);
+int64_t runtime_length(const struct runtime *r); /* tokens in the cache */
+/* Process n tokens after those in the cache as one chunk: inside it keys and values are
+ * full precision, before it quantized (the window and sink settings keep theirs). logits
+ * host: [n][V] f32 if all, else [V] of the last; NULL: none. n = 1 is decode. ERR_USAGE
+ * when the cache is full. */
+enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32_t *ids,
+                         int64_t n);
+/* Dequantized K^ and V^ of layer i for tokens in the cache, [length][K*d] f32 host, for
+ * verification; tokens still kept in full precision come as they are. */
+enum err runtime_kv(const struct runtime *r, int64_t layer, float *k, float *v);
+/* Bytes allocated for the packed cache, and per element really used at full capacity. */
+uint64_t runtime_kv_bytes(const struct runtime *r);
+double runtime_kv_bits(const struct runtime *r);
+
+/* Sampling. temperature 0: greedy. top_k 0 and top_p 1: off. */
+struct sampler {
+    float temperature, top_p;
+    int64_t top_k;
+    uint64_t seed;
+};
+
+#endif
