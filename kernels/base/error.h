@@ -17,18 +17,18 @@
 /* Values are stable and never renumbered. Decades: 10 input, 20 machine, 30 run. */
 enum err {
     OK = 0,
-    ERR_USAGE = 10,    /* wrong option or setting: exit 2 */
-    ERR_FORMAT = 11,   /* a file's content is wrong: exit 2 */
-    ERR_SUPPORT = 12,  /* valid, but not supported here: exit 2 */
+    ERR_USAGE = 10,     /* wrong option or setting: exit 2 */
+    ERR_FORMAT = 11,    /* a file's content is wrong: exit 2 */
+    ERR_SUPPORT = 12,   /* valid, but not supported here: exit 2 */
     ERR_NOT_FOUND = 13, /* a file or tensor is missing: exit 2 */
-    ERR_MISMATCH = 14, /* a state or artifact belongs to something else: exit 2 */
-    ERR_SHAPE = 15,    /* caller's mistake: tensors do not fit each other: exit 1 */
-    ERR_IO = 20,       /* the system refused a read or write: exit 1 */
-    ERR_MEMORY = 21,   /* out of memory: exit 1 */
-    ERR_DEVICE = 22,   /* device missing, failed or lacks the operation: exit 1 */
-    ERR_NUMERIC = 30,  /* a non-finite value: exit 1 */
-    ERR_VERIFY = 31,   /* verification failed: exit 3 */
-    ERR_STOPPED = 32,  /* interrupted, state saved: exit 130 */
+    ERR_MISMATCH = 14,  /* a state or artifact belongs to something else: exit 2 */
+    ERR_SHAPE = 15,     /* caller's mistake: tensors do not fit each other: exit 1 */
+    ERR_IO = 20,        /* the system refused a read or write: exit 1 */
+    ERR_MEMORY = 21,    /* out of memory: exit 1 */
+    ERR_DEVICE = 22,    /* device missing, failed or lacks the operation: exit 1 */
+    ERR_NUMERIC = 30,   /* a non-finite value: exit 1 */
+    ERR_VERIFY = 31,    /* verification failed: exit 3 */
+    ERR_STOPPED = 32,   /* interrupted, state saved: exit 130 */
 };
 
 /* Record e and its sentence if nothing is recorded yet on this thread. Returns e. */
@@ -56,10 +56,10 @@ int err_exit_status(enum err e);
 /* clang-format on */
 
 /* FAIL for a function that owns something: sets err and goes to out. */
-#define FAIL_OUT(e, ...)                                                                    \
-    do {                                                                                    \
-        err = err_set((e), __FILE__, __LINE__, __VA_ARGS__);                                \
-        goto out;                                                                           \
+#define FAIL_OUT(e, ...)                                                                   \
+    do {                                                                                   \
+        err = err_set((e), __FILE__, __LINE__, __VA_ARGS__);                               \
+        goto out;                                                                          \
     } while (0)
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))

@@ -27,7 +27,8 @@ enum err size_product(size_t *out, const int64_t *dim, int n, size_t unit)
 {
     size_t total = unit;
     for (int i = 0; i < n; i++) {
-        FAIL_IF(dim[i] < 0, ERR_FORMAT, "dimension %d is negative (%" PRId64 ")", i, dim[i]);
+        FAIL_IF(dim[i] < 0, ERR_FORMAT, "dimension %d is negative (%" PRId64 ")", i,
+                dim[i]);
         FAIL_IF(!size_mul(total, (size_t)dim[i], &total), ERR_FORMAT,
                 "size of a tensor overflows at dimension %d (%" PRId64 ")", i, dim[i]);
     }

@@ -9,7 +9,8 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Pauses a waiting thread makes before it sleeps: about 20 us, less than a wake-up costs. */
+/* Pauses a waiting thread makes before it sleeps: about 20 us, less than a wake-up costs.
+ */
 #define SPINS 2000
 
 struct pool {
@@ -17,9 +18,9 @@ struct pool {
     pthread_cond_t wake, done;
     pthread_t *thread;
     int threads, started;
-    atomic_uint round;    /* counts pool_run calls */
-    atomic_int busy;      /* helpers still in this round */
-    atomic_llong next;    /* next chunk to hand out */
+    atomic_uint round; /* counts pool_run calls */
+    atomic_int busy;   /* helpers still in this round */
+    atomic_llong next; /* next chunk to hand out */
     int64_t chunks;
     void (*fn)(void *, int64_t, int);
     void *ctx;
@@ -134,8 +135,8 @@ int pool_threads(const struct pool *p)
     return p ? p->threads : 1;
 }
 
-void pool_run(struct pool *p, int64_t chunks, void (*fn)(void *ctx, int64_t chunk, int thread),
-              void *ctx)
+void pool_run(struct pool *p, int64_t chunks,
+              void (*fn)(void *ctx, int64_t chunk, int thread), void *ctx)
 {
     if (!p || p->threads == 1 || chunks <= 1) {
         for (int64_t i = 0; i < chunks; i++)

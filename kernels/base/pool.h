@@ -17,9 +17,10 @@ void pool_close(struct pool **p);
 int pool_threads(const struct pool *p);
 
 /* Call fn(ctx, chunk, thread) once for every chunk in [0, chunks), thread in
- * [0, pool_threads). Chunks are handed out dynamically; each runs on exactly one thread. The
- * call returns when all are done. fn must not call pool_run. p NULL: all in this thread. */
-void pool_run(struct pool *p, int64_t chunks, void (*fn)(void *ctx, int64_t chunk, int thread),
-              void *ctx);
+ * [0, pool_threads). Chunks are handed out dynamically; each runs on exactly one thread.
+ * The call returns when all are done. fn must not call pool_run. p NULL: all in this
+ * thread. */
+void pool_run(struct pool *p, int64_t chunks,
+              void (*fn)(void *ctx, int64_t chunk, int thread), void *ctx);
 
 #endif

@@ -103,7 +103,8 @@ int64_t mt_randint(struct mt19937 *m, int64_t lo, int64_t hi)
         bits++;
     for (;;) {
         uint64_t r = 0;
-        /* CPython's getrandbits: least significant word first, the last one shifted down. */
+        /* CPython's getrandbits: least significant word first, the last one shifted down.
+         */
         for (int have = 0; have < bits; have += 32) {
             const int take = bits - have < 32 ? bits - have : 32;
             r |= (uint64_t)(mt_u32(m) >> (32 - take)) << have;
