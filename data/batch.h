@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Token windows: the literature's random calibration segments and non-overlapping evaluation
+ * windows. */
+#ifndef WKVQ_BATCH_H
+#define WKVQ_BATCH_H
+
+#include "kernels/base/error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Offsets of `samples` windows of seqlen tokens: random.seed(seed), then
+ * randint(0, n - seqlen - 1) for each (GPTQ's recipe). offset [samples]. ERR_USAGE when n <=
+ * seqlen, with both numbers. */
+enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
+                              uint64_t seed);
+/* Copy the windows: out [samples][seqlen]. */
+void batch_gather(int32_t *out, const int32_t *ids, const int64_t *offset, int64_t samples,
+                  int64_t seqlen);
+/* Whole windows of ctx tokens in n: n / ctx. */
+int64_t batch_windows(int64_t n, int64_t ctx);
+/* CRC-32 of ids as little-endian int32. */
+uint32_t batch_crc(const int32_t *ids, size_t n);
+
+#endif

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+#include "data/json.h"
+
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+enum err json_parse(json_t **out, const char *text, size_t n, const char *where)
+{
+    json_error_t e;
+    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    FAIL_IF(!v, ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", where, e.line,
+            e.column, e.text);
+    *out = v;
+    return OK;
+}
+
+enum err json_load_file_strict(json_t **out, const char *path, size_t limit)
+{
+    char *text = NULL;
+    size_t n;
+    TRY(file_read_all(&text, &n, path, limit));
+    const enum err err = json_parse(out, text, n, path);
+    mem_free(text);
+    return err;
+}
+
+const char *json_kind(const json_t *v)
+{
+    if (!v)
+        return "nothing";
+    switch (json_typeof(v)) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a real number";
+    case JSON_TRUE:
+    case JSON_FALSE:
+        return "a boolean";
+    default:
+        return "null";
+    }
+}
+
+/* NULL when missing or null. */
+static json_t *member(const json_t *o, const char *key)
+{
+    json_t *v = json_object_get(o, key);
+    return json_is_null(v) ? NULL : v;
+}
+
+enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
+                      const char *where)
+{
+    const json_t *v = member(o, key);
+    if (!v)
+        return OK;
+    int64_t value;
+    if (json_is_real(v) && fabs(json_real_value(v)) <= 0x1p53 &&
+        json_real_value(v) == rint(json_real_value(v)))
+        value = (int64_t)json_real_value(v);
+    else if (json_is_integer(v))
+        value = (int64_t)json_integer_value(v);
+    else
+        FAIL(ERR_FORMAT, "%s: %s is %s, want an integer", where, key, json_kind(v));
+    FAIL_IF(value < lo || value > hi, ERR_FORMAT,
+            "%s: %s is %" PRId64 ", want %" PRId64 " to %" PRId64, where, key, value, lo, hi);
+    *out = value;
+    return OK;
+}
+
+enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
+                       const char *where)
+{
+    FAIL_IF(!member(o, key), ERR_FORMAT, "%s: %s is missing", where, key);
+    return json_get_int(out, o, key, lo, hi, where);
+}
+
+enum err json_get_real(double *out, const json_t *o, const char *key, double lo, double hi,
+                       const char *where)
+{
+    const json_t *v = member(o, key);
+    if (!v)
+        return OK;
+    FAIL_IF(!json_is_number(v), ERR_FORMAT, "%s: %s is %s, want a number", where, key,
+            json_kind(v));
+    const double value = json_number_value(v);
+    FAIL_IF(!(value >= lo && value <= hi), ERR_FORMAT, "%s: %s is %g, want %g to %g", where,
+            key, value, lo, hi);
+    *out = value;
+    return OK;
+}
+
+enum err json_need_real(double *out, const json_t *o, const char *key, double lo, double hi,
+                        const char *where)
+{
+    FAIL_IF(!member(o, key), ERR_FORMAT, "%s: %s is missing", where, key);
+    return json_get_real(out, o, key, lo, hi, where);
+}
+
+enum err json_get_bool(bool *out, const json_t *o, const char *key, const char *where)
+{
+    const json_t *v = member(o, key);
+    if (!v)
+        return OK;
+    FAIL_IF(!json_is_boolean(v), ERR_FORMAT, "%s: %s is %s, want true or false", where, key,
+            json_kind(v));
+    *out = json_is_true(v);
+    return OK;
+}
+
+enum err json_get_string(const char **out, const json_t *o, const char *key,
+                         const char *where)
+{
+    const json_t *v = member(o, key);
+    if (!v)
+        return OK;
+    FAIL_IF(!json_is_string(v), ERR_FORMAT, "%s: %s is %s, want a string", where, key,
+            json_kind(v));
+    FAIL_IF(strlen(json_string_value(v)) != json_string_length(v), ERR_FORMAT,
+            "%s: %s holds a NUL character", where, key);
+    *out = json_string_value(v);
+    return OK;
+}
+
+enum err json_need_string(const char **out, const json_t *o, const char *key,
+                          const char *where)
+{
+    FAIL_IF(!member(o, key), ERR_FORMAT, "%s: %s is missing", where, key);
+    return json_get_string(out, o, key, where);
+}
+
+enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where)
+{
+    json_t *v = member(o, key);
+    FAIL_IF(v && !json_is_object(v), ERR_FORMAT, "%s: %s is %s, want an object", where, key,
+            json_kind(v));
+    *out = v;
+    return OK;
+}
+
+enum err json_get_array(json_t **out, const json_t *o, const char *key, const char *where)
+{
+    json_t *v = member(o, key);
+    FAIL_IF(v && !json_is_array(v), ERR_FORMAT, "%s: %s is %s, want an array", where, key,
+            json_kind(v));
+    *out = v;
+    return OK;
+}

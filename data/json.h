@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A thin strict layer over jansson: untrusted JSON with a size limit, no duplicate keys,
+ * and typed getters whose messages name the path ("config.json: rope_scaling.factor: ...").
+ *
+ * `where` is what a message starts with: a file's name, or a file and a path inside it. */
+#ifndef WKVQ_JSON_H
+#define WKVQ_JSON_H
+
+#include "kernels/base/error.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Parse n bytes. Errors: ERR_FORMAT with where, line and column; duplicate keys, invalid
+ * UTF-8 and trailing bytes are errors. Release with json_decref. */
+enum err json_parse(json_t **out, const char *text, size_t n, const char *where);
+/* A whole file of at most limit bytes; messages start with path. */
+enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
+
+/* Member key of object o. Missing or null: ERR_FORMAT for the json_need_* functions, while
+ * json_get_* leave *out alone and return OK. A wrong type or a value outside [lo, hi] is
+ * ERR_FORMAT in both. An integral real (1e6) is taken for an integer. Strings and values
+ * are borrowed from o. */
+enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
+                       const char *where);
+enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
+                      const char *where);
+enum err json_need_real(double *out, const json_t *o, const char *key, double lo, double hi,
+                        const char *where);
+enum err json_get_real(double *out, const json_t *o, const char *key, double lo, double hi,
+                       const char *where);
+enum err json_get_bool(bool *out, const json_t *o, const char *key, const char *where);
+enum err json_need_string(const char **out, const json_t *o, const char *key,
+                          const char *where);
+enum err json_get_string(const char **out, const json_t *o, const char *key,
+                         const char *where);
+/* *out = NULL when the member is missing or null. */
+enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where);
+enum err json_get_array(json_t **out, const json_t *o, const char *key, const char *where);
+
+/* "an object", "a string", ...: for messages. */
+const char *json_kind(const json_t *v);
+
+#endif

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Inside the cpu device. The kernels are compiled once for each instruction set and fill the
+ * table from the plainest up; the rest (memory, GEMM, the choice) exists once. */
+#ifndef WKVQ_CPU_H
+#define WKVQ_CPU_H
+
+#include "kernels/dev_ops.h"
+
+#include <stdbool.h>
+
+/* Instruction sets, each containing those before it. */
+enum cpu_level { CPU_PLAIN, CPU_AVX2, CPU_AVX512, CPU_AVX512BF16, N_CPU_LEVELS };
+
+/* The highest level this build and this machine have. */
+enum cpu_level cpu_best_level(void);
+/* Devices opened from now on use at most this level: for tests. */
+void cpu_set_level(enum cpu_level level);
+
+/* Working memory that outlives a call, so that only the first call with a shape allocates.
+ * An operation owns the slots it names while it runs. */
+enum cpu_slot { SLOT_A, SLOT_B, SLOT_C, SLOT_D, SLOT_GEMM, N_SLOTS };
+
+struct cpu_gemm; /* opaque: cpu_gemm.c */
+
+struct cpu {
+    enum cpu_level level;
+    struct cpu_gemm *gemm;
+    struct dev_ops ref; /* what an operation falls back on for shapes it has no kernel for */
+    void *slot[N_SLOTS];
+    size_t slot_bytes[N_SLOTS];
+};
+
+/* 64-byte aligned, contents undefined; NULL after dev_fail(). */
+void *cpu_scratch(struct dev *d, enum cpu_slot slot, size_t bytes);
+
+/* row(ctx, r) for every r in [0, rows), a row being `cols` elements of work. */
+void cpu_run_rows(struct dev *d, int64_t rows, int64_t cols,
+                  void (*row)(const void *ctx, int64_t r), const void *ctx);
+/* part(ctx, begin, end) for the pieces of [0, n); the pieces depend on n only. */
+void cpu_run_flat(struct dev *d, int64_t n,
+                  void (*part)(const void *ctx, int64_t begin, int64_t end),
+                  const void *ctx);
+
+enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool *pool);
+void cpu_gemm_close(struct cpu_gemm **g);
+/* "bf16 GEMM: ...; f32 GEMM: ..." */
+void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes);
+bool cpu_gemm_has_bf16(const struct cpu_gemm *g); /* faster than f32 */
+void cpu_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+              const struct tensor *a, const struct tensor *b, bool accumulate);
+
+/* Each instruction set's kernels put themselves into the table: cpu_fill_avx512(). */
+#define CPU_JOIN2(name, isa) name##_##isa
+#define CPU_JOIN(name, isa) CPU_JOIN2(name, isa)
+#define CPU_NAME(name) CPU_JOIN(name, CPU_ISA)
+
+void cpu_fill_plain(struct dev_ops *o);
+void cpu_fill_avx2(struct dev_ops *o);
+void cpu_fill_avx512(struct dev_ops *o);
+void cpu_fill_avx512bf16(struct dev_ops *o);
+
+#ifdef CPU_ISA
+void CPU_NAME(cpu_fill_elem)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_norm)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_weight)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_kv)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_train)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_attn)(struct dev_ops *o);
+#endif
+
+static inline bool cpu_bf16(const struct tensor *x)
+{
+    return x->dtype == DT_BF16;
+}
+
+/* Elements of one row: all dimensions behind the first. */
+static inline int64_t cpu_width(const struct tensor *x)
+{
+    int64_t w = 1;
+    for (int i = 1; i < x->n_dims; i++)
+        w *= x->dim[i];
+    return w;
+}
+
+/* Element i behind the start, act or F32. */
+static inline void *cpu_at(const struct tensor *x, int64_t i)
+{
+    return (char *)x->data + i * (cpu_bf16(x) ? 2 : 4);
+}
+
+static inline void *cpu_row(const struct tensor *x, int64_t r)
+{
+    return cpu_at(x, r * x->ld);
+}
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Elementwise operations: one pass over memory each. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+#include <string.h>
+
+struct elem {
+    const struct tensor *y, *a, *b;
+    int64_t cols;
+};
+
+static void copy_part(const void *ctx, int64_t begin, int64_t end)
+{
+    const struct elem *e = ctx;
+    for (int64_t i = begin; i < end; i += VL)
+        act_put(e->y->data, cpu_bf16(e->y), i, end,
+                act_get(e->a->data, cpu_bf16(e->a), i, end));
+}
+
+static void copy_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    void *y_r = cpu_row(e->y, r);
+    const void *x_r = cpu_row(e->a, r);
+    const bool y16 = cpu_bf16(e->y), x16 = cpu_bf16(e->a);
+    if (y16 == x16) {
+        memcpy(y_r, x_r, (size_t)e->cols * dtype_bytes(e->y->dtype));
+        return;
+    }
+    for (int64_t c = 0; c < e->cols; c += VL)
+        act_put(y_r, y16, c, e->cols, act_get(x_r, x16, c, e->cols));
+}
+
+static void cpu_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
+{
+    const struct elem e = {.y = y, .a = x, .cols = cpu_width(x)};
+    if (x->n_dims == 1)
+        cpu_run_flat(d, x->dim[0], copy_part, &e);
+    else
+        cpu_run_rows(d, x->dim[0], e.cols, copy_row, &e);
+}
+
+static void bias_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    void *y_r = cpu_row(e->y, r);
+    const bool y16 = cpu_bf16(e->y);
+    for (int64_t c = 0; c < e->cols; c += VL) {
+        const vf b = f32_get(e->b->data, c, e->cols);
+        act_put(y_r, y16, c, e->cols, vf_add(act_get(y_r, y16, c, e->cols), b));
+    }
+}
+
+static void cpu_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
+{
+    const struct elem e = {.y = y, .b = b, .cols = y->dim[1]};
+    cpu_run_rows(d, y->dim[0], e.cols, bias_row, &e);
+}
+
+static void add_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    void *y_r = cpu_row(e->y, r);
+    const void *a_r = cpu_row(e->a, r), *b_r = cpu_row(e->b, r);
+    const bool y16 = cpu_bf16(e->y), a16 = cpu_bf16(e->a), b16 = cpu_bf16(e->b);
+    const int64_t C = e->cols;
+    for (int64_t c = 0; c < C; c += VL)
+        act_put(y_r, y16, c, C, vf_add(act_get(a_r, a16, c, C), act_get(b_r, b16, c, C)));
+}
+
+static void cpu_add(struct dev *d, const struct tensor *y, const struct tensor *a,
+                    const struct tensor *b)
+{
+    const struct elem e = {.y = y, .a = a, .b = b, .cols = cpu_width(y)};
+    cpu_run_rows(d, y->dim[0], e.cols, add_row, &e);
+}
+
+static void exp_part(const void *ctx, int64_t begin, int64_t end)
+{
+    const struct elem *e = ctx;
+    for (int64_t i = begin; i < end; i += VL)
+        f32_put(e->y->data, i, end, vf_exp(f32_get(e->a->data, i, end)));
+}
+
+static void cpu_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
+{
+    const struct elem e = {.y = s, .a = ls};
+    cpu_run_flat(d, tensor_count(s), exp_part, &e);
+}
+
+static void zero_part(const void *ctx, int64_t begin, int64_t end)
+{
+    memset((char *)*(void *const *)ctx + begin * 16, 0, (size_t)(end - begin) * 16);
+}
+
+static void cpu_zero(struct dev *d, void *dst, size_t bytes)
+{
+    const size_t whole = bytes / 16 * 16;
+    cpu_run_flat(d, (int64_t)(bytes / 16), zero_part, &dst);
+    memset((char *)dst + whole, 0, bytes - whole);
+}
+
+/* y = g sigma(g) u */
+static void silu_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    const int64_t F = e->cols;
+    void *y_r = cpu_row(e->y, r);
+    const void *g_r = cpu_row(e->a, r), *u_r = cpu_at(e->a, r * e->a->ld + F);
+    const bool y16 = cpu_bf16(e->y), gu16 = cpu_bf16(e->a);
+    for (int64_t f = 0; f < F; f += VL) {
+        const vf g = act_get(g_r, gu16, f, F), u = act_get(u_r, gu16, f, F);
+        act_put(y_r, y16, f, F, vf_mul(vf_mul(g, vf_sigmoid(g)), u));
+    }
+}
+
+static void cpu_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+{
+    const struct elem e = {.y = y, .a = gu, .cols = y->dim[1]};
+    cpu_run_rows(d, y->dim[0], 4 * e.cols, silu_row, &e);
+}
+
+/* dg = dy u sigma(g) (1 + g (1 - sigma(g))), du = dy g sigma(g) */
+static void silu_bwd_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    const int64_t F = e->cols;
+    void *dg_r = cpu_row(e->y, r), *du_r = cpu_at(e->y, r * e->y->ld + F);
+    const void *dy_r = cpu_row(e->b, r);
+    const void *g_r = cpu_row(e->a, r), *u_r = cpu_at(e->a, r * e->a->ld + F);
+    const bool d16 = cpu_bf16(e->y), gu16 = cpu_bf16(e->a), dy16 = cpu_bf16(e->b);
+    const vf one = vf_set1(1.0f);
+    for (int64_t f = 0; f < F; f += VL) {
+        const vf g = act_get(g_r, gu16, f, F), u = act_get(u_r, gu16, f, F);
+        const vf dy = act_get(dy_r, dy16, f, F), sig = vf_sigmoid(g);
+        const vf slope = vf_fma(g, vf_sub(one, sig), one);
+        act_put(dg_r, d16, f, F, vf_mul(vf_mul(vf_mul(dy, u), sig), slope));
+        act_put(du_r, d16, f, F, vf_mul(vf_mul(dy, g), sig));
+    }
+}
+
+static void cpu_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
+                              const struct tensor *gu)
+{
+    const struct elem e = {.y = dgu, .a = gu, .b = dy, .cols = dy->dim[1]};
+    cpu_run_rows(d, dy->dim[0], 6 * e.cols, silu_bwd_row, &e);
+}
+
+void CPU_NAME(cpu_fill_elem)(struct dev_ops *o)
+{
+    o->zero = cpu_zero;
+    o->copy = cpu_copy;
+    o->bias = cpu_bias;
+    o->add = cpu_add;
+    o->exp = cpu_exp;
+    o->silu_gate = cpu_silu_gate;
+    o->silu_gate_bwd = cpu_silu_gate_bwd;
+}
+
+void CPU_NAME(cpu_fill)(struct dev_ops *o)
+{
+    CPU_NAME(cpu_fill_elem)(o);
+    CPU_NAME(cpu_fill_norm)(o);
+    CPU_NAME(cpu_fill_weight)(o);
+    CPU_NAME(cpu_fill_kv)(o);
+    CPU_NAME(cpu_fill_train)(o);
+    CPU_NAME(cpu_fill_attn)(o);
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * KV fake quantization: bit-equal to kernels/tensor/quant.h. x~ is computed anew in each pass
+ * over a group; that is cheaper than keeping it. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/tensor/quant.h"
+
+/* Tokens whose contributions to dls, ddelta are summed in f32 before they join in f64. */
+#define TOKENS 64
+
+struct kv {
+    const struct tensor *xq, *x, *s, *delta, *dx; /* xq is dxq in backward */
+    float *part;                                  /* [chunks][2][K*d]: dls, ddelta */
+    int64_t n_heads, d, G;
+    int bits;
+    bool accumulate;
+};
+
+/* A group of channels of one token: elements [begin, end) of the token's row. */
+struct group {
+    float mn, mx, h, m;
+};
+
+static float channel(const struct tensor *x, int64_t c, float none)
+{
+    return x ? ((const float *)x->data)[c] : none;
+}
+
+static vf channels(const struct tensor *x, int64_t c, int64_t end, vf none)
+{
+    return x ? f32_get(x->data, c, end) : none;
+}
+
+/* x~ = (x - delta) / s; the lanes behind the end are 0 / 1. */
+static vf smoothed(const struct kv *k, const void *x_t, int64_t c, int64_t end, vf s)
+{
+    vf x = act_get(x_t, cpu_bf16(k->x), c, end);
+    if (k->delta)
+        x = vf_sub(x, f32_get(k->delta->data, c, end));
+    return k->s ? vf_div(x, s) : x;
+}
+
+static vf smoothing(const struct kv *k, int64_t c, int64_t end)
+{
+    const vf one = vf_set1(1.0f);
+    return k->s ? vf_select(vm_first(end - c), channels(k->s, c, end, one), one) : one;
+}
+
+static struct group group_of(const struct kv *k, const void *x_t, int64_t begin, int64_t end)
+{
+    vf lo = vf_set1(INFINITY), hi = vf_set1(-INFINITY);
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf x = smoothed(k, x_t, c, end, smoothing(k, c, end));
+        const vm in = vm_first(end - c);
+        lo = vf_select(in, vf_min(lo, x), lo);
+        hi = vf_select(in, vf_max(hi, x), hi);
+    }
+    struct group g = {.mn = vf_hmin(lo), .mx = vf_hmax(hi)};
+    g.h = f16_to_f32(quant_kv_scale(g.mn, g.mx, k->bits));
+    g.m = f16_round(g.mn);
+    return g;
+}
+
+/* The code of x~, as a float. */
+static vf code(const struct group *g, vf xt, vf Q)
+{
+    if (!(g->h > 0))
+        return vf_set1(0);
+    const vf u = vf_rint(vf_div(vf_sub(xt, vf_set1(g->m)), vf_set1(g->h)));
+    return vf_min(vf_max(u, vf_set1(0)), Q);
+}
+
+static void quantize_group(const struct kv *k, void *xq_t, const void *x_t, int64_t begin,
+                           int64_t end)
+{
+    const struct group g = group_of(k, x_t, begin, end);
+    const vf Q = vf_set1((float)((1 << k->bits) - 1)), h = vf_set1(g.h), m = vf_set1(g.m);
+    const bool xq16 = cpu_bf16(k->xq);
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf s = smoothing(k, c, end);
+        const vf q = code(&g, smoothed(k, x_t, c, end, s), Q);
+        const vf out = vf_mul(s, vf_add(m, vf_mul(h, q)));
+        act_put(xq_t, xq16, c, end,
+                vf_add(out, channels(k->delta, c, end, vf_set1(0))));
+    }
+}
+
+static void kvq_row(const void *ctx, int64_t t)
+{
+    const struct kv *k = ctx;
+    const void *x_t = cpu_row(k->x, t);
+    void *xq_t = cpu_row(k->xq, t);
+    for (int64_t head = 0; head < k->n_heads; head++)
+        for (int64_t c = 0; c < k->d; c += k->G) {
+            const int64_t n = c + k->G < k->d ? k->G : k->d - c, begin = head * k->d + c;
+            quantize_group(k, xq_t, x_t, begin, begin + n);
+        }
+}
+
+static void cpu_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                    const struct tensor *s, const struct tensor *delta, int bits,
+                    int64_t group_size)
+{
+    const struct kv k = {.xq = xq,
+                         .x = x,
+                         .s = s,
+                         .delta = delta,
+                         .n_heads = x->dim[1],
+                         .d = x->dim[2],
+                         .G = kv_group(x->dim[2], group_size),
+                         .bits = bits};
+    cpu_run_rows(d, x->dim[0], 4 * cpu_width(x), kvq_row, &k);
+}
+
+/* First channel whose x~ is `value`. */
+static int64_t channel_at(const struct kv *k, const void *x_t, int64_t begin, int64_t end,
+                          float value)
+{
+    for (int64_t c = begin; c < end; c++) {
+        const float x = cpu_bf16(k->x) ? bf16_to_f32(((const uint16_t *)x_t)[c])
+                                       : ((const float *)x_t)[c];
+        if (quant_kv_in(x, channel(k->s, c, 1), channel(k->delta, c, 0)) == value)
+            return c;
+    }
+    return begin;
+}
+
+/* dL/dx~ at the channel that sets the group's max (min) gets the path through h. */
+static void extreme_grad(const struct kv *k, const void *x_t, void *dx_t, float *dls,
+                         float *ddelta, int64_t c, float path)
+{
+    const bool x16 = cpu_bf16(k->x), dx16 = cpu_bf16(k->dx);
+    const float x = x16 ? bf16_to_f32(((const uint16_t *)x_t)[c]) : ((const float *)x_t)[c];
+    const float s = channel(k->s, c, 1);
+    if (dx16)
+        ((uint16_t *)dx_t)[c] =
+            bf16_from_f32(bf16_to_f32(((uint16_t *)dx_t)[c]) + path / s);
+    else
+        ((float *)dx_t)[c] += path / s;
+    if (!dls)
+        return;
+    dls[c] -= path * quant_kv_in(x, s, channel(k->delta, c, 0));
+    ddelta[c] -= path / s;
+}
+
+/* With e = s g the gradient of x~^: dL/dh = sum e (q - (x~ - m) / h), g~ = e but for the
+ * extremes, so dx = g, dls = e (x~^ - x~), ddelta = 0 but for them. */
+static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls,
+                      float *ddelta, int64_t begin, int64_t end)
+{
+    const struct group g = group_of(k, x_t, begin, end);
+    const float top = (float)((1 << k->bits) - 1);
+    const vf Q = vf_set1(top), h = vf_set1(g.h), m = vf_set1(g.m);
+    const bool dxq16 = cpu_bf16(k->xq), dx16 = cpu_bf16(k->dx);
+    const void *dxq_t = cpu_row(k->xq, t);
+    void *dx_t = cpu_row(k->dx, t);
+    vf dh = vf_set1(0);
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf s = smoothing(k, c, end), xt = smoothed(k, x_t, c, end, s);
+        const vf q = code(&g, xt, Q), gq = act_get(dxq_t, dxq16, c, end), e = vf_mul(s, gq);
+        if (g.h > 0)
+            dh = vf_fma(e, vf_sub(q, vf_div(vf_sub(xt, m), h)), dh);
+        if (dls) {
+            const vf err = vf_sub(vf_add(m, vf_mul(h, q)), xt);
+            f32_put(dls, c, end, vf_fma(e, err, f32_get(dls, c, end)));
+        }
+        act_put(dx_t, dx16, c, end,
+                k->accumulate ? vf_add(gq, act_get(dx_t, dx16, c, end)) : gq);
+    }
+    if (!(g.h > 0) || g.h >= QUANT_SCALE_MAX)
+        return;
+    const float path = vf_sum(dh) / top;
+    extreme_grad(k, x_t, dx_t, dls, ddelta, channel_at(k, x_t, begin, end, g.mx), path);
+    extreme_grad(k, x_t, dx_t, dls, ddelta, channel_at(k, x_t, begin, end, g.mn), -path);
+}
+
+static void kvq_bwd_chunk(const void *ctx, int64_t chunk)
+{
+    const struct kv *k = ctx;
+    const int64_t C = k->n_heads * k->d, T = k->x->dim[0];
+    float *dls = k->part ? k->part + 2 * chunk * C : NULL;
+    float *ddelta = dls ? dls + C : NULL;
+    if (dls)
+        memset(dls, 0, (size_t)(2 * C) * sizeof(*dls));
+    for (int64_t t = chunk * TOKENS; t < T && t < (chunk + 1) * TOKENS; t++) {
+        const void *x_t = cpu_row(k->x, t);
+        for (int64_t head = 0; head < k->n_heads; head++)
+            for (int64_t c = 0; c < k->d; c += k->G) {
+                const int64_t n = c + k->G < k->d ? k->G : k->d - c, begin = head * k->d + c;
+                group_bwd(k, x_t, t, dls, ddelta, begin, begin + n);
+            }
+    }
+}
+
+/* out[c] += sum over chunks of part[chunk][which][c] */
+static void sum_parts(const struct kv *k, int64_t chunks, int which, float *out)
+{
+    const int64_t C = k->n_heads * k->d;
+    for (int64_t c = 0; c < C; c++) {
+        double sum = (double)out[c];
+        for (int64_t i = 0; i < chunks; i++)
+            sum += (double)k->part[(2 * i + which) * C + c];
+        out[c] = (float)sum;
+    }
+}
+
+static void cpu_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
+                        const struct tensor *ddelta, const struct tensor *dxq,
+                        const struct tensor *x, const struct tensor *s,
+                        const struct tensor *delta, int bits, int64_t group_size,
+                        bool accumulate)
+{
+    const int64_t chunks = (x->dim[0] + TOKENS - 1) / TOKENS;
+    struct kv k = {.xq = dxq,
+                   .x = x,
+                   .s = s,
+                   .delta = delta,
+                   .dx = dx,
+                   .n_heads = x->dim[1],
+                   .d = x->dim[2],
+                   .G = kv_group(x->dim[2], group_size),
+                   .bits = bits,
+                   .accumulate = accumulate};
+    if (dls) {
+        k.part = cpu_scratch(d, SLOT_A, (size_t)(chunks * 2 * k.n_heads * k.d) * 4);
+        if (!k.part)
+            return;
+    }
+    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(x), kvq_bwd_chunk, &k);
+    if (dls) {
+        sum_parts(&k, chunks, 0, dls->data);
+        sum_parts(&k, chunks, 1, ddelta->data);
+    }
+}
+
+void CPU_NAME(cpu_fill_kv)(struct dev_ops *o)
+{
+    o->kvq = cpu_kvq;
+    o->kvq_bwd = cpu_kvq_bwd;
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * RMSNorm and rotary embedding, a row at a time: the second pass finds the row in L1. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+#include <math.h>
+
+struct norm {
+    const struct tensor *y, *s, *h, *x, *add, *g;
+    float eps;
+    int64_t C;
+    bool accumulate;
+};
+
+/* Where normalized row r starts: the heads of one token are contiguous. */
+static int64_t norm_at(const struct tensor *x, int64_t r)
+{
+    if (x->n_dims == 2)
+        return r * x->ld;
+    return r / x->dim[1] * x->ld + r % x->dim[1] * x->dim[2];
+}
+
+static int64_t norm_rows(const struct tensor *x)
+{
+    return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
+}
+
+/* Sum of squares of x, or of h = x + add, which is stored. */
+static float square_sum(const struct norm *n, int64_t r)
+{
+    const int64_t C = n->C;
+    const void *x_r = cpu_at(n->x, norm_at(n->x, r));
+    const bool x16 = cpu_bf16(n->x);
+    vf sum0 = vf_set1(0), sum1 = vf_set1(0);
+    for (int64_t c = 0; c < C; c += 2 * VL) {
+        vf a = act_get(x_r, x16, c, C);
+        vf b = c + VL < C ? act_get(x_r, x16, c + VL, C) : vf_set1(0);
+        if (n->add) {
+            const void *add_r = cpu_row(n->add, r);
+            float *h_r = cpu_row(n->h, r);
+            a = vf_add(a, act_get(add_r, cpu_bf16(n->add), c, C));
+            f32_put(h_r, c, C, a);
+            if (c + VL < C) {
+                b = vf_add(b, act_get(add_r, cpu_bf16(n->add), c + VL, C));
+                f32_put(h_r, c + VL, C, b);
+            }
+        }
+        sum0 = vf_fma(a, a, sum0);
+        sum1 = vf_fma(b, b, sum1);
+    }
+    return vf_sum(vf_add(sum0, sum1));
+}
+
+static void rmsnorm_row(const void *ctx, int64_t r)
+{
+    const struct norm *n = ctx;
+    const int64_t C = n->C;
+    const float s_r = 1.0f / sqrtf(square_sum(n, r) / (float)C + n->eps);
+    ((float *)n->s->data)[r] = s_r;
+    const struct tensor *from = n->add ? n->h : n->x;
+    const void *x_r = cpu_at(from, norm_at(from, r));
+    void *y_r = cpu_at(n->y, norm_at(n->y, r));
+    const bool x16 = cpu_bf16(from), y16 = cpu_bf16(n->y);
+    for (int64_t c = 0; c < C; c += VL) {
+        const vf x = vf_mul(act_get(x_r, x16, c, C), vf_set1(s_r));
+        act_put(y_r, y16, c, C, vf_mul(x, f32_get(n->g->data, c, C)));
+    }
+}
+
+static void cpu_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
+                        const struct tensor *h, const struct tensor *x,
+                        const struct tensor *add, const struct tensor *g, float eps)
+{
+    const struct norm n = {.y = y,
+                           .s = s,
+                           .h = h,
+                           .x = x,
+                           .add = add,
+                           .g = g,
+                           .eps = eps,
+                           .C = x->dim[x->n_dims - 1]};
+    cpu_run_rows(d, norm_rows(x), 2 * n.C, rmsnorm_row, &n);
+}
+
+/* sum_c g dy x */
+static float grad_dot(const struct norm *n, int64_t r)
+{
+    const int64_t C = n->C;
+    const void *dy_r = cpu_at(n->add, norm_at(n->add, r));
+    const void *x_r = cpu_at(n->x, norm_at(n->x, r));
+    const bool dy16 = cpu_bf16(n->add), x16 = cpu_bf16(n->x);
+    vf sum = vf_set1(0);
+    for (int64_t c = 0; c < C; c += VL) {
+        const vf gdy = vf_mul(f32_get(n->g->data, c, C), act_get(dy_r, dy16, c, C));
+        sum = vf_fma(gdy, act_get(x_r, x16, c, C), sum);
+    }
+    return vf_sum(sum);
+}
+
+/* dx = s (g dy - x s^2 / C sum g dy x) */
+static void rmsnorm_bwd_row(const void *ctx, int64_t r)
+{
+    const struct norm *n = ctx;
+    const int64_t C = n->C;
+    const float s_r = ((const float *)n->s->data)[r];
+    const vf s = vf_set1(s_r), k = vf_set1(-s_r * s_r * grad_dot(n, r) / (float)C);
+    const void *dy_r = cpu_at(n->add, norm_at(n->add, r));
+    const void *x_r = cpu_at(n->x, norm_at(n->x, r));
+    void *dx_r = cpu_at(n->y, norm_at(n->y, r));
+    const bool dy16 = cpu_bf16(n->add), x16 = cpu_bf16(n->x), dx16 = cpu_bf16(n->y);
+    for (int64_t c = 0; c < C; c += VL) {
+        const vf gdy = vf_mul(f32_get(n->g->data, c, C), act_get(dy_r, dy16, c, C));
+        vf dx = vf_mul(s, vf_fma(k, act_get(x_r, x16, c, C), gdy));
+        if (n->accumulate)
+            dx = vf_add(dx, act_get(dx_r, dx16, c, C));
+        act_put(dx_r, dx16, c, C, dx);
+    }
+}
+
+static void cpu_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
+                            const struct tensor *x, const struct tensor *s,
+                            const struct tensor *g, bool accumulate)
+{
+    const struct norm n = {.y = dx,
+                           .s = s,
+                           .x = x,
+                           .add = dy,
+                           .g = g,
+                           .C = x->dim[x->n_dims - 1],
+                           .accumulate = accumulate};
+    cpu_run_rows(d, norm_rows(x), 2 * n.C, rmsnorm_bwd_row, &n);
+}
+
+struct rope {
+    const struct tensor *x, *cos, *sin;
+    bool inverse;
+};
+
+static void rope_row(const void *ctx, int64_t t)
+{
+    const struct rope *p = ctx;
+    const int64_t H = p->x->dim[1], half = p->x->dim[2] / 2;
+    const float *cos_t = cpu_row(p->cos, t), *sin_t = cpu_row(p->sin, t);
+    const bool x16 = cpu_bf16(p->x);
+    const vf sign = vf_set1(p->inverse ? -1.0f : 1.0f);
+    for (int64_t h = 0; h < H; h++) {
+        void *lo = cpu_at(p->x, t * p->x->ld + 2 * h * half);
+        void *hi = cpu_at(p->x, t * p->x->ld + (2 * h + 1) * half);
+        for (int64_t c = 0; c < half; c += VL) {
+            const vf cs = f32_get(cos_t, c, half), sn = vf_mul(f32_get(sin_t, c, half), sign);
+            const vf x1 = act_get(lo, x16, c, half), x2 = act_get(hi, x16, c, half);
+            act_put(lo, x16, c, half, vf_sub(vf_mul(x1, cs), vf_mul(x2, sn)));
+            act_put(hi, x16, c, half, vf_fma(x2, cs, vf_mul(x1, sn)));
+        }
+    }
+}
+
+static void cpu_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
+                     const struct tensor *sin, bool inverse)
+{
+    const struct rope p = {.x = x, .cos = cos, .sin = sin, .inverse = inverse};
+    cpu_run_rows(d, x->dim[0], cpu_width(x), rope_row, &p);
+}
+
+void CPU_NAME(cpu_fill_norm)(struct dev_ops *o)
+{
+    o->rmsnorm = cpu_rmsnorm;
+    o->rmsnorm_bwd = cpu_rmsnorm_bwd;
+    o->rope = cpu_rope;
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Weight fake quantization, a row at a time, a group in L1: bit-equal to
+ * kernels/tensor/quant.h. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/tensor/quant.h"
+
+struct weight {
+    const struct tensor *wq, *scales, *zeros, *w, *a, *b, *da, *db;
+    int bits;
+    int64_t G, C;
+};
+
+/* A group's clipped range and where it came from. */
+struct range {
+    float min, max, beta, gamma;
+};
+
+static float sigmoid_of(const struct tensor *x, int64_t r, int64_t g)
+{
+    if (!x)
+        return 1;
+    return (float)(1 / (1 + exp(-(double)((const float *)cpu_row(x, r))[g])));
+}
+
+static struct range group_range(const struct weight *k, int64_t r, int64_t g, int64_t begin,
+                                int64_t end)
+{
+    const float *w_r = cpu_row(k->w, r);
+    vf lo = vf_set1(0), hi = vf_set1(0);
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf w = f32_get(w_r, c, end);
+        lo = vf_min(lo, w);
+        hi = vf_max(hi, w);
+    }
+    return (struct range){vf_hmin(lo), vf_hmax(hi), sigmoid_of(k->b, r, g),
+                          sigmoid_of(k->a, r, g)};
+}
+
+static vf clamp_code(vf q, vf Q)
+{
+    return vf_min(vf_max(q, vf_set1(0)), Q);
+}
+
+/* w^ = (q - z) h over [begin, end). */
+static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
+                           float h, uint8_t z)
+{
+    const float *w_r = cpu_row(k->w, r);
+    void *wq_r = cpu_row(k->wq, r);
+    const bool wq16 = cpu_bf16(k->wq);
+    const vf vh = vf_set1(h), vz = vf_set1((float)z), Q = vf_set1((float)((1 << k->bits) - 1));
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf u = vf_rint(vf_div(f32_get(w_r, c, end), vh));
+        const vf q = clamp_code(vf_add(u, vz), Q);
+        act_put(wq_r, wq16, c, end, vf_mul(vf_sub(q, vz), vh));
+    }
+}
+
+static void lwc_row(const void *ctx, int64_t r)
+{
+    const struct weight *k = ctx;
+    uint16_t *scale_r = (uint16_t *)k->scales->data + r * k->scales->ld;
+    uint8_t *zero_r = (uint8_t *)k->zeros->data + r * k->zeros->ld;
+    for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
+        const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
+        const struct range m = group_range(k, r, g, begin, end);
+        const float lo = m.beta * m.min;
+        scale_r[g] = quant_weight_scale(lo, m.gamma * m.max, k->bits);
+        const float h = f16_to_f32(scale_r[g]);
+        zero_r[g] = quant_weight_zero(lo, h, k->bits);
+        if (k->wq)
+            quantize_group(k, r, begin, end, h, zero_r[g]);
+    }
+}
+
+static void apply_row(const void *ctx, int64_t r)
+{
+    const struct weight *k = ctx;
+    const uint16_t *scale_r = (const uint16_t *)k->scales->data + r * k->scales->ld;
+    const uint8_t *zero_r = (const uint8_t *)k->zeros->data + r * k->zeros->ld;
+    for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
+        const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
+        quantize_group(k, r, begin, end, f16_to_f32(scale_r[g]), zero_r[g]);
+    }
+}
+
+static int64_t columns_of(const struct tensor *w, int64_t group_size)
+{
+    return group_size ? group_size : w->dim[1];
+}
+
+static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                    const struct tensor *zeros, const struct tensor *w,
+                    const struct tensor *a, const struct tensor *b, int bits,
+                    int64_t group_size)
+{
+    const struct weight k = {.wq = wq,
+                             .scales = scales,
+                             .zeros = zeros,
+                             .w = w,
+                             .a = a,
+                             .b = b,
+                             .bits = bits,
+                             .G = columns_of(w, group_size),
+                             .C = w->dim[1]};
+    cpu_run_rows(d, w->dim[0], 2 * k.C, lwc_row, &k);
+}
+
+static void cpu_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                         const struct tensor *zeros, const struct tensor *w, int bits,
+                         int64_t group_size)
+{
+    const struct weight k = {.wq = wq,
+                             .scales = scales,
+                             .zeros = zeros,
+                             .w = w,
+                             .bits = bits,
+                             .G = columns_of(w, group_size),
+                             .C = w->dim[1]};
+    cpu_run_rows(d, w->dim[0], 2 * k.C, apply_row, &k);
+}
+
+/* dh = sum dw^ dW^/dh at fixed z, dz = sum dw^ dW^/dz over a group. */
+static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_t end,
+                        float h, uint8_t z, float *dh, float *dz)
+{
+    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r);
+    const vf vh = vf_set1(h), vz = vf_set1((float)z), zero = vf_set1(0);
+    const vf Q = vf_set1((float)((1 << k->bits) - 1));
+    vf sum_h = zero, sum_z = zero;
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf g = f32_get(dw_r, c, end), u = vf_div(f32_get(w_r, c, end), vh);
+        const vf round = vf_rint(u), q = vf_add(round, vz), kept = clamp_code(q, Q);
+        const vm out = vm_or(vf_lt(q, zero), vf_lt(Q, q));
+        sum_h = vf_fma(g, vf_select(out, vf_sub(kept, vz), vf_sub(round, u)), sum_h);
+        sum_z = vf_add(sum_z, vf_select(out, g, zero));
+    }
+    *dh = vf_sum(sum_h);
+    *dz = -h * vf_sum(sum_z);
+}
+
+static void lwc_bwd_row(const void *ctx, int64_t r)
+{
+    const struct weight *k = ctx;
+    float *da_r = cpu_row(k->da, r), *db_r = cpu_row(k->db, r);
+    const double Q = (double)((1 << k->bits) - 1);
+    for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
+        const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
+        const struct range m = group_range(k, r, g, begin, end);
+        const float lo = m.beta * m.min, hi = m.gamma * m.max, raw = (hi - lo) / (float)Q;
+        const float h = f16_to_f32(quant_weight_scale(lo, hi, k->bits));
+        float sum_h, sum_z;
+        group_grads(k, r, begin, end, h, quant_weight_zero(lo, h, k->bits), &sum_h, &sum_z);
+        const bool z_free = rintf(-lo / h) <= (float)Q;
+        const bool h_free = raw >= QUANT_TINY && raw <= QUANT_SCALE_MAX;
+        double dh = (double)sum_h, dlo = 0, dhi = 0;
+        if (z_free) {
+            dh += (double)sum_z * (double)lo / ((double)h * (double)h);
+            dlo = -(double)sum_z / (double)h;
+        }
+        if (h_free) {
+            dhi = dh / Q;
+            dlo -= dh / Q;
+        }
+        da_r[g] = (float)(dhi * (double)m.max * (double)m.gamma * (1 - (double)m.gamma));
+        db_r[g] = (float)(dlo * (double)m.min * (double)m.beta * (1 - (double)m.beta));
+    }
+}
+
+static void cpu_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
+                        const struct tensor *dwq, const struct tensor *w,
+                        const struct tensor *a, const struct tensor *b, int bits,
+                        int64_t group_size)
+{
+    const struct weight k = {.wq = dwq,
+                             .w = w,
+                             .a = a,
+                             .b = b,
+                             .da = da,
+                             .db = db,
+                             .bits = bits,
+                             .G = columns_of(w, group_size),
+                             .C = w->dim[1]};
+    cpu_run_rows(d, w->dim[0], 3 * k.C, lwc_bwd_row, &k);
+}
+
+void CPU_NAME(cpu_fill_weight)(struct dev_ops *o)
+{
+    o->lwc = cpu_lwc;
+    o->wq_apply = cpu_wq_apply;
+    o->lwc_bwd = cpu_lwc_bwd;
+}

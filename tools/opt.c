@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/opt.h"
+
+#include "kernels/base/mem.h"
+
+#include <argp.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KEY_BASE 512 /* keys of options without a letter */
+#define MAX_OPTS 64
+
+/* clang-format off */
+const struct opt opt_report[] = {
+    {OPT_HEADING, .help = "Output:"},
+    {OPT_FLAG, .name = "json", .offset = offsetof(struct args, json),
+     .help = "Print one JSON object on standard output, and nothing else there"},
+    {OPT_FLAG, 'q', "quiet", .offset = offsetof(struct args, quiet),
+     .help = "Say nothing on standard error but warnings and errors"},
+    {OPT_FLAG, 'v', "verbose", .offset = offsetof(struct args, verbose),
+     .help = "Say more on standard error"},
+    {0},
+};
+
+const struct opt opt_recipe[] = {
+    {OPT_HEADING, .help = "Configuration:"},
+    {OPT_TEXT, 'c', "config", "FILE.yaml", offsetof(struct args, config),
+     .help = "Read the configuration from FILE.yaml (default: every key's default; "
+             "configs/reference.yaml lists them)"},
+    {OPT_LIST, 's', "set", "KEY=VALUE", offsetof(struct args, set),
+     .help = "Override one key, as in --set weights.group_size=64; repeatable"},
+    {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
+     .help = "Short for --set run.threads=N; -1 leaves the configuration's"},
+    {OPT_BYTES, .name = "memory", .arg = "SIZE", .offset = offsetof(struct args, memory),
+     .value = "0",
+     .help = "Short for --set run.memory=SIZE, as in 8G; 0 leaves the configuration's"},
+    {0},
+};
+
+const struct opt opt_progress[] = {
+    {OPT_TEXT, .name = "log-json", .arg = "FILE", .offset = offsetof(struct args, log_json),
+     .help = "Append progress to FILE, one JSON object a line (default: none)"},
+    {0},
+};
+/* clang-format on */
+
+/* What argp hands from call to call. */
+struct parse {
+    struct args *args;
+    const struct command *cmd;
+    const struct opt *opt[MAX_OPTS];
+    struct argp_option argp[MAX_OPTS + 1];
+    char *doc[MAX_OPTS];
+    int n;
+};
+
+bool opt_bytes(uint64_t *out, const char *text)
+{
+    static const char units[] = "kmgt";
+    char *end;
+    const double value = strtod(text, &end);
+    double unit = 1;
+    if (end == text || !(value >= 0) || text[0] == '+' || text[0] == '-')
+        return false;
+    if (*end) {
+        const char *u = strchr(units, *end | 0x20);
+        if (!u)
+            return false;
+        unit = pow(1024, (double)(u - units + 1));
+        end++;
+        if (!strcmp(end, "iB") || !strcmp(end, "B"))
+            end += strlen(end);
+    }
+    if (*end || !(value * unit < 0x1p63))
+        return false;
+    *out = (uint64_t)(value * unit);
+    return true;
+}
+
+int opt_choice(const char *choices, const char *word)
+{
+    const size_t n = strlen(word);
+    int index = 0;
+    for (const char *p = choices; p && *p; index++) {
+        const size_t length = strcspn(p, "|");
+        if (length == n && !memcmp(p, word, n))
+            return index;
+        p += length;
+        p += *p == '|';
+    }
+    return -1;
+}
+
+void opt_choices_text(char *out, size_t n, const char *choices)
+{
+    size_t used = 0;
+    for (const char *p = choices; *p && used + 3 < n; p++) {
+        if (*p == '|') {
+            out[used++] = ',';
+            out[used++] = ' ';
+        } else {
+            out[used++] = *p;
+        }
+    }
+    out[used] = '\0';
+}
+
+/* NULL if text was stored, else what is wanted. buffer is for the sentence. */
+static const char *store(const struct opt *o, void *field, const char *text, char *buffer,
+                         size_t n)
+{
+    char *end;
+    switch (o->kind) {
+    case OPT_HEADING:
+        return NULL;
+    case OPT_FLAG:
+        *(bool *)field = true;
+        return NULL;
+    case OPT_TEXT:
+        if (o->choices && opt_choice(o->choices, text) < 0) {
+            char list[256];
+            opt_choices_text(list, sizeof(list), o->choices);
+            snprintf(buffer, n, "want one of %s", list);
+            return buffer;
+        }
+        *(const char **)field = text;
+        return NULL;
+    case OPT_INT: {
+        const double value = strtod(text, &end);
+        snprintf(buffer, n, "want a whole number from %.0f to %.0f", o->lo, o->hi);
+        if (end == text || *end || !(value >= o->lo && value <= o->hi) ||
+            value != floor(value))
+            return buffer;
+        *(int64_t *)field = (int64_t)value;
+        return NULL;
+    }
+    case OPT_REAL: {
+        const double value = strtod(text, &end);
+        snprintf(buffer, n, "want a number from %g to %g", o->lo, o->hi);
+        if (end == text || *end || !(value >= o->lo && value <= o->hi))
+            return buffer;
+        *(double *)field = value;
+        return NULL;
+    }
+    case OPT_BYTES:
+        return opt_bytes(field, text) ? NULL : "want a size in bytes, as in 4096, 512M or 8G";
+    case OPT_LIST: {
+        struct text_list *list = field;
+        if (list->n == TEXT_LIST_MAX)
+            return "given too often";
+        list->item[list->n++] = text;
+        return NULL;
+    }
+    }
+    return NULL;
+}
+
+static error_t parse_key(int key, char *arg, struct argp_state *state)
+{
+    struct parse *p = state->input;
+    char buffer[320];
+    switch (key) {
+    case ARGP_KEY_ARG:
+        if (p->args->pos.n >= p->cmd->max_pos)
+            argp_error(state, "%s: one argument too many", arg);
+        p->args->pos.item[p->args->pos.n++] = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (p->args->pos.n < p->cmd->min_pos)
+            argp_error(state, "missing argument: want %s", p->cmd->operands);
+        return 0;
+    }
+    for (int i = 0; i < p->n; i++) {
+        if (p->argp[i].key != key || !key)
+            continue;
+        void *field = (char *)p->args + p->opt[i]->offset;
+        const char *wanted = store(p->opt[i], field, arg, buffer, sizeof(buffer));
+        if (wanted)
+            argp_error(state, "--%s=%s: %s", p->opt[i]->name, arg ? arg : "", wanted);
+        return 0;
+    }
+    return ARGP_ERR_UNKNOWN;
+}
+
+/* The help line with its default. argp keeps the pointer, so it lives as long as p. */
+static char *help_line(const struct opt *o)
+{
+    char *line = NULL;
+    int n;
+    if (o->kind == OPT_HEADING)
+        n = asprintf(&line, "%s", o->help);
+    else if (o->kind == OPT_FLAG)
+        n = asprintf(&line, "%s (default: off)", o->help);
+    else if (o->value)
+        n = asprintf(&line, "%s (default: %s)", o->help, o->value);
+    else
+        n = asprintf(&line, "%s", o->help);
+    return n < 0 ? NULL : line;
+}
+
+static void add_option(struct parse *p, const struct opt *o, int group)
+{
+    if (p->n == MAX_OPTS)
+        return;
+    const int i = p->n++;
+    p->opt[i] = o;
+    p->doc[i] = help_line(o);
+    p->argp[i] = (struct argp_option){
+        .name = o->name,
+        .key = o->kind == OPT_HEADING ? 0 : o->letter ? o->letter : KEY_BASE + i,
+        .arg = o->arg,
+        .doc = p->doc[i],
+        .group = group,
+    };
+}
+
+static void add_tables(struct parse *p, const struct command *cmd)
+{
+    int group = 0;
+    for (const struct opt *const *table = cmd->groups; table && *table; table++) {
+        for (const struct opt *o = *table; o->help; o++) {
+            group += o->kind == OPT_HEADING;
+            add_option(p, o, group);
+        }
+    }
+}
+
+static void store_defaults(struct parse *p)
+{
+    char buffer[320];
+    for (int i = 0; i < p->n; i++) {
+        const struct opt *o = p->opt[i];
+        if (o->value)
+            store(o, (char *)p->args + o->offset, o->value, buffer, sizeof(buffer));
+    }
+}
+
+void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv)
+{
+    struct parse p = {.args = a, .cmd = cmd};
+    char *doc = NULL;
+    *a = (struct args){.cmd = cmd, .threads = -1};
+    add_tables(&p, cmd);
+    store_defaults(&p);
+    if (asprintf(&doc, "%s.\v%s", cmd->summary, cmd->details ? cmd->details : "") < 0)
+        doc = NULL;
+    const struct argp argp = {p.argp, parse_key, cmd->operands, doc, NULL, NULL, NULL};
+    argp_err_exit_status = err_exit_status(ERR_USAGE);
+    argp_parse(&argp, argc, argv, 0, NULL, &p);
+    free(doc);
+    for (int i = 0; i < p.n; i++)
+        free(p.doc[i]);
+}
+
+void opt_print_words(const struct command *cmd)
+{
+    for (const struct opt *const *table = cmd->groups; table && *table; table++) {
+        for (const struct opt *o = *table; o->help; o++) {
+            if (o->name)
+                printf("--%s%s\n", o->name, o->arg ? "=" : "");
+        }
+    }
+    printf("--help\n");
+}
+
+/* A hyphen that a reader may copy must stay a hyphen-minus in troff. */
+static void print_troff(const char *text)
+{
+    for (const char *p = text; *p; p++) {
+        if (*p == '-')
+            putchar('\\');
+        if (*p == '\\')
+            fputs("\\e", stdout);
+        else
+            putchar(*p);
+        if (*p == '\n' && (p[1] == '.' || p[1] == '\''))
+            fputs("\\&", stdout);
+    }
+}
+
+void opt_print_man(const struct command *cmd)
+{
+    printf(".SS wkvq %s ", cmd->name);
+    print_troff(cmd->operands ? cmd->operands : "");
+    printf("\n%s.\n", cmd->summary);
+    for (const struct opt *const *table = cmd->groups; table && *table; table++) {
+        for (const struct opt *o = *table; o->help; o++) {
+            if (o->kind == OPT_HEADING)
+                continue;
+            char *line = help_line(o);
+            printf(".TP\n.B ");
+            if (o->letter)
+                printf("\\-%c, ", o->letter);
+            printf("\\-\\-");
+            print_troff(o->name);
+            if (o->arg)
+                printf("=\\fI%s\\fR", o->arg);
+            printf("\n");
+            print_troff(line ? line : o->help);
+            printf(".\n");
+            free(line);
+        }
+    }
+    if (cmd->details) {
+        printf(".PP\n.nf\n");
+        print_troff(cmd->details);
+        printf("\n.fi\n");
+    }
+}
