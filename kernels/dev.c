@@ -13,20 +13,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WANT(cond, ...)                                                                     \
-    do {                                                                                    \
-        if (!(cond)) {                                                                      \
-            if (DEBUG_ABORT)                                                                \
-                abort();                                                                    \
-            FAIL(ERR_SHAPE, __VA_ARGS__);                                                   \
-        }                                                                                   \
+#define WANT(cond, ...)                                                                    \
+    do {                                                                                   \
+        if (!(cond)) {                                                                     \
+            if (DEBUG_ABORT)                                                               \
+                abort();                                                                   \
+            FAIL(ERR_SHAPE, __VA_ARGS__);                                                  \
+        }                                                                                  \
     } while (0)
 
 /* Every operation begins with this: the sticky failure, and what a table may lack. */
-#define BEGIN(op)                                                                           \
-    do {                                                                                    \
-        FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);   \
-        FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);          \
+#define BEGIN(op)                                                                          \
+    do {                                                                                   \
+        FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);  \
+        FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);         \
     } while (0)
 #define END return d->failed
 
@@ -218,8 +218,8 @@ enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
     const bool ta = kind == GEMM_TN, tb = kind == GEMM_NT;
     const int64_t m = a->dim[ta], k = a->dim[!ta], kb = b->dim[tb], n = b->dim[!tb];
     WANT(k == kb && c->dim[0] == m && c->dim[1] == n,
-         "gemm: [%" PRId64 ",%" PRId64 "] x [%" PRId64 ",%" PRId64 "] does not give [%" PRId64
-         ",%" PRId64 "]",
+         "gemm: [%" PRId64 ",%" PRId64 "] x [%" PRId64 ",%" PRId64
+         "] does not give [%" PRId64 ",%" PRId64 "]",
          m, k, kb, n, c->dim[0], c->dim[1]);
     d->ops.gemm(d, kind, c, a, b, accumulate);
     END;
@@ -240,13 +240,14 @@ static int64_t norm_rows(const struct tensor *x)
 }
 
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                     const struct tensor *h, const struct tensor *x, const struct tensor *add,
-                     const struct tensor *g, float eps)
+                     const struct tensor *h, const struct tensor *x,
+                     const struct tensor *add, const struct tensor *g, float eps)
 {
     BEGIN(rmsnorm);
     WANT(act(x) && act(y) && (is_2d(x) || is_3d(x)) && same_shape(x, y) && rows_fit(y),
          "rmsnorm: want y, x of one shape [R,C] or [T,H,d]");
-    WANT(vec(s, norm_rows(x)) && vec(g, x->dim[x->n_dims - 1]), "rmsnorm: want s [R], g [C]");
+    WANT(vec(s, norm_rows(x)) && vec(g, x->dim[x->n_dims - 1]),
+         "rmsnorm: want s [R], g [C]");
     WANT(!h == !add, "rmsnorm: h and add go together");
     if (add)
         WANT(is_2d(x) && f32(x) && f32(h) && act(add) && same_shape(h, x) &&
@@ -294,8 +295,9 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
     END;
 }
 
-static bool attn_fits(const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                      const struct tensor *kq, const struct tensor *vq)
+static bool attn_fits(const struct tensor *q, const struct tensor *k,
+                      const struct tensor *v, const struct tensor *kq,
+                      const struct tensor *vq)
 {
     if (!act(q) || !act(k) || !act(v) || !is_3d(q) || !is_3d(k) || !same_shape(k, v) ||
         !is_3d(v))
@@ -315,7 +317,8 @@ enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *ls
                   const struct attn_mask *mask, float scale)
 {
     BEGIN(attn);
-    WANT(attn_fits(q, k, v, kq, vq), "attn: want q [T,H,d], k, v, kq, vq [T,K,d], one type");
+    WANT(attn_fits(q, k, v, kq, vq),
+         "attn: want q [T,H,d], k, v, kq, vq [T,K,d], one type");
     WANT(act(o) && same_shape(o, q) && o->dtype == q->dtype &&
              vec(lse, q->dim[0] * q->dim[1]),
          "attn: want o as q, lse [H,T]");
@@ -328,9 +331,9 @@ enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tenso
                       const struct tensor *dv, const struct tensor *dkq,
                       const struct tensor *dvq, const struct tensor *dout,
                       const struct tensor *o, const struct tensor *lse,
-                      const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                      const struct tensor *kq, const struct tensor *vq,
-                      const struct attn_mask *mask, float scale)
+                      const struct tensor *q, const struct tensor *k,
+                      const struct tensor *v, const struct tensor *kq,
+                      const struct tensor *vq, const struct attn_mask *mask, float scale)
 {
     BEGIN(attn_bwd);
     WANT(attn_fits(q, k, v, kq, vq) && attn_fits(dq, dk, dv, dkq, dvq) && !kq == !dkq &&
@@ -341,6 +344,7 @@ enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tenso
              vec(lse, q->dim[0] * q->dim[1]),
          "attn_bwd: want o, dout as q, lse [H,T]");
     WANT(!kq || mask, "attn_bwd: quantized keys need a mask");
+    WANT(!mask || mask->chunk <= 1, "attn_bwd: chunk must be <= 1");
     d->ops.attn_bwd(d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
     END;
 }
@@ -408,8 +412,9 @@ enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tenso
 }
 
 enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                     const struct tensor *dwq, const struct tensor *w, const struct tensor *a,
-                     const struct tensor *b, int bits, int64_t group_size)
+                     const struct tensor *dwq, const struct tensor *w,
+                     const struct tensor *a, const struct tensor *b, int bits,
+                     int64_t group_size)
 {
     BEGIN(lwc_bwd);
     WANT(f32(w) && is_2d(w) && f32(dwq) && same_shape(dwq, w) && bits_ok(bits) &&
@@ -425,7 +430,8 @@ enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
                  int64_t group_size)
 {
     BEGIN(kvq);
-    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) && bits_ok(bits),
+    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
+             bits_ok(bits),
          "kvq: want xq, x [T,K,d], 2 to 8 bits");
     WANT(!s == !delta && (!s || (vec(s, row_width(x)) && vec(delta, row_width(x)))),
          "kvq: want s, delta [K*d] or neither");
@@ -470,8 +476,9 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
     END;
 }
 
-enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy, const struct tensor *y,
-                  const struct tensor *t, enum loss_kind kind, float weight, bool accumulate)
+enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
+                  const struct tensor *y, const struct tensor *t, enum loss_kind kind,
+                  float weight, bool accumulate)
 {
     BEGIN(loss);
     WANT(act(y) && act(t) && is_2d(y) && same_shape(y, t), "loss: want y, t [R,C]");

@@ -9,10 +9,11 @@
  * F32 or BF16, each independently unless said otherwise; everything else is F32. Arithmetic
  * is F32 or better whatever the storage. Outputs are overwritten unless the comment says
  * "+=". Outputs do not overlap inputs unless the comment allows it. Work may be queued:
- * results are visible to the host after dev_sync or dev_download. Deterministic: same inputs,
- * same bits, same device and thread count. One caller per device. Errors: ERR_SHAPE for
- * tensors that do not fit, ERR_DEVICE for an operation the device lacks or an earlier failure
- * (sticky), ERR_MEMORY. No operation allocates after its first call with a shape. */
+ * results are visible to the host after dev_sync or dev_download. Deterministic: same
+ * inputs, same bits, same device and thread count. One caller per device. Errors: ERR_SHAPE
+ * for tensors that do not fit, ERR_DEVICE for an operation the device lacks or an earlier
+ * failure (sticky), ERR_MEMORY. No operation allocates after its first call with a shape.
+ */
 #ifndef WKVQ_DEV_H
 #define WKVQ_DEV_H
 
@@ -30,8 +31,8 @@ enum err dev_open(struct dev **out, const struct dev_settings *s);
 void dev_close(struct dev **d);
 const char *dev_name(const struct dev *d);
 int dev_threads(const struct dev *d);
-/* What was picked and why, one line ("bf16 GEMM: oneDNN 2.6.3 avx512_core_bf16; ..."). Owned
- * by d. */
+/* What was picked and why, one line ("bf16 GEMM: oneDNN 2.6.3 avx512_core_bf16; ...").
+ * Owned by d. */
 const char *dev_about(const struct dev *d);
 /* The act type that `compute: auto` stands for on this device. */
 enum dtype dev_preferred_act(const struct dev *d);
@@ -49,7 +50,8 @@ enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t byt
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 enum err dev_sync(struct dev *d);
 
-/* y = x with conversion between F32 and BF16. y, x any equal shape, each with its own ld. */
+/* y = x with conversion between F32 and BF16. y, x any equal shape, each with its own ld.
+ */
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x);
 
 /* --- linear algebra ----------------------------------------------------------------- */
@@ -73,11 +75,11 @@ enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
 /* With add == NULL:  y[r,c] = x[r,c] s[r] g[c],  s[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
  * With add: h = x + add is stored first and normalized instead of x.
  *   x, h [R,C] F32 (h NULL iff add NULL; h may be x); add, y act [R,C]; s [R]; g [C].
- *   3-D views [T,H,d] are R = T*H rows of d: the q/k norm; then x may be act, and s is [T*H].
- *   y may be x (backward then cannot be used). */
+ *   3-D views [T,H,d] are R = T*H rows of d: the q/k norm; then x may be act, and s is
+ * [T*H]. y may be x (backward then cannot be used). */
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                     const struct tensor *h, const struct tensor *x, const struct tensor *add,
-                     const struct tensor *g, float eps);
+                     const struct tensor *h, const struct tensor *x,
+                     const struct tensor *add, const struct tensor *g, float eps);
 /* dx (+)= s (g dy - x s^2 mean(g dy x)); s as forward stored it. accumulate: dx +=.
  *   dx, dy, x act (2-D or 3-D); dx may be dy when not accumulating. */
 enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
@@ -96,11 +98,13 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                   const struct tensor *sin, bool inverse);
 
-/* Which keys a query sees in full precision (DESIGN of past-only quantization). Query i
- * sees key j <= i in full precision iff j > i - window or j < sink; window 0: none recent
- * (kv.past_only: false). */
+/* Which keys a query sees in full precision (past-only quantization). Query i sees key j <=
+ * i in full precision iff j > i - window, or j < sink, or chunk > 1 and j / chunk == i /
+ * chunk (prefill in chunks: a query's own chunk is not quantized yet); quantized otherwise.
+ * window 0 and chunk <= 1: none recent (kv.past_only: false). dev_attn_bwd wants chunk
+ * <= 1. */
 struct attn_mask {
-    int64_t window, sink;
+    int64_t window, sink, chunk;
 };
 
 /* Causal attention with grouped heads, head h of q using kv head h / (H/K):
@@ -119,9 +123,9 @@ enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tenso
                       const struct tensor *dv, const struct tensor *dkq,
                       const struct tensor *dvq, const struct tensor *dout,
                       const struct tensor *o, const struct tensor *lse,
-                      const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                      const struct tensor *kq, const struct tensor *vq,
-                      const struct attn_mask *mask, float scale);
+                      const struct tensor *q, const struct tensor *k,
+                      const struct tensor *v, const struct tensor *kq,
+                      const struct tensor *vq, const struct attn_mask *mask, float scale);
 
 /* --- MLP ---------------------------------------------------------------------------- */
 
@@ -150,8 +154,9 @@ enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tenso
                       int64_t group_size);
 /* da, db [N,n] from dw^ [N,C] F32 (straight through round and fp16; docs/method.md). */
 enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                     const struct tensor *dwq, const struct tensor *w, const struct tensor *a,
-                     const struct tensor *b, int bits, int64_t group_size);
+                     const struct tensor *dwq, const struct tensor *w,
+                     const struct tensor *a, const struct tensor *b, int bits,
+                     int64_t group_size);
 
 /* Two-dimensional KV fake quantization, dynamic per token and group of G channels inside a
  * head, with static per-channel smoothing s = exp(ls) and shift delta:
@@ -160,8 +165,8 @@ enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
                  const struct tensor *s, const struct tensor *delta, int bits,
                  int64_t group_size);
 /* dx (+)= ..., dls += dL/d(log s), ddelta += dL/d delta, from dxq. dx, dxq, x act [T,K,d];
- * dls, ddelta [K*d], both NULL to skip; dx may be dxq when not accumulating. The path through
- * h goes to the first channel that holds the group's max (min). */
+ * dls, ddelta [K*d], both NULL to skip; dx may be dxq when not accumulating. The path
+ * through h goes to the first channel that holds the group's max (min). */
 enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
                      const struct tensor *ddelta, const struct tensor *dxq,
                      const struct tensor *x, const struct tensor *s,
@@ -181,8 +186,9 @@ enum loss_kind { LOSS_MAE, LOSS_MSE };
 /* *loss (host, valid on return) = weight * mean |y - t| or weight * mean (y - t)^2;
  * dy (+)= its gradient (sign(0) = 0); dy NULL: loss only. y, dy F32 or act [R,C]; t act.
  * Sums in f64, fixed order. accumulate: dy += (F32 dy). */
-enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy, const struct tensor *y,
-                  const struct tensor *t, enum loss_kind kind, float weight, bool accumulate);
+enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
+                  const struct tensor *y, const struct tensor *t, enum loss_kind kind,
+                  float weight, bool accumulate);
 
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
@@ -197,7 +203,8 @@ enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x);
 
 /* --- model ends --------------------------------------------------------------------- */
 
-/* nll[r] = log sum_c exp(x[r,c]) - x[r, target[r]]; x act [R,V], target I32 [R], nll [R]. */
+/* nll[r] = log sum_c exp(x[r,c]) - x[r, target[r]]; x act [R,V], target I32 [R], nll [R].
+ */
 enum err dev_cross_entropy(struct dev *d, const struct tensor *nll, const struct tensor *x,
                            const struct tensor *target);
 
