@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Validation of an architecture's numbers, and the rotary tables. */
+#include "calib/model/arch.h"
+
+#include "kernels/tensor/qtensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+/* Far above any model of these families, and low enough that a product of three dims fits
+ * 63 bits. */
+#define MAX_DIM (INT64_C(1) << 20)
+
+static enum err check_dims(const struct arch *a)
+{
+    const struct {
+        const char *name;
+        int64_t value, max;
+    } dim[] = {
+        {"num_hidden_layers", a->n_layers, 4096},
+        {"hidden_size", a->d_model, MAX_DIM},
+        {"intermediate_size", a->d_ff, MAX_DIM},
+        {"num_attention_heads", a->n_heads, 4096},
+        {"num_key_value_heads", a->n_kv, 4096},
+        {"head_dim", a->head_dim, 4096},
+        {"vocab_size", a->vocab, INT64_C(1) << 24},
+        {"max_position_embeddings", a->max_positions, INT64_C(1) << 40},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(dim); i++)
+        FAIL_IF(dim[i].value < 1 || dim[i].value > dim[i].max, ERR_FORMAT,
+                "%s is %" PRId64 ", want 1 to %" PRId64, dim[i].name, dim[i].value,
+                dim[i].max);
+    FAIL_IF(a->n_heads % a->n_kv, ERR_FORMAT,
+            "num_attention_heads %" PRId64
+            " is not a multiple of num_key_value_heads %" PRId64,
+            a->n_heads, a->n_kv);
+    FAIL_IF(a->head_dim % 2, ERR_SUPPORT,
+            "head_dim is %" PRId64 ", the rotary embedding needs an even one", a->head_dim);
+    return OK;
+}
+
+static enum err check_rope(const struct arch *a)
+{
+    FAIL_IF(!(a->rope_theta > 1) || !isfinite(a->rope_theta), ERR_FORMAT,
+            "rope_theta is %g, want a number above 1", a->rope_theta);
+    if (a->rope == ROPE_DEFAULT)
+        return OK;
+    FAIL_IF(!(a->rope_factor >= 1) || !isfinite(a->rope_factor), ERR_FORMAT,
+            "rope scaling factor is %g, want a number of at least 1", a->rope_factor);
+    if (a->rope == ROPE_LINEAR)
+        return OK;
+    FAIL_IF(!(a->rope_low > 0) || !(a->rope_high > a->rope_low) || !isfinite(a->rope_high),
+            ERR_FORMAT,
+            "rope low_freq_factor is %g and high_freq_factor %g, want 0 < low < high",
+            a->rope_low, a->rope_high);
+    FAIL_IF(a->rope_original < 1, ERR_FORMAT,
+            "rope original_max_position_embeddings is %" PRId64 ", want at least 1",
+            a->rope_original);
+    return OK;
+}
+
+enum err arch_check(const struct arch *a)
+{
+    TRY(check_dims(a));
+    FAIL_IF(!(a->norm_eps > 0) || !(a->norm_eps < 1), ERR_FORMAT,
+            "rms_norm_eps is %g, want a number between 0 and 1", (double)a->norm_eps);
+    FAIL_IF(a->sliding_window < 0, ERR_FORMAT, "sliding_window is %" PRId64,
+            a->sliding_window);
+    return check_rope(a);
+}
+
+enum err arch_check_length(const struct arch *a, int64_t tokens)
+{
+    FAIL_IF(tokens < 1, ERR_USAGE, "a length of %" PRId64 " tokens; want at least 1",
+            tokens);
+    FAIL_IF(tokens > a->max_positions, ERR_SUPPORT,
+            "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
+            "; use a shorter length",
+            tokens, a->max_positions);
+    const bool sliding = a->sliding_window > 0 && a->sliding_from < a->n_layers;
+    FAIL_IF(sliding && tokens > a->sliding_window, ERR_SUPPORT,
+            "%" PRId64 " tokens are more than the model's sliding_window, %" PRId64
+            ": sliding-window attention is not supported; use a length within the window",
+            tokens, a->sliding_window);
+    return OK;
+}
+
+int64_t arch_out(const struct arch *a, int l)
+{
+    switch (l) {
+    case LIN_Q:
+        return a->n_heads * a->head_dim;
+    case LIN_K:
+    case LIN_V:
+        return a->n_kv * a->head_dim;
+    case LIN_GATE:
+    case LIN_UP:
+        return a->d_ff;
+    default:
+        return a->d_model;
+    }
+}
+
+int64_t arch_in(const struct arch *a, int l)
+{
+    switch (l) {
+    case LIN_O:
+        return a->n_heads * a->head_dim;
+    case LIN_DOWN:
+        return a->d_ff;
+    default:
+        return a->d_model;
+    }
+}
+
+int64_t arch_block_params(const struct arch *a)
+{
+    int64_t n = 0;
+    for (int l = 0; l < N_LIN; l++)
+        n += arch_out(a, l) * arch_in(a, l);
+    return n;
+}
+
+/* Llama 3: long wavelengths are stretched by factor, short ones kept, between them a linear
+ * blend in original / wavelength. */
+static double scale_llama3(const struct arch *a, double inv)
+{
+    const double turns = (double)a->rope_original * inv / (2 * M_PI);
+    if (turns > a->rope_high)
+        return inv;
+    if (turns < a->rope_low)
+        return inv / a->rope_factor;
+    const double s = (turns - a->rope_low) / (a->rope_high - a->rope_low);
+    return (1 - s) * inv / a->rope_factor + s * inv;
+}
+
+static double inv_freq(const struct arch *a, int64_t i)
+{
+    const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
+    switch (a->rope) {
+    case ROPE_LINEAR:
+        return inv / a->rope_factor;
+    case ROPE_LLAMA3:
+        return scale_llama3(a, inv);
+    default:
+        return inv;
+    }
+}
+
+void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
+{
+    const int64_t half = a->head_dim / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const double inv = inv_freq(a, i);
+        for (int64_t t = 0; t < T; t++) {
+            const double angle = (double)(first + t) * inv;
+            c[t * half + i] = (float)cos(angle);
+            s[t * half + i] = (float)sin(angle);
+        }
+    }
+}

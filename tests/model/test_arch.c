@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Architecture checks and rotary tables. The llama3 frequencies are those of Hugging Face's
+ * implementation for the two published models. */
+#include "calib/model/arch.h"
+#include "kernels/tensor/qtensor.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct arch small(void)
+{
+    return (struct arch){.family = ARCH_LLAMA,
+                         .model_type = "llama",
+                         .n_layers = 4,
+                         .d_model = 24,
+                         .d_ff = 40,
+                         .n_heads = 4,
+                         .n_kv = 2,
+                         .head_dim = 8,
+                         .vocab = 100,
+                         .max_positions = 2048,
+                         .norm_eps = 1e-5f,
+                         .rope_theta = 10000,
+                         .bos = 1,
+                         .sliding_from = 0};
+}
+
+static void good_one_passes(void **state)
+{
+    const struct arch a = small();
+    assert_int_equal(arch_check(&a), OK);
+    assert_int_equal(arch_check_length(&a, 2048), OK);
+}
+
+/* Wants error e whose sentence has the words. */
+static void refused(struct arch a, enum err e, const char *words)
+{
+    err_clear();
+    assert_int_equal(arch_check(&a), e);
+    if (!strstr(err_text(), words))
+        fail_msg("'%s' lacks '%s'", err_text(), words);
+    err_clear();
+}
+
+#define BAD(field, value, e, words)                                                        \
+    do {                                                                                   \
+        struct arch a = small();                                                           \
+        a.field = value;                                                                   \
+        refused(a, e, words);                                                              \
+    } while (0)
+
+static void bad_numbers_are_named(void **state)
+{
+    BAD(n_layers, 0, ERR_FORMAT, "num_hidden_layers is 0");
+    BAD(d_model, -1, ERR_FORMAT, "hidden_size is -1");
+    BAD(d_ff, INT64_MAX, ERR_FORMAT, "intermediate_size is 9223372036854775807");
+    BAD(n_kv, 3, ERR_FORMAT, "num_key_value_heads 3");
+    BAD(head_dim, 7, ERR_SUPPORT, "head_dim is 7");
+    BAD(vocab, 0, ERR_FORMAT, "vocab_size");
+    BAD(norm_eps, NAN, ERR_FORMAT, "rms_norm_eps");
+    BAD(rope_theta, NAN, ERR_FORMAT, "rope_theta");
+    BAD(rope_theta, 0, ERR_FORMAT, "rope_theta");
+    BAD(rope, ROPE_LINEAR, ERR_FORMAT, "factor is 0");
+    struct arch a = small();
+    a.rope = ROPE_LLAMA3;
+    a.rope_factor = 8;
+    a.rope_low = 4;
+    a.rope_high = 1;
+    refused(a, ERR_FORMAT, "low_freq_factor is 4");
+    a.rope_low = 1;
+    a.rope_high = 4;
+    refused(a, ERR_FORMAT, "original_max_position_embeddings is 0");
+}
+
+static void length_limits(void **state)
+{
+    struct arch a = small();
+    assert_int_equal(arch_check_length(&a, 2049), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "max_position_embeddings, 2048"));
+    err_clear();
+    assert_int_equal(arch_check_length(&a, 0), ERR_USAGE);
+    err_clear();
+    a.sliding_window = 100;
+    assert_int_equal(arch_check_length(&a, 100), OK);
+    assert_int_equal(arch_check_length(&a, 101), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "sliding_window, 100"));
+    err_clear();
+    a.sliding_from = 4; /* no layer slides */
+    assert_int_equal(arch_check_length(&a, 101), OK);
+}
+
+static void projections(void **state)
+{
+    const struct arch a = small();
+    const int64_t out[N_LIN] = {32, 16, 16, 24, 40, 40, 24};
+    const int64_t in[N_LIN] = {24, 24, 24, 32, 24, 24, 40};
+    int64_t params = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        assert_int_equal(arch_out(&a, l), out[l]);
+        assert_int_equal(arch_in(&a, l), in[l]);
+        params += out[l] * in[l];
+    }
+    assert_int_equal(arch_block_params(&a), params);
+}
+
+struct freq {
+    int i;
+    double inv;
+};
+
+/* Angle of frequency i at position 1 is the inverse frequency itself. */
+static void check_freqs(const struct arch *a, const struct freq *f, int n)
+{
+    float c[2][64], s[2][64];
+    const int64_t half = a->head_dim / 2;
+    arch_rope_table(a, 0, 2, &c[0][0], &s[0][0]);
+    const float *c1 = &c[0][0] + half, *s1 = &s[0][0] + half;
+    for (int j = 0; j < n; j++) {
+        const int i = f[j].i;
+        assert_true(s[0][0] == 0 && c[0][0] == 1);
+        const bool pass = fabs(s1[i] - sin(f[j].inv)) <= 1e-6 * fabs(f[j].inv) &&
+                          fabs(c1[i] - cos(f[j].inv)) <= 1e-7;
+        if (!pass)
+            fail_msg("frequency %d: sin %.9g, want that of %.9g", i, (double)s1[i],
+                     f[j].inv);
+    }
+}
+
+static void llama3_scaling(void **state)
+{
+    struct arch a = small();
+    a.rope = ROPE_LLAMA3;
+    a.rope_theta = 500000;
+    a.rope_low = 1;
+    a.rope_high = 4;
+    a.rope_original = 8192;
+    a.rope_factor = 8; /* LLaMA-3.1-8B */
+    a.head_dim = 128;
+    const struct freq big[] = {{0, 1},
+                               {28, 0.00321144599},
+                               {29, 0.00216657076},
+                               {30, 0.00137189357},
+                               {32, 0.000524846161},
+                               {34, 0.000178507813},
+                               {35, 9.55621235e-05},
+                               {63, 3.06892599e-07}};
+    check_freqs(&a, big, ARRAY_LEN(big));
+    a.rope_factor = 32; /* LLaMA-3.2-1B */
+    a.head_dim = 64;
+    const struct freq tiny[] = {{14, 0.00321144599},  {15, 0.00129054793},
+                                {16, 0.000429556797}, {17, 9.7082878e-05},
+                                {18, 1.94616382e-05}, {31, 9.41830673e-08}};
+    check_freqs(&a, tiny, ARRAY_LEN(tiny));
+}
+
+static void plain_and_linear(void **state)
+{
+    struct arch a = small();
+    float c[3][4], s[3][4];
+    arch_rope_table(&a, 5, 3, &c[0][0], &s[0][0]);
+    for (int t = 0; t < 3; t++)
+        for (int i = 0; i < 4; i++) {
+            const double angle = (5 + t) * pow(10, -i);
+            const bool pass =
+                fabs(c[t][i] - cos(angle)) <= 1e-7 && fabs(s[t][i] - sin(angle)) <= 1e-7;
+            assert_true(pass);
+        }
+    a.rope = ROPE_LINEAR;
+    a.rope_factor = 4;
+    arch_rope_table(&a, 5, 1, &c[0][0], &s[0][0]);
+    const bool pass = fabs(s[0][0] - sin(1.25)) <= 1e-7;
+    assert_true(pass);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(good_one_passes), cmocka_unit_test(bad_numbers_are_named),
+        cmocka_unit_test(length_limits),   cmocka_unit_test(projections),
+        cmocka_unit_test(llama3_scaling),  cmocka_unit_test(plain_and_linear),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
