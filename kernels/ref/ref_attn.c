@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Rotary embedding (Su et al. 2021) and causal attention with grouped heads, where each
+ * pair of query and key is either in full precision or quantized. */
+#include "kernels/ref/ref.h"
+
+#include "kernels/base/mem.h"
+
+#include <math.h>
+
+static void ref_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
+                     const struct tensor *sin, bool inverse)
+{
+    const int64_t H = x->dim[1], half = x->dim[2] / 2;
+    for (int64_t t = 0; t < x->dim[0]; t++)
+        for (int64_t h = 0; h < H; h++)
+            for (int64_t c = 0; c < half; c++) {
+                const int64_t at = t * x->ld + 2 * h * half + c;
+                const double x1 = (double)ref_get(x, at),
+                             x2 = (double)ref_get(x, at + half);
+                const double cs = (double)ref_get(cos, t * cos->ld + c);
+                const double sn =
+                    (double)ref_get(sin, t * sin->ld + c) * (inverse ? -1 : 1);
+                ref_set(x, at, x1 * cs - x2 * sn);
+                ref_set(x, at + half, x2 * cs + x1 * sn);
+            }
+}
+
+/* The inputs of one attention, and where head h of token t starts. */
+struct attn {
+    const struct tensor *q, *k, *v, *kq, *vq;
+    const struct attn_mask *mask;
+    double scale;
+    int64_t T, H, K, d;
+};
+
+static struct attn attn_of(const struct tensor *q, const struct tensor *k,
+                           const struct tensor *v, const struct tensor *kq,
+                           const struct tensor *vq, const struct attn_mask *mask,
+                           float scale)
+{
+    return (struct attn){q,         k,         v,         kq,       vq, mask, (double)scale,
+                         q->dim[0], q->dim[1], k->dim[1], q->dim[2]};
+}
+
+static int64_t head_at(const struct tensor *x, int64_t t, int64_t h)
+{
+    return t * x->ld + h * x->dim[2];
+}
+
+static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
+                  int64_t b_at, int64_t n)
+{
+    double sum = 0;
+    for (int64_t c = 0; c < n; c++)
+        sum += (double)ref_get(a, a_at + c) * (double)ref_get(b, b_at + c);
+    return sum;
+}
+
+/* Whether query i meets key j in its quantized form. */
+static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
+{
+    return a->kq && !(j > i - a->mask->window || j < a->mask->sink);
+}
+
+static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
+{
+    const struct tensor *k = is_quantized(a, i, j) ? a->kq : a->k;
+    return a->scale *
+           dot(a->q, head_at(a->q, i, h), k, head_at(k, j, h / (a->H / a->K)), a->d);
+}
+
+/* One query of one head. S has room for its scores, acc for d sums. */
+static void attend(const struct attn *a, const struct tensor *o, const struct tensor *lse,
+                   int64_t h, int64_t i, double *S, double *acc)
+{
+    double max = -INFINITY, sum = 0;
+    for (int64_t j = 0; j <= i; j++) {
+        S[j] = score(a, h, i, j);
+        max = fmax(max, S[j]);
+    }
+    for (int64_t c = 0; c < a->d; c++)
+        acc[c] = 0;
+    for (int64_t j = 0; j <= i; j++) {
+        const struct tensor *v = is_quantized(a, i, j) ? a->vq : a->v;
+        const int64_t v_j = head_at(v, j, h / (a->H / a->K));
+        const double e = exp(S[j] - max);
+        sum += e;
+        for (int64_t c = 0; c < a->d; c++)
+            acc[c] += e * (double)ref_get(v, v_j + c);
+    }
+    for (int64_t c = 0; c < a->d; c++)
+        ref_set(o, head_at(o, i, h) + c, acc[c] / sum);
+    ref_set(lse, h * a->T + i, max + log(sum));
+}
+
+static void ref_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
+                     const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                     const struct tensor *kq, const struct tensor *vq,
+                     const struct attn_mask *mask, float scale)
+{
+    const struct attn a = attn_of(q, k, v, kq, vq, mask, scale);
+    double *S = NULL;
+    if (mem_alloc(&S, (size_t)(a.T + a.d), sizeof(*S))) {
+        dev_fail(d, ERR_MEMORY, "attn: no memory for %lld scores", (long long)a.T);
+        return;
+    }
+    for (int64_t h = 0; h < a.H; h++)
+        for (int64_t i = 0; i < a.T; i++)
+            attend(&a, o, lse, h, i, S, S + a.T);
+    mem_free(S);
+}
+
+/* What backward needs beside the inputs. */
+struct attn_grad {
+    struct attn a;
+    const struct tensor *dout, *o, *lse;
+};
+
+/* P_ij and dS_ij = P_ij (dP_ij - D_i), dP_ij = dout_i . v'_j, D_i = dout_i . o_i. */
+static void pair_grad(const struct attn_grad *g, int64_t h, int64_t i, int64_t j,
+                      double D_i, double *P, double *dS)
+{
+    const struct attn *a = &g->a;
+    const struct tensor *v = is_quantized(a, i, j) ? a->vq : a->v;
+    const double dP =
+        dot(g->dout, head_at(g->dout, i, h), v, head_at(v, j, h / (a->H / a->K)), a->d);
+    *P = exp(score(a, h, i, j) - (double)ref_get(g->lse, h * a->T + i));
+    *dS = *P * (dP - D_i);
+}
+
+static double row_dot(const struct attn_grad *g, int64_t h, int64_t i)
+{
+    return dot(g->dout, head_at(g->dout, i, h), g->o, head_at(g->o, i, h), g->a.d);
+}
+
+/* dq_i = scale sum_j dS_ij k'_j */
+static void query_grad(const struct attn_grad *g, const struct tensor *dq, int64_t h,
+                       int64_t i, double *acc)
+{
+    const struct attn *a = &g->a;
+    const double D_i = row_dot(g, h, i);
+    for (int64_t c = 0; c < a->d; c++)
+        acc[c] = 0;
+    for (int64_t j = 0; j <= i; j++) {
+        double P, dS;
+        pair_grad(g, h, i, j, D_i, &P, &dS);
+        const struct tensor *k = is_quantized(a, i, j) ? a->kq : a->k;
+        const int64_t k_j = head_at(k, j, h / (a->H / a->K));
+        for (int64_t c = 0; c < a->d; c++)
+            acc[c] += dS * (double)ref_get(k, k_j + c);
+    }
+    for (int64_t c = 0; c < a->d; c++)
+        ref_set(dq, head_at(dq, i, h) + c, a->scale * acc[c]);
+}
+
+/* dk'_j = scale sum_i dS_ij q_i, dv'_j = sum_i P_ij dout_i, over the queries of all heads
+ * that share kv head `kv`, each pair's share going to the form of the key that it met. acc:
+ * [dk, dv, dkq, dvq][d]. D: [H][T] D_i. */
+static void key_grad(const struct attn_grad *g, int64_t kv, int64_t j, const double *D,
+                     double *acc)
+{
+    const struct attn *a = &g->a;
+    const int64_t rep = a->H / a->K, d = a->d;
+    for (int64_t c = 0; c < 4 * d; c++)
+        acc[c] = 0;
+    for (int64_t h = kv * rep; h < (kv + 1) * rep; h++)
+        for (int64_t i = j; i < a->T; i++) {
+            double P, dS;
+            pair_grad(g, h, i, j, D[h * a->T + i], &P, &dS);
+            double *dk = acc + (is_quantized(a, i, j) ? 2 * d : 0), *dv = dk + d;
+            const int64_t q_i = head_at(a->q, i, h), do_i = head_at(g->dout, i, h);
+            for (int64_t c = 0; c < d; c++) {
+                dk[c] += a->scale * dS * (double)ref_get(a->q, q_i + c);
+                dv[c] += P * (double)ref_get(g->dout, do_i + c);
+            }
+        }
+}
+
+static void put_head(const struct tensor *x, int64_t t, int64_t h, const double *from)
+{
+    for (int64_t c = 0; x && c < x->dim[2]; c++)
+        ref_set(x, head_at(x, t, h) + c, from[c]);
+}
+
+static void ref_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
+                         const struct tensor *dv, const struct tensor *dkq,
+                         const struct tensor *dvq, const struct tensor *dout,
+                         const struct tensor *o, const struct tensor *lse,
+                         const struct tensor *q, const struct tensor *k,
+                         const struct tensor *v, const struct tensor *kq,
+                         const struct tensor *vq, const struct attn_mask *mask, float scale)
+{
+    const struct attn_grad g = {attn_of(q, k, v, kq, vq, mask, scale), dout, o, lse};
+    const int64_t T = g.a.T, H = g.a.H, n = g.a.d;
+    double *D = NULL;
+    if (mem_alloc(&D, (size_t)(H * T + 4 * n), sizeof(*D))) {
+        dev_fail(d, ERR_MEMORY, "attn_bwd: no memory for %lld sums", (long long)(H * T));
+        return;
+    }
+    double *acc = D + H * T;
+    for (int64_t h = 0; h < H; h++)
+        for (int64_t i = 0; i < T; i++) {
+            D[h * T + i] = row_dot(&g, h, i);
+            query_grad(&g, dq, h, i, acc);
+        }
+    for (int64_t kv = 0; kv < g.a.K; kv++)
+        for (int64_t j = 0; j < T; j++) {
+            key_grad(&g, kv, j, D, acc);
+            put_head(dk, j, kv, acc);
+            put_head(dv, j, kv, acc + n);
+            put_head(dkq, j, kv, acc + 2 * n);
+            put_head(dvq, j, kv, acc + 3 * n);
+        }
+    mem_free(D);
+}
+
+void ref_fill_attn(struct dev_ops *o)
+{
+    o->rope = ref_rope;
+    o->attn = ref_attn;
+    o->attn_bwd = ref_attn_bwd;
+}

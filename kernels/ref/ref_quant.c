@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Fake quantization of weights (learnable clipping) and of the KV cache. The values are
+ * kernels/tensor/quant.h's, one f32 operation after the other; the gradients follow
+ * docs/method.md, straight through round and fp16, in f64. */
+#include "kernels/ref/ref.h"
+
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <math.h>
+
+/* sigma(x[r,g]), 1 without x. */
+static float sigmoid_at(const struct tensor *x, int64_t r, int64_t g)
+{
+    if (!x)
+        return 1;
+    return (float)(1 / (1 + exp(-(double)ref_get(x, r * x->ld + g))));
+}
+
+/* One group: columns [begin, end) of row r, its range before clipping, and what came out.
+ */
+struct wgroup {
+    int64_t r, g, begin, end;
+    float min, max, gamma, beta, lo, hi, h;
+    uint16_t scale;
+    uint8_t z;
+};
+
+static struct wgroup weight_group(const struct tensor *w, const struct tensor *a,
+                                  const struct tensor *b, int64_t r, int64_t g, int64_t G,
+                                  int bits)
+{
+    struct wgroup k = {.r = r, .g = g, .begin = g * G, .end = (g + 1) * G};
+    if (k.end > w->dim[1])
+        k.end = w->dim[1];
+    for (int64_t c = k.begin; c < k.end; c++) {
+        k.min = fminf(k.min, ref_get(w, r * w->ld + c));
+        k.max = fmaxf(k.max, ref_get(w, r * w->ld + c));
+    }
+    k.gamma = sigmoid_at(a, r, g);
+    k.beta = sigmoid_at(b, r, g);
+    k.lo = k.beta * k.min;
+    k.hi = k.gamma * k.max;
+    k.scale = quant_weight_scale(k.lo, k.hi, bits);
+    k.h = f16_to_f32(k.scale);
+    k.z = quant_weight_zero(k.lo, k.h, bits);
+    return k;
+}
+
+static void apply_group(const struct tensor *wq, const struct tensor *w, int64_t r,
+                        int64_t begin, int64_t end, float h, uint8_t z, int bits)
+{
+    for (int64_t c = begin; c < end; c++) {
+        const uint8_t q = quant_weight_code(ref_get(w, r * w->ld + c), h, z, bits);
+        ref_set(wq, r * wq->ld + c, (double)quant_weight_value(q, z, h));
+    }
+}
+
+static int64_t columns_of(const struct tensor *w, int64_t group_size)
+{
+    return group_size ? group_size : w->dim[1];
+}
+
+static void ref_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                    const struct tensor *zeros, const struct tensor *w,
+                    const struct tensor *a, const struct tensor *b, int bits,
+                    int64_t group_size)
+{
+    const int64_t G = columns_of(w, group_size);
+    for (int64_t r = 0; r < w->dim[0]; r++)
+        for (int64_t g = 0; g * G < w->dim[1]; g++) {
+            const struct wgroup k = weight_group(w, a, b, r, g, G, bits);
+            ((uint16_t *)scales->data)[r * scales->ld + g] = k.scale;
+            ((uint8_t *)zeros->data)[r * zeros->ld + g] = k.z;
+            if (wq)
+                apply_group(wq, w, r, k.begin, k.end, k.h, k.z, bits);
+        }
+}
+
+static void ref_wq_apply(struct dev *d, const struct tensor *wq,
+                         const struct tensor *scales, const struct tensor *zeros,
+                         const struct tensor *w, int bits, int64_t group_size)
+{
+    const int64_t G = columns_of(w, group_size), C = w->dim[1];
+    for (int64_t r = 0; r < w->dim[0]; r++)
+        for (int64_t g = 0; g * G < C; g++) {
+            const float h =
+                f16_to_f32(((const uint16_t *)scales->data)[r * scales->ld + g]);
+            const uint8_t z = ((const uint8_t *)zeros->data)[r * zeros->ld + g];
+            apply_group(wq, w, r, g * G, (g + 1) * G < C ? (g + 1) * G : C, h, z, bits);
+        }
+}
+
+/* dL/dh at fixed z, and dL/dz, of one group. */
+static void group_grads(const struct wgroup *k, const struct tensor *dwq,
+                        const struct tensor *w, int bits, double *dh, double *dz)
+{
+    const double Q = (double)((1 << bits) - 1), z = (double)k->z, h = (double)k->h;
+    *dh = *dz = 0;
+    for (int64_t c = k->begin; c < k->end; c++) {
+        const float u = ref_get(w, k->r * w->ld + c) / k->h;
+        const double round = (double)rintf(u), g = (double)ref_get(dwq, k->r * dwq->ld + c);
+        if (round + z > Q || round + z < 0) {
+            *dh += g * ((round + z > Q ? Q : 0) - z);
+            *dz -= g * h;
+        } else {
+            *dh += g * (round - (double)u);
+        }
+    }
+}
+
+static void ref_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
+                        const struct tensor *dwq, const struct tensor *w,
+                        const struct tensor *a, const struct tensor *b, int bits,
+                        int64_t group_size)
+{
+    const int64_t G = columns_of(w, group_size);
+    const float Q = (float)((1 << bits) - 1);
+    for (int64_t r = 0; r < w->dim[0]; r++)
+        for (int64_t g = 0; g * G < w->dim[1]; g++) {
+            const struct wgroup k = weight_group(w, a, b, r, g, G, bits);
+            const float raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
+            const double h = (double)k.h;
+            double dh, dz, dlo = 0, dhi = 0;
+            group_grads(&k, dwq, w, bits, &dh, &dz);
+            if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
+                dh += dz * (double)k.lo / (h * h);
+                dlo -= dz / h;
+            }
+            if (raw >= QUANT_TINY && raw <= QUANT_SCALE_MAX) {
+                dhi += dh / (double)Q;
+                dlo -= dh / (double)Q;
+            }
+            const double gamma = (double)k.gamma, beta = (double)k.beta;
+            ref_set(da, r * da->ld + g, dhi * (double)k.max * gamma * (1 - gamma));
+            ref_set(db, r * db->ld + g, dlo * (double)k.min * beta * (1 - beta));
+        }
+}
+
+/* --- KV ---------------------------------------------------------------------------------
+ */
+
+/* A group of channels [begin, end) of token t; channels count through the heads. */
+struct kvgroup {
+    int64_t t, begin, end, at_min,
+        at_max; /* first channel that holds the minimum, maximum */
+    float h, m;
+};
+
+static float channel(const struct tensor *x, int64_t c, float none)
+{
+    return x ? ref_get(x, c) : none;
+}
+
+/* x~ of channel c */
+static float smoothed(const struct tensor *x, const struct tensor *s,
+                      const struct tensor *delta, int64_t t, int64_t c)
+{
+    return quant_kv_in(ref_get(x, t * x->ld + c), channel(s, c, 1), channel(delta, c, 0));
+}
+
+static struct kvgroup kv_group_of(const struct tensor *x, const struct tensor *s,
+                                  const struct tensor *delta, int64_t t, int64_t begin,
+                                  int64_t end, int bits)
+{
+    struct kvgroup k = {
+        .t = t, .begin = begin, .end = end, .at_min = begin, .at_max = begin};
+    float mn = smoothed(x, s, delta, t, begin), mx = mn;
+    for (int64_t c = begin + 1; c < end; c++) {
+        const float xt = smoothed(x, s, delta, t, c);
+        if (xt < mn) {
+            mn = xt;
+            k.at_min = c;
+        }
+        if (xt > mx) {
+            mx = xt;
+            k.at_max = c;
+        }
+    }
+    k.h = f16_to_f32(quant_kv_scale(mn, mx, bits));
+    k.m = f16_round(mn);
+    return k;
+}
+
+/* End of the group that starts at channel c: within its head. */
+static int64_t group_end(const struct tensor *x, int64_t group_size, int64_t c)
+{
+    const int64_t d = x->dim[2], head_end = c / d * d + d;
+    const int64_t end = c + kv_group(d, group_size);
+    return end < head_end ? end : head_end;
+}
+
+static void ref_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                    const struct tensor *s, const struct tensor *delta, int bits,
+                    int64_t group_size)
+{
+    for (int64_t t = 0; t < x->dim[0]; t++)
+        for (int64_t c = 0, end; c < ref_width(x); c = end) {
+            end = group_end(x, group_size, c);
+            const struct kvgroup k = kv_group_of(x, s, delta, t, c, end, bits);
+            for (int64_t i = c; i < end; i++) {
+                const uint8_t q =
+                    quant_kv_code(smoothed(x, s, delta, t, i), k.h, k.m, bits);
+                ref_set(xq, t * xq->ld + i,
+                        (double)quant_kv_out(q, k.h, k.m, channel(s, i, 1),
+                                             channel(delta, i, 0)));
+            }
+        }
+}
+
+struct kv_grad {
+    const struct tensor *dx, *dxq, *x, *s, *delta;
+    double *dls, *ddelta; /* NULL to skip */
+    int bits;
+    bool accumulate;
+};
+
+/* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
+ * path through h: dL/dh / Q and its negative. */
+static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
+{
+    const double Q = (double)((1 << p->bits) - 1), h = (double)k->h, m = (double)k->m;
+    double dh = 0;
+    for (int64_t c = k->begin; c < k->end; c++) {
+        const float xt = smoothed(p->x, p->s, p->delta, k->t, c);
+        const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
+        const double e =
+            (double)channel(p->s, c, 1) * (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
+        if (h > 0)
+            dh += e * (q - ((double)xt - m) / h);
+    }
+    if (!(k->h < QUANT_SCALE_MAX)) /* h is clamped */
+        dh = 0;
+    for (int64_t c = k->begin; c < k->end; c++) {
+        const double s = (double)channel(p->s, c, 1);
+        const double g = (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
+        const float xt = smoothed(p->x, p->s, p->delta, k->t, c);
+        const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
+        double gt = s * g;
+        gt += c == k->at_max ? dh / Q : 0;
+        gt -= c == k->at_min ? dh / Q : 0;
+        ref_put(p->dx, k->t * p->dx->ld + c, gt / s, p->accumulate);
+        if (p->dls) {
+            p->dls[c] += s * g * (m + h * q) - gt * (double)xt;
+            p->ddelta[c] += g - gt / s;
+        }
+    }
+}
+
+static void ref_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
+                        const struct tensor *ddelta, const struct tensor *dxq,
+                        const struct tensor *x, const struct tensor *s,
+                        const struct tensor *delta, int bits, int64_t group_size,
+                        bool accumulate)
+{
+    const int64_t C = ref_width(x);
+    double *sums = NULL;
+    if (dls && mem_calloc(&sums, 2 * (size_t)C, sizeof(*sums))) {
+        dev_fail(d, ERR_MEMORY, "kvq_bwd: no memory for %lld channels", (long long)C);
+        return;
+    }
+    const struct kv_grad p = {dx,   dxq,       x, s, delta, sums, sums ? sums + C : NULL,
+                              bits, accumulate};
+    for (int64_t t = 0; t < x->dim[0]; t++)
+        for (int64_t c = 0, end; c < C; c = end) {
+            end = group_end(x, group_size, c);
+            const struct kvgroup k = kv_group_of(x, s, delta, t, c, end, bits);
+            kv_group_grad(&p, &k);
+        }
+    for (int64_t c = 0; dls && c < C; c++) {
+        ref_put(dls, c, p.dls[c], true);
+        ref_put(ddelta, c, p.ddelta[c], true);
+    }
+    mem_free(sums);
+}
+
+static void ref_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
+                           const struct tensor *x)
+{
+    for (int64_t r = 0; r < x->dim[0]; r++)
+        for (int64_t c = 0; c < ref_width(x); c++) {
+            const float v = ref_get(x, r * x->ld + c);
+            if (v < ref_get(mn, c))
+                ref_set(mn, c, (double)v);
+            if (v > ref_get(mx, c))
+                ref_set(mx, c, (double)v);
+        }
+}
+
+static void ref_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
+{
+    for (int64_t c = 0; c < tensor_count(ls); c++)
+        ref_set(s, c, exp((double)ref_get(ls, c)));
+}
+
+void ref_fill_quant(struct dev_ops *o)
+{
+    o->lwc = ref_lwc;
+    o->wq_apply = ref_wq_apply;
+    o->lwc_bwd = ref_lwc_bwd;
+    o->kvq = ref_kvq;
+    o->kvq_bwd = ref_kvq_bwd;
+    o->col_minmax = ref_col_minmax;
+    o->exp = ref_exp;
+}

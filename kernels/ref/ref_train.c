@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Losses, AdamW (Loshchilov, Hutter 2019), and the checks around training. */
+#include "kernels/ref/ref.h"
+
+#include <math.h>
+
+static double ref_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
+                       const struct tensor *t, enum loss_kind kind, float weight,
+                       bool accumulate)
+{
+    const int64_t R = y->dim[0], C = y->dim[1];
+    const double k = (double)weight / ((double)R * (double)C);
+    double sum = 0;
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t c = 0; c < C; c++) {
+            const double e =
+                (double)ref_get(y, r * y->ld + c) - (double)ref_get(t, r * t->ld + c);
+            sum += kind == LOSS_MAE ? fabs(e) : e * e;
+            if (dy)
+                ref_put(dy, r * dy->ld + c,
+                        kind == LOSS_MAE ? k * ((e > 0) - (e < 0)) : 2 * k * e, accumulate);
+        }
+    return k * sum;
+}
+
+static void ref_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
+                      const struct tensor *m, const struct tensor *v, const struct adamw *o)
+{
+    const double b1 = (double)o->beta1, b2 = (double)o->beta2;
+    const double fix1 = 1 - pow(b1, (double)o->step), fix2 = 1 - pow(b2, (double)o->step);
+    for (int64_t i = 0; i < tensor_count(p); i++) {
+        const double g_i = (double)ref_get(g, i), p_i = (double)ref_get(p, i);
+        const double m_i = b1 * (double)ref_get(m, i) + (1 - b1) * g_i;
+        const double v_i = b2 * (double)ref_get(v, i) + (1 - b2) * g_i * g_i;
+        ref_set(m, i, m_i);
+        ref_set(v, i, v_i);
+        const double step = m_i / fix1 / (sqrt(v_i / fix2) + (double)o->eps);
+        ref_set(p, i, p_i - (double)o->lr * (step + (double)o->weight_decay * p_i));
+    }
+}
+
+static bool ref_all_finite(struct dev *d, const struct tensor *x)
+{
+    const int64_t rows = x->n_dims == 1 ? 1 : x->dim[0];
+    const int64_t cols = x->n_dims == 1 ? x->dim[0] : ref_width(x);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++)
+            if (!isfinite(ref_get(x, r * x->ld + c)))
+                return false;
+    return true;
+}
+
+static void ref_cross_entropy(struct dev *d, const struct tensor *nll,
+                              const struct tensor *x, const struct tensor *target)
+{
+    for (int64_t r = 0; r < x->dim[0]; r++) {
+        const int64_t x_r = r * x->ld;
+        double max = -INFINITY, sum = 0;
+        for (int64_t c = 0; c < x->dim[1]; c++)
+            max = fmax(max, (double)ref_get(x, x_r + c));
+        for (int64_t c = 0; c < x->dim[1]; c++)
+            sum += exp((double)ref_get(x, x_r + c) - max);
+        const int32_t c = ((const int32_t *)target->data)[r];
+        ref_set(nll, r, max + log(sum) - (double)ref_get(x, x_r + c));
+    }
+}
+
+void ref_fill_train(struct dev_ops *o)
+{
+    o->loss = ref_loss;
+    o->adamw = ref_adamw;
+    o->all_finite = ref_all_finite;
+    o->cross_entropy = ref_cross_entropy;
+}
