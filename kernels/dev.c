@@ -379,8 +379,8 @@ static bool bits_ok(int bits)
 static bool grouped(const struct tensor *x, const struct tensor *w, int64_t group_size,
                     enum dtype t)
 {
-    return x && x->data && x->dtype == t &&
-           tensor_count(x) == w->dim[0] * weight_groups(w->dim[1], group_size);
+    return x && x->data && x->dtype == t && is_2d(x) && x->dim[0] == w->dim[0] &&
+           x->dim[1] == weight_groups(w->dim[1], group_size);
 }
 
 enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The reference operations: the definition of each. Signatures as in kernels/dev_ops.h,
- * contracts as in kernels/dev.h. Plain loops, f64 accumulation. */
+ * contracts as in kernels/dev.h. Plain loops, f64 accumulation; attention and the KV
+ * gradient take working memory for the length of a call. */
 #ifndef WKVQ_REF_H
 #define WKVQ_REF_H
 

@@ -60,7 +60,9 @@ static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
 /* Whether query i meets key j in its quantized form. */
 static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 {
-    return a->kq && !(j > i - a->mask->window || j < a->mask->sink);
+    if (!a->kq || j > i - a->mask->window || j < a->mask->sink)
+        return false;
+    return a->mask->chunk <= 1 || j / a->mask->chunk != i / a->mask->chunk;
 }
 
 static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)

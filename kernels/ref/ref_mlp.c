@@ -22,8 +22,8 @@ static void ref_silu_gate(struct dev *d, const struct tensor *y, const struct te
 }
 
 /* y = silu(g) u, silu'(g) = sig(g) (1 + g (1 - sig(g))). */
-static void ref_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
-                              const struct tensor *gu)
+static void ref_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
+                              const struct tensor *dy, const struct tensor *gu)
 {
     const int64_t F = dy->dim[1];
     for (int64_t r = 0; r < dy->dim[0]; r++)

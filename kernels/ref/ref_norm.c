@@ -39,7 +39,8 @@ static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tens
         const double s_r = 1 / sqrt(sum / (double)C + (double)eps);
         ref_set(s, r, s_r);
         for (int64_t c = 0; c < C; c++)
-            ref_set(y, y_r + c, (double)ref_get(from, x_r + c) * s_r * (double)ref_get(g, c));
+            ref_set(y, y_r + c,
+                    (double)ref_get(from, x_r + c) * s_r * (double)ref_get(g, c));
     }
 }
 
