@@ -9,28 +9,34 @@
 
 #include "calib/model/weights.h"
 
-/* Every activation kept for backward, sized once for T tokens; act is F32 or BF16. */
+/* Every activation kept for backward, sized once for T tokens; act is F32 or BF16. One
+ * allocation. Backward consumes them: one backward a forward. */
 struct block_acts {
     struct dev *dev;
+    void *memory;
     int64_t T;
     enum dtype act;
-    struct tensor x;         /* [T,D] F32 residual in: a view set by block_forward */
-    struct tensor n1, s1;    /* [T,D] act, [T] */
-    struct tensor qkv_raw;   /* [T,(H+2K)d] act before q/k norm; only with qk_norm */
-    struct tensor sq, sk;    /* [T*H], [T*K]: only with qk_norm */
-    struct tensor qkv;       /* [T,(H+2K)d] act, q and k rotated */
-    struct tensor k_pre;     /* [T,K*d] act, key before rope; only for pre-rope KV */
-    struct tensor kq, vq;    /* [T,K*d] act, fake-quantized; only for the quantized block */
-    struct tensor o, lse;    /* [T,H*d] act, [H,T] */
+    struct tensor x;      /* [T,D] F32 residual in: a view set by block_forward */
+    struct tensor n1, s1; /* [T,D] act, [T] */
+    struct tensor
+        qkv_raw;          /* [T,(H+K)d] act, q and k before their norm; only with qk_norm */
+    struct tensor sq, sk; /* [T*H], [T*K]: only with qk_norm */
+    struct tensor qkv;    /* [T,(H+2K)d] act, q and k rotated */
+    struct tensor k_pre;  /* [T,K*d] act, key before rope; only for pre-rope KV */
+    struct tensor kq, vq; /* [T,K*d] act, fake-quantized; only for the quantized block */
+    struct tensor o, lse; /* [T,H*d] act, [H,T] */
     struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
     struct tensor gu, m;     /* [T,2F] act, [T,F] act */
-    struct tensor cos, sin; /* [T,d/2] F32, shared by all blocks of a run: borrowed views */
+    struct tensor cos, sin;  /* [T,d/2] F32, shared by all blocks of a run: borrowed views,
+                                set by the caller after block_acts_alloc */
 };
 
 /* How the block's KV cache is quantized; NULL in block_forward: not at all. */
 struct block_kv {
     struct kv_spec spec;
-    struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32 */
+    struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32; data NULL: 1 and 0 */
+    int64_t chunk; /* prefill chunk in evaluation, as struct attn_mask has it; no backward
+                      above 1 */
 };
 
 /* Gradients of the quantized block. Any data may be NULL: not wanted. */
@@ -41,11 +47,16 @@ struct block_grads {
 
 struct block_scratch; /* device buffers of forward and backward, shared by all blocks */
 
+/* Rotary tables of positions 0 .. T - 1 on d; release with dev_free(d, cos->data). */
+enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
+                          const struct arch *a, int64_t T);
+
+/* An upper bound: quantized counts kq, vq and k_pre. */
 size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized);
-/* quantized: with kq, vq (and k_pre when kv says pre-rope). */
+/* kv not NULL and below 16 bits: with kq, vq (and k_pre when it says pre-rope). */
 enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
                           int64_t T, enum dtype act, const struct kv_spec *kv);
-void block_acts_free(struct block_acts *acts);
+void block_acts_free(struct block_acts *acts); /* accepts a zeroed one */
 
 enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,
                             int64_t T, enum dtype act);

@@ -13,16 +13,16 @@
 enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
                      const int32_t *ids);
 
-/* How a simulated run quantizes block i: fill q and return true, or false for full
- * precision. Scales and zeros apply to weights, s and delta to the cache; spec bits of 16
- * leave either alone. q is borrowed until the next call. */
+/* How a simulated run quantizes block i; *q = NULL: full precision. Scales and zeros apply
+ * to weights, s and delta to the cache; spec bits of 16 leave either alone. q is borrowed
+ * until the next call. */
 struct model_quant {
     void *ctx;
     enum err (*block)(void *ctx, int64_t i, const struct block_quant **q);
 };
 
-/* Called for every window when its last hidden states are normalized: logits are computed
- * for rows [first_row, first_row + rows) at a time to bound memory. */
+/* One run of the model over windows of T tokens. Logits are computed for a bounded number
+ * of rows at a time. */
 struct model_run {
     struct dev *dev;
     const struct arch *arch;
@@ -44,9 +44,10 @@ enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_w
 enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
                    int64_t T, float *nll);
 
-/* K^ and V^ of one window as the simulation sees them, for the worst-head cosines of
- * verification: k, v host [n_layers][T][K*d] F32, full precision (quant ignored) or
- * fake-quantized; either pointer may be NULL. */
+/* Keys and values of one window as attention sees them (rotated), for the worst-head
+ * cosines of verification: k, v host [n_layers][T][K*d] F32. K^ and V^ where r->quant
+ * quantizes a block's cache (hidden states then follow r->chunk), K and V elsewhere. Either
+ * may be NULL. */
 enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, float *k,
                   float *v);
 

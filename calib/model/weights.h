@@ -38,18 +38,23 @@ struct model_source {
  * [(H+2K)d, D], gate over up in wgu [2F, D]: fewer, larger products. */
 struct block_weights {
     struct dev *dev;
+    void *memory;                       /* one allocation */
     struct tensor wqkv, wo, wgu, wdown; /* act type */
     struct tensor norm1, norm2;         /* [D] F32 */
     struct tensor bqkv, bo;             /* F32, data NULL if none */
     struct tensor q_norm, k_norm;       /* [d] F32, data NULL if none */
 };
 
+/* The rows of projection l in wqkv, wo, wgu or wdown. */
+struct tensor block_weights_lin(const struct block_weights *w, const struct arch *a, int l);
+
 /* Device memory of one block with act weights. */
 size_t block_weights_bytes(const struct arch *a, enum dtype act);
 /* Allocates for arch a; contents undefined until loaded. */
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act);
-/* Converts src to the act type and uploads. */
+/* Converts src to the act type and uploads. Errors: ERR_FORMAT for a missing tensor, or one
+ * of another shape or type than a says. */
 enum err block_weights_load(struct block_weights *w, const struct arch *a,
                             const struct block_src *src);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */

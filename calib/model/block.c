@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Forward of one block. Weights may be fake-quantized ones; the cache is fake-quantized
+ * here. */
+#include "calib/model/block_scratch.h"
+
+/* Rows [first, first + n) of qkv = n1 wqkv^T + bqkv, into columns of y. */
+static enum err project(struct dev *d, struct tensor y, const struct tensor *n1,
+                        const struct block_weights *w, int64_t first, int64_t n)
+{
+    const struct tensor rows = tensor_rows(w->wqkv, first, n);
+    TRY(dev_gemm(d, GEMM_NT, &y, n1, &rows, false));
+    if (!w->bqkv.data)
+        return OK;
+    const struct tensor b = tensor_rows(w->bqkv, first, n);
+    return dev_bias(d, &y, &b);
+}
+
+/* q, k, v before rope. With q/k norm, backward needs q and k as they were before it, so
+ * they are projected elsewhere and the norm moves them; v goes straight to its place. */
+static enum err project_qkv(struct block_acts *x, const struct arch *a,
+                            const struct block_weights *w)
+{
+    const int64_t qk = (a->n_heads + a->n_kv) * a->head_dim, kv = a->n_kv * a->head_dim;
+    if (!a->qk_norm)
+        return project(x->dev, x->qkv, &x->n1, w, 0, qk + kv);
+    TRY(project(x->dev, x->qkv_raw, &x->n1, w, 0, qk));
+    TRY(project(x->dev, tensor_cols(x->qkv, qk, kv), &x->n1, w, qk, kv));
+    const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
+    const struct tensor q_raw = q_heads(a, x->qkv_raw), k_raw = k_heads(a, x->qkv_raw);
+    TRY(dev_rmsnorm(x->dev, &q, &x->sq, NULL, &q_raw, NULL, &w->q_norm, a->norm_eps));
+    return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &k_raw, NULL, &w->k_norm, a->norm_eps);
+}
+
+static enum err rotate(struct block_acts *x, const struct arch *a)
+{
+    const struct tensor qk = qk_heads(a, x->qkv);
+    return dev_rope(x->dev, &qk, &x->cos, &x->sin, false);
+}
+
+/* kq, vq from k, v; rotates q and k. Pre-rope: the key is quantized before the rotation,
+ * and the dequantized key rotated as the runtime does when it reads the cache. */
+static enum err quantize_kv(struct block_acts *x, const struct arch *a,
+                            const struct block_kv *kv)
+{
+    const struct kv_spec *spec = &kv->spec;
+    const int64_t g = kv_group(a->head_dim, spec->group_size);
+    const struct tensor kq = tensor_heads(x->kq, a->n_kv),
+                        vq = tensor_heads(x->vq, a->n_kv);
+    const struct tensor k = k_heads(a, x->qkv), v = v_heads(a, x->qkv);
+    const struct tensor *k_s = kv_param(kv, &kv->k_s),
+                        *k_delta = kv_param(kv, &kv->k_delta);
+    if (spec->key_stage == KEY_PRE_ROPE) {
+        const struct tensor k_pre = tensor_heads(x->k_pre, a->n_kv);
+        TRY(dev_copy(x->dev, &k_pre, &k));
+        TRY(rotate(x, a));
+        TRY(dev_kvq(x->dev, &kq, &k_pre, k_s, k_delta, spec->bits, g));
+        TRY(dev_rope(x->dev, &kq, &x->cos, &x->sin, false));
+    } else {
+        TRY(rotate(x, a));
+        TRY(dev_kvq(x->dev, &kq, &k, k_s, k_delta, spec->bits, g));
+    }
+    return dev_kvq(x->dev, &vq, &v, kv_param(kv, &kv->v_s), kv_param(kv, &kv->v_delta),
+                   spec->bits, g);
+}
+
+static enum err attend(struct block_acts *x, const struct arch *a,
+                       const struct block_kv *kv)
+{
+    const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
+    const struct tensor v = v_heads(a, x->qkv), o = tensor_heads(x->o, a->n_heads);
+    if (!kv_quantized(kv)) {
+        TRY(rotate(x, a));
+        return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, NULL, NULL, NULL, attn_scale(a));
+    }
+    TRY(quantize_kv(x, a, kv));
+    const struct tensor kq = tensor_heads(x->kq, a->n_kv),
+                        vq = tensor_heads(x->vq, a->n_kv);
+    const struct attn_mask mask = kv_mask(kv);
+    return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, &kq, &vq, &mask, attn_scale(a));
+}
+
+enum err block_forward(struct block_acts *acts, struct block_scratch *s,
+                       const struct arch *a, const struct block_weights *w,
+                       const struct block_kv *kv, const struct tensor *out,
+                       const struct tensor *x)
+{
+    struct dev *d = acts->dev;
+    FAIL_IF(kv_quantized(kv) && (!acts->kq.data ||
+                                 (kv->spec.key_stage == KEY_PRE_ROPE && !acts->k_pre.data)),
+            ERR_SHAPE,
+            "block: activations were allocated without room for a quantized cache");
+    acts->x = *x;
+    TRY(dev_rmsnorm(d, &acts->n1, &acts->s1, NULL, x, NULL, &w->norm1, a->norm_eps));
+    TRY(project_qkv(acts, a, w));
+    TRY(attend(acts, a, kv));
+    TRY(dev_gemm(d, GEMM_NT, &s->y, &acts->o, &w->wo, false));
+    if (w->bo.data)
+        TRY(dev_bias(d, &s->y, &w->bo));
+    /* h = x + y, n2 = rmsnorm(h) */
+    TRY(dev_rmsnorm(d, &acts->n2, &acts->s2, &acts->h, x, &s->y, &w->norm2, a->norm_eps));
+    TRY(dev_gemm(d, GEMM_NT, &acts->gu, &acts->n2, &w->wgu, false));
+    TRY(dev_silu_gate(d, &acts->m, &acts->gu));
+    TRY(dev_gemm(d, GEMM_NT, &s->y, &acts->m, &w->wdown, false));
+    return dev_add(d, out, &acts->h, &s->y);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Memory of a block's forward and backward: laid out in one place, allocated at once. */
+#include "calib/model/block_scratch.h"
+#include "calib/model/carve.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+/* With the bounds of arch_check, no layout overflows below this many tokens. */
+#define MAX_TOKENS (INT64_C(1) << 31)
+
+struct wants {
+    bool kv, k_pre;
+};
+
+static void acts_layout(struct block_acts *x, struct carve *c, const struct arch *a,
+                        struct wants want)
+{
+    const int64_t T = x->T, D = a->d_model, F = a->d_ff, d = a->head_dim;
+    const int64_t H = a->n_heads, K = a->n_kv;
+    x->n1 = carve_2d(c, x->act, T, D);
+    x->s1 = carve_1d(c, DT_F32, T);
+    if (a->qk_norm) {
+        x->qkv_raw = carve_2d(c, x->act, T, (H + K) * d);
+        x->sq = carve_1d(c, DT_F32, T * H);
+        x->sk = carve_1d(c, DT_F32, T * K);
+    }
+    x->qkv = carve_2d(c, x->act, T, (H + 2 * K) * d);
+    if (want.k_pre)
+        x->k_pre = carve_2d(c, x->act, T, K * d);
+    if (want.kv) {
+        x->kq = carve_2d(c, x->act, T, K * d);
+        x->vq = carve_2d(c, x->act, T, K * d);
+    }
+    x->o = carve_2d(c, x->act, T, H * d);
+    x->lse = carve_2d(c, DT_F32, H, T);
+    x->h = carve_2d(c, DT_F32, T, D);
+    x->n2 = carve_2d(c, x->act, T, D);
+    x->s2 = carve_1d(c, DT_F32, T);
+    x->gu = carve_2d(c, x->act, T, 2 * F);
+    x->m = carve_2d(c, x->act, T, F);
+}
+
+size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized)
+{
+    struct block_acts x = {.T = T, .act = act};
+    struct carve c = {0};
+    acts_layout(&x, &c, a, (struct wants){.kv = quantized, .k_pre = quantized});
+    return c.used;
+}
+
+static enum err check_tokens(int64_t T)
+{
+    FAIL_IF(T < 1 || T > MAX_TOKENS, ERR_USAGE, "a sequence of %" PRId64 " tokens", T);
+    return OK;
+}
+
+enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
+                          int64_t T, enum dtype act, const struct kv_spec *kv)
+{
+    TRY(check_tokens(T));
+    const bool quantized = kv && kv->bits < 16;
+    const struct wants want = {.kv = quantized,
+                               .k_pre = quantized && kv->key_stage == KEY_PRE_ROPE};
+    struct block_acts fresh = {.dev = d, .T = T, .act = act};
+    struct carve c = {0};
+    acts_layout(&fresh, &c, a, want);
+    TRY(dev_alloc(d, &fresh.memory, c.used));
+    c = (struct carve){.base = fresh.memory};
+    acts_layout(&fresh, &c, a, want);
+    *acts = fresh;
+    return OK;
+}
+
+void block_acts_free(struct block_acts *acts)
+{
+    if (acts->dev)
+        dev_free(acts->dev, acts->memory);
+    *acts = (struct block_acts){0};
+}
+
+/* --- scratch ------------------------------------------------------------------------ */
+
+static void scratch_layout(struct block_scratch *s, struct carve *c, const struct arch *a,
+                           int64_t T, enum dtype act)
+{
+    const int64_t d = a->head_dim, H = a->n_heads, K = a->n_kv;
+    const int64_t wide = a->d_ff > H * d ? a->d_ff : H * d;
+    s->y = carve_2d(c, act, T, a->d_model);
+    const struct tensor w = carve_2d(c, act, T, wide);
+    s->dm = tensor_2d(w.data, act, T, a->d_ff);
+    s->d_o = tensor_2d(w.data, act, T, H * d);
+    s->dqkv = carve_2d(c, act, T, (H + 2 * K) * d);
+    s->dkq = carve_2d(c, act, T, K * d);
+    s->dvq = carve_2d(c, act, T, K * d);
+}
+
+size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act)
+{
+    struct block_scratch s = {0};
+    struct carve c = {0};
+    scratch_layout(&s, &c, a, T, act);
+    return c.used;
+}
+
+enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,
+                            int64_t T, enum dtype act)
+{
+    TRY(check_tokens(T));
+    struct block_scratch *s = NULL;
+    TRY(mem_calloc(&s, 1, sizeof(*s)));
+    s->dev = d;
+    const enum err err = dev_alloc(d, &s->memory, block_scratch_bytes(a, T, act));
+    if (err) {
+        block_scratch_close(&s);
+        return err;
+    }
+    struct carve c = {.base = s->memory};
+    scratch_layout(s, &c, a, T, act);
+    *out = s;
+    return OK;
+}
+
+void block_scratch_close(struct block_scratch **ps)
+{
+    struct block_scratch *s = *ps;
+    if (!s)
+        return;
+    dev_free(s->dev, s->memory);
+    mem_free(s);
+    *ps = NULL;
+}
+
+/* --- what all blocks share ---------------------------------------------------------- */
+
+enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
+                          const struct arch *a, int64_t T)
+{
+    TRY(check_tokens(T));
+    const int64_t half = a->head_dim / 2;
+    const size_t n = (size_t)T * (size_t)half;
+    float *host = NULL;
+    void *table = NULL;
+    enum err err = mem_alloc(&host, 2 * n, sizeof(*host));
+    if (err)
+        return err;
+    arch_rope_table(a, 0, T, host, host + n);
+    TRY_OUT(dev_alloc(d, &table, 2 * n * sizeof(*host)));
+    TRY_OUT(dev_upload(d, table, host, 2 * n * sizeof(*host)));
+    *cos = tensor_2d(table, DT_F32, T, half);
+    *sin = tensor_2d((float *)table + n, DT_F32, T, half);
+    table = NULL;
+out:
+    dev_free(d, table);
+    mem_free(host);
+    return err;
+}
+
+float attn_scale(const struct arch *a)
+{
+    return (float)(1 / sqrt((double)a->head_dim));
+}

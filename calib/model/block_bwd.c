@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Backward of one block: to its input (a full-precision block on the way down), or to its
+ * parameters (the quantized block in work). The gradient of the residual stream is F32 and
+ * grows in place; every other gradient has the act type. gu is overwritten by its gradient.
+ */
+#include "calib/model/block_scratch.h"
+
+/* The residual gradient in the act type, as an operand of products: itself in F32, else a
+ * copy in s->y. */
+static enum err as_operand(struct tensor *g, struct block_scratch *s,
+                           const struct tensor *dh)
+{
+    if (s->y.dtype == DT_F32) {
+        *g = *dh;
+        return OK;
+    }
+    *g = s->y;
+    return dev_copy(s->dev, &s->y, dh);
+}
+
+/* *dw = dy^T x unless it is not wanted. */
+static enum err weight_grad(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                            const struct tensor *x)
+{
+    return dw && dw->data ? dev_gemm(d, GEMM_TN, dw, dy, x, false) : OK;
+}
+
+/* dh += the MLP's share, out = h + Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
+static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s,
+                        const struct block_weights *w, const struct block_grads *g,
+                        const struct tensor *dh)
+{
+    struct dev *d = x->dev;
+    struct tensor dy;
+    TRY(as_operand(&dy, s, dh));
+    TRY(weight_grad(d, g ? &g->dwdown : NULL, &dy, &x->m));
+    TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
+    TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
+    TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
+    TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
+    return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm2, true);
+}
+
+/* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + Wo o. */
+static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
+                              const struct arch *a, const struct block_weights *w,
+                              const struct block_kv *kv, const struct block_grads *g,
+                              const struct tensor *dh)
+{
+    struct dev *d = x->dev;
+    struct tensor dy;
+    TRY(as_operand(&dy, s, dh));
+    TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &x->o));
+    TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
+
+    const struct tensor q = q_heads(a, x->qkv), dq = q_heads(a, s->dqkv);
+    const struct tensor k = k_heads(a, x->qkv), dk = k_heads(a, s->dqkv);
+    const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
+    const struct tensor o = tensor_heads(x->o, a->n_heads);
+    const struct tensor d_o = tensor_heads(s->d_o, a->n_heads);
+    const float scale = attn_scale(a);
+    if (!kv_quantized(kv))
+        return dev_attn_bwd(d, &dq, &dk, &dv, NULL, NULL, &d_o, &o, &x->lse, &q, &k, &v,
+                            NULL, NULL, NULL, scale);
+    const struct tensor kq = tensor_heads(x->kq, a->n_kv),
+                        vq = tensor_heads(x->vq, a->n_kv);
+    const struct tensor dkq = tensor_heads(s->dkq, a->n_kv);
+    const struct tensor dvq = tensor_heads(s->dvq, a->n_kv);
+    const struct attn_mask mask = kv_mask(kv);
+    return dev_attn_bwd(d, &dq, &dk, &dv, &dkq, &dvq, &d_o, &o, &x->lse, &q, &k, &v, &kq,
+                        &vq, &mask, scale);
+}
+
+static enum err unrotate(struct block_acts *x, const struct tensor *grad)
+{
+    return dev_rope(x->dev, grad, &x->cos, &x->sin, true);
+}
+
+/* One of K and V: its parameters and their gradients. */
+struct kv_side {
+    const struct tensor *s, *delta, *dls, *ddelta;
+};
+
+/* dx += the share through the quantizer; the parameters' gradients if they are wanted. */
+static enum err kv_grad(struct block_acts *x, const struct arch *a,
+                        const struct block_kv *kv, struct kv_side p,
+                        const struct tensor *dx, const struct tensor *dxq,
+                        const struct tensor *in)
+{
+    struct dev *d = x->dev;
+    const bool wanted = p.dls->data && p.ddelta->data;
+    if (wanted) {
+        const size_t bytes = (size_t)tensor_count(p.dls) * sizeof(float);
+        TRY(dev_zero(d, p.dls->data, bytes));
+        TRY(dev_zero(d, p.ddelta->data, bytes));
+    }
+    return dev_kvq_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL, dxq, in,
+                       kv_param(kv, p.s), kv_param(kv, p.delta), kv->spec.bits,
+                       kv_group(a->head_dim, kv->spec.group_size), true);
+}
+
+/* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */
+static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
+                               const struct arch *a, const struct block_kv *kv,
+                               const struct block_grads *g)
+{
+    const struct kv_side k_side = {&kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
+    const struct kv_side v_side = {&kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
+    const struct tensor dqk = qk_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
+    const struct tensor k = k_heads(a, x->qkv), k_pre = tensor_heads(x->k_pre, a->n_kv);
+    const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
+    const struct tensor dkq = tensor_heads(s->dkq, a->n_kv);
+    const struct tensor dvq = tensor_heads(s->dvq, a->n_kv);
+    TRY(kv_grad(x, a, kv, v_side, &dv, &dvq, &v));
+    if (kv->spec.key_stage == KEY_POST_ROPE) {
+        TRY(kv_grad(x, a, kv, k_side, &dk, &dkq, &k));
+        return unrotate(x, &dqk);
+    }
+    TRY(unrotate(x, &dqk));
+    TRY(unrotate(x, &dkq));
+    return kv_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
+}
+
+/* s->dqkv, in place, from behind the q/k norm to before it. */
+static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
+                            const struct arch *a, const struct block_weights *w)
+{
+    if (!a->qk_norm)
+        return OK;
+    const struct tensor dq = q_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
+    const struct tensor q = q_heads(a, x->qkv_raw), k = k_heads(a, x->qkv_raw);
+    TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->q_norm, false));
+    return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->k_norm, false);
+}
+
+enum err block_backward(struct block_acts *acts, struct block_scratch *s,
+                        const struct arch *a, const struct block_weights *w,
+                        const struct tensor *dx, const struct tensor *dout)
+{
+    struct dev *d = acts->dev;
+    if (dx->data != dout->data)
+        TRY(dev_copy(d, dx, dout));
+    TRY(mlp_bwd(acts, s, w, NULL, dx));
+    TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
+    const struct tensor dqk = qk_heads(a, s->dqkv);
+    TRY(unrotate(acts, &dqk));
+    TRY(qk_norm_bwd(acts, s, a, w));
+    TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
+    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
+}
+
+enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
+                               const struct arch *a, const struct block_weights *w,
+                               const struct block_kv *kv, const struct block_grads *g,
+                               const struct tensor *dout)
+{
+    TRY(mlp_bwd(acts, s, w, g, dout));
+    TRY(attention_bwd(acts, s, a, w, kv, g, dout));
+    if (kv_quantized(kv)) {
+        TRY(quantizers_bwd(acts, s, a, kv, g));
+    } else {
+        const struct tensor dqk = qk_heads(a, s->dqkv);
+        TRY(unrotate(acts, &dqk));
+    }
+    if (!g->dwqkv.data)
+        return OK;
+    TRY(qk_norm_bwd(acts, s, a, w));
+    return weight_grad(acts->dev, &g->dwqkv, &s->dqkv, &acts->n1);
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What forward and backward share: temporaries, and the views into a stacked qkv row.
+ * Private to calib/model. */
+#ifndef WKVQ_BLOCK_SCRATCH_H
+#define WKVQ_BLOCK_SCRATCH_H
+
+#include "calib/model/block.h"
+
+/* Buffers live only inside one call, so a few of them serve several purposes in turn. */
+struct block_scratch {
+    struct dev *dev;
+    void *memory;
+    struct tensor y;       /* [T,D] act: what is added to the residual, and its gradients */
+    struct tensor dm, d_o; /* [T,F], [T,H*d] act: one memory, dm is done before d_o */
+    struct tensor dqkv;    /* [T,(H+2K)d] act */
+    struct tensor dkq, dvq; /* [T,K*d] act */
+};
+
+/* Columns of a [T,(H+2K)d] (or, for q and k, [T,(H+K)d]) tensor as heads. */
+static inline struct tensor q_heads(const struct arch *a, struct tensor qkv)
+{
+    return tensor_heads(tensor_cols(qkv, 0, a->n_heads * a->head_dim), a->n_heads);
+}
+
+static inline struct tensor k_heads(const struct arch *a, struct tensor qkv)
+{
+    const int64_t d = a->head_dim;
+    return tensor_heads(tensor_cols(qkv, a->n_heads * d, a->n_kv * d), a->n_kv);
+}
+
+static inline struct tensor v_heads(const struct arch *a, struct tensor qkv)
+{
+    const int64_t d = a->head_dim;
+    return tensor_heads(tensor_cols(qkv, (a->n_heads + a->n_kv) * d, a->n_kv * d), a->n_kv);
+}
+
+/* q and k side by side: rotated in one operation. */
+static inline struct tensor qk_heads(const struct arch *a, struct tensor qkv)
+{
+    const int64_t heads = a->n_heads + a->n_kv;
+    return tensor_heads(tensor_cols(qkv, 0, heads * a->head_dim), heads);
+}
+
+static inline bool kv_quantized(const struct block_kv *kv)
+{
+    return kv && kv->spec.bits < 16;
+}
+
+/* Smoothing or shift for dev_kvq: NULL, which is cheaper, where it is 1 or 0. */
+static inline const struct tensor *kv_param(const struct block_kv *kv,
+                                            const struct tensor *p)
+{
+    return kv->spec.method == KV_TOKEN || !p->data ? NULL : p;
+}
+
+static inline struct attn_mask kv_mask(const struct block_kv *kv)
+{
+    const struct kv_spec *s = &kv->spec;
+    return (struct attn_mask){.window = s->past_only ? s->window : 0,
+                              .sink = s->sink,
+                              .chunk = s->past_only ? kv->chunk : 0};
+}
+
+float attn_scale(const struct arch *a);
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * From a checkpoint's tensors to the stacked matrices that a block computes with. */
+#include "calib/model/weights.h"
+
+#include "calib/model/carve.h"
+
+#include <inttypes.h>
+
+static void layout(struct block_weights *w, struct carve *c, const struct arch *a,
+                   enum dtype act)
+{
+    const int64_t D = a->d_model, F = a->d_ff, d = a->head_dim;
+    const int64_t heads = a->n_heads + 2 * a->n_kv;
+    w->wqkv = carve_2d(c, act, heads * d, D);
+    w->wo = carve_2d(c, act, D, a->n_heads * d);
+    w->wgu = carve_2d(c, act, 2 * F, D);
+    w->wdown = carve_2d(c, act, D, F);
+    w->norm1 = carve_1d(c, DT_F32, D);
+    w->norm2 = carve_1d(c, DT_F32, D);
+    if (a->qkv_bias)
+        w->bqkv = carve_1d(c, DT_F32, heads * d);
+    if (a->o_bias)
+        w->bo = carve_1d(c, DT_F32, D);
+    if (a->qk_norm) {
+        w->q_norm = carve_1d(c, DT_F32, d);
+        w->k_norm = carve_1d(c, DT_F32, d);
+    }
+}
+
+size_t block_weights_bytes(const struct arch *a, enum dtype act)
+{
+    struct block_weights w = {0};
+    struct carve c = {0};
+    layout(&w, &c, a, act);
+    return c.used;
+}
+
+enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
+                             enum dtype act)
+{
+    struct block_weights fresh = {.dev = d};
+    TRY(dev_alloc(d, &fresh.memory, block_weights_bytes(a, act)));
+    struct carve c = {.base = fresh.memory};
+    layout(&fresh, &c, a, act);
+    *w = fresh;
+    return OK;
+}
+
+void block_weights_free(struct block_weights *w)
+{
+    if (w->dev)
+        dev_free(w->dev, w->memory);
+    *w = (struct block_weights){0};
+}
+
+struct tensor block_weights_lin(const struct block_weights *w, const struct arch *a, int l)
+{
+    const int64_t q = arch_out(a, LIN_Q), kv = arch_out(a, LIN_K);
+    switch (l) {
+    case LIN_Q:
+        return tensor_rows(w->wqkv, 0, q);
+    case LIN_K:
+        return tensor_rows(w->wqkv, q, kv);
+    case LIN_V:
+        return tensor_rows(w->wqkv, q + kv, kv);
+    case LIN_O:
+        return w->wo;
+    case LIN_GATE:
+        return tensor_rows(w->wgu, 0, a->d_ff);
+    case LIN_UP:
+        return tensor_rows(w->wgu, a->d_ff, a->d_ff);
+    default:
+        return w->wdown;
+    }
+}
+
+/* --- loading ------------------------------------------------------------------------ */
+
+/* Host memory for one conversion, so that a weight never exists twice in full. */
+#define STAGE_ELEMENTS (INT64_C(1) << 20)
+
+struct loader {
+    struct dev *dev;
+    void *stage; /* STAGE_ELEMENTS floats */
+};
+
+static enum err check_mat(const struct host_mat *m, const char *what, int64_t rows,
+                          int64_t cols)
+{
+    const char *name = m->name ? m->name : what;
+    FAIL_IF(!m->data, ERR_FORMAT, "%s: tensor is missing", name);
+    FAIL_IF(m->dtype != DT_F32 && m->dtype != DT_F16 && m->dtype != DT_BF16, ERR_FORMAT,
+            "%s: type %s, want F32, F16 or BF16", name, dtype_name(m->dtype));
+    FAIL_IF(m->rows != rows || m->cols != cols, ERR_FORMAT,
+            "%s: shape [%" PRId64 ", %" PRId64 "], want [%" PRId64 ", %" PRId64 "]", name,
+            m->rows, m->cols, rows, cols);
+    return OK;
+}
+
+/* dst (contiguous, F32 or BF16) = m, which has as many elements. */
+static enum err load_mat(const struct loader *ld, const struct tensor *dst,
+                         const struct host_mat *m)
+{
+    const int64_t n = tensor_count(dst);
+    const size_t to = dtype_bytes(dst->dtype), from = dtype_bytes(m->dtype);
+    for (int64_t i = 0; i < n; i += STAGE_ELEMENTS) {
+        const int64_t part = n - i < STAGE_ELEMENTS ? n - i : STAGE_ELEMENTS;
+        const char *src = (const char *)m->data + (size_t)i * from;
+        if (dst->dtype == DT_BF16)
+            host_to_bf16(ld->stage, src, m->dtype, part);
+        else
+            host_to_f32(ld->stage, src, m->dtype, part);
+        TRY(dev_upload(ld->dev, (char *)dst->data + (size_t)i * to, ld->stage,
+                       (size_t)part * to));
+    }
+    return OK;
+}
+
+static enum err load_vec(const struct loader *ld, const struct tensor *dst,
+                         const struct host_mat *m, const char *what)
+{
+    TRY(check_mat(m, what, dst->dim[0], 1));
+    return load_mat(ld, dst, m);
+}
+
+static enum err load_biases(const struct loader *ld, const struct block_weights *w,
+                            const struct arch *a, const struct block_src *src)
+{
+    if (w->bqkv.data) {
+        const int64_t q = arch_out(a, LIN_Q), kv = arch_out(a, LIN_K);
+        const struct tensor bq = tensor_rows(w->bqkv, 0, q);
+        const struct tensor bk = tensor_rows(w->bqkv, q, kv);
+        const struct tensor bv = tensor_rows(w->bqkv, q + kv, kv);
+        TRY(load_vec(ld, &bq, &src->bias[LIN_Q], "q bias"));
+        TRY(load_vec(ld, &bk, &src->bias[LIN_K], "k bias"));
+        TRY(load_vec(ld, &bv, &src->bias[LIN_V], "v bias"));
+    }
+    if (w->bo.data)
+        TRY(load_vec(ld, &w->bo, &src->bias[LIN_O], "o bias"));
+    return OK;
+}
+
+static enum err load_all(const struct loader *ld, const struct block_weights *w,
+                         const struct arch *a, const struct block_src *src)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor dst = block_weights_lin(w, a, l);
+        TRY(check_mat(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));
+        TRY(load_mat(ld, &dst, &src->lin[l]));
+    }
+    TRY(load_vec(ld, &w->norm1, &src->norm1, "input_layernorm"));
+    TRY(load_vec(ld, &w->norm2, &src->norm2, "post_attention_layernorm"));
+    TRY(load_biases(ld, w, a, src));
+    if (w->q_norm.data) {
+        TRY(load_vec(ld, &w->q_norm, &src->q_norm, "q_norm"));
+        TRY(load_vec(ld, &w->k_norm, &src->k_norm, "k_norm"));
+    }
+    return OK;
+}
+
+enum err block_weights_load(struct block_weights *w, const struct arch *a,
+                            const struct block_src *src)
+{
+    struct loader ld = {.dev = w->dev};
+    TRY(mem_alloc(&ld.stage, STAGE_ELEMENTS, sizeof(float)));
+    const enum err err = load_all(&ld, w, a, src);
+    mem_free(ld.stage);
+    return err;
+}
