@@ -52,6 +52,9 @@ enum err st_writer_open(struct st_writer **out, const char *path, const struct s
 enum err st_write(struct st_writer *w, const void *data, size_t bytes);
 /* CRC-32 of tensor i's bytes; valid once it is complete. */
 uint32_t st_writer_crc(const struct st_writer *w, int64_t i);
+/* Of the whole file so far, header included; complete before st_writer_commit. */
+uint64_t st_writer_file_bytes(const struct st_writer *w);
+uint32_t st_writer_file_crc(const struct st_writer *w);
 enum err st_writer_commit(struct st_writer **w); /* released whatever the result */
 void st_writer_abort(struct st_writer **w);
 
