@@ -77,16 +77,11 @@ struct tensor block_weights_lin(const struct block_weights *w, const struct arch
 
 /* --- loading ------------------------------------------------------------------------ */
 
-/* Host memory for one conversion, so that a weight never exists twice in full. */
+/* Elements converted at a time, so that a weight never exists twice in full. */
 #define STAGE_ELEMENTS (INT64_C(1) << 20)
 
-struct loader {
-    struct dev *dev;
-    void *stage; /* STAGE_ELEMENTS floats */
-};
-
-static enum err check_mat(const struct host_mat *m, const char *what, int64_t rows,
-                          int64_t cols)
+enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows,
+                        int64_t cols)
 {
     const char *name = m->name ? m->name : what;
     FAIL_IF(!m->data, ERR_FORMAT, "%s: tensor is missing", name);
@@ -98,73 +93,69 @@ static enum err check_mat(const struct host_mat *m, const char *what, int64_t ro
     return OK;
 }
 
-/* dst (contiguous, F32 or BF16) = m, which has as many elements. */
-static enum err load_mat(const struct loader *ld, const struct tensor *dst,
-                         const struct host_mat *m)
+static enum err upload_part(struct dev *d, const struct tensor *dst,
+                            const struct host_mat *m, void *stage, int64_t first, int64_t n)
+{
+    const size_t to = dtype_bytes(dst->dtype), from = dtype_bytes(m->dtype);
+    const char *src = (const char *)m->data + (size_t)first * from;
+    if (dst->dtype == DT_BF16)
+        host_to_bf16(stage, src, m->dtype, n);
+    else
+        host_to_f32(stage, src, m->dtype, n);
+    return dev_upload(d, (char *)dst->data + (size_t)first * to, stage, (size_t)n * to);
+}
+
+enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m)
 {
     const int64_t n = tensor_count(dst);
-    const size_t to = dtype_bytes(dst->dtype), from = dtype_bytes(m->dtype);
-    for (int64_t i = 0; i < n; i += STAGE_ELEMENTS) {
-        const int64_t part = n - i < STAGE_ELEMENTS ? n - i : STAGE_ELEMENTS;
-        const char *src = (const char *)m->data + (size_t)i * from;
-        if (dst->dtype == DT_BF16)
-            host_to_bf16(ld->stage, src, m->dtype, part);
-        else
-            host_to_f32(ld->stage, src, m->dtype, part);
-        TRY(dev_upload(ld->dev, (char *)dst->data + (size_t)i * to, ld->stage,
-                       (size_t)part * to));
-    }
-    return OK;
+    const int64_t step = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
+    void *stage = NULL;
+    TRY(mem_alloc(&stage, (size_t)step, sizeof(float)));
+    enum err err = OK;
+    for (int64_t i = 0; i < n && !err; i += step)
+        err = upload_part(d, dst, m, stage, i, n - i < step ? n - i : step);
+    mem_free(stage);
+    return err;
 }
 
-static enum err load_vec(const struct loader *ld, const struct tensor *dst,
+static enum err load_vec(const struct block_weights *w, const struct tensor *dst,
                          const struct host_mat *m, const char *what)
 {
-    TRY(check_mat(m, what, dst->dim[0], 1));
-    return load_mat(ld, dst, m);
+    TRY(host_mat_check(m, what, dst->dim[0], 1));
+    return host_mat_upload(w->dev, dst, m);
 }
 
-static enum err load_biases(const struct loader *ld, const struct block_weights *w,
-                            const struct arch *a, const struct block_src *src)
+static enum err load_biases(const struct block_weights *w, const struct arch *a,
+                            const struct block_src *src)
 {
     if (w->bqkv.data) {
         const int64_t q = arch_out(a, LIN_Q), kv = arch_out(a, LIN_K);
         const struct tensor bq = tensor_rows(w->bqkv, 0, q);
         const struct tensor bk = tensor_rows(w->bqkv, q, kv);
         const struct tensor bv = tensor_rows(w->bqkv, q + kv, kv);
-        TRY(load_vec(ld, &bq, &src->bias[LIN_Q], "q bias"));
-        TRY(load_vec(ld, &bk, &src->bias[LIN_K], "k bias"));
-        TRY(load_vec(ld, &bv, &src->bias[LIN_V], "v bias"));
+        TRY(load_vec(w, &bq, &src->bias[LIN_Q], "q bias"));
+        TRY(load_vec(w, &bk, &src->bias[LIN_K], "k bias"));
+        TRY(load_vec(w, &bv, &src->bias[LIN_V], "v bias"));
     }
     if (w->bo.data)
-        TRY(load_vec(ld, &w->bo, &src->bias[LIN_O], "o bias"));
-    return OK;
-}
-
-static enum err load_all(const struct loader *ld, const struct block_weights *w,
-                         const struct arch *a, const struct block_src *src)
-{
-    for (int l = 0; l < N_LIN; l++) {
-        const struct tensor dst = block_weights_lin(w, a, l);
-        TRY(check_mat(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));
-        TRY(load_mat(ld, &dst, &src->lin[l]));
-    }
-    TRY(load_vec(ld, &w->norm1, &src->norm1, "input_layernorm"));
-    TRY(load_vec(ld, &w->norm2, &src->norm2, "post_attention_layernorm"));
-    TRY(load_biases(ld, w, a, src));
-    if (w->q_norm.data) {
-        TRY(load_vec(ld, &w->q_norm, &src->q_norm, "q_norm"));
-        TRY(load_vec(ld, &w->k_norm, &src->k_norm, "k_norm"));
-    }
+        TRY(load_vec(w, &w->bo, &src->bias[LIN_O], "o bias"));
     return OK;
 }
 
 enum err block_weights_load(struct block_weights *w, const struct arch *a,
                             const struct block_src *src)
 {
-    struct loader ld = {.dev = w->dev};
-    TRY(mem_alloc(&ld.stage, STAGE_ELEMENTS, sizeof(float)));
-    const enum err err = load_all(&ld, w, a, src);
-    mem_free(ld.stage);
-    return err;
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor dst = block_weights_lin(w, a, l);
+        TRY(host_mat_check(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));
+        TRY(host_mat_upload(w->dev, &dst, &src->lin[l]));
+    }
+    TRY(load_vec(w, &w->norm1, &src->norm1, "input_layernorm"));
+    TRY(load_vec(w, &w->norm2, &src->norm2, "post_attention_layernorm"));
+    TRY(load_biases(w, a, src));
+    if (w->q_norm.data) {
+        TRY(load_vec(w, &w->q_norm, &src->q_norm, "q_norm"));
+        TRY(load_vec(w, &w->k_norm, &src->k_norm, "k_norm"));
+    }
+    return OK;
 }

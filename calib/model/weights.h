@@ -16,6 +16,13 @@ struct host_mat {
     const char *name;   /* tensor name, for messages; borrowed */
 };
 
+/* ERR_FORMAT unless m is there, of a type above, and [rows, cols]; what names it in the
+ * message where m->name is NULL. */
+enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows,
+                        int64_t cols);
+/* dst (contiguous F32 or BF16 on d) = m, which has as many elements. */
+enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m);
+
 struct block_src {
     struct host_mat norm1, norm2;   /* input_layernorm, post_attention_layernorm [D] */
     struct host_mat lin[N_LIN];     /* [out, in] */

@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The decoder, block by block over all windows: each weight is read once, and the hidden
+ * states of every window are kept on the device. */
+#include "calib/model/model.h"
+
+#include "calib/model/carve.h"
+
+#include <inttypes.h>
+
+/* Logits that exist at a time. */
+#define LOGITS_BYTES (INT64_C(64) << 20)
+
+/* Rows of the embedding converted at a time. */
+#define EMBED_ROWS 64
+
+struct walk {
+    const struct model_run *r;
+    int64_t n, T; /* windows, tokens of one */
+    bool keep_cache;
+    struct block_weights w;    /* of the block in work, act type */
+    struct block_weights full; /* its F32 source; only with r->quant */
+    struct block_acts acts;
+    struct block_scratch *scratch;
+    struct tensor cos, sin;
+    void *x; /* (n + 1) hidden states [T,D] F32 */
+    struct tensor
+        *h; /* views into x: one a window, and a spare, h[n], to write the next to */
+    struct block_kv kv;
+    void *kv_params; /* 4 [K*d] */
+    int64_t done, total;
+};
+
+/* --- embedding ---------------------------------------------------------------------- */
+
+static enum err embed_rows(struct dev *d, const struct tensor *x,
+                           const struct host_mat *embed, const int32_t *ids, float *stage)
+{
+    const int64_t T = x->dim[0], D = x->dim[1];
+    const size_t row = (size_t)D * dtype_bytes(embed->dtype);
+    for (int64_t t = 0; t < T; t += EMBED_ROWS) {
+        const int64_t n = T - t < EMBED_ROWS ? T - t : EMBED_ROWS;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t id = ids[t + i];
+            FAIL_IF(id < 0 || id >= embed->rows, ERR_FORMAT,
+                    "token %" PRId64 " has id %" PRId64 ", the model has %" PRId64
+                    " tokens: the tokenizer belongs to another model",
+                    t + i, id, embed->rows);
+            host_to_f32(stage + i * D, (const char *)embed->data + (size_t)id * row,
+                        embed->dtype, D);
+        }
+        const struct tensor rows = tensor_rows(*x, t, n);
+        TRY(dev_upload(d, rows.data, stage, (size_t)(n * D) * sizeof(float)));
+    }
+    return OK;
+}
+
+enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
+                     const int32_t *ids)
+{
+    TRY(host_mat_check(embed, "embedding", embed->rows, x->dim[1]));
+    float *stage = NULL;
+    TRY(mem_alloc(&stage, EMBED_ROWS * (size_t)x->dim[1], sizeof(*stage)));
+    const enum err err = embed_rows(d, x, embed, ids, stage);
+    mem_free(stage);
+    return err;
+}
+
+/* --- the state of a walk ------------------------------------------------------------ */
+
+static void walk_close(struct walk *k)
+{
+    struct dev *d = k->r->dev;
+    block_weights_free(&k->w);
+    block_weights_free(&k->full);
+    block_acts_free(&k->acts);
+    block_scratch_close(&k->scratch);
+    dev_free(d, k->cos.data);
+    dev_free(d, k->x);
+    dev_free(d, k->kv_params);
+    mem_free(k->h);
+}
+
+static enum err open_states(struct walk *k)
+{
+    const int64_t dims[] = {k->n + 1, k->T, k->r->arch->d_model};
+    size_t bytes;
+    TRY(size_product(&bytes, dims, 3, sizeof(float)));
+    TRY(dev_alloc(k->r->dev, &k->x, bytes));
+    TRY(mem_alloc(&k->h, (size_t)k->n + 1, sizeof(*k->h)));
+    const int64_t one = k->T * k->r->arch->d_model;
+    for (int64_t i = 0; i <= k->n; i++)
+        k->h[i] = tensor_2d((float *)k->x + i * one, DT_F32, k->T, k->r->arch->d_model);
+    return OK;
+}
+
+static enum err open_quant(struct walk *k)
+{
+    const struct arch *a = k->r->arch;
+    const int64_t n = a->n_kv * a->head_dim;
+    TRY(block_weights_alloc(&k->full, k->r->dev, a, DT_F32));
+    TRY(dev_alloc(k->r->dev, &k->kv_params, 4 * (size_t)n * sizeof(float)));
+    struct tensor *const p[] = {&k->kv.k_s, &k->kv.k_delta, &k->kv.v_s, &k->kv.v_delta};
+    for (int i = 0; i < 4; i++)
+        *p[i] = tensor_1d((float *)k->kv_params + i * n, DT_F32, n);
+    return OK;
+}
+
+static enum err embed_windows(struct walk *k, const int32_t *ids)
+{
+    const struct model_source *src = k->r->src;
+    struct host_mat embed, norm, head;
+    TRY(src->ends(src->ctx, &embed, &norm, &head));
+    TRY(host_mat_check(&embed, "embedding", k->r->arch->vocab, k->r->arch->d_model));
+    for (int64_t i = 0; i < k->n; i++)
+        TRY(model_embed(k->r->dev, &k->h[i], &embed, ids + i * k->T));
+    return OK;
+}
+
+/* Blocks differ in what is quantized, so there is room for the most. */
+static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
+
+static enum err walk_fill(struct walk *k, const int32_t *ids)
+{
+    const struct model_run *r = k->r;
+    FAIL_IF(k->n < 1, ERR_USAGE, "no window of %" PRId64 " tokens to run the model on",
+            k->T);
+    TRY(arch_check_length(r->arch, k->T));
+    TRY(block_weights_alloc(&k->w, r->dev, r->arch, r->act));
+    TRY(block_acts_alloc(&k->acts, r->dev, r->arch, k->T, r->act,
+                         r->quant ? &any_kv : NULL));
+    TRY(block_scratch_open(&k->scratch, r->dev, r->arch, k->T, r->act));
+    TRY(block_rope_alloc(&k->cos, &k->sin, r->dev, r->arch, k->T));
+    k->acts.cos = k->cos;
+    k->acts.sin = k->sin;
+    if (r->quant)
+        TRY(open_quant(k));
+    TRY(open_states(k));
+    return embed_windows(k, ids);
+}
+
+static enum err walk_open(struct walk *k, const struct model_run *r, const int32_t *ids,
+                          int64_t n, int64_t T)
+{
+    *k = (struct walk){.r = r, .n = n, .T = T, .total = (r->arch->n_layers + 1) * n};
+    const enum err err = walk_fill(k, ids);
+    if (err)
+        walk_close(k);
+    return err;
+}
+
+static void walk_step(struct walk *k)
+{
+    k->done++;
+    if (k->r->progress)
+        k->r->progress(k->r->progress_ctx, (double)k->done / (double)k->total);
+}
+
+/* --- one block ---------------------------------------------------------------------- */
+
+/* w^ of projection l over its place in k->w, from its scales, zeros and F32 weight. */
+static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, void *buffer)
+{
+    const struct qlinear *lin = &q->lin[l];
+    struct dev *d = k->r->dev;
+    const size_t n = (size_t)lin->out * (size_t)lin->groups;
+    uint8_t *zeros_at = (uint8_t *)buffer + n * sizeof(*lin->scales);
+    TRY(dev_upload(d, buffer, lin->scales, n * sizeof(*lin->scales)));
+    TRY(dev_upload(d, zeros_at, lin->zeros, n));
+    const struct tensor scales = tensor_2d(buffer, DT_F16, lin->out, lin->groups);
+    const struct tensor zeros = tensor_2d(zeros_at, DT_U8, lin->out, lin->groups);
+    const struct tensor wq = block_weights_lin(&k->w, k->r->arch, l);
+    const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
+    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, q->weights.bits, q->weights.group_size));
+    return dev_sync(d);
+}
+
+static enum err quantize_lin(struct walk *k, const struct block_quant *q, int l)
+{
+    const struct qlinear *lin = &q->lin[l];
+    const int64_t out = arch_out(k->r->arch, l), in = arch_in(k->r->arch, l);
+    const int64_t groups = weight_groups(in, q->weights.group_size);
+    FAIL_IF(!lin->scales || lin->out != out || lin->in != in || lin->groups != groups,
+            ERR_MISMATCH,
+            "%s: scales are for [%" PRId64 ", %" PRId64 "] in %" PRId64
+            " groups, the model has [%" PRId64 ", %" PRId64 "] in %" PRId64,
+            lin_module[l], lin->out, lin->in, lin->groups, out, in, groups);
+    void *buffer = NULL;
+    TRY(dev_alloc(k->r->dev, &buffer, (size_t)(out * groups) * 3));
+    const enum err err = apply_lin(k, q, l, buffer);
+    dev_free(k->r->dev, buffer);
+    return err;
+}
+
+static enum err load_kv(struct walk *k, const struct block_quant *q)
+{
+    const int64_t n = k->kv.k_s.dim[0];
+    FAIL_IF(q->n_channels != n, ERR_MISMATCH,
+            "KV parameters are for %" PRId64 " channels, the model has %" PRId64,
+            q->n_channels, n);
+    const size_t bytes = (size_t)n * sizeof(float);
+    TRY(dev_upload(k->r->dev, k->kv.k_s.data, q->k_scale, bytes));
+    TRY(dev_upload(k->r->dev, k->kv.k_delta.data, q->k_shift, bytes));
+    TRY(dev_upload(k->r->dev, k->kv.v_s.data, q->v_scale, bytes));
+    return dev_upload(k->r->dev, k->kv.v_delta.data, q->v_shift, bytes);
+}
+
+static enum err quantize_block(struct walk *k, int64_t i, const struct block_src *src)
+{
+    const struct block_quant *q = NULL;
+    k->kv.spec.bits = 16;
+    if (k->r->quant)
+        TRY(k->r->quant->block(k->r->quant->ctx, i, &q));
+    if (!q)
+        return OK;
+    if (q->weights.bits < 16) {
+        TRY(block_weights_load(&k->full, k->r->arch, src));
+        for (int l = 0; l < N_LIN; l++)
+            TRY(quantize_lin(k, q, l));
+    }
+    k->kv.spec = q->kv;
+    return q->kv.bits < 16 ? load_kv(k, q) : OK;
+}
+
+/* Weights and cache settings of block i. */
+static enum err load_block(struct walk *k, int64_t i)
+{
+    const struct model_source *src = k->r->src;
+    struct block_src views;
+    TRY(src->block(src->ctx, i, &views));
+    enum err err = block_weights_load(&k->w, k->r->arch, &views);
+    if (!err)
+        err = quantize_block(k, i, &views);
+    if (src->release)
+        src->release(src->ctx, i);
+    return err ? err_add(err, "block %" PRId64 ": ", i) : OK;
+}
+
+/* How the block in work quantizes its cache. A window that is one chunk reads no cache
+ * back: nothing to simulate, unless the caller asks for the cache itself. */
+static const struct block_kv *block_cache(struct walk *k)
+{
+    const int64_t chunk = k->r->chunk;
+    const bool whole = chunk <= 0 || chunk >= k->T;
+    if (k->kv.spec.bits >= 16 || (whole && k->kv.spec.past_only && !k->keep_cache))
+        return NULL;
+    k->kv.chunk = whole ? k->T : chunk;
+    return &k->kv;
+}
+
+/* Window i through the block in work; its hidden state moves to the spare. */
+static enum err walk_window(struct walk *k, int64_t i)
+{
+    const struct tensor x = k->h[i];
+    TRY(block_forward(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &k->h[k->n],
+                      &x));
+    k->h[i] = k->h[k->n];
+    k->h[k->n] = x;
+    walk_step(k);
+    return OK;
+}
+
+static enum err walk_blocks(struct walk *k)
+{
+    for (int64_t b = 0; b < k->r->arch->n_layers; b++) {
+        TRY(load_block(k, b));
+        for (int64_t i = 0; i < k->n; i++)
+            TRY(walk_window(k, i));
+    }
+    return OK;
+}
+
+/* --- the head ----------------------------------------------------------------------- */
+
+struct head {
+    void *memory;
+    struct tensor norm, w;     /* [D] F32, [V,D] act */
+    struct tensor logits;      /* [piece,V] F32 */
+    struct tensor target, nll; /* I32, F32 [T] */
+    float *out;                /* host: logits [n][T][V] or ... */
+    float *nll_out;            /* ... nll [n][T-1]; the other is NULL */
+    const int32_t *ids;        /* host [n][T] */
+};
+
+static void head_layout(struct head *e, struct carve *c, const struct walk *k)
+{
+    const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
+    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
+    e->w = carve_2d(c, k->r->act, V, D);
+    e->norm = carve_1d(c, DT_F32, D);
+    e->logits = carve_2d(c, DT_F32, fit < 1 ? 1 : fit > k->T ? k->T : fit, V);
+    e->target = carve_1d(c, DT_I32, k->T);
+    e->nll = carve_1d(c, DT_F32, k->T);
+}
+
+static enum err head_alloc(struct head *e, struct walk *k)
+{
+    struct carve c = {0};
+    head_layout(e, &c, k);
+    TRY(dev_alloc(k->r->dev, &e->memory, c.used));
+    c = (struct carve){.base = e->memory};
+    head_layout(e, &c, k);
+    return OK;
+}
+
+static enum err head_load(struct head *e, struct walk *k)
+{
+    const struct model_source *src = k->r->src;
+    const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
+    struct host_mat embed, norm, w;
+    TRY(src->ends(src->ctx, &embed, &norm, &w));
+    TRY(host_mat_check(&norm, "final norm", D, 1));
+    TRY(host_mat_check(&w, "head", V, D));
+    TRY(head_alloc(e, k));
+    TRY(host_mat_upload(k->r->dev, &e->norm, &norm));
+    return host_mat_upload(k->r->dev, &e->w, &w);
+}
+
+/* Rows [t, t + rows) of window i, whose normalized states are in k->acts.n1. */
+static enum err head_piece(struct head *e, struct walk *k, int64_t i, int64_t t,
+                           int64_t rows)
+{
+    struct dev *d = k->r->dev;
+    const int64_t V = k->r->arch->vocab;
+    const struct tensor x = tensor_rows(k->acts.n1, t, rows);
+    const struct tensor logits = tensor_rows(e->logits, 0, rows);
+    TRY(dev_gemm(d, GEMM_NT, &logits, &x, &e->w, false));
+    if (e->out)
+        return dev_download(d, e->out + (i * k->T + t) * V, logits.data,
+                            (size_t)(rows * V) * sizeof(float));
+    const struct tensor target = tensor_rows(e->target, t, rows);
+    const struct tensor nll = tensor_rows(e->nll, t, rows);
+    return dev_cross_entropy(d, &nll, &logits, &target);
+}
+
+static enum err head_window(struct head *e, struct walk *k, int64_t i)
+{
+    struct dev *d = k->r->dev;
+    const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
+    const size_t row_bytes = (size_t)rows * sizeof(float);
+    TRY(dev_rmsnorm(d, &k->acts.n1, &k->acts.s1, NULL, &k->h[i], NULL, &e->norm,
+                    k->r->arch->norm_eps));
+    if (e->nll_out)
+        TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1, row_bytes));
+    for (int64_t t = 0; t < rows; t += piece)
+        TRY(head_piece(e, k, i, t, rows - t < piece ? rows - t : piece));
+    if (e->nll_out)
+        TRY(dev_download(d, e->nll_out + i * rows, e->nll.data, row_bytes));
+    walk_step(k);
+    return OK;
+}
+
+static enum err walk_head(struct head *e, struct walk *k)
+{
+    enum err err = head_load(e, k);
+    for (int64_t i = 0; i < k->n && !err; i++)
+        err = head_window(e, k, i);
+    dev_free(k->r->dev, e->memory);
+    return err;
+}
+
+/* --- runs --------------------------------------------------------------------------- */
+
+static enum err run(const struct model_run *r, int64_t n, int64_t T, struct head *e)
+{
+    struct walk k;
+    TRY(walk_open(&k, r, e->ids, n, T));
+    enum err err = walk_blocks(&k);
+    if (!err)
+        err = walk_head(e, &k);
+    walk_close(&k);
+    return err;
+}
+
+enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_windows,
+                      int64_t T, float *logits)
+{
+    struct head e = {.out = logits, .ids = ids};
+    return run(r, n_windows, T, &e);
+}
+
+enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
+                   int64_t T, float *nll)
+{
+    FAIL_IF(T < 2, ERR_USAGE, "a window of %" PRId64 " tokens predicts nothing; want 2", T);
+    struct head e = {.nll_out = nll, .ids = ids};
+    return run(r, n_windows, T, &e);
+}
+
+/* host [T][K*d] F32 = heads of one layer, by way of stage on the device. */
+static enum err download_heads(struct walk *k, float *host, const struct tensor *x,
+                               void *stage)
+{
+    const int64_t n = k->r->arch->n_kv * k->r->arch->head_dim;
+    const struct tensor flat = tensor_3d(stage, DT_F32, k->T, x->dim[1], x->dim[2]);
+    TRY(dev_copy(k->r->dev, &flat, x));
+    return dev_download(k->r->dev, host, stage, (size_t)(k->T * n) * sizeof(float));
+}
+
+static enum err kv_layers(struct walk *k, float *keys, float *values, void *stage)
+{
+    const struct arch *a = k->r->arch;
+    const int64_t n = a->n_kv * a->head_dim, layer = k->T * n, q = a->n_heads * a->head_dim;
+    for (int64_t b = 0; b < a->n_layers; b++) {
+        TRY(load_block(k, b));
+        TRY(walk_window(k, 0));
+        const bool quantized = k->kv.spec.bits < 16;
+        const struct tensor kx = quantized ? k->acts.kq : tensor_cols(k->acts.qkv, q, n);
+        const struct tensor vx =
+            quantized ? k->acts.vq : tensor_cols(k->acts.qkv, q + n, n);
+        const struct tensor kh = tensor_heads(kx, a->n_kv), vh = tensor_heads(vx, a->n_kv);
+        if (keys)
+            TRY(download_heads(k, keys + b * layer, &kh, stage));
+        if (values)
+            TRY(download_heads(k, values + b * layer, &vh, stage));
+    }
+    return OK;
+}
+
+enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, float *keys,
+                  float *values)
+{
+    struct walk k;
+    TRY(walk_open(&k, r, ids, 1, T));
+    k.keep_cache = true;
+    void *stage = NULL;
+    const size_t n = (size_t)T * (size_t)(r->arch->n_kv * r->arch->head_dim);
+    enum err err = dev_alloc(r->dev, &stage, n * sizeof(float));
+    if (!err)
+        err = kv_layers(&k, keys, values, stage);
+    dev_free(r->dev, stage);
+    walk_close(&k);
+    return err;
+}
