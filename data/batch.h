@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Token windows: the literature's random calibration segments and non-overlapping evaluation
- * windows. */
+ * Token windows: the literature's random calibration segments and non-overlapping
+ * evaluation windows. */
 #ifndef WKVQ_BATCH_H
 #define WKVQ_BATCH_H
 
@@ -11,8 +11,8 @@
 #include <stdint.h>
 
 /* Offsets of `samples` windows of seqlen tokens: random.seed(seed), then
- * randint(0, n - seqlen - 1) for each (GPTQ's recipe). offset [samples]. ERR_USAGE when n <=
- * seqlen, with both numbers. */
+ * randint(0, n - seqlen - 1) for each (GPTQ's recipe). offset [samples]. ERR_USAGE when n
+ * <= seqlen, with both numbers. */
 enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
                               uint64_t seed);
 /* Copy the windows: out [samples][seqlen]. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Text files as one string, the way the literature builds it: .txt, .raw, .tokens and
- * anything else as it is; .gz of these; .jsonl and .jsonl.gz with a `text` field, a document
- * a line; .zip (one text file inside, or the one whose name ends in `member`). */
+ * anything else as it is; .gz of these; .jsonl and .jsonl.gz with a `text` field, a
+ * document a line, blank lines skipped; .zip (one text file inside); .zip:SUFFIX (the
+ * member whose name ends in SUFFIX). */
 #ifndef WKVQ_CORPUS_H
 #define WKVQ_CORPUS_H
 
@@ -27,8 +28,8 @@ struct corpus {
 
 /* Read n files and join the documents by "\n\n". What is inflated is limited to 8 GiB and,
  * for archives, to 1100 times the packed size. Errors: ERR_NOT_FOUND, ERR_FORMAT (truncated
- * or corrupt gzip, zip without or with several texts, JSONL line without text: with file and
- * line), ERR_IO, ERR_MEMORY. */
+ * or corrupt gzip, zip without or with several texts, JSONL line without text: with file
+ * and line), ERR_IO, ERR_MEMORY. Peak memory is the text twice over, while it grows. */
 enum err corpus_load(struct corpus *out, const char *const *path, int n,
                      enum corpus_join join);
 void corpus_free(struct corpus *c); /* accepts a zeroed one */
