@@ -40,6 +40,22 @@ const struct opt opt_recipe[] = {
     {0},
 };
 
+const struct opt opt_data[] = {
+    {OPT_HEADING, .help = "Text:"},
+    {OPT_LIST, 'd', "data", "FILE", offsetof(struct args, data),
+     .help = "Text to read: .txt .raw .tokens .jsonl, each also .gz, or .zip; repeatable "
+             "(default: the configuration's calibration.data)"},
+    {OPT_TEXT, .name = "join", .arg = "RULE", .offset = offsetof(struct args, join),
+     .choices = "auto|rows|file",
+     .help = "How a file becomes one string: rows joined by two newlines (the literature's way, "
+             "auto for .raw and .tokens), or the file as it is (default: the configuration's)"},
+    {OPT_TEXT, .name = "bos", .arg = "RULE", .offset = offsetof(struct args, bos),
+     .choices = "auto|never|always",
+     .help = "BOS token in front of the text; auto does as the model's tokenizer does "
+             "(default: the configuration's)"},
+    {0},
+};
+
 const struct opt opt_progress[] = {
     {OPT_TEXT, .name = "log-json", .arg = "FILE", .offset = offsetof(struct args, log_json),
      .help = "Append progress to FILE, one JSON object a line (default: none)"},
@@ -146,7 +162,8 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
         return NULL;
     }
     case OPT_BYTES:
-        return opt_bytes(field, text) ? NULL : "want a size in bytes, as in 4096, 512M or 8G";
+        return opt_bytes(field, text) ? NULL
+                                      : "want a size in bytes, as in 4096, 512M or 8G";
     case OPT_LIST: {
         struct text_list *list = field;
         if (list->n == TEXT_LIST_MAX)
@@ -210,7 +227,9 @@ static void add_option(struct parse *p, const struct opt *o, int group)
     p->doc[i] = help_line(o);
     p->argp[i] = (struct argp_option){
         .name = o->name,
-        .key = o->kind == OPT_HEADING ? 0 : o->letter ? o->letter : KEY_BASE + i,
+        .key = o->kind == OPT_HEADING ? 0
+               : o->letter            ? o->letter
+                                      : KEY_BASE + i,
         .arg = o->arg,
         .doc = p->doc[i],
         .group = group,

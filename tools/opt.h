@@ -52,9 +52,9 @@ struct opt {
 
 struct command {
     const char *name;
-    const char *operands; /* for the usage line: "MODEL_DIR" */
-    const char *summary;  /* one line */
-    const char *details;  /* further lines and an example */
+    const char *operands;            /* for the usage line: "MODEL_DIR" */
+    const char *summary;             /* one line */
+    const char *details;             /* further lines and an example */
     const struct opt *const *groups; /* tables of options, NULL-terminated; each table ends
                                         with {0} */
     int min_pos, max_pos;
@@ -64,6 +64,7 @@ struct command {
 /* Tables that several commands share. */
 extern const struct opt opt_report[];   /* --json, --quiet, --verbose */
 extern const struct opt opt_recipe[];   /* --config, --set and their shortcuts */
+extern const struct opt opt_data[];     /* --data, --join, --bos */
 extern const struct opt opt_progress[]; /* --log-json */
 
 /* Parse argv[1..] of a command into a, which need not be initialized. A mistake ends the

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Configuration: defaults, YAML, --set, what is refused and how, JSON and back. */
+#include "kernels/base/file.h"
+#include "tools/recipe.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const char yaml_file[] = "test_recipe.tmp.yaml";
+
+static enum err load(struct recipe *r, const char *text)
+{
+    recipe_free(r);
+    recipe_init(r);
+    err_clear();
+    assert_int_equal(file_write_all(yaml_file, text, strlen(text)), OK);
+    return recipe_load_yaml(r, yaml_file);
+}
+
+static void defaults_are_the_papers(void **state)
+{
+    struct recipe r;
+    recipe_init(&r);
+    const struct weight_spec w = recipe_weight_spec(&r);
+    const struct kv_spec kv = recipe_kv_spec(&r);
+    assert_int_equal(r.samples, 128);
+    assert_int_equal(r.seqlen, 2048);
+    assert_int_equal(r.epochs, 5);
+    assert_int_equal(w.method, WEIGHT_LWC);
+    assert_int_equal(w.bits, 4);
+    assert_int_equal(w.group_size, 128);
+    assert_int_equal(kv.method, KV_CHANNEL_TOKEN);
+    assert_int_equal(kv.key_stage, KEY_POST_ROPE);
+    assert_true(kv.past_only && kv.learn);
+    assert_int_equal(kv.window, 1);
+    assert_int_equal(r.crr_blocks, 5);
+    assert_int_equal(r.crr_loss, LOSS_MAE);
+    assert_true(r.lr_clip == 0.01 && r.lr_smooth == 0.005);
+    recipe_free(&r);
+}
+
+static void reads_yaml(void **state)
+{
+    struct recipe r = {0};
+    assert_int_equal(load(&r, "weights: {bits: 3, group_size: 0}\n"
+                              "kv:\n  past_only: false\n  method: token\n"
+                              "calibration:\n  data: [a.txt, b.txt]\n"
+                              "optimizer: {lr_clip: 2.5e-3}\n"
+                              "run: {memory: 2G, compute: bf16}\n"),
+                     OK);
+    assert_int_equal(r.weight_bits, 3);
+    assert_int_equal(r.weight_group, 0);
+    assert_false(r.past_only);
+    assert_int_equal(r.kv_method, KV_TOKEN);
+    assert_int_equal(r.data.n, 2);
+    assert_string_equal(r.data.path[1], "b.txt");
+    assert_true(r.lr_clip == 2.5e-3);
+    assert_true(r.memory == (uint64_t)2 << 30);
+    assert_int_equal(r.compute, 2);
+    recipe_free(&r);
+}
+
+static void reference_is_the_defaults(void **state)
+{
+    struct recipe r = {0}, fresh;
+    json_t *a, *b;
+    const char *path = getenv("REFERENCE_YAML");
+    if (!path)
+        skip();
+    recipe_init(&fresh);
+    recipe_init(&r);
+    assert_int_equal(recipe_load_yaml(&r, path), OK);
+    assert_int_equal(recipe_json(&a, &r, false), OK);
+    assert_int_equal(recipe_json(&b, &fresh, false), OK);
+    assert_true(json_equal(a, b));
+    json_decref(a);
+    json_decref(b);
+    recipe_free(&r);
+}
+
+/* text fails with e, and the message holds each of the words. */
+static void refused(const char *text, enum err e, const char *word, const char *word2)
+{
+    struct recipe r = {0};
+    const enum err got = load(&r, text);
+    if (got != e || !strstr(err_text(), word) || !strstr(err_text(), word2))
+        fail_msg("%s: error %d (want %d): %s\nwant: %s ... %s", text, got, e, err_text(),
+                 word, word2);
+    recipe_free(&r);
+}
+
+static void refuses_with_line_and_remedy(void **state)
+{
+    refused("weights:\n  bits: 9\n", ERR_USAGE, "line 2", "2 to 8, or 16");
+    refused("weights:\n  bits: 1\n", ERR_USAGE, "weights.bits", "2 to 8, or 16");
+    refused("weights:\n  bits: '4'\n", ERR_USAGE, "line 2", "in quotes");
+    refused("weights:\n  bits: [4]\n", ERR_USAGE, "line 2", "not a list");
+    refused("weights:\n  bits: {a: 4}\n", ERR_USAGE, "line 2", "not further keys");
+    refused("weights:\n\n  group_sise: 64\n", ERR_USAGE, "line 3",
+            "did you mean 'weights.group_size'");
+    refused("wieghts: {bits: 4}\n", ERR_USAGE, "line 1", "did you mean 'weights'");
+    refused("weights: 4\n", ERR_USAGE, "line 1", "want keys below");
+    refused("- a\n", ERR_USAGE, "line 1", "at the top");
+    refused("kv: {past_only: yes}\n", ERR_USAGE, "kv.past_only", "true or false");
+    refused("kv: {window: 0}\n", ERR_USAGE, "kv.window", "whole number from 1");
+    refused("kv: {window: 1.5}\n", ERR_USAGE, "kv.window", "whole number from 1");
+    refused("kv: {window: nan}\n", ERR_USAGE, "kv.window", "whole number from 1");
+    refused("optimizer: {lr_clip: inf}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
+    refused("optimizer: {lr_clip: -1}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
+    refused("run: {memory: 8X}\n", ERR_USAGE, "run.memory", "want auto");
+    refused("run: {memory: 0}\n", ERR_USAGE, "run.memory", "want auto");
+    refused("weights: {method: gptq}\n", ERR_SUPPORT, "not in this version", "rtn, lwc");
+    refused("weights: {method: awq}\n", ERR_USAGE, "weights.method", "one of rtn, lwc");
+    refused("weights: {round: learned}\n", ERR_SUPPORT, "not in this version", "nearest");
+    refused("kv: {rotate: kv}\n", ERR_SUPPORT, "kv.rotate", "not in this version");
+    refused("run: {device: cuda}\n", ERR_SUPPORT, "run.device", "cpu, ref");
+    refused("activations: {bits: 8}\n", ERR_SUPPORT, "activations.bits",
+            "not in this version");
+    refused("calibration: {data: [[x]]}\n", ERR_USAGE, "calibration.data", "file names");
+}
+
+static void set_and_shortcuts(void **state)
+{
+    struct recipe r;
+    struct args a = {.threads = 3, .memory = 4096, .join = "file", .bos = "never"};
+    a.set.item[a.set.n++] = "weights.bits=2";
+    a.set.item[a.set.n++] = "kv.bits=16";
+    a.set.item[a.set.n++] = "calibration.data=x.txt";
+    a.set.item[a.set.n++] = "weights.bits=5";
+    a.data.item[a.data.n++] = "y.txt";
+    err_clear();
+    assert_int_equal(recipe_from_args(&r, &a), OK);
+    assert_int_equal(r.weight_bits, 5);
+    assert_int_equal(r.kv_bits, 16);
+    assert_int_equal(r.threads, 3);
+    assert_int_equal(r.memory, 4096);
+    assert_int_equal(r.join, JOIN_FILE);
+    assert_int_equal(r.bos, BOS_NEVER);
+    assert_int_equal(r.data.n, 1);
+    assert_string_equal(r.data.path[0], "y.txt");
+    recipe_free(&r);
+}
+
+static void set_refuses(void **state)
+{
+    struct recipe r;
+    recipe_init(&r);
+    err_clear();
+    assert_int_equal(recipe_set(&r, "group_size", "4", "--set"), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "group_size"));
+    err_clear();
+    assert_int_equal(recipe_set(&r, "bits", "4", "--set"), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "did you mean"));
+    err_clear();
+    struct args a = {.threads = -1};
+    a.set.item[a.set.n++] = "weights.bits";
+    recipe_free(&r);
+    assert_int_equal(recipe_from_args(&r, &a), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "KEY=VALUE"));
+    recipe_free(&r);
+}
+
+static void json_and_back(void **state)
+{
+    struct recipe r, back;
+    json_t *a, *b;
+    recipe_init(&r);
+    recipe_init(&back);
+    assert_int_equal(recipe_set(&r, "optimizer.lr_clip", "0.0123", ""), OK);
+    assert_int_equal(recipe_set(&r, "kv.key_stage", "pre_rope", ""), OK);
+    assert_int_equal(recipe_set(&r, "kv.learn", "false", ""), OK);
+    assert_int_equal(recipe_set(&r, "weights.bits", "3", ""), OK);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), OK);
+    assert_int_equal(recipe_json(&b, &back, true), OK);
+    assert_true(json_equal(a, b));
+    /* Speed is no part of what a state belongs to. */
+    assert_null(json_object_get(json_object_get(a, "run"), "threads"));
+    assert_non_null(json_object_get(json_object_get(a, "run"), "compute"));
+    json_decref(b);
+    json_object_set_new(json_object_get(a, "weights"), "bits", json_integer(9));
+    err_clear();
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), ERR_FORMAT);
+    json_decref(a);
+    recipe_free(&r);
+    recipe_free(&back);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(defaults_are_the_papers),
+        cmocka_unit_test(reads_yaml),
+        cmocka_unit_test(reference_is_the_defaults),
+        cmocka_unit_test(refuses_with_line_and_remedy),
+        cmocka_unit_test(set_and_shortcuts),
+        cmocka_unit_test(set_refuses),
+        cmocka_unit_test(json_and_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

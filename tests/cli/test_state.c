@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The calibration state on disk: round trip, resume, what is refused, what a kill leaves.
+ */
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+#include "tools/state.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static const char dir[] = "test_state.tmp";
+
+static struct arch tiny(void)
+{
+    return (struct arch){.n_layers = 2,
+                         .d_model = 8,
+                         .d_ff = 12,
+                         .n_heads = 2,
+                         .n_kv = 1,
+                         .head_dim = 4,
+                         .vocab = 16};
+}
+
+static json_t *identity(const char *set)
+{
+    struct recipe r;
+    json_t *config;
+    recipe_init(&r);
+    assert_int_equal(recipe_set(&r, "weights.group_size", "5", ""), OK);
+    if (set)
+        assert_int_equal(recipe_set(&r, set, "3", ""), OK);
+    assert_int_equal(recipe_json(&config, &r, true), OK);
+    recipe_free(&r);
+    return json_pack("{s:o, s:{s:s}, s:{s:I, s:[i,i]}}", "config", config, "checkpoint",
+                     "crc32", "00000001", "text", "tokens", (json_int_t)100, "windows", 7,
+                     9);
+}
+
+static enum err open_as(struct state **s, const char *set)
+{
+    const struct arch a = tiny();
+    json_t *id = identity(set);
+    err_clear();
+    const enum err err = state_open(s, dir, &a, id);
+    json_decref(id);
+    return err;
+}
+
+static void fill(struct block_quant *q, int seed)
+{
+    const struct arch a = tiny();
+    assert_int_equal(block_quant_alloc(q, 4), OK);
+    for (int l = 0; l < N_LIN; l++) {
+        assert_int_equal(qlinear_alloc(&q->lin[l], arch_out(&a, l), arch_in(&a, l), 5), OK);
+        for (int64_t i = 0; i < q->lin[l].out * q->lin[l].groups; i++) {
+            q->lin[l].scales[i] = (uint16_t)(seed * 100 + l * 10 + i);
+            q->lin[l].zeros[i] = (uint8_t)((seed + i) & 15);
+        }
+    }
+    for (int c = 0; c < 4; c++)
+        q->k_scale[c] = q->v_shift[c] = (float)(seed + c);
+}
+
+static void save(struct calib_io *io, int64_t block)
+{
+    struct block_quant q;
+    struct calib_block_stats st = {.block = block,
+                                   .start_loss = 2,
+                                   .best_loss = 1.0 / 3,
+                                   .best_epoch = 1,
+                                   .n_epochs = 1,
+                                   .epoch_loss = {1.0 / 3}};
+    fill(&q, (int)block + 1);
+    assert_int_equal(io->save_block(io->ctx, block, &q, &st), OK);
+    block_quant_free(&q);
+}
+
+static int clean(void **ignored)
+{
+    return file_remove_dir(dir) == OK ? 0 : -1;
+}
+
+static void saves_and_loads(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    struct block_quant q, want;
+    struct calib_block_stats st;
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_int_equal(state_done(s), 0);
+    assert_true(state_is(dir));
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    save(&io, 0);
+    state_close(&s);
+
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_int_equal(state_done(s), 1);
+    assert_int_equal(state_stats(&st, s, 0), OK);
+    assert_true(st.best_loss == 1.0 / 3 && st.n_epochs == 1);
+    assert_int_equal(state_load_block(&q, s, 0), OK);
+    fill(&want, 1);
+    for (int l = 0; l < N_LIN; l++) {
+        const size_t n = (size_t)(want.lin[l].out * want.lin[l].groups);
+        assert_int_equal(q.lin[l].groups, want.lin[l].groups);
+        assert_memory_equal(q.lin[l].scales, want.lin[l].scales, 2 * n);
+        assert_memory_equal(q.lin[l].zeros, want.lin[l].zeros, n);
+    }
+    assert_memory_equal(q.k_scale, want.k_scale, 4 * sizeof(float));
+    assert_memory_equal(q.v_shift, want.v_shift, 4 * sizeof(float));
+    block_quant_free(&q);
+    block_quant_free(&want);
+    assert_int_equal(state_load_block(&q, s, 1), ERR_USAGE);
+    state_close(&s);
+}
+
+static void another_run_is_refused(void **ignored)
+{
+    struct state *s;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_close(&s);
+    assert_int_equal(open_as(&s, "weights.bits"), ERR_MISMATCH);
+    assert_non_null(strstr(err_text(), "config.weights.bits is 4 there and 3 here"));
+    assert_int_equal(open_as(&s, "run.threads"), OK); /* speed only */
+    state_close(&s);
+}
+
+static void damage_is_named(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    char byte;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    save(&io, 0);
+    state_close(&s);
+    FILE *f = fopen("test_state.tmp/block-0000.safetensors", "r+b");
+    assert_non_null(f);
+    fseek(f, -1, SEEK_END);
+    assert_int_equal(fread(&byte, 1, 1, f), 1);
+    byte ^= 1;
+    fseek(f, -1, SEEK_END);
+    fwrite(&byte, 1, 1, f);
+    fclose(f);
+    assert_int_equal(open_as(&s, NULL), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "block-0000.safetensors: CRC-32"));
+}
+
+static void two_processes_are_one_too_many(void **ignored)
+{
+    struct state *s, *second;
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_int_equal(open_as(&second, NULL), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "another process"));
+    state_close(&s);
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_close(&s);
+}
+
+static void partial_survives_and_leftovers_do_not(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    float values[3] = {1, 2, 3};
+    const struct named_tensor *back;
+    struct named_tensor t = {.name = "clip.q", .t = tensor_1d(values, DT_F32, 3)};
+    int n;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    for (int i = 0; i < 3; i++) {
+        values[0] = (float)i;
+        assert_int_equal(io.save_partial(io.ctx, 0, &t, 1), OK);
+    }
+    state_close(&s);
+    assert_int_equal(file_write_all("test_state.tmp/partial-b.safetensors", "x", 1), OK);
+    assert_int_equal(file_write_all("test_state.tmp/block-0001.safetensors", "x", 1), OK);
+    assert_int_equal(file_write_all("test_state.tmp/manifest.json.tmp.1", "x", 1), OK);
+
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_false(file_exists("test_state.tmp/partial-b.safetensors"));
+    assert_false(file_exists("test_state.tmp/block-0001.safetensors"));
+    assert_false(file_exists("test_state.tmp/manifest.json.tmp.1"));
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    assert_int_equal(io.load_partial(io.ctx, 1, &back, &n), OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(io.load_partial(io.ctx, 0, &back, &n), OK);
+    assert_int_equal(n, 1);
+    assert_string_equal(back->name, "clip.q");
+    assert_int_equal(back->t.dim[0], 3);
+    assert_true(((const float *)back->t.data)[0] == 2);
+    save(&io, 0);
+    assert_int_equal(io.load_partial(io.ctx, 0, &back, &n), OK);
+    assert_int_equal(n, 0);
+    assert_false(file_exists("test_state.tmp/partial-a.safetensors"));
+    state_close(&s);
+}
+
+static void streams_are_zero_and_writable(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    unsigned char *p;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    for (int on_disk = 0; on_disk < 2; on_disk++) {
+        assert_int_equal(io.stream_open(io.ctx, "target-0", 10000, on_disk, (void **)&p),
+                         OK);
+        assert_true(p[0] == 0 && p[9999] == 0);
+        p[9999] = 1;
+        io.stream_close(io.ctx, p);
+    }
+    state_close(&s);
+}
+
+static void other_directories_are_left_alone(void **ignored)
+{
+    struct state *s;
+    assert_int_equal(file_make_dir(dir), OK);
+    assert_int_equal(file_write_all("test_state.tmp/thesis.tex", "x", 1), OK);
+    assert_int_equal(open_as(&s, NULL), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "thesis.tex"));
+    assert_false(state_is(dir));
+    assert_true(file_exists("test_state.tmp/thesis.tex"));
+}
+
+static void removes_itself(void **ignored)
+{
+    struct state *s;
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_int_equal(state_remove(&s), OK);
+    assert_false(file_is_dir(dir));
+}
+
+static void a_foreign_manifest_is_refused(void **ignored)
+{
+    struct state *s;
+    const char *const bad[] = {
+        "{",
+        "[]",
+        "{\"format\": \"other\"}",
+        "{\"format\": \"wkvq-state\", \"version\": 2, \"blocks\": 2}",
+        "{\"format\": \"wkvq-state\", \"version\": 1, \"blocks\": 2}",
+        "{\"format\": \"wkvq-state\", \"version\": 1, \"blocks\": 3, \"done\": [], "
+        "\"identity\": {\"config\": {}}}",
+        "{\"format\": \"wkvq-state\", \"version\": 1, \"blocks\": 2, \"done\": [7], "
+        "\"identity\": {\"config\": {}}}",
+        "{\"format\": \"wkvq-state\", \"version\": 1, \"blocks\": 2, \"done\": [{\"file\": "
+        "\"../x\", \"crc32\": \"0\"}], \"identity\": {\"config\": {}}}",
+    };
+    assert_int_equal(file_make_dir(dir), OK);
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        assert_int_equal(
+            file_write_all("test_state.tmp/manifest.json", bad[i], strlen(bad[i])), OK);
+        assert_int_not_equal(open_as(&s, NULL), OK);
+        assert_non_null(strstr(err_text(), "manifest.json"));
+        assert_int_equal(err_exit_status(open_as(&s, NULL)), 2);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(saves_and_loads, clean, clean),
+        cmocka_unit_test_setup_teardown(another_run_is_refused, clean, clean),
+        cmocka_unit_test_setup_teardown(damage_is_named, clean, clean),
+        cmocka_unit_test_setup_teardown(two_processes_are_one_too_many, clean, clean),
+        cmocka_unit_test_setup_teardown(partial_survives_and_leftovers_do_not, clean,
+                                        clean),
+        cmocka_unit_test_setup_teardown(streams_are_zero_and_writable, clean, clean),
+        cmocka_unit_test_setup_teardown(other_directories_are_left_alone, clean, clean),
+        cmocka_unit_test_setup_teardown(removes_itself, clean, clean),
+        cmocka_unit_test_setup_teardown(a_foreign_manifest_is_refused, clean, clean),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

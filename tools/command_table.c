@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/commands.h"
+
+const struct command *const command_table[] = {
+    NULL,
+};
+const int command_count = ARRAY_LEN(command_table) - 1;

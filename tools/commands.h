@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The subcommands, one a file: tools/cmd_NAME.c. */
+#ifndef WKVQ_COMMANDS_H
+#define WKVQ_COMMANDS_H
+
+#include "tools/opt.h"
+
+/* All of them, in the order of --help. */
+extern const struct command *const command_table[];
+extern const int command_count;
+
+#endif

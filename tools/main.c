@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * wkvq: finds the subcommand, runs it, prints its error, decides the exit status. */
+#include "kernels/base/log.h"
+#include "tools/commands.h"
+#include "tools/help.h"
+#include "tools/nearest.h"
+#include "tools/recipe.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What to do, for each kind of failure; the sentence before it says what was wrong. */
+static const char *remedy(enum err e)
+{
+    switch (e) {
+    case ERR_USAGE:
+        return "Correct the command or the configuration";
+    case ERR_FORMAT:
+        return "The file is damaged or of another kind: make or fetch it again";
+    case ERR_SUPPORT:
+        return "This version cannot do that: use what the message says is supported";
+    case ERR_NOT_FOUND:
+        return "Check the name, or make the file first";
+    case ERR_MISMATCH:
+        return "Use what it belongs to, or another output, or remove it to start over";
+    case ERR_IO:
+        return "The system refused: check space, permissions and the disk";
+    case ERR_MEMORY:
+        return "Use less: --memory, calibration.seqlen, crr.blocks, or a larger machine";
+    case ERR_DEVICE:
+        return "Use --set run.device=cpu, or report this";
+    case ERR_NUMERIC:
+        return "Lower optimizer.lr_*, or use --set run.compute=f32; the state is saved";
+    case ERR_VERIFY:
+        return "Do not use the artifact; report this with the command's output";
+    case ERR_STOPPED:
+        return "The same command goes on from here";
+    default:
+        return "This is a mistake in wkvq: report it with the command";
+    }
+}
+
+static int report(enum err e, const char *name, bool verbose)
+{
+    const char *text = err_text();
+    if (!e)
+        return 0;
+    fprintf(stderr, "wkvq %s: %s\n", name, *text ? text : err_name(e));
+    if (verbose)
+        fprintf(stderr, "(%s error, found at %s)\n", err_name(e), err_where());
+    fprintf(stderr, "%s; `wkvq %s --help` has the options.\n", remedy(e), name);
+    return err_exit_status(e);
+}
+
+static const struct command *find_command(const char *name)
+{
+    for (int i = 0; i < command_count; i++) {
+        if (!strcmp(command_table[i]->name, name))
+            return command_table[i];
+    }
+    return NULL;
+}
+
+static int unknown_command(const char *name)
+{
+    struct nearest best = {0};
+    const int status = err_exit_status(ERR_USAGE);
+    for (int i = 0; i < command_count; i++)
+        nearest_consider(&best, name, command_table[i]->name);
+    if (name[0] == '-')
+        fprintf(stderr, "wkvq: unknown option '%s' before the command\n", name);
+    else if (best.word)
+        fprintf(stderr, "wkvq: unknown command '%s'; did you mean '%s'?\n", name,
+                best.word);
+    else
+        fprintf(stderr, "wkvq: unknown command '%s'\n", name);
+    fprintf(stderr, "`wkvq --help` lists the commands.\n");
+    return status;
+}
+
+/* Results may have gone to a full disk or a closed pipe. */
+static int finish_output(int status)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return status;
+    fprintf(stderr, "wkvq: standard output: %s\nThe result is incomplete.\n",
+            strerror(errno));
+    return status ? status : err_exit_status(ERR_IO);
+}
+
+static int run_command(const struct command *cmd, int argc, char **argv)
+{
+    struct args a;
+    char name[64];
+    snprintf(name, sizeof(name), "wkvq %s", cmd->name);
+    argv[0] = name;
+    opt_parse(&a, cmd, argc, argv);
+    if (a.quiet)
+        log_set_level(LOG_WARN);
+    else if (a.verbose)
+        log_set_level(LOG_VERBOSE);
+    err_clear();
+    return report(cmd->run(&a), cmd->name, a.verbose);
+}
+
+/* --help and its kin. false: not one of them. */
+static bool print_about(const char *word)
+{
+    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help"))
+        help_print(stdout);
+    else if (!strcmp(word, "--version") || !strcmp(word, "-V"))
+        help_print_version();
+    else if (!strcmp(word, "--man"))
+        help_print_man();
+    else if (!strcmp(word, "--completion"))
+        help_print_completion();
+    else if (!strcmp(word, "--print-reference"))
+        recipe_print_reference(stdout);
+    else
+        return false;
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        help_print(stderr);
+        return err_exit_status(ERR_USAGE);
+    }
+    if (argc > 2 && !strcmp(argv[1], "help")) {
+        static char help_option[] = "--help";
+        argv[1] = argv[2];
+        argv[2] = help_option;
+    }
+    const struct command *cmd = find_command(argv[1]);
+    if (cmd)
+        return finish_output(run_command(cmd, argc - 1, argv + 1));
+    if (print_about(argv[1]))
+        return finish_output(0);
+    return unknown_command(argv[1]);
+}

@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/recipe.h"
+
+#include "data/yaml.h"
+#include "kernels/base/mem.h"
+#include "tools/nearest.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The order of a key's choices is the order of the enum they stand for. */
+_Static_assert(JOIN_AUTO == 0 && JOIN_ROWS == 1 && JOIN_FILE == 2, "calibration.join");
+_Static_assert(BOS_AUTO == 0 && BOS_NEVER == 1 && BOS_ALWAYS == 2, "calibration.bos");
+_Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1, "weights.method");
+_Static_assert(KV_TOKEN == 0 && KV_CHANNEL_TOKEN == 1, "kv.method");
+_Static_assert(KEY_POST_ROPE == 0 && KEY_PRE_ROPE == 1, "kv.key_stage");
+_Static_assert(TERMS_LAST == 0 && TERMS_ALL == 1, "crr.terms");
+_Static_assert(LOSS_MAE == 0 && LOSS_MSE == 1, "crr.loss");
+_Static_assert(SCHEDULE_CONSTANT == 0 && SCHEDULE_COSINE == 1, "optimizer.schedule");
+
+static const struct recipe_key *find_key(const char *name)
+{
+    for (int i = 0; i < recipe_n_keys; i++) {
+        if (!strcmp(recipe_key[i].name, name))
+            return &recipe_key[i];
+    }
+    return NULL;
+}
+
+/* What is wanted, as the end of a sentence. */
+static void wanted_text(char *out, size_t n, const struct recipe_key *k)
+{
+    char list[128];
+    switch (k->kind) {
+    case KEY_INT:
+        snprintf(out, n, "want a whole number from %.0f to %.0f", k->lo, k->hi);
+        break;
+    case KEY_REAL:
+        snprintf(out, n, "want a number from %g to %g", k->lo, k->hi);
+        break;
+    case KEY_BOOL:
+        snprintf(out, n, "want true or false");
+        break;
+    case KEY_CHOICE:
+        opt_choices_text(list, sizeof(list), k->choices);
+        snprintf(out, n, "want %s%s", strchr(list, ',') ? "one of " : "", list);
+        break;
+    case KEY_BITS:
+        snprintf(out, n, "want 2 to 8, or 16 to leave them alone");
+        break;
+    case KEY_BYTES:
+        snprintf(out, n, "want auto, or a size in bytes as in 4096, 512M or 8G");
+        break;
+    case KEY_FILES:
+        snprintf(out, n, "want a file name");
+        break;
+    }
+}
+
+static bool parse_number(double *out, const char *text)
+{
+    char *end;
+    *out = strtod(text, &end);
+    return end != text && !*end && isfinite(*out);
+}
+
+static bool parse_whole(int64_t *out, const char *text, double lo, double hi)
+{
+    double value;
+    if (!parse_number(&value, text) || !(value >= lo && value <= hi) ||
+        value != floor(value))
+        return false;
+    *out = (int64_t)value;
+    return true;
+}
+
+static bool parse_bits(int64_t *out, const char *text)
+{
+    int64_t bits;
+    if (!parse_whole(&bits, text, 2, 16) || (bits > 8 && bits != 16))
+        return false;
+    *out = bits;
+    return true;
+}
+
+static bool parse_bool(bool *out, const char *text)
+{
+    if (strcmp(text, "true") && strcmp(text, "false"))
+        return false;
+    *out = text[0] == 't';
+    return true;
+}
+
+static bool parse_bytes_key(uint64_t *out, const char *text)
+{
+    if (!strcmp(text, "auto")) {
+        *out = 0;
+        return true;
+    }
+    /* 0 stands for auto inside; as a typed budget it would be a mistake. */
+    return opt_bytes(out, text) && *out;
+}
+
+static bool add_file(struct recipe_files *files, const char *path)
+{
+    if (!*path || files->n == RECIPE_FILES_MAX)
+        return false;
+    if (mem_strdup(&files->path[files->n], path))
+        return false;
+    files->n++;
+    return true;
+}
+
+static void clear_files(struct recipe_files *files)
+{
+    for (int i = 0; i < files->n; i++)
+        mem_free(files->path[i]);
+    files->n = 0;
+}
+
+static bool parse_value(struct recipe *r, const struct recipe_key *k, const char *text)
+{
+    void *f = (char *)r + k->offset;
+    double real;
+    int index;
+    switch (k->kind) {
+    case KEY_INT:
+        return parse_whole(f, text, k->lo, k->hi);
+    case KEY_REAL:
+        if (!parse_number(&real, text) || !(real >= k->lo && real <= k->hi))
+            return false;
+        *(double *)f = real;
+        return true;
+    case KEY_BOOL:
+        return parse_bool(f, text);
+    case KEY_CHOICE:
+        index = opt_choice(k->choices, text);
+        if (index >= 0)
+            *(int *)f = index;
+        return index >= 0;
+    case KEY_BITS:
+        return parse_bits(f, text);
+    case KEY_BYTES:
+        return parse_bytes_key(f, text);
+    case KEY_FILES:
+        return add_file(f, text);
+    }
+    return false;
+}
+
+static enum err set_key(struct recipe *r, const struct recipe_key *k, const char *text,
+                        const char *where)
+{
+    char wanted[192];
+    if (parse_value(r, k, text))
+        return OK;
+    wanted_text(wanted, sizeof(wanted), k);
+    FAIL_IF(k->later && opt_choice(k->later, text) >= 0, ERR_SUPPORT,
+            "%s: %s: '%s' is not in this version; %s", where, k->name, text, wanted);
+    FAIL(ERR_USAGE, "%s: %s: '%s': %s", where, k->name, text, wanted);
+}
+
+static enum err unknown_key(const char *name, const char *where)
+{
+    struct nearest best = {0};
+    for (int i = 0; i < recipe_n_keys; i++) {
+        const char *known = recipe_key[i].name;
+        nearest_consider(&best, name, known);
+        /* The section was forgotten. */
+        if (!strchr(name, '.') && !strcmp(strchr(known, '.') + 1, name))
+            best = (struct nearest){.word = known};
+    }
+    FAIL_IF(best.word, ERR_USAGE, "%s: unknown key '%s'; did you mean '%s'?", where, name,
+            best.word);
+    FAIL(ERR_USAGE, "%s: unknown key '%s'; configs/reference.yaml lists all keys", where,
+         name);
+}
+
+enum err recipe_set(struct recipe *r, const char *name, const char *text, const char *where)
+{
+    const struct recipe_key *k = find_key(name);
+    if (!k)
+        return unknown_key(name, where);
+    if (k->kind == KEY_FILES)
+        clear_files((struct recipe_files *)((char *)r + k->offset));
+    return set_key(r, k, text, where);
+}
+
+void recipe_init(struct recipe *r)
+{
+    *r = (struct recipe){0};
+    for (int i = 0; i < recipe_n_keys; i++) {
+        if (*recipe_key[i].value)
+            parse_value(r, &recipe_key[i], recipe_key[i].value);
+    }
+}
+
+void recipe_free(struct recipe *r)
+{
+    clear_files(&r->data);
+}
+
+/* One "key: value" below a section. */
+static enum err set_node(struct recipe *r, const char *section, const char *name,
+                         const struct yaml *node, const char *path)
+{
+    char full[128], where[512];
+    snprintf(full, sizeof(full), "%s.%s", section, name);
+    snprintf(where, sizeof(where), "%s: line %d", path, node->line);
+    const struct recipe_key *k = find_key(full);
+    if (!k)
+        return unknown_key(full, where);
+    FAIL_IF(node->kind == YAML_MAP, ERR_USAGE, "%s: %s: want a value, not further keys",
+            where, full);
+    if (k->kind == KEY_FILES)
+        clear_files((struct recipe_files *)((char *)r + k->offset));
+    if (node->kind == YAML_LIST) {
+        FAIL_IF(k->kind != KEY_FILES, ERR_USAGE, "%s: %s: want one value, not a list",
+                where, full);
+        for (size_t i = 0; i < node->n; i++) {
+            FAIL_IF(node->child[i].kind != YAML_TEXT, ERR_USAGE, "%s: %s: want file names",
+                    where, full);
+            TRY(set_key(r, k, node->child[i].text, where));
+        }
+        return OK;
+    }
+    FAIL_IF(node->quoted &&
+                (k->kind == KEY_INT || k->kind == KEY_REAL || k->kind == KEY_BITS),
+            ERR_USAGE, "%s: %s: '%s' is in quotes; want a number", where, full, node->text);
+    return set_key(r, k, node->text, where);
+}
+
+static const char *const sections[] = {"calibration", "weights",   "kv", "activations",
+                                       "crr",         "optimizer", "run"};
+
+static bool is_section(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(sections); i++) {
+        if (!strcmp(sections[i], name))
+            return true;
+    }
+    return false;
+}
+
+static enum err unknown_section(const char *name, const char *path, int line)
+{
+    struct nearest best = {0};
+    for (size_t i = 0; i < ARRAY_LEN(sections); i++)
+        nearest_consider(&best, name, sections[i]);
+    FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown section '%s'; did you mean '%s'?",
+            path, line, name, best.word);
+    FAIL(ERR_USAGE,
+         "%s: line %d: unknown section '%s'; configs/reference.yaml lists all keys", path,
+         line, name);
+}
+
+static enum err set_section(struct recipe *r, const char *name, const struct yaml *node,
+                            const char *path)
+{
+    if (!is_section(name))
+        return unknown_section(name, path, node->line);
+    FAIL_IF(node->kind != YAML_MAP, ERR_USAGE,
+            "%s: line %d: %s: want keys below it, as in '%s: {KEY: VALUE}'", path,
+            node->line, name, name);
+    for (size_t i = 0; i < node->n; i++)
+        TRY(set_node(r, name, node->key[i], &node->child[i], path));
+    return OK;
+}
+
+enum err recipe_load_yaml(struct recipe *r, const char *path)
+{
+    enum err err = OK;
+    struct yaml *root = NULL;
+    TRY(yaml_load_file(&root, path));
+    if (root->kind != YAML_MAP)
+        FAIL_OUT(ERR_USAGE, "%s: line %d: want 'section: {key: value}' at the top", path,
+                 root->line);
+    for (size_t i = 0; i < root->n; i++)
+        TRY_OUT(set_section(r, root->key[i], &root->child[i], path));
+out:
+    yaml_free(&root);
+    return err;
+}
+
+/* A JSON scalar as one would type it. */
+static void scalar_text(char *out, size_t n, const json_t *v)
+{
+    if (json_is_string(v))
+        snprintf(out, n, "%s", json_string_value(v));
+    else if (json_is_integer(v))
+        snprintf(out, n, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+    else if (json_is_real(v))
+        snprintf(out, n, "%.17g", json_real_value(v));
+    else
+        snprintf(out, n, "%s", json_is_true(v) ? "true" : json_is_false(v) ? "false" : "?");
+}
+
+static enum err set_json(struct recipe *r, const char *section, const char *name,
+                         const json_t *v, const char *where)
+{
+    char full[128], text[128];
+    snprintf(full, sizeof(full), "%s.%s", section, name);
+    const struct recipe_key *k = find_key(full);
+    FAIL_IF(!k, ERR_FORMAT, "%s: config: unknown key '%s'", where, full);
+    if (k->kind == KEY_FILES)
+        return OK; /* names of files say nothing on another machine */
+    scalar_text(text, sizeof(text), v);
+    FAIL_IF(!parse_value(r, k, text), ERR_FORMAT, "%s: config: %s: wrong value '%s'", where,
+            full, text);
+    return OK;
+}
+
+enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where)
+{
+    const char *section, *name;
+    json_t *keys, *v;
+    json_object_foreach((json_t *)(uintptr_t)config, section, keys)
+    {
+        FAIL_IF(!json_is_object(keys), ERR_FORMAT, "%s: config.%s: want an object", where,
+                section);
+        json_object_foreach(keys, name, v) TRY(set_json(r, section, name, v, where));
+    }
+    return OK;
+}
+
+static enum err set_pair(struct recipe *r, const char *pair)
+{
+    char name[128], where[200];
+    const char *equals = strchr(pair, '=');
+    FAIL_IF(!equals || equals == pair, ERR_USAGE,
+            "--set %s: want KEY=VALUE, as in --set weights.group_size=64", pair);
+    FAIL_IF((size_t)(equals - pair) >= sizeof(name), ERR_USAGE, "--set: key too long: %s",
+            pair);
+    snprintf(name, sizeof(name), "%.*s", (int)(equals - pair), pair);
+    snprintf(where, sizeof(where), "--set");
+    return recipe_set(r, name, equals + 1, where);
+}
+
+static enum err set_shortcuts(struct recipe *r, const struct args *a)
+{
+    if (a->threads >= 0)
+        r->threads = a->threads;
+    if (a->memory)
+        r->memory = a->memory;
+    if (a->join)
+        TRY(recipe_set(r, "calibration.join", a->join, "--join"));
+    if (a->bos)
+        TRY(recipe_set(r, "calibration.bos", a->bos, "--bos"));
+    if (a->data.n)
+        clear_files(&r->data);
+    for (int i = 0; i < a->data.n; i++) {
+        FAIL_IF(!add_file(&r->data, a->data.item[i]), ERR_USAGE,
+                "--data '%s': want a file name, at most %d of them", a->data.item[i],
+                RECIPE_FILES_MAX);
+    }
+    return OK;
+}
+
+enum err recipe_from_args(struct recipe *r, const struct args *a)
+{
+    recipe_init(r);
+    if (a->config)
+        TRY(recipe_load_yaml(r, a->config));
+    for (int i = 0; i < a->set.n; i++)
+        TRY(set_pair(r, a->set.item[i]));
+    return set_shortcuts(r, a);
+}
+
+struct weight_spec recipe_weight_spec(const struct recipe *r)
+{
+    return (struct weight_spec){.method = (enum weight_method)r->weight_method,
+                                .bits = (int)r->weight_bits,
+                                .group_size = r->weight_group};
+}
+
+struct kv_spec recipe_kv_spec(const struct recipe *r)
+{
+    return (struct kv_spec){.method = (enum kv_method)r->kv_method,
+                            .bits = (int)r->kv_bits,
+                            .group_size = r->kv_group,
+                            .key_stage = (enum key_stage)r->key_stage,
+                            .past_only = r->past_only,
+                            .window = r->window,
+                            .sink = r->sink,
+                            .learn = r->learn};
+}
+
+const char *recipe_device(const struct recipe *r)
+{
+    return r->device ? "ref" : "cpu";
+}
+
+uint64_t recipe_memory(const struct recipe *r)
+{
+    return r->memory ? r->memory : mem_available_bytes() / 4 * 3;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The configuration of a run: one table of keys, read from YAML and --set, dumped as JSON
+ * into states and artifacts. configs/reference.yaml is printed from the same table. */
+#ifndef WKVQ_RECIPE_H
+#define WKVQ_RECIPE_H
+
+#include "calib/calib.h"
+#include "data/corpus.h"
+#include "data/tokenizer.h"
+#include "tools/opt.h"
+
+#include <jansson.h>
+#include <stdio.h>
+
+#define RECIPE_FILES_MAX 64
+
+struct recipe_files {
+    char *path[RECIPE_FILES_MAX]; /* owned */
+    int n;
+};
+
+/* Values as typed; choices are the index in their key's list. */
+struct recipe {
+    struct recipe_files data;
+    int64_t samples, seqlen, epochs, seed;
+    int join, bos; /* enum corpus_join, enum bos_rule */
+    int weight_method, weight_round;
+    int64_t weight_bits, weight_group;
+    int kv_method, key_stage, rotate;
+    int64_t kv_bits, kv_group, window, sink;
+    bool past_only, learn;
+    int64_t activation_bits;
+    int64_t crr_blocks;
+    int crr_terms, crr_loss;
+    double lr_clip, lr_smooth, lr_shift, weight_decay;
+    int schedule;
+    int device, compute; /* "cpu|ref", "auto|f32|bf16" */
+    int64_t threads;     /* 0: all cores */
+    uint64_t memory;     /* bytes, 0: auto */
+};
+
+enum key_kind { KEY_INT, KEY_REAL, KEY_BOOL, KEY_CHOICE, KEY_BITS, KEY_BYTES, KEY_FILES };
+
+struct recipe_key {
+    const char *name; /* "weights.bits" */
+    enum key_kind kind;
+    size_t offset;       /* into struct recipe */
+    const char *value;   /* the default, as typed; "" for none */
+    double lo, hi;       /* KEY_INT, KEY_REAL: both ends allowed */
+    const char *choices; /* KEY_CHOICE: "a|b" */
+    const char *later;   /* values of the design that this version does not have: "c|d" */
+    bool free;           /* may differ between the runs of one state: speed, not result */
+    const char *why;     /* one line for the reference */
+};
+extern const struct recipe_key recipe_key[];
+extern const int recipe_n_keys;
+
+/* Every key's default. */
+void recipe_init(struct recipe *r);
+void recipe_free(struct recipe *r); /* accepts a zeroed one */
+
+/* Set one key from text; where starts the messages ("--set", "w4.yaml: line 3"). Errors:
+ * ERR_USAGE (unknown key with the nearest known one, wrong value with what is wanted),
+ * ERR_SUPPORT for values that this version does not have. */
+enum err recipe_set(struct recipe *r, const char *name, const char *text,
+                    const char *where);
+enum err recipe_load_yaml(struct recipe *r, const char *path);
+/* What recipe_json wrote. Errors: ERR_FORMAT with where and the key. */
+enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
+/* Defaults, then a->config, a->set in order, then the shortcuts (--threads, --memory,
+ * --data, --join, --bos). r is initialized here; free it whatever the result. */
+enum err recipe_from_args(struct recipe *r, const struct args *a);
+
+/* {"calibration": {...}, ...}; identity: only the keys that decide the result. */
+enum err recipe_json(json_t **out, const struct recipe *r, bool identity);
+/* The value of a key as one would type it. */
+void recipe_text(char *out, size_t n, const struct recipe *r, const struct recipe_key *k);
+
+struct weight_spec recipe_weight_spec(const struct recipe *r);
+struct kv_spec recipe_kv_spec(const struct recipe *r);
+const char *recipe_device(const struct recipe *r);
+/* Settings on device d: compute resolved; memory_bytes is the whole budget, of which
+ * the caller takes off what is not streams. */
+struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);
+enum dtype recipe_act(const struct recipe *r, const struct dev *d);
+/* run.memory, or 75% of what the system could give now. */
+uint64_t recipe_memory(const struct recipe *r);
+
+/* The text of configs/reference.yaml. */
+void recipe_print_reference(FILE *f);
+
+#endif

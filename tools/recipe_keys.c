@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The table of configuration keys, and what is printed from it. */
+#include "tools/recipe.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define AT(field) offsetof(struct recipe, field)
+
+/* clang-format off */
+const struct recipe_key recipe_key[] = {
+    {"calibration.data", KEY_FILES, AT(data), "", .free = true,
+     .why = "text to calibrate on: .txt .raw .tokens .jsonl, each also .gz, or .zip; a list joins them"},
+    {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
+     .why = "random windows of the text; time grows with it"},
+    {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", 2, 1 << 20,
+     .why = "tokens of a window"},
+    {"calibration.epochs", KEY_INT, AT(epochs), "5", 0, 255,
+     .why = "passes over the windows per block; 0 keeps the start values"},
+    {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,
+     .why = "seed of the windows' offsets (random.seed of the literature's recipe)"},
+    {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = "auto|rows|file",
+     .why = "rows: every line is a row, rows joined by two newlines; file: as it is; auto: rows for .raw and .tokens"},
+    {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = "auto|never|always",
+     .why = "one BOS token in front of the text; auto: as the model's tokenizer does it"},
+
+    {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc", .later = "gptq",
+     .why = "lwc learns how far each group is clipped; rtn rounds to nearest"},
+    {"weights.bits", KEY_BITS, AT(weight_bits), "4",
+     .why = "bits of a weight code; 16 leaves the weights alone"},
+    {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
+     .why = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
+    {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest", .later = "learned",
+     .why = "how a weight becomes a code"},
+
+    {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token",
+     .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only"},
+    {"kv.bits", KEY_BITS, AT(kv_bits), "4",
+     .why = "bits of a cache code; 16 leaves the cache alone"},
+    {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
+     .why = "channels inside a head that share scale and minimum; capped at the head's width"},
+    {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
+     .why = "where keys are quantized: after or before the rotary embedding"},
+    {"kv.past_only", KEY_BOOL, AT(past_only), "true",
+     .why = "a token's own key and value stay in full precision; false also quantizes those"},
+    {"kv.window", KEY_INT, AT(window), "1", 1, 1 << 24,
+     .why = "most recent tokens in full precision, the current one included; needs past_only"},
+    {"kv.sink", KEY_INT, AT(sink), "0", 0, 1 << 24,
+     .why = "first tokens in full precision"},
+    {"kv.learn", KEY_BOOL, AT(learn), "true",
+     .why = "learn shift and smoothing; false keeps their start values"},
+    {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none", .later = "v|k|kv",
+     .why = "rotate keys or values before they are quantized"},
+
+    {"activations.bits", KEY_INT, AT(activation_bits), "16", 16, 16, .later = "4|8",
+     .why = "activations are left alone"},
+
+    {"crr.blocks", KEY_INT, AT(crr_blocks), "5", 0, 1024,
+     .why = "full-precision blocks behind the trained one that the loss looks through; 0 = local loss"},
+    {"crr.terms", KEY_CHOICE, AT(crr_terms), "last", .choices = "last|all",
+     .why = "compare behind the last of them, or behind each"},
+    {"crr.loss", KEY_CHOICE, AT(crr_loss), "mae", .choices = "mae|mse",
+     .why = "mean absolute or mean squared error"},
+
+    {"optimizer.lr_clip", KEY_REAL, AT(lr_clip), "0.01", 0, 10,
+     .why = "learning rate of the clipping parameters"},
+    {"optimizer.lr_smooth", KEY_REAL, AT(lr_smooth), "0.005", 0, 10,
+     .why = "learning rate of the logarithm of the smoothing"},
+    {"optimizer.lr_shift", KEY_REAL, AT(lr_shift), "0.005", 0, 10,
+     .why = "learning rate of the shift"},
+    {"optimizer.schedule", KEY_CHOICE, AT(schedule), "constant", .choices = "constant|cosine",
+     .why = "cosine falls to 0 over a block's steps"},
+    {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
+     .why = "AdamW's decoupled decay"},
+
+    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref", .later = "cuda",
+     .why = "ref is the slow definition that the others are checked against"},
+    {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .free = true,
+     .why = "0 = one per core"},
+    {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = "auto|f32|bf16",
+     .why = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
+    {"run.memory", KEY_BYTES, AT(memory), "auto", .free = true,
+     .why = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of what is free"},
+};
+/* clang-format on */
+const int recipe_n_keys = ARRAY_LEN(recipe_key);
+
+static const void *field(const struct recipe *r, const struct recipe_key *k)
+{
+    return (const char *)r + k->offset;
+}
+
+/* The index'th word of "a|b|c". */
+static void choice_word(char *out, size_t n, const char *choices, int index)
+{
+    while (index-- > 0 && strchr(choices, '|'))
+        choices = strchr(choices, '|') + 1;
+    snprintf(out, n, "%.*s", (int)strcspn(choices, "|"), choices);
+}
+
+void recipe_text(char *out, size_t n, const struct recipe *r, const struct recipe_key *k)
+{
+    const void *f = field(r, k);
+    switch (k->kind) {
+    case KEY_INT:
+    case KEY_BITS:
+        snprintf(out, n, "%" PRId64, *(const int64_t *)f);
+        break;
+    case KEY_REAL:
+        snprintf(out, n, "%.10g", *(const double *)f);
+        break;
+    case KEY_BOOL:
+        snprintf(out, n, "%s", *(const bool *)f ? "true" : "false");
+        break;
+    case KEY_CHOICE:
+        choice_word(out, n, k->choices, *(const int *)f);
+        break;
+    case KEY_BYTES:
+        if (*(const uint64_t *)f)
+            snprintf(out, n, "%" PRIu64, *(const uint64_t *)f);
+        else
+            snprintf(out, n, "auto");
+        break;
+    case KEY_FILES: {
+        const struct recipe_files *files = f;
+        snprintf(out, n, "%s", files->n ? files->path[0] : "");
+        break;
+    }
+    }
+}
+
+static json_t *files_json(const struct recipe_files *files)
+{
+    json_t *list = json_array();
+    for (int i = 0; list && i < files->n; i++)
+        json_array_append_new(list, json_string(files->path[i]));
+    return list;
+}
+
+static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
+{
+    char text[128];
+    const void *f = field(r, k);
+    switch (k->kind) {
+    case KEY_INT:
+    case KEY_BITS:
+        return json_integer(*(const int64_t *)f);
+    case KEY_REAL:
+        return json_real(*(const double *)f);
+    case KEY_BOOL:
+        return json_boolean(*(const bool *)f);
+    case KEY_BYTES:
+        if (*(const uint64_t *)f)
+            return json_integer((json_int_t) * (const uint64_t *)f);
+        return json_string("auto");
+    case KEY_CHOICE:
+        recipe_text(text, sizeof(text), r, k);
+        return json_string(text);
+    case KEY_FILES:
+        return files_json(f);
+    }
+    return NULL;
+}
+
+/* Start of the next section's key: length of "weights" in "weights.bits". */
+static int section_length(const struct recipe_key *k)
+{
+    return (int)strcspn(k->name, ".");
+}
+
+enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
+{
+    json_t *root = json_object();
+    for (int i = 0; root && i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        char section[32];
+        if (identity && k->free)
+            continue;
+        snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
+        json_t *o = json_object_get(root, section);
+        if (!o) {
+            o = json_object();
+            json_object_set_new(root, section, o);
+        }
+        json_object_set_new(o, k->name + section_length(k) + 1, value_json(r, k));
+    }
+    FAIL_IF(!root, ERR_MEMORY, "out of memory for the configuration");
+    *out = root;
+    return OK;
+}
+
+/* "whole number 1 to 255", "lwc or rtn": what the reference says about a value. */
+static void range_text(char *out, size_t n, const struct recipe_key *k)
+{
+    switch (k->kind) {
+    case KEY_INT:
+        if (k->lo == k->hi)
+            snprintf(out, n, "%.0f", k->lo);
+        else
+            snprintf(out, n, "%.0f to %.0f", k->lo, k->hi);
+        break;
+    case KEY_REAL:
+        snprintf(out, n, "%g to %g", k->lo, k->hi);
+        break;
+    case KEY_BOOL:
+        snprintf(out, n, "true or false");
+        break;
+    case KEY_CHOICE:
+        opt_choices_text(out, n, k->choices);
+        break;
+    case KEY_BITS:
+        snprintf(out, n, "2 to 8, or 16");
+        break;
+    case KEY_BYTES:
+        snprintf(out, n, "auto or a size");
+        break;
+    case KEY_FILES:
+        snprintf(out, n, "file name or list");
+        break;
+    }
+}
+
+void recipe_print_reference(FILE *f)
+{
+    const char *last = "";
+    fprintf(
+        f,
+        "# Every key with its default. A line before a key says why it is there and, in\n"
+        "# brackets, what it may be. The same names go with --set, as in\n"
+        "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n");
+    for (int i = 0; i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        const int n = section_length(k);
+        char range[128];
+        if (strncmp(last, k->name, (size_t)n + 1))
+            fprintf(f, "\n%.*s:\n", n, k->name);
+        last = k->name;
+        range_text(range, sizeof(range), k);
+        fprintf(f, "  # %s [%s]\n  %s: %s\n", k->why, range, k->name + n + 1,
+                k->kind == KEY_FILES ? "[]" : k->value);
+    }
+}

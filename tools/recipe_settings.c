@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A recipe as calibration's settings on a device. */
+#include "tools/recipe.h"
+
+enum dtype recipe_act(const struct recipe *r, const struct dev *d)
+{
+    static const enum dtype typed[] = {DT_OTHER, DT_F32, DT_BF16};
+    return r->compute ? typed[r->compute] : dev_preferred_act(d);
+}
+
+struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d)
+{
+    return (struct calib_settings){
+        .samples = r->samples,
+        .seqlen = r->seqlen,
+        .epochs = r->epochs,
+        .seed = (uint64_t)r->seed,
+        .weights = recipe_weight_spec(r),
+        .kv = recipe_kv_spec(r),
+        .crr_blocks = r->crr_blocks,
+        .crr_terms = (enum crr_terms)r->crr_terms,
+        .crr_loss = (enum loss_kind)r->crr_loss,
+        .lr_clip = (float)r->lr_clip,
+        .lr_smooth = (float)r->lr_smooth,
+        .lr_shift = (float)r->lr_shift,
+        .weight_decay = (float)r->weight_decay,
+        .schedule = (enum lr_schedule)r->schedule,
+        .act = recipe_act(r, d),
+        .memory_bytes = recipe_memory(r),
+    };
+}

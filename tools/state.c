@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/state_priv.h"
+
+#include "data/json.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/state_block.h"
+#include "tools/state_diff.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define FORMAT_NAME "wkvq-state"
+#define FORMAT_VERSION 1
+#define MANIFEST "manifest.json"
+#define MANIFEST_LIMIT (256u << 20)
+
+enum err state_path(char **out, const struct state *s, const char *name)
+{
+    return file_join(out, s->dir, name);
+}
+
+void state_block_name(char out[40], int64_t block)
+{
+    snprintf(out, 40, "block-%04" PRId64 ".safetensors", block);
+}
+
+/* --- the manifest ------------------------------------------------------------------- */
+
+enum err state_write_manifest(const struct state *s)
+{
+    enum err err = OK;
+    char *path = NULL;
+    char *text = json_dumps(s->manifest, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+    FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
+    TRY_OUT(state_path(&path, s, MANIFEST));
+    TRY_OUT(file_write_all(path, text, strlen(text)));
+out:
+    mem_free(path);
+    free(text);
+    return err;
+}
+
+enum err state_file_entry(json_t **out, const struct state *s, const char *name)
+{
+    char *path = NULL, crc_text[16];
+    uint32_t crc;
+    uint64_t bytes;
+    TRY(state_path(&path, s, name));
+    const enum err err = file_crc32(&crc, &bytes, path);
+    mem_free(path);
+    TRY(err);
+    snprintf(crc_text, sizeof(crc_text), "%08" PRIx32, crc);
+    json_t *o = json_pack("{s:s, s:s, s:I}", "file", name, "crc32", crc_text, "bytes",
+                          (json_int_t)bytes);
+    FAIL_IF(!o, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
+    *out = o;
+    return OK;
+}
+
+enum err state_check_entry(const struct state *s, const json_t *entry, const char *name)
+{
+    char *path = NULL, where[96], crc_text[16];
+    const char *want_crc, *want_name;
+    uint32_t crc;
+    uint64_t bytes;
+    snprintf(where, sizeof(where), "%s: %s", MANIFEST, name);
+    TRY(json_need_string(&want_name, entry, "file", where));
+    TRY(json_need_string(&want_crc, entry, "crc32", where));
+    FAIL_IF(strcmp(want_name, name), ERR_FORMAT, "%s/%s: file '%s', want '%s'", s->dir,
+            MANIFEST, want_name, name);
+    TRY(state_path(&path, s, name));
+    const enum err err = file_crc32(&crc, &bytes, path);
+    mem_free(path);
+    TRY(err);
+    snprintf(crc_text, sizeof(crc_text), "%08" PRIx32, crc);
+    FAIL_IF(strcmp(want_crc, crc_text), ERR_FORMAT,
+            "%s/%s: CRC-32 is %s, the manifest says %s: the file is damaged; remove %s to "
+            "start over",
+            s->dir, name, crc_text, want_crc, s->dir);
+    return OK;
+}
+
+static const json_t *done_list(const struct state *s)
+{
+    return json_object_get(s->manifest, "done");
+}
+
+int64_t state_done(const struct state *s)
+{
+    return (int64_t)json_array_size(done_list(s));
+}
+
+static enum err check_done(const struct state *s)
+{
+    for (int64_t i = 0; i < state_done(s); i++) {
+        char name[40];
+        state_block_name(name, i);
+        TRY(state_check_entry(s, json_array_get(done_list(s), (size_t)i), name));
+    }
+    return OK;
+}
+
+/* Members and types of a manifest that was just parsed, and what follows from its config.
+ */
+static enum err adopt_manifest(struct state *s, const char *path)
+{
+    const char *format = NULL;
+    json_t *identity, *config, *done;
+    int64_t version;
+    TRY(json_get_string(&format, s->manifest, "format", path));
+    FAIL_IF(!format || strcmp(format, FORMAT_NAME), ERR_FORMAT,
+            "%s: not the manifest of a calibration state (want format \"" FORMAT_NAME "\")",
+            path);
+    TRY(json_need_int(&version, s->manifest, "version", 1, 1000, path));
+    FAIL_IF(version != FORMAT_VERSION, ERR_SUPPORT,
+            "%s: version is %" PRId64 ", this program knows %d", path, version,
+            FORMAT_VERSION);
+    TRY(json_need_int(&s->blocks, s->manifest, "blocks", 1, 100000, path));
+    TRY(json_get_object(&identity, s->manifest, "identity", path));
+    TRY(json_get_array(&done, s->manifest, "done", path));
+    FAIL_IF(!identity || !done, ERR_FORMAT, "%s: identity or done is missing", path);
+    FAIL_IF((int64_t)json_array_size(done) > s->blocks, ERR_FORMAT,
+            "%s: done: %zu entries for %" PRId64 " blocks", path, json_array_size(done),
+            s->blocks);
+    TRY(json_get_object(&config, identity, "config", path));
+    FAIL_IF(!config, ERR_FORMAT, "%s: identity.config is missing", path);
+    TRY(recipe_load_json(&s->recipe, config, path));
+    s->weights = recipe_weight_spec(&s->recipe);
+    s->kv = recipe_kv_spec(&s->recipe);
+    return OK;
+}
+
+static enum err load_manifest(struct state *s)
+{
+    char *path = NULL;
+    enum err err = OK;
+    TRY(state_path(&path, s, MANIFEST));
+    TRY_OUT(json_load_file_strict(&s->manifest, path, MANIFEST_LIMIT));
+    TRY_OUT(adopt_manifest(s, path));
+    if (s->arch.n_layers && s->arch.n_layers != s->blocks)
+        FAIL_OUT(ERR_MISMATCH,
+                 "%s: the state is of a model with %" PRId64 " blocks, this "
+                 "one has %" PRId64,
+                 path, s->blocks, s->arch.n_layers);
+    TRY_OUT(check_done(s));
+out:
+    mem_free(path);
+    return err;
+}
+
+static enum err new_manifest(struct state *s, const json_t *identity)
+{
+    s->manifest = json_pack(
+        "{s:s, s:i, s:I, s:O, s:[], s:n}", "format", FORMAT_NAME, "version", FORMAT_VERSION,
+        "blocks", (json_int_t)s->arch.n_layers, "identity", identity, "done", "partial");
+    FAIL_IF(!s->manifest, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
+    TRY(adopt_manifest(s, s->dir));
+    return state_write_manifest(s);
+}
+
+/* --- the directory ------------------------------------------------------------------ */
+
+static bool is_ours(const char *name)
+{
+    return !strncmp(name, "block-", 6) || !strncmp(name, "partial-", 8) ||
+           !strncmp(name, "stream-", 7) || !strncmp(name, MANIFEST, strlen(MANIFEST)) ||
+           !strcmp(name, "lock");
+}
+
+/* A file that a kill left behind: a temporary one, or one the manifest does not name. */
+static bool is_leftover(const struct state *s, const char *name)
+{
+    const char *partial = NULL;
+    int64_t block = 0;
+    if (strstr(name, ".tmp.") || !strncmp(name, "stream-", 7))
+        return true;
+    if (!strncmp(name, "partial-", 8)) {
+        const json_t *entry = json_object_get(s->manifest, "partial");
+        partial = json_string_value(json_object_get(entry, "file"));
+        return !partial || strcmp(partial, name);
+    }
+    if (sscanf(name, "block-%" SCNd64, &block) == 1)
+        return block >= state_done(s);
+    return false;
+}
+
+/* Look at every file: refuse a directory with other things in it, remove leftovers. */
+static enum err sweep(const struct state *s, bool remove_leftovers)
+{
+    enum err err = OK;
+    DIR *d = opendir(s->dir);
+    FAIL_IF(!d, ERR_IO, "%s: %s", s->dir, strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+            continue;
+        if (!is_ours(e->d_name))
+            FAIL_OUT(ERR_USAGE,
+                     "%s: holds '%s', which no state has; name an empty or new "
+                     "directory",
+                     s->dir, e->d_name);
+        if (remove_leftovers && is_leftover(s, e->d_name) &&
+            unlinkat(dirfd(d), e->d_name, 0))
+            FAIL_OUT(ERR_IO, "%s/%s: cannot remove: %s", s->dir, e->d_name,
+                     strerror(errno));
+    }
+out:
+    closedir(d);
+    return err;
+}
+
+static enum err take_lock(struct state *s)
+{
+    char *path = NULL;
+    enum err err = OK;
+    TRY(state_path(&path, s, "lock"));
+    s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (s->lock_fd < 0)
+        FAIL_OUT(ERR_IO, "%s: %s", path, strerror(errno));
+    if (flock(s->lock_fd, LOCK_EX | LOCK_NB))
+        FAIL_OUT(errno == EWOULDBLOCK ? ERR_USAGE : ERR_IO,
+                 errno == EWOULDBLOCK
+                     ? "%s: another process works on this state; wait for it or stop it"
+                     : "%s: cannot lock",
+                 s->dir);
+out:
+    mem_free(path);
+    return err;
+}
+
+static enum err state_alloc(struct state **out, const char *dir, const struct arch *a)
+{
+    struct state *s = NULL;
+    TRY(mem_calloc(&s, 1, sizeof(*s)));
+    s->lock_fd = -1;
+    if (a)
+        s->arch = *a;
+    recipe_init(&s->recipe);
+    const enum err err = mem_strdup(&s->dir, dir);
+    if (err)
+        state_close(&s);
+    *out = s;
+    return err;
+}
+
+static enum err has_manifest(bool *out, const struct state *s)
+{
+    char *path = NULL;
+    TRY(state_path(&path, s, MANIFEST));
+    *out = file_exists(path);
+    mem_free(path);
+    return OK;
+}
+
+enum err state_open(struct state **out, const char *dir, const struct arch *a,
+                    const json_t *identity)
+{
+    enum err err = OK;
+    struct state *s = NULL;
+    bool old = false;
+    TRY(state_alloc(&s, dir, a));
+    s->writable = true;
+    TRY_OUT(file_make_dir(dir));
+    TRY_OUT(sweep(s, false));
+    TRY_OUT(take_lock(s));
+    TRY_OUT(has_manifest(&old, s));
+    if (old) {
+        TRY_OUT(load_manifest(s));
+        TRY_OUT(state_compare(dir, json_object_get(s->manifest, "identity"), identity));
+        TRY_OUT(sweep(s, true));
+    } else {
+        TRY_OUT(new_manifest(s, identity));
+        TRY_OUT(sweep(s, true));
+    }
+    *out = s;
+    return OK;
+out:
+    state_close(&s);
+    return err;
+}
+
+enum err state_open_read(struct state **out, const char *dir, const struct arch *a)
+{
+    enum err err = OK;
+    struct state *s = NULL;
+    FAIL_IF(!file_is_dir(dir), ERR_NOT_FOUND,
+            "%s: no such directory; `wkvq calibrate` makes "
+            "a state",
+            dir);
+    TRY(state_alloc(&s, dir, a));
+    TRY_OUT(load_manifest(s));
+    *out = s;
+    return OK;
+out:
+    state_close(&s);
+    return err;
+}
+
+void state_close(struct state **ps)
+{
+    struct state *s = *ps;
+    if (!s)
+        return;
+    state_drop_partial(s);
+    block_quant_free(&s->current);
+    recipe_free(&s->recipe);
+    json_decref(s->manifest);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    mem_free(s->stream);
+    mem_free(s->dir);
+    mem_free(s);
+    *ps = NULL;
+}
+
+/* The manifest goes first: what is left by a kill in between is not taken for a state. */
+enum err state_remove(struct state **ps)
+{
+    struct state *s = *ps;
+    char *path = NULL;
+    enum err err = OK;
+    TRY_OUT(state_path(&path, s, MANIFEST));
+    if (unlink(path))
+        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+    TRY_OUT(file_remove_dir(s->dir));
+out:
+    mem_free(path);
+    state_close(ps);
+    return err;
+}
+
+bool state_is(const char *dir)
+{
+    char *path = NULL;
+    json_t *m = NULL;
+    bool yes = false;
+    if (file_join(&path, dir, MANIFEST))
+        return false;
+    if (file_exists(path) && !json_load_file_strict(&m, path, MANIFEST_LIMIT)) {
+        const char *format = json_string_value(json_object_get(m, "format"));
+        yes = format && !strcmp(format, FORMAT_NAME);
+        json_decref(m);
+    }
+    err_clear();
+    mem_free(path);
+    return yes;
+}
+
+/* --- what it holds ------------------------------------------------------------------ */
+
+const char *state_dir(const struct state *s)
+{
+    return s->dir;
+}
+
+int64_t state_blocks(const struct state *s)
+{
+    return s->blocks;
+}
+
+const struct recipe *state_recipe(const struct state *s)
+{
+    return &s->recipe;
+}
+
+const json_t *state_identity(const struct state *s)
+{
+    return json_object_get(s->manifest, "identity");
+}
+
+uint64_t state_bytes(const struct state *s)
+{
+    uint64_t sum = 0;
+    size_t i;
+    json_t *entry;
+    json_array_foreach(done_list(s), i, entry) sum +=
+        (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
+    entry = json_object_get(s->manifest, "partial");
+    return sum + (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
+}
+
+enum err state_stats(struct calib_block_stats *out, const struct state *s, int64_t i)
+{
+    struct calib_block_stats st = {.block = i};
+    char where[300];
+    json_t *losses;
+    const json_t *entry = json_array_get(done_list(s), (size_t)i);
+    snprintf(where, sizeof(where), "%s/" MANIFEST ": done[%" PRId64 "]", s->dir, i);
+    TRY(json_need_real(&st.start_loss, entry, "start_loss", 0, HUGE_VAL, where));
+    TRY(json_need_real(&st.best_loss, entry, "best_loss", 0, HUGE_VAL, where));
+    TRY(json_need_int(&st.best_epoch, entry, "best_epoch", 0, 256, where));
+    TRY(json_get_array(&losses, entry, "epoch_loss", where));
+    const size_t n = json_array_size(losses);
+    FAIL_IF(n > ARRAY_LEN(st.epoch_loss), ERR_FORMAT, "%s: epoch_loss: %zu entries", where,
+            n);
+    for (size_t e = 0; e < n; e++)
+        st.epoch_loss[e] = json_number_value(json_array_get(losses, e));
+    st.n_epochs = (int64_t)n;
+    *out = st;
+    return OK;
+}
+
+enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i)
+{
+    char name[40], *path = NULL;
+    FAIL_IF(!s->arch.n_layers || i < 0 || i >= s->blocks, ERR_SHAPE,
+            "%s: no block %" PRId64, s->dir, i);
+    FAIL_IF(i >= state_done(s), ERR_USAGE,
+            "%s: block %" PRId64 " is not calibrated yet (%" PRId64 " of %" PRId64
+            " are); let `wkvq calibrate` finish",
+            s->dir, i, state_done(s), s->blocks);
+    state_block_name(name, i);
+    TRY(state_check_entry(s, json_array_get(done_list(s), (size_t)i), name));
+    TRY(state_path(&path, s, name));
+    const enum err err = state_block_load(out, path, &s->arch, &s->weights, &s->kv);
+    mem_free(path);
+    return err;
+}
+
+static enum err source_block(void *ctx, int64_t i, const struct block_quant **q)
+{
+    struct state *s = ctx;
+    block_quant_free(&s->current);
+    TRY(state_load_block(&s->current, s, i));
+    *q = &s->current;
+    return OK;
+}
+
+const struct quant_source *state_source(struct state *s)
+{
+    s->source = (struct quant_source){.ctx = s, .block = source_block};
+    return &s->source;
+}

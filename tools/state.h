@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A calibration's state on disk, and the files behind calib's callbacks.
+ *
+ *   STATE/manifest.json          what the state belongs to, what is finished, CRC-32 of
+ * files STATE/block-0000.safetensors one a finished block: scales, zeros, k/v scale and
+ * shift STATE/partial-a|b.safetensors  the block in work; two names in turn, so that the
+ * one in the manifest is always whole STATE/lock                   held (flock) while a
+ * process works on the state
+ *
+ * Files are written beside and renamed, the manifest last: a kill at any instant leaves a
+ * state that resumes. Nothing in it depends on the clock: a resumed run ends with the bytes
+ * of an uninterrupted one. */
+#ifndef WKVQ_STATE_H
+#define WKVQ_STATE_H
+
+#include "convert/artifact/writer.h"
+#include "tools/recipe.h"
+
+struct state; /* opaque; one thread */
+
+/* Looks like a state: has a manifest.json of ours. */
+bool state_is(const char *dir);
+
+/* Open DIR for work: make it, or resume what is there. identity is a JSON object (borrowed)
+ * that must equal the state's own: {"config": ..., "checkpoint": ..., "tokenizer": ...,
+ * "text": ...}. Takes the lock and removes leftovers of killed runs. Errors: ERR_MISMATCH
+ * naming the first field that differs with both values; ERR_FORMAT naming a damaged file;
+ * ERR_USAGE when another process works on it, or DIR holds something else. */
+enum err state_open(struct state **out, const char *dir, const struct arch *a,
+                    const json_t *identity);
+/* Open an existing state for reading, finished or not; a NULL: from anyone's model (blocks
+ * cannot be read then). Errors as above. */
+enum err state_open_read(struct state **out, const char *dir, const struct arch *a);
+void state_close(struct state **s);
+/* Remove the state's files and its directory; closes s whatever the result. */
+enum err state_remove(struct state **s);
+
+const char *state_dir(const struct state *s);
+int64_t state_blocks(const struct state *s); /* of the model */
+int64_t state_done(const struct state *s);   /* finished */
+const struct recipe *state_recipe(const struct state *s);
+const json_t *state_identity(const struct state *s); /* borrowed */
+/* What is kept of a finished block's statistics; seconds are 0. */
+enum err state_stats(struct calib_block_stats *out, const struct state *s, int64_t i);
+/* Bytes of its files as the manifest counts them. */
+uint64_t state_bytes(const struct state *s);
+
+/* A finished block; owned by the caller (block_quant_free). The file's CRC is checked. */
+enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i);
+/* What artifact_write and verify_run read; valid while s is open. */
+const struct quant_source *state_source(struct state *s);
+/* calib's callbacks over s; event and stop (either NULL) are called with ctx. */
+void state_calib_io(struct calib_io *out, struct state *s,
+                    void (*event)(void *ctx, const struct calib_event *e),
+                    bool (*stop)(void *ctx), void *ctx);
+
+#endif

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/state_block.h"
+
+#include "convert/checkpoint/safetensors.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_TENSORS (2 * N_LIN + 4)
+
+struct tensor_list {
+    struct named_tensor t[MAX_TENSORS];
+    int n;
+};
+
+static void add(struct tensor_list *l, const char *name, const char *suffix,
+                struct tensor t)
+{
+    struct named_tensor *slot = &l->t[l->n++];
+    snprintf(slot->name, sizeof(slot->name), "%s%s", name, suffix);
+    slot->t = t;
+}
+
+static void list_block(struct tensor_list *l, const struct block_quant *q)
+{
+    for (int i = 0; i < N_LIN; i++) {
+        const struct qlinear *lin = &q->lin[i];
+        if (!lin->scales)
+            continue;
+        add(l, lin_name[i], ".scales",
+            tensor_2d(lin->scales, DT_F16, lin->out, lin->groups));
+        add(l, lin_name[i], ".zeros", tensor_2d(lin->zeros, DT_U8, lin->out, lin->groups));
+    }
+    add(l, "k_scale", "", tensor_1d(q->k_scale, DT_F32, q->n_channels));
+    add(l, "k_shift", "", tensor_1d(q->k_shift, DT_F32, q->n_channels));
+    add(l, "v_scale", "", tensor_1d(q->v_scale, DT_F32, q->n_channels));
+    add(l, "v_shift", "", tensor_1d(q->v_shift, DT_F32, q->n_channels));
+}
+
+/* The statistics, for whoever opens the file with another program. */
+enum err state_block_save(const char *path, const struct block_quant *q,
+                          const struct calib_block_stats *stats)
+{
+    char block[24], start[32], best[32], epoch[24];
+    struct tensor_list l = {.n = 0};
+    snprintf(block, sizeof(block), "%" PRId64, stats->block);
+    snprintf(start, sizeof(start), "%.17g", stats->start_loss);
+    snprintf(best, sizeof(best), "%.17g", stats->best_loss);
+    snprintf(epoch, sizeof(epoch), "%" PRId64, stats->best_epoch);
+    const char *const metadata[] = {"block",     block, "start_loss", start,
+                                    "best_loss", best,  "best_epoch", epoch};
+    list_block(&l, q);
+    return st_save(path, l.t, l.n, metadata, 4);
+}
+
+/* Copy a tensor of n_dims dims out of f after checking that it is what is wanted. */
+static enum err fetch(void *dst, const struct st_file *f, const char *name,
+                      enum dtype dtype, int64_t rows, int64_t cols)
+{
+    const struct st_tensor *t = st_find(f, name);
+    const int n_dims = cols ? 2 : 1;
+    FAIL_IF(!t, ERR_FORMAT, "%s: tensor %s is missing", st_path(f), name);
+    FAIL_IF(t->dtype != dtype || t->n_dims != n_dims || t->dim[0] != rows ||
+                (cols && t->dim[1] != cols),
+            ERR_FORMAT,
+            "%s: tensor %s: %s of [%" PRId64 ", %" PRId64 "], want %s of [%" PRId64
+            ", %" PRId64 "]",
+            st_path(f), name, t->dtype_name, t->n_dims > 0 ? t->dim[0] : 0,
+            t->n_dims > 1 ? t->dim[1] : 0, dtype_name(dtype), rows, cols);
+    memcpy(dst, t->data, t->bytes);
+    return OK;
+}
+
+static enum err fetch_linear(struct qlinear *q, const struct st_file *f,
+                             const struct arch *a, int lin, const struct weight_spec *w)
+{
+    char name[64];
+    const int highest = (1 << w->bits) - 1;
+    TRY(qlinear_alloc(q, arch_out(a, lin), arch_in(a, lin), w->group_size));
+    snprintf(name, sizeof(name), "%s.scales", lin_name[lin]);
+    TRY(fetch(q->scales, f, name, DT_F16, q->out, q->groups));
+    snprintf(name, sizeof(name), "%s.zeros", lin_name[lin]);
+    TRY(fetch(q->zeros, f, name, DT_U8, q->out, q->groups));
+    for (int64_t i = 0; i < q->out * q->groups; i++) {
+        FAIL_IF(q->zeros[i] > highest, ERR_FORMAT,
+                "%s: tensor %s: value %d at index %" PRId64 ", more than %d bits hold",
+                st_path(f), name, q->zeros[i], i, w->bits);
+    }
+    return OK;
+}
+
+enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
+                          const struct weight_spec *w, const struct kv_spec *kv)
+{
+    enum err err = OK;
+    struct st_file *f = NULL;
+    struct block_quant q = {0};
+    const int64_t channels = a->n_kv * a->head_dim;
+    TRY(st_open(&f, path));
+    TRY_OUT(block_quant_alloc(&q, channels));
+    q.weights = *w;
+    q.kv = *kv;
+    for (int i = 0; i < N_LIN && w->bits < 16; i++)
+        TRY_OUT(fetch_linear(&q.lin[i], f, a, i, w));
+    TRY_OUT(fetch(q.k_scale, f, "k_scale", DT_F32, channels, 0));
+    TRY_OUT(fetch(q.k_shift, f, "k_shift", DT_F32, channels, 0));
+    TRY_OUT(fetch(q.v_scale, f, "v_scale", DT_F32, channels, 0));
+    TRY_OUT(fetch(q.v_shift, f, "v_shift", DT_F32, channels, 0));
+    *out = q;
+    st_close(&f);
+    return OK;
+out:
+    block_quant_free(&q);
+    st_close(&f);
+    return err;
+}

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One finished block of a calibration as a safetensors file. */
+#ifndef WKVQ_STATE_BLOCK_H
+#define WKVQ_STATE_BLOCK_H
+
+#include "calib/calib.h"
+
+enum err state_block_save(const char *path, const struct block_quant *q,
+                          const struct calib_block_stats *stats);
+/* Every shape is checked against a and the specs. Owned by the caller. */
+enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
+                          const struct weight_spec *w, const struct kv_spec *kv);
+
+#endif
