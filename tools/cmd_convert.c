@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/reader.h"
+#include "kernels/base/log.h"
+#include "tools/commands.h"
+#include "tools/preflight.h"
+#include "tools/stages.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Conversion:"},
+    {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
+     .help = "Directory for the artifact (default: none, required)"},
+    {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
+     .help = "Finished calibration to take the scales from (default: none, round to nearest "
+             "by the configuration)"},
+    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
+     .value = "0", .help = "Split the weights into files of at most SIZE; 0 stands for 5 GB"},
+    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
+     .help = "Overwrite an artifact that is there"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report, NULL};
+
+/* The state must be this checkpoint's. */
+static enum err check_checkpoint(const struct state *s, const struct job *j)
+{
+    uint32_t crc;
+    char text[16];
+    const json_t *had = json_object_get(state_identity(s), "checkpoint");
+    const char *crc_had = json_string_value(json_object_get(had, "crc32"));
+    TRY(hf_identity(&crc, j->model, true));
+    snprintf(text, sizeof(text), "%08" PRIx32, crc);
+    FAIL_IF(!crc_had || strcmp(crc_had, text), ERR_MISMATCH,
+            "%s: calibrated on another checkpoint: checkpoint.crc32 is %s there and %s in %s",
+            state_dir(s), crc_had ? crc_had : "missing", text, j->model_dir);
+    return OK;
+}
+
+static enum err open_state(struct state **s, const struct job *j)
+{
+    TRY(state_open_read(s, j->args->state, &j->arch));
+    FAIL_IF(state_done(*s) < state_blocks(*s), ERR_USAGE,
+            "%s: %" PRId64 " of %" PRId64 " blocks are calibrated; let `wkvq calibrate` finish",
+            j->args->state, state_done(*s), state_blocks(*s));
+    FAIL_IF(j->args->config || j->args->set.n, ERR_USAGE,
+            "--state brings its own configuration; leave out --config and --set");
+    return check_checkpoint(*s, j);
+}
+
+static enum err print_result(const struct args *a)
+{
+    struct artifact *art = NULL;
+    struct artifact_sizes m;
+    TRY(artifact_open(&art, a->out, false));
+    artifact_measure(&m, art);
+    artifact_close(&art);
+    if (!a->json) {
+        log_info("%s: %.1f MB, %.3f bits a weight, %.3f bits a cache element", a->out,
+                 1e-6 * (double)m.total_bytes, m.weight_bits, m.kv_bits);
+        return OK;
+    }
+    json_t *o = json_pack("{s:s, s:I, s:f, s:f, s:b}", "artifact", a->out, "bytes",
+                          (json_int_t)m.total_bytes, "weight_bits", m.weight_bits, "kv_bits",
+                          m.kv_bits, "calibrated", a->state != NULL);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct state *s = NULL;
+    FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
+    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(job_open_model(&j));
+    if (a->state)
+        TRY_OUT(open_state(&s, &j));
+    TRY_OUT(stage_convert(&j, s, a->out, a->force));
+    TRY_OUT(print_result(a));
+out:
+    state_close(&s);
+    job_close(&j);
+    return err;
+}
+
+const struct command cmd_convert = {
+    .name = "convert",
+    .operands = "MODEL_DIR",
+    .summary = "Pack a checkpoint, by a calibration's scales or round to nearest",
+    .details =
+        "Writes a directory that looks like a Hugging Face model, with packed weights and a "
+        "manifest (docs/artifact.md). Without --state the weights are rounded to nearest and the "
+        "cache is quantized per token, as weights.* and kv.* say.\n\n"
+        "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n"
+        "  wkvq convert Llama-2-7b --set weights.group_size=64 -o Llama-2-7b-rtn\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The main job: calibrate, convert, verify, in one command that resumes. */
+#include "convert/artifact/reader.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/commands.h"
+#include "tools/stages.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Quantization:"},
+    {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
+     .help = "Directory for the artifact (default: none, required)"},
+    {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
+     .help = "Directory for the calibration's state (default: OUT.state)"},
+    {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
+     .help = "Keep the state when the artifact is verified"},
+    {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
+     .help = "Print memory and time, from one measured step, and stop"},
+    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
+     .value = "0", .help = "Split the weights into files of at most SIZE; 0 stands for 5 GB"},
+    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
+     .help = "Overwrite an artifact that is there"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+                                           opt_progress, opt_report, NULL};
+
+/* OUT.state; a slash at OUT's end does not hide it inside. */
+static enum err state_dir_of(char **out, const struct args *a)
+{
+    if (a->state)
+        return mem_strdup(out, a->state);
+    size_t n = strlen(a->out);
+    while (n > 1 && a->out[n - 1] == '/')
+        n--;
+    TRY(mem_alloc(out, n + sizeof(".state"), 1));
+    sprintf(*out, "%.*s.state", (int)n, a->out);
+    return OK;
+}
+
+/* An artifact is in the way unless this job wrote it: then its state is still there. */
+static enum err check_output(bool *resumed, const struct args *a, const char *state_dir)
+{
+    *resumed = state_is(state_dir);
+    FAIL_IF(!*resumed && !a->force && !a->plan && artifact_is(a->out), ERR_USAGE,
+            "%s: an artifact is there; give --force to overwrite it, or another -o", a->out);
+    return OK;
+}
+
+static const char *outcome_text(enum verify_outcome o)
+{
+    return o == VERIFY_PASS ? "pass" : o == VERIFY_FAIL ? "FAIL" : "skipped";
+}
+
+static enum err print_json(const struct args *a, const struct calib_summary *sum,
+                           const struct verify_report *v, double seconds)
+{
+    json_t *o = json_pack(
+        "{s:s, s:b, s:I, s:I, s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "artifact", a->out,
+        "verified", v->passed, "blocks", (json_int_t)sum->blocks, "gained",
+        (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "bytes",
+        (json_int_t)v->total_bytes, "weight_bits", v->weight_bits, "kv_bits", v->kv_bits,
+        "mean_kl", v->mean_kl, "ppl_simulated", v->ppl_simulated, "ppl_runtime", v->ppl_runtime,
+        "seconds", seconds, "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static enum err print_result(const struct args *a, const struct calib_summary *sum,
+                             const struct verify_report *v, double seconds)
+{
+    char time_text[40];
+    if (a->json)
+        return print_json(a, sum, v, seconds);
+    progress_time_text(time_text, sizeof(time_text), seconds);
+    printf("artifact      %s\n", a->out);
+    printf("calibration   %" PRId64 " of %" PRId64 " blocks gained, loss %.1f%% less in the "
+           "mean\n",
+           sum->gained, sum->blocks, 100 * sum->mean_gain);
+    printf("size          %.1f MB, %.3f bits a weight, %.3f bits a cache element\n",
+           1e-6 * (double)v->total_bytes, v->weight_bits, v->kv_bits);
+    printf("structure     %s\n", outcome_text(v->structure));
+    printf("weights       %s: %" PRId64 " of %" PRId64 " differ\n", outcome_text(v->weights),
+           v->weights_differing, v->weights_compared);
+    printf("logits        %s: KL %.3g in the mean, %.3g at worst, against the simulation\n",
+           outcome_text(v->logits), v->mean_kl, v->worst_kl);
+    printf("perplexity    %s: %.4f by decode, %.4f simulated\n", outcome_text(v->perplexity),
+           v->ppl_runtime, v->ppl_simulated);
+    printf("time          %s, peak memory %.2f GB\n", time_text,
+           1e-9 * (double)mem_peak_bytes());
+    return OK;
+}
+
+static enum err finish(struct job *j, struct state **s, bool force, double start)
+{
+    const struct args *a = j->args;
+    struct calib_summary sum;
+    struct verify_report report = {0};
+    TRY(stage_summary(&sum, *s));
+    TRY(stage_convert(j, *s, a->out, force));
+    TRY(stage_verify(&report, j, *s, a->out));
+    TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
+    FAIL_IF(!report.passed, ERR_VERIFY,
+            "%s: verification failed; the state stays in %s. `wkvq verify %s --against %s` has "
+            "the details",
+            a->out, state_dir(*s), a->out, j->model_dir);
+    return a->keep_state ? OK : state_remove(s);
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct state *s = NULL;
+    char *dir = NULL;
+    bool planned = false, resumed = false;
+    const double start = (double)time(NULL);
+    FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
+    TRY_OUT(state_dir_of(&dir, a));
+    TRY_OUT(check_output(&resumed, a, dir));
+    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(stage_prepare(&planned, &j, dir));
+    if (planned)
+        goto out;
+    TRY_OUT(stage_calibrate(&s, &j, dir));
+    TRY_OUT(finish(&j, &s, a->force || resumed, start));
+out:
+    state_close(&s);
+    job_close(&j);
+    mem_free(dir);
+    return err;
+}
+
+const struct command cmd_quantize = {
+    .name = "quantize",
+    .operands = "MODEL_DIR",
+    .summary = "Checkpoint and text in, verified W4KV4 artifact out",
+    .details =
+        "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the step in hand, saves, "
+        "exits 130) or killed, the same command goes on and ends with the same bytes. The state "
+        "is removed when the artifact is verified.\n\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
+        "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

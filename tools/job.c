@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/job.h"
+
+#include "data/batch.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+enum err job_open(struct job *j, const struct args *a, const char *model_dir)
+{
+    *j = (struct job){.args = a, .model_dir = model_dir};
+    TRY(recipe_from_args(&j->recipe, a));
+    FAIL_IF(!file_is_dir(model_dir), ERR_NOT_FOUND, "%s: no such directory", model_dir);
+    return progress_open(&j->progress, a);
+}
+
+void job_close(struct job *j)
+{
+    progress_close(&j->progress);
+    mem_free(j->windows);
+    mem_free(j->offset);
+    token_ids_free(&j->ids);
+    tokenizer_close(&j->tokenizer);
+    dev_close(&j->dev);
+    hf_close(&j->model);
+    recipe_free(&j->recipe);
+    *j = (struct job){0};
+}
+
+enum err job_open_model(struct job *j)
+{
+    TRY(hf_open(&j->model, j->model_dir));
+    j->arch = *hf_arch(j->model);
+    log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
+                j->arch.model_type, j->arch.n_layers, j->arch.d_model,
+                1e-9 * (double)hf_bytes(j->model));
+    return OK;
+}
+
+enum err job_open_device(struct job *j)
+{
+    const struct dev_settings s = {.name = recipe_device(&j->recipe),
+                                   .threads = (int)j->recipe.threads};
+    TRY(dev_open(&j->dev, &s));
+    j->settings = recipe_settings(&j->recipe, j->dev);
+    /* What auto came to is part of what a state belongs to. */
+    j->recipe.compute = j->settings.act == DT_BF16 ? 2 : 1;
+    log_info("device %s, %d threads, %s: %s", dev_name(j->dev), dev_threads(j->dev),
+             j->settings.act == DT_BF16 ? "bf16" : "f32", dev_about(j->dev));
+    return OK;
+}
+
+/* Text of another model's tokenizer would index past the embedding. */
+static enum err check_ids(const struct job *j)
+{
+    for (size_t i = 0; i < j->ids.n; i++) {
+        const int32_t id = j->ids.id[i];
+        FAIL_IF(id < 0 || id >= j->arch.vocab, ERR_MISMATCH,
+                "%s/%s: token %zu of the text has id %" PRId32 ", but the model's vocabulary "
+                "has %" PRId64 ": the tokenizer is another model's",
+                j->model_dir, tokenizer_file(j->tokenizer), i, id, j->arch.vocab);
+    }
+    return OK;
+}
+
+enum err job_read_text(struct job *j, const char *needs)
+{
+    enum err err = OK;
+    struct corpus text = {0};
+    const struct recipe_files *files = &j->recipe.data;
+    FAIL_IF(!files->n, ERR_USAGE,
+            "no text: %s needs one; give --data FILE or calibration.data (the literature "
+            "calibrates on WikiText-2's wiki.train.raw and evaluates on its wiki.test.raw)",
+            needs);
+    TRY(tokenizer_open(&j->tokenizer, j->model_dir));
+    TRY(corpus_load(&text, (const char *const *)files->path, files->n,
+                    (enum corpus_join)j->recipe.join));
+    TRY_OUT(tokenizer_encode(&j->ids, j->tokenizer, text.text, text.bytes,
+                             (enum bos_rule)j->recipe.bos));
+    TRY_OUT(check_ids(j));
+    j->ids_crc = batch_crc(j->ids.id, j->ids.n);
+    log_info("text: %.1f MB, %zu tokens by %s", 1e-6 * (double)text.bytes, j->ids.n,
+             tokenizer_about(j->tokenizer));
+out:
+    corpus_free(&text);
+    return err;
+}
+
+enum err job_draw_windows(struct job *j)
+{
+    const int64_t n = j->recipe.samples, T = j->recipe.seqlen;
+    size_t count;
+    const int64_t dim[2] = {n, T};
+    TRY(size_product(&count, dim, 2, sizeof(*j->windows)));
+    TRY(mem_alloc(&j->offset, (size_t)n, sizeof(*j->offset)));
+    TRY(batch_random_offsets(j->offset, n, T, (int64_t)j->ids.n, (uint64_t)j->recipe.seed));
+    TRY(mem_alloc(&j->windows, count, 1));
+    batch_gather(j->windows, j->ids.id, j->offset, n, T);
+    return OK;
+}
+
+static enum err tokenizer_crc(uint32_t *crc, const struct job *j)
+{
+    char *path = NULL;
+    uint64_t bytes;
+    TRY(file_join(&path, j->model_dir, tokenizer_file(j->tokenizer)));
+    const enum err err = file_crc32(crc, &bytes, path);
+    mem_free(path);
+    return err;
+}
+
+static json_t *offsets_json(const struct job *j)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < j->recipe.samples; i++)
+        json_array_append_new(list, json_integer(j->offset[i]));
+    return list;
+}
+
+enum err job_identity(json_t **out, struct job *j)
+{
+    uint32_t model_crc, tok_crc;
+    char model_text[16], tok_text[16], ids_text[16];
+    json_t *config;
+    TRY(hf_identity(&model_crc, j->model, true));
+    TRY(tokenizer_crc(&tok_crc, j));
+    TRY(recipe_json(&config, &j->recipe, true));
+    snprintf(model_text, sizeof(model_text), "%08" PRIx32, model_crc);
+    snprintf(tok_text, sizeof(tok_text), "%08" PRIx32, tok_crc);
+    snprintf(ids_text, sizeof(ids_text), "%08" PRIx32, j->ids_crc);
+    json_t *o = json_pack("{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config",
+                          config, "checkpoint", "crc32", model_text, "bytes",
+                          (json_int_t)hf_bytes(j->model), "tokenizer", "file",
+                          tokenizer_file(j->tokenizer), "crc32", tok_text, "text", "tokens",
+                          (json_int_t)j->ids.n, "crc32", ids_text, "windows", offsets_json(j));
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the run's identity");
+    *out = o;
+    return OK;
+}

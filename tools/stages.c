@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/stages.h"
+
+#include "config.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/preflight.h"
+#include "tools/stop.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define VERIFY_CTX 512 /* tokens of the perplexity that is also computed by real decode */
+
+enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
+{
+    struct calib_plan plan;
+    *planned = false;
+    TRY(job_open_model(j));
+    TRY(preflight_shapes(j));
+    TRY(job_read_text(j, "calibration"));
+    TRY(job_draw_windows(j));
+    TRY(job_open_device(j));
+    TRY(preflight_resources(&plan, j, state_dir));
+    if (!j->args->plan)
+        return OK;
+    *planned = true;
+    return preflight_print_plan(j, &plan);
+}
+
+static enum err run(struct job *j, struct state *s)
+{
+    struct calib_io io;
+    state_calib_io(&io, s, progress_calib, stop_asked, j->progress);
+    stop_watch(STOP_AT_STEP);
+    progress_phase(j->progress, "calibrate");
+    const enum err err = calib_run(j->dev, &j->arch, hf_source(j->model), &j->settings,
+                                   j->windows, state_done(s), &io);
+    progress_end(j->progress);
+    stop_watch(STOP_AT_ONCE);
+    return err;
+}
+
+enum err stage_calibrate(struct state **out, struct job *j, const char *state_dir)
+{
+    struct state *s = NULL;
+    json_t *identity = NULL;
+    TRY(job_identity(&identity, j));
+    enum err err = state_open(&s, state_dir, &j->arch, identity);
+    json_decref(identity);
+    TRY(err);
+    const int64_t done = state_done(s);
+    if (done)
+        log_info("%s: %" PRId64 " of %" PRId64 " blocks are calibrated%s", state_dir, done,
+                 state_blocks(s), done < state_blocks(s) ? "; going on" : "");
+    if (done < state_blocks(s))
+        err = run(j, s);
+    if (err == ERR_STOPPED && !*err_text())
+        err = err_set(err, __FILE__, __LINE__, "interrupted; %s has what is done", state_dir);
+    if (err) {
+        state_close(&s);
+        return err;
+    }
+    *out = s;
+    return OK;
+}
+
+enum err stage_summary(struct calib_summary *out, const struct state *s)
+{
+    struct calib_summary sum = {.blocks = state_done(s)};
+    for (int64_t i = 0; i < sum.blocks; i++) {
+        struct calib_block_stats st;
+        TRY(state_stats(&st, s, i));
+        sum.gained += st.best_epoch > 0;
+        if (st.start_loss > 0)
+            sum.mean_gain += (1 - st.best_loss / st.start_loss) / (double)sum.blocks;
+    }
+    *out = sum;
+    return OK;
+}
+
+/* {"wkvq": version, "checkpoint", "tokenizer", "text", "calibration"}: where the numbers come
+ * from. Without a state: the version and what the scales are. */
+static enum err provenance(char **out, const struct state *s)
+{
+    struct calib_summary sum;
+    json_t *o = json_pack("{s:s}", "wkvq", WKVQ_VERSION);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the manifest");
+    if (s) {
+        const enum err err = stage_summary(&sum, s);
+        if (err) {
+            json_decref(o);
+            return err;
+        }
+        json_t *identity = json_copy((json_t *)(uintptr_t)state_identity(s));
+        json_object_del(identity, "config");
+        json_object_update(o, identity);
+        json_decref(identity);
+        json_object_set_new(o, "calibration",
+                            json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum.blocks,
+                                      "gained", (json_int_t)sum.gained, "mean_gain",
+                                      sum.mean_gain));
+    } else {
+        json_object_set_new(o, "calibration", json_string("none: round to nearest"));
+    }
+    *out = json_dumps(o, JSON_REAL_PRECISION(17));
+    json_decref(o);
+    FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
+    return OK;
+}
+
+static enum err config_text(char **out, const struct recipe *r)
+{
+    json_t *o;
+    TRY(recipe_json(&o, r, true));
+    *out = json_dumps(o, JSON_REAL_PRECISION(17));
+    json_decref(o);
+    FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
+    return OK;
+}
+
+/* Rounding to nearest learns nothing: what the artifact says about itself must say so. */
+static void without_learning(struct recipe *r)
+{
+    r->weight_method = WEIGHT_RTN;
+    r->kv_method = KV_TOKEN;
+    r->learn = false;
+}
+
+enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force)
+{
+    enum err err = OK;
+    char *config = NULL, *from = NULL;
+    if (!s)
+        without_learning(&j->recipe);
+    const struct recipe *r = s ? state_recipe(s) : &j->recipe;
+    struct artifact_settings settings = {
+        .weights = recipe_weight_spec(r),
+        .kv = recipe_kv_spec(r),
+        .shard_bytes = j->args->shard_bytes,
+        .force = force,
+        .threads = (int)j->recipe.threads,
+    };
+    TRY(preflight_disk(out_dir, hf_bytes(j->model), "the artifact"));
+    TRY_OUT(config_text(&config, r));
+    TRY_OUT(provenance(&from, s));
+    settings.config_json = config;
+    settings.provenance_json = from;
+    stop_watch(STOP_AT_ONCE);
+    progress_phase(j->progress, "convert");
+    TRY_OUT(artifact_write(out_dir, j->model, j->model_dir, s ? state_source(s) : NULL,
+                           &settings, progress_share, j->progress));
+    progress_end(j->progress);
+    log_info("%s: written", out_dir);
+out:
+    free(config);
+    free(from);
+    return err;
+}
+
+enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
+                      const char *artifact_dir)
+{
+    const int64_t n = (int64_t)j->ids.n;
+    const int64_t ctx = n < VERIFY_CTX ? n : VERIFY_CTX;
+    const struct verify_settings settings = {
+        .against = j->model_dir,
+        .state = s ? state_source(s) : NULL,
+        .ids = j->ids.id,
+        .n_ids = n,
+        .logit_tokens = n < 256 ? n : 256,
+        .windows = 1,
+        .ctx = ctx,
+        .max_kl = 1e-3,
+        .max_ppl_gap = 0.005,
+        .min_cosine = 0.999,
+        .act = DT_F32,
+        .threads = (int)j->recipe.threads,
+    };
+    log_info("verifying %s", artifact_dir);
+    return verify_run(out, artifact_dir, &settings);
+}

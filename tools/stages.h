@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The three stages of the main job, as `quantize` chains them and calibrate, convert run them
+ * alone. */
+#ifndef WKVQ_STAGES_H
+#define WKVQ_STAGES_H
+
+#include "convert/runtime/verify.h"
+#include "tools/job.h"
+#include "tools/state.h"
+
+/* Model, text, windows, device, preflight: everything that can fail before hours are spent.
+ * With --plan the estimates are printed and *planned is true. */
+enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
+/* Open the state (new or resumed) and calibrate what is missing. *s stays open. */
+enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
+/* Blocks that gained, mean relative gain of the loss. */
+struct calib_summary {
+    int64_t blocks, gained;
+    double mean_gain; /* 0.3: 30% less loss than at the start, mean over blocks */
+};
+enum err stage_summary(struct calib_summary *out, const struct state *s);
+
+/* Pack the checkpoint with the scales of s (NULL: round to nearest by the job's recipe). */
+enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force);
+/* Verify against the checkpoint and the state on the job's own text. */
+enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
+                      const char *artifact_dir);
+
+#endif
