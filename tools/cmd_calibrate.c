@@ -25,16 +25,18 @@ static enum err print_result(const struct job *j, const struct state *s)
     struct calib_summary sum;
     TRY(stage_summary(&sum, s));
     if (!j->args->json) {
-        log_info("%s: %" PRId64 " blocks, %" PRId64 " gained, loss %.1f%% less in the mean, %.1f "
+        log_info("%s: %" PRId64 " blocks, %" PRId64
+                 " gained, loss %.1f%% less in the mean, %.1f "
                  "MB, peak memory %.2f GB",
                  state_dir(s), sum.blocks, sum.gained, 100 * sum.mean_gain,
                  1e-6 * (double)state_bytes(s), 1e-9 * (double)mem_peak_bytes());
         return OK;
     }
-    json_t *o = json_pack("{s:s, s:I, s:I, s:f, s:I, s:I}", "state", state_dir(s), "blocks",
-                          (json_int_t)sum.blocks, "gained", (json_int_t)sum.gained, "mean_gain",
-                          sum.mean_gain, "state_bytes", (json_int_t)state_bytes(s),
-                          "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    json_t *o =
+        json_pack("{s:s, s:I, s:I, s:f, s:I, s:I}", "state", state_dir(s), "blocks",
+                  (json_int_t)sum.blocks, "gained", (json_int_t)sum.gained, "mean_gain",
+                  sum.mean_gain, "state_bytes", (json_int_t)state_bytes(s),
+                  "peak_memory_bytes", (json_int_t)mem_peak_bytes());
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
@@ -65,12 +67,13 @@ const struct command cmd_calibrate = {
     .name = "calibrate",
     .operands = "MODEL_DIR",
     .summary = "Learn clipping, smoothing and shift block by block, into a state",
-    .details =
-        "MODEL_DIR is a Hugging Face checkpoint. The state holds one file a finished block; the "
-        "same command goes on where it was interrupted (Ctrl-C finishes the step in hand, saves, "
-        "exits 130) and ends with the same bytes. Then:\n\n"
-        "  wkvq calibrate Llama-2-7b --data wiki.train.raw -o Llama-2-7b.state\n"
-        "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n",
+    .details = "MODEL_DIR is a Hugging Face checkpoint. The state holds one file a "
+               "finished block; the "
+               "same command goes on where it was interrupted (Ctrl-C finishes the step in "
+               "hand, saves, "
+               "exits 130) and ends with the same bytes. Then:\n\n"
+               "  wkvq calibrate Llama-2-7b --data wiki.train.raw -o Llama-2-7b.state\n"
+               "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

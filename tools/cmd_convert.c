@@ -24,7 +24,8 @@ static const struct opt options[] = {
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report, NULL};
+static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report,
+                                           NULL};
 
 /* The state must be this checkpoint's. */
 static enum err check_checkpoint(const struct state *s, const struct job *j)
@@ -35,9 +36,10 @@ static enum err check_checkpoint(const struct state *s, const struct job *j)
     const char *crc_had = json_string_value(json_object_get(had, "crc32"));
     TRY(hf_identity(&crc, j->model, true));
     snprintf(text, sizeof(text), "%08" PRIx32, crc);
-    FAIL_IF(!crc_had || strcmp(crc_had, text), ERR_MISMATCH,
-            "%s: calibrated on another checkpoint: checkpoint.crc32 is %s there and %s in %s",
-            state_dir(s), crc_had ? crc_had : "missing", text, j->model_dir);
+    FAIL_IF(
+        !crc_had || strcmp(crc_had, text), ERR_MISMATCH,
+        "%s: calibrated on another checkpoint: checkpoint.crc32 is %s there and %s in %s",
+        state_dir(s), crc_had ? crc_had : "missing", text, j->model_dir);
     return OK;
 }
 
@@ -45,7 +47,8 @@ static enum err open_state(struct state **s, const struct job *j)
 {
     TRY(state_open_read(s, j->args->state, &j->arch));
     FAIL_IF(state_done(*s) < state_blocks(*s), ERR_USAGE,
-            "%s: %" PRId64 " of %" PRId64 " blocks are calibrated; let `wkvq calibrate` finish",
+            "%s: %" PRId64 " of %" PRId64
+            " blocks are calibrated; let `wkvq calibrate` finish",
             j->args->state, state_done(*s), state_blocks(*s));
     FAIL_IF(j->args->config || j->args->set.n, ERR_USAGE,
             "--state brings its own configuration; leave out --config and --set");
@@ -65,8 +68,8 @@ static enum err print_result(const struct args *a)
         return OK;
     }
     json_t *o = json_pack("{s:s, s:I, s:f, s:f, s:b}", "artifact", a->out, "bytes",
-                          (json_int_t)m.total_bytes, "weight_bits", m.weight_bits, "kv_bits",
-                          m.kv_bits, "calibrated", a->state != NULL);
+                          (json_int_t)m.total_bytes, "weight_bits", m.weight_bits,
+                          "kv_bits", m.kv_bits, "calibrated", a->state != NULL);
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
@@ -96,12 +99,13 @@ const struct command cmd_convert = {
     .name = "convert",
     .operands = "MODEL_DIR",
     .summary = "Pack a checkpoint, by a calibration's scales or round to nearest",
-    .details =
-        "Writes a directory that looks like a Hugging Face model, with packed weights and a "
-        "manifest (docs/artifact.md). Without --state the weights are rounded to nearest and the "
-        "cache is quantized per token, as weights.* and kv.* say.\n\n"
-        "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n"
-        "  wkvq convert Llama-2-7b --set weights.group_size=64 -o Llama-2-7b-rtn\n",
+    .details = "Writes a directory that looks like a Hugging Face model, with packed "
+               "weights and a "
+               "manifest (docs/artifact.md). Without --state the weights are rounded to "
+               "nearest and the "
+               "cache is quantized per token, as weights.* and kv.* say.\n\n"
+               "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n"
+               "  wkvq convert Llama-2-7b --set weights.group_size=64 -o Llama-2-7b-rtn\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

@@ -52,7 +52,8 @@ static enum err check_output(bool *resumed, const struct args *a, const char *st
 {
     *resumed = state_is(state_dir);
     FAIL_IF(!*resumed && !a->force && !a->plan && artifact_is(a->out), ERR_USAGE,
-            "%s: an artifact is there; give --force to overwrite it, or another -o", a->out);
+            "%s: an artifact is there; give --force to overwrite it, or another -o",
+            a->out);
     return OK;
 }
 
@@ -64,13 +65,14 @@ static const char *outcome_text(enum verify_outcome o)
 static enum err print_json(const struct args *a, const struct calib_summary *sum,
                            const struct verify_report *v, double seconds)
 {
-    json_t *o = json_pack(
-        "{s:s, s:b, s:I, s:I, s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "artifact", a->out,
-        "verified", v->passed, "blocks", (json_int_t)sum->blocks, "gained",
-        (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "bytes",
-        (json_int_t)v->total_bytes, "weight_bits", v->weight_bits, "kv_bits", v->kv_bits,
-        "mean_kl", v->mean_kl, "ppl_simulated", v->ppl_simulated, "ppl_runtime", v->ppl_runtime,
-        "seconds", seconds, "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    json_t *o =
+        json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I}",
+                  "artifact", a->out, "verified", v->passed, "blocks",
+                  (json_int_t)sum->blocks, "gained", (json_int_t)sum->gained, "mean_gain",
+                  sum->mean_gain, "bytes", (json_int_t)v->total_bytes, "weight_bits",
+                  v->weight_bits, "kv_bits", v->kv_bits, "mean_kl", v->mean_kl,
+                  "ppl_simulated", v->ppl_simulated, "ppl_runtime", v->ppl_runtime,
+                  "seconds", seconds, "peak_memory_bytes", (json_int_t)mem_peak_bytes());
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
@@ -86,18 +88,19 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
         return print_json(a, sum, v, seconds);
     progress_time_text(time_text, sizeof(time_text), seconds);
     printf("artifact      %s\n", a->out);
-    printf("calibration   %" PRId64 " of %" PRId64 " blocks gained, loss %.1f%% less in the "
+    printf("calibration   %" PRId64 " of %" PRId64
+           " blocks gained, loss %.1f%% less in the "
            "mean\n",
            sum->gained, sum->blocks, 100 * sum->mean_gain);
     printf("size          %.1f MB, %.3f bits a weight, %.3f bits a cache element\n",
            1e-6 * (double)v->total_bytes, v->weight_bits, v->kv_bits);
     printf("structure     %s\n", outcome_text(v->structure));
-    printf("weights       %s: %" PRId64 " of %" PRId64 " differ\n", outcome_text(v->weights),
-           v->weights_differing, v->weights_compared);
+    printf("weights       %s: %" PRId64 " of %" PRId64 " differ\n",
+           outcome_text(v->weights), v->weights_differing, v->weights_compared);
     printf("logits        %s: KL %.3g in the mean, %.3g at worst, against the simulation\n",
            outcome_text(v->logits), v->mean_kl, v->worst_kl);
-    printf("perplexity    %s: %.4f by decode, %.4f simulated\n", outcome_text(v->perplexity),
-           v->ppl_runtime, v->ppl_simulated);
+    printf("perplexity    %s: %.4f by decode, %.4f simulated\n",
+           outcome_text(v->perplexity), v->ppl_runtime, v->ppl_simulated);
     printf("time          %s, peak memory %.2f GB\n", time_text,
            1e-9 * (double)mem_peak_bytes());
     return OK;
@@ -112,10 +115,11 @@ static enum err finish(struct job *j, struct state **s, bool force, double start
     TRY(stage_convert(j, *s, a->out, force));
     TRY(stage_verify(&report, j, *s, a->out));
     TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
-    FAIL_IF(!report.passed, ERR_VERIFY,
-            "%s: verification failed; the state stays in %s. `wkvq verify %s --against %s` has "
-            "the details",
-            a->out, state_dir(*s), a->out, j->model_dir);
+    FAIL_IF(
+        !report.passed, ERR_VERIFY,
+        "%s: verification failed; the state stays in %s. `wkvq verify %s --against %s` has "
+        "the details",
+        a->out, state_dir(*s), a->out, j->model_dir);
     return a->keep_state ? OK : state_remove(s);
 }
 
@@ -147,14 +151,15 @@ const struct command cmd_quantize = {
     .name = "quantize",
     .operands = "MODEL_DIR",
     .summary = "Checkpoint and text in, verified W4KV4 artifact out",
-    .details =
-        "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the step in hand, saves, "
-        "exits 130) or killed, the same command goes on and ends with the same bytes. The state "
-        "is removed when the artifact is verified.\n\n"
-        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
-        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
-        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
-        "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
+    .details = "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the step "
+               "in hand, saves, "
+               "exits 130) or killed, the same command goes on and ends with the same "
+               "bytes. The state "
+               "is removed when the artifact is verified.\n\n"
+               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
+               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
+               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
+               "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

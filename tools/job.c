@@ -59,7 +59,8 @@ static enum err check_ids(const struct job *j)
     for (size_t i = 0; i < j->ids.n; i++) {
         const int32_t id = j->ids.id[i];
         FAIL_IF(id < 0 || id >= j->arch.vocab, ERR_MISMATCH,
-                "%s/%s: token %zu of the text has id %" PRId32 ", but the model's vocabulary "
+                "%s/%s: token %zu of the text has id %" PRId32
+                ", but the model's vocabulary "
                 "has %" PRId64 ": the tokenizer is another model's",
                 j->model_dir, tokenizer_file(j->tokenizer), i, id, j->arch.vocab);
     }
@@ -131,11 +132,11 @@ enum err job_identity(json_t **out, struct job *j)
     snprintf(model_text, sizeof(model_text), "%08" PRIx32, model_crc);
     snprintf(tok_text, sizeof(tok_text), "%08" PRIx32, tok_crc);
     snprintf(ids_text, sizeof(ids_text), "%08" PRIx32, j->ids_crc);
-    json_t *o = json_pack("{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config",
-                          config, "checkpoint", "crc32", model_text, "bytes",
-                          (json_int_t)hf_bytes(j->model), "tokenizer", "file",
-                          tokenizer_file(j->tokenizer), "crc32", tok_text, "text", "tokens",
-                          (json_int_t)j->ids.n, "crc32", ids_text, "windows", offsets_json(j));
+    json_t *o = json_pack(
+        "{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config", config,
+        "checkpoint", "crc32", model_text, "bytes", (json_int_t)hf_bytes(j->model),
+        "tokenizer", "file", tokenizer_file(j->tokenizer), "crc32", tok_text, "text",
+        "tokens", (json_int_t)j->ids.n, "crc32", ids_text, "windows", offsets_json(j));
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the run's identity");
     *out = o;
     return OK;

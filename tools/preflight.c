@@ -22,7 +22,8 @@ static void report_weight_groups(const struct job *j)
                      ": one group a row",
                      lin_module[l], in, G);
         else if (rest)
-            log_info("%s: %" PRId64 " columns in groups of %" PRId64 ": the last has %" PRId64,
+            log_info("%s: %" PRId64 " columns in groups of %" PRId64
+                     ": the last has %" PRId64,
                      lin_module[l], in, G, rest);
     }
 }
@@ -33,7 +34,8 @@ static void report_kv_groups(const struct job *j)
     if (j->recipe.kv_bits == 16)
         return;
     if (G < j->recipe.kv_group)
-        log_verbose("kv.group_size %" PRId64 " is capped at the head's %" PRId64 " channels",
+        log_verbose("kv.group_size %" PRId64 " is capped at the head's %" PRId64
+                    " channels",
                     j->recipe.kv_group, d);
     if (d % G)
         log_info("keys and values: heads of %" PRId64 " channels in groups of %" PRId64
@@ -83,10 +85,11 @@ enum err preflight_disk(const char *dir, uint64_t need, const char *what)
     mem_free(parent);
     FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
     const double have = (double)fs.f_bavail * (double)fs.f_frsize;
-    FAIL_IF(!((double)need <= have), ERR_IO,
-            "%s: %s needs about %.2f GB, the disk has %.2f GB free; free some, or name another "
-            "place",
-            dir, what, 1e-9 * (double)need, 1e-9 * have);
+    FAIL_IF(
+        !((double)need <= have), ERR_IO,
+        "%s: %s needs about %.2f GB, the disk has %.2f GB free; free some, or name another "
+        "place",
+        dir, what, 1e-9 * (double)need, 1e-9 * have);
     return OK;
 }
 
@@ -99,13 +102,15 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
     j->settings.memory_bytes = budget > fixed ? budget - fixed : 0;
     TRY(calib_plan(plan, &j->arch, &j->settings));
     if (fixed > budget)
-        log_warn("one block and the %" PRId64 " behind it need %.2f GB, more than run.memory's "
+        log_warn("one block and the %" PRId64
+                 " behind it need %.2f GB, more than run.memory's "
                  "%.2f GB; going on with that",
                  j->recipe.crr_blocks, 1e-9 * (double)fixed, 1e-9 * (double)budget);
     /* The state itself: scales and zeros, about 3 bytes a group. */
-    const uint64_t state_bytes = (uint64_t)(arch_block_params(&j->arch) * j->arch.n_layers / 8);
-    return preflight_disk(dir, state_bytes + (plan->streams_on_disk ? plan->stream_bytes : 0),
-                          "calibration");
+    const uint64_t state_bytes =
+        (uint64_t)(arch_block_params(&j->arch) * j->arch.n_layers / 8);
+    return preflight_disk(
+        dir, state_bytes + (plan->streams_on_disk ? plan->stream_bytes : 0), "calibration");
 }
 
 struct estimate {
@@ -128,15 +133,14 @@ static enum err measure(struct estimate *e, struct job *j, const struct calib_pl
 
 static void print_json(const struct estimate *e, const struct calib_plan *plan)
 {
-    json_t *o =
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:f, s:f}", "seconds",
-                  e->seconds, "step_seconds", e->step.step_s, "flops_per_step",
-                  plan->flops_per_step, "total_flops", plan->total_flops, "host_bytes",
-                  e->host_bytes, "weights_bytes", (json_int_t)plan->weights_bytes,
-                  "activations_bytes", (json_int_t)plan->acts_bytes, "parameters_bytes",
-                  (json_int_t)plan->params_bytes, "stream_bytes",
-                  (json_int_t)plan->stream_bytes, "streams_on_disk", plan->streams_on_disk,
-                  "disk_bytes", e->disk_bytes, "gemm_seconds", e->step.linear_gemm_s);
+    json_t *o = json_pack(
+        "{s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:f, s:f}", "seconds",
+        e->seconds, "step_seconds", e->step.step_s, "flops_per_step", plan->flops_per_step,
+        "total_flops", plan->total_flops, "host_bytes", e->host_bytes, "weights_bytes",
+        (json_int_t)plan->weights_bytes, "activations_bytes", (json_int_t)plan->acts_bytes,
+        "parameters_bytes", (json_int_t)plan->params_bytes, "stream_bytes",
+        (json_int_t)plan->stream_bytes, "streams_on_disk", plan->streams_on_disk,
+        "disk_bytes", e->disk_bytes, "gemm_seconds", e->step.linear_gemm_s);
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
     json_decref(o);

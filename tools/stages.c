@@ -58,7 +58,8 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     if (done < state_blocks(s))
         err = run(j, s);
     if (err == ERR_STOPPED && !*err_text())
-        err = err_set(err, __FILE__, __LINE__, "interrupted; %s has what is done", state_dir);
+        err =
+            err_set(err, __FILE__, __LINE__, "interrupted; %s has what is done", state_dir);
     if (err) {
         state_close(&s);
         return err;
@@ -81,8 +82,8 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
     return OK;
 }
 
-/* {"wkvq": version, "checkpoint", "tokenizer", "text", "calibration"}: where the numbers come
- * from. Without a state: the version and what the scales are. */
+/* {"wkvq": version, "checkpoint", "tokenizer", "text", "calibration"}: where the numbers
+ * come from. Without a state: the version and what the scales are. */
 static enum err provenance(char **out, const struct state *s)
 {
     struct calib_summary sum;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The three stages of the main job, as `quantize` chains them and calibrate, convert run them
- * alone. */
+ * The three stages of the main job, as `quantize` chains them and calibrate, convert run
+ * them alone. */
 #ifndef WKVQ_STAGES_H
 #define WKVQ_STAGES_H
 
