@@ -58,7 +58,7 @@ static struct group group_of(const struct kv *k, const void *x_t, int64_t begin,
     }
     struct group g = {.mn = vf_hmin(lo), .mx = vf_hmax(hi)};
     g.h = f16_to_f32(quant_kv_scale(g.mn, g.mx, k->bits));
-    g.m = f16_round(g.mn);
+    g.m = f16_to_f32(quant_kv_min(g.mn));
     return g;
 }
 

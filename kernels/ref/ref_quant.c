@@ -179,7 +179,7 @@ static struct kvgroup kv_group_of(const struct tensor *x, const struct tensor *s
         }
     }
     k.h = f16_to_f32(quant_kv_scale(mn, mx, bits));
-    k.m = f16_round(mn);
+    k.m = f16_to_f32(quant_kv_min(mn));
     return k;
 }
 

@@ -64,6 +64,12 @@ static inline uint16_t quant_kv_scale(float mn, float mx, int bits)
     return f16_from_f32(h > QUANT_SCALE_MAX ? QUANT_SCALE_MAX : h);
 }
 
+/* m = fp16(clamp(mn, -65504, 65504)), its offset: finite, so that x^ is. Returns fp16 bits. */
+static inline uint16_t quant_kv_min(float mn)
+{
+    return f16_from_f32(quant_clamp(mn, -QUANT_SCALE_MAX, QUANT_SCALE_MAX));
+}
+
 /* q = clamp(round((x~ - m) / h), 0, Q); h = 0 gives 0. h and m are the fp16 values. */
 static inline uint8_t quant_kv_code(float xt, float h, float m, int bits)
 {
