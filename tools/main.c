@@ -90,12 +90,18 @@ static int finish_output(int status)
     return status ? status : err_exit_status(ERR_IO);
 }
 
+static char help_option[] = "--help";
+
 static int run_command(const struct command *cmd, int argc, char **argv)
 {
     struct args a;
     char name[64];
     snprintf(name, sizeof(name), "wkvq %s", cmd->name);
     argv[0] = name;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "-h")) /* argp knows -? only */
+            argv[i] = help_option;
+    }
     opt_parse(&a, cmd, argc, argv);
     if (a.quiet)
         log_set_level(LOG_WARN);
@@ -130,7 +136,6 @@ int main(int argc, char **argv)
         return err_exit_status(ERR_USAGE);
     }
     if (argc > 2 && !strcmp(argv[1], "help")) {
-        static char help_option[] = "--help";
         argv[1] = argv[2];
         argv[2] = help_option;
     }

@@ -300,6 +300,23 @@ static void print_troff(const char *text)
     }
 }
 
+/* Prose is filled; the example, which starts with the first indented line, is not. */
+static void print_details(const char *details)
+{
+    const char *example = strstr(details, "\n\n  ");
+    const size_t n = example ? (size_t)(example - details) : strlen(details);
+    char *prose = strndup(details, n);
+    printf(".PP\n");
+    print_troff(prose ? prose : "");
+    free(prose);
+    if (example) {
+        printf("\n.PP\n.nf\n");
+        print_troff(example + 2);
+        printf(".fi");
+    }
+    printf("\n");
+}
+
 void opt_print_man(const struct command *cmd)
 {
     printf(".SS wkvq %s ", cmd->name);
@@ -323,9 +340,6 @@ void opt_print_man(const struct command *cmd)
             free(line);
         }
     }
-    if (cmd->details) {
-        printf(".PP\n.nf\n");
-        print_troff(cmd->details);
-        printf("\n.fi\n");
-    }
+    if (cmd->details)
+        print_details(cmd->details);
 }

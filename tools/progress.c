@@ -107,11 +107,12 @@ enum err progress_open(struct progress **out, const struct args *a)
     p->quiet = a->quiet;
     p->terminal = isatty(STDERR_FILENO);
     if (a->log_json) {
-        p->json = fopen(a->log_json, "a");
+        p->json = fopen(a->log_json, "ae");
         if (!p->json) {
             mem_free(p);
             FAIL(ERR_IO, "--log-json %s: %s", a->log_json, strerror(errno));
         }
+        setvbuf(p->json, NULL, _IOLBF, 1 << 16); /* a kill loses no line */
     }
     log_set_sink(sink, p);
     *out = p;
@@ -140,7 +141,6 @@ void progress_phase(struct progress *p, const char *name)
     if (p->json) {
         fprintf(p->json, "{\"time\": %lld, \"event\": \"phase\", \"phase\": \"%s\"}\n",
                 (long long)time(NULL), name);
-        fflush(p->json);
     }
 }
 
@@ -222,8 +222,6 @@ static void write_json(struct progress *p, const struct calib_event *e, double e
         print_number(p->json, "seconds_gemm", e->stats->seconds_gemm);
     }
     fprintf(p->json, "}\n");
-    if (e->kind == CALIB_EPOCH || e->kind == CALIB_BLOCK)
-        fflush(p->json);
 }
 
 static void say_block(const struct calib_event *e)

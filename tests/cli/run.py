@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs cases of the command line: run.py WKVQ FILE.cases...
+
+A case is a stanza of lines, ended by a blank one. It runs in a scratch folder of its own:
+
+    case NAME
+    make KIND ...      prepare input; the make_* functions below say what there is
+    run ARGS           the command under test
+    exit N             expected status (default 0)
+    stderr TEXT        must occur in stderr, * standing for anything within a line; repeatable
+    stdout TEXT        the same for stdout
+    no PATH            must not exist afterwards
+
+Where the status is 2, stdout must be empty and stderr end in two lines at least: what was wrong,
+and what to do. No case may leave a temporary file behind, or be killed by a signal."""
+import gzip
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+TIMEOUT_S = 120
+
+
+class Scratch:
+    """One case's folder, and what can be made in it."""
+
+    def __init__(self, wkvq, base, path):
+        self.wkvq, self.base, self.path = wkvq, base, path
+
+    def at(self, name):
+        return self.path / name
+
+    def run(self, args):
+        return subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True,
+                              timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+
+    # --- what a `make` line can ask for ---
+
+    def make_model(self, name, *changes):
+        """model DIR [KEY=JSON...]: a tiny model, with other values in its configuration."""
+        if changes:
+            pairs = (c.split("=", 1) for c in changes)
+            tiny.make_model(self.at(name), **{k: json.loads(v) for k, v in pairs})
+        else:
+            shutil.copytree(self.base / "model", self.at(name))
+
+    def make_text(self, name, words="600"):
+        """text FILE [WORDS]"""
+        tiny.make_text(self.at(name), int(words))
+
+    def make_ok(self, *args):
+        """ok ARGS: run wkvq, which must succeed."""
+        done = self.run(args)
+        if done.returncode:
+            raise RuntimeError(f"make ok {' '.join(args)}: exit {done.returncode}: "
+                               f"{done.stderr.decode(errors='replace')}")
+
+    def make_set(self, name, path, value="-"):
+        """set FILE.json A.B.0 [JSON]: change a member, or remove it."""
+        doc = json.loads(self.at(name).read_text())
+        *parents, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+        node = doc
+        for p in parents:
+            node = node[p]
+        if value == "-":
+            del node[last]
+        elif isinstance(node, list) and last == len(node):
+            node.append(json.loads(value))
+        else:
+            node[last] = json.loads(value)
+        self.at(name).write_text(json.dumps(doc))
+
+    def make_write(self, name, text=""):
+        r"""write FILE TEXT: with \n, \t and \xHH."""
+        data = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        self.at(name).write_bytes(data.encode("latin-1"))
+
+    def make_add(self, name, text):
+        """add FILE TEXT: behind what is there."""
+        old = self.at(name).read_bytes()
+        self.make_write(name, text)
+        self.at(name).write_bytes(old + self.at(name).read_bytes())
+
+    def make_cut(self, name, size):
+        """cut FILE N: keep N bytes; -N: drop the last N."""
+        self.at(name).write_bytes(self.at(name).read_bytes()[:int(size)])
+
+    def make_flip(self, name, offset):
+        """flip FILE OFFSET: invert a byte; negative offsets count from the end."""
+        data = bytearray(self.at(name).read_bytes())
+        data[int(offset)] ^= 0xFF
+        self.at(name).write_bytes(data)
+
+    def make_remove(self, name):
+        self.at(name).unlink()
+
+    def make_dir(self, name):
+        self.at(name).mkdir(parents=True)
+
+    def make_move(self, old, new):
+        self.at(old).rename(self.at(new))
+
+    def make_copy(self, old, new):
+        if self.at(old).is_dir():
+            shutil.copytree(self.at(old), self.at(new))
+        else:
+            shutil.copy(self.at(old), self.at(new))
+
+    def make_gzip(self, name):
+        """gzip FILE: FILE.gz beside it."""
+        with open(self.at(name + ".gz"), "wb") as f:
+            with gzip.GzipFile(filename="", mode="wb", fileobj=f, mtime=0) as z:
+                z.write(self.at(name).read_bytes())
+
+    def make_length(self, name, value):
+        """length FILE.safetensors N: another header length."""
+        data = self.at(name).read_bytes()
+        self.at(name).write_bytes(struct.pack("<Q", int(value)) + data[8:])
+
+    def make_header(self, name, tensor, field, value="-"):
+        """header FILE.safetensors TENSOR FIELD [JSON]: change a header entry, or remove it;
+        FIELD * is the whole entry."""
+        data = self.at(name).read_bytes()
+        (size,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8:8 + size])
+        if field == "*":
+            if value == "-":
+                del header[tensor]
+            else:
+                header[tensor] = json.loads(value)
+        elif value == "-":
+            del header[tensor][field]
+        else:
+            header[tensor][field] = json.loads(value)
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self.at(name).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size:])
+
+    def make_poke(self, name, tensor, index, hexbytes):
+        """poke FILE.safetensors TENSOR BYTE HEX: overwrite bytes of a tensor."""
+        data = bytearray(self.at(name).read_bytes())
+        (size,) = struct.unpack_from("<Q", data)
+        begin = json.loads(data[8:8 + size])[tensor]["data_offsets"][0]
+        new = bytes.fromhex(hexbytes)
+        at = 8 + size + begin + int(index)
+        data[at:at + len(new)] = new
+        self.at(name).write_bytes(data)
+
+
+def parse(path):
+    """Stanzas of a file as (name, [(word, rest)])."""
+    cases, lines = [], []
+    for line in [*path.read_text().splitlines(), ""]:
+        if line.startswith("#"):
+            continue
+        if line.strip():
+            word, _, rest = line.strip().partition(" ")
+            lines.append((word, rest))
+        elif lines:
+            if lines[0][0] != "case":
+                raise SystemExit(f"{path}: a stanza starts with '{lines[0][0]}', want 'case'")
+            cases.append((lines[0][1], lines[1:]))
+            lines = []
+    return cases
+
+
+def occurs(pattern, text):
+    return re.search(".*".join(re.escape(p) for p in pattern.split("*")), text) is not None
+
+
+def check(done, lines, scratch):
+    """What is wrong with a finished run, as sentences."""
+    out = done.stdout.decode(errors="replace")
+    err = done.stderr.decode(errors="replace")
+    want = next((int(rest) for word, rest in lines if word == "exit"), 0)
+    if done.returncode != want:
+        yield f"exit {done.returncode}, want {want}"
+    if want == 2 and out:
+        yield f"stdout is not empty: {out[:200]!r}"
+    if want == 2 and len(err.splitlines()) < 2:
+        yield "stderr has no second line with what to do"
+    for word, rest in lines:
+        if word == "stderr" and not occurs(rest, err):
+            yield f"stderr lacks: {rest}"
+        if word == "stdout" and not occurs(rest, out):
+            yield f"stdout lacks: {rest}"
+        if word == "no" and scratch.at(rest).exists():
+            yield f"{rest} exists"
+    for left in scratch.path.rglob("*.tmp.*"):
+        yield f"left behind: {left.relative_to(scratch.path)}"
+
+
+def run_case(wkvq, base, lines):
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Scratch(wkvq, base, pathlib.Path(folder))
+        args = None
+        for word, rest in lines:
+            if word == "make":
+                kind, *words = shlex.split(rest)
+                getattr(scratch, "make_" + kind)(*words)
+            elif word == "run":
+                args = shlex.split(rest)
+            elif word not in ("exit", "stderr", "stdout", "no"):
+                raise SystemExit(f"unknown line: {word} {rest}")
+        done = scratch.run(args)
+        wrong = list(check(done, lines, scratch))
+        if wrong:
+            shown = (done.stdout[-1500:] + b"--- stderr\n" + done.stderr[-1500:])
+            wrong.append(shown.decode(errors="replace"))
+        return wrong
+
+
+def main():
+    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
+    only = None
+    files = [pathlib.Path(a) for a in sys.argv[2:]]
+    if len(files) > 1 and not files[-1].exists():
+        only = str(files.pop())
+    count = failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        base = pathlib.Path(folder)
+        tiny.make_model(base / "model")
+        for name, lines in (case for f in files for case in parse(f)):
+            if only and name != only:
+                continue
+            count += 1
+            try:
+                wrong = run_case(wkvq, base, lines)
+            except (RuntimeError, OSError, KeyError, subprocess.TimeoutExpired) as e:
+                wrong = [str(e)]
+            failed += bool(wrong)
+            if wrong:
+                print(f"FAIL {name}\n  " + "\n  ".join(wrong))
+    print(f"{count - failed} of {count} cases pass")
+    return failed != 0 or count == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

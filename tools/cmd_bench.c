@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/cmd_bench.h"
+
+#include "tools/commands.h"
+
+#include <string.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Benchmark:"},
+    {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
+     .value = "smollm2-135m", .choices = "smollm2-135m|llama-2-7b",
+     .help = "Whose shapes to measure at"},
+    {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
+     .value = "2048", .lo = 2, .hi = 1 << 20, .help = "Tokens of a step"},
+    {OPT_INT, .name = "blocks", .arg = "K", .offset = offsetof(struct args, blocks),
+     .value = "5", .lo = 0, .hi = 64, .help = "Blocks behind the trained one (crr.blocks)"},
+    {OPT_INT, .name = "steps", .arg = "N", .offset = offsetof(struct args, steps),
+     .value = "3", .lo = 1, .hi = 1000, .help = "Steps to measure, after one to warm up"},
+    {OPT_TEXT, .name = "compute", .arg = "TYPE", .offset = offsetof(struct args, compute),
+     .value = "auto", .choices = "auto|f32|bf16", .help = "Type of the matrix operands"},
+    {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
+     .help = "Threads; -1 = one per core"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options, opt_report, NULL};
+
+static enum err run(struct args *a)
+{
+    const char *what = a->pos.item[0];
+    if (!strcmp(what, "kernels"))
+        return bench_kernels(a);
+    if (!strcmp(what, "calibrate"))
+        return bench_calibrate(a);
+    FAIL(ERR_USAGE, "bench '%s': want kernels or calibrate", what);
+}
+
+const struct command cmd_bench = {
+    .name = "bench",
+    .operands = "kernels|calibrate",
+    .summary = "Figures against the machine's limits",
+    .details = "kernels: which matrix product was picked and why, and what the others "
+               "reach. calibrate: "
+               "one training step by part, beside the matrix products of the same shapes "
+               "alone.\n\n"
+               "  wkvq bench kernels\n"
+               "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/log.h"
+#include "tools/commands.h"
+#include "tools/eval.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Evaluation:"},
+    {OPT_TEXT, .name = "task", .arg = "TASK", .offset = offsetof(struct args, task),
+     .value = "ppl", .choices = "ppl", .help = "What to measure: ppl, perplexity"},
+    {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
+     .help = "Use the first N windows of the text; 0 = all"},
+    {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
+     .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap"},
+    {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "1",
+     .lo = 1, .hi = 1 << 24,
+     .help = "Tokens processed at a time; before them the cache is quantized: 1 = decode, "
+             "N = CTX is one prefill"},
+    {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
+     .value = "0", .lo = 0, .hi = 16,
+     .help = "16 leaves the cache in full precision; 0 does as the artifact or the "
+             "configuration says"},
+    {OPT_FLAG, .name = "decode", .offset = offsetof(struct args, decode),
+     .help = "Run the artifact's packed runtime, chunk by chunk, instead of the simulation"},
+    {OPT_TEXT, .name = "simulate", .arg = "HOW", .offset = offsetof(struct args, simulate),
+     .value = "none", .choices = "none|rtn",
+     .help = "rtn: round a checkpoint's weights and cache to nearest as weights.* and kv.* "
+             "say, without writing an artifact"},
+    {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
+     .help = "Evaluate a checkpoint under this calibration's scales (default: none)"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+                                           opt_progress, opt_report, NULL};
+
+static enum err check_options(const struct args *a, bool is_artifact)
+{
+    FAIL_IF(a->kv_bits && a->kv_bits != 16, ERR_USAGE,
+            "--kv-bits %" PRId64
+            ": want 16, or 0 for what the artifact says; other widths are "
+            "an artifact's or configuration's kv.bits",
+            a->kv_bits);
+    FAIL_IF(a->decode && !is_artifact, ERR_USAGE,
+            "--decode: %s is a checkpoint, the packed runtime needs an artifact; `wkvq "
+            "convert` "
+            "makes one",
+            a->pos.item[0]);
+    const bool rtn = !strcmp(a->simulate, "rtn");
+    FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
+            "--%s: %s is an artifact, quantized already; name its checkpoint",
+            rtn ? "simulate" : "state", a->pos.item[0]);
+    FAIL_IF(rtn && a->state, ERR_USAGE, "--simulate and --state exclude each other");
+    return OK;
+}
+
+static enum err open_model(struct eval *e, const struct args *a)
+{
+    struct job *j = e->job;
+    const bool is_artifact = artifact_is(j->model_dir);
+    TRY(check_options(a, is_artifact));
+    e->rtn = !strcmp(a->simulate, "rtn");
+    if (is_artifact) {
+        TRY(artifact_open(&e->artifact, j->model_dir, false));
+        j->arch = *artifact_arch(e->artifact);
+    } else {
+        TRY(job_open_model(j));
+    }
+    if (a->state)
+        TRY(state_open_read(&e->state, a->state, &j->arch));
+    const enum err err = arch_check_length(&j->arch, a->ctx);
+    return err ? err_add(err, "--ctx: ") : OK;
+}
+
+/* The bits that really were in force. */
+static void bits_in_force(int *weights, int *kv, const struct eval *e)
+{
+    *weights = *kv = 16;
+    if (e->artifact) {
+        *weights = artifact_weight_spec(e->artifact)->bits;
+        *kv = artifact_kv_spec(e->artifact)->bits;
+    } else if (e->rtn || e->state) {
+        const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+        *weights = (int)r->weight_bits;
+        *kv = (int)r->kv_bits;
+    }
+    if (e->kv_bits)
+        *kv = e->kv_bits;
+}
+
+static const char *method_name(const struct eval *e)
+{
+    if (e->decode)
+        return "packed runtime";
+    if (e->rtn || e->state || e->artifact)
+        return "simulation";
+    return "full precision";
+}
+
+static enum err print_json(const struct eval *e, const struct eval_result *r)
+{
+    static const char *const bos_name[] = {"auto", "never", "always"};
+    static const char *const join_name[] = {"auto", "rows", "file"};
+    const struct job *j = e->job;
+    char crc[16];
+    int weight_bits, kv_bits;
+    const bool bos = j->ids.n && j->ids.id[0] == tokenizer_bos(j->tokenizer);
+    bits_in_force(&weight_bits, &kv_bits, e);
+    snprintf(crc, sizeof(crc), "%08" PRIx32, j->ids_crc);
+    json_t *o = json_pack(
+        "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
+        "s:i, "
+        "s:i, s:s, s:f}",
+        "task", "ppl", "model", j->model_dir, "method", method_name(e), "ppl", r->ppl,
+        "nll", r->nll, "stderr",
+        isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
+        (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
+        "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
+        bos_name[j->recipe.bos], "bos_in_text", bos, "join", join_name[j->recipe.join],
+        "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits", weight_bits,
+        "kv_bits", kv_bits, "compute",
+        !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static enum err print_result(const struct eval *e, const struct eval_result *r)
+{
+    int weight_bits, kv_bits;
+    if (e->job->args->json)
+        return print_json(e, r);
+    bits_in_force(&weight_bits, &kv_bits, e);
+    printf("perplexity  %.4f", r->ppl);
+    if (isfinite(r->ppl_stderr))
+        printf(" +- %.4f", r->ppl_stderr);
+    printf("  (%.6f nats)\n", r->nll);
+    printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
+           " targets, no overlap, "
+           "%s\n",
+           r->windows, e->ctx, r->tokens,
+           e->job->ids.n && e->job->ids.id[0] == tokenizer_bos(e->job->tokenizer)
+               ? "BOS in front"
+               : "no BOS");
+    printf("model       W%dKV%d by %s, chunk %" PRId64 "\n", weight_bits, kv_bits,
+           method_name(e), e->chunk);
+    printf("time        %.1f s\n", r->seconds);
+    return OK;
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct eval_result r;
+    struct eval e = {.job = &j,
+                     .kv_bits = (int)a->kv_bits,
+                     .windows = a->windows,
+                     .ctx = a->ctx,
+                     .chunk = a->chunk,
+                     .decode = a->decode};
+    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(open_model(&e, a));
+    TRY_OUT(job_read_text(&j, "perplexity"));
+    /* A figure to compare with others' is computed in f32 unless something else was asked.
+     */
+    if (!j.recipe.compute)
+        j.recipe.compute = 1;
+    if (!a->decode)
+        TRY_OUT(job_open_device(&j));
+    TRY_OUT(eval_ppl(&r, &e));
+    TRY_OUT(print_result(&e, &r));
+out:
+    artifact_close(&e.artifact);
+    state_close(&e.state);
+    job_close(&j);
+    return err;
+}
+
+const struct command cmd_eval = {
+    .name = "eval",
+    .operands = "MODEL_OR_ARTIFACT",
+    .summary = "Perplexity of a checkpoint or an artifact",
+    .details =
+        "The literature's protocol: the text is tokenized once and cut into windows of "
+        "--ctx "
+        "tokens without overlap; in each the first n-1 tokens predict the last n-1. With a "
+        "quantized cache, chunk 1 is decode: every token sees the past quantized. "
+        "run.compute: "
+        "auto is f32 here.\n\n"
+        "  wkvq eval SmolLM2-135M --data wiki.test.raw --windows 12\n"
+        "  wkvq eval SmolLM2-135M --data wiki.test.raw --simulate rtn --set "
+        "weights.bits=3\n"
+        "  wkvq eval SmolLM2-135M-w4kv4 --data wiki.test.raw --windows 2 --decode\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/eval.h"
+
+#include "calib/model/model.h"
+#include "convert/artifact/writer.h"
+#include "convert/runtime/runtime.h"
+#include "data/batch.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+double eval_nll(const float *logits, int64_t vocab, int32_t target)
+{
+    double top = -HUGE_VAL, sum = 0;
+    for (int64_t v = 0; v < vocab; v++)
+        top = logits[v] > top ? logits[v] : top;
+    for (int64_t v = 0; v < vocab; v++)
+        sum += exp((double)logits[v] - top);
+    return log(sum) + top - (double)logits[target];
+}
+
+void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n)
+{
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < n; i++)
+        mean += window_nll[i] / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        square += (window_nll[i] - mean) * (window_nll[i] - mean);
+    out->nll = mean;
+    out->nll_stderr = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN;
+    out->ppl = exp(mean);
+    out->ppl_stderr = out->ppl * out->nll_stderr;
+    out->windows = n;
+}
+
+/* --- simulation --------------------------------------------------------------------- */
+
+/* The quantization of a simulated run, block by block. */
+struct source {
+    struct eval *e;
+    const struct model_source *weights;
+    struct block_quant current;
+};
+
+static enum err load_rtn(struct source *s, int64_t i)
+{
+    struct block_src src;
+    const struct recipe *r = &s->e->job->recipe;
+    struct weight_spec w = recipe_weight_spec(r);
+    struct kv_spec kv = recipe_kv_spec(r);
+    w.method = WEIGHT_RTN;
+    kv.method = KV_TOKEN;
+    TRY(s->weights->block(s->weights->ctx, i, &src));
+    return quant_block_rtn(&s->current, &s->e->job->arch, &src, &w, &kv);
+}
+
+static enum err source_block(void *ctx, int64_t i, const struct block_quant **q)
+{
+    struct source *s = ctx;
+    struct eval *e = s->e;
+    block_quant_free(&s->current);
+    if (e->artifact) {
+        TRY(artifact_block_quant(&s->current, e->artifact, i));
+        s->current.weights.bits = 16; /* artifact_source has them unpacked */
+    } else if (e->state) {
+        TRY(state_load_block(&s->current, e->state, i));
+    } else {
+        TRY(load_rtn(s, i));
+    }
+    if (e->kv_bits)
+        s->current.kv.bits = e->kv_bits;
+    *q = &s->current;
+    return OK;
+}
+
+/* Windows whose hidden states, in and out, take at most a quarter of the budget. */
+static int64_t windows_at_once(const struct eval *e)
+{
+    const double one = 8.0 * (double)e->ctx * (double)e->job->arch.d_model;
+    const int64_t n = (int64_t)((double)recipe_memory(&e->job->recipe) / 4 / one);
+    return n < 1 ? 1 : n > e->windows ? e->windows : n;
+}
+
+static double window_mean(const float *nll, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)nll[i];
+    return sum / (double)n;
+}
+
+/* Shares of one batch of windows as shares of all. */
+struct batch_progress {
+    struct progress *p;
+    double first, scale;
+};
+
+static void batch_share(void *ctx, double share)
+{
+    const struct batch_progress *b = ctx;
+    progress_share(b->p, b->first + b->scale * share);
+}
+
+static enum err simulate_batches(const struct eval *e, struct model_run r, double *mean,
+                                 float *nll, int64_t batch)
+{
+    struct batch_progress share = {.p = e->job->progress};
+    r.progress = batch_share;
+    r.progress_ctx = &share;
+    for (int64_t w = 0; w < e->windows; w += batch) {
+        const int64_t n = w + batch < e->windows ? batch : e->windows - w;
+        share.first = (double)w / (double)e->windows;
+        share.scale = (double)n / (double)e->windows;
+        TRY(model_nll(&r, e->job->ids.id + w * e->ctx, n, e->ctx, nll));
+        for (int64_t i = 0; i < n; i++)
+            mean[w + i] = window_mean(nll + i * (e->ctx - 1), e->ctx - 1);
+    }
+    return OK;
+}
+
+static enum err simulate(struct eval *e, double *mean)
+{
+    struct source source = {.e = e};
+    const struct model_quant quant = {.ctx = &source, .block = source_block};
+    const bool quantized = e->artifact || e->state || e->rtn;
+    float *nll = NULL;
+    source.weights = e->artifact ? artifact_source(e->artifact) : hf_source(e->job->model);
+    struct model_run r = {
+        .dev = e->job->dev,
+        .arch = &e->job->arch,
+        .src = source.weights,
+        .quant = quantized ? &quant : NULL,
+        .act = e->job->settings.act,
+        .chunk = e->chunk,
+    };
+    const int64_t batch = windows_at_once(e);
+    TRY(mem_alloc(&nll, (size_t)(batch * e->ctx), sizeof(*nll)));
+    const enum err err = simulate_batches(e, r, mean, nll, batch);
+    block_quant_free(&source.current);
+    mem_free(nll);
+    return err;
+}
+
+/* --- the packed runtime ------------------------------------------------------------- */
+
+static enum err decode_window(double *mean, struct runtime *rt, const struct eval *e,
+                              const int32_t *ids, float *logits)
+{
+    const int64_t V = e->job->arch.vocab;
+    double sum = 0;
+    runtime_reset(rt);
+    for (int64_t t = 0; t < e->ctx; t += e->chunk) {
+        const int64_t n = t + e->chunk < e->ctx ? e->chunk : e->ctx - t;
+        TRY(runtime_forward(rt, logits, true, ids + t, n));
+        for (int64_t i = 0; i < n && t + i + 1 < e->ctx; i++)
+            sum += eval_nll(logits + i * V, V, ids[t + i + 1]);
+    }
+    *mean = sum / (double)(e->ctx - 1);
+    return OK;
+}
+
+static enum err decode(struct eval *e, double *mean)
+{
+    enum err err = OK;
+    struct runtime *rt = NULL;
+    float *logits = NULL;
+    const struct runtime_settings s = {.threads = (int)e->job->recipe.threads,
+                                       .max_tokens = e->ctx,
+                                       .kv_bits = e->kv_bits};
+    TRY(mem_alloc(&logits, (size_t)(e->chunk * e->job->arch.vocab), sizeof(*logits)));
+    TRY_OUT(runtime_open(&rt, e->artifact, &s));
+    for (int64_t w = 0; w < e->windows; w++) {
+        TRY_OUT(decode_window(&mean[w], rt, e, e->job->ids.id + w * e->ctx, logits));
+        progress_share(e->job->progress, (double)(w + 1) / (double)e->windows);
+    }
+out:
+    runtime_close(&rt);
+    mem_free(logits);
+    return err;
+}
+
+/* ------------------------------------------------------------------------------------ */
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static enum err count_windows(struct eval *e)
+{
+    const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
+    FAIL_IF(all < 1, ERR_USAGE,
+            "the text has %zu tokens, not one window of --ctx %" PRId64
+            "; give more text or a smaller --ctx",
+            e->job->ids.n, e->ctx);
+    if (e->windows > all)
+        log_warn("--windows %" PRId64 ": the text has %" PRId64, e->windows, all);
+    if (e->windows == 0 || e->windows > all)
+        e->windows = all;
+    if (e->chunk > e->ctx)
+        e->chunk = e->ctx;
+    return OK;
+}
+
+enum err eval_ppl(struct eval_result *out, struct eval *e)
+{
+    double *mean = NULL;
+    struct eval_result r = {.nll = 0};
+    const double start = now_s();
+    TRY(count_windows(e));
+    TRY(mem_calloc(&mean, (size_t)e->windows, sizeof(*mean)));
+    progress_phase(e->job->progress, "perplexity");
+    const enum err err = e->decode ? decode(e, mean) : simulate(e, mean);
+    progress_end(e->job->progress);
+    if (!err) {
+        eval_reduce(&r, mean, e->windows);
+        r.tokens = e->windows * (e->ctx - 1);
+        r.seconds = now_s() - start;
+        *out = r;
+    }
+    mem_free(mean);
+    TRY(err);
+    FAIL_IF(!isfinite(r.nll), ERR_NUMERIC, "the mean loss is not finite: %g", r.nll);
+    return OK;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Perplexity under the literature's protocol: non-overlapping windows, every target but a
+ * window's first token. */
+#ifndef WKVQ_EVAL_H
+#define WKVQ_EVAL_H
+
+#include "convert/artifact/reader.h"
+#include "tools/job.h"
+#include "tools/state.h"
+
+/* What is evaluated: a checkpoint (full precision, rounded to nearest, or under a state's
+ * scales, all in simulation), or an artifact (simulation, or its packed runtime). */
+struct eval {
+    struct job *job;
+    struct artifact *artifact; /* NULL: job->model */
+    struct state *state;       /* scales for job->model; NULL: none */
+    bool rtn;                  /* job->model rounded to nearest by job->recipe */
+    int kv_bits;               /* 0: as configured; 16: full-precision cache */
+    int64_t windows, ctx, chunk;
+    bool decode; /* the packed runtime, chunk tokens at a time */
+};
+
+struct eval_result {
+    double nll, nll_stderr; /* nats, over windows' means */
+    double ppl, ppl_stderr;
+    int64_t tokens, windows;
+    double seconds;
+};
+
+/* Windows of ctx tokens from the start of job->ids; windows 0: all there are. ERR_USAGE
+ * when the text has none. */
+enum err eval_ppl(struct eval_result *out, struct eval *e);
+/* -log p(target) in nats from logits [vocab]. */
+double eval_nll(const float *logits, int64_t vocab, int32_t target);
+/* Mean, standard error and perplexity from n windows' mean losses. */
+void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n);
+
+#endif
