@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * KV fake quantization: bit-equal to kernels/tensor/quant.h. x~ is computed anew in each pass
- * over a group; that is cheaper than keeping it. */
+ * KV fake quantization: bit-equal to kernels/tensor/quant.h. x~ is computed anew in each
+ * pass over a group; that is cheaper than keeping it. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/tensor/quant.h"
@@ -47,7 +47,8 @@ static vf smoothing(const struct kv *k, int64_t c, int64_t end)
     return k->s ? vf_select(vm_first(end - c), channels(k->s, c, end, one), one) : one;
 }
 
-static struct group group_of(const struct kv *k, const void *x_t, int64_t begin, int64_t end)
+static struct group group_of(const struct kv *k, const void *x_t, int64_t begin,
+                             int64_t end)
 {
     vf lo = vf_set1(INFINITY), hi = vf_set1(-INFINITY);
     for (int64_t c = begin; c < end; c += VL) {
@@ -81,8 +82,7 @@ static void quantize_group(const struct kv *k, void *xq_t, const void *x_t, int6
         const vf s = smoothing(k, c, end);
         const vf q = code(&g, smoothed(k, x_t, c, end, s), Q);
         const vf out = vf_mul(s, vf_add(m, vf_mul(h, q)));
-        act_put(xq_t, xq16, c, end,
-                vf_add(out, channels(k->delta, c, end, vf_set1(0))));
+        act_put(xq_t, xq16, c, end, vf_add(out, channels(k->delta, c, end, vf_set1(0))));
     }
 }
 
@@ -113,35 +113,50 @@ static void cpu_kvq(struct dev *d, const struct tensor *xq, const struct tensor 
     cpu_run_rows(d, x->dim[0], 4 * cpu_width(x), kvq_row, &k);
 }
 
-/* First channel whose x~ is `value`. */
-static int64_t channel_at(const struct kv *k, const void *x_t, int64_t begin, int64_t end,
-                          float value)
+static float act_at(const void *row, bool bf16, int64_t c)
 {
-    for (int64_t c = begin; c < end; c++) {
-        const float x = cpu_bf16(k->x) ? bf16_to_f32(((const uint16_t *)x_t)[c])
-                                       : ((const float *)x_t)[c];
-        if (quant_kv_in(x, channel(k->s, c, 1), channel(k->delta, c, 0)) == value)
-            return c;
-    }
-    return begin;
+    return bf16 ? bf16_to_f32(((const uint16_t *)row)[c]) : ((const float *)row)[c];
 }
 
-/* dL/dx~ at the channel that sets the group's max (min) gets the path through h. */
-static void extreme_grad(const struct kv *k, const void *x_t, void *dx_t, float *dls,
-                         float *ddelta, int64_t c, float path)
+/* x~ of one channel. */
+static float smoothed_at(const struct kv *k, const void *x_t, int64_t c)
 {
-    const bool x16 = cpu_bf16(k->x), dx16 = cpu_bf16(k->dx);
-    const float x = x16 ? bf16_to_f32(((const uint16_t *)x_t)[c]) : ((const float *)x_t)[c];
-    const float s = channel(k->s, c, 1);
-    if (dx16)
-        ((uint16_t *)dx_t)[c] =
-            bf16_from_f32(bf16_to_f32(((uint16_t *)dx_t)[c]) + path / s);
+    return quant_kv_in(act_at(x_t, cpu_bf16(k->x), c), channel(k->s, c, 1),
+                       channel(k->delta, c, 0));
+}
+
+/* A channel that sets its group's max or min, and its gradient without the path through h,
+ * unrounded. */
+struct extreme {
+    int64_t c;
+    float dx;
+};
+
+/* First channel whose x~ is `value`. dx is not written yet: it may be dxq. */
+static struct extreme extreme_of(const struct kv *k, const void *x_t, int64_t t,
+                                 int64_t begin, int64_t end, float value)
+{
+    struct extreme e = {.c = begin};
+    while (e.c < end - 1 && smoothed_at(k, x_t, e.c) != value)
+        e.c++;
+    e.dx = act_at(cpu_row(k->xq, t), cpu_bf16(k->xq), e.c);
+    if (k->accumulate)
+        e.dx += act_at(cpu_row(k->dx, t), cpu_bf16(k->dx), e.c);
+    return e;
+}
+
+static void add_path(const struct kv *k, const void *x_t, void *dx_t, float *dls,
+                     float *ddelta, struct extreme e, float path)
+{
+    const float s = channel(k->s, e.c, 1), dx = e.dx + path / s;
+    if (cpu_bf16(k->dx))
+        ((uint16_t *)dx_t)[e.c] = bf16_from_f32(dx);
     else
-        ((float *)dx_t)[c] += path / s;
+        ((float *)dx_t)[e.c] = dx;
     if (!dls)
         return;
-    dls[c] -= path * quant_kv_in(x, s, channel(k->delta, c, 0));
-    ddelta[c] -= path / s;
+    dls[e.c] -= path * smoothed_at(k, x_t, e.c);
+    ddelta[e.c] -= path / s;
 }
 
 /* With e = s g the gradient of x~^: dL/dh = sum e (q - (x~ - m) / h), g~ = e but for the
@@ -150,6 +165,8 @@ static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls
                       float *ddelta, int64_t begin, int64_t end)
 {
     const struct group g = group_of(k, x_t, begin, end);
+    const struct extreme max = extreme_of(k, x_t, t, begin, end, g.mx);
+    const struct extreme min = extreme_of(k, x_t, t, begin, end, g.mn);
     const float top = (float)((1 << k->bits) - 1);
     const vf Q = vf_set1(top), h = vf_set1(g.h), m = vf_set1(g.m);
     const bool dxq16 = cpu_bf16(k->xq), dx16 = cpu_bf16(k->dx);
@@ -171,8 +188,8 @@ static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls
     if (!(g.h > 0) || g.h >= QUANT_SCALE_MAX)
         return;
     const float path = vf_sum(dh) / top;
-    extreme_grad(k, x_t, dx_t, dls, ddelta, channel_at(k, x_t, begin, end, g.mx), path);
-    extreme_grad(k, x_t, dx_t, dls, ddelta, channel_at(k, x_t, begin, end, g.mn), -path);
+    add_path(k, x_t, dx_t, dls, ddelta, max, path);
+    add_path(k, x_t, dx_t, dls, ddelta, min, -path);
 }
 
 static void kvq_bwd_chunk(const void *ctx, int64_t chunk)
@@ -187,7 +204,8 @@ static void kvq_bwd_chunk(const void *ctx, int64_t chunk)
         const void *x_t = cpu_row(k->x, t);
         for (int64_t head = 0; head < k->n_heads; head++)
             for (int64_t c = 0; c < k->d; c += k->G) {
-                const int64_t n = c + k->G < k->d ? k->G : k->d - c, begin = head * k->d + c;
+                const int64_t n = c + k->G < k->d ? k->G : k->d - c,
+                              begin = head * k->d + c;
                 group_bwd(k, x_t, t, dls, ddelta, begin, begin + n);
             }
     }

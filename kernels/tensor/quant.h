@@ -64,7 +64,8 @@ static inline uint16_t quant_kv_scale(float mn, float mx, int bits)
     return f16_from_f32(h > QUANT_SCALE_MAX ? QUANT_SCALE_MAX : h);
 }
 
-/* m = fp16(clamp(mn, -65504, 65504)), its offset: finite, so that x^ is. Returns fp16 bits. */
+/* m = fp16(clamp(mn, -65504, 65504)), its offset: finite, so that x^ is. Returns fp16 bits.
+ */
 static inline uint16_t quant_kv_min(float mn)
 {
     return f16_from_f32(quant_clamp(mn, -QUANT_SCALE_MAX, QUANT_SCALE_MAX));

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * checkop: rotary embedding, attention and its backward. */
+#include "tests/kernels/checkop.h"
+
+#include <math.h>
+
+struct rope_case {
+    int64_t T, H, d, pad;
+    enum dtype t;
+    bool inverse;
+    enum ck_pattern pattern;
+};
+
+static void one_rope(struct ck *c, const struct rope_case *k)
+{
+    ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld%s, %s", (long)k->T, (long)k->H, (long)k->d,
+             dtype_name(k->t), (long)k->pad, k->inverse ? ", inverse" : "",
+             ck_pattern_name[k->pattern]);
+    const int64_t half = k->d / 2;
+    const struct tensor cs = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
+    const struct tensor sn = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
+    for (int64_t i = 0; i < (k->T + 1) * half; i++) {
+        const double angle = 6.3 * rng_uniform(&c->rng);
+        ck_set(&cs, i / half, i % half, cos(angle));
+        ck_set(&sn, i / half, i % half, sin(angle));
+    }
+    const struct ck_out x = ck_twins(c, ck_3d(k->t, k->T, k->H, k->d, k->pad), k->pattern);
+    double *mag = ck_doubles(c, k->T * k->H * k->d);
+    for (int64_t i = 0; i < k->T * k->H * half; i++) {
+        const int64_t head = i / half, at = head % k->H * k->d + i % half;
+        mag[head * k->d + i % half] = mag[head * k->d + half + i % half] =
+            fabs(ck_get(&x.side[0], head / k->H, at)) +
+            fabs(ck_get(&x.side[0], head / k->H, at + half));
+    }
+    CK_EACH(c, s) ck_ok(c, dev_rope(c->dev[s], &x.side[s], &cs, &sn, k->inverse));
+    ck_close(c, "x", &x, mag, 1);
+    ck_end(c);
+}
+
+static void test_rope(struct ck *c)
+{
+    static const int64_t shapes[][4] = {{1, 1, 2, 0},   {3, 2, 8, 5},  {5, 3, 80, 0},
+                                        {2, 4, 64, 16}, {4, 1, 96, 1}, {3, 2, 128, 0}};
+    if (c->bench) {
+        one_rope(c, &(struct rope_case){256, 32, 64, 0, DT_BF16, false, PAT_RANDOM});
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int v = 0; v < 4; v++)
+                one_rope(c, &(struct rope_case){shapes[i][0], shapes[i][1], shapes[i][2],
+                                                shapes[i][3], v & 1 ? DT_BF16 : DT_F32,
+                                                v & 2, (enum ck_pattern)p});
+}
+
+struct attn_case {
+    int64_t T, H, K, d, pad;
+    enum dtype t;
+    bool quantized;
+    struct attn_mask mask;
+    enum ck_pattern pattern;
+};
+
+struct attn_in {
+    struct tensor q, k, v, kq, vq, dout;
+    float scale;
+};
+
+static void name_case(struct ck *c, const struct attn_case *k)
+{
+    ck_begin(
+        c, "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld, %s",
+        (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
+        k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
+        (long)k->mask.chunk, ck_pattern_name[k->pattern]);
+}
+
+static struct attn_in attn_inputs(struct ck *c, const struct attn_case *k)
+{
+    const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, k->pad);
+    const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2 * k->pad);
+    struct attn_in in = {.q = ck_in(c, qs, k->pattern),
+                         .k = ck_in(c, ks, k->pattern),
+                         .v = ck_in(c, ks, k->pattern),
+                         .kq = ck_in(c, ks, k->pattern),
+                         .vq = ck_in(c, ks, k->pattern),
+                         .dout = ck_in(c, qs, PAT_RANDOM),
+                         .scale = (float)(1 / sqrt((double)k->d))};
+    if (k->pattern == PAT_LARGE) /* logits of a few hundred: one key takes all */
+        in.scale *= 1e-6f;
+    return in;
+}
+
+/* The attention of one pair in f64 and what its rounding is proportional to. */
+struct pair {
+    double P, S_mag;                  /* weight; scale sum |q k| */
+    const struct tensor *key, *value; /* the form of the key that the query sees */
+    bool quantized;
+};
+
+static bool sees_quantized(const struct attn_case *k, int64_t i, int64_t j)
+{
+    const struct attn_mask *m = &k->mask;
+    const bool full =
+        j > i - m->window || j < m->sink || (m->chunk > 1 && j / m->chunk == i / m->chunk);
+    return k->quantized && !full;
+}
+
+static double dot(const struct tensor *a, int64_t t, int64_t h, const struct tensor *b,
+                  int64_t u, int64_t g, bool absolute)
+{
+    const int64_t d = a->dim[2];
+    double sum = 0;
+    for (int64_t c = 0; c < d; c++) {
+        const double p = ck_get(a, t, h * d + c) * ck_get(b, u, g * d + c);
+        sum += absolute ? fabs(p) : p;
+    }
+    return sum;
+}
+
+static struct pair pair_of(const struct attn_case *k, const struct attn_in *in, int64_t h,
+                           int64_t i, int64_t j, double lse)
+{
+    const int64_t g = h / (k->H / k->K);
+    struct pair p = {.quantized = sees_quantized(k, i, j)};
+    p.key = p.quantized ? &in->kq : &in->k;
+    p.value = p.quantized ? &in->vq : &in->v;
+    p.P = exp((double)in->scale * dot(&in->q, i, h, p.key, j, g, false) - lse);
+    p.S_mag = (double)in->scale * dot(&in->q, i, h, p.key, j, g, true);
+    return p;
+}
+
+/* Relative error of a weight P in units of a short sum's: that of S, absolute, goes through
+ * the exponential, and so does that of its sum, which lse holds. */
+static double weight_error(const struct pair *p, double lse, double worst_S)
+{
+    return 1 + p->S_mag + worst_S + fabs(lse);
+}
+
+static double worst_score(const struct attn_case *k, const struct attn_in *in, int64_t h,
+                          int64_t i, double lse)
+{
+    double worst = 0;
+    for (int64_t j = 0; j <= i; j++)
+        worst = fmax(worst, pair_of(k, in, h, i, j, lse).S_mag);
+    return worst;
+}
+
+static void forward_magnitude(const struct attn_case *k, const struct attn_in *in,
+                              const struct tensor *lse, double *o, double *l)
+{
+    for (int64_t h = 0; h < k->H; h++)
+        for (int64_t i = 0; i < k->T; i++) {
+            const double lse_i = ck_get(lse, h, i), worst = worst_score(k, in, h, i, lse_i);
+            l[h * k->T + i] = 1 + worst + fabs(lse_i);
+            for (int64_t j = 0; j <= i; j++) {
+                const struct pair p = pair_of(k, in, h, i, j, lse_i);
+                const double e = p.P * weight_error(&p, lse_i, worst);
+                for (int64_t c = 0; c < k->d; c++)
+                    o[(i * k->H + h) * k->d + c] +=
+                        e * fabs(ck_get(p.value, j, h / (k->H / k->K) * k->d + c));
+            }
+        }
+}
+
+static void one_attn(struct ck *c, const struct attn_case *k)
+{
+    name_case(c, k);
+    const struct attn_in in = attn_inputs(c, k);
+    const struct ck_out o = ck_poisoned(c, ck_3d(k->t, k->T, k->H, k->d, k->pad));
+    const struct ck_out lse = ck_poisoned(c, ck_2d(DT_F32, k->H, k->T, 0));
+    CK_EACH(c, s)
+    ck_ok(c, dev_attn(c->dev[s], &o.side[s], &lse.side[s], &in.q, &in.k, &in.v,
+                      k->quantized ? &in.kq : NULL, k->quantized ? &in.vq : NULL,
+                      k->quantized ? &k->mask : NULL, in.scale));
+    if (!c->bench) {
+        double *o_mag = ck_doubles(c, k->T * k->H * k->d),
+               *l_mag = ck_doubles(c, k->H * k->T);
+        forward_magnitude(k, &in, &lse.side[SIDE_REF], o_mag, l_mag);
+        ck_close(c, "o", &o, o_mag, k->d + k->T);
+        ck_close(c, "lse", &lse, l_mag, k->d + k->T);
+    }
+    ck_end(c);
+}
+
+struct grads {
+    struct ck_out dq, dk, dv, dkq, dvq;
+};
+
+/* Magnitudes of the five gradients, each [T][heads][d]. */
+struct grad_mag {
+    double *dq, *dk[2], *dv[2]; /* [1]: of the quantized form */
+};
+
+static void add_pair(const struct attn_case *k, const struct attn_in *in,
+                     const struct grad_mag *m, const struct pair *p, int64_t h, int64_t i,
+                     int64_t j, double e, double dS)
+{
+    const int64_t g = h / (k->H / k->K);
+    for (int64_t c = 0; c < k->d; c++) {
+        const int64_t at_q = (i * k->H + h) * k->d + c, at_k = (j * k->K + g) * k->d + c;
+        m->dq[at_q] += (double)in->scale * dS * fabs(ck_get(p->key, j, g * k->d + c));
+        m->dk[p->quantized][at_k] +=
+            (double)in->scale * dS * fabs(ck_get(&in->q, i, h * k->d + c));
+        m->dv[p->quantized][at_k] += p->P * e * fabs(ck_get(&in->dout, i, h * k->d + c));
+    }
+}
+
+static void backward_magnitude(const struct attn_case *k, const struct attn_in *in,
+                               const struct tensor *o, const struct tensor *lse,
+                               const struct grad_mag *m)
+{
+    for (int64_t h = 0; h < k->H; h++)
+        for (int64_t i = 0; i < k->T; i++) {
+            const double lse_i = ck_get(lse, h, i), worst = worst_score(k, in, h, i, lse_i);
+            const double D = dot(&in->dout, i, h, o, i, h, true);
+            for (int64_t j = 0; j <= i; j++) {
+                const struct pair p = pair_of(k, in, h, i, j, lse_i);
+                const double e = weight_error(&p, lse_i, worst);
+                const double dP = dot(&in->dout, i, h, p.value, j, h / (k->H / k->K), true);
+                add_pair(k, in, m, &p, h, i, j, e, p.P * e * (dP + D));
+            }
+        }
+}
+
+static struct grads run_bwd(struct ck *c, const struct attn_case *k,
+                            const struct attn_in *in, const struct tensor *o,
+                            const struct tensor *lse)
+{
+    const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, 1);
+    const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2);
+    const struct grads g = {ck_poisoned(c, qs), ck_poisoned(c, ks), ck_poisoned(c, ks),
+                            ck_poisoned(c, ks), ck_poisoned(c, ks)};
+    CK_EACH(c, s)
+    ck_ok(c, dev_attn_bwd(c->dev[s], &g.dq.side[s], &g.dk.side[s], &g.dv.side[s],
+                          k->quantized ? &g.dkq.side[s] : NULL,
+                          k->quantized ? &g.dvq.side[s] : NULL, &in->dout, o, lse, &in->q,
+                          &in->k, &in->v, k->quantized ? &in->kq : NULL,
+                          k->quantized ? &in->vq : NULL, &k->mask, in->scale));
+    return g;
+}
+
+static void one_attn_bwd(struct ck *c, const struct attn_case *k)
+{
+    name_case(c, k);
+    const struct attn_in in = attn_inputs(c, k);
+    const struct tensor o = ck_in_empty(c, ck_3d(k->t, k->T, k->H, k->d, 0));
+    const struct tensor lse = ck_in_empty(c, ck_2d(DT_F32, k->H, k->T, 0));
+    ck_ok(c, dev_attn(c->dev[SIDE_REF], &o, &lse, &in.q, &in.k, &in.v,
+                      k->quantized ? &in.kq : NULL, k->quantized ? &in.vq : NULL, &k->mask,
+                      in.scale));
+    const struct grads g = run_bwd(c, k, &in, &o, &lse);
+    if (!c->bench) {
+        const int64_t nk = k->T * k->K * k->d, n = k->d + k->T * (k->H / k->K);
+        const struct grad_mag m = {ck_doubles(c, k->T * k->H * k->d),
+                                   {ck_doubles(c, nk), ck_doubles(c, nk)},
+                                   {ck_doubles(c, nk), ck_doubles(c, nk)}};
+        backward_magnitude(k, &in, &o, &lse, &m);
+        ck_close(c, "dq", &g.dq, m.dq, n);
+        ck_close(c, "dk", &g.dk, m.dk[0], n);
+        ck_close(c, "dv", &g.dv, m.dv[0], n);
+        if (k->quantized) {
+            ck_close(c, "dkq", &g.dkq, m.dk[1], n);
+            ck_close(c, "dvq", &g.dvq, m.dv[1], n);
+        }
+    }
+    ck_end(c);
+}
+
+/* T, H, K, d, pad */
+static const int64_t shapes[][5] = {
+    {1, 1, 1, 8, 0},   {2, 2, 1, 16, 3},  {7, 4, 4, 8, 0},    {19, 8, 1, 64, 5},
+    {33, 4, 2, 80, 0}, {21, 3, 3, 96, 0}, {17, 6, 2, 128, 0}, {70, 2, 1, 16, 0}};
+static const struct attn_mask masks[] = {{0, 0, 0},  {1, 0, 0}, {3, 0, 0},
+                                         {16, 4, 0}, {0, 4, 0}, {1, 4, 1}};
+static const enum ck_pattern attn_patterns[] = {PAT_RANDOM, PAT_ZERO,  PAT_ONE,
+                                                PAT_LARGE,  PAT_SMALL, PAT_ALTERNATING};
+
+static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k),
+                      bool chunks)
+{
+    struct attn_case k = {256, 8, 2, 64, 0, DT_BF16, true, {1, 0, 0}, PAT_RANDOM};
+    if (c->bench) {
+        one(c, &k);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        for (size_t m = 0; m < ARRAY_LEN(masks) + 1; m++) {
+            /* Every mask and pattern with the small shapes, one of each with the large. */
+            const size_t n_patterns = i == 2 ? ARRAY_LEN(attn_patterns) : 1;
+            for (size_t p = 0; p < n_patterns; p++) {
+                if (i >= 3 && (m + i) % 3)
+                    continue;
+                k = (struct attn_case){.T = shapes[i][0],
+                                       .H = shapes[i][1],
+                                       .K = shapes[i][2],
+                                       .d = shapes[i][3],
+                                       .pad = shapes[i][4],
+                                       .t = DT_F32,
+                                       .quantized = m < ARRAY_LEN(masks),
+                                       .pattern = attn_patterns[p]};
+                if (k.quantized)
+                    k.mask = masks[m];
+                one(c, &k);
+                k.t = DT_BF16;
+                if (chunks && m == 0)
+                    k.mask.chunk = 5;
+                one(c, &k);
+            }
+        }
+}
+
+static void test_attn(struct ck *c)
+{
+    each_attn(c, one_attn, true);
+}
+
+static void test_attn_bwd(struct ck *c)
+{
+    each_attn(c, one_attn_bwd, false);
+}
+
+const struct ck_test ck_attn_tests[] = {
+    {"rope", test_rope}, {"attn", test_attn}, {"attn_bwd", test_attn_bwd}, {NULL, NULL}};

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * checkop: copy, gemm, bias, add, memory. */
+#include "tests/kernels/checkop.h"
+
+#include <math.h>
+#include <string.h>
+
+static const char *const kind_name[] = {"nt", "nn", "tn"};
+
+struct gemm_case {
+    enum gemm_kind kind;
+    int64_t m, n, k, pad;
+    enum dtype in, out;
+    bool accumulate;
+    enum ck_pattern pattern;
+};
+
+/* sum_k |a b|: what the rounding of an element is proportional to. */
+static double *gemm_magnitude(struct ck *c, const struct gemm_case *g,
+                              const struct tensor *a, const struct tensor *b,
+                              const struct tensor *start)
+{
+    double *mag = ck_doubles(c, g->m * g->n);
+    for (int64_t m = 0; m < g->m; m++)
+        for (int64_t n = 0; n < g->n; n++) {
+            double sum = start ? fabs(ck_get(start, m, n)) : 0;
+            for (int64_t k = 0; k < g->k; k++) {
+                const double x = g->kind == GEMM_TN ? ck_get(a, k, m) : ck_get(a, m, k);
+                const double y = g->kind == GEMM_NT ? ck_get(b, n, k) : ck_get(b, k, n);
+                sum += fabs(x * y);
+            }
+            mag[m * g->n + n] = sum;
+        }
+    return mag;
+}
+
+static void one_gemm(struct ck *c, const struct gemm_case *g)
+{
+    ck_begin(c, "%s %ldx%ldx%ld, pad %ld, %s to %s%s, %s", kind_name[g->kind], (long)g->m,
+             (long)g->n, (long)g->k, (long)g->pad, dtype_name(g->in), dtype_name(g->out),
+             g->accumulate ? " +=" : "", ck_pattern_name[g->pattern]);
+    const bool ta = g->kind == GEMM_TN, tb = g->kind == GEMM_NT;
+    const struct tensor a =
+        ck_in(c, ck_2d(g->in, ta ? g->k : g->m, ta ? g->m : g->k, g->pad), g->pattern);
+    const struct tensor b =
+        ck_in(c, ck_2d(g->in, tb ? g->n : g->k, tb ? g->k : g->n, 2 * g->pad), g->pattern);
+    const struct ck_shape shape = ck_2d(g->out, g->m, g->n, g->pad);
+    const struct ck_out o =
+        g->accumulate ? ck_twins(c, shape, g->pattern) : ck_poisoned(c, shape);
+    const double *mag =
+        c->bench ? NULL
+                 : gemm_magnitude(c, g, &a, &b, g->accumulate ? &o.side[SIDE_REF] : NULL);
+    CK_EACH(c, s)
+    ck_ok(c, dev_gemm(c->dev[s], g->kind, &o.side[s], &a, &b, g->accumulate));
+    ck_close(c, "c", &o, mag, g->k);
+    ck_end(c);
+}
+
+/* Operand and result types, and accumulation, that the contract allows. */
+static const struct {
+    enum dtype in, out;
+    bool accumulate;
+} gemm_types[] = {{DT_F32, DT_F32, false},
+                  {DT_F32, DT_F32, true},
+                  {DT_BF16, DT_F32, false},
+                  {DT_BF16, DT_F32, true},
+                  {DT_BF16, DT_BF16, false}};
+
+static void test_gemm(struct ck *c)
+{
+    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 48, 33},   {7, 5, 3},
+                                        {17, 31, 64}, {33, 16, 129}, {64, 96, 80}};
+    if (c->bench) {
+        one_gemm(c, &(struct gemm_case){GEMM_NT, 128, 576, 576, 0, DT_BF16, DT_BF16, false,
+                                        PAT_RANDOM});
+        return;
+    }
+    for (int kind = GEMM_NT; kind <= GEMM_TN; kind++)
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+            for (size_t t = 0; t < ARRAY_LEN(gemm_types); t++)
+                for (int p = 0; p < N_PATTERNS; p++) {
+                    if (p != PAT_RANDOM && i != 2 && i != 4)
+                        continue;
+                    one_gemm(c, &(struct gemm_case){(enum gemm_kind)kind, shapes[i][0],
+                                                    shapes[i][1], shapes[i][2], p % 3 * 5,
+                                                    gemm_types[t].in, gemm_types[t].out,
+                                                    gemm_types[t].accumulate,
+                                                    (enum ck_pattern)p});
+                }
+}
+
+static void one_bias(struct ck *c, int64_t rows, int64_t cols, int64_t pad, enum dtype t,
+                     enum ck_pattern p)
+{
+    ck_begin(c, "%ldx%ld, pad %ld, %s, %s", (long)rows, (long)cols, (long)pad,
+             dtype_name(t), ck_pattern_name[p]);
+    const struct tensor b = ck_in(c, ck_1d(cols), p);
+    const struct ck_out y = ck_twins(c, ck_2d(t, rows, cols, pad), p);
+    double *mag = ck_doubles(c, rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++)
+        mag[i] =
+            fabs(ck_get(&y.side[0], i / cols, i % cols)) + fabs(ck_get(&b, 0, i % cols));
+    CK_EACH(c, s) ck_ok(c, dev_bias(c->dev[s], &y.side[s], &b));
+    ck_close(c, "y", &y, mag, 1);
+    ck_end(c);
+}
+
+static void one_add(struct ck *c, int64_t rows, int64_t cols, int types, bool in_place,
+                    enum ck_pattern p)
+{
+    const enum dtype ty = types & 1 ? DT_BF16 : DT_F32, ta = types & 2 ? DT_BF16 : DT_F32,
+                     tb = types & 4 ? DT_BF16 : DT_F32;
+    ck_begin(c, "%ldx%ld, %s = %s + %s%s, %s", (long)rows, (long)cols, dtype_name(ty),
+             dtype_name(ta), dtype_name(tb), in_place ? ", y is a" : "",
+             ck_pattern_name[p]);
+    const struct tensor a = ck_in(c, ck_2d(ta, rows, cols, 3), p);
+    const struct tensor b = ck_in(c, ck_2d(tb, rows, cols, 7), p);
+    const struct ck_out y =
+        in_place ? ck_copies(c, &a, 5) : ck_poisoned(c, ck_2d(ty, rows, cols, 5));
+    double *mag = ck_doubles(c, rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++)
+        mag[i] =
+            fabs(ck_get(&a, i / cols, i % cols)) + fabs(ck_get(&b, i / cols, i % cols));
+    CK_EACH(c, s)
+    ck_ok(c, dev_add(c->dev[s], &y.side[s], in_place ? &y.side[s] : &a, &b));
+    ck_close(c, "y", &y, mag, 1);
+    ck_end(c);
+}
+
+/* Rows, columns: one row, odd widths, below, at and above a vector. */
+static const int64_t sizes[][2] = {{1, 1}, {1, 37}, {3, 16}, {5, 31}, {9, 129}, {67, 8}};
+
+static void test_bias(struct ck *c)
+{
+    if (c->bench) {
+        one_bias(c, 256, 2048, 0, DT_BF16, PAT_RANDOM);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            one_bias(c, sizes[i][0], sizes[i][1], p % 2 * 3, p % 3 ? DT_F32 : DT_BF16,
+                     (enum ck_pattern)p);
+}
+
+static void test_add(struct ck *c)
+{
+    if (c->bench) {
+        one_add(c, 256, 2048, 0, false, PAT_RANDOM);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int types = 0; types < 8; types++) {
+                one_add(c, sizes[i][0], sizes[i][1], types, false, (enum ck_pattern)p);
+                if ((types & 1) == (types >> 1 & 1))
+                    one_add(c, sizes[i][0], sizes[i][1], types, true, (enum ck_pattern)p);
+            }
+}
+
+static void one_copy(struct ck *c, struct ck_shape from, enum dtype to, enum ck_pattern p)
+{
+    ck_begin(c, "%ld dims [%ld,...], %s to %s, %s", (long)from.n_dims, (long)from.dim[0],
+             dtype_name(from.dtype), dtype_name(to), ck_pattern_name[p]);
+    const struct tensor x = ck_in(c, from, p);
+    if (p == PAT_MIXED) { /* what conversions stumble over: ties, subnormals, infinities */
+        static const float odd[] = {0x1.01p0f,  0x1.03p0f,       -0x1.01p0f, 0x1p-130f,
+                                    -0x1p-149f, 0x1.ffp127f,     INFINITY,   -INFINITY,
+                                    -0.0f,      0x1.fffffep-120f};
+        for (int64_t k = 0; k < ck_cols(&x); k++)
+            ck_set(&x, 0, k, (double)odd[k % (int64_t)ARRAY_LEN(odd)]);
+    }
+    struct ck_shape shape = from;
+    shape.dtype = to;
+    shape.pad = from.n_dims == 1 ? 0 : 2;
+    const struct ck_out y = ck_poisoned(c, shape);
+    CK_EACH(c, s) ck_ok(c, dev_copy(c->dev[s], &y.side[s], &x));
+    ck_bits(c, "y", &y);
+    ck_end(c);
+}
+
+static void test_copy(struct ck *c)
+{
+    if (c->bench) {
+        one_copy(c, ck_2d(DT_F32, 256, 2048, 0), DT_BF16, PAT_RANDOM);
+        return;
+    }
+    for (int types = 0; types < 4; types++)
+        for (int p = 0; p < N_PATTERNS; p++) {
+            const enum dtype from = types & 1 ? DT_BF16 : DT_F32;
+            const enum dtype to = types & 2 ? DT_BF16 : DT_F32;
+            struct ck_shape flat = ck_1d(101);
+            flat.dtype = from;
+            one_copy(c, flat, to, (enum ck_pattern)p);
+            one_copy(c, ck_2d(from, 5, 33, 3), to, (enum ck_pattern)p);
+            one_copy(c, ck_3d(from, 4, 3, 8, 8), to, (enum ck_pattern)p);
+        }
+}
+
+/* Memory: aligned, writable, zeroed, and the way there and back. */
+static void test_memory(struct ck *c)
+{
+    static const size_t bytes[] = {1, 63, 64, 4097};
+    for (size_t i = 0; i < ARRAY_LEN(bytes) && !c->bench; i++) {
+        ck_begin(c, "%zu bytes", bytes[i]);
+        uint8_t host[4097], back[4097];
+        memset(host, 0x5a, sizeof(host));
+        struct dev *d = c->dev[SIDE_CPU];
+        void *p = NULL;
+        ck_ok(c, dev_alloc(d, &p, bytes[i]));
+        if ((uintptr_t)p % 64)
+            ck_fail(c, "memory is not 64-byte aligned");
+        ck_ok(c, dev_upload(d, p, host, bytes[i]));
+        ck_ok(c, dev_download(d, back, p, bytes[i]));
+        if (memcmp(host, back, bytes[i]))
+            ck_fail(c, "bytes changed on the way");
+        ck_ok(c, dev_zero(d, p, bytes[i]));
+        ck_ok(c, dev_download(d, back, p, bytes[i]));
+        for (size_t k = 0; k < bytes[i]; k++)
+            if (back[k])
+                ck_fail(c, "byte %zu is not zero", k);
+        dev_free(d, p);
+        ck_end(c);
+    }
+}
+
+const struct ck_test ck_gemm_tests[] = {{"memory", test_memory}, {"copy", test_copy},
+                                        {"gemm", test_gemm},     {"bias", test_bias},
+                                        {"add", test_add},       {NULL, NULL}};

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * checkop [--op NAME] [--seed N] [--bench] [--self-test]: see checkop.h. Exit status 1 when
+ * something differs. */
+#include "kernels/cpu/cpu.h"
+#include "tests/kernels/checkop.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const char *const level_name[N_CPU_LEVELS] = {"plain", "avx2", "avx512",
+                                                     "avx512bf16"};
+
+static const struct ck_test *const groups[] = {ck_gemm_tests,  ck_norm_tests,
+                                               ck_attn_tests,  ck_mlp_tests,
+                                               ck_quant_tests, ck_train_tests};
+
+static void report(const struct ck *c)
+{
+    if (!c->bench) {
+        printf("%-14s %-11s %5d cases, %d failures\n", c->op, c->level, c->n_cases,
+               c->n_failed);
+        return;
+    }
+    double us[N_SIDES] = {0};
+    for (int i = 0; i < N_SIDES; i++)
+        if (c->runs[i])
+            us[i] = c->seconds[i] / (double)c->runs[i] * 1e6;
+    printf("%-14s %-11s ref %10.1f us, cpu %10.1f us, %7.1f x\n", c->op, c->level,
+           us[SIDE_REF], us[SIDE_CPU], us[SIDE_CPU] > 0 ? us[SIDE_REF] / us[SIDE_CPU] : 0);
+}
+
+/* Failures of one level; `found` counts the operations that ran. */
+static int run_level(struct ck *c, const char *only, int *found)
+{
+    int failed = 0;
+    for (size_t g = 0; g < ARRAY_LEN(groups); g++)
+        for (const struct ck_test *t = groups[g]; t->op; t++) {
+            if (only && strcmp(only, t->op))
+                continue;
+            ck_run(c, t);
+            report(c);
+            failed += c->n_failed;
+            ++*found;
+        }
+    return failed;
+}
+
+static enum err run_levels(struct ck *c, const char *only, int *failed, int *found)
+{
+    enum err err = OK;
+    const int best = cpu_best_level();
+    for (int level = c->bench ? best : CPU_PLAIN; level <= best; level++) {
+        cpu_set_level((enum cpu_level)level);
+        c->level = level_name[level];
+        TRY_OUT(dev_open(&c->dev[SIDE_REF], &(struct dev_settings){"ref", 1}));
+        TRY_OUT(dev_open(&c->dev[SIDE_CPU], &(struct dev_settings){"cpu", 2}));
+        printf("%s: %s\n", c->level, dev_about(c->dev[SIDE_CPU]));
+        *failed += run_level(c, only, found);
+        dev_close(&c->dev[SIDE_REF]);
+        dev_close(&c->dev[SIDE_CPU]);
+    }
+out:
+    dev_close(&c->dev[SIDE_REF]);
+    dev_close(&c->dev[SIDE_CPU]);
+    return err;
+}
+
+static int usage(const char *arg)
+{
+    fprintf(stderr,
+            "checkop: bad option '%s'\n"
+            "usage: checkop [--op NAME] [--seed N] [--bench] [--self-test]\n",
+            arg);
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    struct ck c = {.seed = (uint64_t)time(NULL)};
+    const char *only = NULL;
+    bool self_test = false;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--bench"))
+            c.bench = true;
+        else if (!strcmp(argv[i], "--self-test"))
+            self_test = true;
+        else if (!strcmp(argv[i], "--op") && i + 1 < argc)
+            only = argv[++i];
+        else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
+            c.seed = strtoull(argv[++i], NULL, 0);
+        else
+            return usage(argv[i]);
+    }
+    printf("seed %llu\n", (unsigned long long)c.seed);
+    if (self_test)
+        return ck_self_test(c.seed) != 0;
+    int failed = 0, found = 0;
+    if (run_levels(&c, only, &failed, &found)) {
+        fprintf(stderr, "checkop: %s\n", err_text());
+        return 1;
+    }
+    if (!found)
+        return usage(only ? only : "");
+    printf("%d failures\n", failed);
+    return failed != 0;
+}

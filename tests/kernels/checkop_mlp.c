@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * checkop: the MLP's gate. */
+#include "tests/kernels/checkop.h"
+
+#include <math.h>
+
+struct gate_case {
+    int64_t rows, cols;
+    enum dtype y, gu;
+    bool in_place;
+    enum ck_pattern pattern;
+};
+
+static void name_case(struct ck *c, const struct gate_case *k)
+{
+    ck_begin(c, "%ldx%ld, gu %s, y %s%s, %s", (long)k->rows, (long)k->cols,
+             dtype_name(k->gu), dtype_name(k->y), k->in_place ? ", in place" : "",
+             ck_pattern_name[k->pattern]);
+}
+
+/* Larger than the pattern where random, so that both tails of the exponential are met. */
+static struct tensor gate_input(struct ck *c, const struct gate_case *k)
+{
+    const struct tensor gu = ck_in(c, ck_2d(k->gu, k->rows, 2 * k->cols, 3), k->pattern);
+    if (k->pattern == PAT_RANDOM)
+        for (int64_t i = 0; i < k->rows * k->cols; i++) {
+            const int64_t r = i / k->cols, f = i % k->cols;
+            ck_set(&gu, r, f, ck_get(&gu, r, f) * (f % 5 == 4 ? 60 : 2));
+        }
+    return gu;
+}
+
+/* sigma(g) for a magnitude: where it nears the end of F32's range its relative error grows
+ * without bound, while the absolute one stays below the smallest normal number. */
+static double sigmoid_magnitude(double g)
+{
+    return 1 / (1 + exp(-g)) + 0x1p-126 * 0x1p22;
+}
+
+static void one_gate(struct ck *c, const struct gate_case *k)
+{
+    name_case(c, k);
+    const struct tensor gu = gate_input(c, k);
+    double *mag = ck_doubles(c, k->rows * k->cols);
+    for (int64_t i = 0; i < k->rows * k->cols; i++) {
+        const double g = ck_get(&gu, i / k->cols, i % k->cols);
+        const double u = ck_get(&gu, i / k->cols, k->cols + i % k->cols);
+        mag[i] = fabs(g * u) * sigmoid_magnitude(g);
+    }
+    const struct ck_out y = ck_poisoned(c, ck_2d(k->y, k->rows, k->cols, 5));
+    CK_EACH(c, s) ck_ok(c, dev_silu_gate(c->dev[s], &y.side[s], &gu));
+    ck_close(c, "y", &y, mag, 4);
+    ck_end(c);
+}
+
+static void one_gate_bwd(struct ck *c, const struct gate_case *k)
+{
+    name_case(c, k);
+    const int64_t F = k->cols;
+    const struct tensor gu = gate_input(c, k);
+    const struct tensor dy = ck_in(c, ck_2d(k->y, k->rows, F, 1), PAT_RANDOM);
+    const struct ck_out dgu =
+        k->in_place ? ck_copies(c, &gu, 2) : ck_poisoned(c, ck_2d(k->y, k->rows, 2 * F, 2));
+    double *mag = ck_doubles(c, 2 * k->rows * F);
+    for (int64_t r = 0; r < k->rows; r++)
+        for (int64_t f = 0; f < F; f++) {
+            const double g = ck_get(&gu, r, f), u = ck_get(&gu, r, F + f);
+            const double d = fabs(ck_get(&dy, r, f)), sig = sigmoid_magnitude(g);
+            mag[2 * r * F + f] = d * fabs(u) * sig * (1 + fabs(g));
+            mag[(2 * r + 1) * F + f] = d * fabs(g) * sig;
+        }
+    CK_EACH(c, s)
+    ck_ok(c, dev_silu_gate_bwd(c->dev[s], &dgu.side[s], &dy,
+                               k->in_place ? &dgu.side[s] : &gu));
+    ck_close(c, "dgu", &dgu, mag, 4);
+    ck_end(c);
+}
+
+static void each(struct ck *c, void (*one)(struct ck *c, const struct gate_case *k),
+                 bool in_place)
+{
+    static const int64_t sizes[][2] = {{1, 1}, {1, 31}, {4, 16}, {3, 129}};
+    if (c->bench) {
+        one(c, &(struct gate_case){256, 2048, DT_BF16, DT_BF16, false, PAT_RANDOM});
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int v = 0; v < 4; v++) {
+                struct gate_case k = {sizes[i][0],
+                                      sizes[i][1],
+                                      v & 1 ? DT_BF16 : DT_F32,
+                                      v & 2 ? DT_BF16 : DT_F32,
+                                      false,
+                                      (enum ck_pattern)p};
+                one(c, &k);
+                k.in_place = in_place;
+                if (in_place)
+                    one(c, &k);
+            }
+}
+
+static void test_silu_gate(struct ck *c)
+{
+    each(c, one_gate, false);
+}
+
+static void test_silu_gate_bwd(struct ck *c)
+{
+    each(c, one_gate_bwd, true);
+}
+
+const struct ck_test ck_mlp_tests[] = {
+    {"silu_gate", test_silu_gate}, {"silu_gate_bwd", test_silu_gate_bwd}, {NULL, NULL}};

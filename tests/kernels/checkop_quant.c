@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * checkop: weight clipping and KV quantization. Forward results are compared bit for bit.
+ */
+#include "tests/kernels/checkop.h"
+
+#include "kernels/base/half.h"
+#include "kernels/tensor/quant.h"
+
+#include <math.h>
+
+struct weight_case {
+    int64_t rows, cols, G;
+    int bits;
+    bool learned; /* a and b are given */
+    enum dtype wq;
+    enum ck_pattern pattern;
+};
+
+struct weight_in {
+    struct tensor w, a, b;
+};
+
+static int64_t groups_of(const struct weight_case *k)
+{
+    return weight_groups(k->cols, k->G);
+}
+
+static void name_weight(struct ck *c, const struct weight_case *k)
+{
+    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, %s%s, %s", (long)k->rows, (long)k->cols,
+             (long)k->G, k->bits, k->learned ? "clipped" : "nearest",
+             k->wq == DT_OTHER  ? ", no values"
+             : k->wq == DT_BF16 ? ", BF16"
+                                : "",
+             ck_pattern_name[k->pattern]);
+}
+
+static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
+{
+    const struct ck_shape g = ck_2d(DT_F32, k->rows, groups_of(k), 2);
+    return (struct weight_in){ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 3), k->pattern),
+                              ck_in_range(c, g, -2, 6), ck_in_range(c, g, -2, 6)};
+}
+
+static void one_lwc(struct ck *c, const struct weight_case *k)
+{
+    name_weight(c, k);
+    const struct weight_in in = weight_inputs(c, k);
+    const bool values = k->wq != DT_OTHER;
+    const struct ck_out wq =
+        ck_poisoned(c, ck_2d(values ? k->wq : DT_F32, k->rows, k->cols, 5));
+    const struct ck_out sc = ck_poisoned(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
+    const struct ck_out z = ck_poisoned(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
+    CK_EACH(c, s)
+    ck_ok(c, dev_lwc(c->dev[s], values ? &wq.side[s] : NULL, &sc.side[s], &z.side[s], &in.w,
+                     k->learned ? &in.a : NULL, k->learned ? &in.b : NULL, k->bits, k->G));
+    ck_bits(c, "scales", &sc);
+    ck_bits(c, "zeros", &z);
+    if (values)
+        ck_bits(c, "wq", &wq);
+    ck_end(c);
+}
+
+/* Stored scales and zeros give what dev_lwc gave. */
+static void one_apply(struct ck *c, const struct weight_case *k)
+{
+    name_weight(c, k);
+    const struct weight_in in = weight_inputs(c, k);
+    const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
+    const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
+    const struct ck_shape shape = ck_2d(k->wq, k->rows, k->cols, 5);
+    const struct ck_out wq = ck_poisoned(c, shape);
+    struct ck_out lwc = ck_poisoned(c, shape);
+    ck_ok(c, dev_lwc(c->dev[SIDE_REF], &lwc.side[SIDE_REF], &sc, &z, &in.w, &in.a, &in.b,
+                     k->bits, k->G));
+    CK_EACH(c, s)
+    ck_ok(c, dev_wq_apply(c->dev[s], &wq.side[s], &sc, &z, &in.w, k->bits, k->G));
+    ck_bits(c, "wq", &wq);
+    lwc.side[SIDE_CPU] = wq.side[SIDE_REF];
+    ck_bits(c, "ref wq against lwc", &lwc);
+    ck_end(c);
+}
+
+/* What the roundings of da and db of one group are proportional to; the walk is that of
+ * docs/method.md with every term positive. */
+static void lwc_magnitude(const struct weight_case *k, const struct weight_in *in,
+                          const struct tensor *dwq, int64_t r, int64_t g, double *da,
+                          double *db)
+{
+    const int64_t G = k->G ? k->G : k->cols,
+                  end = (g + 1) * G < k->cols ? (g + 1) * G : k->cols;
+    double mn = 0, mx = 0, M = 0, Z = 0;
+    for (int64_t c = g * G; c < end; c++) {
+        mn = fmin(mn, ck_get(&in->w, r, c));
+        mx = fmax(mx, ck_get(&in->w, r, c));
+    }
+    const double Q = (1 << k->bits) - 1;
+    const double gamma = 1 / (1 + exp(-ck_get(&in->a, r, g)));
+    const double beta = 1 / (1 + exp(-ck_get(&in->b, r, g)));
+    const float lo = (float)(beta * mn), hi = (float)(gamma * mx);
+    const double h = (double)f16_to_f32(quant_weight_scale(lo, hi, k->bits));
+    const double z = quant_weight_zero(lo, (float)h, k->bits);
+    for (int64_t c = g * G; c < end; c++) {
+        const double d = fabs(ck_get(dwq, r, c)), q = rint(ck_get(&in->w, r, c) / h) + z;
+        /* An element on the border may count as outside or inside: its terms then agree. */
+        M += d * (q >= Q ? Q - z + 1 : q <= 0 ? z + 1 : 0.5);
+        Z += q >= Q || q <= 0 ? d * h : 0;
+    }
+    const double dh = M + Z * fabs((double)lo) / (h * h);
+    *da = dh / Q * mx * gamma * (1 - gamma);
+    *db = (Z / h + dh / Q) * -mn * beta * (1 - beta);
+}
+
+static void one_lwc_bwd(struct ck *c, const struct weight_case *k)
+{
+    name_weight(c, k);
+    const struct weight_in in = weight_inputs(c, k);
+    const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
+    const struct ck_shape shape = ck_2d(DT_F32, k->rows, groups_of(k), 4);
+    const struct ck_out da = ck_poisoned(c, shape), db = ck_poisoned(c, shape);
+    const int64_t n = k->rows * groups_of(k);
+    double *da_mag = ck_doubles(c, n), *db_mag = ck_doubles(c, n);
+    for (int64_t i = 0; i < n; i++)
+        lwc_magnitude(k, &in, &dwq, i / groups_of(k), i % groups_of(k), &da_mag[i],
+                      &db_mag[i]);
+    CK_EACH(c, s)
+    ck_ok(c, dev_lwc_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &in.w, &in.a, &in.b,
+                         k->bits, k->G));
+    ck_close(c, "da", &da, da_mag, k->G ? k->G : k->cols);
+    ck_close(c, "db", &db, db_mag, k->G ? k->G : k->cols);
+    ck_end(c);
+}
+
+/* Rows, columns, group: ragged ends, one group, the whole row, a group of one. */
+static const int64_t weight_shapes[][3] = {{1, 1, 0},     {1, 37, 16}, {5, 64, 32},
+                                           {3, 130, 128}, {4, 50, 0},  {2, 9, 1},
+                                           {3, 24, 100}};
+
+static void each_weight(struct ck *c,
+                        void (*one)(struct ck *c, const struct weight_case *k), bool plain,
+                        bool no_values, bool bf16)
+{
+    if (c->bench) {
+        one(c, &(struct weight_case){512, 2048, 128, 4, true, DT_F32, PAT_RANDOM});
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(weight_shapes); i++)
+        for (int bits = 2; bits <= 8; bits++)
+            for (int p = 0; p < N_PATTERNS; p++) {
+                struct weight_case k = {weight_shapes[i][0],
+                                        weight_shapes[i][1],
+                                        weight_shapes[i][2],
+                                        bits,
+                                        true,
+                                        DT_F32,
+                                        (enum ck_pattern)p};
+                one(c, &k);
+                if (bf16) {
+                    k.wq = DT_BF16;
+                    one(c, &k);
+                }
+                k.learned = false;
+                if (plain)
+                    one(c, &k);
+                k.wq = DT_OTHER;
+                if (no_values)
+                    one(c, &k);
+            }
+}
+
+static void test_lwc(struct ck *c)
+{
+    each_weight(c, one_lwc, true, true, true);
+}
+
+static void test_apply(struct ck *c)
+{
+    each_weight(c, one_apply, false, false, true);
+}
+
+static void test_lwc_bwd(struct ck *c)
+{
+    each_weight(c, one_lwc_bwd, false, false, false);
+}
+
+/* --- KV ---------------------------------------------------------------------------------
+ */
+
+struct kv_case {
+    int64_t T, K, d, G;
+    int bits;
+    bool smoothed, learn, accumulate, in_place;
+    enum dtype x, xq;
+    enum ck_pattern pattern;
+};
+
+struct kv_in {
+    struct tensor x, s, delta;
+};
+
+static void name_kv(struct ck *c, const struct kv_case *k)
+{
+    ck_begin(c, "[%ld,%ld,%ld], groups of %ld, %d bits%s%s%s%s, %s to %s, %s", (long)k->T,
+             (long)k->K, (long)k->d, (long)k->G, k->bits, k->smoothed ? ", smoothed" : "",
+             k->learn ? ", learning" : "", k->accumulate ? ", +=" : "",
+             k->in_place ? ", in place" : "", dtype_name(k->x), dtype_name(k->xq),
+             ck_pattern_name[k->pattern]);
+}
+
+static struct kv_in kv_inputs(struct ck *c, const struct kv_case *k)
+{
+    return (struct kv_in){ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern),
+                          ck_in_range(c, ck_1d(k->K * k->d), 0.25, 4),
+                          ck_in(c, ck_1d(k->K * k->d), PAT_RANDOM)};
+}
+
+static void one_kvq(struct ck *c, const struct kv_case *k)
+{
+    name_kv(c, k);
+    const struct kv_in in = kv_inputs(c, k);
+    const struct ck_out xq = ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
+    CK_EACH(c, s)
+    ck_ok(c, dev_kvq(c->dev[s], &xq.side[s], &in.x, k->smoothed ? &in.s : NULL,
+                     k->smoothed ? &in.delta : NULL, k->bits, k->G));
+    ck_bits(c, "xq", &xq);
+    ck_end(c);
+}
+
+struct kv_mag {
+    double *dx, *dls, *ddelta;
+};
+
+/* Magnitudes of one group of one token, channels [begin, end). The path through h is added
+ * to every channel that is as extreme as the extremes. */
+static void kv_magnitude(const struct kv_case *k, const struct kv_in *in,
+                         const struct tensor *dxq, int64_t t, int64_t begin, int64_t end,
+                         const struct kv_mag *m)
+{
+    const double Q = (1 << k->bits) - 1;
+    float mn = INFINITY, mx = -INFINITY, xt[256], s[256];
+    for (int64_t c = begin; c < end; c++) {
+        s[c - begin] = k->smoothed ? (float)ck_get(&in->s, 0, c) : 1;
+        xt[c - begin] = quant_kv_in((float)ck_get(&in->x, t, c), s[c - begin],
+                                    k->smoothed ? (float)ck_get(&in->delta, 0, c) : 0);
+        mn = fminf(mn, xt[c - begin]);
+        mx = fmaxf(mx, xt[c - begin]);
+    }
+    const float h = f16_to_f32(quant_kv_scale(mn, mx, k->bits)), f = f16_to_f32(quant_kv_min(mn));
+    double path = 0;
+    for (int64_t c = begin; c < end && h > 0; c++)
+        path += fabs((double)s[c - begin] * ck_get(dxq, t, c)) *
+                (Q + fabs((double)(xt[c - begin] - f)) / (double)h) / Q;
+    for (int64_t c = begin; c < end; c++) {
+        const double x = (double)xt[c - begin], sc = (double)s[c - begin];
+        const double g = fabs(ck_get(dxq, t, c));
+        const bool extreme = xt[c - begin] == mn || xt[c - begin] == mx;
+        const double gt = sc * g + (extreme ? path : 0);
+        m->dx[t * k->K * k->d + c] += gt / sc;
+        m->dls[c] += sc * g * (fabs((double)f) + (double)h * Q) + gt * fabs(x);
+        m->ddelta[c] += g + gt / sc;
+    }
+}
+
+static struct kv_mag kv_magnitudes(struct ck *c, const struct kv_case *k,
+                                   const struct kv_in *in, const struct tensor *dxq,
+                                   const struct ck_out *dx, const struct ck_out *dls,
+                                   const struct ck_out *ddelta)
+{
+    const int64_t C = k->K * k->d, G = kv_group(k->d, k->G);
+    const struct kv_mag m = {ck_doubles(c, k->T * C), ck_doubles(c, C), ck_doubles(c, C)};
+    for (int64_t i = 0; i < k->T * C; i++)
+        m.dx[i] = k->accumulate ? fabs(ck_get(&dx->side[0], i / C, i % C)) : 0;
+    for (int64_t i = 0; i < C; i++) {
+        m.dls[i] = fabs(ck_get(&dls->side[0], 0, i));
+        m.ddelta[i] = fabs(ck_get(&ddelta->side[0], 0, i));
+    }
+    for (int64_t t = 0; t < k->T; t++)
+        for (int64_t head = 0; head < k->K; head++)
+            for (int64_t at = 0; at < k->d; at += G)
+                kv_magnitude(k, in, dxq, t, head * k->d + at,
+                             head * k->d + (at + G < k->d ? at + G : k->d), &m);
+    return m;
+}
+
+static void one_kvq_bwd(struct ck *c, const struct kv_case *k)
+{
+    name_kv(c, k);
+    const struct kv_in in = kv_inputs(c, k);
+    const struct ck_shape shape = ck_3d(k->xq, k->T, k->K, k->d, 2);
+    const struct tensor dxq = ck_in(c, shape, PAT_RANDOM);
+    const struct ck_out dx = k->in_place     ? ck_copies(c, &dxq, 2)
+                             : k->accumulate ? ck_twins(c, shape, PAT_RANDOM)
+                                             : ck_poisoned(c, shape);
+    const struct ck_out dls = ck_twins(c, ck_1d(k->K * k->d), PAT_RANDOM);
+    const struct ck_out ddelta = ck_twins(c, ck_1d(k->K * k->d), PAT_RANDOM);
+    const struct kv_mag m = kv_magnitudes(c, k, &in, &dxq, &dx, &dls, &ddelta);
+    CK_EACH(c, s)
+    ck_ok(c,
+          dev_kvq_bwd(c->dev[s], &dx.side[s], k->learn ? &dls.side[s] : NULL,
+                      k->learn ? &ddelta.side[s] : NULL, k->in_place ? &dx.side[s] : &dxq,
+                      &in.x, k->smoothed ? &in.s : NULL, k->smoothed ? &in.delta : NULL,
+                      k->bits, k->G, k->accumulate));
+    ck_close(c, "dx", &dx, m.dx, k->d);
+    ck_close(c, "dls", &dls, m.dls, k->T + k->d);
+    ck_close(c, "ddelta", &ddelta, m.ddelta, k->T + k->d);
+    ck_end(c);
+}
+
+static const int64_t kv_shapes[][4] = {{1, 1, 8, 0},    {3, 2, 16, 8},   {5, 1, 80, 128},
+                                       {2, 3, 64, 20},  {70, 2, 16, 16}, {2, 2, 96, 64},
+                                       {2, 1, 128, 128}};
+
+static void each_kv(struct ck *c, void (*one)(struct ck *c, const struct kv_case *k),
+                    bool backward)
+{
+    struct kv_case k = {256,      8,     64,    64,      4,       true,
+                        backward, false, false, DT_BF16, DT_BF16, PAT_RANDOM};
+    if (c->bench) {
+        one(c, &k);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(kv_shapes); i++)
+        for (int bits = 2; bits <= 8; bits++)
+            for (int p = 0; p < N_PATTERNS; p++)
+                for (int v = 0; v < 4; v++) {
+                    k = (struct kv_case){kv_shapes[i][0],
+                                         kv_shapes[i][1],
+                                         kv_shapes[i][2],
+                                         kv_shapes[i][3],
+                                         bits,
+                                         (bits + v) % 3 != 0,
+                                         backward && v != 3,
+                                         backward && (p + v) % 3 == 1,
+                                         backward && (p + v) % 3 == 2,
+                                         v & 1 ? DT_BF16 : DT_F32,
+                                         v & 2 ? DT_BF16 : DT_F32,
+                                         (enum ck_pattern)p};
+                    one(c, &k);
+                }
+}
+
+static void test_kvq(struct ck *c)
+{
+    each_kv(c, one_kvq, false);
+}
+
+static void test_kvq_bwd(struct ck *c)
+{
+    each_kv(c, one_kvq_bwd, true);
+}
+
+static void one_minmax(struct ck *c, struct ck_shape shape, enum ck_pattern p)
+{
+    ck_begin(c, "%ldx%ld %s, %s", (long)shape.dim[0], (long)shape.dim[1],
+             dtype_name(shape.dtype), ck_pattern_name[p]);
+    const struct tensor x = ck_in(c, shape, p);
+    const struct ck_out mn = ck_twins(c, ck_1d(ck_cols(&x)), PAT_RANDOM);
+    const struct ck_out mx = ck_twins(c, ck_1d(ck_cols(&x)), PAT_RANDOM);
+    CK_EACH(c, s) ck_ok(c, dev_col_minmax(c->dev[s], &mn.side[s], &mx.side[s], &x));
+    ck_close(c, "mn", &mn, NULL, 1);
+    ck_close(c, "mx", &mx, NULL, 1);
+    ck_end(c);
+}
+
+static void test_minmax(struct ck *c)
+{
+    if (c->bench) {
+        one_minmax(c, ck_2d(DT_BF16, 256, 512, 0), PAT_RANDOM);
+        return;
+    }
+    for (int t = 0; t < 2; t++)
+        for (int p = 0; p < N_PATTERNS; p++) {
+            const enum dtype type = t ? DT_BF16 : DT_F32;
+            one_minmax(c, ck_2d(type, 1, 1, 0), (enum ck_pattern)p);
+            one_minmax(c, ck_2d(type, 5, 37, 3), (enum ck_pattern)p);
+            one_minmax(c, ck_3d(type, 9, 2, 16, 3), (enum ck_pattern)p);
+        }
+}
+
+static void test_exp(struct ck *c)
+{
+    static const int64_t n[] = {1, 16, 37, 4096};
+    for (size_t i = 0; i < ARRAY_LEN(n); i++) {
+        if (c->bench && i != 3)
+            continue;
+        ck_begin(c, "%ld values", (long)n[i]);
+        const struct tensor ls = ck_in_range(c, ck_1d(n[i]), -80, 80);
+        const struct ck_out y = ck_poisoned(c, ck_1d(n[i]));
+        CK_EACH(c, s) ck_ok(c, dev_exp(c->dev[s], &y.side[s], &ls));
+        ck_close(c, "s", &y, NULL, 1);
+        ck_end(c);
+    }
+}
+
+const struct ck_test ck_quant_tests[] = {
+    {"lwc", test_lwc},         {"wq_apply", test_apply},
+    {"lwc_bwd", test_lwc_bwd}, {"kvq", test_kvq},
+    {"kvq_bwd", test_kvq_bwd}, {"col_minmax", test_minmax},
+    {"exp", test_exp},         {NULL, NULL}};
