@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Files: a writer shows its file only when whole; maps, whole reads, directories. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/bytes.h"
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char dir[64];
+
+static char *in_dir(const char *name)
+{
+    char *p = NULL;
+    assert_int_equal(file_join(&p, dir, name), OK);
+    return p;
+}
+
+static int entries(void)
+{
+    int n = 0;
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n - 2;
+}
+
+static int setup(void **state)
+{
+    snprintf(dir, sizeof(dir), "test_file.XXXXXX");
+    err_clear();
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    return file_remove_dir(dir) != OK;
+}
+
+static void a_file_appears_when_it_is_whole(void **state)
+{
+    char *path = in_dir("a.txt"), *text = NULL;
+    size_t n = 0;
+    struct file_writer *w = NULL;
+    assert_int_equal(file_write_all(path, "old", 3), OK);
+    assert_int_equal(file_writer_open(&w, path), OK);
+    assert_int_equal(file_write(w, "new ", 4), OK);
+    assert_int_equal(file_printf(w, "%d", 42), OK);
+    assert_true(file_writer_bytes(w) == 6);
+    assert_int_equal(file_writer_crc(w), bytes_crc32(0, "new 42", 6));
+    assert_int_equal(entries(), 2);
+    assert_true(file_size(path) == 3); /* still the old one */
+    assert_int_equal(file_writer_commit(&w), OK);
+    assert_null(w);
+    assert_int_equal(entries(), 1);
+    assert_int_equal(file_read_all(&text, &n, path, 100), OK);
+    assert_true(n == 6);
+    assert_string_equal(text, "new 42");
+    mem_free(text);
+    mem_free(path);
+}
+
+static void an_aborted_write_leaves_nothing(void **state)
+{
+    char *path = in_dir("a.txt");
+    struct file_writer *w = NULL;
+    assert_int_equal(file_write_all(path, "old", 3), OK);
+    assert_int_equal(file_writer_open(&w, path), OK);
+    assert_int_equal(file_write(w, "new", 3), OK);
+    file_writer_abort(&w);
+    assert_null(w);
+    file_writer_abort(&w);
+    assert_int_equal(entries(), 1);
+    assert_true(file_size(path) == 3);
+    mem_free(path);
+}
+
+/* More than the buffer, in pieces of all sizes. */
+static void large_files(void **state)
+{
+    char *path = in_dir("large");
+    struct file_writer *w = NULL;
+    const size_t total = (3u << 20) + 12345;
+    uint8_t *data = NULL;
+    assert_int_equal(mem_alloc(&data, total, 1), OK);
+    for (size_t i = 0; i < total; i++)
+        data[i] = (uint8_t)(i * 2654435761u >> 13);
+    assert_int_equal(file_writer_open(&w, path), OK);
+    for (size_t at = 0, n = 1; at < total; at += n, n = n * 3 + 1) {
+        n = n < total - at ? n : total - at;
+        assert_int_equal(file_write(w, data + at, n), OK);
+    }
+    assert_int_equal(file_writer_commit(&w), OK);
+    struct file_map m = {0};
+    assert_int_equal(file_map_open(&m, path), OK);
+    assert_true(m.size == total);
+    assert_memory_equal(m.data, data, total);
+    file_map_close(&m);
+    file_map_close(&m);
+    uint32_t crc = 0;
+    uint64_t bytes = 0;
+    assert_int_equal(file_crc32(&crc, &bytes, path), OK);
+    assert_true(crc == bytes_crc32(0, data, total) && bytes == total);
+    mem_free(data);
+    mem_free(path);
+}
+
+static void what_cannot_be_read(void **state)
+{
+    char *path = in_dir("none"), *text = NULL;
+    size_t n = 0;
+    struct file_map m = {0};
+    assert_int_equal(file_map_open(&m, path), ERR_NOT_FOUND);
+    assert_non_null(strstr(err_text(), "none: No such file"));
+    assert_int_equal(file_map_open(&m, dir), ERR_NOT_FOUND);
+    assert_true(file_size(path) == -1);
+    assert_false(file_exists(path));
+    assert_int_equal(file_write_all(path, "", 0), OK);
+    assert_int_equal(file_map_open(&m, path), OK);
+    assert_true(m.size == 0 && m.data == NULL);
+    file_map_close(&m);
+    assert_int_equal(file_write_all(path, "12345", 5), OK);
+    assert_int_equal(file_read_all(&text, &n, path, 4), ERR_FORMAT);
+    assert_null(text);
+    assert_int_equal(file_read_all(&text, &n, path, 5), OK);
+    mem_free(text);
+    mem_free(path);
+}
+
+static void what_cannot_be_written(void **state)
+{
+    char *path = in_dir("no/such/dir/file"), *sub = in_dir("sub");
+    struct file_writer *w = NULL;
+    assert_int_equal(file_writer_open(&w, path), ERR_IO);
+    assert_null(w);
+    /* The name is a directory: the rename fails, and the temporary file goes. */
+    assert_int_equal(file_make_dir(sub), OK);
+    assert_int_equal(file_write_all(sub, "x", 1), ERR_IO);
+    assert_int_equal(entries(), 1);
+    assert_int_equal(file_remove_dir(sub), OK);
+    mem_free(path);
+    mem_free(sub);
+}
+
+static void directories(void **state)
+{
+    char *deep = in_dir("a/b/c"), *file = in_dir("f"), *a = in_dir("a"), *b = in_dir("a/b");
+    assert_int_equal(file_make_dir(deep), OK);
+    assert_int_equal(file_make_dir(deep), OK);
+    assert_true(file_is_dir(deep) && file_exists(deep));
+    assert_int_equal(file_write_all(file, "x", 1), OK);
+    assert_false(file_is_dir(file));
+    assert_int_equal(file_make_dir(file), ERR_IO);
+    assert_int_equal(file_make_dir(""), ERR_USAGE);
+    assert_int_equal(file_remove_dir(a), ERR_IO); /* holds a directory */
+    assert_int_equal(file_remove_dir(deep), OK);
+    assert_int_equal(file_remove_dir(deep), OK);
+    assert_int_equal(file_remove_dir(b), OK);
+    assert_int_equal(file_remove_dir(a), OK);
+    mem_free(deep);
+    mem_free(file);
+    mem_free(a);
+    mem_free(b);
+}
+
+static void names(void **state)
+{
+    char *p = NULL;
+    assert_int_equal(file_join(&p, "a/", "b"), OK);
+    assert_string_equal(p, "a/b");
+    mem_free(p);
+    assert_string_equal(file_base_name("a/b/c.txt"), "c.txt");
+    assert_string_equal(file_base_name("c.txt"), "c.txt");
+}
+
+int main(void)
+{
+#define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        CASE(a_file_appears_when_it_is_whole),
+        CASE(an_aborted_write_leaves_nothing),
+        CASE(large_files),
+        CASE(what_cannot_be_read),
+        CASE(what_cannot_be_written),
+        CASE(directories),
+        CASE(names),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
