@@ -59,7 +59,14 @@ struct artifact_sizes {
     double kv_bits;            /* per cache element: codes + fp16 pairs */
 };
 void artifact_measure(struct artifact_sizes *out, const struct artifact *a);
-/* Bytes of packed KV cache for batch sequences of length tokens. */
+/* Bytes of one token's packed keys (or values) in one layer: ceil(C * bits / 8) of codes, C
+ * = kv heads * head_dim, and for each of its groups four bytes, the fp16 pair h, m. At 16
+ * bits: 2 C. */
+int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv);
+/* The same per element, in bits. */
+double kv_row_bits(const struct arch *a, const struct kv_spec *kv);
+/* Bytes of packed KV cache for batch sequences of length tokens: tokens * layers * 2 *
+ * kv_row_bytes each. Tokens that stay in full precision (window, sink) are not counted. */
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens);
 
 #endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/artifact_files.h"
+
+#include "convert/artifact/artifact_spec.h"
+#include "kernels/base/bytes.h"
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_MAX ((size_t)16 << 20)
+
+/* Copied where the checkpoint has them. */
+static const char *const copied[] = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+};
+
+/* name must outlive the manifest: a literal. */
+static enum err put(struct manifest_file *file, const char *dir, const char *name,
+                    const void *data, size_t n)
+{
+    char *path = NULL;
+    TRY(file_join(&path, dir, name));
+    const enum err err = file_write_all(path, data, n);
+    mem_free(path);
+    if (!err)
+        *file = (struct manifest_file){name, n, bytes_crc32(0, data, n)};
+    return err;
+}
+
+static enum err put_json(struct manifest_file *file, const char *dir, const char *name,
+                         const json_t *o)
+{
+    char *text = json_dumps(o, JSON_INDENT(2));
+    FAIL_IF(!text, ERR_MEMORY, "%s: out of memory", name);
+    const size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL */
+    const enum err err = put(file, dir, name, text, n + 1);
+    free(text);
+    return err;
+}
+
+static enum err copy(struct manifest_file *file, size_t *n, const char *dir,
+                     const char *model_dir, const char *name)
+{
+    char *path = NULL;
+    struct file_map m = {0};
+    TRY(file_join(&path, model_dir, name));
+    enum err err = OK;
+    if (file_exists(path)) {
+        TRY_OUT(file_map_open(&m, path));
+        TRY_OUT(put(&file[*n], dir, name, m.data, m.size));
+        ++*n;
+    }
+out:
+    file_map_close(&m);
+    mem_free(path);
+    return err;
+}
+
+static enum err write_config(struct manifest_file *file, const char *dir,
+                             const char *model_dir, const struct artifact_settings *s)
+{
+    enum err err = OK;
+    char *path = NULL;
+    json_t *o = NULL;
+    TRY(file_join(&path, model_dir, "config.json"));
+    TRY_OUT(json_load_file_strict(&o, path, CONFIG_MAX));
+    if (!json_is_object(o))
+        FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
+    if (json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))
+        FAIL_OUT(ERR_MEMORY, "%s: out of memory", path);
+    TRY_OUT(put_json(file, dir, "config.json", o));
+out:
+    json_decref(o);
+    mem_free(path);
+    return err;
+}
+
+enum err artifact_write_files(const char *dir, const char *model_dir,
+                              const struct artifact_settings *s, struct manifest_file *file,
+                              size_t *n)
+{
+    *n = 0;
+    TRY(write_config(&file[(*n)++], dir, model_dir, s));
+    for (size_t i = 0; i < ARRAY_LEN(copied); i++)
+        TRY(copy(file, n, dir, model_dir, copied[i]));
+    return OK;
+}
+
+enum err artifact_write_index(const char *dir, const struct out_plan *p,
+                              struct manifest_file *file)
+{
+    enum err err = OK;
+    json_t *map = json_object(), *root = NULL;
+    uint64_t total = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        char shard[64];
+        out_shard_name(shard, p->tensor[i].shard, p->n_shards);
+        if (json_object_set_new(map, p->tensor[i].name, json_string(shard)))
+            FAIL_OUT(ERR_MEMORY, "out of memory for the index");
+        total += p->tensor[i].bytes;
+    }
+    root = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)total,
+                     "weight_map", map);
+    if (!root)
+        FAIL_OUT(ERR_MEMORY, "out of memory for the index");
+    TRY_OUT(put_json(file, dir, "model.safetensors.index.json", root));
+out:
+    json_decref(map);
+    json_decref(root);
+    return err;
+}

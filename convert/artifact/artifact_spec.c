@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/artifact_spec.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define COUNT_MAX ((int64_t)1 << 30)
+
+static const char *const weight_names[] = {[WEIGHT_RTN] = "rtn", [WEIGHT_LWC] = "lwc"};
+static const char *const kv_names[] = {
+    [KV_TOKEN] = "token", [KV_CHANNEL_TOKEN] = "channel_token"};
+static const char *const stage_names[] = {
+    [KEY_POST_ROPE] = "post_rope", [KEY_PRE_ROPE] = "pre_rope"};
+
+static bool bits_ok(int bits)
+{
+    return (bits >= 2 && bits <= 8) || bits == 16;
+}
+
+enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
+                    const char *where)
+{
+    FAIL_IF(!bits_ok(w->bits), ERR_FORMAT, "%s: weights.bits is %d, want 2 to 8 or 16",
+            where, w->bits);
+    FAIL_IF(!bits_ok(kv->bits), ERR_FORMAT, "%s: kv.bits is %d, want 2 to 8 or 16", where,
+            kv->bits);
+    FAIL_IF(w->group_size < 0 || w->group_size > COUNT_MAX, ERR_FORMAT,
+            "%s: weights.group_size is %" PRId64 ", want 0 (the row) or more", where,
+            w->group_size);
+    FAIL_IF(kv->group_size < 0 || kv->group_size > COUNT_MAX, ERR_FORMAT,
+            "%s: kv.group_size is %" PRId64 ", want 0 (the head) or more", where,
+            kv->group_size);
+    FAIL_IF(
+        kv->window < 0 || kv->window > COUNT_MAX || kv->sink < 0 || kv->sink > COUNT_MAX,
+        ERR_FORMAT, "%s: kv.window is %" PRId64 " and kv.sink %" PRId64 ", want 0 or more",
+        where, kv->window, kv->sink);
+    return OK;
+}
+
+json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
+{
+    return json_pack(
+        "{s:s, s:i, s:{s:s, s:i, s:I}, s:{s:s, s:i, s:I, s:s, s:b, s:I, s:I, s:b}, s:[s]}",
+        "quant_method", ARTIFACT_METHOD, "format_version", ARTIFACT_VERSION, "weights",
+        "method", weight_names[w->method], "bits", w->bits, "group_size",
+        (json_int_t)w->group_size, "kv", "method", kv_names[kv->method], "bits", kv->bits,
+        "group_size", (json_int_t)kv->group_size, "key_stage", stage_names[kv->key_stage],
+        "past_only", (int)kv->past_only, "window", (json_int_t)kv->window, "sink",
+        (json_int_t)kv->sink, "learn", (int)kv->learn, "modules_to_not_convert", "lm_head");
+}
+
+static enum err need_choice(int *out, const json_t *o, const char *key,
+                            const char *const *names, int n, const char *where)
+{
+    const char *text = NULL;
+    TRY(json_need_string(&text, o, key, where));
+    for (int i = 0; i < n; i++)
+        if (!strcmp(text, names[i])) {
+            *out = i;
+            return OK;
+        }
+    FAIL(ERR_FORMAT, "%s: %s is \"%.40s\", want \"%s\" or \"%s\"", where, key, text,
+         names[0], names[n - 1]);
+}
+
+static enum err need_bits(int *out, const json_t *o, const char *where)
+{
+    int64_t v = 0;
+    TRY(json_need_int(&v, o, "bits", 2, 16, where));
+    *out = (int)v;
+    return OK;
+}
+
+static enum err need_bool(bool *out, const json_t *o, const char *key, const char *where)
+{
+    FAIL_IF(!json_object_get(o, key), ERR_FORMAT, "%s: %s is missing", where, key);
+    return json_get_bool(out, o, key, where);
+}
+
+static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *where)
+{
+    int method = 0, stage = 0;
+    TRY(need_choice(&method, o, "method", kv_names, 2, where));
+    TRY(need_choice(&stage, o, "key_stage", stage_names, 2, where));
+    kv->method = (enum kv_method)method;
+    kv->key_stage = (enum key_stage)stage;
+    TRY(need_bits(&kv->bits, o, where));
+    TRY(json_need_int(&kv->group_size, o, "group_size", 0, COUNT_MAX, where));
+    TRY(need_bool(&kv->past_only, o, "past_only", where));
+    TRY(json_need_int(&kv->window, o, "window", 0, COUNT_MAX, where));
+    TRY(json_need_int(&kv->sink, o, "sink", 0, COUNT_MAX, where));
+    return need_bool(&kv->learn, o, "learn", where);
+}
+
+static enum err weights_from_json(struct weight_spec *w, const json_t *o, const char *where)
+{
+    int method = 0;
+    TRY(need_choice(&method, o, "method", weight_names, 2, where));
+    w->method = (enum weight_method)method;
+    TRY(need_bits(&w->bits, o, where));
+    return json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where);
+}
+
+enum err spec_from_json(struct weight_spec *w, struct kv_spec *kv, const json_t *q,
+                        const char *where)
+{
+    const char *method = NULL;
+    int64_t version = 0;
+    json_t *jw = NULL, *jkv = NULL;
+    char place[600];
+    TRY(json_need_string(&method, q, "quant_method", where));
+    FAIL_IF(strcmp(method, ARTIFACT_METHOD) != 0, ERR_FORMAT,
+            "%s: quant_method is \"%.40s\", want \"" ARTIFACT_METHOD "\"", where, method);
+    TRY(json_need_int(&version, q, "format_version", 1, INT32_MAX, where));
+    FAIL_IF(version > ARTIFACT_VERSION, ERR_SUPPORT,
+            "%s: format_version is %" PRId64 ", this program reads up to %d", where,
+            version, ARTIFACT_VERSION);
+    TRY(json_get_object(&jw, q, "weights", where));
+    TRY(json_get_object(&jkv, q, "kv", where));
+    FAIL_IF(!jw || !jkv, ERR_FORMAT, "%s: %s is missing", where, jw ? "kv" : "weights");
+    snprintf(place, sizeof(place), "%.500s.weights", where);
+    TRY(weights_from_json(w, jw, place));
+    snprintf(place, sizeof(place), "%.500s.kv", where);
+    TRY(kv_from_json(kv, jkv, place));
+    return spec_check(w, kv, where);
+}

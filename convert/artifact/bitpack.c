@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/bitpack.h"
+
+#include <string.h>
+
+int64_t bitpack_bytes(int64_t n, int bits)
+{
+    return n / 8 * bits + (n % 8 * bits + 7) / 8;
+}
+
+static void pack_nibbles(uint8_t *dst, const uint8_t *codes, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i++)
+        dst[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+    if (n % 2)
+        dst[n / 2] = codes[n - 1];
+}
+
+static void unpack_nibbles(uint8_t *codes, const uint8_t *src, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i++) {
+        codes[2 * i] = src[i] & 15;
+        codes[2 * i + 1] = src[i] >> 4;
+    }
+    if (n % 2)
+        codes[n - 1] = src[n / 2] & 15;
+}
+
+void bitpack_row(uint8_t *dst, const uint8_t *codes, int64_t n, int bits)
+{
+    if (bits == 4) {
+        pack_nibbles(dst, codes, n);
+        return;
+    }
+    if (bits == 8) {
+        memcpy(dst, codes, (size_t)n);
+        return;
+    }
+    unsigned hold = 0, held = 0; /* bits not yet written, lowest first */
+    for (int64_t i = 0; i < n; i++) {
+        hold |= (unsigned)codes[i] << held;
+        held += (unsigned)bits;
+        if (held >= 8) {
+            *dst++ = (uint8_t)hold;
+            hold >>= 8;
+            held -= 8;
+        }
+    }
+    if (held)
+        *dst = (uint8_t)hold;
+}
+
+void bitpack_unpack_row(uint8_t *codes, const uint8_t *src, int64_t n, int bits)
+{
+    if (bits == 4) {
+        unpack_nibbles(codes, src, n);
+        return;
+    }
+    if (bits == 8) {
+        memcpy(codes, src, (size_t)n);
+        return;
+    }
+    const unsigned mask = (1u << bits) - 1;
+    unsigned hold = 0, held = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (held < (unsigned)bits) {
+            hold |= (unsigned)*src++ << held;
+            held += 8;
+        }
+        codes[i] = (uint8_t)(hold & mask);
+        hold >>= bits;
+        held -= (unsigned)bits;
+    }
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/quantize.h"
+
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <inttypes.h>
+#include <stdatomic.h>
+
+#define LANES 16
+#define RTN_ROWS 16 /* of one chunk */
+
+/* Adding and subtracting 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf
+ * does; it needs no SSE4.1. Codes saturate long before the clamp at 2^12. */
+#define ROUNDER 0x1.8p23f
+#define FAR 4096.0f
+
+struct range {
+    float lo, hi;
+};
+
+/* min(0, w) and max(0, w) over [0, n), in independent lanes. */
+static struct range row_range(const float *w, int64_t n)
+{
+    float lo[LANES] = {0}, hi[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            const float x = w[i + l];
+            lo[l] = x < lo[l] ? x : lo[l];
+            hi[l] = x > hi[l] ? x : hi[l];
+        }
+    struct range r = {0, 0};
+    for (; i < n; i++) {
+        r.lo = w[i] < r.lo ? w[i] : r.lo;
+        r.hi = w[i] > r.hi ? w[i] : r.hi;
+    }
+    for (int l = 0; l < LANES; l++) {
+        r.lo = lo[l] < r.lo ? lo[l] : r.lo;
+        r.hi = hi[l] > r.hi ? hi[l] : r.hi;
+    }
+    return r;
+}
+
+static bool all_finite(const float *w, int64_t n)
+{
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad |= (f32_bits(w[i]) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
+}
+
+bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, int bits,
+                   int64_t group_size)
+{
+    const int64_t step = group_size > 0 ? group_size : n;
+    for (int64_t begin = 0, g = 0; begin < n; begin += step, g++) {
+        const struct range r = row_range(w + begin, n - begin < step ? n - begin : step);
+        scales[g] = quant_weight_scale(r.lo, r.hi, bits);
+        zeros[g] = quant_weight_zero(r.lo, f16_to_f32(scales[g]), bits);
+    }
+    return all_finite(w, n);
+}
+
+static void group_codes(uint8_t *restrict codes, const float *restrict w, int64_t n,
+                        float h, float z, float top)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float u = w[i] / h;
+        u = u < -FAR ? -FAR : u;
+        u = u > FAR ? FAR : u;
+        float q = (u + ROUNDER) - ROUNDER + z;
+        q = q < 0 ? 0 : q;
+        q = q > top ? top : q;
+        codes[i] = (uint8_t)(int)q;
+    }
+}
+
+bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
+                     const uint8_t *zeros, int64_t n, int bits, int64_t group_size)
+{
+    const int64_t step = group_size > 0 ? group_size : n;
+    if (!all_finite(w, n))
+        return false;
+    for (int64_t begin = 0, g = 0; begin < n; begin += step, g++)
+        group_codes(codes + begin, w + begin, n - begin < step ? n - begin : step,
+                    f16_to_f32(scales[g]), (float)zeros[g], (float)((1 << bits) - 1));
+    return true;
+}
+
+static const uint8_t *row_of(const struct host_mat *m, int64_t r)
+{
+    return (const uint8_t *)m->data + (size_t)r * (size_t)m->cols * dtype_bytes(m->dtype);
+}
+
+static enum err not_finite(const struct host_mat *m, int64_t r)
+{
+    FAIL(ERR_FORMAT, "%s: row %" PRId64 " holds a value that is not finite", m->name, r);
+}
+
+/* Rows of one projection by all threads. */
+struct rtn {
+    struct qlinear *q;
+    const struct host_mat *m;
+    const struct weight_spec *w;
+    float *row;               /* [threads][cols] */
+    atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
+};
+
+static void rtn_rows(void *ctx, int64_t chunk, int thread)
+{
+    struct rtn *k = ctx;
+    const int64_t n = k->m->cols, begin = chunk * RTN_ROWS;
+    const int64_t end = begin + RTN_ROWS < k->m->rows ? begin + RTN_ROWS : k->m->rows;
+    float *row = k->row + thread * n;
+    for (int64_t r = begin; r < end; r++) {
+        host_to_f32(row, row_of(k->m, r), k->m->dtype, n);
+        if (!quant_row_rtn(k->q->scales + r * k->q->groups, k->q->zeros + r * k->q->groups,
+                           row, n, k->w->bits, k->w->group_size))
+            atomic_store(&k->bad, r);
+    }
+}
+
+static enum err linear_rtn(struct pool *p, struct qlinear *q, const struct host_mat *m,
+                           const struct weight_spec *w)
+{
+    struct rtn k = {.q = q, .m = m, .w = w};
+    atomic_init(&k.bad, -1);
+    TRY(qlinear_alloc(q, m->rows, m->cols, w->group_size));
+    TRY(mem_alloc(&k.row, (size_t)m->cols * (size_t)(p ? pool_threads(p) : 1),
+                  sizeof(*k.row)));
+    pool_run(p, (m->rows + RTN_ROWS - 1) / RTN_ROWS, rtn_rows, &k);
+    mem_free(k.row);
+    const int64_t bad = atomic_load(&k.bad);
+    return bad < 0 ? OK : not_finite(m, bad);
+}
+
+enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struct arch *a,
+                            const struct block_src *src, const struct weight_spec *w,
+                            const struct kv_spec *kv)
+{
+    enum err err = OK;
+    struct block_quant b = {0};
+    TRY(block_quant_alloc(&b, a->n_kv * a->head_dim));
+    b.weights = *w;
+    b.kv = *kv;
+    for (int i = 0; i < N_LIN && w->bits < 16; i++)
+        TRY_OUT(linear_rtn(p, &b.lin[i], &src->lin[i], w));
+    *out = b;
+    return OK;
+out:
+    block_quant_free(&b);
+    return err;
+}
+
+enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
+                         const struct block_src *src, const struct weight_spec *w,
+                         const struct kv_spec *kv)
+{
+    return quant_block_rtn_on(NULL, out, a, src, w, kv);
+}
+
+enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q,
+                     int bits, int64_t group_size)
+{
+    enum err err = OK;
+    float *row = NULL;
+    FAIL_IF(q->out != src->rows || q->in != src->cols ||
+                q->groups != weight_groups(src->cols, group_size),
+            ERR_SHAPE,
+            "%s: scales for [%" PRId64 "][%" PRId64 "], weight is [%" PRId64 "][%" PRId64
+            "]",
+            src->name, q->out, q->in, src->rows, src->cols);
+    TRY(mem_alloc(&row, (size_t)src->cols, sizeof(*row)));
+    for (int64_t r = 0; r < src->rows; r++) {
+        host_to_f32(row, row_of(src, r), src->dtype, src->cols);
+        if (!quant_row_codes(codes + r * src->cols, row, q->scales + r * q->groups,
+                             q->zeros + r * q->groups, src->cols, bits, group_size)) {
+            err = not_finite(src, r);
+            break;
+        }
+    }
+    mem_free(row);
+    return err;
+}

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/reader.h"
+
+#include "convert/artifact/artifact_spec.h"
+#include "convert/artifact/bitpack.h"
+#include "convert/artifact/reader_check.h"
+#include "convert/checkpoint/hf.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#define CONFIG_MAX ((size_t)16 << 20)
+
+/* --- opening ------------------------------------------------------------------------ */
+
+bool artifact_is(const char *dir)
+{
+    /* Straight through jansson: a directory of another kind is no error to record. */
+    char *config = NULL, *manifest = NULL;
+    bool is = false;
+    if (!file_join(&config, dir, "config.json") &&
+        !file_join(&manifest, dir, MANIFEST_NAME) && file_exists(manifest) &&
+        file_size(config) > 0 && (uint64_t)file_size(config) <= CONFIG_MAX) {
+        json_t *o = json_load_file(config, 0, NULL);
+        const json_t *q = json_object_get(o, "quantization_config");
+        const char *method = json_string_value(json_object_get(q, "quant_method"));
+        is = method && !strcmp(method, ARTIFACT_METHOD);
+        json_decref(o);
+    }
+    mem_free(config);
+    mem_free(manifest);
+    return is;
+}
+
+static enum err read_spec(struct artifact *a)
+{
+    enum err err = OK;
+    char *path = NULL, where[600];
+    json_t *o = NULL, *q = NULL;
+    TRY(file_join(&path, a->dir, "config.json"));
+    TRY_OUT(json_load_file_strict(&o, path, CONFIG_MAX));
+    TRY_OUT(json_get_object(&q, o, "quantization_config", path));
+    if (!q)
+        FAIL_OUT(ERR_FORMAT, "%s: no quantization_config: not an artifact", path);
+    snprintf(where, sizeof(where), "%.500s: quantization_config", path);
+    TRY_OUT(spec_from_json(&a->weights, &a->kv, q, where));
+out:
+    json_decref(o);
+    mem_free(path);
+    return err;
+}
+
+static bool is_tensor_file(const char *name)
+{
+    static const char end[] = ".safetensors";
+    const size_t n = strlen(name), k = sizeof(end) - 1;
+    return n >= k && !strcmp(name + n - k, end);
+}
+
+static enum err open_files(struct artifact *a)
+{
+    const struct manifest *m = a->manifest;
+    TRY(mem_calloc(&a->file, m->n_files, sizeof(struct st_file *)));
+    for (size_t k = 0; k < m->n_files; k++) {
+        char *path = NULL;
+        if (!is_tensor_file(m->file[k].name))
+            continue;
+        TRY(file_join(&path, a->dir, m->file[k].name));
+        const enum err err = st_open(&a->file[k], path);
+        mem_free(path);
+        if (err)
+            return err;
+    }
+    FAIL_IF(!manifest_find_file(m, "config.json"), ERR_FORMAT,
+            "%s/%s: config.json is not listed", a->dir, MANIFEST_NAME);
+    return OK;
+}
+
+static enum err source_block(void *ctx, int64_t i, struct block_src *out);
+static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *final_norm,
+                            struct host_mat *head);
+static void source_release(void *ctx, int64_t i);
+
+enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
+{
+    enum err err = OK;
+    struct artifact *a = NULL;
+    TRY(mem_calloc(&a, 1, sizeof(*a)));
+    TRY_OUT(mem_strdup(&a->dir, dir));
+    TRY_OUT(manifest_open(&a->manifest, dir));
+    TRY_OUT(read_spec(a));
+    TRY_OUT(hf_read_config(&a->arch, dir));
+    TRY_OUT(open_files(a));
+    TRY_OUT(reader_check_manifest(a, check_crc));
+    TRY_OUT(reader_bind(a));
+    TRY_OUT(mem_calloc(&a->unpacked, (size_t)a->arch.n_layers, sizeof(float *)));
+    a->source = (struct model_source){a, source_block, source_ends, source_release};
+    *out = a;
+    return OK;
+out:
+    artifact_close(&a);
+    return err;
+}
+
+void artifact_close(struct artifact **pa)
+{
+    struct artifact *a = *pa;
+    if (!a)
+        return;
+    for (size_t k = 0; a->file && k < a->manifest->n_files; k++)
+        st_close(&a->file[k]);
+    for (int64_t i = 0; a->unpacked && i < a->arch.n_layers; i++)
+        mem_free(a->unpacked[i]);
+    mem_free(a->unpacked);
+    mem_free(a->file);
+    mem_free(a->block);
+    mem_free(a->channels);
+    manifest_close(&a->manifest);
+    mem_free(a->dir);
+    mem_free(a);
+    *pa = NULL;
+}
+
+/* --- views -------------------------------------------------------------------------- */
+
+const struct arch *artifact_arch(const struct artifact *a)
+{
+    return &a->arch;
+}
+
+const struct weight_spec *artifact_weight_spec(const struct artifact *a)
+{
+    return &a->weights;
+}
+
+const struct kv_spec *artifact_kv_spec(const struct artifact *a)
+{
+    return &a->kv;
+}
+
+const struct packed_block *artifact_block(const struct artifact *a, int64_t i)
+{
+    return &a->block[i];
+}
+
+struct host_mat artifact_embed(const struct artifact *a)
+{
+    return a->embed;
+}
+
+struct host_mat artifact_final_norm(const struct artifact *a)
+{
+    return a->final_norm;
+}
+
+struct host_mat artifact_head(const struct artifact *a)
+{
+    return a->head;
+}
+
+const char *artifact_manifest(const struct artifact *a)
+{
+    return a->manifest->text;
+}
+
+static uint16_t scale_at(const struct packed_linear *p, int64_t i)
+{
+    return (uint16_t)(p->scales[2 * i] | p->scales[2 * i + 1] << 8);
+}
+
+static enum err copy_linear(struct qlinear *q, const struct packed_linear *p)
+{
+    const int64_t zero_bytes = bitpack_bytes(p->groups, p->bits);
+    TRY(qlinear_alloc(q, p->out, p->in, p->group_size));
+    for (int64_t r = 0; r < p->out; r++) {
+        for (int64_t g = 0; g < p->groups; g++)
+            q->scales[r * p->groups + g] = scale_at(p, r * p->groups + g);
+        bitpack_unpack_row(q->zeros + r * p->groups, p->zeros + r * zero_bytes, p->groups,
+                           p->bits);
+    }
+    return OK;
+}
+
+enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i)
+{
+    enum err err = OK;
+    const struct packed_block *b = &a->block[i];
+    struct block_quant q = {0};
+    const int64_t channels = a->arch.n_kv * a->arch.head_dim;
+    const size_t bytes = (size_t)channels * sizeof(float);
+    TRY(block_quant_alloc(&q, channels));
+    q.weights = a->weights;
+    q.kv = a->kv;
+    memcpy(q.k_scale, b->k_scale, bytes);
+    memcpy(q.k_shift, b->k_shift, bytes);
+    memcpy(q.v_scale, b->v_scale, bytes);
+    memcpy(q.v_shift, b->v_shift, bytes);
+    for (int l = 0; l < N_LIN && a->weights.bits < 16; l++)
+        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l]));
+    *out = q;
+    return OK;
+out:
+    block_quant_free(&q);
+    return err;
+}
+
+#define UNPACK_PIECE                                                                       \
+    512 /* codes at a time: a multiple of 8, so that pieces start on bytes */
+
+static void unpack_row(float *w, const struct packed_linear *p, int64_t r)
+{
+    const uint8_t *src = p->qweight + r * bitpack_bytes(p->in, p->bits);
+    const uint8_t *zeros = p->zeros + r * bitpack_bytes(p->groups, p->bits);
+    const int64_t step = p->group_size > 0 ? p->group_size : p->in;
+    uint8_t codes[UNPACK_PIECE];
+    for (int64_t c = 0; c < p->in; c += UNPACK_PIECE) {
+        const int64_t n = p->in - c < UNPACK_PIECE ? p->in - c : UNPACK_PIECE;
+        bitpack_unpack_row(codes, src + c / 8 * p->bits, n, p->bits);
+        for (int64_t i = 0; i < n;) {
+            const int64_t g = (c + i) / step, left = (g + 1) * step - (c + i);
+            const int64_t end = left < n - i ? i + left : n;
+            const int64_t bit = g * p->bits;
+            const unsigned pair =
+                zeros[bit / 8] |
+                (bit % 8 + p->bits > 8 ? (unsigned)zeros[bit / 8 + 1] << 8 : 0);
+            const uint8_t z = (uint8_t)(pair >> bit % 8 & ((1u << p->bits) - 1));
+            const float h = f16_to_f32(scale_at(p, r * p->groups + g));
+            for (; i < end; i++)
+                w[c + i] = quant_weight_value(codes[i], z, h);
+        }
+    }
+}
+
+void packed_linear_unpack(float *w, const struct packed_linear *p)
+{
+    if (p->bits == 16) {
+        host_to_f32(w, p->w.data, p->w.dtype, p->out * p->in);
+        return;
+    }
+    for (int64_t r = 0; r < p->out; r++)
+        unpack_row(w + r * p->in, p, r);
+}
+
+/* --- the unpacked weights as a source ----------------------------------------------- */
+
+static enum err unpack_block(struct artifact *a, int64_t i)
+{
+    const struct packed_block *b = &a->block[i];
+    if (a->unpacked[i])
+        return OK;
+    TRY(mem_alloc(&a->unpacked[i], (size_t)arch_block_params(&a->arch), sizeof(float)));
+    float *w = a->unpacked[i];
+    for (int l = 0; l < N_LIN; w += b->lin[l].out * b->lin[l].in, l++)
+        packed_linear_unpack(w, &b->lin[l]);
+    return OK;
+}
+
+static enum err source_block(void *ctx, int64_t i, struct block_src *out)
+{
+    struct artifact *a = ctx;
+    FAIL_IF(i < 0 || i >= a->arch.n_layers, ERR_SHAPE, "block %" PRId64 " of %" PRId64, i,
+            a->arch.n_layers);
+    const struct packed_block *b = &a->block[i];
+    struct block_src s = {b->norm1, b->norm2, {{0}}, {{0}}, b->q_norm, b->k_norm};
+    const bool packed = a->weights.bits < 16;
+    if (packed)
+        TRY(unpack_block(a, i));
+    const float *w = a->unpacked[i];
+    for (int l = 0; l < N_LIN; l++) {
+        s.lin[l] = b->lin[l].w;
+        if (packed) {
+            s.lin[l].data = w;
+            s.lin[l].dtype = DT_F32;
+            w += b->lin[l].out * b->lin[l].in;
+        }
+        s.bias[l] = b->lin[l].bias;
+    }
+    *out = s;
+    return OK;
+}
+
+static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *final_norm,
+                            struct host_mat *head)
+{
+    const struct artifact *a = ctx;
+    *embed = a->embed;
+    *final_norm = a->final_norm;
+    *head = a->head;
+    return OK;
+}
+
+static void source_release(void *ctx, int64_t i)
+{
+    struct artifact *a = ctx;
+    mem_free(a->unpacked[i]);
+    a->unpacked[i] = NULL;
+}
+
+const struct model_source *artifact_source(struct artifact *a)
+{
+    return &a->source;
+}
+
+/* --- sizes -------------------------------------------------------------------------- */
+
+int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv)
+{
+    const int64_t channels = a->n_kv * a->head_dim;
+    if (kv->bits >= 16)
+        return 2 * channels;
+    const int64_t group = kv_group(a->head_dim, kv->group_size);
+    return bitpack_bytes(channels, kv->bits) +
+           4 * a->n_kv * ((a->head_dim + group - 1) / group);
+}
+
+double kv_row_bits(const struct arch *a, const struct kv_spec *kv)
+{
+    return 8.0 * (double)kv_row_bytes(a, kv) / (double)(a->n_kv * a->head_dim);
+}
+
+uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens)
+{
+    return (uint64_t)batch * (uint64_t)tokens * (uint64_t)a->arch.n_layers * 2 *
+           (uint64_t)kv_row_bytes(&a->arch, &a->kv);
+}
+
+static uint64_t linear_bytes(const struct packed_linear *p)
+{
+    if (p->bits == 16)
+        return (uint64_t)(p->out * p->in) * dtype_bytes(p->w.dtype);
+    return (uint64_t)(p->out * (bitpack_bytes(p->in, p->bits) + 2 * p->groups +
+                                bitpack_bytes(p->groups, p->bits)));
+}
+
+void artifact_measure(struct artifact_sizes *out, const struct artifact *a)
+{
+    struct artifact_sizes s = {.total_bytes = a->manifest->bytes};
+    for (size_t k = 0; k < a->manifest->n_files; k++)
+        s.total_bytes += a->manifest->file[k].bytes;
+    for (int64_t i = 0; i < a->arch.n_layers; i++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct packed_linear *p = &a->block[i].lin[l];
+            s.quantized_bytes += linear_bytes(p);
+            s.quantized_weights += p->out * p->in;
+        }
+    s.other_bytes = s.total_bytes - s.quantized_bytes;
+    s.weight_bits = 8.0 * (double)s.quantized_bytes / (double)s.quantized_weights;
+    s.kv_bits = kv_row_bits(&a->arch, &a->kv);
+    *out = s;
+}

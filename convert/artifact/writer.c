@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/artifact/writer.h"
+
+#include "convert/artifact/artifact_files.h"
+#include "convert/artifact/artifact_plan.h"
+#include "convert/artifact/artifact_spec.h"
+#include "convert/artifact/bitpack.h"
+#include "convert/artifact/outdir.h"
+#include "convert/artifact/quantize.h"
+#include "kernels/base/half.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/pool.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#define PIECE_WEIGHTS ((int64_t)4 << 20)  /* weights packed between two writes */
+#define CHUNK_WEIGHTS ((int64_t)64 << 10) /* and by one thread at a time */
+#define SHARDS_MAX 99999
+
+struct writer {
+    struct hf_model *m;
+    const struct arch *a;
+    const struct artifact_settings *s;
+    const struct quant_source *source;
+    struct pool *pool;
+    struct out_plan plan;
+    struct outdir dir;
+    struct manifest_file *file; /* [ARTIFACT_FILES_MAX + 1 + n_shards] */
+    char (*shard_name)[64];     /* [n_shards] */
+    size_t n_files;
+
+    int64_t layer; /* of q, -1: none yet */
+    struct block_src src;
+    const struct block_quant *q;
+    struct block_quant rtn; /* where q points without a source */
+
+    uint8_t *packed; /* rows of codes */
+    float *rows;     /* [threads][widest] */
+    uint8_t *codes;  /* [threads][widest] */
+    int64_t widest;
+
+    uint64_t done, total; /* bytes of the artifact, for progress */
+    void (*progress)(void *ctx, double share);
+    void *progress_ctx;
+};
+
+/* --- one block's scales ------------------------------------------------------------- */
+
+static enum err check_linear(const struct writer *w, const struct qlinear *q, int lin)
+{
+    const int64_t out = arch_out(w->a, lin), in = arch_in(w->a, lin);
+    const int64_t groups = weight_groups(in, w->s->weights.group_size);
+    FAIL_IF(!q->scales || q->out != out || q->in != in || q->groups != groups, ERR_MISMATCH,
+            "block %" PRId64 ", %s: scales are for [%" PRId64 "][%" PRId64 "] in %" PRId64
+            " groups, the model needs [%" PRId64 "][%" PRId64 "] in %" PRId64,
+            w->layer, lin_name[lin], q->out, q->in, q->groups, out, in, groups);
+    for (int64_t i = 0; i < out * groups; i++) {
+        const float h = f16_to_f32(q->scales[i]);
+        FAIL_IF(!(h > 0 && isfinite(h)), ERR_FORMAT,
+                "block %" PRId64 ", %s: scale %" PRId64
+                " is %g, want a positive finite number",
+                w->layer, lin_name[lin], i, (double)h);
+        FAIL_IF(q->zeros[i] >> w->s->weights.bits, ERR_FORMAT,
+                "block %" PRId64 ", %s: zero %" PRId64 " is %d, beyond %d bits", w->layer,
+                lin_name[lin], i, q->zeros[i], w->s->weights.bits);
+    }
+    return OK;
+}
+
+static enum err check_channels(const struct writer *w, const float *scale,
+                               const float *shift, const char *which)
+{
+    for (int64_t i = 0; i < w->q->n_channels; i++)
+        FAIL_IF(!(scale[i] > 0 && isfinite(scale[i]) && isfinite(shift[i])), ERR_FORMAT,
+                "block %" PRId64 ", %s: channel %" PRId64 " has scale %g and shift %g",
+                w->layer, which, i, (double)scale[i], (double)shift[i]);
+    return OK;
+}
+
+static enum err check_block(const struct writer *w)
+{
+    const int64_t channels = w->a->n_kv * w->a->head_dim;
+    FAIL_IF(w->q->n_channels != channels, ERR_MISMATCH,
+            "block %" PRId64 ": %" PRId64 " key/value channels, the model has %" PRId64,
+            w->layer, w->q->n_channels, channels);
+    FAIL_IF(w->q->weights.bits != w->s->weights.bits, ERR_MISMATCH,
+            "block %" PRId64 ": calibrated for %d bits, the artifact is to have %d",
+            w->layer, w->q->weights.bits, w->s->weights.bits);
+    for (int i = 0; i < N_LIN && w->s->weights.bits < 16; i++)
+        TRY(check_linear(w, &w->q->lin[i], i));
+    TRY(check_channels(w, w->q->k_scale, w->q->k_shift, "keys"));
+    return check_channels(w, w->q->v_scale, w->q->v_shift, "values");
+}
+
+static enum err load_block(struct writer *w, int64_t layer)
+{
+    const struct model_source *src = hf_source(w->m);
+    if (w->layer == layer)
+        return OK;
+    w->layer = layer;
+    TRY(src->block(src->ctx, layer, &w->src));
+    if (w->source->block) {
+        TRY(w->source->block(w->source->ctx, layer, &w->q));
+    } else {
+        block_quant_free(&w->rtn);
+        TRY(quant_block_rtn_on(w->pool, &w->rtn, w->a, &w->src, &w->s->weights, &w->s->kv));
+        w->q = &w->rtn;
+    }
+    return check_block(w);
+}
+
+/* --- one tensor's bytes ------------------------------------------------------------- */
+
+static void report(struct writer *w, size_t bytes)
+{
+    w->done += bytes;
+    if (w->progress)
+        w->progress(w->progress_ctx, w->total ? (double)w->done / (double)w->total : 1);
+}
+
+static enum err write_carried(struct writer *w, struct st_writer *f,
+                              const struct out_tensor *t)
+{
+    for (size_t at = 0; at < t->bytes;) {
+        const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
+        TRY(st_write(f, t->src->data + at, n));
+        report(w, n);
+        at += n;
+    }
+    hf_release(w->m, t->src);
+    return OK;
+}
+
+/* Rows of one projection, packed by all threads. */
+struct pack {
+    struct writer *w;
+    const struct host_mat *m;
+    const struct qlinear *q;
+    int bits;
+    int64_t first, rows, rows_per_chunk, row_bytes;
+    atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
+};
+
+static void pack_chunk(void *ctx, int64_t chunk, int thread)
+{
+    struct pack *p = ctx;
+    const int64_t begin = chunk * p->rows_per_chunk, n = p->m->cols;
+    const int64_t end =
+        begin + p->rows_per_chunk < p->rows ? begin + p->rows_per_chunk : p->rows;
+    float *row = p->w->rows + thread * p->w->widest;
+    uint8_t *codes = p->w->codes + thread * p->w->widest;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t r = p->first + i;
+        host_to_f32(row,
+                    (const uint8_t *)p->m->data +
+                        (size_t)r * (size_t)n * dtype_bytes(p->m->dtype),
+                    p->m->dtype, n);
+        if (!quant_row_codes(codes, row, p->q->scales + r * p->q->groups,
+                             p->q->zeros + r * p->q->groups, n, p->bits,
+                             p->w->s->weights.group_size))
+            atomic_store(&p->bad, r);
+        else
+            bitpack_row(p->w->packed + i * p->row_bytes, codes, n, p->bits);
+    }
+}
+
+static enum err write_qweight(struct writer *w, struct st_writer *f,
+                              const struct out_tensor *t)
+{
+    const struct host_mat *m = &w->src.lin[t->lin];
+    struct pack p = {.w = w, .m = m, .q = &w->q->lin[t->lin], .bits = w->s->weights.bits};
+    const int64_t piece = PIECE_WEIGHTS / m->cols + 1;
+    p.row_bytes = t->dim[1];
+    p.rows_per_chunk = CHUNK_WEIGHTS / m->cols + 1;
+    atomic_init(&p.bad, -1);
+    TRY(mem_alloc(&w->packed, (size_t)(piece * p.row_bytes), 1));
+    enum err err = OK;
+    for (; p.first < m->rows && !err; p.first += p.rows) {
+        p.rows = m->rows - p.first < piece ? m->rows - p.first : piece;
+        pool_run(w->pool, (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk, pack_chunk,
+                 &p);
+        if (atomic_load(&p.bad) >= 0)
+            err = err_set(ERR_FORMAT, __FILE__, __LINE__,
+                          "%s: row %" PRId64 " holds a value that is not finite", m->name,
+                          (int64_t)atomic_load(&p.bad));
+        else
+            err = st_write(f, w->packed, (size_t)(p.rows * p.row_bytes));
+        report(w, (size_t)(p.rows * p.row_bytes));
+    }
+    mem_free(w->packed);
+    w->packed = NULL;
+    const struct st_tensor *src = hf_find(w->m, m->name);
+    if (src)
+        hf_release(w->m, src);
+    return err;
+}
+
+/* Scales and channels go out as they lie in memory. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are little-endian");
+
+static enum err write_plain(struct writer *w, struct st_writer *f, const void *data,
+                            size_t bytes)
+{
+    report(w, bytes);
+    return st_write(f, data, bytes);
+}
+
+static enum err write_zeros(struct writer *w, struct st_writer *f, const struct qlinear *q)
+{
+    enum err err = OK;
+    uint8_t *row = NULL;
+    const int64_t n = bitpack_bytes(q->groups, w->s->weights.bits);
+    TRY(mem_alloc(&row, (size_t)n, 1));
+    for (int64_t r = 0; r < q->out && !err; r++) {
+        bitpack_row(row, q->zeros + r * q->groups, q->groups, w->s->weights.bits);
+        err = st_write(f, row, (size_t)n);
+    }
+    mem_free(row);
+    report(w, (size_t)(q->out * n));
+    return err;
+}
+
+static enum err write_tensor(struct writer *w, struct st_writer *f,
+                             const struct out_tensor *t)
+{
+    if (t->kind != OUT_CARRY)
+        TRY(load_block(w, t->layer));
+    switch (t->kind) {
+    case OUT_CARRY:
+        return write_carried(w, f, t);
+    case OUT_QWEIGHT:
+        return write_qweight(w, f, t);
+    case OUT_SCALES:
+        return write_plain(w, f, w->q->lin[t->lin].scales, t->bytes);
+    case OUT_ZEROS:
+        return write_zeros(w, f, &w->q->lin[t->lin]);
+    case OUT_K_SCALE:
+        return write_plain(w, f, w->q->k_scale, t->bytes);
+    case OUT_K_SHIFT:
+        return write_plain(w, f, w->q->k_shift, t->bytes);
+    case OUT_V_SCALE:
+        return write_plain(w, f, w->q->v_scale, t->bytes);
+    default:
+        return write_plain(w, f, w->q->v_shift, t->bytes);
+    }
+}
+
+/* --- files -------------------------------------------------------------------------- */
+
+/* Tensors [first, first + n) of the plan into one shard. */
+static enum err write_tensors(struct writer *w, struct st_writer *f, struct out_tensor *t,
+                              size_t n, struct manifest_file *file)
+{
+    for (size_t i = 0; i < n; i++) {
+        TRY(write_tensor(w, f, &t[i]));
+        t[i].crc = st_writer_crc(f, (int64_t)i);
+    }
+    file->bytes = st_writer_file_bytes(f);
+    file->crc = st_writer_file_crc(f);
+    return OK;
+}
+
+static enum err write_shard(struct writer *w, struct out_tensor *t, size_t n)
+{
+    enum err err = OK;
+    struct st_entry *e = NULL;
+    struct st_writer *f = NULL;
+    char *path = NULL;
+    struct manifest_file *file = &w->file[w->n_files++];
+    file->name = w->shard_name[t->shard];
+    out_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
+    TRY_OUT(mem_calloc(&e, n, sizeof(*e)));
+    for (size_t i = 0; i < n; i++) {
+        e[i] = (struct st_entry){t[i].name, t[i].dtype, t[i].n_dims, {0}};
+        memcpy(e[i].dim, t[i].dim, sizeof(e[i].dim));
+    }
+    TRY_OUT(file_join(&path, w->dir.tmp, file->name));
+    TRY_OUT(st_writer_open(&f, path, e, (int64_t)n, NULL, 0));
+    TRY_OUT(write_tensors(w, f, t, n, file));
+    TRY_OUT(st_writer_commit(&f));
+out:
+    st_writer_abort(&f);
+    mem_free(path);
+    mem_free(e);
+    return err;
+}
+
+static enum err write_shards(struct writer *w)
+{
+    for (size_t i = 0; i < w->plan.n;) {
+        size_t end = i;
+        while (end < w->plan.n && w->plan.tensor[end].shard == w->plan.tensor[i].shard)
+            end++;
+        TRY(write_shard(w, &w->plan.tensor[i], end - i));
+        i = end;
+    }
+    return OK;
+}
+
+static enum err write_manifest(const struct writer *w)
+{
+    struct manifest_tensor *list = NULL;
+    TRY(mem_calloc(&list, w->plan.n, sizeof(*list)));
+    for (size_t i = 0; i < w->plan.n; i++) {
+        const struct out_tensor *t = &w->plan.tensor[i];
+        list[i] = (struct manifest_tensor){.name = t->name,
+                                           .file = w->shard_name[t->shard],
+                                           .dtype = dtype_name(t->dtype),
+                                           .n_dims = t->n_dims,
+                                           .bytes = t->bytes,
+                                           .crc = t->crc};
+        memcpy(list[i].dim, t->dim, sizeof(t->dim));
+    }
+    const struct manifest_input in = {
+        w->s->config_json, w->s->provenance_json, list, w->plan.n, w->file, w->n_files};
+    const enum err err = manifest_write(w->dir.tmp, &in);
+    mem_free(list);
+    return err;
+}
+
+static enum err prepare(struct writer *w)
+{
+    TRY(out_plan_make(&w->plan, w->m, w->s));
+    FAIL_IF(w->plan.n_shards > SHARDS_MAX, ERR_USAGE,
+            "a shard size of %" PRIu64 " bytes gives %d files; choose a larger one",
+            w->s->shard_bytes, w->plan.n_shards);
+    for (size_t i = 0; i < w->plan.n; i++)
+        w->total += w->plan.tensor[i].bytes;
+    for (int i = 0; i < N_LIN; i++)
+        if (arch_in(w->a, i) > w->widest)
+            w->widest = arch_in(w->a, i);
+    TRY(pool_open(&w->pool, w->s->threads));
+    const size_t n = (size_t)w->widest * (size_t)pool_threads(w->pool);
+    TRY(mem_alloc(&w->rows, n, sizeof(*w->rows)));
+    TRY(mem_alloc(&w->codes, n, 1));
+    const size_t shards = (size_t)w->plan.n_shards;
+    TRY(mem_calloc(&w->shard_name, shards, sizeof(*w->shard_name)));
+    return mem_calloc(&w->file, shards + 1 + ARTIFACT_FILES_MAX, sizeof(*w->file));
+}
+
+static enum err write_all(struct writer *w, const char *model_dir)
+{
+    TRY(write_shards(w));
+    if (w->plan.n_shards > 1)
+        TRY(artifact_write_index(w->dir.tmp, &w->plan, &w->file[w->n_files++]));
+    size_t n = 0;
+    TRY(artifact_write_files(w->dir.tmp, model_dir, w->s, w->file + w->n_files, &n));
+    w->n_files += n;
+    return write_manifest(w);
+}
+
+static void release(struct writer *w)
+{
+    outdir_abort(&w->dir);
+    block_quant_free(&w->rtn);
+    out_plan_free(&w->plan);
+    pool_close(&w->pool);
+    mem_free(w->rows);
+    mem_free(w->codes);
+    mem_free(w->shard_name);
+    mem_free(w->file);
+}
+
+enum err artifact_write(const char *out_dir, struct hf_model *m, const char *model_dir,
+                        const struct quant_source *q, const struct artifact_settings *s,
+                        void (*progress)(void *ctx, double share), void *progress_ctx)
+{
+    static const struct quant_source none = {0};
+    enum err err = OK;
+    struct writer w = {
+        .m = m, .a = hf_arch(m), .s = s, .source = q ? q : &none, .layer = -1};
+    w.progress = progress;
+    w.progress_ctx = progress_ctx;
+    TRY_OUT(spec_check(&s->weights, &s->kv, "artifact"));
+    TRY_OUT(prepare(&w));
+    TRY_OUT(outdir_open(&w.dir, out_dir, s->force));
+    TRY_OUT(write_all(&w, model_dir));
+    TRY_OUT(outdir_commit(&w.dir));
+out:
+    release(&w);
+    return err;
+}
