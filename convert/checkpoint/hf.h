@@ -9,7 +9,9 @@
 #include "convert/checkpoint/safetensors.h"
 
 /* config.json alone. Both generations of field names. Errors: ERR_NOT_FOUND, ERR_FORMAT,
- * ERR_SUPPORT; every message names file, field, value and what is supported. */
+ * ERR_SUPPORT; every message names file, field, value and what is supported. A foreign
+ * quantization_config is refused; an artifact's own passes, so that its reader can use this
+ * (hf_open refuses its packed weights). */
 enum err hf_read_config(struct arch *out, const char *model_dir);
 
 struct hf_model; /* opaque */

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The weights of a Hugging Face model directory: every tensor the architecture needs, found
+ * and checked when the model is opened. */
+#include "convert/checkpoint/hf_files.h"
+
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+struct hf_model {
+    struct arch arch;
+    char *dir;
+    struct hf_files files;
+    struct block_src *block; /* [n_layers] */
+    struct host_mat embed, norm, head;
+    bool *taken; /* [files.n_places], by name: the architecture has it */
+    struct model_source source;
+};
+
+/* --- finding and checking tensors --------------------------------------------------- */
+
+/* A dimension and the field of config.json it comes from. */
+struct side {
+    const char *field;
+    int64_t n;
+};
+
+static void shape_text(char *out, size_t size, const struct st_tensor *t)
+{
+    size_t used = (size_t)snprintf(out, size, "[");
+    for (int i = 0; i < t->n_dims && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%" PRId64, i ? ", " : "",
+                                 t->dim[i]);
+    if (used < size)
+        snprintf(out + used, size - used, "]");
+}
+
+static enum err check_tensor(const struct st_tensor *t, const char *where, struct side rows,
+                             struct side cols)
+{
+    const int n_dims = cols.field ? 2 : 1;
+    const bool fits =
+        t->n_dims == n_dims && t->dim[0] == rows.n && (n_dims == 1 || t->dim[1] == cols.n);
+    if (!fits) {
+        char is[192], want[160];
+        shape_text(is, sizeof(is), t);
+        if (cols.field)
+            snprintf(want, sizeof(want), "[%" PRId64 " (%s), %" PRId64 " (%s)]", rows.n,
+                     rows.field, cols.n, cols.field);
+        else
+            snprintf(want, sizeof(want), "[%" PRId64 " (%s)]", rows.n, rows.field);
+        FAIL(ERR_FORMAT, "%s: tensor %s has shape %s, config.json wants %s", where, t->name,
+             is, want);
+    }
+    FAIL_IF(t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16, ERR_SUPPORT,
+            "%s: tensor %s has dtype %s; supported are F32, F16 and BF16", where, t->name,
+            t->dtype_name);
+    return OK;
+}
+
+static enum err take(struct host_mat *out, struct hf_model *m, const char *name,
+                     struct side rows, struct side cols)
+{
+    const struct hf_place *p = hf_files_find(&m->files, name);
+    FAIL_IF(!p, ERR_NOT_FOUND,
+            "%s/%s: tensor %s is missing; a \"%s\" model of %" PRId64
+            " layers needs it (config.json: num_hidden_layers)",
+            m->dir, m->files.entry, name, m->arch.model_type, m->arch.n_layers);
+    TRY(check_tensor(p->t, st_path(m->files.file[p->file]), rows, cols));
+    *out = (struct host_mat){p->t->data, p->t->dtype, rows.n, cols.field ? cols.n : 1,
+                             p->t->name};
+    m->taken[p - m->files.by_name] = true;
+    return OK;
+}
+
+static const struct side no_side = {NULL, 1};
+
+static struct side out_side(const struct arch *a, int l)
+{
+    static const char *const field[N_LIN] = {"num_attention_heads * head_dim",
+                                             "num_key_value_heads * head_dim",
+                                             "num_key_value_heads * head_dim",
+                                             "hidden_size",
+                                             "intermediate_size",
+                                             "intermediate_size",
+                                             "hidden_size"};
+    return (struct side){field[l], arch_out(a, l)};
+}
+
+static struct side in_side(const struct arch *a, int l)
+{
+    const char *field = l == LIN_O      ? "num_attention_heads * head_dim"
+                        : l == LIN_DOWN ? "intermediate_size"
+                                        : "hidden_size";
+    return (struct side){field, arch_in(a, l)};
+}
+
+static bool has_bias(const struct arch *a, int l)
+{
+    if (l == LIN_O)
+        return a->o_bias;
+    return a->qkv_bias && (l == LIN_Q || l == LIN_K || l == LIN_V);
+}
+
+static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, int l)
+{
+    const struct arch *a = &m->arch;
+    char name[96];
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i, lin_module[l]);
+    TRY(take(&b->lin[l], m, name, out_side(a, l), in_side(a, l)));
+    if (!has_bias(a, l))
+        return OK;
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.bias", i, lin_module[l]);
+    return take(&b->bias[l], m, name, out_side(a, l), no_side);
+}
+
+static enum err take_vector(struct host_mat *out, struct hf_model *m, int64_t i,
+                            const char *what, struct side n)
+{
+    char name[96];
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i, what);
+    return take(out, m, name, n, no_side);
+}
+
+static enum err take_block(struct hf_model *m, int64_t i)
+{
+    const struct side width = {"hidden_size", m->arch.d_model};
+    const struct side head = {"head_dim", m->arch.head_dim};
+    struct block_src *b = &m->block[i];
+    TRY(take_vector(&b->norm1, m, i, "input_layernorm", width));
+    TRY(take_vector(&b->norm2, m, i, "post_attention_layernorm", width));
+    for (int l = 0; l < N_LIN; l++)
+        TRY(take_linear(b, m, i, l));
+    if (!m->arch.qk_norm)
+        return OK;
+    TRY(take_vector(&b->q_norm, m, i, "self_attn.q_norm", head));
+    return take_vector(&b->k_norm, m, i, "self_attn.k_norm", head);
+}
+
+static enum err take_ends(struct hf_model *m)
+{
+    const struct side width = {"hidden_size", m->arch.d_model};
+    const struct side vocab = {"vocab_size", m->arch.vocab};
+    TRY(take(&m->embed, m, "model.embed_tokens.weight", vocab, width));
+    TRY(take(&m->norm, m, "model.norm.weight", width, no_side));
+    if (!m->arch.tied && !hf_files_find(&m->files, "lm_head.weight")) {
+        log_warn("%s: no lm_head.weight: the embedding serves as the head, as if "
+                 "tie_word_embeddings were true",
+                 m->dir);
+        m->arch.tied = true;
+    }
+    if (!m->arch.tied)
+        return take(&m->head, m, "lm_head.weight", vocab, width);
+    m->head = m->embed;
+    return OK;
+}
+
+/* Harmless beside what is used: frequencies that follow from config.json, a tied head. */
+static bool is_redundant(const struct hf_model *m, const char *name)
+{
+    return strstr(name, "rotary_emb.inv_freq") ||
+           (m->arch.tied && !strcmp(name, "lm_head.weight"));
+}
+
+/* Extra tensors are tolerated, but said: they are part of no computation here. */
+static void report_extra(const struct hf_model *m)
+{
+    const struct st_tensor *first = NULL;
+    int64_t extra = 0;
+    for (int64_t i = 0; i < m->files.n_places; i++) {
+        const struct st_tensor *t = m->files.by_name[i].t;
+        if (m->taken[i] || is_redundant(m, t->name))
+            continue;
+        first = first ? first : t;
+        extra++;
+    }
+    if (first)
+        log_warn("%s: %" PRId64
+                 " tensors are not part of a \"%s\" model and ignored, the first is %s",
+                 m->dir, extra, m->arch.model_type, first->name);
+}
+
+/* --- the source --------------------------------------------------------------------- */
+
+static enum err source_block(void *ctx, int64_t i, struct block_src *out)
+{
+    const struct hf_model *m = ctx;
+    FAIL_IF(i < 0 || i >= m->arch.n_layers, ERR_USAGE,
+            "block %" PRId64 " of a model of %" PRId64, i, m->arch.n_layers);
+    *out = m->block[i];
+    return OK;
+}
+
+static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *final_norm,
+                            struct host_mat *head)
+{
+    const struct hf_model *m = ctx;
+    *embed = m->embed;
+    *final_norm = m->norm;
+    *head = m->head;
+    return OK;
+}
+
+static void source_release(void *ctx, int64_t i)
+{
+    const struct hf_model *m = ctx;
+    for (int l = 0; l < N_LIN; l++) {
+        const struct hf_place *p = hf_files_find(&m->files, m->block[i].lin[l].name);
+        if (p)
+            st_release(m->files.file[p->file], p->t);
+    }
+}
+
+/* --- open and close ----------------------------------------------------------------- */
+
+static enum err refuse_artifact(const struct hf_model *m)
+{
+    char *path = NULL;
+    TRY(file_join(&path, m->dir, "manifest.json"));
+    const bool found = file_exists(path);
+    mem_free(path);
+    FAIL_IF(found && hf_files_find(&m->files, "model.layers.0.self_attn.q_proj.qweight"),
+            ERR_SUPPORT,
+            "%s: this is a wkvq artifact (config.json: quantization_config), already "
+            "quantized; "
+            "use the full-precision checkpoint",
+            m->dir);
+    return OK;
+}
+
+static enum err open_all(struct hf_model *m, const char *dir)
+{
+    TRY(mem_strdup(&m->dir, dir));
+    TRY(hf_read_config(&m->arch, dir));
+    TRY(hf_files_open(&m->files, dir));
+    TRY(refuse_artifact(m));
+    TRY(mem_calloc(&m->taken, (size_t)m->files.n_places, sizeof(*m->taken)));
+    TRY(mem_calloc(&m->block, (size_t)m->arch.n_layers, sizeof(*m->block)));
+    TRY(take_ends(m));
+    for (int64_t i = 0; i < m->arch.n_layers; i++)
+        TRY(take_block(m, i));
+    report_extra(m);
+    m->source = (struct model_source){m, source_block, source_ends, source_release};
+    return OK;
+}
+
+enum err hf_open(struct hf_model **out, const char *model_dir)
+{
+    struct hf_model *m;
+    TRY(mem_calloc(&m, 1, sizeof(*m)));
+    const enum err err = open_all(m, model_dir);
+    if (err) {
+        hf_close(&m);
+        return err;
+    }
+    *out = m;
+    return OK;
+}
+
+void hf_close(struct hf_model **pm)
+{
+    struct hf_model *m = *pm;
+    *pm = NULL;
+    if (!m)
+        return;
+    hf_files_close(&m->files);
+    mem_free(m->taken);
+    mem_free(m->block);
+    mem_free(m->dir);
+    mem_free(m);
+}
+
+const struct arch *hf_arch(const struct hf_model *m)
+{
+    return &m->arch;
+}
+
+const struct model_source *hf_source(struct hf_model *m)
+{
+    return &m->source;
+}
+
+enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep)
+{
+    char *path = NULL;
+    uint32_t sum;
+    uint64_t bytes;
+    TRY(file_join(&path, m->dir, "config.json"));
+    const enum err err = file_crc32(&sum, &bytes, path);
+    mem_free(path);
+    TRY(err);
+    TRY(hf_files_crc(&sum, &m->files, deep));
+    *crc = sum;
+    return OK;
+}
+
+uint64_t hf_bytes(const struct hf_model *m)
+{
+    uint64_t n = 0;
+    for (int i = 0; i < m->files.n_files; i++)
+        n += st_bytes(m->files.file[i]);
+    return n;
+}
+
+int64_t hf_tensor_count(const struct hf_model *m)
+{
+    return m->files.n_places;
+}
+
+const struct st_tensor *hf_tensor_at(const struct hf_model *m, int64_t i)
+{
+    return m->files.place[i].t;
+}
+
+const struct st_tensor *hf_find(const struct hf_model *m, const char *name)
+{
+    const struct hf_place *p = hf_files_find(&m->files, name);
+    return p ? p->t : NULL;
+}
+
+void hf_release(const struct hf_model *m, const struct st_tensor *t)
+{
+    const struct hf_place *p = hf_files_find(&m->files, t->name);
+    if (p)
+        st_release(m->files.file[p->file], p->t);
+}

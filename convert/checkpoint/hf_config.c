@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * config.json to struct arch. A field that is missing is taken as transformers'
+ * configuration class of the model_type takes it; a missing size is said on the log. What
+ * would change the mathematics and is not implemented is refused, never ignored. */
+#include "convert/checkpoint/hf.h"
+
+#include "data/json.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <strings.h>
+
+#define CONFIG_LIMIT (1u << 24)
+
+/* Any integer passes here: arch_check names the bounds. */
+#define ANY_LO (-INT64_MAX)
+#define ANY_HI INT64_MAX
+
+/* What transformers' configuration class of a model_type starts with; 0 stands for None. */
+struct family {
+    const char *model_type, *architecture;
+    enum arch_family family;
+    int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
+    int64_t bos, eos; /* -1: None */
+    bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
+    bool qk_norm;
+};
+
+static const struct family families[] = {
+    {"llama", "LlamaForCausalLM", ARCH_LLAMA, 4096, 11008, 32, 32, 0, 0, 32000, 2048, 0, 1,
+     2, true, false, false},
+    {"mistral", "MistralForCausalLM", ARCH_MISTRAL, 4096, 14336, 32, 32, 8, 0, 32000,
+     131072, 4096, 1, 2, false, false, false},
+    {"qwen2", "Qwen2ForCausalLM", ARCH_QWEN2, 4096, 22016, 32, 32, 32, 0, 151936, 32768,
+     4096, -1, -1, false, true, false},
+    {"qwen3", "Qwen3ForCausalLM", ARCH_QWEN3, 4096, 22016, 32, 32, 32, 128, 151936, 32768,
+     4096, -1, -1, true, false, true},
+};
+#define FAMILY_NAMES "llama, mistral, qwen2 and qwen3"
+
+struct reader {
+    const json_t *o;
+    const char *where; /* the file's path */
+    const struct family *f;
+};
+
+static bool is_given(const json_t *o, const char *key)
+{
+    const json_t *v = json_object_get(o, key);
+    return v && !json_is_null(v);
+}
+
+/* --- what is refused at once -------------------------------------------------------- */
+
+static enum err find_family(struct reader *r)
+{
+    const char *type = NULL;
+    TRY(json_get_string(&type, r->o, "model_type", r->where));
+    FAIL_IF(!type, ERR_FORMAT, "%s: model_type is missing; supported are " FAMILY_NAMES,
+            r->where);
+    for (size_t i = 0; i < ARRAY_LEN(families); i++)
+        if (!strcmp(type, families[i].model_type))
+            r->f = &families[i];
+    FAIL_IF(!r->f, ERR_SUPPORT,
+            "%s: model_type \"%.60s\" is not supported; supported are " FAMILY_NAMES,
+            r->where, type);
+    return OK;
+}
+
+static enum err check_architecture(const struct reader *r)
+{
+    json_t *list;
+    TRY(json_get_array(&list, r->o, "architectures", r->where));
+    if (!list || json_array_size(list) == 0)
+        return OK;
+    const char *name = json_string_value(json_array_get(list, 0));
+    FAIL_IF(!name, ERR_FORMAT, "%s: architectures[0] is not a string", r->where);
+    FAIL_IF(
+        strcasecmp(name, r->f->architecture), ERR_SUPPORT,
+        "%s: architectures[0] \"%.80s\" is not supported with model_type \"%s\"; supported "
+        "is %s",
+        r->where, name, r->f->model_type, r->f->architecture);
+    return OK;
+}
+
+/* Our own artifacts pass: the artifact's reader reads their config.json with this. */
+static enum err check_unquantized(const struct reader *r)
+{
+    static const char *const key[] = {"quantization_config", "compression_config"};
+    for (size_t i = 0; i < ARRAY_LEN(key); i++) {
+        json_t *q = json_object_get(r->o, key[i]);
+        if (!q || json_is_null(q))
+            continue;
+        const char *method = json_string_value(json_object_get(q, "quant_method"));
+        FAIL_IF(
+            i > 0 || !method || strcmp(method, "wkvq"), ERR_SUPPORT,
+            "%s: %s is present (quant_method %.60s): the weights are already quantized; "
+            "use the full-precision checkpoint",
+            r->where, key[i], method ? method : "not given");
+    }
+    return OK;
+}
+
+static enum err check_dense(const struct reader *r)
+{
+    static const char *const key[] = {"num_local_experts", "num_experts",
+                                      "n_routed_experts", "moe_intermediate_size"};
+    for (size_t i = 0; i < ARRAY_LEN(key); i++) {
+        const json_t *v = json_object_get(r->o, key[i]);
+        const json_int_t n = json_integer_value(v);
+        FAIL_IF(n > 1, ERR_SUPPORT,
+                "%s: %s is %" JSON_INTEGER_FORMAT
+                ": mixtures of experts are not supported, only dense models",
+                r->where, key[i], n);
+    }
+    return OK;
+}
+
+static enum err check_mlp(const struct reader *r)
+{
+    const char *act = "silu";
+    bool bias = false;
+    TRY(json_get_string(&act, r->o, "hidden_act", r->where));
+    FAIL_IF(strcmp(act, "silu") && strcmp(act, "swish"), ERR_SUPPORT,
+            "%s: hidden_act \"%.60s\" is not supported; supported is \"silu\"", r->where,
+            act);
+    TRY(json_get_bool(&bias, r->o, "mlp_bias", r->where));
+    FAIL_IF(
+        bias, ERR_SUPPORT,
+        "%s: mlp_bias is true: biases of gate, up and down projections are not supported",
+        r->where);
+    return OK;
+}
+
+/* --- sizes -------------------------------------------------------------------------- */
+
+/* A size that real files always have: taken as transformers takes it, and said. */
+static enum err read_size(int64_t *out, const struct reader *r, const char *key,
+                          int64_t otherwise)
+{
+    *out = otherwise;
+    if (!is_given(r->o, key))
+        log_warn("%s: %s is missing, taken as %" PRId64
+                 " as transformers takes it for \"%s\"",
+                 r->where, key, otherwise, r->f->model_type);
+    return json_get_int(out, r->o, key, ANY_LO, ANY_HI, r->where);
+}
+
+static enum err read_heads(struct arch *a, const struct reader *r)
+{
+    const struct family *f = r->f;
+    TRY(read_size(&a->n_heads, r, "num_attention_heads", f->heads));
+    FAIL_IF(a->n_heads < 1, ERR_FORMAT, "%s: num_attention_heads is %" PRId64, r->where,
+            a->n_heads);
+    /* missing: the class's default; null: as many as heads */
+    const bool missing = !json_object_get(r->o, "num_key_value_heads");
+    a->n_kv = missing && f->kv ? f->kv : a->n_heads;
+    TRY(json_get_int(&a->n_kv, r->o, "num_key_value_heads", ANY_LO, ANY_HI, r->where));
+    FAIL_IF(a->n_kv < 1, ERR_FORMAT, "%s: num_key_value_heads is %" PRId64, r->where,
+            a->n_kv);
+    if (is_given(r->o, "head_dim"))
+        return json_get_int(&a->head_dim, r->o, "head_dim", ANY_LO, ANY_HI, r->where);
+    if (f->head_dim && !json_object_get(r->o, "head_dim")) {
+        a->head_dim = f->head_dim;
+        return OK;
+    }
+    FAIL_IF(a->d_model % a->n_heads, ERR_FORMAT,
+            "%s: hidden_size %" PRId64 " is not a multiple of num_attention_heads %" PRId64
+            ", and head_dim is missing",
+            r->where, a->d_model, a->n_heads);
+    a->head_dim = a->d_model / a->n_heads;
+    return OK;
+}
+
+static enum err read_sizes(struct arch *a, const struct reader *r)
+{
+    const struct family *f = r->f;
+    double eps = 1e-6;
+    TRY(read_size(&a->d_model, r, "hidden_size", f->hidden));
+    TRY(read_size(&a->d_ff, r, "intermediate_size", f->ff));
+    TRY(read_size(&a->n_layers, r, "num_hidden_layers", f->layers));
+    TRY(read_size(&a->vocab, r, "vocab_size", f->vocab));
+    TRY(read_heads(a, r));
+    a->max_positions = f->positions;
+    TRY(json_get_int(&a->max_positions, r->o, "max_position_embeddings", ANY_LO, ANY_HI,
+                     r->where));
+    TRY(json_get_real(&eps, r->o, "rms_norm_eps", -1e300, 1e300, r->where));
+    a->norm_eps = (float)eps;
+    TRY(json_get_bool(&a->tied, r->o, "tie_word_embeddings", r->where));
+    a->qk_norm = f->qk_norm;
+    if (f->has_attention_bias)
+        TRY(json_get_bool(&a->o_bias, r->o, "attention_bias", r->where));
+    a->qkv_bias = f->qkv_bias || a->o_bias;
+    return OK;
+}
+
+/* --- rotary embedding --------------------------------------------------------------- */
+
+static enum err check_rotary_share(const json_t *o, const char *where)
+{
+    double share = 1;
+    TRY(json_get_real(&share, o, "partial_rotary_factor", -1e300, 1e300, where));
+    FAIL_IF(share != 1, ERR_SUPPORT,
+            "%s: partial_rotary_factor is %g: only whole heads are rotated here (1)", where,
+            share);
+    return OK;
+}
+
+static enum err read_llama3(struct arch *a, const struct reader *r, const json_t *o,
+                            const char *where)
+{
+    a->rope = ROPE_LLAMA3;
+    a->rope_original = a->max_positions;
+    TRY(json_need_real(&a->rope_factor, o, "factor", -1e300, 1e300, where));
+    TRY(json_need_real(&a->rope_low, o, "low_freq_factor", -1e300, 1e300, where));
+    TRY(json_need_real(&a->rope_high, o, "high_freq_factor", -1e300, 1e300, where));
+    static const char original[] = "original_max_position_embeddings";
+    TRY(json_get_int(&a->rope_original, o, original, ANY_LO, ANY_HI, where));
+    /* beside the object it wins, as in transformers */
+    return json_get_int(&a->rope_original, r->o, original, ANY_LO, ANY_HI, r->where);
+}
+
+static enum err read_rope_kind(struct arch *a, const struct reader *r, const json_t *o,
+                               const char *where)
+{
+    const char *kind = "default";
+    TRY(json_get_string(&kind, o, "type", where));
+    TRY(json_get_string(&kind, o, "rope_type", where));
+    TRY(json_get_real(&a->rope_theta, o, "rope_theta", -1e300, 1e300, where));
+    TRY(check_rotary_share(o, where));
+    if (!strcmp(kind, "default"))
+        return OK;
+    if (!strcmp(kind, "llama3"))
+        return read_llama3(a, r, o, where);
+    FAIL_IF(strcmp(kind, "linear"), ERR_SUPPORT,
+            "%s: rope_type \"%.60s\" is not supported; supported are default, linear and "
+            "llama3",
+            where, kind);
+    a->rope = ROPE_LINEAR;
+    return json_need_real(&a->rope_factor, o, "factor", -1e300, 1e300, where);
+}
+
+/* rope_scaling (transformers 4) wins over rope_parameters (5) unless it is null or empty.
+ */
+static enum err read_rope(struct arch *a, const struct reader *r)
+{
+    const char *key = "rope_scaling";
+    json_t *o;
+    a->rope_theta = 10000;
+    TRY(json_get_real(&a->rope_theta, r->o, "rope_theta", -1e300, 1e300, r->where));
+    TRY(check_rotary_share(r->o, r->where));
+    TRY(json_get_object(&o, r->o, key, r->where));
+    if (!o || json_object_size(o) == 0) {
+        key = "rope_parameters";
+        TRY(json_get_object(&o, r->o, key, r->where));
+    }
+    if (!o || json_object_size(o) == 0)
+        return OK;
+    FAIL_IF(is_given(o, "full_attention") || is_given(o, "sliding_attention"), ERR_SUPPORT,
+            "%s: %s differs between kinds of layers; supported is one for all layers",
+            r->where, key);
+    char where[512];
+    snprintf(where, sizeof(where), "%s: %s", r->where, key);
+    return read_rope_kind(a, r, o, where);
+}
+
+/* --- sliding windows ---------------------------------------------------------------- */
+
+/* First layer that layer_types calls sliding; n_layers if none does. */
+static enum err first_sliding(int64_t *out, const json_t *types, const struct arch *a,
+                              const char *where)
+{
+    *out = a->n_layers;
+    FAIL_IF((int64_t)json_array_size(types) < a->n_layers, ERR_FORMAT,
+            "%s: layer_types has %zu entries, num_hidden_layers is %" PRId64, where,
+            json_array_size(types), a->n_layers);
+    for (int64_t i = a->n_layers - 1; i >= 0; i--) {
+        const char *kind = json_string_value(json_array_get(types, (size_t)i));
+        FAIL_IF(!kind, ERR_FORMAT, "%s: layer_types[%" PRId64 "] is not a string", where,
+                i);
+        if (!strcmp(kind, "sliding_attention"))
+            *out = i;
+        else
+            FAIL_IF(strcmp(kind, "full_attention"), ERR_SUPPORT,
+                    "%s: layer_types[%" PRId64
+                    "] \"%.60s\" is not supported; supported are "
+                    "full_attention and sliding_attention",
+                    where, i, kind);
+    }
+    return OK;
+}
+
+/* Where a window is in force depends on the family; arch_check_length refuses at use. */
+static enum err read_sliding(struct arch *a, const struct reader *r)
+{
+    const struct family *f = r->f;
+    bool used = f->family == ARCH_MISTRAL;
+    json_t *types;
+    if (f->family == ARCH_LLAMA)
+        return OK;
+    if (!used)
+        TRY(json_get_bool(&used, r->o, "use_sliding_window", r->where));
+    if (!used)
+        return OK;
+    /* missing: the class's default; null: none */
+    a->sliding_window = json_object_get(r->o, "sliding_window") ? 0 : f->window;
+    TRY(json_get_int(&a->sliding_window, r->o, "sliding_window", 0, ANY_HI, r->where));
+    if (f->family == ARCH_MISTRAL)
+        return OK;
+    a->sliding_from = 28;
+    TRY(json_get_int(&a->sliding_from, r->o, "max_window_layers", 0, ANY_HI, r->where));
+    TRY(json_get_array(&types, r->o, "layer_types", r->where));
+    return types ? first_sliding(&a->sliding_from, types, a, r->where) : OK;
+}
+
+/* --- the rest ----------------------------------------------------------------------- */
+
+/* An id or a list of ids; *n of them, at most max. null: none; missing: otherwise. */
+static enum err read_ids(int64_t *id, int64_t *n, int64_t max, int64_t otherwise,
+                         const struct reader *r, const char *key)
+{
+    const json_t *v = json_object_get(r->o, key);
+    *n = 0;
+    if (!v && otherwise >= 0)
+        id[(*n)++] = otherwise;
+    if (!v || json_is_null(v))
+        return OK;
+    const size_t count = json_is_array(v) ? json_array_size(v) : 1;
+    FAIL_IF((int64_t)count > max, ERR_SUPPORT,
+            "%s: %s has %zu ids, at most %" PRId64 " are supported", r->where, key, count,
+            max);
+    for (size_t i = 0; i < count; i++) {
+        const json_t *x = json_is_array(v) ? json_array_get(v, i) : v;
+        FAIL_IF(!json_is_integer(x), ERR_FORMAT,
+                "%s: %s is or holds %s, want an integer or a list of integers", r->where,
+                key, json_kind(x));
+        if (json_integer_value(x) >= 0)
+            id[(*n)++] = (int64_t)json_integer_value(x);
+    }
+    return OK;
+}
+
+static enum err read_specials(struct arch *a, const struct reader *r)
+{
+    int64_t bos[8], n;
+    TRY(read_ids(bos, &n, 8, r->f->bos, r, "bos_token_id"));
+    a->bos = n > 0 ? bos[0] : -1;
+    return read_ids(a->eos, &a->n_eos, 8, r->f->eos, r, "eos_token_id");
+}
+
+static enum err read_dtype(struct arch *a, const struct reader *r)
+{
+    static const struct {
+        const char *name;
+        enum dtype dtype;
+    } known[] = {{"float32", DT_F32}, {"float16", DT_F16}, {"bfloat16", DT_BF16}};
+    const char *name = "float32";
+    TRY(json_get_string(&name, r->o, "torch_dtype", r->where));
+    TRY(json_get_string(&name, r->o, "dtype", r->where)); /* wins, as in transformers */
+    if (!strncmp(name, "torch.", 6))
+        name += 6;
+    a->dtype = DT_OTHER;
+    for (size_t i = 0; i < ARRAY_LEN(known); i++)
+        if (!strcmp(name, known[i].name))
+            a->dtype = known[i].dtype;
+    return OK;
+}
+
+static enum err read_all(struct arch *out, struct reader *r)
+{
+    struct arch a = {0};
+    FAIL_IF(!json_is_object(r->o), ERR_FORMAT, "%s: the file holds %s, want an object",
+            r->where, json_kind(r->o));
+    TRY(find_family(r));
+    TRY(check_architecture(r));
+    TRY(check_unquantized(r));
+    TRY(check_dense(r));
+    TRY(check_mlp(r));
+    a.family = r->f->family;
+    strcpy(a.model_type, r->f->model_type);
+    TRY(read_sizes(&a, r));
+    TRY(read_rope(&a, r));
+    TRY(read_sliding(&a, r));
+    TRY(read_specials(&a, r));
+    TRY(read_dtype(&a, r));
+    const enum err err = arch_check(&a);
+    if (err)
+        return err_add(err, "%s: ", r->where);
+    *out = a;
+    return OK;
+}
+
+static bool ends_in(const char *text, const char *end)
+{
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcasecmp(text + n - m, end);
+}
+
+static enum err check_directory(const char *dir)
+{
+    FAIL_IF(ends_in(dir, ".gguf"), ERR_SUPPORT,
+            "%s: GGUF files are not read; give the Hugging Face model directory it was "
+            "made from",
+            dir);
+    FAIL_IF(file_exists(dir) && !file_is_dir(dir), ERR_USAGE,
+            "%s: not a directory; give a Hugging Face model directory (config.json and "
+            "*.safetensors)",
+            dir);
+    FAIL_IF(!file_is_dir(dir), ERR_NOT_FOUND, "%s: no such directory", dir);
+    return OK;
+}
+
+enum err hf_read_config(struct arch *out, const char *model_dir)
+{
+    enum err err = OK;
+    char *path = NULL;
+    json_t *o = NULL;
+    TRY(check_directory(model_dir));
+    TRY(file_join(&path, model_dir, "config.json"));
+    if (!file_exists(path))
+        FAIL_OUT(ERR_NOT_FOUND,
+                 "%s: no such file; a Hugging Face model directory has one beside its "
+                 "*.safetensors",
+                 path);
+    TRY_OUT(json_load_file_strict(&o, path, CONFIG_LIMIT));
+    struct reader r = {.o = o, .where = path};
+    TRY_OUT(read_all(out, &r));
+out:
+    json_decref(o);
+    mem_free(path);
+    return err;
+}
