@@ -1,0 +1,31 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# What a machine can say about style: formatting, stray characters, includes, sizes.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+bad=0
+sources=$(git ls-files '*.c' '*.h' '*.cc')
+say() {
+    echo "$1"
+    bad=1
+}
+if command -v clang-format >/dev/null; then
+    # shellcheck disable=SC2086
+    clang-format --dry-run -Werror $sources || say 'style: run clang-format -i on the files above'
+fi
+text=$(git ls-files | grep -vE '\.(safetensors|model|zip|gz|bin)$|^tests/(golden|bad)/|^data/demo/')
+# shellcheck disable=SC2086
+grep -nP '\t' $sources && say 'style: tabs in C sources'
+# shellcheck disable=SC2086
+grep -nE ' +$' $text && say 'style: trailing blanks'
+# shellcheck disable=SC2086
+grep -nP '[\x{200B}-\x{200F}\x{202A}-\x{202E}\x{2066}-\x{2069}]' $sources && say 'style: invisible characters'
+for f in $text; do
+    [ ! -s "$f" ] || [ "$(tail -c1 "$f" | od -An -c | tr -d ' ')" = '\n' ] || say "style: $f has no newline at its end"
+done
+for f in $sources; do
+    [ "$(wc -l <"$f")" -le 600 ] || say "style: $f is longer than 600 lines"
+    head -1 "$f" | grep -q 'SPDX-License-Identifier: MIT' || say "style: $f does not begin with its SPDX line"
+done
+python3 tests/layers.py . || bad=1
+exit $bad
