@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Matrix products: which library computes them, and how the result is cut into tiles. */
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
+
+#include <stdio.h>
+#include <time.h>
+
+struct cpu_gemm {
+    const struct openblas *blas; /* NULL: not there */
+    struct onednn *onednn;       /* NULL: not there */
+    bool bf16;                   /* onednn has BF16 instructions to use */
+    int threads;
+};
+
+enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool *pool)
+{
+    struct cpu_gemm *g = NULL;
+    TRY(mem_calloc(&g, 1, sizeof(*g)));
+    g->threads = pool_threads(pool);
+    g->blas = openblas_load();
+    if (onednn_open(&g->onednn, g->threads))
+        err_clear();
+    g->bf16 = g->onednn && level >= CPU_AVX512BF16;
+    if (!g->blas)
+        log_warn(
+            "libopenblas.so.0 not found (package libopenblas0): F32 matrix products by "
+            "%s",
+            g->onednn ? "oneDNN" : "plain loops, which is very slow");
+    *out = g;
+    return OK;
+}
+
+void cpu_gemm_close(struct cpu_gemm **pg)
+{
+    if (!*pg)
+        return;
+    onednn_close(&(*pg)->onednn);
+    mem_free(*pg);
+    *pg = NULL;
+}
+
+bool cpu_gemm_has_bf16(const struct cpu_gemm *g)
+{
+    return g->bf16;
+}
+
+void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes)
+{
+    char f32[96] = "plain loops", bf16[64] = "as f32, no AVX512-BF16", version[32];
+    onednn_version(version, sizeof(version));
+    if (g->blas)
+        snprintf(f32, sizeof(f32), "OpenBLAS %s %s%s", g->blas->version, g->blas->core,
+                 g->blas->steered ? " (what the CPU has)" : " (its or your choice)");
+    else if (g->onednn)
+        snprintf(f32, sizeof(f32), "oneDNN %s, no OpenBLAS found", version);
+    if (g->bf16)
+        snprintf(bf16, sizeof(bf16), "oneDNN %s, AVX512-BF16", version);
+    else if (!g->onednn)
+        snprintf(bf16, sizeof(bf16), "as f32, no oneDNN");
+    snprintf(text, bytes, "bf16 GEMM: %s; f32 GEMM: %s; threads: %d", bf16, f32,
+             g->threads);
+}
+
+/* One product cut into a grid of tiles; [row edge][col edge] are the kernels of whole and
+ * of rest tiles. */
+struct product {
+    const struct cpu_gemm *g;
+    struct gemm_tile whole;
+    const struct tensor *a, *b, *c;
+    int64_t m, n, step_m, step_n, n_cols;
+    struct onednn_kernel *kernel[2][2];
+    bool failed;
+};
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void tile_chunk(void *ctx, int64_t chunk, int thread)
+{
+    struct product *p = ctx;
+    const int64_t m0 = chunk / p->n_cols * p->step_m, n0 = chunk % p->n_cols * p->step_n;
+    struct gemm_tile t = p->whole;
+    t.m = least(p->step_m, p->m - m0);
+    t.n = least(p->step_n, p->n - n0);
+    const void *a = cpu_at(p->a, t.kind == GEMM_TN ? m0 : m0 * t.lda);
+    const void *b = cpu_at(p->b, t.kind == GEMM_NT ? n0 * t.ldb : n0);
+    void *c = cpu_at(p->c, m0 * t.ldc + n0);
+    struct onednn_kernel *k = p->kernel[t.m < p->step_m][t.n < p->step_n];
+    if (!k)
+        openblas_tile(&t, a, b, c);
+    else if (!onednn_run(k, thread, a, b, c))
+        p->failed = true;
+}
+
+/* Distance of rows; that of a single row may be anything, but libraries check it. */
+static int64_t row_distance(const struct tensor *x)
+{
+    return x->dim[0] > 1 ? x->ld : x->dim[1];
+}
+
+static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
+                          const struct tensor *c, const struct tensor *a,
+                          const struct tensor *b, bool accumulate)
+{
+    struct product p = {.g = g, .a = a, .b = b, .c = c, .m = c->dim[0], .n = c->dim[1]};
+    p.whole = (struct gemm_tile){.kind = kind,
+                                 .k = a->dim[kind != GEMM_TN],
+                                 .lda = row_distance(a),
+                                 .ldb = row_distance(b),
+                                 .ldc = row_distance(c),
+                                 .in = a->dtype,
+                                 .out = c->dtype,
+                                 .accumulate = accumulate};
+    const int64_t parts = g->threads * (g->threads > 1 ? 2 : 1);
+    p.step_m = p.m;
+    p.step_n = p.n;
+    if (p.m * p.n * p.whole.k > 1 << 18) {
+        if (p.m >= p.n)
+            p.step_m = ((p.m + parts - 1) / parts + 15) / 16 * 16;
+        else
+            p.step_n = ((p.n + parts - 1) / parts + 63) / 64 * 64;
+    }
+    p.step_m = least(p.step_m, p.m);
+    p.step_n = least(p.step_n, p.n);
+    p.n_cols = (p.n + p.step_n - 1) / p.step_n;
+    return p;
+}
+
+static bool find_kernels(struct product *p)
+{
+    for (int i = 0; i < 4; i++) {
+        const bool edge_m = i >> 1, edge_n = i & 1;
+        struct gemm_tile t = p->whole;
+        t.m = edge_m ? p->m % p->step_m : p->step_m;
+        t.n = edge_n ? p->n % p->step_n : p->step_n;
+        if (!t.m || !t.n)
+            continue;
+        p->kernel[edge_m][edge_n] = onednn_find(p->g->onednn, &t);
+        if (!p->kernel[edge_m][edge_n])
+            return false;
+    }
+    return true;
+}
+
+static void multiply(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+                     const struct tensor *a, const struct tensor *b, bool accumulate)
+{
+    const struct cpu *cpu = d->priv;
+    const struct cpu_gemm *g = cpu->gemm;
+    struct product p = cut(g, kind, c, a, b, accumulate);
+    const bool blas = a->dtype == DT_F32 && g->blas;
+    if (!blas && (!g->onednn || !find_kernels(&p))) {
+        cpu->ref.gemm(d, kind, c, a, b, accumulate);
+        return;
+    }
+    pool_run(d->pool, (p.m + p.step_m - 1) / p.step_m * p.n_cols, tile_chunk, &p);
+    if (p.failed)
+        dev_fail(d, ERR_DEVICE, "oneDNN could not multiply");
+}
+
+/* BF16 operands where there are no instructions for them: widened first. */
+static void multiply_widened(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+                             const struct tensor *a, const struct tensor *b,
+                             bool accumulate)
+{
+    const int64_t n_a = tensor_count(a), n_b = tensor_count(b);
+    const bool narrow = c->dtype == DT_BF16;
+    float *f =
+        cpu_scratch(d, SLOT_GEMM, (size_t)(n_a + n_b + (narrow ? tensor_count(c) : 0)) * 4);
+    if (!f)
+        return;
+    const struct tensor wide_a = tensor_2d(f, DT_F32, a->dim[0], a->dim[1]);
+    const struct tensor wide_b = tensor_2d(f + n_a, DT_F32, b->dim[0], b->dim[1]);
+    const struct tensor wide_c = tensor_2d(f + n_a + n_b, DT_F32, c->dim[0], c->dim[1]);
+    d->ops.copy(d, &wide_a, a);
+    d->ops.copy(d, &wide_b, b);
+    multiply(d, kind, narrow ? &wide_c : c, &wide_a, &wide_b, accumulate);
+    if (narrow)
+        d->ops.copy(d, c, &wide_c);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+void cpu_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+              const struct tensor *a, const struct tensor *b, bool accumulate)
+{
+    const struct cpu *cpu = d->priv;
+    const double start = now();
+    if (a->dtype == DT_BF16 && !cpu->gemm->bf16)
+        multiply_widened(d, kind, c, a, b, accumulate);
+    else
+        multiply(d, kind, c, a, b, accumulate);
+    d->gemm_seconds += now() - start;
+}
