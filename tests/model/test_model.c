@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The simulation of the whole model against its definition: a decoder written here a second
+ * time, in f64, that goes token by token over a cache. */
+#include "calib/model/model.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+#include "tests/model/model_fixture.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { LAYERS = 2, H = 4, K = 2, HD = 6, D = 20, F = 28, V = 31, T = 9, WINDOWS = 3 };
+enum { C = K * HD, W_BITS = 4, W_GROUP = 8, KV_BITS = 4, KV_GROUP = 4 };
+
+/* --- a quantized model -------------------------------------------------------------- */
+
+struct quantized {
+    struct fixture f;
+    struct block_quant q[LAYERS];
+    struct model_quant quant;
+    int32_t ids[WINDOWS * T];
+};
+
+static enum err quant_block(void *ctx, int64_t i, const struct block_quant **q)
+{
+    *q = &((struct quantized *)ctx)->q[i];
+    return OK;
+}
+
+/* Round to nearest. */
+static void fill_lin(struct qlinear *lin, const struct host_mat *m)
+{
+    must(qlinear_alloc(lin, m->rows, m->cols, W_GROUP));
+    for (int64_t r = 0; r < m->rows; r++)
+        for (int64_t g = 0; g < lin->groups; g++) {
+            float lo = 0, hi = 0;
+            for (int64_t c = g * W_GROUP; c < (g + 1) * W_GROUP && c < m->cols; c++) {
+                lo = fminf(lo, ((const float *)m->data)[r * m->cols + c]);
+                hi = fmaxf(hi, ((const float *)m->data)[r * m->cols + c]);
+            }
+            const uint16_t scale = quant_weight_scale(lo, hi, W_BITS);
+            lin->scales[r * lin->groups + g] = scale;
+            lin->zeros[r * lin->groups + g] =
+                quant_weight_zero(lo, f16_to_f32(scale), W_BITS);
+        }
+}
+
+static void fill_channels(struct rng *r, float *s, float *delta)
+{
+    for (int c = 0; c < C; c++) {
+        s[c] = (float)(0.6 + rng_uniform(r));
+        delta[c] = (float)(0.3 * rng_normal(r));
+    }
+}
+
+static void quantized_open(struct quantized *m)
+{
+    const struct arch a = {.n_layers = LAYERS,
+                           .n_heads = H,
+                           .n_kv = K,
+                           .head_dim = HD,
+                           .d_model = D,
+                           .d_ff = F,
+                           .vocab = V,
+                           .max_positions = 64,
+                           .norm_eps = 1e-5f,
+                           .rope_theta = 10000};
+    struct rng r;
+    rng_seed(&r, 5);
+    memset(m, 0, sizeof(*m));
+    fixture_open(&m->f, a, 4);
+    for (int i = 0; i < LAYERS; i++) {
+        struct block_quant *q = &m->q[i];
+        must(block_quant_alloc(q, C));
+        q->weights = (struct weight_spec){.bits = W_BITS, .group_size = W_GROUP};
+        q->kv = (struct kv_spec){.method = KV_CHANNEL_TOKEN,
+                                 .bits = KV_BITS,
+                                 .group_size = KV_GROUP,
+                                 .past_only = true,
+                                 .window = 1};
+        for (int l = 0; l < N_LIN; l++)
+            fill_lin(&q->lin[l], &m->f.blocks[i].lin[l]);
+        fill_channels(&r, q->k_scale, q->k_shift);
+        fill_channels(&r, q->v_scale, q->v_shift);
+    }
+    m->quant = (struct model_quant){.ctx = m, .block = quant_block};
+    for (int i = 0; i < WINDOWS * T; i++)
+        m->ids[i] = (int32_t)rng_below(&r, V);
+}
+
+static void quantized_close(struct quantized *m)
+{
+    for (int i = 0; i < LAYERS; i++)
+        block_quant_free(&m->q[i]);
+    fixture_close(&m->f);
+}
+
+/* --- the definition ----------------------------------------------------------------- */
+
+/* One layer's cache: keys and values of every token so far, before and behind the
+ * quantizer. */
+struct cache {
+    double k[T][C], v[T][C], kq[T][C], vq[T][C];
+};
+
+struct naive {
+    const struct quantized *m;
+    bool quant_w, quant_kv;
+    int64_t chunk;
+    struct cache cache[LAYERS];
+};
+
+static double weight(const struct naive *n, int layer, int l, int64_t r, int64_t c)
+{
+    const struct host_mat *m = &n->m->f.blocks[layer].lin[l];
+    const float w = ((const float *)m->data)[r * m->cols + c];
+    if (!n->quant_w)
+        return (double)w;
+    const struct qlinear *q = &n->m->q[layer].lin[l];
+    const int64_t g = r * q->groups + c / W_GROUP;
+    const float h = f16_to_f32(q->scales[g]);
+    const uint8_t z = q->zeros[g];
+    return (double)quant_weight_value(quant_weight_code(w, h, z, W_BITS), z, h);
+}
+
+static void project(const struct naive *n, int layer, int l, double *y, const double *x)
+{
+    for (int64_t r = 0; r < arch_out(&n->m->f.arch, l); r++) {
+        y[r] = 0;
+        for (int64_t c = 0; c < arch_in(&n->m->f.arch, l); c++)
+            y[r] += weight(n, layer, l, r, c) * x[c];
+    }
+}
+
+static void norm(double *y, const double *x, const struct host_mat *gain)
+{
+    double sum = 0;
+    for (int c = 0; c < D; c++)
+        sum += x[c] * x[c];
+    for (int c = 0; c < D; c++)
+        y[c] = x[c] / sqrt(sum / D + 1e-5) * (double)((const float *)gain->data)[c];
+}
+
+static void rotate(double *x, int heads, int64_t t)
+{
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < HD / 2; i++) {
+            double *a = x + h * HD + i, *b = a + HD / 2;
+            const double angle = (double)t * pow(10000, -2.0 * i / HD);
+            const double a0 = *a, b0 = *b;
+            *a = a0 * cos(angle) - b0 * sin(angle);
+            *b = b0 * cos(angle) + a0 * sin(angle);
+        }
+}
+
+static void quantize(double *xq, const double *x, const float *s, const float *delta)
+{
+    for (int head = 0; head < C; head += HD)
+        for (int g = head; g < head + HD; g += KV_GROUP) {
+            const int end = g + KV_GROUP < head + HD ? g + KV_GROUP : head + HD;
+            float mn = INFINITY, mx = -INFINITY;
+            for (int c = g; c < end; c++) {
+                mn = fminf(mn, quant_kv_in((float)x[c], s[c], delta[c]));
+                mx = fmaxf(mx, quant_kv_in((float)x[c], s[c], delta[c]));
+            }
+            const float h = f16_to_f32(quant_kv_scale(mn, mx, KV_BITS)), m = f16_round(mn);
+            for (int c = g; c < end; c++) {
+                const float xt = quant_kv_in((float)x[c], s[c], delta[c]);
+                xq[c] = (double)quant_kv_out(quant_kv_code(xt, h, m, KV_BITS), h, m, s[c],
+                                             delta[c]);
+            }
+        }
+}
+
+/* Token t attends over the cache: its own chunk in full precision, what is before
+ * quantized. */
+static void attend(const struct naive *n, const struct cache *k, double *o, const double *q,
+                   int64_t t)
+{
+    const int64_t own = n->chunk > 1 ? t / n->chunk * n->chunk : t;
+    for (int h = 0; h < H; h++) {
+        const int at = h / (H / K) * HD;
+        double e[T], sum = 0, acc[HD] = {0};
+        for (int64_t j = 0; j <= t; j++) {
+            const double *key = (n->quant_kv && j < own ? k->kq[j] : k->k[j]) + at;
+            double s = 0;
+            for (int c = 0; c < HD; c++)
+                s += q[h * HD + c] * key[c];
+            e[j] = exp(s / sqrt(HD));
+            sum += e[j];
+        }
+        for (int64_t j = 0; j <= t; j++)
+            for (int c = 0; c < HD; c++)
+                acc[c] +=
+                    e[j] / sum * (n->quant_kv && j < own ? k->vq[j] : k->v[j])[at + c];
+        memcpy(o + h * HD, acc, sizeof(acc));
+    }
+}
+
+static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
+{
+    const struct block_src *b = &n->m->f.blocks[layer];
+    const struct block_quant *bq = &n->m->q[layer];
+    struct cache *k = &n->cache[layer];
+    double y[D], q[H * HD], o[H * HD], gate[F], up[F];
+    norm(y, x, &b->norm1);
+    project(n, layer, LIN_Q, q, y);
+    project(n, layer, LIN_K, k->k[t], y);
+    project(n, layer, LIN_V, k->v[t], y);
+    rotate(q, H, t);
+    rotate(k->k[t], K, t);
+    quantize(k->kq[t], k->k[t], bq->k_scale, bq->k_shift);
+    quantize(k->vq[t], k->v[t], bq->v_scale, bq->v_shift);
+    attend(n, k, o, q, t);
+    project(n, layer, LIN_O, y, o);
+    for (int c = 0; c < D; c++)
+        x[c] += y[c];
+    norm(y, x, &b->norm2);
+    project(n, layer, LIN_GATE, gate, y);
+    project(n, layer, LIN_UP, up, y);
+    for (int f = 0; f < F; f++)
+        gate[f] *= up[f] / (1 + exp(-gate[f]));
+    project(n, layer, LIN_DOWN, y, gate);
+    for (int c = 0; c < D; c++)
+        x[c] += y[c];
+}
+
+/* logits [V] of the token at position t. */
+static void decode(struct naive *n, double *logits, int32_t id, int64_t t)
+{
+    const struct fixture *f = &n->m->f;
+    double x[D], y[D];
+    for (int c = 0; c < D; c++)
+        x[c] = (double)((const float *)f->embed.data)[id * D + c];
+    for (int layer = 0; layer < LAYERS; layer++)
+        decode_layer(n, layer, x, t);
+    norm(y, x, &f->final_norm);
+    for (int v = 0; v < V; v++) {
+        logits[v] = 0;
+        for (int c = 0; c < D; c++)
+            logits[v] += y[c] * (double)((const float *)f->head.data)[v * D + c];
+    }
+}
+
+/* nll [T - 1] and logits [T][V] of one window; the caches stay in n. */
+static void decode_window(struct naive *n, float *nll, float *logits, const int32_t *ids)
+{
+    for (int64_t t = 0; t < T; t++) {
+        double x[V], sum = 0;
+        decode(n, x, ids[t], t);
+        for (int v = 0; v < V; v++) {
+            sum += exp(x[v]);
+            logits[t * V + v] = (float)x[v];
+        }
+        if (t < T - 1)
+            nll[t] = (float)(log(sum) - x[ids[t + 1]]);
+    }
+}
+
+/* --- tests -------------------------------------------------------------------------- */
+
+/* F32 against f64 through two blocks; no code may differ. */
+#define TOLERANCE 2e-6
+
+static void check_against_naive(const char *device, bool quant_w, bool quant_kv,
+                                int64_t chunk)
+{
+    struct quantized m;
+    quantized_open(&m);
+    for (int i = 0; i < LAYERS; i++) {
+        m.q[i].weights.bits = quant_w ? W_BITS : 16;
+        m.q[i].kv.bits = quant_kv ? KV_BITS : 16;
+    }
+    struct dev *d = open_dev(device);
+    const struct model_run r = {.dev = d,
+                                .arch = &m.f.arch,
+                                .src = &m.f.source,
+                                .quant = quant_w || quant_kv ? &m.quant : NULL,
+                                .act = DT_F32,
+                                .chunk = chunk};
+    float nll[WINDOWS * (T - 1)], logits[WINDOWS * T * V];
+    must(model_nll(&r, m.ids, WINDOWS, T, nll));
+    must(model_logits(&r, m.ids, WINDOWS, T, logits));
+    for (int w = 0; w < WINDOWS; w++) {
+        struct naive n = {.m = &m,
+                          .quant_w = quant_w,
+                          .quant_kv = quant_kv,
+                          .chunk = chunk <= 0 ? T : chunk};
+        float want[T - 1], want_logits[T * V];
+        decode_window(&n, want, want_logits, m.ids + w * T);
+        check_error("nll", max_error(nll + w * (T - 1), want, T - 1), TOLERANCE);
+        check_error("logits", max_error(logits + w * T * V, want_logits, T * V), TOLERANCE);
+    }
+    dev_close(&d);
+    quantized_close(&m);
+}
+
+static void check_on(const char *device)
+{
+    check_against_naive(device, false, false, 1);
+    check_against_naive(device, true, false, 1);
+    check_against_naive(device, true, true, 1);
+    check_against_naive(device, false, true, 1);
+    check_against_naive(device, true, true, 4); /* chunks of 4, 4, 1 */
+    check_against_naive(device, true, true, T - 1);
+    check_against_naive(device, true, true, T);
+    check_against_naive(device, true, true, 0); /* one chunk */
+}
+
+static void simulation_is_token_by_token(void **state)
+{
+    check_on("ref");
+}
+
+static void simulation_is_token_by_token_on_cpu(void **state)
+{
+    check_on("cpu");
+}
+
+static void same_cache(const float *got, double want[T][C])
+{
+    for (int t = 0; t < T; t++)
+        for (int c = 0; c < C; c++) {
+            const bool pass = fabs((double)got[t * C + c] - want[t][c]) <= 1e-5;
+            assert_true(pass);
+        }
+}
+
+/* chunk as struct naive has it: T for one chunk. */
+static void check_caches(struct quantized *m, bool quant, int64_t chunk)
+{
+    struct dev *d = open_dev("ref");
+    const struct model_run r = {.dev = d,
+                                .arch = &m->f.arch,
+                                .src = &m->f.source,
+                                .quant = quant ? &m->quant : NULL,
+                                .act = DT_F32,
+                                .chunk = chunk == T ? 0 : chunk};
+    struct naive n = {.m = m, .quant_w = quant, .quant_kv = quant, .chunk = chunk};
+    float nll[T - 1], logits[T * V], k[LAYERS * T * C], v[LAYERS * T * C],
+        only[LAYERS * T * C];
+    decode_window(&n, nll, logits, m->ids);
+    must(model_kv(&r, m->ids, T, k, v));
+    must(model_kv(&r, m->ids, T, NULL, only));
+    assert_memory_equal(v, only, sizeof(v));
+    for (int i = 0; i < LAYERS; i++) {
+        same_cache(k + i * T * C, quant ? n.cache[i].kq : n.cache[i].k);
+        same_cache(v + i * T * C, quant ? n.cache[i].vq : n.cache[i].v);
+    }
+    dev_close(&d);
+}
+
+static void caches_are_those_of_decode(void **state)
+{
+    struct quantized m;
+    quantized_open(&m);
+    check_caches(&m, true, 1);
+    check_caches(&m, true, T);
+    check_caches(&m, false, 1);
+    quantized_close(&m);
+}
+
+static void watch(void *ctx, double share)
+{
+    double *last = ctx;
+    const bool pass = share > *last && share <= 1;
+    assert_true(pass);
+    *last = share;
+}
+
+static void progress_ends_at_one(void **state)
+{
+    struct quantized m;
+    quantized_open(&m);
+    struct dev *d = open_dev("ref");
+    double last = 0;
+    const struct model_run r = {.dev = d,
+                                .arch = &m.f.arch,
+                                .src = &m.f.source,
+                                .act = DT_F32,
+                                .progress = watch,
+                                .progress_ctx = &last};
+    float nll[WINDOWS * (T - 1)];
+    must(model_nll(&r, m.ids, WINDOWS, T, nll));
+    assert_true(last == 1);
+    dev_close(&d);
+    quantized_close(&m);
+}
+
+static void refused(const struct model_run *r, const struct quantized *m, int64_t tokens,
+                    enum err e, const char *words)
+{
+    float nll[T];
+    err_clear();
+    assert_int_equal(model_nll(r, m->ids, 1, tokens, nll), e);
+    if (!strstr(err_text(), words))
+        fail_msg("'%s' lacks '%s'", err_text(), words);
+    err_clear();
+}
+
+static void bad_input_is_refused(void **state)
+{
+    struct quantized m;
+    quantized_open(&m);
+    struct dev *d = open_dev("ref");
+    struct model_run r = {.dev = d,
+                          .arch = &m.f.arch,
+                          .src = &m.f.source,
+                          .quant = &m.quant,
+                          .act = DT_F32,
+                          .chunk = 1};
+    refused(&r, &m, 1, ERR_USAGE, "1 tokens");
+    refused(&r, &m, 65, ERR_SUPPORT, "max_position_embeddings");
+    m.ids[3] = V;
+    refused(&r, &m, T, ERR_FORMAT, "token 3 has id 31, the model has 31 tokens");
+    m.ids[3] = -1;
+    refused(&r, &m, T, ERR_FORMAT, "token 3 has id -1");
+    m.ids[3] = 0;
+    m.q[1].lin[LIN_O].groups++;
+    refused(&r, &m, T, ERR_MISMATCH, "block 1: self_attn.o_proj: scales are for");
+    m.q[1].lin[LIN_O].groups--;
+    m.q[0].n_channels++;
+    refused(&r, &m, T, ERR_MISMATCH, "block 0: KV parameters are for 13 channels");
+    m.q[0].n_channels--;
+    m.f.head.cols++;
+    refused(&r, &m, T, ERR_FORMAT, "head: shape");
+    m.f.head.cols--;
+    dev_close(&d);
+    quantized_close(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(simulation_is_token_by_token),
+        cmocka_unit_test(simulation_is_token_by_token_on_cpu),
+        cmocka_unit_test(caches_are_those_of_decode),
+        cmocka_unit_test(progress_ends_at_one),
+        cmocka_unit_test(bad_input_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
