@@ -246,7 +246,8 @@ static void kv_magnitude(const struct kv_case *k, const struct kv_in *in,
         mn = fminf(mn, xt[c - begin]);
         mx = fmaxf(mx, xt[c - begin]);
     }
-    const float h = f16_to_f32(quant_kv_scale(mn, mx, k->bits)), f = f16_to_f32(quant_kv_min(mn));
+    const float h = f16_to_f32(quant_kv_scale(mn, mx, k->bits)),
+                f = f16_to_f32(quant_kv_min(mn));
     double path = 0;
     for (int64_t c = begin; c < end && h > 0; c++)
         path += fabs((double)s[c - begin] * ck_get(dxq, t, c)) *

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The floors of docs/architecture.md, enforced: who may include whom.
+
+    layers.py [ROOT]       check the tree
+    layers.py --self-test  see that planted violations are found
+
+Checked for every .c, .h, .cc and .cpp file: each quoted include names a file from the root of
+the tree, on the same floor or one that its own may stand on; kernels/dev_ops.h and the
+folders below kernels stay inside kernels (and its tests); no file is part of an include cycle;
+no .c file is included; file names are unique."""
+import os
+import re
+import sys
+import tempfile
+
+# Floor: the floors it may include beside itself. A file is on the longest floor that its path
+# begins with.
+FLOORS = {
+    "kernels/base": [],
+    "data": ["kernels/base"],
+    "kernels": ["kernels/base"],
+    "calib/model": ["kernels", "kernels/base"],
+    "calib": ["calib/model", "kernels", "kernels/base"],
+    "convert": ["calib/model", "data", "kernels", "kernels/base"],
+    "tools": ["calib", "calib/model", "convert", "data", "kernels", "kernels/base"],
+    "tests": ["tools", "calib", "calib/model", "convert", "data", "kernels", "kernels/base"],
+}
+# What is private: a path prefix, and who may include it.
+PRIVATE = {
+    "kernels/dev_ops.h": ["kernels/", "tests/kernels/"],
+    "kernels/cpu/": ["kernels/", "tests/kernels/"],
+    "kernels/ref/": ["kernels/", "tests/kernels/"],
+}
+GENERATED = {"config.h"}
+SUFFIXES = (".c", ".h", ".cc", ".cpp")
+SHARED_NAMES = {"meson.build", "README.md", "__init__.py"}
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.M)
+
+
+def floor_of(path):
+    fits = [f for f in FLOORS if path.startswith(f + "/")]
+    return max(fits, key=len) if fits else None
+
+
+def files_of(root):
+    for top in sorted({f.split("/")[0] for f in FLOORS}):
+        for folder, _, names in os.walk(os.path.join(root, top)):
+            for name in sorted(names):
+                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def check_include(root, path, target):
+    """The sentence that is wrong with one include, or None."""
+    if target in GENERATED:
+        return None
+    if not os.path.isfile(os.path.join(root, target)):
+        return f'{path}: "{target}" is not a file of the tree (paths start at its root)'
+    if not target.endswith(".h"):
+        return f'{path}: "{target}" is not a header'
+    mine, theirs = floor_of(path), floor_of(target)
+    if theirs is None:
+        return f'{path}: "{target}" is on no floor'
+    if theirs != mine and theirs not in FLOORS[mine]:
+        return f'{path}: floor {mine} may not include "{target}" of floor {theirs}'
+    for prefix, users in PRIVATE.items():
+        if target.startswith(prefix) and not path.startswith(tuple(users)):
+            return f'{path}: "{target}" is private to {users[0]}'
+    return None
+
+
+def find_cycle(graph):
+    """One include cycle as a list of paths, or None."""
+    done, stack = set(), []
+
+    def visit(node):
+        if node in stack:
+            return stack[stack.index(node):] + [node]
+        if node in done:
+            return None
+        stack.append(node)
+        for target in graph.get(node, []):
+            cycle = visit(target)
+            if cycle:
+                return cycle
+        stack.pop()
+        done.add(node)
+        return None
+
+    for node in sorted(graph):
+        cycle = visit(node)
+        if cycle:
+            return cycle
+    return None
+
+
+def check(root):
+    problems, graph, seen = [], {}, {}
+    for path in files_of(root):
+        name = path.rsplit("/", 1)[-1]
+        if path.endswith(SUFFIXES) or name.endswith((".py", ".sh")):
+            if name in seen and name not in SHARED_NAMES:
+                problems.append(f"{path}: {seen[name]} has the same name")
+            seen.setdefault(name, path)
+        if not path.endswith(SUFFIXES):
+            continue
+        with open(os.path.join(root, path), encoding="utf-8") as f:
+            graph[path] = INCLUDE.findall(f.read())
+        for target in graph[path]:
+            problem = check_include(root, path, target)
+            if problem:
+                problems.append(problem)
+    cycle = find_cycle(graph)
+    if cycle:
+        problems.append("include cycle: " + " -> ".join(cycle))
+    return len(graph), problems
+
+
+# A small tree that is right, and what makes it wrong: file, its text, a word of the complaint.
+GOOD = {
+    "kernels/base/error.h": "",
+    "kernels/dev.h": '#include "kernels/base/error.h"\n',
+    "kernels/dev_ops.h": '#include "kernels/dev.h"\n#include "config.h"\n',
+    "kernels/ref/ref.h": '#include "kernels/dev_ops.h"\n',
+    "data/json.h": '#include "kernels/base/error.h"\n#include <stdio.h>\n',
+    "calib/model/block.h": '#include "kernels/dev.h"\n',
+    "calib/calib.h": '#include "calib/model/block.h"\n',
+    "convert/verify.h": '#include "calib/model/block.h"\n#include "data/json.h"\n',
+    "tools/main.c": '#include "calib/calib.h"\n  #  include "convert/verify.h"\n',
+    "tests/kernels/checkop.c": '#include "kernels/ref/ref.h"\n',
+}
+BAD = [
+    ("kernels/base/mem.h", '#include "kernels/dev.h"\n', "floor kernels/base"),
+    ("data/text.c", '#include "kernels/dev.h"\n', "floor data"),
+    ("kernels/loop.c", '#include "calib/model/block.h"\n', "floor kernels"),
+    ("calib/model/attn.c", '#include "calib/calib.h"\n', "floor calib/model"),
+    ("calib/io.c", '#include "data/json.h"\n', "floor calib"),
+    ("convert/pack.c", '#include "calib/calib.h"\n', "floor convert"),
+    ("tools/fast.c", '#include "kernels/dev_ops.h"\n', "private"),
+    ("tests/calib/inside.c", '#include "kernels/ref/ref.h"\n', "private"),
+    ("tools/near.c", '#include "main.h"\n', "not a file of the tree"),
+    ("tools/up.c", '#include "../kernels/dev.h"\n', "on no floor"),
+    ("tools/code.c", '#include "tools/main.c"\n', "not a header"),
+    ("tools/dev.h", "", "same name"),
+    ("kernels/dev.h", '#include "kernels/ring.h"\n', "cycle"),
+]
+
+
+def plant(root, path, text):
+    full = os.path.join(root, path)
+    os.makedirs(os.path.dirname(full), exist_ok=True)
+    with open(full, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def self_test():
+    failed = 0
+    for path, text, word in [(None, "", "")] + BAD:
+        with tempfile.TemporaryDirectory() as root:
+            for good, content in GOOD.items():
+                plant(root, good, content)
+            plant(root, "kernels/ring.h", '#include "kernels/dev.h"\n')
+            if path:
+                plant(root, path, text)
+            problems = check(root)[1]
+            right = any(word in p for p in problems) if path else not problems
+            if not right:
+                print(f"self-test: {path or 'the good tree'}: {problems}")
+                failed += 1
+    print(f"layers.py: {len(BAD)} planted violations, {failed} not told apart")
+    return failed != 0
+
+
+def main():
+    if sys.argv[1:] == ["--self-test"]:
+        return self_test()
+    root = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(__file__), "..")
+    n, problems = check(root)
+    for problem in problems:
+        print(problem)
+    print(f"layers.py: {n} files, {len(problems)} problems")
+    return 1 if problems or not n else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
