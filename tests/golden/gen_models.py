@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Tiny random models of every supported architecture, and the logits Hugging Face transformers computes
+for them in F32: tests/golden/models/NAME/{config.json, *.safetensors, golden.safetensors}.
+
+usage: gen_models.py OUT_DIR        (needs torch, transformers, safetensors; run once, results are committed)
+
+golden.safetensors holds ids I32 [T] and logits F32 [T, V]. Weights are larger than a fresh model's, so that
+attention is far from uniform and every term of the forward pass shows in the logits."""
+import json
+import pathlib
+import sys
+
+import torch
+from safetensors.torch import save_file
+from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+
+BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
+            tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=16, rope_theta=500.0)
+
+
+def llama(**kw):
+    return LlamaForCausalLM, LlamaConfig(**{**BASE, **kw})
+
+
+def theta(value, **kw):
+    return dict(rope_type="default", rope_theta=value, **kw)
+
+
+# name: (class, config), generation of config.json, dtype, tokens, save_pretrained's shard size
+MODELS = {
+    "llama1_mha": (llama(num_key_value_heads=4, rope_parameters=theta(10000.0), rms_norm_eps=1e-6),
+                   "old", "float32", 24, None),
+    "llama2_gqa": (llama(num_hidden_layers=3, rope_parameters=theta(10000.0)), "old", "float32", 24, "20KB"),
+    "llama3_rope": (llama(rope_parameters=LLAMA3, head_dim=16, eos_token_id=[2, 3, 5]), "new", "float32", 96,
+                    None),
+    "llama3_rope_old": (llama(rope_parameters={**LLAMA3, "factor": 4.0}), "old", "float32", 64, None),
+    "linear_rope": (llama(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=1000.0)), "old",
+                    "float32", 48, None),
+    "mistral": ((MistralForCausalLM, MistralConfig(**{**BASE, "sliding_window": 64, "head_dim": 12,
+                                                      "rope_parameters": theta(1000000.0)})),
+                "new", "float32", 24, None),
+    "qwen2": ((Qwen2ForCausalLM, Qwen2Config(**{**BASE, "tie_word_embeddings": True,
+                                                "rope_parameters": theta(1000000.0)})),
+              "old", "float32", 24, None),
+    "qwen3": ((Qwen3ForCausalLM, Qwen3Config(**{**BASE, "head_dim": 16, "num_attention_heads": 6,
+                                                "num_key_value_heads": 2, "hidden_size": 40,
+                                                "rope_parameters": theta(1000000.0)})),
+              "new", "float32", 24, None),
+    "llama_bias": (llama(attention_bias=True, rope_parameters=theta(10000.0)), "new", "float32", 24, None),
+    "llama_tied_bf16": (llama(tie_word_embeddings=True, num_attention_heads=8, num_key_value_heads=1,
+                              head_dim=8, rope_parameters=theta(10000.0)), "new", "bfloat16", 24, None),
+    "llama_f16": (llama(num_attention_heads=3, num_key_value_heads=1, hidden_size=48, intermediate_size=40,
+                        rope_parameters=theta(100000.0)), "old", "float16", 24, None),
+}
+
+
+def randomize(model, seed):
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=g)
+            if "norm" in name:
+                p.copy_(1 + 0.3 * noise)
+            elif name.endswith("bias"):
+                p.copy_(0.5 * noise)
+            elif "embed" in name:
+                p.copy_(noise)
+            else:
+                p.copy_(1.3 * noise / p.shape[1] ** 0.5)
+
+
+def old_style(config):
+    """config.json as transformers 4 wrote it."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    rope.pop("partial_rotary_factor", None)
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if rope["rope_type"] == "linear":  # files of 2023 call it type
+        config["rope_scaling"] = {"type": "linear", "factor": rope["factor"]}
+    config["torch_dtype"] = config.pop("dtype")
+    return config
+
+
+def generate(out, name, spec, seed):
+    (cls, config), style, dtype, tokens, shard = spec
+    path = out / name
+    config._attn_implementation = "eager"
+    model = cls(config).eval()
+    randomize(model, seed)
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(path, **({"max_shard_size": shard} if shard else {}))
+    (path / "generation_config.json").unlink(missing_ok=True)
+    file = path / "config.json"
+    written = json.loads(file.read_text())
+    assert "rope_parameters" in written and "dtype" in written, written
+    if style == "old":
+        file.write_text(json.dumps(old_style(written), indent=2, sort_keys=True) + "\n")
+    loaded = cls.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed + 1))
+    with torch.no_grad():
+        logits = loaded(ids).logits[0]
+    save_file({"ids": ids[0].to(torch.int32), "logits": logits.contiguous()}, path / "golden.safetensors",
+              metadata={"format": "pt"})
+    print(f"{name}: logits {logits.min():.2f} to {logits.max():.2f}, "
+          f"{sum(f.stat().st_size for f in path.iterdir())} bytes in {sorted(f.name for f in path.iterdir())}")
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    for i, (name, spec) in enumerate(MODELS.items()):
+        generate(out, name, spec, 100 * i)
+
+
+if __name__ == "__main__":
+    main()
