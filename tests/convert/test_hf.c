@@ -5,6 +5,7 @@
 #include "convert/checkpoint/hf.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tests/golden_model.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -110,8 +111,7 @@ static void test_llama_defaults(void **state)
 
 static void test_mistral_defaults(void **state)
 {
-    struct arch a =
-        read_ok("mistral", ",\"num_attention_heads2\":1,\"num_key_value_heads\":2");
+    struct arch a = read_ok("mistral", ",\"num_key_value_heads\":2");
     assert_int_equal(a.max_positions, 131072);
     assert_int_equal(a.sliding_window, 4096); /* missing is not null */
     assert_int_equal(a.sliding_from, 0);
