@@ -178,12 +178,28 @@ static void test_block(void **state)
     pool_close(&pool);
 }
 
+/* The loop that reads checkpoints agrees with the scalar definition on every fp16 and bf16.
+ */
+static void test_widen(void **state)
+{
+    static uint16_t all[65536];
+    static float wide[65536];
+    for (int i = 0; i < 65536; i++)
+        all[i] = (uint16_t)i;
+    host_to_f32(wide, all, DT_F16, 65536);
+    for (int i = 0; i < 65536; i++)
+        assert_int_equal(f32_bits(wide[i]), f32_bits(f16_to_f32((uint16_t)i)));
+    host_to_f32(wide, all, DT_BF16, 65536);
+    for (int i = 0; i < 65536; i++)
+        assert_int_equal(f32_bits(wide[i]), (uint32_t)i << 16);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bitpack), cmocka_unit_test(test_codes),
-        cmocka_unit_test(test_rtn),     cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_block),
+        cmocka_unit_test(test_widen),      cmocka_unit_test(test_bitpack),
+        cmocka_unit_test(test_codes),      cmocka_unit_test(test_rtn),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
