@@ -74,8 +74,6 @@ static enum err open_files(struct artifact *a)
         if (err)
             return err;
     }
-    FAIL_IF(!manifest_find_file(m, "config.json"), ERR_FORMAT,
-            "%s/%s: config.json is not listed", a->dir, MANIFEST_NAME);
     return OK;
 }
 
@@ -91,6 +89,7 @@ enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
     TRY(mem_calloc(&a, 1, sizeof(*a)));
     TRY_OUT(mem_strdup(&a->dir, dir));
     TRY_OUT(manifest_open(&a->manifest, dir));
+    TRY_OUT(reader_check_config(a));
     TRY_OUT(read_spec(a));
     TRY_OUT(hf_read_config(&a->arch, dir));
     TRY_OUT(open_files(a));

@@ -123,13 +123,21 @@ static enum err check_tensor_file(const struct artifact *a, size_t k)
     return OK;
 }
 
+enum err reader_check_config(const struct artifact *a)
+{
+    const struct manifest_file *f = manifest_find_file(a->manifest, "config.json");
+    FAIL_IF(!f, ERR_FORMAT, "%s/%s: config.json is not listed", a->dir, MANIFEST_NAME);
+    TRY(check_size(a, f));
+    return check_file_crc(a, f);
+}
+
 enum err reader_check_manifest(const struct artifact *a, bool check_crc)
 {
     const struct manifest *m = a->manifest;
     int64_t *in_file = NULL;
     for (size_t k = 0; k < m->n_files; k++) {
         TRY(check_size(a, &m->file[k]));
-        if (!a->file[k] && (check_crc || !strcmp(m->file[k].name, "config.json")))
+        if (!a->file[k] && check_crc)
             TRY(check_file_crc(a, &m->file[k]));
     }
     TRY(mem_calloc(&in_file, m->n_files, sizeof(*in_file)));

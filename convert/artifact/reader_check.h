@@ -24,6 +24,8 @@ struct artifact {
 /* Find and check every tensor that the architecture needs; fills block, channels and the
  * ends. Errors: ERR_NOT_FOUND, ERR_FORMAT. */
 enum err reader_bind(struct artifact *a);
+/* config.json is listed, and as the manifest says: checked before it is believed. */
+enum err reader_check_config(const struct artifact *a);
 /* Sizes of files, and tensors against the manifest; CRCs too when asked. */
 enum err reader_check_manifest(const struct artifact *a, bool check_crc);
 /* The tensor, NULL if none; *file gets its file's name. */
