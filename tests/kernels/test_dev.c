@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The edge of the operation table: what it refuses, how it fails, and that a failure stays.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "config.h"
+#include "kernels/dev_ops.h"
+
+#include <string.h>
+
+static struct dev *dev;
+static float mem[4096];
+static uint8_t bytes[4096];
+
+static struct tensor f2(int64_t r, int64_t c)
+{
+    return tensor_2d(mem, DT_F32, r, c);
+}
+
+static struct tensor h2(int64_t r, int64_t c)
+{
+    return tensor_2d(mem, DT_BF16, r, c);
+}
+
+static struct tensor f3(int64_t a, int64_t b, int64_t c)
+{
+    return tensor_3d(mem, DT_F32, a, b, c);
+}
+
+static void refused(enum err e)
+{
+    assert_int_equal(e, ERR_SHAPE);
+    assert_true(strlen(err_text()) > 10);
+    err_clear();
+}
+
+static void matrices(void **state)
+{
+    const struct tensor a = f2(3, 4), b = f2(5, 4), c = f2(3, 5), b_bad = f2(5, 3),
+                        half = h2(5, 4), c_half = h2(3, 5), ha = h2(3, 4);
+    struct tensor narrow = a;
+    narrow.ld = 3;
+    assert_int_equal(dev_gemm(dev, GEMM_NT, &c, &a, &b, false), OK);
+    refused(dev_gemm(dev, GEMM_NT, &c, &a, &b_bad, false));
+    assert_int_equal(dev_gemm(dev, GEMM_NT, &c, &a, &b_bad, false), ERR_SHAPE);
+    assert_string_equal(err_text(), "gemm: [3,4] x [3,5] does not give [3,5]");
+    err_clear();
+    refused(dev_gemm(dev, GEMM_NN, &c, &a, &b, false));
+    refused(dev_gemm(dev, GEMM_NT, &c, &a, &half, false));      /* two types */
+    refused(dev_gemm(dev, GEMM_NT, &c_half, &a, &b, false));    /* bf16 from f32 */
+    refused(dev_gemm(dev, GEMM_NT, &c_half, &ha, &half, true)); /* bf16 += */
+    refused(dev_gemm(dev, GEMM_NT, &c, &narrow, &b, false));
+    const struct tensor bias = tensor_1d(mem, DT_F32, 4);
+    refused(dev_bias(dev, &c, &bias));
+    refused(dev_add(dev, &c, &a, &c));
+    refused(dev_copy(dev, &c, &a));
+}
+
+static void norms_and_rotation(void **state)
+{
+    const struct tensor x = f2(3, 4), x_half = h2(3, 4), s = tensor_1d(mem, DT_F32, 3),
+                        g = tensor_1d(mem, DT_F32, 4), s_bad = tensor_1d(mem, DT_F32, 4);
+    refused(dev_rmsnorm(dev, &x, &s_bad, NULL, &x, NULL, &g, 1e-5f));
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, NULL, &s, 1e-5f));
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, &x, &g, 1e-5f)); /* add without h */
+    refused(dev_rmsnorm(dev, &x, &s, &x, &x_half, &x, &g, 1e-5f));
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, NULL, &g, -1));
+    refused(dev_rmsnorm_bwd(dev, &x, &x, &x, &s, &g, true)); /* += over dy */
+    const struct tensor odd = f3(2, 2, 5), even = f3(2, 2, 4), cos = f2(2, 2),
+                        short_cos = f2(1, 2);
+    refused(dev_rope(dev, &odd, &cos, &cos, false));
+    refused(dev_rope(dev, &even, &short_cos, &short_cos, false));
+}
+
+static void attention(void **state)
+{
+    const struct tensor q = f3(4, 6, 8), k = f3(4, 2, 8), k_bad = f3(4, 4, 8), o = q,
+                        lse = f2(6, 4);
+    const struct attn_mask mask = {1, 0, 0}, chunks = {1, 0, 4};
+    refused(dev_attn(dev, &o, &lse, &q, &k_bad, &k_bad, NULL, NULL, NULL, 1)); /* 6 % 4 */
+    refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, NULL, &mask, 1));
+    refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, &k, NULL, 1)); /* no mask */
+    refused(dev_attn(dev, &k, &lse, &q, &k, &k, NULL, NULL, NULL, 1));
+    refused(dev_attn_bwd(dev, &q, &k, &k, NULL, NULL, &q, &o, &lse, &q, &k, &k, &k, &k,
+                         &mask, 1)); /* kq without dkq */
+    refused(dev_attn_bwd(dev, &q, &k, &k, &k, &k, &q, &o, &lse, &q, &k, &k, &k, &k, &chunks,
+                         1));
+}
+
+static void quantizers(void **state)
+{
+    const struct tensor w = f2(3, 40), a = f2(3, 3), flat = tensor_1d(mem, DT_F32, 9),
+                        s = tensor_2d(bytes, DT_F16, 3, 3),
+                        z = tensor_2d(bytes, DT_U8, 3, 3),
+                        z_bad = tensor_2d(bytes, DT_U8, 3, 2);
+    assert_int_equal(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, 4, 16), OK);
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, 1, 16));
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, 9, 16));
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, 4, -1));
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, 4, 0));
+    refused(dev_lwc(dev, NULL, &s, &z_bad, &w, &a, &a, 4, 16));
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, NULL, 4, 16));
+    refused(dev_lwc(dev, NULL, &s, &z, &w, &flat, &flat, 4, 16)); /* rows would be lost */
+    refused(dev_wq_apply(dev, &a, &s, &z, &w, 4, 16));
+    const struct tensor x = f3(2, 3, 8), c = tensor_1d(mem, DT_F32, 24),
+                        c_bad = tensor_1d(mem, DT_F32, 8);
+    refused(dev_kvq(dev, &x, &x, &c, NULL, 4, 8));
+    refused(dev_kvq(dev, &x, &x, &c_bad, &c_bad, 4, 8));
+    refused(dev_kvq_bwd(dev, &x, &c, NULL, &x, &x, &c, &c, 4, 8, false));
+    refused(dev_kvq_bwd(dev, &x, &c, &c, &x, &x, &c, &c, 4, 8, true)); /* dx is dxq */
+}
+
+static void training(void **state)
+{
+    double loss;
+    const struct tensor y = f2(2, 3), t = f2(3, 2), dy = h2(2, 3),
+                        p = tensor_1d(mem, DT_F32, 4), q = tensor_1d(mem, DT_F32, 5);
+    refused(dev_loss(dev, &loss, NULL, &y, &t, LOSS_MAE, 1, false));
+    refused(dev_loss(dev, &loss, &dy, &y, &y, LOSS_MAE, 1, true));
+    refused(dev_adamw(dev, &p, &q, &p, &p, &(struct adamw){.step = 1}));
+    refused(dev_adamw(dev, &p, &p, &p, &p, &(struct adamw){.step = 0}));
+    const struct tensor target = tensor_1d(mem, DT_I32, 3), nll = tensor_1d(mem, DT_F32, 2);
+    refused(dev_cross_entropy(dev, &nll, &y, &target));
+    void *none = NULL;
+    refused(dev_alloc(dev, &none, 0));
+    assert_null(none);
+}
+
+static void devices(void **state)
+{
+    struct dev *d = NULL;
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"gpu", 1}), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "'gpu' is not available"));
+    assert_null(d);
+    err_clear();
+    dev_close(&d);
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 2}), OK);
+    assert_string_equal(dev_name(d), "cpu");
+    assert_int_equal(dev_threads(d), 2);
+    assert_true(strlen(dev_about(d)) > 0);
+    dev_close(&d);
+    assert_null(d);
+}
+
+static void failures_stay(void **state)
+{
+    struct dev *d = NULL;
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"ref", 1}), OK);
+    const struct tensor a = f2(3, 4);
+    d->ops.add = NULL; /* as a table that lacks it */
+    assert_int_equal(dev_add(d, &a, &a, &a), ERR_DEVICE);
+    assert_string_equal(err_text(), "add: not supported on ref");
+    err_clear();
+    assert_int_equal(dev_sync(d), OK);
+    dev_fail(d, ERR_MEMORY, "no memory for %d", 7);
+    dev_fail(d, ERR_DEVICE, "later");
+    assert_string_equal(err_text(), "device ref: no memory for 7");
+    err_clear();
+    assert_int_equal(dev_copy(d, &a, &a), ERR_MEMORY);
+    assert_int_equal(dev_sync(d), ERR_MEMORY);
+    err_clear();
+    dev_close(&d);
+}
+
+static int setup(void **state)
+{
+    return dev_open(&dev, &(struct dev_settings){"ref", 1}) != OK;
+}
+
+static int teardown(void **state)
+{
+    dev_close(&dev);
+    return 0;
+}
+
+int main(void)
+{
+    if (DEBUG_ABORT) /* refusals abort */
+        return 77;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matrices),      cmocka_unit_test(norms_and_rotation),
+        cmocka_unit_test(attention),     cmocka_unit_test(quantizers),
+        cmocka_unit_test(training),      cmocka_unit_test(devices),
+        cmocka_unit_test(failures_stay),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Views, group counts, host conversions, and the quantizer on values worked out by hand. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/half.h"
+#include "kernels/tensor/qtensor.h"
+#include "kernels/tensor/quant.h"
+#include "kernels/tensor/tensor.h"
+
+#include <string.h>
+
+static void views(void **state)
+{
+    float data[24];
+    const struct tensor x = tensor_2d(data, DT_F32, 4, 6);
+    const struct tensor c = tensor_cols(x, 2, 3);
+    assert_ptr_equal(c.data, data + 2);
+    assert_true(c.dim[0] == 4 && c.dim[1] == 3 && c.ld == 6);
+    const struct tensor r = tensor_rows(c, 1, 2);
+    assert_ptr_equal(r.data, data + 8);
+    assert_true(r.dim[0] == 2 && r.ld == 6);
+    const struct tensor h = tensor_heads(x, 3);
+    assert_true(h.n_dims == 3 && h.dim[1] == 3 && h.dim[2] == 2 && h.ld == 6);
+    assert_true(tensor_count(&h) == 24);
+    const struct tensor v = tensor_rows(tensor_1d(data, DT_F32, 24), 5, 2);
+    assert_ptr_equal(v.data, data + 5);
+    assert_true(dtype_bytes(DT_BF16) == 2 && dtype_bytes(DT_OTHER) == 0);
+    assert_string_equal(dtype_name(DT_F16), "F16");
+}
+
+static void groups(void **state)
+{
+    assert_true(weight_groups(128, 128) == 1 && weight_groups(129, 128) == 2);
+    assert_true(weight_groups(100, 0) == 1 && weight_groups(5, 1) == 5);
+    assert_true(kv_group(64, 128) == 64 && kv_group(64, 0) == 64 && kv_group(64, 16) == 16);
+    struct qlinear q = {0};
+    assert_int_equal(qlinear_alloc(&q, 3, 100, 32), OK);
+    assert_true(q.out == 3 && q.in == 100 && q.groups == 4);
+    qlinear_free(&q);
+    qlinear_free(&q);
+    struct block_quant b = {0};
+    assert_int_equal(block_quant_alloc(&b, 5), OK);
+    assert_true(b.k_scale[4] == 1 && b.v_shift[4] == 0 && b.lin[LIN_Q].scales == NULL);
+    block_quant_free(&b);
+    block_quant_free(&b);
+}
+
+static void host_conversions(void **state)
+{
+    /* One byte off alignment. */
+    uint8_t raw[13] = {0};
+    const uint16_t half[] = {f16_from_f32(1.5f), f16_from_f32(-2.0f),
+                             f16_from_f32(0x1p-24f)};
+    memcpy(raw + 1, half, sizeof(half));
+    float f[3];
+    host_to_f32(f, raw + 1, DT_F16, 3);
+    assert_true(f[0] == 1.5f && f[1] == -2.0f && f[2] == 0x1p-24f);
+    uint16_t b[3];
+    host_to_bf16(b, raw + 1, DT_F16, 3);
+    assert_int_equal(b[1], bf16_from_f32(-2.0f));
+    const float in[] = {0x1.01p0f, 3.0f, -0.0f}; /* the first is a tie: to even */
+    memcpy(raw + 1, in, sizeof(in));
+    host_to_bf16(b, raw + 1, DT_F32, 3);
+    assert_true(b[0] == 0x3f80 && b[1] == 0x4040 && b[2] == 0x8000);
+    host_to_f32(f, b, DT_BF16, 3);
+    assert_true(f[0] == 1 && f[1] == 3);
+}
+
+/* 4 bits, weights from -1 to 2: h = 0.2 in fp16, z = 5. */
+static void weights_by_hand(void **state)
+{
+    const uint16_t scale = quant_weight_scale(-1, 2, 4);
+    const float h = f16_to_f32(scale);
+    assert_int_equal(scale, 0x3266); /* 0.199951 */
+    assert_int_equal(quant_weight_zero(-1, h, 4), 5);
+    assert_int_equal(quant_weight_code(2, h, 5, 4), 15);
+    assert_int_equal(quant_weight_code(0, h, 5, 4), 5);
+    assert_int_equal(quant_weight_code(-1, h, 5, 4), 0);
+    assert_int_equal(quant_weight_code(9, h, 5, 4), 15);
+    assert_int_equal(quant_weight_code(-9, h, 5, 4), 0);
+    assert_true(quant_weight_value(5, 5, h) == 0);
+    assert_true(quant_weight_value(7, 5, h) == 2 * h);
+    /* Ties to even: 0.5 h is 0, 1.5 h is 2. */
+    assert_int_equal(quant_weight_code(0.5f, 1, 0, 4), 0);
+    assert_int_equal(quant_weight_code(1.5f, 1, 0, 4), 2);
+    assert_int_equal(quant_weight_code(2.5f, 1, 0, 4), 2);
+}
+
+static void degenerate_groups(void **state)
+{
+    const uint16_t zero = quant_weight_scale(0, 0, 4);
+    assert_int_equal(zero, 1); /* 2^-24 */
+    assert_int_equal(quant_weight_zero(0, f16_to_f32(zero), 4), 0);
+    assert_int_equal(quant_weight_code(0, f16_to_f32(zero), 0, 4), 0);
+    assert_int_equal(quant_weight_scale(-1e9f, 1e9f, 2), 0x7bff); /* 65504 */
+    assert_int_equal(quant_kv_scale(3, 3, 4), 0);
+    assert_int_equal(quant_kv_code(3, 0, 3, 4), 0);
+    assert_int_equal(quant_kv_scale(-1e9f, 1e9f, 2), 0x7bff);
+    assert_int_equal(quant_kv_min(-1e9f), 0xfbff);
+    assert_int_equal(quant_kv_min(1e9f), 0x7bff);
+}
+
+/* x~ in [-1, 2] at 2 bits: h = 1, m = -1; s = 2, delta = 10. */
+static void kv_by_hand(void **state)
+{
+    assert_true(quant_kv_in(14, 2, 10) == 2);
+    const float h = f16_to_f32(quant_kv_scale(-1, 2, 2)), m = f16_to_f32(quant_kv_min(-1));
+    assert_true(h == 1 && m == -1);
+    assert_int_equal(quant_kv_code(2, h, m, 2), 3);
+    assert_int_equal(quant_kv_code(-0.4f, h, m, 2), 1);
+    assert_int_equal(quant_kv_code(7, h, m, 2), 3);
+    assert_true(quant_kv_out(3, h, m, 2, 10) == 14);
+    assert_true(quant_kv_out(0, h, m, 2, 10) == 8);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(views),
+        cmocka_unit_test(groups),
+        cmocka_unit_test(host_conversions),
+        cmocka_unit_test(weights_by_hand),
+        cmocka_unit_test(degenerate_groups),
+        cmocka_unit_test(kv_by_hand),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
