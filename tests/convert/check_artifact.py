@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""An artifact reader written from docs/artifact.md alone, in the standard library. Checks every checksum
+of ARTIFACT, unpacks every projection and compares it with round to nearest of the source weights in
+MODEL_DIR (f32 arithmetic done here, from the definition). Usage: check_artifact.py MODEL_DIR ARTIFACT"""
+import json
+import pathlib
+import struct
+import sys
+import zlib
+
+LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+def f32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def f16(x):
+    return struct.unpack("<e", struct.pack("<e", x))[0]
+
+
+def read_safetensors(path):
+    raw = path.read_bytes()
+    n = struct.unpack_from("<Q", raw)[0]
+    header = json.loads(raw[8:8 + n])
+    header.pop("__metadata__", None)
+    return {name: (t["dtype"], t["shape"], raw[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
+            for name, t in header.items()}
+
+
+def check_manifest(folder):
+    text = (folder / "manifest.json").read_bytes()
+    at = len(text) - 30
+    assert text[at:at + 18] == b'"manifest_crc32":"', text[at:]
+    assert zlib.crc32(text[:at]) == int(text[at + 18:at + 26], 16), "manifest crc"
+    m = json.loads(text)
+    assert m["format"] == "wkvq-artifact" and m["format_version"] == 1
+    for name, f in m["files"].items():
+        raw = (folder / name).read_bytes()
+        assert len(raw) == f["bytes"] and zlib.crc32(raw) == int(f["crc32"], 16), name
+    return m
+
+
+def tensors_of(folder, manifest):
+    out = {}
+    for file in sorted({t["file"] for t in manifest["tensors"].values()}):
+        out.update(read_safetensors(folder / file))
+    assert set(out) == set(manifest["tensors"])
+    for name, t in manifest["tensors"].items():
+        dtype, shape, data = out[name]
+        assert (dtype, shape) == (t["dtype"], t["shape"]), name
+        assert len(data) == t["bytes"] and zlib.crc32(data) == int(t["crc32"], 16), name
+    return out
+
+
+def floats(dtype, data):
+    if dtype == "BF16":
+        return [struct.unpack("<f", b"\0\0" + data[i:i + 2])[0] for i in range(0, len(data), 2)]
+    kind = {"F16": "e", "F32": "f"}[dtype]
+    return list(struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data))
+
+
+def unpack(row, n, bits):
+    stream = int.from_bytes(row, "little")  # bit k of the row is bit k of this integer
+    assert stream >> n * bits == 0, "unused bits are not 0"
+    return [stream >> i * bits & (1 << bits) - 1 for i in range(n)]
+
+
+def rows_of(data, count):
+    return [data[i * len(data) // count:(i + 1) * len(data) // count] for i in range(count)]
+
+
+def read_linear(tensors, name, cols, bits, group):
+    """Codes, zeros and scales, a list a row."""
+    rows = tensors[name + ".scales"][1][0]
+    groups = -(-cols // group)
+    q = [unpack(r, cols, bits) for r in rows_of(tensors[name + ".qweight"][2], rows)]
+    z = [unpack(r, groups, bits) for r in rows_of(tensors[name + ".zeros"][2], rows)]
+    h = floats("F16", tensors[name + ".scales"][2])
+    return q, z, [h[r * groups:(r + 1) * groups] for r in range(rows)]
+
+
+def expected_row(w, bits, group):
+    """Codes, zeros, scales by round to nearest, in f32."""
+    top = (1 << bits) - 1
+    q, z, h = [], [], []
+    for begin in range(0, len(w), group):
+        part = w[begin:begin + group]
+        lo, hi = min(0.0, min(part)), max(0.0, max(part))
+        h.append(f16(min(max(f32(f32(hi - lo) / top), 2.0 ** -24), 65504.0)))
+        z.append(min(max(round(f32(-lo / h[-1])), 0), top))
+        q += [min(max(round(f32(x / h[-1])) + z[-1], 0), top) for x in part]
+    return q, z, h
+
+
+def main():
+    model, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+    manifest = check_manifest(folder)
+    config = json.loads((folder / "config.json").read_text())
+    spec = config.pop("quantization_config")
+    assert spec["quant_method"] == "wkvq" and spec["format_version"] == 1
+    assert config == json.loads((model / "config.json").read_text())
+    tensors, source = tensors_of(folder, manifest), read_safetensors(model / "model.safetensors")
+    bits, weights = spec["weights"]["bits"], 0
+    for layer in range(config["num_hidden_layers"]):
+        for module in LINEARS:
+            name = f"model.layers.{layer}.{module}"
+            dtype, (rows, cols), data = source.pop(name + ".weight")
+            group = spec["weights"]["group_size"] or cols
+            q, z, h = read_linear(tensors, name, cols, bits, group)
+            w = floats(dtype, data)
+            for r in range(rows):
+                assert (q[r], z[r], h[r]) == expected_row(w[r * cols:(r + 1) * cols], bits, group), \
+                    f"{name}: row {r}"
+            weights += rows * cols
+    for name, tensor in source.items():  # what is left is carried over as it is
+        if not (config["tie_word_embeddings"] and name == "lm_head.weight"):
+            assert tensors[name] == tensor, name
+    print(f"{folder}: {len(tensors)} tensors, {weights} weights at {bits} bits agree")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# check_artifact.sh MAKE_ARTIFACT CHECK_ARTIFACT.py: artifacts of several widths, through the reader that
+# was written from the documentation.
+set -eu
+command -v python3 >/dev/null || exit 77
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0" "llama 5 64 9000" "llama 8 16 0"; do
+    set -- "$1" "$2" $case
+    rm -rf "$dir/model" "$dir/artifact"
+    "$1" "$dir/model" "$dir/artifact" "$3" "$4" "$5" "$6"
+    python3 "$2" "$dir/model" "$dir/artifact"
+done
+# The checker must find a flipped byte, or it checks nothing.
+printf '\377' | dd of="$dir/artifact/model.safetensors" bs=1 seek=9000 conv=notrunc 2>/dev/null
+if python3 "$2" "$dir/model" "$dir/artifact" 2>/dev/null; then
+    echo "a damaged artifact passed" >&2
+    exit 1
+fi
