@@ -2,6 +2,6 @@
 #include "tools/commands.h"
 
 const struct command *const command_table[] = {
-    NULL,
+    &cmd_inspect,
 };
-const int command_count = ARRAY_LEN(command_table) - 1;
+const int command_count = ARRAY_LEN(command_table);

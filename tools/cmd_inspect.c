@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a directory holds: an artifact, a checkpoint or a calibration's state; sizes,
+ * counted from bytes, and memory at a batch and length. */
+#include "convert/artifact/artifact_spec.h"
+#include "convert/artifact/reader.h"
+#include "convert/checkpoint/hf.h"
+#include "data/json.h"
+#include "tools/commands.h"
+#include "tools/state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Inspection:"},
+    {OPT_INT, 'b', "batch", "N", offsetof(struct args, batch), "1", 1, 1 << 20,
+     .help = "Sequences at a time, for the memory of the cache"},
+    {OPT_INT, 'l', "length", "N", offsetof(struct args, length), "2048", 1, 1 << 30,
+     .help = "Tokens of a sequence"},
+    {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, stats),
+     .help = "List the tensors too"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options, opt_report, NULL};
+
+#define MB 1e-6
+
+/* Bytes in use when a model serves batch sequences of length tokens. */
+struct memory {
+    uint64_t weights, cache, cache16;
+};
+
+static json_t *memory_json(const struct args *a, const struct memory *m)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "batch", (json_int_t)a->batch,
+                     "length", (json_int_t)a->length, "weight_bytes",
+                     (json_int_t)m->weights, "kv_bytes", (json_int_t)m->cache,
+                     "kv_bytes_16bit", (json_int_t)m->cache16, "total_bytes",
+                     (json_int_t)(m->weights + m->cache));
+}
+
+static json_t *arch_json(const struct arch *a)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "model_type",
+                     a->model_type, "layers", (json_int_t)a->n_layers, "hidden_size",
+                     (json_int_t)a->d_model, "intermediate_size", (json_int_t)a->d_ff,
+                     "heads", (json_int_t)a->n_heads, "kv_heads", (json_int_t)a->n_kv,
+                     "head_dim", (json_int_t)a->head_dim, "vocab_size",
+                     (json_int_t)a->vocab, "max_positions", (json_int_t)a->max_positions,
+                     "tied", (int)a->tied);
+}
+
+/* Prints o, which is released; NULL: out of memory on the way. */
+static enum err print_json(json_t *o)
+{
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the report");
+    json_dumpf(o, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static void print_arch(const struct arch *a)
+{
+    printf("  model      %s, %" PRId64 " layers of width %" PRId64 " and MLP %" PRId64
+           ", %" PRId64 " heads of %" PRId64 ", %" PRId64 " for keys and values; %" PRId64
+           " tokens%s\n",
+           a->model_type, a->n_layers, a->d_model, a->d_ff, a->n_heads, a->head_dim,
+           a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
+}
+
+static void print_memory(const struct args *a, const struct memory *m)
+{
+    printf("  memory     %.1f MB of weights + %.1f MB of cache (%.1f MB at 16 bits) = %.1f "
+           "MB at "
+           "batch %" PRId64 ", length %" PRId64 "\n",
+           MB * (double)m->weights, MB * (double)m->cache, MB * (double)m->cache16,
+           MB * (double)(m->weights + m->cache), a->batch, a->length);
+}
+
+static uint64_t cache_bytes(const struct arch *a, const struct kv_spec *kv,
+                            const struct args *o)
+{
+    return (uint64_t)o->batch * (uint64_t)o->length * (uint64_t)a->n_layers * 2 *
+           (uint64_t)kv_row_bytes(a, kv);
+}
+
+/* --- artifact ----------------------------------------------------------------------- */
+
+static void print_group(const char *name, int64_t group, const char *whole)
+{
+    if (group)
+        printf("%s%" PRId64, name, group);
+    else
+        printf("%s%s", name, whole);
+}
+
+static void print_spec(const struct artifact_sizes *m, const struct weight_spec *w,
+                       const struct kv_spec *kv)
+{
+    printf("  weights    %d bits", w->bits);
+    if (w->bits < 16)
+        print_group(", groups of ", w->group_size, "the whole row");
+    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
+           m->weight_bits, MB * (double)m->quantized_bytes,
+           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    printf("  cache      %d bits", kv->bits);
+    if (kv->bits < 16) {
+        print_group(", groups of ", kv->group_size, "the whole head");
+        printf(", keys %s the rotary embedding",
+               kv->key_stage == KEY_PRE_ROPE ? "before" : "after");
+    }
+    printf(": %.4f bits an element; ", m->kv_bits);
+    if (kv->past_only)
+        printf("full precision for the last %" PRId64 " tokens and the first %" PRId64 "\n",
+               kv->window, kv->sink);
+    else
+        printf("the current token is quantized too, the first %" PRId64 " are not\n",
+               kv->sink);
+}
+
+static enum err print_manifest_tensors(const json_t *manifest)
+{
+    const char *name;
+    json_t *t;
+    json_object_foreach(json_object_get(manifest, "tensors"), name, t)
+    {
+        char *shape = json_dumps(json_object_get(t, "shape"), JSON_COMPACT);
+        FAIL_IF(!shape, ERR_MEMORY, "out of memory");
+        printf("  %-60s %-4s %-16s %12" JSON_INTEGER_FORMAT " bytes\n", name,
+               json_string_value(json_object_get(t, "dtype")), shape,
+               json_integer_value(json_object_get(t, "bytes")));
+        free(shape);
+    }
+    return OK;
+}
+
+static uint64_t tensor_bytes(const json_t *manifest)
+{
+    uint64_t total = 0;
+    const char *name;
+    json_t *t;
+    json_object_foreach(json_object_get(manifest, "tensors"), name, t) total +=
+        (uint64_t)json_integer_value(json_object_get(t, "bytes"));
+    return total;
+}
+
+static json_t *artifact_json(const struct args *a, const struct artifact *art,
+                             const struct artifact_sizes *m, const struct memory *mem,
+                             json_t *manifest)
+{
+    json_t *o = json_pack(
+        "{s:s, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:O?, s:O?, s:O?}", "kind",
+        "artifact", "path", a->pos.item[0], "model", arch_json(artifact_arch(art)),
+        "quantization", spec_to_json(artifact_weight_spec(art), artifact_kv_spec(art)),
+        "quantized_weights", (json_int_t)m->quantized_weights, "quantized_bytes",
+        (json_int_t)m->quantized_bytes, "other_bytes", (json_int_t)m->other_bytes,
+        "total_bytes", (json_int_t)m->total_bytes, "weight_bits", m->weight_bits, "kv_bits",
+        m->kv_bits, "memory", memory_json(a, mem), "product",
+        json_object_get(manifest, "product"), "config", json_object_get(manifest, "config"),
+        "provenance", json_object_get(manifest, "provenance"));
+    if (o && a->stats &&
+        json_object_set(o, "tensors", json_object_get(manifest, "tensors"))) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+static enum err inspect_artifact(const struct args *a)
+{
+    enum err err = OK;
+    struct artifact *art = NULL;
+    struct artifact_sizes m;
+    json_t *manifest = NULL;
+    static const struct kv_spec full = {.bits = 16};
+    TRY(artifact_open(&art, a->pos.item[0], false));
+    const char *text = artifact_manifest(art);
+    TRY_OUT(json_parse(&manifest, text, strlen(text), "manifest.json"));
+    artifact_measure(&m, art);
+    const struct arch *arch = artifact_arch(art);
+    const struct memory mem = {tensor_bytes(manifest),
+                               artifact_kv_bytes(art, a->batch, a->length),
+                               cache_bytes(arch, &full, a)};
+    if (a->json) {
+        TRY_OUT(print_json(artifact_json(a, art, &m, &mem, manifest)));
+        goto out;
+    }
+    printf("%s: artifact, %.1f MB, by %s\n", a->pos.item[0], MB * (double)m.total_bytes,
+           json_string_value(json_object_get(manifest, "product")));
+    print_arch(arch);
+    print_spec(&m, artifact_weight_spec(art), artifact_kv_spec(art));
+    print_memory(a, &mem);
+    if (a->stats)
+        TRY_OUT(print_manifest_tensors(manifest));
+out:
+    json_decref(manifest);
+    artifact_close(&art);
+    return err;
+}
+
+/* --- checkpoint --------------------------------------------------------------------- */
+
+struct contents {
+    int64_t tensors, weights; /* elements, as stored */
+    uint64_t bytes;           /* of tensors */
+};
+
+static struct contents count_tensors(const struct hf_model *m)
+{
+    struct contents c = {.tensors = hf_tensor_count(m)};
+    for (int64_t i = 0; i < c.tensors; i++) {
+        const struct st_tensor *t = hf_tensor_at(m, i);
+        int64_t n = 1;
+        for (int k = 0; k < t->n_dims; k++)
+            n *= t->dim[k]; /* fits: the reader has checked it against the file's size */
+        c.weights += n;
+        c.bytes += t->bytes;
+    }
+    return c;
+}
+
+/* [512,64] in out. */
+static void shape_text(char out[200], const struct st_tensor *t)
+{
+    size_t n = 0;
+    out[n++] = '[';
+    for (int k = 0; k < t->n_dims && n < 170; k++)
+        n += (size_t)sprintf(out + n, "%s%" PRId64, k ? "," : "", t->dim[k]);
+    strcpy(out + n, "]");
+}
+
+static json_t *tensors_json(const struct hf_model *m)
+{
+    json_t *list = json_object();
+    for (int64_t i = 0; i < hf_tensor_count(m); i++) {
+        const struct st_tensor *t = hf_tensor_at(m, i);
+        json_t *shape = json_array();
+        for (int k = 0; k < t->n_dims; k++)
+            json_array_append_new(shape, json_integer(t->dim[k]));
+        json_object_set_new(list, t->name,
+                            json_pack("{s:s, s:o, s:I}", "dtype", t->dtype_name, "shape",
+                                      shape, "bytes", (json_int_t)t->bytes));
+    }
+    return list;
+}
+
+static json_t *checkpoint_json(const struct args *a, const struct hf_model *m,
+                               const struct contents *c, const struct memory *mem)
+{
+    json_t *o =
+        json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:f, s:f, s:o}", "kind", "checkpoint",
+                  "path", a->pos.item[0], "model", arch_json(hf_arch(m)), "tensors_count",
+                  (json_int_t)c->tensors, "weights", (json_int_t)c->weights, "total_bytes",
+                  (json_int_t)hf_bytes(m), "weight_bits",
+                  c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0, "kv_bits",
+                  16.0, "memory", memory_json(a, mem));
+    if (o && a->stats && json_object_set_new(o, "tensors", tensors_json(m))) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+static enum err inspect_checkpoint(const struct args *a)
+{
+    enum err err = OK;
+    struct hf_model *m = NULL;
+    static const struct kv_spec full = {.bits = 16};
+    TRY(hf_open(&m, a->pos.item[0]));
+    const struct contents c = count_tensors(m);
+    const struct arch *arch = hf_arch(m);
+    const uint64_t cache = cache_bytes(arch, &full, a);
+    const struct memory mem = {c.bytes, cache, cache};
+    if (a->json) {
+        err = print_json(checkpoint_json(a, m, &c, &mem));
+        goto out;
+    }
+    printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
+           MB * (double)hf_bytes(m), c.tensors);
+    print_arch(arch);
+    printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits a weight\n",
+           1e-6 * (double)c.weights,
+           1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
+           c.weights ? 8.0 * (double)c.bytes / (double)c.weights : 0.0);
+    print_memory(a, &mem);
+    for (int64_t i = 0; i < c.tensors && a->stats; i++) {
+        const struct st_tensor *t = hf_tensor_at(m, i);
+        char shape[200];
+        shape_text(shape, t);
+        printf("  %-60s %-4s %-16s %12zu bytes\n", t->name, t->dtype_name, shape, t->bytes);
+    }
+out:
+    hf_close(&m);
+    return err;
+}
+
+/* --- state -------------------------------------------------------------------------- */
+
+static enum err state_blocks_json(json_t *list, const struct state *s)
+{
+    for (int64_t i = 0; i < state_done(s); i++) {
+        struct calib_block_stats b;
+        TRY(state_stats(&b, s, i));
+        FAIL_IF(json_array_append_new(
+                    list, json_pack("{s:I, s:f, s:f, s:I}", "block", (json_int_t)i,
+                                    "start_loss", b.start_loss, "best_loss", b.best_loss,
+                                    "best_epoch", (json_int_t)b.best_epoch)),
+                ERR_MEMORY, "out of memory for the report");
+    }
+    return OK;
+}
+
+static enum err print_state(const struct args *a, const struct state *s)
+{
+    printf("%s: calibration, %" PRId64 " of %" PRId64 " blocks done, %.1f MB\n",
+           a->pos.item[0], state_done(s), state_blocks(s), MB * (double)state_bytes(s));
+    for (int64_t i = 0; i < state_done(s); i++) {
+        struct calib_block_stats b;
+        TRY(state_stats(&b, s, i));
+        printf("  block %3" PRId64 "  loss %.6g -> %.6g", i, b.start_loss, b.best_loss);
+        if (b.best_epoch)
+            printf(" after epoch %" PRId64 "\n", b.best_epoch);
+        else
+            printf(" (kept its start)\n");
+    }
+    return OK;
+}
+
+static enum err inspect_state(const struct args *a)
+{
+    enum err err = OK;
+    struct state *s = NULL;
+    json_t *blocks = json_array();
+    TRY_OUT(state_open_read(&s, a->pos.item[0], NULL));
+    if (!a->json) {
+        err = print_state(a, s);
+        goto out;
+    }
+    TRY_OUT(state_blocks_json(blocks, s));
+    TRY_OUT(print_json(
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:O, s:O}", "kind", "state", "path",
+                  a->pos.item[0], "blocks", (json_int_t)state_blocks(s), "done",
+                  (json_int_t)state_done(s), "total_bytes", (json_int_t)state_bytes(s),
+                  "identity", state_identity(s), "block_stats", blocks)));
+out:
+    json_decref(blocks);
+    state_close(&s);
+    return err;
+}
+
+static enum err run(struct args *a)
+{
+    if (artifact_is(a->pos.item[0]))
+        return inspect_artifact(a);
+    if (state_is(a->pos.item[0]))
+        return inspect_state(a);
+    return inspect_checkpoint(a);
+}
+
+const struct command cmd_inspect = {
+    .name = "inspect",
+    .operands = "DIR",
+    .summary = "Say what an artifact, checkpoint or calibration state holds",
+    .details =
+        "Sizes and bits are counted from the bytes on disk; the checksums of an artifact "
+        "are\n"
+        "`wkvq verify`'s business. Example: wkvq inspect OUT --batch 8 --length 4096\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};
