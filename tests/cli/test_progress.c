@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Progress for machines and in logs. */
+#include "data/json.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/progress.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static const char log_file[] = "test_progress.tmp.json";
+
+static void times(void **state)
+{
+    static const struct {
+        double seconds;
+        const char *text;
+    } want[] = {{0, "0 s"},          {12.4, "12 s"},       {59.6, "1 min 00 s"},
+                {200, "3 min 20 s"}, {3600, "1 h 00 min"}, {7384, "2 h 03 min"},
+                {-1, "0 s"},         {NAN, "0 s"}};
+    char text[32];
+    for (size_t i = 0; i < ARRAY_LEN(want); i++) {
+        progress_time_text(text, sizeof(text), want[i].seconds);
+        assert_string_equal(text, want[i].text);
+    }
+}
+
+/* The file's lines, each parsed. */
+static json_t *read_lines(void)
+{
+    char *text, *rest;
+    size_t n;
+    json_t *list = json_array();
+    assert_int_equal(file_read_all(&text, &n, log_file, 1 << 20), OK);
+    for (char *line = strtok_r(text, "\n", &rest); line;
+         line = strtok_r(NULL, "\n", &rest)) {
+        json_t *o;
+        assert_int_equal(json_parse(&o, line, strlen(line), "line"), OK);
+        json_array_append_new(list, o);
+    }
+    mem_free(text);
+    return list;
+}
+
+static void json_lines(void **state)
+{
+    struct progress *p;
+    struct args a = {.log_json = log_file, .quiet = true};
+    const struct calib_block_stats st = {.start_loss = 2, .best_loss = 1, .best_epoch = 3};
+    struct calib_event e = {.kind = CALIB_STEP, .n_blocks = 4, .epochs = 5, .loss = NAN};
+    log_set_level(LOG_WARN);
+    unlink(log_file);
+    assert_int_equal(progress_open(&p, &a), OK);
+    progress_phase(p, "calibrate");
+    progress_calib(p, &e);
+    e.kind = CALIB_BLOCK;
+    e.loss = 0.5;
+    e.done = 0.25;
+    e.stats = &st;
+    progress_calib(p, &e);
+    progress_close(&p);
+    log_set_level(LOG_INFO);
+
+    json_t *lines = read_lines();
+    assert_int_equal(json_array_size(lines), 3);
+    json_t *step = json_array_get(lines, 1), *block = json_array_get(lines, 2);
+    assert_string_equal(json_string_value(json_object_get(step, "event")), "step");
+    assert_true(json_is_null(json_object_get(step, "loss"))); /* JSON has no NaN */
+    assert_true(json_number_value(json_object_get(block, "loss")) == 0.5);
+    assert_true(json_number_value(json_object_get(block, "start_loss")) == 2);
+    assert_int_equal(json_integer_value(json_object_get(block, "best_epoch")), 3);
+    json_decref(lines);
+    unlink(log_file);
+}
+
+static void unwritable_log_is_refused(void **state)
+{
+    struct progress *p = NULL;
+    const struct args a = {.log_json = "no/such/folder/log.json"};
+    err_clear();
+    assert_int_equal(progress_open(&p, &a), ERR_IO);
+    assert_non_null(strstr(err_text(), "no/such/folder/log.json"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(times),
+        cmocka_unit_test(json_lines),
+        cmocka_unit_test(unwritable_log_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
