@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The main job: calibrate, convert, verify, in one command that resumes. */
-#include "convert/artifact/reader.h"
-#include "kernels/base/file.h"
+#include "convert/artifact/outdir.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
@@ -47,13 +46,16 @@ static enum err state_dir_of(char **out, const struct args *a)
     return OK;
 }
 
-/* An artifact is in the way unless this job wrote it: then its state is still there. */
-static enum err check_output(bool *resumed, const struct args *a, const char *state_dir)
+/* Can the artifact be written, hours from now? One that is there is in the way, unless this
+ * job wrote it: then its state is still there. */
+static enum err check_output(bool *force, const struct args *a, const char *state_dir)
 {
-    *resumed = state_is(state_dir);
-    FAIL_IF(!*resumed && !a->force && !a->plan && artifact_is(a->out), ERR_USAGE,
-            "%s: an artifact is there; give --force to overwrite it, or another -o",
-            a->out);
+    struct outdir trial = {0};
+    *force = a->force || state_is(state_dir);
+    if (a->plan)
+        return OK;
+    TRY(outdir_open(&trial, a->out, *force));
+    outdir_abort(&trial);
     return OK;
 }
 
@@ -129,17 +131,17 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     char *dir = NULL;
-    bool planned = false, resumed = false;
+    bool planned = false, force = false;
     const double start = (double)time(NULL);
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
     TRY_OUT(state_dir_of(&dir, a));
-    TRY_OUT(check_output(&resumed, a, dir));
+    TRY_OUT(check_output(&force, a, dir));
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_prepare(&planned, &j, dir));
     if (planned)
         goto out;
     TRY_OUT(stage_calibrate(&s, &j, dir));
-    TRY_OUT(finish(&j, &s, a->force || resumed, start));
+    TRY_OUT(finish(&j, &s, force, start));
 out:
     state_close(&s);
     job_close(&j);

@@ -116,7 +116,7 @@ static enum err config_text(char **out, const struct recipe *r)
 {
     json_t *o;
     TRY(recipe_json(&o, r, true));
-    *out = json_dumps(o, JSON_REAL_PRECISION(17));
+    *out = json_dumps(o, JSON_REAL_PRECISION(15)); /* as typed, not 0.0050000000000000001 */
     json_decref(o);
     FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
     return OK;
