@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The loop over blocks: start values from the block's own keys and values, training, the
+ * result handed over, and every stream moved on by one block. */
+#include "calib/calib.h"
+
+#include "calib/model/model.h"
+#include "calib/run.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+/* --- settings ----------------------------------------------------------------------- */
+
+static enum err check_settings(const struct arch *a, const struct calib_settings *s,
+                               int64_t first_block)
+{
+    const int64_t most = (int64_t)ARRAY_LEN(((struct calib_block_stats *)0)->epoch_loss);
+    TRY(arch_check_length(a, s->seqlen));
+    FAIL_IF(s->samples < 1 || s->seqlen < 1, ERR_USAGE,
+            "calibration.samples and calibration.seqlen must be at least 1");
+    FAIL_IF(s->epochs < 0 || s->epochs > most, ERR_USAGE,
+            "calibration.epochs is %" PRId64 ", want 0 to %" PRId64, s->epochs, most);
+    FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
+    FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
+            "first block %" PRId64 " of %" PRId64, first_block, a->n_layers);
+    return OK;
+}
+
+/* --- streams ------------------------------------------------------------------------ */
+
+static enum err open_streams(struct run *r)
+{
+    const struct calib_settings *s = r->s;
+    size_t one;
+    char name[32];
+    TRY(stream_bytes(&one, r->arch, s));
+    const bool on_disk = (double)one * (double)(r->n_targets + 1) > (double)s->memory_bytes;
+    TRY(dev_alloc(r->dev, &r->stage_memory,
+                  (size_t)(s->seqlen * r->arch->d_model) * dtype_bytes(s->act)));
+    r->stage = tensor_2d(r->stage_memory, s->act, s->seqlen, r->arch->d_model);
+    TRY(mem_calloc(&r->target, (size_t)r->n_targets, sizeof(*r->target)));
+    TRY(stream_open(&r->x, r->io, r->dev, r->arch, s, "quantized", on_disk, &r->stage));
+    for (int64_t j = 0; j < r->n_targets; j++) {
+        snprintf(name, sizeof(name), "target-%" PRId64, j);
+        TRY(stream_open(&r->target[j], r->io, r->dev, r->arch, s, name, on_disk,
+                        &r->stage));
+    }
+    return OK;
+}
+
+static enum err open_run(struct run *r)
+{
+    TRY(fakequant_open(&r->f, r->dev, r->arch, r->s));
+    TRY(recon_open(&r->r, r->dev, r->arch, r->s));
+    r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
+    return open_streams(r);
+}
+
+static void close_run(struct run *r)
+{
+    stream_close(&r->x);
+    for (int64_t j = 0; r->target && j < r->n_targets; j++)
+        stream_close(&r->target[j]);
+    mem_free(r->target);
+    fakequant_close(&r->f);
+    recon_close(&r->r);
+    dev_free(r->dev, r->stage_memory);
+}
+
+static enum err step_done(struct run *r, enum calib_event_kind kind)
+{
+    r->units_done++;
+    run_event(r, kind, 0);
+    FAIL_IF(run_stop(r), ERR_STOPPED, "stopped before block %" PRId64 " was trained",
+            r->block);
+    return OK;
+}
+
+static struct stream *target_of(struct run *r, int64_t block)
+{
+    return &r->target[(block + r->n_targets) % r->n_targets];
+}
+
+/* Both streams' start: the embedding, which is "block -1's" output. */
+static enum err embed_samples(struct run *r)
+{
+    struct host_mat embed, norm, head;
+    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
+    for (int64_t i = 0; i < r->s->samples; i++) {
+        TRY(model_embed(r->dev, &r->r.x, &embed, r->tokens + i * r->s->seqlen));
+        TRY(stream_write(&r->x, i, &r->r.x));
+        TRY(stream_write(target_of(r, -1), i, &r->r.x));
+    }
+    return OK;
+}
+
+/* Output of full-precision block b for every sample, from that of block b - 1. */
+static enum err move_target(struct run *r, int64_t b, enum calib_event_kind kind)
+{
+    const struct block_weights *w;
+    const struct tensor *out;
+    TRY(recon_full(&r->r, &w, r->src, b));
+    for (int64_t i = 0; i < r->s->samples; i++) {
+        r->sample = i;
+        TRY(stream_read(target_of(r, b - 1), &r->r.x, i));
+        TRY(recon_plain(&r->r, w, NULL, &out));
+        TRY(stream_write(target_of(r, b), i, out));
+        TRY(step_done(r, kind));
+    }
+    return OK;
+}
+
+/* The quantized stream through the block in work, as f says. */
+static enum err move_quantized(struct run *r, enum calib_event_kind kind)
+{
+    const struct tensor *out;
+    for (int64_t i = 0; i < r->s->samples; i++) {
+        r->sample = i;
+        TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(recon_quantized(&r->r, &r->f, &out));
+        TRY(stream_write(&r->x, i, out));
+        TRY(step_done(r, kind));
+    }
+    return OK;
+}
+
+static enum err load_block(struct run *r)
+{
+    struct block_src src;
+    TRY(r->src->block(r->src->ctx, r->block, &src));
+    return fakequant_load(&r->f, &src);
+}
+
+/* A block that an earlier run finished: the stream passes it as it did then. */
+static enum err replay_block(struct run *r)
+{
+    struct block_quant q = {0};
+    TRY(load_block(r));
+    TRY(r->io->load_block(r->io->ctx, r->block, &q));
+    const enum err err = fakequant_import(&r->f, &q);
+    block_quant_free(&q);
+    return err ? err : move_quantized(r, CALIB_PREPARE);
+}
+
+static void release_block(struct run *r, int64_t b)
+{
+    if (r->src->release && b >= 0)
+        r->src->release(r->src->ctx, b);
+}
+
+/* Streams as they are before block `first`. */
+static enum err fill_streams(struct run *r, int64_t first)
+{
+    TRY(embed_samples(r));
+    for (int64_t b = 0; b <= first + recon_reach(&r->r, first); b++)
+        TRY(move_target(r, b, CALIB_PREPARE));
+    for (r->block = 0; r->block < first; r->block++) {
+        TRY(replay_block(r));
+        release_block(r, r->block);
+    }
+    return OK;
+}
+
+/* --- start values ------------------------------------------------------------------- */
+
+/* Minima and maxima of K (as they are quantized) and V, [4][K*d] on the device: k_min,
+ * k_max, v_min, v_max. */
+static enum err scan_kv(struct run *r, struct tensor range[4])
+{
+    struct block_acts *acts = &r->r.acts[0];
+    const struct arch *a = r->arch;
+    const int64_t C = a->n_kv * a->head_dim, H = a->n_heads * a->head_dim;
+    const struct block_kv plain = {.spec = {.method = KV_TOKEN,
+                                            .bits = r->s->kv.bits,
+                                            .group_size = r->s->kv.group_size,
+                                            .key_stage = r->s->kv.key_stage,
+                                            .past_only = true,
+                                            .window = 1}};
+    const struct tensor *out;
+    for (int64_t i = 0; i < r->s->samples; i++) {
+        r->sample = i;
+        TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(recon_plain(&r->r, &r->f.wq, &plain, &out));
+        const struct tensor v = tensor_cols(acts->qkv, H + C, C);
+        const struct tensor k =
+            r->s->kv.key_stage == KEY_PRE_ROPE ? acts->k_pre : tensor_cols(acts->qkv, H, C);
+        TRY(dev_col_minmax(r->dev, &range[0], &range[1], &k));
+        TRY(dev_col_minmax(r->dev, &range[2], &range[3], &v));
+        TRY(step_done(r, CALIB_PREPARE));
+    }
+    return OK;
+}
+
+static enum err scan_to_host(struct run *r, float *host, int64_t C)
+{
+    void *memory = NULL;
+    struct tensor range[4];
+    const size_t bytes = 4 * (size_t)C * sizeof(float);
+    TRY(dev_alloc(r->dev, &memory, bytes));
+    for (int64_t i = 0; i < 4 * C; i++)
+        host[i] = i / C % 2 ? -INFINITY : INFINITY;
+    enum err err = dev_upload(r->dev, memory, host, bytes);
+    for (int64_t i = 0; i < 4; i++)
+        range[i] = tensor_1d((float *)memory + i * C, DT_F32, C);
+    if (!err)
+        err = scan_kv(r, range);
+    if (!err)
+        err = dev_download(r->dev, host, memory, bytes);
+    dev_free(r->dev, memory);
+    return err;
+}
+
+static enum err start_values(struct run *r)
+{
+    const int64_t C = r->arch->n_kv * r->arch->head_dim;
+    float *host = NULL;
+    if (!r->f.quantize_kv || r->s->kv.method != KV_CHANNEL_TOKEN)
+        return fakequant_start(&r->f, NULL, NULL, NULL, NULL);
+    TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
+    enum err err = scan_to_host(r, host, C);
+    for (int64_t i = 0; i < 4 * C && !err; i++)
+        if (!isfinite(host[i]))
+            err = err_set(ERR_NUMERIC, __FILE__, __LINE__,
+                          "block %" PRId64
+                          ": %s are not finite in full precision; look at the "
+                          "checkpoint's values in this block",
+                          r->block, i < 2 * C ? "keys" : "values");
+    if (!err)
+        err = fakequant_start(&r->f, host, host + C, host + 2 * C, host + 3 * C);
+    mem_free(host);
+    return err;
+}
+
+/* --- one block ---------------------------------------------------------------------- */
+
+static enum err hand_over(struct run *r)
+{
+    struct block_quant q = {0};
+    TRY(fakequant_export(&r->f, &q));
+    const enum err err = r->io->save_block(r->io->ctx, r->block, &q, &r->at.stats);
+    block_quant_free(&q);
+    return err;
+}
+
+static enum err calibrate_block(struct run *r)
+{
+    const double begin = run_seconds();
+    bool restored = false;
+    r->at = (struct progress){.stats = {.block = r->block}};
+    dev_gemm_seconds(r->dev, true);
+    TRY(load_block(r));
+    if (r->f.n)
+        TRY(run_load_partial(r, &restored));
+    if (!restored)
+        TRY(start_values(r));
+    TRY(run_train_block(r));
+    r->at.stats.seconds = run_seconds() - begin;
+    r->at.stats.seconds_gemm = dev_gemm_seconds(r->dev, false);
+    TRY(hand_over(r));
+    run_event(r, CALIB_BLOCK, r->at.stats.best_loss);
+    return OK;
+}
+
+/* Every stream from before block r->block to before the next. */
+static enum err advance(struct run *r)
+{
+    const int64_t next = r->block + 1;
+    TRY(move_quantized(r, CALIB_ADVANCE));
+    if (next + r->r.depth < r->arch->n_layers)
+        TRY(move_target(r, next + r->r.depth, CALIB_ADVANCE));
+    release_block(r, r->block);
+    return OK;
+}
+
+static double all_units(const struct run *r, int64_t first)
+{
+    const int64_t filled = 2 * first + recon_reach(&r->r, first) + 1;
+    double units = (double)(filled * r->s->samples);
+    for (int64_t b = first; b < r->arch->n_layers; b++)
+        units += run_block_units(r, b);
+    return units;
+}
+
+static enum err run_all(struct run *r, int64_t first)
+{
+    TRY(open_run(r));
+    r->units_total = all_units(r, first);
+    if (first == r->arch->n_layers)
+        return OK;
+    TRY(fill_streams(r, first));
+    for (r->block = first; r->block < r->arch->n_layers; r->block++) {
+        TRY(calibrate_block(r));
+        if (r->block + 1 < r->arch->n_layers)
+            TRY(advance(r));
+    }
+    return OK;
+}
+
+enum err calib_run(struct dev *d, const struct arch *a, const struct model_source *src,
+                   const struct calib_settings *s, const int32_t *tokens,
+                   int64_t first_block, const struct calib_io *io)
+{
+    TRY(check_settings(a, s, first_block));
+    struct run r = {.dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
+    const enum err err = run_all(&r, first_block);
+    close_run(&r);
+    return err;
+}

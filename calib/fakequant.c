@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/fakequant.h"
+
+#include "calib/model/carve.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define CLIP_START 4.0f /* sigma(4) = 0.982 */
+
+static int64_t kv_channels(const struct arch *a)
+{
+    return a->n_kv * a->head_dim;
+}
+
+static int64_t lin_groups(const struct arch *a, const struct weight_spec *w, int l)
+{
+    return arch_out(a, l) * weight_groups(arch_in(a, l), w->group_size);
+}
+
+static void plan_kinds(struct fakequant *f, const struct arch *a,
+                       const struct calib_settings *s)
+{
+    f->arch = a;
+    f->weights = s->weights;
+    f->kv = (struct block_kv){.spec = s->kv};
+    f->quantize_weights = s->weights.bits < 16;
+    f->quantize_kv = s->kv.bits < 16;
+    f->learn_weights = f->quantize_weights && s->weights.method == WEIGHT_LWC;
+    f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
+    for (int l = 0; l < N_LIN && f->learn_weights; l++)
+        f->count[FQ_CLIP] += 2 * lin_groups(a, &s->weights, l);
+    if (f->learn_kv)
+        f->count[FQ_SMOOTH] = f->count[FQ_SHIFT] = 2 * kv_channels(a);
+    f->n = f->count[FQ_CLIP] + f->count[FQ_SMOOTH] + f->count[FQ_SHIFT];
+}
+
+/* The next n floats of vector x, as rows of cols. */
+static struct tensor take(const struct tensor *x, int64_t *at, int64_t rows, int64_t cols)
+{
+    float *data = x->data;
+    const struct tensor part = tensor_2d(data ? data + *at : NULL, DT_F32, rows, cols);
+    *at += rows * cols;
+    return part;
+}
+
+static struct tensor take_1d(const struct tensor *x, int64_t *at, int64_t n)
+{
+    struct tensor part = take(x, at, 1, n);
+    return tensor_1d(part.data, DT_F32, n);
+}
+
+static void place_clip(struct fakequant *f, struct carve *c)
+{
+    const struct arch *a = f->arch;
+    int64_t p_at = 0, g_at = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        const int64_t out = arch_out(a, l);
+        const int64_t groups = weight_groups(arch_in(a, l), f->weights.group_size);
+        f->scales[l] = carve_2d(c, DT_F16, out, groups);
+        f->zeros[l] = carve_2d(c, DT_U8, out, groups);
+        if (!f->learn_weights)
+            continue;
+        f->a[l] = take(&f->p, &p_at, out, groups);
+        f->b[l] = take(&f->p, &p_at, out, groups);
+        f->da[l] = take(&f->g, &g_at, out, groups);
+        f->db[l] = take(&f->g, &g_at, out, groups);
+    }
+    if (!f->learn_weights)
+        return;
+    const int64_t d = a->head_dim, heads = a->n_heads + 2 * a->n_kv;
+    f->grads.dwqkv = carve_2d(c, DT_F32, heads * d, a->d_model);
+    f->grads.dwo = carve_2d(c, DT_F32, a->d_model, a->n_heads * d);
+    f->grads.dwgu = carve_2d(c, DT_F32, 2 * a->d_ff, a->d_model);
+    f->grads.dwdown = carve_2d(c, DT_F32, a->d_model, a->d_ff);
+}
+
+static void place_kv(struct fakequant *f, struct carve *c)
+{
+    const int64_t C = kv_channels(f->arch);
+    f->kv.k_s = carve_1d(c, DT_F32, C);
+    f->kv.v_s = carve_1d(c, DT_F32, C);
+    if (!f->learn_kv) {
+        f->k_ls = carve_1d(c, DT_F32, C);
+        f->v_ls = carve_1d(c, DT_F32, C);
+        f->kv.k_delta = carve_1d(c, DT_F32, C);
+        f->kv.v_delta = carve_1d(c, DT_F32, C);
+        return;
+    }
+    int64_t p_at = f->count[FQ_CLIP], g_at = p_at;
+    f->k_ls = take_1d(&f->p, &p_at, C);
+    f->v_ls = take_1d(&f->p, &p_at, C);
+    f->kv.k_delta = take_1d(&f->p, &p_at, C);
+    f->kv.v_delta = take_1d(&f->p, &p_at, C);
+    f->grads.k_dls = take_1d(&f->g, &g_at, C);
+    f->grads.v_dls = take_1d(&f->g, &g_at, C);
+    f->grads.k_ddelta = take_1d(&f->g, &g_at, C);
+    f->grads.v_ddelta = take_1d(&f->g, &g_at, C);
+}
+
+static void layout(struct fakequant *f, struct carve *c)
+{
+    struct tensor *const vectors[] = {&f->p, &f->g, &f->m, &f->v, &f->best};
+    for (size_t i = 0; i < ARRAY_LEN(vectors) && f->n; i++)
+        *vectors[i] = carve_1d(c, DT_F32, f->n);
+    if (f->quantize_weights)
+        place_clip(f, c);
+    if (f->quantize_kv)
+        place_kv(f, c);
+}
+
+size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    struct fakequant f = {0};
+    struct carve c = {0};
+    plan_kinds(&f, a, s);
+    layout(&f, &c);
+    return c.used;
+}
+
+enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
+                        const struct calib_settings *s)
+{
+    *f = (struct fakequant){.dev = d};
+    plan_kinds(f, a, s);
+    const size_t bytes = fakequant_bytes(a, s);
+    if (bytes)
+        TRY(dev_alloc(d, &f->memory, bytes));
+    struct carve c = {.base = f->memory};
+    layout(f, &c);
+    if (f->quantize_weights)
+        TRY(block_weights_alloc(&f->master, d, a, DT_F32));
+    return block_weights_alloc(&f->wq, d, a, s->act);
+}
+
+void fakequant_close(struct fakequant *f)
+{
+    if (f->dev)
+        dev_free(f->dev, f->memory);
+    block_weights_free(&f->master);
+    block_weights_free(&f->wq);
+    *f = (struct fakequant){0};
+}
+
+enum err fakequant_load(struct fakequant *f, const struct block_src *src)
+{
+    if (f->quantize_weights)
+        TRY(block_weights_load(&f->master, f->arch, src));
+    return block_weights_load(&f->wq, f->arch, src);
+}
+
+/* --- start values ------------------------------------------------------------------- */
+
+/* log s and delta of n channels. A channel that never moves has no width to smooth; it
+ * gets the smallest of the others, so that nothing divides by zero. */
+static void smooth_start(float *ls, float *delta, const float *mn, const float *mx,
+                         int64_t n)
+{
+    double sum = 0, least = INFINITY;
+    int64_t moving = 0;
+    for (int64_t c = 0; c < n; c++) {
+        delta[c] = mx[c] / 2 + mn[c] / 2;
+        const double width =
+            fmax((double)mx[c] - (double)delta[c], (double)delta[c] - (double)mn[c]);
+        ls[c] = width > 0 ? (float)(0.5 * log(width)) : NAN;
+        if (!(width > 0))
+            continue;
+        sum += (double)ls[c];
+        least = fmin(least, (double)ls[c]);
+        moving++;
+    }
+    const double mean = moving ? sum / (double)moving : 0;
+    for (int64_t c = 0; c < n; c++)
+        ls[c] = moving ? (float)((isnan(ls[c]) ? least : (double)ls[c]) - mean) : 0;
+}
+
+static enum err start_side(struct fakequant *f, const struct tensor *ls,
+                           const struct tensor *delta, const float *mn, const float *mx)
+{
+    const int64_t C = kv_channels(f->arch);
+    const size_t bytes = (size_t)C * sizeof(float);
+    if (!mn) {
+        TRY(dev_zero(f->dev, ls->data, bytes));
+        return dev_zero(f->dev, delta->data, bytes);
+    }
+    float *host = NULL;
+    TRY(mem_alloc(&host, 2 * (size_t)C, sizeof(*host)));
+    smooth_start(host, host + C, mn, mx, C);
+    enum err err = dev_upload(f->dev, ls->data, host, bytes);
+    if (!err)
+        err = dev_upload(f->dev, delta->data, host + C, bytes);
+    if (!err)
+        err = dev_sync(f->dev);
+    mem_free(host);
+    return err;
+}
+
+static enum err start_clip(struct fakequant *f)
+{
+    const int64_t n = f->count[FQ_CLIP];
+    float *host = NULL;
+    if (!n)
+        return OK;
+    TRY(mem_alloc(&host, (size_t)n, sizeof(*host)));
+    for (int64_t i = 0; i < n; i++)
+        host[i] = CLIP_START;
+    enum err err = dev_upload(f->dev, f->p.data, host, (size_t)n * sizeof(*host));
+    if (!err)
+        err = dev_sync(f->dev);
+    mem_free(host);
+    return err;
+}
+
+enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
+                         const float *v_min, const float *v_max)
+{
+    TRY(start_clip(f));
+    if (f->quantize_kv) {
+        TRY(start_side(f, &f->k_ls, &f->kv.k_delta, k_min, k_max));
+        TRY(start_side(f, &f->v_ls, &f->kv.v_delta, v_min, v_max));
+    }
+    if (!f->n)
+        return OK;
+    TRY(dev_zero(f->dev, f->m.data, (size_t)f->n * sizeof(float)));
+    return dev_zero(f->dev, f->v.data, (size_t)f->n * sizeof(float));
+}
+
+/* --- a step ------------------------------------------------------------------------- */
+
+enum err fakequant_apply(struct fakequant *f)
+{
+    for (int l = 0; l < N_LIN && f->quantize_weights; l++) {
+        const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+        const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
+        TRY(dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
+                    f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
+                    f->weights.bits, f->weights.group_size));
+    }
+    if (!f->quantize_kv)
+        return OK;
+    TRY(dev_exp(f->dev, &f->kv.k_s, &f->k_ls));
+    return dev_exp(f->dev, &f->kv.v_s, &f->v_ls);
+}
+
+/* The gradient of projection l's weight, in the stacked matrices. */
+static struct tensor lin_grad(const struct fakequant *f, int l)
+{
+    const struct block_weights stacked = {.wqkv = f->grads.dwqkv,
+                                          .wo = f->grads.dwo,
+                                          .wgu = f->grads.dwgu,
+                                          .wdown = f->grads.dwdown};
+    return block_weights_lin(&stacked, f->arch, l);
+}
+
+enum err fakequant_clip_grads(struct fakequant *f)
+{
+    for (int l = 0; l < N_LIN && f->learn_weights; l++) {
+        const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+        const struct tensor dw = lin_grad(f, l);
+        TRY(dev_lwc_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l], &f->b[l],
+                        f->weights.bits, f->weights.group_size));
+    }
+    return OK;
+}
+
+/* Part [at, at + n) of a vector. */
+static struct tensor slice(const struct tensor *x, int64_t at, int64_t n)
+{
+    return tensor_1d((float *)x->data + at, DT_F32, n);
+}
+
+enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_KINDS], float weight_decay,
+                        int64_t step)
+{
+    for (int64_t kind = 0, at = 0; kind < N_FQ_KINDS; at += f->count[kind++]) {
+        const int64_t n = f->count[kind];
+        const struct adamw o = {.lr = lr[kind],
+                                .beta1 = 0.9f,
+                                .beta2 = 0.999f,
+                                .eps = 1e-8f,
+                                .weight_decay = weight_decay,
+                                .step = step};
+        if (!n)
+            continue;
+        const struct tensor p = slice(&f->p, at, n), g = slice(&f->g, at, n);
+        const struct tensor m = slice(&f->m, at, n), v = slice(&f->v, at, n);
+        TRY(dev_adamw(f->dev, &p, &g, &m, &v, &o));
+    }
+    return OK;
+}
+
+/* Whether x is finite; remembers the name of the first that is not. */
+static enum err check(struct fakequant *f, const struct tensor *x, const char *what,
+                      const char *of, char *name, size_t bytes, bool *bad)
+{
+    bool finite = true;
+    if (*bad || !x->data)
+        return OK;
+    TRY(dev_all_finite(f->dev, &finite, x));
+    if (finite)
+        return OK;
+    *bad = true;
+    snprintf(name, bytes, "%s of %s", what, of);
+    return OK;
+}
+
+enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad)
+{
+    bool finite = true;
+    *bad = false;
+    if (!f->n)
+        return OK;
+    TRY(dev_all_finite(f->dev, &finite, &f->g));
+    if (finite)
+        return OK;
+    for (int l = 0; l < N_LIN; l++) {
+        TRY(check(f, &f->da[l], "upper clipping", lin_module[l], name, bytes, bad));
+        TRY(check(f, &f->db[l], "lower clipping", lin_module[l], name, bytes, bad));
+    }
+    TRY(check(f, &f->grads.k_dls, "smoothing", "keys", name, bytes, bad));
+    TRY(check(f, &f->grads.v_dls, "smoothing", "values", name, bytes, bad));
+    TRY(check(f, &f->grads.k_ddelta, "shift", "keys", name, bytes, bad));
+    return check(f, &f->grads.v_ddelta, "shift", "values", name, bytes, bad);
+}
+
+enum err fakequant_keep_best(struct fakequant *f)
+{
+    return f->n ? dev_copy(f->dev, &f->best, &f->p) : OK;
+}
+
+enum err fakequant_restore_best(struct fakequant *f)
+{
+    return f->n ? dev_copy(f->dev, &f->p, &f->best) : OK;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What learns in one block: clipping logits a, b of every weight group, log s and delta of
+ * every K and V channel, with gradients, AdamW moments and the best values so far; and the
+ * fake-quantized weights and cache settings that follow from them. All on the device. */
+#ifndef WKVQ_FAKEQUANT_H
+#define WKVQ_FAKEQUANT_H
+
+#include "calib/calib.h"
+#include "calib/model/block.h"
+
+/* Parameters lie in one vector, a kind after another: clipping a, b of the seven
+ * projections; log s of K, V; delta of K, V. */
+enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
+
+struct fakequant {
+    struct dev *dev;
+    const struct arch *arch;
+    struct weight_spec weights;
+    bool quantize_weights, quantize_kv; /* below 16 bits */
+    bool learn_weights, learn_kv;
+    int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
+    void *memory;
+    struct tensor p, g, m, v, best;     /* [n] */
+    struct tensor a[N_LIN], b[N_LIN];   /* [out, groups], views of p */
+    struct tensor da[N_LIN], db[N_LIN]; /* views of g */
+    struct tensor scales[N_LIN],
+        zeros[N_LIN];            /* F16, U8 [out, groups], of the last apply */
+    struct tensor k_ls, v_ls;    /* [K*d], views of p or their own */
+    struct block_kv kv;          /* s and delta of the last apply */
+    struct block_grads grads;    /* what block_backward_params writes */
+    struct block_weights master; /* F32; only with quantize_weights */
+    struct block_weights wq;     /* act type, as the block computes with */
+};
+
+enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
+                        const struct calib_settings *s);
+void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */
+/* Device bytes besides the two sets of weights. */
+size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
+
+/* The weights of another block; wq holds them in full precision until the next apply. */
+enum err fakequant_load(struct fakequant *f, const struct block_src *src);
+/* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
+ * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
+ * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments become 0. */
+enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
+                         const float *v_min, const float *v_max);
+/* wq, scales, zeros and s from the parameters. */
+enum err fakequant_apply(struct fakequant *f);
+/* Gradients of a and b from those of the weights. */
+enum err fakequant_clip_grads(struct fakequant *f);
+/* One AdamW step; lr of each kind, step counts from 1. */
+enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_KINDS], float weight_decay,
+                        int64_t step);
+/* Name of the first parameter whose gradient is not finite; NULL if all are. */
+enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad);
+
+enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
+enum err fakequant_restore_best(struct fakequant *f); /* p = best */
+
+/* Take over what a finished block's q says, in place of parameters: wq and the cache
+ * settings as they were calibrated, bit for bit. */
+enum err fakequant_import(struct fakequant *f, const struct block_quant *q);
+/* Scales, zeros, s, delta of the last apply. Owned by the caller. */
+enum err fakequant_export(struct fakequant *f, struct block_quant *q);
+
+#endif

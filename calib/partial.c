@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The block in work as host tensors: parameters, moments, the best so far, and where in
+ * training it stands. Losses travel as the bits of their doubles. */
+#include "calib/run.h"
+
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { POS_VERSION, POS_MEASURED, POS_EPOCH, POS_STEP, POS_BEST, POS_EPOCHS, N_POS };
+enum { LOSS_START, LOSS_BEST, LOSS_EPOCHS }; /* then one an epoch */
+
+#define PARTIAL_VERSION 1
+#define N_LOSSES (LOSS_EPOCHS + (int)ARRAY_LEN(((struct calib_block_stats *)0)->epoch_loss))
+#define N_VECTORS 4
+#define N_TENSORS (N_VECTORS + 2)
+
+static const char *const vector_name[N_VECTORS] = {"p", "m", "v", "best"};
+
+static void name_tensor(struct named_tensor *t, const char *name, struct tensor x)
+{
+    snprintf(t->name, sizeof(t->name), "%s", name);
+    t->t = x;
+}
+
+static void pack_position(const struct progress *at, int64_t *pos, int64_t *loss)
+{
+    const struct calib_block_stats *s = &at->stats;
+    pos[POS_VERSION] = PARTIAL_VERSION;
+    pos[POS_MEASURED] = at->measured;
+    pos[POS_EPOCH] = at->epoch;
+    pos[POS_STEP] = at->step;
+    pos[POS_BEST] = s->best_epoch;
+    pos[POS_EPOCHS] = s->n_epochs;
+    memcpy(&loss[LOSS_START], &s->start_loss, sizeof(double));
+    memcpy(&loss[LOSS_BEST], &s->best_loss, sizeof(double));
+    memcpy(&loss[LOSS_EPOCHS], s->epoch_loss, sizeof(s->epoch_loss));
+}
+
+enum err run_save_partial(struct run *r)
+{
+    struct fakequant *f = &r->f;
+    const struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
+    struct named_tensor t[N_TENSORS];
+    int64_t pos[N_POS], loss[N_LOSSES];
+    float *host = NULL;
+    enum err err = OK;
+    TRY(mem_alloc(&host, N_VECTORS * (size_t)f->n, sizeof(*host)));
+    for (int i = 0; i < N_VECTORS; i++) {
+        float *to = host + i * f->n;
+        TRY_OUT(dev_download(r->dev, to, vector[i]->data, (size_t)f->n * sizeof(*to)));
+        name_tensor(&t[i], vector_name[i], tensor_1d(to, DT_F32, f->n));
+    }
+    pack_position(&r->at, pos, loss);
+    name_tensor(&t[N_VECTORS], "position", tensor_1d(pos, DT_I64, N_POS));
+    name_tensor(&t[N_VECTORS + 1], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
+    err = r->io->save_partial(r->io->ctx, r->block, t, N_TENSORS);
+out:
+    mem_free(host);
+    return err;
+}
+
+static enum err find(const struct tensor **out, const struct named_tensor *t, int n,
+                     const char *name, enum dtype type, int64_t count)
+{
+    for (int i = 0; i < n; i++) {
+        if (strcmp(t[i].name, name))
+            continue;
+        FAIL_IF(t[i].t.dtype != type || tensor_count(&t[i].t) != count, ERR_FORMAT,
+                "saved block: %s has %" PRId64 " values of type %s, want %" PRId64 " of %s",
+                name, tensor_count(&t[i].t), dtype_name(t[i].t.dtype), count,
+                dtype_name(type));
+        *out = &t[i].t;
+        return OK;
+    }
+    FAIL(ERR_FORMAT, "saved block: %s is missing", name);
+}
+
+static enum err unpack_position(struct progress *at, const struct calib_settings *s,
+                                const int64_t *pos, const int64_t *loss)
+{
+    struct calib_block_stats *st = &at->stats;
+    FAIL_IF(pos[POS_VERSION] != PARTIAL_VERSION || pos[POS_EPOCH] < 0 ||
+                pos[POS_EPOCH] > s->epochs || pos[POS_STEP] < 0 ||
+                pos[POS_STEP] > s->samples || pos[POS_EPOCHS] != pos[POS_EPOCH] ||
+                pos[POS_BEST] < 0 || pos[POS_BEST] > pos[POS_EPOCHS],
+            ERR_FORMAT, "saved block: its position in training makes no sense");
+    at->measured = pos[POS_MEASURED] != 0;
+    at->epoch = pos[POS_EPOCH];
+    at->step = pos[POS_STEP];
+    st->best_epoch = pos[POS_BEST];
+    st->n_epochs = pos[POS_EPOCHS];
+    memcpy(&st->start_loss, &loss[LOSS_START], sizeof(double));
+    memcpy(&st->best_loss, &loss[LOSS_BEST], sizeof(double));
+    memcpy(st->epoch_loss, &loss[LOSS_EPOCHS], sizeof(st->epoch_loss));
+    return OK;
+}
+
+enum err run_load_partial(struct run *r, bool *restored)
+{
+    struct fakequant *f = &r->f;
+    struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
+    const struct named_tensor *t;
+    const struct tensor *x, *pos, *loss;
+    int n = 0;
+    *restored = false;
+    TRY(r->io->load_partial(r->io->ctx, r->block, &t, &n));
+    if (!n)
+        return OK;
+    TRY(find(&pos, t, n, "position", DT_I64, N_POS));
+    TRY(find(&loss, t, n, "losses", DT_I64, N_LOSSES));
+    TRY(unpack_position(&r->at, r->s, pos->data, loss->data));
+    for (int i = 0; i < N_VECTORS; i++) {
+        TRY(find(&x, t, n, vector_name[i], DT_F32, f->n));
+        TRY(dev_upload(r->dev, vector[i]->data, x->data, (size_t)f->n * sizeof(float)));
+    }
+    *restored = true;
+    return dev_sync(r->dev);
+}

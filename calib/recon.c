@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/recon.h"
+
+#include "kernels/base/mem.h"
+
+static int64_t depth_of(const struct arch *a, const struct calib_settings *s)
+{
+    return s->crr_blocks < a->n_layers - 1 ? s->crr_blocks : a->n_layers - 1;
+}
+
+static int64_t full_slots(int64_t depth)
+{
+    return depth > 1 ? depth : 1;
+}
+
+size_t recon_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    const int64_t n = depth_of(a, s);
+    const size_t state = (size_t)(s->seqlen * a->d_model) * sizeof(float);
+    return (size_t)(n + 3) * state + block_acts_bytes(a, s->seqlen, s->act, true) +
+           (size_t)n * block_acts_bytes(a, s->seqlen, s->act, false) +
+           block_scratch_bytes(a, s->seqlen, s->act) +
+           (size_t)full_slots(n) * block_weights_bytes(a, s->act);
+}
+
+static enum err open_blocks(struct recon *r, const struct calib_settings *s)
+{
+    const int64_t slots = full_slots(r->depth);
+    TRY(mem_calloc(&r->acts, (size_t)r->depth + 1, sizeof(*r->acts)));
+    TRY(mem_calloc(&r->full, (size_t)slots, sizeof(*r->full)));
+    TRY(mem_calloc(&r->full_index, (size_t)slots, sizeof(*r->full_index)));
+    TRY(block_rope_alloc(&r->cos, &r->sin, r->dev, r->arch, r->T));
+    TRY(block_scratch_open(&r->scratch, r->dev, r->arch, r->T, s->act));
+    for (int64_t j = 0; j <= r->depth; j++) {
+        TRY(block_acts_alloc(&r->acts[j], r->dev, r->arch, r->T, s->act,
+                             j ? NULL : &s->kv));
+        r->acts[j].cos = r->cos;
+        r->acts[j].sin = r->sin;
+    }
+    for (int64_t j = 0; j < slots; j++) {
+        TRY(block_weights_alloc(&r->full[j], r->dev, r->arch, s->act));
+        r->full_index[j] = -1;
+    }
+    return OK;
+}
+
+static enum err open_states(struct recon *r)
+{
+    const int64_t dims[] = {r->depth + 3, r->T, r->arch->d_model};
+    size_t bytes;
+    TRY(size_product(&bytes, dims, 3, sizeof(float)));
+    TRY(dev_alloc(r->dev, &r->states, bytes));
+    TRY(mem_alloc(&r->out, (size_t)r->depth + 1, sizeof(*r->out)));
+    const int64_t one = r->T * r->arch->d_model;
+    float *at = r->states;
+    r->x = tensor_2d(at, DT_F32, r->T, r->arch->d_model);
+    r->dy = tensor_2d(at + one, DT_F32, r->T, r->arch->d_model);
+    for (int64_t j = 0; j <= r->depth; j++)
+        r->out[j] = tensor_2d(at + (j + 2) * one, DT_F32, r->T, r->arch->d_model);
+    return OK;
+}
+
+enum err recon_open(struct recon *r, struct dev *d, const struct arch *a,
+                    const struct calib_settings *s)
+{
+    *r = (struct recon){.dev = d,
+                        .arch = a,
+                        .terms = s->crr_terms,
+                        .loss = s->crr_loss,
+                        .depth = depth_of(a, s),
+                        .T = s->seqlen};
+    TRY(open_blocks(r, s));
+    return open_states(r);
+}
+
+void recon_close(struct recon *r)
+{
+    for (int64_t j = 0; r->acts && j <= r->depth; j++)
+        block_acts_free(&r->acts[j]);
+    for (int64_t j = 0; r->full && j < full_slots(r->depth); j++)
+        block_weights_free(&r->full[j]);
+    block_scratch_close(&r->scratch);
+    if (r->dev) {
+        dev_free(r->dev, r->states);
+        dev_free(r->dev, r->cos.data);
+    }
+    mem_free(r->acts);
+    mem_free(r->full);
+    mem_free(r->full_index);
+    mem_free(r->out);
+    *r = (struct recon){0};
+}
+
+enum err recon_full(struct recon *r, const struct block_weights **w,
+                    const struct model_source *src, int64_t i)
+{
+    const int64_t slot = i % full_slots(r->depth);
+    if (r->full_index[slot] != i) {
+        struct block_src from;
+        r->full_index[slot] = -1;
+        TRY(src->block(src->ctx, i, &from));
+        TRY(block_weights_load(&r->full[slot], r->arch, &from));
+        r->full_index[slot] = i;
+    }
+    *w = &r->full[slot];
+    return OK;
+}
+
+enum err recon_plain(struct recon *r, const struct block_weights *w,
+                     const struct block_kv *kv, const struct tensor **out)
+{
+    TRY(block_forward(&r->acts[0], r->scratch, r->arch, w, kv, &r->out[0], &r->x));
+    *out = &r->out[0];
+    return OK;
+}
+
+enum err recon_quantized(struct recon *r, struct fakequant *f, const struct tensor **out)
+{
+    return recon_plain(r, &f->wq, &f->kv, out);
+}
+
+int64_t recon_reach(const struct recon *r, int64_t i)
+{
+    const int64_t behind = r->arch->n_layers - 1 - i;
+    return r->depth < behind ? r->depth : behind;
+}
+
+/* Term j's share of the loss, its gradient added to (first: written into) r->dy. */
+static enum err add_term(struct recon *r, double *loss, const struct recon_targets *t,
+                         int64_t j, int64_t n, bool grads, bool first)
+{
+    struct tensor target;
+    double share;
+    const float weight = r->terms == TERMS_ALL ? 1.0f / (float)(n + 1) : 1.0f;
+    TRY(t->stage(t->ctx, &target, j));
+    TRY(dev_loss(r->dev, &share, grads ? &r->dy : NULL, &r->out[j], &target, r->loss,
+                 weight, !first));
+    *loss += share;
+    return OK;
+}
+
+static enum err forward(struct recon *r, struct fakequant *f,
+                        const struct model_source *src, int64_t i, int64_t n)
+{
+    const struct tensor *out;
+    const struct block_weights *w;
+    TRY(recon_quantized(r, f, &out));
+    for (int64_t j = 1; j <= n; j++) {
+        TRY(recon_full(r, &w, src, i + j));
+        TRY(block_forward(&r->acts[j], r->scratch, r->arch, w, NULL, &r->out[j],
+                          &r->out[j - 1]));
+    }
+    return OK;
+}
+
+enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
+                    const struct model_source *src, int64_t i,
+                    const struct recon_targets *t, bool grads)
+{
+    const int64_t n = recon_reach(r, i);
+    const struct block_weights *w;
+    double sum = 0;
+    TRY(forward(r, f, src, i, n));
+    TRY(add_term(r, &sum, t, n, n, grads, true));
+    for (int64_t j = n; j > 0; j--) {
+        if (grads) {
+            TRY(recon_full(r, &w, src, i + j));
+            TRY(block_backward(&r->acts[j], r->scratch, r->arch, w, &r->dy, &r->dy));
+        }
+        if (r->terms == TERMS_ALL)
+            TRY(add_term(r, &sum, t, j - 1, n, grads, false));
+    }
+    *loss = sum;
+    if (!grads)
+        return OK;
+    TRY(block_backward_params(&r->acts[0], r->scratch, r->arch, &f->wq, &f->kv, &f->grads,
+                              &r->dy));
+    return fakequant_clip_grads(f);
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One calibration run, as the files of this folder share it. */
+#ifndef WKVQ_RUN_H
+#define WKVQ_RUN_H
+
+#include "calib/recon.h"
+#include "calib/streams.h"
+
+/* Where the block in work stands. */
+struct progress {
+    bool measured;       /* the start's loss is known */
+    int64_t epoch, step; /* steps done in this epoch; step == samples: only the epoch's
+                            loss is missing */
+    struct calib_block_stats stats;
+};
+
+struct run {
+    struct dev *dev;
+    const struct arch *arch;
+    const struct model_source *src;
+    const struct calib_settings *s;
+    const struct calib_io *io;
+    const int32_t *tokens;
+    struct fakequant f;
+    struct recon r;
+    void *stage_memory;
+    struct tensor stage;   /* [T,D] act, shared by the streams */
+    struct stream x;       /* the quantized model's input of the block in work */
+    struct stream *target; /* [n_targets] outputs of full-precision blocks: block b's in
+                              target[b % n_targets] */
+    int64_t n_targets;
+    int64_t block, sample;
+    struct progress at;
+    double units_done, units_total; /* forward passes of a block and sample */
+    double tokens_per_s;
+};
+
+/* Train the block in work (loaded, start values set or partial restored); leaves the best
+ * parameters applied. */
+enum err run_train_block(struct run *r);
+
+/* The block in work to and from the caller's storage. restored false: there was none. */
+enum err run_save_partial(struct run *r);
+enum err run_load_partial(struct run *r, bool *restored);
+
+/* Tell the caller. */
+void run_event(struct run *r, enum calib_event_kind kind, double loss);
+bool run_stop(const struct run *r);
+
+/* Forward passes of one block and sample that a block costs, training and evaluation. */
+double run_block_units(const struct run *r, int64_t block);
+
+double run_seconds(void); /* monotonic */
+
+#endif

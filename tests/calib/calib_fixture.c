@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT */
+#include "tests/calib/calib_fixture.h"
+
+#include "kernels/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static enum err stream_open_(void *ctx, const char *name, size_t bytes, bool on_disk,
+                             void **out)
+{
+    struct memory_io *m = ctx;
+    m->n_streams++;
+    m->open_streams++;
+    m->n_on_disk += on_disk;
+    return mem_calloc(out, bytes, 1);
+}
+
+static void stream_close_(void *ctx, void *p)
+{
+    ((struct memory_io *)ctx)->open_streams--;
+    mem_free(p);
+}
+
+static void *copy(const void *from, size_t bytes)
+{
+    void *to = NULL;
+    must(mem_alloc(&to, bytes, 1));
+    memcpy(to, from, bytes);
+    return to;
+}
+
+static void copy_block(struct block_quant *to, const struct block_quant *from)
+{
+    const size_t C = (size_t)from->n_channels * sizeof(float);
+    *to = *from;
+    for (int l = 0; l < N_LIN; l++) {
+        const struct qlinear *q = &from->lin[l];
+        const size_t n = (size_t)(q->out * q->groups);
+        if (!q->scales)
+            continue;
+        to->lin[l].scales = copy(q->scales, n * sizeof(*q->scales));
+        to->lin[l].zeros = copy(q->zeros, n);
+    }
+    to->k_scale = copy(from->k_scale, C);
+    to->k_shift = copy(from->k_shift, C);
+    to->v_scale = copy(from->v_scale, C);
+    to->v_shift = copy(from->v_shift, C);
+}
+
+static void drop_partial(struct memory_io *m)
+{
+    for (int i = 0; i < m->n_partial; i++)
+        mem_free(m->partial[i].t.data);
+    m->n_partial = 0;
+}
+
+static enum err save_block(void *ctx, int64_t block, const struct block_quant *q,
+                           const struct calib_block_stats *stats)
+{
+    struct memory_io *m = ctx;
+    if (block != m->n_blocks || block >= MEMORY_BLOCKS)
+        FAIL(ERR_SHAPE, "block saved out of order");
+    copy_block(&m->block[block], q);
+    m->stats[block] = *stats;
+    m->n_blocks++;
+    drop_partial(m);
+    return OK;
+}
+
+static enum err load_block(void *ctx, int64_t block, struct block_quant *q)
+{
+    copy_block(q, &((struct memory_io *)ctx)->block[block]);
+    return OK;
+}
+
+static enum err save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n)
+{
+    struct memory_io *m = ctx;
+    drop_partial(m);
+    m->partial_block = block;
+    for (int i = 0; i < n; i++) {
+        m->partial[i] = t[i];
+        m->partial[i].t.data =
+            copy(t[i].t.data, (size_t)tensor_count(&t[i].t) * dtype_bytes(t[i].t.dtype));
+    }
+    m->n_partial = n;
+    return OK;
+}
+
+static enum err load_partial(void *ctx, int64_t block, const struct named_tensor **t,
+                             int *n)
+{
+    struct memory_io *m = ctx;
+    *t = m->partial;
+    *n = block == m->partial_block ? m->n_partial : 0;
+    return OK;
+}
+
+static void event(void *ctx, const struct calib_event *e)
+{
+    struct memory_io *m = ctx;
+    if (!(e->done >= m->last_done && e->done <= 1 + 1e-9))
+        m->done_fell = true;
+    m->last_done = e->done;
+}
+
+static bool stop(void *ctx)
+{
+    struct memory_io *m = ctx;
+    return ++m->asked == m->stop_after;
+}
+
+void memory_io_open(struct memory_io *m)
+{
+    *m = (struct memory_io){.io = {m, stream_open_, stream_close_, save_block, load_block,
+                                   save_partial, load_partial, event, stop}};
+}
+
+void memory_io_close(struct memory_io *m)
+{
+    for (int64_t i = 0; i < m->n_blocks; i++)
+        block_quant_free(&m->block[i]);
+    drop_partial(m);
+}
+
+struct arch tiny_arch(int which, int64_t n_layers)
+{
+    struct arch a = {.family = ARCH_LLAMA,
+                     .model_type = "llama",
+                     .n_layers = n_layers,
+                     .d_model = 24,
+                     .d_ff = 40,
+                     .n_heads = 4,
+                     .n_kv = 2,
+                     .head_dim = 8,
+                     .vocab = 50,
+                     .max_positions = 64,
+                     .norm_eps = 1e-5f,
+                     .rope_theta = 10000};
+    if (which) {
+        a.family = ARCH_QWEN3;
+        snprintf(a.model_type, sizeof(a.model_type), "qwen3");
+        a.qk_norm = a.qkv_bias = true;
+        a.head_dim = 16;
+        a.n_kv = 1;
+    }
+    return a;
+}
+
+struct calib_settings tiny_settings(void)
+{
+    return (struct calib_settings){
+        .samples = 3,
+        .seqlen = 11,
+        .epochs = 2,
+        .weights = {WEIGHT_LWC, 4, 16},
+        .kv = {.method = KV_CHANNEL_TOKEN,
+               .bits = 4,
+               .group_size = 128,
+               .past_only = true,
+               .window = 1,
+               .learn = true},
+        .crr_blocks = 1,
+        .lr_clip = 1e-2f,
+        .lr_smooth = 5e-3f,
+        .lr_shift = 5e-3f,
+        .act = DT_F32,
+        .memory_bytes = UINT64_C(1) << 40,
+    };
+}
+
+void tiny_tokens(int32_t *ids, const struct calib_settings *s, const struct arch *a)
+{
+    struct rng r;
+    rng_seed(&r, 5);
+    for (int64_t i = 0; i < s->samples * s->seqlen; i++)
+        ids[i] = (int32_t)rng_below(&r, (uint64_t)a->vocab);
+}
+
+static bool same_bytes(const void *x, const void *y, size_t n)
+{
+    return !x == !y && (!x || !memcmp(x, y, n));
+}
+
+static bool same_block(const struct block_quant *x, const struct block_quant *y)
+{
+    const size_t C = (size_t)x->n_channels * sizeof(float);
+    for (int l = 0; l < N_LIN; l++) {
+        const size_t n = (size_t)(x->lin[l].out * x->lin[l].groups);
+        if (!same_bytes(x->lin[l].scales, y->lin[l].scales, 2 * n) ||
+            !same_bytes(x->lin[l].zeros, y->lin[l].zeros, n))
+            return false;
+    }
+    return same_bytes(x->k_scale, y->k_scale, C) && same_bytes(x->k_shift, y->k_shift, C) &&
+           same_bytes(x->v_scale, y->v_scale, C) && same_bytes(x->v_shift, y->v_shift, C);
+}
+
+static bool same_stats(const struct calib_block_stats *x, const struct calib_block_stats *y)
+{
+    return x->start_loss == y->start_loss && x->best_loss == y->best_loss &&
+           x->best_epoch == y->best_epoch && x->n_epochs == y->n_epochs &&
+           !memcmp(x->epoch_loss, y->epoch_loss, (size_t)x->n_epochs * sizeof(double));
+}
+
+bool same_result(const struct memory_io *x, const struct memory_io *y)
+{
+    if (x->n_blocks != y->n_blocks)
+        return false;
+    for (int64_t i = 0; i < x->n_blocks; i++)
+        if (!same_block(&x->block[i], &y->block[i]) ||
+            !same_stats(&x->stats[i], &y->stats[i]))
+            return false;
+    return true;
+}

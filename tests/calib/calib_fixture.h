@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Calibrations of random models that keep everything in memory. */
+#ifndef WKVQ_CALIB_FIXTURE_H
+#define WKVQ_CALIB_FIXTURE_H
+
+#include "calib/calib.h"
+#include "tests/model/model_fixture.h"
+
+#define MEMORY_BLOCKS 8
+#define MEMORY_TENSORS 8
+
+/* struct calib_io over plain memory. */
+struct memory_io {
+    struct calib_io io;
+    struct block_quant block[MEMORY_BLOCKS];
+    struct calib_block_stats stats[MEMORY_BLOCKS];
+    int64_t n_blocks; /* saved, from 0 */
+    struct named_tensor partial[MEMORY_TENSORS];
+    int n_partial;
+    int64_t partial_block;
+    int64_t stop_after; /* stop() says yes at this many calls; 0: never */
+    int64_t asked;
+    int64_t n_on_disk, n_streams, open_streams;
+    double last_done;
+    bool done_fell; /* the share of work done went backwards or left [0,1] */
+};
+
+void memory_io_open(struct memory_io *m);
+void memory_io_close(struct memory_io *m);
+
+/* Tiny architectures: 0 = llama (GQA), 1 = qwen3-like (q/k norm, biases, H*d != D). */
+struct arch tiny_arch(int which, int64_t n_layers);
+struct calib_settings tiny_settings(void);
+/* tokens [samples][seqlen] */
+void tiny_tokens(int32_t *ids, const struct calib_settings *s, const struct arch *a);
+
+/* Whether all saved blocks (scales, zeros, s, delta) and their losses agree bit for bit. */
+bool same_result(const struct memory_io *x, const struct memory_io *y);
+
+#endif
