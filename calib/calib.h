@@ -100,13 +100,13 @@ struct calib_plan {
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s);
 
-/* Times and figures of one training step of a block in the middle, weights from src (block
- * 0 is used for all), for --plan and `bench calibrate`. */
+/* Mean times of a training step with crr_blocks blocks behind, after one to warm up; block
+ * 0's weights serve for all, activations are made up. For --plan and `bench calibrate`. */
 struct calib_bench {
-    double step_s;        /* one training step, after warm-up */
-    double linear_gemm_s; /* of which inside GEMM of linear layers */
-    double forward_s, attention_fwd_s, attention_bwd_s, fakequant_s, optimizer_s, loss_s,
-        norm_rope_act_s; /* by part; attention included in none other */
+    double step_s;
+    /* of which in each part, by dev_part_seconds; the rest is between the operations */
+    double linear_gemm_s, attention_fwd_s, attention_bwd_s, fakequant_s, loss_s,
+        optimizer_s, norm_rope_act_s, copy_s;
 };
 enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,
                           const struct model_source *src, const struct calib_settings *s,

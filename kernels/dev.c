@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define WANT(cond, ...)                                                                    \
     do {                                                                                   \
@@ -22,13 +23,26 @@
         }                                                                                  \
     } while (0)
 
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* Every operation begins with this: the sticky failure, and what a table may lack. */
 #define BEGIN(op)                                                                          \
     do {                                                                                   \
         FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);  \
         FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);         \
+    } while (0);                                                                           \
+    const double begin = seconds_now()
+/* ... and ends with its time counted. */
+#define END(part)                                                                          \
+    do {                                                                                   \
+        d->part_seconds[part] += seconds_now() - begin;                                    \
+        return d->failed;                                                                  \
     } while (0)
-#define END return d->failed
 
 void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
 {
@@ -153,6 +167,11 @@ double dev_gemm_seconds(struct dev *d, bool reset)
     return s;
 }
 
+double dev_part_seconds(const struct dev *d, enum dev_part part)
+{
+    return d->part_seconds[part];
+}
+
 enum err dev_alloc(struct dev *d, void **out, size_t bytes)
 {
     BEGIN(alloc);
@@ -160,7 +179,7 @@ enum err dev_alloc(struct dev *d, void **out, size_t bytes)
     void *p = d->ops.alloc(d, bytes);
     FAIL_IF(!p, ERR_MEMORY, "device %s: out of memory, %zu bytes", d->ops.name, bytes);
     *out = p;
-    END;
+    END(DEV_COPY);
 }
 
 void dev_free(struct dev *d, void *p)
@@ -173,28 +192,28 @@ enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes
 {
     BEGIN(upload);
     d->ops.upload(d, dst, host_src, bytes);
-    END;
+    END(DEV_COPY);
 }
 
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes)
 {
     BEGIN(download);
     d->ops.download(d, host_dst, src, bytes);
-    END;
+    END(DEV_COPY);
 }
 
 enum err dev_zero(struct dev *d, void *dst, size_t bytes)
 {
     BEGIN(zero);
     d->ops.zero(d, dst, bytes);
-    END;
+    END(DEV_COPY);
 }
 
 enum err dev_sync(struct dev *d)
 {
     BEGIN(sync);
     d->ops.sync(d);
-    END;
+    END(DEV_COPY);
 }
 
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
@@ -203,7 +222,7 @@ enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
     WANT(act(y) && act(x) && same_shape(y, x) && rows_fit(x) && rows_fit(y),
          "copy: want act y, x of one shape");
     d->ops.copy(d, y, x);
-    END;
+    END(DEV_COPY);
 }
 
 enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
@@ -222,7 +241,7 @@ enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
          "] does not give [%" PRId64 ",%" PRId64 "]",
          m, k, kb, n, c->dim[0], c->dim[1]);
     d->ops.gemm(d, kind, c, a, b, accumulate);
-    END;
+    END(DEV_GEMM);
 }
 
 enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
@@ -230,7 +249,7 @@ enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
     BEGIN(bias);
     WANT(act(y) && is_2d(y) && vec(b, y->dim[1]), "bias: want y [R,C], b [C]");
     d->ops.bias(d, y, b);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 /* Rows that a norm works on: T of a matrix, T*H of a 3-D view. */
@@ -255,7 +274,7 @@ enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor 
              "rmsnorm: with add want x, h F32 [R,C], add [R,C]");
     WANT(eps >= 0, "rmsnorm: eps must not be negative");
     d->ops.rmsnorm(d, y, s, h, x, add, g, eps);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
@@ -270,7 +289,7 @@ enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct te
          "rmsnorm_bwd: want s [R], g [C]");
     WANT(!accumulate || dx->data != dy->data, "rmsnorm_bwd: dx is dy while accumulating");
     d->ops.rmsnorm_bwd(d, dx, dy, x, s, g, accumulate);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
@@ -280,7 +299,7 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
     WANT(act(y) && act(a) && act(b) && is_2d(y) && same_shape(y, a) && same_shape(y, b),
          "add: want y, a, b [R,C]");
     d->ops.add(d, y, a, b);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
@@ -292,7 +311,7 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
              cos->dim[0] >= x->dim[0] && cos->dim[1] == x->dim[2] / 2,
          "rope: want cos, sin [T,d/2]");
     d->ops.rope(d, x, cos, sin, inverse);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 static bool attn_fits(const struct tensor *q, const struct tensor *k,
@@ -324,7 +343,7 @@ enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *ls
          "attn: want o as q, lse [H,T]");
     WANT(!kq || mask, "attn: quantized keys need a mask");
     d->ops.attn(d, o, lse, q, k, v, kq, vq, mask, scale);
-    END;
+    END(DEV_ATTENTION);
 }
 
 enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
@@ -346,7 +365,7 @@ enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tenso
     WANT(!kq || mask, "attn_bwd: quantized keys need a mask");
     WANT(!mask || mask->chunk <= 1, "attn_bwd: chunk must be <= 1");
     d->ops.attn_bwd(d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
-    END;
+    END(DEV_ATTENTION_BWD);
 }
 
 enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
@@ -356,7 +375,7 @@ enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tenso
              gu->dim[1] == 2 * y->dim[1],
          "silu_gate: want y [R,F], gu [R,2F]");
     d->ops.silu_gate(d, y, gu);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
@@ -367,7 +386,7 @@ enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct
              gu->dim[0] == dy->dim[0] && gu->dim[1] == 2 * dy->dim[1],
          "silu_gate_bwd: want dy [R,F], dgu, gu [R,2F]");
     d->ops.silu_gate_bwd(d, dgu, dy, gu);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 static bool bits_ok(int bits)
@@ -396,7 +415,7 @@ enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *sc
          "lwc: want a, b F32 [N,groups]");
     WANT(!wq || (act(wq) && same_shape(wq, w)), "lwc: want wq [N,C]");
     d->ops.lwc(d, wq, scales, zeros, w, a, b, bits, group_size);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
@@ -408,7 +427,7 @@ enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tenso
              grouped(scales, w, group_size, DT_F16) && grouped(zeros, w, group_size, DT_U8),
          "wq_apply: want w F32, wq [N,C], scales F16, zeros U8 [N,groups]");
     d->ops.wq_apply(d, wq, scales, zeros, w, bits, group_size);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
@@ -422,7 +441,7 @@ enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor
              grouped(da, w, group_size, DT_F32) && grouped(db, w, group_size, DT_F32),
          "lwc_bwd: want w, dwq F32 [N,C], a, b, da, db F32 [N,groups]");
     d->ops.lwc_bwd(d, da, db, dwq, w, a, b, bits, group_size);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
@@ -436,7 +455,7 @@ enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
     WANT(!s == !delta && (!s || (vec(s, row_width(x)) && vec(delta, row_width(x)))),
          "kvq: want s, delta [K*d] or neither");
     d->ops.kvq(d, xq, x, s, delta, bits, group_size);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
@@ -455,7 +474,7 @@ enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor
          "kvq_bwd: want dls, ddelta [K*d] or neither");
     WANT(!accumulate || dx->data != dxq->data, "kvq_bwd: dx is dxq while accumulating");
     d->ops.kvq_bwd(d, dx, dls, ddelta, dxq, x, s, delta, bits, group_size, accumulate);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
@@ -465,7 +484,7 @@ enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct ten
     WANT(act(x) && (is_2d(x) || is_3d(x)) && vec(mn, row_width(x)) && vec(mx, row_width(x)),
          "col_minmax: want x [R,C], mn, mx [C]");
     d->ops.col_minmax(d, mn, mx, x);
-    END;
+    END(DEV_ELEMENTWISE);
 }
 
 enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
@@ -473,7 +492,7 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
     BEGIN(exp);
     WANT(f32(s) && f32(ls) && tensor_count(s) == tensor_count(ls), "exp: want s, ls [C]");
     d->ops.exp(d, s, ls);
-    END;
+    END(DEV_FAKE_QUANT);
 }
 
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
@@ -485,7 +504,7 @@ enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
     WANT(!dy || (act(dy) && same_shape(dy, y) && (!accumulate || f32(dy))),
          "loss: want dy [R,C], F32 to accumulate");
     *loss = d->ops.loss(d, dy, y, t, kind, weight, accumulate);
-    END;
+    END(DEV_LOSS);
 }
 
 enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
@@ -496,7 +515,7 @@ enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g
              vec(v, tensor_count(p)) && o->step >= 1,
          "adamw: want p, g, m, v F32 of one size, step >= 1");
     d->ops.adamw(d, p, g, m, v, o);
-    END;
+    END(DEV_OPTIMIZER);
 }
 
 enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x)
@@ -504,7 +523,7 @@ enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x)
     BEGIN(all_finite);
     WANT(act(x) && rows_fit(x), "all_finite: want an act tensor");
     *finite = d->ops.all_finite(d, x);
-    END;
+    END(DEV_OPTIMIZER);
 }
 
 enum err dev_cross_entropy(struct dev *d, const struct tensor *nll, const struct tensor *x,
@@ -515,5 +534,5 @@ enum err dev_cross_entropy(struct dev *d, const struct tensor *nll, const struct
              tensor_count(target) == x->dim[0],
          "cross_entropy: want x [R,V], nll [R], target I32 [R]");
     d->ops.cross_entropy(d, nll, x, target);
-    END;
+    END(DEV_LOSS);
 }

@@ -40,6 +40,23 @@ enum dtype dev_preferred_act(const struct dev *d);
  * devices that cannot tell return 0. */
 double dev_gemm_seconds(struct dev *d, bool reset);
 
+/* Where time goes: seconds spent inside the operations of each part since dev_open (on a
+ * device that queues work: spent queueing). FAKE_QUANT is lwc, kvq and exp; LOSS includes
+ * cross entropy, OPTIMIZER the test for finite values; ELEMENTWISE is norms, rope, silu,
+ * add and bias; COPY is conversions and transfers. */
+enum dev_part {
+    DEV_GEMM,
+    DEV_ATTENTION,
+    DEV_ATTENTION_BWD,
+    DEV_FAKE_QUANT,
+    DEV_LOSS,
+    DEV_OPTIMIZER,
+    DEV_ELEMENTWISE,
+    DEV_COPY,
+    N_DEV_PARTS
+};
+double dev_part_seconds(const struct dev *d, enum dev_part part);
+
 /* --- memory ------------------------------------------------------------------------- */
 
 /* bytes > 0, 64-byte aligned. */

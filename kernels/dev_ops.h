@@ -84,6 +84,7 @@ struct dev {
     enum err failed;    /* sticky */
     enum dtype preferred_act;
     double gemm_seconds;
+    double part_seconds[N_DEV_PARTS]; /* by enum dev_part */
     char about[256];
 };
 

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The training step of a run, repeated and timed by part: the same code, on made-up
+ * activations and one block's weights in every place. */
+#include "calib/calib.h"
+
+#include "calib/run.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/rng.h"
+
+struct bench {
+    struct dev *dev;
+    const struct calib_settings *s;
+    struct fakequant f;
+    struct recon r;
+    struct arch arch;         /* as many blocks as a full step needs */
+    struct model_source same; /* block 0 for every block */
+    const struct model_source *from;
+    void *target_memory;
+    struct tensor target; /* [T,D] act */
+};
+
+static enum err block_zero(void *ctx, int64_t i, struct block_src *out)
+{
+    const struct model_source *from = ctx;
+    return from->block(from->ctx, 0, out);
+}
+
+static enum err stage(void *ctx, struct tensor *t, int64_t j)
+{
+    *t = ((struct bench *)ctx)->target;
+    return OK;
+}
+
+/* x and the target: normal values, as a residual stream has them. */
+static enum err fill(struct bench *b)
+{
+    const int64_t n = tensor_count(&b->r.x);
+    struct rng rng;
+    float *host = NULL;
+    enum err err = OK;
+    TRY(mem_alloc(&host, (size_t)n, sizeof(*host)));
+    rng_seed(&rng, 1);
+    for (int64_t i = 0; i < n; i++)
+        host[i] = (float)rng_normal(&rng);
+    TRY_OUT(dev_upload(b->dev, b->r.x.data, host, (size_t)n * sizeof(*host)));
+    TRY_OUT(dev_sync(b->dev));
+    TRY_OUT(dev_alloc(b->dev, &b->target_memory, (size_t)n * dtype_bytes(b->s->act)));
+    b->target = tensor_2d(b->target_memory, b->s->act, b->r.x.dim[0], b->r.x.dim[1]);
+    TRY_OUT(dev_copy(b->dev, &b->target, &b->r.x));
+out:
+    mem_free(host);
+    return err;
+}
+
+static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
+                           const struct model_source *src, const struct calib_settings *s)
+{
+    struct block_src block;
+    b->dev = d;
+    b->s = s;
+    b->arch = *a;
+    b->arch.n_layers = s->crr_blocks + 1;
+    b->same = (struct model_source){.ctx = (void *)(uintptr_t)src, .block = block_zero};
+    TRY(arch_check_length(a, s->seqlen));
+    TRY(fakequant_open(&b->f, d, &b->arch, s));
+    TRY(recon_open(&b->r, d, &b->arch, s));
+    TRY(fill(b));
+    TRY(src->block(src->ctx, 0, &block));
+    TRY(fakequant_load(&b->f, &block));
+    return fakequant_start(&b->f, NULL, NULL, NULL, NULL);
+}
+
+static void close_bench(struct bench *b)
+{
+    fakequant_close(&b->f);
+    recon_close(&b->r);
+    dev_free(b->dev, b->target_memory);
+}
+
+static enum err step(struct bench *b, int64_t number)
+{
+    const float lr[N_FQ_KINDS] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift};
+    const struct recon_targets t = {b, stage};
+    double loss;
+    bool bad;
+    char name[128];
+    TRY(fakequant_apply(&b->f));
+    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, b->f.n > 0));
+    TRY(fakequant_bad_gradient(&b->f, name, sizeof(name), &bad));
+    TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number));
+    return dev_sync(b->dev);
+}
+
+static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
+{
+    double part[N_DEV_PARTS];
+    TRY(step(b, 1));
+    for (int i = 0; i < N_DEV_PARTS; i++)
+        part[i] = dev_part_seconds(b->dev, (enum dev_part)i);
+    const double begin = run_seconds(), n = (double)steps;
+    for (int64_t i = 0; i < steps; i++)
+        TRY(step(b, i + 2));
+    const double all = (run_seconds() - begin) / n;
+    for (int i = 0; i < N_DEV_PARTS; i++)
+        part[i] = (dev_part_seconds(b->dev, (enum dev_part)i) - part[i]) / n;
+    *out = (struct calib_bench){.step_s = all,
+                                .linear_gemm_s = part[DEV_GEMM],
+                                .attention_fwd_s = part[DEV_ATTENTION],
+                                .attention_bwd_s = part[DEV_ATTENTION_BWD],
+                                .fakequant_s = part[DEV_FAKE_QUANT],
+                                .loss_s = part[DEV_LOSS],
+                                .optimizer_s = part[DEV_OPTIMIZER],
+                                .norm_rope_act_s = part[DEV_ELEMENTWISE],
+                                .copy_s = part[DEV_COPY]};
+    return OK;
+}
+
+enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,
+                          const struct model_source *src, const struct calib_settings *s,
+                          int64_t steps)
+{
+    struct bench b = {0};
+    enum err err = open_bench(&b, d, a, src, s);
+    if (!err)
+        err = measure(out, &b, steps);
+    if (b.dev)
+        close_bench(&b);
+    return err;
+}

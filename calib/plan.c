@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a calibration will need: bytes from the same layouts that allocate them, flops from
+ * the shapes. */
+#include "calib/calib.h"
+
+#include "calib/recon.h"
+#include "calib/streams.h"
+
+/* Causal attention of one block forward: two products of T(T+1)/2 pairs, d wide. */
+static double attention_flops(const struct arch *a, double T)
+{
+    return 2 * T * (T + 1) * (double)(a->n_heads * a->head_dim);
+}
+
+static double linear_flops(const struct arch *a, double T)
+{
+    return 2 * T * (double)arch_block_params(a);
+}
+
+/* A training step of a block with n behind it. The quantized block's backward has no
+ * gradient to its input below q, k, v; attention's backward is 2.5 forwards (S again, and
+ * four products against two). */
+static double step_flops(const struct arch *a, const struct calib_settings *s, int64_t n)
+{
+    const double T = (double)s->seqlen, linear = linear_flops(a, T);
+    const double qkv =
+        2 * T * (double)(arch_out(a, LIN_Q) + 2 * arch_out(a, LIN_K)) * (double)a->d_model;
+    const double weight_grads = s->weights.bits < 16 && s->weights.method == WEIGHT_LWC;
+    return (double)(n + 1) * (linear + 3.5 * attention_flops(a, T)) + (double)n * linear +
+           (linear - qkv) + weight_grads * linear;
+}
+
+static double forward_flops(const struct arch *a, const struct calib_settings *s)
+{
+    return linear_flops(a, (double)s->seqlen) + attention_flops(a, (double)s->seqlen);
+}
+
+static bool learns(const struct calib_settings *s)
+{
+    return (s->weights.bits < 16 && s->weights.method == WEIGHT_LWC) ||
+           (s->kv.bits < 16 && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn);
+}
+
+static int64_t depth_of(const struct arch *a, const struct calib_settings *s, int64_t i)
+{
+    const int64_t behind = a->n_layers - 1 - i;
+    return s->crr_blocks < behind ? s->crr_blocks : behind;
+}
+
+static double all_flops(const struct arch *a, const struct calib_settings *s)
+{
+    const double samples = (double)s->samples, epochs = learns(s) ? (double)s->epochs : 0;
+    double sum = 0;
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        const double chain = (double)(depth_of(a, s, i) + 1);
+        sum += samples * epochs * step_flops(a, s, depth_of(a, s, i));
+        /* the set's loss at the start and after every epoch; start values; both streams */
+        sum += samples * forward_flops(a, s) * ((1 + epochs) * chain + 3);
+    }
+    return sum;
+}
+
+enum err calib_plan(struct calib_plan *out, const struct arch *a,
+                    const struct calib_settings *s)
+{
+    const int64_t depth = depth_of(a, s, 0);
+    const size_t one_set = block_weights_bytes(a, s->act);
+    size_t stream;
+    TRY(stream_bytes(&stream, a, s));
+    struct calib_plan p = {0};
+    p.n_streams = 1 + (s->crr_terms == TERMS_ALL ? depth + 1 : 1);
+    p.stream_bytes = (size_t)p.n_streams * stream;
+    p.streams_on_disk = (double)p.stream_bytes > (double)s->memory_bytes;
+    const size_t full = (size_t)(depth > 1 ? depth : 1) * one_set;
+    const bool master = s->weights.bits < 16;
+    p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
+    p.acts_bytes = recon_bytes(a, s) - full + stream / (size_t)s->samples;
+    p.params_bytes = fakequant_bytes(a, s);
+    p.flops_per_step = step_flops(a, s, depth);
+    p.total_flops = all_flops(a, s);
+    *out = p;
+    return OK;
+}
