@@ -4,6 +4,8 @@
 # counted here.
 set -eu
 command -v python3 >/dev/null || exit 77
+[ -w /dev/shm ] && : "${TMPDIR:=/dev/shm}"
+export TMPDIR
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 "$2" "$dir/model" "$dir/artifact" llama 4 16 0

@@ -4,6 +4,8 @@
 # was written from the documentation.
 set -eu
 command -v python3 >/dev/null || exit 77
+[ -w /dev/shm ] && : "${TMPDIR:=/dev/shm}"
+export TMPDIR
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0" "llama 5 64 9000" "llama 8 16 0"; do

@@ -11,6 +11,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/tensor/quant.h"
 #include "tests/convert/tiny_model.h"
+#include "tests/scratch.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -26,7 +27,7 @@
 
 #include <cmocka.h>
 
-static char dir[64], model_dir[96], out_dir[96], other_dir[96];
+static char dir[96], model_dir[128], out_dir[128], other_dir[128];
 
 static void remove_all(void)
 {
@@ -37,8 +38,7 @@ static void remove_all(void)
 
 static int set_up(void **state)
 {
-    strcpy(dir, "/tmp/test_artifact.XXXXXX");
-    if (!mkdtemp(dir))
+    if (!scratch_dir(dir, sizeof(dir)))
         return -1;
     snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
     snprintf(out_dir, sizeof(out_dir), "%s/out", dir);

@@ -5,6 +5,7 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
+#include "tests/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,12 +16,11 @@
 
 #include <cmocka.h>
 
-static char dir[64], path[128];
+static char dir[96], path[200];
 
 static int make_dir(void **state)
 {
-    strcpy(dir, "/tmp/test_safetensors.XXXXXX");
-    if (!mkdtemp(dir))
+    if (!scratch_dir(dir, sizeof(dir)))
         return -1;
     snprintf(path, sizeof(path), "%s/x.safetensors", dir);
     return 0;

@@ -5,6 +5,7 @@
 #include "data/unpack.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
+#include "tests/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,12 +18,11 @@
 
 #include <cmocka.h>
 
-static char dir[64], path[128];
+static char dir[96], path[200];
 
 static int make_dir(void **state)
 {
-    strcpy(dir, "/tmp/test_corpus.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return scratch_dir(dir, sizeof(dir)) ? 0 : -1;
 }
 
 static int drop_dir(void **state)
