@@ -270,8 +270,9 @@ static void one_attn_bwd(struct ck *c, const struct attn_case *k)
 
 /* T, H, K, d, pad */
 static const int64_t shapes[][5] = {
-    {1, 1, 1, 8, 0},   {2, 2, 1, 16, 3},  {7, 4, 4, 8, 0},    {19, 8, 1, 64, 5},
-    {33, 4, 2, 80, 0}, {21, 3, 3, 96, 0}, {17, 6, 2, 128, 0}, {70, 2, 1, 16, 0}};
+    {1, 1, 1, 8, 0},    {2, 2, 1, 16, 3},  {7, 4, 4, 8, 0},
+    {19, 8, 1, 64, 5},  {33, 4, 2, 80, 0}, {21, 3, 3, 96, 0},
+    {17, 6, 2, 128, 0}, {70, 2, 1, 16, 0}, {134, 2, 1, 16, 0}};
 static const struct attn_mask masks[] = {{0, 0, 0},  {1, 0, 0}, {3, 0, 0},
                                          {16, 4, 0}, {0, 4, 0}, {1, 4, 1}};
 static const enum ck_pattern attn_patterns[] = {PAT_RANDOM, PAT_ZERO,  PAT_ONE,

@@ -69,8 +69,9 @@ static const struct {
 
 static void test_gemm(struct ck *c)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 48, 33},   {7, 5, 3},
-                                        {17, 31, 64}, {33, 16, 129}, {64, 96, 80}};
+    static const int64_t shapes[][3] = {{1, 1, 1},     {1, 48, 33},   {7, 5, 3},
+                                        {17, 31, 64},  {33, 16, 129}, {64, 96, 80},
+                                        {70, 130, 520}};
     if (c->bench) {
         one_gemm(c, &(struct gemm_case){GEMM_NT, 128, 576, 576, 0, DT_BF16, DT_BF16, false,
                                         PAT_RANDOM});

@@ -156,8 +156,10 @@ static void one_finite(struct ck *c, struct ck_shape shape, int64_t at, float va
 static void test_all_finite(struct ck *c)
 {
     static const float values[] = {NAN, INFINITY, -INFINITY, 3e38f};
-    if (c->bench)
+    if (c->bench) {
+        one_finite(c, ck_2d(DT_F32, 256, 2048, 0), -1, 0);
         return;
+    }
     for (int t = 0; t < 2; t++)
         for (int dims = 1; dims <= 3; dims++)
             for (size_t v = 0; v < ARRAY_LEN(values); v++)
