@@ -15,8 +15,8 @@
 #define POISON 0xaa
 #define GUARD 256 /* bytes of poison before and behind a tensor */
 
-const char *const ck_pattern_name[N_PATTERNS] = {"random", "zero",        "one",  "large",
-                                                 "small",  "alternating", "mixed"};
+const char *const ck_pattern_name[N_PATTERNS] = {
+    "random", "zero", "one", "large", "small", "alternating", "mixed", "offset"};
 
 enum role { ROLE_INPUT, ROLE_OUTPUT, ROLE_WORK };
 
@@ -193,6 +193,8 @@ static double pattern_value(struct ck *c, enum ck_pattern p, int64_t row, int64_
         return (row + col) % 2 ? -0.75 : 0.75;
     case PAT_MIXED:
         return rng_normal(&c->rng) * pow(10, 8 * rng_uniform(&c->rng) - 4);
+    case PAT_OFFSET:
+        return 30 + 0.05 * rng_normal(&c->rng);
     default:
         return rng_normal(&c->rng);
     }

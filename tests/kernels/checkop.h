@@ -20,7 +20,9 @@ enum ck_pattern {
     PAT_LARGE,
     PAT_SMALL,
     PAT_ALTERNATING,
-    PAT_MIXED, /* magnitudes from 1e-4 to 1e4 side by side */
+    PAT_MIXED,  /* magnitudes from 1e-4 to 1e4 side by side */
+    PAT_OFFSET, /* little of their own far from 0: differences cancel, fp16 offsets are off
+                 */
     N_PATTERNS
 };
 extern const char *const ck_pattern_name[N_PATTERNS];
