@@ -311,8 +311,8 @@ int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv)
     if (kv->bits >= 16)
         return 2 * channels;
     const int64_t group = kv_group(a->head_dim, kv->group_size);
-    return bitpack_bytes(channels, kv->bits) +
-           4 * a->n_kv * ((a->head_dim + group - 1) / group);
+    return a->n_kv *
+           (bitpack_bytes(a->head_dim, kv->bits) + 4 * ((a->head_dim + group - 1) / group));
 }
 
 double kv_row_bits(const struct arch *a, const struct kv_spec *kv)

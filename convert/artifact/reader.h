@@ -59,9 +59,10 @@ struct artifact_sizes {
     double kv_bits;            /* per cache element: codes + fp16 pairs */
 };
 void artifact_measure(struct artifact_sizes *out, const struct artifact *a);
-/* Bytes of one token's packed keys (or values) in one layer: ceil(C * bits / 8) of codes, C
- * = kv heads * head_dim, and for each of its groups four bytes, the fp16 pair h, m. At 16
- * bits: 2 C. */
+/* Bytes of one token's packed keys (or values) in one layer, as the runtime allocates them:
+ * for each kv head ceil(head_dim * bits / 8) of codes, and for each of its groups four
+ * bytes, the fp16 pair h, m. At 16 bits: two bytes an element, what an fp16 cache takes
+ * (this project's runtime holds it in F32). */
 int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv);
 /* The same per element, in bits. */
 double kv_row_bits(const struct arch *a, const struct kv_spec *kv);

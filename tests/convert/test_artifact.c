@@ -494,6 +494,11 @@ static void test_measure(void **state)
     free(e);
     assert_int_equal(m.total_bytes, total);
     artifact_close(&a);
+    /* every head starts on a byte: 6 codes of 3 bits take 3 */
+    const struct arch arch = {.n_kv = 2, .head_dim = 6};
+    const struct kv_spec three = {.bits = 3, .group_size = 0}, none = {.bits = 16};
+    assert_int_equal(kv_row_bytes(&arch, &three), 2 * (3 + 4));
+    assert_int_equal(kv_row_bytes(&arch, &none), 24);
 }
 
 static void test_source(void **state)
