@@ -10,10 +10,17 @@
 #define LANES 16
 #define RTN_ROWS 16 /* of one chunk */
 
-/* Adding and subtracting 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf
- * does; it needs no SSE4.1. Codes saturate long before the clamp at 2^12. */
+/* Adding 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf does, and leaves
+ * the integer in the low bits; it needs no SSE4.1. */
 #define ROUNDER 0x1.8p23f
-#define FAR 4096.0f
+
+/* c ? a : b by masks: compilers turn the plain form into branches and then do not
+ * vectorize. */
+static inline float pick(bool c, float a, float b)
+{
+    const uint32_t mask = 0u - (uint32_t)c;
+    return f32_from_bits((f32_bits(a) & mask) | (f32_bits(b) & ~mask));
+}
 
 struct range {
     float lo, hi;
@@ -27,8 +34,8 @@ static struct range row_range(const float *w, int64_t n)
     for (; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++) {
             const float x = w[i + l];
-            lo[l] = x < lo[l] ? x : lo[l];
-            hi[l] = x > hi[l] ? x : hi[l];
+            lo[l] = pick(x < lo[l], x, lo[l]);
+            hi[l] = pick(x > hi[l], x, hi[l]);
         }
     struct range r = {0, 0};
     for (; i < n; i++) {
@@ -62,17 +69,15 @@ bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, 
     return all_finite(w, n);
 }
 
+/* quant_weight_code of each: clamping u to [-z, Q - z] before it is rounded is the same as
+ * clamping round(u) + z to [0, Q] after, because the bounds are integers. */
 static void group_codes(uint8_t *restrict codes, const float *restrict w, int64_t n,
-                        float h, float z, float top)
+                        float h, uint8_t z, int bits)
 {
+    const float lo = -(float)z, hi = (float)((1 << bits) - 1 - z);
     for (int64_t i = 0; i < n; i++) {
-        float u = w[i] / h;
-        u = u < -FAR ? -FAR : u;
-        u = u > FAR ? FAR : u;
-        float q = (u + ROUNDER) - ROUNDER + z;
-        q = q < 0 ? 0 : q;
-        q = q > top ? top : q;
-        codes[i] = (uint8_t)(int)q;
+        const float u = w[i] / h, v = pick(u < lo, lo, u);
+        codes[i] = (uint8_t)(f32_bits(pick(v > hi, hi, v) + ROUNDER) + z);
     }
 }
 
@@ -84,7 +89,7 @@ bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
         return false;
     for (int64_t begin = 0, g = 0; begin < n; begin += step, g++)
         group_codes(codes + begin, w + begin, n - begin < step ? n - begin : step,
-                    f16_to_f32(scales[g]), (float)zeros[g], (float)((1 << bits) - 1));
+                    f16_to_f32(scales[g]), zeros[g], bits);
     return true;
 }
 
