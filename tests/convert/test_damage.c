@@ -189,9 +189,12 @@ static void load(struct edit *e)
     st_close(&f);
 }
 
-/* Write the tensors and a manifest that agrees with them and with config.json. */
-static void store(struct edit *e)
+/* Write the tensors and a manifest that agrees with them and with config.json, but for what
+ * lie (may be NULL) does to its list. */
+static void store_lying(struct edit *e,
+                        void (*lie)(struct manifest_tensor *list, size_t *n))
 {
+    size_t n = (size_t)e->n;
     struct manifest *m = NULL;
     struct manifest_tensor *list = NULL;
     struct manifest_file files[16];
@@ -213,10 +216,17 @@ static void store(struct edit *e)
         files[k].name = m->file[k].name;
         ok(file_crc32(&files[k].crc, &files[k].bytes, in_out(m->file[k].name)));
     }
-    const struct manifest_input in = {NULL, NULL, list, (size_t)e->n, files, m->n_files};
+    if (lie)
+        lie(list, &n);
+    const struct manifest_input in = {NULL, NULL, list, n, files, m->n_files};
     ok(manifest_write(out_dir, &in));
     mem_free(list);
     manifest_close(&m);
+}
+
+static void store(struct edit *e)
+{
+    store_lying(e, NULL);
 }
 
 static void drop(struct edit *e)
@@ -305,6 +315,62 @@ static void test_wrong_shapes(void **state)
     struct artifact *a = NULL;
     ok(artifact_open(&a, out_dir, true));
     artifact_close(&a);
+    drop(&e);
+}
+
+static void lie_count(struct manifest_tensor *list, size_t *n)
+{
+    --*n;
+}
+
+static void lie_shape(struct manifest_tensor *list, size_t *n)
+{
+    list[3].dim[0] += 1;
+}
+
+static void lie_dims(struct manifest_tensor *list, size_t *n)
+{
+    list[3].n_dims++;
+    list[3].dim[list[3].n_dims - 1] = 1;
+}
+
+static void lie_dtype(struct manifest_tensor *list, size_t *n)
+{
+    list[3].dtype = "I8";
+}
+
+static void lie_bytes(struct manifest_tensor *list, size_t *n)
+{
+    list[3].bytes++;
+}
+
+static void lie_name(struct manifest_tensor *list, size_t *n)
+{
+    list[3].name = "another";
+}
+
+static void lie_file(struct manifest_tensor *list, size_t *n)
+{
+    list[3].file = "config.json";
+}
+
+static void test_wrong_manifest(void **state)
+{
+    static const struct {
+        void (*lie)(struct manifest_tensor *list, size_t *n);
+        const char *word;
+    } lies[] = {
+        {lie_count, "the manifest lists"}, {lie_shape, "another shape"},
+        {lie_dims, "another shape"},       {lie_dtype, "the manifest says I8"},
+        {lie_bytes, "the manifest says"},  {lie_name, "another is missing"},
+        {lie_file, "no tensor file"},
+    };
+    struct edit e;
+    load(&e);
+    for (size_t i = 0; i < ARRAY_LEN(lies); i++) {
+        store_lying(&e, lies[i].lie);
+        refused(false, ERR_FORMAT, out_dir, lies[i].word);
+    }
     drop(&e);
 }
 
@@ -434,8 +500,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_flips_in_weights),  TEST(test_flips_elsewhere),
         TEST(test_truncated_weights), TEST(test_wrong_values),
-        TEST(test_wrong_shapes),      TEST(test_mutations),
-        TEST(test_hostile_config),
+        TEST(test_wrong_shapes),      TEST(test_wrong_manifest),
+        TEST(test_mutations),         TEST(test_hostile_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
