@@ -32,11 +32,12 @@ struct token_ids {
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir);
 void tokenizer_close(struct tokenizer **t);
 
-/* Added and special tokens in the text are recognized as the reference does. BOS goes once in
- * front of the whole. text: any bytes, invalid UTF-8 is treated as U+FFFD per maximal
- * invalid part. Release with token_ids_free. BOS_ALWAYS without a BOS token is ERR_USAGE. */
-enum err tokenizer_encode(struct token_ids *out, const struct tokenizer *t, const char *text,
-                          size_t bytes, enum bos_rule bos);
+/* Added and special tokens in the text are recognized as the reference does. BOS goes once
+ * in front of the whole. text: any bytes, invalid UTF-8 is treated as U+FFFD per maximal
+ * invalid part. Release with token_ids_free. BOS_ALWAYS without a BOS token is ERR_USAGE.
+ */
+enum err tokenizer_encode(struct token_ids *out, const struct tokenizer *t,
+                          const char *text, size_t bytes, enum bos_rule bos);
 void token_ids_free(struct token_ids *ids);
 
 /* UTF-8 text of n ids, NUL-terminated, released with mem_free; special tokens are left out

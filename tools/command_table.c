@@ -3,5 +3,6 @@
 
 const struct command *const command_table[] = {
     &cmd_inspect,
+    &cmd_tokenize,
 };
 const int command_count = ARRAY_LEN(command_table);

@@ -11,5 +11,6 @@ extern const struct command *const command_table[];
 extern const int command_count;
 
 extern const struct command cmd_inspect;
+extern const struct command cmd_tokenize;
 
 #endif

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT */
+#include "data/tok_json.h"
+
+#include "kernels/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_FILE_BYTES ((size_t)128 << 20)
+#define MAX_ADDED 65536
+#define MAX_CONTENT_BYTES 4096
+
+/* "PATH: part" in out. */
+static const char *where_of(char out[512], const char *path, const char *part)
+{
+    snprintf(out, 512, "%s: %s", path, part);
+    return out;
+}
+
+static enum err parse_vocab(struct bpe *b, json_t *model, const char *where)
+{
+    json_t *vocab = NULL, *v;
+    const char *key;
+    TRY(json_get_object(&vocab, model, "vocab", where));
+    FAIL_IF(!vocab || !json_object_size(vocab), ERR_FORMAT, "%s: vocab is missing or empty",
+            where);
+    json_object_foreach(vocab, key, v)
+    {
+        FAIL_IF(!json_is_integer(v), ERR_FORMAT, "%s: id of token \"%.80s\" is %s", where,
+                key, json_kind(v));
+        const enum err err = bpe_add_token(b, key, strlen(key), json_integer_value(v));
+        if (err)
+            return err_add(err, "%s: ", where);
+    }
+    const enum err err = bpe_index(b);
+    return err ? err_add(err, "%s: ", where) : OK;
+}
+
+/* "left right" (older files) or ["left", "right"]. */
+static enum err parse_merge(struct bpe *b, const json_t *v)
+{
+    if (json_is_string(v)) {
+        const char *s = json_string_value(v), *gap = strchr(s, ' ');
+        FAIL_IF(!gap, ERR_FORMAT, "merge %zu: \"%.80s\" has no space", b->n_merges, s);
+        return bpe_add_merge(b, s, (size_t)(gap - s), gap + 1, strlen(gap + 1));
+    }
+    const json_t *left = json_array_get(v, 0), *right = json_array_get(v, 1);
+    FAIL_IF(json_array_size(v) != 2 || !json_is_string(left) || !json_is_string(right),
+            ERR_FORMAT, "merge %zu is %s, want a string or two strings", b->n_merges,
+            json_kind(v));
+    return bpe_add_merge(b, json_string_value(left), json_string_length(left),
+                         json_string_value(right), json_string_length(right));
+}
+
+static enum err parse_merges(struct bpe *b, const json_t *model, const char *where)
+{
+    json_t *merges = NULL;
+    TRY(json_get_array(&merges, model, "merges", where));
+    FAIL_IF(!merges, ERR_FORMAT, "%s: merges is missing", where);
+    for (size_t i = 0; i < json_array_size(merges); i++) {
+        const enum err err = parse_merge(b, json_array_get(merges, i));
+        if (err)
+            return err_add(err, "%s: ", where);
+    }
+    return OK;
+}
+
+static enum err refuse_affix(const json_t *model, const char *key, const char *where)
+{
+    const char *value = NULL;
+    TRY(json_get_string(&value, model, key, where));
+    FAIL_IF(value && *value, ERR_SUPPORT,
+            "%s: %s \"%.40s\" is not supported, only an empty one", where, key, value);
+    return OK;
+}
+
+static enum err parse_model_flags(struct bpe *b, const json_t *model, const char *where)
+{
+    double dropout = 0;
+    const char *unk = NULL;
+    TRY(json_get_real(&dropout, model, "dropout", 0, 1, where));
+    FAIL_IF(dropout != 0, ERR_SUPPORT,
+            "%s: dropout %g is not supported, ids would be random", where, dropout);
+    TRY(refuse_affix(model, "continuing_subword_prefix", where));
+    TRY(refuse_affix(model, "end_of_word_suffix", where));
+    TRY(json_get_bool(&b->fuse_unk, model, "fuse_unk", where));
+    TRY(json_get_bool(&b->byte_fallback, model, "byte_fallback", where));
+    TRY(json_get_bool(&b->ignore_merges, model, "ignore_merges", where));
+    TRY(json_get_string(&unk, model, "unk_token", where));
+    return unk ? mem_strdup(&b->unk_token, unk) : OK;
+}
+
+static enum err parse_model(struct bpe *b, json_t *root, const char *path)
+{
+    char buffer[512];
+    const char *where = where_of(buffer, path, "model"), *type = "BPE";
+    json_t *model = NULL;
+    TRY(json_get_object(&model, root, "model", path));
+    FAIL_IF(!model, ERR_FORMAT, "%s: model is missing", path);
+    TRY(json_get_string(&type, model, "type", where)); /* old files have none */
+    FAIL_IF(strcmp(type, "BPE") != 0, ERR_SUPPORT,
+            "%s: %s is not supported (supported: BPE)", where, type);
+    TRY(parse_model_flags(b, model, where));
+    TRY(parse_vocab(b, model, where));
+    return parse_merges(b, model, where);
+}
+
+static struct added_token *find_added(const struct json_tokenizer *t, const char *content)
+{
+    for (size_t i = 0; i < t->n_added; i++)
+        if (!strcmp(t->added[i].content, content))
+            return &t->added[i];
+    return NULL;
+}
+
+/* The reference takes a token's id from the vocabulary, or else counts on from its end; the
+ * id in added_tokens is only a note. */
+static int32_t added_id(const struct json_tokenizer *t, const char *content)
+{
+    const int32_t size = (int32_t)t->bpe.token.n,
+                  id = bpe_id(&t->bpe, content, strlen(content));
+    int32_t next = size;
+    if (id >= 0)
+        return id;
+    for (size_t i = 0; i < t->n_added; i++)
+        if (t->added[i].id >= next)
+            next = t->added[i].id + 1;
+    return next;
+}
+
+static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
+                                  const char *where)
+{
+    const char *content = NULL;
+    struct added_token a = {0};
+    FAIL_IF(!json_is_object(v), ERR_FORMAT, "%s holds %s, want objects", where,
+            json_kind(v));
+    TRY(json_need_string(&content, v, "content", where));
+    TRY(json_get_bool(&a.single_word, v, "single_word", where));
+    TRY(json_get_bool(&a.lstrip, v, "lstrip", where));
+    TRY(json_get_bool(&a.rstrip, v, "rstrip", where));
+    TRY(json_get_bool(&a.normalized, v, "normalized", where));
+    TRY(json_get_bool(&a.special, v, "special", where));
+    FAIL_IF(strlen(content) > MAX_CONTENT_BYTES, ERR_FORMAT,
+            "%s: a token of %zu bytes, the limit is %d", where, strlen(content),
+            MAX_CONTENT_BYTES);
+    if (!*content)
+        return OK;
+    struct added_token *known = find_added(t, content);
+    a.id = known ? known->id : added_id(t, content);
+    a.content = known ? known->content : NULL;
+    if (!known) {
+        TRY(mem_strdup(&a.content, content));
+        known = &t->added[t->n_added++];
+    }
+    *known = a;
+    if (a.id >= t->n_ids)
+        t->n_ids = a.id + 1;
+    return pair_map_put(&t->added_of, a.id, 0, (int32_t)(known - t->added));
+}
+
+static enum err parse_added(struct json_tokenizer *t, const json_t *root, const char *path)
+{
+    char buffer[512];
+    const char *where = where_of(buffer, path, "added_tokens");
+    json_t *list = NULL;
+    t->n_ids = t->bpe.n_ids;
+    TRY(json_get_array(&list, root, "added_tokens", path));
+    const size_t n = json_array_size(list);
+    FAIL_IF(n > MAX_ADDED, ERR_FORMAT, "%s: %zu tokens, the limit is %d", where, n,
+            MAX_ADDED);
+    TRY(mem_calloc(&t->added, n, sizeof(*t->added)));
+    for (size_t i = 0; i < n; i++)
+        TRY(parse_added_token(t, json_array_get(list, i), where));
+    return OK;
+}
+
+/* Tokens of this kind into their matcher; those with normalized are looked for in
+ * normalized text and are therefore normalized themselves. */
+static enum err match_added(struct json_tokenizer *t, bool special)
+{
+    enum err err = OK;
+    struct text content = {0}, spare = {0};
+    for (size_t i = 0; i < t->n_added; i++) {
+        const struct added_token *a = &t->added[i];
+        const size_t n = strlen(a->content);
+        if (a->special != special)
+            continue;
+        if (!a->normalized) {
+            TRY_OUT(added_matcher_add(&t->raw, a->content, n, (int32_t)i));
+            continue;
+        }
+        TRY_OUT(normalizer_run(&content, &spare, &t->normal, a->content, n));
+        TRY_OUT(added_matcher_add(&t->normalized, content.p, content.n, (int32_t)i));
+    }
+out:
+    text_free(&content);
+    text_free(&spare);
+    return err;
+}
+
+static enum err check_post_ids(const struct json_tokenizer *t, const struct id_list *l,
+                               const char *path)
+{
+    for (size_t i = 0; i < l->n; i++)
+        FAIL_IF(l->id[i] >= t->n_ids, ERR_FORMAT,
+                "%s: post_processor: id %d is outside the vocabulary of %d", path, l->id[i],
+                t->n_ids);
+    return OK;
+}
+
+/* A component by its key; null is NULL. */
+static const json_t *component(const json_t *root, const char *key)
+{
+    const json_t *v = json_object_get(root, key);
+    return json_is_null(v) ? NULL : v;
+}
+
+static enum err parse_all(struct json_tokenizer *t, json_t *root, const char *path)
+{
+    char where[512];
+    FAIL_IF(!json_is_object(root), ERR_FORMAT, "%s: holds %s, want an object", path,
+            json_kind(root));
+    TRY(parse_model(&t->bpe, root, path));
+    TRY(normalizer_parse(&t->normal, component(root, "normalizer"),
+                         where_of(where, path, "normalizer")));
+    TRY(pre_tokenizer_parse(&t->pre, &t->family, component(root, "pre_tokenizer"),
+                            where_of(where, path, "pre_tokenizer")));
+    TRY(decoder_parse(&t->decoder, component(root, "decoder"),
+                      where_of(where, path, "decoder")));
+    TRY(parse_added(t, root, path));
+    /* Special ones first: of two of the same normalized content the later one is found. */
+    TRY(match_added(t, true));
+    TRY(match_added(t, false));
+    TRY(post_processor_parse(&t->before, &t->after, component(root, "post_processor"),
+                             where_of(where, path, "post_processor")));
+    TRY(check_post_ids(t, &t->before, path));
+    return check_post_ids(t, &t->after, path);
+}
+
+enum err json_tokenizer_open(struct json_tokenizer **out, const char *path)
+{
+    struct json_tokenizer *t = NULL;
+    json_t *root = NULL;
+    TRY(json_load_file_strict(&root, path, MAX_FILE_BYTES));
+    enum err err = mem_calloc(&t, 1, sizeof(*t));
+    if (!err)
+        err = parse_all(t, root, path);
+    json_decref(root);
+    if (err)
+        json_tokenizer_close(&t);
+    else
+        *out = t;
+    return err;
+}
+
+void json_tokenizer_close(struct json_tokenizer **pt)
+{
+    struct json_tokenizer *t = *pt;
+    if (!t)
+        return;
+    bpe_free(&t->bpe);
+    normalizer_free(&t->normal);
+    pre_tokenizer_free(&t->pre);
+    for (size_t i = 0; i < t->n_added; i++)
+        mem_free(t->added[i].content);
+    mem_free(t->added);
+    pair_map_free(&t->added_of);
+    added_matcher_free(&t->raw);
+    added_matcher_free(&t->normalized);
+    id_list_free(&t->before);
+    id_list_free(&t->after);
+    decoder_free(&t->decoder);
+    mem_free(t);
+    *pt = NULL;
+}
+
+int32_t json_tokenizer_id(const struct json_tokenizer *t, const char *content)
+{
+    const struct added_token *a = find_added(t, content);
+    return a ? a->id : bpe_id(&t->bpe, content, strlen(content));
+}

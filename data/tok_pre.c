@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: MIT */
+#include "data/tok_pre.h"
+
+#include "kernels/base/mem.h"
+
+#include <string.h>
+
+int32_t byte_level_char(uint8_t byte)
+{
+    /* The printable bytes of Latin-1 stand for themselves, the 68 others in their order
+     * for U+0100 and what follows. */
+    if (byte <= 0x20)
+        return 0x100 + byte;
+    if (byte >= 0x7F && byte <= 0xA0)
+        return 0x121 + (byte - 0x7F);
+    return byte == 0xAD ? 0x143 : byte;
+}
+
+int byte_level_byte(int32_t c)
+{
+    if (c >= 0x100 && c <= 0x120)
+        return c - 0x100;
+    if (c >= 0x121 && c <= 0x142)
+        return c - 0x121 + 0x7F;
+    if (c == 0x143)
+        return 0xAD;
+    return c > 0x20 && c < 0x100 && byte_level_char((uint8_t)c) == c ? c : -1;
+}
+
+enum err byte_level_map(struct text *out, const char *s, size_t n)
+{
+    out->n = 0;
+    FAIL_IF(n > SIZE_MAX / 2, ERR_MEMORY, "text of %zu bytes", n);
+    TRY(text_reserve(out, 2 * n + 4));
+    for (size_t i = 0; i < n; i++)
+        out->n += utf8_put(out->p + out->n, byte_level_char((uint8_t)s[i]));
+    return OK;
+}
+
+/* Next place of what in s, NULL if none. */
+static const char *find(const char *s, size_t n, const char *what)
+{
+    return n ? memmem(s, n, what, strlen(what)) : NULL;
+}
+
+enum err text_add_replaced(struct text *out, const char *s, size_t n, const char *from,
+                           const char *to)
+{
+    const char *const end = s + n;
+    for (const char *hit; (hit = find(s, (size_t)(end - s), from));) {
+        TRY(text_add(out, s, (size_t)(hit - s)));
+        TRY(text_add(out, to, strlen(to)));
+        s = hit + strlen(from);
+    }
+    return text_add(out, s, (size_t)(end - s));
+}
+
+static enum err normal_step_run(struct text *out, const struct normal_step *step,
+                                const char *s, size_t n)
+{
+    out->n = 0;
+    switch (step->kind) {
+    case NORMAL_NFC:
+        return text_nfc(out, s, n);
+    case NORMAL_PREPEND:
+        if (n)
+            TRY(text_add(out, step->to, strlen(step->to)));
+        return text_add(out, s, n);
+    default:
+        return text_add_replaced(out, s, n, step->from, step->to);
+    }
+}
+
+enum err normalizer_run(struct text *out, struct text *spare, const struct normalizer *m,
+                        const char *s, size_t n)
+{
+    out->n = 0;
+    TRY(text_add(out, s, n));
+    for (int i = 0; i < m->n; i++) {
+        TRY(normal_step_run(spare, &m->step[i], out->p, out->n));
+        const struct text swap = *out;
+        *out = *spare;
+        *spare = swap;
+    }
+    return OK;
+}
+
+void normalizer_free(struct normalizer *m)
+{
+    for (int i = 0; i < m->n; i++) {
+        mem_free(m->step[i].from);
+        mem_free(m->step[i].to);
+    }
+    *m = (struct normalizer){0};
+}
+
+static enum err run_from(struct pre_run *run, int k, const char *s, size_t n, bool first);
+
+static enum err cut_by_scan(struct pre_run *run, int k, scan_fn *scan, const char *s,
+                            size_t n, bool first)
+{
+    for (size_t at = 0, length; at < n; at += length) {
+        length = scan(s + at, n - at);
+        TRY(run_from(run, k + 1, s + at, length, first && at == 0));
+    }
+    return OK;
+}
+
+static enum err cut_at_literal(struct pre_run *run, int k, const char *s, size_t n,
+                               bool first)
+{
+    const struct pre_step *step = &run->pre->step[k];
+    const size_t length = strlen(step->literal);
+    size_t start = 0, from = 0;
+    for (const char *hit; (hit = find(s + from, n - from, step->literal));) {
+        const size_t at = (size_t)(hit - s);
+        const bool keep = step->behavior == LITERAL_WITH_PREVIOUS;
+        const size_t stop = keep ? at + length : at;
+        from = at + length;
+        TRY(run_from(run, k + 1, s + start, stop - start, first && start == 0));
+        if (step->behavior == LITERAL_ISOLATED)
+            TRY(run_from(run, k + 1, hit, length, first && at == 0));
+        start = step->behavior == LITERAL_WITH_NEXT ? at : from;
+    }
+    return run_from(run, k + 1, s + start, n - start, first && start == 0);
+}
+
+static bool starts_with(const char *s, size_t n, const char *what)
+{
+    return n >= strlen(what) && !memcmp(s, what, strlen(what));
+}
+
+static enum err run_metaspace(struct pre_run *run, int k, const char *s, size_t n,
+                              bool first)
+{
+    const struct pre_step *step = &run->pre->step[k];
+    struct text *t = &run->spare[k];
+    const bool wanted =
+        step->prepend == PREPEND_ALWAYS || (step->prepend == PREPEND_FIRST && first);
+    t->n = 0;
+    if (wanted && s[0] != ' ' && !starts_with(s, n, step->literal))
+        TRY(text_add(t, step->literal, strlen(step->literal)));
+    TRY(text_add_replaced(t, s, n, " ", step->literal));
+    if (step->split)
+        return cut_at_literal(run, k, t->p, t->n, first);
+    return run_from(run, k + 1, t->p, t->n, first);
+}
+
+static enum err run_byte_level(struct pre_run *run, int k, const char *s, size_t n,
+                               bool first)
+{
+    const struct pre_step *step = &run->pre->step[k];
+    struct text *t = &run->spare[k];
+    if (step->prefix_space && s[0] != ' ') {
+        t->n = 0;
+        TRY(text_add(t, " ", 1));
+        TRY(text_add(t, s, n));
+        s = t->p;
+        n = t->n;
+    }
+    if (step->scan)
+        return cut_by_scan(run, k, step->scan, s, n, first);
+    return run_from(run, k + 1, s, n, first);
+}
+
+static enum err run_from(struct pre_run *run, int k, const char *s, size_t n, bool first)
+{
+    if (!n)
+        return OK;
+    if (k == run->pre->n)
+        return run->word(run->ctx, s, n);
+    switch (run->pre->step[k].kind) {
+    case PRE_SCAN:
+        return cut_by_scan(run, k, run->pre->step[k].scan, s, n, first);
+    case PRE_LITERAL:
+        return cut_at_literal(run, k, s, n, first);
+    case PRE_METASPACE:
+        return run_metaspace(run, k, s, n, first);
+    default:
+        return run_byte_level(run, k, s, n, first);
+    }
+}
+
+enum err pre_run_text(struct pre_run *run, const char *s, size_t n, bool first)
+{
+    return run_from(run, 0, s, n, first);
+}
+
+void pre_run_free(struct pre_run *run)
+{
+    for (int i = 0; i < TOK_MAX_STEPS; i++)
+        text_free(&run->spare[i]);
+}
+
+void pre_tokenizer_free(struct pre_tokenizer *p)
+{
+    for (int i = 0; i < p->n; i++)
+        mem_free(p->step[i].literal);
+    *p = (struct pre_tokenizer){0};
+}
