@@ -8,6 +8,7 @@
 
 #include "convert/artifact/reader.h"
 #include "kernels/base/pool.h"
+#include "kernels/base/rng.h"
 
 struct runtime; /* opaque; one caller */
 
@@ -25,7 +26,8 @@ void runtime_close(struct runtime **r);
 void runtime_reset(struct runtime *r);
 int64_t runtime_length(const struct runtime *r); /* tokens in the cache */
 /* Process n tokens after those in the cache as one chunk: inside it keys and values are
- * full precision, before it quantized (the window and sink settings keep theirs). logits
+ * full precision, before it quantized (the window and sink settings keep theirs). Without
+ * past_only all but the sink is quantized, whatever the chunk. logits
  * host: [n][V] f32 if all, else [V] of the last; NULL: none. n = 1 is decode. ERR_USAGE
  * when the cache is full. */
 enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32_t *ids,
@@ -43,5 +45,10 @@ struct sampler {
     int64_t top_k;
     uint64_t seed;
 };
+/* The next token. rng is the caller's, seeded once from s->seed. top_k cuts before top_p;
+ * the most likely token always stays. Errors: ERR_NUMERIC for a logit that is not finite.
+ */
+enum err runtime_sample(int32_t *id, const struct sampler *s, struct rng *rng,
+                        const float *logits, int64_t vocab);
 
 #endif

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One chunk of tokens through the decoder. Written from the formulas, not from calib/model:
+ * what verification compares must not share its mistakes. */
+#include "convert/runtime/rt_priv.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* --- buffers ------------------------------------------------------------------------ */
+
+void rt_acts_free(struct rt_acts *a)
+{
+    float *const p[] = {a->x, a->norm, a->q, a->o, a->k, a->k_pre, a->v, a->gate, a->up};
+    for (size_t i = 0; i < ARRAY_LEN(p); i++)
+        mem_free(p[i]);
+    *a = (struct rt_acts){0};
+}
+
+static enum err acts_alloc(struct rt_acts *a, const struct arch *m, int64_t n)
+{
+    const int64_t D = m->d_model, Hd = m->n_heads * m->head_dim, C = m->n_kv * m->head_dim;
+    const struct {
+        float **p;
+        int64_t width;
+    } part[] = {{&a->x, D},  {&a->norm, D},       {&a->q, Hd},
+                {&a->o, Hd}, {&a->k, C},          {&a->k_pre, C},
+                {&a->v, C},  {&a->gate, m->d_ff}, {&a->up, m->d_ff}};
+    for (size_t i = 0; i < ARRAY_LEN(part); i++)
+        TRY(mem_alloc(part[i].p, (size_t)n, (size_t)part[i].width * sizeof(float)));
+    a->room = n;
+    return OK;
+}
+
+static enum err make_room(struct runtime *r, int64_t n)
+{
+    if (n <= r->acts.room)
+        return OK;
+    rt_acts_free(&r->acts);
+    const enum err err = acts_alloc(&r->acts, r->arch, n);
+    if (err)
+        rt_acts_free(&r->acts);
+    return err;
+}
+
+/* --- pieces ------------------------------------------------------------------------- */
+
+static void rmsnorm_row(float *y, const float *x, const float *g, int64_t n, float eps)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    const float s = (float)(1 / sqrt(sum / (double)n + (double)eps));
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * s * g[i];
+}
+
+static void rmsnorm(float *y, const float *x, const float *g, int64_t rows, int64_t n,
+                    float eps)
+{
+    for (int64_t t = 0; t < rows; t++)
+        rmsnorm_row(y + t * n, x + t * n, g, n, eps);
+}
+
+/* Halves of each head turn by the position's angles. */
+static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
+{
+    const int64_t d = r->arch->head_dim, half = d / 2;
+    for (int64_t t = 0; t < n; t++) {
+        const float *c = r->cos + (r->length + t) * half;
+        const float *s = r->sin + (r->length + t) * half;
+        for (int64_t h = 0; h < heads; h++) {
+            float *lo = x + (t * heads + h) * d, *hi = lo + half;
+            for (int64_t i = 0; i < half; i++) {
+                const float a = lo[i], b = hi[i];
+                lo[i] = a * c[i] - b * s[i];
+                hi[i] = b * c[i] + a * s[i];
+            }
+        }
+    }
+}
+
+static void add(float *x, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+struct gate_job {
+    float *gate;
+    const float *up;
+    int64_t width;
+};
+
+static void gate_row(void *ctx, int64_t t, int thread)
+{
+    const struct gate_job *j = ctx;
+    float *g = j->gate + t * j->width;
+    const float *u = j->up + t * j->width;
+    for (int64_t i = 0; i < j->width; i++)
+        g[i] = g[i] / (1 + expf(-g[i])) * u[i];
+}
+
+/* --- a block ------------------------------------------------------------------------ */
+
+static void project_qkv(struct runtime *r, const struct packed_block *b,
+                        const struct rt_block *v, int64_t n)
+{
+    const struct arch *m = r->arch;
+    struct rt_acts *a = &r->acts;
+    float *const y[] = {a->q, a->k, a->v};
+    const struct packed_linear *const p[] = {&b->lin[LIN_Q], &b->lin[LIN_K],
+                                             &b->lin[LIN_V]};
+    rmsnorm(a->norm, a->x, v->norm1, n, m->d_model, m->norm_eps);
+    rt_linear_run(&r->linear, y, p, 3, a->norm, n);
+    if (m->qk_norm) {
+        rmsnorm(a->q, a->q, v->q_norm, n * m->n_heads, m->head_dim, m->norm_eps);
+        rmsnorm(a->k, a->k, v->k_norm, n * m->n_kv, m->head_dim, m->norm_eps);
+    }
+    memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
+    rotate(r, a->q, m->n_heads, n);
+    rotate(r, a->k, m->n_kv, n);
+}
+
+static enum err attention(struct runtime *r, int64_t layer, int64_t n)
+{
+    struct rt_acts *a = &r->acts;
+    struct rt_cache *c = &r->cache;
+    const bool pre = c->spec.key_stage == KEY_PRE_ROPE && !c->full;
+    const struct rt_attn job = {.cache = c,
+                                .kern = r->kern,
+                                .layer = layer,
+                                .past = r->length,
+                                .n = n,
+                                .H = r->arch->n_heads,
+                                .q = a->q,
+                                .k = a->k,
+                                .v = a->v,
+                                .out = a->o};
+    rt_cache_pack(c, r->pool, layer, r->length, n, pre ? a->k_pre : a->k, a->v);
+    TRY(rt_attn_run(&job, &r->attn, r->pool));
+    rt_cache_keep(c, layer, r->length, n, a->k, a->v);
+    return OK;
+}
+
+static void mlp(struct runtime *r, const struct packed_block *b, const struct rt_block *v,
+                int64_t n)
+{
+    const struct arch *m = r->arch;
+    struct rt_acts *a = &r->acts;
+    float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
+    const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
+    const struct packed_linear *const down[] = {&b->lin[LIN_DOWN]};
+    struct gate_job gate = {a->gate, a->up, m->d_ff};
+    rmsnorm(a->norm, a->x, v->norm2, n, m->d_model, m->norm_eps);
+    rt_linear_run(&r->linear, y, p, 2, a->norm, n);
+    pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
+    rt_linear_run(&r->linear, back, down, 1, a->gate, n);
+    add(a->x, a->norm, n * m->d_model);
+}
+
+static enum err block(struct runtime *r, int64_t layer, int64_t n)
+{
+    const struct packed_block *b = artifact_block(r->a, layer);
+    struct rt_acts *a = &r->acts;
+    float *const back[] = {a->norm};
+    const struct packed_linear *const out[] = {&b->lin[LIN_O]};
+    project_qkv(r, b, &r->block[layer], n);
+    TRY(attention(r, layer, n));
+    rt_linear_run(&r->linear, back, out, 1, a->o, n);
+    add(a->x, a->norm, n * r->arch->d_model);
+    mlp(r, b, &r->block[layer], n);
+    return OK;
+}
+
+/* --- the whole ---------------------------------------------------------------------- */
+
+static enum err embed(struct runtime *r, const int32_t *ids, int64_t n)
+{
+    const struct host_mat e = artifact_embed(r->a);
+    const size_t row = (size_t)e.cols * dtype_bytes(e.dtype);
+    for (int64_t t = 0; t < n; t++) {
+        FAIL_IF(ids[t] < 0 || ids[t] >= e.rows, ERR_FORMAT,
+                "token %" PRId64 " has id %" PRId32 ", the model has %" PRId64
+                " tokens: the tokenizer belongs to another model",
+                r->length + t, ids[t], e.rows);
+        r->kern->to_f32(r->acts.x + t * e.cols, (const char *)e.data + (size_t)ids[t] * row,
+                        e.dtype, e.cols);
+    }
+    return OK;
+}
+
+enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n)
+{
+    TRY(make_room(r, n));
+    TRY(embed(r, ids, n));
+    for (int64_t i = 0; i < r->arch->n_layers; i++)
+        TRY(block(r, i, n));
+    return OK;
+}
+
+void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
+{
+    const struct arch *m = r->arch;
+    const struct host_mat head = artifact_head(r->a);
+    float *last = r->acts.x + (n - rows) * m->d_model;
+    rmsnorm(r->acts.norm, last, r->final_norm, rows, m->d_model, m->norm_eps);
+    rt_linear_plain(&r->linear, logits, &head, r->acts.norm, rows);
+}

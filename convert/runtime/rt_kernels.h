@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The runtime's inner loops, compiled once for every instruction set. Private to
+ * convert/runtime. */
+#ifndef WKVQ_RT_KERNELS_H
+#define WKVQ_RT_KERNELS_H
+
+#include "kernels/tensor/tensor.h"
+
+/* One row of a packed projection. */
+struct rt_row {
+    const uint8_t *codes; /* packed */
+    const float *h;       /* [groups] */
+    const uint8_t *z;     /* [groups], one a byte */
+    int64_t in, group;    /* group >= 1: columns of a group, the last may be shorter */
+    int bits;
+};
+
+struct rt_kernels {
+    const char *name;
+    float (*dot)(const float *a, const float *b, int64_t n);
+    /* y += a x */
+    void (*axpy)(float *y, float a, const float *x, int64_t n);
+    /* A row of a plain weight, F32, F16 or BF16 at any alignment. */
+    float (*dot_plain)(const void *w, enum dtype t, const float *x, int64_t n);
+    void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
+    /* sum_c w^_c x_c from 4-bit codes; group is even. even, odd: x's columns parted. */
+    float (*dot_nibbles)(const struct rt_row *r, const float *even, const float *odd);
+    /* The same from codes of any width; bytes [in] is scratch. */
+    float (*dot_codes)(const struct rt_row *r, const float *x, uint8_t *bytes);
+    /* w^ of the row. */
+    void (*unpack)(float *w, const struct rt_row *r, uint8_t *bytes);
+    /* y[t * ldy + i] = w_i . x_t for 4 rows w_i, ldw apart, and n vectors x_t, ldx apart.
+     */
+    void (*tile)(float *y, int64_t ldy, const float *w, int64_t ldw, const float *x,
+                 int64_t ldx, int64_t n, int64_t in);
+    /* One group of a cached key or value: x^ of n channels. */
+    void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
+                   const float *delta, int64_t n);
+};
+
+/* The best for this machine. */
+const struct rt_kernels *rt_kernels_best(void);
+
+#endif

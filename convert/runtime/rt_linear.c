@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Products with packed weights. One token: each row's codes are used as they stream by.
+ * Several: four rows are unpacked to F32 and met by all tokens. */
+#include "convert/artifact/bitpack.h"
+#include "convert/runtime/rt_priv.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <string.h>
+
+/* Rows of a chunk of work: a multiple of 4, and independent of the thread count. */
+#define ROWS 32
+
+struct job {
+    struct rt_linear *l;
+    const struct packed_linear *const *p;
+    float *const *y;
+    int64_t first[4]; /* chunks before projection i */
+    int count;
+    const float *x;
+    int64_t n;
+};
+
+struct scratch {
+    float *w;       /* [4][widest] */
+    float *h;       /* [most_groups] */
+    uint8_t *z;     /* [most_groups] */
+    uint8_t *bytes; /* [widest] */
+};
+
+static size_t scratch_bytes(const struct rt_linear *l)
+{
+    const size_t n = 4 * (size_t)l->widest * sizeof(float) +
+                     (size_t)l->most_groups * (sizeof(float) + 1) + (size_t)l->widest;
+    return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
+}
+
+static struct scratch scratch_of(const struct rt_linear *l, int thread)
+{
+    struct scratch s;
+    s.w = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
+    s.h = s.w + 4 * l->widest;
+    s.z = (uint8_t *)(s.h + l->most_groups);
+    s.bytes = s.z + l->most_groups;
+    return s;
+}
+
+static void widen(struct rt_linear *l, int64_t in, int64_t groups)
+{
+    l->widest = in > l->widest ? in : l->widest;
+    l->most_groups = groups > l->most_groups ? groups : l->most_groups;
+}
+
+enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct artifact *a)
+{
+    const struct arch *arch = artifact_arch(a);
+    l->pool = pool;
+    l->kern = rt_kernels_best();
+    widen(l, arch->d_model, 1);
+    for (int64_t i = 0; i < arch->n_layers; i++)
+        for (int j = 0; j < N_LIN; j++)
+            widen(l, artifact_block(a, i)->lin[j].in, artifact_block(a, i)->lin[j].groups);
+    l->widest = (l->widest + 15) / 16 * 16;
+    l->thread_bytes = scratch_bytes(l);
+    TRY(mem_calloc(&l->parted, (size_t)l->widest + 2, sizeof(float)));
+    return mem_alloc(&l->scratch, (size_t)pool_threads(pool), l->thread_bytes);
+}
+
+void rt_linear_close(struct rt_linear *l)
+{
+    mem_free(l->parted);
+    mem_free(l->scratch);
+    *l = (struct rt_linear){0};
+}
+
+/* --- rows --------------------------------------------------------------------------- */
+
+/* Row r's scales and zeros, one a float and a byte. */
+static struct rt_row row_of(const struct packed_linear *p, int64_t r,
+                            const struct scratch *s, const struct rt_kernels *kern)
+{
+    kern->to_f32(s->h, p->scales + 2 * r * p->groups, DT_F16, p->groups);
+    bitpack_unpack_row(s->z, p->zeros + r * bitpack_bytes(p->groups, p->bits), p->groups,
+                       p->bits);
+    return (struct rt_row){
+        .codes = p->qweight + r * bitpack_bytes(p->in, p->bits),
+        .h = s->h,
+        .z = s->z,
+        .in = p->in,
+        .group = p->group_size > 0 ? p->group_size : p->in,
+        .bits = p->bits,
+    };
+}
+
+static bool has_nibbles(const struct packed_linear *p)
+{
+    return p->bits == 4 && (p->group_size % 2 == 0 || p->groups == 1);
+}
+
+static const void *plain_row(const struct host_mat *w, int64_t r)
+{
+    return (const char *)w->data + (size_t)(r * w->cols) * dtype_bytes(w->dtype);
+}
+
+static float dot_row(const struct job *j, const struct packed_linear *p, int64_t r,
+                     const struct scratch *s)
+{
+    const struct rt_kernels *kern = j->l->kern;
+    if (p->bits == 16)
+        return kern->dot_plain(plain_row(&p->w, r), p->w.dtype, j->x, p->in);
+    const struct rt_row row = row_of(p, r, s, kern);
+    if (has_nibbles(p))
+        return kern->dot_nibbles(&row, j->l->parted, j->l->parted + (j->l->widest + 1) / 2);
+    return kern->dot_codes(&row, j->x, s->bytes);
+}
+
+static void unpack_row(float *w, const struct job *j, const struct packed_linear *p,
+                       int64_t r, const struct scratch *s)
+{
+    if (p->bits == 16) {
+        j->l->kern->to_f32(w, plain_row(&p->w, r), p->w.dtype, p->in);
+        return;
+    }
+    const struct rt_row row = row_of(p, r, s, j->l->kern);
+    j->l->kern->unpack(w, &row, s->bytes);
+}
+
+static void tile_rows(const struct job *j, const struct packed_linear *p, float *y,
+                      int64_t first, int64_t end, const struct scratch *s)
+{
+    for (int64_t r = first; r < end; r += 4) {
+        const int64_t rows = end - r < 4 ? end - r : 4;
+        for (int64_t i = 0; i < rows; i++)
+            unpack_row(s->w + i * p->in, j, p, r + i, s);
+        if (rows == 4) {
+            j->l->kern->tile(y + r, p->out, s->w, p->in, j->x, p->in, j->n, p->in);
+            continue;
+        }
+        for (int64_t t = 0; t < j->n; t++)
+            for (int64_t i = 0; i < rows; i++)
+                y[t * p->out + r + i] =
+                    j->l->kern->dot(s->w + i * p->in, j->x + t * p->in, p->in);
+    }
+}
+
+static void add_bias(const struct job *j, const struct packed_linear *p, float *y,
+                     int64_t first, int64_t end)
+{
+    const size_t unit = dtype_bytes(p->bias.dtype);
+    float b[ROWS];
+    if (!p->bias.data)
+        return;
+    host_to_f32(b, (const char *)p->bias.data + (size_t)first * unit, p->bias.dtype,
+                end - first);
+    for (int64_t t = 0; t < j->n; t++)
+        for (int64_t r = first; r < end; r++)
+            y[t * p->out + r] += b[r - first];
+}
+
+static void chunk(void *ctx, int64_t c, int thread)
+{
+    const struct job *j = ctx;
+    const struct scratch s = scratch_of(j->l, thread);
+    int i = 0;
+    while (c >= j->first[i + 1])
+        i++;
+    const struct packed_linear *p = j->p[i];
+    float *y = j->y[i];
+    const int64_t first = (c - j->first[i]) * ROWS;
+    const int64_t end = p->out - first < ROWS ? p->out : first + ROWS;
+    if (j->n > 1)
+        tile_rows(j, p, y, first, end, &s);
+    for (int64_t r = first; j->n == 1 && r < end; r++)
+        y[r] = dot_row(j, p, r, &s);
+    add_bias(j, p, y, first, end);
+}
+
+static void part_columns(struct rt_linear *l, const float *x, int64_t in)
+{
+    float *even = l->parted, *odd = even + (l->widest + 1) / 2;
+    for (int64_t i = 0; i < in / 2; i++) {
+        even[i] = x[2 * i];
+        odd[i] = x[2 * i + 1];
+    }
+    if (in % 2) {
+        even[in / 2] = x[in - 1];
+        odd[in / 2] = 0;
+    }
+}
+
+void rt_linear_run(struct rt_linear *l, float *const *y,
+                   const struct packed_linear *const *p, int count, const float *x,
+                   int64_t n)
+{
+    struct job j = {.l = l, .p = p, .y = y, .count = count, .x = x, .n = n};
+    for (int i = 0; i < count; i++)
+        j.first[i + 1] = j.first[i] + (p[i]->out + ROWS - 1) / ROWS;
+    if (n == 1)
+        part_columns(l, x, p[0]->in);
+    pool_run(l->pool, j.first[count], chunk, &j);
+}
+
+void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,
+                     const float *x, int64_t n)
+{
+    const struct packed_linear plain = {
+        .out = w->rows, .in = w->cols, .groups = 1, .bits = 16, .w = *w};
+    const struct packed_linear *const p[] = {&plain};
+    rt_linear_run(l, &y, p, 1, x, n);
+}

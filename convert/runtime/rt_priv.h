@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Inside the runtime: its parts and what they hand to each other. Private to
+ * convert/runtime. Alphabet: T tokens in the cache, n tokens of a chunk, D model width,
+ * H query heads, K kv heads, d head width, C = K * d. */
+#ifndef WKVQ_RT_PRIV_H
+#define WKVQ_RT_PRIV_H
+
+#include "convert/runtime/rt_kernels.h"
+#include "convert/runtime/runtime.h"
+
+/* --- rt_linear.c -------------------------------------------------------------------- */
+
+/* Scratch of every thread for the widest input. */
+struct rt_linear {
+    struct pool *pool;
+    const struct rt_kernels *kern;
+    int64_t widest, most_groups;
+    float *parted; /* [2][(widest + 1) / 2]: x's even and odd columns, n = 1 */
+    void *scratch; /* threads * thread_bytes */
+    size_t thread_bytes;
+};
+
+enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct artifact *a);
+void rt_linear_close(struct rt_linear *l);
+/* y_i [n][out_i] = x [n][in] W_i^T + bias_i for up to 3 projections of one input. */
+void rt_linear_run(struct rt_linear *l, float *const *y,
+                   const struct packed_linear *const *p, int count, const float *x,
+                   int64_t n);
+/* y [n][rows] = x [n][cols] W^T of a plain matrix. */
+void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,
+                     const float *x, int64_t n);
+
+/* --- rt_cache.c --------------------------------------------------------------------- */
+
+enum { RT_K, RT_V };
+
+/* Keys and values of all layers. Every token is packed when it arrives; tokens that are
+ * still to be seen in full precision (window, sink) are kept beside it in F32. Keys in F32
+ * are rotated ones; packed keys are as key_stage says. */
+struct rt_cache {
+    const struct artifact *a;
+    const struct rt_kernels *kern;
+    const float *cos, *sin; /* [max][d/2], borrowed */
+    struct kv_spec spec;    /* bits 16: packed holds F32 */
+    int64_t layers, max, K, d, group, groups /* of a head */;
+    int64_t recent, sink;               /* tokens kept in F32: window - 1, and first ones */
+    int64_t code_bytes /* of a head */; /* of one token */
+    uint8_t *codes;                     /* [layers][2][max][K][code_bytes] */
+    uint16_t *pairs;                    /* [layers][2][max][K][groups][2] h, m */
+    float *full;                        /* [layers][2][max][C], bits 16 */
+    float *ring;                        /* [layers][2][recent][C], token t at t % recent */
+    float *first;                       /* [layers][2][sink][C] */
+    uint64_t bytes;                     /* allocated for all of it */
+};
+
+enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
+                       const struct rt_kernels *kern, const struct kv_spec *spec,
+                       int64_t max);
+void rt_cache_close(struct rt_cache *c);
+/* Pack tokens [at, at + n) of a layer. k: rotated, k_packed: what is packed (k, or the key
+ * before rotation), v: [n][C]. */
+void rt_cache_pack(struct rt_cache *c, struct pool *pool, int64_t layer, int64_t at,
+                   int64_t n, const float *k_packed, const float *v);
+/* Keep what stays in full precision after these tokens: once attention has read what the
+ * ring held before. */
+void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, const float *k,
+                   const float *v);
+/* x^ of tokens [at, at + n) for head kh: row[i] points to d floats, in tile [n][d] or in
+ * the cache itself. */
+void rt_cache_tile(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+                   int64_t at, int64_t n, float *tile, const float **row);
+/* F32 copy of token t for a query at position i, of T tokens in the cache; NULL where the
+ * query sees the packed one. */
+const float *rt_cache_full(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+                           int64_t t, int64_t i);
+
+/* --- rt_attn.c ---------------------------------------------------------------------- */
+
+/* A chunk's attention in one layer. */
+struct rt_attn {
+    const struct rt_cache *cache;
+    const struct rt_kernels *kern;
+    int64_t layer, past, n, H;
+    const float *q, *k, *v; /* [n][H*d], [n][C]: rotated, full precision */
+    float *out;             /* [n][H*d] */
+};
+
+/* Scratch that grows with the chunk. */
+struct rt_attn_scratch {
+    float *part;
+    size_t part_n;
+    float *tiles; /* of each thread */
+};
+
+enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool);
+void rt_attn_close(struct rt_attn_scratch *s);
+
+/* --- rt_forward.c ------------------------------------------------------------------- */
+
+/* Small vectors of a block in F32; NULL: none. Biases belong to the linears. */
+struct rt_block {
+    const float *norm1, *norm2, *q_norm, *k_norm;
+};
+
+/* Activations of a chunk of `room` tokens. */
+struct rt_acts {
+    int64_t room;
+    float *x, *norm;      /* [n][D] */
+    float *q, *o;         /* [n][H*d] */
+    float *k, *k_pre, *v; /* [n][C] */
+    float *gate, *up;     /* [n][F] */
+};
+
+struct runtime {
+    const struct artifact *a;
+    const struct arch *arch;
+    struct pool *pool;
+    const struct rt_kernels *kern;
+    int64_t max, length;
+    struct rt_linear linear;
+    struct rt_cache cache;
+    struct rt_attn_scratch attn;
+    struct rt_acts acts;
+    struct rt_block *block;
+    const float *final_norm;
+    float *vectors;   /* all of the above */
+    float *cos, *sin; /* [max][d/2] */
+};
+
+/* Hidden states of n tokens through all blocks, into acts.x. */
+enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n);
+/* logits [rows][V] of the last rows of acts.x. */
+void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows);
+void rt_acts_free(struct rt_acts *a);
+
+#endif

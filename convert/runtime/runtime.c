@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The runtime's outside: opening, the cache's figures, the calls that process tokens. */
+#include "convert/runtime/runtime.h"
+
+#include "convert/runtime/rt_priv.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* --- opening ------------------------------------------------------------------------ */
+
+static const float *put(float **at, const struct host_mat *v)
+{
+    if (!v->data)
+        return NULL;
+    float *p = *at;
+    host_to_f32(p, v->data, v->dtype, v->rows);
+    *at += v->rows;
+    return p;
+}
+
+/* Norm weights in F32. */
+static enum err open_vectors(struct runtime *r)
+{
+    const struct arch *m = r->arch;
+    const size_t of_block = (size_t)(2 * m->d_model + 2 * m->head_dim);
+    const struct host_mat last = artifact_final_norm(r->a);
+    TRY(mem_calloc(&r->block, (size_t)m->n_layers, sizeof(*r->block)));
+    TRY(mem_alloc(&r->vectors, (size_t)m->n_layers * of_block + (size_t)m->d_model,
+                  sizeof(float)));
+    float *at = r->vectors;
+    for (int64_t i = 0; i < m->n_layers; i++) {
+        const struct packed_block *b = artifact_block(r->a, i);
+        r->block[i] = (struct rt_block){put(&at, &b->norm1), put(&at, &b->norm2),
+                                        put(&at, &b->q_norm), put(&at, &b->k_norm)};
+    }
+    r->final_norm = put(&at, &last);
+    return OK;
+}
+
+static enum err open_rope(struct runtime *r)
+{
+    const size_t half = (size_t)r->arch->head_dim / 2;
+    TRY(mem_alloc(&r->cos, (size_t)r->max, half * sizeof(float)));
+    TRY(mem_alloc(&r->sin, (size_t)r->max, half * sizeof(float)));
+    arch_rope_table(r->arch, 0, r->max, r->cos, r->sin);
+    r->cache.cos = r->cos;
+    r->cache.sin = r->sin;
+    return OK;
+}
+
+static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
+{
+    struct kv_spec kv = *artifact_kv_spec(r->a);
+    if (s->kv_bits)
+        kv.bits = s->kv_bits;
+    TRY(pool_open(&r->pool, s->threads));
+    TRY(rt_linear_open(&r->linear, r->pool, r->a));
+    TRY(rt_cache_open(&r->cache, r->a, r->kern, &kv, r->max));
+    TRY(open_vectors(r));
+    return open_rope(r);
+}
+
+enum err runtime_open(struct runtime **out, const struct artifact *a,
+                      const struct runtime_settings *s)
+{
+    const int own = artifact_kv_spec(a)->bits;
+    struct runtime *r;
+    FAIL_IF(s->kv_bits && s->kv_bits != 16 && s->kv_bits != own, ERR_USAGE,
+            "a cache of %d bits: the artifact's is %d; give that or 16", s->kv_bits, own);
+    TRY(arch_check_length(artifact_arch(a), s->max_tokens));
+    TRY(mem_calloc(&r, 1, sizeof(*r)));
+    r->a = a;
+    r->arch = artifact_arch(a);
+    r->kern = rt_kernels_best();
+    r->max = s->max_tokens;
+    const enum err err = open_parts(r, s);
+    if (err) {
+        runtime_close(&r);
+        return err;
+    }
+    *out = r;
+    return OK;
+}
+
+void runtime_close(struct runtime **pr)
+{
+    struct runtime *r = *pr;
+    *pr = NULL;
+    if (!r)
+        return;
+    rt_linear_close(&r->linear);
+    rt_cache_close(&r->cache);
+    rt_attn_close(&r->attn);
+    rt_acts_free(&r->acts);
+    pool_close(&r->pool);
+    mem_free(r->block);
+    mem_free(r->vectors);
+    mem_free(r->cos);
+    mem_free(r->sin);
+    mem_free(r);
+}
+
+/* --- use ---------------------------------------------------------------------------- */
+
+void runtime_reset(struct runtime *r)
+{
+    r->length = 0;
+}
+
+int64_t runtime_length(const struct runtime *r)
+{
+    return r->length;
+}
+
+enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32_t *ids,
+                         int64_t n)
+{
+    FAIL_IF(n < 1, ERR_USAGE, "a chunk of %" PRId64 " tokens; want at least 1", n);
+    FAIL_IF(n > r->max - r->length, ERR_USAGE,
+            "the cache has room for %" PRId64 " tokens and holds %" PRId64 "; %" PRId64
+            " more do not fit",
+            r->max, r->length, n);
+    TRY(rt_forward(r, ids, n));
+    if (logits)
+        rt_logits(r, logits, n, all ? n : 1);
+    r->length += n;
+    return OK;
+}
+
+static void copy_tokens(const struct runtime *r, int64_t layer, int which, float *out,
+                        float *tile)
+{
+    const struct rt_cache *c = &r->cache;
+    for (int64_t t = 0; t < r->length; t++)
+        for (int64_t kh = 0; kh < c->K; kh++) {
+            const float *row = rt_cache_full(c, layer, which, kh, t, r->length);
+            if (!row)
+                rt_cache_tile(c, layer, which, kh, t, 1, tile, &row);
+            memcpy(out + (t * c->K + kh) * c->d, row, (size_t)c->d * sizeof(float));
+        }
+}
+
+enum err runtime_kv(const struct runtime *r, int64_t layer, float *k, float *v)
+{
+    float *tile;
+    FAIL_IF(layer < 0 || layer >= r->arch->n_layers, ERR_SHAPE,
+            "layer %" PRId64 " of a model of %" PRId64, layer, r->arch->n_layers);
+    TRY(mem_alloc(&tile, (size_t)r->cache.d, sizeof(*tile)));
+    if (k)
+        copy_tokens(r, layer, RT_K, k, tile);
+    if (v)
+        copy_tokens(r, layer, RT_V, v, tile);
+    mem_free(tile);
+    return OK;
+}
+
+uint64_t runtime_kv_bytes(const struct runtime *r)
+{
+    return r->cache.bytes;
+}
+
+double runtime_kv_bits(const struct runtime *r)
+{
+    const struct rt_cache *c = &r->cache;
+    return 8.0 * (double)c->bytes / (double)(c->layers * 2 * c->max * c->K * c->d);
+}

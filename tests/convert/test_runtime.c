@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The packed runtime against the simulation: token by token, in chunks, for every family
+ * and every way of quantizing. */
+#include "convert/runtime/rt_kernels.h"
+#include "convert/runtime/runtime.h"
+#include "kernels/base/mem.h"
+#include "tests/convert/golden_artifact.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+/* Of the logits' range. Both sides round the same keys and values, which agree to the last
+ * bits only: where one lies on the edge between two codes, the codes may differ, and the
+ * logits behind it move by a part of the quantization error. So most tokens must agree to
+ * BOUND, and the worst to FLIP; any mistake in what is seen by whom moves them by 0.1. */
+#define BOUND 1e-5
+#define FLIP 1e-3
+
+static char dir[64];
+
+static int make_dir(void **state)
+{
+    strcpy(dir, "/tmp/test_runtime.XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int drop_dir(void **state)
+{
+    return file_remove_dir(dir) != OK;
+}
+
+static void ok(enum err e)
+{
+    if (e)
+        fail_msg("%s (%s)", err_text(), err_where());
+}
+
+static struct kv_spec kv(int bits, int64_t group, enum key_stage stage, int64_t window,
+                         int64_t sink)
+{
+    return (struct kv_spec){KV_CHANNEL_TOKEN, bits, group, stage, true, window, sink, true};
+}
+
+/* Logits of all tokens, chunk by chunk. */
+static void decode(float *logits, struct runtime *rt, const struct golden *g, int64_t chunk)
+{
+    runtime_reset(rt);
+    for (int64_t t = 0; t < g->T; t += chunk) {
+        const int64_t n = g->T - t < chunk ? g->T - t : chunk;
+        ok(runtime_forward(rt, logits + t * g->V, true, g->ids + t, n));
+    }
+    assert_int_equal(runtime_length(rt), g->T);
+}
+
+static float *room(int64_t n)
+{
+    float *p;
+    ok(mem_alloc(&p, (size_t)n, sizeof(*p)));
+    return p;
+}
+
+struct subject {
+    struct golden g;
+    struct fake_state state;
+    struct artifact *a;
+    struct dev *dev;
+    struct model_run run;
+    float *have, *want; /* [T][V] */
+};
+
+static void open_subject(struct subject *s, const char *model, struct weight_spec w,
+                         struct kv_spec k)
+{
+    const struct dev_settings settings = {.name = "ref", .threads = 1};
+    *s = (struct subject){0};
+    err_clear();
+    ok(golden_open(&s->g, model));
+    fake_state_open(&s->state, &s->g, w, k);
+    ok(golden_artifact(dir, &s->g, &s->state));
+    ok(artifact_open(&s->a, dir, true));
+    ok(dev_open(&s->dev, &settings));
+    s->run = (struct model_run){.dev = s->dev,
+                                .arch = hf_arch(s->g.model),
+                                .src = hf_source(s->g.model),
+                                .quant = &s->state.quant,
+                                .act = DT_F32};
+    s->have = room(s->g.T * s->g.V);
+    s->want = room(s->g.T * s->g.V);
+}
+
+static void close_subject(struct subject *s)
+{
+    artifact_close(&s->a);
+    dev_close(&s->dev);
+    fake_state_close(&s->state);
+    mem_free(s->have);
+    mem_free(s->want);
+    golden_close(&s->g);
+}
+
+static struct runtime *open_runtime(const struct subject *s, int kv_bits)
+{
+    struct runtime *rt = NULL;
+    const struct runtime_settings settings = {
+        .threads = 2, .max_tokens = s->g.T, .kv_bits = kv_bits};
+    ok(runtime_open(&rt, s->a, &settings));
+    return rt;
+}
+
+static double range_of(const float *x, int64_t n)
+{
+    float lo = x[0], hi = x[0];
+    for (int64_t i = 1; i < n; i++) {
+        lo = x[i] < lo ? x[i] : lo;
+        hi = x[i] > hi ? x[i] : hi;
+    }
+    return (double)hi - (double)lo;
+}
+
+/* How many tokens' logits agree to BOUND. */
+static int64_t tokens_that_agree(const struct subject *s, double range)
+{
+    int64_t n = 0;
+    for (int64_t t = 0; t < s->g.T; t++) {
+        double worst = 0;
+        for (int64_t i = t * s->g.V; i < (t + 1) * s->g.V; i++)
+            worst = fmax(worst, fabs((double)s->have[i] - (double)s->want[i]));
+        n += worst <= BOUND * range;
+    }
+    return n;
+}
+
+/* Both forwards at this chunk. */
+static void compare(struct subject *s, int64_t chunk, const char *what)
+{
+    struct runtime *rt = open_runtime(s, 0);
+    decode(s->have, rt, &s->g, chunk);
+    runtime_close(&rt);
+    s->run.chunk = chunk;
+    ok(model_logits(&s->run, s->g.ids, 1, s->g.T, s->want));
+    const double error = golden_error(s->have, s->want, s->g.T * s->g.V);
+    const double loss = golden_error(s->want, s->g.logits, s->g.T * s->g.V);
+    print_message("%-32s chunk %2" PRId64 ": error %.2g of the range (quantization %.2g)\n",
+                  what, chunk, error, loss);
+    const int64_t agree = tokens_that_agree(s, range_of(s->want, s->g.T * s->g.V));
+    if (!(error <= FLIP) || agree < s->g.T / 2)
+        fail_msg("%s, chunk %" PRId64 ": logits differ by %g of their range, %" PRId64
+                 " of %" PRId64 " tokens agree",
+                 what, chunk, error, agree, s->g.T);
+    /* the comparison means something only where quantization shows */
+    if (s->state.weights.bits < 8 && !(loss > 10 * FLIP))
+        fail_msg("%s: quantization does not show", what);
+}
+
+static void check(const char *model, struct weight_spec w, struct kv_spec k,
+                  const char *what)
+{
+    char text[96];
+    struct subject s;
+    snprintf(text, sizeof(text), "%s %s", model, what);
+    open_subject(&s, model, w, k);
+    compare(&s, 1, text);
+    compare(&s, 5, text);
+    close_subject(&s);
+}
+
+static void test_families(void **state)
+{
+    for (int i = 0; i < golden_count; i++)
+        check(golden_name[i], (struct weight_spec){WEIGHT_RTN, 4, 16},
+              kv(4, 128, KEY_POST_ROPE, 1, 0), "W4 KV4");
+}
+
+static void test_widths(void **state)
+{
+    check("qwen3", (struct weight_spec){WEIGHT_RTN, 3, 12}, kv(8, 4, KEY_POST_ROPE, 1, 0),
+          "W3g12 KV8g4");
+    check("mistral", (struct weight_spec){WEIGHT_RTN, 8, 0}, kv(2, 5, KEY_POST_ROPE, 1, 0),
+          "W8 KV2g5");
+    check("llama_f16", (struct weight_spec){WEIGHT_RTN, 4, 7},
+          kv(3, 6, KEY_POST_ROPE, 1, 0), "W4g7 KV3g6");
+    check("qwen2", (struct weight_spec){WEIGHT_RTN, 16, 0}, kv(4, 4, KEY_POST_ROPE, 1, 0),
+          "W16 KV4g4");
+    check("llama_bias", (struct weight_spec){WEIGHT_RTN, 4, 128},
+          kv(16, 0, KEY_POST_ROPE, 1, 0), "W4 KV16");
+}
+
+static void test_key_stage(void **state)
+{
+    check("qwen3", (struct weight_spec){WEIGHT_RTN, 4, 32}, kv(4, 8, KEY_PRE_ROPE, 1, 0),
+          "pre-rope");
+    check("llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 32},
+          kv(3, 128, KEY_PRE_ROPE, 2, 1), "pre-rope");
+}
+
+static void test_windows(void **state)
+{
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
+          kv(2, 8, KEY_POST_ROPE, 3, 2), "window 3 sink 2");
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
+          kv(2, 8, KEY_POST_ROPE, 9, 0), "window 9");
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
+          kv(2, 8, KEY_POST_ROPE, 99, 0), "window 99");
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
+          kv(2, 8, KEY_POST_ROPE, 1, 99), "sink 99");
+    struct kv_spec all = kv(2, 8, KEY_POST_ROPE, 1, 0);
+    all.past_only = false;
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32}, all, "not past only");
+    all.sink = 3;
+    check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32}, all,
+          "not past only, sink 3");
+    all.method = KV_TOKEN;
+    check("qwen2", (struct weight_spec){WEIGHT_RTN, 4, 32}, all, "token-wise");
+}
+
+/* Nothing quantized: the golden logits themselves, by the runtime. */
+static void test_plain(void **state)
+{
+    for (int i = 0; i < golden_count; i++) {
+        struct subject s;
+        open_subject(&s, golden_name[i], (struct weight_spec){WEIGHT_RTN, 16, 0},
+                     kv(4, 128, KEY_POST_ROPE, 1, 0));
+        struct runtime *rt = open_runtime(&s, 16);
+        for (int64_t chunk = 1; chunk <= s.g.T; chunk += s.g.T - 1) {
+            decode(s.have, rt, &s.g, chunk);
+            const double error = golden_error(s.have, s.g.logits, s.g.T * s.g.V);
+            if (!(error <= BOUND))
+                fail_msg("%s, chunk %" PRId64 ": logits differ by %g of their range",
+                         golden_name[i], chunk, error);
+        }
+        runtime_close(&rt);
+        close_subject(&s);
+    }
+}
+
+/* K^ and V^ of the cache are the simulation's; what is kept in full precision is that. */
+static void test_kv(void **state)
+{
+    struct subject s;
+    open_subject(&s, "qwen3", (struct weight_spec){WEIGHT_RTN, 4, 32},
+                 kv(4, 8, KEY_PRE_ROPE, 3, 2));
+    const int64_t C = hf_arch(s.g.model)->n_kv * hf_arch(s.g.model)->head_dim;
+    const int64_t n = s.g.T * C, layers = hf_arch(s.g.model)->n_layers;
+    float *k = room(n), *v = room(n), *ks = room(n * layers), *vs = room(n * layers);
+    struct runtime *rt = open_runtime(&s, 0);
+    decode(s.have, rt, &s.g, 1);
+    s.run.chunk = 1;
+    ok(model_kv(&s.run, s.g.ids, s.g.T, ks, vs));
+    for (int64_t i = 0; i < layers; i++) {
+        ok(runtime_kv(rt, i, k, v));
+        const int64_t packed = (s.g.T - 4) * C; /* behind the sink, before the window */
+        if (!(golden_error(k + 2 * C, ks + i * n + 2 * C, packed) <= 1e-5) ||
+            !(golden_error(v + 2 * C, vs + i * n + 2 * C, packed) <= 1e-5))
+            fail_msg("layer %" PRId64 ": the caches differ", i);
+        assert_true(golden_error(k, ks + i * n, 2 * C) > 1e-3);
+        assert_true(golden_error(v + n - 2 * C, vs + i * n + n - 2 * C, 2 * C) > 1e-3);
+    }
+    runtime_close(&rt);
+    mem_free(k);
+    mem_free(v);
+    mem_free(ks);
+    mem_free(vs);
+    close_subject(&s);
+}
+
+static void test_bytes(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 32},
+                 kv(4, 128, KEY_POST_ROPE, 1, 0));
+    struct runtime *rt = open_runtime(&s, 0);
+    assert_int_equal(runtime_kv_bytes(rt), artifact_kv_bytes(s.a, 1, s.g.T));
+    assert_true(runtime_kv_bits(rt) == 4 + 32 / 16.0); /* groups are heads of 16 */
+    runtime_close(&rt);
+    close_subject(&s);
+    open_subject(&s, "llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 32},
+                 kv(4, 128, KEY_POST_ROPE, 3, 1));
+    rt = open_runtime(&s, 0);
+    const uint64_t kept = 2 * 2 * (2 + 1) * 32 * sizeof(float); /* layers, K V, tokens, C */
+    assert_int_equal(runtime_kv_bytes(rt), artifact_kv_bytes(s.a, 1, s.g.T) + kept);
+    runtime_close(&rt);
+    close_subject(&s);
+}
+
+static void test_limits(void **state)
+{
+    struct subject s;
+    struct runtime *rt = NULL;
+    float logits[128];
+    open_subject(&s, "llama1_mha", (struct weight_spec){WEIGHT_RTN, 4, 32},
+                 kv(4, 128, KEY_POST_ROPE, 1, 0));
+    const struct runtime_settings few = {.threads = 1, .max_tokens = 3};
+    const struct runtime_settings odd = {.threads = 1, .max_tokens = 3, .kv_bits = 5};
+    const struct runtime_settings many = {.threads = 1, .max_tokens = 129};
+    const int32_t bad[] = {1, 72};
+    ok(runtime_open(&rt, s.a, &few));
+    ok(runtime_forward(rt, logits, false, s.g.ids, 2));
+    assert_int_equal(runtime_forward(rt, logits, false, s.g.ids, 2), ERR_USAGE);
+    err_clear();
+    assert_int_equal(runtime_forward(rt, logits, false, bad + 1, 1), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "72"));
+    err_clear();
+    assert_int_equal(runtime_length(rt), 2); /* a refused call leaves the cache */
+    ok(runtime_forward(rt, logits, false, s.g.ids + 2, 1));
+    runtime_close(&rt);
+    assert_int_equal(runtime_open(&rt, s.a, &odd), ERR_USAGE);
+    err_clear();
+    assert_int_equal(runtime_open(&rt, s.a, &many), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "max_position_embeddings"));
+    assert_null(rt);
+    close_subject(&s);
+}
+
+/* The last logits alone are those of all; threads change nothing. */
+static void test_same_bits(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 16},
+                 kv(4, 128, KEY_POST_ROPE, 1, 0));
+    struct runtime *rt = open_runtime(&s, 0), *one = NULL;
+    const struct runtime_settings single = {.threads = 1, .max_tokens = s.g.T};
+    ok(runtime_open(&one, s.a, &single));
+    decode(s.have, rt, &s.g, 1);
+    for (int64_t t = 0; t < s.g.T; t++)
+        ok(runtime_forward(one, s.want + t * s.g.V, false, s.g.ids + t, 1));
+    assert_memory_equal(s.have, s.want, (size_t)(s.g.T * s.g.V) * sizeof(float));
+    runtime_close(&rt);
+    runtime_close(&one);
+    close_subject(&s);
+}
+
+static void test_sampler(void **state)
+{
+    static const float logits[] = {0, 2, 1, 2, -1};
+    const float broken[] = {0, NAN};
+    struct rng r;
+    int32_t id;
+    int64_t count[5] = {0};
+    rng_seed(&r, 1);
+    struct sampler s = {.temperature = 0, .top_p = 1};
+    ok(runtime_sample(&id, &s, &r, logits, 5));
+    assert_int_equal(id, 1); /* the first of equals */
+    s.temperature = 1;
+    for (int i = 0; i < 20000; i++) {
+        ok(runtime_sample(&id, &s, &r, logits, 5));
+        count[id]++;
+    }
+    double total = 0;
+    for (int i = 0; i < 5; i++)
+        total += exp((double)logits[i]);
+    for (int i = 0; i < 5; i++) /* four standard deviations */
+        assert_true(fabs((double)count[i] / 20000 - exp((double)logits[i]) / total) <=
+                    0.015);
+    s.top_k = 3;
+    s.top_p = 0.5f; /* of the three left: 0.42, 0.42, 0.16 */
+    for (int i = 0; i < 200; i++) {
+        ok(runtime_sample(&id, &s, &r, logits, 5));
+        assert_true(id == 1 || id == 3);
+    }
+    s.top_p = 1e-6f;
+    ok(runtime_sample(&id, &s, &r, logits, 5));
+    assert_int_equal(id, 1);
+    assert_int_equal(runtime_sample(&id, &s, &r, broken, 2), ERR_NUMERIC);
+    err_clear();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families),  cmocka_unit_test(test_widths),
+        cmocka_unit_test(test_key_stage), cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_plain),     cmocka_unit_test(test_kv),
+        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_sampler),
+    };
+    return cmocka_run_group_tests(tests, make_dir, drop_dir);
+}
