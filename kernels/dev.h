@@ -129,7 +129,8 @@ struct attn_mask {
  * with k', v' = k, v where the mask says full precision (everywhere when kq == NULL) and
  * kq, vq elsewhere.
  *   q, o [T,H,d]; k, v, kq, vq [T,K,d]: 3-D views, ld, all one act type.
- *   lse [H,T] F32: log sum exp of S, backward needs it. */
+ *   lse [H,T] F32: log sum exp of S, backward needs it.
+ * BF16 inputs: P, and dS in backward, may be rounded to BF16 before their products. */
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
                   const struct tensor *q, const struct tensor *k, const struct tensor *v,
                   const struct tensor *kq, const struct tensor *vq,

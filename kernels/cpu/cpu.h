@@ -59,6 +59,8 @@ void cpu_fill_plain(struct dev_ops *o);
 void cpu_fill_avx2(struct dev_ops *o);
 void cpu_fill_avx512(struct dev_ops *o);
 void cpu_fill_avx512bf16(struct dev_ops *o);
+/* Attention that multiplies pairs of BF16. */
+void cpu_fill_attn_pairs_avx512bf16(struct dev_ops *o);
 
 #ifdef CPU_ISA
 void CPU_NAME(cpu_fill_elem)(struct dev_ops *o);

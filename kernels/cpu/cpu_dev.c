@@ -112,8 +112,10 @@ static void fill_level(struct dev_ops *o, enum cpu_level level)
         cpu_fill_avx2(o);
     if (level >= CPU_AVX512)
         cpu_fill_avx512(o);
-    if (level >= CPU_AVX512BF16)
+    if (level >= CPU_AVX512BF16) {
         cpu_fill_avx512bf16(o);
+        cpu_fill_attn_pairs_avx512bf16(o);
+    }
 #endif
 }
 

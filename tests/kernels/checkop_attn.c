@@ -132,10 +132,13 @@ static struct pair pair_of(const struct attn_case *k, const struct attn_in *in, 
 }
 
 /* Relative error of a weight P in units of a short sum's: that of S, absolute, goes through
- * the exponential, and so does that of its sum, which lse holds. */
-static double weight_error(const struct pair *p, double lse, double worst_S)
+ * the exponential, and so does that of its sum, which lse holds. BF16: P and dS may be
+ * rounded to BF16, by at most 2^-8, before sums of n terms. */
+static double weight_error(const struct attn_case *k, const struct pair *p, double lse,
+                           double worst_S, int64_t n)
 {
-    return 1 + p->S_mag + worst_S + fabs(lse);
+    const double rounding = k->t == DT_BF16 ? 0x1p-8 / close_tolerance(DT_BF16, n).sum : 0;
+    return 1 + p->S_mag + worst_S + fabs(lse) + rounding;
 }
 
 static double worst_score(const struct attn_case *k, const struct attn_in *in, int64_t h,
@@ -156,7 +159,7 @@ static void forward_magnitude(const struct attn_case *k, const struct attn_in *i
             l[h * k->T + i] = 1 + worst + fabs(lse_i);
             for (int64_t j = 0; j <= i; j++) {
                 const struct pair p = pair_of(k, in, h, i, j, lse_i);
-                const double e = p.P * weight_error(&p, lse_i, worst);
+                const double e = p.P * weight_error(k, &p, lse_i, worst, k->d + k->T);
                 for (int64_t c = 0; c < k->d; c++)
                     o[(i * k->H + h) * k->d + c] +=
                         e * fabs(ck_get(p.value, j, h / (k->H / k->K) * k->d + c));
@@ -209,7 +212,7 @@ static void add_pair(const struct attn_case *k, const struct attn_in *in,
 
 static void backward_magnitude(const struct attn_case *k, const struct attn_in *in,
                                const struct tensor *o, const struct tensor *lse,
-                               const struct grad_mag *m)
+                               const struct grad_mag *m, int64_t n)
 {
     for (int64_t h = 0; h < k->H; h++)
         for (int64_t i = 0; i < k->T; i++) {
@@ -217,7 +220,7 @@ static void backward_magnitude(const struct attn_case *k, const struct attn_in *
             const double D = dot(&in->dout, i, h, o, i, h, true);
             for (int64_t j = 0; j <= i; j++) {
                 const struct pair p = pair_of(k, in, h, i, j, lse_i);
-                const double e = weight_error(&p, lse_i, worst);
+                const double e = weight_error(k, &p, lse_i, worst, n);
                 const double dP = dot(&in->dout, i, h, p.value, j, h / (k->H / k->K), true);
                 add_pair(k, in, m, &p, h, i, j, e, p.P * e * (dP + D));
             }
@@ -256,7 +259,7 @@ static void one_attn_bwd(struct ck *c, const struct attn_case *k)
         const struct grad_mag m = {ck_doubles(c, k->T * k->H * k->d),
                                    {ck_doubles(c, nk), ck_doubles(c, nk)},
                                    {ck_doubles(c, nk), ck_doubles(c, nk)}};
-        backward_magnitude(k, &in, &o, &lse, &m);
+        backward_magnitude(k, &in, &o, &lse, &m, n);
         ck_close(c, "dq", &g.dq, m.dq, n);
         ck_close(c, "dk", &g.dk, m.dk[0], n);
         ck_close(c, "dv", &g.dv, m.dv[0], n);

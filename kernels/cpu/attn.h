@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What attention's forward and backward share. Both work on tiles of TILE keys by TILE
+ * queries and hold scores transposed, S^T: a row is a key, lanes are queries. So maxima,
+ * sums and factors of a query are lane by lane, and P^T and dS^T come out as the next
+ * products want them. A unit of work is a kv head and one of n_splits sets of blocks; it
+ * has one writer for all that it writes. */
+#ifndef WKVQ_ATTN_H
+#define WKVQ_ATTN_H
+
+#include "kernels/cpu/attn_tile.h"
+
+/* A key's two forms. */
+enum form { FULL, QUANTIZED, N_FORMS };
+
+struct attn_job {
+    const struct tensor *q, *k[N_FORMS], *v[N_FORMS];
+    struct attn_mask mask;
+    int64_t T, H, K, d, dp, n_blocks, n_splits;
+    float scale;
+    char *scratch; /* [threads][thread_bytes] */
+    size_t thread_bytes;
+};
+
+/* Of backward, whose working memory grows with them. */
+#define MAX_SPLITS 8
+
+#define LOG2E 1.44269504088896340736
+
+INLINE int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Parts for which all threads have work, and nearly the same amount. */
+INLINE int64_t attn_splits(int64_t K, int64_t n_blocks, int threads, int per_thread)
+{
+    if (threads == 1)
+        return 1;
+    int64_t n = (per_thread * threads + K - 1) / K;
+    while (K * n % threads)
+        n++;
+    return least(n, n_blocks);
+}
+
+INLINE struct attn_job attn_job_of(const struct tensor *q, const struct tensor *k,
+                                   const struct tensor *v, const struct tensor *kq,
+                                   const struct tensor *vq, const struct attn_mask *mask,
+                                   float scale)
+{
+    struct attn_job j = {.q = q,
+                         .k = {k, kq},
+                         .v = {v, vq},
+                         .T = q->dim[0],
+                         .H = q->dim[1],
+                         .K = k->dim[1],
+                         .d = q->dim[2],
+                         .dp = (q->dim[2] + PAD - 1) / PAD * PAD,
+                         .n_blocks = (q->dim[0] + TILE - 1) / TILE,
+                         .scale = scale};
+    if (kq)
+        j.mask = *mask;
+    return j;
+}
+
+/* Query i >= j sees key j in full precision iff i < this. */
+INLINE int64_t full_below(const struct attn_job *a, int64_t j)
+{
+    const struct attn_mask *m = &a->mask;
+    if (!a->k[QUANTIZED] || j < m->sink)
+        return INT64_MAX;
+    const int64_t own = m->chunk > 1 ? (j / m->chunk + 1) * m->chunk : 0;
+    return own > j + m->window ? own : j + m->window;
+}
+
+/* Which forms of the keys of block kb the queries of block qb meet: bits 1 << form. */
+INLINE int forms_met(const struct attn_job *a, int64_t qb, int64_t kb)
+{
+    const int64_t last_q = least((qb + 1) * TILE, a->T) - 1;
+    const int64_t last_k = least((kb + 1) * TILE - 1, last_q);
+    int met = 0;
+    for (int64_t j = kb * TILE; j <= last_k; j++) {
+        const int64_t first_q = j > qb * TILE ? j : qb * TILE, below = full_below(a, j);
+        met |= (below > first_q) << FULL | (below <= last_q) << QUANTIZED;
+    }
+    return met;
+}
+
+#define MET_FULL (1 << FULL)
+#define MET_BOTH (1 << FULL | 1 << QUANTIZED)
+
+/* Lanes of queries i.. as floats, exact up to 2^24 tokens. */
+INLINE vf query_numbers(int64_t i)
+{
+    return vf_add(vf_iota(), vf_set1((float)i));
+}
+
+INLINE float key_number(int64_t j)
+{
+    return j < 1 << 24 ? (float)j : 0x1p24f;
+}
+
+/* Queries that do not see key j. */
+INLINE vm hidden_lanes(int64_t i, int64_t j)
+{
+    return vf_lt(query_numbers(i), vf_set1(key_number(j)));
+}
+
+INLINE vm full_lanes(const struct attn_job *a, int64_t i, int64_t j)
+{
+    return vf_lt(query_numbers(i), vf_set1(key_number(full_below(a, j))));
+}
+
+/* Where mixed tiles take the full form: S = full ? S : Sq. */
+INLINE void select_forms(const struct attn_job *a, float *S, const float *Sq, int64_t i0,
+                         int64_t j0)
+{
+    for (int64_t j = 0; j < TILE; j++)
+        for (int64_t i = 0; i < TILE; i += VL) {
+            float *at = S + j * TILE + i;
+            vf_store(at, vf_select(full_lanes(a, i0 + i, j0 + j), vf_load(at),
+                                   vf_load(Sq + j * TILE + i)));
+        }
+}
+
+/* A thread's working memory, handed out front to back. base NULL: only counts. */
+struct arena {
+    char *base;
+    size_t used;
+};
+
+/* The next n words of 4 bytes, aligned. */
+INLINE void *take(struct arena *r, int64_t n)
+{
+    void *p = r->base ? r->base + r->used : NULL;
+    r->used += (size_t)(n + 15) / 16 * 64;
+    return p;
+}
+
+INLINE struct arena thread_arena(const struct attn_job *a, int thread)
+{
+    return (struct arena){a->scratch + (size_t)thread * a->thread_bytes, 0};
+}
+
+#if ATTN_PAIRS /* the F32 kernels, for what is not BF16 */
+void CPU_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
+                        const struct tensor *q, const struct tensor *k,
+                        const struct tensor *v, const struct tensor *kq,
+                        const struct tensor *vq, const struct attn_mask *mask, float scale);
+void CPU_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
+                            const struct tensor *dv, const struct tensor *dkq,
+                            const struct tensor *dvq, const struct tensor *dout,
+                            const struct tensor *o, const struct tensor *lse,
+                            const struct tensor *q, const struct tensor *k,
+                            const struct tensor *v, const struct tensor *kq,
+                            const struct tensor *vq, const struct attn_mask *mask,
+                            float scale);
+#endif
+void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
+                         const struct tensor *q, const struct tensor *k,
+                         const struct tensor *v, const struct tensor *kq,
+                         const struct tensor *vq, const struct attn_mask *mask,
+                         float scale);
+void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq,
+                             const struct tensor *dk, const struct tensor *dv,
+                             const struct tensor *dkq, const struct tensor *dvq,
+                             const struct tensor *dout, const struct tensor *o,
+                             const struct tensor *lse, const struct tensor *q,
+                             const struct tensor *k, const struct tensor *v,
+                             const struct tensor *kq, const struct tensor *vq,
+                             const struct attn_mask *mask, float scale);
+
+#endif

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The inner parts of attention: products of tiles that lie in L1 and L2. Compiled with
+ * ATTN_PAIRS for processors that multiply pairs of BF16 (AVX512-BF16), without for F32.
+ *
+ * A product C[M,N] += A[M,K] B[K,N] takes A by rows, and B as "operands": one 32-bit word
+ * for DEPTH consecutive k of one column, word [k / DEPTH][n]. A step multiplies one word of
+ * a row of A with a vector of words of B; the lanes are columns, and nothing is ever summed
+ * across lanes. */
+#ifndef WKVQ_ATTN_TILE_H
+#define WKVQ_ATTN_TILE_H
+
+#include "kernels/base/half.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Queries or keys of a tile. */
+#define TILE 64
+/* Head widths are padded with zeros to a multiple of this. */
+#define PAD 16
+
+#if ATTN_PAIRS
+typedef uint16_t elem;
+#define DEPTH 2
+#define ATTN_NAME(name) CPU_NAME(name##_pairs)
+#else
+typedef float elem;
+#define DEPTH 1
+#define ATTN_NAME(name) CPU_NAME(name)
+#endif
+
+/* Rows and vectors of the block of C that is kept in registers. */
+#define BLOCK_ROWS 4
+#define BLOCK_VECS (VL == 16 ? 4 : 2)
+
+#if ATTN_PAIRS
+INLINE vf multiply_add(vf c, __m512i a, __m512i b)
+{
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#define word_all(p) _mm512_set1_epi32((int)*(const uint32_t *)(p))
+#define word_load(p) _mm512_loadu_si512(p)
+typedef __m512i word_vec;
+#else
+INLINE vf multiply_add(vf c, vf a, vf b)
+{
+    return vf_fma(a, b, c);
+}
+#define word_all(p) vf_set1(*(const float *)(p))
+#define word_load(p) vf_load((const float *)(p))
+typedef vf word_vec;
+#endif
+
+/* One block of C: rows x (vecs VL). grow: C = C * grow + ..., grow [N] or NULL for C = ....
+ */
+INLINE void block_product(int vecs, float *C, int64_t ldc, const elem *A, int64_t lda,
+                          const uint32_t *B, int64_t ldb, int64_t steps, const float *grow)
+{
+    vf acc[BLOCK_ROWS][BLOCK_VECS];
+#pragma GCC unroll 8
+    for (int r = 0; r < BLOCK_ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++)
+            acc[r][v] = grow ? vf_mul(vf_load(C + r * ldc + v * VL), vf_load(grow + v * VL))
+                             : vf_set1(0);
+    for (int64_t k = 0; k < steps; k++) {
+        word_vec b[BLOCK_VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++)
+            b[v] = word_load(B + k * ldb + v * VL);
+#pragma GCC unroll 8
+        for (int r = 0; r < BLOCK_ROWS; r++) {
+            const word_vec a = word_all(A + r * lda + k * DEPTH);
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++)
+                acc[r][v] = multiply_add(acc[r][v], a, b[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < BLOCK_ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++)
+            vf_store(C + r * ldc + v * VL, acc[r][v]);
+}
+
+/* C[M,N] = C * grow[N] + A[M,K] B[K,N]; grow NULL: C = A B. M in BLOCK_ROWS, N in PAD, K in
+ * DEPTH. */
+INLINE void tile_product(float *C, int64_t ldc, int64_t M, int64_t N, const elem *A,
+                         int64_t lda, const uint32_t *B, int64_t ldb, int64_t K,
+                         const float *grow)
+{
+    int64_t n = 0;
+    for (; n + BLOCK_VECS * VL <= N; n += BLOCK_VECS * VL)
+        for (int64_t m = 0; m < M; m += BLOCK_ROWS)
+            block_product(BLOCK_VECS, C + m * ldc + n, ldc, A + m * lda, lda, B + n, ldb,
+                          K / DEPTH, grow ? grow + n : NULL);
+    for (; n < N; n += VL)
+        for (int64_t m = 0; m < M; m += BLOCK_ROWS)
+            block_product(1, C + m * ldc + n, ldc, A + m * lda, lda, B + n, ldb, K / DEPTH,
+                          grow ? grow + n : NULL);
+}
+
+/* 2^x within 2e-7 of its value; 0 below 2^-150, however far. */
+INLINE vf exp2_of(vf x)
+{
+    if (VL < 16) /* vf_ldexp of AVX-512 has no limits */
+        x = vf_max(vf_set1(-150.0f), x);
+    const vf n = vf_rint(x), r = vf_sub(x, n);
+    vf p = vf_set1(0x1.5bba14p-10f);
+    p = vf_fma(p, r, vf_set1(0x1.3cea88p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6b752p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebf9bcp-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e42ap-1f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    return vf_ldexp(p, n);
+}
+
+/* Rows j and j + 1 (with DEPTH 1 only j) of what will be B, as operands. */
+INLINE void put_operands(uint32_t *B, vf a, vf b)
+{
+#if ATTN_PAIRS
+    const __m512i mix =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                         7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+    _mm512_storeu_si512(B, _mm512_permutexvar_epi16(mix, both));
+#else
+    vf_store((float *)B, a);
+#endif
+}
+
+/* VL elements of a row of what will be A. */
+INLINE void put_elems(elem *A, vf x)
+{
+#if ATTN_PAIRS
+    _mm256_storeu_si256((__m256i *)A, (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    vf_store(A, x);
+#endif
+}
+
+/* Packing, once a block of tokens: attn_pack.c. dp: d padded. */
+
+/* dst[TILE][dp] = tokens t0.. of head h of x, zeros behind its end and its width. */
+void ATTN_NAME(pack_rows)(elem *dst, const struct tensor *x, int64_t t0, int64_t h,
+                          int64_t dp);
+/* dst[cols][rows] = src[rows][cols], words. */
+void ATTN_NAME(transpose_words)(uint32_t *dst, int64_t ld_dst, const uint32_t *src,
+                                int64_t ld_src, int64_t rows, int64_t cols);
+/* The operands of B = src: dst [TILE / DEPTH][dp] from src [TILE][dp]. */
+void ATTN_NAME(pack_operands)(uint32_t *dst, const elem *src, int64_t dp);
+
+#define pack_rows ATTN_NAME(pack_rows)
+#define transpose_words ATTN_NAME(transpose_words)
+#define pack_operands ATTN_NAME(pack_operands)
+
+/* The operands of B = src^T: dst [dp / DEPTH][TILE] from src [TILE][dp]. */
+INLINE void pack_operands_of_transpose(uint32_t *dst, const elem *src, int64_t dp)
+{
+    transpose_words(dst, TILE, (const uint32_t *)src, dp / DEPTH, TILE, dp / DEPTH);
+}
+
+/* A = src^T: dst [dp][TILE] from the operands of src. */
+INLINE void pack_transpose(elem *dst, const uint32_t *operands, int64_t dp)
+{
+    transpose_words((uint32_t *)dst, TILE / DEPTH, operands, dp, TILE / DEPTH, dp);
+}
+
+#endif
