@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The four parts of verification in order, and the first of them: is the artifact whole,
+ * and are its numbers numbers? */
+#include "convert/runtime/verify.h"
+
+#include "convert/runtime/verify_priv.h"
+#include "kernels/base/half.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+void verify_differs(struct verify *v, const char *fmt, ...)
+{
+    va_list ap;
+    if (v->r->first_difference[0])
+        return;
+    va_start(ap, fmt);
+    vsnprintf(v->r->first_difference, sizeof(v->r->first_difference), fmt, ap);
+    va_end(ap);
+}
+
+/* --- part 1 ------------------------------------------------------------------------- */
+
+#define PIECE 4096
+
+/* Plain tensors: every value finite. */
+static void check_plain(struct verify *v, const struct host_mat *w)
+{
+    const size_t unit = dtype_bytes(w->dtype);
+    const int64_t n = w->rows * w->cols;
+    float x[PIECE];
+    if (!w->data)
+        return;
+    v->r->n_tensors++;
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t count = n - i < PIECE ? n - i : PIECE;
+        host_to_f32(x, (const char *)w->data + (size_t)i * unit, w->dtype, count);
+        for (int64_t k = 0; k < count; k++)
+            if (!isfinite(x[k])) {
+                v->r->structure = VERIFY_FAIL;
+                verify_differs(v, "%s: value %" PRId64 " is %g", w->name, i + k,
+                               (double)x[k]);
+                return;
+            }
+    }
+}
+
+static void check_scales(struct verify *v, const struct packed_linear *p, int64_t i, int l)
+{
+    v->r->n_tensors += 3;
+    for (int64_t k = 0; k < p->out * p->groups; k++) {
+        const float h =
+            f16_to_f32((uint16_t)(p->scales[2 * k] | p->scales[2 * k + 1] << 8));
+        if (!(h > 0) || !isfinite(h)) {
+            v->r->structure = VERIFY_FAIL;
+            verify_differs(v, "model.layers.%" PRId64 ".%s.scales: value %" PRId64 " is %g",
+                           i, lin_module[l], k, (double)h);
+            return;
+        }
+    }
+}
+
+static void check_channels(struct verify *v, const float *s, const float *delta, int64_t i,
+                           char which)
+{
+    const int64_t n = v->arch->n_kv * v->arch->head_dim;
+    v->r->n_tensors += 2;
+    for (int64_t c = 0; c < n; c++)
+        if (!(s[c] > 0) || !isfinite(s[c]) || !isfinite(delta[c])) {
+            v->r->structure = VERIFY_FAIL;
+            verify_differs(
+                v, "layer %" PRId64 ": %c_scale %g, %c_shift %g of channel %" PRId64, i,
+                which, (double)s[c], which, (double)delta[c], c);
+            return;
+        }
+}
+
+static void check_block(struct verify *v, int64_t i)
+{
+    const struct packed_block *b = artifact_block(v->a, i);
+    for (int l = 0; l < N_LIN; l++) {
+        v->r->n_linears++;
+        if (b->lin[l].bits == 16)
+            check_plain(v, &b->lin[l].w);
+        else
+            check_scales(v, &b->lin[l], i, l);
+        check_plain(v, &b->lin[l].bias);
+    }
+    check_plain(v, &b->norm1);
+    check_plain(v, &b->norm2);
+    check_plain(v, &b->q_norm);
+    check_plain(v, &b->k_norm);
+    if (artifact_kv_spec(v->a)->bits < 16) {
+        check_channels(v, b->k_scale, b->k_shift, i, 'k');
+        check_channels(v, b->v_scale, b->v_shift, i, 'v');
+    }
+}
+
+enum err verify_structure(struct verify *v)
+{
+    const struct host_mat embed = artifact_embed(v->a), norm = artifact_final_norm(v->a),
+                          head = artifact_head(v->a);
+    v->r->structure = VERIFY_PASS;
+    check_plain(v, &embed);
+    check_plain(v, &norm);
+    if (head.data != embed.data)
+        check_plain(v, &head);
+    for (int64_t i = 0; i < v->arch->n_layers; i++)
+        check_block(v, i);
+    return OK;
+}
+
+/* --- scales to verify against ------------------------------------------------------- */
+
+static bool is_plain_rtn(const struct verify *v)
+{
+    return v->model && artifact_weight_spec(v->a)->method == WEIGHT_RTN &&
+           artifact_weight_spec(v->a)->bits < 16;
+}
+
+/* Round to nearest needs no state: its scales follow from the source. */
+static enum err rtn_scales(struct verify *v, int64_t i)
+{
+    struct block_quant rtn = {0};
+    struct block_src src;
+    const struct model_source *m = hf_source(v->model);
+    TRY(m->block(m->ctx, i, &src));
+    TRY(quant_block_rtn(&rtn, v->arch, &src, artifact_weight_spec(v->a),
+                        artifact_kv_spec(v->a)));
+    for (int l = 0; l < N_LIN; l++) {
+        const struct qlinear own = v->current.lin[l];
+        v->current.lin[l] = rtn.lin[l];
+        rtn.lin[l] = own;
+    }
+    block_quant_free(&rtn);
+    return OK;
+}
+
+enum err verify_block(struct verify *v, int64_t i, const struct block_quant **q)
+{
+    if (v->s->state)
+        return v->s->state->block(v->s->state->ctx, i, q);
+    if (v->current_i != i) {
+        block_quant_free(&v->current);
+        v->current_i = -1;
+        TRY(artifact_block_quant(&v->current, v->a, i));
+        if (is_plain_rtn(v))
+            TRY(rtn_scales(v, i));
+        v->current_i = i;
+    }
+    *q = &v->current;
+    return OK;
+}
+
+/* --- the whole ---------------------------------------------------------------------- */
+
+static struct verify_settings with_defaults(const struct verify_settings *given)
+{
+    struct verify_settings s = *given;
+    if (!s.logit_tokens)
+        s.logit_tokens = 256;
+    if (!s.windows)
+        s.windows = 1;
+    if (!s.ctx)
+        s.ctx = 512;
+    if (!(s.max_kl > 0))
+        s.max_kl = 1e-3;
+    if (!(s.max_ppl_gap > 0))
+        s.max_ppl_gap = 0.005;
+    if (!(s.min_cosine > 0))
+        s.min_cosine = 0.999;
+    return s;
+}
+
+/* An artifact that cannot be read is an error; one whose bytes are not what its manifest
+ * says has failed. */
+static enum err open_artifact(struct verify *v, const char *dir, bool *whole)
+{
+    TRY(artifact_open(&v->a, dir, false));
+    artifact_close(&v->a);
+    const enum err err = artifact_open(&v->a, dir, true);
+    *whole = !err;
+    if (err != ERR_FORMAT)
+        return err;
+    v->r->structure = VERIFY_FAIL;
+    verify_differs(v, "%s", err_text());
+    err_clear();
+    return OK;
+}
+
+static void measure(struct verify *v)
+{
+    struct artifact_sizes sizes;
+    artifact_measure(&sizes, v->a);
+    v->r->weight_bits = sizes.weight_bits;
+    v->r->kv_bits = sizes.kv_bits;
+    v->r->total_bytes = sizes.total_bytes;
+}
+
+static enum err check_same_model(const struct verify *v)
+{
+    const struct arch *have = v->arch, *want = hf_arch(v->model);
+    const struct {
+        const char *name;
+        int64_t have, want;
+    } field[] = {
+        {"num_hidden_layers", have->n_layers, want->n_layers},
+        {"hidden_size", have->d_model, want->d_model},
+        {"intermediate_size", have->d_ff, want->d_ff},
+        {"num_attention_heads", have->n_heads, want->n_heads},
+        {"num_key_value_heads", have->n_kv, want->n_kv},
+        {"head_dim", have->head_dim, want->head_dim},
+        {"vocab_size", have->vocab, want->vocab},
+    };
+    FAIL_IF(have->family != want->family, ERR_MISMATCH,
+            "%s is a \"%s\" model, the artifact a \"%s\" one", v->s->against,
+            want->model_type, have->model_type);
+    for (size_t i = 0; i < ARRAY_LEN(field); i++)
+        FAIL_IF(field[i].have != field[i].want, ERR_MISMATCH,
+                "%s has %s %" PRId64 ", the artifact %" PRId64
+                ": it was not made from this checkpoint",
+                v->s->against, field[i].name, field[i].want, field[i].have);
+    return OK;
+}
+
+static enum err run_parts(struct verify *v, const char *dir)
+{
+    bool whole;
+    TRY(open_artifact(v, dir, &whole));
+    if (!whole)
+        return OK;
+    v->arch = artifact_arch(v->a);
+    measure(v);
+    if (v->s->against) {
+        TRY(hf_open(&v->model, v->s->against));
+        TRY(check_same_model(v));
+    }
+    TRY(pool_open(&v->pool, v->s->threads));
+    TRY(verify_structure(v));
+    if (v->r->structure != VERIFY_PASS)
+        return OK;
+    if (v->model)
+        TRY(verify_weights(v));
+    if (!v->s->ids)
+        return OK;
+    TRY(verify_logits(v));
+    return verify_perplexity(v);
+}
+
+enum err verify_run(struct verify_report *out, const char *artifact_dir,
+                    const struct verify_settings *s)
+{
+    const struct verify_settings settings = with_defaults(s);
+    struct verify_report r = {.structure = VERIFY_SKIP,
+                              .weights = VERIFY_SKIP,
+                              .logits = VERIFY_SKIP,
+                              .perplexity = VERIFY_SKIP};
+    struct verify v = {.s = &settings, .r = &r, .current_i = -1};
+    const enum err err = run_parts(&v, artifact_dir);
+    block_quant_free(&v.current);
+    pool_close(&v.pool);
+    hf_close(&v.model);
+    artifact_close(&v.a);
+    TRY(err);
+    r.passed = r.structure != VERIFY_FAIL && r.weights != VERIFY_FAIL &&
+               r.logits != VERIFY_FAIL && r.perplexity != VERIFY_FAIL;
+    *out = r;
+    return OK;
+}

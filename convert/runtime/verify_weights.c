@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Part 2: every weight of the artifact against the source checkpoint, bit for bit. Packed
+ * ones against the fake-quantized source under the scales of calibration; the others
+ * against the source's own bytes; the cache's channels against calibration's. */
+#include "convert/artifact/bitpack.h"
+#include "convert/artifact/quantize.h"
+#include "convert/runtime/verify_priv.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* What one row's comparison found. */
+struct row_result {
+    int64_t differing, first; /* column, -1: none */
+    float have, want;
+    bool broken; /* the source holds a non-finite value */
+};
+
+struct row_job {
+    const struct packed_linear *p;
+    const struct host_mat *src;
+    const struct qlinear *q;
+    struct row_result *result; /* [out] */
+    char *scratch;             /* of each thread: row_bytes */
+    size_t row_bytes;
+};
+
+static uint16_t half_at(const uint8_t *p, int64_t i)
+{
+    return (uint16_t)(p[2 * i] | p[2 * i + 1] << 8);
+}
+
+struct row_scratch {
+    float *w;             /* [in] source */
+    uint8_t *want, *have; /* [in] codes */
+    uint8_t *zeros;       /* [groups] of the artifact */
+};
+
+static struct row_scratch scratch_of(const struct row_job *j, int thread)
+{
+    struct row_scratch s;
+    s.w = (float *)(j->scratch + (size_t)thread * j->row_bytes);
+    s.want = (uint8_t *)(s.w + j->p->in);
+    s.have = s.want + j->p->in;
+    s.zeros = s.have + j->p->in;
+    return s;
+}
+
+/* The values, not the codes: what counts is w^, bit for bit. */
+static void compare_row(const struct row_job *j, int64_t r, const struct row_scratch *s,
+                        struct row_result *out)
+{
+    const struct packed_linear *p = j->p;
+    const int64_t step = p->group_size > 0 ? p->group_size : p->in;
+    for (int64_t g = 0, c = 0; c < p->in; g++) {
+        const int64_t at = r * p->groups + g;
+        const float h = f16_to_f32(half_at(p->scales, at));
+        const float hw = f16_to_f32(j->q->scales[at]);
+        const uint8_t zw = j->q->zeros[at];
+        for (const int64_t end = p->in - c < step ? p->in : c + step; c < end; c++) {
+            const float have = quant_weight_value(s->have[c], s->zeros[g], h);
+            const float want = quant_weight_value(s->want[c], zw, hw);
+            if (f32_bits(have) == f32_bits(want))
+                continue;
+            if (out->differing++ == 0) {
+                out->first = c;
+                out->have = have;
+                out->want = want;
+            }
+        }
+    }
+}
+
+static void check_row(void *ctx, int64_t r, int thread)
+{
+    const struct row_job *j = ctx;
+    const struct packed_linear *p = j->p;
+    const struct row_scratch s = scratch_of(j, thread);
+    struct row_result *out = &j->result[r];
+    const size_t unit = dtype_bytes(j->src->dtype);
+    *out = (struct row_result){.first = -1};
+    host_to_f32(s.w, (const char *)j->src->data + (size_t)(r * p->in) * unit, j->src->dtype,
+                p->in);
+    out->broken =
+        !quant_row_codes(s.want, s.w, j->q->scales + r * p->groups,
+                         j->q->zeros + r * p->groups, p->in, p->bits, p->group_size);
+    bitpack_unpack_row(s.have, p->qweight + r * bitpack_bytes(p->in, p->bits), p->in,
+                       p->bits);
+    bitpack_unpack_row(s.zeros, p->zeros + r * bitpack_bytes(p->groups, p->bits), p->groups,
+                       p->bits);
+    if (!out->broken)
+        compare_row(j, r, &s, out);
+}
+
+static void report_rows(struct verify *v, const struct row_job *j)
+{
+    const struct packed_linear *p = j->p;
+    v->r->weights_compared += p->out * p->in;
+    for (int64_t r = 0; r < p->out; r++) {
+        const struct row_result *x = &j->result[r];
+        v->r->weights_differing += x->broken ? p->in : x->differing;
+        if (x->broken)
+            verify_differs(v, "%s: row %" PRId64 " of the source is not finite",
+                           j->src->name, r);
+        else if (x->differing)
+            verify_differs(v, "%s [%" PRId64 "][%" PRId64 "]: packed %.9g, calibrated %.9g",
+                           j->src->name, r, x->first, (double)x->have, (double)x->want);
+    }
+}
+
+static enum err check_packed(struct verify *v, const struct packed_linear *p,
+                             const struct host_mat *src, const struct qlinear *q)
+{
+    enum err err = OK;
+    struct row_job j = {.p = p, .src = src, .q = q};
+    FAIL_IF(!q->scales || q->out != p->out || q->groups != p->groups, ERR_MISMATCH,
+            "%s: the state has scales of another shape", src->name);
+    j.row_bytes = (size_t)p->in * (sizeof(float) + 2) + (size_t)p->groups;
+    j.row_bytes = (j.row_bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+    TRY_OUT(mem_alloc(&j.result, (size_t)p->out, sizeof(*j.result)));
+    TRY_OUT(mem_alloc(&j.scratch, (size_t)pool_threads(v->pool), j.row_bytes));
+    pool_run(v->pool, p->out, check_row, &j);
+    report_rows(v, &j);
+out:
+    mem_free(j.result);
+    mem_free(j.scratch);
+    return err;
+}
+
+/* What is carried over is the source's bytes. */
+static void check_same(struct verify *v, const struct host_mat *have,
+                       const struct host_mat *want)
+{
+    const int64_t n = want->data ? want->rows * want->cols : 0;
+    if (!want->data && !have->data)
+        return;
+    v->r->weights_compared += n;
+    const bool same = have->data && want->data && have->dtype == want->dtype &&
+                      have->rows == want->rows && have->cols == want->cols &&
+                      !memcmp(have->data, want->data, (size_t)n * dtype_bytes(want->dtype));
+    if (same)
+        return;
+    v->r->weights_differing += n > 0 ? n : have->rows * have->cols;
+    verify_differs(v, "%s is not the source's", have->data ? have->name : want->name);
+}
+
+static void check_channels(struct verify *v, int64_t i, const char *name, const float *have,
+                           const float *want)
+{
+    const int64_t n = v->arch->n_kv * v->arch->head_dim;
+    v->r->weights_compared += n;
+    for (int64_t c = 0; c < n; c++)
+        if (f32_bits(have[c]) != f32_bits(want[c])) {
+            v->r->weights_differing++;
+            verify_differs(v, "layer %" PRId64 ": %s[%" PRId64 "] is %.9g, calibrated %.9g",
+                           i, name, c, (double)have[c], (double)want[c]);
+        }
+}
+
+static enum err check_block(struct verify *v, int64_t i)
+{
+    const struct packed_block *b = artifact_block(v->a, i);
+    const struct model_source *m = hf_source(v->model);
+    const struct block_quant *q;
+    struct block_src src;
+    TRY(verify_block(v, i, &q));
+    TRY(m->block(m->ctx, i, &src));
+    for (int l = 0; l < N_LIN; l++) {
+        if (b->lin[l].bits < 16)
+            TRY(check_packed(v, &b->lin[l], &src.lin[l], &q->lin[l]));
+        else
+            check_same(v, &b->lin[l].w, &src.lin[l]);
+        check_same(v, &b->lin[l].bias, &src.bias[l]);
+    }
+    check_same(v, &b->norm1, &src.norm1);
+    check_same(v, &b->norm2, &src.norm2);
+    check_same(v, &b->q_norm, &src.q_norm);
+    check_same(v, &b->k_norm, &src.k_norm);
+    if (artifact_kv_spec(v->a)->bits < 16) {
+        check_channels(v, i, "k_scale", b->k_scale, q->k_scale);
+        check_channels(v, i, "k_shift", b->k_shift, q->k_shift);
+        check_channels(v, i, "v_scale", b->v_scale, q->v_scale);
+        check_channels(v, i, "v_shift", b->v_shift, q->v_shift);
+    }
+    if (m->release)
+        m->release(m->ctx, i);
+    return OK;
+}
+
+enum err verify_weights(struct verify *v)
+{
+    const struct model_source *m = hf_source(v->model);
+    struct host_mat embed, norm, head;
+    const struct host_mat e = artifact_embed(v->a), n = artifact_final_norm(v->a),
+                          h = artifact_head(v->a);
+    TRY(m->ends(m->ctx, &embed, &norm, &head));
+    check_same(v, &e, &embed);
+    check_same(v, &n, &norm);
+    if (head.data != embed.data)
+        check_same(v, &h, &head);
+    for (int64_t i = 0; i < v->arch->n_layers; i++)
+        TRY(check_block(v, i));
+    v->r->weights = v->r->weights_differing ? VERIFY_FAIL : VERIFY_PASS;
+    return OK;
+}

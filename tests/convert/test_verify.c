@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Verification passes on what the writer wrote, and fails on one nibble, one scale, one
+ * shift too many, whose checksums are right. */
+#include "convert/runtime/verify.h"
+#include "kernels/base/bytes.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/rng.h"
+#include "tests/convert/golden_artifact.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char dir[64];
+
+static int make_dir(void **state)
+{
+    strcpy(dir, "/tmp/test_verify.XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int drop_dir(void **state)
+{
+    return file_remove_dir(dir) != OK;
+}
+
+static void ok(enum err e)
+{
+    if (e)
+        fail_msg("%s (%s)", err_text(), err_where());
+}
+
+/* --- damage ------------------------------------------------------------------------- */
+
+/* Every occurrence of one checksum becomes another. */
+static void replace_crc(char *text, uint32_t from, uint32_t to)
+{
+    char a[9], b[9];
+    int n = 0;
+    snprintf(a, sizeof(a), "%08" PRIx32, from);
+    snprintf(b, sizeof(b), "%08" PRIx32, to);
+    for (char *p = text; (p = strstr(p, a)); n++)
+        memcpy(p, b, 8);
+    assert_true(n > 0);
+}
+
+/* The manifest's last line is the CRC-32 of what is before it. */
+static void sign_manifest(char *text, size_t n)
+{
+    static const char key[] = "\"manifest_crc32\":\"";
+    char *at = strstr(text, key), crc[9];
+    assert_non_null(at);
+    snprintf(crc, sizeof(crc), "%08" PRIx32, bytes_crc32(0, text, (size_t)(at - text)));
+    memcpy(at + strlen(key), crc, 8);
+}
+
+static char *in_dir(const char *name)
+{
+    static char path[128];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    return path;
+}
+
+/* Flip bits of byte `at` of a tensor; fix every checksum when told to. */
+static void damage(const char *tensor, size_t at, uint8_t bits, bool fix)
+{
+    struct st_file *f;
+    char *data, *manifest;
+    size_t n, m;
+    ok(st_open(&f, in_dir("model.safetensors")));
+    const struct st_tensor *t = st_find(f, tensor), *first = st_at(f, 0);
+    assert_non_null(t);
+    ok(file_read_all(&data, &n, in_dir("model.safetensors"), 1 << 24));
+    size_t all = 0;
+    for (int64_t i = 0; i < st_count(f); i++)
+        all += st_at(f, i)->bytes;
+    char *bytes = data + (n - all) + (t->data - first->data);
+    const uint32_t file_crc = bytes_crc32(0, data, n),
+                   crc = bytes_crc32(0, bytes, t->bytes);
+    bytes[at] = (char)((uint8_t)bytes[at] ^ bits);
+    ok(file_read_all(&manifest, &m, in_dir("manifest.json"), 1 << 24));
+    if (fix) {
+        replace_crc(manifest, crc, bytes_crc32(0, bytes, t->bytes));
+        replace_crc(manifest, file_crc, bytes_crc32(0, data, n));
+        sign_manifest(manifest, m);
+    }
+    st_close(&f);
+    ok(file_write_all(in_dir("model.safetensors"), data, n));
+    ok(file_write_all(in_dir("manifest.json"), manifest, m));
+    mem_free(data);
+    mem_free(manifest);
+}
+
+/* --- runs --------------------------------------------------------------------------- */
+
+struct subject {
+    struct golden g;
+    struct fake_state state;
+    struct verify_settings settings;
+};
+
+static void open_subject(struct subject *s, const char *model, enum weight_method method,
+                         int bits, struct kv_spec kv)
+{
+    const struct weight_spec w = {method, bits, 16};
+    *s = (struct subject){0};
+    err_clear();
+    ok(golden_open(&s->g, model));
+    fake_state_open(&s->state, &s->g, w, kv);
+    ok(golden_artifact(dir, &s->g, &s->state));
+    s->settings = (struct verify_settings){
+        .against = s->g.dir,
+        .state = &s->state.source,
+        .ids = s->g.ids,
+        .n_ids = s->g.T,
+        .act = DT_F32,
+        .threads = 2,
+    };
+}
+
+static void close_subject(struct subject *s)
+{
+    fake_state_close(&s->state);
+    golden_close(&s->g);
+}
+
+static struct verify_report run(const struct subject *s)
+{
+    struct verify_report r;
+    err_clear();
+    ok(verify_run(&r, dir, &s->settings));
+    return r;
+}
+
+static const struct kv_spec kv4 = {
+    KV_CHANNEL_TOKEN, 4, 128, KEY_POST_ROPE, true, 1, 0, true};
+
+static void check_passes(const char *model, int bits, struct kv_spec kv)
+{
+    struct subject s;
+    open_subject(&s, model, WEIGHT_LWC, bits, kv);
+    struct verify_report r = run(&s);
+    if (!r.passed)
+        fail_msg("%s: %s", model, r.first_difference);
+    assert_int_equal(r.structure, VERIFY_PASS);
+    assert_int_equal(r.weights, VERIFY_PASS);
+    assert_int_equal(r.logits, VERIFY_PASS);
+    assert_int_equal(r.perplexity, VERIFY_PASS);
+    assert_int_equal(r.weights_differing, 0);
+    assert_int_equal(r.n_linears, 7 * hf_arch(s.g.model)->n_layers);
+    assert_true(r.weights_compared > 7000 && r.n_tensors > 20);
+    assert_int_equal(r.logit_tokens, s.g.T);
+    assert_int_equal(r.ppl_tokens, s.g.T - 1);
+    assert_true(fabs(r.mean_kl) <= 1e-6 && r.max_logit_diff <= 1e-3);
+    assert_true(r.agree_k_cosine >= 0.9999 && r.agree_v_cosine >= 0.9999);
+    /* the cache is quantized, and by the right amount */
+    assert_true(r.worst_k_cosine < 0.99999 && r.worst_k_cosine > 0.7);
+    assert_true(r.worst_v_cosine < 0.99999 && r.worst_v_cosine > 0.7);
+    assert_true(isfinite(r.ppl_runtime) && r.ppl_gap <= 1e-3);
+    close_subject(&s);
+}
+
+static void test_passes(void **state)
+{
+    for (int i = 0; i < golden_count; i++)
+        check_passes(golden_name[i], 4, kv4);
+    struct kv_spec other = kv4;
+    other.key_stage = KEY_PRE_ROPE;
+    other.window = 3;
+    other.sink = 2;
+    check_passes("qwen3", 3, other);
+    check_passes("llama2_gqa", 16, other);
+}
+
+/* Without its state, without its source, without text: the parts that can run do. */
+static void test_alone(void **state)
+{
+    struct subject s;
+    open_subject(&s, "qwen2", WEIGHT_LWC, 4, kv4);
+    s.settings.state = NULL;
+    struct verify_report r = run(&s);
+    assert_true(r.passed && r.weights == VERIFY_PASS && r.logits == VERIFY_PASS);
+    s.settings.against = NULL;
+    r = run(&s);
+    assert_true(r.passed && r.weights == VERIFY_SKIP && r.logits == VERIFY_PASS);
+    s.settings.ids = NULL;
+    r = run(&s);
+    assert_true(r.passed && r.logits == VERIFY_SKIP && r.perplexity == VERIFY_SKIP);
+    assert_int_equal(r.structure, VERIFY_PASS);
+    close_subject(&s);
+}
+
+static void test_crc(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.0.mlp.up_proj.qweight", 5, 1, false);
+    const struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.structure, VERIFY_FAIL);
+    assert_int_equal(r.weights, VERIFY_SKIP);
+    assert_non_null(strstr(r.first_difference, "CRC"));
+    close_subject(&s);
+}
+
+/* One nibble of 10752 weights. */
+static void test_nibble(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.1.self_attn.o_proj.qweight", 17, 0x10, true);
+    struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.structure, VERIFY_PASS);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    assert_int_equal(r.weights_differing, 1);
+    /* byte 17 of rows of 16: row 1, columns 2 and 3; the high nibble is the odd one */
+    assert_non_null(
+        strstr(r.first_difference, "model.layers.1.self_attn.o_proj.weight [1][3]"));
+    s.settings.state = NULL; /* the source alone tells, too */
+    r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights_differing, 1);
+    close_subject(&s);
+}
+
+static void test_scale(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.0.self_attn.q_proj.scales", 0, 1, true); /* one ulp of fp16 */
+    struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    assert_non_null(strstr(r.first_difference, "q_proj.weight [0]"));
+    close_subject(&s);
+    /* round to nearest needs no state */
+    open_subject(&s, "llama1_mha", WEIGHT_RTN, 4, kv4);
+    s.settings.state = NULL;
+    r = run(&s);
+    assert_true(r.passed);
+    damage("model.layers.0.self_attn.q_proj.scales", 0, 1, true);
+    r = run(&s);
+    assert_false(r.passed);
+    close_subject(&s);
+}
+
+static void test_zero(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.0.mlp.down_proj.zeros", 0, 1, true);
+    const struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    close_subject(&s);
+}
+
+static void test_shift(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.1.self_attn.k_shift", 2, 0x40, true);
+    struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    assert_non_null(strstr(r.first_difference, "k_shift[0]"));
+    /* the runtime read it as well: its keys are no longer the simulation's */
+    assert_true(r.agree_k_cosine < 0.99999);
+    close_subject(&s);
+}
+
+static void test_norm(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama_f16", WEIGHT_LWC, 4, kv4);
+    damage("model.layers.1.input_layernorm.weight", 4, 1, true);
+    const struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    assert_non_null(strstr(r.first_difference, "input_layernorm"));
+    close_subject(&s);
+}
+
+static void test_not_finite(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    static const uint8_t nan[] = {0, 0, 0xc0, 0x7f};
+    const uint8_t *was = hf_find(s.g.model, "model.norm.weight")->data;
+    for (size_t i = 0; i < sizeof(nan); i++)
+        if (was[i] != nan[i])
+            damage("model.norm.weight", i, was[i] ^ nan[i], true);
+    const struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.structure, VERIFY_FAIL);
+    assert_non_null(strstr(r.first_difference, "model.norm.weight"));
+    close_subject(&s);
+}
+
+static void test_other_model(void **state)
+{
+    struct subject s;
+    struct verify_report r;
+    char other[600];
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    snprintf(other, sizeof(other), "%s/../llama2_gqa", s.g.dir);
+    s.settings.against = other;
+    assert_int_equal(verify_run(&r, dir, &s.settings), ERR_MISMATCH);
+    assert_non_null(strstr(err_text(), "num_hidden_layers"));
+    err_clear();
+    assert_int_equal(verify_run(&r, s.g.dir, &s.settings), ERR_NOT_FOUND);
+    assert_non_null(strstr(err_text(), "manifest.json"));
+    close_subject(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_passes),     cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_crc),        cmocka_unit_test(test_nibble),
+        cmocka_unit_test(test_scale),      cmocka_unit_test(test_zero),
+        cmocka_unit_test(test_shift),      cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_other_model),
+    };
+    return cmocka_run_group_tests(tests, make_dir, drop_dir);
+}
