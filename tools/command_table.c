@@ -2,6 +2,9 @@
 #include "tools/commands.h"
 
 const struct command *const command_table[] = {
+    &cmd_calibrate,
+    &cmd_convert,
+    &cmd_eval,
     &cmd_inspect,
     &cmd_tokenize,
 };

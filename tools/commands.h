@@ -6,11 +6,14 @@
 
 #include "tools/opt.h"
 
+extern const struct command cmd_calibrate;
+extern const struct command cmd_convert;
+extern const struct command cmd_eval;
+extern const struct command cmd_inspect;
+extern const struct command cmd_tokenize;
+
 /* All of them, in the order of --help. */
 extern const struct command *const command_table[];
 extern const int command_count;
-
-extern const struct command cmd_inspect;
-extern const struct command cmd_tokenize;
 
 #endif

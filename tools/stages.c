@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define VERIFY_CTX 512 /* tokens of the perplexity that is also computed by real decode */
-
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
 {
     struct calib_plan plan;
@@ -159,27 +157,4 @@ out:
     free(config);
     free(from);
     return err;
-}
-
-enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
-                      const char *artifact_dir)
-{
-    const int64_t n = (int64_t)j->ids.n;
-    const int64_t ctx = n < VERIFY_CTX ? n : VERIFY_CTX;
-    const struct verify_settings settings = {
-        .against = j->model_dir,
-        .state = s ? state_source(s) : NULL,
-        .ids = j->ids.id,
-        .n_ids = n,
-        .logit_tokens = n < 256 ? n : 256,
-        .windows = 1,
-        .ctx = ctx,
-        .max_kl = 1e-3,
-        .max_ppl_gap = 0.005,
-        .min_cosine = 0.999,
-        .act = DT_F32,
-        .threads = (int)j->recipe.threads,
-    };
-    log_info("verifying %s", artifact_dir);
-    return verify_run(out, artifact_dir, &settings);
 }
