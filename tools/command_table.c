@@ -5,7 +5,9 @@ const struct command *const command_table[] = {
     &cmd_calibrate,
     &cmd_convert,
     &cmd_eval,
+    &cmd_generate,
     &cmd_inspect,
     &cmd_tokenize,
+    &cmd_verify,
 };
 const int command_count = ARRAY_LEN(command_table);

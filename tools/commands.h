@@ -16,4 +16,9 @@ extern const struct command cmd_tokenize;
 extern const struct command *const command_table[];
 extern const int command_count;
 
+extern const struct command cmd_inspect;
+extern const struct command cmd_tokenize;
+extern const struct command cmd_generate;
+extern const struct command cmd_verify;
+
 #endif

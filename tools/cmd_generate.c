@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/runtime/runtime.h"
+#include "data/json.h"
+#include "data/tokenizer.h"
+#include "kernels/base/mem.h"
+#include "tools/commands.h"
+#include "tools/recipe.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Generation:"},
+    {OPT_TEXT, 'p', "prompt", "TEXT", offsetof(struct args, prompt),
+     .help = "Text to go on from (default: none, required)"},
+    {OPT_INT, 'n', "n-tokens", "N", offsetof(struct args, n_tokens), "64", 1, 1 << 20,
+     .help = "Tokens to add at most; an end-of-text token ends earlier"},
+    {OPT_REAL, .name = "temperature", .arg = "T", .offset = offsetof(struct args, temperature),
+     .value = "0", .lo = 0, .hi = 100, .help = "0 takes the most likely token each time"},
+    {OPT_INT, .name = "top-k", .arg = "K", .offset = offsetof(struct args, top_k),
+     .value = "0", .lo = 0, .hi = 1 << 30, .help = "Draw from the K likeliest; 0 = all"},
+    {OPT_REAL, .name = "top-p", .arg = "P", .offset = offsetof(struct args, top_p),
+     .value = "1", .lo = 0, .hi = 1,
+     .help = "Draw from the likeliest that together hold probability P"},
+    {OPT_INT, .name = "seed", .arg = "N", .offset = offsetof(struct args, seed),
+     .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the draws"},
+    {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk),
+     .value = "128", .lo = 1, .hi = 1 << 20,
+     .help = "Tokens of the prompt processed at a time; before them the cache is quantized"},
+    {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
+     .value = "0", .lo = 0, .hi = 16,
+     .help = "16 leaves the cache in full precision; 0 does as the artifact says"},
+    {OPT_FLAG, .name = "stats", .offset = offsetof(struct args, stats),
+     .help = "Say speed and cache size on stderr at the end"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options, opt_recipe, opt_report, NULL};
+
+struct generation {
+    const struct args *a;
+    struct recipe recipe;
+    struct artifact *artifact;
+    struct tokenizer *tokenizer;
+    struct token_ids prompt;
+    struct runtime *rt;
+    float *logits; /* [V] */
+    int32_t *ids;  /* [n_tokens] made */
+    int64_t n;
+    size_t shown; /* bytes of the text that are on stdout */
+    double prompt_s, decode_s;
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static enum err open_generation(struct generation *g)
+{
+    const struct args *a = g->a;
+    const char *dir = a->pos.item[0];
+    FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
+    TRY(recipe_from_args(&g->recipe, a));
+    TRY(artifact_open(&g->artifact, dir, false));
+    TRY(tokenizer_open(&g->tokenizer, dir));
+    TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));
+    FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");
+    const struct runtime_settings s = {.threads = (int)g->recipe.threads,
+                                       .max_tokens = (int64_t)g->prompt.n + a->n_tokens,
+                                       .kv_bits = (int)a->kv_bits};
+    const enum err err = runtime_open(&g->rt, g->artifact, &s);
+    if (err)
+        return err_add(err, "prompt and --n-tokens: ");
+    TRY(mem_alloc(&g->ids, (size_t)a->n_tokens, sizeof(*g->ids)));
+    return mem_alloc(&g->logits, (size_t)artifact_arch(g->artifact)->vocab,
+                     sizeof(*g->logits));
+}
+
+static void close_generation(struct generation *g)
+{
+    mem_free(g->logits);
+    mem_free(g->ids);
+    runtime_close(&g->rt);
+    token_ids_free(&g->prompt);
+    tokenizer_close(&g->tokenizer);
+    artifact_close(&g->artifact);
+    recipe_free(&g->recipe);
+}
+
+static enum err read_prompt(struct generation *g)
+{
+    const int64_t n = (int64_t)g->prompt.n, chunk = g->a->chunk;
+    const double start = now_s();
+    for (int64_t t = 0; t < n; t += chunk)
+        TRY(runtime_forward(g->rt, g->logits, false, g->prompt.id + t,
+                            n - t < chunk ? n - t : chunk));
+    g->prompt_s = now_s() - start;
+    return OK;
+}
+
+/* Bytes of the text that no later token can change: all but an unfinished character, which
+ * decodes to U+FFFD until the rest of it is there. */
+static size_t settled(const char *text, size_t n, bool last)
+{
+    static const char unknown[] = "\xef\xbf\xbd";
+    while (!last && n >= 3 && !memcmp(text + n - 3, unknown, 3))
+        n -= 3;
+    return n;
+}
+
+/* The text is decoded as a whole each time: a token's own text depends on those before. */
+static enum err show(struct generation *g, bool last)
+{
+    char *text = NULL;
+    size_t n;
+    TRY(tokenizer_decode(&text, &n, g->tokenizer, g->ids, (size_t)g->n, false));
+    const size_t end = settled(text, n, last);
+    if (end > g->shown) {
+        fwrite(text + g->shown, 1, end - g->shown, stdout);
+        fflush(stdout);
+        g->shown = end;
+    }
+    mem_free(text);
+    return OK;
+}
+
+static bool ends_text(const struct generation *g, int32_t id)
+{
+    const struct arch *a = artifact_arch(g->artifact);
+    for (int64_t i = 0; i < a->n_eos; i++)
+        if (a->eos[i] == id)
+            return true;
+    return id == tokenizer_eos(g->tokenizer);
+}
+
+static enum err generate(struct generation *g)
+{
+    const struct args *a = g->a;
+    const struct sampler s = {(float)a->temperature, (float)a->top_p, a->top_k,
+                              (uint64_t)a->seed};
+    struct rng rng;
+    rng_seed(&rng, s.seed);
+    TRY(read_prompt(g));
+    const double start = now_s();
+    while (g->n < a->n_tokens) {
+        int32_t id;
+        TRY(runtime_sample(&id, &s, &rng, g->logits, artifact_arch(g->artifact)->vocab));
+        if (ends_text(g, id))
+            break;
+        g->ids[g->n++] = id;
+        if (!a->json)
+            TRY(show(g, false));
+        if (g->n < a->n_tokens)
+            TRY(runtime_forward(g->rt, g->logits, false, &id, 1));
+    }
+    g->decode_s = now_s() - start;
+    return OK;
+}
+
+static enum err print_json(const struct generation *g)
+{
+    char *text = NULL;
+    size_t n;
+    TRY(tokenizer_decode(&text, &n, g->tokenizer, g->ids, (size_t)g->n, false));
+    json_t *ids = json_array();
+    for (int64_t i = 0; i < g->n; i++)
+        json_array_append_new(ids, json_integer(g->ids[i]));
+    json_t *o = json_pack(
+        "{s:s, s:s%, s:o, s:I, s:I, s:f, s:f, s:I, s:f}", "prompt", g->a->prompt, "text",
+        text, n, "ids", ids, "prompt_tokens", (json_int_t)g->prompt.n, "tokens",
+        (json_int_t)g->n, "prompt_seconds", g->prompt_s, "seconds", g->decode_s, "kv_bytes",
+        (json_int_t)runtime_kv_bytes(g->rt), "kv_bits", runtime_kv_bits(g->rt));
+    mem_free(text);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static enum err finish(struct generation *g)
+{
+    if (g->a->json)
+        return print_json(g);
+    TRY(show(g, true));
+    printf("\n");
+    if (g->a->stats)
+        fprintf(stderr,
+                "%zu tokens of prompt in %.2f s, %" PRId64
+                " tokens in %.2f s (%.1f a second); "
+                "cache %.2f MB, %.3f bits an element\n",
+                g->prompt.n, g->prompt_s, g->n, g->decode_s, (double)g->n / g->decode_s,
+                1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));
+    return OK;
+}
+
+static enum err run(struct args *a)
+{
+    struct generation g = {.a = a};
+    enum err err = open_generation(&g);
+    if (!err)
+        err = generate(&g);
+    if (!err)
+        err = finish(&g);
+    close_generation(&g);
+    return err;
+}
+
+const struct command cmd_generate = {
+    .name = "generate",
+    .operands = "ARTIFACT",
+    .summary = "Text by the packed runtime, greedy or sampled",
+    .details =
+        "The text that follows the prompt goes to stdout as it is made.\n\n"
+        "  wkvq generate SmolLM2-135M-w4kv4 -p 'The capital of France is'\n"
+        "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};
