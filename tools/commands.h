@@ -9,16 +9,13 @@
 extern const struct command cmd_calibrate;
 extern const struct command cmd_convert;
 extern const struct command cmd_eval;
+extern const struct command cmd_generate;
 extern const struct command cmd_inspect;
 extern const struct command cmd_tokenize;
+extern const struct command cmd_verify;
 
 /* All of them, in the order of --help. */
 extern const struct command *const command_table[];
 extern const int command_count;
-
-extern const struct command cmd_inspect;
-extern const struct command cmd_tokenize;
-extern const struct command cmd_generate;
-extern const struct command cmd_verify;
 
 #endif
