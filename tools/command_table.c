@@ -7,6 +7,7 @@ const struct command *const command_table[] = {
     &cmd_eval,
     &cmd_generate,
     &cmd_inspect,
+    &cmd_bench,
     &cmd_tokenize,
     &cmd_verify,
 };

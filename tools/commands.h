@@ -6,6 +6,7 @@
 
 #include "tools/opt.h"
 
+extern const struct command cmd_bench;
 extern const struct command cmd_calibrate;
 extern const struct command cmd_convert;
 extern const struct command cmd_eval;

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * `wkvq bench`: figures against the machine's limits. */
+#ifndef WKVQ_CMD_BENCH_H
+#define WKVQ_CMD_BENCH_H
+
+#include "tools/opt.h"
+
+/* Every operation: time, bytes or flops a second, share of the measured limit, and what was
+ * picked. */
+enum err bench_kernels(struct args *a);
+/* One training step by part, beside the matrix products of the same shapes alone. */
+enum err bench_calibrate(struct args *a);
+
+#endif

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * `wkvq bench kernels`: every operation at a model's shapes, against what this machine was
+ * just measured to reach: bytes copied, and products multiplied, a second. */
+#include "data/json.h"
+#include "tools/bench_shape.h"
+#include "tools/cmd_bench.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define BITS 4
+#define GROUP 128
+#define RUN_SECONDS 0.1
+#define MIN_RUNS 3
+/* Larger than caches; a copy reads and writes this much. */
+#define COPY_BYTES (256 << 20)
+
+struct bench {
+    struct dev *dev;
+    const struct args *args;
+    enum dtype act;
+    struct arch arch;
+    int64_t T, D, F, G;                        /* G: groups of a row of w */
+    struct tensor x, h, y, dy, s, gain;        /* [T,D] F32, F32, act, act; [T]; [D] */
+    struct tensor gu, m, dm;                   /* [T,2F], [T,F], [T,F] act */
+    struct tensor w, dw, wq, wact;             /* [2F,D] F32, F32, act, act */
+    struct tensor scales, zeros, a, b, da, db; /* [2F,G] */
+    struct tensor qkv, dqkv, kq, vq, dkq, dvq, o, d_o, lse;
+    struct tensor cos, sin, ks, kd, dks, dkd; /* [T,d/2]; [K d] */
+    double bytes, flops;         /* of the operation that ran last; one of them is 0 */
+    double copy_bps, gemm_flops; /* the limits */
+};
+
+static double bytes_of(const struct tensor *t)
+{
+    return (double)tensor_count(t) * (double)dtype_bytes(t->dtype);
+}
+
+static struct tensor heads(const struct tensor *x, int64_t first, int64_t n, int64_t d)
+{
+    return tensor_heads(tensor_cols(*x, first * d, n * d), n);
+}
+
+static enum err run_copy(struct bench *b)
+{
+    b->bytes = bytes_of(&b->w) + bytes_of(&b->wq);
+    return dev_copy(b->dev, &b->wq, &b->w);
+}
+
+static enum err run_rmsnorm(struct bench *b)
+{
+    b->bytes = bytes_of(&b->x) + bytes_of(&b->h) + 2 * bytes_of(&b->y);
+    return dev_rmsnorm(b->dev, &b->y, &b->s, &b->h, &b->x, &b->dy, &b->gain, 1e-5f);
+}
+
+static enum err run_rmsnorm_bwd(struct bench *b)
+{
+    b->bytes = 3 * bytes_of(&b->h) + bytes_of(&b->dy);
+    return dev_rmsnorm_bwd(b->dev, &b->h, &b->dy, &b->x, &b->s, &b->gain, true);
+}
+
+static enum err run_add(struct bench *b)
+{
+    b->bytes = 2 * bytes_of(&b->h) + bytes_of(&b->dy);
+    return dev_add(b->dev, &b->h, &b->x, &b->dy);
+}
+
+static enum err run_rope(struct bench *b)
+{
+    const struct tensor q = heads(&b->qkv, 0, b->arch.n_heads, b->arch.head_dim);
+    b->bytes = 2 * bytes_of(&q) + bytes_of(&b->cos) + bytes_of(&b->sin);
+    return dev_rope(b->dev, &q, &b->cos, &b->sin, false);
+}
+
+static enum err run_silu(struct bench *b)
+{
+    b->bytes = bytes_of(&b->gu) + bytes_of(&b->m);
+    return dev_silu_gate(b->dev, &b->m, &b->gu);
+}
+
+static enum err run_silu_bwd(struct bench *b)
+{
+    b->bytes = 2 * bytes_of(&b->gu) + bytes_of(&b->dm);
+    return dev_silu_gate_bwd(b->dev, &b->gu, &b->dm, &b->gu);
+}
+
+static enum err run_lwc(struct bench *b)
+{
+    b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a);
+    return dev_lwc(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a, &b->b, BITS, GROUP);
+}
+
+static enum err run_lwc_bwd(struct bench *b)
+{
+    b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
+    return dev_lwc_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b, BITS, GROUP);
+}
+
+static enum err run_kvq(struct bench *b)
+{
+    const struct tensor k = heads(&b->qkv, b->arch.n_heads, b->arch.n_kv, b->arch.head_dim);
+    b->bytes = 2 * bytes_of(&b->kq);
+    return dev_kvq(b->dev, &b->kq, &k, &b->ks, &b->kd, BITS, GROUP);
+}
+
+static enum err run_kvq_bwd(struct bench *b)
+{
+    const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
+    const struct tensor k = heads(&b->qkv, H, K, d), dk = heads(&b->dqkv, H, K, d);
+    b->bytes = 4 * bytes_of(&b->kq);
+    return dev_kvq_bwd(b->dev, &dk, &b->dks, &b->dkd, &b->dkq, &k, &b->ks, &b->kd, BITS,
+                       GROUP, true);
+}
+
+/* Of one product: half of T x T pairs, d multiplications and additions each. */
+static double attention_flops(const struct bench *b)
+{
+    return (double)b->T * (double)(b->T + 1) * (double)(b->arch.n_heads * b->arch.head_dim);
+}
+
+static enum err run_attn(struct bench *b)
+{
+    const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
+    const struct tensor q = heads(&b->qkv, 0, H, d), k = heads(&b->qkv, H, K, d);
+    const struct tensor v = heads(&b->qkv, H + K, K, d);
+    const struct attn_mask mask = {.window = 1};
+    b->flops = 2 * attention_flops(b);
+    return dev_attn(b->dev, &b->o, &b->lse, &q, &k, &v, &b->kq, &b->vq, &mask,
+                    1 / sqrtf((float)d));
+}
+
+static enum err run_attn_bwd(struct bench *b)
+{
+    const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
+    const struct tensor q = heads(&b->qkv, 0, H, d), k = heads(&b->qkv, H, K, d);
+    const struct tensor v = heads(&b->qkv, H + K, K, d);
+    const struct tensor dq = heads(&b->dqkv, 0, H, d), dk = heads(&b->dqkv, H, K, d);
+    const struct tensor dv = heads(&b->dqkv, H + K, K, d);
+    const struct attn_mask mask = {.window = 1};
+    b->flops = 5 * attention_flops(b);
+    return dev_attn_bwd(b->dev, &dq, &dk, &dv, &b->dkq, &b->dvq, &b->d_o, &b->o, &b->lse,
+                        &q, &k, &v, &b->kq, &b->vq, &mask, 1 / sqrtf((float)d));
+}
+
+static enum err run_gemm_nt(struct bench *b)
+{
+    b->flops = 4.0 * (double)b->T * (double)b->F * (double)b->D;
+    return dev_gemm(b->dev, GEMM_NT, &b->gu, &b->y, &b->wact, false);
+}
+
+static enum err run_gemm_nn(struct bench *b)
+{
+    b->flops = 4.0 * (double)b->T * (double)b->F * (double)b->D;
+    return dev_gemm(b->dev, GEMM_NN, &b->y, &b->gu, &b->wact, false);
+}
+
+static enum err run_gemm_tn(struct bench *b)
+{
+    b->flops = 4.0 * (double)b->T * (double)b->F * (double)b->D;
+    return dev_gemm(b->dev, GEMM_TN, &b->dw, &b->gu, &b->y, false);
+}
+
+static enum err run_loss(struct bench *b)
+{
+    double loss;
+    b->bytes = 2 * bytes_of(&b->x) + bytes_of(&b->dy);
+    return dev_loss(b->dev, &loss, &b->h, &b->x, &b->dy, LOSS_MAE, 1, false);
+}
+
+static enum err run_finite(struct bench *b)
+{
+    bool finite;
+    b->bytes = bytes_of(&b->dw);
+    return dev_all_finite(b->dev, &finite, &b->dw);
+}
+
+static enum err run_adamw(struct bench *b)
+{
+    const struct adamw o = {1e-3f, 0.9f, 0.999f, 1e-8f, 0, 1};
+    const int64_t n = tensor_count(&b->x) / 2;
+    const struct tensor p = tensor_1d(b->x.data, DT_F32, n);
+    const struct tensor m = tensor_1d((float *)b->x.data + n, DT_F32, n);
+    const struct tensor v = tensor_1d(b->h.data, DT_F32, n);
+    const struct tensor g = tensor_1d((float *)b->h.data + n, DT_F32, n);
+    b->bytes = 7 * bytes_of(&p);
+    return dev_adamw(b->dev, &p, &g, &m, &v, &o);
+}
+
+static enum err run_minmax(struct bench *b)
+{
+    b->bytes = bytes_of(&b->kq);
+    return dev_col_minmax(b->dev, &b->dks, &b->dkd, &b->kq);
+}
+
+static const struct {
+    const char *name;
+    enum err (*run)(struct bench *b);
+} operations[] = {
+    {"gemm_nt", run_gemm_nt},   {"gemm_nn", run_gemm_nn},
+    {"gemm_tn", run_gemm_tn},   {"attn", run_attn},
+    {"attn_bwd", run_attn_bwd}, {"copy", run_copy},
+    {"rmsnorm", run_rmsnorm},   {"rmsnorm_bwd", run_rmsnorm_bwd},
+    {"add", run_add},           {"rope", run_rope},
+    {"silu_gate", run_silu},    {"silu_gate_bwd", run_silu_bwd},
+    {"lwc", run_lwc},           {"lwc_bwd", run_lwc_bwd},
+    {"kvq", run_kvq},           {"kvq_bwd", run_kvq_bwd},
+    {"col_minmax", run_minmax}, {"loss", run_loss},
+    {"adamw", run_adamw},       {"all_finite", run_finite},
+};
+
+/* Seconds of one run, the best of some. */
+static enum err time_run(double *seconds, struct bench *b, enum err (*run)(struct bench *b))
+{
+    double best = 1e30;
+    b->bytes = b->flops = 0;
+    const double start = bench_now();
+    for (int i = 0; i < MIN_RUNS || bench_now() - start < RUN_SECONDS; i++) {
+        const double begin = bench_now();
+        TRY(run(b));
+        TRY(dev_sync(b->dev));
+        const double took = bench_now() - begin;
+        best = took < best ? took : best;
+    }
+    *seconds = best;
+    return OK;
+}
+
+static enum err run_big_copy(struct bench *b)
+{
+    b->bytes = 2.0 * COPY_BYTES;
+    return dev_copy(b->dev, &b->db, &b->da);
+}
+
+/* Bytes that a plain copy moves a second (read and written), larger than caches. */
+static enum err measure_copy(struct bench *b)
+{
+    enum err err = OK;
+    double seconds;
+    TRY_OUT(bench_tensor(&b->da, b->dev, DT_F32, COPY_BYTES >> 16, 1 << 14));
+    TRY_OUT(bench_tensor(&b->db, b->dev, DT_F32, COPY_BYTES >> 16, 1 << 14));
+    TRY_OUT(time_run(&seconds, b, run_big_copy));
+    b->copy_bps = b->bytes / seconds;
+out:
+    dev_free(b->dev, b->da.data);
+    dev_free(b->dev, b->db.data);
+    b->da = b->db = (struct tensor){0};
+    return err;
+}
+
+/* The product of three cubes of 2048: large enough for whatever a library can. */
+static enum err measure_gemm(struct bench *b)
+{
+    const struct bench_product p = {GEMM_NT, 2048, 2048, 2048, b->act, b->act, 1};
+    double seconds;
+    TRY(bench_product_time(&seconds, b->dev, &p));
+    b->gemm_flops = bench_product_flops(&p) / seconds;
+    return OK;
+}
+
+/* Every buffer: where it goes, its type, rows and columns; 3-D ones are viewed later. */
+static enum err fill(struct bench *b)
+{
+    const int64_t T = b->T, D = b->D, F = b->F, G = b->G, act = b->act;
+    const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
+    const struct {
+        struct tensor *t;
+        int64_t type, rows, cols;
+    } wanted[] = {
+        {&b->x, DT_F32, T, D},
+        {&b->h, DT_F32, T, D},
+        {&b->y, act, T, D},
+        {&b->dy, act, T, D},
+        {&b->s, DT_F32, 1, T},
+        {&b->gain, DT_F32, 1, D},
+        {&b->gu, act, T, 2 * F},
+        {&b->m, act, T, F},
+        {&b->dm, act, T, F},
+        {&b->w, DT_F32, 2 * F, D},
+        {&b->dw, DT_F32, 2 * F, D},
+        {&b->wq, act, 2 * F, D},
+        {&b->wact, act, 2 * F, D},
+        {&b->scales, DT_BF16, 2 * F, G},
+        {&b->zeros, DT_BF16, 2 * F, G},
+        {&b->a, DT_F32, 2 * F, G},
+        {&b->b, DT_F32, 2 * F, G},
+        {&b->da, DT_F32, 2 * F, G},
+        {&b->db, DT_F32, 2 * F, G},
+        {&b->qkv, act, T, (H + 2 * K) * d},
+        {&b->dqkv, act, T, (H + 2 * K) * d},
+        {&b->kq, act, T, K * d},
+        {&b->vq, act, T, K * d},
+        {&b->dkq, act, T, K * d},
+        {&b->dvq, act, T, K * d},
+        {&b->o, act, T, H * d},
+        {&b->d_o, act, T, H * d},
+        {&b->lse, DT_F32, H, T},
+        {&b->cos, DT_F32, T, d / 2},
+        {&b->sin, DT_F32, T, d / 2},
+        {&b->ks, DT_F32, 1, K * d},
+        {&b->kd, DT_F32, 1, K * d},
+        {&b->dks, DT_F32, 1, K * d},
+        {&b->dkd, DT_F32, 1, K * d},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(wanted); i++)
+        TRY(bench_tensor(wanted[i].t, b->dev, (enum dtype)wanted[i].type, wanted[i].rows,
+                         wanted[i].cols));
+    b->scales.dtype = DT_F16;
+    b->zeros.dtype = DT_U8;
+    struct tensor *const kv[] = {&b->kq, &b->vq, &b->dkq, &b->dvq};
+    for (size_t i = 0; i < ARRAY_LEN(kv); i++)
+        *kv[i] = tensor_heads(*kv[i], K);
+    b->o = tensor_heads(b->o, H);
+    b->d_o = tensor_heads(b->d_o, H);
+    TRY(dev_exp(b->dev, &b->ks, &b->ks)); /* smoothing is positive */
+    return OK;
+}
+
+static void release(struct bench *b)
+{
+    struct tensor *const all[] = {
+        &b->x,     &b->h,   &b->y,   &b->dy,  &b->s,   &b->gain, &b->gu,
+        &b->m,     &b->dm,  &b->w,   &b->dw,  &b->wq,  &b->wact, &b->scales,
+        &b->zeros, &b->a,   &b->b,   &b->da,  &b->db,  &b->qkv,  &b->dqkv,
+        &b->kq,    &b->vq,  &b->dkq, &b->dvq, &b->o,   &b->d_o,  &b->lse,
+        &b->cos,   &b->sin, &b->ks,  &b->kd,  &b->dks, &b->dkd};
+    for (size_t i = 0; b->dev && i < ARRAY_LEN(all); i++)
+        dev_free(b->dev, all[i]->data);
+    dev_close(&b->dev);
+}
+
+static enum err measure(struct bench *b, json_t *ops)
+{
+    for (size_t i = 0; i < ARRAY_LEN(operations); i++) {
+        double s;
+        TRY(time_run(&s, b, operations[i].run));
+        const bool moves = b->flops == 0;
+        const double rate = (moves ? b->bytes : b->flops) / s;
+        const double share = rate / (moves ? b->copy_bps : b->gemm_flops);
+        if (ops)
+            json_array_append_new(ops,
+                                  json_pack("{s:s, s:f, s:f, s:f, s:f}", "op",
+                                            operations[i].name, "seconds", s, "bytes",
+                                            b->bytes, "flops", b->flops, "share", share));
+        else
+            printf("%-14s %10.3f ms  %8.1f %-7s  %5.1f %% of %s\n", operations[i].name,
+                   s * 1e3, rate * 1e-9, moves ? "GB/s" : "GFLOP/s", 100 * share,
+                   moves ? "a copy" : "gemm");
+    }
+    return OK;
+}
+
+static enum err report(struct bench *b)
+{
+    if (!b->args->json) {
+        printf("%s\n%s, %lld tokens, %s; copy %.1f GB/s (read and written), gemm %.1f "
+               "GFLOP/s\n\n",
+               dev_about(b->dev), b->args->shape, (long long)b->T, dtype_name(b->act),
+               b->copy_bps * 1e-9, b->gemm_flops * 1e-9);
+        return measure(b, NULL);
+    }
+    json_t *ops = json_array();
+    json_t *o =
+        json_pack("{s:s, s:s, s:I, s:s, s:f, s:f, s:o}", "device", dev_about(b->dev),
+                  "shape", b->args->shape, "seqlen", (json_int_t)b->T, "compute",
+                  dtype_name(b->act), "copy_bytes_per_s", b->copy_bps, "gemm_flops_per_s",
+                  b->gemm_flops, "operations", ops);
+    FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
+    const enum err err = measure(b, ops);
+    if (!err) {
+        json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+        printf("\n");
+    }
+    json_decref(o);
+    return err;
+}
+
+enum err bench_kernels(struct args *a)
+{
+    struct bench b = {.args = a};
+    enum err err = OK;
+    TRY_OUT(bench_shape(&b.arch, a->shape));
+    TRY_OUT(bench_open(&b.dev, &b.act, a));
+    b.T = a->seqlen;
+    b.D = b.arch.d_model;
+    b.F = b.arch.d_ff;
+    b.G = (b.D + GROUP - 1) / GROUP;
+    TRY_OUT(measure_copy(&b));
+    TRY_OUT(measure_gemm(&b));
+    TRY_OUT(fill(&b));
+    TRY_OUT(report(&b));
+out:
+    release(&b);
+    return err;
+}
