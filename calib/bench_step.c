@@ -67,7 +67,7 @@ static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
     TRY(recon_open(&b->r, d, &b->arch, s));
     TRY(fill(b));
     TRY(src->block(src->ctx, 0, &block));
-    TRY(fakequant_load(&b->f, &block));
+    TRY(fakequant_load(&b->f, &block, 0));
     return fakequant_start(&b->f, NULL, NULL, NULL, NULL);
 }
 

@@ -14,6 +14,13 @@
 
 /* --- settings ----------------------------------------------------------------------- */
 
+static enum err check_bits(const char *key, int bits)
+{
+    FAIL_IF(!(bits >= 2 && bits <= 8) && bits != 16, ERR_USAGE,
+            "%s is %d, want 2 to 8, or 16 to leave it alone", key, bits);
+    return OK;
+}
+
 static enum err check_settings(const struct arch *a, const struct calib_settings *s,
                                int64_t first_block)
 {
@@ -24,6 +31,10 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     FAIL_IF(s->epochs < 0 || s->epochs > most, ERR_USAGE,
             "calibration.epochs is %" PRId64 ", want 0 to %" PRId64, s->epochs, most);
     FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
+    TRY(check_bits("weights.bits", s->weights.bits));
+    TRY(check_bits("kv.bits", s->kv.bits));
+    FAIL_IF(s->weights.group_size < 0 || s->kv.group_size < 0, ERR_USAGE,
+            "weights.group_size and kv.group_size must not be negative");
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
             "first block %" PRId64 " of %" PRId64, first_block, a->n_layers);
     return OK;
@@ -74,7 +85,8 @@ static enum err step_done(struct run *r, enum calib_event_kind kind)
 {
     r->units_done++;
     run_event(r, kind, 0);
-    FAIL_IF(run_stop(r), ERR_STOPPED, "stopped before block %" PRId64 " was trained",
+    FAIL_IF(run_stop(r), ERR_STOPPED,
+            "stopped at block %" PRId64 ", between training; finished blocks are saved",
             r->block);
     return OK;
 }
@@ -131,7 +143,7 @@ static enum err load_block(struct run *r)
 {
     struct block_src src;
     TRY(r->src->block(r->src->ctx, r->block, &src));
-    return fakequant_load(&r->f, &src);
+    return fakequant_load(&r->f, &src, r->block);
 }
 
 /* A block that an earlier run finished: the stream passes it as it did then. */
@@ -155,8 +167,11 @@ static void release_block(struct run *r, int64_t b)
 static enum err fill_streams(struct run *r, int64_t first)
 {
     TRY(embed_samples(r));
-    for (int64_t b = 0; b <= first + recon_reach(&r->r, first); b++)
+    for (int64_t b = 0; b <= first + recon_reach(&r->r, first); b++) {
         TRY(move_target(r, b, CALIB_PREPARE));
+        if (b < first)
+            release_block(r, b);
+    }
     for (r->block = 0; r->block < first; r->block++) {
         TRY(replay_block(r));
         release_block(r, r->block);
@@ -217,7 +232,7 @@ static enum err start_values(struct run *r)
 {
     const int64_t C = r->arch->n_kv * r->arch->head_dim;
     float *host = NULL;
-    if (!r->f.quantize_kv || r->s->kv.method != KV_CHANNEL_TOKEN)
+    if (!run_scans_kv(r))
         return fakequant_start(&r->f, NULL, NULL, NULL, NULL);
     TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
     enum err err = scan_to_host(r, host, C);
@@ -247,18 +262,21 @@ static enum err hand_over(struct run *r)
 
 static enum err calibrate_block(struct run *r)
 {
-    const double begin = run_seconds();
+    const double units = r->units_done;
     bool restored = false;
     r->at = (struct progress){.stats = {.block = r->block}};
+    r->clock = run_seconds();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
     if (r->f.n)
         TRY(run_load_partial(r, &restored));
     if (!restored)
         TRY(start_values(r));
+    else
+        r->units_done += run_units_so_far(r);
     TRY(run_train_block(r));
-    r->at.stats.seconds = run_seconds() - begin;
-    r->at.stats.seconds_gemm = dev_gemm_seconds(r->dev, false);
+    r->units_done = units + run_block_units(r, r->block);
+    run_take_time(r);
     TRY(hand_over(r));
     run_event(r, CALIB_BLOCK, r->at.stats.best_loss);
     return OK;
@@ -277,9 +295,11 @@ static enum err advance(struct run *r)
 
 static double all_units(const struct run *r, int64_t first)
 {
+    const int64_t L = r->arch->n_layers;
     const int64_t filled = 2 * first + recon_reach(&r->r, first) + 1;
-    double units = (double)(filled * r->s->samples);
-    for (int64_t b = first; b < r->arch->n_layers; b++)
+    const int64_t moved = (L - 1 - first) + (L - 1 - first - recon_reach(&r->r, first));
+    double units = (double)((filled + moved) * r->s->samples);
+    for (int64_t b = first; b < L; b++)
         units += run_block_units(r, b);
     return units;
 }

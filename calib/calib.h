@@ -32,10 +32,10 @@ struct calib_settings {
 struct calib_block_stats {
     int64_t block;
     double start_loss, best_loss;
-    int64_t best_epoch;     /* 0: the start was kept, "did not gain" */
-    int64_t n_epochs;       /* entries of epoch_loss */
-    double epoch_loss[256]; /* after each epoch, over the whole set */
-    double seconds, seconds_gemm;
+    int64_t best_epoch;           /* 0: the start was kept, "did not gain" */
+    int64_t n_epochs;             /* entries of epoch_loss */
+    double epoch_loss[256];       /* after each epoch, over the whole set */
+    double seconds, seconds_gemm; /* over all runs that worked on the block */
 };
 
 /* Progress, once a step and at the end of epochs and blocks. */
@@ -65,7 +65,8 @@ struct calib_io {
     /* A finished block: q is borrowed for the call. Must be durable on return. */
     enum err (*save_block)(void *ctx, int64_t block, const struct block_quant *q,
                            const struct calib_block_stats *stats);
-    /* Blocks finished by an earlier run, in order from 0. */
+    /* Blocks finished by an earlier run, in order from 0. q comes zeroed; what the callback
+     * allocates in it (block_quant_alloc, qlinear_alloc) belongs to the caller then. */
     enum err (*load_block)(void *ctx, int64_t block, struct block_quant *q);
     /* The block in work: n named host tensors (parameters, optimizer moments, position). */
     enum err (*save_partial)(void *ctx, int64_t block, const struct named_tensor *t, int n);
@@ -73,7 +74,8 @@ struct calib_io {
     enum err (*load_partial)(void *ctx, int64_t block, const struct named_tensor **t,
                              int *n);
     void (*event)(void *ctx, const struct calib_event *e);
-    /* Asked after every step: true saves a partial and returns ERR_STOPPED. */
+    /* Asked after every step of training, evaluation and moving streams: true saves a
+     * partial (when a block is in training) and returns ERR_STOPPED. */
     bool (*stop)(void *ctx);
 };
 

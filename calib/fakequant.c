@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/fakequant.h"
 
+#include "calib/finite.h"
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
@@ -144,11 +145,12 @@ void fakequant_close(struct fakequant *f)
     *f = (struct fakequant){0};
 }
 
-enum err fakequant_load(struct fakequant *f, const struct block_src *src)
+enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block)
 {
     if (f->quantize_weights)
         TRY(block_weights_load(&f->master, f->arch, src));
-    return block_weights_load(&f->wq, f->arch, src);
+    TRY(block_weights_load(&f->wq, f->arch, src));
+    return finite_weights(&f->wq, f->arch, src, block);
 }
 
 /* --- start values ------------------------------------------------------------------- */
@@ -224,7 +226,8 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
     if (!f->n)
         return OK;
     TRY(dev_zero(f->dev, f->m.data, (size_t)f->n * sizeof(float)));
-    return dev_zero(f->dev, f->v.data, (size_t)f->n * sizeof(float));
+    TRY(dev_zero(f->dev, f->v.data, (size_t)f->n * sizeof(float)));
+    return dev_zero(f->dev, f->best.data, (size_t)f->n * sizeof(float));
 }
 
 /* --- a step ------------------------------------------------------------------------- */

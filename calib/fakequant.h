@@ -39,11 +39,12 @@ void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one
 /* Device bytes besides the two sets of weights. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 
-/* The weights of another block; wq holds them in full precision until the next apply. */
-enum err fakequant_load(struct fakequant *f, const struct block_src *src);
+/* The weights of another block; wq holds them in full precision until the next apply.
+ * ERR_NUMERIC names block and tensor when they are not finite. */
+enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
 /* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
  * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
- * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments become 0. */
+ * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments and best become 0. */
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
                          const float *v_min, const float *v_max);
 /* wq, scales, zeros and s from the parameters. */

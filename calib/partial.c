@@ -11,9 +11,10 @@
 #include <string.h>
 
 enum { POS_VERSION, POS_MEASURED, POS_EPOCH, POS_STEP, POS_BEST, POS_EPOCHS, N_POS };
-enum { LOSS_START, LOSS_BEST, LOSS_EPOCHS }; /* then one an epoch */
+/* Then one loss an epoch. The seconds are those of all runs so far. */
+enum { LOSS_START, LOSS_BEST, LOSS_SECONDS, LOSS_GEMM_SECONDS, LOSS_EPOCHS };
 
-#define PARTIAL_VERSION 1
+#define PARTIAL_VERSION 2
 #define N_LOSSES (LOSS_EPOCHS + (int)ARRAY_LEN(((struct calib_block_stats *)0)->epoch_loss))
 #define N_VECTORS 4
 #define N_TENSORS (N_VECTORS + 2)
@@ -37,6 +38,8 @@ static void pack_position(const struct progress *at, int64_t *pos, int64_t *loss
     pos[POS_EPOCHS] = s->n_epochs;
     memcpy(&loss[LOSS_START], &s->start_loss, sizeof(double));
     memcpy(&loss[LOSS_BEST], &s->best_loss, sizeof(double));
+    memcpy(&loss[LOSS_SECONDS], &s->seconds, sizeof(double));
+    memcpy(&loss[LOSS_GEMM_SECONDS], &s->seconds_gemm, sizeof(double));
     memcpy(&loss[LOSS_EPOCHS], s->epoch_loss, sizeof(s->epoch_loss));
 }
 
@@ -54,6 +57,7 @@ enum err run_save_partial(struct run *r)
         TRY_OUT(dev_download(r->dev, to, vector[i]->data, (size_t)f->n * sizeof(*to)));
         name_tensor(&t[i], vector_name[i], tensor_1d(to, DT_F32, f->n));
     }
+    run_take_time(r);
     pack_position(&r->at, pos, loss);
     name_tensor(&t[N_VECTORS], "position", tensor_1d(pos, DT_I64, N_POS));
     name_tensor(&t[N_VECTORS + 1], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
@@ -95,6 +99,8 @@ static enum err unpack_position(struct progress *at, const struct calib_settings
     st->n_epochs = pos[POS_EPOCHS];
     memcpy(&st->start_loss, &loss[LOSS_START], sizeof(double));
     memcpy(&st->best_loss, &loss[LOSS_BEST], sizeof(double));
+    memcpy(&st->seconds, &loss[LOSS_SECONDS], sizeof(double));
+    memcpy(&st->seconds_gemm, &loss[LOSS_GEMM_SECONDS], sizeof(double));
     memcpy(st->epoch_loss, &loss[LOSS_EPOCHS], sizeof(st->epoch_loss));
     return OK;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/recon.h"
 
+#include "calib/finite.h"
 #include "kernels/base/mem.h"
 
 static int64_t depth_of(const struct arch *a, const struct calib_settings *s)
@@ -100,6 +101,7 @@ enum err recon_full(struct recon *r, const struct block_weights **w,
         r->full_index[slot] = -1;
         TRY(src->block(src->ctx, i, &from));
         TRY(block_weights_load(&r->full[slot], r->arch, &from));
+        TRY(finite_weights(&r->full[slot], r->arch, &from, i));
         r->full_index[slot] = i;
     }
     *w = &r->full[slot];

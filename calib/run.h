@@ -34,6 +34,7 @@ struct run {
     struct progress at;
     double units_done, units_total; /* forward passes of a block and sample */
     double tokens_per_s;
+    double clock; /* when the block's seconds were last taken */
 };
 
 /* Train the block in work (loaded, start values set or partial restored); leaves the best
@@ -48,9 +49,17 @@ enum err run_load_partial(struct run *r, bool *restored);
 void run_event(struct run *r, enum calib_event_kind kind, double loss);
 bool run_stop(const struct run *r);
 
-/* Forward passes of one block and sample that a block costs, training and evaluation. */
+/* Whether a block's start values come from its keys and values. */
+bool run_scans_kv(const struct run *r);
+
+/* Progress in forward passes of one block and sample: what a block costs (start values,
+ * training, evaluation; moving the streams not included), and how much of that the block in
+ * work has behind it. */
 double run_block_units(const struct run *r, int64_t block);
+double run_units_so_far(const struct run *r);
 
 double run_seconds(void); /* monotonic */
+/* Add what passed since the last call (or the block's begin) to the block's seconds. */
+void run_take_time(struct run *r);
 
 #endif

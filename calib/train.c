@@ -16,6 +16,14 @@ double run_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+void run_take_time(struct run *r)
+{
+    const double now = run_seconds();
+    r->at.stats.seconds += now - r->clock;
+    r->at.stats.seconds_gemm += dev_gemm_seconds(r->dev, true);
+    r->clock = now;
+}
+
 void run_event(struct run *r, enum calib_event_kind kind, double loss)
 {
     if (!r->io->event)
@@ -56,7 +64,8 @@ static enum err sample_loss(struct run *r, double *loss, int64_t i, bool grads)
 
 static enum err stopped(struct run *r)
 {
-    TRY(run_save_partial(r));
+    if (r->f.n)
+        TRY(run_save_partial(r));
     FAIL(ERR_STOPPED, "stopped in block %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
          r->block, r->at.epoch, r->at.step);
 }
@@ -64,7 +73,8 @@ static enum err stopped(struct run *r)
 /* Save what led to a non-finite value, then say where it is. */
 static enum err not_finite(struct run *r, const char *what)
 {
-    TRY(run_save_partial(r));
+    if (r->f.n)
+        TRY(run_save_partial(r));
     FAIL(ERR_NUMERIC,
          "block %" PRId64 ", epoch %" PRId64 ", step %" PRId64 " (sample %" PRId64
          "): the %s is not finite; lower the learning rates, or look at the checkpoint's "
@@ -79,17 +89,15 @@ static enum err set_loss(struct run *r, double *mean)
     TRY(fakequant_apply(&r->f));
     for (int64_t i = 0; i < r->s->samples; i++) {
         TRY(sample_loss(r, &loss, i, false));
+        if (!isfinite(loss))
+            return not_finite(r, "loss");
         sum += loss;
         r->units_done += (double)(recon_reach(&r->r, r->block) + 1);
         run_event(r, CALIB_EVAL, loss);
-        if (r->f.n && run_stop(r))
+        if (run_stop(r))
             return stopped(r);
     }
     *mean = sum / (double)r->s->samples;
-    if (!isfinite(*mean))
-        return r->f.n ? not_finite(r, "loss")
-                      : err_set(ERR_NUMERIC, __FILE__, __LINE__,
-                                "block %" PRId64 ": the loss is not finite", r->block);
     return OK;
 }
 
@@ -179,9 +187,26 @@ enum err run_train_block(struct run *r)
     return fakequant_apply(&r->f);
 }
 
+bool run_scans_kv(const struct run *r)
+{
+    return r->f.quantize_kv && r->s->kv.method == KV_CHANNEL_TOKEN;
+}
+
+/* A training step is a forward pass and two of backward, through the whole chain. */
 double run_block_units(const struct run *r, int64_t block)
 {
     const double chain = (double)(recon_reach(&r->r, block) + 1);
     const double epochs = r->f.n ? (double)r->s->epochs : 0;
-    return (double)r->s->samples * (chain * (1 + 4 * epochs) + 3);
+    if (!r->f.quantize_weights && !r->f.quantize_kv)
+        return 0;
+    return (double)r->s->samples * (chain * (1 + 4 * epochs) + run_scans_kv(r));
+}
+
+double run_units_so_far(const struct run *r)
+{
+    const double chain = (double)(recon_reach(&r->r, r->block) + 1);
+    const double samples = (double)r->s->samples;
+    return chain * ((r->at.measured + 4 * (double)r->at.epoch) * samples +
+                    3 * (double)r->at.step) +
+           run_scans_kv(r) * samples;
 }

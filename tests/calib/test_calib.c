@@ -37,66 +37,106 @@ static void calibrate(const char *device, struct memory_io *m, const struct fixt
     assert_int_equal(m->n_blocks, f->arch.n_layers);
     assert_int_equal(m->open_streams, 0);
     assert_false(m->done_fell);
+    assert_true(fabs(m->last_done - 1) <= 1e-9);
     for (int64_t i = 0; i < m->n_blocks; i++)
         assert_true(m->stats[i].best_loss <= m->stats[i].start_loss);
 }
 
-/* Loss of block i with saved parameters, computed apart from the run: fp and quantized
- * models walked from the embedding. Only for local loss (k = 0). */
-static double local_loss(struct dev *d, const struct fixture *f,
-                         const struct calib_settings *s, const struct memory_io *m,
-                         int64_t block)
+/* One walk of a sample through the model: x moves on by whole blocks. */
+struct walk {
+    struct recon r; /* r.x is where the walk stands */
+    const struct fixture *f;
+};
+
+static void walk_plain(struct walk *w, int64_t block)
 {
-    struct fakequant q;
-    struct recon full, quantized;
+    const struct block_weights *weights;
     const struct tensor *out;
-    double sum = 0, loss;
+    must(recon_full(&w->r, &weights, &w->f->source, block));
+    must(recon_plain(&w->r, weights, NULL, &out));
+    must(dev_copy(w->r.dev, &w->r.x, out));
+}
+
+static void walk_quantized(struct walk *w, struct fakequant *q, int64_t block,
+                           const struct block_quant *saved)
+{
+    const struct tensor *out;
+    must(fakequant_load(q, &w->f->blocks[block], block));
+    must(fakequant_import(q, saved));
+    must(recon_quantized(&w->r, q, &out));
+    must(dev_copy(w->r.dev, &w->r.x, out));
+}
+
+/* Loss of one sample at `block` with what was saved: both models walked from the embedding,
+ * the quantized one in full precision behind the block. */
+static double walk_loss(struct walk *full, struct walk *half, struct fakequant *q,
+                        const struct calib_settings *s, const struct memory_io *m,
+                        int64_t block)
+{
+    const int64_t last = full->f->arch.n_layers - 1;
+    const int64_t end = block + s->crr_blocks < last ? block + s->crr_blocks : last;
+    double sum = 0, loss = 0;
+    for (int64_t b = 0; b <= end; b++) {
+        walk_plain(full, b);
+        if (b <= block)
+            walk_quantized(half, q, b, &m->block[b]);
+        else
+            walk_plain(half, b);
+        must(dev_loss(q->dev, &loss, NULL, &half->r.x, &full->r.x, s->crr_loss, 1, false));
+        sum += b >= block ? loss : 0;
+    }
+    return s->crr_terms == TERMS_ALL ? sum / (double)(end - block + 1) : loss;
+}
+
+static double set_loss(struct dev *d, const struct fixture *f,
+                       const struct calib_settings *s, const struct memory_io *m,
+                       int64_t block)
+{
+    struct walk full = {.f = f}, half = {.f = f};
+    struct fakequant q;
+    double sum = 0;
     must(fakequant_open(&q, d, &f->arch, s));
-    must(recon_open(&full, d, &f->arch, s));
-    must(recon_open(&quantized, d, &f->arch, s));
+    must(recon_open(&full.r, d, &f->arch, s));
+    must(recon_open(&half.r, d, &f->arch, s));
     for (int64_t i = 0; i < s->samples; i++) {
-        must(model_embed(d, &full.x, &f->embed, tokens + i * s->seqlen));
-        must(dev_copy(d, &quantized.x, &full.x));
-        for (int64_t b = 0; b <= block; b++) {
-            const struct block_weights *w;
-            must(recon_full(&full, &w, &f->source, b));
-            must(recon_plain(&full, w, NULL, &out));
-            must(dev_copy(d, &full.x, out));
-            must(fakequant_load(&q, &f->blocks[b]));
-            must(fakequant_import(&q, &m->block[b]));
-            must(recon_quantized(&quantized, &q, &out));
-            must(dev_copy(d, &quantized.x, out));
-        }
-        must(dev_loss(d, &loss, NULL, &quantized.x, &full.x, s->crr_loss, 1, false));
-        sum += loss;
+        must(model_embed(d, &full.r.x, &f->embed, tokens + i * s->seqlen));
+        must(dev_copy(d, &half.r.x, &full.r.x));
+        sum += walk_loss(&full, &half, &q, s, m, block);
     }
     fakequant_close(&q);
-    recon_close(&full);
-    recon_close(&quantized);
+    recon_close(&full.r);
+    recon_close(&half.r);
     return sum / (double)s->samples;
+}
+
+/* Trains with k blocks behind and checks every reported loss against a walk of its own. */
+static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_kind loss)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    int gained = 0;
+    fixture_open(&f, tiny_arch(which, 4), 7);
+    s.crr_blocks = k, s.crr_terms = terms, s.crr_loss = loss, s.epochs = 4;
+    calibrate("ref", &m, &f, &s);
+    struct dev *d = open_dev("ref");
+    for (int64_t i = 0; i < f.arch.n_layers; i++) {
+        const double again = set_loss(d, &f, &s, &m, i);
+        assert_true(fabs(again - m.stats[i].best_loss) <= 1e-6 * again);
+        gained += m.stats[i].best_epoch > 0;
+    }
+    assert_true(gained >= 3);
+    dev_close(&d);
+    memory_io_close(&m);
+    fixture_close(&f);
 }
 
 static void test_gains_and_reports_truly(void **state)
 {
     for (int which = 0; which < 2; which++) {
-        struct fixture f;
-        struct memory_io m;
-        struct calib_settings s = tiny_settings();
-        fixture_open(&f, tiny_arch(which, 3), 7);
-        s.crr_blocks = 0;
-        s.epochs = 4;
-        calibrate("ref", &m, &f, &s);
-        int gained = 0;
-        struct dev *d = open_dev("ref");
-        for (int64_t i = 0; i < 3; i++) {
-            gained += m.stats[i].best_epoch > 0;
-            const double again = local_loss(d, &f, &s, &m, i);
-            assert_true(fabs(again - m.stats[i].best_loss) <= 1e-6 * again);
-        }
-        assert_true(gained >= 2);
-        dev_close(&d);
-        memory_io_close(&m);
-        fixture_close(&f);
+        check_losses(which, 0, TERMS_LAST, LOSS_MAE);
+        check_losses(which, 2, TERMS_ALL, LOSS_MSE);
+        check_losses(which, 5, TERMS_LAST, LOSS_MAE);
     }
 }
 
@@ -229,50 +269,150 @@ static void test_same_bytes_twice_and_on_disk(void **state)
     fixture_close(&f);
 }
 
+/* Stops at every `every`th question and goes on, until the run is whole. Preparation is
+ * repeated by every resumed run, so each gets further than the last. */
+static void stop_and_go(struct memory_io *m, const struct fixture *f,
+                        const struct calib_settings *s, int64_t every)
+{
+    enum err err = ERR_STOPPED;
+    int stops = 0;
+    memory_io_open(m);
+    for (int64_t after = every; err == ERR_STOPPED; after += every) {
+        m->asked = 0;
+        m->stop_after = after;
+        err = run_on("cpu", m, f, s);
+        stops += err == ERR_STOPPED;
+        assert_false(m->done_fell);
+        assert_int_equal(m->open_streams, 0);
+    }
+    must(err);
+    assert_true(stops > 0);
+}
+
+/* Settings that stop and resume in different ways: which streams there are, which
+ * parameters, and none. */
+static struct calib_settings resume_case(int which)
+{
+    struct calib_settings s = tiny_settings();
+    if (which == 0)
+        s.crr_terms = TERMS_ALL;
+    if (which == 1)
+        s.crr_blocks = 0, s.act = DT_BF16, s.schedule = SCHEDULE_COSINE;
+    if (which == 2)
+        s.crr_blocks = 5, s.weights.method = WEIGHT_RTN, s.kv.key_stage = KEY_PRE_ROPE;
+    if (which == 3)
+        s.weights.method = WEIGHT_RTN, s.kv.learn = false;
+    if (which == 4)
+        s.kv.bits = 16, s.crr_blocks = 2;
+    return s;
+}
+
 static void test_stopped_and_resumed(void **state)
 {
     struct fixture f;
-    struct memory_io whole;
-    struct calib_settings s = tiny_settings();
     fixture_open(&f, tiny_arch(1, 3), 10);
-    s.crr_terms = TERMS_ALL;
-    calibrate("cpu", &whole, &f, &s);
-    for (int64_t every = 1; every < whole.asked; every += 1 + every / 3) {
-        struct memory_io m;
-        enum err err;
-        int stops = 0;
-        memory_io_open(&m);
-        /* Preparation is repeated by every resumed run, so each gets further than the last.
-         */
-        for (int64_t after = every;; after += every) {
-            m.asked = 0;
-            m.stop_after = after;
-            err = run_on("cpu", &m, &f, &s);
-            if (err != ERR_STOPPED)
-                break;
-            stops++;
+    for (int which = 0; which < 5; which++) {
+        const struct calib_settings s = resume_case(which);
+        struct memory_io whole;
+        calibrate("cpu", &whole, &f, &s);
+        for (int64_t every = 1 + which % 2; every < whole.asked; every += 1 + every / 3) {
+            struct memory_io m;
+            stop_and_go(&m, &f, &s, every);
+            assert_true(same_result(&m, &whole));
+            memory_io_close(&m);
         }
-        must(err);
-        assert_true(stops > 0);
-        assert_true(same_result(&m, &whole));
-        memory_io_close(&m);
+        memory_io_close(&whole);
     }
-    memory_io_close(&whole);
     fixture_close(&f);
 }
 
-static void test_non_finite_is_named(void **state)
+/* A NaN in a weight, a norm or a bias, far behind the block in work: found where it is. */
+static void test_non_finite_weight_is_named(void **state)
+{
+    for (int which = 0; which < 3; which++) {
+        struct fixture f;
+        struct memory_io m;
+        const struct calib_settings s = tiny_settings();
+        fixture_open(&f, tiny_arch(1, 4), 11);
+        struct block_src *b = &f.blocks[3];
+        const struct host_mat *const mats[] = {&b->lin[LIN_GATE], &b->q_norm,
+                                               &b->bias[LIN_V]};
+        const char *const names[] = {"mlp.gate_proj", "q_norm", "layers.3.v.bias"};
+        b->bias[LIN_V].name = "layers.3.v.bias";
+        ((float *)(uintptr_t)mats[which]->data)[5] = which ? NAN : INFINITY;
+        memory_io_open(&m);
+        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_NUMERIC);
+        assert_non_null(strstr(err_text(), "block 3"));
+        assert_non_null(strstr(err_text(), names[which]));
+        assert_int_equal(m.open_streams, 0);
+        memory_io_close(&m);
+        fixture_close(&f);
+    }
+}
+
+/* Learning rates that throw the parameters out of the world: the run stops, says where, and
+ * leaves a partial that another run can load. */
+static void test_divergence_is_named_and_saved(void **state)
 {
     struct fixture f;
     struct memory_io m;
-    const struct calib_settings s = tiny_settings();
+    struct calib_settings s = tiny_settings();
     fixture_open(&f, tiny_arch(0, 2), 11);
-    ((float *)(uintptr_t)f.blocks[1].lin[LIN_GATE].data)[5] = NAN;
+    s.lr_shift = s.lr_smooth = 1e30f;
     memory_io_open(&m);
     assert_int_equal(run_on("cpu", &m, &f, &s), ERR_NUMERIC);
-    assert_non_null(strstr(err_text(), "block 0"));
-    assert_int_equal(m.open_streams, 0);
+    assert_non_null(strstr(err_text(), "block 0, epoch 0, step "));
+    assert_non_null(strstr(err_text(), "sample "));
+    assert_true(m.n_partial > 0);
+    assert_int_equal(m.n_blocks, 0);
+    assert_int_equal(run_on("cpu", &m, &f, &s), ERR_NUMERIC);
+    assert_non_null(strstr(err_text(), "block 0, epoch 0, step "));
     memory_io_close(&m);
+    fixture_close(&f);
+}
+
+/* Rates that only do harm: the start is kept, and it is the start to the last bit. */
+static void test_start_is_kept(void **state)
+{
+    struct fixture f;
+    struct memory_io m, start;
+    struct calib_settings s = tiny_settings();
+    fixture_open(&f, tiny_arch(0, 1), 14);
+    s.lr_clip = 30, s.lr_shift = s.lr_smooth = 3;
+    calibrate("cpu", &m, &f, &s);
+    assert_int_equal(m.stats[0].best_epoch, 0);
+    assert_true(m.stats[0].best_loss == m.stats[0].start_loss);
+    assert_true(m.stats[0].epoch_loss[1] > m.stats[0].start_loss);
+    s.epochs = 0;
+    calibrate("cpu", &start, &f, &s);
+    for (int l = 0; l < N_LIN; l++) {
+        const struct qlinear *x = &m.block[0].lin[l], *y = &start.block[0].lin[l];
+        assert_memory_equal(x->scales, y->scales, (size_t)(2 * x->out * x->groups));
+    }
+    assert_memory_equal(m.block[0].k_shift, start.block[0].k_shift,
+                        (size_t)m.block[0].n_channels * sizeof(float));
+    memory_io_close(&m);
+    memory_io_close(&start);
+    fixture_close(&f);
+}
+
+static void test_settings_are_checked(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(0, 2), 15);
+    for (int which = 0; which < 7; which++) {
+        struct memory_io m;
+        struct calib_settings s = tiny_settings();
+        int64_t *const counts[] = {&s.samples,    &s.seqlen,        &s.epochs,
+                                   &s.crr_blocks, &s.kv.group_size, &s.weights.group_size};
+        if (which < 6)
+            *counts[which] = -1;
+        else
+            s.weights.bits = 9;
+        memory_io_open(&m);
+        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_USAGE);
+        memory_io_close(&m);
+    }
     fixture_close(&f);
 }
 
@@ -321,7 +461,10 @@ int main(void)
         cmocka_unit_test(test_every_switch),
         cmocka_unit_test(test_same_bytes_twice_and_on_disk),
         cmocka_unit_test(test_stopped_and_resumed),
-        cmocka_unit_test(test_non_finite_is_named),
+        cmocka_unit_test(test_non_finite_weight_is_named),
+        cmocka_unit_test(test_divergence_is_named_and_saved),
+        cmocka_unit_test(test_start_is_kept),
+        cmocka_unit_test(test_settings_are_checked),
         cmocka_unit_test(test_wrong_partial_is_refused),
         cmocka_unit_test(test_devices_agree),
     };

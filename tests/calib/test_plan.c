@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a run announces: bytes and flops of the plan, the parts of a measured step. */
+#include "kernels/base/mem.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+static void test_streams_of_the_plan_are_those_of_the_run(void **state)
+{
+    for (int which = 0; which < 4; which++) {
+        struct fixture f;
+        struct memory_io m;
+        struct calib_plan p;
+        struct calib_settings s = tiny_settings();
+        int32_t tokens[64];
+        fixture_open(&f, tiny_arch(0, 3), 31);
+        s.crr_terms = which & 1 ? TERMS_ALL : TERMS_LAST;
+        s.crr_blocks = which & 2 ? 5 : 0;
+        s.epochs = 1;
+        must(calib_plan(&p, &f.arch, &s));
+        const size_t one = (size_t)(s.samples * s.seqlen * f.arch.d_model) * sizeof(float);
+        assert_int_equal(p.stream_bytes, (size_t)p.n_streams * one);
+        /* the budget that just holds them, and one byte less */
+        for (int short_of = 0; short_of < 2; short_of++) {
+            struct dev *d = open_dev("cpu");
+            s.memory_bytes = p.stream_bytes - (size_t)short_of;
+            must(calib_plan(&p, &f.arch, &s));
+            assert_true(p.streams_on_disk == short_of);
+            memory_io_open(&m);
+            tiny_tokens(tokens, &s, &f.arch);
+            must(calib_run(d, &f.arch, &f.source, &s, tokens, 0, &m.io));
+            assert_int_equal(m.n_streams, p.n_streams);
+            assert_int_equal(m.n_on_disk, short_of ? p.n_streams : 0);
+            memory_io_close(&m);
+            dev_close(&d);
+        }
+        fixture_close(&f);
+    }
+}
+
+static void test_memory_does_not_grow_with_blocks(void **state)
+{
+    struct calib_settings s = tiny_settings();
+    struct arch few = tiny_arch(1, 6), many = tiny_arch(1, 60);
+    struct calib_plan x, y;
+    s.crr_blocks = 5;
+    must(calib_plan(&x, &few, &s));
+    must(calib_plan(&y, &many, &s));
+    assert_int_equal(x.weights_bytes, y.weights_bytes);
+    assert_int_equal(x.acts_bytes, y.acts_bytes);
+    assert_int_equal(x.params_bytes, y.params_bytes);
+    assert_int_equal(x.stream_bytes, y.stream_bytes);
+    assert_true(y.total_flops > 10 * x.total_flops);
+}
+
+/* SmolLM2-135M at 2048 tokens, five blocks behind: the linear layers alone are 188 GFLOP.
+ */
+static void test_flops_of_a_known_shape(void **state)
+{
+    const struct arch a = {.n_layers = 30,
+                           .d_model = 576,
+                           .d_ff = 1536,
+                           .n_heads = 9,
+                           .n_kv = 3,
+                           .head_dim = 64,
+                           .vocab = 49152,
+                           .max_positions = 8192};
+    struct calib_settings s = tiny_settings();
+    struct calib_plan p;
+    s.seqlen = 2048, s.crr_blocks = 5;
+    must(calib_plan(&p, &a, &s));
+    const double P = 576 * 576 * 2.0 + 2 * 192 * 576 + 3 * 576 * 1536, T = 2048;
+    const double linear = 2 * T * P * (6 + 5 + 1 + 1) - 2 * T * 576 * (576 + 2 * 192);
+    const double attention = 6 * 3.5 * 2 * T * (T + 1) * 576;
+    assert_true(fabs(p.flops_per_step - linear - attention) <= 1e-9 * linear);
+    assert_true(fabs(linear / 1e9 - 188) <= 2);
+}
+
+static void test_bench_has_its_parts(void **state)
+{
+    struct fixture f;
+    struct calib_bench b;
+    struct calib_settings s = tiny_settings();
+    struct dev *d = open_dev("cpu");
+    fixture_open(&f, tiny_arch(1, 3), 32);
+    s.seqlen = 48, s.crr_blocks = 5; /* more than the model has: the step is a whole one */
+    must(calib_bench_step(&b, d, &f.arch, &f.source, &s, 4));
+    const double parts[] = {b.linear_gemm_s,  b.attention_fwd_s, b.attention_bwd_s,
+                            b.fakequant_s,    b.loss_s,          b.optimizer_s,
+                            b.norm_rope_act_s};
+    double sum = b.copy_s;
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        assert_true(parts[i] > 0);
+        sum += parts[i];
+    }
+    assert_true(sum <= b.step_s);
+    fixture_close(&f);
+    dev_close(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
+        cmocka_unit_test(test_memory_does_not_grow_with_blocks),
+        cmocka_unit_test(test_flops_of_a_known_shape),
+        cmocka_unit_test(test_bench_has_its_parts),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
