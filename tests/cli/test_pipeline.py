@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
 KILLS, KILLS_A_CHAIN, SEED = 20, 4, 20240212
-RECIPE = ["calibration.samples=6", "calibration.seqlen=96", "calibration.epochs=4",
+RECIPE = ["calibration.samples=24", "calibration.seqlen=96", "calibration.epochs=10",
           "weights.group_size=12", "kv.group_size=8", "crr.blocks=1"]
 
 
@@ -71,9 +71,9 @@ class Fixture:
 
 
 def wait_for_event(log, event, process):
-    """Until the log has a line of that event, or the process ends."""
+    """Until the log has a line with that event, or the process ends."""
     for _ in range(6000):
-        if log.exists() and f'"event": "{event}"' in log.read_text():
+        if log.exists() and f'"event": {event}' in log.read_text():
             return
         if process.poll() is not None:
             return
@@ -101,7 +101,7 @@ def test_killed_at_random_instants(f):
     for chain in range(KILLS // KILLS_A_CHAIN):
         for _ in range(KILLS_A_CHAIN):
             process = f.start(f.command("killed"))
-            time.sleep(rng.uniform(0, f.seconds))
+            time.sleep(rng.uniform(0, f.seconds / 2))
             hit += process.poll() is None
             process.kill()
             process.wait()
@@ -117,19 +117,20 @@ def test_interrupted_and_resumed(f):
         log = f.path / "events.json"
         log.unlink(missing_ok=True)
         process = f.start(f.command("stopped", "--log-json", str(log)))
-        wait_for_event(log, "block", process)
+        wait_for_event(log, '"epoch", "block": 1', process)
         process.send_signal(sig)
         assert process.wait(60) == 130, process.returncode
         manifest = json.loads((f.path / "stopped.state" / "manifest.json").read_text())
         assert len(manifest["done"]) < 4, "interrupted too late to show anything"
+        assert manifest["partial"], "no block in work was saved"
         f.run(f.command("stopped"))
         f.expect_reference("stopped", f"after {sig.name}")
 
 
 def test_streams_on_disk(f):
-    plan = f.run(f.command("disk", "--memory", "1M", "--plan", "--json"))
+    plan = f.run(f.command("disk", "--memory", "100k", "--plan", "--json"))
     assert json.loads(plan.stdout)["streams_on_disk"] is True, plan.stdout
-    f.run(f.command("disk", "--memory", "1M"))
+    f.run(f.command("disk", "--memory", "100k"))
     f.expect_reference("disk", "streams on disk")
 
 
@@ -144,7 +145,7 @@ def test_another_configuration_is_refused(f):
 def test_two_processes_on_one_state(f):
     log = f.path / "two.json"
     first = f.start(f.command("two", "--log-json", str(log)))
-    wait_for_event(log, "step", first)
+    wait_for_event(log, '"step"', first)
     done = f.run(f.command("two"), want=2)
     assert b"another process works on this state" in done.stderr, done.stderr
     assert first.wait(120) == 0
@@ -192,12 +193,22 @@ def test_machine_output(f):
     assert abs(gap) <= 2e-3, (result, decoded.stdout)
 
 
-def test_threads(f):
-    """Two threads: the same decisions. The bytes may differ where the matrix library splits
-    a sum by threads, which docs say; what is compared is said here."""
-    artifact, _ = f.reference()
-    f.run([a if a != "-j1" else "-j2" for a in f.command("threads")])
-    print("    -j2:", "same bytes" if f.files("threads") == artifact else "other bytes")
+def test_two_threads(f):
+    """Two threads give their own bytes every time: a matrix product that is cut otherwise
+    may round otherwise. The losses stay what they are."""
+    two = [a if a != "-j1" else "-j2" for a in f.command("two-threads")]
+    f.run(two)
+    first = f.files("two-threads"), f.files("two-threads.state")
+    shutil.rmtree(f.path / "two-threads")
+    shutil.rmtree(f.path / "two-threads.state")
+    f.run(two)
+    assert (f.files("two-threads"), f.files("two-threads.state")) == first, "other bytes"
+    one = json.loads(f.reference()[1]["manifest.json"])["done"]
+    both = json.loads(first[1]["manifest.json"])["done"]
+    for a, b in zip(one, both):
+        assert abs(a["best_loss"] - b["best_loss"]) <= 0.01 * a["best_loss"], (a, b)
+    same = first[0] == f.reference()[0]
+    print("    one and two threads:", "same bytes" if same else "other bytes")
 
 
 def main():
