@@ -167,8 +167,9 @@ static enum err run(struct args *a)
                      .chunk = a->chunk,
                      .decode = a->decode};
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(job_check_text(&j, "perplexity"));
     TRY_OUT(open_model(&e, a));
-    TRY_OUT(job_read_text(&j, "perplexity"));
+    TRY_OUT(job_read_text(&j));
     /* A figure to compare with others' is computed in f32 unless something else was asked.
      */
     if (!j.recipe.compute)

@@ -369,8 +369,7 @@ const struct command cmd_inspect = {
     .summary = "Say what an artifact, checkpoint or calibration state holds",
     .details =
         "Sizes and bits are counted from the bytes on disk; the checksums of an artifact "
-        "are\n"
-        "`wkvq verify`'s business. Example: wkvq inspect OUT --batch 8 --length 4096\n",
+        "are `wkvq verify`'s business.\n\n  wkvq inspect OUT --batch 8 --length 4096\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

@@ -47,7 +47,7 @@ const struct command cmd_tokenize = {
     .operands = "MODEL_DIR FILE",
     .summary = "Print the token ids of a text file",
     .details = "MODEL_DIR holds tokenizer.json or tokenizer.model. The file is taken as it "
-               "is, without a BOS\ntoken; archives are unpacked.\n\n"
+               "is, without a BOS token; archives are unpacked.\n\n"
                "  wkvq tokenize Llama-2-7b prompt.txt\n",
     .groups = groups,
     .min_pos = 2,

@@ -179,7 +179,7 @@ static enum err read_text(struct job *j)
     TRY(artifact_open(&art, j->model_dir, false));
     j->arch = *artifact_arch(art);
     artifact_close(&art);
-    return job_read_text(j, "verification");
+    return job_read_text(j);
 }
 
 static enum err open_state(struct state **s, const struct args *a)

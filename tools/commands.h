@@ -6,14 +6,15 @@
 
 #include "tools/opt.h"
 
-extern const struct command cmd_bench;
+extern const struct command cmd_quantize;
 extern const struct command cmd_calibrate;
 extern const struct command cmd_convert;
+extern const struct command cmd_verify;
 extern const struct command cmd_eval;
 extern const struct command cmd_generate;
 extern const struct command cmd_inspect;
 extern const struct command cmd_tokenize;
-extern const struct command cmd_verify;
+extern const struct command cmd_bench;
 
 /* All of them, in the order of --help. */
 extern const struct command *const command_table[];

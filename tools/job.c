@@ -67,15 +67,20 @@ static enum err check_ids(const struct job *j)
     return OK;
 }
 
-enum err job_read_text(struct job *j, const char *needs)
+enum err job_check_text(const struct job *j, const char *needs)
+{
+    FAIL_IF(!j->recipe.data.n, ERR_USAGE,
+            "no text: %s needs one; give --data FILE or calibration.data (the literature "
+            "calibrates on WikiText-2's wiki.train.raw and evaluates on its wiki.test.raw)",
+            needs);
+    return OK;
+}
+
+enum err job_read_text(struct job *j)
 {
     enum err err = OK;
     struct corpus text = {0};
     const struct recipe_files *files = &j->recipe.data;
-    FAIL_IF(!files->n, ERR_USAGE,
-            "no text: %s needs one; give --data FILE or calibration.data (the literature "
-            "calibrates on WikiText-2's wiki.train.raw and evaluates on its wiki.test.raw)",
-            needs);
     TRY(tokenizer_open(&j->tokenizer, j->model_dir));
     TRY(corpus_load(&text, (const char *const *)files->path, files->n,
                     (enum corpus_join)j->recipe.join));

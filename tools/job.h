@@ -32,9 +32,11 @@ void job_close(struct job *j);
 
 enum err job_open_model(struct job *j);
 enum err job_open_device(struct job *j); /* and settings, compute resolved */
-/* Text to ids: --data or calibration.data. needs says what for. j->arch must be known:
- * ids beyond its vocabulary are refused. */
-enum err job_read_text(struct job *j, const char *needs);
+/* Is there a text at all? needs says what for. */
+enum err job_check_text(const struct job *j, const char *needs);
+/* Text to ids: --data or calibration.data. j->arch must be known: ids beyond its vocabulary
+ * are refused. */
+enum err job_read_text(struct job *j);
 /* The literature's random windows. */
 enum err job_draw_windows(struct job *j);
 

@@ -16,9 +16,10 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
 {
     struct calib_plan plan;
     *planned = false;
+    TRY(job_check_text(j, "calibration"));
     TRY(job_open_model(j));
     TRY(preflight_shapes(j));
-    TRY(job_read_text(j, "calibration"));
+    TRY(job_read_text(j));
     TRY(job_draw_windows(j));
     TRY(job_open_device(j));
     TRY(preflight_resources(&plan, j, state_dir));
