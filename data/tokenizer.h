@@ -27,8 +27,9 @@ struct token_ids {
     size_t n;
 };
 
-/* Prefers tokenizer.json. Errors: ERR_NOT_FOUND (neither file), ERR_FORMAT, ERR_SUPPORT
- * naming the component and what is supported. */
+/* Prefers tokenizer.json. BOS and EOS are the template's, or else those of
+ * tokenizer_config.json or special_tokens_map.json beside it. Errors: ERR_NOT_FOUND
+ * (neither file), ERR_FORMAT, ERR_SUPPORT naming the component and what is supported. */
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir);
 void tokenizer_close(struct tokenizer **t);
 
@@ -41,7 +42,7 @@ enum err tokenizer_encode(struct token_ids *out, const struct tokenizer *t,
 void token_ids_free(struct token_ids *ids);
 
 /* UTF-8 text of n ids, NUL-terminated, released with mem_free; special tokens are left out
- * unless keep_special. */
+ * unless keep_special, and ids that are not there are skipped. */
 enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
                           const int32_t *ids, size_t n, bool keep_special);
 
