@@ -188,7 +188,8 @@ static bool same_block(const struct block_quant *x, const struct block_quant *y)
     const size_t C = (size_t)x->n_channels * sizeof(float);
     for (int l = 0; l < N_LIN; l++) {
         const size_t n = (size_t)(x->lin[l].out * x->lin[l].groups);
-        if (!same_bytes(x->lin[l].scales, y->lin[l].scales, 2 * n) ||
+        if (x->lin[l].out != y->lin[l].out || x->lin[l].groups != y->lin[l].groups ||
+            !same_bytes(x->lin[l].scales, y->lin[l].scales, 2 * n) ||
             !same_bytes(x->lin[l].zeros, y->lin[l].zeros, n))
             return false;
     }
