@@ -6,8 +6,14 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <time.h>
+
+/* Multiplications below which waking the threads costs more than they save. */
+#define SMALL_PRODUCT (1 << 18)
+/* Tiles are not cut below this. */
+#define LEAST_TILE 64
 
 struct cpu_gemm {
     const struct openblas *blas; /* NULL: not there */
@@ -65,6 +71,11 @@ void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes)
              g->threads);
 }
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* One product cut into a grid of tiles; [row edge][col edge] are the kernels of whole and
  * of rest tiles. */
 struct product {
@@ -73,13 +84,8 @@ struct product {
     const struct tensor *a, *b, *c;
     int64_t m, n, step_m, step_n, n_cols;
     struct onednn_kernel *kernel[2][2];
-    bool failed;
+    atomic_bool failed;
 };
-
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 static void tile_chunk(void *ctx, int64_t chunk, int thread)
 {
@@ -104,6 +110,26 @@ static int64_t row_distance(const struct tensor *x)
     return x->dim[0] > 1 ? x->ld : x->dim[1];
 }
 
+/* Two tiles a thread, so that they end together though one may be interrupted; nearly
+ * square, because each tile packs its own part of A and of B. */
+static void cut_tiles(struct product *p)
+{
+    const int64_t wanted = p->g->threads > 1 ? 2 * p->g->threads : 1;
+    int64_t rows = 1, cols = 1;
+    p->step_m = p->m;
+    p->step_n = p->n;
+    if (p->m * p->n * p->whole.k < SMALL_PRODUCT)
+        return;
+    while (rows * cols < wanted && (p->step_m > LEAST_TILE || p->step_n > LEAST_TILE)) {
+        if (p->step_m >= p->step_n)
+            rows *= 2;
+        else
+            cols *= 2;
+        p->step_m = least((p->m / rows + 15) / 16 * 16, p->m);
+        p->step_n = least((p->n / cols + 63) / 64 * 64, p->n);
+    }
+}
+
 static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
                           const struct tensor *c, const struct tensor *a,
                           const struct tensor *b, bool accumulate)
@@ -117,17 +143,7 @@ static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
                                  .in = a->dtype,
                                  .out = c->dtype,
                                  .accumulate = accumulate};
-    const int64_t parts = g->threads * (g->threads > 1 ? 2 : 1);
-    p.step_m = p.m;
-    p.step_n = p.n;
-    if (p.m * p.n * p.whole.k > 1 << 18) {
-        if (p.m >= p.n)
-            p.step_m = ((p.m + parts - 1) / parts + 15) / 16 * 16;
-        else
-            p.step_n = ((p.n + parts - 1) / parts + 63) / 64 * 64;
-    }
-    p.step_m = least(p.step_m, p.m);
-    p.step_n = least(p.step_n, p.n);
+    cut_tiles(&p);
     p.n_cols = (p.n + p.step_n - 1) / p.step_n;
     return p;
 }
