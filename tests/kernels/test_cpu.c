@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The cpu device beyond parity (checkop): the same bits every time, what the number of
+ * threads may change and what not, and the description of what was picked. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/mem.h"
+#include "kernels/base/rng.h"
+#include "kernels/cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Three blocks of tiles and a rest, one kv head for three heads. */
+#define T 200
+#define H 3
+#define D 40
+#define N (T * H * D)
+
+enum { Q, K, V, KQ, VQ, DO, N_IN, O = N_IN, DQ, DK, DV, DKQ, DVQ, N_TENSORS };
+
+struct attention {
+    struct dev *dev;
+    struct tensor t[N_TENSORS], lse;
+};
+
+static int64_t heads_of(int i)
+{
+    return i == Q || i == DO || i == O || i == DQ ? H : 1;
+}
+
+static void setup(struct attention *a, int threads, enum dtype type)
+{
+    static float host[N];
+    struct rng rng;
+    assert_int_equal(dev_open(&a->dev, &(struct dev_settings){"cpu", threads}), OK);
+    rng_seed(&rng, 7);
+    for (int i = 0; i < N_TENSORS; i++) {
+        void *p, *f;
+        const int64_t n = T * heads_of(i) * D;
+        assert_int_equal(dev_alloc(a->dev, &p, N * 4), OK);
+        assert_int_equal(dev_alloc(a->dev, &f, N * 4), OK);
+        a->t[i] = tensor_3d(p, type, T, heads_of(i), D);
+        for (int64_t k = 0; k < n; k++)
+            host[k] = i < N_IN ? (float)rng_normal(&rng) : 0;
+        const struct tensor from = tensor_3d(f, DT_F32, T, heads_of(i), D);
+        assert_int_equal(dev_upload(a->dev, f, host, (size_t)n * 4), OK);
+        assert_int_equal(dev_copy(a->dev, &a->t[i], &from), OK);
+        dev_free(a->dev, f);
+    }
+    void *p;
+    assert_int_equal(dev_alloc(a->dev, &p, H * T * 4), OK);
+    a->lse = tensor_2d(p, DT_F32, H, T);
+}
+
+static void teardown(struct attention *a)
+{
+    for (int i = 0; i < N_TENSORS; i++)
+        dev_free(a->dev, a->t[i].data);
+    dev_free(a->dev, a->lse.data);
+    dev_close(&a->dev);
+}
+
+static void run(struct attention *a)
+{
+    const struct attn_mask mask = {.window = 3, .sink = 2};
+    struct tensor *t = a->t;
+    const float scale = 1 / sqrtf(D);
+    assert_int_equal(
+        dev_attn(a->dev, &t[O], &a->lse, &t[Q], &t[K], &t[V], &t[KQ], &t[VQ], &mask, scale),
+        OK);
+    assert_int_equal(dev_attn_bwd(a->dev, &t[DQ], &t[DK], &t[DV], &t[DKQ], &t[DVQ], &t[DO],
+                                  &t[O], &a->lse, &t[Q], &t[K], &t[V], &t[KQ], &t[VQ],
+                                  &mask, scale),
+                     OK);
+}
+
+static bool same_bits(const struct tensor *a, const struct tensor *b)
+{
+    return !memcmp(a->data, b->data, (size_t)tensor_count(a) * dtype_bytes(a->dtype));
+}
+
+/* Work is handed out to whoever is free; results must not know. */
+static void test_repeats(void **state)
+{
+    for (int type = 0; type < 2; type++) {
+        struct attention a, b;
+        setup(&a, 3, type ? DT_BF16 : DT_F32);
+        setup(&b, 3, type ? DT_BF16 : DT_F32);
+        run(&a);
+        for (int round = 0; round < 3; round++) {
+            run(&b);
+            for (int i = O; i < N_TENSORS; i++)
+                assert_true(same_bits(&a.t[i], &b.t[i]));
+            assert_true(same_bits(&a.lse, &b.lse));
+        }
+        teardown(&a);
+        teardown(&b);
+    }
+}
+
+/* Only dq is a sum over what the threads did; the rest has one owner. */
+static void test_threads(void **state)
+{
+    struct attention one, many;
+    setup(&one, 1, DT_F32);
+    setup(&many, 5, DT_F32);
+    run(&one);
+    run(&many);
+    for (int i = O; i < N_TENSORS; i++)
+        assert_true(i == DQ || same_bits(&one.t[i], &many.t[i]));
+    const float *a = one.t[DQ].data, *b = many.t[DQ].data;
+    bool differs = false;
+    for (int i = 0; i < N; i++) {
+        const bool pass = fabsf(a[i] - b[i]) <= 1e-5f;
+        assert_true(pass);
+        differs = differs || a[i] != b[i];
+    }
+    assert_true(differs); /* else the parts were not cut, and this tests nothing */
+    teardown(&one);
+    teardown(&many);
+}
+
+static void test_products_repeat(void **state)
+{
+    enum { M = 130, P = 200 };
+    struct attention a;
+    setup(&a, 3, DT_BF16);
+    float *c[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(mem_alloc(&c[i], M * P, sizeof(float)), OK);
+    for (int kind = GEMM_NT; kind <= GEMM_TN; kind++) {
+        const struct tensor x = kind == GEMM_TN ? tensor_2d(a.t[Q].data, DT_BF16, 64, M)
+                                                : tensor_2d(a.t[Q].data, DT_BF16, M, 64);
+        const struct tensor y = kind == GEMM_NT ? tensor_2d(a.t[DO].data, DT_BF16, P, 64)
+                                                : tensor_2d(a.t[DO].data, DT_BF16, 64, P);
+        for (int round = 0; round < 4; round++) {
+            const struct tensor z = tensor_2d(c[round > 0], DT_F32, M, P);
+            assert_int_equal(dev_gemm(a.dev, (enum gemm_kind)kind, &z, &x, &y, false), OK);
+            assert_true(!round || !memcmp(c[0], c[1], sizeof(float) * M * P));
+        }
+    }
+    mem_free(c[0]);
+    mem_free(c[1]);
+    teardown(&a);
+}
+
+static void test_about(void **state)
+{
+    for (int level = CPU_PLAIN; level <= (int)cpu_best_level(); level++) {
+        struct dev *d;
+        cpu_set_level((enum cpu_level)level);
+        assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 2}), OK);
+        assert_non_null(strstr(dev_about(d), "bf16 GEMM: "));
+        assert_non_null(strstr(dev_about(d), "; f32 GEMM: "));
+        assert_non_null(strstr(dev_about(d), "threads: 2"));
+        assert_int_equal(dev_threads(d), 2);
+        if (level < CPU_AVX512BF16)
+            assert_int_equal(dev_preferred_act(d), DT_F32);
+        dev_close(&d);
+        assert_null(d);
+    }
+    cpu_set_level(N_CPU_LEVELS - 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_products_repeat),
+        cmocka_unit_test(test_about),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
