@@ -8,6 +8,8 @@
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
+#include <stdlib.h>
+
 struct bench {
     struct dev *dev;
     const struct calib_settings *s;
@@ -92,18 +94,17 @@ static enum err step(struct bench *b, int64_t number)
     return dev_sync(b->dev);
 }
 
-static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
+/* One step, timed: *out from what the clock and the device's parts gained. */
+static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t number)
 {
     double part[N_DEV_PARTS];
-    TRY(step(b, 1));
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i);
-    const double begin = run_seconds(), n = (double)steps;
-    for (int64_t i = 0; i < steps; i++)
-        TRY(step(b, i + 2));
-    const double all = (run_seconds() - begin) / n;
+    const double begin = run_seconds();
+    TRY(step(b, number));
+    const double all = run_seconds() - begin;
     for (int i = 0; i < N_DEV_PARTS; i++)
-        part[i] = (dev_part_seconds(b->dev, (enum dev_part)i) - part[i]) / n;
+        part[i] = dev_part_seconds(b->dev, (enum dev_part)i) - part[i];
     *out = (struct calib_bench){.step_s = all,
                                 .linear_gemm_s = part[DEV_GEMM],
                                 .attention_fwd_s = part[DEV_ATTENTION],
@@ -114,6 +115,29 @@ static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
                                 .norm_rope_act_s = part[DEV_ELEMENTWISE],
                                 .copy_s = part[DEV_COPY]};
     return OK;
+}
+
+static int by_time(const void *x, const void *y)
+{
+    const double a = ((const struct calib_bench *)x)->step_s;
+    const double b = ((const struct calib_bench *)y)->step_s;
+    return (a > b) - (a < b);
+}
+
+/* The median step, whole, so that its parts add up; the faster of the middle two. */
+static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
+{
+    struct calib_bench *each = NULL;
+    enum err err = OK;
+    TRY(mem_alloc(&each, (size_t)steps, sizeof(*each)));
+    TRY_OUT(step(b, 1));
+    for (int64_t i = 0; i < steps; i++)
+        TRY_OUT(timed_step(&each[i], b, i + 2));
+    qsort(each, (size_t)steps, sizeof(*each), by_time);
+    *out = each[(steps - 1) / 2];
+out:
+    mem_free(each);
+    return err;
 }
 
 enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,

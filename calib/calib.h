@@ -96,14 +96,16 @@ struct calib_plan {
     size_t stream_bytes;  /* all streams */
     bool streams_on_disk;
     int64_t n_streams;
-    double flops_per_step; /* of a full (k+1)-block step */
+    double flops_per_step;           /* of a full (k+1)-block step */
+    double attention_flops_per_step; /* of those, in attention */
     double total_flops;
 };
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s);
 
-/* Mean times of a training step with crr_blocks blocks behind, after one to warm up; block
- * 0's weights serve for all, activations are made up. For --plan and `bench calibrate`. */
+/* Times of the median of `steps` training steps with crr_blocks blocks behind, after one to
+ * warm up; block 0's weights serve for all, activations are made up. For --plan and `bench
+ * calibrate`. */
 struct calib_bench {
     double step_s;
     /* of which in each part, by dev_part_seconds; the rest is between the operations */

@@ -7,6 +7,10 @@
 #include "calib/recon.h"
 #include "calib/streams.h"
 
+/* A training step's attention in forward passes: backward is 2.5 of them, S again and four
+ * products against two. */
+#define ATTENTION_PASSES 3.5
+
 /* Causal attention of one block forward: two products of T(T+1)/2 pairs, d wide. */
 static double attention_flops(const struct arch *a, double T)
 {
@@ -19,16 +23,15 @@ static double linear_flops(const struct arch *a, double T)
 }
 
 /* A training step of a block with n behind it. The quantized block's backward has no
- * gradient to its input below q, k, v; attention's backward is 2.5 forwards (S again, and
- * four products against two). */
+ * gradient to its input below q, k, v. */
 static double step_flops(const struct arch *a, const struct calib_settings *s, int64_t n)
 {
     const double T = (double)s->seqlen, linear = linear_flops(a, T);
     const double qkv =
         2 * T * (double)(arch_out(a, LIN_Q) + 2 * arch_out(a, LIN_K)) * (double)a->d_model;
     const double weight_grads = s->weights.bits < 16 && s->weights.method == WEIGHT_LWC;
-    return (double)(n + 1) * (linear + 3.5 * attention_flops(a, T)) + (double)n * linear +
-           (linear - qkv) + weight_grads * linear;
+    return (double)(n + 1) * (linear + ATTENTION_PASSES * attention_flops(a, T)) +
+           (double)n * linear + (linear - qkv) + weight_grads * linear;
 }
 
 static double forward_flops(const struct arch *a, const struct calib_settings *s)
@@ -78,6 +81,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     p.acts_bytes = recon_bytes(a, s) - full + stream / (size_t)s->samples;
     p.params_bytes = fakequant_bytes(a, s);
     p.flops_per_step = step_flops(a, s, depth);
+    p.attention_flops_per_step =
+        (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);
     p.total_flops = all_flops(a, s);
     *out = p;
     return OK;

@@ -5,12 +5,14 @@
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* A product is repeated until this many seconds are over, at least MIN_RUNS times. */
-#define RUN_SECONDS 0.2
-#define MIN_RUNS 3
+/* Normal numbers are made once and repeated; the length is a prime, so that no two rows of
+ * a matrix are alike. */
+#define PATTERN 1048573
+#define WEIGHT_SCALE 0.02f
 
 /* clang-format off */
 static const struct arch shapes[] = {
@@ -53,6 +55,46 @@ double bench_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static int ascending(const void *x, const void *y)
+{
+    const double a = *(const double *)x, b = *(const double *)y;
+    return (a > b) - (a < b);
+}
+
+double bench_median(double *values, int64_t n)
+{
+    qsort(values, (size_t)n, sizeof(*values), ascending);
+    return values[(n - 1) / 2];
+}
+
+/* n normal numbers of the type, or as many as the pattern has; release with mem_free. */
+static enum err pattern(void **out, enum dtype type, int64_t n, uint64_t seed, float scale)
+{
+    struct rng rng;
+    float *f = NULL;
+    uint16_t *h = NULL;
+    TRY(mem_alloc(&f, (size_t)n, sizeof(*f)));
+    rng_seed(&rng, seed);
+    for (int64_t i = 0; i < n; i++)
+        f[i] = scale * (float)rng_normal(&rng);
+    if (type == DT_F32) {
+        *out = f;
+        return OK;
+    }
+    const enum err err = mem_alloc(&h, (size_t)n, sizeof(*h));
+    if (!err) {
+        host_to_bf16(h, f, DT_F32, n);
+        *out = h;
+    }
+    mem_free(f);
+    return err;
+}
+
+static int64_t pattern_length(int64_t n)
+{
+    return n < PATTERN ? n : PATTERN;
+}
+
 static enum err weights_block(void *ctx, int64_t i, struct block_src *out)
 {
     const struct bench_weights *w = ctx;
@@ -68,18 +110,25 @@ static enum err weights_block(void *ctx, int64_t i, struct block_src *out)
     return OK;
 }
 
+size_t bench_weights_bytes(const struct arch *a)
+{
+    return (size_t)(arch_block_params(a) + a->d_model) * sizeof(uint16_t);
+}
+
 enum err bench_weights_open(struct bench_weights *w, const struct arch *a)
 {
-    const int64_t n = arch_block_params(a);
-    struct rng rng;
+    const int64_t n = arch_block_params(a), step = pattern_length(n);
+    void *normal = NULL;
+    uint16_t *at = NULL;
     *w = (struct bench_weights){.arch = *a};
     TRY(mem_alloc(&w->memory, (size_t)(n + a->d_model), sizeof(uint16_t)));
-    uint16_t *at = w->memory;
-    rng_seed(&rng, 1);
-    for (int64_t i = 0; i < n; i++)
-        at[i] = bf16_from_f32(0.05f * (float)(rng_uniform(&rng) - 0.5));
+    TRY(pattern(&normal, DT_BF16, step, 1, WEIGHT_SCALE));
+    at = w->memory;
+    for (int64_t i = 0; i < n; i += step)
+        memcpy(at + i, normal, (size_t)(n - i < step ? n - i : step) * sizeof(*at));
     for (int64_t i = 0; i < a->d_model; i++)
         at[n + i] = bf16_from_f32(1);
+    mem_free(normal);
     w->source = (struct model_source){.ctx = w, .block = weights_block};
     return OK;
 }
@@ -93,53 +142,18 @@ void bench_weights_close(struct bench_weights *w)
 enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t rows,
                       int64_t cols)
 {
+    const int64_t n = rows * cols, step = pattern_length(n);
+    const size_t unit = dtype_bytes(type);
+    void *normal = NULL, *p = NULL;
     enum err err = OK;
-    struct rng rng;
-    float *host = NULL;
-    void *p = NULL;
-    TRY(mem_alloc(&host, (size_t)cols, sizeof(*host)));
-    rng_seed(&rng, 2);
-    for (int64_t c = 0; c < cols; c++)
-        host[c] = (float)rng_normal(&rng);
-    TRY_OUT(dev_alloc(d, &p, (size_t)(rows * cols) * dtype_bytes(type)));
-    *t = tensor_2d(p, type, rows, cols);
-    for (int64_t r = 0; r < rows; r++) {
-        if (type == DT_F32)
-            memcpy((float *)p + r * cols, host, (size_t)cols * sizeof(*host));
-        else
-            host_to_bf16((uint16_t *)p + r * cols, host, DT_F32, cols);
-    }
+    TRY(pattern(&normal, type, step, 2, 1));
+    TRY_OUT(dev_alloc(d, &p, (size_t)n * unit));
+    *t = tensor_2d(p, type, rows, cols); /* from here on the caller's to release */
+    for (int64_t i = 0; i < n; i += step)
+        TRY_OUT(dev_upload(d, (char *)p + (size_t)i * unit, normal,
+                           (size_t)(n - i < step ? n - i : step) * unit));
+    TRY_OUT(dev_sync(d));
 out:
-    mem_free(host);
-    return err;
-}
-
-double bench_product_flops(const struct bench_product *p)
-{
-    return 2.0 * (double)p->m * (double)p->n * (double)p->k;
-}
-
-enum err bench_product_time(double *seconds, struct dev *d, const struct bench_product *p)
-{
-    const bool ta = p->kind == GEMM_TN, tb = p->kind == GEMM_NT;
-    struct tensor a = {0}, b = {0}, c = {0};
-    enum err err = OK;
-    double best = 1e30;
-    TRY_OUT(bench_tensor(&a, d, p->in, ta ? p->k : p->m, ta ? p->m : p->k));
-    TRY_OUT(bench_tensor(&b, d, p->in, tb ? p->n : p->k, tb ? p->k : p->n));
-    TRY_OUT(bench_tensor(&c, d, p->out, p->m, p->n));
-    const double start = bench_now();
-    for (int i = 0; i < MIN_RUNS || bench_now() - start < RUN_SECONDS; i++) {
-        const double begin = bench_now();
-        TRY_OUT(dev_gemm(d, p->kind, &c, &a, &b, false));
-        TRY_OUT(dev_sync(d));
-        const double took = bench_now() - begin;
-        best = took < best ? took : best;
-    }
-    *seconds = best;
-out:
-    dev_free(d, a.data);
-    dev_free(d, b.data);
-    dev_free(d, c.data);
+    mem_free(normal);
     return err;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the benchmarks share: well-known shapes, made-up weights for them, buffers, and
- * matrix products alone. */
+ * What the benchmarks share: well-known shapes, made-up weights for them, buffers, and the
+ * clock. */
 #ifndef WKVQ_BENCH_SHAPE_H
 #define WKVQ_BENCH_SHAPE_H
 
@@ -13,7 +13,7 @@ enum err bench_shape(struct arch *out, const char *name);
 /* The device of the options, and the act type they ask for. */
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);
 
-/* A model whose every block has the same normal BF16 weights. */
+/* A model whose every block has the same BF16 weights, normal * 0.02; norms are 1. */
 struct bench_weights {
     struct arch arch;
     void *memory;
@@ -21,23 +21,14 @@ struct bench_weights {
 };
 enum err bench_weights_open(struct bench_weights *w, const struct arch *a);
 void bench_weights_close(struct bench_weights *w); /* accepts a zeroed one */
+size_t bench_weights_bytes(const struct arch *a);
 
-/* [rows, cols] of normal numbers on d; release with dev_free(d, t->data). */
+/* [rows, cols] (F32 or BF16) of normal numbers on d; release with dev_free(d, t->data). */
 enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t rows,
                       int64_t cols);
 
-double bench_now(void);
-
-/* One kind of product, and how often a step makes it; a share, for attention's products,
- * of which the causal half is needed. */
-struct bench_product {
-    enum gemm_kind kind;
-    int64_t m, n, k;
-    enum dtype in, out;
-    double times;
-};
-double bench_product_flops(const struct bench_product *p);
-/* Seconds of one, the best of some. */
-enum err bench_product_time(double *seconds, struct dev *d, const struct bench_product *p);
+double bench_now(void); /* monotonic seconds */
+/* Of n > 0 values, which are sorted; the lower of the middle two. */
+double bench_median(double *values, int64_t n);
 
 #endif

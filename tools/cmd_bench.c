@@ -40,12 +40,16 @@ const struct command cmd_bench = {
     .name = "bench",
     .operands = "kernels|calibrate",
     .summary = "Figures against the machine's limits",
-    .details = "kernels: which matrix product was picked and why, and what the others "
-               "reach. calibrate: "
-               "one training step by part, beside the matrix products of the same shapes "
-               "alone.\n\n"
-               "  wkvq bench kernels\n"
-               "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n",
+    .details =
+        "kernels: every operation at the shape's sizes: time, bytes or flops a second, and "
+        "the share of what a plain copy and a large matrix product just reached here. "
+        "calibrate: one training step by part, and the time of its matrix products alone: "
+        "the same products, order, types, library and threads, without anything between. "
+        "Attention's products are timed T x T a head and counted by one half, as the "
+        "causal "
+        "mask needs no more. Weights and activations are made up; times are medians.\n\n"
+        "  wkvq bench kernels\n"
+        "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

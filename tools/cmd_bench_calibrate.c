@@ -3,6 +3,9 @@
  * `wkvq bench calibrate`: a training step on made-up weights, by part, and beside it the
  * time that its matrix products take alone: the same shapes, library, threads and run. */
 #include "calib/calib.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/bench_gemm.h"
 #include "tools/bench_shape.h"
 #include "tools/cmd_bench.h"
 #include "tools/recipe.h"
@@ -10,67 +13,14 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#define MAX_PRODUCTS 32
-
 struct calibrate {
     struct dev *dev;
     struct arch arch;
     struct calib_settings settings;
-    struct calib_bench step;
     struct calib_plan plan;
-    struct bench_product product[MAX_PRODUCTS];
-    int n;
-    double products_s, products_flops; /* of a step, each product alone */
+    struct calib_bench step;
+    struct bench_gemm gemm;
 };
-
-static void add(struct calibrate *c, enum gemm_kind kind, int64_t m, int64_t n, int64_t k,
-                enum dtype out, double times)
-{
-    if (times > 0 && c->n < MAX_PRODUCTS)
-        c->product[c->n++] =
-            (struct bench_product){kind, m, n, k, c->settings.act, out, times};
-}
-
-/* [out, in] weights of `blocks` + 1 blocks: forward, input gradient (not of the trained
- * block's q, k, v), weight gradient of the trained block. */
-static void add_linear(struct calibrate *c, int64_t out, int64_t in, bool has_dx)
-{
-    const int64_t T = c->settings.seqlen;
-    const double behind = (double)c->settings.crr_blocks;
-    const enum dtype act = c->settings.act;
-    add(c, GEMM_NT, T, out, in, act, behind + 1);
-    add(c, GEMM_NN, T, in, out, act, behind + has_dx);
-    add(c, GEMM_TN, out, in, T, DT_F32, 1);
-}
-
-/* Two products a head forward and five backward, each needed for half of the pairs. */
-static void add_attention(struct calibrate *c)
-{
-    const int64_t T = c->settings.seqlen, d = c->arch.head_dim;
-    const double half =
-        0.5 * (double)c->arch.n_heads * (double)(c->settings.crr_blocks + 1);
-    add(c, GEMM_NT, T, T, d, c->settings.act, 3 * half); /* S, again S, dP */
-    add(c, GEMM_NN, T, d, T, c->settings.act, 2 * half); /* O, dQ */
-    add(c, GEMM_TN, T, d, T, DT_F32, 2 * half);          /* dK, dV */
-}
-
-static enum err time_products(struct calibrate *c)
-{
-    const struct arch *a = &c->arch;
-    const int64_t D = a->d_model, qkv = (a->n_heads + 2 * a->n_kv) * a->head_dim;
-    add_linear(c, qkv, D, false);
-    add_linear(c, D, a->n_heads * a->head_dim, true);
-    add_linear(c, 2 * a->d_ff, D, true);
-    add_linear(c, D, a->d_ff, true);
-    add_attention(c);
-    for (int i = 0; i < c->n; i++) {
-        double seconds;
-        TRY(bench_product_time(&seconds, c->dev, &c->product[i]));
-        c->products_s += seconds * c->product[i].times;
-        c->products_flops += bench_product_flops(&c->product[i]) * c->product[i].times;
-    }
-    return OK;
-}
 
 static const struct {
     const char *name, *key;
@@ -93,39 +43,77 @@ static double part_seconds(const struct calibrate *c, size_t i)
     return *(const double *)((const char *)&c->step + parts[i].offset);
 }
 
+/* Between the operations. */
+static double rest_seconds(const struct calibrate *c)
+{
+    double rest = c->step.step_s;
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        rest -= part_seconds(c, i);
+    return rest > 0 ? rest : 0;
+}
+
+static double linear_flops(const struct calibrate *c)
+{
+    return c->plan.flops_per_step - c->plan.attention_flops_per_step;
+}
+
+static double gemm_only(const struct calibrate *c)
+{
+    return c->gemm.linear_s + c->gemm.attention_s;
+}
+
+static void print_part(const struct calibrate *c, const char *name, double seconds)
+{
+    printf("  %-20s %10.2f ms  %5.1f %%\n", name, seconds * 1e3,
+           100 * seconds / c->step.step_s);
+}
+
+static void print_gemm(const char *name, double seconds, double flops)
+{
+    printf("  %-20s %10.2f ms  %8.1f GFLOP  %8.1f GFLOP/s\n", name, seconds * 1e3,
+           flops * 1e-9, flops / seconds * 1e-9);
+}
+
 static void print_text(const struct calibrate *c, const struct args *a)
 {
-    const double step = c->step.step_s;
-    double rest = step;
     printf("%s\n", dev_about(c->dev));
-    printf("%s, %" PRId64 " tokens, %" PRId64 " blocks behind, %s\n\n", a->shape,
-           c->settings.seqlen, c->settings.crr_blocks, dtype_name(c->settings.act));
-    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
-        const double s = part_seconds(c, i);
-        printf("  %-20s %10.2f ms  %5.1f %%\n", parts[i].name, s * 1e3, 100 * s / step);
-        rest -= s;
-    }
-    printf("  %-20s %10.2f ms  %5.1f %%\n", "between", rest * 1e3, 100 * rest / step);
-    printf("  %-20s %10.2f ms\n\n", "step", step * 1e3);
-    printf("  work                 %10.1f GFLOP a step, %.1f GFLOP/s\n",
-           c->plan.flops_per_step * 1e-9, c->plan.flops_per_step / step * 1e-9);
-    printf("  products alone       %10.2f ms, %.1f GFLOP/s: %.1f %% of the step\n",
-           c->products_s * 1e3, c->products_flops / c->products_s * 1e-9,
-           100 * c->products_s / step);
+    printf("%s, %" PRId64 " tokens, %" PRId64 " blocks behind, %s; median of %" PRId64
+           "\n\n",
+           a->shape, c->settings.seqlen, c->settings.crr_blocks,
+           dtype_name(c->settings.act), a->steps);
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        print_part(c, parts[i].name, part_seconds(c, i));
+    print_part(c, "rest", rest_seconds(c));
+    print_gemm("step", c->step.step_s, c->plan.flops_per_step);
+    printf("\nGEMM alone, the same products in the same order:\n");
+    print_gemm("linear layers", c->gemm.linear_s, c->gemm.linear_flops);
+    print_gemm("attention, halved", c->gemm.attention_s, c->gemm.attention_flops);
+    print_gemm("all", gemm_only(c), c->gemm.linear_flops + c->gemm.attention_flops);
+    printf("  %.1f %% of the step\n", 100 * gemm_only(c) / c->step.step_s);
+}
+
+static json_t *parts_json(const struct calibrate *c)
+{
+    json_t *o = json_object();
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        json_object_set_new(o, parts[i].key, json_real(part_seconds(c, i)));
+    json_object_set_new(o, "rest_s", json_real(rest_seconds(c)));
+    return o;
 }
 
 static enum err print_json(const struct calibrate *c, const struct args *a)
 {
-    json_t *by_part = json_object();
-    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
-        json_object_set_new(by_part, parts[i].key, json_real(part_seconds(c, i)));
     json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:I, s:s, s:f, s:o, s:f, s:f, s:f, s:f}", "device",
-        dev_about(c->dev), "shape", a->shape, "seqlen", (json_int_t)c->settings.seqlen,
-        "blocks", (json_int_t)c->settings.crr_blocks, "compute",
-        dtype_name(c->settings.act), "step_s", c->step.step_s, "parts", by_part, "flops",
-        c->plan.flops_per_step, "products_flops", c->products_flops, "products_s",
-        c->products_s, "products_share", c->products_s / c->step.step_s);
+        "{s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+        "device", dev_about(c->dev), "shape", a->shape, "seqlen",
+        (json_int_t)c->settings.seqlen, "blocks", (json_int_t)c->settings.crr_blocks,
+        "steps", (json_int_t)a->steps, "compute", dtype_name(c->settings.act), "step_s",
+        c->step.step_s, "parts", parts_json(c), "flops", c->plan.flops_per_step,
+        "linear_flops", linear_flops(c), "attention_flops",
+        c->plan.attention_flops_per_step, "gemm_only_s", gemm_only(c), "gemm_only_flops",
+        c->gemm.linear_flops + c->gemm.attention_flops, "gemm_only_linear_s",
+        c->gemm.linear_s, "gemm_only_attention_s", c->gemm.attention_s, "gemm_only_share",
+        gemm_only(c) / c->step.step_s);
     FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
@@ -133,6 +121,7 @@ static enum err print_json(const struct calibrate *c, const struct args *a)
     return OK;
 }
 
+/* The recipe's defaults, at the options' sizes. */
 static enum err settings_of(struct calibrate *c, const struct args *a, enum dtype act)
 {
     struct recipe r;
@@ -143,10 +132,26 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     c->settings.seqlen = a->seqlen;
     c->settings.crr_blocks = a->blocks;
     c->settings.samples = 1;
-    if (c->arch.n_layers <= a->blocks)
-        FAIL(ERR_USAGE, "--blocks %" PRId64 ": %s has %" PRId64 " blocks", a->blocks,
-             a->shape, c->arch.n_layers);
+    FAIL_IF(c->arch.n_layers <= a->blocks, ERR_USAGE,
+            "--blocks %" PRId64 ": %s has %" PRId64 " blocks", a->blocks, a->shape,
+            c->arch.n_layers);
     return calib_plan(&c->plan, &c->arch, &c->settings);
+}
+
+/* The step's memory, or that of the products, which come after it. */
+static enum err check_memory(const struct calibrate *c)
+{
+    const size_t products = bench_gemm_bytes(&c->arch, &c->settings);
+    size_t need = c->plan.weights_bytes + c->plan.acts_bytes + c->plan.params_bytes;
+    need = (need > products ? need : products) + bench_weights_bytes(&c->arch);
+    const uint64_t has = mem_available_bytes();
+    log_verbose("bench needs %.2f GB, %.2f GB are available", 1e-9 * (double)need,
+                1e-9 * (double)has);
+    FAIL_IF(has && need > has, ERR_USAGE,
+            "%.1f GB of memory are needed, %.1f GB are available: give a smaller --blocks "
+            "or --seqlen",
+            1e-9 * (double)need, 1e-9 * (double)has);
+    return OK;
 }
 
 enum err bench_calibrate(struct args *a)
@@ -158,9 +163,10 @@ enum err bench_calibrate(struct args *a)
     TRY_OUT(bench_shape(&c.arch, a->shape));
     TRY_OUT(bench_open(&c.dev, &act, a));
     TRY_OUT(settings_of(&c, a, act));
+    TRY_OUT(check_memory(&c));
     TRY_OUT(bench_weights_open(&w, &c.arch));
     TRY_OUT(calib_bench_step(&c.step, c.dev, &c.arch, &w.source, &c.settings, a->steps));
-    TRY_OUT(time_products(&c));
+    TRY_OUT(bench_gemm_step(&c.gemm, c.dev, &c.arch, &c.settings, a->steps));
     if (a->json)
         TRY_OUT(print_json(&c, a));
     else

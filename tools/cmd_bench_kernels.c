@@ -8,14 +8,19 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #define BITS 4
 #define GROUP 128
-#define RUN_SECONDS 0.1
-#define MIN_RUNS 3
+/* After one run to warm up: until this many seconds are over, but no fewer and no more runs
+ * than these. */
+#define RUN_SECONDS 0.2
+#define MIN_RUNS 5
+#define MAX_RUNS 201
+/* Of logits: as many rows as evaluation makes at a time, or fewer. */
+#define LOGIT_ROWS 64
 /* Larger than caches; a copy reads and writes this much. */
 #define COPY_BYTES (256 << 20)
+#define CUBE 2048
 
 struct bench {
     struct dev *dev;
@@ -24,11 +29,13 @@ struct bench {
     struct arch arch;
     int64_t T, D, F, G;                        /* G: groups of a row of w */
     struct tensor x, h, y, dy, s, gain;        /* [T,D] F32, F32, act, act; [T]; [D] */
-    struct tensor gu, m, dm;                   /* [T,2F], [T,F], [T,F] act */
+    struct tensor gu, dgu, m, dm;              /* [T,2F], [T,2F], [T,F], [T,F] act */
     struct tensor w, dw, wq, wact;             /* [2F,D] F32, F32, act, act */
     struct tensor scales, zeros, a, b, da, db; /* [2F,G] */
+    struct tensor moment;                      /* second, of a [2F,G] */
     struct tensor qkv, dqkv, kq, vq, dkq, dvq, o, d_o, lse;
     struct tensor cos, sin, ks, kd, dks, dkd; /* [T,d/2]; [K d] */
+    struct tensor bias, logits, nll, target;  /* [2F]; [R,V] act, [R], [R] I32 */
     double bytes, flops;         /* of the operation that ran last; one of them is 0 */
     double copy_bps, gemm_flops; /* the limits */
 };
@@ -83,12 +90,13 @@ static enum err run_silu(struct bench *b)
 static enum err run_silu_bwd(struct bench *b)
 {
     b->bytes = 2 * bytes_of(&b->gu) + bytes_of(&b->dm);
-    return dev_silu_gate_bwd(b->dev, &b->gu, &b->dm, &b->gu);
+    return dev_silu_gate_bwd(b->dev, &b->dgu, &b->dm, &b->gu);
 }
 
 static enum err run_lwc(struct bench *b)
 {
-    b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a);
+    b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
+               bytes_of(&b->scales) + bytes_of(&b->zeros);
     return dev_lwc(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a, &b->b, BITS, GROUP);
 }
 
@@ -96,6 +104,13 @@ static enum err run_lwc_bwd(struct bench *b)
 {
     b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
     return dev_lwc_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b, BITS, GROUP);
+}
+
+static enum err run_wq_apply(struct bench *b)
+{
+    b->bytes =
+        bytes_of(&b->w) + bytes_of(&b->wq) + bytes_of(&b->scales) + bytes_of(&b->zeros);
+    return dev_wq_apply(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, BITS, GROUP);
 }
 
 static enum err run_kvq(struct bench *b)
@@ -162,6 +177,24 @@ static enum err run_gemm_tn(struct bench *b)
     return dev_gemm(b->dev, GEMM_TN, &b->dw, &b->gu, &b->y, false);
 }
 
+static enum err run_bias(struct bench *b)
+{
+    b->bytes = 2 * bytes_of(&b->dgu) + bytes_of(&b->bias);
+    return dev_bias(b->dev, &b->dgu, &b->bias);
+}
+
+static enum err run_exp(struct bench *b)
+{
+    b->bytes = 2 * bytes_of(&b->ks);
+    return dev_exp(b->dev, &b->dks, &b->kd);
+}
+
+static enum err run_cross_entropy(struct bench *b)
+{
+    b->bytes = bytes_of(&b->logits);
+    return dev_cross_entropy(b->dev, &b->nll, &b->logits, &b->target);
+}
+
 static enum err run_loss(struct bench *b)
 {
     double loss;
@@ -179,13 +212,8 @@ static enum err run_finite(struct bench *b)
 static enum err run_adamw(struct bench *b)
 {
     const struct adamw o = {1e-3f, 0.9f, 0.999f, 1e-8f, 0, 1};
-    const int64_t n = tensor_count(&b->x) / 2;
-    const struct tensor p = tensor_1d(b->x.data, DT_F32, n);
-    const struct tensor m = tensor_1d((float *)b->x.data + n, DT_F32, n);
-    const struct tensor v = tensor_1d(b->h.data, DT_F32, n);
-    const struct tensor g = tensor_1d((float *)b->h.data + n, DT_F32, n);
-    b->bytes = 7 * bytes_of(&p);
-    return dev_adamw(b->dev, &p, &g, &m, &v, &o);
+    b->bytes = 7 * bytes_of(&b->a);
+    return dev_adamw(b->dev, &b->a, &b->da, &b->b, &b->moment, &o);
 }
 
 static enum err run_minmax(struct bench *b)
@@ -198,50 +226,73 @@ static const struct {
     const char *name;
     enum err (*run)(struct bench *b);
 } operations[] = {
-    {"gemm_nt", run_gemm_nt},   {"gemm_nn", run_gemm_nn},
-    {"gemm_tn", run_gemm_tn},   {"attn", run_attn},
-    {"attn_bwd", run_attn_bwd}, {"copy", run_copy},
-    {"rmsnorm", run_rmsnorm},   {"rmsnorm_bwd", run_rmsnorm_bwd},
-    {"add", run_add},           {"rope", run_rope},
-    {"silu_gate", run_silu},    {"silu_gate_bwd", run_silu_bwd},
-    {"lwc", run_lwc},           {"lwc_bwd", run_lwc_bwd},
-    {"kvq", run_kvq},           {"kvq_bwd", run_kvq_bwd},
-    {"col_minmax", run_minmax}, {"loss", run_loss},
-    {"adamw", run_adamw},       {"all_finite", run_finite},
+    {"gemm_nt", run_gemm_nt},
+    {"gemm_nn", run_gemm_nn},
+    {"gemm_tn", run_gemm_tn},
+    {"attn", run_attn},
+    {"attn_bwd", run_attn_bwd},
+    {"copy", run_copy},
+    {"bias", run_bias},
+    {"rmsnorm", run_rmsnorm},
+    {"rmsnorm_bwd", run_rmsnorm_bwd},
+    {"add", run_add},
+    {"rope", run_rope},
+    {"silu_gate", run_silu},
+    {"silu_gate_bwd", run_silu_bwd},
+    {"lwc", run_lwc},
+    {"wq_apply", run_wq_apply},
+    {"lwc_bwd", run_lwc_bwd},
+    {"kvq", run_kvq},
+    {"kvq_bwd", run_kvq_bwd},
+    {"col_minmax", run_minmax},
+    {"exp", run_exp},
+    {"loss", run_loss},
+    {"adamw", run_adamw},
+    {"all_finite", run_finite},
+    {"cross_entropy", run_cross_entropy},
 };
 
-/* Seconds of one run, the best of some. */
-static enum err time_run(double *seconds, struct bench *b, enum err (*run)(struct bench *b))
+struct timing {
+    double median, best;
+};
+
+static enum err time_run(struct timing *out, struct bench *b,
+                         enum err (*run)(struct bench *b))
 {
-    double best = 1e30;
+    double took[MAX_RUNS];
+    int n = 0;
     b->bytes = b->flops = 0;
+    TRY(run(b));
+    TRY(dev_sync(b->dev));
     const double start = bench_now();
-    for (int i = 0; i < MIN_RUNS || bench_now() - start < RUN_SECONDS; i++) {
+    while (n < MAX_RUNS && (n < MIN_RUNS || bench_now() - start < RUN_SECONDS)) {
         const double begin = bench_now();
         TRY(run(b));
         TRY(dev_sync(b->dev));
-        const double took = bench_now() - begin;
-        best = took < best ? took : best;
+        took[n++] = bench_now() - begin;
     }
-    *seconds = best;
+    out->median = bench_median(took, n);
+    out->best = took[0]; /* sorted by now */
     return OK;
 }
 
 static enum err run_big_copy(struct bench *b)
 {
-    b->bytes = 2.0 * COPY_BYTES;
+    b->bytes = 2 * bytes_of(&b->da);
     return dev_copy(b->dev, &b->db, &b->da);
 }
 
-/* Bytes that a plain copy moves a second (read and written), larger than caches. */
+/* The limits are the best of their runs, what this machine can; operations are measured by
+ * their median. Bytes that a plain copy moves a second (read and written), larger than
+ * caches. */
 static enum err measure_copy(struct bench *b)
 {
     enum err err = OK;
-    double seconds;
+    struct timing t;
     TRY_OUT(bench_tensor(&b->da, b->dev, DT_F32, COPY_BYTES >> 16, 1 << 14));
     TRY_OUT(bench_tensor(&b->db, b->dev, DT_F32, COPY_BYTES >> 16, 1 << 14));
-    TRY_OUT(time_run(&seconds, b, run_big_copy));
-    b->copy_bps = b->bytes / seconds;
+    TRY_OUT(time_run(&t, b, run_big_copy));
+    b->copy_bps = b->bytes / t.best;
 out:
     dev_free(b->dev, b->da.data);
     dev_free(b->dev, b->db.data);
@@ -249,14 +300,28 @@ out:
     return err;
 }
 
-/* The product of three cubes of 2048: large enough for whatever a library can. */
+static enum err run_cube(struct bench *b)
+{
+    b->flops = 2.0 * CUBE * CUBE * CUBE;
+    return dev_gemm(b->dev, GEMM_NT, &b->y, &b->qkv, &b->dqkv, false);
+}
+
+/* A product of cubes: large enough for whatever a library can. */
 static enum err measure_gemm(struct bench *b)
 {
-    const struct bench_product p = {GEMM_NT, 2048, 2048, 2048, b->act, b->act, 1};
-    double seconds;
-    TRY(bench_product_time(&seconds, b->dev, &p));
-    b->gemm_flops = bench_product_flops(&p) / seconds;
-    return OK;
+    struct tensor *const cube[] = {&b->y, &b->qkv, &b->dqkv};
+    struct timing t;
+    enum err err = OK;
+    for (size_t i = 0; i < ARRAY_LEN(cube); i++)
+        TRY_OUT(bench_tensor(cube[i], b->dev, b->act, CUBE, CUBE));
+    TRY_OUT(time_run(&t, b, run_cube));
+    b->gemm_flops = b->flops / t.best;
+out:
+    for (size_t i = 0; i < ARRAY_LEN(cube); i++) {
+        dev_free(b->dev, cube[i]->data);
+        *cube[i] = (struct tensor){0};
+    }
+    return err;
 }
 
 /* Every buffer: where it goes, its type, rows and columns; 3-D ones are viewed later. */
@@ -264,6 +329,7 @@ static enum err fill(struct bench *b)
 {
     const int64_t T = b->T, D = b->D, F = b->F, G = b->G, act = b->act;
     const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
+    const int64_t R = T < LOGIT_ROWS ? T : LOGIT_ROWS;
     const struct {
         struct tensor *t;
         int64_t type, rows, cols;
@@ -275,6 +341,7 @@ static enum err fill(struct bench *b)
         {&b->s, DT_F32, 1, T},
         {&b->gain, DT_F32, 1, D},
         {&b->gu, act, T, 2 * F},
+        {&b->dgu, act, T, 2 * F},
         {&b->m, act, T, F},
         {&b->dm, act, T, F},
         {&b->w, DT_F32, 2 * F, D},
@@ -287,6 +354,7 @@ static enum err fill(struct bench *b)
         {&b->b, DT_F32, 2 * F, G},
         {&b->da, DT_F32, 2 * F, G},
         {&b->db, DT_F32, 2 * F, G},
+        {&b->moment, DT_F32, 2 * F, G},
         {&b->qkv, act, T, (H + 2 * K) * d},
         {&b->dqkv, act, T, (H + 2 * K) * d},
         {&b->kq, act, T, K * d},
@@ -302,6 +370,10 @@ static enum err fill(struct bench *b)
         {&b->kd, DT_F32, 1, K * d},
         {&b->dks, DT_F32, 1, K * d},
         {&b->dkd, DT_F32, 1, K * d},
+        {&b->bias, DT_F32, 1, 2 * F},
+        {&b->logits, act, R, b->arch.vocab},
+        {&b->nll, DT_F32, 1, R},
+        {&b->target, DT_F32, 1, R},
     };
     for (size_t i = 0; i < ARRAY_LEN(wanted); i++)
         TRY(bench_tensor(wanted[i].t, b->dev, (enum dtype)wanted[i].type, wanted[i].rows,
@@ -313,40 +385,51 @@ static enum err fill(struct bench *b)
         *kv[i] = tensor_heads(*kv[i], K);
     b->o = tensor_heads(b->o, H);
     b->d_o = tensor_heads(b->d_o, H);
-    TRY(dev_exp(b->dev, &b->ks, &b->ks)); /* smoothing is positive */
-    return OK;
+    b->target.dtype = DT_I32;
+    TRY(dev_zero(b->dev, b->target.data, (size_t)R * sizeof(int32_t)));
+    /* second moments and smoothing are positive */
+    TRY(dev_exp(b->dev, &b->moment, &b->moment));
+    return dev_exp(b->dev, &b->ks, &b->ks);
 }
 
 static void release(struct bench *b)
 {
     struct tensor *const all[] = {
-        &b->x,     &b->h,   &b->y,   &b->dy,  &b->s,   &b->gain, &b->gu,
-        &b->m,     &b->dm,  &b->w,   &b->dw,  &b->wq,  &b->wact, &b->scales,
-        &b->zeros, &b->a,   &b->b,   &b->da,  &b->db,  &b->qkv,  &b->dqkv,
-        &b->kq,    &b->vq,  &b->dkq, &b->dvq, &b->o,   &b->d_o,  &b->lse,
-        &b->cos,   &b->sin, &b->ks,  &b->kd,  &b->dks, &b->dkd};
+        &b->x,      &b->h,   &b->y,   &b->dy,  &b->s,    &b->gain,   &b->gu,   &b->dgu,
+        &b->moment, &b->m,   &b->dm,  &b->w,   &b->dw,   &b->wq,     &b->wact, &b->scales,
+        &b->zeros,  &b->a,   &b->b,   &b->da,  &b->db,   &b->qkv,    &b->dqkv, &b->kq,
+        &b->vq,     &b->dkq, &b->dvq, &b->o,   &b->d_o,  &b->lse,    &b->cos,  &b->sin,
+        &b->ks,     &b->kd,  &b->dks, &b->dkd, &b->bias, &b->logits, &b->nll,  &b->target};
     for (size_t i = 0; b->dev && i < ARRAY_LEN(all); i++)
         dev_free(b->dev, all[i]->data);
     dev_close(&b->dev);
 }
 
+static void print_operation(const struct bench *b, const char *name, double s)
+{
+    const bool moves = b->flops == 0;
+    const double rate = (moves ? b->bytes : b->flops) / s;
+    printf("%-14s %10.3f ms  %8.1f %-7s  %5.1f %% of %s\n", name, s * 1e3, rate * 1e-9,
+           moves ? "GB/s" : "GFLOP/s", 100 * rate / (moves ? b->copy_bps : b->gemm_flops),
+           moves ? "a copy" : "gemm");
+}
+
+static json_t *operation_json(const struct bench *b, const char *name, double s)
+{
+    const double floor = b->bytes / b->copy_bps + b->flops / b->gemm_flops;
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "op", name, "seconds", s, "bytes",
+                     b->bytes, "flops", b->flops, "floor_s", floor, "share", floor / s);
+}
+
 static enum err measure(struct bench *b, json_t *ops)
 {
     for (size_t i = 0; i < ARRAY_LEN(operations); i++) {
-        double s;
-        TRY(time_run(&s, b, operations[i].run));
-        const bool moves = b->flops == 0;
-        const double rate = (moves ? b->bytes : b->flops) / s;
-        const double share = rate / (moves ? b->copy_bps : b->gemm_flops);
+        struct timing t;
+        TRY(time_run(&t, b, operations[i].run));
         if (ops)
-            json_array_append_new(ops,
-                                  json_pack("{s:s, s:f, s:f, s:f, s:f}", "op",
-                                            operations[i].name, "seconds", s, "bytes",
-                                            b->bytes, "flops", b->flops, "share", share));
+            json_array_append_new(ops, operation_json(b, operations[i].name, t.median));
         else
-            printf("%-14s %10.3f ms  %8.1f %-7s  %5.1f %% of %s\n", operations[i].name,
-                   s * 1e3, rate * 1e-9, moves ? "GB/s" : "GFLOP/s", 100 * share,
-                   moves ? "a copy" : "gemm");
+            print_operation(b, operations[i].name, t.median);
     }
     return OK;
 }

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`wkvq bench` at tiny sizes: that it runs, and that its report adds up. test_bench.py WKVQ
+
+Nothing here looks at how fast anything was: figures must be finite, positive, and agree with
+each other and with flops counted here from the shapes."""
+import json
+import math
+import subprocess
+import sys
+
+T = 32
+SHAPES = {
+    "smollm2-135m": dict(L=30, D=576, F=1536, H=9, K=3, d=64),
+    "llama-2-7b": dict(L=32, D=4096, F=11008, H=32, K=32, d=128),
+}
+
+
+def bench(wkvq, *args):
+    done = subprocess.run([wkvq, "bench", *args, "--json"], capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout, parse_constant=lambda c: 1 / 0)
+    positive(report, "report")
+    return report
+
+
+def positive(value, where):
+    """Every number below value is finite and not negative."""
+    if isinstance(value, dict):
+        for key, v in value.items():
+            positive(v, f"{where}.{key}")
+    elif isinstance(value, list):
+        for i, v in enumerate(value):
+            positive(v, f"{where}[{i}]")
+    elif not isinstance(value, str):
+        assert math.isfinite(value) and value >= 0, f"{where} = {value}"
+
+
+def linear_flops(s, blocks):
+    """Forward of blocks + 1, input gradients but below the trained block's q, k and v, weight
+    gradients of the trained block."""
+    q, kv = s["H"] * s["d"], 2 * s["K"] * s["d"]
+    qkv = (q + kv) * s["D"]
+    block = qkv + q * s["D"] + 3 * s["D"] * s["F"]
+    return 2 * T * ((blocks + 1) * block + blocks * block + (block - qkv) + block)
+
+
+def attention_flops(s, blocks):
+    """Seven products a head and block over the T(T+1)/2 pairs of the causal mask."""
+    return 7 * (blocks + 1) * T * (T + 1) * s["H"] * s["d"]
+
+
+def check_calibrate(wkvq, blocks, compute):
+    r = bench(wkvq, "calibrate", "--seqlen", str(T), "--blocks", str(blocks), "--steps", "1",
+              "--compute", compute, "-j", "1")
+    s = SHAPES["smollm2-135m"]
+    assert r["seqlen"] == T and r["blocks"] == blocks, r
+    assert r["compute"] == compute.upper(), r
+    near = lambda a, b: abs(a - b) <= 1e-6 * b
+    assert near(r["linear_flops"], linear_flops(s, blocks)), r
+    assert near(r["attention_flops"], attention_flops(s, blocks)), r
+    assert near(r["flops"], r["linear_flops"] + r["attention_flops"]), r
+    # the products alone make T x T of which half counts: T T for the mask's T (T + 1)
+    alone = r["linear_flops"] + r["attention_flops"] * T / (T + 1)
+    assert near(r["gemm_only_flops"], alone), r
+    assert r["step_s"] > 0 and r["gemm_only_s"] > 0, r
+    assert near(r["gemm_only_s"], r["gemm_only_linear_s"] + r["gemm_only_attention_s"]), r
+    assert near(r["gemm_only_share"], r["gemm_only_s"] / r["step_s"]), r
+    for part in ("linear_s", "attention_forward_s", "attention_backward_s", "fakequant_s",
+                 "elementwise_s", "loss_s", "optimizer_s"):
+        assert r["parts"][part] > 0, (part, r)
+    # every part and the rest make the mean step, which is the step where there is but one
+    assert near(sum(r["parts"].values()), r["step_s"]), r
+
+
+OPERATIONS = {
+    "gemm_nt", "gemm_nn", "gemm_tn", "bias", "attn", "attn_bwd", "copy", "rmsnorm",
+    "rmsnorm_bwd", "add", "rope", "silu_gate", "silu_gate_bwd", "lwc", "wq_apply", "lwc_bwd",
+    "kvq", "kvq_bwd", "col_minmax", "exp", "loss", "adamw", "all_finite", "cross_entropy",
+}
+
+
+def check_kernels(wkvq, compute):
+    r = bench(wkvq, "kernels", "--seqlen", str(T), "--compute", compute)
+    assert r["device"] and r["compute"] == compute.upper(), r
+    assert r["copy_bytes_per_s"] > 0 and r["gemm_flops_per_s"] > 0, r
+    names = [op["op"] for op in r["operations"]]
+    assert set(names) == OPERATIONS and len(names) == len(OPERATIONS), names
+    for op in r["operations"]:
+        limit, work = (("gemm_flops_per_s", op["flops"]) if op["flops"] else
+                       ("copy_bytes_per_s", op["bytes"]))
+        assert op["seconds"] > 0 and work > 0, op
+        share = work / r[limit] / op["seconds"]
+        assert abs(op["share"] - share) <= 1e-6 * share, op
+    by = {op["op"]: op for op in r["operations"]}
+    s = SHAPES["smollm2-135m"]
+    assert by["gemm_nt"]["flops"] == 4 * T * s["F"] * s["D"], by["gemm_nt"]
+    assert by["attn_bwd"]["flops"] == 2.5 * by["attn"]["flops"], by["attn_bwd"]
+
+
+def check_refused(wkvq):
+    for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
+                       (["speed"], "kernels or calibrate"),
+                       (["calibrate", "--shape", "llama"], "llama-2-7b"),
+                       (["calibrate", "--shape", "llama-2-7b", "--blocks", "31",
+                         "--seqlen", "1048576"], "--blocks")):
+        done = subprocess.run([wkvq, "bench", *args], capture_output=True, text=True,
+                              timeout=60)
+        assert done.returncode == 2 and not done.stdout, (args, done)
+        assert text in done.stderr, (args, done.stderr)
+
+
+def check_text(wkvq):
+    done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", str(T), "--blocks", "0",
+                           "--steps", "1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for word in ("GFLOP", "attention backward", "GEMM alone", "%"):
+        assert word in done.stdout, done.stdout
+
+
+def main(wkvq):
+    check_calibrate(wkvq, 0, "f32")
+    check_calibrate(wkvq, 2, "bf16")
+    check_kernels(wkvq, "f32")
+    check_kernels(wkvq, "bf16")
+    check_refused(wkvq)
+    check_text(wkvq)
+
+
+main(sys.argv[1])
