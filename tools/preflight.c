@@ -146,20 +146,28 @@ static void print_json(const struct estimate *e, const struct calib_plan *plan)
     json_decref(o);
 }
 
+static void print_size(const char *name, double bytes, const char *where)
+{
+    if (bytes < 1e9)
+        printf("%-13s %8.1f MB%s\n", name, 1e-6 * bytes, where);
+    else
+        printf("%-13s %8.2f GB%s\n", name, 1e-9 * bytes, where);
+}
+
 static void print_text(const struct estimate *e, const struct calib_plan *plan)
 {
     char total[40];
     progress_time_text(total, sizeof(total), e->seconds);
-    printf("time      %s (one step measured: %.3f s, %.1f GFLOP, %.0f GFLOP/s)\n", total,
-           e->step.step_s, 1e-9 * plan->flops_per_step,
+    printf("%-13s %s (one step measured: %.3f s, %.1f GFLOP, %.0f GFLOP/s)\n", "time",
+           total, e->step.step_s, 1e-9 * plan->flops_per_step,
            1e-9 * plan->flops_per_step / e->step.step_s);
-    printf("memory    %.2f GB\n", 1e-9 * e->host_bytes);
-    printf("  weights      %8.2f GB\n", 1e-9 * (double)plan->weights_bytes);
-    printf("  activations  %8.2f GB\n", 1e-9 * (double)plan->acts_bytes);
-    printf("  parameters   %8.2f GB\n", 1e-9 * (double)plan->params_bytes);
-    printf("  streams      %8.2f GB %s\n", 1e-9 * (double)plan->stream_bytes,
-           plan->streams_on_disk ? "on disk" : "in memory");
-    printf("disk      %.2f GB while it runs\n", 1e-9 * e->disk_bytes);
+    print_size("memory", e->host_bytes, ", of which");
+    print_size("  weights", (double)plan->weights_bytes, "");
+    print_size("  activations", (double)plan->acts_bytes, "");
+    print_size("  parameters", (double)plan->params_bytes, "");
+    print_size("  streams", (double)plan->stream_bytes,
+               plan->streams_on_disk ? " on disk, not in memory" : "");
+    print_size("disk", e->disk_bytes, " while it runs, beside the state");
 }
 
 enum err preflight_print_plan(struct job *j, const struct calib_plan *plan)
