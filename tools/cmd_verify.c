@@ -30,7 +30,7 @@ static const struct opt options[] = {
      .help = "Largest mean divergence of the runtime's logits from the simulation's"},
     {OPT_REAL, .name = "max-gap", .arg = "SHARE", .offset = offsetof(struct args, max_gap),
      .value = "0.005", .lo = 1e-12, .hi = 100,
-     .help = "Largest relative gap of the two perplexities"},
+     .help = "Largest relative gap of the two perplexities, beyond three standard errors"},
     {0},
 };
 /* clang-format on */
@@ -44,10 +44,10 @@ static const char *outcome_text(enum verify_outcome o)
 
 /* --- the report --------------------------------------------------------------------- */
 
-/* JSON has no NaN. */
-static json_t *number(double x)
+/* null for a figure of a part that was skipped; JSON has no NaN either. */
+static json_t *number(enum verify_outcome part, double x)
 {
-    return isfinite(x) ? json_real(x) : json_null();
+    return part != VERIFY_SKIP && isfinite(x) ? json_real(x) : json_null();
 }
 
 static json_t *parts_json(const struct verify_report *r)
@@ -61,11 +61,12 @@ static json_t *cosines_json(const struct verify_report *r)
 {
     return json_pack(
         "{s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "worst_k_cosine",
-        number(r->worst_k_cosine), "worst_k_layer", (json_int_t)r->worst_k_layer,
+        number(r->logits, r->worst_k_cosine), "worst_k_layer", (json_int_t)r->worst_k_layer,
         "worst_k_head", (json_int_t)r->worst_k_head, "worst_v_cosine",
-        number(r->worst_v_cosine), "worst_v_layer", (json_int_t)r->worst_v_layer,
+        number(r->logits, r->worst_v_cosine), "worst_v_layer", (json_int_t)r->worst_v_layer,
         "worst_v_head", (json_int_t)r->worst_v_head, "agree_k_cosine",
-        number(r->agree_k_cosine), "agree_v_cosine", number(r->agree_v_cosine));
+        number(r->logits, r->agree_k_cosine), "agree_v_cosine",
+        number(r->logits, r->agree_v_cosine));
 }
 
 static json_t *report_json(const char *artifact, const struct verify_report *r)
@@ -77,14 +78,18 @@ static json_t *report_json(const char *artifact, const struct verify_report *r)
         "linears", (json_int_t)r->n_linears, "weights_compared",
         (json_int_t)r->weights_compared, "weights_differing",
         (json_int_t)r->weights_differing, "logit_tokens", (json_int_t)r->logit_tokens,
-        "top1_agree", (json_int_t)r->top1_agree, "mean_kl", number(r->mean_kl), "worst_kl",
-        number(r->worst_kl), "worst_token", (json_int_t)r->worst_token, "max_logit_diff",
-        number(r->max_logit_diff));
+        "top1_agree", (json_int_t)r->top1_agree, "mean_kl", number(r->logits, r->mean_kl),
+        "worst_kl", number(r->logits, r->worst_kl), "worst_token",
+        (json_int_t)r->worst_token, "max_logit_diff", number(r->logits, r->max_logit_diff));
     json_t *more = json_pack(
-        "{s:o, s:o, s:o, s:I, s:f, s:f, s:I}", "ppl_simulated", number(r->ppl_simulated),
-        "ppl_runtime", number(r->ppl_runtime), "ppl_gap", number(r->ppl_gap), "ppl_tokens",
-        (json_int_t)r->ppl_tokens, "weight_bits", r->weight_bits, "kv_bits", r->kv_bits,
-        "bytes", (json_int_t)r->total_bytes);
+        "{s:o, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:I}", "worst_block_error",
+        number(r->logits, r->worst_block_error), "worst_block", (json_int_t)r->worst_block,
+        "free_kl", number(r->logits, r->free_kl), "free_top1", (json_int_t)r->free_top1,
+        "ppl_gap_stderr", number(r->perplexity, r->ppl_gap_stderr), "ppl_simulated",
+        number(r->perplexity, r->ppl_simulated), "ppl_runtime",
+        number(r->perplexity, r->ppl_runtime), "ppl_gap", number(r->perplexity, r->ppl_gap),
+        "ppl_tokens", (json_int_t)r->ppl_tokens, "weight_bits", r->weight_bits, "kv_bits",
+        r->kv_bits, "bytes", (json_int_t)r->total_bytes);
     json_t *cosines = cosines_json(r);
     if (o && more && cosines) {
         json_object_update(o, more);
@@ -122,12 +127,19 @@ static void print_logits(const struct verify_report *r, const struct args *a)
         printf("logits      skipped%s\n", a->data.n ? "" : ": --data names a text");
         return;
     }
-    printf("logits      %s: %" PRId64 " tokens one by one against the simulation\n",
+    printf("logits      %s: %" PRId64
+           " tokens one by one, every block from the simulation's states\n",
            outcome_text(r->logits), r->logit_tokens);
     printf("            KL %.3g nats in the mean, %.3g at worst (token %" PRId64
            "), first choice same for %" PRId64 "\n",
            r->mean_kl, r->worst_kl, r->worst_token, r->top1_agree);
-    printf("            largest difference %.2g of the logits' range\n", r->max_logit_diff);
+    printf(
+        "            largest difference %.2g of the logits' range; a block's %.2g of what "
+        "it adds (block %" PRId64 ")\n",
+        r->max_logit_diff, r->worst_block_error, r->worst_block);
+    printf("            left alone: KL %.3g, first choice same for %" PRId64
+           " (codes flipped by rounding add up)\n",
+           r->free_kl, r->free_top1);
     printf(
         "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head\n",
         r->agree_k_cosine, r->agree_v_cosine);
@@ -143,11 +155,10 @@ static void print_perplexity(const struct verify_report *r, const struct args *a
         printf("perplexity  skipped%s\n", a->data.n ? "" : ": --data names a text");
         return;
     }
-    printf(
-        "perplexity  %s: %.4f by decode of the packed bytes, %.4f simulated, gap %.3g%%, "
-        "%" PRId64 " tokens\n",
-        outcome_text(r->perplexity), r->ppl_runtime, r->ppl_simulated, 100 * r->ppl_gap,
-        r->ppl_tokens);
+    printf("perplexity  %s: %.4f by decode of the packed bytes, %.4f simulated, gap %.2g%% "
+           "+- %.2g%%, %" PRId64 " tokens\n",
+           outcome_text(r->perplexity), r->ppl_runtime, r->ppl_simulated, 100 * r->ppl_gap,
+           100 * r->ppl_gap_stderr, r->ppl_tokens);
 }
 
 static void print_text(const struct verify_report *r, const struct args *a)

@@ -248,6 +248,21 @@ static const struct block_kv *block_cache(struct walk *k)
     return &k->kv;
 }
 
+/* Hand window i's hidden states to who wants them. */
+static enum err show_hidden(struct walk *k, int64_t i, int64_t block)
+{
+    const size_t n = (size_t)(k->T * k->r->arch->d_model);
+    float *host;
+    if (!k->r->hidden)
+        return OK;
+    TRY(mem_alloc(&host, n, sizeof(*host)));
+    const enum err err = dev_download(k->r->dev, host, k->h[i].data, n * sizeof(*host));
+    if (!err)
+        k->r->hidden(k->r->hidden_ctx, i, block, host);
+    mem_free(host);
+    return err;
+}
+
 /* Window i through the block in work; its hidden state moves to the spare. */
 static enum err walk_window(struct walk *k, int64_t i)
 {
@@ -262,10 +277,14 @@ static enum err walk_window(struct walk *k, int64_t i)
 
 static enum err walk_blocks(struct walk *k)
 {
+    for (int64_t i = 0; i < k->n; i++)
+        TRY(show_hidden(k, i, -1));
     for (int64_t b = 0; b < k->r->arch->n_layers; b++) {
         TRY(load_block(k, b));
-        for (int64_t i = 0; i < k->n; i++)
+        for (int64_t i = 0; i < k->n; i++) {
             TRY(walk_window(k, i));
+            TRY(show_hidden(k, i, b));
+        }
     }
     return OK;
 }

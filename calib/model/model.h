@@ -34,6 +34,10 @@ struct model_run {
     /* Progress in [0,1]; may be NULL. */
     void (*progress)(void *ctx, double share);
     void *progress_ctx;
+    /* Hidden states of a window, host [T,D] F32: after `block`, -1 being the embedding. For
+     * verification; may be NULL. */
+    void (*hidden)(void *ctx, int64_t window, int64_t block, const float *x);
+    void *hidden_ctx;
 };
 
 /* logits host [n_windows][T][V] F32 (small models, verification). */

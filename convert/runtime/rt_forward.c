@@ -192,12 +192,21 @@ static enum err embed(struct runtime *r, const int32_t *ids, int64_t n)
     return OK;
 }
 
+static void show(struct runtime *r, int64_t layer, int64_t n)
+{
+    if (r->watch)
+        r->watch(r->watch_ctx, layer, r->acts.x, n);
+}
+
 enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n)
 {
     TRY(make_room(r, n));
     TRY(embed(r, ids, n));
-    for (int64_t i = 0; i < r->arch->n_layers; i++)
+    for (int64_t i = 0; i < r->arch->n_layers; i++) {
+        show(r, i, n);
         TRY(block(r, i, n));
+    }
+    show(r, r->arch->n_layers, n);
     return OK;
 }
 

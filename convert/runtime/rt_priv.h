@@ -126,6 +126,8 @@ struct runtime {
     const float *final_norm;
     float *vectors;   /* all of the above */
     float *cos, *sin; /* [max][d/2] */
+    void (*watch)(void *ctx, int64_t layer, float *x, int64_t n);
+    void *watch_ctx;
 };
 
 /* Hidden states of n tokens through all blocks, into acts.x. */

@@ -130,6 +130,13 @@ enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32
     return OK;
 }
 
+void runtime_watch(struct runtime *r,
+                   void (*fn)(void *ctx, int64_t layer, float *x, int64_t n), void *ctx)
+{
+    r->watch = fn;
+    r->watch_ctx = ctx;
+}
+
 static void copy_tokens(const struct runtime *r, int64_t layer, int which, float *out,
                         float *tile)
 {

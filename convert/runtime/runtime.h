@@ -35,6 +35,10 @@ enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32
 /* Dequantized K^ and V^ of layer i for tokens in the cache, [length][K*d] f32 host, for
  * verification; tokens still kept in full precision come as they are. */
 enum err runtime_kv(const struct runtime *r, int64_t layer, float *k, float *v);
+/* For verification: fn is called with the hidden states x [n][D] of the chunk before every
+ * block, and before the head with layer = n_layers; it may replace them. NULL: none. */
+void runtime_watch(struct runtime *r,
+                   void (*fn)(void *ctx, int64_t layer, float *x, int64_t n), void *ctx);
 /* Bytes allocated for the packed cache, and per element really used at full capacity. */
 uint64_t runtime_kv_bytes(const struct runtime *r);
 double runtime_kv_bits(const struct runtime *r);

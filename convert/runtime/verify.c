@@ -172,6 +172,8 @@ static struct verify_settings with_defaults(const struct verify_settings *given)
         s.max_kl = 1e-3;
     if (!(s.max_ppl_gap > 0))
         s.max_ppl_gap = 0.005;
+    if (!(s.max_block_error > 0))
+        s.max_block_error = 0.01;
     if (!(s.min_cosine > 0))
         s.min_cosine = 0.999;
     return s;
