@@ -244,13 +244,17 @@ static void say_step(struct progress *p, const struct calib_event *e, double eta
 {
     static const char *const doing[] = {"preparing", "training",       "measuring",
                                         "measuring", "block finished", "moving on"};
-    char line[240], left[32];
+    const int64_t sample = e->sample < e->samples ? e->sample + 1 : e->samples;
+    const bool has_loss = e->kind == CALIB_STEP || e->kind == CALIB_EVAL;
+    char line[240], left[32], loss[40] = "";
     eta_text(left, sizeof(left), eta);
+    if (has_loss)
+        snprintf(loss, sizeof(loss), " loss %.4g,", e->loss);
     snprintf(line, sizeof(line),
              "block %" PRId64 "/%" PRId64 ", epoch %" PRId64 "/%" PRId64 ", %s %" PRId64
-             "/%" PRId64 ", loss %.6g, %.0f tokens/s, %.1f%%, %s left",
-             e->block + 1, e->n_blocks, e->epoch, e->epochs, doing[e->kind], e->sample,
-             e->samples, e->loss, e->tokens_per_s, 100 * e->done, left);
+             "/%" PRId64 ",%s %.0f tokens/s, %s left",
+             e->block + 1, e->n_blocks, e->epoch, e->epochs, doing[e->kind], sample,
+             e->samples, loss, e->tokens_per_s, left);
     show(p, line);
 }
 
