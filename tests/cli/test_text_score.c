@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Scores of answers against tests/golden/scores.json (tests/golden/gen_scores.py). */
+#include "data/json.h"
+#include "kernels/base/mem.h"
+#include "tools/text_score.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static json_t *golden;
+
+static int load(void **state)
+{
+    const char *path = getenv("GOLDEN_SCORES");
+    return path && json_load_file_strict(&golden, path, 1 << 20) == OK ? 0 : -1;
+}
+
+static int drop(void **state)
+{
+    json_decref(golden);
+    return 0;
+}
+
+static void ok(enum err e)
+{
+    if (e)
+        fail_msg("%s (%s)", err_text(), err_where());
+}
+
+static struct span text_of(const json_t *row, size_t i)
+{
+    const json_t *s = json_array_get(row, i);
+    return (struct span){json_string_value(s), json_string_length(s)};
+}
+
+static void near(double got, const json_t *row, size_t i)
+{
+    const double want = json_number_value(json_array_get(row, i));
+    const bool pass = fabs(got - want) <= 1e-12;
+    if (!pass)
+        fail_msg("%s / %s: %.17g, want %.17g", text_of(row, 0).p, text_of(row, 1).p, got,
+                 want);
+}
+
+static void words(void **state)
+{
+    const json_t *rows = json_object_get(golden, "f1"), *row;
+    size_t i;
+    assert_true(json_array_size(rows) > 10);
+    json_array_foreach(rows, i, row)
+    {
+        char *norm;
+        double f1;
+        ok(score_normalize(&norm, text_of(row, 0)));
+        assert_string_equal(norm, text_of(row, 2).p);
+        mem_free(norm);
+        ok(score_f1(&f1, text_of(row, 0), text_of(row, 1)));
+        near(f1, row, 3);
+    }
+}
+
+static void code(void **state)
+{
+    const json_t *rows = json_object_get(golden, "code"), *row;
+    size_t i;
+    assert_true(json_array_size(rows) > 60);
+    json_array_foreach(rows, i, row)
+    {
+        double ratio, score;
+        ok(score_ratio(&ratio, text_of(row, 0), text_of(row, 1)));
+        near(ratio, row, 2);
+        ok(score_code(&score, text_of(row, 0), text_of(row, 1)));
+        near(score, row, 3);
+    }
+}
+
+static void first_lines(void **state)
+{
+    const char *const text[][2] = {
+        {"\n\nParis\nQ:", "Paris"}, {"one", "one"}, {"\n", ""}, {"", ""}};
+    for (size_t i = 0; i < ARRAY_LEN(text); i++) {
+        const struct span s =
+            score_first_line((struct span){text[i][0], strlen(text[i][0])});
+        assert_int_equal(s.n, strlen(text[i][1]));
+        assert_memory_equal(s.p, text[i][1], s.n);
+    }
+}
+
+static void broken_text_is_read(void **state)
+{
+    double f1;
+    ok(score_f1(&f1, (struct span){"caf\xc3 x", 6}, (struct span){"x", 1}));
+    assert_true(fabs(f1 - 2.0 / 3) <= 1e-12);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(words),
+        cmocka_unit_test(code),
+        cmocka_unit_test(first_lines),
+        cmocka_unit_test(broken_text_is_read),
+    };
+    return cmocka_run_group_tests(tests, load, drop);
+}
