@@ -6,6 +6,7 @@
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
 #include "tools/stages.h"
+#include "tools/verify_report.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -59,26 +60,23 @@ static enum err check_output(bool *force, const struct args *a, const char *stat
     return OK;
 }
 
-static const char *outcome_text(enum verify_outcome o)
-{
-    return o == VERIFY_PASS ? "pass" : o == VERIFY_FAIL ? "FAIL" : "skipped";
-}
-
+/* The verification's report, and what the calibration came to. */
 static enum err print_json(const struct args *a, const struct calib_summary *sum,
                            const struct verify_report *v, double seconds)
 {
-    json_t *o =
-        json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I}",
-                  "artifact", a->out, "verified", v->passed, "blocks",
-                  (json_int_t)sum->blocks, "gained", (json_int_t)sum->gained, "mean_gain",
-                  sum->mean_gain, "bytes", (json_int_t)v->total_bytes, "weight_bits",
-                  v->weight_bits, "kv_bits", v->kv_bits, "mean_kl", v->mean_kl,
-                  "ppl_simulated", v->ppl_simulated, "ppl_runtime", v->ppl_runtime,
-                  "seconds", seconds, "peak_memory_bytes", (json_int_t)mem_peak_bytes());
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    json_t *o = verify_report_json(a->out, v);
+    json_t *more =
+        json_pack("{s:I, s:I, s:f, s:f, s:I}", "blocks", (json_int_t)sum->blocks, "gained",
+                  (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "seconds", seconds,
+                  "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    const bool whole = o && more && !json_object_update(o, more);
+    if (whole) {
+        json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+        printf("\n");
+    }
     json_decref(o);
+    json_decref(more);
+    FAIL_IF(!whole, ERR_MEMORY, "out of memory for the result");
     return OK;
 }
 
@@ -89,21 +87,12 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
     if (a->json)
         return print_json(a, sum, v, seconds);
     progress_time_text(time_text, sizeof(time_text), seconds);
-    printf("artifact      %s\n", a->out);
-    printf("calibration   %" PRId64 " of %" PRId64
-           " blocks gained, loss %.1f%% less in the "
-           "mean\n",
+    printf("artifact    %s\n", a->out);
+    printf("calibrated  %" PRId64 " of %" PRId64
+           " blocks gained, loss %.1f%% less in the mean\n",
            sum->gained, sum->blocks, 100 * sum->mean_gain);
-    printf("size          %.1f MB, %.3f bits a weight, %.3f bits a cache element\n",
-           1e-6 * (double)v->total_bytes, v->weight_bits, v->kv_bits);
-    printf("structure     %s\n", outcome_text(v->structure));
-    printf("weights       %s: %" PRId64 " of %" PRId64 " differ\n",
-           outcome_text(v->weights), v->weights_differing, v->weights_compared);
-    printf("logits        %s: KL %.3g in the mean, %.3g at worst, against the simulation\n",
-           outcome_text(v->logits), v->mean_kl, v->worst_kl);
-    printf("perplexity    %s: %.4f by decode, %.4f simulated\n",
-           outcome_text(v->perplexity), v->ppl_runtime, v->ppl_simulated);
-    printf("time          %s, peak memory %.2f GB\n", time_text,
+    verify_report_print(v, true, true, true);
+    printf("time        %s, peak memory %.2f GB\n", time_text,
            1e-9 * (double)mem_peak_bytes());
     return OK;
 }
@@ -117,11 +106,9 @@ static enum err finish(struct job *j, struct state **s, bool force, double start
     TRY(stage_convert(j, *s, a->out, force));
     TRY(stage_verify(&report, j, *s, a->out));
     TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
-    FAIL_IF(
-        !report.passed, ERR_VERIFY,
-        "%s: verification failed; the state stays in %s. `wkvq verify %s --against %s` has "
-        "the details",
-        a->out, state_dir(*s), a->out, j->model_dir);
+    FAIL_IF(!report.passed, ERR_VERIFY,
+            "%s: verification failed: %s; the state stays in %s", a->out,
+            report.first_difference, state_dir(*s));
     return a->keep_state ? OK : state_remove(s);
 }
 

@@ -4,9 +4,9 @@
 #include "tools/commands.h"
 #include "tools/job.h"
 #include "tools/state.h"
+#include "tools/verify_report.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 
 /* clang-format off */
@@ -36,150 +36,6 @@ static const struct opt options[] = {
 /* clang-format on */
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
-
-static const char *outcome_text(enum verify_outcome o)
-{
-    return o == VERIFY_PASS ? "pass" : o == VERIFY_FAIL ? "FAIL" : "skipped";
-}
-
-/* --- the report --------------------------------------------------------------------- */
-
-/* null for a figure of a part that was skipped; JSON has no NaN either. */
-static json_t *number(enum verify_outcome part, double x)
-{
-    return part != VERIFY_SKIP && isfinite(x) ? json_real(x) : json_null();
-}
-
-static json_t *parts_json(const struct verify_report *r)
-{
-    return json_pack("{s:s, s:s, s:s, s:s}", "structure", outcome_text(r->structure),
-                     "weights", outcome_text(r->weights), "logits", outcome_text(r->logits),
-                     "perplexity", outcome_text(r->perplexity));
-}
-
-static json_t *cosines_json(const struct verify_report *r)
-{
-    return json_pack(
-        "{s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "worst_k_cosine",
-        number(r->logits, r->worst_k_cosine), "worst_k_layer", (json_int_t)r->worst_k_layer,
-        "worst_k_head", (json_int_t)r->worst_k_head, "worst_v_cosine",
-        number(r->logits, r->worst_v_cosine), "worst_v_layer", (json_int_t)r->worst_v_layer,
-        "worst_v_head", (json_int_t)r->worst_v_head, "agree_k_cosine",
-        number(r->logits, r->agree_k_cosine), "agree_v_cosine",
-        number(r->logits, r->agree_v_cosine));
-}
-
-static json_t *report_json(const char *artifact, const struct verify_report *r)
-{
-    json_t *o = json_pack(
-        "{s:s, s:b, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:o}",
-        "artifact", artifact, "passed", r->passed, "parts", parts_json(r),
-        "first_difference", r->first_difference, "tensors", (json_int_t)r->n_tensors,
-        "linears", (json_int_t)r->n_linears, "weights_compared",
-        (json_int_t)r->weights_compared, "weights_differing",
-        (json_int_t)r->weights_differing, "logit_tokens", (json_int_t)r->logit_tokens,
-        "top1_agree", (json_int_t)r->top1_agree, "mean_kl", number(r->logits, r->mean_kl),
-        "worst_kl", number(r->logits, r->worst_kl), "worst_token",
-        (json_int_t)r->worst_token, "max_logit_diff", number(r->logits, r->max_logit_diff));
-    json_t *more = json_pack(
-        "{s:o, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:I}", "worst_block_error",
-        number(r->logits, r->worst_block_error), "worst_block", (json_int_t)r->worst_block,
-        "free_kl", number(r->logits, r->free_kl), "free_top1", (json_int_t)r->free_top1,
-        "ppl_gap_stderr", number(r->perplexity, r->ppl_gap_stderr), "ppl_simulated",
-        number(r->perplexity, r->ppl_simulated), "ppl_runtime",
-        number(r->perplexity, r->ppl_runtime), "ppl_gap", number(r->perplexity, r->ppl_gap),
-        "ppl_tokens", (json_int_t)r->ppl_tokens, "weight_bits", r->weight_bits, "kv_bits",
-        r->kv_bits, "bytes", (json_int_t)r->total_bytes);
-    json_t *cosines = cosines_json(r);
-    if (o && more && cosines) {
-        json_object_update(o, more);
-        json_object_update(o, cosines);
-    }
-    json_decref(more);
-    json_decref(cosines);
-    return o;
-}
-
-static enum err print_json(const char *artifact, const struct verify_report *r)
-{
-    json_t *o = report_json(artifact, r);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the report");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
-    json_decref(o);
-    return OK;
-}
-
-static void print_weights(const struct verify_report *r, const struct args *a)
-{
-    if (r->weights == VERIFY_SKIP)
-        printf("weights     skipped%s\n",
-               a->against ? "" : ": --against names the checkpoint");
-    else
-        printf("weights     %s: %" PRId64 " of %" PRId64 " values differ from the %s\n",
-               outcome_text(r->weights), r->weights_differing, r->weights_compared,
-               a->state ? "calibration's" : "source's under the scales");
-}
-
-static void print_logits(const struct verify_report *r, const struct args *a)
-{
-    if (r->logits == VERIFY_SKIP) {
-        printf("logits      skipped%s\n", a->data.n ? "" : ": --data names a text");
-        return;
-    }
-    printf("logits      %s: %" PRId64
-           " tokens one by one, every block from the simulation's states\n",
-           outcome_text(r->logits), r->logit_tokens);
-    printf("            KL %.3g nats in the mean, %.3g at worst (token %" PRId64
-           "), first choice same for %" PRId64 "\n",
-           r->mean_kl, r->worst_kl, r->worst_token, r->top1_agree);
-    printf(
-        "            largest difference %.2g of the logits' range; a block's %.2g of what "
-        "it adds (block %" PRId64 ")\n",
-        r->max_logit_diff, r->worst_block_error, r->worst_block);
-    printf("            left alone: KL %.3g, first choice same for %" PRId64
-           " (codes flipped by rounding add up)\n",
-           r->free_kl, r->free_top1);
-    printf(
-        "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head\n",
-        r->agree_k_cosine, r->agree_v_cosine);
-    printf("            quantized and full precision: %.5f (K, layer %" PRId64
-           " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
-           r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,
-           r->worst_v_layer, r->worst_v_head);
-}
-
-static void print_perplexity(const struct verify_report *r, const struct args *a)
-{
-    if (r->perplexity == VERIFY_SKIP) {
-        printf("perplexity  skipped%s\n", a->data.n ? "" : ": --data names a text");
-        return;
-    }
-    printf("perplexity  %s: %.4f by decode of the packed bytes, %.4f simulated, gap %.2g%% "
-           "+- %.2g%%, %" PRId64 " tokens\n",
-           outcome_text(r->perplexity), r->ppl_runtime, r->ppl_simulated, 100 * r->ppl_gap,
-           100 * r->ppl_gap_stderr, r->ppl_tokens);
-}
-
-static void print_text(const struct verify_report *r, const struct args *a)
-{
-    printf("structure   %s: files, crc, shapes, finite values", outcome_text(r->structure));
-    if (r->n_linears)
-        printf("; %" PRId64 " tensors, %" PRId64 " projections", r->n_tensors,
-               r->n_linears);
-    printf("\n");
-    print_weights(r, a);
-    print_logits(r, a);
-    print_perplexity(r, a);
-    if (r->total_bytes)
-        printf("size        %.2f MB, %.3f bits a weight, %.3f bits a cache element\n",
-               1e-6 * (double)r->total_bytes, r->weight_bits, r->kv_bits);
-    if (r->first_difference[0])
-        printf("first       %s\n", r->first_difference);
-    printf("verdict     %s\n", r->passed ? "passed" : "FAILED");
-}
-
-/* ------------------------------------------------------------------------------------ */
 
 /* Text by the artifact's own tokenizer. */
 static enum err read_text(struct job *j)
@@ -229,6 +85,16 @@ static enum err verify(struct verify_report *r, const struct job *j, struct stat
     return verify_run(r, j->model_dir, &settings);
 }
 
+static enum err print_json(const char *artifact, const struct verify_report *r)
+{
+    json_t *o = verify_report_json(artifact, r);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the report");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -242,7 +108,7 @@ static enum err run(struct args *a)
     if (a->json)
         TRY_OUT(print_json(a->pos.item[0], &r));
     else
-        print_text(&r, a);
+        verify_report_print(&r, a->against, a->state, a->data.n > 0);
     if (!r.passed)
         err = err_set(ERR_VERIFY, __FILE__, __LINE__, "%s: verification failed: %s",
                       a->pos.item[0], r.first_difference);
