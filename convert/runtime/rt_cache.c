@@ -64,7 +64,31 @@ void rt_cache_close(struct rt_cache *c)
     mem_free(c->full);
     mem_free(c->ring);
     mem_free(c->first);
+    mem_free(c->marked);
     *c = (struct rt_cache){0};
+}
+
+static size_t ring_floats(const struct rt_cache *c)
+{
+    return c->ring ? (size_t)(c->layers * 2 * c->recent * c->K * c->d) : 0;
+}
+
+enum err rt_cache_mark(struct rt_cache *c)
+{
+    const size_t n = ring_floats(c);
+    if (!n)
+        return OK;
+    if (!c->marked)
+        TRY(mem_alloc(&c->marked, n, sizeof(float)));
+    memcpy(c->marked, c->ring, n * sizeof(float));
+    return OK;
+}
+
+void rt_cache_rewind(struct rt_cache *c)
+{
+    const size_t n = ring_floats(c);
+    if (n && c->marked)
+        memcpy(c->ring, c->marked, n * sizeof(float));
 }
 
 /* Index of (layer, which, token, head) when each token of a plane has K items. */

@@ -51,6 +51,7 @@ struct rt_cache {
     float *full;                        /* [layers][2][max][C], bits 16 */
     float *ring;                        /* [layers][2][recent][C], token t at t % recent */
     float *first;                       /* [layers][2][sink][C] */
+    float *marked;                      /* the ring of rt_cache_mark, NULL before */
     uint64_t bytes;                     /* allocated for all of it */
 };
 
@@ -58,6 +59,9 @@ enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
                        const struct rt_kernels *kern, const struct kv_spec *spec,
                        int64_t max);
 void rt_cache_close(struct rt_cache *c);
+/* Only the ring forgets: later tokens overwrite it, while packed ones have a place each. */
+enum err rt_cache_mark(struct rt_cache *c);
+void rt_cache_rewind(struct rt_cache *c);
 /* Pack tokens [at, at + n) of a layer. k: rotated, k_packed: what is packed (k, or the key
  * before rotation), v: [n][C]. */
 void rt_cache_pack(struct rt_cache *c, struct pool *pool, int64_t layer, int64_t at,
@@ -117,7 +121,7 @@ struct runtime {
     const struct arch *arch;
     struct pool *pool;
     const struct rt_kernels *kern;
-    int64_t max, length;
+    int64_t max, length, marked;
     struct rt_linear linear;
     struct rt_cache cache;
     struct rt_attn_scratch attn;

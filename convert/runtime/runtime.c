@@ -108,6 +108,21 @@ void runtime_close(struct runtime **pr)
 void runtime_reset(struct runtime *r)
 {
     r->length = 0;
+    r->marked = 0;
+}
+
+enum err runtime_mark(struct runtime *r)
+{
+    TRY(rt_cache_mark(&r->cache));
+    r->marked = r->length;
+    return OK;
+}
+
+void runtime_rewind(struct runtime *r)
+{
+    if (r->marked)
+        rt_cache_rewind(&r->cache);
+    r->length = r->marked;
 }
 
 int64_t runtime_length(const struct runtime *r)

@@ -25,6 +25,12 @@ void runtime_close(struct runtime **r);
 /* Forget the cache. */
 void runtime_reset(struct runtime *r);
 int64_t runtime_length(const struct runtime *r); /* tokens in the cache */
+/* Remember the cache as it is now, and go back to it: what several texts begin with is
+ * computed once. One mark at a time; without one, rewinding forgets everything. The tokens
+ * that are kept in full precision are copied, the packed ones are not. Errors: ERR_MEMORY.
+ */
+enum err runtime_mark(struct runtime *r);
+void runtime_rewind(struct runtime *r);
 /* Process n tokens after those in the cache as one chunk: inside it keys and values are
  * full precision, before it quantized (the window and sink settings keep theirs). Without
  * past_only all but the sink is quantized, whatever the chunk. logits

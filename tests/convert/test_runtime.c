@@ -338,6 +338,42 @@ static void test_same_bits(void **state)
     close_subject(&s);
 }
 
+/* Two continuations of one beginning, the second by way of a mark: as if it were alone. */
+static void check_mark(struct kv_spec k, int64_t mark)
+{
+    struct subject s;
+    open_subject(&s, "llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 16}, k);
+    struct runtime *rt = open_runtime(&s, 0);
+    const int64_t n = s.g.T - mark;
+    const size_t bytes = (size_t)(n * s.g.V) * sizeof(float);
+    ok(runtime_forward(rt, NULL, false, s.g.ids, mark));
+    for (int64_t i = 0; i < n; i++)
+        ok(runtime_forward(rt, s.want + i * s.g.V, false, s.g.ids + mark + i, 1));
+    runtime_reset(rt);
+    ok(runtime_forward(rt, NULL, false, s.g.ids, mark));
+    ok(runtime_mark(rt));
+    for (int64_t i = 0; i < n; i++) /* backwards: other tokens */
+        ok(runtime_forward(rt, NULL, false, s.g.ids + s.g.T - 1 - i, 1));
+    runtime_rewind(rt);
+    assert_int_equal(runtime_length(rt), mark);
+    for (int64_t i = 0; i < n; i++)
+        ok(runtime_forward(rt, s.have + i * s.g.V, false, s.g.ids + mark + i, 1));
+    assert_memory_equal(s.have, s.want, bytes);
+    runtime_reset(rt);
+    runtime_rewind(rt);
+    assert_int_equal(runtime_length(rt), 0);
+    runtime_close(&rt);
+    close_subject(&s);
+}
+
+static void test_mark(void **state)
+{
+    check_mark(kv(4, 8, KEY_POST_ROPE, 1, 0), 6);
+    check_mark(kv(4, 8, KEY_POST_ROPE, 4, 2), 6);
+    check_mark(kv(4, 8, KEY_POST_ROPE, 7, 3), 2); /* the sink is not full yet */
+    check_mark(kv(16, 0, KEY_POST_ROPE, 1, 0), 6);
+}
+
 static void test_sampler(void **state)
 {
     static const float logits[] = {0, 2, 1, 2, -1};
@@ -381,6 +417,7 @@ int main(void)
         cmocka_unit_test(test_plain),     cmocka_unit_test(test_kv),
         cmocka_unit_test(test_bytes),     cmocka_unit_test(test_limits),
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_sampler),
+        cmocka_unit_test(test_mark),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }
