@@ -7,7 +7,6 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 
 /* clang-format off */
 static const struct opt options[] = {
@@ -27,22 +26,6 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report,
                                            NULL};
 
-/* The state must be this checkpoint's. */
-static enum err check_checkpoint(const struct state *s, const struct job *j)
-{
-    uint32_t crc;
-    char text[16];
-    const json_t *had = json_object_get(state_identity(s), "checkpoint");
-    const char *crc_had = json_string_value(json_object_get(had, "crc32"));
-    TRY(hf_identity(&crc, j->model, true));
-    snprintf(text, sizeof(text), "%08" PRIx32, crc);
-    FAIL_IF(
-        !crc_had || strcmp(crc_had, text), ERR_MISMATCH,
-        "%s: calibrated on another checkpoint: checkpoint.crc32 is %s there and %s in %s",
-        state_dir(s), crc_had ? crc_had : "missing", text, j->model_dir);
-    return OK;
-}
-
 static enum err open_state(struct state **s, const struct job *j)
 {
     TRY(state_open_read(s, j->args->state, &j->arch));
@@ -52,7 +35,7 @@ static enum err open_state(struct state **s, const struct job *j)
             j->args->state, state_done(*s), state_blocks(*s));
     FAIL_IF(j->args->config || j->args->set.n, ERR_USAGE,
             "--state brings its own configuration; leave out --config and --set");
-    return check_checkpoint(*s, j);
+    return stage_check_checkpoint(*s, j);
 }
 
 static enum err print_result(const struct args *a)

@@ -2,6 +2,7 @@
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/eval.h"
+#include "tools/stages.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -71,8 +72,10 @@ static enum err open_model(struct eval *e, const struct args *a)
     } else {
         TRY(job_open_model(j));
     }
-    if (a->state)
+    if (a->state) {
         TRY(state_open_read(&e->state, a->state, &j->arch));
+        TRY(stage_check_checkpoint(e->state, j));
+    }
     const enum err err = arch_check_length(&j->arch, a->ctx);
     return err ? err_add(err, "--ctx: ") : OK;
 }

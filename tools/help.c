@@ -3,6 +3,7 @@
 
 #include "config.h"
 #include "tools/commands.h"
+#include "tools/recipe.h"
 
 #include <string.h>
 
@@ -45,6 +46,9 @@ void help_print_man(void)
            WKVQ_VERSION, purpose, example);
     for (int i = 0; i < command_count; i++)
         opt_print_man(command_table[i]);
+    printf(".SH CONFIGURATION\n"
+           "Keys of YAML files (\\fB\\-\\-config\\fR) and of \\fB\\-\\-set\\fR.\n");
+    recipe_print_man();
     printf(".SH EXIT STATUS\n"
            ".TP\n.B 0\ndone\n.TP\n.B 1\nfailed: machine, system or numbers\n"
            ".TP\n.B 2\nwrong usage or input\n.TP\n.B 3\nverification failed\n"

@@ -89,5 +89,7 @@ uint64_t recipe_memory(const struct recipe *r);
 
 /* The text of configs/reference.yaml. */
 void recipe_print_reference(FILE *f);
+/* The same as man page source, on stdout. */
+void recipe_print_man(void);
 
 #endif

@@ -241,3 +241,14 @@ void recipe_print_reference(FILE *f)
                 k->kind == KEY_FILES ? "[]" : k->value);
     }
 }
+
+void recipe_print_man(void)
+{
+    for (int i = 0; i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        char range[128];
+        range_text(range, sizeof(range), k);
+        printf(".TP\n.B %s\n%s: %s (default: %s).\n", k->name, k->why, range,
+               *k->value ? k->value : "none");
+    }
+}

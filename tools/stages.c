@@ -10,6 +10,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
@@ -158,4 +159,19 @@ out:
     free(config);
     free(from);
     return err;
+}
+
+enum err stage_check_checkpoint(const struct state *s, const struct job *j)
+{
+    uint32_t crc;
+    char text[16];
+    const json_t *had = json_object_get(state_identity(s), "checkpoint");
+    const char *crc_had = json_string_value(json_object_get(had, "crc32"));
+    TRY(hf_identity(&crc, j->model, true));
+    snprintf(text, sizeof(text), "%08" PRIx32, crc);
+    FAIL_IF(
+        !crc_had || strcmp(crc_had, text), ERR_MISMATCH,
+        "%s: calibrated on another checkpoint: checkpoint.crc32 is %s there and %s in %s",
+        state_dir(s), crc_had ? crc_had : "missing", text, j->model_dir);
+    return OK;
 }

@@ -21,6 +21,8 @@ struct calib_summary {
 };
 enum err stage_summary(struct calib_summary *out, const struct state *s);
 
+/* Is s the job's checkpoint's? Reads the whole checkpoint once. ERR_MISMATCH if not. */
+enum err stage_check_checkpoint(const struct state *s, const struct job *j);
 /* Pack the checkpoint with the scales of s (NULL: round to nearest by the job's recipe). */
 enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force);
 /* Verify against the checkpoint and the state on the job's own text. */

@@ -2,6 +2,7 @@
  *
  * Configuration: defaults, YAML, --set, what is refused and how, JSON and back. */
 #include "kernels/base/file.h"
+#include "kernels/base/mem.h"
 #include "tools/recipe.h"
 
 #include <setjmp.h>
@@ -81,6 +82,25 @@ static void reference_is_the_defaults(void **state)
     json_decref(a);
     json_decref(b);
     recipe_free(&r);
+}
+
+/* The committed file is the printed one. */
+static void reference_is_printed(void **state)
+{
+    char *committed, *printed;
+    size_t n, n_printed;
+    const char *path = getenv("REFERENCE_YAML");
+    FILE *f = fopen(yaml_file, "w");
+    if (!path)
+        skip();
+    assert_non_null(f);
+    recipe_print_reference(f);
+    fclose(f);
+    assert_int_equal(file_read_all(&committed, &n, path, 1 << 20), OK);
+    assert_int_equal(file_read_all(&printed, &n_printed, yaml_file, 1 << 20), OK);
+    assert_string_equal(committed, printed);
+    mem_free(committed);
+    mem_free(printed);
 }
 
 /* text fails with e, and the message holds each of the words. */
@@ -197,6 +217,7 @@ int main(void)
         cmocka_unit_test(defaults_are_the_papers),
         cmocka_unit_test(reads_yaml),
         cmocka_unit_test(reference_is_the_defaults),
+        cmocka_unit_test(reference_is_printed),
         cmocka_unit_test(refuses_with_line_and_remedy),
         cmocka_unit_test(set_and_shortcuts),
         cmocka_unit_test(set_refuses),
