@@ -2,6 +2,7 @@
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/eval.h"
+#include "tools/eval_tasks.h"
 #include "tools/stages.h"
 
 #include <inttypes.h>
@@ -13,15 +14,24 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Evaluation:"},
     {OPT_TEXT, .name = "task", .arg = "TASK", .offset = offsetof(struct args, task),
-     .value = "ppl", .choices = "ppl", .help = "What to measure: ppl, perplexity"},
+     .value = "ppl", .choices = "ppl|zeroshot",
+     .help = "What to measure: ppl, perplexity; zeroshot, multiple choice on --data files of "
+             "PIQA, ARC, HellaSwag, WinoGrande"},
+    {OPT_INT, .name = "limit", .arg = "N", .offset = offsetof(struct args, limit),
+     .value = "0", .lo = 0, .hi = 1 << 30,
+     .help = "Use the first N questions of each file; 0 = all"},
+    {OPT_TEXT, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
+     .help = "Right answers, a number a line, of a data set that keeps them apart (PIQA)"},
+    {OPT_TEXT, 'o', "output", "FILE", offsetof(struct args, out),
+     .help = "Write a line of JSON for each question"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
      .help = "Use the first N windows of the text; 0 = all"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
      .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap"},
-    {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "1",
-     .lo = 1, .hi = 1 << 24,
+    {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "0",
+     .lo = 0, .hi = 1 << 24,
      .help = "Tokens processed at a time; before them the cache is quantized: 1 = decode, "
-             "N = CTX is one prefill"},
+             "N = CTX is one prefill; 0 = 1, but a question's context whole with --decode"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
      .help = "16 leaves the cache in full precision; 0 does as the artifact or the "
@@ -52,7 +62,14 @@ static enum err check_options(const struct args *a, bool is_artifact)
             "convert` "
             "makes one",
             a->pos.item[0]);
-    const bool rtn = !strcmp(a->simulate, "rtn");
+    const bool rtn = !strcmp(a->simulate, "rtn"), ppl = !strcmp(a->task, "ppl");
+    FAIL_IF(ppl && (a->limit || a->labels || a->out), ERR_USAGE,
+            "--%s is for --task zeroshot; --windows limits a text",
+            a->limit    ? "limit"
+            : a->labels ? "labels"
+                        : "output");
+    FAIL_IF(!ppl && a->windows, ERR_USAGE,
+            "--windows is for --task ppl; --limit limits questions");
     FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
             "--%s: %s is an artifact, quantized already; name its checkpoint",
             rtn ? "simulate" : "state", a->pos.item[0]);
@@ -80,31 +97,6 @@ static enum err open_model(struct eval *e, const struct args *a)
     return err ? err_add(err, "--ctx: ") : OK;
 }
 
-/* The bits that really were in force. */
-static void bits_in_force(int *weights, int *kv, const struct eval *e)
-{
-    *weights = *kv = 16;
-    if (e->artifact) {
-        *weights = artifact_weight_spec(e->artifact)->bits;
-        *kv = artifact_kv_spec(e->artifact)->bits;
-    } else if (e->rtn || e->state) {
-        const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
-        *weights = (int)r->weight_bits;
-        *kv = (int)r->kv_bits;
-    }
-    if (e->kv_bits)
-        *kv = e->kv_bits;
-}
-
-static const char *method_name(const struct eval *e)
-{
-    if (e->decode)
-        return "packed runtime";
-    if (e->rtn || e->state || e->artifact)
-        return "simulation";
-    return "full precision";
-}
-
 static enum err print_json(const struct eval *e, const struct eval_result *r)
 {
     static const char *const bos_name[] = {"auto", "never", "always"};
@@ -113,13 +105,13 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     char crc[16];
     int weight_bits, kv_bits;
     const bool bos = j->ids.n && j->ids.id[0] == tokenizer_bos(j->tokenizer);
-    bits_in_force(&weight_bits, &kv_bits, e);
+    eval_bits(&weight_bits, &kv_bits, e);
     snprintf(crc, sizeof(crc), "%08" PRIx32, j->ids_crc);
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:i, "
         "s:i, s:s, s:f}",
-        "task", "ppl", "model", j->model_dir, "method", method_name(e), "ppl", r->ppl,
+        "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
         (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
@@ -140,7 +132,7 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
     int weight_bits, kv_bits;
     if (e->job->args->json)
         return print_json(e, r);
-    bits_in_force(&weight_bits, &kv_bits, e);
+    eval_bits(&weight_bits, &kv_bits, e);
     printf("perplexity  %.4f", r->ppl);
     if (isfinite(r->ppl_stderr))
         printf(" +- %.4f", r->ppl_stderr);
@@ -153,34 +145,41 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
                ? "BOS in front"
                : "no BOS");
     printf("model       W%dKV%d by %s, chunk %" PRId64 "\n", weight_bits, kv_bits,
-           method_name(e), e->chunk);
+           eval_method(e), e->chunk);
     printf("time        %.1f s\n", r->seconds);
     return OK;
+}
+
+static enum err measure_ppl(struct eval *e)
+{
+    struct eval_result r;
+    TRY(eval_ppl(&r, e));
+    return print_result(e, &r);
 }
 
 static enum err run(struct args *a)
 {
     enum err err = OK;
     struct job j = {0};
-    struct eval_result r;
+    const bool ppl = !strcmp(a->task, "ppl");
     struct eval e = {.job = &j,
                      .kv_bits = (int)a->kv_bits,
                      .windows = a->windows,
                      .ctx = a->ctx,
-                     .chunk = a->chunk,
+                     .chunk = ppl && !a->chunk ? 1 : a->chunk,
                      .decode = a->decode};
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
-    TRY_OUT(job_check_text(&j, "perplexity"));
+    TRY_OUT(job_check_text(&j, ppl ? "perplexity" : a->task));
     TRY_OUT(open_model(&e, a));
-    TRY_OUT(job_read_text(&j));
+    if (ppl)
+        TRY_OUT(job_read_text(&j));
     /* A figure to compare with others' is computed in f32 unless something else was asked.
      */
     if (!j.recipe.compute)
         j.recipe.compute = 1;
     if (!a->decode)
         TRY_OUT(job_open_device(&j));
-    TRY_OUT(eval_ppl(&r, &e));
-    TRY_OUT(print_result(&e, &r));
+    TRY_OUT(ppl ? measure_ppl(&e) : eval_choices(&e));
 out:
     artifact_close(&e.artifact);
     state_close(&e.state);
@@ -191,7 +190,7 @@ out:
 const struct command cmd_eval = {
     .name = "eval",
     .operands = "MODEL_OR_ARTIFACT",
-    .summary = "Perplexity of a checkpoint or an artifact",
+    .summary = "Perplexity or tasks of a checkpoint or an artifact",
     .details =
         "The literature's protocol: the text is tokenized once and cut into windows of "
         "--ctx "

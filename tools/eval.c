@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/eval.h"
 
-#include "calib/model/model.h"
-#include "convert/artifact/writer.h"
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/eval_sim.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -37,53 +36,31 @@ void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n)
     out->windows = n;
 }
 
-/* --- simulation --------------------------------------------------------------------- */
-
-/* The quantization of a simulated run, block by block. */
-struct source {
-    struct eval *e;
-    const struct model_source *weights;
-    struct block_quant current;
-};
-
-static enum err load_rtn(struct source *s, int64_t i)
+void eval_bits(int *weights, int *kv, const struct eval *e)
 {
-    struct block_src src;
-    const struct recipe *r = &s->e->job->recipe;
-    struct weight_spec w = recipe_weight_spec(r);
-    struct kv_spec kv = recipe_kv_spec(r);
-    w.method = WEIGHT_RTN;
-    kv.method = KV_TOKEN;
-    TRY(s->weights->block(s->weights->ctx, i, &src));
-    return quant_block_rtn(&s->current, &s->e->job->arch, &src, &w, &kv);
-}
-
-static enum err source_block(void *ctx, int64_t i, const struct block_quant **q)
-{
-    struct source *s = ctx;
-    struct eval *e = s->e;
-    block_quant_free(&s->current);
+    *weights = *kv = 16;
     if (e->artifact) {
-        TRY(artifact_block_quant(&s->current, e->artifact, i));
-        s->current.weights.bits = 16; /* artifact_source has them unpacked */
-    } else if (e->state) {
-        TRY(state_load_block(&s->current, e->state, i));
-    } else {
-        TRY(load_rtn(s, i));
+        *weights = artifact_weight_spec(e->artifact)->bits;
+        *kv = artifact_kv_spec(e->artifact)->bits;
+    } else if (e->rtn || e->state) {
+        const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+        *weights = (int)r->weight_bits;
+        *kv = (int)r->kv_bits;
     }
     if (e->kv_bits)
-        s->current.kv.bits = e->kv_bits;
-    *q = &s->current;
-    return OK;
+        *kv = e->kv_bits;
 }
 
-/* Windows whose hidden states, in and out, take at most a quarter of the budget. */
-static int64_t windows_at_once(const struct eval *e)
+const char *eval_method(const struct eval *e)
 {
-    const double one = 8.0 * (double)e->ctx * (double)e->job->arch.d_model;
-    const int64_t n = (int64_t)((double)recipe_memory(&e->job->recipe) / 4 / one);
-    return n < 1 ? 1 : n > e->windows ? e->windows : n;
+    if (e->decode)
+        return "packed runtime";
+    if (e->rtn || e->state || e->artifact)
+        return "simulation";
+    return "full precision";
 }
+
+/* --- simulation --------------------------------------------------------------------- */
 
 static double window_mean(const float *nll, int64_t n)
 {
@@ -124,23 +101,14 @@ static enum err simulate_batches(const struct eval *e, struct model_run r, doubl
 
 static enum err simulate(struct eval *e, double *mean)
 {
-    struct source source = {.e = e};
-    const struct model_quant quant = {.ctx = &source, .block = source_block};
-    const bool quantized = e->artifact || e->state || e->rtn;
+    struct eval_sim sim;
     float *nll = NULL;
-    source.weights = e->artifact ? artifact_source(e->artifact) : hf_source(e->job->model);
-    struct model_run r = {
-        .dev = e->job->dev,
-        .arch = &e->job->arch,
-        .src = source.weights,
-        .quant = quantized ? &quant : NULL,
-        .act = e->job->settings.act,
-        .chunk = e->chunk,
-    };
-    const int64_t batch = windows_at_once(e);
+    const int64_t fit = eval_sim_windows(e, e->ctx);
+    const int64_t batch = fit < e->windows ? fit : e->windows;
     TRY(mem_alloc(&nll, (size_t)(batch * e->ctx), sizeof(*nll)));
-    const enum err err = simulate_batches(e, r, mean, nll, batch);
-    block_quant_free(&source.current);
+    eval_sim_open(&sim, e);
+    const enum err err = simulate_batches(e, sim.run, mean, nll, batch);
+    eval_sim_close(&sim);
     mem_free(nll);
     return err;
 }

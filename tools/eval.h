@@ -31,6 +31,9 @@ struct eval_result {
 /* Windows of ctx tokens from the start of job->ids; windows 0: all there are. ERR_USAGE
  * when the text has none. */
 enum err eval_ppl(struct eval_result *out, struct eval *e);
+/* The bits that are in force, and how the model is run, for reports. */
+void eval_bits(int *weights, int *kv, const struct eval *e);
+const char *eval_method(const struct eval *e);
 /* -log p(target) in nats from logits [vocab]. */
 double eval_nll(const float *logits, int64_t vocab, int32_t target);
 /* Mean, standard error and perplexity from n windows' mean losses. */

@@ -28,8 +28,10 @@ struct args {
     struct text_list set;
     const char *out, *state, *against;
     struct text_list data;
+    const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *device;
     bool plan, keep_state, force, decode, stats;
+    int64_t limit;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, batch, length, seqlen;
     int64_t blocks, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap;

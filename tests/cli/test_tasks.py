@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`wkvq eval --task zeroshot` on a tiny model: test_tasks.py WKVQ.
+
+What is scored, and with what result, against texts written out here and a forward pass in plain
+Python; the packed runtime against the simulation."""
+import json
+import math
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+import tiny_forward
+
+# name: (file, lines, [(gold, [(context, continuation, characters of the choice)])])
+ARC = "Question: Why?\nAnswer:"
+SETS = {
+    "piqa": ("piqa.jsonl",
+             [{"goal": "Boil an egg", "sol1": "use water", "sol2": "use \u00e9", "label": 1},
+              {"goal": "Cut", "sol1": "a", "sol2": "bc", "label": "0"}],
+             [(1, [("Question: Boil an egg\nAnswer:", " use water", 9),
+                   ("Question: Boil an egg\nAnswer:", " use \u00e9", 5)]),
+              (0, [("Question: Cut\nAnswer:", " a", 1), ("Question: Cut\nAnswer:", " bc", 2)])]),
+    "arc": ("arc.jsonl",
+            [{"id": "1", "question": {"stem": "Why?", "choices": [{"text": "x", "label": "A"},
+                                                                  {"text": "yy", "label": "B"},
+                                                                  {"text": "zz z", "label": "C"}]},
+              "answerKey": "C"},
+             {"id": "2", "question": "Why?", "choices": {"text": ["q", "rs"], "label": ["1", "2"]},
+              "answerKey": "1"}],
+            [(2, [(ARC, " x", 1), (ARC, " yy", 2), (ARC, " zz z", 4)]),
+             (0, [(ARC, " q", 1), (ARC, " rs", 2)])]),
+    "hellaswag": ("hellaswag.jsonl",
+                  [{"activity_label": "Cooking", "ctx_a": "A man [step] stirs.", "ctx_b": "the Man",
+                    "endings": ["eats [title] well.", "[x]  runs"], "label": "1"},
+                   {"activity_label": "Run", "ctx_a": "Go [title] on", "endings": [" a", "b [c"],
+                    "label": 0}],
+                  [(1, [("Cooking: A man stirs. The man", " eats. well.", 11),
+                        ("Cooking: A man stirs. The man", "  runs", 5)]),
+                   (0, [("Run: Go. on", " a", 1), ("Run: Go. on", " b [c", 4)])]),
+    "winogrande": ("winogrande.jsonl",
+                   [{"sentence": "Ann met Bo as _ was late.", "option1": "Ann", "option2": "Bo ",
+                     "answer": "2"}],
+                   [(1, [("Ann met Bo as Ann", " was late.", 3),
+                         ("Ann met Bo as Bo", "  was late.", 3)])]),
+}
+
+
+class Fixture:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        tiny.make_model(self.path / "model")
+        self.reference = tiny_forward.Tiny(self.path / "model")
+        for name, lines, _ in SETS.values():
+            text = "\n".join(json.dumps(line) for line in lines) + "\n\n"
+            (self.path / name).write_text(text)
+
+    def run(self, *args, want=0):
+        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300)
+        if done.returncode != want:
+            raise AssertionError(f"{' '.join(args)}: exit {done.returncode}, want {want}\n"
+                                 + done.stderr.decode(errors="replace"))
+        return done.stdout.decode()
+
+    def evaluate(self, model, *args, files=None):
+        """The result, and its line for each question."""
+        files = files or [name for name, _, _ in SETS.values()]
+        data = [w for f in files for w in ("--data", f)]
+        out = self.run("eval", model, "--task", "zeroshot", *data, "--ctx", "200", "--json", "-q",
+                       "-o", "lines.jsonl", *args)
+        rows = [json.loads(line) for line in (self.path / "lines.jsonl").read_text().splitlines()]
+        return json.loads(out), rows
+
+    def likelihoods(self, choices, front=()):
+        for context, continuation, _ in choices:
+            a, b = list(context.encode()), list(continuation.encode())
+            yield self.reference.log_likelihood([*front, *a, *b], len(front) + len(a))
+
+
+def near(got, want, bound, what):
+    if not abs(got - want) <= bound:
+        raise AssertionError(f"{what}: {got}, want {want}")
+
+
+def best(scores):
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def share(hits):
+    p = sum(hits) / len(hits)
+    return p, math.sqrt(p * (1 - p) / (len(hits) - 1)) if len(hits) > 1 else None
+
+
+def test_scores(f):
+    """Likelihoods, lengths and accuracies in full precision."""
+    result, rows = f.evaluate("model")
+    rows = iter(rows)
+    for got, (name, (_, _, questions)) in zip(result["sets"], SETS.items()):
+        plain, norm = [], []
+        for gold, choices in questions:
+            row = next(rows)
+            want = list(f.likelihoods(choices))
+            chars = [c for _, _, c in choices]
+            assert row["set"] == name and row["gold"] == gold, row
+            assert row["chars"] == chars, row
+            assert row["tokens"] == [len(c.encode()) for _, c, _ in choices], row
+            for have, w in zip(row["ll"], want, strict=True):
+                near(have, w, 1e-4, f"{name}, likelihood")
+            plain.append(best(want) == gold)
+            norm.append(best([w / n for w, n in zip(want, chars)]) == gold)
+        assert got["set"] == name and got["n"] == len(questions), got
+        for key, hits in (("acc", plain), ("acc_norm", norm)):
+            if name == "winogrande" and key == "acc_norm":
+                assert got[key] is None, got
+                continue
+            p, error = share(hits)
+            near(got[key], p, 1e-8, f"{name}, {key}")
+            if error is not None:
+                near(got[key + "_stderr"], error, 1e-8, f"{name}, {key}_stderr")
+
+
+def test_bos(f):
+    """--bos always puts one in front; auto leaves it out, whatever the tokenizer's template."""
+    shutil.copytree(f.path / "model", f.path / "bos")
+    tokenizer = tiny.tokenizer()
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                                 {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}}
+    (f.path / "bos/tokenizer.json").write_text(json.dumps(tokenizer))
+    name, _, questions = SETS["piqa"]
+    for args, front in ((["--bos", "always"], [256]), ([], [])):
+        _, rows = f.evaluate("bos", *args, files=[name])
+        for have, want in zip(rows[0]["ll"], f.likelihoods(questions[0][1], front)):
+            near(have, want, 1e-4, "BOS " + " ".join(args))
+
+
+def test_cut(f):
+    """A text longer than --ctx loses its beginning."""
+    name, _, questions = SETS["piqa"]
+    _, rows = f.evaluate("model", "--ctx", "16", files=[name])
+    context, continuation, _ = questions[0][1][0]
+    ids = list((context + continuation).encode())[-16:]
+    want = f.reference.log_likelihood(ids, 16 - len(continuation))
+    near(rows[0]["ll"][0], want, 1e-4, "cut")
+
+
+def test_packed(f):
+    """The packed runtime, shared beginnings computed once, gives what the simulation gives."""
+    for window in ("1", "9"):
+        out = "packed" + window
+        f.run("convert", "model", "-o", out, "-q", "--set", "weights.group_size=8", "--set",
+              "kv.group_size=8", "--set", f"kv.window={window}", "--set", "kv.sink=2")
+        _, simulated = f.evaluate(out, "--chunk", "1")
+        _, packed = f.evaluate(out, "--chunk", "1", "--decode")
+        _, whole = f.evaluate(out, "--decode")
+        _, full = f.evaluate(out, "--decode", "--kv-bits", "16")
+        differs = False
+        for a, b, c, d in zip(simulated, packed, whole, full, strict=True):
+            for w, x, y, z in zip(a["ll"], b["ll"], c["ll"], d["ll"], strict=True):
+                near(x, w, 2e-3, "packed runtime against simulation")
+                near(y, z, 1, "context as one chunk")
+                differs |= abs(x - z) > 1e-3
+        assert differs, "a quantized cache does not show"
+
+
+def test_limit(f):
+    result, rows = f.evaluate("model", "--limit", "1")
+    assert [s["n"] for s in result["sets"]] == [1, 1, 1, 1] and len(rows) == 4
+
+
+def test_labels(f):
+    """PIQA's labels in a file of their own."""
+    name, lines, _ = SETS["piqa"]
+    bare = [{k: v for k, v in line.items() if k != "label"} for line in lines]
+    (f.path / "bare.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    (f.path / "bare.lst").write_text("1\n0\n")
+    _, want = f.evaluate("model", files=[name])
+    _, rows = f.evaluate("model", "--labels", "bare.lst", files=["bare.jsonl"])
+    assert rows == want
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), folder)
+        for name, test in list(globals().items()):
+            if name.startswith("test_") and (len(sys.argv) < 3 or name in sys.argv[2:]):
+                test(f)
+                print("ok", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/eval_sim.h"
+
+#include "convert/artifact/writer.h"
+
+static enum err load_rtn(struct eval_sim *s, int64_t i)
+{
+    struct block_src src;
+    const struct recipe *r = &s->e->job->recipe;
+    struct weight_spec w = recipe_weight_spec(r);
+    struct kv_spec kv = recipe_kv_spec(r);
+    w.method = WEIGHT_RTN;
+    kv.method = KV_TOKEN;
+    TRY(s->run.src->block(s->run.src->ctx, i, &src));
+    return quant_block_rtn(&s->current, &s->e->job->arch, &src, &w, &kv);
+}
+
+/* The quantization of block i. */
+static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
+{
+    struct eval_sim *s = ctx;
+    const struct eval *e = s->e;
+    block_quant_free(&s->current);
+    if (e->artifact) {
+        TRY(artifact_block_quant(&s->current, e->artifact, i));
+        s->current.weights.bits = 16; /* artifact_source has them unpacked */
+    } else if (e->state) {
+        TRY(state_load_block(&s->current, e->state, i));
+    } else {
+        TRY(load_rtn(s, i));
+    }
+    if (e->kv_bits)
+        s->current.kv.bits = e->kv_bits;
+    *q = &s->current;
+    return OK;
+}
+
+void eval_sim_open(struct eval_sim *s, struct eval *e)
+{
+    const bool quantized = e->artifact || e->state || e->rtn;
+    *s = (struct eval_sim){.e = e};
+    s->quant = (struct model_quant){.ctx = s, .block = load_block};
+    s->run = (struct model_run){
+        .dev = e->job->dev,
+        .arch = &e->job->arch,
+        .src = e->artifact ? artifact_source(e->artifact) : hf_source(e->job->model),
+        .quant = quantized ? &s->quant : NULL,
+        .act = e->job->settings.act,
+        .chunk = e->chunk,
+    };
+}
+
+void eval_sim_close(struct eval_sim *s)
+{
+    block_quant_free(&s->current);
+}
+
+int64_t eval_sim_windows(const struct eval *e, int64_t T)
+{
+    const double one = 8.0 * (double)T * (double)e->job->arch.d_model;
+    const int64_t n = (int64_t)((double)recipe_memory(&e->job->recipe) / 4 / one);
+    return n < 1 ? 1 : n;
+}

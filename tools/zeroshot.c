@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/zeroshot.h"
+
+#include "convert/runtime/runtime.h"
+#include "kernels/base/mem.h"
+#include "tools/choice_text.h"
+#include "tools/eval_sim.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* --- requests ----------------------------------------------------------------------- */
+
+/* Drop tokens in front, so that limit of them are input. */
+static void cut_front(struct request *r, int64_t limit)
+{
+    const int64_t drop = r->n - (limit + 1);
+    if (drop <= 0)
+        return;
+    memmove(r->ids, r->ids + drop, (size_t)(r->n - drop) * sizeof(*r->ids));
+    r->n -= drop;
+    r->ctx -= drop;
+}
+
+enum err request_encode(struct request *out, const struct tokenizer *t,
+                        const struct choice *c, enum bos_rule bos, int64_t limit)
+{
+    enum err err = OK;
+    char *text = NULL;
+    struct token_ids whole = {0}, context = {0};
+    TRY(choice_join(&text, (const char *const[]){c->context, c->continuation, NULL}));
+    TRY_OUT(tokenizer_encode(&whole, t, text, strlen(text), bos));
+    TRY_OUT(tokenizer_encode(&context, t, text, choice_bare_bytes(c->context), bos));
+    if (context.n == 0 || context.n >= whole.n)
+        FAIL_OUT(ERR_FORMAT, "\"%.60s\" + \"%.60s\": %zu tokens of context, %zu in all",
+                 c->context, c->continuation, context.n, whole.n);
+    struct request r = {.ids = whole.id, .n = (int64_t)whole.n, .ctx = (int64_t)context.n};
+    cut_front(&r, limit);
+    if (r.ctx < 1)
+        FAIL_OUT(ERR_USAGE, "\"%.60s\": its tokens leave no room for a context in %" PRId64,
+                 c->continuation, limit);
+    *out = r;
+    whole = (struct token_ids){0};
+out:
+    mem_free(text);
+    token_ids_free(&whole);
+    token_ids_free(&context);
+    return err;
+}
+
+static void requests_free(struct request *r, int64_t n)
+{
+    for (int64_t i = 0; r && i < n; i++)
+        mem_free(r[i].ids);
+    mem_free(r);
+}
+
+static enum err check_ids(const struct request *r, const struct eval *e)
+{
+    for (int64_t i = 0; i < r->n; i++)
+        FAIL_IF(r->ids[i] < 0 || r->ids[i] >= e->job->arch.vocab, ERR_MISMATCH,
+                "%s: a question has token %" PRId32 ", the model's vocabulary has %" PRId64
+                ": the tokenizer is another model's",
+                e->job->model_dir, r->ids[i], e->job->arch.vocab);
+    return OK;
+}
+
+static enum err encode_all(struct request *r, const struct question_set *s,
+                           const struct eval *e)
+{
+    const enum bos_rule bos =
+        e->job->recipe.bos == BOS_ALWAYS ? BOS_ALWAYS : BOS_NEVER; /* as the harness */
+    for (int64_t i = 0; i < s->n; i++)
+        for (int c = 0; c < s->item[i].n; c++, r++) {
+            const enum err err = request_encode(r, e->job->tokenizer, &s->item[i].choice[c],
+                                                bos, e->ctx - 1);
+            if (err)
+                return err_add(err, "question %" PRId64 ": ", i + 1);
+            TRY(check_ids(r, e));
+            r->question = i;
+            r->choice = c;
+        }
+    return OK;
+}
+
+/* --- simulation --------------------------------------------------------------------- */
+
+static int longer(const void *a, const void *b)
+{
+    const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
+    if (x->n != y->n)
+        return x->n > y->n ? -1 : 1;
+    if (x->question != y->question)
+        return x->question < y->question ? -1 : 1;
+    return x->choice - y->choice;
+}
+
+/* Windows of T tokens, what a text lacks filled up behind its end where nothing sees it. */
+static enum err score_batch(const struct model_run *run, struct request **r, int64_t n,
+                            int64_t T)
+{
+    enum err err = OK;
+    int32_t *ids;
+    float *nll = NULL;
+    TRY(mem_calloc(&ids, (size_t)(n * T), sizeof(*ids)));
+    TRY_OUT(mem_alloc(&nll, (size_t)(n * T), sizeof(*nll)));
+    for (int64_t i = 0; i < n; i++)
+        memcpy(ids + i * T, r[i]->ids, (size_t)r[i]->n * sizeof(*ids));
+    TRY_OUT(model_nll(run, ids, n, T, nll));
+    for (int64_t i = 0; i < n; i++) {
+        r[i]->ll = 0;
+        for (int64_t t = r[i]->ctx; t < r[i]->n; t++)
+            r[i]->ll -= (double)nll[i * (T - 1) + t - 1];
+    }
+out:
+    mem_free(ids);
+    mem_free(nll);
+    return err;
+}
+
+/* From the longest text on, so that those of one batch are about as long. */
+static enum err simulate(struct eval *e, struct request **r, int64_t n)
+{
+    struct eval_sim sim;
+    enum err err = OK;
+    eval_sim_open(&sim, e);
+    if (!sim.run.chunk)
+        sim.run.chunk = 1;
+    for (int64_t i = 0, batch; i < n && !err; i += batch) {
+        const int64_t T = r[i]->n, fit = eval_sim_windows(e, T);
+        batch = fit < n - i ? fit : n - i;
+        err = score_batch(&sim.run, r + i, batch, T);
+        progress_share(e->job->progress, (double)(i + batch) / (double)n);
+    }
+    eval_sim_close(&sim);
+    return err;
+}
+
+/* --- the packed runtime ------------------------------------------------------------- */
+
+static int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Tokens that all choices of a question begin with, less than any context. */
+static int64_t shared(struct request *const *r, int n)
+{
+    int64_t same = r[0]->ctx - 1;
+    for (int i = 1; i < n; i++) {
+        same = min64(same, r[i]->ctx - 1);
+        for (int64_t t = 0; t < same; t++)
+            if (r[i]->ids[t] != r[0]->ids[t])
+                same = t;
+    }
+    return same;
+}
+
+static enum err prefill(struct runtime *rt, const int32_t *ids, int64_t n, int64_t chunk)
+{
+    for (int64_t t = 0, step; t < n; t += step) {
+        step = chunk ? min64(chunk, n - t) : n;
+        TRY(runtime_forward(rt, NULL, false, ids + t, step));
+    }
+    return OK;
+}
+
+static enum err decode_choice(struct request *r, struct runtime *rt, const struct eval *e,
+                              int64_t past, float *logits)
+{
+    TRY(prefill(rt, r->ids + past, r->ctx - 1 - past, e->chunk));
+    r->ll = 0;
+    for (int64_t t = r->ctx; t < r->n; t++) {
+        TRY(runtime_forward(rt, logits, false, r->ids + t - 1, 1));
+        r->ll -= eval_nll(logits, e->job->arch.vocab, r->ids[t]);
+    }
+    return OK;
+}
+
+/* r: the choices of one question. */
+static enum err decode_question(struct request **r, int n, struct runtime *rt,
+                                const struct eval *e, float *logits)
+{
+    const int64_t past = shared(r, n);
+    runtime_reset(rt);
+    TRY(prefill(rt, r[0]->ids, past, e->chunk));
+    TRY(runtime_mark(rt));
+    for (int i = 0; i < n; i++) {
+        runtime_rewind(rt);
+        TRY(decode_choice(r[i], rt, e, past, logits));
+    }
+    return OK;
+}
+
+static enum err decode(struct eval *e, struct request **r, int64_t n)
+{
+    enum err err = OK;
+    struct runtime *rt = NULL;
+    float *logits;
+    const struct runtime_settings s = {.threads = (int)e->job->recipe.threads,
+                                       .max_tokens = e->ctx,
+                                       .kv_bits = e->kv_bits};
+    TRY(mem_alloc(&logits, (size_t)e->job->arch.vocab, sizeof(*logits)));
+    TRY_OUT(runtime_open(&rt, e->artifact, &s));
+    for (int64_t i = 0, end; i < n; i = end) {
+        for (end = i; end < n && r[end]->question == r[i]->question;)
+            end++;
+        TRY_OUT(decode_question(r + i, (int)(end - i), rt, e, logits));
+        progress_share(e->job->progress, (double)end / (double)n);
+    }
+out:
+    runtime_close(&rt);
+    mem_free(logits);
+    return err;
+}
+
+static enum err score(struct eval *e, struct request *r, int64_t n)
+{
+    struct request **order;
+    TRY(mem_alloc(&order, (size_t)n, sizeof(struct request *)));
+    for (int64_t i = 0; i < n; i++)
+        order[i] = &r[i];
+    if (!e->decode)
+        qsort(order, (size_t)n, sizeof(struct request *), longer);
+    enum err err = e->decode ? decode(e, order, n) : simulate(e, order, n);
+    for (int64_t i = 0; i < n && !err; i++)
+        if (!isfinite(r[i].ll))
+            err = err_set(ERR_NUMERIC, __FILE__, __LINE__,
+                          "question %" PRId64 ", choice %d: its log-likelihood is %g",
+                          r[i].question + 1, r[i].choice + 1, r[i].ll);
+    mem_free(order);
+    return err;
+}
+
+/* --- results ------------------------------------------------------------------------ */
+
+/* Of a share p of n, as the sample's standard deviation gives it. */
+static double share_stderr(double p, int64_t n)
+{
+    return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;
+}
+
+void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
+                     const struct request *r)
+{
+    int64_t right = 0, right_norm = 0;
+    for (int64_t i = 0; i < s->n; r += s->item[i].n, i++) {
+        const struct question *q = &s->item[i];
+        int best = 0, best_norm = 0;
+        for (int c = 1; c < q->n; c++) {
+            best = r[c].ll > r[best].ll ? c : best;
+            if (r[c].ll / (double)q->choice[c].chars >
+                r[best_norm].ll / (double)q->choice[best_norm].chars)
+                best_norm = c;
+        }
+        right += best == q->gold;
+        right_norm += best_norm == q->gold;
+    }
+    const double p = (double)right / (double)s->n, norm = (double)right_norm / (double)s->n;
+    *out = (struct zeroshot_result){.n = s->n,
+                                    .acc = p,
+                                    .acc_stderr = share_stderr(p, s->n),
+                                    .norm = norm,
+                                    .norm_stderr = share_stderr(norm, s->n)};
+}
+
+static enum err write_lines(struct file_writer *w, const struct question_set *s,
+                            const struct request *r)
+{
+    for (int64_t i = 0; w && i < s->n; r += s->item[i].n, i++) {
+        TRY(file_printf(
+            w, "{\"set\": \"%s\", \"question\": %" PRId64 ", \"gold\": %d, \"ll\": [",
+            s->name, i, s->item[i].gold));
+        for (int c = 0; c < s->item[i].n; c++)
+            TRY(file_printf(w, "%s%.9g", c ? ", " : "", r[c].ll));
+        TRY(file_printf(w, "], \"chars\": ["));
+        for (int c = 0; c < s->item[i].n; c++)
+            TRY(file_printf(w, "%s%" PRId64, c ? ", " : "", s->item[i].choice[c].chars));
+        TRY(file_printf(w, "], \"tokens\": ["));
+        for (int c = 0; c < s->item[i].n; c++)
+            TRY(file_printf(w, "%s%" PRId64, c ? ", " : "", r[c].n - r[c].ctx));
+        TRY(file_printf(w, "]}\n"));
+    }
+    return OK;
+}
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum err zeroshot_run(struct zeroshot_result *out, struct question_set *set, struct eval *e,
+                      const char *path, struct file_writer *lines)
+{
+    struct request *r = NULL;
+    const double start = now_s();
+    int64_t n = 0;
+    TRY(question_set_load(set, path, e->job->args->labels, e->job->args->limit));
+    for (int64_t i = 0; i < set->n; i++)
+        n += set->item[i].n;
+    TRY(mem_calloc(&r, (size_t)n, sizeof(*r)));
+    progress_phase(e->job->progress, set->name);
+    enum err err = encode_all(r, set, e);
+    if (!err)
+        err = score(e, r, n);
+    progress_end(e->job->progress);
+    if (!err)
+        err = write_lines(lines, set, r);
+    if (!err) {
+        zeroshot_reduce(out, set, r);
+        out->seconds = now_s() - start;
+    }
+    requests_free(r, n);
+    return err ? err_add(err, "%s: ", path) : OK;
+}
