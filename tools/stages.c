@@ -134,6 +134,9 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
 {
     enum err err = OK;
     char *config = NULL, *from = NULL;
+    FAIL_IF(!s && j->recipe.weight_method == WEIGHT_GPTQ, ERR_USAGE,
+            "weights.method: gptq needs calibration: let `wkvq quantize` do both, or give "
+            "--state");
     if (!s)
         without_learning(&j->recipe);
     const struct recipe *r = s ? state_recipe(s) : &j->recipe;

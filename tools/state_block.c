@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MAX_TENSORS (2 * N_LIN + 4)
+#define MAX_TENSORS (3 * N_LIN + 4)
 
 struct tensor_list {
     struct named_tensor t[MAX_TENSORS];
@@ -32,6 +32,8 @@ static void list_block(struct tensor_list *l, const struct block_quant *q)
         add(l, lin_name[i], ".scales",
             tensor_2d(lin->scales, DT_F16, lin->out, lin->groups));
         add(l, lin_name[i], ".zeros", tensor_2d(lin->zeros, DT_U8, lin->out, lin->groups));
+        if (lin->codes)
+            add(l, lin_name[i], ".codes", tensor_2d(lin->codes, DT_U8, lin->out, lin->in));
     }
     add(l, "k_scale", "", tensor_1d(q->k_scale, DT_F32, q->n_channels));
     add(l, "k_shift", "", tensor_1d(q->k_shift, DT_F32, q->n_channels));
@@ -73,22 +75,32 @@ static enum err fetch(void *dst, const struct st_file *f, const char *name,
     return OK;
 }
 
+static enum err check_range(const uint8_t *x, int64_t n, const struct st_file *f,
+                            const char *name, int bits)
+{
+    for (int64_t i = 0; i < n; i++)
+        FAIL_IF(x[i] >> bits, ERR_FORMAT,
+                "%s: tensor %s: value %d at index %" PRId64 ", more than %d bits hold",
+                st_path(f), name, x[i], i, bits);
+    return OK;
+}
+
 static enum err fetch_linear(struct qlinear *q, const struct st_file *f,
                              const struct arch *a, int lin, const struct weight_spec *w)
 {
     char name[64];
-    const int highest = (1 << w->bits) - 1;
     TRY(qlinear_alloc(q, arch_out(a, lin), arch_in(a, lin), w->group_size));
     snprintf(name, sizeof(name), "%s.scales", lin_name[lin]);
     TRY(fetch(q->scales, f, name, DT_F16, q->out, q->groups));
     snprintf(name, sizeof(name), "%s.zeros", lin_name[lin]);
     TRY(fetch(q->zeros, f, name, DT_U8, q->out, q->groups));
-    for (int64_t i = 0; i < q->out * q->groups; i++) {
-        FAIL_IF(q->zeros[i] > highest, ERR_FORMAT,
-                "%s: tensor %s: value %d at index %" PRId64 ", more than %d bits hold",
-                st_path(f), name, q->zeros[i], i, w->bits);
-    }
-    return OK;
+    TRY(check_range(q->zeros, q->out * q->groups, f, name, w->bits));
+    if (w->method != WEIGHT_GPTQ)
+        return OK;
+    TRY(qlinear_alloc_codes(q));
+    snprintf(name, sizeof(name), "%s.codes", lin_name[lin]);
+    TRY(fetch(q->codes, f, name, DT_U8, q->out, q->in));
+    return check_range(q->codes, q->out * q->in, f, name, w->bits);
 }
 
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,

@@ -48,14 +48,16 @@ json_t *verify_report_json(const char *artifact, const struct verify_report *r)
         "worst_kl", number(r->logits, r->worst_kl), "worst_token",
         (json_int_t)r->worst_token, "max_logit_diff", number(r->logits, r->max_logit_diff));
     json_t *more = json_pack(
-        "{s:o, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:I}", "worst_block_error",
-        number(r->logits, r->worst_block_error), "worst_block", (json_int_t)r->worst_block,
-        "free_kl", number(r->logits, r->free_kl), "free_top1", (json_int_t)r->free_top1,
-        "ppl_gap_stderr", number(r->perplexity, r->ppl_gap_stderr), "ppl_simulated",
+        "{s:o, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:I, s:I}",
+        "worst_block_error", number(r->logits, r->worst_block_error), "worst_block",
+        (json_int_t)r->worst_block, "free_kl", number(r->logits, r->free_kl), "free_top1",
+        (json_int_t)r->free_top1, "ppl_gap_stderr",
+        number(r->perplexity, r->ppl_gap_stderr), "ppl_simulated",
         number(r->perplexity, r->ppl_simulated), "ppl_runtime",
         number(r->perplexity, r->ppl_runtime), "ppl_gap", number(r->perplexity, r->ppl_gap),
         "ppl_tokens", (json_int_t)r->ppl_tokens, "weight_bits", r->weight_bits, "kv_bits",
-        r->kv_bits, "bytes", (json_int_t)r->total_bytes);
+        r->kv_bits, "bytes", (json_int_t)r->total_bytes, "weights_unchecked",
+        (json_int_t)r->weights_unchecked);
     json_t *cosines = cosines_json(r);
     if (o && more && cosines) {
         json_object_update(o, more);
@@ -75,6 +77,11 @@ static void print_weights(const struct verify_report *r, bool against, bool stat
         printf("weights     %s: %" PRId64 " of %" PRId64 " values differ from the %s\n",
                outcome_text(r->weights), r->weights_differing, r->weights_compared,
                state ? "calibration's" : "source's under the scales");
+    if (r->weights_unchecked)
+        printf("            %" PRId64
+               " packed values not compared: gptq chose their codes, and only the "
+               "calibration has them; --state names it\n",
+               r->weights_unchecked);
 }
 
 static void print_logits(const struct verify_report *r, bool data)

@@ -158,12 +158,28 @@ static void walk_step(struct walk *k)
 
 /* --- one block ---------------------------------------------------------------------- */
 
+/* Chosen codes take the source weight's place: dev_wq_apply finds them again. */
+static enum err load_values(struct walk *k, const struct block_quant *q, int l)
+{
+    const struct qlinear *lin = &q->lin[l];
+    const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
+    const size_t n = (size_t)lin->out * (size_t)lin->in;
+    float *host = NULL;
+    TRY(mem_alloc(&host, n, sizeof(*host)));
+    qlinear_values(host, lin, q->weights.group_size);
+    const enum err err = dev_upload(k->r->dev, w.data, host, n * sizeof(*host));
+    mem_free(host);
+    return err;
+}
+
 /* w^ of projection l over its place in k->w, from its scales, zeros and F32 weight. */
 static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, void *buffer)
 {
     const struct qlinear *lin = &q->lin[l];
     struct dev *d = k->r->dev;
     const size_t n = (size_t)lin->out * (size_t)lin->groups;
+    if (lin->codes)
+        TRY(load_values(k, q, l));
     uint8_t *zeros_at = (uint8_t *)buffer + n * sizeof(*lin->scales);
     TRY(dev_upload(d, buffer, lin->scales, n * sizeof(*lin->scales)));
     TRY(dev_upload(d, zeros_at, lin->zeros, n));

@@ -6,7 +6,8 @@
 
 #define COUNT_MAX ((int64_t)1 << 30)
 
-static const char *const weight_names[] = {[WEIGHT_RTN] = "rtn", [WEIGHT_LWC] = "lwc"};
+static const char *const weight_names[] = {
+    [WEIGHT_RTN] = "rtn", [WEIGHT_LWC] = "lwc", [WEIGHT_GPTQ] = "gptq"};
 static const char *const kv_names[] = {
     [KV_TOKEN] = "token", [KV_CHANNEL_TOKEN] = "channel_token"};
 static const char *const stage_names[] = {
@@ -95,7 +96,7 @@ static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *wh
 static enum err weights_from_json(struct weight_spec *w, const json_t *o, const char *where)
 {
     int method = 0;
-    TRY(need_choice(&method, o, "method", weight_names, 2, where));
+    TRY(need_choice(&method, o, "method", weight_names, 3, where));
     w->method = (enum weight_method)method;
     TRY(need_bits(&w->bits, o, where));
     return json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where);

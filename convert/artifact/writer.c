@@ -68,6 +68,10 @@ static enum err check_linear(const struct writer *w, const struct qlinear *q, in
                 "block %" PRId64 ", %s: zero %" PRId64 " is %d, beyond %d bits", w->layer,
                 lin_name[lin], i, q->zeros[i], w->s->weights.bits);
     }
+    for (int64_t i = 0; q->codes && i < out * in; i++)
+        FAIL_IF(q->codes[i] >> w->s->weights.bits, ERR_FORMAT,
+                "block %" PRId64 ", %s: code %" PRId64 " is %d, beyond %d bits", w->layer,
+                lin_name[lin], i, q->codes[i], w->s->weights.bits);
     return OK;
 }
 
@@ -155,6 +159,10 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
     uint8_t *codes = p->w->codes + thread * p->w->widest;
     for (int64_t i = begin; i < end; i++) {
         const int64_t r = p->first + i;
+        if (p->q->codes) {
+            bitpack_row(p->w->packed + i * p->row_bytes, p->q->codes + r * n, n, p->bits);
+            continue;
+        }
         host_to_f32(row,
                     (const uint8_t *)p->m->data +
                         (size_t)r * (size_t)n * dtype_bytes(p->m->dtype),

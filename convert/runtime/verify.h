@@ -32,6 +32,7 @@ struct verify_report {
     enum verify_outcome structure, weights, logits, perplexity;
     int64_t n_tensors, n_linears;                /* checked */
     int64_t weights_compared, weights_differing; /* elements, part 2 */
+    int64_t weights_unchecked; /* chosen codes (GPTQ), and no state that has them */
     char first_difference[160];
     /* Part 3. Each block of the runtime starts from the simulation's hidden states, with
      * its own packed cache behind it; the logits are those of its last block and head. KL

@@ -84,9 +84,12 @@ static void check_row(void *ctx, int64_t r, int thread)
     *out = (struct row_result){.first = -1};
     host_to_f32(s.w, (const char *)j->src->data + (size_t)(r * p->in) * unit, j->src->dtype,
                 p->in);
-    out->broken =
-        !quant_row_codes(s.want, s.w, j->q->scales + r * p->groups,
-                         j->q->zeros + r * p->groups, p->in, p->bits, p->group_size);
+    if (j->q->codes)
+        memcpy(s.want, j->q->codes + r * p->in, (size_t)p->in);
+    else
+        out->broken =
+            !quant_row_codes(s.want, s.w, j->q->scales + r * p->groups,
+                             j->q->zeros + r * p->groups, p->in, p->bits, p->group_size);
     bitpack_unpack_row(s.have, p->qweight + r * bitpack_bytes(p->in, p->bits), p->in,
                        p->bits);
     bitpack_unpack_row(s.zeros, p->zeros + r * bitpack_bytes(p->groups, p->bits), p->groups,
@@ -130,6 +133,16 @@ out:
     return err;
 }
 
+/* GPTQ's codes are in the state alone: they do not follow from source and scales. */
+static enum err check_codes(struct verify *v, const struct packed_linear *p,
+                            const struct host_mat *src, const struct qlinear *q)
+{
+    if (q->codes || artifact_weight_spec(v->a)->method != WEIGHT_GPTQ)
+        return check_packed(v, p, src, q);
+    v->r->weights_unchecked += p->out * p->in;
+    return OK;
+}
+
 /* What is carried over is the source's bytes. */
 static void check_same(struct verify *v, const struct host_mat *have,
                        const struct host_mat *want)
@@ -170,7 +183,7 @@ static enum err check_block(struct verify *v, int64_t i)
     TRY(m->block(m->ctx, i, &src));
     for (int l = 0; l < N_LIN; l++) {
         if (b->lin[l].bits < 16)
-            TRY(check_packed(v, &b->lin[l], &src.lin[l], &q->lin[l]));
+            TRY(check_codes(v, &b->lin[l], &src.lin[l], &q->lin[l]));
         else
             check_same(v, &b->lin[l].w, &src.lin[l]);
         check_same(v, &b->lin[l].bias, &src.bias[l]);

@@ -25,6 +25,11 @@ struct openblas {
 
 /* Load it once a process, for the best the processor has. NULL: there is none. */
 const struct openblas *openblas_load(void);
+/* Whether the library is there and has LAPACK too. If so: the upper triangle (columns
+ * first) of the symmetric a [n][n] becomes V^-1 with a = V^T V. 0, or the 1-based row at
+ * which a is not positive definite. */
+bool openblas_lapack(void);
+int openblas_factor_invert(double *a, int n, int threads);
 void openblas_tile(const struct gemm_tile *t, const void *a, const void *b, void *c);
 
 struct onednn;        /* opaque */

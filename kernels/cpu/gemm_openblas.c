@@ -16,7 +16,11 @@
 static struct {
     struct openblas about;
     __typeof__(cblas_sgemm) *sgemm;
-    bool found;
+    __typeof__(openblas_set_num_threads) *set_threads;
+    void (*dpotrf)(const char *uplo, const int *n, double *a, const int *lda, int *info);
+    void (*dtrtri)(const char *uplo, const char *diag, const int *n, double *a,
+                   const int *lda, int *info);
+    bool found, lapack;
 } lib;
 
 static bool symbol(void *handle, const char *name, void *out)
@@ -46,16 +50,17 @@ static void load(void)
     void *handle = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
     if (!handle)
         return;
-    __typeof__(openblas_set_num_threads) *set_threads;
     __typeof__(openblas_get_config) *get_config;
     __typeof__(openblas_get_corename) *get_corename;
     lib.found = symbol(handle, "cblas_sgemm", &lib.sgemm) &&
-                symbol(handle, "openblas_set_num_threads", &set_threads) &&
+                symbol(handle, "openblas_set_num_threads", &lib.set_threads) &&
                 symbol(handle, "openblas_get_config", &get_config) &&
                 symbol(handle, "openblas_get_corename", &get_corename);
     if (!lib.found)
         return;
-    set_threads(1);
+    lib.lapack =
+        symbol(handle, "dpotrf_", &lib.dpotrf) && symbol(handle, "dtrtri_", &lib.dtrtri);
+    lib.set_threads(1);
     keep_version(get_config());
     lib.about.core = get_corename();
 }
@@ -65,6 +70,23 @@ const struct openblas *openblas_load(void)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, load);
     return lib.found ? &lib.about : NULL;
+}
+
+bool openblas_lapack(void)
+{
+    return openblas_load() && lib.lapack;
+}
+
+/* The caller waits, so the library's own threads disturb no one. */
+int openblas_factor_invert(double *a, int n, int threads)
+{
+    int info = 0;
+    lib.set_threads(threads);
+    lib.dpotrf("U", &n, a, &n, &info);
+    if (!info)
+        lib.dtrtri("U", "N", &n, a, &n, &info);
+    lib.set_threads(1);
+    return info;
 }
 
 void openblas_tile(const struct gemm_tile *t, const void *a, const void *b, void *c)

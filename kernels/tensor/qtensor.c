@@ -2,6 +2,7 @@
 #include "kernels/tensor/qtensor.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 const char *const lin_name[N_LIN] = {"q", "k", "v", "o", "gate", "up", "down"};
 const char *const lin_module[N_LIN] = {
@@ -32,10 +33,30 @@ enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group
     return OK;
 }
 
+enum err qlinear_alloc_codes(struct qlinear *q)
+{
+    const int64_t dims[] = {q->out, q->in};
+    size_t n;
+    TRY(size_product(&n, dims, 2, 1));
+    return mem_alloc(&q->codes, n, sizeof(*q->codes));
+}
+
+void qlinear_values(float *w, const struct qlinear *q, int64_t group_size)
+{
+    const int64_t step = group_size > 0 ? group_size : q->in;
+    for (int64_t r = 0; r < q->out; r++)
+        for (int64_t c = 0; c < q->in; c++) {
+            const int64_t group = r * q->groups + c / step, at = r * q->in + c;
+            w[at] = quant_weight_value(q->codes[at], q->zeros[group],
+                                       f16_to_f32(q->scales[group]));
+        }
+}
+
 void qlinear_free(struct qlinear *q)
 {
     mem_free(q->scales);
     mem_free(q->zeros);
+    mem_free(q->codes);
     *q = (struct qlinear){0};
 }
 

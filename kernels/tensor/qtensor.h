@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * What is quantized and how: the settings of a weight and a KV quantizer, and the hand-over
- * from calibration to packing: the scales and zeros of one block. Host memory throughout. */
+ * from calibration to packing: the scales and zeros of one block. Host memory throughout.
+ */
 #ifndef WKVQ_QTENSOR_H
 #define WKVQ_QTENSOR_H
 
@@ -18,7 +19,7 @@ enum lin { LIN_Q, LIN_K, LIN_V, LIN_O, LIN_GATE, LIN_UP, LIN_DOWN, N_LIN };
 extern const char *const lin_name[N_LIN];
 extern const char *const lin_module[N_LIN];
 
-enum weight_method { WEIGHT_RTN, WEIGHT_LWC };
+enum weight_method { WEIGHT_RTN, WEIGHT_LWC, WEIGHT_GPTQ };
 
 struct weight_spec {
     enum weight_method method;
@@ -46,25 +47,34 @@ int64_t weight_groups(int64_t in, int64_t group_size);
 /* Channels in a KV group. */
 int64_t kv_group(int64_t head_dim, int64_t group_size);
 
-/* Scales and zeros of one projection. Codes are not kept: they follow from the source
- * weight by quant_weight_code(). */
+/* Scales and zeros of one projection, and its codes where a method chooses them (GPTQ).
+ * Elsewhere they are not kept: they follow from the source weight by quant_weight_code().
+ */
 struct qlinear {
     int64_t out, in, groups;
     uint16_t *scales; /* [out][groups] fp16 bits, owned */
     uint8_t *zeros;   /* [out][groups] 0..2^bits-1, owned */
+    uint8_t *codes;   /* [out][in] 0..2^bits-1, owned; NULL: by quant_weight_code() */
 };
 
 /* What calibration knows about one block. */
 struct block_quant {
     struct weight_spec weights;
     struct kv_spec kv;
-    struct qlinear lin[N_LIN];  /* empty (scales NULL) at 16 bits */
-    int64_t n_channels;         /* kv heads * head_dim */
-    float *k_scale, *k_shift;   /* [n_channels] s and delta of K, owned; 1 and 0 for KV_TOKEN */
-    float *v_scale, *v_shift;   /* [n_channels] of V */
+    struct qlinear lin[N_LIN]; /* empty (scales NULL) at 16 bits */
+    int64_t n_channels;        /* kv heads * head_dim */
+    float *k_scale,
+        *k_shift; /* [n_channels] s and delta of K, owned; 1 and 0 for KV_TOKEN */
+    float *v_scale, *v_shift; /* [n_channels] of V */
 };
 
 enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size);
+/* Room for codes; scales are there. */
+enum err qlinear_alloc_codes(struct qlinear *q);
+/* w [out][in] = (code - zero) scale; q has codes. quant_weight_code() of such a value,
+ * under the same scale and zero, is its code again: the product and the quotient are exact.
+ */
+void qlinear_values(float *w, const struct qlinear *q, int64_t group_size);
 void qlinear_free(struct qlinear *q);
 /* Allocates s = 1, delta = 0. The projections stay empty. */
 enum err block_quant_alloc(struct block_quant *b, int64_t n_channels);

@@ -119,6 +119,34 @@ static void kv_by_hand(void **state)
     assert_true(quant_kv_out(0, h, m, 2, 10) == 8);
 }
 
+/* Chosen codes survive the way through their values, at every scale that fp16 has: the
+ * smallest, ones with all bits set, the largest. 3 columns a group, the last group ragged.
+ */
+static void codes_through_values(void **state)
+{
+    enum { OUT = 64, IN = 256, GROUP = 3 };
+    static float w[OUT * IN];
+    struct qlinear q = {0};
+    assert_int_equal(qlinear_alloc(&q, OUT, IN, GROUP), OK);
+    assert_int_equal(qlinear_alloc_codes(&q), OK);
+    for (int i = 0; i < OUT * (int)q.groups; i++) {
+        q.scales[i] = (uint16_t)(1 + i * 5 % 0x7bff);
+        q.zeros[i] = (uint8_t)(i * 37);
+    }
+    for (int i = 0; i < OUT * IN; i++)
+        q.codes[i] = (uint8_t)(i * 101);
+    qlinear_values(w, &q, GROUP);
+    for (int r = 0; r < OUT; r++)
+        for (int c = 0; c < IN; c++) {
+            const int64_t g = r * q.groups + c / GROUP;
+            assert_int_equal(
+                quant_weight_code(w[r * IN + c], f16_to_f32(q.scales[g]), q.zeros[g], 8),
+                q.codes[r * IN + c]);
+        }
+    qlinear_free(&q);
+    assert_null(q.codes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -128,6 +156,7 @@ int main(void)
         cmocka_unit_test(weights_by_hand),
         cmocka_unit_test(degenerate_groups),
         cmocka_unit_test(kv_by_hand),
+        cmocka_unit_test(codes_through_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * With J the matrix that reverses, J h J = L L^T gives h = R R^T for the upper triangular
+ * R = J L J, so U = R^-1 = J L^-1 J: one factorization and one triangular inverse, and h^-1
+ * is never formed. J M J is M's elements from the last to the first. */
+#include "kernels/cholesky.h"
+
+#include "kernels/cpu/gemm.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+
+static void reverse(double *h, int64_t n)
+{
+    for (int64_t i = 0, j = n * n - 1; i < j; i++, j--) {
+        const double x = h[i];
+        h[i] = h[j];
+        h[j] = x;
+    }
+}
+
+static void clear_upper(double *h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = i + 1; j < n; j++)
+            h[i * n + j] = 0;
+}
+
+static enum err not_definite(int64_t at)
+{
+    FAIL(ERR_NUMERIC, "the matrix is not positive definite (row %" PRId64 " from the end)",
+         at);
+}
+
+/* h = L L^T in h's lower triangle. */
+static enum err factor(double *h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double *a = h + i * n;
+        for (int64_t j = 0; j <= i; j++) {
+            const double *b = h + j * n;
+            double sum = a[j];
+            for (int64_t k = 0; k < j; k++)
+                sum -= a[k] * b[k];
+            if (j < i)
+                a[j] = sum / b[j];
+            else if (sum > 0 && isfinite(sum))
+                a[j] = sqrt(sum);
+            else
+                return not_definite(i);
+        }
+    }
+    return OK;
+}
+
+/* L^-1 in place of L: rows from the first, each from the inverted ones above it. */
+static void invert(double *h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double *a = h + i * n;
+        for (int64_t j = 0; j < i; j++) {
+            double sum = 0;
+            for (int64_t k = j; k < i; k++)
+                sum += a[k] * h[k * n + j];
+            a[j] = -sum / a[i];
+        }
+        a[i] = 1 / a[i];
+    }
+}
+
+enum err cholesky_of_inverse_plain(double *h, int64_t n)
+{
+    reverse(h, n);
+    TRY(factor(h, n));
+    invert(h, n);
+    clear_upper(h, n);
+    reverse(h, n);
+    return OK;
+}
+
+/* LAPACK counts columns first, so our lower triangle is its upper one. */
+enum err cholesky_of_inverse(double *h, int64_t n, int threads)
+{
+    if (n > INT_MAX || !openblas_lapack())
+        return cholesky_of_inverse_plain(h, n);
+    reverse(h, n);
+    const int at = openblas_factor_invert(h, (int)n, threads);
+    if (at)
+        return not_definite(at - 1);
+    clear_upper(h, n);
+    reverse(h, n);
+    return OK;
+}
