@@ -387,6 +387,11 @@ static enum err fill(struct bench *b)
     b->d_o = tensor_heads(b->d_o, H);
     b->target.dtype = DT_I32;
     TRY(dev_zero(b->dev, b->target.data, (size_t)R * sizeof(int32_t)));
+    /* a rotation by no angle, which may be repeated */
+    const struct tensor cos = tensor_1d(b->cos.data, DT_F32, T * d / 2);
+    TRY(dev_zero(b->dev, b->cos.data, (size_t)bytes_of(&b->cos)));
+    TRY(dev_zero(b->dev, b->sin.data, (size_t)bytes_of(&b->sin)));
+    TRY(dev_exp(b->dev, &cos, &cos));
     /* second moments and smoothing are positive */
     TRY(dev_exp(b->dev, &b->moment, &b->moment));
     return dev_exp(b->dev, &b->ks, &b->ks);
