@@ -41,5 +41,7 @@ struct rt_kernels {
 
 /* The best for this machine. */
 const struct rt_kernels *rt_kernels_best(void);
+/* "plain", "avx2" or "avx512"; NULL where this build or machine lacks it. For tests. */
+const struct rt_kernels *rt_kernels_named(const char *name);
 
 #endif
