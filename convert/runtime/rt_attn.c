@@ -13,7 +13,7 @@
 
 #define QUERIES 16  /* share one unpacking of the keys */
 #define TILE 64     /* keys unpacked at a time */
-#define STRETCH 256 /* keys of a piece, when there are few queries */
+#define STRETCH 64 /* keys of a piece, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
