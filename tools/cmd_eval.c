@@ -22,6 +22,9 @@ static const struct opt options[] = {
      .help = "Use the first N questions of each file; 0 = all"},
     {OPT_TEXT, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
      .help = "Right answers, a number a line, of a data set that keeps them apart (PIQA)"},
+    {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
+     .help = "Compare with this checkpoint or artifact, window by window (ppl): difference, "
+             "KL divergence, agreement; --simulate and --state are for the first only"},
     {OPT_TEXT, 'o', "output", "FILE", offsetof(struct args, out),
      .help = "Write a line of JSON for each question"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
@@ -68,6 +71,8 @@ static enum err check_options(const struct args *a, bool is_artifact)
             a->limit    ? "limit"
             : a->labels ? "labels"
                         : "output");
+    FAIL_IF(!ppl && a->against, ERR_USAGE,
+            "--against is for --task ppl; -o keeps each question's result");
     FAIL_IF(!ppl && a->windows, ERR_USAGE,
             "--windows is for --task ppl; --limit limits questions");
     FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
@@ -153,6 +158,8 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
 static enum err measure_ppl(struct eval *e)
 {
     struct eval_result r;
+    if (e->job->args->against)
+        return eval_against(e);
     TRY(eval_ppl(&r, e));
     return print_result(e, &r);
 }
@@ -177,7 +184,7 @@ static enum err run(struct args *a)
      */
     if (!j.recipe.compute)
         j.recipe.compute = 1;
-    if (!a->decode)
+    if (!a->decode || a->against)
         TRY_OUT(job_open_device(&j));
     TRY_OUT(ppl ? measure_ppl(&e) : eval_choices(&e));
 out:

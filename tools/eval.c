@@ -160,7 +160,7 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static enum err count_windows(struct eval *e)
+enum err eval_count_windows(struct eval *e)
 {
     const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
     FAIL_IF(all < 1, ERR_USAGE,
@@ -181,7 +181,7 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     double *mean = NULL;
     struct eval_result r = {.nll = 0};
     const double start = now_s();
-    TRY(count_windows(e));
+    TRY(eval_count_windows(e));
     TRY(mem_calloc(&mean, (size_t)e->windows, sizeof(*mean)));
     progress_phase(e->job->progress, "perplexity");
     const enum err err = e->decode ? decode(e, mean) : simulate(e, mean);

@@ -31,6 +31,8 @@ struct eval_result {
 /* Windows of ctx tokens from the start of job->ids; windows 0: all there are. ERR_USAGE
  * when the text has none. */
 enum err eval_ppl(struct eval_result *out, struct eval *e);
+/* Settle e->windows and e->chunk by the text and ctx. ERR_USAGE when it has no window. */
+enum err eval_count_windows(struct eval *e);
 /* The bits that are in force, and how the model is run, for reports. */
 void eval_bits(int *weights, int *kv, const struct eval *e);
 const char *eval_method(const struct eval *e);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The evaluations that read their own data files: run, and print the result. */
+ * The evaluations beside plain perplexity: run, and print the result. */
 #ifndef WKVQ_EVAL_TASKS_H
 #define WKVQ_EVAL_TASKS_H
 
@@ -8,5 +8,8 @@
 
 /* Multiple choice on every file of e->job->recipe.data. */
 enum err eval_choices(struct eval *e);
+/* Perplexity of e->job->ids beside that of --against, paired over windows. The device is
+ * open. */
+enum err eval_against(struct eval *e);
 
 #endif

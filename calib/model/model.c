@@ -422,6 +422,88 @@ enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_wind
     return run(r, n_windows, T, &e);
 }
 
+/* --- logits by pieces --------------------------------------------------------------- */
+
+struct model_states {
+    struct model_run run;
+    struct walk walk;
+    struct head head;
+    int64_t window; /* whose normalized states are in walk.acts.n1; -1: none's */
+};
+
+static enum err states_fill(struct model_states *s)
+{
+    TRY(walk_blocks(&s->walk));
+    block_weights_free(&s->walk.w); /* only the head is needed now */
+    block_weights_free(&s->walk.full);
+    return head_load(&s->head, &s->walk);
+}
+
+enum err model_states_open(struct model_states **out, const struct model_run *r,
+                           const int32_t *ids, int64_t n_windows, int64_t T)
+{
+    struct model_states *s;
+    TRY(mem_calloc(&s, 1, sizeof(*s)));
+    s->run = *r;
+    s->window = -1;
+    enum err err = walk_open(&s->walk, &s->run, ids, n_windows, T);
+    if (err) {
+        mem_free(s);
+        return err;
+    }
+    err = states_fill(s);
+    if (err)
+        model_states_close(&s);
+    else
+        *out = s;
+    return err;
+}
+
+void model_states_close(struct model_states **ps)
+{
+    struct model_states *s = *ps;
+    *ps = NULL;
+    if (!s)
+        return;
+    dev_free(s->run.dev, s->head.memory);
+    walk_close(&s->walk);
+    mem_free(s);
+}
+
+static enum err states_window(struct model_states *s, int64_t i)
+{
+    struct walk *k = &s->walk;
+    if (s->window == i)
+        return OK;
+    s->window = -1;
+    TRY(dev_rmsnorm(s->run.dev, &k->acts.n1, &k->acts.s1, NULL, &k->h[i], NULL,
+                    &s->head.norm, s->run.arch->norm_eps));
+    s->window = i;
+    return OK;
+}
+
+enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64_t rows,
+                             float *logits)
+{
+    struct dev *d = s->run.dev;
+    const int64_t V = s->run.arch->vocab, piece = s->head.logits.dim[0];
+    FAIL_IF(i < 0 || i >= s->walk.n || t < 0 || rows > s->walk.T - t, ERR_SHAPE,
+            "tokens %" PRId64 " + %" PRId64 " of window %" PRId64 ": there are %" PRId64
+            " windows of %" PRId64,
+            t, rows, i, s->walk.n, s->walk.T);
+    TRY(states_window(s, i));
+    for (int64_t r = 0; r < rows; r += piece) {
+        const int64_t n = rows - r < piece ? rows - r : piece;
+        const struct tensor x = tensor_rows(s->walk.acts.n1, t + r, n);
+        const struct tensor y = tensor_rows(s->head.logits, 0, n);
+        TRY(dev_gemm(d, GEMM_NT, &y, &x, &s->head.w, false));
+        TRY(dev_download(d, logits + r * V, y.data, (size_t)(n * V) * sizeof(float)));
+    }
+    return OK;
+}
+
+/* --- keys and values ---------------------------------------------------------------- */
+
 /* host [T][K*d] F32 = heads of one layer, by way of stage on the device. */
 static enum err download_heads(struct walk *k, float *host, const struct tensor *x,
                                void *stage)

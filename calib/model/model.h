@@ -48,6 +48,17 @@ enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_w
 enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
                    int64_t T, float *nll);
 
+/* Logits piece by piece, for what compares two models: all of them do not fit. Opening runs
+ * all windows through the blocks and keeps their last hidden states on the device; r->dev
+ * and r->src must stay. */
+struct model_states; /* opaque */
+enum err model_states_open(struct model_states **out, const struct model_run *r,
+                           const int32_t *ids, int64_t n_windows, int64_t T);
+void model_states_close(struct model_states **s);
+/* logits host [rows][V] F32 of tokens [t, t + rows) of window i. Cheapest in order. */
+enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64_t rows,
+                             float *logits);
+
 /* Keys and values of one window as attention sees them (rotated), for the worst-head
  * cosines of verification: k, v host [n_layers][T][K*d] F32. K^ and V^ where r->quant
  * quantizes a block's cache (hidden states then follow r->chunk), K and V elsewhere. Either

@@ -185,6 +185,61 @@ def test_labels(f):
     assert rows == want
 
 
+def log_softmax(row):
+    top = max(row)
+    total = top + math.log(sum(math.exp(v - top) for v in row))
+    return [v - total for v in row]
+
+
+def window_means(f, other, ids):
+    """Means over one window: both losses, KL(model || other), agreement."""
+    nll, nll_other, kl, same = 0, 0, 0, 0
+    rows = zip(f.reference.logits(ids[:-1]), other.logits(ids[:-1]), ids[1:])
+    for b, a, target in rows:
+        pb, pa = log_softmax(b), log_softmax(a)
+        nll -= pb[target]
+        nll_other -= pa[target]
+        kl += sum(math.exp(x) * (x - y) for x, y in zip(pb, pa))
+        same += best(pb) == best(pa)
+    return [v / (len(ids) - 1) for v in (nll_other, nll, nll_other - nll, kl, same)]
+
+
+def test_against(f):
+    """Two models on the same windows."""
+    tiny.make_model(f.path / "other", seed=2)
+    tiny.make_text(f.path / "text.txt", 40)
+    other = tiny_forward.Tiny(f.path / "other")
+    ids = list((f.path / "text.txt").read_bytes())
+    want = [window_means(f, other, ids[i:i + 30]) for i in range(0, 120, 30)]
+    r = json.loads(f.run("eval", "other", "--data", "text.txt", "--ctx", "30", "--windows", "4",
+                         "--against", "model", "--json", "-q"))
+    for i, got in enumerate((r["model"]["nll"], r["against"]["nll"], r["difference"], r["kl"],
+                             r["top1"])):
+        column = [row[i] for row in want]
+        mean = sum(column) / 4
+        if i < 2:
+            near(got, mean, 1e-5, "loss")
+        else:
+            error = math.sqrt(sum((v - mean) ** 2 for v in column) / 3 / 4)
+            near(got["mean"], mean, 1e-5, "estimate")
+            near(got["stderr"], error, 1e-5, "standard error")
+    assert r["windows"] == 4 and r["tokens"] == 4 * 29, r
+
+
+def test_against_packed(f):
+    """The packed runtime beside full precision: as the simulation, whatever the chunk."""
+    args = ["--data", "text.txt", "--ctx", "40", "--windows", "2", "--against", "model", "--json",
+            "-q"]
+    for chunk in ("1", "7", "40"):
+        simulated = json.loads(f.run("eval", "packed1", "--chunk", chunk, *args))
+        packed = json.loads(f.run("eval", "packed1", "--chunk", chunk, "--decode", *args))
+        assert packed["model"]["method"] == "packed runtime", packed
+        assert packed["against"]["method"] == "full precision", packed
+        assert simulated["kl"]["mean"] > 1e-4, simulated
+        for key in ("difference", "kl"):
+            near(packed[key]["mean"], simulated[key]["mean"], 2e-4, f"chunk {chunk}, {key}")
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), folder)

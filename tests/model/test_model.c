@@ -268,6 +268,26 @@ static void decode_window(struct naive *n, float *nll, float *logits, const int3
 /* F32 against f64 through two blocks; no code may differ. */
 #define TOLERANCE 2e-6
 
+/* The same logits piece by piece, in any order; whole: those of all windows. Products of
+ * other shapes may round otherwise. */
+static void check_pieces(const struct model_run *r, const int32_t *ids, const float *whole)
+{
+    struct model_states *s;
+    float piece[3 * V];
+    must(model_states_open(&s, r, ids, WINDOWS, T));
+    for (int w = WINDOWS - 1; w >= 0; w--)
+        for (int64_t t = 0, n; t < T; t += n) {
+            n = T - t < 3 ? T - t : 3;
+            must(model_states_logits(s, w, t, n, piece));
+            check_error("piece", max_error(piece, whole + (w * T + t) * V, n * V),
+                        TOLERANCE);
+        }
+    assert_int_equal(model_states_logits(s, 0, T - 1, 2, piece), ERR_SHAPE);
+    err_clear();
+    model_states_close(&s);
+    assert_null(s);
+}
+
 static void check_against_naive(const char *device, bool quant_w, bool quant_kv,
                                 int64_t chunk)
 {
@@ -287,6 +307,7 @@ static void check_against_naive(const char *device, bool quant_w, bool quant_kv,
     float nll[WINDOWS * (T - 1)], logits[WINDOWS * T * V];
     must(model_nll(&r, m.ids, WINDOWS, T, nll));
     must(model_logits(&r, m.ids, WINDOWS, T, logits));
+    check_pieces(&r, m.ids, logits);
     for (int w = 0; w < WINDOWS; w++) {
         struct naive n = {.m = &m,
                           .quant_w = quant_w,

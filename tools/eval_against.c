@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/eval_compare.h"
+#include "tools/eval_tasks.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+/* --- the second model --------------------------------------------------------------- */
+
+/* It shares the first one's device and reads the same text by its own tokenizer. */
+static enum err open_second(struct eval *b, const struct eval *a)
+{
+    struct job *j = b->job;
+    const struct args *args = a->job->args;
+    *j = (struct job){.args = args,
+                      .model_dir = args->against,
+                      .dev = a->job->dev,
+                      .settings = a->job->settings,
+                      .progress = a->job->progress};
+    TRY(recipe_from_args(&j->recipe, args));
+    if (artifact_is(j->model_dir)) {
+        TRY(artifact_open(&b->artifact, j->model_dir, false));
+        j->arch = *artifact_arch(b->artifact);
+        b->decode = a->decode;
+        b->kv_bits = a->kv_bits;
+    } else {
+        TRY(job_open_model(j));
+    }
+    TRY(arch_check_length(&j->arch, a->ctx));
+    TRY(job_read_text(j));
+    FAIL_IF(
+        j->ids.n != a->job->ids.n || j->ids_crc != a->job->ids_crc, ERR_MISMATCH,
+        "%s makes other tokens of the text than %s: their predictions cannot be compared",
+        j->model_dir, a->job->model_dir);
+    return OK;
+}
+
+static void close_second(struct eval *b)
+{
+    b->job->dev = NULL; /* the first one's */
+    b->job->progress = NULL;
+    artifact_close(&b->artifact);
+    job_close(b->job);
+}
+
+/* --- the result --------------------------------------------------------------------- */
+
+static json_t *real_or_null(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+static json_t *estimate_json(struct estimate x)
+{
+    return json_pack("{s:f, s:o}", "mean", x.mean, "stderr", real_or_null(x.stderr_));
+}
+
+static json_t *side_json(const struct eval *e, struct estimate nll)
+{
+    int weight_bits, kv_bits;
+    eval_bits(&weight_bits, &kv_bits, e);
+    return json_pack("{s:s, s:s, s:i, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+                     "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
+                     kv_bits, "nll", nll.mean, "nll_stderr", real_or_null(nll.stderr_),
+                     "ppl", exp(nll.mean));
+}
+
+static enum err print_json(const struct eval *a, const struct eval *b,
+                           const struct compare_result *r)
+{
+    char crc[16];
+    snprintf(crc, sizeof(crc), "%08" PRIx32, a->job->ids_crc);
+    json_t *o = json_pack(
+        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:f}", "task", "ppl",
+        "model", side_json(a, r->nll[0]), "against", side_json(b, r->nll[1]), "difference",
+        estimate_json(r->difference), "kl", estimate_json(r->kl), "top1",
+        estimate_json(r->top1), "tokens", (json_int_t)r->tokens, "windows",
+        (json_int_t)r->windows, "ctx", (json_int_t)a->ctx, "chunk", (json_int_t)a->chunk,
+        "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "seconds", r->seconds);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+static void print_estimate(const char *name, struct estimate x, double unit, int digits,
+                           const char *what)
+{
+    printf("%-11s %.*f", name, digits, unit * x.mean);
+    if (isfinite(x.stderr_))
+        printf(" +- %.*f", digits, unit * x.stderr_);
+    printf(" %s\n", what);
+}
+
+static void print_side(const char *name, const struct eval *e, struct estimate nll)
+{
+    int weight_bits, kv_bits;
+    eval_bits(&weight_bits, &kv_bits, e);
+    printf("%-11s %.4f (%.6f nats), W%dKV%d by %s: %s\n", name, exp(nll.mean), nll.mean,
+           weight_bits, kv_bits, eval_method(e), e->job->model_dir);
+}
+
+static void print_text(const struct eval *a, const struct eval *b,
+                       const struct compare_result *r)
+{
+    print_side("perplexity", a, r->nll[0]);
+    print_side("against", b, r->nll[1]);
+    print_estimate("difference", r->difference, 1, 6, "nats a token");
+    printf("%-11s %+.3f %% of perplexity\n", "", 100 * expm1(r->difference.mean));
+    print_estimate("divergence", r->kl, 1, 6, "nats, KL(against || model)");
+    print_estimate("agreement", r->top1, 100, 3, "% have the same likeliest next token");
+    printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
+           " targets; +- standard error over windows\n",
+           r->windows, a->ctx, r->tokens);
+    printf("time        %.1f s\n", r->seconds);
+}
+
+enum err eval_against(struct eval *a)
+{
+    struct job job = {0};
+    struct eval b = {.job = &job, .ctx = a->ctx};
+    struct compare_result r;
+    enum err err = open_second(&b, a);
+    if (err)
+        err = err_add(err, "--against: ");
+    if (!err)
+        err = eval_compare(&r, a, &b);
+    if (!err && a->job->args->json)
+        err = print_json(a, &b, &r);
+    else if (!err)
+        print_text(a, &b, &r);
+    close_second(&b);
+    return err;
+}
