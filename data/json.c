@@ -58,8 +58,8 @@ static json_t *member(const json_t *o, const char *key)
     return json_is_null(v) ? NULL : v;
 }
 
-enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
-                      const char *where)
+enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
+                      int64_t hi, const char *where)
 {
     const json_t *v = member(o, key);
     if (!v)
@@ -73,13 +73,14 @@ enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo
     else
         FAIL(ERR_FORMAT, "%s: %s is %s, want an integer", where, key, json_kind(v));
     FAIL_IF(value < lo || value > hi, ERR_FORMAT,
-            "%s: %s is %" PRId64 ", want %" PRId64 " to %" PRId64, where, key, value, lo, hi);
+            "%s: %s is %" PRId64 ", want %" PRId64 " to %" PRId64, where, key, value, lo,
+            hi);
     *out = value;
     return OK;
 }
 
-enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
-                       const char *where)
+enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
+                       int64_t hi, const char *where)
 {
     FAIL_IF(!member(o, key), ERR_FORMAT, "%s: %s is missing", where, key);
     return json_get_int(out, o, key, lo, hi, where);

@@ -23,10 +23,10 @@ enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
  * json_get_* leave *out alone and return OK. A wrong type or a value outside [lo, hi] is
  * ERR_FORMAT in both. An integral real (1e6) is taken for an integer. Strings and values
  * are borrowed from o. */
-enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
-                       const char *where);
-enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo, int64_t hi,
-                      const char *where);
+enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
+                       int64_t hi, const char *where);
+enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
+                      int64_t hi, const char *where);
 enum err json_need_real(double *out, const json_t *o, const char *key, double lo, double hi,
                         const char *where);
 enum err json_get_real(double *out, const json_t *o, const char *key, double lo, double hi,

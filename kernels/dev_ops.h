@@ -2,9 +2,9 @@
  *
  * What an implementation fills in; private to kernels/. Arguments arrive checked (shapes,
  * types, aliasing), so an operation trusts them and cannot refuse them; what can still fail
- * is memory or the device, recorded with dev_fail() and sticky. The cpu table starts as a copy
- * of the ref table and is overridden, operation by operation; a table of another memory space
- * leaves NULL what it lacks, and dev_* then fails with ERR_DEVICE. */
+ * is memory or the device, recorded with dev_fail() and sticky. The cpu table starts as a
+ * copy of the ref table and is overridden, operation by operation; a table of another
+ * memory space leaves NULL what it lacks, and dev_* then fails with ERR_DEVICE. */
 #ifndef WKVQ_DEV_OPS_H
 #define WKVQ_DEV_OPS_H
 
@@ -25,8 +25,8 @@ struct dev_ops {
                  const struct tensor *a, const struct tensor *b, bool accumulate);
     void (*bias)(struct dev *d, const struct tensor *y, const struct tensor *b);
     void (*rmsnorm)(struct dev *d, const struct tensor *y, const struct tensor *s,
-                    const struct tensor *h, const struct tensor *x, const struct tensor *add,
-                    const struct tensor *g, float eps);
+                    const struct tensor *h, const struct tensor *x,
+                    const struct tensor *add, const struct tensor *g, float eps);
     void (*rmsnorm_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dy,
                         const struct tensor *x, const struct tensor *s,
                         const struct tensor *g, bool accumulate);
@@ -41,9 +41,10 @@ struct dev_ops {
     void (*attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
                      const struct tensor *dv, const struct tensor *dkq,
                      const struct tensor *dvq, const struct tensor *dout,
-                     const struct tensor *o, const struct tensor *lse, const struct tensor *q,
-                     const struct tensor *k, const struct tensor *v, const struct tensor *kq,
-                     const struct tensor *vq, const struct attn_mask *mask, float scale);
+                     const struct tensor *o, const struct tensor *lse,
+                     const struct tensor *q, const struct tensor *k, const struct tensor *v,
+                     const struct tensor *kq, const struct tensor *vq,
+                     const struct attn_mask *mask, float scale);
     void (*silu_gate)(struct dev *d, const struct tensor *y, const struct tensor *gu);
     void (*silu_gate_bwd)(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
                           const struct tensor *gu);
@@ -54,8 +55,9 @@ struct dev_ops {
                      const struct tensor *zeros, const struct tensor *w, int bits,
                      int64_t group_size);
     void (*lwc_bwd)(struct dev *d, const struct tensor *da, const struct tensor *db,
-                    const struct tensor *dwq, const struct tensor *w, const struct tensor *a,
-                    const struct tensor *b, int bits, int64_t group_size);
+                    const struct tensor *dwq, const struct tensor *w,
+                    const struct tensor *a, const struct tensor *b, int bits,
+                    int64_t group_size);
     void (*kvq)(struct dev *d, const struct tensor *xq, const struct tensor *x,
                 const struct tensor *s, const struct tensor *delta, int bits,
                 int64_t group_size);
@@ -79,9 +81,9 @@ struct dev_ops {
 
 struct dev {
     struct dev_ops ops;
-    struct pool *pool;  /* NULL for ref */
-    void *priv;         /* the implementation's own */
-    enum err failed;    /* sticky */
+    struct pool *pool; /* NULL for ref */
+    void *priv;        /* the implementation's own */
+    enum err failed;   /* sticky */
     enum dtype preferred_act;
     double gemm_seconds;
     double part_seconds[N_DEV_PARTS]; /* by enum dev_part */

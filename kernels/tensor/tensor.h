@@ -47,7 +47,8 @@ struct named_tensor {
     struct tensor t; /* host, contiguous */
 };
 
-/* Host conversion, n elements: from F32, F16 or BF16 at src (any alignment) to f32 or bf16. */
+/* Host conversion, n elements: from F32, F16 or BF16 at src (any alignment) to f32 or bf16.
+ */
 void host_to_f32(float *dst, const void *src, enum dtype t, int64_t n);
 void host_to_bf16(uint16_t *dst, const void *src, enum dtype t, int64_t n);
 
