@@ -11,8 +11,8 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES 16  /* share one unpacking of the keys */
-#define TILE 64     /* keys unpacked at a time */
+#define QUERIES 16 /* share one unpacking of the keys */
+#define TILE 64    /* keys unpacked at a time */
 #define STRETCH 64 /* keys of a piece, when there are few queries */
 #define MAX_SPLITS 16
 
