@@ -14,9 +14,10 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Evaluation:"},
     {OPT_TEXT, .name = "task", .arg = "TASK", .offset = offsetof(struct args, task),
-     .value = "ppl", .choices = "ppl|zeroshot",
+     .value = "ppl", .choices = "ppl|zeroshot|longbench",
      .help = "What to measure: ppl, perplexity; zeroshot, multiple choice on --data files of "
-             "PIQA, ARC, HellaSwag, WinoGrande"},
+             "PIQA, ARC, HellaSwag, WinoGrande; longbench, answers of the packed runtime on "
+             "--data files of LongBench"},
     {OPT_INT, .name = "limit", .arg = "N", .offset = offsetof(struct args, limit),
      .value = "0", .lo = 0, .hi = 1 << 30,
      .help = "Use the first N questions of each file; 0 = all"},
@@ -25,16 +26,21 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
      .help = "Compare with this checkpoint or artifact, window by window (ppl): difference, "
              "KL divergence, agreement; --simulate and --state are for the first only"},
+    {OPT_TEXT, .name = "prompts", .arg = "FILE", .offset = offsetof(struct args, prompts),
+     .help = "LongBench's dataset2prompt.json"},
+    {OPT_TEXT, .name = "max-gen", .arg = "FILE", .offset = offsetof(struct args, max_gen),
+     .help = "LongBench's dataset2maxlen.json"},
     {OPT_TEXT, 'o', "output", "FILE", offsetof(struct args, out),
      .help = "Write a line of JSON for each question"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
      .help = "Use the first N windows of the text; 0 = all"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
-     .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap"},
+     .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap. What is longer loses its beginning "
+             "(zeroshot) or its middle (longbench)"},
     {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "0",
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens processed at a time; before them the cache is quantized: 1 = decode, "
-             "N = CTX is one prefill; 0 = 1, but a question's context whole with --decode"},
+             "N = CTX is one prefill; 0 = 1, but what comes before an answer whole in the packed runtime"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
      .help = "16 leaves the cache in full precision; 0 does as the artifact or the "
@@ -53,8 +59,31 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
+/* Options that belong to another task. */
+static enum err check_task(const struct args *a, bool is_artifact)
+{
+    const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
+    FAIL_IF(ppl && (a->limit || a->out), ERR_USAGE,
+            "--%s is for --task zeroshot and longbench; --windows limits a text",
+            a->limit ? "limit" : "output");
+    FAIL_IF((ppl || longbench) && a->labels, ERR_USAGE, "--labels is for --task zeroshot");
+    FAIL_IF(!ppl && a->against, ERR_USAGE,
+            "--against is for --task ppl; -o keeps each question's result");
+    FAIL_IF(!ppl && a->windows, ERR_USAGE,
+            "--windows is for --task ppl; --limit limits questions");
+    FAIL_IF(!longbench && (a->prompts || a->max_gen), ERR_USAGE,
+            "--%s is for --task longbench", a->prompts ? "prompts" : "max-gen");
+    FAIL_IF(
+        longbench && !is_artifact, ERR_USAGE,
+        "--task longbench: %s is a checkpoint, and answers come from the packed runtime; "
+        "`wkvq convert` makes an artifact",
+        a->pos.item[0]);
+    return OK;
+}
+
 static enum err check_options(const struct args *a, bool is_artifact)
 {
+    TRY(check_task(a, is_artifact));
     FAIL_IF(a->kv_bits && a->kv_bits != 16, ERR_USAGE,
             "--kv-bits %" PRId64
             ": want 16, or 0 for what the artifact says; other widths are "
@@ -65,16 +94,7 @@ static enum err check_options(const struct args *a, bool is_artifact)
             "convert` "
             "makes one",
             a->pos.item[0]);
-    const bool rtn = !strcmp(a->simulate, "rtn"), ppl = !strcmp(a->task, "ppl");
-    FAIL_IF(ppl && (a->limit || a->labels || a->out), ERR_USAGE,
-            "--%s is for --task zeroshot; --windows limits a text",
-            a->limit    ? "limit"
-            : a->labels ? "labels"
-                        : "output");
-    FAIL_IF(!ppl && a->against, ERR_USAGE,
-            "--against is for --task ppl; -o keeps each question's result");
-    FAIL_IF(!ppl && a->windows, ERR_USAGE,
-            "--windows is for --task ppl; --limit limits questions");
+    const bool rtn = !strcmp(a->simulate, "rtn");
     FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
             "--%s: %s is an artifact, quantized already; name its checkpoint",
             rtn ? "simulate" : "state", a->pos.item[0]);
@@ -168,13 +188,13 @@ static enum err run(struct args *a)
 {
     enum err err = OK;
     struct job j = {0};
-    const bool ppl = !strcmp(a->task, "ppl");
+    const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
     struct eval e = {.job = &j,
                      .kv_bits = (int)a->kv_bits,
                      .windows = a->windows,
                      .ctx = a->ctx,
                      .chunk = ppl && !a->chunk ? 1 : a->chunk,
-                     .decode = a->decode};
+                     .decode = a->decode || longbench};
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_check_text(&j, ppl ? "perplexity" : a->task));
     TRY_OUT(open_model(&e, a));
@@ -184,9 +204,9 @@ static enum err run(struct args *a)
      */
     if (!j.recipe.compute)
         j.recipe.compute = 1;
-    if (!a->decode || a->against)
+    if (!e.decode || a->against)
         TRY_OUT(job_open_device(&j));
-    TRY_OUT(ppl ? measure_ppl(&e) : eval_choices(&e));
+    TRY_OUT(ppl ? measure_ppl(&e) : longbench ? eval_longbench(&e) : eval_choices(&e));
 out:
     artifact_close(&e.artifact);
     state_close(&e.state);

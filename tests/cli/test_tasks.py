@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""`wkvq eval --task zeroshot` on a tiny model: test_tasks.py WKVQ.
+"""`wkvq eval` on a tiny model, all that is not plain perplexity: test_tasks.py WKVQ.
 
 What is scored, and with what result, against texts written out here and a forward pass in plain
-Python; the packed runtime against the simulation."""
+Python; the packed runtime against the simulation; LongBench's answers against `wkvq generate`."""
 import json
 import math
 import pathlib
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "golden")]
+import gen_scores
 import tiny
 import tiny_forward
 
@@ -238,6 +239,62 @@ def test_against_packed(f):
         assert simulated["kl"]["mean"] > 1e-4, simulated
         for key in ("difference", "kl"):
             near(packed[key]["mean"], simulated[key]["mean"], 2e-4, f"chunk {chunk}, {key}")
+
+
+# data set: (prompt, a question's fields)
+LONG = {
+    "qasper": ("{{A}} {context} Q: {input} A:", {"context": "Some text.", "input": "What?"}),
+    "triviaqa": ("{context}|{input}", {"context": "x" * 30 + "middle" + "y" * 70, "input": "Who?"}),
+    "lcc": ("{context}{input}", {"context": "int f(void)\n{\n", "input": ""}),
+}
+LONG_CTX, LONG_GEN = 60, 9
+
+
+def long_prompt(name):
+    form, fields = LONG[name]
+    text = form.replace("{{", "{").replace("}}", "}")
+    for key, value in fields.items():
+        text = text.replace("{" + key + "}", value)
+    half = LONG_CTX // 2
+    return (text[:half] + text[-half:], True) if len(text) > LONG_CTX else (text, False)
+
+
+def test_longbench(f):
+    """Prompt, cut, greedy answer and score."""
+    f.run("convert", "model", "-o", "long", "-q", "--set", "weights.group_size=8", "--set",
+          "kv.group_size=8")
+    (f.path / "prompts.json").write_text(json.dumps({k: v[0] for k, v in LONG.items()}))
+    (f.path / "lengths.json").write_text(json.dumps({k: LONG_GEN for k in LONG}))
+    files, want = [], []
+    for name, (_, fields) in LONG.items():
+        prompt, cut = long_prompt(name)
+        made = json.loads(f.run("generate", "long", "-p", prompt, "-n", str(LONG_GEN), "--chunk",
+                                "1000", "--json", "-q"))["text"]
+        # a quarter of the answer, beside one that has nothing to do with it
+        answers = ["@", made.lstrip("\n")[:max(1, len(made) // 2)]]
+        score = {"lcc": lambda a, b: int(round(100 * gen_scores.ratio(gen_scores.code_line(a), b))) / 100}
+        first = made.lstrip("\n").split("\n")[0] if name == "triviaqa" else made
+        value = max(score.get(name, gen_scores.f1)(first, a) for a in answers)
+        row = {"dataset": name, "length": 1, "all_classes": None, "answers": answers, **fields}
+        # the second question is hopeless
+        nothing = {**row, "answers": ["@"]}
+        (f.path / (name + ".jsonl")).write_text(json.dumps(row) + "\n" + json.dumps(nothing) + "\n")
+        files += ["--data", name + ".jsonl"]
+        want.append((name, made, cut, len(prompt), value))
+    r = json.loads(f.run("eval", "long", "--task", "longbench", "--prompts", "prompts.json",
+                         "--max-gen", "lengths.json", "--ctx", str(LONG_CTX), "--json", "-q", "-o",
+                         "answers.jsonl", *files))
+    rows = [json.loads(line) for line in (f.path / "answers.jsonl").read_text().splitlines()]
+    assert any(value > 0 for *_, value in want), "no answer has a score to compare"
+    for i, (name, made, cut, length, value) in enumerate(want):
+        for row in rows[2 * i:2 * i + 2]:
+            assert row["set"] == name and row["pred"] == made, (row, made)
+            assert row["cut"] == cut and row["prompt_tokens"] == length, row
+        near(rows[2 * i]["score"], value, 1e-8, f"{name}, score")
+        low = rows[2 * i + 1]["score"]
+        near(r["sets"][i]["score"], 50 * (value + low), 1e-6, f"{name}, mean")
+        near(r["sets"][i]["stderr"], 50 * abs(value - low), 1e-6, f"{name}, standard error")
+    assert r["method"] == "packed runtime" and r["kv_bits"] == 4, r
 
 
 def main():

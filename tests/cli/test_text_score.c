@@ -3,7 +3,7 @@
  * Scores of answers against tests/golden/scores.json (tests/golden/gen_scores.py). */
 #include "data/json.h"
 #include "kernels/base/mem.h"
-#include "tools/text_score.h"
+#include "tools/longbench.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -99,13 +99,42 @@ static void broken_text_is_read(void **state)
     assert_true(fabs(f1 - 2.0 / 3) <= 1e-12);
 }
 
+/* The best of all answers, by the data set's own metric and rule. */
+static void data_sets(void **state)
+{
+    const struct {
+        const char *name, *answer;
+        double score;
+    } want[] = {
+        {"2wikimqa", "The red\nhouse", 1},
+        {"hotpotqa", "a red house.", 1},
+        {"qasper", "red", 2.0 / 3},
+        {"multifieldqa_en", "red\nhouse", 1},
+        {"triviaqa", "\nred\nhouse", 2.0 / 3},
+        {"lcc", "# x\nred house", 1},
+        {"lcc", "red  house", 0.95},
+    };
+    json_t *answers = json_pack("[s, s]", "green", "red house");
+    for (size_t i = 0; i < ARRAY_LEN(want); i++) {
+        const struct longbench_task *task =
+            longbench_find(want[i].name, strlen(want[i].name));
+        double score;
+        assert_non_null(task);
+        ok(longbench_score(&score, task,
+                           (struct span){want[i].answer, strlen(want[i].answer)}, answers));
+        if (!(fabs(score - want[i].score) <= 1e-12))
+            fail_msg("%s: %g, want %g", want[i].name, score, want[i].score);
+    }
+    json_decref(answers);
+    assert_null(longbench_find("trec", 4));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(words),
-        cmocka_unit_test(code),
-        cmocka_unit_test(first_lines),
-        cmocka_unit_test(broken_text_is_read),
+        cmocka_unit_test(words),       cmocka_unit_test(code),
+        cmocka_unit_test(first_lines), cmocka_unit_test(broken_text_is_read),
+        cmocka_unit_test(data_sets),
     };
     return cmocka_run_group_tests(tests, load, drop);
 }

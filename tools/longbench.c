@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/longbench.h"
+
+#include "data/tok_text.h"
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+#include "tools/jsonl.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define CONFIG_LIMIT (1 << 20)
+
+static const struct longbench_task tasks[] = {
+    {"2wikimqa", score_f1, false}, {"hotpotqa", score_f1, false},
+    {"lcc", score_code, false},    {"multifieldqa_en", score_f1, false},
+    {"qasper", score_f1, false},   {"triviaqa", score_f1, true},
+};
+
+const struct longbench_task *longbench_find(const char *name, size_t n)
+{
+    for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
+        if (strlen(tasks[i].name) == n && !memcmp(tasks[i].name, name, n))
+            return &tasks[i];
+    return NULL;
+}
+
+/* --- the benchmark's own files ------------------------------------------------------ */
+
+static enum err load_object(json_t **out, const char *path)
+{
+    TRY(json_load_file_strict(out, path, CONFIG_LIMIT));
+    if (json_is_object(*out))
+        return OK;
+    json_decref(*out);
+    *out = NULL;
+    FAIL(ERR_FORMAT, "%s: want an object with a member for each data set", path);
+}
+
+enum err longbench_config_open(struct longbench_config *c, const char *prompts,
+                               const char *max_gen)
+{
+    *c = (struct longbench_config){.prompts_path = prompts, .max_gen_path = max_gen};
+    FAIL_IF(!prompts || !max_gen, ERR_USAGE,
+            "--task longbench needs the benchmark's own files: --prompts "
+            "dataset2prompt.json --max-gen dataset2maxlen.json");
+    TRY(load_object(&c->prompts, prompts));
+    return load_object(&c->max_gen, max_gen);
+}
+
+void longbench_config_close(struct longbench_config *c)
+{
+    json_decref(c->prompts);
+    json_decref(c->max_gen);
+    *c = (struct longbench_config){0};
+}
+
+/* --- prompts ------------------------------------------------------------------------ */
+
+/* The field "{name}" at f: its text, and f moves behind it. */
+static enum err add_field(struct text *t, const char **f, const json_t *row,
+                          const char *where)
+{
+    char name[64];
+    const char *text, *begin = *f + 1;
+    const size_t n = strcspn(begin, "{}");
+    FAIL_IF(begin[n] != '}' || n == 0 || n >= sizeof(name), ERR_FORMAT,
+            "prompt for %s: a brace that no {name} explains, at \"%.20s\"", where, *f);
+    memcpy(name, begin, n);
+    name[n] = 0;
+    TRY(json_need_string(&text, row, name, where));
+    *f = begin + n + 1;
+    return text_add(t, text, strlen(text));
+}
+
+static enum err fill(struct text *t, const char *f, const json_t *row, const char *where)
+{
+    while (*f) {
+        const size_t plain = strcspn(f, "{}");
+        TRY(text_add(t, f, plain));
+        f += plain;
+        if (*f && f[0] == f[1]) {
+            TRY(text_add(t, f, 1));
+            f += 2;
+        } else if (*f) {
+            TRY(add_field(t, &f, row, where));
+        }
+    }
+    return text_add(t, "", 1);
+}
+
+enum err longbench_prompt(char **out, const char *format, const json_t *row,
+                          const char *where)
+{
+    struct text t = {0};
+    const enum err err = fill(&t, format, row, where);
+    if (err)
+        text_free(&t);
+    else
+        *out = t.p;
+    return err;
+}
+
+/* Text of the first and the last half of ctx tokens. */
+static enum err both_ends(struct text *out, const struct tokenizer *t,
+                          const struct token_ids *ids, int64_t ctx)
+{
+    const size_t half = (size_t)ctx / 2;
+    const int32_t *const from[] = {ids->id, ids->id + ids->n - half};
+    for (int i = 0; i < 2; i++) {
+        char *text = NULL;
+        size_t n;
+        TRY(tokenizer_decode(&text, &n, t, from[i], half, false));
+        const enum err err = text_add(out, text, n);
+        mem_free(text);
+        TRY(err);
+    }
+    return OK;
+}
+
+/* The middle is cut out of the tokens, but what is left is tokenized as a text again. */
+static enum err encode(struct longbench_item *item, const struct tokenizer *t,
+                       const char *prompt, enum bos_rule bos, int64_t ctx)
+{
+    struct text ends = {0};
+    TRY(tokenizer_encode(&item->prompt, t, prompt, strlen(prompt), bos));
+    item->cut = (int64_t)item->prompt.n > ctx;
+    if (!item->cut)
+        return OK;
+    enum err err = both_ends(&ends, t, &item->prompt, ctx);
+    token_ids_free(&item->prompt);
+    item->prompt = (struct token_ids){0};
+    if (!err)
+        err = tokenizer_encode(&item->prompt, t, ends.p, ends.n, bos);
+    text_free(&ends);
+    return err;
+}
+
+/* --- files -------------------------------------------------------------------------- */
+
+/* The data set's name is in each line; or else it is the file's. */
+static enum err find_task(const struct longbench_task **out, const json_t *row,
+                          const struct jsonl *f)
+{
+    const char *name = file_base_name(f->path);
+    TRY(json_get_string(&name, row, "dataset", f->where));
+    const size_t n = strcspn(name, ".");
+    *out = longbench_find(name, n);
+    if (*out)
+        return OK;
+    FAIL(ERR_SUPPORT,
+         "%s: data set \"%s\"; of LongBench there are 2wikimqa, hotpotqa, lcc, "
+         "multifieldqa_en, qasper and triviaqa",
+         f->where, name);
+}
+
+static enum err need_answers(json_t **out, const json_t *row, const char *where)
+{
+    json_t *list;
+    TRY(json_get_array(&list, row, "answers", where));
+    FAIL_IF(!json_array_size(list), ERR_FORMAT, "%s: no answers", where);
+    for (size_t i = 0; i < json_array_size(list); i++)
+        FAIL_IF(!json_is_string(json_array_get(list, i)), ERR_FORMAT,
+                "%s: answers: %s in it, want strings", where,
+                json_kind(json_array_get(list, i)));
+    *out = json_incref(list);
+    return OK;
+}
+
+struct loading {
+    struct longbench_set set;
+    const struct longbench_config *config;
+    const struct tokenizer *tokenizer;
+    enum bos_rule bos;
+    int64_t ctx, room;
+    const char *format;
+};
+
+static enum err first_row(struct loading *l, const json_t *row, const struct jsonl *f)
+{
+    const struct longbench_config *c = l->config;
+    TRY(find_task(&l->set.task, row, f));
+    const char *name = l->set.task->name;
+    TRY(json_need_string(&l->format, c->prompts, name, c->prompts_path));
+    return json_need_int(&l->set.max_gen, c->max_gen, name, 1, 1 << 20, c->max_gen_path);
+}
+
+static enum err grow(struct loading *l)
+{
+    struct longbench_set *s = &l->set;
+    if (s->n < l->room)
+        return OK;
+    const int64_t more = l->room ? 2 * l->room : 64;
+    TRY(mem_resize(&s->item, (size_t)l->room, (size_t)more, sizeof(*s->item)));
+    l->room = more;
+    return OK;
+}
+
+static enum err add_row(struct loading *l, const json_t *row, const struct jsonl *f)
+{
+    const struct longbench_task *task;
+    char *prompt;
+    if (!l->set.task)
+        TRY(first_row(l, row, f));
+    TRY(find_task(&task, row, f));
+    FAIL_IF(task != l->set.task, ERR_FORMAT, "%s: of %s, the lines before are of %s",
+            f->where, task->name, l->set.task->name);
+    TRY(grow(l));
+    struct longbench_item *item = &l->set.item[l->set.n];
+    *item = (struct longbench_item){.cut = false};
+    l->set.n++;
+    TRY(need_answers(&item->answers, row, f->where));
+    TRY(longbench_prompt(&prompt, l->format, row, f->where));
+    const enum err err = encode(item, l->tokenizer, prompt, l->bos, l->ctx);
+    mem_free(prompt);
+    FAIL_IF(!err && !item->prompt.n, ERR_FORMAT, "%s: its prompt has no tokens", f->where);
+    return err;
+}
+
+static enum err load_rows(struct loading *l, struct jsonl *f, int64_t limit)
+{
+    while (limit == 0 || l->set.n < limit) {
+        json_t *row;
+        TRY(jsonl_next(&row, f));
+        if (!row)
+            break;
+        const enum err err = add_row(l, row, f);
+        json_decref(row);
+        TRY(err);
+    }
+    FAIL_IF(!l->set.n, ERR_FORMAT, "%s: no question in it", f->path);
+    return OK;
+}
+
+enum err longbench_load(struct longbench_set *out, const char *path,
+                        const struct longbench_config *c, const struct tokenizer *t,
+                        enum bos_rule bos, int64_t ctx, int64_t limit)
+{
+    struct loading l = {.config = c, .tokenizer = t, .bos = bos, .ctx = ctx};
+    struct jsonl f;
+    enum err err = jsonl_open(&f, path);
+    if (!err)
+        err = load_rows(&l, &f, limit);
+    jsonl_close(&f);
+    if (err)
+        longbench_free(&l.set);
+    else
+        *out = l.set;
+    return err;
+}
+
+void longbench_free(struct longbench_set *s)
+{
+    for (int64_t i = 0; i < s->n; i++) {
+        token_ids_free(&s->item[i].prompt);
+        json_decref(s->item[i].answers);
+    }
+    mem_free(s->item);
+    *s = (struct longbench_set){0};
+}
+
+/* --- scores ------------------------------------------------------------------------- */
+
+enum err longbench_score(double *out, const struct longbench_task *task, struct span answer,
+                         const json_t *answers)
+{
+    double best = 0;
+    if (task->first_line)
+        answer = score_first_line(answer);
+    for (size_t i = 0; i < json_array_size(answers); i++) {
+        const json_t *want = json_array_get(answers, i);
+        double score;
+        TRY(task->score(&score, answer,
+                        (struct span){json_string_value(want), json_string_length(want)}));
+        best = score > best ? score : best;
+    }
+    *out = best;
+    return OK;
+}
