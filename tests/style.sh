@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 bad=0
-sources=$(git ls-files '*.c' '*.h' '*.cc')
+sources=$(git ls-files '*.c' '*.h' '*.cc' '*.cu')
 say() {
     echo "$1"
     bad=1

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/cuda/emu/emu.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#if defined(__x86_64__)
+/* Save the callee's registers on this stack, note it in *from, go on where `to` stopped. */
+extern "C" void wkvq_emu_switch(void **from, void *to);
+asm(".text\n"
+    ".type wkvq_emu_switch,@function\n"
+    "wkvq_emu_switch:\n"
+    "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    "
+    "pushq %r15\n"
+    "    movq %rsp, (%rdi)\n"
+    "    movq %rsi, %rsp\n"
+    "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq "
+    "%rbp\n"
+    "    ret\n"
+    ".size wkvq_emu_switch,.-wkvq_emu_switch\n");
+#else
+#include <ucontext.h>
+#endif
+
+namespace emu
+{
+
+place here;
+
+namespace
+{
+
+enum state { READY, AT_BARRIER, AT_WARP, DONE };
+
+constexpr size_t STACK = 128 * 1024, SHARED = 256 * 1024,
+                 UNIT = 2 /* bytes that one shadow covers */;
+constexpr int MAX_ARRAYS = 32, NOBODY = -1, SEVERAL = -2;
+
+#if defined(__x86_64__)
+typedef void *context;
+#else
+typedef ucontext_t context;
+#endif
+
+struct fiber {
+    context ctx;
+    unsigned char *stack;
+    state at;
+    int line; /* of the barrier or warp operation it waits in */
+    int turn; /* which of its two slots the next exchange uses */
+    unsigned char slot[2][16];
+};
+
+/* Who touched a unit of shared memory last, and in which epoch of the block (barriers) and
+ * of the toucher's warp (warp operations). */
+struct shadow {
+    int writer, write_epoch, write_warp_epoch;
+    int reader, read_epoch, read_warp_epoch;
+};
+
+struct array {
+    const void *declaration;
+    size_t at, bytes;
+};
+
+struct machine {
+    fiber fibers[MAX_THREADS];
+    context scheduler;
+    int n, current;
+    void (*body)(void *);
+    void *ctx;
+    const char *kernel;
+    char error[400];
+    bool failed; /* this launch */
+    uint64_t seed, random;
+    unsigned char *memory;
+    shadow *shadows;
+    size_t used, dynamic_bytes;
+    array arrays[MAX_ARRAYS];
+    int n_arrays, epoch, warp_epoch[MAX_THREADS / WARP];
+};
+
+machine m;
+
+void report(const char *fmt, ...)
+{
+    m.failed = true;
+    if (m.error[0])
+        return;
+    const int n =
+        snprintf(m.error, sizeof(m.error), "kernel %s, block (%u,%u,%u): ", m.kernel,
+                 here.block_idx.x, here.block_idx.y, here.block_idx.z);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(m.error + n, sizeof(m.error) - (size_t)n, fmt, ap);
+    va_end(ap);
+}
+
+/* --- fibers -----------------------------------------------------------------------------
+ */
+
+#if defined(__x86_64__)
+
+void switch_to(context *from, context *to)
+{
+    wkvq_emu_switch(from, *to);
+}
+
+void prepare(fiber *f, void (*entry)(void))
+{
+    uintptr_t *top = (uintptr_t *)(((uintptr_t)f->stack + STACK) & ~(uintptr_t)63);
+    *--top = 0; /* where entry would return to: keeps the ABI's alignment */
+    *--top = (uintptr_t)entry;
+    for (int i = 0; i < 6; i++)
+        *--top = 0;
+    f->ctx = top;
+}
+
+#else
+
+void switch_to(context *from, context *to)
+{
+    swapcontext(from, to);
+}
+
+void prepare(fiber *f, void (*entry)(void))
+{
+    getcontext(&f->ctx);
+    f->ctx.uc_stack.ss_sp = f->stack;
+    f->ctx.uc_stack.ss_size = STACK;
+    f->ctx.uc_link = NULL;
+    makecontext(&f->ctx, entry, 0);
+}
+
+#endif
+
+void leave(state at, int line)
+{
+    fiber *f = &m.fibers[m.current];
+    f->at = at;
+    f->line = line;
+    switch_to(&f->ctx, &m.scheduler);
+}
+
+void entry(void)
+{
+    m.body(m.ctx);
+    leave(DONE, 0);
+    abort(); /* a fiber that is done is not run again */
+}
+
+/* --- one block --------------------------------------------------------------------------
+ */
+
+uint64_t next_random(void)
+{
+    m.random ^= m.random << 13;
+    m.random ^= m.random >> 7;
+    m.random ^= m.random << 17;
+    return m.random;
+}
+
+void shuffle_order(int *order, int n)
+{
+    for (int i = 0; i < n; i++)
+        order[i] = i;
+    for (int i = n - 1; m.seed && i > 0; i--) {
+        const int j = (int)(next_random() % (uint64_t)(i + 1));
+        const int t = order[i];
+        order[i] = order[j];
+        order[j] = t;
+    }
+}
+
+void run_fiber(int i)
+{
+    const dim3 b = here.block_dim;
+    m.current = here.thread = i;
+    here.thread_idx =
+        dim3((unsigned)i % b.x, (unsigned)i / b.x % b.y, (unsigned)i / (b.x * b.y));
+    switch_to(&m.scheduler, &m.fibers[i].ctx);
+}
+
+/* All threads of [begin, end) that are not done wait in the same place `at`: let them go
+ * on. Reports when some have left or wait elsewhere. False when there is nothing to
+ * release. */
+bool release(int begin, int end, state at, const char *what)
+{
+    int waiting = 0, first = -1;
+    for (int i = begin; i < end; i++)
+        if (m.fibers[i].at == at) {
+            waiting++;
+            first = first < 0 ? i : first;
+        }
+    if (!waiting)
+        return false;
+    for (int i = begin; i < end; i++)
+        if (m.fibers[i].at != at || m.fibers[i].line != m.fibers[first].line) {
+            report("%s in line %d, reached by thread %d, is not reached by thread %d", what,
+                   m.fibers[first].line, first, i);
+            return false;
+        }
+    for (int i = begin; i < end; i++)
+        m.fibers[i].at = READY;
+    return true;
+}
+
+/* Nobody can go on: warps whose threads all wait for each other, else the block's barrier.
+ */
+bool release_waiting(void)
+{
+    bool any = false;
+    for (int w = 0; w * WARP < m.n; w++)
+        for (int i = w * WARP; i < m.n && i < (w + 1) * WARP; i++)
+            if (m.fibers[i].at == AT_WARP) {
+                const int end = (w + 1) * WARP < m.n ? (w + 1) * WARP : m.n;
+                if (!release(w * WARP, end, AT_WARP, "the warp operation"))
+                    return false;
+                m.warp_epoch[w]++;
+                any = true;
+                break;
+            }
+    if (any)
+        return true;
+    if (!release(0, m.n, AT_BARRIER, "the barrier"))
+        return false;
+    m.epoch++;
+    return true;
+}
+
+/* Fibers that a failed block left in the middle keep nothing: their stacks are new ones. */
+void drop_stacks(void)
+{
+    for (int i = 0; i < MAX_THREADS; i++) {
+        free(m.fibers[i].stack);
+        m.fibers[i].stack = NULL;
+    }
+}
+
+void run_block(void)
+{
+    m.n_arrays = m.epoch = 0;
+    m.used = (m.dynamic_bytes + 15) & ~(size_t)15;
+    memset(m.memory, 0xff, SHARED);
+    for (size_t i = 0; i < SHARED / UNIT; i++)
+        m.shadows[i].writer = m.shadows[i].reader = NOBODY;
+    for (int i = 0; i < m.n; i++) {
+        fiber *f = &m.fibers[i];
+        if (!f->stack && !(f->stack = (unsigned char *)malloc(STACK)))
+            abort();
+        f->at = READY;
+        prepare(f, entry);
+    }
+    int order[MAX_THREADS];
+    do {
+        shuffle_order(order, m.n);
+        for (int i = 0; i < m.n && !m.failed; i++)
+            if (m.fibers[order[i]].at == READY)
+                run_fiber(order[i]);
+    } while (!m.failed && release_waiting());
+}
+
+const char *check_launch(dim3 grid, dim3 block, size_t shared_bytes)
+{
+    const size_t threads = (size_t)block.x * block.y * block.z;
+    if (threads == 0 || threads > MAX_THREADS)
+        return "a block has 1 to 1024 threads";
+    if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
+        return "the grid is empty or too large";
+    return shared_bytes > 99 * 1024 ? "more than 99 KiB of shared memory" : NULL;
+}
+
+} // namespace
+
+void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
+            void (*body)(void *), void *ctx)
+{
+    m.kernel = kernel;
+    m.failed = false;
+    if (!m.memory) {
+        m.memory = (unsigned char *)malloc(SHARED);
+        m.shadows = (shadow *)malloc(SHARED / UNIT * sizeof(shadow));
+        if (!m.memory || !m.shadows)
+            abort();
+        if (getenv("EMU_SEED"))
+            emu_set_seed(strtoull(getenv("EMU_SEED"), NULL, 0));
+    }
+    here.block_idx = dim3(0, 0, 0);
+    const char *wrong = check_launch(grid, block, shared_bytes);
+    if (wrong) {
+        report("%s", wrong);
+        return;
+    }
+    m.n = (int)(block.x * block.y * block.z);
+    m.body = body;
+    m.ctx = ctx;
+    m.dynamic_bytes = shared_bytes;
+    here.block_dim = block;
+    here.grid_dim = grid;
+    const unsigned blocks = grid.x * grid.y * grid.z,
+                   start = m.seed ? (unsigned)(next_random() % blocks) : 0;
+    for (unsigned i = 0; i < blocks && !m.failed; i++) {
+        const unsigned b = (i + start) % blocks;
+        here.block_idx = dim3(b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y));
+        run_block();
+    }
+    if (m.failed)
+        drop_stacks();
+}
+
+void barrier(int line)
+{
+    leave(AT_BARRIER, line);
+}
+
+void exchange(void *out, const void *in, size_t bytes, int from, int line)
+{
+    fiber *f = &m.fibers[m.current];
+    const int turn = f->turn, lane = m.current / WARP * WARP + from;
+    if (bytes > sizeof(f->slot[0]) || m.n % WARP) {
+        report("warp operation in line %d: a block of %d threads, %zu bytes", line, m.n,
+               bytes);
+        return;
+    }
+    memcpy(f->slot[turn], in, bytes);
+    leave(AT_WARP, line);
+    memcpy(out, m.fibers[lane].slot[turn], bytes);
+    f->turn =
+        !turn; /* the next exchange must not overwrite what a slower lane still reads */
+}
+
+/* --- shared memory ----------------------------------------------------------------------
+ */
+
+size_t dynamic_shared_bytes(void)
+{
+    return m.dynamic_bytes;
+}
+
+unsigned char *shared_memory(void)
+{
+    return m.memory;
+}
+
+size_t static_shared(const void *declaration, size_t bytes)
+{
+    for (int i = 0; i < m.n_arrays; i++)
+        if (m.arrays[i].declaration == declaration)
+            return m.arrays[i].at;
+    if (m.n_arrays == MAX_ARRAYS || m.used + bytes > 99 * 1024) {
+        report("too much shared memory: %zu bytes", m.used + bytes);
+        return 0;
+    }
+    m.arrays[m.n_arrays] = {declaration, m.used, bytes};
+    m.used += (bytes + 15) & ~(size_t)15;
+    return m.arrays[m.n_arrays++].at;
+}
+
+void out_of_bounds(long index, long count)
+{
+    report("thread %d: shared memory index %ld, the array ends at %ld", m.current, index,
+           count);
+}
+
+static bool ordered(int other, int epoch, int warp_epoch)
+{
+    const int warp = m.current / WARP;
+    return other == NOBODY || other == m.current || epoch != m.epoch ||
+           (other >= 0 && other / WARP == warp && warp_epoch != m.warp_epoch[warp]);
+}
+
+bool touch(size_t at, size_t bytes, bool write)
+{
+    const int warp = m.current / WARP;
+    for (size_t u = at / UNIT; u <= (at + bytes - 1) / UNIT; u++) {
+        shadow *s = &m.shadows[u];
+        if (!ordered(s->writer, s->write_epoch, s->write_warp_epoch) ||
+            (write && !ordered(s->reader, s->read_epoch, s->read_warp_epoch))) {
+            report("threads %d and %d both use byte %zu of shared memory with no barrier "
+                   "between",
+                   m.current, s->writer >= 0 ? s->writer : s->reader, at);
+            return false;
+        }
+        if (write) {
+            s->writer = m.current;
+            s->write_epoch = m.epoch;
+            s->write_warp_epoch = m.warp_epoch[warp];
+            continue;
+        }
+        const bool first =
+            s->reader == NOBODY || s->reader == m.current || s->read_epoch != m.epoch;
+        /* One reader stands for those of its warp: they are in the same epoch or a later
+         * one. */
+        const bool same_warp = s->reader >= 0 && s->reader / WARP == warp;
+        s->reader = first || same_warp ? m.current : SEVERAL;
+        s->read_epoch = m.epoch;
+        s->read_warp_epoch = m.warp_epoch[warp];
+    }
+    return true;
+}
+
+} // namespace emu
+
+const char *emu_error(void)
+{
+    return emu::m.error;
+}
+
+void emu_clear(void)
+{
+    emu::m.error[0] = 0;
+}
+
+void emu_set_seed(uint64_t seed)
+{
+    emu::m.seed = seed;
+    emu::m.random = seed * 0x9e3779b97f4a7c15u | 1;
+}
