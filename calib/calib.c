@@ -33,6 +33,8 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
     TRY(check_bits("weights.bits", s->weights.bits));
     TRY(check_bits("kv.bits", s->kv.bits));
+    FAIL_IF(s->weights.method == WEIGHT_GPTQ && !(s->gptq.damp >= 0 && s->gptq.damp <= 1),
+            ERR_USAGE, "weights.damp is %g, want 0 to 1", s->gptq.damp);
     FAIL_IF(s->weights.group_size < 0 || s->kv.group_size < 0, ERR_USAGE,
             "weights.group_size and kv.group_size must not be negative");
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
@@ -66,6 +68,8 @@ static enum err open_run(struct run *r)
 {
     TRY(fakequant_open(&r->f, r->dev, r->arch, r->s));
     TRY(recon_open(&r->r, r->dev, r->arch, r->s));
+    if (r->f.fix_weights)
+        TRY(gptq_open(&r->g, r->dev, r->arch, r->s));
     r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
     return open_streams(r);
 }
@@ -78,6 +82,7 @@ static void close_run(struct run *r)
     mem_free(r->target);
     fakequant_close(&r->f);
     recon_close(&r->r);
+    gptq_close(&r->g);
     dev_free(r->dev, r->stage_memory);
 }
 
@@ -249,6 +254,25 @@ static enum err start_values(struct run *r)
     return err;
 }
 
+/* --- chosen codes ------------------------------------------------------------------- */
+
+/* GPTQ's moments are those of the block in full precision on the quantized stream; weights
+ * take their codes at the next apply. */
+static enum err choose_codes(struct run *r)
+{
+    const struct tensor *out;
+    TRY(gptq_begin(&r->g));
+    for (int64_t i = 0; i < r->s->samples; i++) {
+        r->sample = i;
+        TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(recon_plain(&r->r, &r->f.wq, NULL, &out));
+        TRY(gptq_add(&r->g, &r->r.acts[0]));
+        TRY(step_done(r, CALIB_PREPARE));
+    }
+    const enum err err = gptq_finish(&r->g, &r->f);
+    return err ? err_add(err, "block %" PRId64 ", ", r->block) : OK;
+}
+
 /* --- one block ---------------------------------------------------------------------- */
 
 static enum err hand_over(struct run *r)
@@ -268,6 +292,8 @@ static enum err calibrate_block(struct run *r)
     r->clock = run_seconds();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
+    if (r->f.fix_weights)
+        TRY(choose_codes(r));
     if (r->f.n)
         TRY(run_load_partial(r, &restored));
     if (!restored)

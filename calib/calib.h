@@ -12,11 +12,17 @@
 enum crr_terms { TERMS_LAST, TERMS_ALL };
 enum lr_schedule { SCHEDULE_CONSTANT, SCHEDULE_COSINE };
 
+struct gptq_settings {
+    double damp;    /* added to the Hessian's diagonal, as a share of the diagonal's mean */
+    bool act_order; /* columns by falling diagonal, groups' scales fixed before */
+};
+
 /* The settings of a run, as config keys name them. */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
     uint64_t seed;
     struct weight_spec weights;
+    struct gptq_settings gptq; /* read with WEIGHT_GPTQ */
     struct kv_spec kv;
     int64_t crr_blocks;
     enum crr_terms crr_terms;

@@ -30,6 +30,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->quantize_weights = s->weights.bits < 16;
     f->quantize_kv = s->kv.bits < 16;
     f->learn_weights = f->quantize_weights && s->weights.method == WEIGHT_LWC;
+    f->fix_weights = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
     for (int l = 0; l < N_LIN && f->learn_weights; l++)
         f->count[FQ_CLIP] += 2 * lin_groups(a, &s->weights, l);
@@ -136,10 +137,17 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
     return block_weights_alloc(&f->wq, d, a, s->act);
 }
 
+static void drop_fixed(struct fakequant *f)
+{
+    for (int l = 0; l < N_LIN; l++)
+        qlinear_free(&f->fixed[l]);
+}
+
 void fakequant_close(struct fakequant *f)
 {
     if (f->dev)
         dev_free(f->dev, f->memory);
+    drop_fixed(f);
     block_weights_free(&f->master);
     block_weights_free(&f->wq);
     *f = (struct fakequant){0};
@@ -147,6 +155,7 @@ void fakequant_close(struct fakequant *f)
 
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block)
 {
+    drop_fixed(f);
     if (f->quantize_weights)
         TRY(block_weights_load(&f->master, f->arch, src));
     TRY(block_weights_load(&f->wq, f->arch, src));
@@ -232,15 +241,22 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
 
 /* --- a step ------------------------------------------------------------------------- */
 
+static enum err apply_lin(struct fakequant *f, int l)
+{
+    const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+    const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
+    if (f->fix_weights)
+        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->weights.bits,
+                            f->weights.group_size);
+    return dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
+                   f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
+                   f->weights.bits, f->weights.group_size);
+}
+
 enum err fakequant_apply(struct fakequant *f)
 {
-    for (int l = 0; l < N_LIN && f->quantize_weights; l++) {
-        const struct tensor w = block_weights_lin(&f->master, f->arch, l);
-        const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-        TRY(dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
-                    f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
-                    f->weights.bits, f->weights.group_size));
-    }
+    for (int l = 0; l < N_LIN && f->quantize_weights; l++)
+        TRY(apply_lin(f, l));
     if (!f->quantize_kv)
         return OK;
     TRY(dev_exp(f->dev, &f->kv.k_s, &f->k_ls));

@@ -19,6 +19,7 @@ struct fakequant {
     struct weight_spec weights;
     bool quantize_weights, quantize_kv; /* below 16 bits */
     bool learn_weights, learn_kv;
+    bool fix_weights;             /* GPTQ: neither learned nor rounded, but chosen once */
     int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
     void *memory;
     struct tensor p, g, m, v, best;     /* [n] */
@@ -26,6 +27,7 @@ struct fakequant {
     struct tensor da[N_LIN], db[N_LIN]; /* views of g */
     struct tensor scales[N_LIN],
         zeros[N_LIN];            /* F16, U8 [out, groups], of the last apply */
+    struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; master then holds their values */
     struct tensor k_ls, v_ls;    /* [K*d], views of p or their own */
     struct block_kv kv;          /* s and delta of the last apply */
     struct block_grads grads;    /* what block_backward_params writes */
@@ -42,6 +44,9 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 /* The weights of another block; wq holds them in full precision until the next apply.
  * ERR_NUMERIC names block and tensor when they are not finite. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
+/* Codes, scales and zeros of projection l in place of its weights, from now on; q is taken
+ * over whatever the result. */
+enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
 /* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
  * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
  * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments and best become 0. */

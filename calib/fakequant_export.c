@@ -3,14 +3,28 @@
  * Between a block's quantizer on the device and the hand-over struct on the host. */
 #include "calib/fakequant.h"
 
+#include "kernels/base/mem.h"
+
 #include <inttypes.h>
 #include <string.h>
+
+static enum err export_codes(const struct fakequant *f, struct qlinear *q, int l)
+{
+    const struct qlinear *from = &f->fixed[l];
+    FAIL_IF(!from->codes, ERR_SHAPE, "%s: exported before its codes were chosen",
+            lin_module[l]);
+    TRY(qlinear_alloc_codes(q));
+    memcpy(q->codes, from->codes, (size_t)from->out * (size_t)from->in);
+    return OK;
+}
 
 static enum err export_lin(struct fakequant *f, struct qlinear *q, int l)
 {
     const struct tensor *scales = &f->scales[l];
     const int64_t n = tensor_count(scales);
     TRY(qlinear_alloc(q, arch_out(f->arch, l), arch_in(f->arch, l), f->weights.group_size));
+    if (f->fix_weights)
+        TRY(export_codes(f, q, l));
     TRY(dev_download(f->dev, q->scales, scales->data, (size_t)n * sizeof(*q->scales)));
     return dev_download(f->dev, q->zeros, f->zeros[l].data, (size_t)n);
 }
@@ -42,13 +56,46 @@ out:
     return err;
 }
 
-static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
+/* The values of chosen codes in the place of the weights: rounding finds the codes again.
+ */
+static enum err import_values(struct fakequant *f, const struct qlinear *q, int l)
+{
+    const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+    const size_t n = (size_t)tensor_count(&w);
+    float *host = NULL;
+    FAIL_IF(!q->codes || q->in != w.dim[1], ERR_MISMATCH,
+            "%s: saved codes do not fit the model", lin_module[l]);
+    TRY(mem_alloc(&host, n, sizeof(*host)));
+    qlinear_values(host, q, f->weights.group_size);
+    enum err err = dev_upload(f->dev, w.data, host, n * sizeof(*host));
+    if (!err)
+        err = dev_sync(f->dev);
+    mem_free(host);
+    return err;
+}
+
+static enum err import_scales(struct fakequant *f, const struct qlinear *q, int l)
 {
     const int64_t n = tensor_count(&f->scales[l]);
     FAIL_IF(!q->scales || q->out * q->groups != n, ERR_MISMATCH,
             "%s: saved scales do not fit the model", lin_module[l]);
+    if (f->fix_weights)
+        TRY(import_values(f, q, l));
     TRY(dev_upload(f->dev, f->scales[l].data, q->scales, (size_t)n * sizeof(*q->scales)));
-    TRY(dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n));
+    return dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n);
+}
+
+enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
+{
+    qlinear_free(&f->fixed[l]);
+    f->fixed[l] = *q;
+    *q = (struct qlinear){0};
+    return import_scales(f, &f->fixed[l], l);
+}
+
+static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
+{
+    TRY(import_scales(f, q, l));
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
     return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->weights.bits,

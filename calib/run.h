@@ -4,6 +4,7 @@
 #ifndef WKVQ_RUN_H
 #define WKVQ_RUN_H
 
+#include "calib/gptq.h"
 #include "calib/recon.h"
 #include "calib/streams.h"
 
@@ -24,6 +25,7 @@ struct run {
     const int32_t *tokens;
     struct fakequant f;
     struct recon r;
+    struct gptq g; /* open with weights.method gptq alone */
     void *stage_memory;
     struct tensor stage;   /* [T,D] act, shared by the streams */
     struct stream x;       /* the quantized model's input of the block in work */

@@ -199,7 +199,8 @@ double run_block_units(const struct run *r, int64_t block)
     const double epochs = r->f.n ? (double)r->s->epochs : 0;
     if (!r->f.quantize_weights && !r->f.quantize_kv)
         return 0;
-    return (double)r->s->samples * (chain * (1 + 4 * epochs) + run_scans_kv(r));
+    return (double)r->s->samples *
+           (chain * (1 + 4 * epochs) + run_scans_kv(r) + r->f.fix_weights);
 }
 
 double run_units_so_far(const struct run *r)

@@ -27,6 +27,8 @@ struct recipe {
     int join, bos; /* enum corpus_join, enum bos_rule */
     int weight_method, weight_round;
     int64_t weight_bits, weight_group;
+    double damp;
+    bool act_order;
     int kv_method, key_stage, rotate;
     int64_t kv_bits, kv_group, window, sink;
     bool past_only, learn;

@@ -25,12 +25,16 @@ const struct recipe_key recipe_key[] = {
     {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = "auto|never|always",
      .why = "one BOS token in front of the text; auto: as the model's tokenizer does it"},
 
-    {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc", .later = "gptq",
-     .why = "lwc learns how far each group is clipped; rtn rounds to nearest"},
+    {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc|gptq",
+     .why = "lwc learns how far each group is clipped; rtn rounds to nearest; gptq rounds column by column and makes up for the errors in the columns behind"},
     {"weights.bits", KEY_BITS, AT(weight_bits), "4",
      .why = "bits of a weight code; 16 leaves the weights alone"},
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
      .why = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
+    {"weights.damp", KEY_REAL, AT(damp), "0.01", 0, 1,
+     .why = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
+    {"weights.act_order", KEY_BOOL, AT(act_order), "false",
+     .why = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest", .later = "learned",
      .why = "how a weight becomes a code"},
 

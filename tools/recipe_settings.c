@@ -17,6 +17,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .epochs = r->epochs,
         .seed = (uint64_t)r->seed,
         .weights = recipe_weight_spec(r),
+        .gptq = {.damp = r->damp, .act_order = r->act_order},
         .kv = recipe_kv_spec(r),
         .crr_blocks = r->crr_blocks,
         .crr_terms = (enum crr_terms)r->crr_terms,

@@ -170,11 +170,18 @@ static uint16_t scale_at(const struct packed_linear *p, int64_t i)
     return (uint16_t)(p->scales[2 * i] | p->scales[2 * i + 1] << 8);
 }
 
-static enum err copy_linear(struct qlinear *q, const struct packed_linear *p)
+/* codes: those that do not follow from the source weight too. */
+static enum err copy_linear(struct qlinear *q, const struct packed_linear *p, bool codes)
 {
+    const int64_t code_bytes = bitpack_bytes(p->in, p->bits);
     const int64_t zero_bytes = bitpack_bytes(p->groups, p->bits);
     TRY(qlinear_alloc(q, p->out, p->in, p->group_size));
+    if (codes)
+        TRY(qlinear_alloc_codes(q));
     for (int64_t r = 0; r < p->out; r++) {
+        if (codes)
+            bitpack_unpack_row(q->codes + r * p->in, p->qweight + r * code_bytes, p->in,
+                               p->bits);
         for (int64_t g = 0; g < p->groups; g++)
             q->scales[r * p->groups + g] = scale_at(p, r * p->groups + g);
         bitpack_unpack_row(q->zeros + r * p->groups, p->zeros + r * zero_bytes, p->groups,
@@ -198,7 +205,7 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
     memcpy(q.v_scale, b->v_scale, bytes);
     memcpy(q.v_shift, b->v_shift, bytes);
     for (int l = 0; l < N_LIN && a->weights.bits < 16; l++)
-        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l]));
+        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], a->weights.method == WEIGHT_GPTQ));
     *out = q;
     return OK;
 out:

@@ -42,7 +42,8 @@ struct host_mat artifact_final_norm(const struct artifact *a);
 struct host_mat artifact_head(const struct artifact *a); /* embed when tied */
 /* The manifest's raw text, a JSON object. Borrowed. */
 const char *artifact_manifest(const struct artifact *a);
-/* Block i's scales, zeros, s and delta as calibration's hand-over, for the simulation.
+/* Block i's scales, zeros (codes too, where GPTQ chose them), s and delta as calibration's
+ * hand-over, for the simulation.
  * Owned by the caller (block_quant_free). */
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i);
 /* f32 weight [out][in] of a packed projection. */

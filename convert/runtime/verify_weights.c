@@ -137,7 +137,7 @@ out:
 static enum err check_codes(struct verify *v, const struct packed_linear *p,
                             const struct host_mat *src, const struct qlinear *q)
 {
-    if (q->codes || artifact_weight_spec(v->a)->method != WEIGHT_GPTQ)
+    if (v->s->state || artifact_weight_spec(v->a)->method != WEIGHT_GPTQ)
         return check_packed(v, p, src, q);
     v->r->weights_unchecked += p->out * p->in;
     return OK;

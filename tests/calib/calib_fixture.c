@@ -41,6 +41,8 @@ static void copy_block(struct block_quant *to, const struct block_quant *from)
             continue;
         to->lin[l].scales = copy(q->scales, n * sizeof(*q->scales));
         to->lin[l].zeros = copy(q->zeros, n);
+        if (q->codes)
+            to->lin[l].codes = copy(q->codes, (size_t)(q->out * q->in));
     }
     to->k_scale = copy(from->k_scale, C);
     to->k_shift = copy(from->k_shift, C);
@@ -190,7 +192,9 @@ static bool same_block(const struct block_quant *x, const struct block_quant *y)
         const size_t n = (size_t)(x->lin[l].out * x->lin[l].groups);
         if (x->lin[l].out != y->lin[l].out || x->lin[l].groups != y->lin[l].groups ||
             !same_bytes(x->lin[l].scales, y->lin[l].scales, 2 * n) ||
-            !same_bytes(x->lin[l].zeros, y->lin[l].zeros, n))
+            !same_bytes(x->lin[l].zeros, y->lin[l].zeros, n) ||
+            !same_bytes(x->lin[l].codes, y->lin[l].codes,
+                        x->lin[l].codes ? (size_t)(x->lin[l].out * x->lin[l].in) : 0))
             return false;
     }
     return same_bytes(x->k_scale, y->k_scale, C) && same_bytes(x->k_shift, y->k_shift, C) &&

@@ -213,12 +213,19 @@ static void vary(struct calib_settings *s, int which)
     case 19:
         s->weights.method = WEIGHT_RTN, s->kv.method = KV_TOKEN;
         break;
+    case 20:
+        s->weights.method = WEIGHT_GPTQ, s->gptq = (struct gptq_settings){0.01, false};
+        break;
+    case 21:
+        s->weights.method = WEIGHT_GPTQ, s->gptq = (struct gptq_settings){0.01, true};
+        s->kv.bits = 16;
+        break;
     default:
         s->act = DT_BF16;
         break;
     }
 }
-#define N_VARIANTS 21
+#define N_VARIANTS 23
 
 static void test_every_switch(void **state)
 {
@@ -304,6 +311,8 @@ static struct calib_settings resume_case(int which)
         s.weights.method = WEIGHT_RTN, s.kv.learn = false;
     if (which == 4)
         s.kv.bits = 16, s.crr_blocks = 2;
+    if (which == 5)
+        s.weights.method = WEIGHT_GPTQ, s.gptq.damp = 0.01;
     return s;
 }
 
@@ -311,7 +320,7 @@ static void test_stopped_and_resumed(void **state)
 {
     struct fixture f;
     fixture_open(&f, tiny_arch(1, 3), 10);
-    for (int which = 0; which < 5; which++) {
+    for (int which = 0; which < 6; which++) {
         const struct calib_settings s = resume_case(which);
         struct memory_io whole;
         calibrate("cpu", &whole, &f, &s);

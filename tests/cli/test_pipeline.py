@@ -172,6 +172,34 @@ def test_stages_alone_give_the_same_artifact(f):
     f.run([f.wkvq, "verify", "alone", "--against", "model"])
 
 
+def test_gptq(f):
+    """Codes that do not follow from the weights: the state has them, the artifact holds them,
+    and a resumed run chooses the same."""
+    recipe = [*RECIPE, "weights.method=gptq", "weights.act_order=true", "calibration.epochs=2"]
+    for out in ("gptq", "gptq-again"):
+        log = f.path / (out + ".json")
+        process = f.start(f.command(out, "--log-json", str(log), recipe=recipe))
+        if out == "gptq-again":
+            wait_for_event(log, '"epoch", "block": 1', process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130, process.returncode
+            process = f.start(f.command(out, recipe=recipe))
+        assert process.wait(120) == 0
+    assert f.files("gptq") == f.files("gptq-again")
+    assert f.files("gptq.state") == f.files("gptq-again.state")
+    args = [f.wkvq, "verify", "gptq", "--against", "model", "--data", "text.txt", "--json"]
+    with_state = json.loads(f.run([*args, "--state", "gptq.state"]).stdout)
+    assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
+    alone = json.loads(f.run(args).stdout)
+    linears = 4 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48)
+    assert alone["passed"] and alone["weights_unchecked"] == linears, alone
+    assert alone["weights_compared"] + linears == with_state["weights_compared"]
+    assert not f.path.joinpath("nearest").exists()
+    done = f.run([f.wkvq, "convert", "model", "--set", "weights.method=gptq", "-o", "nearest"],
+                 want=2)
+    assert b"gptq needs calibration" in done.stderr, done.stderr
+
+
 def test_machine_output(f):
     log = f.path / "machine.json"
     done = f.run(f.command("machine", "--json", "--quiet", "--log-json", str(log)))

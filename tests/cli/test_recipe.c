@@ -134,7 +134,7 @@ static void refuses_with_line_and_remedy(void **state)
     refused("optimizer: {lr_clip: -1}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
     refused("run: {memory: 8X}\n", ERR_USAGE, "run.memory", "want auto");
     refused("run: {memory: 0}\n", ERR_USAGE, "run.memory", "want auto");
-    refused("weights: {method: gptq}\n", ERR_SUPPORT, "not in this version", "rtn, lwc");
+    refused("weights: {damp: -0.1}\n", ERR_USAGE, "weights.damp", "from 0 to 1");
     refused("weights: {method: awq}\n", ERR_USAGE, "weights.method", "one of rtn, lwc");
     refused("weights: {round: learned}\n", ERR_SUPPORT, "not in this version", "nearest");
     refused("kv: {rotate: kv}\n", ERR_SUPPORT, "kv.rotate", "not in this version");
