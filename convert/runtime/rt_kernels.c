@@ -52,12 +52,16 @@ static inline vf splat(float x)
 
 static inline float sum(vf v)
 {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float s[VL];
     memcpy(s, &v, sizeof(s));
     for (int width = VL / 2; width; width /= 2)
         for (int i = 0; i < width; i++)
             s[i] += s[i + width];
     return s[0];
+#endif
 }
 
 static inline vf from_bytes(vb b)
@@ -186,39 +190,112 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
 
 /* --- packed weights ----------------------------------------------------------------- */
 
-/* Columns [c, end) of one group, c even: sum of (q - z) x. */
-static inline vf group_nibbles(float *tail, const uint8_t *codes, const float *even,
-                               const float *odd, int64_t bytes, uint8_t z)
+/* Eight nibbles lie in the 32 bits of a lane: shifting all lanes by 4 k brings the codes of
+ * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is parted alike, k by k. */
+#define BLOCK (8 * VL)
+
+static void part(float *parted, const float *x, int64_t n)
 {
-    const vf zero = splat((float)z);
-    vf s0 = {0}, s1 = {0};
-    int64_t i = 0;
-    for (; i + VL <= bytes; i += VL) {
-        const vb b = load_bytes(codes + i);
-        s0 = madd(from_bytes(b & 15) - zero, load(even + i), s0);
-        s1 = madd(from_bytes(b >> 4) - zero, load(odd + i), s1);
+    for (int64_t c = 0; c < rt_parted(n); c++) {
+        const int64_t in = c % BLOCK, column = c - in + in % VL * 8 + in / VL;
+        parted[c] = column < n ? x[column] : 0;
     }
-    float t = 0;
-    for (; i < bytes; i++)
-        t += (float)((codes[i] & 15) - z) * even[i] + (float)((codes[i] >> 4) - z) * odd[i];
-    *tail = t;
-    return s0 + s1;
 }
 
-/* odd has a zero behind an odd number of columns, so that the last nibble adds nothing. */
-static float dot_nibbles(const struct rt_row *r, const float *even, const float *odd)
+/* sum over the eight columns of each lane of (q - z) x. */
+static inline vf block_sum(vi codes, vf zero, const float *x)
 {
-    const int64_t half = r->group / 2, bytes = (r->in + 1) / 2;
-    vf s = {0};
-    float tails = 0;
-    for (int64_t g = 0, i = 0; i < bytes; g++, i += half) {
-        const int64_t n = bytes - i < half ? bytes - i : half;
-        float tail;
-        const vf v = group_nibbles(&tail, r->codes + i, even + i, odd + i, n, r->z[g]);
-        s = madd(v, splat(r->h[g]), s);
-        tails += tail * r->h[g];
+    vf even = {0}, odd = {0};
+    for (int k = 0; k < 8; k += 2) {
+        const vf q0 = __builtin_convertvector((codes >> 4 * k) & 15, vf) - zero;
+        const vf q1 = __builtin_convertvector((codes >> (4 * k + 4)) & 15, vf) - zero;
+        even = madd(q0, load(x + k * VL), even);
+        odd = madd(q1, load(x + k * VL + VL), odd);
     }
-    return sum(s) + tails;
+    return even + odd;
+}
+
+/* The last block of a row may end early: its missing columns meet zeros of x. */
+static inline vi load_codes(const uint8_t *p, int64_t bytes)
+{
+    vi v = {0};
+    if (bytes >= (int64_t)sizeof(v))
+        memcpy(&v, p, sizeof(v));
+    else
+        memcpy(&v, p, (size_t)bytes);
+    return v;
+}
+
+#if defined(__AVX512F__)
+/* s[k] += table[codes of column 8 lane + k] x, the table's sixteen values being w^. */
+static inline void add_block(__m512 s[4], __m512i codes, __m512 table, const float *x)
+{
+    for (int k = 0; k < 8; k++) {
+        const __m512 w =
+            _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * (unsigned)k), table);
+        s[k % 4] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + k * VL), s[k % 4]);
+    }
+}
+
+/* Groups of whole blocks: the sixteen values of a group are a table in a register, which a
+ * lane's lowest four bits index. */
+static float dot_tables(const struct rt_row *r, const float *x)
+{
+    const __m512 code = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int64_t bytes = (r->in + 1) / 2, group = r->group / 2;
+    const uint8_t *p = r->codes, *const end = p + bytes, *const whole = p + bytes / 64 * 64;
+    __m512 s[4] = {{0}}, table = {0};
+    for (int64_t g = 0; p < end; g++) {
+        const uint8_t *const stop = whole - p < group ? whole : p + group;
+        table = _mm512_mul_ps(_mm512_sub_ps(code, _mm512_set1_ps((float)r->z[g])),
+                              _mm512_set1_ps(r->h[g]));
+        for (; p < stop; p += 64, x += BLOCK)
+            add_block(s, _mm512_loadu_si512(p), table, x);
+        if (p == whole && p < end) { /* the row's last block ends early */
+            const __mmask64 there = ((__mmask64)1 << (end - p)) - 1;
+            if (whole - r->codes == (g + 1) * group)
+                continue; /* it begins the next group */
+            add_block(s, _mm512_maskz_loadu_epi8(there, p), table, x);
+            break;
+        }
+    }
+    return _mm512_reduce_add_ps(
+        _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+}
+#endif
+
+/* h and z of every lane. */
+static void spread(float *h, float *z, const struct rt_row *r)
+{
+    const int64_t lanes = rt_parted(r->in) / 8, wide = r->group / 8;
+    for (int64_t g = 0, i = 0; i < lanes; g++) {
+        const bool there = g * r->group < r->in;
+        const float hg = there ? r->h[g] : 0, zg = there ? (float)r->z[g] : 0;
+        for (const int64_t end = lanes - i < wide ? lanes : i + wide; i < end; i++) {
+            h[i] = hg;
+            z[i] = zg;
+        }
+    }
+}
+
+static float dot_nibbles(const struct rt_row *r, const float *parted, float *lanes)
+{
+    struct rt_row row = *r;
+    if (row.group >= row.in) /* one group */
+        row.group = rt_parted(row.in);
+#if defined(__AVX512F__)
+    if (row.group % BLOCK == 0)
+        return dot_tables(&row, parted);
+#endif
+    float *h = lanes, *z = lanes + rt_parted(row.in) / 8;
+    const int64_t bytes = (row.in + 1) / 2;
+    vf s = {0};
+    spread(h, z, &row);
+    for (int64_t b = 0; b * BLOCK < row.in; b++) {
+        const vi v = load_codes(row.codes + b * 4 * VL, bytes - b * 4 * VL);
+        s = madd(block_sum(v, load(z + b * VL), parted + b * BLOCK), load(h + b * VL), s);
+    }
+    return sum(s);
 }
 
 static const uint8_t *as_bytes(const struct rt_row *r, uint8_t *bytes)
@@ -312,7 +389,7 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
 #define TABLE(isa)                                                                         \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, dot_plain, to_f32, dot_nibbles, dot_codes, unpack, tile, kv_out}
+        TEXT_OF(isa), dot, axpy, dot_plain, to_f32, part, dot_nibbles, dot_codes, unpack, tile, kv_out}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

@@ -24,8 +24,11 @@ struct rt_kernels {
     /* A row of a plain weight, F32, F16 or BF16 at any alignment. */
     float (*dot_plain)(const void *w, enum dtype t, const float *x, int64_t n);
     void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
-    /* sum_c w^_c x_c from 4-bit codes; group is even. even, odd: x's columns parted. */
-    float (*dot_nibbles)(const struct rt_row *r, const float *even, const float *odd);
+    /* x [n] in the order in which dot_nibbles meets it, rt_parted(n) floats. */
+    void (*part)(float *parted, const float *x, int64_t n);
+    /* sum_c w^_c x_c from 4-bit codes; group is a multiple of 8, or one is the whole row.
+     * lanes [2 * rt_parted(in) / 8] is scratch. */
+    float (*dot_nibbles)(const struct rt_row *r, const float *parted, float *lanes);
     /* The same from codes of any width; bytes [in] is scratch. */
     float (*dot_codes)(const struct rt_row *r, const float *x, uint8_t *bytes);
     /* w^ of the row. */
@@ -38,6 +41,13 @@ struct rt_kernels {
     void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
                    const float *delta, int64_t n);
 };
+
+/* Columns of the widest vector of 4-bit codes: what rows are padded to. */
+#define RT_BLOCK 128
+static inline int64_t rt_parted(int64_t n)
+{
+    return (n + RT_BLOCK - 1) / RT_BLOCK * RT_BLOCK;
+}
 
 /* The best for this machine. */
 const struct rt_kernels *rt_kernels_best(void);

@@ -61,9 +61,9 @@ enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct art
     for (int64_t i = 0; i < arch->n_layers; i++)
         for (int j = 0; j < N_LIN; j++)
             widen(l, artifact_block(a, i)->lin[j].in, artifact_block(a, i)->lin[j].groups);
-    l->widest = (l->widest + 15) / 16 * 16;
+    l->widest = rt_parted(l->widest);
     l->thread_bytes = scratch_bytes(l);
-    TRY(mem_calloc(&l->parted, (size_t)l->widest + 2, sizeof(float)));
+    TRY(mem_alloc(&l->parted, (size_t)l->widest, sizeof(float)));
     return mem_alloc(&l->scratch, (size_t)pool_threads(pool), l->thread_bytes);
 }
 
@@ -95,7 +95,7 @@ static struct rt_row row_of(const struct packed_linear *p, int64_t r,
 
 static bool has_nibbles(const struct packed_linear *p)
 {
-    return p->bits == 4 && (p->group_size % 2 == 0 || p->groups == 1);
+    return p->bits == 4 && (p->group_size % 8 == 0 || p->groups == 1);
 }
 
 static const void *plain_row(const struct host_mat *w, int64_t r)
@@ -111,7 +111,7 @@ static float dot_row(const struct job *j, const struct packed_linear *p, int64_t
         return kern->dot_plain(plain_row(&p->w, r), p->w.dtype, j->x, p->in);
     const struct rt_row row = row_of(p, r, s, kern);
     if (has_nibbles(p))
-        return kern->dot_nibbles(&row, j->l->parted, j->l->parted + (j->l->widest + 1) / 2);
+        return kern->dot_nibbles(&row, j->l->parted, s->w);
     return kern->dot_codes(&row, j->x, s->bytes);
 }
 
@@ -176,19 +176,6 @@ static void chunk(void *ctx, int64_t c, int thread)
     add_bias(j, p, y, first, end);
 }
 
-static void part_columns(struct rt_linear *l, const float *x, int64_t in)
-{
-    float *even = l->parted, *odd = even + (l->widest + 1) / 2;
-    for (int64_t i = 0; i < in / 2; i++) {
-        even[i] = x[2 * i];
-        odd[i] = x[2 * i + 1];
-    }
-    if (in % 2) {
-        even[in / 2] = x[in - 1];
-        odd[in / 2] = 0;
-    }
-}
-
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n)
@@ -197,7 +184,7 @@ void rt_linear_run(struct rt_linear *l, float *const *y,
     for (int i = 0; i < count; i++)
         j.first[i + 1] = j.first[i] + (p[i]->out + ROWS - 1) / ROWS;
     if (n == 1)
-        part_columns(l, x, p[0]->in);
+        l->kern->part(l->parted, x, p[0]->in);
     pool_run(l->pool, j.first[count], chunk, &j);
 }
 

@@ -16,7 +16,7 @@ struct rt_linear {
     struct pool *pool;
     const struct rt_kernels *kern;
     int64_t widest, most_groups;
-    float *parted; /* [2][(widest + 1) / 2]: x's even and odd columns, n = 1 */
+    float *parted; /* x of one token, in the kernels' order */
     void *scratch; /* threads * thread_bytes */
     size_t thread_bytes;
 };
