@@ -104,7 +104,7 @@ static enum err finish(struct job *j, struct state **s, bool force, double start
     struct verify_report report = {0};
     TRY(stage_summary(&sum, *s));
     TRY(stage_convert(j, *s, a->out, force));
-    TRY(stage_verify(&report, j, *s, a->out));
+    TRY(stage_verify(&report, j, *s, a->out, NULL));
     TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
     FAIL_IF(!report.passed, ERR_VERIFY,
             "%s: verification failed: %s; the state stays in %s", a->out,

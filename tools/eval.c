@@ -191,6 +191,8 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
         r.tokens = e->windows * (e->ctx - 1);
         r.seconds = now_s() - start;
         *out = r;
+        if (e->window_nll)
+            memcpy(e->window_nll, mean, (size_t)e->windows * sizeof(*mean));
     }
     mem_free(mean);
     TRY(err);

@@ -18,7 +18,8 @@ struct eval {
     bool rtn;                  /* job->model rounded to nearest by job->recipe */
     int kv_bits;               /* 0: as configured; 16: full-precision cache */
     int64_t windows, ctx, chunk;
-    bool decode; /* the packed runtime, chunk tokens at a time */
+    bool decode;        /* the packed runtime, chunk tokens at a time */
+    double *window_nll; /* [windows] mean losses for the caller; NULL: not wanted */
 };
 
 struct eval_result {

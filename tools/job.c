@@ -81,6 +81,8 @@ enum err job_read_text(struct job *j)
     enum err err = OK;
     struct corpus text = {0};
     const struct recipe_files *files = &j->recipe.data;
+    if (j->ids.n)
+        return check_ids(j);
     TRY(tokenizer_open(&j->tokenizer, j->model_dir));
     TRY(corpus_load(&text, (const char *const *)files->path, files->n,
                     (enum corpus_join)j->recipe.join));

@@ -34,8 +34,8 @@ enum err job_open_model(struct job *j);
 enum err job_open_device(struct job *j); /* and settings, compute resolved */
 /* Is there a text at all? needs says what for. */
 enum err job_check_text(const struct job *j, const char *needs);
-/* Text to ids: --data or calibration.data. j->arch must be known: ids beyond its vocabulary
- * are refused. */
+/* Text to ids: --data or calibration.data; ids that are there already, with their tokenizer
+ * and ids_crc, are kept. j->arch must be known: ids beyond its vocabulary are refused. */
 enum err job_read_text(struct job *j);
 /* The literature's random windows. */
 enum err job_draw_windows(struct job *j);

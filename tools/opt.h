@@ -28,12 +28,14 @@ struct args {
     struct text_list set;
     const char *out, *state, *against;
     struct text_list data;
+    struct text_list eval_data;
+    const char *model;
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *device;
-    bool plan, keep_state, force, decode, stats;
+    bool plan, keep_state, keep, force, decode, stats;
     int64_t limit;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, batch, length, seqlen;
-    int64_t blocks, steps, threads, logit_tokens;
+    int64_t parallel, blocks, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap;
     uint64_t shard_bytes, memory;
 };

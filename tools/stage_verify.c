@@ -5,7 +5,7 @@
 #define CTX 512 /* tokens of the perplexity that is also computed by real decode */
 
 enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
-                      const char *artifact_dir)
+                      const char *artifact_dir, double *const layer_cosine[2])
 {
     const int64_t n = (int64_t)j->ids.n;
     const int64_t ctx = n < CTX ? n : CTX;
@@ -19,6 +19,8 @@ enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
         .ctx = ctx,
         .act = DT_F32,
         .threads = (int)j->recipe.threads,
+        .layer_cosine = {layer_cosine ? layer_cosine[0] : NULL,
+                         layer_cosine ? layer_cosine[1] : NULL},
     };
     log_info("verifying %s", artifact_dir);
     return verify_run(out, artifact_dir, &settings);

@@ -25,8 +25,9 @@ enum err stage_summary(struct calib_summary *out, const struct state *s);
 enum err stage_check_checkpoint(const struct state *s, const struct job *j);
 /* Pack the checkpoint with the scales of s (NULL: round to nearest by the job's recipe). */
 enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force);
-/* Verify against the checkpoint and the state on the job's own text. */
+/* Verify against the checkpoint and the state on the job's own text. layer_cosine: see
+ * struct verify_settings; NULL: not wanted. */
 enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
-                      const char *artifact_dir);
+                      const char *artifact_dir, double *const layer_cosine[2]);
 
 #endif

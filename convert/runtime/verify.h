@@ -24,6 +24,8 @@ struct verify_settings {
     double min_cosine;      /* default 0.999: runtime's K^, V^ against the simulation's */
     enum dtype act;         /* of the simulation */
     int threads;
+    double *layer_cosine[2]; /* [layers] each: K^ against K, V^ against V, worst head, for
+                                the caller; NULL: not wanted */
 };
 
 enum verify_outcome { VERIFY_PASS, VERIFY_FAIL, VERIFY_SKIP };

@@ -259,7 +259,12 @@ static enum err compare_layers(struct kv_compare *c, struct runtime *rt,
     for (int64_t i = 0; i < c->v->arch->n_layers; i++) {
         TRY(runtime_kv(rt, i, c->have[0], c->have[1]));
         for (int w = 0; w < 2; w++) {
-            worst_head(&quant[w], c, c->sim[w] + i * one, c->plain[w] + i * one, i);
+            struct worst here = {1, i, 0};
+            worst_head(&here, c, c->sim[w] + i * one, c->plain[w] + i * one, i);
+            if (!(here.cosine >= quant[w].cosine))
+                quant[w] = here;
+            if (c->v->s->layer_cosine[w])
+                c->v->s->layer_cosine[w][i] = here.cosine;
             worst_head(&agree[w], c, c->sim[w] + i * one, c->have[w], i);
         }
     }

@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Sweeps, reports and tuning on a tiny model: test_sweep.py WKVQ [TEST...]."""
+import csv
+import json
+import math
+import os
+import pathlib
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+EVIL = "a <b>&amp; \"quoted\" 'cell'"
+SWEEP = f"""
+base:
+  calibration: {{samples: 8, seqlen: 64, epochs: 2}}
+  weights.group_size: 12
+  kv.group_size: 8
+  crr.blocks: 1
+cells:
+  - {{name: full method}}
+  - name: {json.dumps(EVIL)}
+    set: {{weights: {{method: rtn}}, kv.method: token}}
+  - {{name: plain, set: {{weights.bits: 16, kv.bits: 16}}}}
+eval: {{data: eval.txt, windows: 4, ctx: 64}}
+"""
+
+
+class Fixture:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        tiny.make_model(self.path / "model", num_hidden_layers=3)
+        tiny.make_text(self.path / "text.txt", 2000)
+        tiny.make_text(self.path / "eval.txt", 700)
+        (self.path / "s.yaml").write_text(SWEEP)
+
+    def command(self, out, *more, file="s.yaml"):
+        return [self.wkvq, "sweep", file, "-m", "model", "--data", "text.txt", "-o", out, "-j1", *more]
+
+    def run(self, args, want=0):
+        done = subprocess.run(args, cwd=self.path, capture_output=True, timeout=300, text=True)
+        if done.returncode != want:
+            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n" + done.stderr)
+        return done
+
+    def rows(self, out):
+        text = (self.path / out / "results.jsonl").read_text()
+        assert text.endswith("\n"), "half a line"
+        return [json.loads(line) for line in text.splitlines()]
+
+    def reference(self):
+        if not (self.path / "reference").exists():
+            began = time.monotonic()
+            self.run(self.command("reference"))
+            self.seconds = time.monotonic() - began
+        return {r["name"]: r for r in self.rows("reference")}
+
+
+def figures(row):
+    """What must not depend on how often a cell was interrupted."""
+    return {k: v for k, v in row.items() if k not in ("seconds", "calibrate_seconds")}
+
+
+def close(a, b):
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def test_results(f):
+    rows = f.reference()
+    assert list(rows) == ["full method", EVIL, "plain"], list(rows)
+    full, rtn, plain = rows.values()
+    for r in rows.values():
+        assert len(r["window_nll"]) == 4, r["window_nll"]
+        assert close(r["ppl"], math.exp(statistics.mean(r["window_nll"])))
+        assert close(r["stderr"], r["ppl"] * statistics.stdev(r["window_nll"]) / 2)
+    assert rtn["set"] == ["weights.method=rtn", "kv.method=token"], rtn["set"]
+    assert rtn["identity"]["config"]["weights"]["method"] == "rtn"
+    assert len(full["blocks"]) == 3 and not rtn["blocks"] and not plain["blocks"]
+    assert all(len(b["epochs"]) == 2 and b["best"] <= b["start"] for b in full["blocks"])
+    assert len(full["k_cosine"]) == len(full["v_cosine"]) == 3
+    assert close(min(full["k_cosine"]), full["verify"]["worst_k_cosine"]), full["k_cosine"]
+    assert full["verified"] and rtn["verified"]
+    assert 4 < full["weight_bits"] < 8 and plain["weight_bits"] == plain["kv_bits"] == 16
+    left = [p.name for p in (f.path / "reference" / "cells").iterdir()]
+    assert not left, left
+    with open(f.path / "reference" / "results.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [t["name"] for t in table] == list(rows)
+    assert all(close(float(t["ppl"]), rows[t["name"]]["ppl"]) for t in table)
+
+
+def test_finished_cells_do_not_run_again(f):
+    f.reference()
+    before = (f.path / "reference" / "results.jsonl").read_bytes()
+    done = f.run(f.command("reference"))
+    assert "cell 1 of" not in done.stderr, done.stderr
+    assert (f.path / "reference" / "results.jsonl").read_bytes() == before
+    plan = f.run(f.command("reference", "--plan")).stdout.splitlines()
+    assert len(plan) == 3 and all(line.startswith("done") for line in plan), plan
+
+
+def test_other_text_is_another_cell(f):
+    f.reference()
+    tiny.make_text(f.path / "other.txt", 1500)
+    plan = f.run([*f.command("reference", "--plan"), "--data", "other.txt"]).stdout
+    assert [line.split()[0] for line in plan.splitlines()] == ["to", "to", "done"], plan
+    plan = f.run(f.command("reference", "--plan", "--set", "calibration.epochs=1")).stdout
+    assert "done" not in plan, plan
+
+
+def test_killed_and_resumed(f):
+    want = f.reference()
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        process = subprocess.Popen(f.command("killed"), cwd=f.path, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        time.sleep(share * f.seconds)
+        finished = [r["name"] for r in f.rows("killed")] if (f.path / "killed/results.jsonl").exists() else []
+        process.kill()
+        process.wait()
+    done = f.run(f.command("killed"))
+    for i, name in enumerate(want):
+        assert not (name in finished and f"cell {i + 1} of 3" in done.stderr), (name, done.stderr)
+    got = {r["name"]: r for r in f.rows("killed")}
+    assert got.keys() == want.keys() and len(f.rows("killed")) == 3
+    for name in want:
+        assert figures(got[name]) == figures(want[name]), name
+
+
+def test_interrupted(f):
+    f.reference()
+    process = subprocess.Popen(f.command("stopped"), cwd=f.path, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not list((f.path / "stopped").glob("cells/*.state")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (130, 0)
+    f.run(f.command("stopped"))
+    assert len(f.rows("stopped")) == 3
+
+
+def test_a_result_that_was_not_listed(f):
+    want = f.reference()
+    row = want["full method"]
+    out = f.path / "unlisted"
+    (out / "cells").mkdir(parents=True)
+    (out / "cells" / f"{row['hash']}.json").write_text(json.dumps(row))
+    done = f.run(f.command("unlisted"))
+    assert "cell 1 of" not in done.stderr and len(f.rows("unlisted")) == 3
+
+
+def test_parallel_gives_the_same(f):
+    want = f.reference()
+    f.run(f.command("beside", "--parallel", "3"))
+    got = {r["name"]: r for r in f.rows("beside")}
+    assert {n: figures(r) for n, r in got.items()} == {n: figures(r) for n, r in want.items()}
+
+
+def test_command_reproduces(f):
+    row = f.reference()["full method"]
+    for part in row["command"].split(" && "):
+        words = shlex.split(part)
+        assert words[0] == "wkvq"
+        done = f.run([f.wkvq, *words[1:], "--json", "-j1"])
+    assert close(json.loads(done.stdout)["ppl"], row["ppl"])
+
+
+def test_a_failing_cell_does_not_stop_the_others(f):
+    (f.path / "bad.yaml").write_text(SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}"))
+    done = f.run(f.command("bad", file="bad.yaml"), want=2)
+    assert "cell 'bad'" in done.stderr, done.stderr
+    assert len(f.rows("bad")) == 3
+
+
+def main():
+    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
+    os.environ.pop("COLUMNS", None)
+    tests = {n: t for n, t in globals().items() if n.startswith("test_")}
+    names = sys.argv[2:] or list(tests)
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        f = Fixture(wkvq, folder)
+        for name in names:
+            try:
+                tests[name](f)
+                print(f"ok {name}", flush=True)
+            except Exception as e:  # every test gets its turn
+                failed += 1
+                print(f"FAIL {name}: {type(e).__name__}: {e}", flush=True)
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/log.h"
+#include "tools/commands.h"
+#include "tools/sweep.h"
+
+#include <stdio.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Sweep:"},
+    {OPT_TEXT, 'm', "model", "MODEL_DIR", offsetof(struct args, model),
+     .help = "Checkpoint that every cell starts from (default: none, required)"},
+    {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
+     .help = "Directory for results.jsonl, results.csv and states in work (default: none, "
+             "required)"},
+    {OPT_LIST, 'e', "eval", "FILE", offsetof(struct args, eval_data),
+     .help = "Text to evaluate on; repeatable (default: the sweep's eval.data)"},
+    {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "-1", -1, 1 << 30,
+     .help = "Evaluate the first N windows; 0 = all; -1 leaves the sweep's eval.windows"},
+    {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "0",
+     .lo = 0, .hi = 1 << 24,
+     .help = "Tokens of an evaluation window; 0 leaves the sweep's eval.ctx"},
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, 64,
+     .help = "Cells at the same time; cores and memory budget are divided among them"},
+    {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
+     .help = "Keep every cell's artifact, in OUT/cells"},
+    {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
+     .help = "Print the cells and what is done of them, and stop"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+                                           opt_progress, opt_report, NULL};
+
+static void print_plan(const struct sweep *s)
+{
+    for (int i = 0; i < s->plan.n_cells; i++)
+        printf("%-8s %s  %s\n", s->run[i].done ? "done" : "to do", s->run[i].hash,
+               s->plan.cell[i].name);
+}
+
+static void print_row(const json_t *row)
+{
+    const json_t *e = json_object_get(row, "stderr");
+    printf("%-32s %10.4f", json_string_value(json_object_get(row, "name")),
+           json_number_value(json_object_get(row, "ppl")));
+    if (json_is_number(e))
+        printf(" +- %-8.4f", json_number_value(e));
+    else
+        printf("    %-8s", "");
+    printf(" %7.3f %7.3f %9.1f\n", json_number_value(json_object_get(row, "weight_bits")),
+           json_number_value(json_object_get(row, "kv_bits")),
+           1e-6 * json_number_value(json_object_get(row, "bytes")));
+}
+
+static void print_table(const struct sweep *s)
+{
+    size_t i;
+    json_t *row;
+    printf("%-32s %10s    %-8s %7s %7s %9s\n", "cell", "perplexity", "stderr", "W bits",
+           "KV bits", "MB");
+    json_array_foreach(s->results, i, row) print_row(row);
+}
+
+static void print_json(const struct sweep *s)
+{
+    json_dumpf(s->results, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    printf("\n");
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct sweep s = {.lock = -1};
+    FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
+    FAIL_IF(!a->out, ERR_USAGE, "no place for the results: give -o OUT");
+    TRY_OUT(sweep_open(&s, a, a->pos.item[0], a->model, a->out));
+    if (a->plan) {
+        print_plan(&s);
+        goto out;
+    }
+    TRY_OUT(sweep_execute(&s));
+    if (a->json)
+        print_json(&s);
+    else
+        print_table(&s);
+out:
+    sweep_close(&s);
+    return err;
+}
+
+const struct command cmd_sweep = {
+    .name = "sweep",
+    .operands = "FILE.yaml",
+    .summary = "Calibrate and evaluate many configurations of one model",
+    .details =
+        "Every cell of the sweep is calibrated, converted, verified and evaluated; the "
+        "text "
+        "is tokenized once. A cell's configuration is --config, then the sweep's base, "
+        "then "
+        "--set, then what the cell sets. Interrupted or killed, the same command goes on: "
+        "a "
+        "finished cell never runs again, the one in work goes on from its state. `wkvq "
+        "report OUT` makes a page of the results; configs/sweeps has sweeps.\n\n"
+        "  wkvq sweep configs/sweeps/ablation.yaml --model SmolLM2-135M \\\n"
+        "      --data wiki.train.raw --eval wiki.test.raw --windows 12 -o ablation\n"
+        "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M --data wiki.train.raw \\\n"
+        "      --eval wiki.test.raw --set calibration.samples=16 -o k\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

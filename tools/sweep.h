@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Many configurations of one model, each calibrated, converted, verified and evaluated by a
+ * process of its own.
+ *
+ *   OUT/results.jsonl         a line a finished cell; rewritten beside and renamed
+ *   OUT/results.csv           the same figures as a table
+ *   OUT/cells/HASH.state      the calibration of a cell in work
+ *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
+ *   OUT/cells/HASH            the artifact; stays with --keep
+ *   OUT/lock                  held (flock) while a process works on the sweep
+ *
+ * HASH stands for the cell's identity: its whole configuration, the checkpoint, both texts
+ * and the evaluation. */
+#ifndef WKVQ_SWEEP_H
+#define WKVQ_SWEEP_H
+
+#include "tools/job.h"
+#include "tools/sweep_plan.h"
+
+/* A text tokenized once, for every cell that reads it. */
+struct sweep_text {
+    struct recipe_files files; /* owned */
+    int join, bos;
+    struct token_ids ids;
+    uint32_t crc;
+};
+
+struct sweep_run {
+    struct args args; /* the sweep's options with the cell's --set */
+    int text, eval_text;
+    json_t *identity;
+    char hash[20];
+    char *command; /* what reproduces it */
+    bool done;
+};
+
+struct sweep {
+    const struct args *args;
+    const char *model_dir, *out_dir;
+    struct sweep_plan plan;
+    struct recipe_files eval_data; /* borrowed: --eval or the plan's */
+    int64_t eval_windows, eval_ctx;
+    struct arch arch;
+    uint32_t model_crc;
+    uint64_t model_bytes;
+    struct tokenizer *tokenizer;
+    struct sweep_text *text;
+    int n_texts;
+    struct sweep_run *run; /* [plan.n_cells] */
+    int64_t parallel, cores;
+    json_t *results; /* array of what results.jsonl holds */
+    int lock;        /* file descriptor, -1: none */
+};
+
+/* Plan, model, texts, every cell's identity: all mistakes that can be found before work. A
+ * zeroed sweep comes first; close it whatever the result. */
+enum err sweep_open(struct sweep *s, const struct args *a, const char *plan_path,
+                    const char *model_dir, const char *out_dir);
+void sweep_close(struct sweep *s);
+
+/* Every cell that has no result yet, up to s->parallel at a time. A cell that fails leaves
+ * its state and does not keep the others from running; the first failure is returned at the
+ * end, with how many there were. */
+enum err sweep_execute(struct sweep *s);
+
+/* One cell, in a process that does nothing else: takes over the texts of s. *out: the
+ * result. */
+enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
+
+/* Has the recipe anything that is learned or collected on a text? */
+bool sweep_needs_calibration(const struct recipe *r);
+bool sweep_full_precision(const struct recipe *r);
+/* Commands that give the cell's figures, for a shell. */
+enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
+                       const struct recipe *r);
+
+/* OUT/cells/HASH and a suffix. */
+enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,
+                    const char *suffix);
+
+#endif

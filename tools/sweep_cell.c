@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One cell of a sweep: calibrate, convert, verify, evaluate, and what came of it as JSON.
+ */
+#include "convert/artifact/reader.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/eval.h"
+#include "tools/stages.h"
+#include "tools/sweep.h"
+#include "tools/verify_report.h"
+
+#include <math.h>
+#include <time.h>
+
+struct cell {
+    struct sweep *s;
+    struct sweep_run *run;
+    char *artifact, *state; /* paths */
+    double *cosine[2];      /* [layers] */
+    struct verify_report report;
+    struct eval_result eval;
+    double *nll; /* [eval.windows] */
+    json_t *blocks;
+    double calibrate_s, start;
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The job's copy: the process ends with the cell. */
+static void give_text(struct job *j, struct sweep *s, int text)
+{
+    j->ids = s->text[text].ids;
+    j->ids_crc = s->text[text].crc;
+    s->text[text].ids = (struct token_ids){0};
+    j->tokenizer = s->tokenizer;
+    s->tokenizer = NULL;
+}
+
+static void take_text(struct job *j, struct sweep *s, int text)
+{
+    s->text[text].ids = j->ids;
+    s->tokenizer = j->tokenizer;
+    j->ids = (struct token_ids){0};
+    j->tokenizer = NULL;
+}
+
+/* Cells side by side share what the machine has. */
+static void share_machine(struct job *j, const struct sweep *s)
+{
+    if (s->parallel < 2)
+        return;
+    const int64_t cores = j->recipe.threads ? j->recipe.threads : s->cores;
+    j->recipe.threads = cores / s->parallel > 1 ? cores / s->parallel : 1;
+    j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)s->parallel;
+}
+
+static enum err open_job(struct job *j, struct cell *c, int text)
+{
+    TRY(job_open(j, &c->run->args, c->s->model_dir));
+    share_machine(j, c->s);
+    give_text(j, c->s, text);
+    return OK;
+}
+
+static void close_job(struct job *j, struct cell *c, int text)
+{
+    if (j->tokenizer)
+        take_text(j, c->s, text);
+    job_close(j);
+}
+
+static enum err block_json(json_t **out, const struct calib_block_stats *st)
+{
+    json_t *epochs = json_array();
+    for (int64_t i = 0; i < st->n_epochs; i++)
+        json_array_append_new(epochs, json_real(st->epoch_loss[i]));
+    *out = json_pack("{s:I, s:f, s:f, s:I, s:o}", "block", (json_int_t)st->block, "start",
+                     st->start_loss, "best", st->best_loss, "best_epoch",
+                     (json_int_t)st->best_epoch, "epochs", epochs);
+    FAIL_IF(!*out, ERR_MEMORY, "out of memory for the result");
+    return OK;
+}
+
+static enum err collect_blocks(struct cell *c, const struct state *s)
+{
+    struct calib_block_stats st;
+    json_t *one;
+    for (int64_t i = 0; i < state_done(s); i++) {
+        TRY(state_stats(&st, s, i));
+        TRY(block_json(&one, &st));
+        json_array_append_new(c->blocks, one);
+    }
+    return OK;
+}
+
+static enum err convert(struct cell *c, struct job *j, struct state *s)
+{
+    if (s)
+        TRY(collect_blocks(c, s));
+    TRY(stage_convert(j, s, c->artifact, true));
+    TRY(stage_verify(&c->report, j, s, c->artifact, c->cosine));
+    if (!c->report.passed)
+        log_warn("%s: verification failed: %s", c->artifact, c->report.first_difference);
+    return OK;
+}
+
+/* Up to the artifact; the state stays until the result is written. */
+static enum err quantize(struct cell *c)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct state *s = NULL;
+    bool planned;
+    const double start = now_s();
+    TRY_OUT(open_job(&j, c, c->run->text));
+    TRY_OUT(stage_prepare(&planned, &j, c->state));
+    if (sweep_needs_calibration(&j.recipe))
+        TRY_OUT(stage_calibrate(&s, &j, c->state));
+    c->calibrate_s = now_s() - start;
+    TRY_OUT(convert(c, &j, s));
+out:
+    state_close(&s);
+    close_job(&j, c, c->run->text);
+    return err;
+}
+
+static enum err open_evaluated(struct eval *e, const struct cell *c, bool full)
+{
+    struct job *j = e->job;
+    if (full) {
+        TRY(job_open_model(j));
+    } else {
+        TRY(artifact_open(&e->artifact, c->artifact, false));
+        j->arch = *artifact_arch(e->artifact);
+    }
+    TRY(job_read_text(j));
+    if (!j->recipe.compute)
+        j->recipe.compute = 1; /* as `wkvq eval` does: figures are compared in f32 */
+    return job_open_device(j);
+}
+
+static enum err evaluate(struct cell *c, bool full)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct eval e = {
+        .job = &j, .windows = c->s->eval_windows, .ctx = c->s->eval_ctx, .chunk = 1};
+    TRY_OUT(open_job(&j, c, c->run->eval_text));
+    TRY_OUT(open_evaluated(&e, c, full));
+    TRY_OUT(eval_count_windows(&e));
+    TRY_OUT(mem_calloc(&c->nll, (size_t)e.windows, sizeof(*c->nll)));
+    e.window_nll = c->nll;
+    TRY_OUT(eval_ppl(&c->eval, &e));
+out:
+    artifact_close(&e.artifact);
+    close_job(&j, c, c->run->eval_text);
+    return err;
+}
+
+static json_t *reals(const double *x, int64_t n)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; list && i < n; i++)
+        json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null());
+    return list;
+}
+
+static json_t *overrides(const struct set_list *set)
+{
+    json_t *list = json_array();
+    for (int i = 0; list && i < set->n; i++)
+        json_array_append_new(list, json_string(set->item[i]));
+    return list;
+}
+
+/* What only an artifact has. */
+static enum err add_artifact(json_t *o, const struct cell *c)
+{
+    const struct verify_report *r = &c->report;
+    const int64_t n = r->logits == VERIFY_SKIP ? 0 : c->s->arch.n_layers;
+    json_t *verify = verify_report_json(c->run->hash, r);
+    json_t *more = json_pack(
+        "{s:f, s:f, s:I, s:b, s:o, s:o, s:o}", "weight_bits", r->weight_bits, "kv_bits",
+        r->kv_bits, "bytes", (json_int_t)r->total_bytes, "verified", r->passed, "k_cosine",
+        reals(c->cosine[0], n), "v_cosine", reals(c->cosine[1], n), "verify", verify);
+    const bool whole = more && !json_object_update(o, more);
+    json_decref(more);
+    FAIL_IF(!whole, ERR_MEMORY, "out of memory for the result");
+    return OK;
+}
+
+static enum err result_json(json_t **out, struct cell *c, bool full)
+{
+    const struct eval_result *r = &c->eval;
+    const struct sweep_cell *cell = &c->s->plan.cell[c->run - c->s->run];
+    json_t *o = json_pack(
+        "{s:s, s:s, s:o, s:O, s:s, s:f, s:o, s:f, s:I, s:I, s:I, s:o, s:O, s:f, s:f, s:f, "
+        "s:f, s:I}",
+        "name", cell->name, "hash", c->run->hash, "set", overrides(&cell->set), "identity",
+        c->run->identity, "command", c->run->command, "ppl", r->ppl, "stderr",
+        isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "nll", r->nll,
+        "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
+        (json_int_t)c->s->eval_ctx, "window_nll", reals(c->nll, r->windows), "blocks",
+        c->blocks, "seconds", now_s() - c->start, "calibrate_seconds", c->calibrate_s,
+        "weight_bits", 16.0, "kv_bits", 16.0, "bytes", (json_int_t)c->s->model_bytes);
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
+    const enum err err = full ? OK : add_artifact(o, c);
+    if (err)
+        json_decref(o);
+    else
+        *out = o;
+    return err;
+}
+
+static enum err room(struct cell *c)
+{
+    const size_t n = (size_t)c->s->arch.n_layers;
+    TRY(sweep_path(&c->artifact, c->s, c->run, ""));
+    TRY(sweep_path(&c->state, c->s, c->run, ".state"));
+    for (int w = 0; w < 2; w++)
+        TRY(mem_calloc(&c->cosine[w], n, sizeof(double)));
+    c->blocks = json_array();
+    FAIL_IF(!c->blocks, ERR_MEMORY, "out of memory for the result");
+    return OK;
+}
+
+enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
+{
+    enum err err = OK;
+    struct cell c = {.s = s, .run = &s->run[i], .start = now_s()};
+    struct recipe r = {0};
+    TRY_OUT(room(&c));
+    TRY_OUT(recipe_from_args(&r, &c.run->args));
+    const bool full = sweep_full_precision(&r);
+    if (!full)
+        TRY_OUT(quantize(&c));
+    TRY_OUT(evaluate(&c, full));
+    TRY_OUT(result_json(out, &c, full));
+out:
+    recipe_free(&r);
+    mem_free(c.artifact);
+    mem_free(c.state);
+    mem_free(c.cosine[0]);
+    mem_free(c.cosine[1]);
+    mem_free(c.nll);
+    json_decref(c.blocks);
+    return err;
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A cell as the commands that reproduce it. */
+#include "kernels/base/mem.h"
+#include "tools/sweep.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A word that a shell reads as it is. */
+static void put_word(FILE *f, const char *word)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                "0123456789_-./=:,+@%";
+    fputc(' ', f);
+    if (*word && word[strspn(word, plain)] == '\0') {
+        fputs(word, f);
+        return;
+    }
+    fputc('\'', f);
+    for (const char *p = word; *p; p++) {
+        if (*p == '\'')
+            fputs("'\\''", f);
+        else
+            fputc(*p, f);
+    }
+    fputc('\'', f);
+}
+
+static void put_option(FILE *f, const char *name, const char *value)
+{
+    fprintf(f, " --%s", name);
+    put_word(f, value);
+}
+
+static void put_recipe(FILE *f, const struct sweep_run *run)
+{
+    if (run->args.config)
+        put_option(f, "config", run->args.config);
+    for (int i = 0; i < run->args.set.n; i++)
+        put_option(f, "set", run->args.set.item[i]);
+}
+
+static void put_text(FILE *f, const struct sweep_run *run, const struct recipe_files *files)
+{
+    for (int i = 0; i < files->n; i++)
+        put_option(f, "data", files->path[i]);
+    if (run->args.join)
+        put_option(f, "join", run->args.join);
+    if (run->args.bos)
+        put_option(f, "bos", run->args.bos);
+}
+
+static void put_quantize(FILE *f, const struct sweep *s, const struct sweep_run *run,
+                         const struct recipe *r)
+{
+    const bool calibrated = sweep_needs_calibration(r);
+    fprintf(f, "wkvq %s", calibrated ? "quantize" : "convert");
+    put_word(f, s->model_dir);
+    if (calibrated)
+        put_text(f, run, &r->data);
+    put_recipe(f, run);
+    fprintf(f, " -o %s && ", run->hash);
+}
+
+enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
+                       const struct recipe *r)
+{
+    char *text = NULL;
+    size_t n = 0;
+    const bool full = sweep_full_precision(r);
+    FILE *f = open_memstream(&text, &n);
+    FAIL_IF(!f, ERR_MEMORY, "out of memory for a command");
+    if (!full)
+        put_quantize(f, s, run, r);
+    fprintf(f, "wkvq eval");
+    put_word(f, full ? s->model_dir : run->hash);
+    put_text(f, run, &s->eval_data);
+    fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
+    const bool failed = ferror(f);
+    if (fclose(f) || failed) {
+        free(text);
+        FAIL(ERR_MEMORY, "out of memory for a command");
+    }
+    const enum err err = mem_strdup(out, text);
+    free(text);
+    return err;
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A sweep's file: one base configuration, and the cells that differ from it.
+ *
+ *   base: {calibration: {samples: 32}, crr.blocks: 3}   # sections or dotted keys
+ *   grid: {weights.group_size: [64, 128], kv.bits: [4, 8]}   # every combination
+ *   cells:
+ *     - {name: token only, set: {kv.method: token}}
+ *   eval: {data: wiki.test.raw, windows: 12, ctx: 2048} */
+#ifndef WKVQ_SWEEP_PLAN_H
+#define WKVQ_SWEEP_PLAN_H
+
+#include "tools/recipe.h"
+
+#define SWEEP_CELLS_MAX 1024
+
+/* "KEY=VALUE" strings, owned. */
+struct set_list {
+    char **item;
+    int n;
+};
+
+struct sweep_cell {
+    char *name; /* owned, unique in the plan */
+    int line;   /* where it came from */
+    struct set_list set;
+};
+
+struct sweep_plan {
+    struct set_list base;
+    struct recipe_files eval_data;
+    int64_t eval_windows, eval_ctx; /* 0, 2048 unless the file says otherwise */
+    struct sweep_cell *cell;
+    int n_cells;
+};
+
+/* Errors name file and line: ERR_USAGE for what is not a sweep, for names that occur twice
+ * and for more than SWEEP_CELLS_MAX cells, ERR_FORMAT for what is not YAML. Keys and values
+ * are checked where a recipe is made of them. Free it whatever the result. */
+enum err sweep_plan_load(struct sweep_plan *p, const char *path);
+void sweep_plan_free(struct sweep_plan *p); /* accepts a zeroed one */
+
+enum err set_list_add(struct set_list *l, const char *key, const char *value);
+void set_list_free(struct set_list *l);
+
+#endif

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/sweep_results.h"
+
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/jsonl.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RESULT_LIMIT ((size_t)64 << 20)
+#define LOCK_TRIES 50 /* of 100 ms: the processes of a killed sweep are about to end */
+
+static enum err read_rows(json_t *list, const char *path)
+{
+    enum err err = OK;
+    struct jsonl f;
+    json_t *row;
+    TRY(jsonl_open(&f, path));
+    while (!(err = jsonl_next(&row, &f)) && row) {
+        const bool known = json_is_object(row) && json_object_get(row, "identity") &&
+                           json_is_string(json_object_get(row, "name"));
+        if (known)
+            json_array_append(list, row);
+        else
+            err =
+                err_set(ERR_FORMAT, __FILE__, __LINE__, "%s: not a cell's result", f.where);
+        json_decref(row);
+        if (err)
+            break;
+    }
+    jsonl_close(&f);
+    return err;
+}
+
+enum err sweep_results_read(json_t **out, const char *dir)
+{
+    enum err err = OK;
+    char *path = NULL;
+    json_t *list = json_array();
+    FAIL_IF(!list, ERR_MEMORY, "out of memory for results");
+    TRY_OUT(file_join(&path, dir, "results.jsonl"));
+    TRY_OUT(read_rows(list, path));
+    *out = list;
+    list = NULL;
+out:
+    json_decref(list);
+    mem_free(path);
+    return err;
+}
+
+/* --- writing ------------------------------------------------------------------------ */
+
+static enum err write_jsonl(const struct sweep *s)
+{
+    enum err err = OK;
+    struct file_writer *w = NULL;
+    char *path = NULL;
+    size_t i;
+    json_t *row;
+    TRY(file_join(&path, s->out_dir, "results.jsonl"));
+    TRY_OUT(file_writer_open(&w, path));
+    json_array_foreach(s->results, i, row)
+    {
+        char *line = json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17));
+        err = line ? file_printf(w, "%s\n", line)
+                   : err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for results");
+        free(line);
+        if (err)
+            goto out;
+    }
+    TRY_OUT(file_writer_commit(&w));
+out:
+    file_writer_abort(&w);
+    mem_free(path);
+    return err;
+}
+
+/* A field of a CSV, RFC 4180. */
+static enum err csv_text(struct file_writer *w, const char *text)
+{
+    TRY(file_printf(w, "\""));
+    for (const char *p = text; *p; p++)
+        TRY(file_printf(w, *p == '"' ? "\"\"" : "%c", *p));
+    return file_printf(w, "\"");
+}
+
+static enum err csv_number(struct file_writer *w, const json_t *row, const char *key)
+{
+    const json_t *v = json_object_get(row, key);
+    return json_is_number(v) ? file_printf(w, ",%.9g", json_number_value(v))
+                             : file_printf(w, ",");
+}
+
+static enum err csv_row(struct file_writer *w, const json_t *row)
+{
+    static const char *const columns[] = {"ppl",     "stderr", "nll",    "weight_bits",
+                                          "kv_bits", "bytes",  "seconds"};
+    size_t i;
+    json_t *item;
+    TRY(csv_text(w, json_string_value(json_object_get(row, "name"))));
+    for (size_t c = 0; c < ARRAY_LEN(columns); c++)
+        TRY(csv_number(w, row, columns[c]));
+    TRY(file_printf(w, ",\""));
+    json_array_foreach(json_object_get(row, "set"), i, item)
+    {
+        const char *text = json_string_value(item);
+        for (const char *p = text ? text : ""; *p; p++)
+            TRY(file_printf(w, *p == '"' ? "\"\"" : "%c", *p));
+        if (i + 1 < json_array_size(json_object_get(row, "set")))
+            TRY(file_printf(w, " "));
+    }
+    return file_printf(w, "\"\r\n");
+}
+
+static enum err write_csv(const struct sweep *s)
+{
+    enum err err = OK;
+    struct file_writer *w = NULL;
+    char *path = NULL;
+    size_t i;
+    json_t *row;
+    TRY(file_join(&path, s->out_dir, "results.csv"));
+    TRY_OUT(file_writer_open(&w, path));
+    TRY_OUT(
+        file_printf(w, "name,ppl,stderr,nll,weight_bits,kv_bits,bytes,seconds,set\r\n"));
+    json_array_foreach(s->results, i, row)
+    {
+        TRY_OUT(csv_row(w, row));
+    }
+    TRY_OUT(file_writer_commit(&w));
+out:
+    file_writer_abort(&w);
+    mem_free(path);
+    return err;
+}
+
+enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
+                             const json_t *result)
+{
+    char *path = NULL;
+    char *text = json_dumps(result, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    FAIL_IF(!text, ERR_MEMORY, "out of memory for the result");
+    enum err err = sweep_path(&path, s, run, ".json");
+    if (!err)
+        err = file_write_all(path, text, strlen(text));
+    free(text);
+    mem_free(path);
+    return err;
+}
+
+static void remove_files(const struct sweep *s, const char *hash)
+{
+    static const char *const suffix[] = {"", ".state", ".json"};
+    for (size_t i = s->args->keep ? 1 : 0; i < ARRAY_LEN(suffix); i++) {
+        char *path = NULL;
+        struct sweep_run run = {.done = true};
+        snprintf(run.hash, sizeof(run.hash), "%s", hash);
+        if (sweep_path(&path, s, &run, suffix[i]))
+            continue;
+        if (i == 2)
+            unlink(path);
+        else if (file_remove_dir(path))
+            log_warn("%s: cannot remove: %s", path, err_text());
+        err_clear();
+        mem_free(path);
+    }
+}
+
+/* A result that is not listed yet; the list comes first, the files go afterwards. */
+static enum err take(struct sweep *s, const char *hash, const char *path)
+{
+    json_t *row;
+    TRY(json_load_file_strict(&row, path, RESULT_LIMIT));
+    json_array_append_new(s->results, row);
+    TRY(write_jsonl(s));
+    TRY(write_csv(s));
+    remove_files(s, hash);
+    return OK;
+}
+
+enum err sweep_results_take(struct sweep *s, const struct sweep_run *run)
+{
+    char *path = NULL;
+    TRY(sweep_path(&path, s, run, ".json"));
+    const enum err err = take(s, run->hash, path);
+    mem_free(path);
+    return err;
+}
+
+/* --- opening ------------------------------------------------------------------------ */
+
+static bool listed(const struct sweep *s, const char *hash)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(s->results, i, row)
+    {
+        const char *have = json_string_value(json_object_get(row, "hash"));
+        if (have && !strcmp(have, hash))
+            return true;
+    }
+    return false;
+}
+
+/* HASH.json in cells/: the sweep was killed between a cell's end and the list. */
+static enum err take_left(struct sweep *s, const char *cells, const char *name)
+{
+    char hash[20];
+    char *path = NULL;
+    const size_t n = strlen(name);
+    if (n != 16 + 5 || strcmp(name + 16, ".json"))
+        return OK;
+    snprintf(hash, sizeof(hash), "%.16s", name);
+    TRY(file_join(&path, cells, name));
+    enum err err = OK;
+    if (listed(s, hash))
+        remove_files(s, hash);
+    else
+        err = take(s, hash, path);
+    mem_free(path);
+    return err;
+}
+
+static enum err take_all_left(struct sweep *s, const char *cells)
+{
+    enum err err = OK;
+    struct dirent *e;
+    DIR *d = opendir(cells);
+    FAIL_IF(!d, ERR_IO, "%s: cannot read: %s", cells, strerror(errno));
+    while (!err && (e = readdir(d)))
+        err = take_left(s, cells, e->d_name);
+    closedir(d);
+    return err;
+}
+
+static enum err take_lock(struct sweep *s)
+{
+    char *path = NULL;
+    TRY(file_join(&path, s->out_dir, "lock"));
+    s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    const int code = errno;
+    mem_free(path);
+    FAIL_IF(s->lock < 0, ERR_IO, "%s/lock: %s", s->out_dir, strerror(code));
+    for (int i = 0; flock(s->lock, LOCK_EX | LOCK_NB); i++) {
+        FAIL_IF(i == LOCK_TRIES, ERR_USAGE, "%s: another process works on this sweep",
+                s->out_dir);
+        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+    }
+    return OK;
+}
+
+/* A directory of something else must not get our files. */
+static enum err check_dir(const struct sweep *s)
+{
+    enum err err = OK;
+    char *cells = NULL;
+    TRY(file_join(&cells, s->out_dir, "cells"));
+    DIR *d = opendir(s->out_dir);
+    int files = 0;
+    for (struct dirent *e; d && (e = readdir(d));)
+        files += e->d_name[0] != '.';
+    if (d)
+        closedir(d);
+    if (files && !file_is_dir(cells))
+        FAIL_OUT(ERR_USAGE, "%s: holds something that is not a sweep; name another -o OUT",
+                 s->out_dir);
+    TRY_OUT(file_make_dir(cells));
+out:
+    mem_free(cells);
+    return err;
+}
+
+enum err sweep_results_open(struct sweep *s)
+{
+    enum err err = OK;
+    char *list = NULL, *cells = NULL;
+    TRY(check_dir(s));
+    TRY(take_lock(s));
+    TRY_OUT(file_join(&list, s->out_dir, "results.jsonl"));
+    TRY_OUT(file_join(&cells, s->out_dir, "cells"));
+    if (file_exists(list)) {
+        TRY_OUT(sweep_results_read(&s->results, s->out_dir));
+    } else {
+        s->results = json_array();
+        if (!s->results)
+            FAIL_OUT(ERR_MEMORY, "out of memory for results");
+    }
+    TRY_OUT(take_all_left(s, cells));
+out:
+    mem_free(list);
+    mem_free(cells);
+    return err;
+}
+
+void sweep_results_close(struct sweep *s)
+{
+    json_decref(s->results);
+    s->results = NULL;
+    if (s->lock >= 0)
+        close(s->lock);
+    s->lock = -1;
+}
+
+bool sweep_results_has(const struct sweep *s, const struct sweep_run *run)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(s->results, i, row)
+    {
+        if (json_equal(json_object_get(row, "identity"), run->identity))
+            return true;
+    }
+    return false;
+}
