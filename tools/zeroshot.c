@@ -68,56 +68,102 @@ static enum err check_ids(const struct request *r, const struct eval *e)
     return OK;
 }
 
-static enum err encode_all(struct request *r, const struct question_set *s,
-                           const struct eval *e)
+/* The choices of question i. */
+static enum err encode_question(struct request *r, const struct question_set *s, int64_t i,
+                                const struct eval *e)
 {
     const enum bos_rule bos =
         e->job->recipe.bos == BOS_ALWAYS ? BOS_ALWAYS : BOS_NEVER; /* as the harness */
-    for (int64_t i = 0; i < s->n; i++)
-        for (int c = 0; c < s->item[i].n; c++, r++) {
-            const enum err err = request_encode(r, e->job->tokenizer, &s->item[i].choice[c],
-                                                bos, e->ctx - 1);
-            if (err)
-                return err_add(err, "question %" PRId64 ": ", i + 1);
-            TRY(check_ids(r, e));
-            r->question = i;
-            r->choice = c;
-        }
+    const struct question *q = &s->item[i];
+    int64_t longest = 0;
+    for (int c = 0; c < q->n; c++) {
+        TRY(request_encode(&r[c], e->job->tokenizer, &q->choice[c], bos, e->ctx - 1));
+        TRY(check_ids(&r[c], e));
+        r[c].question = i;
+        r[c].choice = c;
+        longest = r[c].n > longest ? r[c].n : longest;
+    }
+    for (int c = 0; c < q->n; c++)
+        r[c].longest = longest;
+    return OK;
+}
+
+static enum err encode_all(struct request *r, const struct question_set *s,
+                           const struct eval *e)
+{
+    for (int64_t i = 0; i < s->n; r += s->item[i].n, i++) {
+        const enum err err = encode_question(r, s, i, e);
+        if (err)
+            return err_add(err, "question %" PRId64 ": ", i + 1);
+    }
     return OK;
 }
 
 /* --- simulation --------------------------------------------------------------------- */
 
+/* Questions by their longest choice, a question's choices together. */
 static int longer(const void *a, const void *b)
 {
     const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
-    if (x->n != y->n)
-        return x->n > y->n ? -1 : 1;
+    if (x->longest != y->longest)
+        return x->longest > y->longest ? -1 : 1;
     if (x->question != y->question)
         return x->question < y->question ? -1 : 1;
     return x->choice - y->choice;
 }
 
-/* Windows of T tokens, what a text lacks filled up behind its end where nothing sees it. */
-static enum err score_batch(const struct model_run *run, struct request **r, int64_t n,
-                            int64_t T)
+static int64_t min64(int64_t a, int64_t b)
 {
-    enum err err = OK;
-    int32_t *ids;
-    float *nll = NULL;
-    TRY(mem_calloc(&ids, (size_t)(n * T), sizeof(*ids)));
-    TRY_OUT(mem_alloc(&nll, (size_t)(n * T), sizeof(*nll)));
-    for (int64_t i = 0; i < n; i++)
-        memcpy(ids + i * T, r[i]->ids, (size_t)r[i]->n * sizeof(*ids));
-    TRY_OUT(model_nll(run, ids, n, T, nll));
+    return a < b ? a : b;
+}
+
+/* Tokens that both begin with, at most `most`. */
+static int64_t common(const struct request *a, const struct request *b, int64_t most)
+{
+    int64_t n = 0;
+    most = min64(most, min64(a->n, b->n));
+    while (n < most && a->ids[n] == b->ids[n])
+        n++;
+    return n;
+}
+
+/* A batch of windows of T tokens each. */
+struct windows {
+    int32_t *ids;    /* [n][T] */
+    int64_t *shared; /* [n] */
+    float *nll;      /* [n][T-1] */
+};
+
+/* What a text lacks is filled up behind its end, where nothing sees it. */
+static enum err windows_open(struct windows *w, struct request *const *r, int64_t n,
+                             int64_t T)
+{
+    TRY(mem_calloc(&w->ids, (size_t)(n * T), sizeof(*w->ids)));
+    TRY(mem_calloc(&w->shared, (size_t)n, sizeof(*w->shared)));
+    TRY(mem_alloc(&w->nll, (size_t)(n * T), sizeof(*w->nll)));
     for (int64_t i = 0; i < n; i++) {
+        memcpy(w->ids + i * T, r[i]->ids, (size_t)r[i]->n * sizeof(*w->ids));
+        if (i > 0 && r[i]->question == r[i - 1]->question)
+            w->shared[i] = common(r[i], r[i - 1], T - 1);
+    }
+    return OK;
+}
+
+static enum err score_batch(struct model_run run, struct request **r, int64_t n, int64_t T)
+{
+    struct windows w = {0};
+    enum err err = windows_open(&w, r, n, T);
+    run.shared = w.shared;
+    if (!err)
+        err = model_nll(&run, w.ids, n, T, w.nll);
+    for (int64_t i = 0; i < n && !err; i++) {
         r[i]->ll = 0;
         for (int64_t t = r[i]->ctx; t < r[i]->n; t++)
-            r[i]->ll -= (double)nll[i * (T - 1) + t - 1];
+            r[i]->ll -= (double)w.nll[i * (T - 1) + t - 1];
     }
-out:
-    mem_free(ids);
-    mem_free(nll);
+    mem_free(w.ids);
+    mem_free(w.shared);
+    mem_free(w.nll);
     return err;
 }
 
@@ -130,9 +176,9 @@ static enum err simulate(struct eval *e, struct request **r, int64_t n)
     if (!sim.run.chunk)
         sim.run.chunk = 1;
     for (int64_t i = 0, batch; i < n && !err; i += batch) {
-        const int64_t T = r[i]->n, fit = eval_sim_windows(e, T);
+        const int64_t T = r[i]->longest, fit = eval_sim_windows(e, T);
         batch = fit < n - i ? fit : n - i;
-        err = score_batch(&sim.run, r + i, batch, T);
+        err = score_batch(sim.run, r + i, batch, T);
         progress_share(e->job->progress, (double)(i + batch) / (double)n);
     }
     eval_sim_close(&sim);
@@ -141,21 +187,12 @@ static enum err simulate(struct eval *e, struct request **r, int64_t n)
 
 /* --- the packed runtime ------------------------------------------------------------- */
 
-static int64_t min64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Tokens that all choices of a question begin with, less than any context. */
 static int64_t shared(struct request *const *r, int n)
 {
     int64_t same = r[0]->ctx - 1;
-    for (int i = 1; i < n; i++) {
-        same = min64(same, r[i]->ctx - 1);
-        for (int64_t t = 0; t < same; t++)
-            if (r[i]->ids[t] != r[0]->ids[t])
-                same = t;
-    }
+    for (int i = 1; i < n; i++)
+        same = common(r[i], r[0], min64(same, r[i]->ctx - 1));
     return same;
 }
 

@@ -16,7 +16,8 @@ struct request {
     int64_t n, ctx;
     int64_t question;
     int choice;
-    double ll; /* sum of log p over the scored ones, nats */
+    int64_t longest; /* n of the question's longest choice */
+    double ll;       /* sum of log p over the scored ones, nats */
 };
 
 struct zeroshot_result {

@@ -64,20 +64,84 @@ static enum err quantize_kv(struct block_acts *x, const struct arch *a,
                    spec->bits, g);
 }
 
+/* Keys and values as attention sees them; rotates q and k. */
+static enum err make_cache(struct block_acts *x, const struct arch *a,
+                           const struct block_kv *kv)
+{
+    return kv_quantized(kv) ? quantize_kv(x, a, kv) : rotate(x, a);
+}
+
 static enum err attend(struct block_acts *x, const struct arch *a,
                        const struct block_kv *kv)
 {
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor v = v_heads(a, x->qkv), o = tensor_heads(x->o, a->n_heads);
-    if (!kv_quantized(kv)) {
-        TRY(rotate(x, a));
+    if (!kv_quantized(kv))
         return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, NULL, NULL, NULL, attn_scale(a));
-    }
-    TRY(quantize_kv(x, a, kv));
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
                         vq = tensor_heads(x->vq, a->n_kv);
     const struct attn_mask mask = kv_mask(kv);
     return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, &kq, &vq, &mask, attn_scale(a));
+}
+
+/* --- rows --------------------------------------------------------------------------- */
+
+static struct tensor from(struct tensor x, int64_t first)
+{
+    return x.data ? tensor_rows(x, first, x.dim[0] - first) : x;
+}
+
+/* Rows [first, T) of all activations but lse. */
+static struct block_acts acts_from(const struct block_acts *acts, const struct arch *a,
+                                   int64_t first)
+{
+    struct block_acts t = *acts;
+    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1,  &t.qkv_raw, &t.qkv, &t.k_pre,
+                                  &t.kq, &t.vq, &t.o,   &t.h,       &t.n2,  &t.s2,
+                                  &t.gu, &t.m,  &t.cos, &t.sin};
+    t.T -= first;
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        *all[i] = from(*all[i], first);
+    t.sq = from(t.sq, first * a->n_heads);
+    t.sk = from(t.sk, first * a->n_kv);
+    return t;
+}
+
+/* The MLP and both residual sums. y: what is added to x, then scratch. */
+static enum err finish(struct block_acts *t, const struct arch *a,
+                       const struct block_weights *w, const struct tensor *out,
+                       const struct tensor *y)
+{
+    struct dev *d = t->dev;
+    TRY(dev_gemm(d, GEMM_NT, y, &t->o, &w->wo, false));
+    if (w->bo.data)
+        TRY(dev_bias(d, y, &w->bo));
+    /* h = x + y, n2 = rmsnorm(h) */
+    TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &t->x, y, &w->norm2, a->norm_eps));
+    TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
+    TRY(dev_silu_gate(d, &t->m, &t->gu));
+    TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
+    return dev_add(d, out, &t->h, y);
+}
+
+enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
+                            const struct arch *a, const struct block_weights *w,
+                            const struct block_kv *kv, const struct tensor *out,
+                            const struct tensor *x, int64_t first)
+{
+    FAIL_IF(kv_quantized(kv) && (!acts->kq.data ||
+                                 (kv->spec.key_stage == KEY_PRE_ROPE && !acts->k_pre.data)),
+            ERR_SHAPE,
+            "block: activations were allocated without room for a quantized cache");
+    acts->x = *x;
+    struct block_acts tail = acts_from(acts, a, first);
+    const struct tensor y = from(s->y, first), rows = from(*out, first);
+    TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &tail.x, NULL, &w->norm1,
+                    a->norm_eps));
+    TRY(project_qkv(&tail, a, w));
+    TRY(make_cache(&tail, a, kv));
+    TRY(attend(acts, a, kv)); /* queries before first too: they are few, and there still */
+    return finish(&tail, a, w, &rows, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,
@@ -85,22 +149,5 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x)
 {
-    struct dev *d = acts->dev;
-    FAIL_IF(kv_quantized(kv) && (!acts->kq.data ||
-                                 (kv->spec.key_stage == KEY_PRE_ROPE && !acts->k_pre.data)),
-            ERR_SHAPE,
-            "block: activations were allocated without room for a quantized cache");
-    acts->x = *x;
-    TRY(dev_rmsnorm(d, &acts->n1, &acts->s1, NULL, x, NULL, &w->norm1, a->norm_eps));
-    TRY(project_qkv(acts, a, w));
-    TRY(attend(acts, a, kv));
-    TRY(dev_gemm(d, GEMM_NT, &s->y, &acts->o, &w->wo, false));
-    if (w->bo.data)
-        TRY(dev_bias(d, &s->y, &w->bo));
-    /* h = x + y, n2 = rmsnorm(h) */
-    TRY(dev_rmsnorm(d, &acts->n2, &acts->s2, &acts->h, x, &s->y, &w->norm2, a->norm_eps));
-    TRY(dev_gemm(d, GEMM_NT, &acts->gu, &acts->n2, &w->wgu, false));
-    TRY(dev_silu_gate(d, &acts->m, &acts->gu));
-    TRY(dev_gemm(d, GEMM_NT, &s->y, &acts->m, &w->wdown, false));
-    return dev_add(d, out, &acts->h, &s->y);
+    return block_forward_from(acts, s, a, w, kv, out, x, 0);
 }

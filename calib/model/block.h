@@ -70,6 +70,13 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x);
 
+/* The same for rows [first, T) alone: those before begin the window of the last forward
+ * too, whose keys and values acts still holds. They are not written to out; no backward. */
+enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
+                            const struct arch *a, const struct block_weights *w,
+                            const struct block_kv *kv, const struct tensor *out,
+                            const struct tensor *x, int64_t first);
+
 /* dx [T,D] F32 from dout [T,D] F32 through a full-precision block; dx may be dout. */
 enum err block_backward(struct block_acts *acts, struct block_scratch *s,
                         const struct arch *a, const struct block_weights *w,

@@ -7,6 +7,7 @@
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* Logits that exist at a time. */
 #define LOGITS_BYTES (INT64_C(64) << 20)
@@ -30,6 +31,12 @@ struct walk {
     void *kv_params; /* 4 [K*d] */
     int64_t done, total;
 };
+
+/* Tokens of window i that are computed already, in the window before. */
+static int64_t window_shared(const struct walk *k, int64_t i)
+{
+    return k->r->shared && i > 0 ? k->r->shared[i] : 0;
+}
 
 /* --- embedding ---------------------------------------------------------------------- */
 
@@ -123,6 +130,10 @@ static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
 static enum err walk_fill(struct walk *k, const int32_t *ids)
 {
     const struct model_run *r = k->r;
+    for (int64_t i = 0; i < k->n; i++)
+        FAIL_IF(window_shared(k, i) < 0 || window_shared(k, i) >= k->T, ERR_SHAPE,
+                "window %" PRId64 " shares %" PRId64 " of %" PRId64 " tokens", i,
+                window_shared(k, i), k->T);
     FAIL_IF(k->n < 1, ERR_USAGE, "no window of %" PRId64 " tokens to run the model on",
             k->T);
     TRY(arch_check_length(r->arch, k->T));
@@ -282,10 +293,16 @@ static enum err show_hidden(struct walk *k, int64_t i, int64_t block)
 /* Window i through the block in work; its hidden state moves to the spare. */
 static enum err walk_window(struct walk *k, int64_t i)
 {
-    const struct tensor x = k->h[i];
-    TRY(block_forward(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &k->h[k->n],
-                      &x));
-    k->h[i] = k->h[k->n];
+    const struct tensor x = k->h[i], spare = k->h[k->n];
+    const int64_t first = window_shared(k, i);
+    TRY(block_forward_from(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &spare,
+                           &x, first));
+    if (first) {
+        const struct tensor to = tensor_rows(spare, 0, first);
+        const struct tensor same = tensor_rows(k->h[i - 1], 0, first);
+        TRY(dev_copy(k->r->dev, &to, &same));
+    }
+    k->h[i] = spare;
     k->h[k->n] = x;
     walk_step(k);
     return OK;
@@ -368,19 +385,33 @@ static enum err head_piece(struct head *e, struct walk *k, int64_t i, int64_t t,
     return dev_cross_entropy(d, &nll, &logits, &target);
 }
 
+/* Losses of window i that the window before has, up to the token where they part. */
+static int64_t copy_nll(struct head *e, const struct walk *k, int64_t i)
+{
+    const int64_t rows = k->T - 1, shared = window_shared(k, i);
+    if (!e->nll_out || shared < 2)
+        return 0;
+    memcpy(e->nll_out + i * rows, e->nll_out + (i - 1) * rows,
+           (size_t)(shared - 1) * sizeof(*e->nll_out));
+    return shared - 1;
+}
+
 static enum err head_window(struct head *e, struct walk *k, int64_t i)
 {
     struct dev *d = k->r->dev;
     const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
-    const size_t row_bytes = (size_t)rows * sizeof(float);
+    const int64_t first = copy_nll(e, k, i);
     TRY(dev_rmsnorm(d, &k->acts.n1, &k->acts.s1, NULL, &k->h[i], NULL, &e->norm,
                     k->r->arch->norm_eps));
     if (e->nll_out)
-        TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1, row_bytes));
-    for (int64_t t = 0; t < rows; t += piece)
+        TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1,
+                       (size_t)rows * sizeof(*e->ids)));
+    for (int64_t t = first; t < rows; t += piece)
         TRY(head_piece(e, k, i, t, rows - t < piece ? rows - t : piece));
     if (e->nll_out)
-        TRY(dev_download(d, e->nll_out + i * rows, e->nll.data, row_bytes));
+        TRY(dev_download(d, e->nll_out + i * rows + first,
+                         tensor_rows(e->nll, first, rows - first).data,
+                         (size_t)(rows - first) * sizeof(*e->nll_out)));
     walk_step(k);
     return OK;
 }

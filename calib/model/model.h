@@ -31,6 +31,9 @@ struct model_run {
     enum dtype act;
     int64_t chunk; /* tokens of one prefill chunk: within the current chunk the cache is
                       full precision; 1 = decode (POQ), <= 0 or >= T = the whole window */
+    /* [n_windows]: the first so many tokens (fewer than T) of a window are those of the
+     * window before, and are computed once. NULL: none. */
+    const int64_t *shared;
     /* Progress in [0,1]; may be NULL. */
     void (*progress)(void *ctx, double share);
     void *progress_ctx;
