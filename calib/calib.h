@@ -89,6 +89,7 @@ struct calib_io {
  *   tokens [samples][seqlen] host int32.
  * Deterministic: an interrupted and resumed run saves the same bytes as an uninterrupted
  * one. Errors: ERR_STOPPED, ERR_NUMERIC (names block, step, sample, tensor; partial saved),
+ * ERR_FORMAT (a weight is not finite: names block and tensor),
  * and whatever the callbacks return. */
 enum err calib_run(struct dev *d, const struct arch *a, const struct model_source *src,
                    const struct calib_settings *s, const int32_t *tokens,

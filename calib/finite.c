@@ -10,7 +10,7 @@ static enum err look(const struct block_weights *w, const struct tensor *x,
     if (!x->data)
         return OK;
     TRY(dev_all_finite(w->dev, &finite, x));
-    FAIL_IF(!finite, ERR_NUMERIC,
+    FAIL_IF(!finite, ERR_FORMAT,
             "block %" PRId64 ": tensor %s holds a NaN, an infinity or a value beyond %s; "
             "the checkpoint is damaged",
             block, name ? name : fallback, dtype_name(x->dtype));

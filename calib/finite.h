@@ -7,7 +7,7 @@
 
 #include "calib/model/weights.h"
 
-/* ERR_NUMERIC with block and tensor when loaded weights hold a NaN or an infinity (also one
+/* ERR_FORMAT with block and tensor when loaded weights hold a NaN or an infinity (also one
  * that the act type made of a value out of its range). src: where w was loaded from. */
 enum err finite_weights(const struct block_weights *w, const struct arch *a,
                         const struct block_src *src, int64_t block);

@@ -196,6 +196,8 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     }
     mem_free(mean);
     TRY(err);
-    FAIL_IF(!isfinite(r.nll), ERR_NUMERIC, "the mean loss is not finite: %g", r.nll);
+    FAIL_IF(!isfinite(r.nll), ERR_FORMAT,
+            "%s: the mean loss is %g: a weight is not finite; `wkvq convert` names it",
+            e->job->model_dir, r.nll);
     return OK;
 }

@@ -32,7 +32,9 @@ static const char *remedy(enum err e)
     case ERR_DEVICE:
         return "Use --set run.device=cpu, or report this";
     case ERR_NUMERIC:
-        return "Lower optimizer.lr_*, or use --set run.compute=f32; the state is saved";
+        return "In training, lower optimizer.lr_* or use --set run.compute=f32 (the state "
+               "is "
+               "saved); else look for damage in the checkpoint";
     case ERR_VERIFY:
         return "Do not use the artifact; report this with the command's output";
     case ERR_STOPPED:

@@ -87,9 +87,9 @@ enum err preflight_disk(const char *dir, uint64_t need, const char *what)
     const double have = (double)fs.f_bavail * (double)fs.f_frsize;
     FAIL_IF(
         !((double)need <= have), ERR_IO,
-        "%s: %s needs about %.2f GB, the disk has %.2f GB free; free some, or name another "
+        "%s: %s needs about %.1f MB, the disk has %.1f MB free; free some, or name another "
         "place",
-        dir, what, 1e-9 * (double)need, 1e-9 * have);
+        dir, what, 1e-6 * (double)need, 1e-6 * have);
     return OK;
 }
 

@@ -173,7 +173,7 @@ static enum err unknown_key(const char *name, const char *where)
     }
     FAIL_IF(best.word, ERR_USAGE, "%s: unknown key '%s'; did you mean '%s'?", where, name,
             best.word);
-    FAIL(ERR_USAGE, "%s: unknown key '%s'; configs/reference.yaml lists all keys", where,
+    FAIL(ERR_USAGE, "%s: unknown key '%s'; `wkvq --print-reference` lists all keys", where,
          name);
 }
 
@@ -251,7 +251,7 @@ static enum err unknown_section(const char *name, const char *path, int line)
     FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown section '%s'; did you mean '%s'?",
             path, line, name, best.word);
     FAIL(ERR_USAGE,
-         "%s: line %d: unknown section '%s'; configs/reference.yaml lists all keys", path,
+         "%s: line %d: unknown section '%s'; `wkvq --print-reference` lists all keys", path,
          line, name);
 }
 

@@ -155,6 +155,10 @@ enum err manifest_open(struct manifest **out, const char *dir)
     struct manifest *m = NULL;
     char *path = NULL;
     TRY(file_join(&path, dir, MANIFEST_NAME));
+    if (!file_exists(path))
+        FAIL_OUT(ERR_NOT_FOUND,
+                 "%s: no such file, so this is no artifact; `wkvq quantize` makes one",
+                 path);
     TRY_OUT(mem_calloc(&m, 1, sizeof(*m)));
     TRY_OUT(file_read_all(&m->text, &m->bytes, path, TEXT_MAX));
     TRY_OUT(check_self(m, path));

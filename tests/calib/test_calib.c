@@ -350,7 +350,7 @@ static void test_non_finite_weight_is_named(void **state)
         b->bias[LIN_V].name = "layers.3.v.bias";
         ((float *)(uintptr_t)mats[which]->data)[5] = which ? NAN : INFINITY;
         memory_io_open(&m);
-        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_NUMERIC);
+        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_FORMAT);
         assert_non_null(strstr(err_text(), "block 3"));
         assert_non_null(strstr(err_text(), names[which]));
         assert_int_equal(m.open_streams, 0);
@@ -402,6 +402,40 @@ static void test_start_is_kept(void **state)
                         (size_t)m.block[0].n_channels * sizeof(float));
     memory_io_close(&m);
     memory_io_close(&start);
+    fixture_close(&f);
+}
+
+/* Shifts of the keys after `epochs` steps of one sample. */
+static void shifts_after(float *shift, const struct fixture *f, struct calib_settings s,
+                         int64_t epochs)
+{
+    struct memory_io m;
+    s.epochs = epochs;
+    calibrate("ref", &m, f, &s);
+    assert_int_equal(m.stats[0].best_epoch, epochs);
+    memcpy(shift, m.block[0].k_shift, (size_t)m.block[0].n_channels * sizeof(float));
+    memory_io_close(&m);
+}
+
+/* At half of the cosine the rate is a half: of two steps from one start, the first is that
+ * of a constant rate, and the second half as long. */
+static void test_cosine_halves_the_rate(void **state)
+{
+    struct fixture f;
+    struct calib_settings s = tiny_settings();
+    float first[16], whole[16], half[16], moved = 0;
+    fixture_open(&f, tiny_arch(0, 1), 16);
+    s.samples = 1;
+    shifts_after(first, &f, s, 1);
+    shifts_after(whole, &f, s, 2);
+    s.schedule = SCHEDULE_COSINE;
+    shifts_after(half, &f, s, 2);
+    for (int c = 0; c < 16; c++) {
+        const float want = 0.5f * (whole[c] - first[c]), have = half[c] - first[c];
+        assert_true(fabsf(have - want) <= 1e-5f);
+        moved = fmaxf(moved, fabsf(want));
+    }
+    assert_true(moved >= 1e-3f);
     fixture_close(&f);
 }
 
@@ -473,6 +507,7 @@ int main(void)
         cmocka_unit_test(test_non_finite_weight_is_named),
         cmocka_unit_test(test_divergence_is_named_and_saved),
         cmocka_unit_test(test_start_is_kept),
+        cmocka_unit_test(test_cosine_halves_the_rate),
         cmocka_unit_test(test_settings_are_checked),
         cmocka_unit_test(test_wrong_partial_is_refused),
         cmocka_unit_test(test_devices_agree),
