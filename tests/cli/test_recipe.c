@@ -41,7 +41,7 @@ static void defaults_are_the_papers(void **state)
     assert_int_equal(kv.window, 1);
     assert_int_equal(r.crr_blocks, 5);
     assert_int_equal(r.crr_loss, LOSS_MAE);
-    assert_true(r.lr_clip == 0.01 && r.lr_smooth == 0.005);
+    assert_true(r.lr_clip == 0.2 && r.lr_smooth == 0.01);
     recipe_free(&r);
 }
 
