@@ -12,6 +12,7 @@ extern const struct command cmd_convert;
 extern const struct command cmd_verify;
 extern const struct command cmd_eval;
 extern const struct command cmd_sweep;
+extern const struct command cmd_report;
 extern const struct command cmd_generate;
 extern const struct command cmd_inspect;
 extern const struct command cmd_tokenize;

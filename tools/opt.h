@@ -29,7 +29,7 @@ struct args {
     const char *out, *state, *against;
     struct text_list data;
     struct text_list eval_data;
-    const char *model;
+    const char *model, *base, *title;
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *device;
     bool plan, keep_state, keep, force, decode, stats;

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: MIT
 """Sweeps, reports and tuning on a tiny model: test_sweep.py WKVQ [TEST...]."""
 import csv
+import html.parser
 import json
 import math
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -177,6 +179,97 @@ def test_a_failing_cell_does_not_stop_the_others(f):
     done = f.run(f.command("bad", file="bad.yaml"), want=2)
     assert "cell 'bad'" in done.stderr, done.stderr
     assert len(f.rows("bad")) == 3
+
+
+class Page(html.parser.HTMLParser):
+    """Text, tags and attributes of a page, with every tag closed in order."""
+    VOID = {"meta", "br", "link", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.words, self.links, self.tables, self.count = [], [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert not self.stack, self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.stack and self.stack[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+
+def report(f, *more, env=None):
+    f.reference()
+    path = f.path / "r.html"
+    done = subprocess.run([f.wkvq, "report", "reference/", "-o", "r.html", *more], cwd=f.path,
+                          capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    text = path.read_text()
+    path.unlink()
+    return text, Page(text), done.stderr
+
+
+def test_report(f):
+    rows = f.reference()
+    text, page, _ = report(f)
+    assert not page.links, page.links
+    assert "<b>&amp;" not in text and EVIL in page.tables[0][2], page.tables[0]
+    assert [r[1] for r in page.tables[0][1:]] == list(rows)
+    for shown, row in zip(page.tables[0][1:], rows.values()):
+        assert shown[2] == f"{row['ppl']:.4f}" and shown[4] == f"{row['weight_bits']:.3f}", shown
+    words = "".join(page.words)
+    assert all(row["command"] in words for row in rows.values())
+
+
+def test_report_differences_are_paired(f):
+    rows = f.reference()
+    for base in ("full method", "plain"):
+        _, page, _ = report(f, "--base", base)
+        table = next(t for t in page.tables if "nats" in t[0])
+        assert [r[1] for r in table[1:]] == [n for n in rows if n != base]
+        for _, name, nats, error, *_ in table[1:]:
+            d = [a - b for a, b in zip(rows[name]["window_nll"], rows[base]["window_nll"])]
+            assert abs(float(nats) - statistics.mean(d)) <= 1e-5, (name, nats, d)
+            assert abs(float(error) - statistics.stdev(d) / len(d) ** 0.5) <= 1e-5, (name, error, d)
+
+
+def test_report_with_and_without_gnuplot(f):
+    if shutil.which("gnuplot"):
+        text, page, _ = report(f)
+        assert page.count["svg"] == 6, page.count  # difference, two of bits, a loss, K, V
+        assert "gnuplot was not installed" not in text
+    else:
+        print("  no gnuplot: pictures are not tested")
+    text, page, said = report(f, env={"PATH": "/nowhere"})
+    assert "svg" not in page.count and "gnuplot was not installed" in text and "gnuplot-nox" in said
+
+
+def test_report_of_a_damaged_list(f):
+    f.reference()
+    (f.path / "damaged").mkdir()
+    for text, wanted in (('{"name": "a"}\n', "not a cell's result"), ("{", "line 1"),
+                         ('{"name": "a", "identity": {}, "command": "c", "ppl": "x"}\n', "ppl")):
+        (f.path / "damaged" / "results.jsonl").write_text(text)
+        done = f.run([f.wkvq, "report", "damaged"], want=2)
+        assert wanted in done.stderr, done.stderr
 
 
 def main():

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Results of a sweep as figures, and what differs from the base. */
+#include "data/json.h"
+#include "kernels/base/mem.h"
+#include "tools/report.h"
+#include "tools/sweep_results.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#define WINDOWS_MAX (1 << 24)
+
+void report_paired(double *mean, double *stderr_, const double *a, const double *b,
+                   int64_t n)
+{
+    double m = 0, square = 0;
+    for (int64_t i = 0; i < n; i++)
+        m += (a[i] - b[i]) / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        square += (a[i] - b[i] - m) * (a[i] - b[i] - m);
+    *mean = n ? m : NAN;
+    *stderr_ = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN;
+}
+
+int64_t report_figures(const struct report_row *row, const char *array)
+{
+    return (int64_t)json_array_size(json_object_get(row->json, array));
+}
+
+double report_figure(const struct report_row *row, const char *array, int64_t i)
+{
+    const json_t *v = json_array_get(json_object_get(row->json, array), (size_t)i);
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+static enum err read_figures(struct report_row *r, const json_t *o, const char *where)
+{
+    const double big = DBL_MAX;
+    r->ppl_stderr = NAN;
+    TRY(json_need_string(&r->name, o, "name", where));
+    TRY(json_need_string(&r->command, o, "command", where));
+    TRY(json_need_real(&r->ppl, o, "ppl", 0, big, where));
+    TRY(json_get_real(&r->ppl_stderr, o, "stderr", 0, big, where));
+    TRY(json_need_real(&r->weight_bits, o, "weight_bits", 0, 64, where));
+    TRY(json_need_real(&r->kv_bits, o, "kv_bits", 0, 64, where));
+    TRY(json_need_real(&r->bytes, o, "bytes", 0, big, where));
+    return json_need_real(&r->seconds, o, "seconds", 0, big, where);
+}
+
+static enum err read_row(struct report_row *r, const json_t *o, const char *where)
+{
+    json_t *nll;
+    *r = (struct report_row){.json = o, .diff = NAN, .diff_stderr = NAN};
+    TRY(read_figures(r, o, where));
+    TRY(json_get_array(&nll, o, "window_nll", where));
+    r->windows = (int64_t)json_array_size(nll);
+    FAIL_IF(r->windows > WINDOWS_MAX, ERR_FORMAT, "%s: window_nll: too many", where);
+    TRY(mem_calloc(&r->nll, (size_t)r->windows, sizeof(*r->nll)));
+    for (int64_t i = 0; i < r->windows; i++)
+        r->nll[i] = report_figure(r, "window_nll", i);
+    return OK;
+}
+
+/* Same text, same windows? */
+static bool comparable(const struct report_row *a, const struct report_row *b)
+{
+    const json_t *x = json_object_get(json_object_get(a->json, "identity"), "eval");
+    const json_t *y = json_object_get(json_object_get(b->json, "identity"), "eval");
+    return a->windows == b->windows && x && y && json_equal(x, y);
+}
+
+static enum err find_base(struct report *r, const char *base, const char *dir)
+{
+    r->base = 0;
+    for (int i = 0; base && i < r->n; i++) {
+        r->base = i;
+        if (!strcmp(r->row[i].name, base))
+            return OK;
+    }
+    FAIL_IF(base, ERR_NOT_FOUND, "%s: no cell named '%s'", dir, base);
+    return OK;
+}
+
+enum err report_open(struct report *r, const char *dir, const char *base)
+{
+    char where[512];
+    *r = (struct report){0};
+    TRY(sweep_results_read(&r->list, dir));
+    const size_t n = json_array_size(r->list);
+    FAIL_IF(!n, ERR_USAGE, "%s: no results yet", dir);
+    TRY(mem_calloc(&r->row, n, sizeof(*r->row)));
+    for (size_t i = 0; i < n; i++) {
+        snprintf(where, sizeof(where), "%s/results.jsonl: result %zu", dir, i + 1);
+        r->n++;
+        TRY(read_row(&r->row[i], json_array_get(r->list, i), where));
+    }
+    TRY(find_base(r, base, dir));
+    const struct report_row *b = &r->row[r->base];
+    for (int i = 0; i < r->n; i++) {
+        struct report_row *row = &r->row[i];
+        if (i != r->base && comparable(row, b))
+            report_paired(&row->diff, &row->diff_stderr, row->nll, b->nll, b->windows);
+    }
+    return OK;
+}
+
+void report_close(struct report *r)
+{
+    for (int i = 0; i < r->n; i++)
+        mem_free(r->row[i].nll);
+    mem_free(r->row);
+    json_decref(r->list);
+    *r = (struct report){0};
+}
