@@ -145,7 +145,11 @@ enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct a
                           int64_t steps)
 {
     struct bench b = {0};
-    enum err err = open_bench(&b, d, a, src, s);
+    struct calib_settings own = *s;
+    /* Its steps cost what those of rounded weights do, and need no codes. */
+    if (own.weights.method == WEIGHT_GPTQ)
+        own.weights.method = WEIGHT_RTN;
+    enum err err = open_bench(&b, d, a, src, &own);
     if (!err)
         err = measure(out, &b, steps);
     if (b.dev)

@@ -24,6 +24,7 @@ struct calib_settings {
     struct weight_spec weights;
     struct gptq_settings gptq; /* read with WEIGHT_GPTQ */
     struct kv_spec kv;
+    int act_bits; /* of the projections' inputs, simulated; 2..8, or 0 or 16: left alone */
     int64_t crr_blocks;
     enum crr_terms crr_terms;
     enum loss_kind crr_loss;

@@ -26,7 +26,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
 {
     f->arch = a;
     f->weights = s->weights;
-    f->kv = (struct block_kv){.spec = s->kv};
+    f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->act_bits};
     f->quantize_weights = s->weights.bits < 16;
     f->quantize_kv = s->kv.bits < 16;
     f->learn_weights = f->quantize_weights && s->weights.method == WEIGHT_LWC;

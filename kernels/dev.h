@@ -178,7 +178,8 @@ enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor
 
 /* Two-dimensional KV fake quantization, dynamic per token and group of G channels inside a
  * head, with static per-channel smoothing s = exp(ls) and shift delta:
- *   xq act [T,K,d]; x act [T,K,d]; s, delta [K*d] (s NULL: 1, delta NULL: 0). */
+ *   xq act [T,K,d]; x act [T,K,d]; s, delta [K*d] (s NULL: 1, delta NULL: 0); xq may be
+ * x. */
 enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
                  const struct tensor *s, const struct tensor *delta, int bits,
                  int64_t group_size);

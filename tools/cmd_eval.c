@@ -108,6 +108,8 @@ static enum err open_model(struct eval *e, const struct args *a)
     const bool is_artifact = artifact_is(j->model_dir);
     TRY(check_options(a, is_artifact));
     e->rtn = !strcmp(a->simulate, "rtn");
+    if (a->decode || !strcmp(a->task, "longbench"))
+        TRY(recipe_check_runtime(&j->recipe));
     if (is_artifact) {
         TRY(artifact_open(&e->artifact, j->model_dir, false));
         j->arch = *artifact_arch(e->artifact);
@@ -135,7 +137,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:i, "
-        "s:i, s:s, s:f}",
+        "s:i, s:i, s:s, s:f}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
@@ -143,7 +145,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
         bos_name[j->recipe.bos], "bos_in_text", bos, "join", join_name[j->recipe.join],
         "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits", weight_bits,
-        "kv_bits", kv_bits, "compute",
+        "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds);
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
@@ -154,10 +156,8 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
 
 static enum err print_result(const struct eval *e, const struct eval_result *r)
 {
-    int weight_bits, kv_bits;
     if (e->job->args->json)
         return print_json(e, r);
-    eval_bits(&weight_bits, &kv_bits, e);
     printf("perplexity  %.4f", r->ppl);
     if (isfinite(r->ppl_stderr))
         printf(" +- %.4f", r->ppl_stderr);
@@ -169,8 +169,8 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
            e->job->ids.n && e->job->ids.id[0] == tokenizer_bos(e->job->tokenizer)
                ? "BOS in front"
                : "no BOS");
-    printf("model       W%dKV%d by %s, chunk %" PRId64 "\n", weight_bits, kv_bits,
-           eval_method(e), e->chunk);
+    printf("model       %s by %s, chunk %" PRId64 "\n", eval_bits_text(e), eval_method(e),
+           e->chunk);
     printf("time        %.1f s\n", r->seconds);
     return OK;
 }

@@ -67,6 +67,7 @@ static enum err open_generation(struct generation *g)
     const char *dir = a->pos.item[0];
     FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
     TRY(recipe_from_args(&g->recipe, a));
+    TRY(recipe_check_runtime(&g->recipe));
     TRY(artifact_open(&g->artifact, dir, false));
     TRY(tokenizer_open(&g->tokenizer, dir));
     TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));

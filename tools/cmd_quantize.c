@@ -124,6 +124,7 @@ static enum err run(struct args *a)
     TRY_OUT(state_dir_of(&dir, a));
     TRY_OUT(check_output(&force, a, dir));
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(recipe_check_runtime(&j.recipe));
     TRY_OUT(stage_prepare(&planned, &j, dir));
     if (planned)
         goto out;

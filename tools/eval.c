@@ -51,13 +51,32 @@ void eval_bits(int *weights, int *kv, const struct eval *e)
         *kv = e->kv_bits;
 }
 
+int eval_act_bits(const struct eval *e)
+{
+    const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+    return e->decode ? 16 : (int)r->activation_bits;
+}
+
+const char *eval_bits_text(const struct eval *e)
+{
+    static char text[32];
+    int weights, kv;
+    const int act = eval_act_bits(e);
+    eval_bits(&weights, &kv, e);
+    if (act < 16)
+        snprintf(text, sizeof(text), "W%dA%dKV%d", weights, act, kv);
+    else
+        snprintf(text, sizeof(text), "W%dKV%d", weights, kv);
+    return text;
+}
+
 const char *eval_method(const struct eval *e)
 {
     if (e->decode)
         return "packed runtime";
     if (e->rtn || e->state || e->artifact)
         return "simulation";
-    return "full precision";
+    return eval_act_bits(e) < 16 ? "simulation" : "full precision";
 }
 
 /* --- simulation --------------------------------------------------------------------- */

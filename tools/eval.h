@@ -36,6 +36,10 @@ enum err eval_ppl(struct eval_result *out, struct eval *e);
 enum err eval_count_windows(struct eval *e);
 /* The bits that are in force, and how the model is run, for reports. */
 void eval_bits(int *weights, int *kv, const struct eval *e);
+/* Of the projections' inputs, in simulation; 16: left alone. */
+int eval_act_bits(const struct eval *e);
+/* "W4KV4", "W4A8KV16"; valid until the next call. */
+const char *eval_bits_text(const struct eval *e);
 const char *eval_method(const struct eval *e);
 /* -log p(target) in nats from logits [vocab]. */
 double eval_nll(const float *logits, int64_t vocab, int32_t target);

@@ -25,6 +25,7 @@ static enum err open_second(struct eval *b, const struct eval *a)
         b->decode = a->decode;
         b->kv_bits = a->kv_bits;
     } else {
+        j->recipe.activation_bits = 16; /* a checkpoint is compared as it is */
         TRY(job_open_model(j));
     }
     TRY(arch_check_length(&j->arch, a->ctx));
@@ -60,10 +61,10 @@ static json_t *side_json(const struct eval *e, struct estimate nll)
 {
     int weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    return json_pack("{s:s, s:s, s:i, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+    return json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
                      "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
-                     kv_bits, "nll", nll.mean, "nll_stderr", real_or_null(nll.stderr_),
-                     "ppl", exp(nll.mean));
+                     kv_bits, "activation_bits", eval_act_bits(e), "nll", nll.mean,
+                     "nll_stderr", real_or_null(nll.stderr_), "ppl", exp(nll.mean));
 }
 
 static enum err print_json(const struct eval *a, const struct eval *b,
@@ -96,10 +97,8 @@ static void print_estimate(const char *name, struct estimate x, double unit, int
 
 static void print_side(const char *name, const struct eval *e, struct estimate nll)
 {
-    int weight_bits, kv_bits;
-    eval_bits(&weight_bits, &kv_bits, e);
-    printf("%-11s %.4f (%.6f nats), W%dKV%d by %s: %s\n", name, exp(nll.mean), nll.mean,
-           weight_bits, kv_bits, eval_method(e), e->job->model_dir);
+    printf("%-11s %.4f (%.6f nats), %s by %s: %s\n", name, exp(nll.mean), nll.mean,
+           eval_bits_text(e), eval_method(e), e->job->model_dir);
 }
 
 static void print_text(const struct eval *a, const struct eval *b,

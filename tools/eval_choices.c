@@ -65,14 +65,14 @@ static enum err print_all(const struct eval *e, json_t *sets)
     int weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
     if (!e->job->args->json) {
-        printf("model       W%dKV%d by %s\n", weight_bits, kv_bits, eval_method(e));
+        printf("model       %s by %s\n", eval_bits_text(e), eval_method(e));
         return OK;
     }
-    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:i, s:I, s:I, s:b, s:O}", "task",
-                          "zeroshot", "model", e->job->model_dir, "method", eval_method(e),
-                          "weight_bits", weight_bits, "kv_bits", kv_bits, "ctx",
-                          (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
-                          e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
+    json_t *o = json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:b, s:O}", "task", "zeroshot", "model",
+        e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
+        kv_bits, "activation_bits", eval_act_bits(e), "ctx", (json_int_t)e->ctx, "chunk",
+        (json_int_t)e->chunk, "bos", e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");

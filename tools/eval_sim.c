@@ -47,6 +47,7 @@ void eval_sim_open(struct eval_sim *s, struct eval *e)
         .quant = quantized ? &s->quant : NULL,
         .act = e->job->settings.act,
         .chunk = e->chunk,
+        .act_bits = eval_act_bits(e),
     };
 }
 

@@ -81,6 +81,8 @@ void recipe_text(char *out, size_t n, const struct recipe *r, const struct recip
 
 struct weight_spec recipe_weight_spec(const struct recipe *r);
 struct kv_spec recipe_kv_spec(const struct recipe *r);
+/* ERR_SUPPORT for settings that simulation alone knows, not the packed runtime. */
+enum err recipe_check_runtime(const struct recipe *r);
 const char *recipe_device(const struct recipe *r);
 /* Settings on device d: compute resolved; memory_bytes is the whole budget, of which
  * the caller takes off what is not streams. */

@@ -57,8 +57,8 @@ const struct recipe_key recipe_key[] = {
     {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none", .later = "v|k|kv",
      .why = "rotate keys or values before they are quantized"},
 
-    {"activations.bits", KEY_INT, AT(activation_bits), "16", 16, 16, .later = "4|8",
-     .why = "activations are left alone"},
+    {"activations.bits", KEY_BITS, AT(activation_bits), "16",
+     .why = "bits of the projections' inputs, rounded per token in simulation (calibrate, eval), not by the runtime; 16 leaves them alone"},
 
     {"crr.blocks", KEY_INT, AT(crr_blocks), "5", 0, 1024,
      .why = "full-precision blocks behind the trained one that the loss looks through; 0 = local loss"},

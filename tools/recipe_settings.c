@@ -9,6 +9,16 @@ enum dtype recipe_act(const struct recipe *r, const struct dev *d)
     return r->compute ? typed[r->compute] : dev_preferred_act(d);
 }
 
+enum err recipe_check_runtime(const struct recipe *r)
+{
+    FAIL_IF(
+        r->activation_bits < 16, ERR_SUPPORT,
+        "activations.bits is %d, and the packed runtime leaves activations alone; `wkvq "
+        "calibrate`, then `wkvq eval --state`, simulate it",
+        (int)r->activation_bits);
+    return OK;
+}
+
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d)
 {
     return (struct calib_settings){
@@ -19,6 +29,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .weights = recipe_weight_spec(r),
         .gptq = {.damp = r->damp, .act_order = r->act_order},
         .kv = recipe_kv_spec(r),
+        .act_bits = (int)r->activation_bits,
         .crr_blocks = r->crr_blocks,
         .crr_terms = (enum crr_terms)r->crr_terms,
         .crr_loss = (enum loss_kind)r->crr_loss,

@@ -134,6 +134,7 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
 {
     enum err err = OK;
     char *config = NULL, *from = NULL;
+    TRY(recipe_check_runtime(s ? state_recipe(s) : &j->recipe));
     FAIL_IF(!s && j->recipe.weight_method == WEIGHT_GPTQ, ERR_USAGE,
             "weights.method: gptq needs calibration: let `wkvq quantize` do both, or give "
             "--state");

@@ -107,19 +107,37 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
     return t;
 }
 
-/* The MLP and both residual sums. y: what is added to x, then scratch. */
-static enum err finish(struct block_acts *t, const struct arch *a,
-                       const struct block_weights *w, const struct tensor *out,
-                       const struct tensor *y)
+enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
+                        const struct tensor *x)
+{
+    const struct tensor to = tensor_heads(*y, 1), in = tensor_heads(*x, 1);
+    return acts_quantized(kv) ? dev_kvq(d, &to, &in, NULL, NULL, kv->act_bits, 0) : OK;
+}
+
+enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,
+                      const struct block_kv *kv)
+{
+    *in = acts_quantized(kv) ? tensor_rows(s->d_o, 0, x->o.dim[0]) : x->o;
+    return quantize_input(x->dev, kv, in, &x->o);
+}
+
+/* The MLP and both residual sums of rows t. y: what is added to x, then scratch. */
+static enum err finish(struct block_acts *t, struct block_scratch *s, const struct arch *a,
+                       const struct block_weights *w, const struct block_kv *kv,
+                       const struct tensor *out, const struct tensor *y)
 {
     struct dev *d = t->dev;
-    TRY(dev_gemm(d, GEMM_NT, y, &t->o, &w->wo, false));
+    struct tensor o;
+    TRY(output_input(&o, t, s, kv));
+    TRY(dev_gemm(d, GEMM_NT, y, &o, &w->wo, false));
     if (w->bo.data)
         TRY(dev_bias(d, y, &w->bo));
     /* h = x + y, n2 = rmsnorm(h) */
     TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &t->x, y, &w->norm2, a->norm_eps));
+    TRY(quantize_input(d, kv, &t->n2, &t->n2));
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
     TRY(dev_silu_gate(d, &t->m, &t->gu));
+    TRY(quantize_input(d, kv, &t->m, &t->m));
     TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
     return dev_add(d, out, &t->h, y);
 }
@@ -138,10 +156,11 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
     const struct tensor y = from(s->y, first), rows = from(*out, first);
     TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &tail.x, NULL, &w->norm1,
                     a->norm_eps));
+    TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
     TRY(make_cache(&tail, a, kv));
     TRY(attend(acts, a, kv)); /* queries before first too: they are few, and there still */
-    return finish(&tail, a, w, &rows, &y);
+    return finish(&tail, s, a, w, kv, &rows, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,

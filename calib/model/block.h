@@ -31,10 +31,13 @@ struct block_acts {
                                 set by the caller after block_acts_alloc */
 };
 
-/* How the block's KV cache is quantized; NULL in block_forward: not at all. */
+/* How the block's KV cache is quantized, and the inputs of its projections; NULL in
+ * block_forward: not at all. */
 struct block_kv {
     struct kv_spec spec;
     struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32; data NULL: 1 and 0 */
+    int act_bits;  /* 2..8: those inputs, per token, as the cache without s and delta; their
+                      gradient goes straight through. 0, 16: left alone */
     int64_t chunk; /* prefill chunk in evaluation, as struct attn_mask has it; no backward
                       above 1 */
 };

@@ -49,9 +49,10 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
                               const struct tensor *dh)
 {
     struct dev *d = x->dev;
-    struct tensor dy;
+    struct tensor dy, in;
     TRY(as_operand(&dy, s, dh));
-    TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &x->o));
+    TRY(output_input(&in, x, s, kv));
+    TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &in));
     TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
 
     const struct tensor q = q_heads(a, x->qkv), dq = q_heads(a, s->dqkv);

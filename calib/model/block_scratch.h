@@ -62,6 +62,20 @@ static inline struct attn_mask kv_mask(const struct block_kv *kv)
                               .chunk = s->past_only ? kv->chunk : 0};
 }
 
+static inline bool acts_quantized(const struct block_kv *kv)
+{
+    return kv && kv->act_bits && kv->act_bits < 16;
+}
+
+/* y = x [T,n], the input of projections, rounded per token as kv says, if it does; y may be
+ * x. */
+enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
+                        const struct tensor *x);
+/* What wo multiplies: o itself, which backward of attention needs as it is, or o rounded,
+ * in s->d_o. */
+enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,
+                      const struct block_kv *kv);
+
 float attn_scale(const struct arch *a);
 
 #endif

@@ -269,8 +269,11 @@ static const struct block_kv *block_cache(struct walk *k)
 {
     const int64_t chunk = k->r->chunk;
     const bool whole = chunk <= 0 || chunk >= k->T;
-    if (k->kv.spec.bits >= 16 || (whole && k->kv.spec.past_only && !k->keep_cache))
-        return NULL;
+    k->kv.act_bits = k->r->act_bits;
+    if (k->kv.spec.bits >= 16 || (whole && k->kv.spec.past_only && !k->keep_cache)) {
+        k->kv.spec.bits = 16;
+        return &k->kv;
+    }
     k->kv.chunk = whole ? k->T : chunk;
     return &k->kv;
 }

@@ -34,6 +34,7 @@ struct model_run {
     /* [n_windows]: the first so many tokens (fewer than T) of a window are those of the
      * window before, and are computed once. NULL: none. */
     const int64_t *shared;
+    int act_bits; /* of the projections' inputs in every block, as struct block_kv has it */
     /* Progress in [0,1]; may be NULL. */
     void (*progress)(void *ctx, double share);
     void *progress_ctx;

@@ -220,12 +220,18 @@ static void vary(struct calib_settings *s, int which)
         s->weights.method = WEIGHT_GPTQ, s->gptq = (struct gptq_settings){0.01, true};
         s->kv.bits = 16;
         break;
+    case 22:
+        s->act_bits = 8;
+        break;
+    case 23:
+        s->act_bits = 4, s->kv.bits = 16;
+        break;
     default:
         s->act = DT_BF16;
         break;
     }
 }
-#define N_VARIANTS 23
+#define N_VARIANTS 25
 
 static void test_every_switch(void **state)
 {

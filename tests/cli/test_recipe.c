@@ -139,8 +139,8 @@ static void refuses_with_line_and_remedy(void **state)
     refused("weights: {round: learned}\n", ERR_SUPPORT, "not in this version", "nearest");
     refused("kv: {rotate: kv}\n", ERR_SUPPORT, "kv.rotate", "not in this version");
     refused("run: {device: cuda}\n", ERR_SUPPORT, "run.device", "cpu, ref");
-    refused("activations: {bits: 8}\n", ERR_SUPPORT, "activations.bits",
-            "not in this version");
+    refused("activations: {bits: 9}\n", ERR_USAGE, "activations.bits",
+            "want 2 to 8, or 16");
     refused("calibration: {data: [[x]]}\n", ERR_USAGE, "calibration.data", "file names");
 }
 

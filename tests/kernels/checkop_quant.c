@@ -219,10 +219,13 @@ static void one_kvq(struct ck *c, const struct kv_case *k)
 {
     name_kv(c, k);
     const struct kv_in in = kv_inputs(c, k);
-    const struct ck_out xq = ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
+    const struct ck_out xq = k->in_place
+                                 ? ck_copies(c, &in.x, 3)
+                                 : ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
     CK_EACH(c, s)
-    ck_ok(c, dev_kvq(c->dev[s], &xq.side[s], &in.x, k->smoothed ? &in.s : NULL,
-                     k->smoothed ? &in.delta : NULL, k->bits, k->G));
+    ck_ok(c, dev_kvq(c->dev[s], &xq.side[s], k->in_place ? &xq.side[s] : &in.x,
+                     k->smoothed ? &in.s : NULL, k->smoothed ? &in.delta : NULL, k->bits,
+                     k->G));
     ck_bits(c, "xq", &xq);
     ck_end(c);
 }
@@ -333,7 +336,7 @@ static void each_kv(struct ck *c, void (*one)(struct ck *c, const struct kv_case
                                          (bits + v) % 3 != 0,
                                          backward && v != 3,
                                          backward && (p + v) % 3 == 1,
-                                         backward && (p + v) % 3 == 2,
+                                         (backward || v == 0 || v == 3) && (p + v) % 3 == 2,
                                          v & 1 ? DT_BF16 : DT_F32,
                                          v & 2 ? DT_BF16 : DT_F32,
                                          (enum ck_pattern)p};

@@ -302,6 +302,76 @@ static void cpu_is_ref_in_bf16(void **state)
 
 /* --- misuse ------------------------------------------------------------------------- */
 
+static int most_values(struct bench *b, const struct tensor *x)
+{
+    const int64_t rows = x->dim[0], n = x->dim[1];
+    float *v = to_host(b->d, x);
+    int most = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int distinct = 0;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t j = 0;
+            while (v[r * n + j] != v[r * n + i])
+                j++;
+            distinct += i == j;
+        }
+        most = distinct > most ? distinct : most;
+    }
+    mem_free(v);
+    return most;
+}
+
+/* Inputs of 2 bits have 4 values a token, o itself stays; with one token a weight's
+ * gradient is the product of a column and its input, which has 4 values a row too. */
+static void rounded_inputs(void **state)
+{
+    for (int64_t T = 1; T < 5; T += 3) {
+        struct bench b;
+        bench_open(&b, T == 1 ? "ref" : "cpu", arch_of(4, 2, 8, 40, 56), T, DT_F32, NULL);
+        b.quantized = true;
+        b.kv = (struct block_kv){.spec = {.bits = 16}, .act_bits = 2};
+        forward(&b);
+        const struct tensor *const in[] = {&b.acts.n1, &b.acts.n2, &b.acts.m};
+        for (int i = 0; i < 3; i++)
+            assert_true(most_values(&b, in[i]) <= 4);
+        assert_true(most_values(&b, &b.acts.o) > 4);
+        must(block_backward_params(&b.acts, b.scratch, &b.f.arch, &b.w, &b.kv, &b.g,
+                                   &b.dout));
+        const struct tensor *const dw[] = {&b.g.dwqkv, &b.g.dwo, &b.g.dwgu, &b.g.dwdown};
+        for (int i = 0; i < 4; i++)
+            assert_true((most_values(&b, dw[i]) <= 4) == (T == 1));
+        bench_close(&b);
+    }
+}
+
+/* Straight through: with many bits the gradients are nearly those of full precision. */
+static void rounded_inputs_pass_gradients(void **state)
+{
+    struct bench b[2];
+    for (int i = 0; i < 2; i++) {
+        bench_open(&b[i], "cpu", arch_of(4, 2, 8, 40, 56), 9, DT_F32, NULL);
+        b[i].quantized = true;
+        b[i].kv = (struct block_kv){.spec = {.bits = 16}, .act_bits = i ? 8 : 0};
+        forward(&b[i]);
+        must(block_backward_params(&b[i].acts, b[i].scratch, &b[i].f.arch, &b[i].w,
+                                   &b[i].kv, &b[i].g, &b[i].dout));
+    }
+    const struct tensor *const x[] = {&b[0].g.dwqkv, &b[0].g.dwo, &b[0].g.dwgu,
+                                      &b[0].g.dwdown, &b[0].out};
+    const struct tensor *const y[] = {&b[1].g.dwqkv, &b[1].g.dwo, &b[1].g.dwgu,
+                                      &b[1].g.dwdown, &b[1].out};
+    for (int i = 0; i < 5; i++) {
+        float *full = to_host(b[0].d, x[i]), *rounded = to_host(b[1].d, y[i]);
+        const double e = norm_error(rounded, full, tensor_count(x[i]));
+        assert_true(e > 0);
+        check_error("8 bits", e, 0.05);
+        mem_free(full);
+        mem_free(rounded);
+    }
+    bench_close(&b[0]);
+    bench_close(&b[1]);
+}
+
 static void wrong_weights_are_named(void **state)
 {
     struct bench b;
@@ -341,6 +411,8 @@ int main(void)
         cmocka_unit_test(backward_in_place),
         cmocka_unit_test(cpu_is_ref_in_f32),
         cmocka_unit_test(cpu_is_ref_in_bf16),
+        cmocka_unit_test(rounded_inputs),
+        cmocka_unit_test(rounded_inputs_pass_gradients),
         cmocka_unit_test(wrong_weights_are_named),
         cmocka_unit_test(sizes_are_told),
     };
