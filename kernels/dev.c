@@ -5,6 +5,7 @@
 
 #include "config.h"
 #include "kernels/base/mem.h"
+#include "kernels/cuda/cuda_fill.h"
 #include "kernels/dev_ops.h"
 
 #include <inttypes.h>
@@ -107,18 +108,39 @@ static int64_t row_width(const struct tensor *x)
     return width;
 }
 
+/* What tests bring along. */
+static struct {
+    const char *name;
+    enum err (*fill)(struct dev *d);
+} registered;
+
+void dev_register(const char *name, enum err (*fill)(struct dev *d))
+{
+    registered.name = name;
+    registered.fill = fill;
+}
+
+static enum err fill_by_name(struct dev *d, const struct dev_settings *s)
+{
+    if (!strcmp(s->name, "ref"))
+        return OK;
+    if (!strcmp(s->name, "cpu"))
+        return cpu_fill(d, s->threads);
+    if (!strcmp(s->name, "cuda"))
+        return cuda_fill(d);
+    if (registered.name && !strcmp(s->name, registered.name))
+        return registered.fill(d);
+    FAIL(ERR_USAGE, "device '%s' is not available; this build has: cpu, ref%s", s->name,
+         cuda_built() ? ", cuda" : "");
+}
+
 enum err dev_open(struct dev **out, const struct dev_settings *s)
 {
     struct dev *d = NULL;
     TRY(mem_calloc(&d, 1, sizeof(*d)));
     d->preferred_act = DT_F32;
     ref_fill(d);
-    enum err err = OK;
-    if (!strcmp(s->name, "cpu"))
-        err = cpu_fill(d, s->threads);
-    else if (strcmp(s->name, "ref"))
-        err = err_set(ERR_USAGE, __FILE__, __LINE__,
-                      "device '%s' is not available; this build has: cpu, ref", s->name);
+    const enum err err = fill_by_name(d, s);
     if (err) {
         dev_close(&d);
         return err;

@@ -2,7 +2,7 @@
  *
  * The operations a device offers: one interface, checked here, carried out by the table of
  * an implementation (ref: plain loops, f64 accumulation, the definition; cpu: threads and
- * SIMD). Alphabet: T tokens, D model width, F MLP width, H query heads, K kv heads, d head
+ * SIMD; cuda: one GPU). Alphabet: T tokens, D model width, F MLP width, H query heads, K kv heads, d head
  * width, R rows, C columns, N = weight rows (outputs).
  *
  * Laws: all tensors are in memory of d (dev_alloc) unless "host" is said. "act" tensors are
@@ -23,7 +23,7 @@
 struct dev; /* opaque */
 
 struct dev_settings {
-    const char *name; /* "ref" or "cpu" */
+    const char *name; /* "ref", "cpu" or "cuda" */
     int threads;      /* 0 = all cores */
 };
 

@@ -5,7 +5,7 @@
     layers.py [ROOT]       check the tree
     layers.py --self-test  see that planted violations are found
 
-Checked for every .c, .h, .cc and .cpp file: each quoted include names a file from the root of
+Checked for every .c, .h, .cc, .cpp and .cu file: each quoted include names a file from the root of
 the tree, on the same floor or one that its own may stand on; kernels/dev_ops.h and the
 folders below kernels stay inside kernels (and its tests); no file is part of an include cycle;
 no .c file is included; file names are unique."""
@@ -35,7 +35,7 @@ PRIVATE = {
 # The runtime has its own forward: of calib/model it may know these.
 RUNTIME, RUNTIME_MODEL = "convert/runtime/", {"calib/model/arch.h", "calib/model/weights.h"}
 GENERATED = {"config.h"}
-SUFFIXES = (".c", ".h", ".cc", ".cpp")
+SUFFIXES = (".c", ".h", ".cc", ".cpp", ".cu")
 SHARED_NAMES = {"meson.build", "README.md", "__init__.py"}
 PRIVATE_TO = re.compile(r"private to(?:\s|\*)+([a-z_]+(?:/[a-z_]+)*)", re.I)
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.M)
@@ -59,7 +59,8 @@ def check_include(root, path, target):
         return None
     if not os.path.isfile(os.path.join(root, target)):
         return f'{path}: "{target}" is not a file of the tree (paths start at its root)'
-    if not target.endswith(".h"):
+    kernel = path.startswith("kernels/cuda/emu/") and target.endswith(".cu")  # the same, for a host
+    if not target.endswith(".h") and not kernel:
         return f'{path}: "{target}" is not a header'
     mine, theirs = floor_of(path), floor_of(target)
     if theirs is None:

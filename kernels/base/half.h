@@ -8,27 +8,34 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t f32_bits(float f)
+/* nvcc compiles these for the GPU too, so that it shares the definition. */
+#ifdef __CUDACC__
+#define HALF_FN static inline __host__ __device__
+#else
+#define HALF_FN static inline
+#endif
+
+HALF_FN uint32_t f32_bits(float f)
 {
     uint32_t u;
     memcpy(&u, &f, sizeof(u));
     return u;
 }
 
-static inline float f32_from_bits(uint32_t u)
+HALF_FN float f32_from_bits(uint32_t u)
 {
     float f;
     memcpy(&f, &u, sizeof(f));
     return f;
 }
 
-static inline float bf16_to_f32(uint16_t h)
+HALF_FN float bf16_to_f32(uint16_t h)
 {
     return f32_from_bits((uint32_t)h << 16);
 }
 
 /* NaN stays NaN (quiet); overflow goes to infinity as IEEE rounding demands. */
-static inline uint16_t bf16_from_f32(float f)
+HALF_FN uint16_t bf16_from_f32(float f)
 {
     const uint32_t u = f32_bits(f);
     if ((u & 0x7fffffffu) > 0x7f800000u)
@@ -36,7 +43,7 @@ static inline uint16_t bf16_from_f32(float f)
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-static inline float f16_to_f32(uint16_t h)
+HALF_FN float f16_to_f32(uint16_t h)
 {
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     const uint32_t exp = h >> 10 & 0x1fu;
@@ -49,7 +56,7 @@ static inline float f16_to_f32(uint16_t h)
     return f32_from_bits(sign | f32_bits(magnitude));
 }
 
-static inline uint16_t f16_from_f32(float f)
+HALF_FN uint16_t f16_from_f32(float f)
 {
     const uint32_t u = f32_bits(f);
     const uint16_t sign = (uint16_t)(u >> 16 & 0x8000u);
@@ -67,7 +74,7 @@ static inline uint16_t f16_from_f32(float f)
 }
 
 /* The value after one trip through fp16. */
-static inline float f16_round(float f)
+HALF_FN float f16_round(float f)
 {
     return f16_to_f32(f16_from_f32(f));
 }

@@ -18,14 +18,14 @@
 #define QUANT_TINY 0x1p-24f
 #define QUANT_SCALE_MAX 65504.0f
 
-static inline float quant_clamp(float x, float lo, float hi)
+HALF_FN float quant_clamp(float x, float lo, float hi)
 {
     return x < lo ? lo : x > hi ? hi : x;
 }
 
 /* h = fp16(clamp((hi - lo) / Q, tiny, 65504)), the clipped range [lo, hi] with
  * lo <= 0 <= hi. Returns fp16 bits. */
-static inline uint16_t quant_weight_scale(float lo, float hi, int bits)
+HALF_FN uint16_t quant_weight_scale(float lo, float hi, int bits)
 {
     const float q = (float)((1 << bits) - 1);
     const float h = (hi - lo) / q;
@@ -33,32 +33,32 @@ static inline uint16_t quant_weight_scale(float lo, float hi, int bits)
 }
 
 /* z = clamp(round(-lo / h), 0, Q) */
-static inline uint8_t quant_weight_zero(float lo, float h, int bits)
+HALF_FN uint8_t quant_weight_zero(float lo, float h, int bits)
 {
     return (uint8_t)quant_clamp(rintf(-lo / h), 0, (float)((1 << bits) - 1));
 }
 
 /* q = clamp(round(w / h) + z, 0, Q) */
-static inline uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
+HALF_FN uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
 {
     const float q = rintf(w / h) + (float)z;
     return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
 }
 
 /* w^ = (q - z) h */
-static inline float quant_weight_value(uint8_t q, uint8_t z, float h)
+HALF_FN float quant_weight_value(uint8_t q, uint8_t z, float h)
 {
     return (float)((int)q - (int)z) * h;
 }
 
 /* x~ = (x - delta) / s */
-static inline float quant_kv_in(float x, float s, float delta)
+HALF_FN float quant_kv_in(float x, float s, float delta)
 {
     return (x - delta) / s;
 }
 
 /* Scale of a KV group from the min and max of its x~: fp16((mx - mn) / Q). */
-static inline uint16_t quant_kv_scale(float mn, float mx, int bits)
+HALF_FN uint16_t quant_kv_scale(float mn, float mx, int bits)
 {
     const float h = (mx - mn) / (float)((1 << bits) - 1);
     return f16_from_f32(h > QUANT_SCALE_MAX ? QUANT_SCALE_MAX : h);
@@ -66,13 +66,13 @@ static inline uint16_t quant_kv_scale(float mn, float mx, int bits)
 
 /* m = fp16(clamp(mn, -65504, 65504)), its offset: finite, so that x^ is. Returns fp16 bits.
  */
-static inline uint16_t quant_kv_min(float mn)
+HALF_FN uint16_t quant_kv_min(float mn)
 {
     return f16_from_f32(quant_clamp(mn, -QUANT_SCALE_MAX, QUANT_SCALE_MAX));
 }
 
 /* q = clamp(round((x~ - m) / h), 0, Q); h = 0 gives 0. h and m are the fp16 values. */
-static inline uint8_t quant_kv_code(float xt, float h, float m, int bits)
+HALF_FN uint8_t quant_kv_code(float xt, float h, float m, int bits)
 {
     if (!(h > 0))
         return 0;
@@ -80,7 +80,7 @@ static inline uint8_t quant_kv_code(float xt, float h, float m, int bits)
 }
 
 /* x^ = s (m + h q) + delta */
-static inline float quant_kv_out(uint8_t q, float h, float m, float s, float delta)
+HALF_FN float quant_kv_out(uint8_t q, float h, float m, float s, float delta)
 {
     return s * (m + h * (float)q) + delta;
 }

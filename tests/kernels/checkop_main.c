@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop [--op NAME] [--seed N] [--bench] [--self-test]: see checkop.h. Exit status 1 when
- * something differs. */
+ * checkop [--device NAME] [--op NAME] [--seed N] [--bench] [--self-test]: see checkop.h.
+ * Without
+ * --device: cpu, at each instruction set that the machine has. Exit status 1 when something
+ * differs. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cuda/cuda_fill.h"
 #include "tests/kernels/checkop.h"
 
 #include <stdio.h>
@@ -48,6 +51,21 @@ static int run_level(struct ck *c, const char *only, int *found)
     return failed;
 }
 
+static enum err run_device(struct ck *c, const char *name, const char *only, int *failed,
+                           int *found)
+{
+    enum err err = OK;
+    c->level = name;
+    TRY_OUT(dev_open(&c->dev[SIDE_REF], &(struct dev_settings){"ref", 1}));
+    TRY_OUT(dev_open(&c->dev[SIDE_CPU], &(struct dev_settings){name, 2}));
+    printf("%s: %s\n", c->level, dev_about(c->dev[SIDE_CPU]));
+    *failed += run_level(c, only, found);
+out:
+    dev_close(&c->dev[SIDE_REF]);
+    dev_close(&c->dev[SIDE_CPU]);
+    return err;
+}
+
 static enum err run_levels(struct ck *c, const char *only, int *failed, int *found)
 {
     enum err err = OK;
@@ -70,17 +88,18 @@ out:
 
 static int usage(const char *arg)
 {
-    fprintf(stderr,
-            "checkop: bad option '%s'\n"
-            "usage: checkop [--op NAME] [--seed N] [--bench] [--self-test]\n",
-            arg);
+    fprintf(
+        stderr,
+        "checkop: bad option '%s'\n"
+        "usage: checkop [--device NAME] [--op NAME] [--seed N] [--bench] [--self-test]\n",
+        arg);
     return 2;
 }
 
 int main(int argc, char **argv)
 {
     struct ck c = {.seed = (uint64_t)time(NULL)};
-    const char *only = NULL;
+    const char *only = NULL, *device = NULL;
     bool self_test = false;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--bench"))
@@ -89,6 +108,8 @@ int main(int argc, char **argv)
             self_test = true;
         else if (!strcmp(argv[i], "--op") && i + 1 < argc)
             only = argv[++i];
+        else if (!strcmp(argv[i], "--device") && i + 1 < argc)
+            device = argv[++i];
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
             c.seed = strtoull(argv[++i], NULL, 0);
         else
@@ -98,7 +119,9 @@ int main(int argc, char **argv)
     if (self_test)
         return ck_self_test(c.seed) != 0;
     int failed = 0, found = 0;
-    if (run_levels(&c, only, &failed, &found)) {
+    dev_register("cuda-emu", cuda_emu_fill);
+    if (device ? run_device(&c, device, only, &failed, &found)
+               : run_levels(&c, only, &failed, &found)) {
         fprintf(stderr, "checkop: %s\n", err_text());
         return 1;
     }

@@ -49,7 +49,7 @@ struct fiber {
     state at;
     int line; /* of the barrier or warp operation it waits in */
     int turn; /* which of its two slots the next exchange uses */
-    unsigned char slot[2][16];
+    unsigned char slot[2][LANE_BYTES];
 };
 
 /* Who touched a unit of shared memory last, and in which epoch of the block (barriers) and
@@ -314,20 +314,24 @@ void barrier(int line)
     leave(AT_BARRIER, line);
 }
 
-void exchange(void *out, const void *in, size_t bytes, int from, int line)
+int meet(const void *in, size_t bytes, int line)
 {
     fiber *f = &m.fibers[m.current];
-    const int turn = f->turn, lane = m.current / WARP * WARP + from;
-    if (bytes > sizeof(f->slot[0]) || m.n % WARP) {
-        report("warp operation in line %d: a block of %d threads, %zu bytes", line, m.n,
-               bytes);
-        return;
+    const int turn = f->turn;
+    if (m.n % WARP) {
+        report("warp operation in line %d: a block of %d threads", line, m.n);
+        return turn;
     }
     memcpy(f->slot[turn], in, bytes);
     leave(AT_WARP, line);
-    memcpy(out, m.fibers[lane].slot[turn], bytes);
     f->turn =
-        !turn; /* the next exchange must not overwrite what a slower lane still reads */
+        !turn; /* the next meeting must not overwrite what a slower lane still reads */
+    return turn;
+}
+
+void peek(void *out, size_t bytes, int from, int meeting)
+{
+    memcpy(out, m.fibers[m.current / WARP * WARP + from].slot[meeting], bytes);
 }
 
 /* --- shared memory ----------------------------------------------------------------------

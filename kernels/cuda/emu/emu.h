@@ -65,8 +65,11 @@ void launch_body(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
 }
 
 void barrier(int line);
-/* All lanes of the warp hand in `bytes` and get those of lane `from` back. */
-void exchange(void *out, const void *in, size_t bytes, int from, int line);
+/* All lanes of the warp hand in `bytes` (at most LANE_BYTES); what lane `from` handed in is
+ * then read with the number that meet() gave. */
+constexpr size_t LANE_BYTES = 32;
+int meet(const void *in, size_t bytes, int line);
+void peek(void *out, size_t bytes, int from, int meeting);
 
 /* The bytes behind a declaration of static shared memory: one place a declaration and
  * block. */
@@ -131,6 +134,13 @@ template <class T> class shared
     {
         return shared(at + (size_t)n * sizeof(T), first - n, count - n);
     }
+    /* n elements from `begin`: an array of its own. */
+    shared part(long begin, long n) const
+    {
+        if (begin < first || begin + n > count)
+            out_of_bounds(begin + n, count);
+        return shared(at + (size_t)begin * sizeof(T), 0, n);
+    }
     /* The same bytes as another type, from here to the end of the array. */
     template <class U> shared<U> as() const
     {
@@ -146,7 +156,8 @@ template <class T> shared<T> declare(const void *declaration, long n)
 template <class T> T shuffle(T v, int from, int line)
 {
     T r = v;
-    exchange(&r, &v, sizeof(v), from, line);
+    static_assert(sizeof(v) <= LANE_BYTES, "a lane hands in too much");
+    peek(&r, sizeof(r), from, meet(&v, sizeof(v), line));
     return r;
 }
 

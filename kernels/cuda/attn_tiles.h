@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What attention forward and backward share: the operands, which pairs of query and key
+ * meet in which form, and tiles in shared memory. A pair is of one form, FULL or QUANTIZED;
+ * a tile is worked on once for each form that it has pairs of, the other pairs masked. Far
+ * from the diagonal and the sinks all pairs are QUANTIZED, so most tiles are worked on
+ * once. */
+#ifndef WKVQ_CUDA_ATTN_TILES_H
+#define WKVQ_CUDA_ATTN_TILES_H
+
+#include "kernels/cuda/mma.h"
+
+namespace CUDA_NS
+{
+
+enum form { FULL, QUANTIZED, N_FORMS };
+
+/* A [T, heads, d] tensor. wide: 16 bytes at a multiple of 16 bytes within a head are one
+ * load. */
+struct heads {
+    void *p;
+    int64_t ld;
+    bool wide;
+};
+
+struct attn_args {
+    heads q, k[N_FORMS], v[N_FORMS], o, dout;
+    float *lse, *D; /* [H][T] */
+    int T, H, rep, d, window, sink, chunk;
+    bool quantized; /* the keys have two forms */
+    float scale;
+};
+
+/* Rows of a block (a warp has 16), and rows of the tiles that it walks over. F32 tiles must
+ * fit 99 KiB with D = 128. PAD keeps rows of a tile on different banks. */
+template <class T> struct sizes;
+template <> struct sizes<uint16_t> {
+    static constexpr int WARPS = 4, FWD = 64, BWD = 32, PAD = 8, VEC = 8;
+};
+template <> struct sizes<float> {
+    static constexpr int WARPS = 2, FWD = 32, BWD = 32, PAD = 4, VEC = 4;
+};
+
+__device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int form)
+{
+    if (j > i || i >= a.T)
+        return false;
+    const bool full = !a.quantized || j > i - a.window || j < a.sink ||
+                      (a.chunk > 1 && j / a.chunk == i / a.chunk);
+    return full == (form == FULL);
+}
+
+/* Whether queries [i0, i1] and keys [j0, j1] may have a pair of the form: never a wrong no.
+ */
+__device__ __forceinline__ bool tile_has(const attn_args &a, int i0, int i1, int j0, int j1,
+                                         int form)
+{
+    if (j0 > i1)
+        return false;
+    if (!a.quantized)
+        return form == FULL;
+    if (form == QUANTIZED)
+        return (j0 > a.sink ? j0 : a.sink) <= i1 - a.window && j1 >= a.sink;
+    const int last = j1 < i1 ? j1 : i1;
+    return last > i0 - a.window || j0 < a.sink ||
+           (a.chunk > 1 && j1 / a.chunk >= i0 / a.chunk);
+}
+
+template <class T> __device__ __forceinline__ void from_float(T *out, float v);
+template <> __device__ __forceinline__ void from_float(float *out, float v)
+{
+    *out = v;
+}
+template <> __device__ __forceinline__ void from_float(uint16_t *out, float v)
+{
+    *out = to_bf16(v);
+}
+
+__device__ __forceinline__ float to_float(float v)
+{
+    return v;
+}
+__device__ __forceinline__ float to_float(uint16_t v)
+{
+    return bf16_to_f32(v);
+}
+
+/* ROWS tokens from `row` of one head into s [ROWS][D + PAD], zeros behind T and behind d.
+ */
+template <class T, int D, int ROWS>
+__device__ void load_tile(SHARED(T) s, const heads &x, const attn_args &a, int row,
+                          int head)
+{
+    constexpr int VEC = sizes<T>::VEC, LD = D + sizes<T>::PAD, PER_ROW = D / VEC;
+    for (int i = (int)threadIdx.x; i < ROWS * PER_ROW; i += sizes<T>::WARPS * WARP_SIZE) {
+        const int r = i / PER_ROW, c = i % PER_ROW * VEC;
+        const T *from =
+            (const T *)x.p + (int64_t)(row + r) * x.ld + (int64_t)head * a.d + c;
+        const bool there = row + r < a.T;
+        if (x.wide && there && c + VEC <= a.d) {
+            SHARED_AS(uint4, s + (r * LD + c))[0] = *(const uint4 *)from;
+        } else {
+            for (int e = 0; e < VEC; e++)
+                s[r * LD + c + e] = there && c + e < a.d ? from[e] : (T)0;
+        }
+    }
+}
+
+/* This lane's part of a warp's [16, 8 NT] into shared memory, as the operand of a product.
+ */
+template <class T, int NT>
+__device__ __forceinline__ void store_operand(SHARED(T) s, int ld, const float (&c)[NT][4])
+{
+    const int g = lane_row(), t = lane_col();
+    UNROLL
+    for (int n = 0; n < NT; n++)
+        UNROLL
+    for (int e = 0; e < 4; e++) {
+        T v;
+        from_float(&v, c[n][e]);
+        s[(g + e / 2 * 8) * ld + n * 8 + t + e % 2] = v;
+    }
+}
+
+/* A warp's rows of a result: x[row.., head] = scale_of_row * c. */
+template <class T, int NT>
+__device__ __forceinline__ void store_rows(const heads &x, const attn_args &a, int row,
+                                           int head, const float (&c)[NT][4], float scale0,
+                                           float scale1)
+{
+    const int g = lane_row(), t = lane_col();
+    UNROLL
+    for (int n = 0; n < NT; n++)
+        UNROLL
+    for (int e = 0; e < 4; e++) {
+        const int r = row + g + e / 2 * 8, col = n * 8 + t + e % 2;
+        if (r < a.T && col < a.d)
+            from_float((T *)x.p + (int64_t)r * x.ld + (int64_t)head * a.d + col,
+                       c[n][e] * (e < 2 ? scale0 : scale1));
+    }
+}
+
+__device__ __forceinline__ float exp_of(float x)
+{
+    return exp2f(x * 1.4426950408889634f);
+}
+
+static inline heads heads_of(const struct tensor *x)
+{
+    if (!x)
+        return heads{nullptr, 0, false};
+    const int vec = x->dtype == DT_BF16 ? 8 : 4;
+    const bool wide =
+        x->dim[2] % vec == 0 && x->ld % vec == 0 && (uintptr_t)x->data % 16 == 0;
+    return heads{x->data, x->ld, wide};
+}
+
+/* Positions are int in the kernels. */
+static inline int to_int(int64_t v)
+{
+    return v > 0x3fffffff ? 0x3fffffff : (int)v;
+}
+
+static inline attn_args args_of(const struct tensor *q, const struct tensor *k,
+                                const struct tensor *v, const struct tensor *kq,
+                                const struct tensor *vq, const struct attn_mask *mask,
+                                const struct tensor *lse, float scale)
+{
+    attn_args a = {};
+    a.q = heads_of(q);
+    a.k[FULL] = heads_of(k);
+    a.v[FULL] = heads_of(v);
+    a.k[QUANTIZED] = heads_of(kq);
+    a.v[QUANTIZED] = heads_of(vq);
+    a.lse = (float *)lse->data;
+    a.T = (int)q->dim[0];
+    a.H = (int)q->dim[1];
+    a.rep = a.H / (int)k->dim[1];
+    a.d = (int)q->dim[2];
+    a.quantized = kq != nullptr;
+    if (mask) {
+        a.window = to_int(mask->window);
+        a.sink = to_int(mask->sink);
+        a.chunk = to_int(mask->chunk);
+    }
+    a.scale = scale;
+    return a;
+}
+
+static inline bool attn_supported(struct dev *d, const struct tensor *q)
+{
+    if (q->dim[2] > 128)
+        dev_fail(d, ERR_SUPPORT, "attention with head_dim %lld, at most 128 is supported",
+                 (long long)q->dim[2]);
+    return q->dim[2] <= 128;
+}
+
+/* CALL(T, D) for the smallest D that holds d; the sizes that models have exist in BF16. */
+#define ATTN_DISPATCH(dtype, d, CALL)                                                      \
+    do {                                                                                   \
+        if ((dtype) == DT_BF16 && (d) <= 16)                                               \
+            CALL(uint16_t, 16);                                                            \
+        else if ((dtype) == DT_BF16 && (d) <= 64)                                          \
+            CALL(uint16_t, 64);                                                            \
+        else if ((dtype) == DT_BF16 && (d) <= 80)                                          \
+            CALL(uint16_t, 80);                                                            \
+        else if ((dtype) == DT_BF16 && (d) <= 96)                                          \
+            CALL(uint16_t, 96);                                                            \
+        else if ((dtype) == DT_BF16)                                                       \
+            CALL(uint16_t, 128);                                                           \
+        else if ((d) <= 16)                                                                \
+            CALL(float, 16);                                                               \
+        else                                                                               \
+            CALL(float, 128);                                                              \
+    } while (0)
+
+} // namespace CUDA_NS
+
+#endif

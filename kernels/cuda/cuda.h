@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Inside the cuda device: how a kernel sees a tensor, working memory, and the parts that
+ * fill the table. The files are compiled twice: by nvcc, and as host C++ over
+ * kernels/cuda/emu, where the device is called cuda-emu. -fmad=false: one rounding a source
+ * operation, so that both give what kernels/tensor/quant.h defines; inner products say
+ * fmaf. */
+#ifndef WKVQ_CUDA_H
+#define WKVQ_CUDA_H
+
+#include "kernels/cuda/port.h"
+
+extern "C" {
+#include "kernels/dev_ops.h"
+#include "kernels/tensor/quant.h"
+}
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#endif
+
+namespace CUDA_NS
+{
+
+constexpr int BLOCK = 256; /* threads, where nothing else decides */
+
+/* Working memory that outlives a call; an operation owns the slots it names while it runs.
+ */
+enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
+
+struct gemm_library; /* cuda_lib.cu, emu/emu_lib.cc */
+
+struct gpu {
+    cudaStream_t stream;
+    void *slot[N_SLOTS];
+    size_t slot_bytes[N_SLOTS];
+    gemm_library *gemm;
+};
+
+static inline gpu *gpu_of(struct dev *d)
+{
+    return (gpu *)d->priv;
+}
+
+/* Device memory, contents undefined; NULL after dev_fail(). */
+void *scratch(struct dev *d, slot s, size_t bytes);
+/* After a launch: a failure becomes the device's. */
+void launched(struct dev *d, const char *what);
+/* Wait, then bring bytes of device memory to the host; false after dev_fail(). */
+bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
+
+/* What differs between the GPU and its emulation: which device, its GEMM. */
+enum err lib_open(struct dev *d);
+void lib_close(struct dev *d);
+void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+              const struct tensor *a, const struct tensor *b, bool accumulate);
+
+void fill_elem(struct dev_ops *o);
+void fill_norm(struct dev_ops *o);
+void fill_weight(struct dev_ops *o);
+void fill_kv(struct dev_ops *o);
+void fill_train(struct dev_ops *o);
+void fill_attn(struct dev_ops *o);
+
+/* --- tensors in kernels ------------------------------------------------------------------
+ */
+
+/* An act tensor as rows of contiguous elements. wide: four elements at a multiple of four
+ * are one load. p NULL: absent. */
+struct view {
+    void *p;
+    int64_t ld;
+    bool bf16, wide;
+};
+
+static inline int64_t width_of(const struct tensor *x)
+{
+    int64_t w = 1;
+    for (int i = 1; i < x->n_dims; i++)
+        w *= x->dim[i];
+    return x->n_dims == 1 ? x->dim[0] : w;
+}
+
+static inline int64_t rows_of(const struct tensor *x)
+{
+    return x->n_dims == 1 ? 1 : x->dim[0];
+}
+
+static inline view view_of(const struct tensor *x)
+{
+    if (!x)
+        return view{nullptr, 0, false, false};
+    const bool bf16 = x->dtype == DT_BF16;
+    const int64_t ld = x->n_dims == 1 ? 0 : x->ld;
+    const bool wide = ld % 4 == 0 && (uintptr_t)x->data % (bf16 ? 8 : 16) == 0;
+    return view{x->data, ld, bf16, wide};
+}
+
+__device__ __forceinline__ uint16_t to_bf16(float v)
+{
+#if defined(__CUDACC__)
+    return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+#else
+    return bf16_from_f32(v);
+#endif
+}
+
+__device__ __forceinline__ float get(const view &x, int64_t i)
+{
+    return x.bf16 ? bf16_to_f32(((const uint16_t *)x.p)[i]) : ((const float *)x.p)[i];
+}
+
+__device__ __forceinline__ void put(const view &x, int64_t i, float v)
+{
+    if (x.bf16)
+        ((uint16_t *)x.p)[i] = to_bf16(v);
+    else
+        ((float *)x.p)[i] = v;
+}
+
+/* n (1 to 4) neighbours, the first at a multiple of four within its row. */
+struct quad {
+    float v[4];
+};
+
+__device__ __forceinline__ quad get4(const view &x, int64_t i, int n)
+{
+    quad q = {{0, 0, 0, 0}};
+    if (n < 4 || !x.wide) {
+        for (int k = 0; k < 4; k++)
+            if (k < n)
+                q.v[k] = get(x, i + k);
+    } else if (x.bf16) {
+        const uint2 u = *(const uint2 *)((const uint16_t *)x.p + i);
+        q.v[0] = f32_from_bits(u.x << 16);
+        q.v[1] = f32_from_bits(u.x & 0xffff0000u);
+        q.v[2] = f32_from_bits(u.y << 16);
+        q.v[3] = f32_from_bits(u.y & 0xffff0000u);
+    } else {
+        const float4 f = *(const float4 *)((const float *)x.p + i);
+        q.v[0] = f.x;
+        q.v[1] = f.y;
+        q.v[2] = f.z;
+        q.v[3] = f.w;
+    }
+    return q;
+}
+
+__device__ __forceinline__ void put4(const view &x, int64_t i, int n, const quad &q)
+{
+    if (n < 4 || !x.wide) {
+        for (int k = 0; k < 4; k++)
+            if (k < n)
+                put(x, i + k, q.v[k]);
+    } else if (x.bf16) {
+        uint2 u;
+        u.x = to_bf16(q.v[0]) | (unsigned)to_bf16(q.v[1]) << 16;
+        u.y = to_bf16(q.v[2]) | (unsigned)to_bf16(q.v[3]) << 16;
+        *(uint2 *)((uint16_t *)x.p + i) = u;
+    } else {
+        float4 f;
+        f.x = q.v[0];
+        f.y = q.v[1];
+        f.z = q.v[2];
+        f.w = q.v[3];
+        *(float4 *)((float *)x.p + i) = f;
+    }
+}
+
+/* --- reductions
+ * --------------------------------------------------------------------------- */
+
+struct add_op {
+    template <class T> __device__ T operator()(T a, T b) const
+    {
+        return a + b;
+    }
+};
+struct min_op {
+    template <class T> __device__ T operator()(T a, T b) const
+    {
+        return b < a ? b : a;
+    }
+};
+struct max_op {
+    template <class T> __device__ T operator()(T a, T b) const
+    {
+        return b > a ? b : a;
+    }
+};
+
+/* Over the warp, in every lane; the order is fixed. */
+template <class T, class Op> __device__ __forceinline__ T warp_reduce(T v, Op op)
+{
+    for (int o = WARP_SIZE / 2; o; o /= 2)
+        v = op(v, __shfl_xor_sync(FULL_WARP, v, o));
+    return v;
+}
+
+/* Over a block of BLOCK threads, in every thread. All threads call it. */
+template <class T, class Op> __device__ __forceinline__ T block_reduce(T v, Op op)
+{
+    SHARED_ARRAY(T, part, BLOCK / WARP_SIZE);
+    v = warp_reduce(v, op);
+    __syncthreads(); /* the last call's readers are done */
+    if (threadIdx.x % WARP_SIZE == 0)
+        part[threadIdx.x / WARP_SIZE] = v;
+    __syncthreads();
+    T r = part[0];
+    for (int i = 1; i < BLOCK / WARP_SIZE; i++)
+        r = op(r, (T)part[i]);
+    return r;
+}
+
+/* Blocks for n pieces of work, at most so many that the GPU is full: kernels stride. */
+static inline unsigned blocks_for(int64_t n, int64_t per_block, unsigned most = 65535)
+{
+    const int64_t b = (n + per_block - 1) / per_block;
+    return b < 1 ? 1 : b < (int64_t)most ? (unsigned)b : most;
+}
+
+} // namespace CUDA_NS
+
+#endif

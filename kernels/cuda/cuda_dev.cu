@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Opening and closing the cuda device: memory, one stream, its first failure. */
+#include "kernels/cuda/cuda.h"
+
+extern "C" {
+#include "kernels/base/mem.h"
+#include "kernels/cuda/cuda_fill.h"
+}
+
+namespace CUDA_NS
+{
+
+static bool went_well(struct dev *d, cudaError_t e, const char *what)
+{
+    if (e != cudaSuccess)
+        dev_fail(d, e == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, "%s: %s",
+                 what, cudaGetErrorString(e));
+    return e == cudaSuccess;
+}
+
+void launched(struct dev *d, const char *what)
+{
+    went_well(d, cudaGetLastError(), what);
+}
+
+void *scratch(struct dev *d, slot s, size_t bytes)
+{
+    gpu *g = gpu_of(d);
+    if (bytes <= g->slot_bytes[s])
+        return g->slot[s];
+    cudaFree(g->slot[s]); /* waits for the kernels that use it */
+    g->slot[s] = nullptr;
+    g->slot_bytes[s] = 0;
+    if (!went_well(d, cudaMalloc(&g->slot[s], bytes), "working memory"))
+        return nullptr;
+    g->slot_bytes[s] = bytes;
+    return g->slot[s];
+}
+
+bool fetch(struct dev *d, void *host, const void *src, size_t bytes)
+{
+    const cudaStream_t st = gpu_of(d)->stream;
+    return went_well(d, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, st),
+                     "download") &&
+           went_well(d, cudaStreamSynchronize(st), "download");
+}
+
+/* Too little memory is the caller's to report, not the device's end. */
+static void *cuda_alloc(struct dev *, size_t bytes)
+{
+    void *p = nullptr;
+    if (cudaMalloc(&p, bytes) == cudaSuccess)
+        return p;
+    cudaGetLastError();
+    return nullptr;
+}
+
+static void cuda_free(struct dev *, void *p)
+{
+    cudaFree(p);
+}
+
+/* The caller may reuse host_src at once. */
+static void cuda_upload(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    const cudaStream_t st = gpu_of(d)->stream;
+    if (went_well(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, st),
+                  "upload"))
+        went_well(d, cudaStreamSynchronize(st), "upload");
+}
+
+static void cuda_download(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    fetch(d, dst, src, bytes);
+}
+
+static void cuda_zero(struct dev *d, void *dst, size_t bytes)
+{
+    went_well(d, cudaMemsetAsync(dst, 0, bytes, gpu_of(d)->stream), "zero");
+}
+
+static void cuda_sync(struct dev *d)
+{
+    went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "sync");
+}
+
+static void cuda_close(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    if (!g)
+        return;
+    for (int i = 0; i < N_SLOTS; i++)
+        cudaFree(g->slot[i]);
+    lib_close(d);
+    mem_free(g);
+    d->priv = nullptr;
+}
+
+static enum err fill(struct dev *d, const char *name)
+{
+    gpu *g = nullptr;
+    TRY(mem_calloc(&g, 1, sizeof(*g)));
+    d->priv = g;
+    d->ops = dev_ops{};
+    d->ops.name = name;
+    d->ops.close = cuda_close;
+    d->ops.alloc = cuda_alloc;
+    d->ops.free = cuda_free;
+    d->ops.upload = cuda_upload;
+    d->ops.download = cuda_download;
+    d->ops.zero = cuda_zero;
+    d->ops.sync = cuda_sync;
+    d->ops.gemm = lib_gemm;
+    fill_elem(&d->ops);
+    fill_norm(&d->ops);
+    fill_weight(&d->ops);
+    fill_kv(&d->ops);
+    fill_train(&d->ops);
+    fill_attn(&d->ops);
+    d->preferred_act = DT_BF16;
+    return lib_open(d);
+}
+
+} // namespace CUDA_NS
+
+#if defined(__CUDACC__)
+
+extern "C" enum err cuda_fill(struct dev *d)
+{
+    return cuda_gpu::fill(d, "cuda");
+}
+
+extern "C" bool cuda_built(void)
+{
+    return true;
+}
+
+#else
+
+extern "C" enum err cuda_emu_fill(struct dev *d)
+{
+    return cuda_emu::fill(d, "cuda-emu");
+}
+
+#endif

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Operations without sums: copy and conversion, bias, add, rotary embedding, gated SiLU,
+ * exp. A thread takes four neighbours of a row. */
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+/* f(r, c, n) for the pieces of n <= 4 columns of every row. */
+template <class F> __global__ void each_quad(F f, int64_t rows, int64_t cols)
+{
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
+        for (int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; c < cols;
+             c += (int64_t)gridDim.x * blockDim.x * 4)
+            f(r, c, cols - c < 4 ? (int)(cols - c) : 4);
+}
+
+template <class F>
+static void run_quads(struct dev *d, const char *what, F f, int64_t rows, int64_t cols)
+{
+    const dim3 grid(blocks_for(cols, 4 * BLOCK), blocks_for(rows, 1));
+    CUDA_LAUNCH(each_quad<F>, grid, BLOCK, 0, gpu_of(d)->stream, f, rows, cols);
+    launched(d, what);
+}
+
+struct copy_quad {
+    view y, x;
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        put4(y, r * y.ld + c, n, get4(x, r * x.ld + c, n));
+    }
+};
+
+static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
+{
+    run_quads(d, "copy", copy_quad{view_of(y), view_of(x)}, rows_of(x), width_of(x));
+}
+
+/* y = a + b; a row of b may stand for all (ld 0). */
+struct add_quad {
+    view y, a, b;
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        quad q = get4(a, r * a.ld + c, n);
+        const quad p = get4(b, r * b.ld + c, n);
+        for (int k = 0; k < 4; k++)
+            q.v[k] += p.v[k];
+        put4(y, r * y.ld + c, n, q);
+    }
+};
+
+static void cuda_add(struct dev *d, const struct tensor *y, const struct tensor *a,
+                     const struct tensor *b)
+{
+    run_quads(d, "add", add_quad{view_of(y), view_of(a), view_of(b)}, y->dim[0], y->dim[1]);
+}
+
+static void cuda_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
+{
+    view v = view_of(b);
+    v.ld = 0;
+    v.wide = (uintptr_t)b->data % 16 == 0;
+    run_quads(d, "bias", add_quad{view_of(y), view_of(y), v}, y->dim[0], y->dim[1]);
+}
+
+__device__ static float sigmoid(float x)
+{
+    return 1 / (1 + expf(-x));
+}
+
+struct silu_quad {
+    view y, gu;
+    int64_t F;
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        quad g = get4(gu, r * gu.ld + c, n);
+        const quad u = F % 4 ? quad_at(r, F + c, n) : get4(gu, r * gu.ld + F + c, n);
+        for (int k = 0; k < 4; k++)
+            g.v[k] = g.v[k] * sigmoid(g.v[k]) * u.v[k];
+        put4(y, r * y.ld + c, n, g);
+    }
+    __device__ quad quad_at(int64_t r, int64_t c, int n) const
+    {
+        view narrow = gu;
+        narrow.wide = false;
+        return get4(narrow, r * gu.ld + c, n);
+    }
+};
+
+static void cuda_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+{
+    run_quads(d, "silu_gate", silu_quad{view_of(y), view_of(gu), y->dim[1]}, y->dim[0],
+              y->dim[1]);
+}
+
+struct silu_bwd_quad {
+    view dgu, dy;
+    silu_quad fwd; /* its gu */
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        const view &gu = fwd.gu;
+        const int64_t F = fwd.F;
+        quad g = get4(gu, r * gu.ld + c, n), u = fwd.quad_at(r, F + c, n);
+        const quad dq = get4(dy, r * dy.ld + c, n);
+        for (int k = 0; k < 4; k++) {
+            const float x = g.v[k], sig = sigmoid(x);
+            g.v[k] = dq.v[k] * u.v[k] * sig * (1 + x * (1 - sig));
+            u.v[k] = dq.v[k] * x * sig;
+        }
+        view up = dgu;
+        up.wide = dgu.wide && F % 4 == 0;
+        put4(dgu, r * dgu.ld + c, n, g);
+        put4(up, r * dgu.ld + F + c, n, u);
+    }
+};
+
+static void cuda_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
+                               const struct tensor *dy, const struct tensor *gu)
+{
+    const silu_bwd_quad f = {
+        view_of(dgu), view_of(dy), {view_of(dy), view_of(gu), dy->dim[1]}};
+    run_quads(d, "silu_gate_bwd", f, dy->dim[0], dy->dim[1]);
+}
+
+/* A row is a token; column c of H * d/2 is one rotated pair of one head. */
+struct rope_pairs {
+    view x;
+    const float *cs, *sn;
+    int64_t cs_ld, sn_ld, half;
+    float sign;
+    __device__ void operator()(int64_t r, int64_t c0, int n) const
+    {
+        for (int64_t c = c0; c < c0 + n; c++) {
+            const int64_t h = c / half, k = c - h * half, at = r * x.ld + 2 * h * half + k;
+            const float x1 = get(x, at), x2 = get(x, at + half);
+            const float co = cs[r * cs_ld + k], si = sign * sn[r * sn_ld + k];
+            put(x, at, x1 * co - x2 * si);
+            put(x, at + half, x2 * co + x1 * si);
+        }
+    }
+};
+
+static void cuda_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
+                      const struct tensor *sin, bool inverse)
+{
+    const int64_t half = x->dim[2] / 2;
+    const rope_pairs f = {
+        view_of(x), (const float *)cos->data, (const float *)sin->data, cos->ld, sin->ld,
+        half,       inverse ? -1.0f : 1.0f};
+    run_quads(d, "rope", f, x->dim[0], x->dim[1] * half);
+}
+
+struct exp_quad {
+    view s, ls;
+    __device__ void operator()(int64_t, int64_t c, int n) const
+    {
+        quad q = get4(ls, c, n);
+        for (int k = 0; k < 4; k++)
+            q.v[k] = expf(q.v[k]);
+        put4(s, c, n, q);
+    }
+};
+
+/* The contract wants equal counts, not equal shapes. */
+static void cuda_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
+{
+    run_quads(d, "exp", exp_quad{view_of(s), view_of(ls)}, 1, tensor_count(ls));
+}
+
+void fill_elem(struct dev_ops *o)
+{
+    o->copy = cuda_copy;
+    o->add = cuda_add;
+    o->bias = cuda_bias;
+    o->silu_gate = cuda_silu_gate;
+    o->silu_gate_bwd = cuda_silu_gate_bwd;
+    o->rope = cuda_rope;
+    o->exp = cuda_exp;
+}
+
+} // namespace CUDA_NS

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Fake quantization of keys and values and its gradient. A warp takes a group of channels
+ * inside a head; backward it walks TOKENS tokens, so that the gradients of the channels
+ * stay in registers. They are added up in two stages, in a fixed order. */
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+constexpr int TOKENS = 16, LANE_CHANNELS = 8, MAX_GROUP = LANE_CHANNELS * WARP_SIZE;
+
+struct kv {
+    view x;
+    const float *s, *delta; /* NULL: 1 and 0 */
+    int64_t T, C, d, G, head_groups;
+    int bits;
+    __device__ float scale(int64_t c) const
+    {
+        return s ? s[c] : 1.0f;
+    }
+    __device__ float shift(int64_t c) const
+    {
+        return delta ? delta[c] : 0.0f;
+    }
+    __device__ float in(int64_t t, int64_t c) const
+    {
+        return quant_kv_in(get(x, t * x.ld + c), scale(c), shift(c));
+    }
+};
+
+/* A value and the first channel that has it. */
+struct extreme {
+    float v;
+    int at;
+};
+
+struct kvgroup {
+    float h, m;
+    int at_min, at_max; /* channels within the group */
+};
+
+template <bool MAX> __device__ static extreme warp_extreme(extreme e)
+{
+    for (int o = WARP_SIZE / 2; o; o /= 2) {
+        const extreme f = {__shfl_xor_sync(FULL_WARP, e.v, o),
+                           __shfl_xor_sync(FULL_WARP, e.at, o)};
+        if ((MAX ? f.v > e.v : f.v < e.v) || (f.v == e.v && f.at < e.at))
+            e = f;
+    }
+    return e;
+}
+
+/* xt: this lane's x~, channel lane + 32 i of n. */
+__device__ static kvgroup measure(const float *xt, int n, int bits)
+{
+    const int lane = (int)(threadIdx.x % WARP_SIZE);
+    extreme mn = {INFINITY, n}, mx = {-INFINITY, n};
+    UNROLL
+    for (int i = 0; i < LANE_CHANNELS; i++) {
+        const int c = lane + i * WARP_SIZE;
+        if (c < n && xt[i] < mn.v)
+            mn = {xt[i], c};
+        if (c < n && xt[i] > mx.v)
+            mx = {xt[i], c};
+    }
+    mn = warp_extreme<false>(mn);
+    mx = warp_extreme<true>(mx);
+    return kvgroup{f16_to_f32(quant_kv_scale(mn.v, mx.v, bits)),
+                   f16_to_f32(quant_kv_min(mn.v)), mn.at, mx.at};
+}
+
+/* First channel and length of the group that this warp has; false when none. */
+__device__ static bool warp_group(const kv &p, int64_t *begin, int *n)
+{
+    const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
+    const int64_t head = i / p.head_groups, at = (i - head * p.head_groups) * p.G;
+    *begin = head * p.d + at;
+    *n = (int)(p.d - at < p.G ? p.d - at : p.G);
+    return *begin < p.C;
+}
+
+__device__ static void load(const kv &p, int64_t t, int64_t begin, int n, float *xt)
+{
+    const int lane = (int)(threadIdx.x % WARP_SIZE);
+    UNROLL
+    for (int i = 0; i < LANE_CHANNELS; i++)
+        xt[i] = lane + i * WARP_SIZE < n ? p.in(t, begin + lane + i * WARP_SIZE) : 0;
+}
+
+__global__ void kvq_kernel(kv p, view xq)
+{
+    int64_t begin;
+    int n;
+    if (!warp_group(p, &begin, &n))
+        return;
+    const int lane = (int)(threadIdx.x % WARP_SIZE);
+    for (int64_t t = blockIdx.y; t < p.T; t += gridDim.y) {
+        float xt[LANE_CHANNELS];
+        load(p, t, begin, n, xt);
+        const kvgroup k = measure(xt, n, p.bits);
+        UNROLL
+        for (int i = 0; i < LANE_CHANNELS; i++) {
+            const int64_t c = begin + lane + i * WARP_SIZE;
+            if (lane + i * WARP_SIZE < n)
+                put(xq, t * xq.ld + c,
+                    quant_kv_out(quant_kv_code(xt[i], k.h, k.m, p.bits), k.h, k.m,
+                                 p.scale(c), p.shift(c)));
+        }
+    }
+}
+
+struct kv_grad {
+    view dx, dxq;
+    float *part; /* [tile][2][C]: dls, ddelta; NULL to skip */
+    bool accumulate;
+};
+
+/* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
+ * path through h: dL/dh / Q and its negative. dls, ddelta: this lane's sums. */
+__device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int64_t begin,
+                                  int n, float *dls, float *ddelta)
+{
+    const int lane = (int)(threadIdx.x % WARP_SIZE);
+    float xt[LANE_CHANNELS], g[LANE_CHANNELS], dh = 0;
+    load(p, t, begin, n, xt);
+    const kvgroup k = measure(xt, n, p.bits);
+    UNROLL
+    for (int i = 0; i < LANE_CHANNELS; i++) {
+        const int64_t c = begin + lane + i * WARP_SIZE;
+        g[i] = lane + i * WARP_SIZE < n ? get(o.dxq, t * o.dxq.ld + c) : 0;
+        if (lane + i * WARP_SIZE < n && k.h > 0)
+            dh += p.scale(c) * g[i] *
+                  ((float)quant_kv_code(xt[i], k.h, k.m, p.bits) - (xt[i] - k.m) / k.h);
+    }
+    dh = warp_reduce(dh, add_op()) / (float)((1 << p.bits) - 1);
+    if (!(k.h < QUANT_SCALE_MAX)) /* h is clamped */
+        dh = 0;
+    UNROLL
+    for (int i = 0; i < LANE_CHANNELS; i++) {
+        const int at = lane + i * WARP_SIZE;
+        const int64_t c = begin + at, to = t * o.dx.ld + c;
+        if (at >= n)
+            continue;
+        const float s = p.scale(c), q = (float)quant_kv_code(xt[i], k.h, k.m, p.bits);
+        const float e = s * g[i],
+                    gt = e + (at == k.at_max ? dh : 0) - (at == k.at_min ? dh : 0);
+        put(o.dx, to, gt / s + (o.accumulate ? get(o.dx, to) : 0));
+        dls[i] += e * (k.m + k.h * q) - gt * xt[i];
+        ddelta[i] += g[i] - gt / s;
+    }
+}
+
+__global__ void kvq_bwd_kernel(kv p, kv_grad o)
+{
+    int64_t begin;
+    int n;
+    if (!warp_group(p, &begin, &n))
+        return;
+    const int lane = (int)(threadIdx.x % WARP_SIZE);
+    const int64_t tiles = (p.T + TOKENS - 1) / TOKENS;
+    for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+        float dls[LANE_CHANNELS] = {0}, ddelta[LANE_CHANNELS] = {0};
+        for (int64_t t = tile * TOKENS; t < p.T && t < (tile + 1) * TOKENS; t++)
+            token_grad(p, o, t, begin, n, dls, ddelta);
+        UNROLL
+        for (int i = 0; i < LANE_CHANNELS; i++)
+            if (o.part && lane + i * WARP_SIZE < n) {
+                const int64_t c = begin + lane + i * WARP_SIZE;
+                o.part[2 * tile * p.C + c] = dls[i];
+                o.part[(2 * tile + 1) * p.C + c] = ddelta[i];
+            }
+    }
+}
+
+/* The second stage: the tiles of a channel, one after the other. */
+__global__ void kv_sum_kernel(float *dls, float *ddelta, const float *part, int64_t tiles,
+                              int64_t C)
+{
+    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C)
+        return;
+    float a = 0, b = 0;
+    for (int64_t i = 0; i < tiles; i++) {
+        a += part[2 * i * C + c];
+        b += part[(2 * i + 1) * C + c];
+    }
+    dls[c] += a;
+    ddelta[c] += b;
+}
+
+static kv kv_of(struct dev *d, const struct tensor *x, const struct tensor *s,
+                const struct tensor *delta, int bits, int64_t group_size)
+{
+    kv p = {};
+    p.x = view_of(x);
+    p.s = s ? (const float *)s->data : nullptr;
+    p.delta = delta ? (const float *)delta->data : nullptr;
+    p.T = x->dim[0];
+    p.d = x->dim[2];
+    p.C = x->dim[1] * p.d;
+    p.G = kv_group(p.d, group_size);
+    p.head_groups = (p.d + p.G - 1) / p.G;
+    p.bits = bits;
+    if (p.G > MAX_GROUP)
+        dev_fail(d, ERR_SUPPORT, "kv groups of %lld channels, at most %d are supported",
+                 (long long)p.G, MAX_GROUP);
+    return p;
+}
+
+static unsigned warps_grid(const kv &p)
+{
+    return blocks_for(p.C / p.d * p.head_groups, BLOCK / WARP_SIZE, 0x7fffffff);
+}
+
+static void cuda_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                     const struct tensor *s, const struct tensor *delta, int bits,
+                     int64_t group_size)
+{
+    const kv p = kv_of(d, x, s, delta, bits, group_size);
+    if (p.G > MAX_GROUP)
+        return;
+    const dim3 grid(warps_grid(p), blocks_for(p.T, 1));
+    CUDA_LAUNCH(kvq_kernel, grid, BLOCK, 0, gpu_of(d)->stream, p, view_of(xq));
+    launched(d, "kvq");
+}
+
+static void cuda_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
+                         const struct tensor *ddelta, const struct tensor *dxq,
+                         const struct tensor *x, const struct tensor *s,
+                         const struct tensor *delta, int bits, int64_t group_size,
+                         bool accumulate)
+{
+    const kv p = kv_of(d, x, s, delta, bits, group_size);
+    const int64_t tiles = (p.T + TOKENS - 1) / TOKENS;
+    float *part = nullptr;
+    if (dls)
+        part = (float *)scratch(d, SLOT_A, (size_t)(2 * tiles * p.C) * sizeof(float));
+    if (p.G > MAX_GROUP || (dls && !part))
+        return;
+    const dim3 grid(warps_grid(p), blocks_for(tiles, 1));
+    const kv_grad o = {view_of(dx), view_of(dxq), part, accumulate};
+    const cudaStream_t st = gpu_of(d)->stream;
+    CUDA_LAUNCH(kvq_bwd_kernel, grid, BLOCK, 0, st, p, o);
+    if (dls)
+        CUDA_LAUNCH(kv_sum_kernel, blocks_for(p.C, BLOCK), BLOCK, 0, st, (float *)dls->data,
+                    (float *)ddelta->data, part, tiles, p.C);
+    launched(d, "kvq_bwd");
+}
+
+void fill_kv(struct dev_ops *o)
+{
+    o->kvq = cuda_kvq;
+    o->kvq_bwd = cuda_kvq_bwd;
+}
+
+} // namespace CUDA_NS

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The GPU, and matrix products by cuBLAS. The library is opened by name when a cuda device
+ * is, so that one binary also runs where CUDA is not installed. */
+#include "kernels/cuda/cuda.h"
+
+extern "C" {
+#include "kernels/base/mem.h"
+}
+
+#include <cublas_v2.h>
+#include <dlfcn.h>
+#include <stdio.h>
+
+namespace CUDA_NS
+{
+
+#define TEXT2(x) #x
+#define TEXT(x) TEXT2(x)
+#define CUBLAS_FILE "libcublas.so." TEXT(CUBLAS_VER_MAJOR)
+
+/* A fixed one: the library then picks the same algorithm each time. */
+constexpr size_t WORKSPACE = (size_t)64 << 20;
+
+struct gemm_library {
+    void *file;
+    cublasHandle_t handle;
+    void *workspace;
+    decltype(&cublasCreate_v2) create;
+    decltype(&cublasDestroy_v2) destroy;
+    decltype(&cublasSetStream_v2) set_stream;
+    decltype(&cublasSetMathMode) set_math;
+    decltype(&cublasSetWorkspace_v2) set_workspace;
+    decltype(&cublasGetStatusString) status;
+    cublasStatus_t (*gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int,
+                           int, const void *, const void *, cudaDataType, int, const void *,
+                           cudaDataType, int, const void *, void *, cudaDataType, int,
+                           cublasComputeType_t, cublasGemmAlgo_t);
+};
+
+template <class F> static enum err symbol(F *out, void *file, const char *name)
+{
+    void *p = dlsym(file, name);
+    FAIL_IF(!p, ERR_SUPPORT, "device cuda: %s lacks %s", CUBLAS_FILE, name);
+    memcpy(out, &p, sizeof(p));
+    return OK;
+}
+
+static enum err open_cublas(gemm_library *l)
+{
+    l->file = dlopen(CUBLAS_FILE, RTLD_NOW | RTLD_LOCAL);
+    FAIL_IF(!l->file, ERR_SUPPORT,
+            "device cuda: %s; install CUDA %d's cuBLAS, or use --device cpu", dlerror(),
+            CUBLAS_VER_MAJOR);
+    TRY(symbol(&l->create, l->file, "cublasCreate_v2"));
+    TRY(symbol(&l->destroy, l->file, "cublasDestroy_v2"));
+    TRY(symbol(&l->set_stream, l->file, "cublasSetStream_v2"));
+    TRY(symbol(&l->set_math, l->file, "cublasSetMathMode"));
+    TRY(symbol(&l->set_workspace, l->file, "cublasSetWorkspace_v2"));
+    TRY(symbol(&l->status, l->file, "cublasGetStatusString"));
+    return symbol(&l->gemm, l->file, "cublasGemmEx");
+}
+
+static enum err start_cublas(gemm_library *l, cudaStream_t stream)
+{
+    cublasStatus_t s = l->create(&l->handle);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = l->set_stream(l->handle, stream);
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = l->set_workspace(l->handle, l->workspace, WORKSPACE);
+    /* Partial sums of a split product stay F32. */
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = l->set_math(l->handle,
+                        (cublasMath_t)(CUBLAS_DEFAULT_MATH |
+                                       CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+    FAIL_IF(s != CUBLAS_STATUS_SUCCESS, ERR_DEVICE,
+            "device cuda: cuBLAS does not start: %s", l->status(s));
+    return OK;
+}
+
+/* The first device that the driver shows. */
+static enum err find_gpu(struct dev *d)
+{
+    int n = 0, driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    const cudaError_t e = cudaGetDeviceCount(&n);
+    FAIL_IF(e == cudaErrorInsufficientDriver && driver, ERR_SUPPORT,
+            "device cuda: the driver has CUDA %d.%d, this build wants %d.%d; install a "
+            "newer driver, "
+            "or use --device cpu",
+            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    FAIL_IF(e != cudaSuccess || !n, ERR_SUPPORT,
+            "device cuda: no NVIDIA GPU found (%s); use --device cpu",
+            cudaGetErrorString(e));
+    cudaDeviceProp p;
+    const cudaError_t pe = cudaGetDeviceProperties(&p, 0);
+    FAIL_IF(pe != cudaSuccess, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(pe));
+    FAIL_IF(
+        p.major < 8, ERR_SUPPORT,
+        "device cuda: %s has compute capability %d.%d, bf16 needs 8.0; use --device cpu",
+        p.name, p.major, p.minor);
+    snprintf(d->about, sizeof(d->about),
+             "%s, %.1f GiB, compute capability %d.%d; GEMM: cuBLAS %d.%d", p.name,
+             (double)p.totalGlobalMem / 1073741824.0, p.major, p.minor, CUBLAS_VER_MAJOR,
+             CUBLAS_VER_MINOR);
+    return OK;
+}
+
+enum err lib_open(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    TRY(find_gpu(d));
+    TRY(mem_calloc(&g->gemm, 1, sizeof(*g->gemm)));
+    cudaError_t e = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&g->gemm->workspace, WORKSPACE);
+    FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(e));
+    TRY(open_cublas(g->gemm));
+    return start_cublas(g->gemm, g->stream);
+}
+
+void lib_close(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    gemm_library *l = g->gemm;
+    if (l && l->handle)
+        l->destroy(l->handle);
+    if (l) {
+        cudaFree(l->workspace);
+        if (l->file)
+            dlclose(l->file);
+    }
+    if (g->stream)
+        cudaStreamDestroy(g->stream);
+    mem_free(l);
+    g->gemm = nullptr;
+}
+
+/* Rows here are columns there: C^T = op(B)^T op(A)^T. */
+void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+              const struct tensor *a, const struct tensor *b, bool accumulate)
+{
+    const gemm_library *l = gpu_of(d)->gemm;
+    const cudaDataType in = a->dtype == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cudaDataType out = c->dtype == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const float one = 1, beta = accumulate ? 1.0f : 0.0f;
+    const int64_t K = a->dim[kind != GEMM_TN];
+    const cublasStatus_t s =
+        l->gemm(l->handle, kind == GEMM_NT ? CUBLAS_OP_T : CUBLAS_OP_N,
+                kind == GEMM_TN ? CUBLAS_OP_T : CUBLAS_OP_N, (int)c->dim[1], (int)c->dim[0],
+                (int)K, &one, b->data, in, (int)b->ld, a->data, in, (int)a->ld, &beta,
+                c->data, out, (int)c->ld, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (s != CUBLAS_STATUS_SUCCESS)
+        dev_fail(d, ERR_DEVICE, "gemm: %s", l->status(s));
+}
+
+} // namespace CUDA_NS

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * In place of the cuda device where the build has no nvcc. */
+#include "kernels/cuda/cuda_fill.h"
+
+enum err cuda_fill(struct dev *d)
+{
+    FAIL(ERR_SUPPORT, "device cuda: this build has none; install the CUDA toolkit (nvcc, "
+                      "cuBLAS) and configure "
+                      "with -Dcuda=enabled, or use --device cpu");
+}
+
+bool cuda_built(void)
+{
+    return false;
+}

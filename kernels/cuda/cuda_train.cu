@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Losses, AdamW, the test for finite values, cross entropy, range of columns. Sums over a
+ * whole tensor have two stages, in a fixed order. */
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+constexpr unsigned SUM_BLOCKS = 1024; /* at most, of a first stage */
+constexpr int64_t MINMAX_ROWS = 64;   /* of a thread of a first stage */
+
+struct loss_args {
+    view y, t, dy; /* dy.p NULL: loss only */
+    int64_t rows, cols;
+    float k; /* weight / elements */
+    bool mse, accumulate;
+};
+
+__device__ static double loss_quad(const loss_args &a, int64_t r, int64_t c)
+{
+    const int n = a.cols - c < 4 ? (int)(a.cols - c) : 4;
+    quad e = get4(a.y, r * a.y.ld + c, n), out = {{0, 0, 0, 0}};
+    const quad t = get4(a.t, r * a.t.ld + c, n);
+    if (a.dy.p && a.accumulate)
+        out = get4(a.dy, r * a.dy.ld + c, n);
+    double sum = 0;
+    for (int i = 0; i < 4; i++) {
+        const float v = e.v[i] - t.v[i];
+        sum += a.mse ? (double)v * (double)v : (double)fabsf(v);
+        out.v[i] += a.mse ? 2 * a.k * v : a.k * (float)((v > 0) - (v < 0));
+    }
+    if (a.dy.p)
+        put4(a.dy, r * a.dy.ld + c, n, out);
+    return sum;
+}
+
+__global__ void loss_kernel(loss_args a, double *part)
+{
+    const int64_t quads = (a.cols + 3) / 4, n = a.rows * quads;
+    double sum = 0;
+    for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * BLOCK)
+        sum += loss_quad(a, i / quads, i % quads * 4);
+    sum = block_reduce(sum, add_op());
+    if (threadIdx.x == 0)
+        part[blockIdx.x] = sum;
+}
+
+__global__ void sum_kernel(double *out, const double *part, int n)
+{
+    double sum = 0;
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK)
+        sum += part[i];
+    sum = block_reduce(sum, add_op());
+    if (threadIdx.x == 0)
+        *out = sum;
+}
+
+static double cuda_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
+                        const struct tensor *t, enum loss_kind kind, float weight,
+                        bool accumulate)
+{
+    const int64_t R = y->dim[0], C = y->dim[1];
+    const double k = (double)weight / ((double)R * (double)C);
+    const loss_args a = {view_of(y), view_of(t), view_of(dy),      R,
+                         C,          (float)k,   kind == LOSS_MSE, accumulate};
+    const unsigned blocks = blocks_for(R * ((C + 3) / 4), BLOCK, SUM_BLOCKS);
+    double *part = (double *)scratch(d, SLOT_A, (SUM_BLOCKS + 1) * sizeof(double));
+    double sum = 0;
+    if (!part)
+        return 0;
+    const cudaStream_t st = gpu_of(d)->stream;
+    CUDA_LAUNCH(loss_kernel, blocks, BLOCK, 0, st, a, part);
+    CUDA_LAUNCH(sum_kernel, 1, BLOCK, 0, st, part + SUM_BLOCKS, part, (int)blocks);
+    launched(d, "loss");
+    fetch(d, &sum, part + SUM_BLOCKS, sizeof(sum));
+    return k * sum;
+}
+
+struct adamw_args {
+    view p, g, m, v;
+    int64_t n;
+    float b1, b2, fix1, fix2, lr, eps, decay;
+};
+
+__global__ void adamw_kernel(adamw_args a)
+{
+    const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * 4;
+    if (i >= a.n)
+        return;
+    const int n = a.n - i < 4 ? (int)(a.n - i) : 4;
+    quad p = get4(a.p, i, n), m = get4(a.m, i, n), v = get4(a.v, i, n);
+    const quad g = get4(a.g, i, n);
+    for (int k = 0; k < 4; k++) {
+        m.v[k] = a.b1 * m.v[k] + (1 - a.b1) * g.v[k];
+        v.v[k] = a.b2 * v.v[k] + (1 - a.b2) * g.v[k] * g.v[k];
+        const float step = m.v[k] / a.fix1 / (sqrtf(v.v[k] / a.fix2) + a.eps);
+        p.v[k] -= a.lr * (step + a.decay * p.v[k]);
+    }
+    put4(a.p, i, n, p);
+    put4(a.m, i, n, m);
+    put4(a.v, i, n, v);
+}
+
+static void cuda_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
+                       const struct tensor *m, const struct tensor *v,
+                       const struct adamw *o)
+{
+    const int64_t n = tensor_count(p);
+    const float fix1 = (float)(1 - pow((double)o->beta1, (double)o->step));
+    const float fix2 = (float)(1 - pow((double)o->beta2, (double)o->step));
+    const adamw_args a = {view_of(p), view_of(g), view_of(m), view_of(v),
+                          n,          o->beta1,   o->beta2,   fix1,
+                          fix2,       o->lr,      o->eps,     o->weight_decay};
+    CUDA_LAUNCH(adamw_kernel, blocks_for(n, 4 * BLOCK, 0x7fffffff), BLOCK, 0,
+                gpu_of(d)->stream, a);
+    launched(d, "adamw");
+}
+
+/* Every thread that finds a value writes the same 1. */
+__global__ void finite_kernel(int *found, view x, int64_t rows, int64_t cols)
+{
+    const int64_t quads = (cols + 3) / 4;
+    bool bad = false;
+    for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < rows * quads;
+         i += (int64_t)gridDim.x * BLOCK) {
+        const int64_t r = i / quads, c = i % quads * 4;
+        const quad q = get4(x, r * x.ld + c, cols - c < 4 ? (int)(cols - c) : 4);
+        for (int k = 0; k < 4; k++)
+            bad = bad || (f32_bits(q.v[k]) & 0x7f800000u) == 0x7f800000u;
+    }
+    if (bad)
+        *found = 1;
+}
+
+static bool cuda_all_finite(struct dev *d, const struct tensor *x)
+{
+    const int64_t rows = rows_of(x), cols = width_of(x);
+    int *found = (int *)scratch(d, SLOT_RESULT, sizeof(int));
+    int host = 0;
+    if (!found)
+        return false;
+    const cudaStream_t st = gpu_of(d)->stream;
+    cudaMemsetAsync(found, 0, sizeof(int), st);
+    CUDA_LAUNCH(finite_kernel, blocks_for(rows * ((cols + 3) / 4), BLOCK, SUM_BLOCKS),
+                BLOCK, 0, st, found, view_of(x), rows, cols);
+    launched(d, "all_finite");
+    return fetch(d, &host, found, sizeof(host)) && !host;
+}
+
+/* A block takes a row. */
+__global__ void cross_entropy_kernel(float *nll, view x, const int32_t *target,
+                                     int64_t rows, int64_t cols)
+{
+    for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
+        float max = -INFINITY, sum = 0;
+        for (int64_t c = threadIdx.x; c < cols; c += BLOCK)
+            max = fmaxf(max, get(x, r * x.ld + c));
+        max = block_reduce(max, max_op());
+        for (int64_t c = threadIdx.x; c < cols; c += BLOCK)
+            sum += expf(get(x, r * x.ld + c) - max);
+        sum = block_reduce(sum, add_op());
+        if (threadIdx.x == 0)
+            nll[r] = max + logf(sum) - get(x, r * x.ld + target[r]);
+    }
+}
+
+static void cuda_cross_entropy(struct dev *d, const struct tensor *nll,
+                               const struct tensor *x, const struct tensor *target)
+{
+    CUDA_LAUNCH(cross_entropy_kernel, blocks_for(x->dim[0], 1), BLOCK, 0, gpu_of(d)->stream,
+                (float *)nll->data, view_of(x), (const int32_t *)target->data, x->dim[0],
+                x->dim[1]);
+    launched(d, "cross_entropy");
+}
+
+/* part [chunk][2][cols] */
+__global__ void minmax_kernel(float *part, view x, int64_t rows, int64_t cols)
+{
+    const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x,
+                  chunks = (rows + MINMAX_ROWS - 1) / MINMAX_ROWS;
+    if (c >= cols)
+        return;
+    for (int64_t k = blockIdx.y; k < chunks; k += gridDim.y) {
+        float mn = INFINITY, mx = -INFINITY;
+        for (int64_t r = k * MINMAX_ROWS; r < rows && r < (k + 1) * MINMAX_ROWS; r++) {
+            const float v = get(x, r * x.ld + c);
+            mn = v < mn ? v : mn;
+            mx = v > mx ? v : mx;
+        }
+        part[2 * k * cols + c] = mn;
+        part[(2 * k + 1) * cols + c] = mx;
+    }
+}
+
+__global__ void minmax_merge_kernel(float *mn, float *mx, const float *part, int64_t chunks,
+                                    int64_t cols)
+{
+    const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (c >= cols)
+        return;
+    float lo = mn[c], hi = mx[c];
+    for (int64_t k = 0; k < chunks; k++) {
+        const float a = part[2 * k * cols + c], b = part[(2 * k + 1) * cols + c];
+        lo = a < lo ? a : lo;
+        hi = b > hi ? b : hi;
+    }
+    mn[c] = lo;
+    mx[c] = hi;
+}
+
+static void cuda_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
+                            const struct tensor *x)
+{
+    const int64_t rows = x->dim[0], cols = width_of(x),
+                  chunks = (rows + MINMAX_ROWS - 1) / MINMAX_ROWS;
+    float *part = (float *)scratch(d, SLOT_A, (size_t)(2 * chunks * cols) * sizeof(float));
+    if (!part)
+        return;
+    const cudaStream_t st = gpu_of(d)->stream;
+    const dim3 grid(blocks_for(cols, BLOCK, 0x7fffffff), blocks_for(chunks, 1));
+    CUDA_LAUNCH(minmax_kernel, grid, BLOCK, 0, st, part, view_of(x), rows, cols);
+    CUDA_LAUNCH(minmax_merge_kernel, grid.x, BLOCK, 0, st, (float *)mn->data,
+                (float *)mx->data, part, chunks, cols);
+    launched(d, "col_minmax");
+}
+
+void fill_train(struct dev_ops *o)
+{
+    o->loss = cuda_loss;
+    o->adamw = cuda_adamw;
+    o->all_finite = cuda_all_finite;
+    o->cross_entropy = cuda_cross_entropy;
+    o->col_minmax = cuda_col_minmax;
+}
+
+} // namespace CUDA_NS

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Fake quantization of weights: learnable clipping, its gradient, stored scales. A warp
+ * takes a group of a row. The values are kernels/tensor/quant.h's. */
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+/* The operands, and the groups they are cut into. */
+struct weights {
+    view w, wq;
+    uint16_t *scales;
+    uint8_t *zeros;
+    const float *a, *b; /* NULL: no clipping */
+    int64_t scales_ld, zeros_ld, a_ld, b_ld;
+    int64_t rows, cols, G, groups;
+    int bits;
+};
+
+/* One group: columns [begin, end) of row r. */
+struct wgroup {
+    int64_t r, g, begin, end;
+    float min, max, gamma, beta, lo, hi, h;
+    uint16_t scale;
+    uint8_t z;
+};
+
+/* sigma(x) as the reference rounds it. */
+__device__ static float clip_factor(const float *x, int64_t i)
+{
+    return x ? (float)(1 / (1 + exp(-(double)x[i]))) : 1.0f;
+}
+
+/* Which group this warp has; false when none. Where its columns start for this lane. */
+__device__ static bool warp_group(const weights &p, wgroup *k, int64_t *first)
+{
+    const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
+    if (i >= p.rows * p.groups)
+        return false;
+    k->r = i / p.groups;
+    k->g = i - k->r * p.groups;
+    k->begin = k->g * p.G;
+    k->end = k->begin + p.G < p.cols ? k->begin + p.G : p.cols;
+    *first = k->begin + (int64_t)(threadIdx.x % WARP_SIZE) * 4;
+    return true;
+}
+
+__device__ static int left(const wgroup &k, int64_t c)
+{
+    return k.end - c < 4 ? (int)(k.end - c) : 4;
+}
+
+/* Range, scale and zero of the group; all lanes together, and all get it. */
+__device__ static void measure(const weights &p, wgroup *k, int64_t first)
+{
+    float mn = 0, mx = 0;
+    for (int64_t c = first; c < k->end; c += 4 * WARP_SIZE) {
+        const quad q = get4(p.w, k->r * p.w.ld + c, left(*k, c));
+        for (int i = 0; i < 4; i++) {
+            mn = q.v[i] < mn ? q.v[i] : mn;
+            mx = q.v[i] > mx ? q.v[i] : mx;
+        }
+    }
+    k->min = warp_reduce(mn, min_op());
+    k->max = warp_reduce(mx, max_op());
+    k->gamma = clip_factor(p.a, k->r * p.a_ld + k->g);
+    k->beta = clip_factor(p.b, k->r * p.b_ld + k->g);
+    k->lo = k->beta * k->min;
+    k->hi = k->gamma * k->max;
+    k->scale = quant_weight_scale(k->lo, k->hi, p.bits);
+    k->h = f16_to_f32(k->scale);
+    k->z = quant_weight_zero(k->lo, k->h, p.bits);
+}
+
+__device__ static void apply(const weights &p, const wgroup &k, int64_t first)
+{
+    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
+        const int n = left(k, c);
+        quad q = get4(p.w, k.r * p.w.ld + c, n);
+        for (int i = 0; i < 4; i++)
+            q.v[i] =
+                quant_weight_value(quant_weight_code(q.v[i], k.h, k.z, p.bits), k.z, k.h);
+        put4(p.wq, k.r * p.wq.ld + c, n, q);
+    }
+}
+
+__global__ void lwc_kernel(weights p)
+{
+    wgroup k;
+    int64_t first;
+    if (!warp_group(p, &k, &first))
+        return;
+    measure(p, &k, first);
+    if (threadIdx.x % WARP_SIZE == 0) {
+        p.scales[k.r * p.scales_ld + k.g] = k.scale;
+        p.zeros[k.r * p.zeros_ld + k.g] = k.z;
+    }
+    if (p.wq.p)
+        apply(p, k, first);
+}
+
+__global__ void wq_apply_kernel(weights p)
+{
+    wgroup k;
+    int64_t first;
+    if (!warp_group(p, &k, &first))
+        return;
+    k.h = f16_to_f32(p.scales[k.r * p.scales_ld + k.g]);
+    k.z = p.zeros[k.r * p.zeros_ld + k.g];
+    apply(p, k, first);
+}
+
+/* dL/dh at fixed z, and dL/dz, summed over the group. */
+__device__ static void group_grads(const weights &p, const view &dwq, const wgroup &k,
+                                   int64_t first, float *dh, float *dz)
+{
+    const float Q = (float)((1 << p.bits) - 1), z = (float)k.z;
+    float sum_h = 0, sum_z = 0;
+    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
+        const int n = left(k, c);
+        const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
+        for (int i = 0; i < 4; i++) {
+            const float u = w.v[i] / k.h, round = rintf(u), q = round + z;
+            const bool outside = q > Q || q < 0;
+            sum_h += g.v[i] * (outside ? (q > Q ? Q : 0) - z : round - u);
+            sum_z -= outside ? g.v[i] * k.h : 0;
+        }
+    }
+    *dh = warp_reduce(sum_h, add_op());
+    *dz = warp_reduce(sum_z, add_op());
+}
+
+__global__ void lwc_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld, float *db,
+                               int64_t db_ld)
+{
+    wgroup k;
+    int64_t first;
+    if (!warp_group(p, &k, &first))
+        return;
+    measure(p, &k, first);
+    float sum_h, sum_z;
+    group_grads(p, dwq, k, first, &sum_h, &sum_z);
+    if (threadIdx.x % WARP_SIZE)
+        return;
+    const float Q = (float)((1 << p.bits) - 1),
+                raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
+    const double h = (double)k.h, dz = (double)sum_z;
+    double dh = (double)sum_h, dlo = 0, dhi = 0;
+    if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
+        dh += dz * (double)k.lo / (h * h);
+        dlo -= dz / h;
+    }
+    if (raw >= QUANT_TINY && raw <= QUANT_SCALE_MAX) {
+        dhi += dh / (double)Q;
+        dlo -= dh / (double)Q;
+    }
+    const double gamma = (double)k.gamma, beta = (double)k.beta;
+    da[k.r * da_ld + k.g] = (float)(dhi * (double)k.max * gamma * (1 - gamma));
+    db[k.r * db_ld + k.g] = (float)(dlo * (double)k.min * beta * (1 - beta));
+}
+
+static weights weights_of(const struct tensor *wq, const struct tensor *scales,
+                          const struct tensor *zeros, const struct tensor *w,
+                          const struct tensor *a, const struct tensor *b, int bits,
+                          int64_t group_size)
+{
+    weights p = {};
+    p.w = view_of(w);
+    p.wq = view_of(wq);
+    p.rows = w->dim[0];
+    p.cols = w->dim[1];
+    p.G = group_size ? group_size : p.cols;
+    p.groups = (p.cols + p.G - 1) / p.G;
+    p.bits = bits;
+    const bool aligned =
+        p.G % 4 == 0 || p.groups == 1; /* groups start at a multiple of four */
+    p.w.wide = p.w.wide && aligned;
+    p.wq.wide = p.wq.wide && aligned;
+    if (scales) {
+        p.scales = (uint16_t *)scales->data;
+        p.scales_ld = scales->ld;
+        p.zeros = (uint8_t *)zeros->data;
+        p.zeros_ld = zeros->ld;
+    }
+    if (a) {
+        p.a = (const float *)a->data;
+        p.a_ld = a->ld;
+        p.b = (const float *)b->data;
+        p.b_ld = b->ld;
+    }
+    return p;
+}
+
+/* Every group has its warp; a grid's x may have 2^31 - 1 blocks. */
+static unsigned grid_of(const weights &p)
+{
+    return blocks_for(p.rows * p.groups, BLOCK / WARP_SIZE, 0x7fffffff);
+}
+
+static void cuda_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
+                     const struct tensor *zeros, const struct tensor *w,
+                     const struct tensor *a, const struct tensor *b, int bits,
+                     int64_t group_size)
+{
+    const weights p = weights_of(wq, scales, zeros, w, a, b, bits, group_size);
+    CUDA_LAUNCH(lwc_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
+    launched(d, "lwc");
+}
+
+static void cuda_wq_apply(struct dev *d, const struct tensor *wq,
+                          const struct tensor *scales, const struct tensor *zeros,
+                          const struct tensor *w, int bits, int64_t group_size)
+{
+    const weights p = weights_of(wq, scales, zeros, w, nullptr, nullptr, bits, group_size);
+    CUDA_LAUNCH(wq_apply_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
+    launched(d, "wq_apply");
+}
+
+static void cuda_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
+                         const struct tensor *dwq, const struct tensor *w,
+                         const struct tensor *a, const struct tensor *b, int bits,
+                         int64_t group_size)
+{
+    const weights p = weights_of(nullptr, nullptr, nullptr, w, a, b, bits, group_size);
+    view g = view_of(dwq);
+    g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
+    CUDA_LAUNCH(lwc_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g,
+                (float *)da->data, da->ld, (float *)db->data, db->ld);
+    launched(d, "lwc_bwd");
+}
+
+void fill_weight(struct dev_ops *o)
+{
+    o->lwc = cuda_lwc;
+    o->wq_apply = cuda_wq_apply;
+    o->lwc_bwd = cuda_lwc_bwd;
+}
+
+} // namespace CUDA_NS

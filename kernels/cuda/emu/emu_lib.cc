@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * In place of a GPU and cuBLAS: host memory, and the reference's matrix product. */
+#include "kernels/cuda/cuda.h"
+
+#include <stdio.h>
+
+namespace CUDA_NS
+{
+
+struct gemm_library {
+    struct dev *ref;
+};
+
+enum err lib_open(struct dev *d)
+{
+    static gemm_library one; /* as the emulator is one */
+    gpu_of(d)->gemm = &one;
+    emu_clear();
+    snprintf(d->about, sizeof(d->about),
+             "CUDA kernels emulated on the CPU; GEMM: reference");
+    const struct dev_settings ref = {"ref", 1};
+    return dev_open(&one.ref, &ref);
+}
+
+void lib_close(struct dev *d)
+{
+    if (gpu_of(d)->gemm)
+        dev_close(&gpu_of(d)->gemm->ref);
+}
+
+void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+              const struct tensor *a, const struct tensor *b, bool accumulate)
+{
+    struct dev *ref = gpu_of(d)->gemm->ref;
+    ref->ops.gemm(ref, kind, c, a, b, accumulate);
+}
+
+} // namespace CUDA_NS

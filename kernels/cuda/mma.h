@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A warp's products of small matrices: C[16, 8 NT] += A[16, K] B[K, 8 NT], operands in
+ * shared memory, C in registers. BF16: tensor cores (m16n8k16), emulated lane by lane; F32:
+ * multiply-adds in the same layout. Lane l has of each 16x8 piece of C: rows l/4 (elements
+ * 0, 1) and l/4 + 8 (2, 3), columns 2 (l%4) and the next. */
+#ifndef WKVQ_CUDA_MMA_H
+#define WKVQ_CUDA_MMA_H
+
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+__device__ __forceinline__ int lane_row(void)
+{
+    return (int)(threadIdx.x % WARP_SIZE) / 4;
+}
+
+__device__ __forceinline__ int lane_col(void)
+{
+    return (int)(threadIdx.x % 4) * 2;
+}
+
+/* --- BF16
+ * --------------------------------------------------------------------------------- */
+
+struct frag_a {
+    unsigned r[4];
+};
+struct frag_b {
+    unsigned r[2];
+};
+
+/* A pair of neighbours; `at` is even. */
+__device__ __forceinline__ unsigned pair_at(SHARED(uint16_t) p, int at)
+{
+    return SHARED_AS(unsigned, p + at)[0];
+}
+
+/* A[16, 16], row-major. */
+__device__ __forceinline__ frag_a load_a(SHARED(uint16_t) a, int ld)
+{
+    const int g = lane_row(), t = lane_col();
+    return frag_a{{pair_at(a, g * ld + t), pair_at(a, (g + 8) * ld + t),
+                   pair_at(a, g * ld + t + 8), pair_at(a, (g + 8) * ld + t + 8)}};
+}
+
+/* B[16, 8], stored [k][n] (COLS) or [n][k]. */
+template <bool COLS> __device__ __forceinline__ frag_b load_b(SHARED(uint16_t) b, int ld)
+{
+    const int g = lane_row(), t = lane_col();
+    if (!COLS)
+        return frag_b{{pair_at(b, g * ld + t), pair_at(b, g * ld + t + 8)}};
+    frag_b f;
+#if defined(__CUDACC__)
+    const unsigned at = (unsigned)__cvta_generic_to_shared(b + (threadIdx.x % 16) * ld);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(f.r[0]), "=r"(f.r[1])
+                 : "r"(at)
+                 : "memory");
+#else
+    for (int i = 0; i < 2; i++)
+        f.r[i] = b[(t + 8 * i) * ld + g] | (unsigned)b[(t + 8 * i + 1) * ld + g] << 16;
+#endif
+    return f;
+}
+
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ void mma_bf16(float *c, const frag_a &a, const frag_b &b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, "
+                 "{%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]),
+                   "r"(b.r[1]));
+}
+
+#else
+
+struct lane_fragments {
+    frag_a a;
+    frag_b b;
+};
+
+static inline float half_of(unsigned pair, int odd)
+{
+    return f32_from_bits(odd ? pair & 0xffff0000u : pair << 16);
+}
+
+/* Element (row, k) is in register (row >= 8) + 2 (k >= 8) of lane 4 (row % 8) + (k % 8) /
+ * 2, and (k, n) in register (k >= 8) of lane 4 n + (k % 8) / 2. */
+static inline void mma_bf16(float *c, const frag_a &a, const frag_b &b)
+{
+    const lane_fragments mine = {a, b};
+    const int meeting = emu::meet(&mine, sizeof(mine), __LINE__);
+    for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 16; k++) {
+            const int row = lane_row() + e / 2 * 8, n = lane_col() + e % 2;
+            lane_fragments of_a, of_b;
+            emu::peek(&of_a, sizeof(of_a), row % 8 * 4 + k % 8 / 2, meeting);
+            emu::peek(&of_b, sizeof(of_b), n * 4 + k % 8 / 2, meeting);
+            c[e] += half_of(of_a.a.r[row / 8 + k / 8 * 2], k % 2) *
+                    half_of(of_b.b.r[k / 8], k % 2);
+        }
+}
+
+#endif
+
+template <bool COLS>
+__device__ __forceinline__ void multiply(float *c, const frag_a &a, SHARED(uint16_t) b,
+                                         int ld)
+{
+    mma_bf16(c, a, load_b<COLS>(b, ld));
+}
+
+/* --- F32
+ * ---------------------------------------------------------------------------------- */
+
+struct rows_a {
+    SHARED(float) p;
+    int ld;
+};
+
+__device__ __forceinline__ rows_a load_a(SHARED(float) a, int ld)
+{
+    return rows_a{a, ld};
+}
+
+template <bool COLS>
+__device__ __forceinline__ void multiply(float *c, const rows_a &a, SHARED(float) b, int ld)
+{
+    const int g = lane_row(), t = lane_col();
+    for (int k = 0; k < 16; k++) {
+        const float a0 = a.p[g * a.ld + k], a1 = a.p[(g + 8) * a.ld + k];
+        const float b0 = b[COLS ? k * ld + t : t * ld + k],
+                    b1 = b[COLS ? k * ld + t + 1 : (t + 1) * ld + k];
+        c[0] = fmaf(a0, b0, c[0]);
+        c[1] = fmaf(a0, b1, c[1]);
+        c[2] = fmaf(a1, b0, c[2]);
+        c[3] = fmaf(a1, b1, c[3]);
+    }
+}
+
+/* --- both
+ * --------------------------------------------------------------------------------- */
+
+/* C += A B; B stored [k][n] (COLS) or [n][k]. K a multiple of 16. */
+template <bool COLS, int K, int NT, class S>
+__device__ __forceinline__ void product(float (&c)[NT][4], S a, int lda, S b, int ldb)
+{
+    UNROLL
+    for (int k = 0; k < K; k += 16) {
+        const auto row = load_a(a + k, lda);
+        UNROLL
+        for (int n = 0; n < NT; n++)
+            multiply<COLS>(c[n], row, b + (COLS ? k * ldb + n * 8 : n * 8 * ldb + k), ldb);
+    }
+}
+
+} // namespace CUDA_NS
+
+#endif
