@@ -27,5 +27,10 @@ for f in $sources; do
     [ "$(wc -l <"$f")" -le 600 ] || say "style: $f is longer than 600 lines"
     head -1 "$f" | grep -q 'SPDX-License-Identifier: MIT' || say "style: $f does not begin with its SPDX line"
 done
+# shellcheck disable=SC2086
+long=$(awk 'FNR == 1 { start = 0 }
+    /^[{]/ || /^[A-Za-z].*[)] [{]$/ { start = FNR }
+    /^[}]/ { if (start && FNR - start > 60) print FILENAME ":" start; start = 0 }' $sources)
+[ -z "$long" ] || say "style: functions longer than 60 lines: $long"
 python3 tests/layers.py . || bad=1
 exit $bad

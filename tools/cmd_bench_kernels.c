@@ -324,7 +324,30 @@ out:
     return err;
 }
 
-/* Every buffer: where it goes, its type, rows and columns; 3-D ones are viewed later. */
+/* Made as matrices; the types and values that operations take. */
+static enum err arrange(struct bench *b)
+{
+    const int64_t d = b->arch.head_dim;
+    b->scales.dtype = DT_F16;
+    b->zeros.dtype = DT_U8;
+    struct tensor *const kv[] = {&b->kq, &b->vq, &b->dkq, &b->dvq};
+    for (size_t i = 0; i < ARRAY_LEN(kv); i++)
+        *kv[i] = tensor_heads(*kv[i], b->arch.n_kv);
+    b->o = tensor_heads(b->o, b->arch.n_heads);
+    b->d_o = tensor_heads(b->d_o, b->arch.n_heads);
+    b->target.dtype = DT_I32;
+    TRY(dev_zero(b->dev, b->target.data, (size_t)bytes_of(&b->target)));
+    /* a rotation by no angle, which may be repeated */
+    const struct tensor cos = tensor_1d(b->cos.data, DT_F32, b->T * d / 2);
+    TRY(dev_zero(b->dev, b->cos.data, (size_t)bytes_of(&b->cos)));
+    TRY(dev_zero(b->dev, b->sin.data, (size_t)bytes_of(&b->sin)));
+    TRY(dev_exp(b->dev, &cos, &cos));
+    /* second moments and smoothing are positive */
+    TRY(dev_exp(b->dev, &b->moment, &b->moment));
+    return dev_exp(b->dev, &b->ks, &b->ks);
+}
+
+/* Every buffer: its type, rows and columns. */
 static enum err fill(struct bench *b)
 {
     const int64_t T = b->T, D = b->D, F = b->F, G = b->G, act = b->act;
@@ -378,23 +401,7 @@ static enum err fill(struct bench *b)
     for (size_t i = 0; i < ARRAY_LEN(wanted); i++)
         TRY(bench_tensor(wanted[i].t, b->dev, (enum dtype)wanted[i].type, wanted[i].rows,
                          wanted[i].cols));
-    b->scales.dtype = DT_F16;
-    b->zeros.dtype = DT_U8;
-    struct tensor *const kv[] = {&b->kq, &b->vq, &b->dkq, &b->dvq};
-    for (size_t i = 0; i < ARRAY_LEN(kv); i++)
-        *kv[i] = tensor_heads(*kv[i], K);
-    b->o = tensor_heads(b->o, H);
-    b->d_o = tensor_heads(b->d_o, H);
-    b->target.dtype = DT_I32;
-    TRY(dev_zero(b->dev, b->target.data, (size_t)R * sizeof(int32_t)));
-    /* a rotation by no angle, which may be repeated */
-    const struct tensor cos = tensor_1d(b->cos.data, DT_F32, T * d / 2);
-    TRY(dev_zero(b->dev, b->cos.data, (size_t)bytes_of(&b->cos)));
-    TRY(dev_zero(b->dev, b->sin.data, (size_t)bytes_of(&b->sin)));
-    TRY(dev_exp(b->dev, &cos, &cos));
-    /* second moments and smoothing are positive */
-    TRY(dev_exp(b->dev, &b->moment, &b->moment));
-    return dev_exp(b->dev, &b->ks, &b->ks);
+    return arrange(b);
 }
 
 static void release(struct bench *b)

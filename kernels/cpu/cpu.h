@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Inside the cpu device. The kernels are compiled once for each instruction set and fill the
- * table from the plainest up; the rest (memory, GEMM, the choice) exists once. */
+ * Inside the cpu device. The kernels are compiled once for each instruction set and fill
+ * the table from the plainest up; the rest (memory, GEMM, the choice) exists once. */
 #ifndef WKVQ_CPU_H
 #define WKVQ_CPU_H
 
@@ -26,7 +26,7 @@ struct cpu_gemm; /* opaque: cpu_gemm.c */
 struct cpu {
     enum cpu_level level;
     struct cpu_gemm *gemm;
-    struct dev_ops ref; /* what an operation falls back on for shapes it has no kernel for */
+    struct dev_ops ref; /* the fallback for shapes that have no kernel */
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
 };

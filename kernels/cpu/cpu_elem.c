@@ -141,8 +141,8 @@ static void silu_bwd_row(const void *ctx, int64_t r)
     }
 }
 
-static void cpu_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
-                              const struct tensor *gu)
+static void cpu_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
+                              const struct tensor *dy, const struct tensor *gu)
 {
     const struct elem e = {.y = dgu, .a = gu, .b = dy, .cols = dy->dim[1]};
     cpu_run_rows(d, dy->dim[0], 6 * e.cols, silu_bwd_row, &e);

@@ -148,7 +148,8 @@ static void rope_row(const void *ctx, int64_t t)
         void *lo = cpu_at(p->x, t * p->x->ld + 2 * h * half);
         void *hi = cpu_at(p->x, t * p->x->ld + (2 * h + 1) * half);
         for (int64_t c = 0; c < half; c += VL) {
-            const vf cs = f32_get(cos_t, c, half), sn = vf_mul(f32_get(sin_t, c, half), sign);
+            const vf cs = f32_get(cos_t, c, half),
+                     sn = vf_mul(f32_get(sin_t, c, half), sign);
             const vf x1 = act_get(lo, x16, c, half), x2 = act_get(hi, x16, c, half);
             act_put(lo, x16, c, half, vf_sub(vf_mul(x1, cs), vf_mul(x2, sn)));
             act_put(hi, x16, c, half, vf_fma(x2, cs, vf_mul(x1, sn)));

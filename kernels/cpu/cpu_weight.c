@@ -50,7 +50,8 @@ static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int
     const float *w_r = cpu_row(k->w, r);
     void *wq_r = cpu_row(k->wq, r);
     const bool wq16 = cpu_bf16(k->wq);
-    const vf vh = vf_set1(h), vz = vf_set1((float)z), Q = vf_set1((float)((1 << k->bits) - 1));
+    const vf vh = vf_set1(h), vz = vf_set1((float)z),
+             Q = vf_set1((float)((1 << k->bits) - 1));
     for (int64_t c = begin; c < end; c += VL) {
         const vf u = vf_rint(vf_div(f32_get(w_r, c, end), vh));
         const vf q = clamp_code(vf_add(u, vz), Q);
@@ -108,9 +109,9 @@ static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
     cpu_run_rows(d, w->dim[0], 2 * k.C, lwc_row, &k);
 }
 
-static void cpu_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                         const struct tensor *zeros, const struct tensor *w, int bits,
-                         int64_t group_size)
+static void cpu_wq_apply(struct dev *d, const struct tensor *wq,
+                         const struct tensor *scales, const struct tensor *zeros,
+                         const struct tensor *w, int bits, int64_t group_size)
 {
     const struct weight k = {.wq = wq,
                              .scales = scales,

@@ -149,8 +149,8 @@ static bool finite_block(const struct block_quant *q)
     return true;
 }
 
-/* Changes one setting of the tiny run. */
-static void vary(struct calib_settings *s, int which)
+/* Changes one setting of what is minimized, and in which arithmetic. */
+static void vary_training(struct calib_settings *s, int which)
 {
     switch (which) {
     case 0:
@@ -165,6 +165,28 @@ static void vary(struct calib_settings *s, int which)
     case 3:
         s->crr_loss = LOSS_MSE;
         break;
+    case 15:
+        s->schedule = SCHEDULE_COSINE, s->weight_decay = 0.01f;
+        break;
+    case 17:
+        s->epochs = 0;
+        break;
+    case 22:
+        s->act_bits = 8;
+        break;
+    case 23:
+        s->act_bits = 4, s->kv.bits = 16;
+        break;
+    default:
+        s->act = DT_BF16;
+        break;
+    }
+}
+
+/* Changes one setting of the tiny run. */
+static void vary(struct calib_settings *s, int which)
+{
+    switch (which) {
     case 4:
         s->kv.past_only = false;
         break;
@@ -198,14 +220,8 @@ static void vary(struct calib_settings *s, int which)
     case 14:
         s->kv.group_size = 3, s->kv.bits = 2;
         break;
-    case 15:
-        s->schedule = SCHEDULE_COSINE, s->weight_decay = 0.01f;
-        break;
     case 16:
         s->weights.bits = 8, s->kv.bits = 8;
-        break;
-    case 17:
-        s->epochs = 0;
         break;
     case 18:
         s->weights.bits = 16, s->kv.bits = 16;
@@ -220,14 +236,8 @@ static void vary(struct calib_settings *s, int which)
         s->weights.method = WEIGHT_GPTQ, s->gptq = (struct gptq_settings){0.01, true};
         s->kv.bits = 16;
         break;
-    case 22:
-        s->act_bits = 8;
-        break;
-    case 23:
-        s->act_bits = 4, s->kv.bits = 16;
-        break;
     default:
-        s->act = DT_BF16;
+        vary_training(s, which);
         break;
     }
 }

@@ -223,69 +223,68 @@ static void test_specials(void **state)
 
 /* --- refusals of config.json -------------------------------------------------------- */
 
+static const struct {
+    const char *type, *more;
+    enum err err;
+    const char *word1, *word2;
+} refused_fields[] = {
+    {"gpt2", "", ERR_SUPPORT, "gpt2", "llama, mistral"},
+    {"mixtral", "", ERR_SUPPORT, "mixtral", "qwen3"},
+    {"qwen3_moe", "", ERR_SUPPORT, "qwen3_moe", "supported"},
+    {"llama", ",\"num_local_experts\":8", ERR_SUPPORT, "num_local_experts", "8"},
+    {"qwen2", ",\"num_experts\":4", ERR_SUPPORT, "num_experts", "dense"},
+    {"llama", ",\"architectures\":[\"LlamaForSequenceClassification\"]", ERR_SUPPORT,
+     "LlamaForSequenceClassification", "LlamaForCausalLM"},
+    {"llama", ",\"architectures\":[3]", ERR_FORMAT, "architectures", "string"},
+    {"llama", ",\"hidden_act\":\"gelu\"", ERR_SUPPORT, "hidden_act", "gelu"},
+    {"llama", ",\"mlp_bias\":true", ERR_SUPPORT, "mlp_bias", "true"},
+    {"llama", ",\"partial_rotary_factor\":0.5", ERR_SUPPORT, "partial_rotary_factor",
+     "0.5"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}", ERR_SUPPORT, "yarn",
+     "linear"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}", ERR_SUPPORT,
+     "dynamic", "llama3"},
+    {"llama", ",\"rope_parameters\":{\"rope_type\":\"longrope\"}", ERR_SUPPORT, "longrope",
+     "rope_parameters"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"linear\"}", ERR_FORMAT, "factor", "missing"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}", ERR_FORMAT,
+     "factor", "0.5"},
+    {"llama",
+     ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
+     "\"high_freq_factor\":4}",
+     ERR_FORMAT, "low_freq_factor", "high_freq_factor"},
+    {"llama", ",\"rope_scaling\":{\"type\":3}", ERR_FORMAT, "type", "string"},
+    {"llama", ",\"rope_scaling\":[1]", ERR_FORMAT, "rope_scaling", "object"},
+    {"qwen2",
+     ",\"num_key_value_heads\":2,\"rope_parameters\":{\"full_attention\":{},"
+     "\"sliding_attention\":{}}",
+     ERR_SUPPORT, "rope_parameters", "layers"},
+    {"llama", ",\"quantization_config\":{\"quant_method\":\"gptq\"}", ERR_SUPPORT,
+     "quantization_config", "gptq"},
+    {"llama", ",\"compression_config\":{}", ERR_SUPPORT, "compression_config", "quantized"},
+    {"llama", ",\"num_key_value_heads\":3", ERR_FORMAT, "num_key_value_heads", "3"},
+    {"llama", ",\"num_key_value_heads\":0", ERR_FORMAT, "num_key_value_heads", "0"},
+    {"llama", ",\"head_dim\":7", ERR_SUPPORT, "head_dim", "7"},
+    {"llama", ",\"head_dim\":\"8\"", ERR_FORMAT, "head_dim", "string"},
+    {"llama", ",\"rms_norm_eps\":0", ERR_FORMAT, "rms_norm_eps", "0"},
+    {"llama", ",\"rope_theta\":-1", ERR_FORMAT, "rope_theta", "-1"},
+    {"llama", ",\"tie_word_embeddings\":1", ERR_FORMAT, "tie_word_embeddings", "true"},
+    {"llama", ",\"max_position_embeddings\":0", ERR_FORMAT, "max_position_embeddings", "0"},
+    {"qwen2",
+     ",\"num_key_value_heads\":2,\"use_sliding_window\":true,\"layer_types\":["
+     "\"full\"]",
+     ERR_FORMAT, "layer_types", "1"},
+    {"qwen2",
+     ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
+     "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
+     ERR_SUPPORT, "linear_attention", "layer_types[1]"},
+};
+
 static void test_refused_fields(void **state)
 {
-    static const struct {
-        const char *type, *more;
-        enum err err;
-        const char *word1, *word2;
-    } c[] = {
-        {"gpt2", "", ERR_SUPPORT, "gpt2", "llama, mistral"},
-        {"mixtral", "", ERR_SUPPORT, "mixtral", "qwen3"},
-        {"qwen3_moe", "", ERR_SUPPORT, "qwen3_moe", "supported"},
-        {"llama", ",\"num_local_experts\":8", ERR_SUPPORT, "num_local_experts", "8"},
-        {"qwen2", ",\"num_experts\":4", ERR_SUPPORT, "num_experts", "dense"},
-        {"llama", ",\"architectures\":[\"LlamaForSequenceClassification\"]", ERR_SUPPORT,
-         "LlamaForSequenceClassification", "LlamaForCausalLM"},
-        {"llama", ",\"architectures\":[3]", ERR_FORMAT, "architectures", "string"},
-        {"llama", ",\"hidden_act\":\"gelu\"", ERR_SUPPORT, "hidden_act", "gelu"},
-        {"llama", ",\"mlp_bias\":true", ERR_SUPPORT, "mlp_bias", "true"},
-        {"llama", ",\"partial_rotary_factor\":0.5", ERR_SUPPORT, "partial_rotary_factor",
-         "0.5"},
-        {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}", ERR_SUPPORT, "yarn",
-         "linear"},
-        {"llama", ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}", ERR_SUPPORT,
-         "dynamic", "llama3"},
-        {"llama", ",\"rope_parameters\":{\"rope_type\":\"longrope\"}", ERR_SUPPORT,
-         "longrope", "rope_parameters"},
-        {"llama", ",\"rope_scaling\":{\"type\":\"linear\"}", ERR_FORMAT, "factor",
-         "missing"},
-        {"llama", ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}", ERR_FORMAT,
-         "factor", "0.5"},
-        {"llama",
-         ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
-         "\"high_freq_factor\":4}",
-         ERR_FORMAT, "low_freq_factor", "high_freq_factor"},
-        {"llama", ",\"rope_scaling\":{\"type\":3}", ERR_FORMAT, "type", "string"},
-        {"llama", ",\"rope_scaling\":[1]", ERR_FORMAT, "rope_scaling", "object"},
-        {"qwen2",
-         ",\"num_key_value_heads\":2,\"rope_parameters\":{\"full_attention\":{},"
-         "\"sliding_attention\":{}}",
-         ERR_SUPPORT, "rope_parameters", "layers"},
-        {"llama", ",\"quantization_config\":{\"quant_method\":\"gptq\"}", ERR_SUPPORT,
-         "quantization_config", "gptq"},
-        {"llama", ",\"compression_config\":{}", ERR_SUPPORT, "compression_config",
-         "quantized"},
-        {"llama", ",\"num_key_value_heads\":3", ERR_FORMAT, "num_key_value_heads", "3"},
-        {"llama", ",\"num_key_value_heads\":0", ERR_FORMAT, "num_key_value_heads", "0"},
-        {"llama", ",\"head_dim\":7", ERR_SUPPORT, "head_dim", "7"},
-        {"llama", ",\"head_dim\":\"8\"", ERR_FORMAT, "head_dim", "string"},
-        {"llama", ",\"rms_norm_eps\":0", ERR_FORMAT, "rms_norm_eps", "0"},
-        {"llama", ",\"rope_theta\":-1", ERR_FORMAT, "rope_theta", "-1"},
-        {"llama", ",\"tie_word_embeddings\":1", ERR_FORMAT, "tie_word_embeddings", "true"},
-        {"llama", ",\"max_position_embeddings\":0", ERR_FORMAT, "max_position_embeddings",
-         "0"},
-        {"qwen2",
-         ",\"num_key_value_heads\":2,\"use_sliding_window\":true,\"layer_types\":["
-         "\"full\"]",
-         ERR_FORMAT, "layer_types", "1"},
-        {"qwen2",
-         ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
-         "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
-         ERR_SUPPORT, "linear_attention", "layer_types[1]"},
-    };
-    for (size_t i = 0; i < ARRAY_LEN(c); i++)
-        refuse(c[i].type, c[i].more, c[i].err, c[i].word1, c[i].word2);
+    for (size_t i = 0; i < ARRAY_LEN(refused_fields); i++)
+        refuse(refused_fields[i].type, refused_fields[i].more, refused_fields[i].err,
+               refused_fields[i].word1, refused_fields[i].word2);
 }
 
 static void test_refused_texts(void **state)
