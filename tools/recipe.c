@@ -180,6 +180,8 @@ static enum err unknown_key(const char *name, const char *where)
 enum err recipe_set(struct recipe *r, const char *name, const char *text, const char *where)
 {
     const struct recipe_key *k = find_key(name);
+    if (!strcmp(name, "preset"))
+        return recipe_preset(r, text, where);
     if (!k)
         return unknown_key(name, where);
     if (k->kind == KEY_FILES)
@@ -268,7 +270,16 @@ static enum err set_section(struct recipe *r, const char *name, const struct yam
     return OK;
 }
 
-enum err recipe_load_yaml(struct recipe *r, const char *path)
+static enum err set_preset(struct recipe *r, const struct yaml *node, const char *path)
+{
+    char where[512];
+    snprintf(where, sizeof(where), "%s: line %d", path, node->line);
+    FAIL_IF(node->kind != YAML_TEXT, ERR_USAGE, "%s: preset: want a name", where);
+    return recipe_preset(r, node->text, where);
+}
+
+/* preset: what stands for the file's own, given elsewhere; NULL: nothing. */
+static enum err load_yaml(struct recipe *r, const char *path, const char *preset)
 {
     enum err err = OK;
     struct yaml *root = NULL;
@@ -276,11 +287,20 @@ enum err recipe_load_yaml(struct recipe *r, const char *path)
     if (root->kind != YAML_MAP)
         FAIL_OUT(ERR_USAGE, "%s: line %d: want 'section: {key: value}' at the top", path,
                  root->line);
+    for (size_t i = 0; i < root->n && !preset; i++)
+        if (!strcmp(root->key[i], "preset"))
+            TRY_OUT(set_preset(r, &root->child[i], path));
     for (size_t i = 0; i < root->n; i++)
-        TRY_OUT(set_section(r, root->key[i], &root->child[i], path));
+        if (strcmp(root->key[i], "preset"))
+            TRY_OUT(set_section(r, root->key[i], &root->child[i], path));
 out:
     yaml_free(&root);
     return err;
+}
+
+enum err recipe_load_yaml(struct recipe *r, const char *path)
+{
+    return load_yaml(r, path, NULL);
 }
 
 /* A JSON scalar as one would type it. */
@@ -357,13 +377,25 @@ static enum err set_shortcuts(struct recipe *r, const struct args *a)
     return OK;
 }
 
+static bool is_preset(const char *pair)
+{
+    return !strncmp(pair, "preset=", 7);
+}
+
 enum err recipe_from_args(struct recipe *r, const struct args *a)
 {
+    const char *preset = NULL;
     recipe_init(r);
-    if (a->config)
-        TRY(recipe_load_yaml(r, a->config));
     for (int i = 0; i < a->set.n; i++)
-        TRY(set_pair(r, a->set.item[i]));
+        if (is_preset(a->set.item[i]))
+            preset = a->set.item[i];
+    if (preset)
+        TRY(set_pair(r, preset));
+    if (a->config)
+        TRY(load_yaml(r, a->config, preset));
+    for (int i = 0; i < a->set.n; i++)
+        if (!is_preset(a->set.item[i]))
+            TRY(set_pair(r, a->set.item[i]));
     return set_shortcuts(r, a);
 }
 

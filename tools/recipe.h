@@ -67,10 +67,14 @@ void recipe_free(struct recipe *r); /* accepts a zeroed one */
  * ERR_SUPPORT for values that this version does not have. */
 enum err recipe_set(struct recipe *r, const char *name, const char *text,
                     const char *where);
+/* preset: several keys at once. Errors as recipe_set has them. */
+enum err recipe_preset(struct recipe *r, const char *name, const char *where);
+/* preset: NAME is taken first, wherever it stands. */
 enum err recipe_load_yaml(struct recipe *r, const char *path);
 /* What recipe_json wrote. Errors: ERR_FORMAT with where and the key. */
 enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
-/* Defaults, then a->config, a->set in order, then the shortcuts (--threads, --memory,
+/* Defaults, the preset of a->set, else of a->config, then a->config, a->set in order, then
+ * the shortcuts (--threads, --memory,
  * --data, --join, --bos). r is initialized here; free it whatever the result. */
 enum err recipe_from_args(struct recipe *r, const struct args *a);
 

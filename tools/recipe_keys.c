@@ -38,7 +38,7 @@ const struct recipe_key recipe_key[] = {
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest", .later = "learned",
      .why = "how a weight becomes a code"},
 
-    {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token",
+    {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token", .later = "channel",
      .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only"},
     {"kv.bits", KEY_BITS, AT(kv_bits), "4",
      .why = "bits of a cache code; 16 leaves the cache alone"},
@@ -232,7 +232,10 @@ void recipe_print_reference(FILE *f)
         f,
         "# Every key with its default. A line before a key says why it is there and, in\n"
         "# brackets, what it may be. The same names go with --set, as in\n"
-        "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n");
+        "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n"
+        "#\n"
+        "# preset: NAME at the top sets several of them first: paper-w4 (weights alone),\n"
+        "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations too, in simulation).\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         const int n = section_length(k);

@@ -166,6 +166,33 @@ static void set_and_shortcuts(void **state)
     recipe_free(&r);
 }
 
+/* A preset comes first wherever it stands; --set's replaces the file's; keys win. */
+static void presets(void **state)
+{
+    struct recipe r = {0};
+    assert_int_equal(
+        load(&r, "kv: {group_size: 64}\nweights: {bits: 3}\npreset: paper-w4\n"), OK);
+    assert_int_equal(r.weight_bits, 3);
+    assert_int_equal(r.kv_bits, 16);
+    assert_int_equal(r.kv_group, 64);
+    recipe_free(&r);
+    struct args a = {.threads = -1, .config = yaml_file};
+    a.set.item[a.set.n++] = "activations.bits=8";
+    a.set.item[a.set.n++] = "preset=paper-w4a4";
+    err_clear();
+    assert_int_equal(recipe_from_args(&r, &a), OK);
+    assert_int_equal(r.weight_bits, 3);
+    assert_int_equal(r.kv_bits, 4);
+    assert_int_equal(r.activation_bits, 8);
+    assert_int_equal(r.kv_method, KV_TOKEN);
+    assert_false(r.past_only);
+    recipe_free(&r);
+    refused("preset: paper-w4k4\n", ERR_USAGE, "line 1: preset", "mean 'paper-w4kv4'");
+    refused("preset: kivi-like\n", ERR_SUPPORT, "kivi-like", "kv.method: channel");
+    refused("preset: [a]\n", ERR_USAGE, "preset", "want a name");
+    refused("kv: {method: channel}\n", ERR_SUPPORT, "kv.method", "not in this version");
+}
+
 static void set_refuses(void **state)
 {
     struct recipe r;
@@ -220,6 +247,7 @@ int main(void)
         cmocka_unit_test(reference_is_printed),
         cmocka_unit_test(refuses_with_line_and_remedy),
         cmocka_unit_test(set_and_shortcuts),
+        cmocka_unit_test(presets),
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
     };

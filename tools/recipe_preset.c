@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * preset: several keys at once, before those that are written out. Not a key of a recipe:
+ * what it sets is what a state and an artifact record. */
+#include "kernels/base/mem.h"
+#include "tools/nearest.h"
+#include "tools/recipe.h"
+
+#include <string.h>
+
+struct preset {
+    const char *name;
+    const char *set[12]; /* KEY, VALUE, ..., NULL */
+};
+
+/* clang-format off */
+static const struct preset presets[] = {
+    /* weights alone */
+    {"paper-w4", {"weights.bits", "4", "kv.bits", "16", "activations.bits", "16"}},
+    /* WKVQuant */
+    {"paper-w4kv4", {"weights.bits", "4", "kv.bits", "4", "activations.bits", "16",
+                     "kv.method", "channel_token", "kv.past_only", "true"}},
+    /* temporary activations too: everything dynamic and per token */
+    {"paper-w4a4", {"weights.bits", "4", "kv.bits", "4", "activations.bits", "4",
+                    "kv.method", "token", "kv.past_only", "false"}},
+};
+/* clang-format on */
+
+#define KIVI "kivi-like"
+
+enum err recipe_preset(struct recipe *r, const char *name, const char *where)
+{
+    struct nearest best = {0};
+    FAIL_IF(!strcmp(name, KIVI), ERR_SUPPORT,
+            "%s: preset: " KIVI " needs kv.method: channel, which is not in this version",
+            where);
+    for (size_t i = 0; i < ARRAY_LEN(presets); i++) {
+        const struct preset *p = &presets[i];
+        nearest_consider(&best, name, p->name);
+        if (strcmp(p->name, name))
+            continue;
+        for (int k = 0; p->set[k]; k += 2)
+            TRY(recipe_set(r, p->set[k], p->set[k + 1], where));
+        return OK;
+    }
+    FAIL(ERR_USAGE, "%s: preset: '%s': want paper-w4, paper-w4kv4 or paper-w4a4%s%s%s",
+         where, name, best.word ? "; did you mean '" : "", best.word ? best.word : "",
+         best.word ? "'?" : "");
+}
