@@ -22,9 +22,12 @@ static const struct arch shapes[] = {
     {.model_type = "llama", .n_layers = 32, .d_model = 4096, .d_ff = 11008, .n_heads = 32,
      .n_kv = 32, .head_dim = 128, .vocab = 32000, .max_positions = 1 << 20,
      .norm_eps = 1e-5f, .rope_theta = 1e4, .bos = -1, .dtype = DT_BF16},
+    {.model_type = "llama", .n_layers = 40, .d_model = 5120, .d_ff = 13824, .n_heads = 40,
+     .n_kv = 40, .head_dim = 128, .vocab = 32000, .max_positions = 1 << 20,
+     .norm_eps = 1e-5f, .rope_theta = 1e4, .bos = -1, .dtype = DT_BF16},
 };
 /* clang-format on */
-static const char *const shape_name[] = {"smollm2-135m", "llama-2-7b"};
+static const char *const shape_name[] = {"smollm2-135m", "llama-2-7b", "llama-2-13b"};
 
 enum err bench_shape(struct arch *out, const char *name)
 {
@@ -33,7 +36,7 @@ enum err bench_shape(struct arch *out, const char *name)
             *out = shapes[i];
             return OK;
         }
-    FAIL(ERR_USAGE, "--shape %s: want smollm2-135m or llama-2-7b", name);
+    FAIL(ERR_USAGE, "--shape %s: want smollm2-135m, llama-2-7b or llama-2-13b", name);
 }
 
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a)

@@ -8,7 +8,7 @@
 #include "calib/model/weights.h"
 #include "tools/opt.h"
 
-/* "smollm2-135m" or "llama-2-7b". Errors: ERR_USAGE. */
+/* "smollm2-135m", "llama-2-7b" or "llama-2-13b". Errors: ERR_USAGE. */
 enum err bench_shape(struct arch *out, const char *name);
 /* The device of the options, and the act type they ask for. */
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);

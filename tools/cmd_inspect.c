@@ -6,7 +6,9 @@
 #include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
 #include "data/json.h"
+#include "tools/bench_shape.h"
 #include "tools/commands.h"
+#include "tools/inspect_memory.h"
 #include "tools/state.h"
 
 #include <inttypes.h>
@@ -17,10 +19,15 @@
 /* clang-format off */
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Inspection:"},
-    {OPT_INT, 'b', "batch", "N", offsetof(struct args, batch), "1", 1, 1 << 20,
+    {OPT_TEXT, 'b', "batch", "N,...", offsetof(struct args, batch), "1",
      .help = "Sequences at a time, for the memory of the cache"},
-    {OPT_INT, 'l', "length", "N", offsetof(struct args, length), "2048", 1, 1 << 30,
+    {OPT_TEXT, 'l', "length", "N,...", offsetof(struct args, length), "2048",
      .help = "Tokens of a sequence"},
+    {OPT_FLAG, 'm', "memory", .offset = offsetof(struct args, memory_table),
+     .help = "Memory term by term, of every batch and length"},
+    {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
+     .choices = "smollm2-135m|llama-2-7b|llama-2-13b",
+     .help = "Memory of a model from its shapes alone, no DIR"},
     {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, stats),
      .help = "List the tensors too"},
     {0},
@@ -30,18 +37,40 @@ static const struct opt *const groups[] = {options, opt_report, NULL};
 
 #define MB 1e-6
 
-/* Bytes in use when a model serves batch sequences of length tokens. */
+static const struct kv_spec full_cache = {.bits = 16};
+
+/* What memory is asked about, and of what. */
 struct memory {
-    uint64_t weights, cache, cache16;
+    const struct arch *arch;
+    uint64_t weights; /* bytes */
+    const struct kv_spec *kv;
+    struct memory_list batch, length;
 };
 
-static json_t *memory_json(const struct args *a, const struct memory *m)
+static enum err memory_open(struct memory *m, const struct args *a)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "batch", (json_int_t)a->batch,
-                     "length", (json_int_t)a->length, "weight_bytes",
-                     (json_int_t)m->weights, "kv_bytes", (json_int_t)m->cache,
-                     "kv_bytes_16bit", (json_int_t)m->cache16, "total_bytes",
-                     (json_int_t)(m->weights + m->cache));
+    TRY(memory_list_parse(&m->batch, "batch", a->batch, 1 << 20));
+    return memory_list_parse(&m->length, "length", a->length, 1 << 30);
+}
+
+/* Of batch sequences of length tokens. */
+static uint64_t cache_bytes(const struct memory *m, const struct kv_spec *kv, int64_t batch,
+                            int64_t length)
+{
+    return (uint64_t)batch * (uint64_t)length * (uint64_t)m->arch->n_layers * 2 *
+           (uint64_t)kv_row_bytes(m->arch, kv);
+}
+
+/* Of the first batch and length. */
+static json_t *memory_json(const struct memory *m)
+{
+    const int64_t batch = m->batch.value[0], length = m->length.value[0];
+    const uint64_t cache = cache_bytes(m, m->kv, batch, length);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "batch", (json_int_t)batch, "length",
+                     (json_int_t)length, "weight_bytes", (json_int_t)m->weights, "kv_bytes",
+                     (json_int_t)cache, "kv_bytes_16bit",
+                     (json_int_t)cache_bytes(m, &full_cache, batch, length), "total_bytes",
+                     (json_int_t)(m->weights + cache));
 }
 
 static json_t *arch_json(const struct arch *a)
@@ -74,20 +103,28 @@ static void print_arch(const struct arch *a)
            a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
 }
 
-static void print_memory(const struct args *a, const struct memory *m)
+static void print_memory(const struct memory *m)
 {
-    printf("  memory     %.1f MB of weights + %.1f MB of cache (%.1f MB at 16 bits) = %.1f "
-           "MB at "
-           "batch %" PRId64 ", length %" PRId64 "\n",
-           MB * (double)m->weights, MB * (double)m->cache, MB * (double)m->cache16,
-           MB * (double)(m->weights + m->cache), a->batch, a->length);
+    for (int b = 0; b < m->batch.n; b++)
+        for (int l = 0; l < m->length.n; l++) {
+            const int64_t batch = m->batch.value[b], length = m->length.value[l];
+            const uint64_t cache = cache_bytes(m, m->kv, batch, length);
+            printf("  memory     %.1f MB of weights + %.1f MB of cache (%.1f MB at 16 "
+                   "bits) = %.1f MB at batch %" PRId64 ", length %" PRId64 "\n",
+                   MB * (double)m->weights, MB * (double)cache,
+                   MB * (double)cache_bytes(m, &full_cache, batch, length),
+                   MB * (double)(m->weights + cache), batch, length);
+        }
 }
 
-static uint64_t cache_bytes(const struct arch *a, const struct kv_spec *kv,
-                            const struct args *o)
+/* The rows of the table that --memory asks for. */
+static enum err add_table(json_t *o, const struct memory *m, const struct memory_row *row,
+                          int n)
 {
-    return (uint64_t)o->batch * (uint64_t)o->length * (uint64_t)a->n_layers * 2 *
-           (uint64_t)kv_row_bytes(a, kv);
+    json_t *table = memory_table_json(m->arch, row, n, &m->batch, &m->length);
+    FAIL_IF(json_object_set_new(o, "memory_table", table), ERR_MEMORY,
+            "out of memory for the report");
+    return OK;
 }
 
 /* --- artifact ----------------------------------------------------------------------- */
@@ -161,7 +198,7 @@ static json_t *artifact_json(const struct args *a, const struct artifact *art,
         "quantized_weights", (json_int_t)m->quantized_weights, "quantized_bytes",
         (json_int_t)m->quantized_bytes, "other_bytes", (json_int_t)m->other_bytes,
         "total_bytes", (json_int_t)m->total_bytes, "weight_bits", m->weight_bits, "kv_bits",
-        m->kv_bits, "memory", memory_json(a, mem), "product",
+        m->kv_bits, "memory", memory_json(mem), "product",
         json_object_get(manifest, "product"), "config", json_object_get(manifest, "config"),
         "provenance", json_object_get(manifest, "provenance"));
     if (o && a->stats &&
@@ -172,30 +209,35 @@ static json_t *artifact_json(const struct args *a, const struct artifact *art,
     return o;
 }
 
-static enum err inspect_artifact(const struct args *a)
+static enum err inspect_artifact(const struct args *a, struct memory *mem)
 {
     enum err err = OK;
     struct artifact *art = NULL;
     struct artifact_sizes m;
     json_t *manifest = NULL;
-    static const struct kv_spec full = {.bits = 16};
     TRY(artifact_open(&art, a->pos.item[0], false));
     const char *text = artifact_manifest(art);
     TRY_OUT(json_parse(&manifest, text, strlen(text), "manifest.json"));
     artifact_measure(&m, art);
-    const struct arch *arch = artifact_arch(art);
-    const struct memory mem = {tensor_bytes(manifest),
-                               artifact_kv_bytes(art, a->batch, a->length),
-                               cache_bytes(arch, &full, a)};
+    const struct memory_row rows[] = {
+        {"artifact", *artifact_weight_spec(art), *artifact_kv_spec(art)}, memory_rows[0]};
+    mem->arch = artifact_arch(art);
+    mem->weights = tensor_bytes(manifest);
+    mem->kv = artifact_kv_spec(art);
     if (a->json) {
-        TRY_OUT(print_json(artifact_json(a, art, &m, &mem, manifest)));
+        json_t *o = artifact_json(a, art, &m, mem, manifest);
+        if (o && a->memory_table)
+            TRY_OUT(add_table(o, mem, rows, 2));
+        TRY_OUT(print_json(o));
         goto out;
     }
     printf("%s: artifact, %.1f MB, by %s\n", a->pos.item[0], MB * (double)m.total_bytes,
            json_string_value(json_object_get(manifest, "product")));
-    print_arch(arch);
+    print_arch(mem->arch);
     print_spec(&m, artifact_weight_spec(art), artifact_kv_spec(art));
-    print_memory(a, &mem);
+    print_memory(mem);
+    if (a->memory_table)
+        memory_print(mem->arch, rows, 2, &mem->batch, &mem->length);
     if (a->stats)
         TRY_OUT(print_manifest_tensors(manifest));
 out:
@@ -259,7 +301,7 @@ static json_t *checkpoint_json(const struct args *a, const struct hf_model *m,
                   (json_int_t)c->tensors, "weights", (json_int_t)c->weights, "total_bytes",
                   (json_int_t)hf_bytes(m), "weight_bits",
                   c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0, "kv_bits",
-                  16.0, "memory", memory_json(a, mem));
+                  16.0, "memory", memory_json(mem));
     if (o && a->stats && json_object_set_new(o, "tensors", tensors_json(m))) {
         json_decref(o);
         return NULL;
@@ -267,18 +309,21 @@ static json_t *checkpoint_json(const struct args *a, const struct hf_model *m,
     return o;
 }
 
-static enum err inspect_checkpoint(const struct args *a)
+static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
 {
     enum err err = OK;
     struct hf_model *m = NULL;
-    static const struct kv_spec full = {.bits = 16};
     TRY(hf_open(&m, a->pos.item[0]));
     const struct contents c = count_tensors(m);
     const struct arch *arch = hf_arch(m);
-    const uint64_t cache = cache_bytes(arch, &full, a);
-    const struct memory mem = {c.bytes, cache, cache};
+    mem->arch = arch;
+    mem->weights = c.bytes;
+    mem->kv = &full_cache;
     if (a->json) {
-        err = print_json(checkpoint_json(a, m, &c, &mem));
+        json_t *o = checkpoint_json(a, m, &c, mem);
+        if (o && a->memory_table)
+            TRY_OUT(add_table(o, mem, memory_rows, memory_n_rows));
+        err = print_json(o);
         goto out;
     }
     printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
@@ -288,7 +333,9 @@ static enum err inspect_checkpoint(const struct args *a)
            1e-6 * (double)c.weights,
            1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
            c.weights ? 8.0 * (double)c.bytes / (double)c.weights : 0.0);
-    print_memory(a, &mem);
+    print_memory(mem);
+    if (a->memory_table)
+        memory_print(arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
     for (int64_t i = 0; i < c.tensors && a->stats; i++) {
         const struct st_tensor *t = hf_tensor_at(m, i);
         char shape[200];
@@ -354,24 +401,50 @@ out:
     return err;
 }
 
+/* --- a shape ------------------------------------------------------------------------ */
+
+static enum err inspect_shape(const struct args *a, struct memory *mem)
+{
+    struct arch arch;
+    TRY(bench_shape(&arch, a->shape));
+    mem->arch = &arch;
+    if (a->json) {
+        json_t *o = json_pack("{s:s, s:s, s:o}", "kind", "shape", "shape", a->shape,
+                              "model", arch_json(&arch));
+        if (o)
+            TRY(add_table(o, mem, memory_rows, memory_n_rows));
+        return print_json(o);
+    }
+    printf("%s\n", a->shape);
+    print_arch(&arch);
+    memory_print(&arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
+    return OK;
+}
+
 static enum err run(struct args *a)
 {
+    struct memory mem = {0};
+    TRY(memory_open(&mem, a));
+    FAIL_IF(!a->shape == !a->pos.n, ERR_USAGE, "want either DIR or --shape");
+    if (a->shape)
+        return inspect_shape(a, &mem);
     if (artifact_is(a->pos.item[0]))
-        return inspect_artifact(a);
+        return inspect_artifact(a, &mem);
     if (state_is(a->pos.item[0]))
         return inspect_state(a);
-    return inspect_checkpoint(a);
+    return inspect_checkpoint(a, &mem);
 }
 
 const struct command cmd_inspect = {
     .name = "inspect",
-    .operands = "DIR",
+    .operands = "[DIR]",
     .summary = "Say what an artifact, checkpoint or calibration state holds",
     .details =
         "Sizes and bits are counted from the bytes on disk; the checksums of an artifact "
-        "are `wkvq verify`'s business.\n\n  wkvq inspect OUT --batch 8 --length 4096\n",
+        "are `wkvq verify`'s business.\n\n  wkvq inspect OUT --batch 8 --length 4096\n"
+        "  wkvq inspect --shape llama-2-13b --memory --batch 1,16 --length 2048,8192\n",
     .groups = groups,
-    .min_pos = 1,
+    .min_pos = 0,
     .max_pos = 1,
     .run = run,
 };

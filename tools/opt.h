@@ -32,9 +32,10 @@ struct args {
     const char *model, *base, *title;
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *device;
-    bool plan, keep_state, keep, force, decode, stats;
+    const char *batch, *length; /* lists */
+    bool plan, keep_state, keep, force, decode, stats, memory_table;
     int64_t limit;
-    int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, batch, length, seqlen;
+    int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen;
     int64_t parallel, blocks, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap;
     uint64_t shard_bytes, memory;

@@ -12,7 +12,8 @@ trap 'rm -rf "$dir"' EXIT
 "$1" inspect "$dir/model" | grep -q 'checkpoint, .*21 tensors'
 "$1" inspect "$dir/artifact" --tensors | grep -q 'model.layers.1.mlp.down_proj.qweight  *U8  *\[36,27\]'
 "$1" inspect "$dir/model" --json >"$dir/model.json"
-"$1" inspect "$dir/artifact" --json --batch 3 --length 10 >"$dir/artifact.json"
+"$1" inspect "$dir/artifact" --json --memory --batch 3,1 --length 10 >"$dir/artifact.json"
+"$1" inspect --shape llama-2-13b --json --batch 1 --length 2048,8192 >"$dir/shape.json"
 python3 - "$dir" <<'END'
 import json, pathlib, sys
 dir = pathlib.Path(sys.argv[1])
@@ -28,6 +29,17 @@ assert a["quantized_weights"] == projections and a["quantized_bytes"] == packed,
 assert abs(a["weight_bits"] - 8 * packed / projections) < 1e-6, a
 assert abs(a["kv_bits"] - 8 * 22 / 12) < 1e-6, a
 assert a["memory"]["kv_bytes"] == 3 * 10 * 2 * 2 * 22, a
+own, full = a["memory_table"][:2]
+assert len(a["memory_table"]) == 4 and own["batch"] == 3, a
+assert own["projection_bytes"] + own["weight_scale_bytes"] == packed, own
+assert own["cache_bytes"] + own["cache_scale_bytes"] == 3 * 10 * 2 * 2 * 22, own
+assert full["projection_bytes"] == 2 * projections and full["cache_scale_bytes"] == 0, full
+shape = json.loads((dir / "shape.json").read_text())["memory_table"]
+paper = {r["format"]: round(r["paper_bytes"] / 1e9, 1) for r in shape if r["length"] == 2048}
+assert paper == {"FP16": 27.1, "W4": 8.0, "W4KV4": 6.8, "W4A4": 6.8}, paper
+weights = 40 * (4 * 5120**2 + 3 * 5120 * 13824)
+assert shape[0]["total_bytes"] == 2 * (weights + 2 * 32000 * 5120 + 81 * 5120) + 40 * 2 * 2048 * 5120 * 2
+assert shape[2]["weight_scale_bytes"] == weights // 128 * 5 // 2, shape[2]
 END
 if "$1" inspect "$dir" 2>"$dir/err"; then exit 1; else [ $? -eq 2 ]; fi
 grep -q config.json "$dir/err"

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/inspect_memory.h"
+
+#include "convert/artifact/bitpack.h"
+#include "convert/artifact/reader.h"
+#include "kernels/base/mem.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define GB 1e-9
+
+/* Groups of 128, as the recipe has them. W4A4's activations are temporary: what it keeps is
+ * what W4KV4 keeps. */
+#define W4                                                                                 \
+    {                                                                                      \
+        WEIGHT_LWC, 4, 128                                                                 \
+    }
+#define KV4                                                                                \
+    {                                                                                      \
+        .method = KV_CHANNEL_TOKEN, .bits = 4, .group_size = 128                           \
+    }
+const struct memory_row memory_rows[] = {
+    {"FP16", {.bits = 16}, {.bits = 16}},
+    {"W4", W4, {.bits = 16}},
+    {"W4KV4", W4, KV4},
+    {"W4A4", W4, KV4},
+};
+const int memory_n_rows = ARRAY_LEN(memory_rows);
+
+enum err memory_list_parse(struct memory_list *l, const char *option, const char *text,
+                           int64_t most)
+{
+    l->n = 0;
+    for (const char *at = text;; at++) {
+        char *end;
+        errno = 0;
+        const long long v = strtoll(at, &end, 10);
+        FAIL_IF(end == at || (*end && *end != ',') || errno || v < 1 || v > most, ERR_USAGE,
+                "--%s=%s: want whole numbers from 1 to %" PRId64 ", as in 1,16", option,
+                text, most);
+        FAIL_IF(l->n == MEMORY_LIST_MAX, ERR_USAGE, "--%s=%s: at most %d numbers", option,
+                text, MEMORY_LIST_MAX);
+        l->value[l->n++] = v;
+        if (!*end)
+            return OK;
+        at = end;
+    }
+}
+
+static void add_weights(struct memory_terms *t, const struct arch *a,
+                        const struct weight_spec *w)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const int64_t out = arch_out(a, l), in = arch_in(a, l);
+        const int64_t groups = weight_groups(in, w->group_size);
+        const uint64_t rows = (uint64_t)(out * a->n_layers);
+        if (w->bits >= 16) {
+            t->projections += rows * (uint64_t)in * 2;
+            continue;
+        }
+        t->projections += rows * (uint64_t)bitpack_bytes(in, w->bits);
+        t->weight_scales += rows * (uint64_t)(2 * groups + bitpack_bytes(groups, w->bits));
+    }
+}
+
+struct memory_terms memory_terms_of(const struct arch *a, const struct weight_spec *w,
+                                    const struct kv_spec *kv, int64_t batch, int64_t length)
+{
+    struct memory_terms t = {0};
+    const uint64_t D = (uint64_t)a->d_model;
+    const uint64_t rows = (uint64_t)batch * (uint64_t)length * (uint64_t)a->n_layers * 2;
+    const uint64_t row = (uint64_t)kv_row_bytes(a, kv);
+    const uint64_t codes =
+        kv->bits >= 16 ? row : (uint64_t)(a->n_kv * bitpack_bytes(a->head_dim, kv->bits));
+    add_weights(&t, a, w);
+    t.rest = 2 * ((uint64_t)a->vocab * D * (a->tied ? 1 : 2) +
+                  D * (uint64_t)(2 * a->n_layers + 1));
+    t.cache = rows * codes;
+    t.cache_scales = rows * (row - codes);
+    return t;
+}
+
+uint64_t memory_total(const struct memory_terms *t)
+{
+    return t->projections + t->weight_scales + t->rest + t->cache + t->cache_scales;
+}
+
+uint64_t memory_paper(const struct memory_terms *t)
+{
+    return t->projections + t->cache;
+}
+
+/* A table cell in GB. */
+static void print_cell(uint64_t bytes, int width)
+{
+    printf(" %*.2f", width, GB * (double)bytes);
+}
+
+static void print_row(const char *name, const struct memory_terms *t)
+{
+    printf("  %-8s", name);
+    print_cell(t->projections, 11);
+    print_cell(t->weight_scales, 7);
+    print_cell(t->rest, 6);
+    print_cell(t->cache, 8);
+    print_cell(t->cache_scales, 7);
+    print_cell(memory_total(t), 9);
+    print_cell(memory_paper(t), 9);
+    printf("\n");
+}
+
+void memory_print(const struct arch *a, const struct memory_row *row, int n,
+                  const struct memory_list *batch, const struct memory_list *length)
+{
+    for (int b = 0; b < batch->n; b++)
+        for (int l = 0; l < length->n; l++) {
+            printf("batch %" PRId64 ", length %" PRId64 ", GB of 10^9 bytes\n"
+                   "           projections  scales   rest    cache  scales     total  "
+                   "as paper\n",
+                   batch->value[b], length->value[l]);
+            for (int i = 0; i < n; i++) {
+                const struct memory_terms t = memory_terms_of(
+                    a, &row[i].weights, &row[i].kv, batch->value[b], length->value[l]);
+                print_row(row[i].name, &t);
+            }
+        }
+    printf("rest: embedding, head and norms at 16 bits. as paper: projections and cache, "
+           "without scales\n");
+}
+
+static json_t *row_json(const struct arch *a, const struct memory_row *r, int64_t batch,
+                        int64_t length)
+{
+    const struct memory_terms t = memory_terms_of(a, &r->weights, &r->kv, batch, length);
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "format", r->name, "batch",
+        (json_int_t)batch, "length", (json_int_t)length, "projection_bytes",
+        (json_int_t)t.projections, "weight_scale_bytes", (json_int_t)t.weight_scales,
+        "rest_bytes", (json_int_t)t.rest, "cache_bytes", (json_int_t)t.cache,
+        "cache_scale_bytes", (json_int_t)t.cache_scales, "total_bytes",
+        (json_int_t)memory_total(&t), "paper_bytes", (json_int_t)memory_paper(&t));
+}
+
+json_t *memory_table_json(const struct arch *a, const struct memory_row *row, int n,
+                          const struct memory_list *batch, const struct memory_list *length)
+{
+    json_t *list = json_array();
+    for (int b = 0; b < batch->n; b++)
+        for (int l = 0; l < length->n; l++)
+            for (int i = 0; i < n; i++)
+                json_array_append_new(
+                    list, row_json(a, &row[i], batch->value[b], length->value[l]));
+    return list;
+}
