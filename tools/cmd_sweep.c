@@ -72,9 +72,11 @@ static enum err run(struct args *a)
 {
     enum err err = OK;
     struct sweep s = {.lock = -1};
+    struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the results: give -o OUT");
-    TRY_OUT(sweep_open(&s, a, a->pos.item[0], a->model, a->out));
+    TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
+    TRY_OUT(sweep_open(&s, a, &plan, a->model, a->out));
     if (a->plan) {
         print_plan(&s);
         goto out;
@@ -85,6 +87,7 @@ static enum err run(struct args *a)
     else
         print_table(&s);
 out:
+    sweep_plan_free(&plan);
     sweep_close(&s);
     return err;
 }

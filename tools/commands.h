@@ -13,6 +13,7 @@ extern const struct command cmd_verify;
 extern const struct command cmd_eval;
 extern const struct command cmd_sweep;
 extern const struct command cmd_report;
+extern const struct command cmd_tune;
 extern const struct command cmd_generate;
 extern const struct command cmd_inspect;
 extern const struct command cmd_tokenize;

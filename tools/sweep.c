@@ -215,17 +215,18 @@ static enum err settle_eval(struct sweep *s)
     return OK;
 }
 
-enum err sweep_open(struct sweep *s, const struct args *a, const char *plan_path,
+enum err sweep_open(struct sweep *s, const struct args *a, struct sweep_plan *plan,
                     const char *model_dir, const char *out_dir)
 {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     *s = (struct sweep){.args = a,
                         .model_dir = model_dir,
                         .out_dir = out_dir,
+                        .plan = *plan,
                         .parallel = a->parallel > 1 ? a->parallel : 1,
                         .cores = cores > 0 ? cores : 1,
                         .lock = -1};
-    TRY(sweep_plan_load(&s->plan, plan_path));
+    *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));
     TRY(open_model(s));
     TRY(mem_calloc(&s->run, (size_t)s->plan.n_cells, sizeof(*s->run)));

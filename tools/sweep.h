@@ -33,6 +33,7 @@ struct sweep_run {
     char hash[20];
     char *command; /* what reproduces it */
     bool done;
+    bool idle; /* not wanted now: sweep_execute leaves it out */
 };
 
 struct sweep {
@@ -53,9 +54,10 @@ struct sweep {
     int lock;        /* file descriptor, -1: none */
 };
 
-/* Plan, model, texts, every cell's identity: all mistakes that can be found before work. A
- * zeroed sweep comes first; close it whatever the result. */
-enum err sweep_open(struct sweep *s, const struct args *a, const char *plan_path,
+/* Model, texts, every cell's identity: all mistakes that can be found before work. Takes
+ * over the plan, whatever the result. A zeroed sweep comes first; close it whatever the
+ * result. */
+enum err sweep_open(struct sweep *s, const struct args *a, struct sweep_plan *plan,
                     const char *model_dir, const char *out_dir);
 void sweep_close(struct sweep *s);
 

@@ -26,7 +26,7 @@ struct crew {
     struct sweep *s;
     pid_t pid[PARALLEL_MAX];
     int cell[PARALLEL_MAX];
-    int n, next, failed, done;
+    int n, next, failed;
     enum err first;
     bool told; /* the processes were asked to stop */
 };
@@ -102,7 +102,7 @@ static void finish(struct crew *c, int k, int status)
     if (!err)
         err = sweep_results_take(c->s, &c->s->run[i]);
     if (!err) {
-        c->done++;
+        c->s->run[i].done = true;
         say_result(c->s, i);
         return;
     }
@@ -137,7 +137,7 @@ static enum err start_more(struct crew *c)
     const struct sweep *s = c->s;
     while (c->n < s->parallel && c->next < s->plan.n_cells) {
         const int i = c->next++;
-        if (!s->run[i].done)
+        if (!s->run[i].done && !s->run[i].idle)
             TRY(start(c, i));
     }
     return OK;

@@ -49,7 +49,7 @@ class Fixture:
     def run(self, args, want=0):
         done = subprocess.run(args, cwd=self.path, capture_output=True, timeout=300, text=True)
         if done.returncode != want:
-            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n" + done.stderr)
+            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}, want {want}\n" + done.stderr)
         return done
 
     def rows(self, out):
@@ -270,6 +270,73 @@ def test_report_of_a_damaged_list(f):
         (f.path / "damaged" / "results.jsonl").write_text(text)
         done = f.run([f.wkvq, "report", "damaged"], want=2)
         assert wanted in done.stderr, done.stderr
+
+
+DEMO = pathlib.Path(__file__).parents[2] / "data" / "demo"
+TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "64", "--windows", "4", "-j1"]
+
+
+def config_of(path):
+    """A written configuration as {"weights.bits": "4"}; comments are left out."""
+    found, section = {}, None
+    for line in path.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        key, value = line.split(":", 1)
+        if not line.startswith(" "):
+            section = key
+        else:
+            found[f"{section}.{key.strip()}"] = value.strip()
+    return found
+
+
+def test_tune_by_bits(f):
+    done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
+                  "--set", "calibration.samples=99", *TUNE])
+    trials = json.loads(done.stdout)
+    assert 1 < len(trials) <= 4, trials
+    best = [t for t in trials if t["recommended"]]
+    assert len(best) == 1 and best[0]["ppl"] == min(t["ppl"] for t in trials)
+    assert all(t["weight_bits"] <= 5.4 and t["kv_bits"] <= 9 for t in trials), trials
+    config = config_of(f.path / "b.yaml")
+    assert config["weights.group_size"] == str(best[0]["weight_group"])
+    assert config["kv.group_size"] == str(best[0]["kv_group"])
+    assert config["calibration.samples"] == "99"
+    out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", "b.yaml", "-o", "by-tune", "--json",
+                 "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
+    got = json.loads(out.stdout)
+    assert close(got["weight_bits"], best[0]["weight_bits"]) and close(got["kv_bits"], best[0]["kv_bits"])
+    again = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
+                   "--set", "calibration.samples=99", *TUNE])
+    assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
+
+
+def tune_demo(f, out, percent, *more, want=0):
+    """On the demo model, which is trained: a random one gains and loses by chance."""
+    return f.run([f.wkvq, "tune", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--json", "-j1",
+                  "--ctx", "128", "--windows", "4", "--samples", "2", "--seqlen", "64", "--epochs", "1", "-o", out,
+                  "--set", "crr.blocks=0", "--work", "tune-work", f"--max-ppl-increase={percent}", *more], want)
+
+
+def test_tune_by_increase(f):
+    done = tune_demo(f, "i.yaml", "1000%")
+    (first,) = json.loads(done.stdout)
+    assert first["weight_group"] == 0 and first["kv_group"] == 64 and first["recommended"], first
+    # Half of the coarsest's increase takes a step or more.
+    bound = first["increase"] / 2
+    assert 0.01 < bound < 1, first
+    trials = json.loads(tune_demo(f, "i.yaml", 100 * bound).stdout)
+    best = next(t for t in trials if t["recommended"])
+    assert trials[0] == first | {"recommended": False} and len(trials) > 1 and best["increase"] <= bound, trials
+    bits = [t["weight_bits"] + t["kv_bits"] for t in trials if t["increase"] <= bound]
+    assert best["weight_bits"] + best["kv_bits"] == min(bits)
+    assert config_of(f.path / "i.yaml")["weights.group_size"] == str(best["weight_group"])
+
+
+def test_tune_out_of_reach(f):
+    done = tune_demo(f, "none.yaml", 0, "--set", "weights.bits=2", "--set", "kv.bits=2", want=2)
+    assert not done.stdout and "no group sizes keep to it" in done.stderr, done.stdout
+    assert not (f.path / "none.yaml").exists()
 
 
 def main():

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/commands.h"
+#include "tools/tune.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Tuning:"},
+    {OPT_REAL, .name = "max-bits", .arg = "BITS", .offset = offsetof(struct args, max_bits),
+     .value = "0", .lo = 0, .hi = 16,
+     .help = "Least perplexity with at most BITS effective bits a weight, as in 4.3"},
+    {OPT_REAL, .name = "max-kv-bits", .arg = "BITS",
+     .offset = offsetof(struct args, max_kv_bits), .value = "0", .lo = 0, .hi = 16,
+     .help = "The same for an element of the cache; 0 = as --max-bits, or the least that the "
+             "heads allow"},
+    {OPT_TEXT, .name = "max-ppl-increase", .arg = "PERCENT",
+     .offset = offsetof(struct args, max_increase),
+     .help = "Fewest bits with at most this much more perplexity than full precision, as in 2%"},
+    {OPT_TEXT, 'o', "output", "FILE.yaml", offsetof(struct args, out), .value = "best.yaml",
+     .help = "File for the recommended configuration"},
+    {OPT_TEXT, .name = "work", .arg = "DIR", .offset = offsetof(struct args, work),
+     .help = "Directory for the trials; it stays, for `wkvq report` and to go on (default: "
+             "FILE.yaml.work)"},
+    {OPT_LIST, 'e', "eval", "FILE", offsetof(struct args, eval_data),
+     .help = "Text to evaluate on; repeatable (default: the text of the calibration)"},
+    {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "8", 0, 1 << 30,
+     .help = "Evaluate each trial on the first N windows; 0 = all"},
+    {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "512",
+     .lo = 2, .hi = 1 << 24, .help = "Tokens of an evaluation window"},
+    {OPT_INT, .name = "samples", .arg = "N", .offset = offsetof(struct args, samples),
+     .value = "8", .lo = 1, .hi = 1 << 20, .help = "Calibration windows of a trial"},
+    {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
+     .value = "512", .lo = 2, .hi = 1 << 20, .help = "Tokens of a trial's window"},
+    {OPT_INT, .name = "epochs", .arg = "N", .offset = offsetof(struct args, epochs),
+     .value = "2", .lo = 0, .hi = 255, .help = "Epochs of a trial"},
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, 64,
+     .help = "Trials at the same time; cores and memory budget are divided among them"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+                                           opt_progress, opt_report, NULL};
+
+static enum err read_goal(struct tune *t)
+{
+    const struct args *a = t->args;
+    char *end;
+    FAIL_IF((a->max_bits > 0) == (a->max_increase != NULL), ERR_USAGE,
+            "want one goal: --max-bits BITS or --max-ppl-increase PERCENT");
+    FAIL_IF(a->max_increase && a->max_kv_bits > 0, ERR_USAGE,
+            "--max-kv-bits goes with --max-bits");
+    t->max_bits = a->max_bits;
+    t->max_kv_bits = a->max_kv_bits;
+    if (!a->max_increase)
+        return OK;
+    const double percent = strtod(a->max_increase, &end);
+    end += *end == '%';
+    FAIL_IF(end == a->max_increase || *end || !(percent >= 0 && percent <= 1e6), ERR_USAGE,
+            "--max-ppl-increase=%s: want a percentage, as in 2%%", a->max_increase);
+    t->max_increase = percent / 100;
+    return OK;
+}
+
+static enum err add_number(struct set_list *l, const char *key, int64_t value)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%" PRId64, value);
+    return set_list_add(l, key, text);
+}
+
+static enum err add_cell(struct sweep_plan *p, const char *name, const char *const key[2],
+                         const int64_t value[2])
+{
+    struct sweep_cell *c = &p->cell[p->n_cells++];
+    TRY(mem_strdup(&c->name, name));
+    for (int i = 0; i < 2; i++)
+        TRY(add_number(&c->set, key[i], value[i]));
+    return OK;
+}
+
+static enum err add_cells(struct sweep_plan *p, const struct tune *t)
+{
+    static const char *const bits[2] = {"weights.bits", "kv.bits"};
+    static const char *const group[2] = {"weights.group_size", "kv.group_size"};
+    char name[80];
+    TRY(mem_calloc(&p->cell, (size_t)(1 + t->weights.n * t->kv.n), sizeof(*p->cell)));
+    TRY(add_cell(p, "full precision", bits, (const int64_t[2]){16, 16}));
+    for (int w = 0; w < t->weights.n; w++)
+        for (int k = 0; k < t->kv.n; k++) {
+            const int64_t size[2] = {t->weights.size[w].group, t->kv.size[k].group};
+            snprintf(name, sizeof(name), "weights %" PRId64 ", cache %" PRId64, size[0],
+                     size[1]);
+            TRY(add_cell(p, name, group, size));
+        }
+    return OK;
+}
+
+/* The text that is evaluated: --eval, or what calibration reads. */
+static enum err add_eval(struct sweep_plan *p, const struct args *a, const struct recipe *r)
+{
+    if (a->eval_data.n)
+        return OK;
+    log_warn("no --eval: trials are compared on the text that they are calibrated on");
+    for (int i = 0; i < r->data.n; i++) {
+        TRY(mem_strdup(&p->eval_data.path[i], r->data.path[i]));
+        p->eval_data.n++;
+    }
+    return OK;
+}
+
+/* Candidates from the shapes alone, and a sweep of all their pairs, none of them run yet.
+ */
+static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct recipe *r,
+                          const char *model_dir)
+{
+    struct hf_model *m = NULL;
+    const struct args *a = t->args;
+    const struct kv_spec kv = recipe_kv_spec(r);
+    FAIL_IF(r->weight_bits == 16 || r->kv_bits == 16, ERR_USAGE,
+            "weights.bits %" PRId64 ", kv.bits %" PRId64
+            ": group sizes are tuned where both are below 16",
+            r->weight_bits, r->kv_bits);
+    TRY(hf_open(&m, model_dir));
+    tune_weight_sizes(&t->weights, hf_arch(m), (int)r->weight_bits);
+    tune_kv_sizes(&t->kv, hf_arch(m), &kv);
+    hf_close(&m);
+    TRY(add_number(&p->base, "calibration.samples", a->samples));
+    TRY(add_number(&p->base, "calibration.seqlen", a->seqlen));
+    TRY(add_number(&p->base, "calibration.epochs", a->epochs));
+    TRY(add_eval(p, a, r));
+    return add_cells(p, t);
+}
+
+static enum err print_trials(FILE *f, const struct tune *t)
+{
+    fprintf(f, "%-28s %7s %7s %10s %9s %8s\n", "groups (0: whole row)", "W bits", "KV bits",
+            "perplexity", "increase", "stderr");
+    for (int i = 0; i < t->n_tried; i++) {
+        struct tune_outcome o;
+        const int cell = t->tried[i];
+        TRY(tune_outcome(&o, t, cell));
+        fprintf(f, "%-28s %7.3f %7.3f %10.4f %+8.2f%% ", t->sweep.plan.cell[cell].name,
+                o.weight_bits, o.kv_bits, o.ppl, 100 * o.increase);
+        if (isfinite(o.increase_stderr))
+            fprintf(f, "%7.2f%%", 100 * o.increase_stderr);
+        fprintf(f, "%s\n", cell == t->best ? "  <- recommended" : "");
+    }
+    return OK;
+}
+
+static enum err print_json(const struct tune *t)
+{
+    json_t *list = json_array();
+    for (int i = 0; list && i < t->n_tried; i++) {
+        struct tune_outcome o;
+        const int cell = t->tried[i];
+        const enum err err = tune_outcome(&o, t, cell);
+        if (err) {
+            json_decref(list);
+            return err;
+        }
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:b}", "name",
+                            t->sweep.plan.cell[cell].name, "weight_group",
+                            (json_int_t)t->weights.size[(cell - 1) / t->kv.n].group,
+                            "kv_group", (json_int_t)t->kv.size[(cell - 1) % t->kv.n].group,
+                            "weight_bits", o.weight_bits, "kv_bits", o.kv_bits, "ppl",
+                            o.ppl, "increase", o.increase, "increase_stderr",
+                            isfinite(o.increase_stderr) ? json_real(o.increase_stderr)
+                                                        : json_null(),
+                            "recommended", cell == t->best));
+    }
+    FAIL_IF(!list, ERR_MEMORY, "out of memory for the result");
+    json_dumpf(list, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(list);
+    return OK;
+}
+
+/* Every key that decides a result, as a file for --config. */
+static enum err put_config(struct file_writer *w, const struct recipe *r)
+{
+    const char *last = "";
+    for (int i = 0; i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        const int n = (int)strcspn(k->name, ".");
+        char value[128];
+        if (k->free || !strncmp(k->name, "run.", 4))
+            continue;
+        if (strncmp(last, k->name, (size_t)n + 1))
+            TRY(file_printf(w, "%.*s:\n", n, k->name));
+        last = k->name;
+        recipe_text(value, sizeof(value), r, k);
+        TRY(file_printf(w, "  %s: %s\n", k->name + n + 1, value));
+    }
+    return OK;
+}
+
+static enum err write_config(struct tune *t, struct recipe *r)
+{
+    struct file_writer *w = NULL;
+    struct tune_outcome o;
+    const int at = t->best - 1;
+    TRY(tune_outcome(&o, t, t->best));
+    r->weight_group = t->weights.size[at / t->kv.n].group;
+    r->kv_group = t->kv.size[at % t->kv.n].group;
+    TRY(file_writer_open(&w, t->args->out));
+    enum err err =
+        file_printf(w,
+                    "# Group sizes found by `wkvq tune`: %.3f bits a weight, "
+                    "%.3f bits a cache element;\n# in a trial of %" PRId64
+                    " windows %.2f%% more perplexity than full precision.\n",
+                    o.weight_bits, o.kv_bits, t->args->samples, 100 * o.increase);
+    if (!err)
+        err = put_config(w, r);
+    if (!err)
+        err = file_writer_commit(&w);
+    file_writer_abort(&w);
+    TRY(err);
+    log_info("%s: written; `wkvq quantize %s --config %s` is the next step", t->args->out,
+             t->sweep.model_dir, t->args->out);
+    return OK;
+}
+
+static enum err work_dir(char **out, const struct args *a)
+{
+    if (a->work)
+        return mem_strdup(out, a->work);
+    const size_t n = strlen(a->out) + sizeof(".work");
+    TRY(mem_alloc(out, n, 1));
+    snprintf(*out, n, "%s.work", a->out);
+    return OK;
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct tune t = {.args = a, .best = -1, .sweep = {.lock = -1}};
+    struct sweep_plan plan = {.eval_ctx = a->ctx};
+    struct recipe r = {0};
+    char *work = NULL;
+    TRY_OUT(read_goal(&t));
+    TRY_OUT(recipe_from_args(&r, a));
+    TRY_OUT(work_dir(&work, a));
+    TRY_OUT(make_plan(&plan, &t, &r, a->pos.item[0]));
+    TRY_OUT(sweep_open(&t.sweep, a, &plan, a->pos.item[0], work));
+    TRY_OUT(t.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
+    if (t.best < 0) {
+        TRY_OUT(print_trials(stderr, &t)); /* an error leaves standard output alone */
+        FAIL_OUT(ERR_USAGE,
+                 "--max-ppl-increase=%s: no group sizes keep to it; allow more, or more "
+                 "weights.bits or kv.bits",
+                 a->max_increase);
+    }
+    TRY_OUT(a->json ? print_json(&t) : print_trials(stdout, &t));
+    TRY_OUT(write_config(&t, &r));
+out:
+    sweep_plan_free(&plan);
+    sweep_close(&t.sweep);
+    recipe_free(&r);
+    mem_free(work);
+    return err;
+}
+
+const struct command cmd_tune = {
+    .name = "tune",
+    .operands = "MODEL_DIR",
+    .summary = "Search group sizes of weights and cache for a bound",
+    .details =
+        "Tries a few pairs of group sizes with short calibrations, prints what it found, "
+        "and "
+        "writes the configuration that it recommends, with the budget of --config and "
+        "--set. "
+        "One size for all weights and one for the cache: the configuration has none per "
+        "kind "
+        "of layer. With --max-bits the finest groups within the bound are tried, and the "
+        "next coarser of each; with --max-ppl-increase it starts from the coarsest and "
+        "takes "
+        "the step that wins more for a bit.\n\n"
+        "  wkvq tune SmolLM2-135M --max-bits 4.3 --data wiki.train.raw \\\n"
+        "      --eval wiki.valid.raw -o smol.yaml\n"
+        "  wkvq tune SmolLM2-135M --max-ppl-increase 10% --data wiki.train.raw\n",
+    .groups = groups,
+    .min_pos = 1,
+    .max_pos = 1,
+    .run = run,
+};

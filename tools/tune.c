@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/tune.h"
+
+#include "convert/artifact/bitpack.h"
+#include "convert/artifact/reader.h"
+#include "kernels/base/log.h"
+#include "tools/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --- candidates --------------------------------------------------------------------- */
+
+/* Bytes of codes, scales and zeros of an [out][in] projection. */
+static double linear_bytes(int64_t out, int64_t in, int bits, int64_t group)
+{
+    const int64_t groups = group && group < in ? (in + group - 1) / group : 1;
+    return (double)out *
+           (double)(bitpack_bytes(in, bits) + 2 * groups + bitpack_bytes(groups, bits));
+}
+
+static double weight_bits(const struct arch *a, int bits, int64_t group)
+{
+    double bytes = 0, weights = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        bytes += linear_bytes(arch_out(a, l), arch_in(a, l), bits, group);
+        weights += (double)arch_out(a, l) * (double)arch_in(a, l);
+    }
+    return 8 * bytes / weights;
+}
+
+void tune_weight_sizes(struct tune_sizes *out, const struct arch *a, int bits)
+{
+    static const int64_t group[] = {16, 32, 64, 128, 256, 512};
+    int64_t widest = 0;
+    for (int l = 0; l < N_LIN; l++)
+        widest = arch_in(a, l) > widest ? arch_in(a, l) : widest;
+    out->n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(group); i++) {
+        if (group[i] < widest)
+            out->size[out->n++] =
+                (struct tune_size){group[i], weight_bits(a, bits, group[i])};
+    }
+    out->size[out->n++] = (struct tune_size){0, weight_bits(a, bits, 0)};
+}
+
+void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv_spec *kv)
+{
+    out->n = 0;
+    for (int64_t part = 4; part >= 1; part /= 2) {
+        struct kv_spec s = *kv;
+        s.group_size = a->head_dim / part;
+        if (a->head_dim % part || (part > 1 && s.group_size < 4))
+            continue;
+        out->size[out->n++] = (struct tune_size){s.group_size, kv_row_bits(a, &s)};
+    }
+}
+
+/* --- trials ------------------------------------------------------------------------- */
+
+int tune_cell(const struct tune *t, int w, int k)
+{
+    return 1 + w * t->kv.n + k;
+}
+
+static bool was_tried(const struct tune *t, int cell)
+{
+    for (int i = 0; i < t->n_tried; i++) {
+        if (t->tried[i] == cell)
+            return true;
+    }
+    return false;
+}
+
+enum err tune_try(struct tune *t, const int *cell, int n)
+{
+    for (int i = 0; i < t->sweep.plan.n_cells; i++)
+        t->sweep.run[i].idle = true;
+    for (int i = 0; i < n; i++) {
+        t->sweep.run[cell[i]].idle = false;
+        if (cell[i] && !was_tried(t, cell[i]))
+            t->tried[t->n_tried++] = cell[i];
+    }
+    return sweep_execute(&t->sweep);
+}
+
+static const json_t *result_of(const struct tune *t, int cell)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(t->sweep.results, i, row)
+    {
+        if (json_equal(json_object_get(row, "identity"), t->sweep.run[cell].identity))
+            return row;
+    }
+    return NULL;
+}
+
+/* Mean of a - b over windows, in nats, and its standard error. */
+static enum err paired(double *mean, double *error, const json_t *a, const json_t *b)
+{
+    const struct report_row ra = {.json = a}, rb = {.json = b};
+    const int64_t n = report_figures(&ra, "window_nll");
+    FAIL_IF(n < 1 || n != report_figures(&rb, "window_nll"), ERR_FORMAT,
+            "results.jsonl: window_nll: not the same windows");
+    double *d = calloc((size_t)n, sizeof(*d)), *zero = calloc((size_t)n, sizeof(*zero));
+    for (int64_t i = 0; d && zero && i < n; i++)
+        d[i] = report_figure(&ra, "window_nll", i) - report_figure(&rb, "window_nll", i);
+    const bool whole = d && zero;
+    if (whole)
+        report_paired(mean, error, d, zero, n);
+    free(d);
+    free(zero);
+    FAIL_IF(!whole, ERR_MEMORY, "out of memory for differences");
+    return OK;
+}
+
+enum err tune_outcome(struct tune_outcome *out, const struct tune *t, int cell)
+{
+    const json_t *row = result_of(t, cell), *plain = result_of(t, 0);
+    double mean, error;
+    FAIL_IF(!row || !plain, ERR_FORMAT, "%s: lacks a result of cell '%s'", t->sweep.out_dir,
+            t->sweep.plan.cell[cell].name);
+    TRY(paired(&mean, &error, row, plain));
+    *out = (struct tune_outcome){
+        .ppl = json_number_value(json_object_get(row, "ppl")),
+        .increase = expm1(mean),
+        .increase_stderr = exp(mean) * error,
+        .weight_bits = json_number_value(json_object_get(row, "weight_bits")),
+        .kv_bits = json_number_value(json_object_get(row, "kv_bits"))};
+    return OK;
+}
+
+/* --- the search --------------------------------------------------------------------- */
+
+/* First candidate within the bound, -1: none. Finer ones are before it. */
+static int first_within(const struct tune_sizes *s, double bound)
+{
+    for (int i = 0; i < s->n; i++) {
+        if (s->size[i].bits <= bound)
+            return i;
+    }
+    return -1;
+}
+
+/* A narrow head may not get as low as the weights: then its least is the bound. */
+static enum err bounds(int *w, int *k, const struct tune *t)
+{
+    const struct tune_size *least_w = &t->weights.size[t->weights.n - 1];
+    const struct tune_size *least_k = &t->kv.size[t->kv.n - 1];
+    *w = first_within(&t->weights, t->max_bits);
+    FAIL_IF(*w < 0, ERR_USAGE,
+            "--max-bits %g: these shapes need at least %.3f bits a weight at the "
+            "configuration's weights.bits",
+            t->max_bits, least_w->bits);
+    *k = first_within(&t->kv, t->max_kv_bits ? t->max_kv_bits : t->max_bits);
+    FAIL_IF(*k < 0 && t->max_kv_bits > 0, ERR_USAGE,
+            "--max-kv-bits %g: these heads need at least %.3f bits a cache element at the "
+            "configuration's kv.bits",
+            t->max_kv_bits, least_k->bits);
+    if (*k < 0) {
+        *k = t->kv.n - 1;
+        log_info("cache: %.3f bits an element is the least that heads of %lld channels "
+                 "need",
+                 least_k->bits, (long long)t->sweep.arch.head_dim);
+    }
+    return OK;
+}
+
+static enum err take_best(struct tune *t)
+{
+    double least = INFINITY;
+    for (int i = 0; i < t->n_tried; i++) {
+        struct tune_outcome o;
+        TRY(tune_outcome(&o, t, t->tried[i]));
+        if (o.ppl < least) {
+            least = o.ppl;
+            t->best = t->tried[i];
+        }
+    }
+    return OK;
+}
+
+/* Finer groups are rarely worse, so the finest that are allowed are tried, and the next
+ * coarser of each. */
+enum err tune_by_bits(struct tune *t)
+{
+    int w, k, cell[5] = {0}, n = 1;
+    TRY(bounds(&w, &k, t));
+    for (int i = w; i < w + 2 && i < t->weights.n; i++) {
+        for (int j = k; j < k + 2 && j < t->kv.n; j++)
+            cell[n++] = tune_cell(t, i, j);
+    }
+    TRY(tune_try(t, cell, n));
+    return take_best(t);
+}
+
+/* Nats won for each bit that the step from o to cell costs. */
+static enum err worth(double *out, const struct tune *t, const struct tune_outcome *o,
+                      int cell)
+{
+    struct tune_outcome next;
+    TRY(tune_outcome(&next, t, cell));
+    const double cost = next.weight_bits + next.kv_bits - o->weight_bits - o->kv_bits;
+    *out = (log1p(o->increase) - log1p(next.increase)) / (cost > 0 ? cost : 1e-9);
+    return OK;
+}
+
+/* The tried cell that keeps to the increase with the fewest bits, weights' and cache's
+ * counted alike. */
+static enum err take_cheapest(struct tune *t)
+{
+    double least = INFINITY;
+    for (int i = 0; i < t->n_tried; i++) {
+        struct tune_outcome o;
+        TRY(tune_outcome(&o, t, t->tried[i]));
+        if (o.increase <= t->max_increase && o.weight_bits + o.kv_bits < least) {
+            least = o.weight_bits + o.kv_bits;
+            t->best = t->tried[i];
+        }
+    }
+    return OK;
+}
+
+/* Both steps to finer groups from (*w, *k) are tried, the one that wins more for a bit is
+ * taken. false: there is none. */
+static enum err step_finer(bool *any, int *w, int *k, struct tune *t)
+{
+    int step[2], n = 0;
+    double gain[2] = {0, 0};
+    struct tune_outcome o;
+    if (*w > 0)
+        step[n++] = tune_cell(t, *w - 1, *k);
+    if (*k > 0)
+        step[n++] = tune_cell(t, *w, *k - 1);
+    *any = n > 0;
+    if (!n)
+        return OK;
+    TRY(tune_outcome(&o, t, tune_cell(t, *w, *k)));
+    TRY(tune_try(t, step, n));
+    for (int i = 0; i < n; i++)
+        TRY(worth(&gain[i], t, &o, step[i]));
+    const int next = step[n == 2 && gain[1] > gain[0]] - 1;
+    *w = next / t->kv.n;
+    *k = next % t->kv.n;
+    return OK;
+}
+
+enum err tune_by_increase(struct tune *t)
+{
+    int w = t->weights.n - 1, k = t->kv.n - 1;
+    const int start[2] = {0, tune_cell(t, w, k)};
+    bool more = true;
+    TRY(tune_try(t, start, 2));
+    TRY(take_cheapest(t));
+    while (t->best < 0 && more) {
+        TRY(step_finer(&more, &w, &k, t));
+        TRY(take_cheapest(t));
+    }
+    return OK;
+}
