@@ -42,15 +42,19 @@ static void print_plan(const struct sweep *s)
 static void print_row(const json_t *row)
 {
     const json_t *e = json_object_get(row, "stderr");
+    const json_t *bytes = json_object_get(row, "bytes");
     printf("%-32s %10.4f", json_string_value(json_object_get(row, "name")),
            json_number_value(json_object_get(row, "ppl")));
     if (json_is_number(e))
         printf(" +- %-8.4f", json_number_value(e));
     else
         printf("    %-8s", "");
-    printf(" %7.3f %7.3f %9.1f\n", json_number_value(json_object_get(row, "weight_bits")),
-           json_number_value(json_object_get(row, "kv_bits")),
-           1e-6 * json_number_value(json_object_get(row, "bytes")));
+    printf(" %7.3f %7.3f", json_number_value(json_object_get(row, "weight_bits")),
+           json_number_value(json_object_get(row, "kv_bits")));
+    if (json_is_number(bytes))
+        printf(" %9.1f\n", 1e-6 * json_number_value(bytes));
+    else
+        printf(" %9s\n", "simulated");
 }
 
 static void print_table(const struct sweep *s)

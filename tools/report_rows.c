@@ -38,14 +38,14 @@ double report_figure(const struct report_row *row, const char *array, int64_t i)
 static enum err read_figures(struct report_row *r, const json_t *o, const char *where)
 {
     const double big = DBL_MAX;
-    r->ppl_stderr = NAN;
+    r->ppl_stderr = r->bytes = NAN;
     TRY(json_need_string(&r->name, o, "name", where));
     TRY(json_need_string(&r->command, o, "command", where));
     TRY(json_need_real(&r->ppl, o, "ppl", 0, big, where));
     TRY(json_get_real(&r->ppl_stderr, o, "stderr", 0, big, where));
     TRY(json_need_real(&r->weight_bits, o, "weight_bits", 0, 64, where));
     TRY(json_need_real(&r->kv_bits, o, "kv_bits", 0, 64, where));
-    TRY(json_need_real(&r->bytes, o, "bytes", 0, big, where));
+    TRY(json_get_real(&r->bytes, o, "bytes", 0, big, where));
     return json_need_real(&r->seconds, o, "seconds", 0, big, where);
 }
 

@@ -14,9 +14,11 @@
 #include <string.h>
 #include <unistd.h>
 
-bool sweep_full_precision(const struct recipe *r)
+enum sweep_way sweep_way(const struct recipe *r)
 {
-    return r->weight_bits == 16 && r->kv_bits == 16 && r->activation_bits == 16;
+    if (r->weight_bits == 16 && r->kv_bits == 16)
+        return SWEEP_PLAIN;
+    return r->activation_bits == 16 ? SWEEP_PACKED : SWEEP_SIMULATED;
 }
 
 bool sweep_needs_calibration(const struct recipe *r)
@@ -147,10 +149,11 @@ static enum err prepare_cell(struct sweep *s, int i, struct recipe *r)
     struct sweep_run *run = &s->run[i];
     TRY(cell_args(&run->args, s, &s->plan.cell[i]));
     TRY(recipe_from_args(r, &run->args));
-    FAIL_IF(!r->data.n && !sweep_full_precision(r), ERR_USAGE,
+    const bool plain = sweep_way(r) == SWEEP_PLAIN;
+    FAIL_IF(!r->data.n && !plain, ERR_USAGE,
             "no text to calibrate on: give --data FILE or calibration.data");
     run->text = -1;
-    if (!sweep_full_precision(r))
+    if (!plain)
         TRY(find_text(&run->text, s, &r->data, r));
     TRY(find_text(&run->eval_text, s, &s->eval_data, r));
     TRY(identify(run, s, r));

@@ -70,9 +70,15 @@ enum err sweep_execute(struct sweep *s);
  * result. */
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
 
+/* How a configuration is run. */
+enum sweep_way {
+    SWEEP_PLAIN,     /* the checkpoint; at most its activations are rounded */
+    SWEEP_SIMULATED, /* what the packed runtime does not know: rounded activations */
+    SWEEP_PACKED     /* converted and verified */
+};
+enum sweep_way sweep_way(const struct recipe *r);
 /* Has the recipe anything that is learned or collected on a text? */
 bool sweep_needs_calibration(const struct recipe *r);
-bool sweep_full_precision(const struct recipe *r);
 /* Commands that give the cell's figures, for a shell. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
                        const struct recipe *r);

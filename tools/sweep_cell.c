@@ -7,6 +7,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval.h"
+#include "tools/shape_bits.h"
 #include "tools/stages.h"
 #include "tools/sweep.h"
 #include "tools/verify_report.h"
@@ -17,6 +18,10 @@
 struct cell {
     struct sweep *s;
     struct sweep_run *run;
+    enum sweep_way way;
+    bool calibrated;
+    struct weight_spec weights;
+    struct kv_spec kv;
     char *artifact, *state; /* paths */
     double *cosine[2];      /* [layers] */
     struct verify_report report;
@@ -102,8 +107,6 @@ static enum err collect_blocks(struct cell *c, const struct state *s)
 
 static enum err convert(struct cell *c, struct job *j, struct state *s)
 {
-    if (s)
-        TRY(collect_blocks(c, s));
     TRY(stage_convert(j, s, c->artifact, true));
     TRY(stage_verify(&c->report, j, s, c->artifact, c->cosine));
     if (!c->report.passed)
@@ -111,7 +114,8 @@ static enum err convert(struct cell *c, struct job *j, struct state *s)
     return OK;
 }
 
-/* Up to the artifact; the state stays until the result is written. */
+/* Up to the artifact, or the state that is simulated; the state stays until the result is
+ * written. */
 static enum err quantize(struct cell *c)
 {
     enum err err = OK;
@@ -121,45 +125,52 @@ static enum err quantize(struct cell *c)
     const double start = now_s();
     TRY_OUT(open_job(&j, c, c->run->text));
     TRY_OUT(stage_prepare(&planned, &j, c->state));
-    if (sweep_needs_calibration(&j.recipe))
+    if (c->calibrated)
         TRY_OUT(stage_calibrate(&s, &j, c->state));
     c->calibrate_s = now_s() - start;
-    TRY_OUT(convert(c, &j, s));
+    if (s)
+        TRY_OUT(collect_blocks(c, s));
+    if (c->way == SWEEP_PACKED)
+        TRY_OUT(convert(c, &j, s));
 out:
     state_close(&s);
     close_job(&j, c, c->run->text);
     return err;
 }
 
-static enum err open_evaluated(struct eval *e, const struct cell *c, bool full)
+static enum err open_evaluated(struct eval *e, const struct cell *c)
 {
     struct job *j = e->job;
-    if (full) {
-        TRY(job_open_model(j));
-    } else {
+    if (c->way == SWEEP_PACKED) {
         TRY(artifact_open(&e->artifact, c->artifact, false));
         j->arch = *artifact_arch(e->artifact);
+    } else {
+        TRY(job_open_model(j));
     }
+    if (c->way == SWEEP_SIMULATED && c->calibrated)
+        TRY(state_open_read(&e->state, c->state, &j->arch));
+    e->rtn = c->way == SWEEP_SIMULATED && !c->calibrated;
     TRY(job_read_text(j));
     if (!j->recipe.compute)
         j->recipe.compute = 1; /* as `wkvq eval` does: figures are compared in f32 */
     return job_open_device(j);
 }
 
-static enum err evaluate(struct cell *c, bool full)
+static enum err evaluate(struct cell *c)
 {
     enum err err = OK;
     struct job j = {0};
     struct eval e = {
         .job = &j, .windows = c->s->eval_windows, .ctx = c->s->eval_ctx, .chunk = 1};
     TRY_OUT(open_job(&j, c, c->run->eval_text));
-    TRY_OUT(open_evaluated(&e, c, full));
+    TRY_OUT(open_evaluated(&e, c));
     TRY_OUT(eval_count_windows(&e));
     TRY_OUT(mem_calloc(&c->nll, (size_t)e.windows, sizeof(*c->nll)));
     e.window_nll = c->nll;
     TRY_OUT(eval_ppl(&c->eval, &e));
 out:
     artifact_close(&e.artifact);
+    state_close(&e.state);
     close_job(&j, c, c->run->eval_text);
     return err;
 }
@@ -196,22 +207,24 @@ static enum err add_artifact(json_t *o, const struct cell *c)
     return OK;
 }
 
-static enum err result_json(json_t **out, struct cell *c, bool full)
+static enum err result_json(json_t **out, struct cell *c)
 {
     const struct eval_result *r = &c->eval;
     const struct sweep_cell *cell = &c->s->plan.cell[c->run - c->s->run];
     json_t *o = json_pack(
         "{s:s, s:s, s:o, s:O, s:s, s:f, s:o, s:f, s:I, s:I, s:I, s:o, s:O, s:f, s:f, s:f, "
-        "s:f, s:I}",
+        "s:f, s:o}",
         "name", cell->name, "hash", c->run->hash, "set", overrides(&cell->set), "identity",
         c->run->identity, "command", c->run->command, "ppl", r->ppl, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "nll", r->nll,
         "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
         (json_int_t)c->s->eval_ctx, "window_nll", reals(c->nll, r->windows), "blocks",
         c->blocks, "seconds", now_s() - c->start, "calibrate_seconds", c->calibrate_s,
-        "weight_bits", 16.0, "kv_bits", 16.0, "bytes", (json_int_t)c->s->model_bytes);
+        "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
+        kv_row_bits(&c->s->arch, &c->kv), "bytes",
+        c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null());
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    const enum err err = full ? OK : add_artifact(o, c);
+    const enum err err = c->way == SWEEP_PACKED ? add_artifact(o, c) : OK;
     if (err)
         json_decref(o);
     else
@@ -238,11 +251,14 @@ enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
     struct recipe r = {0};
     TRY_OUT(room(&c));
     TRY_OUT(recipe_from_args(&r, &c.run->args));
-    const bool full = sweep_full_precision(&r);
-    if (!full)
+    c.way = sweep_way(&r);
+    c.calibrated = c.way != SWEEP_PLAIN && sweep_needs_calibration(&r);
+    c.weights = recipe_weight_spec(&r);
+    c.kv = recipe_kv_spec(&r);
+    if (c.calibrated || c.way == SWEEP_PACKED)
         TRY_OUT(quantize(&c));
-    TRY_OUT(evaluate(&c, full));
-    TRY_OUT(result_json(out, &c, full));
+    TRY_OUT(evaluate(&c));
+    TRY_OUT(result_json(out, &c));
 out:
     recipe_free(&r);
     mem_free(c.artifact);

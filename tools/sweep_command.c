@@ -53,11 +53,15 @@ static void put_text(FILE *f, const struct sweep_run *run, const struct recipe_f
         put_option(f, "bos", run->args.bos);
 }
 
-static void put_quantize(FILE *f, const struct sweep *s, const struct sweep_run *run,
-                         const struct recipe *r)
+/* What makes an artifact or a state, and && behind it; nothing where eval alone does. */
+static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *run,
+                       const struct recipe *r)
 {
     const bool calibrated = sweep_needs_calibration(r);
-    fprintf(f, "wkvq %s", calibrated ? "quantize" : "convert");
+    const bool packed = sweep_way(r) == SWEEP_PACKED;
+    if (!packed && (!calibrated || sweep_way(r) == SWEEP_PLAIN))
+        return;
+    fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     put_word(f, s->model_dir);
     if (calibrated)
         put_text(f, run, &r->data);
@@ -65,18 +69,34 @@ static void put_quantize(FILE *f, const struct sweep *s, const struct sweep_run 
     fprintf(f, " -o %s && ", run->hash);
 }
 
+/* What is evaluated. */
+static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *run,
+                        const struct recipe *r)
+{
+    fprintf(f, "wkvq eval");
+    if (sweep_way(r) == SWEEP_PACKED) {
+        put_word(f, run->hash);
+        return;
+    }
+    put_word(f, s->model_dir);
+    if (sweep_way(r) == SWEEP_SIMULATED && sweep_needs_calibration(r)) {
+        fprintf(f, " --state %s", run->hash);
+        return;
+    }
+    if (sweep_way(r) == SWEEP_SIMULATED)
+        fprintf(f, " --simulate rtn");
+    put_recipe(f, run);
+}
+
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
                        const struct recipe *r)
 {
     char *text = NULL;
     size_t n = 0;
-    const bool full = sweep_full_precision(r);
     FILE *f = open_memstream(&text, &n);
     FAIL_IF(!f, ERR_MEMORY, "out of memory for a command");
-    if (!full)
-        put_quantize(f, s, run, r);
-    fprintf(f, "wkvq eval");
-    put_word(f, full ? s->model_dir : run->hash);
+    put_making(f, s, run, r);
+    put_subject(f, s, run, r);
     put_text(f, run, &s->eval_data);
     fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
     const bool failed = ferror(f);

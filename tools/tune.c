@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/tune.h"
 
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
 #include "kernels/base/log.h"
 #include "tools/report.h"
+#include "tools/shape_bits.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -12,22 +12,10 @@
 
 /* --- candidates --------------------------------------------------------------------- */
 
-/* Bytes of codes, scales and zeros of an [out][in] projection. */
-static double linear_bytes(int64_t out, int64_t in, int bits, int64_t group)
+static struct tune_size weight_size(const struct arch *a, int bits, int64_t group)
 {
-    const int64_t groups = group && group < in ? (in + group - 1) / group : 1;
-    return (double)out *
-           (double)(bitpack_bytes(in, bits) + 2 * groups + bitpack_bytes(groups, bits));
-}
-
-static double weight_bits(const struct arch *a, int bits, int64_t group)
-{
-    double bytes = 0, weights = 0;
-    for (int l = 0; l < N_LIN; l++) {
-        bytes += linear_bytes(arch_out(a, l), arch_in(a, l), bits, group);
-        weights += (double)arch_out(a, l) * (double)arch_in(a, l);
-    }
-    return 8 * bytes / weights;
+    const struct weight_spec w = {.bits = bits, .group_size = group};
+    return (struct tune_size){group, shape_weight_bits(a, &w)};
 }
 
 void tune_weight_sizes(struct tune_sizes *out, const struct arch *a, int bits)
@@ -39,10 +27,9 @@ void tune_weight_sizes(struct tune_sizes *out, const struct arch *a, int bits)
     out->n = 0;
     for (size_t i = 0; i < ARRAY_LEN(group); i++) {
         if (group[i] < widest)
-            out->size[out->n++] =
-                (struct tune_size){group[i], weight_bits(a, bits, group[i])};
+            out->size[out->n++] = weight_size(a, bits, group[i]);
     }
-    out->size[out->n++] = (struct tune_size){0, weight_bits(a, bits, 0)};
+    out->size[out->n++] = weight_size(a, bits, 0);
 }
 
 void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv_spec *kv)

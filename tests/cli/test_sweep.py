@@ -174,6 +174,30 @@ def test_command_reproduces(f):
     assert close(json.loads(done.stdout)["ppl"], row["ppl"])
 
 
+def test_rounded_activations_are_simulated(f):
+    text = SWEEP[:SWEEP.index("cells:")] + """cells:
+  - {name: A16, set: {kv.method: token}}
+  - {name: learned A4, set: {kv.method: token, activations.bits: 4}}
+  - {name: rtn A4, set: {weights.method: rtn, kv.method: token, activations.bits: 4}}
+  - {name: plain A4, set: {weights.bits: 16, kv.bits: 16, activations.bits: 4}}
+eval: {data: eval.txt, windows: 4, ctx: 64}
+"""
+    (f.path / "act.yaml").write_text(text)
+    f.run(f.command("act", file="act.yaml"))
+    rows = {r["name"]: r for r in f.rows("act")}
+    packed, learned, rtn, plain = rows.values()
+    assert learned["bytes"] is None and rtn["bytes"] is None and packed["bytes"] > 0
+    assert close(learned["weight_bits"], packed["weight_bits"]) and close(rtn["kv_bits"], packed["kv_bits"])
+    assert len(learned["blocks"]) == 3 and not rtn["blocks"]
+    assert plain["weight_bits"] == plain["kv_bits"] == 16
+    assert len({r["ppl"] for r in rows.values()}) == 4
+    for row in rows.values():
+        for part in row["command"].split(" && "):
+            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+        assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
+    f.run([f.wkvq, "report", "act"])
+
+
 def test_a_failing_cell_does_not_stop_the_others(f):
     (f.path / "bad.yaml").write_text(SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}"))
     done = f.run(f.command("bad", file="bad.yaml"), want=2)
@@ -273,6 +297,7 @@ def test_report_of_a_damaged_list(f):
 
 
 DEMO = pathlib.Path(__file__).parents[2] / "data" / "demo"
+SWEEPS = DEMO.parents[1] / "configs" / "sweeps"
 TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "64", "--windows", "4", "-j1"]
 
 
@@ -288,6 +313,16 @@ def config_of(path):
         else:
             found[f"{section}.{key.strip()}"] = value.strip()
     return found
+
+
+def test_shipped_sweeps_are_read(f):
+    cells = {}
+    for file in sorted(SWEEPS.glob("*.yaml")):
+        plan = f.run([f.wkvq, "sweep", file, "-m", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt",
+                      "-o", "shipped", "--plan"])
+        assert "left out" not in plan.stderr, plan.stderr
+        cells[file.stem] = len(plan.stdout.splitlines())
+    assert cells == {"ablation": 12, "activations": 6, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
 
 
 def test_tune_by_bits(f):
