@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The shipped ablation on the demo model, within ten minutes on two cores: test_ablation.py WKVQ.
+
+Differences are paired over windows, as the report has them; a claim holds beyond two standard errors."""
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEMO = ROOT / "data" / "demo"
+LIMIT_S = 600
+CLAIMS = [  # lower loss, higher loss
+    ("full precision", "full method"),
+    ("full method", "without LWC"),
+    ("full method", "RTN weights and token cache"),
+    ("full method", "without 2D: token only"),
+    ("GPTQ weights and token cache", "RTN weights and token cache"),
+]
+
+
+def main():
+    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        subprocess.run([wkvq, "sweep", ROOT / "configs/sweeps/ablation.yaml", "-c", ROOT / "configs/demo.yaml",
+                        "--set", "calibration.samples=16", "-m", DEMO, "-d", DEMO / "calibration.txt",
+                        "-e", DEMO / "heldout.txt", "--windows", "32", "--ctx", "512", "-j2", "-q",
+                        "-o", f"{folder}/out"], check=True)
+        seconds = time.monotonic() - began
+        rows = {r["name"]: r for r in map(json.loads, open(f"{folder}/out/results.jsonl"))}
+        subprocess.run([wkvq, "report", f"{folder}/out"], check=True)
+    bad = 0
+    for low, high in CLAIMS:
+        d = [b - a for a, b in zip(rows[low]["window_nll"], rows[high]["window_nll"], strict=True)]
+        mean, error = statistics.mean(d), statistics.stdev(d) / len(d) ** 0.5
+        holds = mean > 2 * error
+        bad += not holds
+        print(f"{'ok' if holds else 'FAIL'} {high} - {low}: {mean:+.5f} +- {error:.5f} nats")
+    unverified = [n for n, r in rows.items() if r.get("verified") is False]
+    print(f"{len(rows)} cells in {seconds:.0f} s, not verified: {unverified}")
+    return bad or len(rows) != 12 or bool(unverified) or not seconds <= LIMIT_S
+
+
+if __name__ == "__main__":
+    sys.exit(main())
