@@ -2,8 +2,8 @@
  *
  * The operations a device offers: one interface, checked here, carried out by the table of
  * an implementation (ref: plain loops, f64 accumulation, the definition; cpu: threads and
- * SIMD; cuda: one GPU). Alphabet: T tokens, D model width, F MLP width, H query heads, K kv heads, d head
- * width, R rows, C columns, N = weight rows (outputs).
+ * SIMD; cuda: one GPU). Alphabet: T tokens, D model width, F MLP width, H query heads, K kv
+ * heads, d head width, R rows, C columns, N = weight rows (outputs).
  *
  * Laws: all tensors are in memory of d (dev_alloc) unless "host" is said. "act" tensors are
  * F32 or BF16, each independently unless said otherwise; everything else is F32. Arithmetic

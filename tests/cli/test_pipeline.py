@@ -223,19 +223,22 @@ def test_machine_output(f):
 
 def test_two_threads(f):
     """Two threads give their own bytes every time: a matrix product that is cut otherwise
-    may round otherwise. The losses stay what they are."""
-    two = [a if a != "-j1" else "-j2" for a in f.command("two-threads")]
+    may round otherwise. The losses stay what they are, at rates so low that training does not
+    blow a last bit up into another path."""
+    calm = ["--set", "optimizer.lr_clip=0.01", "--set", "optimizer.schedule=constant"]
+    two = [a if a != "-j1" else "-j2" for a in f.command("two-threads", *calm)]
     f.run(two)
     first = f.files("two-threads"), f.files("two-threads.state")
     shutil.rmtree(f.path / "two-threads")
     shutil.rmtree(f.path / "two-threads.state")
     f.run(two)
     assert (f.files("two-threads"), f.files("two-threads.state")) == first, "other bytes"
-    one = json.loads(f.reference()[1]["manifest.json"])["done"]
+    f.run(f.command("one-thread", *calm))
+    one = json.loads(f.files("one-thread.state")["manifest.json"])["done"]
     both = json.loads(first[1]["manifest.json"])["done"]
     for a, b in zip(one, both):
         assert abs(a["best_loss"] - b["best_loss"]) <= 0.01 * a["best_loss"], (a, b)
-    same = first[0] == f.reference()[0]
+    same = first[0] == f.files("one-thread")
     print("    one and two threads:", "same bytes" if same else "other bytes")
 
 
