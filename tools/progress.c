@@ -110,7 +110,7 @@ enum err progress_open(struct progress **out, const struct args *a)
         p->json = fopen(a->log_json, "ae");
         if (!p->json) {
             mem_free(p);
-            FAIL(ERR_IO, "--log-json %s: %s", a->log_json, strerror(errno));
+            FAIL(ERR_USAGE, "--log-json %s: %s", a->log_json, strerror(errno));
         }
         setvbuf(p->json, NULL, _IOLBF, 1 << 16); /* a kill loses no line */
     }

@@ -266,7 +266,7 @@ enum err file_make_dir(const char *path)
             break;
     }
     if (!file_is_dir(path))
-        FAIL_OUT(ERR_IO, "%s: exists and is not a directory", path);
+        FAIL_OUT(ERR_USAGE, "%s: exists and is not a directory", path);
 out:
     mem_free(p);
     return err;

@@ -86,7 +86,7 @@ static void unwritable_log_is_refused(void **state)
     struct progress *p = NULL;
     const struct args a = {.log_json = "no/such/folder/log.json"};
     err_clear();
-    assert_int_equal(progress_open(&p, &a), ERR_IO);
+    assert_int_equal(progress_open(&p, &a), ERR_USAGE);
     assert_non_null(strstr(err_text(), "no/such/folder/log.json"));
 }
 
