@@ -10,8 +10,8 @@
 
 struct progress; /* opaque; one thread */
 
-/* Reads a->quiet and a->log_json; takes over the log's lines until closed. Errors: ERR_IO
- * when the file cannot be opened. */
+/* Reads a->quiet and a->log_json; takes over the log's lines until closed. Errors:
+ * ERR_USAGE when the file cannot be opened. */
 enum err progress_open(struct progress **out, const struct args *a);
 void progress_close(struct progress **p);
 
