@@ -420,7 +420,8 @@ struct kv_spec recipe_kv_spec(const struct recipe *r)
 
 const char *recipe_device(const struct recipe *r)
 {
-    return r->device ? "ref" : "cpu";
+    static const char *const names[] = {"cpu", "ref", "cuda"};
+    return names[r->device];
 }
 
 uint64_t recipe_memory(const struct recipe *r)

@@ -37,7 +37,7 @@ struct recipe {
     int crr_terms, crr_loss;
     double lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
-    int device, compute; /* "cpu|ref", "auto|f32|bf16" */
+    int device, compute; /* "cpu|ref|cuda", "auto|f32|bf16" */
     int64_t threads;     /* 0: all cores */
     uint64_t memory;     /* bytes, 0: auto */
 };

@@ -78,8 +78,8 @@ const struct recipe_key recipe_key[] = {
     {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
      .why = "AdamW's decoupled decay"},
 
-    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref", .later = "cuda",
-     .why = "ref is the slow definition that the others are checked against"},
+    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref|cuda",
+     .why = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
     {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .free = true,
      .why = "0 = one per core"},
     {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = "auto|f32|bf16",

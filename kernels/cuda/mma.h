@@ -133,6 +133,7 @@ template <bool COLS>
 __device__ __forceinline__ void multiply(float *c, const rows_a &a, SHARED(float) b, int ld)
 {
     const int g = lane_row(), t = lane_col();
+    UNROLL_NOT
     for (int k = 0; k < 16; k++) {
         const float a0 = a.p[g * a.ld + k], a1 = a.p[(g + 8) * a.ld + k];
         const float b0 = b[COLS ? k * ld + t : t * ld + k],

@@ -22,6 +22,7 @@
 
 #define CUDA_NS cuda_gpu
 #define UNROLL _Pragma("unroll")
+#define UNROLL_NOT _Pragma("unroll 1")
 #define SHARED(T) T *
 #define SHARED_ARRAY(T, name, n) __shared__ __align__(16) T name[n]
 #define SHARED_DYNAMIC(T, name)                                                            \
@@ -46,6 +47,7 @@ template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
 
 #define CUDA_NS cuda_emu
 #define UNROLL
+#define UNROLL_NOT
 #define SHARED(T) emu::shared<T>
 #define SHARED_ARRAY(T, name, n)                                                           \
     static const char name##_declared = 0;                                                 \

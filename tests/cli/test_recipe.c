@@ -138,7 +138,7 @@ static void refuses_with_line_and_remedy(void **state)
     refused("weights: {method: awq}\n", ERR_USAGE, "weights.method", "one of rtn, lwc");
     refused("weights: {round: learned}\n", ERR_SUPPORT, "not in this version", "nearest");
     refused("kv: {rotate: kv}\n", ERR_SUPPORT, "kv.rotate", "not in this version");
-    refused("run: {device: cuda}\n", ERR_SUPPORT, "run.device", "cpu, ref");
+    refused("run: {device: tpu}\n", ERR_USAGE, "run.device", "cpu, ref, cuda");
     refused("activations: {bits: 9}\n", ERR_USAGE, "activations.bits",
             "want 2 to 8, or 16");
     refused("calibration: {data: [[x]]}\n", ERR_USAGE, "calibration.data", "file names");

@@ -5,7 +5,6 @@
  * --device: cpu, at each instruction set that the machine has. Exit status 1 when something
  * differs. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cuda/cuda_fill.h"
 #include "tests/kernels/checkop.h"
 
 #include <stdio.h>
@@ -119,7 +118,6 @@ int main(int argc, char **argv)
     if (self_test)
         return ck_self_test(c.seed) != 0;
     int failed = 0, found = 0;
-    dev_register("cuda-emu", cuda_emu_fill);
     if (device ? run_device(&c, device, only, &failed, &found)
                : run_levels(&c, only, &failed, &found)) {
         fprintf(stderr, "checkop: %s\n", err_text());

@@ -179,6 +179,23 @@ static int teardown(void **state)
     return 0;
 }
 
+/* With a GPU it opens; without one, or without nvcc, the message says what to do. */
+static void cuda_opens_or_says_why(void **state)
+{
+    struct dev *d = NULL;
+    const enum err e = dev_open(&d, &(struct dev_settings){.name = "cuda"});
+    if (e == OK) {
+        assert_string_equal(dev_name(d), "cuda");
+        dev_close(&d);
+        return;
+    }
+    assert_int_equal(e, ERR_SUPPORT);
+    assert_null(d);
+    assert_non_null(strstr(err_text(), "device cuda: "));
+    assert_non_null(strstr(err_text(), "use --device cpu"));
+    err_clear();
+}
+
 int main(void)
 {
     if (DEBUG_ABORT) /* refusals abort */
@@ -187,7 +204,7 @@ int main(void)
         cmocka_unit_test(matrices),      cmocka_unit_test(norms_and_rotation),
         cmocka_unit_test(attention),     cmocka_unit_test(quantizers),
         cmocka_unit_test(training),      cmocka_unit_test(devices),
-        cmocka_unit_test(failures_stay),
+        cmocka_unit_test(failures_stay), cmocka_unit_test(cuda_opens_or_says_why),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -13,6 +13,9 @@ extern "C" {
 
 #include "kernels/cuda/port.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 namespace
 {
 
@@ -144,6 +147,32 @@ void a_seed_changes_the_order(void **)
     assert_true(moved > 32);
 }
 
+__global__ void store_kernel(int *p)
+{
+    p[threadIdx.x] = (int)threadIdx.x;
+}
+
+/* Kernels and copies reach device memory, the host does not. */
+void device_memory_is_fenced(void **)
+{
+    void *p = nullptr;
+    int host[WARP_SIZE] = {0};
+    assert_int_equal(cudaMalloc(&p, sizeof(host)), cudaSuccess);
+    CUDA_LAUNCH(store_kernel, 1, WARP_SIZE, 0, 0, (int *)p);
+    assert_int_equal(cudaMemcpyAsync(host, p, sizeof(host), cudaMemcpyDeviceToHost, 0),
+                     cudaSuccess);
+    assert_int_equal(host[31], 31);
+    const pid_t child = fork();
+    if (child == 0) {
+        close(STDERR_FILENO);
+        _exit(((volatile int *)p)[0]); /* 0 if it could be read */
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(status != 0);
+    assert_int_equal(cudaFree(p), cudaSuccess);
+}
+
 } // namespace
 
 int main(void)
@@ -154,6 +183,7 @@ int main(void)
         cmocka_unit_test(warps_order_their_lanes),
         cmocka_unit_test(launches_are_checked),
         cmocka_unit_test(a_seed_changes_the_order),
+        cmocka_unit_test(device_memory_is_fenced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

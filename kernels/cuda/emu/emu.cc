@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #if defined(__x86_64__)
 /* Save the callee's registers on this stack, note it in *from, go on where `to` stopped. */
@@ -300,11 +301,13 @@ void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
     here.grid_dim = grid;
     const unsigned blocks = grid.x * grid.y * grid.z,
                    start = m.seed ? (unsigned)(next_random() % blocks) : 0;
+    emu_fence(true);
     for (unsigned i = 0; i < blocks && !m.failed; i++) {
         const unsigned b = (i + start) % blocks;
         here.block_idx = dim3(b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y));
         run_block();
     }
+    emu_fence(false);
     if (m.failed)
         drop_stacks();
 }
@@ -414,6 +417,59 @@ const char *emu_error(void)
 void emu_clear(void)
 {
     emu::m.error[0] = 0;
+}
+
+namespace
+{
+
+/* One range of addresses; each allocation begins with its length. */
+constexpr size_t ARENA = (size_t)64 << 30, HEAD = 4096;
+unsigned char *arena;
+size_t arena_used;
+
+size_t whole_pages(size_t bytes)
+{
+    return (bytes + HEAD + 4095) & ~(size_t)4095;
+}
+
+} // namespace
+
+void emu_fence(bool open)
+{
+    if (arena_used &&
+        mprotect(arena, arena_used, open ? PROT_READ | PROT_WRITE : PROT_NONE))
+        abort();
+}
+
+void *emu_alloc(size_t bytes)
+{
+    if (!arena) {
+        void *p = mmap(NULL, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
+        if (p == MAP_FAILED)
+            return NULL;
+        arena = (unsigned char *)p;
+    }
+    if (bytes > ARENA || whole_pages(bytes) > ARENA - arena_used)
+        return NULL;
+    unsigned char *p = arena + arena_used;
+    arena_used += whole_pages(bytes);
+    emu_fence(true);
+    memcpy(p, &bytes, sizeof(bytes));
+    emu_fence(false);
+    return p + HEAD;
+}
+
+void emu_free(void *p)
+{
+    if (!p)
+        return;
+    unsigned char *head = (unsigned char *)p - HEAD;
+    size_t bytes;
+    emu_fence(true);
+    memcpy(&bytes, head, sizeof(bytes));
+    emu_fence(false);
+    madvise(head, whole_pages(bytes), MADV_DONTNEED);
 }
 
 void emu_set_seed(uint64_t seed)

@@ -42,6 +42,13 @@ void emu_clear(void);
 /* 0: threads in order. */
 void emu_set_seed(uint64_t seed);
 
+/* Device memory: the host cannot touch it but between emu_fence(true) and emu_fence(false),
+ * as in launches, copies and products. Addresses are not used twice. NULL without memory.
+ */
+void *emu_alloc(size_t bytes);
+void emu_free(void *p);
+void emu_fence(bool open);
+
 namespace emu
 {
 

@@ -3,6 +3,10 @@
  * In place of a GPU and cuBLAS: host memory, and the reference's matrix product. */
 #include "kernels/cuda/cuda.h"
 
+extern "C" {
+#include "kernels/cuda/cuda_fill.h"
+}
+
 #include <stdio.h>
 
 namespace CUDA_NS
@@ -33,7 +37,15 @@ void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate)
 {
     struct dev *ref = gpu_of(d)->gemm->ref;
+    emu_fence(true);
     ref->ops.gemm(ref, kind, c, a, b, accumulate);
+    emu_fence(false);
 }
 
 } // namespace CUDA_NS
+
+/* A test that links all of this library knows the device. */
+__attribute__((constructor)) static void register_emulation(void)
+{
+    dev_register("cuda-emu", cuda_emu_fill);
+}

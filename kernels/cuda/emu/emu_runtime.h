@@ -7,8 +7,6 @@
 
 #include "kernels/cuda/emu/emu.h"
 
-#include <stdlib.h>
-
 typedef int cudaError_t;
 typedef int cudaStream_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
@@ -33,26 +31,30 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t)
 
 static inline cudaError_t cudaMalloc(void **p, size_t bytes)
 {
-    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+    *p = emu_alloc(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 static inline cudaError_t cudaFree(void *p)
 {
-    free(p);
+    emu_free(p);
     return cudaSuccess;
 }
 
 static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, int,
                                           cudaStream_t)
 {
+    emu_fence(true);
     memcpy(dst, src, bytes);
+    emu_fence(false);
     return cudaSuccess;
 }
 
 static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t)
 {
+    emu_fence(true);
     memset(dst, value, bytes);
+    emu_fence(false);
     return cudaSuccess;
 }
 
