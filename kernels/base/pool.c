@@ -9,8 +9,9 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Pauses a waiting thread makes before it sleeps: about 20 us, less than a wake-up costs.
- */
+/* Pauses a waiting thread makes before it sleeps: some 20 to 50 us, about what a wake-up
+ * costs. Whoever sleeps says so first, so that a round among spinning threads takes no lock
+ * and no call into the kernel. */
 #define SPINS 2000
 
 struct pool {
@@ -18,9 +19,11 @@ struct pool {
     pthread_cond_t wake, done;
     pthread_t *thread;
     int threads, started;
-    atomic_uint round; /* counts pool_run calls */
-    atomic_int busy;   /* helpers still in this round */
-    atomic_llong next; /* next chunk to hand out */
+    atomic_uint round;   /* counts pool_run calls */
+    atomic_int busy;     /* helpers still in this round */
+    atomic_int sleeping; /* helpers that wait for `wake`, or are about to */
+    atomic_bool waiting; /* the caller waits for `done`, or is about to */
+    atomic_llong next;   /* next chunk to hand out */
     int64_t chunks;
     void (*fn)(void *, int64_t, int);
     void *ctx;
@@ -49,6 +52,60 @@ static void drain(struct pool *p, int thread)
     }
 }
 
+/* Returns the number of the round after `seen`. A helper counts itself as sleeping before
+ * it looks at the round for the last time, and the caller looks at the count after it has
+ * begun a round: one of them sees the other. */
+static unsigned next_round(struct pool *p, unsigned seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load(&p->round) != seen)
+            return atomic_load(&p->round);
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->sleeping, 1);
+    while (atomic_load(&p->round) == seen)
+        pthread_cond_wait(&p->wake, &p->lock);
+    atomic_fetch_sub(&p->sleeping, 1);
+    pthread_mutex_unlock(&p->lock);
+    return atomic_load(&p->round);
+}
+
+static void begin_round(struct pool *p)
+{
+    atomic_fetch_add(&p->round, 1);
+    if (!atomic_load(&p->sleeping))
+        return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* One helper has no more to do in this round. */
+static void end_round(struct pool *p)
+{
+    if (atomic_fetch_sub(&p->busy, 1) != 1 || !atomic_load(&p->waiting))
+        return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_signal(&p->done);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void await_helpers(struct pool *p)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (!atomic_load(&p->busy))
+            return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->lock);
+    atomic_store(&p->waiting, true);
+    while (atomic_load(&p->busy))
+        pthread_cond_wait(&p->done, &p->lock);
+    atomic_store(&p->waiting, false);
+    pthread_mutex_unlock(&p->lock);
+}
+
 static void *helper_main(void *arg)
 {
     struct start s = *(struct start *)arg;
@@ -56,22 +113,11 @@ static void *helper_main(void *arg)
     mem_free(arg);
     unsigned seen = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load(&p->round) == seen; i++)
-            pause_cpu();
-        pthread_mutex_lock(&p->lock);
-        while (atomic_load(&p->round) == seen)
-            pthread_cond_wait(&p->wake, &p->lock);
-        seen = atomic_load(&p->round);
-        const bool quit = p->quit;
-        pthread_mutex_unlock(&p->lock);
-        if (quit)
+        seen = next_round(p, seen);
+        if (p->quit)
             return NULL;
         drain(p, s.index);
-        if (atomic_fetch_sub(&p->busy, 1) == 1) {
-            pthread_mutex_lock(&p->lock);
-            pthread_cond_signal(&p->done);
-            pthread_mutex_unlock(&p->lock);
-        }
+        end_round(p);
     }
 }
 
@@ -115,11 +161,8 @@ void pool_close(struct pool **pp)
     struct pool *p = *pp;
     if (!p)
         return;
-    pthread_mutex_lock(&p->lock);
     p->quit = true;
-    atomic_fetch_add(&p->round, 1);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    begin_round(p);
     for (int i = 1; i <= p->started; i++)
         pthread_join(p->thread[i], NULL);
     pthread_mutex_destroy(&p->lock);
@@ -143,20 +186,12 @@ void pool_run(struct pool *p, int64_t chunks,
             fn(ctx, i, 0);
         return;
     }
-    pthread_mutex_lock(&p->lock);
     p->fn = fn;
     p->ctx = ctx;
     p->chunks = chunks;
     atomic_store(&p->next, 0);
     atomic_store(&p->busy, p->threads - 1);
-    atomic_fetch_add(&p->round, 1);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    begin_round(p);
     drain(p, 0);
-    for (int i = 0; i < SPINS && atomic_load(&p->busy); i++)
-        pause_cpu();
-    pthread_mutex_lock(&p->lock);
-    while (atomic_load(&p->busy))
-        pthread_cond_wait(&p->done, &p->lock);
-    pthread_mutex_unlock(&p->lock);
+    await_helpers(p);
 }
