@@ -157,3 +157,15 @@ enum err json_get_array(json_t **out, const json_t *o, const char *key, const ch
     *out = v;
     return OK;
 }
+
+json_t *json_reals(const double *x, int64_t n)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; list && i < n; i++) {
+        if (json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null())) {
+            json_decref(list);
+            list = NULL;
+        }
+    }
+    return list;
+}

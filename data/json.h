@@ -40,6 +40,8 @@ enum err json_get_string(const char **out, const json_t *o, const char *key,
 enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where);
 enum err json_get_array(json_t **out, const json_t *o, const char *key, const char *where);
 
+/* A new array of n numbers, null for what is not finite. NULL when memory is short. */
+json_t *json_reals(const double *x, int64_t n);
 /* "an object", "a string", ...: for messages. */
 const char *json_kind(const json_t *v);
 

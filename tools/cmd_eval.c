@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/log.h"
+#include "kernels/base/mem.h"
 #include "tools/commands.h"
 #include "tools/eval.h"
 #include "tools/eval_tasks.h"
@@ -137,7 +139,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:i, "
-        "s:i, s:i, s:s, s:f}",
+        "s:i, s:i, s:s, s:f, s:o}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
@@ -146,7 +148,8 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         bos_name[j->recipe.bos], "bos_in_text", bos, "join", join_name[j->recipe.join],
         "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits", weight_bits,
         "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "compute",
-        !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds);
+        !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
+        "window_nll", json_reals(e->window_nll, r->windows));
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
     printf("\n");
@@ -180,8 +183,13 @@ static enum err measure_ppl(struct eval *e)
     struct eval_result r;
     if (e->job->args->against)
         return eval_against(e);
-    TRY(eval_ppl(&r, e));
-    return print_result(e, &r);
+    TRY(eval_count_windows(e));
+    TRY(mem_calloc(&e->window_nll, (size_t)e->windows, sizeof(*e->window_nll)));
+    enum err err = eval_ppl(&r, e);
+    if (!err)
+        err = print_result(e, &r);
+    mem_free(e->window_nll);
+    return err;
 }
 
 static enum err run(struct args *a)

@@ -3,6 +3,7 @@
  * One cell of a sweep: calibrate, convert, verify, evaluate, and what came of it as JSON.
  */
 #include "convert/artifact/reader.h"
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -175,14 +176,6 @@ out:
     return err;
 }
 
-static json_t *reals(const double *x, int64_t n)
-{
-    json_t *list = json_array();
-    for (int64_t i = 0; list && i < n; i++)
-        json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null());
-    return list;
-}
-
 static json_t *overrides(const struct set_list *set)
 {
     json_t *list = json_array();
@@ -197,10 +190,11 @@ static enum err add_artifact(json_t *o, const struct cell *c)
     const struct verify_report *r = &c->report;
     const int64_t n = r->logits == VERIFY_SKIP ? 0 : c->s->arch.n_layers;
     json_t *verify = verify_report_json(c->run->hash, r);
-    json_t *more = json_pack(
-        "{s:f, s:f, s:I, s:b, s:o, s:o, s:o}", "weight_bits", r->weight_bits, "kv_bits",
-        r->kv_bits, "bytes", (json_int_t)r->total_bytes, "verified", r->passed, "k_cosine",
-        reals(c->cosine[0], n), "v_cosine", reals(c->cosine[1], n), "verify", verify);
+    json_t *more =
+        json_pack("{s:f, s:f, s:I, s:b, s:o, s:o, s:o}", "weight_bits", r->weight_bits,
+                  "kv_bits", r->kv_bits, "bytes", (json_int_t)r->total_bytes, "verified",
+                  r->passed, "k_cosine", json_reals(c->cosine[0], n), "v_cosine",
+                  json_reals(c->cosine[1], n), "verify", verify);
     const bool whole = more && !json_object_update(o, more);
     json_decref(more);
     FAIL_IF(!whole, ERR_MEMORY, "out of memory for the result");
@@ -218,7 +212,7 @@ static enum err result_json(json_t **out, struct cell *c)
         c->run->identity, "command", c->run->command, "ppl", r->ppl, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "nll", r->nll,
         "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
-        (json_int_t)c->s->eval_ctx, "window_nll", reals(c->nll, r->windows), "blocks",
+        (json_int_t)c->s->eval_ctx, "window_nll", json_reals(c->nll, r->windows), "blocks",
         c->blocks, "seconds", now_s() - c->start, "calibrate_seconds", c->calibrate_s,
         "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
         kv_row_bits(&c->s->arch, &c->kv), "bytes",

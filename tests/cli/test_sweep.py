@@ -172,6 +172,7 @@ def test_command_reproduces(f):
         assert words[0] == "wkvq"
         done = f.run([f.wkvq, *words[1:], "--json", "-j1"])
     assert close(json.loads(done.stdout)["ppl"], row["ppl"])
+    assert all(map(close, json.loads(done.stdout)["window_nll"], row["window_nll"]))
 
 
 def test_rounded_activations_are_simulated(f):
