@@ -16,11 +16,16 @@ static const struct opt options[] = {
     {OPT_INT, .name = "blocks", .arg = "K", .offset = offsetof(struct args, blocks),
      .value = "5", .lo = 0, .hi = 64, .help = "Blocks behind the trained one (crr.blocks)"},
     {OPT_INT, .name = "steps", .arg = "N", .offset = offsetof(struct args, steps),
-     .value = "3", .lo = 1, .hi = 1000, .help = "Steps to measure, after one to warm up"},
+     .value = "3", .lo = 1, .hi = 100000, .help = "Steps, or tokens, to measure, after one to warm up"},
     {OPT_TEXT, .name = "compute", .arg = "TYPE", .offset = offsetof(struct args, compute),
      .value = "auto", .choices = "auto|f32|bf16", .help = "Type of the matrix operands"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
      .help = "Threads; -1 = one per core"},
+    {OPT_INT, .name = "depth", .arg = "N", .offset = offsetof(struct args, depth),
+     .value = "0", .lo = 0, .hi = 1 << 20, .help = "Tokens in the cache before the decoded one"},
+    {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
+     .value = "0", .lo = 0, .hi = 16,
+     .help = "16 leaves the cache in full precision; 0 does as the artifact says"},
     {0},
 };
 /* clang-format on */
@@ -33,12 +38,14 @@ static enum err run(struct args *a)
         return bench_kernels(a);
     if (!strcmp(what, "calibrate"))
         return bench_calibrate(a);
-    FAIL(ERR_USAGE, "bench '%s': want kernels or calibrate", what);
+    if (!strcmp(what, "decode"))
+        return bench_decode(a);
+    FAIL(ERR_USAGE, "bench '%s': want kernels, calibrate or decode", what);
 }
 
 const struct command cmd_bench = {
     .name = "bench",
-    .operands = "kernels|calibrate",
+    .operands = "kernels|calibrate|decode [ARTIFACT]",
     .summary = "Figures against the machine's limits",
     .details =
         "kernels: every operation at the shape's sizes: time, bytes or flops a second, and "
@@ -47,11 +54,14 @@ const struct command cmd_bench = {
         "the same products, order, types, library and threads, without anything between. "
         "Attention's products are timed T x T a head and counted by one half, as the "
         "causal "
-        "mask needs no more. Weights and activations are made up; times are medians.\n\n"
+        "mask needs no more. Weights and activations are made up; times are medians. "
+        "decode: one token at a time by the packed runtime, against the bytes that it must "
+        "read and what the machine reads.\n\n"
         "  wkvq bench kernels\n"
-        "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n",
+        "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n"
+        "  wkvq bench decode SmolLM2-135M-w4kv4 --depth 1800 --steps 50\n",
     .groups = groups,
     .min_pos = 1,
-    .max_pos = 1,
+    .max_pos = 2,
     .run = run,
 };

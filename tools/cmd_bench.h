@@ -11,5 +11,7 @@
 enum err bench_kernels(struct args *a);
 /* One training step by part, beside the matrix products of the same shapes alone. */
 enum err bench_calibrate(struct args *a);
+/* Tokens a second of the packed runtime on an artifact, and its share of the bandwidth. */
+enum err bench_decode(struct args *a);
 
 #endif

@@ -35,7 +35,7 @@ struct args {
     const char *batch, *length; /* lists */
     bool plan, keep_state, keep, force, decode, stats, memory_table;
     int64_t limit;
-    int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen;
+    int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
     int64_t parallel, samples, epochs, blocks, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap, max_bits, max_kv_bits;
     uint64_t shard_bytes, memory;

@@ -1,111 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * Compiled with -DRT_ISA=plain, avx2 or avx512 and that set's flags. Vectors are the
- * compilers' own (vector_size), as wide as the set's registers. */
+ * Products with rows of weights. Compiled with -DRT_ISA=plain, avx2 or avx512 and that
+ * set's flags. */
 #include "convert/runtime/rt_kernels.h"
 
 #include "convert/artifact/bitpack.h"
+#include "convert/runtime/rt_vec.h"
 #include "kernels/tensor/quant.h"
 
 #include <string.h>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#if defined(__AVX512F__)
-#define VL 16
-#elif defined(__AVX2__)
-#define VL 8
-#else
-#define VL 4
-#endif
-
-typedef float vf __attribute__((vector_size(VL * 4)));
-typedef int32_t vi __attribute__((vector_size(VL * 4)));
-typedef uint16_t vh __attribute__((vector_size(VL * 2)));
-typedef uint8_t vb __attribute__((vector_size(VL)));
-
-/* Contraction is off in the whole tree; sums of products may use the instruction. */
-static inline vf madd(vf a, vf b, vf c)
-{
-#if defined(__AVX512F__)
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
-}
-
-static inline vf load(const float *p)
-{
-    vf v;
-    memcpy(&v, p, sizeof(v));
-    return v;
-}
-
-static inline vf splat(float x)
-{
-    return (vf){0} + x;
-}
-
-static inline float sum(vf v)
-{
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    float s[VL];
-    memcpy(s, &v, sizeof(s));
-    for (int width = VL / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            s[i] += s[i + width];
-    return s[0];
-#endif
-}
-
-static inline vf from_bytes(vb b)
-{
-    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-}
-
-static inline vb load_bytes(const uint8_t *p)
-{
-    vb b;
-    memcpy(&b, p, sizeof(b));
-    return b;
-}
-
-static inline vf load_bf16(const uint8_t *p)
-{
-    vh h;
-    memcpy(&h, p, sizeof(h));
-    const vi u = __builtin_convertvector(h, vi) << 16;
-    vf v;
-    memcpy(&v, &u, sizeof(v));
-    return v;
-}
-
-static inline uint16_t half_at(const uint8_t *p, int64_t i)
-{
-    return (uint16_t)(p[2 * i] | p[2 * i + 1] << 8);
-}
-
-static inline vf load_f16(const uint8_t *p)
-{
-    vf v;
-#if defined(__AVX512F__)
-    const __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
-    memcpy(&v, &x, sizeof(v));
-#elif defined(__F16C__) && VL == 8
-    const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
-    memcpy(&v, &x, sizeof(v));
-#else
-    for (int i = 0; i < VL; i++)
-        v[i] = f16_to_f32(half_at(p, i));
-#endif
-    return v;
-}
+/* Bytes that are asked for ahead of their use: two pages, which the hardware does not look
+ * across by itself. */
+#define AHEAD 8192
 
 /* --- plain weights ------------------------------------------------------------------ */
 
@@ -129,52 +36,72 @@ static void axpy(float *y, float a, const float *x, int64_t n)
         y[i] += a * x[i];
 }
 
-static float dot_f16(const uint8_t *w, const float *x, int64_t n)
+static inline vf load_as(const uint8_t *p, int64_t i, const enum dtype t)
 {
-    vf s = {0};
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL)
-        s = madd(load_f16(w + 2 * i), load(x + i), s);
-    float tail = 0;
-    for (; i < n; i++)
-        tail += f16_to_f32(half_at(w, i)) * x[i];
-    return sum(s) + tail;
+    vf v;
+    if (t == DT_F16)
+        return load_f16(p + 2 * i);
+    if (t == DT_BF16)
+        return load_bf16(p + 2 * i);
+    memcpy(&v, p + 4 * i,
+           sizeof(v)); /* not a cast: a checkpoint's tensors start anywhere */
+    return v;
 }
 
-static float dot_bf16(const uint8_t *w, const float *x, int64_t n)
+static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
 {
-    vf s = {0};
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL)
-        s = madd(load_bf16(w + 2 * i), load(x + i), s);
-    float tail = 0;
-    for (; i < n; i++)
-        tail += bf16_to_f32(half_at(w, i)) * x[i];
-    return sum(s) + tail;
+    float f;
+    if (t == DT_F16)
+        return f16_to_f32(half_at(p, i));
+    if (t == DT_BF16)
+        return bf16_to_f32(half_at(p, i));
+    memcpy(&f, p + 4 * i, sizeof(f));
+    return f;
 }
 
-/* memcpy, not a cast: a checkpoint's tensors start anywhere. */
-static float dot_f32(const uint8_t *w, const float *x, int64_t n)
+/* y[0..n) of n rows of `in` weights. */
+static inline void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
+                             const float *x, int64_t in)
 {
-    vf s = {0}, v;
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        memcpy(&v, w + 4 * i, sizeof(v));
-        s = madd(v, load(x + i), s);
+    const int64_t row = in * (t == DT_F32 ? 4 : 2);
+    vf s[4][2] = {{{0}}};
+    int64_t c = 0;
+    for (; c + 2 * VL <= in; c += 2 * VL) {
+        const vf x0 = load(x + c), x1 = load(x + c + VL);
+        for (int i = 0; i < n; i++) {
+            __builtin_prefetch(w + i * row + c * (t == DT_F32 ? 4 : 2) + AHEAD);
+            s[i][0] = madd(load_as(w + i * row, c, t), x0, s[i][0]);
+            s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
+        }
     }
-    float tail = 0, f;
-    for (; i < n; i++) {
-        memcpy(&f, w + 4 * i, sizeof(f));
-        tail += f * x[i];
+    for (int i = 0; i < n; i++) {
+        float tail = 0;
+        for (int64_t k = c; k < in; k++)
+            tail += value_as(w + i * row, k, t) * x[k];
+        y[i] = sum(s[i][0] + s[i][1]) + tail;
     }
-    return sum(s) + tail;
 }
 
-static float dot_plain(const void *w, enum dtype t, const float *x, int64_t n)
+static inline void plain_of(float *y, const uint8_t *w, const enum dtype t, int64_t rows,
+                            const float *x, int64_t in)
 {
-    return t == DT_F16    ? dot_f16(w, x, n)
-           : t == DT_BF16 ? dot_bf16(w, x, n)
-                          : dot_f32(w, x, n);
+    const int64_t row = in * (t == DT_F32 ? 4 : 2);
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        plain_few(y + r, w + r * row, t, 4, x, in);
+    for (; r < rows; r++)
+        plain_few(y + r, w + r * row, t, 1, x, in);
+}
+
+static void rows_plain(float *y, const void *w, enum dtype t, int64_t rows, const float *x,
+                       int64_t in)
+{
+    if (t == DT_F16)
+        plain_of(y, w, DT_F16, rows, x, in);
+    else if (t == DT_BF16)
+        plain_of(y, w, DT_BF16, rows, x, in);
+    else
+        plain_of(y, w, DT_F32, rows, x, in);
 }
 
 static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
@@ -219,50 +146,88 @@ static inline vf block_sum(vi codes, vf zero, const float *x)
 static inline vi load_codes(const uint8_t *p, int64_t bytes)
 {
     vi v = {0};
-    if (bytes >= (int64_t)sizeof(v))
+    if (bytes >= (int64_t)sizeof(v)) {
         memcpy(&v, p, sizeof(v));
-    else
-        memcpy(&v, p, (size_t)bytes);
+        return v;
+    }
+#if defined(__AVX512BW__)
+    return (vi)_mm512_maskz_loadu_epi8(((__mmask64)1 << bytes) - 1, p);
+#else
+    memcpy(&v, p, (size_t)bytes);
     return v;
+#endif
 }
 
-#if defined(__AVX512F__)
-/* s[k] += table[codes of column 8 lane + k] x, the table's sixteen values being w^. */
-static inline void add_block(__m512 s[4], __m512i codes, __m512 table, const float *x)
+/* --- several rows by one vector ----------------------------------------------------- */
+
+/* As many rows at a time as share a load of x and still have their sums, codes and tables
+ * in registers. */
+#define SHARE (VL == 16 ? 4 : 2)
+
+/* s[2 i], s[2 i + 1] += the lanes' products of row i. */
+static inline void add_block(vf *s, const vi *codes, const vtable *table, const float *x,
+                             const int n)
 {
     for (int k = 0; k < 8; k++) {
-        const __m512 w =
-            _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * (unsigned)k), table);
-        s[k % 4] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + k * VL), s[k % 4]);
+        const vf xk = load(x + k * VL);
+        for (int i = 0; i < n; i++)
+            s[2 * i + k % 2] = madd(look_up(table[i], codes[i], k), xk, s[2 * i + k % 2]);
     }
 }
 
-/* Groups of whole blocks: the sixteen values of a group are a table in a register, which a
- * lane's lowest four bits index. */
-static float dot_tables(const struct rt_row *r, const float *x)
+/* Where rows [row, row + SHARE) are being read. */
+struct place {
+    const uint8_t *codes, *zeros;
+    const float *h, *x;
+    int64_t left; /* columns */
+};
+
+/* Group g: total[i] += h sum (q - z) x. */
+static inline void add_group(vf *total, struct place *p, const struct rt_rows *r, int64_t g,
+                             const int n)
 {
-    const __m512 code = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const int64_t bytes = (r->in + 1) / 2, group = r->group / 2;
-    const uint8_t *p = r->codes, *const end = p + bytes, *const whole = p + bytes / 64 * 64;
-    __m512 s[4] = {{0}}, table = {0};
-    for (int64_t g = 0; p < end; g++) {
-        const uint8_t *const stop = whole - p < group ? whole : p + group;
-        table = _mm512_mul_ps(_mm512_sub_ps(code, _mm512_set1_ps((float)r->z[g])),
-                              _mm512_set1_ps(r->h[g]));
-        for (; p < stop; p += 64, x += BLOCK)
-            add_block(s, _mm512_loadu_si512(p), table, x);
-        if (p == whole && p < end) { /* the row's last block ends early */
-            const __mmask64 there = ((__mmask64)1 << (end - p)) - 1;
-            if (whole - r->codes == (g + 1) * group)
-                continue; /* it begins the next group */
-            add_block(s, _mm512_maskz_loadu_epi8(there, p), table, x);
-            break;
-        }
+    int64_t here = p->left < r->group ? p->left : r->group;
+    vf s[2 * SHARE];
+    vtable table[SHARE];
+    vi codes[SHARE];
+    p->left -= here;
+    for (int i = 0; i < n; i++) {
+        table[i] = code_table(p->zeros[i * r->zero_stride + g / 2] >> 4 * (g % 2) & 15);
+        s[2 * i] = s[2 * i + 1] = splat(0);
     }
-    return _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+    for (; here > 0; here -= BLOCK, p->codes += BLOCK / 2, p->x += BLOCK) {
+        for (int i = 0; i < n; i++)
+            __builtin_prefetch(p->codes + i * r->code_stride + AHEAD);
+        for (int i = 0; i < n; i++)
+            codes[i] = load_codes(p->codes + i * r->code_stride, (here + 1) / 2);
+        add_block(s, codes, table, p->x, n);
+    }
+    for (int i = 0; i < n; i++)
+        total[i] = madd(s[2 * i] + s[2 * i + 1], splat(p->h[i * r->groups + g]), total[i]);
 }
-#endif
+
+static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, const float *x,
+                            const int n)
+{
+    struct place p = {r->codes + row * r->code_stride, r->zeros + row * r->zero_stride,
+                      r->h + row * r->groups, x, r->in};
+    vf total[SHARE] = {{0}};
+    for (int64_t g = 0; g < r->groups; g++)
+        add_group(total, &p, r, g, n);
+    for (int i = 0; i < n; i++)
+        y[row + i] = sum(total[i]);
+}
+
+static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const float *parted)
+{
+    int64_t row = 0;
+    for (; row + SHARE <= n; row += SHARE)
+        add_rows(y, r, row, parted, SHARE);
+    for (; row < n; row++)
+        add_rows(y, r, row, parted, 1);
+}
+
+/* --- one row at a time -------------------------------------------------------------- */
 
 /* h and z of every lane. */
 static void spread(float *h, float *z, const struct rt_row *r)
@@ -283,10 +248,6 @@ static float dot_nibbles(const struct rt_row *r, const float *parted, float *lan
     struct rt_row row = *r;
     if (row.group >= row.in) /* one group */
         row.group = rt_parted(row.in);
-#if defined(__AVX512F__)
-    if (row.group % BLOCK == 0)
-        return dot_tables(&row, parted);
-#endif
     float *h = lanes, *z = lanes + rt_parted(row.in) / 8;
     const int64_t bytes = (row.in + 1) / 2;
     vf s = {0};
@@ -389,7 +350,7 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
 #define TABLE(isa)                                                                         \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, dot_plain, to_f32, part, dot_nibbles, dot_codes, unpack, tile, kv_out}
+        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, tile, kv_out}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

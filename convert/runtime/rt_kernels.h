@@ -16,16 +16,27 @@ struct rt_row {
     int bits;
 };
 
+/* Rows of one packed projection, their scales in F32. */
+struct rt_rows {
+    const uint8_t *codes, *zeros; /* of the first; nibbles */
+    const float *h;               /* [rows][groups] */
+    int64_t code_stride, zero_stride;
+    int64_t in, group, groups;
+};
+
 struct rt_kernels {
     const char *name;
     float (*dot)(const float *a, const float *b, int64_t n);
     /* y += a x */
     void (*axpy)(float *y, float a, const float *x, int64_t n);
-    /* A row of a plain weight, F32, F16 or BF16 at any alignment. */
-    float (*dot_plain)(const void *w, enum dtype t, const float *x, int64_t n);
+    /* y [rows] = w x of rows of a plain weight, F32, F16 or BF16 at any alignment. */
+    void (*rows_plain)(float *y, const void *w, enum dtype t, int64_t rows, const float *x,
+                       int64_t in);
     void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
-    /* x [n] in the order in which dot_nibbles meets it, rt_parted(n) floats. */
+    /* x [n] in the order in which nibbles meet it, rt_parted(n) floats. */
     void (*part)(float *parted, const float *x, int64_t n);
+    /* y [n] of 4-bit rows; group is a multiple of RT_BLOCK, or groups is 1. */
+    void (*rows_nibbles)(float *y, const struct rt_rows *r, int64_t n, const float *parted);
     /* sum_c w^_c x_c from 4-bit codes; group is a multiple of 8, or one is the whole row.
      * lanes [2 * rt_parted(in) / 8] is scratch. */
     float (*dot_nibbles)(const struct rt_row *r, const float *parted, float *lanes);

@@ -24,7 +24,7 @@ struct job {
 
 struct scratch {
     float *w;       /* [4][widest] */
-    float *h;       /* [most_groups] */
+    float *h;       /* [ROWS][most_groups] */
     uint8_t *z;     /* [most_groups] */
     uint8_t *bytes; /* [widest] */
 };
@@ -32,7 +32,8 @@ struct scratch {
 static size_t scratch_bytes(const struct rt_linear *l)
 {
     const size_t n = 4 * (size_t)l->widest * sizeof(float) +
-                     (size_t)l->most_groups * (sizeof(float) + 1) + (size_t)l->widest;
+                     (size_t)l->most_groups * (ROWS * sizeof(float) + 1) +
+                     (size_t)l->widest;
     return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
 }
 
@@ -41,7 +42,7 @@ static struct scratch scratch_of(const struct rt_linear *l, int thread)
     struct scratch s;
     s.w = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
     s.h = s.w + 4 * l->widest;
-    s.z = (uint8_t *)(s.h + l->most_groups);
+    s.z = (uint8_t *)(s.h + ROWS * l->most_groups);
     s.bytes = s.z + l->most_groups;
     return s;
 }
@@ -103,16 +104,47 @@ static const void *plain_row(const struct host_mat *w, int64_t r)
     return (const char *)w->data + (size_t)(r * w->cols) * dtype_bytes(w->dtype);
 }
 
-static float dot_row(const struct job *j, const struct packed_linear *p, int64_t r,
-                     const struct scratch *s)
+static bool has_blocks(const struct packed_linear *p)
+{
+    return p->bits == 4 && (p->group_size % RT_BLOCK == 0 || p->groups == 1);
+}
+
+/* y[first..end) from codes, the rows' scales unpacked together. */
+static void dot_blocks(const struct job *j, const struct packed_linear *p, float *y,
+                       int64_t first, int64_t end, const struct scratch *s)
 {
     const struct rt_kernels *kern = j->l->kern;
-    if (p->bits == 16)
-        return kern->dot_plain(plain_row(&p->w, r), p->w.dtype, j->x, p->in);
-    const struct rt_row row = row_of(p, r, s, kern);
-    if (has_nibbles(p))
-        return kern->dot_nibbles(&row, j->l->parted, s->w);
-    return kern->dot_codes(&row, j->x, s->bytes);
+    struct rt_rows rows = {.h = s->h,
+                           .code_stride = bitpack_bytes(p->in, 4),
+                           .zero_stride = bitpack_bytes(p->groups, 4),
+                           .in = p->in,
+                           .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
+                           .groups = p->groups};
+    rows.codes = p->qweight + first * rows.code_stride;
+    rows.zeros = p->zeros + first * rows.zero_stride;
+    kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16,
+                 (end - first) * p->groups);
+    kern->rows_nibbles(y + first, &rows, end - first, j->l->parted);
+}
+
+static void dot_rows(const struct job *j, const struct packed_linear *p, float *y,
+                     int64_t first, int64_t end, const struct scratch *s)
+{
+    const struct rt_kernels *kern = j->l->kern;
+    if (p->bits == 16) {
+        kern->rows_plain(y + first, plain_row(&p->w, first), p->w.dtype, end - first, j->x,
+                         p->in);
+        return;
+    }
+    if (has_blocks(p)) {
+        dot_blocks(j, p, y, first, end, s);
+        return;
+    }
+    for (int64_t r = first; r < end; r++) {
+        const struct rt_row row = row_of(p, r, s, kern);
+        y[r] = has_nibbles(p) ? kern->dot_nibbles(&row, j->l->parted, s->w)
+                              : kern->dot_codes(&row, j->x, s->bytes);
+    }
 }
 
 static void unpack_row(float *w, const struct job *j, const struct packed_linear *p,
@@ -171,8 +203,8 @@ static void chunk(void *ctx, int64_t c, int thread)
     const int64_t end = p->out - first < ROWS ? p->out : first + ROWS;
     if (j->n > 1)
         tile_rows(j, p, y, first, end, &s);
-    for (int64_t r = first; j->n == 1 && r < end; r++)
-        y[r] = dot_row(j, p, r, &s);
+    else
+        dot_rows(j, p, y, first, end, &s);
     add_bias(j, p, y, first, end);
 }
 

@@ -63,8 +63,8 @@ static void check_plain(const struct rt_kernels *k, int64_t n)
         want = 0;
         for (int64_t i = 0; i < n; i++)
             want += (double)y[i] * (double)x[i];
-        near(k, "dot_plain", n, (double)k->dot_plain(raw[t] + 1, type[t], x, n), want,
-             size);
+        k->rows_plain(z, raw[t] + 1, type[t], 1, x, n);
+        near(k, "rows_plain", n, (double)z[0], want, size);
     }
     memcpy(y, w, sizeof(y));
     k->axpy(y, 0.3f, x, n);
@@ -114,6 +114,63 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
     near(k, "dot_nibbles", n, (double)k->dot_nibbles(&p.row, parted, lanes), want, size);
 }
 
+/* n_rows rows at once; every row has its own codes, scales and zeros. */
+static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
+{
+    static uint8_t codes[11 * MAX], zeros[11 * MAX];
+    static float h[11 * MAX], x[MAX], parted[MAX + RT_BLOCK];
+    static struct packed p;
+    const int64_t row_groups = (in + group - 1) / group;
+    const struct rt_rows rows = {codes,
+                                 zeros,
+                                 h,
+                                 bitpack_bytes(in, 4),
+                                 bitpack_bytes(row_groups, 4),
+                                 in,
+                                 row_groups > 1 ? group : rt_parted(in),
+                                 row_groups};
+    double want[11] = {0}, size[11] = {0};
+    float y[11];
+    fill(x, in);
+    for (int64_t r = 0; r < n; r++) {
+        make_packed(&p, in, group, 4);
+        memcpy(codes + r * rows.code_stride, p.bytes, (size_t)rows.code_stride);
+        memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
+        bitpack_row(zeros + r * rows.zero_stride, p.z, row_groups, 4);
+        for (int64_t i = 0; i < in; i++) {
+            want[r] += (double)p.w[i] * (double)x[i];
+            size[r] += fabs((double)p.w[i] * (double)x[i]);
+        }
+    }
+    k->part(parted, x, in);
+    k->rows_nibbles(y, &rows, n, parted);
+    for (int64_t r = 0; r < n; r++)
+        near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
+}
+
+static void check_plain_rows(const struct rt_kernels *k, int64_t in, int64_t n)
+{
+    static float w[7 * MAX], x[MAX], y[7];
+    static uint16_t half[7 * MAX];
+    fill(x, in);
+    for (int type = 0; type < 2; type++) {
+        fill(w, n * in);
+        for (int64_t i = 0; i < n * in; i++) {
+            half[i] = type ? bf16_from_f32(w[i]) : f16_from_f32(w[i]);
+            w[i] = type ? bf16_to_f32(half[i]) : f16_to_f32(half[i]);
+        }
+        k->rows_plain(y, half, type ? DT_BF16 : DT_F16, n, x, in);
+        for (int64_t r = 0; r < n; r++) {
+            double want = 0, size = 0;
+            for (int64_t i = 0; i < in; i++) {
+                want += (double)w[r * in + i] * (double)x[i];
+                size += fabs((double)w[r * in + i] * (double)x[i]);
+            }
+            near(k, "rows_plain", in, (double)y[r], want, size);
+        }
+    }
+}
+
 static void check_tile(const struct rt_kernels *k, int64_t in, int64_t n)
 {
     static float w[4 * MAX], x[5 * MAX], y[5 * 6];
@@ -152,6 +209,12 @@ static void check_all(const struct rt_kernels *k)
         check_kv(k, lengths[i]);
         for (int64_t n = 1; n <= 5; n++)
             check_tile(k, lengths[i], n);
+        for (int64_t n = 1; n <= 7; n += 3) {
+            check_plain_rows(k, lengths[i], n);
+            check_rows(k, lengths[i], RT_BLOCK, n + 4);
+            check_rows(k, lengths[i], 2 * RT_BLOCK, n);
+            check_rows(k, lengths[i], lengths[i], n);
+        }
         for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++)
             for (int bits = 2; bits <= 8; bits++)
                 check_packed(k, lengths[i], groups[g], bits);

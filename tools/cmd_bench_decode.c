@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * `wkvq bench decode`: tokens a second of the packed runtime, the bytes that each token
+ * must read, and what this machine was just measured to read. */
+#include "convert/runtime/runtime.h"
+#include "data/json.h"
+#include "kernels/base/mem.h"
+#include "tools/bench_shape.h"
+#include "tools/cmd_bench.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Larger than any cache; read a few times, the best counts. */
+#define READ_BYTES ((int64_t)256 << 20)
+#define READ_CHUNK ((int64_t)1 << 20)
+#define READ_PASSES 9
+/* Tokens of the text before the measured ones that are processed at a time. */
+#define FILL_CHUNK 128
+
+struct decode {
+    const struct args *args;
+    struct artifact *artifact;
+    struct runtime *rt;
+    struct pool *pool;
+    float *logits;
+    double *took; /* [steps] seconds of a token */
+    double read_bps, fill_s;
+    uint64_t weights, head, cache; /* bytes read a token */
+};
+
+/* --- what the machine reads --------------------------------------------------------- */
+
+struct reading {
+    const char *memory;
+    uint64_t *sum; /* [chunks], so that nothing is left out as unused */
+};
+
+static void read_chunk(void *ctx, int64_t chunk, int thread)
+{
+    const struct reading *r = ctx;
+    uint64_t sum[8] = {0}, word[8];
+    for (const char *p = r->memory + chunk * READ_CHUNK, *end = p + READ_CHUNK; p < end;
+         p += sizeof(word)) {
+        memcpy(word, p, sizeof(word));
+        for (int i = 0; i < 8; i++)
+            sum[i] += word[i];
+    }
+    for (int i = 0; i < 8; i++)
+        r->sum[chunk] += sum[i];
+}
+
+static enum err measure_read(struct decode *b)
+{
+    const int64_t chunks = READ_BYTES / READ_CHUNK;
+    char *memory = NULL;
+    struct reading r = {0};
+    enum err err = OK;
+    TRY_OUT(mem_alloc(&memory, (size_t)READ_BYTES, 1));
+    TRY_OUT(mem_calloc(&r.sum, (size_t)chunks, sizeof(*r.sum)));
+    memset(memory, 1, (size_t)READ_BYTES);
+    r.memory = memory;
+    for (int i = 0; i < READ_PASSES; i++) {
+        const double start = bench_now();
+        pool_run(b->pool, chunks, read_chunk, &r);
+        const double bps = (double)READ_BYTES / (bench_now() - start);
+        b->read_bps = bps > b->read_bps ? bps : b->read_bps;
+    }
+out:
+    mem_free(r.sum);
+    mem_free(memory);
+    return err;
+}
+
+/* --- what a token reads ------------------------------------------------------------- */
+
+static uint64_t mat_bytes(const struct host_mat *m)
+{
+    return m->data ? (uint64_t)(m->rows * m->cols) * dtype_bytes(m->dtype) : 0;
+}
+
+/* Every weight once, the head as it is stored, the cache of all tokens before. Norms and
+ * activations are left out: they stay in the first cache. */
+static void count_bytes(struct decode *b)
+{
+    const struct arch *arch = artifact_arch(b->artifact);
+    const struct host_mat head = artifact_head(b->artifact);
+    struct artifact_sizes sizes;
+    artifact_measure(&sizes, b->artifact);
+    b->weights = sizes.quantized_bytes;
+    for (int64_t i = 0; i < arch->n_layers; i++)
+        for (int l = 0; l < N_LIN; l++)
+            b->weights += mat_bytes(&artifact_block(b->artifact, i)->lin[l].w);
+    b->head = mat_bytes(&head);
+    b->cache = b->args->kv_bits == 16 ? (uint64_t)(b->args->depth * arch->n_layers * 2 *
+                                                   arch->n_kv * arch->head_dim) *
+                                            sizeof(float)
+                                      : artifact_kv_bytes(b->artifact, 1, b->args->depth);
+}
+
+/* --- measuring ---------------------------------------------------------------------- */
+
+/* Any text: what the ids are changes no time. */
+static int32_t id_at(const struct decode *b, int64_t t)
+{
+    return (int32_t)((t * 7919 + 13) % artifact_arch(b->artifact)->vocab);
+}
+
+static enum err fill_cache(struct decode *b)
+{
+    int32_t ids[FILL_CHUNK];
+    const double start = bench_now();
+    for (int64_t t = 0, n; t < b->args->depth; t += n) {
+        n = b->args->depth - t < FILL_CHUNK ? b->args->depth - t : FILL_CHUNK;
+        for (int64_t i = 0; i < n; i++)
+            ids[i] = id_at(b, t + i);
+        TRY(runtime_forward(b->rt, b->logits, false, ids, n));
+    }
+    b->fill_s = bench_now() - start;
+    return runtime_mark(b->rt);
+}
+
+/* Each token at the same depth: the cache is set back. */
+static enum err decode_tokens(struct decode *b)
+{
+    for (int64_t i = -1; i < b->args->steps; i++) {
+        const int32_t id = id_at(b, i + 1);
+        runtime_rewind(b->rt);
+        const double start = bench_now();
+        TRY(runtime_forward(b->rt, b->logits, false, &id, 1));
+        if (i >= 0)
+            b->took[i] = bench_now() - start;
+    }
+    return OK;
+}
+
+static enum err open_decode(struct decode *b)
+{
+    const struct args *a = b->args;
+    const int threads = a->threads > 0 ? (int)a->threads : 0;
+    FAIL_IF(a->pos.n < 2, ERR_USAGE,
+            "bench decode: which artifact? `wkvq synth` and "
+            "`wkvq convert` make one of any shape");
+    TRY(artifact_open(&b->artifact, a->pos.item[1], false));
+    const struct runtime_settings s = {
+        .threads = threads, .max_tokens = a->depth + 1, .kv_bits = (int)a->kv_bits};
+    TRY(runtime_open(&b->rt, b->artifact, &s));
+    TRY(pool_open(&b->pool, threads));
+    TRY(mem_alloc(&b->took, (size_t)a->steps, sizeof(*b->took)));
+    return mem_alloc(&b->logits, (size_t)artifact_arch(b->artifact)->vocab,
+                     sizeof(*b->logits));
+}
+
+static void close_decode(struct decode *b)
+{
+    runtime_close(&b->rt);
+    artifact_close(&b->artifact);
+    pool_close(&b->pool);
+    mem_free(b->took);
+    mem_free(b->logits);
+}
+
+/* --- the report --------------------------------------------------------------------- */
+
+static double fill_rate(const struct decode *b)
+{
+    return b->args->depth ? (double)b->args->depth / b->fill_s : 0;
+}
+
+static void print_text(const struct decode *b, double median, double best)
+{
+    const double bytes = (double)(b->weights + b->head + b->cache);
+    printf("%d threads read %.1f GB/s\n", pool_threads(b->pool), 1e-9 * b->read_bps);
+    printf("a token at depth %" PRId64 " reads %.2f MB: weights %.2f, head %.2f, cache "
+           "%.2f\n",
+           b->args->depth, 1e-6 * bytes, 1e-6 * (double)b->weights, 1e-6 * (double)b->head,
+           1e-6 * (double)b->cache);
+    printf("median  %8.3f ms  %7.1f tokens/s  %5.1f GB/s  %5.1f %%\n", 1e3 * median,
+           1 / median, 1e-9 * bytes / median, 100 * bytes / median / b->read_bps);
+    printf("best    %8.3f ms  %7.1f tokens/s  %5.1f GB/s  %5.1f %%\n", 1e3 * best, 1 / best,
+           1e-9 * bytes / best, 100 * bytes / best / b->read_bps);
+    if (b->args->depth)
+        printf("before it, in chunks of %d: %.1f tokens/s\n", FILL_CHUNK, fill_rate(b));
+}
+
+static enum err print_json(const struct decode *b, double median, double best)
+{
+    const double bytes = (double)(b->weights + b->head + b->cache);
+    json_t *o = json_pack(
+        "{s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "threads",
+        pool_threads(b->pool), "depth", (json_int_t)b->args->depth, "weight_bytes",
+        (json_int_t)b->weights, "head_bytes", (json_int_t)b->head, "cache_bytes",
+        (json_int_t)b->cache, "read_bytes_per_s", b->read_bps, "token_s", median,
+        "best_token_s", best, "tokens_per_s", 1 / median, "share",
+        bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b));
+    FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+    return OK;
+}
+
+enum err bench_decode(struct args *a)
+{
+    struct decode b = {.args = a};
+    enum err err = OK;
+    TRY_OUT(open_decode(&b));
+    TRY_OUT(measure_read(&b));
+    count_bytes(&b);
+    TRY_OUT(fill_cache(&b));
+    TRY_OUT(decode_tokens(&b));
+    const double median = bench_median(b.took, a->steps), best = b.took[0]; /* sorted */
+    if (a->json)
+        TRY_OUT(print_json(&b, median, best));
+    else
+        print_text(&b, median, best);
+out:
+    close_decode(&b);
+    return err;
+}
