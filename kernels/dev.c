@@ -3,47 +3,15 @@
  * The public operations: check the contract of kernels/dev.h, then one table call. */
 #include "kernels/dev.h"
 
-#include "config.h"
 #include "kernels/base/mem.h"
 #include "kernels/cuda/cuda_fill.h"
-#include "kernels/dev_ops.h"
+#include "kernels/dev_begin.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-#define WANT(cond, ...)                                                                    \
-    do {                                                                                   \
-        if (!(cond)) {                                                                     \
-            if (DEBUG_ABORT)                                                               \
-                abort();                                                                   \
-            FAIL(ERR_SHAPE, __VA_ARGS__);                                                  \
-        }                                                                                  \
-    } while (0)
-
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Every operation begins with this: the sticky failure, and what a table may lack. */
-#define BEGIN(op)                                                                          \
-    do {                                                                                   \
-        FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);  \
-        FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);         \
-    } while (0);                                                                           \
-    const double begin = seconds_now()
-/* ... and ends with its time counted. */
-#define END(part)                                                                          \
-    do {                                                                                   \
-        d->part_seconds[part] += seconds_now() - begin;                                    \
-        return d->failed;                                                                  \
-    } while (0)
 
 void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
 {
@@ -122,14 +90,14 @@ void dev_register(const char *name, enum err (*fill)(struct dev *d))
 
 static enum err fill_by_name(struct dev *d, const struct dev_settings *s)
 {
+    if (registered.name && !strcmp(s->name, registered.name))
+        return registered.fill(d);
     if (!strcmp(s->name, "ref"))
         return OK;
     if (!strcmp(s->name, "cpu"))
         return cpu_fill(d, s->threads);
     if (!strcmp(s->name, "cuda"))
         return cuda_fill(d);
-    if (registered.name && !strcmp(s->name, registered.name))
-        return registered.fill(d);
     FAIL(ERR_USAGE, "device '%s' is not available; this build has: cpu, ref%s", s->name,
          cuda_built() ? ", cuda" : "");
 }
@@ -192,50 +160,6 @@ double dev_gemm_seconds(struct dev *d, bool reset)
 double dev_part_seconds(const struct dev *d, enum dev_part part)
 {
     return d->part_seconds[part];
-}
-
-enum err dev_alloc(struct dev *d, void **out, size_t bytes)
-{
-    BEGIN(alloc);
-    WANT(bytes > 0, "alloc: zero bytes");
-    void *p = d->ops.alloc(d, bytes);
-    FAIL_IF(!p, ERR_MEMORY, "device %s: out of memory, %zu bytes", d->ops.name, bytes);
-    *out = p;
-    END(DEV_COPY);
-}
-
-void dev_free(struct dev *d, void *p)
-{
-    if (p)
-        d->ops.free(d, p);
-}
-
-enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes)
-{
-    BEGIN(upload);
-    d->ops.upload(d, dst, host_src, bytes);
-    END(DEV_COPY);
-}
-
-enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes)
-{
-    BEGIN(download);
-    d->ops.download(d, host_dst, src, bytes);
-    END(DEV_COPY);
-}
-
-enum err dev_zero(struct dev *d, void *dst, size_t bytes)
-{
-    BEGIN(zero);
-    d->ops.zero(d, dst, bytes);
-    END(DEV_COPY);
-}
-
-enum err dev_sync(struct dev *d)
-{
-    BEGIN(sync);
-    d->ops.sync(d);
-    END(DEV_COPY);
 }
 
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)

@@ -67,6 +67,25 @@ enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t byt
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 enum err dev_sync(struct dev *d);
 
+/* Whether the memory is the device's own, not the host's; then *free, *total of its bytes
+ * (0 and 0 after a failure). */
+bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total);
+
+/* One queue of copies that runs beside compute, in order: at once where the memory is the
+ * host's. A copy begins behind the operations queued before it; those queued after it see
+ * neither its result nor that it has read its source, until dev_copy_wait. The host sees
+ * its end after dev_copy_sync or dev_sync, and leaves its own side alone until then. */
+enum err dev_copy_in(struct dev *d, void *dst, const void *host_src, size_t bytes);
+enum err dev_copy_out(struct dev *d, void *host_dst, const void *src, size_t bytes);
+/* Operations queued from now on begin behind the copies queued so far. */
+enum err dev_copy_wait(struct dev *d);
+/* The host waits for the copies queued so far, not for all operations. */
+enum err dev_copy_sync(struct dev *d);
+/* Host memory, undefined contents, that copies beside compute want (page-locked): from
+ * other memory they are right, but the host waits. ERR_MEMORY is not sticky. */
+enum err dev_host_alloc(struct dev *d, void **out, size_t bytes);
+void dev_host_free(struct dev *d, void *p); /* NULL is fine */
+
 /* y = x with conversion between F32 and BF16. y, x any equal shape, each with its own ld.
  */
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x);

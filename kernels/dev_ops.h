@@ -20,6 +20,13 @@ struct dev_ops {
     void (*download)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*zero)(struct dev *d, void *dst, size_t bytes);
     void (*sync)(struct dev *d);
+    bool (*memory)(struct dev *d, uint64_t *free, uint64_t *total); /* NULL: the host's */
+    void (*copy_in)(struct dev *d, void *dst, const void *src, size_t bytes);
+    void (*copy_out)(struct dev *d, void *dst, const void *src, size_t bytes);
+    void (*copy_wait)(struct dev *d);
+    void (*copy_sync)(struct dev *d);
+    void *(*host_alloc)(struct dev *d, size_t bytes);
+    void (*host_free)(struct dev *d, void *p);
     void (*copy)(struct dev *d, const struct tensor *y, const struct tensor *x);
     void (*gemm)(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                  const struct tensor *a, const struct tensor *b, bool accumulate);

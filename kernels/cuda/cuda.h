@@ -31,7 +31,8 @@ enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 struct gemm_library; /* cuda_lib.cu, emu/emu_lib.cc */
 
 struct gpu {
-    cudaStream_t stream;
+    cudaStream_t stream, copies;
+    cudaEvent_t computed, copied; /* copies behind compute, compute behind copies */
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;
@@ -44,10 +45,17 @@ static inline gpu *gpu_of(struct dev *d)
 
 /* Device memory, contents undefined; NULL after dev_fail(). */
 void *scratch(struct dev *d, slot s, size_t bytes);
+/* False after dev_fail(), when e is an error. */
+bool went_well(struct dev *d, cudaError_t e, const char *what);
 /* After a launch: a failure becomes the device's. */
 void launched(struct dev *d, const char *what);
 /* Wait, then bring bytes of device memory to the host; false after dev_fail(). */
 bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
+
+/* ERR_SUPPORT with what to do when there is none; else d->about says which. */
+enum err find_gpu(struct dev *d);
+enum err copies_open(struct dev *d);
+void copies_close(struct dev *d);
 
 /* What differs between the GPU and its emulation: which device, its GEMM. */
 enum err lib_open(struct dev *d);
@@ -55,6 +63,7 @@ void lib_close(struct dev *d);
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate);
 
+void fill_copies(struct dev_ops *o);
 void fill_elem(struct dev_ops *o);
 void fill_norm(struct dev_ops *o);
 void fill_weight(struct dev_ops *o);

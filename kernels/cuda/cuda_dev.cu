@@ -11,7 +11,7 @@ extern "C" {
 namespace CUDA_NS
 {
 
-static bool went_well(struct dev *d, cudaError_t e, const char *what)
+bool went_well(struct dev *d, cudaError_t e, const char *what)
 {
     if (e != cudaSuccess)
         dev_fail(d, e == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, "%s: %s",
@@ -82,7 +82,8 @@ static void cuda_zero(struct dev *d, void *dst, size_t bytes)
 
 static void cuda_sync(struct dev *d)
 {
-    went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "sync");
+    if (went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "sync"))
+        went_well(d, cudaStreamSynchronize(gpu_of(d)->copies), "sync");
 }
 
 static void cuda_close(struct dev *d)
@@ -92,6 +93,7 @@ static void cuda_close(struct dev *d)
         return;
     for (int i = 0; i < N_SLOTS; i++)
         cudaFree(g->slot[i]);
+    copies_close(d);
     lib_close(d);
     mem_free(g);
     d->priv = nullptr;
@@ -112,6 +114,7 @@ static enum err fill(struct dev *d, const char *name)
     d->ops.zero = cuda_zero;
     d->ops.sync = cuda_sync;
     d->ops.gemm = lib_gemm;
+    fill_copies(&d->ops);
     fill_elem(&d->ops);
     fill_norm(&d->ops);
     fill_weight(&d->ops);
@@ -119,6 +122,8 @@ static enum err fill(struct dev *d, const char *name)
     fill_train(&d->ops);
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;
+    TRY(find_gpu(d));
+    TRY(copies_open(d));
     return lib_open(d);
 }
 

@@ -11,6 +11,7 @@ extern "C" {
 #include <cublas_v2.h>
 #include <dlfcn.h>
 #include <stdio.h>
+#include <string.h>
 
 namespace CUDA_NS
 {
@@ -78,45 +79,18 @@ static enum err start_cublas(gemm_library *l, cudaStream_t stream)
     return OK;
 }
 
-/* The first device that the driver shows. */
-static enum err find_gpu(struct dev *d)
-{
-    int n = 0, driver = 0, runtime = 0;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    const cudaError_t e = cudaGetDeviceCount(&n);
-    FAIL_IF(e == cudaErrorInsufficientDriver && driver, ERR_SUPPORT,
-            "device cuda: the driver has CUDA %d.%d, this build wants %d.%d; install a "
-            "newer driver, "
-            "or use --device cpu",
-            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    FAIL_IF(e != cudaSuccess || !n, ERR_SUPPORT,
-            "device cuda: no NVIDIA GPU found (%s); use --device cpu",
-            cudaGetErrorString(e));
-    cudaDeviceProp p;
-    const cudaError_t pe = cudaGetDeviceProperties(&p, 0);
-    FAIL_IF(pe != cudaSuccess, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(pe));
-    FAIL_IF(
-        p.major < 8, ERR_SUPPORT,
-        "device cuda: %s has compute capability %d.%d, bf16 needs 8.0; use --device cpu",
-        p.name, p.major, p.minor);
-    snprintf(d->about, sizeof(d->about),
-             "%s, %.1f GiB, compute capability %d.%d; GEMM: cuBLAS %d.%d", p.name,
-             (double)p.totalGlobalMem / 1073741824.0, p.major, p.minor, CUBLAS_VER_MAJOR,
-             CUBLAS_VER_MINOR);
-    return OK;
-}
-
 enum err lib_open(struct dev *d)
 {
     gpu *g = gpu_of(d);
-    TRY(find_gpu(d));
     TRY(mem_calloc(&g->gemm, 1, sizeof(*g->gemm)));
     cudaError_t e = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess)
         e = cudaMalloc(&g->gemm->workspace, WORKSPACE);
     FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(e));
     TRY(open_cublas(g->gemm));
+    const size_t n = strlen(d->about);
+    snprintf(d->about + n, sizeof(d->about) - n, "; GEMM: cuBLAS %d.%d", CUBLAS_VER_MAJOR,
+             CUBLAS_VER_MINOR);
     return start_cublas(g->gemm, g->stream);
 }
 

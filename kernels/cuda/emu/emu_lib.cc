@@ -8,6 +8,8 @@ extern "C" {
 }
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 namespace CUDA_NS
 {
@@ -21,8 +23,8 @@ enum err lib_open(struct dev *d)
     static gemm_library one; /* as the emulator is one */
     gpu_of(d)->gemm = &one;
     emu_clear();
-    snprintf(d->about, sizeof(d->about),
-             "CUDA kernels emulated on the CPU; GEMM: reference");
+    const size_t n = strlen(d->about);
+    snprintf(d->about + n, sizeof(d->about) - n, "; GEMM: reference");
     const struct dev_settings ref = {"ref", 1};
     return dev_open(&one.ref, &ref);
 }
@@ -31,6 +33,7 @@ void lib_close(struct dev *d)
 {
     if (gpu_of(d)->gemm)
         dev_close(&gpu_of(d)->gemm->ref);
+    emu_card_closed();
 }
 
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
@@ -44,8 +47,10 @@ void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
 
 } // namespace CUDA_NS
 
-/* A test that links all of this library knows the device. */
+/* A test that links all of this library knows the device; EMU_NAME=cuda puts it in place of
+ * the GPU. */
 __attribute__((constructor)) static void register_emulation(void)
 {
-    dev_register("cuda-emu", cuda_emu_fill);
+    const char *name = getenv("EMU_NAME");
+    dev_register(name ? name : "cuda-emu", cuda_emu_fill);
 }

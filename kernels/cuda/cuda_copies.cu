@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Copies beside compute: a second stream, and an event each way. */
+#include "kernels/cuda/cuda.h"
+
+namespace CUDA_NS
+{
+
+enum err copies_open(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    cudaError_t e = cudaStreamCreateWithFlags(&g->copies, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&g->computed, cudaEventDisableTiming);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&g->copied, cudaEventDisableTiming);
+    FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device %s: %s", d->ops.name,
+            cudaGetErrorString(e));
+    return OK;
+}
+
+void copies_close(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    if (g->copies)
+        cudaStreamDestroy(g->copies);
+    if (g->computed)
+        cudaEventDestroy(g->computed);
+    if (g->copied)
+        cudaEventDestroy(g->copied);
+}
+
+static void queue_copy(struct dev *d, void *dst, const void *src, size_t bytes,
+                       cudaMemcpyKind kind)
+{
+    gpu *g = gpu_of(d);
+    if (went_well(d, cudaEventRecord(g->computed, g->stream), "copy") &&
+        went_well(d, cudaStreamWaitEvent(g->copies, g->computed, 0), "copy"))
+        went_well(d, cudaMemcpyAsync(dst, src, bytes, kind, g->copies), "copy");
+}
+
+static void cuda_copy_in(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    queue_copy(d, dst, src, bytes, cudaMemcpyHostToDevice);
+}
+
+static void cuda_copy_out(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    queue_copy(d, dst, src, bytes, cudaMemcpyDeviceToHost);
+}
+
+static void cuda_copy_wait(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    if (went_well(d, cudaEventRecord(g->copied, g->copies), "wait for copies"))
+        went_well(d, cudaStreamWaitEvent(g->stream, g->copied, 0), "wait for copies");
+}
+
+static void cuda_copy_sync(struct dev *d)
+{
+    went_well(d, cudaStreamSynchronize(gpu_of(d)->copies), "copies");
+}
+
+static void *cuda_host_alloc(struct dev *, size_t bytes)
+{
+    void *p = nullptr;
+    if (cudaHostAlloc(&p, bytes, cudaHostAllocDefault) == cudaSuccess)
+        return p;
+    cudaGetLastError();
+    return nullptr;
+}
+
+static void cuda_host_free(struct dev *, void *p)
+{
+    cudaFreeHost(p);
+}
+
+static bool cuda_memory(struct dev *d, uint64_t *free, uint64_t *total)
+{
+    size_t f = 0, t = 0;
+    if (went_well(d, cudaMemGetInfo(&f, &t), "free memory")) {
+        *free = f;
+        *total = t;
+    }
+    return true;
+}
+
+void fill_copies(struct dev_ops *o)
+{
+    o->memory = cuda_memory;
+    o->copy_in = cuda_copy_in;
+    o->copy_out = cuda_copy_out;
+    o->copy_wait = cuda_copy_wait;
+    o->copy_sync = cuda_copy_sync;
+    o->host_alloc = cuda_host_alloc;
+    o->host_free = cuda_host_free;
+}
+
+} // namespace CUDA_NS

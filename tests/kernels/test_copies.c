@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Copies beside compute, on every device; and what the cuda device says when there is no
+ * GPU, an old driver, too little memory, or a call of the runtime that fails. */
+#include "kernels/cuda/emu/emu_card.h"
+#include "kernels/dev.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N = 1000 };
+
+static const char *const devices[] = {"ref", "cpu", "cuda-emu"};
+
+static struct dev *open_dev(const char *name)
+{
+    struct dev *d = NULL;
+    const struct dev_settings s = {name, 1};
+    assert_int_equal(dev_open(&d, &s), OK);
+    return d;
+}
+
+static void fill(float *x, float value)
+{
+    for (int i = 0; i < N; i++)
+        x[i] = value;
+}
+
+static bool all_are(const float *x, float value)
+{
+    for (int i = 0; i < N; i++)
+        if (x[i] != value)
+            return false;
+    return true;
+}
+
+struct memory {
+    float *a, *b, *host; /* two on the device */
+    struct tensor ta, tb;
+};
+
+static struct memory open_memory(struct dev *d)
+{
+    struct memory m = {0};
+    assert_int_equal(dev_alloc(d, (void **)&m.a, N * sizeof(float)), OK);
+    assert_int_equal(dev_alloc(d, (void **)&m.b, N * sizeof(float)), OK);
+    assert_int_equal(dev_host_alloc(d, (void **)&m.host, N * sizeof(float)), OK);
+    m.ta = tensor_2d(m.a, DT_F32, 1, N);
+    m.tb = tensor_2d(m.b, DT_F32, 1, N);
+    return m;
+}
+
+static void close_memory(struct dev *d, struct memory *m)
+{
+    dev_free(d, m->a);
+    dev_free(d, m->b);
+    dev_host_free(d, m->host);
+}
+
+/* In, used behind a wait, and out again. */
+static void round_trip(const char *name)
+{
+    struct dev *d = open_dev(name);
+    struct memory m = open_memory(d);
+    float back[N];
+    fill(m.host, 3);
+    assert_int_equal(dev_zero(d, m.a, sizeof(back)), OK);
+    assert_int_equal(dev_copy_in(d, m.a, m.host, sizeof(back)), OK);
+    assert_int_equal(dev_copy_wait(d), OK);
+    assert_int_equal(dev_add(d, &m.tb, &m.ta, &m.ta), OK);
+    assert_int_equal(dev_copy_out(d, back, m.b, sizeof(back)), OK);
+    assert_int_equal(dev_sync(d), OK);
+    assert_true(all_are(back, 6));
+    close_memory(d, &m);
+    dev_close(&d);
+}
+
+static void test_round_trip(void **state)
+{
+    for (int i = 0; i < 3; i++)
+        round_trip(devices[i]);
+}
+
+/* The emulation is as late as a GPU may be: without the wait the old values are used, and a
+ * source that changes before the copy is done spoils it. */
+static void test_missing_waits_show(void **state)
+{
+    struct dev *d = open_dev("cuda-emu");
+    struct memory m = open_memory(d);
+    float back[N];
+    fill(m.host, 3);
+    assert_int_equal(dev_zero(d, m.a, sizeof(back)), OK);
+    assert_int_equal(dev_copy_in(d, m.a, m.host, sizeof(back)), OK);
+    assert_int_equal(dev_add(d, &m.tb, &m.ta, &m.ta), OK);
+    assert_int_equal(dev_download(d, back, m.b, sizeof(back)), OK);
+    assert_true(all_are(back, 0));
+    fill(m.host, 4);
+    assert_int_equal(dev_copy_sync(d), OK);
+    assert_int_equal(dev_download(d, back, m.a, sizeof(back)), OK);
+    assert_true(all_are(back, 4));
+    assert_int_equal(dev_copy_out(d, back, m.a, sizeof(back)), OK);
+    assert_int_equal(dev_zero(d, m.a, sizeof(back)), OK);
+    assert_int_equal(dev_copy_sync(d), OK);
+    assert_true(all_are(back, 0));
+    close_memory(d, &m);
+    dev_close(&d);
+}
+
+static void test_memory_is_counted(void **state)
+{
+    uint64_t free_bytes, total, after;
+    struct dev *d = open_dev("cpu");
+    assert_false(dev_memory(d, &free_bytes, &total));
+    dev_close(&d);
+    d = open_dev("cuda-emu");
+    void *p = NULL;
+    assert_true(dev_memory(d, &free_bytes, &total));
+    assert_true(free_bytes <= total && total == emu_card()->total);
+    assert_int_equal(dev_alloc(d, &p, 12345), OK);
+    assert_true(dev_memory(d, &after, &total));
+    assert_int_equal(free_bytes - after, 12345);
+    dev_free(d, p);
+    /* too much is refused, and is not the device's end */
+    assert_int_equal(dev_alloc(d, &p, (size_t)total + 1), ERR_MEMORY);
+    assert_int_equal(dev_host_alloc(d, &p, (size_t)emu_card()->pinned + 1), ERR_MEMORY);
+    assert_int_equal(dev_sync(d), OK);
+    dev_close(&d);
+    assert_int_equal(emu_card()->live, 0);
+    assert_int_equal(emu_card()->held, 0);
+}
+
+static void refused(enum err want, const char *text)
+{
+    struct dev *d = NULL;
+    const struct dev_settings s = {"cuda-emu", 1};
+    err_clear();
+    assert_int_equal(dev_open(&d, &s), want);
+    assert_null(d);
+    assert_non_null(strstr(err_text(), text));
+    assert_int_equal(emu_card()->live, 0);
+}
+
+static void test_cards_that_do_not_do(void **state)
+{
+    struct emu_card *c = emu_card();
+    const struct emu_card was = *c;
+    c->devices = 0;
+    refused(ERR_SUPPORT, "no NVIDIA GPU found (no CUDA-capable device is detected); use");
+    *c = was;
+    c->driver = 12020;
+    refused(ERR_SUPPORT,
+            "the driver has CUDA 12.2, this build wants 13.0; install a newer");
+    *c = was;
+    c->major = 7;
+    c->minor = 5;
+    refused(ERR_SUPPORT, "has compute capability 7.5, bf16 needs 8.0; use --device cpu");
+    *c = was;
+    for (c->fail_at = 1; c->fail_at <= 4; c->fail_at++)
+        refused(c->fail_at == 1 ? ERR_SUPPORT : ERR_DEVICE, "illegal memory access");
+    *c = was;
+}
+
+/* Whichever call it is that fails: what follows fails too and says so. */
+static void test_a_failure_stays(void **state)
+{
+    struct dev *d = open_dev("cuda-emu");
+    struct memory m = open_memory(d);
+    float back[N];
+    emu_card()->fail_at = emu_card()->calls + 1;
+    err_clear();
+    assert_int_equal(dev_copy_in(d, m.a, m.host, sizeof(back)), ERR_DEVICE);
+    assert_non_null(
+        strstr(err_text(), "device cuda-emu: copy: an illegal memory access was"));
+    assert_int_equal(dev_add(d, &m.tb, &m.ta, &m.ta), ERR_DEVICE);
+    assert_int_equal(dev_download(d, back, m.a, sizeof(back)), ERR_DEVICE);
+    emu_card()->fail_at = 0;
+    close_memory(d, &m);
+    dev_close(&d);
+    round_trip("cuda-emu");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_missing_waits_show),
+        cmocka_unit_test(test_memory_is_counted),
+        cmocka_unit_test(test_cards_that_do_not_do),
+        cmocka_unit_test(test_a_failure_stays),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
