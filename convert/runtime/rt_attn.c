@@ -11,9 +11,9 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES 16 /* share one unpacking of the keys */
-#define TILE 64    /* keys unpacked at a time */
-#define STRETCH 64 /* keys of a piece, when there are few queries */
+#define QUERIES 16   /* share one unpacking of the keys */
+#define TILE RT_TILE /* keys unpacked at a time */
+#define STRETCH 256  /* keys of a piece, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
@@ -28,6 +28,11 @@ struct tile {
     const float *k[TILE], *v[TILE];           /* as packed */
     const float *k_full[TILE], *v_full[TILE]; /* as kept, for the query in hand; or NULL */
 };
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 static float *part_of(const struct work *w, int64_t t, int64_t h, int64_t split)
 {
@@ -121,6 +126,28 @@ static void clear_parts(const struct work *w, int64_t t, int64_t kh, int64_t spl
     }
 }
 
+/* Queries [first, end) against the past's tokens [at, end_at), tile by tile. */
+static void past_tiles(const struct work *w, int64_t kh, int64_t split, int64_t first,
+                       int64_t end, int64_t at, int64_t end_at, float *buffer)
+{
+    const struct rt_attn *a = w->a;
+    const int64_t d = a->cache->d;
+    struct tile tile;
+    for (tile.at = at; tile.at < end_at; tile.at += tile.n) {
+        tile.n = end_at - tile.at < TILE ? end_at - tile.at : TILE;
+        rt_cache_tile(a->cache, a->layer, RT_K, kh, tile.at, tile.n, buffer, tile.k);
+        rt_cache_tile(a->cache, a->layer, RT_V, kh, tile.at, tile.n, buffer + TILE * d,
+                      tile.v);
+        for (int64_t t = first; t < end; t++)
+            past_query(w, &tile, t, kh, split);
+    }
+}
+
+static int64_t between(int64_t x, int64_t lo, int64_t hi)
+{
+    return x < lo ? lo : x > hi ? hi : x;
+}
+
 static void piece(void *ctx, int64_t number, int thread)
 {
     const struct work *w = ctx;
@@ -128,20 +155,25 @@ static void piece(void *ctx, int64_t number, int thread)
     const int64_t split = number % w->splits, block = number / w->splits % w->blocks;
     const int64_t kh = number / w->splits / w->blocks, d = a->cache->d;
     const int64_t first = block * QUERIES;
-    const int64_t end = a->n - first < QUERIES ? a->n : first + QUERIES;
-    const int64_t key_end = split + 1 == w->splits ? a->past : (split + 1) * w->stretch;
-    float *buffer = w->s->tiles + (int64_t)thread * 2 * TILE * d;
-    struct tile tile;
+    const int64_t end = least(a->n, first + QUERIES);
+    const int64_t at = least(split * w->stretch, a->past);
+    const int64_t end_at = least(at + w->stretch, a->past);
+    float *buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats;
+    /* what all queries of the chunk see as packed */
+    int64_t from = end_at, to = end_at;
+    if (a->cache->lanes) {
+        from = between(a->cache->sink, at, end_at);
+        to = between(a->past - a->cache->recent, from, end_at);
+    }
     for (int64_t t = first; t < end; t++)
         clear_parts(w, t, kh, split);
-    for (tile.at = split * w->stretch; tile.at < key_end; tile.at += tile.n) {
-        tile.n = key_end - tile.at < TILE ? key_end - tile.at : TILE;
-        rt_cache_tile(a->cache, a->layer, RT_K, kh, tile.at, tile.n, buffer, tile.k);
-        rt_cache_tile(a->cache, a->layer, RT_V, kh, tile.at, tile.n, buffer + TILE * d,
-                      tile.v);
-        for (int64_t t = first; t < end; t++)
-            past_query(w, &tile, t, kh, split);
-    }
+    if (from < to)
+        rt_attn_packed(&(struct rt_attn_packed){a, kh, first, end, from, to,
+                                                part_of(w, 0, 0, split),
+                                                w->splits * w->part_floats},
+                       buffer + 2 * TILE * d);
+    past_tiles(w, kh, split, first, end, at, from, buffer);
+    past_tiles(w, kh, split, first, end, to, end_at, buffer);
     for (int64_t t = first; split + 1 == w->splits && t < end; t++)
         chunk_query(w, t, kh, buffer);
 }
@@ -187,8 +219,13 @@ static enum err make_room(struct work *w, struct pool *pool)
     }
     if (s->tiles)
         return OK;
-    return mem_alloc(&s->tiles, (size_t)pool_threads(pool) * 2 * TILE,
-                     (size_t)w->a->cache->d * sizeof(float));
+    const struct rt_cache *c = w->a->cache;
+    s->thread_floats = 2 * TILE * c->d;
+    if (c->lanes)
+        s->thread_floats += rt_attn_packed_floats(c, QUERIES * w->a->H / c->K);
+    s->thread_floats = (s->thread_floats + 15) / 16 * 16;
+    return mem_alloc(&s->tiles, (size_t)pool_threads(pool),
+                     (size_t)s->thread_floats * sizeof(float));
 }
 
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool)
@@ -199,6 +236,8 @@ enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct 
     w.splits = a->n <= QUERIES ? (a->past + STRETCH - 1) / STRETCH : 1;
     w.splits = w.splits < 1 ? 1 : w.splits > MAX_SPLITS ? MAX_SPLITS : w.splits;
     w.stretch = (a->past + w.splits - 1) / w.splits;
+    w.stretch =
+        (w.stretch + TILE - 1) / TILE * TILE; /* tiles begin with a vector of keys */
     TRY(make_room(&w, pool));
     pool_run(pool, a->cache->K * w.blocks * w.splits, piece, &w);
     pool_run(a->n > 1 ? pool : NULL, a->n, merge, &w);

@@ -49,6 +49,8 @@ enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
     c->group = kv_group(c->d, spec->group_size);
     c->groups = (c->d + c->group - 1) / c->group;
     c->code_bytes = bitpack_bytes(c->d, spec->bits);
+    c->lanes = spec->bits == 4 && c->group % 8 == 0 && c->d % c->group == 0 &&
+               spec->key_stage == KEY_POST_ROPE;
     c->recent = spec->past_only ? at_most(spec->window - 1, max) : 0;
     c->sink = at_most(spec->sink, max);
     TRY(room(c, &c->codes, max, c->K * c->code_bytes, 1));
@@ -98,25 +100,82 @@ static int64_t place(const struct rt_cache *c, int64_t layer, int which, int64_t
     return ((layer * 2 + which) * tokens + t) * c->K + kh;
 }
 
+/* --- codes in the order of vectors -------------------------------------------------- */
+
+/* Index of the head's first token. */
+static int64_t head_at(const struct rt_cache *c, int64_t layer, int which, int64_t kh)
+{
+    return ((layer * 2 + which) * c->K + kh) * c->max;
+}
+
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, int which,
+                              int64_t kh)
+{
+    return c->codes + head_at(c, layer, which, kh) * c->code_bytes;
+}
+
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, int which,
+                               int64_t kh)
+{
+    return c->pairs + head_at(c, layer, which, kh) * c->groups * 2;
+}
+
+int64_t rt_cache_width(const struct rt_cache *c, int64_t t)
+{
+    const int64_t left = c->max - t / RT_KEYS * RT_KEYS;
+    return left < RT_KEYS ? left : RT_KEYS;
+}
+
+/* Where the 32 bits of word i of token t lie, from the head's beginning. */
+static int64_t word_at(const struct rt_cache *c, int which, int64_t t, int64_t i)
+{
+    const int64_t words = c->group / 8, block = t / RT_KEYS * RT_KEYS;
+    if (which == RT_V)
+        return 4 * ((i / words * c->max + t) * words + i % words);
+    return block * c->code_bytes + 4 * (i * rt_cache_width(c, t) + t - block);
+}
+
+/* One token's row of codes into place, or out of it. */
+static void put_words(struct rt_cache *c, int64_t layer, int which, int64_t kh, int64_t t,
+                      const uint8_t *row)
+{
+    uint8_t *codes = c->codes + head_at(c, layer, which, kh) * c->code_bytes;
+    for (int64_t i = 0; i < c->d / 8; i++)
+        memcpy(codes + word_at(c, which, t, i), row + 4 * i, 4);
+}
+
+static void get_words(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+                      int64_t t, uint8_t *row)
+{
+    const uint8_t *codes = rt_cache_codes(c, layer, which, kh);
+    for (int64_t i = 0; i < c->d / 8; i++)
+        memcpy(row + 4 * i, codes + word_at(c, which, t, i), 4);
+}
+
+/* Where group g's pair of token t lies; h, and m at so many behind it. */
+static uint16_t *pair_at(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+                         int64_t t, int64_t g, int64_t *to_m)
+{
+    *to_m = c->lanes ? c->max : 1;
+    if (c->lanes)
+        return c->pairs + (head_at(c, layer, which, kh) * c->groups + g * c->max) * 2 + t;
+    return c->pairs + (place(c, layer, which, c->max, t, kh) * c->groups + g) * 2;
+}
+
 /* --- packing ------------------------------------------------------------------------ */
 
-struct channels {
-    const float *s, *delta;
-};
-
-/* s and delta of head kh. */
-static struct channels channels_of(const struct rt_cache *c, int64_t layer, int which,
-                                   int64_t kh)
+struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer, int which,
+                                     int64_t kh)
 {
     const struct packed_block *b = artifact_block(c->a, layer);
     return which == RT_K
-               ? (struct channels){b->k_scale + kh * c->d, b->k_shift + kh * c->d}
-               : (struct channels){b->v_scale + kh * c->d, b->v_shift + kh * c->d};
+               ? (struct rt_channels){b->k_scale + kh * c->d, b->k_shift + kh * c->d}
+               : (struct rt_channels){b->v_scale + kh * c->d, b->v_shift + kh * c->d};
 }
 
-/* Codes and pair of channels [begin, end) of a head. */
-static void pack_group(uint8_t *codes, uint16_t *pair, const float *x, struct channels ch,
-                       int64_t begin, int64_t end, int bits)
+/* Codes and pair (h at 0, m at to_m) of channels [begin, end) of a head. */
+static void pack_group(uint8_t *codes, uint16_t *pair, int64_t to_m, const float *x,
+                       struct rt_channels ch, int64_t begin, int64_t end, int bits)
 {
     float mn = quant_kv_in(x[begin], ch.s[begin], ch.delta[begin]), mx = mn;
     for (int64_t i = begin + 1; i < end; i++) {
@@ -125,8 +184,8 @@ static void pack_group(uint8_t *codes, uint16_t *pair, const float *x, struct ch
         mx = xt > mx ? xt : mx;
     }
     pair[0] = quant_kv_scale(mn, mx, bits);
-    pair[1] = quant_kv_min(mn);
-    const float h = f16_to_f32(pair[0]), m = f16_to_f32(pair[1]);
+    pair[to_m] = quant_kv_min(mn);
+    const float h = f16_to_f32(pair[0]), m = f16_to_f32(pair[to_m]);
     for (int64_t i = begin; i < end; i++)
         codes[i] = quant_kv_code(quant_kv_in(x[i], ch.s[i], ch.delta[i]), h, m, bits);
 }
@@ -134,16 +193,21 @@ static void pack_group(uint8_t *codes, uint16_t *pair, const float *x, struct ch
 static void pack_head(struct rt_cache *c, int64_t layer, int which, int64_t t, int64_t kh,
                       const float *x)
 {
-    const int64_t at = place(c, layer, which, c->max, t, kh);
-    const struct channels ch = channels_of(c, layer, which, kh);
-    uint16_t *pair = c->pairs + at * c->groups * 2;
-    uint8_t codes[MAX_HEAD];
+    const struct rt_channels ch = rt_cache_channels(c, layer, which, kh);
+    uint8_t codes[MAX_HEAD], row[MAX_HEAD];
+    int64_t to_m;
     for (int64_t g = 0; g < c->groups; g++) {
         const int64_t begin = g * c->group;
         const int64_t end = c->d - begin < c->group ? c->d : begin + c->group;
-        pack_group(codes, pair + 2 * g, x, ch, begin, end, c->spec.bits);
+        uint16_t *pair = pair_at(c, layer, which, kh, t, g, &to_m);
+        pack_group(codes, pair, to_m, x, ch, begin, end, c->spec.bits);
     }
-    bitpack_row(c->codes + at * c->code_bytes, codes, c->d, c->spec.bits);
+    bitpack_row(row, codes, c->d, c->spec.bits);
+    if (c->lanes)
+        put_words(c, layer, which, kh, t, row);
+    else
+        memcpy(c->codes + place(c, layer, which, c->max, t, kh) * c->code_bytes, row,
+               (size_t)c->code_bytes);
 }
 
 struct pack_job {
@@ -209,16 +273,21 @@ static void rotate(const struct rt_cache *c, float *x, int64_t t)
 static void unpack_head(const struct rt_cache *c, int64_t layer, int which, int64_t t,
                         int64_t kh, float *x)
 {
-    const int64_t at = place(c, layer, which, c->max, t, kh);
-    const struct channels ch = channels_of(c, layer, which, kh);
-    const uint16_t *pair = c->pairs + at * c->groups * 2;
-    uint8_t codes[MAX_HEAD];
-    bitpack_unpack_row(codes, c->codes + at * c->code_bytes, c->d, c->spec.bits);
+    const struct rt_channels ch = rt_cache_channels(c, layer, which, kh);
+    uint8_t codes[MAX_HEAD], words[MAX_HEAD];
+    const uint8_t *row = words;
+    if (c->lanes)
+        get_words(c, layer, which, kh, t, words);
+    else
+        row = c->codes + place(c, layer, which, c->max, t, kh) * c->code_bytes;
+    bitpack_unpack_row(codes, row, c->d, c->spec.bits);
     for (int64_t g = 0; g < c->groups; g++) {
         const int64_t begin = g * c->group;
         const int64_t n = c->d - begin < c->group ? c->d - begin : c->group;
-        c->kern->kv_out(x + begin, codes + begin, f16_to_f32(pair[2 * g]),
-                        f16_to_f32(pair[2 * g + 1]), ch.s + begin, ch.delta + begin, n);
+        int64_t to_m;
+        const uint16_t *pair = pair_at(c, layer, which, kh, t, g, &to_m);
+        c->kern->kv_out(x + begin, codes + begin, f16_to_f32(pair[0]),
+                        f16_to_f32(pair[to_m]), ch.s + begin, ch.delta + begin, n);
     }
     if (which == RT_K && c->spec.key_stage == KEY_PRE_ROPE)
         rotate(c, x, t);

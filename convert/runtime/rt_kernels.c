@@ -347,10 +347,12 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
 /* clang-format off */
 #define NAME_OF(isa) rt_kernels_##isa
 #define TEXT_OF(isa) #isa
+#define KV_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
+    extern const struct rt_kv_kernels KV_OF(isa);                                          \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, tile, kv_out}
+        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, tile, kv_out, &KV_OF(isa)}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

@@ -51,6 +51,7 @@ struct rt_kernels {
     /* One group of a cached key or value: x^ of n channels. */
     void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
                    const float *delta, int64_t n);
+    const struct rt_kv_kernels *kv;
 };
 
 /* Columns of the widest vector of 4-bit codes: what rows are padded to. */
@@ -58,6 +59,42 @@ struct rt_kernels {
 static inline int64_t rt_parted(int64_t n)
 {
     return (n + RT_BLOCK - 1) / RT_BLOCK * RT_BLOCK;
+}
+
+/* Attention over packed 4-bit keys and values: tokens of a tile, and of a vector of keys.
+ */
+#define RT_TILE 64
+#define RT_KEYS 16
+
+/* Queries of one kv head, the keys' s and delta folded in: rows of `stride` floats,
+ * [d] s q / sqrt d, then its sum over each group, then sum delta q / sqrt d. */
+struct rt_folded {
+    const float *q;
+    int64_t rows, stride, d, group;
+};
+
+struct rt_kv_kernels {
+    /* score [rows][RT_TILE] of RT_KEYS tokens that lie `width` words apart; h, m
+     * [groups][RT_TILE]. */
+    void (*keys)(float *score, const struct rt_folded *f, const uint8_t *codes,
+                 int64_t width, const float *h, const float *m);
+    /* p = exp(score - top), 0 for -INFINITY; their sum. n is a multiple of RT_KEYS. */
+    float (*weights)(float *p, const float *score, float top, int64_t n);
+    float (*highest)(const float *score, int64_t n);
+    /* acc += w_t codes of n tokens of `words` words, for rows w RT_TILE floats apart (0
+     * behind n) and acc [rt_acc(words)] `apart`. */
+    void (*values)(float *acc, int64_t apart, const float *w, int64_t rows,
+                   const uint8_t *codes, int64_t n, int64_t words);
+    /* out [8 words] = the sums that acc holds. */
+    void (*collect)(float *out, const float *acc, int64_t words);
+    /* g = silu(g) u */
+    void (*silu_gate)(float *g, const float *u, int64_t n);
+};
+
+/* Floats of the sums of a group of `words` words, for any vector. */
+static inline int64_t rt_acc(int64_t words)
+{
+    return 8 * ((words + RT_KEYS - 1) / RT_KEYS * RT_KEYS);
 }
 
 /* The best for this machine. */

@@ -46,6 +46,7 @@ struct rt_cache {
     int64_t layers, max, K, d, group, groups /* of a head */;
     int64_t recent, sink;               /* tokens kept in F32: window - 1, and first ones */
     int64_t code_bytes /* of a head */; /* of one token */
+    bool lanes;                         /* codes lie as vectors meet them, below */
     uint8_t *codes;                     /* [layers][2][max][K][code_bytes] */
     uint16_t *pairs;                    /* [layers][2][max][K][groups][2] h, m */
     float *full;                        /* [layers][2][max][C], bits 16 */
@@ -54,6 +55,23 @@ struct rt_cache {
     float *marked;                      /* the ring of rt_cache_mark, NULL before */
     uint64_t bytes;                     /* allocated for all of it */
 };
+
+/* With lanes (4 bits, groups of whole 32-bit words) both are [layers][2][K][max] of tokens,
+ * and pairs are [groups][2][max] of a head. Eight codes are a word; keys lie by RT_KEYS
+ * tokens, [d / 8 words][tokens], so that a vector's lanes are tokens; the last ones are
+ * fewer. Values are [groups][max][group / 8 words]: lanes are channels. */
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, int which,
+                              int64_t kh);
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, int which,
+                               int64_t kh);
+/* Tokens that lie together with token t: RT_KEYS, or fewer at the end. */
+int64_t rt_cache_width(const struct rt_cache *c, int64_t t);
+struct rt_channels {
+    const float *s, *delta;
+};
+/* s and delta of head kh. */
+struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer, int which,
+                                     int64_t kh);
 
 enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
                        const struct rt_kernels *kern, const struct kv_spec *spec,
@@ -94,8 +112,22 @@ struct rt_attn {
 struct rt_attn_scratch {
     float *part;
     size_t part_n;
-    float *tiles; /* of each thread */
+    float *tiles; /* [threads][thread_floats] */
+    int64_t thread_floats;
 };
+
+/* One kv head's queries [first, end) over packed tokens [from, to), which all of them see
+ * as packed: maximum, sum and weighted values go to part + (query H + head) part_step, as
+ * rt_attn.c keeps them. Only for a cache with lanes. */
+struct rt_attn_packed {
+    const struct rt_attn *a;
+    int64_t kh, first, end, from, to;
+    float *part;
+    int64_t part_step;
+};
+void rt_attn_packed(const struct rt_attn_packed *j, float *scratch);
+/* Floats of scratch for so many (query, head) pairs. */
+int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows);
 
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool);
 void rt_attn_close(struct rt_attn_scratch *s);

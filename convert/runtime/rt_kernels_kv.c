@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Attention over packed 4-bit keys and values, and the exponentials. Compiled with
+ * -DRT_ISA=plain, avx2 or avx512 and that set's flags. The codes are looked up as they are;
+ * scales and minima come once a token, s and delta were folded into the query and are into
+ * the output. */
+#include "convert/runtime/rt_kernels.h"
+#include "convert/runtime/rt_vec.h"
+
+#include <math.h>
+
+/* The first n of VL words; the others are 0. */
+static inline vi load_words(const uint8_t *p, int64_t n)
+{
+    vi v = {0};
+    if (n >= VL) {
+        memcpy(&v, p, sizeof(v));
+        return v;
+    }
+#if defined(__AVX512F__)
+    return (vi)_mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p);
+#else
+    memcpy(&v, p, n > 0 ? 4 * (size_t)n : 0);
+    return v;
+#endif
+}
+
+/* --- keys: lanes are tokens --------------------------------------------------------- */
+
+/* s[4 r + j] += codes . q_r of one group, in four parts. */
+static inline void key_group(vf *s, const float *q, int64_t stride, const uint8_t *codes,
+                             int64_t width, int64_t left, int64_t words, const int rows)
+{
+    const vtable table = code_table(0);
+    for (int64_t i = 0; i < words; i++, q += 8, codes += 4 * width) {
+        const vi c = load_words(codes, left);
+        for (int k = 0; k < 8; k++) {
+            const vf code = look_up(table, c, k);
+            for (int r = 0; r < rows; r++)
+                s[4 * r + k % 4] = madd(code, splat(q[r * stride + k]), s[4 * r + k % 4]);
+        }
+    }
+}
+
+/* VL tokens, `left` of them there, against rows of the query. */
+static inline void key_lanes(float *score, const struct rt_folded *f, const float *q,
+                             const uint8_t *codes, int64_t width, int64_t left,
+                             const float *h, const float *m, const int rows)
+{
+    const int64_t groups = f->d / f->group, words = f->group / 8;
+    vf total[4] = {{0}};
+    for (int r = 0; r < rows; r++)
+        total[r] = splat(q[r * f->stride + f->d + groups]);
+    for (int64_t g = 0; g < groups; g++) {
+        const vf hg = load(h + g * RT_TILE), mg = load(m + g * RT_TILE);
+        vf s[16] = {{0}};
+        key_group(s, q + g * f->group, f->stride, codes + g * words * width * 4, width,
+                  left, words, rows);
+        for (int r = 0; r < rows; r++) {
+            const vf sum4 = (s[4 * r] + s[4 * r + 1]) + (s[4 * r + 2] + s[4 * r + 3]);
+            const vf low = madd(mg, splat(q[r * f->stride + f->d + g]), total[r]);
+            total[r] = madd(hg, sum4, low);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        store(score + r * RT_TILE, total[r]);
+}
+
+static void keys(float *score, const struct rt_folded *f, const uint8_t *codes,
+                 int64_t width, const float *h, const float *m)
+{
+    for (int64_t lane = 0; lane < RT_KEYS; lane += VL) {
+        const uint8_t *c = codes + 4 * lane;
+        const int64_t left = width - lane;
+        int64_t r = 0;
+        for (; r + 3 <= f->rows; r += 3)
+            key_lanes(score + r * RT_TILE + lane, f, f->q + r * f->stride, c, width, left,
+                      h + lane, m + lane, 3);
+        for (; r < f->rows; r++)
+            key_lanes(score + r * RT_TILE + lane, f, f->q + r * f->stride, c, width, left,
+                      h + lane, m + lane, 1);
+    }
+}
+
+/* --- exponentials ------------------------------------------------------------------- */
+
+static inline vf choose(vi where, vf yes, vf no)
+{
+    return (vf)((where & (vi)yes) | (~where & (vi)no));
+}
+
+/* e^x for x <= 88, within 2 units in the last place; below 2^-126 it is 0. NaN stays. */
+static inline vf exp_of(vf x)
+{
+    const vf least = splat(-87.33654f), round = splat(12582912.0f); /* 1.5 2^23 */
+    const vi there = ~(vi)(x < least);
+    const vf y = choose(there, x, least);
+    const vf n = madd(y, splat(1.44269504f), round) - round;
+    vf r = madd(n, splat(-0.693359375f), y);
+    r = madd(n, splat(2.12194440e-4f), r);
+    vf p = splat(1.9875691500e-4f);
+    p = madd(p, r, splat(1.3981999507e-3f));
+    p = madd(p, r, splat(8.3334519073e-3f));
+    p = madd(p, r, splat(4.1665795894e-2f));
+    p = madd(p, r, splat(1.6666665459e-1f));
+    p = madd(p, r, splat(5.0000001201e-1f));
+    p = madd(p, r * r, r) + 1;
+    const vi power = (__builtin_convertvector(n, vi) + 127) << 23;
+    return choose(there, p * (vf)power, splat(0));
+}
+
+static float weights(float *p, const float *score, float top, int64_t n)
+{
+    vf total = {0};
+    for (int64_t i = 0; i < n; i += VL) {
+        const vf e = exp_of(load(score + i) - splat(top));
+        store(p + i, e);
+        total += e;
+    }
+    return sum(total);
+}
+
+static float highest(const float *score, int64_t n)
+{
+    vf top = load(score);
+    float lane[VL], best;
+    for (int64_t i = VL; i < n; i += VL) {
+        const vf v = load(score + i);
+        top = choose((vi)(v > top), v, top);
+    }
+    store(lane, top);
+    best = lane[0];
+    for (int i = 1; i < VL; i++)
+        best = lane[i] > best ? lane[i] : best;
+    return best;
+}
+
+static void silu_gate(float *g, const float *u, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vf x = load(g + i), low = splat(-88);
+        const vf e = exp_of(choose((vi)(-x > -low), -low, -x));
+        store(g + i, x / (1 + e) * load(u + i));
+    }
+    for (; i < n; i++)
+        g[i] = g[i] / (1 + expf(-g[i])) * u[i];
+}
+
+/* --- values: lanes are words of channels -------------------------------------------- */
+
+/* Weights of tokens t.. on every lane, `words` lanes a token. */
+static inline vf spread_weights(const float *w, int64_t words)
+{
+    if (words >= VL)
+        return splat(w[0]);
+#if defined(__AVX512F__)
+    const __m512i lane =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i token =
+        _mm512_srli_epi32(lane, (unsigned)__builtin_ctzll((uint64_t)words));
+    return (vf)_mm512_permutexvar_ps(
+        token, _mm512_maskz_loadu_ps((__mmask16)((1u << (VL / words)) - 1), w));
+#else
+    vf v;
+    for (int i = 0; i < VL; i++)
+        v[i] = w[i / words];
+    return v;
+#endif
+}
+
+/* Words of a token that share a vector with other tokens' must be a power of 2; otherwise
+ * a token has its own vectors, the last one not full. */
+static inline int64_t tokens_of_vector(int64_t words)
+{
+    return words < VL && VL % words == 0 ? VL / words : 1;
+}
+
+/* Words [first, first + VL) of each token, or several tokens at once. */
+static inline void value_lanes(float *acc, int64_t apart, const float *w,
+                               const uint8_t *codes, int64_t n, int64_t words,
+                               int64_t first, const int rows)
+{
+    const int64_t step = tokens_of_vector(words);
+    const vtable table = code_table(0);
+    vf s[24];
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < 8; k++)
+            s[8 * r + k] = load(acc + r * apart + k * VL);
+    for (int64_t t = 0; t < n; t += step) {
+        const int64_t left = step > 1 ? (n - t) * words : words - first;
+        const vi c = load_words(codes + 4 * (t * words + first), left);
+        vf wt[3];
+        for (int r = 0; r < rows; r++)
+            wt[r] = step > 1 ? spread_weights(w + r * RT_TILE + t, words)
+                             : splat(w[r * RT_TILE + t]);
+        for (int k = 0; k < 8; k++) {
+            const vf code = look_up(table, c, k);
+            for (int r = 0; r < rows; r++)
+                s[8 * r + k] = madd(code, wt[r], s[8 * r + k]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < 8; k++)
+            store(acc + r * apart + k * VL, s[8 * r + k]);
+}
+
+#define TOGETHER (VL == 16 ? 3 : 1) /* rows whose sums fit into the registers */
+
+static void values(float *acc, int64_t apart, const float *w, int64_t rows,
+                   const uint8_t *codes, int64_t n, int64_t words)
+{
+    for (int64_t first = 0; first < words; first += VL, acc += 8 * VL) {
+        int64_t r = 0;
+        for (; r + TOGETHER <= rows; r += TOGETHER)
+            value_lanes(acc + r * apart, apart, w + r * RT_TILE, codes, n, words, first,
+                        TOGETHER);
+        for (; r < rows; r++)
+            value_lanes(acc + r * apart, apart, w + r * RT_TILE, codes, n, words, first, 1);
+    }
+}
+
+static void collect(float *out, const float *acc, int64_t words)
+{
+    const int64_t step = tokens_of_vector(words);
+    for (int64_t i = 0; i < words; i++)
+        for (int k = 0; k < 8; k++) {
+            const float *a = acc + i / VL * 8 * VL + k * VL + i % VL;
+            out[8 * i + k] = a[0];
+            for (int64_t t = 1; t < step; t++)
+                out[8 * i + k] += a[t * words];
+        }
+}
+
+#define NAME_OF(isa) rt_kv_kernels_##isa
+#define TABLE(isa)                                                                         \
+    extern const struct rt_kv_kernels NAME_OF(isa);                                        \
+    const struct rt_kv_kernels NAME_OF(isa) = {keys,   weights, highest,                   \
+                                               values, collect, silu_gate}
+#define EXPANDED(isa) TABLE(isa)
+EXPANDED(RT_ISA);
