@@ -82,13 +82,13 @@ static void close_bench(struct bench *b)
 
 static enum err step(struct bench *b, int64_t number)
 {
-    const float lr[N_FQ_KINDS] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift};
+    const float lr[N_FQ_RATES] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift, 1e-3f};
     const struct recon_targets t = {b, stage};
     double loss;
     bool bad;
     char name[128];
     TRY(fakequant_apply(&b->f));
-    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, b->f.n > 0));
+    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f)));
     TRY(fakequant_bad_gradient(&b->f, name, sizeof(name), &bad));
     TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number));
     return dev_sync(b->dev);

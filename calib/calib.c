@@ -69,7 +69,7 @@ static enum err open_run(struct run *r)
 {
     TRY(fakequant_open(&r->f, r->dev, r->arch, r->s));
     TRY(recon_open(&r->r, r->dev, r->arch, r->s));
-    if (r->f.fix_weights)
+    if (r->f.gptq)
         TRY(gptq_open(&r->g, r->dev, r->arch, r->s));
     r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
     return open_streams(r);
@@ -293,9 +293,9 @@ static enum err calibrate_block(struct run *r)
     r->clock = run_seconds();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
-    if (r->f.fix_weights)
+    if (r->f.gptq)
         TRY(choose_codes(r));
-    if (r->f.n)
+    if (fakequant_learns(&r->f))
         TRY(run_load_partial(r, &restored));
     if (!restored)
         TRY(start_values(r));

@@ -28,11 +28,15 @@ struct calib_settings {
     int64_t crr_blocks;
     enum crr_terms crr_terms;
     enum loss_kind crr_loss;
+    float lr_round; /* 0: 1 / steps of a block */
     float lr_clip, lr_smooth, lr_shift, weight_decay;
     enum lr_schedule schedule;
     enum dtype act;        /* resolved run.compute: DT_F32 or DT_BF16 */
     uint64_t memory_bytes; /* budget for streams in memory; above it they go to disk */
 };
+
+/* Weights have parameters that learn: their gradients are needed. */
+bool calib_learns_weights(const struct calib_settings *s);
 
 /* What happened at one block; all losses are means over the samples of the loss that
  * training minimizes. */

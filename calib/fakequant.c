@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/fakequant.h"
 
+#include "calib/fakequant_round.h"
 #include "calib/finite.h"
 #include "calib/model/carve.h"
 
@@ -30,7 +31,8 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->quantize_weights = s->weights.bits < 16;
     f->quantize_kv = s->kv.bits < 16;
     f->learn_weights = f->quantize_weights && s->weights.method == WEIGHT_LWC;
-    f->fix_weights = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
+    f->gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
+    f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
     for (int l = 0; l < N_LIN && f->learn_weights; l++)
         f->count[FQ_CLIP] += 2 * lin_groups(a, &s->weights, l);
@@ -70,7 +72,7 @@ static void place_clip(struct fakequant *f, struct carve *c)
         f->da[l] = take(&f->g, &g_at, out, groups);
         f->db[l] = take(&f->g, &g_at, out, groups);
     }
-    if (!f->learn_weights)
+    if (!f->learn_weights && !f->learn_round)
         return;
     const int64_t d = a->head_dim, heads = a->n_heads + 2 * a->n_kv;
     f->grads.dwqkv = carve_2d(c, DT_F32, heads * d, a->d_model);
@@ -113,13 +115,18 @@ static void layout(struct fakequant *f, struct carve *c)
         place_kv(f, c);
 }
 
+bool fakequant_learns(const struct fakequant *f)
+{
+    return f->n || f->learn_round;
+}
+
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
 {
     struct fakequant f = {0};
     struct carve c = {0};
     plan_kinds(&f, a, s);
     layout(&f, &c);
-    return c.used;
+    return c.used + round_bytes(&f);
 }
 
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
@@ -127,11 +134,14 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
 {
     *f = (struct fakequant){.dev = d};
     plan_kinds(f, a, s);
-    const size_t bytes = fakequant_bytes(a, s);
-    if (bytes)
-        TRY(dev_alloc(d, &f->memory, bytes));
-    struct carve c = {.base = f->memory};
+    struct carve c = {0};
     layout(f, &c);
+    if (c.used)
+        TRY(dev_alloc(d, &f->memory, c.used));
+    c = (struct carve){.base = f->memory};
+    layout(f, &c);
+    if (f->learn_round)
+        TRY(round_open(f));
     if (f->quantize_weights)
         TRY(block_weights_alloc(&f->master, d, a, DT_F32));
     return block_weights_alloc(&f->wq, d, a, s->act);
@@ -148,6 +158,7 @@ void fakequant_close(struct fakequant *f)
     if (f->dev)
         dev_free(f->dev, f->memory);
     drop_fixed(f);
+    round_close(f);
     block_weights_free(&f->master);
     block_weights_free(&f->wq);
     *f = (struct fakequant){0};
@@ -156,6 +167,8 @@ void fakequant_close(struct fakequant *f)
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block)
 {
     drop_fixed(f);
+    if (f->learn_round)
+        TRY(round_zero(f));
     if (f->quantize_weights)
         TRY(block_weights_load(&f->master, f->arch, src));
     TRY(block_weights_load(&f->wq, f->arch, src));
@@ -245,12 +258,14 @@ static enum err apply_lin(struct fakequant *f, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-    if (f->fix_weights)
-        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->weights.bits,
-                            f->weights.group_size);
+    const struct tensor offsets = fakequant_offsets(f, l, false);
+    const struct tensor *const v = f->learn_round ? &offsets : NULL;
+    if (f->gptq)
+        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, v,
+                            f->weights.bits, f->weights.group_size);
     return dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
                    f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
-                   f->weights.bits, f->weights.group_size);
+                   v, f->weights.bits, f->weights.group_size);
 }
 
 enum err fakequant_apply(struct fakequant *f)
@@ -277,9 +292,10 @@ enum err fakequant_clip_grads(struct fakequant *f)
 {
     for (int l = 0; l < N_LIN && f->learn_weights; l++) {
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
-        const struct tensor dw = lin_grad(f, l);
+        const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
         TRY(dev_lwc_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l], &f->b[l],
-                        f->weights.bits, f->weights.group_size));
+                        f->learn_round ? &v : NULL, f->weights.bits,
+                        f->weights.group_size));
     }
     return OK;
 }
@@ -290,9 +306,23 @@ static struct tensor slice(const struct tensor *x, int64_t at, int64_t n)
     return tensor_1d((float *)x->data + at, DT_F32, n);
 }
 
-enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_KINDS], float weight_decay,
+/* The offsets' gradient is that of the rounded weights, as the last apply gave them. */
+static enum err step_offsets(struct fakequant *f, float rate)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+        const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
+        TRY(dev_round_step(f->dev, &v, &dw, &f->scales[l], &f->zeros[l], &w, rate,
+                           f->weights.bits, f->weights.group_size));
+    }
+    return OK;
+}
+
+enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
                         int64_t step)
 {
+    if (f->learn_round)
+        TRY(step_offsets(f, lr[FQ_ROUND]));
     for (int64_t kind = 0, at = 0; kind < N_FQ_KINDS; at += f->count[kind++]) {
         const int64_t n = f->count[kind];
         const struct adamw o = {.lr = lr[kind],
@@ -329,7 +359,11 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
 {
     bool finite = true;
     *bad = false;
-    if (!f->n)
+    for (int l = 0; l < N_LIN && f->learn_round && !f->learn_weights; l++) {
+        const struct tensor dw = lin_grad(f, l);
+        TRY(check(f, &dw, "weight", lin_module[l], name, bytes, bad));
+    }
+    if (!f->n || *bad)
         return OK;
     TRY(dev_all_finite(f->dev, &finite, &f->g));
     if (finite)
@@ -346,10 +380,14 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
 
 enum err fakequant_keep_best(struct fakequant *f)
 {
+    if (f->learn_round)
+        TRY(round_copy(f, true));
     return f->n ? dev_copy(f->dev, &f->best, &f->p) : OK;
 }
 
 enum err fakequant_restore_best(struct fakequant *f)
 {
+    if (f->learn_round)
+        TRY(round_copy(f, false));
     return f->n ? dev_copy(f->dev, &f->p, &f->best) : OK;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * What learns in one block: clipping logits a, b of every weight group, log s and delta of
- * every K and V channel, with gradients, AdamW moments and the best values so far; and the
- * fake-quantized weights and cache settings that follow from them. All on the device. */
+ * every K and V channel, the rounding offset of every weight, with gradients, AdamW moments
+ * and the best values so far; and the fake-quantized weights and cache settings that follow
+ * from them. All on the device. */
 #ifndef WKVQ_FAKEQUANT_H
 #define WKVQ_FAKEQUANT_H
 
@@ -12,6 +13,8 @@
 /* Parameters lie in one vector, a kind after another: clipping a, b of the seven
  * projections; log s of K, V; delta of K, V. */
 enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
+/* Rates of a step: of these kinds, then of the rounding offsets, which lie apart. */
+enum { FQ_ROUND = N_FQ_KINDS, N_FQ_RATES };
 
 struct fakequant {
     struct dev *dev;
@@ -19,7 +22,8 @@ struct fakequant {
     struct weight_spec weights;
     bool quantize_weights, quantize_kv; /* below 16 bits */
     bool learn_weights, learn_kv;
-    bool fix_weights;             /* GPTQ: neither learned nor rounded, but chosen once */
+    bool gptq;        /* scales, zeros and codes are chosen once, to begin with */
+    bool learn_round; /* offsets inside the rounding */
     int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
     void *memory;
     struct tensor p, g, m, v, best;     /* [n] */
@@ -27,25 +31,30 @@ struct fakequant {
     struct tensor da[N_LIN], db[N_LIN]; /* views of g */
     struct tensor scales[N_LIN],
         zeros[N_LIN];            /* F16, U8 [out, groups], of the last apply */
-    struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; master then holds their values */
+    struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; without learn_round, master holds
+                                    their values */
     struct tensor k_ls, v_ls;    /* [K*d], views of p or their own */
     struct block_kv kv;          /* s and delta of the last apply */
     struct block_grads grads;    /* what block_backward_params writes */
     struct block_weights master; /* F32; only with quantize_weights */
-    struct block_weights wq;     /* act type, as the block computes with */
+    struct block_weights offset, offset_best; /* F32 rounding offsets; only with learn_round */
+    struct block_weights wq;        /* act type, as the block computes with */
 };
 
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
                         const struct calib_settings *s);
 void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */
+/* Whether anything does. */
+bool fakequant_learns(const struct fakequant *f);
 /* Device bytes besides the two sets of weights. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 
 /* The weights of another block; wq holds them in full precision until the next apply.
  * ERR_NUMERIC names block and tensor when they are not finite. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
-/* Codes, scales and zeros of projection l in place of its weights, from now on; q is taken
- * over whatever the result. */
+/* Codes, scales and zeros of projection l in place of its weights, from now on; with
+ * learn_round the offsets start where they give these codes. q is taken over whatever the
+ * result. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
 /* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
  * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
@@ -57,13 +66,17 @@ enum err fakequant_apply(struct fakequant *f);
 /* Gradients of a and b from those of the weights. */
 enum err fakequant_clip_grads(struct fakequant *f);
 /* One AdamW step; lr of each kind, step counts from 1. */
-enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_KINDS], float weight_decay,
+enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
                         int64_t step);
 /* Name of the first parameter whose gradient is not finite; NULL if all are. */
 enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad);
 
 enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */
+
+/* Host F32 [out, in] of projection l's rounding offsets, the present or the best, and back:
+ * for saving. */
+struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);
 
 /* Take over what a finished block's q says, in place of parameters: wq and the cache
  * settings as they were calibrated, bit for bit. */

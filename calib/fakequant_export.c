@@ -3,6 +3,7 @@
  * Between a block's quantizer on the device and the hand-over struct on the host. */
 #include "calib/fakequant.h"
 
+#include "calib/fakequant_round.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -23,10 +24,11 @@ static enum err export_lin(struct fakequant *f, struct qlinear *q, int l)
     const struct tensor *scales = &f->scales[l];
     const int64_t n = tensor_count(scales);
     TRY(qlinear_alloc(q, arch_out(f->arch, l), arch_in(f->arch, l), f->weights.group_size));
-    if (f->fix_weights)
-        TRY(export_codes(f, q, l));
     TRY(dev_download(f->dev, q->scales, scales->data, (size_t)n * sizeof(*q->scales)));
-    return dev_download(f->dev, q->zeros, f->zeros[l].data, (size_t)n);
+    TRY(dev_download(f->dev, q->zeros, f->zeros[l].data, (size_t)n));
+    if (f->learn_round)
+        return round_codes(f, q, l);
+    return f->gptq ? export_codes(f, q, l) : OK;
 }
 
 static enum err export_kv(struct fakequant *f, struct block_quant *q)
@@ -79,8 +81,6 @@ static enum err import_scales(struct fakequant *f, const struct qlinear *q, int 
     const int64_t n = tensor_count(&f->scales[l]);
     FAIL_IF(!q->scales || q->out * q->groups != n, ERR_MISMATCH,
             "%s: saved scales do not fit the model", lin_module[l]);
-    if (f->fix_weights)
-        TRY(import_values(f, q, l));
     TRY(dev_upload(f->dev, f->scales[l].data, q->scales, (size_t)n * sizeof(*q->scales)));
     return dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n);
 }
@@ -90,15 +90,19 @@ enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
     qlinear_free(&f->fixed[l]);
     f->fixed[l] = *q;
     *q = (struct qlinear){0};
-    return import_scales(f, &f->fixed[l], l);
+    TRY(import_scales(f, &f->fixed[l], l));
+    return f->learn_round ? round_start_at(f, l, &f->fixed[l])
+                          : import_values(f, &f->fixed[l], l);
 }
 
 static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
 {
     TRY(import_scales(f, q, l));
+    if (weight_chooses_codes(&f->weights))
+        TRY(import_values(f, q, l));
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-    return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->weights.bits,
+    return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL, f->weights.bits,
                         f->weights.group_size);
 }
 

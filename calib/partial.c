@@ -17,7 +17,7 @@ enum { LOSS_START, LOSS_BEST, LOSS_SECONDS, LOSS_GEMM_SECONDS, LOSS_EPOCHS };
 #define PARTIAL_VERSION 2
 #define N_LOSSES (LOSS_EPOCHS + (int)ARRAY_LEN(((struct calib_block_stats *)0)->epoch_loss))
 #define N_VECTORS 4
-#define N_TENSORS (N_VECTORS + 2)
+#define N_TENSORS (N_VECTORS + 2 * N_LIN + 2)
 
 static const char *const vector_name[N_VECTORS] = {"p", "m", "v", "best"};
 
@@ -43,25 +43,51 @@ static void pack_position(const struct progress *at, int64_t *pos, int64_t *loss
     memcpy(&loss[LOSS_EPOCHS], s->epoch_loss, sizeof(s->epoch_loss));
 }
 
+/* What is on the device, by name: the vectors, and with learned rounding the offsets. */
+static int list_device(struct named_tensor *t, const struct fakequant *f)
+{
+    const struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
+    int n = 0;
+    for (int i = 0; i < N_VECTORS && f->n; i++)
+        name_tensor(&t[n++], vector_name[i], *vector[i]);
+    for (int i = 0; i < 2 * N_LIN && f->learn_round; i++) {
+        const int l = i / 2;
+        name_tensor(&t[n], i % 2 ? "round_best." : "round.",
+                    fakequant_offsets(f, l, i % 2));
+        strcat(t[n++].name, lin_name[l]);
+    }
+    return n;
+}
+
+/* Room for all of them in one piece. */
+static enum err alloc_host(float **out, const struct named_tensor *t, int n)
+{
+    size_t count = 0;
+    for (int i = 0; i < n; i++)
+        count += (size_t)tensor_count(&t[i].t);
+    return mem_alloc(out, count, sizeof(**out));
+}
+
 enum err run_save_partial(struct run *r)
 {
-    struct fakequant *f = &r->f;
-    const struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
     struct named_tensor t[N_TENSORS];
     int64_t pos[N_POS], loss[N_LOSSES];
+    int n = list_device(t, &r->f);
     float *host = NULL;
     enum err err = OK;
-    TRY(mem_alloc(&host, N_VECTORS * (size_t)f->n, sizeof(*host)));
-    for (int i = 0; i < N_VECTORS; i++) {
-        float *to = host + i * f->n;
-        TRY_OUT(dev_download(r->dev, to, vector[i]->data, (size_t)f->n * sizeof(*to)));
-        name_tensor(&t[i], vector_name[i], tensor_1d(to, DT_F32, f->n));
+    TRY(alloc_host(&host, t, n));
+    float *to = host;
+    for (int i = 0; i < n; i++) {
+        const int64_t count = tensor_count(&t[i].t);
+        TRY_OUT(dev_download(r->dev, to, t[i].t.data, (size_t)count * sizeof(*to)));
+        t[i].t.data = to;
+        to += count;
     }
     run_take_time(r);
     pack_position(&r->at, pos, loss);
-    name_tensor(&t[N_VECTORS], "position", tensor_1d(pos, DT_I64, N_POS));
-    name_tensor(&t[N_VECTORS + 1], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
-    err = r->io->save_partial(r->io->ctx, r->block, t, N_TENSORS);
+    name_tensor(&t[n++], "position", tensor_1d(pos, DT_I64, N_POS));
+    name_tensor(&t[n++], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
+    err = r->io->save_partial(r->io->ctx, r->block, t, n);
 out:
     mem_free(host);
     return err;
@@ -107,8 +133,7 @@ static enum err unpack_position(struct progress *at, const struct calib_settings
 
 enum err run_load_partial(struct run *r, bool *restored)
 {
-    struct fakequant *f = &r->f;
-    struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
+    struct named_tensor want[N_TENSORS];
     const struct named_tensor *t;
     const struct tensor *x, *pos, *loss;
     int n = 0;
@@ -119,9 +144,11 @@ enum err run_load_partial(struct run *r, bool *restored)
     TRY(find(&pos, t, n, "position", DT_I64, N_POS));
     TRY(find(&loss, t, n, "losses", DT_I64, N_LOSSES));
     TRY(unpack_position(&r->at, r->s, pos->data, loss->data));
-    for (int i = 0; i < N_VECTORS; i++) {
-        TRY(find(&x, t, n, vector_name[i], DT_F32, f->n));
-        TRY(dev_upload(r->dev, vector[i]->data, x->data, (size_t)f->n * sizeof(float)));
+    const int n_want = list_device(want, &r->f);
+    for (int i = 0; i < n_want; i++) {
+        const int64_t count = tensor_count(&want[i].t);
+        TRY(find(&x, t, n, want[i].name, DT_F32, count));
+        TRY(dev_upload(r->dev, want[i].t.data, x->data, (size_t)count * sizeof(float)));
     }
     *restored = true;
     return dev_sync(r->dev);

@@ -12,6 +12,12 @@
  * products against two. */
 #define ATTENTION_PASSES 3.5
 
+bool calib_learns_weights(const struct calib_settings *s)
+{
+    return s->weights.bits < 16 &&
+           (s->weights.method == WEIGHT_LWC || s->weights.round == ROUND_LEARNED);
+}
+
 /* Causal attention of one block forward: two products of T(T+1)/2 pairs, d wide. */
 static double attention_flops(const struct arch *a, double T)
 {
@@ -30,7 +36,7 @@ static double step_flops(const struct arch *a, const struct calib_settings *s, i
     const double T = (double)s->seqlen, linear = linear_flops(a, T);
     const double qkv =
         2 * T * (double)(arch_out(a, LIN_Q) + 2 * arch_out(a, LIN_K)) * (double)a->d_model;
-    const double weight_grads = s->weights.bits < 16 && s->weights.method == WEIGHT_LWC;
+    const double weight_grads = calib_learns_weights(s);
     return (double)(n + 1) * (linear + ATTENTION_PASSES * attention_flops(a, T)) +
            (double)n * linear + (linear - qkv) + weight_grads * linear;
 }
@@ -42,7 +48,7 @@ static double forward_flops(const struct arch *a, const struct calib_settings *s
 
 static bool learns(const struct calib_settings *s)
 {
-    return (s->weights.bits < 16 && s->weights.method == WEIGHT_LWC) ||
+    return calib_learns_weights(s) ||
            (s->kv.bits < 16 && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn);
 }
 

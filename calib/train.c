@@ -64,7 +64,7 @@ static enum err sample_loss(struct run *r, double *loss, int64_t i, bool grads)
 
 static enum err stopped(struct run *r)
 {
-    if (r->f.n)
+    if (fakequant_learns(&r->f))
         TRY(run_save_partial(r));
     FAIL(ERR_STOPPED, "stopped in block %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
          r->block, r->at.epoch, r->at.step);
@@ -73,7 +73,7 @@ static enum err stopped(struct run *r)
 /* Save what led to a non-finite value, then say where it is. */
 static enum err not_finite(struct run *r, const char *what)
 {
-    if (r->f.n)
+    if (fakequant_learns(&r->f))
         TRY(run_save_partial(r));
     FAIL(ERR_NUMERIC,
          "block %" PRId64 ", epoch %" PRId64 ", step %" PRId64 " (sample %" PRId64
@@ -109,13 +109,22 @@ static float rate(const struct run *r, float base, int64_t step)
     return (float)((double)base * (0.5 + 0.5 * cos(M_PI * (double)step / total)));
 }
 
+/* Unless it is given: over all steps an offset can just go from one end to the other
+ * when the rate is constant, half of that when it falls. */
+static float round_rate(const struct run *r)
+{
+    if (r->s->lr_round > 0)
+        return r->s->lr_round;
+    return 1 / (float)(r->s->epochs * r->s->samples);
+}
+
 static enum err train_step(struct run *r)
 {
     const int64_t step = r->at.epoch * r->s->samples + r->at.step;
     const double begin = run_seconds();
-    const float lr[N_FQ_KINDS] = {rate(r, r->s->lr_clip, step),
-                                  rate(r, r->s->lr_smooth, step),
-                                  rate(r, r->s->lr_shift, step)};
+    const float lr[N_FQ_RATES] = {
+        rate(r, r->s->lr_clip, step), rate(r, r->s->lr_smooth, step),
+        rate(r, r->s->lr_shift, step), rate(r, round_rate(r), step)};
     double loss;
     bool bad;
     char name[128];
@@ -182,7 +191,7 @@ enum err run_train_block(struct run *r)
         return OK;
     if (!r->at.measured)
         TRY(measure_start(r));
-    if (r->f.n)
+    if (fakequant_learns(&r->f))
         TRY(train(r));
     return fakequant_apply(&r->f);
 }
@@ -196,11 +205,10 @@ bool run_scans_kv(const struct run *r)
 double run_block_units(const struct run *r, int64_t block)
 {
     const double chain = (double)(recon_reach(&r->r, block) + 1);
-    const double epochs = r->f.n ? (double)r->s->epochs : 0;
+    const double epochs = fakequant_learns(&r->f) ? (double)r->s->epochs : 0;
     if (!r->f.quantize_weights && !r->f.quantize_kv)
         return 0;
-    return (double)r->s->samples *
-           (chain * (1 + 4 * epochs) + run_scans_kv(r) + r->f.fix_weights);
+    return (double)r->s->samples * (chain * (1 + 4 * epochs) + run_scans_kv(r) + r->f.gptq);
 }
 
 double run_units_so_far(const struct run *r)

@@ -348,9 +348,16 @@ static bool grouped(const struct tensor *x, const struct tensor *w, int64_t grou
            x->dim[1] == weight_groups(w->dim[1], group_size);
 }
 
+/* Rounding offsets of w, or none. */
+static bool offsets(const struct tensor *v, const struct tensor *w)
+{
+    return !v || (f32(v) && same_shape(v, w));
+}
+
 enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                  const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
-                 const struct tensor *b, int bits, int64_t group_size)
+                 const struct tensor *b, const struct tensor *v, int bits,
+                 int64_t group_size)
 {
     BEGIN(lwc);
     WANT(f32(w) && is_2d(w) && bits_ok(bits) && group_size >= 0 && !a == !b,
@@ -360,34 +367,50 @@ enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *sc
     WANT(!a || (grouped(a, w, group_size, DT_F32) && grouped(b, w, group_size, DT_F32)),
          "lwc: want a, b F32 [N,groups]");
     WANT(!wq || (act(wq) && same_shape(wq, w)), "lwc: want wq [N,C]");
-    d->ops.lwc(d, wq, scales, zeros, w, a, b, bits, group_size);
+    WANT(offsets(v, w), "lwc: want v F32 [N,C]");
+    d->ops.lwc(d, wq, scales, zeros, w, a, b, v, bits, group_size);
     END(DEV_FAKE_QUANT);
 }
 
 enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                      const struct tensor *zeros, const struct tensor *w, int bits,
-                      int64_t group_size)
+                      const struct tensor *zeros, const struct tensor *w,
+                      const struct tensor *v, int bits, int64_t group_size)
 {
     BEGIN(wq_apply);
     WANT(f32(w) && is_2d(w) && act(wq) && same_shape(wq, w) && bits_ok(bits) &&
              grouped(scales, w, group_size, DT_F16) && grouped(zeros, w, group_size, DT_U8),
          "wq_apply: want w F32, wq [N,C], scales F16, zeros U8 [N,groups]");
-    d->ops.wq_apply(d, wq, scales, zeros, w, bits, group_size);
+    WANT(offsets(v, w), "wq_apply: want v F32 [N,C]");
+    d->ops.wq_apply(d, wq, scales, zeros, w, v, bits, group_size);
     END(DEV_FAKE_QUANT);
 }
 
 enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
                      const struct tensor *dwq, const struct tensor *w,
-                     const struct tensor *a, const struct tensor *b, int bits,
-                     int64_t group_size)
+                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                     int bits, int64_t group_size)
 {
     BEGIN(lwc_bwd);
     WANT(f32(w) && is_2d(w) && f32(dwq) && same_shape(dwq, w) && bits_ok(bits) &&
              grouped(a, w, group_size, DT_F32) && grouped(b, w, group_size, DT_F32) &&
              grouped(da, w, group_size, DT_F32) && grouped(db, w, group_size, DT_F32),
          "lwc_bwd: want w, dwq F32 [N,C], a, b, da, db F32 [N,groups]");
-    d->ops.lwc_bwd(d, da, db, dwq, w, a, b, bits, group_size);
+    WANT(offsets(v, w), "lwc_bwd: want v F32 [N,C]");
+    d->ops.lwc_bwd(d, da, db, dwq, w, a, b, v, bits, group_size);
     END(DEV_FAKE_QUANT);
+}
+
+enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                        const struct tensor *scales, const struct tensor *zeros,
+                        const struct tensor *w, float rate, int bits, int64_t group_size)
+{
+    BEGIN(round_step);
+    WANT(f32(w) && is_2d(w) && v && offsets(v, w) && f32(dwq) && same_shape(dwq, w) &&
+             bits_ok(bits) && grouped(scales, w, group_size, DT_F16) &&
+             grouped(zeros, w, group_size, DT_U8),
+         "round_step: want v, dwq, w F32 [N,C], scales F16, zeros U8 [N,groups]");
+    d->ops.round_step(d, v, dwq, scales, zeros, w, rate, bits, group_size);
+    END(DEV_OPTIMIZER);
 }
 
 enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,

@@ -179,21 +179,27 @@ enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct
  * columns, the last may be shorter, G = 0 the whole row, n = groups of a row:
  *   gamma = sigma(a), beta = sigma(b);  lo = beta min(0, min W), hi = gamma max(0, max W)
  *   h, z, q, w^ as kernels/tensor/quant.h defines them.
- * a, b NULL: gamma = beta = 1 (round to nearest).
- *   wq act [N,C]; scales U16-in-DT_F16 [N,n]; zeros U8 [N,n]; w F32 [N,C]; a, b [N,n].
+ * a, b NULL: gamma = beta = 1. v NULL: round to nearest; else v is inside the rounding.
+ *   wq act [N,C]; scales U16-in-DT_F16 [N,n]; zeros U8 [N,n]; w, v F32 [N,C]; a, b [N,n].
  *   scales, zeros are written; wq may be NULL (scales and zeros only). */
 enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                  const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
-                 const struct tensor *b, int bits, int64_t group_size);
+                 const struct tensor *b, const struct tensor *v, int bits,
+                 int64_t group_size);
 /* The same w^ from stored scales and zeros: bit-equal to what dev_lwc gave. */
 enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                      const struct tensor *zeros, const struct tensor *w, int bits,
-                      int64_t group_size);
+                      const struct tensor *zeros, const struct tensor *w,
+                      const struct tensor *v, int bits, int64_t group_size);
 /* da, db [N,n] from dw^ [N,C] F32 (straight through round and fp16; docs/method.md). */
 enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
                      const struct tensor *dwq, const struct tensor *w,
-                     const struct tensor *a, const struct tensor *b, int bits,
-                     int64_t group_size);
+                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                     int bits, int64_t group_size);
+/* v -= rate sign(dw^) where the code is not clamped, then into [-1/2, 1/2]: the gradient of
+ * v is h dw^, and h > 0. v, dwq, w F32 [N,C]; scales, zeros of the w^ that dwq is of. */
+enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                        const struct tensor *scales, const struct tensor *zeros,
+                        const struct tensor *w, float rate, int bits, int64_t group_size);
 
 /* Two-dimensional KV fake quantization, dynamic per token and group of G channels inside a
  * head, with static per-channel smoothing s = exp(ls) and shift delta:

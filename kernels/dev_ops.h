@@ -57,14 +57,18 @@ struct dev_ops {
                           const struct tensor *gu);
     void (*lwc)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                 const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
-                const struct tensor *b, int bits, int64_t group_size);
+                const struct tensor *b, const struct tensor *v, int bits,
+                int64_t group_size);
     void (*wq_apply)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                     const struct tensor *zeros, const struct tensor *w, int bits,
-                     int64_t group_size);
+                     const struct tensor *zeros, const struct tensor *w,
+                     const struct tensor *v, int bits, int64_t group_size);
     void (*lwc_bwd)(struct dev *d, const struct tensor *da, const struct tensor *db,
                     const struct tensor *dwq, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, int bits,
-                    int64_t group_size);
+                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                    int bits, int64_t group_size);
+    void (*round_step)(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                       const struct tensor *scales, const struct tensor *zeros,
+                       const struct tensor *w, float rate, int bits, int64_t group_size);
     void (*kvq)(struct dev *d, const struct tensor *xq, const struct tensor *x,
                 const struct tensor *s, const struct tensor *delta, int bits,
                 int64_t group_size);

@@ -202,7 +202,7 @@ enum err bench_gemm_step(struct bench_gemm *out, struct dev *d, const struct arc
     const struct piece r = room(a, s->seqlen);
     struct pass p = {.dev = d, .arch = a, .T = s->seqlen, .act = s->act};
     enum err err = OK;
-    p.weight_grads = s->weights.bits < 16 && s->weights.method == WEIGHT_LWC;
+    p.weight_grads = calib_learns_weights(s);
     TRY_OUT(bench_tensor(&p.a, d, s->act, r.out, r.in));
     TRY_OUT(bench_tensor(&p.b, d, s->act, r.out, r.in));
     TRY_OUT(bench_tensor(&p.c, d, DT_F32, r.out, r.in));

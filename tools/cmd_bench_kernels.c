@@ -97,20 +97,22 @@ static enum err run_lwc(struct bench *b)
 {
     b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_lwc(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a, &b->b, BITS, GROUP);
+    return dev_lwc(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a, &b->b, NULL, BITS,
+                   GROUP);
 }
 
 static enum err run_lwc_bwd(struct bench *b)
 {
     b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
-    return dev_lwc_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b, BITS, GROUP);
+    return dev_lwc_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b, NULL, BITS,
+                       GROUP);
 }
 
 static enum err run_wq_apply(struct bench *b)
 {
     b->bytes =
         bytes_of(&b->w) + bytes_of(&b->wq) + bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_wq_apply(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, BITS, GROUP);
+    return dev_wq_apply(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, NULL, BITS, GROUP);
 }
 
 static enum err run_kvq(struct bench *b)

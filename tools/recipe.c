@@ -403,7 +403,8 @@ struct weight_spec recipe_weight_spec(const struct recipe *r)
 {
     return (struct weight_spec){.method = (enum weight_method)r->weight_method,
                                 .bits = (int)r->weight_bits,
-                                .group_size = r->weight_group};
+                                .group_size = r->weight_group,
+                                .round = (enum weight_round)r->weight_round};
 }
 
 struct kv_spec recipe_kv_spec(const struct recipe *r)

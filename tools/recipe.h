@@ -35,7 +35,7 @@ struct recipe {
     int64_t activation_bits;
     int64_t crr_blocks;
     int crr_terms, crr_loss;
-    double lr_clip, lr_smooth, lr_shift, weight_decay;
+    double lr_round, lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
     int device, compute; /* "cpu|ref|cuda", "auto|f32|bf16" */
     int64_t threads;     /* 0: all cores */

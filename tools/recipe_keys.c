@@ -35,8 +35,8 @@ const struct recipe_key recipe_key[] = {
      .why = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
     {"weights.act_order", KEY_BOOL, AT(act_order), "false",
      .why = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
-    {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest", .later = "learned",
-     .why = "how a weight becomes a code"},
+    {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest|learned",
+     .why = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
 
     {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token", .later = "channel",
      .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only"},
@@ -69,6 +69,8 @@ const struct recipe_key recipe_key[] = {
 
     {"optimizer.lr_clip", KEY_REAL, AT(lr_clip), "0.2", 0, 10,
      .why = "learning rate of the clipping parameters"},
+    {"optimizer.lr_round", KEY_REAL, AT(lr_round), "0", 0, 1,
+     .why = "signed step of the rounding offsets, which reach from -0.5 to 0.5; 0 = one over a block's steps"},
     {"optimizer.lr_smooth", KEY_REAL, AT(lr_smooth), "0.01", 0, 10,
      .why = "learning rate of the logarithm of the smoothing"},
     {"optimizer.lr_shift", KEY_REAL, AT(lr_shift), "0.01", 0, 10,

@@ -33,6 +33,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .crr_blocks = r->crr_blocks,
         .crr_terms = (enum crr_terms)r->crr_terms,
         .crr_loss = (enum loss_kind)r->crr_loss,
+        .lr_round = (float)r->lr_round,
         .lr_clip = (float)r->lr_clip,
         .lr_smooth = (float)r->lr_smooth,
         .lr_shift = (float)r->lr_shift,

@@ -126,6 +126,7 @@ static enum err config_text(char **out, const struct recipe *r)
 static void without_learning(struct recipe *r)
 {
     r->weight_method = WEIGHT_RTN;
+    r->weight_round = ROUND_NEAREST;
     r->kv_method = KV_TOKEN;
     r->learn = false;
 }
@@ -138,6 +139,9 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
     FAIL_IF(!s && j->recipe.weight_method == WEIGHT_GPTQ, ERR_USAGE,
             "weights.method: gptq needs calibration: let `wkvq quantize` do both, or give "
             "--state");
+    FAIL_IF(!s && j->recipe.weight_round == ROUND_LEARNED, ERR_USAGE,
+            "weights.round: learned needs calibration: let `wkvq quantize` do both, or "
+            "give --state");
     if (!s)
         without_learning(&j->recipe);
     const struct recipe *r = s ? state_recipe(s) : &j->recipe;

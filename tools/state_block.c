@@ -95,7 +95,7 @@ static enum err fetch_linear(struct qlinear *q, const struct st_file *f,
     snprintf(name, sizeof(name), "%s.zeros", lin_name[lin]);
     TRY(fetch(q->zeros, f, name, DT_U8, q->out, q->groups));
     TRY(check_range(q->zeros, q->out * q->groups, f, name, w->bits));
-    if (w->method != WEIGHT_GPTQ)
+    if (!weight_chooses_codes(w))
         return OK;
     TRY(qlinear_alloc_codes(q));
     snprintf(name, sizeof(name), "%s.codes", lin_name[lin]);

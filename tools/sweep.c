@@ -23,7 +23,8 @@ enum sweep_way sweep_way(const struct recipe *r)
 
 bool sweep_needs_calibration(const struct recipe *r)
 {
-    return (r->weight_bits < 16 && r->weight_method != WEIGHT_RTN) ||
+    return (r->weight_bits < 16 &&
+            (r->weight_method != WEIGHT_RTN || r->weight_round == ROUND_LEARNED)) ||
            (r->kv_bits < 16 && r->kv_method != KV_TOKEN);
 }
 

@@ -8,6 +8,8 @@
 
 static const char *const weight_names[] = {
     [WEIGHT_RTN] = "rtn", [WEIGHT_LWC] = "lwc", [WEIGHT_GPTQ] = "gptq"};
+static const char *const round_names[] = {
+    [ROUND_NEAREST] = "nearest", [ROUND_LEARNED] = "learned"};
 static const char *const kv_names[] = {
     [KV_TOKEN] = "token", [KV_CHANNEL_TOKEN] = "channel_token"};
 static const char *const stage_names[] = {
@@ -40,14 +42,16 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 
 json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
 {
-    return json_pack(
-        "{s:s, s:i, s:{s:s, s:i, s:I}, s:{s:s, s:i, s:I, s:s, s:b, s:I, s:I, s:b}, s:[s]}",
-        "quant_method", ARTIFACT_METHOD, "format_version", ARTIFACT_VERSION, "weights",
-        "method", weight_names[w->method], "bits", w->bits, "group_size",
-        (json_int_t)w->group_size, "kv", "method", kv_names[kv->method], "bits", kv->bits,
-        "group_size", (json_int_t)kv->group_size, "key_stage", stage_names[kv->key_stage],
-        "past_only", (int)kv->past_only, "window", (json_int_t)kv->window, "sink",
-        (json_int_t)kv->sink, "learn", (int)kv->learn, "modules_to_not_convert", "lm_head");
+    return json_pack("{s:s, s:i, s:{s:s, s:i, s:I, s:s}, s:{s:s, s:i, s:I, s:s, s:b, s:I, "
+                     "s:I, s:b}, s:[s]}",
+                     "quant_method", ARTIFACT_METHOD, "format_version", ARTIFACT_VERSION,
+                     "weights", "method", weight_names[w->method], "bits", w->bits,
+                     "group_size", (json_int_t)w->group_size, "round",
+                     round_names[w->round], "kv", "method", kv_names[kv->method], "bits",
+                     kv->bits, "group_size", (json_int_t)kv->group_size, "key_stage",
+                     stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
+                     (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn",
+                     (int)kv->learn, "modules_to_not_convert", "lm_head");
 }
 
 static enum err need_choice(int *out, const json_t *o, const char *key,
@@ -95,11 +99,16 @@ static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *wh
 
 static enum err weights_from_json(struct weight_spec *w, const json_t *o, const char *where)
 {
-    int method = 0;
+    int method = 0, round = ROUND_NEAREST;
     TRY(need_choice(&method, o, "method", weight_names, 3, where));
     w->method = (enum weight_method)method;
     TRY(need_bits(&w->bits, o, where));
-    return json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where);
+    TRY(json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where));
+    if (!json_object_get(o, "round")) /* artifacts of before there was a choice */
+        return OK;
+    TRY(need_choice(&round, o, "round", round_names, 2, where));
+    w->round = (enum weight_round)round;
+    return OK;
 }
 
 enum err spec_from_json(struct weight_spec *w, struct kv_spec *kv, const json_t *q,

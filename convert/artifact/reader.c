@@ -205,7 +205,7 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
     memcpy(q.v_scale, b->v_scale, bytes);
     memcpy(q.v_shift, b->v_shift, bytes);
     for (int l = 0; l < N_LIN && a->weights.bits < 16; l++)
-        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], a->weights.method == WEIGHT_GPTQ));
+        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], weight_chooses_codes(&a->weights)));
     *out = q;
     return OK;
 out:

@@ -120,6 +120,7 @@ enum err verify_structure(struct verify *v)
 static bool is_plain_rtn(const struct verify *v)
 {
     return v->model && artifact_weight_spec(v->a)->method == WEIGHT_RTN &&
+           !weight_chooses_codes(artifact_weight_spec(v->a)) &&
            artifact_weight_spec(v->a)->bits < 16;
 }
 

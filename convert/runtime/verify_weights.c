@@ -133,11 +133,11 @@ out:
     return err;
 }
 
-/* GPTQ's codes are in the state alone: they do not follow from source and scales. */
+/* Chosen codes are in the state alone: they do not follow from source and scales. */
 static enum err check_codes(struct verify *v, const struct packed_linear *p,
                             const struct host_mat *src, const struct qlinear *q)
 {
-    if (v->s->state || artifact_weight_spec(v->a)->method != WEIGHT_GPTQ)
+    if (v->s->state || !weight_chooses_codes(artifact_weight_spec(v->a)))
         return check_packed(v, p, src, q);
     v->r->weights_unchecked += p->out * p->in;
     return OK;

@@ -7,9 +7,10 @@
 #include "kernels/tensor/quant.h"
 
 struct weight {
-    const struct tensor *wq, *scales, *zeros, *w, *a, *b, *da, *db;
+    const struct tensor *wq, *scales, *zeros, *w, *a, *b, *v, *da, *db;
     int bits;
     int64_t G, C;
+    float rate;
 };
 
 /* A group's clipped range and where it came from. */
@@ -43,17 +44,29 @@ static vf clamp_code(vf q, vf Q)
     return vf_min(vf_max(q, vf_set1(0)), Q);
 }
 
+/* Row r's rounding offsets; NULL: none. */
+static float *offsets_of(const struct weight *k, int64_t r)
+{
+    return k->v ? cpu_row(k->v, r) : NULL;
+}
+
+/* round(w / h + v) */
+static vf rounded(vf u, const float *v_r, int64_t c, int64_t end)
+{
+    return vf_rint(v_r ? vf_add(u, f32_get(v_r, c, end)) : u);
+}
+
 /* w^ = (q - z) h over [begin, end). */
 static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                            float h, uint8_t z)
 {
-    const float *w_r = cpu_row(k->w, r);
+    const float *w_r = cpu_row(k->w, r), *v_r = offsets_of(k, r);
     void *wq_r = cpu_row(k->wq, r);
     const bool wq16 = cpu_bf16(k->wq);
     const vf vh = vf_set1(h), vz = vf_set1((float)z),
              Q = vf_set1((float)((1 << k->bits) - 1));
     for (int64_t c = begin; c < end; c += VL) {
-        const vf u = vf_rint(vf_div(f32_get(w_r, c, end), vh));
+        const vf u = rounded(vf_div(f32_get(w_r, c, end), vh), v_r, c, end);
         const vf q = clamp_code(vf_add(u, vz), Q);
         act_put(wq_r, wq16, c, end, vf_mul(vf_sub(q, vz), vh));
     }
@@ -94,8 +107,8 @@ static int64_t columns_of(const struct tensor *w, int64_t group_size)
 
 static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                     const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, int bits,
-                    int64_t group_size)
+                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                    int bits, int64_t group_size)
 {
     const struct weight k = {.wq = wq,
                              .scales = scales,
@@ -103,6 +116,7 @@ static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
                              .w = w,
                              .a = a,
                              .b = b,
+                             .v = v,
                              .bits = bits,
                              .G = columns_of(w, group_size),
                              .C = w->dim[1]};
@@ -111,12 +125,14 @@ static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
 
 static void cpu_wq_apply(struct dev *d, const struct tensor *wq,
                          const struct tensor *scales, const struct tensor *zeros,
-                         const struct tensor *w, int bits, int64_t group_size)
+                         const struct tensor *w, const struct tensor *v, int bits,
+                         int64_t group_size)
 {
     const struct weight k = {.wq = wq,
                              .scales = scales,
                              .zeros = zeros,
                              .w = w,
+                             .v = v,
                              .bits = bits,
                              .G = columns_of(w, group_size),
                              .C = w->dim[1]};
@@ -127,13 +143,14 @@ static void cpu_wq_apply(struct dev *d, const struct tensor *wq,
 static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                         float h, uint8_t z, float *dh, float *dz)
 {
-    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r);
+    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r), *v_r = offsets_of(k, r);
     const vf vh = vf_set1(h), vz = vf_set1((float)z), zero = vf_set1(0);
     const vf Q = vf_set1((float)((1 << k->bits) - 1));
     vf sum_h = zero, sum_z = zero;
     for (int64_t c = begin; c < end; c += VL) {
         const vf g = f32_get(dw_r, c, end), u = vf_div(f32_get(w_r, c, end), vh);
-        const vf round = vf_rint(u), q = vf_add(round, vz), kept = clamp_code(q, Q);
+        const vf round = rounded(u, v_r, c, end), q = vf_add(round, vz),
+                 kept = clamp_code(q, Q);
         const vm out = vm_or(vf_lt(q, zero), vf_lt(Q, q));
         sum_h = vf_fma(g, vf_select(out, vf_sub(kept, vz), vf_sub(round, u)), sum_h);
         sum_z = vf_add(sum_z, vf_select(out, g, zero));
@@ -172,13 +189,14 @@ static void lwc_bwd_row(const void *ctx, int64_t r)
 
 static void cpu_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
                         const struct tensor *dwq, const struct tensor *w,
-                        const struct tensor *a, const struct tensor *b, int bits,
-                        int64_t group_size)
+                        const struct tensor *a, const struct tensor *b,
+                        const struct tensor *v, int bits, int64_t group_size)
 {
     const struct weight k = {.wq = dwq,
                              .w = w,
                              .a = a,
                              .b = b,
+                             .v = v,
                              .da = da,
                              .db = db,
                              .bits = bits,
@@ -187,9 +205,56 @@ static void cpu_lwc_bwd(struct dev *d, const struct tensor *da, const struct ten
     cpu_run_rows(d, w->dim[0], 3 * k.C, lwc_bwd_row, &k);
 }
 
+/* A signed step of the offsets of one group. */
+static void step_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
+                       float h, uint8_t z)
+{
+    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r);
+    float *v_r = offsets_of(k, r);
+    const vf vh = vf_set1(h), vz = vf_set1((float)z), zero = vf_set1(0);
+    const vf Q = vf_set1((float)((1 << k->bits) - 1)), rate = vf_set1(k->rate);
+    for (int64_t c = begin; c < end; c += VL) {
+        const vf g = f32_get(dw_r, c, end), v = f32_get(v_r, c, end);
+        const vf q = vf_add(rounded(vf_div(f32_get(w_r, c, end), vh), v_r, c, end), vz);
+        const vm out = vm_or(vf_lt(q, zero), vf_lt(Q, q));
+        const vf step = vf_select(out, zero, rate);
+        vf to = vf_select(vf_lt(zero, g), vf_sub(v, step), v);
+        to = vf_select(vf_lt(g, zero), vf_add(v, step), to);
+        f32_put(v_r, c, end, vf_min(vf_max(to, vf_set1(-0.5f)), vf_set1(0.5f)));
+    }
+}
+
+static void step_row(const void *ctx, int64_t r)
+{
+    const struct weight *k = ctx;
+    const uint16_t *scale_r = (const uint16_t *)k->scales->data + r * k->scales->ld;
+    const uint8_t *zero_r = (const uint8_t *)k->zeros->data + r * k->zeros->ld;
+    for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
+        const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
+        step_group(k, r, begin, end, f16_to_f32(scale_r[g]), zero_r[g]);
+    }
+}
+
+static void cpu_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                           const struct tensor *scales, const struct tensor *zeros,
+                           const struct tensor *w, float rate, int bits, int64_t group_size)
+{
+    const struct weight k = {.wq = dwq,
+                             .scales = scales,
+                             .zeros = zeros,
+                             .w = w,
+                             .v = v,
+                             .bits = bits,
+                             .G = columns_of(w, group_size),
+                             .C = w->dim[1],
+                             .rate = rate};
+    cpu_run_rows(d, w->dim[0], 3 * k.C, step_row, &k);
+}
+
 void CPU_NAME(cpu_fill_weight)(struct dev_ops *o)
 {
     o->lwc = cpu_lwc;
     o->wq_apply = cpu_wq_apply;
     o->lwc_bwd = cpu_lwc_bwd;
+    o->round_step = cpu_round_step;
 }

@@ -9,7 +9,7 @@ namespace CUDA_NS
 
 /* The operands, and the groups they are cut into. */
 struct weights {
-    view w, wq;
+    view w, wq, v; /* v.p NULL: no offsets */
     uint16_t *scales;
     uint8_t *zeros;
     const float *a, *b; /* NULL: no clipping */
@@ -73,14 +73,23 @@ __device__ static void measure(const weights &p, wgroup *k, int64_t first)
     k->z = quant_weight_zero(k->lo, k->h, p.bits);
 }
 
+/* Rounding offsets of n columns from c on; 0 without. */
+__device__ static quad offsets(const weights &p, const wgroup &k, int64_t c, int n)
+{
+    if (p.v.p)
+        return get4(p.v, k.r * p.v.ld + c, n);
+    return quad();
+}
+
 __device__ static void apply(const weights &p, const wgroup &k, int64_t first)
 {
     for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
         const int n = left(k, c);
+        const quad v = offsets(p, k, c, n);
         quad q = get4(p.w, k.r * p.w.ld + c, n);
         for (int i = 0; i < 4; i++)
-            q.v[i] =
-                quant_weight_value(quant_weight_code(q.v[i], k.h, k.z, p.bits), k.z, k.h);
+            q.v[i] = quant_weight_value(
+                quant_weight_code_offset(q.v[i], v.v[i], k.h, k.z, p.bits), k.z, k.h);
         put4(p.wq, k.r * p.wq.ld + c, n, q);
     }
 }
@@ -120,8 +129,9 @@ __device__ static void group_grads(const weights &p, const view &dwq, const wgro
     for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
         const int n = left(k, c);
         const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
+        const quad v = offsets(p, k, c, n);
         for (int i = 0; i < 4; i++) {
-            const float u = w.v[i] / k.h, round = rintf(u), q = round + z;
+            const float u = w.v[i] / k.h, round = rintf(u + v.v[i]), q = round + z;
             const bool outside = q > Q || q < 0;
             sum_h += g.v[i] * (outside ? (q > Q ? Q : 0) - z : round - u);
             sum_z -= outside ? g.v[i] * k.h : 0;
@@ -160,14 +170,34 @@ __global__ void lwc_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld, fl
     db[k.r * db_ld + k.g] = (float)(dlo * (double)k.min * beta * (1 - beta));
 }
 
+__global__ void round_step_kernel(weights p, view dwq, float rate)
+{
+    wgroup k;
+    int64_t first;
+    if (!warp_group(p, &k, &first))
+        return;
+    k.h = f16_to_f32(p.scales[k.r * p.scales_ld + k.g]);
+    k.z = p.zeros[k.r * p.zeros_ld + k.g];
+    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
+        const int n = left(k, c);
+        const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
+        quad v = get4(p.v, k.r * p.v.ld + c, n);
+        for (int i = 0; i < 4; i++)
+            v.v[i] =
+                quant_weight_offset_step(v.v[i], g.v[i], w.v[i], k.h, k.z, rate, p.bits);
+        put4(p.v, k.r * p.v.ld + c, n, v);
+    }
+}
+
 static weights weights_of(const struct tensor *wq, const struct tensor *scales,
                           const struct tensor *zeros, const struct tensor *w,
-                          const struct tensor *a, const struct tensor *b, int bits,
-                          int64_t group_size)
+                          const struct tensor *a, const struct tensor *b,
+                          const struct tensor *v, int bits, int64_t group_size)
 {
     weights p = {};
     p.w = view_of(w);
     p.wq = view_of(wq);
+    p.v = view_of(v);
     p.rows = w->dim[0];
     p.cols = w->dim[1];
     p.G = group_size ? group_size : p.cols;
@@ -177,6 +207,7 @@ static weights weights_of(const struct tensor *wq, const struct tensor *scales,
         p.G % 4 == 0 || p.groups == 1; /* groups start at a multiple of four */
     p.w.wide = p.w.wide && aligned;
     p.wq.wide = p.wq.wide && aligned;
+    p.v.wide = p.v.wide && aligned;
     if (scales) {
         p.scales = (uint16_t *)scales->data;
         p.scales_ld = scales->ld;
@@ -200,29 +231,31 @@ static unsigned grid_of(const weights &p)
 
 static void cuda_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                      const struct tensor *zeros, const struct tensor *w,
-                     const struct tensor *a, const struct tensor *b, int bits,
-                     int64_t group_size)
+                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                     int bits, int64_t group_size)
 {
-    const weights p = weights_of(wq, scales, zeros, w, a, b, bits, group_size);
+    const weights p = weights_of(wq, scales, zeros, w, a, b, v, bits, group_size);
     CUDA_LAUNCH(lwc_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
     launched(d, "lwc");
 }
 
 static void cuda_wq_apply(struct dev *d, const struct tensor *wq,
                           const struct tensor *scales, const struct tensor *zeros,
-                          const struct tensor *w, int bits, int64_t group_size)
+                          const struct tensor *w, const struct tensor *v, int bits,
+                          int64_t group_size)
 {
-    const weights p = weights_of(wq, scales, zeros, w, nullptr, nullptr, bits, group_size);
+    const weights p =
+        weights_of(wq, scales, zeros, w, nullptr, nullptr, v, bits, group_size);
     CUDA_LAUNCH(wq_apply_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
     launched(d, "wq_apply");
 }
 
 static void cuda_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
                          const struct tensor *dwq, const struct tensor *w,
-                         const struct tensor *a, const struct tensor *b, int bits,
-                         int64_t group_size)
+                         const struct tensor *a, const struct tensor *b,
+                         const struct tensor *v, int bits, int64_t group_size)
 {
-    const weights p = weights_of(nullptr, nullptr, nullptr, w, a, b, bits, group_size);
+    const weights p = weights_of(nullptr, nullptr, nullptr, w, a, b, v, bits, group_size);
     view g = view_of(dwq);
     g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
     CUDA_LAUNCH(lwc_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g,
@@ -230,11 +263,25 @@ static void cuda_lwc_bwd(struct dev *d, const struct tensor *da, const struct te
     launched(d, "lwc_bwd");
 }
 
+static void cuda_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                            const struct tensor *scales, const struct tensor *zeros,
+                            const struct tensor *w, float rate, int bits,
+                            int64_t group_size)
+{
+    const weights p =
+        weights_of(nullptr, scales, zeros, w, nullptr, nullptr, v, bits, group_size);
+    view g = view_of(dwq);
+    g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
+    CUDA_LAUNCH(round_step_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g, rate);
+    launched(d, "round_step");
+}
+
 void fill_weight(struct dev_ops *o)
 {
     o->lwc = cuda_lwc;
     o->wq_apply = cuda_wq_apply;
     o->lwc_bwd = cuda_lwc_bwd;
+    o->round_step = cuda_round_step;
 }
 
 } // namespace CUDA_NS

@@ -48,11 +48,18 @@ static struct wgroup weight_group(const struct tensor *w, const struct tensor *a
     return k;
 }
 
-static void apply_group(const struct tensor *wq, const struct tensor *w, int64_t r,
-                        int64_t begin, int64_t end, float h, uint8_t z, int bits)
+static float offset_at(const struct tensor *v, int64_t r, int64_t c)
+{
+    return v ? ref_get(v, r * v->ld + c) : 0;
+}
+
+static void apply_group(const struct tensor *wq, const struct tensor *w,
+                        const struct tensor *v, int64_t r, int64_t begin, int64_t end,
+                        float h, uint8_t z, int bits)
 {
     for (int64_t c = begin; c < end; c++) {
-        const uint8_t q = quant_weight_code(ref_get(w, r * w->ld + c), h, z, bits);
+        const uint8_t q = quant_weight_code_offset(ref_get(w, r * w->ld + c),
+                                                   offset_at(v, r, c), h, z, bits);
         ref_set(wq, r * wq->ld + c, (double)quant_weight_value(q, z, h));
     }
 }
@@ -64,8 +71,8 @@ static int64_t columns_of(const struct tensor *w, int64_t group_size)
 
 static void ref_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                     const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, int bits,
-                    int64_t group_size)
+                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                    int bits, int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size);
     for (int64_t r = 0; r < w->dim[0]; r++)
@@ -74,13 +81,14 @@ static void ref_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
             ((uint16_t *)scales->data)[r * scales->ld + g] = k.scale;
             ((uint8_t *)zeros->data)[r * zeros->ld + g] = k.z;
             if (wq)
-                apply_group(wq, w, r, k.begin, k.end, k.h, k.z, bits);
+                apply_group(wq, w, v, r, k.begin, k.end, k.h, k.z, bits);
         }
 }
 
 static void ref_wq_apply(struct dev *d, const struct tensor *wq,
                          const struct tensor *scales, const struct tensor *zeros,
-                         const struct tensor *w, int bits, int64_t group_size)
+                         const struct tensor *w, const struct tensor *v, int bits,
+                         int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size), C = w->dim[1];
     for (int64_t r = 0; r < w->dim[0]; r++)
@@ -88,19 +96,21 @@ static void ref_wq_apply(struct dev *d, const struct tensor *wq,
             const float h =
                 f16_to_f32(((const uint16_t *)scales->data)[r * scales->ld + g]);
             const uint8_t z = ((const uint8_t *)zeros->data)[r * zeros->ld + g];
-            apply_group(wq, w, r, g * G, (g + 1) * G < C ? (g + 1) * G : C, h, z, bits);
+            apply_group(wq, w, v, r, g * G, (g + 1) * G < C ? (g + 1) * G : C, h, z, bits);
         }
 }
 
 /* dL/dh at fixed z, and dL/dz, of one group. */
 static void group_grads(const struct wgroup *k, const struct tensor *dwq,
-                        const struct tensor *w, int bits, double *dh, double *dz)
+                        const struct tensor *w, const struct tensor *v, int bits,
+                        double *dh, double *dz)
 {
     const double Q = (double)((1 << bits) - 1), z = (double)k->z, h = (double)k->h;
     *dh = *dz = 0;
     for (int64_t c = k->begin; c < k->end; c++) {
         const float u = ref_get(w, k->r * w->ld + c) / k->h;
-        const double round = (double)rintf(u), g = (double)ref_get(dwq, k->r * dwq->ld + c);
+        const double round = (double)rintf(u + offset_at(v, k->r, c)),
+                     g = (double)ref_get(dwq, k->r * dwq->ld + c);
         if (round + z > Q || round + z < 0) {
             *dh += g * ((round + z > Q ? Q : 0) - z);
             *dz -= g * h;
@@ -112,8 +122,8 @@ static void group_grads(const struct wgroup *k, const struct tensor *dwq,
 
 static void ref_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
                         const struct tensor *dwq, const struct tensor *w,
-                        const struct tensor *a, const struct tensor *b, int bits,
-                        int64_t group_size)
+                        const struct tensor *a, const struct tensor *b,
+                        const struct tensor *v, int bits, int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size);
     const float Q = (float)((1 << bits) - 1);
@@ -123,7 +133,7 @@ static void ref_lwc_bwd(struct dev *d, const struct tensor *da, const struct ten
             const float raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
             const double h = (double)k.h;
             double dh, dz, dlo = 0, dhi = 0;
-            group_grads(&k, dwq, w, bits, &dh, &dz);
+            group_grads(&k, dwq, w, v, bits, &dh, &dz);
             if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
                 dh += dz * (double)k.lo / (h * h);
                 dlo -= dz / h;
@@ -135,6 +145,23 @@ static void ref_lwc_bwd(struct dev *d, const struct tensor *da, const struct ten
             const double gamma = (double)k.gamma, beta = (double)k.beta;
             ref_set(da, r * da->ld + g, dhi * (double)k.max * gamma * (1 - gamma));
             ref_set(db, r * db->ld + g, dlo * (double)k.min * beta * (1 - beta));
+        }
+}
+
+static void ref_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                           const struct tensor *scales, const struct tensor *zeros,
+                           const struct tensor *w, float rate, int bits, int64_t group_size)
+{
+    const int64_t G = columns_of(w, group_size);
+    for (int64_t r = 0; r < w->dim[0]; r++)
+        for (int64_t c = 0; c < w->dim[1]; c++) {
+            const float h =
+                f16_to_f32(((const uint16_t *)scales->data)[r * scales->ld + c / G]);
+            const uint8_t z = ((const uint8_t *)zeros->data)[r * zeros->ld + c / G];
+            ref_set(v, r * v->ld + c,
+                    (double)quant_weight_offset_step(
+                        ref_get(v, r * v->ld + c), ref_get(dwq, r * dwq->ld + c),
+                        ref_get(w, r * w->ld + c), h, z, rate, bits));
         }
 }
 
@@ -299,6 +326,7 @@ void ref_fill_quant(struct dev_ops *o)
     o->lwc = ref_lwc;
     o->wq_apply = ref_wq_apply;
     o->lwc_bwd = ref_lwc_bwd;
+    o->round_step = ref_round_step;
     o->kvq = ref_kvq;
     o->kvq_bwd = ref_kvq_bwd;
     o->col_minmax = ref_col_minmax;

@@ -33,6 +33,11 @@ enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group
     return OK;
 }
 
+bool weight_chooses_codes(const struct weight_spec *w)
+{
+    return w->bits < 16 && (w->method == WEIGHT_GPTQ || w->round == ROUND_LEARNED);
+}
+
 enum err qlinear_alloc_codes(struct qlinear *q)
 {
     const int64_t dims[] = {q->out, q->in};

@@ -20,12 +20,17 @@ extern const char *const lin_name[N_LIN];
 extern const char *const lin_module[N_LIN];
 
 enum weight_method { WEIGHT_RTN, WEIGHT_LWC, WEIGHT_GPTQ };
+enum weight_round { ROUND_NEAREST, ROUND_LEARNED };
 
 struct weight_spec {
     enum weight_method method;
     int bits;           /* 2..8, or 16: weights are left alone */
     int64_t group_size; /* input columns per group; 0 = the whole row */
+    enum weight_round round;
 };
+
+/* Codes are part of the result: they do not follow from the weight and its scale. */
+bool weight_chooses_codes(const struct weight_spec *w);
 
 enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN };
 enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
@@ -47,7 +52,7 @@ int64_t weight_groups(int64_t in, int64_t group_size);
 /* Channels in a KV group. */
 int64_t kv_group(int64_t head_dim, int64_t group_size);
 
-/* Scales and zeros of one projection, and its codes where a method chooses them (GPTQ).
+/* Scales and zeros of one projection, and its codes where weight_chooses_codes().
  * Elsewhere they are not kept: they follow from the source weight by quant_weight_code().
  */
 struct qlinear {

@@ -45,6 +45,23 @@ HALF_FN uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
     return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
 }
 
+/* The same with an offset inside the rounding: q = clamp(round(w / h + v) + z, 0, Q) */
+HALF_FN uint8_t quant_weight_code_offset(float w, float v, float h, uint8_t z, int bits)
+{
+    const float q = rintf(w / h + v) + (float)z;
+    return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
+}
+
+/* A signed step of an offset against gradient g of w^, the clamp to [-1/2, 1/2] included.
+ * Where the code is clamped the offset has no gradient and stays. */
+HALF_FN float quant_weight_offset_step(float v, float g, float w, float h, uint8_t z,
+                                       float rate, int bits)
+{
+    const float q = rintf(w / h + v) + (float)z;
+    const float step = q < 0 || q > (float)((1 << bits) - 1) ? 0 : rate;
+    return quant_clamp(g > 0 ? v - step : g < 0 ? v + step : v, -0.5f, 0.5f);
+}
+
 /* w^ = (q - z) h */
 HALF_FN float quant_weight_value(uint8_t q, uint8_t z, float h)
 {

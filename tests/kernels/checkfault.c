@@ -119,11 +119,11 @@ static void bad_silu_gate(struct dev *d, const struct tensor *y, const struct te
 
 static void bad_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
                     const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, int bits,
-                    int64_t group_size)
+                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
+                    int bits, int64_t group_size)
 {
     if (fault != FAULT_SKIP)
-        real.lwc(d, wq, scales, zeros, w, a, b, bits, group_size);
+        real.lwc(d, wq, scales, zeros, w, a, b, v, bits, group_size);
     if (fault == FAULT_VALUE) /* the smallest change there is */
         ((uint8_t *)zeros->data)[0] ^= 1;
     else if (wq)

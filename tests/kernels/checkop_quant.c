@@ -15,10 +15,11 @@ struct weight_case {
     bool learned; /* a and b are given */
     enum dtype wq;
     enum ck_pattern pattern;
+    bool offset; /* v is given */
 };
 
 struct weight_in {
-    struct tensor w, a, b;
+    struct tensor w, a, b, v;
 };
 
 static int64_t groups_of(const struct weight_case *k)
@@ -28,8 +29,9 @@ static int64_t groups_of(const struct weight_case *k)
 
 static void name_weight(struct ck *c, const struct weight_case *k)
 {
-    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, %s%s, %s", (long)k->rows, (long)k->cols,
+    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, %s%s%s, %s", (long)k->rows, (long)k->cols,
              (long)k->G, k->bits, k->learned ? "clipped" : "nearest",
+             k->offset ? ", offsets" : "",
              k->wq == DT_OTHER  ? ", no values"
              : k->wq == DT_BF16 ? ", BF16"
                                 : "",
@@ -39,8 +41,10 @@ static void name_weight(struct ck *c, const struct weight_case *k)
 static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
 {
     const struct ck_shape g = ck_2d(DT_F32, k->rows, groups_of(k), 2);
-    return (struct weight_in){ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 3), k->pattern),
-                              ck_in_range(c, g, -2, 6), ck_in_range(c, g, -2, 6)};
+    return (struct weight_in){
+        ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 3), k->pattern), ck_in_range(c, g, -2, 6),
+        ck_in_range(c, g, -2, 6),
+        ck_in_range(c, ck_2d(DT_F32, k->rows, k->cols, 2), -0.5, 0.5)};
 }
 
 static void one_lwc(struct ck *c, const struct weight_case *k)
@@ -54,7 +58,8 @@ static void one_lwc(struct ck *c, const struct weight_case *k)
     const struct ck_out z = ck_poisoned(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     CK_EACH(c, s)
     ck_ok(c, dev_lwc(c->dev[s], values ? &wq.side[s] : NULL, &sc.side[s], &z.side[s], &in.w,
-                     k->learned ? &in.a : NULL, k->learned ? &in.b : NULL, k->bits, k->G));
+                     k->learned ? &in.a : NULL, k->learned ? &in.b : NULL,
+                     k->offset ? &in.v : NULL, k->bits, k->G));
     ck_bits(c, "scales", &sc);
     ck_bits(c, "zeros", &z);
     if (values)
@@ -73,9 +78,10 @@ static void one_apply(struct ck *c, const struct weight_case *k)
     const struct ck_out wq = ck_poisoned(c, shape);
     struct ck_out lwc = ck_poisoned(c, shape);
     ck_ok(c, dev_lwc(c->dev[SIDE_REF], &lwc.side[SIDE_REF], &sc, &z, &in.w, &in.a, &in.b,
-                     k->bits, k->G));
+                     k->offset ? &in.v : NULL, k->bits, k->G));
     CK_EACH(c, s)
-    ck_ok(c, dev_wq_apply(c->dev[s], &wq.side[s], &sc, &z, &in.w, k->bits, k->G));
+    ck_ok(c, dev_wq_apply(c->dev[s], &wq.side[s], &sc, &z, &in.w, k->offset ? &in.v : NULL,
+                          k->bits, k->G));
     ck_bits(c, "wq", &wq);
     lwc.side[SIDE_CPU] = wq.side[SIDE_REF];
     ck_bits(c, "ref wq against lwc", &lwc);
@@ -102,9 +108,11 @@ static void lwc_magnitude(const struct weight_case *k, const struct weight_in *i
     const double h = (double)f16_to_f32(quant_weight_scale(lo, hi, k->bits));
     const double z = quant_weight_zero(lo, (float)h, k->bits);
     for (int64_t c = g * G; c < end; c++) {
-        const double d = fabs(ck_get(dwq, r, c)), q = rint(ck_get(&in->w, r, c) / h) + z;
+        const double v = k->offset ? ck_get(&in->v, r, c) : 0;
+        const double d = fabs(ck_get(dwq, r, c)),
+                     q = rint(ck_get(&in->w, r, c) / h + v) + z;
         /* An element on the border may count as outside or inside: its terms then agree. */
-        M += d * (q >= Q ? Q - z + 1 : q <= 0 ? z + 1 : 0.5);
+        M += d * (q >= Q ? Q - z + 1 : q <= 0 ? z + 1 : k->offset ? 1 : 0.5);
         Z += q >= Q || q <= 0 ? d * h : 0;
     }
     const double dh = M + Z * fabs((double)lo) / (h * h);
@@ -126,7 +134,7 @@ static void one_lwc_bwd(struct ck *c, const struct weight_case *k)
                       &db_mag[i]);
     CK_EACH(c, s)
     ck_ok(c, dev_lwc_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &in.w, &in.a, &in.b,
-                         k->bits, k->G));
+                         k->offset ? &in.v : NULL, k->bits, k->G));
     ck_close(c, "da", &da, da_mag, k->G ? k->G : k->cols);
     ck_close(c, "db", &db, db_mag, k->G ? k->G : k->cols);
     ck_end(c);
@@ -156,6 +164,9 @@ static void each_weight(struct ck *c,
                                         DT_F32,
                                         (enum ck_pattern)p};
                 one(c, &k);
+                k.offset = true;
+                one(c, &k);
+                k.offset = false;
                 if (bf16) {
                     k.wq = DT_BF16;
                     one(c, &k);
@@ -177,6 +188,32 @@ static void test_lwc(struct ck *c)
 static void test_apply(struct ck *c)
 {
     each_weight(c, one_apply, false, false, true);
+}
+
+/* v is read and written: each side has its own, of the same start. */
+static void one_round_step(struct ck *c, const struct weight_case *k)
+{
+    name_weight(c, k);
+    const struct weight_in in = weight_inputs(c, k);
+    const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
+    const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
+    const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
+    const struct ck_out v = ck_poisoned(c, ck_2d(DT_F32, k->rows, k->cols, 5));
+    ck_ok(c, dev_lwc(c->dev[SIDE_REF], NULL, &sc, &z, &in.w, &in.a, &in.b, NULL, k->bits,
+                     k->G));
+    CK_EACH(c, s)
+    {
+        ck_ok(c, dev_copy(c->dev[s], &v.side[s], &in.v));
+        ck_ok(c, dev_round_step(c->dev[s], &v.side[s], &dwq, &sc, &z, &in.w, 0.125f,
+                                k->bits, k->G));
+    }
+    ck_bits(c, "v", &v);
+    ck_end(c);
+}
+
+static void test_round_step(struct ck *c)
+{
+    each_weight(c, one_round_step, false, false, false);
 }
 
 static void test_lwc_bwd(struct ck *c)
@@ -398,7 +435,6 @@ static void test_exp(struct ck *c)
 }
 
 const struct ck_test ck_quant_tests[] = {
-    {"lwc", test_lwc},         {"wq_apply", test_apply},
-    {"lwc_bwd", test_lwc_bwd}, {"kvq", test_kvq},
-    {"kvq_bwd", test_kvq_bwd}, {"col_minmax", test_minmax},
-    {"exp", test_exp},         {NULL, NULL}};
+    {"lwc", test_lwc},           {"wq_apply", test_apply}, {"round_step", test_round_step},
+    {"lwc_bwd", test_lwc_bwd},   {"kvq", test_kvq},        {"kvq_bwd", test_kvq_bwd},
+    {"col_minmax", test_minmax}, {"exp", test_exp},        {NULL, NULL}};

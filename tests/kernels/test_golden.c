@@ -103,12 +103,13 @@ static void check_lwc(struct dev *d, const char *name)
     const struct tensor wq_got = like(&p, wq), s_got = like(&p, scales),
                         z_got = like(&p, zeros), da_got = like(&p, da),
                         db_got = like(&p, db);
-    assert_int_equal(dev_lwc(d, &wq_got, &s_got, &z_got, &w, &a, &b, arg[0], arg[1]), OK);
+    assert_int_equal(dev_lwc(d, &wq_got, &s_got, &z_got, &w, &a, &b, NULL, arg[0], arg[1]),
+                     OK);
     expect_bits("scales", &s_got, &scales);
     expect_bits("zeros", &z_got, &zeros);
     expect_close("wq", &wq_got, &wq); /* -0 and 0 are one value here */
-    assert_int_equal(dev_lwc_bwd(d, &da_got, &db_got, &dwq, &w, &a, &b, arg[0], arg[1]),
-                     OK);
+    assert_int_equal(
+        dev_lwc_bwd(d, &da_got, &db_got, &dwq, &w, &a, &b, NULL, arg[0], arg[1]), OK);
     expect_close("da", &da_got, &da);
     expect_close("db", &db_got, &db);
     release(&p);
