@@ -51,16 +51,13 @@ static enum err open_streams(struct run *r)
     size_t one;
     char name[32];
     TRY(stream_bytes(&one, r->arch, s));
-    const bool on_disk = (double)one * (double)(r->n_targets + 1) > (double)s->memory_bytes;
-    TRY(dev_alloc(r->dev, &r->stage_memory,
-                  (size_t)(s->seqlen * r->arch->d_model) * dtype_bytes(s->act)));
-    r->stage = tensor_2d(r->stage_memory, s->act, s->seqlen, r->arch->d_model);
+    const enum stream_place place =
+        stream_place_of(s, (double)one * (double)(r->n_targets + 1));
     TRY(mem_calloc(&r->target, (size_t)r->n_targets, sizeof(*r->target)));
-    TRY(stream_open(&r->x, r->io, r->dev, r->arch, s, "quantized", on_disk, &r->stage));
+    TRY(stream_open(&r->x, r->io, r->dev, r->arch, s, "quantized", place));
     for (int64_t j = 0; j < r->n_targets; j++) {
         snprintf(name, sizeof(name), "target-%" PRId64, j);
-        TRY(stream_open(&r->target[j], r->io, r->dev, r->arch, s, name, on_disk,
-                        &r->stage));
+        TRY(stream_open(&r->target[j], r->io, r->dev, r->arch, s, name, place));
     }
     return OK;
 }
@@ -84,7 +81,6 @@ static void close_run(struct run *r)
     fakequant_close(&r->f);
     recon_close(&r->r);
     gptq_close(&r->g);
-    dev_free(r->dev, r->stage_memory);
 }
 
 static enum err step_done(struct run *r, enum calib_event_kind kind)
@@ -124,6 +120,7 @@ static enum err move_target(struct run *r, int64_t b, enum calib_event_kind kind
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(target_of(r, b - 1), &r->r.x, i));
+        TRY(stream_prefetch(target_of(r, b - 1), i + 1));
         TRY(recon_plain(&r->r, w, NULL, &out));
         TRY(stream_write(target_of(r, b), i, out));
         TRY(step_done(r, kind));
@@ -138,6 +135,7 @@ static enum err move_quantized(struct run *r, enum calib_event_kind kind)
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(stream_prefetch(&r->x, i + 1));
         TRY(recon_quantized(&r->r, &r->f, &out));
         TRY(stream_write(&r->x, i, out));
         TRY(step_done(r, kind));
@@ -204,6 +202,7 @@ static enum err scan_kv(struct run *r, struct tensor range[4])
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(stream_prefetch(&r->x, i + 1));
         TRY(recon_plain(&r->r, &r->f.wq, &plain, &out));
         const struct tensor v = tensor_cols(acts->qkv, H + C, C);
         const struct tensor k =
@@ -266,6 +265,7 @@ static enum err choose_codes(struct run *r)
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(&r->x, &r->r.x, i));
+        TRY(stream_prefetch(&r->x, i + 1));
         TRY(recon_plain(&r->r, &r->f.wq, NULL, &out));
         TRY(gptq_add(&r->g, &r->r.acts[0]));
         TRY(step_done(r, CALIB_PREPARE));

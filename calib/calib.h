@@ -17,6 +17,9 @@ struct gptq_settings {
     bool act_order; /* columns by falling diagonal, groups' scales fixed before */
 };
 
+/* Where activation streams live. */
+enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
+
 /* The settings of a run, as config keys name them. */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
@@ -31,8 +34,10 @@ struct calib_settings {
     float lr_round; /* 0: 1 / steps of a block */
     float lr_clip, lr_smooth, lr_shift, weight_decay;
     enum lr_schedule schedule;
-    enum dtype act;        /* resolved run.compute: DT_F32 or DT_BF16 */
-    uint64_t memory_bytes; /* budget for streams in memory; above it they go to disk */
+    enum dtype act; /* resolved run.compute: DT_F32 or DT_BF16 */
+    /* Budgets for all streams: of a device's own memory (0 where it has none), then of the
+     * host's; above both they go to disk. */
+    uint64_t device_bytes, memory_bytes;
 };
 
 /* Weights have parameters that learn: their gradients are needed. */
@@ -100,18 +105,23 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
                    const struct calib_settings *s, const int32_t *tokens,
                    int64_t first_block, const struct calib_io *io);
 
-/* Bytes that calib_run would need, for --plan and preflight. */
+/* Bytes that calib_run would need, for --plan and preflight. Weights, activations and
+ * parameters are on the device, whatever its memory. */
 struct calib_plan {
     size_t weights_bytes; /* k+1 blocks in act type, plus the F32 master of one */
-    size_t acts_bytes;    /* activations kept for k+1 blocks, scratch */
+    size_t acts_bytes;    /* activations kept for k+1 blocks, scratch, what attention and
+                             sums keep inside the device (an upper bound) */
     size_t params_bytes;  /* parameters, gradients, moments, fake-quant weights */
+    size_t slot_bytes;    /* on the device, of streams that are elsewhere */
     size_t stream_bytes;  /* all streams */
-    bool streams_on_disk;
+    enum stream_place streams;
     int64_t n_streams;
     double flops_per_step;           /* of a full (k+1)-block step */
     double attention_flops_per_step; /* of those, in attention */
     double total_flops;
 };
+/* Of those, what is on a device with its own memory. */
+uint64_t calib_plan_device_bytes(const struct calib_plan *p);
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s);
 

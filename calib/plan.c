@@ -71,6 +71,20 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
     return sum;
 }
 
+/* What operations keep inside the device: backward attention's sums (a head's width of F32
+ * a query on the cpu, one F32 on a GPU) are the most, and the first stages of reductions.
+ */
+static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    return (size_t)(s->seqlen * a->n_heads * a->head_dim) * sizeof(float) + (64u << 10);
+}
+
+uint64_t calib_plan_device_bytes(const struct calib_plan *p)
+{
+    const uint64_t fixed = (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes;
+    return fixed + (p->streams == STREAM_DEVICE ? p->stream_bytes : p->slot_bytes);
+}
+
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s)
 {
@@ -81,11 +95,12 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     struct calib_plan p = {0};
     p.n_streams = 1 + (s->crr_terms == TERMS_ALL ? depth + 1 : 1);
     p.stream_bytes = (size_t)p.n_streams * stream;
-    p.streams_on_disk = (double)p.stream_bytes > (double)s->memory_bytes;
+    p.streams = stream_place_of(s, (double)p.n_streams * (double)stream);
+    p.slot_bytes = 2 * (size_t)p.n_streams * (stream / (size_t)s->samples);
     const size_t full = (size_t)(depth > 1 ? depth : 1) * one_set;
     const bool master = s->weights.bits < 16;
     p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
-    p.acts_bytes = recon_bytes(a, s) - full + stream / (size_t)s->samples;
+    p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
     p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =

@@ -18,7 +18,8 @@ size_t recon_bytes(const struct arch *a, const struct calib_settings *s)
 {
     const int64_t n = depth_of(a, s);
     const size_t state = (size_t)(s->seqlen * a->d_model) * sizeof(float);
-    return (size_t)(n + 3) * state + block_acts_bytes(a, s->seqlen, s->act, true) +
+    const size_t rope = (size_t)(s->seqlen * a->head_dim) * sizeof(float);
+    return (size_t)(n + 3) * state + rope + block_acts_bytes(a, s->seqlen, s->act, true) +
            (size_t)n * block_acts_bytes(a, s->seqlen, s->act, false) +
            block_scratch_bytes(a, s->seqlen, s->act) +
            (size_t)full_slots(n) * block_weights_bytes(a, s->act);

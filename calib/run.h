@@ -25,9 +25,7 @@ struct run {
     const int32_t *tokens;
     struct fakequant f;
     struct recon r;
-    struct gptq g; /* open with weights.method gptq alone */
-    void *stage_memory;
-    struct tensor stage;   /* [T,D] act, shared by the streams */
+    struct gptq g;         /* open with weights.method gptq alone */
     struct stream x;       /* the quantized model's input of the block in work */
     struct stream *target; /* [n_targets] outputs of full-precision blocks: block b's in
                               target[b % n_targets] */

@@ -59,6 +59,9 @@ static enum err sample_loss(struct run *r, double *loss, int64_t i, bool grads)
     const struct recon_targets t = {r, stage_target};
     r->sample = i;
     TRY(stream_read(&r->x, &r->r.x, i));
+    TRY(stream_prefetch(&r->x, i + 1));
+    for (int64_t j = 0; j < r->n_targets; j++)
+        TRY(stream_prefetch(&r->target[j], i + 1));
     return recon_loss(&r->r, loss, &r->f, r->src, r->block, &t, grads);
 }
 

@@ -61,7 +61,8 @@ double dev_part_seconds(const struct dev *d, enum dev_part part);
 
 /* bytes > 0, 64-byte aligned. */
 enum err dev_alloc(struct dev *d, void **out, size_t bytes);
-void dev_free(struct dev *d, void *p); /* NULL is fine */
+/* NULL is fine. Waits for what is queued, copies too. */
+void dev_free(struct dev *d, void *p);
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);

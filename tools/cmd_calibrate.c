@@ -2,6 +2,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
+#include "tools/preflight.h"
 #include "tools/stages.h"
 
 #include <inttypes.h>
@@ -14,6 +15,9 @@ static const struct opt options[] = {
      .help = "Directory for the state; what is there goes on (default: none, required)"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print memory and time, from one measured step, and stop"},
+    {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
+     .choices = "smollm2-135m|llama-2-7b|llama-2-13b",
+     .help = "With --plan: memory from a model's shapes alone, no MODEL_DIR"},
     {0},
 };
 /* clang-format on */
@@ -50,6 +54,10 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     bool planned = false;
+    if (a->shape && a->plan && !a->pos.n)
+        return preflight_print_shape(a);
+    FAIL_IF(a->shape, ERR_USAGE, "--shape: goes with --plan and without MODEL_DIR");
+    FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the state: give -o STATE");
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
@@ -75,7 +83,7 @@ const struct command cmd_calibrate = {
                "  wkvq calibrate Llama-2-7b --data wiki.train.raw -o Llama-2-7b.state\n"
                "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n",
     .groups = groups,
-    .min_pos = 1,
+    .min_pos = 0,
     .max_pos = 1,
     .run = run,
 };

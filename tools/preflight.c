@@ -4,6 +4,8 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/bench_shape.h"
+#include "tools/show_plan.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -93,90 +95,111 @@ enum err preflight_disk(const char *dir, uint64_t need, const char *what)
     return OK;
 }
 
-enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)
+/* Beside what a run allocates: CUDA's context and cuBLAS where no device tells, and room
+ * for what is lost between allocations. */
+#define CONTEXT_BYTES (UINT64_C(768) << 20)
+#define LOST_BYTES (UINT64_C(256) << 20)
+
+static uint64_t minus(uint64_t x, uint64_t y)
+{
+    return x > y ? x - y : 0;
+}
+
+/* The memory of the device that is open, or of the card that the recipe names. */
+static void measure_card(struct estimate *e, const struct job *j)
+{
+    uint64_t free_bytes = 0, total = 0, taken = CONTEXT_BYTES;
+    e->own_memory = j->dev ? dev_memory(j->dev, &free_bytes, &total)
+                           : !strcmp(recipe_device(&j->recipe), "cuda");
+    if (!e->own_memory)
+        return;
+    if (j->dev)
+        taken = minus(total, free_bytes);
+    e->card_bytes = j->recipe.device_memory ? j->recipe.device_memory : total;
+    if (total && e->card_bytes > total)
+        e->card_bytes = total;
+    e->usable_bytes = minus(e->card_bytes, taken + LOST_BYTES);
+}
+
+/* Budgets of streams: what the rest leaves. */
+static enum err place_streams(struct calib_plan *plan, struct estimate *e, struct job *j)
 {
     const uint64_t budget = recipe_memory(&j->recipe);
-    TRY(calib_plan(plan, &j->arch, &j->settings));
+    struct calib_settings *s = &j->settings;
+    measure_card(e, j);
+    e->plan = plan;
+    s->device_bytes = 0;
+    TRY(calib_plan(plan, &j->arch, s));
     const uint64_t fixed =
         (uint64_t)plan->weights_bytes + plan->acts_bytes + plan->params_bytes;
-    j->settings.memory_bytes = budget > fixed ? budget - fixed : 0;
-    TRY(calib_plan(plan, &j->arch, &j->settings));
-    if (fixed > budget)
+    s->device_bytes = minus(e->usable_bytes, fixed);
+    s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
+    TRY(calib_plan(plan, &j->arch, s));
+    if (!e->own_memory && fixed > budget)
         log_warn("one block and the %" PRId64
                  " behind it need %.2f GB, more than run.memory's "
                  "%.2f GB; going on with that",
                  j->recipe.crr_blocks, 1e-9 * (double)fixed, 1e-9 * (double)budget);
+    return OK;
+}
+
+enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)
+{
+    struct estimate e = {0};
+    TRY(place_streams(plan, &e, j));
+    FAIL_IF(!j->args->plan && !estimate_fits(&e), ERR_USAGE,
+            "one block and the %" PRId64
+            " behind it need %.2f GB of GPU memory, %.2f GB can be had; give a smaller "
+            "crr.blocks or calibration.seqlen, or use --device cpu",
+            j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(plan),
+            1e-9 * (double)e.usable_bytes);
     /* The state itself: scales and zeros, about 3 bytes a group. */
     const uint64_t state_bytes =
         (uint64_t)(arch_block_params(&j->arch) * j->arch.n_layers / 8);
     return preflight_disk(
-        dir, state_bytes + (plan->streams_on_disk ? plan->stream_bytes : 0), "calibration");
+        dir, state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
+        "calibration");
 }
 
-struct estimate {
-    struct calib_bench step;
-    double seconds, host_bytes, disk_bytes;
-};
-
-static enum err measure(struct estimate *e, struct job *j, const struct calib_plan *plan)
+static void show(const struct estimate *e, const struct args *a)
 {
-    log_info("measuring a training step");
-    TRY(calib_bench_step(&e->step, j->dev, &j->arch, hf_source(j->model), &j->settings, 1));
-    e->seconds = e->step.step_s * plan->total_flops / plan->flops_per_step;
-    e->host_bytes =
-        (double)plan->weights_bytes + (double)plan->acts_bytes + (double)plan->params_bytes;
-    e->disk_bytes = plan->streams_on_disk ? (double)plan->stream_bytes : 0;
-    if (!plan->streams_on_disk)
-        e->host_bytes += (double)plan->stream_bytes;
+    if (a->json)
+        show_plan_json(e);
+    else
+        show_plan_text(e);
+}
+
+enum err preflight_print_plan(struct job *j)
+{
+    struct estimate e = {0};
+    struct calib_plan plan;
+    TRY(place_streams(&plan, &e, j));
+    if (estimate_fits(&e)) {
+        log_info("measuring a training step");
+        TRY(calib_bench_step(&e.step, j->dev, &j->arch, hf_source(j->model), &j->settings,
+                             1));
+        e.measured = true;
+    }
+    show(&e, j->args);
     return OK;
 }
 
-static void print_json(const struct estimate *e, const struct calib_plan *plan)
+enum err preflight_print_shape(const struct args *a)
 {
-    json_t *o = json_pack(
-        "{s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:f, s:f}", "seconds",
-        e->seconds, "step_seconds", e->step.step_s, "flops_per_step", plan->flops_per_step,
-        "total_flops", plan->total_flops, "host_bytes", e->host_bytes, "weights_bytes",
-        (json_int_t)plan->weights_bytes, "activations_bytes", (json_int_t)plan->acts_bytes,
-        "parameters_bytes", (json_int_t)plan->params_bytes, "stream_bytes",
-        (json_int_t)plan->stream_bytes, "streams_on_disk", plan->streams_on_disk,
-        "disk_bytes", e->disk_bytes, "gemm_seconds", e->step.linear_gemm_s);
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
-    json_decref(o);
-}
-
-static void print_size(const char *name, double bytes, const char *where)
-{
-    if (bytes < 1e9)
-        printf("%-13s %8.1f MB%s\n", name, 1e-6 * bytes, where);
-    else
-        printf("%-13s %8.2f GB%s\n", name, 1e-9 * bytes, where);
-}
-
-static void print_text(const struct estimate *e, const struct calib_plan *plan)
-{
-    char total[40];
-    progress_time_text(total, sizeof(total), e->seconds);
-    printf("%-13s %s (one step measured: %.3f s, %.1f GFLOP, %.0f GFLOP/s)\n", "time",
-           total, e->step.step_s, 1e-9 * plan->flops_per_step,
-           1e-9 * plan->flops_per_step / e->step.step_s);
-    print_size("memory", e->host_bytes, ", of which");
-    print_size("  weights", (double)plan->weights_bytes, "");
-    print_size("  activations", (double)plan->acts_bytes, "");
-    print_size("  parameters", (double)plan->params_bytes, "");
-    print_size("  streams", (double)plan->stream_bytes,
-               plan->streams_on_disk ? " on disk, not in memory" : "");
-    print_size("disk", e->disk_bytes, " while it runs, beside the state");
-}
-
-enum err preflight_print_plan(struct job *j, const struct calib_plan *plan)
-{
-    struct estimate e = {.seconds = 0};
-    TRY(measure(&e, j, plan));
-    if (j->args->json)
-        print_json(&e, plan);
-    else
-        print_text(&e, plan);
-    return OK;
+    struct job j = {.args = a};
+    struct estimate e = {0};
+    struct calib_plan plan;
+    enum err err = OK;
+    TRY_OUT(recipe_from_args(&j.recipe, a));
+    TRY_OUT(bench_shape(&j.arch, a->shape));
+    j.settings = recipe_settings(&j.recipe, NULL);
+    if (!strcmp(recipe_device(&j.recipe), "cuda") && !j.recipe.device_memory)
+        FAIL_OUT(ERR_USAGE, "--shape with run.device=cuda plans without a GPU: give "
+                            "run.device_memory, as in 24G");
+    TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));
+    TRY_OUT(place_streams(&plan, &e, &j));
+    show(&e, a);
+out:
+    recipe_free(&j.recipe);
+    return err;
 }

@@ -363,6 +363,8 @@ static enum err set_shortcuts(struct recipe *r, const struct args *a)
         r->threads = a->threads;
     if (a->memory)
         r->memory = a->memory;
+    if (a->device)
+        TRY(recipe_set(r, "run.device", a->device, "--device"));
     if (a->join)
         TRY(recipe_set(r, "calibration.join", a->join, "--join"));
     if (a->bos)

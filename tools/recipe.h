@@ -37,9 +37,9 @@ struct recipe {
     int crr_terms, crr_loss;
     double lr_round, lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
-    int device, compute; /* "cpu|ref|cuda", "auto|f32|bf16" */
-    int64_t threads;     /* 0: all cores */
-    uint64_t memory;     /* bytes, 0: auto */
+    int device, compute;            /* "cpu|ref|cuda", "auto|f32|bf16" */
+    int64_t threads;                /* 0: all cores */
+    uint64_t memory, device_memory; /* bytes, 0: auto */
 };
 
 enum key_kind { KEY_INT, KEY_REAL, KEY_BOOL, KEY_CHOICE, KEY_BITS, KEY_BYTES, KEY_FILES };
@@ -52,7 +52,8 @@ struct recipe_key {
     double lo, hi;       /* KEY_INT, KEY_REAL: both ends allowed */
     const char *choices; /* KEY_CHOICE: "a|b" */
     const char *later;   /* values of the design that this version does not have: "c|d" */
-    bool free;           /* may differ between the runs of one state: speed, not result */
+    bool free;           /* may differ between the runs of one state: speed, and with
+                            run.device the last bits */
     const char *why;     /* one line for the reference */
 };
 extern const struct recipe_key recipe_key[];
@@ -91,6 +92,7 @@ const char *recipe_device(const struct recipe *r);
 /* Settings on device d: compute resolved; memory_bytes is the whole budget, of which
  * the caller takes off what is not streams. */
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);
+/* d NULL: auto is what a device of the recipe's kind would likely take. */
 enum dtype recipe_act(const struct recipe *r, const struct dev *d);
 /* run.memory, or 75% of what the system could give now. */
 uint64_t recipe_memory(const struct recipe *r);

@@ -80,7 +80,7 @@ const struct recipe_key recipe_key[] = {
     {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
      .why = "AdamW's decoupled decay"},
 
-    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref|cuda",
+    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref|cuda", .free = true,
      .why = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
     {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .free = true,
      .why = "0 = one per core"},
@@ -88,6 +88,8 @@ const struct recipe_key recipe_key[] = {
      .why = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
     {"run.memory", KEY_BYTES, AT(memory), "auto", .free = true,
      .why = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of what is free"},
+    {"run.device_memory", KEY_BYTES, AT(device_memory), "auto", .free = true,
+     .why = "cuda: size of the GPU to plan for, as in 24G; auto = all that the GPU has free"},
 };
 /* clang-format on */
 const int recipe_n_keys = ARRAY_LEN(recipe_key);

@@ -13,6 +13,18 @@
 #include <string.h>
 #include <time.h>
 
+/* auto goes on as it began, on whatever device. */
+static enum err adopt_compute(struct job *j, const char *state_dir)
+{
+    struct state *s = NULL;
+    if (j->recipe.compute || !state_is(state_dir))
+        return OK;
+    TRY(state_open_read(&s, state_dir, NULL));
+    j->recipe.compute = state_recipe(s)->compute;
+    state_close(&s);
+    return OK;
+}
+
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
 {
     struct calib_plan plan;
@@ -22,17 +34,19 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(preflight_shapes(j));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));
+    TRY(adopt_compute(j, state_dir));
     TRY(job_open_device(j));
     TRY(preflight_resources(&plan, j, state_dir));
     if (!j->args->plan)
         return OK;
     *planned = true;
-    return preflight_print_plan(j, &plan);
+    return preflight_print_plan(j);
 }
 
 static enum err run(struct job *j, struct state *s)
 {
     struct calib_io io;
+    state_note_device(s, dev_name(j->dev));
     state_calib_io(&io, s, progress_calib, stop_asked, j->progress);
     stop_watch(STOP_AT_STEP);
     progress_phase(j->progress, "calibrate");

@@ -50,6 +50,8 @@ uint64_t state_bytes(const struct state *s);
 enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i);
 /* What artifact_write and verify_run read; valid while s is open. */
 const struct quant_source *state_source(struct state *s);
+/* Blocks that are saved from now on say that they were computed on it. */
+void state_note_device(struct state *s, const char *device);
 /* calib's callbacks over s; event and stop (either NULL) are called with ctx. */
 void state_calib_io(struct calib_io *out, struct state *s,
                     void (*event)(void *ctx, const struct calib_event *e),

@@ -99,6 +99,18 @@ static json_t *losses_json(const struct calib_block_stats *stats)
     return list;
 }
 
+/* Whose last bits these are. */
+static void note_device(const struct state *s, json_t *entry)
+{
+    if (*s->device)
+        json_object_set_new(entry, "device", json_string(s->device));
+}
+
+void state_note_device(struct state *s, const char *device)
+{
+    snprintf(s->device, sizeof(s->device), "%s", device);
+}
+
 static enum err remove_file(const struct state *s, const char *name)
 {
     char *path = NULL;
@@ -135,6 +147,7 @@ static enum err save_block(void *ctx, int64_t block, const struct block_quant *q
     json_object_set_new(entry, "best_loss", json_real(stats->best_loss));
     json_object_set_new(entry, "best_epoch", json_integer(stats->best_epoch));
     json_object_set_new(entry, "epoch_loss", losses_json(stats));
+    note_device(s, entry);
     json_array_append_new(done, entry);
     detach_partial(s, partial);
     TRY(state_write_manifest(s));
@@ -162,6 +175,7 @@ static enum err save_partial(void *ctx, int64_t block, const struct named_tensor
     TRY(err);
     TRY(state_file_entry(&entry, s, name));
     json_object_set_new(entry, "block", json_integer(block));
+    note_device(s, entry);
     json_object_set_new(s->manifest, "partial", entry);
     TRY(state_write_manifest(s));
     return *old ? remove_file(s, old) : OK;

@@ -31,6 +31,7 @@ struct state {
     void (*event)(void *ctx, const struct calib_event *e);
     bool (*stop)(void *ctx);
     void *hook_ctx;
+    char device[16]; /* "": not known */
     struct state_stream *stream;
     int n_streams;
     struct named_tensor *partial; /* what load_partial lent, data owned */

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Streams on a GPU, page-locked, in plain memory and on disk, by the emulated kernels: the
+ * same bytes from each, as much memory as planned; and calibrations on a GPU that fails in
+ * the middle, which the cpu ends. */
+#include "kernels/base/mem.h"
+#include "kernels/cuda/emu/emu_card.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
+                       const struct calib_settings *s)
+{
+    int32_t tokens[256];
+    struct dev *d = open_dev(device);
+    tiny_tokens(tokens, s, &f->arch);
+    err_clear();
+    m->last_done = 0;
+    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
+    dev_close(&d);
+    assert_int_equal(m->open_streams, 0);
+    assert_int_equal(emu_card()->live, 0);
+    assert_int_equal(emu_card()->held, 0);
+    return err;
+}
+
+enum home { ON_DEVICE, LOCKED, NOT_LOCKED, ON_DISK, N_HOMES };
+
+static void send_home(struct calib_settings *s, enum home home)
+{
+    emu_card()->pinned = UINT64_C(1) << 30;
+    s->device_bytes = s->memory_bytes = 0;
+    if (home == ON_DEVICE)
+        s->device_bytes = UINT64_C(1) << 30;
+    if (home == LOCKED || home == NOT_LOCKED)
+        s->memory_bytes = UINT64_C(1) << 30;
+    /* enough for the slots' own, too little for a stream */
+    if (home == NOT_LOCKED)
+        emu_card()->pinned = 2 * 2 * 24 * (size_t)s->seqlen * sizeof(float);
+}
+
+static void test_same_bytes_wherever_streams_live(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(0, 2), 41);
+    for (int terms = 0; terms < 2; terms++) {
+        struct memory_io m[N_HOMES];
+        const int homes = terms ? LOCKED + 1 : N_HOMES; /* the rest differs by no stream */
+        struct calib_settings s = tiny_settings();
+        s.samples = 5;
+        s.epochs = 1;
+        s.crr_terms = terms ? TERMS_ALL : TERMS_LAST;
+        for (int home = 0; home < homes; home++) {
+            const long before = emu_card()->copies;
+            send_home(&s, home);
+            memory_io_open(&m[home]);
+            must(run_on("cuda-emu", &m[home], &f, &s));
+            assert_int_equal(emu_card()->copies > before, home != ON_DEVICE);
+            assert_int_equal(m[home].n_streams,
+                             home == NOT_LOCKED || home == ON_DISK ? 2 : 0);
+            assert_int_equal(m[home].n_on_disk, home == ON_DISK ? 2 : 0);
+            assert_true(same_result(&m[home], &m[0]));
+        }
+        for (int home = 0; home < homes; home++)
+            memory_io_close(&m[home]);
+    }
+    fixture_close(&f);
+}
+
+/* The most device memory of a run against calib_plan, for the demo model's shape. */
+static void test_memory_is_what_was_planned(void **state)
+{
+    struct fixture f;
+    struct arch demo = tiny_arch(0, 2);
+    demo.d_model = 128, demo.d_ff = 256, demo.n_heads = 4, demo.n_kv = 2;
+    demo.head_dim = 32;
+    fixture_open(&f, demo, 42);
+    for (int which = 0; which < 8; which += which ? 3 : 2) { /* 0, 2, 5 */
+        struct memory_io m;
+        struct calib_plan p;
+        struct calib_settings s = tiny_settings();
+        s.samples = 2, s.seqlen = 40, s.epochs = 1, s.crr_blocks = 5;
+        s.act = which & 1 ? DT_BF16 : DT_F32;
+        s.crr_terms = which & 2 ? TERMS_ALL : TERMS_LAST;
+        send_home(&s, which & 4 ? LOCKED : ON_DEVICE);
+        must(calib_plan(&p, &f.arch, &s));
+        assert_int_equal(p.streams, which & 4 ? STREAM_MEMORY : STREAM_DEVICE);
+        memory_io_open(&m);
+        m.stop_after = 11; /* behind a training step: everything has been allocated */
+        emu_card()->peak = 0;
+        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_STOPPED);
+        assert_true(m.n_partial > 0);
+        const double planned = (double)calib_plan_device_bytes(&p);
+        const double was = (double)emu_card()->peak;
+        print_message("planned %.0f, at most %.0f (%.1f%%)\n", planned, was,
+                      100 * was / planned);
+        assert_true(was <= planned && was >= 0.9 * planned);
+        memory_io_close(&m);
+    }
+    fixture_close(&f);
+}
+
+/* A whole run on the device, for the number of its calls and its losses. */
+static long whole_run(struct memory_io *m, const struct fixture *f,
+                      const struct calib_settings *s, const char *device)
+{
+    memory_io_open(m);
+    emu_card()->fail_at = 0;
+    struct dev *d = open_dev(device);
+    int32_t tokens[256];
+    tiny_tokens(tokens, s, &f->arch);
+    must(calib_run(d, &f->arch, &f->source, s, tokens, 0, &m->io));
+    const long calls = emu_card()->calls;
+    dev_close(&d);
+    return calls;
+}
+
+/* A sticky error at any call: the run says so and stops; what was saved is whole, and the
+ * cpu goes on from it to the end, as near as a run on the cpu alone. */
+static void test_cpu_ends_what_a_gpu_began(void **state)
+{
+    struct fixture f;
+    struct memory_io gpu, m;
+    struct calib_settings s = tiny_settings();
+    int blocks_kept = 0, partials_kept = 0;
+    fixture_open(&f, tiny_arch(1, 2), 43);
+    s.crr_loss = LOSS_MSE;
+    send_home(&s, LOCKED);
+    const long calls = whole_run(&gpu, &f, &s, "cuda-emu");
+    /* before anything, in block 0 behind an epoch, in block 1 before and behind one */
+    const long where[] = {9, calls * 2 / 5, calls * 7 / 10, calls * 9 / 10};
+    for (size_t i = 0; i < ARRAY_LEN(where); i++) {
+        memory_io_open(&m);
+        emu_card()->fail_at = where[i];
+        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_DEVICE);
+        assert_non_null(strstr(err_text(), "an illegal memory access was encountered"));
+        emu_card()->fail_at = 0;
+        blocks_kept += m.n_blocks > 0;
+        partials_kept += m.n_partial > 0;
+        must(run_on("cpu", &m, &f, &s));
+        assert_int_equal(m.n_blocks, 2);
+        for (int64_t b = 0; b < 2; b++)
+            assert_true(fabs(gpu.stats[b].best_loss - m.stats[b].best_loss) <=
+                        0.02 * gpu.stats[b].best_loss);
+        memory_io_close(&m);
+    }
+    assert_true(blocks_kept > 0 && partials_kept > 0);
+    memory_io_close(&gpu);
+    fixture_close(&f);
+}
+
+/* Less memory than planned, in steps down to none: refused, and nothing is lost. */
+static void test_too_little_memory(void **state)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    const struct emu_card was = *emu_card();
+    struct calib_plan p;
+    fixture_open(&f, tiny_arch(0, 2), 44);
+    send_home(&s, ON_DEVICE);
+    must(calib_plan(&p, &f.arch, &s));
+    memory_io_open(&m);
+    for (uint64_t total = 1000; total < p.weights_bytes + p.acts_bytes / 2; total *= 2) {
+        emu_card()->total = total;
+        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_MEMORY);
+        assert_non_null(strstr(err_text(), "device cuda-emu: out of memory"));
+    }
+    emu_card()->total = was.total;
+    must(run_on("cuda-emu", &m, &f, &s));
+    memory_io_close(&m);
+    fixture_close(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bytes_wherever_streams_live),
+        cmocka_unit_test(test_memory_is_what_was_planned),
+        cmocka_unit_test(test_cpu_ends_what_a_gpu_began),
+        cmocka_unit_test(test_too_little_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

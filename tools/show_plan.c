@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/show_plan.h"
+
+#include "tools/progress.h"
+
+#include <jansson.h>
+
+static const char *const place_name[] = {"device", "memory", "disk"};
+
+static double fixed_bytes(const struct calib_plan *p)
+{
+    return (double)p->weights_bytes + (double)p->acts_bytes + (double)p->params_bytes;
+}
+
+static double host_bytes(const struct estimate *e)
+{
+    const struct calib_plan *p = e->plan;
+    const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
+    return streams + (e->own_memory ? 0 : fixed_bytes(p) + (double)p->slot_bytes);
+}
+
+static double disk_bytes(const struct estimate *e)
+{
+    return e->plan->streams == STREAM_DISK ? (double)e->plan->stream_bytes : 0;
+}
+
+static double all_seconds(const struct estimate *e)
+{
+    return e->step.step_s * e->plan->total_flops / e->plan->flops_per_step;
+}
+
+bool estimate_fits(const struct estimate *e)
+{
+    return !e->own_memory || calib_plan_device_bytes(e->plan) <= e->usable_bytes;
+}
+
+static void add_device(json_t *o, const struct estimate *e)
+{
+    json_object_set_new(o, "device_bytes",
+                        json_integer((json_int_t)calib_plan_device_bytes(e->plan)));
+    json_object_set_new(o, "device_usable_bytes",
+                        json_integer((json_int_t)e->usable_bytes));
+    json_object_set_new(o, "fits", json_boolean(estimate_fits(e)));
+}
+
+static void add_time(json_t *o, const struct estimate *e)
+{
+    json_object_set_new(o, "seconds", json_real(all_seconds(e)));
+    json_object_set_new(o, "step_seconds", json_real(e->step.step_s));
+    json_object_set_new(o, "gemm_seconds", json_real(e->step.linear_gemm_s));
+}
+
+void show_plan_json(const struct estimate *e)
+{
+    const struct calib_plan *p = e->plan;
+    json_t *o = json_pack(
+        "{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:s, s:b, s:f}", "flops_per_step",
+        p->flops_per_step, "total_flops", p->total_flops, "host_bytes", host_bytes(e),
+        "weights_bytes", (json_int_t)p->weights_bytes, "activations_bytes",
+        (json_int_t)p->acts_bytes, "parameters_bytes", (json_int_t)p->params_bytes,
+        "stream_bytes", (json_int_t)p->stream_bytes, "streams", place_name[p->streams],
+        "streams_on_disk", p->streams == STREAM_DISK, "disk_bytes", disk_bytes(e));
+    if (o && e->own_memory)
+        add_device(o, e);
+    if (o && e->measured)
+        add_time(o, e);
+    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    printf("\n");
+    json_decref(o);
+}
+
+static void print_size(const char *name, double bytes, const char *where)
+{
+    if (bytes < 1e9)
+        printf("%-13s %8.1f MB%s\n", name, 1e-6 * bytes, where);
+    else
+        printf("%-13s %8.2f GB%s\n", name, 1e-9 * bytes, where);
+}
+
+static void print_time(const struct estimate *e)
+{
+    char total[40];
+    const double step = e->step.step_s, flops = e->plan->flops_per_step;
+    if (!e->measured) {
+        printf("%-13s %.1f GFLOP a step, %.3g in all\n", "work", 1e-9 * flops,
+               e->plan->total_flops);
+        return;
+    }
+    progress_time_text(total, sizeof(total), all_seconds(e));
+    printf("%-13s %s (one step measured: %.3f s, %.1f GFLOP, %.0f GFLOP/s)\n", "time",
+           total, step, 1e-9 * flops, 1e-9 * flops / step);
+}
+
+static void print_parts(const struct calib_plan *p)
+{
+    print_size("  weights", (double)p->weights_bytes, "");
+    print_size("  activations", (double)p->acts_bytes, "");
+    print_size("  parameters", (double)p->params_bytes, "");
+}
+
+static void print_card(const struct estimate *e)
+{
+    const struct calib_plan *p = e->plan;
+    char has[96];
+    snprintf(has, sizeof(has), " of %.2f GB (card: %.2f GB)%s, of which",
+             1e-9 * (double)e->usable_bytes, 1e-9 * (double)e->card_bytes,
+             estimate_fits(e) ? "" : ": IT DOES NOT FIT");
+    print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
+    print_parts(p);
+    if (p->streams == STREAM_DEVICE)
+        print_size("  streams", (double)p->stream_bytes, "");
+    else
+        print_size("  slots", (double)p->slot_bytes, " of streams");
+    print_size("memory", host_bytes(e),
+               p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
+}
+
+void show_plan_text(const struct estimate *e)
+{
+    const struct calib_plan *p = e->plan;
+    print_time(e);
+    if (e->own_memory) {
+        print_card(e);
+    } else {
+        print_size("memory", host_bytes(e), ", of which");
+        print_parts(p);
+        print_size("  streams", (double)p->stream_bytes,
+                   p->streams == STREAM_DISK ? " on disk, not in memory" : "");
+    }
+    print_size("disk", disk_bytes(e), " while it runs, beside the state");
+}
