@@ -30,7 +30,7 @@ static const char *remedy(enum err e)
     case ERR_MEMORY:
         return "Use less: --memory, calibration.seqlen, crr.blocks, or a larger machine";
     case ERR_DEVICE:
-        return "Use --set run.device=cpu, or report this";
+        return "The same command with --device cpu goes on from here; or report this";
     case ERR_NUMERIC:
         return "In training, lower optimizer.lr_* or use --set run.compute=f32 (the state "
                "is "

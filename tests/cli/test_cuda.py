@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`wkvq calibrate --device cuda` where there is no GPU, an old driver, too little memory, or a
+GPU that fails in the middle: test_cuda.py WKVQ_EMU, which has the emulation under that name."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+SETTINGS = ["calibration.samples=2", "calibration.seqlen=12", "calibration.epochs=2",
+            "crr.blocks=1", "weights.group_size=16"]
+
+
+class Folder:
+    def __init__(self, wkvq, path):
+        self.wkvq, self.path = wkvq, path
+        tiny.make_model(path / "model", num_hidden_layers=2)
+        tiny.make_text(path / "text.txt", 600)
+
+    def calibrate(self, state, device, *more, **card):
+        """The process; card: what the emulation shows, EMU_... in the environment."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("EMU_")}
+        env.update({"EMU_NAME": "cuda"}, **{f"EMU_{k}": str(v) for k, v in card.items()})
+        keys = [w for s in SETTINGS for w in ("--set", s)]
+        return subprocess.run([self.wkvq, "calibrate", "model", "--data", "text.txt", "-o", state,
+                               "--device", device, *keys, *more], cwd=self.path, env=env,
+                              capture_output=True, text=True, timeout=250)
+
+    def manifest(self, state):
+        return json.loads((self.path / state / "manifest.json").read_text())
+
+
+def expect(done, status, *texts):
+    assert done.returncode == status, (done.returncode, done.stderr)
+    for text in texts:
+        assert text in done.stderr, (text, done.stderr)
+
+
+def test_cards_that_do_not_do(f):
+    expect(f.calibrate("none", "cuda", DEVICES=0), 2, "no NVIDIA GPU found", "use --device cpu")
+    expect(f.calibrate("none", "cuda", DRIVER=12020), 2, "the driver has CUDA 12.2",
+           "install a newer driver, or use --device cpu")
+    expect(f.calibrate("none", "cuda", MEMORY=1 << 19), 2, "GPU memory", "can be had",
+           "use --device cpu")
+    assert not (f.path / "none").exists(), "a refused run has left a state"
+
+
+def test_plan_fits_or_says_so(f):
+    done = f.calibrate("none", "cuda", "--plan", "--json", MEMORY=1 << 19)
+    expect(done, 0)
+    assert json.loads(done.stdout)["fits"] is False, done.stdout
+    done = f.calibrate("none", "cuda", "--plan", "--json")
+    expect(done, 0)
+    plan = json.loads(done.stdout)
+    assert plan["fits"] is True and plan["streams"] == "device", plan
+    assert plan["seconds"] > 0, plan
+
+
+def test_cpu_goes_on_where_a_gpu_failed(f):
+    """The calls are those of a run that ends: late enough for a block, or a part of one."""
+    kept = set()
+    for call in (300, 600, 900, 1200):
+        state = f"failed-{call}"
+        done = f.calibrate(state, "cuda", FAIL_AT=call)
+        expect(done, 1, "device cuda", "an illegal memory access was encountered",
+               "The same command with --device cpu goes on from here")
+        before = f.manifest(state)
+        kept.add((len(before["done"]), before["partial"] is not None))
+        if before["partial"]:
+            assert before["partial"]["device"] == "cuda-emu", before["partial"]
+        expect(f.calibrate(state, "cpu"), 0)
+        after = f.manifest(state)
+        assert [b["device"] for b in after["done"]] == \
+            ["cuda-emu"] * len(before["done"]) + ["cpu"] * (2 - len(before["done"])), after["done"]
+        assert after["identity"]["config"]["run"]["compute"] == "bf16", after["identity"]
+        # and is done on any device
+        expect(f.calibrate(state, "cuda"), 0)
+    print("kept (blocks, partial):", sorted(kept))
+    assert any(blocks for blocks, _ in kept) and any(partial for _, partial in kept), kept
+
+
+def main():
+    path = pathlib.Path(tempfile.mkdtemp())
+    try:
+        f = Folder(pathlib.Path(sys.argv[1]).resolve(), path)
+        for name, test in list(globals().items()):
+            if name.startswith("test_"):
+                test(f)
+                print(name, "ok", flush=True)
+    finally:
+        shutil.rmtree(path)
+
+
+main()
