@@ -6,12 +6,53 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+
+static _Thread_local bool refused;
+
+static void *watched_alloc(size_t n)
+{
+    void *p = malloc(n);
+    if (!p)
+        refused = true;
+    return p;
+}
+
+/* Before main, so that every document comes from it. */
+__attribute__((constructor)) static void watch_memory(void)
+{
+    json_set_alloc_funcs(watched_alloc, free);
+}
+
+bool json_out_of_memory(void)
+{
+    return refused;
+}
+
+char *json_text(const json_t *v, size_t flags)
+{
+    char *text = v ? json_dumps(v, flags) : NULL;
+    if (!refused)
+        return text;
+    free(text);
+    return NULL;
+}
+
+enum err json_print(const json_t *v, size_t flags)
+{
+    char *text = json_text(v, flags);
+    FAIL_IF(!text, ERR_MEMORY, "out of memory for the result");
+    printf("%s\n", text); /* errors of standard output are seen at the end */
+    free(text);
+    return OK;
+}
 
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where)
 {
     json_error_t e;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    FAIL_IF(!v && refused, ERR_MEMORY, "%s: out of memory for its JSON", where);
     FAIL_IF(!v, ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", where, e.line,
             e.column, e.text);
     *out = v;

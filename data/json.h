@@ -42,6 +42,16 @@ enum err json_get_array(json_t **out, const json_t *o, const char *key, const ch
 
 /* A new array of n numbers, null for what is not finite. NULL when memory is short. */
 json_t *json_reals(const double *x, int64_t n);
+
+/* Has jansson been refused memory on this thread, at any time? Documents are then not what
+ * they should be: its functions fail quietly where one goes into another. */
+bool json_out_of_memory(void);
+/* v as text; NULL when v is NULL or memory ran out for the text or for any document before.
+ * Release with free. */
+char *json_text(const json_t *v, size_t flags);
+/* The same and a newline to standard output; ERR_MEMORY. */
+enum err json_print(const json_t *v, size_t flags);
+
 /* "an object", "a string", ...: for messages. */
 const char *json_kind(const json_t *v);
 

@@ -3,6 +3,7 @@
  * `wkvq bench calibrate`: a training step on made-up weights, by part, and beside it the
  * time that its matrix products take alone: the same shapes, library, threads and run. */
 #include "calib/calib.h"
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/bench_gemm.h"
@@ -114,11 +115,9 @@ static enum err print_json(const struct calibrate *c, const struct args *a)
         c->gemm.linear_flops + c->gemm.attention_flops, "gemm_only_linear_s",
         c->gemm.linear_s, "gemm_only_attention_s", c->gemm.attention_s, "gemm_only_share",
         gemm_only(c) / c->step.step_s);
-    FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 /* The recipe's defaults, at the options' sizes. */

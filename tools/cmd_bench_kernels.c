@@ -464,11 +464,9 @@ static enum err report(struct bench *b)
                   dtype_name(b->act), "copy_bytes_per_s", b->copy_bps, "gemm_flops_per_s",
                   b->gemm_flops, "operations", ops);
     FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
-    const enum err err = measure(b, ops);
-    if (!err) {
-        json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-        printf("\n");
-    }
+    enum err err = measure(b, ops);
+    if (!err)
+        err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
@@ -41,11 +42,9 @@ static enum err print_result(const struct job *j, const struct state *s)
                   (json_int_t)sum.blocks, "gained", (json_int_t)sum.gained, "mean_gain",
                   sum.mean_gain, "state_bytes", (json_int_t)state_bytes(s),
                   "peak_memory_bytes", (json_int_t)mem_peak_bytes());
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err run(struct args *a)

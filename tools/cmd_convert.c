@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/reader.h"
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/preflight.h"
@@ -53,11 +54,9 @@ static enum err print_result(const struct args *a)
     json_t *o = json_pack("{s:s, s:I, s:f, s:f, s:b}", "artifact", a->out, "bytes",
                           (json_int_t)m.total_bytes, "weight_bits", m.weight_bits,
                           "kv_bits", m.kv_bits, "calibrated", a->state != NULL);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err run(struct args *a)

@@ -150,11 +150,9 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
         "window_nll", json_reals(e->window_nll, r->windows));
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err print_result(const struct eval *e, const struct eval_result *r)

@@ -178,11 +178,9 @@ static enum err print_json(const struct generation *g)
         (json_int_t)g->n, "prompt_seconds", g->prompt_s, "seconds", g->decode_s, "kv_bytes",
         (json_int_t)runtime_kv_bytes(g->rt), "kv_bits", runtime_kv_bits(g->rt));
     mem_free(text);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err finish(struct generation *g)

@@ -87,11 +87,9 @@ static json_t *arch_json(const struct arch *a)
 /* Prints o, which is released; NULL: out of memory on the way. */
 static enum err print_json(json_t *o)
 {
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the report");
-    json_dumpf(o, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static void print_arch(const struct arch *a)
@@ -167,7 +165,7 @@ static enum err print_manifest_tensors(const json_t *manifest)
     json_t *t;
     json_object_foreach(json_object_get(manifest, "tensors"), name, t)
     {
-        char *shape = json_dumps(json_object_get(t, "shape"), JSON_COMPACT);
+        char *shape = json_text(json_object_get(t, "shape"), JSON_COMPACT);
         FAIL_IF(!shape, ERR_MEMORY, "out of memory");
         printf("  %-60s %-4s %-16s %12" JSON_INTEGER_FORMAT " bytes\n", name,
                json_string_value(json_object_get(t, "dtype")), shape,

@@ -2,6 +2,7 @@
  *
  * The main job: calibrate, convert, verify, in one command that resumes. */
 #include "convert/artifact/outdir.h"
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
@@ -69,15 +70,11 @@ static enum err print_json(const struct args *a, const struct calib_summary *sum
         json_pack("{s:I, s:I, s:f, s:f, s:I}", "blocks", (json_int_t)sum->blocks, "gained",
                   (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "seconds", seconds,
                   "peak_memory_bytes", (json_int_t)mem_peak_bytes());
-    const bool whole = o && more && !json_object_update(o, more);
-    if (whole) {
-        json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-        printf("\n");
-    }
+    json_object_update(o, more);
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     json_decref(more);
-    FAIL_IF(!whole, ERR_MEMORY, "out of memory for the result");
-    return OK;
+    return err;
 }
 
 static enum err print_result(const struct args *a, const struct calib_summary *sum,

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/sweep.h"
@@ -66,10 +67,9 @@ static void print_table(const struct sweep *s)
     json_array_foreach(s->results, i, row) print_row(row);
 }
 
-static void print_json(const struct sweep *s)
+static enum err print_json(const struct sweep *s)
 {
-    json_dumpf(s->results, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    printf("\n");
+    return json_print(s->results, JSON_COMPACT | JSON_REAL_PRECISION(9));
 }
 
 static enum err run(struct args *a)
@@ -87,7 +87,7 @@ static enum err run(struct args *a)
     }
     TRY_OUT(sweep_execute(&s));
     if (a->json)
-        print_json(&s);
+        err = print_json(&s);
     else
         print_table(&s);
 out:

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -177,11 +178,9 @@ static enum err print_json(const struct tune *t)
                                                         : json_null(),
                             "recommended", cell == t->best));
     }
-    FAIL_IF(!list, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(list, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(list, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(list);
-    return OK;
+    return err;
 }
 
 /* Every key that decides a result, as a file for --config. */

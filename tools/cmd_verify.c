@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/runtime/verify.h"
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/job.h"
@@ -88,11 +89,9 @@ static enum err verify(struct verify_report *r, const struct job *j, struct stat
 static enum err print_json(const char *artifact, const struct verify_report *r)
 {
     json_t *o = verify_report_json(artifact, r);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the report");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err run(struct args *a)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "tools/eval_compare.h"
 #include "tools/eval_tasks.h"
 
@@ -79,11 +80,9 @@ static enum err print_json(const struct eval *a, const struct eval *b,
         estimate_json(r->top1), "tokens", (json_int_t)r->tokens, "windows",
         (json_int_t)r->windows, "ctx", (json_int_t)a->ctx, "chunk", (json_int_t)a->chunk,
         "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "seconds", r->seconds);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static void print_estimate(const char *name, struct estimate x, double unit, int digits,

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "tools/eval_tasks.h"
 #include "tools/zeroshot.h"
@@ -73,11 +74,9 @@ static enum err print_all(const struct eval *e, json_t *sets)
         e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
         kv_bits, "activation_bits", eval_act_bits(e), "ctx", (json_int_t)e->ctx, "chunk",
         (json_int_t)e->chunk, "bos", e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 enum err eval_choices(struct eval *e)

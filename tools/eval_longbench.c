@@ -3,6 +3,7 @@
  * LongBench by the packed runtime: the prompt as one chunk (or in chunks), then the
  * likeliest token again and again. */
 #include "convert/runtime/runtime.h"
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_compare.h"
@@ -73,7 +74,7 @@ static enum err write_line(struct bench *b, int64_t i, const char *text, size_t 
                           "question", (json_int_t)i, "score", b->scores[i], "pred", text, n,
                           "answers", item->answers, "prompt_tokens",
                           (json_int_t)item->prompt.n, "cut", item->cut);
-    char *line = o ? json_dumps(o, JSON_REAL_PRECISION(9)) : NULL;
+    char *line = o ? json_text(o, JSON_REAL_PRECISION(9)) : NULL;
     json_decref(o);
     FAIL_IF(!line, ERR_MEMORY, "question %" PRId64 ": its answer cannot be written", i + 1);
     const enum err err = file_printf(b->lines, "%s\n", line);
@@ -192,11 +193,9 @@ static enum err print_all(const struct bench *b)
         "{s:s, s:s, s:s, s:i, s:i, s:I, s:I, s:O}", "task", "longbench", "model",
         e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
         kv_bits, "ctx", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "sets", b->sets);
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 static enum err measure_all(struct bench *b)

@@ -2,6 +2,7 @@
 #include "tools/job.h"
 
 #include "data/batch.h"
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -144,7 +145,10 @@ enum err job_identity(json_t **out, struct job *j)
         "checkpoint", "crc32", model_text, "bytes", (json_int_t)hf_bytes(j->model),
         "tokenizer", "file", tokenizer_file(j->tokenizer), "crc32", tok_text, "text",
         "tokens", (json_int_t)j->ids.n, "crc32", ids_text, "windows", offsets_json(j));
-    FAIL_IF(!o, ERR_MEMORY, "out of memory for the run's identity");
+    if (!o || json_out_of_memory()) {
+        json_decref(o);
+        FAIL(ERR_MEMORY, "out of memory for the run's identity");
+    }
     *out = o;
     return OK;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * wkvq: finds the subcommand, runs it, prints its error, decides the exit status. */
+#include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/commands.h"
 #include "tools/help.h"
@@ -42,6 +43,15 @@ static const char *remedy(enum err e)
     default:
         return "This is a mistake in wkvq: report it with the command";
     }
+}
+
+/* Where jansson gets no memory it fails quietly, and what follows looks like something
+ * else. */
+static enum err cause(enum err e)
+{
+    if (!e || e == ERR_MEMORY || !json_out_of_memory())
+        return e;
+    return err_add(ERR_MEMORY, "out of memory, and therefore: ");
 }
 
 static int report(enum err e, const char *name, bool verbose)
@@ -110,7 +120,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     else if (a.verbose)
         log_set_level(LOG_VERBOSE);
     err_clear();
-    return report(cmd->run(&a), cmd->name, a.verbose);
+    return report(cause(cmd->run(&a)), cmd->name, a.verbose);
 }
 
 /* --help and its kin. false: not one of them. */

@@ -2,6 +2,7 @@
 #include "tools/stages.h"
 
 #include "config.h"
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -120,7 +121,7 @@ static enum err provenance(char **out, const struct state *s)
     } else {
         json_object_set_new(o, "calibration", json_string("none: round to nearest"));
     }
-    *out = json_dumps(o, JSON_REAL_PRECISION(17));
+    *out = json_text(o, JSON_REAL_PRECISION(17));
     json_decref(o);
     FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
     return OK;
@@ -130,7 +131,7 @@ static enum err config_text(char **out, const struct recipe *r)
 {
     json_t *o;
     TRY(recipe_json(&o, r, true));
-    *out = json_dumps(o, JSON_REAL_PRECISION(15)); /* as typed, not 0.0050000000000000001 */
+    *out = json_text(o, JSON_REAL_PRECISION(15)); /* as typed, not 0.0050000000000000001 */
     json_decref(o);
     FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
     return OK;

@@ -39,7 +39,7 @@ enum err state_write_manifest(const struct state *s)
 {
     enum err err = OK;
     char *path = NULL;
-    char *text = json_dumps(s->manifest, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+    char *text = json_text(s->manifest, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
     TRY_OUT(state_path(&path, s, MANIFEST));
     TRY_OUT(file_write_all(path, text, strlen(text)));
@@ -225,12 +225,13 @@ static enum err take_lock(struct state *s)
     s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (s->lock_fd < 0)
         FAIL_OUT(ERR_IO, "%s: %s", path, strerror(errno));
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB))
-        FAIL_OUT(errno == EWOULDBLOCK ? ERR_USAGE : ERR_IO,
-                 errno == EWOULDBLOCK
-                     ? "%s: another process works on this state; wait for it or stop it"
-                     : "%s: cannot lock",
-                 s->dir);
+    if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
+        if (errno == EWOULDBLOCK)
+            FAIL_OUT(ERR_USAGE,
+                     "%s: another process works on this state; wait for it or stop it",
+                     s->dir);
+        FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(errno));
+    }
 out:
     mem_free(path);
     return err;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/state_diff.h"
+#include "data/json.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -78,7 +79,7 @@ static bool find(struct difference *d, const char *path, const json_t *have,
 
 static void value_text(char *out, size_t n, const json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(10)) : NULL;
+    char *text = v ? json_text(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(10)) : NULL;
     snprintf(out, n, "%.80s", text ? text : "nothing");
     free(text);
 }

@@ -4,6 +4,7 @@
 #include "tools/sweep.h"
 
 #include "data/batch.h"
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -117,7 +118,7 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
 static void hash_name(char *out, size_t n, const json_t *identity)
 {
     uint64_t h = 0xcbf29ce484222325u;
-    char *text = json_dumps(identity, JSON_SORT_KEYS | JSON_COMPACT);
+    char *text = json_text(identity, JSON_SORT_KEYS | JSON_COMPACT);
     for (const char *p = text; p && *p; p++)
         h = (h ^ (unsigned char)*p) * 0x100000001b3u;
     free(text);

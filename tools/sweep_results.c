@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/sweep_results.h"
 
+#include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -69,7 +70,7 @@ static enum err write_jsonl(const struct sweep *s)
     TRY_OUT(file_writer_open(&w, path));
     json_array_foreach(s->results, i, row)
     {
-        char *line = json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(17));
+        char *line = json_text(row, JSON_COMPACT | JSON_REAL_PRECISION(17));
         err = line ? file_printf(w, "%s\n", line)
                    : err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for results");
         free(line);
@@ -146,7 +147,7 @@ enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
                              const json_t *result)
 {
     char *path = NULL;
-    char *text = json_dumps(result, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    char *text = json_text(result, JSON_COMPACT | JSON_REAL_PRECISION(17));
     FAIL_IF(!text, ERR_MEMORY, "out of memory for the result");
     enum err err = sweep_path(&path, s, run, ".json");
     if (!err)

@@ -2,6 +2,7 @@
 #include "convert/artifact/artifact_files.h"
 
 #include "convert/artifact/artifact_spec.h"
+#include "data/json.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
@@ -40,7 +41,7 @@ static enum err put(struct manifest_file *file, const char *dir, const char *nam
 static enum err put_json(struct manifest_file *file, const char *dir, const char *name,
                          const json_t *o)
 {
-    char *text = json_dumps(o, JSON_INDENT(2));
+    char *text = json_text(o, JSON_INDENT(2));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory", name);
     const size_t n = strlen(text);
     text[n] = '\n'; /* in the place of the NUL */

@@ -2,6 +2,7 @@
 #include "convert/artifact/manifest.h"
 
 #include "convert/artifact/artifact_spec.h"
+#include "data/json.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
@@ -207,7 +208,7 @@ static enum err write_object(struct file_writer *w, const char *key, const char 
     if (!err && !json_is_object(o))
         err = err_set(ERR_USAGE, __FILE__, __LINE__, "manifest: %s must be a JSON object",
                       key);
-    if (!err && !(line = json_dumps(o, JSON_COMPACT)))
+    if (!err && !(line = json_text(o, JSON_COMPACT)))
         err = err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory");
     if (!err)
         err = file_printf(w, "\"%s\":%s,\n", key, line);
@@ -219,11 +220,13 @@ static enum err write_object(struct file_writer *w, const char *key, const char 
 /* One "NAME":{...} line; o is stolen. */
 static enum err write_entry(struct file_writer *w, const char *name, json_t *o, bool last)
 {
-    char *value = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    char *value = o ? json_text(o, JSON_COMPACT) : NULL;
     json_t *s = json_string(name);
-    char *key = s ? json_dumps(s, JSON_ENCODE_ANY) : NULL;
+    char *key = s ? json_text(s, JSON_ENCODE_ANY) : NULL;
     enum err err = OK;
-    if (!key || !value)
+    if (json_out_of_memory())
+        err = err_set(ERR_MEMORY, __FILE__, __LINE__, "manifest: out of memory");
+    else if (!key || !value)
         err = err_set(ERR_FORMAT, __FILE__, __LINE__,
                       "manifest: %.100s cannot be written as JSON", name);
     else

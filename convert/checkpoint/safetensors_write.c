@@ -44,6 +44,7 @@ static enum err metadata_json(json_t *header, const char *const *metadata, int n
     for (int i = 0; m && i < n_meta; i++)
         if (json_object_set_new(m, metadata[2 * i], json_string(metadata[2 * i + 1]))) {
             json_decref(m);
+            FAIL_IF(json_out_of_memory(), ERR_MEMORY, "out of memory for metadata");
             FAIL(ERR_USAGE, "metadata %.100s is not UTF-8", metadata[2 * i]);
         }
     FAIL_IF(json_object_set_new(header, "__metadata__", m), ERR_MEMORY, "out of memory");
@@ -63,8 +64,10 @@ static enum err entries_json(json_t *header, const struct st_entry *e, struct st
                 "tensor %.100s: sizes overflow", e[i].name);
         FAIL_IF(json_object_get(header, e[i].name), ERR_FORMAT,
                 "tensor %.100s is there twice", e[i].name);
-        FAIL_IF(json_object_set_new(header, e[i].name, entry_json(&e[i], begin, end)),
-                ERR_FORMAT, "tensor name \"%.100s\" is not UTF-8", e[i].name);
+        const int failed =
+            json_object_set_new(header, e[i].name, entry_json(&e[i], begin, end));
+        FAIL_IF(json_out_of_memory(), ERR_MEMORY, "out of memory for the header");
+        FAIL_IF(failed, ERR_FORMAT, "tensor name \"%.100s\" is not UTF-8", e[i].name);
         w->left[i] = bytes;
         snprintf(w->name[i], sizeof(w->name[i]), "%s", e[i].name);
         begin = end;
@@ -76,7 +79,7 @@ static enum err write_header(struct st_writer *w, const json_t *header)
 {
     enum err err = OK;
     static const char spaces[8] = "        ";
-    char *text = json_dumps(header, JSON_COMPACT);
+    char *text = json_text(header, JSON_COMPACT);
     FAIL_IF(!text, ERR_MEMORY, "out of memory for a header");
     const size_t len = strlen(text), padded = (len + 7) / 8 * 8;
     uint8_t size[8];

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: MIT
 """The main job on a tiny model, end to end: test_pipeline.py WKVQ [TEST...].
 
-Every way to the end must give the same bytes, of the artifact and of the state: twice, killed
-at random instants and resumed, interrupted and resumed, with streams on disk."""
+Every way to the end must give the same bytes, of the artifact and of the state: twice,
+interrupted and resumed, with streams on disk (killed: tests/crash)."""
 import json
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
-KILLS, KILLS_A_CHAIN, SEED = 20, 4, 20240212
 RECIPE = ["calibration.samples=24", "calibration.seqlen=96", "calibration.epochs=10",
           "weights.group_size=12", "kv.group_size=8", "crr.blocks=1"]
 
@@ -52,9 +50,7 @@ class Fixture:
 
     def reference(self):
         if not (self.path / "reference").exists():
-            began = time.monotonic()
             self.run(self.command("reference"))
-            self.seconds = time.monotonic() - began
         return self.files("reference"), self.files("reference.state")
 
     def expect_reference(self, out, what):
@@ -92,23 +88,6 @@ def test_calibration_gains(f):
     assert len(done) == 4, done
     assert all(b["best_loss"] <= b["start_loss"] for b in done), done
     assert sum(b["best_epoch"] > 0 for b in done) >= 2, done
-
-
-def test_killed_at_random_instants(f):
-    f.reference()
-    rng = random.Random(SEED)
-    hit = 0
-    for chain in range(KILLS // KILLS_A_CHAIN):
-        for _ in range(KILLS_A_CHAIN):
-            process = f.start(f.command("killed"))
-            time.sleep(rng.uniform(0, f.seconds / 2))
-            hit += process.poll() is None
-            process.kill()
-            process.wait()
-        f.run(f.command("killed"))
-        f.expect_reference("killed", f"chain {chain}, seed {SEED}")
-    print(f"    {hit} of {KILLS} kills hit a running process")
-    assert hit >= KILLS // 2
 
 
 def test_interrupted_and_resumed(f):

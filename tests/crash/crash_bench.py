@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""What the crash tests share: a small job in a folder of its own, the bytes it must end with, and what may lie there
+after it died."""
+import json
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
+import tiny
+
+SMALL = {"calibration.samples": 4, "calibration.seqlen": 24, "calibration.epochs": 2,
+         "weights.group_size": 16, "kv.group_size": 8, "crr.blocks": 1}
+
+
+class Wrong(Exception):
+    """What a crashed, failed or resumed run did wrong."""
+
+
+def settings(pairs):
+    return [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
+
+
+def tree(folder):
+    """Bytes of every file below folder, and None for every directory."""
+    folder = pathlib.Path(folder)
+    return {str(f.relative_to(folder)): None if f.is_dir() else f.read_bytes()
+            for f in sorted(folder.rglob("*"))}
+
+
+def first_difference(have, want):
+    if have.keys() != want.keys():
+        return f"files differ: {sorted(have.keys() ^ want.keys())}"
+    for name, data in want.items():
+        if have[name] != data:
+            return f"{name} differs"
+    return None
+
+
+def whole_tensors(data):
+    """Is this a safetensors file from its first byte to its last?"""
+    if len(data) < 8:
+        return False
+    n = struct.unpack("<Q", data[:8])[0]
+    if 8 + n > len(data):
+        return False
+    header = json.loads(data[8:8 + n])
+    ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    return 8 + n + max(ends, default=0) == len(data)
+
+
+class Job:
+    """A command that makes folders; before: what lies there when it starts (name -> folder to copy)."""
+
+    def __init__(self, name, args, before=None):
+        self.name, self.args, self.before = name, args, before or {}
+        self.want, self.old, self.blocks, self.calls = None, {}, {}, {}
+
+    def lay_out(self, folder):
+        for name, source in self.before.items():
+            shutil.copytree(source, pathlib.Path(folder) / name)
+
+    def run(self, folder, more=(), **environment):
+        env = dict(os.environ, **environment)
+        return subprocess.run([*self.args, *more], cwd=folder, env=env, capture_output=True,
+                              timeout=600)
+
+    def learn(self, folder):
+        """One undisturbed run: the bytes to end with, and how many calls of each kind it makes."""
+        self.lay_out(folder)
+        self.old = tree(folder)
+        count = pathlib.Path(folder).parent / (self.name + ".calls")
+        done = self.run(folder, FAULT_COUNT=str(count))
+        if done.returncode:
+            raise SystemExit(f"{self.name}: exit {done.returncode}\n{done.stderr.decode()}")
+        self.want = self.blocks = tree(folder)
+        if count.exists():
+            self.calls = {k: int(n) for k, n in map(str.split, count.read_text().splitlines())}
+
+    def check_remains(self, folder):
+        """Nothing half written under a final name."""
+        have = tree(folder)
+        for name, data in have.items():
+            top, base = name.split("/")[0], name.split("/")[-1]
+            if ".tmp." in name or ".old." in name or data is None or base == "lock":
+                continue
+            if ".state/" not in name:  # an artifact is there as a whole: the old or the new one
+                both = [{n: d for n, d in t.items() if n.split("/")[0] == top}
+                        for t in (self.want, self.old)]
+                now = {n: d for n, d in have.items() if n.split("/")[0] == top}
+                if now not in both:
+                    raise Wrong(f"{top} is neither the old nor the new artifact")
+            elif base.startswith("block-") and data != self.blocks.get(name):
+                raise Wrong(f"{name} is not the finished block")
+            elif base == "manifest.json":
+                json.loads(data)
+            elif base.startswith("partial-") and not whole_tensors(data):
+                raise Wrong(f"{name} is half written")
+
+    def check_end(self, folder):
+        """The same command again, undisturbed: the bytes of a run that never died."""
+        if self.old != self.want and tree(folder) == self.want:
+            return  # it had done all its work
+        done = self.run(folder)
+        if done.returncode == 2 and b"--force" in done.stderr and "--force" not in self.args:
+            done = self.run(folder, more=["--force"])  # died behind its artifact
+        if done.returncode:
+            raise Wrong(f"resumed: exit {done.returncode}: {done.stderr.decode()}")
+        problem = first_difference(tree(folder), self.want)
+        if problem:
+            raise Wrong(f"resumed: {problem}")
+
+
+def in_threads(work, items, workers):
+    """work(item) for every item, by some threads; the items' results in their order."""
+    results, queue, lock = [None] * len(items), iter(enumerate(items)), threading.Lock()
+
+    def worker():
+        while True:
+            with lock:
+                i, item = next(queue, (None, None))
+            if i is None:
+                return
+            results[i] = work(item)
+
+    threads = [threading.Thread(target=worker) for _ in range(workers)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    return results
+
+
+def scratch():
+    """In memory where there is room: thousands of fsyncs are no part of what is tested."""
+    shm = pathlib.Path("/dev/shm")
+    roomy = shm.is_dir() and shutil.disk_usage(shm).free > 1 << 28
+    return tempfile.TemporaryDirectory(prefix="wkvq-crash-", dir=shm if roomy else None)

@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Faults below the file layer and the allocator: the linker's --wrap sends the program's
+ * own calls here (see meson.build), and the environment says which one misbehaves.
+ *
+ *   FAULT=KIND:N:ACTION  the Nth call (from 1) of KIND; N+ for that one and all behind it
+ *   FAULT_COUNT=FILE     at the end, one line "KIND calls" a kind
+ *
+ * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
+ * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE), "short" (write half), "kill"
+ * (SIGKILL before the call), "half" (SIGKILL after half of a write; as kill for other
+ * calls). */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum kind {
+    OPEN,
+    WRITE,
+    FSYNC,
+    CLOSE,
+    RENAME,
+    RESERVE,
+    MMAP,
+    NAMES,
+    OPENDIR,
+    LOCK,
+    THREAD,
+    ALLOC,
+    FILE_ANY,
+    KINDS
+};
+static const char *const kind_name[KINDS] = {
+    "open",  "write",   "fsync", "close",  "rename", "reserve", "mmap",
+    "names", "opendir", "lock",  "thread", "alloc",  "file"};
+
+static atomic_long calls[KINDS];
+static enum kind target = KINDS;
+static long target_n, target_end;
+static int action_errno;
+static bool action_kill, action_half, action_short;
+
+struct action_name {
+    const char *name;
+    int number;
+};
+static const struct action_name actions[] = {{"ENOSPC", ENOSPC},
+                                             {"EIO", EIO},
+                                             {"EINTR", EINTR},
+                                             {"ENOMEM", ENOMEM},
+                                             {"EMFILE", EMFILE}};
+
+static void bad_setting(const char *text)
+{
+    fprintf(stderr, "FAULT=%s: not KIND:N:ACTION\n", text);
+    _exit(120);
+}
+
+static void parse(const char *text)
+{
+    char kind[16], plus[2] = "", action[16];
+    if (sscanf(text, "%15[a-z]:%ld%1[+]:%15s", kind, &target_n, plus, action) != 4 &&
+        sscanf(text, "%15[a-z]:%ld:%15s", kind, &target_n, action) != 3)
+        bad_setting(text);
+    target_end = *plus ? __LONG_MAX__ : target_n;
+    for (int i = 0; i < KINDS; i++)
+        if (!strcmp(kind, kind_name[i]))
+            target = (enum kind)i;
+    action_half = !strcmp(action, "half");
+    action_kill = action_half || !strcmp(action, "kill");
+    action_short = !strcmp(action, "short");
+    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++)
+        if (!strcmp(action, actions[i].name))
+            action_errno = actions[i].number;
+    if (target == KINDS || (!action_kill && !action_short && !action_errno))
+        bad_setting(text);
+}
+
+__attribute__((constructor)) static void fault_begin(void)
+{
+    const char *text = getenv("FAULT");
+    if (text)
+        parse(text);
+}
+
+/* From a destructor: what main returned is decided, and no call of ours is counted. */
+__attribute__((destructor)) static void fault_end(void)
+{
+    const char *path = getenv("FAULT_COUNT");
+    FILE *f = path ? fopen(path, "w") : NULL;
+    if (!f)
+        return;
+    for (int i = 0; i < KINDS; i++)
+        fprintf(f, "%s %ld\n", kind_name[i], atomic_load(&calls[i]));
+    fclose(f);
+}
+
+static bool due_as(enum kind k)
+{
+    const long n = atomic_fetch_add(&calls[k], 1) + 1;
+    return k == target && n >= target_n && n <= target_end;
+}
+
+/* A call of kind k, changes: of a file or its name. True: fail it with errno. */
+static bool due(enum kind k, bool changes)
+{
+    const bool as_file = changes && due_as(FILE_ANY);
+    if (!due_as(k) && !as_file)
+        return false;
+    if (action_kill)
+        raise(SIGKILL);
+    errno = action_errno;
+    return action_errno != 0;
+}
+
+/* --- files -------------------------------------------------------------------------- */
+
+/* clang-format off */
+#define REAL(result, name, ...) \
+    result __real_##name(__VA_ARGS__); \
+    result __wrap_##name(__VA_ARGS__); \
+    result __wrap_##name(__VA_ARGS__)
+/* clang-format on */
+
+REAL(int, open64, const char *path, int flags, ...)
+{
+    va_list ap;
+    va_start(ap, flags);
+    const mode_t mode = flags & O_CREAT ? va_arg(ap, mode_t) : 0;
+    va_end(ap);
+    return due(OPEN, flags & O_CREAT) ? -1 : __real_open64(path, flags, mode);
+}
+
+REAL(ssize_t, write, int fd, const void *p, size_t n)
+{
+    const bool as_file = due_as(FILE_ANY), as_write = due_as(WRITE);
+    if (!as_file && !as_write)
+        return __real_write(fd, p, n);
+    if (action_half || action_short) {
+        const ssize_t done = __real_write(fd, p, n / 2 + (n == 1));
+        if (action_half)
+            raise(SIGKILL);
+        return done;
+    }
+    if (action_kill)
+        raise(SIGKILL);
+    errno = action_errno;
+    return -1;
+}
+
+REAL(int, fsync, int fd)
+{
+    return due(FSYNC, true) ? -1 : __real_fsync(fd);
+}
+
+/* Like the system, it closes whatever it returns. */
+REAL(int, close, int fd)
+{
+    const bool fail = due(CLOSE, false);
+    const int saved = errno, result = __real_close(fd);
+    errno = fail ? saved : errno;
+    return fail ? -1 : result;
+}
+
+REAL(int, rename, const char *from, const char *to)
+{
+    return due(RENAME, true) ? -1 : __real_rename(from, to);
+}
+
+REAL(int, renameat2, int from_fd, const char *from, int to_fd, const char *to,
+     unsigned flags)
+{
+    return due(RENAME, true) ? -1 : __real_renameat2(from_fd, from, to_fd, to, flags);
+}
+
+REAL(int, posix_fallocate64, int fd, off_t at, off_t n)
+{
+    return due(RESERVE, true) ? errno : __real_posix_fallocate64(fd, at, n);
+}
+
+REAL(int, ftruncate64, int fd, off_t n)
+{
+    return due(RESERVE, true) ? -1 : __real_ftruncate64(fd, n);
+}
+
+REAL(void *, mmap64, void *at, size_t n, int prot, int flags, int fd, off_t offset)
+{
+    return due(MMAP, false) ? MAP_FAILED : __real_mmap64(at, n, prot, flags, fd, offset);
+}
+
+REAL(int, unlink, const char *path)
+{
+    return due(NAMES, true) ? -1 : __real_unlink(path);
+}
+
+REAL(int, unlinkat, int dir, const char *name, int flags)
+{
+    return due(NAMES, true) ? -1 : __real_unlinkat(dir, name, flags);
+}
+
+REAL(int, mkdir, const char *path, mode_t mode)
+{
+    return due(NAMES, true) ? -1 : __real_mkdir(path, mode);
+}
+
+REAL(int, rmdir, const char *path)
+{
+    return due(NAMES, true) ? -1 : __real_rmdir(path);
+}
+
+REAL(DIR *, opendir, const char *path)
+{
+    return due(OPENDIR, false) ? NULL : __real_opendir(path);
+}
+
+REAL(int, flock, int fd, int operation)
+{
+    return due(LOCK, false) ? -1 : __real_flock(fd, operation);
+}
+
+REAL(int, pthread_create, pthread_t *t, const pthread_attr_t *a, void *(*f)(void *),
+     void *ctx)
+{
+    return due(THREAD, false) ? EAGAIN : __real_pthread_create(t, a, f, ctx);
+}
+
+/* --- memory ------------------------------------------------------------------------- */
+
+REAL(void *, malloc, size_t n)
+{
+    return due(ALLOC, false) ? NULL : __real_malloc(n);
+}
+
+REAL(void *, calloc, size_t n, size_t unit)
+{
+    return due(ALLOC, false) ? NULL : __real_calloc(n, unit);
+}
+
+REAL(void *, realloc, void *p, size_t n)
+{
+    return due(ALLOC, false) ? NULL : __real_realloc(p, n);
+}
+
+REAL(void *, aligned_alloc, size_t align, size_t n)
+{
+    return due(ALLOC, false) ? NULL : __real_aligned_alloc(align, n);
+}
+
+REAL(char *, strdup, const char *s)
+{
+    return due(ALLOC, false) ? NULL : __real_strdup(s);
+}
+
+REAL(char *, realpath, const char *path, char *out)
+{
+    return due(ALLOC, false) ? NULL : __real_realpath(path, out);
+}
+
+REAL(int, vasprintf, char **out, const char *fmt, va_list ap)
+{
+    return due(ALLOC, false) ? -1 : __real_vasprintf(out, fmt, ap);
+}
+
+REAL(FILE *, open_memstream, char **out, size_t *n)
+{
+    return due(ALLOC, false) ? NULL : __real_open_memstream(out, n);
+}
