@@ -34,6 +34,8 @@ static const struct opt *const groups[] = {options, opt_report, NULL};
 static enum err run(struct args *a)
 {
     const char *what = a->pos.item[0];
+    FAIL_IF(a->pos.n > 1 && strcmp(what, "decode"), ERR_USAGE,
+            "bench %s %s: only decode takes an artifact", what, a->pos.item[1]);
     if (!strcmp(what, "kernels"))
         return bench_kernels(a);
     if (!strcmp(what, "calibrate"))

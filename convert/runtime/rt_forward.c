@@ -49,9 +49,15 @@ static enum err make_room(struct runtime *r, int64_t n)
 
 static void rmsnorm_row(float *y, const float *x, const float *g, int64_t n, float eps)
 {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
+    double part[8] = {0}, sum = 0; /* eight sums: no addition waits for the one before */
+    int64_t k = 0;
+    for (; k + 8 <= n; k += 8)
+        for (int i = 0; i < 8; i++)
+            part[i] += (double)x[k + i] * (double)x[k + i];
+    for (; k < n; k++)
+        sum += (double)x[k] * (double)x[k];
+    for (int i = 0; i < 8; i++)
+        sum += part[i];
     const float s = (float)(1 / sqrt(sum / (double)n + (double)eps));
     for (int64_t i = 0; i < n; i++)
         y[i] = x[i] * s * g[i];
@@ -89,6 +95,7 @@ static void add(float *x, const float *y, int64_t n)
 }
 
 struct gate_job {
+    const struct rt_kernels *kern;
     float *gate;
     const float *up;
     int64_t width;
@@ -97,10 +104,7 @@ struct gate_job {
 static void gate_row(void *ctx, int64_t t, int thread)
 {
     const struct gate_job *j = ctx;
-    float *g = j->gate + t * j->width;
-    const float *u = j->up + t * j->width;
-    for (int64_t i = 0; i < j->width; i++)
-        g[i] = g[i] / (1 + expf(-g[i])) * u[i];
+    j->kern->kv->silu_gate(j->gate + t * j->width, j->up + t * j->width, j->width);
 }
 
 /* --- a block ------------------------------------------------------------------------ */
@@ -153,7 +157,7 @@ static void mlp(struct runtime *r, const struct packed_block *b, const struct rt
     float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
     const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
     const struct packed_linear *const down[] = {&b->lin[LIN_DOWN]};
-    struct gate_job gate = {a->gate, a->up, m->d_ff};
+    struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
     rmsnorm(a->norm, a->x, v->norm2, n, m->d_model, m->norm_eps);
     rt_linear_run(&r->linear, y, p, 2, a->norm, n);
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);

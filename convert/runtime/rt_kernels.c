@@ -164,67 +164,129 @@ static inline vi load_codes(const uint8_t *p, int64_t bytes)
  * in registers. */
 #define SHARE (VL == 16 ? 4 : 2)
 
-/* s[2 i], s[2 i + 1] += the lanes' products of row i. */
-static inline void add_block(vf *s, const vi *codes, const vtable *table, const float *x,
-                             const int n)
-{
-    for (int k = 0; k < 8; k++) {
-        const vf xk = load(x + k * VL);
-        for (int i = 0; i < n; i++)
-            s[2 * i + k % 2] = madd(look_up(table[i], codes[i], k), xk, s[2 * i + k % 2]);
-    }
-}
-
-/* Where rows [row, row + SHARE) are being read. */
-struct place {
-    const uint8_t *codes, *zeros;
-    const float *h, *x;
-    int64_t left; /* columns */
+/* Rows' sums by name, not in an array: they have to stay in registers. */
+struct sums {
+    vf a, b, c, d;
 };
 
-/* Group g: total[i] += h sum (q - z) x. */
-static inline void add_group(vf *total, struct place *p, const struct rt_rows *r, int64_t g,
-                             const int n)
+/* One block's 8 columns of each lane of up to four rows; x is loaded once for all. */
+#define ROW_STEP(row, sum) s##sum.row = madd(look_up(t.row, c.row, k), xk, s##sum.row)
+#define STEP(k_, sum)                                                                      \
+    do {                                                                                   \
+        const int k = k_;                                                                  \
+        const vf xk = load(x + k * VL);                                                    \
+        ROW_STEP(a, sum);                                                                  \
+        ROW_STEP(b, sum);                                                                  \
+        if (SHARE > 2) {                                                                   \
+            ROW_STEP(c, sum);                                                              \
+            ROW_STEP(d, sum);                                                              \
+        }                                                                                  \
+    } while (0)
+
+struct tables {
+    vtable a, b, c, d;
+};
+struct codes {
+    vi a, b, c, d;
+};
+
+static inline struct codes codes_of(const uint8_t *p, int64_t stride, int64_t bytes)
 {
-    int64_t here = p->left < r->group ? p->left : r->group;
-    vf s[2 * SHARE];
-    vtable table[SHARE];
-    vi codes[SHARE];
-    p->left -= here;
-    for (int i = 0; i < n; i++) {
-        table[i] = code_table(p->zeros[i * r->zero_stride + g / 2] >> 4 * (g % 2) & 15);
-        s[2 * i] = s[2 * i + 1] = splat(0);
+    struct codes c = {0};
+    c.a = load_codes(p, bytes);
+    c.b = load_codes(p + stride, bytes);
+    if (SHARE > 2) {
+        c.c = load_codes(p + 2 * stride, bytes);
+        c.d = load_codes(p + 3 * stride, bytes);
     }
-    for (; here > 0; here -= BLOCK, p->codes += BLOCK / 2, p->x += BLOCK) {
-        for (int i = 0; i < n; i++)
-            __builtin_prefetch(p->codes + i * r->code_stride + AHEAD);
-        for (int i = 0; i < n; i++)
-            codes[i] = load_codes(p->codes + i * r->code_stride, (here + 1) / 2);
-        add_block(s, codes, table, p->x, n);
-    }
-    for (int i = 0; i < n; i++)
-        total[i] = madd(s[2 * i] + s[2 * i + 1], splat(p->h[i * r->groups + g]), total[i]);
+    return c;
 }
 
-static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, const float *x,
-                            const int n)
+static inline void ask_ahead(const uint8_t *p, int64_t stride)
 {
-    struct place p = {r->codes + row * r->code_stride, r->zeros + row * r->zero_stride,
-                      r->h + row * r->groups, x, r->in};
-    vf total[SHARE] = {{0}};
-    for (int64_t g = 0; g < r->groups; g++)
-        add_group(total, &p, r, g, n);
-    for (int i = 0; i < n; i++)
-        y[row + i] = sum(total[i]);
+    __builtin_prefetch(p + AHEAD);
+    __builtin_prefetch(p + stride + AHEAD);
+    if (SHARE > 2) {
+        __builtin_prefetch(p + 2 * stride + AHEAD);
+        __builtin_prefetch(p + 3 * stride + AHEAD);
+    }
+}
+
+static inline struct tables tables_of(const uint8_t *z, int64_t stride)
+{
+    struct tables t = {.a = code_table(z[0]), .b = code_table(z[stride])};
+    if (SHARE > 2) {
+        t.c = code_table(z[2 * stride]);
+        t.d = code_table(z[3 * stride]);
+    }
+    return t;
+}
+
+/* total += h (even + odd) of one group. */
+static inline void scale_group(struct sums *total, const struct sums *s0,
+                               const struct sums *s1, const float *h, int64_t stride)
+{
+    total->a = madd(s0->a + s1->a, splat(h[0]), total->a);
+    total->b = madd(s0->b + s1->b, splat(h[stride]), total->b);
+    if (SHARE > 2) {
+        total->c = madd(s0->c + s1->c, splat(h[2 * stride]), total->c);
+        total->d = madd(s0->d + s1->d, splat(h[3 * stride]), total->d);
+    }
+}
+
+/* y[0..SHARE) of rows from `row` on. */
+static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, const float *x)
+{
+    const int64_t stride = r->code_stride, groups = r->groups;
+    const uint8_t *p = r->codes + row * stride, *z = r->z + row * r->z_stride;
+    const float *h = r->h + row * r->h_stride;
+    int64_t left = r->in;
+    struct sums total = {0};
+    for (int64_t g = 0; g < groups; g++) {
+        const struct tables t = tables_of(z + g, r->z_stride);
+        struct sums s0 = {0}, s1 = {0};
+        for (int64_t at = 0; at < r->group && left > 0; at += BLOCK) {
+            const struct codes c = codes_of(p, stride, (left + 1) / 2);
+            ask_ahead(p, stride);
+            STEP(0, 0);
+            STEP(1, 1);
+            STEP(2, 0);
+            STEP(3, 1);
+            STEP(4, 0);
+            STEP(5, 1);
+            STEP(6, 0);
+            STEP(7, 1);
+            p += BLOCK / 2;
+            x += BLOCK;
+            left -= BLOCK;
+        }
+        scale_group(&total, &s0, &s1, h + g, r->h_stride);
+    }
+    y[row] = sum(total.a);
+    y[row + 1] = sum(total.b);
+    if (SHARE > 2) {
+        y[row + 2] = sum(total.c);
+        y[row + 3] = sum(total.d);
+    }
 }
 
 static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const float *parted)
 {
     int64_t row = 0;
     for (; row + SHARE <= n; row += SHARE)
-        add_rows(y, r, row, parted, SHARE);
-    for (; row < n; row++)
-        add_rows(y, r, row, parted, 1);
+        add_rows(y, r, row, parted);
+    if (row == n)
+        return;
+    /* the rest: the last row in the place of those that are not there */
+    struct rt_rows last = *r;
+    float one[4];
+    for (last.code_stride = last.z_stride = last.h_stride = 0; row < n; row++) {
+        last.codes = r->codes + row * r->code_stride;
+        last.z = r->z + row * r->z_stride;
+        last.h = r->h + row * r->h_stride;
+        add_rows(one, &last, 0, parted);
+        y[row] = one[0];
+    }
 }
 
 /* --- one row at a time -------------------------------------------------------------- */

@@ -18,9 +18,10 @@ struct rt_row {
 
 /* Rows of one packed projection, their scales in F32. */
 struct rt_rows {
-    const uint8_t *codes, *zeros; /* of the first; nibbles */
-    const float *h;               /* [rows][groups] */
-    int64_t code_stride, zero_stride;
+    const uint8_t *codes; /* of the first */
+    const uint8_t *z;     /* one a byte */
+    const float *h;
+    int64_t code_stride, z_stride, h_stride; /* from row to row */
     int64_t in, group, groups;
 };
 

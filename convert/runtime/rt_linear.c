@@ -25,15 +25,15 @@ struct job {
 struct scratch {
     float *w;       /* [4][widest] */
     float *h;       /* [ROWS][most_groups] */
-    uint8_t *z;     /* [most_groups] */
+    uint8_t *z;     /* [ROWS][most_groups + 1] */
     uint8_t *bytes; /* [widest] */
 };
 
 static size_t scratch_bytes(const struct rt_linear *l)
 {
-    const size_t n = 4 * (size_t)l->widest * sizeof(float) +
-                     (size_t)l->most_groups * (ROWS * sizeof(float) + 1) +
-                     (size_t)l->widest;
+    const size_t groups = (size_t)l->most_groups, widest = (size_t)l->widest;
+    const size_t n =
+        4 * widest * sizeof(float) + ROWS * (groups * sizeof(float) + groups + 1) + widest;
     return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
 }
 
@@ -43,7 +43,7 @@ static struct scratch scratch_of(const struct rt_linear *l, int thread)
     s.w = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
     s.h = s.w + 4 * l->widest;
     s.z = (uint8_t *)(s.h + ROWS * l->most_groups);
-    s.bytes = s.z + l->most_groups;
+    s.bytes = s.z + ROWS * (l->most_groups + 1);
     return s;
 }
 
@@ -109,19 +109,30 @@ static bool has_blocks(const struct packed_linear *p)
     return p->bits == 4 && (p->group_size % RT_BLOCK == 0 || p->groups == 1);
 }
 
-/* y[first..end) from codes, the rows' scales unpacked together. */
+static void part_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i++) {
+        z[2 * i] = packed[i] & 15;
+        z[2 * i + 1] = packed[i] >> 4;
+    }
+}
+
+/* y[first..end) from codes, the rows' scales and zeros unpacked together. */
 static void dot_blocks(const struct job *j, const struct packed_linear *p, float *y,
                        int64_t first, int64_t end, const struct scratch *s)
 {
     const struct rt_kernels *kern = j->l->kern;
+    const int64_t zero_bytes = bitpack_bytes(p->groups, 4);
     struct rt_rows rows = {.h = s->h,
                            .code_stride = bitpack_bytes(p->in, 4),
-                           .zero_stride = bitpack_bytes(p->groups, 4),
+                           .z = s->z,
+                           .z_stride = 2 * zero_bytes,
+                           .h_stride = p->groups,
                            .in = p->in,
                            .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
                            .groups = p->groups};
     rows.codes = p->qweight + first * rows.code_stride;
-    rows.zeros = p->zeros + first * rows.zero_stride;
+    part_nibbles(s->z, p->zeros + first * zero_bytes, (end - first) * zero_bytes);
     kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16,
                  (end - first) * p->groups);
     kern->rows_nibbles(y + first, &rows, end - first, j->l->parted);

@@ -101,7 +101,10 @@ def check_kernels(wkvq, compute):
 
 def check_refused(wkvq):
     for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
-                       (["speed"], "kernels or calibrate"),
+                       (["speed"], "kernels, calibrate or decode"),
+                       (["decode"], "which artifact"),
+                       (["decode", "/nonexistent"], "/nonexistent"),
+                       (["kernels", "/nonexistent"], "/nonexistent"),
                        (["calibrate", "--shape", "llama"], "llama-2-7b"),
                        (["calibrate", "--shape", "llama-2-7b", "--blocks", "31",
                          "--seqlen", "1048576"], "--blocks")):

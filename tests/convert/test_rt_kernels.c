@@ -121,14 +121,15 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
     static float h[11 * MAX], x[MAX], parted[MAX + RT_BLOCK];
     static struct packed p;
     const int64_t row_groups = (in + group - 1) / group;
-    const struct rt_rows rows = {codes,
-                                 zeros,
-                                 h,
-                                 bitpack_bytes(in, 4),
-                                 bitpack_bytes(row_groups, 4),
-                                 in,
-                                 row_groups > 1 ? group : rt_parted(in),
-                                 row_groups};
+    const struct rt_rows rows = {.codes = codes,
+                                 .z = zeros,
+                                 .h = h,
+                                 .code_stride = bitpack_bytes(in, 4),
+                                 .z_stride = row_groups + 1,
+                                 .h_stride = row_groups,
+                                 .in = in,
+                                 .group = row_groups > 1 ? group : rt_parted(in),
+                                 .groups = row_groups};
     double want[11] = {0}, size[11] = {0};
     float y[11];
     fill(x, in);
@@ -136,7 +137,7 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
         make_packed(&p, in, group, 4);
         memcpy(codes + r * rows.code_stride, p.bytes, (size_t)rows.code_stride);
         memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
-        bitpack_row(zeros + r * rows.zero_stride, p.z, row_groups, 4);
+        memcpy(zeros + r * rows.z_stride, p.z, (size_t)row_groups);
         for (int64_t i = 0; i < in; i++) {
             want[r] += (double)p.w[i] * (double)x[i];
             size[r] += fabs((double)p.w[i] * (double)x[i]);
@@ -202,8 +203,133 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
         assert_true(x[i] == quant_kv_out(codes[i], 0.25f, -1.7f, s[i], delta[i]));
 }
 
+/* --- attention over packed keys and values ------------------------------------------ */
+
+#define ROWS 4
+#define WIDE 128
+
+/* Scores of RT_KEYS tokens, fewer of them there, of a head of d channels. */
+static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int64_t width,
+                       int64_t rows)
+{
+    static float q[ROWS * (WIDE + 17)], h[16 * RT_TILE], m[16 * RT_TILE];
+    static float score[ROWS * RT_TILE];
+    static uint8_t code[RT_KEYS][WIDE], row[WIDE], words[RT_KEYS * WIDE];
+    const int64_t n = d / group, stride = d + n + 1;
+    fill(q, rows * stride);
+    fill(h, n * RT_TILE);
+    fill(m, n * RT_TILE);
+    for (int64_t t = 0; t < width; t++) {
+        for (int64_t i = 0; i < d; i++)
+            code[t][i] = (uint8_t)rng_below(&rng, 16);
+        bitpack_row(row, code[t], d, 4);
+        for (int64_t i = 0; i < d / 8; i++)
+            memcpy(words + 4 * (i * width + t), row + 4 * i, 4);
+    }
+    const struct rt_folded f = {q, rows, stride, d, group};
+    k->kv->keys(score, &f, words, width, h, m);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = 0; t < width; t++) {
+            const float *qr = q + r * stride;
+            double want = (double)qr[d + n], size = fabs(want);
+            for (int64_t i = 0; i < d; i++) {
+                const double p =
+                    (double)qr[i] * code[t][i] * (double)h[i / group * RT_TILE + t];
+                want += p;
+                size += fabs(p);
+            }
+            for (int64_t g = 0; g < n; g++) {
+                want += (double)qr[d + g] * (double)m[g * RT_TILE + t];
+                size += fabs((double)qr[d + g] * (double)m[g * RT_TILE + t]);
+            }
+            near(k, "keys", d, (double)score[r * RT_TILE + t], want, size);
+        }
+}
+
+/* Weighted codes of n tokens, added to what is there. */
+static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n,
+                         int64_t rows)
+{
+    static float w[ROWS * RT_TILE], acc[ROWS * 8 * RT_KEYS * 2], out[WIDE];
+    static uint8_t code[RT_TILE][WIDE], bytes[RT_TILE * WIDE / 2];
+    const int64_t words = channels / 8, apart = rt_acc(words);
+    fill(w, ROWS * RT_TILE);
+    memset(acc, 0, sizeof(acc));
+    for (int64_t t = 0; t < n; t++) {
+        for (int64_t i = 0; i < channels; i++)
+            code[t][i] = (uint8_t)rng_below(&rng, 16);
+        bitpack_row(bytes + t * channels / 2, code[t], channels, 4);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t t = n; t < RT_TILE; t++)
+            w[r * RT_TILE + t] = 0;
+    k->kv->values(acc, apart, w, rows, bytes, n, words);
+    k->kv->values(acc, apart, w, rows, bytes, n, words);
+    for (int64_t r = 0; r < rows; r++) {
+        k->kv->collect(out, acc + r * apart, words);
+        for (int64_t i = 0; i < channels; i++) {
+            double want = 0, size = 0;
+            for (int64_t t = 0; t < n; t++) {
+                want += 2 * (double)w[r * RT_TILE + t] * code[t][i];
+                size += 2 * fabs((double)w[r * RT_TILE + t] * code[t][i]);
+            }
+            near(k, "values", n, (double)out[i], want, size);
+        }
+    }
+}
+
+static void check_exponentials(const struct rt_kernels *k)
+{
+    static float x[RT_TILE], p[RT_TILE], u[RT_TILE];
+    double total = 0;
+    fill(x, RT_TILE);
+    for (int64_t i = 0; i < RT_TILE; i++)
+        x[i] = 20 * x[i];
+    x[5] = -INFINITY;
+    x[9] = -300;
+    x[17] = 70;
+    assert_true(k->kv->highest(x, RT_TILE) == 70);
+    const float have = k->kv->weights(p, x, 70, RT_TILE);
+    for (int64_t i = 0; i < RT_TILE; i++) {
+        const double want = exp((double)(x[i] - 70));
+        near(k, "weights", i, (double)p[i], want < 1.2e-38 ? 0 : want, want);
+        total += want;
+    }
+    near(k, "sum", RT_TILE, (double)have, total, total);
+    assert_true(p[5] == 0 && p[9] == 0);
+    x[40] = NAN;
+    assert_true(isnan(k->kv->weights(p, x, 70, RT_TILE)));
+    x[40] = 0;
+    for (int64_t n = 1; n <= RT_TILE; n += 21) {
+        fill(u, n);
+        for (int64_t i = 0; i < n; i++)
+            p[i] = isinf(x[i]) ? -100 : x[i];
+        const float first = p[0];
+        k->kv->silu_gate(p, u, n);
+        const double want = (double)first / (1 + exp(-(double)first)) * (double)u[0];
+        near(k, "silu_gate", n, (double)p[0], want, fabs(want));
+    }
+}
+
+static void check_attention(const struct rt_kernels *k)
+{
+    for (int64_t rows = 1; rows <= ROWS; rows++)
+        for (int64_t width = 1; width <= RT_KEYS; width += 5) {
+            check_keys(k, 64, 64, width, rows);
+            check_keys(k, 128, 32, width, rows);
+            check_keys(k, 24, 8, width, rows);
+            check_keys(k, 80, 80, width, rows);
+        }
+    for (int64_t rows = 1; rows <= ROWS; rows++)
+        for (int64_t n = 1; n <= RT_TILE; n += 7)
+            for (int64_t channels = 8; channels <= WIDE; channels += 8)
+                check_values(k, channels, n, rows);
+    check_exponentials(k);
+}
+
 static void check_all(const struct rt_kernels *k)
 {
+    check_attention(k);
     for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
         check_plain(k, lengths[i]);
         check_kv(k, lengths[i]);
