@@ -446,6 +446,29 @@ enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor
     END(DEV_FAKE_QUANT);
 }
 
+enum err dev_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x, int bits,
+                 int64_t tokens)
+{
+    BEGIN(kvc);
+    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
+             bits_ok(bits) && tokens > 0,
+         "kvc: want xq, x [T,K,d], 2 to 8 bits, blocks of a token or more");
+    d->ops.kvc(d, xq, x, bits, tokens);
+    END(DEV_FAKE_QUANT);
+}
+
+enum err dev_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
+                     const struct tensor *x, int bits, int64_t tokens, bool accumulate)
+{
+    BEGIN(kvc_bwd);
+    WANT(act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
+             same_shape(dxq, x) && bits_ok(bits) && tokens > 0,
+         "kvc_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits, blocks of a token or more");
+    WANT(!accumulate || dx->data != dxq->data, "kvc_bwd: dx is dxq while accumulating");
+    d->ops.kvc_bwd(d, dx, dxq, x, bits, tokens, accumulate);
+    END(DEV_FAKE_QUANT);
+}
+
 enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                         const struct tensor *x)
 {

@@ -138,10 +138,11 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
 /* Which keys a query sees in full precision (past-only quantization). Query i sees key j <=
  * i in full precision iff j > i - window, or j < sink, or chunk > 1 and j / chunk == i /
  * chunk (prefill in chunks: a query's own chunk is not quantized yet); quantized otherwise.
- * window 0 and chunk <= 1: none recent (kv.past_only: false). dev_attn_bwd wants chunk
- * <= 1. */
+ * window 0 and chunk <= 1: none recent (kv.past_only: false). block > 1: keys are quantized
+ * block tokens at a time, so the last key of j's block stands for j but in j < sink; one
+ * whose last key is still to come is in full precision. dev_attn_bwd wants chunk <= 1. */
 struct attn_mask {
-    int64_t window, sink, chunk;
+    int64_t window, sink, chunk, block;
 };
 
 /* Causal attention with grouped heads, head h of q using kv head h / (H/K):
@@ -217,6 +218,17 @@ enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor
                      const struct tensor *x, const struct tensor *s,
                      const struct tensor *delta, int bits, int64_t group_size,
                      bool accumulate);
+
+/* Fake quantization per channel, dynamic over blocks of `tokens` consecutive tokens from
+ * token 0 (kv.method: channel): every channel of every whole block is a group of
+ * kernels/tensor/quant.h's arithmetic with s = 1, delta = 0. The last T % tokens tokens
+ * fill no block and are copied. xq, x act [T,K,d], tokens > 0; xq may be x. */
+enum err dev_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x, int bits,
+                 int64_t tokens);
+/* dx (+)= the gradient, from dxq; dx may be dxq when not accumulating. The path through h
+ * goes to the first token that holds the block's max (min). */
+enum err dev_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
+                     const struct tensor *x, int bits, int64_t tokens, bool accumulate);
 
 /* mn[c] = min(mn[c], min_r x[r,c]), mx likewise. x act [R,C] (or [T,K,d]); mn, mx [C]. */
 enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,

@@ -77,6 +77,10 @@ struct dev_ops {
                     const struct tensor *x, const struct tensor *s,
                     const struct tensor *delta, int bits, int64_t group_size,
                     bool accumulate);
+    void (*kvc)(struct dev *d, const struct tensor *xq, const struct tensor *x, int bits,
+                int64_t tokens);
+    void (*kvc_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
+                    const struct tensor *x, int bits, int64_t tokens, bool accumulate);
     void (*col_minmax)(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                        const struct tensor *x);
     void (*exp)(struct dev *d, const struct tensor *s, const struct tensor *ls);

@@ -10,7 +10,8 @@ static enum err load_rtn(struct eval_sim *s, int64_t i)
     struct weight_spec w = recipe_weight_spec(r);
     struct kv_spec kv = recipe_kv_spec(r);
     w.method = WEIGHT_RTN;
-    kv.method = KV_TOKEN;
+    if (kv.method == KV_CHANNEL_TOKEN)
+        kv.method = KV_TOKEN;
     TRY(s->run.src->block(s->run.src->ctx, i, &src));
     return quant_block_rtn(&s->current, &s->e->job->arch, &src, &w, &kv);
 }

@@ -45,6 +45,15 @@ static void report_kv_groups(const struct job *j)
                  d, G, d % G);
 }
 
+/* Keys by channel are quantized a block of tokens at a time. */
+static void report_key_blocks(const struct recipe *r)
+{
+    if (r->kv_bits < 16 && r->kv_method == KV_CHANNEL && r->kv_group > r->seqlen)
+        log_warn("kv.group_size %" PRId64 " is more than calibration.seqlen %" PRId64
+                 ": no block of keys fills, and the cache stays in full precision",
+                 r->kv_group, r->seqlen);
+}
+
 enum err preflight_shapes(const struct job *j)
 {
     const enum err err = arch_check_length(&j->arch, j->recipe.seqlen);
@@ -52,6 +61,7 @@ enum err preflight_shapes(const struct job *j)
         return err_add(err, "calibration.seqlen: ");
     report_weight_groups(j);
     report_kv_groups(j);
+    report_key_blocks(&j->recipe);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
         log_info("crr.blocks: %" PRId64 ", the model has %" PRId64
                  " blocks: the loss looks through what is there",

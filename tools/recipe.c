@@ -13,7 +13,7 @@
 _Static_assert(JOIN_AUTO == 0 && JOIN_ROWS == 1 && JOIN_FILE == 2, "calibration.join");
 _Static_assert(BOS_AUTO == 0 && BOS_NEVER == 1 && BOS_ALWAYS == 2, "calibration.bos");
 _Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1 && WEIGHT_GPTQ == 2, "weights.method");
-_Static_assert(KV_TOKEN == 0 && KV_CHANNEL_TOKEN == 1, "kv.method");
+_Static_assert(KV_TOKEN == 0 && KV_CHANNEL_TOKEN == 1 && KV_CHANNEL == 2, "kv.method");
 _Static_assert(KEY_POST_ROPE == 0 && KEY_PRE_ROPE == 1, "kv.key_stage");
 _Static_assert(TERMS_LAST == 0 && TERMS_ALL == 1, "crr.terms");
 _Static_assert(LOSS_MAE == 0 && LOSS_MSE == 1, "crr.loss");

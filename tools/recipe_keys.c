@@ -38,12 +38,12 @@ const struct recipe_key recipe_key[] = {
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest|learned",
      .why = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
 
-    {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token", .later = "channel",
-     .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only"},
+    {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token|channel",
+     .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only; channel: keys per channel in blocks of tokens, values per token, in simulation (calibrate, eval), not by the runtime"},
     {"kv.bits", KEY_BITS, AT(kv_bits), "4",
      .why = "bits of a cache code; 16 leaves the cache alone"},
     {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
-     .why = "channels inside a head that share scale and minimum; capped at the head's width"},
+     .why = "channels inside a head that share scale and minimum; capped at the head's width; with kv.method: channel also the tokens of a block of keys"},
     {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
      .why = "where keys are quantized: after or before the rotary embedding"},
     {"kv.past_only", KEY_BOOL, AT(past_only), "true",
@@ -239,7 +239,9 @@ void recipe_print_reference(FILE *f)
         "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n"
         "#\n"
         "# preset: NAME at the top sets several of them first: paper-w4 (weights alone),\n"
-        "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations too, in simulation).\n");
+        "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations too, in simulation), kivi-like "
+        "(the\n"
+        "# cache alone, keys per channel, in simulation).\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         const int n = section_length(k);

@@ -10,7 +10,7 @@
 
 struct preset {
     const char *name;
-    const char *set[12]; /* KEY, VALUE, ..., NULL */
+    const char *set[20]; /* KEY, VALUE, ..., NULL */
 };
 
 /* clang-format off */
@@ -23,17 +23,16 @@ static const struct preset presets[] = {
     /* temporary activations too: everything dynamic and per token */
     {"paper-w4a4", {"weights.bits", "4", "kv.bits", "4", "activations.bits", "4",
                     "kv.method", "token", "kv.past_only", "false"}},
+    /* the cache alone, as KIVI has it: 2 bits, groups of 32, 128 recent tokens left alone */
+    {"kivi-like", {"weights.bits", "16", "kv.bits", "2", "activations.bits", "16",
+                   "kv.method", "channel", "kv.group_size", "32", "kv.key_stage", "post_rope",
+                   "kv.past_only", "true", "kv.window", "128", "kv.sink", "0"}},
 };
 /* clang-format on */
-
-#define KIVI "kivi-like"
 
 enum err recipe_preset(struct recipe *r, const char *name, const char *where)
 {
     struct nearest best = {0};
-    FAIL_IF(!strcmp(name, KIVI), ERR_SUPPORT,
-            "%s: preset: " KIVI " needs kv.method: channel, which is not in this version",
-            where);
     for (size_t i = 0; i < ARRAY_LEN(presets); i++) {
         const struct preset *p = &presets[i];
         nearest_consider(&best, name, p->name);
@@ -43,7 +42,8 @@ enum err recipe_preset(struct recipe *r, const char *name, const char *where)
             TRY(recipe_set(r, p->set[k], p->set[k + 1], where));
         return OK;
     }
-    FAIL(ERR_USAGE, "%s: preset: '%s': want paper-w4, paper-w4kv4 or paper-w4a4%s%s%s",
+    FAIL(ERR_USAGE,
+         "%s: preset: '%s': want paper-w4, paper-w4kv4, paper-w4a4 or kivi-like%s%s%s",
          where, name, best.word ? "; did you mean '" : "", best.word ? best.word : "",
          best.word ? "'?" : "");
 }

@@ -19,14 +19,15 @@ enum sweep_way sweep_way(const struct recipe *r)
 {
     if (r->weight_bits == 16 && r->kv_bits == 16)
         return SWEEP_PLAIN;
-    return r->activation_bits == 16 ? SWEEP_PACKED : SWEEP_SIMULATED;
+    const bool by_channel = r->kv_bits < 16 && r->kv_method == KV_CHANNEL;
+    return r->activation_bits < 16 || by_channel ? SWEEP_SIMULATED : SWEEP_PACKED;
 }
 
 bool sweep_needs_calibration(const struct recipe *r)
 {
     return (r->weight_bits < 16 &&
             (r->weight_method != WEIGHT_RTN || r->weight_round == ROUND_LEARNED)) ||
-           (r->kv_bits < 16 && r->kv_method != KV_TOKEN);
+           (r->kv_bits < 16 && r->kv_method == KV_CHANNEL_TOKEN);
 }
 
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,

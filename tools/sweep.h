@@ -73,7 +73,8 @@ enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
 /* How a configuration is run. */
 enum sweep_way {
     SWEEP_PLAIN,     /* the checkpoint; at most its activations are rounded */
-    SWEEP_SIMULATED, /* what the packed runtime does not know: rounded activations */
+    SWEEP_SIMULATED, /* what the packed runtime does not know: rounded activations,
+                        keys by channel */
     SWEEP_PACKED     /* converted and verified */
 };
 enum sweep_way sweep_way(const struct recipe *r);

@@ -38,37 +38,34 @@ static enum err rotate(struct block_acts *x, const struct arch *a)
     return dev_rope(x->dev, &qk, &x->cos, &x->sin, false);
 }
 
-/* kq, vq from k, v; rotates q and k. Pre-rope: the key is quantized before the rotation,
- * and the dequantized key rotated as the runtime does when it reads the cache. */
+static enum err quantize_keys(struct block_acts *x, const struct arch *a,
+                              const struct block_kv *kv, const struct tensor *k)
+{
+    const struct kv_spec *spec = &kv->spec;
+    const struct tensor kq = tensor_heads(x->kq, a->n_kv);
+    if (spec->method == KV_CHANNEL)
+        return dev_kvc(x->dev, &kq, k, spec->bits, spec->group_size);
+    return dev_kvq(x->dev, &kq, k, kv_param(kv, &kv->k_s), kv_param(kv, &kv->k_delta),
+                   spec->bits, kv_group(a->head_dim, spec->group_size));
+}
+
+/* kq, vq from the rotated k, and v. Pre-rope: from the key before the rotation, and the
+ * dequantized key is rotated as the runtime does when it reads the cache. */
 static enum err quantize_kv(struct block_acts *x, const struct arch *a,
                             const struct block_kv *kv)
 {
-    const struct kv_spec *spec = &kv->spec;
-    const int64_t g = kv_group(a->head_dim, spec->group_size);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
                         vq = tensor_heads(x->vq, a->n_kv);
     const struct tensor k = k_heads(a, x->qkv), v = v_heads(a, x->qkv);
-    const struct tensor *k_s = kv_param(kv, &kv->k_s),
-                        *k_delta = kv_param(kv, &kv->k_delta);
-    if (spec->key_stage == KEY_PRE_ROPE) {
+    if (kv->spec.key_stage == KEY_PRE_ROPE) {
         const struct tensor k_pre = tensor_heads(x->k_pre, a->n_kv);
-        TRY(dev_copy(x->dev, &k_pre, &k));
-        TRY(rotate(x, a));
-        TRY(dev_kvq(x->dev, &kq, &k_pre, k_s, k_delta, spec->bits, g));
+        TRY(quantize_keys(x, a, kv, &k_pre));
         TRY(dev_rope(x->dev, &kq, &x->cos, &x->sin, false));
     } else {
-        TRY(rotate(x, a));
-        TRY(dev_kvq(x->dev, &kq, &k, k_s, k_delta, spec->bits, g));
+        TRY(quantize_keys(x, a, kv, &k));
     }
     return dev_kvq(x->dev, &vq, &v, kv_param(kv, &kv->v_s), kv_param(kv, &kv->v_delta),
-                   spec->bits, g);
-}
-
-/* Keys and values as attention sees them; rotates q and k. */
-static enum err make_cache(struct block_acts *x, const struct arch *a,
-                           const struct block_kv *kv)
-{
-    return kv_quantized(kv) ? quantize_kv(x, a, kv) : rotate(x, a);
+                   kv->spec.bits, kv_group(a->head_dim, kv->spec.group_size));
 }
 
 static enum err attend(struct block_acts *x, const struct arch *a,
@@ -105,6 +102,24 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
     t.sq = from(t.sq, first * a->n_heads);
     t.sk = from(t.sk, first * a->n_kv);
     return t;
+}
+
+/* Keys and values as attention sees them, of rows [first, T); rotates their q and k. A
+ * block of keys that began before them is quantized whole. */
+static enum err make_cache(struct block_acts *acts, const struct arch *a,
+                           const struct block_kv *kv, int64_t first)
+{
+    struct block_acts tail = acts_from(acts, a, first);
+    if (!kv_quantized(kv))
+        return rotate(&tail, a);
+    if (kv->spec.key_stage == KEY_PRE_ROPE) {
+        const struct tensor k_pre = tensor_heads(tail.k_pre, a->n_kv);
+        const struct tensor k = k_heads(a, tail.qkv);
+        TRY(dev_copy(acts->dev, &k_pre, &k));
+    }
+    TRY(rotate(&tail, a));
+    struct block_acts blocks = acts_from(acts, a, first - first % kv_block(&kv->spec));
+    return quantize_kv(&blocks, a, kv);
 }
 
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
@@ -158,7 +173,7 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
                     a->norm_eps));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
-    TRY(make_cache(&tail, a, kv));
+    TRY(make_cache(acts, a, kv, first));
     TRY(attend(acts, a, kv)); /* queries before first too: they are few, and there still */
     return finish(&tail, s, a, w, kv, &rows, &y);
 }

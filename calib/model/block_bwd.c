@@ -83,6 +83,17 @@ struct kv_side {
     const struct tensor *s, *delta, *dls, *ddelta;
 };
 
+/* The parameters' gradients from 0 on, if they are wanted. */
+static enum err start_params(struct dev *d, const struct kv_side *p, bool *wanted)
+{
+    *wanted = p->dls->data && p->ddelta->data;
+    if (!*wanted)
+        return OK;
+    const size_t bytes = (size_t)tensor_count(p->dls) * sizeof(float);
+    TRY(dev_zero(d, p->dls->data, bytes));
+    return dev_zero(d, p->ddelta->data, bytes);
+}
+
 /* dx += the share through the quantizer; the parameters' gradients if they are wanted. */
 static enum err kv_grad(struct block_acts *x, const struct arch *a,
                         const struct block_kv *kv, struct kv_side p,
@@ -90,15 +101,24 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
                         const struct tensor *in)
 {
     struct dev *d = x->dev;
-    const bool wanted = p.dls->data && p.ddelta->data;
-    if (wanted) {
-        const size_t bytes = (size_t)tensor_count(p.dls) * sizeof(float);
-        TRY(dev_zero(d, p.dls->data, bytes));
-        TRY(dev_zero(d, p.ddelta->data, bytes));
-    }
+    bool wanted;
+    TRY(start_params(d, &p, &wanted));
     return dev_kvq_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL, dxq, in,
                        kv_param(kv, p.s), kv_param(kv, p.delta), kv->spec.bits,
                        kv_group(a->head_dim, kv->spec.group_size), true);
+}
+
+/* The keys' share; blocks of tokens have no parameters, whose gradients are 0. */
+static enum err key_grad(struct block_acts *x, const struct arch *a,
+                         const struct block_kv *kv, struct kv_side p,
+                         const struct tensor *dx, const struct tensor *dxq,
+                         const struct tensor *in)
+{
+    bool wanted;
+    if (kv->spec.method != KV_CHANNEL)
+        return kv_grad(x, a, kv, p, dx, dxq, in);
+    TRY(start_params(x->dev, &p, &wanted));
+    return dev_kvc_bwd(x->dev, dx, dxq, in, kv->spec.bits, kv->spec.group_size, true);
 }
 
 /* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */
@@ -115,12 +135,12 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor dvq = tensor_heads(s->dvq, a->n_kv);
     TRY(kv_grad(x, a, kv, v_side, &dv, &dvq, &v));
     if (kv->spec.key_stage == KEY_POST_ROPE) {
-        TRY(kv_grad(x, a, kv, k_side, &dk, &dkq, &k));
+        TRY(key_grad(x, a, kv, k_side, &dk, &dkq, &k));
         return unrotate(x, &dqk);
     }
     TRY(unrotate(x, &dqk));
     TRY(unrotate(x, &dkq));
-    return kv_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
+    return key_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
 }
 
 /* s->dqkv, in place, from behind the q/k norm to before it. */

@@ -51,7 +51,13 @@ static inline bool kv_quantized(const struct block_kv *kv)
 static inline const struct tensor *kv_param(const struct block_kv *kv,
                                             const struct tensor *p)
 {
-    return kv->spec.method == KV_TOKEN || !p->data ? NULL : p;
+    return kv->spec.method != KV_CHANNEL_TOKEN || !p->data ? NULL : p;
+}
+
+/* Tokens that keys are quantized at a time; 1 where every token is for itself. */
+static inline int64_t kv_block(const struct kv_spec *s)
+{
+    return s->method == KV_CHANNEL ? s->group_size : 1;
 }
 
 static inline struct attn_mask kv_mask(const struct block_kv *kv)
@@ -59,7 +65,8 @@ static inline struct attn_mask kv_mask(const struct block_kv *kv)
     const struct kv_spec *s = &kv->spec;
     return (struct attn_mask){.window = s->past_only ? s->window : 0,
                               .sink = s->sink,
-                              .chunk = s->past_only ? kv->chunk : 0};
+                              .chunk = s->past_only ? kv->chunk : 0,
+                              .block = kv_block(s)};
 }
 
 static inline bool acts_quantized(const struct block_kv *kv)

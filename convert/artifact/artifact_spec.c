@@ -27,6 +27,10 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
             where, w->bits);
     FAIL_IF(!bits_ok(kv->bits), ERR_FORMAT, "%s: kv.bits is %d, want 2 to 8 or 16", where,
             kv->bits);
+    FAIL_IF(
+        kv->method == KV_CHANNEL, ERR_SUPPORT,
+        "%s: kv.method is channel, which is for simulation: no runtime reads such a cache",
+        where);
     FAIL_IF(w->group_size < 0 || w->group_size > COUNT_MAX, ERR_FORMAT,
             "%s: weights.group_size is %" PRId64 ", want 0 (the row) or more", where,
             w->group_size);

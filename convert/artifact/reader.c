@@ -324,7 +324,10 @@ int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv)
 
 double kv_row_bits(const struct arch *a, const struct kv_spec *kv)
 {
-    return 8.0 * (double)kv_row_bytes(a, kv) / (double)(a->n_kv * a->head_dim);
+    const double row = 8.0 * (double)kv_row_bytes(a, kv) / (double)(a->n_kv * a->head_dim);
+    if (kv->bits >= 16 || kv->method != KV_CHANNEL)
+        return row;
+    return 0.5 * (row + (double)kv->bits + 32.0 / (double)kv->group_size);
 }
 
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens)

@@ -65,7 +65,8 @@ void artifact_measure(struct artifact_sizes *out, const struct artifact *a);
  * bytes, the fp16 pair h, m. At 16 bits: two bytes an element, what an fp16 cache takes
  * (this project's runtime holds it in F32). */
 int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv);
-/* The same per element, in bits. */
+/* The same per element, in bits; with kv.method: channel the mean of keys in whole blocks
+ * and values. */
 double kv_row_bits(const struct arch *a, const struct kv_spec *kv);
 /* Bytes of packed KV cache for batch sequences of length tokens: tokens * layers * 2 *
  * kv_row_bytes each. Tokens that stay in full precision (window, sink) are not counted. */

@@ -69,6 +69,8 @@ INLINE int64_t full_below(const struct attn_job *a, int64_t j)
     const struct attn_mask *m = &a->mask;
     if (!a->k[QUANTIZED] || j < m->sink)
         return INT64_MAX;
+    if (m->block > 1)
+        j = j / m->block * m->block + m->block - 1;
     const int64_t own = m->chunk > 1 ? (j / m->chunk + 1) * m->chunk : 0;
     return own > j + m->window ? own : j + m->window;
 }

@@ -67,6 +67,7 @@ void CPU_NAME(cpu_fill_elem)(struct dev_ops *o);
 void CPU_NAME(cpu_fill_norm)(struct dev_ops *o);
 void CPU_NAME(cpu_fill_weight)(struct dev_ops *o);
 void CPU_NAME(cpu_fill_kv)(struct dev_ops *o);
+void CPU_NAME(cpu_fill_channel)(struct dev_ops *o);
 void CPU_NAME(cpu_fill_train)(struct dev_ops *o);
 void CPU_NAME(cpu_fill_attn)(struct dev_ops *o);
 #endif

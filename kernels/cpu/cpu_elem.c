@@ -165,6 +165,7 @@ void CPU_NAME(cpu_fill)(struct dev_ops *o)
     CPU_NAME(cpu_fill_norm)(o);
     CPU_NAME(cpu_fill_weight)(o);
     CPU_NAME(cpu_fill_kv)(o);
+    CPU_NAME(cpu_fill_channel)(o);
     CPU_NAME(cpu_fill_train)(o);
     CPU_NAME(cpu_fill_attn)(o);
 }

@@ -26,7 +26,7 @@ struct heads {
 struct attn_args {
     heads q, k[N_FORMS], v[N_FORMS], o, dout;
     float *lse, *D; /* [H][T] */
-    int T, H, rep, d, window, sink, chunk;
+    int T, H, rep, d, window, sink, chunk, block;
     bool quantized; /* the keys have two forms */
     float scale;
 };
@@ -41,12 +41,19 @@ template <> struct sizes<float> {
     static constexpr int WARPS = 2, FWD = 32, BWD = 32, PAD = 4, VEC = 4;
 };
 
+/* The key that decides for key j: the last of its block. */
+__device__ __forceinline__ int deciding(const attn_args &a, int j)
+{
+    return a.block > 1 ? j / a.block * a.block + a.block - 1 : j;
+}
+
 __device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int form)
 {
     if (j > i || i >= a.T)
         return false;
-    const bool full = !a.quantized || j > i - a.window || j < a.sink ||
-                      (a.chunk > 1 && j / a.chunk == i / a.chunk);
+    const int last = deciding(a, j);
+    const bool full = !a.quantized || last > i - a.window || j < a.sink ||
+                      (a.chunk > 1 && last / a.chunk == i / a.chunk);
     return full == (form == FULL);
 }
 
@@ -61,9 +68,9 @@ __device__ __forceinline__ bool tile_has(const attn_args &a, int i0, int i1, int
         return form == FULL;
     if (form == QUANTIZED)
         return (j0 > a.sink ? j0 : a.sink) <= i1 - a.window && j1 >= a.sink;
-    const int last = j1 < i1 ? j1 : i1;
+    const int last = deciding(a, j1 < i1 ? j1 : i1);
     return last > i0 - a.window || j0 < a.sink ||
-           (a.chunk > 1 && j1 / a.chunk >= i0 / a.chunk);
+           (a.chunk > 1 && deciding(a, j1) / a.chunk >= i0 / a.chunk);
 }
 
 template <class T> __device__ __forceinline__ void from_float(T *out, float v);
@@ -182,6 +189,7 @@ static inline attn_args args_of(const struct tensor *q, const struct tensor *k,
         a.window = to_int(mask->window);
         a.sink = to_int(mask->sink);
         a.chunk = to_int(mask->chunk);
+        a.block = to_int(mask->block);
     }
     a.scale = scale;
     return a;

@@ -68,6 +68,7 @@ void fill_elem(struct dev_ops *o);
 void fill_norm(struct dev_ops *o);
 void fill_weight(struct dev_ops *o);
 void fill_kv(struct dev_ops *o);
+void fill_channel(struct dev_ops *o);
 void fill_train(struct dev_ops *o);
 void fill_attn(struct dev_ops *o);
 

@@ -119,6 +119,7 @@ static enum err fill(struct dev *d, const char *name)
     fill_norm(&d->ops);
     fill_weight(&d->ops);
     fill_kv(&d->ops);
+    fill_channel(&d->ops);
     fill_train(&d->ops);
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;

@@ -41,6 +41,7 @@ static inline int64_t ref_width(const struct tensor *x)
 void ref_fill_norm(struct dev_ops *o);
 void ref_fill_attn(struct dev_ops *o);
 void ref_fill_quant(struct dev_ops *o);
+void ref_fill_channel(struct dev_ops *o);
 void ref_fill_train(struct dev_ops *o);
 void ref_fill_mlp(struct dev_ops *o);
 

@@ -60,9 +60,12 @@ static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
 /* Whether query i meets key j in its quantized form. */
 static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 {
-    if (!a->kq || j > i - a->mask->window || j < a->mask->sink)
+    const struct attn_mask *m = a->mask;
+    if (!a->kq || j < m->sink)
         return false;
-    return a->mask->chunk <= 1 || j / a->mask->chunk != i / a->mask->chunk;
+    if (m->block > 1)
+        j = j / m->block * m->block + m->block - 1;
+    return j <= i - m->window && (m->chunk <= 1 || j / m->chunk != i / m->chunk);
 }
 
 static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)

@@ -32,13 +32,15 @@ struct weight_spec {
 /* Codes are part of the result: they do not follow from the weight and its scale. */
 bool weight_chooses_codes(const struct weight_spec *w);
 
-enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN };
+/* KV_CHANNEL: keys per channel in blocks of tokens, values per token (simulation only). */
+enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN, KV_CHANNEL };
 enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
 
 struct kv_spec {
     enum kv_method method;
     int bits;           /* 2..8, or 16: the cache is left alone */
-    int64_t group_size; /* channels per group inside a head; capped at head_dim */
+    int64_t group_size; /* channels per group inside a head; capped at head_dim. Keys under
+                           KV_CHANNEL: tokens of a block, not capped */
     enum key_stage key_stage;
     bool past_only; /* the current token's own key and value in full precision */
     int64_t window; /* most recent tokens in full precision, the current one included, >= 1;
@@ -69,7 +71,8 @@ struct block_quant {
     struct qlinear lin[N_LIN]; /* empty (scales NULL) at 16 bits */
     int64_t n_channels;        /* kv heads * head_dim */
     float *k_scale,
-        *k_shift; /* [n_channels] s and delta of K, owned; 1 and 0 for KV_TOKEN */
+        *k_shift; /* [n_channels] s and delta of K, owned; 1 and 0 but for KV_CHANNEL_TOKEN
+                   */
     float *v_scale, *v_shift; /* [n_channels] of V */
 };
 

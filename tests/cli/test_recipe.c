@@ -187,9 +187,18 @@ static void presets(void **state)
     assert_false(r.past_only);
     recipe_free(&r);
     refused("preset: paper-w4k4\n", ERR_USAGE, "line 1: preset", "mean 'paper-w4kv4'");
-    refused("preset: kivi-like\n", ERR_SUPPORT, "kivi-like", "kv.method: channel");
+    refused("preset: kivi-lik\n", ERR_USAGE, "line 1: preset", "mean 'kivi-like'");
     refused("preset: [a]\n", ERR_USAGE, "preset", "want a name");
-    refused("kv: {method: channel}\n", ERR_SUPPORT, "kv.method", "not in this version");
+    assert_int_equal(load(&r, "preset: kivi-like\nkv: {bits: 4}\n"), OK);
+    assert_int_equal(r.kv_method, KV_CHANNEL);
+    assert_int_equal(r.kv_bits, 4);
+    assert_int_equal(r.kv_group, 32);
+    assert_int_equal(r.window, 128);
+    assert_int_equal(r.weight_bits, 16);
+    err_clear();
+    assert_int_equal(recipe_check_runtime(&r), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "kv.method is channel"));
+    recipe_free(&r);
 }
 
 static void set_refuses(void **state)

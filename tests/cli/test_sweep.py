@@ -199,6 +199,32 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     f.run([f.wkvq, "report", "act"])
 
 
+def test_keys_by_channel_are_simulated(f):
+    text = SWEEP[:SWEEP.index("cells:")] + """cells:
+  - {name: learned, set: {kv.method: channel, kv.group_size: 8, weights.bits: 3}}
+  - {name: blocks of 8, set: {preset: kivi-like, kv.group_size: 8, kv.window: 1}}
+  - {name: blocks of 16, set: {preset: kivi-like, kv.group_size: 16, kv.window: 1}}
+  - {name: blocks that never fill, set: {preset: kivi-like, kv.group_size: 64}}
+  - {name: no cache, set: {kv.bits: 16, weights.bits: 16}}
+eval: {data: eval.txt, windows: 4, ctx: 64}
+"""
+    (f.path / "channel.yaml").write_text(text)
+    f.run(f.command("channel", file="channel.yaml"))
+    rows = f.rows("channel")
+    learned, eight, sixteen, never, plain = rows
+    assert learned["blocks"] and not eight["blocks"]
+    # values are capped at the head's 8 channels, keys have 8 or 16 tokens a group
+    assert close(eight["kv_bits"], 2 + 32 / 8) and close(sixteen["kv_bits"], 2 + (32 / 8 + 32 / 16) / 2)
+    assert close(never["ppl"], plain["ppl"])
+    assert len({r["ppl"] for r in rows[:4]}) == 4
+    for row in rows:
+        for part in row["command"].split(" && "):
+            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+        assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
+    refused = f.run([f.wkvq, "quantize", "model", "-o", "no", "--data", "text.txt", "--set", "kv.method=channel"], want=2)
+    assert "kv.method is channel" in refused.stderr, refused.stderr
+
+
 def test_a_failing_cell_does_not_stop_the_others(f):
     (f.path / "bad.yaml").write_text(SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}"))
     done = f.run(f.command("bad", file="bad.yaml"), want=2)
@@ -323,7 +349,7 @@ def test_shipped_sweeps_are_read(f):
                       "-o", "shipped", "--plan"])
         assert "left out" not in plan.stderr, plan.stderr
         cells[file.stem] = len(plan.stdout.splitlines())
-    assert cells == {"ablation": 12, "activations": 6, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
+    assert cells == {"ablation": 13, "activations": 6, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
 
 
 def test_tune_by_bits(f):

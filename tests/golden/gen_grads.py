@@ -141,6 +141,26 @@ def kvq(name, tokens, heads, d, group, bits, kind="normal"):
         delta=delta, dxq=dxq, xq=xq, dx=x.grad, dls=ls.grad, ddelta=delta.grad)
 
 
+def kvc(name, tokens, heads, d, block, bits, kind="normal"):
+    """Keys by channel: blocks of tokens, the rest copied."""
+    x = torch.randn(tokens, heads, d)
+    if kind == "constant":
+        x[:, :, 1] = 0.75
+    elif kind == "outlier":
+        x[3] *= 40
+    x = x.double().requires_grad_()
+    zero, parts = torch.zeros(block).double(), []
+    for t in range(0, tokens - tokens % block, block):
+        flat = x[t:t + block].reshape(block, heads * d)
+        columns = [kv_group(flat[:, c], zero, zero, bits) for c in range(heads * d)]
+        parts.append(torch.stack(columns, 1).reshape(block, heads, d))
+    parts.append(x[tokens - tokens % block:])
+    xq = torch.cat(parts)
+    dxq = torch.randn(tokens, heads, d).double()
+    (xq * dxq).sum().backward()
+    put(name, args=np.array([bits, block], np.int32), x=x, dxq=dxq, xq=xq, dx=x.grad)
+
+
 def mae(name, rows, cols, weight):
     y, t = torch.randn(rows, cols), torch.randn(rows, cols)
     y[0, :3] = t[0, :3]
@@ -172,6 +192,9 @@ def main():
     kvq("kvq.constant_w4", 3, 2, 8, 8, 4, "constant")
     kvq("kvq.plain_w4", 4, 2, 16, 8, 4, "plain")
     mae("mae.first", 3, 17, 0.5)
+    kvc("kvc.whole_w4", 16, 2, 8, 8, 4)
+    kvc("kvc.rest_w2", 13, 1, 20, 5, 2, "outlier")
+    kvc("kvc.constant_w8", 9, 2, 4, 4, 8, "constant")
     path = pathlib.Path(__file__).with_name("grads.safetensors")
     save_file(out, path)
     print(path, path.stat().st_size, "bytes,", len(out), "tensors")

@@ -69,11 +69,12 @@ struct attn_in {
 
 static void name_case(struct ck *c, const struct attn_case *k)
 {
-    ck_begin(
-        c, "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld, %s",
-        (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
-        k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
-        (long)k->mask.chunk, ck_pattern_name[k->pattern]);
+    ck_begin(c,
+             "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld "
+             "block %ld, %s",
+             (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
+             k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
+             (long)k->mask.chunk, (long)k->mask.block, ck_pattern_name[k->pattern]);
 }
 
 static struct attn_in attn_inputs(struct ck *c, const struct attn_case *k)
@@ -102,8 +103,9 @@ struct pair {
 static bool sees_quantized(const struct attn_case *k, int64_t i, int64_t j)
 {
     const struct attn_mask *m = &k->mask;
-    const bool full =
-        j > i - m->window || j < m->sink || (m->chunk > 1 && j / m->chunk == i / m->chunk);
+    const int64_t last = m->block > 1 ? (j / m->block + 1) * m->block - 1 : j;
+    const bool full = last > i - m->window || j < m->sink ||
+                      (m->chunk > 1 && last / m->chunk == i / m->chunk);
     return k->quantized && !full;
 }
 
@@ -276,15 +278,16 @@ static const int64_t shapes[][5] = {
     {1, 1, 1, 8, 0},    {2, 2, 1, 16, 3},  {7, 4, 4, 8, 0},
     {19, 8, 1, 64, 5},  {33, 4, 2, 80, 0}, {21, 3, 3, 96, 0},
     {17, 6, 2, 128, 0}, {70, 2, 1, 16, 0}, {134, 2, 1, 16, 0}};
-static const struct attn_mask masks[] = {{0, 0, 0},  {1, 0, 0}, {3, 0, 0},
-                                         {16, 4, 0}, {0, 4, 0}, {1, 4, 1}};
+static const struct attn_mask masks[] = {
+    {0, 0, 0, 0}, {1, 0, 0, 0}, {3, 0, 0, 0}, {16, 4, 0, 0}, {0, 4, 0, 0},
+    {1, 4, 1, 0}, {0, 0, 0, 4}, {1, 6, 0, 4}, {5, 0, 0, 32}, {1, 0, 0, 3}};
 static const enum ck_pattern attn_patterns[] = {PAT_RANDOM, PAT_ZERO,  PAT_ONE,
                                                 PAT_LARGE,  PAT_SMALL, PAT_ALTERNATING};
 
 static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k),
                       bool chunks)
 {
-    struct attn_case k = {256, 8, 2, 64, 0, DT_BF16, true, {1, 0, 0}, PAT_RANDOM};
+    struct attn_case k = {256, 8, 2, 64, 0, DT_BF16, true, {1, 0, 0, 0}, PAT_RANDOM};
     if (c->bench) {
         one(c, &k);
         return;
@@ -309,7 +312,7 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
                     k.mask = masks[m];
                 one(c, &k);
                 k.t = DT_BF16;
-                if (chunks && m == 0)
+                if (chunks && (m == 0 || m == 6))
                     k.mask.chunk = 5;
                 one(c, &k);
             }

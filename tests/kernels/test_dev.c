@@ -82,7 +82,7 @@ static void attention(void **state)
 {
     const struct tensor q = f3(4, 6, 8), k = f3(4, 2, 8), k_bad = f3(4, 4, 8), o = q,
                         lse = f2(6, 4);
-    const struct attn_mask mask = {1, 0, 0}, chunks = {1, 0, 4};
+    const struct attn_mask mask = {1, 0, 0, 0}, chunks = {1, 0, 4, 0};
     refused(dev_attn(dev, &o, &lse, &q, &k_bad, &k_bad, NULL, NULL, NULL, 1)); /* 6 % 4 */
     refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, NULL, &mask, 1));
     refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, &k, NULL, 1)); /* no mask */
@@ -115,6 +115,9 @@ static void quantizers(void **state)
                         c_bad = tensor_1d(mem, DT_F32, 8);
     refused(dev_kvq(dev, &x, &x, &c, NULL, 4, 8));
     refused(dev_kvq(dev, &x, &x, &c_bad, &c_bad, 4, 8));
+    refused(dev_kvc(dev, &x, &x, 4, 0));
+    refused(dev_kvc(dev, &x, &x, 9, 4));
+    refused(dev_kvc_bwd(dev, &x, &x, &x, 4, 4, true)); /* dx is dxq */
     refused(dev_kvq_bwd(dev, &x, &c, NULL, &x, &x, &c, &c, 4, 8, false));
     refused(dev_kvq_bwd(dev, &x, &c, &c, &x, &x, &c, &c, 4, 8, true)); /* dx is dxq */
 }

@@ -140,6 +140,21 @@ static void check_kvq(struct dev *d, const char *name)
     release(&p);
 }
 
+static void check_kvc(struct dev *d, const char *name)
+{
+    struct memory p = {0};
+    const struct tensor args = take(&p, name, "args"), x = take(&p, name, "x"),
+                        dxq = take(&p, name, "dxq"), xq = take(&p, name, "xq"),
+                        dx = take(&p, name, "dx");
+    const int32_t *arg = args.data;
+    const struct tensor xq_got = like(&p, xq), dx_got = like(&p, dx);
+    assert_int_equal(dev_kvc(d, &xq_got, &x, arg[0], arg[1]), OK);
+    expect_close("xq", &xq_got, &xq);
+    assert_int_equal(dev_kvc_bwd(d, &dx_got, &dxq, &x, arg[0], arg[1], false), OK);
+    expect_close("dx", &dx_got, &dx);
+    release(&p);
+}
+
 static void check_mae(struct dev *d, const char *name)
 {
     struct memory p = {0};
@@ -188,6 +203,11 @@ static void kv_quantization(void **state)
     assert_int_equal(each_case("kvq.", "args", check_kvq), 8);
 }
 
+static void kv_by_channel(void **state)
+{
+    assert_int_equal(each_case("kvc.", "args", check_kvc), 3);
+}
+
 static void absolute_loss(void **state)
 {
     assert_int_equal(each_case("mae.", "weight", check_mae), 1);
@@ -213,6 +233,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weight_clipping),
         cmocka_unit_test(kv_quantization),
+        cmocka_unit_test(kv_by_channel),
         cmocka_unit_test(absolute_loss),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);

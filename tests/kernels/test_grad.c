@@ -258,8 +258,9 @@ static void check_attention(struct attention *a, int64_t T, int64_t H, int64_t k
 
 static void attention_with_masks(void **state)
 {
-    static const struct attn_mask masks[] = {{0, 0, 0}, {1, 0, 0}, {3, 0, 0},
-                                             {1, 2, 0}, {0, 1, 0}, {2, 0, 1}};
+    static const struct attn_mask masks[] = {{0, 0, 0, 0}, {1, 0, 0, 0}, {3, 0, 0, 0},
+                                             {1, 2, 0, 0}, {0, 1, 0, 0}, {2, 0, 1, 0},
+                                             {1, 0, 0, 2}};
     static struct attention a;
     a.quantized = true;
     for (size_t i = 0; i < ARRAY_LEN(masks); i++) {

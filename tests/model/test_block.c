@@ -283,6 +283,9 @@ static void compare_kinds(enum dtype act, double bound)
                            .sink = 2};
     compare_devices(a, 37, act, NULL, bound);
     compare_devices(a, 37, act, &spec, bound);
+    struct kv_spec blocks = spec;
+    blocks.method = KV_CHANNEL;
+    compare_devices(a, 37, act, &blocks, bound);
     a.qkv_bias = a.o_bias = a.qk_norm = true;
     spec.key_stage = KEY_PRE_ROPE;
     spec.past_only = false;

@@ -112,6 +112,7 @@ struct cache {
 struct naive {
     const struct quantized *m;
     bool quant_w, quant_kv;
+    bool by_channel; /* keys in blocks of KV_GROUP tokens */
     int64_t chunk;
     struct cache cache[LAYERS];
 };
@@ -178,12 +179,31 @@ static void quantize(double *xq, const double *x, const float *s, const float *d
         }
 }
 
+/* The keys of the block that token t fills, channel by channel. */
+static void quantize_block(double kq[T][C], double k[T][C], int64_t t)
+{
+    for (int c = 0; c < C && (t + 1) % KV_GROUP == 0; c++) {
+        float mn = INFINITY, mx = -INFINITY;
+        for (int64_t j = t - KV_GROUP + 1; j <= t; j++) {
+            mn = fminf(mn, (float)k[j][c]);
+            mx = fmaxf(mx, (float)k[j][c]);
+        }
+        const float h = f16_to_f32(quant_kv_scale(mn, mx, KV_BITS)), m = f16_round(mn);
+        for (int64_t j = t - KV_GROUP + 1; j <= t; j++) {
+            const uint8_t q = quant_kv_code((float)k[j][c], h, m, KV_BITS);
+            kq[j][c] = (double)quant_kv_out(q, h, m, 1, 0);
+        }
+    }
+}
+
 /* Token t attends over the cache: its own chunk in full precision, what is before
- * quantized. */
+ * quantized, by channel only in blocks that were full before it. */
 static void attend(const struct naive *n, const struct cache *k, double *o, const double *q,
                    int64_t t)
 {
-    const int64_t own = n->chunk > 1 ? t / n->chunk * n->chunk : t;
+    int64_t own = n->chunk > 1 ? t / n->chunk * n->chunk : t;
+    if (n->by_channel)
+        own = own / KV_GROUP * KV_GROUP;
     for (int h = 0; h < H; h++) {
         const int at = h / (H / K) * HD;
         double e[T], sum = 0, acc[HD] = {0};
@@ -215,7 +235,10 @@ static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
     project(n, layer, LIN_V, k->v[t], y);
     rotate(q, H, t);
     rotate(k->k[t], K, t);
-    quantize(k->kq[t], k->k[t], bq->k_scale, bq->k_shift);
+    if (n->by_channel)
+        quantize_block(k->kq, k->k, t);
+    else
+        quantize(k->kq[t], k->k[t], bq->k_scale, bq->k_shift);
     quantize(k->vq[t], k->v[t], bq->v_scale, bq->v_shift);
     attend(n, k, o, q, t);
     project(n, layer, LIN_O, y, o);
@@ -288,11 +311,28 @@ static void check_pieces(const struct model_run *r, const int32_t *ids, const fl
     assert_null(s);
 }
 
-static void check_against_naive(const char *device, bool quant_w, bool quant_kv,
+/* Keys by channel, values by token as they are. */
+static void by_channel(struct quantized *m)
+{
+    for (int i = 0; i < LAYERS; i++) {
+        m->q[i].kv.method = KV_CHANNEL;
+        for (int c = 0; c < C; c++) {
+            m->q[i].v_scale[c] = 1;
+            m->q[i].v_shift[c] = 0;
+        }
+    }
+}
+
+enum cache_kind { PLAIN_CACHE, TOKEN_CACHE, CHANNEL_CACHE };
+
+static void check_against_naive(const char *device, bool quant_w, enum cache_kind kind,
                                 int64_t chunk)
 {
+    const bool quant_kv = kind != PLAIN_CACHE;
     struct quantized m;
     quantized_open(&m);
+    if (kind == CHANNEL_CACHE)
+        by_channel(&m);
     for (int i = 0; i < LAYERS; i++) {
         m.q[i].weights.bits = quant_w ? W_BITS : 16;
         m.q[i].kv.bits = quant_kv ? KV_BITS : 16;
@@ -312,6 +352,7 @@ static void check_against_naive(const char *device, bool quant_w, bool quant_kv,
         struct naive n = {.m = &m,
                           .quant_w = quant_w,
                           .quant_kv = quant_kv,
+                          .by_channel = kind == CHANNEL_CACHE,
                           .chunk = chunk <= 0 ? T : chunk};
         float want[T - 1], want_logits[T * V];
         decode_window(&n, want, want_logits, m.ids + w * T);
@@ -360,30 +401,39 @@ static void what_windows_share_is_computed_once(void **state)
 {
     const struct kv_spec plain = {
         KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1, 0, true};
-    struct kv_spec kept = plain, pre = plain, full = plain;
+    struct kv_spec kept = plain, pre = plain, full = plain, blocks = plain;
     kept.window = 3;
     kept.sink = 1;
     pre.key_stage = KEY_PRE_ROPE;
+    struct kv_spec blocks_pre = pre;
     full.bits = 16;
+    blocks.method = KV_CHANNEL;
+    blocks_pre.method = KV_CHANNEL;
+    blocks_pre.group_size = 5;
     const char *const device[] = {"ref", "cpu"};
     for (size_t i = 0; i < ARRAY_LEN(device); i++) {
         check_shared(device[i], plain, 1);
         check_shared(device[i], kept, 1);
         check_shared(device[i], pre, 4);
         check_shared(device[i], full, 1);
+        check_shared(device[i], blocks, 1);
+        check_shared(device[i], blocks_pre, 1);
     }
 }
 
 static void check_on(const char *device)
 {
-    check_against_naive(device, false, false, 1);
-    check_against_naive(device, true, false, 1);
-    check_against_naive(device, true, true, 1);
-    check_against_naive(device, false, true, 1);
-    check_against_naive(device, true, true, 4); /* chunks of 4, 4, 1 */
-    check_against_naive(device, true, true, T - 1);
-    check_against_naive(device, true, true, T);
-    check_against_naive(device, true, true, 0); /* one chunk */
+    check_against_naive(device, false, PLAIN_CACHE, 1);
+    check_against_naive(device, true, PLAIN_CACHE, 1);
+    check_against_naive(device, true, TOKEN_CACHE, 1);
+    check_against_naive(device, false, TOKEN_CACHE, 1);
+    check_against_naive(device, true, TOKEN_CACHE, 4); /* chunks of 4, 4, 1 */
+    check_against_naive(device, true, TOKEN_CACHE, T - 1);
+    check_against_naive(device, true, TOKEN_CACHE, T);
+    check_against_naive(device, true, TOKEN_CACHE, 0); /* one chunk */
+    check_against_naive(device, true, CHANNEL_CACHE, 1);
+    check_against_naive(device, true, CHANNEL_CACHE, 4);
+    check_against_naive(device, false, CHANNEL_CACHE, T);
 }
 
 static void simulation_is_token_by_token(void **state)

@@ -3,6 +3,7 @@
  * All kernels of the cuda device as host C++. */
 #include "kernels/cuda/cuda_attn.cu"
 #include "kernels/cuda/cuda_attn_bwd.cu"
+#include "kernels/cuda/cuda_channel.cu"
 #include "kernels/cuda/cuda_copies.cu"
 #include "kernels/cuda/cuda_dev.cu"
 #include "kernels/cuda/cuda_elem.cu"
