@@ -66,7 +66,9 @@ static enum err open_run(struct run *r)
 {
     TRY(fakequant_open(&r->f, r->dev, r->arch, r->s));
     TRY(recon_open(&r->r, r->dev, r->arch, r->s));
-    if (r->f.gptq)
+    if (r->f.learn_weights && r->s->weights_init == INIT_SEARCH)
+        TRY(search_open(&r->search, r->dev, r->arch, r->s));
+    if (r->f.gptq || r->f.gptq_start)
         TRY(gptq_open(&r->g, r->dev, r->arch, r->s));
     r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
     return open_streams(r);
@@ -81,6 +83,7 @@ static void close_run(struct run *r)
     fakequant_close(&r->f);
     recon_close(&r->r);
     gptq_close(&r->g);
+    search_close(&r->search);
 }
 
 static enum err step_done(struct run *r, enum calib_event_kind kind)
@@ -254,24 +257,47 @@ static enum err start_values(struct run *r)
     return err;
 }
 
-/* --- chosen codes ------------------------------------------------------------------- */
+/* --- from the inputs of projections --------------------------------------------------- */
 
-/* GPTQ's moments are those of the block in full precision on the quantized stream; weights
- * take their codes at the next apply. */
-static enum err choose_codes(struct run *r)
+/* Second moments of the inputs, as the block in full precision has them on the quantized
+ * stream: for the search of clipping, and for GPTQ. */
+static enum err gather_inputs(struct run *r)
 {
     const struct tensor *out;
-    TRY(gptq_begin(&r->g));
+    if (r->search.dev)
+        search_begin(&r->search);
+    if (r->g.dev)
+        TRY(gptq_begin(&r->g));
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(&r->x, &r->r.x, i));
         TRY(stream_prefetch(&r->x, i + 1));
         TRY(recon_plain(&r->r, &r->f.wq, NULL, &out));
-        TRY(gptq_add(&r->g, &r->r.acts[0]));
+        if (r->search.dev)
+            TRY(search_add(&r->search, &r->r.acts[0]));
+        if (r->g.dev)
+            TRY(gptq_add(&r->g, &r->r.acts[0]));
         TRY(step_done(r, CALIB_PREPARE));
     }
+    return OK;
+}
+
+/* Weights take their codes at the next apply. */
+static enum err choose_codes(struct run *r)
+{
     const enum err err = gptq_finish(&r->g, &r->f);
     return err ? err_add(err, "block %" PRId64 ", ", r->block) : OK;
+}
+
+/* What learns, where it begins. */
+static enum err start_block(struct run *r)
+{
+    if (run_gathers(r))
+        TRY(gather_inputs(r));
+    TRY(start_values(r));
+    if (r->search.dev)
+        TRY(search_finish(&r->search, &r->f));
+    return r->f.gptq_start ? choose_codes(r) : OK;
 }
 
 /* --- one block ---------------------------------------------------------------------- */
@@ -293,12 +319,14 @@ static enum err calibrate_block(struct run *r)
     r->clock = run_seconds();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
-    if (r->f.gptq)
+    if (r->f.gptq) {
+        TRY(gather_inputs(r));
         TRY(choose_codes(r));
+    }
     if (fakequant_learns(&r->f))
         TRY(run_load_partial(r, &restored));
     if (!restored)
-        TRY(start_values(r));
+        TRY(start_block(r));
     else
         r->units_done += run_units_so_far(r);
     TRY(run_train_block(r));

@@ -10,6 +10,7 @@
 #include "calib/model/weights.h"
 
 enum crr_terms { TERMS_LAST, TERMS_ALL };
+enum start_values { INIT_PAPER, INIT_SEARCH };
 enum lr_schedule { SCHEDULE_CONSTANT, SCHEDULE_COSINE };
 
 struct gptq_settings {
@@ -25,7 +26,8 @@ struct calib_settings {
     int64_t samples, seqlen, epochs;
     uint64_t seed;
     struct weight_spec weights;
-    struct gptq_settings gptq; /* read with WEIGHT_GPTQ */
+    enum start_values weights_init; /* of the clipping */
+    struct gptq_settings gptq;      /* read with WEIGHT_GPTQ */
     struct kv_spec kv;
     int act_bits; /* of the projections' inputs, simulated; 2..8, or 0 or 16: left alone */
     int64_t crr_blocks;

@@ -30,9 +30,12 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->act_bits};
     f->quantize_weights = s->weights.bits < 16;
     f->quantize_kv = s->kv.bits < 16;
-    f->learn_weights = f->quantize_weights && s->weights.method == WEIGHT_LWC;
-    f->gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
+    const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
     f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
+    f->gptq_start = gptq && f->learn_round;
+    f->gptq = gptq && !f->learn_round;
+    f->learn_weights =
+        f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
     for (int l = 0; l < N_LIN && f->learn_weights; l++)
         f->count[FQ_CLIP] += 2 * lin_groups(a, &s->weights, l);
@@ -261,7 +264,7 @@ static enum err apply_lin(struct fakequant *f, int l)
     const struct tensor offsets = fakequant_offsets(f, l, false);
     const struct tensor *const v = f->learn_round ? &offsets : NULL;
     if (f->gptq)
-        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, v,
+        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
                             f->weights.bits, f->weights.group_size);
     return dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
                    f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,

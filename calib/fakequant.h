@@ -22,8 +22,9 @@ struct fakequant {
     struct weight_spec weights;
     bool quantize_weights, quantize_kv; /* below 16 bits */
     bool learn_weights, learn_kv;
-    bool gptq;        /* scales, zeros and codes are chosen once, to begin with */
-    bool learn_round; /* offsets inside the rounding */
+    bool gptq_start; /* offsets start at GPTQ's codes */
+    bool gptq; /* none learns: scales, zeros and codes are chosen once, to begin with */
+    bool learn_round;             /* offsets inside the rounding */
     int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
     void *memory;
     struct tensor p, g, m, v, best;     /* [n] */
@@ -31,14 +32,14 @@ struct fakequant {
     struct tensor da[N_LIN], db[N_LIN]; /* views of g */
     struct tensor scales[N_LIN],
         zeros[N_LIN];            /* F16, U8 [out, groups], of the last apply */
-    struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; without learn_round, master holds
-                                    their values */
+    struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; master then holds their values */
     struct tensor k_ls, v_ls;    /* [K*d], views of p or their own */
     struct block_kv kv;          /* s and delta of the last apply */
     struct block_grads grads;    /* what block_backward_params writes */
     struct block_weights master; /* F32; only with quantize_weights */
-    struct block_weights offset, offset_best; /* F32 rounding offsets; only with learn_round */
-    struct block_weights wq;        /* act type, as the block computes with */
+    struct block_weights offset,
+        offset_best;         /* F32 rounding offsets; only with learn_round */
+    struct block_weights wq; /* act type, as the block computes with */
 };
 
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
@@ -52,10 +53,12 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 /* The weights of another block; wq holds them in full precision until the next apply.
  * ERR_NUMERIC names block and tensor when they are not finite. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
-/* Codes, scales and zeros of projection l in place of its weights, from now on; with
- * learn_round the offsets start where they give these codes. q is taken over whatever the
- * result. */
+/* Codes, scales and zeros of projection l in place of its weights, from now on. q is taken
+ * over whatever the result. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
+/* Offsets of projection l where they give the codes of q, whose scales and zeros are those
+ * of fakequant_scales; as near as they come where they reach less far. */
+enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q);
 /* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
  * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
  * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments and best become 0. */
@@ -81,6 +84,8 @@ struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);
 /* Take over what a finished block's q says, in place of parameters: wq and the cache
  * settings as they were calibrated, bit for bit. */
 enum err fakequant_import(struct fakequant *f, const struct block_quant *q);
+/* Scales and zeros of the last apply into q, which has room for them. */
+enum err fakequant_scales(const struct fakequant *f, struct qlinear *q, int l);
 /* Scales, zeros, s, delta of the last apply. Owned by the caller. */
 enum err fakequant_export(struct fakequant *f, struct block_quant *q);
 

@@ -19,13 +19,17 @@ static enum err export_codes(const struct fakequant *f, struct qlinear *q, int l
     return OK;
 }
 
+enum err fakequant_scales(const struct fakequant *f, struct qlinear *q, int l)
+{
+    const size_t n = (size_t)tensor_count(&f->scales[l]);
+    TRY(dev_download(f->dev, q->scales, f->scales[l].data, n * sizeof(*q->scales)));
+    return dev_download(f->dev, q->zeros, f->zeros[l].data, n);
+}
+
 static enum err export_lin(struct fakequant *f, struct qlinear *q, int l)
 {
-    const struct tensor *scales = &f->scales[l];
-    const int64_t n = tensor_count(scales);
     TRY(qlinear_alloc(q, arch_out(f->arch, l), arch_in(f->arch, l), f->weights.group_size));
-    TRY(dev_download(f->dev, q->scales, scales->data, (size_t)n * sizeof(*q->scales)));
-    TRY(dev_download(f->dev, q->zeros, f->zeros[l].data, (size_t)n));
+    TRY(fakequant_scales(f, q, l));
     if (f->learn_round)
         return round_codes(f, q, l);
     return f->gptq ? export_codes(f, q, l) : OK;
@@ -91,8 +95,7 @@ enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
     f->fixed[l] = *q;
     *q = (struct qlinear){0};
     TRY(import_scales(f, &f->fixed[l], l));
-    return f->learn_round ? round_start_at(f, l, &f->fixed[l])
-                          : import_values(f, &f->fixed[l], l);
+    return import_values(f, &f->fixed[l], l);
 }
 
 static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)

@@ -53,33 +53,30 @@ enum err round_copy(struct fakequant *f, bool to_best)
     return OK;
 }
 
-/* The offset that is halfway between the border to w's code and the offset's end; 0 where
- * nearest gives the code. w moves when no offset reaches it. */
-static float offset_to(float *w, uint8_t code, float h, uint8_t z, int bits)
+/* 0 where nearest gives the code, else halfway between the border to it and the offset's
+ * end, or that end. */
+static float offset_to(float w, uint8_t code, float h, uint8_t z, int bits)
 {
-    if (quant_weight_code(*w, h, z, bits) == code)
+    if (quant_weight_code(w, h, z, bits) == code)
         return 0;
-    const float n = (float)((int)code - (int)z);
-    float u = *w / h;
-    if (fabsf(n - u) > 0.9f) {
-        *w = (n > u ? n - 0.75f : n + 0.75f) * h;
-        u = *w / h;
-    }
-    const float border = n > u ? n - 0.5f - u : n + 0.5f - u;
-    return n > u ? 0.5f * (border + 0.5f) : 0.5f * (border - 0.5f);
+    const float away = (float)((int)code - (int)z) - w / h;
+    const float end = away > 0 ? 0.5f : -0.5f;
+    const float border = quant_clamp(away - end, -0.5f, 0.5f);
+    return 0.5f * (border + end);
 }
 
-static void start_rows(float *v, float *w, const struct qlinear *q, int64_t G, int bits)
+static void start_rows(float *v, const float *w, const struct qlinear *q, int64_t G,
+                       int bits)
 {
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t c = 0; c < q->in; c++) {
             const int64_t i = r * q->in + c, g = r * q->groups + c / G;
             v[i] =
-                offset_to(&w[i], q->codes[i], f16_to_f32(q->scales[g]), q->zeros[g], bits);
+                offset_to(w[i], q->codes[i], f16_to_f32(q->scales[g]), q->zeros[g], bits);
         }
 }
 
-enum err round_start_at(struct fakequant *f, int l, const struct qlinear *q)
+enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor v = fakequant_offsets(f, l, false);
@@ -90,7 +87,6 @@ enum err round_start_at(struct fakequant *f, int l, const struct qlinear *q)
     float *host_v = host + tensor_count(&w);
     TRY_OUT(dev_download(f->dev, host, w.data, f32_bytes(&w)));
     start_rows(host_v, host, q, G, f->weights.bits);
-    TRY_OUT(dev_upload(f->dev, w.data, host, f32_bytes(&w)));
     TRY_OUT(dev_upload(f->dev, v.data, host_v, f32_bytes(&v)));
     err = dev_sync(f->dev);
 out:

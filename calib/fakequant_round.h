@@ -13,9 +13,6 @@ size_t round_bytes(const struct fakequant *f);
 
 /* All 0: the codes are those of rounding to nearest. */
 enum err round_zero(struct fakequant *f);
-/* Where they give codes q, which are none of nearest's, to begin with. Weights that q moved
- * by more than a step move to where an offset reaches their code. */
-enum err round_start_at(struct fakequant *f, int l, const struct qlinear *q);
 enum err round_copy(struct fakequant *f, bool to_best);
 /* Codes of projection l as the present offsets give them; q has scales and zeros. */
 enum err round_codes(const struct fakequant *f, struct qlinear *q, int l);

@@ -141,6 +141,19 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
     return err;
 }
 
+/* Codes of the weight under the scales that clipping gives it, where the offsets start.
+ * Their memory is the weight's that GPTQ spends. */
+static enum err start_offsets(struct gptq *g, struct fakequant *f, int l, struct qlinear *q)
+{
+    const struct tensor w = block_weights_lin(&f->master, g->arch, l);
+    const struct tensor spent = fakequant_offsets(f, l, false);
+    g->work.scaled = true;
+    TRY(fakequant_scales(f, q, l));
+    TRY(dev_copy(g->dev, &spent, &w));
+    TRY(gptq_linear(&g->work, q, &spent, &g->input, &g->s->weights, &g->s->gptq));
+    return fakequant_start_at(f, l, q);
+}
+
 static enum err solve(struct gptq *g, struct fakequant *f, int l)
 {
     struct qlinear q = {0};
@@ -148,9 +161,11 @@ static enum err solve(struct gptq *g, struct fakequant *f, int l)
     TRY(qlinear_alloc(&q, arch_out(g->arch, l), arch_in(g->arch, l),
                       g->s->weights.group_size));
     enum err err = qlinear_alloc_codes(&q);
-    if (!err)
+    if (!err && f->gptq_start)
+        err = start_offsets(g, f, l, &q);
+    else if (!err)
         err = gptq_linear(&g->work, &q, &w, &g->input, &g->s->weights, &g->s->gptq);
-    if (!err)
+    if (!err && !f->gptq_start)
         return fakequant_fix(f, l, &q);
     qlinear_free(&q);
     return err;
@@ -158,6 +173,8 @@ static enum err solve(struct gptq *g, struct fakequant *f, int l)
 
 enum err gptq_finish(struct gptq *g, struct fakequant *f)
 {
+    if (f->gptq_start)
+        TRY(fakequant_apply(f));
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor *h = &g->h[input_of[l]];
         enum err err = OK;

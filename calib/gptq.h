@@ -31,7 +31,8 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s);
 enum err gptq_begin(struct gptq *g);
 /* Add the inputs that a forward pass has left. */
 enum err gptq_add(struct gptq *g, const struct block_acts *acts);
-/* Quantize all projections of f's block, from its F32 weights. */
+/* Quantize all projections of f's block, from its F32 weights; or start its offsets there,
+ * under the scales that its clipping gives. */
 enum err gptq_finish(struct gptq *g, struct fakequant *f);
 
 #endif

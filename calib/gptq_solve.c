@@ -270,7 +270,7 @@ static void prepare_row(struct solve *s, int64_t row, float *w, float *scratch)
         w[c] = s->x->dead[c] ? 0 : w[c];
     if (!s->given)
         return;
-    for (int64_t c = 0; c < n; c += s->group)
+    for (int64_t c = 0; c < n && !s->k->scaled; c += s->group)
         scale_from(s, row, c / s->group, w + c, least(s->group, n - c));
     memcpy(scratch, w, (size_t)n * sizeof(*w));
     for (int64_t i = 0; i < n; i++)
@@ -301,7 +301,7 @@ enum err gptq_linear(struct gptq_work *k, struct qlinear *q, const struct tensor
                       .w = *weight,
                       .bits = spec->bits,
                       .group = spec->group_size > 0 ? spec->group_size : x->n,
-                      .given = settings->act_order};
+                      .given = settings->act_order || k->scaled};
     atomic_init(&s.bad, -1);
     TRY(mem_alloc(&s.u, GPTQ_COLUMNS * GPTQ_COLUMNS, sizeof(*s.u)));
     TRY_OUT(prepare(&s));

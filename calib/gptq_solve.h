@@ -31,6 +31,7 @@ struct gptq_work {
     struct tensor block; /* device F32, room for out * GPTQ_COLUMNS */
     float *stage;        /* host, room for out * max(n, GPTQ_COLUMNS) */
     float *range;        /* host [2][out] */
+    bool scaled;         /* q comes with scales and zeros, which stay */
 };
 
 /* Codes, scales and zeros of the weight [out, n] on the device (F32; undefined afterwards)

@@ -6,6 +6,7 @@
 
 #include "calib/gptq.h"
 #include "calib/recon.h"
+#include "calib/search.h"
 #include "calib/streams.h"
 
 /* A training step's attention in forward passes: backward is 2.5 of them, S again and four
@@ -101,7 +102,7 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     const bool master = s->weights.bits < 16;
     p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
-    p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s);
+    p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

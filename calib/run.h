@@ -6,6 +6,7 @@
 
 #include "calib/gptq.h"
 #include "calib/recon.h"
+#include "calib/search.h"
 #include "calib/streams.h"
 
 /* Where the block in work stands. */
@@ -26,6 +27,7 @@ struct run {
     struct fakequant f;
     struct recon r;
     struct gptq g;         /* open with weights.method gptq alone */
+    struct search search;  /* open where the clipping's start is searched */
     struct stream x;       /* the quantized model's input of the block in work */
     struct stream *target; /* [n_targets] outputs of full-precision blocks: block b's in
                               target[b % n_targets] */
@@ -49,8 +51,10 @@ enum err run_load_partial(struct run *r, bool *restored);
 void run_event(struct run *r, enum calib_event_kind kind, double loss);
 bool run_stop(const struct run *r);
 
-/* Whether a block's start values come from its keys and values. */
+/* Whether a block's start values come from its keys and values, and from the inputs of its
+ * projections. */
 bool run_scans_kv(const struct run *r);
+bool run_gathers(const struct run *r);
 
 /* Progress in forward passes of one block and sample: what a block costs (start values,
  * training, evaluation; moving the streams not included), and how much of that the block in

@@ -204,6 +204,11 @@ bool run_scans_kv(const struct run *r)
     return r->f.quantize_kv && r->s->kv.method == KV_CHANNEL_TOKEN;
 }
 
+bool run_gathers(const struct run *r)
+{
+    return r->search.dev || r->f.gptq_start;
+}
+
 /* A training step is a forward pass and two of backward, through the whole chain. */
 double run_block_units(const struct run *r, int64_t block)
 {
@@ -211,7 +216,8 @@ double run_block_units(const struct run *r, int64_t block)
     const double epochs = fakequant_learns(&r->f) ? (double)r->s->epochs : 0;
     if (!r->f.quantize_weights && !r->f.quantize_kv)
         return 0;
-    return (double)r->s->samples * (chain * (1 + 4 * epochs) + run_scans_kv(r) + r->f.gptq);
+    return (double)r->s->samples *
+           (chain * (1 + 4 * epochs) + run_scans_kv(r) + run_gathers(r) + r->f.gptq);
 }
 
 double run_units_so_far(const struct run *r)
@@ -220,5 +226,5 @@ double run_units_so_far(const struct run *r)
     const double samples = (double)r->s->samples;
     return chain * ((r->at.measured + 4 * (double)r->at.epoch) * samples +
                     3 * (double)r->at.step) +
-           run_scans_kv(r) * samples;
+           (run_scans_kv(r) + run_gathers(r)) * samples;
 }

@@ -25,7 +25,7 @@ struct recipe {
     struct recipe_files data;
     int64_t samples, seqlen, epochs, seed;
     int join, bos; /* enum corpus_join, enum bos_rule */
-    int weight_method, weight_round;
+    int weight_method, weight_round, weight_init;
     int64_t weight_bits, weight_group;
     double damp;
     bool act_order;

@@ -37,6 +37,8 @@ const struct recipe_key recipe_key[] = {
      .why = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest|learned",
      .why = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
+    {"weights.init", KEY_CHOICE, AT(weight_init), "paper", .choices = "paper|search",
+     .why = "where clipping starts: paper, 0.982 everywhere; search, a grid per group for the least output error on the samples"},
 
     {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token|channel",
      .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only; channel: keys per channel in blocks of tokens, values per token, in simulation (calibrate, eval), not by the runtime"},

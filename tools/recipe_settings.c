@@ -34,6 +34,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .epochs = r->epochs,
         .seed = (uint64_t)r->seed,
         .weights = recipe_weight_spec(r),
+        .weights_init = (enum start_values)r->weight_init,
         .gptq = {.damp = r->damp, .act_order = r->act_order},
         .kv = recipe_kv_spec(r),
         .act_bits = (int)r->activation_bits,

@@ -198,7 +198,8 @@ static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, vo
     const struct tensor zeros = tensor_2d(zeros_at, DT_U8, lin->out, lin->groups);
     const struct tensor wq = block_weights_lin(&k->w, k->r->arch, l);
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
-    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, NULL, q->weights.bits, q->weights.group_size));
+    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, NULL, q->weights.bits,
+                     q->weights.group_size));
     return dev_sync(d);
 }
 

@@ -183,6 +183,27 @@ static void vary_training(struct calib_settings *s, int which)
     }
 }
 
+/* Changes how weights become codes, and where that starts. */
+static void vary_weights(struct calib_settings *s, int which)
+{
+    switch (which) {
+    case 25:
+        s->weights.round = ROUND_LEARNED;
+        break;
+    case 26:
+        s->weights.method = WEIGHT_RTN, s->weights.round = ROUND_LEARNED;
+        s->kv.bits = 16;
+        break;
+    case 27:
+        s->weights.method = WEIGHT_GPTQ, s->weights.round = ROUND_LEARNED;
+        s->gptq.damp = 0.01;
+        break;
+    default:
+        s->weights_init = INIT_SEARCH;
+        break;
+    }
+}
+
 /* Changes one setting of the tiny run. */
 static void vary(struct calib_settings *s, int which)
 {
@@ -236,23 +257,15 @@ static void vary(struct calib_settings *s, int which)
         s->weights.method = WEIGHT_GPTQ, s->gptq = (struct gptq_settings){0.01, true};
         s->kv.bits = 16;
         break;
-    case 25:
-        s->weights.round = ROUND_LEARNED;
-        break;
-    case 26:
-        s->weights.method = WEIGHT_RTN, s->weights.round = ROUND_LEARNED;
-        s->kv.bits = 16;
-        break;
-    case 27:
-        s->weights.method = WEIGHT_GPTQ, s->weights.round = ROUND_LEARNED;
-        s->gptq.damp = 0.01;
-        break;
     default:
-        vary_training(s, which);
+        if (which >= 25)
+            vary_weights(s, which);
+        else
+            vary_training(s, which);
         break;
     }
 }
-#define N_VARIANTS 28
+#define N_VARIANTS 29
 
 static void test_every_switch(void **state)
 {
@@ -302,35 +315,6 @@ static void test_gptq_beats_nearest(void **state)
                   loss[2]);
     assert_true(loss[1] <= 0.8 * loss[0]);
     assert_true(loss[2] <= 0.8 * loss[0]);
-    fixture_close(&f);
-}
-
-/* Offsets start where rounding is to nearest, or as GPTQ rounds, and the best is kept: the
- * loss of the first block starts at theirs and falls further than clipping alone takes it.
- */
-static void test_learned_rounding_gains(void **state)
-{
-    struct fixture f;
-    fixture_open(&f, tiny_arch(0, 2), 12);
-    for (int method = WEIGHT_RTN; method <= WEIGHT_GPTQ; method++) {
-        struct memory_io nearest, learned;
-        struct calib_settings s = tiny_settings();
-        s.crr_blocks = 0, s.epochs = 40, s.kv.bits = 16, s.weights.bits = 3;
-        s.schedule = SCHEDULE_COSINE;
-        s.weights.method = (enum weight_method)method;
-        s.gptq.damp = 0.01;
-        calibrate("cpu", &nearest, &f, &s);
-        s.weights.round = ROUND_LEARNED;
-        calibrate("cpu", &learned, &f, &s);
-        const struct calib_block_stats *x = &nearest.stats[0], *y = &learned.stats[0];
-        print_message("method %d: start %.4g and %.4g, nearest %.4g, learned %.4g\n",
-                      method, x->start_loss, y->start_loss, x->best_loss, y->best_loss);
-        assert_true(fabs(y->start_loss - x->start_loss) <= 1e-4 * x->start_loss);
-        assert_true(y->best_loss <= 0.9 * x->best_loss);
-        assert_non_null(learned.block[0].lin[LIN_Q].codes);
-        memory_io_close(&nearest);
-        memory_io_close(&learned);
-    }
     fixture_close(&f);
 }
 
@@ -395,10 +379,13 @@ static struct calib_settings resume_case(int which)
     if (which == 5)
         s.weights.method = WEIGHT_GPTQ, s.gptq.damp = 0.01;
     if (which >= 6)
-        s.weights.round = ROUND_LEARNED, s.weights.method = (enum weight_method)(which - 6),
+        s.weights.round = ROUND_LEARNED,
+        s.weights.method = which < 9 ? (enum weight_method)(which - 6) : WEIGHT_LWC,
         s.gptq.damp = 0.01;
     if (which == 7 || which == 8)
         s.kv.bits = 16; /* with rounded weights, offsets alone learn */
+    if (which >= 8)
+        s.weights_init = INIT_SEARCH;
     return s;
 }
 
@@ -406,7 +393,7 @@ static void test_stopped_and_resumed(void **state)
 {
     struct fixture f;
     fixture_open(&f, tiny_arch(1, 3), 10);
-    for (int which = 0; which < 9; which++) {
+    for (int which = 0; which < 10; which++) {
         const struct calib_settings s = resume_case(which);
         struct memory_io whole;
         calibrate("cpu", &whole, &f, &s);
@@ -601,7 +588,6 @@ int main(void)
         cmocka_unit_test(test_gains_and_reports_truly),
         cmocka_unit_test(test_every_switch),
         cmocka_unit_test(test_gptq_beats_nearest),
-        cmocka_unit_test(test_learned_rounding_gains),
         cmocka_unit_test(test_same_bytes_twice_and_on_disk),
         cmocka_unit_test(test_stopped_and_resumed),
         cmocka_unit_test(test_non_finite_weight_is_named),

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/search.h"
+
+#include "kernels/base/half.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <math.h>
+
+/* Factors 0.99, 0.95, 0.90 .. 0.45: those of the grid. The first stands for 1, which no
+ * logit gives. */
+#define N_FACTORS 12
+
+static const int input_of[N_LIN] = {
+    [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
+    [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
+
+static const int reader_of[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_GATE, LIN_DOWN};
+
+static float factor(int i)
+{
+    return i ? 1.0f - 0.05f * (float)i : 0.99f;
+}
+
+/* --- one group ---------------------------------------------------------------------- */
+
+struct group {
+    const float *w;
+    const double *m;
+    int64_t n;
+    float min, max;
+    int bits;
+};
+
+static double group_error(const struct group *g, float gamma, float beta)
+{
+    const float lo = beta * g->min;
+    const float h = f16_to_f32(quant_weight_scale(lo, gamma * g->max, g->bits));
+    const uint8_t z = quant_weight_zero(lo, h, g->bits);
+    double sum = 0;
+    for (int64_t i = 0; i < g->n; i++) {
+        const uint8_t q = quant_weight_code(g->w[i], h, z, g->bits);
+        const double e = (double)g->w[i] - (double)quant_weight_value(q, z, h);
+        sum += g->m[i] * (e * e);
+    }
+    return sum;
+}
+
+struct choice {
+    int gamma, beta;
+    double error;
+};
+
+static void consider(struct choice *best, const struct group *g, int gamma, int beta)
+{
+    const double error = group_error(g, factor(gamma), factor(beta));
+    if (error < best->error)
+        *best = (struct choice){gamma, beta, error};
+}
+
+/* Equal factors first; then gamma by itself, then beta. */
+void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
+                  int bits)
+{
+    struct group g = {.w = w, .m = m, .n = n, .bits = bits};
+    struct choice best = {0, 0, INFINITY};
+    for (int64_t i = 0; i < n; i++) {
+        g.min = fminf(g.min, w[i]);
+        g.max = fmaxf(g.max, w[i]);
+    }
+    for (int i = 0; i < N_FACTORS; i++)
+        consider(&best, &g, i, i);
+    const int equal = best.gamma;
+    for (int i = 0; i < N_FACTORS; i++)
+        consider(&best, &g, i, equal);
+    const int upper = best.gamma;
+    for (int i = 0; i < N_FACTORS; i++)
+        consider(&best, &g, upper, i);
+    *gamma = factor(best.gamma);
+    *beta = factor(best.beta);
+}
+
+/* --- a block ------------------------------------------------------------------------ */
+
+static int64_t widest(const struct arch *a)
+{
+    int64_t n = 0;
+    for (int l = 0; l < N_LIN; l++)
+        n = arch_in(a, l) > n ? arch_in(a, l) : n;
+    return n;
+}
+
+static int64_t largest(const struct arch *a)
+{
+    int64_t n = 0;
+    for (int l = 0; l < N_LIN; l++)
+        n = arch_in(a, l) * arch_out(a, l) > n ? arch_in(a, l) * arch_out(a, l) : n;
+    return n;
+}
+
+size_t search_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    if (s->weights.bits == 16 || s->weights_init != INIT_SEARCH)
+        return 0;
+    /* while it searches: a weight and its two logits */
+    return (size_t)(s->seqlen * widest(a)) * dtype_bytes(s->act) +
+           (size_t)largest(a) * 2 * sizeof(float);
+}
+
+enum err search_open(struct search *k, struct dev *d, const struct arch *a,
+                     const struct calib_settings *s)
+{
+    *k = (struct search){.dev = d, .arch = a, .s = s};
+    TRY(pool_open(&k->pool, dev_threads(d)));
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        TRY(mem_calloc(&k->moment[i], (size_t)arch_in(a, reader_of[i]),
+                       sizeof(*k->moment[i])));
+    char *stage = NULL;
+    TRY(mem_alloc(&stage, (size_t)(s->seqlen * widest(a)), dtype_bytes(s->act)));
+    k->stage = stage;
+    return OK;
+}
+
+void search_close(struct search *k)
+{
+    pool_close(&k->pool);
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        mem_free(k->moment[i]);
+    mem_free(k->stage);
+    *k = (struct search){0};
+}
+
+void search_begin(struct search *k)
+{
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        for (int64_t c = 0; c < arch_in(k->arch, reader_of[i]); c++)
+            k->moment[i][c] = 0;
+}
+
+static float stage_at(const struct search *k, enum dtype t, int64_t i)
+{
+    const float *f = k->stage;
+    const uint16_t *h = k->stage;
+    return t == DT_BF16 ? bf16_to_f32(h[i]) : f[i];
+}
+
+static enum err add_input(struct search *k, double *moment, const struct tensor *x)
+{
+    const int64_t T = x->dim[0], n = x->dim[1];
+    const size_t row = (size_t)n * dtype_bytes(x->dtype);
+    for (int64_t t = 0; t < T; t++)
+        TRY(dev_download(
+            k->dev, (char *)k->stage + (size_t)t * row,
+            (const char *)x->data + (size_t)(t * x->ld) * dtype_bytes(x->dtype), row));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < n; c++) {
+            const double v = (double)stage_at(k, x->dtype, t * n + c);
+            moment[c] += v * v;
+        }
+    return OK;
+}
+
+enum err search_add(struct search *k, const struct block_acts *acts)
+{
+    const struct tensor *const x[SEARCH_INPUTS] = {&acts->n1, &acts->o, &acts->n2,
+                                                   &acts->m};
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        TRY(add_input(k, k->moment[i], x[i]));
+    return OK;
+}
+
+struct rows {
+    const struct search *k;
+    const double *moment;
+    const float *w;
+    float *a, *b;
+    int64_t in, group, groups;
+};
+
+static float logit(float x)
+{
+    return logf(x / (1 - x));
+}
+
+static void search_row(void *ctx, int64_t r, int thread)
+{
+    const struct rows *j = ctx;
+    for (int64_t g = 0; g < j->groups; g++) {
+        const int64_t first = g * j->group, left = j->in - first;
+        float gamma, beta;
+        search_group(&gamma, &beta, j->w + r * j->in + first, j->moment + first,
+                     left < j->group ? left : j->group, j->k->s->weights.bits);
+        j->a[r * j->groups + g] = logit(gamma);
+        j->b[r * j->groups + g] = logit(beta);
+    }
+}
+
+static enum err search_lin(struct search *k, struct fakequant *f, int l)
+{
+    const struct tensor w = block_weights_lin(&f->master, k->arch, l);
+    const int64_t n = tensor_count(&w), n_groups = tensor_count(&f->a[l]);
+    float *host = NULL;
+    enum err err = OK;
+    TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
+    struct rows j = {.k = k,
+                     .moment = k->moment[input_of[l]],
+                     .w = host,
+                     .a = host + n,
+                     .b = host + n + n_groups,
+                     .in = w.dim[1],
+                     .groups = f->a[l].dim[1]};
+    j.group = k->s->weights.group_size ? k->s->weights.group_size : j.in;
+    const size_t bytes = (size_t)n_groups * sizeof(*host);
+    TRY_OUT(dev_download(k->dev, host, w.data, (size_t)n * sizeof(*host)));
+    pool_run(k->pool, w.dim[0], search_row, &j);
+    TRY_OUT(dev_upload(k->dev, f->a[l].data, j.a, bytes));
+    TRY_OUT(dev_upload(k->dev, f->b[l].data, j.b, bytes));
+    err = dev_sync(k->dev);
+out:
+    mem_free(host);
+    return err;
+}
+
+enum err search_finish(struct search *k, struct fakequant *f)
+{
+    for (int l = 0; l < N_LIN; l++)
+        TRY(search_lin(k, f, l));
+    return OK;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What goes beyond the paper: learned rounding, searched starts. */
+#include "calib/search.h"
+#include "kernels/base/rng.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static int32_t tokens[4096];
+
+static enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
+                       const struct calib_settings *s)
+{
+    struct dev *d = open_dev(device);
+    tiny_tokens(tokens, s, &f->arch);
+    err_clear();
+    m->last_done = 0;
+    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
+    dev_close(&d);
+    return err;
+}
+
+/* A fresh run that must succeed. */
+static void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
+                      const struct calib_settings *s)
+{
+    memory_io_open(m);
+    must(run_on(device, m, f, s));
+    assert_int_equal(m->n_blocks, f->arch.n_layers);
+    assert_int_equal(m->open_streams, 0);
+    assert_false(m->done_fell);
+    assert_true(fabs(m->last_done - 1) <= 1e-9);
+    for (int64_t i = 0; i < m->n_blocks; i++)
+        assert_true(m->stats[i].best_loss <= m->stats[i].start_loss);
+}
+
+/* Offsets start where rounding is to nearest, or as GPTQ rounds, and the best is kept: the
+ * loss of the first block starts at theirs and falls further than clipping alone takes it.
+ */
+static void test_learned_rounding_gains(void **state)
+{
+    struct fixture f;
+    double lwc_start = 0;
+    fixture_open(&f, tiny_arch(0, 2), 12);
+    for (int method = WEIGHT_RTN; method <= WEIGHT_GPTQ; method++) {
+        struct memory_io nearest, learned;
+        struct calib_settings s = tiny_settings();
+        s.crr_blocks = 0, s.epochs = 40, s.kv.bits = 16, s.weights.bits = 3;
+        s.schedule = SCHEDULE_COSINE;
+        s.weights.method = (enum weight_method)method;
+        s.gptq.damp = 0.01;
+        calibrate("cpu", &nearest, &f, &s);
+        s.weights.round = ROUND_LEARNED;
+        calibrate("cpu", &learned, &f, &s);
+        const struct calib_block_stats *x = &nearest.stats[0], *y = &learned.stats[0];
+        print_message("method %d: start %.4g and %.4g, nearest %.4g, learned %.4g\n",
+                      method, x->start_loss, y->start_loss, x->best_loss, y->best_loss);
+        if (method == WEIGHT_GPTQ) /* its codes, but the clipping's scales */
+            assert_true(y->start_loss <= 0.9 * lwc_start);
+        else
+            assert_true(fabs(y->start_loss - x->start_loss) <= 1e-4 * x->start_loss);
+        lwc_start = y->start_loss;
+        assert_true(y->best_loss <= 0.9 * x->best_loss);
+        assert_non_null(learned.block[0].lin[LIN_Q].codes);
+        memory_io_close(&nearest);
+        memory_io_close(&learned);
+    }
+    fixture_close(&f);
+}
+
+/* One weight ten times the others: clipped where its input hardly moves, kept where it
+ * moves most, on either side. */
+static void test_search_weighs_inputs(void **state)
+{
+    enum { N = 64 };
+    float w[N], gamma[2], beta[2];
+    double m[N];
+    struct rng r;
+    rng_seed(&r, 7);
+    for (int side = 0; side < 2; side++) {
+        for (int i = 0; i < N; i++) {
+            w[i] = (float)rng_normal(&r) * 0.3f;
+            m[i] = 1;
+        }
+        w[20] = side ? -5.0f : 5.0f;
+        for (int i = 0; i < 2; i++) {
+            m[20] = i ? 1e4 : 1e-4;
+            search_group(&gamma[i], &beta[i], w, m, N, 4);
+        }
+        const float *outer = side ? beta : gamma, *inner = side ? gamma : beta;
+        assert_true(outer[0] <= 0.7f);
+        assert_true(outer[1] >= 0.9f);
+        assert_true(inner[0] >= 0.4f && inner[0] <= 1);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_learned_rounding_gains),
+        cmocka_unit_test(test_search_weighs_inputs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
