@@ -140,8 +140,7 @@ static enum err open_decode(struct decode *b)
     const struct args *a = b->args;
     const int threads = a->threads > 0 ? (int)a->threads : 0;
     FAIL_IF(a->pos.n < 2, ERR_USAGE,
-            "bench decode: which artifact? `wkvq synth` and "
-            "`wkvq convert` make one of any shape");
+            "bench decode: which artifact? `wkvq convert` makes one");
     TRY(artifact_open(&b->artifact, a->pos.item[1], false));
     const struct runtime_settings s = {
         .threads = threads, .max_tokens = a->depth + 1, .kv_bits = (int)a->kv_bits};
