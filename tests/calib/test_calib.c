@@ -293,31 +293,6 @@ static void test_every_switch(void **state)
     }
 }
 
-/* What GPTQ makes small is the error of each projection's output on the very samples, so
- * the first block's local error falls, with either order of columns. */
-static void test_gptq_beats_nearest(void **state)
-{
-    struct fixture f;
-    double loss[3];
-    fixture_open(&f, tiny_arch(0, 2), 12);
-    for (int i = 0; i < 3; i++) {
-        struct memory_io m;
-        struct calib_settings s = tiny_settings();
-        s.crr_blocks = 0, s.crr_loss = LOSS_MSE, s.kv.bits = 16;
-        s.weights.bits = 3;
-        s.weights.method = i ? WEIGHT_GPTQ : WEIGHT_RTN;
-        s.gptq = (struct gptq_settings){0.01, i == 2};
-        calibrate("cpu", &m, &f, &s);
-        loss[i] = m.stats[0].start_loss;
-        memory_io_close(&m);
-    }
-    print_message("nearest %.3g, gptq %.3g, by act_order %.3g\n", loss[0], loss[1],
-                  loss[2]);
-    assert_true(loss[1] <= 0.8 * loss[0]);
-    assert_true(loss[2] <= 0.8 * loss[0]);
-    fixture_close(&f);
-}
-
 static void test_same_bytes_twice_and_on_disk(void **state)
 {
     struct fixture f;
@@ -587,7 +562,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gains_and_reports_truly),
         cmocka_unit_test(test_every_switch),
-        cmocka_unit_test(test_gptq_beats_nearest),
         cmocka_unit_test(test_same_bytes_twice_and_on_disk),
         cmocka_unit_test(test_stopped_and_resumed),
         cmocka_unit_test(test_non_finite_weight_is_named),
