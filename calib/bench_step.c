@@ -106,6 +106,7 @@ static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t num
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i) - part[i];
     *out = (struct calib_bench){.step_s = all,
+                                .parts_step_s = all,
                                 .linear_gemm_s = part[DEV_GEMM],
                                 .attention_fwd_s = part[DEV_ATTENTION],
                                 .attention_bwd_s = part[DEV_ATTENTION_BWD],
@@ -125,18 +126,31 @@ static int by_time(const void *x, const void *y)
 }
 
 /* The median step, whole, so that its parts add up; the faster of the middle two. */
-static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
+static enum err median_step(struct calib_bench *out, struct bench *b, int64_t steps,
+                            int64_t first)
 {
     struct calib_bench *each = NULL;
     enum err err = OK;
     TRY(mem_alloc(&each, (size_t)steps, sizeof(*each)));
-    TRY_OUT(step(b, 1));
     for (int64_t i = 0; i < steps; i++)
-        TRY_OUT(timed_step(&each[i], b, i + 2));
+        TRY_OUT(timed_step(&each[i], b, first + i));
     qsort(each, (size_t)steps, sizeof(*each), by_time);
     *out = each[(steps - 1) / 2];
 out:
     mem_free(each);
+    return err;
+}
+
+static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
+{
+    TRY(step(b, 1));
+    TRY(median_step(out, b, steps, 2));
+    const double step_s = out->step_s;
+    if (!dev_wait_each(b->dev, true))
+        return OK;
+    const enum err err = median_step(out, b, steps, steps + 2);
+    dev_wait_each(b->dev, false);
+    out->step_s = step_s;
     return err;
 }
 

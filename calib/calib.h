@@ -132,6 +132,9 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
  * calibrate`. */
 struct calib_bench {
     double step_s;
+    /* the step that the parts were measured in: the same, or, on a device that queues work,
+     * one that waited after each operation */
+    double parts_step_s;
     /* of which in each part, by dev_part_seconds; the rest is between the operations */
     double linear_gemm_s, attention_fwd_s, attention_bwd_s, fakequant_s, loss_s,
         optimizer_s, norm_rope_act_s, copy_s;

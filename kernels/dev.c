@@ -162,6 +162,12 @@ double dev_part_seconds(const struct dev *d, enum dev_part part)
     return d->part_seconds[part];
 }
 
+bool dev_wait_each(struct dev *d, bool on)
+{
+    d->wait_each = d->queues && on;
+    return d->queues;
+}
+
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
     BEGIN(copy);

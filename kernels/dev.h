@@ -41,9 +41,9 @@ enum dtype dev_preferred_act(const struct dev *d);
 double dev_gemm_seconds(struct dev *d, bool reset);
 
 /* Where time goes: seconds spent inside the operations of each part since dev_open (on a
- * device that queues work: spent queueing). FAKE_QUANT is lwc, kvq and exp; LOSS includes
- * cross entropy, OPTIMIZER the test for finite values; ELEMENTWISE is norms, rope, silu,
- * add and bias; COPY is conversions and transfers. */
+ * device that queues work: spent queueing, but see dev_wait_each()). FAKE_QUANT is lwc, kvq
+ * and exp; LOSS includes cross entropy, OPTIMIZER the test for finite values; ELEMENTWISE
+ * is norms, rope, silu, add and bias; COPY is conversions and transfers. */
 enum dev_part {
     DEV_GEMM,
     DEV_ATTENTION,
@@ -56,6 +56,9 @@ enum dev_part {
     N_DEV_PARTS
 };
 double dev_part_seconds(const struct dev *d, enum dev_part part);
+/* Whether operations wait until their work is done. False, and nothing changes, on a device
+ * where they always do. */
+bool dev_wait_each(struct dev *d, bool on);
 
 /* --- memory ------------------------------------------------------------------------- */
 

@@ -36,6 +36,8 @@ static inline double seconds_now(void)
 /* ... and ends with its time counted. */
 #define END(part)                                                                          \
     do {                                                                                   \
+        if (d->wait_each)                                                                  \
+            d->ops.sync(d);                                                                \
         d->part_seconds[part] += seconds_now() - begin;                                    \
         return d->failed;                                                                  \
     } while (0)

@@ -100,6 +100,8 @@ struct dev {
     void *priv;        /* the implementation's own */
     enum err failed;   /* sticky */
     enum dtype preferred_act;
+    bool queues;    /* operations return before their work is done */
+    bool wait_each; /* ... but for now they do not */
     double gemm_seconds;
     double part_seconds[N_DEV_PARTS]; /* by enum dev_part */
     char about[256];

@@ -42,7 +42,7 @@ enum err bench_shape(struct arch *out, const char *name)
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a)
 {
     const int threads = a->threads > 0 ? (int)a->threads : 0;
-    TRY(dev_open(out, &(struct dev_settings){"cpu", threads}));
+    TRY(dev_open(out, &(struct dev_settings){a->device, threads}));
     *act = dev_preferred_act(*out);
     if (!strcmp(a->compute, "f32"))
         *act = DT_F32;

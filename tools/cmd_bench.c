@@ -19,6 +19,8 @@ static const struct opt options[] = {
      .value = "3", .lo = 1, .hi = 100000, .help = "Steps, or tokens, to measure, after one to warm up"},
     {OPT_TEXT, .name = "compute", .arg = "TYPE", .offset = offsetof(struct args, compute),
      .value = "auto", .choices = "auto|f32|bf16", .help = "Type of the matrix operands"},
+    {OPT_TEXT, .name = "device", .arg = "NAME", .offset = offsetof(struct args, device),
+     .value = "cpu", .choices = "cpu|ref|cuda", .help = "What computes"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
      .help = "Threads; -1 = one per core"},
     {OPT_INT, .name = "depth", .arg = "N", .offset = offsetof(struct args, depth),
@@ -56,7 +58,8 @@ const struct command cmd_bench = {
         "the same products, order, types, library and threads, without anything between. "
         "Attention's products are timed T x T a head and counted by one half, as the "
         "causal "
-        "mask needs no more. Weights and activations are made up; times are medians. "
+        "mask needs no more. Weights and activations are made up; times are medians. On a "
+        "GPU the parts are of a step of its own, which waits after each operation. "
         "decode: one token at a time by the packed runtime, against the bytes that it must "
         "read and what the machine reads.\n\n"
         "  wkvq bench kernels\n"

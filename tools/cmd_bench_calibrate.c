@@ -14,6 +14,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+/* Of the whole run that is extrapolated to; the plan's one sample counts so often. */
+#define RUN_SAMPLES 128
+
 struct calibrate {
     struct dev *dev;
     struct arch arch;
@@ -47,10 +50,16 @@ static double part_seconds(const struct calibrate *c, size_t i)
 /* Between the operations. */
 static double rest_seconds(const struct calibrate *c)
 {
-    double rest = c->step.step_s;
+    double rest = c->step.parts_step_s;
     for (size_t i = 0; i < ARRAY_LEN(parts); i++)
         rest -= part_seconds(c, i);
     return rest > 0 ? rest : 0;
+}
+
+/* All of a calibration at the speed of the step. */
+static double run_seconds_of(const struct calibrate *c)
+{
+    return RUN_SAMPLES * c->step.step_s * c->plan.total_flops / c->plan.flops_per_step;
 }
 
 static double linear_flops(const struct calibrate *c)
@@ -66,7 +75,7 @@ static double gemm_only(const struct calibrate *c)
 static void print_part(const struct calibrate *c, const char *name, double seconds)
 {
     printf("  %-20s %10.2f ms  %5.1f %%\n", name, seconds * 1e3,
-           100 * seconds / c->step.step_s);
+           100 * seconds / c->step.parts_step_s);
 }
 
 static void print_gemm(const char *name, double seconds, double flops)
@@ -85,7 +94,11 @@ static void print_text(const struct calibrate *c, const struct args *a)
     for (size_t i = 0; i < ARRAY_LEN(parts); i++)
         print_part(c, parts[i].name, part_seconds(c, i));
     print_part(c, "rest", rest_seconds(c));
+    if (c->step.parts_step_s != c->step.step_s)
+        print_part(c, "... waiting each time", c->step.parts_step_s);
     print_gemm("step", c->step.step_s, c->plan.flops_per_step);
+    printf("  %d samples, %" PRId64 " epochs, all blocks, at that speed: %.1f min\n",
+           RUN_SAMPLES, c->settings.epochs, run_seconds_of(c) / 60);
     printf("\nGEMM alone, the same products in the same order:\n");
     print_gemm("linear layers", c->gemm.linear_s, c->gemm.linear_flops);
     print_gemm("attention, halved", c->gemm.attention_s, c->gemm.attention_flops);
@@ -105,11 +118,15 @@ static json_t *parts_json(const struct calibrate *c)
 static enum err print_json(const struct calibrate *c, const struct args *a)
 {
     json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+        "{s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:i, s:I, s:f, s:f, s:o, s:f, s:f, s:f, s:f, "
+        "s:f, s:f, s:f, "
+        "s:f}",
         "device", dev_about(c->dev), "shape", a->shape, "seqlen",
         (json_int_t)c->settings.seqlen, "blocks", (json_int_t)c->settings.crr_blocks,
-        "steps", (json_int_t)a->steps, "compute", dtype_name(c->settings.act), "step_s",
-        c->step.step_s, "parts", parts_json(c), "flops", c->plan.flops_per_step,
+        "steps", (json_int_t)a->steps, "compute", dtype_name(c->settings.act), "run_s",
+        run_seconds_of(c), "run_samples", RUN_SAMPLES, "run_epochs",
+        (json_int_t)c->settings.epochs, "step_s", c->step.step_s, "parts_step_s",
+        c->step.parts_step_s, "parts", parts_json(c), "flops", c->plan.flops_per_step,
         "linear_flops", linear_flops(c), "attention_flops",
         c->plan.attention_flops_per_step, "gemm_only_s", gemm_only(c), "gemm_only_flops",
         c->gemm.linear_flops + c->gemm.attention_flops, "gemm_only_linear_s",

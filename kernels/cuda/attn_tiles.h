@@ -32,13 +32,14 @@ struct attn_args {
 };
 
 /* Rows of a block (a warp has 16), and rows of the tiles that it walks over. F32 tiles must
- * fit 99 KiB with D = 128. PAD keeps rows of a tile on different banks. */
+ * fit 99 KiB with D = 128. PAD keeps rows of a tile on different banks. BLOCKS: how many a
+ * multiprocessor must hold, which bounds the registers; 0: the compiler's choice. */
 template <class T> struct sizes;
 template <> struct sizes<uint16_t> {
-    static constexpr int WARPS = 4, FWD = 64, BWD = 32, PAD = 8, VEC = 8;
+    static constexpr int WARPS = 4, FWD = 64, BWD = 32, PAD = 8, VEC = 8, BLOCKS = 0;
 };
 template <> struct sizes<float> {
-    static constexpr int WARPS = 2, FWD = 32, BWD = 32, PAD = 4, VEC = 4;
+    static constexpr int WARPS = 2, FWD = 32, BWD = 32, PAD = 4, VEC = 4, BLOCKS = 1;
 };
 
 /* The key that decides for key j: the last of its block. */

@@ -222,11 +222,24 @@ template <class T, class Op> __device__ __forceinline__ T block_reduce(T v, Op o
     return r;
 }
 
-/* Blocks for n pieces of work, at most so many that the GPU is full: kernels stride. */
-static inline unsigned blocks_for(int64_t n, int64_t per_block, unsigned most = 65535)
+/* Blocks for n pieces of work, all of them: a grid's x may have 2^31 - 1. */
+static inline unsigned blocks_all(int64_t n, int64_t per_block)
 {
     const int64_t b = (n + per_block - 1) / per_block;
-    return b < 1 ? 1 : b < (int64_t)most ? (unsigned)b : most;
+    return b < 1 ? 1 : b < 0x7fffffff ? (unsigned)b : 0x7fffffffu;
+}
+
+/* ... for a kernel that strides: at most so many that the GPU is full. The emulated one is
+ * full with few, so that kernels come to their second turn in small tests too. */
+#if defined(__CUDACC__)
+constexpr unsigned FULL_GPU = 65535;
+#else
+constexpr unsigned FULL_GPU = 3;
+#endif
+static inline unsigned blocks_for(int64_t n, int64_t per_block, unsigned most = FULL_GPU)
+{
+    const unsigned b = blocks_all(n, per_block), full = most < FULL_GPU ? most : FULL_GPU;
+    return b < full ? b : full;
 }
 
 } // namespace CUDA_NS

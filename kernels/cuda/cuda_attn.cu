@@ -106,7 +106,7 @@ template <class T, int D> static void run_attn(struct dev *d, const attn_args &a
     constexpr int ROWS = 16 * sizes<T>::WARPS, KEYS = sizes<T>::FWD, PAD = sizes<T>::PAD;
     const size_t bytes =
         (size_t)((ROWS + 2 * KEYS) * (D + PAD) + ROWS * (KEYS + PAD)) * sizeof(T);
-    const dim3 grid(blocks_for(a.T, ROWS), (unsigned)a.H);
+    const dim3 grid(blocks_all(a.T, ROWS), (unsigned)a.H);
     cuda_allow_shared(attn_kernel<T, D>, bytes);
     CUDA_LAUNCH((attn_kernel<T, D>), grid, ROWS * 2, bytes, gpu_of(d)->stream, a);
     launched(d, "attn");

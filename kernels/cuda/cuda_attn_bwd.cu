@@ -47,7 +47,7 @@ __device__ __forceinline__ void weight_grads(const attn_args &a, float (&s)[NT][
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE)
+__global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE, sizes<T>::BLOCKS)
     query_grad_kernel(attn_args a, heads dq)
 {
     constexpr int WARPS = sizes<T>::WARPS, ROWS = 16 * WARPS, KEYS = sizes<T>::BWD;
@@ -137,11 +137,10 @@ static void run_bwd(struct dev *d, const attn_args &a, const grads &g)
     const size_t tiles = (size_t)(2 * (ROWS + WALK) * (D + PAD)) * sizeof(T);
     const size_t operand = (size_t)(ROWS * (WALK + PAD)) * sizeof(T);
     const cudaStream_t st = gpu_of(d)->stream;
-    const dim3 q_grid(blocks_for(a.T, ROWS), (unsigned)a.H),
+    const dim3 q_grid(blocks_all(a.T, ROWS), (unsigned)a.H),
         k_grid(q_grid.x, (unsigned)(a.H / a.rep));
-    CUDA_LAUNCH(row_dot_kernel<T>,
-                blocks_for((int64_t)a.T * a.H, BLOCK / WARP_SIZE, 0x7fffffff), BLOCK, 0, st,
-                a);
+    CUDA_LAUNCH(row_dot_kernel<T>, blocks_all((int64_t)a.T * a.H, BLOCK / WARP_SIZE), BLOCK,
+                0, st, a);
     cuda_allow_shared(query_grad_kernel<T, D>, tiles + operand);
     CUDA_LAUNCH((query_grad_kernel<T, D>), q_grid, ROWS * 2, tiles + operand, st, a, g.dq);
     cuda_allow_shared(key_grad_kernel<T, D>, tiles + 2 * operand);

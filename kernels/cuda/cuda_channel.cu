@@ -107,8 +107,7 @@ static kvc kvc_of(const struct tensor *y, const struct tensor *x, int bits, int6
 
 static dim3 grid_of(const kvc &p)
 {
-    return dim3(blocks_for(p.C, BLOCK, 0x7fffffff),
-                blocks_for((p.T + p.tokens - 1) / p.tokens, 1));
+    return dim3(blocks_all(p.C, BLOCK), blocks_for((p.T + p.tokens - 1) / p.tokens, 1));
 }
 
 static void cuda_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x,

@@ -123,6 +123,7 @@ static enum err fill(struct dev *d, const char *name)
     fill_train(&d->ops);
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;
+    d->queues = true;
     TRY(find_gpu(d));
     TRY(copies_open(d));
     return lib_open(d);

@@ -110,6 +110,30 @@ __global__ void kvq_kernel(kv p, view xq)
     }
 }
 
+/* Groups that are more than a warp's lanes hold: a block takes one, and reads it twice. */
+__global__ void kvq_wide_kernel(kv p, view xq)
+{
+    const int64_t groups = p.C / p.d * p.head_groups;
+    for (int64_t i = blockIdx.x; i < p.T * groups; i += gridDim.x) {
+        const int64_t t = i / groups, head = i % groups / p.head_groups,
+                      at = i % p.head_groups * p.G, begin = head * p.d + at,
+                      end = begin + (p.d - at < p.G ? p.d - at : p.G);
+        float mn = INFINITY, mx = -INFINITY;
+        for (int64_t c = begin + threadIdx.x; c < end; c += BLOCK) {
+            mn = min_op()(mn, p.in(t, c));
+            mx = max_op()(mx, p.in(t, c));
+        }
+        mn = block_reduce(mn, min_op());
+        mx = block_reduce(mx, max_op());
+        const float h = f16_to_f32(quant_kv_scale(mn, mx, p.bits)),
+                    m = f16_to_f32(quant_kv_min(mn));
+        for (int64_t c = begin + threadIdx.x; c < end; c += BLOCK)
+            put(xq, t * xq.ld + c,
+                quant_kv_out(quant_kv_code(p.in(t, c), h, m, p.bits), h, m, p.scale(c),
+                             p.shift(c)));
+    }
+}
+
 struct kv_grad {
     view dx, dxq;
     float *part; /* [tile][2][C]: dls, ddelta; NULL to skip */
@@ -189,8 +213,8 @@ __global__ void kv_sum_kernel(float *dls, float *ddelta, const float *part, int6
     ddelta[c] += b;
 }
 
-static kv kv_of(struct dev *d, const struct tensor *x, const struct tensor *s,
-                const struct tensor *delta, int bits, int64_t group_size)
+static kv kv_of(const struct tensor *x, const struct tensor *s, const struct tensor *delta,
+                int bits, int64_t group_size)
 {
     kv p = {};
     p.x = view_of(x);
@@ -202,26 +226,26 @@ static kv kv_of(struct dev *d, const struct tensor *x, const struct tensor *s,
     p.G = kv_group(p.d, group_size);
     p.head_groups = (p.d + p.G - 1) / p.G;
     p.bits = bits;
-    if (p.G > MAX_GROUP)
-        dev_fail(d, ERR_SUPPORT, "kv groups of %lld channels, at most %d are supported",
-                 (long long)p.G, MAX_GROUP);
     return p;
 }
 
 static unsigned warps_grid(const kv &p)
 {
-    return blocks_for(p.C / p.d * p.head_groups, BLOCK / WARP_SIZE, 0x7fffffff);
+    return blocks_all(p.C / p.d * p.head_groups, BLOCK / WARP_SIZE);
 }
 
 static void cuda_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
                      const struct tensor *s, const struct tensor *delta, int bits,
                      int64_t group_size)
 {
-    const kv p = kv_of(d, x, s, delta, bits, group_size);
-    if (p.G > MAX_GROUP)
-        return;
+    const kv p = kv_of(x, s, delta, bits, group_size);
     const dim3 grid(warps_grid(p), blocks_for(p.T, 1));
-    CUDA_LAUNCH(kvq_kernel, grid, BLOCK, 0, gpu_of(d)->stream, p, view_of(xq));
+    const cudaStream_t st = gpu_of(d)->stream;
+    if (p.G > MAX_GROUP)
+        CUDA_LAUNCH(kvq_wide_kernel, blocks_for(p.T * (p.C / p.d * p.head_groups), 1),
+                    BLOCK, 0, st, p, view_of(xq));
+    else
+        CUDA_LAUNCH(kvq_kernel, grid, BLOCK, 0, st, p, view_of(xq));
     launched(d, "kvq");
 }
 
@@ -231,19 +255,24 @@ static void cuda_kvq_bwd(struct dev *d, const struct tensor *dx, const struct te
                          const struct tensor *delta, int bits, int64_t group_size,
                          bool accumulate)
 {
-    const kv p = kv_of(d, x, s, delta, bits, group_size);
+    const kv p = kv_of(x, s, delta, bits, group_size);
+    if (p.G > MAX_GROUP) {
+        dev_fail(d, ERR_SUPPORT, "gradient of groups of %lld channels, at most %d",
+                 (long long)p.G, MAX_GROUP);
+        return;
+    }
     const int64_t tiles = (p.T + TOKENS - 1) / TOKENS;
     float *part = nullptr;
     if (dls)
         part = (float *)scratch(d, SLOT_A, (size_t)(2 * tiles * p.C) * sizeof(float));
-    if (p.G > MAX_GROUP || (dls && !part))
+    if (dls && !part)
         return;
     const dim3 grid(warps_grid(p), blocks_for(tiles, 1));
     const kv_grad o = {view_of(dx), view_of(dxq), part, accumulate};
     const cudaStream_t st = gpu_of(d)->stream;
     CUDA_LAUNCH(kvq_bwd_kernel, grid, BLOCK, 0, st, p, o);
     if (dls)
-        CUDA_LAUNCH(kv_sum_kernel, blocks_for(p.C, BLOCK), BLOCK, 0, st, (float *)dls->data,
+        CUDA_LAUNCH(kv_sum_kernel, blocks_all(p.C, BLOCK), BLOCK, 0, st, (float *)dls->data,
                     (float *)ddelta->data, part, tiles, p.C);
     launched(d, "kvq_bwd");
 }

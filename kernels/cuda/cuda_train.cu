@@ -113,8 +113,7 @@ static void cuda_adamw(struct dev *d, const struct tensor *p, const struct tenso
     const adamw_args a = {view_of(p), view_of(g), view_of(m), view_of(v),
                           n,          o->beta1,   o->beta2,   fix1,
                           fix2,       o->lr,      o->eps,     o->weight_decay};
-    CUDA_LAUNCH(adamw_kernel, blocks_for(n, 4 * BLOCK, 0x7fffffff), BLOCK, 0,
-                gpu_of(d)->stream, a);
+    CUDA_LAUNCH(adamw_kernel, blocks_all(n, 4 * BLOCK), BLOCK, 0, gpu_of(d)->stream, a);
     launched(d, "adamw");
 }
 
@@ -219,7 +218,7 @@ static void cuda_col_minmax(struct dev *d, const struct tensor *mn, const struct
     if (!part)
         return;
     const cudaStream_t st = gpu_of(d)->stream;
-    const dim3 grid(blocks_for(cols, BLOCK, 0x7fffffff), blocks_for(chunks, 1));
+    const dim3 grid(blocks_all(cols, BLOCK), blocks_for(chunks, 1));
     CUDA_LAUNCH(minmax_kernel, grid, BLOCK, 0, st, part, view_of(x), rows, cols);
     CUDA_LAUNCH(minmax_merge_kernel, grid.x, BLOCK, 0, st, (float *)mn->data,
                 (float *)mx->data, part, chunks, cols);

@@ -226,7 +226,7 @@ static weights weights_of(const struct tensor *wq, const struct tensor *scales,
 /* Every group has its warp; a grid's x may have 2^31 - 1 blocks. */
 static unsigned grid_of(const weights &p)
 {
-    return blocks_for(p.rows * p.groups, BLOCK / WARP_SIZE, 0x7fffffff);
+    return blocks_all(p.rows * p.groups, BLOCK / WARP_SIZE);
 }
 
 static void cuda_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,

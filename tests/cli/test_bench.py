@@ -72,6 +72,7 @@ def check_calibrate(wkvq, blocks, compute):
         assert r["parts"][part] > 0, (part, r)
     # every part and the rest make the mean step, which is the step where there is but one
     assert near(sum(r["parts"].values()), r["step_s"]), r
+    assert r["parts_step_s"] == r["step_s"], r
 
 
 OPERATIONS = {

@@ -3,7 +3,7 @@
  * Every operation of the cpu device against the reference, in the manner of checkasm: one
  * function an operation walks shapes, types and input patterns; this frame gives it guarded
  * and poisoned tensors, runs both devices, compares, and reports what differs. Both devices
- * compute in host memory. */
+ * compute in the same memory: the host's, or what a GPU and the host share. */
 #ifndef WKVQ_CHECKOP_H
 #define WKVQ_CHECKOP_H
 
@@ -38,7 +38,8 @@ struct ck {
         rng; /* restarted from seed and case number: a case does not depend on others */
     struct ck_block *blocks;
     int n_cases, n_failed, case_failed;
-    bool quiet, bench;
+    int every; /* 1, or the operations of every n-th case only run, for slow tools */
+    bool quiet, bench, skip;
     double seconds[N_SIDES], began;
     int64_t runs[N_SIDES];
 };
@@ -81,6 +82,10 @@ int64_t ck_rows(const struct tensor *x);
 int64_t ck_cols(const struct tensor *x);
 /* Zeroed working memory until ck_end(). */
 double *ck_doubles(struct ck *c, int64_t n);
+
+/* Memory that both devices and the host reach; NULL without. */
+void *ck_memory(const struct ck *c, size_t bytes);
+void ck_memory_free(const struct ck *c, void *p);
 
 /* Inputs are complete: what they hold now is what they must hold at the end. CK_EACH does
  * it. */

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop [--device NAME] [--op NAME] [--seed N] [--bench] [--self-test]: see checkop.h.
- * Without
- * --device: cpu, at each instruction set that the machine has. Exit status 1 when something
- * differs. */
+ * checkop [--device NAME] [--op NAME] [--seed N] [--every N] [--bench] [--self-test]: see
+ * checkop.h. Without --device: cpu, at each instruction set that the machine has. --every:
+ * one case of N. Exit status 1 when something differs. */
 #include "kernels/cpu/cpu.h"
 #include "tests/kernels/checkop.h"
 
@@ -87,11 +86,11 @@ out:
 
 static int usage(const char *arg)
 {
-    fprintf(
-        stderr,
-        "checkop: bad option '%s'\n"
-        "usage: checkop [--device NAME] [--op NAME] [--seed N] [--bench] [--self-test]\n",
-        arg);
+    fprintf(stderr,
+            "checkop: bad option '%s'\n"
+            "usage: checkop [--device NAME] [--op NAME] [--seed N] [--every N] "
+            "[--bench] [--self-test]\n",
+            arg);
     return 2;
 }
 
@@ -109,6 +108,8 @@ int main(int argc, char **argv)
             only = argv[++i];
         else if (!strcmp(argv[i], "--device") && i + 1 < argc)
             device = argv[++i];
+        else if (!strcmp(argv[i], "--every") && i + 1 < argc)
+            c.every = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
             c.seed = strtoull(argv[++i], NULL, 0);
         else

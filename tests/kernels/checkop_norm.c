@@ -124,7 +124,7 @@ static void one_rmsnorm_bwd(struct ck *c, const struct norm_case *n)
 static struct ck_shape shape_at(size_t i, enum dtype t)
 {
     const struct ck_shape shapes[] = {ck_2d(t, 1, 1, 0),    ck_2d(t, 1, 33, 0),
-                                      ck_2d(t, 5, 16, 7),   ck_2d(t, 3, 577, 0),
+                                      ck_2d(t, 5, 16, 7),   ck_2d(t, 5, 577, 0),
                                       ck_3d(t, 3, 2, 8, 5), ck_3d(t, 4, 3, 80, 0)};
     return shapes[i];
 }

@@ -58,11 +58,19 @@ static void test_cpu(void **state)
     check_device("cpu");
 }
 
+static void test_other(void **state)
+{
+    if (!getenv("GOLDEN_DEVICE"))
+        skip();
+    check_device(getenv("GOLDEN_DEVICE"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ref),
         cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,44 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# tools/gpu-check without a GPU: a folder like its bundle's, run bare and by the emulation. gpu_check.sh SCRIPT WKVQ WKVQ-EMU CHECKOP ROOT
+set -eu
+script=$1 wkvq=$(realpath "$2") emu=$(realpath "$3") checkop=$(realpath "$4") root=$5
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+fail() { echo "gpu_check: $1"; cat "$dir"/*.out "$dir"/*.jsonl; exit 1; }
+
+# folder NAME WKVQ: what stage() of the script makes, without its libraries.
+folder() {
+    mkdir -p "$dir/$1/bin" "$dir/$1/demo"
+    ln -s "$2" "$dir/$1/bin/wkvq"
+    ln -s "$checkop" "$dir/$1/bin/checkop"
+    cp "$root"/data/demo/* "$dir/$1/demo/"
+    cp "$root/configs/demo.yaml" "$dir/$1/"
+    cp "$script" "$dir/$1/"
+}
+
+# Where there is no GPU: one line that says so, exit 2.
+folder bare "$wkvq"
+rc=0
+(cd "$dir/bare" && env -i PATH="$PATH" CUDA_VISIBLE_DEVICES= ./gpu-check >"$dir/bare.out" 2>&1) || rc=$?
+[ $rc = 2 ] || fail "exit $rc without a GPU"
+[ "$(wc -l <"$dir/bare/results.jsonl")" = 1 ] || fail 'more than one line without a GPU'
+grep -q '"outcome": "failed".*"note": ".*device' "$dir/bare/results.jsonl" || fail 'the missing GPU is not named'
+
+folder emulated "$emu"
+GPU_CHECK_RESULTS=$dir/emulated.jsonl "$script" --emulate "$dir/emulated" >"$dir/emulated.out" 2>&1 || fail 'the emulated run failed'
+python3 - "$dir/emulated.jsonl" <<'END'
+import json
+import sys
+
+lines = [json.loads(line) for line in open(sys.argv[1])]
+by = {r["check"]: r for r in lines}
+assert "emulated" in by["a device"]["device"], by
+assert by["parity"]["outcome"] == "passed", by
+c = by["calibration, cuda f32 against cpu"]
+assert c["outcome"] == "passed" and 0 <= float(c["loss_difference"]) <= 0.02 and 0 <= float(c["ppl_difference"]) <= 0.01, c
+assert all(float(p) > 1 for p in c["ppl"]), c
+b = by["bench calibrate k5"]["result"]
+assert b["step_s"] > 0 and b["run_s"] > b["step_s"] and b["parts_step_s"] != b["step_s"], b
+assert by["plain PyTorch"]["outcome"] in ("skipped", "passed"), by
+END
