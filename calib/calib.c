@@ -91,7 +91,7 @@ static enum err step_done(struct run *r, enum calib_event_kind kind)
     r->units_done++;
     run_event(r, kind, 0);
     FAIL_IF(run_stop(r), ERR_STOPPED,
-            "stopped at block %" PRId64 ", between training; finished blocks are saved",
+            "stopped before training block %" PRId64 "; finished blocks are saved",
             r->block);
     return OK;
 }

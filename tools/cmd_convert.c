@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/reader.h"
 #include "data/json.h"
+#include "kernels/base/file.h"
 #include "kernels/base/log.h"
+#include "kernels/base/mem.h"
 #include "tools/commands.h"
 #include "tools/preflight.h"
 #include "tools/stages.h"
@@ -39,6 +41,24 @@ static enum err open_state(struct state **s, const struct job *j)
     return stage_check_checkpoint(*s, j);
 }
 
+/* The artifact has what the checkpoint has; without a tokenizer it reads no text. */
+static enum err warn_without_tokenizer(const char *model_dir)
+{
+    char *json = NULL, *model = NULL;
+    enum err err = OK;
+    TRY_OUT(file_join(&json, model_dir, "tokenizer.json"));
+    TRY_OUT(file_join(&model, model_dir, "tokenizer.model"));
+    if (!file_exists(json) && !file_exists(model))
+        log_warn(
+            "%s: neither tokenizer.json nor tokenizer.model: the artifact will have no "
+            "tokenizer, and eval and generate cannot read text with it",
+            model_dir);
+out:
+    mem_free(json);
+    mem_free(model);
+    return err;
+}
+
 static enum err print_result(const struct args *a)
 {
     struct artifact *art = NULL;
@@ -67,6 +87,7 @@ static enum err run(struct args *a)
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
+    TRY_OUT(warn_without_tokenizer(a->pos.item[0]));
     if (a->state)
         TRY_OUT(open_state(&s, &j));
     TRY_OUT(stage_convert(&j, s, a->out, a->force));

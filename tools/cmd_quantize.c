@@ -48,11 +48,25 @@ static enum err state_dir_of(char **out, const struct args *a)
     return OK;
 }
 
+/* By name; a state elsewhere under the same name is refused when it is opened. */
+static bool same_directory(const char *a, const char *b)
+{
+    size_t n = strlen(a), m = strlen(b);
+    while (n > 1 && a[n - 1] == '/')
+        n--;
+    while (m > 1 && b[m - 1] == '/')
+        m--;
+    return n == m && !strncmp(a, b, n);
+}
+
 /* Can the artifact be written, hours from now? One that is there is in the way, unless this
  * job wrote it: then its state is still there. */
 static enum err check_output(bool *force, const struct args *a, const char *state_dir)
 {
     struct outdir trial = {0};
+    FAIL_IF(same_directory(a->out, state_dir), ERR_USAGE,
+            "-o and --state both name %s; artifact and state need a directory each",
+            state_dir);
     *force = a->force || state_is(state_dir);
     if (a->plan)
         return OK;

@@ -23,7 +23,7 @@ static const char *remedy(enum err e)
     case ERR_SUPPORT:
         return "This version cannot do that: use what the message says is supported";
     case ERR_NOT_FOUND:
-        return "Check the name, or make the file first";
+        return "Check the name; what is missing from a directory, make or fetch again";
     case ERR_MISMATCH:
         return "Use what it belongs to, or another output, or remove it to start over";
     case ERR_IO:

@@ -143,6 +143,16 @@ static enum err check_codes(struct verify *v, const struct packed_linear *p,
     return OK;
 }
 
+static int64_t differing_values(const void *a, const void *b, int64_t n, size_t unit)
+{
+    int64_t count = 0;
+    if (!memcmp(a, b, (size_t)n * unit))
+        return 0;
+    for (size_t i = 0; i < (size_t)n; i++)
+        count += memcmp((const char *)a + i * unit, (const char *)b + i * unit, unit) != 0;
+    return count;
+}
+
 /* What is carried over is the source's bytes. */
 static void check_same(struct verify *v, const struct host_mat *have,
                        const struct host_mat *want)
@@ -151,12 +161,15 @@ static void check_same(struct verify *v, const struct host_mat *have,
     if (!want->data && !have->data)
         return;
     v->r->weights_compared += n;
-    const bool same = have->data && want->data && have->dtype == want->dtype &&
-                      have->rows == want->rows && have->cols == want->cols &&
-                      !memcmp(have->data, want->data, (size_t)n * dtype_bytes(want->dtype));
-    if (same)
+    const bool alike = have->data && want->data && have->dtype == want->dtype &&
+                       have->rows == want->rows && have->cols == want->cols;
+    const int64_t differing =
+        alike ? differing_values(have->data, want->data, n, dtype_bytes(want->dtype))
+        : n   ? n
+              : have->rows * have->cols;
+    if (!differing)
         return;
-    v->r->weights_differing += n > 0 ? n : have->rows * have->cols;
+    v->r->weights_differing += differing;
     verify_differs(v, "%s is not the source's", have->data ? have->name : want->name);
 }
 

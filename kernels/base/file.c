@@ -28,7 +28,9 @@ struct file_writer {
 
 static enum err open_error(const char *path)
 {
-    const enum err e = errno == ENOENT || errno == ENOTDIR ? ERR_NOT_FOUND : ERR_IO;
+    const enum err e = errno == ENOENT || errno == ENOTDIR ? ERR_NOT_FOUND
+                       : errno == EACCES                   ? ERR_USAGE
+                                                           : ERR_IO;
     FAIL(e, "%s: %s", path, strerror(errno));
 }
 

@@ -15,8 +15,8 @@ struct file_map {
     size_t size;
 };
 
-/* Map path read-only. Errors: ERR_NOT_FOUND (missing, or a directory), ERR_IO. Close with
- * file_map_close, which accepts a zeroed struct. */
+/* Map path read-only. Errors: ERR_NOT_FOUND (missing, or a directory), ERR_USAGE (not
+ * ours to read), ERR_IO. Close with file_map_close, which accepts a zeroed struct. */
 enum err file_map_open(struct file_map *out, const char *path);
 void file_map_close(struct file_map *m);
 

@@ -7,9 +7,9 @@
  *   FAULT_COUNT=FILE     at the end, one line "KIND calls" a kind
  *
  * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
- * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE), "short" (write half), "kill"
- * (SIGKILL before the call), "half" (SIGKILL after half of a write; as kill for other
- * calls). */
+ * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE, EACCES), "short" (write half),
+ * "kill" (SIGKILL before the call), "half" (SIGKILL after half of a write; as kill for
+ * other calls). */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -56,11 +56,9 @@ struct action_name {
     const char *name;
     int number;
 };
-static const struct action_name actions[] = {{"ENOSPC", ENOSPC},
-                                             {"EIO", EIO},
-                                             {"EINTR", EINTR},
-                                             {"ENOMEM", ENOMEM},
-                                             {"EMFILE", EMFILE}};
+static const struct action_name actions[] = {{"ENOSPC", ENOSPC}, {"EIO", EIO},
+                                             {"EINTR", EINTR},   {"ENOMEM", ENOMEM},
+                                             {"EMFILE", EMFILE}, {"EACCES", EACCES}};
 
 static void bad_setting(const char *text)
 {
