@@ -2,6 +2,7 @@
 #include "tools/state_priv.h"
 
 #include "data/json.h"
+#include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -22,6 +23,8 @@
 #define FORMAT_VERSION 1
 #define MANIFEST "manifest.json"
 #define MANIFEST_LIMIT (256u << 20)
+#define CHECKSUM "manifest_crc32"
+#define TAIL_ROOM 48
 
 enum err state_path(char **out, const struct state *s, const char *name)
 {
@@ -35,6 +38,44 @@ void state_block_name(char out[40], int64_t block)
 
 /* --- the manifest ------------------------------------------------------------------- */
 
+/* Its last member is the CRC-32 of what stands before. */
+static void tail_text(char out[TAIL_ROOM], const char *text, size_t n)
+{
+    snprintf(out, TAIL_ROOM, ",\n \"" CHECKSUM "\": \"%08" PRIx32 "\"\n}",
+             bytes_crc32(0, text, n));
+}
+
+static enum err write_signed(const char *path, const char *text, size_t n)
+{
+    struct file_writer *w = NULL;
+    char tail[TAIL_ROOM];
+    tail_text(tail, text, n);
+    TRY(file_writer_open(&w, path));
+    enum err err = file_write(w, text, n);
+    if (!err)
+        err = file_write(w, tail, strlen(tail));
+    if (!err)
+        return file_writer_commit(&w);
+    file_writer_abort(&w);
+    return err;
+}
+
+/* whole: the text ends with its checksum. */
+static enum err read_signed(json_t **out, bool *whole, const char *path)
+{
+    char *text = NULL, tail[TAIL_ROOM];
+    size_t n;
+    TRY(file_read_all(&text, &n, path, MANIFEST_LIMIT));
+    const enum err err = json_parse(out, text, n, path);
+    tail_text(tail, text, 0);
+    const size_t tail_n = strlen(tail);
+    if (n >= tail_n)
+        tail_text(tail, text, n - tail_n);
+    *whole = n >= tail_n && !memcmp(text + n - tail_n, tail, tail_n);
+    mem_free(text);
+    return err;
+}
+
 enum err state_write_manifest(const struct state *s)
 {
     enum err err = OK;
@@ -42,7 +83,7 @@ enum err state_write_manifest(const struct state *s)
     char *text = json_text(s->manifest, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
     TRY_OUT(state_path(&path, s, MANIFEST));
-    TRY_OUT(file_write_all(path, text, strlen(text)));
+    TRY_OUT(write_signed(path, text, strlen(text) - strlen("\n}")));
 out:
     mem_free(path);
     free(text);
@@ -111,7 +152,7 @@ static enum err check_done(const struct state *s)
 
 /* Members and types of a manifest that was just parsed, and what follows from its config.
  */
-static enum err adopt_manifest(struct state *s, const char *path)
+static enum err adopt_manifest(struct state *s, const char *path, bool whole)
 {
     const char *format = NULL;
     json_t *identity, *config, *done;
@@ -124,6 +165,11 @@ static enum err adopt_manifest(struct state *s, const char *path)
     FAIL_IF(version != FORMAT_VERSION, ERR_SUPPORT,
             "%s: version is %" PRId64 ", this program knows %d", path, version,
             FORMAT_VERSION);
+    FAIL_IF(!whole, ERR_FORMAT,
+            "%s: its checksum is missing or wrong: the file is damaged; remove %s to start "
+            "over",
+            path, s->dir);
+    json_object_del(s->manifest, CHECKSUM);
     TRY(json_need_int(&s->blocks, s->manifest, "blocks", 1, 100000, path));
     TRY(json_get_object(&identity, s->manifest, "identity", path));
     TRY(json_get_array(&done, s->manifest, "done", path));
@@ -142,10 +188,11 @@ static enum err adopt_manifest(struct state *s, const char *path)
 static enum err load_manifest(struct state *s)
 {
     char *path = NULL;
+    bool whole = false;
     enum err err = OK;
     TRY(state_path(&path, s, MANIFEST));
-    TRY_OUT(json_load_file_strict(&s->manifest, path, MANIFEST_LIMIT));
-    TRY_OUT(adopt_manifest(s, path));
+    TRY_OUT(read_signed(&s->manifest, &whole, path));
+    TRY_OUT(adopt_manifest(s, path, whole));
     if (s->arch.n_layers && s->arch.n_layers != s->blocks)
         FAIL_OUT(ERR_MISMATCH,
                  "%s: the state is of a model with %" PRId64 " blocks, this "
@@ -163,7 +210,7 @@ static enum err new_manifest(struct state *s, const json_t *identity)
         "{s:s, s:i, s:I, s:O, s:[], s:n}", "format", FORMAT_NAME, "version", FORMAT_VERSION,
         "blocks", (json_int_t)s->arch.n_layers, "identity", identity, "done", "partial");
     FAIL_IF(!s->manifest, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
-    TRY(adopt_manifest(s, s->dir));
+    TRY(adopt_manifest(s, s->dir, true));
     return state_write_manifest(s);
 }
 

@@ -24,11 +24,21 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
 TIMEOUT_S = 120
+
+
+def signed(doc):
+    """As JSON; a state's manifest with the checksum of its new text."""
+    key = "manifest_crc32"
+    if key not in doc:
+        return json.dumps(doc)
+    text = json.dumps({k: v for k, v in doc.items() if k != key}, indent=1)[:-2]
+    return text + f',\n "{key}": "{zlib.crc32(text.encode()):08x}"\n}}'
 
 
 class Scratch:
@@ -78,7 +88,7 @@ class Scratch:
             node.append(json.loads(value))
         else:
             node[last] = json.loads(value)
-        self.at(name).write_text(json.dumps(doc))
+        self.at(name).write_text(signed(doc))
 
     def make_write(self, name, text=""):
         r"""write FILE TEXT: with \n, \t and \xHH."""
