@@ -170,6 +170,19 @@ static void release_block(struct run *r, int64_t b)
         r->src->release(r->src->ctx, b);
 }
 
+/* What the next block needs is read while this one trains: its own weights again, and those
+ * of one more block behind. */
+static void prefetch_next(const struct run *r)
+{
+    const int64_t next = r->block + 1, last = next + r->r.depth;
+    if (!r->src->prefetch)
+        return;
+    if (next < r->arch->n_layers)
+        r->src->prefetch(r->src->ctx, next);
+    if (last > next && last < r->arch->n_layers)
+        r->src->prefetch(r->src->ctx, last);
+}
+
 /* Streams as they are before block `first`. */
 static enum err fill_streams(struct run *r, int64_t first)
 {
@@ -319,6 +332,7 @@ static enum err calibrate_block(struct run *r)
     r->clock = run_seconds();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
+    prefetch_next(r);
     if (r->f.gptq) {
         TRY(gather_inputs(r));
         TRY(choose_codes(r));

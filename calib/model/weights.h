@@ -39,6 +39,8 @@ struct model_source {
                      struct host_mat *head); /* head = embed when tied */
     void (*release)(void *ctx,
                     int64_t i); /* block i will not be asked for soon; may be NULL */
+    void (*prefetch)(void *ctx,
+                     int64_t i); /* block i will be asked for next; may be NULL */
 };
 
 /* One block on a device: everything forward and backward need. q,k,v rows stacked in wqkv

@@ -205,14 +205,24 @@ static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *
     return OK;
 }
 
-static void source_release(void *ctx, int64_t i)
+static void for_weights(const struct hf_model *m, int64_t i,
+                        void (*tell)(const struct st_file *f, const struct st_tensor *t))
 {
-    const struct hf_model *m = ctx;
     for (int l = 0; l < N_LIN; l++) {
         const struct hf_place *p = hf_files_find(&m->files, m->block[i].lin[l].name);
         if (p)
-            st_release(m->files.file[p->file], p->t);
+            tell(m->files.file[p->file], p->t);
     }
+}
+
+static void source_release(void *ctx, int64_t i)
+{
+    for_weights(ctx, i, st_release);
+}
+
+static void source_prefetch(void *ctx, int64_t i)
+{
+    for_weights(ctx, i, st_prefetch);
 }
 
 /* --- open and close ----------------------------------------------------------------- */
@@ -244,7 +254,8 @@ static enum err open_all(struct hf_model *m, const char *dir)
     for (int64_t i = 0; i < m->arch.n_layers; i++)
         TRY(take_block(m, i));
     report_extra(m);
-    m->source = (struct model_source){m, source_block, source_ends, source_release};
+    m->source = (struct model_source){m, source_block, source_ends, source_release,
+                                      source_prefetch};
     return OK;
 }
 

@@ -335,12 +335,22 @@ uint64_t st_bytes(const struct st_file *f)
     return f->map.size;
 }
 
-void st_release(const struct st_file *f, const struct st_tensor *t)
+/* Whole pages inside the tensor only: its neighbours may be in use. */
+static void advise(const struct st_file *f, const struct st_tensor *t, int advice)
 {
-    /* Whole pages inside the tensor only: its neighbours may be in use. */
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t at = (size_t)(t->data - f->map.data);
     const size_t first = (at + page - 1) / page * page, end = (at + t->bytes) / page * page;
     if (first < end)
-        (void)madvise((void *)(uintptr_t)(f->map.data + first), end - first, MADV_DONTNEED);
+        (void)madvise((void *)(uintptr_t)(f->map.data + first), end - first, advice);
+}
+
+void st_release(const struct st_file *f, const struct st_tensor *t)
+{
+    advise(f, t, MADV_DONTNEED);
+}
+
+void st_prefetch(const struct st_file *f, const struct st_tensor *t)
+{
+    advise(f, t, MADV_WILLNEED);
 }

@@ -34,6 +34,8 @@ const char *st_metadata(const struct st_file *f, const char *key);
 uint64_t st_bytes(const struct st_file *f);
 /* Tell the system that the pages of tensor t are not needed for now. */
 void st_release(const struct st_file *f, const struct st_tensor *t);
+/* ... that they will be: it may read them meanwhile. */
+void st_prefetch(const struct st_file *f, const struct st_tensor *t);
 
 /* Writing. All tensors are announced first (the header comes first in the file), then their
  * bytes are given in the same order. Order in the file is the order of announcement. */

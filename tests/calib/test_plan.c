@@ -103,6 +103,59 @@ static void test_bench_has_its_parts(void **state)
     dev_close(&d);
 }
 
+/* A source that writes down what it is told, and what is asked for. */
+struct watched {
+    const struct model_source *from;
+    bool prefetched[8], asked[8];
+};
+
+static enum err watched_block(void *ctx, int64_t i, struct block_src *out)
+{
+    struct watched *w = ctx;
+    w->asked[i] = true;
+    return w->from->block(w->from->ctx, i, out);
+}
+
+static enum err watched_ends(void *ctx, struct host_mat *embed, struct host_mat *norm,
+                             struct host_mat *head)
+{
+    const struct watched *w = ctx;
+    return w->from->ends(w->from->ctx, embed, norm, head);
+}
+
+static void watched_prefetch(void *ctx, int64_t i)
+{
+    struct watched *w = ctx;
+    /* the farthest block is new; the next has been there, and may have left the cache */
+    if (!w->asked[i])
+        w->prefetched[i] = true;
+}
+
+/* Blocks that the first one's streams do not need are announced before they are read. */
+static void test_next_weights_are_announced(void **state)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    int32_t tokens[64];
+    struct dev *d = open_dev("cpu");
+    fixture_open(&f, tiny_arch(0, 5), 33);
+    struct watched w = {.from = &f.source};
+    const struct model_source source = {.ctx = &w,
+                                        .block = watched_block,
+                                        .ends = watched_ends,
+                                        .prefetch = watched_prefetch};
+    s.epochs = 1, s.crr_blocks = 2;
+    memory_io_open(&m);
+    tiny_tokens(tokens, &s, &f.arch);
+    must(calib_run(d, &f.arch, &source, &s, tokens, 0, &m.io));
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(w.prefetched[i], i > s.crr_blocks);
+    memory_io_close(&m);
+    fixture_close(&f);
+    dev_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -110,6 +163,7 @@ int main(void)
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_bench_has_its_parts),
+        cmocka_unit_test(test_next_weights_are_announced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

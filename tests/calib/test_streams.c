@@ -74,14 +74,14 @@ static void test_same_bytes_wherever_streams_live(void **state)
     fixture_close(&f);
 }
 
-/* The most device memory of a run against calib_plan, for the demo model's shape. */
+/* The most device memory of a run against calib_plan, for a small model's shape. */
 static void test_memory_is_what_was_planned(void **state)
 {
     struct fixture f;
-    struct arch demo = tiny_arch(0, 2);
-    demo.d_model = 128, demo.d_ff = 256, demo.n_heads = 4, demo.n_kv = 2;
-    demo.head_dim = 32;
-    fixture_open(&f, demo, 42);
+    struct arch small = tiny_arch(0, 2);
+    small.d_model = 128, small.d_ff = 256, small.n_heads = 4, small.n_kv = 2;
+    small.head_dim = 32;
+    fixture_open(&f, small, 42);
     for (int which = 0; which < 8; which += which ? 3 : 2) { /* 0, 2, 5 */
         struct memory_io m;
         struct calib_plan p;
