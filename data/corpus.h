@@ -27,9 +27,10 @@ struct corpus {
 };
 
 /* Read n files and join the documents by "\n\n". What is inflated is limited to 8 GiB and,
- * for archives, to 1100 times the packed size. Errors: ERR_NOT_FOUND, ERR_FORMAT (truncated
- * or corrupt gzip, zip without or with several texts, JSONL line without text: with file
- * and line), ERR_IO, ERR_MEMORY. Peak memory is the text twice over, while it grows. */
+ * for archives above 16 MiB, to 100 times the packed size. Errors: ERR_NOT_FOUND,
+ * ERR_FORMAT (truncated or corrupt gzip, zip without or with several texts, JSONL line
+ * without text: with file and line), ERR_IO, ERR_MEMORY. Peak memory is the text twice
+ * over, while it grows. */
 enum err corpus_load(struct corpus *out, const char *const *path, int n,
                      enum corpus_join join);
 void corpus_free(struct corpus *c); /* accepts a zeroed one */

@@ -35,6 +35,8 @@ static enum err encode_fresh(struct encoder *e, struct id_list *out, const char 
 static enum err emit_cached(struct encoder *e, size_t k)
 {
     const size_t start = k ? (size_t)e->word_ends.id[k - 1] : 0;
+    if (start == e->word_ids.n) /* a word without ids; there may be no list yet */
+        return OK;
     return id_list_add_n(e->out, e->word_ids.id + start,
                          (size_t)e->word_ends.id[k] - start);
 }

@@ -107,10 +107,8 @@ static enum err parse_model(struct bpe *b, json_t *root, const char *path)
 
 static struct added_token *find_added(const struct json_tokenizer *t, const char *content)
 {
-    for (size_t i = 0; i < t->n_added; i++)
-        if (!strcmp(t->added[i].content, content))
-            return &t->added[i];
-    return NULL;
+    const int64_t i = dict_find(&t->added_content, content, strlen(content));
+    return i < 0 ? NULL : &t->added[i];
 }
 
 /* The reference takes a token's id from the vocabulary, or else counts on from its end; the
@@ -119,13 +117,9 @@ static int32_t added_id(const struct json_tokenizer *t, const char *content)
 {
     const int32_t size = (int32_t)t->bpe.token.n,
                   id = bpe_id(&t->bpe, content, strlen(content));
-    int32_t next = size;
     if (id >= 0)
         return id;
-    for (size_t i = 0; i < t->n_added; i++)
-        if (t->added[i].id >= next)
-            next = t->added[i].id + 1;
-    return next;
+    return t->next_added > size ? t->next_added : size;
 }
 
 static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
@@ -150,10 +144,14 @@ static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
     a.id = known ? known->id : added_id(t, content);
     a.content = known ? known->content : NULL;
     if (!known) {
+        uint32_t index;
+        TRY(dict_add(&index, &t->added_content, content, strlen(content)));
         TRY(mem_strdup(&a.content, content));
         known = &t->added[t->n_added++];
     }
     *known = a;
+    if (a.id >= t->next_added)
+        t->next_added = a.id + 1;
     if (a.id >= t->n_ids)
         t->n_ids = a.id + 1;
     return pair_map_put(&t->added_of, a.id, 0, (int32_t)(known - t->added));
@@ -265,6 +263,7 @@ void json_tokenizer_close(struct json_tokenizer **pt)
     for (size_t i = 0; i < t->n_added; i++)
         mem_free(t->added[i].content);
     mem_free(t->added);
+    dict_free(&t->added_content);
     pair_map_free(&t->added_of);
     added_matcher_free(&t->raw);
     added_matcher_free(&t->normalized);

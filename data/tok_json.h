@@ -18,6 +18,8 @@ struct json_tokenizer {
     const char *family; /* of the pre-tokenizer, for reports */
     struct added_token *added;
     size_t n_added;
+    struct dict added_content;            /* numbered as in added */
+    int32_t next_added;                   /* highest id in added + 1 */
     struct pair_map added_of;             /* (id, 0) -> index in added */
     struct added_matcher raw, normalized; /* before and after the normalizer */
     int32_t n_ids;                        /* highest id + 1, added tokens included */

@@ -10,8 +10,11 @@
 #include <zip.h>
 #include <zlib.h>
 
-#define RATIO_MAX 1100 /* deflate's own limit is 1032 */
+/* Text shrinks to a third or a tenth. Deflate goes to 1032, which is a bomb. */
+#define RATIO_MAX 100
+#define INFLATED_FREE ((size_t)16 << 20) /* whatever the ratio */
 #define PIECE ((size_t)1 << 20)
+#define FIRST_PIECE ((size_t)1 << 16)
 
 /* Inflated bytes, growing up to a limit. */
 struct sink {
@@ -29,7 +32,11 @@ bool name_ends(const char *name, const char *suffix)
 static size_t inflated_limit(size_t packed, size_t limit)
 {
     size_t by_ratio;
-    return size_mul(packed, RATIO_MAX, &by_ratio) && by_ratio < limit ? by_ratio : limit;
+    if (!size_mul(packed, RATIO_MAX, &by_ratio))
+        return limit;
+    if (by_ratio < INFLATED_FREE)
+        by_ratio = INFLATED_FREE;
+    return by_ratio < limit ? by_ratio : limit;
 }
 
 /* Count n more bytes, of at most PIECE. */
@@ -47,7 +54,7 @@ static enum err sink_room(struct sink *s)
 {
     if (s->n < s->room)
         return OK;
-    const size_t room = s->room ? s->room * 2 : PIECE;
+    const size_t room = s->room ? s->room * 2 : FIRST_PIECE;
     TRY(mem_resize(&s->data, s->n, room, 1));
     s->room = room;
     return OK;
@@ -180,6 +187,7 @@ static enum err open_zip(struct unpacked *out, const char *path, const char *suf
     struct sink s = {.path = path};
     zip_uint64_t i = 0;
     FAIL_IF(!file_exists(path), ERR_NOT_FOUND, "%s: no such file", path);
+    FAIL_IF(!file_is_regular(path), ERR_NOT_FOUND, "%s: not a regular file", path);
     zip_t *z = zip_open(path, ZIP_RDONLY | ZIP_CHECKCONS, &code);
     if (!z) {
         zip_error_init_with_code(&why, code);

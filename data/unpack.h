@@ -18,8 +18,8 @@ struct unpacked {
 };
 
 /* path: FILE, FILE.gz, FILE.zip (one text file inside) or FILE.zip:SUFFIX (the member whose
- * name ends so). More than limit bytes inflated, or more than 1100 times the packed size,
- * is ERR_FORMAT. */
+ * name ends so). More than limit bytes inflated, or more than 16 MiB and 100 times the
+ * packed size, is ERR_FORMAT. */
 enum err unpack_open(struct unpacked *out, const char *path, size_t limit);
 void unpack_close(struct unpacked *u); /* accepts a zeroed one */
 

@@ -107,19 +107,26 @@ static enum err replace(char **out, const char *s, const char *from, const char 
     return finish(out, &t, err);
 }
 
-/* Behind the bracket that is open at s, NULL if none closes it on this line. */
-static const char *bracket_end(const char *s)
+/* Behind the bracket that is open at s, NULL if none closes it on this line; *none: no
+ * other of the line is closed either, up to there, so that nobody looks again. */
+static const char *bracket_end(const char *s, const char **none)
 {
+    if (s < *none)
+        return NULL;
     s += strcspn(s, "]\n");
-    return *s == ']' ? s + 1 : NULL;
+    if (*s == ']')
+        return s + 1;
+    *none = s;
+    return NULL;
 }
 
 static enum err drop_brackets(char **out, const char *s)
 {
     struct text t = {0};
     enum err err = OK;
+    const char *none = s;
     while (*s && !err) {
-        const char *end = *s == '[' ? bracket_end(s) : NULL;
+        const char *end = *s == '[' ? bracket_end(s, &none) : NULL;
         if (!end)
             err = text_add(&t, s, 1);
         s = end ? end : s + 1;

@@ -21,7 +21,7 @@ static enum err open_second(struct eval *b, const struct eval *a)
                       .progress = a->job->progress};
     TRY(recipe_from_args(&j->recipe, args));
     if (artifact_is(j->model_dir)) {
-        TRY(artifact_open(&b->artifact, j->model_dir, false));
+        TRY(artifact_open(&b->artifact, j->model_dir, true));
         j->arch = *artifact_arch(b->artifact);
         b->decode = a->decode;
         b->kv_bits = a->kv_bits;

@@ -109,11 +109,11 @@ enum err state_file_entry(json_t **out, const struct state *s, const char *name)
 
 enum err state_check_entry(const struct state *s, const json_t *entry, const char *name)
 {
-    char *path = NULL, where[96], crc_text[16];
+    char *path = NULL, where[512], crc_text[16];
     const char *want_crc, *want_name;
     uint32_t crc;
     uint64_t bytes;
-    snprintf(where, sizeof(where), "%s: %s", MANIFEST, name);
+    snprintf(where, sizeof(where), "%.400s/%s: %s", s->dir, MANIFEST, name);
     TRY(json_need_string(&want_name, entry, "file", where));
     TRY(json_need_string(&want_crc, entry, "crc32", where));
     FAIL_IF(strcmp(want_name, name), ERR_FORMAT, "%s/%s: file '%s', want '%s'", s->dir,

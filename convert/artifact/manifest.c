@@ -107,6 +107,18 @@ static enum err parse_tensor(struct manifest_tensor *t, const char *name, const 
     return need_crc(&t->crc, o, where);
 }
 
+static int compare_files(const void *a, const void *b)
+{
+    return strcmp(((const struct manifest_file *)a)->name,
+                  ((const struct manifest_file *)b)->name);
+}
+
+static int compare_tensors(const void *a, const void *b)
+{
+    return strcmp(((const struct manifest_tensor *)a)->name,
+                  ((const struct manifest_tensor *)b)->name);
+}
+
 static enum err parse_lists(struct manifest *m, const char *path)
 {
     json_t *files = NULL, *tensors = NULL, *v;
@@ -123,6 +135,7 @@ static enum err parse_lists(struct manifest *m, const char *path)
         snprintf(where, sizeof(where), "%.500s: file %.200s", path, key);
         TRY(parse_file(&m->file[m->n_files++], key, v, where));
     }
+    qsort(m->file, m->n_files, sizeof(*m->file), compare_files);
     json_object_foreach(tensors, key, v)
     {
         snprintf(where, sizeof(where), "%.500s: tensor %.200s", path, key);
@@ -131,6 +144,7 @@ static enum err parse_lists(struct manifest *m, const char *path)
         FAIL_IF(!manifest_find_file(m, t->file), ERR_FORMAT,
                 "%s: its file %.100s is not listed", where, t->file);
     }
+    qsort(m->tensor, m->n_tensors, sizeof(*m->tensor), compare_tensors);
     return OK;
 }
 
@@ -186,12 +200,25 @@ void manifest_close(struct manifest **pm)
     *pm = NULL;
 }
 
+static int compare_to_file(const void *name, const void *f)
+{
+    return strcmp(name, ((const struct manifest_file *)f)->name);
+}
+
+static int compare_to_tensor(const void *name, const void *t)
+{
+    return strcmp(name, ((const struct manifest_tensor *)t)->name);
+}
+
 const struct manifest_file *manifest_find_file(const struct manifest *m, const char *name)
 {
-    for (size_t i = 0; i < m->n_files; i++)
-        if (!strcmp(m->file[i].name, name))
-            return &m->file[i];
-    return NULL;
+    return bsearch(name, m->file, m->n_files, sizeof(*m->file), compare_to_file);
+}
+
+const struct manifest_tensor *manifest_find_tensor(const struct manifest *m,
+                                                   const char *name)
+{
+    return bsearch(name, m->tensor, m->n_tensors, sizeof(*m->tensor), compare_to_tensor);
 }
 
 bool manifest_knows_file(const struct manifest *m, const char *name)

@@ -28,9 +28,9 @@ struct manifest {
     char *text; /* owned, a JSON object */
     size_t bytes;
     json_t *root;                   /* owned; strings below are borrowed from it */
-    struct manifest_tensor *tensor; /* owned, in the order of the files' contents */
+    struct manifest_tensor *tensor; /* owned, sorted by name */
     size_t n_tensors;
-    struct manifest_file *file; /* owned */
+    struct manifest_file *file; /* owned, sorted by name */
     size_t n_files;
 };
 
@@ -41,6 +41,8 @@ void manifest_close(struct manifest **m);
 /* The manifest itself is known too. */
 bool manifest_knows_file(const struct manifest *m, const char *name);
 const struct manifest_file *manifest_find_file(const struct manifest *m, const char *name);
+const struct manifest_tensor *manifest_find_tensor(const struct manifest *m,
+                                                   const char *name);
 
 struct manifest_input {
     const char *config_json, *provenance_json; /* JSON objects; NULL: {} */

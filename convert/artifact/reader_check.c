@@ -84,15 +84,6 @@ static enum err check_tensors(const struct artifact *a, int64_t *in_file)
     return OK;
 }
 
-static const struct manifest_tensor *manifest_tensor(const struct manifest *m,
-                                                     const char *name)
-{
-    for (size_t i = 0; i < m->n_tensors; i++)
-        if (!strcmp(m->tensor[i].name, name))
-            return &m->tensor[i];
-    return NULL;
-}
-
 /* Tensors' CRCs one by one, so that a damaged one is named; the file's own is put together
  * from the header's and theirs, so that the data is read once. */
 static enum err check_tensor_file(const struct artifact *a, size_t k)
@@ -108,7 +99,7 @@ static enum err check_tensor_file(const struct artifact *a, size_t k)
     for (int64_t i = 0; i < st_count(f); i++) {
         const struct st_tensor *t = st_at(f, i);
         const uint32_t have = bytes_crc32(0, t->data, t->bytes);
-        const struct manifest_tensor *m = manifest_tensor(a->manifest, t->name);
+        const struct manifest_tensor *m = manifest_find_tensor(a->manifest, t->name);
         FAIL_IF(!m || have != m->crc, ERR_FORMAT,
                 "%s: tensor %s is damaged: CRC-32 is %08" PRIx32
                 ", the manifest says %08" PRIx32,

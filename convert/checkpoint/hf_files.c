@@ -96,6 +96,23 @@ static enum err open_shards(struct hf_files *f, const char *dir, json_t *map,
     return err;
 }
 
+/* They were opened in name order. */
+static const struct st_file *find_file(const struct hf_files *f, const char *name)
+{
+    int lo = 0, hi = f->n_files;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        const int c = strcmp(name, file_base_name(st_path(f->file[mid])));
+        if (!c)
+            return f->file[mid];
+        if (c < 0)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return NULL;
+}
+
 static enum err check_map(const struct hf_files *f, json_t *map, const char *where)
 {
     const char *tensor;
@@ -103,10 +120,7 @@ static enum err check_map(const struct hf_files *f, json_t *map, const char *whe
     json_object_foreach(map, tensor, v)
     {
         const char *name = json_string_value(v);
-        const struct st_file *file = NULL;
-        for (int i = 0; i < f->n_files && !file; i++)
-            if (!strcmp(file_base_name(st_path(f->file[i])), name))
-                file = f->file[i];
+        const struct st_file *file = find_file(f, name);
         FAIL_IF(
             !file || !st_find(file, tensor), ERR_FORMAT,
             "%s: weight_map says tensor %.160s is in %s, but that file does not have it",

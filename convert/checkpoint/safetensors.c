@@ -158,6 +158,15 @@ static enum err check_metadata(const struct st_file *f, const json_t *m)
     return OK;
 }
 
+/* Names go into tables and messages. */
+static bool is_name(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)s[i] < 0x20 || s[i] == 0x7f)
+            return false;
+    return true;
+}
+
 static enum err parse_entries(struct st_file *f, json_t *header)
 {
     const char *key;
@@ -165,8 +174,8 @@ static enum err parse_entries(struct st_file *f, json_t *header)
     json_t *v;
     json_object_keylen_foreach(header, key, len, v)
     {
-        FAIL_IF(strlen(key) != len, ERR_FORMAT, "%s: a tensor name holds a NUL character",
-                f->path);
+        FAIL_IF(!is_name(key, len), ERR_FORMAT,
+                "%s: tensor name %.200s holds a control character", f->path, key);
         if (!strcmp(key, "__metadata__")) {
             TRY(check_metadata(f, v));
             f->metadata = json_incref(v);

@@ -11,6 +11,17 @@ static _Thread_local char text[TEXT_MAX];
 static _Thread_local char where[128];
 static _Thread_local int recorded;
 
+/* ASCII's, and those of C1 as UTF-8 (U+0080 to U+009F). A line feed would fake a line. */
+void err_show_plain(char *s)
+{
+    for (unsigned char *p = (unsigned char *)s; *p; p++) {
+        if (*p < 0x20 || *p == 0x7f)
+            *p = '?';
+        else if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0)
+            p[0] = p[1] = '?';
+    }
+}
+
 enum err err_set(enum err e, const char *file, int line, const char *fmt, ...)
 {
     if (recorded)
@@ -22,6 +33,7 @@ enum err err_set(enum err e, const char *file, int line, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    err_show_plain(text);
     return e;
 }
 
@@ -37,6 +49,7 @@ enum err err_add(enum err e, const char *fmt, ...)
         n = 0;
     if ((size_t)n < sizeof(text) - 1)
         snprintf(text + n, sizeof(text) - (size_t)n, "%s", old);
+    err_show_plain(text);
     recorded = 1;
     return e;
 }

@@ -38,6 +38,10 @@ enum err err_set(enum err e, const char *file, int line, const char *fmt, ...)
 /* Put a prefix before the recorded sentence. Returns e, so that it can end a chain. */
 enum err err_add(enum err e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Replace control characters by '?', so that a name out of a stranger's file cannot command
+ * the terminal. Done for the recorded sentence and for every line of the log. */
+void err_show_plain(char *s);
+
 /* The recorded sentence, "" if none. Valid until the thread's next err_* call. */
 const char *err_text(void);
 /* Where it was recorded, "file.c:123". */

@@ -38,7 +38,8 @@ enum err file_map_open(struct file_map *out, const char *path)
 {
     enum err err = OK;
     struct stat st;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* A pipe under a file's name must be refused, not waited for. */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return open_error(path);
     if (fstat(fd, &st))
@@ -242,6 +243,12 @@ bool file_is_dir(const char *path)
 {
     struct stat st;
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+bool file_is_regular(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
 int64_t file_size(const char *path)

@@ -43,6 +43,7 @@ enum err file_write_all(const char *path, const void *data, size_t n);
 
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
+bool file_is_regular(const char *path);
 /* Size in bytes, -1 if missing. */
 int64_t file_size(const char *path);
 /* Make a directory (parents too); an existing one is fine. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/base/log.h"
 
+#include "kernels/base/error.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -29,6 +31,7 @@ void log_line(enum log_level level, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
+    err_show_plain(line);
     if (sink_fn)
         sink_fn(sink_ctx, level, line);
     else

@@ -16,6 +16,7 @@ Where the status is 2, stdout must be empty and stderr end in two lines at least
 and what to do. No case may leave a temporary file behind, or be killed by a signal."""
 import gzip
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -24,12 +25,16 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 import zlib
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 import tiny
 
 TIMEOUT_S = 120
+STATE_SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration.epochs=1",
+                  "crr.blocks=1"]
 
 
 def signed(doc):
@@ -76,9 +81,11 @@ class Scratch:
                                f"{done.stderr.decode(errors='replace')}")
 
     def make_set(self, name, path, value="-"):
-        """set FILE.json A.B.0 [JSON]: change a member, or remove it."""
+        """set FILE.json A.B.0 [JSON]: change a member, or remove it; A|B|0 where names hold
+        dots."""
         doc = json.loads(self.at(name).read_text())
-        *parents, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+        parts = path.split("|" if "|" in path else ".")
+        *parents, last = [int(p) if p.isdigit() else p for p in parts]
         node = doc
         for p in parents:
             node = node[p]
@@ -131,6 +138,105 @@ class Scratch:
         with open(self.at(name + ".gz"), "wb") as f:
             with gzip.GzipFile(filename="", mode="wb", fileobj=f, mtime=0) as z:
                 z.write(self.at(name).read_bytes())
+
+    def make_gunzip(self, name):
+        """gunzip FILE.gz: FILE beside it."""
+        self.at(name[:-3]).write_bytes(gzip.decompress(self.at(name).read_bytes()))
+
+    def make_zeros(self, name, mebibytes):
+        """zeros FILE.gz|FILE.zip MIB: an archive of so many zero bytes."""
+        data = bytes(int(mebibytes) << 20)
+        if name.endswith(".gz"):
+            self.at(name).write_bytes(gzip.compress(data, mtime=0))
+        else:
+            with zipfile.ZipFile(self.at(name), "w", zipfile.ZIP_DEFLATED) as z:
+                z.writestr(zipfile.ZipInfo("t.txt"), data, zipfile.ZIP_DEFLATED)
+
+    def make_zip(self, name, *members):
+        r"""zip FILE.zip NAME=TEXT...: stored members; \xHH in both."""
+        with zipfile.ZipFile(self.at(name), "w") as z:
+            for m in members:
+                member, text = m.encode().decode("unicode_escape").split("=", 1)
+                z.writestr(zipfile.ZipInfo(member), text)
+
+    def make_repeat(self, name, count, text):
+        """repeat FILE COUNT TEXT: TEXT that many times, behind what is there."""
+        data = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        with open(self.at(name), "ab") as f:
+            f.write(data.encode("latin-1") * int(count))
+
+    def make_pipe(self, name):
+        """pipe FILE: a named pipe that nobody writes to."""
+        os.mkfifo(self.at(name))
+
+    def make_link(self, target, name):
+        self.at(name).symlink_to(target)
+
+    def make_golden(self, source, name):
+        """golden PATH FILE: a copy from tests/golden."""
+        shutil.copy(HERE.parent / "golden" / source, self.at(name))
+
+    # Sound ones are made once, from the base's model; they belong to every `make model m`.
+
+    def sound(self, kind, *args):
+        path = self.base / kind
+        if not path.exists():
+            maker = Scratch(self.wkvq, self.base, self.base)
+            maker.make_text("t.txt")
+            maker.make_ok(*args, "-o", kind)
+        return path
+
+    def make_artifact(self, name):
+        """artifact DIR: of the model, with t.txt beside it."""
+        shutil.copytree(self.sound("artifact", "convert", "model"), self.at(name))
+        self.make_text("t.txt")
+
+    def make_state(self, name):
+        """state DIR: of the model and t.txt, with both beside it, as m and t.txt."""
+        args = ["calibrate", "model", "--data", "t.txt"]
+        for s in STATE_SETTINGS:
+            args += ["--set", s]
+        shutil.copytree(self.sound("state", *args), self.at(name))
+        self.make_model("m")
+        self.make_text("t.txt")
+
+    def make_agree(self, name):
+        """agree DIR: let an artifact's manifest say of every file and tensor what is there."""
+        path = self.at(name) / "manifest.json"
+        doc = json.loads(path.read_text())
+        for file, entry in doc["files"].items():
+            data = self.at(name).joinpath(file).read_bytes()
+            entry.update(bytes=len(data), crc32=f"{zlib.crc32(data):08x}")
+            if file.endswith(".safetensors"):
+                (size,) = struct.unpack_from("<Q", data)
+                header = json.loads(data[8:8 + size])
+                for tensor, t in header.items():
+                    begin, end = t.get("data_offsets", (0, 0))
+                    crc = zlib.crc32(data[8 + size + begin:8 + size + end])
+                    if tensor in doc["tensors"]:
+                        doc["tensors"][tensor].update(bytes=end - begin, crc32=f"{crc:08x}",
+                                                      dtype=t["dtype"], shape=t["shape"])
+        self.write_sealed(path, doc)
+
+    def make_manifest(self, name, path, value="-"):
+        """manifest DIR A.B.0 [JSON]: like set, and with a right CRC-32 at the end."""
+        file = f"{name}/manifest.json"
+        self.make_set(file, path, value)
+        self.write_sealed(self.at(file), json.loads(self.at(file).read_text()))
+
+    @staticmethod
+    def write_sealed(path, doc):
+        doc.pop("manifest_crc32", None)
+        text = json.dumps(doc).encode()[:-1] + b",\n"
+        path.write_bytes(text + b'"manifest_crc32":"%08x"\n}\n' % zlib.crc32(text))
+
+    def make_recrc(self, name, block):
+        """recrc STATE BLOCK: let a state's manifest have the CRC-32 of what is there."""
+        path = self.at(name) / "manifest.json"
+        doc = json.loads(path.read_text())
+        data = (self.at(name) / f"block-{int(block):04}.safetensors").read_bytes()
+        doc["done"][int(block)].update(bytes=len(data), crc32=f"{zlib.crc32(data):08x}")
+        path.write_text(signed(doc))
 
     def make_length(self, name, value):
         """length FILE.safetensors N: another header length."""

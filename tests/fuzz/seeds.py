@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""seeds.py WKVQ OUT: what the fuzz targets start from, made from the tests' own models.
+
+OUT/base holds sound files that lie beside the hostile one (a model, two shards, a state, an
+artifact); OUT/seeds/TARGET holds small inputs of each target. Same program, same bytes."""
+import gzip
+import io
+import json
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent / "cli"))
+import tiny
+
+SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration.epochs=1",
+            "crr.blocks=1", "weights.group_size=8"]
+# As small as can be, so that inputs are short.
+SMALL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+         "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+
+
+def make_base(wkvq, base):
+    """model, text, state, artifact and shards."""
+    def run(*args):
+        subprocess.run([str(wkvq), *map(str, args)], check=True, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
+
+    tiny.make_model(base / "model", **SMALL)
+    tiny.make_text(base / "t.txt", 600)
+    sets = [word for s in SETTINGS for word in ("--set", s)]
+    run("calibrate", base / "model", "--data", base / "t.txt", "-o", base / "state", *sets)
+    run("convert", base / "model", "-o", base / "artifact", "--set", "weights.group_size=8")
+    (base / "shards").mkdir()
+    for name in "ab":
+        tensor = (f"{name}.weight", "F32", (2, 3), struct.pack("<6f", *range(6)))
+        other = (f"{name}.bias", "F16", (3,), bytes(6))
+        tiny.write_safetensors(base / "shards" / f"{name}.safetensors", [tensor, other])
+
+
+def small_safetensors(names=("w",), dtype="F32", item=4):
+    buffer = io.BytesIO()
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for n in names:
+        header[n] = {"dtype": dtype, "shape": [2, 2], "data_offsets": [at, at + 4 * item]}
+        at += 4 * item
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    buffer.write(struct.pack("<Q", len(text)) + text + bytes(at))
+    return buffer.getvalue()
+
+
+def zipped(members, method=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as z:
+        for name, data in members:
+            z.writestr(zipfile.ZipInfo(name), data, method)
+    return buffer.getvalue()
+
+
+def config_seeds():
+    for changes in ({}, {"model_type": "mistral", "sliding_window": 4096},
+                    {"model_type": "qwen2", "attention_bias": True},
+                    {"model_type": "qwen3"}, {"tie_word_embeddings": True},
+                    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+                                      "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                      "original_max_position_embeddings": 64}},
+                    {"rope_parameters": {"rope_type": "linear", "factor": 2.0,
+                                         "rope_theta": 5000.0}},
+                    {"eos_token_id": [257, 256]}):
+        yield json.dumps({**tiny.CONFIG, **SMALL, **changes}).encode()
+
+
+def archive_seeds():
+    rows = b'{"text": "one"}\n\n{"text": "two \\u00e9"}\n'
+    yield gzip.compress(b"a line\n\nanother\n", mtime=0)
+    yield gzip.compress(rows, mtime=0)
+    yield gzip.compress(b"first", mtime=0) + gzip.compress(b"second member", mtime=0)
+    yield gzip.compress(bytes(20000), mtime=0)
+    yield zipped([("a/t.txt", b"text\n"), ("b.bin", b"\0\1")])
+    yield zipped([("t.raw", b" = Title = \n \n words \n")], zipfile.ZIP_STORED)
+    yield zipped([("../../t.txt", b"up"), ("dir/", b"")])
+    yield zipped([("r.jsonl", rows)])
+
+
+def task_rows():
+    yield {"goal": "open it", "sol1": "pull", "sol2": "push", "label": 0}
+    yield {"question": "What is wet?", "choices": {"text": ["sand", "rain", "fire"],
+           "label": ["A", "B", "C"]}, "answerKey": "B", "id": "q1"}
+    yield {"ctx": "A man sits", "ctx_a": "A man sits", "ctx_b": "", "activity_label": "Rest",
+           "endings": ["down.", "up [title] x", "in", "out"], "label": "2", "ind": 4}
+    yield {"sentence": "The cup was in the box so _ was full.", "option1": "cup",
+           "option2": "box", "answer": "2"}
+
+
+def long_rows():
+    row = {"input": "who?", "context": "Long ago there was one. " * 8, "answers": ["one", "1"],
+           "length": 40, "dataset": "qasper", "language": "en", "all_classes": None, "_id": "x"}
+    yield json.dumps(row).encode() + b"\n"
+    yield json.dumps({**row, "dataset": "lcc", "context": "int x;"}).encode() + b"\0" + \
+        b'{"lcc": "Complete {{this}}: {context}{input}"}'
+    yield json.dumps({**row, "dataset": "triviaqa"}).encode() + b"\0" + \
+        b'{"triviaqa": "{context} {input} {length}"}'
+
+
+def marked(number, data):
+    """The first byte says which file it is."""
+    return bytes([number]) + data
+
+
+def all_seeds(base):
+    tok = ROOT / "tests" / "golden" / "tok"
+    state, artifact = base / "state", base / "artifact"
+    index = {"metadata": {"total_size": 60},
+             "weight_map": {f"{n}.{w}": f"{n}.safetensors" for n in "ab"
+                            for w in ("weight", "bias")}}
+    recipes = [p.read_bytes() for p in sorted((ROOT / "configs").rglob("*.yaml"))]
+    plans = [b"base: {calibration: {samples: 2}, crr.blocks: 1}\n"
+             b"grid: {weights.group_size: [32, 64], kv.bits: [4, 8]}\n"
+             b"cells:\n  - {name: token only, set: {kv.method: token}}\n"
+             b"eval: {data: wiki.raw, windows: 12, ctx: 64}\n"]
+    block = (state / "block-0000.safetensors").read_bytes()
+    manifest = (artifact / "manifest.json").read_bytes()
+    questions = [json.dumps(r).encode() + b"\n" for r in task_rows()]
+    yield "json", [b'{"a": [1, -2.5e3, true, null, {"b": "\\ud83d\\ude00"}]}', b"[]", b'"x"']
+    yield "safetensors", [small_safetensors(), small_safetensors(("a", "b"), "F16", 2), block,
+                          small_safetensors((), "U8", 1)]
+    yield "index", [json.dumps(index).encode()]
+    yield "config", [*config_seeds(), (artifact / "config.json").read_bytes()]
+    yield "tokenizer_json", [(base / "model" / "tokenizer.json").read_bytes(),
+                             *(p.read_bytes() for p in sorted(tok.glob("*/tokenizer.json")))]
+    yield "tokenizer_model", [p.read_bytes() for p in sorted(tok.glob("*/tokenizer.model"))]
+    yield "yaml", [r for r in recipes if len(r) < 16384] + [b"preset: w4kv4\n"]
+    yield "sweep", plans + [r for r in recipes if b"grid" in r or b"cells" in r]
+    yield "text", [marked(0, b'{"text": "one"}\n{"text": "two"}\n'),
+                   marked(1, b"plain \xff text\r\n"), marked(2, b" = T = \n \n row \n")]
+    yield "archive", list(archive_seeds())
+    yield "state", [(state / "manifest.json").read_bytes()]
+    yield "block", [block]
+    yield "manifest", [manifest]
+    yield "artifact", [marked(0, (artifact / "config.json").read_bytes()),
+                       marked(1, (artifact / "model.safetensors").read_bytes()),
+                       marked(2, manifest)]
+    yield "choice", [*questions, questions[0].replace(b', "label": 0', b"") + b"\0" + b"1\n"]
+    yield "longbench", list(long_rows())
+
+
+def main():
+    wkvq, out = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    make_base(wkvq, out / "base")
+    for target, inputs in all_seeds(out / "base"):
+        folder = out / "seeds" / target
+        folder.mkdir(parents=True)
+        for i, data in enumerate(inputs):
+            (folder / f"seed-{i:02}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
