@@ -87,7 +87,7 @@ static enum err open_shards(struct hf_files *f, const char *dir, json_t *map,
                             const char *where)
 {
     const char **name = NULL;
-    int n;
+    int n = 0;
     TRY(shard_names(&name, &n, map, where));
     enum err err = mem_calloc(&f->file, (size_t)n, sizeof(*f->file));
     for (int i = 0; i < n && !err; i++)
