@@ -6,6 +6,7 @@
 #include "kernels/base/mem.h"
 #include "kernels/cuda/cuda_fill.h"
 #include "kernels/dev_begin.h"
+#include "kernels/tensor/hadamard.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -263,6 +264,15 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
              cos->dim[0] >= x->dim[0] && cos->dim[1] == x->dim[2] / 2,
          "rope: want cos, sin [T,d/2]");
     d->ops.rope(d, x, cos, sin, inverse);
+    END(DEV_ELEMENTWISE);
+}
+
+enum err dev_hadamard(struct dev *d, const struct tensor *x)
+{
+    BEGIN(hadamard);
+    WANT(act(x) && is_3d(x) && hadamard_fits(x->dim[2]),
+         "hadamard: want x [T,H,d], d a power of two from 2 to %d", HADAMARD_MAX);
+    d->ops.hadamard(d, x);
     END(DEV_ELEMENTWISE);
 }
 

@@ -138,6 +138,11 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                   const struct tensor *sin, bool inverse);
 
+/* Rotate every head of x [T,H,d] act (3-D view, ld) in place by the normalized Hadamard
+ * matrix (kernels/tensor/hadamard.h): its own inverse, and its own backward. d a power of
+ * two, 2 to HADAMARD_MAX. */
+enum err dev_hadamard(struct dev *d, const struct tensor *x);
+
 /* Which keys a query sees in full precision (past-only quantization). Query i sees key j <=
  * i in full precision iff j > i - window, or j < sink, or chunk > 1 and j / chunk == i /
  * chunk (prefill in chunks: a query's own chunk is not quantized yet); quantized otherwise.

@@ -41,6 +41,7 @@ struct dev_ops {
                 const struct tensor *b);
     void (*rope)(struct dev *d, const struct tensor *x, const struct tensor *cos,
                  const struct tensor *sin, bool inverse);
+    void (*hadamard)(struct dev *d, const struct tensor *x);
     void (*attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                  const struct tensor *q, const struct tensor *k, const struct tensor *v,
                  const struct tensor *kq, const struct tensor *vq,

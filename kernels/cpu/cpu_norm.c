@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * RMSNorm and rotary embedding, a row at a time: the second pass finds the row in L1. */
+ * RMSNorm, rotary embedding and Hadamard rotation, a row at a time: the second pass finds
+ * the row in L1. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/tensor/hadamard.h"
 
 #include <math.h>
 
@@ -164,9 +166,65 @@ static void cpu_rope(struct dev *d, const struct tensor *x, const struct tensor 
     cpu_run_rows(d, x->dim[0], cpu_width(x), rope_row, &p);
 }
 
+/* sign [j]: row j of the matrix of VL. */
+struct hadamard {
+    const struct tensor *x;
+    float sign[VL][VL];
+};
+
+/* The matrix of d is that of d / VL between vectors, and that of VL inside each: the first
+ * by butterflies of whole vectors, the second as a sum of rows (signs: products are exact).
+ */
+static void hadamard_head(const struct hadamard *p, float *x, int64_t d)
+{
+    const vf scale = vf_set1(hadamard_scale(d));
+    for (int64_t half = VL; half < d; half *= 2)
+        for (int64_t at = 0; at < d; at += 2 * half)
+            for (int64_t i = at; i < at + half; i += VL) {
+                const vf a = vf_load(x + i), b = vf_load(x + i + half);
+                vf_store(x + i, vf_add(a, b));
+                vf_store(x + i + half, vf_sub(a, b));
+            }
+    for (int64_t i = 0; i < d; i += VL) {
+        vf y = vf_set1(x[i]); /* row 0 is all 1 */
+        for (int64_t j = 1; j < VL; j++)
+            y = vf_fma(vf_set1(x[i + j]), vf_load(p->sign[j]), y);
+        vf_store(x + i, vf_mul(y, scale));
+    }
+}
+
+static void hadamard_row(const void *ctx, int64_t t)
+{
+    const struct hadamard *p = ctx;
+    const int64_t H = p->x->dim[1], d = p->x->dim[2];
+    const bool x16 = cpu_bf16(p->x);
+    float head[HADAMARD_MAX + VL];
+    for (int64_t h = 0; h < H; h++) {
+        void *at = cpu_at(p->x, t * p->x->ld + h * d);
+        for (int64_t c = 0; c < d; c += VL)
+            vf_store(head + c, act_get(at, x16, c, d));
+        if (d < VL)
+            hadamard_f32(head, d);
+        else
+            hadamard_head(p, head, d);
+        for (int64_t c = 0; c < d; c += VL)
+            act_put(at, x16, c, d, vf_load(head + c));
+    }
+}
+
+static void cpu_hadamard(struct dev *d, const struct tensor *x)
+{
+    struct hadamard p = {.x = x};
+    for (int i = 0; i < VL; i++)
+        for (int j = 0; j < VL; j++)
+            p.sign[i][j] = hadamard_sign(i, j);
+    cpu_run_rows(d, x->dim[0], cpu_width(x), hadamard_row, &p);
+}
+
 void CPU_NAME(cpu_fill_norm)(struct dev_ops *o)
 {
     o->rmsnorm = cpu_rmsnorm;
     o->rmsnorm_bwd = cpu_rmsnorm_bwd;
     o->rope = cpu_rope;
+    o->hadamard = cpu_hadamard;
 }

@@ -12,6 +12,7 @@
 
 extern "C" {
 #include "kernels/dev_ops.h"
+#include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * RMSNorm and its gradient. A block takes a row; short rows (the norms of q and k) are a
- * warp's. */
+ * RMSNorm and its gradient: a block takes a row; short rows (the norms of q and k) are a
+ * warp's. The Hadamard rotation of heads: a warp takes a head. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -148,10 +148,74 @@ static void cuda_rmsnorm_bwd(struct dev *d, const struct tensor *dx,
     run_rows(d, "rmsnorm_bwd", f, tensor_count(s), f.x.C);
 }
 
+/* Element k WARP_SIZE + lane of a head is v[k]: strides below a warp are shuffles, those
+ * above stay in the lane. Lanes at and behind n (short heads) only keep step. */
+template <int K> __global__ void hadamard_kernel(rows_view x, int64_t rows, float scale)
+{
+    const int lane = threadIdx.x % WARP_SIZE;
+    const int n = (int)x.C, width = n < WARP_SIZE ? n : WARP_SIZE;
+    const int64_t per_block = BLOCK / WARP_SIZE, step = gridDim.x * per_block;
+    for (int64_t r = blockIdx.x * per_block + threadIdx.x / WARP_SIZE; r < rows;
+         r += step) {
+        const int64_t at = x.at(r) + lane;
+        float v[K];
+        UNROLL
+        for (int k = 0; k < K; k++)
+            v[k] = lane < n ? get(x.x, at + k * WARP_SIZE) : 0;
+        UNROLL
+        for (int half = 1; half < K; half *= 2)
+            UNROLL
+        for (int k = 0; k < K; k++)
+            if (!(k & half)) {
+                const float a = v[k], b = v[k + half];
+                v[k] = a + b;
+                v[k + half] = a - b;
+            }
+        for (int half = 1; half < width; half *= 2)
+            UNROLL
+        for (int k = 0; k < K; k++) {
+            const float other = __shfl_xor_sync(FULL_WARP, v[k], half);
+            v[k] = lane & half ? other - v[k] : v[k] + other;
+        }
+        UNROLL
+        for (int k = 0; k < K; k++)
+            if (lane < n)
+                put(x.x, at + k * WARP_SIZE, v[k] * scale);
+    }
+}
+
+template <int K> static void run_hadamard(struct dev *d, const rows_view &x, int64_t rows)
+{
+    const unsigned grid = blocks_for(rows, BLOCK / WARP_SIZE);
+    CUDA_LAUNCH((hadamard_kernel<K>), grid, BLOCK, 0, gpu_of(d)->stream, x, rows,
+                hadamard_scale(x.C));
+    launched(d, "hadamard");
+}
+
+static void cuda_hadamard(struct dev *d, const struct tensor *t)
+{
+    const rows_view x = norm_rows(t);
+    const int64_t rows = t->dim[0] * t->dim[1];
+    static_assert(HADAMARD_MAX == 16 * WARP_SIZE, "the cases below");
+    switch (x.C / WARP_SIZE) {
+    case 16:
+        return run_hadamard<16>(d, x, rows);
+    case 8:
+        return run_hadamard<8>(d, x, rows);
+    case 4:
+        return run_hadamard<4>(d, x, rows);
+    case 2:
+        return run_hadamard<2>(d, x, rows);
+    default:
+        return run_hadamard<1>(d, x, rows);
+    }
+}
+
 void fill_norm(struct dev_ops *o)
 {
     o->rmsnorm = cuda_rmsnorm;
     o->rmsnorm_bwd = cuda_rmsnorm_bwd;
+    o->hadamard = cuda_hadamard;
 }
 
 } // namespace CUDA_NS

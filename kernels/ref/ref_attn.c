@@ -5,6 +5,7 @@
 #include "kernels/ref/ref.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/tensor/hadamard.h"
 
 #include <math.h>
 
@@ -24,6 +25,23 @@ static void ref_rope(struct dev *d, const struct tensor *x, const struct tensor 
                 ref_set(x, at, x1 * cs - x2 * sn);
                 ref_set(x, at + half, x2 * cs + x1 * sn);
             }
+}
+
+static void ref_hadamard(struct dev *d, const struct tensor *x)
+{
+    const int64_t H = x->dim[1], n = x->dim[2];
+    double y[HADAMARD_MAX];
+    for (int64_t t = 0; t < x->dim[0]; t++)
+        for (int64_t h = 0; h < H; h++) {
+            const int64_t at = t * x->ld + h * n;
+            for (int64_t i = 0; i < n; i++) {
+                y[i] = 0;
+                for (int64_t j = 0; j < n; j++)
+                    y[i] += (double)hadamard_sign(i, j) * (double)ref_get(x, at + j);
+            }
+            for (int64_t i = 0; i < n; i++)
+                ref_set(x, at + i, y[i] / sqrt((double)n));
+        }
 }
 
 /* The inputs of one attention, and where head h of token t starts. */
@@ -223,6 +241,7 @@ static void ref_attn_bwd(struct dev *d, const struct tensor *dq, const struct te
 void ref_fill_attn(struct dev_ops *o)
 {
     o->rope = ref_rope;
+    o->hadamard = ref_hadamard;
     o->attn = ref_attn;
     o->attn_bwd = ref_attn_bwd;
 }

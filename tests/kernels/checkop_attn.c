@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop: rotary embedding, attention and its backward. */
+ * checkop: rotary embedding, Hadamard rotation, attention and its backward. */
 #include "tests/kernels/checkop.h"
 
 #include <math.h>
@@ -52,6 +52,41 @@ static void test_rope(struct ck *c)
                 one_rope(c, &(struct rope_case){shapes[i][0], shapes[i][1], shapes[i][2],
                                                 shapes[i][3], v & 1 ? DT_BF16 : DT_F32,
                                                 v & 2, (enum ck_pattern)p});
+}
+
+static void one_hadamard(struct ck *c, const struct rope_case *k)
+{
+    ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld, %s", (long)k->T, (long)k->H, (long)k->d,
+             dtype_name(k->t), (long)k->pad, ck_pattern_name[k->pattern]);
+    const struct ck_out x = ck_twins(c, ck_3d(k->t, k->T, k->H, k->d, k->pad), k->pattern);
+    double *mag = ck_doubles(c, k->T * k->H * k->d);
+    for (int64_t i = 0; i < k->T * k->H; i++) {
+        double sum = 0;
+        for (int64_t j = 0; j < k->d; j++)
+            sum += fabs(ck_get(&x.side[0], i / k->H, i % k->H * k->d + j));
+        for (int64_t j = 0; j < k->d; j++)
+            mag[i * k->d + j] = sum / sqrt((double)k->d);
+    }
+    CK_EACH(c, s) ck_ok(c, dev_hadamard(c->dev[s], &x.side[s]));
+    ck_close(c, "x", &x, mag, 1);
+    ck_end(c);
+}
+
+static void test_hadamard(struct ck *c)
+{
+    static const int64_t shapes[][4] = {{1, 1, 2, 0},   {3, 2, 4, 5},   {2, 3, 8, 0},
+                                        {5, 1, 16, 1},  {3, 3, 32, 3},  {4, 5, 64, 16},
+                                        {3, 2, 128, 0}, {2, 2, 256, 7}, {2, 1, 512, 0}};
+    if (c->bench) {
+        one_hadamard(c, &(struct rope_case){256, 32, 64, 0, DT_BF16, false, PAT_RANDOM});
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int v = 0; v < 2; v++)
+                one_hadamard(c, &(struct rope_case){
+                                    shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3],
+                                    v ? DT_BF16 : DT_F32, false, (enum ck_pattern)p});
 }
 
 struct attn_case {
@@ -329,5 +364,8 @@ static void test_attn_bwd(struct ck *c)
     each_attn(c, one_attn_bwd, false);
 }
 
-const struct ck_test ck_attn_tests[] = {
-    {"rope", test_rope}, {"attn", test_attn}, {"attn_bwd", test_attn_bwd}, {NULL, NULL}};
+const struct ck_test ck_attn_tests[] = {{"rope", test_rope},
+                                        {"hadamard", test_hadamard},
+                                        {"attn", test_attn},
+                                        {"attn_bwd", test_attn_bwd},
+                                        {NULL, NULL}};

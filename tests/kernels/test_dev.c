@@ -76,6 +76,9 @@ static void norms_and_rotation(void **state)
                         short_cos = f2(1, 2);
     refused(dev_rope(dev, &odd, &cos, &cos, false));
     refused(dev_rope(dev, &even, &short_cos, &short_cos, false));
+    const struct tensor six = f3(2, 2, 6), flat = f2(2, 4);
+    refused(dev_hadamard(dev, &six));
+    refused(dev_hadamard(dev, &flat));
 }
 
 static void attention(void **state)
