@@ -33,6 +33,7 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
     TRY(check_bits("weights.bits", s->weights.bits));
     TRY(check_bits("kv.bits", s->kv.bits));
+    TRY(kv_rotate_check(&s->kv, a->head_dim));
     TRY(check_bits("activations.bits", s->act_bits ? s->act_bits : 16));
     FAIL_IF(s->weights.method == WEIGHT_GPTQ && !(s->gptq.damp >= 0 && s->gptq.damp <= 1),
             ERR_USAGE, "weights.damp is %g, want 0 to 1", s->gptq.damp);
@@ -212,6 +213,7 @@ static enum err scan_kv(struct run *r, struct tensor range[4])
                                             .bits = r->s->kv.bits,
                                             .group_size = r->s->kv.group_size,
                                             .key_stage = r->s->kv.key_stage,
+                                            .rotate = r->s->kv.rotate,
                                             .past_only = true,
                                             .window = 1}};
     const struct tensor *out;

@@ -39,6 +39,10 @@ static const struct opt options[] = {
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
      .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap. What is longer loses its beginning "
              "(zeroshot) or its middle (longbench)"},
+    {OPT_TEXT, .name = "score", .arg = "WHICH", .offset = offsetof(struct args, score),
+     .value = "all", .choices = "all|second-half",
+     .help = "second-half: a window's predictions from token CTX/2 on, as llama-perplexity "
+             "scores it (ppl)"},
     {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "0",
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens processed at a time; before them the cache is quantized: 1 = decode, "
@@ -68,6 +72,9 @@ static enum err check_task(const struct args *a, bool is_artifact)
     FAIL_IF(ppl && (a->limit || a->out), ERR_USAGE,
             "--%s is for --task zeroshot and longbench; --windows limits a text",
             a->limit ? "limit" : "output");
+    FAIL_IF(!ppl && strcmp(a->score, "all"), ERR_USAGE, "--score is for --task ppl");
+    FAIL_IF(ppl && strcmp(a->score, "all") && a->ctx < 3, ERR_USAGE,
+            "--score second-half: a window of %" PRId64 " tokens has none; want 3", a->ctx);
     FAIL_IF((ppl || longbench) && a->labels, ERR_USAGE, "--labels is for --task zeroshot");
     FAIL_IF(!ppl && a->against, ERR_USAGE,
             "--against is for --task ppl; -o keeps each question's result");
@@ -140,7 +147,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:i, "
-        "s:i, s:i, s:s, s:f, s:o}",
+        "s:i, s:i, s:s, s:f, s:o, s:s}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
@@ -150,7 +157,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits", weight_bits,
         "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
-        "window_nll", json_reals(e->window_nll, r->windows));
+        "window_nll", json_reals(e->window_nll, r->windows), "score", j->args->score);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -165,9 +172,9 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
         printf(" +- %.4f", r->ppl_stderr);
     printf("  (%.6f nats)\n", r->nll);
     printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
-           " targets, no overlap, "
+           " targets%s, no overlap, "
            "%s\n",
-           r->windows, e->ctx, r->tokens,
+           r->windows, e->ctx, r->tokens, e->first ? " in their second halves" : "",
            e->job->ids.n && e->job->ids.id[0] == tokenizer_bos(e->job->tokenizer)
                ? "BOS in front"
                : "no BOS");
@@ -200,6 +207,7 @@ static enum err run(struct args *a)
                      .kv_bits = (int)a->kv_bits,
                      .windows = a->windows,
                      .ctx = a->ctx,
+                     .first = strcmp(a->score, "all") ? a->ctx / 2 : 0,
                      .chunk = ppl && !a->chunk ? 1 : a->chunk,
                      .decode = a->decode || longbench};
     TRY_OUT(job_open(&j, a, a->pos.item[0]));

@@ -149,6 +149,10 @@ static void print_spec(const struct artifact_sizes *m, const struct weight_spec 
         print_group(", groups of ", kv->group_size, "the whole head");
         printf(", keys %s the rotary embedding",
                kv->key_stage == KEY_PRE_ROPE ? "before" : "after");
+        if (kv->rotate)
+            printf(", %s rotated", kv->rotate == ROTATE_KV  ? "keys and values"
+                                   : kv->rotate == ROTATE_K ? "keys"
+                                                            : "values");
     }
     printf(": %.4f bits an element; ", m->kv_bits);
     if (kv->past_only)

@@ -36,6 +36,11 @@ void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n)
     out->windows = n;
 }
 
+int64_t eval_targets(const struct eval *e)
+{
+    return e->ctx - 1 - e->first;
+}
+
 void eval_bits(int *weights, int *kv, const struct eval *e)
 {
     *weights = *kv = 16;
@@ -113,7 +118,7 @@ static enum err simulate_batches(const struct eval *e, struct model_run r, doubl
         share.scale = (double)n / (double)e->windows;
         TRY(model_nll(&r, e->job->ids.id + w * e->ctx, n, e->ctx, nll));
         for (int64_t i = 0; i < n; i++)
-            mean[w + i] = window_mean(nll + i * (e->ctx - 1), e->ctx - 1);
+            mean[w + i] = window_mean(nll + i * (e->ctx - 1) + e->first, eval_targets(e));
     }
     return OK;
 }
@@ -125,8 +130,9 @@ static enum err simulate(struct eval *e, double *mean)
     const int64_t fit = eval_sim_windows(e, e->ctx);
     const int64_t batch = fit < e->windows ? fit : e->windows;
     TRY(mem_alloc(&nll, (size_t)(batch * e->ctx), sizeof(*nll)));
-    eval_sim_open(&sim, e);
-    const enum err err = simulate_batches(e, sim.run, mean, nll, batch);
+    enum err err = eval_sim_open(&sim, e);
+    if (!err)
+        err = simulate_batches(e, sim.run, mean, nll, batch);
     eval_sim_close(&sim);
     mem_free(nll);
     return err;
@@ -144,9 +150,9 @@ static enum err decode_window(double *mean, struct runtime *rt, const struct eva
         const int64_t n = t + e->chunk < e->ctx ? e->chunk : e->ctx - t;
         TRY(runtime_forward(rt, logits, true, ids + t, n));
         for (int64_t i = 0; i < n && t + i + 1 < e->ctx; i++)
-            sum += eval_nll(logits + i * V, V, ids[t + i + 1]);
+            sum += t + i < e->first ? 0 : eval_nll(logits + i * V, V, ids[t + i + 1]);
     }
-    *mean = sum / (double)(e->ctx - 1);
+    *mean = sum / (double)eval_targets(e);
     return OK;
 }
 
@@ -207,7 +213,7 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     progress_end(e->job->progress);
     if (!err) {
         eval_reduce(&r, mean, e->windows);
-        r.tokens = e->windows * (e->ctx - 1);
+        r.tokens = e->windows * eval_targets(e);
         r.seconds = now_s() - start;
         *out = r;
         if (e->window_nll)

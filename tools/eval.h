@@ -18,6 +18,7 @@ struct eval {
     bool rtn;                  /* job->model rounded to nearest by job->recipe */
     int kv_bits;               /* 0: as configured; 16: full-precision cache */
     int64_t windows, ctx, chunk;
+    int64_t first;      /* predictions of a window before this one are not scored */
     bool decode;        /* the packed runtime, chunk tokens at a time */
     double *window_nll; /* [windows] mean losses for the caller; NULL: not wanted */
 };
@@ -34,6 +35,8 @@ struct eval_result {
 enum err eval_ppl(struct eval_result *out, struct eval *e);
 /* Settle e->windows and e->chunk by the text and ctx. ERR_USAGE when it has no window. */
 enum err eval_count_windows(struct eval *e);
+/* Scored predictions of a window. */
+int64_t eval_targets(const struct eval *e);
 /* The bits that are in force, and how the model is run, for reports. */
 void eval_bits(int *weights, int *kv, const struct eval *e);
 /* Of the projections' inputs, in simulation; 16: left alone. */

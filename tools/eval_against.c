@@ -74,12 +74,13 @@ static enum err print_json(const struct eval *a, const struct eval *b,
     char crc[16];
     snprintf(crc, sizeof(crc), "%08" PRIx32, a->job->ids_crc);
     json_t *o = json_pack(
-        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:f}", "task", "ppl",
-        "model", side_json(a, r->nll[0]), "against", side_json(b, r->nll[1]), "difference",
-        estimate_json(r->difference), "kl", estimate_json(r->kl), "top1",
+        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:f}", "task",
+        "ppl", "model", side_json(a, r->nll[0]), "against", side_json(b, r->nll[1]),
+        "difference", estimate_json(r->difference), "kl", estimate_json(r->kl), "top1",
         estimate_json(r->top1), "tokens", (json_int_t)r->tokens, "windows",
         (json_int_t)r->windows, "ctx", (json_int_t)a->ctx, "chunk", (json_int_t)a->chunk,
-        "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "seconds", r->seconds);
+        "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "score",
+        a->job->args->score, "seconds", r->seconds);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -110,8 +111,8 @@ static void print_text(const struct eval *a, const struct eval *b,
     print_estimate("divergence", r->kl, 1, 6, "nats, KL(against || model)");
     print_estimate("agreement", r->top1, 100, 3, "% have the same likeliest next token");
     printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
-           " targets; +- standard error over windows\n",
-           r->windows, a->ctx, r->tokens);
+           " targets%s; +- standard error over windows\n",
+           r->windows, a->ctx, r->tokens, a->first ? " in their second halves" : "");
     printf("time        %.1f s\n", r->seconds);
 }
 

@@ -66,7 +66,7 @@ static enum err side_open(struct side *s, struct eval *e, int64_t piece)
                                               .max_tokens = e->ctx,
                                               .kv_bits = e->kv_bits};
     *s = (struct side){.e = e};
-    eval_sim_open(&s->sim, e);
+    TRY(eval_sim_open(&s->sim, e));
     TRY(mem_alloc(&s->logits, (size_t)piece * (size_t)e->job->arch.vocab, sizeof(float)));
     return e->decode ? runtime_open(&s->rt, e->artifact, &settings) : OK;
 }
@@ -118,13 +118,14 @@ struct comparison {
     int64_t piece, windows;
 };
 
+/* Predictions [t, t + n) of window at, those that are scored. */
 static void add_rows(const struct comparison *c, int64_t at, const int32_t *target,
-                     int64_t n)
+                     int64_t t, int64_t n)
 {
     const struct eval *e = c->side[0].e;
     const int64_t V = e->job->arch.vocab;
-    const double share = 1.0 / (double)(e->ctx - 1);
-    for (int64_t i = 0; i < n; i++) {
+    const double share = 1.0 / (double)eval_targets(e);
+    for (int64_t i = t < e->first ? e->first - t : 0; i < n; i++) {
         struct compare_row r;
         compare_row(&r, c->side[0].logits + i * V, c->side[1].logits + i * V, V, target[i]);
         c->mean.nll[0][at] += share * r.nll[0];
@@ -144,7 +145,7 @@ static enum err compare_window(struct comparison *c, int64_t w, int64_t at)
         n = c->piece < e->ctx - 1 - t ? c->piece : e->ctx - 1 - t;
         TRY(side_rows(&c->side[0], w, ids, t, n));
         TRY(side_rows(&c->side[1], w, ids, t, n));
-        add_rows(c, at, ids + t + 1, n);
+        add_rows(c, at, ids + t + 1, t, n);
     }
     return OK;
 }
@@ -209,7 +210,7 @@ static void reduce(struct compare_result *out, const struct comparison *c)
         .kl = estimate_mean(c->mean.kl, n),
         .top1 = estimate_mean(c->mean.top1, n),
         .windows = n,
-        .tokens = n * (c->side[0].e->ctx - 1)};
+        .tokens = n * eval_targets(c->side[0].e)};
 }
 
 enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b)

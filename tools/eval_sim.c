@@ -36,7 +36,16 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
     return OK;
 }
 
-void eval_sim_open(struct eval_sim *s, struct eval *e)
+/* The checkpoint's weights as calibration saw them. */
+static enum err rotate_values(struct eval *e)
+{
+    const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+    const struct kv_spec as_is = {.rotate = ROTATE_NONE};
+    const struct kv_spec kv = e->state || e->rtn ? recipe_kv_spec(r) : as_is;
+    return e->artifact ? OK : hf_rotate_values(e->job->model, &kv);
+}
+
+enum err eval_sim_open(struct eval_sim *s, struct eval *e)
 {
     const bool quantized = e->artifact || e->state || e->rtn;
     *s = (struct eval_sim){.e = e};
@@ -50,6 +59,7 @@ void eval_sim_open(struct eval_sim *s, struct eval *e)
         .chunk = e->chunk,
         .act_bits = eval_act_bits(e),
     };
+    return rotate_values(e);
 }
 
 void eval_sim_close(struct eval_sim *s)

@@ -15,8 +15,8 @@ struct eval_sim {
     struct block_quant current;
 };
 
-/* s stays where it is while it is open. */
-void eval_sim_open(struct eval_sim *s, struct eval *e);
+/* s stays where it is while it is open; it needs closing after an error too. */
+enum err eval_sim_open(struct eval_sim *s, struct eval *e);
 void eval_sim_close(struct eval_sim *s);
 /* Windows of T tokens whose hidden states, in and out, take at most a quarter of the
  * budget; at least 1. */

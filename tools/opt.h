@@ -31,7 +31,7 @@ struct args {
     struct text_list eval_data;
     const char *model, *base, *title, *max_increase, *work;
     const char *labels, *prompts, *max_gen;
-    const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *device;
+    const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device;
     const char *batch, *length; /* lists */
     bool plan, keep_state, keep, force, decode, stats, memory_table;
     int64_t limit;

@@ -15,6 +15,7 @@ _Static_assert(BOS_AUTO == 0 && BOS_NEVER == 1 && BOS_ALWAYS == 2, "calibration.
 _Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1 && WEIGHT_GPTQ == 2, "weights.method");
 _Static_assert(KV_TOKEN == 0 && KV_CHANNEL_TOKEN == 1 && KV_CHANNEL == 2, "kv.method");
 _Static_assert(KEY_POST_ROPE == 0 && KEY_PRE_ROPE == 1, "kv.key_stage");
+_Static_assert(ROTATE_V == 1 && ROTATE_K == 2 && ROTATE_KV == 3, "kv.rotate");
 _Static_assert(TERMS_LAST == 0 && TERMS_ALL == 1, "crr.terms");
 _Static_assert(LOSS_MAE == 0 && LOSS_MSE == 1, "crr.loss");
 _Static_assert(SCHEDULE_CONSTANT == 0 && SCHEDULE_COSINE == 1, "optimizer.schedule");
@@ -415,6 +416,7 @@ struct kv_spec recipe_kv_spec(const struct recipe *r)
                             .bits = (int)r->kv_bits,
                             .group_size = r->kv_group,
                             .key_stage = (enum key_stage)r->key_stage,
+                            .rotate = (enum kv_rotate)r->rotate,
                             .past_only = r->past_only,
                             .window = r->window,
                             .sink = r->sink,

@@ -56,8 +56,8 @@ const struct recipe_key recipe_key[] = {
      .why = "first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
      .why = "learn shift and smoothing; false keeps their start values"},
-    {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none", .later = "v|k|kv",
-     .why = "rotate keys or values before they are quantized"},
+    {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none|v|k|kv",
+     .why = "turn values, keys or both by a Hadamard matrix inside a head before they are quantized; head_dim a power of two"},
 
     {"activations.bits", KEY_BITS, AT(activation_bits), "16",
      .why = "bits of the projections' inputs, rounded per token in simulation (calibrate, eval), not by the runtime; 16 leaves them alone"},

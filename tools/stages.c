@@ -33,6 +33,8 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(job_check_text(j, "calibration"));
     TRY(job_open_model(j));
     TRY(preflight_shapes(j));
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));
     TRY(adopt_compute(j, state_dir));

@@ -171,8 +171,7 @@ static enum err score_batch(struct model_run run, struct request **r, int64_t n,
 static enum err simulate(struct eval *e, struct request **r, int64_t n)
 {
     struct eval_sim sim;
-    enum err err = OK;
-    eval_sim_open(&sim, e);
+    enum err err = eval_sim_open(&sim, e);
     if (!sim.run.chunk)
         sim.run.chunk = 1;
     for (int64_t i = 0, batch; i < n && !err; i += batch) {

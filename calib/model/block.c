@@ -32,10 +32,13 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
     return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &k_raw, NULL, &w->k_norm, a->norm_eps);
 }
 
-static enum err rotate(struct block_acts *x, const struct arch *a)
+/* Rope, and behind it the rotation of kv.rotate. */
+static enum err rotate(struct block_acts *x, const struct arch *a,
+                       const struct block_kv *kv)
 {
     const struct tensor qk = qk_heads(a, x->qkv);
-    return dev_rope(x->dev, &qk, &x->cos, &x->sin, false);
+    TRY(dev_rope(x->dev, &qk, &x->cos, &x->sin, false));
+    return keys_turned(kv) ? dev_hadamard(x->dev, &qk) : OK;
 }
 
 static enum err quantize_keys(struct block_acts *x, const struct arch *a,
@@ -111,13 +114,13 @@ static enum err make_cache(struct block_acts *acts, const struct arch *a,
 {
     struct block_acts tail = acts_from(acts, a, first);
     if (!kv_quantized(kv))
-        return rotate(&tail, a);
+        return rotate(&tail, a, kv);
     if (kv->spec.key_stage == KEY_PRE_ROPE) {
         const struct tensor k_pre = tensor_heads(tail.k_pre, a->n_kv);
         const struct tensor k = k_heads(a, tail.qkv);
         TRY(dev_copy(acts->dev, &k_pre, &k));
     }
-    TRY(rotate(&tail, a));
+    TRY(rotate(&tail, a, kv));
     struct block_acts blocks = acts_from(acts, a, first - first % kv_block(&kv->spec));
     return quantize_kv(&blocks, a, kv);
 }

@@ -73,8 +73,11 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
                         &vq, &mask, scale);
 }
 
-static enum err unrotate(struct block_acts *x, const struct tensor *grad)
+static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
+                         const struct tensor *grad)
 {
+    if (keys_turned(kv))
+        TRY(dev_hadamard(x->dev, grad));
     return dev_rope(x->dev, grad, &x->cos, &x->sin, true);
 }
 
@@ -136,10 +139,10 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
     TRY(kv_grad(x, a, kv, v_side, &dv, &dvq, &v));
     if (kv->spec.key_stage == KEY_POST_ROPE) {
         TRY(key_grad(x, a, kv, k_side, &dk, &dkq, &k));
-        return unrotate(x, &dqk);
+        return unrotate(x, kv, &dqk);
     }
-    TRY(unrotate(x, &dqk));
-    TRY(unrotate(x, &dkq));
+    TRY(unrotate(x, kv, &dqk));
+    TRY(unrotate(x, kv, &dkq));
     return key_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
 }
 
@@ -165,7 +168,7 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
     TRY(mlp_bwd(acts, s, w, NULL, dx));
     TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
     const struct tensor dqk = qk_heads(a, s->dqkv);
-    TRY(unrotate(acts, &dqk));
+    TRY(unrotate(acts, NULL, &dqk));
     TRY(qk_norm_bwd(acts, s, a, w));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
     return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
@@ -182,7 +185,7 @@ enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
         TRY(quantizers_bwd(acts, s, a, kv, g));
     } else {
         const struct tensor dqk = qk_heads(a, s->dqkv);
-        TRY(unrotate(acts, &dqk));
+        TRY(unrotate(acts, kv, &dqk));
     }
     if (!g->dwqkv.data)
         return OK;

@@ -42,6 +42,12 @@ static inline struct tensor qk_heads(const struct arch *a, struct tensor qkv)
     return tensor_heads(tensor_cols(qkv, 0, heads * a->head_dim), heads);
 }
 
+/* Also in full precision: what a cache holds then compares with what it would hold. */
+static inline bool keys_turned(const struct block_kv *kv)
+{
+    return kv && (kv->spec.rotate & ROTATE_K);
+}
+
 static inline bool kv_quantized(const struct block_kv *kv)
 {
     return kv && kv->spec.bits < 16;

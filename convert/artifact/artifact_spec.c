@@ -14,6 +14,8 @@ static const char *const kv_names[] = {
     [KV_TOKEN] = "token", [KV_CHANNEL_TOKEN] = "channel_token"};
 static const char *const stage_names[] = {
     [KEY_POST_ROPE] = "post_rope", [KEY_PRE_ROPE] = "pre_rope"};
+static const char *const rotate_names[] = {
+    [ROTATE_NONE] = "none", [ROTATE_V] = "v", [ROTATE_K] = "k", [ROTATE_KV] = "kv"};
 
 static bool bits_ok(int bits)
 {
@@ -44,18 +46,27 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
     return OK;
 }
 
+/* Without a rotation: bytes that a reader of version 1 understands. */
 json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
 {
-    return json_pack("{s:s, s:i, s:{s:s, s:i, s:I, s:s}, s:{s:s, s:i, s:I, s:s, s:b, s:I, "
-                     "s:I, s:b}, s:[s]}",
-                     "quant_method", ARTIFACT_METHOD, "format_version", ARTIFACT_VERSION,
-                     "weights", "method", weight_names[w->method], "bits", w->bits,
-                     "group_size", (json_int_t)w->group_size, "round",
-                     round_names[w->round], "kv", "method", kv_names[kv->method], "bits",
-                     kv->bits, "group_size", (json_int_t)kv->group_size, "key_stage",
-                     stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
-                     (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn",
-                     (int)kv->learn, "modules_to_not_convert", "lm_head");
+    const int version = kv->rotate ? ARTIFACT_VERSION : 1;
+    json_t *o = json_pack(
+        "{s:s, s:i, s:{s:s, s:i, s:I, s:s}, s:{s:s, s:i, s:I, s:s, s:b, s:I, s:I, s:b}, "
+        "s:[s]}",
+        "quant_method", ARTIFACT_METHOD, "format_version", version, "weights", "method",
+        weight_names[w->method], "bits", w->bits, "group_size", (json_int_t)w->group_size,
+        "round", round_names[w->round], "kv", "method", kv_names[kv->method], "bits",
+        kv->bits, "group_size", (json_int_t)kv->group_size, "key_stage",
+        stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
+        (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
+        "modules_to_not_convert", "lm_head");
+    if (o && kv->rotate &&
+        json_object_set_new(json_object_get(o, "kv"), "rotate",
+                            json_string(rotate_names[kv->rotate]))) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
 }
 
 static enum err need_choice(int *out, const json_t *o, const char *key,
@@ -88,9 +99,12 @@ static enum err need_bool(bool *out, const json_t *o, const char *key, const cha
 
 static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *where)
 {
-    int method = 0, stage = 0;
+    int method = 0, stage = 0, rotate = ROTATE_NONE;
     TRY(need_choice(&method, o, "method", kv_names, 2, where));
     TRY(need_choice(&stage, o, "key_stage", stage_names, 2, where));
+    if (json_object_get(o, "rotate"))
+        TRY(need_choice(&rotate, o, "rotate", rotate_names, 4, where));
+    kv->rotate = (enum kv_rotate)rotate;
     kv->method = (enum kv_method)method;
     kv->key_stage = (enum key_stage)stage;
     TRY(need_bits(&kv->bits, o, where));

@@ -8,7 +8,7 @@
 #include "kernels/tensor/qtensor.h"
 
 #define ARTIFACT_METHOD "wkvq" /* quant_method */
-#define ARTIFACT_VERSION 1     /* of the format */
+#define ARTIFACT_VERSION 2     /* of the format: 2 has kv.rotate */
 
 /* Ranges of all fields; where starts the message. Errors: ERR_FORMAT. */
 enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,

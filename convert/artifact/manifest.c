@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MANIFEST_VERSION 1
 #define FORMAT_NAME "wkvq-artifact"
 #define TEXT_MAX ((size_t)256 << 20)
 /* The end of the file: a CRC-32 of all bytes before it. */
@@ -158,9 +159,9 @@ static enum err parse_root(struct manifest *m, const char *path)
     FAIL_IF(strcmp(format, FORMAT_NAME) != 0, ERR_FORMAT,
             "%s: format is \"%.40s\", want \"" FORMAT_NAME "\"", path, format);
     TRY(json_need_int(&version, m->root, "format_version", 1, INT32_MAX, path));
-    FAIL_IF(version > ARTIFACT_VERSION, ERR_SUPPORT,
+    FAIL_IF(version > MANIFEST_VERSION, ERR_SUPPORT,
             "%s: format_version is %" PRId64 ", this program reads up to %d", path, version,
-            ARTIFACT_VERSION);
+            MANIFEST_VERSION);
     return parse_lists(m, path);
 }
 
@@ -288,7 +289,7 @@ static enum err write_text(struct file_writer *w, const struct manifest_input *i
     TRY(file_printf(w,
                     "{\n\"format\":\"" FORMAT_NAME "\",\n\"format_version\":%d,\n"
                     "\"product\":\"wkvq " WKVQ_VERSION "\",\n",
-                    ARTIFACT_VERSION));
+                    MANIFEST_VERSION));
     TRY(write_object(w, "config", in->config_json));
     TRY(write_object(w, "provenance", in->provenance_json));
     TRY(file_printf(w, "\"tensors\":{\n"));

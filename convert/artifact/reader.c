@@ -92,6 +92,11 @@ enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
     TRY_OUT(reader_check_config(a));
     TRY_OUT(read_spec(a));
     TRY_OUT(hf_read_config(&a->arch, dir));
+    err = kv_rotate_check(&a->kv, a->arch.head_dim);
+    if (err) {
+        err_add(err, "%s/config.json: ", dir);
+        goto out;
+    }
     TRY_OUT(open_files(a));
     TRY_OUT(reader_check_manifest(a, check_crc));
     TRY_OUT(reader_bind(a));

@@ -105,6 +105,8 @@ static enum err load_block(struct writer *w, int64_t layer)
     const struct model_source *src = hf_source(w->m);
     if (w->layer == layer)
         return OK;
+    if (w->layer >= 0)
+        src->release(src->ctx, w->layer);
     w->layer = layer;
     TRY(src->block(src->ctx, layer, &w->src));
     if (w->source->block) {
@@ -126,12 +128,31 @@ static void report(struct writer *w, size_t bytes)
         w->progress(w->progress_ctx, w->total ? (double)w->done / (double)w->total : 1);
 }
 
+/* What is stored of a tensor that is carried over: its bytes, or those with a rotation
+ * folded in. */
+static enum err carried_bytes(const uint8_t **out, struct writer *w,
+                              const struct out_tensor *t)
+{
+    *out = t->src->data;
+    if (!(w->s->kv.rotate & ROTATE_V) || t->layer < 0 || t->layer >= w->a->n_layers)
+        return OK;
+    TRY(load_block(w, t->layer));
+    const struct host_mat *const turned[] = {&w->src.lin[LIN_V], &w->src.lin[LIN_O],
+                                             &w->src.bias[LIN_V]};
+    for (size_t i = 0; i < ARRAY_LEN(turned); i++)
+        if (turned[i]->data && !strcmp(turned[i]->name, t->src->name))
+            *out = turned[i]->data;
+    return OK;
+}
+
 static enum err write_carried(struct writer *w, struct st_writer *f,
                               const struct out_tensor *t)
 {
+    const uint8_t *data;
+    TRY(carried_bytes(&data, w, t));
     for (size_t at = 0; at < t->bytes;) {
         const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
-        TRY(st_write(f, t->src->data + at, n));
+        TRY(st_write(f, data + at, n));
         report(w, n);
         at += n;
     }
@@ -384,6 +405,7 @@ enum err artifact_write(const char *out_dir, struct hf_model *m, const char *mod
     w.progress = progress;
     w.progress_ctx = progress_ctx;
     TRY_OUT(spec_check(&s->weights, &s->kv, "artifact"));
+    TRY_OUT(hf_rotate_values(m, &s->kv));
     TRY_OUT(prepare(&w));
     TRY_OUT(outdir_open(&w.dir, out_dir, s->force));
     TRY_OUT(write_all(&w, model_dir));

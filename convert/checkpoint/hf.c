@@ -3,6 +3,7 @@
  * The weights of a Hugging Face model directory: every tensor the architecture needs, found
  * and checked when the model is opened. */
 #include "convert/checkpoint/hf_files.h"
+#include "convert/checkpoint/hf_fold.h"
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -19,6 +20,9 @@ struct hf_model {
     struct host_mat embed, norm, head;
     bool *taken; /* [files.n_places], by name: the architecture has it */
     struct model_source source;
+    bool rotated;             /* blocks come with values rotated: */
+    struct block_src *turned; /* [n_layers] what the source gives of those ... */
+    void **folded;            /* [n_layers] ... that are in use, and their memory */
 };
 
 /* --- finding and checking tensors --------------------------------------------------- */
@@ -188,10 +192,18 @@ static void report_extra(const struct hf_model *m)
 
 static enum err source_block(void *ctx, int64_t i, struct block_src *out)
 {
-    const struct hf_model *m = ctx;
+    struct hf_model *m = ctx;
     FAIL_IF(i < 0 || i >= m->arch.n_layers, ERR_USAGE,
             "block %" PRId64 " of a model of %" PRId64, i, m->arch.n_layers);
-    *out = m->block[i];
+    if (!m->rotated) {
+        *out = m->block[i];
+        return OK;
+    }
+    if (!m->folded[i]) {
+        m->turned[i] = m->block[i];
+        TRY(fold_values(&m->turned[i], &m->folded[i], &m->arch));
+    }
+    *out = m->turned[i];
     return OK;
 }
 
@@ -217,7 +229,12 @@ static void for_weights(const struct hf_model *m, int64_t i,
 
 static void source_release(void *ctx, int64_t i)
 {
-    for_weights(ctx, i, st_release);
+    struct hf_model *m = ctx;
+    if (m->folded) {
+        mem_free(m->folded[i]);
+        m->folded[i] = NULL;
+    }
+    for_weights(m, i, st_release);
 }
 
 static void source_prefetch(void *ctx, int64_t i)
@@ -259,6 +276,32 @@ static enum err open_all(struct hf_model *m, const char *dir)
     return OK;
 }
 
+static void free_folded(struct hf_model *m)
+{
+    for (int64_t i = 0; m->folded && i < m->arch.n_layers; i++)
+        mem_free(m->folded[i]);
+    mem_free(m->folded);
+    mem_free(m->turned);
+    m->folded = NULL;
+    m->turned = NULL;
+}
+
+enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
+{
+    const size_t n = (size_t)m->arch.n_layers;
+    const enum err err = kv_rotate_check(kv, m->arch.head_dim);
+    if (err)
+        return err_add(err, "%s: ", m->dir);
+    m->rotated = kv->rotate & ROTATE_V;
+    if (!m->rotated)
+        free_folded(m);
+    else if (!m->folded) {
+        TRY(mem_calloc(&m->turned, n, sizeof(*m->turned)));
+        TRY(mem_calloc(&m->folded, n, sizeof(*m->folded)));
+    }
+    return OK;
+}
+
 enum err hf_open(struct hf_model **out, const char *model_dir)
 {
     struct hf_model *m;
@@ -278,6 +321,7 @@ void hf_close(struct hf_model **pm)
     *pm = NULL;
     if (!m)
         return;
+    free_folded(m);
     hf_files_close(&m->files);
     mem_free(m->taken);
     mem_free(m->block);

@@ -23,6 +23,12 @@ void hf_close(struct hf_model **m);
 const struct arch *hf_arch(const struct hf_model *m);
 /* The callbacks calibration and simulation read through. Borrowed from m. */
 const struct model_source *hf_source(struct hf_model *m);
+/* From now on the source gives blocks whose values are rotated inside their heads
+ * (kv.rotate; convert/checkpoint/hf_fold.h), or no longer does. Whoever calibrates,
+ * simulates, packs or compares with such weights asks for it here: all see the same ones.
+ * ERR_SUPPORT where head_dim does not allow it. Views that the source gave before become
+ * invalid. */
+enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
 /* CRC-32 identity of the checkpoint: config.json and, for every tensor file in name order,
  * its size and header bytes plus the CRC of its data when deep. */
 enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);

@@ -4,6 +4,7 @@
  * what verification compares must not share its mistakes. */
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/hadamard.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -88,6 +89,13 @@ static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
     }
 }
 
+/* Queries and keys are rotated alike: their products stay. */
+static void hadamard_heads(float *x, int64_t heads, int64_t d)
+{
+    for (int64_t h = 0; h < heads; h++)
+        hadamard_f32(x + h * d, d);
+}
+
 static void add(float *x, const float *y, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -126,6 +134,10 @@ static void project_qkv(struct runtime *r, const struct packed_block *b,
     memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
     rotate(r, a->q, m->n_heads, n);
     rotate(r, a->k, m->n_kv, n);
+    if (r->cache.spec.rotate & ROTATE_K) {
+        hadamard_heads(a->q, n * m->n_heads, m->head_dim);
+        hadamard_heads(a->k, n * m->n_kv, m->head_dim);
+    }
 }
 
 static enum err attention(struct runtime *r, int64_t layer, int64_t n)

@@ -242,6 +242,7 @@ static enum err run_parts(struct verify *v, const char *dir)
     if (v->s->against) {
         TRY(hf_open(&v->model, v->s->against));
         TRY(check_same_model(v));
+        TRY(hf_rotate_values(v->model, artifact_kv_spec(v->a)));
     }
     TRY(pool_open(&v->pool, v->s->threads));
     TRY(verify_structure(v));

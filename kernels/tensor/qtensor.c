@@ -2,7 +2,10 @@
 #include "kernels/tensor/qtensor.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
+
+#include <inttypes.h>
 
 const char *const lin_name[N_LIN] = {"q", "k", "v", "o", "gate", "up", "down"};
 const char *const lin_module[N_LIN] = {
@@ -17,6 +20,19 @@ int64_t weight_groups(int64_t in, int64_t group_size)
 int64_t kv_group(int64_t head_dim, int64_t group_size)
 {
     return group_size > 0 && group_size < head_dim ? group_size : head_dim;
+}
+
+enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim)
+{
+    FAIL_IF(kv->rotate && !hadamard_fits(head_dim), ERR_SUPPORT,
+            "kv.rotate: heads of %" PRId64
+            " channels cannot be rotated: want a power of two up to %d; set kv.rotate to "
+            "none",
+            head_dim, HADAMARD_MAX);
+    FAIL_IF((kv->rotate & ROTATE_K) && kv->key_stage == KEY_PRE_ROPE, ERR_SUPPORT,
+            "kv.rotate turns keys after the rotary embedding, kv.key_stage: pre_rope "
+            "quantizes them before it; set kv.rotate to v or none");
+    return OK;
 }
 
 enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size)

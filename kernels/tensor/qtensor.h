@@ -35,6 +35,10 @@ bool weight_chooses_codes(const struct weight_spec *w);
 /* KV_CHANNEL: keys per channel in blocks of tokens, values per token (simulation only). */
 enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN, KV_CHANNEL };
 enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
+/* What a Hadamard matrix turns inside its heads before it is quantized; bits. Values by
+ * weights that have it folded in (a checkpoint's reader does that), keys and queries by
+ * dev_hadamard after the rotary embedding. */
+enum kv_rotate { ROTATE_NONE, ROTATE_V, ROTATE_K, ROTATE_KV };
 
 struct kv_spec {
     enum kv_method method;
@@ -47,12 +51,16 @@ struct kv_spec {
                        ignored without past_only */
     int64_t sink;   /* first tokens in full precision, >= 0 */
     bool learn;     /* learn shift and smoothing; false keeps their start values */
+    enum kv_rotate rotate;
 };
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);
 /* Channels in a KV group. */
 int64_t kv_group(int64_t head_dim, int64_t group_size);
+
+/* ERR_SUPPORT where heads of head_dim channels cannot be rotated as kv says. */
+enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim);
 
 /* Scales and zeros of one projection, and its codes where weight_chooses_codes().
  * Elsewhere they are not kept: they follow from the source weight by quant_weight_code().

@@ -136,7 +136,7 @@ static void refuses_with_line_and_remedy(void **state)
     refused("run: {memory: 0}\n", ERR_USAGE, "run.memory", "want auto");
     refused("weights: {damp: -0.1}\n", ERR_USAGE, "weights.damp", "from 0 to 1");
     refused("weights: {method: awq}\n", ERR_USAGE, "weights.method", "one of rtn, lwc");
-    refused("kv: {rotate: kv}\n", ERR_SUPPORT, "kv.rotate", "not in this version");
+    refused("kv: {rotate: q}\n", ERR_USAGE, "kv.rotate", "one of none, v, k, kv");
     refused("run: {device: tpu}\n", ERR_USAGE, "run.device", "cpu, ref, cuda");
     refused("activations: {bits: 9}\n", ERR_USAGE, "activations.bits",
             "want 2 to 8, or 16");

@@ -100,7 +100,7 @@ def main():
     manifest = check_manifest(folder)
     config = json.loads((folder / "config.json").read_text())
     spec = config.pop("quantization_config")
-    assert spec["quant_method"] == "wkvq" and spec["format_version"] == 1
+    assert spec["quant_method"] == "wkvq" and spec["format_version"] == (2 if "rotate" in spec["kv"] else 1)
     assert config == json.loads((model / "config.json").read_text())
     tensors, source = tensors_of(folder, manifest), read_safetensors(model / "model.safetensors")
     bits, weights = spec["weights"]["bits"], 0

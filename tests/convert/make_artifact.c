@@ -17,7 +17,7 @@ static enum err make(char **arg)
     t.tied = !strcmp(t.type, "qwen3");
     const struct artifact_settings s = {
         .weights = {WEIGHT_RTN, atoi(arg[4]), atoll(arg[5])},
-        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true},
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE},
         .shard_bytes = strtoull(arg[6], NULL, 10),
         .force = true,
     };

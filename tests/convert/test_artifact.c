@@ -71,7 +71,7 @@ static struct artifact_settings settings(int bits, int64_t group)
 {
     return (struct artifact_settings){
         .weights = {WEIGHT_RTN, bits, group},
-        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true},
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE},
         .config_json = "{\"weights\": {\"bits\": 4}}",
         .provenance_json = "{\"data\": \"none\"}",
         .threads = 2,

@@ -40,7 +40,7 @@ static int set_up(void **state)
 {
     static const struct artifact_settings s = {
         .weights = {WEIGHT_RTN, 4, 16},
-        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true}};
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE}};
     struct hf_model *m = NULL;
     if (!scratch_dir(dir, sizeof(dir)))
         return -1;

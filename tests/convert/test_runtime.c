@@ -47,7 +47,8 @@ static void ok(enum err e)
 static struct kv_spec kv(int bits, int64_t group, enum key_stage stage, int64_t window,
                          int64_t sink)
 {
-    return (struct kv_spec){KV_CHANNEL_TOKEN, bits, group, stage, true, window, sink, true};
+    return (struct kv_spec){KV_CHANNEL_TOKEN, bits, group, stage,      true,
+                            window,           sink, true,  ROTATE_NONE};
 }
 
 /* Logits of all tokens, chunk by chunk. */
@@ -200,6 +201,68 @@ static void test_key_stage(void **state)
           "pre-rope");
     check("llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 32},
           kv(3, 128, KEY_PRE_ROPE, 2, 1), "pre-rope");
+}
+
+static struct kv_spec rotated(enum kv_rotate rotate, int bits, int64_t group)
+{
+    struct kv_spec k = kv(bits, group, KEY_POST_ROPE, 1, 0);
+    k.rotate = rotate;
+    return k;
+}
+
+static void test_rotation(void **state)
+{
+    const struct weight_spec w = {WEIGHT_RTN, 4, 16};
+    check("llama2_gqa", w, rotated(ROTATE_V, 4, 128), "V rotated");
+    check("llama2_gqa", w, rotated(ROTATE_K, 4, 128), "K rotated");
+    check("qwen2", w, rotated(ROTATE_KV, 4, 4), "K and V rotated"); /* V has a bias */
+    check("qwen3", w, rotated(ROTATE_KV, 3, 128), "K and V rotated");
+    check("llama3_rope", (struct weight_spec){WEIGHT_RTN, 16, 0}, rotated(ROTATE_KV, 4, 8),
+          "W16, K and V rotated");
+}
+
+/* A model that is rotated and not quantized is the model. */
+static void test_rotation_is_exact(void **state)
+{
+    static const char *const model[] = {"llama2_gqa", "qwen2", "llama3_rope"};
+    for (size_t i = 0; i < ARRAY_LEN(model); i++) {
+        struct subject s;
+        open_subject(&s, model[i], (struct weight_spec){WEIGHT_RTN, 16, 0},
+                     rotated(ROTATE_KV, 4, 128));
+        assert_int_equal(artifact_kv_spec(s.a)->rotate, ROTATE_KV);
+        struct block_src src;
+        ok(s.run.src->block(s.run.src->ctx, 0, &src));
+        const double bound = src.lin[LIN_V].dtype == DT_F32 ? BOUND : 1e-2;
+        struct runtime *rt = open_runtime(&s, 16);
+        decode(s.have, rt, &s.g, 1);
+        const double error = golden_error(s.have, s.g.logits, s.g.T * s.g.V);
+        print_message("%s: rotation moves logits by %.2g of their range\n", model[i],
+                      error);
+        if (!(error <= bound))
+            fail_msg("%s: logits differ by %g of their range", model[i], error);
+        runtime_close(&rt);
+        close_subject(&s);
+    }
+}
+
+static void test_rotation_refused(void **state)
+{
+    struct golden g;
+    struct kv_spec k = rotated(ROTATE_V, 4, 128);
+    ok(golden_open(&g, "mistral")); /* heads of 12 */
+    assert_int_equal(hf_rotate_values(g.model, &k), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "12 channels cannot be rotated"));
+    golden_close(&g);
+    err_clear();
+    ok(golden_open(&g, "llama2_gqa"));
+    k.rotate = ROTATE_KV;
+    k.key_stage = KEY_PRE_ROPE;
+    assert_int_equal(hf_rotate_values(g.model, &k), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "pre_rope"));
+    err_clear();
+    k.rotate = ROTATE_V;
+    ok(hf_rotate_values(g.model, &k));
+    golden_close(&g);
 }
 
 static void test_windows(void **state)
@@ -412,11 +475,19 @@ static void test_sampler(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families),  cmocka_unit_test(test_widths),
-        cmocka_unit_test(test_key_stage), cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_plain),     cmocka_unit_test(test_kv),
-        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_sampler),
+        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_widths),
+        cmocka_unit_test(test_key_stage),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_rotation_is_exact),
+        cmocka_unit_test(test_rotation_refused),
+        cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_kv),
+        cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_sampler),
         cmocka_unit_test(test_mark),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);

@@ -141,7 +141,7 @@ static struct verify_report run(const struct subject *s)
 }
 
 static const struct kv_spec kv4 = {
-    KV_CHANNEL_TOKEN, 4, 128, KEY_POST_ROPE, true, 1, 0, true};
+    KV_CHANNEL_TOKEN, 4, 128, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE};
 
 static void check_passes(const char *model, int bits, struct kv_spec kv)
 {
@@ -178,6 +178,10 @@ static void test_passes(void **state)
     other.sink = 2;
     check_passes("qwen3", 3, other);
     check_passes("llama2_gqa", 16, other);
+    other = kv4;
+    other.rotate = ROTATE_KV;
+    check_passes("qwen2", 4, other);
+    check_passes("qwen2", 16, other); /* v_proj, its bias and o_proj are written rotated */
 }
 
 /* Without its state, without its source, without text: the parts that can run do. */

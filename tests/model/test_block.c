@@ -287,6 +287,9 @@ static void compare_kinds(enum dtype act, double bound)
     blocks.method = KV_CHANNEL;
     compare_devices(a, 37, act, &blocks, bound);
     a.qkv_bias = a.o_bias = a.qk_norm = true;
+    spec.rotate = ROTATE_K;
+    compare_devices(a, 19, act, &spec, bound);
+    spec.rotate = ROTATE_NONE;
     spec.key_stage = KEY_PRE_ROPE;
     spec.past_only = false;
     compare_devices(a, 21, act, NULL, bound);
@@ -301,6 +304,36 @@ static void cpu_is_ref_in_f32(void **state)
 static void cpu_is_ref_in_bf16(void **state)
 {
     compare_kinds(DT_BF16, 2e-2);
+}
+
+/* --- rotated keys ------------------------------------------------------------------- */
+
+/* In full precision the output and every gradient stay; at 8 bits they are near. */
+static void rotated_keys(void **state)
+{
+    struct arch a = arch_of(4, 2, 16, 40, 56);
+    a.qk_norm = true;
+    struct kv_spec spec = {.method = KV_CHANNEL_TOKEN, .bits = 16, .rotate = ROTATE_K};
+    spec.past_only = true;
+    spec.window = 1;
+    for (int bits = 16; bits >= 8; bits -= 8) {
+        struct bench plain, turned;
+        const double bound = bits == 16 ? 1e-5 : 0.1;
+        bench_open(&plain, "ref", a, 13, DT_F32, NULL);
+        spec.bits = bits;
+        bench_open(&turned, "ref", a, 13, DT_F32, &spec);
+        struct bench *const both[] = {&plain, &turned};
+        for (int i = 0; i < 2; i++) {
+            forward(both[i]);
+            must(block_backward_params(&both[i]->acts, both[i]->scratch, &a, &both[i]->w,
+                                       i ? &turned.kv : NULL, &both[i]->g, &both[i]->dout));
+        }
+        same("out", &plain, &plain.out, &turned, &turned.out, bound);
+        same("dwqkv", &plain, &plain.g.dwqkv, &turned, &turned.g.dwqkv, bound);
+        same("dwo", &plain, &plain.g.dwo, &turned, &turned.g.dwo, bound);
+        bench_close(&plain);
+        bench_close(&turned);
+    }
 }
 
 /* --- misuse ------------------------------------------------------------------------- */
@@ -414,6 +447,7 @@ int main(void)
         cmocka_unit_test(backward_in_place),
         cmocka_unit_test(cpu_is_ref_in_f32),
         cmocka_unit_test(cpu_is_ref_in_bf16),
+        cmocka_unit_test(rotated_keys),
         cmocka_unit_test(rounded_inputs),
         cmocka_unit_test(rounded_inputs_pass_gradients),
         cmocka_unit_test(wrong_weights_are_named),
