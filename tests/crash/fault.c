@@ -51,6 +51,7 @@ static enum kind target = KINDS;
 static long target_n, target_end;
 static int action_errno;
 static bool action_kill, action_half, action_short;
+static bool started; /* main is running */
 
 struct action_name {
     const char *name;
@@ -86,11 +87,18 @@ static void parse(const char *text)
         bad_setting(text);
 }
 
-__attribute__((constructor)) static void fault_begin(void)
+int __real_main(int argc, char **argv);
+int __wrap_main(int argc, char **argv);
+
+/* Not a constructor: libraries' start-up, CUDA's is one that allocates, is not ours to
+ * break or to count. */
+int __wrap_main(int argc, char **argv)
 {
     const char *text = getenv("FAULT");
     if (text)
         parse(text);
+    started = true;
+    return __real_main(argc, argv);
 }
 
 /* From a destructor: what main returned is decided, and no call of ours is counted. */
@@ -107,6 +115,8 @@ __attribute__((destructor)) static void fault_end(void)
 
 static bool due_as(enum kind k)
 {
+    if (!started)
+        return false;
     const long n = atomic_fetch_add(&calls[k], 1) + 1;
     return k == target && n >= target_n && n <= target_end;
 }
