@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""AutoRound on the samples that `wkvq calibrate` would draw: MODEL -> OUT, a checkpoint whose weights are the rounded ones.
+
+    python3 -m venv v && v/bin/pip install auto-round torch transformers tokenizers safetensors
+    v/bin/python tools/peers/autoround.py MODEL OUT --wkvq build/tools/wkvq --data wiki.train.raw
+
+OUT holds full-precision numbers that lie on AutoRound's 4-bit grid ("fake" quantization), so that `wkvq eval OUT` measures them
+like any checkpoint, and `--simulate rtn --set weights.bits=16` adds a quantized cache. OUT/autoround.json has the settings and the
+seconds of the quantization alone.
+"""
+import argparse, json, pathlib, random, shutil, subprocess, tempfile, time
+import torch
+from auto_round import AutoRound
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def joined(text):
+    """The literature's WikiText convention: a line with its newline is a row, a blank line an empty row, rows joined by two newlines."""
+    rows = [line + "\n" if line.strip() else "" for line in text.split("\n")[:-1]]
+    return "\n\n".join(rows)
+
+
+def ids_of(wkvq, model, path):
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as f:
+        f.write(joined(path.read_text(encoding="utf-8")))
+        f.flush()
+        out = subprocess.run([wkvq, "tokenize", model, f.name, "--json", "-q"], check=True, capture_output=True)
+    return json.loads(out.stdout)["ids"]
+
+
+def windows(ids, samples, seqlen, seed):
+    """GPTQ's recipe, which is wkvq's as well."""
+    rng = random.Random(seed)
+    starts = [rng.randint(0, len(ids) - seqlen - 1) for _ in range(samples)]
+    return [torch.tensor([ids[s : s + seqlen]]) for s in starts]
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("model")
+    ap.add_argument("out", type=pathlib.Path)
+    ap.add_argument("--wkvq", required=True)
+    ap.add_argument("--data", type=pathlib.Path, required=True)
+    ap.add_argument("--samples", type=int, default=32)
+    ap.add_argument("--seqlen", type=int, default=1024)
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--iters", type=int, default=100)
+    ap.add_argument("--batch", type=int, default=2)
+    ap.add_argument("--group", type=int, default=128)
+    ap.add_argument("--threads", type=int, default=2)
+    a = ap.parse_args()
+
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32)
+    samples = windows(ids_of(a.wkvq, a.model, a.data), a.samples, a.seqlen, a.seed)
+    start = time.monotonic()
+    rounder = AutoRound(model, AutoTokenizer.from_pretrained(a.model), scheme="W4A16", bits=4, group_size=a.group, sym=False,
+                        iters=a.iters, batch_size=a.batch, nsamples=a.samples, seqlen=a.seqlen, dataset=samples,
+                        device_map="cpu", enable_torch_compile=False)
+    rounded, _ = rounder.quantize()
+    seconds = time.monotonic() - start
+
+    rounded.to(torch.float16).save_pretrained(a.out)
+    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "config.json"):
+        if (pathlib.Path(a.model) / name).exists():
+            shutil.copy(pathlib.Path(a.model) / name, a.out)
+    note = {k: v for k, v in vars(a).items() if isinstance(v, int)}
+    (a.out / "autoround.json").write_text(json.dumps(note | {"seconds": seconds}) + "\n")
+    print(f"{a.out}: {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
