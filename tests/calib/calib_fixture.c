@@ -3,8 +3,13 @@
 
 #include "kernels/base/mem.h"
 
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 static enum err stream_open_(void *ctx, const char *name, size_t bytes, bool on_disk,
                              void **out)
@@ -217,4 +222,31 @@ bool same_result(const struct memory_io *x, const struct memory_io *y)
             !same_stats(&x->stats[i], &y->stats[i]))
             return false;
     return true;
+}
+
+enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
+                const struct calib_settings *s)
+{
+    int32_t tokens[4096];
+    struct dev *d = open_dev(device);
+    assert_true(s->samples * s->seqlen <= 4096);
+    tiny_tokens(tokens, s, &f->arch);
+    err_clear();
+    m->last_done = 0;
+    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
+    dev_close(&d);
+    return err;
+}
+
+void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
+               const struct calib_settings *s)
+{
+    memory_io_open(m);
+    must(run_on(device, m, f, s));
+    assert_int_equal(m->n_blocks, f->arch.n_layers);
+    assert_int_equal(m->open_streams, 0);
+    assert_false(m->done_fell);
+    assert_true(fabs(m->last_done - 1) <= 1e-9);
+    for (int64_t i = 0; i < m->n_blocks; i++)
+        assert_true(m->stats[i].best_loss <= m->stats[i].start_loss);
 }

@@ -35,6 +35,13 @@ struct calib_settings tiny_settings(void);
 /* tokens [samples][seqlen] */
 void tiny_tokens(int32_t *ids, const struct calib_settings *s, const struct arch *a);
 
+/* calib_run from the first block that m lacks, on tiny_tokens. */
+enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
+                const struct calib_settings *s);
+/* A fresh run that must succeed, with every block no worse than its start. Opens m. */
+void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
+               const struct calib_settings *s);
+
 /* Whether all saved blocks (scales, zeros, s, delta) and their losses agree bit for bit. */
 bool same_result(const struct memory_io *x, const struct memory_io *y);
 

@@ -14,34 +14,6 @@
 
 #include <cmocka.h>
 
-static int32_t tokens[4096];
-
-static enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
-                       const struct calib_settings *s)
-{
-    struct dev *d = open_dev(device);
-    tiny_tokens(tokens, s, &f->arch);
-    err_clear();
-    m->last_done = 0;
-    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
-    dev_close(&d);
-    return err;
-}
-
-/* A fresh run that must succeed. */
-static void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
-                      const struct calib_settings *s)
-{
-    memory_io_open(m);
-    must(run_on(device, m, f, s));
-    assert_int_equal(m->n_blocks, f->arch.n_layers);
-    assert_int_equal(m->open_streams, 0);
-    assert_false(m->done_fell);
-    assert_true(fabs(m->last_done - 1) <= 1e-9);
-    for (int64_t i = 0; i < m->n_blocks; i++)
-        assert_true(m->stats[i].best_loss <= m->stats[i].start_loss);
-}
-
 /* One walk of a sample through the model: x moves on by whole blocks. */
 struct walk {
     struct recon r; /* r.x is where the walk stands */
@@ -94,7 +66,10 @@ static double set_loss(struct dev *d, const struct fixture *f,
 {
     struct walk full = {.f = f}, half = {.f = f};
     struct fakequant q;
+    int32_t tokens[4096];
     double sum = 0;
+    assert_true(s->samples * s->seqlen <= 4096);
+    tiny_tokens(tokens, s, &f->arch);
     must(fakequant_open(&q, d, &f->arch, s));
     must(recon_open(&full.r, d, &f->arch, s));
     must(recon_open(&half.r, d, &f->arch, s));

@@ -13,34 +13,6 @@
 
 #include <cmocka.h>
 
-static int32_t tokens[4096];
-
-static enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
-                       const struct calib_settings *s)
-{
-    struct dev *d = open_dev(device);
-    tiny_tokens(tokens, s, &f->arch);
-    err_clear();
-    m->last_done = 0;
-    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
-    dev_close(&d);
-    return err;
-}
-
-/* A fresh run that must succeed. */
-static void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
-                      const struct calib_settings *s)
-{
-    memory_io_open(m);
-    must(run_on(device, m, f, s));
-    assert_int_equal(m->n_blocks, f->arch.n_layers);
-    assert_int_equal(m->open_streams, 0);
-    assert_false(m->done_fell);
-    assert_true(fabs(m->last_done - 1) <= 1e-9);
-    for (int64_t i = 0; i < m->n_blocks; i++)
-        assert_true(m->stats[i].best_loss <= m->stats[i].start_loss);
-}
-
 /* What GPTQ makes small is the error of each projection's output on the very samples, so
  * the first block's local error falls, with either order of columns. */
 static void test_gptq_beats_nearest(void **state)

@@ -15,16 +15,11 @@
 
 #include <cmocka.h>
 
-static enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
-                       const struct calib_settings *s)
+/* And nothing is left on the card. */
+static enum err run_clean(const char *device, struct memory_io *m, const struct fixture *f,
+                          const struct calib_settings *s)
 {
-    int32_t tokens[256];
-    struct dev *d = open_dev(device);
-    tiny_tokens(tokens, s, &f->arch);
-    err_clear();
-    m->last_done = 0;
-    const enum err err = calib_run(d, &f->arch, &f->source, s, tokens, m->n_blocks, &m->io);
-    dev_close(&d);
+    const enum err err = run_on(device, m, f, s);
     assert_int_equal(m->open_streams, 0);
     assert_int_equal(emu_card()->live, 0);
     assert_int_equal(emu_card()->held, 0);
@@ -61,7 +56,7 @@ static void test_same_bytes_wherever_streams_live(void **state)
             const long before = emu_card()->copies;
             send_home(&s, home);
             memory_io_open(&m[home]);
-            must(run_on("cuda-emu", &m[home], &f, &s));
+            must(run_clean("cuda-emu", &m[home], &f, &s));
             assert_int_equal(emu_card()->copies > before, home != ON_DEVICE);
             assert_int_equal(m[home].n_streams,
                              home == NOT_LOCKED || home == ON_DISK ? 2 : 0);
@@ -95,7 +90,7 @@ static void test_memory_is_what_was_planned(void **state)
         memory_io_open(&m);
         m.stop_after = 11; /* behind a training step: everything has been allocated */
         emu_card()->peak = 0;
-        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_STOPPED);
+        assert_int_equal(run_clean("cuda-emu", &m, &f, &s), ERR_STOPPED);
         assert_true(m.n_partial > 0);
         const double planned = (double)calib_plan_device_bytes(&p);
         const double was = (double)emu_card()->peak;
@@ -139,12 +134,12 @@ static void test_cpu_ends_what_a_gpu_began(void **state)
     for (size_t i = 0; i < ARRAY_LEN(where); i++) {
         memory_io_open(&m);
         emu_card()->fail_at = where[i];
-        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_DEVICE);
+        assert_int_equal(run_clean("cuda-emu", &m, &f, &s), ERR_DEVICE);
         assert_non_null(strstr(err_text(), "an illegal memory access was encountered"));
         emu_card()->fail_at = 0;
         blocks_kept += m.n_blocks > 0;
         partials_kept += m.n_partial > 0;
-        must(run_on("cpu", &m, &f, &s));
+        must(run_clean("cpu", &m, &f, &s));
         assert_int_equal(m.n_blocks, 2);
         for (int64_t b = 0; b < 2; b++)
             assert_true(fabs(gpu.stats[b].best_loss - m.stats[b].best_loss) <=
@@ -170,11 +165,11 @@ static void test_too_little_memory(void **state)
     memory_io_open(&m);
     for (uint64_t total = 1000; total < p.weights_bytes + p.acts_bytes / 2; total *= 2) {
         emu_card()->total = total;
-        assert_int_equal(run_on("cuda-emu", &m, &f, &s), ERR_MEMORY);
+        assert_int_equal(run_clean("cuda-emu", &m, &f, &s), ERR_MEMORY);
         assert_non_null(strstr(err_text(), "device cuda-emu: out of memory"));
     }
     emu_card()->total = was.total;
-    must(run_on("cuda-emu", &m, &f, &s));
+    must(run_clean("cuda-emu", &m, &f, &s));
     memory_io_close(&m);
     fixture_close(&f);
 }
