@@ -89,20 +89,32 @@ static void lwc_row(const void *ctx, int64_t r)
     }
 }
 
-static void apply_row(const void *ctx, int64_t r)
+/* fn for every group of row r, under the scales that are stored. */
+static inline void stored_groups(const struct weight *k, int64_t r,
+                                 void (*fn)(const struct weight *k, int64_t r,
+                                            int64_t begin, int64_t end, float h, uint8_t z))
 {
-    const struct weight *k = ctx;
     const uint16_t *scale_r = (const uint16_t *)k->scales->data + r * k->scales->ld;
     const uint8_t *zero_r = (const uint8_t *)k->zeros->data + r * k->zeros->ld;
     for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
         const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
-        quantize_group(k, r, begin, end, f16_to_f32(scale_r[g]), zero_r[g]);
+        fn(k, r, begin, end, f16_to_f32(scale_r[g]), zero_r[g]);
     }
 }
 
-static int64_t columns_of(const struct tensor *w, int64_t group_size)
+static void apply_row(const void *ctx, int64_t r)
 {
-    return group_size ? group_size : w->dim[1];
+    stored_groups(ctx, r, quantize_group);
+}
+
+static struct weight weight_of(const struct tensor *w, const struct tensor *v, int bits,
+                               int64_t group_size)
+{
+    return (struct weight){.w = w,
+                           .v = v,
+                           .bits = bits,
+                           .G = group_size ? group_size : w->dim[1],
+                           .C = w->dim[1]};
 }
 
 static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
@@ -110,16 +122,8 @@ static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
                     int bits, int64_t group_size)
 {
-    const struct weight k = {.wq = wq,
-                             .scales = scales,
-                             .zeros = zeros,
-                             .w = w,
-                             .a = a,
-                             .b = b,
-                             .v = v,
-                             .bits = bits,
-                             .G = columns_of(w, group_size),
-                             .C = w->dim[1]};
+    struct weight k = weight_of(w, v, bits, group_size);
+    k.wq = wq, k.scales = scales, k.zeros = zeros, k.a = a, k.b = b;
     cpu_run_rows(d, w->dim[0], 2 * k.C, lwc_row, &k);
 }
 
@@ -128,14 +132,8 @@ static void cpu_wq_apply(struct dev *d, const struct tensor *wq,
                          const struct tensor *w, const struct tensor *v, int bits,
                          int64_t group_size)
 {
-    const struct weight k = {.wq = wq,
-                             .scales = scales,
-                             .zeros = zeros,
-                             .w = w,
-                             .v = v,
-                             .bits = bits,
-                             .G = columns_of(w, group_size),
-                             .C = w->dim[1]};
+    struct weight k = weight_of(w, v, bits, group_size);
+    k.wq = wq, k.scales = scales, k.zeros = zeros;
     cpu_run_rows(d, w->dim[0], 2 * k.C, apply_row, &k);
 }
 
@@ -192,16 +190,8 @@ static void cpu_lwc_bwd(struct dev *d, const struct tensor *da, const struct ten
                         const struct tensor *a, const struct tensor *b,
                         const struct tensor *v, int bits, int64_t group_size)
 {
-    const struct weight k = {.wq = dwq,
-                             .w = w,
-                             .a = a,
-                             .b = b,
-                             .v = v,
-                             .da = da,
-                             .db = db,
-                             .bits = bits,
-                             .G = columns_of(w, group_size),
-                             .C = w->dim[1]};
+    struct weight k = weight_of(w, v, bits, group_size);
+    k.wq = dwq, k.a = a, k.b = b, k.da = da, k.db = db;
     cpu_run_rows(d, w->dim[0], 3 * k.C, lwc_bwd_row, &k);
 }
 
@@ -226,28 +216,15 @@ static void step_group(const struct weight *k, int64_t r, int64_t begin, int64_t
 
 static void step_row(const void *ctx, int64_t r)
 {
-    const struct weight *k = ctx;
-    const uint16_t *scale_r = (const uint16_t *)k->scales->data + r * k->scales->ld;
-    const uint8_t *zero_r = (const uint8_t *)k->zeros->data + r * k->zeros->ld;
-    for (int64_t begin = 0, g = 0; begin < k->C; begin += k->G, g++) {
-        const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
-        step_group(k, r, begin, end, f16_to_f32(scale_r[g]), zero_r[g]);
-    }
+    stored_groups(ctx, r, step_group);
 }
 
 static void cpu_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
                            const struct tensor *scales, const struct tensor *zeros,
                            const struct tensor *w, float rate, int bits, int64_t group_size)
 {
-    const struct weight k = {.wq = dwq,
-                             .scales = scales,
-                             .zeros = zeros,
-                             .w = w,
-                             .v = v,
-                             .bits = bits,
-                             .G = columns_of(w, group_size),
-                             .C = w->dim[1],
-                             .rate = rate};
+    struct weight k = weight_of(w, v, bits, group_size);
+    k.wq = dwq, k.scales = scales, k.zeros = zeros, k.rate = rate;
     cpu_run_rows(d, w->dim[0], 3 * k.C, step_row, &k);
 }
 

@@ -109,14 +109,20 @@ __global__ void lwc_kernel(weights p)
         apply(p, k, first);
 }
 
+/* The scale and zero that lwc has left. */
+__device__ static void read_stored(const weights &p, wgroup *k)
+{
+    k->h = f16_to_f32(p.scales[k->r * p.scales_ld + k->g]);
+    k->z = p.zeros[k->r * p.zeros_ld + k->g];
+}
+
 __global__ void wq_apply_kernel(weights p)
 {
     wgroup k;
     int64_t first;
     if (!warp_group(p, &k, &first))
         return;
-    k.h = f16_to_f32(p.scales[k.r * p.scales_ld + k.g]);
-    k.z = p.zeros[k.r * p.zeros_ld + k.g];
+    read_stored(p, &k);
     apply(p, k, first);
 }
 
@@ -176,8 +182,7 @@ __global__ void round_step_kernel(weights p, view dwq, float rate)
     int64_t first;
     if (!warp_group(p, &k, &first))
         return;
-    k.h = f16_to_f32(p.scales[k.r * p.scales_ld + k.g]);
-    k.z = p.zeros[k.r * p.zeros_ld + k.g];
+    read_stored(p, &k);
     for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
         const int n = left(k, c);
         const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
