@@ -153,6 +153,17 @@ static enum err place_streams(struct calib_plan *plan, struct estimate *e, struc
     return OK;
 }
 
+/* The state itself: scales and zeros, about 3 bytes a group; codes a byte a weight where
+ * they are kept; learned offsets of the block in work, twice in two files. */
+static uint64_t state_bytes(const struct job *j)
+{
+    const struct weight_spec *w = &j->settings.weights;
+    const uint64_t block = (uint64_t)arch_block_params(&j->arch),
+                   all = block * (uint64_t)j->arch.n_layers;
+    return all / 8 + (weight_chooses_codes(w) ? all : 0) +
+           (w->round == ROUND_LEARNED ? 16 * block : 0);
+}
+
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)
 {
     struct estimate e = {0};
@@ -163,20 +174,17 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
             "crr.blocks or calibration.seqlen, or use --device cpu",
             j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(plan),
             1e-9 * (double)e.usable_bytes);
-    /* The state itself: scales and zeros, about 3 bytes a group. */
-    const uint64_t state_bytes =
-        (uint64_t)(arch_block_params(&j->arch) * j->arch.n_layers / 8);
     return preflight_disk(
-        dir, state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
+        dir, state_bytes(j) + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
         "calibration");
 }
 
-static void show(const struct estimate *e, const struct args *a)
+static enum err show(const struct estimate *e, const struct args *a)
 {
     if (a->json)
-        show_plan_json(e);
-    else
-        show_plan_text(e);
+        return show_plan_json(e);
+    show_plan_text(e);
+    return OK;
 }
 
 enum err preflight_print_plan(struct job *j)
@@ -190,8 +198,7 @@ enum err preflight_print_plan(struct job *j)
                              1));
         e.measured = true;
     }
-    show(&e, j->args);
-    return OK;
+    return show(&e, j->args);
 }
 
 enum err preflight_print_shape(const struct args *a)
@@ -208,7 +215,7 @@ enum err preflight_print_shape(const struct args *a)
                             "run.device_memory, as in 24G");
     TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));
     TRY_OUT(place_streams(&plan, &e, &j));
-    show(&e, a);
+    err = show(&e, a);
 out:
     recipe_free(&j.recipe);
     return err;

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/show_plan.h"
 
+#include "data/json.h"
 #include "tools/progress.h"
-
-#include <jansson.h>
 
 static const char *const place_name[] = {"device", "memory", "disk"};
 
@@ -50,7 +49,7 @@ static void add_time(json_t *o, const struct estimate *e)
     json_object_set_new(o, "gemm_seconds", json_real(e->step.linear_gemm_s));
 }
 
-void show_plan_json(const struct estimate *e)
+enum err show_plan_json(const struct estimate *e)
 {
     const struct calib_plan *p = e->plan;
     json_t *o = json_pack(
@@ -64,9 +63,9 @@ void show_plan_json(const struct estimate *e)
         add_device(o, e);
     if (o && e->measured)
         add_time(o, e);
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
+    return err;
 }
 
 static void print_size(const char *name, double bytes, const char *where)

@@ -19,7 +19,8 @@ struct estimate {
 
 /* Whether what has to be on the device is. */
 bool estimate_fits(const struct estimate *e);
-void show_plan_json(const struct estimate *e);
+/* To standard output. ERR_MEMORY. */
+enum err show_plan_json(const struct estimate *e);
 void show_plan_text(const struct estimate *e);
 
 #endif
