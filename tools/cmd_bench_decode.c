@@ -193,11 +193,9 @@ static enum err print_json(const struct decode *b, double median, double best)
         (json_int_t)b->cache, "read_bytes_per_s", b->read_bps, "token_s", median,
         "best_token_s", best, "tokens_per_s", 1 / median, "share",
         bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b));
-    FAIL_IF(!o, ERR_MEMORY, "no memory for the report");
-    json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
-    printf("\n");
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
-    return OK;
+    return err;
 }
 
 enum err bench_decode(struct args *a)

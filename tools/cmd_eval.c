@@ -114,7 +114,8 @@ static enum err check_options(const struct args *a, bool is_artifact)
 static enum err open_model(struct eval *e, const struct args *a)
 {
     struct job *j = e->job;
-    const bool is_artifact = artifact_is(j->model_dir);
+    bool is_artifact;
+    TRY(artifact_is(&is_artifact, j->model_dir));
     TRY(check_options(a, is_artifact));
     e->rtn = !strcmp(a->simulate, "rtn");
     if (a->decode || !strcmp(a->task, "longbench"))

@@ -426,13 +426,16 @@ static enum err inspect_shape(const struct args *a, struct memory *mem)
 static enum err run(struct args *a)
 {
     struct memory mem = {0};
+    bool artifact, state;
     TRY(memory_open(&mem, a));
     FAIL_IF(!a->shape == !a->pos.n, ERR_USAGE, "want either DIR or --shape");
     if (a->shape)
         return inspect_shape(a, &mem);
-    if (artifact_is(a->pos.item[0]))
+    TRY(artifact_is(&artifact, a->pos.item[0]));
+    if (artifact)
         return inspect_artifact(a, &mem);
-    if (state_is(a->pos.item[0]))
+    TRY(state_is(&state, a->pos.item[0]));
+    if (state)
         return inspect_state(a);
     return inspect_checkpoint(a, &mem);
 }

@@ -67,7 +67,8 @@ static enum err check_output(bool *force, const struct args *a, const char *stat
     FAIL_IF(same_directory(a->out, state_dir), ERR_USAGE,
             "-o and --state both name %s; artifact and state need a directory each",
             state_dir);
-    *force = a->force || state_is(state_dir);
+    TRY(state_is(force, state_dir));
+    *force |= a->force;
     if (a->plan)
         return OK;
     TRY(outdir_open(&trial, a->out, *force));

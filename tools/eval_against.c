@@ -14,13 +14,15 @@ static enum err open_second(struct eval *b, const struct eval *a)
 {
     struct job *j = b->job;
     const struct args *args = a->job->args;
+    bool artifact;
     *j = (struct job){.args = args,
                       .model_dir = args->against,
                       .dev = a->job->dev,
                       .settings = a->job->settings,
                       .progress = a->job->progress};
     TRY(recipe_from_args(&j->recipe, args));
-    if (artifact_is(j->model_dir)) {
+    TRY(artifact_is(&artifact, j->model_dir));
+    if (artifact) {
         TRY(artifact_open(&b->artifact, j->model_dir, true));
         j->arch = *artifact_arch(b->artifact);
         b->decode = a->decode;

@@ -18,7 +18,9 @@
 static enum err adopt_compute(struct job *j, const char *state_dir)
 {
     struct state *s = NULL;
-    if (j->recipe.compute || !state_is(state_dir))
+    bool begun;
+    TRY(state_is(&begun, state_dir));
+    if (j->recipe.compute || !begun)
         return OK;
     TRY(state_open_read(&s, state_dir, NULL));
     j->recipe.compute = state_recipe(s)->compute;

@@ -385,21 +385,23 @@ out:
     return err;
 }
 
-bool state_is(const char *dir)
+enum err state_is(bool *yes, const char *dir)
 {
     char *path = NULL;
     json_t *m = NULL;
-    bool yes = false;
-    if (file_join(&path, dir, MANIFEST))
-        return false;
-    if (file_exists(path) && !json_load_file_strict(&m, path, MANIFEST_LIMIT)) {
+    *yes = false;
+    TRY(file_join(&path, dir, MANIFEST));
+    enum err err = file_exists(path) ? json_load_file_strict(&m, path, MANIFEST_LIMIT) : OK;
+    if (!err) {
         const char *format = json_string_value(json_object_get(m, "format"));
-        yes = format && !strcmp(format, FORMAT_NAME);
+        *yes = format && !strcmp(format, FORMAT_NAME);
         json_decref(m);
     }
-    err_clear();
     mem_free(path);
-    return yes;
+    if (err == ERR_MEMORY)
+        return err;
+    err_clear();
+    return OK;
 }
 
 /* --- what it holds ------------------------------------------------------------------ */

@@ -19,8 +19,9 @@
 
 struct state; /* opaque; one thread */
 
-/* Looks like a state: has a manifest.json of ours. */
-bool state_is(const char *dir);
+/* *yes: dir looks like a state, with a manifest.json of ours. ERR_MEMORY alone: any other
+ * directory is just none. */
+enum err state_is(bool *yes, const char *dir);
 
 /* Open DIR for work: make it, or resume what is there. identity is a JSON object (borrowed)
  * that must equal the state's own: {"config": ..., "checkpoint": ..., "tokenizer": ...,

@@ -55,6 +55,7 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     enum err err = OK;
     struct manifest *m = NULL;
     char *name = NULL;
+    bool artifact;
     *replace = false;
     if (!file_exists(dir))
         return OK;
@@ -62,7 +63,8 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     TRY(first_foreign(&name, dir, NULL));
     if (!name)
         return OK;
-    if (!artifact_is(dir))
+    TRY_OUT(artifact_is(&artifact, dir));
+    if (!artifact)
         FAIL_OUT(ERR_USAGE,
                  "%s: exists and holds %s, not an artifact; choose another directory", dir,
                  name);

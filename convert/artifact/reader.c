@@ -16,23 +16,28 @@
 
 /* --- opening ------------------------------------------------------------------------ */
 
-bool artifact_is(const char *dir)
+enum err artifact_is(bool *yes, const char *dir)
 {
-    /* Straight through jansson: a directory of another kind is no error to record. */
+    enum err err = OK;
     char *config = NULL, *manifest = NULL;
-    bool is = false;
-    if (!file_join(&config, dir, "config.json") &&
-        !file_join(&manifest, dir, MANIFEST_NAME) && file_exists(manifest) &&
-        file_size(config) > 0 && (uint64_t)file_size(config) <= CONFIG_MAX) {
+    *yes = false;
+    TRY_OUT(file_join(&config, dir, "config.json"));
+    TRY_OUT(file_join(&manifest, dir, MANIFEST_NAME));
+    if (file_exists(manifest) && file_size(config) > 0 &&
+        (uint64_t)file_size(config) <= CONFIG_MAX) {
+        /* Straight through jansson: a directory of another kind is no error to record. */
         json_t *o = json_load_file(config, 0, NULL);
         const json_t *q = json_object_get(o, "quantization_config");
         const char *method = json_string_value(json_object_get(q, "quant_method"));
-        is = method && !strcmp(method, ARTIFACT_METHOD);
+        *yes = method && !strcmp(method, ARTIFACT_METHOD);
         json_decref(o);
+        if (json_out_of_memory())
+            FAIL_OUT(ERR_MEMORY, "%s: out of memory for its JSON", config);
     }
+out:
     mem_free(config);
     mem_free(manifest);
-    return is;
+    return err;
 }
 
 static enum err read_spec(struct artifact *a)

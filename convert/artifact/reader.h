@@ -27,8 +27,9 @@ struct packed_block {
 
 struct artifact; /* opaque, read-only, safe to share between threads */
 
-bool artifact_is(const char *dir); /* looks like an artifact: config.json with our
-                                      quantization_config and manifest.json */
+/* *yes: dir looks like an artifact, with manifest.json and our quantization_config in
+ * config.json. ERR_MEMORY alone: any other directory is just none. */
+enum err artifact_is(bool *yes, const char *dir);
 /* check_crc: every tensor's CRC against the manifest too. Errors: ERR_NOT_FOUND, ERR_FORMAT
  * with file and tensor. */
 enum err artifact_open(struct artifact **out, const char *dir, bool check_crc);

@@ -144,7 +144,9 @@ static void check_artifact(const char *out)
     struct hf_model *m = NULL;
     struct artifact *a = NULL;
     struct host_mat embed, norm, head;
-    assert_true(artifact_is(out));
+    bool is;
+    ok(artifact_is(&is, out));
+    assert_true(is);
     ok(hf_open(&m, model_dir));
     ok(artifact_open(&a, out, true));
     const struct model_source *src = hf_source(m);
@@ -545,8 +547,11 @@ static void test_config(void **state)
     assert_string_equal(json_string_value(json_object_get(q, "quant_method")), "wkvq");
     json_decref(have);
     json_decref(had);
-    assert_false(artifact_is(model_dir));
-    assert_false(artifact_is(dir));
+    bool is;
+    ok(artifact_is(&is, model_dir));
+    assert_false(is);
+    ok(artifact_is(&is, dir));
+    assert_false(is);
     assert_string_equal(err_text(), "");
 }
 
