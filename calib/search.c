@@ -148,10 +148,12 @@ static enum err add_input(struct search *k, double *moment, const struct tensor 
 {
     const int64_t T = x->dim[0], n = x->dim[1];
     const size_t row = (size_t)n * dtype_bytes(x->dtype);
-    for (int64_t t = 0; t < T; t++)
-        TRY(dev_download(
-            k->dev, (char *)k->stage + (size_t)t * row,
-            (const char *)x->data + (size_t)(t * x->ld) * dtype_bytes(x->dtype), row));
+    const int64_t pieces = x->ld == n ? 1 : T;
+    for (int64_t i = 0; i < pieces; i++)
+        TRY(dev_download(k->dev, (char *)k->stage + (size_t)i * row,
+                         (const char *)x->data +
+                             (size_t)(i * x->ld) * dtype_bytes(x->dtype),
+                         (size_t)(T / pieces) * row));
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < n; c++) {
             const double v = (double)stage_at(k, x->dtype, t * n + c);
