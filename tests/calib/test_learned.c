@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What goes beyond the paper: GPTQ, learned rounding, searched starts. */
-#include "calib/search.h"
+ * What goes beyond the paper: GPTQ, learned rounding, whole runs from searched starts. */
 #include "kernels/base/rng.h"
 #include "tests/calib/calib_fixture.h"
 
@@ -72,38 +71,11 @@ static void test_learned_rounding_gains(void **state)
     fixture_close(&f);
 }
 
-/* One weight ten times the others: clipped where its input hardly moves, kept where it
- * moves most, on either side. */
-static void test_search_weighs_inputs(void **state)
-{
-    enum { N = 64 };
-    float w[N], gamma[2], beta[2];
-    double m[N];
-    struct rng r;
-    rng_seed(&r, 7);
-    for (int side = 0; side < 2; side++) {
-        for (int i = 0; i < N; i++) {
-            w[i] = (float)rng_normal(&r) * 0.3f;
-            m[i] = 1;
-        }
-        w[20] = side ? -5.0f : 5.0f;
-        for (int i = 0; i < 2; i++) {
-            m[20] = i ? 1e4 : 1e-4;
-            search_group(&gamma[i], &beta[i], w, m, N, 4);
-        }
-        const float *outer = side ? beta : gamma, *inner = side ? gamma : beta;
-        assert_true(outer[0] <= 0.7f);
-        assert_true(outer[1] >= 0.9f);
-        assert_true(inner[0] >= 0.4f && inner[0] <= 1);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gptq_beats_nearest),
         cmocka_unit_test(test_learned_rounding_gains),
-        cmocka_unit_test(test_search_weighs_inputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

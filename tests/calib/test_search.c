@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The clipping's searched start: the best of the grid, weighed by each projection's own
+ * inputs. */
+#include "calib/search.h"
+#include "kernels/base/half.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+/* One weight ten times the others: clipped where its input hardly moves, kept where it
+ * moves most, on either side. */
+static void test_search_weighs_inputs(void **state)
+{
+    enum { N = 64 };
+    float w[N], gamma[2], beta[2];
+    double m[N];
+    struct rng r;
+    rng_seed(&r, 7);
+    for (int side = 0; side < 2; side++) {
+        for (int i = 0; i < N; i++) {
+            w[i] = (float)rng_normal(&r) * 0.3f;
+            m[i] = 1;
+        }
+        w[20] = side ? -5.0f : 5.0f;
+        for (int i = 0; i < 2; i++) {
+            m[20] = i ? 1e4 : 1e-4;
+            search_group(&gamma[i], &beta[i], w, m, N, 4);
+        }
+        const float *outer = side ? beta : gamma, *inner = side ? gamma : beta;
+        assert_true(outer[0] <= 0.7f);
+        assert_true(outer[1] >= 0.9f);
+        assert_true(inner[0] >= 0.4f && inner[0] <= 1);
+    }
+}
+
+static double weighted_error(const float *w, const double *m, int n, float gamma,
+                             float beta)
+{
+    enum { BITS = 3 };
+    float lo = 0, hi = 0;
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        lo = fminf(lo, w[i]);
+        hi = fmaxf(hi, w[i]);
+    }
+    lo *= beta;
+    const float h = f16_to_f32(quant_weight_scale(lo, gamma * hi, BITS));
+    const uint8_t z = quant_weight_zero(lo, h, BITS);
+    for (int i = 0; i < n; i++) {
+        const uint8_t q = quant_weight_code(w[i], h, z, BITS);
+        const double e = (double)w[i] - (double)quant_weight_value(q, z, h);
+        sum += m[i] * (e * e);
+    }
+    return sum;
+}
+
+/* No other beta of the grid does better with the gamma that was found, and no pair of
+ * equals. */
+static void test_search_finds_the_least(void **state)
+{
+    enum { N = 32 };
+    float w[N], gamma, beta;
+    double m[N];
+    struct rng r;
+    rng_seed(&r, 8);
+    for (int group = 0; group < 50; group++) {
+        for (int i = 0; i < N; i++) {
+            w[i] = (float)rng_normal(&r);
+            m[i] = exp(2 * rng_normal(&r));
+        }
+        search_group(&gamma, &beta, w, m, N, 3);
+        const double found = weighted_error(w, m, N, gamma, beta);
+        for (int i = 0; i < 12; i++) {
+            const float x = i ? 1.0f - 0.05f * (float)i : 0.99f;
+            assert_true(found <= weighted_error(w, m, N, gamma, x));
+            assert_true(found <= weighted_error(w, m, N, x, x));
+        }
+    }
+}
+
+#define T 8
+
+/* Inputs [T, n] of a projection, a few columns of which decide; returns the columns' sums
+ * of squares, to be released with mem_free. */
+static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64_t n)
+{
+    double *moment = NULL;
+    must(mem_calloc(&moment, (size_t)n, sizeof(*moment)));
+    float *host = draw(r, T * n, 1, 0);
+    const int64_t loud = (int64_t)rng_below(r, 5);
+    for (int64_t i = 0; i < T * n; i++) {
+        host[i] *= i % n % 5 == loud ? 20 : 0.05f;
+        moment[i % n] += (double)host[i] * (double)host[i];
+    }
+    *x = tensor_2d(to_dev(d, host, T * n, DT_F32), DT_F32, T, n);
+    mem_free(host);
+    return moment;
+}
+
+static void check_lin(struct dev *d, const struct fakequant *f, int l, const double *moment)
+{
+    const struct tensor wt = block_weights_lin(&f->master, f->arch, l);
+    const int64_t in = wt.dim[1], G = f->weights.group_size, groups = f->a[l].dim[1];
+    float *w = to_host(d, &wt), *a = to_host(d, &f->a[l]), *b = to_host(d, &f->b[l]);
+    for (int64_t r = 0; r < wt.dim[0]; r++)
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t n = (g + 1) * G < in ? G : in - g * G;
+            float gamma, beta;
+            search_group(&gamma, &beta, w + r * in + g * G, moment + g * G, n,
+                         f->weights.bits);
+            const float *at = &a[r * groups + g], *bt = &b[r * groups + g];
+            assert_true(fabsf(1 / (1 + expf(-*at)) - gamma) <= 1e-5f);
+            assert_true(fabsf(1 / (1 + expf(-*bt)) - beta) <= 1e-5f);
+        }
+    mem_free(w);
+    mem_free(a);
+    mem_free(b);
+}
+
+/* Each projection's clipping is that of its own input's moments, over two samples, and what
+ * was gathered for the block before is forgotten. */
+static void test_every_projection_by_its_own_input(void **state)
+{
+    struct fixture model;
+    struct calib_settings s = tiny_settings();
+    struct search k;
+    struct fakequant f;
+    struct block_acts acts = {0};
+    struct dev *d = open_dev("cpu");
+    struct rng r;
+    rng_seed(&r, 9);
+    s.seqlen = T;
+    s.weights_init = INIT_SEARCH;
+    fixture_open(&model, tiny_arch(1, 1), 46);
+    must(fakequant_open(&f, d, &model.arch, &s));
+    must(fakequant_load(&f, &model.blocks[0], 0));
+    must(fakequant_start(&f, NULL, NULL, NULL, NULL));
+    must(search_open(&k, d, &model.arch, &s));
+
+    struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.n2, &acts.m};
+    const int reads[N_LIN] = {[LIN_O] = 1, [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
+    const int some_reader[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
+    double *moment[SEARCH_INPUTS];
+    for (int round = 0; round < 2; round++) {
+        search_begin(&k);
+        for (int i = 0; i < SEARCH_INPUTS; i++)
+            moment[i] = draw_inputs(x[i], d, &r, arch_in(&model.arch, some_reader[i]));
+        must(search_add(&k, &acts));
+        must(search_add(&k, &acts));
+        must(search_finish(&k, &f));
+        for (int l = 0; l < N_LIN; l++)
+            check_lin(d, &f, l, moment[reads[l]]);
+        for (int i = 0; i < SEARCH_INPUTS; i++) {
+            mem_free(moment[i]);
+            dev_free(d, x[i]->data);
+        }
+    }
+    search_close(&k);
+    fakequant_close(&f);
+    fixture_close(&model);
+    dev_close(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_search_weighs_inputs),
+        cmocka_unit_test(test_search_finds_the_least),
+        cmocka_unit_test(test_every_projection_by_its_own_input),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
