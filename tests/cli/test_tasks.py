@@ -227,6 +227,30 @@ def test_against(f):
     assert r["windows"] == 4 and r["tokens"] == 4 * 29, r
 
 
+def test_second_half(f):
+    """Only what is predicted at positions ctx/2 to ctx - 2 counts: simulated, packed, and against another."""
+    ids = list((f.path / "text.txt").read_bytes())
+    for ctx in (30, 31):
+        first = ctx // 2
+        losses = []
+        for start in (0, ctx):
+            window = ids[start:start + ctx]
+            rows = f.reference.logits(window[:-1])
+            losses.append([-log_softmax(row)[t] for row, t in zip(rows, window[1:])])
+        want = [sum(row[first:]) / (ctx - 1 - first) for row in losses]
+        args = ["--data", "text.txt", "--ctx", str(ctx), "--windows", "2", "--json", "-q"]
+        r = json.loads(f.run("eval", "model", "--score", "second-half", *args))
+        assert r["score"] == "second-half" and r["tokens"] == 2 * (ctx - 1 - first), r
+        near(r["nll"], sum(want) / 2, 1e-5, "loss")
+        for got, one in zip(r["window_nll"], want, strict=True):
+            near(got, one, 1e-5, "loss of a window")
+        whole = [json.loads(f.run("eval", "packed1", "--score", "second-half", *more, *args))
+                 for more in (["--decode"], [], ["--against", "model"])]
+        near(whole[0]["nll"], whole[1]["nll"], 2e-4, "packed")
+        near(whole[2]["model"]["nll"], whole[1]["nll"], 1e-6, "against")
+        near(whole[2]["against"]["nll"], r["nll"], 1e-6, "the other")
+
+
 def test_against_packed(f):
     """The packed runtime beside full precision: as the simulation, whatever the chunk."""
     args = ["--data", "text.txt", "--ctx", "40", "--windows", "2", "--against", "model", "--json",

@@ -236,6 +236,20 @@ static void test_nibble(void **state)
     close_subject(&s);
 }
 
+/* One byte of a value that is carried over as it is. */
+static void test_carried(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    damage("model.embed_tokens.weight", 9, 1, true);
+    const struct verify_report r = run(&s);
+    assert_false(r.passed);
+    assert_int_equal(r.weights, VERIFY_FAIL);
+    assert_int_equal(r.weights_differing, 1);
+    assert_non_null(strstr(r.first_difference, "model.embed_tokens.weight"));
+    close_subject(&s);
+}
+
 static void test_scale(void **state)
 {
     struct subject s;
@@ -329,11 +343,12 @@ static void test_other_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_passes),     cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_crc),        cmocka_unit_test(test_nibble),
-        cmocka_unit_test(test_scale),      cmocka_unit_test(test_zero),
-        cmocka_unit_test(test_shift),      cmocka_unit_test(test_norm),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_passes),      cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_crc),         cmocka_unit_test(test_nibble),
+        cmocka_unit_test(test_carried),     cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_zero),        cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_norm),        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_other_model),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }
