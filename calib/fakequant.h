@@ -23,7 +23,8 @@ struct fakequant {
     bool quantize_weights, quantize_kv; /* below 16 bits */
     bool learn_weights, learn_kv;
     bool gptq_start; /* offsets start at GPTQ's codes */
-    bool gptq; /* none learns: scales, zeros and codes are chosen once, to begin with */
+    bool
+        gptq; /* no weight learns: scales, zeros and codes are chosen once, to begin with */
     bool learn_round;             /* offsets inside the rounding */
     int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
     void *memory;
@@ -77,8 +78,8 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
 enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */
 
-/* Host F32 [out, in] of projection l's rounding offsets, the present or the best, and back:
- * for saving. */
+/* View of projection l's rounding offsets, F32 [out, in] on the device, the present or the
+ * best; only with learn_round. */
 struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);
 
 /* Take over what a finished block's q says, in place of parameters: wq and the cache
