@@ -9,8 +9,10 @@
 
 #include <string.h>
 
-/* Rows of a chunk of work: a multiple of 4, and independent of the thread count. */
-#define ROWS 32
+/* Rows of a chunk of work, a multiple of 4: some chunks a thread, but long stretches of
+ * memory. Every row is computed by itself, so no result depends on it. */
+#define FEWEST_ROWS 32
+#define ROWS 256
 
 struct job {
     struct rt_linear *l;
@@ -18,6 +20,7 @@ struct job {
     float *const *y;
     int64_t first[4]; /* chunks before projection i */
     int count;
+    int64_t rows; /* of a chunk */
     const float *x;
     int64_t n;
 };
@@ -210,8 +213,8 @@ static void chunk(void *ctx, int64_t c, int thread)
         i++;
     const struct packed_linear *p = j->p[i];
     float *y = j->y[i];
-    const int64_t first = (c - j->first[i]) * ROWS;
-    const int64_t end = p->out - first < ROWS ? p->out : first + ROWS;
+    const int64_t first = (c - j->first[i]) * j->rows;
+    const int64_t end = p->out - first < j->rows ? p->out : first + j->rows;
     if (j->n > 1)
         tile_rows(j, p, y, first, end, &s);
     else
@@ -219,13 +222,23 @@ static void chunk(void *ctx, int64_t c, int thread)
     add_bias(j, p, y, first, end);
 }
 
+static int64_t chunk_rows(const struct packed_linear *const *p, int count, int threads)
+{
+    int64_t rows = 0;
+    for (int i = 0; i < count; i++)
+        rows += p[i]->out;
+    rows = rows / (4 * (int64_t)threads) / 4 * 4;
+    return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > ROWS ? ROWS : rows;
+}
+
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n)
 {
     struct job j = {.l = l, .p = p, .y = y, .count = count, .x = x, .n = n};
+    j.rows = chunk_rows(p, count, pool_threads(l->pool));
     for (int i = 0; i < count; i++)
-        j.first[i + 1] = j.first[i] + (p[i]->out + ROWS - 1) / ROWS;
+        j.first[i + 1] = j.first[i] + (p[i]->out + j.rows - 1) / j.rows;
     if (n == 1)
         l->kern->part(l->parted, x, p[0]->in);
     pool_run(l->pool, j.first[count], chunk, &j);
