@@ -2,6 +2,7 @@
 #include "tools/state_priv.h"
 
 #include "data/json.h"
+#include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
@@ -23,8 +24,6 @@
 #define FORMAT_VERSION 1
 #define MANIFEST "manifest.json"
 #define MANIFEST_LIMIT (256u << 20)
-#define CHECKSUM "manifest_crc32"
-#define TAIL_ROOM 48
 
 enum err state_path(char **out, const struct state *s, const char *name)
 {
@@ -38,40 +37,33 @@ void state_block_name(char out[40], int64_t block)
 
 /* --- the manifest ------------------------------------------------------------------- */
 
-/* Its last member is the CRC-32 of what stands before. */
-static void tail_text(char out[TAIL_ROOM], const char *text, size_t n)
-{
-    snprintf(out, TAIL_ROOM, ",\n \"" CHECKSUM "\": \"%08" PRIx32 "\"\n}",
-             bytes_crc32(0, text, n));
-}
-
-static enum err write_signed(const char *path, const char *text, size_t n)
+static enum err write_sealed(const char *path, const char *text, size_t n)
 {
     struct file_writer *w = NULL;
-    char tail[TAIL_ROOM];
-    tail_text(tail, text, n);
+    char seal[JSON_SEAL_BYTES + 1];
     TRY(file_writer_open(&w, path));
     enum err err = file_write(w, text, n);
     if (!err)
-        err = file_write(w, tail, strlen(tail));
+        err = file_write(w, ",\n", 2);
+    json_seal(seal, file_writer_crc(w));
+    if (!err)
+        err = file_write(w, seal, JSON_SEAL_BYTES);
     if (!err)
         return file_writer_commit(&w);
     file_writer_abort(&w);
     return err;
 }
 
-/* whole: the text ends with its checksum. */
-static enum err read_signed(json_t **out, bool *whole, const char *path)
+/* whole: the text ends with its seal. */
+static enum err read_sealed(json_t **out, bool *whole, const char *path)
 {
-    char *text = NULL, tail[TAIL_ROOM];
+    char *text = NULL;
     size_t n;
     TRY(file_read_all(&text, &n, path, MANIFEST_LIMIT));
     const enum err err = json_parse(out, text, n, path);
-    tail_text(tail, text, 0);
-    const size_t tail_n = strlen(tail);
-    if (n >= tail_n)
-        tail_text(tail, text, n - tail_n);
-    *whole = n >= tail_n && !memcmp(text + n - tail_n, tail, tail_n);
+    *whole = !err && !json_check_seal(text, n, path);
+    if (!err)
+        err_clear();
     mem_free(text);
     return err;
 }
@@ -83,7 +75,7 @@ enum err state_write_manifest(const struct state *s)
     char *text = json_text(s->manifest, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
     TRY_OUT(state_path(&path, s, MANIFEST));
-    TRY_OUT(write_signed(path, text, strlen(text) - strlen("\n}")));
+    TRY_OUT(write_sealed(path, text, strlen(text) - strlen("\n}")));
 out:
     mem_free(path);
     free(text);
@@ -169,7 +161,7 @@ static enum err adopt_manifest(struct state *s, const char *path, bool whole)
             "%s: its checksum is missing or wrong: the file is damaged; remove %s to start "
             "over",
             path, s->dir);
-    json_object_del(s->manifest, CHECKSUM);
+    json_object_del(s->manifest, JSON_SEAL_KEY);
     TRY(json_need_int(&s->blocks, s->manifest, "blocks", 1, 100000, path));
     TRY(json_get_object(&identity, s->manifest, "identity", path));
     TRY(json_get_array(&done, s->manifest, "done", path));
@@ -191,7 +183,7 @@ static enum err load_manifest(struct state *s)
     bool whole = false;
     enum err err = OK;
     TRY(state_path(&path, s, MANIFEST));
-    TRY_OUT(read_signed(&s->manifest, &whole, path));
+    TRY_OUT(read_sealed(&s->manifest, &whole, path));
     TRY_OUT(adopt_manifest(s, path, whole));
     if (s->arch.n_layers && s->arch.n_layers != s->blocks)
         FAIL_OUT(ERR_MISMATCH,

@@ -3,6 +3,7 @@
 
 #include "convert/artifact/artifact_spec.h"
 #include "data/json.h"
+#include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
@@ -17,10 +18,6 @@
 #define MANIFEST_VERSION 1
 #define FORMAT_NAME "wkvq-artifact"
 #define TEXT_MAX ((size_t)256 << 20)
-/* The end of the file: a CRC-32 of all bytes before it. */
-#define TAIL_KEY "\"manifest_crc32\":\""
-#define TAIL_END "\"\n}\n"
-#define TAIL_BYTES (sizeof(TAIL_KEY) - 1 + 8 + sizeof(TAIL_END) - 1)
 
 static bool parse_crc(uint32_t *out, const char *hex)
 {
@@ -33,21 +30,6 @@ static bool parse_crc(uint32_t *out, const char *hex)
     }
     *out = v;
     return true;
-}
-
-static enum err check_self(const struct manifest *m, const char *path)
-{
-    uint32_t want = 0;
-    const char *tail = m->text + (m->bytes < TAIL_BYTES ? 0 : m->bytes - TAIL_BYTES);
-    FAIL_IF(m->bytes < TAIL_BYTES || strncmp(tail, TAIL_KEY, sizeof(TAIL_KEY) - 1) ||
-                !parse_crc(&want, tail + sizeof(TAIL_KEY) - 1) ||
-                strcmp(tail + TAIL_BYTES - sizeof(TAIL_END) + 1, TAIL_END),
-            ERR_FORMAT, "%s: does not end with its CRC-32 (is the file complete?)", path);
-    const uint32_t have = bytes_crc32(0, m->text, m->bytes - TAIL_BYTES);
-    FAIL_IF(have != want, ERR_FORMAT,
-            "%s: damaged: CRC-32 is %08" PRIx32 ", the file says %08" PRIx32, path, have,
-            want);
-    return OK;
 }
 
 static enum err need_crc(uint32_t *out, const json_t *o, const char *where)
@@ -177,7 +159,7 @@ enum err manifest_open(struct manifest **out, const char *dir)
                  path);
     TRY_OUT(mem_calloc(&m, 1, sizeof(*m)));
     TRY_OUT(file_read_all(&m->text, &m->bytes, path, TEXT_MAX));
-    TRY_OUT(check_self(m, path));
+    TRY_OUT(json_check_seal(m->text, m->bytes, path));
     TRY_OUT(json_parse(&m->root, m->text, m->bytes, path));
     TRY_OUT(parse_root(m, path));
     *out = m;
@@ -300,8 +282,10 @@ static enum err write_text(struct file_writer *w, const struct manifest_input *i
     for (size_t i = 0; i < in->n_files; i++)
         TRY(write_entry(w, in->file[i].name, file_json(&in->file[i]),
                         i + 1 == in->n_files));
+    char seal[JSON_SEAL_BYTES + 1];
     TRY(file_printf(w, "},\n"));
-    return file_printf(w, TAIL_KEY "%08" PRIx32 TAIL_END, file_writer_crc(w));
+    json_seal(seal, file_writer_crc(w));
+    return file_printf(w, "%s", seal);
 }
 
 enum err manifest_write(const char *dir, const struct manifest_input *in)

@@ -37,13 +37,11 @@ STATE_SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration
                   "crr.blocks=1"]
 
 
-def signed(doc):
-    """As JSON; a state's manifest with the checksum of its new text."""
-    key = "manifest_crc32"
-    if key not in doc:
-        return json.dumps(doc)
-    text = json.dumps({k: v for k, v in doc.items() if k != key}, indent=1)[:-2]
-    return text + f',\n "{key}": "{zlib.crc32(text.encode()):08x}"\n}}'
+def sealed(doc):
+    """A manifest with the checksum of its new text."""
+    doc.pop("manifest_crc32", None)
+    text = json.dumps(doc).encode()[:-1] + b",\n"
+    return text + b'"manifest_crc32":"%08x"\n}\n' % zlib.crc32(text)
 
 
 class Scratch:
@@ -95,7 +93,8 @@ class Scratch:
             node.append(json.loads(value))
         else:
             node[last] = json.loads(value)
-        self.at(name).write_text(signed(doc))
+        state = doc.get("format") == "wkvq-state" and "manifest_crc32" in doc
+        self.at(name).write_bytes(sealed(doc) if state else json.dumps(doc).encode())
 
     def make_write(self, name, text=""):
         r"""write FILE TEXT: with \n, \t and \xHH."""
@@ -216,19 +215,13 @@ class Scratch:
                     if tensor in doc["tensors"]:
                         doc["tensors"][tensor].update(bytes=end - begin, crc32=f"{crc:08x}",
                                                       dtype=t["dtype"], shape=t["shape"])
-        self.write_sealed(path, doc)
+        path.write_bytes(sealed(doc))
 
     def make_manifest(self, name, path, value="-"):
         """manifest DIR A.B.0 [JSON]: like set, and with a right CRC-32 at the end."""
         file = f"{name}/manifest.json"
         self.make_set(file, path, value)
-        self.write_sealed(self.at(file), json.loads(self.at(file).read_text()))
-
-    @staticmethod
-    def write_sealed(path, doc):
-        doc.pop("manifest_crc32", None)
-        text = json.dumps(doc).encode()[:-1] + b",\n"
-        path.write_bytes(text + b'"manifest_crc32":"%08x"\n}\n' % zlib.crc32(text))
+        self.at(file).write_bytes(sealed(json.loads(self.at(file).read_text())))
 
     def make_recrc(self, name, block):
         """recrc STATE BLOCK: let a state's manifest have the CRC-32 of what is there."""
@@ -236,7 +229,7 @@ class Scratch:
         doc = json.loads(path.read_text())
         data = (self.at(name) / f"block-{int(block):04}.safetensors").read_bytes()
         doc["done"][int(block)].update(bytes=len(data), crc32=f"{zlib.crc32(data):08x}")
-        path.write_text(signed(doc))
+        path.write_bytes(sealed(doc))
 
     def make_length(self, name, value):
         """length FILE.safetensors N: another header length."""

@@ -6,6 +6,7 @@
 #include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
+#include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
@@ -399,12 +400,11 @@ static void exercise(struct artifact *a)
 /* Put the right CRC at the end, so that the change is not refused for that alone. */
 static void fix_manifest(char *text, size_t n)
 {
-    char crc[9];
-    const size_t tail = strlen("\"manifest_crc32\":\"") + 8 + strlen("\"\n}\n");
-    if (n <= tail)
+    char seal[JSON_SEAL_BYTES + 1];
+    if (n <= JSON_SEAL_BYTES)
         return;
-    snprintf(crc, sizeof(crc), "%08x", bytes_crc32(0, text, n - tail));
-    memcpy(text + n - tail + strlen("\"manifest_crc32\":\""), crc, 8);
+    json_seal(seal, bytes_crc32(0, text, n - JSON_SEAL_BYTES));
+    memcpy(text + n - JSON_SEAL_BYTES, seal, JSON_SEAL_BYTES);
 }
 
 static void mutate(const char *name, int rounds, uint64_t seed, size_t limit)

@@ -3,6 +3,7 @@
  * Verification passes on what the writer wrote, and fails on one nibble, one scale, one
  * shift too many, whose checksums are right. */
 #include "convert/runtime/verify.h"
+#include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
@@ -55,11 +56,10 @@ static void replace_crc(char *text, uint32_t from, uint32_t to)
 /* The manifest's last line is the CRC-32 of what is before it. */
 static void sign_manifest(char *text, size_t n)
 {
-    static const char key[] = "\"manifest_crc32\":\"";
-    char *at = strstr(text, key), crc[9];
-    assert_non_null(at);
-    snprintf(crc, sizeof(crc), "%08" PRIx32, bytes_crc32(0, text, (size_t)(at - text)));
-    memcpy(at + strlen(key), crc, 8);
+    char seal[JSON_SEAL_BYTES + 1];
+    assert_true(n > JSON_SEAL_BYTES);
+    json_seal(seal, bytes_crc32(0, text, n - JSON_SEAL_BYTES));
+    memcpy(text + n - JSON_SEAL_BYTES, seal, JSON_SEAL_BYTES);
 }
 
 static char *in_dir(const char *name)

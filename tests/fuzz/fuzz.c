@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tests/fuzz/fuzz.h"
 
+#include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
@@ -75,12 +76,8 @@ void fuzz_check(enum err e)
 /* KEY, eight digits, END: the CRC is taken of all before. */
 void fuzz_seal(char *text, size_t n)
 {
-    static const char key[] = "\"manifest_crc32\":\"", end[] = "\"\n}\n";
-    const size_t tail = sizeof(key) - 1 + 8 + sizeof(end) - 1;
-    if (n < tail)
-        return;
-    const uint32_t crc = bytes_crc32(0, text, n - tail);
-    snprintf(text + n - tail, tail + 1, "%s%08" PRIx32 "%s", key, crc, end);
+    if (n >= JSON_SEAL_BYTES)
+        json_seal(text + n - JSON_SEAL_BYTES, bytes_crc32(0, text, n - JSON_SEAL_BYTES));
 }
 
 void fuzz_use(const void *p, size_t n)

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * A state's manifest beside sound blocks, read by whoever only looks and by whoever
- * resumes. The writer's bytes come first: opening for work may remove what the manifest
- * disowns. */
+ * A state's manifest, as it is and with a right CRC-32, beside sound blocks, read by
+ * whoever only looks and by whoever resumes. The writer's bytes come first: opening for
+ * work may remove what the manifest disowns. */
 #include "tests/fuzz/fuzz.h"
 #include "tools/state.h"
 
 #include "convert/checkpoint/hf.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 static struct arch arch;
 
@@ -50,21 +53,34 @@ static void load_partial(void)
     state_close(&s);
 }
 
+static void open_state(const void *manifest, size_t n)
+{
+    bool is;
+    fuzz_put("manifest.json", manifest, n);
+    if (state_is(&is, fuzz_path("")))
+        abort();
+    read_state(NULL);
+    read_state(&arch);
+    load_partial();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     static bool ready;
+    char *text = malloc(n + 1);
+    if (!text)
+        abort();
     if (!ready) {
         fuzz_copy("state/block-0000.safetensors", "block-0000.safetensors");
         fuzz_copy("state/block-0001.safetensors", "block-0001.safetensors");
         fuzz_copy("state/block-0001.safetensors", "partial-a.safetensors");
         ready = true;
     }
-    fuzz_put("manifest.json", data, n);
-    bool is;
-    if (state_is(&is, fuzz_path("")))
-        abort();
-    read_state(NULL);
-    read_state(&arch);
-    load_partial();
+    if (n)
+        memcpy(text, data, n);
+    open_state(text, n);
+    fuzz_seal(text, n);
+    open_state(text, n);
+    free(text);
     return 0;
 }
