@@ -10,7 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PATH_BUFFERS 4
@@ -78,6 +78,19 @@ void fuzz_seal(char *text, size_t n)
 {
     if (n >= JSON_SEAL_BYTES)
         json_seal(text + n - JSON_SEAL_BYTES, bytes_crc32(0, text, n - JSON_SEAL_BYTES));
+}
+
+void fuzz_sealed(const void *data, size_t n, void (*read)(const void *data, size_t n))
+{
+    char *text = malloc(n + 1);
+    if (!text)
+        abort();
+    if (n)
+        memcpy(text, data, n);
+    read(text, n);
+    fuzz_seal(text, n);
+    read(text, n);
+    free(text);
 }
 
 void fuzz_use(const void *p, size_t n)

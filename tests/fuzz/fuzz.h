@@ -31,6 +31,8 @@ void fuzz_check(enum err e);
 /* Put the CRC-32 that a manifest ends with into its last bytes, as a stranger can, too.
  * text has room for a NUL. */
 void fuzz_seal(char *text, size_t n);
+/* read of the n bytes as they are, then with a seal at their end. */
+void fuzz_sealed(const void *data, size_t n, void (*read)(const void *data, size_t n));
 
 /* Read n bytes, which the sanitizers then check. */
 void fuzz_use(const void *p, size_t n);
