@@ -5,6 +5,7 @@
 #include "kernels/base/mem.h"
 #include "tools/recipe.h"
 
+#include <glob.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -85,6 +86,29 @@ static void reference_is_the_defaults(void **state)
 }
 
 /* The committed file is the printed one. */
+/* Every configuration beside the reference. */
+static void shipped_ones_load(void **state)
+{
+    char pattern[1024];
+    glob_t g;
+    const char *path = getenv("REFERENCE_YAML");
+    if (!path)
+        skip();
+    snprintf(pattern, sizeof(pattern), "%.*s/*.yaml", (int)(strrchr(path, '/') - path),
+             path);
+    assert_int_equal(glob(pattern, 0, NULL, &g), 0);
+    assert_true(g.gl_pathc >= 4);
+    for (size_t i = 0; i < g.gl_pathc; i++) {
+        struct recipe r = {0};
+        recipe_init(&r);
+        const enum err err = recipe_load_yaml(&r, g.gl_pathv[i]);
+        if (err)
+            print_error("%s\n", err_text());
+        assert_int_equal(err, OK);
+        recipe_free(&r);
+    }
+    globfree(&g);
+}
 static void reference_is_printed(void **state)
 {
     char *committed, *printed;
@@ -252,6 +276,7 @@ int main(void)
         cmocka_unit_test(defaults_are_the_papers),
         cmocka_unit_test(reads_yaml),
         cmocka_unit_test(reference_is_the_defaults),
+        cmocka_unit_test(shipped_ones_load),
         cmocka_unit_test(reference_is_printed),
         cmocka_unit_test(refuses_with_line_and_remedy),
         cmocka_unit_test(set_and_shortcuts),
