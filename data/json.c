@@ -6,23 +6,85 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 
 static _Thread_local bool refused;
 
+/* What a parse has allocated so far. jansson's scanner does not look whether its buffer
+ * grew and writes behind it when it did not, so a parse that is refused memory is left at
+ * once, and these are what it leaves. */
+static _Thread_local struct {
+    bool on;
+    jmp_buf give_up;
+    void **piece;
+    size_t n, room;
+} parse;
+
+static bool remember(void *p)
+{
+    if (parse.n == parse.room) {
+        const size_t room = parse.room ? 2 * parse.room : 64;
+        void **more = realloc(parse.piece, room * sizeof(*more));
+        if (!more)
+            return false;
+        parse.piece = more;
+        parse.room = room;
+    }
+    parse.piece[parse.n++] = p;
+    return true;
+}
+
 static void *watched_alloc(size_t n)
 {
     void *p = malloc(n);
-    if (!p)
-        refused = true;
-    return p;
+    if (p && (!parse.on || remember(p)))
+        return p;
+    free(p);
+    refused = true;
+    if (parse.on)
+        longjmp(parse.give_up, 1);
+    return NULL;
+}
+
+/* Most of what a parse frees it has just allocated: from the end. */
+static void watched_free(void *p)
+{
+    for (size_t i = parse.on && p ? parse.n : 0; i > 0; i--)
+        if (parse.piece[i - 1] == p) {
+            parse.piece[i - 1] = parse.piece[--parse.n];
+            break;
+        }
+    free(p);
 }
 
 /* Before main, so that every document comes from it. */
 __attribute__((constructor)) static void watch_memory(void)
 {
-    json_set_alloc_funcs(watched_alloc, free);
+    json_set_alloc_funcs(watched_alloc, watched_free);
+}
+
+static void end_parse(bool drop)
+{
+    for (size_t i = 0; i < parse.n && drop; i++)
+        free(parse.piece[i]);
+    free(parse.piece);
+    parse.piece = NULL;
+    parse.n = parse.room = 0;
+    parse.on = false;
+}
+
+static json_t *load(const char *text, size_t n, json_error_t *e)
+{
+    parse.on = true;
+    if (setjmp(parse.give_up)) {
+        end_parse(true);
+        return NULL;
+    }
+    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, e);
+    end_parse(false);
+    return v;
 }
 
 bool json_out_of_memory(void)
@@ -51,7 +113,7 @@ enum err json_print(const json_t *v, size_t flags)
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where)
 {
     json_error_t e;
-    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    json_t *v = load(text, n, &e);
     FAIL_IF(!v && refused, ERR_MEMORY, "%s: out of memory for its JSON", where);
     FAIL_IF(!v, ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", where, e.line,
             e.column, e.text);

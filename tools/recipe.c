@@ -103,14 +103,15 @@ static bool parse_bytes_key(uint64_t *out, const char *text)
     return opt_bytes(out, text) && *out;
 }
 
-static bool add_file(struct recipe_files *files, const char *path)
+/* *ok: it is a name, and there is room for it. ERR_MEMORY. */
+static enum err add_file(bool *ok, struct recipe_files *files, const char *path)
 {
-    if (!*path || files->n == RECIPE_FILES_MAX)
-        return false;
-    if (mem_strdup(&files->path[files->n], path))
-        return false;
+    *ok = *path && files->n < RECIPE_FILES_MAX;
+    if (!*ok)
+        return OK;
+    TRY(mem_strdup(&files->path[files->n], path));
     files->n++;
-    return true;
+    return OK;
 }
 
 static void clear_files(struct recipe_files *files)
@@ -144,8 +145,8 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
         return parse_bits(f, text);
     case KEY_BYTES:
         return parse_bytes_key(f, text);
-    case KEY_FILES:
-        return add_file(f, text);
+    case KEY_FILES: /* set_key's */
+        break;
     }
     return false;
 }
@@ -154,7 +155,12 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
                         const char *where)
 {
     char wanted[192];
-    if (parse_value(r, k, text))
+    bool ok = false;
+    if (k->kind == KEY_FILES)
+        TRY(add_file(&ok, (struct recipe_files *)((char *)r + k->offset), text));
+    else
+        ok = parse_value(r, k, text);
+    if (ok)
         return OK;
     wanted_text(wanted, sizeof(wanted), k);
     FAIL_IF(k->later && opt_choice(k->later, text) >= 0, ERR_SUPPORT,
@@ -373,9 +379,10 @@ static enum err set_shortcuts(struct recipe *r, const struct args *a)
     if (a->data.n)
         clear_files(&r->data);
     for (int i = 0; i < a->data.n; i++) {
-        FAIL_IF(!add_file(&r->data, a->data.item[i]), ERR_USAGE,
-                "--data '%s': want a file name, at most %d of them", a->data.item[i],
-                RECIPE_FILES_MAX);
+        bool ok;
+        TRY(add_file(&ok, &r->data, a->data.item[i]));
+        FAIL_IF(!ok, ERR_USAGE, "--data '%s': want a file name, at most %d of them",
+                a->data.item[i], RECIPE_FILES_MAX);
     }
     return OK;
 }

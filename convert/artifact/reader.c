@@ -25,14 +25,16 @@ enum err artifact_is(bool *yes, const char *dir)
     TRY_OUT(file_join(&manifest, dir, MANIFEST_NAME));
     if (file_exists(manifest) && file_size(config) > 0 &&
         (uint64_t)file_size(config) <= CONFIG_MAX) {
-        /* Straight through jansson: a directory of another kind is no error to record. */
-        json_t *o = json_load_file(config, 0, NULL);
+        json_t *o = NULL;
+        err = json_load_file_strict(&o, config, CONFIG_MAX);
+        if (err == ERR_MEMORY)
+            goto out;
+        err = OK;
+        err_clear(); /* a directory of another kind is no error to record */
         const json_t *q = json_object_get(o, "quantization_config");
         const char *method = json_string_value(json_object_get(q, "quant_method"));
         *yes = method && !strcmp(method, ARTIFACT_METHOD);
         json_decref(o);
-        if (json_out_of_memory())
-            FAIL_OUT(ERR_MEMORY, "%s: out of memory for its JSON", config);
     }
 out:
     mem_free(config);

@@ -28,8 +28,13 @@ enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool 
     TRY(mem_calloc(&g, 1, sizeof(*g)));
     g->threads = pool_threads(pool);
     g->blas = openblas_load();
-    if (onednn_open(&g->onednn, g->threads))
-        err_clear();
+    const enum err err = onednn_open(&g->onednn, g->threads);
+    if (err == ERR_MEMORY) {
+        cpu_gemm_close(&g);
+        return err;
+    }
+    if (err)
+        err_clear(); /* there are others */
     g->bf16 = g->onednn && level >= CPU_AVX512BF16;
     if (!g->blas)
         log_warn(
@@ -148,8 +153,10 @@ static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
     return p;
 }
 
-static bool find_kernels(struct product *p)
+/* *all: there is one for every tile. */
+static enum err find_kernels(bool *all, struct product *p)
 {
+    *all = true;
     for (int i = 0; i < 4; i++) {
         const bool edge_m = i >> 1, edge_n = i & 1;
         struct gemm_tile t = p->whole;
@@ -157,11 +164,10 @@ static bool find_kernels(struct product *p)
         t.n = edge_n ? p->n % p->step_n : p->step_n;
         if (!t.m || !t.n)
             continue;
-        p->kernel[edge_m][edge_n] = onednn_find(p->g->onednn, &t);
-        if (!p->kernel[edge_m][edge_n])
-            return false;
+        TRY(onednn_find(&p->kernel[edge_m][edge_n], p->g->onednn, &t));
+        *all &= p->kernel[edge_m][edge_n] != NULL;
     }
-    return true;
+    return OK;
 }
 
 static void multiply(struct dev *d, enum gemm_kind kind, const struct tensor *c,
@@ -171,7 +177,12 @@ static void multiply(struct dev *d, enum gemm_kind kind, const struct tensor *c,
     const struct cpu_gemm *g = cpu->gemm;
     struct product p = cut(g, kind, c, a, b, accumulate);
     const bool blas = a->dtype == DT_F32 && g->blas;
-    if (!blas && (!g->onednn || !find_kernels(&p))) {
+    bool found = blas;
+    if (!blas && g->onednn && find_kernels(&found, &p)) {
+        dev_fail(d, ERR_MEMORY, "out of memory for a product's kernel");
+        return;
+    }
+    if (!found) {
         cpu->ref.gemm(d, kind, c, a, b, accumulate);
         return;
     }

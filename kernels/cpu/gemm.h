@@ -35,11 +35,12 @@ void openblas_tile(const struct gemm_tile *t, const void *a, const void *b, void
 struct onednn;        /* opaque */
 struct onednn_kernel; /* opaque; one shape, made ready once, owned by its onednn */
 
-/* ERR_SUPPORT when the build or the machine has none. */
+/* ERR_SUPPORT when the build or the machine has none; ERR_MEMORY. */
 enum err onednn_open(struct onednn **out, int threads);
 void onednn_close(struct onednn **o);
-/* The kernel of a tile, from its cache. NULL: it cannot. */
-struct onednn_kernel *onednn_find(struct onednn *o, const struct gemm_tile *t);
+/* The kernel of a tile, from its cache; *out = NULL: it cannot. ERR_MEMORY. */
+enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
+                     const struct gemm_tile *t);
 /* Any number of threads may run one kernel, each with its own number. */
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c);
 /* "2.6.3" */

@@ -97,79 +97,103 @@ static dnnl_data_type_t type_of(enum dtype t)
 }
 
 /* A [rows, cols] whose element (r, c) is at r * row + c * col. */
-static bool describe(dnnl_memory_desc_t *md, enum dtype t, int64_t rows, int64_t cols,
-                     int64_t row, int64_t col)
+static dnnl_status_t describe(dnnl_memory_desc_t *md, enum dtype t, int64_t rows,
+                              int64_t cols, int64_t row, int64_t col)
 {
     const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
-    return !dnnl_memory_desc_init_by_strides(md, 2, dims, type_of(t), strides);
+    return dnnl_memory_desc_init_by_strides(md, 2, dims, type_of(t), strides);
 }
 
-static bool make_memories(struct onednn *o, struct onednn_kernel *k,
-                          const dnnl_memory_desc_t *const md[N_ARGS])
+static enum err make_memories(struct onednn *o, struct onednn_kernel *k,
+                              const dnnl_memory_desc_t *const md[N_ARGS])
 {
-    if (mem_calloc(&k->memory, (size_t)o->threads, sizeof(*k->memory)))
-        return false;
+    TRY(mem_calloc(&k->memory, (size_t)o->threads, sizeof(*k->memory)));
     for (int t = 0; t < o->threads; t++)
         for (int i = 0; i < N_ARGS; i++)
-            if (dnnl_memory_create(&k->memory[t][i], md[i], o->engine, DNNL_MEMORY_NONE))
-                return false;
-    return true;
+            FAIL_IF(
+                dnnl_memory_create(&k->memory[t][i], md[i], o->engine, DNNL_MEMORY_NONE),
+                ERR_MEMORY, "oneDNN cannot make a memory object");
+    return OK;
 }
 
-static bool grow_scratch(struct onednn *o, size_t bytes)
+/* The kernels that there are go on with what they have when there is no more. */
+static enum err grow_scratch(struct onednn *o, size_t bytes)
 {
     if (bytes <= o->scratch_bytes)
-        return true;
-    o->scratch_bytes = 0;
+        return OK;
     for (int t = 0; t < o->threads; t++) {
+        void *more = NULL;
+        TRY(mem_alloc(&more, bytes, 1));
         mem_free(o->scratch[t]);
-        o->scratch[t] = NULL;
-        if (mem_alloc(&o->scratch[t], bytes, 1))
-            return false;
+        o->scratch[t] = more;
     }
     o->scratch_bytes = bytes;
-    return true;
+    return OK;
 }
 
-static bool make_attr(dnnl_primitive_attr_t *attr, const struct gemm_tile *t)
+static dnnl_status_t make_attr(dnnl_primitive_attr_t *attr, const struct gemm_tile *t)
 {
     dnnl_post_ops_t ops = NULL;
-    bool ok = !dnnl_primitive_attr_create(attr) &&
-              !dnnl_primitive_attr_set_scratchpad_mode(*attr, dnnl_scratchpad_mode_user);
-    if (ok && t->accumulate) {
-        ok = !dnnl_post_ops_create(&ops) && !dnnl_post_ops_append_sum(ops, 1.0f) &&
-             !dnnl_primitive_attr_set_post_ops(*attr, ops);
-        if (ops)
-            dnnl_post_ops_destroy(ops);
-    }
-    return ok;
+    dnnl_status_t s = dnnl_primitive_attr_create(attr);
+    if (!s)
+        s = dnnl_primitive_attr_set_scratchpad_mode(*attr, dnnl_scratchpad_mode_user);
+    if (s || !t->accumulate)
+        return s;
+    if (!(s = dnnl_post_ops_create(&ops)) && !(s = dnnl_post_ops_append_sum(ops, 1.0f)))
+        s = dnnl_primitive_attr_set_post_ops(*attr, ops);
+    if (ops)
+        dnnl_post_ops_destroy(ops);
+    return s;
 }
 
-static bool kernel_make(struct onednn *o, struct onednn_kernel *k)
+struct recipe_of_kernel {
+    dnnl_memory_desc_t a, b, c;
+    dnnl_matmul_desc_t matmul;
+    dnnl_primitive_attr_t attr;
+    dnnl_primitive_desc_t desc;
+};
+
+static dnnl_status_t make_primitive(struct recipe_of_kernel *r, struct onednn_kernel *k,
+                                    dnnl_engine_t engine)
 {
     const struct gemm_tile *t = &k->tile;
     const bool ta = t->kind == GEMM_TN, tb = t->kind == GEMM_NT;
-    dnnl_memory_desc_t a, b, c;
-    dnnl_matmul_desc_t matmul;
-    dnnl_primitive_attr_t attr = NULL;
-    dnnl_primitive_desc_t desc = NULL;
-    bool ok = describe(&a, t->in, t->m, t->k, ta ? 1 : t->lda, ta ? t->lda : 1) &&
-              describe(&b, t->in, t->k, t->n, tb ? 1 : t->ldb, tb ? t->ldb : 1) &&
-              describe(&c, t->out, t->m, t->n, t->ldc, 1) && make_attr(&attr, t) &&
-              !dnnl_matmul_desc_init(&matmul, &a, &b, NULL, &c) &&
-              !dnnl_primitive_desc_create(&desc, &matmul, attr, o->engine, NULL) &&
-              !dnnl_primitive_create(&k->primitive, desc);
-    if (ok) {
+    dnnl_status_t s = describe(&r->a, t->in, t->m, t->k, ta ? 1 : t->lda, ta ? t->lda : 1);
+    if (!s)
+        s = describe(&r->b, t->in, t->k, t->n, tb ? 1 : t->ldb, tb ? t->ldb : 1);
+    if (!s)
+        s = describe(&r->c, t->out, t->m, t->n, t->ldc, 1);
+    if (!s)
+        s = make_attr(&r->attr, t);
+    if (!s)
+        s = dnnl_matmul_desc_init(&r->matmul, &r->a, &r->b, NULL, &r->c);
+    if (!s)
+        s = dnnl_primitive_desc_create(&r->desc, &r->matmul, r->attr, engine, NULL);
+    return s ? s : dnnl_primitive_create(&k->primitive, r->desc);
+}
+
+/* *made: oneDNN has such a product. */
+static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *k)
+{
+    struct recipe_of_kernel r = {.attr = NULL};
+    const dnnl_status_t s = make_primitive(&r, k, o->engine);
+    enum err err = OK;
+    *made = !s;
+    if (s == dnnl_out_of_memory) {
+        err = err_set(ERR_MEMORY, __FILE__, __LINE__, "oneDNN is out of memory");
+    } else if (!s) {
         const dnnl_memory_desc_t *scratch =
-            dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
-        const dnnl_memory_desc_t *const md[N_ARGS] = {&a, &b, &c, scratch};
-        ok = make_memories(o, k, md) && grow_scratch(o, dnnl_memory_desc_get_size(scratch));
+            dnnl_primitive_desc_query_md(r.desc, dnnl_query_scratchpad_md, 0);
+        const dnnl_memory_desc_t *const md[N_ARGS] = {&r.a, &r.b, &r.c, scratch};
+        err = make_memories(o, k, md);
+        if (!err)
+            err = grow_scratch(o, dnnl_memory_desc_get_size(scratch));
     }
-    if (desc)
-        dnnl_primitive_desc_destroy(desc);
-    if (attr)
-        dnnl_primitive_attr_destroy(attr);
-    return ok;
+    if (r.desc)
+        dnnl_primitive_desc_destroy(r.desc);
+    if (r.attr)
+        dnnl_primitive_attr_destroy(r.attr);
+    return err;
 }
 
 static bool same_tile(const struct gemm_tile *a, const struct gemm_tile *b)
@@ -179,11 +203,16 @@ static bool same_tile(const struct gemm_tile *a, const struct gemm_tile *b)
            a->out == b->out && a->accumulate == b->accumulate;
 }
 
-struct onednn_kernel *onednn_find(struct onednn *o, const struct gemm_tile *t)
+enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
+                     const struct gemm_tile *t)
 {
+    bool made = false;
+    *out = NULL;
     for (int i = 0; i < o->n_kernels; i++)
-        if (same_tile(&o->kernel[i].tile, t))
-            return &o->kernel[i];
+        if (same_tile(&o->kernel[i].tile, t)) {
+            *out = &o->kernel[i];
+            return OK;
+        }
     /* Primitives ask how many threads they will have when they are made. */
     if (o->omp_set_num_threads)
         o->omp_set_num_threads(1);
@@ -194,11 +223,14 @@ struct onednn_kernel *onednn_find(struct onednn *o, const struct gemm_tile *t)
         kernel_clear(k);
     o->next = (o->next + 1) % MAX_KERNELS;
     *k = (struct onednn_kernel){.tile = *t, .owner = o};
-    if (kernel_make(o, k))
-        return k;
+    const enum err err = kernel_make(&made, o, k);
+    if (!err && made) {
+        *out = k;
+        return OK;
+    }
     kernel_clear(k);
     k->owner = o;
-    return NULL;
+    return err;
 }
 
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
@@ -236,9 +268,11 @@ void onednn_close(struct onednn **o)
 {
 }
 
-struct onednn_kernel *onednn_find(struct onednn *o, const struct gemm_tile *t)
+enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
+                     const struct gemm_tile *t)
 {
-    return NULL;
+    *out = NULL;
+    return OK;
 }
 
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)

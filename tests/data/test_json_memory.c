@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A parse that is refused memory, at each of its allocations in turn: ERR_MEMORY, nothing
+ * written behind a buffer, nothing left (the sanitizers look). The linker sends malloc and
+ * realloc here. */
+#include "data/json.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static long left = -1; /* allocations that still succeed; negative: all */
+
+static bool refuse(void)
+{
+    return left >= 0 && left-- == 0;
+}
+
+void *__real_malloc(size_t n);
+void *__wrap_malloc(size_t n);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_realloc(void *p, size_t n);
+
+void *__wrap_malloc(size_t n)
+{
+    return refuse() ? NULL : __real_malloc(n);
+}
+
+void *__wrap_realloc(void *p, size_t n)
+{
+    return refuse() ? NULL : __real_realloc(p, n);
+}
+
+/* Strings longer than the scanner's first buffer, a table that grows, and nesting. */
+static char *make_text(void)
+{
+    char *text = calloc(1, 8192), *at = text;
+    assert_non_null(text);
+    at += sprintf(at, "{\"long\": \"");
+    memset(at, 'x', 3000);
+    at += 3000;
+    at += sprintf(at, "\"");
+    for (int i = 0; i < 40; i++)
+        at += sprintf(at, ", \"key %d\": [%d, {\"n\": %d.5}]", i, i, i);
+    sprintf(at, "}");
+    return text;
+}
+
+static void every_allocation_once(void **state)
+{
+    char *text = make_text();
+    json_t *v = NULL;
+    long n = 0;
+    enum err err = ERR_MEMORY;
+    for (; err; n++) {
+        err_clear();
+        left = n;
+        err = json_parse(&v, text, strlen(text), "doc");
+        left = -1;
+        if (err) {
+            assert_int_equal(err, ERR_MEMORY);
+            assert_non_null(strstr(err_text(), "doc: out of memory"));
+        }
+    }
+    assert_true(n > 100);
+    assert_int_equal(json_object_size(v), 41);
+    json_decref(v);
+    free(text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation_once)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
