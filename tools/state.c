@@ -390,7 +390,7 @@ enum err state_is(bool *yes, const char *dir)
         json_decref(m);
     }
     mem_free(path);
-    if (err == ERR_MEMORY)
+    if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
         return err;
     err_clear();
     return OK;

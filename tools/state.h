@@ -19,8 +19,8 @@
 
 struct state; /* opaque; one thread */
 
-/* *yes: dir looks like a state, with a manifest.json of ours. ERR_MEMORY alone: any other
- * directory is just none. */
+/* *yes: dir looks like a state, with a manifest.json of ours; any other directory is just
+ * none. ERR_MEMORY, ERR_IO and ERR_USAGE where that cannot be told. */
 enum err state_is(bool *yes, const char *dir);
 
 /* Open DIR for work: make it, or resume what is there. identity is a JSON object (borrowed)

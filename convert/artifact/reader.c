@@ -27,7 +27,7 @@ enum err artifact_is(bool *yes, const char *dir)
         (uint64_t)file_size(config) <= CONFIG_MAX) {
         json_t *o = NULL;
         err = json_load_file_strict(&o, config, CONFIG_MAX);
-        if (err == ERR_MEMORY)
+        if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
             goto out;
         err = OK;
         err_clear(); /* a directory of another kind is no error to record */

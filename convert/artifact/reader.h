@@ -28,7 +28,8 @@ struct packed_block {
 struct artifact; /* opaque, read-only, safe to share between threads */
 
 /* *yes: dir looks like an artifact, with manifest.json and our quantization_config in
- * config.json. ERR_MEMORY alone: any other directory is just none. */
+ * config.json; any other directory is just none. ERR_MEMORY, ERR_IO and ERR_USAGE where
+ * that cannot be told. */
 enum err artifact_is(bool *yes, const char *dir);
 /* check_crc: every tensor's CRC against the manifest too. Errors: ERR_NOT_FOUND, ERR_FORMAT
  * with file and tensor. */
