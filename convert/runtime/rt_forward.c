@@ -126,6 +126,7 @@ static void project_qkv(struct runtime *r, const struct packed_block *b,
     const struct packed_linear *const p[] = {&b->lin[LIN_Q], &b->lin[LIN_K],
                                              &b->lin[LIN_V]};
     rmsnorm(a->norm, a->x, v->norm1, n, m->d_model, m->norm_eps);
+    r->linear.next = &b->lin[LIN_O];
     rt_linear_run(&r->linear, y, p, 3, a->norm, n);
     if (m->qk_norm) {
         rmsnorm(a->q, a->q, v->q_norm, n * m->n_heads, m->head_dim, m->norm_eps);
@@ -161,18 +162,24 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
     return OK;
 }
 
-static void mlp(struct runtime *r, const struct packed_block *b, const struct rt_block *v,
-                int64_t n)
+static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
+    const struct packed_block *b = artifact_block(r->a, layer);
+    const struct rt_block *v = &r->block[layer];
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
     const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
     const struct packed_linear *const down[] = {&b->lin[LIN_DOWN]};
+    const bool last = layer + 1 == m->n_layers;
+    const struct packed_linear *next =
+        last ? NULL : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
     struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
     rmsnorm(a->norm, a->x, v->norm2, n, m->d_model, m->norm_eps);
+    r->linear.next = &b->lin[LIN_DOWN];
     rt_linear_run(&r->linear, y, p, 2, a->norm, n);
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
+    r->linear.next = next;
     rt_linear_run(&r->linear, back, down, 1, a->gate, n);
     add(a->x, a->norm, n * m->d_model);
 }
@@ -185,9 +192,10 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     const struct packed_linear *const out[] = {&b->lin[LIN_O]};
     project_qkv(r, b, &r->block[layer], n);
     TRY(attention(r, layer, n));
+    r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);
     add(a->x, a->norm, n * r->arch->d_model);
-    mlp(r, b, &r->block[layer], n);
+    mlp(r, layer, n);
     return OK;
 }
 
@@ -232,5 +240,6 @@ void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
     const struct host_mat head = artifact_head(r->a);
     float *last = r->acts.x + (n - rows) * m->d_model;
     rmsnorm(r->acts.norm, last, r->final_norm, rows, m->d_model, m->norm_eps);
+    r->linear.next = &artifact_block(r->a, 0)->lin[LIN_Q];
     rt_linear_plain(&r->linear, logits, &head, r->acts.norm, rows);
 }

@@ -13,6 +13,15 @@
 /* Bytes that are asked for ahead of their use: two pages, which the hardware does not look
  * across by itself. */
 #define AHEAD 8192
+#define LINE 64
+
+/* Lines of rows that follow, one after the other: the hardware's own prefetching goes along
+ * with an ascending sequence, and not with several rows in turn. */
+static inline void ask_ahead(const uint8_t *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += LINE)
+        __builtin_prefetch(p + AHEAD + i);
+}
 
 /* --- plain weights ------------------------------------------------------------------ */
 
@@ -66,10 +75,10 @@ static inline void plain_few(float *y, const uint8_t *w, const enum dtype t, con
     const int64_t row = in * (t == DT_F32 ? 4 : 2);
     vf s[4][2] = {{{0}}};
     int64_t c = 0;
+    ask_ahead(w, n * row);
     for (; c + 2 * VL <= in; c += 2 * VL) {
         const vf x0 = load(x + c), x1 = load(x + c + VL);
         for (int i = 0; i < n; i++) {
-            __builtin_prefetch(w + i * row + c * (t == DT_F32 ? 4 : 2) + AHEAD);
             s[i][0] = madd(load_as(w + i * row, c, t), x0, s[i][0]);
             s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
         }
@@ -123,7 +132,12 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
 
 static void part(float *parted, const float *x, int64_t n)
 {
-    for (int64_t c = 0; c < rt_parted(n); c++) {
+    const int64_t whole = n / BLOCK * BLOCK;
+    for (int64_t b = 0; b < whole; b += BLOCK)
+        for (int k = 0; k < 8; k++)
+            for (int lane = 0; lane < VL; lane++)
+                parted[b + k * VL + lane] = x[b + 8 * lane + k];
+    for (int64_t c = whole; c < rt_parted(n); c++) {
         const int64_t in = c % BLOCK, column = c - in + in % VL * 8 + in / VL;
         parted[c] = column < n ? x[column] : 0;
     }
@@ -202,16 +216,6 @@ static inline struct codes codes_of(const uint8_t *p, int64_t stride, int64_t by
     return c;
 }
 
-static inline void ask_ahead(const uint8_t *p, int64_t stride)
-{
-    __builtin_prefetch(p + AHEAD);
-    __builtin_prefetch(p + stride + AHEAD);
-    if (SHARE > 2) {
-        __builtin_prefetch(p + 2 * stride + AHEAD);
-        __builtin_prefetch(p + 3 * stride + AHEAD);
-    }
-}
-
 static inline struct tables tables_of(const uint8_t *z, int64_t stride)
 {
     struct tables t = {.a = code_table(z[0]), .b = code_table(z[stride])};
@@ -242,12 +246,12 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     const float *h = r->h + row * r->h_stride;
     int64_t left = r->in;
     struct sums total = {0};
+    ask_ahead(p, SHARE * stride);
     for (int64_t g = 0; g < groups; g++) {
         const struct tables t = tables_of(z + g, r->z_stride);
         struct sums s0 = {0}, s1 = {0};
         for (int64_t at = 0; at < r->group && left > 0; at += BLOCK) {
             const struct codes c = codes_of(p, stride, (left + 1) / 2);
-            ask_ahead(p, stride);
             STEP(0, 0);
             STEP(1, 1);
             STEP(2, 0);

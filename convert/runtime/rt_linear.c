@@ -14,6 +14,10 @@
 #define FEWEST_ROWS 32
 #define ROWS 256
 
+/* Bytes of codes that are asked for before a chunk begins; from there on the kernels look
+ * ahead by themselves. */
+#define BEGIN 8192
+
 struct job {
     struct rt_linear *l;
     const struct packed_linear *const *p;
@@ -114,7 +118,16 @@ static bool has_blocks(const struct packed_linear *p)
 
 static void part_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
 {
-    for (int64_t i = 0; i < bytes; i++) {
+    int64_t i = 0;
+    for (; i + 4 <= bytes; i += 4) { /* eight nibbles of a word move apart together */
+        uint64_t w = 0;
+        memcpy(&w, packed + i, 4);
+        w = (w | w << 16) & 0x0000ffff0000ffff;
+        w = (w | w << 8) & 0x00ff00ff00ff00ff;
+        w = (w | w << 4) & 0x0f0f0f0f0f0f0f0f;
+        memcpy(z + 2 * i, &w, 8);
+    }
+    for (; i < bytes; i++) {
         z[2 * i] = packed[i] & 15;
         z[2 * i + 1] = packed[i] >> 4;
     }
@@ -204,6 +217,46 @@ static void add_bias(const struct job *j, const struct packed_linear *p, float *
             y[t * p->out + r] += b[r - first];
 }
 
+static void ask_for(const void *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)p + i);
+}
+
+/* Rows [first, first + n) of p will be met soon: their scales and zeros, each a stretch too
+ * short for the hardware to see coming, and the beginning of their codes. */
+static void ask_for_rows(const struct packed_linear *p, int64_t first, int64_t n)
+{
+    const int64_t left = p->out - first, rows = n < left ? n : left;
+    if (rows <= 0)
+        return;
+    if (p->bits == 16) {
+        ask_for(plain_row(&p->w, first), BEGIN);
+        return;
+    }
+    const int64_t row = bitpack_bytes(p->in, p->bits), all = rows * row;
+    const int64_t zeros = bitpack_bytes(p->groups, p->bits);
+    ask_for(p->scales + 2 * first * p->groups, 2 * rows * p->groups);
+    ask_for(p->zeros + first * zeros, rows * zeros);
+    ask_for(p->qweight + first * row, all < BEGIN ? all : BEGIN);
+}
+
+/* Threads take chunks in turn, so the one after this is about `threads` further: in this
+ * job, or the first of the next. */
+static void ask_ahead(const struct job *j, int64_t c)
+{
+    const int64_t total = j->first[j->count], ahead = c + pool_threads(j->l->pool);
+    int i = 0;
+    if (ahead >= total) {
+        if (j->l->next)
+            ask_for_rows(j->l->next, (ahead - total) * j->rows, j->rows);
+        return;
+    }
+    while (ahead >= j->first[i + 1])
+        i++;
+    ask_for_rows(j->p[i], (ahead - j->first[i]) * j->rows, j->rows);
+}
+
 static void chunk(void *ctx, int64_t c, int thread)
 {
     const struct job *j = ctx;
@@ -215,10 +268,12 @@ static void chunk(void *ctx, int64_t c, int thread)
     float *y = j->y[i];
     const int64_t first = (c - j->first[i]) * j->rows;
     const int64_t end = p->out - first < j->rows ? p->out : first + j->rows;
-    if (j->n > 1)
+    if (j->n > 1) {
         tile_rows(j, p, y, first, end, &s);
-    else
+    } else {
+        ask_ahead(j, c);
         dot_rows(j, p, y, first, end, &s);
+    }
     add_bias(j, p, y, first, end);
 }
 

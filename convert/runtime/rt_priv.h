@@ -17,6 +17,7 @@ struct rt_linear {
     const struct rt_kernels *kern;
     int64_t widest, most_groups;
     float *parted; /* x of one token, in the kernels' order */
+    const struct packed_linear *next; /* run after this one, NULL: not known */
     void *scratch; /* threads * thread_bytes */
     size_t thread_bytes;
 };
