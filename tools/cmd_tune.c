@@ -190,14 +190,18 @@ static enum err put_config(struct file_writer *w, const struct recipe *r)
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         const int n = (int)strcspn(k->name, ".");
-        char value[128];
+        char *value;
         if (k->free || !strncmp(k->name, "run.", 4))
             continue;
         if (strncmp(last, k->name, (size_t)n + 1))
             TRY(file_printf(w, "%.*s:\n", n, k->name));
         last = k->name;
-        recipe_text(value, sizeof(value), r, k);
-        TRY(file_printf(w, "  %s: %s\n", k->name + n + 1, value));
+        TRY(recipe_text(&value, r, k));
+        const char *quote = k->kind == KEY_MIX ? "\"" : "";
+        const enum err err =
+            file_printf(w, "  %s: %s%s%s\n", k->name + n + 1, quote, value, quote);
+        mem_free(value);
+        TRY(err);
     }
     return OK;
 }

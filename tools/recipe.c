@@ -56,6 +56,8 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_FILES:
         snprintf(out, n, "want a file name");
         break;
+    case KEY_MIX: /* mix_parse says it */
+        break;
     }
 }
 
@@ -145,10 +147,24 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
         return parse_bits(f, text);
     case KEY_BYTES:
         return parse_bytes_key(f, text);
-    case KEY_FILES: /* set_key's */
+    case KEY_MIX: /* set_key's */
+    case KEY_FILES:
         break;
     }
     return false;
+}
+
+/* bad: the error of a text that is no mix. */
+static enum err set_mix(struct recipe *r, const struct recipe_key *k, const char *text,
+                        enum err bad, const char *where)
+{
+    struct mix **own = (struct mix **)((char *)r + k->offset), *fresh;
+    char place[640];
+    snprintf(place, sizeof(place), "%.500s: %s", where, k->name);
+    TRY(mix_parse(&fresh, k->of, text, bad, place));
+    mix_free(*own);
+    *own = fresh;
+    return OK;
 }
 
 static enum err set_key(struct recipe *r, const struct recipe_key *k, const char *text,
@@ -156,6 +172,8 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
 {
     char wanted[192];
     bool ok = false;
+    if (k->kind == KEY_MIX)
+        return set_mix(r, k, text, ERR_USAGE, where);
     if (k->kind == KEY_FILES)
         TRY(add_file(&ok, (struct recipe_files *)((char *)r + k->offset), text));
     else
@@ -208,6 +226,9 @@ void recipe_init(struct recipe *r)
 void recipe_free(struct recipe *r)
 {
     clear_files(&r->data);
+    mix_free(r->weight_mix);
+    mix_free(r->kv_mix);
+    r->weight_mix = r->kv_mix = NULL;
 }
 
 /* One "key: value" below a section. */
@@ -332,6 +353,10 @@ static enum err set_json(struct recipe *r, const char *section, const char *name
     FAIL_IF(!k, ERR_FORMAT, "%s: config: unknown key '%s'", where, full);
     if (k->kind == KEY_FILES)
         return OK; /* names of files say nothing on another machine */
+    if (k->kind == KEY_MIX) {
+        FAIL_IF(!json_is_string(v), ERR_FORMAT, "%s: config: %s: want a text", where, full);
+        return set_mix(r, k, json_string_value(v), ERR_FORMAT, where);
+    }
     scalar_text(text, sizeof(text), v);
     FAIL_IF(!parse_value(r, k, text), ERR_FORMAT, "%s: config: %s: wrong value '%s'", where,
             full, text);
@@ -406,6 +431,8 @@ enum err recipe_from_args(struct recipe *r, const struct args *a)
     for (int i = 0; i < a->set.n; i++)
         if (!is_preset(a->set.item[i]))
             TRY(set_pair(r, a->set.item[i]));
+    FAIL_IF(r->weight_mix || r->kv_mix, ERR_SUPPORT, "%s is not in this version",
+            r->weight_mix ? "weights.mixed" : "kv.mixed");
     return set_shortcuts(r, a);
 }
 
@@ -414,7 +441,8 @@ struct weight_spec recipe_weight_spec(const struct recipe *r)
     return (struct weight_spec){.method = (enum weight_method)r->weight_method,
                                 .bits = (int)r->weight_bits,
                                 .group_size = r->weight_group,
-                                .round = (enum weight_round)r->weight_round};
+                                .round = (enum weight_round)r->weight_round,
+                                .mixed = r->weight_mix};
 }
 
 struct kv_spec recipe_kv_spec(const struct recipe *r)
@@ -427,7 +455,8 @@ struct kv_spec recipe_kv_spec(const struct recipe *r)
                             .past_only = r->past_only,
                             .window = r->window,
                             .sink = r->sink,
-                            .learn = r->learn};
+                            .learn = r->learn,
+                            .mixed = r->kv_mix};
 }
 
 const char *recipe_device(const struct recipe *r)

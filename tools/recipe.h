@@ -35,6 +35,7 @@ struct recipe {
     int64_t activation_bits;
     int64_t crr_blocks;
     int crr_terms, crr_loss;
+    struct mix *weight_mix, *kv_mix; /* owned; NULL: none */
     double lr_round, lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
     int device, compute;            /* "cpu|ref|cuda", "auto|f32|bf16" */
@@ -42,7 +43,16 @@ struct recipe {
     uint64_t memory, device_memory; /* bytes, 0: auto */
 };
 
-enum key_kind { KEY_INT, KEY_REAL, KEY_BOOL, KEY_CHOICE, KEY_BITS, KEY_BYTES, KEY_FILES };
+enum key_kind {
+    KEY_INT,
+    KEY_REAL,
+    KEY_BOOL,
+    KEY_CHOICE,
+    KEY_BITS,
+    KEY_BYTES,
+    KEY_MIX,
+    KEY_FILES
+};
 
 struct recipe_key {
     const char *name; /* "weights.bits" */
@@ -50,6 +60,7 @@ struct recipe_key {
     size_t offset;       /* into struct recipe */
     const char *value;   /* the default, as typed; "" for none */
     double lo, hi;       /* KEY_INT, KEY_REAL: both ends allowed */
+    enum mix_of of;      /* KEY_MIX */
     const char *choices; /* KEY_CHOICE: "a|b" */
     const char *later;   /* values of the design that this version does not have: "c|d" */
     bool free;           /* may differ between the runs of one state: speed, and with
@@ -81,9 +92,10 @@ enum err recipe_from_args(struct recipe *r, const struct args *a);
 
 /* {"calibration": {...}, ...}; identity: only the keys that decide the result. */
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity);
-/* The value of a key as one would type it. */
-void recipe_text(char *out, size_t n, const struct recipe *r, const struct recipe_key *k);
+/* The value of a key as one would type it. Owned by the caller (mem_free). */
+enum err recipe_text(char **out, const struct recipe *r, const struct recipe_key *k);
 
+/* Their mixes are the recipe's. */
 struct weight_spec recipe_weight_spec(const struct recipe *r);
 struct kv_spec recipe_kv_spec(const struct recipe *r);
 /* ERR_SUPPORT for settings that simulation alone knows, not the packed runtime. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The table of configuration keys, and what is printed from it. */
+#include "kernels/base/mem.h"
 #include "tools/recipe.h"
 
 #include <inttypes.h>
@@ -31,6 +32,8 @@ const struct recipe_key recipe_key[] = {
      .why = "bits of a weight code; 16 leaves the weights alone"},
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
      .why = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
+    {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS,
+     .why = "other bits and group sizes for some projections, in some layers: '[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6'; of rules that meet the last wins"},
     {"weights.damp", KEY_REAL, AT(damp), "0.01", 0, 1,
      .why = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
     {"weights.act_order", KEY_BOOL, AT(act_order), "false",
@@ -46,6 +49,8 @@ const struct recipe_key recipe_key[] = {
      .why = "bits of a cache code; 16 leaves the cache alone"},
     {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
      .why = "channels inside a head that share scale and minimum; capped at the head's width; with kv.method: channel also the tokens of a block of keys"},
+    {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV,
+     .why = "other bits and group sizes for keys or values, in some layers, as in 'k=5, 0-3.v=8:32'"},
     {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
      .why = "where keys are quantized: after or before the rotary embedding"},
     {"kv.past_only", KEY_BOOL, AT(past_only), "true",
@@ -109,7 +114,9 @@ static void choice_word(char *out, size_t n, const char *choices, int index)
     snprintf(out, n, "%.*s", (int)strcspn(choices, "|"), choices);
 }
 
-void recipe_text(char *out, size_t n, const struct recipe *r, const struct recipe_key *k)
+/* What is short. */
+static void value_text(char *out, size_t n, const struct recipe *r,
+                       const struct recipe_key *k)
 {
     const void *f = field(r, k);
     switch (k->kind) {
@@ -132,12 +139,23 @@ void recipe_text(char *out, size_t n, const struct recipe *r, const struct recip
         else
             snprintf(out, n, "auto");
         break;
-    case KEY_FILES: {
-        const struct recipe_files *files = f;
-        snprintf(out, n, "%s", files->n ? files->path[0] : "");
+    case KEY_MIX: /* recipe_text's */
+    case KEY_FILES:
+        snprintf(out, n, "%s", "");
         break;
     }
-    }
+}
+
+enum err recipe_text(char **out, const struct recipe *r, const struct recipe_key *k)
+{
+    const struct recipe_files *files = field(r, k);
+    char text[128];
+    if (k->kind == KEY_MIX)
+        return mix_text(out, *(struct mix *const *)field(r, k));
+    if (k->kind == KEY_FILES)
+        return mem_strdup(out, files->n ? files->path[0] : "");
+    value_text(text, sizeof(text), r, k);
+    return mem_strdup(out, text);
 }
 
 static json_t *files_json(const struct recipe_files *files)
@@ -146,6 +164,17 @@ static json_t *files_json(const struct recipe_files *files)
     for (int i = 0; list && i < files->n; i++)
         json_array_append_new(list, json_string(files->path[i]));
     return list;
+}
+
+/* NULL: out of memory. */
+static json_t *mix_json(const struct mix *m)
+{
+    char *text;
+    if (mix_text(&text, m))
+        return NULL;
+    json_t *o = json_string(text);
+    mem_free(text);
+    return o;
 }
 
 static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
@@ -165,8 +194,10 @@ static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
             return json_integer((json_int_t) * (const uint64_t *)f);
         return json_string("auto");
     case KEY_CHOICE:
-        recipe_text(text, sizeof(text), r, k);
+        value_text(text, sizeof(text), r, k);
         return json_string(text);
+    case KEY_MIX:
+        return mix_json(*(struct mix *const *)f);
     case KEY_FILES:
         return files_json(f);
     }
@@ -179,13 +210,19 @@ static int section_length(const struct recipe_key *k)
     return (int)strcspn(k->name, ".");
 }
 
+/* Left out: what has none reads as before there was one. */
+static bool is_no_mix(const struct recipe *r, const struct recipe_key *k)
+{
+    return k->kind == KEY_MIX && !*(struct mix *const *)field(r, k);
+}
+
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
 {
     json_t *root = json_object();
     for (int i = 0; root && i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char section[32];
-        if (identity && k->free)
+        if ((identity && k->free) || is_no_mix(r, k))
             continue;
         snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
         json_t *o = json_object_get(root, section);
@@ -193,7 +230,10 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
             o = json_object();
             json_object_set_new(root, section, o);
         }
-        json_object_set_new(o, k->name + section_length(k) + 1, value_json(r, k));
+        if (json_object_set_new(o, k->name + section_length(k) + 1, value_json(r, k))) {
+            json_decref(root);
+            root = NULL;
+        }
     }
     FAIL_IF(!root, ERR_MEMORY, "out of memory for the configuration");
     *out = root;
@@ -225,6 +265,9 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_BYTES:
         snprintf(out, n, "auto or a size");
         break;
+    case KEY_MIX:
+        snprintf(out, n, "rules in quotes");
+        break;
     case KEY_FILES:
         snprintf(out, n, "file name or list");
         break;
@@ -253,7 +296,9 @@ void recipe_print_reference(FILE *f)
         last = k->name;
         range_text(range, sizeof(range), k);
         fprintf(f, "  # %s [%s]\n  %s: %s\n", k->why, range, k->name + n + 1,
-                k->kind == KEY_FILES ? "[]" : k->value);
+                k->kind == KEY_FILES ? "[]"
+                : k->kind == KEY_MIX ? "\"\""
+                                     : k->value);
     }
 }
 

@@ -82,12 +82,12 @@ static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
 }
 
 /* One of K and V: its parameters and their gradients. */
-struct kv_side {
+struct kv_params {
     const struct tensor *s, *delta, *dls, *ddelta;
 };
 
 /* The parameters' gradients from 0 on, if they are wanted. */
-static enum err start_params(struct dev *d, const struct kv_side *p, bool *wanted)
+static enum err start_params(struct dev *d, const struct kv_params *p, bool *wanted)
 {
     *wanted = p->dls->data && p->ddelta->data;
     if (!*wanted)
@@ -99,7 +99,7 @@ static enum err start_params(struct dev *d, const struct kv_side *p, bool *wante
 
 /* dx += the share through the quantizer; the parameters' gradients if they are wanted. */
 static enum err kv_grad(struct block_acts *x, const struct arch *a,
-                        const struct block_kv *kv, struct kv_side p,
+                        const struct block_kv *kv, struct kv_params p,
                         const struct tensor *dx, const struct tensor *dxq,
                         const struct tensor *in)
 {
@@ -113,7 +113,7 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
 
 /* The keys' share; blocks of tokens have no parameters, whose gradients are 0. */
 static enum err key_grad(struct block_acts *x, const struct arch *a,
-                         const struct block_kv *kv, struct kv_side p,
+                         const struct block_kv *kv, struct kv_params p,
                          const struct tensor *dx, const struct tensor *dxq,
                          const struct tensor *in)
 {
@@ -129,8 +129,8 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
                                const struct arch *a, const struct block_kv *kv,
                                const struct block_grads *g)
 {
-    const struct kv_side k_side = {&kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
-    const struct kv_side v_side = {&kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
+    const struct kv_params k_side = {&kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
+    const struct kv_params v_side = {&kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
     const struct tensor dqk = qk_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
     const struct tensor k = k_heads(a, x->qkv), k_pre = tensor_heads(x->k_pre, a->n_kv);
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);

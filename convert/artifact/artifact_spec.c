@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/artifact_spec.h"
 
+#include "kernels/base/mem.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -46,23 +48,47 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
     return OK;
 }
 
-/* Without a rotation: bytes that a reader of version 1 understands. */
+/* The first version whose readers understand these settings. */
+static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
+{
+    if (w->mixed || kv->mixed)
+        return 3;
+    return kv->rotate ? 2 : 1;
+}
+
+/* o.mixed, where there is a mix. */
+static bool put_mix(json_t *o, const struct mix *m)
+{
+    char *text;
+    if (!m)
+        return true;
+    if (mix_text(&text, m))
+        return false;
+    const bool done = !json_object_set_new(o, "mixed", json_string(text));
+    mem_free(text);
+    return done;
+}
+
+static bool put_rotate(json_t *o, enum kv_rotate rotate)
+{
+    return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
+}
+
 json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
 {
-    const int version = kv->rotate ? ARTIFACT_VERSION : 1;
     json_t *o = json_pack(
         "{s:s, s:i, s:{s:s, s:i, s:I, s:s}, s:{s:s, s:i, s:I, s:s, s:b, s:I, s:I, s:b}, "
         "s:[s]}",
-        "quant_method", ARTIFACT_METHOD, "format_version", version, "weights", "method",
-        weight_names[w->method], "bits", w->bits, "group_size", (json_int_t)w->group_size,
-        "round", round_names[w->round], "kv", "method", kv_names[kv->method], "bits",
-        kv->bits, "group_size", (json_int_t)kv->group_size, "key_stage",
-        stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
+        "quant_method", ARTIFACT_METHOD, "format_version", version_of(w, kv), "weights",
+        "method", weight_names[w->method], "bits", w->bits, "group_size",
+        (json_int_t)w->group_size, "round", round_names[w->round], "kv", "method",
+        kv_names[kv->method], "bits", kv->bits, "group_size", (json_int_t)kv->group_size,
+        "key_stage", stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
-    if (o && kv->rotate &&
-        json_object_set_new(json_object_get(o, "kv"), "rotate",
-                            json_string(rotate_names[kv->rotate]))) {
+    json_t *jkv = json_object_get(o, "kv");
+    if (o && (!put_mix(json_object_get(o, "weights"), w->mixed) ||
+              !put_rotate(jkv, kv->rotate) || !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
     }
@@ -97,6 +123,24 @@ static enum err need_bool(bool *out, const json_t *o, const char *key, const cha
     return json_get_bool(out, o, key, where);
 }
 
+/* A mix belongs to version 3: what an older reader would not understand is no mix. */
+static enum err mix_from_json(const struct mix **out, enum mix_of of, const json_t *o,
+                              int64_t version, const char *where)
+{
+    const char *text = NULL;
+    struct mix *m;
+    char place[640];
+    TRY(json_get_string(&text, o, "mixed", where));
+    if (!text)
+        return OK;
+    snprintf(place, sizeof(place), "%.600s.mixed", where);
+    FAIL_IF(version < 3, ERR_FORMAT, "%s needs format_version 3, not %" PRId64, place,
+            version);
+    TRY(mix_parse(&m, of, text, ERR_FORMAT, place));
+    *out = m;
+    return OK;
+}
+
 static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *where)
 {
     int method = 0, stage = 0, rotate = ROTATE_NONE;
@@ -129,26 +173,56 @@ static enum err weights_from_json(struct weight_spec *w, const json_t *o, const 
     return OK;
 }
 
-enum err spec_from_json(struct weight_spec *w, struct kv_spec *kv, const json_t *q,
-                        const char *where)
+static enum err read_version(int64_t *out, const json_t *q, const char *where)
 {
     const char *method = NULL;
-    int64_t version = 0;
-    json_t *jw = NULL, *jkv = NULL;
-    char place[600];
     TRY(json_need_string(&method, q, "quant_method", where));
     FAIL_IF(strcmp(method, ARTIFACT_METHOD) != 0, ERR_FORMAT,
             "%s: quant_method is \"%.40s\", want \"" ARTIFACT_METHOD "\"", where, method);
-    TRY(json_need_int(&version, q, "format_version", 1, INT32_MAX, where));
-    FAIL_IF(version > ARTIFACT_VERSION, ERR_SUPPORT,
-            "%s: format_version is %" PRId64 ", this program reads up to %d", where,
-            version, ARTIFACT_VERSION);
+    TRY(json_need_int(out, q, "format_version", 1, INT32_MAX, where));
+    FAIL_IF(*out > ARTIFACT_VERSION, ERR_SUPPORT,
+            "%s: format_version is %" PRId64 ", this program reads up to %d", where, *out,
+            ARTIFACT_VERSION);
+    return OK;
+}
+
+static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json_t *q,
+                           const char *where)
+{
+    int64_t version = 0;
+    json_t *jw = NULL, *jkv = NULL;
+    char place[600];
+    TRY(read_version(&version, q, where));
     TRY(json_get_object(&jw, q, "weights", where));
     TRY(json_get_object(&jkv, q, "kv", where));
     FAIL_IF(!jw || !jkv, ERR_FORMAT, "%s: %s is missing", where, jw ? "kv" : "weights");
     snprintf(place, sizeof(place), "%.500s.weights", where);
     TRY(weights_from_json(w, jw, place));
+    TRY(mix_from_json(&w->mixed, MIX_WEIGHTS, jw, version, place));
     snprintf(place, sizeof(place), "%.500s.kv", where);
     TRY(kv_from_json(kv, jkv, place));
+    TRY(mix_from_json(&kv->mixed, MIX_KV, jkv, version, place));
     return spec_check(w, kv, where);
+}
+
+enum err spec_from_json(struct weight_spec *w, struct kv_spec *kv, const json_t *q,
+                        const char *where)
+{
+    struct weight_spec weights = {0};
+    struct kv_spec cache = {0};
+    const enum err err = read_parts(&weights, &cache, q, where);
+    if (err) {
+        spec_free(&weights, &cache);
+        return err;
+    }
+    *w = weights;
+    *kv = cache;
+    return OK;
+}
+
+void spec_free(struct weight_spec *w, struct kv_spec *kv)
+{
+    mix_free((struct mix *)(uintptr_t)w->mixed);
+    mix_free((struct mix *)(uintptr_t)kv->mixed);
+    w->mixed = kv->mixed = NULL;
 }

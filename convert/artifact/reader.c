@@ -60,6 +60,18 @@ out:
     return err;
 }
 
+/* What the settings ask of the model. */
+static enum err check_spec(const struct artifact *a)
+{
+    const int64_t n = a->arch.n_layers;
+    enum err err = kv_rotate_check(&a->kv, a->arch.head_dim);
+    if (!err)
+        err = mix_check_layers(a->weights.mixed, n, ERR_FORMAT, "weights.mixed");
+    if (!err)
+        err = mix_check_layers(a->kv.mixed, n, ERR_FORMAT, "kv.mixed");
+    return err ? err_add(err, "%s/config.json: ", a->dir) : OK;
+}
+
 static bool is_tensor_file(const char *name)
 {
     static const char end[] = ".safetensors";
@@ -99,11 +111,7 @@ enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
     TRY_OUT(reader_check_config(a));
     TRY_OUT(read_spec(a));
     TRY_OUT(hf_read_config(&a->arch, dir));
-    err = kv_rotate_check(&a->kv, a->arch.head_dim);
-    if (err) {
-        err_add(err, "%s/config.json: ", dir);
-        goto out;
-    }
+    TRY_OUT(check_spec(a));
     TRY_OUT(open_files(a));
     TRY_OUT(reader_check_manifest(a, check_crc));
     TRY_OUT(reader_bind(a));
@@ -130,6 +138,7 @@ void artifact_close(struct artifact **pa)
     mem_free(a->block);
     mem_free(a->channels);
     manifest_close(&a->manifest);
+    spec_free(&a->weights, &a->kv);
     mem_free(a->dir);
     mem_free(a);
     *pa = NULL;

@@ -10,7 +10,7 @@
 struct artifact {
     char *dir;
     struct arch arch;
-    struct weight_spec weights;
+    struct weight_spec weights; /* with their mixes, owned */
     struct kv_spec kv;
     struct manifest *manifest;
     struct st_file **file; /* [n_files], by manifest; NULL for what is no tensor file */

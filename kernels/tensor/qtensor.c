@@ -12,6 +12,34 @@ const char *const lin_module[N_LIN] = {
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
 
+struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin)
+{
+    struct mix_format f;
+    if (!mix_find(&f, w->mixed, layer, lin))
+        return (struct lin_format){w->bits, w->group_size};
+    return (struct lin_format){f.bits,
+                               f.group_size == MIX_NO_GROUP ? w->group_size : f.group_size};
+}
+
+bool weight_quantizes(const struct weight_spec *w)
+{
+    return w->bits < 16 || mix_quantizes(w->mixed);
+}
+
+struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side side)
+{
+    struct mix_format f;
+    if (!mix_find(&f, kv->mixed, layer, side))
+        return (struct kv_format){kv->bits, kv->group_size};
+    return (struct kv_format){f.bits,
+                              f.group_size == MIX_NO_GROUP ? kv->group_size : f.group_size};
+}
+
+bool kv_quantizes(const struct kv_spec *kv)
+{
+    return kv->bits < 16 || mix_quantizes(kv->mixed);
+}
+
 int64_t weight_groups(int64_t in, int64_t group_size)
 {
     return group_size > 0 ? (in + group_size - 1) / group_size : 1;
@@ -51,7 +79,7 @@ enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group
 
 bool weight_chooses_codes(const struct weight_spec *w)
 {
-    return w->bits < 16 && (w->method == WEIGHT_GPTQ || w->round == ROUND_LEARNED);
+    return weight_quantizes(w) && (w->method == WEIGHT_GPTQ || w->round == ROUND_LEARNED);
 }
 
 enum err qlinear_alloc_codes(struct qlinear *q)

@@ -6,7 +6,7 @@
 #ifndef WKVQ_QTENSOR_H
 #define WKVQ_QTENSOR_H
 
-#include "kernels/base/error.h"
+#include "kernels/tensor/mix.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,7 +27,18 @@ struct weight_spec {
     int bits;           /* 2..8, or 16: weights are left alone */
     int64_t group_size; /* input columns per group; 0 = the whole row */
     enum weight_round round;
+    const struct mix *mixed; /* projections that differ in bits or group_size, borrowed;
+                                NULL: none */
 };
+
+/* How one layer's projection is quantized. */
+struct lin_format {
+    int bits;           /* 2..8, or 16: left alone */
+    int64_t group_size; /* as above */
+};
+struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin);
+/* Some projection of some layer has fewer than 16 bits. */
+bool weight_quantizes(const struct weight_spec *w);
 
 /* Codes are part of the result: they do not follow from the weight and its scale. */
 bool weight_chooses_codes(const struct weight_spec *w);
@@ -52,7 +63,19 @@ struct kv_spec {
     int64_t sink;   /* first tokens in full precision, >= 0 */
     bool learn;     /* learn shift and smoothing; false keeps their start values */
     enum kv_rotate rotate;
+    const struct mix *mixed; /* layers whose keys or values differ in bits or group_size,
+                                borrowed; NULL: none */
 };
+
+/* How one layer's keys or values are quantized. */
+enum kv_side { KV_K, KV_V };
+struct kv_format {
+    int bits;           /* 2..8, or 16: left alone */
+    int64_t group_size; /* as above */
+};
+struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side side);
+/* Keys or values of some layer have fewer than 16 bits. */
+bool kv_quantizes(const struct kv_spec *kv);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);

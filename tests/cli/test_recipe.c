@@ -165,6 +165,12 @@ static void refuses_with_line_and_remedy(void **state)
     refused("activations: {bits: 9}\n", ERR_USAGE, "activations.bits",
             "want 2 to 8, or 16");
     refused("calibration: {data: [[x]]}\n", ERR_USAGE, "calibration.data", "file names");
+    refused("weights:\n  mixed: q_proj=8, v=8\n", ERR_USAGE,
+            "line 2: weights.mixed: rule 'v=8'", "want q_proj, k_proj");
+    refused("weights: {mixed: q_proj=8, v_proj=8}\n", ERR_USAGE, "v_proj=8", "");
+    refused("weights: {mixed: [v_proj=8]}\n", ERR_USAGE, "weights.mixed", "not a list");
+    refused("kv: {mixed: 'v=4:0'}\n", ERR_USAGE, "kv.mixed: rule 'v=4:0'",
+            "group size from 1");
 }
 
 static void set_and_shortcuts(void **state)
@@ -270,6 +276,48 @@ static void json_and_back(void **state)
     recipe_free(&back);
 }
 
+/* As text of any length; without rules the key is not there, as before there was one. */
+static void mixes(void **state)
+{
+    struct recipe r = {0}, back;
+    json_t *a;
+    char *text;
+    assert_int_equal(load(&r, "weights: {mixed: '3.v_proj=8:64, down_proj=5'}\n"
+                              "kv:\n  mixed: v=8\n"),
+                     OK);
+    const struct weight_spec w = recipe_weight_spec(&r);
+    const struct kv_spec kv = recipe_kv_spec(&r);
+    assert_int_equal(weight_format(&w, 3, LIN_V).bits, 8);
+    assert_int_equal(weight_format(&w, 4, LIN_V).bits, 4);
+    assert_int_equal(kv_format(&kv, 0, KV_V).bits, 8);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    const json_t *mixed = json_object_get(json_object_get(a, "weights"), "mixed");
+    assert_string_equal(json_string_value(mixed), "3.v_proj=8:64, down_proj=5");
+    recipe_init(&back);
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), OK);
+    for (int i = 0; i < recipe_n_keys; i++)
+        if (!strcmp(recipe_key[i].name, "weights.mixed")) {
+            assert_int_equal(recipe_text(&text, &back, &recipe_key[i]), OK);
+            assert_string_equal(text, "3.v_proj=8:64, down_proj=5");
+            mem_free(text);
+        }
+    json_object_set_new(json_object_get(a, "weights"), "mixed", json_string("v_proj=0"));
+    err_clear();
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "weights.mixed: rule 'v_proj=0'"));
+    json_object_set_new(json_object_get(a, "weights"), "mixed", json_integer(8));
+    err_clear();
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), ERR_FORMAT);
+    json_decref(a);
+    assert_int_equal(recipe_set(&r, "weights.mixed", "", "--set"), OK);
+    assert_null(r.weight_mix);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    assert_null(json_object_get(json_object_get(a, "weights"), "mixed"));
+    json_decref(a);
+    recipe_free(&back);
+    recipe_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -283,6 +331,7 @@ int main(void)
         cmocka_unit_test(presets),
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
+        cmocka_unit_test(mixes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

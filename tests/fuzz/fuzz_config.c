@@ -13,13 +13,14 @@ void fuzz_setup(void)
 /* An artifact's quantization_config. */
 static void read_spec(const uint8_t *data, size_t n)
 {
-    struct weight_spec w;
-    struct kv_spec kv;
+    struct weight_spec w = {0};
+    struct kv_spec kv = {0};
     json_t *root = NULL, *q = NULL;
     fuzz_check(json_parse(&root, (const char *)data, n, "config.json"));
     if (json_is_object(root) && !json_get_object(&q, root, "quantization_config", "x") && q)
         fuzz_check(spec_from_json(&w, &kv, q, "config.json"));
     err_clear();
+    spec_free(&w, &kv);
     json_decref(root);
 }
 

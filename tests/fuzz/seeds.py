@@ -149,6 +149,7 @@ def all_seeds(base):
                        marked(2, manifest)]
     yield "choice", [*questions, questions[0].replace(b', "label": 0', b"") + b"\0" + b"1\n"]
     yield "longbench", list(long_rows())
+    yield "mix", [b"v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6", b"k=5, 0-3.v=8:32", b"7.q_proj=16:0"]
 
 
 def main():
