@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A race on purpose: two threads of a pool add to a plain number. A thread sanitizer that
+ * works ends this program with its own status, 66. */
+#include "kernels/base/pool.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+struct race {
+    atomic_int here;
+    long sum;
+};
+
+/* Relaxed: meeting must not order what follows. */
+static void add(void *ctx, int64_t chunk, int thread)
+{
+    struct race *r = ctx;
+    atomic_fetch_add_explicit(&r->here, 1, memory_order_relaxed);
+    while (atomic_load_explicit(&r->here, memory_order_relaxed) < 2)
+        sched_yield();
+    r->sum += chunk + 1;
+}
+
+int main(void)
+{
+    struct race r = {0};
+    struct pool *p = NULL;
+    if (pool_open(&p, 2))
+        return 1;
+    pool_run(p, 2, add, &r);
+    pool_close(&p);
+    printf("sum %ld\n", r.sum);
+    return 0;
+}
