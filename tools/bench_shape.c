@@ -29,14 +29,29 @@ static const struct arch shapes[] = {
 /* clang-format on */
 static const char *const shape_name[] = {"smollm2-135m", "llama-2-7b", "llama-2-13b"};
 
+static const int64_t shape_positions[] = {8192, 4096, 4096};
+
+static int find_shape(const char *name)
+{
+    for (int i = 0; i < (int)ARRAY_LEN(shapes); i++)
+        if (!strcmp(name, shape_name[i]))
+            return i;
+    return -1;
+}
+
 enum err bench_shape(struct arch *out, const char *name)
 {
-    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
-        if (!strcmp(name, shape_name[i])) {
-            *out = shapes[i];
-            return OK;
-        }
-    FAIL(ERR_USAGE, "--shape %s: want smollm2-135m, llama-2-7b or llama-2-13b", name);
+    const int i = find_shape(name);
+    FAIL_IF(i < 0, ERR_USAGE, "--shape %s: want smollm2-135m, llama-2-7b or llama-2-13b",
+            name);
+    *out = shapes[i];
+    return OK;
+}
+
+int64_t bench_shape_positions(const char *name)
+{
+    const int i = find_shape(name);
+    return i < 0 ? 0 : shape_positions[i];
 }
 
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a)

@@ -8,8 +8,13 @@
 #include "calib/model/weights.h"
 #include "tools/opt.h"
 
-/* "smollm2-135m", "llama-2-7b" or "llama-2-13b". Errors: ERR_USAGE. */
+#define SHAPE_CHOICES "smollm2-135m|llama-2-7b|llama-2-13b"
+
+/* One of SHAPE_CHOICES, with room for more positions than the model has: what is measured
+ * may be longer. Errors: ERR_USAGE. */
 enum err bench_shape(struct arch *out, const char *name);
+/* The positions that a known shape's model has. */
+int64_t bench_shape_positions(const char *name);
 /* The device of the options, and the act type they ask for. */
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);
 

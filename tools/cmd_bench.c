@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/cmd_bench.h"
 
+#include "tools/bench_shape.h"
 #include "tools/commands.h"
 
 #include <string.h>
@@ -9,7 +10,7 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Benchmark:"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
-     .value = "smollm2-135m", .choices = "smollm2-135m|llama-2-7b|llama-2-13b",
+     .value = "smollm2-135m", .choices = SHAPE_CHOICES,
      .help = "Whose shapes to measure at"},
     {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
      .value = "2048", .lo = 2, .hi = 1 << 20, .help = "Tokens of a step"},

@@ -2,6 +2,7 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/bench_shape.h"
 #include "tools/commands.h"
 #include "tools/preflight.h"
 #include "tools/stages.h"
@@ -17,7 +18,7 @@ static const struct opt options[] = {
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print memory and time, from one measured step, and stop"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
-     .choices = "smollm2-135m|llama-2-7b|llama-2-13b",
+     .choices = SHAPE_CHOICES,
      .help = "With --plan: memory from a model's shapes alone, no MODEL_DIR"},
     {0},
 };

@@ -26,7 +26,7 @@ static const struct opt options[] = {
     {OPT_FLAG, 'm', "memory", .offset = offsetof(struct args, memory_table),
      .help = "Memory term by term, of every batch and length"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
-     .choices = "smollm2-135m|llama-2-7b|llama-2-13b",
+     .choices = SHAPE_CHOICES,
      .help = "Memory of a model from its shapes alone, no DIR"},
     {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, stats),
      .help = "List the tensors too"},

@@ -18,6 +18,7 @@ extern const struct command cmd_generate;
 extern const struct command cmd_inspect;
 extern const struct command cmd_tokenize;
 extern const struct command cmd_bench;
+extern const struct command cmd_synth;
 
 /* All of them, in the order of --help. */
 extern const struct command *const command_table[];

@@ -31,12 +31,13 @@ struct args {
     struct text_list eval_data;
     const char *model, *base, *title, *max_increase, *work;
     const char *labels, *prompts, *max_gen;
-    const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device;
+    const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
+        *tokenizer;
     const char *batch, *length; /* lists */
     bool plan, keep_state, keep, force, decode, stats, memory_table;
     int64_t limit;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
-    int64_t parallel, samples, epochs, blocks, steps, threads, logit_tokens;
+    int64_t parallel, samples, epochs, blocks, layers, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap, max_bits, max_kv_bits;
     uint64_t shard_bytes, memory;
 };

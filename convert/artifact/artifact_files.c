@@ -91,8 +91,17 @@ enum err artifact_write_files(const char *dir, const char *model_dir,
                               const struct artifact_settings *s, struct manifest_file *file,
                               size_t *n)
 {
+    size_t copies = 0;
+    TRY(write_config(file, dir, model_dir, s));
+    TRY(artifact_copy_tokenizer(dir, model_dir, file + 1, &copies));
+    *n = 1 + copies;
+    return OK;
+}
+
+enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
+                                 struct manifest_file *file, size_t *n)
+{
     *n = 0;
-    TRY(write_config(&file[(*n)++], dir, model_dir, s));
     for (size_t i = 0; i < ARRAY_LEN(copied); i++)
         TRY(copy(file, n, dir, model_dir, copied[i]));
     return OK;

@@ -14,6 +14,9 @@
 enum err artifact_write_files(const char *dir, const char *model_dir,
                               const struct artifact_settings *s, struct manifest_file *file,
                               size_t *n);
+/* The tokenizer's files alone, as many as model_dir has. */
+enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
+                                 struct manifest_file *file, size_t *n);
 /* model.safetensors.index.json of a plan of several shards. */
 enum err artifact_write_index(const char *dir, const struct out_plan *p,
                               struct manifest_file *file);

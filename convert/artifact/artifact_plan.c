@@ -2,6 +2,7 @@
 #include "convert/artifact/artifact_plan.h"
 
 #include "convert/artifact/bitpack.h"
+#include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -36,7 +37,7 @@ static int linear_of(const char *rest)
     return -1;
 }
 
-static enum err add(struct out_plan *p, const struct out_tensor *t)
+enum err out_plan_add(struct out_plan *p, const struct out_tensor *t)
 {
     if (p->n == p->room) {
         const size_t room = p->room ? p->room * 2 : 256;
@@ -73,7 +74,7 @@ static enum err add_carried(struct out_plan *p, const struct st_tensor *src, int
     TRY(set_name(&t, src->name, ""));
     t.n_dims = src->n_dims;
     memcpy(t.dim, src->dim, sizeof(t.dim));
-    return add(p, &t);
+    return out_plan_add(p, &t);
 }
 
 static enum err add_packed(struct out_plan *p, enum out_kind kind, const char *base,
@@ -86,7 +87,7 @@ static enum err add_packed(struct out_plan *p, enum out_kind kind, const char *b
     t.dim[0] = rows;
     t.dim[1] = cols;
     TRY(set_name(&t, base, tail[kind]));
-    return add(p, &t);
+    return out_plan_add(p, &t);
 }
 
 static enum err add_linear(struct out_plan *p, const struct st_tensor *src, int64_t layer,
@@ -116,7 +117,7 @@ static enum err add_cache(struct out_plan *p, int64_t layer, int64_t channels)
                                .dim = {channels}};
         snprintf(t.name, sizeof(t.name), LAYER_PREFIX "%" PRId64 ".self_attn.%s", layer,
                  name[kind]);
-        TRY(add(p, &t));
+        TRY(out_plan_add(p, &t));
     }
     return OK;
 }
@@ -148,8 +149,10 @@ static int compare(const void *pa, const void *pb)
     return strcmp(a->name, b->name);
 }
 
-static void cut_shards(struct out_plan *p, uint64_t limit)
+void out_plan_cut(struct out_plan *p, uint64_t limit)
 {
+    if (!limit)
+        limit = SHARD_BYTES;
     uint64_t used = 0;
     int shard = 0;
     for (size_t i = 0; i < p->n; i++) {
@@ -180,7 +183,7 @@ enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
                      "tensor %s: the checkpoint has one of the name that the artifact "
                      "gives to another",
                      p.tensor[i].name);
-    cut_shards(&p, s->shard_bytes ? s->shard_bytes : SHARD_BYTES);
+    out_plan_cut(&p, s->shard_bytes);
     *out = p;
     return OK;
 out:
@@ -200,4 +203,24 @@ void out_shard_name(char out[64], int shard, int n_shards)
         snprintf(out, 64, "model.safetensors");
     else
         snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, n_shards);
+}
+
+enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
+                        const struct out_tensor *t, size_t n)
+{
+    enum err err = OK;
+    struct st_entry *e = NULL;
+    char *path = NULL, name[64];
+    out_shard_name(name, t->shard, p->n_shards);
+    TRY_OUT(mem_calloc(&e, n, sizeof(*e)));
+    for (size_t i = 0; i < n; i++) {
+        e[i] = (struct st_entry){t[i].name, t[i].dtype, t[i].n_dims, {0}};
+        memcpy(e[i].dim, t[i].dim, sizeof(e[i].dim));
+    }
+    TRY_OUT(file_join(&path, dir, name));
+    TRY_OUT(st_writer_open(out, path, e, (int64_t)n, NULL, 0));
+out:
+    mem_free(path);
+    mem_free(e);
+    return err;
 }

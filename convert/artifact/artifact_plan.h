@@ -41,6 +41,14 @@ struct out_plan {
 enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
                        const struct artifact_settings *s);
 void out_plan_free(struct out_plan *p);
+/* The steps of it, for whoever knows the tensors otherwise. Append one; its bytes follow
+ * from type and shape. */
+enum err out_plan_add(struct out_plan *p, const struct out_tensor *t);
+/* Into shards of at most limit bytes (0: 5e9), one tensor at least each. */
+void out_plan_cut(struct out_plan *p, uint64_t limit);
+/* Start the file of one shard's n tensors in dir. */
+enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
+                        const struct out_tensor *t, size_t n);
 /* "model.safetensors", or "model-00001-of-00003.safetensors". */
 void out_shard_name(char out[64], int shard, int n_shards);
 

@@ -296,25 +296,15 @@ static enum err write_tensors(struct writer *w, struct st_writer *f, struct out_
 static enum err write_shard(struct writer *w, struct out_tensor *t, size_t n)
 {
     enum err err = OK;
-    struct st_entry *e = NULL;
     struct st_writer *f = NULL;
-    char *path = NULL;
     struct manifest_file *file = &w->file[w->n_files++];
     file->name = w->shard_name[t->shard];
     out_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
-    TRY_OUT(mem_calloc(&e, n, sizeof(*e)));
-    for (size_t i = 0; i < n; i++) {
-        e[i] = (struct st_entry){t[i].name, t[i].dtype, t[i].n_dims, {0}};
-        memcpy(e[i].dim, t[i].dim, sizeof(e[i].dim));
-    }
-    TRY_OUT(file_join(&path, w->dir.tmp, file->name));
-    TRY_OUT(st_writer_open(&f, path, e, (int64_t)n, NULL, 0));
+    TRY_OUT(out_shard_open(&f, w->dir.tmp, &w->plan, t, n));
     TRY_OUT(write_tensors(w, f, t, n, file));
     TRY_OUT(st_writer_commit(&f));
 out:
     st_writer_abort(&f);
-    mem_free(path);
-    mem_free(e);
     return err;
 }
 

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/synth.h"
+
+#include "convert/artifact/artifact_files.h"
+#include "convert/artifact/artifact_plan.h"
+#include "convert/artifact/outdir.h"
+#include "data/json.h"
+#include "data/tokenizer.h"
+#include "kernels/base/file.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/pool.h"
+#include "kernels/base/rng.h"
+#include "kernels/tensor/qtensor.h"
+#include "tools/preflight.h"
+#include "tools/synth_values.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SIGMA 0.02
+#define NORM_SIGMA 0.1
+#define OUTLIER 6.0      /* times as large */
+#define OUTLIER_PART 512 /* one channel in so many */
+
+#define PIECE_WEIGHTS ((int64_t)4 << 20)  /* made between two writes */
+#define CHUNK_WEIGHTS ((int64_t)64 << 10) /* and by one thread at a time */
+
+/* What of a tensor's rows is large. */
+enum loud { LOUD_NONE, LOUD_RESIDUAL, LOUD_KEYS, LOUD_KINDS };
+
+struct synth {
+    const struct synth_settings *s;
+    struct out_plan plan;
+    struct outdir dir;
+    struct pool *pool;
+    struct normal_table *plain, *loud, *norm;
+    bool *channel[LOUD_KINDS]; /* [rows], true: large */
+    uint16_t *piece;
+    int32_t bos, eos; /* -1: none */
+    uint64_t done, total;
+    void (*progress)(void *ctx, double share);
+    void *progress_ctx;
+};
+
+/* --- which tensors ------------------------------------------------------------------ */
+
+static enum err add(struct out_plan *p, const char *name, int64_t layer, int lin,
+                    int64_t rows, int64_t cols)
+{
+    struct out_tensor t = {.layer = layer, .lin = lin, .dtype = DT_F16};
+    t.n_dims = cols ? 2 : 1;
+    t.dim[0] = rows;
+    t.dim[1] = cols;
+    snprintf(t.name, sizeof(t.name), "%s", name);
+    return out_plan_add(p, &t);
+}
+
+static enum err add_layer(struct out_plan *p, const struct arch *a, int64_t layer)
+{
+    static const char *const norm[] = {"input_layernorm", "post_attention_layernorm"};
+    char name[128];
+    for (int l = 0; l < N_LIN; l++) {
+        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer,
+                 lin_module[l]);
+        TRY(add(p, name, layer, l, arch_out(a, l), arch_in(a, l)));
+    }
+    for (size_t i = 0; i < ARRAY_LEN(norm); i++) {
+        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer, norm[i]);
+        TRY(add(p, name, layer, N_LIN, a->d_model, 0));
+    }
+    return OK;
+}
+
+static enum err make_plan(struct out_plan *p, const struct synth_settings *s)
+{
+    const struct arch *a = &s->arch;
+    TRY(add(p, "model.embed_tokens.weight", -1, N_LIN, a->vocab, a->d_model));
+    for (int64_t i = 0; i < a->n_layers; i++)
+        TRY(add_layer(p, a, i));
+    TRY(add(p, "model.norm.weight", a->n_layers, N_LIN, a->d_model, 0));
+    if (!a->tied)
+        TRY(add(p, "lm_head.weight", a->n_layers, N_LIN, a->vocab, a->d_model));
+    out_plan_cut(p, s->shard_bytes);
+    return OK;
+}
+
+uint64_t synth_bytes(const struct arch *a)
+{
+    const uint64_t D = (uint64_t)a->d_model, L = (uint64_t)a->n_layers;
+    const uint64_t ends = (uint64_t)a->vocab * D * (a->tied ? 1 : 2) + D;
+    return 2 * (ends + L * ((uint64_t)arch_block_params(a) + 2 * D));
+}
+
+/* --- what is in them ---------------------------------------------------------------- */
+
+static enum err draw_channels(bool **out, int64_t n, uint64_t seed)
+{
+    struct rng r;
+    TRY(mem_calloc(out, (size_t)n, sizeof(**out)));
+    rng_seed(&r, seed);
+    for (int64_t i = 0; i < n / OUTLIER_PART + 1; i++)
+        (*out)[rng_below(&r, (uint64_t)n)] = true;
+    return OK;
+}
+
+static enum loud loud_kind(const struct out_tensor *t)
+{
+    return t->lin == LIN_O || t->lin == LIN_DOWN ? LOUD_RESIDUAL
+           : t->lin == LIN_K                     ? LOUD_KEYS
+                                                 : LOUD_NONE;
+}
+
+/* Rows [first, first + rows) of one tensor. */
+struct piece {
+    const struct synth *y;
+    const struct out_tensor *t;
+    int64_t first, rows, cols, rows_per_chunk;
+    uint64_t tensor; /* its place in the plan */
+};
+
+static const struct normal_table *table_of(const struct piece *p, int64_t row)
+{
+    const bool *channel = p->y->channel[loud_kind(p->t)];
+    if (p->t->n_dims == 1)
+        return p->y->norm;
+    return channel && channel[row] ? p->y->loud : p->y->plain;
+}
+
+static void fill_chunk(void *ctx, int64_t chunk, int thread)
+{
+    const struct piece *p = ctx;
+    const int64_t begin = chunk * p->rows_per_chunk;
+    const int64_t end =
+        begin + p->rows_per_chunk < p->rows ? begin + p->rows_per_chunk : p->rows;
+    for (int64_t i = begin; i < end; i++)
+        synth_row(p->y->piece + i * p->cols, p->cols, table_of(p, p->first + i),
+                  p->y->s->seed, p->tensor, (uint64_t)(p->first + i));
+}
+
+static enum err write_tensor(struct synth *y, struct st_writer *f,
+                             const struct out_tensor *t)
+{
+    const int64_t rows = t->n_dims == 2 ? t->dim[0] : 1;
+    struct piece p = {.y = y, .t = t, .tensor = (uint64_t)(t - y->plan.tensor)};
+    p.cols = t->n_dims == 2 ? t->dim[1] : t->dim[0];
+    p.rows_per_chunk = CHUNK_WEIGHTS / p.cols + 1;
+    const int64_t most = p.cols < PIECE_WEIGHTS ? PIECE_WEIGHTS / p.cols : 1;
+    for (; p.first < rows; p.first += p.rows) {
+        p.rows = rows - p.first < most ? rows - p.first : most;
+        pool_run(y->pool, (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk, fill_chunk,
+                 &p);
+        const size_t bytes = (size_t)(p.rows * p.cols) * sizeof(*y->piece);
+        TRY(st_write(f, y->piece, bytes));
+        y->done += bytes;
+        if (y->progress)
+            y->progress(y->progress_ctx, (double)y->done / (double)y->total);
+    }
+    return OK;
+}
+
+/* --- files -------------------------------------------------------------------------- */
+
+static enum err write_shard(struct synth *y, const struct out_tensor *t, size_t n)
+{
+    enum err err = OK;
+    struct st_writer *f = NULL;
+    TRY(out_shard_open(&f, y->dir.tmp, &y->plan, t, n));
+    for (size_t i = 0; i < n; i++)
+        TRY_OUT(write_tensor(y, f, &t[i]));
+    TRY_OUT(st_writer_commit(&f));
+out:
+    st_writer_abort(&f);
+    return err;
+}
+
+static enum err write_shards(struct synth *y)
+{
+    for (size_t i = 0, end; i < y->plan.n; i = end) {
+        const struct out_tensor *t = &y->plan.tensor[i];
+        for (end = i; end < y->plan.n && y->plan.tensor[end].shard == t->shard;)
+            end++;
+        TRY(write_shard(y, t, end - i));
+    }
+    return OK;
+}
+
+/* A token's id; null: none. */
+static json_t *id_json(int32_t id)
+{
+    return id >= 0 ? json_integer(id) : json_null();
+}
+
+static json_t *config_json(const struct synth *y)
+{
+    const struct arch *a = &y->s->arch;
+    json_t *o = json_pack(
+        "{s:[s], s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:b, s:s}",
+        "architectures", "LlamaForCausalLM", "model_type", a->model_type, "hidden_act",
+        "silu", "hidden_size", (json_int_t)a->d_model, "intermediate_size",
+        (json_int_t)a->d_ff, "num_hidden_layers", (json_int_t)a->n_layers,
+        "num_attention_heads", (json_int_t)a->n_heads, "num_key_value_heads",
+        (json_int_t)a->n_kv, "head_dim", (json_int_t)a->head_dim, "vocab_size",
+        (json_int_t)a->vocab, "max_position_embeddings", (json_int_t)a->max_positions,
+        "rms_norm_eps", (double)a->norm_eps, "rope_theta", a->rope_theta,
+        "tie_word_embeddings", (int)a->tied, "torch_dtype", "float16");
+    if (o && !json_object_set_new(o, "bos_token_id", id_json(y->bos)) &&
+        !json_object_set_new(o, "eos_token_id", id_json(y->eos)))
+        return o;
+    json_decref(o);
+    return NULL;
+}
+
+static enum err write_config(const struct synth *y)
+{
+    enum err err = OK;
+    char *path = NULL, *text = NULL;
+    json_t *o = config_json(y);
+    /* As many digits as an f32 holds: 1e-5 stays 1e-5. */
+    if (!o || !(text = json_text(o, JSON_INDENT(2) | JSON_REAL_PRECISION(7))))
+        FAIL_OUT(ERR_MEMORY, "config.json: out of memory");
+    const size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL */
+    TRY_OUT(file_join(&path, y->dir.tmp, "config.json"));
+    TRY_OUT(file_write_all(path, text, n + 1));
+out:
+    mem_free(path);
+    free(text);
+    json_decref(o);
+    return err;
+}
+
+/* --- the whole ---------------------------------------------------------------------- */
+
+static enum err read_tokenizer(struct synth *y)
+{
+    const struct synth_settings *s = y->s;
+    struct tokenizer *t = NULL;
+    y->bos = y->eos = -1;
+    if (!s->tokenizer_dir)
+        return OK;
+    TRY(tokenizer_open(&t, s->tokenizer_dir));
+    const int64_t vocab = tokenizer_vocab(t);
+    y->bos = tokenizer_bos(t);
+    y->eos = tokenizer_eos(t);
+    tokenizer_close(&t);
+    FAIL_IF(vocab > s->arch.vocab, ERR_MISMATCH,
+            "%s: the tokenizer has %" PRId64 " tokens, the model room for %" PRId64,
+            s->tokenizer_dir, vocab, s->arch.vocab);
+    return OK;
+}
+
+static enum err prepare(struct synth *y)
+{
+    const struct arch *a = &y->s->arch;
+    TRY(arch_check(a));
+    TRY(read_tokenizer(y));
+    TRY(make_plan(&y->plan, y->s));
+    y->total = synth_bytes(a);
+    TRY(pool_open(&y->pool, y->s->threads));
+    TRY(mem_alloc(&y->plain, 1, sizeof(*y->plain)));
+    TRY(mem_alloc(&y->loud, 1, sizeof(*y->loud)));
+    TRY(mem_alloc(&y->norm, 1, sizeof(*y->norm)));
+    normal_table_fill(y->plain, 0, SIGMA);
+    normal_table_fill(y->loud, 0, OUTLIER * SIGMA);
+    normal_table_fill(y->norm, 1, NORM_SIGMA);
+    TRY(draw_channels(&y->channel[LOUD_RESIDUAL], a->d_model, y->s->seed));
+    TRY(draw_channels(&y->channel[LOUD_KEYS], a->n_kv * a->head_dim, ~y->s->seed));
+    const int64_t widest = a->d_ff > a->d_model ? a->d_ff : a->d_model;
+    const int64_t room = widest > PIECE_WEIGHTS ? widest : PIECE_WEIGHTS;
+    return mem_alloc(&y->piece, (size_t)room, sizeof(*y->piece));
+}
+
+static enum err write_all(struct synth *y)
+{
+    struct manifest_file copied[ARTIFACT_FILES_MAX], index;
+    size_t n;
+    TRY(write_shards(y));
+    if (y->plan.n_shards > 1)
+        TRY(artifact_write_index(y->dir.tmp, &y->plan, &index));
+    if (y->s->tokenizer_dir)
+        TRY(artifact_copy_tokenizer(y->dir.tmp, y->s->tokenizer_dir, copied, &n));
+    return write_config(y);
+}
+
+static void release(struct synth *y)
+{
+    outdir_abort(&y->dir);
+    out_plan_free(&y->plan);
+    pool_close(&y->pool);
+    mem_free(y->plain);
+    mem_free(y->loud);
+    mem_free(y->norm);
+    for (int i = 0; i < LOUD_KINDS; i++)
+        mem_free(y->channel[i]);
+    mem_free(y->piece);
+}
+
+enum err synth_write(const char *out_dir, const struct synth_settings *s,
+                     void (*progress)(void *ctx, double share), void *progress_ctx)
+{
+    enum err err = OK;
+    struct synth y = {.s = s, .progress = progress, .progress_ctx = progress_ctx};
+    TRY_OUT(prepare(&y));
+    TRY_OUT(preflight_disk(out_dir, y.total, "the checkpoint"));
+    TRY_OUT(outdir_open(&y.dir, out_dir, false));
+    TRY_OUT(write_all(&y));
+    TRY_OUT(outdir_commit(&y.dir));
+out:
+    release(&y);
+    return err;
+}
