@@ -6,19 +6,15 @@
     v/bin/python tools/peers/autoround.py MODEL OUT --wkvq build/tools/wkvq --data wiki.train.raw
 
 OUT holds full-precision numbers that lie on AutoRound's 4-bit grid ("fake" quantization), so that `wkvq eval OUT` measures them
-like any checkpoint, and `--simulate rtn --set weights.bits=16` adds a quantized cache. OUT/autoround.json has the settings and the
-seconds of the quantization alone.
+like any checkpoint, and `--simulate rtn --set weights.bits=16` adds a quantized cache. OUT/autoround.json has the version, the
+settings and the time of the quantization alone: seconds on the wall and user seconds of all threads.
 """
-import argparse, json, pathlib, random, shutil, subprocess, tempfile, time
+import argparse, importlib.metadata, json, os, pathlib, random, shutil, subprocess, tempfile, time
 import torch
 from auto_round import AutoRound
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
-def joined(text):
-    """The literature's WikiText convention: a line with its newline is a row, a blank line an empty row, rows joined by two newlines."""
-    rows = [line + "\n" if line.strip() else "" for line in text.split("\n")[:-1]]
-    return "\n\n".join(rows)
+from joined import joined
 
 
 def ids_of(wkvq, model, path):
@@ -55,20 +51,21 @@ def main():
     torch.manual_seed(a.seed)
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32)
     samples = windows(ids_of(a.wkvq, a.model, a.data), a.samples, a.seqlen, a.seed)
-    start = time.monotonic()
+    start, used = time.monotonic(), os.times().user
     rounder = AutoRound(model, AutoTokenizer.from_pretrained(a.model), scheme="W4A16", bits=4, group_size=a.group, sym=False,
                         iters=a.iters, batch_size=a.batch, nsamples=a.samples, seqlen=a.seqlen, dataset=samples,
                         device_map="cpu", enable_torch_compile=False)
     rounded, _ = rounder.quantize()
-    seconds = time.monotonic() - start
+    seconds, user = time.monotonic() - start, os.times().user - used
 
     rounded.to(torch.float16).save_pretrained(a.out)
     for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "config.json"):
         if (pathlib.Path(a.model) / name).exists():
             shutil.copy(pathlib.Path(a.model) / name, a.out)
     note = {k: v for k, v in vars(a).items() if isinstance(v, int)}
-    (a.out / "autoround.json").write_text(json.dumps(note | {"seconds": seconds}) + "\n")
-    print(f"{a.out}: {seconds:.0f} s")
+    note |= {"version": importlib.metadata.version("auto-round"), "seconds": seconds, "user_seconds": user}
+    (a.out / "autoround.json").write_text(json.dumps(note) + "\n")
+    print(f"{a.out}: {seconds:.0f} s, {user:.0f} s of user time")
 
 
 if __name__ == "__main__":
