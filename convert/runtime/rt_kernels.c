@@ -135,8 +135,7 @@ static void part(float *parted, const float *x, int64_t n)
     const int64_t whole = n / BLOCK * BLOCK;
     for (int64_t b = 0; b < whole; b += BLOCK)
         for (int k = 0; k < 8; k++)
-            for (int lane = 0; lane < VL; lane++)
-                parted[b + k * VL + lane] = x[b + 8 * lane + k];
+            store(parted + b + k * VL, load_eighths(x + b + k));
     for (int64_t c = whole; c < rt_parted(n); c++) {
         const int64_t in = c % BLOCK, column = c - in + in % VL * 8 + in / VL;
         parted[c] = column < n ? x[column] : 0;
@@ -365,40 +364,125 @@ static void unpack(float *w, const struct rt_row *r, uint8_t *bytes)
     }
 }
 
-/* --- 4 rows by n vectors ------------------------------------------------------------ */
+/* --- a panel of rows by n vectors ----------------------------------------------------- */
 
-/* 4 rows by 2 vectors at a time: 8 sums live in registers. */
-static void tile2(float *y, int64_t ldy, const float *w, int64_t ldw, const float *x,
-                  int64_t ldx, int64_t in)
+/* Word w of VL rows, 8 columns of each; the last word of a row may be shorter. Rows behind
+ * the last are the last again. */
+static inline vi gather_words(const struct rt_rows *r, int64_t row, int64_t n, int64_t w)
 {
-    vf s[4][2] = {{{0}}};
-    int64_t c = 0;
-    for (; c + VL <= in; c += VL) {
-        const vf x0 = load(x + c), x1 = load(x + ldx + c);
-        for (int i = 0; i < 4; i++) {
-            const vf v = load(w + i * ldw + c);
-            s[i][0] = madd(v, x0, s[i][0]);
-            s[i][1] = madd(v, x1, s[i][1]);
-        }
+    const int64_t left = (r->in + 1) / 2 - 4 * w, bytes = left < 4 ? left : 4;
+    const uint8_t *p = r->codes + row * r->code_stride + 4 * w;
+    vi v = {0};
+    for (int i = 0; i < VL; i++) {
+        uint32_t word = 0;
+        const uint8_t *at = p + (i < n ? i : n - 1) * r->code_stride;
+        if (bytes == 4)
+            memcpy(&word, at, 4);
+        else
+            memcpy(&word, at, (size_t)bytes);
+        v[i] = (int32_t)word;
     }
-    for (int i = 0; i < 4; i++)
-        for (int t = 0; t < 2; t++) {
-            float tail = 0;
-            for (int64_t k = c; k < in; k++)
-                tail += w[i * ldw + k] * x[t * ldx + k];
-            y[t * ldy + i] = sum(s[i][t]) + tail;
-        }
+    return v;
 }
 
-static void tile(float *y, int64_t ldy, const float *w, int64_t ldw, const float *x,
-                 int64_t ldx, int64_t n, int64_t in)
+/* Scales or zeros of group g of VL rows, as gather_words takes rows. */
+static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t row,
+                                int64_t n, int64_t g)
+{
+    for (int i = 0; i < VL; i++) {
+        const int64_t at = row + (i < n ? i : n - 1);
+        (*h)[i] = r->h[at * r->h_stride + g];
+        (*z)[i] = (float)r->z[at * r->z_stride + g];
+    }
+}
+
+/* VL rows from `row` on, n of them there: panel[c * RT_PANEL + i] = w^_i[c]. */
+static void unpack_lanes(float *panel, const struct rt_rows *r, int64_t row, int64_t n)
+{
+    for (int64_t g = 0, c = 0; c < r->in; g++) {
+        const int64_t end = r->in - c < r->group ? r->in : c + r->group;
+        vf h, z;
+        gather_group(&h, &z, r, row, n, g);
+        for (; c < end; c += 8) {
+            const vi words = gather_words(r, row, n, c / 8);
+            for (int k = 0; k < 8 && c + k < end; k++) {
+                const vf q = __builtin_convertvector((words >> 4 * k) & 15, vf);
+                store(panel + (c + k) * RT_PANEL, (q - z) * h);
+            }
+        }
+    }
+}
+
+static void panel_nibbles(float *panel, const struct rt_rows *r, int64_t row, int64_t n)
+{
+    for (int64_t i = 0; i < RT_PANEL; i += VL)
+        unpack_lanes(panel + i, r, i < n ? row + i : row + n - 1, i < n ? n - i : 1);
+}
+
+static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
+{
+    for (int64_t c = 0; c < in; c++)
+        for (int64_t i = 0; i < n; i++)
+            panel[c * RT_PANEL + i] = w[i * in + c];
+}
+
+/* Vectors of x that meet a panel at a time: their sums, the panel's lanes and one value of
+ * x fill the registers. */
+#define PANEL_VECTORS (RT_PANEL / VL)
+#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : 1)
+
+/* out [m][RT_PANEL]; x by three rows from each pointer, which is what addresses can do. */
+static inline void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
+                             int64_t ldx, int64_t in, const int m)
+{
+    vf s[12][PANEL_VECTORS] = {{{0}}};
+    const float *at[4] = {x, x + 3 * ldx, x + 6 * ldx, x + 9 * ldx};
+    for (int64_t c = 0; c < in; c++) {
+        vf w[PANEL_VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECTORS; v++)
+            w[v] = load(panel + c * RT_PANEL + v * VL);
+#pragma GCC unroll 12
+        for (int t = 0; t < m; t++) {
+            const vf xt = splat(at[t / 3][t % 3 * ldx + c]);
+#pragma GCC unroll 8
+            for (int v = 0; v < PANEL_VECTORS; v++)
+                s[t][v] = madd(w[v], xt, s[t][v]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < m; t++)
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECTORS; v++)
+            store(out + t * ldo + v * VL, s[t][v]);
+}
+
+static void panel_dots(float *out, int64_t ldo, const float *panel, const float *x,
+                       int64_t ldx, int64_t n, int64_t in)
 {
     int64_t t = 0;
-    for (; t + 2 <= n; t += 2)
-        tile2(y + t * ldy, ldy, w, ldw, x + t * ldx, ldx, in);
+    for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS)
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, PANEL_TOKENS);
+    for (; VL == 16 && t + 4 <= n; t += 4)
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, 4);
     for (; t < n; t++)
-        for (int i = 0; i < 4; i++)
-            y[t * ldy + i] = dot(w + i * ldw, x + t * ldx, in);
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, 1);
+}
+
+static void panel_tile(float *y, int64_t ldy, const float *panel, int64_t rows,
+                       const float *x, int64_t ldx, int64_t n, int64_t in)
+{
+    float part[12 * RT_PANEL];
+    if (rows == RT_PANEL) {
+        panel_dots(y, ldy, panel, x, ldx, n, in);
+        return;
+    }
+    for (int64_t t = 0; t < n; t += 12) {
+        const int64_t m = n - t < 12 ? n - t : 12;
+        panel_dots(part, RT_PANEL, panel, x + t * ldx, ldx, m, in);
+        for (int64_t i = 0; i < m; i++)
+            memcpy(y + (t + i) * ldy, part + i * RT_PANEL, (size_t)rows * sizeof(*y));
+    }
 }
 
 /* --- the cache ---------------------------------------------------------------------- */
@@ -418,7 +502,7 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
     extern const struct rt_kv_kernels KV_OF(isa);                                          \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, tile, kv_out, &KV_OF(isa)}
+        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_out, &KV_OF(isa)}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

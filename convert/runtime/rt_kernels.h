@@ -45,15 +45,24 @@ struct rt_kernels {
     float (*dot_codes)(const struct rt_row *r, const float *x, uint8_t *bytes);
     /* w^ of the row. */
     void (*unpack)(float *w, const struct rt_row *r, uint8_t *bytes);
-    /* y[t * ldy + i] = w_i . x_t for 4 rows w_i, ldw apart, and n vectors x_t, ldx apart.
+    /* A panel holds RT_PANEL rows column by column: panel[c * RT_PANEL + i] = w^_i[c], for
+     * n rows; what the others hold is any value. From 4-bit rows, group a multiple of 8 or
+     * groups 1: */
+    void (*panel_nibbles)(float *panel, const struct rt_rows *r, int64_t row, int64_t n);
+    /* From n unpacked rows w [n][in]. */
+    void (*panel_rows)(float *panel, const float *w, int64_t in, int64_t n);
+    /* y[t * ldy + i] = w_i . x_t of the panel's first `rows` and n vectors x_t, ldx apart.
      */
-    void (*tile)(float *y, int64_t ldy, const float *w, int64_t ldw, const float *x,
-                 int64_t ldx, int64_t n, int64_t in);
+    void (*panel_tile)(float *y, int64_t ldy, const float *panel, int64_t rows,
+                       const float *x, int64_t ldx, int64_t n, int64_t in);
     /* One group of a cached key or value: x^ of n channels. */
     void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
                    const float *delta, int64_t n);
     const struct rt_kv_kernels *kv;
 };
+
+/* Rows of a panel: whole vectors of any width. */
+#define RT_PANEL 32
 
 /* Columns of the widest vector of 4-bit codes: what rows are padded to. */
 #define RT_BLOCK 128

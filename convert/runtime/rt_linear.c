@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Products with packed weights. One token: each row's codes are used as they stream by.
- * Several: four rows are unpacked to F32 and met by all tokens. */
+ * Several: a panel of rows is unpacked to F32 and met by all tokens. */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
@@ -9,10 +9,14 @@
 
 #include <string.h>
 
-/* Rows of a chunk of work, a multiple of 4: some chunks a thread, but long stretches of
- * memory. Every row is computed by itself, so no result depends on it. */
+/* Rows of a chunk of work, a multiple of RT_PANEL: some chunks a thread, but long stretches
+ * of memory. Every row is computed by itself, so no result depends on it. */
 #define FEWEST_ROWS 32
 #define ROWS 256
+
+/* Rows that are unpacked before they go into a panel together, where codes do not go there
+ * directly. */
+#define UNPACKED 4
 
 /* Bytes of codes that are asked for before a chunk begins; from there on the kernels look
  * ahead by themselves. */
@@ -30,7 +34,8 @@ struct job {
 };
 
 struct scratch {
-    float *w;       /* [4][widest] */
+    float *panel;   /* [widest][RT_PANEL] */
+    float *w;       /* [UNPACKED][widest] */
     float *h;       /* [ROWS][most_groups] */
     uint8_t *z;     /* [ROWS][most_groups + 1] */
     uint8_t *bytes; /* [widest] */
@@ -39,16 +44,17 @@ struct scratch {
 static size_t scratch_bytes(const struct rt_linear *l)
 {
     const size_t groups = (size_t)l->most_groups, widest = (size_t)l->widest;
-    const size_t n =
-        4 * widest * sizeof(float) + ROWS * (groups * sizeof(float) + groups + 1) + widest;
+    const size_t n = (UNPACKED + RT_PANEL) * widest * sizeof(float) +
+                     ROWS * (groups * sizeof(float) + groups + 1) + widest;
     return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
 }
 
 static struct scratch scratch_of(const struct rt_linear *l, int thread)
 {
     struct scratch s;
-    s.w = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
-    s.h = s.w + 4 * l->widest;
+    s.panel = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
+    s.w = s.panel + RT_PANEL * l->widest;
+    s.h = s.w + UNPACKED * l->widest;
     s.z = (uint8_t *)(s.h + ROWS * l->most_groups);
     s.bytes = s.z + ROWS * (l->most_groups + 1);
     return s;
@@ -133,25 +139,23 @@ static void part_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
     }
 }
 
-/* y[first..end) from codes, the rows' scales and zeros unpacked together. */
-static void dot_blocks(const struct job *j, const struct packed_linear *p, float *y,
-                       int64_t first, int64_t end, const struct scratch *s)
+/* Rows [first, end) with their scales and zeros unpacked together. */
+static struct rt_rows rows_of(const struct job *j, const struct packed_linear *p,
+                              int64_t first, int64_t end, const struct scratch *s)
 {
-    const struct rt_kernels *kern = j->l->kern;
-    const int64_t zero_bytes = bitpack_bytes(p->groups, 4);
-    struct rt_rows rows = {.h = s->h,
-                           .code_stride = bitpack_bytes(p->in, 4),
-                           .z = s->z,
-                           .z_stride = 2 * zero_bytes,
-                           .h_stride = p->groups,
-                           .in = p->in,
-                           .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
-                           .groups = p->groups};
-    rows.codes = p->qweight + first * rows.code_stride;
-    part_nibbles(s->z, p->zeros + first * zero_bytes, (end - first) * zero_bytes);
-    kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16,
-                 (end - first) * p->groups);
-    kern->rows_nibbles(y + first, &rows, end - first, j->l->parted);
+    const int64_t stride = bitpack_bytes(p->in, 4), zeros = bitpack_bytes(p->groups, 4);
+    part_nibbles(s->z, p->zeros + first * zeros, (end - first) * zeros);
+    j->l->kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16,
+                       (end - first) * p->groups);
+    return (struct rt_rows){.codes = p->qweight + first * stride,
+                            .h = s->h,
+                            .code_stride = stride,
+                            .z = s->z,
+                            .z_stride = 2 * zeros,
+                            .h_stride = p->groups,
+                            .in = p->in,
+                            .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
+                            .groups = p->groups};
 }
 
 static void dot_rows(const struct job *j, const struct packed_linear *p, float *y,
@@ -164,7 +168,8 @@ static void dot_rows(const struct job *j, const struct packed_linear *p, float *
         return;
     }
     if (has_blocks(p)) {
-        dot_blocks(j, p, y, first, end, s);
+        const struct rt_rows rows = rows_of(j, p, first, end, s);
+        kern->rows_nibbles(y + first, &rows, end - first, j->l->parted);
         return;
     }
     for (int64_t r = first; r < end; r++) {
@@ -185,21 +190,32 @@ static void unpack_row(float *w, const struct job *j, const struct packed_linear
     j->l->kern->unpack(w, &row, s->bytes);
 }
 
+/* A panel of n rows, some unpacked rows at a time. */
+static void fill_panel(const struct job *j, const struct packed_linear *p, int64_t first,
+                       int64_t n, const struct scratch *s)
+{
+    for (int64_t r = 0; r < n; r += UNPACKED) {
+        const int64_t rows = n - r < UNPACKED ? n - r : UNPACKED;
+        for (int64_t i = 0; i < rows; i++)
+            unpack_row(s->w + i * p->in, j, p, first + r + i, s);
+        j->l->kern->panel_rows(s->panel + r, s->w, p->in, rows);
+    }
+}
+
 static void tile_rows(const struct job *j, const struct packed_linear *p, float *y,
                       int64_t first, int64_t end, const struct scratch *s)
 {
-    for (int64_t r = first; r < end; r += 4) {
-        const int64_t rows = end - r < 4 ? end - r : 4;
-        for (int64_t i = 0; i < rows; i++)
-            unpack_row(s->w + i * p->in, j, p, r + i, s);
-        if (rows == 4) {
-            j->l->kern->tile(y + r, p->out, s->w, p->in, j->x, p->in, j->n, p->in);
-            continue;
-        }
-        for (int64_t t = 0; t < j->n; t++)
-            for (int64_t i = 0; i < rows; i++)
-                y[t * p->out + r + i] =
-                    j->l->kern->dot(s->w + i * p->in, j->x + t * p->in, p->in);
+    const bool direct = has_nibbles(p);
+    struct rt_rows rows;
+    if (direct)
+        rows = rows_of(j, p, first, end, s);
+    for (int64_t r = first; r < end; r += RT_PANEL) {
+        const int64_t n = end - r < RT_PANEL ? end - r : RT_PANEL;
+        if (direct)
+            j->l->kern->panel_nibbles(s->panel, &rows, r - first, n);
+        else
+            fill_panel(j, p, r, n, s);
+        j->l->kern->panel_tile(y + r, p->out, s->panel, n, j->x, p->in, j->n, p->in);
     }
 }
 
@@ -282,7 +298,7 @@ static int64_t chunk_rows(const struct packed_linear *const *p, int count, int t
     int64_t rows = 0;
     for (int i = 0; i < count; i++)
         rows += p[i]->out;
-    rows = rows / (4 * (int64_t)threads) / 4 * 4;
+    rows = rows / (4 * (int64_t)threads) / RT_PANEL * RT_PANEL;
     return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > ROWS ? ROWS : rows;
 }
 

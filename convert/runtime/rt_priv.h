@@ -16,9 +16,9 @@ struct rt_linear {
     struct pool *pool;
     const struct rt_kernels *kern;
     int64_t widest, most_groups;
-    float *parted; /* x of one token, in the kernels' order */
+    float *parted;                    /* x of one token, in the kernels' order */
     const struct packed_linear *next; /* run after this one, NULL: not known */
-    void *scratch; /* threads * thread_bytes */
+    void *scratch;                    /* threads * thread_bytes */
     size_t thread_bytes;
 };
 

@@ -47,6 +47,21 @@ static inline vf load(const float *p)
     return v;
 }
 
+/* x[0], x[8], x[16] ... */
+static inline vf load_eighths(const float *x)
+{
+#if defined(__AVX512F__)
+    const __m512i lane =
+        _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
+    return (vf)_mm512_i32gather_ps(lane, x, 4);
+#else
+    vf v;
+    for (int i = 0; i < VL; i++)
+        v[i] = x[8 * i];
+    return v;
+#endif
+}
+
 static inline vf splat(float x)
 {
 #if defined(__AVX512F__)

@@ -114,11 +114,22 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
     near(k, "dot_nibbles", n, (double)k->dot_nibbles(&p.row, parted, lanes), want, size);
 }
 
+/* What panel_nibbles makes of rows from `row` on, n of them, bit for bit. */
+static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
+                           const float *w, int64_t row, int64_t n)
+{
+    static float panel[RT_PANEL * MAX];
+    k->panel_nibbles(panel, r, row, n);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < r->in; c++)
+            assert_true(panel[c * RT_PANEL + i] == w[(row + i) * r->in + c]);
+}
+
 /* n_rows rows at once; every row has its own codes, scales and zeros. */
 static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
 {
     static uint8_t codes[11 * MAX], zeros[11 * MAX];
-    static float h[11 * MAX], x[MAX], parted[MAX + RT_BLOCK];
+    static float h[11 * MAX], x[MAX], parted[MAX + RT_BLOCK], w[11 * MAX];
     static struct packed p;
     const int64_t row_groups = (in + group - 1) / group;
     const struct rt_rows rows = {.codes = codes,
@@ -138,11 +149,16 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
         memcpy(codes + r * rows.code_stride, p.bytes, (size_t)rows.code_stride);
         memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
         memcpy(zeros + r * rows.z_stride, p.z, (size_t)row_groups);
+        memcpy(w + r * in, p.w, (size_t)in * sizeof(*w));
         for (int64_t i = 0; i < in; i++) {
             want[r] += (double)p.w[i] * (double)x[i];
             size[r] += fabs((double)p.w[i] * (double)x[i]);
         }
     }
+    check_unpacked(k, &rows, w, 0, n);
+    check_unpacked(k, &rows, w, n - 1, 1);
+    if (group % RT_BLOCK && row_groups > 1)
+        return;
     k->part(parted, x, in);
     k->rows_nibbles(y, &rows, n, parted);
     for (int64_t r = 0; r < n; r++)
@@ -172,21 +188,26 @@ static void check_plain_rows(const struct rt_kernels *k, int64_t in, int64_t n)
     }
 }
 
-static void check_tile(const struct rt_kernels *k, int64_t in, int64_t n)
+/* A panel of `rows` unpacked rows and n vectors; y's other columns stay as they are. */
+static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64_t rows)
 {
-    static float w[4 * MAX], x[5 * MAX], y[5 * 6];
-    fill(w, 4 * in);
+    static float w[RT_PANEL * MAX], x[14 * MAX], panel[RT_PANEL * MAX], y[14 * 40];
+    fill(w, rows * in);
     fill(x, n * in);
-    k->tile(y, 6, w, in, x, in, n, in);
+    fill(y, 14 * 40);
+    k->panel_rows(panel, w, in, rows);
+    const float behind = y[rows];
+    k->panel_tile(y, 40, panel, rows, x, in, n, in);
+    assert_true(y[rows] == behind);
     for (int64_t t = 0; t < n; t++)
-        for (int64_t i = 0; i < 4; i++) {
+        for (int64_t i = 0; i < rows; i++) {
             double want = 0, size = 0;
             for (int64_t c = 0; c < in; c++) {
                 const double p = (double)w[i * in + c] * (double)x[t * in + c];
                 want += p;
                 size += fabs(p);
             }
-            near(k, "tile", in, (double)y[t * 6 + i], want, size);
+            near(k, "panel_tile", in, (double)y[t * 40 + i], want, size);
         }
 }
 
@@ -333,13 +354,16 @@ static void check_all(const struct rt_kernels *k)
     for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
         check_plain(k, lengths[i]);
         check_kv(k, lengths[i]);
-        for (int64_t n = 1; n <= 5; n++)
-            check_tile(k, lengths[i], n);
+        for (int64_t n = 1; n <= 14; n++)
+            check_panel(k, lengths[i], n, 1 + n * 37 % RT_PANEL);
+        check_panel(k, lengths[i], 13, RT_PANEL);
         for (int64_t n = 1; n <= 7; n += 3) {
             check_plain_rows(k, lengths[i], n);
             check_rows(k, lengths[i], RT_BLOCK, n + 4);
             check_rows(k, lengths[i], 2 * RT_BLOCK, n);
             check_rows(k, lengths[i], lengths[i], n);
+            check_rows(k, lengths[i], 8, n);
+            check_rows(k, lengths[i], 40, n);
         }
         for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++)
             for (int bits = 2; bits <= 8; bits++)

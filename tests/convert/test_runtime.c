@@ -268,7 +268,7 @@ static void test_rotation_refused(void **state)
 static void test_windows(void **state)
 {
     check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
-          kv(2, 8, KEY_POST_ROPE, 3, 2), "window 3 sink 2");
+          kv(3, 8, KEY_POST_ROPE, 3, 2), "window 3 sink 2");
     check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
           kv(2, 8, KEY_POST_ROPE, 9, 0), "window 9");
     check("llama2_gqa", (struct weight_spec){WEIGHT_RTN, 4, 32},
