@@ -366,26 +366,49 @@ static void unpack(float *w, const struct rt_row *r, uint8_t *bytes)
 
 /* --- a panel of rows by n vectors ----------------------------------------------------- */
 
-/* Word w of VL rows, 8 columns of each; the last word of a row may be shorter. Rows behind
- * the last are the last again. */
-static inline vi gather_words(const struct rt_rows *r, int64_t row, int64_t n, int64_t w)
+/* words[i] = word i of each of VL rows, 8 columns of each; the n-th row stands for those
+ * that are not there. bytes > 0 of each row are there. */
+#if defined(__AVX512F__)
+static inline void load_words(vi *words, const uint8_t *p, int64_t stride, int64_t n,
+                              int64_t bytes)
 {
-    const int64_t left = (r->in + 1) / 2 - 4 * w, bytes = left < 4 ? left : 4;
-    const uint8_t *p = r->codes + row * r->code_stride + 4 * w;
-    vi v = {0};
-    for (int i = 0; i < VL; i++) {
-        uint32_t word = 0;
-        const uint8_t *at = p + (i < n ? i : n - 1) * r->code_stride;
-        if (bytes == 4)
-            memcpy(&word, at, 4);
-        else
-            memcpy(&word, at, (size_t)bytes);
-        v[i] = (int32_t)word;
+    const __m512i low =
+        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    vi other[16];
+    for (int i = 0; i < 16; i++)
+        words[i] = load_codes(p + (i < n ? i : n - 1) * stride, bytes);
+    /* rows i and i + 8 are interleaved, four times: a transpose */
+    for (int stage = 0; stage < 4; stage += 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            const __m512i a = (__m512i)words[i], b = (__m512i)words[i + 8];
+            other[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
+            other[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            const __m512i a = (__m512i)other[i], b = (__m512i)other[i + 8];
+            words[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
+            words[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
+        }
     }
-    return v;
 }
+#else
+static inline void load_words(vi *words, const uint8_t *p, int64_t stride, int64_t n,
+                              int64_t bytes)
+{
+    uint32_t row[VL][VL] = {{0}};
+    for (int i = 0; i < VL; i++)
+        memcpy(row[i], p + (i < n ? i : n - 1) * stride,
+               bytes < 4 * VL ? (size_t)bytes : 4 * VL);
+    for (int w = 0; w < VL; w++)
+        for (int i = 0; i < VL; i++)
+            words[w][i] = (int32_t)row[i][w];
+}
+#endif
 
-/* Scales or zeros of group g of VL rows, as gather_words takes rows. */
+/* Scales and zeros of group g of VL rows, as load_words takes rows. */
 static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t row,
                                 int64_t n, int64_t g)
 {
@@ -396,27 +419,40 @@ static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t r
     }
 }
 
-/* VL rows from `row` on, n of them there: panel[c * RT_PANEL + i] = w^_i[c]. */
-static void unpack_lanes(float *panel, const struct rt_rows *r, int64_t row, int64_t n)
+/* 8 columns of VL rows. */
+static inline void unpack_word(float *panel, vi words, vf z, vf h, int64_t n)
 {
-    for (int64_t g = 0, c = 0; c < r->in; g++) {
-        const int64_t end = r->in - c < r->group ? r->in : c + r->group;
-        vf h, z;
-        gather_group(&h, &z, r, row, n, g);
-        for (; c < end; c += 8) {
-            const vi words = gather_words(r, row, n, c / 8);
-            for (int k = 0; k < 8 && c + k < end; k++) {
-                const vf q = __builtin_convertvector((words >> 4 * k) & 15, vf);
-                store(panel + (c + k) * RT_PANEL, (q - z) * h);
+    for (int64_t k = 0; k < n; k++, words >>= 4)
+        store(panel + k * RT_PANEL, (__builtin_convertvector(words & 15, vf) - z) * h);
+}
+
+/* Columns [from, to) of VL rows from `row` on, n of them there. */
+static void unpack_lanes(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
+                         int64_t from, int64_t to)
+{
+    const uint8_t *p = r->codes + row * r->code_stride;
+    int64_t end = from; /* of the group */
+    vf h = {0}, z = {0};
+    for (int64_t b = from; b < to; b += BLOCK) {
+        vi words[VL];
+        load_words(words, p + b / 2, r->code_stride, n, (r->in - b + 1) / 2);
+        for (int64_t c = b; c < b + BLOCK && c < to; c += 8) {
+            if (c >= end) {
+                gather_group(&h, &z, r, row, n, c / r->group);
+                end = (c / r->group + 1) * r->group;
             }
+            unpack_word(panel + (c - from) * RT_PANEL, words[(c - b) / 8], z, h,
+                        to - c < 8 ? to - c : 8);
         }
     }
 }
 
-static void panel_nibbles(float *panel, const struct rt_rows *r, int64_t row, int64_t n)
+static void panel_nibbles(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
+                          int64_t from, int64_t to)
 {
     for (int64_t i = 0; i < RT_PANEL; i += VL)
-        unpack_lanes(panel + i, r, i < n ? row + i : row + n - 1, i < n ? n - i : 1);
+        unpack_lanes(panel + i, r, i < n ? row + i : row + n - 1, i < n ? n - i : 1, from,
+                     to);
 }
 
 static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
@@ -433,7 +469,7 @@ static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
 
 /* out [m][RT_PANEL]; x by three rows from each pointer, which is what addresses can do. */
 static inline void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
-                             int64_t ldx, int64_t in, const int m)
+                             int64_t ldx, int64_t in, bool add, const int m)
 {
     vf s[12][PANEL_VECTORS] = {{{0}}};
     const float *at[4] = {x, x + 3 * ldx, x + 6 * ldx, x + 9 * ldx};
@@ -453,35 +489,39 @@ static inline void panel_few(float *out, int64_t ldo, const float *panel, const 
 #pragma GCC unroll 12
     for (int t = 0; t < m; t++)
 #pragma GCC unroll 8
-        for (int v = 0; v < PANEL_VECTORS; v++)
-            store(out + t * ldo + v * VL, s[t][v]);
+        for (int v = 0; v < PANEL_VECTORS; v++) {
+            float *at_v = out + t * ldo + v * VL;
+            store(at_v, add ? load(at_v) + s[t][v] : s[t][v]);
+        }
 }
 
 static void panel_dots(float *out, int64_t ldo, const float *panel, const float *x,
-                       int64_t ldx, int64_t n, int64_t in)
+                       int64_t ldx, int64_t n, int64_t in, bool add)
 {
     int64_t t = 0;
     for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, PANEL_TOKENS);
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, PANEL_TOKENS);
     for (; VL == 16 && t + 4 <= n; t += 4)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, 4);
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, 4);
     for (; t < n; t++)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, 1);
+        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, 1);
 }
 
 static void panel_tile(float *y, int64_t ldy, const float *panel, int64_t rows,
-                       const float *x, int64_t ldx, int64_t n, int64_t in)
+                       const float *x, int64_t ldx, int64_t n, int64_t in, bool add)
 {
     float part[12 * RT_PANEL];
     if (rows == RT_PANEL) {
-        panel_dots(y, ldy, panel, x, ldx, n, in);
+        panel_dots(y, ldy, panel, x, ldx, n, in, add);
         return;
     }
     for (int64_t t = 0; t < n; t += 12) {
         const int64_t m = n - t < 12 ? n - t : 12;
-        panel_dots(part, RT_PANEL, panel, x + t * ldx, ldx, m, in);
+        panel_dots(part, RT_PANEL, panel, x + t * ldx, ldx, m, in, false);
         for (int64_t i = 0; i < m; i++)
-            memcpy(y + (t + i) * ldy, part + i * RT_PANEL, (size_t)rows * sizeof(*y));
+            for (int64_t k = 0; k < rows; k++)
+                y[(t + i) * ldy + k] =
+                    (add ? y[(t + i) * ldy + k] : 0) + part[i * RT_PANEL + k];
     }
 }
 

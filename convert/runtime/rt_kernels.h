@@ -7,6 +7,8 @@
 
 #include "kernels/tensor/tensor.h"
 
+#include <stdbool.h>
+
 /* One row of a packed projection. */
 struct rt_row {
     const uint8_t *codes; /* packed */
@@ -46,15 +48,16 @@ struct rt_kernels {
     /* w^ of the row. */
     void (*unpack)(float *w, const struct rt_row *r, uint8_t *bytes);
     /* A panel holds RT_PANEL rows column by column: panel[c * RT_PANEL + i] = w^_i[c], for
-     * n rows; what the others hold is any value. From 4-bit rows, group a multiple of 8 or
-     * groups 1: */
-    void (*panel_nibbles)(float *panel, const struct rt_rows *r, int64_t row, int64_t n);
+     * n rows; what the others hold is any value. Columns [from, to) of 4-bit rows, from a
+     * multiple of RT_BLOCK; group is a multiple of 8, or groups is 1: */
+    void (*panel_nibbles)(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
+                          int64_t from, int64_t to);
     /* From n unpacked rows w [n][in]. */
     void (*panel_rows)(float *panel, const float *w, int64_t in, int64_t n);
-    /* y[t * ldy + i] = w_i . x_t of the panel's first `rows` and n vectors x_t, ldx apart.
-     */
+    /* y[t * ldy + i] = w_i . x_t (add: +=) of the panel's first `rows` and n vectors x_t
+     * of `in` columns, ldx apart. */
     void (*panel_tile)(float *y, int64_t ldy, const float *panel, int64_t rows,
-                       const float *x, int64_t ldx, int64_t n, int64_t in);
+                       const float *x, int64_t ldx, int64_t n, int64_t in, bool add);
     /* One group of a cached key or value: x^ of n channels. */
     void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
                    const float *delta, int64_t n);

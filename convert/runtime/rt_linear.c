@@ -14,6 +14,10 @@
 #define FEWEST_ROWS 32
 #define ROWS 256
 
+/* Columns of a panel that are unpacked and met at a time: with their part of x they stay
+ * in the first cache. A multiple of RT_BLOCK. */
+#define COLUMNS 256
+
 /* Rows that are unpacked before they go into a panel together, where codes do not go there
  * directly. */
 #define UNPACKED 4
@@ -202,20 +206,32 @@ static void fill_panel(const struct job *j, const struct packed_linear *p, int64
     }
 }
 
+/* y += columns [from, to) of a panel's rows by those of x. */
+static void tile_panel(const struct job *j, const struct packed_linear *p, float *y,
+                       int64_t rows, int64_t from, int64_t to, const float *panel)
+{
+    j->l->kern->panel_tile(y, p->out, panel, rows, j->x + from, p->in, j->n, to - from,
+                           from > 0);
+}
+
 static void tile_rows(const struct job *j, const struct packed_linear *p, float *y,
                       int64_t first, int64_t end, const struct scratch *s)
 {
     const bool direct = has_nibbles(p);
-    struct rt_rows rows;
+    struct rt_rows rows = {0};
     if (direct)
         rows = rows_of(j, p, first, end, s);
     for (int64_t r = first; r < end; r += RT_PANEL) {
         const int64_t n = end - r < RT_PANEL ? end - r : RT_PANEL;
-        if (direct)
-            j->l->kern->panel_nibbles(s->panel, &rows, r - first, n);
-        else
+        if (!direct)
             fill_panel(j, p, r, n, s);
-        j->l->kern->panel_tile(y + r, p->out, s->panel, n, j->x, p->in, j->n, p->in);
+        for (int64_t c = 0, to; c < p->in; c = to) {
+            to = p->in - c < COLUMNS ? p->in : c + COLUMNS;
+            if (direct)
+                j->l->kern->panel_nibbles(s->panel + c * RT_PANEL, &rows, r - first, n, c,
+                                          to);
+            tile_panel(j, p, y + r, n, c, to, s->panel + c * RT_PANEL);
+        }
     }
 }
 

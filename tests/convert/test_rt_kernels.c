@@ -119,7 +119,10 @@ static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
                            const float *w, int64_t row, int64_t n)
 {
     static float panel[RT_PANEL * MAX];
-    k->panel_nibbles(panel, r, row, n);
+    const int64_t first = r->in > RT_BLOCK ? RT_BLOCK : r->in;
+    k->panel_nibbles(panel, r, row, n, 0, first);
+    if (first < r->in)
+        k->panel_nibbles(panel + first * RT_PANEL, r, row, n, first, r->in);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < r->in; c++)
             assert_true(panel[c * RT_PANEL + i] == w[(row + i) * r->in + c]);
@@ -197,7 +200,9 @@ static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64
     fill(y, 14 * 40);
     k->panel_rows(panel, w, in, rows);
     const float behind = y[rows];
-    k->panel_tile(y, 40, panel, rows, x, in, n, in);
+    const int64_t half = in / 2;
+    k->panel_tile(y, 40, panel, rows, x, in, n, half, false);
+    k->panel_tile(y, 40, panel + half * RT_PANEL, rows, x + half, in, n, in - half, true);
     assert_true(y[rows] == behind);
     for (int64_t t = 0; t < n; t++)
         for (int64_t i = 0; i < rows; i++) {
