@@ -88,7 +88,7 @@ static enum err step(struct bench *b, int64_t number)
     bool bad;
     char name[128];
     TRY(fakequant_apply(&b->f));
-    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f)));
+    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f, 0)));
     TRY(fakequant_bad_gradient(&b->f, name, sizeof(name), &bad));
     TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number));
     return dev_sync(b->dev);

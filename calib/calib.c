@@ -33,6 +33,7 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
     TRY(check_bits("weights.bits", s->weights.bits));
     TRY(check_bits("kv.bits", s->kv.bits));
+    TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(kv_rotate_check(&s->kv, a->head_dim));
     TRY(check_bits("activations.bits", s->act_bits ? s->act_bits : 16));
     FAIL_IF(s->weights.method == WEIGHT_GPTQ && !(s->gptq.damp >= 0 && s->gptq.damp <= 1),
@@ -209,14 +210,12 @@ static enum err scan_kv(struct run *r, struct tensor range[4])
     struct block_acts *acts = &r->r.acts[0];
     const struct arch *a = r->arch;
     const int64_t C = a->n_kv * a->head_dim, H = a->n_heads * a->head_dim;
-    const struct block_kv plain = {.spec = {.method = KV_TOKEN,
-                                            .bits = r->s->kv.bits,
-                                            .group_size = r->s->kv.group_size,
-                                            .key_stage = r->s->kv.key_stage,
-                                            .rotate = r->s->kv.rotate,
-                                            .past_only = true,
-                                            .window = 1}};
+    struct block_kv plain = {.spec = r->s->kv, .layer = r->block};
     const struct tensor *out;
+    plain.spec.method = KV_TOKEN;
+    plain.spec.past_only = true;
+    plain.spec.window = 1;
+    plain.spec.sink = 0;
     for (int64_t i = 0; i < r->s->samples; i++) {
         r->sample = i;
         TRY(stream_read(&r->x, &r->r.x, i));
@@ -255,7 +254,7 @@ static enum err start_values(struct run *r)
 {
     const int64_t C = r->arch->n_kv * r->arch->head_dim;
     float *host = NULL;
-    if (!run_scans_kv(r))
+    if (!run_scans_kv(r, r->block))
         return fakequant_start(&r->f, NULL, NULL, NULL, NULL);
     TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
     enum err err = scan_to_host(r, host, C);
@@ -339,7 +338,7 @@ static enum err calibrate_block(struct run *r)
         TRY(gather_inputs(r));
         TRY(choose_codes(r));
     }
-    if (fakequant_learns(&r->f))
+    if (fakequant_learns(&r->f, r->block))
         TRY(run_load_partial(r, &restored));
     if (!restored)
         TRY(start_block(r));

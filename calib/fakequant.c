@@ -29,7 +29,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->weights = s->weights;
     f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->act_bits};
     f->quantize_weights = s->weights.bits < 16;
-    f->quantize_kv = s->kv.bits < 16;
+    f->quantize_kv = kv_quantizes(&s->kv);
     const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
     f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
     f->gptq_start = gptq && f->learn_round;
@@ -118,9 +118,15 @@ static void layout(struct fakequant *f, struct carve *c)
         place_kv(f, c);
 }
 
-bool fakequant_learns(const struct fakequant *f)
+bool fakequant_quantizes(const struct fakequant *f, int64_t block)
 {
-    return f->n || f->learn_round;
+    return f->quantize_weights || kv_quantizes_layer(&f->kv.spec, block);
+}
+
+bool fakequant_learns(const struct fakequant *f, int64_t block)
+{
+    return f->learn_weights || f->learn_round ||
+           (f->learn_kv && kv_quantizes_layer(&f->kv.spec, block));
 }
 
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
@@ -170,6 +176,7 @@ void fakequant_close(struct fakequant *f)
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block)
 {
     drop_fixed(f);
+    f->kv.layer = block;
     if (f->learn_round)
         TRY(round_zero(f));
     if (f->quantize_weights)
@@ -203,12 +210,14 @@ static void smooth_start(float *ls, float *delta, const float *mn, const float *
         ls[c] = moving ? (float)((isnan(ls[c]) ? least : (double)ls[c]) - mean) : 0;
 }
 
-static enum err start_side(struct fakequant *f, const struct tensor *ls,
-                           const struct tensor *delta, const float *mn, const float *mx)
+static enum err start_side(struct fakequant *f, enum kv_side side, const float *mn,
+                           const float *mx)
 {
+    const struct tensor *const ls = side == KV_K ? &f->k_ls : &f->v_ls;
+    const struct tensor *const delta = side == KV_K ? &f->kv.k_delta : &f->kv.v_delta;
     const int64_t C = kv_channels(f->arch);
     const size_t bytes = (size_t)C * sizeof(float);
-    if (!mn) {
+    if (!mn || kv_format(&f->kv.spec, f->kv.layer, side).bits >= 16) {
         TRY(dev_zero(f->dev, ls->data, bytes));
         return dev_zero(f->dev, delta->data, bytes);
     }
@@ -245,8 +254,8 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
 {
     TRY(start_clip(f));
     if (f->quantize_kv) {
-        TRY(start_side(f, &f->k_ls, &f->kv.k_delta, k_min, k_max));
-        TRY(start_side(f, &f->v_ls, &f->kv.v_delta, v_min, v_max));
+        TRY(start_side(f, KV_K, k_min, k_max));
+        TRY(start_side(f, KV_V, v_min, v_max));
     }
     if (!f->n)
         return OK;

@@ -20,7 +20,7 @@ struct fakequant {
     struct dev *dev;
     const struct arch *arch;
     struct weight_spec weights;
-    bool quantize_weights, quantize_kv; /* below 16 bits */
+    bool quantize_weights, quantize_kv; /* below 16 bits; the cache's in any block */
     bool learn_weights, learn_kv;
     bool gptq_start; /* offsets start at GPTQ's codes */
     bool
@@ -46,8 +46,9 @@ struct fakequant {
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
                         const struct calib_settings *s);
 void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */
-/* Whether anything does. */
-bool fakequant_learns(const struct fakequant *f);
+/* Whether anything of a block is quantized, and whether anything learns. */
+bool fakequant_quantizes(const struct fakequant *f, int64_t block);
+bool fakequant_learns(const struct fakequant *f, int64_t block);
 /* Device bytes besides the two sets of weights. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 
@@ -62,7 +63,8 @@ enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
 enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q);
 /* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
  * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
- * values take (host, [K*d] each; all NULL: s = 1, delta = 0). Moments and best become 0. */
+ * values take (host, [K*d] each; all NULL, and what is left alone: s = 1, delta = 0).
+ * Moments and best become 0. */
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
                          const float *v_min, const float *v_max);
 /* wq, scales, zeros and s from the parameters. */

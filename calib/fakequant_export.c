@@ -53,7 +53,8 @@ enum err fakequant_export(struct fakequant *f, struct block_quant *q)
     fresh.kv = f->kv.spec;
     for (int l = 0; l < N_LIN && f->quantize_weights; l++)
         TRY_OUT(export_lin(f, &fresh.lin[l], l));
-    if (f->quantize_kv && f->kv.spec.method == KV_CHANNEL_TOKEN)
+    if (kv_quantizes_layer(&f->kv.spec, f->kv.layer) &&
+        f->kv.spec.method == KV_CHANNEL_TOKEN)
         TRY_OUT(export_kv(f, &fresh));
     *q = fresh;
     return OK;

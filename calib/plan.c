@@ -47,10 +47,10 @@ static double forward_flops(const struct arch *a, const struct calib_settings *s
     return linear_flops(a, (double)s->seqlen) + attention_flops(a, (double)s->seqlen);
 }
 
-static bool learns(const struct calib_settings *s)
+static bool learns(const struct calib_settings *s, int64_t block)
 {
-    return calib_learns_weights(s) ||
-           (s->kv.bits < 16 && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn);
+    return calib_learns_weights(s) || (kv_quantizes_layer(&s->kv, block) &&
+                                       s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn);
 }
 
 static int64_t depth_of(const struct arch *a, const struct calib_settings *s, int64_t i)
@@ -61,9 +61,10 @@ static int64_t depth_of(const struct arch *a, const struct calib_settings *s, in
 
 static double all_flops(const struct arch *a, const struct calib_settings *s)
 {
-    const double samples = (double)s->samples, epochs = learns(s) ? (double)s->epochs : 0;
+    const double samples = (double)s->samples;
     double sum = 0;
     for (int64_t i = 0; i < a->n_layers; i++) {
+        const double epochs = learns(s, i) ? (double)s->epochs : 0;
         const double chain = (double)(depth_of(a, s, i) + 1);
         sum += samples * epochs * step_flops(a, s, depth_of(a, s, i));
         /* the set's loss at the start and after every epoch; start values; both streams */

@@ -53,7 +53,7 @@ bool run_stop(const struct run *r);
 
 /* Whether a block's start values come from its keys and values, and from the inputs of its
  * projections. */
-bool run_scans_kv(const struct run *r);
+bool run_scans_kv(const struct run *r, int64_t block);
 bool run_gathers(const struct run *r);
 
 /* Progress in forward passes of one block and sample: what a block costs (start values,

@@ -67,7 +67,7 @@ static enum err sample_loss(struct run *r, double *loss, int64_t i, bool grads)
 
 static enum err stopped(struct run *r)
 {
-    if (fakequant_learns(&r->f))
+    if (fakequant_learns(&r->f, r->block))
         TRY(run_save_partial(r));
     FAIL(ERR_STOPPED, "stopped in block %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
          r->block, r->at.epoch, r->at.step);
@@ -76,7 +76,7 @@ static enum err stopped(struct run *r)
 /* Save what led to a non-finite value, then say where it is. */
 static enum err not_finite(struct run *r, const char *what)
 {
-    if (fakequant_learns(&r->f))
+    if (fakequant_learns(&r->f, r->block))
         TRY(run_save_partial(r));
     FAIL(ERR_NUMERIC,
          "block %" PRId64 ", epoch %" PRId64 ", step %" PRId64 " (sample %" PRId64
@@ -190,18 +190,18 @@ static enum err train(struct run *r)
 
 enum err run_train_block(struct run *r)
 {
-    if (!r->f.quantize_weights && !r->f.quantize_kv)
+    if (!fakequant_quantizes(&r->f, r->block))
         return OK;
     if (!r->at.measured)
         TRY(measure_start(r));
-    if (fakequant_learns(&r->f))
+    if (fakequant_learns(&r->f, r->block))
         TRY(train(r));
     return fakequant_apply(&r->f);
 }
 
-bool run_scans_kv(const struct run *r)
+bool run_scans_kv(const struct run *r, int64_t block)
 {
-    return r->f.quantize_kv && r->s->kv.method == KV_CHANNEL_TOKEN;
+    return r->s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes_layer(&r->s->kv, block);
 }
 
 bool run_gathers(const struct run *r)
@@ -213,11 +213,11 @@ bool run_gathers(const struct run *r)
 double run_block_units(const struct run *r, int64_t block)
 {
     const double chain = (double)(recon_reach(&r->r, block) + 1);
-    const double epochs = fakequant_learns(&r->f) ? (double)r->s->epochs : 0;
-    if (!r->f.quantize_weights && !r->f.quantize_kv)
+    const double epochs = fakequant_learns(&r->f, block) ? (double)r->s->epochs : 0;
+    if (!fakequant_quantizes(&r->f, block))
         return 0;
     return (double)r->s->samples *
-           (chain * (1 + 4 * epochs) + run_scans_kv(r) + run_gathers(r) + r->f.gptq);
+           (chain * (1 + 4 * epochs) + run_scans_kv(r, block) + run_gathers(r) + r->f.gptq);
 }
 
 double run_units_so_far(const struct run *r)
@@ -226,5 +226,5 @@ double run_units_so_far(const struct run *r)
     const double samples = (double)r->s->samples;
     return chain * ((r->at.measured + 4 * (double)r->at.epoch) * samples +
                     3 * (double)r->at.step) +
-           (run_scans_kv(r) + run_gathers(r)) * samples;
+           (run_scans_kv(r, r->block) + run_gathers(r)) * samples;
 }

@@ -141,22 +141,23 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     static const char *const join_name[] = {"auto", "rows", "file"};
     const struct job *j = e->job;
     char crc[16];
-    int weight_bits, kv_bits;
+    double weight_bits, kv_bits;
     const bool bos = j->ids.n && j->ids.id[0] == tokenizer_bos(j->tokenizer);
     eval_bits(&weight_bits, &kv_bits, e);
     snprintf(crc, sizeof(crc), "%08" PRIx32, j->ids_crc);
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
-        "s:i, "
-        "s:i, s:i, s:s, s:f, s:o, s:s}",
+        "s:o, "
+        "s:o, s:i, s:s, s:f, s:o, s:s}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
         (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
         "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
         bos_name[j->recipe.bos], "bos_in_text", bos, "join", join_name[j->recipe.join],
-        "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits", weight_bits,
-        "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "compute",
+        "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits",
+        eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits), "activation_bits",
+        eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
         "window_nll", json_reals(e->window_nll, r->windows), "score", j->args->score);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));

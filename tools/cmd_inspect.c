@@ -6,6 +6,7 @@
 #include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
 #include "data/json.h"
+#include "kernels/base/mem.h"
 #include "tools/bench_shape.h"
 #include "tools/commands.h"
 #include "tools/inspect_memory.h"
@@ -57,8 +58,7 @@ static enum err memory_open(struct memory *m, const struct args *a)
 static uint64_t cache_bytes(const struct memory *m, const struct kv_spec *kv, int64_t batch,
                             int64_t length)
 {
-    return (uint64_t)batch * (uint64_t)length * (uint64_t)m->arch->n_layers * 2 *
-           (uint64_t)kv_row_bytes(m->arch, kv);
+    return (uint64_t)batch * (uint64_t)length * (uint64_t)kv_token_bytes(m->arch, kv);
 }
 
 /* Of the first batch and length. */
@@ -135,18 +135,24 @@ static void print_group(const char *name, int64_t group, const char *whole)
         printf("%s%s", name, whole);
 }
 
-static void print_spec(const struct artifact_sizes *m, const struct weight_spec *w,
-                       const struct kv_spec *kv)
+/* Where other formats are. */
+static enum err print_mix(const struct mix *m)
 {
-    printf("  weights    %d bits", w->bits);
-    if (w->bits < 16)
-        print_group(", groups of ", w->group_size, "the whole row");
-    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
-           m->weight_bits, MB * (double)m->quantized_bytes,
-           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    char *text;
+    if (!m)
+        return OK;
+    TRY(mix_text(&text, m));
+    printf(", mixed: %s", text);
+    mem_free(text);
+    return OK;
+}
+
+static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec *kv)
+{
     printf("  cache      %d bits", kv->bits);
-    if (kv->bits < 16) {
+    if (kv_quantizes(kv)) {
         print_group(", groups of ", kv->group_size, "the whole head");
+        TRY(print_mix(kv->mixed));
         printf(", keys %s the rotary embedding",
                kv->key_stage == KEY_PRE_ROPE ? "before" : "after");
         if (kv->rotate)
@@ -161,6 +167,19 @@ static void print_spec(const struct artifact_sizes *m, const struct weight_spec 
     else
         printf("the current token is quantized too, the first %" PRId64 " are not\n",
                kv->sink);
+    return OK;
+}
+
+static enum err print_spec(const struct artifact_sizes *m, const struct weight_spec *w,
+                           const struct kv_spec *kv)
+{
+    printf("  weights    %d bits", w->bits);
+    if (w->bits < 16)
+        print_group(", groups of ", w->group_size, "the whole row");
+    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
+           m->weight_bits, MB * (double)m->quantized_bytes,
+           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    return print_cache(m, kv);
 }
 
 static enum err print_manifest_tensors(const json_t *manifest)
@@ -236,7 +255,7 @@ static enum err inspect_artifact(const struct args *a, struct memory *mem)
     printf("%s: artifact, %.1f MB, by %s\n", a->pos.item[0], MB * (double)m.total_bytes,
            json_string_value(json_object_get(manifest, "product")));
     print_arch(mem->arch);
-    print_spec(&m, artifact_weight_spec(art), artifact_kv_spec(art));
+    TRY_OUT(print_spec(&m, artifact_weight_spec(art), artifact_kv_spec(art)));
     print_memory(mem);
     if (a->memory_table)
         memory_print(mem->arch, rows, 2, &mem->batch, &mem->length);

@@ -41,19 +41,34 @@ int64_t eval_targets(const struct eval *e)
     return e->ctx - 1 - e->first;
 }
 
-void eval_bits(int *weights, int *kv, const struct eval *e)
+static double mean_code_bits(const struct kv_spec *kv, int64_t n_layers)
 {
+    double sum = 0;
+    for (int64_t i = 0; i < n_layers; i++)
+        sum += kv_format(kv, i, KV_K).bits + kv_format(kv, i, KV_V).bits;
+    return sum / (double)(2 * n_layers);
+}
+
+void eval_bits(double *weights, double *kv, const struct eval *e)
+{
+    const int64_t n = e->job->arch.n_layers;
     *weights = *kv = 16;
     if (e->artifact) {
         *weights = artifact_weight_spec(e->artifact)->bits;
-        *kv = artifact_kv_spec(e->artifact)->bits;
+        *kv = mean_code_bits(artifact_kv_spec(e->artifact), n);
     } else if (e->rtn || e->state) {
         const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
-        *weights = (int)r->weight_bits;
-        *kv = (int)r->kv_bits;
+        const struct kv_spec cache = recipe_kv_spec(r);
+        *weights = (double)r->weight_bits;
+        *kv = mean_code_bits(&cache, n);
     }
     if (e->kv_bits)
         *kv = e->kv_bits;
+}
+
+json_t *eval_bits_json(double bits)
+{
+    return bits == floor(bits) ? json_integer((json_int_t)bits) : json_real(bits);
 }
 
 int eval_act_bits(const struct eval *e)
@@ -64,14 +79,14 @@ int eval_act_bits(const struct eval *e)
 
 const char *eval_bits_text(const struct eval *e)
 {
-    static char text[32];
-    int weights, kv;
+    static char text[64];
+    double weights, kv;
     const int act = eval_act_bits(e);
     eval_bits(&weights, &kv, e);
     if (act < 16)
-        snprintf(text, sizeof(text), "W%dA%dKV%d", weights, act, kv);
+        snprintf(text, sizeof(text), "W%.3gA%dKV%.3g", weights, act, kv);
     else
-        snprintf(text, sizeof(text), "W%dKV%d", weights, kv);
+        snprintf(text, sizeof(text), "W%.3gKV%.3g", weights, kv);
     return text;
 }
 

@@ -37,8 +37,11 @@ enum err eval_ppl(struct eval_result *out, struct eval *e);
 enum err eval_count_windows(struct eval *e);
 /* Scored predictions of a window. */
 int64_t eval_targets(const struct eval *e);
-/* The bits that are in force, and how the model is run, for reports. */
-void eval_bits(int *weights, int *kv, const struct eval *e);
+/* Bits of a code that are in force, the mean where they are mixed, and how the model is
+ * run, for reports. */
+void eval_bits(double *weights, double *kv, const struct eval *e);
+/* 4, or 4.25. NULL: out of memory. */
+json_t *eval_bits_json(double bits);
 /* Of the projections' inputs, in simulation; 16: left alone. */
 int eval_act_bits(const struct eval *e);
 /* "W4KV4", "W4A8KV16"; valid until the next call. */

@@ -62,12 +62,13 @@ static json_t *estimate_json(struct estimate x)
 
 static json_t *side_json(const struct eval *e, struct estimate nll)
 {
-    int weight_bits, kv_bits;
+    double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    return json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
-                     "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
-                     kv_bits, "activation_bits", eval_act_bits(e), "nll", nll.mean,
-                     "nll_stderr", real_or_null(nll.stderr_), "ppl", exp(nll.mean));
+    return json_pack("{s:s, s:s, s:o, s:o, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+                     "method", eval_method(e), "weight_bits", eval_bits_json(weight_bits),
+                     "kv_bits", eval_bits_json(kv_bits), "activation_bits",
+                     eval_act_bits(e), "nll", nll.mean, "nll_stderr",
+                     real_or_null(nll.stderr_), "ppl", exp(nll.mean));
 }
 
 static enum err print_json(const struct eval *a, const struct eval *b,

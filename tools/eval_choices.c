@@ -63,17 +63,18 @@ static enum err measure(struct eval *e, json_t *sets, struct file_writer *lines)
 
 static enum err print_all(const struct eval *e, json_t *sets)
 {
-    int weight_bits, kv_bits;
+    double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
     if (!e->job->args->json) {
         printf("model       %s by %s\n", eval_bits_text(e), eval_method(e));
         return OK;
     }
-    json_t *o = json_pack(
-        "{s:s, s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:b, s:O}", "task", "zeroshot", "model",
-        e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
-        kv_bits, "activation_bits", eval_act_bits(e), "ctx", (json_int_t)e->ctx, "chunk",
-        (json_int_t)e->chunk, "bos", e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:o, s:o, s:i, s:I, s:I, s:b, s:O}", "task",
+                          "zeroshot", "model", e->job->model_dir, "method", eval_method(e),
+                          "weight_bits", eval_bits_json(weight_bits), "kv_bits",
+                          eval_bits_json(kv_bits), "activation_bits", eval_act_bits(e),
+                          "ctx", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
+                          e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;

@@ -182,17 +182,18 @@ static enum err measure(struct bench *b, const char *path)
 static enum err print_all(const struct bench *b)
 {
     const struct eval *e = b->e;
-    int weight_bits, kv_bits;
+    double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
     if (!e->job->args->json) {
-        printf("model           W%dKV%d by %s, greedy\n", weight_bits, kv_bits,
+        printf("model           W%.3gKV%.3g by %s, greedy\n", weight_bits, kv_bits,
                eval_method(e));
         return OK;
     }
-    json_t *o = json_pack(
-        "{s:s, s:s, s:s, s:i, s:i, s:I, s:I, s:O}", "task", "longbench", "model",
-        e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
-        kv_bits, "ctx", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "sets", b->sets);
+    json_t *o =
+        json_pack("{s:s, s:s, s:s, s:o, s:o, s:I, s:I, s:O}", "task", "longbench", "model",
+                  e->job->model_dir, "method", eval_method(e), "weight_bits",
+                  eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits), "ctx",
+                  (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "sets", b->sets);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;

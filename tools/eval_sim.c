@@ -30,8 +30,8 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
     } else {
         TRY(load_rtn(s, i));
     }
-    if (e->kv_bits)
-        s->current.kv.bits = e->kv_bits;
+    if (e->kv_bits) /* 16: cmd_eval takes no other */
+        kv_leave_alone(&s->current.kv);
     *q = &s->current;
     return OK;
 }

@@ -71,15 +71,16 @@ struct memory_terms memory_terms_of(const struct arch *a, const struct weight_sp
 {
     struct memory_terms t = {0};
     const uint64_t D = (uint64_t)a->d_model;
-    const uint64_t rows = (uint64_t)batch * (uint64_t)length * (uint64_t)a->n_layers * 2;
-    const uint64_t row = (uint64_t)kv_row_bytes(a, kv);
-    const uint64_t codes =
-        kv->bits >= 16 ? row : (uint64_t)(a->n_kv * bitpack_bytes(a->head_dim, kv->bits));
+    const uint64_t tokens = (uint64_t)batch * (uint64_t)length;
+    uint64_t codes = 0;
+    for (int64_t i = 0; i < 2 * a->n_layers; i++)
+        codes +=
+            (uint64_t)kv_row_code_bytes(a, kv_format(kv, i / 2, (enum kv_side)(i % 2)));
     add_weights(&t, a, w);
     t.rest = 2 * ((uint64_t)a->vocab * D * (a->tied ? 1 : 2) +
                   D * (uint64_t)(2 * a->n_layers + 1));
-    t.cache = rows * codes;
-    t.cache_scales = rows * (row - codes);
+    t.cache = tokens * codes;
+    t.cache_scales = tokens * ((uint64_t)kv_token_bytes(a, kv) - codes);
     return t;
 }
 

@@ -35,6 +35,7 @@ enum err job_open_model(struct job *j)
 {
     TRY(hf_open(&j->model, j->model_dir));
     j->arch = *hf_arch(j->model);
+    TRY(mix_check_layers(j->recipe.kv_mix, j->arch.n_layers, ERR_USAGE, "kv.mixed"));
     log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
                 j->arch.model_type, j->arch.n_layers, j->arch.d_model,
                 1e-9 * (double)hf_bytes(j->model));

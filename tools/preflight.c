@@ -30,15 +30,13 @@ static void report_weight_groups(const struct job *j)
     }
 }
 
-static void report_kv_groups(const struct job *j)
+static void report_kv_group(const struct job *j, int64_t group_size)
 {
-    const int64_t d = j->arch.head_dim, G = kv_group(d, j->recipe.kv_group);
-    if (j->recipe.kv_bits == 16)
-        return;
-    if (G < j->recipe.kv_group)
+    const int64_t d = j->arch.head_dim, G = kv_group(d, group_size);
+    if (G < group_size)
         log_verbose("kv.group_size %" PRId64 " is capped at the head's %" PRId64
                     " channels",
-                    j->recipe.kv_group, d);
+                    group_size, d);
     if (d % G)
         log_info("keys and values: heads of %" PRId64 " channels in groups of %" PRId64
                  ": the last has %" PRId64,
@@ -46,12 +44,30 @@ static void report_kv_groups(const struct job *j)
 }
 
 /* Keys by channel are quantized a block of tokens at a time. */
-static void report_key_blocks(const struct recipe *r)
+static void report_key_block(const struct recipe *r, int64_t group_size)
 {
-    if (r->kv_bits < 16 && r->kv_method == KV_CHANNEL && r->kv_group > r->seqlen)
+    if (r->kv_method == KV_CHANNEL && group_size > r->seqlen)
         log_warn("kv.group_size %" PRId64 " is more than calibration.seqlen %" PRId64
                  ": no block of keys fills, and the cache stays in full precision",
-                 r->kv_group, r->seqlen);
+                 group_size, r->seqlen);
+}
+
+/* What differs from one side or layer to the next. */
+static void report_cache(const struct job *j)
+{
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    int64_t before[2] = {-1, -1};
+    for (int64_t i = 0; i < 2 * j->arch.n_layers; i++) {
+        const enum kv_side side = (enum kv_side)(i % 2);
+        const struct kv_format f = kv_format(&kv, i / 2, side);
+        if (f.bits >= 16 || f.group_size == before[side])
+            continue;
+        if (f.group_size != before[!side])
+            report_kv_group(j, f.group_size);
+        if (side == KV_K)
+            report_key_block(&j->recipe, f.group_size);
+        before[side] = f.group_size;
+    }
 }
 
 enum err preflight_shapes(const struct job *j)
@@ -60,8 +76,7 @@ enum err preflight_shapes(const struct job *j)
     if (err)
         return err_add(err, "calibration.seqlen: ");
     report_weight_groups(j);
-    report_kv_groups(j);
-    report_key_blocks(&j->recipe);
+    report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
         log_info("crr.blocks: %" PRId64 ", the model has %" PRId64
                  " blocks: the loss looks through what is there",

@@ -431,8 +431,7 @@ enum err recipe_from_args(struct recipe *r, const struct args *a)
     for (int i = 0; i < a->set.n; i++)
         if (!is_preset(a->set.item[i]))
             TRY(set_pair(r, a->set.item[i]));
-    FAIL_IF(r->weight_mix || r->kv_mix, ERR_SUPPORT, "%s is not in this version",
-            r->weight_mix ? "weights.mixed" : "kv.mixed");
+    FAIL_IF(r->weight_mix, ERR_SUPPORT, "weights.mixed is not in this version");
     return set_shortcuts(r, a);
 }
 
@@ -457,6 +456,12 @@ struct kv_spec recipe_kv_spec(const struct recipe *r)
                             .sink = r->sink,
                             .learn = r->learn,
                             .mixed = r->kv_mix};
+}
+
+bool recipe_quantizes_kv(const struct recipe *r)
+{
+    const struct kv_spec kv = recipe_kv_spec(r);
+    return kv_quantizes(&kv);
 }
 
 const char *recipe_device(const struct recipe *r)

@@ -98,6 +98,8 @@ enum err recipe_text(char **out, const struct recipe *r, const struct recipe_key
 /* Their mixes are the recipe's. */
 struct weight_spec recipe_weight_spec(const struct recipe *r);
 struct kv_spec recipe_kv_spec(const struct recipe *r);
+/* Some layer's keys or values. */
+bool recipe_quantizes_kv(const struct recipe *r);
 /* ERR_SUPPORT for settings that simulation alone knows, not the packed runtime. */
 enum err recipe_check_runtime(const struct recipe *r);
 const char *recipe_device(const struct recipe *r);

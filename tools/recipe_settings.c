@@ -20,7 +20,7 @@ enum err recipe_check_runtime(const struct recipe *r)
         "activations.bits is %d, and the packed runtime leaves activations alone; `wkvq "
         "calibrate`, then `wkvq eval --state`, simulate it",
         (int)r->activation_bits);
-    FAIL_IF(r->kv_bits < 16 && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
+    FAIL_IF(recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
             "kv.method is channel, and the packed runtime quantizes token by token; `wkvq "
             "calibrate`, then `wkvq eval --state`, simulate it");
     return OK;

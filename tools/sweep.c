@@ -17,9 +17,9 @@
 
 enum sweep_way sweep_way(const struct recipe *r)
 {
-    if (r->weight_bits == 16 && r->kv_bits == 16)
+    if (r->weight_bits == 16 && !recipe_quantizes_kv(r))
         return SWEEP_PLAIN;
-    const bool by_channel = r->kv_bits < 16 && r->kv_method == KV_CHANNEL;
+    const bool by_channel = recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL;
     return r->activation_bits < 16 || by_channel ? SWEEP_SIMULATED : SWEEP_PACKED;
 }
 
@@ -27,7 +27,7 @@ bool sweep_needs_calibration(const struct recipe *r)
 {
     return (r->weight_bits < 16 &&
             (r->weight_method != WEIGHT_RTN || r->weight_round == ROUND_LEARNED)) ||
-           (r->kv_bits < 16 && r->kv_method == KV_CHANNEL_TOKEN);
+           (recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL_TOKEN);
 }
 
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,

@@ -215,7 +215,7 @@ static enum err result_json(json_t **out, struct cell *c)
         (json_int_t)c->s->eval_ctx, "window_nll", json_reals(c->nll, r->windows), "blocks",
         c->blocks, "seconds", now_s() - c->start, "calibrate_seconds", c->calibrate_s,
         "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
-        kv_row_bits(&c->s->arch, &c->kv), "bytes",
+        kv_mean_bits(&c->s->arch, &c->kv), "bytes",
         c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null());
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     const enum err err = c->way == SWEEP_PACKED ? add_artifact(o, c) : OK;

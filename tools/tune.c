@@ -40,7 +40,7 @@ void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv
         s.group_size = a->head_dim / part;
         if (a->head_dim % part || (part > 1 && s.group_size < 4))
             continue;
-        out->size[out->n++] = (struct tune_size){s.group_size, kv_row_bits(a, &s)};
+        out->size[out->n++] = (struct tune_size){s.group_size, kv_mean_bits(a, &s)};
     }
 }
 

@@ -41,15 +41,20 @@ static enum err rotate(struct block_acts *x, const struct arch *a,
     return keys_turned(kv) ? dev_hadamard(x->dev, &qk) : OK;
 }
 
-static enum err quantize_keys(struct block_acts *x, const struct arch *a,
-                              const struct block_kv *kv, const struct tensor *k)
+/* y = keys or values x as a cache of format f returns them. */
+static enum err quantize_side(struct block_acts *x, const struct arch *a,
+                              const struct block_kv *kv, enum kv_side side,
+                              const struct tensor *y, const struct tensor *in)
 {
-    const struct kv_spec *spec = &kv->spec;
-    const struct tensor kq = tensor_heads(x->kq, a->n_kv);
-    if (spec->method == KV_CHANNEL)
-        return dev_kvc(x->dev, &kq, k, spec->bits, spec->group_size);
-    return dev_kvq(x->dev, &kq, k, kv_param(kv, &kv->k_s), kv_param(kv, &kv->k_delta),
-                   spec->bits, kv_group(a->head_dim, spec->group_size));
+    const struct kv_format f = side_format(kv, side);
+    const struct tensor *const s = side == KV_K ? &kv->k_s : &kv->v_s;
+    const struct tensor *const delta = side == KV_K ? &kv->k_delta : &kv->v_delta;
+    if (f.bits >= 16)
+        return dev_copy(x->dev, y, in);
+    if (side == KV_K && kv->spec.method == KV_CHANNEL)
+        return dev_kvc(x->dev, y, in, f.bits, f.group_size);
+    return dev_kvq(x->dev, y, in, kv_param(kv, s), kv_param(kv, delta), f.bits,
+                   kv_group(a->head_dim, f.group_size));
 }
 
 /* kq, vq from the rotated k, and v. Pre-rope: from the key before the rotation, and the
@@ -62,13 +67,12 @@ static enum err quantize_kv(struct block_acts *x, const struct arch *a,
     const struct tensor k = k_heads(a, x->qkv), v = v_heads(a, x->qkv);
     if (kv->spec.key_stage == KEY_PRE_ROPE) {
         const struct tensor k_pre = tensor_heads(x->k_pre, a->n_kv);
-        TRY(quantize_keys(x, a, kv, &k_pre));
+        TRY(quantize_side(x, a, kv, KV_K, &kq, &k_pre));
         TRY(dev_rope(x->dev, &kq, &x->cos, &x->sin, false));
     } else {
-        TRY(quantize_keys(x, a, kv, &k));
+        TRY(quantize_side(x, a, kv, KV_K, &kq, &k));
     }
-    return dev_kvq(x->dev, &vq, &v, kv_param(kv, &kv->v_s), kv_param(kv, &kv->v_delta),
-                   kv->spec.bits, kv_group(a->head_dim, kv->spec.group_size));
+    return quantize_side(x, a, kv, KV_V, &vq, &v);
 }
 
 static enum err attend(struct block_acts *x, const struct arch *a,
@@ -121,7 +125,7 @@ static enum err make_cache(struct block_acts *acts, const struct arch *a,
         TRY(dev_copy(acts->dev, &k_pre, &k));
     }
     TRY(rotate(&tail, a, kv));
-    struct block_acts blocks = acts_from(acts, a, first - first % kv_block(&kv->spec));
+    struct block_acts blocks = acts_from(acts, a, first - first % kv_block(kv));
     return quantize_kv(&blocks, a, kv);
 }
 

@@ -35,6 +35,7 @@ struct block_acts {
  * block_forward: not at all. */
 struct block_kv {
     struct kv_spec spec;
+    int64_t layer; /* the block's number: spec may say another format for each */
     struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32; data NULL: 1 and 0 */
     int act_bits;  /* 2..8: those inputs, per token, as the cache without s and delta; their
                       gradient goes straight through. 0, 16: left alone */
@@ -56,7 +57,8 @@ enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
 
 /* An upper bound: quantized counts kq, vq and k_pre. */
 size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized);
-/* kv not NULL and below 16 bits: with kq, vq (and k_pre when it says pre-rope). */
+/* kv not NULL and below 16 bits in any layer: with kq, vq (and k_pre when it says
+ * pre-rope). */
 enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
                           int64_t T, enum dtype act, const struct kv_spec *kv);
 void block_acts_free(struct block_acts *acts); /* accepts a zeroed one */

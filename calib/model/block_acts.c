@@ -60,7 +60,7 @@ enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct a
                           int64_t T, enum dtype act, const struct kv_spec *kv)
 {
     TRY(check_tokens(T));
-    const bool quantized = kv && kv->bits < 16;
+    const bool quantized = kv && kv_quantizes(kv);
     const struct wants want = {.kv = quantized,
                                .k_pre = quantized && kv->key_stage == KEY_PRE_ROPE};
     struct block_acts fresh = {.dev = d, .T = T, .act = act};

@@ -81,8 +81,9 @@ static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
     return dev_rope(x->dev, grad, &x->cos, &x->sin, true);
 }
 
-/* One of K and V: its parameters and their gradients. */
+/* Parameters of K or V, and their gradients. */
 struct kv_params {
+    enum kv_side side;
     const struct tensor *s, *delta, *dls, *ddelta;
 };
 
@@ -97,31 +98,34 @@ static enum err start_params(struct dev *d, const struct kv_params *p, bool *wan
     return dev_zero(d, p->ddelta->data, bytes);
 }
 
-/* dx += the share through the quantizer; the parameters' gradients if they are wanted. */
+/* [T,H,d] heads as [T,H*d]. */
+static struct tensor side_by_side(const struct tensor *x)
+{
+    struct tensor y = tensor_2d(x->data, x->dtype, x->dim[0], x->dim[1] * x->dim[2]);
+    y.ld = x->ld;
+    return y;
+}
+
+/* dx += the share through the quantizer; the parameters' gradients if they are wanted. What
+ * is left alone, and blocks of tokens, have no parameters: their gradients are 0. */
 static enum err kv_grad(struct block_acts *x, const struct arch *a,
                         const struct block_kv *kv, struct kv_params p,
                         const struct tensor *dx, const struct tensor *dxq,
                         const struct tensor *in)
 {
     struct dev *d = x->dev;
+    const struct kv_format f = side_format(kv, p.side);
     bool wanted;
     TRY(start_params(d, &p, &wanted));
+    if (f.bits >= 16) {
+        const struct tensor sum = side_by_side(dx), share = side_by_side(dxq);
+        return dev_add(d, &sum, &sum, &share);
+    }
+    if (p.side == KV_K && kv->spec.method == KV_CHANNEL)
+        return dev_kvc_bwd(d, dx, dxq, in, f.bits, f.group_size, true);
     return dev_kvq_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL, dxq, in,
-                       kv_param(kv, p.s), kv_param(kv, p.delta), kv->spec.bits,
-                       kv_group(a->head_dim, kv->spec.group_size), true);
-}
-
-/* The keys' share; blocks of tokens have no parameters, whose gradients are 0. */
-static enum err key_grad(struct block_acts *x, const struct arch *a,
-                         const struct block_kv *kv, struct kv_params p,
-                         const struct tensor *dx, const struct tensor *dxq,
-                         const struct tensor *in)
-{
-    bool wanted;
-    if (kv->spec.method != KV_CHANNEL)
-        return kv_grad(x, a, kv, p, dx, dxq, in);
-    TRY(start_params(x->dev, &p, &wanted));
-    return dev_kvc_bwd(x->dev, dx, dxq, in, kv->spec.bits, kv->spec.group_size, true);
+                       kv_param(kv, p.s), kv_param(kv, p.delta), f.bits,
+                       kv_group(a->head_dim, f.group_size), true);
 }
 
 /* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */
@@ -129,8 +133,8 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
                                const struct arch *a, const struct block_kv *kv,
                                const struct block_grads *g)
 {
-    const struct kv_params k_side = {&kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
-    const struct kv_params v_side = {&kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
+    const struct kv_params k_side = {KV_K, &kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
+    const struct kv_params v_side = {KV_V, &kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
     const struct tensor dqk = qk_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
     const struct tensor k = k_heads(a, x->qkv), k_pre = tensor_heads(x->k_pre, a->n_kv);
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
@@ -138,12 +142,12 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor dvq = tensor_heads(s->dvq, a->n_kv);
     TRY(kv_grad(x, a, kv, v_side, &dv, &dvq, &v));
     if (kv->spec.key_stage == KEY_POST_ROPE) {
-        TRY(key_grad(x, a, kv, k_side, &dk, &dkq, &k));
+        TRY(kv_grad(x, a, kv, k_side, &dk, &dkq, &k));
         return unrotate(x, kv, &dqk);
     }
     TRY(unrotate(x, kv, &dqk));
     TRY(unrotate(x, kv, &dkq));
-    return key_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
+    return kv_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
 }
 
 /* s->dqkv, in place, from behind the q/k norm to before it. */

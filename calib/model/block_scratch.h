@@ -50,7 +50,12 @@ static inline bool keys_turned(const struct block_kv *kv)
 
 static inline bool kv_quantized(const struct block_kv *kv)
 {
-    return kv && kv->spec.bits < 16;
+    return kv && kv_quantizes_layer(&kv->spec, kv->layer);
+}
+
+static inline struct kv_format side_format(const struct block_kv *kv, enum kv_side side)
+{
+    return kv_format(&kv->spec, kv->layer, side);
 }
 
 /* Smoothing or shift for dev_kvq: NULL, which is cheaper, where it is 1 or 0. */
@@ -61,9 +66,10 @@ static inline const struct tensor *kv_param(const struct block_kv *kv,
 }
 
 /* Tokens that keys are quantized at a time; 1 where every token is for itself. */
-static inline int64_t kv_block(const struct kv_spec *s)
+static inline int64_t kv_block(const struct block_kv *kv)
 {
-    return s->method == KV_CHANNEL ? s->group_size : 1;
+    const struct kv_format f = side_format(kv, KV_K);
+    return kv->spec.method == KV_CHANNEL && f.bits < 16 ? f.group_size : 1;
 }
 
 static inline struct attn_mask kv_mask(const struct block_kv *kv)
@@ -72,7 +78,7 @@ static inline struct attn_mask kv_mask(const struct block_kv *kv)
     return (struct attn_mask){.window = s->past_only ? s->window : 0,
                               .sink = s->sink,
                               .chunk = s->past_only ? kv->chunk : 0,
-                              .block = kv_block(s)};
+                              .block = kv_block(kv)};
 }
 
 static inline bool acts_quantized(const struct block_kv *kv)

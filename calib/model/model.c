@@ -4,6 +4,7 @@
  * states of every window are kept on the device. */
 #include "calib/model/model.h"
 
+#include "calib/model/block_scratch.h"
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
@@ -236,7 +237,7 @@ static enum err load_kv(struct walk *k, const struct block_quant *q)
 static enum err quantize_block(struct walk *k, int64_t i, const struct block_src *src)
 {
     const struct block_quant *q = NULL;
-    k->kv.spec.bits = 16;
+    kv_leave_alone(&k->kv.spec);
     if (k->r->quant)
         TRY(k->r->quant->block(k->r->quant->ctx, i, &q));
     if (!q)
@@ -247,7 +248,8 @@ static enum err quantize_block(struct walk *k, int64_t i, const struct block_src
             TRY(quantize_lin(k, q, l));
     }
     k->kv.spec = q->kv;
-    return q->kv.bits < 16 ? load_kv(k, q) : OK;
+    k->kv.layer = i;
+    return kv_quantized(&k->kv) ? load_kv(k, q) : OK;
 }
 
 /* Weights and cache settings of block i. */
@@ -271,8 +273,8 @@ static const struct block_kv *block_cache(struct walk *k)
     const int64_t chunk = k->r->chunk;
     const bool whole = chunk <= 0 || chunk >= k->T;
     k->kv.act_bits = k->r->act_bits;
-    if (k->kv.spec.bits >= 16 || (whole && k->kv.spec.past_only && !k->keep_cache)) {
-        k->kv.spec.bits = 16;
+    if (!kv_quantized(&k->kv) || (whole && k->kv.spec.past_only && !k->keep_cache)) {
+        kv_leave_alone(&k->kv.spec);
         return &k->kv;
     }
     k->kv.chunk = whole ? k->T : chunk;
@@ -556,7 +558,7 @@ static enum err kv_layers(struct walk *k, float *keys, float *values, void *stag
     for (int64_t b = 0; b < a->n_layers; b++) {
         TRY(load_block(k, b));
         TRY(walk_window(k, 0));
-        const bool quantized = k->kv.spec.bits < 16;
+        const bool quantized = kv_quantized(&k->kv);
         const struct tensor kx = quantized ? k->acts.kq : tensor_cols(k->acts.qkv, q, n);
         const struct tensor vx =
             quantized ? k->acts.vq : tensor_cols(k->acts.qkv, q + n, n);

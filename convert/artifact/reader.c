@@ -137,7 +137,6 @@ void artifact_close(struct artifact **pa)
     mem_free(a->file);
     mem_free(a->block);
     mem_free(a->channels);
-    mem_free(a->memory);
     manifest_close(&a->manifest);
     spec_free(&a->weights, &a->kv);
     mem_free(a->dir);
@@ -334,28 +333,48 @@ const struct model_source *artifact_source(struct artifact *a)
 
 /* --- sizes -------------------------------------------------------------------------- */
 
-int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv)
+int64_t kv_row_code_bytes(const struct arch *a, struct kv_format f)
 {
-    const int64_t channels = a->n_kv * a->head_dim;
-    if (kv->bits >= 16)
-        return 2 * channels;
-    const int64_t group = kv_group(a->head_dim, kv->group_size);
-    return a->n_kv *
-           (bitpack_bytes(a->head_dim, kv->bits) + 4 * ((a->head_dim + group - 1) / group));
+    return f.bits >= 16 ? 2 * a->n_kv * a->head_dim
+                        : a->n_kv * bitpack_bytes(a->head_dim, f.bits);
 }
 
-double kv_row_bits(const struct arch *a, const struct kv_spec *kv)
+int64_t kv_row_bytes(const struct arch *a, struct kv_format f)
 {
-    const double row = 8.0 * (double)kv_row_bytes(a, kv) / (double)(a->n_kv * a->head_dim);
-    if (kv->bits >= 16 || kv->method != KV_CHANNEL)
-        return row;
-    return 0.5 * (row + (double)kv->bits + 32.0 / (double)kv->group_size);
+    const int64_t group = kv_group(a->head_dim, f.group_size);
+    const int64_t pairs = f.bits >= 16 ? 0 : a->n_kv * ((a->head_dim + group - 1) / group);
+    return kv_row_code_bytes(a, f) + 4 * pairs;
+}
+
+int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv)
+{
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < a->n_layers; i++)
+        bytes += kv_row_bytes(a, kv_format(kv, i, KV_K)) +
+                 kv_row_bytes(a, kv_format(kv, i, KV_V));
+    return bytes;
+}
+
+static double row_bits(const struct arch *a, const struct kv_spec *kv, int64_t layer,
+                       enum kv_side side)
+{
+    const struct kv_format f = kv_format(kv, layer, side);
+    if (side == KV_K && kv->method == KV_CHANNEL && f.bits < 16)
+        return (double)f.bits + 32.0 / (double)f.group_size;
+    return 8.0 * (double)kv_row_bytes(a, f) / (double)(a->n_kv * a->head_dim);
+}
+
+double kv_mean_bits(const struct arch *a, const struct kv_spec *kv)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < a->n_layers; i++)
+        sum += row_bits(a, kv, i, KV_K) + row_bits(a, kv, i, KV_V);
+    return sum / (double)(2 * a->n_layers);
 }
 
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens)
 {
-    return (uint64_t)batch * (uint64_t)tokens * (uint64_t)a->arch.n_layers * 2 *
-           (uint64_t)kv_row_bytes(&a->arch, &a->kv);
+    return (uint64_t)batch * (uint64_t)tokens * (uint64_t)kv_token_bytes(&a->arch, &a->kv);
 }
 
 static uint64_t linear_bytes(const struct packed_linear *p)
@@ -379,6 +398,6 @@ void artifact_measure(struct artifact_sizes *out, const struct artifact *a)
         }
     s.other_bytes = s.total_bytes - s.quantized_bytes;
     s.weight_bits = 8.0 * (double)s.quantized_bytes / (double)s.quantized_weights;
-    s.kv_bits = kv_row_bits(&a->arch, &a->kv);
+    s.kv_bits = kv_mean_bits(&a->arch, &a->kv);
     *out = s;
 }

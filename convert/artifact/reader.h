@@ -66,12 +66,16 @@ void artifact_measure(struct artifact_sizes *out, const struct artifact *a);
  * for each kv head ceil(head_dim * bits / 8) of codes, and for each of its groups four
  * bytes, the fp16 pair h, m. At 16 bits: two bytes an element, what an fp16 cache takes
  * (this project's runtime holds it in F32). */
-int64_t kv_row_bytes(const struct arch *a, const struct kv_spec *kv);
-/* The same per element, in bits; with kv.method: channel the mean of keys in whole blocks
- * and values. */
-double kv_row_bits(const struct arch *a, const struct kv_spec *kv);
-/* Bytes of packed KV cache for batch sequences of length tokens: tokens * layers * 2 *
- * kv_row_bytes each. Tokens that stay in full precision (window, sink) are not counted. */
+int64_t kv_row_bytes(const struct arch *a, struct kv_format f);
+/* Of them, the codes; all at 16 bits. */
+int64_t kv_row_code_bytes(const struct arch *a, struct kv_format f);
+/* Bytes of one token's keys and values in all layers. */
+int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv);
+/* The same per element, in bits: the mean over layers, keys and values. With kv.method:
+ * channel keys are counted in whole blocks. */
+double kv_mean_bits(const struct arch *a, const struct kv_spec *kv);
+/* Bytes of packed KV cache for batch sequences of length tokens: kv_token_bytes for each
+ * token. Tokens that stay in full precision (window, sink) are not counted. */
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens);
 
 #endif

@@ -395,6 +395,7 @@ enum err artifact_write(const char *out_dir, struct hf_model *m, const char *mod
     w.progress = progress;
     w.progress_ctx = progress_ctx;
     TRY_OUT(spec_check(&s->weights, &s->kv, "artifact"));
+    TRY_OUT(mix_check_layers(s->kv.mixed, w.a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY_OUT(hf_rotate_values(m, &s->kv));
     TRY_OUT(prepare(&w));
     TRY_OUT(outdir_open(&w.dir, out_dir, s->force));

@@ -74,8 +74,8 @@ static void past_query(const struct work *w, const struct tile *tile, int64_t t,
     const float *k[TILE], *v[TILE];
     for (int64_t j = 0; j < tile->n; j++) {
         const int64_t at = tile->at + j;
-        const float *kf = rt_cache_full(a->cache, a->layer, RT_K, kh, at, i);
-        const float *vf = rt_cache_full(a->cache, a->layer, RT_V, kh, at, i);
+        const float *kf = rt_cache_full(a->cache, a->layer, KV_K, kh, at, i);
+        const float *vf = rt_cache_full(a->cache, a->layer, KV_V, kh, at, i);
         k[j] = kf ? kf : tile->k[j];
         v[j] = vf ? vf : tile->v[j];
     }
@@ -90,10 +90,10 @@ static void see_packed(const struct rt_attn *a, int64_t kh, int64_t at, int64_t 
 {
     const struct rt_cache *c = a->cache;
     const int64_t kept = c->sink - (a->past + at), skip = kept < 0 ? 0 : kept;
-    if (c->full || c->spec.past_only || skip >= n)
+    if (c->spec.past_only || skip >= n)
         return;
-    rt_cache_tile(c, a->layer, RT_K, kh, a->past + at + skip, n - skip, buffer, k + skip);
-    rt_cache_tile(c, a->layer, RT_V, kh, a->past + at + skip, n - skip,
+    rt_cache_tile(c, a->layer, KV_K, kh, a->past + at + skip, n - skip, buffer, k + skip);
+    rt_cache_tile(c, a->layer, KV_V, kh, a->past + at + skip, n - skip,
                   buffer + TILE * c->d, v + skip);
 }
 
@@ -135,8 +135,8 @@ static void past_tiles(const struct work *w, int64_t kh, int64_t split, int64_t 
     struct tile tile;
     for (tile.at = at; tile.at < end_at; tile.at += tile.n) {
         tile.n = end_at - tile.at < TILE ? end_at - tile.at : TILE;
-        rt_cache_tile(a->cache, a->layer, RT_K, kh, tile.at, tile.n, buffer, tile.k);
-        rt_cache_tile(a->cache, a->layer, RT_V, kh, tile.at, tile.n, buffer + TILE * d,
+        rt_cache_tile(a->cache, a->layer, KV_K, kh, tile.at, tile.n, buffer, tile.k);
+        rt_cache_tile(a->cache, a->layer, KV_V, kh, tile.at, tile.n, buffer + TILE * d,
                       tile.v);
         for (int64_t t = first; t < end; t++)
             past_query(w, &tile, t, kh, split);
@@ -161,7 +161,7 @@ static void piece(void *ctx, int64_t number, int thread)
     float *buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats;
     /* what all queries of the chunk see as packed */
     int64_t from = end_at, to = end_at;
-    if (a->cache->lanes) {
+    if (a->cache->lanes[a->layer]) {
         from = between(a->cache->sink, at, end_at);
         to = between(a->past - a->cache->recent, from, end_at);
     }
@@ -220,9 +220,7 @@ static enum err make_room(struct work *w, struct pool *pool)
     if (s->tiles)
         return OK;
     const struct rt_cache *c = w->a->cache;
-    s->thread_floats = 2 * TILE * c->d;
-    if (c->lanes)
-        s->thread_floats += rt_attn_packed_floats(c, QUERIES * w->a->H / c->K);
+    s->thread_floats = 2 * TILE * c->d + rt_attn_packed_floats(c, QUERIES * w->a->H / c->K);
     s->thread_floats = (s->thread_floats + 15) / 16 * 16;
     return mem_alloc(&s->tiles, (size_t)pool_threads(pool),
                      (size_t)s->thread_floats * sizeof(float));

@@ -11,79 +11,91 @@
 #include <math.h>
 #include <string.h>
 
-/* A thread's buffers, for `rows` rows. */
+/* The layer's keys and values, and a thread's buffers for `rows` rows. */
 struct buffers {
+    const struct rt_plane *k, *v;
     float *q, *acc, *score, *weight; /* [rows] of each */
-    float *low;                      /* [rows][groups]: sum p m */
+    float *low;                      /* [rows][groups of v]: sum p m */
     float *top, *total;              /* [rows] */
-    float *kh, *km, *vh, *vm;        /* [groups][RT_TILE] */
+    float *kh, *km, *vh, *vm;        /* [groups of k, of v][RT_TILE] */
 };
 
-static int64_t folded_floats(const struct rt_cache *c)
+static int64_t folded_floats(const struct rt_cache *c, const struct rt_plane *k)
 {
-    return c->d + c->groups + 1;
+    return c->d + k->groups + 1;
 }
 
-static int64_t acc_floats(const struct rt_cache *c)
+static int64_t acc_floats(const struct rt_plane *v)
 {
-    return c->groups * rt_acc(c->group / 8);
+    return v->groups * rt_acc(v->group / 8);
+}
+
+/* Buffers from `at` on; returns their floats. at NULL: only those. */
+static int64_t place_buffers(struct buffers *b, float *at, const struct rt_cache *c,
+                             int64_t layer, int64_t rows)
+{
+    const struct rt_plane *k = rt_cache_plane(c, layer, KV_K),
+                          *v = rt_cache_plane(c, layer, KV_V);
+    const struct {
+        float **p;
+        int64_t n;
+    } part[] = {{&b->acc, rows * acc_floats(v)},
+                {&b->q, rows * folded_floats(c, k)},
+                {&b->score, rows * RT_TILE},
+                {&b->weight, rows * RT_TILE},
+                {&b->low, rows * v->groups},
+                {&b->top, rows},
+                {&b->total, rows},
+                {&b->kh, k->groups * RT_TILE},
+                {&b->km, k->groups * RT_TILE},
+                {&b->vh, v->groups * RT_TILE},
+                {&b->vm, v->groups * RT_TILE}};
+    int64_t used = 0;
+    *b = (struct buffers){.k = k, .v = v};
+    for (size_t i = 0; i < ARRAY_LEN(part); i++) {
+        *part[i].p = at ? at + used : NULL;
+        used += part[i].n;
+    }
+    return used;
 }
 
 int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows)
 {
-    const int64_t row = folded_floats(c) + acc_floats(c) + 2 * RT_TILE + c->groups + 2;
-    return rows * row + 4 * c->groups * RT_TILE;
-}
-
-static struct buffers buffers_in(float *at, const struct rt_cache *c, int64_t rows)
-{
+    int64_t most = 0;
     struct buffers b;
-    const struct {
-        float **p;
-        int64_t n;
-    } part[] = {{&b.acc, rows * acc_floats(c)},
-                {&b.q, rows * folded_floats(c)},
-                {&b.score, rows * RT_TILE},
-                {&b.weight, rows * RT_TILE},
-                {&b.low, rows * c->groups},
-                {&b.top, rows},
-                {&b.total, rows},
-                {&b.kh, c->groups * RT_TILE},
-                {&b.km, c->groups * RT_TILE},
-                {&b.vh, c->groups * RT_TILE},
-                {&b.vm, c->groups * RT_TILE}};
-    for (size_t i = 0; i < ARRAY_LEN(part); i++) {
-        *part[i].p = at;
-        at += part[i].n;
+    for (int64_t i = 0; i < c->layers; i++) {
+        const int64_t n = c->lanes[i] ? place_buffers(&b, NULL, c, i, rows) : 0;
+        most = n > most ? n : most;
     }
-    return b;
+    return most;
 }
 
 /* Query q of one head, folded. */
-static void fold(float *out, const float *q, const struct rt_cache *c,
+static void fold(float *out, const float *q, int64_t d, const struct rt_plane *k,
                  struct rt_channels key)
 {
-    const float scale = 1 / sqrtf((float)c->d);
-    float *sums = out + c->d, shift = 0;
-    for (int64_t g = 0; g < c->groups; g++) {
+    const float scale = 1 / sqrtf((float)d);
+    float *sums = out + d, shift = 0;
+    for (int64_t g = 0; g < k->groups; g++) {
         sums[g] = 0;
-        for (int64_t i = g * c->group; i < (g + 1) * c->group; i++) {
+        for (int64_t i = g * k->group; i < (g + 1) * k->group; i++) {
             out[i] = scale * q[i] * key.s[i];
             sums[g] += out[i];
             shift += scale * q[i] * key.delta[i];
         }
     }
-    sums[c->groups] = shift;
+    sums[k->groups] = shift;
 }
 
 /* h and m of tokens [at, at + RT_TILE) from planes of the head: those that are there. */
-static void load_pairs(float *h, float *m, const struct rt_attn_packed *j, int which,
-                       int64_t at)
+static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
+                       enum kv_side which, int64_t at)
 {
     const struct rt_cache *c = j->a->cache;
     const int64_t n = c->max - at < RT_TILE ? c->max - at : RT_TILE;
     const uint16_t *pair = rt_cache_pairs(c, j->a->layer, which, j->kh) + at;
-    for (int64_t g = 0; g < c->groups; g++, pair += 2 * c->max) {
+    const int64_t groups = rt_cache_plane(c, j->a->layer, which)->groups;
+    for (int64_t g = 0; g < groups; g++, pair += 2 * c->max) {
         j->a->kern->to_f32(h + g * RT_TILE, pair, DT_F16, n);
         j->a->kern->to_f32(m + g * RT_TILE, pair + c->max, DT_F16, n);
     }
@@ -105,26 +117,25 @@ static void score_tile(const struct rt_attn_packed *j, const struct buffers *b,
                        const struct rt_folded *f, int64_t at, int64_t end)
 {
     const struct rt_cache *c = j->a->cache;
-    const uint8_t *codes = rt_cache_codes(c, j->a->layer, RT_K, j->kh);
-    load_pairs(b->kh, b->km, j, RT_K, at);
+    const uint8_t *codes = rt_cache_codes(c, j->a->layer, KV_K, j->kh);
+    load_pairs(b->kh, b->km, j, KV_K, at);
     for (int64_t t = at; t < end; t += RT_KEYS)
-        j->a->kern->kv->keys(b->score + t - at, f, codes + t * c->code_bytes,
+        j->a->kern->kv->keys(b->score + t - at, f, codes + t * b->k->code_bytes,
                              rt_cache_width(c, t), b->kh + t - at, b->km + t - at);
 }
 
 /* Scores become exponentials, under the highest so far; sums follow it. */
 static void soften(const struct rt_attn_packed *j, const struct buffers *b, int64_t row)
 {
-    const struct rt_cache *c = j->a->cache;
     const struct rt_kv_kernels *kv = j->a->kern->kv;
-    float *score = b->score + row * RT_TILE, *acc = b->acc + row * acc_floats(c);
+    float *score = b->score + row * RT_TILE, *acc = b->acc + row * acc_floats(b->v);
     const float best = kv->highest(score, RT_TILE), before = b->top[row];
     if (best > before) {
         const float keep = before == -INFINITY ? 0 : expf(before - best);
-        for (int64_t i = 0; i < acc_floats(c); i++)
+        for (int64_t i = 0; i < acc_floats(b->v); i++)
             acc[i] *= keep;
-        for (int64_t g = 0; g < c->groups; g++)
-            b->low[row * c->groups + g] *= keep;
+        for (int64_t g = 0; g < b->v->groups; g++)
+            b->low[row * b->v->groups + g] *= keep;
         b->total[row] *= keep;
         b->top[row] = best;
     }
@@ -135,36 +146,35 @@ static void add_values(const struct rt_attn_packed *j, const struct buffers *b,
                        int64_t rows, int64_t at, int64_t n)
 {
     const struct rt_cache *c = j->a->cache;
-    const int64_t words = c->group / 8;
-    const uint8_t *codes = rt_cache_codes(c, j->a->layer, RT_V, j->kh) + 4 * at * words;
-    for (int64_t g = 0; g < c->groups; g++, codes += 4 * c->max * words) {
+    const int64_t groups = b->v->groups, words = b->v->group / 8;
+    const uint8_t *codes = rt_cache_codes(c, j->a->layer, KV_V, j->kh) + 4 * at * words;
+    for (int64_t g = 0; g < groups; g++, codes += 4 * c->max * words) {
         const float *h = b->vh + g * RT_TILE, *m = b->vm + g * RT_TILE;
         for (int64_t r = 0; r < rows; r++) {
             const float *p = b->score + r * RT_TILE;
             float *w = b->weight + r * RT_TILE;
             for (int i = 0; i < RT_TILE; i++)
                 w[i] = p[i] * h[i];
-            b->low[r * c->groups + g] += j->a->kern->dot(p, m, RT_TILE);
+            b->low[r * groups + g] += j->a->kern->dot(p, m, RT_TILE);
         }
-        j->a->kern->kv->values(b->acc + g * rt_acc(words), acc_floats(c), b->weight, rows,
-                               codes, n, words);
+        j->a->kern->kv->values(b->acc + g * rt_acc(words), acc_floats(b->v), b->weight,
+                               rows, codes, n, words);
     }
 }
 
 static void write_part(const struct rt_attn_packed *j, const struct buffers *b, int64_t row,
                        float *part)
 {
-    const struct rt_cache *c = j->a->cache;
-    const struct rt_channels v = rt_cache_channels(c, j->a->layer, RT_V, j->kh);
-    const float *acc = b->acc + row * acc_floats(c);
+    const struct rt_channels v = rt_cache_channels(j->a->cache, j->a->layer, KV_V, j->kh);
+    const int64_t groups = b->v->groups, group = b->v->group;
+    const float *acc = b->acc + row * acc_floats(b->v);
     float *out = part + 2;
     part[0] = b->top[row];
     part[1] = b->total[row];
-    for (int64_t g = 0; g < c->groups; g++) {
-        const float low = b->low[row * c->groups + g];
-        j->a->kern->kv->collect(out + g * c->group, acc + g * rt_acc(c->group / 8),
-                                c->group / 8);
-        for (int64_t i = g * c->group; i < (g + 1) * c->group; i++)
+    for (int64_t g = 0; g < groups; g++) {
+        const float low = b->low[row * groups + g];
+        j->a->kern->kv->collect(out + g * group, acc + g * rt_acc(group / 8), group / 8);
+        for (int64_t i = g * group; i < (g + 1) * group; i++)
             out[i] = v.s[i] * (out[i] + low) + v.delta[i] * b->total[row];
     }
 }
@@ -173,23 +183,25 @@ static void begin(const struct rt_attn_packed *j, const struct buffers *b, int64
 {
     const struct rt_cache *c = j->a->cache;
     const int64_t G = j->a->H / c->K;
-    const struct rt_channels key = rt_cache_channels(c, j->a->layer, RT_K, j->kh);
+    const struct rt_channels key = rt_cache_channels(c, j->a->layer, KV_K, j->kh);
     for (int64_t r = 0; r < rows; r++) {
         const int64_t t = j->first + r / G, h = j->kh * G + r % G;
-        fold(b->q + r * folded_floats(c), j->a->q + (t * j->a->H + h) * c->d, c, key);
+        fold(b->q + r * folded_floats(c, b->k), j->a->q + (t * j->a->H + h) * c->d, c->d,
+             b->k, key);
         b->top[r] = -INFINITY;
         b->total[r] = 0;
     }
-    memset(b->acc, 0, (size_t)(rows * acc_floats(c)) * sizeof(float));
-    memset(b->low, 0, (size_t)(rows * c->groups) * sizeof(float));
+    memset(b->acc, 0, (size_t)(rows * acc_floats(b->v)) * sizeof(float));
+    memset(b->low, 0, (size_t)(rows * b->v->groups) * sizeof(float));
 }
 
 void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
 {
     const struct rt_cache *c = j->a->cache;
     const int64_t G = j->a->H / c->K, rows = (j->end - j->first) * G;
-    const struct buffers b = buffers_in(scratch, c, rows);
-    const struct rt_folded f = {b.q, rows, folded_floats(c), c->d, c->group};
+    struct buffers b;
+    place_buffers(&b, scratch, c, j->a->layer, rows);
+    const struct rt_folded f = {b.q, rows, folded_floats(c, b.k), c->d, b.k->group};
     begin(j, &b, rows);
     for (int64_t at = j->from / RT_KEYS * RT_KEYS; at < j->to; at += RT_TILE) {
         const int64_t end = j->to - at < RT_TILE ? j->to : at + RT_TILE;
@@ -198,9 +210,9 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
         clear_outside(b.score, rows, -INFINITY, before, end - at);
         for (int64_t r = 0; r < rows; r++)
             soften(j, &b, r);
-        load_pairs(b.vh, b.vm, j, RT_V, at);
-        clear_outside(b.vh, c->groups, 0, before, end - at);
-        clear_outside(b.vm, c->groups, 0, before, end - at);
+        load_pairs(b.vh, b.vm, j, KV_V, at);
+        clear_outside(b.vh, b.v->groups, 0, before, end - at);
+        clear_outside(b.vm, b.v->groups, 0, before, end - at);
         add_values(j, &b, rows, at, end - at);
     }
     for (int64_t r = 0; r < rows; r++)

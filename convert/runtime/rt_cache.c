@@ -12,17 +12,50 @@
 
 /* --- memory ------------------------------------------------------------------------- */
 
-/* [layers][2][tokens][width] items of unit bytes; nothing for none. */
-static enum err room(struct rt_cache *c, void *out, int64_t tokens, int64_t width,
-                     size_t unit)
+/* Room for n dims of items of unit bytes; nothing for none. */
+static enum err room(struct rt_cache *c, void *out, const int64_t *dim, int n, size_t unit)
 {
-    const int64_t dims[] = {c->layers, 2, tokens, width};
     size_t bytes;
-    TRY(size_product(&bytes, dims, 4, unit));
+    TRY(size_product(&bytes, dim, n, unit));
     if (bytes == 0)
         return OK;
     TRY(mem_alloc(out, bytes, 1));
     c->bytes += bytes;
+    return OK;
+}
+
+static enum err open_plane(struct rt_cache *c, struct rt_plane *p, struct kv_format f)
+{
+    *p = (struct rt_plane){.bits = f.bits};
+    if (f.bits >= 16)
+        return room(c, &p->full, (int64_t[]){c->max, c->K, c->d}, 3, sizeof(float));
+    p->group = kv_group(c->d, f.group_size);
+    p->groups = (c->d + p->group - 1) / p->group;
+    p->code_bytes = bitpack_bytes(c->d, f.bits);
+    TRY(room(c, &p->codes, (int64_t[]){c->max, c->K, p->code_bytes}, 3, 1));
+    return room(c, &p->pairs, (int64_t[]){c->max, c->K, p->groups, 2}, 4, sizeof(uint16_t));
+}
+
+static bool fits_lanes(const struct rt_cache *c, const struct rt_plane *p)
+{
+    return p->bits == 4 && p->group % 8 == 0 && c->d % p->group == 0 &&
+           c->spec.key_stage == KEY_POST_ROPE;
+}
+
+/* Planes of every layer; *packed: not all of them are full. */
+static enum err open_planes(struct rt_cache *c, bool *packed)
+{
+    *packed = false;
+    TRY(mem_calloc(&c->planes, 2 * (size_t)c->layers, sizeof(*c->planes)));
+    TRY(mem_calloc(&c->lanes, (size_t)c->layers, sizeof(*c->lanes)));
+    for (int64_t i = 0; i < c->layers; i++) {
+        struct rt_plane *const k = rt_cache_plane(c, i, KV_K), *const v = rt_cache_plane(
+                                                                   c, i, KV_V);
+        TRY(open_plane(c, k, kv_format(&c->spec, i, KV_K)));
+        TRY(open_plane(c, v, kv_format(&c->spec, i, KV_V)));
+        c->lanes[i] = fits_lanes(c, k) && fits_lanes(c, v);
+        *packed |= !k->full || !v->full;
+    }
     return OK;
 }
 
@@ -43,27 +76,27 @@ enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
                            .max = max,
                            .K = arch->n_kv,
                            .d = arch->head_dim};
-    const int64_t C = c->K * c->d;
-    if (spec->bits >= 16)
-        return room(c, &c->full, max, C, sizeof(float));
-    c->group = kv_group(c->d, spec->group_size);
-    c->groups = (c->d + c->group - 1) / c->group;
-    c->code_bytes = bitpack_bytes(c->d, spec->bits);
-    c->lanes = spec->bits == 4 && c->group % 8 == 0 && c->d % c->group == 0 &&
-               spec->key_stage == KEY_POST_ROPE;
+    bool packed;
+    TRY(open_planes(c, &packed));
+    if (!packed)
+        return OK;
     c->recent = spec->past_only ? at_most(spec->window - 1, max) : 0;
     c->sink = at_most(spec->sink, max);
-    TRY(room(c, &c->codes, max, c->K * c->code_bytes, 1));
-    TRY(room(c, &c->pairs, max, c->K * c->groups * 2, sizeof(uint16_t)));
-    TRY(room(c, &c->ring, c->recent, C, sizeof(float)));
-    return room(c, &c->first, c->sink, C, sizeof(float));
+    TRY(room(c, &c->ring, (int64_t[]){c->layers, 2, c->recent, c->K, c->d}, 5,
+             sizeof(float)));
+    return room(c, &c->first, (int64_t[]){c->layers, 2, c->sink, c->K, c->d}, 5,
+                sizeof(float));
 }
 
 void rt_cache_close(struct rt_cache *c)
 {
-    mem_free(c->codes);
-    mem_free(c->pairs);
-    mem_free(c->full);
+    for (int64_t i = 0; c->planes && i < 2 * c->layers; i++) {
+        mem_free(c->planes[i].codes);
+        mem_free(c->planes[i].pairs);
+        mem_free(c->planes[i].full);
+    }
+    mem_free(c->planes);
+    mem_free(c->lanes);
     mem_free(c->ring);
     mem_free(c->first);
     mem_free(c->marked);
@@ -93,31 +126,38 @@ void rt_cache_rewind(struct rt_cache *c)
         memcpy(c->ring, c->marked, n * sizeof(float));
 }
 
-/* Index of (layer, which, token, head) when each token of a plane has K items. */
-static int64_t place(const struct rt_cache *c, int64_t layer, int which, int64_t tokens,
-                     int64_t t, int64_t kh)
+/* F32 of (layer, which, token, head) where each plane holds so many tokens. */
+static float *kept_at(const struct rt_cache *c, float *memory, int64_t tokens,
+                      int64_t layer, enum kv_side which, int64_t t, int64_t kh)
 {
-    return ((layer * 2 + which) * tokens + t) * c->K + kh;
+    return memory + (((2 * layer + which) * tokens + t) * c->K + kh) * c->d;
+}
+
+static float *full_at(const struct rt_cache *c, const struct rt_plane *p, int64_t t,
+                      int64_t kh)
+{
+    return p->full + (t * c->K + kh) * c->d;
 }
 
 /* --- codes in the order of vectors -------------------------------------------------- */
 
-/* Index of the head's first token. */
-static int64_t head_at(const struct rt_cache *c, int64_t layer, int which, int64_t kh)
+/* Where the head's first token lies. */
+static uint8_t *codes_of(const struct rt_cache *c, const struct rt_plane *p, int64_t kh)
 {
-    return ((layer * 2 + which) * c->K + kh) * c->max;
+    return p->codes + kh * c->max * p->code_bytes;
 }
 
-const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, int which,
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side which,
                               int64_t kh)
 {
-    return c->codes + head_at(c, layer, which, kh) * c->code_bytes;
+    return codes_of(c, rt_cache_plane(c, layer, which), kh);
 }
 
-const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, int which,
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side which,
                                int64_t kh)
 {
-    return c->pairs + head_at(c, layer, which, kh) * c->groups * 2;
+    const struct rt_plane *p = rt_cache_plane(c, layer, which);
+    return p->pairs + kh * c->max * p->groups * 2;
 }
 
 int64_t rt_cache_width(const struct rt_cache *c, int64_t t)
@@ -127,48 +167,66 @@ int64_t rt_cache_width(const struct rt_cache *c, int64_t t)
 }
 
 /* Where the 32 bits of word i of token t lie, from the head's beginning. */
-static int64_t word_at(const struct rt_cache *c, int which, int64_t t, int64_t i)
+static int64_t word_at(const struct rt_cache *c, const struct rt_plane *p,
+                       enum kv_side which, int64_t t, int64_t i)
 {
-    const int64_t words = c->group / 8, block = t / RT_KEYS * RT_KEYS;
-    if (which == RT_V)
+    const int64_t words = p->group / 8, block = t / RT_KEYS * RT_KEYS;
+    if (which == KV_V)
         return 4 * ((i / words * c->max + t) * words + i % words);
-    return block * c->code_bytes + 4 * (i * rt_cache_width(c, t) + t - block);
+    return block * p->code_bytes + 4 * (i * rt_cache_width(c, t) + t - block);
 }
 
-/* One token's row of codes into place, or out of it. */
-static void put_words(struct rt_cache *c, int64_t layer, int which, int64_t kh, int64_t t,
-                      const uint8_t *row)
+/* --- one head of one token ---------------------------------------------------------- */
+
+/* A head of a token, and the plane that holds it. */
+struct cell {
+    struct rt_plane *plane;
+    int64_t layer;
+    enum kv_side which;
+    int64_t t, kh;
+};
+
+/* Its row of codes into place; or out of it, to row where it does not lie in one piece. */
+static void put_codes(const struct rt_cache *c, struct cell e, const uint8_t *row)
 {
-    uint8_t *codes = c->codes + head_at(c, layer, which, kh) * c->code_bytes;
+    const struct rt_plane *p = e.plane;
+    if (!c->lanes[e.layer]) {
+        memcpy(p->codes + (e.t * c->K + e.kh) * p->code_bytes, row, (size_t)p->code_bytes);
+        return;
+    }
+    uint8_t *codes = codes_of(c, p, e.kh);
     for (int64_t i = 0; i < c->d / 8; i++)
-        memcpy(codes + word_at(c, which, t, i), row + 4 * i, 4);
+        memcpy(codes + word_at(c, p, e.which, e.t, i), row + 4 * i, 4);
 }
 
-static void get_words(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
-                      int64_t t, uint8_t *row)
+static const uint8_t *get_codes(const struct rt_cache *c, struct cell e, uint8_t *row)
 {
-    const uint8_t *codes = rt_cache_codes(c, layer, which, kh);
+    const struct rt_plane *p = e.plane;
+    if (!c->lanes[e.layer])
+        return p->codes + (e.t * c->K + e.kh) * p->code_bytes;
+    const uint8_t *codes = codes_of(c, p, e.kh);
     for (int64_t i = 0; i < c->d / 8; i++)
-        memcpy(row + 4 * i, codes + word_at(c, which, t, i), 4);
+        memcpy(row + 4 * i, codes + word_at(c, p, e.which, e.t, i), 4);
+    return row;
 }
 
-/* Where group g's pair of token t lies; h, and m at so many behind it. */
-static uint16_t *pair_at(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
-                         int64_t t, int64_t g, int64_t *to_m)
+/* Where group g's pair lies; h, and m at so many behind it. */
+static uint16_t *pair_at(const struct rt_cache *c, struct cell e, int64_t g, int64_t *to_m)
 {
-    *to_m = c->lanes ? c->max : 1;
-    if (c->lanes)
-        return c->pairs + (head_at(c, layer, which, kh) * c->groups + g * c->max) * 2 + t;
-    return c->pairs + (place(c, layer, which, c->max, t, kh) * c->groups + g) * 2;
+    const struct rt_plane *p = e.plane;
+    const bool lanes = c->lanes[e.layer];
+    *to_m = lanes ? c->max : 1;
+    return lanes ? p->pairs + (e.kh * p->groups + g) * c->max * 2 + e.t
+                 : p->pairs + ((e.t * c->K + e.kh) * p->groups + g) * 2;
 }
 
 /* --- packing ------------------------------------------------------------------------ */
 
-struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer, int which,
-                                     int64_t kh)
+struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer,
+                                     enum kv_side which, int64_t kh)
 {
     const struct packed_block *b = artifact_block(c->a, layer);
-    return which == RT_K
+    return which == KV_K
                ? (struct rt_channels){b->k_scale + kh * c->d, b->k_shift + kh * c->d}
                : (struct rt_channels){b->v_scale + kh * c->d, b->v_shift + kh * c->d};
 }
@@ -190,70 +248,68 @@ static void pack_group(uint8_t *codes, uint16_t *pair, int64_t to_m, const float
         codes[i] = quant_kv_code(quant_kv_in(x[i], ch.s[i], ch.delta[i]), h, m, bits);
 }
 
-static void pack_head(struct rt_cache *c, int64_t layer, int which, int64_t t, int64_t kh,
-                      const float *x)
+static void pack_head(struct rt_cache *c, struct cell e, const float *x)
 {
-    const struct rt_channels ch = rt_cache_channels(c, layer, which, kh);
+    const struct rt_plane *p = e.plane;
+    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.which, e.kh);
     uint8_t codes[MAX_HEAD], row[MAX_HEAD];
     int64_t to_m;
-    for (int64_t g = 0; g < c->groups; g++) {
-        const int64_t begin = g * c->group;
-        const int64_t end = c->d - begin < c->group ? c->d : begin + c->group;
-        uint16_t *pair = pair_at(c, layer, which, kh, t, g, &to_m);
-        pack_group(codes, pair, to_m, x, ch, begin, end, c->spec.bits);
+    for (int64_t g = 0; g < p->groups; g++) {
+        const int64_t begin = g * p->group;
+        const int64_t end = c->d - begin < p->group ? c->d : begin + p->group;
+        uint16_t *pair = pair_at(c, e, g, &to_m);
+        pack_group(codes, pair, to_m, x, ch, begin, end, p->bits);
     }
-    bitpack_row(row, codes, c->d, c->spec.bits);
-    if (c->lanes)
-        put_words(c, layer, which, kh, t, row);
-    else
-        memcpy(c->codes + place(c, layer, which, c->max, t, kh) * c->code_bytes, row,
-               (size_t)c->code_bytes);
+    bitpack_row(row, codes, c->d, p->bits);
+    put_codes(c, e, row);
 }
 
 struct pack_job {
     struct rt_cache *c;
     int64_t layer, at;
-    const float *x[2]; /* [n][C] */
+    const float *x[2], *full[2]; /* [n][C]: what is packed, and what a full plane takes */
 };
 
 static void pack_token(void *ctx, int64_t i, int thread)
 {
     const struct pack_job *j = ctx;
     struct rt_cache *c = j->c;
-    const int64_t C = c->K * c->d;
-    for (int which = RT_K; which <= RT_V; which++) {
-        const float *x = j->x[which] + i * C;
-        if (c->full) {
-            memcpy(c->full + place(c, j->layer, which, c->max, j->at + i, 0) * c->d, x,
-                   (size_t)C * sizeof(float));
+    const int64_t C = c->K * c->d, t = j->at + i;
+    for (enum kv_side which = KV_K; which <= KV_V; which++) {
+        struct rt_plane *p = rt_cache_plane(c, j->layer, which);
+        if (p->full) {
+            memcpy(full_at(c, p, t, 0), j->full[which] + i * C, (size_t)C * sizeof(float));
             continue;
         }
         for (int64_t kh = 0; kh < c->K; kh++)
-            pack_head(c, j->layer, which, j->at + i, kh, x + kh * c->d);
+            pack_head(c, (struct cell){p, j->layer, which, t, kh},
+                      j->x[which] + i * C + kh * c->d);
     }
 }
 
 void rt_cache_pack(struct rt_cache *c, struct pool *pool, int64_t layer, int64_t at,
-                   int64_t n, const float *k_packed, const float *v)
+                   int64_t n, const float *k, const float *k_pre, const float *v)
 {
-    struct pack_job j = {.c = c, .layer = layer, .at = at, .x = {k_packed, v}};
+    struct pack_job j = {.c = c, .layer = layer, .at = at, .full = {k, v}};
+    j.x[KV_K] = c->spec.key_stage == KEY_PRE_ROPE ? k_pre : k;
+    j.x[KV_V] = v;
     pool_run(n > 1 ? pool : NULL, n, pack_token, &j);
 }
 
 void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, const float *k,
                    const float *v)
 {
-    const int64_t C = c->K * c->d;
-    for (int which = RT_K; which <= RT_V; which++)
+    const size_t row = (size_t)(c->K * c->d);
+    for (enum kv_side which = KV_K; which <= KV_V; which++)
         for (int64_t i = 0; i < n; i++) {
-            const float *x = (which == RT_K ? k : v) + i * C;
+            const float *x = (which == KV_K ? k : v) + (size_t)i * row;
             const int64_t t = at + i;
             if (t < c->sink)
-                memcpy(c->first + place(c, layer, which, c->sink, t, 0) * c->d, x,
-                       (size_t)C * sizeof(float));
+                memcpy(kept_at(c, c->first, c->sink, layer, which, t, 0), x,
+                       row * sizeof(float));
             if (c->recent)
-                memcpy(c->ring + place(c, layer, which, c->recent, t % c->recent, 0) * c->d,
-                       x, (size_t)C * sizeof(float));
+                memcpy(kept_at(c, c->ring, c->recent, layer, which, t % c->recent, 0), x,
+                       row * sizeof(float));
         }
 }
 
@@ -270,48 +326,44 @@ static void rotate(const struct rt_cache *c, float *x, int64_t t)
     }
 }
 
-static void unpack_head(const struct rt_cache *c, int64_t layer, int which, int64_t t,
-                        int64_t kh, float *x)
+static void unpack_head(const struct rt_cache *c, struct cell e, float *x)
 {
-    const struct rt_channels ch = rt_cache_channels(c, layer, which, kh);
-    uint8_t codes[MAX_HEAD], words[MAX_HEAD];
-    const uint8_t *row = words;
-    if (c->lanes)
-        get_words(c, layer, which, kh, t, words);
-    else
-        row = c->codes + place(c, layer, which, c->max, t, kh) * c->code_bytes;
-    bitpack_unpack_row(codes, row, c->d, c->spec.bits);
-    for (int64_t g = 0; g < c->groups; g++) {
-        const int64_t begin = g * c->group;
-        const int64_t n = c->d - begin < c->group ? c->d - begin : c->group;
+    const struct rt_plane *p = e.plane;
+    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.which, e.kh);
+    uint8_t codes[MAX_HEAD], row[MAX_HEAD];
+    bitpack_unpack_row(codes, get_codes(c, e, row), c->d, p->bits);
+    for (int64_t g = 0; g < p->groups; g++) {
+        const int64_t begin = g * p->group;
+        const int64_t n = c->d - begin < p->group ? c->d - begin : p->group;
         int64_t to_m;
-        const uint16_t *pair = pair_at(c, layer, which, kh, t, g, &to_m);
+        const uint16_t *pair = pair_at(c, e, g, &to_m);
         c->kern->kv_out(x + begin, codes + begin, f16_to_f32(pair[0]),
                         f16_to_f32(pair[to_m]), ch.s + begin, ch.delta + begin, n);
     }
-    if (which == RT_K && c->spec.key_stage == KEY_PRE_ROPE)
-        rotate(c, x, t);
+    if (e.which == KV_K && c->spec.key_stage == KEY_PRE_ROPE)
+        rotate(c, x, e.t);
 }
 
-void rt_cache_tile(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side which, int64_t kh,
                    int64_t at, int64_t n, float *tile, const float **row)
 {
+    struct rt_plane *p = rt_cache_plane(c, layer, which);
     for (int64_t i = 0; i < n; i++) {
-        if (c->full) {
-            row[i] = c->full + place(c, layer, which, c->max, at + i, kh) * c->d;
+        if (p->full) {
+            row[i] = full_at(c, p, at + i, kh);
             continue;
         }
-        unpack_head(c, layer, which, at + i, kh, tile + i * c->d);
+        unpack_head(c, (struct cell){p, layer, which, at + i, kh}, tile + i * c->d);
         row[i] = tile + i * c->d;
     }
 }
 
-const float *rt_cache_full(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
-                           int64_t t, int64_t i)
+const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side which,
+                           int64_t kh, int64_t t, int64_t i)
 {
     if (t < c->sink)
-        return c->first + place(c, layer, which, c->sink, t, kh) * c->d;
+        return kept_at(c, c->first, c->sink, layer, which, t, kh);
     if (t + c->recent >= i) /* t > i - window */
-        return c->ring + place(c, layer, which, c->recent, t % c->recent, kh) * c->d;
+        return kept_at(c, c->ring, c->recent, layer, which, t % c->recent, kh);
     return NULL;
 }

@@ -145,7 +145,6 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
 {
     struct rt_acts *a = &r->acts;
     struct rt_cache *c = &r->cache;
-    const bool pre = c->spec.key_stage == KEY_PRE_ROPE && !c->full;
     const struct rt_attn job = {.cache = c,
                                 .kern = r->kern,
                                 .layer = layer,
@@ -156,7 +155,7 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
                                 .k = a->k,
                                 .v = a->v,
                                 .out = a->o};
-    rt_cache_pack(c, r->pool, layer, r->length, n, pre ? a->k_pre : a->k, a->v);
+    rt_cache_pack(c, r->pool, layer, r->length, n, a->k, a->k_pre, a->v);
     TRY(rt_attn_run(&job, &r->attn, r->pool));
     rt_cache_keep(c, layer, r->length, n, a->k, a->v);
     return OK;
@@ -231,27 +230,6 @@ enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n)
         TRY(block(r, i, n));
     }
     show(r, r->arch->n_layers, n);
-    return OK;
-}
-
-enum err runtime_products(struct runtime *r, int64_t n)
-{
-    struct rt_acts *a = &r->acts;
-    const int64_t Hd = r->arch->n_heads * r->arch->head_dim;
-    TRY(make_room(r, n));
-    memset(a->norm, 0, (size_t)(n * r->arch->d_model) * sizeof(float));
-    memset(a->o, 0, (size_t)(n * Hd) * sizeof(float));
-    for (int64_t i = 0; i < r->arch->n_layers; i++) {
-        const struct packed_block *b = artifact_block(r->a, i);
-        const struct packed_linear *p[N_LIN];
-        for (int l = 0; l < N_LIN; l++)
-            p[l] = &b->lin[l];
-        float *const qkv[] = {a->q, a->k, a->v}, *const up[] = {a->gate, a->up};
-        rt_linear_run(&r->linear, qkv, p + LIN_Q, 3, a->norm, n);
-        rt_linear_run(&r->linear, &a->x, p + LIN_O, 1, a->o, n);
-        rt_linear_run(&r->linear, up, p + LIN_GATE, 2, a->norm, n);
-        rt_linear_run(&r->linear, &a->x, p + LIN_DOWN, 1, a->gate, n);
-    }
     return OK;
 }
 

@@ -34,7 +34,15 @@ void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,
 
 /* --- rt_cache.c --------------------------------------------------------------------- */
 
-enum { RT_K, RT_V };
+/* All tokens' keys, or values, of one layer. */
+struct rt_plane {
+    int bits; /* 16: full holds them */
+    int64_t group, groups /* of a head */;
+    int64_t code_bytes /* of a head */; /* of one token */
+    uint8_t *codes;                     /* [max][K][code_bytes] */
+    uint16_t *pairs;                    /* [max][K][groups][2] h, m */
+    float *full;                        /* [max][C] */
+};
 
 /* Keys and values of all layers. Every token is packed when it arrives; tokens that are
  * still to be seen in full precision (window, sink) are kept beside it in F32. Keys in F32
@@ -43,27 +51,31 @@ struct rt_cache {
     const struct artifact *a;
     const struct rt_kernels *kern;
     const float *cos, *sin; /* [max][d/2], borrowed */
-    struct kv_spec spec;    /* bits 16: packed holds F32 */
-    int64_t layers, max, K, d, group, groups /* of a head */;
-    int64_t recent, sink;               /* tokens kept in F32: window - 1, and first ones */
-    int64_t code_bytes /* of a head */; /* of one token */
-    bool lanes;                         /* codes lie as vectors meet them, below */
-    uint8_t *codes;                     /* [layers][2][max][K][code_bytes] */
-    uint16_t *pairs;                    /* [layers][2][max][K][groups][2] h, m */
-    float *full;                        /* [layers][2][max][C], bits 16 */
-    float *ring;                        /* [layers][2][recent][C], token t at t % recent */
-    float *first;                       /* [layers][2][sink][C] */
-    float *marked;                      /* the ring of rt_cache_mark, NULL before */
-    uint64_t bytes;                     /* allocated for all of it */
+    struct kv_spec spec;
+    int64_t layers, max, K, d;
+    int64_t recent, sink;    /* tokens kept in F32: window - 1, and first ones */
+    struct rt_plane *planes; /* [layers][2]: K, V */
+    bool *lanes;             /* [layers]: codes lie as vectors meet them, below */
+    float *ring;             /* [layers][2][recent][C], token t at t % recent */
+    float *first;            /* [layers][2][sink][C] */
+    float *marked;           /* the ring of rt_cache_mark, NULL before */
+    uint64_t bytes;          /* allocated for all of it */
 };
 
-/* With lanes (4 bits, groups of whole 32-bit words) both are [layers][2][K][max] of tokens,
- * and pairs are [groups][2][max] of a head. Eight codes are a word; keys lie by RT_KEYS
- * tokens, [d / 8 words][tokens], so that a vector's lanes are tokens; the last ones are
- * fewer. Values are [groups][max][group / 8 words]: lanes are channels. */
-const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, int which,
+static inline struct rt_plane *rt_cache_plane(const struct rt_cache *c, int64_t layer,
+                                              enum kv_side which)
+{
+    return &c->planes[2 * layer + which];
+}
+
+/* With lanes (both of a layer at 4 bits, in groups of whole 32-bit words) codes and pairs
+ * are [K][max] of tokens, and pairs are [groups][2][max] of a head. Eight codes are a word;
+ * keys lie by RT_KEYS tokens, [d / 8 words][tokens], so that a vector's lanes are tokens;
+ * the last ones are fewer. Values are [groups][max][group / 8 words]: lanes are channels.
+ */
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side which,
                               int64_t kh);
-const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, int which,
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side which,
                                int64_t kh);
 /* Tokens that lie together with token t: RT_KEYS, or fewer at the end. */
 int64_t rt_cache_width(const struct rt_cache *c, int64_t t);
@@ -71,8 +83,8 @@ struct rt_channels {
     const float *s, *delta;
 };
 /* s and delta of head kh. */
-struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer, int which,
-                                     int64_t kh);
+struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer,
+                                     enum kv_side which, int64_t kh);
 
 enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
                        const struct rt_kernels *kern, const struct kv_spec *spec,
@@ -81,22 +93,21 @@ void rt_cache_close(struct rt_cache *c);
 /* Only the ring forgets: later tokens overwrite it, while packed ones have a place each. */
 enum err rt_cache_mark(struct rt_cache *c);
 void rt_cache_rewind(struct rt_cache *c);
-/* Pack tokens [at, at + n) of a layer. k: rotated, k_packed: what is packed (k, or the key
- * before rotation), v: [n][C]. */
+/* Pack tokens [at, at + n) of a layer. k: rotated, k_pre: before that, v: [n][C]. */
 void rt_cache_pack(struct rt_cache *c, struct pool *pool, int64_t layer, int64_t at,
-                   int64_t n, const float *k_packed, const float *v);
+                   int64_t n, const float *k, const float *k_pre, const float *v);
 /* Keep what stays in full precision after these tokens: once attention has read what the
  * ring held before. */
 void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, const float *k,
                    const float *v);
 /* x^ of tokens [at, at + n) for head kh: row[i] points to d floats, in tile [n][d] or in
  * the cache itself. */
-void rt_cache_tile(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
+void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side which, int64_t kh,
                    int64_t at, int64_t n, float *tile, const float **row);
 /* F32 copy of token t for a query at position i, of T tokens in the cache; NULL where the
  * query sees the packed one. */
-const float *rt_cache_full(const struct rt_cache *c, int64_t layer, int which, int64_t kh,
-                           int64_t t, int64_t i);
+const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side which,
+                           int64_t kh, int64_t t, int64_t i);
 
 /* --- rt_attn.c ---------------------------------------------------------------------- */
 
@@ -119,7 +130,7 @@ struct rt_attn_scratch {
 
 /* One kv head's queries [first, end) over packed tokens [from, to), which all of them see
  * as packed: maximum, sum and weighted values go to part + (query H + head) part_step, as
- * rt_attn.c keeps them. Only for a cache with lanes. */
+ * rt_attn.c keeps them. Only for a layer with lanes. */
 struct rt_attn_packed {
     const struct rt_attn *a;
     int64_t kh, first, end, from, to;
@@ -127,7 +138,8 @@ struct rt_attn_packed {
     int64_t part_step;
 };
 void rt_attn_packed(const struct rt_attn_packed *j, float *scratch);
-/* Floats of scratch for so many (query, head) pairs. */
+/* Floats of scratch for so many (query, head) pairs in any layer; 0 where none has lanes.
+ */
 int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows);
 
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool);

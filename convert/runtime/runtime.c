@@ -54,8 +54,8 @@ static enum err open_rope(struct runtime *r)
 static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
 {
     struct kv_spec kv = *artifact_kv_spec(r->a);
-    if (s->kv_bits)
-        kv.bits = s->kv_bits;
+    if (s->kv_bits == 16)
+        kv_leave_alone(&kv);
     TRY(pool_open(&r->pool, s->threads));
     TRY(rt_linear_open(&r->linear, r->pool, r->a));
     TRY(rt_cache_open(&r->cache, r->a, r->kern, &kv, r->max));
@@ -66,10 +66,13 @@ static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
 enum err runtime_open(struct runtime **out, const struct artifact *a,
                       const struct runtime_settings *s)
 {
-    const int own = artifact_kv_spec(a)->bits;
+    const struct kv_spec *own = artifact_kv_spec(a);
     struct runtime *r;
-    FAIL_IF(s->kv_bits && s->kv_bits != 16 && s->kv_bits != own, ERR_USAGE,
-            "a cache of %d bits: the artifact's is %d; give that or 16", s->kv_bits, own);
+    FAIL_IF(s->kv_bits && s->kv_bits != 16 && own->mixed, ERR_USAGE,
+            "a cache of %d bits: the artifact's is mixed; give 16, or none", s->kv_bits);
+    FAIL_IF(s->kv_bits && s->kv_bits != 16 && s->kv_bits != own->bits, ERR_USAGE,
+            "a cache of %d bits: the artifact's is %d; give that or 16", s->kv_bits,
+            own->bits);
     TRY(arch_check_length(artifact_arch(a), s->max_tokens));
     TRY(mem_calloc(&r, 1, sizeof(*r)));
     r->a = a;
@@ -152,8 +155,8 @@ void runtime_watch(struct runtime *r,
     r->watch_ctx = ctx;
 }
 
-static void copy_tokens(const struct runtime *r, int64_t layer, int which, float *out,
-                        float *tile)
+static void copy_tokens(const struct runtime *r, int64_t layer, enum kv_side which,
+                        float *out, float *tile)
 {
     const struct rt_cache *c = &r->cache;
     for (int64_t t = 0; t < r->length; t++)
@@ -172,9 +175,9 @@ enum err runtime_kv(const struct runtime *r, int64_t layer, float *k, float *v)
             "layer %" PRId64 " of a model of %" PRId64, layer, r->arch->n_layers);
     TRY(mem_alloc(&tile, (size_t)r->cache.d, sizeof(*tile)));
     if (k)
-        copy_tokens(r, layer, RT_K, k, tile);
+        copy_tokens(r, layer, KV_K, k, tile);
     if (v)
-        copy_tokens(r, layer, RT_V, v, tile);
+        copy_tokens(r, layer, KV_V, v, tile);
     mem_free(tile);
     return OK;
 }

@@ -95,7 +95,7 @@ static void check_block(struct verify *v, int64_t i)
     check_plain(v, &b->norm2);
     check_plain(v, &b->q_norm);
     check_plain(v, &b->k_norm);
-    if (artifact_kv_spec(v->a)->bits < 16) {
+    if (kv_quantizes(artifact_kv_spec(v->a))) {
         check_channels(v, b->k_scale, b->k_shift, i, 'k');
         check_channels(v, b->v_scale, b->v_shift, i, 'v');
     }

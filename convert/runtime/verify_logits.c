@@ -38,7 +38,7 @@ static enum err simulated_block(void *ctx, int64_t i, const struct block_quant *
     if (!s->v->model)
         s->view.weights.bits = 16;
     if (s->plain_cache)
-        s->view.kv.bits = 16;
+        kv_leave_alone(&s->view.kv);
     *q = &s->view;
     return OK;
 }
@@ -289,8 +289,9 @@ static enum err kv_room(struct kv_compare *c)
 /* Tokens that the cache holds packed: behind the sink, before the window. */
 static void packed_tokens(struct kv_compare *c, const struct kv_spec *kv)
 {
-    const int64_t recent = kv->bits < 16 && kv->past_only ? kv->window - 1 : 0;
-    c->from = kv->bits < 16 ? kv->sink : 0;
+    const bool packed = kv_quantizes(kv);
+    const int64_t recent = packed && kv->past_only ? kv->window - 1 : 0;
+    c->from = packed ? kv->sink : 0;
     c->to = c->n - recent;
 }
 

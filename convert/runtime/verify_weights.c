@@ -205,7 +205,7 @@ static enum err check_block(struct verify *v, int64_t i)
     check_same(v, &b->norm2, &src.norm2);
     check_same(v, &b->q_norm, &src.q_norm);
     check_same(v, &b->k_norm, &src.k_norm);
-    if (artifact_kv_spec(v->a)->bits < 16) {
+    if (kv_quantizes(artifact_kv_spec(v->a))) {
         check_channels(v, i, "k_scale", b->k_scale, q->k_scale);
         check_channels(v, i, "k_shift", b->k_shift, q->k_shift);
         check_channels(v, i, "v_scale", b->v_scale, q->v_scale);

@@ -40,6 +40,17 @@ bool kv_quantizes(const struct kv_spec *kv)
     return kv->bits < 16 || mix_quantizes(kv->mixed);
 }
 
+bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer)
+{
+    return kv_format(kv, layer, KV_K).bits < 16 || kv_format(kv, layer, KV_V).bits < 16;
+}
+
+void kv_leave_alone(struct kv_spec *kv)
+{
+    kv->bits = 16;
+    kv->mixed = NULL;
+}
+
 int64_t weight_groups(int64_t in, int64_t group_size)
 {
     return group_size > 0 ? (in + group_size - 1) / group_size : 1;

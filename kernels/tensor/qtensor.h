@@ -74,8 +74,11 @@ struct kv_format {
     int64_t group_size; /* as above */
 };
 struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side side);
-/* Keys or values of some layer have fewer than 16 bits. */
+/* Keys or values of some layer have fewer than 16 bits; of this one. */
 bool kv_quantizes(const struct kv_spec *kv);
+bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer);
+/* 16 bits everywhere; the rest stays. */
+void kv_leave_alone(struct kv_spec *kv);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);

@@ -8,6 +8,7 @@ import json
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -177,6 +178,53 @@ def test_gptq(f):
     done = f.run([f.wkvq, "convert", "model", "--set", "weights.method=gptq", "-o", "nearest"],
                  want=2)
     assert b"gptq needs calibration" in done.stderr, done.stderr
+
+
+def test_mixed_cache(f):
+    """Formats of keys and values that differ by layer, one of them left alone, from calibration to
+    decode; nothing learns in block 1. Stopped and resumed: the same bytes."""
+    mix = "k=5:4, 0.v=3, 1.k=16, 1.v=16, 3.v=8"
+    recipe = [*RECIPE, "weights.bits=16", "kv.mixed=" + mix]
+    for out in ("mixed", "mixed-again"):
+        log = f.path / (out + ".json")
+        process = f.start(f.command(out, "--log-json", str(log), recipe=recipe))
+        if out == "mixed-again":
+            wait_for_event(log, '"epoch", "block": 2', process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130, process.returncode
+            process = f.start(f.command(out, recipe=recipe))
+        assert process.wait(120) == 0
+    assert f.files("mixed") == f.files("mixed-again")
+    assert f.files("mixed.state") == f.files("mixed-again.state")
+    events = [json.loads(line) for line in (f.path / "mixed.json").read_text().splitlines()]
+    shares = [e["done"] for e in events if "done" in e]
+    assert shares == sorted(shares) and 0.99 < shares[-1] <= 1, "progress does not end at one"
+    assert {e["block"] for e in events if e["event"] == "epoch"} == {0, 2, 3}, "what learns"
+    spec = json.loads((f.path / "mixed/config.json").read_text())["quantization_config"]
+    assert spec["format_version"] == 3 and spec["kv"]["mixed"] == "k=5:4, 1.k=16, 0.v=3, 1.v=16, 3.v=8"
+    raw = (f.path / "mixed/model.safetensors").read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    for name, alone in (("1.self_attn.k_scale", True), ("1.self_attn.v_scale", True), ("0.self_attn.k_scale", False)):
+        at, end = json.loads(raw[8:8 + n])["model.layers." + name]["data_offsets"]
+        values = struct.unpack("<16f", raw[8 + n + at:8 + n + end])
+        assert (set(values) == {1.0}) == alone, (name, values)
+    # heads of 8, by docs/artifact.md: bytes of codes, and 4 a group; base: 4 bits, one group
+    heads = [(5 + 8) + (3 + 4), 16 + 16, (5 + 8) + (4 + 4), (5 + 8) + (8 + 4)]
+    seen = json.loads(f.run([f.wkvq, "inspect", "mixed", "--json", "--length", "10"]).stdout)
+    assert abs(seen["kv_bits"] - sum(heads) * 8 / (4 * 2 * 8)) < 1e-9, seen["kv_bits"]
+    assert seen["memory"]["kv_bytes"] == 10 * 2 * sum(heads), seen["memory"]
+    done = json.loads(f.run([f.wkvq, "verify", "mixed", "--against", "model", "--data", "text.txt",
+                             "--state", "mixed.state", "--json"]).stdout)
+    assert done["passed"] and done["weights_unchecked"] == 0, done
+    ppl = [f.wkvq, "eval", "mixed", "--data", "text.txt", "--ctx", "64", "--windows", "3", "--json"]
+    simulated, decoded = (json.loads(f.run([*ppl, *more]).stdout) for more in ([], ["--decode"]))
+    assert abs(simulated["kv_bits"] - (5 + 3 + 16 + 16 + 5 + 4 + 5 + 8) / 8) < 1e-9, simulated
+    assert abs(simulated["nll"] - decoded["nll"]) <= 2e-3, (simulated, decoded)
+    full = json.loads(f.run([*ppl, "--kv-bits", "16"]).stdout)
+    assert full["kv_bits"] == 16 and abs(full["nll"] - simulated["nll"]) > 1e-5, (full, simulated)
+    other = [*recipe[:-1], "kv.mixed=" + mix.replace("0.v=3", "0.v=4")]
+    done = f.run(f.command("mixed", recipe=other), want=2)
+    assert b"config.kv.mixed is" in done.stderr, done.stderr
 
 
 def test_machine_output(f):

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """An artifact reader written from docs/artifact.md alone, in the standard library. Checks every checksum
 of ARTIFACT, unpacks every projection and compares it with round to nearest of the source weights in
-MODEL_DIR (f32 arithmetic done here, from the definition). Usage: check_artifact.py MODEL_DIR ARTIFACT"""
+MODEL_DIR (f32 arithmetic done here, from the definition). Usage: check_artifact.py MODEL_DIR ARTIFACT [BYTES],
+BYTES what one token's cache takes by another count"""
 import json
 import pathlib
 import struct
@@ -95,12 +96,38 @@ def expected_row(w, bits, group):
     return q, z, h
 
 
+def formats(spec, kinds, layers):
+    """Bits and group of every layer's kind: of the rules in spec["mixed"] the last that meets it, else spec's own."""
+    out = {(layer, kind): (spec["bits"], spec["group_size"]) for layer in range(layers) for kind in kinds}
+    for rule in spec["mixed"].split(",") if "mixed" in spec else []:
+        where, _, value = rule.strip().partition("=")
+        span, _, kind = where.rpartition(".")
+        first, _, last = span.partition("-")
+        bits, _, group = value.partition(":")
+        assert kind in kinds and (2 <= int(bits) <= 8 or int(bits) == 16), rule
+        for layer in range(int(first or 0), int(last or first or layers - 1) + 1):
+            assert layer < layers, rule
+            out[layer, kind] = int(bits), int(group or spec["group_size"])
+    return out
+
+
+def cache_bytes(config, kv):
+    """Of one token, as docs/artifact.md counts them."""
+    heads, d = config["num_key_value_heads"], config["head_dim"]
+    return sum(heads * (2 * d if bits == 16 else -(-d * bits // 8) + 4 * -(-d // min(group or d, d)))
+               for bits, group in formats(kv, ("k", "v"), config["num_hidden_layers"]).values())
+
+
+def version_of(spec):
+    return 3 if "mixed" in spec["weights"] or "mixed" in spec["kv"] else 2 if "rotate" in spec["kv"] else 1
+
+
 def main():
     model, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     manifest = check_manifest(folder)
     config = json.loads((folder / "config.json").read_text())
     spec = config.pop("quantization_config")
-    assert spec["quant_method"] == "wkvq" and spec["format_version"] == (2 if "rotate" in spec["kv"] else 1)
+    assert spec["quant_method"] == "wkvq" and spec["format_version"] == version_of(spec)
     assert config == json.loads((model / "config.json").read_text())
     tensors, source = tensors_of(folder, manifest), read_safetensors(model / "model.safetensors")
     bits, weights = spec["weights"]["bits"], 0
@@ -118,6 +145,8 @@ def main():
     for name, tensor in source.items():  # what is left is carried over as it is
         if not (config["tie_word_embeddings"] and name == "lm_head.weight"):
             assert tensors[name] == tensor, name
+    if len(sys.argv) > 3:
+        assert cache_bytes(config, spec["kv"]) == int(sys.argv[3]), (cache_bytes(config, spec["kv"]), sys.argv[3])
     print(f"{folder}: {len(tensors)} tensors, {weights} weights at {bits} bits agree")
 
 

@@ -8,11 +8,11 @@ command -v python3 >/dev/null || exit 77
 export TMPDIR
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0" "llama 5 64 9000" "llama 8 16 0"; do
+for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0 k=5,0.v=3:5,1.k=16" "llama 5 64 9000 0-1.v=8:2" "llama 8 16 0"; do
     set -- "$1" "$2" $case
     rm -rf "$dir/model" "$dir/artifact"
-    "$1" "$dir/model" "$dir/artifact" "$3" "$4" "$5" "$6"
-    python3 "$2" "$dir/model" "$dir/artifact"
+    bytes=$("$1" "$dir/model" "$dir/artifact" "$3" "$4" "$5" "$6" "${7-}")
+    python3 "$2" "$dir/model" "$dir/artifact" "$bytes"
 done
 # The checker must find a flipped byte, or it checks nothing.
 printf '\377' | dd of="$dir/artifact/model.safetensors" bs=1 seek=9000 conv=notrunc 2>/dev/null

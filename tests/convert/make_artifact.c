@@ -1,15 +1,26 @@
 /* SPDX-License-Identifier: MIT
  *
- * make_artifact MODEL_DIR ARTIFACT TYPE BITS GROUP SHARD: a tiny model and its artifact,
- * for readers in other languages. */
+ * make_artifact MODEL_DIR ARTIFACT TYPE BITS GROUP SHARD [KV_MIX]: a tiny model and its
+ * artifact, for readers in other languages; prints the bytes of a token's cache. */
+#include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
 #include "tests/convert/tiny_model.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static enum err make(char **arg)
+static enum err print_cache(const char *dir)
+{
+    struct artifact *a = NULL;
+    TRY(artifact_open(&a, dir, false));
+    printf("%" PRIu64 "\n", artifact_kv_bytes(a, 1, 1));
+    artifact_close(&a);
+    return OK;
+}
+
+static enum err make(char **arg, const struct mix *cache)
 {
     struct hf_model *m = NULL;
     struct tiny_model t = tiny_default;
@@ -17,7 +28,7 @@ static enum err make(char **arg)
     t.tied = !strcmp(t.type, "qwen3");
     const struct artifact_settings s = {
         .weights = {WEIGHT_RTN, atoi(arg[4]), atoll(arg[5])},
-        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE},
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE, cache},
         .shard_bytes = strtoull(arg[6], NULL, 10),
         .force = true,
     };
@@ -25,13 +36,23 @@ static enum err make(char **arg)
     TRY(hf_open(&m, arg[1]));
     const enum err err = artifact_write(arg[2], m, arg[1], NULL, &s, NULL, NULL);
     hf_close(&m);
+    return err ? err : print_cache(arg[2]);
+}
+
+static enum err make_mixed(char **arg)
+{
+    struct mix *cache;
+    TRY(mix_parse(&cache, MIX_KV, arg[7] ? arg[7] : "", ERR_USAGE, "KV_MIX"));
+    const enum err err = make(arg, cache);
+    mix_free(cache);
     return err;
 }
 
 int main(int argc, char **argv)
 {
-    if (argc != 7 || make(argv)) {
-        fprintf(stderr, "make_artifact: %s\n", argc == 7 ? err_text() : "wrong usage");
+    const bool usage = argc == 7 || argc == 8;
+    if (!usage || make_mixed(argv)) {
+        fprintf(stderr, "make_artifact: %s\n", usage ? err_text() : "wrong usage");
         return 1;
     }
     return 0;

@@ -497,10 +497,19 @@ static void test_measure(void **state)
     assert_int_equal(m.total_bytes, total);
     artifact_close(&a);
     /* every head starts on a byte: 6 codes of 3 bits take 3 */
-    const struct arch arch = {.n_kv = 2, .head_dim = 6};
-    const struct kv_spec three = {.bits = 3, .group_size = 0}, none = {.bits = 16};
-    assert_int_equal(kv_row_bytes(&arch, &three), 2 * (3 + 4));
-    assert_int_equal(kv_row_bytes(&arch, &none), 24);
+    const struct arch arch = {.n_layers = 2, .n_kv = 2, .head_dim = 6};
+    const struct kv_format three = {.bits = 3, .group_size = 0}, none = {.bits = 16};
+    assert_int_equal(kv_row_bytes(&arch, three), 2 * (3 + 4));
+    assert_int_equal(kv_row_bytes(&arch, none), 24);
+    struct mix *mixed;
+    ok(mix_parse(&mixed, MIX_KV, "0.k=3, 1.v=16", ERR_USAGE, "test"));
+    struct kv_spec kv = {.method = KV_TOKEN, .bits = 4, .group_size = 4, .mixed = mixed};
+    assert_int_equal(kv_token_bytes(&arch, &kv), 2 * (3 + 8) + 22 + 22 + 24);
+    assert_true(fabs(kv_mean_bits(&arch, &kv) - 8.0 * 90 / 48) <= 1e-12);
+    kv.method = KV_CHANNEL; /* keys by 4 tokens */
+    const double by_channel = (3 + 8.0 + 8.0 * 22 / 12 + 4 + 8.0 + 16) / 4;
+    assert_true(fabs(kv_mean_bits(&arch, &kv) - by_channel) <= 1e-12);
+    mix_free(mixed);
 }
 
 static void test_source(void **state)

@@ -203,6 +203,36 @@ static void test_key_stage(void **state)
           kv(3, 128, KEY_PRE_ROPE, 2, 1), "pre-rope");
 }
 
+/* The mix that text says, in place of one format for all. */
+static void check_mixed(const char *model, struct kv_spec k, const char *text)
+{
+    struct mix *m;
+    ok(mix_parse(&m, MIX_KV, text, ERR_USAGE, "test"));
+    k.mixed = m;
+    check(model, (struct weight_spec){WEIGHT_RTN, 4, 32}, k, text);
+    mix_free(m);
+}
+
+/* Keys and values of several layers, each in its own format: both, one or none of them at 4
+ * bits, in groups that vectors take and in others, and one of them left alone. */
+static void test_mixed(void **state)
+{
+    const struct kv_spec four = kv(4, 128, KEY_POST_ROPE, 1, 0);
+    check_mixed("llama3_rope", four, "0.k=4:8, 0.v=4:16, 1.k=3, 1.v=4:8");
+    check_mixed("llama3_rope", four, "0.k=4:16, 0.v=4:8, 1.k=4:8, 1.v=5");
+    check_mixed("llama2_gqa", four, "0.k=16, 1.v=16");
+    check_mixed("llama2_gqa", four, "0.k=8:5, 0.v=2:3, 1.k=16, 1.v=16");
+    check_mixed("llama2_gqa", kv(16, 0, KEY_POST_ROPE, 1, 0), "1.k=5:4, 1.v=4:8");
+    check_mixed("llama2_gqa", kv(4, 8, KEY_POST_ROPE, 3, 2), "0.v=16, 1.k=2, 1.v=3:16");
+    check_mixed("qwen3", kv(4, 8, KEY_PRE_ROPE, 1, 0), "0.k=16, 1.k=6, 1.v=3:4");
+    check_mixed("qwen3", kv(3, 8, KEY_PRE_ROPE, 2, 1), "0.v=16, 1.k=16, 1.v=4:8");
+    struct kv_spec all = kv(3, 8, KEY_POST_ROPE, 1, 3);
+    all.past_only = false;
+    check_mixed("llama2_gqa", all, "0.k=16, 1.v=16, 1.k=4:4");
+    all.rotate = ROTATE_KV;
+    check_mixed("llama2_gqa", all, "0.k=4:8, 0.v=4:16, 1.v=16");
+}
+
 static struct kv_spec rotated(enum kv_rotate rotate, int bits, int64_t group)
 {
     struct kv_spec k = kv(bits, group, KEY_POST_ROPE, 1, 0);
@@ -354,6 +384,34 @@ static void test_bytes(void **state)
     close_subject(&s);
 }
 
+static void test_mixed_bytes(void **state)
+{
+    struct subject s;
+    struct runtime *rt = NULL;
+    struct mix *m;
+    struct kv_spec k = kv(4, 8, KEY_POST_ROPE, 1, 0);
+    const struct runtime_settings own = {.threads = 1, .max_tokens = 7, .kv_bits = 4};
+    ok(mix_parse(&m, MIX_KV, "0.k=3:4, 1.v=8", ERR_USAGE, "test"));
+    k.mixed = m;
+    open_subject(&s, "llama3_rope", (struct weight_spec){WEIGHT_RTN, 4, 32}, k);
+    rt = open_runtime(&s, 0);
+    /* 2 heads of 16: codes, and pairs of 4 bytes */
+    const uint64_t token =
+        2 * (6 + 4 * 4) + 2 * (8 + 2 * 4) + 2 * (8 + 2 * 4) + 2 * (16 + 2 * 4);
+    assert_int_equal(runtime_kv_bytes(rt), (uint64_t)s.g.T * token);
+    assert_int_equal(artifact_kv_bytes(s.a, 1, s.g.T), (uint64_t)s.g.T * token);
+    assert_true(fabs(runtime_kv_bits(rt) - 8.0 * (double)token / (2 * 2 * 32)) <= 1e-12);
+    runtime_close(&rt);
+    assert_int_equal(runtime_open(&rt, s.a, &own), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "mixed"));
+    err_clear();
+    rt = open_runtime(&s, 16);
+    assert_true(runtime_kv_bits(rt) == 32);
+    runtime_close(&rt);
+    close_subject(&s);
+    mix_free(m);
+}
+
 static void test_limits(void **state)
 {
     struct subject s;
@@ -478,6 +536,7 @@ int main(void)
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_widths),
         cmocka_unit_test(test_key_stage),
+        cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_rotation),
         cmocka_unit_test(test_rotation_is_exact),
@@ -485,6 +544,7 @@ int main(void)
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_kv),
         cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_mixed_bytes),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_sampler),

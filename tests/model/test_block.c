@@ -286,6 +286,15 @@ static void compare_kinds(enum dtype act, double bound)
     struct kv_spec blocks = spec;
     blocks.method = KV_CHANNEL;
     compare_devices(a, 37, act, &blocks, bound);
+    struct mix *mixed[2];
+    must(mix_parse(&mixed[0], MIX_KV, "k=16, v=7:4", ERR_USAGE, "test"));
+    must(mix_parse(&mixed[1], MIX_KV, "k=7:16, v=16", ERR_USAGE, "test"));
+    for (int i = 0; i < 2; i++) {
+        spec.mixed = blocks.mixed = mixed[i];
+        compare_devices(a, 37, act, &spec, bound);
+        compare_devices(a, 37, act, &blocks, bound);
+    }
+    spec.mixed = NULL;
     a.qkv_bias = a.o_bias = a.qk_norm = true;
     spec.rotate = ROTATE_K;
     compare_devices(a, 19, act, &spec, bound);
@@ -294,6 +303,11 @@ static void compare_kinds(enum dtype act, double bound)
     spec.past_only = false;
     compare_devices(a, 21, act, NULL, bound);
     compare_devices(a, 21, act, &spec, bound);
+    for (int i = 0; i < 2; i++) {
+        spec.mixed = mixed[i];
+        compare_devices(a, 21, act, &spec, bound);
+        mix_free(mixed[i]);
+    }
 }
 
 static void cpu_is_ref_in_f32(void **state)

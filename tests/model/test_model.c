@@ -160,37 +160,42 @@ static void rotate(double *x, int heads, int64_t t)
         }
 }
 
-static void quantize(double *xq, const double *x, const float *s, const float *delta)
+static void quantize(double *xq, const double *x, const float *s, const float *delta,
+                     struct kv_format f)
 {
-    for (int head = 0; head < C; head += HD)
-        for (int g = head; g < head + HD; g += KV_GROUP) {
-            const int end = g + KV_GROUP < head + HD ? g + KV_GROUP : head + HD;
+    if (f.bits == 16)
+        memcpy(xq, x, C * sizeof(*x));
+    for (int head = 0; f.bits < 16 && head < C; head += HD)
+        for (int g = head; g < head + HD; g += (int)f.group_size) {
+            const int end = (int)fmin(g + (double)f.group_size, head + HD);
             float mn = INFINITY, mx = -INFINITY;
             for (int c = g; c < end; c++) {
                 mn = fminf(mn, quant_kv_in((float)x[c], s[c], delta[c]));
                 mx = fmaxf(mx, quant_kv_in((float)x[c], s[c], delta[c]));
             }
-            const float h = f16_to_f32(quant_kv_scale(mn, mx, KV_BITS)), m = f16_round(mn);
+            const float h = f16_to_f32(quant_kv_scale(mn, mx, f.bits)), m = f16_round(mn);
             for (int c = g; c < end; c++) {
                 const float xt = quant_kv_in((float)x[c], s[c], delta[c]);
-                xq[c] = (double)quant_kv_out(quant_kv_code(xt, h, m, KV_BITS), h, m, s[c],
+                xq[c] = (double)quant_kv_out(quant_kv_code(xt, h, m, f.bits), h, m, s[c],
                                              delta[c]);
             }
         }
 }
 
 /* The keys of the block that token t fills, channel by channel. */
-static void quantize_block(double kq[T][C], double k[T][C], int64_t t)
+static void quantize_block(double kq[T][C], double k[T][C], int64_t t, struct kv_format f)
 {
-    for (int c = 0; c < C && (t + 1) % KV_GROUP == 0; c++) {
+    if (f.bits == 16)
+        memcpy(kq[t], k[t], sizeof(kq[t]));
+    for (int c = 0; c < C && f.bits < 16 && (t + 1) % f.group_size == 0; c++) {
         float mn = INFINITY, mx = -INFINITY;
-        for (int64_t j = t - KV_GROUP + 1; j <= t; j++) {
+        for (int64_t j = t - f.group_size + 1; j <= t; j++) {
             mn = fminf(mn, (float)k[j][c]);
             mx = fmaxf(mx, (float)k[j][c]);
         }
-        const float h = f16_to_f32(quant_kv_scale(mn, mx, KV_BITS)), m = f16_round(mn);
-        for (int64_t j = t - KV_GROUP + 1; j <= t; j++) {
-            const uint8_t q = quant_kv_code((float)k[j][c], h, m, KV_BITS);
+        const float h = f16_to_f32(quant_kv_scale(mn, mx, f.bits)), m = f16_round(mn);
+        for (int64_t j = t - f.group_size + 1; j <= t; j++) {
+            const uint8_t q = quant_kv_code((float)k[j][c], h, m, f.bits);
             kq[j][c] = (double)quant_kv_out(q, h, m, 1, 0);
         }
     }
@@ -199,11 +204,11 @@ static void quantize_block(double kq[T][C], double k[T][C], int64_t t)
 /* Token t attends over the cache: its own chunk in full precision, what is before
  * quantized, by channel only in blocks that were full before it. */
 static void attend(const struct naive *n, const struct cache *k, double *o, const double *q,
-                   int64_t t)
+                   int64_t t, struct kv_format keys)
 {
     int64_t own = n->chunk > 1 ? t / n->chunk * n->chunk : t;
-    if (n->by_channel)
-        own = own / KV_GROUP * KV_GROUP;
+    if (n->by_channel && keys.bits < 16)
+        own = own / keys.group_size * keys.group_size;
     for (int h = 0; h < H; h++) {
         const int at = h / (H / K) * HD;
         double e[T], sum = 0, acc[HD] = {0};
@@ -228,6 +233,7 @@ static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
     const struct block_src *b = &n->m->f.blocks[layer];
     const struct block_quant *bq = &n->m->q[layer];
     struct cache *k = &n->cache[layer];
+    const struct kv_format kf = kv_format(&bq->kv, layer, KV_K);
     double y[D], q[H * HD], o[H * HD], gate[F], up[F];
     norm(y, x, &b->norm1);
     project(n, layer, LIN_Q, q, y);
@@ -236,11 +242,11 @@ static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
     rotate(q, H, t);
     rotate(k->k[t], K, t);
     if (n->by_channel)
-        quantize_block(k->kq, k->k, t);
+        quantize_block(k->kq, k->k, t, kf);
     else
-        quantize(k->kq[t], k->k[t], bq->k_scale, bq->k_shift);
-    quantize(k->vq[t], k->v[t], bq->v_scale, bq->v_shift);
-    attend(n, k, o, q, t);
+        quantize(k->kq[t], k->k[t], bq->k_scale, bq->k_shift, kf);
+    quantize(k->vq[t], k->v[t], bq->v_scale, bq->v_shift, kv_format(&bq->kv, layer, KV_V));
+    attend(n, k, o, q, t, kf);
     project(n, layer, LIN_O, y, o);
     for (int c = 0; c < D; c++)
         x[c] += y[c];
@@ -323,19 +329,31 @@ static void by_channel(struct quantized *m)
     }
 }
 
-enum cache_kind { PLAIN_CACHE, TOKEN_CACHE, CHANNEL_CACHE };
+enum cache_kind { PLAIN_CACHE, TOKEN_CACHE, CHANNEL_CACHE, MIXED_CACHE, MIXED_CHANNEL };
+
+/* Formats that differ between layers, and between keys and values. */
+static struct mix *mix_of(enum cache_kind kind)
+{
+    static const char *const text[] = {"", "", "", "0.k=3:6, 0.v=16, 1.k=5, 1.v=2:3",
+                                       "v=8:6, 0.k=16, 1.k=3:3"};
+    struct mix *m;
+    must(mix_parse(&m, MIX_KV, text[kind], ERR_USAGE, "test"));
+    return m;
+}
 
 static void check_against_naive(const char *device, bool quant_w, enum cache_kind kind,
                                 int64_t chunk)
 {
     const bool quant_kv = kind != PLAIN_CACHE;
+    struct mix *mixed = mix_of(kind);
     struct quantized m;
     quantized_open(&m);
-    if (kind == CHANNEL_CACHE)
+    if (kind == CHANNEL_CACHE || kind == MIXED_CHANNEL)
         by_channel(&m);
     for (int i = 0; i < LAYERS; i++) {
         m.q[i].weights.bits = quant_w ? W_BITS : 16;
         m.q[i].kv.bits = quant_kv ? KV_BITS : 16;
+        m.q[i].kv.mixed = mixed;
     }
     struct dev *d = open_dev(device);
     const struct model_run r = {.dev = d,
@@ -352,7 +370,7 @@ static void check_against_naive(const char *device, bool quant_w, enum cache_kin
         struct naive n = {.m = &m,
                           .quant_w = quant_w,
                           .quant_kv = quant_kv,
-                          .by_channel = kind == CHANNEL_CACHE,
+                          .by_channel = m.q[0].kv.method == KV_CHANNEL,
                           .chunk = chunk <= 0 ? T : chunk};
         float want[T - 1], want_logits[T * V];
         decode_window(&n, want, want_logits, m.ids + w * T);
@@ -361,6 +379,7 @@ static void check_against_naive(const char *device, bool quant_w, enum cache_kin
     }
     dev_close(&d);
     quantized_close(&m);
+    mix_free(mixed);
 }
 
 /* Windows that begin alike, what they share computed once and computed again. */
@@ -399,8 +418,9 @@ static void check_shared(const char *device, struct kv_spec kv, int64_t chunk)
 
 static void what_windows_share_is_computed_once(void **state)
 {
+    struct mix *mixed = mix_of(MIXED_CHANNEL);
     const struct kv_spec plain = {
-        KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE};
+        KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE, NULL};
     struct kv_spec kept = plain, pre = plain, full = plain, blocks = plain;
     kept.window = 3;
     kept.sink = 1;
@@ -410,6 +430,8 @@ static void what_windows_share_is_computed_once(void **state)
     blocks.method = KV_CHANNEL;
     blocks_pre.method = KV_CHANNEL;
     blocks_pre.group_size = 5;
+    struct kv_spec of_layers = blocks_pre;
+    of_layers.mixed = mixed;
     const char *const device[] = {"ref", "cpu"};
     for (size_t i = 0; i < ARRAY_LEN(device); i++) {
         check_shared(device[i], plain, 1);
@@ -418,7 +440,9 @@ static void what_windows_share_is_computed_once(void **state)
         check_shared(device[i], full, 1);
         check_shared(device[i], blocks, 1);
         check_shared(device[i], blocks_pre, 1);
+        check_shared(device[i], of_layers, 1);
     }
+    mix_free(mixed);
 }
 
 static void check_on(const char *device)
@@ -434,6 +458,10 @@ static void check_on(const char *device)
     check_against_naive(device, true, CHANNEL_CACHE, 1);
     check_against_naive(device, true, CHANNEL_CACHE, 4);
     check_against_naive(device, false, CHANNEL_CACHE, T);
+    check_against_naive(device, false, MIXED_CACHE, 1);
+    check_against_naive(device, true, MIXED_CACHE, 4);
+    check_against_naive(device, true, MIXED_CHANNEL, 1);
+    check_against_naive(device, false, MIXED_CHANNEL, 4);
 }
 
 static void simulation_is_token_by_token(void **state)
