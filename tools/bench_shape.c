@@ -19,6 +19,9 @@ static const struct arch shapes[] = {
     {.model_type = "llama", .n_layers = 30, .d_model = 576, .d_ff = 1536, .n_heads = 9,
      .n_kv = 3, .head_dim = 64, .vocab = 49152, .max_positions = 1 << 20,
      .norm_eps = 1e-5f, .rope_theta = 1e5, .bos = -1, .dtype = DT_BF16, .tied = true},
+    {.model_type = "llama", .n_layers = 22, .d_model = 2048, .d_ff = 5632, .n_heads = 32,
+     .n_kv = 4, .head_dim = 64, .vocab = 32000, .max_positions = 1 << 20,
+     .norm_eps = 1e-5f, .rope_theta = 1e4, .bos = -1, .dtype = DT_BF16},
     {.model_type = "llama", .n_layers = 32, .d_model = 4096, .d_ff = 11008, .n_heads = 32,
      .n_kv = 32, .head_dim = 128, .vocab = 32000, .max_positions = 1 << 20,
      .norm_eps = 1e-5f, .rope_theta = 1e4, .bos = -1, .dtype = DT_BF16},
@@ -27,9 +30,10 @@ static const struct arch shapes[] = {
      .norm_eps = 1e-5f, .rope_theta = 1e4, .bos = -1, .dtype = DT_BF16},
 };
 /* clang-format on */
-static const char *const shape_name[] = {"smollm2-135m", "llama-2-7b", "llama-2-13b"};
+static const char *const shape_name[] = {"smollm2-135m", "tinyllama-1.1b", "llama-2-7b",
+                                         "llama-2-13b"};
 
-static const int64_t shape_positions[] = {8192, 4096, 4096};
+static const int64_t shape_positions[] = {8192, 2048, 4096, 4096};
 
 static int find_shape(const char *name)
 {
@@ -42,7 +46,8 @@ static int find_shape(const char *name)
 enum err bench_shape(struct arch *out, const char *name)
 {
     const int i = find_shape(name);
-    FAIL_IF(i < 0, ERR_USAGE, "--shape %s: want smollm2-135m, llama-2-7b or llama-2-13b",
+    FAIL_IF(i < 0, ERR_USAGE,
+            "--shape %s: want smollm2-135m, tinyllama-1.1b, llama-2-7b or llama-2-13b",
             name);
     *out = shapes[i];
     return OK;

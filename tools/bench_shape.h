@@ -8,7 +8,7 @@
 #include "calib/model/weights.h"
 #include "tools/opt.h"
 
-#define SHAPE_CHOICES "smollm2-135m|llama-2-7b|llama-2-13b"
+#define SHAPE_CHOICES "smollm2-135m|tinyllama-1.1b|llama-2-7b|llama-2-13b"
 
 /* One of SHAPE_CHOICES, with room for more positions than the model has: what is measured
  * may be longer. Errors: ERR_USAGE. */

@@ -62,10 +62,13 @@ const struct command cmd_bench = {
         "mask needs no more. Weights and activations are made up; times are medians. On a "
         "GPU the parts are of a step of its own, which waits after each operation. "
         "decode: one token at a time by the packed runtime, against the bytes that it must "
-        "read and what the machine reads.\n\n"
+        "read and what the machine reads; without ARTIFACT, made-up W4 g128 and KV4 of the "
+        "shape. Then a chunk's products with packed weights, and the same on unpacked "
+        "ones.\n\n"
         "  wkvq bench kernels\n"
         "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n"
-        "  wkvq bench decode SmolLM2-135M-w4kv4 --depth 1800 --steps 50\n",
+        "  wkvq bench decode SmolLM2-135M-w4kv4 --depth 1800 --steps 50\n"
+        "  wkvq bench decode --shape tinyllama-1.1b\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 2,

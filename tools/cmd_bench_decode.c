@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * `wkvq bench decode`: tokens a second of the packed runtime, the bytes that each token
- * must read, and what this machine was just measured to read. */
+ * must read, and what this machine was just measured to read; a prompt's products, and the
+ * same on unpacked weights. */
+#include "convert/artifact/artifact_random.h"
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
@@ -18,6 +20,7 @@
 #define READ_PASSES 9
 /* Tokens of the text before the measured ones that are processed at a time. */
 #define FILL_CHUNK 128
+#define PRODUCT_PASSES 5
 
 struct decode {
     const struct args *args;
@@ -27,6 +30,7 @@ struct decode {
     float *logits;
     double *took; /* [steps] seconds of a token */
     double read_bps, fill_s;
+    double packed_s, unpacked_s;   /* products of a chunk: best of some */
     uint64_t weights, head, cache; /* bytes read a token */
 };
 
@@ -37,18 +41,57 @@ struct reading {
     uint64_t *sum; /* [chunks], so that nothing is left out as unused */
 };
 
+typedef uint64_t words __attribute__((vector_size(64)));
+
+/* Four lines at a time, by the widest loads of the function that this becomes part of: with
+ * narrow ones a thread waits for less memory at once than it could. */
+static inline __attribute__((always_inline)) uint64_t sum_of(const char *p)
+{
+    words a = {0}, b = {0}, c = {0}, d = {0}, line; /* not arrays: those go to memory */
+    uint64_t all = 0;
+    for (const char *end = p + READ_CHUNK; p < end; p += 4 * sizeof(line)) {
+        memcpy(&line, p, sizeof(line));
+        a += line;
+        memcpy(&line, p + sizeof(line), sizeof(line));
+        b += line;
+        memcpy(&line, p + 2 * sizeof(line), sizeof(line));
+        c += line;
+        memcpy(&line, p + 3 * sizeof(line), sizeof(line));
+        d += line;
+    }
+    a = (a + b) + (c + d);
+    for (int k = 0; k < 8; k++)
+        all += a[k];
+    return all;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *p)
+{
+    return sum_of(p);
+}
+
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const char *p)
+{
+    return sum_of(p);
+}
+#endif
+
+static uint64_t sum_best(const char *p)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        return sum_avx512(p);
+    if (__builtin_cpu_supports("avx2"))
+        return sum_avx2(p);
+#endif
+    return sum_of(p);
+}
+
 static void read_chunk(void *ctx, int64_t chunk, int thread)
 {
     const struct reading *r = ctx;
-    uint64_t sum[8] = {0}, word[8];
-    for (const char *p = r->memory + chunk * READ_CHUNK, *end = p + READ_CHUNK; p < end;
-         p += sizeof(word)) {
-        memcpy(word, p, sizeof(word));
-        for (int i = 0; i < 8; i++)
-            sum[i] += word[i];
-    }
-    for (int i = 0; i < 8; i++)
-        r->sum[chunk] += sum[i];
+    r->sum[chunk] += sum_best(r->memory + chunk * READ_CHUNK);
 }
 
 static enum err measure_read(struct decode *b)
@@ -135,13 +178,78 @@ static enum err decode_tokens(struct decode *b)
     return OK;
 }
 
+/* --- a prompt's products ------------------------------------------------------------ */
+
+static enum err packed_products(struct decode *b)
+{
+    for (int i = 0; i < PRODUCT_PASSES; i++) {
+        const double start = bench_now();
+        TRY(runtime_products(b->rt, FILL_CHUNK));
+        const double took = bench_now() - start;
+        b->packed_s = !i || took < b->packed_s ? took : b->packed_s;
+    }
+    return OK;
+}
+
+/* y = x W^T, F32, once for each block; W is the same in all of them. */
+static enum err unpacked_linear(struct decode *b, struct dev *dev, int l)
+{
+    const struct arch *m = artifact_arch(b->artifact);
+    struct tensor x = {0}, w = {0}, y = {0};
+    double best = 0;
+    enum err err = OK;
+    TRY_OUT(bench_tensor(&x, dev, DT_F32, FILL_CHUNK, arch_in(m, l)));
+    TRY_OUT(bench_tensor(&w, dev, DT_F32, arch_out(m, l), arch_in(m, l)));
+    TRY_OUT(bench_tensor(&y, dev, DT_F32, FILL_CHUNK, arch_out(m, l)));
+    for (int i = 0; i < PRODUCT_PASSES; i++) {
+        const double start = bench_now();
+        for (int64_t block = 0; block < m->n_layers; block++)
+            TRY_OUT(dev_gemm(dev, GEMM_NT, &y, &x, &w, false));
+        const double took = bench_now() - start;
+        best = !i || took < best ? took : best;
+    }
+    b->unpacked_s += best;
+out:
+    dev_free(dev, x.data);
+    dev_free(dev, w.data);
+    dev_free(dev, y.data);
+    return err;
+}
+
+static enum err measure_products(struct decode *b)
+{
+    struct dev *dev = NULL;
+    enum err err = OK;
+    TRY(packed_products(b));
+    TRY(dev_open(&dev, &(struct dev_settings){"cpu", pool_threads(b->pool)}));
+    for (int l = 0; l < N_LIN; l++)
+        TRY_OUT(unpacked_linear(b, dev, l));
+out:
+    dev_close(&dev);
+    return err;
+}
+
+/* --- opening ------------------------------------------------------------------------ */
+
+/* As `convert` makes it without settings of its own. */
+static enum err open_made_up(struct decode *b)
+{
+    struct arch arch;
+    const struct weight_spec w = {.method = WEIGHT_RTN, .bits = 4, .group_size = 128};
+    const struct kv_spec kv = {
+        .method = KV_TOKEN, .bits = 4, .group_size = 128, .past_only = true, .window = 1};
+    TRY(bench_shape(&arch, b->args->shape));
+    return artifact_random(&b->artifact, &arch, &w, &kv, 1);
+}
+
 static enum err open_decode(struct decode *b)
 {
     const struct args *a = b->args;
     const int threads = a->threads > 0 ? (int)a->threads : 0;
-    FAIL_IF(a->pos.n < 2, ERR_USAGE,
-            "bench decode: which artifact? `wkvq convert` makes one");
-    TRY(artifact_open(&b->artifact, a->pos.item[1], false));
+    if (a->pos.n < 2)
+        TRY(open_made_up(b));
+    else
+        TRY(artifact_open(&b->artifact, a->pos.item[1], false));
     const struct runtime_settings s = {
         .threads = threads, .max_tokens = a->depth + 1, .kv_bits = (int)a->kv_bits};
     TRY(runtime_open(&b->rt, b->artifact, &s));
@@ -167,10 +275,23 @@ static double fill_rate(const struct decode *b)
     return b->args->depth ? (double)b->args->depth / b->fill_s : 0;
 }
 
+static const char *subject(const struct decode *b)
+{
+    return b->args->pos.n < 2 ? b->args->shape : b->args->pos.item[1];
+}
+
+static double chunk_flops(const struct decode *b)
+{
+    struct artifact_sizes sizes;
+    artifact_measure(&sizes, b->artifact);
+    return 2.0 * FILL_CHUNK * (double)sizes.quantized_weights;
+}
+
 static void print_text(const struct decode *b, double median, double best)
 {
     const double bytes = (double)(b->weights + b->head + b->cache);
-    printf("%d threads read %.1f GB/s\n", pool_threads(b->pool), 1e-9 * b->read_bps);
+    printf("%s; %d threads read %.1f GB/s\n", subject(b), pool_threads(b->pool),
+           1e-9 * b->read_bps);
     printf("a token at depth %" PRId64 " reads %.2f MB: weights %.2f, head %.2f, cache "
            "%.2f\n",
            b->args->depth, 1e-6 * bytes, 1e-6 * (double)b->weights, 1e-6 * (double)b->head,
@@ -181,18 +302,23 @@ static void print_text(const struct decode *b, double median, double best)
            1e-9 * bytes / best, 100 * bytes / best / b->read_bps);
     if (b->args->depth)
         printf("before it, in chunks of %d: %.1f tokens/s\n", FILL_CHUNK, fill_rate(b));
+    printf("products of %d tokens: %.1f GFLOP/s, on unpacked weights %.1f: %.1f %%\n",
+           FILL_CHUNK, 1e-9 * chunk_flops(b) / b->packed_s,
+           1e-9 * chunk_flops(b) / b->unpacked_s, 100 * b->unpacked_s / b->packed_s);
 }
 
 static enum err print_json(const struct decode *b, double median, double best)
 {
     const double bytes = (double)(b->weights + b->head + b->cache);
     json_t *o = json_pack(
-        "{s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "threads",
-        pool_threads(b->pool), "depth", (json_int_t)b->args->depth, "weight_bytes",
-        (json_int_t)b->weights, "head_bytes", (json_int_t)b->head, "cache_bytes",
-        (json_int_t)b->cache, "read_bytes_per_s", b->read_bps, "token_s", median,
-        "best_token_s", best, "tokens_per_s", 1 / median, "share",
-        bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b));
+        "{s:s, s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+        "subject", subject(b), "threads", pool_threads(b->pool), "depth",
+        (json_int_t)b->args->depth, "weight_bytes", (json_int_t)b->weights, "head_bytes",
+        (json_int_t)b->head, "cache_bytes", (json_int_t)b->cache, "read_bytes_per_s",
+        b->read_bps, "token_s", median, "best_token_s", best, "tokens_per_s", 1 / median,
+        "share", bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b),
+        "prefill_flops_per_s", chunk_flops(b) / b->packed_s, "unpacked_flops_per_s",
+        chunk_flops(b) / b->unpacked_s, "prefill_share", b->unpacked_s / b->packed_s);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -207,6 +333,7 @@ enum err bench_decode(struct args *a)
     count_bytes(&b);
     TRY_OUT(fill_cache(&b));
     TRY_OUT(decode_tokens(&b));
+    TRY_OUT(measure_products(&b));
     const double median = bench_median(b.took, a->steps), best = b.took[0]; /* sorted */
     if (a->json)
         TRY_OUT(print_json(&b, median, best));

@@ -2,9 +2,11 @@
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
 #include "data/tokenizer.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
 #include "tools/recipe.h"
+#include "tools/stop_text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -27,6 +29,8 @@ static const struct opt options[] = {
      .help = "Draw from the likeliest that together hold probability P"},
     {OPT_INT, .name = "seed", .arg = "N", .offset = offsetof(struct args, seed),
      .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the draws"},
+    {OPT_LIST, .name = "stop", .arg = "TEXT", .offset = offsetof(struct args, stop),
+     .help = "End before this text, which is not printed; repeatable"},
     {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk),
      .value = "128", .lo = 1, .hi = 1 << 20,
      .help = "Tokens of the prompt processed at a time; before them the cache is quantized"},
@@ -34,7 +38,7 @@ static const struct opt options[] = {
      .value = "0", .lo = 0, .hi = 16,
      .help = "16 leaves the cache in full precision; 0 does as the artifact says"},
     {OPT_FLAG, .name = "stats", .offset = offsetof(struct args, stats),
-     .help = "Say speed and cache size on stderr at the end"},
+     .help = "Say the size of the cache on stderr at the end"},
     {0},
 };
 /* clang-format on */
@@ -50,8 +54,12 @@ struct generation {
     float *logits; /* [V] */
     int32_t *ids;  /* [n_tokens] made */
     int64_t n;
-    size_t shown; /* bytes of the text that are on stdout */
-    double prompt_s, decode_s;
+    char *text; /* of ids, decoded as a whole: a token's own text depends on those before */
+    size_t bytes;
+    size_t shown;    /* bytes of it that are settled, and on stdout unless --json */
+    const char *end; /* why it ended */
+    double start, first, last; /* clock: prompt given, first token and last token shown */
+    double prompt_s;
 };
 
 static double now_s(void)
@@ -66,6 +74,8 @@ static enum err open_generation(struct generation *g)
     const struct args *a = g->a;
     const char *dir = a->pos.item[0];
     FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
+    for (int i = 0; i < a->stop.n; i++)
+        FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: an empty text ends nothing");
     TRY(recipe_from_args(&g->recipe, a));
     TRY(recipe_check_runtime(&g->recipe));
     TRY(artifact_open(&g->artifact, dir, false));
@@ -87,6 +97,7 @@ static void close_generation(struct generation *g)
 {
     mem_free(g->logits);
     mem_free(g->ids);
+    mem_free(g->text);
     runtime_close(&g->rt);
     token_ids_free(&g->prompt);
     tokenizer_close(&g->tokenizer);
@@ -97,37 +108,33 @@ static void close_generation(struct generation *g)
 static enum err read_prompt(struct generation *g)
 {
     const int64_t n = (int64_t)g->prompt.n, chunk = g->a->chunk;
-    const double start = now_s();
+    g->start = now_s();
     for (int64_t t = 0; t < n; t += chunk)
         TRY(runtime_forward(g->rt, g->logits, false, g->prompt.id + t,
                             n - t < chunk ? n - t : chunk));
-    g->prompt_s = now_s() - start;
+    g->prompt_s = now_s() - g->start;
     return OK;
 }
 
-/* Bytes of the text that no later token can change: all but an unfinished character, which
- * decodes to U+FFFD until the rest of it is there. */
-static size_t settled(const char *text, size_t n, bool last)
+/* Decodes, shows what is settled, and says whether a stop string has come. With `last` all
+ * is settled. */
+static enum err show(bool *stopped, struct generation *g, bool last)
 {
-    static const char unknown[] = "\xef\xbf\xbd";
-    while (!last && n >= 3 && !memcmp(text + n - 3, unknown, 3))
-        n -= 3;
-    return n;
-}
-
-/* The text is decoded as a whole each time: a token's own text depends on those before. */
-static enum err show(struct generation *g, bool last)
-{
-    char *text = NULL;
-    size_t n;
-    TRY(tokenizer_decode(&text, &n, g->tokenizer, g->ids, (size_t)g->n, false));
-    const size_t end = settled(text, n, last);
-    if (end > g->shown) {
-        fwrite(text + g->shown, 1, end - g->shown, stdout);
+    const struct text_list *stop = &g->a->stop;
+    mem_free(g->text);
+    g->text = NULL;
+    TRY(tokenizer_decode(&g->text, &g->bytes, g->tokenizer, g->ids, (size_t)g->n, false));
+    size_t end = last ? g->bytes : stop_text_settled(g->text, g->bytes);
+    *stopped = stop_text_find(&end, g->text, end, g->shown, stop);
+    if (*stopped)
+        g->bytes = end;
+    else if (!last)
+        end = stop_text_safe(g->text, end, stop);
+    if (end > g->shown && !g->a->json) {
+        fwrite(g->text + g->shown, 1, end - g->shown, stdout);
         fflush(stdout);
-        g->shown = end;
     }
-    mem_free(text);
+    g->shown = end > g->shown ? end : g->shown;
     return OK;
 }
 
@@ -140,62 +147,92 @@ static bool ends_text(const struct generation *g, int32_t id)
     return id == tokenizer_eos(g->tokenizer);
 }
 
+/* One more token; *done when it ends the text. */
+static enum err next_token(bool *done, struct generation *g, const struct sampler *s,
+                           struct rng *rng)
+{
+    int32_t id;
+    TRY(runtime_sample(&id, s, rng, g->logits, artifact_arch(g->artifact)->vocab));
+    if (ends_text(g, id)) {
+        g->end = "eos";
+        *done = true;
+        return OK;
+    }
+    g->ids[g->n++] = id;
+    TRY(show(done, g, false));
+    g->last = now_s();
+    if (g->n == 1)
+        g->first = g->last;
+    if (*done)
+        g->end = "stop";
+    else if (g->n < g->a->n_tokens)
+        TRY(runtime_forward(g->rt, g->logits, false, &id, 1));
+    else
+        *done = true;
+    return OK;
+}
+
 static enum err generate(struct generation *g)
 {
     const struct args *a = g->a;
     const struct sampler s = {(float)a->temperature, (float)a->top_p, a->top_k,
                               (uint64_t)a->seed};
     struct rng rng;
+    bool done = false, stopped = false;
     rng_seed(&rng, s.seed);
+    g->end = "length";
     TRY(read_prompt(g));
-    const double start = now_s();
-    while (g->n < a->n_tokens) {
-        int32_t id;
-        TRY(runtime_sample(&id, &s, &rng, g->logits, artifact_arch(g->artifact)->vocab));
-        if (ends_text(g, id))
-            break;
-        g->ids[g->n++] = id;
-        if (!a->json)
-            TRY(show(g, false));
-        if (g->n < a->n_tokens)
-            TRY(runtime_forward(g->rt, g->logits, false, &id, 1));
-    }
-    g->decode_s = now_s() - start;
+    while (!done)
+        TRY(next_token(&done, g, &s, &rng));
+    if (strcmp(g->end, "stop"))
+        TRY(show(&stopped, g, true));
+    if (stopped)
+        g->end = "stop";
     return OK;
+}
+
+/* Tokens a second behind the first; 0: there were none. */
+static double token_rate(const struct generation *g)
+{
+    return g->n > 1 ? (double)(g->n - 1) / (g->last - g->first) : 0;
 }
 
 static enum err print_json(const struct generation *g)
 {
-    char *text = NULL;
-    size_t n;
-    TRY(tokenizer_decode(&text, &n, g->tokenizer, g->ids, (size_t)g->n, false));
     json_t *ids = json_array();
     for (int64_t i = 0; i < g->n; i++)
         json_array_append_new(ids, json_integer(g->ids[i]));
     json_t *o = json_pack(
-        "{s:s, s:s%, s:o, s:I, s:I, s:f, s:f, s:I, s:f}", "prompt", g->a->prompt, "text",
-        text, n, "ids", ids, "prompt_tokens", (json_int_t)g->prompt.n, "tokens",
-        (json_int_t)g->n, "prompt_seconds", g->prompt_s, "seconds", g->decode_s, "kv_bytes",
+        "{s:s, s:s%, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:f}", "prompt",
+        g->a->prompt, "text", g->text ? g->text : "", g->bytes, "finish_reason", g->end,
+        "ids", ids, "prompt_tokens", (json_int_t)g->prompt.n, "tokens", (json_int_t)g->n,
+        "prompt_seconds", g->prompt_s, "seconds",
+        g->n ? g->last - g->start - g->prompt_s : 0, "first_token_seconds",
+        g->n ? g->first - g->start : 0, "tokens_per_second", token_rate(g), "kv_bytes",
         (json_int_t)runtime_kv_bytes(g->rt), "kv_bits", runtime_kv_bits(g->rt));
-    mem_free(text);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
 }
 
-static enum err finish(struct generation *g)
+static void say_speed(const struct generation *g)
+{
+    if (g->n)
+        log_info("%zu tokens of prompt, the first token after %.3f s; %" PRId64
+                 " tokens, %.1f a second behind the first",
+                 g->prompt.n, g->first - g->start, g->n, token_rate(g));
+    if (g->a->stats)
+        fprintf(stderr, "cache %.2f MB, %.3f bits an element\n",
+                1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));
+}
+
+static enum err finish(const struct generation *g)
 {
     if (g->a->json)
         return print_json(g);
-    TRY(show(g, true));
     printf("\n");
-    if (g->a->stats)
-        fprintf(stderr,
-                "%zu tokens of prompt in %.2f s, %" PRId64
-                " tokens in %.2f s (%.1f a second); "
-                "cache %.2f MB, %.3f bits an element\n",
-                g->prompt.n, g->prompt_s, g->n, g->decode_s, (double)g->n / g->decode_s,
-                1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));
+    fflush(stdout);
+    say_speed(g);
     return OK;
 }
 
@@ -216,9 +253,13 @@ const struct command cmd_generate = {
     .operands = "ARTIFACT",
     .summary = "Text by the packed runtime, greedy or sampled",
     .details =
-        "The text that follows the prompt goes to stdout as it is made.\n\n"
+        "The text that follows the prompt goes to stdout as it is made, and at the end the "
+        "time to the first token and the "
+        "tokens a second to stderr. Prompt and --n-tokens together must fit the model's "
+        "context; more is refused.\n\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'The capital of France is'\n"
-        "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n",
+        "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n"
+        "  wkvq generate SmolLM2-135M-w4kv4 -p 'Q: Why?' --stop 'Q:' --stop $'\\n\\n'\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

@@ -29,6 +29,7 @@ struct args {
     const char *out, *state, *against;
     struct text_list data;
     struct text_list eval_data;
+    struct text_list stop; /* strings that end what is generated */
     const char *model, *base, *title, *max_increase, *work;
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,

@@ -137,6 +137,7 @@ void artifact_close(struct artifact **pa)
     mem_free(a->file);
     mem_free(a->block);
     mem_free(a->channels);
+    mem_free(a->memory);
     manifest_close(&a->manifest);
     spec_free(&a->weights, &a->kv);
     mem_free(a->dir);

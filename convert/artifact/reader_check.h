@@ -19,6 +19,7 @@ struct artifact {
     struct host_mat embed, final_norm, head;
     struct model_source source;
     float **unpacked; /* [n_layers], NULL until asked for */
+    void *memory;     /* all tensors of artifact_random; else NULL */
 };
 
 /* Find and check every tensor that the architecture needs; fills block, channels and the

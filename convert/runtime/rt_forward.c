@@ -233,6 +233,27 @@ enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n)
     return OK;
 }
 
+enum err runtime_products(struct runtime *r, int64_t n)
+{
+    struct rt_acts *a = &r->acts;
+    const int64_t Hd = r->arch->n_heads * r->arch->head_dim;
+    TRY(make_room(r, n));
+    memset(a->norm, 0, (size_t)(n * r->arch->d_model) * sizeof(float));
+    memset(a->o, 0, (size_t)(n * Hd) * sizeof(float));
+    for (int64_t i = 0; i < r->arch->n_layers; i++) {
+        const struct packed_block *b = artifact_block(r->a, i);
+        const struct packed_linear *p[N_LIN];
+        for (int l = 0; l < N_LIN; l++)
+            p[l] = &b->lin[l];
+        float *const qkv[] = {a->q, a->k, a->v}, *const up[] = {a->gate, a->up};
+        rt_linear_run(&r->linear, qkv, p + LIN_Q, 3, a->norm, n);
+        rt_linear_run(&r->linear, &a->x, p + LIN_O, 1, a->o, n);
+        rt_linear_run(&r->linear, up, p + LIN_GATE, 2, a->norm, n);
+        rt_linear_run(&r->linear, &a->x, p + LIN_DOWN, 1, a->gate, n);
+    }
+    return OK;
+}
+
 void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
 {
     const struct arch *m = r->arch;

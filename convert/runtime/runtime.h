@@ -45,6 +45,9 @@ enum err runtime_kv(const struct runtime *r, int64_t layer, float *k, float *v);
  * block, and before the head with layer = n_layers; it may replace them. NULL: none. */
 void runtime_watch(struct runtime *r,
                    void (*fn)(void *ctx, int64_t layer, float *x, int64_t n), void *ctx);
+/* For measuring: the linear layers of a chunk of n tokens, all blocks in order, and nothing
+ * else; what the activations are is left open. Errors: ERR_MEMORY. */
+enum err runtime_products(struct runtime *r, int64_t n);
 /* Bytes allocated for the packed cache, and per element really used at full capacity. */
 uint64_t runtime_kv_bytes(const struct runtime *r);
 double runtime_kv_bits(const struct runtime *r);

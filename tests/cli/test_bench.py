@@ -100,10 +100,33 @@ def check_kernels(wkvq, compute):
     assert by["attn_bwd"]["flops"] == 2.5 * by["attn"]["flops"], by["attn_bwd"]
 
 
+def check_decode(wkvq, depth):
+    """Made-up W4 g128 + KV4; V: the rows of an F16 head."""
+    s, V, group = SHAPES["smollm2-135m"], 49152, 128
+    r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2")
+    near = lambda a, b: abs(a - b) <= 1e-6 * b
+    C, Hd = s["K"] * s["d"], s["H"] * s["d"]
+    linears = [(Hd, s["D"]), (C, s["D"]), (C, s["D"]), (s["D"], Hd), (s["F"], s["D"]),
+               (s["F"], s["D"]), (s["D"], s["F"])]
+    groups = lambda n: -(-n // group)
+    row = lambda n: n // 2 + 2 * groups(n) + -(-groups(n) // 2)  # codes, scales, zeros
+    assert r["subject"] == "smollm2-135m" and r["depth"] == depth, r
+    assert r["weight_bytes"] == s["L"] * sum(out * row(n) for out, n in linears), r
+    assert r["head_bytes"] == 2 * V * s["D"], r
+    # 4 bits, and two F16 for each of a head's 64 channels: 4.5 an element
+    assert r["cache_bytes"] == depth * s["L"] * 2 * C * 4.5 / 8, r
+    total = r["weight_bytes"] + r["head_bytes"] + r["cache_bytes"]
+    assert near(r["tokens_per_s"], 1 / r["token_s"]) and r["best_token_s"] <= r["token_s"], r
+    assert r["read_bytes_per_s"] > 0, r
+    assert near(r["share"], total / r["token_s"] / r["read_bytes_per_s"]), r
+    assert r["prefill_flops_per_s"] > 0 and r["unpacked_flops_per_s"] > 0, r
+    assert near(r["prefill_share"], r["prefill_flops_per_s"] / r["unpacked_flops_per_s"]), r
+    assert (r["prefill_tokens_per_s"] > 0) == (depth > 0), r
+
+
 def check_refused(wkvq):
     for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
                        (["speed"], "kernels, calibrate or decode"),
-                       (["decode"], "which artifact"),
                        (["decode", "/nonexistent"], "/nonexistent"),
                        (["kernels", "/nonexistent"], "/nonexistent"),
                        (["calibrate", "--shape", "llama"], "llama-2-7b"),
@@ -128,6 +151,8 @@ def main(wkvq):
     check_calibrate(wkvq, 2, "bf16")
     check_kernels(wkvq, "f32")
     check_kernels(wkvq, "bf16")
+    check_decode(wkvq, 0)
+    check_decode(wkvq, 5)
     check_refused(wkvq)
     check_text(wkvq)
 

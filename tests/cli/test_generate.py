@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Text from the packed runtime: test_generate.py WKVQ DEMO_DIR.
+
+Stop strings against the text without them; sampling by its seed; what is told about time and cache."""
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+PROMPT, TOKENS = "The ", 40
+
+
+class Bench:
+    def __init__(self, wkvq, demo, folder):
+        self.wkvq, self.demo, self.folder = wkvq, demo, pathlib.Path(folder)
+        self.run("convert", demo, "-o", "demo")
+        self.text = self.generate()[0]
+
+    def run(self, *args, want=0):
+        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=120)
+        if done.returncode != want:
+            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}\n{done.stderr.decode()}")
+        return done
+
+    def generate(self, *more, model="demo"):
+        """(stdout without the line's end that is added, stderr)"""
+        done = self.run("generate", model, "-p", PROMPT, "-n", TOKENS, *more)
+        assert done.stdout.endswith(b"\n"), done.stdout
+        return done.stdout[:-1], done.stderr.decode()
+
+
+def without(text, *stops):
+    """text up to the first of the stop strings."""
+    return text[:min([len(text)] + [at for at in map(text.find, stops) if at >= 0])]
+
+
+def test_stop_anywhere(b):
+    """Stop strings out of the text itself, of several lengths, across whatever tokens there are."""
+    assert len(b.text) > 60, b.text
+    for at in range(3, len(b.text) - 12, 9):
+        for length in (1, 2, 7, 12):
+            stop = b.text[at:at + length]
+            got, _ = b.generate("--stop", stop.decode())
+            assert got == without(b.text, stop), (stop, got)
+
+
+def test_several_stops(b):
+    stops = [b.text[30:36], b.text[20:24] + b"\x01", b.text[40:45]]
+    args = [word for s in stops for word in ("--stop", s.decode())]
+    assert b.generate(*args)[0] == without(b.text, *stops)
+    got = json.loads(b.run("generate", "demo", "-p", PROMPT, "-n", TOKENS, "--json", *args).stdout)
+    assert got["text"].encode() == without(b.text, *stops) and got["finish_reason"] == "stop", got
+    assert 0 < got["tokens"] == len(got["ids"]) < TOKENS, got
+
+
+def test_stop_that_never_ends(b):
+    """What a stop string begins with is held back, and shown at the end."""
+    tail = b.text[-3:].decode()
+    assert b.generate("--stop", tail + "\x01")[0] == b.text
+
+
+def test_characters_in_pieces(b):
+    """A tokenizer of bytes: the tokens of one character come one by one, and a stop string ends it between two."""
+    tiny.make_model(b.folder / "bytes")
+    b.run("convert", "bytes", "-o", "tiny")
+    for seed in range(100):  # until one does not end soon and has a character of several bytes
+        sample = ("--temperature", "3", "--seed", str(seed))
+        whole = json.loads(b.run("generate", "tiny", "-p", "x", "-n", 60, "--json", *sample).stdout)
+        text = whole["text"]
+        if len(whole["ids"]) > 30 and any(0x80 <= ord(c) < 0xFFFD for c in text):
+            break
+    else:
+        raise AssertionError("no seed has one")
+    for stop in (text[i:i + n] for i in range(0, len(text) - 3, 3) for n in (1, 2)):
+        if "\0" in stop:
+            continue
+        got = b.run("generate", "tiny", "-p", "x", "-n", 60, *sample, "--stop", stop).stdout
+        assert got == text[:text.find(stop)].encode() + b"\n", (stop, got, text)
+
+
+def test_seed(b):
+    """The same seed draws the same text, another one another; top-k 1 and temperature 0 are the likeliest."""
+    warm = ("--temperature", "1.5", "--seed")
+    assert b.generate(*warm, 1)[0] == b.generate(*warm, 1)[0] != b.generate(*warm, 2)[0]
+    assert b.generate("--temperature", "2", "--top-k", 1)[0] == b.text
+    assert b.generate("--temperature", "2", "--top-p", 0)[0] == b.text
+
+
+def test_what_is_told(b):
+    said = b.generate()[1]
+    told = re.search(r"(\d+) tokens of prompt, the first token after (\S+) s; (\d+) tokens, (\S+) a second", said)
+    assert told and int(told[3]) == TOKENS and float(told[2]) >= 0 and float(told[4]) > 0, said
+    assert "cache" not in said and not b.generate("-q")[1]
+    got = json.loads(b.run("generate", "demo", "-p", PROMPT, "-n", TOKENS, "--json").stdout)
+    assert got["finish_reason"] == "length" and got["tokens"] == TOKENS, got
+    assert 0 < got["prompt_seconds"] <= got["first_token_seconds"] <= got["prompt_seconds"] + got["seconds"], got
+    assert got["tokens_per_second"] > 0, got
+
+
+def test_cache(b):
+    """4 bits and an fp16 pair a group, as allocated: of heads of 64 in groups of 64, 32 and 16."""
+    arch = json.loads((b.demo / "config.json").read_text())
+    elements = 2 * arch["num_hidden_layers"] * arch["num_key_value_heads"] * arch["head_dim"]
+    for group in (64, 32, 16):
+        b.run("convert", b.demo, "-o", f"kv{group}", "--set", f"kv.group_size={group}")
+        bits = 4 + 32 / group
+        assert f", {bits:.3f} bits an element" in b.generate("--stats", model=f"kv{group}")[1], group
+        got = json.loads(b.run("generate", f"kv{group}", "-p", PROMPT, "-n", 8, "--json").stdout)
+        tokens = got["prompt_tokens"] + 8
+        assert got["kv_bits"] == bits and got["kv_bytes"] == tokens * elements * bits / 8, got
+
+
+def test_too_long(b):
+    """The model's context is not left."""
+    length = json.loads((b.demo / "config.json").read_text())["max_position_embeddings"]
+    done = b.run("generate", "demo", "-p", PROMPT, "-n", length, want=2)
+    assert not done.stdout and b"prompt and --n-tokens" in done.stderr and str(length).encode() in done.stderr, done.stderr
+
+
+def main():
+    failed = 0
+    tests = [t for n, t in globals().items() if n.startswith("test_")]
+    with tempfile.TemporaryDirectory() as folder:
+        b = Bench(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve(), folder)
+        for test in tests:
+            try:
+                test(b)
+                print("ok  ", test.__name__, flush=True)
+            except Exception as e:
+                failed += 1
+                print("FAIL", test.__name__, repr(e), flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main() else 0)
