@@ -15,12 +15,14 @@
 #define AHEAD 8192
 #define LINE 64
 
-/* Lines of rows that follow, one after the other: the hardware's own prefetching goes along
- * with an ascending sequence, and not with several rows in turn. */
-static inline void ask_ahead(const uint8_t *p, int64_t bytes)
+/* The next lines of rows that follow, one after the other: the hardware's own prefetching
+ * goes along with an ascending sequence, and not with several rows in turn. Some at a time,
+ * as many as are met meanwhile: more would wait for each other. */
+static inline const uint8_t *ask_ahead(const uint8_t *p, const int lines)
 {
-    for (int64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch(p + AHEAD + i);
+    for (int i = 0; i < lines; i++)
+        __builtin_prefetch(p + AHEAD + i * LINE);
+    return p + lines * LINE;
 }
 
 /* --- plain weights ------------------------------------------------------------------ */
@@ -73,10 +75,12 @@ static inline void plain_few(float *y, const uint8_t *w, const enum dtype t, con
                              const float *x, int64_t in)
 {
     const int64_t row = in * (t == DT_F32 ? 4 : 2);
+    const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / LINE;
+    const uint8_t *ahead = w;
     vf s[4][2] = {{{0}}};
     int64_t c = 0;
-    ask_ahead(w, n * row);
     for (; c + 2 * VL <= in; c += 2 * VL) {
+        ahead = ask_ahead(ahead, lines);
         const vf x0 = load(x + c), x1 = load(x + c + VL);
         for (int i = 0; i < n; i++) {
             s[i][0] = madd(load_as(w + i * row, c, t), x0, s[i][0]);
@@ -244,13 +248,14 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     const uint8_t *p = r->codes + row * stride, *z = r->z + row * r->z_stride;
     const float *h = r->h + row * r->h_stride;
     int64_t left = r->in;
+    const uint8_t *ahead = p;
     struct sums total = {0};
-    ask_ahead(p, SHARE * stride);
     for (int64_t g = 0; g < groups; g++) {
         const struct tables t = tables_of(z + g, r->z_stride);
         struct sums s0 = {0}, s1 = {0};
         for (int64_t at = 0; at < r->group && left > 0; at += BLOCK) {
             const struct codes c = codes_of(p, stride, (left + 1) / 2);
+            ahead = ask_ahead(ahead, SHARE * BLOCK / 2 / LINE);
             STEP(0, 0);
             STEP(1, 1);
             STEP(2, 0);
