@@ -71,8 +71,8 @@ static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
 }
 
 /* y[0..n) of n rows of `in` weights. */
-static inline void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
-                             const float *x, int64_t in)
+INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
+                       const float *x, int64_t in)
 {
     const int64_t row = in * (t == DT_F32 ? 4 : 2);
     const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / LINE;
@@ -82,11 +82,13 @@ static inline void plain_few(float *y, const uint8_t *w, const enum dtype t, con
     for (; c + 2 * VL <= in; c += 2 * VL) {
         ahead = ask_ahead(ahead, lines);
         const vf x0 = load(x + c), x1 = load(x + c + VL);
+#pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
             s[i][0] = madd(load_as(w + i * row, c, t), x0, s[i][0]);
             s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
         }
     }
+#pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
         float tail = 0;
         for (int64_t k = c; k < in; k++)
@@ -473,8 +475,8 @@ static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
 #define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : 1)
 
 /* out [m][RT_PANEL]; x by three rows from each pointer, which is what addresses can do. */
-static inline void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
-                             int64_t ldx, int64_t in, bool add, const int m)
+INLINED void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
+                       int64_t ldx, int64_t in, bool add, const int m)
 {
     vf s[12][PANEL_VECTORS] = {{{0}}};
     const float *at[4] = {x, x + 3 * ldx, x + 6 * ldx, x + 9 * ldx};

@@ -27,15 +27,20 @@ static inline vi load_words(const uint8_t *p, int64_t n)
 
 /* --- keys: lanes are tokens --------------------------------------------------------- */
 
+/* Loops over sums are unrolled by word: sums that a loop counts through would live in
+ * memory. */
+
 /* s[4 r + j] += codes . q_r of one group, in four parts. */
-static inline void key_group(vf *s, const float *q, int64_t stride, const uint8_t *codes,
-                             int64_t width, int64_t left, int64_t words, const int rows)
+INLINED void key_group(vf *s, const float *q, int64_t stride, const uint8_t *codes,
+                       int64_t width, int64_t left, int64_t words, const int rows)
 {
     const vtable table = code_table(0);
     for (int64_t i = 0; i < words; i++, q += 8, codes += 4 * width) {
         const vi c = load_words(codes, left);
+#pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             const vf code = look_up(table, c, k);
+#pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
                 s[4 * r + k % 4] = madd(code, splat(q[r * stride + k]), s[4 * r + k % 4]);
         }
@@ -43,12 +48,13 @@ static inline void key_group(vf *s, const float *q, int64_t stride, const uint8_
 }
 
 /* VL tokens, `left` of them there, against rows of the query. */
-static inline void key_lanes(float *score, const struct rt_folded *f, const float *q,
-                             const uint8_t *codes, int64_t width, int64_t left,
-                             const float *h, const float *m, const int rows)
+INLINED void key_lanes(float *score, const struct rt_folded *f, const float *q,
+                       const uint8_t *codes, int64_t width, int64_t left, const float *h,
+                       const float *m, const int rows)
 {
     const int64_t groups = f->d / f->group, words = f->group / 8;
     vf total[4] = {{0}};
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         total[r] = splat(q[r * f->stride + f->d + groups]);
     for (int64_t g = 0; g < groups; g++) {
@@ -56,12 +62,14 @@ static inline void key_lanes(float *score, const struct rt_folded *f, const floa
         vf s[16] = {{0}};
         key_group(s, q + g * f->group, f->stride, codes + g * words * width * 4, width,
                   left, words, rows);
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const vf sum4 = (s[4 * r] + s[4 * r + 1]) + (s[4 * r + 2] + s[4 * r + 3]);
             const vf low = madd(mg, splat(q[r * f->stride + f->d + g]), total[r]);
             total[r] = madd(hg, sum4, low);
         }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         store(score + r * RT_TILE, total[r]);
 }
@@ -177,30 +185,36 @@ static inline int64_t tokens_of_vector(int64_t words)
 }
 
 /* Words [first, first + VL) of each token, or several tokens at once. */
-static inline void value_lanes(float *acc, int64_t apart, const float *w,
-                               const uint8_t *codes, int64_t n, int64_t words,
-                               int64_t first, const int rows)
+INLINED void value_lanes(float *acc, int64_t apart, const float *w, const uint8_t *codes,
+                         int64_t n, int64_t words, int64_t first, const int rows)
 {
     const int64_t step = tokens_of_vector(words);
     const vtable table = code_table(0);
-    vf s[24];
+    vf s[24] = {{0}};
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
         for (int k = 0; k < 8; k++)
             s[8 * r + k] = load(acc + r * apart + k * VL);
     for (int64_t t = 0; t < n; t += step) {
         const int64_t left = step > 1 ? (n - t) * words : words - first;
         const vi c = load_words(codes + 4 * (t * words + first), left);
         vf wt[3];
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             wt[r] = step > 1 ? spread_weights(w + r * RT_TILE + t, words)
                              : splat(w[r * RT_TILE + t]);
+#pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             const vf code = look_up(table, c, k);
+#pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
                 s[8 * r + k] = madd(code, wt[r], s[8 * r + k]);
         }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
         for (int k = 0; k < 8; k++)
             store(acc + r * apart + k * VL, s[8 * r + k]);
 }

@@ -15,6 +15,9 @@
 #include <immintrin.h>
 #endif
 
+/* For loops over registers: how many there are must be known where it is called. */
+#define INLINED static inline __attribute__((always_inline))
+
 #if defined(__AVX512F__)
 #define VL 16
 #elif defined(__AVX2__)
