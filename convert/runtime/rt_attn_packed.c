@@ -130,10 +130,11 @@ static void soften(const struct rt_attn_packed *j, const struct buffers *b, int6
     const struct rt_kv_kernels *kv = j->a->kern->kv;
     float *score = b->score + row * RT_TILE, *acc = b->acc + row * acc_floats(b->v);
     const float best = kv->highest(score, RT_TILE), before = b->top[row];
-    if (best > before) {
-        const float keep = before == -INFINITY ? 0 : expf(before - best);
-        for (int64_t i = 0; i < acc_floats(b->v); i++)
-            acc[i] *= keep;
+    if (best > before && before == -INFINITY) {
+        b->top[row] = best; /* the sums are 0 */
+    } else if (best > before) {
+        const float keep = expf(before - best);
+        kv->scale(acc, keep, acc_floats(b->v));
         for (int64_t g = 0; g < b->v->groups; g++)
             b->low[row * b->v->groups + g] *= keep;
         b->total[row] *= keep;
@@ -153,8 +154,7 @@ static void add_values(const struct rt_attn_packed *j, const struct buffers *b,
         for (int64_t r = 0; r < rows; r++) {
             const float *p = b->score + r * RT_TILE;
             float *w = b->weight + r * RT_TILE;
-            for (int i = 0; i < RT_TILE; i++)
-                w[i] = p[i] * h[i];
+            j->a->kern->kv->times(w, p, h, RT_TILE);
             b->low[r * groups + g] += j->a->kern->dot(p, m, RT_TILE);
         }
         j->a->kern->kv->values(b->acc + g * rt_acc(words), acc_floats(b->v), b->weight,

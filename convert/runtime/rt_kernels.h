@@ -94,6 +94,9 @@ struct rt_kv_kernels {
     /* p = exp(score - top), 0 for -INFINITY; their sum. n is a multiple of RT_KEYS. */
     float (*weights)(float *p, const float *score, float top, int64_t n);
     float (*highest)(const float *score, int64_t n);
+    /* x *= by; y = a b. n is a multiple of RT_KEYS. */
+    void (*scale)(float *x, float by, int64_t n);
+    void (*times)(float *y, const float *a, const float *b, int64_t n);
     /* acc += w_t codes of n tokens of `words` words, for rows w RT_TILE floats apart (0
      * behind n) and acc [rt_acc(words)] `apart`. */
     void (*values)(float *acc, int64_t apart, const float *w, int64_t rows,

@@ -143,6 +143,19 @@ static float highest(const float *score, int64_t n)
     return best;
 }
 
+static void scale(float *x, float by, int64_t n)
+{
+    const vf all = splat(by);
+    for (int64_t i = 0; i < n; i += VL)
+        store(x + i, load(x + i) * all);
+}
+
+static void times(float *y, const float *a, const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        store(y + i, load(a + i) * load(b + i));
+}
+
 static void silu_gate(float *g, const float *u, int64_t n)
 {
     int64_t i = 0;
@@ -249,7 +262,7 @@ static void collect(float *out, const float *acc, int64_t words)
 #define NAME_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
     extern const struct rt_kv_kernels NAME_OF(isa);                                        \
-    const struct rt_kv_kernels NAME_OF(isa) = {keys,   weights, highest,                   \
-                                               values, collect, silu_gate}
+    const struct rt_kv_kernels NAME_OF(isa) = {keys,  weights, highest, scale,             \
+                                               times, values,  collect, silu_gate}
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

@@ -337,8 +337,24 @@ static void check_exponentials(const struct rt_kernels *k)
     }
 }
 
+static void check_scaled(const struct rt_kernels *k)
+{
+    static float a[RT_TILE], b[RT_TILE], y[RT_TILE + 1];
+    fill(a, RT_TILE);
+    fill(b, RT_TILE);
+    y[48] = 7;
+    k->kv->times(y, a, b, 48);
+    for (int i = 0; i < 48; i++)
+        assert_true(y[i] == a[i] * b[i]);
+    k->kv->scale(y, 0.7f, 48);
+    for (int i = 0; i < 48; i++)
+        assert_true(y[i] == a[i] * b[i] * 0.7f);
+    assert_true(y[48] == 7);
+}
+
 static void check_attention(const struct rt_kernels *k)
 {
+    check_scaled(k);
     for (int64_t rows = 1; rows <= ROWS; rows++)
         for (int64_t width = 1; width <= RT_KEYS; width += 5) {
             check_keys(k, 64, 64, width, rows);
