@@ -9,10 +9,13 @@
 
 #include <string.h>
 
-/* Rows of a chunk of work, a multiple of RT_PANEL: some chunks a thread, but long stretches
- * of memory. Every row is computed by itself, so no result depends on it. */
+/* Rows of a chunk of work: long stretches of memory, but LONG_ROWS at most where a row has
+ * more than CHUNK / LONG_ROWS bytes. Every row is computed by itself, so no result depends
+ * on it. */
 #define FEWEST_ROWS 32
-#define ROWS 256
+#define LONG_ROWS 256
+#define ROWS 768
+#define CHUNK (256 << 10)
 
 /* Columns of a panel that are unpacked and met at a time: with their part of x they stay
  * in the first cache. A multiple of RT_BLOCK. */
@@ -309,13 +312,19 @@ static void chunk(void *ctx, int64_t c, int thread)
     add_bias(j, p, y, first, end);
 }
 
-static int64_t chunk_rows(const struct packed_linear *const *p, int count, int threads)
+/* One token: a chunk a thread, rounded up, since such a chunk takes microseconds and every
+ * beginning waits for memory. Several: some more, which level out what else the cores do.
+ */
+static int64_t chunk_rows(const struct job *j, int threads)
 {
+    const int64_t row = bitpack_bytes(j->p[0]->in, j->p[0]->bits);
+    const int64_t most = row * LONG_ROWS < CHUNK ? ROWS : LONG_ROWS;
     int64_t rows = 0;
-    for (int i = 0; i < count; i++)
-        rows += p[i]->out;
-    rows = rows / (4 * (int64_t)threads) / RT_PANEL * RT_PANEL;
-    return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > ROWS ? ROWS : rows;
+    for (int i = 0; i < j->count; i++)
+        rows += j->p[i]->out;
+    rows = j->n > 1 ? rows / (4 * (int64_t)threads) / RT_PANEL * RT_PANEL
+                    : (rows + 4 * threads - 1) / (4 * (int64_t)threads) * 4;
+    return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > most ? most : rows;
 }
 
 void rt_linear_run(struct rt_linear *l, float *const *y,
@@ -323,7 +332,7 @@ void rt_linear_run(struct rt_linear *l, float *const *y,
                    int64_t n)
 {
     struct job j = {.l = l, .p = p, .y = y, .count = count, .x = x, .n = n};
-    j.rows = chunk_rows(p, count, pool_threads(l->pool));
+    j.rows = chunk_rows(&j, pool_threads(l->pool));
     for (int i = 0; i < count; i++)
         j.first[i + 1] = j.first[i] + (p[i]->out + j.rows - 1) / j.rows;
     if (n == 1)
