@@ -34,6 +34,9 @@ static const char *const shape_name[] = {"smollm2-135m", "tinyllama-1.1b", "llam
                                          "llama-2-13b"};
 
 static const int64_t shape_positions[] = {8192, 2048, 4096, 4096};
+_Static_assert(ARRAY_LEN(shape_name) == ARRAY_LEN(shapes) &&
+                   ARRAY_LEN(shape_positions) == ARRAY_LEN(shapes),
+               "a shape has a name and positions");
 
 static int find_shape(const char *name)
 {
