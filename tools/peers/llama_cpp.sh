@@ -5,8 +5,8 @@
 #   tools/peers/llama_cpp.sh accuracy TEXT WORK      llama-perplexity, a log a row in WORK/llama.cpp/logs; what is there stays
 #   tools/peers/llama_cpp.sh speed    ARTIFACT WORK  WORK/speed.jsonl, anew; needs an idle machine, and says whether it had one
 # TEXT is the joined text (tools/peers/joined.py). tools/peers/table.py makes tables of both.
-# Environment: PYTHON (has torch, transformers, gguf, sentencepiece), WKVQ, JOBS, THREADS (accuracy), ROUNDS (speed), and
-# IMATRIX, a joined text (not TEXT) for an importance matrix: rows iq4_nl-imatrix come with it.
+# Environment: PYTHON (has torch, transformers, gguf, sentencepiece), WKVQ, JOBS, THREADS (accuracy), ROUNDS,
+# STEPS, DEPTH (speed), and IMATRIX, a joined text (not TEXT) for an importance matrix: rows iq4_nl-imatrix come with it.
 set -eu -o pipefail
 python=${PYTHON:-python3}
 wkvq=${WKVQ:-build/tools/wkvq}
@@ -96,16 +96,16 @@ accuracy() {
 
 # --- speed ----------------------------------------------------------------------------------------------------------------------
 
-steps=64
+steps=${STEPS:-64} depth=${DEPTH:-1800}
 peer() { "$bin/llama-bench" -m "$dir/q4_0.gguf" -r 1 -o jsonl "$@" 2>/dev/null | grep '^{' >>"$out"; }
 
 # decode ARTIFACT THREADS DEPTH: a token at a time behind DEPTH others. The peer's f16 cache with and without flash attention, whichever
 # is its best; its q4_0 cache needs it.
 decode() {
-    peer -p 0 -n $steps -d "$3" -t "$2" -fa 0 -ctk f16 -ctv f16
-    "$wkvq" bench decode "$1" --depth "$3" --steps $steps -j "$2" -q --json >>"$out"
-    peer -p 0 -n $steps -d "$3" -t "$2" -fa 1 -ctk f16 -ctv f16
-    peer -p 0 -n $steps -d "$3" -t "$2" -fa 1 -ctk q4_0 -ctv q4_0
+    peer -p 0 -n "$steps" -d "$3" -t "$2" -fa 0 -ctk f16 -ctv f16
+    "$wkvq" bench decode "$1" --depth "$3" --steps "$steps" -j "$2" -q --json >>"$out"
+    peer -p 0 -n "$steps" -d "$3" -t "$2" -fa 1 -ctk f16 -ctv f16
+    peer -p 0 -n "$steps" -d "$3" -t "$2" -fa 1 -ctk q4_0 -ctv q4_0
 }
 
 # Clock ticks used by the machine, by what this shell has run, and in all.
@@ -123,15 +123,15 @@ speed() {
     for ((i = 1; i <= ${ROUNDS:-5}; i++)); do
         for threads in 2 1; do
             decode "$artifact" $threads 0
-            decode "$artifact" $threads 1800
-            peer -p 1800 -n 0 -t $threads -fa 1 -ctk f16 -ctv f16
-            peer -p 1800 -n 0 -t $threads -fa 1 -ctk q4_0 -ctv q4_0
+            decode "$artifact" $threads "$depth"
+            peer -p "$depth" -n 0 -t $threads -fa 1 -ctk f16 -ctv f16
+            peer -p "$depth" -n 0 -t $threads -fa 1 -ctk q4_0 -ctv q4_0
         done
         echo "round $i of ${ROUNDS:-5}" >&2
     done
     after=$(ticks)
     share=$(echo "$before $after" | awk '{ printf "%.3f", ($4 - $1 - ($5 - $2)) / ($6 - $3) }')
-    printf '{"file_bytes": {"llama.cpp": %s, "wkvq": %s}, "others_share": %s}\n' "$(stat -c %s "$dir/q4_0.gguf")" \
+    printf '{"file_bytes": {"llama.cpp": %s, "wkvq": %s}, "others_share": %s}\n' "$(stat -Lc %s "$dir/q4_0.gguf")" \
         "$(stat -c %s "$artifact"/*.safetensors | awk '{ s += $1 } END { print s }')" "$share" >>"$out"
     echo "other processes used $share of the machine's time" >&2
     awk "BEGIN { exit !($share > 0.03) }" && echo 'llama_cpp.sh: the machine was not idle: these are no figures to compare by' >&2

@@ -125,7 +125,10 @@ def difference(a, b):
 def check_tokens(rows):
     """In full precision both programs must lose the same on every window, or they did not read the same tokens."""
     if "fp" in rows and "f16+f16" in rows:
-        worst = max(abs(a - b) for a, b in zip(rows["fp"]["half"], rows["f16+f16"]["half"], strict=True))
+        a, b = rows["fp"]["half"], rows["f16+f16"]["half"]
+        if len(a) != len(b):
+            stop(f"the two programs scored {len(a)} and {len(b)} windows")
+        worst = max(abs(x - y) for x, y in zip(a, b))
         print(f"full precision, the two programs' largest difference on a window: {worst:.5f} nats\n")
         if worst > 0.005:
             stop("the two programs did not read the same tokens")
@@ -211,10 +214,10 @@ def speed(work):
     head = ["", *(f"{t} threads, {d if d == 'prompt' else f'depth {d}'}" for t, d in columns)]
     names = dict.fromkeys(k[0] for k in rates)
     print_table(head, [[name, *(cell(rates.get((name, *c))) for c in columns)] for name in names])
-    ours = next(line["cache_bytes"] for line in lines if line.get("depth") == 1800)
-    theirs = cache_bytes(work / "llama.cpp" / "q4_0.gguf", 1800)
-    print(f"\nfiles: {last['file_bytes']}; cache of 1800 tokens, bytes: wkvq {ours}, llama.cpp f16 {theirs['f16']:.0f}, "
-          f"q4_0 {theirs['q4_0']:.0f}")
+    deepest = max((line for line in lines if "token_s" in line), key=lambda line: line["depth"])
+    theirs = cache_bytes(work / "llama.cpp" / "q4_0.gguf", deepest["depth"])
+    print(f"\nfiles: {last['file_bytes']}; cache of {deepest['depth']} tokens, bytes: wkvq {deepest['cache_bytes']}, "
+          f"llama.cpp f16 {theirs['f16']:.0f}, q4_0 {theirs['q4_0']:.0f}")
     for threads, depth in (c for c in columns if c[1] != "prompt"):
         at = {k[0]: statistics.median(v) for k, v in rates.items() if k[1:] == (threads, depth)}
         own = at.pop("wkvq W4 g128 + KV4", None)
