@@ -32,6 +32,7 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
             "calibration.epochs is %" PRId64 ", want 0 to %" PRId64, s->epochs, most);
     FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
     TRY(check_bits("weights.bits", s->weights.bits));
+    TRY(mix_check_layers(s->weights.mixed, a->n_layers, ERR_USAGE, "weights.mixed"));
     TRY(check_bits("kv.bits", s->kv.bits));
     TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(kv_rotate_check(&s->kv, a->head_dim));

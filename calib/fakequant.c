@@ -17,9 +17,14 @@ static int64_t kv_channels(const struct arch *a)
     return a->n_kv * a->head_dim;
 }
 
-static int64_t lin_groups(const struct arch *a, const struct weight_spec *w, int l)
+static int64_t lin_groups(const struct fakequant *f, int l)
 {
-    return arch_out(a, l) * weight_groups(arch_in(a, l), w->group_size);
+    return weight_groups(arch_in(f->arch, l), f->format[l].group_size);
+}
+
+static bool packs(const struct fakequant *f, int l)
+{
+    return f->format[l].bits < 16;
 }
 
 static void plan_kinds(struct fakequant *f, const struct arch *a,
@@ -28,7 +33,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->arch = a;
     f->weights = s->weights;
     f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->act_bits};
-    f->quantize_weights = s->weights.bits < 16;
+    f->quantize_weights = weight_quantizes(&s->weights);
     f->quantize_kv = kv_quantizes(&s->kv);
     const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
     f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
@@ -37,8 +42,18 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->learn_weights =
         f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
-    for (int l = 0; l < N_LIN && f->learn_weights; l++)
-        f->count[FQ_CLIP] += 2 * lin_groups(a, &s->weights, l);
+}
+
+/* What one block learns: its projections may differ from another's in format. */
+static void plan_block(struct fakequant *f, int64_t block)
+{
+    const struct arch *a = f->arch;
+    f->count[FQ_CLIP] = f->count[FQ_SMOOTH] = f->count[FQ_SHIFT] = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        f->format[l] = weight_format(&f->weights, block, l);
+        if (f->learn_weights && packs(f, l))
+            f->count[FQ_CLIP] += 2 * arch_out(a, l) * lin_groups(f, l);
+    }
     if (f->learn_kv)
         f->count[FQ_SMOOTH] = f->count[FQ_SHIFT] = 2 * kv_channels(a);
     f->n = f->count[FQ_CLIP] + f->count[FQ_SMOOTH] + f->count[FQ_SHIFT];
@@ -64,8 +79,11 @@ static void place_clip(struct fakequant *f, struct carve *c)
     const struct arch *a = f->arch;
     int64_t p_at = 0, g_at = 0;
     for (int l = 0; l < N_LIN; l++) {
-        const int64_t out = arch_out(a, l);
-        const int64_t groups = weight_groups(arch_in(a, l), f->weights.group_size);
+        const int64_t out = arch_out(a, l), groups = lin_groups(f, l);
+        f->scales[l] = f->zeros[l] = (struct tensor){0};
+        f->a[l] = f->b[l] = f->da[l] = f->db[l] = (struct tensor){0};
+        if (!packs(f, l))
+            continue;
         f->scales[l] = carve_2d(c, DT_F16, out, groups);
         f->zeros[l] = carve_2d(c, DT_U8, out, groups);
         if (!f->learn_weights)
@@ -110,8 +128,8 @@ static void place_kv(struct fakequant *f, struct carve *c)
 static void layout(struct fakequant *f, struct carve *c)
 {
     struct tensor *const vectors[] = {&f->p, &f->g, &f->m, &f->v, &f->best};
-    for (size_t i = 0; i < ARRAY_LEN(vectors) && f->n; i++)
-        *vectors[i] = carve_1d(c, DT_F32, f->n);
+    for (size_t i = 0; i < ARRAY_LEN(vectors); i++)
+        *vectors[i] = f->n ? carve_1d(c, DT_F32, f->n) : (struct tensor){0};
     if (f->quantize_weights)
         place_clip(f, c);
     if (f->quantize_kv)
@@ -120,22 +138,44 @@ static void layout(struct fakequant *f, struct carve *c)
 
 bool fakequant_quantizes(const struct fakequant *f, int64_t block)
 {
-    return f->quantize_weights || kv_quantizes_layer(&f->kv.spec, block);
+    return weight_quantizes_layer(&f->weights, block) ||
+           kv_quantizes_layer(&f->kv.spec, block);
 }
 
 bool fakequant_learns(const struct fakequant *f, int64_t block)
 {
-    return f->learn_weights || f->learn_round ||
+    return ((f->learn_weights || f->learn_round) &&
+            weight_quantizes_layer(&f->weights, block)) ||
            (f->learn_kv && kv_quantizes_layer(&f->kv.spec, block));
+}
+
+/* Of the block that needs most. */
+static size_t most_bytes(const struct fakequant *planned)
+{
+    struct fakequant f = *planned;
+    size_t most = 0;
+    f.memory = NULL;
+    for (int64_t i = 0; i < f.arch->n_layers; i++) {
+        struct carve c = {0};
+        plan_block(&f, i);
+        layout(&f, &c);
+        most = c.used > most ? c.used : most;
+    }
+    return most;
 }
 
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
 {
     struct fakequant f = {0};
-    struct carve c = {0};
     plan_kinds(&f, a, s);
-    layout(&f, &c);
-    return c.used + round_bytes(&f);
+    return most_bytes(&f) + round_bytes(&f);
+}
+
+static void place_block(struct fakequant *f, int64_t block)
+{
+    struct carve c = {.base = f->memory};
+    plan_block(f, block);
+    layout(f, &c);
 }
 
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
@@ -143,12 +183,10 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
 {
     *f = (struct fakequant){.dev = d};
     plan_kinds(f, a, s);
-    struct carve c = {0};
-    layout(f, &c);
-    if (c.used)
-        TRY(dev_alloc(d, &f->memory, c.used));
-    c = (struct carve){.base = f->memory};
-    layout(f, &c);
+    const size_t bytes = most_bytes(f);
+    if (bytes)
+        TRY(dev_alloc(d, &f->memory, bytes));
+    place_block(f, 0);
     if (f->learn_round)
         TRY(round_open(f));
     if (f->quantize_weights)
@@ -177,6 +215,7 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
 {
     drop_fixed(f);
     f->kv.layer = block;
+    place_block(f, block);
     if (f->learn_round)
         TRY(round_zero(f));
     if (f->quantize_weights)
@@ -274,16 +313,17 @@ static enum err apply_lin(struct fakequant *f, int l)
     const struct tensor *const v = f->learn_round ? &offsets : NULL;
     if (f->gptq)
         return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
-                            f->weights.bits, f->weights.group_size);
+                            f->format[l].bits, f->format[l].group_size);
     return dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
                    f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
-                   v, f->weights.bits, f->weights.group_size);
+                   v, f->format[l].bits, f->format[l].group_size);
 }
 
 enum err fakequant_apply(struct fakequant *f)
 {
-    for (int l = 0; l < N_LIN && f->quantize_weights; l++)
-        TRY(apply_lin(f, l));
+    for (int l = 0; l < N_LIN; l++)
+        if (packs(f, l))
+            TRY(apply_lin(f, l));
     if (!f->quantize_kv)
         return OK;
     TRY(dev_exp(f->dev, &f->kv.k_s, &f->k_ls));
@@ -303,11 +343,13 @@ static struct tensor lin_grad(const struct fakequant *f, int l)
 enum err fakequant_clip_grads(struct fakequant *f)
 {
     for (int l = 0; l < N_LIN && f->learn_weights; l++) {
+        if (!packs(f, l))
+            continue;
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
         TRY(dev_lwc_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l], &f->b[l],
-                        f->learn_round ? &v : NULL, f->weights.bits,
-                        f->weights.group_size));
+                        f->learn_round ? &v : NULL, f->format[l].bits,
+                        f->format[l].group_size));
     }
     return OK;
 }
@@ -322,10 +364,12 @@ static struct tensor slice(const struct tensor *x, int64_t at, int64_t n)
 static enum err step_offsets(struct fakequant *f, float rate)
 {
     for (int l = 0; l < N_LIN; l++) {
+        if (!packs(f, l))
+            continue;
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
         TRY(dev_round_step(f->dev, &v, &dw, &f->scales[l], &f->zeros[l], &w, rate,
-                           f->weights.bits, f->weights.group_size));
+                           f->format[l].bits, f->format[l].group_size));
     }
     return OK;
 }
@@ -372,6 +416,8 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
     bool finite = true;
     *bad = false;
     for (int l = 0; l < N_LIN && f->learn_round && !f->learn_weights; l++) {
+        if (!packs(f, l))
+            continue;
         const struct tensor dw = lin_grad(f, l);
         TRY(check(f, &dw, "weight", lin_module[l], name, bytes, bad));
     }

@@ -20,14 +20,16 @@ struct fakequant {
     struct dev *dev;
     const struct arch *arch;
     struct weight_spec weights;
-    bool quantize_weights, quantize_kv; /* below 16 bits; the cache's in any block */
+    struct lin_format format[N_LIN];    /* of the block in work; 16 bits: left alone */
+    bool quantize_weights, quantize_kv; /* below 16 bits, in any block */
     bool learn_weights, learn_kv;
     bool gptq_start; /* offsets start at GPTQ's codes */
     bool
         gptq; /* no weight learns: scales, zeros and codes are chosen once, to begin with */
-    bool learn_round;             /* offsets inside the rounding */
-    int64_t count[N_FQ_KINDS], n; /* floats of each kind (0: not learned), and together */
-    void *memory;
+    bool learn_round; /* offsets inside the rounding */
+    int64_t count[N_FQ_KINDS],
+        n;        /* floats of each kind (0: not learned), and together, in this block */
+    void *memory; /* for the block that needs most */
     struct tensor p, g, m, v, best;     /* [n] */
     struct tensor a[N_LIN], b[N_LIN];   /* [out, groups], views of p */
     struct tensor da[N_LIN], db[N_LIN]; /* views of g */

@@ -28,7 +28,7 @@ enum err fakequant_scales(const struct fakequant *f, struct qlinear *q, int l)
 
 static enum err export_lin(struct fakequant *f, struct qlinear *q, int l)
 {
-    TRY(qlinear_alloc(q, arch_out(f->arch, l), arch_in(f->arch, l), f->weights.group_size));
+    TRY(qlinear_alloc(q, arch_out(f->arch, l), arch_in(f->arch, l), f->format[l]));
     TRY(fakequant_scales(f, q, l));
     if (f->learn_round)
         return round_codes(f, q, l);
@@ -49,10 +49,10 @@ enum err fakequant_export(struct fakequant *f, struct block_quant *q)
     struct block_quant fresh = {0};
     enum err err = OK;
     TRY_OUT(block_quant_alloc(&fresh, f->arch->n_kv * f->arch->head_dim));
-    fresh.weights = f->weights;
     fresh.kv = f->kv.spec;
-    for (int l = 0; l < N_LIN && f->quantize_weights; l++)
-        TRY_OUT(export_lin(f, &fresh.lin[l], l));
+    for (int l = 0; l < N_LIN; l++)
+        if (f->format[l].bits < 16)
+            TRY_OUT(export_lin(f, &fresh.lin[l], l));
     if (kv_quantizes_layer(&f->kv.spec, f->kv.layer) &&
         f->kv.spec.method == KV_CHANNEL_TOKEN)
         TRY_OUT(export_kv(f, &fresh));
@@ -73,7 +73,7 @@ static enum err import_values(struct fakequant *f, const struct qlinear *q, int 
     FAIL_IF(!q->codes || q->in != w.dim[1], ERR_MISMATCH,
             "%s: saved codes do not fit the model", lin_module[l]);
     TRY(mem_alloc(&host, n, sizeof(*host)));
-    qlinear_values(host, q, f->weights.group_size);
+    qlinear_values(host, q);
     enum err err = dev_upload(f->dev, w.data, host, n * sizeof(*host));
     if (!err)
         err = dev_sync(f->dev);
@@ -84,8 +84,9 @@ static enum err import_values(struct fakequant *f, const struct qlinear *q, int 
 static enum err import_scales(struct fakequant *f, const struct qlinear *q, int l)
 {
     const int64_t n = tensor_count(&f->scales[l]);
-    FAIL_IF(!q->scales || q->out * q->groups != n, ERR_MISMATCH,
-            "%s: saved scales do not fit the model", lin_module[l]);
+    FAIL_IF(!qlinear_fits(q, arch_out(f->arch, l), arch_in(f->arch, l), f->format[l]),
+            ERR_MISMATCH, "%s: saved scales do not fit the model and its format",
+            lin_module[l]);
     TRY(dev_upload(f->dev, f->scales[l].data, q->scales, (size_t)n * sizeof(*q->scales)));
     return dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n);
 }
@@ -106,14 +107,15 @@ static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
         TRY(import_values(f, q, l));
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-    return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL, f->weights.bits,
-                        f->weights.group_size);
+    return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
+                        f->format[l].bits, f->format[l].group_size);
 }
 
 enum err fakequant_import(struct fakequant *f, const struct block_quant *q)
 {
-    for (int l = 0; l < N_LIN && f->quantize_weights; l++)
-        TRY(import_lin(f, &q->lin[l], l));
+    for (int l = 0; l < N_LIN; l++)
+        if (f->format[l].bits < 16)
+            TRY(import_lin(f, &q->lin[l], l));
     if (!f->quantize_kv)
         return dev_sync(f->dev);
     const size_t bytes = (size_t)(f->arch->n_kv * f->arch->head_dim) * sizeof(float);

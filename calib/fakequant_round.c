@@ -65,14 +65,14 @@ static float offset_to(float w, uint8_t code, float h, uint8_t z, int bits)
     return 0.5f * (border + end);
 }
 
-static void start_rows(float *v, const float *w, const struct qlinear *q, int64_t G,
-                       int bits)
+static void start_rows(float *v, const float *w, const struct qlinear *q)
 {
+    const int64_t G = qlinear_group(q);
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t c = 0; c < q->in; c++) {
             const int64_t i = r * q->in + c, g = r * q->groups + c / G;
-            v[i] =
-                offset_to(w[i], q->codes[i], f16_to_f32(q->scales[g]), q->zeros[g], bits);
+            v[i] = offset_to(w[i], q->codes[i], f16_to_f32(q->scales[g]), q->zeros[g],
+                             q->format.bits);
         }
 }
 
@@ -80,13 +80,12 @@ enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor v = fakequant_offsets(f, l, false);
-    const int64_t G = f->weights.group_size ? f->weights.group_size : q->in;
     float *host = NULL;
     enum err err = OK;
     TRY(mem_alloc(&host, 2 * (size_t)tensor_count(&w), sizeof(*host)));
     float *host_v = host + tensor_count(&w);
     TRY_OUT(dev_download(f->dev, host, w.data, f32_bytes(&w)));
-    start_rows(host_v, host, q, G, f->weights.bits);
+    start_rows(host_v, host, q);
     TRY_OUT(dev_upload(f->dev, v.data, host_v, f32_bytes(&v)));
     err = dev_sync(f->dev);
 out:
@@ -94,14 +93,14 @@ out:
     return err;
 }
 
-static void code_rows(struct qlinear *q, const float *w, const float *v, int64_t G,
-                      int bits)
+static void code_rows(struct qlinear *q, const float *w, const float *v)
 {
+    const int64_t G = qlinear_group(q);
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t c = 0; c < q->in; c++) {
             const int64_t i = r * q->in + c, g = r * q->groups + c / G;
             q->codes[i] = quant_weight_code_offset(w[i], v[i], f16_to_f32(q->scales[g]),
-                                                   q->zeros[g], bits);
+                                                   q->zeros[g], q->format.bits);
         }
 }
 
@@ -109,7 +108,6 @@ enum err round_codes(const struct fakequant *f, struct qlinear *q, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor v = fakequant_offsets(f, l, false);
-    const int64_t G = f->weights.group_size ? f->weights.group_size : q->in;
     float *host = NULL;
     enum err err = OK;
     TRY(qlinear_alloc_codes(q));
@@ -117,7 +115,7 @@ enum err round_codes(const struct fakequant *f, struct qlinear *q, int l)
     float *host_v = host + tensor_count(&w);
     TRY_OUT(dev_download(f->dev, host, w.data, f32_bytes(&w)));
     TRY_OUT(dev_download(f->dev, host_v, v.data, f32_bytes(&v)));
-    code_rows(q, host, host_v, G, f->weights.bits);
+    code_rows(q, host, host_v);
 out:
     mem_free(host);
     return err;

@@ -41,7 +41,7 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s)
     struct gptq g = {0};
     struct carve c = {0};
     const struct extent e = extent_of(a);
-    if (s->weights.bits == 16 || s->weights.method != WEIGHT_GPTQ)
+    if (!weight_quantizes(&s->weights) || s->weights.method != WEIGHT_GPTQ)
         return 0;
     layout(&g, &c, a);
     /* codes of a block; h twice: as it comes and in f64 */
@@ -150,7 +150,7 @@ static enum err start_offsets(struct gptq *g, struct fakequant *f, int l, struct
     g->work.scaled = true;
     TRY(fakequant_scales(f, q, l));
     TRY(dev_copy(g->dev, &spent, &w));
-    TRY(gptq_linear(&g->work, q, &spent, &g->input, &g->s->weights, &g->s->gptq));
+    TRY(gptq_linear(&g->work, q, &spent, &g->input, &g->s->gptq));
     return fakequant_start_at(f, l, q);
 }
 
@@ -158,13 +158,12 @@ static enum err solve(struct gptq *g, struct fakequant *f, int l)
 {
     struct qlinear q = {0};
     const struct tensor w = block_weights_lin(&f->master, g->arch, l);
-    TRY(qlinear_alloc(&q, arch_out(g->arch, l), arch_in(g->arch, l),
-                      g->s->weights.group_size));
+    TRY(qlinear_alloc(&q, arch_out(g->arch, l), arch_in(g->arch, l), f->format[l]));
     enum err err = qlinear_alloc_codes(&q);
     if (!err && f->gptq_start)
         err = start_offsets(g, f, l, &q);
     else if (!err)
-        err = gptq_linear(&g->work, &q, &w, &g->input, &g->s->weights, &g->s->gptq);
+        err = gptq_linear(&g->work, &q, &w, &g->input, &g->s->gptq);
     if (!err && !f->gptq_start)
         return fakequant_fix(f, l, &q);
     qlinear_free(&q);
@@ -175,14 +174,17 @@ enum err gptq_finish(struct gptq *g, struct fakequant *f)
 {
     if (f->gptq_start)
         TRY(fakequant_apply(f));
-    for (int l = 0; l < N_LIN; l++) {
+    for (int l = 0, factored = -1; l < N_LIN; l++) {
         const struct tensor *h = &g->h[input_of[l]];
         enum err err = OK;
-        if (!l || input_of[l] != input_of[l - 1]) {
+        if (f->format[l].bits >= 16)
+            continue;
+        if (input_of[l] != factored) {
             TRY(download_hessian(g, h));
             err = gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev));
             if (!err)
                 err = upload_factor(g, h);
+            factored = input_of[l];
         }
         if (!err)
             err = solve(g, f, l);

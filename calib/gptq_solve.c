@@ -291,16 +291,15 @@ static enum err prepare(struct solve *s)
 }
 
 enum err gptq_linear(struct gptq_work *k, struct qlinear *q, const struct tensor *weight,
-                     const struct gptq_input *x, const struct weight_spec *spec,
-                     const struct gptq_settings *settings)
+                     const struct gptq_input *x, const struct gptq_settings *settings)
 {
     enum err err = OK;
     struct solve s = {.k = k,
                       .q = q,
                       .x = x,
                       .w = *weight,
-                      .bits = spec->bits,
-                      .group = spec->group_size > 0 ? spec->group_size : x->n,
+                      .bits = q->format.bits,
+                      .group = qlinear_group(q),
                       .given = settings->act_order || k->scaled};
     atomic_init(&s.bad, -1);
     TRY(mem_alloc(&s.u, GPTQ_COLUMNS * GPTQ_COLUMNS, sizeof(*s.u)));

@@ -35,9 +35,8 @@ struct gptq_work {
 };
 
 /* Codes, scales and zeros of the weight [out, n] on the device (F32; undefined afterwards)
- * into q, which has room for all of them. */
+ * into q, which has room for all of them and says the format. */
 enum err gptq_linear(struct gptq_work *k, struct qlinear *q, const struct tensor *weight,
-                     const struct gptq_input *x, const struct weight_spec *spec,
-                     const struct gptq_settings *s);
+                     const struct gptq_input *x, const struct gptq_settings *s);
 
 #endif

@@ -15,7 +15,7 @@
 
 bool calib_learns_weights(const struct calib_settings *s)
 {
-    return s->weights.bits < 16 &&
+    return weight_quantizes(&s->weights) &&
            (s->weights.method == WEIGHT_LWC || s->weights.round == ROUND_LEARNED);
 }
 
@@ -100,7 +100,7 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     p.streams = stream_place_of(s, (double)p.n_streams * (double)stream);
     p.slot_bytes = 2 * (size_t)p.n_streams * (stream / (size_t)s->samples);
     const size_t full = (size_t)(depth > 1 ? depth : 1) * one_set;
-    const bool master = s->weights.bits < 16;
+    const bool master = weight_quantizes(&s->weights);
     p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
     p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s);

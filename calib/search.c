@@ -100,7 +100,7 @@ static int64_t largest(const struct arch *a)
 
 size_t search_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    if (s->weights.bits == 16 || s->weights_init != INIT_SEARCH)
+    if (!weight_quantizes(&s->weights) || s->weights_init != INIT_SEARCH)
         return 0;
     /* while it searches: a weight and its two logits */
     return (size_t)(s->seqlen * widest(a)) * dtype_bytes(s->act) +
@@ -172,11 +172,11 @@ enum err search_add(struct search *k, const struct block_acts *acts)
 }
 
 struct rows {
-    const struct search *k;
     const double *moment;
     const float *w;
     float *a, *b;
     int64_t in, group, groups;
+    int bits;
 };
 
 static float logit(float x)
@@ -191,7 +191,7 @@ static void search_row(void *ctx, int64_t r, int thread)
         const int64_t first = g * j->group, left = j->in - first;
         float gamma, beta;
         search_group(&gamma, &beta, j->w + r * j->in + first, j->moment + first,
-                     left < j->group ? left : j->group, j->k->s->weights.bits);
+                     left < j->group ? left : j->group, j->bits);
         j->a[r * j->groups + g] = logit(gamma);
         j->b[r * j->groups + g] = logit(beta);
     }
@@ -204,14 +204,14 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
     float *host = NULL;
     enum err err = OK;
     TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
-    struct rows j = {.k = k,
+    struct rows j = {.bits = f->format[l].bits,
                      .moment = k->moment[input_of[l]],
                      .w = host,
                      .a = host + n,
                      .b = host + n + n_groups,
                      .in = w.dim[1],
                      .groups = f->a[l].dim[1]};
-    j.group = k->s->weights.group_size ? k->s->weights.group_size : j.in;
+    j.group = f->format[l].group_size ? f->format[l].group_size : j.in;
     const size_t bytes = (size_t)n_groups * sizeof(*host);
     TRY_OUT(dev_download(k->dev, host, w.data, (size_t)n * sizeof(*host)));
     pool_run(k->pool, w.dim[0], search_row, &j);
@@ -226,6 +226,7 @@ out:
 enum err search_finish(struct search *k, struct fakequant *f)
 {
     for (int l = 0; l < N_LIN; l++)
-        TRY(search_lin(k, f, l));
+        if (f->format[l].bits < 16)
+            TRY(search_lin(k, f, l));
     return OK;
 }

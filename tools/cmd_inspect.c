@@ -147,6 +147,18 @@ static enum err print_mix(const struct mix *m)
     return OK;
 }
 
+static enum err print_weights(const struct artifact_sizes *m, const struct weight_spec *w)
+{
+    printf("  weights    %d bits", w->bits);
+    if (weight_quantizes(w))
+        print_group(", groups of ", w->group_size, "the whole row");
+    TRY(print_mix(w->mixed));
+    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
+           m->weight_bits, MB * (double)m->quantized_bytes,
+           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    return OK;
+}
+
 static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec *kv)
 {
     printf("  cache      %d bits", kv->bits);
@@ -173,12 +185,7 @@ static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec
 static enum err print_spec(const struct artifact_sizes *m, const struct weight_spec *w,
                            const struct kv_spec *kv)
 {
-    printf("  weights    %d bits", w->bits);
-    if (w->bits < 16)
-        print_group(", groups of ", w->group_size, "the whole row");
-    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
-           m->weight_bits, MB * (double)m->quantized_bytes,
-           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    TRY(print_weights(m, w));
     return print_cache(m, kv);
 }
 

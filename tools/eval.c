@@ -41,6 +41,15 @@ int64_t eval_targets(const struct eval *e)
     return e->ctx - 1 - e->first;
 }
 
+static double mean_weight_bits(const struct weight_spec *w, const struct arch *a)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < a->n_layers; i++)
+        for (int l = 0; l < N_LIN; l++)
+            sum += weight_format(w, i, l).bits * (double)(arch_out(a, l) * arch_in(a, l));
+    return sum / (double)(arch_block_params(a) * a->n_layers);
+}
+
 static double mean_code_bits(const struct kv_spec *kv, int64_t n_layers)
 {
     double sum = 0;
@@ -54,12 +63,13 @@ void eval_bits(double *weights, double *kv, const struct eval *e)
     const int64_t n = e->job->arch.n_layers;
     *weights = *kv = 16;
     if (e->artifact) {
-        *weights = artifact_weight_spec(e->artifact)->bits;
+        *weights = mean_weight_bits(artifact_weight_spec(e->artifact), &e->job->arch);
         *kv = mean_code_bits(artifact_kv_spec(e->artifact), n);
     } else if (e->rtn || e->state) {
         const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+        const struct weight_spec w = recipe_weight_spec(r);
         const struct kv_spec cache = recipe_kv_spec(r);
-        *weights = (double)r->weight_bits;
+        *weights = mean_weight_bits(&w, &e->job->arch);
         *kv = mean_code_bits(&cache, n);
     }
     if (e->kv_bits)

@@ -13,7 +13,7 @@ static enum err load_rtn(struct eval_sim *s, int64_t i)
     if (kv.method == KV_CHANNEL_TOKEN)
         kv.method = KV_TOKEN;
     TRY(s->run.src->block(s->run.src->ctx, i, &src));
-    return quant_block_rtn(&s->current, &s->e->job->arch, &src, &w, &kv);
+    return quant_block_rtn(&s->current, &s->e->job->arch, &src, i, &w, &kv);
 }
 
 /* The quantization of block i. */
@@ -24,7 +24,8 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
     block_quant_free(&s->current);
     if (e->artifact) {
         TRY(artifact_block_quant(&s->current, e->artifact, i));
-        s->current.weights.bits = 16; /* artifact_source has them unpacked */
+        for (int l = 0; l < N_LIN; l++)
+            qlinear_free(&s->current.lin[l]); /* artifact_source has them unpacked */
     } else if (e->state) {
         TRY(state_load_block(&s->current, e->state, i));
     } else {

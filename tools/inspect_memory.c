@@ -53,16 +53,17 @@ enum err memory_list_parse(struct memory_list *l, const char *option, const char
 static void add_weights(struct memory_terms *t, const struct arch *a,
                         const struct weight_spec *w)
 {
-    for (int l = 0; l < N_LIN; l++) {
-        const int64_t out = arch_out(a, l), in = arch_in(a, l);
-        const int64_t groups = weight_groups(in, w->group_size);
-        const uint64_t rows = (uint64_t)(out * a->n_layers);
-        if (w->bits >= 16) {
-            t->projections += rows * (uint64_t)in * 2;
+    for (int64_t i = 0; i < a->n_layers * N_LIN; i++) {
+        const int l = (int)(i % N_LIN);
+        const struct lin_format f = weight_format(w, i / N_LIN, l);
+        const uint64_t rows = (uint64_t)arch_out(a, l), in = (uint64_t)arch_in(a, l);
+        const int64_t groups = weight_groups((int64_t)in, f.group_size);
+        if (f.bits >= 16) {
+            t->projections += rows * in * 2;
             continue;
         }
-        t->projections += rows * (uint64_t)bitpack_bytes(in, w->bits);
-        t->weight_scales += rows * (uint64_t)(2 * groups + bitpack_bytes(groups, w->bits));
+        t->projections += rows * (uint64_t)bitpack_bytes((int64_t)in, f.bits);
+        t->weight_scales += rows * (uint64_t)(2 * groups + bitpack_bytes(groups, f.bits));
     }
 }
 

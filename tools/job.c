@@ -39,7 +39,7 @@ enum err job_open_model(struct job *j)
     log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
                 j->arch.model_type, j->arch.n_layers, j->arch.d_model,
                 1e-9 * (double)hf_bytes(j->model));
-    return OK;
+    return recipe_check_layers(&j->recipe, &j->arch);
 }
 
 enum err job_open_device(struct job *j)

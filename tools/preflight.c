@@ -12,22 +12,38 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
+static void report_group(const struct job *j, int lin, int64_t G)
+{
+    const int64_t in = arch_in(&j->arch, lin);
+    if (G > in)
+        log_info("%s: %" PRId64 " columns, fewer than a group of %" PRId64
+                 ": one group a row",
+                 lin_module[lin], in, G);
+    else if (in % G)
+        log_info("%s: %" PRId64 " columns in groups of %" PRId64 ": the last has %" PRId64,
+                 lin_module[lin], in, G, in % G);
+}
+
+/* A layer before has the projection in such groups: it was reported. */
+static bool group_seen(const struct weight_spec *w, int64_t layer, int lin, int64_t G)
+{
+    for (int64_t i = 0; i < layer; i++) {
+        const struct lin_format f = weight_format(w, i, lin);
+        if (f.bits < 16 && f.group_size == G)
+            return true;
+    }
+    return false;
+}
+
 static void report_weight_groups(const struct job *j)
 {
-    const int64_t G = j->recipe.weight_group;
-    if (j->recipe.weight_bits == 16 || G == 0)
-        return;
-    for (int l = 0; l < N_LIN; l++) {
-        const int64_t in = arch_in(&j->arch, l), rest = in % G;
-        if (G > in)
-            log_info("%s: %" PRId64 " columns, fewer than weights.group_size %" PRId64
-                     ": one group a row",
-                     lin_module[l], in, G);
-        else if (rest)
-            log_info("%s: %" PRId64 " columns in groups of %" PRId64
-                     ": the last has %" PRId64,
-                     lin_module[l], in, G, rest);
-    }
+    const struct weight_spec w = recipe_weight_spec(&j->recipe);
+    for (int l = 0; l < N_LIN; l++)
+        for (int64_t i = 0; i < j->arch.n_layers; i++) {
+            const struct lin_format f = weight_format(&w, i, l);
+            if (f.bits < 16 && f.group_size && !group_seen(&w, i, l, f.group_size))
+                report_group(j, l, f.group_size);
+        }
 }
 
 static void report_kv_group(const struct job *j, int64_t group_size)
@@ -229,6 +245,7 @@ enum err preflight_print_shape(const struct args *a)
         FAIL_OUT(ERR_USAGE, "--shape with run.device=cuda plans without a GPU: give "
                             "run.device_memory, as in 24G");
     TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));
+    TRY_OUT(recipe_check_layers(&j.recipe, &j.arch));
     TRY_OUT(place_streams(&plan, &e, &j));
     err = show(&e, a);
 out:

@@ -431,7 +431,6 @@ enum err recipe_from_args(struct recipe *r, const struct args *a)
     for (int i = 0; i < a->set.n; i++)
         if (!is_preset(a->set.item[i]))
             TRY(set_pair(r, a->set.item[i]));
-    FAIL_IF(r->weight_mix, ERR_SUPPORT, "weights.mixed is not in this version");
     return set_shortcuts(r, a);
 }
 

@@ -102,6 +102,8 @@ struct kv_spec recipe_kv_spec(const struct recipe *r);
 bool recipe_quantizes_kv(const struct recipe *r);
 /* ERR_SUPPORT for settings that simulation alone knows, not the packed runtime. */
 enum err recipe_check_runtime(const struct recipe *r);
+/* ERR_USAGE where a mix names a layer that the model lacks. */
+enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);
 /* Settings on device d: compute resolved; memory_bytes is the whole budget, of which
  * the caller takes off what is not streams. */

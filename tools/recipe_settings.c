@@ -26,6 +26,12 @@ enum err recipe_check_runtime(const struct recipe *r)
     return OK;
 }
 
+enum err recipe_check_layers(const struct recipe *r, const struct arch *a)
+{
+    TRY(mix_check_layers(r->weight_mix, a->n_layers, ERR_USAGE, "weights.mixed"));
+    return mix_check_layers(r->kv_mix, a->n_layers, ERR_USAGE, "kv.mixed");
+}
+
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d)
 {
     return (struct calib_settings){

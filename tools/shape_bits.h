@@ -7,7 +7,10 @@
 #include "calib/model/arch.h"
 #include "kernels/tensor/qtensor.h"
 
-/* Codes, scales and zeros of all projections, in bits a weight; 16 at 16 bits. */
+/* Bytes of an [out][in] projection's codes, fp16 scales and packed zeros; 2 a weight at 16
+ * bits. */
+double shape_linear_bytes(int64_t out, int64_t in, struct lin_format f);
+/* Of all projections, in bits a weight. */
 double shape_weight_bits(const struct arch *a, const struct weight_spec *w);
 
 #endif

@@ -462,7 +462,7 @@ enum err state_load_block(struct block_quant *out, const struct state *s, int64_
     state_block_name(name, i);
     TRY(state_check_entry(s, json_array_get(done_list(s), (size_t)i), name));
     TRY(state_path(&path, s, name));
-    const enum err err = state_block_load(out, path, &s->arch, &s->weights, &s->kv);
+    const enum err err = state_block_load(out, path, &s->arch, i, &s->weights, &s->kv);
     mem_free(path);
     return err;
 }

@@ -86,25 +86,27 @@ static enum err check_range(const uint8_t *x, int64_t n, const struct st_file *f
 }
 
 static enum err fetch_linear(struct qlinear *q, const struct st_file *f,
-                             const struct arch *a, int lin, const struct weight_spec *w)
+                             const struct arch *a, int lin, struct lin_format format,
+                             bool codes)
 {
     char name[64];
-    TRY(qlinear_alloc(q, arch_out(a, lin), arch_in(a, lin), w->group_size));
+    TRY(qlinear_alloc(q, arch_out(a, lin), arch_in(a, lin), format));
     snprintf(name, sizeof(name), "%s.scales", lin_name[lin]);
     TRY(fetch(q->scales, f, name, DT_F16, q->out, q->groups));
     snprintf(name, sizeof(name), "%s.zeros", lin_name[lin]);
     TRY(fetch(q->zeros, f, name, DT_U8, q->out, q->groups));
-    TRY(check_range(q->zeros, q->out * q->groups, f, name, w->bits));
-    if (!weight_chooses_codes(w))
+    TRY(check_range(q->zeros, q->out * q->groups, f, name, format.bits));
+    if (!codes)
         return OK;
     TRY(qlinear_alloc_codes(q));
     snprintf(name, sizeof(name), "%s.codes", lin_name[lin]);
     TRY(fetch(q->codes, f, name, DT_U8, q->out, q->in));
-    return check_range(q->codes, q->out * q->in, f, name, w->bits);
+    return check_range(q->codes, q->out * q->in, f, name, format.bits);
 }
 
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
-                          const struct weight_spec *w, const struct kv_spec *kv)
+                          int64_t layer, const struct weight_spec *w,
+                          const struct kv_spec *kv)
 {
     enum err err = OK;
     struct st_file *f = NULL;
@@ -112,10 +114,12 @@ enum err state_block_load(struct block_quant *out, const char *path, const struc
     const int64_t channels = a->n_kv * a->head_dim;
     TRY(st_open(&f, path));
     TRY_OUT(block_quant_alloc(&q, channels));
-    q.weights = *w;
     q.kv = *kv;
-    for (int i = 0; i < N_LIN && w->bits < 16; i++)
-        TRY_OUT(fetch_linear(&q.lin[i], f, a, i, w));
+    for (int i = 0; i < N_LIN; i++) {
+        const struct lin_format format = weight_format(w, layer, i);
+        if (format.bits < 16)
+            TRY_OUT(fetch_linear(&q.lin[i], f, a, i, format, weight_chooses_codes(w)));
+    }
     TRY_OUT(fetch(q.k_scale, f, "k_scale", DT_F32, channels, 0));
     TRY_OUT(fetch(q.k_shift, f, "k_shift", DT_F32, channels, 0));
     TRY_OUT(fetch(q.v_scale, f, "v_scale", DT_F32, channels, 0));

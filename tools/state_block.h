@@ -8,8 +8,9 @@
 
 enum err state_block_save(const char *path, const struct block_quant *q,
                           const struct calib_block_stats *stats);
-/* Every shape is checked against a and the specs. Owned by the caller. */
+/* Of block `layer`; every shape is checked against a and the specs. Owned by the caller. */
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
-                          const struct weight_spec *w, const struct kv_spec *kv);
+                          int64_t layer, const struct weight_spec *w,
+                          const struct kv_spec *kv);
 
 #endif

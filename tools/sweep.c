@@ -17,7 +17,8 @@
 
 enum sweep_way sweep_way(const struct recipe *r)
 {
-    if (r->weight_bits == 16 && !recipe_quantizes_kv(r))
+    const struct weight_spec w = recipe_weight_spec(r);
+    if (!weight_quantizes(&w) && !recipe_quantizes_kv(r))
         return SWEEP_PLAIN;
     const bool by_channel = recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL;
     return r->activation_bits < 16 || by_channel ? SWEEP_SIMULATED : SWEEP_PACKED;
@@ -25,7 +26,8 @@ enum sweep_way sweep_way(const struct recipe *r)
 
 bool sweep_needs_calibration(const struct recipe *r)
 {
-    return (r->weight_bits < 16 &&
+    const struct weight_spec w = recipe_weight_spec(r);
+    return (weight_quantizes(&w) &&
             (r->weight_method != WEIGHT_RTN || r->weight_round == ROUND_LEARNED)) ||
            (recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL_TOKEN);
 }

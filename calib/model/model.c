@@ -178,7 +178,7 @@ static enum err load_values(struct walk *k, const struct block_quant *q, int l)
     const size_t n = (size_t)lin->out * (size_t)lin->in;
     float *host = NULL;
     TRY(mem_alloc(&host, n, sizeof(*host)));
-    qlinear_values(host, lin, q->weights.group_size);
+    qlinear_values(host, lin);
     const enum err err = dev_upload(k->r->dev, w.data, host, n * sizeof(*host));
     mem_free(host);
     return err;
@@ -199,8 +199,8 @@ static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, vo
     const struct tensor zeros = tensor_2d(zeros_at, DT_U8, lin->out, lin->groups);
     const struct tensor wq = block_weights_lin(&k->w, k->r->arch, l);
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
-    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, NULL, q->weights.bits,
-                     q->weights.group_size));
+    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, NULL, lin->format.bits,
+                     lin->format.group_size));
     return dev_sync(d);
 }
 
@@ -208,9 +208,8 @@ static enum err quantize_lin(struct walk *k, const struct block_quant *q, int l)
 {
     const struct qlinear *lin = &q->lin[l];
     const int64_t out = arch_out(k->r->arch, l), in = arch_in(k->r->arch, l);
-    const int64_t groups = weight_groups(in, q->weights.group_size);
-    FAIL_IF(!lin->scales || lin->out != out || lin->in != in || lin->groups != groups,
-            ERR_MISMATCH,
+    const int64_t groups = weight_groups(in, lin->format.group_size);
+    FAIL_IF(lin->out != out || lin->in != in || lin->groups != groups, ERR_MISMATCH,
             "%s: scales are for [%" PRId64 ", %" PRId64 "] in %" PRId64
             " groups, the model has [%" PRId64 ", %" PRId64 "] in %" PRId64,
             lin_module[l], lin->out, lin->in, lin->groups, out, in, groups);
@@ -219,6 +218,22 @@ static enum err quantize_lin(struct walk *k, const struct block_quant *q, int l)
     const enum err err = apply_lin(k, q, l, buffer);
     dev_free(k->r->dev, buffer);
     return err;
+}
+
+/* Projections with scales; the others are left alone. */
+static enum err quantize_weights(struct walk *k, const struct block_quant *q,
+                                 const struct block_src *src)
+{
+    bool loaded = false;
+    for (int l = 0; l < N_LIN; l++) {
+        if (!q->lin[l].scales)
+            continue;
+        if (!loaded)
+            TRY(block_weights_load(&k->full, k->r->arch, src));
+        loaded = true;
+        TRY(quantize_lin(k, q, l));
+    }
+    return OK;
 }
 
 static enum err load_kv(struct walk *k, const struct block_quant *q)
@@ -242,11 +257,7 @@ static enum err quantize_block(struct walk *k, int64_t i, const struct block_src
         TRY(k->r->quant->block(k->r->quant->ctx, i, &q));
     if (!q)
         return OK;
-    if (q->weights.bits < 16) {
-        TRY(block_weights_load(&k->full, k->r->arch, src));
-        for (int l = 0; l < N_LIN; l++)
-            TRY(quantize_lin(k, q, l));
-    }
+    TRY(quantize_weights(k, q, src));
     k->kv.spec = q->kv;
     k->kv.layer = i;
     return kv_quantized(&k->kv) ? load_kv(k, q) : OK;

@@ -14,8 +14,8 @@ enum err model_embed(struct dev *d, const struct tensor *x, const struct host_ma
                      const int32_t *ids);
 
 /* How a simulated run quantizes block i; *q = NULL: full precision. Scales and zeros apply
- * to weights, s and delta to the cache; spec bits of 16 leave either alone. q is borrowed
- * until the next call. */
+ * to the weights that have them, s and delta to the cache; 16 bits leave it alone. q is
+ * borrowed until the next call. */
 struct model_quant {
     void *ctx;
     enum err (*block)(void *ctx, int64_t i, const struct block_quant **q);

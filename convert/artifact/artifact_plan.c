@@ -91,16 +91,16 @@ static enum err add_packed(struct out_plan *p, enum out_kind kind, const char *b
 }
 
 static enum err add_linear(struct out_plan *p, const struct st_tensor *src, int64_t layer,
-                           int lin, const struct weight_spec *w)
+                           int lin, struct lin_format f)
 {
     char base[192];
-    const int64_t groups = weight_groups(src->dim[1], w->group_size);
+    const int64_t groups = weight_groups(src->dim[1], f.group_size);
     snprintf(base, sizeof(base), LAYER_PREFIX "%" PRId64 ".%s", layer, lin_module[lin]);
     TRY(add_packed(p, OUT_QWEIGHT, base, layer, lin, src->dim[0],
-                   bitpack_bytes(src->dim[1], w->bits)));
+                   bitpack_bytes(src->dim[1], f.bits)));
     TRY(add_packed(p, OUT_SCALES, base, layer, lin, src->dim[0], groups));
     return add_packed(p, OUT_ZEROS, base, layer, lin, src->dim[0],
-                      bitpack_bytes(groups, w->bits));
+                      bitpack_bytes(groups, f.bits));
 }
 
 static enum err add_cache(struct out_plan *p, int64_t layer, int64_t channels)
@@ -130,8 +130,8 @@ static enum err add_source_tensor(struct out_plan *p, const struct arch *a,
     const int lin = layer >= 0 && layer < a->n_layers ? linear_of(rest) : -1;
     if (a->tied && !strcmp(src->name, "lm_head.weight"))
         return OK;
-    if (lin >= 0 && w->bits < 16)
-        return add_linear(p, src, layer, lin, w);
+    if (lin >= 0 && weight_format(w, layer, lin).bits < 16)
+        return add_linear(p, src, layer, lin, weight_format(w, layer, lin));
     if (layer >= 0)
         return add_carried(p, src, layer < a->n_layers ? layer : a->n_layers);
     const bool front = !strcmp(src->name, "model.embed_tokens.weight");

@@ -108,7 +108,6 @@ static enum err not_finite(const struct host_mat *m, int64_t r)
 struct rtn {
     struct qlinear *q;
     const struct host_mat *m;
-    const struct weight_spec *w;
     float *row;               /* [threads][cols] */
     atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
 };
@@ -122,17 +121,17 @@ static void rtn_rows(void *ctx, int64_t chunk, int thread)
     for (int64_t r = begin; r < end; r++) {
         host_to_f32(row, row_of(k->m, r), k->m->dtype, n);
         if (!quant_row_rtn(k->q->scales + r * k->q->groups, k->q->zeros + r * k->q->groups,
-                           row, n, k->w->bits, k->w->group_size))
+                           row, n, k->q->format.bits, k->q->format.group_size))
             atomic_store(&k->bad, r);
     }
 }
 
 static enum err linear_rtn(struct pool *p, struct qlinear *q, const struct host_mat *m,
-                           const struct weight_spec *w)
+                           struct lin_format format)
 {
-    struct rtn k = {.q = q, .m = m, .w = w};
+    struct rtn k = {.q = q, .m = m};
     atomic_init(&k.bad, -1);
-    TRY(qlinear_alloc(q, m->rows, m->cols, w->group_size));
+    TRY(qlinear_alloc(q, m->rows, m->cols, format));
     TRY(mem_alloc(&k.row, (size_t)m->cols * (size_t)(p ? pool_threads(p) : 1),
                   sizeof(*k.row)));
     pool_run(p, (m->rows + RTN_ROWS - 1) / RTN_ROWS, rtn_rows, &k);
@@ -142,16 +141,18 @@ static enum err linear_rtn(struct pool *p, struct qlinear *q, const struct host_
 }
 
 enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struct arch *a,
-                            const struct block_src *src, const struct weight_spec *w,
-                            const struct kv_spec *kv)
+                            const struct block_src *src, int64_t layer,
+                            const struct weight_spec *w, const struct kv_spec *kv)
 {
     enum err err = OK;
     struct block_quant b = {0};
     TRY(block_quant_alloc(&b, a->n_kv * a->head_dim));
-    b.weights = *w;
     b.kv = *kv;
-    for (int i = 0; i < N_LIN && w->bits < 16; i++)
-        TRY_OUT(linear_rtn(p, &b.lin[i], &src->lin[i], w));
+    for (int i = 0; i < N_LIN; i++) {
+        const struct lin_format format = weight_format(w, layer, i);
+        if (format.bits < 16)
+            TRY_OUT(linear_rtn(p, &b.lin[i], &src->lin[i], format));
+    }
     *out = b;
     return OK;
 out:
@@ -160,20 +161,17 @@ out:
 }
 
 enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
-                         const struct block_src *src, const struct weight_spec *w,
-                         const struct kv_spec *kv)
+                         const struct block_src *src, int64_t layer,
+                         const struct weight_spec *w, const struct kv_spec *kv)
 {
-    return quant_block_rtn_on(NULL, out, a, src, w, kv);
+    return quant_block_rtn_on(NULL, out, a, src, layer, w, kv);
 }
 
-enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q,
-                     int bits, int64_t group_size)
+enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q)
 {
     enum err err = OK;
     float *row = NULL;
-    FAIL_IF(q->out != src->rows || q->in != src->cols ||
-                q->groups != weight_groups(src->cols, group_size),
-            ERR_SHAPE,
+    FAIL_IF(q->out != src->rows || q->in != src->cols, ERR_SHAPE,
             "%s: scales for [%" PRId64 "][%" PRId64 "], weight is [%" PRId64 "][%" PRId64
             "]",
             src->name, q->out, q->in, src->rows, src->cols);
@@ -185,7 +183,8 @@ enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct ql
     for (int64_t r = 0; r < src->rows; r++) {
         host_to_f32(row, row_of(src, r), src->dtype, src->cols);
         if (!quant_row_codes(codes + r * src->cols, row, q->scales + r * q->groups,
-                             q->zeros + r * q->groups, src->cols, bits, group_size)) {
+                             q->zeros + r * q->groups, src->cols, q->format.bits,
+                             q->format.group_size)) {
             err = not_finite(src, r);
             break;
         }

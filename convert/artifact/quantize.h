@@ -19,7 +19,7 @@ bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
                      const uint8_t *zeros, int64_t n, int bits, int64_t group_size);
 /* quant_block_rtn by all threads of p (NULL: this one); same bits. */
 enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struct arch *a,
-                            const struct block_src *src, const struct weight_spec *w,
-                            const struct kv_spec *kv);
+                            const struct block_src *src, int64_t layer,
+                            const struct weight_spec *w, const struct kv_spec *kv);
 
 #endif

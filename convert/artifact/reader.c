@@ -197,7 +197,7 @@ static enum err copy_linear(struct qlinear *q, const struct packed_linear *p, bo
 {
     const int64_t code_bytes = bitpack_bytes(p->in, p->bits);
     const int64_t zero_bytes = bitpack_bytes(p->groups, p->bits);
-    TRY(qlinear_alloc(q, p->out, p->in, p->group_size));
+    TRY(qlinear_alloc(q, p->out, p->in, (struct lin_format){p->bits, p->group_size}));
     if (codes)
         TRY(qlinear_alloc_codes(q));
     for (int64_t r = 0; r < p->out; r++) {
@@ -220,14 +220,14 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
     const int64_t channels = a->arch.n_kv * a->arch.head_dim;
     const size_t bytes = (size_t)channels * sizeof(float);
     TRY(block_quant_alloc(&q, channels));
-    q.weights = a->weights;
     q.kv = a->kv;
     memcpy(q.k_scale, b->k_scale, bytes);
     memcpy(q.k_shift, b->k_shift, bytes);
     memcpy(q.v_scale, b->v_scale, bytes);
     memcpy(q.v_shift, b->v_shift, bytes);
-    for (int l = 0; l < N_LIN && a->weights.bits < 16; l++)
-        TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], weight_chooses_codes(&a->weights)));
+    for (int l = 0; l < N_LIN; l++)
+        if (b->lin[l].bits < 16)
+            TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], weight_chooses_codes(&a->weights)));
     *out = q;
     return OK;
 out:
@@ -274,15 +274,25 @@ void packed_linear_unpack(float *w, const struct packed_linear *p)
 
 /* --- the unpacked weights as a source ----------------------------------------------- */
 
+/* Weights of projection l that are unpacked; the others are seen where they lie. */
+static int64_t unpacked_count(const struct packed_block *b, int l)
+{
+    return b->lin[l].bits < 16 ? b->lin[l].out * b->lin[l].in : 0;
+}
+
 static enum err unpack_block(struct artifact *a, int64_t i)
 {
     const struct packed_block *b = &a->block[i];
+    int64_t n = 0;
     if (a->unpacked[i])
         return OK;
-    TRY(mem_alloc(&a->unpacked[i], (size_t)arch_block_params(&a->arch), sizeof(float)));
+    for (int l = 0; l < N_LIN; l++)
+        n += unpacked_count(b, l);
+    TRY(mem_alloc(&a->unpacked[i], (size_t)n, sizeof(float)));
     float *w = a->unpacked[i];
-    for (int l = 0; l < N_LIN; w += b->lin[l].out * b->lin[l].in, l++)
-        packed_linear_unpack(w, &b->lin[l]);
+    for (int l = 0; l < N_LIN; w += unpacked_count(b, l), l++)
+        if (b->lin[l].bits < 16)
+            packed_linear_unpack(w, &b->lin[l]);
     return OK;
 }
 
@@ -293,16 +303,13 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
             a->arch.n_layers);
     const struct packed_block *b = &a->block[i];
     struct block_src s = {b->norm1, b->norm2, {{0}}, {{0}}, b->q_norm, b->k_norm};
-    const bool packed = a->weights.bits < 16;
-    if (packed)
-        TRY(unpack_block(a, i));
+    TRY(unpack_block(a, i));
     const float *w = a->unpacked[i];
-    for (int l = 0; l < N_LIN; l++) {
+    for (int l = 0; l < N_LIN; w += unpacked_count(b, l), l++) {
         s.lin[l] = b->lin[l].w;
-        if (packed) {
+        if (b->lin[l].bits < 16) {
             s.lin[l].data = w;
             s.lin[l].dtype = DT_F32;
-            w += b->lin[l].out * b->lin[l].in;
         }
         s.bias[l] = b->lin[l].bias;
     }

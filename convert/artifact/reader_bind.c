@@ -140,8 +140,9 @@ static enum err bind_linear(struct artifact *a, int64_t layer, int lin)
     struct place p = {a, layer, lin_module[lin], ".weight"};
     l->out = arch_out(&a->arch, lin);
     l->in = arch_in(&a->arch, lin);
-    l->bits = a->weights.bits;
-    l->group_size = a->weights.group_size;
+    const struct lin_format f = weight_format(&a->weights, layer, lin);
+    l->bits = f.bits;
+    l->group_size = f.group_size;
     l->groups = weight_groups(l->in, l->group_size);
     if (l->bits < 16)
         TRY(bind_packed(l, p));

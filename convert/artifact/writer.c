@@ -53,8 +53,15 @@ struct writer {
 static enum err check_linear(const struct writer *w, const struct qlinear *q, int lin)
 {
     const int64_t out = arch_out(w->a, lin), in = arch_in(w->a, lin);
-    const int64_t groups = weight_groups(in, w->s->weights.group_size);
-    FAIL_IF(!q->scales || q->out != out || q->in != in || q->groups != groups, ERR_MISMATCH,
+    const struct lin_format want = weight_format(&w->s->weights, w->layer, lin);
+    const struct lin_format have = q->scales ? q->format : (struct lin_format){16, 0};
+    FAIL_IF(have.bits != want.bits, ERR_MISMATCH,
+            "block %" PRId64 ", %s: calibrated for %d bits, the artifact is to have %d",
+            w->layer, lin_name[lin], have.bits, want.bits);
+    if (want.bits >= 16)
+        return OK;
+    const int64_t groups = weight_groups(in, want.group_size);
+    FAIL_IF(!qlinear_fits(q, out, in, want), ERR_MISMATCH,
             "block %" PRId64 ", %s: scales are for [%" PRId64 "][%" PRId64 "] in %" PRId64
             " groups, the model needs [%" PRId64 "][%" PRId64 "] in %" PRId64,
             w->layer, lin_name[lin], q->out, q->in, q->groups, out, in, groups);
@@ -64,14 +71,14 @@ static enum err check_linear(const struct writer *w, const struct qlinear *q, in
                 "block %" PRId64 ", %s: scale %" PRId64
                 " is %g, want a positive finite number",
                 w->layer, lin_name[lin], i, (double)h);
-        FAIL_IF(q->zeros[i] >> w->s->weights.bits, ERR_FORMAT,
+        FAIL_IF(q->zeros[i] >> want.bits, ERR_FORMAT,
                 "block %" PRId64 ", %s: zero %" PRId64 " is %d, beyond %d bits", w->layer,
-                lin_name[lin], i, q->zeros[i], w->s->weights.bits);
+                lin_name[lin], i, q->zeros[i], want.bits);
     }
     for (int64_t i = 0; q->codes && i < out * in; i++)
-        FAIL_IF(q->codes[i] >> w->s->weights.bits, ERR_FORMAT,
+        FAIL_IF(q->codes[i] >> want.bits, ERR_FORMAT,
                 "block %" PRId64 ", %s: code %" PRId64 " is %d, beyond %d bits", w->layer,
-                lin_name[lin], i, q->codes[i], w->s->weights.bits);
+                lin_name[lin], i, q->codes[i], want.bits);
     return OK;
 }
 
@@ -91,10 +98,7 @@ static enum err check_block(const struct writer *w)
     FAIL_IF(w->q->n_channels != channels, ERR_MISMATCH,
             "block %" PRId64 ": %" PRId64 " key/value channels, the model has %" PRId64,
             w->layer, w->q->n_channels, channels);
-    FAIL_IF(w->q->weights.bits != w->s->weights.bits, ERR_MISMATCH,
-            "block %" PRId64 ": calibrated for %d bits, the artifact is to have %d",
-            w->layer, w->q->weights.bits, w->s->weights.bits);
-    for (int i = 0; i < N_LIN && w->s->weights.bits < 16; i++)
+    for (int i = 0; i < N_LIN; i++)
         TRY(check_linear(w, &w->q->lin[i], i));
     TRY(check_channels(w, w->q->k_scale, w->q->k_shift, "keys"));
     return check_channels(w, w->q->v_scale, w->q->v_shift, "values");
@@ -113,7 +117,8 @@ static enum err load_block(struct writer *w, int64_t layer)
         TRY(w->source->block(w->source->ctx, layer, &w->q));
     } else {
         block_quant_free(&w->rtn);
-        TRY(quant_block_rtn_on(w->pool, &w->rtn, w->a, &w->src, &w->s->weights, &w->s->kv));
+        TRY(quant_block_rtn_on(w->pool, &w->rtn, w->a, &w->src, layer, &w->s->weights,
+                               &w->s->kv));
         w->q = &w->rtn;
     }
     return check_block(w);
@@ -165,7 +170,6 @@ struct pack {
     struct writer *w;
     const struct host_mat *m;
     const struct qlinear *q;
-    int bits;
     int64_t first, rows, rows_per_chunk, row_bytes;
     atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
 };
@@ -178,10 +182,11 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
         begin + p->rows_per_chunk < p->rows ? begin + p->rows_per_chunk : p->rows;
     float *row = p->w->rows + thread * p->w->widest;
     uint8_t *codes = p->w->codes + thread * p->w->widest;
+    const int bits = p->q->format.bits;
     for (int64_t i = begin; i < end; i++) {
         const int64_t r = p->first + i;
         if (p->q->codes) {
-            bitpack_row(p->w->packed + i * p->row_bytes, p->q->codes + r * n, n, p->bits);
+            bitpack_row(p->w->packed + i * p->row_bytes, p->q->codes + r * n, n, bits);
             continue;
         }
         host_to_f32(row,
@@ -189,11 +194,11 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
                         (size_t)r * (size_t)n * dtype_bytes(p->m->dtype),
                     p->m->dtype, n);
         if (!quant_row_codes(codes, row, p->q->scales + r * p->q->groups,
-                             p->q->zeros + r * p->q->groups, n, p->bits,
-                             p->w->s->weights.group_size))
+                             p->q->zeros + r * p->q->groups, n, bits,
+                             p->q->format.group_size))
             atomic_store(&p->bad, r);
         else
-            bitpack_row(p->w->packed + i * p->row_bytes, codes, n, p->bits);
+            bitpack_row(p->w->packed + i * p->row_bytes, codes, n, bits);
     }
 }
 
@@ -201,7 +206,7 @@ static enum err write_qweight(struct writer *w, struct st_writer *f,
                               const struct out_tensor *t)
 {
     const struct host_mat *m = &w->src.lin[t->lin];
-    struct pack p = {.w = w, .m = m, .q = &w->q->lin[t->lin], .bits = w->s->weights.bits};
+    struct pack p = {.w = w, .m = m, .q = &w->q->lin[t->lin]};
     const int64_t piece = PIECE_WEIGHTS / m->cols + 1;
     p.row_bytes = t->dim[1];
     p.rows_per_chunk = CHUNK_WEIGHTS / m->cols + 1;
@@ -242,10 +247,10 @@ static enum err write_zeros(struct writer *w, struct st_writer *f, const struct 
 {
     enum err err = OK;
     uint8_t *row = NULL;
-    const int64_t n = bitpack_bytes(q->groups, w->s->weights.bits);
+    const int64_t n = bitpack_bytes(q->groups, q->format.bits);
     TRY(mem_alloc(&row, (size_t)n, 1));
     for (int64_t r = 0; r < q->out && !err; r++) {
-        bitpack_row(row, q->zeros + r * q->groups, q->groups, w->s->weights.bits);
+        bitpack_row(row, q->zeros + r * q->groups, q->groups, q->format.bits);
         err = st_write(f, row, (size_t)n);
     }
     mem_free(row);
@@ -343,6 +348,7 @@ static enum err write_manifest(const struct writer *w)
 
 static enum err prepare(struct writer *w)
 {
+    TRY(mix_check_layers(w->s->weights.mixed, w->a->n_layers, ERR_USAGE, "weights.mixed"));
     TRY(out_plan_make(&w->plan, w->m, w->s));
     FAIL_IF(w->plan.n_shards > SHARDS_MAX, ERR_USAGE,
             "a shard size of %" PRIu64 " bytes gives %d files; choose a larger one",

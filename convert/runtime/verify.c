@@ -121,7 +121,7 @@ static bool is_plain_rtn(const struct verify *v)
 {
     return v->model && artifact_weight_spec(v->a)->method == WEIGHT_RTN &&
            !weight_chooses_codes(artifact_weight_spec(v->a)) &&
-           artifact_weight_spec(v->a)->bits < 16;
+           weight_quantizes(artifact_weight_spec(v->a));
 }
 
 /* Round to nearest needs no state: its scales follow from the source. */
@@ -131,7 +131,7 @@ static enum err rtn_scales(struct verify *v, int64_t i)
     struct block_src src;
     const struct model_source *m = hf_source(v->model);
     TRY(m->block(m->ctx, i, &src));
-    TRY(quant_block_rtn(&rtn, v->arch, &src, artifact_weight_spec(v->a),
+    TRY(quant_block_rtn(&rtn, v->arch, &src, i, artifact_weight_spec(v->a),
                         artifact_kv_spec(v->a)));
     for (int l = 0; l < N_LIN; l++) {
         const struct qlinear own = v->current.lin[l];

@@ -35,8 +35,8 @@ static enum err simulated_block(void *ctx, int64_t i, const struct block_quant *
     const struct block_quant *of;
     TRY(verify_block(s->v, i, &of));
     s->view = *of;
-    if (!s->v->model)
-        s->view.weights.bits = 16;
+    for (int l = 0; l < N_LIN && !s->v->model; l++)
+        s->view.lin[l] = (struct qlinear){0};
     if (s->plain_cache)
         kv_leave_alone(&s->view.kv);
     *q = &s->view;

@@ -119,8 +119,9 @@ static enum err check_packed(struct verify *v, const struct packed_linear *p,
 {
     enum err err = OK;
     struct row_job j = {.p = p, .src = src, .q = q};
-    FAIL_IF(!q->scales || q->out != p->out || q->groups != p->groups, ERR_MISMATCH,
-            "%s: the state has scales of another shape", src->name);
+    const struct lin_format format = {p->bits, p->group_size};
+    FAIL_IF(!qlinear_fits(q, p->out, p->in, format), ERR_MISMATCH,
+            "%s: the state has scales of another shape or format", src->name);
     j.row_bytes = (size_t)p->in * (sizeof(float) + 2) + (size_t)p->groups;
     j.row_bytes = (j.row_bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
     TRY_OUT(mem_alloc(&j.result, (size_t)p->out, sizeof(*j.result)));
@@ -173,6 +174,16 @@ static void check_same(struct verify *v, const struct host_mat *have,
     verify_differs(v, "%s is not the source's", have->data ? have->name : want->name);
 }
 
+/* A projection that is left alone, in the state too. */
+static enum err check_plain(struct verify *v, const struct host_mat *have,
+                            const struct host_mat *want, const struct qlinear *q)
+{
+    FAIL_IF(q->scales, ERR_MISMATCH, "%s: the state has %d bits, the artifact 16",
+            want->name, q->format.bits);
+    check_same(v, have, want);
+    return OK;
+}
+
 static void check_channels(struct verify *v, int64_t i, const char *name, const float *have,
                            const float *want)
 {
@@ -198,7 +209,7 @@ static enum err check_block(struct verify *v, int64_t i)
         if (b->lin[l].bits < 16)
             TRY(check_codes(v, &b->lin[l], &src.lin[l], &q->lin[l]));
         else
-            check_same(v, &b->lin[l].w, &src.lin[l]);
+            TRY(check_plain(v, &b->lin[l].w, &src.lin[l], &q->lin[l]));
         check_same(v, &b->lin[l].bias, &src.bias[l]);
     }
     check_same(v, &b->norm1, &src.norm1);

@@ -26,6 +26,14 @@ bool weight_quantizes(const struct weight_spec *w)
     return w->bits < 16 || mix_quantizes(w->mixed);
 }
 
+bool weight_quantizes_layer(const struct weight_spec *w, int64_t layer)
+{
+    for (int l = 0; l < N_LIN; l++)
+        if (weight_format(w, layer, l).bits < 16)
+            return true;
+    return false;
+}
+
 struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side side)
 {
     struct mix_format f;
@@ -74,9 +82,12 @@ enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim)
     return OK;
 }
 
-enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size)
+enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, struct lin_format format)
 {
-    struct qlinear r = {.out = out, .in = in, .groups = weight_groups(in, group_size)};
+    struct qlinear r = {.out = out,
+                        .in = in,
+                        .groups = weight_groups(in, format.group_size),
+                        .format = format};
     const size_t n = (size_t)(out * r.groups);
     TRY(mem_calloc(&r.scales, n, sizeof(*r.scales)));
     enum err err = mem_calloc(&r.zeros, n, sizeof(*r.zeros));
@@ -86,6 +97,19 @@ enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group
     }
     *q = r;
     return OK;
+}
+
+int64_t qlinear_group(const struct qlinear *q)
+{
+    return q->format.group_size > 0 ? q->format.group_size : q->in;
+}
+
+bool qlinear_fits(const struct qlinear *q, int64_t out, int64_t in,
+                  struct lin_format format)
+{
+    return q->scales && q->out == out && q->in == in && q->format.bits == format.bits &&
+           q->groups == weight_groups(in, format.group_size) &&
+           q->format.group_size == format.group_size;
 }
 
 bool weight_chooses_codes(const struct weight_spec *w)
@@ -101,9 +125,9 @@ enum err qlinear_alloc_codes(struct qlinear *q)
     return mem_alloc(&q->codes, n, sizeof(*q->codes));
 }
 
-void qlinear_values(float *w, const struct qlinear *q, int64_t group_size)
+void qlinear_values(float *w, const struct qlinear *q)
 {
-    const int64_t step = group_size > 0 ? group_size : q->in;
+    const int64_t step = qlinear_group(q);
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t c = 0; c < q->in; c++) {
             const int64_t group = r * q->groups + c / step, at = r * q->in + c;

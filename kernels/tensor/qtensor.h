@@ -37,8 +37,9 @@ struct lin_format {
     int64_t group_size; /* as above */
 };
 struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin);
-/* Some projection of some layer has fewer than 16 bits. */
+/* Some projection of some layer has fewer than 16 bits; of this one. */
 bool weight_quantizes(const struct weight_spec *w);
+bool weight_quantizes_layer(const struct weight_spec *w, int64_t layer);
 
 /* Codes are part of the result: they do not follow from the weight and its scale. */
 bool weight_chooses_codes(const struct weight_spec *w);
@@ -93,6 +94,7 @@ enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim);
  */
 struct qlinear {
     int64_t out, in, groups;
+    struct lin_format format;
     uint16_t *scales; /* [out][groups] fp16 bits, owned */
     uint8_t *zeros;   /* [out][groups] 0..2^bits-1, owned */
     uint8_t *codes;   /* [out][in] 0..2^bits-1, owned; NULL: by quant_weight_code() */
@@ -100,9 +102,8 @@ struct qlinear {
 
 /* What calibration knows about one block. */
 struct block_quant {
-    struct weight_spec weights;
     struct kv_spec kv;
-    struct qlinear lin[N_LIN]; /* empty (scales NULL) at 16 bits */
+    struct qlinear lin[N_LIN]; /* empty (scales NULL) where the weight is left alone */
     int64_t n_channels;        /* kv heads * head_dim */
     float *k_scale,
         *k_shift; /* [n_channels] s and delta of K, owned; 1 and 0 but for KV_CHANNEL_TOKEN
@@ -110,13 +111,19 @@ struct block_quant {
     float *v_scale, *v_shift; /* [n_channels] of V */
 };
 
-enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, int64_t group_size);
+enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in,
+                       struct lin_format format);
+/* Columns of a group. */
+int64_t qlinear_group(const struct qlinear *q);
+/* q is for a weight [out][in] in this format. */
+bool qlinear_fits(const struct qlinear *q, int64_t out, int64_t in,
+                  struct lin_format format);
 /* Room for codes; scales are there. */
 enum err qlinear_alloc_codes(struct qlinear *q);
 /* w [out][in] = (code - zero) scale; q has codes. quant_weight_code() of such a value,
  * under the same scale and zero, is its code again: the product and the quotient are exact.
  */
-void qlinear_values(float *w, const struct qlinear *q, int64_t group_size);
+void qlinear_values(float *w, const struct qlinear *q);
 void qlinear_free(struct qlinear *q);
 /* Allocates s = 1, delta = 0. The projections stay empty. */
 enum err block_quant_alloc(struct block_quant *b, int64_t n_channels);

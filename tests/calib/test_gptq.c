@@ -51,7 +51,7 @@ static void room(struct layer *x, struct dev *d, int64_t out, int64_t in)
     x->work.dev = d;
     x->work.u = dev_2d(d, DT_F32, in, in);
     x->work.block = dev_2d(d, DT_F32, out, GPTQ_COLUMNS);
-    must(qlinear_alloc(&x->q, out, in, x->spec.group_size));
+    must(qlinear_alloc(&x->q, out, in, weight_format(&x->spec, 0, 0)));
     must(qlinear_alloc_codes(&x->q));
 }
 
@@ -82,7 +82,7 @@ static void solve(struct layer *x, struct dev *d, const float *w, const float *h
     for (int64_t i = 0; i < in * in; i++)
         u[i] = (float)x->input.h[i];
     must(dev_upload(d, x->work.u.data, u, (size_t)(in * in) * sizeof(*u)));
-    must(gptq_linear(&x->work, &x->q, &x->w, &x->input, &x->spec, &x->s));
+    must(gptq_linear(&x->work, &x->q, &x->w, &x->input, &x->s));
     mem_free(u);
 }
 
@@ -137,7 +137,7 @@ static double output_error(const struct qlinear *q, const float *w, const float 
     double sum = 0;
     float *v = malloc((size_t)(q->out * n) * sizeof(*v));
     assert_non_null(v);
-    qlinear_values(v, q, group);
+    qlinear_values(v, q);
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < n; j++)

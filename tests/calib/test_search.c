@@ -107,14 +107,14 @@ static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64
 static void check_lin(struct dev *d, const struct fakequant *f, int l, const double *moment)
 {
     const struct tensor wt = block_weights_lin(&f->master, f->arch, l);
-    const int64_t in = wt.dim[1], G = f->weights.group_size, groups = f->a[l].dim[1];
+    const int64_t in = wt.dim[1], G = f->format[l].group_size, groups = f->a[l].dim[1];
     float *w = to_host(d, &wt), *a = to_host(d, &f->a[l]), *b = to_host(d, &f->b[l]);
     for (int64_t r = 0; r < wt.dim[0]; r++)
         for (int64_t g = 0; g < groups; g++) {
             const int64_t n = (g + 1) * G < in ? G : in - g * G;
             float gamma, beta;
             search_group(&gamma, &beta, w + r * in + g * G, moment + g * G, n,
-                         f->weights.bits);
+                         f->format[l].bits);
             const float *at = &a[r * groups + g], *bt = &b[r * groups + g];
             assert_true(fabsf(1 / (1 + expf(-*at)) - gamma) <= 1e-5f);
             assert_true(fabsf(1 / (1 + expf(-*bt)) - beta) <= 1e-5f);

@@ -57,7 +57,9 @@ static void fill(struct block_quant *q, int seed)
     const struct arch a = tiny();
     assert_int_equal(block_quant_alloc(q, 4), OK);
     for (int l = 0; l < N_LIN; l++) {
-        assert_int_equal(qlinear_alloc(&q->lin[l], arch_out(&a, l), arch_in(&a, l), 5), OK);
+        assert_int_equal(qlinear_alloc(&q->lin[l], arch_out(&a, l), arch_in(&a, l),
+                                       (struct lin_format){4, 5}),
+                         OK);
         for (int64_t i = 0; i < q->lin[l].out * q->lin[l].groups; i++) {
             q->lin[l].scales[i] = (uint16_t)(seed * 100 + l * 10 + i);
             q->lin[l].zeros[i] = (uint8_t)((seed + i) & 15);

@@ -14,7 +14,7 @@ static enum err block(void *ctx, int64_t i, const struct block_quant **q)
     struct rng r;
     block_quant_free(&s->current);
     TRY(src->block(src->ctx, i, &b));
-    TRY(quant_block_rtn(&s->current, a, &b, &s->weights, &s->kv));
+    TRY(quant_block_rtn(&s->current, a, &b, i, &s->weights, &s->kv));
     rng_seed(&r, 77 + (uint64_t)i);
     struct block_quant *c = &s->current;
     for (int64_t k = 0; k < c->n_channels && s->kv.method == KV_CHANNEL_TOKEN; k++) {

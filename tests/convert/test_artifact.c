@@ -102,7 +102,7 @@ static void check_block(const struct artifact *a, const struct model_source *src
     struct block_src b;
     struct block_quant want, have;
     ok(src->block(src->ctx, i, &b));
-    ok(quant_block_rtn(&want, artifact_arch(a), &b, w, artifact_kv_spec(a)));
+    ok(quant_block_rtn(&want, artifact_arch(a), &b, i, w, artifact_kv_spec(a)));
     ok(artifact_block_quant(&have, a, i));
     for (int l = 0; l < N_LIN; l++) {
         const struct packed_linear *p = &artifact_block(a, i)->lin[l];
@@ -112,15 +112,17 @@ static void check_block(const struct artifact *a, const struct model_source *src
         ok(mem_alloc(&unpacked, (size_t)n, sizeof(*unpacked)));
         host_to_f32(plain, b.lin[l].data, b.lin[l].dtype, n);
         packed_linear_unpack(unpacked, p);
-        for (int64_t k = 0; k < n && w->bits < 16; k++) {
-            const int64_t step = w->group_size ? w->group_size : p->in;
+        for (int64_t k = 0; k < n && p->bits < 16; k++) {
+            const int64_t step = qlinear_group(&want.lin[l]);
             const int64_t g = k / p->in * p->groups + k % p->in / step;
             const float h = f16_to_f32(want.lin[l].scales[g]);
             const uint8_t z = want.lin[l].zeros[g];
-            plain[k] = quant_weight_value(quant_weight_code(plain[k], h, z, w->bits), z, h);
+            plain[k] = quant_weight_value(quant_weight_code(plain[k], h, z, p->bits), z, h);
         }
         assert_memory_equal(unpacked, plain, (size_t)n * sizeof(*plain));
-        if (w->bits < 16) {
+        assert_int_equal(p->bits, weight_format(w, i, l).bits);
+        if (p->bits < 16) {
+            assert_true(qlinear_fits(&have.lin[l], p->out, p->in, weight_format(w, i, l)));
             assert_memory_equal(have.lin[l].scales, want.lin[l].scales,
                                 (size_t)(p->out * p->groups) * 2);
             assert_memory_equal(have.lin[l].zeros, want.lin[l].zeros,
@@ -283,7 +285,7 @@ static void make_up(struct made_up *m, const struct artifact_settings *s,
     const struct model_source *src = hf_source(hf);
     struct block_src b;
     ok(src->block(src->ctx, 0, &b));
-    ok(quant_block_rtn(&m->q, hf_arch(hf), &b, &s->weights, &s->kv));
+    ok(quant_block_rtn(&m->q, hf_arch(hf), &b, 0, &s->weights, &s->kv));
     for (int64_t c = 0; c < m->q.n_channels; c++) {
         m->q.k_scale[c] = 1 + 0.25f * (float)c;
         m->q.k_shift[c] = -0.5f * (float)c;
@@ -355,10 +357,10 @@ static void test_bad_calibration(void **state)
     m.q.k_shift[0] = NAN;
     refused(artifact_write(out_dir, hf, model_dir, &q, &s, NULL, NULL), ERR_FORMAT, "keys");
     m.q.k_shift[0] = 0;
-    m.q.weights.bits = 3;
+    m.q.lin[LIN_K].format.bits = 3;
     refused(artifact_write(out_dir, hf, model_dir, &q, &s, NULL, NULL), ERR_MISMATCH,
             "3 bits");
-    m.q.weights.bits = 4;
+    m.q.lin[LIN_K].format.bits = 4;
     const struct artifact_settings wide = settings(4, 8);
     refused(artifact_write(out_dir, hf, model_dir, &q, &wide, NULL, NULL), ERR_MISMATCH,
             "groups");

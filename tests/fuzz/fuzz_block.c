@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     for (int gptq = 0; gptq < 2; gptq++) {
         weights.method = gptq ? WEIGHT_GPTQ : WEIGHT_RTN;
         const enum err e =
-            state_block_load(&q, fuzz_path("block.safetensors"), &arch, &weights, &kv);
+            state_block_load(&q, fuzz_path("block.safetensors"), &arch, 0, &weights, &kv);
         fuzz_check(e);
         if (!e)
             fuzz_use(q.k_scale, (size_t)q.n_channels * sizeof(float));

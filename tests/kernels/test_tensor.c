@@ -40,7 +40,7 @@ static void groups(void **state)
     assert_true(weight_groups(100, 0) == 1 && weight_groups(5, 1) == 5);
     assert_true(kv_group(64, 128) == 64 && kv_group(64, 0) == 64 && kv_group(64, 16) == 16);
     struct qlinear q = {0};
-    assert_int_equal(qlinear_alloc(&q, 3, 100, 32), OK);
+    assert_int_equal(qlinear_alloc(&q, 3, 100, (struct lin_format){4, 32}), OK);
     assert_true(q.out == 3 && q.in == 100 && q.groups == 4);
     qlinear_free(&q);
     qlinear_free(&q);
@@ -127,7 +127,7 @@ static void codes_through_values(void **state)
     enum { OUT = 64, IN = 256, GROUP = 3 };
     static float w[OUT * IN];
     struct qlinear q = {0};
-    assert_int_equal(qlinear_alloc(&q, OUT, IN, GROUP), OK);
+    assert_int_equal(qlinear_alloc(&q, OUT, IN, (struct lin_format){8, GROUP}), OK);
     assert_int_equal(qlinear_alloc_codes(&q), OK);
     for (int i = 0; i < OUT * (int)q.groups; i++) {
         q.scales[i] = (uint16_t)(1 + i * 5 % 0x7bff);
@@ -135,7 +135,7 @@ static void codes_through_values(void **state)
     }
     for (int i = 0; i < OUT * IN; i++)
         q.codes[i] = (uint8_t)(i * 101);
-    qlinear_values(w, &q, GROUP);
+    qlinear_values(w, &q);
     for (int r = 0; r < OUT; r++)
         for (int c = 0; c < IN; c++) {
             const int64_t g = r * q.groups + c / GROUP;

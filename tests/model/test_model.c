@@ -36,7 +36,7 @@ static enum err quant_block(void *ctx, int64_t i, const struct block_quant **q)
 /* Round to nearest. */
 static void fill_lin(struct qlinear *lin, const struct host_mat *m)
 {
-    must(qlinear_alloc(lin, m->rows, m->cols, W_GROUP));
+    must(qlinear_alloc(lin, m->rows, m->cols, (struct lin_format){W_BITS, W_GROUP}));
     for (int64_t r = 0; r < m->rows; r++)
         for (int64_t g = 0; g < lin->groups; g++) {
             float lo = 0, hi = 0;
@@ -78,7 +78,6 @@ static void quantized_open(struct quantized *m)
     for (int i = 0; i < LAYERS; i++) {
         struct block_quant *q = &m->q[i];
         must(block_quant_alloc(q, C));
-        q->weights = (struct weight_spec){.bits = W_BITS, .group_size = W_GROUP};
         q->kv = (struct kv_spec){.method = KV_CHANNEL_TOKEN,
                                  .bits = KV_BITS,
                                  .group_size = KV_GROUP,
@@ -351,7 +350,8 @@ static void check_against_naive(const char *device, bool quant_w, enum cache_kin
     if (kind == CHANNEL_CACHE || kind == MIXED_CHANNEL)
         by_channel(&m);
     for (int i = 0; i < LAYERS; i++) {
-        m.q[i].weights.bits = quant_w ? W_BITS : 16;
+        for (int l = 0; l < N_LIN && !quant_w; l++)
+            qlinear_free(&m.q[i].lin[l]);
         m.q[i].kv.bits = quant_kv ? KV_BITS : 16;
         m.q[i].kv.mixed = mixed;
     }
