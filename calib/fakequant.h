@@ -83,7 +83,7 @@ enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */
 
 /* View of projection l's rounding offsets, F32 [out, in] on the device, the present or the
- * best; only with learn_round. */
+ * best; empty without learn_round. */
 struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);
 
 /* Take over what a finished block's q says, in place of parameters: wq and the cache

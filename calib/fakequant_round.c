@@ -25,6 +25,8 @@ size_t round_bytes(const struct fakequant *f)
 
 struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best)
 {
+    if (!f->learn_round)
+        return (struct tensor){0};
     return block_weights_lin(best ? &f->offset_best : &f->offset, f->arch, l);
 }
 

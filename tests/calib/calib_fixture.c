@@ -185,6 +185,24 @@ void tiny_tokens(int32_t *ids, const struct calib_settings *s, const struct arch
         ids[i] = (int32_t)rng_below(&r, (uint64_t)a->vocab);
 }
 
+void stop_and_go(struct memory_io *m, const struct fixture *f,
+                 const struct calib_settings *s, int64_t every)
+{
+    enum err err = ERR_STOPPED;
+    int stops = 0;
+    memory_io_open(m);
+    for (int64_t after = every; err == ERR_STOPPED; after += every) {
+        m->asked = 0;
+        m->stop_after = after;
+        err = run_on("cpu", m, f, s);
+        stops += err == ERR_STOPPED;
+        assert_false(m->done_fell);
+        assert_int_equal(m->open_streams, 0);
+    }
+    must(err);
+    assert_true(stops > 0);
+}
+
 static bool same_bytes(const void *x, const void *y, size_t n)
 {
     return !x == !y && (!x || !memcmp(x, y, n));

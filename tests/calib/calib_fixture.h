@@ -42,6 +42,11 @@ enum err run_on(const char *device, struct memory_io *m, const struct fixture *f
 void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
                const struct calib_settings *s);
 
+/* Stops at every `every`th question and goes on, until the run is whole. Preparation is
+ * repeated by every resumed run, so each gets further than the last. Opens m. */
+void stop_and_go(struct memory_io *m, const struct fixture *f,
+                 const struct calib_settings *s, int64_t every);
+
 /* Whether all saved blocks (scales, zeros, s, delta) and their losses agree bit for bit. */
 bool same_result(const struct memory_io *x, const struct memory_io *y);
 

@@ -291,26 +291,6 @@ static void test_same_bytes_twice_and_on_disk(void **state)
     fixture_close(&f);
 }
 
-/* Stops at every `every`th question and goes on, until the run is whole. Preparation is
- * repeated by every resumed run, so each gets further than the last. */
-static void stop_and_go(struct memory_io *m, const struct fixture *f,
-                        const struct calib_settings *s, int64_t every)
-{
-    enum err err = ERR_STOPPED;
-    int stops = 0;
-    memory_io_open(m);
-    for (int64_t after = every; err == ERR_STOPPED; after += every) {
-        m->asked = 0;
-        m->stop_after = after;
-        err = run_on("cpu", m, f, s);
-        stops += err == ERR_STOPPED;
-        assert_false(m->done_fell);
-        assert_int_equal(m->open_streams, 0);
-    }
-    must(err);
-    assert_true(stops > 0);
-}
-
 /* Settings that stop and resume in different ways: which streams there are, which
  * parameters, and none. */
 static struct calib_settings resume_case(int which)

@@ -227,6 +227,60 @@ def test_mixed_cache(f):
     assert b"config.kv.mixed is" in done.stderr, done.stderr
 
 
+def packed_bits(rows, cols, bits, group):
+    """Bits of a packed projection: codes, scales and zeros, counted in bytes a row."""
+    groups = -(-cols // group)
+    return 8 * rows * (-(-cols * bits // 8) + 2 * groups + -(-groups * bits // 8))
+
+
+def test_mixed_weights(f):
+    """Projections of several formats, one left alone: stopped and resumed, verified, evaluated by
+    the runtime and in simulation, from the artifact and from the state."""
+    mixed = "v_proj=8:8, 3.q_proj=16, up_proj=3, 0-1.down_proj=5:0"
+    recipe = [*RECIPE, "weights.mixed= 0-1.down_proj=5:0,up_proj=3,v_proj=8:8,3.q_proj=16",
+              "weights.round=learned", "weights.init=search", "calibration.epochs=2"]
+    f.run(f.command("mixed-weights", recipe=recipe))
+    log = f.path / "mixed-weights.json"
+    process = f.start(f.command("mixed-weights-again", "--log-json", str(log), recipe=recipe))
+    wait_for_event(log, '"epoch", "block": 1', process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.returncode
+    f.run(f.command("mixed-weights-again", recipe=recipe))
+    assert f.files("mixed-weights") == f.files("mixed-weights-again")
+    assert f.files("mixed-weights.state") == f.files("mixed-weights-again.state")
+    done = f.run(f.command("mixed-weights", recipe=[r for r in recipe if "mixed" not in r]), want=2)
+    assert b'config.weights.mixed is "3.q_proj=16, v_proj=8:8' in done.stderr, done.stderr
+    assert b"there and nothing here" in done.stderr, done.stderr
+    f.reference()
+    done = f.run(f.command("reference", recipe=[*RECIPE, "weights.mixed=v_proj=5"]), want=2)
+    assert b'config.weights.mixed is nothing there and "v_proj=5" here' in done.stderr, done.stderr
+
+    what = json.loads(f.run([f.wkvq, "inspect", "mixed-weights", "--json"]).stdout)
+    spec = what["quantization"]
+    assert spec["format_version"] == 3, spec
+    rules = set(mixed.split(", "))
+    assert set(spec["weights"]["mixed"].split(", ")) == rules, spec
+    bits = 0
+    for layer in range(4):
+        bits += (32 * 32 * 32 if layer == 3 else packed_bits(32, 32, 4, 12))  # q, F32 as it was
+        bits += packed_bits(16, 32, 4, 12) + packed_bits(16, 32, 8, 8)        # k, v
+        bits += packed_bits(32, 32, 4, 12)                                    # o
+        bits += packed_bits(48, 32, 4, 12) + packed_bits(48, 32, 3, 12)       # gate, up
+        bits += packed_bits(32, 48, 5, 48) if layer < 2 else packed_bits(32, 48, 4, 12)
+    assert what["quantized_weights"] == 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)
+    assert 8 * what["quantized_bytes"] == bits, (what, bits)
+    assert abs(what["weight_bits"] - bits / what["quantized_weights"]) < 1e-6, (what, bits)
+
+    args = ["--data", "text.txt", "--json"]
+    report = json.loads(f.run([f.wkvq, "verify", "mixed-weights", "--against", "model", "--state",
+                               "mixed-weights.state", *args]).stdout)
+    assert report["passed"] and report["weights_unchecked"] == 0, report
+    args = ["--ctx", "64", "--windows", "3", *args]
+    nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+           for way in (["mixed-weights"], ["mixed-weights", "--decode"], ["model", "--state", "mixed-weights.state"])]
+    assert max(nll) - min(nll) <= 2e-3, nll
+
+
 def test_machine_output(f):
     log = f.path / "machine.json"
     done = f.run(f.command("machine", "--json", "--quiet", "--log-json", str(log)))

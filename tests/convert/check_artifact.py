@@ -130,12 +130,19 @@ def main():
     assert spec["quant_method"] == "wkvq" and spec["format_version"] == version_of(spec)
     assert config == json.loads((model / "config.json").read_text())
     tensors, source = tensors_of(folder, manifest), read_safetensors(model / "model.safetensors")
-    bits, weights = spec["weights"]["bits"], 0
+    weights, widths = 0, set()
+    kinds = [module.split(".")[1] for module in LINEARS]
+    packed = formats(spec["weights"], kinds, config["num_hidden_layers"])
     for layer in range(config["num_hidden_layers"]):
         for module in LINEARS:
             name = f"model.layers.{layer}.{module}"
+            bits, group = packed[layer, module.split(".")[1]]
+            widths.add(bits)
+            if bits == 16:  # carried over, below
+                weights += source[name + ".weight"][1][0] * source[name + ".weight"][1][1]
+                continue
             dtype, (rows, cols), data = source.pop(name + ".weight")
-            group = spec["weights"]["group_size"] or cols
+            group = group or cols
             q, z, h = read_linear(tensors, name, cols, bits, group)
             w = floats(dtype, data)
             for r in range(rows):
@@ -147,7 +154,7 @@ def main():
             assert tensors[name] == tensor, name
     if len(sys.argv) > 3:
         assert cache_bytes(config, spec["kv"]) == int(sys.argv[3]), (cache_bytes(config, spec["kv"]), sys.argv[3])
-    print(f"{folder}: {len(tensors)} tensors, {weights} weights at {bits} bits agree")
+    print(f"{folder}: {len(tensors)} tensors, {weights} weights at {sorted(widths)} bits agree")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0 k=5,0.v=3:5,1.k=16" "ll
     bytes=$("$1" "$dir/model" "$dir/artifact" "$3" "$4" "$5" "$6" "${7-}")
     python3 "$2" "$dir/model" "$dir/artifact" "$bytes"
 done
+rm -rf "$dir/model" "$dir/artifact"
+bytes=$("$1" "$dir/model" "$dir/artifact" qwen2 4 16 0 'v=8' \
+    'v_proj=8:5, 0.down_proj=3:0, 1.o_proj=6, 1.q_proj=2, 0-1.k_proj=16')
+python3 "$2" "$dir/model" "$dir/artifact" "$bytes" | grep '\[2, 3, 4, 6, 8, 16\] bits agree'
 # The checker must find a flipped byte, or it checks nothing.
 printf '\377' | dd of="$dir/artifact/model.safetensors" bs=1 seek=9000 conv=notrunc 2>/dev/null
 if python3 "$2" "$dir/model" "$dir/artifact" 2>/dev/null; then

@@ -178,6 +178,30 @@ static void test_round_trip(void **state)
         }
 }
 
+/* Base bits, and what differs from them. */
+static void test_mixed(void **state)
+{
+    static const char *const text[] = {
+        "v_proj=8:5, 0.down_proj=3:0, 1.o_proj=6, 1.q_proj=2, 0.k_proj=16",
+        "1.gate_proj=5:7, v_proj=4"};
+    for (int i = 0; i < 2; i++) {
+        struct artifact_settings s = settings(i ? 16 : 4, 16);
+        struct mix *m = NULL;
+        ok(mix_parse(&m, MIX_WEIGHTS, text[i], ERR_USAGE, "mix"));
+        s.weights.mixed = m;
+        make(&tiny_default, out_dir, &s);
+        check_artifact(out_dir);
+        remove_all();
+        mix_free(m);
+        ok(mix_parse(&m, MIX_WEIGHTS, "2.v_proj=8", ERR_USAGE, "mix"));
+        s.weights.mixed = m;
+        ok(tiny_model_write(model_dir, &tiny_default));
+        refused(try_write(out_dir, &s, NULL), ERR_USAGE, "layers 0 to 1");
+        assert_false(file_exists(out_dir));
+        mix_free(m);
+    }
+}
+
 static void test_families(void **state)
 {
     static const char *const types[] = {"llama", "qwen2", "qwen3"};
@@ -570,11 +594,11 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_round_trip), TEST(test_families),   TEST(test_same_bytes),
-        TEST(test_shards),     TEST(test_calibrated), TEST(test_bad_calibration),
-        TEST(test_existing),   TEST(test_leftovers),  TEST(test_disk_full),
-        TEST(test_not_finite), TEST(test_measure),    TEST(test_source),
-        TEST(test_config),
+        TEST(test_round_trip),      TEST(test_mixed),      TEST(test_families),
+        TEST(test_same_bytes),      TEST(test_shards),     TEST(test_calibrated),
+        TEST(test_bad_calibration), TEST(test_existing),   TEST(test_leftovers),
+        TEST(test_disk_full),       TEST(test_not_finite), TEST(test_measure),
+        TEST(test_source),          TEST(test_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -165,7 +165,7 @@ static void compare(struct subject *s, int64_t chunk, const char *what)
 static void check(const char *model, struct weight_spec w, struct kv_spec k,
                   const char *what)
 {
-    char text[96];
+    char text[160];
     struct subject s;
     snprintf(text, sizeof(text), "%s %s", model, what);
     open_subject(&s, model, w, k);
@@ -193,6 +193,24 @@ static void test_widths(void **state)
           "W16 KV4g4");
     check("llama_bias", (struct weight_spec){WEIGHT_RTN, 4, 128},
           kv(16, 0, KEY_POST_ROPE, 1, 0), "W4 KV16");
+}
+
+/* Every bit width on its way through the kernels, some projections left alone. */
+static void test_mixed(void **state)
+{
+    static const char *const text[] = {
+        "q_proj=2:8, k_proj=3, v_proj=8:5, o_proj=5:0, gate_proj=6:7, up_proj=7, "
+        "1.down_proj=3:32",
+        "0.q_proj=16, 1.v_proj=16, down_proj=16, up_proj=5:24"};
+    for (size_t i = 0; i < ARRAY_LEN(text); i++) {
+        struct mix *m = NULL;
+        ok(mix_parse(&m, MIX_WEIGHTS, text[i], ERR_USAGE, "mix"));
+        struct weight_spec w = {WEIGHT_RTN, 4, 16};
+        w.mixed = m;
+        check("qwen3", w, kv(4, 128, KEY_POST_ROPE, 1, 0), text[i]);
+        check("llama2_gqa", w, kv(16, 0, KEY_POST_ROPE, 1, 0), text[i]);
+        mix_free(m);
+    }
 }
 
 static void test_key_stage(void **state)
@@ -535,6 +553,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_widths),
+        cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_key_stage),
         cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_windows),

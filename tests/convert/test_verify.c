@@ -107,10 +107,9 @@ struct subject {
     struct verify_settings settings;
 };
 
-static void open_subject(struct subject *s, const char *model, enum weight_method method,
-                         int bits, struct kv_spec kv)
+static void open_weights(struct subject *s, const char *model, struct weight_spec w,
+                         struct kv_spec kv)
 {
-    const struct weight_spec w = {method, bits, 16};
     *s = (struct subject){0};
     err_clear();
     ok(golden_open(&s->g, model));
@@ -124,6 +123,12 @@ static void open_subject(struct subject *s, const char *model, enum weight_metho
         .act = DT_F32,
         .threads = 2,
     };
+}
+
+static void open_subject(struct subject *s, const char *model, enum weight_method method,
+                         int bits, struct kv_spec kv)
+{
+    open_weights(s, model, (struct weight_spec){method, bits, 16}, kv);
 }
 
 static void close_subject(struct subject *s)
@@ -182,6 +187,48 @@ static void test_passes(void **state)
     other.rotate = ROTATE_KV;
     check_passes("qwen2", 4, other);
     check_passes("qwen2", 16, other); /* v_proj, its bias and o_proj are written rotated */
+}
+
+/* Four parts over a mixed artifact, with its state and without; then a state of another
+ * mix. */
+static void test_mixed(void **state)
+{
+    struct subject s;
+    struct mix *m = NULL, *other = NULL;
+    struct weight_spec w = {WEIGHT_RTN, 4, 16};
+    ok(mix_parse(&m, MIX_WEIGHTS, "v_proj=8:5, 0.down_proj=3, q_proj=16, 1.up_proj=6:0",
+                 ERR_USAGE, "mix"));
+    ok(mix_parse(&other, MIX_WEIGHTS, "v_proj=8:5, 0.down_proj=3, 1.up_proj=6:0", ERR_USAGE,
+                 "mix"));
+    w.mixed = m;
+    open_weights(&s, "qwen2", w, kv4);
+    for (int without = 0; without < 3; without++) {
+        if (without == 1)
+            s.settings.state = NULL;
+        if (without == 2)
+            s.settings.against = NULL;
+        const struct verify_report r = run(&s);
+        if (!r.passed)
+            fail_msg("%s", r.first_difference);
+        assert_int_equal(r.weights, without == 2 ? VERIFY_SKIP : VERIFY_PASS);
+        assert_int_equal(r.weights_unchecked, 0);
+        assert_true(r.logits == VERIFY_PASS && r.perplexity == VERIFY_PASS);
+    }
+    struct verify_report r;
+    s.settings.against = s.g.dir;
+    s.settings.state = &s.state.source;
+    s.state.weights.mixed = other;
+    assert_int_equal(verify_run(&r, dir, &s.settings), ERR_MISMATCH);
+    assert_non_null(
+        strstr(err_text(), "q_proj.weight: the state has 4 bits, the artifact 16"));
+    err_clear();
+    s.state.weights.mixed = NULL;
+    s.state.weights.bits = 16;
+    assert_int_equal(verify_run(&r, dir, &s.settings), ERR_MISMATCH);
+    assert_non_null(strstr(err_text(), "another shape or format"));
+    close_subject(&s);
+    mix_free(m);
+    mix_free(other);
 }
 
 /* Without its state, without its source, without text: the parts that can run do. */
@@ -343,12 +390,12 @@ static void test_other_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_passes),      cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_crc),         cmocka_unit_test(test_nibble),
-        cmocka_unit_test(test_carried),     cmocka_unit_test(test_scale),
-        cmocka_unit_test(test_zero),        cmocka_unit_test(test_shift),
-        cmocka_unit_test(test_norm),        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_passes),     cmocka_unit_test(test_mixed),
+        cmocka_unit_test(test_alone),      cmocka_unit_test(test_crc),
+        cmocka_unit_test(test_nibble),     cmocka_unit_test(test_carried),
+        cmocka_unit_test(test_scale),      cmocka_unit_test(test_zero),
+        cmocka_unit_test(test_shift),      cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_other_model),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

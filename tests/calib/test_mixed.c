@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Calibrations in which projections differ in bits and group size, in every method. */
+#include "kernels/base/mem.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* Bits and groups of several kinds, ragged and by row, some left alone; block 1 has no two
+ * alike, block 2 only what is left alone but v. */
+static struct mix *odd_mix(void)
+{
+    struct mix *m = NULL;
+    must(mix_parse(&m, MIX_WEIGHTS,
+                   "v_proj=8:5, 0.down_proj=3:0, 0.k_proj=16, 1.q_proj=2, 1.k_proj=3:9, "
+                   "1.o_proj=5:0, 1.gate_proj=6:7, 1.up_proj=7:12, 1.down_proj=16, "
+                   "2.q_proj=16, 2.k_proj=16, 2.o_proj=16, 2.gate_proj=16, 2.up_proj=16, "
+                   "2.down_proj=16",
+                   ERR_USAGE, "odd_mix"));
+    return m;
+}
+
+/* How weights become codes in a mixed run. */
+static struct calib_settings mixed_case(int which, const struct mix *m)
+{
+    struct calib_settings s = tiny_settings();
+    s.weights.method = (enum weight_method)(which % 3);
+    s.weights.round = which < 3 ? ROUND_NEAREST : ROUND_LEARNED;
+    s.weights_init = which < 3 ? INIT_PAPER : INIT_SEARCH;
+    s.gptq.damp = 0.01;
+    s.weights.mixed = m;
+    return s;
+}
+#define N_MIXED 6
+
+static void mixed_resumes(const struct fixture *f, const struct calib_settings *s)
+{
+    struct memory_io whole, m;
+    calibrate("cpu", &whole, f, s);
+    assert_true(whole.asked > 8);
+    for (int64_t every = 5; every < whole.asked; every += 1 + every / 2) {
+        stop_and_go(&m, f, s, every);
+        assert_true(same_result(&m, &whole));
+        memory_io_close(&m);
+    }
+    memory_io_close(&whole);
+}
+
+static void test_mixed_stopped_and_resumed(void **state)
+{
+    struct fixture f;
+    struct mix *mixed = odd_mix();
+    fixture_open(&f, tiny_arch(1, 3), 10);
+    for (int which = 0; which < N_MIXED; which++) {
+        const struct calib_settings s = mixed_case(which, mixed);
+        mixed_resumes(&f, &s);
+    }
+    fixture_close(&f);
+    mix_free(mixed);
+}
+
+/* Every projection comes in the format that the mix gives it; what is left alone is empty.
+ */
+static void check_formats(const struct memory_io *m, const struct fixture *f,
+                          const struct weight_spec *w)
+{
+    const struct arch *a = &f->arch;
+    for (int64_t i = 0; i < m->n_blocks; i++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct qlinear *q = &m->block[i].lin[l];
+            const struct lin_format want = weight_format(w, i, l);
+            const bool packed = want.bits < 16;
+            assert_int_equal(qlinear_fits(q, arch_out(a, l), arch_in(a, l), want), packed);
+            assert_true(packed || !q->scales);
+            assert_int_equal(q->codes != NULL, packed && weight_chooses_codes(w));
+            for (int64_t k = 0; packed && k < q->out * q->groups; k++)
+                assert_int_equal(q->zeros[k] >> want.bits, 0);
+            for (int64_t k = 0; q->codes && k < q->out * q->in; k++)
+                assert_int_equal(q->codes[k] >> want.bits, 0);
+        }
+}
+
+static void test_mixed_formats(void **state)
+{
+    static const char *const name[] = {"ref", "cpu", "cuda-emu"};
+    struct mix *mixed = odd_mix();
+    for (int which = 0; which < N_MIXED; which++) {
+        const struct calib_settings s = mixed_case(which, mixed);
+        for (int device = 0; device < 3; device++) {
+            struct fixture f;
+            struct memory_io m;
+            fixture_open(&f, tiny_arch(which % 2, 3), 12);
+            calibrate(name[device], &m, &f, &s);
+            check_formats(&m, &f, &s.weights);
+            memory_io_close(&m);
+            fixture_close(&f);
+        }
+    }
+    mix_free(mixed);
+}
+
+/* Projection l of block 0 in a run of one format for all. */
+static void uniform_like(struct memory_io *m, const struct fixture *f,
+                         struct calib_settings s, struct lin_format format)
+{
+    s.weights.bits = format.bits;
+    s.weights.group_size = format.group_size;
+    s.weights.mixed = NULL;
+    calibrate("cpu", m, f, &s);
+}
+
+static void same_linear(const struct qlinear *x, const struct qlinear *y)
+{
+    const size_t n = (size_t)(x->out * x->groups);
+    assert_int_equal(x->groups, y->groups);
+    assert_memory_equal(x->scales, y->scales, 2 * n);
+    assert_memory_equal(x->zeros, y->zeros, n);
+    assert_int_equal(!x->codes, !y->codes);
+    if (x->codes)
+        assert_memory_equal(x->codes, y->codes, (size_t)(x->out * x->in));
+}
+
+/* Nothing learns: a projection of the first block, whose input no other one touches, is
+ * what a run in its format alone makes of it. */
+static void test_mixed_is_each_alone(void **state)
+{
+    struct fixture f;
+    struct mix *mixed = NULL;
+    must(mix_parse(&mixed, MIX_WEIGHTS,
+                   "q_proj=2, k_proj=3:9, v_proj=8:5, o_proj=5:0, gate_proj=6:7, "
+                   "up_proj=7:12, down_proj=3:0",
+                   ERR_USAGE, "mix"));
+    fixture_open(&f, tiny_arch(1, 1), 13);
+    for (int search = 0; search < 2; search++)
+        for (int method = WEIGHT_RTN; method <= WEIGHT_GPTQ; method++) {
+            struct memory_io m, alone;
+            struct calib_settings s = tiny_settings();
+            s.epochs = 0;
+            s.weights.method = (enum weight_method)method;
+            s.weights.mixed = mixed;
+            s.weights_init = search ? INIT_SEARCH : INIT_PAPER;
+            s.gptq.damp = 0.01;
+            calibrate("cpu", &m, &f, &s);
+            for (int l = 0; l < N_LIN; l++) {
+                uniform_like(&alone, &f, s, weight_format(&s.weights, 0, l));
+                same_linear(&m.block[0].lin[l], &alone.block[0].lin[l]);
+                memory_io_close(&alone);
+            }
+            memory_io_close(&m);
+        }
+    fixture_close(&f);
+    mix_free(mixed);
+}
+
+/* A mix that says of every kind what the others would have said changes nothing. */
+static void test_mix_of_one_format(void **state)
+{
+    struct fixture f;
+    struct mix *mixed = NULL;
+    must(mix_parse(&mixed, MIX_WEIGHTS,
+                   "q_proj=4:16, k_proj=4:16, v_proj=4:16, o_proj=4:16, gate_proj=4:16, "
+                   "up_proj=4:16, down_proj=4:16",
+                   ERR_USAGE, "mix"));
+    fixture_open(&f, tiny_arch(0, 3), 14);
+    for (int which = 0; which < N_MIXED; which++) {
+        struct memory_io x, y;
+        struct calib_settings s = mixed_case(which, mixed);
+        s.weights.bits = 16;
+        s.weights.group_size = 3;
+        calibrate("cpu", &x, &f, &s);
+        uniform_like(&y, &f, s, (struct lin_format){4, 16});
+        assert_true(same_result(&x, &y));
+        memory_io_close(&x);
+        memory_io_close(&y);
+    }
+    fixture_close(&f);
+    mix_free(mixed);
+}
+
+static void test_mix_beyond_the_model(void **state)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    struct mix *mixed = NULL;
+    must(mix_parse(&mixed, MIX_WEIGHTS, "0-2.v_proj=8", ERR_USAGE, "mix"));
+    s.weights.mixed = mixed;
+    fixture_open(&f, tiny_arch(0, 2), 15);
+    memory_io_open(&m);
+    assert_int_equal(run_on("cpu", &m, &f, &s), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "rule '2.v_proj=8': the model has layers 0 to 1"));
+    memory_io_close(&m);
+    fixture_close(&f);
+    mix_free(mixed);
+    err_clear();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mixed_stopped_and_resumed),
+        cmocka_unit_test(test_mixed_formats),
+        cmocka_unit_test(test_mixed_is_each_alone),
+        cmocka_unit_test(test_mix_of_one_format),
+        cmocka_unit_test(test_mix_beyond_the_model),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

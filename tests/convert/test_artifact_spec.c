@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * quantization_config: which version says what, and what a reader refuses. */
+#include "convert/artifact/artifact_spec.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const struct weight_spec w4 = {WEIGHT_LWC, 4, 128, ROUND_LEARNED};
+static const struct kv_spec kv4 = {
+    KV_CHANNEL_TOKEN, 4, 128, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE};
+
+static struct mix *parsed(enum mix_of of, const char *text)
+{
+    struct mix *m = NULL;
+    assert_int_equal(mix_parse(&m, of, text, ERR_USAGE, "test"), OK);
+    return m;
+}
+
+static int64_t version_in(const json_t *o)
+{
+    return json_integer_value(json_object_get(o, "format_version"));
+}
+
+/* The oldest version that means the same. */
+static void oldest_version(void **state)
+{
+    struct mix *m = parsed(MIX_WEIGHTS, "v_proj=8:64"), *k = parsed(MIX_KV, "k=5");
+    struct weight_spec w = w4;
+    struct kv_spec kv = kv4;
+    for (int which = 0; which < 8; which++) {
+        w.mixed = which & 1 ? m : NULL;
+        kv.mixed = which & 2 ? k : NULL;
+        kv.rotate = which & 4 ? ROTATE_KV : ROTATE_NONE;
+        json_t *o = spec_to_json(&w, &kv);
+        assert_non_null(o);
+        assert_int_equal(version_in(o), which & 3 ? 3 : which & 4 ? 2 : 1);
+        const json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
+        assert_int_equal(json_object_get(jw, "mixed") != NULL, which & 1);
+        assert_int_equal(json_object_get(jkv, "mixed") != NULL, which >> 1 & 1);
+        json_decref(o);
+    }
+    mix_free(m);
+    mix_free(k);
+}
+
+static void there_and_back(void **state)
+{
+    struct mix *m = parsed(MIX_WEIGHTS, "3.down_proj=5, v_proj=8:64, 1.q_proj=16");
+    struct mix *k = parsed(MIX_KV, "k=5, 0-1.v=8:32");
+    struct weight_spec w = w4, back = {0};
+    struct kv_spec kv = kv4, kv_back = {0};
+    w.mixed = m;
+    kv.mixed = k;
+    json_t *o = spec_to_json(&w, &kv);
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(o, "weights"), "mixed")),
+        "1.q_proj=16, v_proj=8:64, 3.down_proj=5");
+    assert_int_equal(spec_from_json(&back, &kv_back, o, "test"), OK);
+    for (int64_t layer = 0; layer < 5; layer++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct lin_format x = weight_format(&w, layer, l);
+            const struct lin_format y = weight_format(&back, layer, l);
+            assert_true(x.bits == y.bits && x.group_size == y.group_size);
+        }
+    json_t *again = spec_to_json(&back, &kv_back);
+    assert_true(json_equal(o, again));
+    json_decref(o);
+    json_decref(again);
+    spec_free(&back, &kv_back);
+    assert_null(back.mixed);
+    mix_free(m);
+    mix_free(k);
+}
+
+/* o, with a change, is refused with e and these words; what was there stays. */
+static void refused(json_t *o, enum err e, const char *words)
+{
+    struct weight_spec w = {.bits = 77};
+    struct kv_spec kv = {.bits = 77};
+    err_clear();
+    if (spec_from_json(&w, &kv, o, "config.json") != e || !strstr(err_text(), words))
+        fail_msg("want \"%s\": %s", words, err_text());
+    assert_int_equal(w.bits, 77);
+    assert_int_equal(kv.bits, 77);
+    err_clear();
+}
+
+static void set(json_t *o, const char *section, const char *key, json_t *value)
+{
+    json_t *at = *section ? json_object_get(o, section) : o;
+    assert_int_equal(json_object_set_new(at, key, value), 0);
+}
+
+static void what_is_refused(void **state)
+{
+    json_t *o = spec_to_json(&w4, &kv4);
+    set(o, "", "format_version", json_integer(4));
+    refused(o, ERR_SUPPORT, "format_version is 4, this program reads up to 3");
+    set(o, "", "format_version", json_integer(2));
+    set(o, "weights", "mixed", json_string("v_proj=8"));
+    refused(o, ERR_FORMAT, "config.json.weights.mixed needs format_version 3, not 2");
+    set(o, "", "format_version", json_integer(3));
+    set(o, "weights", "mixed", json_string("v_proj=9"));
+    refused(o, ERR_FORMAT, "config.json.weights.mixed: rule 'v_proj=9': want 2 to 8");
+    set(o, "weights", "mixed", json_integer(8));
+    refused(o, ERR_FORMAT, "mixed");
+    set(o, "weights", "mixed", json_string("v_proj=8"));
+    set(o, "kv", "mixed", json_string("v=8:0"));
+    refused(o, ERR_FORMAT, "config.json.kv.mixed: rule 'v=8:0'");
+    set(o, "kv", "mixed", json_string("v=8"));
+    set(o, "kv", "window", json_integer(-1));
+    refused(o, ERR_FORMAT, "window");
+    json_decref(o);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(oldest_version),
+        cmocka_unit_test(there_and_back),
+        cmocka_unit_test(what_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
