@@ -196,7 +196,7 @@ static void test_widths(void **state)
 }
 
 /* Every bit width on its way through the kernels, some projections left alone. */
-static void test_mixed(void **state)
+static void test_mixed_weights(void **state)
 {
     static const char *const text[] = {
         "q_proj=2:8, k_proj=3, v_proj=8:5, o_proj=5:0, gate_proj=6:7, up_proj=7, "
@@ -553,7 +553,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_widths),
-        cmocka_unit_test(test_mixed),
+        cmocka_unit_test(test_mixed_weights),
         cmocka_unit_test(test_key_stage),
         cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_windows),
