@@ -228,7 +228,7 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
 
 /* log s and delta of n channels. A channel that never moves has no width to smooth; it
  * gets the smallest of the others, so that nothing divides by zero. */
-static void smooth_start(float *ls, float *delta, const float *mn, const float *mx,
+void fakequant_smoothing(float *ls, float *delta, const float *mn, const float *mx,
                          int64_t n)
 {
     double sum = 0, least = INFINITY;
@@ -262,7 +262,7 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
     }
     float *host = NULL;
     TRY(mem_alloc(&host, 2 * (size_t)C, sizeof(*host)));
-    smooth_start(host, host + C, mn, mx, C);
+    fakequant_smoothing(host, host + C, mn, mx, C);
     enum err err = dev_upload(f->dev, ls->data, host, bytes);
     if (!err)
         err = dev_upload(f->dev, delta->data, host + C, bytes);

@@ -69,6 +69,9 @@ enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q)
  * Moments and best become 0. */
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
                          const float *v_min, const float *v_max);
+/* Those of the cache alone: log s and delta [n] from minima and maxima [n]. Host. */
+void fakequant_smoothing(float *ls, float *delta, const float *mn, const float *mx,
+                         int64_t n);
 /* wq, scales, zeros and s from the parameters. */
 enum err fakequant_apply(struct fakequant *f);
 /* Gradients of a and b from those of the weights. */

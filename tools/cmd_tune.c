@@ -4,7 +4,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
-#include "tools/tune.h"
+#include "tools/tune_mix.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -24,6 +24,12 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "max-ppl-increase", .arg = "PERCENT",
      .offset = offsetof(struct args, max_increase),
      .help = "Fewest bits with at most this much more perplexity than full precision, as in 2%"},
+    {OPT_FLAG, .name = "per-layer", .offset = offsetof(struct args, per_layer),
+     .help = "With --max-bits: bits and group sizes for every projection and cache by itself, "
+             "not for each kind in all layers together"},
+    {OPT_FLAG, .name = "uniform", .offset = offsetof(struct args, uniform),
+     .help = "With --max-bits: one group size for all weights and one for the cache, no "
+             "mixes"},
     {OPT_TEXT, 'o', "output", "FILE.yaml", offsetof(struct args, out), .value = "best.yaml",
      .help = "File for the recommended configuration"},
     {OPT_TEXT, .name = "work", .arg = "DIR", .offset = offsetof(struct args, work),
@@ -57,6 +63,8 @@ static enum err read_goal(struct tune *t)
             "want one goal: --max-bits BITS or --max-ppl-increase PERCENT");
     FAIL_IF(a->max_increase && a->max_kv_bits > 0, ERR_USAGE,
             "--max-kv-bits goes with --max-bits");
+    FAIL_IF((a->max_increase || a->uniform) && a->per_layer, ERR_USAGE,
+            "--per-layer goes with --max-bits, and not with --uniform");
     t->max_bits = a->max_bits;
     t->max_kv_bits = a->max_kv_bits;
     if (!a->max_increase)
@@ -76,30 +84,41 @@ static enum err add_number(struct set_list *l, const char *key, int64_t value)
     return set_list_add(l, key, text);
 }
 
-static enum err add_cell(struct sweep_plan *p, const char *name, const char *const key[2],
-                         const int64_t value[2])
+/* One side of a pair: its name and what it sets. */
+static enum err add_choice(struct set_list *l, char *name, size_t n,
+                           const struct tune_sizes *s, int i, const char *group,
+                           const char *mixed)
+{
+    if (i == s->n) {
+        snprintf(name, n, "mixed");
+        return set_list_add(l, mixed, s->mix.text);
+    }
+    snprintf(name, n, "%" PRId64, s->size[i].group);
+    return add_number(l, group, s->size[i].group);
+}
+
+static enum err add_pair(struct sweep_plan *p, const struct tune *t, int w, int k)
 {
     struct sweep_cell *c = &p->cell[p->n_cells++];
-    TRY(mem_strdup(&c->name, name));
-    for (int i = 0; i < 2; i++)
-        TRY(add_number(&c->set, key[i], value[i]));
-    return OK;
+    char weights[32], kv[32], name[96];
+    TRY(add_choice(&c->set, weights, sizeof(weights), &t->weights, w, "weights.group_size",
+                   "weights.mixed"));
+    TRY(add_choice(&c->set, kv, sizeof(kv), &t->kv, k, "kv.group_size", "kv.mixed"));
+    snprintf(name, sizeof(name), "weights %s, cache %s", weights, kv);
+    return mem_strdup(&c->name, name);
 }
 
 static enum err add_cells(struct sweep_plan *p, const struct tune *t)
 {
-    static const char *const bits[2] = {"weights.bits", "kv.bits"};
-    static const char *const group[2] = {"weights.group_size", "kv.group_size"};
-    char name[80];
-    TRY(mem_calloc(&p->cell, (size_t)(1 + t->weights.n * t->kv.n), sizeof(*p->cell)));
-    TRY(add_cell(p, "full precision", bits, (const int64_t[2]){16, 16}));
-    for (int w = 0; w < t->weights.n; w++)
-        for (int k = 0; k < t->kv.n; k++) {
-            const int64_t size[2] = {t->weights.size[w].group, t->kv.size[k].group};
-            snprintf(name, sizeof(name), "weights %" PRId64 ", cache %" PRId64, size[0],
-                     size[1]);
-            TRY(add_cell(p, name, group, size));
-        }
+    const int n_w = tune_choices(&t->weights), n_k = tune_choices(&t->kv);
+    TRY(mem_calloc(&p->cell, (size_t)(1 + n_w * n_k), sizeof(*p->cell)));
+    struct sweep_cell *plain = &p->cell[p->n_cells++];
+    TRY(mem_strdup(&plain->name, "full precision"));
+    TRY(add_number(&plain->set, "weights.bits", 16));
+    TRY(add_number(&plain->set, "kv.bits", 16));
+    for (int w = 0; w < n_w; w++)
+        for (int k = 0; k < n_k; k++)
+            TRY(add_pair(p, t, w, k));
     return OK;
 }
 
@@ -116,22 +135,52 @@ static enum err add_eval(struct sweep_plan *p, const struct args *a, const struc
     return OK;
 }
 
-/* Candidates from the shapes alone, and a sweep of all their pairs, none of them run yet.
- */
-static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct recipe *r,
-                          const char *model_dir)
+static enum err check_recipe(const struct recipe *r)
 {
-    struct hf_model *m = NULL;
-    const struct args *a = t->args;
-    const struct kv_spec kv = recipe_kv_spec(r);
     FAIL_IF(r->weight_bits == 16 || r->kv_bits == 16, ERR_USAGE,
             "weights.bits %" PRId64 ", kv.bits %" PRId64
             ": group sizes are tuned where both are below 16",
             r->weight_bits, r->kv_bits);
+    FAIL_IF(r->weight_mix || r->kv_mix, ERR_USAGE,
+            "%s is what is searched for: leave it out of the configuration",
+            r->weight_mix ? "weights.mixed" : "kv.mixed");
+    return OK;
+}
+
+static enum err read_shapes(struct arch *a, const char *model_dir)
+{
+    struct hf_model *m = NULL;
     TRY(hf_open(&m, model_dir));
-    tune_weight_sizes(&t->weights, hf_arch(m), (int)r->weight_bits);
-    tune_kv_sizes(&t->kv, hf_arch(m), &kv);
+    *a = *hf_arch(m);
     hf_close(&m);
+    return OK;
+}
+
+static enum err find_mixes(struct tune *t, const struct recipe *r, const struct arch *a,
+                           const char *model_dir, const char *work)
+{
+    int w, k;
+    if (!(t->max_bits > 0) || t->args->uniform)
+        return OK;
+    TRY(tune_bounds(&w, &k, t));
+    const double bound = t->max_kv_bits > 0 ? t->max_kv_bits : t->max_bits;
+    const double least = t->kv.size[k].bits;
+    return tune_find_mixes(t, r, a, model_dir, work, t->max_bits,
+                           bound > least ? bound : least);
+}
+
+/* Candidates, and a sweep of all their pairs, none of them run yet. */
+static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct recipe *r,
+                          const char *model_dir, const char *work)
+{
+    const struct args *a = t->args;
+    const struct kv_spec kv = recipe_kv_spec(r);
+    struct arch arch;
+    TRY(check_recipe(r));
+    TRY(read_shapes(&arch, model_dir));
+    tune_weight_sizes(&t->weights, &arch, (int)r->weight_bits);
+    tune_kv_sizes(&t->kv, &arch, &kv);
+    TRY(find_mixes(t, r, &arch, model_dir, work));
     TRY(add_number(&p->base, "calibration.samples", a->samples));
     TRY(add_number(&p->base, "calibration.seqlen", a->seqlen));
     TRY(add_number(&p->base, "calibration.epochs", a->epochs));
@@ -141,8 +190,8 @@ static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct rec
 
 static enum err print_trials(FILE *f, const struct tune *t)
 {
-    fprintf(f, "%-28s %7s %7s %10s %9s %8s\n", "groups (0: whole row)", "W bits", "KV bits",
-            "perplexity", "increase", "stderr");
+    fprintf(f, "%-28s %7s %7s %10s %9s %8s\n", "group sizes (0: whole row)", "W bits",
+            "KV bits", "perplexity", "increase", "stderr");
     for (int i = 0; i < t->n_tried; i++) {
         struct tune_outcome o;
         const int cell = t->tried[i];
@@ -156,6 +205,17 @@ static enum err print_trials(FILE *f, const struct tune *t)
     return OK;
 }
 
+/* A side's group size, or null and the mix. */
+static json_t *group_json(const struct tune_sizes *s, int i)
+{
+    return i < s->n ? json_integer((json_int_t)s->size[i].group) : json_null();
+}
+
+static json_t *mix_json(const struct tune_sizes *s, int i)
+{
+    return i < s->n ? json_null() : json_string(s->mix.text);
+}
+
 static enum err print_json(const struct tune *t)
 {
     json_t *list = json_array();
@@ -167,16 +227,19 @@ static enum err print_json(const struct tune *t)
             json_decref(list);
             return err;
         }
+        int w, k;
+        tune_pair(&w, &k, t, cell);
         json_array_append_new(
-            list, json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:b}", "name",
-                            t->sweep.plan.cell[cell].name, "weight_group",
-                            (json_int_t)t->weights.size[(cell - 1) / t->kv.n].group,
-                            "kv_group", (json_int_t)t->kv.size[(cell - 1) % t->kv.n].group,
-                            "weight_bits", o.weight_bits, "kv_bits", o.kv_bits, "ppl",
-                            o.ppl, "increase", o.increase, "increase_stderr",
-                            isfinite(o.increase_stderr) ? json_real(o.increase_stderr)
-                                                        : json_null(),
-                            "recommended", cell == t->best));
+            list,
+            json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:o, s:b}", "name",
+                      t->sweep.plan.cell[cell].name, "weight_group",
+                      group_json(&t->weights, w), "kv_group", group_json(&t->kv, k),
+                      "weights_mixed", mix_json(&t->weights, w), "kv_mixed",
+                      mix_json(&t->kv, k), "weight_bits", o.weight_bits, "kv_bits",
+                      o.kv_bits, "ppl", o.ppl, "increase", o.increase, "increase_stderr",
+                      isfinite(o.increase_stderr) ? json_real(o.increase_stderr)
+                                                  : json_null(),
+                      "recommended", cell == t->best));
     }
     const enum err err = json_print(list, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(list);
@@ -206,18 +269,32 @@ static enum err put_config(struct file_writer *w, const struct recipe *r)
     return OK;
 }
 
+/* What is recommended. Where a side is mixed its one group size is not read. */
+static enum err set_choices(struct recipe *r, const struct tune *t)
+{
+    int w, k;
+    tune_pair(&w, &k, t, t->best);
+    if (w < t->weights.n)
+        r->weight_group = t->weights.size[w].group;
+    else
+        TRY(recipe_set(r, "weights.mixed", t->weights.mix.text, "tune"));
+    if (k < t->kv.n)
+        r->kv_group = t->kv.size[k].group;
+    else
+        TRY(recipe_set(r, "kv.mixed", t->kv.mix.text, "tune"));
+    return OK;
+}
+
 static enum err write_config(struct tune *t, struct recipe *r)
 {
     struct file_writer *w = NULL;
     struct tune_outcome o;
-    const int at = t->best - 1;
     TRY(tune_outcome(&o, t, t->best));
-    r->weight_group = t->weights.size[at / t->kv.n].group;
-    r->kv_group = t->kv.size[at % t->kv.n].group;
+    TRY(set_choices(r, t));
     TRY(file_writer_open(&w, t->args->out));
     enum err err =
         file_printf(w,
-                    "# Group sizes found by `wkvq tune`: %.3f bits a weight, "
+                    "# Formats found by `wkvq tune`: %.3f bits a weight, "
                     "%.3f bits a cache element;\n# in a trial of %" PRId64
                     " windows %.2f%% more perplexity than full precision.\n",
                     o.weight_bits, o.kv_bits, t->args->samples, 100 * o.increase);
@@ -252,7 +329,7 @@ static enum err run(struct args *a)
     TRY_OUT(read_goal(&t));
     TRY_OUT(recipe_from_args(&r, a));
     TRY_OUT(work_dir(&work, a));
-    TRY_OUT(make_plan(&plan, &t, &r, a->pos.item[0]));
+    TRY_OUT(make_plan(&plan, &t, &r, a->pos.item[0], work));
     TRY_OUT(sweep_open(&t.sweep, a, &plan, a->pos.item[0], work));
     TRY_OUT(t.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
     if (t.best < 0) {
@@ -268,6 +345,8 @@ out:
     sweep_plan_free(&plan);
     sweep_close(&t.sweep);
     recipe_free(&r);
+    mem_free(t.weights.mix.text);
+    mem_free(t.kv.mix.text);
     mem_free(work);
     return err;
 }
@@ -275,18 +354,16 @@ out:
 const struct command cmd_tune = {
     .name = "tune",
     .operands = "MODEL_DIR",
-    .summary = "Search group sizes of weights and cache for a bound",
+    .summary = "Search bits and group sizes of weights and cache for a bound",
     .details =
-        "Tries a few pairs of group sizes with short calibrations, prints what it found, "
-        "and "
-        "writes the configuration that it recommends, with the budget of --config and "
-        "--set. "
-        "One size for all weights and one for the cache: the configuration has none per "
-        "kind "
-        "of layer. With --max-bits the finest groups within the bound are tried, and the "
-        "next coarser of each; with --max-ppl-increase it starts from the coarsest and "
-        "takes "
-        "the step that wins more for a bit.\n\n"
+        "Tries a few formats of weights and cache with short calibrations, prints what it "
+        "found, and writes the configuration that it recommends, with the budget of "
+        "--config and --set. With --max-bits the finest group sizes within the bound are "
+        "tried, the next coarser of each, and mixes: one pass over the text estimates what "
+        "every format costs in every projection and cache, and of all choices of bits and "
+        "group size per kind of layer (--per-layer: for each layer by itself) within the "
+        "bound the one with the least estimate is tried. With --max-ppl-increase it starts "
+        "from the coarsest group sizes and takes the step that wins more for a bit.\n\n"
         "  wkvq tune SmolLM2-135M --max-bits 4.3 --data wiki.train.raw \\\n"
         "      --eval wiki.valid.raw -o smol.yaml\n"
         "  wkvq tune SmolLM2-135M --max-ppl-increase 10% --data wiki.train.raw\n",

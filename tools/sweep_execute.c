@@ -4,6 +4,7 @@
  * they are there once however many cells run; the parent opens no device and starts no
  * threads before. */
 #include "kernels/base/log.h"
+#include "tools/child.h"
 #include "tools/stop.h"
 #include "tools/sweep.h"
 #include "tools/sweep_results.h"
@@ -16,9 +17,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
 
 #define PARALLEL_MAX 64
 
@@ -30,17 +28,6 @@ struct crew {
     enum err first;
     bool told; /* the processes were asked to stop */
 };
-
-/* A cell dies with its sweep, so that the next run finds the states free; a state resumes
- * from any instant. */
-static void die_with_parent(pid_t parent)
-{
-#ifdef __linux__
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-    if (getppid() != parent)
-        _exit(err_exit_status(ERR_STOPPED));
-}
 
 static int cell_process(struct sweep *s, int i)
 {
@@ -64,7 +51,9 @@ static enum err start(struct crew *c, int i)
     const pid_t pid = fork();
     FAIL_IF(pid < 0, ERR_IO, "cannot start a process: %s", strerror(errno));
     if (pid == 0) {
-        die_with_parent(parent);
+        /* A cell dies with its sweep, so that the next run finds the states free; a state
+         * resumes from any instant. */
+        child_follow(parent);
         const int code = cell_process(s, i);
         fflush(NULL);
         _exit(code);
@@ -72,14 +61,6 @@ static enum err start(struct crew *c, int i)
     c->pid[c->n] = pid;
     c->cell[c->n++] = i;
     return OK;
-}
-
-static enum err ended_as(int status)
-{
-    if (WIFEXITED(status))
-        return (enum err)WEXITSTATUS(status);
-    return err_set(ERR_IO, __FILE__, __LINE__, "its process was killed by signal %d",
-                   WTERMSIG(status));
 }
 
 static void say_result(const struct sweep *s, int i)
@@ -95,7 +76,7 @@ static void say_result(const struct sweep *s, int i)
 static void finish(struct crew *c, int k, int status)
 {
     const int i = c->cell[k];
-    enum err err = ended_as(status);
+    enum err err = child_result(status);
     c->n--;
     c->pid[k] = c->pid[c->n];
     c->cell[k] = c->cell[c->n];

@@ -258,13 +258,12 @@ static enum err take_lock(struct sweep *s)
     return OK;
 }
 
-/* A directory of something else must not get our files. */
-static enum err check_dir(const struct sweep *s)
+enum err sweep_results_make(const char *out_dir)
 {
     enum err err = OK;
     char *cells = NULL;
-    TRY(file_join(&cells, s->out_dir, "cells"));
-    DIR *d = opendir(s->out_dir);
+    TRY(file_join(&cells, out_dir, "cells"));
+    DIR *d = opendir(out_dir);
     int files = 0;
     for (struct dirent *e; d && (e = readdir(d));)
         files += e->d_name[0] != '.';
@@ -272,7 +271,7 @@ static enum err check_dir(const struct sweep *s)
         closedir(d);
     if (files && !file_is_dir(cells))
         FAIL_OUT(ERR_USAGE, "%s: holds something that is not a sweep; name another -o OUT",
-                 s->out_dir);
+                 out_dir);
     TRY_OUT(file_make_dir(cells));
 out:
     mem_free(cells);
@@ -283,7 +282,7 @@ enum err sweep_results_open(struct sweep *s)
 {
     enum err err = OK;
     char *list = NULL, *cells = NULL;
-    TRY(check_dir(s));
+    TRY(sweep_results_make(s->out_dir));
     TRY(take_lock(s));
     TRY_OUT(file_join(&list, s->out_dir, "results.jsonl"));
     TRY_OUT(file_join(&cells, s->out_dir, "cells"));

@@ -6,6 +6,9 @@
 
 #include "tools/sweep.h"
 
+/* Make OUT and OUT/cells. A directory of something else must not get our files: ERR_USAGE.
+ */
+enum err sweep_results_make(const char *out_dir);
 /* Make OUT, take its lock, read what is there and pick up results that a killed run wrote
  * but did not list. Errors: ERR_USAGE when another process works on it or OUT holds
  * something else, ERR_FORMAT naming file and line. */

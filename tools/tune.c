@@ -46,9 +46,20 @@ void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv
 
 /* --- trials ------------------------------------------------------------------------- */
 
+int tune_choices(const struct tune_sizes *s)
+{
+    return s->n + (s->mix.text != NULL);
+}
+
 int tune_cell(const struct tune *t, int w, int k)
 {
-    return 1 + w * t->kv.n + k;
+    return 1 + w * tune_choices(&t->kv) + k;
+}
+
+void tune_pair(int *w, int *k, const struct tune *t, int cell)
+{
+    *w = (cell - 1) / tune_choices(&t->kv);
+    *k = (cell - 1) % tune_choices(&t->kv);
 }
 
 static bool was_tried(const struct tune *t, int cell)
@@ -131,8 +142,7 @@ static int first_within(const struct tune_sizes *s, double bound)
     return -1;
 }
 
-/* A narrow head may not get as low as the weights: then its least is the bound. */
-static enum err bounds(int *w, int *k, const struct tune *t)
+enum err tune_bounds(int *w, int *k, const struct tune *t)
 {
     const struct tune_size *least_w = &t->weights.size[t->weights.n - 1];
     const struct tune_size *least_k = &t->kv.size[t->kv.n - 1];
@@ -148,9 +158,8 @@ static enum err bounds(int *w, int *k, const struct tune *t)
             t->max_kv_bits, least_k->bits);
     if (*k < 0) {
         *k = t->kv.n - 1;
-        log_info("cache: %.3f bits an element is the least that heads of %lld channels "
-                 "need",
-                 least_k->bits, (long long)t->sweep.arch.head_dim);
+        log_info("cache: %.3f bits an element is the least that these heads need",
+                 least_k->bits);
     }
     return OK;
 }
@@ -170,15 +179,22 @@ static enum err take_best(struct tune *t)
 }
 
 /* Finer groups are rarely worse, so the finest that are allowed are tried, and the next
- * coarser of each. */
+ * coarser of each; and the mixes, each with the other side's finest, and both. */
 enum err tune_by_bits(struct tune *t)
 {
-    int w, k, cell[5] = {0}, n = 1;
-    TRY(bounds(&w, &k, t));
+    int w, k, cell[8] = {0}, n = 1;
+    const bool mix_w = t->weights.mix.text, mix_k = t->kv.mix.text;
+    TRY(tune_bounds(&w, &k, t));
     for (int i = w; i < w + 2 && i < t->weights.n; i++) {
         for (int j = k; j < k + 2 && j < t->kv.n; j++)
             cell[n++] = tune_cell(t, i, j);
     }
+    if (mix_w)
+        cell[n++] = tune_cell(t, t->weights.n, k);
+    if (mix_k)
+        cell[n++] = tune_cell(t, w, t->kv.n);
+    if (mix_w && mix_k)
+        cell[n++] = tune_cell(t, t->weights.n, t->kv.n);
     TRY(tune_try(t, cell, n));
     return take_best(t);
 }
@@ -228,9 +244,7 @@ static enum err step_finer(bool *any, int *w, int *k, struct tune *t)
     TRY(tune_try(t, step, n));
     for (int i = 0; i < n; i++)
         TRY(worth(&gain[i], t, &o, step[i]));
-    const int next = step[n == 2 && gain[1] > gain[0]] - 1;
-    *w = next / t->kv.n;
-    *k = next % t->kv.n;
+    tune_pair(w, k, t, step[n == 2 && gain[1] > gain[0]]);
     return OK;
 }
 

@@ -1,25 +1,32 @@
 /* SPDX-License-Identifier: MIT
  *
- * The search for group sizes: which of a few pairs (weights, cache) to try with a short
- * calibration, and which to recommend. One size for all weights and one for the cache: the
- * configuration has none per kind of layer. */
+ * The search for formats: which of a few pairs (weights, cache) to try with a short
+ * calibration, and which to recommend. Each is one group size for all, or a mix of bits and
+ * group sizes (tools/tune_mix.h). */
 #ifndef WKVQ_TUNE_H
 #define WKVQ_TUNE_H
 
 #include "tools/sweep.h"
 
 #define TUNE_SIZES 8
-#define TUNE_TRIALS (TUNE_SIZES * TUNE_SIZES)
+#define TUNE_TRIALS ((TUNE_SIZES + 1) * (TUNE_SIZES + 1))
 
 struct tune_size {
     int64_t group; /* weights: 0 is the whole row */
     double bits;   /* effective, as the artifact will measure */
 };
 
-/* Candidates, from the most bits to the least. */
+/* Formats that differ, as weights.mixed and kv.mixed have them. */
+struct tune_mix {
+    char *text; /* owned; NULL: there is none */
+    double bits;
+};
+
+/* Candidates: one size for all, from the most bits to the least, and a mix behind them. */
 struct tune_sizes {
     struct tune_size size[TUNE_SIZES];
     int n;
+    struct tune_mix mix;
 };
 
 /* Sizes for the configuration's bits on a's shapes. */
@@ -28,7 +35,7 @@ void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv
 
 struct tune {
     const struct args *args;
-    struct sweep sweep; /* cell 0: full precision; 1 + w * kv.n + k: a pair */
+    struct sweep sweep; /* cell 0: full precision; the others: tune_cell */
     struct tune_sizes weights, kv;
     double max_bits, max_kv_bits; /* 0: no bound */
     double max_increase;          /* 0.02: 2% more perplexity than full precision */
@@ -40,7 +47,15 @@ struct tune {
 struct tune_outcome {
     double ppl, increase, increase_stderr, weight_bits, kv_bits;
 };
+/* The cell of weights w and cache k, from 0; w = weights.n, k = kv.n: the mix. */
 int tune_cell(const struct tune *t, int w, int k);
+void tune_pair(int *w, int *k, const struct tune *t, int cell);
+/* Candidates of one side, the mix counted. */
+int tune_choices(const struct tune_sizes *s);
+/* The candidates that --max-bits leads to: the finest within it. A narrow head may not get
+ * as low as the weights: then its least is the bound. ERR_USAGE when no candidate has so
+ * few bits. */
+enum err tune_bounds(int *w, int *k, const struct tune *t);
 /* Run the trials that are not done yet, and note them as tried. */
 enum err tune_try(struct tune *t, const int *cell, int n);
 /* Of a cell that was tried. */

@@ -87,6 +87,27 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
                         const struct arch *a, const struct block_weights *w,
                         const struct tensor *dx, const struct tensor *dout);
 
+/* Gradients that a full-precision block's backward comes by, for who measures them: of the
+ * output of down; of gate over up; of o; of q, k, v as attention takes them; of q, k, v as
+ * the projection gives them. */
+enum block_grad {
+    BLOCK_GRAD_DOWN,      /* [T,D] F32 */
+    BLOCK_GRAD_GATE_UP,   /* [T,2F] act */
+    BLOCK_GRAD_O,         /* [T,D] F32 */
+    BLOCK_GRAD_ATTENTION, /* [T,(H+2K)d] act */
+    BLOCK_GRAD_QKV,       /* [T,(H+2K)d] act */
+};
+struct block_watch {
+    void *ctx;
+    /* In the order above. g is borrowed for the call. */
+    enum err (*grad)(void *ctx, enum block_grad what, const struct tensor *g);
+};
+/* block_backward; watch NULL: nobody looks. */
+enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
+                                const struct arch *a, const struct block_weights *w,
+                                const struct tensor *dx, const struct tensor *dout,
+                                const struct block_watch *watch);
+
 /* Parameter gradients of the quantized block from dout [T,D] F32 (destroyed). The block's
  * input does not learn, so no dx is computed below the q, k, v weights. */
 enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,

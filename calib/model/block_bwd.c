@@ -162,20 +162,39 @@ static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
     return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->k_norm, false);
 }
 
-enum err block_backward(struct block_acts *acts, struct block_scratch *s,
-                        const struct arch *a, const struct block_weights *w,
-                        const struct tensor *dx, const struct tensor *dout)
+static enum err show(const struct block_watch *watch, enum block_grad what,
+                     const struct tensor *g)
+{
+    return watch ? watch->grad(watch->ctx, what, g) : OK;
+}
+
+enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
+                                const struct arch *a, const struct block_weights *w,
+                                const struct tensor *dx, const struct tensor *dout,
+                                const struct block_watch *watch)
 {
     struct dev *d = acts->dev;
     if (dx->data != dout->data)
         TRY(dev_copy(d, dx, dout));
+    TRY(show(watch, BLOCK_GRAD_DOWN, dx));
     TRY(mlp_bwd(acts, s, w, NULL, dx));
+    TRY(show(watch, BLOCK_GRAD_GATE_UP, &acts->gu));
+    TRY(show(watch, BLOCK_GRAD_O, dx));
     TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
+    TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
     TRY(unrotate(acts, NULL, &dqk));
     TRY(qk_norm_bwd(acts, s, a, w));
+    TRY(show(watch, BLOCK_GRAD_QKV, &s->dqkv));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
     return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
+}
+
+enum err block_backward(struct block_acts *acts, struct block_scratch *s,
+                        const struct arch *a, const struct block_weights *w,
+                        const struct tensor *dx, const struct tensor *dout)
+{
+    return block_backward_watched(acts, s, a, w, dx, dout, NULL);
 }
 
 enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,

@@ -352,25 +352,73 @@ def test_shipped_sweeps_are_read(f):
     assert cells == {"ablation": 13, "activations": 6, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
 
 
+def quantize_as_tuned(f, config, trial):
+    """The written configuration gives the bits of the trial that it was recommended for."""
+    out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", config, "-o", "by-tune", "--json",
+                 "--force", "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
+    got = json.loads(out.stdout)
+    assert close(got["weight_bits"], trial["weight_bits"]) and close(got["kv_bits"], trial["kv_bits"]), (got, trial)
+
+
+def check_recommended(f, config, best):
+    config = config_of(f.path / config)
+    if best["weights_mixed"] is None:
+        assert config["weights.group_size"] == str(best["weight_group"])
+    assert config["weights.mixed"].strip('"') == (best["weights_mixed"] or "")
+    if best["kv_mixed"] is None:
+        assert config["kv.group_size"] == str(best["kv_group"])
+    assert config["kv.mixed"].strip('"') == (best["kv_mixed"] or "")
+    assert config["calibration.samples"] == "99"
+
+
 def test_tune_by_bits(f):
-    done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
-                  "--set", "calibration.samples=99", *TUNE])
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
+               "--set", "calibration.samples=99", *TUNE]
+    done = f.run(command)
     trials = json.loads(done.stdout)
-    assert 1 < len(trials) <= 4, trials
+    assert 1 < len(trials) <= 7, trials
+    assert all(t["weight_bits"] <= 5.4 and t["kv_bits"] <= 9 for t in trials), trials
+    mixed = [t for t in trials if t["weights_mixed"]]
+    assert mixed and all(t["weight_group"] is None for t in mixed), trials
     best = [t for t in trials if t["recommended"]]
     assert len(best) == 1 and best[0]["ppl"] == min(t["ppl"] for t in trials)
-    assert all(t["weight_bits"] <= 5.4 and t["kv_bits"] <= 9 for t in trials), trials
-    config = config_of(f.path / "b.yaml")
-    assert config["weights.group_size"] == str(best[0]["weight_group"])
-    assert config["kv.group_size"] == str(best[0]["kv_group"])
-    assert config["calibration.samples"] == "99"
-    out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", "b.yaml", "-o", "by-tune", "--json",
-                 "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
-    got = json.loads(out.stdout)
-    assert close(got["weight_bits"], best[0]["weight_bits"]) and close(got["kv_bits"], best[0]["kv_bits"])
-    again = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
-                   "--set", "calibration.samples=99", *TUNE])
+    check_recommended(f, "b.yaml", best[0])
+    quantize_as_tuned(f, "b.yaml", best[0])
+    assert "what formats cost" in done.stderr
+    again = f.run(command)
     assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
+    assert "what formats cost" not in again.stderr  # the pass is not made twice
+    alone = json.loads(f.run(command + ["--uniform"]).stdout)
+    assert [t["name"] for t in alone] == [t["name"] for t in trials if not t["weights_mixed"] and not t["kv_mixed"]]
+
+
+def test_tune_layers(f):
+    """Each layer by itself; an estimate that was damaged is made again."""
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json", "--per-layer",
+               "--set", "calibration.samples=99", *TUNE]
+    trials = json.loads(f.run(command).stdout)
+    (mixed,) = {t["weights_mixed"] for t in trials if t["weights_mixed"]}
+    rules = [r.strip() for r in mixed.split(",")]
+    assert any(r[0].isdigit() for r in rules), rules
+    best = next(t for t in trials if t["recommended"])
+    check_recommended(f, "l.yaml", best)
+    quantize_as_tuned(f, "l.yaml", best)
+    estimate = f.path / "l.yaml.work" / "sensitivity.json"
+    whole = estimate.read_text()
+    estimate.write_text(whole[:100])
+    again = f.run(command)
+    assert "is measured again" in again.stderr and estimate.read_text() == whole and json.loads(again.stdout) == trials
+    estimate.write_text(json.dumps(json.loads(whole) | {"kv_loss": [1]}))
+    done = f.run(command, want=2)
+    assert "kv_loss" in done.stderr and not done.stdout, done.stderr
+
+
+def test_tune_refuses(f):
+    for more, wanted in ((["--uniform", "--per-layer"], "--per-layer"),
+                         (["--set", "weights.mixed=q_proj=4"], "weights.mixed is what is searched for")):
+        done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
+        assert wanted in done.stderr, done.stderr
+    assert not (f.path / "r.yaml").exists() and not (f.path / "r.yaml.work").exists()
 
 
 def tune_demo(f, out, percent, *more, want=0):
