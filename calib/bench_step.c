@@ -70,7 +70,7 @@ static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
     TRY(fill(b));
     TRY(src->block(src->ctx, 0, &block));
     TRY(fakequant_load(&b->f, &block, 0));
-    return fakequant_start(&b->f, NULL, NULL, NULL, NULL);
+    return fakequant_start(&b->f, NULL, NULL, NULL, NULL, NULL);
 }
 
 static void close_bench(struct bench *b)

@@ -71,6 +71,8 @@ static enum err open_run(struct run *r)
     TRY(recon_open(&r->r, r->dev, r->arch, r->s));
     if (r->f.learn_weights && r->s->weights_init == INIT_SEARCH)
         TRY(search_open(&r->search, r->dev, r->arch, r->s));
+    if (calib_searches_kv(r->s))
+        TRY(kv_search_open(&r->kv, r->dev, r->arch));
     if (r->f.gptq || r->f.gptq_start)
         TRY(gptq_open(&r->g, r->dev, r->arch, r->s));
     r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
@@ -87,6 +89,7 @@ static void close_run(struct run *r)
     recon_close(&r->r);
     gptq_close(&r->g);
     search_close(&r->search);
+    kv_search_close(&r->kv);
 }
 
 static enum err step_done(struct run *r, enum calib_event_kind kind)
@@ -204,13 +207,12 @@ static enum err fill_streams(struct run *r, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Minima and maxima of K (as they are quantized) and V, [4][K*d] on the device: k_min,
- * k_max, v_min, v_max. */
-static enum err scan_kv(struct run *r, struct tensor range[4])
+/* Every sample through the block in full precision, whose keys and values add() then
+ * finds. */
+static enum err
+scan_kv(struct run *r, enum err (*add)(struct run *r, const struct block_kv *kv, void *ctx),
+        void *ctx)
 {
-    struct block_acts *acts = &r->r.acts[0];
-    const struct arch *a = r->arch;
-    const int64_t C = a->n_kv * a->head_dim, H = a->n_heads * a->head_dim;
     struct block_kv plain = {.spec = r->s->kv, .layer = r->block};
     const struct tensor *out;
     plain.spec.method = KV_TOKEN;
@@ -222,14 +224,21 @@ static enum err scan_kv(struct run *r, struct tensor range[4])
         TRY(stream_read(&r->x, &r->r.x, i));
         TRY(stream_prefetch(&r->x, i + 1));
         TRY(recon_plain(&r->r, &r->f.wq, &plain, &out));
-        const struct tensor v = tensor_cols(acts->qkv, H + C, C);
-        const struct tensor k =
-            r->s->kv.key_stage == KEY_PRE_ROPE ? acts->k_pre : tensor_cols(acts->qkv, H, C);
-        TRY(dev_col_minmax(r->dev, &range[0], &range[1], &k));
-        TRY(dev_col_minmax(r->dev, &range[2], &range[3], &v));
+        TRY(add(r, &plain, ctx));
         TRY(step_done(r, CALIB_PREPARE));
     }
     return OK;
+}
+
+/* Into minima and maxima of K (as they are quantized) and V, [4][K*d] on the device: k_min,
+ * k_max, v_min, v_max. */
+static enum err add_range(struct run *r, const struct block_kv *kv, void *ctx)
+{
+    const struct tensor *range = ctx;
+    const struct tensor k = block_keys(&r->r.acts[0], r->arch, &kv->spec);
+    const struct tensor v = block_values(&r->r.acts[0], r->arch);
+    TRY(dev_col_minmax(r->dev, &range[0], &range[1], &k));
+    return dev_col_minmax(r->dev, &range[2], &range[3], &v);
 }
 
 static enum err scan_to_host(struct run *r, float *host, int64_t C)
@@ -244,30 +253,56 @@ static enum err scan_to_host(struct run *r, float *host, int64_t C)
     for (int64_t i = 0; i < 4; i++)
         range[i] = tensor_1d((float *)memory + i * C, DT_F32, C);
     if (!err)
-        err = scan_kv(r, range);
+        err = scan_kv(r, add_range, range);
     if (!err)
         err = dev_download(r->dev, host, memory, bytes);
     dev_free(r->dev, memory);
     return err;
 }
 
+static enum err check_range(const struct run *r, const float *host, int64_t C)
+{
+    for (int64_t i = 0; i < 4 * C; i++)
+        FAIL_IF(!isfinite(host[i]), ERR_NUMERIC,
+                "block %" PRId64 ": %s are not finite in full precision; look at the "
+                "checkpoint's values in this block",
+                r->block, i < 2 * C ? "keys" : "values");
+    return OK;
+}
+
+static enum err add_errors(struct run *r, const struct block_kv *kv, void *ctx)
+{
+    return kv_search_add(ctx, &r->r.acts[0], kv);
+}
+
+/* From range [4][C]. */
+static enum err choose_alpha(struct run *r, float alpha[2], const float *range, int64_t C)
+{
+    const float *const mn[] = {range, range + 2 * C}, *const mx[] = {range + C,
+                                                                     range + 3 * C};
+    alpha[KV_K] = alpha[KV_V] = KV_ALPHA;
+    if (!r->kv.dev)
+        return OK;
+    TRY(kv_search_begin(&r->kv, mn, mx));
+    TRY(scan_kv(r, add_errors, &r->kv));
+    kv_search_finish(alpha, &r->kv);
+    return OK;
+}
+
 static enum err start_values(struct run *r)
 {
     const int64_t C = r->arch->n_kv * r->arch->head_dim;
-    float *host = NULL;
+    float *host = NULL, alpha[2];
     if (!run_scans_kv(r, r->block))
-        return fakequant_start(&r->f, NULL, NULL, NULL, NULL);
+        return fakequant_start(&r->f, NULL, NULL, NULL, NULL, NULL);
     TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
     enum err err = scan_to_host(r, host, C);
-    for (int64_t i = 0; i < 4 * C && !err; i++)
-        if (!isfinite(host[i]))
-            err = err_set(ERR_NUMERIC, __FILE__, __LINE__,
-                          "block %" PRId64
-                          ": %s are not finite in full precision; look at the "
-                          "checkpoint's values in this block",
-                          r->block, i < 2 * C ? "keys" : "values");
     if (!err)
-        err = fakequant_start(&r->f, host, host + C, host + 2 * C, host + 3 * C);
+        err = check_range(r, host, C);
+    if (!err)
+        err = choose_alpha(r, alpha, host, C);
+    if (!err)
+        err = fakequant_start(&r->f, host, host + C, host + 2 * C, host + 3 * C, alpha);
     mem_free(host);
     return err;
 }

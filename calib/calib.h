@@ -29,6 +29,7 @@ struct calib_settings {
     enum start_values weights_init; /* of the clipping */
     struct gptq_settings gptq;      /* read with WEIGHT_GPTQ */
     struct kv_spec kv;
+    enum start_values kv_init; /* of the smoothing */
     int act_bits; /* of the projections' inputs, simulated; 2..8, or 0 or 16: left alone */
     int64_t crr_blocks;
     enum crr_terms crr_terms;
@@ -44,6 +45,9 @@ struct calib_settings {
 
 /* Weights have parameters that learn: their gradients are needed. */
 bool calib_learns_weights(const struct calib_settings *s);
+
+/* The smoothing's start is searched. */
+bool calib_searches_kv(const struct calib_settings *s);
 
 /* What happened at one block; all losses are means over the samples of the loss that
  * training minimizes. */

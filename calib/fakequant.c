@@ -3,6 +3,7 @@
 
 #include "calib/fakequant_round.h"
 #include "calib/finite.h"
+#include "calib/kv_search.h"
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
@@ -226,31 +227,8 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* log s and delta of n channels. A channel that never moves has no width to smooth; it
- * gets the smallest of the others, so that nothing divides by zero. */
-void fakequant_smoothing(float *ls, float *delta, const float *mn, const float *mx,
-                         int64_t n)
-{
-    double sum = 0, least = INFINITY;
-    int64_t moving = 0;
-    for (int64_t c = 0; c < n; c++) {
-        delta[c] = mx[c] / 2 + mn[c] / 2;
-        const double width =
-            fmax((double)mx[c] - (double)delta[c], (double)delta[c] - (double)mn[c]);
-        ls[c] = width > 0 ? (float)(0.5 * log(width)) : NAN;
-        if (!(width > 0))
-            continue;
-        sum += (double)ls[c];
-        least = fmin(least, (double)ls[c]);
-        moving++;
-    }
-    const double mean = moving ? sum / (double)moving : 0;
-    for (int64_t c = 0; c < n; c++)
-        ls[c] = moving ? (float)((isnan(ls[c]) ? least : (double)ls[c]) - mean) : 0;
-}
-
 static enum err start_side(struct fakequant *f, enum kv_side side, const float *mn,
-                           const float *mx)
+                           const float *mx, const float *alpha)
 {
     const struct tensor *const ls = side == KV_K ? &f->k_ls : &f->v_ls;
     const struct tensor *const delta = side == KV_K ? &f->kv.k_delta : &f->kv.v_delta;
@@ -262,7 +240,7 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
     }
     float *host = NULL;
     TRY(mem_alloc(&host, 2 * (size_t)C, sizeof(*host)));
-    fakequant_smoothing(host, host + C, mn, mx, C);
+    kv_smooth(host, host + C, mn, mx, C, alpha ? alpha[side] : KV_ALPHA);
     enum err err = dev_upload(f->dev, ls->data, host, bytes);
     if (!err)
         err = dev_upload(f->dev, delta->data, host + C, bytes);
@@ -289,12 +267,12 @@ static enum err start_clip(struct fakequant *f)
 }
 
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
-                         const float *v_min, const float *v_max)
+                         const float *v_min, const float *v_max, const float *alpha)
 {
     TRY(start_clip(f));
     if (f->quantize_kv) {
-        TRY(start_side(f, KV_K, k_min, k_max));
-        TRY(start_side(f, KV_V, v_min, v_max));
+        TRY(start_side(f, KV_K, k_min, k_max, alpha));
+        TRY(start_side(f, KV_V, v_min, v_max, alpha));
     }
     if (!f->n)
         return OK;

@@ -63,15 +63,12 @@ enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
 /* Offsets of projection l where they give the codes of q, whose scales and zeros are those
  * of fakequant_scales; as near as they come where they reach less far. */
 enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q);
-/* Start values: a = b = 4; delta = (max + min) / 2 and s = max |x - delta| ^ 1/2, scaled to
- * geometric mean 1 over the channels, from the minima and maxima that the block's keys and
+/* Start values: a = b = 4; s and delta as kv_smooth() has them, alpha that of K and of V
+ * (NULL: KV_ALPHA), from the minima and maxima that the block's keys and
  * values take (host, [K*d] each; all NULL, and what is left alone: s = 1, delta = 0).
  * Moments and best become 0. */
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
-                         const float *v_min, const float *v_max);
-/* Those of the cache alone: log s and delta [n] from minima and maxima [n]. Host. */
-void fakequant_smoothing(float *ls, float *delta, const float *mn, const float *mx,
-                         int64_t n);
+                         const float *v_min, const float *v_max, const float *alpha);
 /* wq, scales, zeros and s from the parameters. */
 enum err fakequant_apply(struct fakequant *f);
 /* Gradients of a and b from those of the weights. */

@@ -5,6 +5,7 @@
 #include "calib/calib.h"
 
 #include "calib/gptq.h"
+#include "calib/kv_search.h"
 #include "calib/recon.h"
 #include "calib/search.h"
 #include "calib/streams.h"
@@ -17,6 +18,12 @@ bool calib_learns_weights(const struct calib_settings *s)
 {
     return weight_quantizes(&s->weights) &&
            (s->weights.method == WEIGHT_LWC || s->weights.round == ROUND_LEARNED);
+}
+
+bool calib_searches_kv(const struct calib_settings *s)
+{
+    return s->kv_init == INIT_SEARCH && s->kv.method == KV_CHANNEL_TOKEN &&
+           kv_quantizes(&s->kv);
 }
 
 /* Causal attention of one block forward: two products of T(T+1)/2 pairs, d wide. */
@@ -103,7 +110,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     const bool master = weight_quantizes(&s->weights);
     p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
-    p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s);
+    p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s) +
+                     (calib_searches_kv(s) ? kv_search_bytes(a) : 0);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

@@ -5,6 +5,7 @@
 #define WKVQ_RUN_H
 
 #include "calib/gptq.h"
+#include "calib/kv_search.h"
 #include "calib/recon.h"
 #include "calib/search.h"
 #include "calib/streams.h"
@@ -28,6 +29,7 @@ struct run {
     struct recon r;
     struct gptq g;         /* open with weights.method gptq alone */
     struct search search;  /* open where the clipping's start is searched */
+    struct kv_search kv;   /* open where the smoothing's start is searched */
     struct stream x;       /* the quantized model's input of the block in work */
     struct stream *target; /* [n_targets] outputs of full-precision blocks: block b's in
                               target[b % n_targets] */
@@ -51,9 +53,9 @@ enum err run_load_partial(struct run *r, bool *restored);
 void run_event(struct run *r, enum calib_event_kind kind, double loss);
 bool run_stop(const struct run *r);
 
-/* Whether a block's start values come from its keys and values, and from the inputs of its
- * projections. */
-bool run_scans_kv(const struct run *r, int64_t block);
+/* Forward passes in which a block's start values come from its keys and values, and whether
+ * they come from the inputs of its projections. */
+int run_scans_kv(const struct run *r, int64_t block);
 bool run_gathers(const struct run *r);
 
 /* Progress in forward passes of one block and sample: what a block costs (start values,

@@ -2,6 +2,7 @@
 #include "calib/sensitivity.h"
 
 #include "calib/fakequant.h"
+#include "calib/kv_search.h"
 #include "calib/model/model_grad.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
@@ -309,7 +310,7 @@ static void start_smoothing(const struct measure *m, float *p, const float *x)
         mn[i % C] = fminf(mn[i % C], x[i]);
         mx[i % C] = fmaxf(mx[i % C], x[i]);
     }
-    fakequant_smoothing(s, delta, mn, mx, C);
+    kv_smooth(s, delta, mn, mx, C, KV_ALPHA);
     for (int64_t c = 0; c < C; c++)
         s[c] = expf(s[c]);
 }

@@ -199,9 +199,11 @@ enum err run_train_block(struct run *r)
     return fakequant_apply(&r->f);
 }
 
-bool run_scans_kv(const struct run *r, int64_t block)
+int run_scans_kv(const struct run *r, int64_t block)
 {
-    return r->s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes_layer(&r->s->kv, block);
+    if (r->s->kv.method != KV_CHANNEL_TOKEN || !kv_quantizes_layer(&r->s->kv, block))
+        return 0;
+    return r->kv.dev ? 2 : 1;
 }
 
 bool run_gathers(const struct run *r)

@@ -29,7 +29,7 @@ struct recipe {
     int64_t weight_bits, weight_group;
     double damp;
     bool act_order;
-    int kv_method, key_stage, rotate;
+    int kv_method, kv_init, key_stage, rotate;
     int64_t kv_bits, kv_group, window, sink;
     bool past_only, learn;
     int64_t activation_bits;

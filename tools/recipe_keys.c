@@ -61,6 +61,8 @@ const struct recipe_key recipe_key[] = {
      .why = "first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
      .why = "learn shift and smoothing; false keeps their start values"},
+    {"kv.init", KEY_CHOICE, AT(kv_init), "paper", .choices = "paper|search",
+     .why = "where the smoothing starts: paper, the square root of a channel's width; search, of its powers the one of least error in the cache on the samples"},
     {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none|v|k|kv",
      .why = "turn values, keys or both by a Hadamard matrix inside a head before they are quantized; head_dim a power of two"},
 

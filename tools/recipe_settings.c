@@ -43,6 +43,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .weights_init = (enum start_values)r->weight_init,
         .gptq = {.damp = r->damp, .act_order = r->act_order},
         .kv = recipe_kv_spec(r),
+        .kv_init = (enum start_values)r->kv_init,
         .act_bits = (int)r->activation_bits,
         .crr_blocks = r->crr_blocks,
         .crr_terms = (enum crr_terms)r->crr_terms,

@@ -88,6 +88,19 @@ static enum err attend(struct block_acts *x, const struct arch *a,
     return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, &kq, &vq, &mask, attn_scale(a));
 }
 
+struct tensor block_keys(const struct block_acts *acts, const struct arch *a,
+                         const struct kv_spec *kv)
+{
+    const int64_t H = a->n_heads * a->head_dim, C = a->n_kv * a->head_dim;
+    return kv->key_stage == KEY_PRE_ROPE ? acts->k_pre : tensor_cols(acts->qkv, H, C);
+}
+
+struct tensor block_values(const struct block_acts *acts, const struct arch *a)
+{
+    const int64_t H = a->n_heads * a->head_dim, C = a->n_kv * a->head_dim;
+    return tensor_cols(acts->qkv, H + C, C);
+}
+
 /* --- rows --------------------------------------------------------------------------- */
 
 static struct tensor from(struct tensor x, int64_t first)

@@ -82,6 +82,12 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
                             const struct block_kv *kv, const struct tensor *out,
                             const struct tensor *x, int64_t first);
 
+/* What forward left, in full precision: keys as kv quantizes them, and values. Views,
+ * [T,K*d] act. */
+struct tensor block_keys(const struct block_acts *acts, const struct arch *a,
+                         const struct kv_spec *kv);
+struct tensor block_values(const struct block_acts *acts, const struct arch *a);
+
 /* dx [T,D] F32 from dout [T,D] F32 through a full-precision block; dx may be dout. */
 enum err block_backward(struct block_acts *acts, struct block_scratch *s,
                         const struct arch *a, const struct block_weights *w,

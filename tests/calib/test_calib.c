@@ -173,6 +173,9 @@ static void vary_weights(struct calib_settings *s, int which)
         s->weights.method = WEIGHT_GPTQ, s->weights.round = ROUND_LEARNED;
         s->gptq.damp = 0.01;
         break;
+    case 29:
+        s->kv_init = INIT_SEARCH, s->kv.bits = 2;
+        break;
     default:
         s->weights_init = INIT_SEARCH;
         break;
@@ -240,7 +243,7 @@ static void vary(struct calib_settings *s, int which)
         break;
     }
 }
-#define N_VARIANTS 29
+#define N_VARIANTS 30
 
 static void test_every_switch(void **state)
 {
@@ -301,7 +304,8 @@ static struct calib_settings resume_case(int which)
     if (which == 1)
         s.crr_blocks = 0, s.act = DT_BF16, s.schedule = SCHEDULE_COSINE;
     if (which == 2)
-        s.crr_blocks = 5, s.weights.method = WEIGHT_RTN, s.kv.key_stage = KEY_PRE_ROPE;
+        s.crr_blocks = 5, s.weights.method = WEIGHT_RTN, s.kv.key_stage = KEY_PRE_ROPE,
+        s.kv_init = INIT_SEARCH;
     if (which == 3)
         s.weights.method = WEIGHT_RTN, s.kv.learn = false;
     if (which == 4)

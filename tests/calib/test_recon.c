@@ -4,6 +4,7 @@
  * that come from a block's own keys and values. */
 #include "calib/recon.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 #include "tests/calib/calib_fixture.h"
 
 #include <math.h>
@@ -45,7 +46,7 @@ static void chain_open(struct chain *c, int which, const struct calib_settings *
     must(fakequant_open(&c->f, c->dev, &c->fixture.arch, s));
     must(recon_open(&c->r, c->dev, &c->fixture.arch, s));
     must(fakequant_load(&c->f, &c->fixture.blocks[block], block));
-    must(fakequant_start(&c->f, NULL, NULL, NULL, NULL));
+    must(fakequant_start(&c->f, NULL, NULL, NULL, NULL, NULL));
     must(fakequant_apply(&c->f));
     c->input = draw_state(c, &rng, 1);
     for (int j = 0; j < 3; j++)
@@ -155,24 +156,78 @@ static void test_loss_is_one_number(void **state)
  * simulation. */
 static void ranges(float *mn, float *mx, const float *x, int64_t rows, int64_t C)
 {
-    for (int64_t c = 0; c < C; c++)
+    for (int64_t c = 0; c < C; c++) {
+        mn[c] = INFINITY;
+        mx[c] = -INFINITY;
         for (int64_t t = 0; t < rows; t++) {
-            mn[c] = fminf(t ? mn[c] : INFINITY, x[t * C + c]);
-            mx[c] = fmaxf(t ? mx[c] : -INFINITY, x[t * C + c]);
+            mn[c] = fminf(mn[c], x[t * C + c]);
+            mx[c] = fmaxf(mx[c], x[t * C + c]);
         }
+    }
+}
+
+/* s [C] of an exponent, by its definition. */
+static void smoothing(double *s, const float *mn, const float *mx, int64_t C, double alpha)
+{
+    double mean = 0;
+    for (int64_t c = 0; c < C; c++)
+        mean += alpha * log((mx[c] - mn[c]) / 2) / (double)C;
+    for (int64_t c = 0; c < C; c++)
+        s[c] = pow((mx[c] - mn[c]) / 2, alpha) / exp(mean);
+}
+
+/* Squared error of groups of a row that share scale and minimum. */
+static double row_error(const float *x, const double *s, const float *mn, const float *mx,
+                        int64_t n, int bits)
+{
+    float lo = INFINITY, hi = -INFINITY;
+    double sum = 0;
+    for (int64_t c = 0; c < n; c++) {
+        const float xt = quant_kv_in(x[c], (float)s[c], (mn[c] + mx[c]) / 2);
+        lo = fminf(lo, xt);
+        hi = fmaxf(hi, xt);
+    }
+    const float h = f16_to_f32(quant_kv_scale(lo, hi, bits));
+    const float m = f16_to_f32(quant_kv_min(lo));
+    for (int64_t c = 0; c < n; c++) {
+        const float delta = (mn[c] + mx[c]) / 2, xt = quant_kv_in(x[c], (float)s[c], delta);
+        const uint8_t q = quant_kv_code(xt, h, m, bits);
+        const double e = (double)quant_kv_out(q, h, m, (float)s[c], delta) - (double)x[c];
+        sum += e * e;
+    }
+    return sum;
+}
+
+/* The exponent of 0, 1/8 .. 1 whose x^ are nearest. */
+static double best_alpha(const float *x, int64_t rows, int64_t C, int64_t group, int bits)
+{
+    float mn[64] = {0}, mx[64] = {0};
+    double s[64], least = INFINITY, best = 0;
+    ranges(mn, mx, x, rows, C);
+    for (int i = 0; i <= 8; i++) {
+        double error = 0;
+        smoothing(s, mn, mx, C, i / 8.0);
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t c = 0; c < C; c += group)
+                error += row_error(x + t * C + c, s + c, mn + c, mx + c, group, bits);
+        if (error < least) {
+            least = error;
+            best = i / 8.0;
+        }
+    }
+    return best;
 }
 
 static void check_start(const char *what, const float *s, const float *delta,
-                        const float *x, int64_t rows, int64_t C)
+                        const float *x, int64_t rows, int64_t C, double alpha)
 {
-    float mn[64], mx[64];
-    double mean = 0;
+    float mn[64] = {0}, mx[64] = {0};
+    double smooth[64];
     assert_true(C <= 64);
     ranges(mn, mx, x, rows, C);
-    for (int64_t c = 0; c < C; c++)
-        mean += 0.5 * log((mx[c] - mn[c]) / 2) / (double)C;
+    smoothing(smooth, mn, mx, C, alpha);
     for (int64_t c = 0; c < C; c++) {
-        const double width = (mx[c] - mn[c]) / 2, want = sqrt(width) / exp(mean);
+        const double width = (mx[c] - mn[c]) / 2, want = smooth[c];
         if (!(fabs(delta[c] - (mx[c] + mn[c]) / 2) <= 1e-5 * width) ||
             !(fabs(s[c] - want) <= 1e-5 * want))
             fail_msg("%s, channel %d: s %g, want %g; delta %g, want %g", what, (int)c, s[c],
@@ -180,36 +235,52 @@ static void check_start(const char *what, const float *s, const float *delta,
     }
 }
 
+/* Two bits, so that the exponents of least error differ from the paper's. */
+static void check_starts(int which, enum start_values init)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    int32_t tokens[64];
+    s.kv_init = init;
+    s.kv.bits = 2;
+    fixture_open(&f, tiny_arch(which, 2), 22);
+    const int64_t T = s.seqlen, C = f.arch.n_kv * f.arch.head_dim;
+    float *k = NULL, *v = NULL;
+    must(mem_alloc(&k, (size_t)(f.arch.n_layers * s.samples * T * C), sizeof(*k)));
+    must(mem_alloc(&v, (size_t)(f.arch.n_layers * s.samples * T * C), sizeof(*v)));
+    struct dev *d = open_dev("ref");
+    const struct model_run run = {
+        .dev = d, .arch = &f.arch, .src = &f.source, .act = DT_F32};
+    tiny_tokens(tokens, &s, &f.arch);
+    /* layer 0 of a sample lands in its place, layer 1 is overwritten by the next */
+    for (int64_t i = 0; i < s.samples; i++)
+        must(model_kv(&run, tokens + i * T, T, k + i * T * C, v + i * T * C));
+    s.kv.learn = false;
+    memory_io_open(&m);
+    must(calib_run(d, &f.arch, &f.source, &s, tokens, 0, &m.io));
+    const struct block_quant *q = &m.block[0];
+    const int64_t rows = s.samples * T, group = kv_group(f.arch.head_dim, s.kv.group_size);
+    double alpha[2] = {0.5, 0.5};
+    if (init == INIT_SEARCH) {
+        alpha[0] = best_alpha(k, rows, C, group, s.kv.bits);
+        alpha[1] = best_alpha(v, rows, C, group, s.kv.bits);
+        assert_true(alpha[0] != 0.5 || alpha[1] != 0.5);
+    }
+    check_start("keys", q->k_scale, q->k_shift, k, rows, C, alpha[0]);
+    check_start("values", q->v_scale, q->v_shift, v, rows, C, alpha[1]);
+    memory_io_close(&m);
+    dev_close(&d);
+    fixture_close(&f);
+    mem_free(k);
+    mem_free(v);
+}
+
 static void test_start_values(void **state)
 {
     for (int which = 0; which < 2; which++) {
-        struct fixture f;
-        struct memory_io m;
-        struct calib_settings s = tiny_settings();
-        int32_t tokens[64];
-        fixture_open(&f, tiny_arch(which, 2), 22);
-        const int64_t T = s.seqlen, C = f.arch.n_kv * f.arch.head_dim;
-        float *k = NULL, *v = NULL;
-        must(mem_alloc(&k, (size_t)(f.arch.n_layers * s.samples * T * C), sizeof(*k)));
-        must(mem_alloc(&v, (size_t)(f.arch.n_layers * s.samples * T * C), sizeof(*v)));
-        struct dev *d = open_dev("ref");
-        const struct model_run run = {
-            .dev = d, .arch = &f.arch, .src = &f.source, .act = DT_F32};
-        tiny_tokens(tokens, &s, &f.arch);
-        /* layer 0 of a sample lands in its place, layer 1 is overwritten by the next */
-        for (int64_t i = 0; i < s.samples; i++)
-            must(model_kv(&run, tokens + i * T, T, k + i * T * C, v + i * T * C));
-        s.kv.learn = false;
-        memory_io_open(&m);
-        must(calib_run(d, &f.arch, &f.source, &s, tokens, 0, &m.io));
-        const struct block_quant *q = &m.block[0];
-        check_start("keys", q->k_scale, q->k_shift, k, s.samples * T, C);
-        check_start("values", q->v_scale, q->v_shift, v, s.samples * T, C);
-        memory_io_close(&m);
-        dev_close(&d);
-        fixture_close(&f);
-        mem_free(k);
-        mem_free(v);
+        check_starts(which, INIT_PAPER);
+        check_starts(which, INIT_SEARCH);
     }
 }
 
@@ -227,7 +298,7 @@ static void test_still_channels(void **state)
     fixture_open(&model, a, 23);
     must(fakequant_open(&f, d, &a, &s));
     must(fakequant_load(&f, &model.blocks[0], 0));
-    must(fakequant_start(&f, mn, mx, still, still));
+    must(fakequant_start(&f, mn, mx, still, still, NULL));
     must(fakequant_apply(&f));
     must(fakequant_export(&f, &q));
     /* widths 1 and 4: log s = 0 and log 2, minus their mean */

@@ -141,7 +141,7 @@ static void test_every_projection_by_its_own_input(void **state)
     fixture_open(&model, tiny_arch(1, 1), 46);
     must(fakequant_open(&f, d, &model.arch, &s));
     must(fakequant_load(&f, &model.blocks[0], 0));
-    must(fakequant_start(&f, NULL, NULL, NULL, NULL));
+    must(fakequant_start(&f, NULL, NULL, NULL, NULL, NULL));
     must(search_open(&k, d, &model.arch, &s));
 
     struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.n2, &acts.m};

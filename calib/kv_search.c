@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/kv_search.h"
+
+#include "calib/model/carve.h"
+#include "kernels/base/mem.h"
+
+#include <math.h>
+
+static float grid(int i)
+{
+    return (float)i / (KV_SEARCH_GRID - 1);
+}
+
+static void layout(struct kv_search *k, struct carve *c, const struct arch *a)
+{
+    const int64_t C = a->n_kv * a->head_dim;
+    for (int side = KV_K; side <= KV_V; side++) {
+        for (int i = 0; i < KV_SEARCH_GRID; i++)
+            k->s[side][i] = carve_1d(c, DT_F32, C);
+        k->delta[side] = carve_1d(c, DT_F32, C);
+    }
+}
+
+size_t kv_search_bytes(const struct arch *a)
+{
+    struct kv_search k;
+    struct carve c = {0};
+    layout(&k, &c, a);
+    return c.used;
+}
+
+enum err kv_search_open(struct kv_search *k, struct dev *d, const struct arch *a)
+{
+    *k = (struct kv_search){.dev = d, .arch = a};
+    TRY(dev_alloc(d, &k->memory, kv_search_bytes(a)));
+    struct carve c = {.base = k->memory};
+    layout(k, &c, a);
+    return OK;
+}
+
+void kv_search_close(struct kv_search *k)
+{
+    if (k->dev)
+        dev_free(k->dev, k->memory);
+    *k = (struct kv_search){0};
+}
+
+void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_t n,
+               float alpha)
+{
+    double sum = 0, least = INFINITY;
+    int64_t moving = 0;
+    for (int64_t c = 0; c < n; c++) {
+        delta[c] = mx[c] / 2 + mn[c] / 2;
+        const double width =
+            fmax((double)mx[c] - (double)delta[c], (double)delta[c] - (double)mn[c]);
+        ls[c] = width > 0 ? (float)((double)alpha * log(width)) : NAN;
+        if (!(width > 0))
+            continue;
+        sum += (double)ls[c];
+        least = fmin(least, (double)ls[c]);
+        moving++;
+    }
+    const double mean = moving ? sum / (double)moving : 0;
+    for (int64_t c = 0; c < n; c++)
+        ls[c] = moving ? (float)((isnan(ls[c]) ? least : (double)ls[c]) - mean) : 0;
+}
+
+/* s of every alpha, and delta, by way of host [2 C]. */
+static enum err begin_side(struct kv_search *k, int side, const float *mn, const float *mx,
+                           float *host)
+{
+    const int64_t C = tensor_count(&k->delta[side]);
+    const size_t bytes = (size_t)C * sizeof(*host);
+    for (int i = 0; i < KV_SEARCH_GRID; i++) {
+        kv_smooth(host, host + C, mn, mx, C, grid(i));
+        for (int64_t c = 0; c < C; c++)
+            host[c] = expf(host[c]);
+        TRY(dev_upload(k->dev, k->s[side][i].data, host, bytes));
+        TRY(dev_sync(k->dev));
+        k->error[side][i] = 0;
+    }
+    TRY(dev_upload(k->dev, k->delta[side].data, host + C, bytes));
+    return dev_sync(k->dev);
+}
+
+enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
+                         const float *const mx[2])
+{
+    float *host = NULL;
+    enum err err = mem_alloc(&host, 2 * (size_t)tensor_count(&k->delta[0]), sizeof(*host));
+    for (int side = KV_K; side <= KV_V && !err; side++)
+        err = begin_side(k, side, mn[side], mx[side], host);
+    mem_free(host);
+    return err;
+}
+
+/* y: room for the quantized x, both [T,K*d]. */
+static enum err add_side(struct kv_search *k, int side, struct kv_format f,
+                         const struct tensor *y, const struct tensor *x)
+{
+    const struct tensor to = tensor_heads(*y, k->arch->n_kv);
+    const struct tensor from = tensor_heads(*x, k->arch->n_kv);
+    const int64_t group = kv_group(k->arch->head_dim, f.group_size);
+    double loss;
+    for (int i = 0; i < KV_SEARCH_GRID && f.bits < 16; i++) {
+        TRY(dev_kvq(k->dev, &to, &from, &k->s[side][i], &k->delta[side], f.bits, group));
+        TRY(dev_loss(k->dev, &loss, NULL, y, x, LOSS_MSE, 1, false));
+        k->error[side][i] += loss;
+    }
+    return OK;
+}
+
+enum err kv_search_add(struct kv_search *k, const struct block_acts *x,
+                       const struct block_kv *kv)
+{
+    const struct tensor keys = block_keys(x, k->arch, &kv->spec);
+    const struct tensor values = block_values(x, k->arch);
+    TRY(add_side(k, KV_K, kv_format(&kv->spec, kv->layer, KV_K), &x->kq, &keys));
+    return add_side(k, KV_V, kv_format(&kv->spec, kv->layer, KV_V), &x->vq, &values);
+}
+
+void kv_search_finish(float alpha[2], const struct kv_search *k)
+{
+    for (int side = KV_K; side <= KV_V; side++) {
+        int best = (KV_SEARCH_GRID - 1) / 2;
+        for (int i = 0; i < KV_SEARCH_GRID; i++)
+            if (k->error[side][i] < k->error[side][best])
+                best = i;
+        alpha[side] = grid(best);
+    }
+}
