@@ -24,9 +24,9 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "max-ppl-increase", .arg = "PERCENT",
      .offset = offsetof(struct args, max_increase),
      .help = "Fewest bits with at most this much more perplexity than full precision, as in 2%"},
-    {OPT_FLAG, .name = "per-layer", .offset = offsetof(struct args, per_layer),
-     .help = "With --max-bits: bits and group sizes for every projection and cache by itself, "
-             "not for each kind in all layers together"},
+    {OPT_FLAG, .name = "per-kind", .offset = offsetof(struct args, per_kind),
+     .help = "With --max-bits: mixes have one format for a kind of projection or cache in all "
+             "layers together, not one for every layer's"},
     {OPT_FLAG, .name = "uniform", .offset = offsetof(struct args, uniform),
      .help = "With --max-bits: one group size for all weights and one for the cache, no "
              "mixes"},
@@ -63,8 +63,8 @@ static enum err read_goal(struct tune *t)
             "want one goal: --max-bits BITS or --max-ppl-increase PERCENT");
     FAIL_IF(a->max_increase && a->max_kv_bits > 0, ERR_USAGE,
             "--max-kv-bits goes with --max-bits");
-    FAIL_IF((a->max_increase || a->uniform) && a->per_layer, ERR_USAGE,
-            "--per-layer goes with --max-bits, and not with --uniform");
+    FAIL_IF((a->max_increase || a->uniform) && a->per_kind, ERR_USAGE,
+            "--per-kind goes with --max-bits, and not with --uniform");
     t->max_bits = a->max_bits;
     t->max_kv_bits = a->max_kv_bits;
     if (!a->max_increase)
@@ -361,8 +361,9 @@ const struct command cmd_tune = {
         "--config and --set. With --max-bits the finest group sizes within the bound are "
         "tried, the next coarser of each, and mixes: one pass over the text estimates what "
         "every format costs in every projection and cache, and of all choices of bits and "
-        "group size per kind of layer (--per-layer: for each layer by itself) within the "
-        "bound the one with the least estimate is tried. With --max-ppl-increase it starts "
+        "group size for every layer's projections and cache (--per-kind: for all layers "
+        "together) within the bound the one with the least estimate is tried. With "
+        "--max-ppl-increase it starts "
         "from the coarsest group sizes and takes the step that wins more for a bit.\n\n"
         "  wkvq tune SmolLM2-135M --max-bits 4.3 --data wiki.train.raw \\\n"
         "      --eval wiki.valid.raw -o smol.yaml\n"

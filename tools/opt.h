@@ -35,7 +35,7 @@ struct args {
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer;
     const char *batch, *length; /* lists */
-    bool plan, keep_state, keep, force, decode, stats, memory_table, per_layer, uniform;
+    bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform;
     int64_t limit;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
     int64_t parallel, samples, epochs, blocks, layers, steps, threads, logit_tokens;

@@ -224,7 +224,7 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                               .formats = w,
                               .loss = s->weight,
                               .kinds = N_LIN,
-                              .per_layer = t->args->per_layer,
+                              .per_layer = !t->args->per_kind,
                               .elements = arch_block_params(a) * a->n_layers,
                               .cost = weight_cost};
     struct problem kv = {.of = MIX_KV,
@@ -232,7 +232,7 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                          .formats = k,
                          .loss = s->kv,
                          .kinds = KV_SIDES,
-                         .per_layer = t->args->per_layer,
+                         .per_layer = !t->args->per_kind,
                          .elements = KV_SIDES * a->n_kv * a->head_dim * a->n_layers,
                          .cost = kv_cost};
     TRY(find_mix(&t->weights.mix, &weights, max_bits));

@@ -372,7 +372,7 @@ def check_recommended(f, config, best):
 
 
 def test_tune_by_bits(f):
-    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json",
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json", "--per-kind",
                "--set", "calibration.samples=99", *TUNE]
     done = f.run(command)
     trials = json.loads(done.stdout)
@@ -388,13 +388,13 @@ def test_tune_by_bits(f):
     again = f.run(command)
     assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
     assert "what formats cost" not in again.stderr  # the pass is not made twice
-    alone = json.loads(f.run(command + ["--uniform"]).stdout)
+    alone = json.loads(f.run([c for c in command if c != "--per-kind"] + ["--uniform"]).stdout)
     assert [t["name"] for t in alone] == [t["name"] for t in trials if not t["weights_mixed"] and not t["kv_mixed"]]
 
 
 def test_tune_layers(f):
     """Each layer by itself; an estimate that was damaged is made again."""
-    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json", "--per-layer",
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json",
                "--set", "calibration.samples=99", *TUNE]
     trials = json.loads(f.run(command).stdout)
     (mixed,) = {t["weights_mixed"] for t in trials if t["weights_mixed"]}
@@ -414,7 +414,7 @@ def test_tune_layers(f):
 
 
 def test_tune_refuses(f):
-    for more, wanted in ((["--uniform", "--per-layer"], "--per-layer"),
+    for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is what is searched for")):
         done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
         assert wanted in done.stderr, done.stderr
