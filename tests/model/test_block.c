@@ -287,8 +287,8 @@ static void compare_kinds(enum dtype act, double bound)
     blocks.method = KV_CHANNEL;
     compare_devices(a, 37, act, &blocks, bound);
     struct mix *mixed[2];
-    must(mix_parse(&mixed[0], MIX_KV, "k=16, v=7:4", ERR_USAGE, "test"));
-    must(mix_parse(&mixed[1], MIX_KV, "k=7:16, v=16", ERR_USAGE, "test"));
+    must(mix_parse(&mixed[0], MIX_KV, "k=16, v=8:4", ERR_USAGE, "test"));
+    must(mix_parse(&mixed[1], MIX_KV, "k=8:16, v=16", ERR_USAGE, "test"));
     for (int i = 0; i < 2; i++) {
         spec.mixed = blocks.mixed = mixed[i];
         compare_devices(a, 37, act, &spec, bound);
