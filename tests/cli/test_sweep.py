@@ -349,7 +349,7 @@ def test_shipped_sweeps_are_read(f):
                       "-o", "shipped", "--plan"])
         assert "left out" not in plan.stderr, plan.stderr
         cells[file.stem] = len(plan.stdout.splitlines())
-    assert cells == {"ablation": 13, "activations": 6, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
+    assert cells == {"ablation": 13, "activations": 6, "best": 12, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
 
 
 def quantize_as_tuned(f, config, trial):
