@@ -12,13 +12,23 @@ const char *const lin_module[N_LIN] = {
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
 
-struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin)
+/* The rule for a layer's kind, or what holds for all others. */
+static struct mix_format format_of(const struct mix *mixed, int64_t layer, int kind,
+                                   struct mix_format others)
 {
     struct mix_format f;
-    if (!mix_find(&f, w->mixed, layer, lin))
-        return (struct lin_format){w->bits, w->group_size};
-    return (struct lin_format){f.bits,
-                               f.group_size == MIX_NO_GROUP ? w->group_size : f.group_size};
+    if (!mix_find(&f, mixed, layer, kind))
+        return others;
+    if (f.group_size == MIX_NO_GROUP)
+        f.group_size = others.group_size;
+    return f;
+}
+
+struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin)
+{
+    const struct mix_format others = {w->bits, w->group_size};
+    const struct mix_format f = format_of(w->mixed, layer, lin, others);
+    return (struct lin_format){f.bits, f.group_size};
 }
 
 bool weight_quantizes(const struct weight_spec *w)
@@ -36,11 +46,9 @@ bool weight_quantizes_layer(const struct weight_spec *w, int64_t layer)
 
 struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side side)
 {
-    struct mix_format f;
-    if (!mix_find(&f, kv->mixed, layer, side))
-        return (struct kv_format){kv->bits, kv->group_size};
-    return (struct kv_format){f.bits,
-                              f.group_size == MIX_NO_GROUP ? kv->group_size : f.group_size};
+    const struct mix_format others = {kv->bits, kv->group_size};
+    const struct mix_format f = format_of(kv->mixed, layer, side, others);
+    return (struct kv_format){f.bits, f.group_size};
 }
 
 bool kv_quantizes(const struct kv_spec *kv)
