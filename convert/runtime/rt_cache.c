@@ -231,23 +231,6 @@ struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer,
                : (struct rt_channels){b->v_scale + kh * c->d, b->v_shift + kh * c->d};
 }
 
-/* Codes and pair (h at 0, m at to_m) of channels [begin, end) of a head. */
-static void pack_group(uint8_t *codes, uint16_t *pair, int64_t to_m, const float *x,
-                       struct rt_channels ch, int64_t begin, int64_t end, int bits)
-{
-    float mn = quant_kv_in(x[begin], ch.s[begin], ch.delta[begin]), mx = mn;
-    for (int64_t i = begin + 1; i < end; i++) {
-        const float xt = quant_kv_in(x[i], ch.s[i], ch.delta[i]);
-        mn = xt < mn ? xt : mn;
-        mx = xt > mx ? xt : mx;
-    }
-    pair[0] = quant_kv_scale(mn, mx, bits);
-    pair[to_m] = quant_kv_min(mn);
-    const float h = f16_to_f32(pair[0]), m = f16_to_f32(pair[to_m]);
-    for (int64_t i = begin; i < end; i++)
-        codes[i] = quant_kv_code(quant_kv_in(x[i], ch.s[i], ch.delta[i]), h, m, bits);
-}
-
 static void pack_head(struct rt_cache *c, struct cell e, const float *x)
 {
     const struct rt_plane *p = e.plane;
@@ -258,7 +241,8 @@ static void pack_head(struct rt_cache *c, struct cell e, const float *x)
         const int64_t begin = g * p->group;
         const int64_t end = c->d - begin < p->group ? c->d : begin + p->group;
         uint16_t *pair = pair_at(c, e, g, &to_m);
-        pack_group(codes, pair, to_m, x, ch, begin, end, p->bits);
+        c->kern->kv->pack(codes + begin, pair, pair + to_m, x + begin, ch.s + begin,
+                          ch.delta + begin, end - begin, p->bits);
     }
     bitpack_row(row, codes, c->d, p->bits);
     put_codes(c, e, row);

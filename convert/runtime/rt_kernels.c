@@ -70,7 +70,7 @@ static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
     return f;
 }
 
-/* y[0..n) of n rows of `in` weights. */
+/* y[0..n) of n rows, 4 or 1, of `in` weights. */
 INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
                        const float *x, int64_t in)
 {
@@ -78,6 +78,7 @@ INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int
     const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / LINE;
     const uint8_t *ahead = w;
     vf s[4][2] = {{{0}}};
+    float total[4];
     int64_t c = 0;
     for (; c + 2 * VL <= in; c += 2 * VL) {
         ahead = ask_ahead(ahead, lines);
@@ -88,12 +89,14 @@ INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int
             s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
         }
     }
-#pragma GCC unroll 4
+    /* one row is added up as four are, so that it has the same sum among others */
+    sum_of_four(total, s[0][0] + s[0][1], s[1][0] + s[1][1], s[2][0] + s[2][1],
+                s[3][0] + s[3][1]);
     for (int i = 0; i < n; i++) {
         float tail = 0;
         for (int64_t k = c; k < in; k++)
             tail += value_as(w + i * row, k, t) * x[k];
-        y[i] = sum(s[i][0] + s[i][1]) + tail;
+        y[i] = total[i] + tail;
     }
 }
 
@@ -136,12 +139,46 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
  * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is parted alike, k by k. */
 #define BLOCK (8 * VL)
 
+/* out [8][VL]: the k-th vector has columns k, k + 8, ... of 8 VL columns. Three times even
+ * places go before odd ones, which brings the lowest three bits of a column's number to the
+ * front. */
+#if defined(__AVX512F__)
+static inline void part_block(float *out, const float *x)
+{
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    __m512 a[8], b[8];
+    for (int i = 0; i < 8; i++)
+        a[i] = _mm512_loadu_ps(x + i * VL);
+#pragma GCC unroll 3
+    for (int stage = 0; stage < 3; stage++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            b[i] = _mm512_permutex2var_ps(a[2 * i], even, a[2 * i + 1]);
+            b[i + 4] = _mm512_permutex2var_ps(a[2 * i], odd, a[2 * i + 1]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            a[i] = b[i];
+    }
+    for (int i = 0; i < 8; i++)
+        _mm512_storeu_ps(out + i * VL, a[i]);
+}
+#else
+static inline void part_block(float *out, const float *x)
+{
+    for (int k = 0; k < 8; k++)
+        for (int i = 0; i < VL; i++)
+            out[k * VL + i] = x[8 * i + k];
+}
+#endif
+
 static void part(float *parted, const float *x, int64_t n)
 {
     const int64_t whole = n / BLOCK * BLOCK;
     for (int64_t b = 0; b < whole; b += BLOCK)
-        for (int k = 0; k < 8; k++)
-            store(parted + b + k * VL, load_eighths(x + b + k));
+        part_block(parted + b, x + b);
     for (int64_t c = whole; c < rt_parted(n); c++) {
         const int64_t in = c % BLOCK, column = c - in + in % VL * 8 + in / VL;
         parted[c] = column < n ? x[column] : 0;
@@ -272,11 +309,11 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
         }
         scale_group(&total, &s0, &s1, h + g, r->h_stride);
     }
-    y[row] = sum(total.a);
-    y[row + 1] = sum(total.b);
     if (SHARE > 2) {
-        y[row + 2] = sum(total.c);
-        y[row + 3] = sum(total.d);
+        sum_of_four(y + row, total.a, total.b, total.c, total.d);
+    } else {
+        y[row] = sum(total.a);
+        y[row + 1] = sum(total.b);
     }
 }
 

@@ -105,6 +105,10 @@ struct rt_kv_kernels {
     void (*collect)(float *out, const float *acc, int64_t words);
     /* g = silu(g) u */
     void (*silu_gate)(float *g, const float *u, int64_t n);
+    /* A group of a key or value, n >= 1 channels: its codes, one a byte, and h and m in
+     * F16. */
+    void (*pack)(uint8_t *codes, uint16_t *h, uint16_t *m, const float *x, const float *s,
+                 const float *delta, int64_t n, int bits);
 };
 
 /* Floats of the sums of a group of `words` words, for any vector. */

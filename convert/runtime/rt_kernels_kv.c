@@ -6,6 +6,7 @@
  * the output. */
 #include "convert/runtime/rt_kernels.h"
 #include "convert/runtime/rt_vec.h"
+#include "kernels/tensor/quant.h"
 
 #include <math.h>
 
@@ -90,12 +91,69 @@ static void keys(float *score, const struct rt_folded *f, const uint8_t *codes,
     }
 }
 
-/* --- exponentials ------------------------------------------------------------------- */
+/* --- packing ------------------------------------------------------------------------ */
 
 static inline vf choose(vi where, vf yes, vf no)
 {
     return (vf)((where & (vi)yes) | (~where & (vi)no));
 }
+
+/* The definition's values (kernels/tensor/quant.h), bit for bit; VL channels at a time. */
+static inline vf quant_in(const float *x, const float *s, const float *delta)
+{
+    return (load(x) - load(delta)) / load(s);
+}
+
+static inline void least_and_most(float *mn, float *mx, const float *x, const float *s,
+                                  const float *delta, int64_t n)
+{
+    vf low = quant_in(x, s, delta), high = low;
+    float lane[2][VL];
+    for (int64_t i = VL; i + VL <= n; i += VL) {
+        const vf v = quant_in(x + i, s + i, delta + i);
+        low = choose((vi)(v < low), v, low);
+        high = choose((vi)(v > high), v, high);
+    }
+    store(lane[0], low);
+    store(lane[1], high);
+    *mn = lane[0][0];
+    *mx = lane[1][0];
+    for (int i = 1; i < VL; i++) {
+        *mn = lane[0][i] < *mn ? lane[0][i] : *mn;
+        *mx = lane[1][i] > *mx ? lane[1][i] : *mx;
+    }
+}
+
+static void pack(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const float *x,
+                 const float *s, const float *delta, int64_t n, int bits)
+{
+    const vf round = splat(12582912.0f); /* 1.5 2^23 */
+    const vf top = splat((float)((1 << bits) - 1));
+    const int64_t whole = n / VL * VL;
+    float mn = quant_kv_in(x[0], s[0], delta[0]), mx = mn;
+    if (whole)
+        least_and_most(&mn, &mx, x, s, delta, whole);
+    for (int64_t i = whole; i < n; i++) {
+        const float v = quant_kv_in(x[i], s[i], delta[i]);
+        mn = v < mn ? v : mn;
+        mx = v > mx ? v : mx;
+    }
+    *h_out = quant_kv_scale(mn, mx, bits);
+    *m_out = quant_kv_min(mn);
+    const float h = f16_to_f32(*h_out), m = f16_to_f32(*m_out);
+    for (int64_t i = 0; i < whole && h > 0; i += VL) {
+        const vf v = (quant_in(x + i, s + i, delta + i) - splat(m)) / splat(h);
+        const vf below =
+            choose((vi)(v < top), v, top); /* before rounding: its ends are whole */
+        const vf q = (choose((vi)(below > 0), below, splat(0)) + round) - round;
+        const vb b = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+        memcpy(codes + i, &b, sizeof(b));
+    }
+    for (int64_t i = h > 0 ? whole : 0; i < n; i++)
+        codes[i] = quant_kv_code(quant_kv_in(x[i], s[i], delta[i]), h, m, bits);
+}
+
+/* --- exponentials ------------------------------------------------------------------- */
 
 /* e^x for x <= 88, within 2 units in the last place; below 2^-126 it is 0. NaN stays. */
 static inline vf exp_of(vf x)
@@ -262,7 +320,7 @@ static void collect(float *out, const float *acc, int64_t words)
 #define NAME_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
     extern const struct rt_kv_kernels NAME_OF(isa);                                        \
-    const struct rt_kv_kernels NAME_OF(isa) = {keys,  weights, highest, scale,             \
-                                               times, values,  collect, silu_gate}
+    const struct rt_kv_kernels NAME_OF(isa) = {keys,   weights, highest,   scale, times,   \
+                                               values, collect, silu_gate, pack}
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

@@ -50,21 +50,6 @@ static inline vf load(const float *p)
     return v;
 }
 
-/* x[0], x[8], x[16] ... */
-static inline vf load_eighths(const float *x)
-{
-#if defined(__AVX512F__)
-    const __m512i lane =
-        _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
-    return (vf)_mm512_i32gather_ps(lane, x, 4);
-#else
-    vf v;
-    for (int i = 0; i < VL; i++)
-        v[i] = x[8 * i];
-    return v;
-#endif
-}
-
 static inline vf splat(float x)
 {
 #if defined(__AVX512F__)
@@ -87,6 +72,25 @@ static inline float sum(vf v)
         for (int i = 0; i < width; i++)
             s[i] += s[i + width];
     return s[0];
+#endif
+}
+
+/* y [4] = the sums of four vectors. */
+static inline void sum_of_four(float *y, vf a, vf b, vf c, vf d)
+{
+#if defined(__AVX512F__)
+    const __m512 wa = (__m512)a, wb = (__m512)b, wc = (__m512)c, wd = (__m512)d;
+    const __m512d ab = (__m512d)(_mm512_unpacklo_ps(wa, wb) + _mm512_unpackhi_ps(wa, wb));
+    const __m512d cd = (__m512d)(_mm512_unpacklo_ps(wc, wd) + _mm512_unpackhi_ps(wc, wd));
+    const __m512 abcd =
+        (__m512)_mm512_unpacklo_pd(ab, cd) + (__m512)_mm512_unpackhi_pd(ab, cd);
+    const __m256 half = _mm512_castps512_ps256(abcd) + _mm512_extractf32x8_ps(abcd, 1);
+    _mm_storeu_ps(y, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+#else
+    y[0] = sum(a);
+    y[1] = sum(b);
+    y[2] = sum(c);
+    y[3] = sum(d);
 #endif
 }
 

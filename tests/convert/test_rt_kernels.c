@@ -229,6 +229,37 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
         assert_true(x[i] == quant_kv_out(codes[i], 0.25f, -1.7f, s[i], delta[i]));
 }
 
+/* A group's codes and pair, bit for bit. One of its channels may lie far outside, and all
+ * may be alike. */
+static void check_pack(const struct rt_kernels *k, int64_t n, int bits, float spread,
+                       float far)
+{
+    static uint8_t codes[MAX + 1];
+    static float s[MAX], delta[MAX], x[MAX];
+    uint16_t h, m;
+    fill(s, n);
+    fill(delta, n);
+    fill(x, n);
+    for (int64_t i = 0; i < n; i++) {
+        s[i] = 0.1f + fabsf(s[i]);
+        x[i] = spread > 0 ? spread * x[i] : delta[i];
+    }
+    x[n / 2] += far;
+    codes[n] = 77;
+    k->kv->pack(codes, &h, &m, x, s, delta, n, bits);
+    float mn = INFINITY, mx = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        mn = fminf(mn, quant_kv_in(x[i], s[i], delta[i]));
+        mx = fmaxf(mx, quant_kv_in(x[i], s[i], delta[i]));
+    }
+    assert_int_equal(h, quant_kv_scale(mn, mx, bits));
+    assert_int_equal(m, quant_kv_min(mn));
+    for (int64_t i = 0; i < n; i++)
+        assert_int_equal(codes[i], quant_kv_code(quant_kv_in(x[i], s[i], delta[i]),
+                                                 f16_to_f32(h), f16_to_f32(m), bits));
+    assert_int_equal(codes[n], 77);
+}
+
 /* --- attention over packed keys and values ------------------------------------------ */
 
 #define ROWS 4
@@ -375,6 +406,12 @@ static void check_all(const struct rt_kernels *k)
     for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
         check_plain(k, lengths[i]);
         check_kv(k, lengths[i]);
+        for (int bits = 2; bits <= 8; bits++) {
+            check_pack(k, lengths[i], bits, 3, 0);
+            check_pack(k, lengths[i], bits, 1e-3f, 3e8f); /* h and m at their ends */
+            check_pack(k, lengths[i], bits, 1e-3f, -3e8f);
+            check_pack(k, lengths[i], bits, 0, 0);
+        }
         for (int64_t n = 1; n <= 14; n++)
             check_panel(k, lengths[i], n, 1 + n * 37 % RT_PANEL);
         check_panel(k, lengths[i], 13, RT_PANEL);
