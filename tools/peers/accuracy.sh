@@ -63,6 +63,20 @@ calibrated() {
 # The second argument of each: the weights are the file's, whatever those are, and the cache is quantized.
 cache_only() { row "$1" "$2" --simulate rtn --set weights.bits=16 --set kv.method=token "${@:3}"; }
 
+# Formats by layer from `wkvq tune`, which chooses on the last fifth of the text and calibrates its trials on the rest.
+tuned() {
+    local name=w4kv4-best-tuned lines
+    if [ ! -f "$work/$name.yaml" ]; then
+        lines=$(wc -l <"$train")
+        head -n $((lines * 4 / 5)) "$train" >"$work/most.raw"
+        tail -n +$((lines * 4 / 5 + 1)) "$train" >"$work/rest.raw"
+        timed $name "$WKVQ" tune "$model" -c "$here/../../configs/w4kv4-best.yaml" --max-bits 4.2 --max-kv-bits 4.5 \
+            --data "$work/most.raw" --eval "$work/rest.raw" -j "$THREADS" -o "$work/$name.yaml"
+        cp "$work/$name.log" "$work/$name.choice.log"
+    fi
+    calibrated $name -c "$work/$name.yaml"
+}
+
 ours() {
     row fp "$model"
     cache_only kv4 "$model"
@@ -75,6 +89,7 @@ ours() {
         --set calibration.seqlen=1024
     calibrated w4kv4-best -c "$here/../../configs/w4kv4-best.yaml"
     calibrated w4kv4 -c "$here/../../configs/w4kv4.yaml" "${samples[@]}"
+    tuned
 }
 
 autoround() {

@@ -29,6 +29,7 @@ ROWS = [
     ("gptq-kv4", "GPTQ, act-order", "token-wise", "gptq-kv4", "gptq-kv4"),
     ("w4kv4", "`configs/w4kv4.yaml`, 16 x 1024 x 4", "the same", "w4kv4", "w4kv4"),
     ("w4kv4-best", "`configs/w4kv4-best.yaml`", "the same", "w4kv4-best", "w4kv4-best"),
+    ("w4kv4-best-tuned", "the same, formats by layer (`wkvq tune`)", "by layer", "w4kv4-best-tuned", "w4kv4-best-tuned"),
     ("autoround", "AutoRound", "16 bit", "rtn-kv4", ""),
     ("autoround-kv4", "AutoRound", "token-wise", "rtn-kv4", "rtn-kv4"),
     ("autoround-kv4-rotated", "AutoRound", "token-wise, rotated", "rtn-kv4", "rtn-kv4"),
@@ -145,13 +146,13 @@ def cells_of(row, rows):
     return [row["weights"], row["cache"], *bits, perplexity, whole, f"{math.exp(mean_of(row['half'])):.3f}", loss, own, seconds]
 
 
-def print_verdict(rows):
-    """SELF's loss against that of each peer that quantizes weights and cache."""
-    if SELF not in rows:
+def print_verdict(rows, name):
+    """One row's loss against that of each peer that quantizes weights and cache."""
+    if name not in rows:
         return
-    mine = rows[SELF]
+    mine = rows[name]
     loss = paired(mine["half"], rows["fp"]["half"])[0]
-    print(f"\n{SELF} loses {loss:.4f} nats by second halves, at {mine['weight_bits']:.3f} + {mine['kv_bits']:.3f} bits. Against:\n")
+    print(f"\n{name} loses {loss:.4f} nats by second halves, at {mine['weight_bits']:.3f} + {mine['kv_bits']:.3f} bits. Against:\n")
     peers = [r for r in rows.values() if r["name"].startswith(("autoround-kv4", "gptq")) or "+q" in r["name"]]
     for r in sorted((r for r in peers if r["weight_bits"] < 16), key=lambda r: mean_of(r["half"])):
         other = paired(r["half"], rows[r["base"]]["half"])[0]
@@ -172,7 +173,8 @@ def accuracy(work):
     check_tokens(rows)
     print_table(["weights", "cache", "weight bits", "cache bits", "perplexity", "loss", "second half", "loss", f"less {SELF}'s",
                  "calibration, s (user s)"], [cells_of(r, rows) for r in rows.values()])
-    print_verdict(rows)
+    for name in (SELF, "w4kv4-best-tuned"):
+        print_verdict(rows, name)
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------------------
