@@ -42,11 +42,21 @@ static int cell_process(struct sweep *s, int i)
     return err; /* the parent reads the code itself */
 }
 
+/* Cells [0, end) that this execution is about. */
+static int wanted(const struct sweep *s, int end)
+{
+    int n = 0;
+    for (int i = 0; i < end; i++)
+        n += !s->run[i].idle;
+    return n;
+}
+
 static enum err start(struct crew *c, int i)
 {
     struct sweep *s = c->s;
     const pid_t parent = getpid();
-    log_info("cell %d of %d: %s", i + 1, s->plan.n_cells, s->plan.cell[i].name);
+    log_info("cell %d of %d: %s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
+             s->plan.cell[i].name);
     fflush(NULL);
     const pid_t pid = fork();
     FAIL_IF(pid < 0, ERR_IO, "cannot start a process: %s", strerror(errno));

@@ -385,6 +385,8 @@ def test_tune_by_bits(f):
     check_recommended(f, "b.yaml", best[0])
     quantize_as_tuned(f, "b.yaml", best[0])
     assert "what formats cost" in done.stderr
+    cells = len(trials) + 1  # and full precision
+    assert f"cell {cells} of {cells}: " in done.stderr, done.stderr
     again = f.run(command)
     assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
     assert "what formats cost" not in again.stderr  # the pass is not made twice
