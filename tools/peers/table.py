@@ -29,7 +29,8 @@ ROWS = [
     ("gptq-kv4", "GPTQ, act-order", "token-wise", "gptq-kv4", "gptq-kv4"),
     ("w4kv4", "`configs/w4kv4.yaml`, 16 x 1024 x 4", "the same", "w4kv4", "w4kv4"),
     ("w4kv4-best", "`configs/w4kv4-best.yaml`", "the same", "w4kv4-best", "w4kv4-best"),
-    ("w4kv4-best-tuned", "the same, formats by layer (`wkvq tune`)", "by layer", "w4kv4-best-tuned", "w4kv4-best-tuned"),
+    ("w4kv4-best-tuned", "the same, formats by layer (`wkvq tune`)", "the same", "w4kv4-best-tuned", "w4kv4-best-tuned"),
+    ("w4kv4-best-tuned-wide", "these formats, k = 0, 64 x 1024", "the same", "w4kv4-best-tuned-wide", "w4kv4-best-tuned-wide"),
     ("autoround", "AutoRound", "16 bit", "rtn-kv4", ""),
     ("autoround-kv4", "AutoRound", "token-wise", "rtn-kv4", "rtn-kv4"),
     ("autoround-kv4-rotated", "AutoRound", "token-wise, rotated", "rtn-kv4", "rtn-kv4"),
@@ -173,7 +174,7 @@ def accuracy(work):
     check_tokens(rows)
     print_table(["weights", "cache", "weight bits", "cache bits", "perplexity", "loss", "second half", "loss", f"less {SELF}'s",
                  "calibration, s (user s)"], [cells_of(r, rows) for r in rows.values()])
-    for name in (SELF, "w4kv4-best-tuned"):
+    for name in (SELF, "w4kv4-best-tuned", "w4kv4-best-tuned-wide"):
         print_verdict(rows, name)
 
 
