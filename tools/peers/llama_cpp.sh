@@ -77,8 +77,9 @@ perplexity() {
     [ -f "$dir/$2.gguf" ] || return 0
     LLAMA_ATTN_ROT_DISABLE=${4:+1} "$bin/llama-perplexity" -m "$dir/$2.gguf" -f "$1" -c 2048 -b 2048 --chunks 12 --ppl-output-type 1 \
         -fa on -ctk "$3" -ctv "$3" -t "${THREADS:-2}" >"$log.part" 2>&1 || fail "llama-perplexity failed: see $log.part"
+    grep -q 'Final estimate' "$log.part" || fail "llama-perplexity did not come to its end: see $log.part"
     mv "$log.part" "$log"
-    echo "${log##*/}: $(grep -o 'Final estimate.*' "$log" || tail -1 "$log")"
+    echo "${log##*/}: $(grep -o 'Final estimate.*' "$log")"
 }
 
 accuracy() {
