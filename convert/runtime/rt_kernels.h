@@ -105,8 +105,8 @@ struct rt_kv_kernels {
     void (*collect)(float *out, const float *acc, int64_t words);
     /* g = silu(g) u */
     void (*silu_gate)(float *g, const float *u, int64_t n);
-    /* A group of a key or value, n >= 1 channels: its codes, one a byte, and h and m in
-     * F16. */
+    /* A group of a key or value, x, s, delta [n], n >= 1: its codes [n] of 2 to 8 bits, one
+     * a byte, and its h and m, one F16 each. Values as in kernels/tensor/quant.h. */
     void (*pack)(uint8_t *codes, uint16_t *h, uint16_t *m, const float *x, const float *s,
                  const float *delta, int64_t n, int bits);
 };

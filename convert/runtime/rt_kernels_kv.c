@@ -141,15 +141,17 @@ static void pack(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const float *
     *h_out = quant_kv_scale(mn, mx, bits);
     *m_out = quant_kv_min(mn);
     const float h = f16_to_f32(*h_out), m = f16_to_f32(*m_out);
-    for (int64_t i = 0; i < whole && h > 0; i += VL) {
+    const int64_t divided = h > 0 ? whole : 0;
+    for (int64_t i = 0; i < divided; i += VL) {
         const vf v = (quant_in(x + i, s + i, delta + i) - splat(m)) / splat(h);
-        const vf below =
-            choose((vi)(v < top), v, top); /* before rounding: its ends are whole */
+        /* clamped before it is rounded: 0 and the highest code are whole, so it is the same
+         */
+        const vf below = choose((vi)(v < top), v, top);
         const vf q = (choose((vi)(below > 0), below, splat(0)) + round) - round;
         const vb b = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
         memcpy(codes + i, &b, sizeof(b));
     }
-    for (int64_t i = h > 0 ? whole : 0; i < n; i++)
+    for (int64_t i = divided; i < n; i++)
         codes[i] = quant_kv_code(quant_kv_in(x[i], s[i], delta[i]), h, m, bits);
 }
 
