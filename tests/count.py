@@ -1,14 +1,28 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Add up a meson test log: prints PASSED FAILED SKIPPED."""
+"""Add up a meson test log: prints PASSED FAILED SKIPPED, then of each test that failed its name and its output's end."""
 import json
 import sys
 
-counts = [0, 0, 0]
+LINES = 15  # of a failed test's output
+PASSED, FAILED, SKIPPED = range(3)
+
+
+def outcome(test):
+    """PASSED, FAILED or SKIPPED of a test's record."""
+    if test["result"] == "SKIP":
+        return SKIPPED
+    return PASSED if test["result"] in ("OK", "EXPECTEDFAIL") else FAILED
+
+
 with open(sys.argv[1]) as log:
-    for line in log:
-        result = json.loads(line)["result"]
-        counts[0 if result in ("OK", "EXPECTEDFAIL") else 2 if result == "SKIP" else 1] += 1
-if not sum(counts):
+    tests = [json.loads(line) for line in log]
+if not tests:
     sys.exit("no test ran")
-print(*counts)
+outcomes = [outcome(test) for test in tests]
+print(*(outcomes.count(kind) for kind in (PASSED, FAILED, SKIPPED)))
+for test, kind in zip(tests, outcomes):
+    if kind == FAILED:
+        print(f"{test['name']}: {test['result']} after {test['duration']:.0f} s")
+        said = test.get("stdout", "") + test.get("stderr", "")
+        print(*("    " + line for line in said.splitlines()[-LINES:]), sep="\n")
