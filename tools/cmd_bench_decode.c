@@ -249,7 +249,7 @@ static enum err open_decode(struct decode *b)
     if (a->pos.n < 2)
         TRY(open_made_up(b));
     else
-        TRY(artifact_open(&b->artifact, a->pos.item[1], false));
+        TRY(artifact_open(&b->artifact, a->pos.item[1], ARTIFACT_LOAD));
     const struct runtime_settings s = {
         .threads = threads, .max_tokens = a->depth + 1, .kv_bits = (int)a->kv_bits};
     TRY(runtime_open(&b->rt, b->artifact, &s));

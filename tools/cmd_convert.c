@@ -63,7 +63,7 @@ static enum err print_result(const struct args *a)
 {
     struct artifact *art = NULL;
     struct artifact_sizes m;
-    TRY(artifact_open(&art, a->out, false));
+    TRY(artifact_open(&art, a->out, 0));
     artifact_measure(&m, art);
     artifact_close(&art);
     if (!a->json) {

@@ -122,7 +122,7 @@ static enum err open_model(struct eval *e, const struct args *a)
         TRY(recipe_check_runtime(&j->recipe));
     if (is_artifact) {
         /* A figure from damaged weights would be believed. */
-        TRY(artifact_open(&e->artifact, j->model_dir, true));
+        TRY(artifact_open(&e->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
         TRY(job_open_model(j));

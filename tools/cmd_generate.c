@@ -78,7 +78,7 @@ static enum err open_generation(struct generation *g)
         FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: an empty text ends nothing");
     TRY(recipe_from_args(&g->recipe, a));
     TRY(recipe_check_runtime(&g->recipe));
-    TRY(artifact_open(&g->artifact, dir, false));
+    TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
     TRY(tokenizer_open(&g->tokenizer, dir));
     TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));
     FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");

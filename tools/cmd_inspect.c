@@ -243,7 +243,7 @@ static enum err inspect_artifact(const struct args *a, struct memory *mem)
     struct artifact *art = NULL;
     struct artifact_sizes m;
     json_t *manifest = NULL;
-    TRY(artifact_open(&art, a->pos.item[0], false));
+    TRY(artifact_open(&art, a->pos.item[0], 0));
     const char *text = artifact_manifest(art);
     TRY_OUT(json_parse(&manifest, text, strlen(text), "manifest.json"));
     artifact_measure(&m, art);

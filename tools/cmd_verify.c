@@ -44,7 +44,7 @@ static enum err read_text(struct job *j)
     struct artifact *art = NULL;
     if (!j->recipe.data.n)
         return OK;
-    TRY(artifact_open(&art, j->model_dir, false));
+    TRY(artifact_open(&art, j->model_dir, 0));
     j->arch = *artifact_arch(art);
     artifact_close(&art);
     return job_read_text(j);
@@ -55,7 +55,7 @@ static enum err open_state(struct state **s, const struct args *a)
     struct artifact *art = NULL;
     if (!a->state)
         return OK;
-    TRY(artifact_open(&art, a->pos.item[0], false));
+    TRY(artifact_open(&art, a->pos.item[0], 0));
     const enum err err = state_open_read(s, a->state, artifact_arch(art));
     artifact_close(&art);
     TRY(err);

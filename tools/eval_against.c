@@ -23,7 +23,7 @@ static enum err open_second(struct eval *b, const struct eval *a)
     TRY(recipe_from_args(&j->recipe, args));
     TRY(artifact_is(&artifact, j->model_dir));
     if (artifact) {
-        TRY(artifact_open(&b->artifact, j->model_dir, true));
+        TRY(artifact_open(&b->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(b->artifact);
         b->decode = a->decode;
         b->kv_bits = a->kv_bits;

@@ -143,7 +143,7 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
 {
     struct job *j = e->job;
     if (c->way == SWEEP_PACKED) {
-        TRY(artifact_open(&e->artifact, c->artifact, false));
+        TRY(artifact_open(&e->artifact, c->artifact, ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
         TRY(job_open_model(j));

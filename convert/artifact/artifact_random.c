@@ -130,7 +130,9 @@ enum err artifact_random(struct artifact **out, const struct arch *arch,
     TRY_OUT(mem_calloc(&a->block, (size_t)arch->n_layers, sizeof(*a->block)));
     TRY_OUT(mem_calloc(&a->unpacked, (size_t)arch->n_layers, sizeof(*a->unpacked)));
     lay_out(a, &p);
-    TRY_OUT(mem_calloc(&a->memory, p.used, 1));
+    TRY_OUT(mem_alloc(&a->memory, p.used, 1));
+    mem_want_huge(a->memory, p.used);
+    memset(a->memory, 0, p.used);
     p = (struct parts){.memory = a->memory};
     rng_seed(&p.rng, seed);
     lay_out(a, &p);

@@ -79,16 +79,40 @@ static bool is_tensor_file(const char *name)
     return n >= k && !strcmp(name + n - k, end);
 }
 
-static enum err open_files(struct artifact *a)
+typedef enum err open_fn(struct st_file **out, const char *path);
+
+/* Whether a copy of each tensor file leaves room for as much again. */
+static enum err have_room(bool *yes, const struct artifact *a)
 {
     const struct manifest *m = a->manifest;
+    uint64_t room = mem_available_bytes() / 2;
+    *yes = true;
+    for (size_t k = 0; k < m->n_files; k++) {
+        char *path = NULL;
+        if (!is_tensor_file(m->file[k].name))
+            continue;
+        TRY(file_join(&path, a->dir, m->file[k].name));
+        const int64_t size = file_size(path);
+        mem_free(path);
+        *yes = *yes && size >= 0 && (uint64_t)size <= room;
+        room -= *yes ? (uint64_t)size : 0;
+    }
+    return OK;
+}
+
+static enum err open_files(struct artifact *a, bool load)
+{
+    const struct manifest *m = a->manifest;
+    if (load)
+        TRY(have_room(&load, a));
+    open_fn *const open = load ? st_load : st_open;
     TRY(mem_calloc(&a->file, m->n_files, sizeof(struct st_file *)));
     for (size_t k = 0; k < m->n_files; k++) {
         char *path = NULL;
         if (!is_tensor_file(m->file[k].name))
             continue;
         TRY(file_join(&path, a->dir, m->file[k].name));
-        const enum err err = st_open(&a->file[k], path);
+        const enum err err = open(&a->file[k], path);
         mem_free(path);
         if (err)
             return err;
@@ -101,7 +125,7 @@ static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *
                             struct host_mat *head);
 static void source_release(void *ctx, int64_t i);
 
-enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
+enum err artifact_open(struct artifact **out, const char *dir, unsigned how)
 {
     enum err err = OK;
     struct artifact *a = NULL;
@@ -112,8 +136,8 @@ enum err artifact_open(struct artifact **out, const char *dir, bool check_crc)
     TRY_OUT(read_spec(a));
     TRY_OUT(hf_read_config(&a->arch, dir));
     TRY_OUT(check_spec(a));
-    TRY_OUT(open_files(a));
-    TRY_OUT(reader_check_manifest(a, check_crc));
+    TRY_OUT(open_files(a, how & ARTIFACT_LOAD));
+    TRY_OUT(reader_check_manifest(a, how & ARTIFACT_CHECK));
     TRY_OUT(reader_bind(a));
     TRY_OUT(mem_calloc(&a->unpacked, (size_t)a->arch.n_layers, sizeof(float *)));
     a->source = (struct model_source){a, source_block, source_ends, source_release};

@@ -31,9 +31,13 @@ struct artifact; /* opaque, read-only, safe to share between threads */
  * config.json; any other directory is just none. ERR_MEMORY, ERR_IO and ERR_USAGE where
  * that cannot be told. */
 enum err artifact_is(bool *yes, const char *dir);
-/* check_crc: every tensor's CRC against the manifest too. Errors: ERR_NOT_FOUND, ERR_FORMAT
- * with file and tensor. */
-enum err artifact_open(struct artifact **out, const char *dir, bool check_crc);
+/* Of artifact_open: every tensor's CRC against the manifest too; the tensors in memory, for
+ * who reads them again and again, if they are at most half of what the system could give.
+ */
+#define ARTIFACT_CHECK 1u
+#define ARTIFACT_LOAD 2u
+/* Errors: ERR_NOT_FOUND, ERR_FORMAT with file and tensor, ERR_MEMORY. */
+enum err artifact_open(struct artifact **out, const char *dir, unsigned how);
 void artifact_close(struct artifact **a);
 const struct arch *artifact_arch(const struct artifact *a);
 const struct weight_spec *artifact_weight_spec(const struct artifact *a);

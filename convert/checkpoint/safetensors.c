@@ -272,19 +272,30 @@ out:
     return err;
 }
 
-enum err st_open(struct st_file **out, const char *path)
+static enum err open_by(struct st_file **out, const char *path,
+                        enum err (*map)(struct file_map *out, const char *path))
 {
     enum err err = OK;
     struct st_file *f = NULL;
     TRY(mem_calloc(&f, 1, sizeof(*f)));
     TRY_OUT(mem_strdup(&f->path, path));
-    TRY_OUT(file_map_open(&f->map, path));
+    TRY_OUT(map(&f->map, path));
     TRY_OUT(parse(f));
     *out = f;
     return OK;
 out:
     st_close(&f);
     return err;
+}
+
+enum err st_open(struct st_file **out, const char *path)
+{
+    return open_by(out, path, file_map_open);
+}
+
+enum err st_load(struct st_file **out, const char *path)
+{
+    return open_by(out, path, file_map_load);
 }
 
 void st_close(struct st_file **pf)
@@ -344,13 +355,14 @@ uint64_t st_bytes(const struct st_file *f)
     return f->map.size;
 }
 
-/* Whole pages inside the tensor only: its neighbours may be in use. */
+/* Whole pages inside the tensor only: its neighbours may be in use. A loaded file has no
+ * other copy to come back from. */
 static void advise(const struct st_file *f, const struct st_tensor *t, int advice)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t at = (size_t)(t->data - f->map.data);
     const size_t first = (at + page - 1) / page * page, end = (at + t->bytes) / page * page;
-    if (first < end)
+    if (first < end && !f->map.loaded)
         (void)madvise((void *)(uintptr_t)(f->map.data + first), end - first, advice);
 }
 

@@ -24,6 +24,8 @@ struct st_file; /* opaque, read-only, safe to share between threads */
 /* Open and validate everything but the values. Errors: ERR_NOT_FOUND, ERR_FORMAT naming
  * file, tensor and byte offset. */
 enum err st_open(struct st_file **out, const char *path);
+/* The same from a copy in memory (file_map_load). ERR_MEMORY too. */
+enum err st_load(struct st_file **out, const char *path);
 void st_close(struct st_file **f);
 const char *st_path(const struct st_file *f);
 int64_t st_count(const struct st_file *f);

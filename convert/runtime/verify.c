@@ -184,9 +184,9 @@ static struct verify_settings with_defaults(const struct verify_settings *given)
  * says has failed. */
 static enum err open_artifact(struct verify *v, const char *dir, bool *whole)
 {
-    TRY(artifact_open(&v->a, dir, false));
+    TRY(artifact_open(&v->a, dir, 0));
     artifact_close(&v->a);
-    const enum err err = artifact_open(&v->a, dir, true);
+    const enum err err = artifact_open(&v->a, dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
     *whole = !err;
     if (err != ERR_FORMAT)
         return err;

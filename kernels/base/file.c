@@ -34,7 +34,49 @@ static enum err open_error(const char *path)
     FAIL(e, "%s: %s", path, strerror(errno));
 }
 
-enum err file_map_open(struct file_map *out, const char *path)
+static enum err map_file(struct file_map *m, int fd, const char *path)
+{
+    void *p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    FAIL_IF(p == MAP_FAILED, ERR_IO, "%s: cannot map %zu bytes: %s", path, m->size,
+            strerror(errno));
+    m->data = p;
+    return OK;
+}
+
+static enum err read_whole(uint8_t *p, size_t n, int fd, const char *path)
+{
+    for (size_t at = 0; at < n;) {
+        const ssize_t done = read(fd, p + at, n - at);
+        if (done < 0 && errno == EINTR)
+            continue;
+        FAIL_IF(done < 0, ERR_IO, "%s: %s", path, strerror(errno));
+        FAIL_IF(done == 0, ERR_IO, "%s: %zu bytes of %zu: another process shortens it",
+                path, at, n);
+        at += (size_t)done;
+    }
+    return OK;
+}
+
+static enum err load_file(struct file_map *m, int fd, const char *path)
+{
+    void *p =
+        mmap(NULL, m->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    FAIL_IF(p == MAP_FAILED, ERR_MEMORY, "%s: out of memory: %zu bytes", path, m->size);
+    mem_want_huge(p, m->size);
+    const enum err err = read_whole(p, m->size, fd, path);
+    if (err) {
+        munmap(p, m->size);
+        return err;
+    }
+    (void)mprotect(p, m->size, PROT_READ);
+    m->data = p;
+    m->loaded = true;
+    return OK;
+}
+
+typedef enum err fill_fn(struct file_map *m, int fd, const char *path);
+
+static enum err open_map(struct file_map *out, const char *path, fill_fn *fill)
 {
     enum err err = OK;
     struct stat st;
@@ -47,16 +89,22 @@ enum err file_map_open(struct file_map *out, const char *path)
     if (!S_ISREG(st.st_mode))
         FAIL_OUT(ERR_NOT_FOUND, "%s: not a regular file", path);
     struct file_map m = {.size = (size_t)st.st_size};
-    if (m.size) {
-        void *p = mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-            FAIL_OUT(ERR_IO, "%s: cannot map %zu bytes: %s", path, m.size, strerror(errno));
-        m.data = p;
-    }
+    if (m.size)
+        TRY_OUT(fill(&m, fd, path));
     *out = m;
 out:
     close(fd);
     return err;
+}
+
+enum err file_map_open(struct file_map *out, const char *path)
+{
+    return open_map(out, path, map_file);
+}
+
+enum err file_map_load(struct file_map *out, const char *path)
+{
+    return open_map(out, path, load_file);
 }
 
 void file_map_close(struct file_map *m)

@@ -13,11 +13,16 @@
 struct file_map {
     const uint8_t *data; /* NULL when size is 0 */
     size_t size;
+    bool loaded; /* memory of its own, not the file's pages */
 };
 
 /* Map path read-only. Errors: ERR_NOT_FOUND (missing, or a directory), ERR_USAGE (not
  * ours to read), ERR_IO. Close with file_map_close, which accepts a zeroed struct. */
 enum err file_map_open(struct file_map *out, const char *path);
+/* The same from a copy in memory of its own, in huge pages where the system has them:
+ * faster to read again and again, and untouched by what becomes of the file. ERR_MEMORY
+ * too. */
+enum err file_map_load(struct file_map *out, const char *path);
 void file_map_close(struct file_map *m);
 
 struct file_writer; /* opaque; one thread */

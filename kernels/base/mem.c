@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 bool size_mul(size_t a, size_t b, size_t *out)
 {
@@ -87,6 +89,15 @@ enum err mem_strdup(char **out, const char *s)
     memcpy(p, s, n);
     *out = p;
     return OK;
+}
+
+void mem_want_huge(void *p, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t first = ((uintptr_t)p + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)p + bytes) / page * page;
+    if (first < end)
+        (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
 }
 
 uint64_t mem_available_bytes(void)

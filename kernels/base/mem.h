@@ -30,6 +30,11 @@ enum err mem_resize(void *p, size_t old_n, size_t n, size_t unit);
 void mem_free(void *p); /* p may be NULL */
 enum err mem_strdup(char **out, const char *s);
 
+/* Ask for huge pages, before [p, p + bytes) is first written: memory that is read from end
+ * to end is read faster, since the hardware looks ahead within a page only. Whether the
+ * system grants it changes nothing else. */
+void mem_want_huge(void *p, size_t bytes);
+
 /* Bytes of memory that the system could give now (MemAvailable). 0 if unknown. */
 uint64_t mem_available_bytes(void);
 /* Peak resident set of this process in bytes. */

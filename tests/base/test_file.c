@@ -110,6 +110,13 @@ static void large_files(void **state)
     assert_memory_equal(m.data, data, total);
     file_map_close(&m);
     file_map_close(&m);
+    /* a copy stays what it was, whatever becomes of the file */
+    assert_int_equal(file_map_load(&m, path), OK);
+    assert_true(m.loaded && m.size == total);
+    assert_int_equal(truncate(path, 1), 0);
+    assert_memory_equal(m.data, data, total);
+    file_map_close(&m);
+    assert_int_equal(file_write_all(path, data, total), OK);
     uint32_t crc = 0;
     uint64_t bytes = 0;
     assert_int_equal(file_crc32(&crc, &bytes, path), OK);
@@ -125,11 +132,15 @@ static void what_cannot_be_read(void **state)
     struct file_map m = {0};
     assert_int_equal(file_map_open(&m, path), ERR_NOT_FOUND);
     assert_non_null(strstr(err_text(), "none: No such file"));
+    assert_int_equal(file_map_load(&m, path), ERR_NOT_FOUND);
     assert_int_equal(file_map_open(&m, dir), ERR_NOT_FOUND);
     assert_true(file_size(path) == -1);
     assert_false(file_exists(path));
     assert_int_equal(file_write_all(path, "", 0), OK);
     assert_int_equal(file_map_open(&m, path), OK);
+    assert_true(m.size == 0 && m.data == NULL);
+    file_map_close(&m);
+    assert_int_equal(file_map_load(&m, path), OK);
     assert_true(m.size == 0 && m.data == NULL);
     file_map_close(&m);
     assert_int_equal(file_write_all(path, "12345", 5), OK);

@@ -14,7 +14,7 @@
 static enum err print_cache(const char *dir)
 {
     struct artifact *a = NULL;
-    TRY(artifact_open(&a, dir, false));
+    TRY(artifact_open(&a, dir, 0));
     printf("%" PRIu64 "\n", artifact_kv_bytes(a, 1, 1));
     artifact_close(&a);
     return OK;

@@ -150,7 +150,7 @@ static void check_artifact(const char *out)
     ok(artifact_is(&is, out));
     assert_true(is);
     ok(hf_open(&m, model_dir));
-    ok(artifact_open(&a, out, true));
+    ok(artifact_open(&a, out, ARTIFACT_CHECK));
     const struct model_source *src = hf_source(m);
     assert_int_equal(artifact_arch(a)->n_layers, hf_arch(m)->n_layers);
     for (int64_t i = 0; i < hf_arch(m)->n_layers; i++)
@@ -210,7 +210,7 @@ static void test_families(void **state)
         make(&t, out_dir, &s);
         check_artifact(out_dir);
         struct artifact *a = NULL;
-        ok(artifact_open(&a, out_dir, false));
+        ok(artifact_open(&a, out_dir, 0));
         const struct packed_block *b = artifact_block(a, 10);
         assert_int_equal(b->lin[LIN_V].bias.data != NULL, i == 1);
         assert_int_equal(b->q_norm.data != NULL, i == 2);
@@ -331,7 +331,7 @@ static void test_calibrated(void **state)
     assert_int_equal(m.n, 2); /* each block once, in order */
     assert_int_equal(m.asked[0], 0);
     assert_int_equal(m.asked[1], 1);
-    ok(artifact_open(&a, out_dir, true));
+    ok(artifact_open(&a, out_dir, ARTIFACT_CHECK));
     ok(artifact_block_quant(&have, a, 1));
     const size_t bytes = (size_t)have.n_channels * sizeof(float);
     assert_memory_equal(have.k_scale, m.q.k_scale, bytes);
@@ -491,7 +491,7 @@ static void test_measure(void **state)
     struct artifact_sizes m;
     struct artifact *a = NULL;
     make(&tiny_default, out_dir, &s);
-    ok(artifact_open(&a, out_dir, true));
+    ok(artifact_open(&a, out_dir, ARTIFACT_CHECK));
     artifact_measure(&m, a);
     /* per layer, rows x (code bytes + scale bytes + zero bytes): widths 36 and 53 in groups
      * of 16 */
@@ -537,7 +537,7 @@ static void test_source(void **state)
     const struct artifact_settings s = settings(4, 16);
     struct artifact *a = NULL;
     make(&tiny_default, out_dir, &s);
-    ok(artifact_open(&a, out_dir, false));
+    ok(artifact_open(&a, out_dir, 0));
     const struct model_source *src = artifact_source(a);
     struct block_src b0, b1;
     ok(src->block(src->ctx, 0, &b0));

@@ -73,7 +73,7 @@ static void refused(bool check_crc, enum err want, const char *file, const char 
 {
     struct artifact *a = NULL;
     err_clear();
-    const enum err have = artifact_open(&a, out_dir, check_crc);
+    const enum err have = artifact_open(&a, out_dir, check_crc ? ARTIFACT_CHECK : 0);
     artifact_close(&a);
     if (have != want || !strstr(err_text(), file) || !strstr(err_text(), word))
         fail_msg("want %s: %s, \"%s\"; have %s: %s", err_name(want), file, word,
@@ -268,7 +268,7 @@ static void test_wrong_values(void **state)
     v_shift[0] = -3; /* a shift may be negative */
     store(&e);
     struct artifact *a = NULL;
-    ok(artifact_open(&a, out_dir, true));
+    ok(artifact_open(&a, out_dir, ARTIFACT_CHECK));
     artifact_close(&a);
     /* 53 columns: the last byte of a row holds one code in its low nibble */
     uint8_t *down = find(&e, "model.layers.0.mlp.down_proj.qweight")->t.data;
@@ -314,7 +314,7 @@ static void test_wrong_shapes(void **state)
     }
     store(&e);
     struct artifact *a = NULL;
-    ok(artifact_open(&a, out_dir, true));
+    ok(artifact_open(&a, out_dir, ARTIFACT_CHECK));
     artifact_close(&a);
     drop(&e);
 }
@@ -430,7 +430,7 @@ static void mutate(const char *name, int rounds, uint64_t seed, size_t limit)
             fix_manifest(bad, n);
         put(name, bad, n);
         err_clear();
-        const enum err e = artifact_open(&a, out_dir, false);
+        const enum err e = artifact_open(&a, out_dir, 0);
         assert_true(e == OK || err_exit_status(e) == 2);
         if (!e) {
             exercise(a);
@@ -479,7 +479,7 @@ static void test_hostile_config(void **state)
         put("config.json", bad, n);
         store(&e);
         err_clear();
-        const enum err have = artifact_open(&a, out_dir, true);
+        const enum err have = artifact_open(&a, out_dir, ARTIFACT_CHECK);
         assert_true(have == OK || err_exit_status(have) == 2);
         if (!have) {
             exercise(a);

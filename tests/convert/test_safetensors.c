@@ -135,6 +135,29 @@ static void test_order(void **state)
     st_close(&f);
 }
 
+/* A loaded file's pages have nothing behind them: releasing one must not lose it. */
+static void test_loaded(void **state)
+{
+    static uint8_t raw[100 + 65536];
+    static const char header[] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[65536],"
+                                 "\"data_offsets\":[0,65536]}}";
+    struct st_file *f = NULL;
+    memset(raw, 5, sizeof(raw));
+    put(header, 0);
+    char *begin = NULL;
+    size_t n = 0;
+    assert_int_equal(file_read_all(&begin, &n, path, 100), OK);
+    memcpy(raw, begin, n);
+    mem_free(begin);
+    assert_int_equal(file_write_all(path, raw, n + 65536), OK);
+    assert_int_equal(st_load(&f, path), OK);
+    assert_int_equal(file_write_all(path, "gone", 4), OK);
+    st_release(f, st_find(f, "a"));
+    assert_memory_equal(st_find(f, "a")->data, raw + n, 65536);
+    st_close(&f);
+    assert_int_equal(st_load(&f, path), ERR_FORMAT);
+}
+
 static void test_refuses_framing(void **state)
 {
     refuse_raw("", 0, "too short");
@@ -330,10 +353,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_accepts),         cmocka_unit_test(test_order),
-        cmocka_unit_test(test_refuses_framing), cmocka_unit_test(test_refuses_layout),
-        cmocka_unit_test(test_refuses_entries), cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_bytes),           cmocka_unit_test(test_writer_contract),
-        cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_loaded),          cmocka_unit_test(test_refuses_framing),
+        cmocka_unit_test(test_refuses_layout),  cmocka_unit_test(test_refuses_entries),
+        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_writer_contract), cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }
