@@ -72,19 +72,14 @@ int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows)
 
 /* Query q of one head, folded. */
 static void fold(float *out, const float *q, int64_t d, const struct rt_plane *k,
-                 struct rt_channels key)
+                 struct rt_channels key, const struct rt_kv_kernels *kv)
 {
     const float scale = 1 / sqrtf((float)d);
-    float *sums = out + d, shift = 0;
-    for (int64_t g = 0; g < k->groups; g++) {
-        sums[g] = 0;
-        for (int64_t i = g * k->group; i < (g + 1) * k->group; i++) {
-            out[i] = scale * q[i] * key.s[i];
-            sums[g] += out[i];
-            shift += scale * q[i] * key.delta[i];
-        }
-    }
-    sums[k->groups] = shift;
+    float *sums = out + d;
+    sums[k->groups] = 0;
+    for (int64_t g = 0, i = 0; g < k->groups; g++, i += k->group)
+        sums[k->groups] +=
+            kv->fold(out + i, &sums[g], q + i, key.s + i, key.delta + i, scale, k->group);
 }
 
 /* h and m of tokens [at, at + RT_TILE) from planes of the head: those that are there. */
@@ -99,6 +94,24 @@ static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
         j->a->kern->to_f32(h + g * RT_TILE, pair, DT_F16, n);
         j->a->kern->to_f32(m + g * RT_TILE, pair + c->max, DT_F16, n);
     }
+}
+
+/* Codes, h and m of the tile at `at`, asked for before they are met. A
+ * stretch is some kilobytes in six places: too short for the hardware to see coming. */
+static void ask_for_tile(const struct rt_attn_packed *j, enum kv_side which, int64_t at)
+{
+    const struct rt_cache *c = j->a->cache;
+    const struct rt_plane *p = rt_cache_plane(c, j->a->layer, which);
+    const int64_t left = j->to - at, n = left < RT_TILE ? left : RT_TILE;
+    const uint8_t *codes = rt_cache_codes(c, j->a->layer, which, j->kh);
+    const uint16_t *pair = rt_cache_pairs(c, j->a->layer, which, j->kh) + at;
+    const int64_t runs = which == KV_K ? 1 : p->groups, token = p->code_bytes / runs;
+    if (n <= 0)
+        return;
+    for (int64_t i = 0; i < runs; i++)
+        rt_ask_for(codes + (i * c->max + at) * token, n * token);
+    for (int64_t i = 0; i < 2 * p->groups; i++)
+        rt_ask_for(pair + i * c->max, 2 * n);
 }
 
 /* Tokens outside the stretch: their memory may hold anything. */
@@ -187,7 +200,7 @@ static void begin(const struct rt_attn_packed *j, const struct buffers *b, int64
     for (int64_t r = 0; r < rows; r++) {
         const int64_t t = j->first + r / G, h = j->kh * G + r % G;
         fold(b->q + r * folded_floats(c, b->k), j->a->q + (t * j->a->H + h) * c->d, c->d,
-             b->k, key);
+             b->k, key, j->a->kern->kv);
         b->top[r] = -INFINITY;
         b->total[r] = 0;
     }
@@ -202,14 +215,19 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
     struct buffers b;
     place_buffers(&b, scratch, c, j->a->layer, rows);
     const struct rt_folded f = {b.q, rows, folded_floats(c, b.k), c->d, b.k->group};
+    const int64_t first = j->from / RT_KEYS * RT_KEYS;
+    ask_for_tile(j, KV_K, first);
+    ask_for_tile(j, KV_V, first);
     begin(j, &b, rows);
-    for (int64_t at = j->from / RT_KEYS * RT_KEYS; at < j->to; at += RT_TILE) {
+    for (int64_t at = first; at < j->to; at += RT_TILE) {
+        ask_for_tile(j, KV_K, at + RT_TILE);
         const int64_t end = j->to - at < RT_TILE ? j->to : at + RT_TILE;
         const int64_t before = at < j->from ? j->from - at : 0;
         score_tile(j, &b, &f, at, end);
         clear_outside(b.score, rows, -INFINITY, before, end - at);
         for (int64_t r = 0; r < rows; r++)
             soften(j, &b, r);
+        ask_for_tile(j, KV_V, at + RT_TILE);
         load_pairs(b.vh, b.vm, j, KV_V, at);
         clear_outside(b.vh, b.v->groups, 0, before, end - at);
         clear_outside(b.vm, b.v->groups, 0, before, end - at);

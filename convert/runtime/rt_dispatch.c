@@ -7,7 +7,7 @@
 
 extern const struct rt_kernels rt_kernels_plain;
 #if defined(__x86_64__)
-extern const struct rt_kernels rt_kernels_avx2, rt_kernels_avx512;
+extern const struct rt_kernels rt_kernels_avx2, rt_kernels_avx512, rt_kernels_avx512vnni;
 #endif
 
 static bool has_avx2(void)
@@ -31,9 +31,20 @@ static bool has_avx512(void)
 #endif
 }
 
+static bool has_vnni(void)
+{
+#if defined(__x86_64__)
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
 const struct rt_kernels *rt_kernels_named(const char *name)
 {
 #if defined(__x86_64__)
+    if (!strcmp(name, "avx512vnni") && has_vnni())
+        return &rt_kernels_avx512vnni;
     if (!strcmp(name, "avx512") && has_avx512())
         return &rt_kernels_avx512;
     if (!strcmp(name, "avx2") && has_avx2())
@@ -44,5 +55,8 @@ const struct rt_kernels *rt_kernels_named(const char *name)
 
 const struct rt_kernels *rt_kernels_best(void)
 {
-    return rt_kernels_named(has_avx512() ? "avx512" : has_avx2() ? "avx2" : "plain");
+    return rt_kernels_named(has_vnni()     ? "avx512vnni"
+                            : has_avx512() ? "avx512"
+                            : has_avx2()   ? "avx2"
+                                           : "plain");
 }

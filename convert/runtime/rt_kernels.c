@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * Products with rows of weights. Compiled with -DRT_ISA=plain, avx2 or avx512 and that
- * set's flags. */
+ * Products with rows of weights. Compiled with -DRT_ISA=plain, avx2, avx512 or avx512vnni
+ * and that set's flags. */
 #include "convert/runtime/rt_kernels.h"
 
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_vec.h"
 #include "kernels/tensor/quant.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Bytes that are asked for ahead of their use: two pages, which the hardware does not look
@@ -284,13 +285,13 @@ static inline void scale_group(struct sums *total, const struct sums *s0,
 static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, const float *x)
 {
     const int64_t stride = r->code_stride, groups = r->groups;
-    const uint8_t *p = r->codes + row * stride, *z = r->z + row * r->z_stride;
-    const float *h = r->h + row * r->h_stride;
+    const uint8_t *p = r->codes + row * stride, *z = r->z + row * r->pair_stride;
+    const float *h = r->h + row * r->pair_stride;
     int64_t left = r->in;
     const uint8_t *ahead = p;
     struct sums total = {0};
     for (int64_t g = 0; g < groups; g++) {
-        const struct tables t = tables_of(z + g, r->z_stride);
+        const struct tables t = tables_of(z + g, r->pair_stride);
         struct sums s0 = {0}, s1 = {0};
         for (int64_t at = 0; at < r->group && left > 0; at += BLOCK) {
             const struct codes c = codes_of(p, stride, (left + 1) / 2);
@@ -307,7 +308,7 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
             x += BLOCK;
             left -= BLOCK;
         }
-        scale_group(&total, &s0, &s1, h + g, r->h_stride);
+        scale_group(&total, &s0, &s1, h + g, r->pair_stride);
     }
     if (SHARE > 2) {
         sum_of_four(y + row, total.a, total.b, total.c, total.d);
@@ -316,6 +317,13 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
         y[row + 1] = sum(total.b);
     }
 }
+
+#if defined(__AVX512VNNI__)
+#include "convert/runtime/rt_fixed.h"
+#define add_rows add_rows_fixed
+#else
+#define part_rows part
+#endif
 
 static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const float *parted)
 {
@@ -327,10 +335,10 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const flo
     /* the rest: the last row in the place of those that are not there */
     struct rt_rows last = *r;
     float one[4];
-    for (last.code_stride = last.z_stride = last.h_stride = 0; row < n; row++) {
+    for (last.code_stride = last.pair_stride = 0; row < n; row++) {
         last.codes = r->codes + row * r->code_stride;
-        last.z = r->z + row * r->z_stride;
-        last.h = r->h + row * r->h_stride;
+        last.z = r->z + row * r->pair_stride;
+        last.h = r->h + row * r->pair_stride;
         add_rows(one, &last, 0, parted);
         y[row] = one[0];
     }
@@ -458,8 +466,8 @@ static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t r
 {
     for (int i = 0; i < VL; i++) {
         const int64_t at = row + (i < n ? i : n - 1);
-        (*h)[i] = r->h[at * r->h_stride + g];
-        (*z)[i] = (float)r->z[at * r->z_stride + g];
+        (*h)[i] = r->h[at * r->pair_stride + g];
+        (*z)[i] = (float)r->z[at * r->pair_stride + g];
     }
 }
 
@@ -586,7 +594,7 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
     extern const struct rt_kv_kernels KV_OF(isa);                                          \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_out, &KV_OF(isa)}
+        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, part_rows, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_out, &KV_OF(isa)}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

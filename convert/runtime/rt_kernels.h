@@ -23,7 +23,7 @@ struct rt_rows {
     const uint8_t *codes; /* of the first */
     const uint8_t *z;     /* one a byte */
     const float *h;
-    int64_t code_stride, z_stride, h_stride; /* from row to row */
+    int64_t code_stride, pair_stride; /* from row to row; of z and h */
     int64_t in, group, groups;
 };
 
@@ -36,8 +36,10 @@ struct rt_kernels {
     void (*rows_plain)(float *y, const void *w, enum dtype t, int64_t rows, const float *x,
                        int64_t in);
     void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
-    /* x [n] in the order in which nibbles meet it, rt_parted(n) floats. */
+    /* x [n] as nibbles meet it, for dot_nibbles and for rows_nibbles: rt_parted_floats(n)
+     * floats. */
     void (*part)(float *parted, const float *x, int64_t n);
+    void (*part_rows)(float *parted, const float *x, int64_t n);
     /* y [n] of 4-bit rows; group is a multiple of RT_BLOCK, or groups is 1. */
     void (*rows_nibbles)(float *y, const struct rt_rows *r, int64_t n, const float *parted);
     /* sum_c w^_c x_c from 4-bit codes; group is a multiple of 8, or one is the whole row.
@@ -73,6 +75,12 @@ static inline int64_t rt_parted(int64_t n)
 {
     return (n + RT_BLOCK - 1) / RT_BLOCK * RT_BLOCK;
 }
+/* Floats of a block of x as rows_nibbles takes it. */
+#define RT_FIXED_FLOATS (RT_BLOCK + 16)
+static inline int64_t rt_parted_floats(int64_t n)
+{
+    return rt_parted(n) / RT_BLOCK * RT_FIXED_FLOATS;
+}
 
 /* Attention over packed 4-bit keys and values: tokens of a tile, and of a vector of keys.
  */
@@ -87,6 +95,9 @@ struct rt_folded {
 };
 
 struct rt_kv_kernels {
+    /* A group of a query: out [n] = by q s, *sum = sum of out; returns sum by q delta. */
+    float (*fold)(float *out, float *sum, const float *q, const float *s,
+                  const float *delta, float by, int64_t n);
     /* score [rows][RT_TILE] of RT_KEYS tokens that lie `width` words apart; h, m
      * [groups][RT_TILE]. */
     void (*keys)(float *score, const struct rt_folded *f, const uint8_t *codes,
@@ -119,7 +130,8 @@ static inline int64_t rt_acc(int64_t words)
 
 /* The best for this machine. */
 const struct rt_kernels *rt_kernels_best(void);
-/* "plain", "avx2" or "avx512"; NULL where this build or machine lacks it. For tests. */
+/* "plain", "avx2", "avx512" or "avx512vnni"; NULL where this build or machine lacks it. For
+ * tests. */
 const struct rt_kernels *rt_kernels_named(const char *name);
 
 #endif

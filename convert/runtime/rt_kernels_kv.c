@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Attention over packed 4-bit keys and values, and the exponentials. Compiled with
- * -DRT_ISA=plain, avx2 or avx512 and that set's flags. The codes are looked up as they are;
- * scales and minima come once a token, s and delta were folded into the query and are into
- * the output. */
+ * -DRT_ISA=plain, avx2, avx512 or avx512vnni and that set's flags. The codes are looked up
+ * as they are; scales and minima come once a token, s and delta were folded into the query
+ * and are into the output. */
 #include "convert/runtime/rt_kernels.h"
 #include "convert/runtime/rt_vec.h"
 #include "kernels/tensor/quant.h"
@@ -24,6 +24,29 @@ static inline vi load_words(const uint8_t *p, int64_t n)
     memcpy(&v, p, n > 0 ? 4 * (size_t)n : 0);
     return v;
 #endif
+}
+
+/* --- a query, once ------------------------------------------------------------------ */
+
+static float fold(float *out, float *sum_out, const float *q, const float *s,
+                  const float *delta, float by, int64_t n)
+{
+    vf sums = {0}, shifts = {0};
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vf scaled = load(q + i) * by, v = scaled * load(s + i);
+        store(out + i, v);
+        sums += v;
+        shifts = madd(scaled, load(delta + i), shifts);
+    }
+    float total = sum(sums), shift = sum(shifts);
+    for (; i < n; i++) {
+        out[i] = q[i] * by * s[i];
+        total += out[i];
+        shift += q[i] * by * delta[i];
+    }
+    *sum_out = total;
+    return shift;
 }
 
 /* --- keys: lanes are tokens --------------------------------------------------------- */
@@ -322,7 +345,7 @@ static void collect(float *out, const float *acc, int64_t words)
 #define NAME_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
     extern const struct rt_kv_kernels NAME_OF(isa);                                        \
-    const struct rt_kv_kernels NAME_OF(isa) = {keys,   weights, highest,   scale, times,   \
-                                               values, collect, silu_gate, pack}
+    const struct rt_kv_kernels NAME_OF(isa) = {fold,  keys,   weights, highest,   scale,   \
+                                               times, values, collect, silu_gate, pack}
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

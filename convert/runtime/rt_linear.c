@@ -85,12 +85,14 @@ enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct art
     l->widest = rt_parted(l->widest);
     l->thread_bytes = scratch_bytes(l);
     TRY(mem_alloc(&l->parted, (size_t)l->widest, sizeof(float)));
+    TRY(mem_alloc(&l->fixed, (size_t)rt_parted_floats(l->widest), sizeof(float)));
     return mem_alloc(&l->scratch, (size_t)pool_threads(pool), l->thread_bytes);
 }
 
 void rt_linear_close(struct rt_linear *l)
 {
     mem_free(l->parted);
+    mem_free(l->fixed);
     mem_free(l->scratch);
     *l = (struct rt_linear){0};
 }
@@ -129,37 +131,61 @@ static bool has_blocks(const struct packed_linear *p)
     return p->bits == 4 && (p->group_size % RT_BLOCK == 0 || p->groups == 1);
 }
 
+/* Eight nibbles of a word move apart together. */
+static inline void part_word(uint8_t *z, const uint8_t *packed)
+{
+    uint64_t w = 0;
+    memcpy(&w, packed, 4);
+    w = (w | w << 16) & 0x0000ffff0000ffff;
+    w = (w | w << 8) & 0x00ff00ff00ff00ff;
+    w = (w | w << 4) & 0x0f0f0f0f0f0f0f0f;
+    memcpy(z, &w, 8);
+}
+
 static void part_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
 {
     int64_t i = 0;
-    for (; i + 4 <= bytes; i += 4) { /* eight nibbles of a word move apart together */
-        uint64_t w = 0;
-        memcpy(&w, packed + i, 4);
-        w = (w | w << 16) & 0x0000ffff0000ffff;
-        w = (w | w << 8) & 0x00ff00ff00ff00ff;
-        w = (w | w << 4) & 0x0f0f0f0f0f0f0f0f;
-        memcpy(z + 2 * i, &w, 8);
-    }
+    for (; i + 4 <= bytes; i += 4)
+        part_word(z + 2 * i, packed + i);
     for (; i < bytes; i++) {
         z[2 * i] = packed[i] & 15;
         z[2 * i + 1] = packed[i] >> 4;
     }
 }
 
+/* Zeros of `rows` rows from `row` on, one after the other. A row of an odd number ends in
+ * half a byte, and may be read to the end of a word: what is written behind it, the next
+ * row overwrites. */
+static void unpack_zeros(uint8_t *z, const struct packed_linear *p, int64_t row,
+                         int64_t rows)
+{
+    const int64_t groups = p->groups, bytes = bitpack_bytes(groups, 4);
+    const uint8_t *packed = p->zeros + row * bytes;
+    if (groups % 2 == 0) {
+        part_nibbles(z, packed, rows * bytes);
+        return;
+    }
+    for (int64_t r = 0; r < rows; r++, z += groups, packed += bytes)
+        if (r + 4 < rows)
+            for (int64_t i = 0; i < bytes; i += 4)
+                part_word(z + 2 * i, packed + i);
+        else
+            part_nibbles(z, packed, bytes);
+}
+
 /* Rows [first, end) with their scales and zeros unpacked together. */
 static struct rt_rows rows_of(const struct job *j, const struct packed_linear *p,
                               int64_t first, int64_t end, const struct scratch *s)
 {
-    const int64_t stride = bitpack_bytes(p->in, 4), zeros = bitpack_bytes(p->groups, 4);
-    part_nibbles(s->z, p->zeros + first * zeros, (end - first) * zeros);
+    const int64_t stride = bitpack_bytes(p->in, 4);
+    unpack_zeros(s->z, p, first, end - first);
     j->l->kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16,
                        (end - first) * p->groups);
     return (struct rt_rows){.codes = p->qweight + first * stride,
                             .h = s->h,
                             .code_stride = stride,
                             .z = s->z,
-                            .z_stride = 2 * zeros,
-                            .h_stride = p->groups,
+                            .pair_stride = p->groups,
                             .in = p->in,
                             .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
                             .groups = p->groups};
@@ -176,7 +202,7 @@ static void dot_rows(const struct job *j, const struct packed_linear *p, float *
     }
     if (has_blocks(p)) {
         const struct rt_rows rows = rows_of(j, p, first, end, s);
-        kern->rows_nibbles(y + first, &rows, end - first, j->l->parted);
+        kern->rows_nibbles(y + first, &rows, end - first, j->l->fixed);
         return;
     }
     for (int64_t r = first; r < end; r++) {
@@ -252,12 +278,6 @@ static void add_bias(const struct job *j, const struct packed_linear *p, float *
             y[t * p->out + r] += b[r - first];
 }
 
-static void ask_for(const void *p, int64_t bytes)
-{
-    for (int64_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const char *)p + i);
-}
-
 /* Rows [first, first + n) of p will be met soon: their scales and zeros, each a stretch too
  * short for the hardware to see coming, and the beginning of their codes. */
 static void ask_for_rows(const struct packed_linear *p, int64_t first, int64_t n)
@@ -266,14 +286,14 @@ static void ask_for_rows(const struct packed_linear *p, int64_t first, int64_t n
     if (rows <= 0)
         return;
     if (p->bits == 16) {
-        ask_for(plain_row(&p->w, first), BEGIN);
+        rt_ask_for(plain_row(&p->w, first), BEGIN);
         return;
     }
     const int64_t row = bitpack_bytes(p->in, p->bits), all = rows * row;
     const int64_t zeros = bitpack_bytes(p->groups, p->bits);
-    ask_for(p->scales + 2 * first * p->groups, 2 * rows * p->groups);
-    ask_for(p->zeros + first * zeros, rows * zeros);
-    ask_for(p->qweight + first * row, all < BEGIN ? all : BEGIN);
+    rt_ask_for(p->scales + 2 * first * p->groups, 2 * rows * p->groups);
+    rt_ask_for(p->zeros + first * zeros, rows * zeros);
+    rt_ask_for(p->qweight + first * row, all < BEGIN ? all : BEGIN);
 }
 
 /* Threads take chunks in turn, so the one after this is about `threads` further: in this
@@ -327,6 +347,20 @@ static int64_t chunk_rows(const struct job *j, int threads)
     return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > most ? most : rows;
 }
 
+/* x in the orders in which the projections' kernels meet it. */
+static void part_x(const struct job *j)
+{
+    bool blocks = false, nibbles = false;
+    for (int i = 0; i < j->count; i++) {
+        blocks |= has_blocks(j->p[i]);
+        nibbles |= has_nibbles(j->p[i]) && !has_blocks(j->p[i]);
+    }
+    if (blocks)
+        j->l->kern->part_rows(j->l->fixed, j->x, j->p[0]->in);
+    if (nibbles)
+        j->l->kern->part(j->l->parted, j->x, j->p[0]->in);
+}
+
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n)
@@ -336,7 +370,7 @@ void rt_linear_run(struct rt_linear *l, float *const *y,
     for (int i = 0; i < count; i++)
         j.first[i + 1] = j.first[i] + (p[i]->out + j.rows - 1) / j.rows;
     if (n == 1)
-        l->kern->part(l->parted, x, p[0]->in);
+        part_x(&j);
     pool_run(l->pool, j.first[count], chunk, &j);
 }
 

@@ -9,6 +9,13 @@
 #include "convert/runtime/rt_kernels.h"
 #include "convert/runtime/runtime.h"
 
+/* These bytes will be read soon. */
+static inline void rt_ask_for(const void *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)p + i);
+}
+
 /* --- rt_linear.c -------------------------------------------------------------------- */
 
 /* Scratch of every thread for the widest input. */
@@ -16,7 +23,7 @@ struct rt_linear {
     struct pool *pool;
     const struct rt_kernels *kern;
     int64_t widest, most_groups;
-    float *parted;                    /* x of one token, in the kernels' order */
+    float *parted, *fixed;            /* x of one token for dot_nibbles, rows_nibbles */
     const struct packed_linear *next; /* run after this one, NULL: not known */
     void *scratch;                    /* threads * thread_bytes */
     size_t thread_bytes;

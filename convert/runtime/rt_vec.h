@@ -148,13 +148,12 @@ static inline vf load_f16(const uint8_t *p)
 typedef __m512 vtable;
 
 #define CODES(z)                                                                           \
-    {                                                                                      \
-        0 - z, 1 - z, 2 - z, 3 - z, 4 - z, 5 - z, 6 - z, 7 - z, 8 - z, 9 - z, 10 - z,      \
-            11 - z, 12 - z, 13 - z, 14 - z, 15 - z                                         \
-    }
+    0 - z, 1 - z, 2 - z, 3 - z, 4 - z, 5 - z, 6 - z, 7 - z, 8 - z, 9 - z, 10 - z, 11 - z,  \
+        12 - z, 13 - z, 14 - z, 15 - z
 static const float code_tables[16][16] __attribute__((aligned(64))) = {
-    CODES(0), CODES(1), CODES(2),  CODES(3),  CODES(4),  CODES(5),  CODES(6),  CODES(7),
-    CODES(8), CODES(9), CODES(10), CODES(11), CODES(12), CODES(13), CODES(14), CODES(15)};
+    {CODES(0)},  {CODES(1)},  {CODES(2)},  {CODES(3)}, {CODES(4)},  {CODES(5)},
+    {CODES(6)},  {CODES(7)},  {CODES(8)},  {CODES(9)}, {CODES(10)}, {CODES(11)},
+    {CODES(12)}, {CODES(13)}, {CODES(14)}, {CODES(15)}};
 
 static inline vtable code_table(int zero)
 {

@@ -132,15 +132,14 @@ static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
 static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
 {
     static uint8_t codes[11 * MAX], zeros[11 * MAX];
-    static float h[11 * MAX], x[MAX], parted[MAX + RT_BLOCK], w[11 * MAX];
+    static float h[11 * MAX], x[MAX], parted[2 * MAX], w[11 * MAX];
     static struct packed p;
     const int64_t row_groups = (in + group - 1) / group;
     const struct rt_rows rows = {.codes = codes,
                                  .z = zeros,
                                  .h = h,
                                  .code_stride = bitpack_bytes(in, 4),
-                                 .z_stride = row_groups + 1,
-                                 .h_stride = row_groups,
+                                 .pair_stride = row_groups,
                                  .in = in,
                                  .group = row_groups > 1 ? group : rt_parted(in),
                                  .groups = row_groups};
@@ -151,7 +150,7 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
         make_packed(&p, in, group, 4);
         memcpy(codes + r * rows.code_stride, p.bytes, (size_t)rows.code_stride);
         memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
-        memcpy(zeros + r * rows.z_stride, p.z, (size_t)row_groups);
+        memcpy(zeros + r * rows.pair_stride, p.z, (size_t)row_groups);
         memcpy(w + r * in, p.w, (size_t)in * sizeof(*w));
         for (int64_t i = 0; i < in; i++) {
             want[r] += (double)p.w[i] * (double)x[i];
@@ -162,10 +161,70 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
     check_unpacked(k, &rows, w, n - 1, 1);
     if (group % RT_BLOCK && row_groups > 1)
         return;
-    k->part(parted, x, in);
+    assert_true(rt_parted_floats(in) <= 2 * MAX);
+    k->part_rows(parted, x, in);
     k->rows_nibbles(y, &rows, n, parted);
     for (int64_t r = 0; r < n; r++)
         near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
+}
+
+/* One row of 300 columns by x: what rows_nibbles makes of it, and the sum in f64. */
+static float one_row(const struct rt_kernels *k, const float *x, double *want, double *size)
+{
+    static struct packed p;
+    static float parted[2 * MAX];
+    float y;
+    make_packed(&p, MAX, RT_BLOCK, 4);
+    const struct rt_rows rows = {.codes = p.bytes,
+                                 .z = p.z,
+                                 .h = p.h,
+                                 .code_stride = bitpack_bytes(MAX, 4),
+                                 .pair_stride = 3,
+                                 .in = MAX,
+                                 .group = RT_BLOCK,
+                                 .groups = 3};
+    *want = *size = 0;
+    for (int64_t i = 0; i < MAX; i++) {
+        *want += (double)p.w[i] * (double)x[i];
+        *size += fabs((double)p.w[i] * (double)x[i]);
+    }
+    k->part_rows(parted, x, MAX);
+    k->rows_nibbles(&y, &rows, 1, parted);
+    return y;
+}
+
+/* Vectors that fixed point could lose: elements far larger than the others, all of them
+ * tiny, nearly the largest that there are, none, and what is no number. */
+static void check_spread(const struct rt_kernels *k)
+{
+    static const float scale[] = {1e-28f, 1e34f};
+    static const float odd[] = {INFINITY, -INFINITY, NAN};
+    static float x[MAX];
+    double want, size;
+    for (int i = 0; i < 30; i++) {
+        fill(x, MAX);
+        x[10 * i] *= 4000;
+        const float y = one_row(k, x, &want, &size);
+        near(k, "rows_nibbles, one large", MAX, (double)y, want, size);
+    }
+    for (size_t s = 0; s < sizeof(scale) / sizeof(*scale); s++) {
+        fill(x, MAX);
+        for (int64_t i = 0; i < MAX; i++)
+            x[i] *= scale[s];
+        const double by = 1 / (double)scale[s], y = (double)one_row(k, x, &want, &size);
+        near(k, "rows_nibbles, scaled", MAX, by * y, by * want, by * size);
+        for (int64_t i = 0; i < MAX; i++) /* below what F32 holds in full */
+            x[i] = 1e-38f * (float)i / MAX;
+        assert_true(fabs((double)one_row(k, x, &want, &size) - want) < 1e-34);
+    }
+    memset(x, 0, sizeof(x));
+    assert_true(one_row(k, x, &want, &size) == 0);
+    for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
+        fill(x, MAX);
+        x[MAX - 1] = odd[i];
+        const float y = one_row(k, x, &want, &size);
+        assert_true(isfinite(want) || !isfinite(y));
+    }
 }
 
 static void check_plain_rows(const struct rt_kernels *k, int64_t in, int64_t n)
@@ -265,6 +324,29 @@ static void check_pack(const struct rt_kernels *k, int64_t n, int bits, float sp
 #define ROWS 4
 #define WIDE 128
 
+static void check_fold(const struct rt_kernels *k, int64_t n)
+{
+    static float q[MAX], s[MAX], delta[MAX], out[MAX + 1];
+    const float by = 0.125f;
+    double sum = 0, shift = 0, size[2] = {0};
+    float have;
+    fill(q, n);
+    fill(s, n);
+    fill(delta, n);
+    out[n] = 7;
+    const float have_shift = k->kv->fold(out, &have, q, s, delta, by, n);
+    for (int64_t i = 0; i < n; i++) {
+        assert_true(out[i] == q[i] * by * s[i]);
+        sum += (double)out[i];
+        size[0] += fabs((double)out[i]);
+        shift += (double)(by * q[i]) * (double)delta[i];
+        size[1] += fabs((double)(by * q[i]) * (double)delta[i]);
+    }
+    near(k, "fold: sum", n, (double)have, sum, size[0]);
+    near(k, "fold: shift", n, (double)have_shift, shift, size[1]);
+    assert_true(out[n] == 7);
+}
+
 /* Scores of RT_KEYS tokens, fewer of them there, of a head of d channels. */
 static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int64_t width,
                        int64_t rows)
@@ -341,7 +423,7 @@ static void check_exponentials(const struct rt_kernels *k)
     double total = 0;
     fill(x, RT_TILE);
     for (int64_t i = 0; i < RT_TILE; i++)
-        x[i] = 20 * x[i];
+        x[i] = fminf(20 * x[i], 69);
     x[5] = -INFINITY;
     x[9] = -300;
     x[17] = 70;
@@ -403,9 +485,11 @@ static void check_attention(const struct rt_kernels *k)
 static void check_all(const struct rt_kernels *k)
 {
     check_attention(k);
+    check_spread(k);
     for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
         check_plain(k, lengths[i]);
         check_kv(k, lengths[i]);
+        check_fold(k, lengths[i]);
         for (int bits = 2; bits <= 8; bits++) {
             check_pack(k, lengths[i], bits, 3, 0);
             check_pack(k, lengths[i], bits, 1e-3f, 3e8f); /* h and m at their ends */
@@ -431,9 +515,9 @@ static void check_all(const struct rt_kernels *k)
 
 static void test_kernels(void **state)
 {
-    const char *const name[] = {"plain", "avx2", "avx512"};
+    const char *const name[] = {"plain", "avx2", "avx512", "avx512vnni"};
     rng_seed(&rng, 5);
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(name) / sizeof(*name); i++) {
         const struct rt_kernels *k = rt_kernels_named(name[i]);
         print_message("%s%s\n", name[i], k ? "" : ": not on this machine");
         if (k)

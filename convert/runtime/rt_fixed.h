@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Rows of 4-bit codes by a vector in fixed point, for AVX512-VNNI. 128 columns of x have
+ * one power of two, sigma, and x = sigma X with |X| <= 2^30 in whole numbers: an element is
+ * off by 2^-31 of the largest of its 128 at most, and exact where it is above 1/64 of that.
+ * X = 65536 high + low, 16 bits each, so that one instruction adds two products of codes
+ * and halves, without rounding. What remains is rounded once a block, where F32 rounds
+ * every sum. Included by rt_kernels.c. */
+#ifndef WKVQ_RT_FIXED_H
+#define WKVQ_RT_FIXED_H
+
+#include "convert/runtime/rt_kernels.h"
+#include "convert/runtime/rt_vec.h"
+
+#define FIXED_BITS 30 /* |X| <= 2^FIXED_BITS */
+
+/* RT_BLOCK columns of x. */
+struct fixed_block {
+    int16_t low[4][32], high[4][32]; /* [k][w]: of column 4 w + k */
+    float unit, high_unit;           /* sigma, 65536 sigma */
+    float pad[RT_FIXED_FLOATS - RT_BLOCK - 2];
+};
+
+/* sigma: 2^-30 of the power of two above all |x|; NaN where one of them is not finite. */
+static inline float fixed_unit(const float *x)
+{
+    __m512i most = _mm512_setzero_si512();
+    for (int i = 0; i < RT_BLOCK; i += VL) {
+        const __m512i bits = _mm512_loadu_si512(x + i);
+        most =
+            _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+    }
+    int32_t exponent = _mm512_reduce_max_epi32(most) >> 23;
+    float unit;
+    if (exponent == 255)
+        return NAN;
+    /* sigma is normal; smaller vectors have fewer bits */
+    exponent = exponent < FIXED_BITS ? FIXED_BITS : exponent;
+    const int32_t bits = (exponent + 1 - FIXED_BITS) << 23;
+    memcpy(&unit, &bits, sizeof(unit));
+    return unit;
+}
+
+/* out [k][2] = the numbers of columns k, k + 4, ... of eight vectors. */
+static inline void every_fourth(__m512i *out, const __m512i *in)
+{
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    __m512i second[2][4];
+    for (int i = 0; i < 4; i++) {
+        second[0][i] = _mm512_permutex2var_epi32(in[2 * i], even, in[2 * i + 1]);
+        second[1][i] = _mm512_permutex2var_epi32(in[2 * i], odd, in[2 * i + 1]);
+    }
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 2; i++)
+            out[2 * k + i] = _mm512_permutex2var_epi32(
+                second[k % 2][2 * i], k < 2 ? even : odd, second[k % 2][2 * i + 1]);
+}
+
+static inline void store_halves(int16_t *out, __m512i first, __m512i second)
+{
+    _mm256_storeu_si256((void *)out, _mm512_cvtepi32_epi16(first));
+    _mm256_storeu_si256((void *)(out + VL), _mm512_cvtepi32_epi16(second));
+}
+
+static inline void fix_block(struct fixed_block *out, const float *x)
+{
+    const float unit = fixed_unit(x), by = 1 / unit;
+    const __m512i half = _mm512_set1_epi32(1 << 15);
+    __m512i whole[8], k4[8];
+    for (int i = 0; i < 8; i++)
+        whole[i] = _mm512_cvtps_epi32((__m512)(load(x + i * VL) * splat(by)));
+    every_fourth(k4, whole);
+    for (int k = 0; k < 4; k++) {
+        const __m512i a = k4[2 * k], b = k4[2 * k + 1];
+        store_halves(out->low[k], a, b); /* the lower halves, as signed numbers */
+        store_halves(out->high[k], _mm512_srai_epi32(_mm512_add_epi32(a, half), 16),
+                     _mm512_srai_epi32(_mm512_add_epi32(b, half), 16));
+    }
+    out->unit = unit;
+    out->high_unit = 65536 * unit;
+}
+
+static void part_rows(float *parted, const float *x, int64_t n)
+{
+    struct fixed_block *out = (struct fixed_block *)parted;
+    for (; n > 0; n -= RT_BLOCK, x += RT_BLOCK) {
+        float block[RT_BLOCK] = {0};
+        memcpy(block, x, (size_t)(n < RT_BLOCK ? n : RT_BLOCK) * sizeof(*x));
+        fix_block(out++, block);
+    }
+}
+
+/* Code - zero of a lane's lowest four bits; the fifth belongs to the next code. */
+#define HALVES(z) CODES(z), CODES(z)
+static const int16_t half_tables[16][32] __attribute__((aligned(64))) = {
+    {HALVES(0)},  {HALVES(1)},  {HALVES(2)},  {HALVES(3)}, {HALVES(4)},  {HALVES(5)},
+    {HALVES(6)},  {HALVES(7)},  {HALVES(8)},  {HALVES(9)}, {HALVES(10)}, {HALVES(11)},
+    {HALVES(12)}, {HALVES(13)}, {HALVES(14)}, {HALVES(15)}};
+
+/* Four rows' numbers by name, not in an array: they have to stay in registers. */
+struct fixed_four {
+    __m512i a, b, c, d;
+};
+
+/* v in a register from here on: gcc would read it again from memory for each use, and codes
+ * lie across cache lines. */
+static inline __m512i kept(vi v)
+{
+    __asm__("" : "+v"(v));
+    return (__m512i)v;
+}
+
+static inline struct fixed_four fixed_codes(const uint8_t *p, int64_t stride, int64_t bytes)
+{
+    return (struct fixed_four){
+        kept(load_codes(p, bytes)), kept(load_codes(p + stride, bytes)),
+        kept(load_codes(p + 2 * stride, bytes)), kept(load_codes(p + 3 * stride, bytes))};
+}
+
+static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
+{
+    return (struct fixed_four){_mm512_load_si512(half_tables[z[0]]),
+                               _mm512_load_si512(half_tables[z[stride]]),
+                               _mm512_load_si512(half_tables[z[2 * stride]]),
+                               _mm512_load_si512(half_tables[z[3 * stride]])};
+}
+
+#define FIXED_STEP(row)                                                                    \
+    do {                                                                                   \
+        const __m512i code = _mm512_permutexvar_epi16(                                     \
+            _mm512_srli_epi16(codes.row, 4 * (unsigned)k), tables.row);                    \
+        low->row = k ? _mm512_dpwssd_epi32(low->row, code, x_low)                          \
+                     : _mm512_madd_epi16(code, x_low);                                     \
+        high->row = k ? _mm512_dpwssd_epi32(high->row, code, x_high)                       \
+                      : _mm512_madd_epi16(code, x_high);                                   \
+    } while (0)
+
+/* low, high += codes . x, every fourth column. */
+INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
+                        struct fixed_four codes, struct fixed_four tables,
+                        const struct fixed_block *x, const int k)
+{
+    const __m512i x_low = _mm512_loadu_si512(x->low[k]);
+    const __m512i x_high = _mm512_loadu_si512(x->high[k]);
+    FIXED_STEP(a);
+    FIXED_STEP(b);
+    FIXED_STEP(c);
+    FIXED_STEP(d);
+}
+
+/* total += h sigma (65536 high + low): both are whole numbers below 2^24. */
+static inline vf fixed_add(vf total, __m512i low, __m512i high, float h,
+                           const struct fixed_block *x)
+{
+    const vf above = (vf)_mm512_cvtepi32_ps(high) * splat(x->high_unit);
+    return madd(madd((vf)_mm512_cvtepi32_ps(low), splat(x->unit), above), splat(h), total);
+}
+
+/* total += one block of four rows. */
+INLINED void fixed_rows_block(struct sums *total, const uint8_t *p, int64_t stride,
+                              const uint8_t *z, const float *h, int64_t pair_stride,
+                              const struct fixed_block *x, int64_t bytes)
+{
+    const struct fixed_four codes = fixed_codes(p, stride, bytes);
+    const struct fixed_four tables = fixed_tables(z, pair_stride);
+    struct fixed_four low, high;
+    fixed_step(&low, &high, codes, tables, x, 0);
+    fixed_step(&low, &high, codes, tables, x, 1);
+    fixed_step(&low, &high, codes, tables, x, 2);
+    fixed_step(&low, &high, codes, tables, x, 3);
+    total->a = fixed_add(total->a, low.a, high.a, h[0], x);
+    total->b = fixed_add(total->b, low.b, high.b, h[pair_stride], x);
+    total->c = fixed_add(total->c, low.c, high.c, h[2 * pair_stride], x);
+    total->d = fixed_add(total->d, low.d, high.d, h[3 * pair_stride], x);
+}
+
+/* y[0..4) of rows from `row` on; each: every block is a group of its own. */
+INLINED void fixed_rows(float *y, const struct rt_rows *r, int64_t row, const float *parted,
+                        const bool each)
+{
+    const int64_t stride = r->code_stride, pair = r->pair_stride;
+    const uint8_t *p = r->codes + row * stride, *z = r->z + row * pair;
+    const float *h = r->h + row * pair;
+    const struct fixed_block *x = (const struct fixed_block *)parted;
+    const int64_t bytes = r->in / RT_BLOCK * (RT_BLOCK / 2), of_group = r->group / 2;
+    int64_t left = of_group;
+    struct sums total = {0};
+    for (int64_t at = 0; at < bytes; at += RT_BLOCK / 2, x++) {
+        (void)ask_ahead(p + SHARE * at, SHARE);
+        fixed_rows_block(&total, p + at, stride, z, h, pair, x, RT_BLOCK / 2);
+        left -= RT_BLOCK / 2;
+        if (each || left == 0) {
+            left = of_group;
+            z++;
+            h++;
+        }
+    }
+    if (r->in % RT_BLOCK)
+        fixed_rows_block(&total, p + bytes, stride, z, h, pair, x,
+                         (r->in % RT_BLOCK + 1) / 2);
+    sum_of_four(y + row, total.a, total.b, total.c, total.d);
+}
+
+static inline void add_rows_fixed(float *y, const struct rt_rows *r, int64_t row,
+                                  const float *parted)
+{
+    if (r->group == RT_BLOCK)
+        fixed_rows(y, r, row, parted, true);
+    else
+        fixed_rows(y, r, row, parted, false);
+}
+
+#endif
