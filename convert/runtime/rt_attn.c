@@ -13,7 +13,7 @@
 
 #define QUERIES 16   /* share one unpacking of the keys */
 #define TILE RT_TILE /* keys unpacked at a time */
-#define STRETCH 256  /* keys of a piece, when there are few queries */
+#define STRETCH 512  /* keys of a piece, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
@@ -21,6 +21,8 @@ struct work {
     struct rt_attn_scratch *s;
     int64_t blocks, splits, stretch; /* of queries; of keys */
     int64_t part_floats;             /* of one (query, head, split): 2 + d */
+    int64_t pieces;
+    int threads;
 };
 
 struct tile {
@@ -148,12 +150,31 @@ static int64_t between(int64_t x, int64_t lo, int64_t hi)
     return x < lo ? lo : x > hi ? hi : x;
 }
 
+static int64_t split_of(const struct work *w, int64_t number)
+{
+    return number % w->splits;
+}
+
+static int64_t head_of(const struct work *w, int64_t number)
+{
+    return number / w->splits / w->blocks;
+}
+
+/* Threads take pieces in turn, so this one's next is about `threads` further. */
+static void ask_for_next(const struct work *w, int64_t number)
+{
+    const struct rt_attn *a = w->a;
+    const int64_t next = number + w->threads, at = split_of(w, next) * w->stretch;
+    if (next < w->pieces && at < a->past && a->cache->lanes[a->layer])
+        rt_attn_ask(a, head_of(w, next), at, least(at + w->stretch, a->past));
+}
+
 static void piece(void *ctx, int64_t number, int thread)
 {
     const struct work *w = ctx;
     const struct rt_attn *a = w->a;
-    const int64_t split = number % w->splits, block = number / w->splits % w->blocks;
-    const int64_t kh = number / w->splits / w->blocks, d = a->cache->d;
+    const int64_t split = split_of(w, number), block = number / w->splits % w->blocks;
+    const int64_t kh = head_of(w, number), d = a->cache->d;
     const int64_t first = block * QUERIES;
     const int64_t end = least(a->n, first + QUERIES);
     const int64_t at = least(split * w->stretch, a->past);
@@ -165,6 +186,7 @@ static void piece(void *ctx, int64_t number, int thread)
         from = between(a->cache->sink, at, end_at);
         to = between(a->past - a->cache->recent, from, end_at);
     }
+    ask_for_next(w, number);
     for (int64_t t = first; t < end; t++)
         clear_parts(w, t, kh, split);
     if (from < to)
@@ -237,7 +259,9 @@ enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct 
     w.stretch =
         (w.stretch + TILE - 1) / TILE * TILE; /* tiles begin with a vector of keys */
     TRY(make_room(&w, pool));
-    pool_run(pool, a->cache->K * w.blocks * w.splits, piece, &w);
+    w.threads = pool_threads(pool);
+    w.pieces = a->cache->K * w.blocks * w.splits;
+    pool_run(pool, w.pieces, piece, &w);
     pool_run(a->n > 1 ? pool : NULL, a->n, merge, &w);
     return OK;
 }

@@ -96,15 +96,16 @@ static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
     }
 }
 
-/* Codes, h and m of the tile at `at`, asked for before they are met. A
- * stretch is some kilobytes in six places: too short for the hardware to see coming. */
-static void ask_for_tile(const struct rt_attn_packed *j, enum kv_side which, int64_t at)
+/* Codes, h and m of the tile at `at`, before they are met. A stretch is some kilobytes in
+ * six places: too short for the hardware to see coming. */
+static void ask_for_tile(const struct rt_attn *a, enum kv_side which, int64_t kh,
+                         int64_t at, int64_t end)
 {
-    const struct rt_cache *c = j->a->cache;
-    const struct rt_plane *p = rt_cache_plane(c, j->a->layer, which);
-    const int64_t left = j->to - at, n = left < RT_TILE ? left : RT_TILE;
-    const uint8_t *codes = rt_cache_codes(c, j->a->layer, which, j->kh);
-    const uint16_t *pair = rt_cache_pairs(c, j->a->layer, which, j->kh) + at;
+    const struct rt_cache *c = a->cache;
+    const struct rt_plane *p = rt_cache_plane(c, a->layer, which);
+    const int64_t n = end - at < RT_TILE ? end - at : RT_TILE;
+    const uint8_t *codes = rt_cache_codes(c, a->layer, which, kh);
+    const uint16_t *pair = rt_cache_pairs(c, a->layer, which, kh) + at;
     const int64_t runs = which == KV_K ? 1 : p->groups, token = p->code_bytes / runs;
     if (n <= 0)
         return;
@@ -112,6 +113,12 @@ static void ask_for_tile(const struct rt_attn_packed *j, enum kv_side which, int
         rt_ask_for(codes + (i * c->max + at) * token, n * token);
     for (int64_t i = 0; i < 2 * p->groups; i++)
         rt_ask_for(pair + i * c->max, 2 * n);
+}
+
+void rt_attn_ask(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end)
+{
+    ask_for_tile(a, KV_K, kh, at, end);
+    ask_for_tile(a, KV_V, kh, at, end);
 }
 
 /* Tokens outside the stretch: their memory may hold anything. */
@@ -216,18 +223,17 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
     place_buffers(&b, scratch, c, j->a->layer, rows);
     const struct rt_folded f = {b.q, rows, folded_floats(c, b.k), c->d, b.k->group};
     const int64_t first = j->from / RT_KEYS * RT_KEYS;
-    ask_for_tile(j, KV_K, first);
-    ask_for_tile(j, KV_V, first);
+    rt_attn_ask(j->a, j->kh, first, j->to);
     begin(j, &b, rows);
     for (int64_t at = first; at < j->to; at += RT_TILE) {
-        ask_for_tile(j, KV_K, at + RT_TILE);
+        ask_for_tile(j->a, KV_K, j->kh, at + RT_TILE, j->to);
         const int64_t end = j->to - at < RT_TILE ? j->to : at + RT_TILE;
         const int64_t before = at < j->from ? j->from - at : 0;
         score_tile(j, &b, &f, at, end);
         clear_outside(b.score, rows, -INFINITY, before, end - at);
         for (int64_t r = 0; r < rows; r++)
             soften(j, &b, r);
-        ask_for_tile(j, KV_V, at + RT_TILE);
+        ask_for_tile(j->a, KV_V, j->kh, at + RT_TILE, j->to);
         load_pairs(b.vh, b.vm, j, KV_V, at);
         clear_outside(b.vh, b.v->groups, 0, before, end - at);
         clear_outside(b.vm, b.v->groups, 0, before, end - at);

@@ -145,6 +145,8 @@ struct rt_attn_packed {
     int64_t part_step;
 };
 void rt_attn_packed(const struct rt_attn_packed *j, float *scratch);
+/* Packed tokens [at, end) of head kh will be met soon: asks for the first tile. */
+void rt_attn_ask(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end);
 /* Floats of scratch for so many (query, head) pairs in any layer; 0 where none has lanes.
  */
 int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows);
