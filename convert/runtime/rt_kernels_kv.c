@@ -59,14 +59,15 @@ INLINED void key_group(vf *s, const float *q, int64_t stride, const uint8_t *cod
                        int64_t width, int64_t left, int64_t words, const int rows)
 {
     const vtable table = code_table(0);
-    for (int64_t i = 0; i < words; i++, q += 8, codes += 4 * width) {
+    const float *at[4] = {q, q + stride, q + 2 * stride, q + 3 * stride};
+    for (int64_t i = 0; i < 8 * words; i += 8, codes += 4 * width) {
         const vi c = load_words(codes, left);
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             const vf code = look_up(table, c, k);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
-                s[4 * r + k % 4] = madd(code, splat(q[r * stride + k]), s[4 * r + k % 4]);
+                s[4 * r + k % 4] = madd(code, splat(at[r][i + k]), s[4 * r + k % 4]);
         }
     }
 }
@@ -253,26 +254,6 @@ static void silu_gate(float *g, const float *u, int64_t n)
 
 /* --- values: lanes are words of channels -------------------------------------------- */
 
-/* Weights of tokens t.. on every lane, `words` lanes a token. */
-static inline vf spread_weights(const float *w, int64_t words)
-{
-    if (words >= VL)
-        return splat(w[0]);
-#if defined(__AVX512F__)
-    const __m512i lane =
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i token =
-        _mm512_srli_epi32(lane, (unsigned)__builtin_ctzll((uint64_t)words));
-    return (vf)_mm512_permutexvar_ps(
-        token, _mm512_maskz_loadu_ps((__mmask16)((1u << (VL / words)) - 1), w));
-#else
-    vf v;
-    for (int i = 0; i < VL; i++)
-        v[i] = w[i / words];
-    return v;
-#endif
-}
-
 /* Words of a token that share a vector with other tokens' must be a power of 2; otherwise
  * a token has its own vectors, the last one not full. */
 static inline int64_t tokens_of_vector(int64_t words)
@@ -280,11 +261,48 @@ static inline int64_t tokens_of_vector(int64_t words)
     return words < VL && VL % words == 0 ? VL / words : 1;
 }
 
+/* How weights of tokens t, t + 1, ... come to the lanes of a vector that they share. */
+struct lanes {
+#if defined(__AVX512F__)
+    __m512i token; /* of each lane */
+    __mmask16 tokens;
+#else
+    int64_t words;
+#endif
+};
+
+static inline struct lanes lanes_of(int64_t words)
+{
+#if defined(__AVX512F__)
+    const __m512i lane =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const unsigned shift = words < VL ? (unsigned)__builtin_ctzll((uint64_t)words) : 4;
+    return (struct lanes){_mm512_srli_epi32(lane, shift),
+                          (__mmask16)((1u << (16 >> shift)) - 1)};
+#else
+    return (struct lanes){words};
+#endif
+}
+
+static inline vf spread_weights(const float *w, const struct lanes *l)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_permutexvar_ps(l->token, _mm512_maskz_loadu_ps(l->tokens, w));
+#else
+    vf v;
+    for (int i = 0; i < VL; i++)
+        v[i] = w[i / l->words];
+    return v;
+#endif
+}
+
 /* Words [first, first + VL) of each token, or several tokens at once. */
 INLINED void value_lanes(float *acc, int64_t apart, const float *w, const uint8_t *codes,
                          int64_t n, int64_t words, int64_t first, const int rows)
 {
     const int64_t step = tokens_of_vector(words);
+    const bool shared = step > 1;
+    const struct lanes lanes = lanes_of(words);
     const vtable table = code_table(0);
     vf s[24] = {{0}};
 #pragma GCC unroll 4
@@ -293,13 +311,13 @@ INLINED void value_lanes(float *acc, int64_t apart, const float *w, const uint8_
         for (int k = 0; k < 8; k++)
             s[8 * r + k] = load(acc + r * apart + k * VL);
     for (int64_t t = 0; t < n; t += step) {
-        const int64_t left = step > 1 ? (n - t) * words : words - first;
+        const int64_t left = shared ? (n - t) * words : words - first;
         const vi c = load_words(codes + 4 * (t * words + first), left);
         vf wt[3];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
-            wt[r] = step > 1 ? spread_weights(w + r * RT_TILE + t, words)
-                             : splat(w[r * RT_TILE + t]);
+            wt[r] = shared ? spread_weights(w + r * RT_TILE + t, &lanes)
+                           : splat(w[r * RT_TILE + t]);
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             const vf code = look_up(table, c, k);
