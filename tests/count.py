@@ -23,6 +23,6 @@ outcomes = [outcome(test) for test in tests]
 print(*(outcomes.count(kind) for kind in (PASSED, FAILED, SKIPPED)))
 for test, kind in zip(tests, outcomes):
     if kind == FAILED:
-        print(f"{test['name']}: {test['result']} after {test['duration']:.0f} s")
+        print(f"{test['name']}: {test['result']} after {test['duration'] or 0:.0f} s")
         said = test.get("stdout", "") + test.get("stderr", "")
         print(*("    " + line for line in said.splitlines()[-LINES:]), sep="\n")

@@ -143,7 +143,9 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
 {
     struct job *j = e->job;
     if (c->way == SWEEP_PACKED) {
-        TRY(artifact_open(&e->artifact, c->artifact, ARTIFACT_LOAD));
+        /* a copy for each cell side by side could be more than there is room for */
+        TRY(artifact_open(&e->artifact, c->artifact,
+                          c->s->parallel > 1 ? 0 : ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
         TRY(job_open_model(j));

@@ -79,9 +79,8 @@ static bool is_tensor_file(const char *name)
     return n >= k && !strcmp(name + n - k, end);
 }
 
-typedef enum err open_fn(struct st_file **out, const char *path);
-
-/* Whether a copy of each tensor file leaves room for as much again. */
+/* Whether a copy of each tensor file leaves room for as much again. Files of another size
+ * than the manifest's are only looked at, and refused. */
 static enum err have_room(bool *yes, const struct artifact *a)
 {
     const struct manifest *m = a->manifest;
@@ -94,10 +93,21 @@ static enum err have_room(bool *yes, const struct artifact *a)
         TRY(file_join(&path, a->dir, m->file[k].name));
         const int64_t size = file_size(path);
         mem_free(path);
-        *yes = *yes && size >= 0 && (uint64_t)size <= room;
+        *yes = *yes && size >= 0 && (uint64_t)size == m->file[k].bytes &&
+               (uint64_t)size <= room;
         room -= *yes ? (uint64_t)size : 0;
     }
     return OK;
+}
+
+/* Limits on a process may refuse memory that the system has: a map needs none. */
+static enum err open_file(struct st_file **out, const char *path, bool load)
+{
+    const enum err err = load ? st_load(out, path) : st_open(out, path);
+    if (!load || err != ERR_MEMORY)
+        return err;
+    err_clear();
+    return st_open(out, path);
 }
 
 static enum err open_files(struct artifact *a, bool load)
@@ -105,14 +115,13 @@ static enum err open_files(struct artifact *a, bool load)
     const struct manifest *m = a->manifest;
     if (load)
         TRY(have_room(&load, a));
-    open_fn *const open = load ? st_load : st_open;
     TRY(mem_calloc(&a->file, m->n_files, sizeof(struct st_file *)));
     for (size_t k = 0; k < m->n_files; k++) {
         char *path = NULL;
         if (!is_tensor_file(m->file[k].name))
             continue;
         TRY(file_join(&path, a->dir, m->file[k].name));
-        const enum err err = open(&a->file[k], path);
+        const enum err err = open_file(&a->file[k], path, load);
         mem_free(path);
         if (err)
             return err;

@@ -5,7 +5,7 @@
  * off by 2^-31 of the largest of its 128 at most, and exact where it is above 1/64 of that.
  * X = 65536 high + low, 16 bits each, so that one instruction adds two products of codes
  * and halves, without rounding. What remains is rounded once a block, where F32 rounds
- * every sum. Included by rt_kernels.c. */
+ * every sum. Included by rt_kernels.c in the place of its rows in F32. */
 #ifndef WKVQ_RT_FIXED_H
 #define WKVQ_RT_FIXED_H
 
@@ -203,8 +203,8 @@ INLINED void fixed_rows(float *y, const struct rt_rows *r, int64_t row, const fl
     sum_of_four(y + row, total.a, total.b, total.c, total.d);
 }
 
-static inline void add_rows_fixed(float *y, const struct rt_rows *r, int64_t row,
-                                  const float *parted)
+static inline void add_rows(float *y, const struct rt_rows *r, int64_t row,
+                            const float *parted)
 {
     if (r->group == RT_BLOCK)
         fixed_rows(y, r, row, parted, true);

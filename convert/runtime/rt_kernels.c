@@ -226,6 +226,9 @@ struct sums {
     vf a, b, c, d;
 };
 
+#if defined(__AVX512VNNI__)
+#include "convert/runtime/rt_fixed.h"
+#else
 /* One block's 8 columns of each lane of up to four rows; x is loaded once for all. */
 #define ROW_STEP(row, sum) s##sum.row = madd(look_up(t.row, c.row, k), xk, s##sum.row)
 #define STEP(k_, sum)                                                                      \
@@ -318,10 +321,6 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     }
 }
 
-#if defined(__AVX512VNNI__)
-#include "convert/runtime/rt_fixed.h"
-#define add_rows add_rows_fixed
-#else
 #define part_rows part
 #endif
 

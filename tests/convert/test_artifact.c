@@ -141,7 +141,7 @@ static void check_block(const struct artifact *a, const struct model_source *src
     block_quant_free(&have);
 }
 
-static void check_artifact(const char *out)
+static void check_artifact(const char *out, unsigned how)
 {
     struct hf_model *m = NULL;
     struct artifact *a = NULL;
@@ -150,7 +150,7 @@ static void check_artifact(const char *out)
     ok(artifact_is(&is, out));
     assert_true(is);
     ok(hf_open(&m, model_dir));
-    ok(artifact_open(&a, out, ARTIFACT_CHECK));
+    ok(artifact_open(&a, out, how));
     const struct model_source *src = hf_source(m);
     assert_int_equal(artifact_arch(a)->n_layers, hf_arch(m)->n_layers);
     for (int64_t i = 0; i < hf_arch(m)->n_layers; i++)
@@ -173,7 +173,7 @@ static void test_round_trip(void **state)
         for (size_t g = 0; g < ARRAY_LEN(groups); g++) {
             const struct artifact_settings s = settings(bits == 9 ? 16 : bits, groups[g]);
             make(&tiny_default, out_dir, &s);
-            check_artifact(out_dir);
+            check_artifact(out_dir, ARTIFACT_CHECK | (g % 2 ? ARTIFACT_LOAD : 0));
             remove_all();
         }
 }
@@ -190,7 +190,7 @@ static void test_mixed(void **state)
         ok(mix_parse(&m, MIX_WEIGHTS, text[i], ERR_USAGE, "mix"));
         s.weights.mixed = m;
         make(&tiny_default, out_dir, &s);
-        check_artifact(out_dir);
+        check_artifact(out_dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
         remove_all();
         mix_free(m);
     }
@@ -208,7 +208,7 @@ static void test_families(void **state)
         t.n_layers = 11; /* two digits: layers stay in numerical order */
         const struct artifact_settings s = settings(4, 16);
         make(&t, out_dir, &s);
-        check_artifact(out_dir);
+        check_artifact(out_dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
         struct artifact *a = NULL;
         ok(artifact_open(&a, out_dir, 0));
         const struct packed_block *b = artifact_block(a, 10);
@@ -261,7 +261,7 @@ static void test_shards(void **state)
     char path[160];
     s.shard_bytes = 4000;
     make(&tiny_default, out_dir, &s);
-    check_artifact(out_dir);
+    check_artifact(out_dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
     snprintf(path, sizeof(path), "%s/model.safetensors", out_dir);
     assert_false(file_exists(path));
     snprintf(path, sizeof(path), "%s/model.safetensors.index.json", out_dir);
@@ -412,7 +412,7 @@ static void test_existing(void **state)
     s.weights.bits = 2;
     s.shard_bytes = 4000;
     ok(try_write(out_dir, &s, NULL)); /* other files than before */
-    check_artifact(out_dir);
+    check_artifact(out_dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
     snprintf(path, sizeof(path), "%s/notes.txt", out_dir);
     ok(file_write_all(path, "x", 1));
     refused(try_write(out_dir, &s, NULL), ERR_USAGE, "notes.txt");
@@ -437,7 +437,7 @@ static void test_leftovers(void **state)
     ok(file_write_all(file, "half", 4));
     snprintf(file, sizeof(file), "%s/", out_dir); /* a slash at the end is fine */
     ok(try_write(file, &s, NULL));
-    check_artifact(out_dir);
+    check_artifact(out_dir, ARTIFACT_CHECK | ARTIFACT_LOAD);
     assert_false(file_exists(dead));
     assert_true(file_exists(alive));
     ok(file_remove_dir(alive));
