@@ -15,9 +15,9 @@
 
 #include <cmocka.h>
 
-#define MAX 300
+#define MAX 700
 static const int64_t lengths[] = {1,  2,  3,  7,   15,  16,  17,  31,
-                                  32, 33, 64, 127, 128, 129, 255, 300};
+                                  32, 33, 64, 127, 128, 129, 255, 300, MAX};
 static const int64_t groups[] = {1, 2, 5, 8, 16, 31, 32, 64, 128, 300};
 
 static struct rng rng;
@@ -168,7 +168,7 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
         near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
 }
 
-/* One row of 300 columns by x: what rows_nibbles makes of it, and the sum in f64. */
+/* One row of MAX columns by x: what rows_nibbles makes of it, and the sum in f64. */
 static float one_row(const struct rt_kernels *k, const float *x, double *want, double *size)
 {
     static struct packed p;
@@ -179,10 +179,10 @@ static float one_row(const struct rt_kernels *k, const float *x, double *want, d
                                  .z = p.z,
                                  .h = p.h,
                                  .code_stride = bitpack_bytes(MAX, 4),
-                                 .pair_stride = 3,
+                                 .pair_stride = (MAX + RT_BLOCK - 1) / RT_BLOCK,
                                  .in = MAX,
                                  .group = RT_BLOCK,
-                                 .groups = 3};
+                                 .groups = (MAX + RT_BLOCK - 1) / RT_BLOCK};
     *want = *size = 0;
     for (int64_t i = 0; i < MAX; i++) {
         *want += (double)p.w[i] * (double)x[i];
@@ -197,7 +197,7 @@ static float one_row(const struct rt_kernels *k, const float *x, double *want, d
  * tiny, nearly the largest that there are, none, and what is no number. */
 static void check_spread(const struct rt_kernels *k)
 {
-    static const float scale[] = {1e-28f, 1e34f};
+    static const float scale[] = {1e-28f, 1e-32f, 1e34f};
     static const float odd[] = {INFINITY, -INFINITY, NAN};
     static float x[MAX];
     double want, size;
