@@ -16,8 +16,8 @@
 #include <cmocka.h>
 
 #define MAX 700
-static const int64_t lengths[] = {1,  2,  3,  7,   15,  16,  17,  31,
-                                  32, 33, 64, 127, 128, 129, 255, 300, MAX};
+static const int64_t lengths[] = {1,  2,  3,   7,   15,  16,  17,  31, 32,
+                                  33, 64, 127, 128, 129, 255, 300, MAX};
 static const int64_t groups[] = {1, 2, 5, 8, 16, 31, 32, 64, 128, 300};
 
 static struct rng rng;
