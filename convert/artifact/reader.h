@@ -31,12 +31,14 @@ struct artifact; /* opaque, read-only, safe to share between threads */
  * config.json; any other directory is just none. ERR_MEMORY, ERR_IO and ERR_USAGE where
  * that cannot be told. */
 enum err artifact_is(bool *yes, const char *dir);
-/* Of artifact_open: every tensor's CRC against the manifest too; the tensors in memory, for
- * who reads them again and again, if they are at most half of what the system could give.
- */
+/* How artifact_open opens: every tensor's CRC is compared with the manifest's. */
 #define ARTIFACT_CHECK 1u
+/* Tensors are copied into memory, for who reads them again and again: if they are at most
+ * half of what the system could give and the copy is not refused. Otherwise they are
+ * mapped. */
 #define ARTIFACT_LOAD 2u
-/* Errors: ERR_NOT_FOUND, ERR_FORMAT with file and tensor, ERR_MEMORY. */
+/* how: these, or 0. Close with artifact_close. Errors: ERR_NOT_FOUND, ERR_USAGE, ERR_IO,
+ * ERR_MEMORY, ERR_FORMAT with file and tensor. */
 enum err artifact_open(struct artifact **out, const char *dir, unsigned how);
 void artifact_close(struct artifact **a);
 const struct arch *artifact_arch(const struct artifact *a);

@@ -21,8 +21,8 @@ struct work {
     struct rt_attn_scratch *s;
     int64_t blocks, splits, stretch; /* of queries; of keys */
     int64_t part_floats;             /* of one (query, head, split): 2 + d */
-    int64_t pieces;
-    int threads;
+    int64_t pieces;                  /* in all */
+    int threads;                     /* that take them */
 };
 
 struct tile {

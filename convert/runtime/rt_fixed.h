@@ -41,23 +41,6 @@ static inline float fixed_unit(const float *x)
     return unit;
 }
 
-/* out [k][2] = the numbers of columns k, k + 4, ... of eight vectors. */
-static inline void every_fourth(__m512i *out, const __m512i *in)
-{
-    const __m512i even =
-        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    __m512i second[2][4];
-    for (int i = 0; i < 4; i++) {
-        second[0][i] = _mm512_permutex2var_epi32(in[2 * i], even, in[2 * i + 1]);
-        second[1][i] = _mm512_permutex2var_epi32(in[2 * i], odd, in[2 * i + 1]);
-    }
-    for (int k = 0; k < 4; k++)
-        for (int i = 0; i < 2; i++)
-            out[2 * k + i] = _mm512_permutex2var_epi32(
-                second[k % 2][2 * i], k < 2 ? even : odd, second[k % 2][2 * i + 1]);
-}
-
 static inline void store_halves(int16_t *out, __m512i first, __m512i second)
 {
     _mm256_storeu_si256((void *)out, _mm512_cvtepi32_epi16(first));
@@ -68,12 +51,14 @@ static inline void fix_block(struct fixed_block *out, const float *x)
 {
     const float unit = fixed_unit(x), by = 1 / unit;
     const __m512i half = _mm512_set1_epi32(1 << 15);
-    __m512i whole[8], k4[8];
+    __m512 v[8];
     for (int i = 0; i < 8; i++)
-        whole[i] = _mm512_cvtps_epi32((__m512)(load(x + i * VL) * splat(by)));
-    every_fourth(k4, whole);
+        v[i] = (__m512)(load(x + i * VL) * splat(by));
+    even_before_odd(v);
+    even_before_odd(v); /* two vectors for each k: columns k, k + 4, ... */
     for (int k = 0; k < 4; k++) {
-        const __m512i a = k4[2 * k], b = k4[2 * k + 1];
+        const __m512i a = _mm512_cvtps_epi32(v[2 * k]);
+        const __m512i b = _mm512_cvtps_epi32(v[2 * k + 1]);
         store_halves(out->low[k], a, b); /* the lower halves, as signed numbers */
         store_halves(out->high[k], _mm512_srai_epi32(_mm512_add_epi32(a, half), 16),
                      _mm512_srai_epi32(_mm512_add_epi32(b, half), 16));

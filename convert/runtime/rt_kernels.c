@@ -140,29 +140,17 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
  * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is parted alike, k by k. */
 #define BLOCK (8 * VL)
 
-/* out [8][VL]: the k-th vector has columns k, k + 8, ... of 8 VL columns. Three times even
- * places go before odd ones, which brings the lowest three bits of a column's number to the
- * front. */
 #if defined(__AVX512F__)
+/* out [8][VL]: the k-th vector has columns k, k + 8, ... of 8 VL columns: three times,
+ * which brings the lowest three bits of a column's number to the front. */
 static inline void part_block(float *out, const float *x)
 {
-    const __m512i even =
-        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    __m512 a[8], b[8];
+    __m512 a[8];
     for (int i = 0; i < 8; i++)
         a[i] = _mm512_loadu_ps(x + i * VL);
-#pragma GCC unroll 3
-    for (int stage = 0; stage < 3; stage++) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            b[i] = _mm512_permutex2var_ps(a[2 * i], even, a[2 * i + 1]);
-            b[i + 4] = _mm512_permutex2var_ps(a[2 * i], odd, a[2 * i + 1]);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            a[i] = b[i];
-    }
+    even_before_odd(a);
+    even_before_odd(a);
+    even_before_odd(a);
     for (int i = 0; i < 8; i++)
         _mm512_storeu_ps(out + i * VL, a[i]);
 }

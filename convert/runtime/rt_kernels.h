@@ -36,8 +36,8 @@ struct rt_kernels {
     void (*rows_plain)(float *y, const void *w, enum dtype t, int64_t rows, const float *x,
                        int64_t in);
     void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
-    /* x [n] as nibbles meet it, for dot_nibbles and for rows_nibbles: rt_parted_floats(n)
-     * floats. */
+    /* x [n] in the order in which nibbles meet it: for dot_nibbles, rt_parted(n) floats,
+     * and for rows_nibbles, at most rt_parted_floats(n). */
     void (*part)(float *parted, const float *x, int64_t n);
     void (*part_rows)(float *parted, const float *x, int64_t n);
     /* y [n] of 4-bit rows; group is a multiple of RT_BLOCK, or groups is 1. */

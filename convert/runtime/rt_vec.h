@@ -165,6 +165,23 @@ static inline vf look_up(vtable table, vi codes, int k)
     return (vf)_mm512_permutexvar_ps(_mm512_srli_epi32((__m512i)codes, 4 * (unsigned)k),
                                      table);
 }
+/* Eight vectors' even places, then their odd ones. */
+static inline void even_before_odd(__m512 *a)
+{
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    __m512 b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_permutex2var_ps(a[2 * i], even, a[2 * i + 1]);
+        b[i + 4] = _mm512_permutex2var_ps(a[2 * i], odd, a[2 * i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        a[i] = b[i];
+}
+
 #else
 typedef vf vtable;
 
