@@ -366,6 +366,13 @@ const char *file_base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
+bool file_is_lfs_pointer(const void *bytes, size_t n)
+{
+    /* The specification's limit is 1024 bytes, and "version" is always the first line. */
+    static const char head[] = "version https://git-lfs.github.com/spec/v";
+    return n < 1024 && n >= sizeof(head) && !memcmp(bytes, head, sizeof(head) - 1);
+}
+
 enum err file_crc32(uint32_t *crc, uint64_t *bytes, const char *path)
 {
     struct file_map m = {0};

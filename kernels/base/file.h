@@ -60,6 +60,12 @@ enum err file_join(char **out, const char *dir, const char *name);
 /* The part after the last '/'. */
 const char *file_base_name(const char *path);
 
+/* Are the n bytes of a whole file the pointer that a clone without git-lfs has in the
+ * file's place? A message that refuses it ends with the advice. */
+bool file_is_lfs_pointer(const void *bytes, size_t n);
+#define FILE_LFS_ADVICE                                                                    \
+    "this is a git-lfs pointer, not the file itself: run \"git lfs pull\" in its repository"
+
 /* Whole file through CRC-32. */
 enum err file_crc32(uint32_t *crc, uint64_t *bytes, const char *path);
 

@@ -197,6 +197,22 @@ static void names(void **state)
     assert_string_equal(file_base_name("c.txt"), "c.txt");
 }
 
+static void a_pointer_of_git_lfs_is_recognized(void **state)
+{
+    static const char pointer[] =
+        "version https://git-lfs.github.com/spec/v1\n"
+        "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+        "size 12345\n";
+    char large[2000] = {0};
+    memcpy(large, pointer, sizeof(pointer) - 1);
+    assert_true(file_is_lfs_pointer(pointer, sizeof(pointer) - 1));
+    assert_true(file_is_lfs_pointer(large, 1023));
+    assert_false(file_is_lfs_pointer(large, 1024)); /* a text that starts like one */
+    assert_false(file_is_lfs_pointer(pointer, 20));
+    assert_false(file_is_lfs_pointer("{}", 2));
+    assert_false(file_is_lfs_pointer(NULL, 0));
+}
+
 int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -208,6 +224,7 @@ int main(void)
         CASE(what_cannot_be_written),
         CASE(directories),
         CASE(names),
+        CASE(a_pointer_of_git_lfs_is_recognized),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
