@@ -19,12 +19,14 @@ import tempfile
 FLOORS = {
     "kernels/base": [],
     "data": ["kernels/base"],
-    "kernels": ["kernels/base"],
+    "kernels/simd": ["kernels/base"],
+    "kernels": ["kernels/base", "kernels/simd"],
     "calib/model": ["kernels", "kernels/base"],
     "calib": ["calib/model", "kernels", "kernels/base"],
-    "convert": ["calib/model", "data", "kernels", "kernels/base"],
+    "convert": ["calib/model", "data", "kernels", "kernels/base", "kernels/simd"],
     "tools": ["calib", "calib/model", "convert", "data", "kernels", "kernels/base"],
-    "tests": ["tools", "calib", "calib/model", "convert", "data", "kernels", "kernels/base"],
+    "tests": ["tools", "calib", "calib/model", "convert", "data", "kernels", "kernels/base",
+              "kernels/simd"],
 }
 # What is private: a path prefix, and who may include it.
 PRIVATE = {
@@ -139,6 +141,7 @@ def check(root):
 # A small tree that is right, and what makes it wrong: file, its text, a word of the complaint.
 GOOD = {
     "kernels/base/error.h": "",
+    "kernels/simd/simd.h": '#include "kernels/base/error.h"\n',
     "kernels/dev.h": '#include "kernels/base/error.h"\n',
     "kernels/dev_ops.h": '#include "kernels/dev.h"\n#include "config.h"\n',
     "kernels/ref/ref.h": '#include "kernels/dev_ops.h"\n',
@@ -155,6 +158,8 @@ GOOD = {
 BAD = [
     ("kernels/base/mem.h", '#include "kernels/dev.h"\n', "floor kernels/base"),
     ("data/text.c", '#include "kernels/dev.h"\n', "floor data"),
+    ("kernels/simd/vector.h", '#include "kernels/dev.h"\n', "floor kernels/simd"),
+    ("calib/fast.c", '#include "kernels/simd/simd.h"\n', "floor calib"),
     ("kernels/loop.c", '#include "calib/model/block.h"\n', "floor kernels"),
     ("calib/model/attn.c", '#include "calib/calib.h"\n', "floor calib/model"),
     ("calib/io.c", '#include "data/json.h"\n', "floor calib"),

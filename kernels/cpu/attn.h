@@ -145,11 +145,11 @@ INLINE struct arena thread_arena(const struct attn_job *a, int thread)
 }
 
 #if ATTN_PAIRS /* the F32 kernels, for what is not BF16 */
-void CPU_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
+void ISA_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                         const struct tensor *q, const struct tensor *k,
                         const struct tensor *v, const struct tensor *kq,
                         const struct tensor *vq, const struct attn_mask *mask, float scale);
-void CPU_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
+void ISA_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
                             const struct tensor *dv, const struct tensor *dkq,
                             const struct tensor *dvq, const struct tensor *dout,
                             const struct tensor *o, const struct tensor *lse,

@@ -12,11 +12,9 @@
 
 #include "kernels/base/half.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 
 #include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Queries or keys of a tile. */
 #define TILE 64
@@ -26,11 +24,11 @@
 #if ATTN_PAIRS
 typedef uint16_t elem;
 #define DEPTH 2
-#define ATTN_NAME(name) CPU_NAME(name##_pairs)
+#define ATTN_NAME(name) ISA_NAME(name##_pairs)
 #else
 typedef float elem;
 #define DEPTH 1
-#define ATTN_NAME(name) CPU_NAME(name)
+#define ATTN_NAME(name) ISA_NAME(name)
 #endif
 
 /* Rows and vectors of the block of C that is kept in registers. */

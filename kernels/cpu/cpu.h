@@ -6,6 +6,7 @@
 #define WKVQ_CPU_H
 
 #include "kernels/dev_ops.h"
+#include "kernels/simd/isa.h"
 
 #include <stdbool.h>
 
@@ -51,10 +52,6 @@ void cpu_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate);
 
 /* Each instruction set's kernels put themselves into the table: cpu_fill_avx512(). */
-#define CPU_JOIN2(name, isa) name##_##isa
-#define CPU_JOIN(name, isa) CPU_JOIN2(name, isa)
-#define CPU_NAME(name) CPU_JOIN(name, CPU_ISA)
-
 void cpu_fill_plain(struct dev_ops *o);
 void cpu_fill_avx2(struct dev_ops *o);
 void cpu_fill_avx512(struct dev_ops *o);
@@ -62,14 +59,14 @@ void cpu_fill_avx512bf16(struct dev_ops *o);
 /* Attention that multiplies pairs of BF16. */
 void cpu_fill_attn_pairs_avx512bf16(struct dev_ops *o);
 
-#ifdef CPU_ISA
-void CPU_NAME(cpu_fill_elem)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_norm)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_weight)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_kv)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_channel)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_train)(struct dev_ops *o);
-void CPU_NAME(cpu_fill_attn)(struct dev_ops *o);
+#ifdef ISA
+void ISA_NAME(cpu_fill_elem)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_norm)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_weight)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_kv)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_channel)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_train)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_attn)(struct dev_ops *o);
 #endif
 
 static inline bool cpu_bf16(const struct tensor *x)

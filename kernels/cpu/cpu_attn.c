@@ -212,7 +212,7 @@ void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct ten
 {
 #if ATTN_PAIRS
     if (!cpu_bf16(q)) {
-        CPU_NAME(cpu_attn)(d, o, lse, q, k, v, kq, vq, mask, scale);
+        ISA_NAME(cpu_attn)(d, o, lse, q, k, v, kq, vq, mask, scale);
         return;
     }
 #endif

@@ -292,7 +292,7 @@ void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq,
 {
 #if ATTN_PAIRS
     if (!cpu_bf16(q)) {
-        CPU_NAME(cpu_attn_bwd)
+        ISA_NAME(cpu_attn_bwd)
         (d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
         return;
     }

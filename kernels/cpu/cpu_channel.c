@@ -4,7 +4,7 @@
  * kernels/tensor/quant.h. Lanes are channels, so a block's statistics are lane by lane; a
  * unit of work is a block's VL channels. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 struct kvc {
@@ -154,7 +154,7 @@ static void cpu_kvc_bwd(struct dev *d, const struct tensor *dx, const struct ten
     pass_rest(&k, dx, dxq);
 }
 
-void CPU_NAME(cpu_fill_channel)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_channel)(struct dev_ops *o)
 {
     o->kvc = cpu_kvc;
     o->kvc_bwd = cpu_kvc_bwd;

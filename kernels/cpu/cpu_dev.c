@@ -15,17 +15,10 @@ static enum cpu_level level_limit = N_CPU_LEVELS - 1;
 
 enum cpu_level cpu_best_level(void)
 {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return CPU_PLAIN;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
-        return CPU_AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? CPU_AVX512BF16 : CPU_AVX512;
-#else
-    return CPU_PLAIN;
-#endif
+    return isa_supported(ISA_AVX512BF16) ? CPU_AVX512BF16
+           : isa_supported(ISA_AVX512)   ? CPU_AVX512
+           : isa_supported(ISA_AVX2)     ? CPU_AVX2
+                                         : CPU_PLAIN;
 }
 
 void cpu_set_level(enum cpu_level level)

@@ -2,7 +2,7 @@
  *
  * Elementwise operations: one pass over memory each. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 
 #include <string.h>
 
@@ -148,7 +148,7 @@ static void cpu_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
     cpu_run_rows(d, dy->dim[0], 6 * e.cols, silu_bwd_row, &e);
 }
 
-void CPU_NAME(cpu_fill_elem)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_elem)(struct dev_ops *o)
 {
     o->zero = cpu_zero;
     o->copy = cpu_copy;
@@ -159,13 +159,13 @@ void CPU_NAME(cpu_fill_elem)(struct dev_ops *o)
     o->silu_gate_bwd = cpu_silu_gate_bwd;
 }
 
-void CPU_NAME(cpu_fill)(struct dev_ops *o)
+void ISA_NAME(cpu_fill)(struct dev_ops *o)
 {
-    CPU_NAME(cpu_fill_elem)(o);
-    CPU_NAME(cpu_fill_norm)(o);
-    CPU_NAME(cpu_fill_weight)(o);
-    CPU_NAME(cpu_fill_kv)(o);
-    CPU_NAME(cpu_fill_channel)(o);
-    CPU_NAME(cpu_fill_train)(o);
-    CPU_NAME(cpu_fill_attn)(o);
+    ISA_NAME(cpu_fill_elem)(o);
+    ISA_NAME(cpu_fill_norm)(o);
+    ISA_NAME(cpu_fill_weight)(o);
+    ISA_NAME(cpu_fill_kv)(o);
+    ISA_NAME(cpu_fill_channel)(o);
+    ISA_NAME(cpu_fill_train)(o);
+    ISA_NAME(cpu_fill_attn)(o);
 }

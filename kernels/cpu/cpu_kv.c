@@ -3,7 +3,7 @@
  * KV fake quantization: bit-equal to kernels/tensor/quant.h. x~ is computed anew in each
  * pass over a group; that is cheaper than keeping it. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 /* Tokens whose contributions to dls, ddelta are summed in f32 before they join in f64. */
@@ -252,7 +252,7 @@ static void cpu_kvq_bwd(struct dev *d, const struct tensor *dx, const struct ten
     }
 }
 
-void CPU_NAME(cpu_fill_kv)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_kv)(struct dev_ops *o)
 {
     o->kvq = cpu_kvq;
     o->kvq_bwd = cpu_kvq_bwd;

@@ -3,7 +3,7 @@
  * RMSNorm, rotary embedding and Hadamard rotation, a row at a time: the second pass finds
  * the row in L1. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/hadamard.h"
 
 #include <math.h>
@@ -221,7 +221,7 @@ static void cpu_hadamard(struct dev *d, const struct tensor *x)
     cpu_run_rows(d, x->dim[0], cpu_width(x), hadamard_row, &p);
 }
 
-void CPU_NAME(cpu_fill_norm)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_norm)(struct dev_ops *o)
 {
     o->rmsnorm = cpu_rmsnorm;
     o->rmsnorm_bwd = cpu_rmsnorm_bwd;

@@ -3,7 +3,7 @@
  * Losses, AdamW and the checks around training. Sums run in f64: over a row in the order of
  * its columns, then over rows in their order, whatever the number of threads. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 
 #include <math.h>
 
@@ -222,7 +222,7 @@ static void cpu_cross_entropy(struct dev *d, const struct tensor *nll,
     cpu_run_rows(d, x->dim[0], 4 * x->dim[1], entropy_row, &e);
 }
 
-void CPU_NAME(cpu_fill_train)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_train)(struct dev_ops *o)
 {
     o->loss = cpu_loss;
     o->adamw = cpu_adamw;

@@ -3,7 +3,7 @@
  * Weight fake quantization, a row at a time, a group in L1: bit-equal to
  * kernels/tensor/quant.h. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 struct weight {
@@ -228,7 +228,7 @@ static void cpu_round_step(struct dev *d, const struct tensor *v, const struct t
     cpu_run_rows(d, w->dim[0], 3 * k.C, step_row, &k);
 }
 
-void CPU_NAME(cpu_fill_weight)(struct dev_ops *o)
+void ISA_NAME(cpu_fill_weight)(struct dev_ops *o)
 {
     o->lwc = cpu_lwc;
     o->wq_apply = cpu_wq_apply;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * kernels/cpu/simd.h with AVX2 and FMA. Only simd.h includes this. */
+ * kernels/simd/simd.h for AVX2, FMA and F16C: 8 lanes. Only simd.h includes this file. */
 #ifndef WKVQ_SIMD_AVX2_H
 #define WKVQ_SIMD_AVX2_H
 
@@ -10,35 +10,27 @@
 
 #define VL 8
 typedef __m256 vf;
-typedef __m256 vm; /* all ones or all zeros a lane */
-
-static inline vf vf_load(const float *p)
-{
-    return _mm256_loadu_ps(p);
-}
+typedef __m256 vm; /* all ones or all zeros per lane */
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint8_t vu8 __attribute__((vector_size(VL)));
 
 static inline vf vf_load_n(const float *p, int64_t n)
 {
     float t[VL] = {0};
     memcpy(t, p, (size_t)(n < VL ? n : VL) * sizeof(*t));
-    return vf_load(t);
-}
-
-static inline void vf_store(float *p, vf x)
-{
-    _mm256_storeu_ps(p, x);
+    return _mm256_loadu_ps(t);
 }
 
 static inline void vf_store_n(float *p, vf x, int64_t n)
 {
     float t[VL];
-    vf_store(t, x);
+    _mm256_storeu_ps(t, x);
     memcpy(p, t, (size_t)(n < VL ? n : VL) * sizeof(*t));
 }
 
-static inline vf vf_load_bf16(const uint16_t *p)
+static inline vf vf_load_bf16(const void *p)
 {
-    const __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    const __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
 }
 
@@ -49,7 +41,7 @@ static inline vf vf_load_bf16_n(const uint16_t *p, int64_t n)
     return vf_load_bf16(t);
 }
 
-/* Ties to even, subnormals kept, NaN quiet: bf16_from_f32(). */
+/* Rounds as bf16_from_f32(): ties to even, subnormals kept, NaN made quiet. */
 static inline void vf_store_bf16(uint16_t *p, vf x)
 {
     const __m256i u = _mm256_castps_si256(x);
@@ -70,29 +62,30 @@ static inline void vf_store_bf16_n(uint16_t *p, vf x, int64_t n)
     memcpy(p, t, (size_t)(n < VL ? n : VL) * sizeof(*t));
 }
 
+static inline vf vf_load_f16(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+
+/* The first n words, n >= 0. */
+static inline vi vi_load_n(const void *p, int64_t n)
+{
+    vi v = {0};
+    memcpy(&v, p, n < VL ? 4 * (size_t)n : sizeof(v));
+    return v;
+}
+
+/* Words of which the first n bytes are read, n >= 0. */
+static inline vi vi_load_bytes_n(const void *p, int64_t n)
+{
+    vi v = {0};
+    memcpy(&v, p, n < (int64_t)sizeof(v) ? (size_t)n : sizeof(v));
+    return v;
+}
+
 static inline vf vf_set1(float x)
 {
     return _mm256_set1_ps(x);
-}
-
-static inline vf vf_add(vf a, vf b)
-{
-    return _mm256_add_ps(a, b);
-}
-
-static inline vf vf_sub(vf a, vf b)
-{
-    return _mm256_sub_ps(a, b);
-}
-
-static inline vf vf_mul(vf a, vf b)
-{
-    return _mm256_mul_ps(a, b);
-}
-
-static inline vf vf_div(vf a, vf b)
-{
-    return _mm256_div_ps(a, b);
 }
 
 static inline vf vf_fma(vf a, vf b, vf c)
@@ -176,7 +169,7 @@ static inline vf power_of_two(__m256i n)
 static inline vf vf_ldexp(vf x, vf n)
 {
     const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
-    return vf_mul(vf_mul(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(i, half)));
+    return x * power_of_two(half) * power_of_two(_mm256_sub_epi32(i, half));
 }
 
 static inline float vf_sum(vf x)
@@ -184,6 +177,15 @@ static inline float vf_sum(vf x)
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+/* y[4] = the sums of four vectors. */
+static inline void vf_sum4(float *y, vf a, vf b, vf c, vf d)
+{
+    y[0] = vf_sum(a);
+    y[1] = vf_sum(b);
+    y[2] = vf_sum(c);
+    y[3] = vf_sum(d);
 }
 
 static inline float vf_hmax(vf x)
@@ -207,6 +209,20 @@ static inline double vf_sum64(vf x)
     s = _mm256_add_pd(s, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
     const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
     return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
+
+/* Eight 4-bit codes are stored in the 32 bits of a lane, the lowest first. vtable_get()
+ * gives code k of every lane minus the zero point. */
+typedef vf vtable;
+
+static inline vtable vtable_codes(int zero)
+{
+    return vf_set1((float)zero);
+}
+
+static inline vf vtable_get(vtable zero, vi codes, int k)
+{
+    return __builtin_convertvector((codes >> 4 * k) & 15, vf) - zero;
 }
 
 #endif

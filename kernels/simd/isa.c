@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Which instruction sets this processor has. */
+#include "kernels/simd/isa.h"
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    __builtin_cpu_init();
+    /* F16C needs no question: every processor with AVX2 has it. */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
+}
+
+bool isa_supported(enum isa isa)
+{
+    switch (isa) {
+    case ISA_AVX2:
+        return has_avx2();
+    case ISA_AVX512:
+        return has_avx512();
+    case ISA_AVX512VNNI:
+        return has_avx512() && __builtin_cpu_supports("avx512vnni");
+    case ISA_AVX512BF16:
+        return has_avx512() && __builtin_cpu_supports("avx512bf16");
+    default:
+        return isa == ISA_PLAIN;
+    }
+}
+#else
+bool isa_supported(enum isa isa)
+{
+    return isa == ISA_PLAIN;
+}
+#endif
+
+const char *isa_text(enum isa isa)
+{
+    static const char *const text[N_ISAS] = {"plain", "avx2", "avx512", "avx512vnni",
+                                             "avx512bf16"};
+    return text[isa];
+}
