@@ -290,11 +290,11 @@ static enum err apply_lin(struct fakequant *f, int l)
     const struct tensor offsets = fakequant_offsets(f, l, false);
     const struct tensor *const v = f->learn_round ? &offsets : NULL;
     if (f->gptq)
-        return dev_wq_apply(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
-                            f->format[l].bits, f->format[l].group_size);
-    return dev_lwc(f->dev, &wq, &f->scales[l], &f->zeros[l], &w,
-                   f->learn_weights ? &f->a[l] : NULL, f->learn_weights ? &f->b[l] : NULL,
-                   v, f->format[l].bits, f->format[l].group_size);
+        return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
+                                     f->format[l].bits, f->format[l].group_size);
+    return dev_fake_quant_weights(
+        f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->learn_weights ? &f->a[l] : NULL,
+        f->learn_weights ? &f->b[l] : NULL, v, f->format[l].bits, f->format[l].group_size);
 }
 
 enum err fakequant_apply(struct fakequant *f)
@@ -325,9 +325,9 @@ enum err fakequant_clip_grads(struct fakequant *f)
             continue;
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
-        TRY(dev_lwc_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l], &f->b[l],
-                        f->learn_round ? &v : NULL, f->format[l].bits,
-                        f->format[l].group_size));
+        TRY(dev_fake_quant_weights_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l],
+                                       &f->b[l], f->learn_round ? &v : NULL,
+                                       f->format[l].bits, f->format[l].group_size));
     }
     return OK;
 }

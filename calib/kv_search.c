@@ -104,7 +104,8 @@ static enum err add_side(struct kv_search *k, int side, struct kv_format f,
     const int64_t group = kv_group(k->arch->head_dim, f.group_size);
     double loss;
     for (int i = 0; i < KV_SEARCH_GRID && f.bits < 16; i++) {
-        TRY(dev_kvq(k->dev, &to, &from, &k->s[side][i], &k->delta[side], f.bits, group));
+        TRY(dev_fake_quant_kv(k->dev, &to, &from, &k->s[side][i], &k->delta[side], f.bits,
+                              group));
         TRY(dev_loss(k->dev, &loss, NULL, y, x, LOSS_MSE, 1, false));
         k->error[side][i] += loss;
     }

@@ -41,7 +41,7 @@ enum dtype dev_preferred_act(const struct dev *d);
 double dev_gemm_seconds(struct dev *d, bool reset);
 
 /* Where time goes: seconds spent inside the operations of each part since dev_open (on a
- * device that queues work: spent queueing, but see dev_wait_each()). FAKE_QUANT is lwc, kvq
+ * device that queues work: spent queueing, but see dev_wait_each()). FAKE_QUANT is fake_quant_weights, fake_quant_kv
  * and exp; LOSS includes cross entropy, OPTIMIZER the test for finite values; ELEMENTWISE
  * is norms, rope, silu, add and bias; COPY is conversions and transfers. */
 enum dev_part {
@@ -192,19 +192,22 @@ enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct
  * a, b NULL: gamma = beta = 1. v NULL: round to nearest; else v is inside the rounding.
  *   wq act [N,C]; scales U16-in-DT_F16 [N,n]; zeros U8 [N,n]; w, v F32 [N,C]; a, b [N,n].
  *   scales, zeros are written; wq may be NULL (scales and zeros only). */
-enum err dev_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                 const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
-                 const struct tensor *b, const struct tensor *v, int bits,
-                 int64_t group_size);
-/* The same w^ from stored scales and zeros: bit-equal to what dev_lwc gave. */
-enum err dev_wq_apply(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                      const struct tensor *zeros, const struct tensor *w,
-                      const struct tensor *v, int bits, int64_t group_size);
+enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
+                                const struct tensor *scales, const struct tensor *zeros,
+                                const struct tensor *w, const struct tensor *a,
+                                const struct tensor *b, const struct tensor *v, int bits,
+                                int64_t group_size);
+/* The same w^ from stored scales and zeros: bit-equal to what dev_fake_quant_weights gave. */
+enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
+                               const struct tensor *scales, const struct tensor *zeros,
+                               const struct tensor *w, const struct tensor *v, int bits,
+                               int64_t group_size);
 /* da, db [N,n] from dw^ [N,C] F32 (straight through round and fp16; docs/method.md). */
-enum err dev_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                     const struct tensor *dwq, const struct tensor *w,
-                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                     int bits, int64_t group_size);
+enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
+                                    const struct tensor *db, const struct tensor *dwq,
+                                    const struct tensor *w, const struct tensor *a,
+                                    const struct tensor *b, const struct tensor *v,
+                                    int bits, int64_t group_size);
 /* v -= rate sign(dw^) where the code is not clamped, then into [-1/2, 1/2]: the gradient of
  * v is h dw^, and h > 0. v, dwq, w F32 [N,C]; scales, zeros of the w^ that dwq is of. */
 enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
@@ -212,31 +215,32 @@ enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tens
                         const struct tensor *w, float rate, int bits, int64_t group_size);
 
 /* Two-dimensional KV fake quantization, dynamic per token and group of G channels inside a
- * head, with static per-channel smoothing s = exp(ls) and shift delta:
- *   xq act [T,K,d]; x act [T,K,d]; s, delta [K*d] (s NULL: 1, delta NULL: 0); xq may be
+ * head, with static per-channel smoothing s = exp(ls) and shift shift:
+ *   xq act [T,K,d]; x act [T,K,d]; s, shift [K*d] (s NULL: 1, shift NULL: 0); xq may be
  * x. */
-enum err dev_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                 const struct tensor *s, const struct tensor *delta, int bits,
-                 int64_t group_size);
-/* dx (+)= ..., dls += dL/d(log s), ddelta += dL/d delta, from dxq. dx, dxq, x act [T,K,d];
- * dls, ddelta [K*d], both NULL to skip; dx may be dxq when not accumulating. The path
+enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                           const struct tensor *s, const struct tensor *shift, int bits,
+                           int64_t group_size);
+/* dx (+)= ..., dls += dL/d(log s), dshift += dL/d shift, from dxq. dx, dxq, x act [T,K,d];
+ * dls, dshift [K*d], both NULL to skip; dx may be dxq when not accumulating. The path
  * through h goes to the first channel that holds the group's max (min). */
-enum err dev_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
-                     const struct tensor *ddelta, const struct tensor *dxq,
-                     const struct tensor *x, const struct tensor *s,
-                     const struct tensor *delta, int bits, int64_t group_size,
-                     bool accumulate);
+enum err dev_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
+                               const struct tensor *dls, const struct tensor *dshift,
+                               const struct tensor *dxq, const struct tensor *x,
+                               const struct tensor *s, const struct tensor *shift, int bits,
+                               int64_t group_size, bool accumulate);
 
 /* Fake quantization per channel, dynamic over blocks of `tokens` consecutive tokens from
  * token 0 (kv.method: channel): every channel of every whole block is a group of
- * kernels/tensor/quant.h's arithmetic with s = 1, delta = 0. The last T % tokens tokens
+ * kernels/tensor/quant.h's arithmetic with s = 1, shift = 0. The last T % tokens tokens
  * fill no block and are copied. xq, x act [T,K,d], tokens > 0; xq may be x. */
-enum err dev_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x, int bits,
-                 int64_t tokens);
+enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
+                                   const struct tensor *x, int bits, int64_t tokens);
 /* dx (+)= the gradient, from dxq; dx may be dxq when not accumulating. The path through h
  * goes to the first token that holds the block's max (min). */
-enum err dev_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
-                     const struct tensor *x, int bits, int64_t tokens, bool accumulate);
+enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
+                                       const struct tensor *dxq, const struct tensor *x,
+                                       int bits, int64_t tokens, bool accumulate);
 
 /* mn[c] = min(mn[c], min_r x[r,c]), mx likewise. x act [R,C] (or [T,K,d]); mn, mx [C]. */
 enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,

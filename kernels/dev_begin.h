@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * How every public operation begins and ends; private to kernels/. */
+ * How every public operation begins and ends: the checks and the clock that all of them
+ * share. Private to kernels/. */
 #ifndef WKVQ_DEV_BEGIN_H
 #define WKVQ_DEV_BEGIN_H
 
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* Returns ERR_SHAPE with a message unless cond holds. */
 #define WANT(cond, ...)                                                                    \
     do {                                                                                   \
         if (!(cond)) {                                                                     \
@@ -26,19 +28,21 @@ static inline double seconds_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Every operation begins with this: the sticky failure, and what a table may lack. */
-#define BEGIN(op)                                                                          \
+/* Every operation begins with this. It returns the device's earlier failure, and ERR_DEVICE
+ * if the table lacks the operation; else it declares `started`, the time in seconds. */
+#define OP_BEGIN(op, started)                                                              \
     do {                                                                                   \
         FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);  \
         FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);         \
     } while (0);                                                                           \
-    const double begin = seconds_now()
-/* ... and ends with its time counted. */
-#define END(part)                                                                          \
+    const double started = seconds_now()
+/* Every operation ends with this: it adds the time since `started` to a part's total and
+ * returns the device's state. */
+#define OP_END(part, started)                                                              \
     do {                                                                                   \
         if (d->wait_each)                                                                  \
             d->ops.sync(d);                                                                \
-        d->part_seconds[part] += seconds_now() - begin;                                    \
+        d->part_seconds[part] += seconds_now() - (started);                                \
         return d->failed;                                                                  \
     } while (0)
 

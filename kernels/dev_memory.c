@@ -5,12 +5,12 @@
 
 enum err dev_alloc(struct dev *d, void **out, size_t bytes)
 {
-    BEGIN(alloc);
+    OP_BEGIN(alloc, started);
     WANT(bytes > 0, "alloc: zero bytes");
     void *p = d->ops.alloc(d, bytes);
     FAIL_IF(!p, ERR_MEMORY, "device %s: out of memory, %zu bytes", d->ops.name, bytes);
     *out = p;
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 void dev_free(struct dev *d, void *p)
@@ -21,30 +21,30 @@ void dev_free(struct dev *d, void *p)
 
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes)
 {
-    BEGIN(upload);
+    OP_BEGIN(upload, started);
     d->ops.upload(d, dst, host_src, bytes);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes)
 {
-    BEGIN(download);
+    OP_BEGIN(download, started);
     d->ops.download(d, host_dst, src, bytes);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_zero(struct dev *d, void *dst, size_t bytes)
 {
-    BEGIN(zero);
+    OP_BEGIN(zero, started);
     d->ops.zero(d, dst, bytes);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_sync(struct dev *d)
 {
-    BEGIN(sync);
+    OP_BEGIN(sync, started);
     d->ops.sync(d);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total)
@@ -55,41 +55,41 @@ bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total)
 
 enum err dev_copy_in(struct dev *d, void *dst, const void *host_src, size_t bytes)
 {
-    BEGIN(copy_in);
+    OP_BEGIN(copy_in, started);
     d->ops.copy_in(d, dst, host_src, bytes);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_copy_out(struct dev *d, void *host_dst, const void *src, size_t bytes)
 {
-    BEGIN(copy_out);
+    OP_BEGIN(copy_out, started);
     d->ops.copy_out(d, host_dst, src, bytes);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_copy_wait(struct dev *d)
 {
-    BEGIN(copy_wait);
+    OP_BEGIN(copy_wait, started);
     d->ops.copy_wait(d);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_copy_sync(struct dev *d)
 {
-    BEGIN(copy_sync);
+    OP_BEGIN(copy_sync, started);
     d->ops.copy_sync(d);
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 enum err dev_host_alloc(struct dev *d, void **out, size_t bytes)
 {
-    BEGIN(host_alloc);
+    OP_BEGIN(host_alloc, started);
     WANT(bytes > 0, "host_alloc: zero bytes");
     void *p = d->ops.host_alloc(d, bytes);
     FAIL_IF(!p, ERR_MEMORY, "device %s: no page-locked memory, %zu bytes", d->ops.name,
             bytes);
     *out = p;
-    END(DEV_COPY);
+    OP_END(DEV_COPY, started);
 }
 
 void dev_host_free(struct dev *d, void *p)

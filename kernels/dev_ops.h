@@ -56,32 +56,36 @@ struct dev_ops {
     void (*silu_gate)(struct dev *d, const struct tensor *y, const struct tensor *gu);
     void (*silu_gate_bwd)(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
                           const struct tensor *gu);
-    void (*lwc)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                const struct tensor *zeros, const struct tensor *w, const struct tensor *a,
-                const struct tensor *b, const struct tensor *v, int bits,
-                int64_t group_size);
-    void (*wq_apply)(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                     const struct tensor *zeros, const struct tensor *w,
-                     const struct tensor *v, int bits, int64_t group_size);
-    void (*lwc_bwd)(struct dev *d, const struct tensor *da, const struct tensor *db,
-                    const struct tensor *dwq, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                    int bits, int64_t group_size);
+    void (*fake_quant_weights)(struct dev *d, const struct tensor *wq,
+                               const struct tensor *scales, const struct tensor *zeros,
+                               const struct tensor *w, const struct tensor *a,
+                               const struct tensor *b, const struct tensor *v, int bits,
+                               int64_t group_size);
+    void (*fake_quant_stored)(struct dev *d, const struct tensor *wq,
+                              const struct tensor *scales, const struct tensor *zeros,
+                              const struct tensor *w, const struct tensor *v, int bits,
+                              int64_t group_size);
+    void (*fake_quant_weights_bwd)(struct dev *d, const struct tensor *da,
+                                   const struct tensor *db, const struct tensor *dwq,
+                                   const struct tensor *w, const struct tensor *a,
+                                   const struct tensor *b, const struct tensor *v, int bits,
+                                   int64_t group_size);
     void (*round_step)(struct dev *d, const struct tensor *v, const struct tensor *dwq,
                        const struct tensor *scales, const struct tensor *zeros,
                        const struct tensor *w, float rate, int bits, int64_t group_size);
-    void (*kvq)(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                const struct tensor *s, const struct tensor *delta, int bits,
-                int64_t group_size);
-    void (*kvq_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dls,
-                    const struct tensor *ddelta, const struct tensor *dxq,
-                    const struct tensor *x, const struct tensor *s,
-                    const struct tensor *delta, int bits, int64_t group_size,
-                    bool accumulate);
-    void (*kvc)(struct dev *d, const struct tensor *xq, const struct tensor *x, int bits,
-                int64_t tokens);
-    void (*kvc_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
-                    const struct tensor *x, int bits, int64_t tokens, bool accumulate);
+    void (*fake_quant_kv)(struct dev *d, const struct tensor *xq, const struct tensor *x,
+                          const struct tensor *s, const struct tensor *shift, int bits,
+                          int64_t group_size);
+    void (*fake_quant_kv_bwd)(struct dev *d, const struct tensor *dx,
+                              const struct tensor *dls, const struct tensor *dshift,
+                              const struct tensor *dxq, const struct tensor *x,
+                              const struct tensor *s, const struct tensor *shift, int bits,
+                              int64_t group_size, bool accumulate);
+    void (*fake_quant_kv_channel)(struct dev *d, const struct tensor *xq,
+                                  const struct tensor *x, int bits, int64_t tokens);
+    void (*fake_quant_kv_channel_bwd)(struct dev *d, const struct tensor *dx,
+                                      const struct tensor *dxq, const struct tensor *x,
+                                      int bits, int64_t tokens, bool accumulate);
     void (*col_minmax)(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                        const struct tensor *x);
     void (*exp)(struct dev *d, const struct tensor *s, const struct tensor *ls);

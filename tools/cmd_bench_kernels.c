@@ -93,42 +93,43 @@ static enum err run_silu_bwd(struct bench *b)
     return dev_silu_gate_bwd(b->dev, &b->dgu, &b->dm, &b->gu);
 }
 
-static enum err run_lwc(struct bench *b)
+static enum err run_fake_quant_weights(struct bench *b)
 {
     b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_lwc(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a, &b->b, NULL, BITS,
-                   GROUP);
+    return dev_fake_quant_weights(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a,
+                                  &b->b, NULL, BITS, GROUP);
 }
 
-static enum err run_lwc_bwd(struct bench *b)
+static enum err run_fake_quant_weights_bwd(struct bench *b)
 {
     b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
-    return dev_lwc_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b, NULL, BITS,
-                       GROUP);
+    return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b,
+                                      NULL, BITS, GROUP);
 }
 
-static enum err run_wq_apply(struct bench *b)
+static enum err run_fake_quant_stored(struct bench *b)
 {
     b->bytes =
         bytes_of(&b->w) + bytes_of(&b->wq) + bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_wq_apply(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, NULL, BITS, GROUP);
+    return dev_fake_quant_stored(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, NULL, BITS,
+                                 GROUP);
 }
 
-static enum err run_kvq(struct bench *b)
+static enum err run_fake_quant_kv(struct bench *b)
 {
     const struct tensor k = heads(&b->qkv, b->arch.n_heads, b->arch.n_kv, b->arch.head_dim);
     b->bytes = 2 * bytes_of(&b->kq);
-    return dev_kvq(b->dev, &b->kq, &k, &b->ks, &b->kd, BITS, GROUP);
+    return dev_fake_quant_kv(b->dev, &b->kq, &k, &b->ks, &b->kd, BITS, GROUP);
 }
 
-static enum err run_kvq_bwd(struct bench *b)
+static enum err run_fake_quant_kv_bwd(struct bench *b)
 {
     const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
     const struct tensor k = heads(&b->qkv, H, K, d), dk = heads(&b->dqkv, H, K, d);
     b->bytes = 4 * bytes_of(&b->kq);
-    return dev_kvq_bwd(b->dev, &dk, &b->dks, &b->dkd, &b->dkq, &k, &b->ks, &b->kd, BITS,
-                       GROUP, true);
+    return dev_fake_quant_kv_bwd(b->dev, &dk, &b->dks, &b->dkd, &b->dkq, &k, &b->ks, &b->kd,
+                                 BITS, GROUP, true);
 }
 
 /* Of one product: half of T x T pairs, d multiplications and additions each. */
@@ -241,11 +242,11 @@ static const struct {
     {"rope", run_rope},
     {"silu_gate", run_silu},
     {"silu_gate_bwd", run_silu_bwd},
-    {"lwc", run_lwc},
-    {"wq_apply", run_wq_apply},
-    {"lwc_bwd", run_lwc_bwd},
-    {"kvq", run_kvq},
-    {"kvq_bwd", run_kvq_bwd},
+    {"fake_quant_weights", run_fake_quant_weights},
+    {"fake_quant_stored", run_fake_quant_stored},
+    {"fake_quant_weights_bwd", run_fake_quant_weights_bwd},
+    {"fake_quant_kv", run_fake_quant_kv},
+    {"fake_quant_kv_bwd", run_fake_quant_kv_bwd},
     {"col_minmax", run_minmax},
     {"exp", run_exp},
     {"loss", run_loss},

@@ -52,9 +52,9 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
     if (f.bits >= 16)
         return dev_copy(x->dev, y, in);
     if (side == KV_K && kv->spec.method == KV_CHANNEL)
-        return dev_kvc(x->dev, y, in, f.bits, f.group_size);
-    return dev_kvq(x->dev, y, in, kv_param(kv, s), kv_param(kv, delta), f.bits,
-                   kv_group(a->head_dim, f.group_size));
+        return dev_fake_quant_kv_channel(x->dev, y, in, f.bits, f.group_size);
+    return dev_fake_quant_kv(x->dev, y, in, kv_param(kv, s), kv_param(kv, delta), f.bits,
+                             kv_group(a->head_dim, f.group_size));
 }
 
 /* kq, vq from the rotated k, and v. Pre-rope: from the key before the rotation, and the
@@ -146,7 +146,8 @@ enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct t
                         const struct tensor *x)
 {
     const struct tensor to = tensor_heads(*y, 1), in = tensor_heads(*x, 1);
-    return acts_quantized(kv) ? dev_kvq(d, &to, &in, NULL, NULL, kv->act_bits, 0) : OK;
+    return acts_quantized(kv) ? dev_fake_quant_kv(d, &to, &in, NULL, NULL, kv->act_bits, 0)
+                              : OK;
 }
 
 enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,

@@ -122,10 +122,10 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
         return dev_add(d, &sum, &sum, &share);
     }
     if (p.side == KV_K && kv->spec.method == KV_CHANNEL)
-        return dev_kvc_bwd(d, dx, dxq, in, f.bits, f.group_size, true);
-    return dev_kvq_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL, dxq, in,
-                       kv_param(kv, p.s), kv_param(kv, p.delta), f.bits,
-                       kv_group(a->head_dim, f.group_size), true);
+        return dev_fake_quant_kv_channel_bwd(d, dx, dxq, in, f.bits, f.group_size, true);
+    return dev_fake_quant_kv_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL,
+                                 dxq, in, kv_param(kv, p.s), kv_param(kv, p.delta), f.bits,
+                                 kv_group(a->head_dim, f.group_size), true);
 }
 
 /* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */

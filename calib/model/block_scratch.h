@@ -58,7 +58,7 @@ static inline struct kv_format side_format(const struct block_kv *kv, enum kv_si
     return kv_format(&kv->spec, kv->layer, side);
 }
 
-/* Smoothing or shift for dev_kvq: NULL, which is cheaper, where it is 1 or 0. */
+/* Smoothing or shift for dev_fake_quant_kv: NULL, which is cheaper, where it is 1 or 0. */
 static inline const struct tensor *kv_param(const struct block_kv *kv,
                                             const struct tensor *p)
 {

@@ -170,7 +170,7 @@ static void walk_step(struct walk *k)
 
 /* --- one block ---------------------------------------------------------------------- */
 
-/* Chosen codes take the source weight's place: dev_wq_apply finds them again. */
+/* Chosen codes take the source weight's place: dev_fake_quant_stored finds them again. */
 static enum err load_values(struct walk *k, const struct block_quant *q, int l)
 {
     const struct qlinear *lin = &q->lin[l];
@@ -199,8 +199,8 @@ static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, vo
     const struct tensor zeros = tensor_2d(zeros_at, DT_U8, lin->out, lin->groups);
     const struct tensor wq = block_weights_lin(&k->w, k->r->arch, l);
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
-    TRY(dev_wq_apply(d, &wq, &scales, &zeros, &w, NULL, lin->format.bits,
-                     lin->format.group_size));
+    TRY(dev_fake_quant_stored(d, &wq, &scales, &zeros, &w, NULL, lin->format.bits,
+                              lin->format.group_size));
     return dev_sync(d);
 }
 

@@ -7,7 +7,7 @@
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
-struct kvc {
+struct kv_channel {
     const struct tensor *xq, *x, *dx; /* xq is dxq in backward */
     int64_t C, tokens, vectors;       /* vectors of lanes in a row */
     int bits;
@@ -30,7 +30,7 @@ static void put(const struct tensor *x, int64_t t, const struct lanes *b, vf v)
     act_put(cpu_row(x, t), cpu_bf16(x), b->c, b->end, v);
 }
 
-static struct lanes lanes_of_unit(const struct kvc *k, int64_t unit)
+static struct lanes lanes_of_unit(const struct kv_channel *k, int64_t unit)
 {
     const int64_t block = unit / k->vectors, c = unit % k->vectors * VL;
     struct lanes b = {.t0 = block * k->tokens, .c = c, .end = k->C};
@@ -63,7 +63,7 @@ static vf codes(const struct lanes *b, vf x, vf Q)
 
 static void quantize_unit(const void *ctx, int64_t unit)
 {
-    const struct kvc *k = ctx;
+    const struct kv_channel *k = ctx;
     const struct lanes b = lanes_of_unit(k, unit);
     const vf Q = vf_set1((float)((1 << k->bits) - 1));
     for (int64_t t = b.t0; t < b.t1; t++) {
@@ -72,7 +72,7 @@ static void quantize_unit(const void *ctx, int64_t unit)
     }
 }
 
-static int64_t units(struct kvc *k)
+static int64_t units(struct kv_channel *k)
 {
     k->C = cpu_width(k->x);
     k->vectors = (k->C + VL - 1) / VL;
@@ -80,7 +80,7 @@ static int64_t units(struct kvc *k)
 }
 
 /* Tokens behind the last whole block: to (+)= from. */
-static void pass_rest(const struct kvc *k, const struct tensor *to,
+static void pass_rest(const struct kv_channel *k, const struct tensor *to,
                       const struct tensor *from)
 {
     for (int64_t t = k->x->dim[0] / k->tokens * k->tokens; t < k->x->dim[0]; t++)
@@ -91,10 +91,10 @@ static void pass_rest(const struct kvc *k, const struct tensor *to,
         }
 }
 
-static void cpu_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                    int bits, int64_t tokens)
+static void cpu_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
+                                      const struct tensor *x, int bits, int64_t tokens)
 {
-    struct kvc k = {.xq = xq, .x = x, .tokens = tokens, .bits = bits};
+    struct kv_channel k = {.xq = xq, .x = x, .tokens = tokens, .bits = bits};
     const int64_t n = units(&k);
     if (n)
         cpu_run_rows(d, n, 4 * VL * tokens, quantize_unit, &k);
@@ -102,7 +102,7 @@ static void cpu_kvc(struct dev *d, const struct tensor *xq, const struct tensor 
 }
 
 /* dL/dh / Q lane by lane; 0 where h is 0 or clamped. */
-static vf path_of(const struct kvc *k, const struct lanes *b)
+static vf path_of(const struct kv_channel *k, const struct lanes *b)
 {
     const vf top = vf_set1((float)((1 << k->bits) - 1)), zero = vf_set1(0);
     const vm learns = vm_and(vf_lt(zero, b->h), vf_lt(b->h, vf_set1(QUANT_SCALE_MAX)));
@@ -127,7 +127,7 @@ static vf first_time(vf x, vf v, vf *left)
 
 static void bwd_unit(const void *ctx, int64_t unit)
 {
-    const struct kvc *k = ctx;
+    const struct kv_channel *k = ctx;
     const struct lanes b = lanes_of_unit(k, unit);
     const vf path = path_of(k, &b);
     vf up = path, down = path; /* what the first token with the max, the min is to get */
@@ -139,15 +139,16 @@ static void bwd_unit(const void *ctx, int64_t unit)
     }
 }
 
-static void cpu_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
-                        const struct tensor *x, int bits, int64_t tokens, bool accumulate)
+static void cpu_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
+                                          const struct tensor *dxq, const struct tensor *x,
+                                          int bits, int64_t tokens, bool accumulate)
 {
-    struct kvc k = {.xq = dxq,
-                    .x = x,
-                    .dx = dx,
-                    .tokens = tokens,
-                    .bits = bits,
-                    .accumulate = accumulate};
+    struct kv_channel k = {.xq = dxq,
+                           .x = x,
+                           .dx = dx,
+                           .tokens = tokens,
+                           .bits = bits,
+                           .accumulate = accumulate};
     const int64_t n = units(&k);
     if (n)
         cpu_run_rows(d, n, 8 * VL * tokens, bwd_unit, &k);
@@ -156,6 +157,6 @@ static void cpu_kvc_bwd(struct dev *d, const struct tensor *dx, const struct ten
 
 void ISA_NAME(cpu_fill_channel)(struct dev_ops *o)
 {
-    o->kvc = cpu_kvc;
-    o->kvc_bwd = cpu_kvc_bwd;
+    o->fake_quant_kv_channel = cpu_fake_quant_kv_channel;
+    o->fake_quant_kv_channel_bwd = cpu_fake_quant_kv_channel_bwd;
 }

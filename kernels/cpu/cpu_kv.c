@@ -6,12 +6,12 @@
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
-/* Tokens whose contributions to dls, ddelta are summed in f32 before they join in f64. */
+/* Tokens whose contributions to dls, dshift are summed in f32 before they join in f64. */
 #define TOKENS 64
 
 struct kv {
-    const struct tensor *xq, *x, *s, *delta, *dx; /* xq is dxq in backward */
-    float *part;                                  /* [chunks][2][K*d]: dls, ddelta */
+    const struct tensor *xq, *x, *s, *shift, *dx; /* xq is dxq in backward */
+    float *part;                                  /* [chunks][2][K*d]: dls, dshift */
     int64_t n_heads, d, G;
     int bits;
     bool accumulate;
@@ -32,12 +32,12 @@ static vf channels(const struct tensor *x, int64_t c, int64_t end, vf none)
     return x ? f32_get(x->data, c, end) : none;
 }
 
-/* x~ = (x - delta) / s; the lanes behind the end are 0 / 1. */
+/* x~ = (x - shift) / s; the lanes behind the end are 0 / 1. */
 static vf smoothed(const struct kv *k, const void *x_t, int64_t c, int64_t end, vf s)
 {
     vf x = act_get(x_t, cpu_bf16(k->x), c, end);
-    if (k->delta)
-        x = vf_sub(x, f32_get(k->delta->data, c, end));
+    if (k->shift)
+        x = vf_sub(x, f32_get(k->shift->data, c, end));
     return k->s ? vf_div(x, s) : x;
 }
 
@@ -82,11 +82,11 @@ static void quantize_group(const struct kv *k, void *xq_t, const void *x_t, int6
         const vf s = smoothing(k, c, end);
         const vf q = code(&g, smoothed(k, x_t, c, end, s), Q);
         const vf out = vf_mul(s, vf_add(m, vf_mul(h, q)));
-        act_put(xq_t, xq16, c, end, vf_add(out, channels(k->delta, c, end, vf_set1(0))));
+        act_put(xq_t, xq16, c, end, vf_add(out, channels(k->shift, c, end, vf_set1(0))));
     }
 }
 
-static void kvq_row(const void *ctx, int64_t t)
+static void fake_quant_kv_row(const void *ctx, int64_t t)
 {
     const struct kv *k = ctx;
     const void *x_t = cpu_row(k->x, t);
@@ -98,19 +98,19 @@ static void kvq_row(const void *ctx, int64_t t)
         }
 }
 
-static void cpu_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                    const struct tensor *s, const struct tensor *delta, int bits,
-                    int64_t group_size)
+static void cpu_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                              const struct tensor *x, const struct tensor *s,
+                              const struct tensor *shift, int bits, int64_t group_size)
 {
     const struct kv k = {.xq = xq,
                          .x = x,
                          .s = s,
-                         .delta = delta,
+                         .shift = shift,
                          .n_heads = x->dim[1],
                          .d = x->dim[2],
                          .G = kv_group(x->dim[2], group_size),
                          .bits = bits};
-    cpu_run_rows(d, x->dim[0], 4 * cpu_width(x), kvq_row, &k);
+    cpu_run_rows(d, x->dim[0], 4 * cpu_width(x), fake_quant_kv_row, &k);
 }
 
 static float act_at(const void *row, bool bf16, int64_t c)
@@ -122,7 +122,7 @@ static float act_at(const void *row, bool bf16, int64_t c)
 static float smoothed_at(const struct kv *k, const void *x_t, int64_t c)
 {
     return quant_kv_in(act_at(x_t, cpu_bf16(k->x), c), channel(k->s, c, 1),
-                       channel(k->delta, c, 0));
+                       channel(k->shift, c, 0));
 }
 
 /* A channel that sets its group's max or min, and its gradient without the path through h,
@@ -146,7 +146,7 @@ static struct extreme extreme_of(const struct kv *k, const void *x_t, int64_t t,
 }
 
 static void add_path(const struct kv *k, const void *x_t, void *dx_t, float *dls,
-                     float *ddelta, struct extreme e, float path)
+                     float *dshift, struct extreme e, float path)
 {
     const float s = channel(k->s, e.c, 1), dx = e.dx + path / s;
     if (cpu_bf16(k->dx))
@@ -156,13 +156,13 @@ static void add_path(const struct kv *k, const void *x_t, void *dx_t, float *dls
     if (!dls)
         return;
     dls[e.c] -= path * smoothed_at(k, x_t, e.c);
-    ddelta[e.c] -= path / s;
+    dshift[e.c] -= path / s;
 }
 
 /* With e = s g the gradient of x~^: dL/dh = sum e (q - (x~ - m) / h), g~ = e but for the
- * extremes, so dx = g, dls = e (x~^ - x~), ddelta = 0 but for them. */
+ * extremes, so dx = g, dls = e (x~^ - x~), dshift = 0 but for them. */
 static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls,
-                      float *ddelta, int64_t begin, int64_t end)
+                      float *dshift, int64_t begin, int64_t end)
 {
     const struct group g = group_of(k, x_t, begin, end);
     const struct extreme max = extreme_of(k, x_t, t, begin, end, g.mx);
@@ -188,16 +188,16 @@ static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls
     if (!(g.h > 0) || g.h >= QUANT_SCALE_MAX)
         return;
     const float path = vf_sum(dh) / top;
-    add_path(k, x_t, dx_t, dls, ddelta, max, path);
-    add_path(k, x_t, dx_t, dls, ddelta, min, -path);
+    add_path(k, x_t, dx_t, dls, dshift, max, path);
+    add_path(k, x_t, dx_t, dls, dshift, min, -path);
 }
 
-static void kvq_bwd_chunk(const void *ctx, int64_t chunk)
+static void fake_quant_kv_bwd_chunk(const void *ctx, int64_t chunk)
 {
     const struct kv *k = ctx;
     const int64_t C = k->n_heads * k->d, T = k->x->dim[0];
     float *dls = k->part ? k->part + 2 * chunk * C : NULL;
-    float *ddelta = dls ? dls + C : NULL;
+    float *dshift = dls ? dls + C : NULL;
     if (dls)
         memset(dls, 0, (size_t)(2 * C) * sizeof(*dls));
     for (int64_t t = chunk * TOKENS; t < T && t < (chunk + 1) * TOKENS; t++) {
@@ -206,7 +206,7 @@ static void kvq_bwd_chunk(const void *ctx, int64_t chunk)
             for (int64_t c = 0; c < k->d; c += k->G) {
                 const int64_t n = c + k->G < k->d ? k->G : k->d - c,
                               begin = head * k->d + c;
-                group_bwd(k, x_t, t, dls, ddelta, begin, begin + n);
+                group_bwd(k, x_t, t, dls, dshift, begin, begin + n);
             }
     }
 }
@@ -223,17 +223,17 @@ static void sum_parts(const struct kv *k, int64_t chunks, int which, float *out)
     }
 }
 
-static void cpu_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
-                        const struct tensor *ddelta, const struct tensor *dxq,
-                        const struct tensor *x, const struct tensor *s,
-                        const struct tensor *delta, int bits, int64_t group_size,
-                        bool accumulate)
+static void cpu_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
+                                  const struct tensor *dls, const struct tensor *dshift,
+                                  const struct tensor *dxq, const struct tensor *x,
+                                  const struct tensor *s, const struct tensor *shift,
+                                  int bits, int64_t group_size, bool accumulate)
 {
     const int64_t chunks = (x->dim[0] + TOKENS - 1) / TOKENS;
     struct kv k = {.xq = dxq,
                    .x = x,
                    .s = s,
-                   .delta = delta,
+                   .shift = shift,
                    .dx = dx,
                    .n_heads = x->dim[1],
                    .d = x->dim[2],
@@ -245,15 +245,15 @@ static void cpu_kvq_bwd(struct dev *d, const struct tensor *dx, const struct ten
         if (!k.part)
             return;
     }
-    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(x), kvq_bwd_chunk, &k);
+    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(x), fake_quant_kv_bwd_chunk, &k);
     if (dls) {
         sum_parts(&k, chunks, 0, dls->data);
-        sum_parts(&k, chunks, 1, ddelta->data);
+        sum_parts(&k, chunks, 1, dshift->data);
     }
 }
 
 void ISA_NAME(cpu_fill_kv)(struct dev_ops *o)
 {
-    o->kvq = cpu_kvq;
-    o->kvq_bwd = cpu_kvq_bwd;
+    o->fake_quant_kv = cpu_fake_quant_kv;
+    o->fake_quant_kv_bwd = cpu_fake_quant_kv_bwd;
 }

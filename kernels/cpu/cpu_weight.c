@@ -72,7 +72,7 @@ static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int
     }
 }
 
-static void lwc_row(const void *ctx, int64_t r)
+static void fake_quant_weights_row(const void *ctx, int64_t r)
 {
     const struct weight *k = ctx;
     uint16_t *scale_r = (uint16_t *)k->scales->data + r * k->scales->ld;
@@ -117,20 +117,21 @@ static struct weight weight_of(const struct tensor *w, const struct tensor *v, i
                            .C = w->dim[1]};
 }
 
-static void cpu_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                    const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                    int bits, int64_t group_size)
+static void cpu_fake_quant_weights(struct dev *d, const struct tensor *wq,
+                                   const struct tensor *scales, const struct tensor *zeros,
+                                   const struct tensor *w, const struct tensor *a,
+                                   const struct tensor *b, const struct tensor *v, int bits,
+                                   int64_t group_size)
 {
     struct weight k = weight_of(w, v, bits, group_size);
     k.wq = wq, k.scales = scales, k.zeros = zeros, k.a = a, k.b = b;
-    cpu_run_rows(d, w->dim[0], 2 * k.C, lwc_row, &k);
+    cpu_run_rows(d, w->dim[0], 2 * k.C, fake_quant_weights_row, &k);
 }
 
-static void cpu_wq_apply(struct dev *d, const struct tensor *wq,
-                         const struct tensor *scales, const struct tensor *zeros,
-                         const struct tensor *w, const struct tensor *v, int bits,
-                         int64_t group_size)
+static void cpu_fake_quant_stored(struct dev *d, const struct tensor *wq,
+                                  const struct tensor *scales, const struct tensor *zeros,
+                                  const struct tensor *w, const struct tensor *v, int bits,
+                                  int64_t group_size)
 {
     struct weight k = weight_of(w, v, bits, group_size);
     k.wq = wq, k.scales = scales, k.zeros = zeros;
@@ -157,7 +158,7 @@ static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_
     *dz = -h * vf_sum(sum_z);
 }
 
-static void lwc_bwd_row(const void *ctx, int64_t r)
+static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
 {
     const struct weight *k = ctx;
     float *da_r = cpu_row(k->da, r), *db_r = cpu_row(k->db, r);
@@ -185,14 +186,15 @@ static void lwc_bwd_row(const void *ctx, int64_t r)
     }
 }
 
-static void cpu_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                        const struct tensor *dwq, const struct tensor *w,
-                        const struct tensor *a, const struct tensor *b,
-                        const struct tensor *v, int bits, int64_t group_size)
+static void cpu_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
+                                       const struct tensor *db, const struct tensor *dwq,
+                                       const struct tensor *w, const struct tensor *a,
+                                       const struct tensor *b, const struct tensor *v,
+                                       int bits, int64_t group_size)
 {
     struct weight k = weight_of(w, v, bits, group_size);
     k.wq = dwq, k.a = a, k.b = b, k.da = da, k.db = db;
-    cpu_run_rows(d, w->dim[0], 3 * k.C, lwc_bwd_row, &k);
+    cpu_run_rows(d, w->dim[0], 3 * k.C, fake_quant_weights_bwd_row, &k);
 }
 
 /* A signed step of the offsets of one group. */
@@ -230,8 +232,8 @@ static void cpu_round_step(struct dev *d, const struct tensor *v, const struct t
 
 void ISA_NAME(cpu_fill_weight)(struct dev_ops *o)
 {
-    o->lwc = cpu_lwc;
-    o->wq_apply = cpu_wq_apply;
-    o->lwc_bwd = cpu_lwc_bwd;
+    o->fake_quant_weights = cpu_fake_quant_weights;
+    o->fake_quant_stored = cpu_fake_quant_stored;
+    o->fake_quant_weights_bwd = cpu_fake_quant_weights_bwd;
     o->round_step = cpu_round_step;
 }

@@ -8,7 +8,7 @@
 namespace CUDA_NS
 {
 
-struct kvc {
+struct kv_channel {
     view x, y, g; /* y: xq or dx; g: dxq, in backward */
     int64_t T, C, tokens;
     int bits;
@@ -22,7 +22,7 @@ struct channel_block {
 };
 
 /* Block blockIdx.y of this thread's channel; false when there is no such channel. */
-__device__ static bool block_of(const kvc &p, int64_t i, channel_block *b)
+__device__ static bool block_of(const kv_channel &p, int64_t i, channel_block *b)
 {
     b->c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (b->c >= p.C)
@@ -47,7 +47,7 @@ __device__ static bool block_of(const kvc &p, int64_t i, channel_block *b)
     return true;
 }
 
-__global__ void kvc_kernel(kvc p)
+__global__ void fake_quant_kv_channel_kernel(kv_channel p)
 {
     channel_block b;
     for (int64_t i = blockIdx.y; i * p.tokens < p.T; i += gridDim.y) {
@@ -64,7 +64,7 @@ __global__ void kvc_kernel(kvc p)
 }
 
 /* dL/dh / Q of a block; 0 where h is 0 or clamped. */
-__device__ static float path_of(const kvc &p, const channel_block &b)
+__device__ static float path_of(const kv_channel &p, const channel_block &b)
 {
     float dh = 0;
     if (!(b.h > 0) || !(b.h < QUANT_SCALE_MAX))
@@ -77,7 +77,7 @@ __device__ static float path_of(const kvc &p, const channel_block &b)
     return dh / (float)((1 << p.bits) - 1);
 }
 
-__global__ void kvc_bwd_kernel(kvc p)
+__global__ void fake_quant_kv_channel_bwd_kernel(kv_channel p)
 {
     channel_block b;
     for (int64_t i = blockIdx.y; i * p.tokens < p.T; i += gridDim.y) {
@@ -93,9 +93,10 @@ __global__ void kvc_bwd_kernel(kvc p)
     }
 }
 
-static kvc kvc_of(const struct tensor *y, const struct tensor *x, int bits, int64_t tokens)
+static kv_channel kv_channel_of(const struct tensor *y, const struct tensor *x, int bits,
+                                int64_t tokens)
 {
-    kvc p = {};
+    kv_channel p = {};
     p.x = view_of(x);
     p.y = view_of(y);
     p.T = x->dim[0];
@@ -105,33 +106,35 @@ static kvc kvc_of(const struct tensor *y, const struct tensor *x, int bits, int6
     return p;
 }
 
-static dim3 grid_of(const kvc &p)
+static dim3 grid_of(const kv_channel &p)
 {
     return dim3(blocks_all(p.C, BLOCK), blocks_for((p.T + p.tokens - 1) / p.tokens, 1));
 }
 
-static void cuda_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                     int bits, int64_t tokens)
+static void cuda_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
+                                       const struct tensor *x, int bits, int64_t tokens)
 {
-    const kvc p = kvc_of(xq, x, bits, tokens);
-    CUDA_LAUNCH(kvc_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "kvc");
+    const kv_channel p = kv_channel_of(xq, x, bits, tokens);
+    CUDA_LAUNCH(fake_quant_kv_channel_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
+    launched(d, "fake_quant_kv_channel");
 }
 
-static void cuda_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
-                         const struct tensor *x, int bits, int64_t tokens, bool accumulate)
+static void cuda_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
+                                           const struct tensor *dxq, const struct tensor *x,
+                                           int bits, int64_t tokens, bool accumulate)
 {
-    kvc p = kvc_of(dx, x, bits, tokens);
+    kv_channel p = kv_channel_of(dx, x, bits, tokens);
     p.g = view_of(dxq);
     p.accumulate = accumulate;
-    CUDA_LAUNCH(kvc_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "kvc_bwd");
+    CUDA_LAUNCH(fake_quant_kv_channel_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream,
+                p);
+    launched(d, "fake_quant_kv_channel_bwd");
 }
 
 void fill_channel(struct dev_ops *o)
 {
-    o->kvc = cuda_kvc;
-    o->kvc_bwd = cuda_kvc_bwd;
+    o->fake_quant_kv_channel = cuda_fake_quant_kv_channel;
+    o->fake_quant_kv_channel_bwd = cuda_fake_quant_kv_channel_bwd;
 }
 
 } // namespace CUDA_NS

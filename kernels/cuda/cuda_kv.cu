@@ -12,20 +12,20 @@ constexpr int TOKENS = 16, LANE_CHANNELS = 8, MAX_GROUP = LANE_CHANNELS * WARP_S
 
 struct kv {
     view x;
-    const float *s, *delta; /* NULL: 1 and 0 */
+    const float *s, *shift; /* NULL: 1 and 0 */
     int64_t T, C, d, G, head_groups;
     int bits;
-    __device__ float scale(int64_t c) const
+    __device__ float s_at(int64_t c) const
     {
         return s ? s[c] : 1.0f;
     }
-    __device__ float shift(int64_t c) const
+    __device__ float shift_at(int64_t c) const
     {
-        return delta ? delta[c] : 0.0f;
+        return shift ? shift[c] : 0.0f;
     }
     __device__ float in(int64_t t, int64_t c) const
     {
-        return quant_kv_in(get(x, t * x.ld + c), scale(c), shift(c));
+        return quant_kv_in(get(x, t * x.ld + c), s_at(c), shift_at(c));
     }
 };
 
@@ -88,7 +88,7 @@ __device__ static void load(const kv &p, int64_t t, int64_t begin, int n, float 
         xt[i] = lane + i * WARP_SIZE < n ? p.in(t, begin + lane + i * WARP_SIZE) : 0;
 }
 
-__global__ void kvq_kernel(kv p, view xq)
+__global__ void fake_quant_kv_kernel(kv p, view xq)
 {
     int64_t begin;
     int n;
@@ -105,13 +105,13 @@ __global__ void kvq_kernel(kv p, view xq)
             if (lane + i * WARP_SIZE < n)
                 put(xq, t * xq.ld + c,
                     quant_kv_out(quant_kv_code(xt[i], k.h, k.m, p.bits), k.h, k.m,
-                                 p.scale(c), p.shift(c)));
+                                 p.s_at(c), p.shift_at(c)));
         }
     }
 }
 
 /* Groups that are more than a warp's lanes hold: a block takes one, and reads it twice. */
-__global__ void kvq_wide_kernel(kv p, view xq)
+__global__ void fake_quant_kv_wide_kernel(kv p, view xq)
 {
     const int64_t groups = p.C / p.d * p.head_groups;
     for (int64_t i = blockIdx.x; i < p.T * groups; i += gridDim.x) {
@@ -129,21 +129,21 @@ __global__ void kvq_wide_kernel(kv p, view xq)
                     m = f16_to_f32(quant_kv_min(mn));
         for (int64_t c = begin + threadIdx.x; c < end; c += BLOCK)
             put(xq, t * xq.ld + c,
-                quant_kv_out(quant_kv_code(p.in(t, c), h, m, p.bits), h, m, p.scale(c),
-                             p.shift(c)));
+                quant_kv_out(quant_kv_code(p.in(t, c), h, m, p.bits), h, m, p.s_at(c),
+                             p.shift_at(c)));
     }
 }
 
 struct kv_grad {
     view dx, dxq;
-    float *part; /* [tile][2][C]: dls, ddelta; NULL to skip */
+    float *part; /* [tile][2][C]: dls, dshift; NULL to skip */
     bool accumulate;
 };
 
 /* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
- * path through h: dL/dh / Q and its negative. dls, ddelta: this lane's sums. */
+ * path through h: dL/dh / Q and its negative. dls, dshift: this lane's sums. */
 __device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int64_t begin,
-                                  int n, float *dls, float *ddelta)
+                                  int n, float *dls, float *dshift)
 {
     const int lane = (int)(threadIdx.x % WARP_SIZE);
     float xt[LANE_CHANNELS], g[LANE_CHANNELS], dh = 0;
@@ -154,7 +154,7 @@ __device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int6
         const int64_t c = begin + lane + i * WARP_SIZE;
         g[i] = lane + i * WARP_SIZE < n ? get(o.dxq, t * o.dxq.ld + c) : 0;
         if (lane + i * WARP_SIZE < n && k.h > 0)
-            dh += p.scale(c) * g[i] *
+            dh += p.s_at(c) * g[i] *
                   ((float)quant_kv_code(xt[i], k.h, k.m, p.bits) - (xt[i] - k.m) / k.h);
     }
     dh = warp_reduce(dh, add_op()) / (float)((1 << p.bits) - 1);
@@ -166,16 +166,16 @@ __device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int6
         const int64_t c = begin + at, to = t * o.dx.ld + c;
         if (at >= n)
             continue;
-        const float s = p.scale(c), q = (float)quant_kv_code(xt[i], k.h, k.m, p.bits);
+        const float s = p.s_at(c), q = (float)quant_kv_code(xt[i], k.h, k.m, p.bits);
         const float e = s * g[i],
                     gt = e + (at == k.at_max ? dh : 0) - (at == k.at_min ? dh : 0);
         put(o.dx, to, gt / s + (o.accumulate ? get(o.dx, to) : 0));
         dls[i] += e * (k.m + k.h * q) - gt * xt[i];
-        ddelta[i] += g[i] - gt / s;
+        dshift[i] += g[i] - gt / s;
     }
 }
 
-__global__ void kvq_bwd_kernel(kv p, kv_grad o)
+__global__ void fake_quant_kv_bwd_kernel(kv p, kv_grad o)
 {
     int64_t begin;
     int n;
@@ -184,21 +184,21 @@ __global__ void kvq_bwd_kernel(kv p, kv_grad o)
     const int lane = (int)(threadIdx.x % WARP_SIZE);
     const int64_t tiles = (p.T + TOKENS - 1) / TOKENS;
     for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
-        float dls[LANE_CHANNELS] = {0}, ddelta[LANE_CHANNELS] = {0};
+        float dls[LANE_CHANNELS] = {0}, dshift[LANE_CHANNELS] = {0};
         for (int64_t t = tile * TOKENS; t < p.T && t < (tile + 1) * TOKENS; t++)
-            token_grad(p, o, t, begin, n, dls, ddelta);
+            token_grad(p, o, t, begin, n, dls, dshift);
         UNROLL
         for (int i = 0; i < LANE_CHANNELS; i++)
             if (o.part && lane + i * WARP_SIZE < n) {
                 const int64_t c = begin + lane + i * WARP_SIZE;
                 o.part[2 * tile * p.C + c] = dls[i];
-                o.part[(2 * tile + 1) * p.C + c] = ddelta[i];
+                o.part[(2 * tile + 1) * p.C + c] = dshift[i];
             }
     }
 }
 
 /* The second stage: the tiles of a channel, one after the other. */
-__global__ void kv_sum_kernel(float *dls, float *ddelta, const float *part, int64_t tiles,
+__global__ void kv_sum_kernel(float *dls, float *dshift, const float *part, int64_t tiles,
                               int64_t C)
 {
     const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -210,16 +210,16 @@ __global__ void kv_sum_kernel(float *dls, float *ddelta, const float *part, int6
         b += part[(2 * i + 1) * C + c];
     }
     dls[c] += a;
-    ddelta[c] += b;
+    dshift[c] += b;
 }
 
-static kv kv_of(const struct tensor *x, const struct tensor *s, const struct tensor *delta,
+static kv kv_of(const struct tensor *x, const struct tensor *s, const struct tensor *shift,
                 int bits, int64_t group_size)
 {
     kv p = {};
     p.x = view_of(x);
     p.s = s ? (const float *)s->data : nullptr;
-    p.delta = delta ? (const float *)delta->data : nullptr;
+    p.shift = shift ? (const float *)shift->data : nullptr;
     p.T = x->dim[0];
     p.d = x->dim[2];
     p.C = x->dim[1] * p.d;
@@ -234,28 +234,29 @@ static unsigned warps_grid(const kv &p)
     return blocks_all(p.C / p.d * p.head_groups, BLOCK / WARP_SIZE);
 }
 
-static void cuda_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                     const struct tensor *s, const struct tensor *delta, int bits,
-                     int64_t group_size)
+static void cuda_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                               const struct tensor *x, const struct tensor *s,
+                               const struct tensor *shift, int bits, int64_t group_size)
 {
-    const kv p = kv_of(x, s, delta, bits, group_size);
+    const kv p = kv_of(x, s, shift, bits, group_size);
     const dim3 grid(warps_grid(p), blocks_for(p.T, 1));
     const cudaStream_t st = gpu_of(d)->stream;
     if (p.G > MAX_GROUP)
-        CUDA_LAUNCH(kvq_wide_kernel, blocks_for(p.T * (p.C / p.d * p.head_groups), 1),
-                    BLOCK, 0, st, p, view_of(xq));
+        CUDA_LAUNCH(fake_quant_kv_wide_kernel,
+                    blocks_for(p.T * (p.C / p.d * p.head_groups), 1), BLOCK, 0, st, p,
+                    view_of(xq));
     else
-        CUDA_LAUNCH(kvq_kernel, grid, BLOCK, 0, st, p, view_of(xq));
-    launched(d, "kvq");
+        CUDA_LAUNCH(fake_quant_kv_kernel, grid, BLOCK, 0, st, p, view_of(xq));
+    launched(d, "fake_quant_kv");
 }
 
-static void cuda_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
-                         const struct tensor *ddelta, const struct tensor *dxq,
-                         const struct tensor *x, const struct tensor *s,
-                         const struct tensor *delta, int bits, int64_t group_size,
-                         bool accumulate)
+static void cuda_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
+                                   const struct tensor *dls, const struct tensor *dshift,
+                                   const struct tensor *dxq, const struct tensor *x,
+                                   const struct tensor *s, const struct tensor *shift,
+                                   int bits, int64_t group_size, bool accumulate)
 {
-    const kv p = kv_of(x, s, delta, bits, group_size);
+    const kv p = kv_of(x, s, shift, bits, group_size);
     if (p.G > MAX_GROUP) {
         dev_fail(d, ERR_SUPPORT, "gradient of groups of %lld channels, at most %d",
                  (long long)p.G, MAX_GROUP);
@@ -270,17 +271,17 @@ static void cuda_kvq_bwd(struct dev *d, const struct tensor *dx, const struct te
     const dim3 grid(warps_grid(p), blocks_for(tiles, 1));
     const kv_grad o = {view_of(dx), view_of(dxq), part, accumulate};
     const cudaStream_t st = gpu_of(d)->stream;
-    CUDA_LAUNCH(kvq_bwd_kernel, grid, BLOCK, 0, st, p, o);
+    CUDA_LAUNCH(fake_quant_kv_bwd_kernel, grid, BLOCK, 0, st, p, o);
     if (dls)
         CUDA_LAUNCH(kv_sum_kernel, blocks_all(p.C, BLOCK), BLOCK, 0, st, (float *)dls->data,
-                    (float *)ddelta->data, part, tiles, p.C);
-    launched(d, "kvq_bwd");
+                    (float *)dshift->data, part, tiles, p.C);
+    launched(d, "fake_quant_kv_bwd");
 }
 
 void fill_kv(struct dev_ops *o)
 {
-    o->kvq = cuda_kvq;
-    o->kvq_bwd = cuda_kvq_bwd;
+    o->fake_quant_kv = cuda_fake_quant_kv;
+    o->fake_quant_kv_bwd = cuda_fake_quant_kv_bwd;
 }
 
 } // namespace CUDA_NS

@@ -94,7 +94,7 @@ __device__ static void apply(const weights &p, const wgroup &k, int64_t first)
     }
 }
 
-__global__ void lwc_kernel(weights p)
+__global__ void fake_quant_weights_kernel(weights p)
 {
     wgroup k;
     int64_t first;
@@ -109,14 +109,14 @@ __global__ void lwc_kernel(weights p)
         apply(p, k, first);
 }
 
-/* The scale and zero that lwc has left. */
+/* The scale and zero that fake_quant_weights has left. */
 __device__ static void read_stored(const weights &p, wgroup *k)
 {
     k->h = f16_to_f32(p.scales[k->r * p.scales_ld + k->g]);
     k->z = p.zeros[k->r * p.zeros_ld + k->g];
 }
 
-__global__ void wq_apply_kernel(weights p)
+__global__ void fake_quant_stored_kernel(weights p)
 {
     wgroup k;
     int64_t first;
@@ -147,8 +147,8 @@ __device__ static void group_grads(const weights &p, const view &dwq, const wgro
     *dz = warp_reduce(sum_z, add_op());
 }
 
-__global__ void lwc_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld, float *db,
-                               int64_t db_ld)
+__global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld,
+                                              float *db, int64_t db_ld)
 {
     wgroup k;
     int64_t first;
@@ -234,38 +234,40 @@ static unsigned grid_of(const weights &p)
     return blocks_all(p.rows * p.groups, BLOCK / WARP_SIZE);
 }
 
-static void cuda_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                     const struct tensor *zeros, const struct tensor *w,
-                     const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                     int bits, int64_t group_size)
+static void cuda_fake_quant_weights(struct dev *d, const struct tensor *wq,
+                                    const struct tensor *scales, const struct tensor *zeros,
+                                    const struct tensor *w, const struct tensor *a,
+                                    const struct tensor *b, const struct tensor *v,
+                                    int bits, int64_t group_size)
 {
     const weights p = weights_of(wq, scales, zeros, w, a, b, v, bits, group_size);
-    CUDA_LAUNCH(lwc_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "lwc");
+    CUDA_LAUNCH(fake_quant_weights_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
+    launched(d, "fake_quant_weights");
 }
 
-static void cuda_wq_apply(struct dev *d, const struct tensor *wq,
-                          const struct tensor *scales, const struct tensor *zeros,
-                          const struct tensor *w, const struct tensor *v, int bits,
-                          int64_t group_size)
+static void cuda_fake_quant_stored(struct dev *d, const struct tensor *wq,
+                                   const struct tensor *scales, const struct tensor *zeros,
+                                   const struct tensor *w, const struct tensor *v, int bits,
+                                   int64_t group_size)
 {
     const weights p =
         weights_of(wq, scales, zeros, w, nullptr, nullptr, v, bits, group_size);
-    CUDA_LAUNCH(wq_apply_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "wq_apply");
+    CUDA_LAUNCH(fake_quant_stored_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
+    launched(d, "fake_quant_stored");
 }
 
-static void cuda_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                         const struct tensor *dwq, const struct tensor *w,
-                         const struct tensor *a, const struct tensor *b,
-                         const struct tensor *v, int bits, int64_t group_size)
+static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
+                                        const struct tensor *db, const struct tensor *dwq,
+                                        const struct tensor *w, const struct tensor *a,
+                                        const struct tensor *b, const struct tensor *v,
+                                        int bits, int64_t group_size)
 {
     const weights p = weights_of(nullptr, nullptr, nullptr, w, a, b, v, bits, group_size);
     view g = view_of(dwq);
     g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
-    CUDA_LAUNCH(lwc_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g,
-                (float *)da->data, da->ld, (float *)db->data, db->ld);
-    launched(d, "lwc_bwd");
+    CUDA_LAUNCH(fake_quant_weights_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p,
+                g, (float *)da->data, da->ld, (float *)db->data, db->ld);
+    launched(d, "fake_quant_weights_bwd");
 }
 
 static void cuda_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
@@ -283,9 +285,9 @@ static void cuda_round_step(struct dev *d, const struct tensor *v, const struct 
 
 void fill_weight(struct dev_ops *o)
 {
-    o->lwc = cuda_lwc;
-    o->wq_apply = cuda_wq_apply;
-    o->lwc_bwd = cuda_lwc_bwd;
+    o->fake_quant_weights = cuda_fake_quant_weights;
+    o->fake_quant_stored = cuda_fake_quant_stored;
+    o->fake_quant_weights_bwd = cuda_fake_quant_weights_bwd;
     o->round_step = cuda_round_step;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Fake quantization of the cache per channel, in blocks of tokens, and its gradient:
- * kernels/tensor/quant.h with s = 1 and delta = 0, the group being a block's values of one
+ * kernels/tensor/quant.h with s = 1 and shift = 0, the group being a block's values of one
  * channel. */
 #include "kernels/ref/ref.h"
 
@@ -33,8 +33,8 @@ static struct block block_of(const struct tensor *x, int64_t c, int64_t begin, i
     return b;
 }
 
-static void ref_kvc(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                    int bits, int64_t tokens)
+static void ref_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
+                                      const struct tensor *x, int bits, int64_t tokens)
 {
     const int64_t C = ref_width(x), whole = x->dim[0] / tokens * tokens;
     for (int64_t begin = 0; begin < whole; begin += tokens)
@@ -71,8 +71,9 @@ static void block_grad(const struct tensor *dx, const struct tensor *dxq,
     }
 }
 
-static void ref_kvc_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dxq,
-                        const struct tensor *x, int bits, int64_t tokens, bool accumulate)
+static void ref_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
+                                          const struct tensor *dxq, const struct tensor *x,
+                                          int bits, int64_t tokens, bool accumulate)
 {
     const int64_t C = ref_width(x), whole = x->dim[0] / tokens * tokens;
     for (int64_t begin = 0; begin < whole; begin += tokens)
@@ -87,6 +88,6 @@ static void ref_kvc_bwd(struct dev *d, const struct tensor *dx, const struct ten
 
 void ref_fill_channel(struct dev_ops *o)
 {
-    o->kvc = ref_kvc;
-    o->kvc_bwd = ref_kvc_bwd;
+    o->fake_quant_kv_channel = ref_fake_quant_kv_channel;
+    o->fake_quant_kv_channel_bwd = ref_fake_quant_kv_channel_bwd;
 }

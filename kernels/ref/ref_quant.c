@@ -69,10 +69,11 @@ static int64_t columns_of(const struct tensor *w, int64_t group_size)
     return group_size ? group_size : w->dim[1];
 }
 
-static void ref_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                    const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                    int bits, int64_t group_size)
+static void ref_fake_quant_weights(struct dev *d, const struct tensor *wq,
+                                   const struct tensor *scales, const struct tensor *zeros,
+                                   const struct tensor *w, const struct tensor *a,
+                                   const struct tensor *b, const struct tensor *v, int bits,
+                                   int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size);
     for (int64_t r = 0; r < w->dim[0]; r++)
@@ -85,10 +86,10 @@ static void ref_lwc(struct dev *d, const struct tensor *wq, const struct tensor 
         }
 }
 
-static void ref_wq_apply(struct dev *d, const struct tensor *wq,
-                         const struct tensor *scales, const struct tensor *zeros,
-                         const struct tensor *w, const struct tensor *v, int bits,
-                         int64_t group_size)
+static void ref_fake_quant_stored(struct dev *d, const struct tensor *wq,
+                                  const struct tensor *scales, const struct tensor *zeros,
+                                  const struct tensor *w, const struct tensor *v, int bits,
+                                  int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size), C = w->dim[1];
     for (int64_t r = 0; r < w->dim[0]; r++)
@@ -120,10 +121,11 @@ static void group_grads(const struct wgroup *k, const struct tensor *dwq,
     }
 }
 
-static void ref_lwc_bwd(struct dev *d, const struct tensor *da, const struct tensor *db,
-                        const struct tensor *dwq, const struct tensor *w,
-                        const struct tensor *a, const struct tensor *b,
-                        const struct tensor *v, int bits, int64_t group_size)
+static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
+                                       const struct tensor *db, const struct tensor *dwq,
+                                       const struct tensor *w, const struct tensor *a,
+                                       const struct tensor *b, const struct tensor *v,
+                                       int bits, int64_t group_size)
 {
     const int64_t G = columns_of(w, group_size);
     const float Q = (float)((1 << bits) - 1);
@@ -182,20 +184,20 @@ static float channel(const struct tensor *x, int64_t c, float none)
 
 /* x~ of channel c */
 static float smoothed(const struct tensor *x, const struct tensor *s,
-                      const struct tensor *delta, int64_t t, int64_t c)
+                      const struct tensor *shift, int64_t t, int64_t c)
 {
-    return quant_kv_in(ref_get(x, t * x->ld + c), channel(s, c, 1), channel(delta, c, 0));
+    return quant_kv_in(ref_get(x, t * x->ld + c), channel(s, c, 1), channel(shift, c, 0));
 }
 
 static struct kvgroup kv_group_of(const struct tensor *x, const struct tensor *s,
-                                  const struct tensor *delta, int64_t t, int64_t begin,
+                                  const struct tensor *shift, int64_t t, int64_t begin,
                                   int64_t end, int bits)
 {
     struct kvgroup k = {
         .t = t, .begin = begin, .end = end, .at_min = begin, .at_max = begin};
-    float mn = smoothed(x, s, delta, t, begin), mx = mn;
+    float mn = smoothed(x, s, shift, t, begin), mx = mn;
     for (int64_t c = begin + 1; c < end; c++) {
-        const float xt = smoothed(x, s, delta, t, c);
+        const float xt = smoothed(x, s, shift, t, c);
         if (xt < mn) {
             mn = xt;
             k.at_min = c;
@@ -218,27 +220,27 @@ static int64_t group_end(const struct tensor *x, int64_t group_size, int64_t c)
     return end < head_end ? end : head_end;
 }
 
-static void ref_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                    const struct tensor *s, const struct tensor *delta, int bits,
-                    int64_t group_size)
+static void ref_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                              const struct tensor *x, const struct tensor *s,
+                              const struct tensor *shift, int bits, int64_t group_size)
 {
     for (int64_t t = 0; t < x->dim[0]; t++)
         for (int64_t c = 0, end; c < ref_width(x); c = end) {
             end = group_end(x, group_size, c);
-            const struct kvgroup k = kv_group_of(x, s, delta, t, c, end, bits);
+            const struct kvgroup k = kv_group_of(x, s, shift, t, c, end, bits);
             for (int64_t i = c; i < end; i++) {
                 const uint8_t q =
-                    quant_kv_code(smoothed(x, s, delta, t, i), k.h, k.m, bits);
+                    quant_kv_code(smoothed(x, s, shift, t, i), k.h, k.m, bits);
                 ref_set(xq, t * xq->ld + i,
                         (double)quant_kv_out(q, k.h, k.m, channel(s, i, 1),
-                                             channel(delta, i, 0)));
+                                             channel(shift, i, 0)));
             }
         }
 }
 
 struct kv_grad {
-    const struct tensor *dx, *dxq, *x, *s, *delta;
-    double *dls, *ddelta; /* NULL to skip */
+    const struct tensor *dx, *dxq, *x, *s, *shift;
+    double *dls, *dshift; /* NULL to skip */
     int bits;
     bool accumulate;
 };
@@ -250,7 +252,7 @@ static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
     const double Q = (double)((1 << p->bits) - 1), h = (double)k->h, m = (double)k->m;
     double dh = 0;
     for (int64_t c = k->begin; c < k->end; c++) {
-        const float xt = smoothed(p->x, p->s, p->delta, k->t, c);
+        const float xt = smoothed(p->x, p->s, p->shift, k->t, c);
         const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
         const double e =
             (double)channel(p->s, c, 1) * (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
@@ -262,7 +264,7 @@ static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
     for (int64_t c = k->begin; c < k->end; c++) {
         const double s = (double)channel(p->s, c, 1);
         const double g = (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
-        const float xt = smoothed(p->x, p->s, p->delta, k->t, c);
+        const float xt = smoothed(p->x, p->s, p->shift, k->t, c);
         const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
         double gt = s * g;
         gt += c == k->at_max ? dh / Q : 0;
@@ -270,34 +272,35 @@ static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
         ref_put(p->dx, k->t * p->dx->ld + c, gt / s, p->accumulate);
         if (p->dls) {
             p->dls[c] += s * g * (m + h * q) - gt * (double)xt;
-            p->ddelta[c] += g - gt / s;
+            p->dshift[c] += g - gt / s;
         }
     }
 }
 
-static void ref_kvq_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dls,
-                        const struct tensor *ddelta, const struct tensor *dxq,
-                        const struct tensor *x, const struct tensor *s,
-                        const struct tensor *delta, int bits, int64_t group_size,
-                        bool accumulate)
+static void ref_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
+                                  const struct tensor *dls, const struct tensor *dshift,
+                                  const struct tensor *dxq, const struct tensor *x,
+                                  const struct tensor *s, const struct tensor *shift,
+                                  int bits, int64_t group_size, bool accumulate)
 {
     const int64_t C = ref_width(x);
     double *sums = NULL;
     if (dls && mem_calloc(&sums, 2 * (size_t)C, sizeof(*sums))) {
-        dev_fail(d, ERR_MEMORY, "kvq_bwd: no memory for %lld channels", (long long)C);
+        dev_fail(d, ERR_MEMORY, "fake_quant_kv_bwd: no memory for %lld channels",
+                 (long long)C);
         return;
     }
-    const struct kv_grad p = {dx,   dxq,       x, s, delta, sums, sums ? sums + C : NULL,
+    const struct kv_grad p = {dx,   dxq,       x, s, shift, sums, sums ? sums + C : NULL,
                               bits, accumulate};
     for (int64_t t = 0; t < x->dim[0]; t++)
         for (int64_t c = 0, end; c < C; c = end) {
             end = group_end(x, group_size, c);
-            const struct kvgroup k = kv_group_of(x, s, delta, t, c, end, bits);
+            const struct kvgroup k = kv_group_of(x, s, shift, t, c, end, bits);
             kv_group_grad(&p, &k);
         }
     for (int64_t c = 0; dls && c < C; c++) {
         ref_put(dls, c, p.dls[c], true);
-        ref_put(ddelta, c, p.ddelta[c], true);
+        ref_put(dshift, c, p.dshift[c], true);
     }
     mem_free(sums);
 }
@@ -323,12 +326,12 @@ static void ref_exp(struct dev *d, const struct tensor *s, const struct tensor *
 
 void ref_fill_quant(struct dev_ops *o)
 {
-    o->lwc = ref_lwc;
-    o->wq_apply = ref_wq_apply;
-    o->lwc_bwd = ref_lwc_bwd;
+    o->fake_quant_weights = ref_fake_quant_weights;
+    o->fake_quant_stored = ref_fake_quant_stored;
+    o->fake_quant_weights_bwd = ref_fake_quant_weights_bwd;
     o->round_step = ref_round_step;
-    o->kvq = ref_kvq;
-    o->kvq_bwd = ref_kvq_bwd;
+    o->fake_quant_kv = ref_fake_quant_kv;
+    o->fake_quant_kv_bwd = ref_fake_quant_kv_bwd;
     o->col_minmax = ref_col_minmax;
     o->exp = ref_exp;
 }

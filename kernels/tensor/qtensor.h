@@ -106,7 +106,7 @@ struct block_quant {
     struct qlinear lin[N_LIN]; /* empty (scales NULL) where the weight is left alone */
     int64_t n_channels;        /* kv heads * head_dim */
     float *k_scale,
-        *k_shift; /* [n_channels] s and delta of K, owned; 1 and 0 but for KV_CHANNEL_TOKEN
+        *k_shift; /* [n_channels] s and shift of K, owned; 1 and 0 but for KV_CHANNEL_TOKEN
                    */
     float *v_scale, *v_shift; /* [n_channels] of V */
 };
@@ -125,7 +125,7 @@ enum err qlinear_alloc_codes(struct qlinear *q);
  */
 void qlinear_values(float *w, const struct qlinear *q);
 void qlinear_free(struct qlinear *q);
-/* Allocates s = 1, delta = 0. The projections stay empty. */
+/* Allocates s = 1, shift = 0. The projections stay empty. */
 enum err block_quant_alloc(struct block_quant *b, int64_t n_channels);
 void block_quant_free(struct block_quant *b); /* accepts a zeroed or half-built one */
 

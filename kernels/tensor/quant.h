@@ -68,10 +68,10 @@ HALF_FN float quant_weight_value(uint8_t q, uint8_t z, float h)
     return (float)((int)q - (int)z) * h;
 }
 
-/* x~ = (x - delta) / s */
-HALF_FN float quant_kv_in(float x, float s, float delta)
+/* x~ = (x - shift) / s */
+HALF_FN float quant_kv_in(float x, float s, float shift)
 {
-    return (x - delta) / s;
+    return (x - shift) / s;
 }
 
 /* Scale of a KV group from the min and max of its x~: fp16((mx - mn) / Q). */
@@ -96,10 +96,10 @@ HALF_FN uint8_t quant_kv_code(float xt, float h, float m, int bits)
     return (uint8_t)quant_clamp(rintf((xt - m) / h), 0, (float)((1 << bits) - 1));
 }
 
-/* x^ = s (m + h q) + delta */
-HALF_FN float quant_kv_out(uint8_t q, float h, float m, float s, float delta)
+/* x^ = s (m + h q) + shift */
+HALF_FN float quant_kv_out(uint8_t q, float h, float m, float s, float shift)
 {
-    return s * (m + h * (float)q) + delta;
+    return s * (m + h * (float)q) + shift;
 }
 
 #endif

@@ -77,8 +77,9 @@ def check_calibrate(wkvq, blocks, compute):
 
 OPERATIONS = {
     "gemm_nt", "gemm_nn", "gemm_tn", "bias", "attn", "attn_bwd", "copy", "rmsnorm",
-    "rmsnorm_bwd", "add", "rope", "silu_gate", "silu_gate_bwd", "lwc", "wq_apply", "lwc_bwd",
-    "kvq", "kvq_bwd", "col_minmax", "exp", "loss", "adamw", "all_finite", "cross_entropy",
+    "rmsnorm_bwd", "add", "rope", "silu_gate", "silu_gate_bwd", "fake_quant_weights",
+    "fake_quant_stored", "fake_quant_weights_bwd", "fake_quant_kv", "fake_quant_kv_bwd",
+    "col_minmax", "exp", "loss", "adamw", "all_finite", "cross_entropy",
 }
 
 

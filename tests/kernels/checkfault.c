@@ -117,25 +117,26 @@ static void bad_silu_gate(struct dev *d, const struct tensor *y, const struct te
     damage(y, gu);
 }
 
-static void bad_lwc(struct dev *d, const struct tensor *wq, const struct tensor *scales,
-                    const struct tensor *zeros, const struct tensor *w,
-                    const struct tensor *a, const struct tensor *b, const struct tensor *v,
-                    int bits, int64_t group_size)
+static void bad_fake_quant_weights(struct dev *d, const struct tensor *wq,
+                                   const struct tensor *scales, const struct tensor *zeros,
+                                   const struct tensor *w, const struct tensor *a,
+                                   const struct tensor *b, const struct tensor *v, int bits,
+                                   int64_t group_size)
 {
     if (fault != FAULT_SKIP)
-        real.lwc(d, wq, scales, zeros, w, a, b, v, bits, group_size);
+        real.fake_quant_weights(d, wq, scales, zeros, w, a, b, v, bits, group_size);
     if (fault == FAULT_VALUE) /* the smallest change there is */
         ((uint8_t *)zeros->data)[0] ^= 1;
     else if (wq)
         damage(wq, w);
 }
 
-static void bad_kvq(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                    const struct tensor *s, const struct tensor *delta, int bits,
-                    int64_t group_size)
+static void bad_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                              const struct tensor *x, const struct tensor *s,
+                              const struct tensor *shift, int bits, int64_t group_size)
 {
     if (fault != FAULT_SKIP)
-        real.kvq(d, xq, x, s, delta, bits, group_size);
+        real.fake_quant_kv(d, xq, x, s, shift, bits, group_size);
     damage(xq, x);
 }
 
@@ -168,8 +169,8 @@ static void break_ops(struct dev_ops *o)
     o->attn = bad_attn;
     o->attn_bwd = bad_attn_bwd;
     o->silu_gate = bad_silu_gate;
-    o->lwc = bad_lwc;
-    o->kvq = bad_kvq;
+    o->fake_quant_weights = bad_fake_quant_weights;
+    o->fake_quant_kv = bad_fake_quant_kv;
     o->adamw = bad_adamw;
     o->loss = bad_loss;
 }
@@ -211,8 +212,9 @@ static int judge_op(struct ck *c, const char *op)
 
 int ck_self_test(uint64_t seed)
 {
-    static const char *const ops[] = {"gemm", "add",       "rmsnorm", "attn",  "attn_bwd",
-                                      "lwc",  "silu_gate", "kvq",     "adamw", "loss"};
+    static const char *const ops[] = {
+        "gemm",      "add",           "rmsnorm", "attn", "attn_bwd", "fake_quant_weights",
+        "silu_gate", "fake_quant_kv", "adamw",   "loss"};
     struct ck c = {.seed = seed, .level = "self-test", .quiet = true};
     int wrong = 0;
     for (int s = 0; s < N_SIDES; s++)

@@ -47,7 +47,7 @@ static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
         ck_in_range(c, ck_2d(DT_F32, k->rows, k->cols, 2), -0.5, 0.5)};
 }
 
-static void one_lwc(struct ck *c, const struct weight_case *k)
+static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
@@ -57,9 +57,10 @@ static void one_lwc(struct ck *c, const struct weight_case *k)
     const struct ck_out sc = ck_poisoned(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct ck_out z = ck_poisoned(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     CK_EACH(c, s)
-    ck_ok(c, dev_lwc(c->dev[s], values ? &wq.side[s] : NULL, &sc.side[s], &z.side[s], &in.w,
-                     k->learned ? &in.a : NULL, k->learned ? &in.b : NULL,
-                     k->offset ? &in.v : NULL, k->bits, k->G));
+    ck_ok(c, dev_fake_quant_weights(c->dev[s], values ? &wq.side[s] : NULL, &sc.side[s],
+                                    &z.side[s], &in.w, k->learned ? &in.a : NULL,
+                                    k->learned ? &in.b : NULL, k->offset ? &in.v : NULL,
+                                    k->bits, k->G));
     ck_bits(c, "scales", &sc);
     ck_bits(c, "zeros", &z);
     if (values)
@@ -67,7 +68,7 @@ static void one_lwc(struct ck *c, const struct weight_case *k)
     ck_end(c);
 }
 
-/* Stored scales and zeros give what dev_lwc gave. */
+/* Stored scales and zeros give what dev_fake_quant_weights gave. */
 static void one_apply(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
@@ -76,23 +77,24 @@ static void one_apply(struct ck *c, const struct weight_case *k)
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     const struct ck_shape shape = ck_2d(k->wq, k->rows, k->cols, 5);
     const struct ck_out wq = ck_poisoned(c, shape);
-    struct ck_out lwc = ck_poisoned(c, shape);
-    ck_ok(c, dev_lwc(c->dev[SIDE_REF], &lwc.side[SIDE_REF], &sc, &z, &in.w, &in.a, &in.b,
-                     k->offset ? &in.v : NULL, k->bits, k->G));
+    struct ck_out clipped = ck_poisoned(c, shape);
+    ck_ok(c,
+          dev_fake_quant_weights(c->dev[SIDE_REF], &clipped.side[SIDE_REF], &sc, &z, &in.w,
+                                 &in.a, &in.b, k->offset ? &in.v : NULL, k->bits, k->G));
     CK_EACH(c, s)
-    ck_ok(c, dev_wq_apply(c->dev[s], &wq.side[s], &sc, &z, &in.w, k->offset ? &in.v : NULL,
-                          k->bits, k->G));
+    ck_ok(c, dev_fake_quant_stored(c->dev[s], &wq.side[s], &sc, &z, &in.w,
+                                   k->offset ? &in.v : NULL, k->bits, k->G));
     ck_bits(c, "wq", &wq);
-    lwc.side[SIDE_CPU] = wq.side[SIDE_REF];
-    ck_bits(c, "ref wq against lwc", &lwc);
+    clipped.side[SIDE_CPU] = wq.side[SIDE_REF];
+    ck_bits(c, "ref wq against fake_quant_weights", &clipped);
     ck_end(c);
 }
 
 /* What the roundings of da and db of one group are proportional to; the walk is that of
  * docs/method.md with every term positive. */
-static void lwc_magnitude(const struct weight_case *k, const struct weight_in *in,
-                          const struct tensor *dwq, int64_t r, int64_t g, double *da,
-                          double *db)
+static void clip_magnitude(const struct weight_case *k, const struct weight_in *in,
+                           const struct tensor *dwq, int64_t r, int64_t g, double *da,
+                           double *db)
 {
     const int64_t G = k->G ? k->G : k->cols,
                   end = (g + 1) * G < k->cols ? (g + 1) * G : k->cols;
@@ -120,7 +122,7 @@ static void lwc_magnitude(const struct weight_case *k, const struct weight_in *i
     *db = (Z / h + dh / Q) * -mn * beta * (1 - beta);
 }
 
-static void one_lwc_bwd(struct ck *c, const struct weight_case *k)
+static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
@@ -130,11 +132,12 @@ static void one_lwc_bwd(struct ck *c, const struct weight_case *k)
     const int64_t n = k->rows * groups_of(k);
     double *da_mag = ck_doubles(c, n), *db_mag = ck_doubles(c, n);
     for (int64_t i = 0; i < n; i++)
-        lwc_magnitude(k, &in, &dwq, i / groups_of(k), i % groups_of(k), &da_mag[i],
-                      &db_mag[i]);
+        clip_magnitude(k, &in, &dwq, i / groups_of(k), i % groups_of(k), &da_mag[i],
+                       &db_mag[i]);
     CK_EACH(c, s)
-    ck_ok(c, dev_lwc_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &in.w, &in.a, &in.b,
-                         k->offset ? &in.v : NULL, k->bits, k->G));
+    ck_ok(c, dev_fake_quant_weights_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &in.w,
+                                        &in.a, &in.b, k->offset ? &in.v : NULL, k->bits,
+                                        k->G));
     ck_close(c, "da", &da, da_mag, k->G ? k->G : k->cols);
     ck_close(c, "db", &db, db_mag, k->G ? k->G : k->cols);
     ck_end(c);
@@ -180,9 +183,9 @@ static void each_weight(struct ck *c,
             }
 }
 
-static void test_lwc(struct ck *c)
+static void test_fake_quant_weights(struct ck *c)
 {
-    each_weight(c, one_lwc, true, true, true);
+    each_weight(c, one_fake_quant_weights, true, true, true);
 }
 
 static void test_apply(struct ck *c)
@@ -199,8 +202,8 @@ static void one_round_step(struct ck *c, const struct weight_case *k)
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     const struct ck_out v = ck_poisoned(c, ck_2d(DT_F32, k->rows, k->cols, 5));
-    ck_ok(c, dev_lwc(c->dev[SIDE_REF], NULL, &sc, &z, &in.w, &in.a, &in.b, NULL, k->bits,
-                     k->G));
+    ck_ok(c, dev_fake_quant_weights(c->dev[SIDE_REF], NULL, &sc, &z, &in.w, &in.a, &in.b,
+                                    NULL, k->bits, k->G));
     CK_EACH(c, s)
     {
         ck_ok(c, dev_copy(c->dev[s], &v.side[s], &in.v));
@@ -216,9 +219,9 @@ static void test_round_step(struct ck *c)
     each_weight(c, one_round_step, false, false, false);
 }
 
-static void test_lwc_bwd(struct ck *c)
+static void test_fake_quant_weights_bwd(struct ck *c)
 {
-    each_weight(c, one_lwc_bwd, false, false, false);
+    each_weight(c, one_fake_quant_weights_bwd, false, false, false);
 }
 
 /* --- KV ---------------------------------------------------------------------------------
@@ -233,7 +236,7 @@ struct kv_case {
 };
 
 struct kv_in {
-    struct tensor x, s, delta;
+    struct tensor x, s, shift;
 };
 
 static void name_kv(struct ck *c, const struct kv_case *k)
@@ -252,7 +255,7 @@ static struct kv_in kv_inputs(struct ck *c, const struct kv_case *k)
                           ck_in(c, ck_1d(k->K * k->d), PAT_RANDOM)};
 }
 
-static void one_kvq(struct ck *c, const struct kv_case *k)
+static void one_fake_quant_kv(struct ck *c, const struct kv_case *k)
 {
     name_kv(c, k);
     const struct kv_in in = kv_inputs(c, k);
@@ -260,15 +263,15 @@ static void one_kvq(struct ck *c, const struct kv_case *k)
                                  ? ck_copies(c, &in.x, 3)
                                  : ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
     CK_EACH(c, s)
-    ck_ok(c, dev_kvq(c->dev[s], &xq.side[s], k->in_place ? &xq.side[s] : &in.x,
-                     k->smoothed ? &in.s : NULL, k->smoothed ? &in.delta : NULL, k->bits,
-                     k->G));
+    ck_ok(c, dev_fake_quant_kv(c->dev[s], &xq.side[s], k->in_place ? &xq.side[s] : &in.x,
+                               k->smoothed ? &in.s : NULL, k->smoothed ? &in.shift : NULL,
+                               k->bits, k->G));
     ck_bits(c, "xq", &xq);
     ck_end(c);
 }
 
 struct kv_mag {
-    double *dx, *dls, *ddelta;
+    double *dx, *dls, *dshift;
 };
 
 /* Magnitudes of one group of one token, channels [begin, end). The path through h is added
@@ -282,7 +285,7 @@ static void kv_magnitude(const struct kv_case *k, const struct kv_in *in,
     for (int64_t c = begin; c < end; c++) {
         s[c - begin] = k->smoothed ? (float)ck_get(&in->s, 0, c) : 1;
         xt[c - begin] = quant_kv_in((float)ck_get(&in->x, t, c), s[c - begin],
-                                    k->smoothed ? (float)ck_get(&in->delta, 0, c) : 0);
+                                    k->smoothed ? (float)ck_get(&in->shift, 0, c) : 0);
         mn = fminf(mn, xt[c - begin]);
         mx = fmaxf(mx, xt[c - begin]);
     }
@@ -299,14 +302,14 @@ static void kv_magnitude(const struct kv_case *k, const struct kv_in *in,
         const double gt = sc * g + (extreme ? path : 0);
         m->dx[t * k->K * k->d + c] += gt / sc;
         m->dls[c] += sc * g * (fabs((double)f) + (double)h * Q) + gt * fabs(x);
-        m->ddelta[c] += g + gt / sc;
+        m->dshift[c] += g + gt / sc;
     }
 }
 
 static struct kv_mag kv_magnitudes(struct ck *c, const struct kv_case *k,
                                    const struct kv_in *in, const struct tensor *dxq,
                                    const struct ck_out *dx, const struct ck_out *dls,
-                                   const struct ck_out *ddelta)
+                                   const struct ck_out *dshift)
 {
     const int64_t C = k->K * k->d, G = kv_group(k->d, k->G);
     const struct kv_mag m = {ck_doubles(c, k->T * C), ck_doubles(c, C), ck_doubles(c, C)};
@@ -314,7 +317,7 @@ static struct kv_mag kv_magnitudes(struct ck *c, const struct kv_case *k,
         m.dx[i] = k->accumulate ? fabs(ck_get(&dx->side[0], i / C, i % C)) : 0;
     for (int64_t i = 0; i < C; i++) {
         m.dls[i] = fabs(ck_get(&dls->side[0], 0, i));
-        m.ddelta[i] = fabs(ck_get(&ddelta->side[0], 0, i));
+        m.dshift[i] = fabs(ck_get(&dshift->side[0], 0, i));
     }
     for (int64_t t = 0; t < k->T; t++)
         for (int64_t head = 0; head < k->K; head++)
@@ -324,7 +327,7 @@ static struct kv_mag kv_magnitudes(struct ck *c, const struct kv_case *k,
     return m;
 }
 
-static void one_kvq_bwd(struct ck *c, const struct kv_case *k)
+static void one_fake_quant_kv_bwd(struct ck *c, const struct kv_case *k)
 {
     name_kv(c, k);
     const struct kv_in in = kv_inputs(c, k);
@@ -334,17 +337,17 @@ static void one_kvq_bwd(struct ck *c, const struct kv_case *k)
                              : k->accumulate ? ck_twins(c, shape, PAT_RANDOM)
                                              : ck_poisoned(c, shape);
     const struct ck_out dls = ck_twins(c, ck_1d(k->K * k->d), PAT_RANDOM);
-    const struct ck_out ddelta = ck_twins(c, ck_1d(k->K * k->d), PAT_RANDOM);
-    const struct kv_mag m = kv_magnitudes(c, k, &in, &dxq, &dx, &dls, &ddelta);
+    const struct ck_out dshift = ck_twins(c, ck_1d(k->K * k->d), PAT_RANDOM);
+    const struct kv_mag m = kv_magnitudes(c, k, &in, &dxq, &dx, &dls, &dshift);
     CK_EACH(c, s)
-    ck_ok(c,
-          dev_kvq_bwd(c->dev[s], &dx.side[s], k->learn ? &dls.side[s] : NULL,
-                      k->learn ? &ddelta.side[s] : NULL, k->in_place ? &dx.side[s] : &dxq,
-                      &in.x, k->smoothed ? &in.s : NULL, k->smoothed ? &in.delta : NULL,
-                      k->bits, k->G, k->accumulate));
+    ck_ok(c, dev_fake_quant_kv_bwd(
+                 c->dev[s], &dx.side[s], k->learn ? &dls.side[s] : NULL,
+                 k->learn ? &dshift.side[s] : NULL, k->in_place ? &dx.side[s] : &dxq, &in.x,
+                 k->smoothed ? &in.s : NULL, k->smoothed ? &in.shift : NULL, k->bits, k->G,
+                 k->accumulate));
     ck_close(c, "dx", &dx, m.dx, k->d);
     ck_close(c, "dls", &dls, m.dls, k->T + k->d);
-    ck_close(c, "ddelta", &ddelta, m.ddelta, k->T + k->d);
+    ck_close(c, "dshift", &dshift, m.dshift, k->T + k->d);
     ck_end(c);
 }
 
@@ -383,20 +386,20 @@ static void each_kv(struct ck *c, void (*one)(struct ck *c, const struct kv_case
                 }
 }
 
-static void test_kvq(struct ck *c)
+static void test_fake_quant_kv(struct ck *c)
 {
-    each_kv(c, one_kvq, false);
+    each_kv(c, one_fake_quant_kv, false);
 }
 
-static void test_kvq_bwd(struct ck *c)
+static void test_fake_quant_kv_bwd(struct ck *c)
 {
-    each_kv(c, one_kvq_bwd, true);
+    each_kv(c, one_fake_quant_kv_bwd, true);
 }
 
 /* --- KV by channel ----------------------------------------------------------------------
  */
 
-struct kvc_case {
+struct channel_case {
     int64_t T, K, d, tokens;
     int bits;
     bool accumulate, in_place;
@@ -404,7 +407,7 @@ struct kvc_case {
     enum ck_pattern pattern;
 };
 
-static void name_kvc(struct ck *c, const struct kvc_case *k)
+static void name_channel(struct ck *c, const struct channel_case *k)
 {
     ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s", (long)k->T,
              (long)k->K, (long)k->d, (long)k->tokens, k->bits, k->accumulate ? ", +=" : "",
@@ -412,24 +415,25 @@ static void name_kvc(struct ck *c, const struct kvc_case *k)
              ck_pattern_name[k->pattern]);
 }
 
-static void one_kvc(struct ck *c, const struct kvc_case *k)
+static void one_channel(struct ck *c, const struct channel_case *k)
 {
-    name_kvc(c, k);
+    name_channel(c, k);
     const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
     const struct ck_out xq = k->in_place
                                  ? ck_copies(c, &x, 3)
                                  : ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
     CK_EACH(c, s)
-    ck_ok(c, dev_kvc(c->dev[s], &xq.side[s], k->in_place ? &xq.side[s] : &x, k->bits,
-                     k->tokens));
+    ck_ok(c, dev_fake_quant_kv_channel(c->dev[s], &xq.side[s],
+                                       k->in_place ? &xq.side[s] : &x, k->bits, k->tokens));
     ck_bits(c, "xq", &xq);
     ck_end(c);
 }
 
 /* What the rounding of dx is proportional to, for tokens [t0, t1) of channel ch: the path
  * through h is added to every token that is as extreme as the extremes. */
-static void kvc_magnitude(double *mag, const struct kvc_case *k, const struct tensor *x,
-                          const struct tensor *dxq, int64_t ch, int64_t t0, int64_t t1)
+static void channel_magnitude(double *mag, const struct channel_case *k,
+                              const struct tensor *x, const struct tensor *dxq, int64_t ch,
+                              int64_t t0, int64_t t1)
 {
     const double Q = (1 << k->bits) - 1;
     const int64_t C = k->K * k->d;
@@ -451,9 +455,9 @@ static void kvc_magnitude(double *mag, const struct kvc_case *k, const struct te
     }
 }
 
-static void one_kvc_bwd(struct ck *c, const struct kvc_case *k)
+static void one_channel_bwd(struct ck *c, const struct channel_case *k)
 {
-    name_kvc(c, k);
+    name_channel(c, k);
     const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
     const struct ck_shape shape = ck_3d(k->xq, k->T, k->K, k->d, 2);
     const struct tensor dxq = ck_in(c, shape, PAT_RANDOM);
@@ -466,56 +470,58 @@ static void one_kvc_bwd(struct ck *c, const struct kvc_case *k)
         mag[i] = k->accumulate ? fabs(ck_get(&dx.side[0], i / C, i % C)) : 0;
     for (int64_t t = 0; t < k->T; t += k->tokens)
         for (int64_t ch = 0; ch < C; ch++)
-            kvc_magnitude(mag, k, &x, &dxq, ch, t,
-                          t + k->tokens < k->T ? t + k->tokens : k->T);
+            channel_magnitude(mag, k, &x, &dxq, ch, t,
+                              t + k->tokens < k->T ? t + k->tokens : k->T);
     CK_EACH(c, s)
-    ck_ok(c, dev_kvc_bwd(c->dev[s], &dx.side[s], k->in_place ? &dx.side[s] : &dxq, &x,
-                         k->bits, k->tokens, k->accumulate));
+    ck_ok(c, dev_fake_quant_kv_channel_bwd(c->dev[s], &dx.side[s],
+                                           k->in_place ? &dx.side[s] : &dxq, &x, k->bits,
+                                           k->tokens, k->accumulate));
     ck_close(c, "dx", &dx, mag, k->tokens);
     ck_end(c);
 }
 
 /* T, K, d, tokens: one block, many, a rest, no whole block; odd and even widths. */
-static const int64_t kvc_shapes[][4] = {{1, 1, 8, 1},     {8, 2, 16, 8},   {21, 1, 80, 4},
-                                        {7, 3, 64, 32},   {70, 2, 18, 16}, {33, 1, 40, 33},
-                                        {130, 1, 16, 128}};
+static const int64_t channel_shapes[][4] = {
+    {1, 1, 8, 1},    {8, 2, 16, 8},   {21, 1, 80, 4},   {7, 3, 64, 32},
+    {70, 2, 18, 16}, {33, 1, 40, 33}, {130, 1, 16, 128}};
 
-static void each_kvc(struct ck *c, void (*one)(struct ck *c, const struct kvc_case *k),
-                     bool backward)
+static void each_channel(struct ck *c,
+                         void (*one)(struct ck *c, const struct channel_case *k),
+                         bool backward)
 {
-    struct kvc_case k = {2048,     8,     64,      128,     4,
-                         backward, false, DT_BF16, DT_BF16, PAT_RANDOM};
+    struct channel_case k = {2048,     8,     64,      128,     4,
+                             backward, false, DT_BF16, DT_BF16, PAT_RANDOM};
     if (c->bench) {
         one(c, &k);
         return;
     }
-    for (size_t i = 0; i < ARRAY_LEN(kvc_shapes); i++)
+    for (size_t i = 0; i < ARRAY_LEN(channel_shapes); i++)
         for (int bits = 2; bits <= 8; bits += 2)
             for (int p = 0; p < N_PATTERNS; p++)
                 for (int v = 0; v < 4; v++) {
-                    k = (struct kvc_case){kvc_shapes[i][0],
-                                          kvc_shapes[i][1],
-                                          kvc_shapes[i][2],
-                                          kvc_shapes[i][3],
-                                          bits,
-                                          backward && (p + v) % 3 == 1,
-                                          (backward || v == 0 || v == 3) &&
-                                              (p + v) % 3 == 2,
-                                          v & 1 ? DT_BF16 : DT_F32,
-                                          v & 2 ? DT_BF16 : DT_F32,
-                                          (enum ck_pattern)p};
+                    k = (struct channel_case){channel_shapes[i][0],
+                                              channel_shapes[i][1],
+                                              channel_shapes[i][2],
+                                              channel_shapes[i][3],
+                                              bits,
+                                              backward && (p + v) % 3 == 1,
+                                              (backward || v == 0 || v == 3) &&
+                                                  (p + v) % 3 == 2,
+                                              v & 1 ? DT_BF16 : DT_F32,
+                                              v & 2 ? DT_BF16 : DT_F32,
+                                              (enum ck_pattern)p};
                     one(c, &k);
                 }
 }
 
-static void test_kvc(struct ck *c)
+static void test_channel(struct ck *c)
 {
-    each_kvc(c, one_kvc, false);
+    each_channel(c, one_channel, false);
 }
 
-static void test_kvc_bwd(struct ck *c)
+static void test_channel_bwd(struct ck *c)
 {
-    each_kvc(c, one_kvc_bwd, true);
+    each_channel(c, one_channel_bwd, true);
 }
 
 /* ----------------------------------------------------------------------------------------
@@ -564,14 +570,15 @@ static void test_exp(struct ck *c)
     }
 }
 
-const struct ck_test ck_quant_tests[] = {{"lwc", test_lwc},
-                                         {"wq_apply", test_apply},
-                                         {"round_step", test_round_step},
-                                         {"lwc_bwd", test_lwc_bwd},
-                                         {"kvq", test_kvq},
-                                         {"kvq_bwd", test_kvq_bwd},
-                                         {"kvc", test_kvc},
-                                         {"kvc_bwd", test_kvc_bwd},
-                                         {"col_minmax", test_minmax},
-                                         {"exp", test_exp},
-                                         {NULL, NULL}};
+const struct ck_test ck_quant_tests[] = {
+    {"fake_quant_weights", test_fake_quant_weights},
+    {"fake_quant_stored", test_apply},
+    {"round_step", test_round_step},
+    {"fake_quant_weights_bwd", test_fake_quant_weights_bwd},
+    {"fake_quant_kv", test_fake_quant_kv},
+    {"fake_quant_kv_bwd", test_fake_quant_kv_bwd},
+    {"fake_quant_kv_channel", test_channel},
+    {"fake_quant_kv_channel_bwd", test_channel_bwd},
+    {"col_minmax", test_minmax},
+    {"exp", test_exp},
+    {NULL, NULL}};

@@ -22,7 +22,7 @@ MUTANTS = {
     "attn-bwd-barrier": ("key_grad_kernel(attn_args a", "__syncthreads();", ""),
     "quad-one-more": ("void each_quad(", "cols - c < 4 ?", "cols - c < 3 ?"),
     "quad-stride": ("void each_quad(", "r += gridDim.y", "r += gridDim.y + 1"),
-    "kv-one-token": ("void kvq_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1"),
+    "kv-one-token": ("void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1"),
 }
 
 

@@ -102,27 +102,29 @@ static void quantizers(void **state)
                         s = tensor_2d(bytes, DT_F16, 3, 3),
                         z = tensor_2d(bytes, DT_U8, 3, 3),
                         z_bad = tensor_2d(bytes, DT_U8, 3, 2);
-    assert_int_equal(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 16), OK);
-    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, NULL, 1, 16));
-    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, NULL, 9, 16));
-    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, -1));
-    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 0));
-    refused(dev_lwc(dev, NULL, &s, &z_bad, &w, &a, &a, NULL, 4, 16));
-    refused(dev_lwc(dev, NULL, &s, &z, &w, &a, NULL, NULL, 4, 16));
-    refused(
-        dev_lwc(dev, NULL, &s, &z, &w, &flat, &flat, NULL, 4, 16)); /* rows would be lost */
-    refused(dev_wq_apply(dev, &a, &s, &z, &w, NULL, 4, 16));
-    refused(dev_wq_apply(dev, &w, &s, &z, &w, &a, 4, 16));
+    assert_int_equal(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 16),
+                     OK);
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 1, 16));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 9, 16));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, -1));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 0));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z_bad, &w, &a, &a, NULL, 4, 16));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, NULL, NULL, 4, 16));
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &flat, &flat, NULL, 4,
+                                   16)); /* rows would be lost */
+    refused(dev_fake_quant_stored(dev, &a, &s, &z, &w, NULL, 4, 16));
+    refused(dev_fake_quant_stored(dev, &w, &s, &z, &w, &a, 4, 16));
     refused(dev_round_step(dev, &a, &w, &s, &z, &w, 0.1f, 4, 16));
     const struct tensor x = f3(2, 3, 8), c = tensor_1d(mem, DT_F32, 24),
                         c_bad = tensor_1d(mem, DT_F32, 8);
-    refused(dev_kvq(dev, &x, &x, &c, NULL, 4, 8));
-    refused(dev_kvq(dev, &x, &x, &c_bad, &c_bad, 4, 8));
-    refused(dev_kvc(dev, &x, &x, 4, 0));
-    refused(dev_kvc(dev, &x, &x, 9, 4));
-    refused(dev_kvc_bwd(dev, &x, &x, &x, 4, 4, true)); /* dx is dxq */
-    refused(dev_kvq_bwd(dev, &x, &c, NULL, &x, &x, &c, &c, 4, 8, false));
-    refused(dev_kvq_bwd(dev, &x, &c, &c, &x, &x, &c, &c, 4, 8, true)); /* dx is dxq */
+    refused(dev_fake_quant_kv(dev, &x, &x, &c, NULL, 4, 8));
+    refused(dev_fake_quant_kv(dev, &x, &x, &c_bad, &c_bad, 4, 8));
+    refused(dev_fake_quant_kv_channel(dev, &x, &x, 4, 0));
+    refused(dev_fake_quant_kv_channel(dev, &x, &x, 9, 4));
+    refused(dev_fake_quant_kv_channel_bwd(dev, &x, &x, &x, 4, 4, true)); /* dx is dxq */
+    refused(dev_fake_quant_kv_bwd(dev, &x, &c, NULL, &x, &x, &c, &c, 4, 8, false));
+    refused(
+        dev_fake_quant_kv_bwd(dev, &x, &c, &c, &x, &x, &c, &c, 4, 8, true)); /* dx is dxq */
 }
 
 static void training(void **state)

@@ -91,7 +91,7 @@ static void expect_close(const char *what, const struct tensor *got,
                  c.got);
 }
 
-static void check_lwc(struct dev *d, const char *name)
+static void check_weights(struct dev *d, const char *name)
 {
     struct memory p = {0};
     const struct tensor args = take(&p, name, "args"), w = take(&p, name, "w"),
@@ -103,44 +103,47 @@ static void check_lwc(struct dev *d, const char *name)
     const struct tensor wq_got = like(&p, wq), s_got = like(&p, scales),
                         z_got = like(&p, zeros), da_got = like(&p, da),
                         db_got = like(&p, db);
-    assert_int_equal(dev_lwc(d, &wq_got, &s_got, &z_got, &w, &a, &b, NULL, arg[0], arg[1]),
+    assert_int_equal(dev_fake_quant_weights(d, &wq_got, &s_got, &z_got, &w, &a, &b, NULL,
+                                            arg[0], arg[1]),
                      OK);
     expect_bits("scales", &s_got, &scales);
     expect_bits("zeros", &z_got, &zeros);
     expect_close("wq", &wq_got, &wq); /* -0 and 0 are one value here */
-    assert_int_equal(
-        dev_lwc_bwd(d, &da_got, &db_got, &dwq, &w, &a, &b, NULL, arg[0], arg[1]), OK);
+    assert_int_equal(dev_fake_quant_weights_bwd(d, &da_got, &db_got, &dwq, &w, &a, &b, NULL,
+                                                arg[0], arg[1]),
+                     OK);
     expect_close("da", &da_got, &da);
     expect_close("db", &db_got, &db);
     release(&p);
 }
 
-static void check_kvq(struct dev *d, const char *name)
+static void check_kv(struct dev *d, const char *name)
 {
     struct memory p = {0};
     const struct tensor args = take(&p, name, "args"), x = take(&p, name, "x"),
-                        s = take(&p, name, "s"), delta = take(&p, name, "delta"),
+                        s = take(&p, name, "s"), shift = take(&p, name, "delta"),
                         dxq = take(&p, name, "dxq"), xq = take(&p, name, "xq"),
                         dx = take(&p, name, "dx"), dls = take(&p, name, "dls"),
-                        ddelta = take(&p, name, "ddelta");
+                        dshift = take(&p, name, "ddelta");
     const int32_t *arg = args.data;
     const bool plain = arg[2];
     const struct tensor xq_got = like(&p, xq), dx_got = like(&p, dx),
-                        dls_got = like(&p, dls), dd_got = like(&p, ddelta);
-    assert_int_equal(
-        dev_kvq(d, &xq_got, &x, plain ? NULL : &s, plain ? NULL : &delta, arg[0], arg[1]),
-        OK);
+                        dls_got = like(&p, dls), dd_got = like(&p, dshift);
+    assert_int_equal(dev_fake_quant_kv(d, &xq_got, &x, plain ? NULL : &s,
+                                       plain ? NULL : &shift, arg[0], arg[1]),
+                     OK);
     expect_close("xq", &xq_got, &xq);
-    assert_int_equal(dev_kvq_bwd(d, &dx_got, &dls_got, &dd_got, &dxq, &x, plain ? NULL : &s,
-                                 plain ? NULL : &delta, arg[0], arg[1], false),
+    assert_int_equal(dev_fake_quant_kv_bwd(d, &dx_got, &dls_got, &dd_got, &dxq, &x,
+                                           plain ? NULL : &s, plain ? NULL : &shift, arg[0],
+                                           arg[1], false),
                      OK);
     expect_close("dx", &dx_got, &dx);
     expect_close("dls", &dls_got, &dls);
-    expect_close("ddelta", &dd_got, &ddelta);
+    expect_close("ddelta", &dd_got, &dshift);
     release(&p);
 }
 
-static void check_kvc(struct dev *d, const char *name)
+static void check_channel(struct dev *d, const char *name)
 {
     struct memory p = {0};
     const struct tensor args = take(&p, name, "args"), x = take(&p, name, "x"),
@@ -148,9 +151,10 @@ static void check_kvc(struct dev *d, const char *name)
                         dx = take(&p, name, "dx");
     const int32_t *arg = args.data;
     const struct tensor xq_got = like(&p, xq), dx_got = like(&p, dx);
-    assert_int_equal(dev_kvc(d, &xq_got, &x, arg[0], arg[1]), OK);
+    assert_int_equal(dev_fake_quant_kv_channel(d, &xq_got, &x, arg[0], arg[1]), OK);
     expect_close("xq", &xq_got, &xq);
-    assert_int_equal(dev_kvc_bwd(d, &dx_got, &dxq, &x, arg[0], arg[1], false), OK);
+    assert_int_equal(
+        dev_fake_quant_kv_channel_bwd(d, &dx_got, &dxq, &x, arg[0], arg[1], false), OK);
     expect_close("dx", &dx_got, &dx);
     release(&p);
 }
@@ -195,17 +199,17 @@ static int each_case(const char *kind, const char *key,
 
 static void weight_clipping(void **state)
 {
-    assert_int_equal(each_case("lwc.", "args", check_lwc), 9);
+    assert_int_equal(each_case("lwc.", "args", check_weights), 9);
 }
 
 static void kv_quantization(void **state)
 {
-    assert_int_equal(each_case("kvq.", "args", check_kvq), 8);
+    assert_int_equal(each_case("kvq.", "args", check_kv), 8);
 }
 
 static void kv_by_channel(void **state)
 {
-    assert_int_equal(each_case("kvc.", "args", check_kvc), 3);
+    assert_int_equal(each_case("kvc.", "args", check_channel), 3);
 }
 
 static void absolute_loss(void **state)

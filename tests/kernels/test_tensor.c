@@ -106,7 +106,7 @@ static void degenerate_groups(void **state)
     assert_int_equal(quant_kv_min(1e9f), 0x7bff);
 }
 
-/* x~ in [-1, 2] at 2 bits: h = 1, m = -1; s = 2, delta = 10. */
+/* x~ in [-1, 2] at 2 bits: h = 1, m = -1; s = 2, shift = 10. */
 static void kv_by_hand(void **state)
 {
     assert_true(quant_kv_in(14, 2, 10) == 2);
