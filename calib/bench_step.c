@@ -146,10 +146,10 @@ static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
     TRY(step(b, 1));
     TRY(median_step(out, b, steps, 2));
     const double step_s = out->step_s;
-    if (!dev_wait_each(b->dev, true))
+    if (!dev_set_synchronous(b->dev, true))
         return OK;
     const enum err err = median_step(out, b, steps, steps + 2);
-    dev_wait_each(b->dev, false);
+    dev_set_synchronous(b->dev, false);
     out->step_s = step_s;
     return err;
 }

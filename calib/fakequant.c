@@ -283,18 +283,26 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
 
 /* --- a step ------------------------------------------------------------------------- */
 
+/* Projection l's weight w and its format, without learned parameters. */
+static struct weight_quant lin_quant(const struct fakequant *f, int l,
+                                     const struct tensor *w)
+{
+    return (struct weight_quant){
+        .w = w, .bits = f->format[l].bits, .group_size = f->format[l].group_size};
+}
+
 static enum err apply_lin(struct fakequant *f, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-    const struct tensor offsets = fakequant_offsets(f, l, false);
-    const struct tensor *const v = f->learn_round ? &offsets : NULL;
+    const struct tensor v = fakequant_offsets(f, l, false);
+    struct weight_quant p = lin_quant(f, l, &w);
     if (f->gptq)
-        return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
-                                     f->format[l].bits, f->format[l].group_size);
-    return dev_fake_quant_weights(
-        f->dev, &wq, &f->scales[l], &f->zeros[l], &w, f->learn_weights ? &f->a[l] : NULL,
-        f->learn_weights ? &f->b[l] : NULL, v, f->format[l].bits, f->format[l].group_size);
+        return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &p);
+    p.a = f->learn_weights ? &f->a[l] : NULL;
+    p.b = f->learn_weights ? &f->b[l] : NULL;
+    p.v = f->learn_round ? &v : NULL;
+    return dev_fake_quant_weights(f->dev, &wq, &f->scales[l], &f->zeros[l], &p);
 }
 
 enum err fakequant_apply(struct fakequant *f)
@@ -325,9 +333,11 @@ enum err fakequant_clip_grads(struct fakequant *f)
             continue;
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
-        TRY(dev_fake_quant_weights_bwd(f->dev, &f->da[l], &f->db[l], &dw, &w, &f->a[l],
-                                       &f->b[l], f->learn_round ? &v : NULL,
-                                       f->format[l].bits, f->format[l].group_size));
+        struct weight_quant p = lin_quant(f, l, &w);
+        p.a = &f->a[l];
+        p.b = &f->b[l];
+        p.v = f->learn_round ? &v : NULL;
+        TRY(dev_fake_quant_weights_bwd(f->dev, &f->da[l], &f->db[l], &dw, &p));
     }
     return OK;
 }
@@ -346,8 +356,9 @@ static enum err step_offsets(struct fakequant *f, float rate)
             continue;
         const struct tensor w = block_weights_lin(&f->master, f->arch, l);
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
-        TRY(dev_round_step(f->dev, &v, &dw, &f->scales[l], &f->zeros[l], &w, rate,
-                           f->format[l].bits, f->format[l].group_size));
+        struct weight_quant p = lin_quant(f, l, &w);
+        p.v = &v;
+        TRY(dev_round_step(f->dev, &dw, &f->scales[l], &f->zeros[l], &p, rate));
     }
     return OK;
 }

@@ -107,8 +107,9 @@ static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
         TRY(import_values(f, q, l));
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
-    return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &w, NULL,
-                                 f->format[l].bits, f->format[l].group_size);
+    const struct weight_quant p = {
+        .w = &w, .bits = f->format[l].bits, .group_size = f->format[l].group_size};
+    return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &p);
 }
 
 enum err fakequant_import(struct fakequant *f, const struct block_quant *q)

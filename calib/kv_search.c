@@ -104,8 +104,12 @@ static enum err add_side(struct kv_search *k, int side, struct kv_format f,
     const int64_t group = kv_group(k->arch->head_dim, f.group_size);
     double loss;
     for (int i = 0; i < KV_SEARCH_GRID && f.bits < 16; i++) {
-        TRY(dev_fake_quant_kv(k->dev, &to, &from, &k->s[side][i], &k->delta[side], f.bits,
-                              group));
+        const struct kv_quant p = {.x = &from,
+                                   .s = &k->s[side][i],
+                                   .shift = &k->delta[side],
+                                   .bits = f.bits,
+                                   .group_size = group};
+        TRY(dev_fake_quant_kv(k->dev, &to, &p));
         TRY(dev_loss(k->dev, &loss, NULL, y, x, LOSS_MSE, 1, false));
         k->error[side][i] += loss;
     }

@@ -163,9 +163,9 @@ double dev_part_seconds(const struct dev *d, enum dev_part part)
     return d->part_seconds[part];
 }
 
-bool dev_wait_each(struct dev *d, bool on)
+bool dev_set_synchronous(struct dev *d, bool on)
 {
-    d->wait_each = d->queues && on;
+    d->synchronous = d->queues && on;
     return d->queues;
 }
 
@@ -276,6 +276,7 @@ enum err dev_hadamard(struct dev *d, const struct tensor *x)
     OP_END(DEV_ELEMENTWISE, started);
 }
 
+/* Shapes and types of q, k, v, kq, vq, or of their gradients. */
 static bool attn_fits(const struct tensor *q, const struct tensor *k,
                       const struct tensor *v, const struct tensor *kq,
                       const struct tensor *vq)
@@ -292,41 +293,48 @@ static bool attn_fits(const struct tensor *q, const struct tensor *k,
                    kq->dtype == q->dtype && vq->dtype == q->dtype);
 }
 
+static bool inputs_fit(const struct attn_inputs *in)
+{
+    return attn_fits(in->q, in->k, in->v, in->kq, in->vq);
+}
+
+static bool grads_fit(const struct attn_grads *g, const struct attn_inputs *in)
+{
+    return attn_fits(g->dq, g->dk, g->dv, g->dkq, g->dvq) && !in->kq == !g->dkq &&
+           same_shape(g->dq, in->q) && same_shape(g->dk, in->k) &&
+           g->dq->dtype == in->q->dtype;
+}
+
+static bool looks_like(const struct tensor *x, const struct tensor *q)
+{
+    return act(x) && same_shape(x, q) && x->dtype == q->dtype;
+}
+
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                  const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                  const struct tensor *kq, const struct tensor *vq,
-                  const struct attn_mask *mask, float scale)
+                  const struct attn_inputs *in)
 {
     OP_BEGIN(attn, started);
-    WANT(attn_fits(q, k, v, kq, vq),
-         "attn: want q [T,H,d], k, v, kq, vq [T,K,d], one type");
-    WANT(act(o) && same_shape(o, q) && o->dtype == q->dtype &&
-             vec(lse, q->dim[0] * q->dim[1]),
+    WANT(inputs_fit(in), "attn: want q [T,H,d], k, v, kq, vq [T,K,d], one type");
+    WANT(looks_like(o, in->q) && vec(lse, in->q->dim[0] * in->q->dim[1]),
          "attn: want o as q, lse [H,T]");
-    WANT(!kq || mask, "attn: quantized keys need a mask");
-    d->ops.attn(d, o, lse, q, k, v, kq, vq, mask, scale);
+    WANT(!in->kq || in->mask, "attn: quantized keys need a mask");
+    d->ops.attn(d, o, lse, in);
     OP_END(DEV_ATTENTION, started);
 }
 
-enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                      const struct tensor *dv, const struct tensor *dkq,
-                      const struct tensor *dvq, const struct tensor *dout,
-                      const struct tensor *o, const struct tensor *lse,
-                      const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct tensor *kq,
-                      const struct tensor *vq, const struct attn_mask *mask, float scale)
+enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
+                      const struct tensor *dout, const struct tensor *o,
+                      const struct tensor *lse, const struct attn_inputs *in)
 {
     OP_BEGIN(attn_bwd, started);
-    WANT(attn_fits(q, k, v, kq, vq) && attn_fits(dq, dk, dv, dkq, dvq) && !kq == !dkq &&
-             same_shape(dq, q) && same_shape(dk, k) && dq->dtype == q->dtype,
+    WANT(inputs_fit(in) && grads_fit(grads, in),
          "attn_bwd: gradients must look like their counterparts");
-    WANT(act(o) && act(dout) && same_shape(o, q) && same_shape(dout, q) &&
-             o->dtype == q->dtype && dout->dtype == q->dtype &&
-             vec(lse, q->dim[0] * q->dim[1]),
+    WANT(looks_like(o, in->q) && looks_like(dout, in->q) &&
+             vec(lse, in->q->dim[0] * in->q->dim[1]),
          "attn_bwd: want o, dout as q, lse [H,T]");
-    WANT(!kq || mask, "attn_bwd: quantized keys need a mask");
-    WANT(!mask || mask->chunk <= 1, "attn_bwd: chunk must be <= 1");
-    d->ops.attn_bwd(d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
+    WANT(!in->kq || in->mask, "attn_bwd: quantized keys need a mask");
+    WANT(!in->mask || in->mask->chunk <= 1, "attn_bwd: chunk must be <= 1");
+    d->ops.attn_bwd(d, grads, dout, o, lse, in);
     OP_END(DEV_ATTENTION_BWD, started);
 }
 
@@ -356,114 +364,112 @@ static bool bits_ok(int bits)
     return bits >= 2 && bits <= 8;
 }
 
-/* x [N,n] with one entry a group of w [N,C]. */
-static bool grouped(const struct tensor *x, const struct tensor *w, int64_t group_size,
-                    enum dtype t)
+/* x [N,n] with one entry for each group of p's weight. */
+static bool per_group(const struct tensor *x, const struct weight_quant *p, enum dtype t)
 {
-    return x && x->data && x->dtype == t && is_2d(x) && x->dim[0] == w->dim[0] &&
-           x->dim[1] == weight_groups(w->dim[1], group_size);
+    return x && x->data && x->dtype == t && is_2d(x) && x->dim[0] == p->w->dim[0] &&
+           x->dim[1] == weight_groups(p->w->dim[1], p->group_size);
 }
 
-/* Rounding offsets of w, or none. */
-static bool offsets(const struct tensor *v, const struct tensor *w)
+static bool weight_fits(const struct weight_quant *p)
 {
-    return !v || (f32(v) && same_shape(v, w));
+    return f32(p->w) && is_2d(p->w) && bits_ok(p->bits) && p->group_size >= 0;
+}
+
+static bool offsets_fit(const struct weight_quant *p)
+{
+    return !p->v || (f32(p->v) && same_shape(p->v, p->w));
 }
 
 enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                 const struct tensor *scales, const struct tensor *zeros,
-                                const struct tensor *w, const struct tensor *a,
-                                const struct tensor *b, const struct tensor *v, int bits,
-                                int64_t group_size)
+                                const struct weight_quant *p)
 {
     OP_BEGIN(fake_quant_weights, started);
-    WANT(f32(w) && is_2d(w) && bits_ok(bits) && group_size >= 0 && !a == !b,
+    WANT(weight_fits(p) && !p->a == !p->b,
          "fake_quant_weights: want w F32 [N,C], 2 to 8 bits, a and b together");
-    WANT(grouped(scales, w, group_size, DT_F16) && grouped(zeros, w, group_size, DT_U8),
+    WANT(per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "fake_quant_weights: want scales F16, zeros U8 [N,groups]");
-    WANT(!a || (grouped(a, w, group_size, DT_F32) && grouped(b, w, group_size, DT_F32)),
+    WANT(!p->a || (per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32)),
          "fake_quant_weights: want a, b F32 [N,groups]");
-    WANT(!wq || (act(wq) && same_shape(wq, w)), "fake_quant_weights: want wq [N,C]");
-    WANT(offsets(v, w), "fake_quant_weights: want v F32 [N,C]");
-    d->ops.fake_quant_weights(d, wq, scales, zeros, w, a, b, v, bits, group_size);
+    WANT(!wq || (act(wq) && same_shape(wq, p->w)), "fake_quant_weights: want wq [N,C]");
+    WANT(offsets_fit(p), "fake_quant_weights: want v F32 [N,C]");
+    d->ops.fake_quant_weights(d, wq, scales, zeros, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
 
 enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
-                               const struct tensor *w, const struct tensor *v, int bits,
-                               int64_t group_size)
+                               const struct weight_quant *p)
 {
     OP_BEGIN(fake_quant_stored, started);
-    WANT(f32(w) && is_2d(w) && act(wq) && same_shape(wq, w) && bits_ok(bits) &&
-             grouped(scales, w, group_size, DT_F16) && grouped(zeros, w, group_size, DT_U8),
+    WANT(weight_fits(p) && act(wq) && same_shape(wq, p->w) &&
+             per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "fake_quant_stored: want w F32, wq [N,C], scales F16, zeros U8 [N,groups]");
-    WANT(offsets(v, w), "fake_quant_stored: want v F32 [N,C]");
-    d->ops.fake_quant_stored(d, wq, scales, zeros, w, v, bits, group_size);
+    WANT(offsets_fit(p), "fake_quant_stored: want v F32 [N,C]");
+    d->ops.fake_quant_stored(d, wq, scales, zeros, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
 
 enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                     const struct tensor *db, const struct tensor *dwq,
-                                    const struct tensor *w, const struct tensor *a,
-                                    const struct tensor *b, const struct tensor *v,
-                                    int bits, int64_t group_size)
+                                    const struct weight_quant *p)
 {
     OP_BEGIN(fake_quant_weights_bwd, started);
-    WANT(f32(w) && is_2d(w) && f32(dwq) && same_shape(dwq, w) && bits_ok(bits) &&
-             grouped(a, w, group_size, DT_F32) && grouped(b, w, group_size, DT_F32) &&
-             grouped(da, w, group_size, DT_F32) && grouped(db, w, group_size, DT_F32),
+    WANT(weight_fits(p) && f32(dwq) && same_shape(dwq, p->w) &&
+             per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32) &&
+             per_group(da, p, DT_F32) && per_group(db, p, DT_F32),
          "fake_quant_weights_bwd: want w, dwq F32 [N,C], a, b, da, db F32 [N,groups]");
-    WANT(offsets(v, w), "fake_quant_weights_bwd: want v F32 [N,C]");
-    d->ops.fake_quant_weights_bwd(d, da, db, dwq, w, a, b, v, bits, group_size);
+    WANT(offsets_fit(p), "fake_quant_weights_bwd: want v F32 [N,C]");
+    d->ops.fake_quant_weights_bwd(d, da, db, dwq, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
 
-enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+enum err dev_round_step(struct dev *d, const struct tensor *dwq,
                         const struct tensor *scales, const struct tensor *zeros,
-                        const struct tensor *w, float rate, int bits, int64_t group_size)
+                        const struct weight_quant *p, float rate)
 {
     OP_BEGIN(round_step, started);
-    WANT(f32(w) && is_2d(w) && v && offsets(v, w) && f32(dwq) && same_shape(dwq, w) &&
-             bits_ok(bits) && grouped(scales, w, group_size, DT_F16) &&
-             grouped(zeros, w, group_size, DT_U8),
+    WANT(weight_fits(p) && p->v && offsets_fit(p) && f32(dwq) && same_shape(dwq, p->w) &&
+             per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "round_step: want v, dwq, w F32 [N,C], scales F16, zeros U8 [N,groups]");
-    d->ops.round_step(d, v, dwq, scales, zeros, w, rate, bits, group_size);
+    d->ops.round_step(d, dwq, scales, zeros, p, rate);
     OP_END(DEV_OPTIMIZER, started);
 }
 
-enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                           const struct tensor *s, const struct tensor *shift, int bits,
-                           int64_t group_size)
+/* a and b are vectors with one entry for each channel of x, or both are NULL. */
+static bool per_channel(const struct tensor *a, const struct tensor *b,
+                        const struct tensor *x)
+{
+    return !a == !b && (!a || (vec(a, row_width(x)) && vec(b, row_width(x))));
+}
+
+enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct kv_quant *p)
 {
     OP_BEGIN(fake_quant_kv, started);
-    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
-             bits_ok(bits),
+    WANT(act(p->x) && act(xq) && is_3d(p->x) && same_shape(p->x, xq) && rows_fit(xq) &&
+             bits_ok(p->bits),
          "fake_quant_kv: want xq, x [T,K,d], 2 to 8 bits");
-    WANT(!s == !shift && (!s || (vec(s, row_width(x)) && vec(shift, row_width(x)))),
+    WANT(per_channel(p->s, p->shift, p->x),
          "fake_quant_kv: want s, shift [K*d] or neither");
-    d->ops.fake_quant_kv(d, xq, x, s, shift, bits, group_size);
+    d->ops.fake_quant_kv(d, xq, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
 
-enum err dev_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
-                               const struct tensor *dls, const struct tensor *dshift,
-                               const struct tensor *dxq, const struct tensor *x,
-                               const struct tensor *s, const struct tensor *shift, int bits,
-                               int64_t group_size, bool accumulate)
+enum err dev_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
+                               const struct tensor *dxq, const struct kv_quant *p)
 {
     OP_BEGIN(fake_quant_kv_bwd, started);
-    WANT(act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
-             same_shape(dxq, x) && bits_ok(bits),
+    WANT(act(p->x) && act(grads->dx) && act(dxq) && is_3d(p->x) &&
+             same_shape(grads->dx, p->x) && same_shape(dxq, p->x) && bits_ok(p->bits),
          "fake_quant_kv_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits");
-    WANT(!s == !shift && (!s || (vec(s, row_width(x)) && vec(shift, row_width(x)))),
+    WANT(per_channel(p->s, p->shift, p->x),
          "fake_quant_kv_bwd: want s, shift [K*d] or neither");
-    WANT(!dls == !dshift && (!dls || (vec(dls, row_width(x)) && vec(dshift, row_width(x)))),
+    WANT(per_channel(grads->dls, grads->dshift, p->x),
          "fake_quant_kv_bwd: want dls, dshift [K*d] or neither");
-    WANT(!accumulate || dx->data != dxq->data,
+    WANT(!grads->accumulate || grads->dx->data != dxq->data,
          "fake_quant_kv_bwd: dx is dxq while accumulating");
-    d->ops.fake_quant_kv_bwd(d, dx, dls, dshift, dxq, x, s, shift, bits, group_size,
-                             accumulate);
+    d->ops.fake_quant_kv_bwd(d, grads, dxq, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
 

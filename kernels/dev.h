@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * The operations a device offers: one interface, checked here, carried out by the table of
- * an implementation (ref: plain loops, f64 accumulation, the definition; cpu: threads and
- * SIMD; cuda: one GPU). Alphabet: T tokens, D model width, F MLP width, H query heads, K kv
- * heads, d head width, R rows, C columns, N = weight rows (outputs).
+ * The operations of a device. A device is a table of functions (kernels/dev_ops.h): `ref` is
+ * plain loops with f64 accumulation and defines each operation, `cpu` uses threads and SIMD,
+ * `cuda` one GPU. The functions here check their arguments and call the table.
  *
- * Laws: all tensors are in memory of d (dev_alloc) unless "host" is said. "act" tensors are
- * F32 or BF16, each independently unless said otherwise; everything else is F32. Arithmetic
- * is F32 or better whatever the storage. Outputs are overwritten unless the comment says
- * "+=". Outputs do not overlap inputs unless the comment allows it. Work may be queued:
- * results are visible to the host after dev_sync or dev_download. Deterministic: same
- * inputs, same bits, same device and thread count. One caller per device. Errors: ERR_SHAPE
- * for tensors that do not fit, ERR_DEVICE for an operation the device lacks or an earlier
- * failure (sticky), ERR_MEMORY. No operation allocates after its first call with a shape.
- */
+ * Alphabet: T tokens, D model width, F MLP width, H query heads, K key-value heads, d head
+ * width, R rows, C columns, N weight rows (outputs), G columns of a group, n groups of a row.
+ *
+ * Rules for all operations:
+ *  - Memory: tensors are in memory of the device (dev_alloc), unless a comment says "host".
+ *  - Types: an "act" tensor is F32 or BF16, each one independently unless a comment ties
+ *    them. All others are F32. Arithmetic is F32 or better, whatever the storage.
+ *  - Outputs are overwritten, unless the comment says "+=". They may overlap an input only
+ *    where the comment allows it.
+ *  - Work may be queued. The host sees results after dev_sync() or dev_download().
+ *  - Same inputs, device and thread count give the same bits.
+ *  - Threads: one caller per device at a time. Different devices are independent.
+ *  - Errors: ERR_SHAPE if tensors do not fit together, ERR_DEVICE if the device lacks the
+ *    operation, ERR_MEMORY. A failure inside a device is sticky: later calls return it.
+ *  - An operation allocates working memory at most in its first call with a shape. */
 #ifndef WKVQ_DEV_H
 #define WKVQ_DEV_H
 
@@ -27,23 +32,26 @@ struct dev_settings {
     int threads;      /* 0 = all cores */
 };
 
+/* On success the caller owns *out; on failure *out is unchanged. ERR_USAGE for a device that
+ * this build lacks, ERR_SUPPORT if the machine has no such device. */
 enum err dev_open(struct dev **out, const struct dev_settings *s);
+/* Frees the device and sets *d to NULL; *d may be NULL. Memory from dev_alloc() must have
+ * been freed. */
 void dev_close(struct dev **d);
-const char *dev_name(const struct dev *d);
+const char *dev_name(const struct dev *d); /* static */
 int dev_threads(const struct dev *d);
-/* What was picked and why, one line ("bf16 GEMM: oneDNN 2.6.3 avx512_core_bf16; ...").
- * Owned by d. */
+/* One line on which libraries and instructions were chosen, and why ("bf16 GEMM: oneDNN 2.6.3
+ * avx512_core_bf16; ..."). Owned by d. */
 const char *dev_about(const struct dev *d);
 /* The act type that `compute: auto` stands for on this device. */
 enum dtype dev_preferred_act(const struct dev *d);
-/* Seconds spent in GEMM calls (attention products not included) since the last reset; the
- * devices that cannot tell return 0. */
+/* Seconds spent in dev_gemm() since the last reset, 0 on a device that does not measure.
+ * Products inside attention are not included. */
 double dev_gemm_seconds(struct dev *d, bool reset);
 
-/* Where time goes: seconds spent inside the operations of each part since dev_open (on a
- * device that queues work: spent queueing, but see dev_wait_each()). FAKE_QUANT is fake_quant_weights, fake_quant_kv
- * and exp; LOSS includes cross entropy, OPTIMIZER the test for finite values; ELEMENTWISE
- * is norms, rope, silu, add and bias; COPY is conversions and transfers. */
+/* Parts of the work, for measurements. FAKE_QUANT contains all fake quantizers and exp, LOSS
+ * also cross entropy, OPTIMIZER also the test for finite values. ELEMENTWISE is norms, rope,
+ * silu, add and bias; COPY is conversions and transfers. */
 enum dev_part {
     DEV_GEMM,
     DEV_ATTENTION,
@@ -55,43 +63,47 @@ enum dev_part {
     DEV_COPY,
     N_DEV_PARTS
 };
+/* Seconds spent inside the operations of one part since dev_open(). A device that queues work
+ * counts only the queueing, unless dev_set_synchronous() is on. */
 double dev_part_seconds(const struct dev *d, enum dev_part part);
-/* Whether operations wait until their work is done. False, and nothing changes, on a device
- * where they always do. */
-bool dev_wait_each(struct dev *d, bool on);
+/* Makes every operation wait until its work is done, for measurements. Returns false, and
+ * changes nothing, on a device whose operations always wait. */
+bool dev_set_synchronous(struct dev *d, bool on);
 
 /* --- memory ------------------------------------------------------------------------- */
 
-/* bytes > 0, 64-byte aligned. */
+/* *out is 64-byte aligned, with undefined contents; bytes > 0. The caller frees it. */
 enum err dev_alloc(struct dev *d, void **out, size_t bytes);
-/* NULL is fine. Waits for what is queued, copies too. */
+/* Waits for all queued work and copies first. p may be NULL. */
 void dev_free(struct dev *d, void *p);
+/* Copies from and to host memory, and waits for the copy. */
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
+/* Waits for all queued work; returns the device's failure, if there was one. */
 enum err dev_sync(struct dev *d);
 
-/* Whether the memory is the device's own, not the host's; then *free, *total of its bytes
- * (0 and 0 after a failure). */
+/* True if the device has memory of its own. *free and *total are then its bytes, or 0 if they
+ * are unknown. */
 bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total);
 
-/* One queue of copies that runs beside compute, in order: at once where the memory is the
- * host's. A copy begins behind the operations queued before it; those queued after it see
- * neither its result nor that it has read its source, until dev_copy_wait. The host sees
- * its end after dev_copy_sync or dev_sync, and leaves its own side alone until then. */
+/* Asynchronous copies. They run in order in a queue of their own, beside compute; on a device
+ * that works in host memory they happen at once. A copy starts after the operations queued
+ * before it. Operations queued later may run at the same time, so they must not touch either
+ * side of it before dev_copy_wait(). The host must not touch its side before dev_copy_sync()
+ * or dev_sync(). */
 enum err dev_copy_in(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_copy_out(struct dev *d, void *host_dst, const void *src, size_t bytes);
-/* Operations queued from now on begin behind the copies queued so far. */
+/* Operations queued from now on start after the copies queued so far. */
 enum err dev_copy_wait(struct dev *d);
-/* The host waits for the copies queued so far, not for all operations. */
+/* Makes the host wait for the copies queued so far, but not for other operations. */
 enum err dev_copy_sync(struct dev *d);
-/* Host memory, undefined contents, that copies beside compute want (page-locked): from
- * other memory they are right, but the host waits. ERR_MEMORY is not sticky. */
+/* Page-locked host memory, with undefined contents. Asynchronous copies are correct from any
+ * memory, but only from this one does the host not wait. ERR_MEMORY here is not sticky. */
 enum err dev_host_alloc(struct dev *d, void **out, size_t bytes);
-void dev_host_free(struct dev *d, void *p); /* NULL is fine */
+void dev_host_free(struct dev *d, void *p); /* p may be NULL */
 
-/* y = x with conversion between F32 and BF16. y, x any equal shape, each with its own ld.
- */
+/* y = x, converted between F32 and BF16. y and x have one shape, each its own ld. */
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x);
 
 /* --- linear algebra ----------------------------------------------------------------- */
@@ -102,8 +114,8 @@ enum gemm_kind {
     GEMM_TN, /* C[M,N] = A[K,M]^T B[K,N]    weight gradient: dW = dy^T x */
 };
 
-/* A, B both F32 or both BF16; C F32 or BF16 (BF16 only with BF16 operands). F32
- * accumulation. accumulate: C += (F32 C only). Rows may be strided (ld). */
+/* A and B are both F32 or both BF16. C is F32, or BF16 if they are. Sums are F32.
+ * accumulate: C += instead of C =, for F32 C only. Rows may be strided (ld). */
 enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                   const struct tensor *a, const struct tensor *b, bool accumulate);
 
@@ -112,16 +124,20 @@ enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
 
 /* --- norms -------------------------------------------------------------------------- */
 
-/* With add == NULL:  y[r,c] = x[r,c] s[r] g[c],  s[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
- * With add: h = x + add is stored first and normalized instead of x.
- *   x, h [R,C] F32 (h NULL iff add NULL; h may be x); add, y act [R,C]; s [R]; g [C].
- *   3-D views [T,H,d] are R = T*H rows of d: the q/k norm; then x may be act, and s is
- * [T*H]. y may be x (backward then cannot be used). */
+/* y[r,c] = x[r,c] s[r] g[c] with s[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
+ * With add, first h = x + add, and h is normalized instead of x.
+ *   y       act [R,C]; may be x, but the backward then lacks its input
+ *   s       [R], stored for the backward
+ *   h       F32 [R,C], NULL exactly if add is; may be x
+ *   x       F32 [R,C], or act [T,H,d] for the norm of each head (then R = T H, C = d)
+ *   add     act [R,C], or NULL
+ *   g       [C] */
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
                      const struct tensor *h, const struct tensor *x,
                      const struct tensor *add, const struct tensor *g, float eps);
-/* dx (+)= s (g dy - x s^2 mean(g dy x)); s as forward stored it. accumulate: dx +=.
- *   dx, dy, x act (2-D or 3-D); dx may be dy when not accumulating. */
+/* dx (+)= s (g dy - x s^2 mean_c(g dy x)), with s as the forward stored it.
+ * accumulate: dx +=. dx, dy and x are act [R,C] or [T,H,d]; dx may be dy unless
+ * accumulating. */
 enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
                          const struct tensor *x, const struct tensor *s,
                          const struct tensor *g, bool accumulate);
@@ -132,52 +148,64 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
 
 /* --- attention ---------------------------------------------------------------------- */
 
-/* Rotate x [T,H,d] act (3-D view, ld) in place: (x1, x2) = halves of a head,
- * (x1 cos - x2 sin, x2 cos + x1 sin), cos, sin [T, d/2]. inverse: the opposite rotation,
- * which is the backward. */
+/* Rotates x in place (rotary position embedding). With the halves x1, x2 of a head:
+ * (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin). x act [T,H,d], d even; cos, sin [T,d/2].
+ * inverse: rotates back, which is the backward. */
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                   const struct tensor *sin, bool inverse);
 
-/* Rotate every head of x [T,H,d] act (3-D view, ld) in place by the normalized Hadamard
- * matrix (kernels/tensor/hadamard.h): its own inverse, and its own backward. d a power of
- * two, 2 to HADAMARD_MAX. */
+/* Multiplies every head of x in place by the normalized Hadamard matrix of
+ * kernels/tensor/hadamard.h, which is its own inverse and its own backward. x act [T,H,d], d
+ * a power of two from 2 to HADAMARD_MAX. */
 enum err dev_hadamard(struct dev *d, const struct tensor *x);
 
-/* Which keys a query sees in full precision (past-only quantization). Query i sees key j <=
- * i in full precision iff j > i - window, or j < sink, or chunk > 1 and j / chunk == i /
- * chunk (prefill in chunks: a query's own chunk is not quantized yet); quantized otherwise.
- * window 0 and chunk <= 1: none recent (kv.past_only: false). block > 1: keys are quantized
- * block tokens at a time, so the last key of j's block stands for j but in j < sink; one
- * whose last key is still to come is in full precision. dev_attn_bwd wants chunk <= 1. */
+/* Which keys a query sees in full precision (past-only quantization). Query i sees key
+ * j <= i in full precision if one of these holds, and quantized otherwise:
+ *   j > i - window                             the most recent tokens
+ *   j < sink                                   the first tokens
+ *   chunk > 1 and j / chunk == i / chunk       the query's own chunk of a prefill
+ * window 0 with chunk <= 1 is kv.past_only: false. block > 1 says that keys are quantized
+ * `block` tokens at a time: the last key of j's block then stands for j in the conditions on
+ * window and chunk, so that a block is in full precision until it is complete.
+ * dev_attn_bwd() needs chunk <= 1. */
 struct attn_mask {
-    int64_t window, sink, chunk, block;
+    int64_t window, sink, chunk, block; /* tokens */
 };
 
-/* Causal attention with grouped heads, head h of q using kv head h / (H/K):
- *   S_ij = scale q_i . k'_j  (j <= i),  P = softmax(S),  o_i = sum_j P_ij v'_j
- * with k', v' = k, v where the mask says full precision (everywhere when kq == NULL) and
- * kq, vq elsewhere.
- *   q, o [T,H,d]; k, v, kq, vq [T,K,d]: 3-D views, ld, all one act type.
- *   lse [H,T] F32: log sum exp of S, backward needs it.
- * BF16 inputs: P, and dS in backward, may be rounded to BF16 before their products. */
+/* The inputs of attention. All tensors have one act type; views with ld are allowed. */
+struct attn_inputs {
+    const struct tensor *q;       /* [T,H,d] */
+    const struct tensor *k, *v;   /* [T,K,d], in full precision; H is a multiple of K */
+    const struct tensor *kq, *vq; /* [T,K,d], quantized; both NULL: nothing is */
+    const struct attn_mask *mask; /* chooses between k and kq; may be NULL without kq */
+    float scale;                  /* 1 / sqrt(d) in every supported model */
+};
+
+/* Causal attention with grouped heads; head h of q uses head h / (H/K) of keys and values:
+ *   S_ij = scale q_i . k'_j  (j <= i)      P = softmax(S)      o_i = sum_j P_ij v'_j
+ * where k'_j, v'_j are k_j, v_j or kq_j, vq_j, as the mask says for the pair (i, j).
+ *   o       [T,H,d], type of q
+ *   lse     F32 [H,T], log sum_j exp(S_ij): the backward needs it
+ * With BF16 inputs, P (and dS in the backward) may be rounded to BF16 before its product. */
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                  const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                  const struct tensor *kq, const struct tensor *vq,
-                  const struct attn_mask *mask, float scale);
-/* Gradients for all inputs; dkq, dvq NULL iff kq NULL. dq, dk, dv, dkq, dvq, dout have the
- * act type and views of their counterparts. */
-enum err dev_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                      const struct tensor *dv, const struct tensor *dkq,
-                      const struct tensor *dvq, const struct tensor *dout,
-                      const struct tensor *o, const struct tensor *lse,
-                      const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct tensor *kq,
-                      const struct tensor *vq, const struct attn_mask *mask, float scale);
+                  const struct attn_inputs *in);
+
+/* Gradients of the loss in the inputs: type and shape as their counterparts. */
+struct attn_grads {
+    const struct tensor *dq;        /* [T,H,d] */
+    const struct tensor *dk, *dv;   /* [T,K,d] */
+    const struct tensor *dkq, *dvq; /* [T,K,d], NULL exactly if kq is */
+};
+
+/* All gradients, from dout [T,H,d] and the forward's o and lse. */
+enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
+                      const struct tensor *dout, const struct tensor *o,
+                      const struct tensor *lse, const struct attn_inputs *in);
 
 /* --- MLP ---------------------------------------------------------------------------- */
 
-/* y[r,f] = silu(gu[r,f]) gu[r,F+f], silu(x) = x / (1 + exp(-x)). y act [R,F], gu act
- * [R,2F]. */
+/* y[r,f] = silu(gu[r,f]) gu[r,F+f] with silu(x) = x / (1 + exp(-x)). y act [R,F],
+ * gu act [R,2F]. */
 enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu);
 /* dgu [R,2F] from dy [R,F], gu. dgu may be gu. */
 enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
@@ -185,64 +213,85 @@ enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct
 
 /* --- fake quantization -------------------------------------------------------------- */
 
-/* Learnable weight clipping (OmniQuant's LWC as WKVQuant uses it), groups of G consecutive
- * columns, the last may be shorter, G = 0 the whole row, n = groups of a row:
- *   gamma = sigma(a), beta = sigma(b);  lo = beta min(0, min W), hi = gamma max(0, max W)
- *   h, z, q, w^ as kernels/tensor/quant.h defines them.
- * a, b NULL: gamma = beta = 1. v NULL: round to nearest; else v is inside the rounding.
- *   wq act [N,C]; scales U16-in-DT_F16 [N,n]; zeros U8 [N,n]; w, v F32 [N,C]; a, b [N,n].
- *   scales, zeros are written; wq may be NULL (scales and zeros only). */
+/* A weight and how it is quantized. Groups are G consecutive columns of a row; the last one
+ * of a row may be shorter. */
+struct weight_quant {
+    const struct tensor *w;     /* F32 [N,C] */
+    const struct tensor *a, *b; /* F32 [N,n], clipping parameters; both NULL: no clipping */
+    const struct tensor *v;     /* F32 [N,C], offsets inside the rounding; NULL: all 0 */
+    int bits;                   /* 2 to 8 */
+    int64_t group_size;         /* G in columns; 0: the whole row */
+};
+
+/* Learnable weight clipping. Per group, with gamma = sigma(a) and beta = sigma(b), 1 without
+ * clipping:
+ *   lo = beta min(0, min W)        hi = gamma max(0, max W)
+ * and h, z, q, w^ follow from lo and hi by kernels/tensor/quant.h.
+ *   wq      act [N,C], w^; may be NULL, then only scales and zeros are written
+ *   scales  F16 [N,n], h
+ *   zeros   U8 [N,n], z */
 enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                 const struct tensor *scales, const struct tensor *zeros,
-                                const struct tensor *w, const struct tensor *a,
-                                const struct tensor *b, const struct tensor *v, int bits,
-                                int64_t group_size);
-/* The same w^ from stored scales and zeros: bit-equal to what dev_fake_quant_weights gave. */
+                                const struct weight_quant *p);
+/* wq = w^ from stored scales and zeros; p's a and b are not read. Gives the bits that
+ * dev_fake_quant_weights() gave when it wrote them. */
 enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
-                               const struct tensor *w, const struct tensor *v, int bits,
-                               int64_t group_size);
-/* da, db [N,n] from dw^ [N,C] F32 (straight through round and fp16; docs/method.md). */
+                               const struct weight_quant *p);
+/* da, db [N,n] from dwq, the loss's gradient in w^, F32 [N,C]: straight through the rounding
+ * and fp16 (docs/method.md). p's a and b must not be NULL. */
 enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                     const struct tensor *db, const struct tensor *dwq,
-                                    const struct tensor *w, const struct tensor *a,
-                                    const struct tensor *b, const struct tensor *v,
-                                    int bits, int64_t group_size);
-/* v -= rate sign(dw^) where the code is not clamped, then into [-1/2, 1/2]: the gradient of
- * v is h dw^, and h > 0. v, dwq, w F32 [N,C]; scales, zeros of the w^ that dwq is of. */
-enum err dev_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+                                    const struct weight_quant *p);
+/* One signed step of the rounding offsets p->v, which must not be NULL and is updated:
+ * v -= rate sign(dwq), clamped to [-1/2, 1/2]. Offsets whose code is clamped keep their
+ * value. (The gradient in v is h dwq, and h > 0.) scales and zeros are those of the w^ in
+ * which dwq is the gradient; p's a and b are not read. */
+enum err dev_round_step(struct dev *d, const struct tensor *dwq,
                         const struct tensor *scales, const struct tensor *zeros,
-                        const struct tensor *w, float rate, int bits, int64_t group_size);
+                        const struct weight_quant *p, float rate);
 
-/* Two-dimensional KV fake quantization, dynamic per token and group of G channels inside a
- * head, with static per-channel smoothing s = exp(ls) and shift shift:
- *   xq act [T,K,d]; x act [T,K,d]; s, shift [K*d] (s NULL: 1, shift NULL: 0); xq may be
- * x. */
-enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                           const struct tensor *s, const struct tensor *shift, int bits,
-                           int64_t group_size);
-/* dx (+)= ..., dls += dL/d(log s), dshift += dL/d shift, from dxq. dx, dxq, x act [T,K,d];
- * dls, dshift [K*d], both NULL to skip; dx may be dxq when not accumulating. The path
- * through h goes to the first channel that holds the group's max (min). */
-enum err dev_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
-                               const struct tensor *dls, const struct tensor *dshift,
-                               const struct tensor *dxq, const struct tensor *x,
-                               const struct tensor *s, const struct tensor *shift, int bits,
-                               int64_t group_size, bool accumulate);
+/* Keys or values and how they are quantized: per token and group of G channels inside a
+ * head, after a static shift and smoothing per channel. */
+struct kv_quant {
+    const struct tensor *x;         /* act [T,K,d] */
+    const struct tensor *s, *shift; /* [K*d]; both NULL: s = 1, shift = 0 */
+    int bits;                       /* 2 to 8 */
+    int64_t group_size;             /* G in channels, capped at d; 0: d */
+};
 
-/* Fake quantization per channel, dynamic over blocks of `tokens` consecutive tokens from
- * token 0 (kv.method: channel): every channel of every whole block is a group of
- * kernels/tensor/quant.h's arithmetic with s = 1, shift = 0. The last T % tokens tokens
- * fill no block and are copied. xq, x act [T,K,d], tokens > 0; xq may be x. */
+/* Two-dimensional fake quantization: xq = s (m + h q) + shift, where h, m, q quantize
+ * x~ = (x - shift) / s (kernels/tensor/quant.h). xq act [T,K,d]; it may be x. */
+enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                           const struct kv_quant *p);
+
+/* Gradients of the loss in the quantizer's input and parameters. */
+struct kv_grads {
+    const struct tensor *dx; /* act [T,K,d]; may be dxq unless accumulating */
+    const struct tensor *dls,
+        *dshift;     /* [K*d], in log s and shift: added to; or both NULL */
+    bool accumulate; /* dx += instead of dx = */
+};
+
+/* All gradients from dxq, act [T,K,d]. The path through h goes to the first channel that
+ * holds the group's maximum, and to the first that holds its minimum. */
+enum err dev_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
+                               const struct tensor *dxq, const struct kv_quant *p);
+
+/* Fake quantization per channel (kv.method: channel): every channel of every `tokens`
+ * consecutive tokens, counted from token 0, is a group of its own, with s = 1 and shift = 0.
+ * The last T % tokens tokens do not fill a block and are copied. xq, x act [T,K,d];
+ * tokens > 0; xq may be x. */
 enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
                                    const struct tensor *x, int bits, int64_t tokens);
-/* dx (+)= the gradient, from dxq; dx may be dxq when not accumulating. The path through h
- * goes to the first token that holds the block's max (min). */
+/* dx (+)= the gradient, from dxq; dx may be dxq unless accumulating. The path through h goes
+ * to the first token that holds the maximum, and to the first that holds the minimum. */
 enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
                                        const struct tensor *dxq, const struct tensor *x,
                                        int bits, int64_t tokens, bool accumulate);
 
-/* mn[c] = min(mn[c], min_r x[r,c]), mx likewise. x act [R,C] (or [T,K,d]); mn, mx [C]. */
+/* mn[c] = min(mn[c], min_r x[r,c]), and mx likewise: mn and mx are updated. x act [R,C] or
+ * [T,K,d]; mn, mx [C]. */
 enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                         const struct tensor *x);
 /* s[c] = exp(ls[c]), [C]. */
@@ -252,28 +301,30 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 
 enum loss_kind { LOSS_MAE, LOSS_MSE };
 
-/* *loss (host, valid on return) = weight * mean |y - t| or weight * mean (y - t)^2;
- * dy (+)= its gradient (sign(0) = 0); dy NULL: loss only. y, dy F32 or act [R,C]; t act.
- * Sums in f64, fixed order. accumulate: dy += (F32 dy). */
+/* *loss = weight mean |y - t| or weight mean (y - t)^2, on the host and valid on return: this
+ * call waits. dy (+)= the gradient in y, with sign(0) = 0; dy NULL: none. y, t, dy act [R,C].
+ * Sums are f64 in a fixed order. accumulate: dy +=, for F32 dy only. */
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
                   const struct tensor *y, const struct tensor *t, enum loss_kind kind,
                   float weight, bool accumulate);
 
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
-    int64_t step; /* 1 for the first */
+    int64_t step; /* counts from 1 */
 };
-/* p, g, m, v [n] F32. p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */
+/* One step of AdamW on p, with gradient g and moments m, v, all F32 [n] (Loshchilov, Hutter
+ * 2019): p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */
 enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
                    const struct tensor *m, const struct tensor *v, const struct adamw *o);
 
-/* *finite (host) = no NaN or infinity in x (act or F32, any shape). */
+/* *finite = x has no NaN and no infinity, on the host and valid on return. x act, any
+ * shape. */
 enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x);
 
 /* --- model ends --------------------------------------------------------------------- */
 
-/* nll[r] = log sum_c exp(x[r,c]) - x[r, target[r]]; x act [R,V], target I32 [R], nll [R].
- */
+/* nll[r] = log sum_c exp(x[r,c]) - x[r, target[r]]. x act [R,V], target I32 [R], each
+ * 0 to V - 1, which is not checked; nll [R]. */
 enum err dev_cross_entropy(struct dev *d, const struct tensor *nll, const struct tensor *x,
                            const struct tensor *target);
 

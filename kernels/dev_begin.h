@@ -40,7 +40,7 @@ static inline double seconds_now(void)
  * returns the device's state. */
 #define OP_END(part, started)                                                              \
     do {                                                                                   \
-        if (d->wait_each)                                                                  \
+        if (d->synchronous)                                                                \
             d->ops.sync(d);                                                                \
         d->part_seconds[part] += seconds_now() - (started);                                \
         return d->failed;                                                                  \

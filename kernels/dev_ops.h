@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * What an implementation fills in; private to kernels/. Arguments arrive checked (shapes,
- * types, aliasing), so an operation trusts them and cannot refuse them; what can still fail
- * is memory or the device, recorded with dev_fail() and sticky. The cpu table starts as a
- * copy of the ref table and is overridden, operation by operation; a table of another
- * memory space leaves NULL what it lacks, and dev_* then fails with ERR_DEVICE. */
+ * The table that an implementation fills. Private to kernels/.
+ *
+ * dev_*() checks shapes, types and aliasing before it calls an entry, so an entry trusts its
+ * arguments and cannot refuse them. Only memory or the device itself can still fail; the
+ * entry then calls dev_fail(), and all later operations return that error.
+ *
+ * The cpu table starts as a copy of ref's and replaces one operation after another. A table
+ * for another memory space leaves NULL what it lacks, and dev_*() returns ERR_DEVICE. */
 #ifndef WKVQ_DEV_OPS_H
 #define WKVQ_DEV_OPS_H
 
@@ -20,7 +23,8 @@ struct dev_ops {
     void (*download)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*zero)(struct dev *d, void *dst, size_t bytes);
     void (*sync)(struct dev *d);
-    bool (*memory)(struct dev *d, uint64_t *free, uint64_t *total); /* NULL: the host's */
+    /* NULL if the device works in host memory. */
+    bool (*memory)(struct dev *d, uint64_t *free, uint64_t *total);
     void (*copy_in)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*copy_out)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*copy_wait)(struct dev *d);
@@ -43,44 +47,28 @@ struct dev_ops {
                  const struct tensor *sin, bool inverse);
     void (*hadamard)(struct dev *d, const struct tensor *x);
     void (*attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                 const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                 const struct tensor *kq, const struct tensor *vq,
-                 const struct attn_mask *mask, float scale);
-    void (*attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                     const struct tensor *dv, const struct tensor *dkq,
-                     const struct tensor *dvq, const struct tensor *dout,
-                     const struct tensor *o, const struct tensor *lse,
-                     const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                     const struct tensor *kq, const struct tensor *vq,
-                     const struct attn_mask *mask, float scale);
+                 const struct attn_inputs *in);
+    void (*attn_bwd)(struct dev *d, const struct attn_grads *grads,
+                     const struct tensor *dout, const struct tensor *o,
+                     const struct tensor *lse, const struct attn_inputs *in);
     void (*silu_gate)(struct dev *d, const struct tensor *y, const struct tensor *gu);
     void (*silu_gate_bwd)(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
                           const struct tensor *gu);
     void (*fake_quant_weights)(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
-                               const struct tensor *w, const struct tensor *a,
-                               const struct tensor *b, const struct tensor *v, int bits,
-                               int64_t group_size);
+                               const struct weight_quant *p);
     void (*fake_quant_stored)(struct dev *d, const struct tensor *wq,
                               const struct tensor *scales, const struct tensor *zeros,
-                              const struct tensor *w, const struct tensor *v, int bits,
-                              int64_t group_size);
+                              const struct weight_quant *p);
     void (*fake_quant_weights_bwd)(struct dev *d, const struct tensor *da,
                                    const struct tensor *db, const struct tensor *dwq,
-                                   const struct tensor *w, const struct tensor *a,
-                                   const struct tensor *b, const struct tensor *v, int bits,
-                                   int64_t group_size);
-    void (*round_step)(struct dev *d, const struct tensor *v, const struct tensor *dwq,
-                       const struct tensor *scales, const struct tensor *zeros,
-                       const struct tensor *w, float rate, int bits, int64_t group_size);
-    void (*fake_quant_kv)(struct dev *d, const struct tensor *xq, const struct tensor *x,
-                          const struct tensor *s, const struct tensor *shift, int bits,
-                          int64_t group_size);
-    void (*fake_quant_kv_bwd)(struct dev *d, const struct tensor *dx,
-                              const struct tensor *dls, const struct tensor *dshift,
-                              const struct tensor *dxq, const struct tensor *x,
-                              const struct tensor *s, const struct tensor *shift, int bits,
-                              int64_t group_size, bool accumulate);
+                                   const struct weight_quant *p);
+    void (*round_step)(struct dev *d, const struct tensor *dwq, const struct tensor *scales,
+                       const struct tensor *zeros, const struct weight_quant *p,
+                       float rate);
+    void (*fake_quant_kv)(struct dev *d, const struct tensor *xq, const struct kv_quant *p);
+    void (*fake_quant_kv_bwd)(struct dev *d, const struct kv_grads *grads,
+                              const struct tensor *dxq, const struct kv_quant *p);
     void (*fake_quant_kv_channel)(struct dev *d, const struct tensor *xq,
                                   const struct tensor *x, int bits, int64_t tokens);
     void (*fake_quant_kv_channel_bwd)(struct dev *d, const struct tensor *dx,
@@ -105,22 +93,22 @@ struct dev {
     void *priv;        /* the implementation's own */
     enum err failed;   /* sticky */
     enum dtype preferred_act;
-    bool queues;    /* operations return before their work is done */
-    bool wait_each; /* ... but for now they do not */
+    bool queues;      /* operations return before their work is done */
+    bool synchronous; /* dev_set_synchronous(): they wait for it */
     double gemm_seconds;
     double part_seconds[N_DEV_PARTS]; /* by enum dev_part */
     char about[256];
 };
 
-/* Record a failure from inside an operation. */
+/* Records a failure from inside an operation: the first one stays. */
 void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Fill d->ops (and priv, pool, about, preferred_act). */
+/* Each fills d->ops, and what it needs of priv, pool, about and preferred_act. */
 void ref_fill(struct dev *d);
 enum err cpu_fill(struct dev *d, int threads);
 
-/* dev_open() also knows this name from now on: for devices that only tests link. */
+/* Makes dev_open() accept one more name, for a device that only tests link. */
 void dev_register(const char *name, enum err (*fill)(struct dev *d));
 
 #endif

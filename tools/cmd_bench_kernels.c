@@ -93,43 +93,56 @@ static enum err run_silu_bwd(struct bench *b)
     return dev_silu_gate_bwd(b->dev, &b->dgu, &b->dm, &b->gu);
 }
 
+static struct weight_quant weight_of(const struct bench *b)
+{
+    return (struct weight_quant){
+        .w = &b->w, .a = &b->a, .b = &b->b, .bits = BITS, .group_size = GROUP};
+}
+
 static enum err run_fake_quant_weights(struct bench *b)
 {
+    const struct weight_quant p = weight_of(b);
     b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_fake_quant_weights(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, &b->a,
-                                  &b->b, NULL, BITS, GROUP);
+    return dev_fake_quant_weights(b->dev, &b->wq, &b->scales, &b->zeros, &p);
 }
 
 static enum err run_fake_quant_weights_bwd(struct bench *b)
 {
+    const struct weight_quant p = weight_of(b);
     b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
-    return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &b->w, &b->a, &b->b,
-                                      NULL, BITS, GROUP);
+    return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &p);
 }
 
 static enum err run_fake_quant_stored(struct bench *b)
 {
+    const struct weight_quant p = weight_of(b);
     b->bytes =
         bytes_of(&b->w) + bytes_of(&b->wq) + bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_fake_quant_stored(b->dev, &b->wq, &b->scales, &b->zeros, &b->w, NULL, BITS,
-                                 GROUP);
+    return dev_fake_quant_stored(b->dev, &b->wq, &b->scales, &b->zeros, &p);
 }
 
 static enum err run_fake_quant_kv(struct bench *b)
 {
     const struct tensor k = heads(&b->qkv, b->arch.n_heads, b->arch.n_kv, b->arch.head_dim);
+    const struct kv_quant p = {
+        .x = &k, .s = &b->ks, .shift = &b->kd, .bits = BITS, .group_size = GROUP};
     b->bytes = 2 * bytes_of(&b->kq);
-    return dev_fake_quant_kv(b->dev, &b->kq, &k, &b->ks, &b->kd, BITS, GROUP);
+    return dev_fake_quant_kv(b->dev, &b->kq, &p);
 }
 
 static enum err run_fake_quant_kv_bwd(struct bench *b)
 {
     const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
     const struct tensor k = heads(&b->qkv, H, K, d), dk = heads(&b->dqkv, H, K, d);
+    const struct kv_quant p = {
+        .x = &k, .s = &b->ks, .shift = &b->kd, .bits = BITS, .group_size = GROUP};
     b->bytes = 4 * bytes_of(&b->kq);
-    return dev_fake_quant_kv_bwd(b->dev, &dk, &b->dks, &b->dkd, &b->dkq, &k, &b->ks, &b->kd,
-                                 BITS, GROUP, true);
+    return dev_fake_quant_kv_bwd(
+        b->dev,
+        &(struct kv_grads){
+            .dx = &dk, .dls = &b->dks, .dshift = &b->dkd, .accumulate = true},
+        &b->dkq, &p);
 }
 
 /* Of one product: half of T x T pairs, d multiplications and additions each. */
@@ -145,8 +158,14 @@ static enum err run_attn(struct bench *b)
     const struct tensor v = heads(&b->qkv, H + K, K, d);
     const struct attn_mask mask = {.window = 1};
     b->flops = 2 * attention_flops(b);
-    return dev_attn(b->dev, &b->o, &b->lse, &q, &k, &v, &b->kq, &b->vq, &mask,
-                    1 / sqrtf((float)d));
+    return dev_attn(b->dev, &b->o, &b->lse,
+                    &(struct attn_inputs){.q = &q,
+                                          .k = &k,
+                                          .v = &v,
+                                          .kq = &b->kq,
+                                          .vq = &b->vq,
+                                          .mask = &mask,
+                                          .scale = 1 / sqrtf((float)d)});
 }
 
 static enum err run_attn_bwd(struct bench *b)
@@ -158,8 +177,18 @@ static enum err run_attn_bwd(struct bench *b)
     const struct tensor dv = heads(&b->dqkv, H + K, K, d);
     const struct attn_mask mask = {.window = 1};
     b->flops = 5 * attention_flops(b);
-    return dev_attn_bwd(b->dev, &dq, &dk, &dv, &b->dkq, &b->dvq, &b->d_o, &b->o, &b->lse,
-                        &q, &k, &v, &b->kq, &b->vq, &mask, 1 / sqrtf((float)d));
+    return dev_attn_bwd(
+        b->dev,
+        &(struct attn_grads){
+            .dq = &dq, .dk = &dk, .dv = &dv, .dkq = &b->dkq, .dvq = &b->dvq},
+        &b->d_o, &b->o, &b->lse,
+        &(struct attn_inputs){.q = &q,
+                              .k = &k,
+                              .v = &v,
+                              .kq = &b->kq,
+                              .vq = &b->vq,
+                              .mask = &mask,
+                              .scale = 1 / sqrtf((float)d)});
 }
 
 static enum err run_gemm_nt(struct bench *b)

@@ -53,8 +53,12 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
         return dev_copy(x->dev, y, in);
     if (side == KV_K && kv->spec.method == KV_CHANNEL)
         return dev_fake_quant_kv_channel(x->dev, y, in, f.bits, f.group_size);
-    return dev_fake_quant_kv(x->dev, y, in, kv_param(kv, s), kv_param(kv, delta), f.bits,
-                             kv_group(a->head_dim, f.group_size));
+    const struct kv_quant p = {.x = in,
+                               .s = kv_param(kv, s),
+                               .shift = kv_param(kv, delta),
+                               .bits = f.bits,
+                               .group_size = kv_group(a->head_dim, f.group_size)};
+    return dev_fake_quant_kv(x->dev, y, &p);
 }
 
 /* kq, vq from the rotated k, and v. Pre-rope: from the key before the rotation, and the
@@ -80,12 +84,16 @@ static enum err attend(struct block_acts *x, const struct arch *a,
 {
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor v = v_heads(a, x->qkv), o = tensor_heads(x->o, a->n_heads);
+    struct attn_inputs in = {.q = &q, .k = &k, .v = &v, .scale = attn_scale(a)};
     if (!kv_quantized(kv))
-        return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, NULL, NULL, NULL, attn_scale(a));
+        return dev_attn(x->dev, &o, &x->lse, &in);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
                         vq = tensor_heads(x->vq, a->n_kv);
     const struct attn_mask mask = kv_mask(kv);
-    return dev_attn(x->dev, &o, &x->lse, &q, &k, &v, &kq, &vq, &mask, attn_scale(a));
+    in.kq = &kq;
+    in.vq = &vq;
+    in.mask = &mask;
+    return dev_attn(x->dev, &o, &x->lse, &in);
 }
 
 struct tensor block_keys(const struct block_acts *acts, const struct arch *a,
@@ -146,8 +154,10 @@ enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct t
                         const struct tensor *x)
 {
     const struct tensor to = tensor_heads(*y, 1), in = tensor_heads(*x, 1);
-    return acts_quantized(kv) ? dev_fake_quant_kv(d, &to, &in, NULL, NULL, kv->act_bits, 0)
-                              : OK;
+    if (!acts_quantized(kv))
+        return OK;
+    const struct kv_quant p = {.x = &in, .bits = kv->act_bits};
+    return dev_fake_quant_kv(d, &to, &p);
 }
 
 enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,

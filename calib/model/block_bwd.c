@@ -60,17 +60,21 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
     const struct tensor o = tensor_heads(x->o, a->n_heads);
     const struct tensor d_o = tensor_heads(s->d_o, a->n_heads);
-    const float scale = attn_scale(a);
+    struct attn_inputs attn = {.q = &q, .k = &k, .v = &v, .scale = attn_scale(a)};
+    struct attn_grads grads = {.dq = &dq, .dk = &dk, .dv = &dv};
     if (!kv_quantized(kv))
-        return dev_attn_bwd(d, &dq, &dk, &dv, NULL, NULL, &d_o, &o, &x->lse, &q, &k, &v,
-                            NULL, NULL, NULL, scale);
+        return dev_attn_bwd(d, &grads, &d_o, &o, &x->lse, &attn);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
                         vq = tensor_heads(x->vq, a->n_kv);
     const struct tensor dkq = tensor_heads(s->dkq, a->n_kv);
     const struct tensor dvq = tensor_heads(s->dvq, a->n_kv);
     const struct attn_mask mask = kv_mask(kv);
-    return dev_attn_bwd(d, &dq, &dk, &dv, &dkq, &dvq, &d_o, &o, &x->lse, &q, &k, &v, &kq,
-                        &vq, &mask, scale);
+    attn.kq = &kq;
+    attn.vq = &vq;
+    attn.mask = &mask;
+    grads.dkq = &dkq;
+    grads.dvq = &dvq;
+    return dev_attn_bwd(d, &grads, &d_o, &o, &x->lse, &attn);
 }
 
 static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
@@ -123,9 +127,16 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
     }
     if (p.side == KV_K && kv->spec.method == KV_CHANNEL)
         return dev_fake_quant_kv_channel_bwd(d, dx, dxq, in, f.bits, f.group_size, true);
-    return dev_fake_quant_kv_bwd(d, dx, wanted ? p.dls : NULL, wanted ? p.ddelta : NULL,
-                                 dxq, in, kv_param(kv, p.s), kv_param(kv, p.delta), f.bits,
-                                 kv_group(a->head_dim, f.group_size), true);
+    const struct kv_grads grads = {.dx = dx,
+                                   .dls = wanted ? p.dls : NULL,
+                                   .dshift = wanted ? p.ddelta : NULL,
+                                   .accumulate = true};
+    const struct kv_quant quant = {.x = in,
+                                   .s = kv_param(kv, p.s),
+                                   .shift = kv_param(kv, p.delta),
+                                   .bits = f.bits,
+                                   .group_size = kv_group(a->head_dim, f.group_size)};
+    return dev_fake_quant_kv_bwd(d, &grads, dxq, &quant);
 }
 
 /* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */

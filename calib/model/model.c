@@ -199,8 +199,9 @@ static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, vo
     const struct tensor zeros = tensor_2d(zeros_at, DT_U8, lin->out, lin->groups);
     const struct tensor wq = block_weights_lin(&k->w, k->r->arch, l);
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
-    TRY(dev_fake_quant_stored(d, &wq, &scales, &zeros, &w, NULL, lin->format.bits,
-                              lin->format.group_size));
+    const struct weight_quant p = {
+        .w = &w, .bits = lin->format.bits, .group_size = lin->format.group_size};
+    TRY(dev_fake_quant_stored(d, &wq, &scales, &zeros, &p));
     return dev_sync(d);
 }
 

@@ -43,23 +43,20 @@ INLINE int64_t attn_splits(int64_t K, int64_t n_blocks, int threads, int per_thr
     return least(n, n_blocks);
 }
 
-INLINE struct attn_job attn_job_of(const struct tensor *q, const struct tensor *k,
-                                   const struct tensor *v, const struct tensor *kq,
-                                   const struct tensor *vq, const struct attn_mask *mask,
-                                   float scale)
+INLINE struct attn_job attn_job_of(const struct attn_inputs *in)
 {
-    struct attn_job j = {.q = q,
-                         .k = {k, kq},
-                         .v = {v, vq},
-                         .T = q->dim[0],
-                         .H = q->dim[1],
-                         .K = k->dim[1],
-                         .d = q->dim[2],
-                         .dp = (q->dim[2] + PAD - 1) / PAD * PAD,
-                         .n_blocks = (q->dim[0] + TILE - 1) / TILE,
-                         .scale = scale};
-    if (kq)
-        j.mask = *mask;
+    struct attn_job j = {.q = in->q,
+                         .k = {in->k, in->kq},
+                         .v = {in->v, in->vq},
+                         .T = in->q->dim[0],
+                         .H = in->q->dim[1],
+                         .K = in->k->dim[1],
+                         .d = in->q->dim[2],
+                         .dp = (in->q->dim[2] + PAD - 1) / PAD * PAD,
+                         .n_blocks = (in->q->dim[0] + TILE - 1) / TILE,
+                         .scale = in->scale};
+    if (in->kq)
+        j.mask = *in->mask;
     return j;
 }
 
@@ -146,30 +143,15 @@ INLINE struct arena thread_arena(const struct attn_job *a, int thread)
 
 #if ATTN_PAIRS /* the F32 kernels, for what is not BF16 */
 void ISA_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                        const struct tensor *q, const struct tensor *k,
-                        const struct tensor *v, const struct tensor *kq,
-                        const struct tensor *vq, const struct attn_mask *mask, float scale);
-void ISA_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                            const struct tensor *dv, const struct tensor *dkq,
-                            const struct tensor *dvq, const struct tensor *dout,
-                            const struct tensor *o, const struct tensor *lse,
-                            const struct tensor *q, const struct tensor *k,
-                            const struct tensor *v, const struct tensor *kq,
-                            const struct tensor *vq, const struct attn_mask *mask,
-                            float scale);
+                        const struct attn_inputs *in);
+void ISA_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
+                            const struct tensor *dout, const struct tensor *o,
+                            const struct tensor *lse, const struct attn_inputs *in);
 #endif
 void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                         const struct tensor *q, const struct tensor *k,
-                         const struct tensor *v, const struct tensor *kq,
-                         const struct tensor *vq, const struct attn_mask *mask,
-                         float scale);
-void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq,
-                             const struct tensor *dk, const struct tensor *dv,
-                             const struct tensor *dkq, const struct tensor *dvq,
+                         const struct attn_inputs *in);
+void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
                              const struct tensor *dout, const struct tensor *o,
-                             const struct tensor *lse, const struct tensor *q,
-                             const struct tensor *k, const struct tensor *v,
-                             const struct tensor *kq, const struct tensor *vq,
-                             const struct attn_mask *mask, float scale);
+                             const struct tensor *lse, const struct attn_inputs *in);
 
 #endif

@@ -206,18 +206,16 @@ static void fwd_chunk(void *ctx, int64_t chunk, int thread)
 }
 
 void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                         const struct tensor *q, const struct tensor *k,
-                         const struct tensor *v, const struct tensor *kq,
-                         const struct tensor *vq, const struct attn_mask *mask, float scale)
+                         const struct attn_inputs *in)
 {
 #if ATTN_PAIRS
-    if (!cpu_bf16(q)) {
-        ISA_NAME(cpu_attn)(d, o, lse, q, k, v, kq, vq, mask, scale);
+    if (!cpu_bf16(in->q)) {
+        ISA_NAME(cpu_attn)(d, o, lse, in);
         return;
     }
 #endif
     const int threads = pool_threads(d->pool);
-    struct fwd f = {.a = attn_job_of(q, k, v, kq, vq, mask, scale), .o = o, .lse = lse};
+    struct fwd f = {.a = attn_job_of(in), .o = o, .lse = lse};
     f.a.n_splits = attn_splits(f.a.K, f.a.n_blocks, threads, 8);
     struct arena count = {0};
     fwd_carve(&f.a, &count);

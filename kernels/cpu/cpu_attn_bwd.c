@@ -281,27 +281,21 @@ static void query_chunk(void *ctx, int64_t chunk, int thread)
     put_block(a, b->dq, qb * TILE, h, rows, a->scale);
 }
 
-void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct tensor *dq,
-                             const struct tensor *dk, const struct tensor *dv,
-                             const struct tensor *dkq, const struct tensor *dvq,
+void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
                              const struct tensor *dout, const struct tensor *o,
-                             const struct tensor *lse, const struct tensor *q,
-                             const struct tensor *k, const struct tensor *v,
-                             const struct tensor *kq, const struct tensor *vq,
-                             const struct attn_mask *mask, float scale)
+                             const struct tensor *lse, const struct attn_inputs *in)
 {
 #if ATTN_PAIRS
-    if (!cpu_bf16(q)) {
-        ISA_NAME(cpu_attn_bwd)
-        (d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
+    if (!cpu_bf16(in->q)) {
+        ISA_NAME(cpu_attn_bwd)(d, grads, dout, o, lse, in);
         return;
     }
 #endif
     const int threads = pool_threads(d->pool);
-    struct bwd b = {.a = attn_job_of(q, k, v, kq, vq, mask, scale),
-                    .dq = dq,
-                    .dk = {dk, dkq},
-                    .dv = {dv, dvq},
+    struct bwd b = {.a = attn_job_of(in),
+                    .dq = grads->dq,
+                    .dk = {grads->dk, grads->dkq},
+                    .dv = {grads->dv, grads->dvq},
                     .dout = dout,
                     .o = o,
                     .lse = lse};

@@ -98,19 +98,23 @@ static void fake_quant_kv_row(const void *ctx, int64_t t)
         }
 }
 
-static void cpu_fake_quant_kv(struct dev *d, const struct tensor *xq,
-                              const struct tensor *x, const struct tensor *s,
-                              const struct tensor *shift, int bits, int64_t group_size)
+static struct kv kv_of(const struct kv_quant *p)
 {
-    const struct kv k = {.xq = xq,
-                         .x = x,
-                         .s = s,
-                         .shift = shift,
-                         .n_heads = x->dim[1],
-                         .d = x->dim[2],
-                         .G = kv_group(x->dim[2], group_size),
-                         .bits = bits};
-    cpu_run_rows(d, x->dim[0], 4 * cpu_width(x), fake_quant_kv_row, &k);
+    return (struct kv){.x = p->x,
+                       .s = p->s,
+                       .shift = p->shift,
+                       .n_heads = p->x->dim[1],
+                       .d = p->x->dim[2],
+                       .G = kv_group(p->x->dim[2], p->group_size),
+                       .bits = p->bits};
+}
+
+static void cpu_fake_quant_kv(struct dev *d, const struct tensor *xq,
+                              const struct kv_quant *p)
+{
+    struct kv k = kv_of(p);
+    k.xq = xq;
+    cpu_run_rows(d, p->x->dim[0], 4 * cpu_width(p->x), fake_quant_kv_row, &k);
 }
 
 static float act_at(const void *row, bool bf16, int64_t c)
@@ -223,32 +227,23 @@ static void sum_parts(const struct kv *k, int64_t chunks, int which, float *out)
     }
 }
 
-static void cpu_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
-                                  const struct tensor *dls, const struct tensor *dshift,
-                                  const struct tensor *dxq, const struct tensor *x,
-                                  const struct tensor *s, const struct tensor *shift,
-                                  int bits, int64_t group_size, bool accumulate)
+static void cpu_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
+                                  const struct tensor *dxq, const struct kv_quant *p)
 {
-    const int64_t chunks = (x->dim[0] + TOKENS - 1) / TOKENS;
-    struct kv k = {.xq = dxq,
-                   .x = x,
-                   .s = s,
-                   .shift = shift,
-                   .dx = dx,
-                   .n_heads = x->dim[1],
-                   .d = x->dim[2],
-                   .G = kv_group(x->dim[2], group_size),
-                   .bits = bits,
-                   .accumulate = accumulate};
-    if (dls) {
+    const int64_t chunks = (p->x->dim[0] + TOKENS - 1) / TOKENS;
+    struct kv k = kv_of(p);
+    k.xq = dxq;
+    k.dx = grads->dx;
+    k.accumulate = grads->accumulate;
+    if (grads->dls) {
         k.part = cpu_scratch(d, SLOT_A, (size_t)(chunks * 2 * k.n_heads * k.d) * 4);
         if (!k.part)
             return;
     }
-    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(x), fake_quant_kv_bwd_chunk, &k);
-    if (dls) {
-        sum_parts(&k, chunks, 0, dls->data);
-        sum_parts(&k, chunks, 1, dshift->data);
+    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(p->x), fake_quant_kv_bwd_chunk, &k);
+    if (grads->dls) {
+        sum_parts(&k, chunks, 0, grads->dls->data);
+        sum_parts(&k, chunks, 1, grads->dshift->data);
     }
 }
 

@@ -107,35 +107,31 @@ static void apply_row(const void *ctx, int64_t r)
     stored_groups(ctx, r, quantize_group);
 }
 
-static struct weight weight_of(const struct tensor *w, const struct tensor *v, int bits,
-                               int64_t group_size)
+static struct weight weight_of(const struct weight_quant *p)
 {
-    return (struct weight){.w = w,
-                           .v = v,
-                           .bits = bits,
-                           .G = group_size ? group_size : w->dim[1],
-                           .C = w->dim[1]};
+    return (struct weight){.w = p->w,
+                           .v = p->v,
+                           .bits = p->bits,
+                           .G = p->group_size ? p->group_size : p->w->dim[1],
+                           .C = p->w->dim[1]};
 }
 
 static void cpu_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                    const struct tensor *scales, const struct tensor *zeros,
-                                   const struct tensor *w, const struct tensor *a,
-                                   const struct tensor *b, const struct tensor *v, int bits,
-                                   int64_t group_size)
+                                   const struct weight_quant *p)
 {
-    struct weight k = weight_of(w, v, bits, group_size);
-    k.wq = wq, k.scales = scales, k.zeros = zeros, k.a = a, k.b = b;
-    cpu_run_rows(d, w->dim[0], 2 * k.C, fake_quant_weights_row, &k);
+    struct weight k = weight_of(p);
+    k.wq = wq, k.scales = scales, k.zeros = zeros, k.a = p->a, k.b = p->b;
+    cpu_run_rows(d, p->w->dim[0], 2 * k.C, fake_quant_weights_row, &k);
 }
 
 static void cpu_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                   const struct tensor *scales, const struct tensor *zeros,
-                                  const struct tensor *w, const struct tensor *v, int bits,
-                                  int64_t group_size)
+                                  const struct weight_quant *p)
 {
-    struct weight k = weight_of(w, v, bits, group_size);
+    struct weight k = weight_of(p);
     k.wq = wq, k.scales = scales, k.zeros = zeros;
-    cpu_run_rows(d, w->dim[0], 2 * k.C, apply_row, &k);
+    cpu_run_rows(d, p->w->dim[0], 2 * k.C, apply_row, &k);
 }
 
 /* dh = sum dw^ dW^/dh at fixed z, dz = sum dw^ dW^/dz over a group. */
@@ -188,13 +184,11 @@ static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
 
 static void cpu_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                        const struct tensor *db, const struct tensor *dwq,
-                                       const struct tensor *w, const struct tensor *a,
-                                       const struct tensor *b, const struct tensor *v,
-                                       int bits, int64_t group_size)
+                                       const struct weight_quant *p)
 {
-    struct weight k = weight_of(w, v, bits, group_size);
-    k.wq = dwq, k.a = a, k.b = b, k.da = da, k.db = db;
-    cpu_run_rows(d, w->dim[0], 3 * k.C, fake_quant_weights_bwd_row, &k);
+    struct weight k = weight_of(p);
+    k.wq = dwq, k.a = p->a, k.b = p->b, k.da = da, k.db = db;
+    cpu_run_rows(d, p->w->dim[0], 3 * k.C, fake_quant_weights_bwd_row, &k);
 }
 
 /* A signed step of the offsets of one group. */
@@ -221,13 +215,13 @@ static void step_row(const void *ctx, int64_t r)
     stored_groups(ctx, r, step_group);
 }
 
-static void cpu_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+static void cpu_round_step(struct dev *d, const struct tensor *dwq,
                            const struct tensor *scales, const struct tensor *zeros,
-                           const struct tensor *w, float rate, int bits, int64_t group_size)
+                           const struct weight_quant *p, float rate)
 {
-    struct weight k = weight_of(w, v, bits, group_size);
+    struct weight k = weight_of(p);
     k.wq = dwq, k.scales = scales, k.zeros = zeros, k.rate = rate;
-    cpu_run_rows(d, w->dim[0], 3 * k.C, step_row, &k);
+    cpu_run_rows(d, p->w->dim[0], 3 * k.C, step_row, &k);
 }
 
 void ISA_NAME(cpu_fill_weight)(struct dev_ops *o)

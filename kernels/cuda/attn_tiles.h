@@ -169,30 +169,27 @@ static inline int to_int(int64_t v)
     return v > 0x3fffffff ? 0x3fffffff : (int)v;
 }
 
-static inline attn_args args_of(const struct tensor *q, const struct tensor *k,
-                                const struct tensor *v, const struct tensor *kq,
-                                const struct tensor *vq, const struct attn_mask *mask,
-                                const struct tensor *lse, float scale)
+static inline attn_args args_of(const struct attn_inputs *in, const struct tensor *lse)
 {
     attn_args a = {};
-    a.q = heads_of(q);
-    a.k[FULL] = heads_of(k);
-    a.v[FULL] = heads_of(v);
-    a.k[QUANTIZED] = heads_of(kq);
-    a.v[QUANTIZED] = heads_of(vq);
+    a.q = heads_of(in->q);
+    a.k[FULL] = heads_of(in->k);
+    a.v[FULL] = heads_of(in->v);
+    a.k[QUANTIZED] = heads_of(in->kq);
+    a.v[QUANTIZED] = heads_of(in->vq);
     a.lse = (float *)lse->data;
-    a.T = (int)q->dim[0];
-    a.H = (int)q->dim[1];
-    a.rep = a.H / (int)k->dim[1];
-    a.d = (int)q->dim[2];
-    a.quantized = kq != nullptr;
-    if (mask) {
-        a.window = to_int(mask->window);
-        a.sink = to_int(mask->sink);
-        a.chunk = to_int(mask->chunk);
-        a.block = to_int(mask->block);
+    a.T = (int)in->q->dim[0];
+    a.H = (int)in->q->dim[1];
+    a.rep = a.H / (int)in->k->dim[1];
+    a.d = (int)in->q->dim[2];
+    a.quantized = in->kq != nullptr;
+    if (in->mask) {
+        a.window = to_int(in->mask->window);
+        a.sink = to_int(in->mask->sink);
+        a.chunk = to_int(in->mask->chunk);
+        a.block = to_int(in->mask->block);
     }
-    a.scale = scale;
+    a.scale = in->scale;
     return a;
 }
 

@@ -113,16 +113,14 @@ template <class T, int D> static void run_attn(struct dev *d, const attn_args &a
 }
 
 static void cuda_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                      const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct tensor *kq,
-                      const struct tensor *vq, const struct attn_mask *mask, float scale)
+                      const struct attn_inputs *in)
 {
-    if (!attn_supported(d, q))
+    if (!attn_supported(d, in->q))
         return;
-    attn_args a = args_of(q, k, v, kq, vq, mask, lse, scale);
+    attn_args a = args_of(in, lse);
     a.o = heads_of(o);
 #define RUN_ATTN(T, D) run_attn<T, D>(d, a)
-    ATTN_DISPATCH(q->dtype, a.d, RUN_ATTN);
+    ATTN_DISPATCH(in->q->dtype, a.d, RUN_ATTN);
 }
 
 void fill_attn_bwd(struct dev_ops *o);

@@ -126,12 +126,12 @@ __global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE)
     store_rows<T>(dv, a, row, kv_head, acc_v, 1, 1);
 }
 
-struct grads {
+struct grad_views {
     heads dq, dk[N_FORMS], dv[N_FORMS];
 };
 
 template <class T, int D>
-static void run_bwd(struct dev *d, const attn_args &a, const grads &g)
+static void run_bwd(struct dev *d, const attn_args &a, const grad_views &g)
 {
     constexpr int ROWS = 16 * sizes<T>::WARPS, WALK = sizes<T>::BWD, PAD = sizes<T>::PAD;
     const size_t tiles = (size_t)(2 * (ROWS + WALK) * (D + PAD)) * sizeof(T);
@@ -150,27 +150,23 @@ static void run_bwd(struct dev *d, const attn_args &a, const grads &g)
     launched(d, "attn_bwd");
 }
 
-static void cuda_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                          const struct tensor *dv, const struct tensor *dkq,
-                          const struct tensor *dvq, const struct tensor *dout,
-                          const struct tensor *o, const struct tensor *lse,
-                          const struct tensor *q, const struct tensor *k,
-                          const struct tensor *v, const struct tensor *kq,
-                          const struct tensor *vq, const struct attn_mask *mask,
-                          float scale)
+static void cuda_attn_bwd(struct dev *d, const struct attn_grads *grads,
+                          const struct tensor *dout, const struct tensor *o,
+                          const struct tensor *lse, const struct attn_inputs *in)
 {
-    if (!attn_supported(d, q))
+    if (!attn_supported(d, in->q))
         return;
-    attn_args a = args_of(q, k, v, kq, vq, mask, lse, scale);
+    attn_args a = args_of(in, lse);
     a.o = heads_of(o);
     a.dout = heads_of(dout);
     a.D = (float *)scratch(d, SLOT_A, (size_t)a.T * (size_t)a.H * sizeof(float));
     if (!a.D)
         return;
-    const grads g = {
-        heads_of(dq), {heads_of(dk), heads_of(dkq)}, {heads_of(dv), heads_of(dvq)}};
+    const grad_views g = {heads_of(grads->dq),
+                          {heads_of(grads->dk), heads_of(grads->dkq)},
+                          {heads_of(grads->dv), heads_of(grads->dvq)}};
 #define RUN_BWD(T, D) run_bwd<T, D>(d, a, g)
-    ATTN_DISPATCH(q->dtype, a.d, RUN_BWD);
+    ATTN_DISPATCH(in->q->dtype, a.d, RUN_BWD);
 }
 
 void fill_attn_bwd(struct dev_ops *o)

@@ -213,19 +213,18 @@ __global__ void kv_sum_kernel(float *dls, float *dshift, const float *part, int6
     dshift[c] += b;
 }
 
-static kv kv_of(const struct tensor *x, const struct tensor *s, const struct tensor *shift,
-                int bits, int64_t group_size)
+static kv kv_of(const struct kv_quant *q)
 {
     kv p = {};
-    p.x = view_of(x);
-    p.s = s ? (const float *)s->data : nullptr;
-    p.shift = shift ? (const float *)shift->data : nullptr;
-    p.T = x->dim[0];
-    p.d = x->dim[2];
-    p.C = x->dim[1] * p.d;
-    p.G = kv_group(p.d, group_size);
+    p.x = view_of(q->x);
+    p.s = q->s ? (const float *)q->s->data : nullptr;
+    p.shift = q->shift ? (const float *)q->shift->data : nullptr;
+    p.T = q->x->dim[0];
+    p.d = q->x->dim[2];
+    p.C = q->x->dim[1] * p.d;
+    p.G = kv_group(p.d, q->group_size);
     p.head_groups = (p.d + p.G - 1) / p.G;
-    p.bits = bits;
+    p.bits = q->bits;
     return p;
 }
 
@@ -235,10 +234,9 @@ static unsigned warps_grid(const kv &p)
 }
 
 static void cuda_fake_quant_kv(struct dev *d, const struct tensor *xq,
-                               const struct tensor *x, const struct tensor *s,
-                               const struct tensor *shift, int bits, int64_t group_size)
+                               const struct kv_quant *q)
 {
-    const kv p = kv_of(x, s, shift, bits, group_size);
+    const kv p = kv_of(q);
     const dim3 grid(warps_grid(p), blocks_for(p.T, 1));
     const cudaStream_t st = gpu_of(d)->stream;
     if (p.G > MAX_GROUP)
@@ -250,13 +248,10 @@ static void cuda_fake_quant_kv(struct dev *d, const struct tensor *xq,
     launched(d, "fake_quant_kv");
 }
 
-static void cuda_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
-                                   const struct tensor *dls, const struct tensor *dshift,
-                                   const struct tensor *dxq, const struct tensor *x,
-                                   const struct tensor *s, const struct tensor *shift,
-                                   int bits, int64_t group_size, bool accumulate)
+static void cuda_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
+                                   const struct tensor *dxq, const struct kv_quant *q)
 {
-    const kv p = kv_of(x, s, shift, bits, group_size);
+    const kv p = kv_of(q);
     if (p.G > MAX_GROUP) {
         dev_fail(d, ERR_SUPPORT, "gradient of groups of %lld channels, at most %d",
                  (long long)p.G, MAX_GROUP);
@@ -264,17 +259,18 @@ static void cuda_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
     }
     const int64_t tiles = (p.T + TOKENS - 1) / TOKENS;
     float *part = nullptr;
-    if (dls)
+    if (grads->dls)
         part = (float *)scratch(d, SLOT_A, (size_t)(2 * tiles * p.C) * sizeof(float));
-    if (dls && !part)
+    if (grads->dls && !part)
         return;
     const dim3 grid(warps_grid(p), blocks_for(tiles, 1));
-    const kv_grad o = {view_of(dx), view_of(dxq), part, accumulate};
+    const kv_grad o = {view_of(grads->dx), view_of(dxq), part, grads->accumulate};
     const cudaStream_t st = gpu_of(d)->stream;
     CUDA_LAUNCH(fake_quant_kv_bwd_kernel, grid, BLOCK, 0, st, p, o);
-    if (dls)
-        CUDA_LAUNCH(kv_sum_kernel, blocks_all(p.C, BLOCK), BLOCK, 0, st, (float *)dls->data,
-                    (float *)dshift->data, part, tiles, p.C);
+    if (grads->dls)
+        CUDA_LAUNCH(kv_sum_kernel, blocks_all(p.C, BLOCK), BLOCK, 0, st,
+                    (float *)grads->dls->data, (float *)grads->dshift->data, part, tiles,
+                    p.C);
     launched(d, "fake_quant_kv_bwd");
 }
 

@@ -194,20 +194,18 @@ __global__ void round_step_kernel(weights p, view dwq, float rate)
     }
 }
 
-static weights weights_of(const struct tensor *wq, const struct tensor *scales,
-                          const struct tensor *zeros, const struct tensor *w,
-                          const struct tensor *a, const struct tensor *b,
-                          const struct tensor *v, int bits, int64_t group_size)
+static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
+                          const struct tensor *scales, const struct tensor *zeros)
 {
     weights p = {};
-    p.w = view_of(w);
+    p.w = view_of(q->w);
     p.wq = view_of(wq);
-    p.v = view_of(v);
-    p.rows = w->dim[0];
-    p.cols = w->dim[1];
-    p.G = group_size ? group_size : p.cols;
+    p.v = view_of(q->v);
+    p.rows = q->w->dim[0];
+    p.cols = q->w->dim[1];
+    p.G = q->group_size ? q->group_size : p.cols;
     p.groups = (p.cols + p.G - 1) / p.G;
-    p.bits = bits;
+    p.bits = q->bits;
     const bool aligned =
         p.G % 4 == 0 || p.groups == 1; /* groups start at a multiple of four */
     p.w.wide = p.w.wide && aligned;
@@ -219,11 +217,11 @@ static weights weights_of(const struct tensor *wq, const struct tensor *scales,
         p.zeros = (uint8_t *)zeros->data;
         p.zeros_ld = zeros->ld;
     }
-    if (a) {
-        p.a = (const float *)a->data;
-        p.a_ld = a->ld;
-        p.b = (const float *)b->data;
-        p.b_ld = b->ld;
+    if (q->a) {
+        p.a = (const float *)q->a->data;
+        p.a_ld = q->a->ld;
+        p.b = (const float *)q->b->data;
+        p.b_ld = q->b->ld;
     }
     return p;
 }
@@ -236,33 +234,27 @@ static unsigned grid_of(const weights &p)
 
 static void cuda_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                     const struct tensor *scales, const struct tensor *zeros,
-                                    const struct tensor *w, const struct tensor *a,
-                                    const struct tensor *b, const struct tensor *v,
-                                    int bits, int64_t group_size)
+                                    const struct weight_quant *q)
 {
-    const weights p = weights_of(wq, scales, zeros, w, a, b, v, bits, group_size);
+    const weights p = weights_of(q, wq, scales, zeros);
     CUDA_LAUNCH(fake_quant_weights_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
     launched(d, "fake_quant_weights");
 }
 
 static void cuda_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                    const struct tensor *scales, const struct tensor *zeros,
-                                   const struct tensor *w, const struct tensor *v, int bits,
-                                   int64_t group_size)
+                                   const struct weight_quant *q)
 {
-    const weights p =
-        weights_of(wq, scales, zeros, w, nullptr, nullptr, v, bits, group_size);
+    const weights p = weights_of(q, wq, scales, zeros);
     CUDA_LAUNCH(fake_quant_stored_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
     launched(d, "fake_quant_stored");
 }
 
 static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                         const struct tensor *db, const struct tensor *dwq,
-                                        const struct tensor *w, const struct tensor *a,
-                                        const struct tensor *b, const struct tensor *v,
-                                        int bits, int64_t group_size)
+                                        const struct weight_quant *q)
 {
-    const weights p = weights_of(nullptr, nullptr, nullptr, w, a, b, v, bits, group_size);
+    const weights p = weights_of(q, nullptr, nullptr, nullptr);
     view g = view_of(dwq);
     g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
     CUDA_LAUNCH(fake_quant_weights_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p,
@@ -270,13 +262,11 @@ static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     launched(d, "fake_quant_weights_bwd");
 }
 
-static void cuda_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+static void cuda_round_step(struct dev *d, const struct tensor *dwq,
                             const struct tensor *scales, const struct tensor *zeros,
-                            const struct tensor *w, float rate, int bits,
-                            int64_t group_size)
+                            const struct weight_quant *q, float rate)
 {
-    const weights p =
-        weights_of(nullptr, scales, zeros, w, nullptr, nullptr, v, bits, group_size);
+    const weights p = weights_of(q, nullptr, scales, zeros);
     view g = view_of(dwq);
     g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
     CUDA_LAUNCH(round_step_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g, rate);

@@ -46,19 +46,19 @@ static void ref_hadamard(struct dev *d, const struct tensor *x)
 
 /* The inputs of one attention, and where head h of token t starts. */
 struct attn {
-    const struct tensor *q, *k, *v, *kq, *vq;
-    const struct attn_mask *mask;
+    const struct attn_inputs *in;
     double scale;
     int64_t T, H, K, d;
 };
 
-static struct attn attn_of(const struct tensor *q, const struct tensor *k,
-                           const struct tensor *v, const struct tensor *kq,
-                           const struct tensor *vq, const struct attn_mask *mask,
-                           float scale)
+static struct attn attn_of(const struct attn_inputs *in)
 {
-    return (struct attn){q,         k,         v,         kq,       vq, mask, (double)scale,
-                         q->dim[0], q->dim[1], k->dim[1], q->dim[2]};
+    return (struct attn){.in = in,
+                         .scale = (double)in->scale,
+                         .T = in->q->dim[0],
+                         .H = in->q->dim[1],
+                         .K = in->k->dim[1],
+                         .d = in->q->dim[2]};
 }
 
 static int64_t head_at(const struct tensor *x, int64_t t, int64_t h)
@@ -78,8 +78,8 @@ static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
 /* Whether query i meets key j in its quantized form. */
 static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 {
-    const struct attn_mask *m = a->mask;
-    if (!a->kq || j < m->sink)
+    const struct attn_mask *m = a->in->mask;
+    if (!a->in->kq || j < m->sink)
         return false;
     if (m->block > 1)
         j = j / m->block * m->block + m->block - 1;
@@ -88,9 +88,9 @@ static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 
 static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
 {
-    const struct tensor *k = is_quantized(a, i, j) ? a->kq : a->k;
-    return a->scale *
-           dot(a->q, head_at(a->q, i, h), k, head_at(k, j, h / (a->H / a->K)), a->d);
+    const struct tensor *k = is_quantized(a, i, j) ? a->in->kq : a->in->k;
+    return a->scale * dot(a->in->q, head_at(a->in->q, i, h), k,
+                          head_at(k, j, h / (a->H / a->K)), a->d);
 }
 
 /* One query of one head. S has room for its scores, acc for d sums. */
@@ -105,7 +105,7 @@ static void attend(const struct attn *a, const struct tensor *o, const struct te
     for (int64_t c = 0; c < a->d; c++)
         acc[c] = 0;
     for (int64_t j = 0; j <= i; j++) {
-        const struct tensor *v = is_quantized(a, i, j) ? a->vq : a->v;
+        const struct tensor *v = is_quantized(a, i, j) ? a->in->vq : a->in->v;
         const int64_t v_j = head_at(v, j, h / (a->H / a->K));
         const double e = exp(S[j] - max);
         sum += e;
@@ -118,11 +118,9 @@ static void attend(const struct attn *a, const struct tensor *o, const struct te
 }
 
 static void ref_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                     const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                     const struct tensor *kq, const struct tensor *vq,
-                     const struct attn_mask *mask, float scale)
+                     const struct attn_inputs *in)
 {
-    const struct attn a = attn_of(q, k, v, kq, vq, mask, scale);
+    const struct attn a = attn_of(in);
     double *S = NULL;
     if (mem_alloc(&S, (size_t)(a.T + a.d), sizeof(*S))) {
         dev_fail(d, ERR_MEMORY, "attn: no memory for %lld scores", (long long)a.T);
@@ -145,7 +143,7 @@ static void pair_grad(const struct attn_grad *g, int64_t h, int64_t i, int64_t j
                       double D_i, double *P, double *dS)
 {
     const struct attn *a = &g->a;
-    const struct tensor *v = is_quantized(a, i, j) ? a->vq : a->v;
+    const struct tensor *v = is_quantized(a, i, j) ? a->in->vq : a->in->v;
     const double dP =
         dot(g->dout, head_at(g->dout, i, h), v, head_at(v, j, h / (a->H / a->K)), a->d);
     *P = exp(score(a, h, i, j) - (double)ref_get(g->lse, h * a->T + i));
@@ -168,7 +166,7 @@ static void query_grad(const struct attn_grad *g, const struct tensor *dq, int64
     for (int64_t j = 0; j <= i; j++) {
         double P, dS;
         pair_grad(g, h, i, j, D_i, &P, &dS);
-        const struct tensor *k = is_quantized(a, i, j) ? a->kq : a->k;
+        const struct tensor *k = is_quantized(a, i, j) ? a->in->kq : a->in->k;
         const int64_t k_j = head_at(k, j, h / (a->H / a->K));
         for (int64_t c = 0; c < a->d; c++)
             acc[c] += dS * (double)ref_get(k, k_j + c);
@@ -192,9 +190,9 @@ static void key_grad(const struct attn_grad *g, int64_t kv, int64_t j, const dou
             double P, dS;
             pair_grad(g, h, i, j, D[h * a->T + i], &P, &dS);
             double *dk = acc + (is_quantized(a, i, j) ? 2 * d : 0), *dv = dk + d;
-            const int64_t q_i = head_at(a->q, i, h), do_i = head_at(g->dout, i, h);
+            const int64_t q_i = head_at(a->in->q, i, h), do_i = head_at(g->dout, i, h);
             for (int64_t c = 0; c < d; c++) {
-                dk[c] += a->scale * dS * (double)ref_get(a->q, q_i + c);
+                dk[c] += a->scale * dS * (double)ref_get(a->in->q, q_i + c);
                 dv[c] += P * (double)ref_get(g->dout, do_i + c);
             }
         }
@@ -206,15 +204,11 @@ static void put_head(const struct tensor *x, int64_t t, int64_t h, const double 
         ref_set(x, head_at(x, t, h) + c, from[c]);
 }
 
-static void ref_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                         const struct tensor *dv, const struct tensor *dkq,
-                         const struct tensor *dvq, const struct tensor *dout,
-                         const struct tensor *o, const struct tensor *lse,
-                         const struct tensor *q, const struct tensor *k,
-                         const struct tensor *v, const struct tensor *kq,
-                         const struct tensor *vq, const struct attn_mask *mask, float scale)
+static void ref_attn_bwd(struct dev *d, const struct attn_grads *grads,
+                         const struct tensor *dout, const struct tensor *o,
+                         const struct tensor *lse, const struct attn_inputs *in)
 {
-    const struct attn_grad g = {attn_of(q, k, v, kq, vq, mask, scale), dout, o, lse};
+    const struct attn_grad g = {attn_of(in), dout, o, lse};
     const int64_t T = g.a.T, H = g.a.H, n = g.a.d;
     double *D = NULL;
     if (mem_alloc(&D, (size_t)(H * T + 4 * n), sizeof(*D))) {
@@ -225,15 +219,15 @@ static void ref_attn_bwd(struct dev *d, const struct tensor *dq, const struct te
     for (int64_t h = 0; h < H; h++)
         for (int64_t i = 0; i < T; i++) {
             D[h * T + i] = row_dot(&g, h, i);
-            query_grad(&g, dq, h, i, acc);
+            query_grad(&g, grads->dq, h, i, acc);
         }
     for (int64_t kv = 0; kv < g.a.K; kv++)
         for (int64_t j = 0; j < T; j++) {
             key_grad(&g, kv, j, D, acc);
-            put_head(dk, j, kv, acc);
-            put_head(dv, j, kv, acc + n);
-            put_head(dkq, j, kv, acc + 2 * n);
-            put_head(dvq, j, kv, acc + 3 * n);
+            put_head(grads->dk, j, kv, acc);
+            put_head(grads->dv, j, kv, acc + n);
+            put_head(grads->dkq, j, kv, acc + 2 * n);
+            put_head(grads->dvq, j, kv, acc + 3 * n);
         }
     mem_free(D);
 }

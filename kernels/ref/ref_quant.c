@@ -27,10 +27,16 @@ struct wgroup {
     uint8_t z;
 };
 
-static struct wgroup weight_group(const struct tensor *w, const struct tensor *a,
-                                  const struct tensor *b, int64_t r, int64_t g, int64_t G,
-                                  int bits)
+/* Columns of a group. */
+static int64_t columns_of(const struct weight_quant *p)
 {
+    return p->group_size ? p->group_size : p->w->dim[1];
+}
+
+static struct wgroup weight_group(const struct weight_quant *p, int64_t r, int64_t g)
+{
+    const struct tensor *w = p->w;
+    const int64_t G = columns_of(p);
     struct wgroup k = {.r = r, .g = g, .begin = g * G, .end = (g + 1) * G};
     if (k.end > w->dim[1])
         k.end = w->dim[1];
@@ -38,13 +44,13 @@ static struct wgroup weight_group(const struct tensor *w, const struct tensor *a
         k.min = fminf(k.min, ref_get(w, r * w->ld + c));
         k.max = fmaxf(k.max, ref_get(w, r * w->ld + c));
     }
-    k.gamma = sigmoid_at(a, r, g);
-    k.beta = sigmoid_at(b, r, g);
+    k.gamma = sigmoid_at(p->a, r, g);
+    k.beta = sigmoid_at(p->b, r, g);
     k.lo = k.beta * k.min;
     k.hi = k.gamma * k.max;
-    k.scale = quant_weight_scale(k.lo, k.hi, bits);
+    k.scale = quant_weight_scale(k.lo, k.hi, p->bits);
     k.h = f16_to_f32(k.scale);
-    k.z = quant_weight_zero(k.lo, k.h, bits);
+    k.z = quant_weight_zero(k.lo, k.h, p->bits);
     return k;
 }
 
@@ -53,64 +59,53 @@ static float offset_at(const struct tensor *v, int64_t r, int64_t c)
     return v ? ref_get(v, r * v->ld + c) : 0;
 }
 
-static void apply_group(const struct tensor *wq, const struct tensor *w,
-                        const struct tensor *v, int64_t r, int64_t begin, int64_t end,
-                        float h, uint8_t z, int bits)
+static void apply_group(const struct tensor *wq, const struct weight_quant *p, int64_t r,
+                        int64_t begin, int64_t end, float h, uint8_t z)
 {
     for (int64_t c = begin; c < end; c++) {
-        const uint8_t q = quant_weight_code_offset(ref_get(w, r * w->ld + c),
-                                                   offset_at(v, r, c), h, z, bits);
+        const uint8_t q = quant_weight_code_offset(ref_get(p->w, r * p->w->ld + c),
+                                                   offset_at(p->v, r, c), h, z, p->bits);
         ref_set(wq, r * wq->ld + c, (double)quant_weight_value(q, z, h));
     }
 }
 
-static int64_t columns_of(const struct tensor *w, int64_t group_size)
-{
-    return group_size ? group_size : w->dim[1];
-}
-
 static void ref_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                    const struct tensor *scales, const struct tensor *zeros,
-                                   const struct tensor *w, const struct tensor *a,
-                                   const struct tensor *b, const struct tensor *v, int bits,
-                                   int64_t group_size)
+                                   const struct weight_quant *p)
 {
-    const int64_t G = columns_of(w, group_size);
-    for (int64_t r = 0; r < w->dim[0]; r++)
-        for (int64_t g = 0; g * G < w->dim[1]; g++) {
-            const struct wgroup k = weight_group(w, a, b, r, g, G, bits);
+    for (int64_t r = 0; r < p->w->dim[0]; r++)
+        for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
+            const struct wgroup k = weight_group(p, r, g);
             ((uint16_t *)scales->data)[r * scales->ld + g] = k.scale;
             ((uint8_t *)zeros->data)[r * zeros->ld + g] = k.z;
             if (wq)
-                apply_group(wq, w, v, r, k.begin, k.end, k.h, k.z, bits);
+                apply_group(wq, p, r, k.begin, k.end, k.h, k.z);
         }
 }
 
 static void ref_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                   const struct tensor *scales, const struct tensor *zeros,
-                                  const struct tensor *w, const struct tensor *v, int bits,
-                                  int64_t group_size)
+                                  const struct weight_quant *p)
 {
-    const int64_t G = columns_of(w, group_size), C = w->dim[1];
-    for (int64_t r = 0; r < w->dim[0]; r++)
+    const int64_t G = columns_of(p), C = p->w->dim[1];
+    for (int64_t r = 0; r < p->w->dim[0]; r++)
         for (int64_t g = 0; g * G < C; g++) {
             const float h =
                 f16_to_f32(((const uint16_t *)scales->data)[r * scales->ld + g]);
             const uint8_t z = ((const uint8_t *)zeros->data)[r * zeros->ld + g];
-            apply_group(wq, w, v, r, g * G, (g + 1) * G < C ? (g + 1) * G : C, h, z, bits);
+            apply_group(wq, p, r, g * G, (g + 1) * G < C ? (g + 1) * G : C, h, z);
         }
 }
 
 /* dL/dh at fixed z, and dL/dz, of one group. */
 static void group_grads(const struct wgroup *k, const struct tensor *dwq,
-                        const struct tensor *w, const struct tensor *v, int bits,
-                        double *dh, double *dz)
+                        const struct weight_quant *p, double *dh, double *dz)
 {
-    const double Q = (double)((1 << bits) - 1), z = (double)k->z, h = (double)k->h;
+    const double Q = (double)((1 << p->bits) - 1), z = (double)k->z, h = (double)k->h;
     *dh = *dz = 0;
     for (int64_t c = k->begin; c < k->end; c++) {
-        const float u = ref_get(w, k->r * w->ld + c) / k->h;
-        const double round = (double)rintf(u + offset_at(v, k->r, c)),
+        const float u = ref_get(p->w, k->r * p->w->ld + c) / k->h;
+        const double round = (double)rintf(u + offset_at(p->v, k->r, c)),
                      g = (double)ref_get(dwq, k->r * dwq->ld + c);
         if (round + z > Q || round + z < 0) {
             *dh += g * ((round + z > Q ? Q : 0) - z);
@@ -123,19 +118,16 @@ static void group_grads(const struct wgroup *k, const struct tensor *dwq,
 
 static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                        const struct tensor *db, const struct tensor *dwq,
-                                       const struct tensor *w, const struct tensor *a,
-                                       const struct tensor *b, const struct tensor *v,
-                                       int bits, int64_t group_size)
+                                       const struct weight_quant *p)
 {
-    const int64_t G = columns_of(w, group_size);
-    const float Q = (float)((1 << bits) - 1);
-    for (int64_t r = 0; r < w->dim[0]; r++)
-        for (int64_t g = 0; g * G < w->dim[1]; g++) {
-            const struct wgroup k = weight_group(w, a, b, r, g, G, bits);
+    const float Q = (float)((1 << p->bits) - 1);
+    for (int64_t r = 0; r < p->w->dim[0]; r++)
+        for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
+            const struct wgroup k = weight_group(p, r, g);
             const float raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
             const double h = (double)k.h;
             double dh, dz, dlo = 0, dhi = 0;
-            group_grads(&k, dwq, w, v, bits, &dh, &dz);
+            group_grads(&k, dwq, p, &dh, &dz);
             if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
                 dh += dz * (double)k.lo / (h * h);
                 dlo -= dz / h;
@@ -150,11 +142,12 @@ static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
         }
 }
 
-static void ref_round_step(struct dev *d, const struct tensor *v, const struct tensor *dwq,
+static void ref_round_step(struct dev *d, const struct tensor *dwq,
                            const struct tensor *scales, const struct tensor *zeros,
-                           const struct tensor *w, float rate, int bits, int64_t group_size)
+                           const struct weight_quant *p, float rate)
 {
-    const int64_t G = columns_of(w, group_size);
+    const int64_t G = columns_of(p);
+    const struct tensor *w = p->w, *v = p->v;
     for (int64_t r = 0; r < w->dim[0]; r++)
         for (int64_t c = 0; c < w->dim[1]; c++) {
             const float h =
@@ -163,7 +156,7 @@ static void ref_round_step(struct dev *d, const struct tensor *v, const struct t
             ref_set(v, r * v->ld + c,
                     (double)quant_weight_offset_step(
                         ref_get(v, r * v->ld + c), ref_get(dwq, r * dwq->ld + c),
-                        ref_get(w, r * w->ld + c), h, z, rate, bits));
+                        ref_get(w, r * w->ld + c), h, z, rate, p->bits));
         }
 }
 
@@ -183,21 +176,20 @@ static float channel(const struct tensor *x, int64_t c, float none)
 }
 
 /* x~ of channel c */
-static float smoothed(const struct tensor *x, const struct tensor *s,
-                      const struct tensor *shift, int64_t t, int64_t c)
+static float smoothed(const struct kv_quant *p, int64_t t, int64_t c)
 {
-    return quant_kv_in(ref_get(x, t * x->ld + c), channel(s, c, 1), channel(shift, c, 0));
+    return quant_kv_in(ref_get(p->x, t * p->x->ld + c), channel(p->s, c, 1),
+                       channel(p->shift, c, 0));
 }
 
-static struct kvgroup kv_group_of(const struct tensor *x, const struct tensor *s,
-                                  const struct tensor *shift, int64_t t, int64_t begin,
-                                  int64_t end, int bits)
+static struct kvgroup kv_group_of(const struct kv_quant *p, int64_t t, int64_t begin,
+                                  int64_t end)
 {
     struct kvgroup k = {
         .t = t, .begin = begin, .end = end, .at_min = begin, .at_max = begin};
-    float mn = smoothed(x, s, shift, t, begin), mx = mn;
+    float mn = smoothed(p, t, begin), mx = mn;
     for (int64_t c = begin + 1; c < end; c++) {
-        const float xt = smoothed(x, s, shift, t, c);
+        const float xt = smoothed(p, t, c);
         if (xt < mn) {
             mn = xt;
             k.at_min = c;
@@ -207,55 +199,54 @@ static struct kvgroup kv_group_of(const struct tensor *x, const struct tensor *s
             k.at_max = c;
         }
     }
-    k.h = f16_to_f32(quant_kv_scale(mn, mx, bits));
+    k.h = f16_to_f32(quant_kv_scale(mn, mx, p->bits));
     k.m = f16_to_f32(quant_kv_min(mn));
     return k;
 }
 
 /* End of the group that starts at channel c: within its head. */
-static int64_t group_end(const struct tensor *x, int64_t group_size, int64_t c)
+static int64_t group_end(const struct kv_quant *p, int64_t c)
 {
-    const int64_t d = x->dim[2], head_end = c / d * d + d;
-    const int64_t end = c + kv_group(d, group_size);
+    const int64_t d = p->x->dim[2], head_end = c / d * d + d;
+    const int64_t end = c + kv_group(d, p->group_size);
     return end < head_end ? end : head_end;
 }
 
 static void ref_fake_quant_kv(struct dev *d, const struct tensor *xq,
-                              const struct tensor *x, const struct tensor *s,
-                              const struct tensor *shift, int bits, int64_t group_size)
+                              const struct kv_quant *p)
 {
-    for (int64_t t = 0; t < x->dim[0]; t++)
-        for (int64_t c = 0, end; c < ref_width(x); c = end) {
-            end = group_end(x, group_size, c);
-            const struct kvgroup k = kv_group_of(x, s, shift, t, c, end, bits);
+    for (int64_t t = 0; t < p->x->dim[0]; t++)
+        for (int64_t c = 0, end; c < ref_width(p->x); c = end) {
+            end = group_end(p, c);
+            const struct kvgroup k = kv_group_of(p, t, c, end);
             for (int64_t i = c; i < end; i++) {
-                const uint8_t q =
-                    quant_kv_code(smoothed(x, s, shift, t, i), k.h, k.m, bits);
+                const uint8_t q = quant_kv_code(smoothed(p, t, i), k.h, k.m, p->bits);
                 ref_set(xq, t * xq->ld + i,
-                        (double)quant_kv_out(q, k.h, k.m, channel(s, i, 1),
-                                             channel(shift, i, 0)));
+                        (double)quant_kv_out(q, k.h, k.m, channel(p->s, i, 1),
+                                             channel(p->shift, i, 0)));
             }
         }
 }
 
-struct kv_grad {
-    const struct tensor *dx, *dxq, *x, *s, *shift;
-    double *dls, *dshift; /* NULL to skip */
-    int bits;
+struct kv_work {
+    const struct kv_quant *p;
+    const struct tensor *dx, *dxq;
+    double *dls, *dshift; /* [K*d], sums over the tokens; both NULL: not wanted */
     bool accumulate;
 };
 
 /* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
  * path through h: dL/dh / Q and its negative. */
-static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
+static void kv_group_grad(const struct kv_work *w, const struct kvgroup *k)
 {
+    const struct kv_quant *p = w->p;
     const double Q = (double)((1 << p->bits) - 1), h = (double)k->h, m = (double)k->m;
     double dh = 0;
     for (int64_t c = k->begin; c < k->end; c++) {
-        const float xt = smoothed(p->x, p->s, p->shift, k->t, c);
+        const float xt = smoothed(p, k->t, c);
         const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
         const double e =
-            (double)channel(p->s, c, 1) * (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
+            (double)channel(p->s, c, 1) * (double)ref_get(w->dxq, k->t * w->dxq->ld + c);
         if (h > 0)
             dh += e * (q - ((double)xt - m) / h);
     }
@@ -263,44 +254,45 @@ static void kv_group_grad(const struct kv_grad *p, const struct kvgroup *k)
         dh = 0;
     for (int64_t c = k->begin; c < k->end; c++) {
         const double s = (double)channel(p->s, c, 1);
-        const double g = (double)ref_get(p->dxq, k->t * p->dxq->ld + c);
-        const float xt = smoothed(p->x, p->s, p->shift, k->t, c);
+        const double g = (double)ref_get(w->dxq, k->t * w->dxq->ld + c);
+        const float xt = smoothed(p, k->t, c);
         const double q = (double)quant_kv_code(xt, k->h, k->m, p->bits);
         double gt = s * g;
         gt += c == k->at_max ? dh / Q : 0;
         gt -= c == k->at_min ? dh / Q : 0;
-        ref_put(p->dx, k->t * p->dx->ld + c, gt / s, p->accumulate);
-        if (p->dls) {
-            p->dls[c] += s * g * (m + h * q) - gt * (double)xt;
-            p->dshift[c] += g - gt / s;
+        ref_put(w->dx, k->t * w->dx->ld + c, gt / s, w->accumulate);
+        if (w->dls) {
+            w->dls[c] += s * g * (m + h * q) - gt * (double)xt;
+            w->dshift[c] += g - gt / s;
         }
     }
 }
 
-static void ref_fake_quant_kv_bwd(struct dev *d, const struct tensor *dx,
-                                  const struct tensor *dls, const struct tensor *dshift,
-                                  const struct tensor *dxq, const struct tensor *x,
-                                  const struct tensor *s, const struct tensor *shift,
-                                  int bits, int64_t group_size, bool accumulate)
+static void ref_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
+                                  const struct tensor *dxq, const struct kv_quant *p)
 {
-    const int64_t C = ref_width(x);
+    const int64_t C = ref_width(p->x);
     double *sums = NULL;
-    if (dls && mem_calloc(&sums, 2 * (size_t)C, sizeof(*sums))) {
+    if (grads->dls && mem_calloc(&sums, 2 * (size_t)C, sizeof(*sums))) {
         dev_fail(d, ERR_MEMORY, "fake_quant_kv_bwd: no memory for %lld channels",
                  (long long)C);
         return;
     }
-    const struct kv_grad p = {dx,   dxq,       x, s, shift, sums, sums ? sums + C : NULL,
-                              bits, accumulate};
-    for (int64_t t = 0; t < x->dim[0]; t++)
+    const struct kv_work w = {.p = p,
+                              .dx = grads->dx,
+                              .dxq = dxq,
+                              .dls = sums,
+                              .dshift = sums ? sums + C : NULL,
+                              .accumulate = grads->accumulate};
+    for (int64_t t = 0; t < p->x->dim[0]; t++)
         for (int64_t c = 0, end; c < C; c = end) {
-            end = group_end(x, group_size, c);
-            const struct kvgroup k = kv_group_of(x, s, shift, t, c, end, bits);
-            kv_group_grad(&p, &k);
+            end = group_end(p, c);
+            const struct kvgroup k = kv_group_of(p, t, c, end);
+            kv_group_grad(&w, &k);
         }
-    for (int64_t c = 0; dls && c < C; c++) {
-        ref_put(dls, c, p.dls[c], true);
-        ref_put(dshift, c, p.dshift[c], true);
+    for (int64_t c = 0; grads->dls && c < C; c++) {
+        ref_put(grads->dls, c, w.dls[c], true);
+        ref_put(grads->dshift, c, w.dshift[c], true);
     }
     mem_free(sums);
 }

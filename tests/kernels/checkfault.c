@@ -88,26 +88,20 @@ static void bad_rmsnorm(struct dev *d, const struct tensor *y, const struct tens
 }
 
 static void bad_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
-                     const struct tensor *q, const struct tensor *k, const struct tensor *v,
-                     const struct tensor *kq, const struct tensor *vq,
-                     const struct attn_mask *mask, float scale)
+                     const struct attn_inputs *in)
 {
     if (fault != FAULT_SKIP)
-        real.attn(d, o, lse, q, k, v, kq, vq, mask, scale);
-    damage(o, k);
+        real.attn(d, o, lse, in);
+    damage(o, in->q);
 }
 
-static void bad_attn_bwd(struct dev *d, const struct tensor *dq, const struct tensor *dk,
-                         const struct tensor *dv, const struct tensor *dkq,
-                         const struct tensor *dvq, const struct tensor *dout,
-                         const struct tensor *o, const struct tensor *lse,
-                         const struct tensor *q, const struct tensor *k,
-                         const struct tensor *v, const struct tensor *kq,
-                         const struct tensor *vq, const struct attn_mask *mask, float scale)
+static void bad_attn_bwd(struct dev *d, const struct attn_grads *grads,
+                         const struct tensor *dout, const struct tensor *o,
+                         const struct tensor *lse, const struct attn_inputs *in)
 {
     if (fault != FAULT_SKIP)
-        real.attn_bwd(d, dq, dk, dv, dkq, dvq, dout, o, lse, q, k, v, kq, vq, mask, scale);
-    damage(dkq ? dkq : dk, v);
+        real.attn_bwd(d, grads, dout, o, lse, in);
+    damage(grads->dkq ? grads->dkq : grads->dk, in->v);
 }
 
 static void bad_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
@@ -119,25 +113,22 @@ static void bad_silu_gate(struct dev *d, const struct tensor *y, const struct te
 
 static void bad_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                    const struct tensor *scales, const struct tensor *zeros,
-                                   const struct tensor *w, const struct tensor *a,
-                                   const struct tensor *b, const struct tensor *v, int bits,
-                                   int64_t group_size)
+                                   const struct weight_quant *p)
 {
     if (fault != FAULT_SKIP)
-        real.fake_quant_weights(d, wq, scales, zeros, w, a, b, v, bits, group_size);
+        real.fake_quant_weights(d, wq, scales, zeros, p);
     if (fault == FAULT_VALUE) /* the smallest change there is */
         ((uint8_t *)zeros->data)[0] ^= 1;
     else if (wq)
-        damage(wq, w);
+        damage(wq, p->w);
 }
 
 static void bad_fake_quant_kv(struct dev *d, const struct tensor *xq,
-                              const struct tensor *x, const struct tensor *s,
-                              const struct tensor *shift, int bits, int64_t group_size)
+                              const struct kv_quant *p)
 {
     if (fault != FAULT_SKIP)
-        real.fake_quant_kv(d, xq, x, s, shift, bits, group_size);
-    damage(xq, x);
+        real.fake_quant_kv(d, xq, p);
+    damage(xq, p->x);
 }
 
 static void bad_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
@@ -178,7 +169,8 @@ static void break_ops(struct dev_ops *o)
 static const struct ck_test *find_test(const char *op)
 {
     const struct ck_test *const groups[] = {ck_gemm_tests, ck_norm_tests,  ck_attn_tests,
-                                            ck_mlp_tests,  ck_quant_tests, ck_train_tests};
+                                            ck_mlp_tests,  ck_quant_tests, ck_channel_tests,
+                                            ck_train_tests};
     for (size_t g = 0; g < ARRAY_LEN(groups); g++)
         for (const struct ck_test *t = groups[g]; t->op; t++)
             if (!strcmp(t->op, op))

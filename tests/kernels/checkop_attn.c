@@ -112,7 +112,7 @@ static void name_case(struct ck *c, const struct attn_case *k)
              (long)k->mask.chunk, (long)k->mask.block, ck_pattern_name[k->pattern]);
 }
 
-static struct attn_in attn_inputs(struct ck *c, const struct attn_case *k)
+static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
 {
     const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, k->pad);
     const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2 * k->pad);
@@ -204,16 +204,27 @@ static void forward_magnitude(const struct attn_case *k, const struct attn_in *i
         }
 }
 
+/* The operation's view of the inputs; the quantized forms only in cases that have them. */
+static struct attn_inputs inputs_of(const struct attn_case *k, const struct attn_in *in)
+{
+    return (struct attn_inputs){.q = &in->q,
+                                .k = &in->k,
+                                .v = &in->v,
+                                .kq = k->quantized ? &in->kq : NULL,
+                                .vq = k->quantized ? &in->vq : NULL,
+                                .mask = k->quantized ? &k->mask : NULL,
+                                .scale = in->scale};
+}
+
 static void one_attn(struct ck *c, const struct attn_case *k)
 {
     name_case(c, k);
-    const struct attn_in in = attn_inputs(c, k);
+    const struct attn_in in = make_inputs(c, k);
+    const struct attn_inputs run = inputs_of(k, &in);
     const struct ck_out o = ck_poisoned(c, ck_3d(k->t, k->T, k->H, k->d, k->pad));
     const struct ck_out lse = ck_poisoned(c, ck_2d(DT_F32, k->H, k->T, 0));
     CK_EACH(c, s)
-    ck_ok(c, dev_attn(c->dev[s], &o.side[s], &lse.side[s], &in.q, &in.k, &in.v,
-                      k->quantized ? &in.kq : NULL, k->quantized ? &in.vq : NULL,
-                      k->quantized ? &k->mask : NULL, in.scale));
+    ck_ok(c, dev_attn(c->dev[s], &o.side[s], &lse.side[s], &run));
     if (!c->bench) {
         double *o_mag = ck_doubles(c, k->T * k->H * k->d),
                *l_mag = ck_doubles(c, k->H * k->T);
@@ -268,28 +279,30 @@ static struct grads run_bwd(struct ck *c, const struct attn_case *k,
                             const struct attn_in *in, const struct tensor *o,
                             const struct tensor *lse)
 {
+    const struct attn_inputs run = inputs_of(k, in);
     const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, 1);
     const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2);
     const struct grads g = {ck_poisoned(c, qs), ck_poisoned(c, ks), ck_poisoned(c, ks),
                             ck_poisoned(c, ks), ck_poisoned(c, ks)};
     CK_EACH(c, s)
-    ck_ok(c, dev_attn_bwd(c->dev[s], &g.dq.side[s], &g.dk.side[s], &g.dv.side[s],
-                          k->quantized ? &g.dkq.side[s] : NULL,
-                          k->quantized ? &g.dvq.side[s] : NULL, &in->dout, o, lse, &in->q,
-                          &in->k, &in->v, k->quantized ? &in->kq : NULL,
-                          k->quantized ? &in->vq : NULL, &k->mask, in->scale));
+    ck_ok(c, dev_attn_bwd(c->dev[s],
+                          &(struct attn_grads){.dq = &g.dq.side[s],
+                                               .dk = &g.dk.side[s],
+                                               .dv = &g.dv.side[s],
+                                               .dkq = k->quantized ? &g.dkq.side[s] : NULL,
+                                               .dvq = k->quantized ? &g.dvq.side[s] : NULL},
+                          &in->dout, o, lse, &run));
     return g;
 }
 
 static void one_attn_bwd(struct ck *c, const struct attn_case *k)
 {
     name_case(c, k);
-    const struct attn_in in = attn_inputs(c, k);
+    const struct attn_in in = make_inputs(c, k);
+    const struct attn_inputs run = inputs_of(k, &in);
     const struct tensor o = ck_in_empty(c, ck_3d(k->t, k->T, k->H, k->d, 0));
     const struct tensor lse = ck_in_empty(c, ck_2d(DT_F32, k->H, k->T, 0));
-    ck_ok(c, dev_attn(c->dev[SIDE_REF], &o, &lse, &in.q, &in.k, &in.v,
-                      k->quantized ? &in.kq : NULL, k->quantized ? &in.vq : NULL, &k->mask,
-                      in.scale));
+    ck_ok(c, dev_attn(c->dev[SIDE_REF], &o, &lse, &run));
     const struct grads g = run_bwd(c, k, &in, &o, &lse);
     if (!c->bench) {
         const int64_t nk = k->T * k->K * k->d, n = k->d + k->T * (k->H / k->K);

@@ -47,10 +47,25 @@ static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
         ck_in_range(c, ck_2d(DT_F32, k->rows, k->cols, 2), -0.5, 0.5)};
 }
 
+/* The operation's view of the inputs: with clipping parameters, and with offsets in cases
+ * that have them. */
+static struct weight_quant quant_of(const struct weight_case *k, const struct weight_in *in)
+{
+    return (struct weight_quant){.w = &in->w,
+                                 .a = &in->a,
+                                 .b = &in->b,
+                                 .v = k->offset ? &in->v : NULL,
+                                 .bits = k->bits,
+                                 .group_size = k->G};
+}
+
 static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
+    struct weight_quant p = quant_of(k, &in);
+    if (!k->learned)
+        p.a = p.b = NULL;
     const bool values = k->wq != DT_OTHER;
     const struct ck_out wq =
         ck_poisoned(c, ck_2d(values ? k->wq : DT_F32, k->rows, k->cols, 5));
@@ -58,9 +73,7 @@ static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
     const struct ck_out z = ck_poisoned(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     CK_EACH(c, s)
     ck_ok(c, dev_fake_quant_weights(c->dev[s], values ? &wq.side[s] : NULL, &sc.side[s],
-                                    &z.side[s], &in.w, k->learned ? &in.a : NULL,
-                                    k->learned ? &in.b : NULL, k->offset ? &in.v : NULL,
-                                    k->bits, k->G));
+                                    &z.side[s], &p));
     ck_bits(c, "scales", &sc);
     ck_bits(c, "zeros", &z);
     if (values)
@@ -73,17 +86,16 @@ static void one_apply(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
+    const struct weight_quant p = quant_of(k, &in);
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     const struct ck_shape shape = ck_2d(k->wq, k->rows, k->cols, 5);
     const struct ck_out wq = ck_poisoned(c, shape);
     struct ck_out clipped = ck_poisoned(c, shape);
     ck_ok(c,
-          dev_fake_quant_weights(c->dev[SIDE_REF], &clipped.side[SIDE_REF], &sc, &z, &in.w,
-                                 &in.a, &in.b, k->offset ? &in.v : NULL, k->bits, k->G));
+          dev_fake_quant_weights(c->dev[SIDE_REF], &clipped.side[SIDE_REF], &sc, &z, &p));
     CK_EACH(c, s)
-    ck_ok(c, dev_fake_quant_stored(c->dev[s], &wq.side[s], &sc, &z, &in.w,
-                                   k->offset ? &in.v : NULL, k->bits, k->G));
+    ck_ok(c, dev_fake_quant_stored(c->dev[s], &wq.side[s], &sc, &z, &p));
     ck_bits(c, "wq", &wq);
     clipped.side[SIDE_CPU] = wq.side[SIDE_REF];
     ck_bits(c, "ref wq against fake_quant_weights", &clipped);
@@ -126,6 +138,7 @@ static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
+    const struct weight_quant p = quant_of(k, &in);
     const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
     const struct ck_shape shape = ck_2d(DT_F32, k->rows, groups_of(k), 4);
     const struct ck_out da = ck_poisoned(c, shape), db = ck_poisoned(c, shape);
@@ -135,9 +148,7 @@ static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k
         clip_magnitude(k, &in, &dwq, i / groups_of(k), i % groups_of(k), &da_mag[i],
                        &db_mag[i]);
     CK_EACH(c, s)
-    ck_ok(c, dev_fake_quant_weights_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &in.w,
-                                        &in.a, &in.b, k->offset ? &in.v : NULL, k->bits,
-                                        k->G));
+    ck_ok(c, dev_fake_quant_weights_bwd(c->dev[s], &da.side[s], &db.side[s], &dwq, &p));
     ck_close(c, "da", &da, da_mag, k->G ? k->G : k->cols);
     ck_close(c, "db", &db, db_mag, k->G ? k->G : k->cols);
     ck_end(c);
@@ -198,17 +209,18 @@ static void one_round_step(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
+    struct weight_quant p = quant_of(k, &in);
+    p.v = NULL;
     const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     const struct ck_out v = ck_poisoned(c, ck_2d(DT_F32, k->rows, k->cols, 5));
-    ck_ok(c, dev_fake_quant_weights(c->dev[SIDE_REF], NULL, &sc, &z, &in.w, &in.a, &in.b,
-                                    NULL, k->bits, k->G));
+    ck_ok(c, dev_fake_quant_weights(c->dev[SIDE_REF], NULL, &sc, &z, &p));
     CK_EACH(c, s)
     {
+        p.v = &v.side[s];
         ck_ok(c, dev_copy(c->dev[s], &v.side[s], &in.v));
-        ck_ok(c, dev_round_step(c->dev[s], &v.side[s], &dwq, &sc, &z, &in.w, 0.125f,
-                                k->bits, k->G));
+        ck_ok(c, dev_round_step(c->dev[s], &dwq, &sc, &z, &p, 0.125f));
     }
     ck_bits(c, "v", &v);
     ck_end(c);
@@ -263,9 +275,12 @@ static void one_fake_quant_kv(struct ck *c, const struct kv_case *k)
                                  ? ck_copies(c, &in.x, 3)
                                  : ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
     CK_EACH(c, s)
-    ck_ok(c, dev_fake_quant_kv(c->dev[s], &xq.side[s], k->in_place ? &xq.side[s] : &in.x,
-                               k->smoothed ? &in.s : NULL, k->smoothed ? &in.shift : NULL,
-                               k->bits, k->G));
+    ck_ok(c, dev_fake_quant_kv(c->dev[s], &xq.side[s],
+                               &(struct kv_quant){.x = k->in_place ? &xq.side[s] : &in.x,
+                                                  .s = k->smoothed ? &in.s : NULL,
+                                                  .shift = k->smoothed ? &in.shift : NULL,
+                                                  .bits = k->bits,
+                                                  .group_size = k->G}));
     ck_bits(c, "xq", &xq);
     ck_end(c);
 }
@@ -341,10 +356,17 @@ static void one_fake_quant_kv_bwd(struct ck *c, const struct kv_case *k)
     const struct kv_mag m = kv_magnitudes(c, k, &in, &dxq, &dx, &dls, &dshift);
     CK_EACH(c, s)
     ck_ok(c, dev_fake_quant_kv_bwd(
-                 c->dev[s], &dx.side[s], k->learn ? &dls.side[s] : NULL,
-                 k->learn ? &dshift.side[s] : NULL, k->in_place ? &dx.side[s] : &dxq, &in.x,
-                 k->smoothed ? &in.s : NULL, k->smoothed ? &in.shift : NULL, k->bits, k->G,
-                 k->accumulate));
+                 c->dev[s],
+                 &(struct kv_grads){.dx = &dx.side[s],
+                                    .dls = k->learn ? &dls.side[s] : NULL,
+                                    .dshift = k->learn ? &dshift.side[s] : NULL,
+                                    .accumulate = k->accumulate},
+                 k->in_place ? &dx.side[s] : &dxq,
+                 &(struct kv_quant){.x = &in.x,
+                                    .s = k->smoothed ? &in.s : NULL,
+                                    .shift = k->smoothed ? &in.shift : NULL,
+                                    .bits = k->bits,
+                                    .group_size = k->G}));
     ck_close(c, "dx", &dx, m.dx, k->d);
     ck_close(c, "dls", &dls, m.dls, k->T + k->d);
     ck_close(c, "dshift", &dshift, m.dshift, k->T + k->d);
@@ -394,134 +416,6 @@ static void test_fake_quant_kv(struct ck *c)
 static void test_fake_quant_kv_bwd(struct ck *c)
 {
     each_kv(c, one_fake_quant_kv_bwd, true);
-}
-
-/* --- KV by channel ----------------------------------------------------------------------
- */
-
-struct channel_case {
-    int64_t T, K, d, tokens;
-    int bits;
-    bool accumulate, in_place;
-    enum dtype x, xq;
-    enum ck_pattern pattern;
-};
-
-static void name_channel(struct ck *c, const struct channel_case *k)
-{
-    ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s", (long)k->T,
-             (long)k->K, (long)k->d, (long)k->tokens, k->bits, k->accumulate ? ", +=" : "",
-             k->in_place ? ", in place" : "", dtype_name(k->x), dtype_name(k->xq),
-             ck_pattern_name[k->pattern]);
-}
-
-static void one_channel(struct ck *c, const struct channel_case *k)
-{
-    name_channel(c, k);
-    const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
-    const struct ck_out xq = k->in_place
-                                 ? ck_copies(c, &x, 3)
-                                 : ck_poisoned(c, ck_3d(k->xq, k->T, k->K, k->d, 1));
-    CK_EACH(c, s)
-    ck_ok(c, dev_fake_quant_kv_channel(c->dev[s], &xq.side[s],
-                                       k->in_place ? &xq.side[s] : &x, k->bits, k->tokens));
-    ck_bits(c, "xq", &xq);
-    ck_end(c);
-}
-
-/* What the rounding of dx is proportional to, for tokens [t0, t1) of channel ch: the path
- * through h is added to every token that is as extreme as the extremes. */
-static void channel_magnitude(double *mag, const struct channel_case *k,
-                              const struct tensor *x, const struct tensor *dxq, int64_t ch,
-                              int64_t t0, int64_t t1)
-{
-    const double Q = (1 << k->bits) - 1;
-    const int64_t C = k->K * k->d;
-    float mn = INFINITY, mx = -INFINITY;
-    double path = 0;
-    for (int64_t t = t0; t < t1; t++) {
-        mn = fminf(mn, (float)ck_get(x, t, ch));
-        mx = fmaxf(mx, (float)ck_get(x, t, ch));
-    }
-    const float h = f16_to_f32(quant_kv_scale(mn, mx, k->bits)),
-                m = f16_to_f32(quant_kv_min(mn));
-    for (int64_t t = t0; t < t1 && h > 0; t++)
-        path += fabs(ck_get(dxq, t, ch)) *
-                (Q + fabs(ck_get(x, t, ch) - (double)m) / (double)h) / Q;
-    for (int64_t t = t0; t < t1; t++) {
-        const double v = ck_get(x, t, ch);
-        mag[t * C + ch] +=
-            fabs(ck_get(dxq, t, ch)) + (v == (double)mn || v == (double)mx ? path : 0);
-    }
-}
-
-static void one_channel_bwd(struct ck *c, const struct channel_case *k)
-{
-    name_channel(c, k);
-    const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
-    const struct ck_shape shape = ck_3d(k->xq, k->T, k->K, k->d, 2);
-    const struct tensor dxq = ck_in(c, shape, PAT_RANDOM);
-    const struct ck_out dx = k->in_place     ? ck_copies(c, &dxq, 2)
-                             : k->accumulate ? ck_twins(c, shape, PAT_RANDOM)
-                                             : ck_poisoned(c, shape);
-    const int64_t C = k->K * k->d;
-    double *mag = ck_doubles(c, k->T * C);
-    for (int64_t i = 0; i < k->T * C; i++)
-        mag[i] = k->accumulate ? fabs(ck_get(&dx.side[0], i / C, i % C)) : 0;
-    for (int64_t t = 0; t < k->T; t += k->tokens)
-        for (int64_t ch = 0; ch < C; ch++)
-            channel_magnitude(mag, k, &x, &dxq, ch, t,
-                              t + k->tokens < k->T ? t + k->tokens : k->T);
-    CK_EACH(c, s)
-    ck_ok(c, dev_fake_quant_kv_channel_bwd(c->dev[s], &dx.side[s],
-                                           k->in_place ? &dx.side[s] : &dxq, &x, k->bits,
-                                           k->tokens, k->accumulate));
-    ck_close(c, "dx", &dx, mag, k->tokens);
-    ck_end(c);
-}
-
-/* T, K, d, tokens: one block, many, a rest, no whole block; odd and even widths. */
-static const int64_t channel_shapes[][4] = {
-    {1, 1, 8, 1},    {8, 2, 16, 8},   {21, 1, 80, 4},   {7, 3, 64, 32},
-    {70, 2, 18, 16}, {33, 1, 40, 33}, {130, 1, 16, 128}};
-
-static void each_channel(struct ck *c,
-                         void (*one)(struct ck *c, const struct channel_case *k),
-                         bool backward)
-{
-    struct channel_case k = {2048,     8,     64,      128,     4,
-                             backward, false, DT_BF16, DT_BF16, PAT_RANDOM};
-    if (c->bench) {
-        one(c, &k);
-        return;
-    }
-    for (size_t i = 0; i < ARRAY_LEN(channel_shapes); i++)
-        for (int bits = 2; bits <= 8; bits += 2)
-            for (int p = 0; p < N_PATTERNS; p++)
-                for (int v = 0; v < 4; v++) {
-                    k = (struct channel_case){channel_shapes[i][0],
-                                              channel_shapes[i][1],
-                                              channel_shapes[i][2],
-                                              channel_shapes[i][3],
-                                              bits,
-                                              backward && (p + v) % 3 == 1,
-                                              (backward || v == 0 || v == 3) &&
-                                                  (p + v) % 3 == 2,
-                                              v & 1 ? DT_BF16 : DT_F32,
-                                              v & 2 ? DT_BF16 : DT_F32,
-                                              (enum ck_pattern)p};
-                    one(c, &k);
-                }
-}
-
-static void test_channel(struct ck *c)
-{
-    each_channel(c, one_channel, false);
-}
-
-static void test_channel_bwd(struct ck *c)
-{
-    each_channel(c, one_channel_bwd, true);
 }
 
 /* ----------------------------------------------------------------------------------------
@@ -577,8 +471,6 @@ const struct ck_test ck_quant_tests[] = {
     {"fake_quant_weights_bwd", test_fake_quant_weights_bwd},
     {"fake_quant_kv", test_fake_quant_kv},
     {"fake_quant_kv_bwd", test_fake_quant_kv_bwd},
-    {"fake_quant_kv_channel", test_channel},
-    {"fake_quant_kv_channel_bwd", test_channel_bwd},
     {"col_minmax", test_minmax},
     {"exp", test_exp},
     {NULL, NULL}};

@@ -69,14 +69,17 @@ static void run(struct attention *a)
 {
     const struct attn_mask mask = {.window = 3, .sink = 2};
     struct tensor *t = a->t;
-    const float scale = 1 / sqrtf(D);
-    assert_int_equal(
-        dev_attn(a->dev, &t[O], &a->lse, &t[Q], &t[K], &t[V], &t[KQ], &t[VQ], &mask, scale),
-        OK);
-    assert_int_equal(dev_attn_bwd(a->dev, &t[DQ], &t[DK], &t[DV], &t[DKQ], &t[DVQ], &t[DO],
-                                  &t[O], &a->lse, &t[Q], &t[K], &t[V], &t[KQ], &t[VQ],
-                                  &mask, scale),
-                     OK);
+    const struct attn_inputs in = {.q = &t[Q],
+                                   .k = &t[K],
+                                   .v = &t[V],
+                                   .kq = &t[KQ],
+                                   .vq = &t[VQ],
+                                   .mask = &mask,
+                                   .scale = 1 / sqrtf(D)};
+    const struct attn_grads grads = {
+        .dq = &t[DQ], .dk = &t[DK], .dv = &t[DV], .dkq = &t[DKQ], .dvq = &t[DVQ]};
+    assert_int_equal(dev_attn(a->dev, &t[O], &a->lse, &in), OK);
+    assert_int_equal(dev_attn_bwd(a->dev, &grads, &t[DO], &t[O], &a->lse, &in), OK);
 }
 
 static bool same_bits(const struct tensor *a, const struct tensor *b)

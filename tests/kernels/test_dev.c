@@ -86,14 +86,20 @@ static void attention(void **state)
     const struct tensor q = f3(4, 6, 8), k = f3(4, 2, 8), k_bad = f3(4, 4, 8), o = q,
                         lse = f2(6, 4);
     const struct attn_mask mask = {1, 0, 0, 0}, chunks = {1, 0, 4, 0};
-    refused(dev_attn(dev, &o, &lse, &q, &k_bad, &k_bad, NULL, NULL, NULL, 1)); /* 6 % 4 */
-    refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, NULL, &mask, 1));
-    refused(dev_attn(dev, &o, &lse, &q, &k, &k, &k, &k, NULL, 1)); /* no mask */
-    refused(dev_attn(dev, &k, &lse, &q, &k, &k, NULL, NULL, NULL, 1));
-    refused(dev_attn_bwd(dev, &q, &k, &k, NULL, NULL, &q, &o, &lse, &q, &k, &k, &k, &k,
-                         &mask, 1)); /* kq without dkq */
-    refused(dev_attn_bwd(dev, &q, &k, &k, &k, &k, &q, &o, &lse, &q, &k, &k, &k, &k, &chunks,
-                         1));
+    const struct attn_inputs bad_heads = {.q = &q, .k = &k_bad, .v = &k_bad, .scale = 1};
+    refused(dev_attn(dev, &o, &lse, &bad_heads)); /* 6 % 4 */
+    struct attn_inputs in = {.q = &q, .k = &k, .v = &k, .scale = 1};
+    struct attn_grads grads = {.dq = &q, .dk = &k, .dv = &k};
+    refused(dev_attn(dev, &k, &lse, &in)); /* o not like q */
+    in.kq = &k;
+    refused(dev_attn(dev, &o, &lse, &in)); /* kq without vq */
+    in.vq = &k;
+    refused(dev_attn(dev, &o, &lse, &in)); /* no mask */
+    in.mask = &mask;
+    refused(dev_attn_bwd(dev, &grads, &q, &o, &lse, &in)); /* kq without dkq */
+    grads.dkq = grads.dvq = &k;
+    in.mask = &chunks;
+    refused(dev_attn_bwd(dev, &grads, &q, &o, &lse, &in));
 }
 
 static void quantizers(void **state)
@@ -102,29 +108,46 @@ static void quantizers(void **state)
                         s = tensor_2d(bytes, DT_F16, 3, 3),
                         z = tensor_2d(bytes, DT_U8, 3, 3),
                         z_bad = tensor_2d(bytes, DT_U8, 3, 2);
-    assert_int_equal(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 16),
-                     OK);
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 1, 16));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 9, 16));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, -1));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, &a, NULL, 4, 0));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z_bad, &w, &a, &a, NULL, 4, 16));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &a, NULL, NULL, 4, 16));
-    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &w, &flat, &flat, NULL, 4,
-                                   16)); /* rows would be lost */
-    refused(dev_fake_quant_stored(dev, &a, &s, &z, &w, NULL, 4, 16));
-    refused(dev_fake_quant_stored(dev, &w, &s, &z, &w, &a, 4, 16));
-    refused(dev_round_step(dev, &a, &w, &s, &z, &w, 0.1f, 4, 16));
+    const struct weight_quant good = {
+        .w = &w, .a = &a, .b = &a, .bits = 4, .group_size = 16};
+    struct weight_quant p = good;
+    assert_int_equal(dev_fake_quant_weights(dev, NULL, &s, &z, &p), OK);
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z_bad, &p));
+    p.bits = 1;
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p.bits = 9;
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p = good;
+    p.group_size = -1;
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    refused(dev_fake_quant_weights_bwd(dev, &a, &a, &w, &p));
+    p.group_size = 0;
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p = good;
+    p.b = NULL;
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p.a = p.b = &flat; /* rows would be lost */
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p = good;
+    refused(dev_fake_quant_stored(dev, &a, &s, &z, &p));
+    p.v = &a;
+    refused(dev_fake_quant_stored(dev, &w, &s, &z, &p));
+    refused(dev_round_step(dev, &w, &s, &z, &p, 0.1f));
     const struct tensor x = f3(2, 3, 8), c = tensor_1d(mem, DT_F32, 24),
                         c_bad = tensor_1d(mem, DT_F32, 8);
-    refused(dev_fake_quant_kv(dev, &x, &x, &c, NULL, 4, 8));
-    refused(dev_fake_quant_kv(dev, &x, &x, &c_bad, &c_bad, 4, 8));
+    struct kv_quant kv = {.x = &x, .s = &c, .bits = 4, .group_size = 8};
+    refused(dev_fake_quant_kv(dev, &x, &kv)); /* s without shift */
+    kv.s = kv.shift = &c_bad;
+    refused(dev_fake_quant_kv(dev, &x, &kv));
     refused(dev_fake_quant_kv_channel(dev, &x, &x, 4, 0));
     refused(dev_fake_quant_kv_channel(dev, &x, &x, 9, 4));
     refused(dev_fake_quant_kv_channel_bwd(dev, &x, &x, &x, 4, 4, true)); /* dx is dxq */
-    refused(dev_fake_quant_kv_bwd(dev, &x, &c, NULL, &x, &x, &c, &c, 4, 8, false));
-    refused(
-        dev_fake_quant_kv_bwd(dev, &x, &c, &c, &x, &x, &c, &c, 4, 8, true)); /* dx is dxq */
+    struct kv_grads kv_grads = {.dx = &x, .dls = &c};
+    kv.s = kv.shift = &c;
+    refused(dev_fake_quant_kv_bwd(dev, &kv_grads, &x, &kv)); /* dls without dshift */
+    kv_grads.dshift = &c;
+    kv_grads.accumulate = true;
+    refused(dev_fake_quant_kv_bwd(dev, &kv_grads, &x, &kv)); /* dx is dxq */
 }
 
 static void training(void **state)

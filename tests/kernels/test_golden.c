@@ -103,15 +103,13 @@ static void check_weights(struct dev *d, const char *name)
     const struct tensor wq_got = like(&p, wq), s_got = like(&p, scales),
                         z_got = like(&p, zeros), da_got = like(&p, da),
                         db_got = like(&p, db);
-    assert_int_equal(dev_fake_quant_weights(d, &wq_got, &s_got, &z_got, &w, &a, &b, NULL,
-                                            arg[0], arg[1]),
-                     OK);
+    const struct weight_quant p_w = {
+        .w = &w, .a = &a, .b = &b, .bits = arg[0], .group_size = arg[1]};
+    assert_int_equal(dev_fake_quant_weights(d, &wq_got, &s_got, &z_got, &p_w), OK);
     expect_bits("scales", &s_got, &scales);
     expect_bits("zeros", &z_got, &zeros);
     expect_close("wq", &wq_got, &wq); /* -0 and 0 are one value here */
-    assert_int_equal(dev_fake_quant_weights_bwd(d, &da_got, &db_got, &dwq, &w, &a, &b, NULL,
-                                                arg[0], arg[1]),
-                     OK);
+    assert_int_equal(dev_fake_quant_weights_bwd(d, &da_got, &db_got, &dwq, &p_w), OK);
     expect_close("da", &da_got, &da);
     expect_close("db", &db_got, &db);
     release(&p);
@@ -129,14 +127,18 @@ static void check_kv(struct dev *d, const char *name)
     const bool plain = arg[2];
     const struct tensor xq_got = like(&p, xq), dx_got = like(&p, dx),
                         dls_got = like(&p, dls), dd_got = like(&p, dshift);
-    assert_int_equal(dev_fake_quant_kv(d, &xq_got, &x, plain ? NULL : &s,
-                                       plain ? NULL : &shift, arg[0], arg[1]),
-                     OK);
+    const struct kv_quant p_kv = {.x = &x,
+                                  .s = plain ? NULL : &s,
+                                  .shift = plain ? NULL : &shift,
+                                  .bits = arg[0],
+                                  .group_size = arg[1]};
+    assert_int_equal(dev_fake_quant_kv(d, &xq_got, &p_kv), OK);
     expect_close("xq", &xq_got, &xq);
-    assert_int_equal(dev_fake_quant_kv_bwd(d, &dx_got, &dls_got, &dd_got, &dxq, &x,
-                                           plain ? NULL : &s, plain ? NULL : &shift, arg[0],
-                                           arg[1], false),
-                     OK);
+    assert_int_equal(
+        dev_fake_quant_kv_bwd(
+            d, &(struct kv_grads){.dx = &dx_got, .dls = &dls_got, .dshift = &dd_got}, &dxq,
+            &p_kv),
+        OK);
     expect_close("dx", &dx_got, &dx);
     expect_close("dls", &dls_got, &dls);
     expect_close("ddelta", &dd_got, &dshift);

@@ -219,13 +219,22 @@ struct attention {
     bool quantized;
 };
 
+static struct attn_inputs inputs_of(const struct attention *a)
+{
+    return (struct attn_inputs){.q = &a->in[Q].t,
+                                .k = &a->in[K].t,
+                                .v = &a->in[V].t,
+                                .kq = a->quantized ? &a->in[KQ].t : NULL,
+                                .vq = a->quantized ? &a->in[VQ].t : NULL,
+                                .mask = &a->mask,
+                                .scale = 0.4f};
+}
+
 static double attn_loss(void *ctx)
 {
     struct attention *a = ctx;
-    assert_int_equal(dev_attn(dev, &a->o.t, &a->lse.t, &a->in[Q].t, &a->in[K].t,
-                              &a->in[V].t, a->quantized ? &a->in[KQ].t : NULL,
-                              a->quantized ? &a->in[VQ].t : NULL, &a->mask, 0.4f),
-                     OK);
+    const struct attn_inputs in = inputs_of(a);
+    assert_int_equal(dev_attn(dev, &a->o.t, &a->lse.t, &in), OK);
     return weighted(&a->o, &a->dout);
 }
 
@@ -240,13 +249,16 @@ static void check_attention(struct attention *a, int64_t T, int64_t H, int64_t k
     set_dims(&a->o, 3, T, H, d);
     set_dims(&a->lse, 2, H, T, 0);
     attn_loss(a);
-    assert_int_equal(dev_attn_bwd(dev, &a->d[Q].t, &a->d[K].t, &a->d[V].t,
-                                  a->quantized ? &a->d[KQ].t : NULL,
-                                  a->quantized ? &a->d[VQ].t : NULL, &a->dout.t, &a->o.t,
-                                  &a->lse.t, &a->in[Q].t, &a->in[K].t, &a->in[V].t,
-                                  a->quantized ? &a->in[KQ].t : NULL,
-                                  a->quantized ? &a->in[VQ].t : NULL, &a->mask, 0.4f),
-                     OK);
+    const struct attn_inputs in = inputs_of(a);
+    assert_int_equal(
+        dev_attn_bwd(dev,
+                     &(struct attn_grads){.dq = &a->d[Q].t,
+                                          .dk = &a->d[K].t,
+                                          .dv = &a->d[V].t,
+                                          .dkq = a->quantized ? &a->d[KQ].t : NULL,
+                                          .dvq = a->quantized ? &a->d[VQ].t : NULL},
+                     &a->dout.t, &a->o.t, &a->lse.t, &in),
+        OK);
     /* Window 0 without sinks leaves k, v without effect: their gradients are zero. */
     const bool full = !a->quantized || a->mask.window || a->mask.sink;
     for (int i = 0; i < (a->quantized ? N_IN : KQ); i++)

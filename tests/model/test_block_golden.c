@@ -242,8 +242,13 @@ static void weights_quantize(struct step *s)
         const int64_t out = s->a[l].dim[0], n = s->a[l].dim[1];
         const struct tensor scales = dev_2d(s->d, DT_F16, out, n);
         const struct tensor zeros = dev_2d(s->d, DT_U8, out, n);
-        must(dev_fake_quant_weights(s->d, &wq, &scales, &zeros, &w, &s->a[l], &s->b[l],
-                                    NULL, s->field[W_BITS], s->field[W_GROUP]));
+        must(dev_fake_quant_weights(
+            s->d, &wq, &scales, &zeros,
+            &(struct weight_quant){.w = &w,
+                                   .a = &s->a[l],
+                                   .b = &s->b[l],
+                                   .bits = s->field[W_BITS],
+                                   .group_size = s->field[W_GROUP]}));
         dev_free(s->d, scales.data);
         dev_free(s->d, zeros.data);
     }
@@ -260,8 +265,13 @@ static void compare_clip(struct step *s)
         const struct tensor dwq = block_weights_lin(&dw, &s->arch, l);
         const struct tensor da = dev_2d(s->d, DT_F32, s->a[l].dim[0], s->a[l].dim[1]);
         const struct tensor db = dev_2d(s->d, DT_F32, s->a[l].dim[0], s->a[l].dim[1]);
-        must(dev_fake_quant_weights_bwd(s->d, &da, &db, &dwq, &w, &s->a[l], &s->b[l], NULL,
-                                        s->field[W_BITS], s->field[W_GROUP]));
+        must(dev_fake_quant_weights_bwd(
+            s->d, &da, &db, &dwq,
+            &(struct weight_quant){.w = &w,
+                                   .a = &s->a[l],
+                                   .b = &s->b[l],
+                                   .bits = s->field[W_BITS],
+                                   .group_size = s->field[W_GROUP]}));
         char name[16];
         snprintf(name, sizeof(name), "d.a.%s", lin_name[l]);
         compare(s, &da, name);
