@@ -7,55 +7,53 @@
 #include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 static _Thread_local bool refused;
 
-/* What a parse has allocated so far. jansson's scanner does not look whether its buffer
- * grew and writes behind it when it did not, so a parse that is refused memory is left at
- * once, and these are what it leaves. */
+/* In front of each piece of memory that jansson gets. The pieces of a running parse form a
+ * ring, so that a parse can be given up at once; next is NULL in all others. */
+struct piece {
+    _Alignas(max_align_t) struct piece *prev;
+    struct piece *next;
+};
+
+/* jansson's scanner does not check whether its buffer grew, and writes past the end when it
+ * did not. A parse that gets no memory therefore never returns to it. */
 static _Thread_local struct {
     bool on;
     jmp_buf give_up;
-    void **piece;
-    size_t n, room;
+    struct piece ring;
 } parse;
-
-static bool remember(void *p)
-{
-    if (parse.n == parse.room) {
-        const size_t room = parse.room ? 2 * parse.room : 64;
-        void **more = realloc(parse.piece, room * sizeof(*more));
-        if (!more)
-            return false;
-        parse.piece = more;
-        parse.room = room;
-    }
-    parse.piece[parse.n++] = p;
-    return true;
-}
 
 static void *watched_alloc(size_t n)
 {
-    void *p = malloc(n);
-    if (p && (!parse.on || remember(p)))
-        return p;
-    free(p);
-    refused = true;
-    if (parse.on)
-        longjmp(parse.give_up, 1);
-    return NULL;
+    struct piece *p = malloc(sizeof(*p) + n);
+    if (!p) {
+        refused = true;
+        if (parse.on)
+            longjmp(parse.give_up, 1);
+        return NULL;
+    }
+    *p = (struct piece){0};
+    if (parse.on) {
+        *p = (struct piece){.prev = &parse.ring, .next = parse.ring.next};
+        p->next->prev = parse.ring.next = p;
+    }
+    return p + 1;
 }
 
-/* Most of what a parse frees it has just allocated: from the end. */
-static void watched_free(void *p)
+static void watched_free(void *memory)
 {
-    for (size_t i = parse.on && p ? parse.n : 0; i > 0; i--)
-        if (parse.piece[i - 1] == p) {
-            parse.piece[i - 1] = parse.piece[--parse.n];
-            break;
-        }
+    if (!memory)
+        return;
+    struct piece *p = (struct piece *)memory - 1;
+    if (p->next) {
+        p->next->prev = p->prev;
+        p->prev->next = p->next;
+    }
     free(p);
 }
 
@@ -65,18 +63,21 @@ __attribute__((constructor)) static void watch_memory(void)
     json_set_alloc_funcs(watched_alloc, watched_free);
 }
 
+/* Open the ring: its pieces are the document's, or nobody's. */
 static void end_parse(bool drop)
 {
-    for (size_t i = 0; i < parse.n && drop; i++)
-        free(parse.piece[i]);
-    free(parse.piece);
-    parse.piece = NULL;
-    parse.n = parse.room = 0;
+    for (struct piece *p = parse.ring.next, *next; p != &parse.ring; p = next) {
+        next = p->next;
+        p->next = NULL;
+        if (drop)
+            free(p);
+    }
     parse.on = false;
 }
 
 static json_t *load(const char *text, size_t n, json_error_t *e)
 {
+    parse.ring.prev = parse.ring.next = &parse.ring;
     parse.on = true;
     if (setjmp(parse.give_up)) {
         end_parse(true);
@@ -94,9 +95,13 @@ bool json_out_of_memory(void)
 
 char *json_text(const json_t *v, size_t flags)
 {
-    char *text = v ? json_dumps(v, flags) : NULL;
-    if (!refused)
+    /* Not json_dumps, whose result only jansson's own allocator can release. */
+    const size_t n = v ? json_dumpb(v, NULL, 0, flags) : 0;
+    char *text = n ? malloc(n + 1) : NULL;
+    if (text && json_dumpb(v, text, n, flags) == n && !refused) {
+        text[n] = '\0';
         return text;
+    }
     free(text);
     return NULL;
 }
