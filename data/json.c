@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
 
+#include "data/json_soften.h"
 #include "kernels/base/file.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -75,7 +77,7 @@ static void end_parse(bool drop)
     parse.on = false;
 }
 
-static json_t *load(const char *text, size_t n, json_error_t *e)
+static json_t *load(const char *text, size_t n, size_t flags, json_error_t *e)
 {
     parse.ring.prev = parse.ring.next = &parse.ring;
     parse.on = true;
@@ -83,7 +85,7 @@ static json_t *load(const char *text, size_t n, json_error_t *e)
         end_parse(true);
         return NULL;
     }
-    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, e);
+    json_t *v = json_loadb(text, n, flags | JSON_ALLOW_NUL, e);
     end_parse(false);
     return v;
 }
@@ -106,6 +108,18 @@ char *json_text(const json_t *v, size_t flags)
     return NULL;
 }
 
+char *json_text_restored(const json_t *v, size_t flags)
+{
+    struct text restored = {0};
+    char *text = json_text(v, flags);
+    if (!text || !strstr(text, "\\u0000"))
+        return text;
+    if (json_restore(&restored, text, strlen(text)) || text_add(&restored, "", 1))
+        text_free(&restored);
+    free(text);
+    return restored.p; /* text_free is free */
+}
+
 enum err json_print(const json_t *v, size_t flags)
 {
     char *text = json_text(v, flags);
@@ -115,25 +129,84 @@ enum err json_print(const json_t *v, size_t flags)
     return OK;
 }
 
+static enum err not_parsed(const json_error_t *e, const char *where)
+{
+    FAIL_IF(refused, ERR_MEMORY, "%s: out of memory for its JSON", where);
+    FAIL(ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", where, e->line,
+         e->column, e->text);
+}
+
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where)
 {
     json_error_t e;
-    json_t *v = load(text, n, &e);
-    FAIL_IF(!v && refused, ERR_MEMORY, "%s: out of memory for its JSON", where);
-    FAIL_IF(!v, ERR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", where, e.line,
-            e.column, e.text);
+    json_t *v = load(text, n, JSON_REJECT_DUPLICATES, &e);
+    if (!v)
+        return not_parsed(&e, where);
     *out = v;
     return OK;
 }
 
-enum err json_load_file_strict(json_t **out, const char *path, size_t limit)
+static json_t *load_softened(const char *text, size_t n, const char *where, json_error_t *e)
 {
+    json_t *v = load(text, n, JSON_REJECT_DUPLICATES, e);
+    if (v || refused || json_error_code(e) != json_error_duplicate_key)
+        return v;
+    log_warn("%s: line %d: %s; the last value of a repeated key counts", where, e->line,
+             e->text);
+    return load(text, n, 0, e);
+}
+
+enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char *where)
+{
+    json_error_t e;
+    struct text soft = {0};
+    if (n >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) {
+        text += 3;
+        n -= 3;
+    }
+    enum err err = json_soften(&soft, text, n);
+    if (!err) {
+        json_t *v = soft.n ? load_softened(soft.p, soft.n, where, &e)
+                           : load_softened(text, n, where, &e);
+        if (v)
+            *out = v;
+        else
+            err = not_parsed(&e, where);
+    }
+    text_free(&soft);
+    return err;
+}
+
+static enum err load_file(json_t **out, const char *path, size_t limit,
+                          enum err (*read)(json_t **, const char *, size_t, const char *))
+{
+    enum err err = OK;
     char *text = NULL;
     size_t n;
     TRY(file_read_all(&text, &n, path, limit));
-    const enum err err = json_parse(out, text, n, path);
+    if (file_is_lfs_pointer(text, n))
+        FAIL_OUT(ERR_FORMAT, "%s: " FILE_LFS_ADVICE, path);
+    err = read(out, text, n, path);
+out:
     mem_free(text);
     return err;
+}
+
+enum err json_load_file_strict(json_t **out, const char *path, size_t limit)
+{
+    return load_file(out, path, limit, json_parse);
+}
+
+enum err json_load_file_lenient(json_t **out, const char *path, size_t limit)
+{
+    return load_file(out, path, limit, json_parse_lenient);
+}
+
+const char *json_odd_number(const json_t *v)
+{
+    const char *s = json_string_value(v);
+    const size_t n = json_string_length(v);
+    return n > 1 && !s[0] && json_is_odd_number(s + 1, n - 1) ? s + 1 : NULL;
 }
 
 const char *json_kind(const json_t *v)
@@ -146,7 +219,7 @@ const char *json_kind(const json_t *v)
     case JSON_ARRAY:
         return "an array";
     case JSON_STRING:
-        return "a string";
+        return json_odd_number(v) ? "a number out of range" : "a string";
     case JSON_INTEGER:
         return "an integer";
     case JSON_REAL:
@@ -178,6 +251,9 @@ enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo
         value = (int64_t)json_real_value(v);
     else if (json_is_integer(v))
         value = (int64_t)json_integer_value(v);
+    else if (json_odd_number(v))
+        FAIL(ERR_FORMAT, "%s: %s is %.60s, want %" PRId64 " to %" PRId64, where, key,
+             json_odd_number(v), lo, hi);
     else
         FAIL(ERR_FORMAT, "%s: %s is %s, want an integer", where, key, json_kind(v));
     FAIL_IF(value < lo || value > hi, ERR_FORMAT,
@@ -200,6 +276,8 @@ enum err json_get_real(double *out, const json_t *o, const char *key, double lo,
     const json_t *v = member(o, key);
     if (!v)
         return OK;
+    FAIL_IF(json_odd_number(v), ERR_FORMAT, "%s: %s is %.60s, want %g to %g", where, key,
+            json_odd_number(v), lo, hi);
     FAIL_IF(!json_is_number(v), ERR_FORMAT, "%s: %s is %s, want a number", where, key,
             json_kind(v));
     const double value = json_number_value(v);
@@ -233,10 +311,10 @@ enum err json_get_string(const char **out, const json_t *o, const char *key,
     const json_t *v = member(o, key);
     if (!v)
         return OK;
-    FAIL_IF(!json_is_string(v), ERR_FORMAT, "%s: %s is %s, want a string", where, key,
-            json_kind(v));
+    FAIL_IF(!json_is_string(v) || json_odd_number(v), ERR_FORMAT,
+            "%s: %s is %s, want a string", where, key, json_kind(v));
     FAIL_IF(strlen(json_string_value(v)) != json_string_length(v), ERR_FORMAT,
-            "%s: %s holds a NUL character", where, key);
+            "%s: %s holds a NUL character or half a surrogate pair", where, key);
     *out = json_string_value(v);
     return OK;
 }

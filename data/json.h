@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * A thin strict layer over jansson: untrusted JSON with a size limit, no duplicate keys,
- * and typed getters whose messages name the path ("config.json: rope_scaling.factor: ...").
+ * A thin layer over jansson: untrusted JSON with a size limit, and typed getters whose
+ * messages name the path ("config.json: rope_scaling.factor: ..."). Strict functions read
+ * what this program writes; lenient ones read the files that come with a model.
  *
  * `where` is what a message starts with: a file's name, or a file and a path inside it. */
 #ifndef WKVQ_JSON_H
@@ -13,11 +14,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Parse n bytes. Errors: ERR_FORMAT with where, line and column; duplicate keys, invalid
+/* Parse n bytes strictly. Errors: ERR_FORMAT with where, line and column; duplicate keys, invalid
  * UTF-8 and trailing bytes are errors. Release with json_decref. */
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where);
-/* A whole file of at most limit bytes; messages start with path. */
+/* Parse n bytes as Python's json module does. A byte order mark is skipped, and the last
+ * value of a repeated key counts, with a warning. These are accepted where nobody asks for
+ * the value: integers beyond 64 bits, reals beyond a double, NaN, Infinity, -Infinity, and
+ * halves of surrogate pairs. The getters below refuse such a value by name. */
+enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char *where);
+/* A whole file of at most limit bytes; messages start with path. ERR_FORMAT too for a
+ * git-lfs pointer. */
 enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
+enum err json_load_file_lenient(json_t **out, const char *path, size_t limit);
 
 /* Member key of object o. Missing or null: ERR_FORMAT for the json_need_* functions, while
  * json_get_* leave *out alone and return OK. A wrong type or a value outside [lo, hi] is
@@ -49,8 +57,15 @@ bool json_out_of_memory(void);
 /* v as text; NULL when v is NULL or memory ran out for the text or for any document before.
  * Release with free. */
 char *json_text(const json_t *v, size_t flags);
-/* The same and a newline to standard output; ERR_MEMORY. */
+/* The same for a document that was parsed leniently: its odd numbers and characters are
+ * written as they were read. */
+char *json_text_restored(const json_t *v, size_t flags);
+/* As json_text, and a newline to standard output; ERR_MEMORY. */
 enum err json_print(const json_t *v, size_t flags);
+
+/* The number as written ("1e400", "NaN") if a lenient parse met one that jansson cannot
+ * hold; NULL otherwise. Borrowed from v. */
+const char *json_odd_number(const json_t *v);
 
 /* "an object", "a string", ...: for messages. */
 const char *json_kind(const json_t *v);
