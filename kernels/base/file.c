@@ -28,6 +28,8 @@ struct file_writer {
 
 static enum err open_error(const char *path)
 {
+    if (errno == ENOENT)
+        TRY(file_check_link(path));
     const enum err e = errno == ENOENT || errno == ENOTDIR ? ERR_NOT_FOUND
                        : errno == EACCES                   ? ERR_USAGE
                                                            : ERR_IO;
@@ -303,6 +305,19 @@ int64_t file_size(const char *path)
 {
     struct stat st;
     return stat(path, &st) ? -1 : (int64_t)st.st_size;
+}
+
+enum err file_check_link(const char *path)
+{
+    char target[512];
+    if (file_exists(path))
+        return OK;
+    const ssize_t n = readlink(path, target, sizeof(target) - 1);
+    if (n < 0) /* no link: missing, or for others to name */
+        return OK;
+    target[n] = '\0';
+    FAIL(ERR_NOT_FOUND, "%s: a link to %s, which is missing: fetch the model again", path,
+         target);
 }
 
 enum err file_make_dir(const char *path)

@@ -55,6 +55,8 @@ int64_t file_size(const char *path);
 enum err file_make_dir(const char *path);
 /* Remove a directory that holds only plain files. Missing is fine. */
 enum err file_remove_dir(const char *path);
+/* ERR_NOT_FOUND, with the target's name, if path is a symbolic link to nothing. */
+enum err file_check_link(const char *path);
 /* DIR/NAME in a fresh string. */
 enum err file_join(char **out, const char *dir, const char *name);
 /* The part after the last '/'. */

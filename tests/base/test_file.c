@@ -213,6 +213,24 @@ static void a_pointer_of_git_lfs_is_recognized(void **state)
     assert_false(file_is_lfs_pointer(NULL, 0));
 }
 
+static void a_link_to_nothing_is_named(void **state)
+{
+    char *path = in_dir("link");
+    struct file_map m = {0};
+    assert_int_equal(symlink("../blobs/none", path), 0);
+    assert_int_equal(file_check_link(path), ERR_NOT_FOUND);
+    assert_non_null(strstr(err_text(), "link: a link to ../blobs/none, which is missing"));
+    err_clear();
+    assert_int_equal(file_map_open(&m, path), ERR_NOT_FOUND);
+    assert_non_null(strstr(err_text(), "which is missing"));
+    err_clear();
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(file_check_link(path), OK); /* nothing at all is for others to name */
+    assert_int_equal(file_write_all(path, "", 0), OK);
+    assert_int_equal(file_check_link(path), OK);
+    mem_free(path);
+}
+
 int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -225,6 +243,7 @@ int main(void)
         CASE(directories),
         CASE(names),
         CASE(a_pointer_of_git_lfs_is_recognized),
+        CASE(a_link_to_nothing_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
