@@ -146,17 +146,20 @@ enum err json_parse(json_t **out, const char *text, size_t n, const char *where)
     return OK;
 }
 
-static json_t *load_softened(const char *text, size_t n, const char *where, json_error_t *e)
+static json_t *load_softened(const char *text, size_t n, enum json_repeats repeats,
+                             const char *where, json_error_t *e)
 {
     json_t *v = load(text, n, JSON_REJECT_DUPLICATES, e);
-    if (v || refused || json_error_code(e) != json_error_duplicate_key)
+    if (v || refused || repeats == JSON_REPEATS_NONE ||
+        json_error_code(e) != json_error_duplicate_key)
         return v;
     log_warn("%s: line %d: %s; the last value of a repeated key counts", where, e->line,
              e->text);
     return load(text, n, 0, e);
 }
 
-enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char *where)
+enum err json_parse_lenient(json_t **out, const char *text, size_t n,
+                            enum json_repeats repeats, const char *where)
 {
     json_error_t e;
     struct text soft = {0};
@@ -166,8 +169,8 @@ enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char
     }
     enum err err = json_soften(&soft, text, n);
     if (!err) {
-        json_t *v = soft.n ? load_softened(soft.p, soft.n, where, &e)
-                           : load_softened(text, n, where, &e);
+        json_t *v = soft.n ? load_softened(soft.p, soft.n, repeats, where, &e)
+                           : load_softened(text, n, repeats, where, &e);
         if (v)
             *out = v;
         else
@@ -177,29 +180,35 @@ enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char
     return err;
 }
 
-static enum err load_file(json_t **out, const char *path, size_t limit,
-                          enum err (*read)(json_t **, const char *, size_t, const char *))
+/* A file that json_load_file_* then parses; released with mem_free. */
+static enum err read_file(char **text, size_t *n, const char *path, size_t limit)
 {
-    enum err err = OK;
-    char *text = NULL;
-    size_t n;
-    TRY(file_read_all(&text, &n, path, limit));
-    if (file_is_lfs_pointer(text, n))
-        FAIL_OUT(ERR_FORMAT, "%s: " FILE_LFS_ADVICE, path);
-    err = read(out, text, n, path);
-out:
-    mem_free(text);
-    return err;
+    TRY(file_read_all(text, n, path, limit));
+    if (!file_is_lfs_pointer(*text, *n))
+        return OK;
+    mem_free(*text);
+    FAIL(ERR_FORMAT, "%s: " FILE_LFS_ADVICE, path);
 }
 
 enum err json_load_file_strict(json_t **out, const char *path, size_t limit)
 {
-    return load_file(out, path, limit, json_parse);
+    char *text = NULL;
+    size_t n;
+    TRY(read_file(&text, &n, path, limit));
+    const enum err err = json_parse(out, text, n, path);
+    mem_free(text);
+    return err;
 }
 
-enum err json_load_file_lenient(json_t **out, const char *path, size_t limit)
+enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
+                                enum json_repeats repeats)
 {
-    return load_file(out, path, limit, json_parse_lenient);
+    char *text = NULL;
+    size_t n;
+    TRY(read_file(&text, &n, path, limit));
+    const enum err err = json_parse_lenient(out, text, n, repeats, path);
+    mem_free(text);
+    return err;
 }
 
 const char *json_odd_number(const json_t *v)
@@ -252,8 +261,8 @@ enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo
     else if (json_is_integer(v))
         value = (int64_t)json_integer_value(v);
     else if (json_odd_number(v))
-        FAIL(ERR_FORMAT, "%s: %s is %.60s, want %" PRId64 " to %" PRId64, where, key,
-             json_odd_number(v), lo, hi);
+        FAIL(ERR_FORMAT, "%s: %s is %.60s, want an integer within 64 bits", where, key,
+             json_odd_number(v));
     else
         FAIL(ERR_FORMAT, "%s: %s is %s, want an integer", where, key, json_kind(v));
     FAIL_IF(value < lo || value > hi, ERR_FORMAT,
@@ -276,8 +285,8 @@ enum err json_get_real(double *out, const json_t *o, const char *key, double lo,
     const json_t *v = member(o, key);
     if (!v)
         return OK;
-    FAIL_IF(json_odd_number(v), ERR_FORMAT, "%s: %s is %.60s, want %g to %g", where, key,
-            json_odd_number(v), lo, hi);
+    FAIL_IF(json_odd_number(v), ERR_FORMAT, "%s: %s is %.60s, want a finite number", where,
+            key, json_odd_number(v));
     FAIL_IF(!json_is_number(v), ERR_FORMAT, "%s: %s is %s, want a number", where, key,
             json_kind(v));
     const double value = json_number_value(v);

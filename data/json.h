@@ -17,15 +17,21 @@
 /* Parse n bytes strictly. Errors: ERR_FORMAT with where, line and column; duplicate keys, invalid
  * UTF-8 and trailing bytes are errors. Release with json_decref. */
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where);
-/* Parse n bytes as Python's json module does. A byte order mark is skipped, and the last
- * value of a repeated key counts, with a warning. These are accepted where nobody asks for
- * the value: integers beyond 64 bits, reals beyond a double, NaN, Infinity, -Infinity, and
- * halves of surrogate pairs. The getters below refuse such a value by name. */
-enum err json_parse_lenient(json_t **out, const char *text, size_t n, const char *where);
+/* Of a repeated key, take the last value with a warning (settings), or refuse it (tables,
+ * where it is damage). */
+enum json_repeats { JSON_REPEATS_LAST, JSON_REPEATS_NONE };
+
+/* Parse n bytes as Python's json module does. A byte order mark is skipped. These are
+ * accepted where nobody asks for the value: integers beyond 64 bits, reals beyond a double,
+ * NaN, Infinity, -Infinity, and halves of surrogate pairs. The getters below refuse such a
+ * value by name. */
+enum err json_parse_lenient(json_t **out, const char *text, size_t n,
+                            enum json_repeats repeats, const char *where);
 /* A whole file of at most limit bytes; messages start with path. ERR_FORMAT too for a
  * git-lfs pointer. */
 enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
-enum err json_load_file_lenient(json_t **out, const char *path, size_t limit);
+enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
+                                enum json_repeats repeats);
 
 /* Member key of object o. Missing or null: ERR_FORMAT for the json_need_* functions, while
  * json_get_* leave *out alone and return OK. A wrong type or a value outside [lo, hi] is

@@ -29,7 +29,7 @@ const struct longbench_task *longbench_find(const char *name, size_t n)
 
 static enum err load_object(json_t **out, const char *path)
 {
-    TRY(json_load_file_strict(out, path, CONFIG_LIMIT));
+    TRY(json_load_file_lenient(out, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
     if (json_is_object(*out))
         return OK;
     json_decref(*out);

@@ -41,7 +41,7 @@ static enum err put(struct manifest_file *file, const char *dir, const char *nam
 static enum err put_json(struct manifest_file *file, const char *dir, const char *name,
                          const json_t *o)
 {
-    char *text = json_text(o, JSON_INDENT(2));
+    char *text = json_text_restored(o, JSON_INDENT(2));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory", name);
     const size_t n = strlen(text);
     text[n] = '\n'; /* in the place of the NUL */
@@ -75,7 +75,7 @@ static enum err write_config(struct manifest_file *file, const char *dir,
     char *path = NULL;
     json_t *o = NULL;
     TRY(file_join(&path, model_dir, "config.json"));
-    TRY_OUT(json_load_file_strict(&o, path, CONFIG_MAX));
+    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
     if (json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))

@@ -26,7 +26,7 @@ enum err artifact_is(bool *yes, const char *dir)
     if (file_exists(manifest) && file_size(config) > 0 &&
         (uint64_t)file_size(config) <= CONFIG_MAX) {
         json_t *o = NULL;
-        err = json_load_file_strict(&o, config, CONFIG_MAX);
+        err = json_load_file_lenient(&o, config, CONFIG_MAX, JSON_REPEATS_LAST);
         if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
             goto out;
         err = OK;
@@ -48,7 +48,7 @@ static enum err read_spec(struct artifact *a)
     char *path = NULL, where[600];
     json_t *o = NULL, *q = NULL;
     TRY(file_join(&path, a->dir, "config.json"));
-    TRY_OUT(json_load_file_strict(&o, path, CONFIG_MAX));
+    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
     TRY_OUT(json_get_object(&q, o, "quantization_config", path));
     if (!q)
         FAIL_OUT(ERR_FORMAT, "%s: no quantization_config: not an artifact", path);

@@ -425,7 +425,7 @@ enum err hf_read_config(struct arch *out, const char *model_dir)
                  "%s: no such file; a Hugging Face model directory has one beside its "
                  "*.safetensors",
                  path);
-    TRY_OUT(json_load_file_strict(&o, path, CONFIG_LIMIT));
+    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
     struct reader r = {.o = o, .where = path};
     TRY_OUT(read_all(out, &r));
 out:

@@ -133,7 +133,7 @@ static enum err open_index(struct hf_files *f, const char *dir, const char *path
 {
     enum err err = OK;
     json_t *o = NULL, *map;
-    TRY(json_load_file_strict(&o, path, INDEX_LIMIT));
+    TRY(json_load_file_lenient(&o, path, INDEX_LIMIT, JSON_REPEATS_NONE));
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: the file holds %s, want an object", path, json_kind(o));
     TRY_OUT(json_get_object(&map, o, "weight_map", path));

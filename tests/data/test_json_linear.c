@@ -61,7 +61,7 @@ static void check(size_t bytes, const char *head, const char *part, const char *
     err_clear();
     steps = 0;
     step_limit = STEPS_PER_BYTE * bytes;
-    const enum err have = json_parse_lenient(&v, text, n, "doc");
+    const enum err have = json_parse_lenient(&v, text, n, JSON_REPEATS_LAST, "doc");
     json_decref(v);
     step_limit = 0;
     if (have != want)
