@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/tok_json.h"
 
+#include "data/json_soften.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>
@@ -17,23 +18,32 @@ static const char *where_of(char out[512], const char *path, const char *part)
     return out;
 }
 
-static enum err parse_vocab(struct bpe *b, json_t *model, const char *where)
+enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where)
 {
-    json_t *vocab = NULL, *v;
+    json_t *v;
     const char *key;
-    TRY(json_get_object(&vocab, model, "vocab", where));
-    FAIL_IF(!vocab || !json_object_size(vocab), ERR_FORMAT, "%s: vocab is missing or empty",
-            where);
+    FAIL_IF(!json_object_size(vocab), ERR_FORMAT, "%s: vocab is missing or empty", where);
     json_object_foreach(vocab, key, v)
     {
         FAIL_IF(!json_is_integer(v), ERR_FORMAT, "%s: id of token \"%.80s\" is %s", where,
                 key, json_kind(v));
+        FAIL_IF(strstr(key, JSON_LOST_CHAR), ERR_SUPPORT,
+                "%s: token %" JSON_INTEGER_FORMAT " holds a NUL character or half a "
+                "surrogate pair, which is not supported",
+                where, json_integer_value(v));
         const enum err err = bpe_add_token(b, key, strlen(key), json_integer_value(v));
         if (err)
             return err_add(err, "%s: ", where);
     }
     const enum err err = bpe_index(b);
     return err ? err_add(err, "%s: ", where) : OK;
+}
+
+static enum err parse_vocab(struct bpe *b, json_t *model, const char *where)
+{
+    json_t *vocab = NULL;
+    TRY(json_get_object(&vocab, model, "vocab", where));
+    return tok_parse_vocab(b, vocab, where);
 }
 
 /* "left right" (older files) or ["left", "right"]. */
@@ -122,6 +132,26 @@ static int32_t added_id(const struct json_tokenizer *t, const char *content)
     return t->next_added > size ? t->next_added : size;
 }
 
+static enum err push_added(struct json_tokenizer *t, const char *content,
+                           struct added_token a)
+{
+    uint32_t index;
+    const size_t k = t->n_added;
+    if (k == t->added_cap) {
+        const size_t cap = k ? 2 * k : 16;
+        TRY(mem_resize(&t->added, k, cap, sizeof(*t->added)));
+        t->added_cap = cap;
+    }
+    TRY(dict_add(&index, &t->added_content, content, strlen(content)));
+    TRY(mem_strdup(&a.content, content));
+    t->added[t->n_added++] = a;
+    if (a.id >= t->next_added)
+        t->next_added = a.id + 1;
+    if (a.id >= t->n_ids)
+        t->n_ids = a.id + 1;
+    return pair_map_put(&t->added_of, a.id, 0, (int32_t)k);
+}
+
 static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
                                   const char *where)
 {
@@ -142,19 +172,11 @@ static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
         return OK;
     struct added_token *known = find_added(t, content);
     a.id = known ? known->id : added_id(t, content);
-    a.content = known ? known->content : NULL;
-    if (!known) {
-        uint32_t index;
-        TRY(dict_add(&index, &t->added_content, content, strlen(content)));
-        TRY(mem_strdup(&a.content, content));
-        known = &t->added[t->n_added++];
-    }
+    if (!known)
+        return push_added(t, content, a);
+    a.content = known->content;
     *known = a;
-    if (a.id >= t->next_added)
-        t->next_added = a.id + 1;
-    if (a.id >= t->n_ids)
-        t->n_ids = a.id + 1;
-    return pair_map_put(&t->added_of, a.id, 0, (int32_t)(known - t->added));
+    return OK;
 }
 
 static enum err parse_added(struct json_tokenizer *t, const json_t *root, const char *path)
@@ -167,34 +189,54 @@ static enum err parse_added(struct json_tokenizer *t, const json_t *root, const 
     const size_t n = json_array_size(list);
     FAIL_IF(n > MAX_ADDED, ERR_FORMAT, "%s: %zu tokens, the limit is %d", where, n,
             MAX_ADDED);
-    TRY(mem_calloc(&t->added, n, sizeof(*t->added)));
     for (size_t i = 0; i < n; i++)
         TRY(parse_added_token(t, json_array_get(list, i), where));
     return OK;
 }
 
-/* Tokens of this kind into their matcher; those with normalized are looked for in
- * normalized text and are therefore normalized themselves. */
-static enum err match_added(struct json_tokenizer *t, bool special)
+/* Tokens with normalized are looked for in normalized text and are therefore normalized
+ * themselves. */
+static enum err match_token(struct json_tokenizer *t, size_t i)
 {
     enum err err = OK;
     struct text content = {0}, spare = {0};
-    for (size_t i = 0; i < t->n_added; i++) {
-        const struct added_token *a = &t->added[i];
-        const size_t n = strlen(a->content);
-        if (a->special != special)
-            continue;
-        if (!a->normalized) {
-            TRY_OUT(added_matcher_add(&t->raw, a->content, n, (int32_t)i));
-            continue;
-        }
-        TRY_OUT(normalizer_run(&content, &spare, &t->normal, a->content, n));
-        TRY_OUT(added_matcher_add(&t->normalized, content.p, content.n, (int32_t)i));
-    }
+    const struct added_token *a = &t->added[i];
+    const size_t n = strlen(a->content);
+    if (!a->normalized)
+        return added_matcher_add(&t->raw, a->content, n, (int32_t)i);
+    TRY_OUT(normalizer_run(&content, &spare, &t->normal, a->content, n));
+    TRY_OUT(added_matcher_add(&t->normalized, content.p, content.n, (int32_t)i));
 out:
     text_free(&content);
     text_free(&spare);
     return err;
+}
+
+/* Tokens of this kind into their matcher. */
+static enum err match_added(struct json_tokenizer *t, bool special)
+{
+    enum err err = OK;
+    for (size_t i = 0; i < t->n_added && !err; i++)
+        if (t->added[i].special == special)
+            err = match_token(t, i);
+    return err;
+}
+
+enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a)
+{
+    struct added_token own = *a;
+    const int32_t id = bpe_id(&t->bpe, a->content, strlen(a->content));
+    if (find_added(t, a->content))
+        return OK;
+    own.id = id >= 0 ? id : a->id;
+    if (own.id < 0)
+        return OK;
+    FAIL_IF(id < 0 && (bpe_token(&(size_t){0}, &t->bpe, own.id) ||
+                       pair_map_get(&t->added_of, own.id, 0) >= 0),
+            ERR_FORMAT, "added token \"%.80s\" has id %d, which another token has too",
+            a->content, own.id);
+    TRY(push_added(t, a->content, own));
+    return match_token(t, t->n_added - 1);
 }
 
 static enum err check_post_ids(const struct json_tokenizer *t, const struct id_list *l,
@@ -240,7 +282,7 @@ enum err json_tokenizer_open(struct json_tokenizer **out, const char *path)
 {
     struct json_tokenizer *t = NULL;
     json_t *root = NULL;
-    TRY(json_load_file_strict(&root, path, MAX_FILE_BYTES));
+    TRY(json_load_file_lenient(&root, path, MAX_FILE_BYTES, JSON_REPEATS_NONE));
     enum err err = mem_calloc(&t, 1, sizeof(*t));
     if (!err)
         err = parse_all(t, root, path);

@@ -17,7 +17,7 @@ struct json_tokenizer {
     struct pre_tokenizer pre;
     const char *family; /* of the pre-tokenizer, for reports */
     struct added_token *added;
-    size_t n_added;
+    size_t n_added, added_cap;
     struct dict added_content;            /* numbered as in added */
     int32_t next_added;                   /* highest id in added + 1 */
     struct pair_map added_of;             /* (id, 0) -> index in added */
@@ -26,6 +26,11 @@ struct json_tokenizer {
     struct id_list before, after;         /* what the post-processor puts around a text */
     struct decoder decoder;
 };
+
+/* Add a token that is not in tokenizer.json; of one content the first counts. A token
+ * without an id (-1) takes that of the vocabulary, or is left out. The content is copied.
+ * Errors: ERR_FORMAT, the sentence without a file name. */
+enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a);
 
 /* path names the file, and starts every message. Errors: ERR_FORMAT, ERR_SUPPORT. */
 enum err json_tokenizer_open(struct json_tokenizer **out, const char *path);
@@ -39,6 +44,10 @@ enum err json_tokenizer_decode(struct text *out, const struct json_tokenizer *t,
                                const int32_t *ids, size_t n, bool keep_special);
 /* -1 if there is no such token. */
 int32_t json_tokenizer_id(const struct json_tokenizer *t, const char *content);
+
+/* An object {"token": id, ...} into an empty b, which is then indexed. Anything else is
+ * ERR_FORMAT. */
+enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where);
 
 /* data/tok_steps.c: a component's description to its steps. v may be NULL (null). */
 enum err normalizer_parse(struct normalizer *out, const json_t *v, const char *where);

@@ -126,3 +126,9 @@ int32_t spm_eos(const struct spm *s)
 {
     return s->processor.eos_id();
 }
+
+int32_t spm_id(const struct spm *s, const char *piece)
+{
+    const int id = s->processor.PieceToId(piece); /* that of the unknown piece, if it is */
+    return s->processor.IdToPiece(id) == piece ? id : -1;
+}

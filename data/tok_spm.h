@@ -36,6 +36,8 @@ enum err spm_decode(struct text *out, const struct spm *s, const int32_t *ids, s
                     bool keep_special);
 int32_t spm_bos(const struct spm *s); /* -1: none */
 int32_t spm_eos(const struct spm *s);
+/* Of a piece by its name, -1 if there is none. */
+int32_t spm_id(const struct spm *s, const char *piece);
 
 #ifdef __cplusplus
 }

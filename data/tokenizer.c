@@ -2,7 +2,7 @@
 #include "data/tokenizer.h"
 
 #include "data/tok_json.h"
-#include "data/tok_spm.h"
+#include "data/tok_model.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 
@@ -10,110 +10,134 @@
 #include <string.h>
 
 #define MAX_MODEL_BYTES ((size_t)64 << 20)
-#define MAX_CONFIG_BYTES ((size_t)16 << 20)
 
 struct tokenizer {
     struct json_tokenizer *json; /* one of the two */
-    struct spm *spm;
+    struct model_tokenizer *model;
     int64_t vocab;
     int32_t bos, eos;
+    bool model_bos, model_eos; /* what goes around a text, if there is no template */
+    struct id_list ends;
     const char *file;
     char about[96];
 };
 
-/* bos_token and eos_token are a string, or an object with the string as content. */
-static enum err named_token(int32_t *id, const struct json_tokenizer *t, const json_t *root,
-                            const char *key, const char *path)
+/* --- opening ------------------------------------------------------------------------ */
+
+static int32_t id_of(const struct tokenizer *t, const char *content)
 {
-    const json_t *v = json_object_get(root, key);
-    const char *content = NULL;
-    if (json_is_object(v))
-        TRY(json_get_string(&content, v, "content", path));
-    else
-        TRY(json_get_string(&content, root, key, path));
-    if (content && *id < 0)
-        *id = json_tokenizer_id(t, content);
-    return OK;
+    return t->json ? json_tokenizer_id(t->json, content)
+                   : model_tokenizer_id(t->model, content);
 }
 
-/* BOS and EOS by name, from a file beside tokenizer.json that may be missing. */
-static enum err read_names(struct tokenizer *t, const char *dir, const char *name)
+/* The names beside the tokenizer; a name that is no token changes nothing. */
+static enum err take_names(struct tokenizer *t, const struct tok_beside *beside)
 {
-    enum err err = OK;
-    char *path = NULL;
-    json_t *root = NULL;
-    TRY(file_join(&path, dir, name));
-    if (!file_exists(path))
-        goto out;
-    TRY_OUT(json_load_file_strict(&root, path, MAX_CONFIG_BYTES));
-    if (!json_is_object(root))
-        FAIL_OUT(ERR_FORMAT, "%s: holds %s, want an object", path, json_kind(root));
-    TRY_OUT(named_token(&t->bos, t->json, root, "bos_token", path));
-    TRY_OUT(named_token(&t->eos, t->json, root, "eos_token", path));
-out:
-    json_decref(root);
-    mem_free(path);
-    return err;
+    const int32_t bos = beside->bos ? id_of(t, beside->bos) : -1,
+                  eos = beside->eos ? id_of(t, beside->eos) : -1;
+    if (bos >= 0 && !(t->json && t->json->before.n)) /* the template comes first */
+        t->bos = bos;
+    if (eos >= 0)
+        t->eos = eos;
+    return id_list_add_n(&t->ends, beside->ends.id, beside->ends.n);
 }
 
-static enum err open_json(struct tokenizer *t, const char *dir, const char *path)
+static void take_json(struct tokenizer *t, const char *file, const char *kind)
 {
-    TRY(json_tokenizer_open(&t->json, path));
     const struct json_tokenizer *j = t->json;
-    t->file = "tokenizer.json";
+    t->file = file;
     t->vocab = j->n_ids;
     t->bos = j->before.n ? j->before.id[0] : -1;
     t->eos = -1;
-    TRY(read_names(t, dir, "tokenizer_config.json"));
-    TRY(read_names(t, dir, "special_tokens_map.json"));
-    snprintf(t->about, sizeof(t->about), "tokenizer.json: %s BPE (%s)",
-             j->pre.byte_level ? "byte-level" : "SentencePiece-like",
+    snprintf(t->about, sizeof(t->about), "%s: %s (%s)", file, kind,
              j->family                 ? j->family
              : j->pre.n || j->normal.n ? "Llama-2"
                                        : "no pre-tokenizer");
+}
+
+static enum err open_json(struct tokenizer *t, const char *dir, const char *path,
+                          const struct tok_beside *beside)
+{
+    enum err err = json_tokenizer_open(&t->json, path);
+    for (size_t i = 0; i < beside->n_added && !err; i++) {
+        err = json_tokenizer_add(t->json, &beside->added[i]);
+        if (err)
+            err_add(err, "%s: ", path);
+    }
+    if (!err)
+        take_json(t, "tokenizer.json",
+                  t->json->pre.byte_level ? "byte-level BPE" : "SentencePiece-like BPE");
+    return err;
+}
+
+static enum err open_spm(struct tokenizer *t, const char *data, size_t n, const char *path,
+                         const struct tok_beside *beside)
+{
+    TRY(model_tokenizer_open(&t->model, data, n, path, beside));
+    t->file = "tokenizer.model";
+    t->vocab = t->model->n_ids;
+    t->bos = spm_bos(t->model->spm);
+    t->eos = spm_eos(t->model->spm);
+    t->model_bos = beside->add_bos != SAID_NO;
+    t->model_eos = beside->add_eos == SAID_YES;
+    snprintf(t->about, sizeof(t->about), "tokenizer.model: SentencePiece %s",
+             t->model->info.is_bpe ? "BPE" : "unigram");
     return OK;
 }
 
-static enum err open_spm(struct tokenizer *t, const char *path)
+static enum err open_model(struct tokenizer *t, const char *dir, const char *path,
+                           const struct tok_beside *beside)
 {
     char *data = NULL;
     size_t n;
-    struct spm_info info = {0};
+    enum err err = OK;
     TRY(file_read_all(&data, &n, path, MAX_MODEL_BYTES));
-    enum err err = spm_check(&info, data, n, path);
-    if (!err)
-        err = spm_open(&t->spm, data, n, path);
+    if (file_is_lfs_pointer(data, n))
+        FAIL_OUT(ERR_FORMAT, "%s: " FILE_LFS_ADVICE, path);
+    err = open_spm(t, data, n, path, beside);
+out:
     mem_free(data);
-    TRY(err);
-    t->file = "tokenizer.model";
-    t->vocab = info.n_pieces;
-    t->bos = spm_bos(t->spm);
-    t->eos = spm_eos(t->spm);
-    snprintf(t->about, sizeof(t->about), "tokenizer.model: SentencePiece %s",
-             info.is_bpe ? "BPE" : "unigram");
-    return OK;
+    return err;
+}
+
+/* The first file that is there is taken. */
+static const struct {
+    const char *name;
+    enum err (*open)(struct tokenizer *t, const char *dir, const char *path,
+                     const struct tok_beside *beside);
+} formats[] = {{"tokenizer.json", open_json}, {"tokenizer.model", open_model}};
+
+static enum err open_any(struct tokenizer *t, const char *dir,
+                         const struct tok_beside *beside)
+{
+    for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
+        char *path = NULL;
+        TRY(file_join(&path, dir, formats[i].name));
+        enum err err = file_check_link(path);
+        const bool found = file_exists(path);
+        if (!err && found)
+            err = formats[i].open(t, dir, path, beside);
+        mem_free(path);
+        if (err || found)
+            return err;
+    }
+    FAIL(ERR_NOT_FOUND, "%s: no tokenizer.json and no tokenizer.model", dir);
 }
 
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir)
 {
     enum err err = OK;
     struct tokenizer *t = NULL;
-    char *json = NULL, *model = NULL;
+    struct tok_beside beside = {0};
     TRY_OUT(mem_calloc(&t, 1, sizeof(*t)));
-    TRY_OUT(file_join(&json, model_dir, "tokenizer.json"));
-    TRY_OUT(file_join(&model, model_dir, "tokenizer.model"));
-    if (file_exists(json))
-        TRY_OUT(open_json(t, model_dir, json));
-    else if (file_exists(model))
-        TRY_OUT(open_spm(t, model));
-    else
-        FAIL_OUT(ERR_NOT_FOUND, "%s: no tokenizer.json and no tokenizer.model", model_dir);
+    TRY_OUT(tok_beside_read(&beside, model_dir));
+    TRY_OUT(open_any(t, model_dir, &beside));
+    TRY_OUT(take_names(t, &beside));
     *out = t;
     t = NULL;
 out:
     tokenizer_close(&t);
-    mem_free(json);
-    mem_free(model);
+    tok_beside_free(&beside);
     return err;
 }
 
@@ -123,26 +147,46 @@ void tokenizer_close(struct tokenizer **pt)
     if (!t)
         return;
     json_tokenizer_close(&t->json);
-    spm_close(&t->spm);
+    model_tokenizer_close(&t->model);
+    id_list_free(&t->ends);
     mem_free(t);
     *pt = NULL;
+}
+
+/* --- use ---------------------------------------------------------------------------- */
+
+static enum err add_before(struct id_list *out, const struct tokenizer *t,
+                           enum bos_rule bos)
+{
+    FAIL_IF(bos == BOS_ALWAYS && t->bos < 0, ERR_USAGE,
+            "%s names no BOS token: use --bos auto or never", t->file);
+    if (bos == BOS_NEVER)
+        return OK;
+    if (bos == BOS_AUTO && t->json)
+        return id_list_add_n(out, t->json->before.id, t->json->before.n);
+    if (t->bos < 0 || (bos == BOS_AUTO && !t->model_bos))
+        return OK;
+    return id_list_add(out, t->bos);
+}
+
+static enum err add_after(struct id_list *out, const struct tokenizer *t, enum bos_rule bos)
+{
+    if (bos != BOS_AUTO)
+        return OK;
+    if (t->json)
+        return id_list_add_n(out, t->json->after.id, t->json->after.n);
+    return t->model_eos && t->eos >= 0 ? id_list_add(out, t->eos) : OK;
 }
 
 static enum err encode_valid(struct id_list *out, const struct tokenizer *t, const char *s,
                              size_t n, enum bos_rule bos)
 {
-    const bool by_template = t->json && bos == BOS_AUTO;
-    FAIL_IF(bos == BOS_ALWAYS && t->bos < 0, ERR_USAGE,
-            "%s names no BOS token: use --bos auto or never", t->file);
-    if (by_template)
-        TRY(id_list_add_n(out, t->json->before.id, t->json->before.n));
-    else if (bos != BOS_NEVER && t->bos >= 0)
-        TRY(id_list_add(out, t->bos));
-    if (t->spm)
-        TRY(spm_encode(out, t->spm, s, n));
+    TRY(add_before(out, t, bos));
+    if (t->model)
+        TRY(model_tokenizer_encode(out, t->model, s, n));
     else
         TRY(json_tokenizer_encode(out, t->json, s, n));
-    return by_template ? id_list_add_n(out, t->json->after.id, t->json->after.n) : OK;
+    return add_after(out, t, bos);
 }
 
 enum err tokenizer_encode(struct token_ids *out, const struct tokenizer *t,
@@ -176,8 +220,8 @@ enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
 {
     enum err err = OK;
     struct text s = {0};
-    if (t->spm)
-        TRY_OUT(spm_decode(&s, t->spm, ids, n, keep_special));
+    if (t->model)
+        TRY_OUT(model_tokenizer_decode(&s, t->model, ids, n, keep_special));
     else
         TRY_OUT(json_tokenizer_decode(&s, t->json, ids, n, keep_special));
     TRY_OUT(text_add(&s, "", 1));
@@ -202,6 +246,14 @@ int32_t tokenizer_bos(const struct tokenizer *t)
 int32_t tokenizer_eos(const struct tokenizer *t)
 {
     return t->eos;
+}
+
+bool tokenizer_ends(const struct tokenizer *t, int32_t id)
+{
+    for (size_t i = 0; i < t->ends.n; i++)
+        if (t->ends.id[i] == id)
+            return true;
+    return id >= 0 && id == t->eos;
 }
 
 const char *tokenizer_about(const struct tokenizer *t)

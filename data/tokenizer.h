@@ -2,8 +2,8 @@
  *
  * Tokenizers of Hugging Face model directories: tokenizer.json (byte-level BPE with the
  * pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen2; the SentencePiece-like BPE of Llama-2
- * and Mistral), or else tokenizer.model (SentencePiece). Ids equal the reference
- * implementations'. Read-only after opening; one thread. */
+ * and Mistral), or else tokenizer.model (SentencePiece). Ids equal the reference implementations'.
+ * Read-only after opening; one thread. */
 #ifndef WKVQ_TOKENIZER_H
 #define WKVQ_TOKENIZER_H
 
@@ -17,7 +17,8 @@ struct tokenizer; /* opaque */
 
 enum bos_rule {
     BOS_AUTO, /* as the model's own tokenizer does it: the template of tokenizer.json, or
-                 always for tokenizer.model: the literature's default */
+                 always for tokenizer.model (the literature's default), unless
+                 tokenizer_config.json says add_bos_token: false */
     BOS_NEVER,
     BOS_ALWAYS
 };
@@ -28,8 +29,9 @@ struct token_ids {
 };
 
 /* Prefers tokenizer.json. BOS and EOS are the template's, or else those of
- * tokenizer_config.json or special_tokens_map.json beside it. Errors: ERR_NOT_FOUND
- * (neither file), ERR_FORMAT, ERR_SUPPORT naming the component and what is supported. */
+ * tokenizer_config.json or special_tokens_map.json beside it. Added tokens are the file's,
+ * then those of tokenizer_config.json or added_tokens.json. Errors: ERR_NOT_FOUND (no such
+ * file), ERR_FORMAT, ERR_SUPPORT naming the component and what is supported. */
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir);
 void tokenizer_close(struct tokenizer **t);
 
@@ -49,6 +51,8 @@ enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
 int64_t tokenizer_vocab(const struct tokenizer *t); /* highest id + 1 */
 int32_t tokenizer_bos(const struct tokenizer *t);   /* -1: none */
 int32_t tokenizer_eos(const struct tokenizer *t);   /* -1: unknown here */
+/* Does id end a text: as EOS, or as one of generation_config.json's eos_token_id? */
+bool tokenizer_ends(const struct tokenizer *t, int32_t id);
 /* "tokenizer.json: byte-level BPE (Llama 3)", for reports. Borrowed. */
 const char *tokenizer_about(const struct tokenizer *t);
 /* File the tokenizer was read from, "tokenizer.json". Borrowed. */

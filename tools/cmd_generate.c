@@ -144,7 +144,7 @@ static bool ends_text(const struct generation *g, int32_t id)
     for (int64_t i = 0; i < a->n_eos; i++)
         if (a->eos[i] == id)
             return true;
-    return id == tokenizer_eos(g->tokenizer);
+    return tokenizer_ends(g->tokenizer, id);
 }
 
 /* One more token; *done when it ends the text. */

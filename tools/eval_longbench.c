@@ -36,7 +36,7 @@ static bool ends_text(const struct eval *e, int32_t id)
     for (int64_t i = 0; i < a->n_eos; i++)
         if (a->eos[i] == id)
             return true;
-    return id == tokenizer_eos(e->job->tokenizer);
+    return tokenizer_ends(e->job->tokenizer, id);
 }
 
 static enum err read_prompt(struct bench *b, const struct token_ids *p)

@@ -3,20 +3,23 @@
 """Small tokenizers of every supported kind, and what the reference implementations make of awkward texts.
 
 Trains on text that it generates, configures each tokenizer like a published family, and writes
-tests/golden/tok/: texts.json, and per kind the tokenizer and cases.json. Needs the Python packages tokenizers and
-sentencepiece.
+tests/golden/tok/: texts.json, and per kind the tokenizer and cases.json. Needs the Python packages tokenizers,
+sentencepiece and tiktoken.
 
     gen_tokenizers.py [--random N] [--seed S] [OUT_DIR]
 
 --random N replaces the texts by N random ones: for a wider comparison than the committed one.
 """
 import argparse
+import base64
 import io
 import json
 import os
 import random
+import re
 
 import sentencepiece
+import tiktoken
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 WORDS = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they
@@ -133,6 +136,13 @@ def train(pre, normal, size, specials, limit=None, alphabet=()):
     return model["vocab"], model["merges"]
 
 
+def byte_characters():
+    """The character that stands for each byte in byte-level vocabularies."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
+
+
 def write(path, value):
     with open(path, "w", encoding="utf-8") as f:
         json.dump(value, f, ensure_ascii=False, separators=(",", ":"))
@@ -247,6 +257,92 @@ def sentencepiece_kinds():
         yield name, model.getvalue()
 
 
+def special_names(first):
+    """Llama 3's special tokens by the order in Meta's reference code."""
+    named = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
+    reserved = iter(range(256))
+    return {"<|%s|>" % (named.get(i) or "reserved_special_token_%d" % next(reserved)): first + i for i in range(256)}
+
+
+def write_ranks(out, texts):
+    """A tokenizer.model of ranks, by tiktoken, and the same vocabulary's ids by a tokenizer.json with all merges."""
+    with open(os.path.join(out, "llama3", "tokenizer.json"), encoding="utf-8") as f:
+        vocab = json.load(f)["model"]["vocab"]
+    byte_of = {c: b for b, c in zip(range(256), byte_characters())}
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
+    folder = os.path.join(out, "ranks")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as f:
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+            f.write(base64.b64encode(token) + b" %d\n" % rank)
+    first = len(ranks)
+    t = tiktoken.Encoding("ranks", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens=special_names(first))
+    ids = [[first] + t.encode(s, allowed_special="all") for s in texts]
+    pairs = sorted(((vocab[k], vocab[k[:i]], vocab[k[i:]], [k[:i], k[i:]]) for k in vocab for i in range(1, len(k))
+                    if k[:i] in vocab and k[i:] in vocab), key=lambda p: p[:3])
+    pre = sequence("pretokenizers", split(LLAMA3), byte_level(regex=False))
+    tokens = added(first, *special_names(first))
+    other = Tokenizer.from_str(json.dumps(document(vocab, [p[3] for p in pairs], tokens, pre=pre, ignore_merges=True)))
+    assert ids == [[first] + other.encode(s).ids for s in texts]
+    write(os.path.join(folder, "cases.json"), dict(
+        vocab=first + 256, bos=first, eos=first + 1, around=1, ids=ids,
+        kept=[t.decode(i) for i in ids], plain=[t.decode([k for k in i if k < first]) for i in ids]))
+
+
+def write_beside(out, texts, model, name, legacy, special, plain, files):
+    """A tokenizer.model with added tokens: {content: id} of special and of plain ones."""
+    folder = os.path.join(out, name)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as f:
+        f.write(model)
+    for file, value in files.items():
+        write(os.path.join(folder, file), value)
+    tokens = {**special, **plain}
+    first = sentencepiece.SentencePieceProcessor(model_proto=model)
+    later = first if legacy else sentencepiece.SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
+    cut = re.compile("(%s)" % "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+    def encode(text):
+        at, ids = 0, []
+        for part in cut.split(text):
+            ids += [tokens[part]] if part in tokens else (later if at else first).encode(part)
+            at += len(part)
+        return ids
+
+    def decode(ids, keep):
+        names, run, start, text = {v: k for k, v in tokens.items()}, [], 0, ""
+        for i, k in enumerate([*ids, None]):
+            if k is not None and k not in names:
+                run.append(k)
+                continue
+            text += (later if start else first).decode(run) if run else ""
+            text += names[k] if k is not None and (keep or k not in special.values()) else ""
+            run, start = [], i + 1
+        return text
+
+    ids = [encode(s) for s in texts]
+    write(os.path.join(folder, "cases.json"), dict(
+        vocab=max(first.get_piece_size(), max(tokens.values()) + 1), bos=1, eos=tokens["<|im_end|>"], around=0, ids=ids,
+        kept=[same(s, decode(i, True)) for s, i in zip(texts, ids)], plain=[same(s, decode(i, False)) for s, i in zip(texts, ids)]))
+
+
+def beside_kinds(out, texts, model):
+    """Added tokens as older files and as newer files name them; a BOS that the model does not want."""
+    start, end = "<|im_start|>", "<|im_end|>"
+    config = dict(tokenizer_class="LlamaTokenizer", add_bos_token=False, model_max_length=int(1e30))
+    write_beside(out, texts, model, "added", True, {start: 1101, end: 1100, "<s>": 1}, {"[LONG]": 1102, "[LONGER]": 1104}, {
+        "added_tokens.json": {start: 1101, end: 1100, "[LONG]": 1102, "[LONGER]": 1104},
+        "special_tokens_map.json": {"eos_token": {"content": end, "lstrip": False}, "bos_token": "<s>",
+                                    "additional_special_tokens": [start]},
+        "tokenizer_config.json": config})
+    def entry(content, **flags):
+        return dict(content=content, lstrip=False, normalized=False, rstrip=False, single_word=False, special=True) | flags
+    write_beside(out, texts, model, "decoder", False, {"<unk>": 0, "<s>": 1, "</s>": 2, start: 1100, end: 1101}, {"[MASK]": 1102}, {
+        "tokenizer_config.json": dict(config, legacy=False, eos_token=end, bos_token="<s>", added_tokens_decoder={
+            "0": entry("<unk>"), "1": entry("<s>"), "2": entry("</s>"), "1100": entry(start), "1101": entry(end),
+            "1102": entry("[MASK]", special=False)})})
+
+
 def same(text, decoded):
     return None if decoded == text else decoded
 
@@ -289,6 +385,9 @@ def main():
         write(os.path.join(folder, "cases.json"), dict(
             vocab=sp.get_piece_size(), bos=sp.bos_id(), eos=sp.eos_id(), around=1, ids=ids,
             plain=[same(s, sp.decode(i)) for s, i in zip(texts, ids)]))
+        if name == "spm":
+            beside_kinds(a.out, texts, model)
+    write_ranks(a.out, texts)
 
 
 if __name__ == "__main__":
