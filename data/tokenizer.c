@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/tokenizer.h"
 
-#include "data/tok_json.h"
+#include "data/tok_files.h"
 #include "data/tok_model.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
@@ -70,6 +70,25 @@ static enum err open_json(struct tokenizer *t, const char *dir, const char *path
     return err;
 }
 
+static enum err open_vocab(struct tokenizer *t, const char *dir, const char *path,
+                           const struct tok_beside *beside)
+{
+    TRY(tok_open_vocab_merges(&t->json, dir, beside));
+    take_json(t, "vocab.json", "byte-level BPE with merges.txt");
+    return OK;
+}
+
+/* Llama 3 ends an answer with another token than a text. */
+static enum err open_ranks(struct tokenizer *t, const char *data, size_t n,
+                           const char *path, const struct tok_beside *beside)
+{
+    TRY(tok_open_ranks(&t->json, data, n, path, beside));
+    take_json(t, "tokenizer.model", "byte-level BPE by ranks");
+    t->eos = json_tokenizer_id(t->json, "<|end_of_text|>");
+    const int32_t turn = json_tokenizer_id(t->json, "<|eot_id|>");
+    return turn >= 0 ? id_list_add(&t->ends, turn) : OK;
+}
+
 static enum err open_spm(struct tokenizer *t, const char *data, size_t n, const char *path,
                          const struct tok_beside *beside)
 {
@@ -94,10 +113,20 @@ static enum err open_model(struct tokenizer *t, const char *dir, const char *pat
     TRY(file_read_all(&data, &n, path, MAX_MODEL_BYTES));
     if (file_is_lfs_pointer(data, n))
         FAIL_OUT(ERR_FORMAT, "%s: " FILE_LFS_ADVICE, path);
-    err = open_spm(t, data, n, path, beside);
+    err = tok_is_ranks(data, n) ? open_ranks(t, data, n, path, beside)
+                                : open_spm(t, data, n, path, beside);
 out:
     mem_free(data);
     return err;
+}
+
+static enum err refuse_tekken(struct tokenizer *t, const char *dir, const char *path,
+                              const struct tok_beside *beside)
+{
+    FAIL(ERR_SUPPORT,
+         "%s: Mistral's Tekken format is not supported; take the model in its Hugging Face "
+         "form, which has a tokenizer.json",
+         path);
 }
 
 /* The first file that is there is taken. */
@@ -105,7 +134,10 @@ static const struct {
     const char *name;
     enum err (*open)(struct tokenizer *t, const char *dir, const char *path,
                      const struct tok_beside *beside);
-} formats[] = {{"tokenizer.json", open_json}, {"tokenizer.model", open_model}};
+} formats[] = {{"tokenizer.json", open_json},
+               {"tokenizer.model", open_model},
+               {"vocab.json", open_vocab},
+               {"tekken.json", refuse_tekken}};
 
 static enum err open_any(struct tokenizer *t, const char *dir,
                          const struct tok_beside *beside)
@@ -121,7 +153,9 @@ static enum err open_any(struct tokenizer *t, const char *dir,
         if (err || found)
             return err;
     }
-    FAIL(ERR_NOT_FOUND, "%s: no tokenizer.json and no tokenizer.model", dir);
+    FAIL(ERR_NOT_FOUND,
+         "%s: no tokenizer.json and no tokenizer.model, nor vocab.json with merges.txt",
+         dir);
 }
 
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir)

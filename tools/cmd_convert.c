@@ -44,19 +44,19 @@ static enum err open_state(struct state **s, const struct job *j)
 /* The artifact has what the checkpoint has; without a tokenizer it reads no text. */
 static enum err warn_without_tokenizer(const char *model_dir)
 {
-    char *json = NULL, *model = NULL;
-    enum err err = OK;
-    TRY_OUT(file_join(&json, model_dir, "tokenizer.json"));
-    TRY_OUT(file_join(&model, model_dir, "tokenizer.model"));
-    if (!file_exists(json) && !file_exists(model))
-        log_warn(
-            "%s: neither tokenizer.json nor tokenizer.model: the artifact will have no "
-            "tokenizer, and eval and generate cannot read text with it",
-            model_dir);
-out:
-    mem_free(json);
-    mem_free(model);
-    return err;
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "vocab.json"};
+    bool found = false;
+    for (size_t i = 0; i < ARRAY_LEN(names) && !found; i++) {
+        char *path = NULL;
+        TRY(file_join(&path, model_dir, names[i]));
+        found = file_exists(path);
+        mem_free(path);
+    }
+    if (!found)
+        log_warn("%s: no tokenizer.json, tokenizer.model or vocab.json: the artifact will "
+                 "have no tokenizer, and eval and generate cannot read text with it",
+                 model_dir);
+    return OK;
 }
 
 static enum err print_result(const struct args *a)

@@ -46,9 +46,11 @@ const struct command cmd_tokenize = {
     .name = "tokenize",
     .operands = "MODEL_DIR FILE",
     .summary = "Print the token ids of a text file",
-    .details = "MODEL_DIR holds tokenizer.json or tokenizer.model. The file is taken as it "
-               "is, without a BOS token; archives are unpacked.\n\n"
-               "  wkvq tokenize Llama-2-7b prompt.txt\n",
+    .details =
+        "MODEL_DIR holds tokenizer.json, tokenizer.model (SentencePiece or Llama 3's "
+        "ranks), or vocab.json with merges.txt. The file is taken as it is, without "
+        "a BOS token; archives are unpacked.\n\n"
+        "  wkvq tokenize Llama-2-7b prompt.txt\n",
     .groups = groups,
     .min_pos = 2,
     .max_pos = 2,

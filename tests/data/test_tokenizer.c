@@ -16,9 +16,9 @@
 
 #include <cmocka.h>
 
-static const char *const kinds[] = {"gpt2",    "smollm2", "llama3", "qwen2", "prefix",
-                                    "llama2",  "mistral", "flags",  "bare",  "spm",
-                                    "unigram", "added",   "decoder"};
+static const char *const kinds[] = {"gpt2",    "smollm2", "llama3", "qwen2",  "prefix",
+                                    "llama2",  "mistral", "flags",  "bare",   "spm",
+                                    "unigram", "ranks",   "added",  "decoder"};
 
 struct golden {
     const char *kind;
