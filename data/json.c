@@ -100,6 +100,7 @@ char *json_text(const json_t *v, size_t flags)
     /* Not json_dumps, whose result only jansson's own allocator can release. */
     const size_t n = v ? json_dumpb(v, NULL, 0, flags) : 0;
     char *text = n ? malloc(n + 1) : NULL;
+    refused |= n && !text;
     if (text && json_dumpb(v, text, n, flags) == n && !refused) {
         text[n] = '\0';
         return text;
@@ -114,8 +115,10 @@ char *json_text_restored(const json_t *v, size_t flags)
     char *text = json_text(v, flags);
     if (!text || !strstr(text, "\\u0000"))
         return text;
-    if (json_restore(&restored, text, strlen(text)) || text_add(&restored, "", 1))
+    if (json_restore(&restored, text, strlen(text)) || text_add(&restored, "", 1)) {
+        refused = true;
         text_free(&restored);
+    }
     free(text);
     return restored.p; /* text_free is free */
 }

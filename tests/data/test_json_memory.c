@@ -5,6 +5,7 @@
  * realloc here. */
 #include "data/json.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -71,8 +72,37 @@ static void every_allocation_once(void **state)
     free(text);
 }
 
+/* The record of a shortage is the thread's, and stays. */
+static void *count_down_text(void *v)
+{
+    static long n;
+    left = n++;
+    char *text = json_text_restored(v, JSON_COMPACT);
+    left = -1;
+    assert_true(text || json_out_of_memory());
+    return text;
+}
+
+static void every_allocation_of_a_text(void **state)
+{
+    json_t *v = json_object();
+    void *text = NULL;
+    long n = 0;
+    json_object_set_new(v, "a", json_stringn("\0NaN", 4));
+    for (; !text; n++) {
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, count_down_text, v), 0);
+        assert_int_equal(pthread_join(thread, &text), 0);
+    }
+    assert_true(n > 2);
+    assert_string_equal(text, "{\"a\":NaN}");
+    free(text);
+    json_decref(v);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation_once)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation_of_a_text),
+                                       cmocka_unit_test(every_allocation_once)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
