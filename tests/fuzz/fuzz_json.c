@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * The strict JSON layer: a document, and every typed getter on its members. */
+ * The JSON layer: a document, strictly and leniently, and every typed getter on its members.
+ * What is strictly JSON is leniently the same; what was restored can be read again. */
 #include "data/json.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 void fuzz_setup(void)
 {
@@ -28,14 +31,33 @@ static void get_all(const json_t *o, const char *key)
     fuzz_check(json_get_array(&v, o, key, "file"));
 }
 
+static void read_again(const json_t *root)
+{
+    json_t *back = NULL;
+    char *text = json_text_restored(root, JSON_COMPACT);
+    if (json_parse_lenient(&back, text, strlen(text), JSON_REPEATS_NONE, "file") ||
+        !json_equal(root, back))
+        abort();
+    json_decref(back);
+    free(text);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-    json_t *root = NULL, *v;
+    json_t *root = NULL, *strict = NULL, *v;
     const char *key;
-    const enum err e = json_parse(&root, (const char *)data, n, "file");
+    const enum err is_strict = json_parse(&strict, (const char *)data, n, "file");
+    fuzz_check(is_strict);
+    const enum err e =
+        json_parse_lenient(&root, (const char *)data, n, JSON_REPEATS_LAST, "file");
     fuzz_check(e);
+    if (!is_strict && e)
+        abort();
     if (!e && json_is_object(root))
         json_object_foreach(root, key, v) get_all(root, key);
+    if (!e)
+        read_again(root);
     json_decref(root);
+    json_decref(strict);
     return 0;
 }

@@ -37,6 +37,7 @@ def make_base(wkvq, base):
     sets = [word for s in SETTINGS for word in ("--set", s)]
     run("calibrate", base / "model", "--data", base / "t.txt", "-o", base / "state", *sets)
     run("convert", base / "model", "-o", base / "artifact", "--set", "weights.group_size=8")
+    shutil.copy(ROOT / "tests" / "golden" / "tok" / "spm" / "tokenizer.model", base)
     (base / "shards").mkdir()
     for name in "ab":
         tensor = (f"{name}.weight", "F32", (2, 3), struct.pack("<6f", *range(6)))
@@ -109,6 +110,20 @@ def long_rows():
         b'{"triviaqa": "{context} {input} {length}"}'
 
 
+def beside_seeds():
+    tokens = {"<|im_start|>": 1100, "<|im_end|>": 1101}
+    decoder = {str(i): {"content": t, "lstrip": False, "special": True} for t, i in tokens.items()}
+    special = {"eos_token": {"content": "<|im_end|>"}, "bos_token": "<s>",
+               "additional_special_tokens": ["<|im_start|>"]}
+    files = [{"added_tokens_decoder": decoder, "legacy": False, "add_bos_token": False, **special,
+              "tokenizer_class": "LlamaTokenizer", "model_max_length": int(1e30)},
+             tokens, special, {"eos_token_id": [2, 1101], "temperature": float("nan")},
+             {"a": 0, "b": 1, "ab": 2}]
+    for i, value in enumerate(files):
+        yield marked(i, json.dumps(value).encode())
+    yield marked(5, b"#version: 0.2\na b\n\xc4\xa0 a\n")
+
+
 def marked(number, data):
     """The first byte says which file it is."""
     return bytes([number]) + data
@@ -128,7 +143,8 @@ def all_seeds(base):
     block = (state / "block-0000.safetensors").read_bytes()
     manifest = (artifact / "manifest.json").read_bytes()
     questions = [json.dumps(r).encode() + b"\n" for r in task_rows()]
-    yield "json", [b'{"a": [1, -2.5e3, true, null, {"b": "\\ud83d\\ude00"}]}', b"[]", b'"x"']
+    yield "beside", list(beside_seeds())
+    yield "json", [b'{"a": NaN, "b": [-Infinity, 1e400, 12345678901234567890], "c": "\\ud800"}', b'{"a": [1, -2.5e3, true, null, {"b": "\\ud83d\\ude00"}]}', b"[]", b'"x"']
     yield "safetensors", [small_safetensors(), small_safetensors(("a", "b"), "F16", 2), block,
                           small_safetensors((), "U8", 1)]
     yield "index", [json.dumps(index).encode()]
