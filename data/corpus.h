@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text files as one string, the way the literature builds it: .txt, .raw, .tokens and
- * anything else as it is; .gz of these; .jsonl and .jsonl.gz with a `text` field, a
- * document a line, blank lines skipped; .zip (one text file inside); .zip:SUFFIX (the
- * member whose name ends in SUFFIX). */
+ * Text files as one string, the way the literature builds it. Bytes decide what a file is:
+ *  - data/unpack.h decompresses, takes members out of archives and converts to UTF-8;
+ *  - JSON lines (most of the first 16 lines are objects), a JSON array, an object that
+ * holds an array of objects, and objects one after the other are rows, a document a row;
+ *  - anything else is plain text, a document a file. CSV is refused. */
 #ifndef WKVQ_CORPUS_H
 #define WKVQ_CORPUS_H
 
@@ -20,19 +21,30 @@ enum corpus_join {
     JOIN_FILE  /* as it is */
 };
 
-struct corpus {
-    char *text; /* owned, NUL behind the end; invalid UTF-8 is kept */
-    size_t bytes;
-    int64_t n_documents; /* files, or JSONL lines */
+struct corpus_rules {
+    enum corpus_join join; /* of plain text */
+    const char *field; /* of JSON rows: a string, or a list of chat messages; NULL or "":
+                          text, else content, else messages, by the first row that has
+                          one of them */
 };
 
-/* Read n files and join the documents by "\n\n". What is inflated is limited to 8 GiB and,
- * for archives above 16 MiB, to 100 times the packed size. Errors: ERR_NOT_FOUND,
- * ERR_FORMAT (truncated or corrupt gzip, zip without or with several texts, JSONL line
- * without text: with file and line), ERR_IO, ERR_MEMORY. Peak memory is the text twice
- * over, while it grows. */
+struct corpus {
+    char *text; /* owned, NUL after the end; invalid UTF-8 is kept */
+    size_t bytes;
+    int64_t n_documents; /* plain files, and JSON rows */
+    int64_t n_skipped;   /* JSON rows that could not be read */
+};
+
+/* Read n files and join the documents by "\n\n"; the log says what each file was taken for.
+ * "-" is standard input, at most once. Unpacked data is limited to 8 GiB and, for archives,
+ * to 100 times the packed size when that is above 16 MiB.
+ *
+ * A row that Python's json module would refuse, or whose field is no text, is skipped and
+ * counted. Errors: those of unpack_open; ERR_FORMAT for more than 1 % of such rows, no row
+ * with the field, broken JSON, CSV, and more than 0.1 % of bytes that are not UTF-8 text.
+ * Peak memory is the text twice over, while it grows. */
 enum err corpus_load(struct corpus *out, const char *const *path, int n,
-                     enum corpus_join join);
+                     const struct corpus_rules *rules);
 void corpus_free(struct corpus *c); /* accepts a zeroed one */
 
 #endif

@@ -1,32 +1,29 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/unpack.h"
 
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
-#include <inttypes.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <iconv.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-#include <zip.h>
-#include <zlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* Text shrinks to a third or a tenth. Deflate goes to 1032, which is a bomb. */
 #define RATIO_MAX 100
 #define INFLATED_FREE ((size_t)16 << 20) /* whatever the ratio */
+#define LAYERS_MAX 4
 #define PIECE ((size_t)1 << 20)
-#define FIRST_PIECE ((size_t)1 << 16)
+#define NAMES_SHOWN 3
 
-/* Inflated bytes, growing up to a limit. */
-struct sink {
-    const char *path;
-    char *data;
-    size_t n, room, limit;
-};
-
-bool name_ends(const char *name, const char *suffix)
+const char *unpack_shown(const char *path)
 {
-    const size_t n = strlen(name), k = strlen(suffix);
-    return n >= k && !strcasecmp(name + n - k, suffix);
+    return strcmp(path, "-") ? path : "standard input";
 }
 
 static size_t inflated_limit(size_t packed, size_t limit)
@@ -39,204 +36,245 @@ static size_t inflated_limit(size_t packed, size_t limit)
     return by_ratio < limit ? by_ratio : limit;
 }
 
-/* Count n more bytes, of at most PIECE. */
-static enum err sink_add(struct sink *s, size_t n)
+/* --- opening ------------------------------------------------------------------------ */
+
+static int is_visible(const struct dirent *d)
 {
-    s->n += n;
-    FAIL_IF(s->n > s->limit, ERR_FORMAT,
-            "%s: inflates to more than %zu bytes; refused as a likely archive bomb",
-            s->path, s->limit);
-    return OK;
+    return d->d_name[0] != '.';
 }
 
-/* At least one free byte at data + n. */
-static enum err sink_room(struct sink *s)
+/* A directory, with the files in it that may have been meant. */
+static enum err refuse_directory(const char *path)
 {
-    if (s->n < s->room)
-        return OK;
-    const size_t room = s->room ? s->room * 2 : FIRST_PIECE;
-    TRY(mem_resize(&s->data, s->n, room, 1));
-    s->room = room;
-    return OK;
-}
-
-/* One gzip member; *z keeps its place in the input. */
-static enum err inflate_member(struct sink *s, z_stream *z)
-{
-    int rc = Z_OK;
-    while (rc != Z_STREAM_END) {
-        TRY(sink_room(s));
-        const size_t room = s->room - s->n < PIECE ? s->room - s->n : PIECE;
-        z->next_out = (Bytef *)s->data + s->n;
-        z->avail_out = (uInt)room;
-        rc = inflate(z, Z_NO_FLUSH);
-        TRY(sink_add(s, room - z->avail_out));
-        FAIL_IF(rc == Z_BUF_ERROR || (rc == Z_OK && !z->avail_in && z->avail_out),
-                ERR_FORMAT, "%s: the gzip data is truncated", s->path);
-        FAIL_IF(rc != Z_OK && rc != Z_STREAM_END,
-                rc == Z_MEM_ERROR ? ERR_MEMORY : ERR_FORMAT, "%s: corrupt gzip data: %s",
-                s->path, z->msg ? z->msg : zError(rc));
+    struct dirent **entry = NULL;
+    char names[512] = "";
+    size_t used = 0;
+    int shown = 0;
+    const int n = scandir(path, &entry, is_visible, alphasort);
+    for (int i = 0; i < n; i++) {
+        char *file = NULL;
+        if (shown < NAMES_SHOWN && !file_join(&file, path, entry[i]->d_name) &&
+            file_is_regular(file) && used + strlen(file) + 3 < sizeof(names))
+            used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s",
+                                     shown++ ? ", " : "", file);
+        mem_free(file);
+        free(entry[i]);
     }
-    return OK;
+    free(entry);
+    FAIL_IF(!shown, ERR_USAGE, "%s: is a directory without a file; give a text file", path);
+    FAIL(ERR_USAGE, "%s: is a directory; give a text file, as in %s", path, names);
 }
 
-/* All members; the input is handed over in pieces because avail_in is 32 bits wide. */
-static enum err inflate_all(struct sink *s, z_stream *z, const struct file_map *m)
+/* All of a pipe or of standard input. */
+static enum err read_stream(struct unpacked *u, int fd, const char *shown, size_t limit)
 {
-    FAIL_IF(m->size > UINT32_MAX, ERR_SUPPORT,
-            "%s: gzip files above 4 GiB are not supported; unpack it first", s->path);
-    z->next_in = (Bytef *)(uintptr_t)m->data;
-    z->avail_in = (uInt)m->size;
-    FAIL_IF(!m->size, ERR_FORMAT, "%s: empty, want gzip data", s->path);
-    do {
-        TRY(inflate_member(s, z));
-        while (z->avail_in && !*z->next_in) { /* zeros may pad the end, as tar does */
-            z->next_in++;
-            z->avail_in--;
-        }
-        inflateReset(z);
-    } while (z->avail_in);
-    return OK;
-}
-
-static enum err open_gzip(struct unpacked *out, const char *path, size_t limit)
-{
-    enum err err = OK;
-    struct file_map m = {0};
-    struct sink s = {.path = path};
-    TRY(file_map_open(&m, path));
-    s.limit = inflated_limit(m.size, limit);
-    z_stream z = {0};
-    if (inflateInit2(&z, 15 + 16) != Z_OK) { /* 16: gzip wrapper only */
-        file_map_close(&m);
-        FAIL(ERR_MEMORY, "out of memory for inflate");
-    }
-    TRY_OUT(inflate_all(&s, &z, &m));
-    out->data = out->owned = s.data;
-    out->bytes = s.n;
-    s.data = NULL;
-    const size_t n = strlen(file_base_name(path)) - 3;
-    snprintf(out->name, sizeof(out->name), "%.*s", (int)n, file_base_name(path));
-out:
-    mem_free(s.data);
-    inflateEnd(&z);
-    file_map_close(&m);
-    return err;
-}
-
-static bool is_text_name(const char *name)
-{
-    static const char *const ends[] = {".txt", ".raw", ".tokens", ".jsonl"};
-    for (size_t i = 0; i < ARRAY_LEN(ends); i++)
-        if (name_ends(name, ends[i]))
-            return !strstr(name, "__MACOSX/");
-    return false;
-}
-
-/* The one member that fits; its index. */
-static enum err pick_member(zip_uint64_t *out, zip_t *z, const char *path,
-                            const char *suffix)
-{
-    const zip_int64_t n = zip_get_num_entries(z, 0);
-    const char *found = NULL;
-    for (zip_int64_t i = 0; i < n; i++) {
-        const char *name = zip_get_name(z, (zip_uint64_t)i, 0);
-        if (!name || name_ends(name, "/") ||
-            !(suffix ? name_ends(name, suffix) : is_text_name(name)))
-            continue;
-        FAIL_IF(found, ERR_FORMAT,
-                "%s: holds %s and %s; say which with %s:NAME, the end of a member's name",
-                path, found, name, path);
-        found = name;
-        *out = (zip_uint64_t)i;
-    }
-    FAIL_IF(!found && suffix, ERR_NOT_FOUND, "%s: no member's name ends in \"%s\"", path,
-            suffix);
-    FAIL_IF(!found, ERR_FORMAT, "%s: no text file (.txt, .raw, .tokens, .jsonl) inside",
-            path);
-    return OK;
-}
-
-static enum err read_member(struct sink *s, zip_t *z, zip_uint64_t i, const char *member)
-{
-    enum err err = OK;
-    zip_file_t *f = zip_fopen_index(z, i, 0);
-    FAIL_IF(!f, ERR_FORMAT, "%s: %s: %s", s->path, member, zip_strerror(z));
+    size_t room = 0;
+    log_info("%s: reading it to its end", shown);
     for (;;) {
-        TRY_OUT(sink_room(s));
-        const size_t room = s->room - s->n < PIECE ? s->room - s->n : PIECE;
-        const zip_int64_t got = zip_fread(f, s->data + s->n, room);
-        if (got < 0)
-            FAIL_OUT(ERR_FORMAT, "%s: %s: %s", s->path, member, zip_file_strerror(f));
+        if (u->bytes == room) {
+            const size_t more = room ? room * 2 : PIECE;
+            TRY(mem_resize(&u->owned, u->bytes, more, 1));
+            room = more;
+        }
+        const ssize_t got = read(fd, u->owned + u->bytes, room - u->bytes);
+        if (got < 0 && errno == EINTR)
+            continue;
+        FAIL_IF(got < 0, ERR_IO, "%s: %s", shown, strerror(errno));
         if (!got)
             break;
-        TRY_OUT(sink_add(s, (size_t)got));
+        u->bytes += (size_t)got;
+        FAIL_IF(u->bytes > limit, ERR_FORMAT, "%s: more than the limit of %zu bytes", shown,
+                limit);
     }
-out:
-    zip_fclose(f);
-    return err;
+    u->data = u->bytes ? u->owned : NULL;
+    return OK;
 }
 
-/* libzip checks sizes and the CRC of what it reads. */
-static enum err open_zip(struct unpacked *out, const char *path, const char *suffix,
-                         size_t limit)
+static enum err open_stream(struct unpacked *u, const char *path, size_t limit)
 {
-    enum err err = OK;
-    int code = 0;
-    zip_error_t why;
-    struct sink s = {.path = path};
-    zip_uint64_t i = 0;
-    FAIL_IF(!file_exists(path), ERR_NOT_FOUND, "%s: no such file", path);
-    FAIL_IF(!file_is_regular(path), ERR_NOT_FOUND, "%s: not a regular file", path);
-    zip_t *z = zip_open(path, ZIP_RDONLY | ZIP_CHECKCONS, &code);
-    if (!z) {
-        zip_error_init_with_code(&why, code);
-        err = err_set(ERR_FORMAT, __FILE__, __LINE__, "%s: %s", path,
-                      zip_error_strerror(&why));
-        zip_error_fini(&why);
-        return err;
-    }
-    s.limit = inflated_limit((size_t)file_size(path), limit);
-    TRY_OUT(pick_member(&i, z, path, suffix));
-    const char *member = zip_get_name(z, i, 0);
-    TRY_OUT(read_member(&s, z, i, member));
-    snprintf(out->name, sizeof(out->name), "%s", file_base_name(member));
-    out->data = out->owned = s.data;
-    out->bytes = s.n;
-    s.data = NULL;
-out:
-    mem_free(s.data);
-    zip_discard(z);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    FAIL_IF(fd < 0, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", path, strerror(errno));
+    const enum err err = read_stream(u, fd, path, limit);
+    close(fd);
     return err;
 }
 
-/* ARCHIVE.zip:SUFFIX, unless a file of that very name is there. */
-static enum err open_zip_member(struct unpacked *out, const char *path, const char *colon,
-                                size_t limit)
+static enum err open_stdin(struct unpacked *u, size_t limit)
+{
+    struct stat st;
+    FAIL_IF(fstat(STDIN_FILENO, &st), ERR_USAGE, "standard input: %s", strerror(errno));
+    FAIL_IF(S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode) ||
+                (S_ISCHR(st.st_mode) && !isatty(STDIN_FILENO)),
+            ERR_USAGE, "standard input: a device or a directory; give a file or a pipe");
+    return read_stream(u, STDIN_FILENO, "standard input", limit);
+}
+
+static enum err open_plain(struct unpacked *u, const char *path, size_t limit)
+{
+    struct stat st;
+    if (!strcmp(path, "-") || !strcmp(path, "/dev/stdin"))
+        return open_stdin(u, limit);
+    if (!stat(path, &st) && S_ISDIR(st.st_mode))
+        return refuse_directory(path);
+    if (!stat(path, &st) && S_ISFIFO(st.st_mode))
+        return open_stream(u, path, limit);
+    TRY(file_map_open(&u->map, path));
+    u->data = (const char *)u->map.data;
+    u->bytes = u->map.size;
+    FAIL_IF(u->bytes > limit, ERR_FORMAT, "%s: %zu bytes, more than the limit of %zu", path,
+            u->bytes, limit);
+    return OK;
+}
+
+/* The colon of ARCHIVE:SUFFIX; NULL when path is a file itself, or names no file before a
+ * colon. */
+static const char *find_colon(const char *path)
+{
+    if (file_exists(path))
+        return NULL;
+    for (const char *colon = strchr(path, ':'); colon; colon = strchr(colon + 1, ':')) {
+        char *archive = strndup(path, (size_t)(colon - path));
+        const bool found = archive && colon[1] && file_is_regular(archive);
+        free(archive);
+        if (found)
+            return colon;
+    }
+    return NULL;
+}
+
+/* --- layers ------------------------------------------------------------------------- */
+
+/* The content becomes data; the layer below is released. */
+static void replace(struct unpacked *u, char *data, size_t n)
+{
+    mem_free(u->owned);
+    file_map_close(&u->map);
+    u->owned = data;
+    u->data = n ? data : NULL;
+    u->bytes = n;
+}
+
+static void drop_suffix(struct unpacked *u)
+{
+    static const char *const packs[] = {".gz", ".xz", ".zst", ".bz2"};
+    for (size_t i = 0; i < ARRAY_LEN(packs); i++)
+        if (name_ends(u->name, packs[i])) {
+            u->name[strlen(u->name) - strlen(packs[i])] = '\0';
+            return;
+        }
+}
+
+static void note(struct unpacked *u, const char *name)
+{
+    const size_t n = strlen(u->about);
+    snprintf(u->about + n, sizeof(u->about) - n, "%s%s", n ? ", " : "", name);
+}
+
+/* One layer off. *suffix = NULL once an archive has taken it. */
+static enum err unwrap(struct unpacked *u, const struct packed *p, struct sniffed is,
+                       const char **suffix)
+{
+    char *data = NULL, member[MEMBER_NAME_MAX];
+    size_t n = 0;
+    if (is.content == CONTENT_ZIP || is.content == CONTENT_TAR) {
+        TRY(inflate_member(&data, &n, member, p, is.content, *suffix));
+        snprintf(u->name, sizeof(u->name), "%s", file_base_name(member));
+        *suffix = NULL;
+    } else {
+        TRY(inflate_stream(&data, &n, p, is.content));
+        drop_suffix(u);
+    }
+    note(u, is.name);
+    replace(u, data, n);
+    return OK;
+}
+
+/* UTF-16 or UTF-32 to UTF-8. A text of any size is done at once: its UTF-8 is at most half
+ * as long again. */
+static enum err convert(struct unpacked *u, const char *path, struct sniffed is)
+{
+    char *out = NULL, *in = (char *)(uintptr_t)u->data + is.mark, *to;
+    size_t left = u->bytes - is.mark, room = left / 2 * 3 + 4, free_bytes = room;
+    iconv_t cd = iconv_open("UTF-8", is.name);
+    FAIL_IF(cd == (iconv_t)-1, ERR_SUPPORT, "%s: is %s, which this system cannot convert",
+            path, is.name);
+    const enum err err = mem_alloc(&out, room, 1);
+    to = out;
+    const bool bad = !err && iconv(cd, &in, &left, &to, &free_bytes) == (size_t)-1;
+    iconv_close(cd);
+    TRY(err);
+    if (bad) {
+        mem_free(out);
+        FAIL(
+            ERR_FORMAT,
+            "%s: is %s, but not valid at byte %zu; convert it with iconv -c -f %s -t UTF-8",
+            path, is.name, u->bytes - left, is.name);
+    }
+    note(u, is.name);
+    replace(u, out, room - free_bytes);
+    if (!u->bytes) {
+        mem_free(u->owned);
+        u->owned = NULL;
+    }
+    return OK;
+}
+
+static enum err peel(struct unpacked *u, const char *path, const char *suffix, size_t limit)
+{
+    struct sniffed is = sniff(u->data, u->bytes);
+    const char *shown = unpack_shown(path);
+    limit = inflated_limit(u->bytes, limit);
+    for (int i = 0; is.content >= CONTENT_GZIP && is.content <= CONTENT_TAR; i++) {
+        const struct packed p = {shown, u->data, u->bytes, limit};
+        FAIL_IF(i == LAYERS_MAX, ERR_FORMAT,
+                "%s: packed more than %d times; refused as a likely archive bomb", shown,
+                LAYERS_MAX);
+        TRY(unwrap(u, &p, is, &suffix));
+        is = sniff(u->data, u->bytes);
+    }
+    FAIL_IF(suffix, ERR_NOT_FOUND, "%s: is not a zip or tar archive; it has no member %s",
+            shown, suffix);
+    FAIL_IF(is.content == CONTENT_OTHER, ERR_FORMAT, "%s: is %s; make a text of it: %s",
+            shown, is.name, is.advice);
+    if (is.content >= CONTENT_UTF16LE && is.content <= CONTENT_UTF32BE)
+        return convert(u, shown, is);
+    if (is.content == CONTENT_UTF8) {
+        u->data += is.mark;
+        u->bytes -= is.mark;
+    }
+    return OK;
+}
+
+static enum err open_member(struct unpacked *u, const char *path, const char *colon,
+                            size_t limit)
 {
     char *archive = NULL;
     TRY(mem_strdup(&archive, path));
     archive[colon - path] = '\0';
-    const enum err err = open_zip(out, archive, colon + 1, limit);
+    snprintf(u->name, sizeof(u->name), "%s", file_base_name(archive));
+    enum err err = open_plain(u, archive, limit);
+    if (!err)
+        err = peel(u, archive, colon + 1, limit);
     mem_free(archive);
     return err;
+}
+
+static enum err open_whole(struct unpacked *u, const char *path, size_t limit)
+{
+    snprintf(u->name, sizeof(u->name), "%s", file_base_name(path));
+    TRY(open_plain(u, path, limit));
+    return peel(u, path, NULL, limit);
 }
 
 enum err unpack_open(struct unpacked *out, const char *path, size_t limit)
 {
     struct unpacked u = {0};
-    const char *inside = strstr(path, ".zip:");
-    if (inside && inside[5] && !file_exists(path))
-        TRY(open_zip_member(&u, path, inside + 4, limit));
-    else if (name_ends(path, ".zip"))
-        TRY(open_zip(&u, path, NULL, limit));
-    else if (name_ends(path, ".gz"))
-        TRY(open_gzip(&u, path, limit));
-    else {
-        TRY(file_map_open(&u.map, path));
-        u.data = (const char *)u.map.data;
-        u.bytes = u.map.size;
-        snprintf(u.name, sizeof(u.name), "%s", file_base_name(path));
+    const char *colon = find_colon(path);
+    const enum err err =
+        colon ? open_member(&u, path, colon, limit) : open_whole(&u, path, limit);
+    if (err) {
+        unpack_close(&u);
+        return err;
     }
     *out = u;
     return OK;

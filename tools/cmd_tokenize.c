@@ -34,7 +34,8 @@ static enum err cmd_tokenize_run(struct args *a)
     struct tokenizer *t = NULL;
     struct corpus c = {0};
     TRY(tokenizer_open(&t, a->pos.item[0]));
-    enum err err = corpus_load(&c, &a->pos.item[1], 1, JOIN_FILE);
+    const struct corpus_rules rules = {JOIN_FILE, NULL};
+    enum err err = corpus_load(&c, &a->pos.item[1], 1, &rules);
     if (!err)
         err = print_tokens(a, t, &c);
     corpus_free(&c);
@@ -48,8 +49,9 @@ const struct command cmd_tokenize = {
     .summary = "Print the token ids of a text file",
     .details =
         "MODEL_DIR holds tokenizer.json, tokenizer.model (SentencePiece or Llama 3's "
-        "ranks), or vocab.json with merges.txt. The file is taken as it is, without "
-        "a BOS token; archives are unpacked.\n\n"
+        "ranks), or vocab.json with merges.txt. The file's text is taken as it is, "
+        "without a BOS token; archives are unpacked, and of JSON rows the texts are "
+        "joined. FILE - is standard input.\n\n"
         "  wkvq tokenize Llama-2-7b prompt.txt\n",
     .groups = groups,
     .min_pos = 2,

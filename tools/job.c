@@ -83,11 +83,12 @@ enum err job_read_text(struct job *j)
     enum err err = OK;
     struct corpus text = {0};
     const struct recipe_files *files = &j->recipe.data;
+    const struct corpus_rules rules = {(enum corpus_join)j->recipe.join,
+                                       NULL};
     if (j->ids.n)
         return check_ids(j);
     TRY(tokenizer_open(&j->tokenizer, j->model_dir));
-    TRY(corpus_load(&text, (const char *const *)files->path, files->n,
-                    (enum corpus_join)j->recipe.join));
+    TRY(corpus_load(&text, (const char *const *)files->path, files->n, &rules));
     TRY_OUT(tokenizer_encode(&j->ids, j->tokenizer, text.text, text.bytes,
                              (enum bos_rule)j->recipe.bos));
     TRY_OUT(check_ids(j));

@@ -86,8 +86,8 @@ static enum err copy_files(struct recipe_files *out, const struct recipe_files *
 static enum err read_text(struct sweep_text *t, struct sweep *s)
 {
     struct corpus text = {0};
-    TRY(corpus_load(&text, (const char *const *)t->files.path, t->files.n,
-                    (enum corpus_join)t->join));
+    const struct corpus_rules rules = {(enum corpus_join)t->join, NULL};
+    TRY(corpus_load(&text, (const char *const *)t->files.path, t->files.n, &rules));
     const enum err err = tokenizer_encode(&t->ids, s->tokenizer, text.text, text.bytes,
                                           (enum bos_rule)t->bos);
     if (!err) {
@@ -106,7 +106,8 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
     for (int i = 0; i < s->n_texts; i++) {
         struct sweep_text *t = &s->text[i];
         *out = i;
-        if (t->join == r->join && t->bos == r->bos && same_files(&t->files, files))
+        if (t->join == r->join && t->bos == r->bos &&
+            same_files(&t->files, files))
             return OK;
     }
     TRY(mem_resize(&s->text, (size_t)s->n_texts, (size_t)s->n_texts + 1, sizeof(*s->text)));

@@ -7,6 +7,7 @@ A case is a stanza of lines, ended by a blank one. It runs in a scratch folder o
     case NAME
     make KIND ...      prepare input; the make_* functions below say what there is
     run ARGS           the command under test
+    stdin FILE         is piped into it
     exit N             expected status (default 0)
     stderr TEXT        must occur in stderr, * standing for anything within a line; repeatable
     stdout TEXT        the same for stdout
@@ -14,8 +15,10 @@ A case is a stanza of lines, ended by a blank one. It runs in a scratch folder o
 
 Where the status is 2, stdout must be empty and stderr end in two lines at least: what was wrong,
 and what to do. No case may leave a temporary file behind, or be killed by a signal."""
+import bz2
 import gzip
 import json
+import lzma
 import os
 import pathlib
 import re
@@ -49,13 +52,15 @@ class Scratch:
 
     def __init__(self, wkvq, base, path):
         self.wkvq, self.base, self.path = wkvq, base, path
+        self.writers = []  # into named pipes
 
     def at(self, name):
         return self.path / name
 
-    def run(self, args):
+    def run(self, args, stdin=None):
+        source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         return subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True,
-                              timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+                              timeout=TIMEOUT_S, **source)
 
     # --- what a `make` line can ask for ---
 
@@ -138,6 +143,16 @@ class Scratch:
             with gzip.GzipFile(filename="", mode="wb", fileobj=f, mtime=0) as z:
                 z.write(self.at(name).read_bytes())
 
+    def make_compress(self, name, suffix):
+        """compress FILE xz|bz2: FILE.xz or FILE.bz2 beside it."""
+        module = {"xz": lzma, "bz2": bz2}[suffix]
+        self.at(f"{name}.{suffix}").write_bytes(module.compress(self.at(name).read_bytes()))
+
+    def make_rows(self, name, field="text", count="300"):
+        """rows FILE [FIELD [COUNT]]: JSON lines with a text in FIELD."""
+        rows = ({field: f"row {i} of the text, and its words\n", "id": i} for i in range(int(count)))
+        self.at(name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+
     def make_gunzip(self, name):
         """gunzip FILE.gz: FILE beside it."""
         self.at(name[:-3]).write_bytes(gzip.decompress(self.at(name).read_bytes()))
@@ -164,9 +179,11 @@ class Scratch:
         with open(self.at(name), "ab") as f:
             f.write(data.encode("latin-1") * int(count))
 
-    def make_pipe(self, name):
-        """pipe FILE: a named pipe that nobody writes to."""
+    def make_pipe(self, name, source=None):
+        """pipe FILE [SOURCE]: a named pipe that nobody writes to, or that SOURCE comes out of."""
         os.mkfifo(self.at(name))
+        if source:
+            self.writers.append(subprocess.Popen(["cp", "--", source, name], cwd=self.path))
 
     def make_link(self, target, name):
         self.at(name).symlink_to(target)
@@ -312,16 +329,23 @@ def check(done, lines, scratch):
 def run_case(wkvq, base, lines):
     with tempfile.TemporaryDirectory() as folder:
         scratch = Scratch(wkvq, base, pathlib.Path(folder))
-        args = None
+        args = stdin = None
         for word, rest in lines:
             if word == "make":
                 kind, *words = shlex.split(rest)
                 getattr(scratch, "make_" + kind)(*words)
             elif word == "run":
                 args = shlex.split(rest)
+            elif word == "stdin":
+                stdin = scratch.at(rest).read_bytes()
             elif word not in ("exit", "stderr", "stdout", "no"):
                 raise SystemExit(f"unknown line: {word} {rest}")
-        done = scratch.run(args)
+        try:
+            done = scratch.run(args, stdin)
+        finally:
+            for writer in scratch.writers:
+                writer.kill()
+                writer.wait()
         wrong = list(check(done, lines, scratch))
         if wrong:
             shown = (done.stdout[-1500:] + b"--- stderr\n" + done.stderr[-1500:])

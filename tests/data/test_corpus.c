@@ -1,105 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text files to one string: joining, JSONL, gzip, zip, and archives that lie. */
-#include "data/corpus.h"
-#include "data/unpack.h"
-#include "kernels/base/mem.h"
-#include "kernels/base/rng.h"
-#include "tests/scratch.h"
+ * Text files to one string: joining, rows, encodings, and what is no text. */
+#include "data/tok_text.h"
+#include "tests/data/text_fixture.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include <zip.h>
-#include <zlib.h>
 
 #include <cmocka.h>
-
-static char dir[96], path[200];
-
-static int make_dir(void **state)
-{
-    return scratch_dir(dir, sizeof(dir)) ? 0 : -1;
-}
-
-static int drop_dir(void **state)
-{
-    return file_remove_dir(dir) != OK;
-}
-
-static const char *in_dir(const char *name)
-{
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
-    return path;
-}
-
-static void put(const char *name, const char *data, size_t n)
-{
-    assert_int_equal(file_write_all(in_dir(name), data, n), OK);
-}
-
-static void put_text(const char *name, const char *text)
-{
-    put(name, text, strlen(text));
-}
-
-static size_t gzip(uint8_t *out, size_t room, const char *text, size_t n)
-{
-    z_stream z = {0};
-    assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY), Z_OK);
-    z.next_in = (Bytef *)(uintptr_t)text;
-    z.avail_in = (uInt)n;
-    z.next_out = out;
-    z.avail_out = (uInt)room;
-    assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
-    deflateEnd(&z);
-    return room - z.avail_out;
-}
-
-/* names and texts alternate, NULL at the end */
-static void put_zip(const char *name, ...)
-{
-    unlink(in_dir(name));
-    zip_t *z = zip_open(path, ZIP_CREATE, NULL);
-    va_list ap;
-    va_start(ap, name);
-    for (const char *member; (member = va_arg(ap, const char *));) {
-        const char *text = va_arg(ap, const char *);
-        zip_source_t *s = zip_source_buffer(z, text, strlen(text), 0);
-        assert_true(zip_file_add(z, member, s, 0) >= 0);
-    }
-    va_end(ap);
-    assert_int_equal(zip_close(z), 0);
-}
-
-static void want(const char *name, enum corpus_join join, const char *text,
-                 int64_t documents)
-{
-    struct corpus c = {0};
-    const char *const p = in_dir(name);
-    err_clear();
-    if (corpus_load(&c, &p, 1, join))
-        fail_msg("%s", err_text());
-    assert_string_equal(c.text, text);
-    assert_int_equal(c.bytes, strlen(text));
-    assert_int_equal(c.n_documents, documents);
-    corpus_free(&c);
-}
-
-static void refuse(const char *name, enum err e, const char *word)
-{
-    struct corpus c = {0};
-    const char *const p = in_dir(name);
-    err_clear();
-    const enum err have = corpus_load(&c, &p, 1, JOIN_AUTO);
-    if (have != e || !strstr(err_text(), word) || !strstr(err_text(), dir))
-        fail_msg("%s: want %s, \"%s\", have %s: %s", name, err_name(e), word,
-                 err_name(have), err_text());
-    assert_null(c.text);
-}
 
 static void test_join(void **state)
 {
@@ -113,10 +24,9 @@ static void test_join(void **state)
     want("a.txt", JOIN_AUTO, raw, 1);
     want("a.txt", JOIN_ROWS, rows, 1);
     want("a.raw", JOIN_FILE, raw, 1);
-    put_text(
-        "b.raw",
-        "x\n\xc2\xa0\xe3\x80\x80\t\n\xe2\x80\xa8\xff\nlast"); /* no newline at the end */
-    want("b.raw", JOIN_AUTO, "x\n\n\n\n\n\xe2\x80\xa8\xff\n\n\nlast", 1);
+    put_text("b.raw",
+             "x\n\xc2\xa0\xe3\x80\x80\t\n\xe2\x80\xa8!\nlast"); /* no newline at the end */
+    want("b.raw", JOIN_AUTO, "x\n\n\n\n\n\xe2\x80\xa8!\n\n\nlast", 1);
     put_text("c.raw", "");
     want("c.raw", JOIN_AUTO, "", 1);
     put_text("c.raw", "\n\n");
@@ -125,6 +35,7 @@ static void test_join(void **state)
 
 static void test_files(void **state)
 {
+    static const struct corpus_rules rules = {JOIN_AUTO, NULL};
     put_text("1.txt", "one\n");
     put_text("2.txt", "two");
     char a[128], b[128];
@@ -132,158 +43,265 @@ static void test_files(void **state)
     strcpy(b, in_dir("2.txt"));
     const char *const p[] = {a, b};
     struct corpus c = {0};
-    assert_int_equal(corpus_load(&c, p, 2, JOIN_AUTO), OK);
+    assert_int_equal(corpus_load(&c, p, 2, &rules), OK);
     assert_string_equal(c.text, "one\n\n\ntwo");
     assert_int_equal(c.n_documents, 2);
     corpus_free(&c);
-    put("n.txt", "a\0b", 3);
-    const char *const q = in_dir("n.txt");
-    assert_int_equal(corpus_load(&c, &q, 1, JOIN_AUTO), OK);
-    assert_int_equal(c.bytes, 3);
-    assert_memory_equal(c.text, "a\0b", 4);
-    corpus_free(&c);
+    const char *const twice[] = {"-", "-"};
+    err_clear();
+    assert_int_equal(corpus_load(&c, twice, 2, &rules), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "standard input is given 2 times"));
     refuse("none.txt", ERR_NOT_FOUND, "none.txt");
     refuse("none.zip", ERR_NOT_FOUND, "none.zip");
     refuse("none.gz", ERR_NOT_FOUND, "none.gz");
+    put_text("empty.jsonl.gz", "");
+    want("empty.jsonl.gz", JOIN_AUTO, "", 1);
 }
 
-static void test_jsonl(void **state)
+/* --- rows --------------------------------------------------------------------------- */
+
+static void test_rows(void **state)
 {
-    put_text("a.jsonl",
-             "{\"text\":\"one\"}\n \t\n\n{\"id\":3,\"text\":\"two\\u00e9\\n\"}\r\n");
-    want("a.jsonl", JOIN_AUTO, "one\n\ntwo\xc3\xa9\n", 2);
-    put_text("a.jsonl", "{\"text\":\"one\"}\n\n{\"txt\":\"two\"}\n");
-    refuse("a.jsonl", ERR_FORMAT, "line 3: text is missing");
-    put_text("a.jsonl", "{\"text\":5}\n");
-    refuse("a.jsonl", ERR_FORMAT, "line 1: text is an integer");
-    put_text("a.jsonl", "[1]\n");
-    refuse("a.jsonl", ERR_FORMAT, "line 1: is an array");
-    put_text("a.jsonl", "{\"text\":\"a\"}\n{\"text\":\"b\n");
-    refuse("a.jsonl", ERR_FORMAT, "line 2");
-    put_text("a.jsonl", "{\"text\":\"a\"} {\"text\":\"b\"}\n");
-    refuse("a.jsonl", ERR_FORMAT, "line 1");
+    put_text("a", "{\"text\":\"one\"}\n \t\n\n{\"id\":3,\"text\":\"two\\u00e9\\n\"}\r\n");
+    want("a", JOIN_AUTO, "one\n\ntwo\xc3\xa9\n", 2);
+    want("a", JOIN_ROWS, "one\n\ntwo\xc3\xa9\n", 2); /* joins lines of plain text */
+    put_text("a", "[\n{\"text\":\"one\"},\n {\"text\": \"two\"} ]\n");
+    want("a", JOIN_AUTO, "one\n\ntwo", 2);
+    put_text("a", "{\n\"text\":\"one\"\n}\n{\n\"text\": \"two\"}{\"text\":\"\"}");
+    want("a", JOIN_AUTO, "one\n\ntwo\n\n", 3);
+    put_text("a", "{\"version\":[1],\"data\":[{\"text\":\"one\"},{\"text\":\"two\"}]}");
+    want("a", JOIN_AUTO, "one\n\ntwo", 2);
+    put_text("a", "{\"text\":\"one\"}\n\n{\"txt\":\"two\"}\n");
+    refuse("a", ERR_FORMAT,
+           "1 of 2 rows cannot be read, more than 1 %; the first is line 3: "
+           "no field text");
+    put_text("a", "{\"text\":5}\n");
+    refuse("a", ERR_FORMAT, "line 1: text is a number");
+    put_text("a", "{\"name\":\"x\",\"body\":\"y\"}\n{\"name\":\"z\"}\n");
+    refuse("a", ERR_FORMAT,
+           "no field text, content or messages; the first row has name, body; "
+           "choose with --text-field NAME");
+    put_text("a", "[1]\n");
+    refuse("a", ERR_FORMAT, "line 1: a number, not an object");
+    put_text("a", "[]");
+    refuse("a", ERR_FORMAT, "JSON without a row");
+    put_text("a", "{\"text\":\"a\"}\n{\"text\":\"b\n");
+    refuse("a", ERR_FORMAT, "line 2: begins as JSON, but is broken: a control character");
+    put_text("a", "[{\"text\":\"a\"},\n{\"text\":\"b\"");
+    refuse("a", ERR_FORMAT, "line 2: begins as JSON, but is broken: the text ends");
+    put_text("a", "{\"text\":\"a\"} {\"text\":\"b\"}\n");
+    want("a", JOIN_AUTO, "a\n\nb", 2);
 }
 
-static void test_gzip(void **state)
+static void test_fields(void **state)
 {
-    uint8_t b[4096], two[8192];
-    static const char text[] = "a\n \nb\n";
-    const size_t n = gzip(b, sizeof(b), text, strlen(text));
-    put("a.txt.gz", (char *)b, n);
-    want("a.txt.gz", JOIN_AUTO, text, 1);
-    put("a.raw.gz", (char *)b, n);
-    want("a.raw.gz", JOIN_AUTO, "a\n\n\n\n\nb\n", 1);
-    memcpy(two, b, n);
-    memcpy(two + n, b, n);
-    memset(two + 2 * n, 0, 100);
-    put("m.gz", (char *)two, 2 * n + 100); /* two members and padding */
-    want("m.gz", JOIN_AUTO, "a\n \nb\na\n \nb\n", 1);
-    for (size_t cut = 0; cut < n; cut++) {
-        put("t.gz", (char *)b, cut);
-        refuse("t.gz", ERR_FORMAT, cut ? "truncated" : "empty");
+    static const char chat[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},"
+        "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[1]},"
+        "{\"content\":\"Hello\\nyou\",\"role\":\"assistant\"}]}\n";
+    put_text("a", "{\"text\":\"t\",\"content\":\"c\",\"body\":\"b\"}\n");
+    want_field("a", JOIN_AUTO, "", "t", 1);
+    want_field("a", JOIN_AUTO, "content", "c", 1);
+    want_field("a", JOIN_AUTO, "body", "b", 1);
+    refuse_field(
+        "a", "none", ERR_FORMAT,
+        "no row has a text in the field none; line 1: no field none; the first row "
+        "has text, content, body");
+    put_text("a", "{\"content\":\"c\",\"messages\":[]}\n{\"content\":\"d\"}\n");
+    want("a", JOIN_AUTO, "c\n\nd", 2);
+    put_text("a", chat);
+    want("a", JOIN_AUTO, "user: Hi\nassistant: Hello\nyou", 1);
+    want_field("a", JOIN_AUTO, "messages", "user: Hi\nassistant: Hello\nyou", 1);
+    put_text("a", "{\"messages\":[{\"from\":\"user\",\"value\":\"Hi\"}]}\n");
+    refuse("a", ERR_FORMAT, "a message has no role");
+    put_text("a", "{\"messages\":[]}\n");
+    refuse("a", ERR_FORMAT, "its messages have no content");
+}
+
+/* 200 sound rows with `odd` among them: its text is read, or it is skipped. */
+static void check_odd(const char *odd, const char *text)
+{
+    static const struct corpus_rules rules = {JOIN_AUTO, NULL};
+    struct corpus c = {0};
+    struct text file = {0};
+    for (int i = 0; i < 200; i++) {
+        const char *row = i == 50 ? odd : "{\"text\":\"x\"}";
+        assert_int_equal(text_add(&file, row, strlen(row)), OK);
+        assert_int_equal(text_add(&file, "\n", 1), OK);
     }
-    put("t.gz", (char *)two, n + 5);
-    refuse("t.gz", ERR_FORMAT, "truncated");
-    b[n - 8] ^= 1; /* its CRC */
-    put("t.gz", (char *)b, n);
-    refuse("t.gz", ERR_FORMAT, "corrupt");
-    put_text("t.gz", "plain text");
-    refuse("t.gz", ERR_FORMAT, "corrupt");
-    const size_t j = gzip(b, sizeof(b), "{\"text\":\"x\"}\n", 13);
-    put("j.jsonl.gz", (char *)b, j);
-    want("j.jsonl.gz", JOIN_AUTO, "x", 1);
-}
-
-static void test_zip(void **state)
-{
-    put_zip("a.zip", "w/", "", "w/wiki.test.raw", "a\n \nb\n", "w/notes.md", "x", NULL);
-    want("a.zip", JOIN_AUTO, "a\n\n\n\n\nb\n", 1);
-    put_zip("b.zip", "w/wiki.test.raw", "test\n", "w/wiki.train.raw", "train\n", NULL);
-    refuse("b.zip", ERR_FORMAT, "wiki.train.raw");
-    want("b.zip:test.raw", JOIN_AUTO, "test\n", 1);
-    want("b.zip:wiki.train.raw", JOIN_AUTO, "train\n", 1);
-    refuse("b.zip:valid.raw", ERR_NOT_FOUND, "valid.raw");
-    refuse("b.zip:.raw", ERR_FORMAT, "wiki.train.raw");
-    put_zip("c.zip", "x.bin", "1", NULL);
-    refuse("c.zip", ERR_FORMAT, "no text file");
-    put_zip("d.zip", "d.jsonl", "{\"text\":\"x\"}\n{\"text\":\"y\"}\n", NULL);
-    want("d.zip", JOIN_AUTO, "x\n\ny", 2);
-    put_text("e.zip", "not an archive");
-    refuse("e.zip", ERR_FORMAT, "e.zip");
-}
-
-/* 8 MiB of zeros in about 8 KiB, against a limit of 1 MiB. */
-static void test_bombs(void **state)
-{
-    const size_t n = 8u << 20;
-    char *zeros = NULL;
-    uint8_t *packed = NULL;
-    struct unpacked u = {0};
-    assert_int_equal(mem_calloc(&zeros, n + 1, 1), OK);
-    assert_int_equal(mem_alloc(&packed, n, 1), OK);
-    put("bomb.gz", (char *)packed, gzip(packed, n, zeros, n));
+    put("odd", file.p, file.n);
+    text_free(&file);
+    const char *const p = in_dir("odd");
     err_clear();
-    assert_int_equal(unpack_open(&u, in_dir("bomb.gz"), 1u << 20), ERR_FORMAT);
-    assert_non_null(strstr(err_text(), "bomb.gz: inflates to more than 1048576"));
-    memset(zeros, ' ', n);
-    put_zip("bomb.zip", "a.txt", zeros, NULL);
-    err_clear();
-    assert_int_equal(unpack_open(&u, in_dir("bomb.zip"), 1u << 20), ERR_FORMAT);
-    assert_non_null(strstr(err_text(), "inflates to more than 1048576"));
-    assert_int_equal(unpack_open(&u, in_dir("bomb.zip"), n), OK);
-    assert_int_equal(u.bytes, n);
-    unpack_close(&u);
-    mem_free(zeros);
-    mem_free(packed);
+    if (corpus_load(&c, &p, 1, &rules))
+        fail_msg("%s: %s", odd, err_text());
+    const size_t before = 50 * 3, n = text ? strlen(text) : 0;
+    assert_int_equal(c.n_skipped, text ? 0 : 1);
+    assert_int_equal(c.n_documents, text ? 200 : 199);
+    assert_int_equal(c.bytes, 199 * 3 - 2 + (text ? n + 2 : 0));
+    if (text)
+        assert_memory_equal(c.text + before, text, n);
+    corpus_free(&c);
 }
 
-static void mutate(const char *name, struct rng *r, int rounds)
+static void test_odd_rows(void **state)
 {
-    char *good = NULL, b[4096];
-    size_t n;
-    assert_int_equal(file_read_all(&good, &n, in_dir(name), sizeof(b)), OK);
-    for (int i = 0; i < rounds; i++) {
-        struct corpus c = {0};
-        memcpy(b, good, n);
-        for (uint64_t k = 1 + rng_below(r, 3); k; k--)
-            b[rng_below(r, n)] = (char)rng_u64(r);
-        char target[64];
-        snprintf(target, sizeof(target), "m-%s", name);
-        FILE *f = fopen(in_dir(target), "wb");
-        fwrite(b, 1, rng_below(r, 4) ? n : (size_t)rng_below(r, n + 1), f);
-        fclose(f);
-        const char *const p = path;
-        err_clear();
-        const enum err e = corpus_load(&c, &p, 1, JOIN_AUTO);
-        assert_true(e == OK || e == ERR_FORMAT || e == ERR_NOT_FOUND);
-        corpus_free(&c);
+    check_odd("{\"text\":null}", NULL);
+    check_odd("{\"text\":[1]}", NULL);
+    check_odd("{\"text\":\"a\",}", NULL);
+    check_odd("{\"text\":\"a\"", NULL);
+    check_odd("{\"text\":\"a\"}x", NULL);
+    check_odd("not JSON", NULL);
+    check_odd("[]", NULL);
+    check_odd("{\"score\":NaN,\"text\":\"a\"}", "a");
+    check_odd("{\"n\":123456789012345678901234567890,\"text\":\"a\"}", "a");
+    check_odd("{\"n\":1e999,\"text\":\"a\"}", "a");
+    check_odd("{\"text\":\"a\\ud800b\"}", "a\xef\xbf\xbd"
+                                          "b");
+    check_odd("{\"text\":\"a\",\"text\":\"b\"}", "b");
+    check_odd("\xef\xbb\xbf{\"text\":\"a\"}", "a");
+}
+
+/* Three bad rows of 300 are 1 %, of 299 more. */
+static void test_bad_share(void **state)
+{
+    struct text file = {0};
+    for (int i = 0; i < 299; i++) {
+        const char *row = i < 3 ? "{\"text\":null}\n" : "{\"text\":\"\"}\n";
+        assert_int_equal(text_add(&file, row, strlen(row)), OK);
     }
-    mem_free(good);
+    put("share", file.p, file.n);
+    refuse("share", ERR_FORMAT,
+           "3 of 299 rows cannot be read, more than 1 %; the first is "
+           "line 1: text is null");
+    assert_int_equal(text_add(&file, "{\"text\":\"\"}", 11), OK);
+    put("share", file.p, file.n);
+    text_free(&file);
+    struct corpus c = {0};
+    const char *const p = in_dir("share");
+    err_clear();
+    assert_int_equal(corpus_load(&c, &p, 1, &(struct corpus_rules){JOIN_AUTO, NULL}), OK);
+    assert_int_equal(c.n_skipped, 3);
+    assert_int_equal(c.n_documents, 297);
+    corpus_free(&c);
 }
 
-static void test_mutations(void **state)
+/* --- bytes decide ------------------------------------------------------------------- */
+
+/* What begins as JSON may, and is a text. */
+static void test_plain(void **state)
 {
-    static const char text[] =
-        "{\"text\":\"some text that is long enough to be deflated, deflated\"}\n"
-        "\n{\"text\":\"some text that is long enough to be deflated, \\n\"}\n";
-    struct rng r;
-    uint8_t b[1024];
-    rng_seed(&r, 5);
-    put("g.jsonl.gz", (char *)b, gzip(b, sizeof(b), text, strlen(text)));
-    put_zip("z.zip", "a.jsonl", text, NULL);
-    put_text("t.jsonl", text);
-    mutate("g.jsonl.gz", &r, 1500);
-    mutate("z.zip", &r, 1500);
-    mutate("t.jsonl", &r, 1500);
+    static const char *const texts[] = {
+        "{curly} braces\n",
+        "[1] A footnote.\n[2] Another.\n",
+        "{}\nand so on\n",
+        "{\"a\": 1} is an object, and this is a sentence.\n",
+        "[ ] a list\n[x] of tasks\n",
+        "{\n  not JSON\n}\n",
+        "text\n",
+        "Text, Content\nof a poem\n",
+        "\"quoted\"\n",
+        "version https://example.org\n",
+        "[\"a\", he said]\n"};
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        put_text("p.txt", texts[i]);
+        want("p.txt", JOIN_AUTO, texts[i], 1);
+    }
+    put_text("p.jsonl", "{curly} braces\n");
+    refuse("p.jsonl", ERR_FORMAT, "line 1: begins as JSON, but is broken: no key");
+}
+
+static void test_encodings(void **state)
+{
+    static const char want_text[] = "h\xc3\xa9\xf0\x9f\x98\x80\n";
+    put("e.txt", "\xef\xbb\xbfh\xc3\xa9\xf0\x9f\x98\x80\n", 11);
+    want("e.txt", JOIN_AUTO, want_text, 1);
+    put("e.txt", "\xff\xfeh\0\xe9\0\x3d\xd8\0\xde\n\0", 12);
+    want("e.txt", JOIN_AUTO, want_text, 1);
+    put("e.txt", "\xfe\xff\0h\0\xe9\xd8\x3d\xde\0\0\n", 12);
+    want("e.txt", JOIN_AUTO, want_text, 1);
+    put("e.txt", "\xff\xfe\0\0h\0\0\0\xe9\0\0\0\0\xf6\x01\0\n\0\0\0", 20);
+    want("e.txt", JOIN_AUTO, want_text, 1);
+    put("e.txt", "\0\0\xfe\xff\0\0\0h\0\0\0\xe9\0\x01\xf6\0\0\0\0\n", 20);
+    want("e.txt", JOIN_AUTO, want_text, 1);
+    put("e.txt", "\xff\xfe", 2);
+    want("e.txt", JOIN_AUTO, "", 1);
+    put("e.txt", "\xff\xfeh\0\x3d\xd8x\0", 8);
+    refuse("e.txt", ERR_FORMAT, "is UTF-16LE, but not valid at byte 4");
+    put("e.txt", "\xff\xfeh\0\xe9", 5);
+    refuse("e.txt", ERR_FORMAT, "is UTF-16LE, but not valid at byte 4");
+}
+
+/* 0.1 % of 3000 bytes are three. */
+static void test_invalid(void **state)
+{
+    char b[3001];
+    memset(b, 'a', sizeof(b) - 1);
+    b[3000] = '\0';
+    memset(b + 1000, '\xff', 3);
+    put("i.txt", b, 3000);
+    want("i.txt", JOIN_AUTO, b, 1);
+    b[999] = '\xe9';
+    put("i.txt", b, 3000);
+    refuse("i.txt", ERR_FORMAT,
+           "is not UTF-8: 0.13 % of its bytes, the first in line 1; "
+           "convert it, as with iconv -f WINDOWS-1252 -t UTF-8");
+    memset(b + 999, 1, 4);
+    put("i.txt", b, 3000);
+    refuse("i.txt", ERR_FORMAT, "is not text: 0.13 % of its bytes are control characters");
+    memset(b, 'a', 3000);
+    b[1] = '\0';
+    put("i.txt", b, 3000);
+    struct corpus c = {0};
+    const char *const p = in_dir("i.txt");
+    assert_int_equal(corpus_load(&c, &p, 1, &(struct corpus_rules){JOIN_AUTO, NULL}), OK);
+    assert_int_equal(c.bytes, 3000);
+    assert_memory_equal(c.text, b, 3001);
+    corpus_free(&c);
+}
+
+static void test_other_formats(void **state)
+{
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *word;
+    } cases[] = {
+        {"PAR1\x15\x04\x15", 7,
+         "is a Parquet file; make a text of it: python3 -c \"import pandas"},
+        {"ARROW1\0\0\xff", 9, "is an Arrow file"},
+        {"\xff\xff\xff\xff\x18\1\0\0\x10\0\0\0", 12, "is an Arrow stream"},
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", 57, "git lfs pull"},
+        {"/annex/objects/MD5-s3--a\n", 25, "git annex get FILE"},
+        {"\x40\0\0\0\0\0\0\0{\"a\":", 13, "is a safetensors file"},
+        {"GGUF\3\0\0\0", 8, "is a GGUF model"},
+        {"%PDF-1.7\n", 9, "is a PDF document"},
+        {"SQLite format 3\0", 16, "is an SQLite database"},
+        {"\n<!DOCTYPE HTML><html>", 22, "is an HTML page"},
+        {"\x04\x22\x4d\x18", 4, "lz4 -d FILE"},
+        {"7z\xbc\xaf\x27\x1c", 6, "7z x FILE"},
+        {"id,text\n1,one\n", 14, "is CSV; make JSON lines of it: python3"},
+        {"\"id\"\t\"text\"\n1\tone\n", 18, "is CSV"},
+        {"\x80\4\x95\0\0\0\0\0\0\0", 10, "is not text"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        put("o.txt", cases[i].bytes, cases[i].n);
+        refuse("o.txt", ERR_FORMAT, cases[i].word);
+    }
+    put_text("o.csv", "a,b\n1,2\n");
+    refuse("o.csv", ERR_FORMAT, "is CSV");
+    put_stream("o.gz", ARCHIVE_FILTER_GZIP, "PAR1 and so on");
+    refuse("o.gz", ERR_FORMAT, "is a Parquet file");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_join),      cmocka_unit_test(test_files),
-        cmocka_unit_test(test_jsonl),     cmocka_unit_test(test_gzip),
-        cmocka_unit_test(test_zip),       cmocka_unit_test(test_bombs),
-        cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_join),     cmocka_unit_test(test_files),
+        cmocka_unit_test(test_rows),     cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_odd_rows), cmocka_unit_test(test_bad_share),
+        cmocka_unit_test(test_plain),    cmocka_unit_test(test_encodings),
+        cmocka_unit_test(test_invalid),  cmocka_unit_test(test_other_formats),
     };
-    return cmocka_run_group_tests(tests, make_dir, drop_dir);
+    return cmocka_run_group_tests(tests, text_make_dir, text_drop_dir);
 }

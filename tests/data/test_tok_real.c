@@ -68,7 +68,8 @@ static int run(const char *data)
     char *text = NULL, *llama2 = NULL;
     if (file_join(&text, data, "wikitext2/wiki.test.raw") ||
         file_join(&llama2, data, "llama2") ||
-        corpus_load(&c, (const char *const *)&text, 1, JOIN_ROWS)) {
+        corpus_load(&c, (const char *const *)&text, 1,
+                    &(struct corpus_rules){JOIN_ROWS, NULL})) {
         fprintf(stderr, "%s\n", err_text());
         goto out;
     }
