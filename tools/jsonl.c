@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/jsonl.h"
 
-#include "kernels/base/file.h"
-#include "kernels/base/mem.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,13 +9,13 @@
 
 enum err jsonl_open(struct jsonl *f, const char *path)
 {
-    *f = (struct jsonl){.path = path};
-    return file_read_all(&f->text, &f->n, path, LIMIT);
+    *f = (struct jsonl){.path = unpack_shown(path)};
+    return unpack_open(&f->content, path, LIMIT);
 }
 
 void jsonl_close(struct jsonl *f)
 {
-    mem_free(f->text);
+    unpack_close(&f->content);
     *f = (struct jsonl){0};
 }
 
@@ -32,10 +29,11 @@ static bool is_blank(const char *p, size_t n)
 
 enum err jsonl_next(json_t **row, struct jsonl *f)
 {
-    while (f->at < f->n) {
-        const char *p = f->text + f->at;
-        const char *end = memchr(p, '\n', f->n - f->at);
-        const size_t n = end ? (size_t)(end - p) : f->n - f->at;
+    while (f->at < f->content.bytes) {
+        const char *p = f->content.data + f->at;
+        const size_t left = f->content.bytes - f->at;
+        const char *end = memchr(p, '\n', left);
+        const size_t n = end ? (size_t)(end - p) : left;
         f->at += n + (end != NULL);
         f->line++;
         if (is_blank(p, n))

@@ -24,6 +24,8 @@ static enum err read_rows(json_t *list, const char *path)
     enum err err = OK;
     struct jsonl f;
     json_t *row;
+    FAIL_IF(file_exists(path) && !file_is_regular(path), ERR_NOT_FOUND,
+            "%s: not a regular file", path);
     TRY(jsonl_open(&f, path));
     while (!(err = jsonl_next(&row, &f)) && row) {
         const bool known = json_is_object(row) && json_object_get(row, "identity") &&
