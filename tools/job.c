@@ -84,7 +84,7 @@ enum err job_read_text(struct job *j)
     struct corpus text = {0};
     const struct recipe_files *files = &j->recipe.data;
     const struct corpus_rules rules = {(enum corpus_join)j->recipe.join,
-                                       NULL};
+                                       j->recipe.text_field};
     if (j->ids.n)
         return check_ids(j);
     TRY(tokenizer_open(&j->tokenizer, j->model_dir));

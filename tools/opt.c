@@ -46,8 +46,11 @@ const struct opt opt_recipe[] = {
 const struct opt opt_data[] = {
     {OPT_HEADING, .help = "Text:"},
     {OPT_LIST, 'd', "data", "FILE", offsetof(struct args, data),
-     .help = "Text to read: .txt .raw .tokens .jsonl, each also .gz, or .zip; repeatable "
-             "(default: the configuration's calibration.data)"},
+     .help = "Text to read: plain text or JSON rows, also compressed or in an archive; - is "
+             "standard input; repeatable (default: the configuration's calibration.data)"},
+    {OPT_TEXT, .name = "text-field", .arg = "NAME", .offset = offsetof(struct args, text_field),
+     .help = "Field of a JSON row that holds its text or chat messages (default: text, else "
+             "content, else messages)"},
     {OPT_TEXT, .name = "join", .arg = "RULE", .offset = offsetof(struct args, join),
      .choices = "auto|rows|file",
      .help = "How a file becomes one string: rows joined by two newlines (the literature's way, "

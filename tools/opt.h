@@ -33,7 +33,7 @@ struct args {
     const char *model, *base, *title, *max_increase, *work;
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
-        *tokenizer;
+        *tokenizer, *text_field;
     const char *batch, *length; /* lists */
     bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform;
     int64_t limit;
@@ -71,7 +71,7 @@ struct command {
 /* Tables that several commands share. */
 extern const struct opt opt_report[];   /* --json, --quiet, --verbose */
 extern const struct opt opt_recipe[];   /* --config, --set and their shortcuts */
-extern const struct opt opt_data[];     /* --data, --join, --bos */
+extern const struct opt opt_data[];     /* --data, --text-field, --join, --bos */
 extern const struct opt opt_progress[]; /* --log-json */
 
 /* Parse argv[1..] of a command into a, which need not be initialized. A mistake ends the

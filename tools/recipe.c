@@ -53,6 +53,9 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_BYTES:
         snprintf(out, n, "want auto, or a size in bytes as in 4096, 512M or 8G");
         break;
+    case KEY_NAME:
+        snprintf(out, n, "want a name of at most %d bytes", RECIPE_NAME_MAX - 1);
+        break;
     case KEY_FILES:
         snprintf(out, n, "want a file name");
         break;
@@ -105,6 +108,14 @@ static bool parse_bytes_key(uint64_t *out, const char *text)
     return opt_bytes(out, text) && *out;
 }
 
+static bool parse_name(char *out, const char *text)
+{
+    if (strlen(text) >= RECIPE_NAME_MAX)
+        return false;
+    strcpy(out, text);
+    return true;
+}
+
 /* *ok: it is a name, and there is room for it. ERR_MEMORY. */
 static enum err add_file(bool *ok, struct recipe_files *files, const char *path)
 {
@@ -147,6 +158,8 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
         return parse_bits(f, text);
     case KEY_BYTES:
         return parse_bytes_key(f, text);
+    case KEY_NAME:
+        return parse_name(f, text);
     case KEY_MIX: /* set_key's */
     case KEY_FILES:
         break;
@@ -399,6 +412,8 @@ static enum err set_shortcuts(struct recipe *r, const struct args *a)
         TRY(recipe_set(r, "run.device", a->device, "--device"));
     if (a->join)
         TRY(recipe_set(r, "calibration.join", a->join, "--join"));
+    if (a->text_field)
+        TRY(recipe_set(r, "calibration.text_field", a->text_field, "--text-field"));
     if (a->bos)
         TRY(recipe_set(r, "calibration.bos", a->bos, "--bos"));
     if (a->data.n)

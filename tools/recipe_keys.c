@@ -12,7 +12,9 @@
 /* clang-format off */
 const struct recipe_key recipe_key[] = {
     {"calibration.data", KEY_FILES, AT(data), "", .free = true,
-     .why = "text to calibrate on: .txt .raw .tokens .jsonl, each also .gz, or .zip; a list joins them"},
+     .why = "text to calibrate on: plain text or JSON rows, also compressed or in an archive; a list joins them"},
+    {"calibration.text_field", KEY_NAME, AT(text_field), "", .free = true,
+     .why = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
     {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
      .why = "random windows of the text; time grows with it"},
     {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", 2, 1 << 20,
@@ -141,6 +143,9 @@ static void value_text(char *out, size_t n, const struct recipe *r,
         else
             snprintf(out, n, "auto");
         break;
+    case KEY_NAME:
+        snprintf(out, n, "%s", (const char *)f);
+        break;
     case KEY_MIX: /* recipe_text's */
     case KEY_FILES:
         snprintf(out, n, "%s", "");
@@ -196,6 +201,7 @@ static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
             return json_integer((json_int_t) * (const uint64_t *)f);
         return json_string("auto");
     case KEY_CHOICE:
+    case KEY_NAME:
         value_text(text, sizeof(text), r, k);
         return json_string(text);
     case KEY_MIX:
@@ -212,10 +218,12 @@ static int section_length(const struct recipe_key *k)
     return (int)strcspn(k->name, ".");
 }
 
-/* Left out: what has none reads as before there was one. */
-static bool is_no_mix(const struct recipe *r, const struct recipe_key *k)
+/* Left out when empty: a configuration without the key reads the same. */
+static bool is_left_out(const struct recipe *r, const struct recipe_key *k)
 {
-    return k->kind == KEY_MIX && !*(struct mix *const *)field(r, k);
+    const void *f = field(r, k);
+    return (k->kind == KEY_MIX && !*(struct mix *const *)f) ||
+           (k->kind == KEY_NAME && !*(const char *)f);
 }
 
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
@@ -224,7 +232,7 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
     for (int i = 0; root && i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char section[32];
-        if ((identity && k->free) || is_no_mix(r, k))
+        if ((identity && k->free) || is_left_out(r, k))
             continue;
         snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
         json_t *o = json_object_get(root, section);
@@ -270,6 +278,9 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_MIX:
         snprintf(out, n, "rules in quotes");
         break;
+    case KEY_NAME:
+        snprintf(out, n, "a name");
+        break;
     case KEY_FILES:
         snprintf(out, n, "file name or list");
         break;
@@ -298,9 +309,9 @@ void recipe_print_reference(FILE *f)
         last = k->name;
         range_text(range, sizeof(range), k);
         fprintf(f, "  # %s [%s]\n  %s: %s\n", k->why, range, k->name + n + 1,
-                k->kind == KEY_FILES ? "[]"
-                : k->kind == KEY_MIX ? "\"\""
-                                     : k->value);
+                k->kind == KEY_FILES                        ? "[]"
+                : k->kind == KEY_MIX || k->kind == KEY_NAME ? "\"\""
+                                                            : k->value);
     }
 }
 

@@ -86,7 +86,7 @@ static enum err copy_files(struct recipe_files *out, const struct recipe_files *
 static enum err read_text(struct sweep_text *t, struct sweep *s)
 {
     struct corpus text = {0};
-    const struct corpus_rules rules = {(enum corpus_join)t->join, NULL};
+    const struct corpus_rules rules = {(enum corpus_join)t->join, t->text_field};
     TRY(corpus_load(&text, (const char *const *)t->files.path, t->files.n, &rules));
     const enum err err = tokenizer_encode(&t->ids, s->tokenizer, text.text, text.bytes,
                                           (enum bos_rule)t->bos);
@@ -107,12 +107,13 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
         struct sweep_text *t = &s->text[i];
         *out = i;
         if (t->join == r->join && t->bos == r->bos &&
-            same_files(&t->files, files))
+            !strcmp(t->text_field, r->text_field) && same_files(&t->files, files))
             return OK;
     }
     TRY(mem_resize(&s->text, (size_t)s->n_texts, (size_t)s->n_texts + 1, sizeof(*s->text)));
     struct sweep_text *t = &s->text[s->n_texts];
     *t = (struct sweep_text){.join = r->join, .bos = r->bos};
+    strcpy(t->text_field, r->text_field);
     *out = s->n_texts++;
     TRY(copy_files(&t->files, files));
     return read_text(t, s);

@@ -22,6 +22,7 @@
 struct sweep_text {
     struct recipe_files files; /* owned */
     int join, bos;
+    char text_field[RECIPE_NAME_MAX];
     struct token_ids ids;
     uint32_t crc;
 };

@@ -47,6 +47,8 @@ static void put_text(FILE *f, const struct sweep_run *run, const struct recipe_f
 {
     for (int i = 0; i < files->n; i++)
         put_option(f, "data", files->path[i]);
+    if (run->args.text_field)
+        put_option(f, "text-field", run->args.text_field);
     if (run->args.join)
         put_option(f, "join", run->args.join);
     if (run->args.bos)
