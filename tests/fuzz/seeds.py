@@ -4,14 +4,17 @@
 
 OUT/base holds sound files that lie beside the hostile one (a model, two shards, a state, an
 artifact); OUT/seeds/TARGET holds small inputs of each target. Same program, same bytes."""
+import bz2
 import gzip
 import io
 import json
+import lzma
 import pathlib
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -90,6 +93,28 @@ def archive_seeds():
     yield zipped([("r.jsonl", rows)])
 
 
+    yield lzma.compress(rows)
+    yield bz2.compress(rows)
+    yield gzip.compress(bz2.compress(b"packed twice\n"), mtime=0)
+    # One raw block of a zstd frame, as no module of Python 3.11 writes.
+    yield b"\x28\xb5\x2f\xfd\x20\x05\x29\x00\x00hello"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as t:
+        for name, data in (("a/t.txt", b"text\n"), ("b.bin", b"\0\1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    yield buffer.getvalue()
+
+
+def row_seeds():
+    yield b'{"text": "one"}\n{"text": "two \\u00e9\\ud83d\\ude00\\ud800"}\n{"text": null}\n'
+    yield b'[{"text": "one", "n": [NaN, -1.5e3]}, {"te\\u0078t": "two"}]'
+    yield b'{"version": 1, "data": [{"content": "a"}, {"content": "b", "x": {}}]}'
+    yield b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "a", "content": null}]}'
+    yield b'{\n"text": "one"\n}\n{\n"text": "two", "text": "three"\n}'
+
+
 def task_rows():
     yield {"goal": "open it", "sol1": "pull", "sol2": "push", "label": 0}
     yield {"question": "What is wet?", "choices": {"text": ["sand", "rain", "fire"],
@@ -155,7 +180,11 @@ def all_seeds(base):
     yield "yaml", [r for r in recipes if len(r) < 16384] + [b"preset: w4kv4\n"]
     yield "sweep", plans + [r for r in recipes if b"grid" in r or b"cells" in r]
     yield "text", [marked(0, b'{"text": "one"}\n{"text": "two"}\n'),
-                   marked(1, b"plain \xff text\r\n"), marked(2, b" = T = \n \n row \n")]
+                   marked(1, b"plain \xff text\r\n"), marked(2, b" = T = \n \n row \n"),
+                   marked(3, b"id,text\n1,one\n"), marked(1, "\ufeffmark\n".encode()),
+                   *(marked(1, "caf\u00e9\n".encode(e)) for e in ("utf-16", "utf-32", "latin-1")),
+                   marked(4, b'{"body": "one"}\n')]
+    yield "rows", list(row_seeds())
     yield "archive", list(archive_seeds())
     yield "state", [(state / "manifest.json").read_bytes()]
     yield "block", [block]
