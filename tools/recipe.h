@@ -25,7 +25,7 @@ struct recipe_files {
 struct recipe {
     struct recipe_files data;
     int64_t samples, seqlen, epochs, seed;
-    int join, bos; /* enum corpus_join, enum bos_rule */
+    int join, bos;                    /* enum corpus_join, enum bos_rule */
     char text_field[RECIPE_NAME_MAX]; /* of JSON rows; "": the usual ones */
     int weight_method, weight_round, weight_init;
     int64_t weight_bits, weight_group;
@@ -90,7 +90,8 @@ enum err recipe_load_yaml(struct recipe *r, const char *path);
 enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
 /* Defaults, the preset of a->set, else of a->config, then a->config, a->set in order, then
  * the shortcuts (--threads, --memory,
- * --data, --text-field, --join, --bos). r is initialized here; free it whatever the result. */
+ * --data, --text-field, --join, --bos). r is initialized here; free it whatever the result.
+ */
 enum err recipe_from_args(struct recipe *r, const struct args *a);
 
 /* {"calibration": {...}, ...}; identity: only the keys that decide the result. */
