@@ -60,11 +60,11 @@ static enum err check_text(const struct unpacked *u, const char *shown)
     const int64_t line = text_line(u->data, first);
     const bool many = bad > u->bytes / BAD_BYTES_IN;
     FAIL_IF(many && 2 * controls > bad, ERR_FORMAT,
-            "%s: is not text: %.2g %% of its bytes are control characters, the first in "
+            "%s: is not text: %.3g %% of its bytes are control characters, the first in "
             "line %" PRId64 "; give a text file, or convert it: iconv -f UTF-16LE -t UTF-8",
             shown, share, line);
     FAIL_IF(many, ERR_FORMAT,
-            "%s: is not UTF-8: %.2g %% of its bytes, the first in line %" PRId64
+            "%s: is not UTF-8: %.3g %% of its bytes, the first in line %" PRId64
             "; convert it, as with iconv -f WINDOWS-1252 -t UTF-8",
             shown, share, line);
     if (bad > controls)

@@ -244,11 +244,11 @@ static void test_invalid(void **state)
     b[999] = '\xe9';
     put("i.txt", b, 3000);
     refuse("i.txt", ERR_FORMAT,
-           "is not UTF-8: 0.13 % of its bytes, the first in line 1; "
+           "is not UTF-8: 0.133 % of its bytes, the first in line 1; "
            "convert it, as with iconv -f WINDOWS-1252 -t UTF-8");
     memset(b + 999, 1, 4);
     put("i.txt", b, 3000);
-    refuse("i.txt", ERR_FORMAT, "is not text: 0.13 % of its bytes are control characters");
+    refuse("i.txt", ERR_FORMAT, "is not text: 0.133 % of its bytes are control characters");
     memset(b, 'a', 3000);
     b[1] = '\0';
     put("i.txt", b, 3000);
