@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/lock.h"
+
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/owner.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+static enum err refuse(const char *file, const char *what, enum owner_state state,
+                       const char *about)
+{
+    FAIL_IF(state == OWNER_ALIVE, ERR_USAGE,
+            "%s: another process (%s) works on %s; wait for it or stop it", file, about,
+            what);
+    FAIL(ERR_USAGE,
+         "%s: %s may work on %s, and this host cannot tell; once that process is known "
+         "to be gone, remove the file",
+         file, about, what);
+}
+
+/* Take a dead owner's file away by one rename, which only one process wins. What the rename
+ * caught is looked at again: another process may have taken the lock in between. */
+static enum err clear_dead(const char *file, const char *what)
+{
+    enum err err = OK;
+    char *aside = NULL, tag[OWNER_TAG_MAX], about[OWNER_TEXT_MAX];
+    owner_tag(tag);
+    TRY(mem_alloc(&aside, strlen(file) + sizeof(tag) + 8, 1));
+    sprintf(aside, "%s.tmp.%s", file, tag);
+    if (rename(file, aside)) {
+        if (errno != ENOENT)
+            err = err_set(ERR_IO, __FILE__, __LINE__, "%s: cannot rename: %s", file,
+                          strerror(errno));
+        goto out;
+    }
+    const enum owner_state state = owner_of_mark(aside, about);
+    if (state != OWNER_DEAD) {
+        if (!link(aside, file))
+            unlink(aside);
+        err = refuse(file, what, state, about);
+        goto out;
+    }
+    unlink(aside);
+out:
+    mem_free(aside);
+    return err;
+}
+
+static enum err take_by_file(struct lock *l, const char *path, const char *what)
+{
+    enum err err = OK;
+    char *file = NULL, about[OWNER_TEXT_MAX];
+    bool taken = true;
+    TRY(mem_alloc(&file, strlen(path) + sizeof(LOCK_OWNER_SUFFIX), 1));
+    sprintf(file, "%s%s", path, LOCK_OWNER_SUFFIX);
+    for (int i = 0; taken && i < 2; i++) {
+        TRY_OUT(owner_mark(&taken, file));
+        if (!taken)
+            break;
+        const enum owner_state state = owner_of_mark(file, about);
+        if (state != OWNER_DEAD)
+            TRY_OUT(refuse(file, what, state, about));
+        log_warn("%s: %s has ended; its lock is taken over", file, about);
+        TRY_OUT(clear_dead(file, what));
+    }
+    if (taken)
+        FAIL_OUT(ERR_USAGE, "%s: another process works on %s; wait for it or stop it", file,
+                 what);
+    l->owner = file;
+    return OK;
+out:
+    mem_free(file);
+    return err;
+}
+
+enum err lock_take(struct lock *out, const char *path, const char *what)
+{
+    enum err err = OK;
+    struct lock l = {.fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644)};
+    int why = 0;
+    FAIL_IF(l.fd < 0, ERR_IO, "%s: %s", path, strerror(errno));
+    while (flock(l.fd, LOCK_EX | LOCK_NB)) {
+        why = errno;
+        if (why != EINTR)
+            break;
+        why = 0;
+    }
+    if (why == EWOULDBLOCK)
+        FAIL_OUT(ERR_USAGE, "%s: another process works on %s; wait for it or stop it", path,
+                 what);
+    if (why == ENOSYS || why == ENOLCK || why == EOPNOTSUPP) {
+        log_warn("%s: the file system has no locks (%s); the file %s%s guards %s instead",
+                 path, strerror(why), path, LOCK_OWNER_SUFFIX, what);
+        TRY_OUT(take_by_file(&l, path, what));
+    } else if (why) {
+        FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(why));
+    }
+    *out = l;
+    return OK;
+out:
+    lock_release(&l);
+    return err;
+}
+
+void lock_release(struct lock *l)
+{
+    if (l->owner && owner_mark_is_mine(l->owner))
+        unlink(l->owner);
+    if (l->fd >= 0)
+        close(l->fd);
+    mem_free(l->owner);
+    *l = (struct lock){.fd = -1};
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One process at a time, with flock and on a file system that has none. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/file.h"
+#include "kernels/base/lock.h"
+#include "kernels/base/log.h"
+#include "tests/base/dead.h"
+#include "tests/scratch.h"
+
+#include <errno.h>
+#include <sys/file.h>
+
+static char dir[96], path[160], owner[176];
+static int flock_errno; /* 0: as the system does */
+
+int __real_flock(int fd, int operation);
+int __wrap_flock(int fd, int operation);
+
+int __wrap_flock(int fd, int operation)
+{
+    if (!flock_errno)
+        return __real_flock(fd, operation);
+    errno = flock_errno;
+    return -1;
+}
+
+static void quiet(void *ctx, enum log_level level, const char *line)
+{
+}
+
+static int setup(void **state)
+{
+    err_clear();
+    flock_errno = 0;
+    log_set_sink(quiet, NULL);
+    if (!scratch_dir(dir, sizeof(dir)))
+        return -1;
+    snprintf(path, sizeof(path), "%s/lock", dir);
+    snprintf(owner, sizeof(owner), "%s.owner", path);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    log_set_sink(NULL, NULL);
+    return !scratch_remove(dir);
+}
+
+static void refused(const char *why)
+{
+    struct lock l;
+    err_clear();
+    assert_int_equal(lock_take(&l, path, "this state"), ERR_USAGE);
+    assert_non_null(strstr(err_text(), why));
+}
+
+static void taken_once(void **state)
+{
+    struct lock l;
+    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_false(file_exists(owner));
+    refused("another process");
+    lock_release(&l);
+    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    lock_release(&l);
+}
+
+static void without_flock(void **state)
+{
+    static const int codes[] = {ENOSYS, ENOLCK, EOPNOTSUPP};
+    for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
+        struct lock l;
+        flock_errno = codes[i];
+        assert_int_equal(lock_take(&l, path, "this state"), OK);
+        assert_true(file_exists(owner));
+        refused("another process");
+        assert_true(file_exists(owner));
+        lock_release(&l);
+        assert_false(file_exists(owner));
+    }
+    flock_errno = EIO;
+    struct lock l;
+    err_clear();
+    assert_int_equal(lock_take(&l, path, "this state"), ERR_IO);
+}
+
+static int take_and_die(void *ctx)
+{
+    struct lock l;
+    return lock_take(&l, path, "this state") != OK;
+}
+
+static void a_dead_owner_is_followed(void **state)
+{
+    struct lock l;
+    flock_errno = ENOSYS;
+    assert_int_equal(dead_run(take_and_die, NULL), 0);
+    assert_int_equal(owner_of_mark(owner, NULL), OWNER_DEAD);
+    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(owner_of_mark(owner, NULL), OWNER_ALIVE);
+    lock_release(&l);
+}
+
+static void an_unknown_owner_is_not(void **state)
+{
+    static const char far[] = "wkvq-owner 1\nhost far\nboot b\npidns p\npid 1\nstart 2\n";
+    flock_errno = ENOSYS;
+    assert_int_equal(file_write_all(owner, far, strlen(far)), OK);
+    refused("process 1 on far may work on this state");
+    assert_int_equal(file_size(owner), (int64_t)strlen(far));
+    assert_int_equal(file_write_all(owner, "mine", 4), OK);
+    refused("remove the file");
+    assert_int_equal(file_size(owner), 4);
+}
+
+/* Another host took over meanwhile, because a person removed the file. */
+static void what_is_not_mine_stays(void **state)
+{
+    struct lock l;
+    flock_errno = ENOSYS;
+    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(file_write_all(owner, "theirs", 6), OK);
+    lock_release(&l);
+    assert_int_equal(file_size(owner), 6);
+}
+
+/* The lock is a file of its own: a link would make or lock somebody's. */
+static void a_link_is_no_lock(void **state)
+{
+    struct lock l;
+    assert_int_equal(symlink("elsewhere", path), 0);
+    assert_int_equal(lock_take(&l, path, "this state"), ERR_IO);
+    snprintf(owner, sizeof(owner), "%s/elsewhere", dir);
+    assert_false(file_exists(owner));
+}
+
+#define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE(taken_once),
+        CASE(without_flock),
+        CASE(a_dead_owner_is_followed),
+        CASE(an_unknown_owner_is_not),
+        CASE(what_is_not_mine_stays),
+        CASE(a_link_is_no_lock),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
