@@ -59,11 +59,17 @@ static enum err run(struct args *a)
     FAIL_IF(a->shape, ERR_USAGE, "--shape: goes with --plan and without MODEL_DIR");
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the state: give -o STATE");
+    TRY_OUT(state_probe(a->out));
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
     if (planned)
         goto out;
     TRY_OUT(stage_calibrate(&s, &j, a->out));
+    if (state_removing(s))
+        FAIL_OUT(
+            ERR_USAGE,
+            "%s: the rest of a state whose artifact is finished; remove it to start over",
+            a->out);
     TRY_OUT(print_result(&j, s));
 out:
     state_close(&s);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "convert/artifact/outdir.h"
 #include "convert/artifact/reader.h"
 #include "data/json.h"
 #include "kernels/base/file.h"
@@ -85,6 +86,7 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
+    TRY_OUT(outdir_probe(a->out, a->force));
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
     TRY_OUT(warn_without_tokenizer(a->pos.item[0]));

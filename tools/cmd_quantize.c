@@ -20,7 +20,8 @@ static const struct opt options[] = {
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the artifact (default: none, required)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
-     .help = "Directory for the calibration's state (default: OUT.state)"},
+     .help = "Directory for the calibration's state (default: OUT.state; OUT/.wkvq-state where "
+             "OUT is a mount point or its parent is not writable)"},
     {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
      .help = "Keep the state when the artifact is verified"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
@@ -35,18 +36,13 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-/* OUT.state; a slash at OUT's end does not hide it inside. */
-static enum err state_dir_of(char **out, const struct args *a)
-{
-    if (a->state)
-        return mem_strdup(out, a->state);
-    size_t n = strlen(a->out);
-    while (n > 1 && a->out[n - 1] == '/')
-        n--;
-    TRY(mem_alloc(out, n + sizeof(".state"), 1));
-    sprintf(*out, "%.*s.state", (int)n, a->out);
-    return OK;
-}
+/* Where the job writes, and what an earlier run of it left there. */
+struct output {
+    char *state;   /* its directory */
+    bool replace;  /* --force, or the artifact was written from this very state */
+    bool finished; /* the artifact is verified; a kill came while the state was removed */
+    bool no_state; /* finished, and the state's directory is empty */
+};
 
 /* By name; a state elsewhere under the same name is refused when it is opened. */
 static bool same_directory(const char *a, const char *b)
@@ -59,21 +55,41 @@ static bool same_directory(const char *a, const char *b)
     return n == m && !strncmp(a, b, n);
 }
 
-/* Can the artifact be written, hours from now? One that is there is in the way, unless this
- * job wrote it: then its state is still there. */
-static enum err check_output(bool *force, const struct args *a, const char *state_dir)
+/* An artifact that is there is in the way, unless this job wrote it: then it names the
+ * state that is still there. */
+static enum err look_at_state(struct output *o, const struct args *a)
 {
-    struct outdir trial = {0};
-    FAIL_IF(same_directory(a->out, state_dir), ERR_USAGE,
-            "-o and --state both name %s; artifact and state need a directory each",
-            state_dir);
-    TRY(state_is(force, state_dir));
-    *force |= a->force;
-    if (a->plan)
-        return OK;
-    TRY(outdir_open(&trial, a->out, *force));
-    outdir_abort(&trial);
+    struct state_look look;
+    char mark[STATE_MARK];
+    TRY(state_look(&look, o->state));
+    TRY(stage_artifact_mark(mark, a->out));
+    const bool own = *look.mark && !strcmp(look.mark, mark);
+    FAIL_IF(
+        look.removing && !own, ERR_USAGE,
+        "%s: the rest of a state whose artifact was finished, and %s does not hold that "
+        "artifact; remove the state to start over",
+        o->state, a->out);
+    o->replace = a->force || own;
+    o->no_state = look.empty && *mark && !a->force;
+    o->finished = look.removing || o->no_state;
     return OK;
+}
+
+/* Can artifact and state be written, hours from now? */
+static enum err check_output(struct output *o, const struct args *a)
+{
+    if (a->state)
+        TRY(mem_strdup(&o->state, a->state));
+    else
+        TRY(outdir_state(&o->state, a->out));
+    FAIL_IF(same_directory(a->out, o->state), ERR_USAGE,
+            "-o and --state both name %s; artifact and state need a directory each",
+            o->state);
+    TRY(outdir_recover(a->out));
+    TRY(look_at_state(o, a));
+    if (!o->finished)
+        TRY(outdir_probe(a->out, o->replace));
+    return state_probe(o->state);
 }
 
 /* The verification's report, and what the calibration came to. */
@@ -109,19 +125,44 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
     return OK;
 }
 
-static enum err finish(struct job *j, struct state **s, bool force, double start)
+static enum err check_passed(const struct args *a, const struct verify_report *r,
+                             const char *state)
+{
+    FAIL_IF(!r->passed, ERR_VERIFY, "%s: verification failed: %s; the state stays in %s",
+            a->out, r->first_difference, state);
+    return OK;
+}
+
+static enum err finish(struct job *j, struct state **s, bool replace, double start)
+{
+    const struct args *a = j->args;
+    const bool removing = state_removing(*s);
+    struct calib_summary sum;
+    struct verify_report report = {0};
+    TRY(stage_summary(&sum, *s));
+    if (!removing)
+        TRY(stage_convert(j, *s, a->out, replace));
+    TRY(stage_verify(&report, j, removing ? NULL : *s, a->out, NULL));
+    TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
+    TRY(check_passed(a, &report, state_dir(*s)));
+    return a->keep_state && !removing ? OK : state_remove(s);
+}
+
+/* The state is gone but for its directory: the artifact itself says whose it is. */
+static enum err finish_without_state(struct job *j, const char *state_dir, double start)
 {
     const struct args *a = j->args;
     struct calib_summary sum;
     struct verify_report report = {0};
-    TRY(stage_summary(&sum, *s));
-    TRY(stage_convert(j, *s, a->out, force));
-    TRY(stage_verify(&report, j, *s, a->out, NULL));
+    bool own;
+    TRY(stage_artifact_is(&own, &sum, j, a->out));
+    FAIL_IF(!own, ERR_USAGE,
+            "%s: holds an artifact of another job already; overwrite it with --force",
+            a->out);
+    TRY(stage_verify(&report, j, NULL, a->out, NULL));
     TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
-    FAIL_IF(!report.passed, ERR_VERIFY,
-            "%s: verification failed: %s; the state stays in %s", a->out,
-            report.first_difference, state_dir(*s));
-    return a->keep_state ? OK : state_remove(s);
+    TRY(check_passed(a, &report, state_dir));
+    return state_remove_empty(state_dir);
 }
 
 static enum err run(struct args *a)
@@ -129,23 +170,26 @@ static enum err run(struct args *a)
     enum err err = OK;
     struct job j = {0};
     struct state *s = NULL;
-    char *dir = NULL;
-    bool planned = false, force = false;
+    struct output out = {0};
+    bool planned = false;
     const double start = (double)time(NULL);
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
-    TRY_OUT(state_dir_of(&dir, a));
-    TRY_OUT(check_output(&force, a, dir));
+    TRY_OUT(check_output(&out, a));
     TRY_OUT(job_open(&j, a, a->pos.item[0]));
     TRY_OUT(recipe_check_runtime(&j.recipe));
-    TRY_OUT(stage_prepare(&planned, &j, dir));
+    TRY_OUT(stage_prepare(&planned, &j, out.state));
     if (planned)
         goto out;
-    TRY_OUT(stage_calibrate(&s, &j, dir));
-    TRY_OUT(finish(&j, &s, force, start));
+    if (out.no_state) {
+        err = finish_without_state(&j, out.state, start);
+        goto out;
+    }
+    TRY_OUT(stage_calibrate(&s, &j, out.state));
+    TRY_OUT(finish(&j, &s, out.replace, start));
 out:
     state_close(&s);
     job_close(&j);
-    mem_free(dir);
+    mem_free(out.state);
     return err;
 }
 

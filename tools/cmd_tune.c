@@ -328,6 +328,7 @@ static enum err run(struct args *a)
     char *work = NULL;
     TRY_OUT(read_goal(&t));
     TRY_OUT(recipe_from_args(&r, a));
+    TRY_OUT(file_writer_probe(a->out));
     TRY_OUT(work_dir(&work, a));
     TRY_OUT(make_plan(&plan, &t, &r, a->pos.item[0], work));
     TRY_OUT(sweep_open(&t.sweep, a, &plan, a->pos.item[0], work));

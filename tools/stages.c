@@ -2,14 +2,17 @@
 #include "tools/stages.h"
 
 #include "config.h"
+#include "convert/artifact/manifest.h"
 #include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/preflight.h"
+#include "tools/state_diff.h"
 #include "tools/stop.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -17,14 +20,12 @@
 /* auto goes on as it began, on whatever device. */
 static enum err adopt_compute(struct job *j, const char *state_dir)
 {
-    struct state *s = NULL;
-    bool begun;
-    TRY(state_is(&begun, state_dir));
-    if (j->recipe.compute || !begun)
+    struct state_look look;
+    if (j->recipe.compute)
         return OK;
-    TRY(state_open_read(&s, state_dir, NULL));
-    j->recipe.compute = state_recipe(s)->compute;
-    state_close(&s);
+    TRY(state_look(&look, state_dir));
+    if (look.is)
+        j->recipe.compute = look.compute;
     return OK;
 }
 
@@ -101,11 +102,12 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
     return OK;
 }
 
-/* {"wkvq": version, "checkpoint", "tokenizer", "text", "calibration"}: where the numbers
- * come from. Without a state: the version and what the scales are. */
+/* {"wkvq": version, "checkpoint", "tokenizer", "text", "state", "calibration"}: where the
+ * numbers come from. Without a state: the version and what the scales are. */
 static enum err provenance(char **out, const struct state *s)
 {
     struct calib_summary sum;
+    char mark[STATE_MARK];
     json_t *o = json_pack("{s:s}", "wkvq", WKVQ_VERSION);
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the manifest");
     if (s) {
@@ -118,6 +120,8 @@ static enum err provenance(char **out, const struct state *s)
         json_object_del(identity, "config");
         json_object_update(o, identity);
         json_decref(identity);
+        state_mark(mark, s);
+        json_object_set_new(o, "state", json_string(mark));
         json_object_set_new(o, "calibration",
                             json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum.blocks,
                                       "gained", (json_int_t)sum.gained, "mean_gain",
@@ -185,6 +189,57 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
 out:
     free(config);
     free(from);
+    return err;
+}
+
+enum err stage_artifact_mark(char out[STATE_MARK], const char *dir)
+{
+    struct manifest *m = NULL;
+    out[0] = '\0';
+    const enum err err = manifest_open(&m, dir);
+    if (err == ERR_MEMORY || err == ERR_IO)
+        return err;
+    if (err) {
+        err_clear(); /* no artifact, or a damaged one: of no state */
+        return OK;
+    }
+    const json_t *provenance = json_object_get(m->root, "provenance");
+    const char *mark = json_string_value(json_object_get(provenance, "state"));
+    snprintf(out, STATE_MARK, "%.8s", mark ? mark : "");
+    manifest_close(&m);
+    return OK;
+}
+
+enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
+                           const char *dir)
+{
+    enum err err = OK;
+    struct manifest *m = NULL;
+    json_t *identity = NULL, *have = NULL;
+    TRY(manifest_open(&m, dir));
+    const json_t *from = json_object_get(m->root, "provenance");
+    TRY_OUT(job_identity(&identity, j));
+    have = json_pack(
+        "{s:O?, s:O?, s:O?, s:O?}", "config", json_object_get(m->root, "config"),
+        "checkpoint", json_object_get(from, "checkpoint"), "tokenizer",
+        json_object_get(from, "tokenizer"), "text", json_object_get(from, "text"));
+    if (!have)
+        FAIL_OUT(ERR_FORMAT, "%s: provenance is incomplete", dir);
+    err = state_compare(dir, have, identity);
+    *yes = !err;
+    if (err == ERR_MISMATCH) {
+        err_clear();
+        err = OK;
+    }
+    const json_t *calibration = json_object_get(from, "calibration");
+    *sum = (struct calib_summary){
+        .blocks = json_integer_value(json_object_get(calibration, "blocks")),
+        .gained = json_integer_value(json_object_get(calibration, "gained")),
+        .mean_gain = json_number_value(json_object_get(calibration, "mean_gain"))};
+out:
+    json_decref(have);
+    json_decref(identity);
+    manifest_close(&m);
     return err;
 }
 

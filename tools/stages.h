@@ -21,6 +21,13 @@ struct calib_summary {
 };
 enum err stage_summary(struct calib_summary *out, const struct state *s);
 
+/* The mark (state_mark) of the state that the artifact in dir was written from; "": dir
+ * holds none, or it was rounded to nearest. */
+enum err stage_artifact_mark(char out[STATE_MARK], const char *dir);
+/* *yes: the artifact in dir has the job's configuration, checkpoint, tokenizer and text.
+ * sum: what its calibration came to. Reads the whole checkpoint once. */
+enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
+                           const char *dir);
 /* Is s the job's checkpoint's? Reads the whole checkpoint once. ERR_MISMATCH if not. */
 enum err stage_check_checkpoint(const struct state *s, const struct job *j);
 /* Pack the checkpoint with the scales of s (NULL: round to nearest by the job's recipe). */

@@ -10,19 +10,14 @@
 #include "tools/state_block.h"
 #include "tools/state_diff.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #define FORMAT_NAME "wkvq-state"
 #define FORMAT_VERSION 1
-#define MANIFEST "manifest.json"
+#define MANIFEST STATE_MANIFEST
 #define MANIFEST_LIMIT (256u << 20)
 
 enum err state_path(char **out, const struct state *s, const char *name)
@@ -190,7 +185,8 @@ static enum err load_manifest(struct state *s)
                  "%s: the state is of a model with %" PRId64 " blocks, this "
                  "one has %" PRId64,
                  path, s->blocks, s->arch.n_layers);
-    TRY_OUT(check_done(s));
+    if (!state_removing(s))
+        TRY_OUT(check_done(s));
 out:
     mem_free(path);
     return err;
@@ -206,81 +202,13 @@ static enum err new_manifest(struct state *s, const json_t *identity)
     return state_write_manifest(s);
 }
 
-/* --- the directory ------------------------------------------------------------------ */
-
-static bool is_ours(const char *name)
-{
-    return !strncmp(name, "block-", 6) || !strncmp(name, "partial-", 8) ||
-           !strncmp(name, "stream-", 7) || !strncmp(name, MANIFEST, strlen(MANIFEST)) ||
-           !strcmp(name, "lock");
-}
-
-/* A file that a kill left behind: a temporary one, or one the manifest does not name. */
-static bool is_leftover(const struct state *s, const char *name)
-{
-    const char *partial = NULL;
-    int64_t block = 0;
-    if (strstr(name, ".tmp.") || !strncmp(name, "stream-", 7))
-        return true;
-    if (!strncmp(name, "partial-", 8)) {
-        const json_t *entry = json_object_get(s->manifest, "partial");
-        partial = json_string_value(json_object_get(entry, "file"));
-        return !partial || strcmp(partial, name);
-    }
-    if (sscanf(name, "block-%" SCNd64, &block) == 1)
-        return block >= state_done(s);
-    return false;
-}
-
-/* Look at every file: refuse a directory with other things in it, remove leftovers. */
-static enum err sweep(const struct state *s, bool remove_leftovers)
-{
-    enum err err = OK;
-    DIR *d = opendir(s->dir);
-    FAIL_IF(!d, ERR_IO, "%s: %s", s->dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
-            continue;
-        if (!is_ours(e->d_name))
-            FAIL_OUT(ERR_USAGE,
-                     "%s: holds '%s', which no state has; name an empty or new "
-                     "directory",
-                     s->dir, e->d_name);
-        if (remove_leftovers && is_leftover(s, e->d_name) &&
-            unlinkat(dirfd(d), e->d_name, 0))
-            FAIL_OUT(ERR_IO, "%s/%s: cannot remove: %s", s->dir, e->d_name,
-                     strerror(errno));
-    }
-out:
-    closedir(d);
-    return err;
-}
-
-static enum err take_lock(struct state *s)
-{
-    char *path = NULL;
-    enum err err = OK;
-    TRY(state_path(&path, s, "lock"));
-    s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (s->lock_fd < 0)
-        FAIL_OUT(ERR_IO, "%s: %s", path, strerror(errno));
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
-        if (errno == EWOULDBLOCK)
-            FAIL_OUT(ERR_USAGE,
-                     "%s: another process works on this state; wait for it or stop it",
-                     s->dir);
-        FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(errno));
-    }
-out:
-    mem_free(path);
-    return err;
-}
+/* --- opening ------------------------------------------------------------------------ */
 
 static enum err state_alloc(struct state **out, const char *dir, const struct arch *a)
 {
     struct state *s = NULL;
     TRY(mem_calloc(&s, 1, sizeof(*s)));
-    s->lock_fd = -1;
+    s->lock.fd = -1;
     if (a)
         s->arch = *a;
     recipe_init(&s->recipe);
@@ -300,6 +228,27 @@ static enum err has_manifest(bool *out, const struct state *s)
     return OK;
 }
 
+/* Before a lock is put into the directory: a manifest.json may be anybody's. */
+static enum err need_manifest_of_ours(const struct state *s)
+{
+    bool is;
+    TRY(state_is(&is, s->dir));
+    FAIL_IF(!is, ERR_FORMAT,
+            "%s/" MANIFEST ": not the manifest of a calibration state (want format "
+            "\"" FORMAT_NAME "\"); name an empty or new directory",
+            s->dir);
+    return OK;
+}
+
+static enum err take_lock(struct state *s)
+{
+    char *path = NULL;
+    TRY(state_path(&path, s, "lock"));
+    const enum err err = lock_take(&s->lock, path, "this state");
+    mem_free(path);
+    return err;
+}
+
 enum err state_open(struct state **out, const char *dir, const struct arch *a,
                     const json_t *identity)
 {
@@ -307,19 +256,21 @@ enum err state_open(struct state **out, const char *dir, const struct arch *a,
     struct state *s = NULL;
     bool old = false;
     TRY(state_alloc(&s, dir, a));
-    s->writable = true;
     TRY_OUT(file_make_dir(dir));
-    TRY_OUT(sweep(s, false));
+    TRY_OUT(state_check_names(s));
+    TRY_OUT(has_manifest(&old, s));
+    if (old)
+        TRY_OUT(need_manifest_of_ours(s));
     TRY_OUT(take_lock(s));
     TRY_OUT(has_manifest(&old, s));
     if (old) {
         TRY_OUT(load_manifest(s));
         TRY_OUT(state_compare(dir, json_object_get(s->manifest, "identity"), identity));
-        TRY_OUT(sweep(s, true));
     } else {
         TRY_OUT(new_manifest(s, identity));
-        TRY_OUT(sweep(s, true));
     }
+    TRY_OUT(state_check_names(s));
+    TRY_OUT(state_remove_leftovers(s));
     *out = s;
     return OK;
 out:
@@ -337,6 +288,11 @@ enum err state_open_read(struct state **out, const char *dir, const struct arch 
             dir);
     TRY(state_alloc(&s, dir, a));
     TRY_OUT(load_manifest(s));
+    if (state_removing(s))
+        FAIL_OUT(ERR_USAGE,
+                 "%s: its artifact is finished, and the state is half removed; the same "
+                 "`wkvq quantize` removes the rest",
+                 dir);
     *out = s;
     return OK;
 out:
@@ -353,27 +309,93 @@ void state_close(struct state **ps)
     block_quant_free(&s->current);
     recipe_free(&s->recipe);
     json_decref(s->manifest);
-    if (s->lock_fd >= 0)
-        close(s->lock_fd);
+    lock_release(&s->lock);
     mem_free(s->stream);
     mem_free(s->dir);
     mem_free(s);
     *ps = NULL;
 }
 
-/* The manifest goes first: what is left by a kill in between is not taken for a state. */
-enum err state_remove(struct state **ps)
+bool state_removing(const struct state *s)
 {
-    struct state *s = *ps;
-    char *path = NULL;
+    return json_is_true(json_object_get(s->manifest, "removing"));
+}
+
+void state_mark(char out[STATE_MARK], const struct state *s)
+{
+    uint32_t crc = 0;
+    size_t i;
+    json_t *entry;
+    out[0] = '\0';
+    char *text = json_text(state_identity(s),
+                           JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    if (!text || state_done(s) < state_blocks(s)) {
+        free(text);
+        return;
+    }
+    crc = bytes_crc32(crc, text, strlen(text));
+    free(text);
+    json_array_foreach(done_list(s), i, entry)
+    {
+        const char *block = json_string_value(json_object_get(entry, "crc32"));
+        crc = bytes_crc32(crc, block ? block : "", block ? strlen(block) : 0);
+    }
+    snprintf(out, STATE_MARK, "%08" PRIx32, crc);
+}
+
+/* A state whose other files are not looked at. */
+static enum err open_manifest(struct state **out, const char *dir)
+{
     enum err err = OK;
+    struct state *s = NULL;
+    char *path = NULL;
+    bool whole;
+    TRY(state_alloc(&s, dir, NULL));
     TRY_OUT(state_path(&path, s, MANIFEST));
-    if (unlink(path))
-        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
-    TRY_OUT(file_remove_dir(s->dir));
+    TRY_OUT(read_sealed(&s->manifest, &whole, path));
+    TRY_OUT(adopt_manifest(s, path, whole));
+    *out = s;
+    s = NULL;
 out:
     mem_free(path);
-    state_close(ps);
+    state_close(&s);
+    return err;
+}
+
+enum err state_look(struct state_look *out, const char *dir)
+{
+    struct state *s = NULL;
+    struct state_look look = {0};
+    TRY(state_is(&look.is, dir));
+    if (look.is) {
+        TRY(open_manifest(&s, dir));
+        look.removing = state_removing(s);
+        look.compute = s->recipe.compute;
+        state_mark(look.mark, s);
+        state_close(&s);
+    } else {
+        TRY(state_is_empty(&look.empty, dir));
+    }
+    *out = look;
+    return OK;
+}
+
+enum err state_discard(const char *dir)
+{
+    struct state *s = NULL;
+    struct state_look look;
+    TRY(state_look(&look, dir));
+    if (look.empty)
+        return state_remove_empty(dir);
+    FAIL_IF(!look.is && file_exists(dir), ERR_USAGE,
+            "%s: is no calibration state and stays there", dir);
+    if (!look.is)
+        return OK;
+    TRY(open_manifest(&s, dir));
+    const enum err err = take_lock(s);
+    if (!err)
+        return state_remove(&s);
+    state_close(&s);
     return err;
 }
 

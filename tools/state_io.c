@@ -5,6 +5,7 @@
 
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/owner.h"
 #include "tools/state_block.h"
 
 #include <errno.h>
@@ -32,10 +33,11 @@ static enum err nameless_file(int *out, const struct state *s, const char *name,
                               size_t bytes)
 {
     enum err err = OK;
-    char *path = NULL, file[96];
-    snprintf(file, sizeof(file), "stream-%s.tmp.%ld", name, (long)getpid());
+    char *path = NULL, file[128], tag[OWNER_TAG_MAX];
+    owner_tag(tag);
+    snprintf(file, sizeof(file), "stream-%s.tmp.%s", name, tag);
     TRY(state_path(&path, s, file));
-    const int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    const int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         FAIL_OUT(ERR_IO, "%s: cannot write: %s", path, strerror(errno));
     unlink(path);
@@ -111,11 +113,15 @@ void state_note_device(struct state *s, const char *device)
     snprintf(s->device, sizeof(s->device), "%s", device);
 }
 
+/* A file of an earlier manifest, if it is one: the name comes out of a file. */
 static enum err remove_file(const struct state *s, const char *name)
 {
     char *path = NULL;
+    if (strcmp(name, "partial-a.safetensors") && strcmp(name, "partial-b.safetensors"))
+        return OK;
     TRY(state_path(&path, s, name));
-    unlink(path);
+    if (file_is_plain(path))
+        unlink(path);
     mem_free(path);
     return OK;
 }

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * Shared by state.c (opening, manifest) and state_io.c (calib's callbacks) only. */
+ * Shared by state.c (opening, manifest), state_dir.c (the directory's names) and state_io.c
+ * (calib's callbacks) only. */
 #ifndef WKVQ_STATE_PRIV_H
 #define WKVQ_STATE_PRIV_H
 
 #include "convert/checkpoint/safetensors.h"
+#include "kernels/base/lock.h"
 #include "tools/state.h"
 
 #define STREAMS_MAX 4096
+#define STATE_MANIFEST "manifest.json"
 
 struct state_stream {
     void *data;
@@ -16,8 +19,7 @@ struct state_stream {
 
 struct state {
     char *dir;
-    int lock_fd;
-    bool writable;
+    struct lock lock;
     struct arch arch; /* n_layers 0: opened without a model */
     struct recipe recipe;
     struct weight_spec weights;
@@ -47,5 +49,14 @@ enum err state_file_entry(json_t **out, const struct state *s, const char *name)
 enum err state_check_entry(const struct state *s, const json_t *entry, const char *name);
 enum err state_write_manifest(const struct state *s);
 void state_drop_partial(struct state *s);
+
+/* Is everything in the directory a file of this state? Before a manifest is loaded, of any
+ * state. ERR_USAGE naming the first that is not; links and directories are not. */
+enum err state_check_names(const struct state *s);
+/* Remove the files that a kill left: temporary ones of dead processes, and blocks and
+ * partials that the manifest does not name. */
+enum err state_remove_leftovers(const struct state *s);
+/* *yes: dir is a directory in which a state was, or may be: no file but a lock. */
+enum err state_is_empty(bool *yes, const char *dir);
 
 #endif

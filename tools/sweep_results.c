@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/sweep_results.h"
 
+#include "convert/artifact/outdir.h"
 #include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/jsonl.h"
+#include "tools/state.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -170,7 +172,7 @@ static void remove_files(const struct sweep *s, const char *hash)
             continue;
         if (i == 2)
             unlink(path);
-        else if (file_remove_dir(path))
+        else if (i == 1 ? state_discard(path) : outdir_remove(path))
             log_warn("%s: cannot remove: %s", path, err_text());
         err_clear();
         mem_free(path);

@@ -7,6 +7,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -107,6 +108,31 @@ enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
     return OK;
 }
 
+#define INDEX_NAME "model.safetensors.index.json"
+
+/* Parsed whole and written again: the name must be the one that a writer would choose. */
+static bool shard_name(const char *name)
+{
+    char again[64];
+    int shard, n;
+    if (!strcmp(name, "model.safetensors"))
+        return true;
+    if (sscanf(name, "model-%d-of-%d.safetensors", &shard, &n) != 2 || shard < 1 || n < 2 ||
+        shard > n)
+        return false;
+    out_shard_name(again, shard - 1, n);
+    return !strcmp(name, again);
+}
+
+bool artifact_file_name(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(copied); i++)
+        if (!strcmp(name, copied[i]))
+            return true;
+    return !strcmp(name, MANIFEST_NAME) || !strcmp(name, "config.json") ||
+           !strcmp(name, INDEX_NAME) || shard_name(name);
+}
+
 enum err artifact_write_index(const char *dir, const struct out_plan *p,
                               struct manifest_file *file)
 {
@@ -124,7 +150,7 @@ enum err artifact_write_index(const char *dir, const struct out_plan *p,
                      "weight_map", map);
     if (!root)
         FAIL_OUT(ERR_MEMORY, "out of memory for the index");
-    TRY_OUT(put_json(file, dir, "model.safetensors.index.json", root));
+    TRY_OUT(put_json(file, dir, INDEX_NAME, root));
 out:
     json_decref(map);
     json_decref(root);

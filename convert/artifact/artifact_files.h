@@ -17,6 +17,9 @@ enum err artifact_write_files(const char *dir, const char *model_dir,
 /* The tokenizer's files alone, as many as model_dir has. */
 enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
                                  struct manifest_file *file, size_t *n);
+/* Is name one that an artifact's writer, or a checkpoint's, gives to a file? manifest.json
+ * is one too. */
+bool artifact_file_name(const char *name);
 /* model.safetensors.index.json of a plan of several shards. */
 enum err artifact_write_index(const char *dir, const struct out_plan *p,
                               struct manifest_file *file);

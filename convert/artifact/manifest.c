@@ -155,7 +155,8 @@ enum err manifest_open(struct manifest **out, const char *dir)
     TRY(file_join(&path, dir, MANIFEST_NAME));
     if (!file_exists(path))
         FAIL_OUT(ERR_NOT_FOUND,
-                 "%s: no such file, so this is no artifact; `wkvq quantize` makes one",
+                 "%s: no such file, so this is no artifact, or a part of one; `wkvq "
+                 "quantize` makes one",
                  path);
     TRY_OUT(mem_calloc(&m, 1, sizeof(*m)));
     TRY_OUT(file_read_all(&m->text, &m->bytes, path, TEXT_MAX));

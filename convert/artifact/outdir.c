@@ -1,53 +1,86 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/outdir.h"
 
-#include "convert/artifact/manifest.h"
+#include "convert/artifact/artifact_files.h"
+#include "convert/artifact/outdir_priv.h"
 #include "convert/artifact/reader.h"
 #include "kernels/base/file.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The real path of what exists, else the name without slashes at its end. */
-static enum err resolve(char **out, const char *dir)
-{
-    FAIL_IF(!*dir, ERR_USAGE, "the output directory's name is empty");
-    char *real = realpath(dir, NULL);
-    const enum err err = mem_strdup(out, real ? real : dir);
-    free(real);
-    if (err)
-        return err;
-    for (size_t n = strlen(*out); n > 1 && (*out)[n - 1] == '/'; n--)
-        (*out)[n - 1] = '\0';
-    return OK;
-}
+/* --- what may be written ------------------------------------------------------------ */
 
 static bool dot(const char *name)
 {
     return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
-/* The first name in dir that the artifact's manifest does not know, in a fresh string;
- * NULL: none. known NULL: the first name at all. */
+static bool real_kind(int dir, const char *name, mode_t kind)
+{
+    struct stat st;
+    return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && (st.st_mode & S_IFMT) == kind;
+}
+
+static bool stage_of_this_process(const char *name)
+{
+    char mine[OWNER_TAG_MAX], tag[OWNER_TAG_MAX];
+    owner_tag(mine);
+    return file_is_temp(tag, name, STAGE_INSIDE) && !strcmp(tag, mine);
+}
+
+/* A name that may be in an output directory: the state's directory, the stage, and with an
+ * artifact (known) the files that its manifest lists, if a writer gives such names. */
+static bool expected(int dir, const char *name, const struct manifest *known)
+{
+    if (!strcmp(name, OUTDIR_STATE) || stage_of_this_process(name))
+        return real_kind(dir, name, S_IFDIR);
+    return known && manifest_knows_file(known, name) && artifact_file_name(name) &&
+           real_kind(dir, name, S_IFREG);
+}
+
+/* The first name in dir that is not expected, in a fresh string; NULL: none. */
 static enum err first_foreign(char **out, const char *dir, const struct manifest *known)
 {
     enum err err = OK;
     *out = NULL;
     DIR *d = opendir(dir);
-    FAIL_IF(!d, ERR_IO, "%s: %s", dir, strerror(errno));
+    FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
     for (struct dirent *e; !*out && !err && (e = readdir(d));)
-        if (!dot(e->d_name) && (!known || !manifest_knows_file(known, e->d_name)))
+        if (!dot(e->d_name) && !expected(dirfd(d), e->d_name, known))
             err = mem_strdup(out, e->d_name);
     closedir(d);
     return err;
+}
+
+static enum err refuse_foreign(const char *dir, const char *name)
+{
+    FAIL_IF(stage_inside_name(name), ERR_USAGE,
+            "%s: holds %s, which a process of another host made; remove it once that "
+            "process is known to be gone",
+            dir, name);
+    FAIL(ERR_USAGE, "%s: exists and holds %s, not an artifact; choose another directory",
+         dir, name);
+}
+
+/* An artifact with its manifest: without it, nothing says which files are the artifact's.
+ */
+static enum err whole_artifact(bool *yes, const char *dir)
+{
+    char *path = NULL;
+    TRY(file_join(&path, dir, MANIFEST_NAME));
+    const bool manifest = file_exists(path);
+    mem_free(path);
+    TRY(artifact_is(yes, dir));
+    *yes = *yes && manifest;
+    return OK;
 }
 
 static enum err check_existing(const char *dir, bool force, bool *replace)
@@ -60,14 +93,15 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     if (!file_exists(dir))
         return OK;
     FAIL_IF(!file_is_dir(dir), ERR_USAGE, "%s: exists and is not a directory", dir);
+    FAIL_IF(faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS), ERR_USAGE,
+            "%s: cannot be written: %s; change its mode, or choose another directory", dir,
+            strerror(errno));
     TRY(first_foreign(&name, dir, NULL));
     if (!name)
         return OK;
-    TRY_OUT(artifact_is(&artifact, dir));
+    TRY_OUT(whole_artifact(&artifact, dir));
     if (!artifact)
-        FAIL_OUT(ERR_USAGE,
-                 "%s: exists and holds %s, not an artifact; choose another directory", dir,
-                 name);
+        TRY_OUT(refuse_foreign(dir, name));
     if (!force)
         FAIL_OUT(ERR_USAGE, "%s: holds an artifact already; overwrite it with --force",
                  dir);
@@ -85,126 +119,171 @@ out:
     return err;
 }
 
-/* NAME.tmp.PID or NAME.old.PID of a process that is no more. */
-static bool is_leftover(const char *entry, const char *name)
+/* --- opening ------------------------------------------------------------------------ */
+
+/* A place beside OUT that turns out to be closed to us leaves the inside of OUT. */
+static enum err make_stage(struct outdir *d)
 {
-    const size_t n = strlen(name);
-    if (strncmp(entry, name, n) ||
-        (strncmp(entry + n, ".tmp.", 5) && strncmp(entry + n, ".old.", 5)))
-        return false;
-    char *end;
-    const long pid = strtol(entry + n + 5, &end, 10);
-    return end != entry + n + 5 && !*end && pid > 0 && kill((pid_t)pid, 0) &&
-           errno == ESRCH;
+    TRY(outdir_needs_inside(&d->inside, d->final));
+    const enum err err = stage_make(d);
+    if (err != ERR_USAGE || d->inside || d->stage || !file_is_dir(d->final))
+        return err;
+    err_clear();
+    d->inside = true;
+    return stage_make(d);
 }
 
-static enum err parent_of(char **out, const char *path)
+static enum err begin(struct outdir *d, const char *out_dir, bool force)
 {
-    const char *slash = strrchr(path, '/');
-    TRY(mem_strdup(out, slash ? path : "."));
-    if (slash)
-        (*out)[slash == path ? 1 : slash - path] = '\0';
-    return OK;
-}
-
-static enum err remove_leftovers(const char *final)
-{
-    enum err err = OK;
-    char *parent = NULL;
-    TRY(parent_of(&parent, final));
-    DIR *d = opendir(parent);
-    for (struct dirent *e; d && !err && (e = readdir(d));) {
-        char *path = NULL;
-        if (!is_leftover(e->d_name, file_base_name(final)))
-            continue;
-        err = file_join(&path, parent, e->d_name);
-        if (!err && file_is_dir(path))
-            err = file_remove_dir(path);
-        mem_free(path);
-    }
-    if (d)
-        closedir(d);
-    mem_free(parent);
-    return err;
+    TRY(outdir_resolve(&d->final, out_dir));
+    TRY(stage_tidy(d->final));
+    return check_existing(d->final, force, &d->replace);
 }
 
 enum err outdir_open(struct outdir *out, const char *out_dir, bool force)
 {
     enum err err = OK;
     struct outdir d = {0};
-    TRY_OUT(resolve(&d.final, out_dir));
-    TRY_OUT(check_existing(d.final, force, &d.replace));
-    TRY_OUT(remove_leftovers(d.final));
-    const size_t room = strlen(d.final) + 32;
-    TRY_OUT(mem_alloc(&d.tmp, room, 1));
-    snprintf(d.tmp, room, "%s.tmp.%ld", d.final, (long)getpid());
-    TRY_OUT(file_remove_dir(d.tmp));
-    TRY_OUT(file_make_dir(d.tmp));
+    char *parent = NULL;
+    TRY_OUT(begin(&d, out_dir, force));
+    TRY_OUT(file_parent(&parent, d.final));
+    TRY_OUT(file_make_dir(parent));
+    TRY_OUT(make_stage(&d));
     *out = d;
-    return OK;
+    d = (struct outdir){0};
 out:
-    mem_free(d.final);
-    mem_free(d.tmp);
+    outdir_abort(&d);
+    mem_free(parent);
     return err;
 }
 
-/* Some file systems cannot sync a directory; the rename itself has happened. */
+enum err outdir_recover(const char *out_dir)
+{
+    char *final = NULL;
+    TRY(outdir_resolve(&final, out_dir));
+    const enum err err = stage_tidy(final);
+    mem_free(final);
+    return err;
+}
+
+enum err outdir_probe(const char *out_dir, bool force)
+{
+    enum err err = OK;
+    struct outdir d = {0};
+    char *parent = NULL;
+    TRY_OUT(begin(&d, out_dir, force));
+    TRY_OUT(file_parent(&parent, d.final));
+    err = file_is_dir(parent) ? make_stage(&d) : file_probe_dir(parent);
+out:
+    outdir_abort(&d);
+    mem_free(parent);
+    return err;
+}
+
+/* --- the end ------------------------------------------------------------------------ */
+
 static void sync_dir(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return;
-    (void)fsync(fd);
+    (void)fsync(fd); /* some file systems cannot; the rename itself has happened */
     close(fd);
 }
 
-/* Put tmp in the place of a directory that is there: at once where the file system can
- * exchange names, else with an instant in which the old one is called OUT.old.PID. */
-static enum err replace(const struct outdir *d)
+static enum err rename_error(const char *from, const char *to, int code)
 {
-    if (!renameat2(AT_FDCWD, d->tmp, AT_FDCWD, d->final, RENAME_EXCHANGE))
-        return file_remove_dir(d->tmp);
+    FAIL(ERR_IO, "%s: cannot rename to %s: %s", from, to, strerror(code));
+}
+
+/* Put the new directory in the place of the old one: at once where the file system can
+ * exchange names, else with an instant in which the old one is STAGE/old. code: errno of
+ * what failed. */
+static enum err replace(const struct outdir *d, int *code)
+{
     enum err err = OK;
     char *old = NULL;
-    const size_t room = strlen(d->final) + 32;
-    TRY(mem_alloc(&old, room, 1));
-    snprintf(old, room, "%s.old.%ld", d->final, (long)getpid());
-    if (rename(d->final, old))
-        FAIL_OUT(ERR_IO, "%s: cannot rename: %s", d->final, strerror(errno));
-    if (rename(d->tmp, d->final)) {
-        err = err_set(ERR_IO, __FILE__, __LINE__, "%s: cannot rename to %s: %s", d->tmp,
-                      d->final, strerror(errno));
+    if (!renameat2(AT_FDCWD, d->tmp, AT_FDCWD, d->final, RENAME_EXCHANGE))
+        return OK;
+    TRY(file_join(&old, d->stage, "old"));
+    if (rename(d->final, old)) {
+        *code = errno;
+        err = rename_error(d->final, old, *code);
+    } else if (rename(d->tmp, d->final)) {
+        *code = errno;
+        err = rename_error(d->tmp, d->final, *code);
         (void)rename(old, d->final);
-        goto out;
     }
-    TRY_OUT(file_remove_dir(old));
-out:
     mem_free(old);
     return err;
+}
+
+/* Layers and mounts can refuse the rename of a directory and allow that of its files. */
+static bool move_may_help(int code)
+{
+    return code == EBUSY || code == EXDEV || code == EACCES || code == EPERM;
+}
+
+static enum err put_in_place(const struct outdir *d)
+{
+    enum err err = OK;
+    int code = 0;
+    if (d->inside)
+        return stage_move_in(d);
+    if (d->replace) {
+        err = replace(d, &code);
+    } else if (rename(d->tmp, d->final)) {
+        code = errno;
+        err = rename_error(d->tmp, d->final, code);
+    }
+    if (!err || !move_may_help(code) || !file_is_dir(d->final))
+        return err;
+    err_clear();
+    return stage_move_in(d);
 }
 
 enum err outdir_commit(struct outdir *d)
 {
     enum err err = OK;
     char *parent = NULL;
+    bool replace_now;
     sync_dir(d->tmp);
-    TRY_OUT(parent_of(&parent, d->final));
-    if (d->replace)
-        TRY_OUT(replace(d));
-    else if (rename(d->tmp, d->final))
-        FAIL_OUT(ERR_IO, "%s: cannot rename to %s: %s", d->tmp, d->final, strerror(errno));
+    TRY_OUT(file_parent(&parent, d->final));
+    /* Minutes have passed: what somebody put there meanwhile is not ours to move. */
+    TRY_OUT(check_existing(d->final, d->replace, &replace_now));
+    d->replace = replace_now;
+    TRY_OUT(put_in_place(d));
     sync_dir(parent);
+    err = stage_remove(d->stage);
+    mem_free(d->stage);
+    d->stage = NULL;
 out:
     mem_free(parent);
-    outdir_abort(d); /* after a rename the temporary directory is missing, which is fine */
+    outdir_abort(d);
     return err;
 }
 
 void outdir_abort(struct outdir *d)
 {
-    if (d->tmp)
-        (void)file_remove_dir(d->tmp);
+    if (d->stage)
+        (void)stage_remove(d->stage);
     mem_free(d->final);
+    mem_free(d->stage);
     mem_free(d->tmp);
     *d = (struct outdir){0};
+}
+
+static bool artifact_name(const void *ctx, const char *name)
+{
+    return artifact_file_name(name);
+}
+
+enum err outdir_remove(const char *dir)
+{
+    char *left = NULL;
+    TRY(file_remove_known(&left, dir, artifact_name, NULL));
+    if (*left)
+        log_warn("%s: holds %s, which is no artifact's; the directory stays", dir, left);
+    mem_free(left);
+    return OK;
 }

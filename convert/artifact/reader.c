@@ -19,12 +19,10 @@
 enum err artifact_is(bool *yes, const char *dir)
 {
     enum err err = OK;
-    char *config = NULL, *manifest = NULL;
+    char *config = NULL;
     *yes = false;
     TRY_OUT(file_join(&config, dir, "config.json"));
-    TRY_OUT(file_join(&manifest, dir, MANIFEST_NAME));
-    if (file_exists(manifest) && file_size(config) > 0 &&
-        (uint64_t)file_size(config) <= CONFIG_MAX) {
+    if (file_size(config) > 0 && (uint64_t)file_size(config) <= CONFIG_MAX) {
         json_t *o = NULL;
         err = json_load_file_lenient(&o, config, CONFIG_MAX, JSON_REPEATS_LAST);
         if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
@@ -38,7 +36,6 @@ enum err artifact_is(bool *yes, const char *dir)
     }
 out:
     mem_free(config);
-    mem_free(manifest);
     return err;
 }
 

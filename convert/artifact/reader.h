@@ -27,8 +27,9 @@ struct packed_block {
 
 struct artifact; /* opaque, read-only, safe to share between threads */
 
-/* *yes: dir looks like an artifact, with manifest.json and our quantization_config in
- * config.json; any other directory is just none. ERR_MEMORY, ERR_IO and ERR_USAGE where
+/* *yes: dir looks like an artifact, with our quantization_config in config.json, even if
+ * its manifest is missing (artifact_open refuses it then); any other directory is just
+ * none. ERR_MEMORY, ERR_IO and ERR_USAGE where
  * that cannot be told. */
 enum err artifact_is(bool *yes, const char *dir);
 /* How artifact_open opens: every tensor's CRC is compared with the manifest's. */

@@ -3,6 +3,7 @@
 
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/owner.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -116,24 +117,100 @@ void file_map_close(struct file_map *m)
     *m = (struct file_map){0};
 }
 
+/* Errors of a place where this user cannot write are the command line's. */
+static enum err place_error(void)
+{
+    return errno == EACCES || errno == EPERM || errno == EROFS || errno == ELOOP ||
+                   errno == ENAMETOOLONG || errno == ENOENT || errno == ENOTDIR
+               ? ERR_USAGE
+               : ERR_IO;
+}
+
+/* The file that is to be replaced: what a link names, else path itself. */
+static enum err follow_link(char **out, const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) || !S_ISLNK(st.st_mode))
+        return mem_strdup(out, path);
+    char *real = realpath(path, NULL);
+    FAIL_IF(!real && errno == ENOMEM, ERR_MEMORY, "%s: out of memory", path);
+    FAIL_IF(!real, ERR_USAGE, "%s: cannot follow the link: %s; remove it or name a file",
+            path, strerror(errno));
+    const enum err err = mem_strdup(out, real);
+    free(real);
+    return err;
+}
+
+/* A new file beside w->path; a name that exists is somebody's, and the next one is tried.
+ */
+static enum err open_beside(struct file_writer *w)
+{
+    char tag[OWNER_TAG_MAX];
+    const size_t room = strlen(w->path) + sizeof(tag) + 32;
+    char *tmp = NULL;
+    owner_tag(tag);
+    TRY(mem_alloc(&tmp, room, 1));
+    for (int i = 0; w->fd < 0; i++) {
+        snprintf(tmp, room, i ? "%s.tmp.%s.%d" : "%s.tmp.%s", w->path, tag, i);
+        w->fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+        if (w->fd < 0 && errno != EEXIST) {
+            const enum err err = err_set(place_error(), __FILE__, __LINE__,
+                                         "%s: cannot write: %s", tmp, strerror(errno));
+            mem_free(tmp);
+            return err;
+        }
+    }
+    w->tmp = tmp;
+    return OK;
+}
+
+static enum err open_for_writing(struct file_writer *w)
+{
+    struct stat st;
+    const bool there = !stat(w->path, &st);
+    FAIL_IF(there && S_ISDIR(st.st_mode), ERR_USAGE, "%s: is a directory; name a file",
+            w->path);
+    if (!there || S_ISREG(st.st_mode))
+        return open_beside(w);
+    w->fd = open(w->path, O_WRONLY | O_CLOEXEC);
+    FAIL_IF(w->fd < 0, place_error(), "%s: cannot write: %s", w->path, strerror(errno));
+    return OK;
+}
+
 enum err file_writer_open(struct file_writer **out, const char *path)
 {
     enum err err = OK;
+    struct stat st;
     struct file_writer *w = NULL;
     TRY(mem_calloc(&w, 1, sizeof(*w)));
     w->fd = -1;
-    TRY_OUT(mem_strdup(&w->path, path));
-    TRY_OUT(mem_alloc(&w->tmp, strlen(path) + 32, 1));
-    sprintf(w->tmp, "%s.tmp.%ld", path, (long)getpid());
+    if (!stat(path, &st) && !S_ISREG(st.st_mode))
+        TRY_OUT(mem_strdup(&w->path, path)); /* such as /dev/stdout, which names no file */
+    else
+        TRY_OUT(follow_link(&w->path, path));
     TRY_OUT(mem_alloc(&w->buffer, BUFFER_BYTES, 1));
-    w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (w->fd < 0)
-        FAIL_OUT(ERR_IO, "%s: cannot write: %s", w->tmp, strerror(errno));
+    TRY_OUT(open_for_writing(w));
     *out = w;
     return OK;
 out:
     file_writer_abort(&w);
     return err;
+}
+
+enum err file_writer_probe(const char *path)
+{
+    struct stat st;
+    struct file_writer *w = NULL;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        return OK; /* opening a pipe would wait for its reader */
+    TRY(file_writer_open(&w, path));
+    file_writer_abort(&w);
+    return OK;
+}
+
+static const char *written_name(const struct file_writer *w)
+{
+    return w->tmp ? w->tmp : w->path;
 }
 
 static enum err write_fully(struct file_writer *w, const uint8_t *p, size_t n)
@@ -142,7 +219,7 @@ static enum err write_fully(struct file_writer *w, const uint8_t *p, size_t n)
         const ssize_t done = write(w->fd, p, n);
         if (done < 0 && errno == EINTR)
             continue;
-        FAIL_IF(done < 0, ERR_IO, "%s: write failed: %s", w->tmp, strerror(errno));
+        FAIL_IF(done < 0, ERR_IO, "%s: write failed: %s", written_name(w), strerror(errno));
         p += done;
         n -= (size_t)done;
     }
@@ -196,16 +273,8 @@ uint32_t file_writer_crc(const struct file_writer *w)
 static enum err sync_parent(const char *path)
 {
     char *dir = NULL;
-    TRY(mem_strdup(&dir, path));
-    char *slash = strrchr(dir, '/');
-    const char *name = ".";
-    if (slash == dir)
-        name = "/";
-    else if (slash) {
-        *slash = '\0';
-        name = dir;
-    }
-    const int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    TRY(file_parent(&dir, path));
+    const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         /* Some file systems cannot sync a directory; the rename itself has happened. */
         (void)fsync(fd);
@@ -220,12 +289,14 @@ enum err file_writer_commit(struct file_writer **pw)
     enum err err = OK;
     struct file_writer *w = *pw;
     TRY_OUT(flush(w));
-    if (fsync(w->fd))
+    if (w->tmp && fsync(w->fd))
         FAIL_OUT(ERR_IO, "%s: fsync failed: %s", w->tmp, strerror(errno));
     const int bad = close(w->fd);
     w->fd = -1;
     if (bad)
-        FAIL_OUT(ERR_IO, "%s: close failed: %s", w->tmp, strerror(errno));
+        FAIL_OUT(ERR_IO, "%s: close failed: %s", written_name(w), strerror(errno));
+    if (!w->tmp)
+        goto out;
     if (rename(w->tmp, w->path))
         FAIL_OUT(ERR_IO, "%s: cannot rename to %s: %s", w->tmp, w->path, strerror(errno));
     mem_free(w->tmp);
@@ -332,7 +403,7 @@ enum err file_make_dir(const char *path)
         const char keep = *s;
         *s = '\0';
         if (mkdir(p, 0755) && errno != EEXIST)
-            FAIL_OUT(ERR_IO, "%s: cannot make directory: %s", p, strerror(errno));
+            FAIL_OUT(place_error(), "%s: cannot make directory: %s", p, strerror(errno));
         *s = keep;
         if (!keep)
             break;
@@ -344,24 +415,148 @@ out:
     return err;
 }
 
-enum err file_remove_dir(const char *path)
+enum err file_make_new_dir(bool *taken, const char *path)
 {
-    enum err err = OK;
-    DIR *d = opendir(path);
-    if (!d) {
-        FAIL_IF(errno != ENOENT, ERR_IO, "%s: %s", path, strerror(errno));
+    *taken = false;
+    if (!mkdir(path, 0755))
         return OK;
-    }
+    *taken = errno == EEXIST;
+    FAIL_IF(!*taken, place_error(), "%s: cannot make directory: %s", path, strerror(errno));
+    return OK;
+}
+
+static bool plain_entry(int dir, const char *name)
+{
+    struct stat st;
+    return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode);
+}
+
+static enum err remove_entries(char **left, DIR *d, const char *path, file_known_fn *known,
+                               const void *ctx)
+{
     for (struct dirent *e; (e = readdir(d));) {
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
             continue;
-        if (unlinkat(dirfd(d), e->d_name, 0))
-            FAIL_OUT(ERR_IO, "%s/%s: cannot remove: %s", path, e->d_name, strerror(errno));
+        if (!known(ctx, e->d_name) || !plain_entry(dirfd(d), e->d_name)) {
+            if (!*left)
+                TRY(mem_strdup(left, e->d_name));
+            continue;
+        }
+        FAIL_IF(unlinkat(dirfd(d), e->d_name, 0) && errno != ENOENT, ERR_IO,
+                "%s/%s: cannot remove: %s", path, e->d_name, strerror(errno));
     }
-    if (rmdir(path))
-        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", path, strerror(errno));
+    return OK;
+}
+
+/* A mount point, the working directory, a link to a directory and a directory in which
+ * somebody puts something just now stay, empty or not. */
+static bool may_stay(void)
+{
+    return errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST || errno == EBUSY ||
+           errno == EINVAL || errno == ENOTDIR || errno == EACCES || errno == EPERM ||
+           errno == EROFS;
+}
+
+enum err file_remove_known(char **left, const char *dir, file_known_fn *known,
+                           const void *ctx)
+{
+    enum err err = OK;
+    char *stays = NULL;
+    DIR *d = opendir(dir);
+    FAIL_IF(!d && errno != ENOENT, ERR_IO, "%s: %s", dir, strerror(errno));
+    if (d)
+        TRY_OUT(remove_entries(&stays, d, dir, known, ctx));
+    if (d && !stays && rmdir(dir) && !may_stay())
+        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", dir, strerror(errno));
+    if (left) {
+        if (!stays)
+            TRY_OUT(mem_strdup(&stays, ""));
+        *left = stays;
+        stays = NULL;
+    }
 out:
-    closedir(d);
+    mem_free(stays);
+    if (d)
+        closedir(d);
+    return err;
+}
+
+bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name)
+{
+    const size_t n = strlen(name);
+    if (strncmp(entry, name, n) || strncmp(entry + n, ".tmp.", 5))
+        return false;
+    const char *p = entry + n + 5;
+    const size_t len = strcspn(p, ".");
+    if (len >= OWNER_TAG_MAX)
+        return false;
+    memcpy(tag, p, len);
+    tag[len] = '\0';
+    if (p[len] && (p[len + 1] < '1' || p[len + 1] > '9' ||
+                   p[len + 1 + strspn(p + len + 1, "0123456789")]))
+        return false;
+    return owner_of_tag(tag) != OWNER_UNKNOWN;
+}
+
+bool file_is_plain(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+enum err file_parent(char **out, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    TRY(mem_strdup(out, slash ? path : "."));
+    if (slash)
+        (*out)[slash == path ? 1 : slash - path] = '\0';
+    return OK;
+}
+
+enum err file_existing_dir(char **out, const char *path)
+{
+    char *p = NULL;
+    TRY(mem_strdup(&p, path));
+    while (!file_is_dir(p)) {
+        char *up = NULL;
+        enum err err = file_parent(&up, p);
+        if (!err && !strcmp(up, p))
+            err = err_set(ERR_USAGE, __FILE__, __LINE__, "%s: no such directory", p);
+        mem_free(p);
+        if (err) {
+            mem_free(up);
+            return err;
+        }
+        p = up;
+    }
+    *out = p;
+    return OK;
+}
+
+enum err file_probe_dir(const char *path)
+{
+    enum err err = OK;
+    struct stat st;
+    char *dir = NULL, *file = NULL;
+    FAIL_IF(!*path, ERR_USAGE, "empty directory name");
+    const bool there = !stat(path, &st);
+    FAIL_IF(there && !S_ISDIR(st.st_mode), ERR_USAGE, "%s: exists and is not a directory",
+            path);
+    FAIL_IF(!there && !lstat(path, &st), ERR_USAGE,
+            "%s: is a link to a directory that does not exist; make that directory, or "
+            "name another one",
+            path);
+    TRY(file_existing_dir(&dir, path));
+    const int fd = open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd >= 0) { /* a file without a name: a kill leaves nothing */
+        close(fd);
+    } else {
+        TRY_OUT(file_join(&file, dir, ".wkvq-probe"));
+        err = file_writer_probe(file);
+    }
+out:
+    mem_free(dir);
+    mem_free(file);
     return err;
 }
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Files: read-only maps, and writers that show a file under its name only when it is whole
- * (written beside as NAME.tmp.PID, fsynced, renamed; the directory is fsynced too). */
+ * Files: read-only maps, and writers that show a file under its name only when it is whole:
+ * written beside it as NAME.tmp.TAG (kernels/base/owner.h), fsynced, renamed; the directory
+ * is fsynced too. */
 #ifndef WKVQ_FILE_H
 #define WKVQ_FILE_H
 
 #include "kernels/base/error.h"
+#include "kernels/base/owner.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,8 +29,14 @@ void file_map_close(struct file_map *m);
 
 struct file_writer; /* opaque; one thread */
 
-/* Start writing path. mode 0644. Errors: ERR_IO. */
+/* Start writing path, mode 0644. A link is followed, and the file that it names replaced. A
+ * pipe or a device is written to as it is, because a rename would replace it. The temporary
+ * file is a new one: no file is truncated. Errors: ERR_USAGE for a directory, a dangling
+ * link, or a place that this user may not write; ERR_IO. */
 enum err file_writer_open(struct file_writer **out, const char *path);
+/* Would file_writer_open succeed? It is tried, and nothing stays. For an output that is
+ * written after hours of work. */
+enum err file_writer_probe(const char *path);
 /* Buffered. */
 enum err file_write(struct file_writer *w, const void *data, size_t n);
 enum err file_printf(struct file_writer *w, const char *fmt, ...)
@@ -53,10 +61,31 @@ bool file_is_regular(const char *path);
 int64_t file_size(const char *path);
 /* Make a directory (parents too); an existing one is fine. */
 enum err file_make_dir(const char *path);
-/* Remove a directory that holds only plain files. Missing is fine. */
-enum err file_remove_dir(const char *path);
 /* ERR_NOT_FOUND, with the target's name, if path is a symbolic link to nothing. */
 enum err file_check_link(const char *path);
+/* Make the directory path, which must not exist (*taken: something does). Errors: ERR_USAGE
+ * when this user may not, ERR_IO. */
+enum err file_make_new_dir(bool *taken, const char *path);
+/* Remove from a directory the regular files whose names known accepts, then the directory
+ * itself if that leaves it empty and the system allows it. Everything else stays: other
+ * names, links, directories. *left (may be NULL): the first name that stays, "" if none, in
+ * a fresh string. A missing directory is fine. Errors: ERR_IO. */
+typedef bool file_known_fn(const void *ctx, const char *name);
+enum err file_remove_known(char **left, const char *dir, file_known_fn *known,
+                           const void *ctx);
+/* The TAG of entry where it is "NAME.tmp.TAG" or "NAME.tmp.TAG.N", a name that a writer of
+ * NAME gives to its temporary file; tag gets it. */
+bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name);
+/* A regular file, and no link to one? */
+bool file_is_plain(const char *path);
+/* Could a file be written into directory path, which is made where it is missing? It is
+ * tried in the nearest directory that exists, and nothing stays. Errors: ERR_USAGE, ERR_IO.
+ */
+enum err file_probe_dir(const char *path);
+/* The directory above path, and the nearest one at or above path that exists, each in a
+ * fresh string. */
+enum err file_parent(char **out, const char *path);
+enum err file_existing_dir(char **out, const char *path);
 /* DIR/NAME in a fresh string. */
 enum err file_join(char **out, const char *dir, const char *name);
 /* The part after the last '/'. */

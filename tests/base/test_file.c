@@ -11,11 +11,14 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
+#include "tests/scratch.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static char dir[64];
@@ -47,7 +50,7 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    return file_remove_dir(dir) != OK;
+    return !scratch_remove(dir);
 }
 
 static void a_file_appears_when_it_is_whole(void **state)
@@ -153,22 +156,168 @@ static void what_cannot_be_read(void **state)
 
 static void what_cannot_be_written(void **state)
 {
-    char *path = in_dir("no/such/dir/file"), *sub = in_dir("sub");
+    char *path = in_dir("no/such/dir/file"), *sub = in_dir("sub"), *link = in_dir("link");
     struct file_writer *w = NULL;
-    assert_int_equal(file_writer_open(&w, path), ERR_IO);
+    assert_int_equal(file_writer_open(&w, path), ERR_USAGE);
     assert_null(w);
-    /* The name is a directory: the rename fails, and the temporary file goes. */
+    assert_int_equal(file_writer_probe(path), ERR_USAGE);
     assert_int_equal(file_make_dir(sub), OK);
-    assert_int_equal(file_write_all(sub, "x", 1), ERR_IO);
+    assert_int_equal(file_write_all(sub, "x", 1), ERR_USAGE);
+    assert_int_equal(file_writer_probe(sub), ERR_USAGE);
     assert_int_equal(entries(), 1);
-    assert_int_equal(file_remove_dir(sub), OK);
+    assert_int_equal(rmdir(sub), 0);
+    assert_int_equal(symlink("nowhere", link), 0);
+    assert_int_equal(file_write_all(link, "x", 1), ERR_USAGE);
+    assert_int_equal(entries(), 1);
     mem_free(path);
     mem_free(sub);
+    mem_free(link);
+}
+
+static void assert_holds(const char *path, const char *want)
+{
+    char *text = NULL;
+    size_t n;
+    assert_int_equal(file_read_all(&text, &n, path, 100), OK);
+    assert_string_equal(text, want);
+    mem_free(text);
+}
+
+/* The temporary file is a new one, whatever has its name already. */
+static void a_taken_temporary_name(void **state)
+{
+    char *path = in_dir("a"), tag[OWNER_TAG_MAX], name[100], *taken;
+    struct file_writer *w = NULL;
+    owner_tag(tag);
+    snprintf(name, sizeof(name), "a.tmp.%s", tag);
+    taken = in_dir(name);
+    FILE *f = fopen(taken, "w");
+    assert_non_null(f);
+    fputs("theirs", f);
+    fclose(f);
+    assert_int_equal(file_writer_open(&w, path), OK);
+    assert_int_equal(file_write(w, "ours", 4), OK);
+    assert_int_equal(file_writer_commit(&w), OK);
+    assert_holds(path, "ours");
+    assert_holds(taken, "theirs");
+    assert_int_equal(file_writer_open(&w, path), OK);
+    file_writer_abort(&w);
+    assert_holds(taken, "theirs");
+    mem_free(taken);
+    mem_free(path);
+}
+
+/* A link stays one, and a device is written to: a rename would replace both. */
+static void links_and_devices(void **state)
+{
+    char *path = in_dir("a"), *link = in_dir("link"), *pipe_path = in_dir("pipe");
+    struct stat st;
+    assert_int_equal(file_write_all(path, "old", 3), OK);
+    assert_int_equal(symlink("a", link), 0);
+    assert_int_equal(file_write_all(link, "new", 3), OK);
+    assert_holds(path, "new");
+    assert_true(!lstat(link, &st) && S_ISLNK(st.st_mode));
+
+    assert_int_equal(mkfifo(pipe_path, 0600), 0);
+    const int fd = open(pipe_path, O_RDONLY | O_NONBLOCK);
+    assert_true(fd >= 0);
+    char text[8] = "";
+    assert_int_equal(file_writer_probe(pipe_path), OK);
+    assert_int_equal(file_write_all(pipe_path, "stream", 6), OK);
+    assert_int_equal(read(fd, text, sizeof(text)), 6);
+    assert_string_equal(text, "stream");
+    close(fd);
+    assert_true(!lstat(pipe_path, &st) && S_ISFIFO(st.st_mode));
+    assert_int_equal(entries(), 3);
+    mem_free(path);
+    mem_free(link);
+    mem_free(pipe_path);
+}
+
+static bool named_a(const void *ctx, const char *name)
+{
+    return *name == 'a';
+}
+
+static void only_known_names_are_removed(void **state)
+{
+    static const char *const files[] = {"d/a1", "d/a2", "d/b"};
+    char *sub = in_dir("d"), *link = in_dir("d/alink"), *deep = in_dir("d/adir"), *left;
+    assert_int_equal(file_make_dir(deep), OK);
+    assert_int_equal(symlink("b", link), 0);
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        char *path = in_dir(files[i]);
+        assert_int_equal(file_write_all(path, "x", 1), OK);
+        mem_free(path);
+    }
+    assert_int_equal(file_remove_known(&left, sub, named_a, NULL), OK);
+    assert_true(*left);
+    mem_free(left);
+    char *b = in_dir("d/b"), *a = in_dir("d/a1");
+    struct stat st;
+    assert_true(file_exists(b) && !file_exists(a) && file_is_dir(deep));
+    assert_int_equal(lstat(link, &st), 0);
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(unlink(b), 0);
+    assert_int_equal(rmdir(deep), 0);
+    assert_int_equal(file_remove_known(&left, sub, named_a, NULL), OK);
+    assert_string_equal(left, "");
+    mem_free(left);
+    assert_false(file_exists(sub));
+    assert_int_equal(file_remove_known(NULL, sub, named_a, NULL), OK); /* missing */
+    mem_free(a);
+    mem_free(b);
+    mem_free(sub);
+    mem_free(link);
+    mem_free(deep);
+}
+
+static void temporary_names(void **state)
+{
+    char tag[OWNER_TAG_MAX], mine[OWNER_TAG_MAX], name[120];
+    owner_tag(mine);
+    snprintf(name, sizeof(name), "a.bin.tmp.%s", mine);
+    assert_true(file_is_temp(tag, name, "a.bin"));
+    assert_string_equal(tag, mine);
+    assert_false(file_is_temp(tag, name, "a.bi"));
+    assert_false(file_is_temp(tag, name, "b.bin"));
+    snprintf(name, sizeof(name), "a.bin.tmp.%s.12", mine);
+    assert_true(file_is_temp(tag, name, "a.bin"));
+    static const char *const off[] = {"a.bin.tmp.%s.", "a.bin.tmp.%s.x", "a.bin.tmp.%s.1x",
+                                      "a.bin.tmp.%s~", "A.bin.tmp.%s",   "a.bin.old.%s",
+                                      "a.bin.tmp.%s.0"};
+    for (size_t i = 0; i < ARRAY_LEN(off); i++) {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+        snprintf(name, sizeof(name), off[i], mine);
+#pragma GCC diagnostic pop
+        assert_false(file_is_temp(tag, name, "a.bin"));
+    }
+    assert_false(file_is_temp(tag, "a.bin.tmp.123", "a.bin"));
+    assert_false(file_is_temp(tag, "a.bin.tmp.20240101", "a.bin"));
+}
+
+static void a_place_is_probed(void **state)
+{
+    char *deep = in_dir("x/y/z"), *file = in_dir("f"), *in_file = in_dir("f/x"),
+         *link = in_dir("link");
+    assert_int_equal(file_probe_dir(deep), OK);
+    assert_int_equal(entries(), 0);
+    assert_int_equal(file_write_all(file, "x", 1), OK);
+    assert_int_equal(file_probe_dir(file), ERR_USAGE);
+    assert_int_equal(symlink("nowhere", link), 0);
+    assert_int_equal(file_probe_dir(link), ERR_USAGE);
+    assert_int_equal(file_probe_dir("/proc/no/such"), ERR_USAGE);
+    mem_free(deep);
+    mem_free(file);
+    mem_free(in_file);
+    mem_free(link);
 }
 
 static void directories(void **state)
 {
     char *deep = in_dir("a/b/c"), *file = in_dir("f"), *a = in_dir("a"), *b = in_dir("a/b");
+    bool taken;
     assert_int_equal(file_make_dir(deep), OK);
     assert_int_equal(file_make_dir(deep), OK);
     assert_true(file_is_dir(deep) && file_exists(deep));
@@ -176,11 +325,15 @@ static void directories(void **state)
     assert_false(file_is_dir(file));
     assert_int_equal(file_make_dir(file), ERR_USAGE);
     assert_int_equal(file_make_dir(""), ERR_USAGE);
-    assert_int_equal(file_remove_dir(a), ERR_IO); /* holds a directory */
-    assert_int_equal(file_remove_dir(deep), OK);
-    assert_int_equal(file_remove_dir(deep), OK);
-    assert_int_equal(file_remove_dir(b), OK);
-    assert_int_equal(file_remove_dir(a), OK);
+    assert_int_equal(file_make_new_dir(&taken, deep), OK);
+    assert_true(taken);
+    assert_int_equal(rmdir(deep), 0);
+    assert_int_equal(file_make_new_dir(&taken, deep), OK);
+    assert_false(taken);
+    assert_int_equal(rmdir(deep), 0);
+    assert_int_equal(rmdir(b), 0);
+    assert_int_equal(file_make_new_dir(&taken, deep), ERR_USAGE);
+    assert_int_equal(rmdir(a), 0);
     mem_free(deep);
     mem_free(file);
     mem_free(a);
@@ -240,6 +393,11 @@ int main(void)
         CASE(large_files),
         CASE(what_cannot_be_read),
         CASE(what_cannot_be_written),
+        CASE(a_taken_temporary_name),
+        CASE(links_and_devices),
+        CASE(only_known_names_are_removed),
+        CASE(temporary_names),
+        CASE(a_place_is_probed),
         CASE(directories),
         CASE(names),
         CASE(a_pointer_of_git_lfs_is_recognized),

@@ -4,12 +4,15 @@
  */
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
+#include "tests/base/dead.h"
+#include "tests/scratch.h"
 #include "tools/state.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -85,7 +88,7 @@ static void save(struct calib_io *io, int64_t block)
 
 static int clean(void **ignored)
 {
-    return file_remove_dir(dir) == OK ? 0 : -1;
+    return scratch_remove(dir) ? 0 : -1;
 }
 
 static void saves_and_loads(void **ignored)
@@ -173,7 +176,9 @@ static void partial_survives_and_leftovers_do_not(void **ignored)
     float values[3] = {1, 2, 3};
     const struct named_tensor *back;
     struct named_tensor t = {.name = "clip.q", .t = tensor_1d(values, DT_F32, 3)};
+    char tag[OWNER_TAG_MAX], temp[120];
     int n;
+    assert_int_equal(dead_tag(tag), 0);
     assert_int_equal(open_as(&s, NULL), OK);
     state_calib_io(&io, s, NULL, NULL, NULL);
     for (int i = 0; i < 3; i++) {
@@ -183,12 +188,13 @@ static void partial_survives_and_leftovers_do_not(void **ignored)
     state_close(&s);
     assert_int_equal(file_write_all("test_state.tmp/partial-b.safetensors", "x", 1), OK);
     assert_int_equal(file_write_all("test_state.tmp/block-0001.safetensors", "x", 1), OK);
-    assert_int_equal(file_write_all("test_state.tmp/manifest.json.tmp.1", "x", 1), OK);
+    snprintf(temp, sizeof(temp), "test_state.tmp/manifest.json.tmp.%s", tag);
+    assert_int_equal(file_write_all(temp, "x", 1), OK);
 
     assert_int_equal(open_as(&s, NULL), OK);
     assert_false(file_exists("test_state.tmp/partial-b.safetensors"));
     assert_false(file_exists("test_state.tmp/block-0001.safetensors"));
-    assert_false(file_exists("test_state.tmp/manifest.json.tmp.1"));
+    assert_false(file_exists(temp));
     state_calib_io(&io, s, NULL, NULL, NULL);
     assert_int_equal(io.load_partial(io.ctx, 1, &back, &n), OK);
     assert_int_equal(n, 0);
@@ -232,6 +238,128 @@ static void other_directories_are_left_alone(void **ignored)
     assert_int_equal(state_is(&is, dir), OK);
     assert_false(is);
     assert_true(file_exists("test_state.tmp/thesis.tex"));
+}
+
+/* Names that begin like a state's, are spelled like one, or are one but no file. */
+static void look_alikes_are_refused_and_stay(void **ignored)
+{
+    static const char *const name[] = {"partial-results.csv",
+                                       "block-notes.txt",
+                                       "block-0001.safetensors~",
+                                       "block-001.safetensors",
+                                       "block-00001.safetensors",
+                                       "Block-0001.safetensors",
+                                       "block-0002.safetensors",
+                                       "block--001.safetensors",
+                                       "partial-c.safetensors",
+                                       "partial-a.safetensors.bak",
+                                       "stream-quantized",
+                                       "stream-a.tmp.123",
+                                       "manifest.json~",
+                                       "manifest.json.tmp.123",
+                                       "manifest.json.old",
+                                       "lock.bak",
+                                       "LOCK",
+                                       "manifest.jsonl"};
+    struct state *s;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_close(&s);
+    for (size_t i = 0; i < ARRAY_LEN(name); i++) {
+        char path[100];
+        snprintf(path, sizeof(path), "%s/%s", dir, name[i]);
+        assert_int_equal(file_write_all(path, "x", 1), OK);
+        assert_int_equal(open_as(&s, NULL), ERR_USAGE);
+        assert_non_null(strstr(err_text(), name[i]));
+        assert_true(file_exists(path));
+        assert_int_equal(unlink(path), 0);
+    }
+    assert_int_equal(mkdir("test_state.tmp/block-0001.safetensors", 0755), 0);
+    assert_int_equal(open_as(&s, NULL), ERR_USAGE);
+    assert_int_equal(rmdir("test_state.tmp/block-0001.safetensors"), 0);
+    assert_int_equal(symlink("manifest.json", "test_state.tmp/partial-a.safetensors"), 0);
+    assert_int_equal(open_as(&s, NULL), ERR_USAGE);
+    assert_int_equal(unlink("test_state.tmp/partial-a.safetensors"), 0);
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_close(&s);
+}
+
+/* Without a manifest nothing is a state's, and a lock is empty. */
+static void a_new_state_takes_nothing_for_its_own(void **ignored)
+{
+    static const char *const name[] = {"block-0000.safetensors", "partial-a.safetensors",
+                                       "stream-a", "lock", "lock.owner"};
+    struct state *s;
+    assert_int_equal(file_make_dir(dir), OK);
+    for (size_t i = 0; i < ARRAY_LEN(name); i++) {
+        char path[100];
+        snprintf(path, sizeof(path), "%s/%s", dir, name[i]);
+        assert_int_equal(file_write_all(path, "x", 1), OK);
+        assert_int_equal(open_as(&s, NULL), ERR_USAGE);
+        assert_int_equal(state_probe(dir), ERR_USAGE);
+        assert_int_equal(file_size(path), 1);
+        assert_int_equal(unlink(path), 0);
+    }
+}
+
+static void removal_keeps_what_is_not_its_own(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    save(&io, 0);
+    assert_int_equal(file_write_all("test_state.tmp/block-notes.txt", "x", 1), OK);
+    assert_int_equal(state_remove(&s), OK);
+    assert_true(file_exists("test_state.tmp/block-notes.txt"));
+    assert_false(file_exists("test_state.tmp/block-0000.safetensors"));
+    assert_false(file_exists("test_state.tmp/manifest.json"));
+    assert_false(file_exists("test_state.tmp/lock"));
+    assert_int_equal(state_discard(dir), ERR_USAGE); /* no state */
+    assert_true(file_exists("test_state.tmp/block-notes.txt"));
+}
+
+/* A state by its name: also a half removed one, and one that is gone but for its lock. */
+static void discarded_by_name(void **ignored)
+{
+    struct state *s;
+    assert_int_equal(state_discard(dir), OK); /* missing */
+    assert_int_equal(open_as(&s, NULL), OK);
+    assert_int_equal(state_discard(dir), ERR_USAGE); /* in use */
+    state_close(&s);
+    assert_int_equal(state_discard(dir), OK);
+    assert_false(file_exists(dir));
+    assert_int_equal(file_make_dir(dir), OK);
+    assert_int_equal(file_write_all("test_state.tmp/lock", "", 0), OK);
+    assert_int_equal(state_discard(dir), OK);
+    assert_false(file_exists(dir));
+}
+
+static void an_artifact_names_its_state(void **ignored)
+{
+    struct state *s;
+    struct calib_io io;
+    struct state_look look;
+    char mark[STATE_MARK];
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    save(&io, 0);
+    state_mark(mark, s);
+    assert_string_equal(mark, ""); /* a block is missing */
+    save(&io, 1);
+    state_mark(mark, s);
+    assert_int_equal(strlen(mark), 8);
+    state_close(&s);
+    assert_int_equal(state_look(&look, dir), OK);
+    assert_true(look.is && !look.removing && !look.empty);
+    assert_string_equal(look.mark, mark);
+    assert_int_equal(clean(NULL), 0);
+    assert_int_equal(open_as(&s, "weights.bits"), OK);
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    save(&io, 0);
+    save(&io, 1);
+    state_mark(look.mark, s);
+    assert_string_not_equal(look.mark, mark); /* the configuration is in it */
+    state_close(&s);
 }
 
 static void removes_itself(void **ignored)
@@ -279,6 +407,12 @@ int main(void)
                                         clean),
         cmocka_unit_test_setup_teardown(streams_are_zero_and_writable, clean, clean),
         cmocka_unit_test_setup_teardown(other_directories_are_left_alone, clean, clean),
+        cmocka_unit_test_setup_teardown(look_alikes_are_refused_and_stay, clean, clean),
+        cmocka_unit_test_setup_teardown(a_new_state_takes_nothing_for_its_own, clean,
+                                        clean),
+        cmocka_unit_test_setup_teardown(removal_keeps_what_is_not_its_own, clean, clean),
+        cmocka_unit_test_setup_teardown(discarded_by_name, clean, clean),
+        cmocka_unit_test_setup_teardown(an_artifact_names_its_state, clean, clean),
         cmocka_unit_test_setup_teardown(removes_itself, clean, clean),
         cmocka_unit_test_setup_teardown(a_foreign_manifest_is_refused, clean, clean),
     };

@@ -57,7 +57,7 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    return file_remove_dir(model_dir) || file_remove_dir(out_dir) || file_remove_dir(dir);
+    return !scratch_remove(model_dir) || !scratch_remove(out_dir) || !scratch_remove(dir);
 }
 
 /* Overwrite in place: file_write_all would fsync thousands of times. */

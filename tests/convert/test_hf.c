@@ -6,6 +6,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tests/golden_model.h"
+#include "tests/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -32,7 +33,7 @@ static int make_dir(void **state)
 
 static int drop_dir(void **state)
 {
-    return file_remove_dir(dir) != OK;
+    return !scratch_remove(dir);
 }
 
 static void put(const char *name, const char *text)

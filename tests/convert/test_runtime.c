@@ -6,6 +6,7 @@
 #include "convert/runtime/runtime.h"
 #include "kernels/base/mem.h"
 #include "tests/convert/golden_artifact.h"
+#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -35,7 +36,7 @@ static int make_dir(void **state)
 
 static int drop_dir(void **state)
 {
-    return file_remove_dir(dir) != OK;
+    return !scratch_remove(dir);
 }
 
 static void ok(enum err e)

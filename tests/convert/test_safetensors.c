@@ -28,7 +28,7 @@ static int make_dir(void **state)
 
 static int drop_dir(void **state)
 {
-    return file_remove_dir(dir) != OK;
+    return !scratch_remove(dir);
 }
 
 /* A file of a header with its true length, and data bytes 0, 1, 2, ... */

@@ -8,6 +8,7 @@
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "tests/convert/golden_artifact.h"
+#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -30,7 +31,7 @@ static int make_dir(void **state)
 
 static int drop_dir(void **state)
 {
-    return file_remove_dir(dir) != OK;
+    return !scratch_remove(dir);
 }
 
 static void ok(enum err e)

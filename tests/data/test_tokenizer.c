@@ -6,6 +6,7 @@
 #include "data/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
+#include "tests/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -237,7 +238,7 @@ static void test_both_files(void **state)
         assert_non_null(strstr(tokenizer_about(t), name[i]));
         tokenizer_close(&t);
     }
-    check(file_remove_dir(dir));
+    assert_true(scratch_remove(dir));
 }
 
 #define N_PER_KIND 4

@@ -105,8 +105,8 @@ static void quiet(void *ctx, enum log_level level, const char *line)
 
 static void remove_dir(void)
 {
-    if (file_remove_dir(dir))
-        fprintf(stderr, "fuzz: %s\n", err_text());
+    if (!scratch_remove(dir))
+        fprintf(stderr, "fuzz: %s stays\n", dir);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)

@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The staging directory:
+ *
+ *   STAGE/owner    the mark of the process that made it
+ *   STAGE/data/    the new files
+ *   STAGE/old/     the files, or the directory, that they replace
+ *   STAGE/commit   while files move one by one: "new" or "replace", then their names, the
+ *                  one that makes the directory readable last
+ *   STAGE/retired  the old files have all left
+ *
+ * A kill at any instant leaves what the next command can finish or take back. */
+#include "convert/artifact/outdir_priv.h"
+
+#include "convert/artifact/artifact_files.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define NAME_MAX_BYTES 64 /* of an artifact's file */
+#define LIST_LIMIT (8u << 20)
+
+static bool is_real_dir(const char *path)
+{
+    struct stat st;
+    return !lstat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+/* --- making it ---------------------------------------------------------------------- */
+
+static enum err make_named(char **out, const char *base)
+{
+    char tag[OWNER_TAG_MAX], *path = NULL;
+    const size_t room = strlen(base) + sizeof(tag) + 32;
+    bool taken = true;
+    owner_tag(tag);
+    TRY(mem_alloc(&path, room, 1));
+    for (int i = 0; taken; i++) {
+        snprintf(path, room, i ? "%s.tmp.%s.%d" : "%s.tmp.%s", base, tag, i);
+        const enum err err = file_make_new_dir(&taken, path);
+        if (err) {
+            mem_free(path);
+            return err;
+        }
+    }
+    *out = path;
+    return OK;
+}
+
+enum err stage_make(struct outdir *d)
+{
+    enum err err = OK;
+    char *base = NULL, *owner = NULL;
+    bool taken;
+    if (d->inside)
+        TRY(file_join(&base, d->final, STAGE_INSIDE));
+    else
+        TRY(mem_strdup(&base, d->final));
+    TRY_OUT(make_named(&d->stage, base));
+    TRY_OUT(file_join(&owner, d->stage, "owner"));
+    TRY_OUT(owner_mark(&taken, owner));
+    TRY_OUT(file_join(&d->tmp, d->stage, "data"));
+    TRY_OUT(file_make_new_dir(&taken, d->tmp));
+out:
+    mem_free(base);
+    mem_free(owner);
+    return err;
+}
+
+/* --- removing it -------------------------------------------------------------------- */
+
+/* A writer's file, whole or temporary. */
+static bool written_name(const void *ctx, const char *name)
+{
+    char plain[NAME_MAX_BYTES], tag[OWNER_TAG_MAX];
+    const char *tmp = strstr(name, ".tmp.");
+    if (!tmp)
+        return artifact_file_name(name);
+    const int n = snprintf(plain, sizeof(plain), "%.*s", (int)(tmp - name), name);
+    return n < (int)sizeof(plain) && artifact_file_name(plain) &&
+           file_is_temp(tag, name, plain);
+}
+
+static bool half_mark(const void *ctx, const char *name)
+{
+    char tag[OWNER_TAG_MAX];
+    return file_is_temp(tag, name, "owner");
+}
+
+static bool note_name(const void *ctx, const char *name)
+{
+    char tag[OWNER_TAG_MAX];
+    return !strcmp(name, "retired") || file_is_temp(tag, name, "retired") ||
+           file_is_temp(tag, name, "commit") || half_mark(ctx, name);
+}
+
+static bool owner_name(const void *ctx, const char *name)
+{
+    return !strcmp(name, "owner");
+}
+
+static enum err remove_part(bool *all, const char *stage, const char *part)
+{
+    char *path = NULL, *left = NULL;
+    TRY(file_join(&path, stage, part));
+    enum err err = file_remove_known(&left, path, written_name, NULL);
+    if (!err && *left) {
+        *all = false;
+        log_warn("%s: holds %s, which is no artifact's; it stays there", path, left);
+    }
+    mem_free(path);
+    mem_free(left);
+    return err;
+}
+
+enum err stage_remove(const char *stage)
+{
+    enum err err = OK;
+    char *commit = NULL;
+    bool all = true;
+    TRY(file_join(&commit, stage, "commit"));
+    const bool moving = file_exists(commit);
+    mem_free(commit);
+    if (moving) { /* neither finished nor taken back: the files are worth keeping */
+        log_warn("%s: keeps files that could not be moved; the next command that writes "
+                 "there moves them",
+                 stage);
+        return OK;
+    }
+    TRY(remove_part(&all, stage, "data"));
+    TRY(remove_part(&all, stage, "old"));
+    if (all)
+        TRY(file_remove_known(NULL, stage, note_name, NULL));
+    if (all)
+        err = file_remove_known(NULL, stage, owner_name, NULL);
+    return err;
+}
+
+/* --- moving file by file ------------------------------------------------------------ */
+
+/* One line of the list; false at its end. */
+static bool next_name(const char **p, char name[NAME_MAX_BYTES])
+{
+    const size_t n = strcspn(*p, "\n");
+    if (!(*p)[n] || n >= NAME_MAX_BYTES)
+        return false;
+    memcpy(name, *p, n);
+    name[n] = '\0';
+    *p += n + 1;
+    return true;
+}
+
+static enum err write_list(const struct outdir *d, const char *commit)
+{
+    enum err err = OK;
+    struct file_writer *w = NULL;
+    char *path = NULL;
+    DIR *dir = NULL;
+    TRY(file_join(&path, d->tmp, MANIFEST_NAME));
+    const char *last = file_exists(path) ? MANIFEST_NAME : "config.json";
+    TRY_OUT(file_writer_open(&w, commit));
+    TRY_OUT(file_printf(w, "%s\n", d->replace ? "replace" : "new"));
+    if (!(dir = opendir(d->tmp)))
+        FAIL_OUT(ERR_IO, "%s: %s", d->tmp, strerror(errno));
+    for (struct dirent *e; (e = readdir(dir));)
+        if (artifact_file_name(e->d_name) && strcmp(e->d_name, last))
+            TRY_OUT(file_printf(w, "%s\n", e->d_name));
+    TRY_OUT(file_printf(w, "%s\n", last));
+    err = file_writer_commit(&w);
+out:
+    if (dir)
+        closedir(dir);
+    file_writer_abort(&w);
+    mem_free(path);
+    return err;
+}
+
+/* A rename that never replaces anything. */
+static enum err rename_new(const char *from, const char *to)
+{
+    if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
+        return OK;
+    struct stat st;
+    const bool lacking = errno == ENOSYS || errno == EINVAL;
+    if (lacking && !lstat(to, &st))
+        errno = EEXIST;
+    else if (lacking && !rename(from, to))
+        return OK;
+    FAIL(ERR_IO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
+}
+
+/* Move from/name to to/name where from has it. */
+static enum err move_one(const char *from, const char *to, const char *name)
+{
+    enum err err = OK;
+    char *a = NULL, *b = NULL;
+    TRY(file_join(&a, from, name));
+    TRY_OUT(file_join(&b, to, name));
+    if (file_is_plain(a))
+        err = rename_new(a, b);
+out:
+    mem_free(a);
+    mem_free(b);
+    return err;
+}
+
+static void sync_dir(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)fsync(fd); /* some file systems cannot; the renames have happened */
+    close(fd);
+}
+
+/* The old artifact's files leave, its manifest first. */
+static enum err retire(const char *stage, const char *final)
+{
+    enum err err = OK;
+    bool taken;
+    char *old = NULL, *done = NULL, *manifest = NULL;
+    struct manifest *m = NULL;
+    TRY(file_join(&done, stage, "retired"));
+    TRY_OUT(file_join(&old, stage, "old"));
+    TRY_OUT(file_join(&manifest, old, MANIFEST_NAME));
+    if (file_exists(done))
+        goto out;
+    if (!is_real_dir(old))
+        TRY_OUT(file_make_new_dir(&taken, old));
+    TRY_OUT(manifest_open(&m, file_exists(manifest) ? old : final));
+    TRY_OUT(move_one(final, old, MANIFEST_NAME));
+    for (size_t i = 0; i < m->n_files; i++)
+        if (artifact_file_name(m->file[i].name))
+            TRY_OUT(move_one(final, old, m->file[i].name));
+    err = file_write_all(done, "", 0);
+out:
+    manifest_close(&m);
+    mem_free(old);
+    mem_free(done);
+    mem_free(manifest);
+    return err;
+}
+
+static enum err move_listed(const char *data, const char *final, const char *list)
+{
+    char name[NAME_MAX_BYTES];
+    while (next_name(&list, name)) {
+        FAIL_IF(!artifact_file_name(name), ERR_FORMAT, "%s: '%s' is no artifact's file",
+                data, name);
+        if (!*list)
+            sync_dir(final);
+        TRY(move_one(data, final, name));
+    }
+    sync_dir(final);
+    return OK;
+}
+
+/* Every step looks at what has happened already. */
+static enum err go_forward(const char *stage, const char *final, const char *commit)
+{
+    enum err err = OK;
+    char *data = NULL, *text = NULL, kind[NAME_MAX_BYTES];
+    size_t n;
+    TRY(file_read_all(&text, &n, commit, LIST_LIMIT));
+    const char *list = text;
+    if (!next_name(&list, kind))
+        kind[0] = '\0';
+    TRY_OUT(file_join(&data, stage, "data"));
+    if (!strcmp(kind, "replace"))
+        TRY_OUT(retire(stage, final));
+    TRY_OUT(move_listed(data, final, list));
+    if (unlink(commit))
+        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", commit, strerror(errno));
+out:
+    mem_free(data);
+    mem_free(text);
+    return err;
+}
+
+/* Every listed name that data lacks has been moved by us: it goes back. */
+static enum err take_new_back(const char *stage, const char *final, const char *list)
+{
+    enum err err = OK;
+    char *data = NULL, name[NAME_MAX_BYTES];
+    TRY(file_join(&data, stage, "data"));
+    while (!err && next_name(&list, name)) {
+        char *path = NULL;
+        TRY_OUT(file_join(&path, data, name));
+        const bool moved = !file_exists(path);
+        mem_free(path);
+        if (moved)
+            err = move_one(final, data, name);
+    }
+out:
+    mem_free(data);
+    return err;
+}
+
+static enum err bring_old_back(const char *stage, const char *final)
+{
+    enum err err = OK;
+    char *old = NULL;
+    TRY(file_join(&old, stage, "old"));
+    DIR *d = opendir(old);
+    for (struct dirent *e; d && !err && (e = readdir(d));)
+        if (artifact_file_name(e->d_name) && strcmp(e->d_name, MANIFEST_NAME))
+            err = move_one(old, final, e->d_name);
+    if (d && !err)
+        err = move_one(old, final, MANIFEST_NAME);
+    if (d)
+        closedir(d);
+    mem_free(old);
+    return err;
+}
+
+static enum err go_back(const char *stage, const char *final, const char *commit)
+{
+    enum err err = OK;
+    char *text = NULL, *retired = NULL, kind[NAME_MAX_BYTES];
+    size_t n;
+    TRY(file_read_all(&text, &n, commit, LIST_LIMIT));
+    const char *list = text;
+    (void)next_name(&list, kind);
+    TRY_OUT(file_join(&retired, stage, "retired"));
+    if (!strcmp(kind, "new") || file_exists(retired))
+        TRY_OUT(take_new_back(stage, final, list));
+    TRY_OUT(bring_old_back(stage, final));
+    if (unlink(commit))
+        FAIL_OUT(ERR_IO, "%s: cannot remove: %s", commit, strerror(errno));
+out:
+    mem_free(text);
+    mem_free(retired);
+    return err;
+}
+
+enum err stage_move_in(const struct outdir *d)
+{
+    char *commit = NULL;
+    TRY(file_join(&commit, d->stage, "commit"));
+    enum err err = write_list(d, commit);
+    if (!err) {
+        err = go_forward(d->stage, d->final, commit);
+        if (err)
+            (void)go_back(d->stage, d->final, commit); /* the first error is the one */
+    }
+    mem_free(commit);
+    return err;
+}
+
+/* --- what dead processes left ------------------------------------------------------- */
+
+/* By its mark, or by its name alone: a kill came between the calls that make the two. */
+static enum err is_dead_stage(bool *yes, const char *stage)
+{
+    char *owner = NULL;
+    TRY(file_join(&owner, stage, "owner"));
+    *yes = is_real_dir(stage) &&
+           (owner_of_mark(owner, NULL) == OWNER_DEAD || !file_exists(owner));
+    mem_free(owner);
+    return OK;
+}
+
+static enum err tidy_stage(const char *stage, const char *final)
+{
+    enum err err = OK;
+    bool dead;
+    char *commit = NULL, *old = NULL, *owner = NULL;
+    TRY(is_dead_stage(&dead, stage));
+    if (!dead)
+        return OK;
+    TRY_OUT(file_join(&owner, stage, "owner"));
+    TRY_OUT(file_join(&commit, stage, "commit"));
+    TRY_OUT(file_join(&old, stage, "old"));
+    if (!file_exists(owner)) {
+        err = file_remove_known(NULL, stage, half_mark, NULL);
+        goto out;
+    }
+    if (file_exists(commit))
+        TRY_OUT(go_forward(stage, final, commit));
+    else if (is_real_dir(old) && !file_exists(final) && rename(old, final))
+        FAIL_OUT(ERR_IO, "%s: cannot rename to %s: %s", old, final, strerror(errno));
+    err = stage_remove(stage);
+out:
+    mem_free(commit);
+    mem_free(old);
+    mem_free(owner);
+    return err;
+}
+
+/* Stages of final called NAME.tmp.TAG in dir. */
+static enum err tidy_in(const char *dir, const char *name, const char *final, bool inside)
+{
+    enum err err = OK;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && !err && (e = readdir(d));) {
+        char tag[OWNER_TAG_MAX], *path = NULL;
+        if (!file_is_temp(tag, e->d_name, name))
+            continue;
+        const enum owner_state state = owner_of_tag(tag);
+        TRY_OUT(file_join(&path, dir, e->d_name));
+        if (state == OWNER_DEAD)
+            err = tidy_stage(path, final);
+        else if (inside && state == OWNER_ALIVE)
+            err = err_set(ERR_USAGE, __FILE__, __LINE__,
+                          "%s: another process writes into %s; wait for it or stop it",
+                          path, final);
+        mem_free(path);
+    }
+out:
+    if (d)
+        closedir(d);
+    return err;
+}
+
+enum err stage_tidy(const char *final)
+{
+    enum err err = OK;
+    char *parent = NULL;
+    TRY(file_parent(&parent, final));
+    TRY_OUT(tidy_in(parent, file_base_name(final), final, false));
+    TRY_OUT(tidy_in(final, STAGE_INSIDE, final, true));
+out:
+    mem_free(parent);
+    return err;
+}
+
+bool stage_inside_name(const char *entry)
+{
+    char tag[OWNER_TAG_MAX];
+    return file_is_temp(tag, entry, STAGE_INSIDE);
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The names in a state's directory: which are a state's, what a kill left, and removal. */
+#include "tools/state_priv.h"
+
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BLOCKS_LIMIT 100000 /* of any state, as manifest.json is read */
+#define NAME_BYTES 64
+
+static bool is_dot(const char *name)
+{
+    return !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+/* --- names -------------------------------------------------------------------------- */
+
+static bool lock_name(const char *name)
+{
+    return !strcmp(name, "lock") || !strcmp(name, "lock" LOCK_OWNER_SUFFIX);
+}
+
+/* Parsed whole and written again: the block's number if name is a block file's, else -1. */
+static int64_t block_of(const char *name, int64_t blocks)
+{
+    char again[40];
+    int64_t block;
+    if (sscanf(name, "block-%" SCNd64, &block) != 1 || block < 0 || block >= blocks)
+        return -1;
+    state_block_name(again, block);
+    return strcmp(name, again) ? -1 : block;
+}
+
+static bool partial_name(const char *name)
+{
+    return !strcmp(name, "partial-a.safetensors") || !strcmp(name, "partial-b.safetensors");
+}
+
+static bool file_name(const char *name, int64_t blocks)
+{
+    return !strcmp(name, STATE_MANIFEST) || lock_name(name) || partial_name(name) ||
+           block_of(name, blocks) >= 0;
+}
+
+/* A temporary file of one of those, or of a stream. */
+static bool temp_name(char tag[OWNER_TAG_MAX], const char *name, int64_t blocks)
+{
+    char plain[NAME_BYTES];
+    const char *tmp = strstr(name, ".tmp.");
+    if (!tmp || tmp - name >= NAME_BYTES)
+        return false;
+    snprintf(plain, sizeof(plain), "%.*s", (int)(tmp - name), name);
+    return (file_name(plain, blocks) || !strncmp(plain, "stream-", 7)) &&
+           file_is_temp(tag, name, plain);
+}
+
+/* The lock holds nothing, so that a file of somebody's that is called lock is told from it.
+ */
+static bool own_file(const struct state *s, const char *name, int64_t blocks)
+{
+    char *path = NULL, tag[OWNER_TAG_MAX];
+    const bool named =
+        blocks ? file_name(name, blocks) : lock_name(name) || !strcmp(name, STATE_MANIFEST);
+    if ((!named && !temp_name(tag, name, blocks)) || state_path(&path, s, name))
+        return false;
+    bool own = file_is_plain(path);
+    if (own && !strcmp(name, "lock"))
+        own = file_size(path) == 0;
+    if (own && !strcmp(name, "lock" LOCK_OWNER_SUFFIX))
+        own = owner_of_mark(path, NULL) != OWNER_UNKNOWN;
+    mem_free(path);
+    return own;
+}
+
+enum err state_check_names(const struct state *s)
+{
+    enum err err = OK;
+    char *path = NULL;
+    TRY(state_path(&path, s, STATE_MANIFEST));
+    const bool old = file_exists(path);
+    mem_free(path);
+    const int64_t blocks = s->manifest ? s->blocks : old ? BLOCKS_LIMIT : 0;
+    DIR *d = opendir(s->dir);
+    FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", s->dir, strerror(errno));
+    for (struct dirent *e; !err && (e = readdir(d));)
+        if (!is_dot(e->d_name) && !own_file(s, e->d_name, blocks))
+            err = err_set(ERR_USAGE, __FILE__, __LINE__,
+                          "%s: holds '%s', which is no file of %s; name an empty or new "
+                          "directory",
+                          s->dir, e->d_name, old ? "this state" : "a new state");
+    closedir(d);
+    return err;
+}
+
+enum err state_is_empty(bool *yes, const char *dir)
+{
+    struct state s = {.dir = (char *)(uintptr_t)dir};
+    *yes = false;
+    if (!file_is_dir(dir))
+        return OK;
+    DIR *d = opendir(dir);
+    FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
+    *yes = true;
+    for (struct dirent *e; *yes && (e = readdir(d));)
+        *yes = is_dot(e->d_name) || (lock_name(e->d_name) && own_file(&s, e->d_name, 0));
+    closedir(d);
+    return OK;
+}
+
+/* --- removal ------------------------------------------------------------------------ */
+
+static bool dead_temp(const char *name, int64_t blocks)
+{
+    char tag[OWNER_TAG_MAX];
+    return temp_name(tag, name, blocks) && owner_of_tag(tag) == OWNER_DEAD;
+}
+
+/* What a kill left: a temporary file, or a file that the manifest does not name. */
+static bool leftover(const void *ctx, const char *name)
+{
+    const struct state *s = ctx;
+    if (partial_name(name)) {
+        const json_t *entry = json_object_get(s->manifest, "partial");
+        const char *partial = json_string_value(json_object_get(entry, "file"));
+        return !partial || strcmp(partial, name);
+    }
+    return block_of(name, s->blocks) >= state_done(s) || dead_temp(name, s->blocks);
+}
+
+enum err state_remove_leftovers(const struct state *s)
+{
+    return file_remove_known(NULL, s->dir, leftover, s);
+}
+
+static bool content(const void *ctx, const char *name)
+{
+    const struct state *s = ctx;
+    return partial_name(name) || block_of(name, s->blocks) >= 0 || !strcmp(name, "lock") ||
+           dead_temp(name, s->blocks);
+}
+
+static bool nothing(const void *ctx, const char *name)
+{
+    return false;
+}
+
+static enum err remove_manifest(const struct state *s)
+{
+    char *path = NULL;
+    TRY(state_path(&path, s, STATE_MANIFEST));
+    const int bad = unlink(path);
+    const int why = errno;
+    mem_free(path);
+    FAIL_IF(bad && why != ENOENT, ERR_IO, "%s/" STATE_MANIFEST ": cannot remove: %s",
+            s->dir, strerror(why));
+    return OK;
+}
+
+enum err state_remove(struct state **ps)
+{
+    struct state *s = *ps;
+    char *left = NULL;
+    enum err err = OK;
+    if (json_object_set_new(s->manifest, "removing", json_true()))
+        FAIL_OUT(ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
+    TRY_OUT(state_write_manifest(s));
+    TRY_OUT(file_remove_known(NULL, s->dir, content, s));
+    TRY_OUT(remove_manifest(s));
+    lock_release(&s->lock);
+    TRY_OUT(file_remove_known(&left, s->dir, nothing, NULL));
+    if (*left)
+        log_warn("%s: holds %s, which is no file of the state; the directory stays", s->dir,
+                 left);
+out:
+    mem_free(left);
+    state_close(ps);
+    return err;
+}
+
+enum err state_remove_empty(const char *dir)
+{
+    struct state s = {.dir = (char *)(uintptr_t)dir, .lock.fd = -1};
+    char *path = NULL;
+    enum err err = OK;
+    TRY(state_path(&path, &s, "lock"));
+    TRY_OUT(lock_take(&s.lock, path, "this state"));
+    unlink(path);
+    lock_release(&s.lock);
+    err = file_remove_known(NULL, dir, nothing, NULL);
+out:
+    mem_free(path);
+    return err;
+}
+
+/* In a directory that is there, by the manifest's temporary file: if a kill leaves it, the
+ * next run knows it. */
+enum err state_probe(const char *dir)
+{
+    struct state s = {.dir = (char *)(uintptr_t)dir};
+    char *path = NULL;
+    if (!file_is_dir(dir))
+        return file_probe_dir(dir);
+    TRY(state_check_names(&s));
+    TRY(state_path(&path, &s, STATE_MANIFEST));
+    const enum err err = file_writer_probe(path);
+    mem_free(path);
+    return err;
+}
