@@ -107,8 +107,8 @@ class Job:
         if self.old != self.want and tree(folder) == self.want:
             return  # it had done all its work
         done = self.run(folder)
-        if done.returncode == 2 and b"--force" in done.stderr and "--force" not in self.args:
-            done = self.run(folder, more=["--force"])  # died behind its artifact
+        if done.returncode == 2 and b"--force" in done.stderr and self.args[1] == "convert":
+            done = self.run(folder, more=["--force"])  # died after its artifact was in place
         if done.returncode:
             raise Wrong(f"resumed: exit {done.returncode}: {done.stderr.decode()}")
         problem = first_difference(tree(folder), self.want)

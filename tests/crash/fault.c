@@ -7,9 +7,9 @@
  *   FAULT_COUNT=FILE     at the end, one line "KIND calls" a kind
  *
  * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
- * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE, EACCES), "short" (write half),
- * "kill" (SIGKILL before the call), "half" (SIGKILL after half of a write; as kill for
- * other calls). */
+ * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE, EACCES, ENOSYS, ENOLCK,
+ * EOPNOTSUPP), "short" (write half), "kill" (SIGKILL before the call), "half" (SIGKILL
+ * after half of a write; as kill for other calls). */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -57,9 +57,10 @@ struct action_name {
     const char *name;
     int number;
 };
-static const struct action_name actions[] = {{"ENOSPC", ENOSPC}, {"EIO", EIO},
-                                             {"EINTR", EINTR},   {"ENOMEM", ENOMEM},
-                                             {"EMFILE", EMFILE}, {"EACCES", EACCES}};
+static const struct action_name actions[] = {
+    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},
+    {"ENOMEM", ENOMEM}, {"EMFILE", EMFILE}, {"EACCES", EACCES},
+    {"ENOSYS", ENOSYS}, {"ENOLCK", ENOLCK}, {"EOPNOTSUPP", EOPNOTSUPP}};
 
 static void bad_setting(const char *text)
 {
@@ -216,6 +217,11 @@ REAL(int, unlink, const char *path)
 REAL(int, unlinkat, int dir, const char *name, int flags)
 {
     return due(NAMES, true) ? -1 : __real_unlinkat(dir, name, flags);
+}
+
+REAL(int, link, const char *from, const char *to)
+{
+    return due(NAMES, true) ? -1 : __real_link(from, to);
 }
 
 REAL(int, mkdir, const char *path, mode_t mode)

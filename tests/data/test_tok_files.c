@@ -27,7 +27,7 @@ static int make_dir(void **state)
 
 static int remove_dir(void **state)
 {
-    return file_remove_dir(dir) ? -1 : 0;
+    return scratch_remove(dir) ? 0 : -1;
 }
 
 static void check(enum err e)

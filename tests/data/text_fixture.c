@@ -26,7 +26,7 @@ int text_make_dir(void **state)
 
 int text_drop_dir(void **state)
 {
-    return file_remove_dir(text_dir) != OK;
+    return !scratch_remove(text_dir);
 }
 
 const char *in_dir(const char *name)
