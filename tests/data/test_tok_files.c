@@ -6,6 +6,7 @@
 #include "data/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
+#include "tests/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
