@@ -5,6 +5,7 @@
 #include "calib/calib.h"
 
 #include "calib/run.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
@@ -100,9 +101,9 @@ static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t num
     double part[N_DEV_PARTS];
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i);
-    const double begin = run_seconds();
+    const double begin = clock_s();
     TRY(step(b, number));
-    const double all = run_seconds() - begin;
+    const double all = clock_s() - begin;
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i) - part[i];
     *out = (struct calib_bench){.step_s = all,

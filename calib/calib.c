@@ -6,6 +6,7 @@
 
 #include "calib/model/model.h"
 #include "calib/run.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -366,7 +367,7 @@ static enum err calibrate_block(struct run *r)
     const double units = r->units_done;
     bool restored = false;
     r->at = (struct progress){.stats = {.block = r->block}};
-    r->clock = run_seconds();
+    r->clock = clock_s();
     dev_gemm_seconds(r->dev, true);
     TRY(load_block(r));
     prefetch_next(r);

@@ -64,7 +64,6 @@ bool run_gathers(const struct run *r);
 double run_block_units(const struct run *r, int64_t block);
 double run_units_so_far(const struct run *r);
 
-double run_seconds(void); /* monotonic */
 /* Add what passed since the last call (or the block's begin) to the block's seconds. */
 void run_take_time(struct run *r);
 

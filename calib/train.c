@@ -3,22 +3,15 @@
  * Training of one block: epochs of single-sample AdamW steps, the loss over the whole set
  * at the start and after every epoch, and the best of them kept. */
 #include "calib/run.h"
+#include "kernels/base/clock.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
-
-double run_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void run_take_time(struct run *r)
 {
-    const double now = run_seconds();
+    const double now = clock_s();
     r->at.stats.seconds += now - r->clock;
     r->at.stats.seconds_gemm += dev_gemm_seconds(r->dev, true);
     r->clock = now;
@@ -124,7 +117,7 @@ static float round_rate(const struct run *r)
 static enum err train_step(struct run *r)
 {
     const int64_t step = r->at.epoch * r->s->samples + r->at.step;
-    const double begin = run_seconds();
+    const double begin = clock_s();
     const float lr[N_FQ_RATES] = {
         rate(r, r->s->lr_clip, step), rate(r, r->s->lr_smooth, step),
         rate(r, r->s->lr_shift, step), rate(r, round_rate(r), step)};
@@ -145,7 +138,7 @@ static enum err train_step(struct run *r)
     TRY(dev_sync(r->dev));
     r->at.step++;
     r->units_done += 3 * (double)(recon_reach(&r->r, r->block) + 1);
-    const double rate_now = (double)r->s->seqlen / (run_seconds() - begin);
+    const double rate_now = (double)r->s->seqlen / (clock_s() - begin);
     r->tokens_per_s =
         r->tokens_per_s > 0 ? 0.9 * r->tokens_per_s + 0.1 * rate_now : rate_now;
     run_event(r, CALIB_STEP, loss);

@@ -6,10 +6,10 @@
 #define WKVQ_DEV_BEGIN_H
 
 #include "config.h"
+#include "kernels/base/clock.h"
 #include "kernels/dev_ops.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 /* Returns ERR_SHAPE with a message unless cond holds. */
 #define WANT(cond, ...)                                                                    \
@@ -21,13 +21,6 @@
         }                                                                                  \
     } while (0)
 
-static inline double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Every operation begins with this. It returns the device's earlier failure, and ERR_DEVICE
  * if the table lacks the operation; else it declares `started`, the time in seconds. */
 #define OP_BEGIN(op, started)                                                              \
@@ -35,14 +28,14 @@ static inline double seconds_now(void)
         FAIL_IF(d->failed, d->failed, #op ": device %s has already failed", d->ops.name);  \
         FAIL_IF(!d->ops.op, ERR_DEVICE, #op ": not supported on %s", d->ops.name);         \
     } while (0);                                                                           \
-    const double started = seconds_now()
+    const double started = clock_s()
 /* Every operation ends with this: it adds the time since `started` to a part's total and
  * returns the device's state. */
 #define OP_END(part, started)                                                              \
     do {                                                                                   \
         if (d->synchronous)                                                                \
             d->ops.sync(d);                                                                \
-        d->part_seconds[part] += seconds_now() - (started);                                \
+        d->part_seconds[part] += clock_s() - (started);                                    \
         return d->failed;                                                                  \
     } while (0)
 

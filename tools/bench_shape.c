@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/bench_shape.h"
 
+#include "kernels/base/clock.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Normal numbers are made once and repeated; the length is a prime, so that no two rows of
  * a matrix are alike. */
@@ -72,13 +72,6 @@ enum err bench_open(struct dev **out, enum dtype *act, const struct args *a)
     if (!strcmp(a->compute, "bf16"))
         *act = DT_BF16;
     return OK;
-}
-
-double bench_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static int ascending(const void *x, const void *y)

@@ -32,7 +32,6 @@ size_t bench_weights_bytes(const struct arch *a);
 enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t rows,
                       int64_t cols);
 
-double bench_now(void); /* monotonic seconds */
 /* Of n > 0 values, which are sorted; the lower of the middle two. */
 double bench_median(double *values, int64_t n);
 

@@ -6,6 +6,7 @@
 #include "convert/artifact/artifact_random.h"
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "tools/bench_shape.h"
 #include "tools/cmd_bench.h"
@@ -105,9 +106,9 @@ static enum err measure_read(struct decode *b)
     memset(memory, 1, (size_t)READ_BYTES);
     r.memory = memory;
     for (int i = 0; i < READ_PASSES; i++) {
-        const double start = bench_now();
+        const double start = clock_s();
         pool_run(b->pool, chunks, read_chunk, &r);
-        const double bps = (double)READ_BYTES / (bench_now() - start);
+        const double bps = (double)READ_BYTES / (clock_s() - start);
         b->read_bps = bps > b->read_bps ? bps : b->read_bps;
     }
 out:
@@ -153,14 +154,14 @@ static int32_t id_at(const struct decode *b, int64_t t)
 static enum err fill_cache(struct decode *b)
 {
     int32_t ids[FILL_CHUNK];
-    const double start = bench_now();
+    const double start = clock_s();
     for (int64_t t = 0, n; t < b->args->depth; t += n) {
         n = b->args->depth - t < FILL_CHUNK ? b->args->depth - t : FILL_CHUNK;
         for (int64_t i = 0; i < n; i++)
             ids[i] = id_at(b, t + i);
         TRY(runtime_forward(b->rt, b->logits, false, ids, n));
     }
-    b->fill_s = bench_now() - start;
+    b->fill_s = clock_s() - start;
     return runtime_mark(b->rt);
 }
 
@@ -170,10 +171,10 @@ static enum err decode_tokens(struct decode *b)
     for (int64_t i = -1; i < b->args->steps; i++) {
         const int32_t id = id_at(b, i + 1);
         runtime_rewind(b->rt);
-        const double start = bench_now();
+        const double start = clock_s();
         TRY(runtime_forward(b->rt, b->logits, false, &id, 1));
         if (i >= 0)
-            b->took[i] = bench_now() - start;
+            b->took[i] = clock_s() - start;
     }
     return OK;
 }
@@ -183,9 +184,9 @@ static enum err decode_tokens(struct decode *b)
 static enum err packed_products(struct decode *b)
 {
     for (int i = 0; i < PRODUCT_PASSES; i++) {
-        const double start = bench_now();
+        const double start = clock_s();
         TRY(runtime_products(b->rt, FILL_CHUNK));
-        const double took = bench_now() - start;
+        const double took = clock_s() - start;
         b->packed_s = !i || took < b->packed_s ? took : b->packed_s;
     }
     return OK;
@@ -202,10 +203,10 @@ static enum err unpacked_linear(struct decode *b, struct dev *dev, int l)
     TRY_OUT(bench_tensor(&w, dev, DT_F32, arch_out(m, l), arch_in(m, l)));
     TRY_OUT(bench_tensor(&y, dev, DT_F32, FILL_CHUNK, arch_out(m, l)));
     for (int i = 0; i < PRODUCT_PASSES; i++) {
-        const double start = bench_now();
+        const double start = clock_s();
         for (int64_t block = 0; block < m->n_layers; block++)
             TRY_OUT(dev_gemm(dev, GEMM_NT, &y, &x, &w, false));
-        const double took = bench_now() - start;
+        const double took = clock_s() - start;
         best = !i || took < best ? took : best;
     }
     b->unpacked_s += best;

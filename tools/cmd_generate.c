@@ -2,6 +2,7 @@
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
 #include "data/tokenizer.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands.h"
@@ -11,7 +12,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 /* clang-format off */
 static const struct opt options[] = {
@@ -62,13 +62,6 @@ struct generation {
     double prompt_s;
 };
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static enum err open_generation(struct generation *g)
 {
     const struct args *a = g->a;
@@ -108,11 +101,11 @@ static void close_generation(struct generation *g)
 static enum err read_prompt(struct generation *g)
 {
     const int64_t n = (int64_t)g->prompt.n, chunk = g->a->chunk;
-    g->start = now_s();
+    g->start = clock_s();
     for (int64_t t = 0; t < n; t += chunk)
         TRY(runtime_forward(g->rt, g->logits, false, g->prompt.id + t,
                             n - t < chunk ? n - t : chunk));
-    g->prompt_s = now_s() - g->start;
+    g->prompt_s = clock_s() - g->start;
     return OK;
 }
 
@@ -160,7 +153,7 @@ static enum err next_token(bool *done, struct generation *g, const struct sample
     }
     g->ids[g->n++] = id;
     TRY(show(done, g, false));
-    g->last = now_s();
+    g->last = clock_s();
     if (g->n == 1)
         g->first = g->last;
     if (*done)

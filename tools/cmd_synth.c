@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "tools/bench_shape.h"
 #include "tools/commands.h"
@@ -75,11 +76,11 @@ static enum err run(struct args *a)
     TRY(progress_open(&p, a));
     stop_watch(STOP_AT_ONCE);
     progress_phase(p, "synth");
-    const double start = bench_now();
+    const double start = clock_s();
     enum err err = synth_write(a->out, &s, progress_share, p);
     progress_end(p);
     if (!err)
-        err = print_result(a, &s, bench_now() - start);
+        err = print_result(a, &s, clock_s() - start);
     progress_close(&p);
     return err;
 }

@@ -3,6 +3,7 @@
 
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_sim.h"
@@ -10,7 +11,6 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 double eval_nll(const float *logits, int64_t vocab, int32_t target)
 {
@@ -203,13 +203,6 @@ out:
 
 /* ------------------------------------------------------------------------------------ */
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 enum err eval_count_windows(struct eval *e)
 {
     const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
@@ -230,7 +223,7 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
 {
     double *mean = NULL;
     struct eval_result r = {.nll = 0};
-    const double start = now_s();
+    const double start = clock_s();
     TRY(eval_count_windows(e));
     TRY(mem_calloc(&mean, (size_t)e->windows, sizeof(*mean)));
     progress_phase(e->job->progress, "perplexity");
@@ -239,7 +232,7 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     if (!err) {
         eval_reduce(&r, mean, e->windows);
         r.tokens = e->windows * eval_targets(e);
-        r.seconds = now_s() - start;
+        r.seconds = clock_s() - start;
         *out = r;
         if (e->window_nll)
             memcpy(e->window_nll, mean, (size_t)e->windows * sizeof(*mean));

@@ -2,12 +2,12 @@
 #include "tools/eval_compare.h"
 
 #include "convert/runtime/runtime.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_sim.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <time.h>
 
 /* Rows of logits that exist at a time, of each model. */
 #define PIECE 64
@@ -194,13 +194,6 @@ static enum err comparison_open(struct comparison *c, struct eval *a, struct eva
     return side_open(&c->side[1], b, c->piece);
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void reduce(struct compare_result *out, const struct comparison *c)
 {
     const int64_t n = c->windows;
@@ -218,7 +211,7 @@ enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b
     struct comparison c = {.piece = 0};
     struct compare_result r = {.windows = 0};
     double *memory = NULL;
-    const double start = now_s();
+    const double start = clock_s();
     FAIL_IF(a->job->arch.vocab != b->job->arch.vocab, ERR_MISMATCH,
             "%s has a vocabulary of %" PRId64 ", %s one of %" PRId64
             ": their predictions cannot be compared",
@@ -240,7 +233,7 @@ enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b
     TRY(err);
     FAIL_IF(!isfinite(r.difference.mean) || !isfinite(r.kl.mean), ERR_NUMERIC,
             "the mean losses are not finite: %g and %g", r.nll[0].mean, r.nll[1].mean);
-    r.seconds = now_s() - start;
+    r.seconds = clock_s() - start;
     *out = r;
     return OK;
 }

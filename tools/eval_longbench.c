@@ -4,6 +4,7 @@
  * likeliest token again and again. */
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_compare.h"
@@ -14,7 +15,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 struct bench {
     struct eval *e;
@@ -126,13 +126,6 @@ static void set_close(struct bench *b)
     b->scores = NULL;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static enum err report(struct bench *b, const char *path, double seconds)
 {
     const struct estimate score = estimate_mean(b->scores, b->set.n);
@@ -160,7 +153,7 @@ static enum err report(struct bench *b, const char *path, double seconds)
 
 static enum err measure(struct bench *b, const char *path)
 {
-    const double start = now_s();
+    const double start = clock_s();
     enum err err = set_open(b, path);
     if (!err)
         progress_phase(b->e->job->progress, b->set.task->name);
@@ -172,7 +165,7 @@ static enum err measure(struct bench *b, const char *path)
     }
     progress_end(b->e->job->progress);
     if (!err)
-        err = report(b, path, now_s() - start);
+        err = report(b, path, clock_s() - start);
     set_close(b);
     return err;
 }

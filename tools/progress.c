@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/progress.h"
 
+#include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
@@ -24,13 +25,6 @@ struct progress {
     double first_done;      /* share at the start: a resumed run does not start at 0 */
     bool started;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void progress_time_text(char *out, size_t n, double seconds)
 {
@@ -81,7 +75,7 @@ static void sink(void *ctx, enum log_level level, const char *line)
 
 static bool due(struct progress *p)
 {
-    const double now = now_s();
+    const double now = clock_s();
     if (now - p->last_s < (p->terminal ? REDRAW_S : REPORT_S))
         return false;
     p->last_s = now;
@@ -136,7 +130,7 @@ void progress_phase(struct progress *p, const char *name)
 {
     erase(p);
     p->phase = name;
-    p->start_s = p->last_s = now_s();
+    p->start_s = p->last_s = clock_s();
     p->started = false;
     if (p->json) {
         fprintf(p->json, "{\"time\": %lld, \"event\": \"phase\", \"phase\": \"%s\"}\n",
@@ -155,13 +149,13 @@ static double eta_s(struct progress *p, double done)
     if (!p->started) {
         p->started = true;
         p->first_done = done;
-        p->start_s = now_s();
+        p->start_s = clock_s();
         return -1;
     }
     const double gained = done - p->first_done;
     if (!(gained > 1e-4))
         return -1;
-    return (now_s() - p->start_s) * (1 - done) / gained;
+    return (clock_s() - p->start_s) * (1 - done) / gained;
 }
 
 static void eta_text(char *out, size_t n, double seconds)

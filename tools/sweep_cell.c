@@ -4,6 +4,7 @@
  */
 #include "convert/artifact/reader.h"
 #include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -14,7 +15,6 @@
 #include "tools/verify_report.h"
 
 #include <math.h>
-#include <time.h>
 
 struct cell {
     struct sweep *s;
@@ -31,13 +31,6 @@ struct cell {
     json_t *blocks;
     double calibrate_s, start;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The job's copy: the process ends with the cell. */
 static void give_text(struct job *j, struct sweep *s, int text)
@@ -123,12 +116,12 @@ static enum err quantize(struct cell *c)
     struct job j = {0};
     struct state *s = NULL;
     bool planned;
-    const double start = now_s();
+    const double start = clock_s();
     TRY_OUT(open_job(&j, c, c->run->text));
     TRY_OUT(stage_prepare(&planned, &j, c->state));
     if (c->calibrated)
         TRY_OUT(stage_calibrate(&s, &j, c->state));
-    c->calibrate_s = now_s() - start;
+    c->calibrate_s = clock_s() - start;
     if (s)
         TRY_OUT(collect_blocks(c, s));
     if (c->way == SWEEP_PACKED)
@@ -215,7 +208,7 @@ static enum err result_json(json_t **out, struct cell *c)
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "nll", r->nll,
         "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
         (json_int_t)c->s->eval_ctx, "window_nll", json_reals(c->nll, r->windows), "blocks",
-        c->blocks, "seconds", now_s() - c->start, "calibrate_seconds", c->calibrate_s,
+        c->blocks, "seconds", clock_s() - c->start, "calibrate_seconds", c->calibrate_s,
         "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
         kv_mean_bits(&c->s->arch, &c->kv), "bytes",
         c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null());
@@ -243,7 +236,7 @@ static enum err room(struct cell *c)
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
 {
     enum err err = OK;
-    struct cell c = {.s = s, .run = &s->run[i], .start = now_s()};
+    struct cell c = {.s = s, .run = &s->run[i], .start = clock_s()};
     struct recipe r = {0};
     TRY_OUT(room(&c));
     TRY_OUT(recipe_from_args(&r, &c.run->args));

@@ -2,6 +2,7 @@
 #include "tools/zeroshot.h"
 
 #include "convert/runtime/runtime.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "tools/choice_text.h"
 #include "tools/eval_sim.h"
@@ -10,7 +11,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* --- requests ----------------------------------------------------------------------- */
 
@@ -323,18 +323,11 @@ static enum err write_lines(struct file_writer *w, const struct question_set *s,
     return OK;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 enum err zeroshot_run(struct zeroshot_result *out, struct question_set *set, struct eval *e,
                       const char *path, struct file_writer *lines)
 {
     struct request *r = NULL;
-    const double start = now_s();
+    const double start = clock_s();
     int64_t n = 0;
     TRY(question_set_load(set, path, e->job->args->labels, e->job->args->limit));
     for (int64_t i = 0; i < set->n; i++)
@@ -349,7 +342,7 @@ enum err zeroshot_run(struct zeroshot_result *out, struct question_set *set, str
         err = write_lines(lines, set, r);
     if (!err) {
         zeroshot_reduce(out, set, r);
-        out->seconds = now_s() - start;
+        out->seconds = clock_s() - start;
     }
     requests_free(r, n);
     return err ? err_add(err, "%s: ", path) : OK;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Matrix products: which library computes them, and how the result is cut into tiles. */
+#include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/cpu/cpu.h"
@@ -8,7 +9,6 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
-#include <time.h>
 
 /* Multiplications below which waking the threads costs more than they save. */
 #define SMALL_PRODUCT (1 << 18)
@@ -212,21 +212,14 @@ static void multiply_widened(struct dev *d, enum gemm_kind kind, const struct te
         d->ops.copy(d, c, &wide_c);
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 void cpu_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate)
 {
     const struct cpu *cpu = d->priv;
-    const double start = now();
+    const double start = clock_s();
     if (a->dtype == DT_BF16 && !cpu->gemm->bf16)
         multiply_widened(d, kind, c, a, b, accumulate);
     else
         multiply(d, kind, c, a, b, accumulate);
-    d->gemm_seconds += now() - start;
+    d->gemm_seconds += clock_s() - start;
 }

@@ -2,6 +2,7 @@
 #include "tests/kernels/checkop.h"
 
 #include "kernels/base/bytes.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/half.h"
 
 #include <math.h>
@@ -9,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define POISON 0xaa
 #define GUARD 256 /* bytes of poison before and behind a tensor */
@@ -27,13 +27,6 @@ struct ck_block {
     enum role role;
     uint32_t crc; /* of an input, from its last filling */
 };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The harness cannot go on without memory. */
 static void *must_have(void *p)
@@ -268,14 +261,14 @@ void ck_seal(struct ck *c)
 int ck_first(struct ck *c)
 {
     ck_seal(c);
-    c->began = now();
+    c->began = clock_s();
     return c->skip ? N_SIDES : SIDE_REF;
 }
 
 int ck_next(struct ck *c, int side)
 {
     ck_ok(c, dev_sync(c->dev[side]));
-    const double t = now();
+    const double t = clock_s();
     c->seconds[side] += t - c->began;
     c->runs[side]++;
     c->began = t;
