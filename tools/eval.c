@@ -5,6 +5,7 @@
 #include "data/batch.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
+#include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_sim.h"
 
@@ -14,12 +15,7 @@
 
 double eval_nll(const float *logits, int64_t vocab, int32_t target)
 {
-    double top = -HUGE_VAL, sum = 0;
-    for (int64_t v = 0; v < vocab; v++)
-        top = logits[v] > top ? logits[v] : top;
-    for (int64_t v = 0; v < vocab; v++)
-        sum += exp((double)logits[v] - top);
-    return log(sum) + top - (double)logits[target];
+    return log_sum_exp(logits, vocab) - (double)logits[target];
 }
 
 void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n)

@@ -3,6 +3,7 @@
 
 #include "convert/runtime/runtime.h"
 #include "kernels/base/clock.h"
+#include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_sim.h"
 
@@ -14,29 +15,22 @@
 
 /* --- one row ------------------------------------------------------------------------ */
 
-static double log_sum(int64_t *best, const float *x, int64_t n)
+/* The first of the largest. */
+static int64_t likeliest(const float *x, int64_t n)
 {
-    double sum = 0;
-    *best = 0;
+    int64_t best = 0;
     for (int64_t v = 1; v < n; v++)
-        *best = x[v] > x[*best] ? v : *best;
-    for (int64_t v = 0; v < n; v++)
-        sum += exp((double)x[v] - (double)x[*best]);
-    return log(sum) + (double)x[*best];
+        best = x[v] > x[best] ? v : best;
+    return best;
 }
 
 void compare_row(struct compare_row *out, const float *a, const float *b, int64_t vocab,
                  int32_t target)
 {
-    int64_t best_a, best_b;
-    const double za = log_sum(&best_a, a, vocab), zb = log_sum(&best_b, b, vocab);
-    double kl = 0;
-    for (int64_t v = 0; v < vocab; v++) {
-        const double pa = (double)a[v] - za, pb = (double)b[v] - zb;
-        kl += exp(pb) * (pb - pa);
-    }
-    *out = (struct compare_row){
-        {za - (double)a[target], zb - (double)b[target]}, kl, best_a == best_b};
+    const double za = log_sum_exp(a, vocab), zb = log_sum_exp(b, vocab);
+    *out = (struct compare_row){{za - (double)a[target], zb - (double)b[target]},
+                                kl_divergence(b, zb, a, za, vocab),
+                                likeliest(a, vocab) == likeliest(b, vocab)};
 }
 
 struct estimate estimate_mean(const double *x, int64_t n)

@@ -9,6 +9,7 @@
  * hidden states: what then differs is the runtime's own doing. */
 #include "convert/runtime/runtime.h"
 #include "convert/runtime/verify_priv.h"
+#include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -62,16 +63,6 @@ static enum err open_simulation(struct simulation *s, struct verify *v)
 
 /* --- comparing logits --------------------------------------------------------------- */
 
-static double log_sum_exp(const float *x, int64_t n)
-{
-    double top = -HUGE_VAL, sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        top = (double)x[i] > top ? (double)x[i] : top;
-    for (int64_t i = 0; i < n; i++)
-        sum += exp((double)x[i] - top);
-    return top + log(sum);
-}
-
 struct comparison {
     double kl, diff, range; /* nats; largest difference, and the reference's range */
     bool same_top;
@@ -80,13 +71,12 @@ struct comparison {
 /* KL(want || have), both logits over n tokens. */
 static struct comparison compare(const float *want, const float *have, int64_t n)
 {
-    const double lw = log_sum_exp(want, n), lh = log_sum_exp(have, n);
-    struct comparison c = {.kl = 0};
+    struct comparison c = {
+        .kl = kl_divergence(want, log_sum_exp(want, n), have, log_sum_exp(have, n), n)};
     double lo = HUGE_VAL, hi = -HUGE_VAL;
     int64_t top_w = 0, top_h = 0;
     for (int64_t i = 0; i < n; i++) {
         const double w = (double)want[i], h = (double)have[i], d = fabs(w - h);
-        c.kl += exp(w - lw) * ((w - lw) - (h - lh));
         c.diff = d <= c.diff ? c.diff : d; /* NaN is taken */
         lo = w < lo ? w : lo;
         hi = w > hi ? w : hi;

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/logsumexp.h"
+
+#include <math.h>
+
+double log_sum_exp(const float *x, int64_t n)
+{
+    double top = -HUGE_VAL, sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (isnan(x[i]))
+            return (double)NAN;
+        top = (double)x[i] > top ? (double)x[i] : top;
+    }
+    if (isinf(top)) /* the differences below would be inf - inf */
+        return top;
+    for (int64_t i = 0; i < n; i++)
+        sum += exp((double)x[i] - top);
+    return top + log(sum);
+}
+
+double kl_divergence(const float *p, double log_p, const float *q, double log_q, int64_t n)
+{
+    double sum = 0;
+    if (!isfinite(log_p) || !isfinite(log_q))
+        return (double)NAN;
+    for (int64_t i = 0; i < n; i++) {
+        const double a = (double)p[i] - log_p, b = (double)q[i] - log_q;
+        const double share = exp(a);
+        if (share != 0) /* 0 * inf is NaN, the limit is 0 */
+            sum += share * (a - b);
+    }
+    return sum;
+}
