@@ -8,6 +8,7 @@
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 #include "tools/eval_sim.h"
+#include "tools/statistics.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -20,14 +21,10 @@ double eval_nll(const float *logits, int64_t vocab, int32_t target)
 
 void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n)
 {
-    double mean = 0, square = 0;
-    for (int64_t i = 0; i < n; i++)
-        mean += window_nll[i] / (double)n;
-    for (int64_t i = 0; i < n; i++)
-        square += (window_nll[i] - mean) * (window_nll[i] - mean);
-    out->nll = mean;
-    out->nll_stderr = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN;
-    out->ppl = exp(mean);
+    const struct estimate nll = estimate_mean(window_nll, n);
+    out->nll = nll.mean;
+    out->nll_stderr = nll.stderr_;
+    out->ppl = exp(nll.mean);
     out->ppl_stderr = out->ppl * out->nll_stderr;
     out->windows = n;
 }

@@ -33,17 +33,6 @@ void compare_row(struct compare_row *out, const float *a, const float *b, int64_
                                 likeliest(a, vocab) == likeliest(b, vocab)};
 }
 
-struct estimate estimate_mean(const double *x, int64_t n)
-{
-    double mean = 0, square = 0;
-    for (int64_t i = 0; i < n; i++)
-        mean += x[i] / (double)n;
-    for (int64_t i = 0; i < n; i++)
-        square += (x[i] - mean) * (x[i] - mean);
-    return (struct estimate){mean,
-                             n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN};
-}
-
 /* --- where rows come from ----------------------------------------------------------- */
 
 struct side {

@@ -5,12 +5,9 @@
 #define WKVQ_EVAL_COMPARE_H
 
 #include "tools/eval.h"
+#include "tools/statistics.h"
 
-/* A mean over windows and its standard error, NAN for one window. */
-struct estimate {
-    double mean, stderr_;
-};
-
+/* Estimates are means over windows. */
 struct compare_result {
     struct estimate nll[2], difference; /* nats; of the first minus the second */
     struct estimate kl;                 /* KL(second || first), nats */
@@ -26,7 +23,6 @@ struct compare_row {
 };
 void compare_row(struct compare_row *out, const float *a, const float *b, int64_t vocab,
                  int32_t target);
-struct estimate estimate_mean(const double *x, int64_t n);
 
 /* Over a->windows windows (0: all) of a->job->ids. Both evals have the same ctx. */
 enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b);

@@ -5,6 +5,7 @@
 #define WKVQ_REPORT_H
 
 #include "kernels/base/error.h"
+#include "tools/statistics.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -19,7 +20,7 @@ struct report_row {
     int64_t windows;
     /* Difference to the base in nats, paired over windows: base - 1. NAN where the two were
      * not evaluated on the same windows, or for the base itself. */
-    double diff, diff_stderr;
+    struct estimate diff;
 };
 
 struct report {
@@ -34,9 +35,6 @@ struct report {
 enum err report_open(struct report *r, const char *dir, const char *base);
 void report_close(struct report *r);
 
-/* Mean of a - b over n windows and its standard error; NAN for n < 2. */
-void report_paired(double *mean, double *stderr_, const double *a, const double *b,
-                   int64_t n);
 /* Member of a row's array of figures; NAN if it is not there. */
 double report_figure(const struct report_row *row, const char *array, int64_t i);
 int64_t report_figures(const struct report_row *row, const char *array);

@@ -142,15 +142,16 @@ enum err report_difference_picture(FILE *f, const struct report *r)
     struct plot p;
     int n = 0;
     for (int i = 0; i < r->n; i++)
-        n += isfinite(r->row[i].diff_stderr);
+        n += isfinite(r->row[i].diff.stderr_);
     if (!n)
         return OK;
     TRY(plot_begin(&p, 640, 90 + 24 * n));
     fprintf(p.script, "$d << EOD\n");
     for (int i = 0, y = 0; i < r->n; i++) {
         const struct report_row *row = &r->row[i];
-        if (isfinite(row->diff_stderr))
-            fprintf(p.script, "%.9g %d %.9g %d\n", row->diff, --y, row->diff_stderr, i + 1);
+        if (isfinite(row->diff.stderr_))
+            fprintf(p.script, "%.9g %d %.9g %d\n", row->diff.mean, --y, row->diff.stderr_,
+                    i + 1);
     }
     fprintf(p.script,
             "EOD\nunset key\nset yrange [%d:0]\nset xlabel \"nats above the base\"\n"

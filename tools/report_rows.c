@@ -12,18 +12,6 @@
 
 #define WINDOWS_MAX (1 << 24)
 
-void report_paired(double *mean, double *stderr_, const double *a, const double *b,
-                   int64_t n)
-{
-    double m = 0, square = 0;
-    for (int64_t i = 0; i < n; i++)
-        m += (a[i] - b[i]) / (double)n;
-    for (int64_t i = 0; i < n; i++)
-        square += (a[i] - b[i] - m) * (a[i] - b[i] - m);
-    *mean = n ? m : NAN;
-    *stderr_ = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN;
-}
-
 int64_t report_figures(const struct report_row *row, const char *array)
 {
     return (int64_t)json_array_size(json_object_get(row->json, array));
@@ -52,7 +40,7 @@ static enum err read_figures(struct report_row *r, const json_t *o, const char *
 static enum err read_row(struct report_row *r, const json_t *o, const char *where)
 {
     json_t *nll;
-    *r = (struct report_row){.json = o, .diff = NAN, .diff_stderr = NAN};
+    *r = (struct report_row){.json = o, .diff = {NAN, NAN}};
     TRY(read_figures(r, o, where));
     TRY(json_get_array(&nll, o, "window_nll", where));
     r->windows = (int64_t)json_array_size(nll);
@@ -101,7 +89,7 @@ enum err report_open(struct report *r, const char *dir, const char *base)
     for (int i = 0; i < r->n; i++) {
         struct report_row *row = &r->row[i];
         if (i != r->base && comparable(row, b))
-            report_paired(&row->diff, &row->diff_stderr, row->nll, b->nll, b->windows);
+            row->diff = estimate_difference(row->nll, b->nll, b->windows);
     }
     return OK;
 }

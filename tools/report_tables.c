@@ -109,11 +109,11 @@ void report_tables(FILE *f, const struct report *r)
 /* Beyond two standard errors a difference is called one. */
 static const char *judge(const struct report_row *row)
 {
-    if (!isfinite(row->diff) || !isfinite(row->diff_stderr))
+    if (!isfinite(row->diff.mean) || !isfinite(row->diff.stderr_))
         return "";
-    if (!(fabs(row->diff) > 2 * row->diff_stderr))
+    if (!(fabs(row->diff.mean) > 2 * row->diff.stderr_))
         return "not told apart";
-    return row->diff > 0 ? "worse" : "better";
+    return row->diff.mean > 0 ? "worse" : "better";
 }
 
 void report_differences(FILE *f, const struct report *r)
@@ -136,11 +136,11 @@ void report_differences(FILE *f, const struct report *r)
         fputs("<tr>", f);
         put_number(f, i);
         html_cell(f, row->name);
-        html_number(f, 5, row->diff);
-        html_number(f, 5, row->diff_stderr);
-        html_number(f, 2, 100 * expm1(row->diff));
-        html_number(f, 2, 100 * exp(row->diff) * row->diff_stderr);
-        html_number(f, 0, isfinite(row->diff) ? (double)row->windows : NAN);
+        html_number(f, 5, row->diff.mean);
+        html_number(f, 5, row->diff.stderr_);
+        html_number(f, 2, 100 * expm1(row->diff.mean));
+        html_number(f, 2, 100 * exp(row->diff.mean) * row->diff.stderr_);
+        html_number(f, 0, isfinite(row->diff.mean) ? (double)row->windows : NAN);
         html_cell(f, judge(row));
         fputs("</tr>\n", f);
     }

@@ -3,12 +3,11 @@
 
 #include "convert/artifact/reader.h"
 #include "kernels/base/log.h"
-#include "tools/report.h"
+#include "kernels/base/mem.h"
 #include "tools/shape_bits.h"
+#include "tools/statistics.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* --- candidates --------------------------------------------------------------------- */
 
@@ -83,6 +82,12 @@ enum err tune_try(struct tune *t, const int *cell, int n)
     return sweep_execute(&t->sweep);
 }
 
+/* NAN where a result has no number. */
+static double number_or_nan(const json_t *v)
+{
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
 static const json_t *result_of(const struct tune *t, int cell)
 {
     size_t i;
@@ -95,36 +100,35 @@ static const json_t *result_of(const struct tune *t, int cell)
     return NULL;
 }
 
-/* Mean of a - b over windows, in nats, and its standard error. */
-static enum err paired(double *mean, double *error, const json_t *a, const json_t *b)
+/* Difference of two cells' losses in nats, a - b, paired over windows. */
+static enum err paired(struct estimate *out, const json_t *a, const json_t *b)
 {
-    const struct report_row ra = {.json = a}, rb = {.json = b};
-    const int64_t n = report_figures(&ra, "window_nll");
-    FAIL_IF(n < 1 || n != report_figures(&rb, "window_nll"), ERR_FORMAT,
-            "results.jsonl: window_nll: not the same windows");
-    double *d = calloc((size_t)n, sizeof(*d)), *zero = calloc((size_t)n, sizeof(*zero));
-    for (int64_t i = 0; d && zero && i < n; i++)
-        d[i] = report_figure(&ra, "window_nll", i) - report_figure(&rb, "window_nll", i);
-    const bool whole = d && zero;
-    if (whole)
-        report_paired(mean, error, d, zero, n);
-    free(d);
-    free(zero);
-    FAIL_IF(!whole, ERR_MEMORY, "out of memory for differences");
+    const json_t *nll_a = json_object_get(a, "window_nll");
+    const json_t *nll_b = json_object_get(b, "window_nll");
+    const size_t n = json_array_size(nll_a);
+    double *difference;
+    FAIL_IF(n < 1 || n != json_array_size(nll_b), ERR_FORMAT,
+            "results.jsonl: window_nll: two cells were not evaluated on the same windows");
+    TRY(mem_alloc(&difference, n, sizeof(*difference)));
+    for (size_t i = 0; i < n; i++)
+        difference[i] = number_or_nan(json_array_get(nll_a, i)) -
+                        number_or_nan(json_array_get(nll_b, i));
+    *out = estimate_mean(difference, (int64_t)n);
+    mem_free(difference);
     return OK;
 }
 
 enum err tune_outcome(struct tune_outcome *out, const struct tune *t, int cell)
 {
     const json_t *row = result_of(t, cell), *plain = result_of(t, 0);
-    double mean, error;
+    struct estimate nats;
     FAIL_IF(!row || !plain, ERR_FORMAT, "%s: lacks a result of cell '%s'", t->sweep.out_dir,
             t->sweep.plan.cell[cell].name);
-    TRY(paired(&mean, &error, row, plain));
+    TRY(paired(&nats, row, plain));
     *out = (struct tune_outcome){
         .ppl = json_number_value(json_object_get(row, "ppl")),
-        .increase = expm1(mean),
-        .increase_stderr = exp(mean) * error,
+        .increase = expm1(nats.mean),
+        .increase_stderr = exp(nats.mean) * nats.stderr_,
         .weight_bits = json_number_value(json_object_get(row, "weight_bits")),
         .kv_bits = json_number_value(json_object_get(row, "kv_bits"))};
     return OK;

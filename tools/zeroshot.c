@@ -6,6 +6,7 @@
 #include "kernels/base/mem.h"
 #include "tools/choice_text.h"
 #include "tools/eval_sim.h"
+#include "tools/statistics.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -272,12 +273,6 @@ static enum err score(struct eval *e, struct request *r, int64_t n)
 }
 
 /* --- results ------------------------------------------------------------------------ */
-
-/* Of a share p of n, as the sample's standard deviation gives it. */
-static double share_stderr(double p, int64_t n)
-{
-    return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;
-}
 
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r)

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/statistics.h"
+
+#include <math.h>
+#include <stddef.h>
+
+/* b NULL: zeros. x - 0 is x bit for bit, so both functions share one loop. */
+static double figure(const double *a, const double *b, int64_t i)
+{
+    return b ? a[i] - b[i] : a[i];
+}
+
+struct estimate estimate_difference(const double *a, const double *b, int64_t n)
+{
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < n; i++)
+        mean += figure(a, b, i) / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        square += (figure(a, b, i) - mean) * (figure(a, b, i) - mean);
+    return (struct estimate){n ? mean : NAN,
+                             n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : NAN};
+}
+
+struct estimate estimate_mean(const double *x, int64_t n)
+{
+    return estimate_difference(x, NULL, n);
+}
+
+double share_stderr(double p, int64_t n)
+{
+    return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;
+}
