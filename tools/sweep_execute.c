@@ -9,12 +9,9 @@
 #include "tools/sweep.h"
 #include "tools/sweep_results.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,22 +21,29 @@ struct crew {
     struct sweep *s;
     pid_t pid[PARALLEL_MAX];
     int cell[PARALLEL_MAX];
-    int n, next, failed;
-    enum err first;
+    int n, next, failed, interrupted;
+    enum err first; /* failure, and its cell */
+    int first_cell;
     bool told; /* the processes were asked to stop */
 };
 
-static int cell_process(struct sweep *s, int i)
+/* A cell for its process. */
+struct order {
+    struct sweep *s;
+    int cell;
+};
+
+static enum err cell_process(void *ctx)
 {
+    const struct order *o = ctx;
     json_t *result = NULL;
-    enum err err = sweep_cell_run(&result, s, i);
+    enum err err = sweep_cell_run(&result, o->s, o->cell);
     if (!err)
-        err = sweep_results_leave(s, &s->run[i], result);
+        err = sweep_results_leave(o->s, &o->s->run[o->cell], result);
     json_decref(result);
-    if (err && err != ERR_STOPPED)
-        log_error("cell '%s': %s", s->plan.cell[i].name,
-                  *err_text() ? err_text() : err_name(err));
-    return err; /* the parent reads the code itself */
+    if (err && !*err_text())
+        err_set(err, __FILE__, __LINE__, "%s", err_name(err));
+    return err ? err_add(err, "cell '%s': ", o->s->plan.cell[o->cell].name) : OK;
 }
 
 /* Cells [0, end) that this execution is about. */
@@ -54,21 +58,12 @@ static int wanted(const struct sweep *s, int end)
 static enum err start(struct crew *c, int i)
 {
     struct sweep *s = c->s;
-    const pid_t parent = getpid();
+    struct order o = {s, i};
     log_info("cell %d of %d: %s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
              s->plan.cell[i].name);
-    fflush(NULL);
-    const pid_t pid = fork();
-    FAIL_IF(pid < 0, ERR_IO, "cannot start a process: %s", strerror(errno));
-    if (pid == 0) {
-        /* A cell dies with its sweep, so that the next run finds the states free; a state
-         * resumes from any instant. */
-        child_follow(parent);
-        const int code = cell_process(s, i);
-        fflush(NULL);
-        _exit(code);
-    }
-    c->pid[c->n] = pid;
+    /* A cell dies with its sweep, so that the next run finds the states free; a state
+     * resumes from any instant. */
+    TRY(child_start(&c->pid[c->n], cell_process, &o));
     c->cell[c->n++] = i;
     return OK;
 }
@@ -83,27 +78,50 @@ static void say_result(const struct sweep *s, int i)
              json_number_value(json_object_get(row, "kv_bits")));
 }
 
-static void finish(struct crew *c, int k, int status)
+/* Its message goes to the log, and the sweep goes on. */
+static void failed(struct crew *c, int i, enum err err, const char *why)
+{
+    const char *name = c->s->plan.cell[i].name;
+    if (why)
+        log_error("cell '%s': %s", name, why);
+    log_warn("cell '%s': %s; its state stays", name, err_name(err));
+    if (!c->failed++) {
+        c->first = err;
+        c->first_cell = i;
+    }
+    err_clear();
+}
+
+/* A process that was killed has no message of its own. */
+static void ended_badly(struct crew *c, int i, const struct child_end *end)
+{
+    char why[128];
+    if (end->err == ERR_STOPPED) {
+        c->interrupted++;
+        log_warn("cell '%s': interrupted; its state stays", c->s->plan.cell[i].name);
+        return;
+    }
+    snprintf(why, sizeof(why), "its process %s", end->why);
+    failed(c, i, end->err, end->told ? NULL : why);
+}
+
+static void finish(struct crew *c, int k, const struct child_end *end)
 {
     const int i = c->cell[k];
-    enum err err = child_result(status);
     c->n--;
     c->pid[k] = c->pid[c->n];
     c->cell[k] = c->cell[c->n];
-    if (!err)
-        err = sweep_results_take(c->s, &c->s->run[i]);
-    if (!err) {
-        c->s->run[i].done = true;
-        say_result(c->s, i);
+    if (end->err) {
+        ended_badly(c, i, end);
         return;
     }
-    if (err != ERR_STOPPED)
-        c->failed++;
-    if (!c->first)
-        c->first =
-            err_set(err, __FILE__, __LINE__, "cell '%s' failed: its message is above",
-                    c->s->plan.cell[i].name);
-    log_warn("cell '%s': %s; its state stays", c->s->plan.cell[i].name, err_name(err));
+    const enum err err = sweep_results_take(c->s, &c->s->run[i]);
+    if (err) {
+        failed(c, i, err, err_text());
+        return;
+    }
+    c->s->run[i].done = true;
+    say_result(c->s, i);
 }
 
 /* One look at the running processes. */
@@ -115,9 +133,9 @@ static void reap(struct crew *c)
         c->told = true;
     }
     for (int k = c->n - 1; k >= 0; k--) {
-        int status;
-        if (waitpid(c->pid[k], &status, WNOHANG) == c->pid[k])
-            finish(c, k, status);
+        struct child_end end;
+        if (child_ended(&end, c->pid[k]))
+            finish(c, k, &end);
     }
     if (c->n)
         nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
@@ -134,6 +152,21 @@ static enum err start_more(struct crew *c)
     return OK;
 }
 
+/* Interrupted as a whole, failed cells, or cells that someone interrupted. */
+static enum err outcome(const struct crew *c)
+{
+    const struct sweep *s = c->s;
+    FAIL_IF(stop_asked(NULL), ERR_STOPPED, "interrupted; %s has what is done", s->out_dir);
+    if (c->failed)
+        err_set(c->first, __FILE__, __LINE__, "cell '%s' failed: its message is above",
+                s->plan.cell[c->first_cell].name);
+    if (c->failed > 1)
+        err_add(c->first, "%d cells failed; ", c->failed);
+    FAIL_IF(!c->failed && c->interrupted, ERR_STOPPED,
+            "%d cells were interrupted; %s has what is done", c->interrupted, s->out_dir);
+    return c->first;
+}
+
 enum err sweep_execute(struct sweep *s)
 {
     struct crew c = {.s = s};
@@ -146,11 +179,5 @@ enum err sweep_execute(struct sweep *s)
     } while (c.n || (!err && !stop_asked(NULL) && c.next < s->plan.n_cells));
     stop_watch(STOP_AT_ONCE);
     TRY(err);
-    if (stop_asked(NULL)) {
-        err_clear();
-        FAIL(ERR_STOPPED, "interrupted; %s has what is done", s->out_dir);
-    }
-    if (c.failed > 1)
-        return err_add(c.first, "%d cells failed; ", c.failed);
-    return c.first;
+    return outcome(&c);
 }

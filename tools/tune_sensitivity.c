@@ -162,6 +162,8 @@ enum err tune_sensitivity(struct sensitivity *s, const struct args *a,
     enum err err = child_run(process, &o);
     if (err == ERR_STOPPED)
         err = err_set(err, __FILE__, __LINE__, "interrupted before the trials");
+    else if (err && *err_text())
+        err = err_add(err, "the pass over the text failed: ");
     else if (err)
         err = err_set(err, __FILE__, __LINE__,
                       "the pass over the text failed: its message is above");

@@ -148,6 +148,45 @@ def test_interrupted(f):
     assert len(f.rows("stopped")) == 3
 
 
+def cell_of(process):
+    """The process of the cell that a sweep works on, once its state is there."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while True:
+        assert process.poll() is None, process.stderr.read()
+        found = children.read_text().split()
+        if found:
+            return int(found[0])
+        time.sleep(0.002)
+
+
+def signal_first_cell(f, out, number):
+    """What becomes of a sweep whose first cell gets a signal while it calibrates."""
+    process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    cell = cell_of(process)
+    while not list((f.path / out).glob("cells/*.state/*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.kill(cell, number)
+    said = process.communicate(timeout=120)[1]
+    return process.returncode, said, [r["name"] for r in f.rows(out)]
+
+
+def test_a_killed_cell_does_not_stop_the_others(f):
+    code, said, names = signal_first_cell(f, "cell-killed", signal.SIGKILL)
+    assert code == 1 and names == [EVIL, "plain"], (code, names, said)
+    assert "cell 'full method': its process was killed by SIGKILL (out of memory?)" in said, said
+    assert "unknown" not in said, said
+    assert len(list((f.path / "cell-killed/cells").glob("*.state"))) == 1
+
+
+def test_an_interrupted_cell(f):
+    code, said, names = signal_first_cell(f, "cell-stopped", signal.SIGTERM)
+    assert code == 130 and names == [EVIL, "plain"], (code, names, said)
+    assert "cell 'full method': interrupted" in said and "unknown" not in said, said
+    assert len(list((f.path / "cell-stopped/cells").glob("*.state"))) == 1
+
+
 def test_a_result_that_was_not_listed(f):
     want = f.reference()
     row = want["full method"]
