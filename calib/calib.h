@@ -21,7 +21,10 @@ struct gptq_settings {
 /* Where activation streams live. */
 enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 
-/* The settings of a run, as config keys name them. */
+#define CALIB_EPOCHS_MAX 255
+
+/* The settings of a run, as the configuration's keys name them, and within the keys' ranges
+ * (tools/recipe_keys.c). */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
     uint64_t seed;
@@ -54,10 +57,10 @@ bool calib_searches_kv(const struct calib_settings *s);
 struct calib_block_stats {
     int64_t block;
     double start_loss, best_loss;
-    int64_t best_epoch;           /* 0: the start was kept, "did not gain" */
-    int64_t n_epochs;             /* entries of epoch_loss */
-    double epoch_loss[256];       /* after each epoch, over the whole set */
-    double seconds, seconds_gemm; /* over all runs that worked on the block */
+    int64_t best_epoch;                      /* 0: the start was kept, "did not gain" */
+    int64_t n_epochs;                        /* entries of epoch_loss */
+    double epoch_loss[CALIB_EPOCHS_MAX + 1]; /* after each epoch, over the whole set */
+    double seconds, seconds_gemm;            /* over all runs that worked on the block */
 };
 
 /* Progress, once a step and at the end of epochs and blocks. */
