@@ -2,6 +2,7 @@
 #include "tools/cmd_bench.h"
 
 #include "tools/bench_shape.h"
+#include "tools/choices.h"
 #include "tools/commands.h"
 
 #include <string.h>
@@ -19,9 +20,9 @@ static const struct opt options[] = {
     {OPT_INT, .name = "steps", .arg = "N", .offset = offsetof(struct args, steps),
      .value = "3", .lo = 1, .hi = 100000, .help = "Steps, or tokens, to measure, after one to warm up"},
     {OPT_TEXT, .name = "compute", .arg = "TYPE", .offset = offsetof(struct args, compute),
-     .value = "auto", .choices = "auto|f32|bf16", .help = "Type of the matrix operands"},
+     .value = "auto", .choices = CHOICES_COMPUTE, .help = "Type of the matrix operands"},
     {OPT_TEXT, .name = "device", .arg = "NAME", .offset = offsetof(struct args, device),
-     .value = "cpu", .choices = "cpu|ref|cuda", .help = "What computes"},
+     .value = "cpu", .choices = CHOICES_DEVICE, .help = "What computes"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
      .help = "Threads; -1 = one per core"},
     {OPT_INT, .name = "depth", .arg = "N", .offset = offsetof(struct args, depth),

@@ -3,6 +3,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/bench_shape.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/preflight.h"
 #include "tools/stages.h"
@@ -60,7 +61,7 @@ static enum err run(struct args *a)
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the state: give -o STATE");
     TRY_OUT(state_probe(a->out));
-    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
     if (planned)
         goto out;

@@ -5,6 +5,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/preflight.h"
 #include "tools/stages.h"
@@ -87,7 +88,7 @@ static enum err run(struct args *a)
     struct state *s = NULL;
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
     TRY_OUT(outdir_probe(a->out, a->force));
-    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
     TRY_OUT(warn_without_tokenizer(a->pos.item[0]));
     if (a->state)

@@ -2,6 +2,8 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/choices.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/eval.h"
 #include "tools/eval_tasks.h"
@@ -137,14 +139,14 @@ static enum err open_model(struct eval *e, const struct args *a)
 
 static enum err print_json(const struct eval *e, const struct eval_result *r)
 {
-    static const char *const bos_name[] = {"auto", "never", "always"};
-    static const char *const join_name[] = {"auto", "rows", "file"};
     const struct job *j = e->job;
-    char crc[16];
+    char crc[16], bos_rule[16], join[16];
     double weight_bits, kv_bits;
     const bool bos = j->ids.n && j->ids.id[0] == tokenizer_bos(j->tokenizer);
     eval_bits(&weight_bits, &kv_bits, e);
     snprintf(crc, sizeof(crc), "%08" PRIx32, j->ids_crc);
+    snprintf(bos_rule, sizeof(bos_rule), "%s", opt_choice_name(CHOICES_BOS, j->recipe.bos));
+    snprintf(join, sizeof(join), "%s", opt_choice_name(CHOICES_JOIN, j->recipe.join));
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:o, "
@@ -153,11 +155,10 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
         (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
-        "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
-        bos_name[j->recipe.bos], "bos_in_text", bos, "join", join_name[j->recipe.join],
-        "text_tokens", (json_int_t)j->ids.n, "text_crc32", crc, "weight_bits",
-        eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits), "activation_bits",
-        eval_act_bits(e), "compute",
+        "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos", bos_rule,
+        "bos_in_text", bos, "join", join, "text_tokens", (json_int_t)j->ids.n, "text_crc32",
+        crc, "weight_bits", eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits),
+        "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
         "window_nll", json_reals(e->window_nll, r->windows), "score", j->args->score);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
@@ -212,15 +213,15 @@ static enum err run(struct args *a)
                      .first = strcmp(a->score, "all") ? a->ctx / 2 : 0,
                      .chunk = ppl && !a->chunk ? 1 : a->chunk,
                      .decode = a->decode || longbench};
-    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_check_text(&j, ppl ? "perplexity" : a->task));
     TRY_OUT(open_model(&e, a));
     if (ppl)
         TRY_OUT(job_read_text(&j));
     /* A figure to compare with others' is computed in f32 unless something else was asked.
      */
-    if (!j.recipe.compute)
-        j.recipe.compute = 1;
+    if (j.recipe.compute == COMPUTE_AUTO)
+        j.recipe.compute = COMPUTE_F32;
     if (!e.decode || a->against)
         TRY_OUT(job_open_device(&j));
     TRY_OUT(ppl ? measure_ppl(&e) : longbench ? eval_longbench(&e) : eval_choices(&e));

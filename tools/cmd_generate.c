@@ -5,6 +5,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/recipe.h"
 #include "tools/stop_text.h"
@@ -69,7 +70,7 @@ static enum err open_generation(struct generation *g)
     FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
     for (int i = 0; i < a->stop.n; i++)
         FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: an empty text ends nothing");
-    TRY(recipe_from_args(&g->recipe, a));
+    TRY(command_recipe(&g->recipe, a));
     TRY(recipe_check_runtime(&g->recipe));
     TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
     TRY(tokenizer_open(&g->tokenizer, dir));

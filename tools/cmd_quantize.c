@@ -5,6 +5,7 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/stages.h"
 #include "tools/verify_report.h"
@@ -175,7 +176,7 @@ static enum err run(struct args *a)
     const double start = (double)time(NULL);
     FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
     TRY_OUT(check_output(&out, a));
-    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(recipe_check_runtime(&j.recipe));
     TRY_OUT(stage_prepare(&planned, &j, out.state));
     if (planned)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/sweep.h"
 
@@ -80,7 +81,18 @@ static enum err run(struct args *a)
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the results: give -o OUT");
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
-    TRY_OUT(sweep_open(&s, a, &plan, a->model, a->out));
+    const struct sweep_settings settings = {.model_dir = a->model,
+                                            .out_dir = a->out,
+                                            .recipe = command_recipe_input(a),
+                                            .eval_data = a->eval_data.item,
+                                            .n_eval_data = a->eval_data.n,
+                                            .eval_windows = a->windows,
+                                            .eval_ctx = a->ctx,
+                                            .parallel = a->parallel,
+                                            .keep = a->keep,
+                                            .quiet = a->quiet,
+                                            .log_json = a->log_json};
+    TRY_OUT(sweep_open(&s, &settings, &plan));
     if (a->plan) {
         print_plan(&s);
         goto out;

@@ -3,6 +3,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/tune_mix.h"
 
@@ -46,7 +47,7 @@ static const struct opt options[] = {
     {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
      .value = "512", .lo = 2, .hi = 1 << 20, .help = "Tokens of a trial's window"},
     {OPT_INT, .name = "epochs", .arg = "N", .offset = offsetof(struct args, epochs),
-     .value = "2", .lo = 0, .hi = 255, .help = "Epochs of a trial"},
+     .value = "2", .lo = 0, .hi = CALIB_EPOCHS_MAX, .help = "Epochs of a trial"},
     {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, 64,
      .help = "Trials at the same time; cores and memory budget are divided among them"},
     {0},
@@ -55,9 +56,8 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-static enum err read_goal(struct tune *t)
+static enum err read_goal(struct tune_settings *t, const struct args *a)
 {
-    const struct args *a = t->args;
     char *end;
     FAIL_IF((a->max_bits > 0) == (a->max_increase != NULL), ERR_USAGE,
             "want one goal: --max-bits BITS or --max-ppl-increase PERCENT");
@@ -128,10 +128,8 @@ static enum err add_eval(struct sweep_plan *p, const struct args *a, const struc
     if (a->eval_data.n)
         return OK;
     log_warn("no --eval: trials are compared on the text that they are calibrated on");
-    for (int i = 0; i < r->data.n; i++) {
-        TRY(mem_strdup(&p->eval_data.path[i], r->data.path[i]));
-        p->eval_data.n++;
-    }
+    for (int i = 0; i < r->data.n; i++)
+        TRY(recipe_files_add(&p->eval_data, r->data.path[i]));
     return OK;
 }
 
@@ -147,43 +145,44 @@ static enum err check_recipe(const struct recipe *r)
     return OK;
 }
 
-static enum err read_shapes(struct arch *a, const char *model_dir)
+/* Its shapes, and its identity for all that is about to run on it. */
+static enum err read_model(struct arch *a, uint32_t *crc, const char *model_dir)
 {
     struct hf_model *m = NULL;
     TRY(hf_open(&m, model_dir));
     *a = *hf_arch(m);
+    const enum err err = hf_identity(crc, m, true);
     hf_close(&m);
-    return OK;
+    return err;
 }
 
-static enum err find_mixes(struct tune *t, const struct recipe *r, const struct arch *a,
-                           const char *model_dir, const char *work)
+static enum err find_mixes(struct tune *t, const struct recipe *r, const struct arch *a)
 {
     int w, k;
-    if (!(t->max_bits > 0) || t->args->uniform)
+    if (!(t->settings.max_bits > 0) || t->settings.uniform)
         return OK;
     TRY(tune_bounds(&w, &k, t));
-    const double bound = t->max_kv_bits > 0 ? t->max_kv_bits : t->max_bits;
+    const double bound =
+        t->settings.max_kv_bits > 0 ? t->settings.max_kv_bits : t->settings.max_bits;
     const double least = t->kv.size[k].bits;
-    return tune_find_mixes(t, r, a, model_dir, work, t->max_bits,
-                           bound > least ? bound : least);
+    return tune_find_mixes(t, r, a, t->settings.max_bits, bound > least ? bound : least);
 }
 
 /* Candidates, and a sweep of all their pairs, none of them run yet. */
 static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct recipe *r,
-                          const char *model_dir, const char *work)
+                          const struct args *a)
 {
-    const struct args *a = t->args;
+    const struct tune_settings *s = &t->settings;
     const struct kv_spec kv = recipe_kv_spec(r);
     struct arch arch;
     TRY(check_recipe(r));
-    TRY(read_shapes(&arch, model_dir));
+    TRY(read_model(&arch, &t->model_crc, s->model_dir));
     tune_weight_sizes(&t->weights, &arch, (int)r->weight_bits);
     tune_kv_sizes(&t->kv, &arch, &kv);
-    TRY(find_mixes(t, r, &arch, model_dir, work));
-    TRY(add_number(&p->base, "calibration.samples", a->samples));
-    TRY(add_number(&p->base, "calibration.seqlen", a->seqlen));
-    TRY(add_number(&p->base, "calibration.epochs", a->epochs));
+    TRY(find_mixes(t, r, &arch));
+    TRY(add_number(&p->base, "calibration.samples", s->samples));
+    TRY(add_number(&p->base, "calibration.seqlen", s->seqlen));
+    TRY(add_number(&p->base, "calibration.epochs", s->epochs));
     TRY(add_eval(p, a, r));
     return add_cells(p, t);
 }
@@ -254,7 +253,7 @@ static enum err put_config(struct file_writer *w, const struct recipe *r)
         const struct recipe_key *k = &recipe_key[i];
         const int n = (int)strcspn(k->name, ".");
         char *value;
-        if (k->free || !strncmp(k->name, "run.", 4))
+        if (k->affects_speed_only || !strncmp(k->name, "run.", 4))
             continue;
         if (strncmp(last, k->name, (size_t)n + 1))
             TRY(file_printf(w, "%.*s:\n", n, k->name));
@@ -285,27 +284,27 @@ static enum err set_choices(struct recipe *r, const struct tune *t)
     return OK;
 }
 
-static enum err write_config(struct tune *t, struct recipe *r)
+static enum err write_config(struct tune *t, struct recipe *r, const char *path)
 {
     struct file_writer *w = NULL;
     struct tune_outcome o;
     TRY(tune_outcome(&o, t, t->best));
     TRY(set_choices(r, t));
-    TRY(file_writer_open(&w, t->args->out));
+    TRY(file_writer_open(&w, path));
     enum err err =
         file_printf(w,
                     "# Formats found by `wkvq tune`: %.3f bits a weight, "
                     "%.3f bits a cache element;\n# in a trial of %" PRId64
                     " windows %.2f%% more perplexity than full precision.\n",
-                    o.weight_bits, o.kv_bits, t->args->samples, 100 * o.increase);
+                    o.weight_bits, o.kv_bits, t->settings.samples, 100 * o.increase);
     if (!err)
         err = put_config(w, r);
     if (!err)
         err = file_writer_commit(&w);
     file_writer_abort(&w);
     TRY(err);
-    log_info("%s: written; `wkvq quantize %s --config %s` is the next step", t->args->out,
-             t->sweep.model_dir, t->args->out);
+    log_info("%s: written; `wkvq quantize %s --config %s` is the next step", path,
+             t->sweep.model_dir, path);
     return OK;
 }
 
@@ -319,20 +318,54 @@ static enum err work_dir(char **out, const struct args *a)
     return OK;
 }
 
+static struct tune_settings settings_of(const struct args *a, const char *work)
+{
+    return (struct tune_settings){.model_dir = a->pos.item[0],
+                                  .work_dir = work,
+                                  .recipe = command_recipe_input(a),
+                                  .uniform = a->uniform,
+                                  .per_kind = a->per_kind,
+                                  .samples = a->samples,
+                                  .seqlen = a->seqlen,
+                                  .epochs = a->epochs,
+                                  .quiet = a->quiet,
+                                  .log_json = a->log_json};
+}
+
+/* The trials. */
+static enum err open_sweep(struct tune *t, struct sweep_plan *plan, const struct args *a)
+{
+    const struct tune_settings *s = &t->settings;
+    const struct sweep_settings settings = {.model_dir = s->model_dir,
+                                            .out_dir = s->work_dir,
+                                            .recipe = s->recipe,
+                                            .eval_data = a->eval_data.item,
+                                            .n_eval_data = a->eval_data.n,
+                                            .eval_windows = a->windows,
+                                            .eval_ctx = a->ctx,
+                                            .parallel = a->parallel,
+                                            .keep = a->keep,
+                                            .quiet = s->quiet,
+                                            .log_json = s->log_json,
+                                            .model_crc = &t->model_crc};
+    return sweep_open(&t->sweep, &settings, plan);
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
-    struct tune t = {.args = a, .best = -1, .sweep = {.lock = -1}};
+    struct tune t = {.best = -1, .sweep = {.lock = -1}};
     struct sweep_plan plan = {.eval_ctx = a->ctx};
     struct recipe r = {0};
     char *work = NULL;
-    TRY_OUT(read_goal(&t));
-    TRY_OUT(recipe_from_args(&r, a));
     TRY_OUT(file_writer_probe(a->out));
     TRY_OUT(work_dir(&work, a));
-    TRY_OUT(make_plan(&plan, &t, &r, a->pos.item[0], work));
-    TRY_OUT(sweep_open(&t.sweep, a, &plan, a->pos.item[0], work));
-    TRY_OUT(t.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
+    t.settings = settings_of(a, work);
+    TRY_OUT(read_goal(&t.settings, a));
+    TRY_OUT(recipe_from_input(&r, &t.settings.recipe));
+    TRY_OUT(make_plan(&plan, &t, &r, a));
+    TRY_OUT(open_sweep(&t, &plan, a));
+    TRY_OUT(t.settings.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
     if (t.best < 0) {
         TRY_OUT(print_trials(stderr, &t)); /* an error leaves standard output alone */
         FAIL_OUT(ERR_USAGE,
@@ -341,7 +374,7 @@ static enum err run(struct args *a)
                  a->max_increase);
     }
     TRY_OUT(a->json ? print_json(&t) : print_trials(stdout, &t));
-    TRY_OUT(write_config(&t, &r));
+    TRY_OUT(write_config(&t, &r, a->out));
 out:
     sweep_plan_free(&plan);
     sweep_close(&t.sweep);

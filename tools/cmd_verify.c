@@ -2,6 +2,7 @@
 #include "convert/runtime/verify.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "tools/command_job.h"
 #include "tools/commands.h"
 #include "tools/job.h"
 #include "tools/state.h"
@@ -100,7 +101,7 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     struct verify_report r;
-    TRY_OUT(job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, s));

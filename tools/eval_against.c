@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
+#include "tools/command_job.h"
 #include "tools/eval_compare.h"
 #include "tools/eval_tasks.h"
 
@@ -16,11 +17,12 @@ static enum err open_second(struct eval *b, const struct eval *a)
     const struct args *args = a->job->args;
     bool artifact;
     *j = (struct job){.args = args,
+                      .options = a->job->options,
                       .model_dir = args->against,
                       .dev = a->job->dev,
                       .settings = a->job->settings,
                       .progress = a->job->progress};
-    TRY(recipe_from_args(&j->recipe, args));
+    TRY(command_recipe(&j->recipe, args));
     TRY(artifact_is(&artifact, j->model_dir));
     if (artifact) {
         TRY(artifact_open(&b->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));

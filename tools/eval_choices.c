@@ -2,6 +2,7 @@
 #include "data/json.h"
 #include "kernels/base/file.h"
 #include "tools/eval_tasks.h"
+#include "tools/opt.h"
 #include "tools/zeroshot.h"
 
 #include <inttypes.h>

@@ -10,6 +10,7 @@
 #include "tools/eval_compare.h"
 #include "tools/eval_tasks.h"
 #include "tools/longbench.h"
+#include "tools/opt.h"
 
 #include <inttypes.h>
 #include <math.h>

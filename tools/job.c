@@ -10,12 +10,28 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-enum err job_open(struct job *j, const struct args *a, const char *model_dir)
+static enum err open_place(struct job *j)
 {
-    *j = (struct job){.args = a, .model_dir = model_dir};
-    TRY(recipe_from_args(&j->recipe, a));
-    FAIL_IF(!file_is_dir(model_dir), ERR_NOT_FOUND, "%s: no such directory", model_dir);
-    return progress_open(&j->progress, a);
+    const struct job_options *o = &j->options;
+    FAIL_IF(!file_is_dir(j->model_dir), ERR_NOT_FOUND, "%s: no such directory",
+            j->model_dir);
+    return progress_open(&j->progress, o->quiet, o->log_json);
+}
+
+enum err job_open(struct job *j, const struct recipe_input *in,
+                  const struct job_options *options)
+{
+    *j = (struct job){.options = *options, .model_dir = options->model_dir};
+    TRY(recipe_from_input(&j->recipe, in));
+    return open_place(j);
+}
+
+enum err job_open_recipe(struct job *j, const struct recipe *recipe,
+                         const struct job_options *options)
+{
+    *j = (struct job){.options = *options, .model_dir = options->model_dir};
+    TRY(recipe_copy(&j->recipe, recipe));
+    return open_place(j);
 }
 
 void job_close(struct job *j)
@@ -49,7 +65,7 @@ enum err job_open_device(struct job *j)
     TRY(dev_open(&j->dev, &s));
     j->settings = recipe_settings(&j->recipe, j->dev);
     /* What auto came to is part of what a state belongs to. */
-    j->recipe.compute = j->settings.act == DT_BF16 ? 2 : 1;
+    j->recipe.compute = j->settings.act == DT_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     log_info("device %s, %d threads, %s: %s", dev_name(j->dev), dev_threads(j->dev),
              j->settings.act == DT_BF16 ? "bf16" : "f32", dev_about(j->dev));
     return OK;
@@ -136,7 +152,10 @@ enum err job_identity(json_t **out, struct job *j)
     uint32_t model_crc, tok_crc;
     char model_text[16], tok_text[16], ids_text[16];
     json_t *config;
-    TRY(hf_identity(&model_crc, j->model, true));
+    if (j->options.model_crc)
+        model_crc = *j->options.model_crc;
+    else
+        TRY(hf_identity(&model_crc, j->model, true));
     TRY(tokenizer_crc(&tok_crc, j));
     TRY(recipe_json(&config, &j->recipe, true));
     snprintf(model_text, sizeof(model_text), "%08" PRIx32, model_crc);

@@ -10,9 +10,22 @@
 #include "tools/progress.h"
 #include "tools/recipe.h"
 
-struct job {
-    const struct args *args;
+struct args;
+
+/* What a job is told beside its recipe. Strings are borrowed. */
+struct job_options {
     const char *model_dir;
+    bool quiet;                /* no lines of progress */
+    const char *log_json;      /* file for progress; NULL: none */
+    bool plan;                 /* estimates are wanted, not the work */
+    uint64_t shard_bytes;      /* of an artifact's files; 0: the writer's choice */
+    const uint32_t *model_crc; /* hf_identity of model_dir where it is known; NULL */
+};
+
+struct job {
+    const struct args *args; /* of the command; NULL where no command opened the job */
+    struct job_options options;
+    const char *model_dir; /* options.model_dir */
     struct recipe recipe;
     struct hf_model *model; /* NULL before job_open_model */
     struct arch arch;
@@ -27,7 +40,11 @@ struct job {
 };
 
 /* Configuration and progress; a zeroed job comes first. Close it whatever the result. */
-enum err job_open(struct job *j, const struct args *a, const char *model_dir);
+enum err job_open(struct job *j, const struct recipe_input *in,
+                  const struct job_options *options);
+/* The same with a recipe that was made before; j has its own copy. */
+enum err job_open_recipe(struct job *j, const struct recipe *recipe,
+                         const struct job_options *options);
 void job_close(struct job *j);
 
 enum err job_open_model(struct job *j);
@@ -40,8 +57,8 @@ enum err job_read_text(struct job *j);
 /* The literature's random windows. */
 enum err job_draw_windows(struct job *j);
 
-/* What a calibration belongs to: configuration, checkpoint, tokenizer, text. Reads the
- * whole checkpoint once. */
+/* What a calibration belongs to: configuration, checkpoint, tokenizer, text. Reads the whole
+ * checkpoint once, unless options.model_crc is known. */
 enum err job_identity(json_t **out, struct job *j);
 
 #endif

@@ -2,6 +2,7 @@
 #include "tools/opt.h"
 
 #include "kernels/base/mem.h"
+#include "tools/choices.h"
 
 #include <argp.h>
 #include <inttypes.h>
@@ -12,6 +13,8 @@
 
 #define KEY_BASE 512 /* keys of options without a letter */
 #define MAX_OPTS 64
+#define STRING_OF(x) #x
+#define STRING(x) STRING_OF(x)
 
 /* clang-format off */
 const struct opt opt_report[] = {
@@ -35,7 +38,7 @@ const struct opt opt_recipe[] = {
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
      .help = "Short for --set run.threads=N; -1 leaves the configuration's"},
     {OPT_TEXT, .name = "device", .arg = "NAME", .offset = offsetof(struct args, device),
-     .choices = "cpu|ref|cuda",
+     .choices = CHOICES_DEVICE,
      .help = "Short for --set run.device=NAME (default: the configuration's)"},
     {OPT_BYTES, .name = "memory", .arg = "SIZE", .offset = offsetof(struct args, memory),
      .value = "0",
@@ -52,11 +55,11 @@ const struct opt opt_data[] = {
      .help = "Field of a JSON row that holds its text or chat messages (default: text, else "
              "content, else messages)"},
     {OPT_TEXT, .name = "join", .arg = "RULE", .offset = offsetof(struct args, join),
-     .choices = "auto|rows|file",
+     .choices = CHOICES_JOIN,
      .help = "How a file becomes one string: rows joined by two newlines (the literature's way, "
              "auto for .raw and .tokens), or the file as it is (default: the configuration's)"},
     {OPT_TEXT, .name = "bos", .arg = "RULE", .offset = offsetof(struct args, bos),
-     .choices = "auto|never|always",
+     .choices = CHOICES_BOS,
      .help = "BOS token in front of the text; auto does as the model's tokenizer does "
              "(default: the configuration's)"},
     {0},
@@ -116,6 +119,15 @@ int opt_choice(const char *choices, const char *word)
     return -1;
 }
 
+const char *opt_choice_name(const char *choices, int index)
+{
+    static _Thread_local char name[32];
+    while (index-- > 0 && strchr(choices, '|'))
+        choices = strchr(choices, '|') + 1;
+    snprintf(name, sizeof(name), "%.*s", (int)strcspn(choices, "|"), choices);
+    return name;
+}
+
 void opt_choices_text(char *out, size_t n, const char *choices)
 {
     size_t used = 0;
@@ -173,7 +185,7 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
     case OPT_LIST: {
         struct text_list *list = field;
         if (list->n == TEXT_LIST_MAX)
-            return "given too often";
+            return "given more than " STRING(TEXT_LIST_MAX) " times";
         list->item[list->n++] = text;
         return NULL;
     }
@@ -226,8 +238,8 @@ static char *help_line(const struct opt *o)
 
 static void add_option(struct parse *p, const struct opt *o, int group)
 {
-    if (p->n == MAX_OPTS)
-        return;
+    if (p->n == MAX_OPTS) /* an option that is silently missing would be worse */
+        abort();
     const int i = p->n++;
     p->opt[i] = o;
     p->doc[i] = help_line(o);

@@ -82,6 +82,8 @@ void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv)
 bool opt_bytes(uint64_t *out, const char *text);
 /* Index of word in "a|b|c", -1 if it is not there. */
 int opt_choice(const char *choices, const char *word);
+/* The index'th word of "a|b|c", fewer than 32 bytes; valid until the thread's next call. */
+const char *opt_choice_name(const char *choices, int index);
 /* "a|b|c" as "a, b, c" in out. */
 void opt_choices_text(char *out, size_t n, const char *choices);
 

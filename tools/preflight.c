@@ -5,6 +5,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/bench_shape.h"
+#include "tools/command_job.h"
 #include "tools/show_plan.h"
 
 #include <errno.h>
@@ -150,8 +151,8 @@ static uint64_t minus(uint64_t x, uint64_t y)
 static void measure_card(struct estimate *e, const struct job *j)
 {
     uint64_t free_bytes = 0, total = 0, taken = CONTEXT_BYTES;
-    e->own_memory = j->dev ? dev_memory(j->dev, &free_bytes, &total)
-                           : !strcmp(recipe_device(&j->recipe), "cuda");
+    e->own_memory =
+        j->dev ? dev_memory(j->dev, &free_bytes, &total) : j->recipe.device == DEVICE_CUDA;
     if (!e->own_memory)
         return;
     if (j->dev)
@@ -199,7 +200,7 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
 {
     struct estimate e = {0};
     TRY(place_streams(plan, &e, j));
-    FAIL_IF(!j->args->plan && !estimate_fits(&e), ERR_USAGE,
+    FAIL_IF(!j->options.plan && !estimate_fits(&e), ERR_USAGE,
             "one block and the %" PRId64
             " behind it need %.2f GB of GPU memory, %.2f GB can be had; give a smaller "
             "crr.blocks or calibration.seqlen, or use --device cpu",
@@ -238,10 +239,10 @@ enum err preflight_print_shape(const struct args *a)
     struct estimate e = {0};
     struct calib_plan plan;
     enum err err = OK;
-    TRY_OUT(recipe_from_args(&j.recipe, a));
+    TRY_OUT(command_recipe(&j.recipe, a));
     TRY_OUT(bench_shape(&j.arch, a->shape));
     j.settings = recipe_settings(&j.recipe, NULL);
-    if (!strcmp(recipe_device(&j.recipe), "cuda") && !j.recipe.device_memory)
+    if (j.recipe.device == DEVICE_CUDA && !j.recipe.device_memory)
         FAIL_OUT(ERR_USAGE, "--shape with run.device=cuda plans without a GPU: give "
                             "run.device_memory, as in 24G");
     TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));

@@ -94,17 +94,17 @@ static void show(struct progress *p, const char *line)
 
 /* --- opening and phases ------------------------------------------------------------- */
 
-enum err progress_open(struct progress **out, const struct args *a)
+enum err progress_open(struct progress **out, bool quiet, const char *log_json)
 {
     struct progress *p = NULL;
     TRY(mem_calloc(&p, 1, sizeof(*p)));
-    p->quiet = a->quiet;
+    p->quiet = quiet;
     p->terminal = isatty(STDERR_FILENO);
-    if (a->log_json) {
-        p->json = fopen(a->log_json, "ae");
+    if (log_json) {
+        p->json = fopen(log_json, "ae");
         if (!p->json) {
             mem_free(p);
-            FAIL(ERR_USAGE, "--log-json %s: %s", a->log_json, strerror(errno));
+            FAIL(ERR_USAGE, "--log-json %s: %s", log_json, strerror(errno));
         }
         setvbuf(p->json, NULL, _IOLBF, 1 << 16); /* a kill loses no line */
     }

@@ -6,13 +6,12 @@
 #define WKVQ_PROGRESS_H
 
 #include "calib/calib.h"
-#include "tools/opt.h"
 
 struct progress; /* opaque; one thread */
 
-/* Reads a->quiet and a->log_json; takes over the log's lines until closed. Errors:
- * ERR_USAGE when the file cannot be opened. */
-enum err progress_open(struct progress **out, const struct args *a);
+/* quiet: no lines for people. log_json: file to append to, NULL: none. Takes over the log's
+ * lines until closed. Errors: ERR_USAGE when the file cannot be opened. */
+enum err progress_open(struct progress **out, bool quiet, const char *log_json);
 void progress_close(struct progress **p);
 
 /* Suits calib_io.event. */

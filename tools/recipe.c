@@ -4,6 +4,7 @@
 #include "data/yaml.h"
 #include "kernels/base/mem.h"
 #include "tools/nearest.h"
+#include "tools/opt.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -116,22 +117,21 @@ static bool parse_name(char *out, const char *text)
     return true;
 }
 
-/* *ok: it is a name, and there is room for it. ERR_MEMORY. */
-static enum err add_file(bool *ok, struct recipe_files *files, const char *path)
+enum err recipe_files_add(struct recipe_files *files, const char *path)
 {
-    *ok = *path && files->n < RECIPE_FILES_MAX;
-    if (!*ok)
-        return OK;
-    TRY(mem_strdup(&files->path[files->n], path));
+    const size_t n = (size_t)files->n;
+    TRY(mem_resize(&files->path, n, n + 1, sizeof(*files->path)));
+    TRY(mem_strdup(&files->path[n], path));
     files->n++;
     return OK;
 }
 
-static void clear_files(struct recipe_files *files)
+void recipe_files_clear(struct recipe_files *files)
 {
     for (int i = 0; i < files->n; i++)
         mem_free(files->path[i]);
-    files->n = 0;
+    mem_free(files->path);
+    *files = (struct recipe_files){0};
 }
 
 static bool parse_value(struct recipe *r, const struct recipe_key *k, const char *text)
@@ -184,17 +184,14 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
                         const char *where)
 {
     char wanted[192];
-    bool ok = false;
     if (k->kind == KEY_MIX)
         return set_mix(r, k, text, ERR_USAGE, where);
-    if (k->kind == KEY_FILES)
-        TRY(add_file(&ok, (struct recipe_files *)((char *)r + k->offset), text));
-    else
-        ok = parse_value(r, k, text);
-    if (ok)
+    if (k->kind == KEY_FILES && *text)
+        return recipe_files_add((struct recipe_files *)((char *)r + k->offset), text);
+    if (parse_value(r, k, text))
         return OK;
     wanted_text(wanted, sizeof(wanted), k);
-    FAIL_IF(k->later && opt_choice(k->later, text) >= 0, ERR_SUPPORT,
+    FAIL_IF(k->planned && opt_choice(k->planned, text) >= 0, ERR_SUPPORT,
             "%s: %s: '%s' is not in this version; %s", where, k->name, text, wanted);
     FAIL(ERR_USAGE, "%s: %s: '%s': %s", where, k->name, text, wanted);
 }
@@ -223,7 +220,7 @@ enum err recipe_set(struct recipe *r, const char *name, const char *text, const 
     if (!k)
         return unknown_key(name, where);
     if (k->kind == KEY_FILES)
-        clear_files((struct recipe_files *)((char *)r + k->offset));
+        recipe_files_clear((struct recipe_files *)((char *)r + k->offset));
     return set_key(r, k, text, where);
 }
 
@@ -238,7 +235,7 @@ void recipe_init(struct recipe *r)
 
 void recipe_free(struct recipe *r)
 {
-    clear_files(&r->data);
+    recipe_files_clear(&r->data);
     mix_free(r->weight_mix);
     mix_free(r->kv_mix);
     r->weight_mix = r->kv_mix = NULL;
@@ -257,7 +254,7 @@ static enum err set_node(struct recipe *r, const char *section, const char *name
     FAIL_IF(node->kind == YAML_MAP, ERR_USAGE, "%s: %s: want a value, not further keys",
             where, full);
     if (k->kind == KEY_FILES)
-        clear_files((struct recipe_files *)((char *)r + k->offset));
+        recipe_files_clear((struct recipe_files *)((char *)r + k->offset));
     if (node->kind == YAML_LIST) {
         FAIL_IF(k->kind != KEY_FILES, ERR_USAGE, "%s: %s: want one value, not a list",
                 where, full);
@@ -274,13 +271,18 @@ static enum err set_node(struct recipe *r, const char *section, const char *name
     return set_key(r, k, node->text, where);
 }
 
-static const char *const sections[] = {"calibration", "weights",   "kv", "activations",
-                                       "crr",         "optimizer", "run"};
+/* The part of a key's name before the dot. */
+static void section_of(char out[32], const struct recipe_key *k)
+{
+    snprintf(out, 32, "%.*s", (int)strcspn(k->name, "."), k->name);
+}
 
 static bool is_section(const char *name)
 {
-    for (size_t i = 0; i < ARRAY_LEN(sections); i++) {
-        if (!strcmp(sections[i], name))
+    char section[32];
+    for (int i = 0; i < recipe_n_keys; i++) {
+        section_of(section, &recipe_key[i]);
+        if (!strcmp(section, name))
             return true;
     }
     return false;
@@ -289,8 +291,15 @@ static bool is_section(const char *name)
 static enum err unknown_section(const char *name, const char *path, int line)
 {
     struct nearest best = {0};
-    for (size_t i = 0; i < ARRAY_LEN(sections); i++)
-        nearest_consider(&best, name, sections[i]);
+    char section[32], closest[32];
+    for (int i = 0; i < recipe_n_keys; i++) {
+        section_of(section, &recipe_key[i]);
+        nearest_consider(&best, name, section);
+        if (best.word == section) {
+            memcpy(closest, section, sizeof(closest));
+            best.word = closest;
+        }
+    }
     FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown section '%s'; did you mean '%s'?",
             path, line, name, best.word);
     FAIL(ERR_USAGE,
@@ -402,27 +411,25 @@ static enum err set_pair(struct recipe *r, const char *pair)
     return recipe_set(r, name, equals + 1, where);
 }
 
-static enum err set_shortcuts(struct recipe *r, const struct args *a)
+static enum err set_shortcuts(struct recipe *r, const struct recipe_input *in)
 {
-    if (a->threads >= 0)
-        r->threads = a->threads;
-    if (a->memory)
-        r->memory = a->memory;
-    if (a->device)
-        TRY(recipe_set(r, "run.device", a->device, "--device"));
-    if (a->join)
-        TRY(recipe_set(r, "calibration.join", a->join, "--join"));
-    if (a->text_field)
-        TRY(recipe_set(r, "calibration.text_field", a->text_field, "--text-field"));
-    if (a->bos)
-        TRY(recipe_set(r, "calibration.bos", a->bos, "--bos"));
-    if (a->data.n)
-        clear_files(&r->data);
-    for (int i = 0; i < a->data.n; i++) {
-        bool ok;
-        TRY(add_file(&ok, &r->data, a->data.item[i]));
-        FAIL_IF(!ok, ERR_USAGE, "--data '%s': want a file name, at most %d of them",
-                a->data.item[i], RECIPE_FILES_MAX);
+    if (in->threads >= 0)
+        r->threads = in->threads;
+    if (in->memory)
+        r->memory = in->memory;
+    if (in->device)
+        TRY(recipe_set(r, "run.device", in->device, "--device"));
+    if (in->join)
+        TRY(recipe_set(r, "calibration.join", in->join, "--join"));
+    if (in->text_field)
+        TRY(recipe_set(r, "calibration.text_field", in->text_field, "--text-field"));
+    if (in->bos)
+        TRY(recipe_set(r, "calibration.bos", in->bos, "--bos"));
+    if (in->n_data)
+        recipe_files_clear(&r->data);
+    for (int i = 0; i < in->n_data; i++) {
+        FAIL_IF(!*in->data[i], ERR_USAGE, "--data '': want a file name");
+        TRY(recipe_files_add(&r->data, in->data[i]));
     }
     return OK;
 }
@@ -432,21 +439,41 @@ static bool is_preset(const char *pair)
     return !strncmp(pair, "preset=", 7);
 }
 
-enum err recipe_from_args(struct recipe *r, const struct args *a)
+enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
 {
     const char *preset = NULL;
     recipe_init(r);
-    for (int i = 0; i < a->set.n; i++)
-        if (is_preset(a->set.item[i]))
-            preset = a->set.item[i];
+    for (int i = 0; i < in->n_set; i++)
+        if (is_preset(in->set[i]))
+            preset = in->set[i];
     if (preset)
         TRY(set_pair(r, preset));
-    if (a->config)
-        TRY(load_yaml(r, a->config, preset));
-    for (int i = 0; i < a->set.n; i++)
-        if (!is_preset(a->set.item[i]))
-            TRY(set_pair(r, a->set.item[i]));
-    return set_shortcuts(r, a);
+    if (in->config)
+        TRY(load_yaml(r, in->config, preset));
+    for (int i = 0; i < in->n_set; i++)
+        if (!is_preset(in->set[i]))
+            TRY(set_pair(r, in->set[i]));
+    return set_shortcuts(r, in);
+}
+
+static enum err copy_mix(struct mix **out, enum mix_of of, const struct mix *from)
+{
+    char *text;
+    TRY(mix_text(&text, from));
+    const enum err err = mix_parse(out, of, text, ERR_FORMAT, "mix");
+    mem_free(text);
+    return err;
+}
+
+enum err recipe_copy(struct recipe *r, const struct recipe *from)
+{
+    *r = *from;
+    r->data = (struct recipe_files){0};
+    r->weight_mix = r->kv_mix = NULL;
+    for (int i = 0; i < from->data.n; i++)
+        TRY(recipe_files_add(&r->data, from->data.path[i]));
+    TRY(copy_mix(&r->weight_mix, MIX_WEIGHTS, from->weight_mix));
+    return copy_mix(&r->kv_mix, MIX_KV, from->kv_mix);
 }
 
 struct weight_spec recipe_weight_spec(const struct recipe *r)
@@ -480,8 +507,7 @@ bool recipe_quantizes_kv(const struct recipe *r)
 
 const char *recipe_device(const struct recipe *r)
 {
-    static const char *const names[] = {"cpu", "ref", "cuda"};
-    return names[r->device];
+    return opt_choice_name(CHOICES_DEVICE, r->device);
 }
 
 uint64_t recipe_memory(const struct recipe *r)

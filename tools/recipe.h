@@ -8,16 +8,15 @@
 #include "calib/calib.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
-#include "tools/opt.h"
+#include "tools/choices.h"
 
 #include <jansson.h>
 #include <stdio.h>
 
-#define RECIPE_FILES_MAX 64
 #define RECIPE_NAME_MAX 128
 
 struct recipe_files {
-    char *path[RECIPE_FILES_MAX]; /* owned */
+    char **path; /* [n] and the list itself owned */
     int n;
 };
 
@@ -27,7 +26,7 @@ struct recipe {
     int64_t samples, seqlen, epochs, seed;
     int join, bos;                    /* enum corpus_join, enum bos_rule */
     char text_field[RECIPE_NAME_MAX]; /* of JSON rows; "": the usual ones */
-    int weight_method, weight_round, weight_init;
+    int weight_method, weight_round, weight_init; /* enum weight_method, ... */
     int64_t weight_bits, weight_group;
     double damp;
     bool act_order;
@@ -40,7 +39,7 @@ struct recipe {
     struct mix *weight_mix, *kv_mix; /* owned; NULL: none */
     double lr_round, lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
-    int device, compute;            /* "cpu|ref|cuda", "auto|f32|bf16" */
+    int device, compute;            /* enum recipe_device, enum recipe_compute */
     int64_t threads;                /* 0: all cores */
     uint64_t memory, device_memory; /* bytes, 0: auto */
 };
@@ -57,18 +56,21 @@ enum key_kind {
     KEY_FILES
 };
 
+/* All that is known of a key stands in its row of recipe_key. A new key is this row, its
+ * field of struct recipe, its use (recipe_settings.c) and configs/reference.yaml, which
+ * `wkvq --print-reference` prints and a test compares. */
 struct recipe_key {
     const char *name; /* "weights.bits" */
     enum key_kind kind;
-    size_t offset;       /* into struct recipe */
-    const char *value;   /* the default, as typed; "" for none */
-    double lo, hi;       /* KEY_INT, KEY_REAL: both ends allowed */
-    enum mix_of of;      /* KEY_MIX */
-    const char *choices; /* KEY_CHOICE: "a|b" */
-    const char *later;   /* values of the design that this version does not have: "c|d" */
-    bool free;           /* may differ between the runs of one state: speed, and with
-                            run.device the last bits */
-    const char *why;     /* one line for the reference */
+    size_t offset;           /* into struct recipe */
+    const char *value;       /* the default, as typed; "" for none */
+    double lo, hi;           /* KEY_INT, KEY_REAL: both ends allowed */
+    enum mix_of of;          /* KEY_MIX */
+    const char *choices;     /* KEY_CHOICE: "a|b" */
+    const char *planned;     /* values that a later version is to have: "c|d" */
+    bool affects_speed_only; /* no part of a state's, artifact's or sweep cell's identity.
+                                run.device and run.threads also change the last bits */
+    const char *help;        /* one line for the reference */
 };
 extern const struct recipe_key recipe_key[];
 extern const int recipe_n_keys;
@@ -88,11 +90,28 @@ enum err recipe_preset(struct recipe *r, const char *name, const char *where);
 enum err recipe_load_yaml(struct recipe *r, const char *path);
 /* What recipe_json wrote. Errors: ERR_FORMAT with where and the key. */
 enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
-/* Defaults, the preset of a->set, else of a->config, then a->config, a->set in order, then
- * the shortcuts (--threads, --memory,
- * --data, --text-field, --join, --bos). r is initialized here; free it whatever the result.
- */
-enum err recipe_from_args(struct recipe *r, const struct args *a);
+
+/* What a recipe is made of. Strings and lists are borrowed. */
+struct recipe_input {
+    const char *config;     /* YAML file; NULL: the defaults */
+    const char *const *set; /* [n_set] "KEY=VALUE"; the last of a key wins */
+    int n_set;
+    /* Short for a key of their own; they win over set. */
+    int64_t threads;                 /* -1: not given */
+    uint64_t memory;                 /* 0: not given */
+    const char *device, *join, *bos, *text_field; /* NULL: not given */
+    const char *const *data;         /* [n_data] */
+    int n_data;                      /* 0: not given */
+};
+
+/* Defaults, the preset of set, else of config, then config, set in order, then what is short
+ * for a key. r is initialized here; free it whatever the result. */
+enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
+/* r is initialized here; free it whatever the result. */
+enum err recipe_copy(struct recipe *r, const struct recipe *from);
+
+enum err recipe_files_add(struct recipe_files *files, const char *path);
+void recipe_files_clear(struct recipe_files *files); /* accepts a zeroed one */
 
 /* {"calibration": {...}, ...}; identity: only the keys that decide the result. */
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity);

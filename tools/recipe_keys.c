@@ -2,6 +2,7 @@
  *
  * The table of configuration keys, and what is printed from it. */
 #include "kernels/base/mem.h"
+#include "tools/opt.h"
 #include "tools/recipe.h"
 
 #include <inttypes.h>
@@ -11,96 +12,96 @@
 
 /* clang-format off */
 const struct recipe_key recipe_key[] = {
-    {"calibration.data", KEY_FILES, AT(data), "", .free = true,
-     .why = "text to calibrate on: plain text or JSON rows, also compressed or in an archive; a list joins them"},
-    {"calibration.text_field", KEY_NAME, AT(text_field), "", .free = true,
-     .why = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
+    {"calibration.data", KEY_FILES, AT(data), "", .affects_speed_only = true,
+     .help = "text to calibrate on: plain text or JSON rows, also compressed or in an archive; a list joins them"},
+    {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true,
+     .help = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
     {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
-     .why = "random windows of the text; time grows with it"},
+     .help = "random windows of the text; time grows with it"},
     {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", 2, 1 << 20,
-     .why = "tokens of a window"},
-    {"calibration.epochs", KEY_INT, AT(epochs), "5", 0, 255,
-     .why = "passes over the windows per block; 0 keeps the start values"},
+     .help = "tokens of a window"},
+    {"calibration.epochs", KEY_INT, AT(epochs), "5", 0, CALIB_EPOCHS_MAX,
+     .help = "passes over the windows per block; 0 keeps the start values"},
     {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,
-     .why = "seed of the windows' offsets (random.seed of the literature's recipe)"},
-    {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = "auto|rows|file",
-     .why = "rows: every line is a row, rows joined by two newlines; file: as it is; auto: rows for .raw and .tokens"},
-    {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = "auto|never|always",
-     .why = "one BOS token in front of the text; auto: as the model's tokenizer does it"},
+     .help = "seed of the windows' offsets (random.seed of the literature's recipe)"},
+    {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = CHOICES_JOIN,
+     .help = "rows: every line is a row, rows joined by two newlines; file: as it is; auto: rows for .raw and .tokens"},
+    {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = CHOICES_BOS,
+     .help = "one BOS token in front of the text; auto: as the model's tokenizer does it"},
 
     {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc|gptq",
-     .why = "lwc learns how far each group is clipped; rtn rounds to nearest; gptq rounds column by column and makes up for the errors in the columns behind"},
+     .help = "lwc learns how far each group is clipped; rtn rounds to nearest; gptq rounds column by column and makes up for the errors in the columns behind"},
     {"weights.bits", KEY_BITS, AT(weight_bits), "4",
-     .why = "bits of a weight code; 16 leaves the weights alone"},
+     .help = "bits of a weight code; 16 leaves the weights alone"},
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
-     .why = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
+     .help = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
     {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS,
-     .why = "other bits and group sizes for some projections, in some layers: '[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6'; of rules that meet the last wins"},
+     .help = "other bits and group sizes for some projections, in some layers: '[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6'; of rules that meet the last wins"},
     {"weights.damp", KEY_REAL, AT(damp), "0.01", 0, 1,
-     .why = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
+     .help = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
     {"weights.act_order", KEY_BOOL, AT(act_order), "false",
-     .why = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
+     .help = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest|learned",
-     .why = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
+     .help = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
     {"weights.init", KEY_CHOICE, AT(weight_init), "paper", .choices = "paper|search",
-     .why = "where clipping starts: paper, 0.982 everywhere; search, a grid per group for the least output error on the samples"},
+     .help = "where clipping starts: paper, 0.982 everywhere; search, a grid per group for the least output error on the samples"},
 
     {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token|channel",
-     .why = "channel_token: static shift and smoothing per channel, then per token; token: per token only; channel: keys per channel in blocks of tokens, values per token, in simulation (calibrate, eval), not by the runtime"},
+     .help = "channel_token: static shift and smoothing per channel, then per token; token: per token only; channel: keys per channel in blocks of tokens, values per token, in simulation (calibrate, eval), not by the runtime"},
     {"kv.bits", KEY_BITS, AT(kv_bits), "4",
-     .why = "bits of a cache code; 16 leaves the cache alone"},
+     .help = "bits of a cache code; 16 leaves the cache alone"},
     {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
-     .why = "channels inside a head that share scale and minimum; capped at the head's width; with kv.method: channel also the tokens of a block of keys"},
+     .help = "channels inside a head that share scale and minimum; capped at the head's width; with kv.method: channel also the tokens of a block of keys"},
     {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV,
-     .why = "other bits and group sizes for keys or values, in some layers, as in 'k=5, 0-3.v=8:32'"},
+     .help = "other bits and group sizes for keys or values, in some layers, as in 'k=5, 0-3.v=8:32'"},
     {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
-     .why = "where keys are quantized: after or before the rotary embedding"},
+     .help = "where keys are quantized: after or before the rotary embedding"},
     {"kv.past_only", KEY_BOOL, AT(past_only), "true",
-     .why = "a token's own key and value stay in full precision; false also quantizes those"},
+     .help = "a token's own key and value stay in full precision; false also quantizes those"},
     {"kv.window", KEY_INT, AT(window), "1", 1, 1 << 24,
-     .why = "most recent tokens in full precision, the current one included; needs past_only"},
+     .help = "most recent tokens in full precision, the current one included; needs past_only"},
     {"kv.sink", KEY_INT, AT(sink), "0", 0, 1 << 24,
-     .why = "first tokens in full precision"},
+     .help = "first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
-     .why = "learn shift and smoothing; false keeps their start values"},
+     .help = "learn shift and smoothing; false keeps their start values"},
     {"kv.init", KEY_CHOICE, AT(kv_init), "paper", .choices = "paper|search",
-     .why = "where the smoothing starts: paper, the square root of a channel's width; search, of its powers the one of least error in the cache on the samples"},
+     .help = "where the smoothing starts: paper, the square root of a channel's width; search, of its powers the one of least error in the cache on the samples"},
     {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none|v|k|kv",
-     .why = "turn values, keys or both by a Hadamard matrix inside a head before they are quantized; head_dim a power of two"},
+     .help = "turn values, keys or both by a Hadamard matrix inside a head before they are quantized; head_dim a power of two"},
 
     {"activations.bits", KEY_BITS, AT(activation_bits), "16",
-     .why = "bits of the projections' inputs, rounded per token in simulation (calibrate, eval), not by the runtime; 16 leaves them alone"},
+     .help = "bits of the projections' inputs, rounded per token in simulation (calibrate, eval), not by the runtime; 16 leaves them alone"},
 
     {"crr.blocks", KEY_INT, AT(crr_blocks), "5", 0, 1024,
-     .why = "full-precision blocks behind the trained one that the loss looks through; 0 = local loss"},
+     .help = "full-precision blocks behind the trained one that the loss looks through; 0 = local loss"},
     {"crr.terms", KEY_CHOICE, AT(crr_terms), "last", .choices = "last|all",
-     .why = "compare behind the last of them, or behind each"},
+     .help = "compare behind the last of them, or behind each"},
     {"crr.loss", KEY_CHOICE, AT(crr_loss), "mae", .choices = "mae|mse",
-     .why = "mean absolute or mean squared error"},
+     .help = "mean absolute or mean squared error"},
 
     {"optimizer.lr_clip", KEY_REAL, AT(lr_clip), "0.2", 0, 10,
-     .why = "learning rate of the clipping parameters"},
+     .help = "learning rate of the clipping parameters"},
     {"optimizer.lr_round", KEY_REAL, AT(lr_round), "0", 0, 1,
-     .why = "signed step of the rounding offsets, which reach from -0.5 to 0.5; 0 = one over a block's steps"},
+     .help = "signed step of the rounding offsets, which reach from -0.5 to 0.5; 0 = one over a block's steps"},
     {"optimizer.lr_smooth", KEY_REAL, AT(lr_smooth), "0.01", 0, 10,
-     .why = "learning rate of the logarithm of the smoothing"},
+     .help = "learning rate of the logarithm of the smoothing"},
     {"optimizer.lr_shift", KEY_REAL, AT(lr_shift), "0.01", 0, 10,
-     .why = "learning rate of the shift"},
+     .help = "learning rate of the shift"},
     {"optimizer.schedule", KEY_CHOICE, AT(schedule), "cosine", .choices = "constant|cosine",
-     .why = "cosine falls to 0 over a block's steps"},
+     .help = "cosine falls to 0 over a block's steps"},
     {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
-     .why = "AdamW's decoupled decay"},
+     .help = "AdamW's decoupled decay"},
 
-    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = "cpu|ref|cuda", .free = true,
-     .why = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
-    {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .free = true,
-     .why = "0 = one per core"},
-    {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = "auto|f32|bf16",
-     .why = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
-    {"run.memory", KEY_BYTES, AT(memory), "auto", .free = true,
-     .why = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of what is free"},
-    {"run.device_memory", KEY_BYTES, AT(device_memory), "auto", .free = true,
-     .why = "cuda: size of the GPU to plan for, as in 24G; auto = all that the GPU has free"},
+    {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = CHOICES_DEVICE, .affects_speed_only = true,
+     .help = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
+    {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .affects_speed_only = true,
+     .help = "0 = one per core"},
+    {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = CHOICES_COMPUTE,
+     .help = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
+    {"run.memory", KEY_BYTES, AT(memory), "auto", .affects_speed_only = true,
+     .help = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of what is free"},
+    {"run.device_memory", KEY_BYTES, AT(device_memory), "auto", .affects_speed_only = true,
+     .help = "cuda: size of the GPU to plan for, as in 24G; auto = all that the GPU has free"},
 };
 /* clang-format on */
 const int recipe_n_keys = ARRAY_LEN(recipe_key);
@@ -108,14 +109,6 @@ const int recipe_n_keys = ARRAY_LEN(recipe_key);
 static const void *field(const struct recipe *r, const struct recipe_key *k)
 {
     return (const char *)r + k->offset;
-}
-
-/* The index'th word of "a|b|c". */
-static void choice_word(char *out, size_t n, const char *choices, int index)
-{
-    while (index-- > 0 && strchr(choices, '|'))
-        choices = strchr(choices, '|') + 1;
-    snprintf(out, n, "%.*s", (int)strcspn(choices, "|"), choices);
 }
 
 /* What is short. */
@@ -135,7 +128,7 @@ static void value_text(char *out, size_t n, const struct recipe *r,
         snprintf(out, n, "%s", *(const bool *)f ? "true" : "false");
         break;
     case KEY_CHOICE:
-        choice_word(out, n, k->choices, *(const int *)f);
+        snprintf(out, n, "%s", opt_choice_name(k->choices, *(const int *)f));
         break;
     case KEY_BYTES:
         if (*(const uint64_t *)f)
@@ -232,7 +225,7 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
     for (int i = 0; root && i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char section[32];
-        if ((identity && k->free) || is_left_out(r, k))
+        if ((identity && k->affects_speed_only) || is_left_out(r, k))
             continue;
         snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
         json_t *o = json_object_get(root, section);
@@ -308,7 +301,7 @@ void recipe_print_reference(FILE *f)
             fprintf(f, "\n%.*s:\n", n, k->name);
         last = k->name;
         range_text(range, sizeof(range), k);
-        fprintf(f, "  # %s [%s]\n  %s: %s\n", k->why, range, k->name + n + 1,
+        fprintf(f, "  # %s [%s]\n  %s: %s\n", k->help, range, k->name + n + 1,
                 k->kind == KEY_FILES                        ? "[]"
                 : k->kind == KEY_MIX || k->kind == KEY_NAME ? "\"\""
                                                             : k->value);
@@ -321,7 +314,7 @@ void recipe_print_man(void)
         const struct recipe_key *k = &recipe_key[i];
         char range[128];
         range_text(range, sizeof(range), k);
-        printf(".TP\n.B %s\n%s: %s (default: %s).\n", k->name, k->why, range,
+        printf(".TP\n.B %s\n%s: %s (default: %s).\n", k->name, k->help, range,
                *k->value ? k->value : "none");
     }
 }

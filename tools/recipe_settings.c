@@ -3,14 +3,13 @@
  * A recipe as calibration's settings on a device. */
 #include "tools/recipe.h"
 
-#include <string.h>
-
 enum dtype recipe_act(const struct recipe *r, const struct dev *d)
 {
-    static const enum dtype typed[] = {DT_OTHER, DT_F32, DT_BF16};
-    if (!r->compute && !d)
-        return strcmp(recipe_device(r), "cuda") ? DT_F32 : DT_BF16;
-    return r->compute ? typed[r->compute] : dev_preferred_act(d);
+    if (r->compute != COMPUTE_AUTO)
+        return r->compute == COMPUTE_BF16 ? DT_BF16 : DT_F32;
+    if (d)
+        return dev_preferred_act(d);
+    return r->device == DEVICE_CUDA ? DT_BF16 : DT_F32;
 }
 
 enum err recipe_check_runtime(const struct recipe *r)

@@ -21,7 +21,7 @@
 static enum err adopt_compute(struct job *j, const char *state_dir)
 {
     struct state_look look;
-    if (j->recipe.compute)
+    if (j->recipe.compute != COMPUTE_AUTO)
         return OK;
     TRY(state_look(&look, state_dir));
     if (look.is)
@@ -43,7 +43,7 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(adopt_compute(j, state_dir));
     TRY(job_open_device(j));
     TRY(preflight_resources(&plan, j, state_dir));
-    if (!j->args->plan)
+    if (!j->options.plan)
         return OK;
     *planned = true;
     return preflight_print_plan(j);
@@ -171,7 +171,7 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
     struct artifact_settings settings = {
         .weights = recipe_weight_spec(r),
         .kv = recipe_kv_spec(r),
-        .shard_bytes = j->args->shard_bytes,
+        .shard_bytes = j->options.shard_bytes,
         .force = force,
         .threads = (int)j->recipe.threads,
     };

@@ -32,6 +32,11 @@ bool sweep_needs_calibration(const struct recipe *r)
            (recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL_TOKEN);
 }
 
+bool sweep_calibrates(const struct recipe *r)
+{
+    return sweep_way(r) != SWEEP_PLAIN && sweep_needs_calibration(r);
+}
+
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,
                     const char *suffix)
 {
@@ -41,29 +46,33 @@ enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *r
     return OK;
 }
 
-static enum err add_set(struct text_list *l, const char *item)
+static enum err add_sets(struct sweep_run *run, const char *const *item, int n)
 {
-    FAIL_IF(l->n == TEXT_LIST_MAX, ERR_USAGE, "more than %d overrides for one cell",
-            TEXT_LIST_MAX);
-    l->item[l->n++] = item;
+    const size_t had = (size_t)run->n_set;
+    if (!n)
+        return OK;
+    TRY(mem_resize(&run->set, had, had + (size_t)n, sizeof(*run->set)));
+    for (int i = 0; i < n; i++)
+        run->set[run->n_set++] = item[i];
     return OK;
 }
 
-/* The base, what the command line sets, what the cell sets: the last wins. */
-static enum err cell_args(struct args *out, const struct sweep *s,
-                          const struct sweep_cell *cell)
+static enum err add_list(struct sweep_run *run, const struct set_list *l)
 {
-    const struct args *a = s->args;
-    *out = *a;
-    out->set = (struct text_list){0};
-    out->quiet = a->quiet || s->parallel > 1;
-    for (int i = 0; i < s->plan.base.n; i++)
-        TRY(add_set(&out->set, s->plan.base.item[i]));
-    for (int i = 0; i < a->set.n; i++)
-        TRY(add_set(&out->set, a->set.item[i]));
-    for (int i = 0; i < cell->set.n; i++)
-        TRY(add_set(&out->set, cell->set.item[i]));
-    return OK;
+    return add_sets(run, (const char *const *)l->item, l->n);
+}
+
+/* --config, the base, what the command line sets, what the cell sets: the last wins. */
+static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
+                            const struct sweep_cell *cell)
+{
+    struct recipe_input in = s->settings.recipe;
+    TRY(add_list(run, &s->plan.base));
+    TRY(add_sets(run, in.set, in.n_set));
+    TRY(add_list(run, &cell->set));
+    in.set = run->set;
+    in.n_set = run->n_set;
+    return recipe_from_input(&run->recipe, &in);
 }
 
 static bool same_files(const struct recipe_files *a, const struct recipe_files *b)
@@ -72,15 +81,6 @@ static bool same_files(const struct recipe_files *a, const struct recipe_files *
     for (int i = 0; same && i < a->n; i++)
         same = !strcmp(a->path[i], b->path[i]);
     return same;
-}
-
-static enum err copy_files(struct recipe_files *out, const struct recipe_files *from)
-{
-    for (int i = 0; i < from->n; i++) {
-        TRY(mem_strdup(&out->path[i], from->path[i]));
-        out->n++;
-    }
-    return OK;
 }
 
 static enum err read_text(struct sweep_text *t, struct sweep *s)
@@ -115,7 +115,8 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
     *t = (struct sweep_text){.join = r->join, .bos = r->bos};
     strcpy(t->text_field, r->text_field);
     *out = s->n_texts++;
-    TRY(copy_files(&t->files, files));
+    for (int i = 0; i < files->n; i++)
+        TRY(recipe_files_add(&t->files, files->path[i]));
     return read_text(t, s);
 }
 
@@ -130,13 +131,12 @@ static void hash_name(char *out, size_t n, const json_t *identity)
     snprintf(out, n, "%016" PRIx64, h);
 }
 
-static enum err identify(struct sweep_run *run, const struct sweep *s,
-                         const struct recipe *r)
+static enum err identify(struct sweep_run *run, const struct sweep *s)
 {
     char model[16], text[16] = "none", eval[16];
     json_t *config;
     const struct sweep_text *e = &s->text[run->eval_text];
-    TRY(recipe_json(&config, r, true));
+    TRY(recipe_json(&config, &run->recipe, true));
     snprintf(model, sizeof(model), "%08" PRIx32, s->model_crc);
     if (run->text >= 0)
         snprintf(text, sizeof(text), "%08" PRIx32, s->text[run->text].crc);
@@ -151,11 +151,11 @@ static enum err identify(struct sweep_run *run, const struct sweep *s,
     return OK;
 }
 
-static enum err prepare_cell(struct sweep *s, int i, struct recipe *r)
+static enum err prepare_cell(struct sweep *s, int i)
 {
     struct sweep_run *run = &s->run[i];
-    TRY(cell_args(&run->args, s, &s->plan.cell[i]));
-    TRY(recipe_from_args(r, &run->args));
+    struct recipe *r = &run->recipe;
+    TRY(read_recipe(run, s, &s->plan.cell[i]));
     const bool plain = sweep_way(r) == SWEEP_PLAIN;
     FAIL_IF(!r->data.n && !plain, ERR_USAGE,
             "no text to calibrate on: give --data FILE or calibration.data");
@@ -163,33 +163,38 @@ static enum err prepare_cell(struct sweep *s, int i, struct recipe *r)
     if (!plain)
         TRY(find_text(&run->text, s, &r->data, r));
     TRY(find_text(&run->eval_text, s, &s->eval_data, r));
-    TRY(identify(run, s, r));
+    TRY(identify(run, s));
     run->done = sweep_results_has(s, run);
-    return sweep_command(&run->command, s, run, r);
+    return sweep_command(&run->command, s, run);
 }
 
-/* Two cells of one configuration would work on one state. */
-static void drop_twin(struct sweep *s, int i)
+/* Two cells of one configuration would work on one state, and so would two whose names
+ * collide. */
+static enum err drop_twin(struct sweep *s, int i)
 {
     for (int k = 0; k < i; k++) {
-        if (!strcmp(s->run[k].hash, s->run[i].hash)) {
-            log_warn("cell '%s' is the same as '%s': left out", s->plan.cell[i].name,
-                     s->plan.cell[k].name);
-            s->run[i].done = true;
-            return;
-        }
+        if (strcmp(s->run[k].hash, s->run[i].hash))
+            continue;
+        FAIL_IF(!json_equal(s->run[k].identity, s->run[i].identity), ERR_SUPPORT,
+                "its directory would have the name of that of cell '%s', %s; give one of "
+                "them another calibration.seed, or sweep it elsewhere",
+                s->plan.cell[k].name, s->run[k].hash);
+        log_warn("cell '%s' is the same as '%s': left out", s->plan.cell[i].name,
+                 s->plan.cell[k].name);
+        s->run[i].done = true;
+        return OK;
     }
+    return OK;
 }
 
 static enum err prepare_cells(struct sweep *s)
 {
     for (int i = 0; i < s->plan.n_cells; i++) {
-        struct recipe r = {0};
-        const enum err err = prepare_cell(s, i, &r);
-        recipe_free(&r);
+        enum err err = prepare_cell(s, i);
+        if (!err)
+            err = drop_twin(s, i);
         if (err)
             return err_add(err, "cell '%s': ", s->plan.cell[i].name);
-        drop_twin(s, i);
     }
     return OK;
 }
@@ -202,38 +207,41 @@ static enum err open_model(struct sweep *s)
     TRY(hf_open(&m, s->model_dir));
     s->arch = *hf_arch(m);
     s->model_bytes = hf_bytes(m);
-    enum err err = hf_identity(&s->model_crc, m, true);
+    enum err err = OK;
+    if (s->settings.model_crc)
+        s->model_crc = *s->settings.model_crc;
+    else
+        err = hf_identity(&s->model_crc, m, true);
     hf_close(&m);
     TRY(err);
     err = arch_check_length(&s->arch, s->eval_ctx);
     return err ? err_add(err, "--ctx: ") : tokenizer_open(&s->tokenizer, s->model_dir);
 }
 
-/* The options go before the file. */
+/* The settings go before the plan. */
 static enum err settle_eval(struct sweep *s)
 {
-    const struct args *a = s->args;
+    const struct sweep_settings *own = &s->settings;
     s->eval_data = s->plan.eval_data;
-    if (a->eval_data.n)
-        s->eval_data.n = 0;
-    for (int i = 0; i < a->eval_data.n && i < RECIPE_FILES_MAX; i++)
-        s->eval_data.path[s->eval_data.n++] = (char *)(uintptr_t)a->eval_data.item[i];
-    s->eval_windows = a->windows >= 0 ? a->windows : s->plan.eval_windows;
-    s->eval_ctx = a->ctx ? a->ctx : s->plan.eval_ctx;
+    if (own->n_eval_data)
+        s->eval_data =
+            (struct recipe_files){(char **)(uintptr_t)own->eval_data, own->n_eval_data};
+    s->eval_windows = own->eval_windows >= 0 ? own->eval_windows : s->plan.eval_windows;
+    s->eval_ctx = own->eval_ctx ? own->eval_ctx : s->plan.eval_ctx;
     FAIL_IF(!s->eval_data.n, ERR_USAGE,
             "no text to evaluate on: give --eval FILE or eval.data");
     return OK;
 }
 
-enum err sweep_open(struct sweep *s, const struct args *a, struct sweep_plan *plan,
-                    const char *model_dir, const char *out_dir)
+enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
+                    struct sweep_plan *plan)
 {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    *s = (struct sweep){.args = a,
-                        .model_dir = model_dir,
-                        .out_dir = out_dir,
+    *s = (struct sweep){.settings = *settings,
+                        .model_dir = settings->model_dir,
+                        .out_dir = settings->out_dir,
                         .plan = *plan,
-                        .parallel = a->parallel > 1 ? a->parallel : 1,
+                        .parallel = settings->parallel,
                         .cores = cores > 0 ? cores : 1,
                         .lock = -1};
     *plan = (struct sweep_plan){0};
@@ -248,8 +256,7 @@ static void free_texts(struct sweep *s)
 {
     for (int i = 0; i < s->n_texts; i++) {
         token_ids_free(&s->text[i].ids);
-        for (int k = 0; k < s->text[i].files.n; k++)
-            mem_free(s->text[i].files.path[k]);
+        recipe_files_clear(&s->text[i].files);
     }
     mem_free(s->text);
 }
@@ -257,6 +264,8 @@ static void free_texts(struct sweep *s)
 void sweep_close(struct sweep *s)
 {
     for (int i = 0; s->run && i < s->plan.n_cells; i++) {
+        recipe_free(&s->run[i].recipe);
+        mem_free(s->run[i].set);
         json_decref(s->run[i].identity);
         mem_free(s->run[i].command);
     }

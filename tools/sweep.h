@@ -27,19 +27,36 @@ struct sweep_text {
     uint32_t crc;
 };
 
+/* What a sweep is told beside its plan. Strings and lists are borrowed. */
+struct sweep_settings {
+    const char *model_dir, *out_dir;
+    struct recipe_input recipe;   /* of every cell, before its own keys */
+    const char *const *eval_data; /* [n_eval_data]; none: the plan's */
+    int n_eval_data;
+    int64_t eval_windows;      /* 0: all; -1: the plan's */
+    int64_t eval_ctx;          /* 0: the plan's */
+    int64_t parallel;          /* cells at a time, 1 or more */
+    bool keep;                 /* artifacts stay */
+    bool quiet;                /* no lines of progress */
+    const char *log_json;      /* file for progress; NULL: none */
+    const uint32_t *model_crc; /* hf_identity of model_dir where it is known; NULL */
+};
+
 struct sweep_run {
-    struct args args; /* the sweep's options with the cell's --set */
+    struct recipe recipe; /* as configured */
+    const char **set;     /* [n_set] all overrides in order; the list is owned */
+    int n_set;
     int text, eval_text;
     json_t *identity;
     char hash[20];
     char *command; /* what reproduces it */
     bool done;
-    bool idle; /* not wanted now: sweep_execute leaves it out */
+    bool skip; /* sweep_execute leaves it out */
 };
 
 struct sweep {
-    const struct args *args;
-    const char *model_dir, *out_dir;
+    struct sweep_settings settings;
+    const char *model_dir, *out_dir; /* the settings' */
     struct sweep_plan plan;
     struct recipe_files eval_data; /* borrowed: --eval or the plan's */
     int64_t eval_windows, eval_ctx;
@@ -58,8 +75,8 @@ struct sweep {
 /* Model, texts, every cell's identity: all mistakes that can be found before work. Takes
  * over the plan, whatever the result. A zeroed sweep comes first; close it whatever the
  * result. */
-enum err sweep_open(struct sweep *s, const struct args *a, struct sweep_plan *plan,
-                    const char *model_dir, const char *out_dir);
+enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
+                    struct sweep_plan *plan);
 void sweep_close(struct sweep *s);
 
 /* Every cell that has no result yet, up to s->parallel at a time. A cell that fails leaves
@@ -81,9 +98,10 @@ enum sweep_way {
 enum sweep_way sweep_way(const struct recipe *r);
 /* Has the recipe anything that is learned or collected on a text? */
 bool sweep_needs_calibration(const struct recipe *r);
+/* Does a cell of this recipe calibrate? */
+bool sweep_calibrates(const struct recipe *r);
 /* Commands that give the cell's figures, for a shell. */
-enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
-                       const struct recipe *r);
+enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
 
 /* OUT/cells/HASH and a suffix. */
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,

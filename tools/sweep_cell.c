@@ -62,7 +62,12 @@ static void share_machine(struct job *j, const struct sweep *s)
 
 static enum err open_job(struct job *j, struct cell *c, int text)
 {
-    TRY(job_open(j, &c->run->args, c->s->model_dir));
+    const struct sweep_settings *s = &c->s->settings;
+    const struct job_options options = {.model_dir = c->s->model_dir,
+                                        .quiet = s->quiet || c->s->parallel > 1,
+                                        .log_json = s->log_json,
+                                        .model_crc = &c->s->model_crc};
+    TRY(job_open_recipe(j, &c->run->recipe, &options));
     share_machine(j, c->s);
     give_text(j, c->s, text);
     return OK;
@@ -147,8 +152,8 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
         TRY(state_open_read(&e->state, c->state, &j->arch));
     e->rtn = c->way == SWEEP_SIMULATED && !c->calibrated;
     TRY(job_read_text(j));
-    if (!j->recipe.compute)
-        j->recipe.compute = 1; /* as `wkvq eval` does: figures are compared in f32 */
+    if (j->recipe.compute == COMPUTE_AUTO)
+        j->recipe.compute = COMPUTE_F32; /* as `wkvq eval` does */
     return job_open_device(j);
 }
 
@@ -237,19 +242,17 @@ enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
 {
     enum err err = OK;
     struct cell c = {.s = s, .run = &s->run[i], .start = clock_s()};
-    struct recipe r = {0};
+    const struct recipe *r = &c.run->recipe;
     TRY_OUT(room(&c));
-    TRY_OUT(recipe_from_args(&r, &c.run->args));
-    c.way = sweep_way(&r);
-    c.calibrated = c.way != SWEEP_PLAIN && sweep_needs_calibration(&r);
-    c.weights = recipe_weight_spec(&r);
-    c.kv = recipe_kv_spec(&r);
+    c.way = sweep_way(r);
+    c.calibrated = sweep_calibrates(r);
+    c.weights = recipe_weight_spec(r);
+    c.kv = recipe_kv_spec(r);
     if (c.calibrated || c.way == SWEEP_PACKED)
         TRY_OUT(quantize(&c));
     TRY_OUT(evaluate(&c));
     TRY_OUT(result_json(out, &c));
 out:
-    recipe_free(&r);
     mem_free(c.artifact);
     mem_free(c.state);
     mem_free(c.cosine[0]);

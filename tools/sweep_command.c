@@ -35,30 +35,30 @@ static void put_option(FILE *f, const char *name, const char *value)
     put_word(f, value);
 }
 
-static void put_recipe(FILE *f, const struct sweep_run *run)
+static void put_recipe(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
-    if (run->args.config)
-        put_option(f, "config", run->args.config);
-    for (int i = 0; i < run->args.set.n; i++)
-        put_option(f, "set", run->args.set.item[i]);
+    if (s->settings.recipe.config)
+        put_option(f, "config", s->settings.recipe.config);
+    for (int i = 0; i < run->n_set; i++)
+        put_option(f, "set", run->set[i]);
 }
 
-static void put_text(FILE *f, const struct sweep_run *run, const struct recipe_files *files)
+static void put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
 {
     for (int i = 0; i < files->n; i++)
         put_option(f, "data", files->path[i]);
-    if (run->args.text_field)
-        put_option(f, "text-field", run->args.text_field);
-    if (run->args.join)
-        put_option(f, "join", run->args.join);
-    if (run->args.bos)
-        put_option(f, "bos", run->args.bos);
+    if (s->settings.recipe.text_field)
+        put_option(f, "text-field", s->settings.recipe.text_field);
+    if (s->settings.recipe.join)
+        put_option(f, "join", s->settings.recipe.join);
+    if (s->settings.recipe.bos)
+        put_option(f, "bos", s->settings.recipe.bos);
 }
 
 /* What makes an artifact or a state, and && behind it; nothing where eval alone does. */
-static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *run,
-                       const struct recipe *r)
+static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
+    const struct recipe *r = &run->recipe;
     const bool calibrated = sweep_needs_calibration(r);
     const bool packed = sweep_way(r) == SWEEP_PACKED;
     if (!packed && (!calibrated || sweep_way(r) == SWEEP_PLAIN))
@@ -66,15 +66,15 @@ static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *r
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     put_word(f, s->model_dir);
     if (calibrated)
-        put_text(f, run, &r->data);
-    put_recipe(f, run);
+        put_text(f, s, &r->data);
+    put_recipe(f, s, run);
     fprintf(f, " -o %s && ", run->hash);
 }
 
 /* What is evaluated. */
-static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *run,
-                        const struct recipe *r)
+static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
+    const struct recipe *r = &run->recipe;
     fprintf(f, "wkvq eval");
     if (sweep_way(r) == SWEEP_PACKED) {
         put_word(f, run->hash);
@@ -87,19 +87,18 @@ static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *
     }
     if (sweep_way(r) == SWEEP_SIMULATED)
         fprintf(f, " --simulate rtn");
-    put_recipe(f, run);
+    put_recipe(f, s, run);
 }
 
-enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run,
-                       const struct recipe *r)
+enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run)
 {
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     FAIL_IF(!f, ERR_MEMORY, "out of memory for a command");
-    put_making(f, s, run, r);
-    put_subject(f, s, run, r);
-    put_text(f, run, &s->eval_data);
+    put_making(f, s, run);
+    put_subject(f, s, run);
+    put_text(f, s, &s->eval_data);
     fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
     const bool failed = ferror(f);
     if (fclose(f) || failed) {

@@ -51,7 +51,7 @@ static int wanted(const struct sweep *s, int end)
 {
     int n = 0;
     for (int i = 0; i < end; i++)
-        n += !s->run[i].idle;
+        n += !s->run[i].skip;
     return n;
 }
 
@@ -146,7 +146,7 @@ static enum err start_more(struct crew *c)
     const struct sweep *s = c->s;
     while (c->n < s->parallel && c->next < s->plan.n_cells) {
         const int i = c->next++;
-        if (!s->run[i].done && !s->run[i].idle)
+        if (!s->run[i].done && !s->run[i].skip)
             TRY(start(c, i));
     }
     return OK;

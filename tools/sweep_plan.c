@@ -30,8 +30,7 @@ void set_list_free(struct set_list *l)
 void sweep_plan_free(struct sweep_plan *p)
 {
     set_list_free(&p->base);
-    for (int i = 0; i < p->eval_data.n; i++)
-        mem_free(p->eval_data.path[i]);
+    recipe_files_clear(&p->eval_data);
     for (int i = 0; i < p->n_cells; i++) {
         mem_free(p->cell[i].name);
         set_list_free(&p->cell[i].set);
@@ -104,11 +103,25 @@ static enum err read_cells(struct sweep_plan *p, const struct yaml *node, const 
     return OK;
 }
 
+/* A point's name: all that it sets. */
+static enum err join_sets(char **out, const struct set_list *set)
+{
+    size_t n = 1;
+    for (int i = 0; i < set->n; i++)
+        n += strlen(set->item[i]) + 1;
+    TRY(mem_alloc(out, n, 1));
+    char *end = *out;
+    *end = '\0';
+    for (int i = 0; i < set->n; i++)
+        end += sprintf(end, "%s%s", i ? " " : "", set->item[i]);
+    return OK;
+}
+
 /* One combination: digit i of index chooses the value of the i'th key. */
 static enum err read_point(struct sweep_plan *p, const struct yaml *grid, size_t index,
                            const char *path)
 {
-    char name[512] = "";
+    char *name = NULL;
     struct set_list set = {0};
     enum err err = OK;
     struct sweep_cell *c;
@@ -117,14 +130,13 @@ static enum err read_point(struct sweep_plan *p, const struct yaml *grid, size_t
             span *= grid->child[k].n;
         const struct yaml *v = &grid->child[i].child[index / span % grid->child[i].n];
         TRY_OUT(set_list_add(&set, grid->key[i], v->text));
-        const size_t used = strlen(name);
-        snprintf(name + used, sizeof(name) - used, "%s%s=%s", i ? " " : "", grid->key[i],
-                 v->text);
     }
+    TRY_OUT(join_sets(&name, &set));
     TRY_OUT(new_cell(&c, p, name, path, grid->line));
     c->set = set;
-    return OK;
+    set = (struct set_list){0};
 out:
+    mem_free(name);
     set_list_free(&set);
     return err;
 }
@@ -170,11 +182,10 @@ static enum err read_eval_data(struct sweep_plan *p, const struct yaml *node,
     const struct yaml *item = node->kind == YAML_LIST ? node->child : node;
     const size_t n = node->kind == YAML_LIST ? node->n : 1;
     for (size_t i = 0; i < n; i++) {
-        FAIL_IF(item[i].kind != YAML_TEXT || !*item[i].text || n > RECIPE_FILES_MAX,
-                ERR_USAGE, "%s: line %d: eval.data: want a file name or a list of them",
-                path, item[i].line);
-        TRY(mem_strdup(&p->eval_data.path[p->eval_data.n], item[i].text));
-        p->eval_data.n++;
+        FAIL_IF(item[i].kind != YAML_TEXT || !*item[i].text, ERR_USAGE,
+                "%s: line %d: eval.data: want a file name or a list of them", path,
+                item[i].line);
+        TRY(recipe_files_add(&p->eval_data, item[i].text));
     }
     return OK;
 }

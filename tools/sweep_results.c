@@ -164,7 +164,7 @@ enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
 static void remove_files(const struct sweep *s, const char *hash)
 {
     static const char *const suffix[] = {"", ".state", ".json"};
-    for (size_t i = s->args->keep ? 1 : 0; i < ARRAY_LEN(suffix); i++) {
+    for (size_t i = s->settings.keep ? 1 : 0; i < ARRAY_LEN(suffix); i++) {
         char *path = NULL;
         struct sweep_run run = {.done = true};
         snprintf(run.hash, sizeof(run.hash), "%s", hash);
@@ -226,10 +226,10 @@ static enum err take_left(struct sweep *s, const char *cells, const char *name)
     snprintf(hash, sizeof(hash), "%.16s", name);
     TRY(file_join(&path, cells, name));
     enum err err = OK;
-    if (listed(s, hash))
-        remove_files(s, hash);
-    else
+    if (!listed(s, hash))
         err = take(s, hash, path);
+    else
+        remove_files(s, hash);
     mem_free(path);
     return err;
 }
@@ -262,22 +262,27 @@ static enum err take_lock(struct sweep *s)
     return OK;
 }
 
-enum err sweep_results_make(const char *out_dir)
+/* ERR_USAGE where out_dir has files and is no sweep's. */
+static enum err check_place(const char *out_dir, const char *cells)
 {
-    enum err err = OK;
-    char *cells = NULL;
-    TRY(file_join(&cells, out_dir, "cells"));
     DIR *d = opendir(out_dir);
     int files = 0;
     for (struct dirent *e; d && (e = readdir(d));)
         files += e->d_name[0] != '.';
     if (d)
         closedir(d);
-    if (files && !file_is_dir(cells))
-        FAIL_OUT(ERR_USAGE, "%s: holds something that is not a sweep; name another -o OUT",
-                 out_dir);
-    TRY_OUT(file_make_dir(cells));
-out:
+    FAIL_IF(files && !file_is_dir(cells), ERR_USAGE,
+            "%s: holds something that is not a sweep; name another -o OUT", out_dir);
+    return OK;
+}
+
+enum err sweep_results_make(const char *out_dir)
+{
+    char *cells = NULL;
+    TRY(file_join(&cells, out_dir, "cells"));
+    enum err err = check_place(out_dir, cells);
+    if (!err)
+        err = file_make_dir(cells);
     mem_free(cells);
     return err;
 }
@@ -286,10 +291,10 @@ enum err sweep_results_open(struct sweep *s)
 {
     enum err err = OK;
     char *list = NULL, *cells = NULL;
-    TRY(sweep_results_make(s->out_dir));
-    TRY(take_lock(s));
     TRY_OUT(file_join(&list, s->out_dir, "results.jsonl"));
     TRY_OUT(file_join(&cells, s->out_dir, "cells"));
+    TRY_OUT(sweep_results_make(s->out_dir));
+    TRY_OUT(take_lock(s));
     if (file_exists(list)) {
         TRY_OUT(sweep_results_read(&s->results, s->out_dir));
     } else {
@@ -297,7 +302,8 @@ enum err sweep_results_open(struct sweep *s)
         if (!s->results)
             FAIL_OUT(ERR_MEMORY, "out of memory for results");
     }
-    TRY_OUT(take_all_left(s, cells));
+    if (file_is_dir(cells))
+        TRY_OUT(take_all_left(s, cells));
 out:
     mem_free(list);
     mem_free(cells);

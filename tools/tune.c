@@ -73,9 +73,9 @@ static bool was_tried(const struct tune *t, int cell)
 enum err tune_try(struct tune *t, const int *cell, int n)
 {
     for (int i = 0; i < t->sweep.plan.n_cells; i++)
-        t->sweep.run[i].idle = true;
+        t->sweep.run[i].skip = true;
     for (int i = 0; i < n; i++) {
-        t->sweep.run[cell[i]].idle = false;
+        t->sweep.run[cell[i]].skip = false;
         if (cell[i] && !was_tried(t, cell[i]))
             t->tried[t->n_tried++] = cell[i];
     }
@@ -150,16 +150,17 @@ enum err tune_bounds(int *w, int *k, const struct tune *t)
 {
     const struct tune_size *least_w = &t->weights.size[t->weights.n - 1];
     const struct tune_size *least_k = &t->kv.size[t->kv.n - 1];
-    *w = first_within(&t->weights, t->max_bits);
+    *w = first_within(&t->weights, t->settings.max_bits);
     FAIL_IF(*w < 0, ERR_USAGE,
             "--max-bits %g: these shapes need at least %.3f bits a weight at the "
             "configuration's weights.bits",
-            t->max_bits, least_w->bits);
-    *k = first_within(&t->kv, t->max_kv_bits ? t->max_kv_bits : t->max_bits);
-    FAIL_IF(*k < 0 && t->max_kv_bits > 0, ERR_USAGE,
+            t->settings.max_bits, least_w->bits);
+    *k = first_within(&t->kv, t->settings.max_kv_bits ? t->settings.max_kv_bits
+                                                      : t->settings.max_bits);
+    FAIL_IF(*k < 0 && t->settings.max_kv_bits > 0, ERR_USAGE,
             "--max-kv-bits %g: these heads need at least %.3f bits a cache element at the "
             "configuration's kv.bits",
-            t->max_kv_bits, least_k->bits);
+            t->settings.max_kv_bits, least_k->bits);
     if (*k < 0) {
         *k = t->kv.n - 1;
         log_info("cache: %.3f bits an element is the least that these heads need",
@@ -222,7 +223,7 @@ static enum err take_cheapest(struct tune *t)
     for (int i = 0; i < t->n_tried; i++) {
         struct tune_outcome o;
         TRY(tune_outcome(&o, t, t->tried[i]));
-        if (o.increase <= t->max_increase && o.weight_bits + o.kv_bits < least) {
+        if (o.increase <= t->settings.max_increase && o.weight_bits + o.kv_bits < least) {
             least = o.weight_bits + o.kv_bits;
             t->best = t->tried[i];
         }

@@ -33,12 +33,25 @@ struct tune_sizes {
 void tune_weight_sizes(struct tune_sizes *out, const struct arch *a, int bits);
 void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv_spec *kv);
 
+/* What a search is told. Strings and lists are borrowed. */
+struct tune_settings {
+    const char *model_dir;
+    const char *work_dir;            /* for the trials' sweep and the estimates */
+    struct recipe_input recipe;      /* of the configuration that is wanted */
+    double max_bits, max_kv_bits;    /* 0: no bound */
+    double max_increase;             /* 0.02: 2% more perplexity than full precision */
+    bool uniform;                    /* no mixes */
+    bool per_kind;                   /* mixes have one format for a kind in all layers */
+    int64_t samples, seqlen, epochs; /* of a trial's calibration */
+    bool quiet;                      /* no lines of progress */
+    const char *log_json;            /* file for progress; NULL: none */
+};
+
 struct tune {
-    const struct args *args;
+    struct tune_settings settings;
+    uint32_t model_crc; /* of the whole checkpoint, computed once */
     struct sweep sweep; /* cell 0: full precision; the others: tune_cell */
     struct tune_sizes weights, kv;
-    double max_bits, max_kv_bits; /* 0: no bound */
-    double max_increase;          /* 0.02: 2% more perplexity than full precision */
     int tried[TUNE_TRIALS], n_tried;
     int best; /* cell, -1: none */
 };

@@ -224,7 +224,7 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                               .formats = w,
                               .loss = s->weight,
                               .kinds = N_LIN,
-                              .per_layer = !t->args->per_kind,
+                              .per_layer = !t->settings.per_kind,
                               .elements = arch_block_params(a) * a->n_layers,
                               .cost = weight_cost};
     struct problem kv = {.of = MIX_KV,
@@ -232,7 +232,7 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                          .formats = k,
                          .loss = s->kv,
                          .kinds = KV_SIDES,
-                         .per_layer = !t->args->per_kind,
+                         .per_layer = !t->settings.per_kind,
                          .elements = KV_SIDES * a->n_kv * a->head_dim * a->n_layers,
                          .cost = kv_cost};
     TRY(find_mix(&t->weights.mix, &weights, max_bits));
@@ -240,15 +240,14 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
 }
 
 enum err tune_find_mixes(struct tune *t, const struct recipe *r, const struct arch *a,
-                         const char *model_dir, const char *work, double max_bits,
-                         double max_kv_bits)
+                         double max_bits, double max_kv_bits)
 {
     struct formats w = {.n = 0}, k = {.n = 0};
     weight_formats(&w, a, (int)r->weight_bits);
     kv_formats(&k, a);
     struct sensitivity s = {
         .weight_format = w.f, .kv_format = k.f, .n_weight = w.n, .n_kv = k.n};
-    enum err err = tune_sensitivity(&s, t->args, a, model_dir, work);
+    enum err err = tune_sensitivity(&s, &t->settings, &t->model_crc, a);
     if (!err)
         err = find_both(t, &s, a, &w, &k, max_bits, max_kv_bits);
     sensitivity_free(&s);

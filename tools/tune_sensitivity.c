@@ -19,8 +19,9 @@
 /* What the process is to do. */
 struct order {
     struct sensitivity *s;
-    const struct args *args;
-    const char *model_dir, *path;
+    const struct tune_settings *settings;
+    const uint32_t *model_crc;
+    const char *path;
 };
 
 /* --- the file ----------------------------------------------------------------------- */
@@ -114,10 +115,14 @@ static enum err read_file(struct sensitivity *s, const struct arch *a, const cha
 
 static enum err open_job(struct job *j, const struct order *o)
 {
-    const struct args *a = o->args;
-    TRY(job_open(j, a, o->model_dir));
-    j->recipe.samples = a->samples < TUNE_WINDOWS ? a->samples : TUNE_WINDOWS;
-    j->recipe.seqlen = a->seqlen;
+    const struct tune_settings *t = o->settings;
+    const struct job_options options = {.model_dir = t->model_dir,
+                                        .quiet = t->quiet,
+                                        .log_json = t->log_json,
+                                        .model_crc = o->model_crc};
+    TRY(job_open(j, &t->recipe, &options));
+    j->recipe.samples = t->samples < TUNE_WINDOWS ? t->samples : TUNE_WINDOWS;
+    j->recipe.seqlen = t->seqlen;
     TRY(job_open_model(j));
     TRY(job_check_text(j, "tuning"));
     TRY(job_read_text(j));
@@ -152,13 +157,13 @@ out:
     return err;
 }
 
-enum err tune_sensitivity(struct sensitivity *s, const struct args *a,
-                          const struct arch *arch, const char *model_dir, const char *work)
+enum err tune_sensitivity(struct sensitivity *s, const struct tune_settings *settings,
+                          const uint32_t *model_crc, const struct arch *arch)
 {
     char *path = NULL;
-    TRY(sweep_results_make(work));
-    TRY(file_join(&path, work, "sensitivity.json"));
-    struct order o = {s, a, model_dir, path};
+    TRY(sweep_results_make(settings->work_dir));
+    TRY(file_join(&path, settings->work_dir, "sensitivity.json"));
+    struct order o = {s, settings, model_crc, path};
     enum err err = child_run(process, &o);
     if (err == ERR_STOPPED)
         err = err_set(err, __FILE__, __LINE__, "interrupted before the trials");

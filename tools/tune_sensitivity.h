@@ -5,14 +5,14 @@
 #define WKVQ_TUNE_SENSITIVITY_H
 
 #include "calib/sensitivity.h"
-#include "tools/opt.h"
+#include "tools/tune.h"
 
-/* s: with its formats. From work/sensitivity.json, which is written first unless it is
- * there and belongs to these. The pass takes a->samples windows of a->seqlen tokens, or
- * TUNE_WINDOWS, and runs in a process of its own: the caller has opened no device. Free s
- * whatever the result. */
-enum err tune_sensitivity(struct sensitivity *s, const struct args *a,
-                          const struct arch *arch, const char *model_dir, const char *work);
+/* s: with its formats. From work_dir/sensitivity.json, which is written first unless it is
+ * there and belongs to these. The pass takes settings.samples windows of settings.seqlen
+ * tokens, or TUNE_WINDOWS, and runs in a process of its own: the caller has opened no
+ * device. model_crc: hf_identity of the checkpoint. Free s whatever the result. */
+enum err tune_sensitivity(struct sensitivity *s, const struct tune_settings *settings,
+                          const uint32_t *model_crc, const struct arch *arch);
 
 #define TUNE_WINDOWS 4
 

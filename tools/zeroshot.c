@@ -6,6 +6,7 @@
 #include "kernels/base/mem.h"
 #include "tools/choice_text.h"
 #include "tools/eval_sim.h"
+#include "tools/opt.h"
 #include "tools/statistics.h"
 
 #include <inttypes.h>

@@ -53,12 +53,11 @@ static json_t *read_lines(void)
 static void json_lines(void **state)
 {
     struct progress *p;
-    struct args a = {.log_json = log_file, .quiet = true};
     const struct calib_block_stats st = {.start_loss = 2, .best_loss = 1, .best_epoch = 3};
     struct calib_event e = {.kind = CALIB_STEP, .n_blocks = 4, .epochs = 5, .loss = NAN};
     log_set_level(LOG_WARN);
     unlink(log_file);
-    assert_int_equal(progress_open(&p, &a), OK);
+    assert_int_equal(progress_open(&p, true, log_file), OK);
     progress_phase(p, "calibrate");
     progress_calib(p, &e);
     e.kind = CALIB_BLOCK;
@@ -84,9 +83,8 @@ static void json_lines(void **state)
 static void unwritable_log_is_refused(void **state)
 {
     struct progress *p = NULL;
-    const struct args a = {.log_json = "no/such/folder/log.json"};
     err_clear();
-    assert_int_equal(progress_open(&p, &a), ERR_USAGE);
+    assert_int_equal(progress_open(&p, false, "no/such/folder/log.json"), ERR_USAGE);
     assert_non_null(strstr(err_text(), "no/such/folder/log.json"));
 }
 

@@ -63,7 +63,7 @@ static void reads_yaml(void **state)
     assert_string_equal(r.data.path[1], "b.txt");
     assert_true(r.lr_clip == 2.5e-3);
     assert_true(r.memory == (uint64_t)2 << 30);
-    assert_int_equal(r.compute, 2);
+    assert_int_equal(r.compute, COMPUTE_BF16);
     recipe_free(&r);
 }
 
@@ -176,14 +176,19 @@ static void refuses_with_line_and_remedy(void **state)
 static void set_and_shortcuts(void **state)
 {
     struct recipe r;
-    struct args a = {.threads = 3, .memory = 4096, .join = "file", .bos = "never"};
-    a.set.item[a.set.n++] = "weights.bits=2";
-    a.set.item[a.set.n++] = "kv.bits=16";
-    a.set.item[a.set.n++] = "calibration.data=x.txt";
-    a.set.item[a.set.n++] = "weights.bits=5";
-    a.data.item[a.data.n++] = "y.txt";
+    static const char *const set[] = {"weights.bits=2", "kv.bits=16",
+                                      "calibration.data=x.txt", "weights.bits=5"};
+    static const char *const data[] = {"y.txt"};
+    const struct recipe_input a = {.threads = 3,
+                                   .memory = 4096,
+                                   .join = "file",
+                                   .bos = "never",
+                                   .set = set,
+                                   .n_set = 4,
+                                   .data = data,
+                                   .n_data = 1};
     err_clear();
-    assert_int_equal(recipe_from_args(&r, &a), OK);
+    assert_int_equal(recipe_from_input(&r, &a), OK);
     assert_int_equal(r.weight_bits, 5);
     assert_int_equal(r.kv_bits, 16);
     assert_int_equal(r.threads, 3);
@@ -205,11 +210,11 @@ static void presets(void **state)
     assert_int_equal(r.kv_bits, 16);
     assert_int_equal(r.kv_group, 64);
     recipe_free(&r);
-    struct args a = {.threads = -1, .config = yaml_file};
-    a.set.item[a.set.n++] = "activations.bits=8";
-    a.set.item[a.set.n++] = "preset=paper-w4a4";
+    static const char *const set[] = {"activations.bits=8", "preset=paper-w4a4"};
+    const struct recipe_input a = {
+        .threads = -1, .config = yaml_file, .set = set, .n_set = 2};
     err_clear();
-    assert_int_equal(recipe_from_args(&r, &a), OK);
+    assert_int_equal(recipe_from_input(&r, &a), OK);
     assert_int_equal(r.weight_bits, 3);
     assert_int_equal(r.kv_bits, 4);
     assert_int_equal(r.activation_bits, 8);
@@ -242,10 +247,10 @@ static void set_refuses(void **state)
     assert_int_equal(recipe_set(&r, "bits", "4", "--set"), ERR_USAGE);
     assert_non_null(strstr(err_text(), "did you mean"));
     err_clear();
-    struct args a = {.threads = -1};
-    a.set.item[a.set.n++] = "weights.bits";
+    static const char *const set[] = {"weights.bits"};
+    const struct recipe_input a = {.threads = -1, .set = set, .n_set = 1};
     recipe_free(&r);
-    assert_int_equal(recipe_from_args(&r, &a), ERR_USAGE);
+    assert_int_equal(recipe_from_input(&r, &a), ERR_USAGE);
     assert_non_null(strstr(err_text(), "KEY=VALUE"));
     recipe_free(&r);
 }
@@ -274,6 +279,42 @@ static void json_and_back(void **state)
     json_decref(a);
     recipe_free(&r);
     recipe_free(&back);
+}
+
+/* A copy has everything of its own. */
+static void copies(void **state)
+{
+    struct recipe r = {0}, copy;
+    json_t *a, *b;
+    assert_int_equal(load(&r, "weights: {mixed: v_proj=8, bits: 3}\n"
+                              "kv: {mixed: 2.k=8}\n"
+                              "calibration: {data: [a.txt, b.txt]}\n"),
+                     OK);
+    assert_int_equal(recipe_copy(&copy, &r), OK);
+    assert_int_equal(recipe_json(&a, &r, false), OK);
+    recipe_free(&r);
+    assert_int_equal(recipe_json(&b, &copy, false), OK);
+    assert_true(json_equal(a, b));
+    assert_string_equal(copy.data.path[1], "b.txt");
+    json_decref(a);
+    json_decref(b);
+    recipe_free(&copy);
+}
+
+/* As many files as there are: none is left out in silence. */
+static void many_files(void **state)
+{
+    struct recipe r = {0};
+    char *text = calloc(1, 16384);
+    assert_non_null(text);
+    strcpy(text, "calibration:\n  data:\n");
+    for (int i = 0; i < 500; i++)
+        sprintf(text + strlen(text), "    - text-%d.txt\n", i);
+    assert_int_equal(load(&r, text), OK);
+    assert_int_equal(r.data.n, 500);
+    assert_string_equal(r.data.path[499], "text-499.txt");
+    free(text);
+    recipe_free(&r);
 }
 
 /* As text of any length; without rules the key is not there, as before there was one. */
@@ -332,6 +373,8 @@ int main(void)
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
         cmocka_unit_test(mixes),
+        cmocka_unit_test(copies),
+        cmocka_unit_test(many_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT */
+#include "tools/command_job.h"
+
+struct recipe_input command_recipe_input(const struct args *a)
+{
+    return (struct recipe_input){.config = a->config,
+                                 .set = a->set.item,
+                                 .n_set = a->set.n,
+                                 .threads = a->threads,
+                                 .memory = a->memory,
+                                 .device = a->device,
+                                 .join = a->join,
+                                 .bos = a->bos,
+                                 .data = a->data.item,
+                                 .n_data = a->data.n};
+}
+
+enum err command_recipe(struct recipe *r, const struct args *a)
+{
+    const struct recipe_input in = command_recipe_input(a);
+    return recipe_from_input(r, &in);
+}
+
+enum err command_job_open(struct job *j, const struct args *a, const char *model_dir)
+{
+    const struct recipe_input in = command_recipe_input(a);
+    const struct job_options options = {.model_dir = model_dir,
+                                        .quiet = a->quiet,
+                                        .log_json = a->log_json,
+                                        .plan = a->plan,
+                                        .shard_bytes = a->shard_bytes};
+    const enum err err = job_open(j, &in, &options);
+    j->args = a;
+    return err;
+}
