@@ -91,7 +91,8 @@ static enum err run(struct args *a)
                                             .parallel = a->parallel,
                                             .keep = a->keep,
                                             .quiet = a->quiet,
-                                            .log_json = a->log_json};
+                                            .log_json = a->log_json,
+                                            .plan_only = a->plan};
     TRY_OUT(sweep_open(&s, &settings, &plan));
     if (a->plan) {
         print_plan(&s);

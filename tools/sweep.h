@@ -39,6 +39,7 @@ struct sweep_settings {
     bool keep;                 /* artifacts stay */
     bool quiet;                /* no lines of progress */
     const char *log_json;      /* file for progress; NULL: none */
+    bool plan_only;            /* nothing is written; sweep_execute is not called */
     const uint32_t *model_crc; /* hf_identity of model_dir where it is known; NULL */
 };
 

@@ -185,6 +185,8 @@ static enum err take(struct sweep *s, const char *hash, const char *path)
     json_t *row;
     TRY(json_load_file_strict(&row, path, RESULT_LIMIT));
     json_array_append_new(s->results, row);
+    if (s->settings.plan_only)
+        return OK;
     TRY(write_jsonl(s));
     TRY(write_csv(s));
     remove_files(s, hash);
@@ -228,7 +230,7 @@ static enum err take_left(struct sweep *s, const char *cells, const char *name)
     enum err err = OK;
     if (!listed(s, hash))
         err = take(s, hash, path);
-    else
+    else if (!s->settings.plan_only)
         remove_files(s, hash);
     mem_free(path);
     return err;
@@ -293,8 +295,12 @@ enum err sweep_results_open(struct sweep *s)
     char *list = NULL, *cells = NULL;
     TRY_OUT(file_join(&list, s->out_dir, "results.jsonl"));
     TRY_OUT(file_join(&cells, s->out_dir, "cells"));
-    TRY_OUT(sweep_results_make(s->out_dir));
-    TRY_OUT(take_lock(s));
+    if (s->settings.plan_only) {
+        TRY_OUT(check_place(s->out_dir, cells));
+    } else {
+        TRY_OUT(sweep_results_make(s->out_dir));
+        TRY_OUT(take_lock(s));
+    }
     if (file_exists(list)) {
         TRY_OUT(sweep_results_read(&s->results, s->out_dir));
     } else {

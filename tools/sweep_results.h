@@ -9,8 +9,9 @@
 /* Make OUT and OUT/cells. A directory of something else must not get our files: ERR_USAGE.
  */
 enum err sweep_results_make(const char *out_dir);
-/* Make OUT, take its lock, read what is there and pick up results that a killed run wrote
- * but did not list. Errors: ERR_USAGE when another process works on it or OUT holds
+/* Make OUT, take its lock, read results.jsonl and pick up results that a killed run wrote
+ * but did not list. With settings.plan_only the same is found and nothing is written, made
+ * or locked: OUT need not exist. Errors: ERR_USAGE when another process works on it or OUT holds
  * something else, ERR_FORMAT naming file and line. */
 enum err sweep_results_open(struct sweep *s);
 void sweep_results_close(struct sweep *s);
