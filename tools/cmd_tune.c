@@ -180,9 +180,9 @@ static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct rec
     tune_weight_sizes(&t->weights, &arch, (int)r->weight_bits);
     tune_kv_sizes(&t->kv, &arch, &kv);
     TRY(find_mixes(t, r, &arch));
-    TRY(add_number(&p->base, "calibration.samples", s->samples));
-    TRY(add_number(&p->base, "calibration.seqlen", s->seqlen));
-    TRY(add_number(&p->base, "calibration.epochs", s->epochs));
+    TRY(add_number(&p->budget, "calibration.samples", s->samples));
+    TRY(add_number(&p->budget, "calibration.seqlen", s->seqlen));
+    TRY(add_number(&p->budget, "calibration.epochs", s->epochs));
     TRY(add_eval(p, a, r));
     return add_cells(p, t);
 }

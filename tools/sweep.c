@@ -69,6 +69,7 @@ static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
     struct recipe_input in = s->settings.recipe;
     TRY(add_list(run, &s->plan.base));
     TRY(add_sets(run, in.set, in.n_set));
+    TRY(add_list(run, &s->plan.budget));
     TRY(add_list(run, &cell->set));
     in.set = run->set;
     in.n_set = run->n_set;

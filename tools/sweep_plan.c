@@ -30,6 +30,7 @@ void set_list_free(struct set_list *l)
 void sweep_plan_free(struct sweep_plan *p)
 {
     set_list_free(&p->base);
+    set_list_free(&p->budget);
     recipe_files_clear(&p->eval_data);
     for (int i = 0; i < p->n_cells; i++) {
         mem_free(p->cell[i].name);

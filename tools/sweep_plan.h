@@ -28,6 +28,7 @@ struct sweep_cell {
 
 struct sweep_plan {
     struct set_list base;
+    struct set_list budget; /* wins over the command line, and no part of a cell's set */
     struct recipe_files eval_data;
     int64_t eval_windows, eval_ctx; /* 0, 2048 unless the file says otherwise */
     struct sweep_cell *cell;

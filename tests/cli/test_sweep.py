@@ -454,6 +454,12 @@ def test_tune_layers(f):
     assert "kv_loss" in done.stderr and not done.stdout, done.stderr
 
 
+def test_tune_trials_keep_their_budget(f):
+    """--set is for the configuration that is written; what a trial takes is said by its own options."""
+    rows = f.rows("b.yaml.work") if (f.path / "b.yaml.work").exists() else []
+    assert rows and {r["identity"]["config"]["calibration"]["samples"] for r in rows} == {8}, rows
+
+
 def test_tune_refuses(f):
     for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is what is searched for")):
