@@ -8,6 +8,8 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/device_compute.h"
+#include "tools/opt.h"
 #include "tools/sweep_results.h"
 
 #include <inttypes.h>
@@ -76,6 +78,21 @@ static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
     return recipe_from_input(&run->recipe, &in);
 }
 
+/* What the device prefers is asked once. A cell that learns nothing is only evaluated. */
+static enum err resolve_compute(struct sweep_run *run, struct sweep *s)
+{
+    const struct recipe *r = &run->recipe;
+    enum recipe_compute *preferred = &s->preferred[r->device];
+    run->compute = run->eval_compute =
+        r->compute == COMPUTE_AUTO ? COMPUTE_F32 : (enum recipe_compute)r->compute;
+    if (r->compute != COMPUTE_AUTO || !sweep_calibrates(r))
+        return OK;
+    if (*preferred == COMPUTE_AUTO)
+        TRY(device_auto_compute(preferred, (enum recipe_device)r->device));
+    run->compute = *preferred;
+    return OK;
+}
+
 static bool same_files(const struct recipe_files *a, const struct recipe_files *b)
 {
     bool same = a->n == b->n;
@@ -132,21 +149,26 @@ static void hash_name(char *out, size_t n, const json_t *identity)
     snprintf(out, n, "%016" PRIx64, h);
 }
 
+/* With run.compute as it is carried out, so that figures of machines with and without bf16
+ * are not taken for each other. */
 static enum err identify(struct sweep_run *run, const struct sweep *s)
 {
     char model[16], text[16] = "none", eval[16];
     json_t *config;
     const struct sweep_text *e = &s->text[run->eval_text];
-    TRY(recipe_json(&config, &run->recipe, true));
+    struct recipe as_run = run->recipe; /* borrows; never freed */
+    as_run.compute = (int)run->compute;
+    TRY(recipe_json(&config, &as_run, true));
     snprintf(model, sizeof(model), "%08" PRIx32, s->model_crc);
     if (run->text >= 0)
         snprintf(text, sizeof(text), "%08" PRIx32, s->text[run->text].crc);
     snprintf(eval, sizeof(eval), "%08" PRIx32, e->crc);
-    run->identity =
-        json_pack("{s:o, s:{s:s, s:I}, s:{s:s}, s:{s:s, s:I, s:I, s:I}}", "config", config,
-                  "checkpoint", "crc32", model, "bytes", (json_int_t)s->model_bytes, "text",
-                  "crc32", text, "eval", "crc32", eval, "tokens", (json_int_t)e->ids.n,
-                  "windows", (json_int_t)s->eval_windows, "ctx", (json_int_t)s->eval_ctx);
+    run->identity = json_pack(
+        "{s:o, s:{s:s, s:I}, s:{s:s}, s:{s:s, s:I, s:I, s:I, s:s}}", "config", config,
+        "checkpoint", "crc32", model, "bytes", (json_int_t)s->model_bytes, "text", "crc32",
+        text, "eval", "crc32", eval, "tokens", (json_int_t)e->ids.n, "windows",
+        (json_int_t)s->eval_windows, "ctx", (json_int_t)s->eval_ctx, "compute",
+        opt_choice_name(CHOICES_COMPUTE, (int)run->eval_compute));
     FAIL_IF(!run->identity, ERR_MEMORY, "out of memory for a cell's identity");
     hash_name(run->hash, sizeof(run->hash), run->identity);
     return OK;
@@ -160,6 +182,7 @@ static enum err prepare_cell(struct sweep *s, int i)
     const bool plain = sweep_way(r) == SWEEP_PLAIN;
     FAIL_IF(!r->data.n && !plain, ERR_USAGE,
             "no text to calibrate on: give --data FILE or calibration.data");
+    TRY(resolve_compute(run, s));
     run->text = -1;
     if (!plain)
         TRY(find_text(&run->text, s, &r->data, r));

@@ -47,6 +47,9 @@ struct sweep_run {
     struct recipe recipe; /* as configured */
     const char **set;     /* [n_set] all overrides in order; the list is owned */
     int n_set;
+    /* run.compute as it is carried out: auto is what the device prefers in calibration, and
+     * f32 in evaluation, as `wkvq eval` has it. */
+    enum recipe_compute compute, eval_compute;
     int text, eval_text;
     json_t *identity;
     char hash[20];
@@ -69,8 +72,10 @@ struct sweep {
     int n_texts;
     struct sweep_run *run; /* [plan.n_cells] */
     int64_t parallel, cores;
-    json_t *results; /* array of what results.jsonl holds */
-    int lock;        /* file descriptor, -1: none */
+    enum recipe_compute
+        preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not asked yet */
+    json_t *results;  /* array of what results.jsonl holds */
+    int lock;         /* file descriptor, -1: none */
 };
 
 /* Model, texts, every cell's identity: all mistakes that can be found before work. Takes

@@ -123,6 +123,7 @@ static enum err quantize(struct cell *c)
     bool planned;
     const double start = clock_s();
     TRY_OUT(open_job(&j, c, c->run->text));
+    j.recipe.compute = (int)c->run->compute;
     TRY_OUT(stage_prepare(&planned, &j, c->state));
     if (c->calibrated)
         TRY_OUT(stage_calibrate(&s, &j, c->state));
@@ -152,8 +153,7 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
         TRY(state_open_read(&e->state, c->state, &j->arch));
     e->rtn = c->way == SWEEP_SIMULATED && !c->calibrated;
     TRY(job_read_text(j));
-    if (j->recipe.compute == COMPUTE_AUTO)
-        j->recipe.compute = COMPUTE_F32; /* as `wkvq eval` does */
+    j->recipe.compute = (int)c->run->eval_compute;
     return job_open_device(j);
 }
 

@@ -2,6 +2,7 @@
  *
  * A cell as the commands that reproduce it. */
 #include "kernels/base/mem.h"
+#include "tools/opt.h"
 #include "tools/sweep.h"
 
 #include <inttypes.h>
@@ -68,6 +69,9 @@ static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *r
     if (calibrated)
         put_text(f, s, &r->data);
     put_recipe(f, s, run);
+    if (calibrated && r->compute == COMPUTE_AUTO) /* another machine may prefer another */
+        fprintf(f, " --set run.compute=%s",
+                opt_choice_name(CHOICES_COMPUTE, (int)run->compute));
     fprintf(f, " -o %s && ", run->hash);
 }
 

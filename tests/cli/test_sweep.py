@@ -148,26 +148,15 @@ def test_interrupted(f):
     assert len(f.rows("stopped")) == 3
 
 
-def cell_of(process):
-    """The process of the cell that a sweep works on, once its state is there."""
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while True:
-        assert process.poll() is None, process.stderr.read()
-        found = children.read_text().split()
-        if found:
-            return int(found[0])
-        time.sleep(0.002)
-
-
 def signal_first_cell(f, out, number):
     """What becomes of a sweep whose first cell gets a signal while it calibrates."""
     process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    cell = cell_of(process)
     while not list((f.path / out).glob("cells/*.state/*")):
         assert process.poll() is None
         time.sleep(0.002)
-    os.kill(cell, number)
+    (cell,) = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(cell), number)
     said = process.communicate(timeout=120)[1]
     return process.returncode, said, [r["name"] for r in f.rows(out)]
 
@@ -185,6 +174,57 @@ def test_an_interrupted_cell(f):
     assert code == 130 and names == [EVIL, "plain"], (code, names, said)
     assert "cell 'full method': interrupted" in said and "unknown" not in said, said
     assert len(list((f.path / "cell-stopped/cells").glob("*.state"))) == 1
+
+
+def test_the_identity_has_the_resolved_compute(f):
+    """What auto comes to on this machine is what a cell is known by: asked for, it is the same cell."""
+    rows = f.reference()
+    resolved = {n: (r["identity"]["config"]["run"]["compute"], r["identity"]["eval"]["compute"]) for n, r in rows.items()}
+    assert all("auto" not in pair for pair in resolved.values()), resolved
+    assert all(pair[1] == "f32" for pair in resolved.values()), resolved
+    learned = resolved["full method"][0]
+    assert f"--set run.compute={learned}" in rows["full method"]["command"], rows["full method"]["command"]
+    # Where nothing is learned, what calibration would compute in does not matter.
+    assert resolved[EVIL][0] == resolved["plain"][0] == "f32", resolved
+    plans = {}
+    for compute in ("auto", "f32", "bf16"):
+        text = f.run(f.command("reference", "--plan", "--set", f"run.compute={compute}")).stdout.splitlines()
+        plans[compute] = [line.split()[0] for line in text]
+    assert plans["auto"] == ["done"] * 3, plans
+    # Calibrated in another type, or in the same but evaluated in bf16: other cells.
+    assert plans["f32"] == [("done" if learned == "f32" else "to"), "done", "done"], plans
+    assert plans["bf16"] == ["to"] * 3, plans
+
+
+def test_many_texts_to_evaluate_on(f):
+    """None of them is left out in silence: the tokens of all are evaluated, from options and from the file."""
+    more = []
+    for i in range(70):
+        tiny.make_text(f.path / f"part-{i}.txt", 30)
+        more += ["--eval", f"part-{i}.txt"]
+    cell = SWEEP[:SWEEP.index("cells:")] + "cells: [{name: plain, set: {weights.bits: 16, kv.bits: 16}}]\n"
+    (f.path / "many.yaml").write_text(cell)
+    f.run([*f.command("many", file="many.yaml"), *more, "--windows", "2", "--ctx", "32"])
+    (row,) = f.rows("many")
+    names = [f"part-{i}.txt" for i in range(70)]
+    (f.path / "whole.txt").write_text("".join((f.path / n).read_text() for n in names))
+    (f.path / "listed.yaml").write_text(cell + f"eval: {{data: {json.dumps(names)}, windows: 2, ctx: 32}}\n")
+    f.run(f.command("listed", file="listed.yaml"))
+    (listed,) = f.rows("listed")
+    assert listed["identity"] == row["identity"] and row["command"].count("part-") == 70
+    first = f.run([*f.command("first", "--plan", file="many.yaml"), *more[:128], "--windows", "2", "--ctx", "32"])
+    assert row["hash"] not in first.stdout, first.stdout
+
+
+def test_long_names_of_a_grid(f):
+    """Points that differ behind what a short buffer holds are different cells, with their whole names."""
+    mixes = ["q_proj=8, " * 60 + f"k_proj={bits}" for bits in (8, 5)]
+    grid = f"grid: {json.dumps({'weights.mixed': mixes, 'weights.bits': [3, 4]})}\n"
+    (f.path / "long.yaml").write_text(grid + "eval: {data: eval.txt, windows: 2, ctx: 64}\n")
+    plan = f.run(f.command("long", "--plan", file="long.yaml")).stdout.splitlines()
+    assert len(plan) == 4 and len(set(plan)) == 4, plan
+    want = sorted(f"weights.mixed={m} weights.bits={b}" for m in mixes for b in (3, 4))
+    assert sorted(line.split(None, 3)[3] if line.startswith("to") else line.split(None, 2)[2] for line in plan) == want, plan
 
 
 def test_a_result_that_was_not_listed(f):
