@@ -173,7 +173,7 @@ static enum err set_mix(struct recipe *r, const struct recipe_key *k, const char
 {
     struct mix **own = (struct mix **)((char *)r + k->offset), *fresh;
     char place[640];
-    snprintf(place, sizeof(place), "%.500s: %s", where, k->name);
+    snprintf(place, sizeof(place), "%.480s: %s", where, k->name);
     TRY(mix_parse(&fresh, k->of, text, bad, place));
     mix_free(*own);
     *own = fresh;
@@ -247,7 +247,7 @@ static enum err set_node(struct recipe *r, const char *section, const char *name
 {
     char full[128], where[512];
     snprintf(full, sizeof(full), "%s.%s", section, name);
-    snprintf(where, sizeof(where), "%s: line %d", path, node->line);
+    snprintf(where, sizeof(where), "%.400s: line %d", path, node->line);
     const struct recipe_key *k = find_key(full);
     if (!k)
         return unknown_key(full, where);
@@ -323,7 +323,7 @@ static enum err set_section(struct recipe *r, const char *name, const struct yam
 static enum err set_preset(struct recipe *r, const struct yaml *node, const char *path)
 {
     char where[512];
-    snprintf(where, sizeof(where), "%s: line %d", path, node->line);
+    snprintf(where, sizeof(where), "%.400s: line %d", path, node->line);
     FAIL_IF(node->kind != YAML_TEXT, ERR_USAGE, "%s: preset: want a name", where);
     return recipe_preset(r, node->text, where);
 }

@@ -234,11 +234,15 @@ static enum err put_losses_picture(FILE *f, const struct report_row *row, int nu
 
 enum err report_losses(FILE *f, const struct report *r)
 {
-    int drawn = 0;
-    for (int i = 0; i < r->n && drawn < LOSSES_MAX; i++) {
+    int drawn = 0, left = 0;
+    for (int i = 0; i < r->n; i++) {
         const json_t *first = json_array_get(json_object_get(r->row[i].json, "blocks"), 0);
         if (!json_array_size(json_object_get(first, "epochs")))
             continue; /* nothing was learned */
+        if (drawn == LOSSES_MAX) {
+            left++;
+            continue;
+        }
         fputs(drawn++
                   ? ""
                   : "<h2>Loss by block</h2>\n<p>The loss over the calibration windows "
@@ -248,6 +252,11 @@ enum err report_losses(FILE *f, const struct report *r)
         TRY(put_losses_picture(f, &r->row[i], i + 1));
     }
     fputs(drawn ? "</div>\n" : "", f);
+    if (left)
+        fprintf(f,
+                "<p class=\"soft\">These are the first %d cells that learned; "
+                "results.jsonl has the losses of %d more.</p>\n",
+                drawn, left);
     return OK;
 }
 

@@ -80,7 +80,7 @@ enum err report_open(struct report *r, const char *dir, const char *base)
     FAIL_IF(!n, ERR_USAGE, "%s: no results yet", dir);
     TRY(mem_calloc(&r->row, n, sizeof(*r->row)));
     for (size_t i = 0; i < n; i++) {
-        snprintf(where, sizeof(where), "%s/results.jsonl: result %zu", dir, i + 1);
+        snprintf(where, sizeof(where), "%.400s/results.jsonl: result %zu", dir, i + 1);
         r->n++;
         TRY(read_row(&r->row[i], json_array_get(r->list, i), where));
     }

@@ -301,6 +301,23 @@ static void copies(void **state)
     recipe_free(&copy);
 }
 
+/* A path that fills the message leaves room for the line. */
+static void a_long_path_keeps_its_line(void **state)
+{
+    struct recipe r;
+    char path[600];
+    memset(path, '/', sizeof(path));
+    memcpy(path, ".", 1);
+    strcpy(path + sizeof(path) - sizeof(yaml_file), yaml_file);
+    static const char text[] = "weights:\n\n  bits: 9\n";
+    err_clear();
+    assert_int_equal(file_write_all(yaml_file, text, strlen(text)), OK);
+    recipe_init(&r);
+    assert_int_equal(recipe_load_yaml(&r, path), ERR_USAGE);
+    assert_non_null(strstr(err_text(), ": line 3: weights.bits: '9': want 2 to 8"));
+    recipe_free(&r);
+}
+
 /* As many files as there are: none is left out in silence. */
 static void many_files(void **state)
 {
@@ -375,6 +392,7 @@ int main(void)
         cmocka_unit_test(mixes),
         cmocka_unit_test(copies),
         cmocka_unit_test(many_files),
+        cmocka_unit_test(a_long_path_keeps_its_line),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

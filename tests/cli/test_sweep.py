@@ -392,6 +392,20 @@ def test_report_with_and_without_gnuplot(f):
     assert "svg" not in page.count and "gnuplot was not installed" in text and "gnuplot-nox" in said
 
 
+def test_report_of_many_cells(f):
+    """A page has so many pictures of losses, and says how many cells have none."""
+    if not shutil.which("gnuplot"):
+        print("  no gnuplot: pictures are not tested")
+        return
+    row = f.reference()["full method"]
+    (f.path / "crowd").mkdir()
+    (f.path / "crowd/results.jsonl").write_text("".join(json.dumps(row | {"name": f"cell {i}"}) + "\n" for i in range(50)))
+    f.run([f.wkvq, "report", "crowd", "-o", "crowd.html"])
+    text = (f.path / "crowd.html").read_text()
+    assert "the first 48 cells that learned; results.jsonl has the losses of 2 more" in text
+    assert "Cell 48: cell 47<" in text and "Cell 49: " not in text, text.count("Cell ")
+
+
 def test_report_of_a_damaged_list(f):
     f.reference()
     (f.path / "damaged").mkdir()
