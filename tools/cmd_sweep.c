@@ -22,7 +22,7 @@ static const struct opt options[] = {
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "0",
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens of an evaluation window; 0 leaves the sweep's eval.ctx"},
-    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, 64,
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, SWEEP_PARALLEL_MAX,
      .help = "Cells at the same time; cores and memory budget are divided among them"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
      .help = "Keep every cell's artifact, in OUT/cells"},

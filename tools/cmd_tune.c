@@ -48,7 +48,7 @@ static const struct opt options[] = {
      .value = "512", .lo = 2, .hi = 1 << 20, .help = "Tokens of a trial's window"},
     {OPT_INT, .name = "epochs", .arg = "N", .offset = offsetof(struct args, epochs),
      .value = "2", .lo = 0, .hi = CALIB_EPOCHS_MAX, .help = "Epochs of a trial"},
-    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, 64,
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, SWEEP_PARALLEL_MAX,
      .help = "Trials at the same time; cores and memory budget are divided among them"},
     {0},
 };

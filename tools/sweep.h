@@ -18,6 +18,8 @@
 #include "tools/job.h"
 #include "tools/sweep_plan.h"
 
+#define SWEEP_PARALLEL_MAX 64 /* cells at a time */
+
 /* A text tokenized once, for every cell that reads it. */
 struct sweep_text {
     struct recipe_files files; /* owned */
@@ -35,7 +37,7 @@ struct sweep_settings {
     int n_eval_data;
     int64_t eval_windows;      /* 0: all; -1: the plan's */
     int64_t eval_ctx;          /* 0: the plan's */
-    int64_t parallel;          /* cells at a time, 1 or more */
+    int64_t parallel;          /* cells at a time, 1 to SWEEP_PARALLEL_MAX */
     bool keep;                 /* artifacts stay */
     bool quiet;                /* no lines of progress */
     const char *log_json;      /* file for progress; NULL: none */

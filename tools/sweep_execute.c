@@ -15,12 +15,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PARALLEL_MAX 64
-
 struct crew {
     struct sweep *s;
-    pid_t pid[PARALLEL_MAX];
-    int cell[PARALLEL_MAX];
+    pid_t pid[SWEEP_PARALLEL_MAX];
+    int cell[SWEEP_PARALLEL_MAX];
     int n, next, failed, interrupted;
     enum err first; /* failure, and its cell */
     int first_cell;

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#define FORMATS 48
+#define FORMATS 35 /* 7 widths of codes in 5 group sizes */
 #define KV_SIDES 2
 
 /* --- formats ------------------------------------------------------------------------ */
@@ -25,8 +25,7 @@ struct formats {
 
 static void add_format(struct formats *l, int bits, int64_t group)
 {
-    if (l->n < FORMATS)
-        l->f[l->n++] = (struct mix_format){.bits = bits, .group_size = group};
+    l->f[l->n++] = (struct mix_format){.bits = bits, .group_size = group};
 }
 
 static bool bits_listed(const int *bits, int n, int want)
