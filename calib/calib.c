@@ -15,14 +15,33 @@
 
 /* --- settings ----------------------------------------------------------------------- */
 
-/* What only the model can tell; the ranges of the keys are checked where they are read. */
+static enum err check_bits(const char *key, int bits)
+{
+    FAIL_IF(!(bits >= 2 && bits <= 8) && bits != 16, ERR_USAGE,
+            "%s is %d, want 2 to 8, or 16 to leave it alone", key, bits);
+    return OK;
+}
+
 static enum err check_settings(const struct arch *a, const struct calib_settings *s,
                                int64_t first_block)
 {
+    const int64_t most = CALIB_EPOCHS_MAX;
     TRY(arch_check_length(a, s->seqlen));
+    FAIL_IF(s->samples < 1 || s->seqlen < 1, ERR_USAGE,
+            "calibration.samples and calibration.seqlen must be at least 1");
+    FAIL_IF(s->epochs < 0 || s->epochs > most, ERR_USAGE,
+            "calibration.epochs is %" PRId64 ", want 0 to %" PRId64, s->epochs, most);
+    FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
+    TRY(check_bits("weights.bits", s->weights.bits));
     TRY(mix_check_layers(s->weights.mixed, a->n_layers, ERR_USAGE, "weights.mixed"));
+    TRY(check_bits("kv.bits", s->kv.bits));
     TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(kv_rotate_check(&s->kv, a->head_dim));
+    TRY(check_bits("activations.bits", s->act_bits ? s->act_bits : 16));
+    FAIL_IF(s->weights.method == WEIGHT_GPTQ && !(s->gptq.damp >= 0 && s->gptq.damp <= 1),
+            ERR_USAGE, "weights.damp is %g, want 0 to 1", s->gptq.damp);
+    FAIL_IF(s->weights.group_size < 0 || s->kv.group_size < 0, ERR_USAGE,
+            "weights.group_size and kv.group_size must not be negative");
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
             "first block %" PRId64 " of %" PRId64, first_block, a->n_layers);
     return OK;

@@ -23,8 +23,7 @@ enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 
 #define CALIB_EPOCHS_MAX 255
 
-/* The settings of a run, as the configuration's keys name them, and within the keys' ranges
- * (tools/recipe_keys.c). */
+/* The settings of a run, as the configuration's keys name them. */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
     uint64_t seed;
