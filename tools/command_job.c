@@ -11,6 +11,7 @@ struct recipe_input command_recipe_input(const struct args *a)
                                  .device = a->device,
                                  .join = a->join,
                                  .bos = a->bos,
+                                 .text_field = a->text_field,
                                  .data = a->data.item,
                                  .n_data = a->data.n};
 }
