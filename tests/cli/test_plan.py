@@ -30,7 +30,9 @@ def snapshot(folder):
     for path in [folder, *sorted(folder.rglob("*"))]:
         s = path.lstat()
         content = path.read_bytes() if path.is_file() else None
-        found[str(path.relative_to(folder))] = (s.st_mode, s.st_size if content is not None else 0, s.st_mtime_ns, content)
+        # The place of an output is probed with a file that is removed again, which changes a folder's time alone.
+        time_of = s.st_mtime_ns if content is not None else 0
+        found[str(path.relative_to(folder))] = (s.st_mode, s.st_size if content is not None else 0, time_of, content)
     return found
 
 
