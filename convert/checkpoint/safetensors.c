@@ -230,6 +230,8 @@ static enum err find_header(struct st_file *f, struct bytes *b, const char **tex
     const char *name = f->path;
     const uint8_t *p;
     uint64_t n;
+    FAIL_IF(file_is_lfs_pointer(b->data, b->size), ERR_FORMAT, "%s: " FILE_LFS_ADVICE,
+            name);
     FAIL_IF(b->size < 8, ERR_FORMAT, "%s: %zu bytes, too short for a safetensors file",
             name, b->size);
     TRY(bytes_u64(b, &n));

@@ -162,6 +162,9 @@ static void test_refuses_framing(void **state)
 {
     refuse_raw("", 0, "too short");
     refuse_raw("1234567", 7, "too short");
+    static const char pointer[] =
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
+    refuse_raw(pointer, sizeof(pointer) - 1, "git lfs pull");
     refuse_raw("<\0\0\0\0\xff\xff\xff{", 9, "limit is 100000000");
     refuse_raw("\x01\xe1\xf5\x05\0\0\0\0{}", 10, "limit is 100000000"); /* 100,000,001 */
     refuse_raw("\x00\xe1\xf5\x05\0\0\0\0{}", 10, "only 2 follow");
