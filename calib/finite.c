@@ -17,27 +17,15 @@ static enum err look(const struct block_weights *w, const struct tensor *x,
     return OK;
 }
 
-/* q, k and v share one bias vector on the device. */
-static enum err look_at_biases(const struct block_weights *w, const struct arch *a,
-                               const struct block_src *src, int64_t block)
-{
-    int64_t at = 0;
-    for (int l = LIN_Q; l <= LIN_V && w->bqkv.data; l++) {
-        const struct tensor b = tensor_rows(w->bqkv, at, arch_out(a, l));
-        at += arch_out(a, l);
-        TRY(look(w, &b, src->bias[l].name, lin_module[l], block));
-    }
-    return look(w, &w->bo, src->bias[LIN_O].name, lin_module[LIN_O], block);
-}
-
 enum err finite_weights(const struct block_weights *w, const struct arch *a,
                         const struct block_src *src, int64_t block)
 {
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor x = block_weights_lin(w, a, l);
+        const struct tensor b = block_weights_bias(w, a, l);
         TRY(look(w, &x, src->lin[l].name, lin_module[l], block));
+        TRY(look(w, &b, src->bias[l].name, lin_module[l], block));
     }
-    TRY(look_at_biases(w, a, src, block));
     TRY(look(w, &w->norm1, src->norm1.name, "input_layernorm", block));
     TRY(look(w, &w->norm2, src->norm2.name, "post_attention_layernorm", block));
     TRY(look(w, &w->q_norm, src->q_norm.name, "q_norm", block));

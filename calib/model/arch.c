@@ -114,6 +114,20 @@ int64_t arch_in(const struct arch *a, int l)
     }
 }
 
+bool arch_has_bias(const struct arch *a, int l)
+{
+    switch (l) {
+    case LIN_Q:
+    case LIN_K:
+    case LIN_V:
+        return a->qkv_bias;
+    case LIN_O:
+        return a->o_bias;
+    default:
+        return a->mlp_bias;
+    }
+}
+
 int64_t arch_block_params(const struct arch *a)
 {
     int64_t n = 0;

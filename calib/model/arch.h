@@ -27,7 +27,9 @@ struct arch {
     enum rope_kind rope;
     double rope_factor, rope_low, rope_high; /* linear: factor; llama3: all */
     int64_t rope_original;                   /* llama3: original_max_position_embeddings */
-    bool qkv_bias, o_bias, qk_norm, tied;
+    bool qkv_bias, o_bias;
+    bool mlp_bias; /* of gate, up and down */
+    bool qk_norm, tied;
     int64_t
         sliding_window;   /* 0: none; else queries may not look back further in layers >= */
     int64_t sliding_from; /* ... this one */
@@ -44,6 +46,8 @@ enum err arch_check_length(const struct arch *a, int64_t tokens);
 /* Output and input features of projection l. */
 int64_t arch_out(const struct arch *a, int l);
 int64_t arch_in(const struct arch *a, int l);
+/* Does projection l add a bias? */
+bool arch_has_bias(const struct arch *a, int l);
 /* Weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 

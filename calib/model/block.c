@@ -182,9 +182,13 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
     TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &t->x, y, &w->norm2, a->norm_eps));
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
+    if (w->bgu.data)
+        TRY(dev_bias(d, &t->gu, &w->bgu));
     TRY(dev_silu_gate(d, &t->m, &t->gu));
     TRY(quantize_input(d, kv, &t->m, &t->m));
     TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
+    if (w->bdown.data)
+        TRY(dev_bias(d, y, &w->bdown));
     return dev_add(d, out, &t->h, y);
 }
 

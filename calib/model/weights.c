@@ -6,6 +6,7 @@
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 static void layout(struct block_weights *w, struct carve *c, const struct arch *a,
                    enum dtype act)
@@ -22,6 +23,10 @@ static void layout(struct block_weights *w, struct carve *c, const struct arch *
         w->bqkv = carve_1d(c, DT_F32, heads * d);
     if (a->o_bias)
         w->bo = carve_1d(c, DT_F32, D);
+    if (a->mlp_bias) {
+        w->bgu = carve_1d(c, DT_F32, 2 * F);
+        w->bdown = carve_1d(c, DT_F32, D);
+    }
     if (a->qk_norm) {
         w->q_norm = carve_1d(c, DT_F32, d);
         w->k_norm = carve_1d(c, DT_F32, d);
@@ -75,6 +80,33 @@ struct tensor block_weights_lin(const struct block_weights *w, const struct arch
     }
 }
 
+/* Rows [first, first + n) of a bias vector; nothing of one that is not there. */
+static struct tensor bias_rows(const struct tensor *b, int64_t first, int64_t n)
+{
+    return b->data ? tensor_rows(*b, first, n) : *b;
+}
+
+struct tensor block_weights_bias(const struct block_weights *w, const struct arch *a, int l)
+{
+    const int64_t q = arch_out(a, LIN_Q), kv = arch_out(a, LIN_K);
+    switch (l) {
+    case LIN_Q:
+        return bias_rows(&w->bqkv, 0, q);
+    case LIN_K:
+        return bias_rows(&w->bqkv, q, kv);
+    case LIN_V:
+        return bias_rows(&w->bqkv, q + kv, kv);
+    case LIN_O:
+        return w->bo;
+    case LIN_GATE:
+        return bias_rows(&w->bgu, 0, a->d_ff);
+    case LIN_UP:
+        return bias_rows(&w->bgu, a->d_ff, a->d_ff);
+    default:
+        return w->bdown;
+    }
+}
+
 /* --- loading ------------------------------------------------------------------------ */
 
 /* Elements converted at a time, so that a weight never exists twice in full. */
@@ -125,20 +157,16 @@ static enum err load_vec(const struct block_weights *w, const struct tensor *dst
     return host_mat_upload(w->dev, dst, m);
 }
 
-static enum err load_biases(const struct block_weights *w, const struct arch *a,
+static enum err load_biases(struct block_weights *w, const struct arch *a,
                             const struct block_src *src)
 {
-    if (w->bqkv.data) {
-        const int64_t q = arch_out(a, LIN_Q), kv = arch_out(a, LIN_K);
-        const struct tensor bq = tensor_rows(w->bqkv, 0, q);
-        const struct tensor bk = tensor_rows(w->bqkv, q, kv);
-        const struct tensor bv = tensor_rows(w->bqkv, q + kv, kv);
-        TRY(load_vec(w, &bq, &src->bias[LIN_Q], "q bias"));
-        TRY(load_vec(w, &bk, &src->bias[LIN_K], "k bias"));
-        TRY(load_vec(w, &bv, &src->bias[LIN_V], "v bias"));
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor b = block_weights_bias(w, a, l);
+        char what[64];
+        snprintf(what, sizeof(what), "%s bias", lin_module[l]);
+        if (b.data)
+            TRY(load_vec(w, &b, &src->bias[l], what));
     }
-    if (w->bo.data)
-        TRY(load_vec(w, &w->bo, &src->bias[LIN_O], "o bias"));
     return OK;
 }
 

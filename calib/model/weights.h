@@ -26,7 +26,7 @@ enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct h
 struct block_src {
     struct host_mat norm1, norm2;   /* input_layernorm, post_attention_layernorm [D] */
     struct host_mat lin[N_LIN];     /* [out, in] */
-    struct host_mat bias[N_LIN];    /* q, k, v, o [out]; others never */
+    struct host_mat bias[N_LIN];    /* [out]; as arch_has_bias says */
     struct host_mat q_norm, k_norm; /* [d], Qwen3 */
 };
 
@@ -50,12 +50,15 @@ struct block_weights {
     void *memory;                       /* one allocation */
     struct tensor wqkv, wo, wgu, wdown; /* act type */
     struct tensor norm1, norm2;         /* [D] F32 */
-    struct tensor bqkv, bo;             /* F32, data NULL if none */
+    struct tensor bqkv, bo, bgu, bdown; /* F32, stacked as the weights; data NULL if none */
     struct tensor q_norm, k_norm;       /* [d] F32, data NULL if none */
 };
 
 /* The rows of projection l in wqkv, wo, wgu or wdown. */
 struct tensor block_weights_lin(const struct block_weights *w, const struct arch *a, int l);
+/* Its bias [out] F32; data NULL if it has none. */
+struct tensor block_weights_bias(const struct block_weights *w, const struct arch *a,
+                                 int l);
 
 /* Device memory of one block with act weights. */
 size_t block_weights_bytes(const struct arch *a, enum dtype act);

@@ -129,11 +129,6 @@ static enum err bind_packed(struct packed_linear *l, struct place p)
     return OK;
 }
 
-static bool has_bias(const struct arch *a, int lin)
-{
-    return lin == LIN_O ? a->o_bias : lin < LIN_O && a->qkv_bias;
-}
-
 static enum err bind_linear(struct artifact *a, int64_t layer, int lin)
 {
     struct packed_linear *l = &a->block[layer].lin[lin];
@@ -149,7 +144,7 @@ static enum err bind_linear(struct artifact *a, int64_t layer, int lin)
     else
         TRY(need_plain(&l->w, &p, l->out, l->in));
     p.tail = ".bias";
-    return has_bias(&a->arch, lin) ? need_plain(&l->bias, &p, l->out, 0) : OK;
+    return arch_has_bias(&a->arch, lin) ? need_plain(&l->bias, &p, l->out, 0) : OK;
 }
 
 static enum err bind_channels(const struct artifact *a, int64_t layer, float *to,

@@ -103,20 +103,13 @@ static struct side in_side(const struct arch *a, int l)
     return (struct side){field, arch_in(a, l)};
 }
 
-static bool has_bias(const struct arch *a, int l)
-{
-    if (l == LIN_O)
-        return a->o_bias;
-    return a->qkv_bias && (l == LIN_Q || l == LIN_K || l == LIN_V);
-}
-
 static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, int l)
 {
     const struct arch *a = &m->arch;
     char name[96];
     snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i, lin_module[l]);
     TRY(take(&b->lin[l], m, name, out_side(a, l), in_side(a, l)));
-    if (!has_bias(a, l))
+    if (!arch_has_bias(a, l))
         return OK;
     snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.bias", i, lin_module[l]);
     return take(&b->bias[l], m, name, out_side(a, l), no_side);

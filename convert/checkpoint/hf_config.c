@@ -26,18 +26,18 @@ struct family {
     int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
     int64_t bos, eos; /* -1: None */
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
-    bool qk_norm;
+    bool has_mlp_bias /* the field is read */, qk_norm;
 };
 
 static const struct family families[] = {
     {"llama", "LlamaForCausalLM", ARCH_LLAMA, 4096, 11008, 32, 32, 0, 0, 32000, 2048, 0, 1,
-     2, true, false, false},
+     2, true, false, true, false},
     {"mistral", "MistralForCausalLM", ARCH_MISTRAL, 4096, 14336, 32, 32, 8, 0, 32000,
-     131072, 4096, 1, 2, false, false, false},
+     131072, 4096, 1, 2, false, false, false, false},
     {"qwen2", "Qwen2ForCausalLM", ARCH_QWEN2, 4096, 22016, 32, 32, 32, 0, 151936, 32768,
-     4096, -1, -1, false, true, false},
+     4096, -1, -1, false, true, false, false},
     {"qwen3", "Qwen3ForCausalLM", ARCH_QWEN3, 4096, 22016, 32, 32, 32, 128, 151936, 32768,
-     4096, -1, -1, true, false, true},
+     4096, -1, -1, true, false, false, true},
 };
 #define FAMILY_NAMES "llama, mistral, qwen2 and qwen3"
 
@@ -119,19 +119,13 @@ static enum err check_dense(const struct reader *r)
     return OK;
 }
 
-static enum err check_mlp(const struct reader *r)
+static enum err check_activation(const struct reader *r)
 {
     const char *act = "silu";
-    bool bias = false;
     TRY(json_get_string(&act, r->o, "hidden_act", r->where));
     FAIL_IF(strcmp(act, "silu") && strcmp(act, "swish"), ERR_SUPPORT,
             "%s: hidden_act \"%.60s\" is not supported; supported is \"silu\"", r->where,
             act);
-    TRY(json_get_bool(&bias, r->o, "mlp_bias", r->where));
-    FAIL_IF(
-        bias, ERR_SUPPORT,
-        "%s: mlp_bias is true: biases of gate, up and down projections are not supported",
-        r->where);
     return OK;
 }
 
@@ -194,6 +188,8 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     if (f->has_attention_bias)
         TRY(json_get_bool(&a->o_bias, r->o, "attention_bias", r->where));
     a->qkv_bias = f->qkv_bias || a->o_bias;
+    if (f->has_mlp_bias)
+        TRY(json_get_bool(&a->mlp_bias, r->o, "mlp_bias", r->where));
     return OK;
 }
 
@@ -378,7 +374,7 @@ static enum err read_all(struct arch *out, struct reader *r)
     TRY(check_architecture(r));
     TRY(check_unquantized(r));
     TRY(check_dense(r));
-    TRY(check_mlp(r));
+    TRY(check_activation(r));
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));

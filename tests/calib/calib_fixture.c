@@ -148,7 +148,7 @@ struct arch tiny_arch(int which, int64_t n_layers)
     if (which) {
         a.family = ARCH_QWEN3;
         snprintf(a.model_type, sizeof(a.model_type), "qwen3");
-        a.qk_norm = a.qkv_bias = true;
+        a.qk_norm = a.qkv_bias = a.mlp_bias = true;
         a.head_dim = 16;
         a.n_kv = 1;
     }

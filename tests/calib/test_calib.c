@@ -345,16 +345,18 @@ static void test_stopped_and_resumed(void **state)
 /* A NaN in a weight, a norm or a bias, far behind the block in work: found where it is. */
 static void test_non_finite_weight_is_named(void **state)
 {
-    for (int which = 0; which < 3; which++) {
+    for (int which = 0; which < 4; which++) {
         struct fixture f;
         struct memory_io m;
         const struct calib_settings s = tiny_settings();
         fixture_open(&f, tiny_arch(1, 4), 11);
         struct block_src *b = &f.blocks[3];
         const struct host_mat *const mats[] = {&b->lin[LIN_GATE], &b->q_norm,
-                                               &b->bias[LIN_V]};
-        const char *const names[] = {"mlp.gate_proj", "q_norm", "layers.3.v.bias"};
+                                               &b->bias[LIN_V], &b->bias[LIN_UP]};
+        const char *const names[] = {"mlp.gate_proj", "q_norm", "layers.3.v.bias",
+                                     "layers.3.up.bias"};
         b->bias[LIN_V].name = "layers.3.v.bias";
+        b->bias[LIN_UP].name = "layers.3.up.bias";
         ((float *)(uintptr_t)mats[which]->data)[5] = which ? NAN : INFINITY;
         memory_io_open(&m);
         assert_int_equal(run_on("cpu", &m, &f, &s), ERR_FORMAT);

@@ -32,6 +32,7 @@ def tensors(config):
     D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     d = config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
+    mlp = [("gate_proj", F), ("up_proj", F), ("down_proj", D)] if config.get("mlp_bias") else []
     yield "model.embed_tokens.weight", (V, D)
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
@@ -44,6 +45,8 @@ def tensors(config):
         yield p + "mlp.gate_proj.weight", (F, D)
         yield p + "mlp.up_proj.weight", (F, D)
         yield p + "mlp.down_proj.weight", (D, F)
+        for name, rows in mlp:
+            yield p + f"mlp.{name}.bias", (rows,)
     yield "model.norm.weight", (D,)
     yield "lm_head.weight", (V, D)
 

@@ -238,7 +238,7 @@ static const struct {
      "LlamaForSequenceClassification", "LlamaForCausalLM"},
     {"llama", ",\"architectures\":[3]", ERR_FORMAT, "architectures", "string"},
     {"llama", ",\"hidden_act\":\"gelu\"", ERR_SUPPORT, "hidden_act", "gelu"},
-    {"llama", ",\"mlp_bias\":true", ERR_SUPPORT, "mlp_bias", "true"},
+    {"llama", ",\"mlp_bias\":1", ERR_FORMAT, "mlp_bias", "true"},
     {"llama", ",\"partial_rotary_factor\":0.5", ERR_SUPPORT, "partial_rotary_factor",
      "0.5"},
     {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}", ERR_SUPPORT, "yarn",

@@ -3,7 +3,7 @@
 """Tiny random models of every supported architecture, and the logits Hugging Face transformers computes
 for them in F32: tests/golden/models/NAME/{config.json, *.safetensors, golden.safetensors}.
 
-usage: gen_models.py OUT_DIR        (needs torch, transformers, safetensors; run once, results are committed)
+usage: gen_models.py OUT_DIR [NAME...]    (needs torch, transformers, safetensors; run once, results are committed)
 
 golden.safetensors holds ids I32 [T] and logits F32 [T, V]. Weights are larger than a fresh model's, so that
 attention is far from uniform and every term of the forward pass shows in the logits."""
@@ -56,6 +56,8 @@ MODELS = {
                               head_dim=8, rope_parameters=theta(10000.0)), "new", "bfloat16", 24, None),
     "llama_f16": (llama(num_attention_heads=3, num_key_value_heads=1, hidden_size=48, intermediate_size=40,
                         rope_parameters=theta(100000.0)), "old", "float16", 24, None),
+    "llama_mlp_bias": (llama(mlp_bias=True, attention_bias=True, rope_parameters=theta(10000.0)), "new", "float32",
+                       24, None),
 }
 
 
@@ -113,7 +115,8 @@ def generate(out, name, spec, seed):
 def main():
     out = pathlib.Path(sys.argv[1])
     for i, (name, spec) in enumerate(MODELS.items()):
-        generate(out, name, spec, 100 * i)
+        if not sys.argv[2:] or name in sys.argv[2:]:
+            generate(out, name, spec, 100 * i)
 
 
 if __name__ == "__main__":

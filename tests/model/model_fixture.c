@@ -51,10 +51,9 @@ static void draw_block(struct fixture *f, struct rng *r, struct block_src *b)
     for (int l = 0; l < N_LIN; l++)
         b->lin[l] = draw_mat(f, r, arch_out(a, l), arch_in(a, l),
                              1 / sqrt((double)arch_in(a, l)), 0);
-    for (int l = LIN_Q; a->qkv_bias && l <= LIN_V; l++)
-        b->bias[l] = draw_mat(f, r, arch_out(a, l), 1, 0.3, 0);
-    if (a->o_bias)
-        b->bias[LIN_O] = draw_mat(f, r, a->d_model, 1, 0.3, 0);
+    for (int l = 0; l < N_LIN; l++)
+        if (arch_has_bias(a, l))
+            b->bias[l] = draw_mat(f, r, arch_out(a, l), 1, 0.3, 0);
     if (a->qk_norm) {
         b->q_norm = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
         b->k_norm = draw_mat(f, r, a->head_dim, 1, 0.2, 1);

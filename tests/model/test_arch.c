@@ -107,6 +107,12 @@ static void projections(void **state)
         params += out[l] * in[l];
     }
     assert_int_equal(arch_block_params(&a), params);
+    struct arch b = a;
+    b.mlp_bias = true;
+    for (int l = 0; l < N_LIN; l++) {
+        assert_false(arch_has_bias(&a, l));
+        assert_int_equal(arch_has_bias(&b, l), l >= LIN_GATE);
+    }
 }
 
 struct freq {

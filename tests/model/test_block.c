@@ -204,6 +204,8 @@ static void slopes(void **state)
     a.qk_norm = true;
     a.qkv_bias = false;
     check_slopes(a, 9);
+    a.mlp_bias = true;
+    check_slopes(a, 6);
     check_slopes(arch_of(1, 1, 2, 3, 1), 1);
 }
 
@@ -295,7 +297,7 @@ static void compare_kinds(enum dtype act, double bound)
         compare_devices(a, 37, act, &blocks, bound);
     }
     spec.mixed = NULL;
-    a.qkv_bias = a.o_bias = a.qk_norm = true;
+    a.qkv_bias = a.o_bias = a.mlp_bias = a.qk_norm = true;
     spec.rotate = ROTATE_K;
     compare_devices(a, 19, act, &spec, bound);
     spec.rotate = ROTATE_NONE;
