@@ -73,15 +73,26 @@ static json_t *memory_json(const struct memory *m)
                      (json_int_t)(m->weights + cache));
 }
 
+static json_t *rope_json(const struct arch *a)
+{
+    json_t *o = json_pack("{s:s, s:f}", "rope_type", rope_name[a->rope], "rope_theta",
+                          a->rope_theta);
+    if (o && a->rope != ROPE_DEFAULT)
+        json_object_set_new(o, "factor", json_real(a->rope_factor));
+    if (o && a->rope == ROPE_YARN)
+        json_object_set_new(o, "attention_factor", json_real(a->rope_attention));
+    return o;
+}
+
 static json_t *arch_json(const struct arch *a)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "model_type",
-                     a->model_type, "layers", (json_int_t)a->n_layers, "hidden_size",
-                     (json_int_t)a->d_model, "intermediate_size", (json_int_t)a->d_ff,
-                     "heads", (json_int_t)a->n_heads, "kv_heads", (json_int_t)a->n_kv,
-                     "head_dim", (json_int_t)a->head_dim, "vocab_size",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:o}",
+                     "model_type", a->model_type, "layers", (json_int_t)a->n_layers,
+                     "hidden_size", (json_int_t)a->d_model, "intermediate_size",
+                     (json_int_t)a->d_ff, "heads", (json_int_t)a->n_heads, "kv_heads",
+                     (json_int_t)a->n_kv, "head_dim", (json_int_t)a->head_dim, "vocab_size",
                      (json_int_t)a->vocab, "max_positions", (json_int_t)a->max_positions,
-                     "tied", (int)a->tied);
+                     "tied", (int)a->tied, "rope", rope_json(a));
 }
 
 /* Prints o, which is released; NULL: out of memory on the way. */
@@ -99,6 +110,14 @@ static void print_arch(const struct arch *a)
            " tokens%s\n",
            a->model_type, a->n_layers, a->d_model, a->d_ff, a->n_heads, a->head_dim,
            a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
+    if (a->rope == ROPE_DEFAULT)
+        return;
+    printf("  rope       %s, factor %g", rope_name[a->rope], a->rope_factor);
+    if (a->rope == ROPE_YARN)
+        printf(", cos and sin times %.4g", a->rope_attention);
+    if (a->rope == ROPE_YARN || a->rope == ROPE_LLAMA3)
+        printf(", from %" PRId64 " positions", a->rope_original);
+    printf(" to %" PRId64 "\n", a->max_positions);
 }
 
 static void print_memory(const struct memory *m)

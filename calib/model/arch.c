@@ -8,6 +8,8 @@
 #include <inttypes.h>
 #include <math.h>
 
+const char *const rope_name[] = {"default", "linear", "dynamic", "llama3", "yarn"};
+
 /* Far above any model of these families, and low enough that a product of three dims fits
  * 63 bits. */
 #define MAX_DIM (INT64_C(1) << 20)
@@ -40,6 +42,25 @@ static enum err check_dims(const struct arch *a)
     return OK;
 }
 
+static enum err check_llama3(const struct arch *a)
+{
+    FAIL_IF(!(a->rope_low > 0) || !(a->rope_high > a->rope_low) || !isfinite(a->rope_high),
+            ERR_FORMAT,
+            "rope low_freq_factor is %g and high_freq_factor %g, want 0 < low < high",
+            a->rope_low, a->rope_high);
+    return OK;
+}
+
+static enum err check_yarn(const struct arch *a)
+{
+    FAIL_IF(!(a->rope_low > 0) || !(a->rope_high >= a->rope_low) || !isfinite(a->rope_high),
+            ERR_FORMAT, "rope beta_slow is %g and beta_fast %g, want 0 < slow <= fast",
+            a->rope_low, a->rope_high);
+    FAIL_IF(!(a->rope_attention > 0) || !isfinite(a->rope_attention), ERR_FORMAT,
+            "rope attention_factor is %g, want a number above 0", a->rope_attention);
+    return OK;
+}
+
 static enum err check_rope(const struct arch *a)
 {
     FAIL_IF(!(a->rope_theta > 1) || !isfinite(a->rope_theta), ERR_FORMAT,
@@ -48,12 +69,9 @@ static enum err check_rope(const struct arch *a)
         return OK;
     FAIL_IF(!(a->rope_factor >= 1) || !isfinite(a->rope_factor), ERR_FORMAT,
             "rope scaling factor is %g, want a number of at least 1", a->rope_factor);
-    if (a->rope == ROPE_LINEAR)
+    if (a->rope == ROPE_LINEAR || a->rope == ROPE_DYNAMIC)
         return OK;
-    FAIL_IF(!(a->rope_low > 0) || !(a->rope_high > a->rope_low) || !isfinite(a->rope_high),
-            ERR_FORMAT,
-            "rope low_freq_factor is %g and high_freq_factor %g, want 0 < low < high",
-            a->rope_low, a->rope_high);
+    TRY(a->rope == ROPE_YARN ? check_yarn(a) : check_llama3(a));
     FAIL_IF(a->rope_original < 1, ERR_FORMAT,
             "rope original_max_position_embeddings is %" PRId64 ", want at least 1",
             a->rope_original);
@@ -74,6 +92,12 @@ enum err arch_check_length(const struct arch *a, int64_t tokens)
 {
     FAIL_IF(tokens < 1, ERR_USAGE, "a length of %" PRId64 " tokens; want at least 1",
             tokens);
+    FAIL_IF(
+        a->rope == ROPE_DYNAMIC && tokens > a->max_positions, ERR_SUPPORT,
+        "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
+        ": beyond it rope_type \"dynamic\" rotates every key by the whole length, which "
+        "is not supported; use a shorter length",
+        tokens, a->max_positions);
     FAIL_IF(tokens > a->max_positions, ERR_SUPPORT,
             "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
             "; use a shorter length",
@@ -149,6 +173,30 @@ static double scale_llama3(const struct arch *a, double inv)
     return (1 - s) * inv / a->rope_factor + s * inv;
 }
 
+/* The dimension, of d / 2, that turns so many times over the original context. */
+static double yarn_dim(const struct arch *a, double turns)
+{
+    const double wave = (double)a->rope_original / (turns * 2 * M_PI);
+    return (double)a->head_dim * log(wave) / (2 * log(a->rope_theta));
+}
+
+/* YaRN: dimensions that turn often are kept, those that turn rarely are stretched by factor,
+ * with a linear ramp from one to the other. */
+static double scale_yarn(const struct arch *a, int64_t i, double inv)
+{
+    double from = yarn_dim(a, a->rope_high), to = yarn_dim(a, a->rope_low);
+    if (a->rope_truncate) {
+        from = floor(from);
+        to = ceil(to);
+    }
+    from = fmax(from, 0);
+    to = fmin(to, (double)a->head_dim - 1);
+    if (from == to)
+        to += 0.001;
+    const double s = fmin(fmax(((double)i - from) / (to - from), 0), 1);
+    return (1 - s) * inv + s * inv / a->rope_factor;
+}
+
 static double inv_freq(const struct arch *a, int64_t i)
 {
     const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
@@ -157,6 +205,8 @@ static double inv_freq(const struct arch *a, int64_t i)
         return inv / a->rope_factor;
     case ROPE_LLAMA3:
         return scale_llama3(a, inv);
+    case ROPE_YARN:
+        return scale_yarn(a, i, inv);
     default:
         return inv;
     }
@@ -165,12 +215,13 @@ static double inv_freq(const struct arch *a, int64_t i)
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
 {
     const int64_t half = a->head_dim / 2;
+    const double length = a->rope == ROPE_YARN ? a->rope_attention : 1;
     for (int64_t i = 0; i < half; i++) {
         const double inv = inv_freq(a, i);
         for (int64_t t = 0; t < T; t++) {
             const double angle = (double)(first + t) * inv;
-            c[t * half + i] = (float)cos(angle);
-            s[t * half + i] = (float)sin(angle);
+            c[t * half + i] = (float)(length * cos(angle));
+            s[t * half + i] = (float)(length * sin(angle));
         }
     }
 }

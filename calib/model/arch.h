@@ -9,7 +9,8 @@
 #include <stdbool.h>
 
 enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3 };
-enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 };
+enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
+extern const char *const rope_name[]; /* as config.json has them, by enum rope_kind */
 
 struct arch {
     enum arch_family family;
@@ -25,8 +26,11 @@ struct arch {
     float norm_eps;
     double rope_theta;
     enum rope_kind rope;
-    double rope_factor, rope_low, rope_high; /* linear: factor; llama3: all */
-    int64_t rope_original;                   /* llama3: original_max_position_embeddings */
+    double rope_factor;         /* not of default; of dynamic: beyond max_positions */
+    double rope_low, rope_high; /* llama3: frequency factors; yarn: beta_slow, beta_fast */
+    int64_t rope_original;      /* llama3, yarn: original_max_position_embeddings */
+    double rope_attention;      /* yarn: what cos and sin are multiplied by */
+    bool rope_truncate;         /* yarn: the ramp starts and ends at whole dimensions */
     bool qkv_bias, o_bias;
     bool mlp_bias; /* of gate, up and down */
     bool qk_norm, tied;
@@ -51,8 +55,9 @@ bool arch_has_bias(const struct arch *a, int l);
 /* Weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 
-/* cos, sin [T, d/2] f32 for positions first .. first + T - 1, angles in f64
- * (Su et al. 2021; llama3 scaling as in transformers' modeling_rope_utils). Host memory. */
+/* cos, sin [T, d/2] f32 for positions first .. first + T - 1, angles in f64 (Su et al. 2021;
+ * llama3 and yarn, Peng et al. 2023, as in transformers' modeling_rope_utils). With yarn both
+ * are multiplied by rope_attention. Host memory. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
                      float *sin);
 

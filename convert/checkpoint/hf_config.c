@@ -3,7 +3,7 @@
  * config.json to struct arch. A field that is missing is taken as transformers'
  * configuration class of the model_type takes it; a missing size is said on the log. What
  * would change the mathematics and is not implemented is refused, never ignored. */
-#include "convert/checkpoint/hf.h"
+#include "convert/checkpoint/hf_config.h"
 
 #include "data/json.h"
 #include "kernels/base/log.h"
@@ -14,10 +14,6 @@
 #include <strings.h>
 
 #define CONFIG_LIMIT (1u << 24)
-
-/* Any integer passes here: arch_check names the bounds. */
-#define ANY_LO (-INT64_MAX)
-#define ANY_HI INT64_MAX
 
 /* What transformers' configuration class of a model_type starts with; 0 stands for None. */
 struct family {
@@ -46,12 +42,6 @@ struct reader {
     const char *where; /* the file's path */
     const struct family *f;
 };
-
-static bool is_given(const json_t *o, const char *key)
-{
-    const json_t *v = json_object_get(o, key);
-    return v && !json_is_null(v);
-}
 
 /* --- what is refused at once -------------------------------------------------------- */
 
@@ -136,7 +126,7 @@ static enum err read_size(int64_t *out, const struct reader *r, const char *key,
                           int64_t otherwise)
 {
     *out = otherwise;
-    if (!is_given(r->o, key))
+    if (!hf_is_given(r->o, key))
         log_warn("%s: %s is missing, taken as %" PRId64
                  " as transformers takes it for \"%s\"",
                  r->where, key, otherwise, r->f->model_type);
@@ -155,7 +145,7 @@ static enum err read_heads(struct arch *a, const struct reader *r)
     TRY(json_get_int(&a->n_kv, r->o, "num_key_value_heads", ANY_LO, ANY_HI, r->where));
     FAIL_IF(a->n_kv < 1, ERR_FORMAT, "%s: num_key_value_heads is %" PRId64, r->where,
             a->n_kv);
-    if (is_given(r->o, "head_dim"))
+    if (hf_is_given(r->o, "head_dim"))
         return json_get_int(&a->head_dim, r->o, "head_dim", ANY_LO, ANY_HI, r->where);
     if (f->head_dim && !json_object_get(r->o, "head_dim")) {
         a->head_dim = f->head_dim;
@@ -191,76 +181,6 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     if (f->has_mlp_bias)
         TRY(json_get_bool(&a->mlp_bias, r->o, "mlp_bias", r->where));
     return OK;
-}
-
-/* --- rotary embedding --------------------------------------------------------------- */
-
-static enum err check_rotary_share(const json_t *o, const char *where)
-{
-    double share = 1;
-    TRY(json_get_real(&share, o, "partial_rotary_factor", -1e300, 1e300, where));
-    FAIL_IF(share != 1, ERR_SUPPORT,
-            "%s: partial_rotary_factor is %g: only whole heads are rotated here (1)", where,
-            share);
-    return OK;
-}
-
-static enum err read_llama3(struct arch *a, const struct reader *r, const json_t *o,
-                            const char *where)
-{
-    a->rope = ROPE_LLAMA3;
-    a->rope_original = a->max_positions;
-    TRY(json_need_real(&a->rope_factor, o, "factor", -1e300, 1e300, where));
-    TRY(json_need_real(&a->rope_low, o, "low_freq_factor", -1e300, 1e300, where));
-    TRY(json_need_real(&a->rope_high, o, "high_freq_factor", -1e300, 1e300, where));
-    static const char original[] = "original_max_position_embeddings";
-    TRY(json_get_int(&a->rope_original, o, original, ANY_LO, ANY_HI, where));
-    /* beside the object it wins, as in transformers */
-    return json_get_int(&a->rope_original, r->o, original, ANY_LO, ANY_HI, r->where);
-}
-
-static enum err read_rope_kind(struct arch *a, const struct reader *r, const json_t *o,
-                               const char *where)
-{
-    const char *kind = "default";
-    TRY(json_get_string(&kind, o, "type", where));
-    TRY(json_get_string(&kind, o, "rope_type", where));
-    TRY(json_get_real(&a->rope_theta, o, "rope_theta", -1e300, 1e300, where));
-    TRY(check_rotary_share(o, where));
-    if (!strcmp(kind, "default"))
-        return OK;
-    if (!strcmp(kind, "llama3"))
-        return read_llama3(a, r, o, where);
-    FAIL_IF(strcmp(kind, "linear"), ERR_SUPPORT,
-            "%s: rope_type \"%.60s\" is not supported; supported are default, linear and "
-            "llama3",
-            where, kind);
-    a->rope = ROPE_LINEAR;
-    return json_need_real(&a->rope_factor, o, "factor", -1e300, 1e300, where);
-}
-
-/* rope_scaling (transformers 4) wins over rope_parameters (5) unless it is null or empty.
- */
-static enum err read_rope(struct arch *a, const struct reader *r)
-{
-    const char *key = "rope_scaling";
-    json_t *o;
-    a->rope_theta = 10000;
-    TRY(json_get_real(&a->rope_theta, r->o, "rope_theta", -1e300, 1e300, r->where));
-    TRY(check_rotary_share(r->o, r->where));
-    TRY(json_get_object(&o, r->o, key, r->where));
-    if (!o || json_object_size(o) == 0) {
-        key = "rope_parameters";
-        TRY(json_get_object(&o, r->o, key, r->where));
-    }
-    if (!o || json_object_size(o) == 0)
-        return OK;
-    FAIL_IF(is_given(o, "full_attention") || is_given(o, "sliding_attention"), ERR_SUPPORT,
-            "%s: %s differs between kinds of layers; supported is one for all layers",
-            r->where, key);
-    char where[512];
-    snprintf(where, sizeof(where), "%s: %s", r->where, key);
-    return read_rope_kind(a, r, o, where);
 }
 
 /* --- sliding windows ---------------------------------------------------------------- */
@@ -378,7 +298,7 @@ static enum err read_all(struct arch *out, struct reader *r)
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));
-    TRY(read_rope(&a, r));
+    TRY(hf_read_rope(&a, r->o, r->where));
     TRY(read_sliding(&a, r));
     TRY(read_specials(&a, r));
     TRY(read_dtype(&a, r));

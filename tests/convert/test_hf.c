@@ -6,6 +6,7 @@
 #include "tests/convert/hf_fixture.h"
 #include "tests/golden_model.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -154,6 +155,72 @@ static void test_generations(void **state)
     assert_int_equal(a.rope_original, 2048); /* max_position_embeddings */
 }
 
+static void test_yarn(void **state)
+{
+    struct arch a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"rope_theta\":1e6,"
+                                     "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,"
+                                     "\"original_max_position_embeddings\":32768}");
+    assert_int_equal(a.rope, ROPE_YARN);
+    assert_true(a.rope_theta == 1e6 && a.rope_factor == 4 && a.rope_truncate);
+    assert_true(a.rope_low == 1 && a.rope_high == 32);
+    assert_int_equal(a.rope_original, 32768);
+    assert_true(fabs(a.rope_attention - 1.138629436111989) < 1e-15);
+    a = hf_read("llama", ",\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":5e5,"
+                         "\"factor\":40,\"mscale\":0.707,\"mscale_all_dim\":1.0,"
+                         "\"beta_fast\":16,\"beta_slow\":0,\"truncate\":false}");
+    assert_true(fabs(a.rope_attention - 0.9210423553163399) < 1e-15);
+    assert_true(a.rope_low == 1 && a.rope_high == 16 && !a.rope_truncate);
+    assert_int_equal(a.rope_original, 2048);
+    a = hf_read("llama", ",\"original_max_position_embeddings\":256,\"rope_scaling\":{"
+                         "\"rope_type\":\"yarn\",\"type\":\"linear\",\"factor\":null,"
+                         "\"original_max_position_embeddings\":512,\"mscale\":2,"
+                         "\"mscale_all_dim\":0,\"truncate\":null}");
+    assert_int_equal(a.rope, ROPE_YARN); /* the newer spelling wins */
+    assert_int_equal(a.rope_original, 256);
+    assert_true(a.rope_factor == 8 && !a.rope_truncate);
+    assert_true(fabs(a.rope_attention - 1.2079441541679836) <
+                1e-15); /* mscale alone: none */
+    a = hf_read("llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                         "\"attention_factor\":1,\"mscale\":2,\"mscale_all_dim\":1}");
+    assert_true(a.rope_attention == 1);
+}
+
+/* Spellings of published files, whose values AutoConfig of transformers 5 gives. */
+static void test_spellings(void **state)
+{
+    struct arch a = hf_read("llama", ",\"mlp_bias\":true");
+    assert_true(a.mlp_bias && !a.qkv_bias && !a.o_bias);
+    a = hf_read("mistral", ",\"num_key_value_heads\":2,\"mlp_bias\":true");
+    assert_false(a.mlp_bias); /* MistralConfig has no such field */
+    a = hf_read("llama", ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}");
+    assert_int_equal(a.rope, ROPE_DYNAMIC);
+    a = hf_read("llama",
+                ",\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"default\"}");
+    assert_true(a.rope == ROPE_DEFAULT && a.rope_theta == 500000);
+    a = hf_read("llama", ",\"rope_theta\":7,\"rope_scaling\":{},"
+                         "\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":2}");
+    assert_true(a.rope == ROPE_LINEAR && a.rope_factor == 2 && a.rope_theta == 7);
+    a = hf_read("llama",
+                ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":4},"
+                "\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":9}");
+    assert_true(a.rope == ROPE_LINEAR && a.rope_theta == 10000);
+    a = hf_read("llama",
+                ",\"architectures\":null,\"torch_dtype\":\"torch.bfloat16\","
+                "\"pretraining_tp\":2,\"quantization_config\":null,\"head_dim\":null");
+    assert_true(a.dtype == DT_BF16 && a.head_dim == 8);
+    a = hf_read("llama",
+                ",\"architectures\":[],\"torch_dtype\":null,\"hidden_act\":\"swish\","
+                "\"max_position_embeddings\":4096.0");
+    assert_true(a.dtype == DT_F32 && a.max_positions == 4096);
+    a = hf_read("llama", ",\"sliding_window\":16,"
+                         "\"use_sliding_window\":true,\"rms_norm_eps\":0.00001");
+    assert_true(a.sliding_window == 0 && a.norm_eps == 1e-5f);
+    a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"attention_bias\":false,"
+                         "\"sliding_window\":16,\"layer_types\":[\"sliding_attention\","
+                         "\"full_attention\"]");
+    assert_true(a.qkv_bias && a.sliding_window == 0); /* use_sliding_window decides */
+}
+
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -187,10 +254,20 @@ static const struct {
     {"llama", ",\"mlp_bias\":1", ERR_FORMAT, "mlp_bias", "true"},
     {"llama", ",\"partial_rotary_factor\":0.5", ERR_SUPPORT, "partial_rotary_factor",
      "0.5"},
-    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}", ERR_SUPPORT, "yarn",
-     "linear"},
-    {"llama", ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}", ERR_SUPPORT,
-     "dynamic", "llama3"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\"}", ERR_FORMAT, "rope_scaling",
+     "factor"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":0.5}", ERR_FORMAT, "factor",
+     "0.5"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"attention_factor\":-1}",
+     ERR_FORMAT, "attention_factor", "-1"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"truncate\":1}",
+     ERR_FORMAT, "truncate", "true"},
+    {"llama",
+     ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+     "\"original_max_position_embeddings\":0}",
+     ERR_FORMAT, "original_max_position_embeddings", "0"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"dynamic\"}", ERR_FORMAT, "factor", "missing"},
+    {"llama", ",\"rope_scaling\":{\"type\":\"su\"}", ERR_SUPPORT, "\"su\"", "yarn"},
     {"llama", ",\"rope_parameters\":{\"rope_type\":\"longrope\"}", ERR_SUPPORT, "longrope",
      "rope_parameters"},
     {"llama", ",\"rope_scaling\":{\"type\":\"linear\"}", ERR_FORMAT, "factor", "missing"},
@@ -214,6 +291,8 @@ static const struct {
     {"llama", ",\"head_dim\":7", ERR_SUPPORT, "head_dim", "7"},
     {"llama", ",\"head_dim\":\"8\"", ERR_FORMAT, "head_dim", "string"},
     {"llama", ",\"rms_norm_eps\":0", ERR_FORMAT, "rms_norm_eps", "0"},
+    {"llama", ",\"rms_norm_eps\":\"1e-05\"", ERR_FORMAT, "rms_norm_eps", "string"},
+    {"llama", ",\"rope_theta\":\"500000\"", ERR_FORMAT, "rope_theta", "string"},
     {"llama", ",\"rope_theta\":-1", ERR_FORMAT, "rope_theta", "-1"},
     {"llama", ",\"tie_word_embeddings\":1", ERR_FORMAT, "tie_word_embeddings", "true"},
     {"llama", ",\"max_position_embeddings\":0", ERR_FORMAT, "max_position_embeddings", "0"},
@@ -347,6 +426,7 @@ int main(void)
         cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
         cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
         cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
         cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
         cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
         cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),

@@ -77,6 +77,10 @@ def config_seeds():
                                       "original_max_position_embeddings": 64}},
                     {"rope_parameters": {"rope_type": "linear", "factor": 2.0,
                                          "rope_theta": 5000.0}},
+                    {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "mlp_bias": True},
+                    {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16,
+                                         "beta_slow": 2, "truncate": False, "mscale": 0.7,
+                                         "mscale_all_dim": 1.0, "attention_factor": None}},
                     {"eos_token_id": [257, 256]}):
         yield json.dumps({**tiny.CONFIG, **SMALL, **changes}).encode()
 

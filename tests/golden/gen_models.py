@@ -31,6 +31,10 @@ def theta(value, **kw):
     return dict(rope_type="default", rope_theta=value, **kw)
 
 
+def yarn(**kw):
+    return dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=32, **kw)
+
+
 # name: (class, config), generation of config.json, dtype, tokens, save_pretrained's shard size
 MODELS = {
     "llama1_mha": (llama(num_key_value_heads=4, rope_parameters=theta(10000.0), rms_norm_eps=1e-6),
@@ -58,6 +62,14 @@ MODELS = {
                         rope_parameters=theta(100000.0)), "old", "float16", 24, None),
     "llama_mlp_bias": (llama(mlp_bias=True, attention_bias=True, rope_parameters=theta(10000.0)), "new", "float32",
                        24, None),
+    "yarn": (llama(rope_parameters=yarn(), head_dim=16), "new", "float32", 96, None),
+    "yarn_attention": (llama(rope_parameters=yarn(attention_factor=1.3, beta_fast=4.0, beta_slow=0.5,
+                                                  truncate=False), head_dim=16), "old", "float32", 96, None),
+    "yarn_mscale": ((Qwen2ForCausalLM, Qwen2Config(**{**BASE, "rope_parameters": yarn(mscale=1.4,
+                                                                                     mscale_all_dim=0.6)})),
+                    "old", "float32", 96, None),
+    "dynamic_rope": (llama(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=100.0)), "old",
+                     "float32", 128, None),
 }
 
 
@@ -82,8 +94,8 @@ def old_style(config):
     config["rope_theta"] = rope.pop("rope_theta")
     rope.pop("partial_rotary_factor", None)
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    if rope["rope_type"] == "linear":  # files of 2023 call it type
-        config["rope_scaling"] = {"type": "linear", "factor": rope["factor"]}
+    if rope["rope_type"] in ("linear", "dynamic", "yarn"):  # files of 2023 call it type
+        rope["type"] = rope.pop("rope_type")
     config["torch_dtype"] = config.pop("dtype")
     return config
 

@@ -67,6 +67,7 @@ static void bad_numbers_are_named(void **state)
     BAD(rope_theta, NAN, ERR_FORMAT, "rope_theta");
     BAD(rope_theta, 0, ERR_FORMAT, "rope_theta");
     BAD(rope, ROPE_LINEAR, ERR_FORMAT, "factor is 0");
+    BAD(rope, ROPE_DYNAMIC, ERR_FORMAT, "factor is 0");
     struct arch a = small();
     a.rope = ROPE_LLAMA3;
     a.rope_factor = 8;
@@ -76,6 +77,15 @@ static void bad_numbers_are_named(void **state)
     a.rope_low = 1;
     a.rope_high = 4;
     refused(a, ERR_FORMAT, "original_max_position_embeddings is 0");
+    a.rope = ROPE_YARN;
+    a.rope_original = 16;
+    refused(a, ERR_FORMAT, "attention_factor is 0");
+    a.rope_attention = 1;
+    assert_int_equal(arch_check(&a), OK);
+    a.rope_low = 5;
+    refused(a, ERR_FORMAT, "beta_slow is 5 and beta_fast 4");
+    a.rope_low = 0;
+    refused(a, ERR_FORMAT, "beta_slow is 0");
 }
 
 static void length_limits(void **state)
@@ -165,6 +175,79 @@ static void llama3_scaling(void **state)
     check_freqs(&a, tiny, ARRAY_LEN(tiny));
 }
 
+/* What yarn has at position 1, scaled back by the attention factor. */
+static void check_yarn(const struct arch *a, double attention, const struct freq *f, int n)
+{
+    float c[2][64], s[2][64];
+    const int64_t half = a->head_dim / 2;
+    arch_rope_table(a, 0, 2, &c[0][0], &s[0][0]);
+    const float *s1 = &s[0][0] + half;
+    for (int j = 0; j < n; j++) {
+        const double want = attention * sin(f[j].inv);
+        const bool pass = fabs(s1[f[j].i] - want) <= 1e-6 * fabs(want) &&
+                          fabs(c[0][f[j].i] - attention) <= 1e-6;
+        if (!pass)
+            fail_msg("frequency %d: sin %.9g, want %.9g", f[j].i, (double)s1[f[j].i], want);
+    }
+}
+
+/* Inverse frequencies of transformers' _compute_yarn_parameters. */
+static void yarn_scaling(void **state)
+{
+    struct arch a = small();
+    a.rope = ROPE_YARN;
+    a.rope_theta = 1e6; /* Qwen2.5 */
+    a.rope_factor = 4;
+    a.rope_original = 32768;
+    a.rope_low = 1;
+    a.rope_high = 32;
+    a.rope_attention = 1.138629436111989;
+    a.rope_truncate = true;
+    a.head_dim = 128;
+    const struct freq whole[] = {{0, 1},
+                                 {20, 0.0133352149},
+                                 {25, 0.0041317381},
+                                 {30, 0.00106436096},
+                                 {35, 0.000246258394},
+                                 {40, 4.44569851e-05},
+                                 {63, 3.10234441e-07}};
+    check_yarn(&a, 1.138629436111989, whole, ARRAY_LEN(whole));
+    a.rope_truncate = false;
+    const struct freq exact[] = {
+        {25, 0.0042343582}, {30, 0.00107923767}, {35, 0.000244518887}};
+    check_yarn(&a, 1.138629436111989, exact, ARRAY_LEN(exact));
+    a.rope_truncate = true;
+    a.rope_low = 2;
+    a.rope_high = 8;
+    a.rope_attention = 0.5;
+    const struct freq betas[] = {
+        {25, 0.00453158375}, {30, 0.00153992651}, {35, 0.00024296029}};
+    check_yarn(&a, 0.5, betas, ARRAY_LEN(betas));
+    a.rope_low = 1;
+    a.rope_high = 32;
+    a.rope_original = 4; /* the ramp would end before it starts: nothing is stretched */
+    const struct freq tight[] = {
+        {25, 0.00453158375}, {45, 6.04296365e-05}, {63, 1.24093776e-06}};
+    check_yarn(&a, 0.5, tight, ARRAY_LEN(tight));
+}
+
+/* Up to the model's length, a dynamic rotation is the plain one; beyond it, it is refused. */
+static void dynamic_scaling(void **state)
+{
+    struct arch a = small(), plain = small();
+    float c[2][3][4], s[2][3][4];
+    a.rope = ROPE_DYNAMIC;
+    a.rope_factor = 4;
+    arch_rope_table(&a, a.max_positions - 3, 3, &c[0][0][0], &s[0][0][0]);
+    arch_rope_table(&plain, a.max_positions - 3, 3, &c[1][0][0], &s[1][0][0]);
+    assert_memory_equal(c[0], c[1], sizeof(c[0]));
+    assert_memory_equal(s[0], s[1], sizeof(s[0]));
+    assert_int_equal(arch_check_length(&a, a.max_positions), OK);
+    err_clear();
+    assert_int_equal(arch_check_length(&a, a.max_positions + 1), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "rope_type \"dynamic\""));
+}
+
 static void plain_and_linear(void **state)
 {
     struct arch a = small();
@@ -190,6 +273,7 @@ int main(void)
         cmocka_unit_test(good_one_passes), cmocka_unit_test(bad_numbers_are_named),
         cmocka_unit_test(length_limits),   cmocka_unit_test(projections),
         cmocka_unit_test(llama3_scaling),  cmocka_unit_test(plain_and_linear),
+        cmocka_unit_test(yarn_scaling),    cmocka_unit_test(dynamic_scaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
