@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define CONFIG_MAX ((size_t)16 << 20)
 
@@ -69,8 +70,23 @@ out:
     return err;
 }
 
+/* The artifact's tensors and its configuration agree, where the checkpoint's do not: what
+ * hf_open found of ties and of a model without its head's class is said here. */
+static bool set_truth(json_t *o, const struct arch *a)
+{
+    static const char tie[] = "tie_word_embeddings", classes[] = "architectures";
+    const char *name = hf_architecture(a);
+    const char *said = json_string_value(json_array_get(json_object_get(o, classes), 0));
+    if (json_is_true(json_object_get(o, tie)) != a->tied &&
+        json_object_set_new(o, tie, json_boolean(a->tied)))
+        return false;
+    return !said || !strcasecmp(said, name) ||
+           !json_object_set_new(o, classes, json_pack("[s]", name));
+}
+
 static enum err write_config(struct manifest_file *file, const char *dir,
-                             const char *model_dir, const struct artifact_settings *s)
+                             const char *model_dir, const struct arch *a,
+                             const struct artifact_settings *s)
 {
     enum err err = OK;
     char *path = NULL;
@@ -79,7 +95,8 @@ static enum err write_config(struct manifest_file *file, const char *dir,
     TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
-    if (json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))
+    if (!set_truth(o, a) ||
+        json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))
         FAIL_OUT(ERR_MEMORY, "%s: out of memory", path);
     TRY_OUT(put_json(file, dir, "config.json", o));
 out:
@@ -88,12 +105,12 @@ out:
     return err;
 }
 
-enum err artifact_write_files(const char *dir, const char *model_dir,
+enum err artifact_write_files(const char *dir, const char *model_dir, const struct arch *a,
                               const struct artifact_settings *s, struct manifest_file *file,
                               size_t *n)
 {
     size_t copies = 0;
-    TRY(write_config(file, dir, model_dir, s));
+    TRY(write_config(file, dir, model_dir, a, s));
     TRY(artifact_copy_tokenizer(dir, model_dir, file + 1, &copies));
     *n = 1 + copies;
     return OK;

@@ -11,7 +11,7 @@
 
 /* Write config.json and copy the tokenizer's files from model_dir to dir; file
  * [ARTIFACT_FILES_MAX] says what was written. */
-enum err artifact_write_files(const char *dir, const char *model_dir,
+enum err artifact_write_files(const char *dir, const char *model_dir, const struct arch *a,
                               const struct artifact_settings *s, struct manifest_file *file,
                               size_t *n);
 /* The tokenizer's files alone, as many as model_dir has. */

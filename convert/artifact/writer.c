@@ -373,7 +373,7 @@ static enum err write_all(struct writer *w, const char *model_dir)
     if (w->plan.n_shards > 1)
         TRY(artifact_write_index(w->dir.tmp, &w->plan, &w->file[w->n_files++]));
     size_t n = 0;
-    TRY(artifact_write_files(w->dir.tmp, model_dir, w->s, w->file + w->n_files, &n));
+    TRY(artifact_write_files(w->dir.tmp, model_dir, w->a, w->s, w->file + w->n_files, &n));
     w->n_files += n;
     return write_manifest(w);
 }

@@ -12,6 +12,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#define EMBED "model.embed_tokens.weight"
+#define HEAD "lm_head.weight"
+
 struct hf_model {
     struct arch arch;
     char *dir;
@@ -138,20 +141,53 @@ static enum err take_block(struct hf_model *m, int64_t i)
     return take_vector(&b->k_norm, m, i, "self_attn.k_norm", head);
 }
 
+/* A model without a head: the embedding is one in most families, but nothing says so. */
+static enum err settle_headless(struct hf_model *m)
+{
+    FAIL_IF(
+        m->files.base_model, ERR_SUPPORT,
+        "%s: the checkpoint has no head (lm_head.weight) and config.json says that it is "
+        "not tied to the embedding: save the whole language model, not its base alone",
+        m->dir);
+    log_warn("%s: no lm_head.weight: the embedding serves as the head, as if "
+             "tie_word_embeddings were true",
+             m->dir);
+    m->arch.tied = true;
+    return OK;
+}
+
+/* Are embedding and head one, whatever config.json says? Of two that are tied either may be
+ * the stored one, and two that are stored are tied only if they are equal, as in
+ * transformers 5. */
+static enum err settle_ties(struct hf_model *m)
+{
+    const struct hf_place *embed = hf_files_find(&m->files, EMBED);
+    const struct hf_place *head = hf_files_find(&m->files, HEAD);
+    if (!m->arch.tied)
+        return embed && !head ? settle_headless(m) : OK;
+    if (!embed && head) {
+        log_info("%s: only lm_head.weight is stored: it serves as the embedding too",
+                 m->dir);
+        hf_files_rename(&m->files, HEAD, EMBED);
+    } else if (embed && head && !hf_files_same(&m->files, embed, head)) {
+        log_warn(
+            "%s: config.json says tie_word_embeddings, but lm_head.weight differs from "
+            "the embedding: both are used",
+            m->dir);
+        m->arch.tied = false;
+    }
+    return OK;
+}
+
 static enum err take_ends(struct hf_model *m)
 {
     const struct side width = {"hidden_size", m->arch.d_model};
     const struct side vocab = {"vocab_size", m->arch.vocab};
-    TRY(take(&m->embed, m, "model.embed_tokens.weight", vocab, width));
+    TRY(settle_ties(m));
+    TRY(take(&m->embed, m, EMBED, vocab, width));
     TRY(take(&m->norm, m, "model.norm.weight", width, no_side));
-    if (!m->arch.tied && !hf_files_find(&m->files, "lm_head.weight")) {
-        log_warn("%s: no lm_head.weight: the embedding serves as the head, as if "
-                 "tie_word_embeddings were true",
-                 m->dir);
-        m->arch.tied = true;
-    }
     if (!m->arch.tied)
-        return take(&m->head, m, "lm_head.weight", vocab, width);
+        return take(&m->head, m, HEAD, vocab, width);
     m->head = m->embed;
     return OK;
 }
@@ -159,8 +195,7 @@ static enum err take_ends(struct hf_model *m)
 /* Harmless beside what is used: frequencies that follow from config.json, a tied head. */
 static bool is_redundant(const struct hf_model *m, const char *name)
 {
-    return strstr(name, "rotary_emb.inv_freq") ||
-           (m->arch.tied && !strcmp(name, "lm_head.weight"));
+    return strstr(name, "rotary_emb.inv_freq") || (m->arch.tied && !strcmp(name, HEAD));
 }
 
 /* Extra tensors are tolerated, but said: they are part of no computation here. */

@@ -14,12 +14,18 @@
  * (hf_open refuses its packed weights). */
 enum err hf_read_config(struct arch *out, const char *model_dir);
 
+/* The class of such models, as config.json's architectures has it: "LlamaForCausalLM". */
+const char *hf_architecture(const struct arch *a);
+
 struct hf_model; /* opaque */
 
 /* Config and weights; every tensor the architecture needs is found and its shape and dtype
  * checked before this returns. */
 enum err hf_open(struct hf_model **out, const char *model_dir);
 void hf_close(struct hf_model **m);
+/* As config.json has it, but `tied` as the files have it: of a tied pair that is stored
+ * twice both are used where they differ (tied: false), and where the head is missing the
+ * embedding serves as one (tied: true). */
 const struct arch *hf_arch(const struct hf_model *m);
 /* The callbacks calibration and simulation read through. Borrowed from m. */
 const struct model_source *hf_source(struct hf_model *m);
@@ -34,7 +40,9 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
 enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);
 /* Bytes of all weight files. */
 uint64_t hf_bytes(const struct hf_model *m);
-/* Every stored tensor, for `inspect` and for carrying unquantized ones over. */
+/* Every stored tensor once, for `inspect` and for carrying unquantized ones over. Names are
+ * those of the language model: a base model's lack "model." in the file, and a head that
+ * serves as the embedding too is called model.embed_tokens.weight. */
 int64_t hf_tensor_count(const struct hf_model *m);
 const struct st_tensor *hf_tensor_at(const struct hf_model *m, int64_t i);
 const struct st_tensor *hf_find(const struct hf_model *m,

@@ -37,6 +37,14 @@ static const struct family families[] = {
 };
 #define FAMILY_NAMES "llama, mistral, qwen2 and qwen3"
 
+const char *hf_architecture(const struct arch *a)
+{
+    for (size_t i = 0; i < ARRAY_LEN(families); i++)
+        if (families[i].family == a->family)
+            return families[i].architecture;
+    return NULL;
+}
+
 struct reader {
     const json_t *o;
     const char *where; /* the file's path */
@@ -68,11 +76,14 @@ static enum err check_architecture(const struct reader *r)
         return OK;
     const char *name = json_string_value(json_array_get(list, 0));
     FAIL_IF(!name, ERR_FORMAT, "%s: architectures[0] is not a string", r->where);
-    FAIL_IF(
-        strcasecmp(name, r->f->architecture), ERR_SUPPORT,
-        "%s: architectures[0] \"%.80s\" is not supported with model_type \"%s\"; supported "
-        "is %s",
-        r->where, name, r->f->model_type, r->f->architecture);
+    const size_t stem = strlen(r->f->architecture) - strlen("ForCausalLM");
+    const bool base =
+        !strncasecmp(name, r->f->architecture, stem) && !strcasecmp(name + stem, "Model");
+    FAIL_IF(!base && strcasecmp(name, r->f->architecture), ERR_SUPPORT,
+            "%s: architectures[0] \"%.80s\" is not supported with model_type \"%s\"; "
+            "supported are %s and, with tied embeddings, %.*sModel",
+            r->where, name, r->f->model_type, r->f->architecture, (int)stem,
+            r->f->architecture);
     return OK;
 }
 
@@ -336,6 +347,7 @@ enum err hf_read_config(struct arch *out, const char *model_dir)
     json_t *o = NULL;
     TRY(check_directory(model_dir));
     TRY(file_join(&path, model_dir, "config.json"));
+    TRY_OUT(file_check_link(path));
     if (!file_exists(path))
         FAIL_OUT(ERR_NOT_FOUND,
                  "%s: no such file; a Hugging Face model directory has one beside its "

@@ -3,8 +3,8 @@
  * One safetensors file, or the shards that an index names. */
 #include "convert/checkpoint/hf_files.h"
 
-#include "data/json.h"
 #include "kernels/base/bytes.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <dirent.h>
@@ -15,136 +15,6 @@
 
 #define SINGLE "model.safetensors"
 #define INDEX "model.safetensors.index.json"
-#define INDEX_LIMIT (1u << 28)
-#define MAX_SHARDS 4096
-
-/* --- the index ---------------------------------------------------------------------- */
-
-static enum err check_file_name(const char *name, const char *tensor, const char *where)
-{
-    const size_t n = strlen(name);
-    FAIL_IF(
-        strchr(name, '/') || strstr(name, "..") || n < 13 || n > 255 ||
-            strcmp(name + n - 12, ".safetensors"),
-        ERR_FORMAT,
-        "%s: weight_map maps tensor %.120s to \"%.120s\", want the name of a .safetensors "
-        "file in the same directory",
-        where, tensor, name);
-    return OK;
-}
-
-static int compare_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* The distinct file names of the map, sorted; borrowed from it. */
-static enum err shard_names(const char ***out, int *n, json_t *map, const char *where)
-{
-    const size_t total = json_object_size(map);
-    const char **name = NULL, *tensor;
-    json_t *v;
-    size_t used = 0;
-    FAIL_IF(total == 0, ERR_FORMAT, "%s: weight_map is empty", where);
-    TRY(mem_alloc(&name, total, sizeof(*name)));
-    enum err err = OK;
-    json_object_foreach(map, tensor, v)
-    {
-        if (!json_is_string(v))
-            FAIL_OUT(ERR_FORMAT,
-                     "%s: weight_map: tensor %.120s maps to %s, want a file name", where,
-                     tensor, json_kind(v));
-        TRY_OUT(check_file_name(json_string_value(v), tensor, where));
-        name[used++] = json_string_value(v);
-    }
-    qsort(name, used, sizeof(*name), compare_text);
-    *n = 0;
-    for (size_t i = 0; i < used; i++)
-        if (i == 0 || strcmp(name[i], name[i - 1]))
-            name[(*n)++] = name[i];
-    if (*n > MAX_SHARDS)
-        FAIL_OUT(ERR_SUPPORT, "%s: weight_map names %d files, at most %d are supported",
-                 where, *n, MAX_SHARDS);
-    *out = name;
-    return OK;
-out:
-    mem_free(name);
-    return err;
-}
-
-static enum err open_file(struct hf_files *f, const char *dir, const char *name)
-{
-    char *path = NULL;
-    TRY(file_join(&path, dir, name));
-    const enum err err = st_open(&f->file[f->n_files], path);
-    mem_free(path);
-    TRY(err);
-    f->n_files++;
-    return OK;
-}
-
-static enum err open_shards(struct hf_files *f, const char *dir, json_t *map,
-                            const char *where)
-{
-    const char **name = NULL;
-    int n = 0;
-    TRY(shard_names(&name, &n, map, where));
-    enum err err = mem_calloc(&f->file, (size_t)n, sizeof(*f->file));
-    for (int i = 0; i < n && !err; i++)
-        err = open_file(f, dir, name[i]);
-    mem_free(name);
-    return err;
-}
-
-/* They were opened in name order. */
-static const struct st_file *find_file(const struct hf_files *f, const char *name)
-{
-    int lo = 0, hi = f->n_files;
-    while (lo < hi) {
-        const int mid = lo + (hi - lo) / 2;
-        const int c = strcmp(name, file_base_name(st_path(f->file[mid])));
-        if (!c)
-            return f->file[mid];
-        if (c < 0)
-            hi = mid;
-        else
-            lo = mid + 1;
-    }
-    return NULL;
-}
-
-static enum err check_map(const struct hf_files *f, json_t *map, const char *where)
-{
-    const char *tensor;
-    json_t *v;
-    json_object_foreach(map, tensor, v)
-    {
-        const char *name = json_string_value(v);
-        const struct st_file *file = find_file(f, name);
-        FAIL_IF(
-            !file || !st_find(file, tensor), ERR_FORMAT,
-            "%s: weight_map says tensor %.160s is in %s, but that file does not have it",
-            where, tensor, name);
-    }
-    return OK;
-}
-
-static enum err open_index(struct hf_files *f, const char *dir, const char *path)
-{
-    enum err err = OK;
-    json_t *o = NULL, *map;
-    TRY(json_load_file_lenient(&o, path, INDEX_LIMIT, JSON_REPEATS_NONE));
-    if (!json_is_object(o))
-        FAIL_OUT(ERR_FORMAT, "%s: the file holds %s, want an object", path, json_kind(o));
-    TRY_OUT(json_get_object(&map, o, "weight_map", path));
-    if (!map)
-        FAIL_OUT(ERR_FORMAT, "%s: weight_map is missing", path);
-    TRY_OUT(open_shards(f, dir, map, path));
-    TRY_OUT(check_map(f, map, path));
-out:
-    json_decref(o);
-    return err;
-}
 
 /* --- what else may lie there -------------------------------------------------------- */
 
@@ -177,30 +47,175 @@ static enum err no_weights(const char *dir)
 
 /* --- the list of tensors ------------------------------------------------------------ */
 
+/* One name in two files: by file. */
 static int compare_place(const void *pa, const void *pb)
 {
     const struct hf_place *a = pa, *b = pb;
-    return strcmp(a->t->name, b->t->name);
+    const int c = strcmp(a->t->name, b->t->name);
+    return c ? c : (a->file > b->file) - (a->file < b->file);
 }
 
-static enum err list_tensors(struct hf_files *f)
+static int compare_name(const void *key, const void *place)
+{
+    return strcmp(key, ((const struct hf_place *)place)->t->name);
+}
+
+static void sort_names(struct hf_files *f)
+{
+    qsort(f->by_name, (size_t)f->n_places, sizeof(*f->by_name), compare_place);
+}
+
+bool hf_files_same(const struct hf_files *f, const struct hf_place *a,
+                   const struct hf_place *b)
+{
+    const struct st_tensor *x = a->t, *y = b->t;
+    const bool alike = !strcmp(x->dtype_name, y->dtype_name) && x->n_dims == y->n_dims &&
+                       !memcmp(x->dim, y->dim, (size_t)x->n_dims * sizeof(x->dim[0])) &&
+                       x->bytes == y->bytes;
+    if (!alike)
+        return false;
+    const bool same = !x->bytes || !memcmp(x->data, y->data, x->bytes);
+    st_release(f->file[a->file], x);
+    st_release(f->file[b->file], y);
+    return same;
+}
+
+enum err hf_files_list(struct hf_files *f)
 {
     for (int i = 0; i < f->n_files; i++)
         f->n_places += st_count(f->file[i]);
+    TRY(mem_alloc(&f->tensor, (size_t)f->n_places, sizeof(*f->tensor)));
     TRY(mem_alloc(&f->place, (size_t)f->n_places, sizeof(*f->place)));
     TRY(mem_alloc(&f->by_name, (size_t)f->n_places, sizeof(*f->by_name)));
     int64_t n = 0;
     for (int i = 0; i < f->n_files; i++)
-        for (int64_t j = 0; j < st_count(f->file[i]); j++)
-            f->place[n++] = (struct hf_place){st_at(f->file[i], j), i};
+        for (int64_t j = 0; j < st_count(f->file[i]); j++, n++) {
+            f->tensor[n] = *st_at(f->file[i], j);
+            f->place[n] = (struct hf_place){&f->tensor[n], i};
+        }
     if (n)
         memcpy(f->by_name, f->place, (size_t)n * sizeof(*f->place));
-    qsort(f->by_name, (size_t)n, sizeof(*f->by_name), compare_place);
-    for (int64_t i = 1; i < n; i++)
-        FAIL_IF(!compare_place(&f->by_name[i - 1], &f->by_name[i]), ERR_FORMAT,
-                "tensor %s is in both %s and %s", f->by_name[i].t->name,
-                st_path(f->file[f->by_name[i - 1].file]),
-                st_path(f->file[f->by_name[i].file]));
+    sort_names(f);
+    return OK;
+}
+
+/* Of a tensor that two files have, the later one stays, as in transformers. */
+static enum err drop_copies(struct hf_files *f)
+{
+    int64_t kept = 0, copies = 0;
+    const char *first = NULL;
+    for (int64_t i = 0; i < f->n_places; i++) {
+        const struct hf_place *a = &f->by_name[i], *b = a + 1;
+        if (i + 1 == f->n_places || strcmp(a->t->name, b->t->name)) {
+            f->by_name[kept++] = *a;
+            continue;
+        }
+        FAIL_IF(
+            !hf_files_same(f, a, b), ERR_FORMAT,
+            "tensor %s is in both %s and %s, and differs: delete the file that does not "
+            "belong to this checkpoint",
+            a->t->name, st_path(f->file[a->file]), st_path(f->file[b->file]));
+        first = first ? first : a->t->name;
+        f->tensor[a->t - f->tensor].name = NULL; /* so that f->place loses it too */
+        copies++;
+    }
+    if (!copies)
+        return OK;
+    log_warn("%s: %" PRId64
+             " tensors are in two files, with the same bytes; the first is %s",
+             st_path(f->file[0]), copies, first);
+    int64_t n = 0;
+    for (int64_t i = 0; i < f->n_places; i++)
+        if (f->place[i].t->name)
+            f->place[n++] = f->place[i];
+    f->n_places = n;
+    return OK;
+}
+
+/* --- their names -------------------------------------------------------------------- */
+
+static bool starts(const char *text, const char *with)
+{
+    return !strncmp(text, with, strlen(with));
+}
+
+/* Names that training's wrappers leave: the tensors are not the model's own, or not all. */
+static enum err refuse_wrapped(const struct hf_files *f)
+{
+    static const struct {
+        const char *part, *whose, *advice;
+    } wrapper[] = {
+        {"_orig_mod.", "torch.compile", "save the model inside it (model._orig_mod)"},
+        {".lora_", "a PEFT adapter",
+         "merge the adapter into the weights (merge_and_unload), and save that model"},
+        {"base_model.", "a PEFT adapter",
+         "merge the adapter into the weights (merge_and_unload), and save that model"},
+        {"module.", "a data-parallel wrapper", "save the model inside it (model.module)"},
+    };
+    for (size_t k = 0; k < ARRAY_LEN(wrapper); k++)
+        for (int64_t i = 0; i < f->n_places; i++) {
+            const char *name = f->place[i].t->name;
+            const bool inside = *wrapper[k].part == '.' || *wrapper[k].part == '_';
+            FAIL_IF(inside ? strstr(name, wrapper[k].part) != NULL
+                           : starts(name, wrapper[k].part),
+                    ERR_SUPPORT, "%s: tensor %.160s has a name that %s gives: %s",
+                    st_path(f->file[f->place[i].file]), name, wrapper[k].whose,
+                    wrapper[k].advice);
+        }
+    return OK;
+}
+
+/* LlamaModel.save_pretrained, without the head's class around it. */
+static bool lacks_prefix(const struct hf_files *f)
+{
+    bool found = false;
+    for (int64_t i = 0; i < f->n_places; i++) {
+        const char *name = f->place[i].t->name;
+        if (starts(name, "model."))
+            return false;
+        found |= starts(name, "layers.") || !strcmp(name, "embed_tokens.weight");
+    }
+    return found;
+}
+
+static enum err add_prefix(struct hf_files *f)
+{
+    static const char prefix[] = "model.";
+    size_t room = 0;
+    for (int64_t i = 0; i < f->n_places; i++)
+        room += strlen(f->place[i].t->name) + sizeof(prefix);
+    TRY(mem_alloc(&f->names, room, 1));
+    char *at = f->names;
+    for (int64_t i = 0; i < f->n_places; i++) {
+        struct st_tensor *t = &f->tensor[f->place[i].t - f->tensor];
+        if (starts(t->name, "lm_head."))
+            continue;
+        const int n = sprintf(at, "%s%s", prefix, t->name);
+        t->name = at;
+        at += n + 1;
+    }
+    f->base_model = true;
+    sort_names(f);
+    return OK;
+}
+
+void hf_files_rename(struct hf_files *f, const char *from, const char *to)
+{
+    const struct hf_place *p = hf_files_find(f, from);
+    f->tensor[p->t - f->tensor].name = (char *)(uintptr_t)to;
+    sort_names(f);
+}
+
+/* --- opening ------------------------------------------------------------------------ */
+
+enum err hf_files_add(struct hf_files *f, const char *dir, const char *name)
+{
+    char *path = NULL;
+    TRY(file_join(&path, dir, name));
+    const enum err err = st_open(&f->file[f->n_files], path);
+    mem_free(path);
+    TRY(err);
+    f->n_files++;
     return OK;
 }
 
@@ -208,14 +223,17 @@ static enum err open_found(struct hf_files *f, const char *dir, const char *sing
                            const char *index)
 {
     f->entry = SINGLE;
+    TRY(file_check_link(single));
     if (file_exists(single)) {
         TRY(mem_calloc(&f->file, 1, sizeof(*f->file)));
-        return open_file(f, dir, SINGLE);
+        TRY(hf_files_add(f, dir, SINGLE));
+        return hf_files_list(f);
     }
+    TRY(file_check_link(index));
     if (!file_exists(index))
         return no_weights(dir);
     f->entry = INDEX;
-    return open_index(f, dir, index);
+    return hf_index_open(f, dir, index);
 }
 
 enum err hf_files_open(struct hf_files *out, const char *dir)
@@ -226,7 +244,9 @@ enum err hf_files_open(struct hf_files *out, const char *dir)
     TRY_OUT(file_join(&single, dir, SINGLE));
     TRY_OUT(file_join(&index, dir, INDEX));
     TRY_OUT(open_found(&f, dir, single, index));
-    TRY_OUT(list_tensors(&f));
+    TRY_OUT(drop_copies(&f));
+    TRY_OUT(refuse_wrapped(&f));
+    TRY_OUT(lacks_prefix(&f) ? add_prefix(&f) : OK);
     *out = f;
     f = (struct hf_files){0};
 out:
@@ -243,16 +263,17 @@ void hf_files_close(struct hf_files *f)
     mem_free(f->file);
     mem_free(f->place);
     mem_free(f->by_name);
+    mem_free(f->tensor);
+    mem_free(f->names);
     *f = (struct hf_files){0};
 }
 
 const struct hf_place *hf_files_find(const struct hf_files *f, const char *name)
 {
-    const struct st_tensor probe = {.name = (char *)name};
-    const struct hf_place key = {.t = &probe};
     if (f->n_places == 0)
         return NULL;
-    return bsearch(&key, f->by_name, (size_t)f->n_places, sizeof(key), compare_place);
+    return bsearch(name, f->by_name, (size_t)f->n_places, sizeof(*f->by_name),
+                   compare_name);
 }
 
 static enum err file_identity(uint32_t *crc, const char *path, bool deep)

@@ -236,7 +236,7 @@ enum err verify_weights(struct verify *v)
     TRY(m->ends(m->ctx, &embed, &norm, &head));
     check_same(v, &e, &embed);
     check_same(v, &n, &norm);
-    if (head.data != embed.data)
+    if (head.data != embed.data || h.data != e.data)
         check_same(v, &h, &head);
     for (int64_t i = 0; i < v->arch->n_layers; i++)
         TRY(check_block(v, i));

@@ -212,13 +212,14 @@ static void test_spellings(void **state)
                 ",\"architectures\":[],\"torch_dtype\":null,\"hidden_act\":\"swish\","
                 "\"max_position_embeddings\":4096.0");
     assert_true(a.dtype == DT_F32 && a.max_positions == 4096);
-    a = hf_read("llama", ",\"sliding_window\":16,"
+    a = hf_read("llama", ",\"architectures\":[\"LlamaModel\"],\"sliding_window\":16,"
                          "\"use_sliding_window\":true,\"rms_norm_eps\":0.00001");
     assert_true(a.sliding_window == 0 && a.norm_eps == 1e-5f);
     a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"attention_bias\":false,"
                          "\"sliding_window\":16,\"layer_types\":[\"sliding_attention\","
                          "\"full_attention\"]");
     assert_true(a.qkv_bias && a.sliding_window == 0); /* use_sliding_window decides */
+    assert_string_equal(hf_architecture(&a), "Qwen2ForCausalLM");
 }
 
 static void test_specials(void **state)
@@ -249,6 +250,8 @@ static const struct {
     {"qwen2", ",\"num_experts\":4", ERR_SUPPORT, "num_experts", "dense"},
     {"llama", ",\"architectures\":[\"LlamaForSequenceClassification\"]", ERR_SUPPORT,
      "LlamaForSequenceClassification", "LlamaForCausalLM"},
+    {"qwen2", ",\"architectures\":[\"LlamaModel\"]", ERR_SUPPORT, "LlamaModel",
+     "Qwen2Model"},
     {"llama", ",\"architectures\":[3]", ERR_FORMAT, "architectures", "string"},
     {"llama", ",\"hidden_act\":\"gelu\"", ERR_SUPPORT, "hidden_act", "gelu"},
     {"llama", ",\"mlp_bias\":1", ERR_FORMAT, "mlp_bias", "true"},

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * What the files of a checkpoint hold against what config.json and the index say. */
+#include "convert/checkpoint/hf_files.h"
 #include "tests/convert/hf_fixture.h"
 
 #include <setjmp.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -33,25 +35,125 @@ static void test_extra_tensors(void **state)
     hf_drop("model.safetensors");
 }
 
+/* Opens the directory, whose log then has the word. */
+static struct hf_model *open_saying(const char *word)
+{
+    struct hf_model *m = NULL;
+    *hf_log = 0;
+    err_clear();
+    if (hf_open(&m, hf_dir))
+        fail_msg("%s", err_text());
+    if (*word ? !strstr(hf_log, word) : *hf_log != 0)
+        fail_msg("the log has \"%s\", want \"%s\"", hf_log, word);
+    return m;
+}
+
+/* Is the model tied, and do embedding and head have these bytes? Closes it. */
+static void check_ends(struct hf_model **m, bool tied, int embed_byte, int head_byte)
+{
+    struct host_mat embed, norm, head;
+    const struct model_source *src = hf_source(*m);
+    assert_int_equal(src->ends(src->ctx, &embed, &norm, &head), OK);
+    assert_int_equal(hf_arch(*m)->tied, tied);
+    assert_int_equal(embed.data == head.data, tied);
+    assert_int_equal(*(const uint8_t *)embed.data, embed_byte);
+    assert_int_equal(*(const uint8_t *)head.data, head_byte);
+    hf_close(m);
+}
+
+#define TIED ",\"tie_word_embeddings\":true"
+enum { EMBED_AT = 0, HEAD_AT = 2 }; /* in hf_llama_tensors */
+
 static void test_tied(void **state)
 {
     struct hf_spec s;
-    struct hf_model *m = NULL;
-    struct host_mat embed, norm, head;
-    hf_read("llama", ",\"tie_word_embeddings\":true");
+    struct hf_model *m;
+    hf_read("llama", TIED);
     hf_llama_tensors(&s);
+    s.fill[EMBED_AT] = s.fill[HEAD_AT] = 7;
     hf_write("model.safetensors", &s, 0, s.n);
-    assert_int_equal(hf_open(&m, hf_dir), OK);
-    const struct model_source *src = hf_source(m);
-    assert_int_equal(src->ends(src->ctx, &embed, &norm, &head), OK);
-    assert_ptr_equal(embed.data, head.data); /* the stored copy is not used */
-    hf_close(&m);
+    m = open_saying(""); /* the same twice: tied, as it says */
+    check_ends(&m, true, 7, 7);
+    s.fill[HEAD_AT] = 8;
+    hf_write("model.safetensors", &s, 0, s.n);
+    m = open_saying("lm_head.weight differs from the embedding: both are used");
+    check_ends(&m, false, 7, 8);
+    s.e[HEAD_AT].dtype = DT_BF16;
+    s.fill[HEAD_AT] = 7; /* other values, by the same bytes */
+    hf_write("model.safetensors", &s, 0, s.n);
+    m = open_saying("both are used");
+    check_ends(&m, false, 7, 7);
+    snprintf(s.name[HEAD_AT], sizeof(s.name[0]), "model.layers.0.rotary_emb.inv_freq");
+    hf_write("model.safetensors", &s, 0, s.n);
+    m = open_saying("");
+    check_ends(&m, true, 7, 7);
     hf_read("llama", "");
-    snprintf(s.name[2], sizeof(s.name[2]), "other.weight");
+    m = open_saying("no lm_head.weight: the embedding serves as the head");
+    check_ends(&m, true, 7, 7);
+    hf_drop("model.safetensors");
+}
+
+/* Of a tied pair only the head is stored. */
+static void test_head_only(void **state)
+{
+    struct hf_spec s;
+    hf_read("llama", TIED);
+    hf_llama_tensors(&s);
+    s.fill[HEAD_AT] = 5;
+    hf_write("model.safetensors", &s, 1, s.n - 1);
+    struct hf_model *m = open_saying("only lm_head.weight is stored");
+    assert_non_null(hf_find(m, "model.embed_tokens.weight"));
+    assert_null(hf_find(m, "lm_head.weight"));
+    check_ends(&m, true, 5, 5);
+    hf_read("llama", "");
+    hf_refuse_open(ERR_NOT_FOUND, "model.embed_tokens.weight", "missing");
+    hf_drop("model.safetensors");
+}
+
+/* As LlamaModel.save_pretrained names them. */
+static void test_base_model(void **state)
+{
+    struct hf_spec s;
+    hf_read("llama", TIED ",\"architectures\":[\"LlamaModel\"]");
+    hf_llama_tensors(&s);
+    for (int i = 0; i < s.n; i++)
+        if (i != HEAD_AT)
+            memmove(s.name[i], s.name[i] + strlen("model."), strlen(s.name[i]) - 5);
+    s.fill[EMBED_AT] = 3;
+    s.fill[HEAD_AT] = 4;
+    hf_write("model.safetensors", &s, 0, 2); /* no head, but no blocks either */
+    hf_refuse_open(ERR_NOT_FOUND, "model.layers.0.input_layernorm.weight", "missing");
+    hf_write("model.safetensors", &s, 0, s.n); /* with the head, under its whole name */
+    struct hf_model *m = open_saying("both are used");
+    assert_non_null(hf_find(m, "model.layers.1.mlp.down_proj.weight"));
+    assert_null(hf_find(m, "layers.1.mlp.down_proj.weight"));
+    check_ends(&m, false, 3, 4);
+    snprintf(s.name[HEAD_AT], sizeof(s.name[0]), "rotary_emb.inv_freq");
     hf_write("model.safetensors", &s, 0, s.n);
-    assert_int_equal(hf_open(&m, hf_dir), OK);
-    assert_true(hf_arch(m)->tied); /* no head is stored */
-    hf_close(&m);
+    m = open_saying("");
+    check_ends(&m, true, 3, 3);
+    hf_read("llama", "");
+    hf_refuse_open(ERR_SUPPORT, "lm_head.weight", "not its base alone");
+    hf_drop("model.safetensors");
+}
+
+static void test_wrapped(void **state)
+{
+    static const char *const bad[][2] = {
+        {"_orig_mod.model.norm.weight", "torch.compile"},
+        {"model._orig_mod.norm.weight", "torch.compile"},
+        {"base_model.model.model.norm.weight", "merge_and_unload"},
+        {"model.layers.0.self_attn.q_proj.lora_A.weight", "merge_and_unload"},
+        {"module.model.norm.weight", "model.module"},
+    };
+    struct hf_spec s;
+    hf_read("llama", "");
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        hf_llama_tensors(&s);
+        hf_add(&s, bad[i][0], 32, 0);
+        hf_write("model.safetensors", &s, 0, s.n);
+        hf_refuse_open(ERR_SUPPORT, bad[i][0], bad[i][1]);
+    }
     hf_drop("model.safetensors");
 }
 
@@ -84,7 +186,13 @@ static void test_shards(void **state)
     hf_release(m, hf_find(m, "lm_head.weight"));
     hf_close(&m);
     put_index("lm_head.weight", "model-00002-of-00002.safetensors");
-    hf_refuse_open(ERR_FORMAT, "lm_head.weight", "model-00002-of-00002.safetensors");
+    m = open_saying(
+        "1 tensors are in other files than weight_map says, the first is lm_head");
+    check_ends(&m, false, 0, 0);
+    put_index("no.weight", "model-00002-of-00002.safetensors");
+    m = open_saying(
+        "1 tensors of weight_map are in none of its files, the first is no.weight");
+    check_ends(&m, false, 0, 0);
     put_index("lm_head.weight", "model-00003-of-00002.safetensors");
     hf_refuse_open(ERR_NOT_FOUND, "model-00003-of-00002.safetensors", hf_dir);
     put_index("lm_head.weight", "../model.safetensors");
@@ -99,16 +207,93 @@ static void test_shards(void **state)
     hf_refuse_open(ERR_FORMAT, "weight_map", "integer");
     hf_put("model.safetensors.index.json", "{}");
     hf_refuse_open(ERR_FORMAT, "weight_map", "missing");
-    hf_write("model-00002-of-00002.safetensors", &s, 9, s.n - 9);
-    put_index("lm_head.weight", "model-00001-of-00002.safetensors");
-    hf_refuse_open(ERR_FORMAT, s.name[9], "both");
     hf_drop("model.safetensors.index.json");
+}
+
+/* A tied head that is stored nowhere is listed all the same by some. */
+static void test_listed_head(void **state)
+{
+    struct hf_spec s;
+    hf_read("llama", TIED);
+    hf_llama_tensors(&s);
+    snprintf(s.name[HEAD_AT], sizeof(s.name[0]), "model.layers.0.rotary_emb.inv_freq");
+    hf_write("model-00001-of-00002.safetensors", &s, 0, 10);
+    hf_write("model-00002-of-00002.safetensors", &s, 10, s.n - 10);
+    put_index("lm_head.weight", "model-00002-of-00002.safetensors");
+    struct hf_model *m = open_saying("");
+    check_ends(&m, true, 0, 0);
+    hf_drop("model.safetensors.index.json");
+}
+
+/* A tensor in two shards: once, if it is the same; and model.safetensors comes first. */
+static void test_copies(void **state)
+{
+    struct hf_spec s;
+    hf_read("llama", "");
+    hf_llama_tensors(&s);
+    s.fill[EMBED_AT] = 1;
+    hf_write("model-00001-of-00002.safetensors", &s, 0, 10);
+    hf_write("model-00002-of-00002.safetensors", &s, 8, s.n - 8);
+    put_index("lm_head.weight", "model-00001-of-00002.safetensors");
+    struct hf_model *m = open_saying("2 tensors are in two files");
+    assert_int_equal(hf_tensor_count(m), s.n);
+    for (int64_t i = 0; i < hf_tensor_count(m); i++)
+        for (int64_t j = 0; j < i; j++)
+            assert_string_not_equal(hf_tensor_at(m, i)->name, hf_tensor_at(m, j)->name);
+    hf_release(m, hf_find(m, s.name[9]));
+    check_ends(&m, false, 1, 0);
+    s.fill[9] = 1;
+    hf_write("model-00002-of-00002.safetensors", &s, 9, s.n - 9);
+    hf_refuse_open(ERR_FORMAT, s.name[9], "differs");
+    s.fill[9] = 0;
+    s.fill[EMBED_AT] = 2;
+    hf_write("model.safetensors", &s, 0, s.n);
+    m = open_saying("");
+    check_ends(&m, false, 2, 0);
+    char index[128];
+    snprintf(index, sizeof(index), "%s/model.safetensors.index.json", hf_dir);
+    hf_drop("model.safetensors.index.json");
+    assert_int_equal(symlink("../../blobs/0123", index), 0); /* nobody reads it */
+    m = open_saying("");
+    check_ends(&m, false, 2, 0);
+    hf_drop("model.safetensors");
+    hf_refuse_open(ERR_NOT_FOUND, "model.safetensors.index.json", "a link to ../../blobs");
+    hf_drop("model.safetensors.index.json");
+}
+
+/* A snapshot of a hub's cache, and a clone without git-lfs. */
+static void test_not_downloaded(void **state)
+{
+    static const char pointer[] = "version https://git-lfs.github.com/spec/v1\n"
+                                  "oid sha256:0123456789abcdef0123456789abcdef\nsize 9\n";
+    char path[128], config[128];
+    hf_read("llama", "");
+    hf_put("model.safetensors", pointer);
+    hf_refuse_open(ERR_FORMAT, "model.safetensors", "git lfs pull");
+    hf_drop("model.safetensors");
+    snprintf(path, sizeof(path), "%s/model.safetensors", hf_dir);
+    assert_int_equal(symlink("../../blobs/0123", path), 0);
+    hf_refuse_open(ERR_NOT_FOUND, "model.safetensors: a link to ../../blobs/0123",
+                   "fetch the model again");
+    hf_drop("model.safetensors");
+    snprintf(path, sizeof(path), "%s/model-00001-of-00002.safetensors", hf_dir);
+    hf_drop("model-00001-of-00002.safetensors");
+    put_index("lm_head.weight", "model-00001-of-00002.safetensors");
+    assert_int_equal(symlink("../../blobs/0123", path), 0);
+    hf_refuse_open(ERR_NOT_FOUND, "model-00001-of-00002.safetensors",
+                   "link to ../../blobs");
+    hf_drop("model-00001-of-00002.safetensors");
+    hf_drop("model.safetensors.index.json");
+    snprintf(config, sizeof(config), "%s/config.json", hf_dir);
+    hf_drop("config.json");
+    assert_int_equal(symlink("../../blobs/4567", config), 0);
+    hf_refuse_open(ERR_NOT_FOUND, "config.json", "link to ../../blobs/4567");
+    hf_drop("config.json");
 }
 
 static void test_no_weights(void **state)
 {
     hf_read("llama", "");
-    hf_drop("model-00001-of-00002.safetensors");
     hf_drop("model-00002-of-00002.safetensors");
     hf_refuse_open(ERR_NOT_FOUND, "model.safetensors", hf_dir);
     static const char *const other[] = {"pytorch_model.bin", "consolidated.00.pth",
@@ -123,10 +308,11 @@ static void test_no_weights(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_extra_tensors),
-        cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_no_weights),
+        cmocka_unit_test(test_extra_tensors),  cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_head_only),      cmocka_unit_test(test_base_model),
+        cmocka_unit_test(test_wrapped),        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_listed_head),    cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_not_downloaded), cmocka_unit_test(test_no_weights),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);
 }

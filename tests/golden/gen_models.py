@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
@@ -70,6 +70,30 @@ MODELS = {
                     "old", "float32", 96, None),
     "dynamic_rope": (llama(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=100.0)), "old",
                      "float32", 128, None),
+    "tied_twice": (llama(rope_parameters=theta(10000.0)), "new", "float32", 24, None),
+    "tied_head_only": (llama(tie_word_embeddings=True, rope_parameters=theta(10000.0)), "new", "float16", 24, None),
+    "llama_base": (llama(tie_word_embeddings=True, rope_parameters=theta(10000.0)), "new", "float32", 24, None),
+}
+
+
+def set_config(path, **kw):
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **kw}, indent=2, sort_keys=True) + "\n")
+
+
+def head_only(path, model):
+    """The head under its name, and no embedding: as safetensors' save_model may leave it."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+# What is done to a checkpoint after it is saved, so that its files are odd ones.
+ODD = {
+    "tied_twice": lambda path, model: set_config(path, tie_word_embeddings=True),
+    "tied_head_only": head_only,
+    "llama_base": lambda path, model: model.model.save_pretrained(path),
 }
 
 
@@ -108,6 +132,7 @@ def generate(out, name, spec, seed):
     randomize(model, seed)
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(path, **({"max_shard_size": shard} if shard else {}))
+    ODD.get(name, lambda path, model: None)(path, model)
     (path / "generation_config.json").unlink(missing_ok=True)
     file = path / "config.json"
     written = json.loads(file.read_text())
