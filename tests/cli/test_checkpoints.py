@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Checkpoints that say something in another way, or twice: test_checkpoints.py WKVQ [TEST...].
+
+Each is calibrated, packed and verified by one command, and its perplexity is that of the plain
+spelling of the same model, to the last bit. Right values in themselves are the logits of
+tests/golden."""
+import json
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
+          "weights.group_size=16", "kv.group_size=8"]
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+
+
+class Fixture:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.path = pathlib.Path(wkvq).resolve(), pathlib.Path(folder)
+        tiny.make_text(self.path / "text.txt", 900)
+
+    def run(self, *args):
+        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300,
+                              text=True)
+        assert done.returncode == 0, f"{' '.join(args)}\n{done.stderr}"
+        return done
+
+    def model(self, name, edit=lambda tensors: tensors, **changes):
+        """A tiny model of these settings, and of the tensors that edit makes of its own."""
+        tiny.make_model(self.path / name, **changes)
+        tensors = tiny.model_tensors({**tiny.CONFIG, **changes}, 1)
+        tiny.write_safetensors(self.path / name / "model.safetensors", edit(tensors))
+
+    def ppl(self, name, *more):
+        return json.loads(self.run("eval", name, "--data", "text.txt", "--ctx", "64", "--windows", "6",
+                                   "--json", *more).stdout)["ppl"]
+
+    def quantize(self, name, *more):
+        """The artifact NAME.q of a model, verified against it."""
+        sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
+        done = self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", *sets)
+        self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
+        return done.stderr
+
+    def config(self, name):
+        return json.loads((self.path / name / "config.json").read_text())
+
+    def names(self, name):
+        data = (self.path / name / "model.safetensors").read_bytes()
+        (size,) = struct.unpack_from("<Q", data)
+        return set(json.loads(data[8:8 + size]))
+
+    def same(self, have, want):
+        """Both models, and both artifacts, in full: perplexity, tensors and configuration."""
+        for end in ("", ".q"):
+            a, b = self.ppl(have + end), self.ppl(want + end)
+            assert a == b, f"{have}{end}: perplexity {a}, {want}{end} has {b}"
+        a, b = ((self.path / (n + ".q") / "model.safetensors").read_bytes() for n in (have, want))
+        assert a == b, f"{have}.q and {want}.q hold other tensors"
+        assert self.config(have + ".q")["tie_word_embeddings"] == \
+            self.config(want + ".q")["tie_word_embeddings"], have
+        assert self.config(have + ".q")["architectures"] == ["LlamaForCausalLM"], have
+
+
+def drop(*names):
+    return lambda tensors: [t for t in tensors if t[0] not in names]
+
+
+def renamed(old, new):
+    return lambda tensors: [(new if t[0] == old else t[0], *t[1:]) for t in tensors
+                            if t[0] != new]
+
+
+def doubled(tensors):
+    """The head is stored, and is the embedding."""
+    embed = next(t for t in tensors if t[0] == EMBED)
+    return [(HEAD, *embed[1:]) if t[0] == HEAD else t for t in tensors]
+
+
+def test_tied_twice(f):
+    """tie_word_embeddings, and two tensors that differ: both are used, as transformers does."""
+    f.model("untied")
+    f.model("twice", tie_word_embeddings=True)
+    f.model("tied", drop(HEAD), tie_word_embeddings=True)
+    for name in ("untied", "twice", "tied"):
+        said = f.quantize(name)
+        assert ("both are used" in said) == (name == "twice"), said
+    f.same("twice", "untied")
+    assert HEAD in f.names("twice.q") and HEAD not in f.names("tied.q")
+    assert f.ppl("twice") != f.ppl("tied"), "the head was dropped"
+    memory = [json.loads(f.run("inspect", n, "--memory", "--json").stdout)["memory_table"]
+              for n in ("twice", "untied")]
+    assert memory[0] == memory[1], memory
+
+
+def test_one_of_two(f):
+    """A tied pair that is stored once, under either name, or twice with the same bytes."""
+    f.model("plain", drop(HEAD), tie_word_embeddings=True)
+    f.model("head", lambda t: renamed(EMBED, HEAD)(drop(HEAD)(t)), tie_word_embeddings=True)
+    f.model("double", doubled, tie_word_embeddings=True)
+    f.model("unsaid", drop(HEAD), tie_word_embeddings=False)
+    for name in ("plain", "head", "double", "unsaid"):
+        f.quantize(name)
+    for name in ("head", "double", "unsaid"):
+        f.same(name, "plain")
+
+
+def test_base_model(f):
+    """Names without "model.", as LlamaModel.save_pretrained writes them."""
+    f.model("plain", drop(HEAD), tie_word_embeddings=True)
+    f.model("base", lambda t: [(n.removeprefix("model."), *rest) for n, *rest in drop(HEAD)(t)],
+            tie_word_embeddings=True, architectures=["LlamaModel"])
+    for name in ("plain", "base"):
+        f.quantize(name)
+    f.same("base", "plain")
+
+
+def test_index(f):
+    """An index that says what the shards do not, and shards that share a tensor."""
+    f.model("plain", drop(HEAD), tie_word_embeddings=True)
+    f.model("shards", drop(HEAD), tie_word_embeddings=True)
+    folder = f.path / "shards"
+    (folder / "model.safetensors").unlink()
+    tensors = drop(HEAD)(tiny.model_tensors(tiny.CONFIG, 1))
+    tiny.write_safetensors(folder / "a.safetensors", tensors[:12])
+    tiny.write_safetensors(folder / "b.safetensors", tensors[9:])
+    where = {t[0]: "a.safetensors" for t in tensors[:5]}
+    where |= {tensors[7][0]: "b.safetensors", HEAD: "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    for name in ("plain", "shards"):
+        said = f.quantize(name)
+    assert "3 tensors are in two files, with the same bytes" in said, said
+    assert "1 tensors are in other files than weight_map says" in said, said
+    f.same("shards", "plain")
+    shutil.copy(f.path / "plain" / "model.safetensors", folder)
+    (folder / "a.safetensors").unlink()  # the single file comes first, and alone
+    assert f.ppl("shards") == f.ppl("plain")
+
+
+def test_mlp_bias(f):
+    f.model("bias", mlp_bias=True)
+    f.model("plain")
+    f.quantize("bias", "kv.rotate=kv", "weights.method=gptq")
+    assert "model.layers.1.mlp.down_proj.bias" in f.names("bias.q")
+    assert f.ppl("bias") != f.ppl("plain")
+    f.run("generate", "bias.q", "-p", "the", "-n", "4")
+
+
+def test_rope(f):
+    """The kinds of rotary embedding, with keys quantized before it and after it."""
+    f.model("plain")
+    f.model("dynamic", rope_scaling={"type": "dynamic", "factor": 2.0})
+    f.model("yarn", rope_scaling=YARN)
+    new = {"rope_type": "yarn", "rope_theta": 10000.0, **{k: v for k, v in YARN.items() if k != "type"}}
+    f.model("newer", rope_parameters=new)
+    for name in ("plain", "dynamic", "yarn", "newer"):
+        f.quantize(name)
+    f.same("dynamic", "plain")
+    f.same("newer", "yarn")
+    assert f.config("yarn.q")["rope_scaling"] == YARN
+    assert f.ppl("yarn") != f.ppl("plain")
+    shown = json.loads(f.run("inspect", "yarn.q", "--json").stdout)["model"]["rope"]
+    assert shown["rope_type"] == "yarn" and abs(shown["attention_factor"] - 1.2079441541) < 1e-6, shown
+    assert "yarn, factor 8, cos and sin times 1.208, from 32 positions to 256" in \
+        f.run("inspect", "yarn").stdout
+    shutil.rmtree(f.path / "yarn.q")
+    f.quantize("yarn", "kv.key_stage=pre_rope", "kv.past_only=false")
+
+
+def main():
+    wkvq, wanted = sys.argv[1], sys.argv[2:]
+    for name, test in list(globals().items()):
+        if name.startswith("test_") and (not wanted or name in wanted):
+            with tempfile.TemporaryDirectory() as folder:
+                test(Fixture(wkvq, folder))
+            print("ok", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
