@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Reads from a bounded cursor, and CRC-32. */
 #include "kernels/base/bytes.h"
 
 #include <inttypes.h>
@@ -18,14 +20,6 @@ enum err bytes_u8(struct bytes *b, uint8_t *out)
     const uint8_t *p;
     TRY(bytes_view(b, 1, &p));
     *out = *p;
-    return OK;
-}
-
-enum err bytes_u32(struct bytes *b, uint32_t *out)
-{
-    const uint8_t *p;
-    TRY(bytes_view(b, 4, &p));
-    *out = p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
     return OK;
 }
 
