@@ -54,7 +54,7 @@ static enum err factor(double *h, int64_t n)
     return OK;
 }
 
-/* L^-1 in place of L: rows from the first, each from the inverted ones above it. */
+/* Replaces L by L^-1, row by row; each row uses the inverted rows above it. */
 static void invert(double *h, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -79,7 +79,7 @@ enum err cholesky_of_inverse_plain(double *h, int64_t n)
     return OK;
 }
 
-/* LAPACK counts columns first, so our lower triangle is its upper one. */
+/* LAPACK stores by columns, so the lower triangle here is its upper one. */
 enum err cholesky_of_inverse(double *h, int64_t n, int threads)
 {
     if (n > INT_MAX || !openblas_lapack())

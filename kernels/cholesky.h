@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Dense symmetric matrices on the host, in f64: what second-order methods need. By LAPACK
- * from OpenBLAS, which is loaded at run time, or by plain loops where there is none. */
+ * The factor of an inverse that GPTQ needs, for dense symmetric f64 matrices in host
+ * memory. It is computed by LAPACK from OpenBLAS, which is loaded at run time, else by
+ * plain loops. */
 #ifndef WKVQ_CHOLESKY_H
 #define WKVQ_CHOLESKY_H
 
@@ -9,9 +10,10 @@
 
 #include <stdint.h>
 
-/* h [n][n], symmetric (all of it filled) and positive definite, becomes the upper
- * triangular U with h^-1 = U^T U; below the diagonal: zeros. threads: of LAPACK; the bits
- * may depend on it. Errors: ERR_NUMERIC when h is not positive definite; h is lost then. */
+/* Replaces h [n][n] by the upper triangular U with h^-1 = U^T U, zeros below the
+ * diagonal. h must be symmetric with both triangles filled. threads is for LAPACK, and
+ * the bits may depend on it. ERR_NUMERIC if h is not positive definite; its contents are
+ * then undefined. */
 enum err cholesky_of_inverse(double *h, int64_t n, int threads);
 /* The same by plain loops: the definition. */
 enum err cholesky_of_inverse_plain(double *h, int64_t n);

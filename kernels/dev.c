@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The public operations: check the contract of kernels/dev.h, then one table call. */
+ * The public operations: each checks the contract of kernels/dev.h and calls the table. */
 #include "kernels/dev.h"
 
 #include "kernels/base/mem.h"
@@ -68,7 +68,7 @@ static bool vec(const struct tensor *x, int64_t n)
     return f32(x) && tensor_count(x) == n;
 }
 
-/* Elements behind the first dimension. */
+/* Elements of one row: the product of all dimensions after the first. */
 static int64_t row_width(const struct tensor *x)
 {
     int64_t width = 1;
@@ -77,7 +77,7 @@ static int64_t row_width(const struct tensor *x)
     return width;
 }
 
-/* What tests bring along. */
+/* The device that dev_register() has added. */
 static struct {
     const char *name;
     enum err (*fill)(struct dev *d);
@@ -205,7 +205,7 @@ enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
     OP_END(DEV_ELEMENTWISE, started);
 }
 
-/* Rows that a norm works on: T of a matrix, T*H of a 3-D view. */
+/* Rows that are normalized: T of a matrix, T * H of a 3-D view. */
 static int64_t norm_rows(const struct tensor *x)
 {
     return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
@@ -477,10 +477,9 @@ enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
                                    const struct tensor *x, int bits, int64_t tokens)
 {
     OP_BEGIN(fake_quant_kv_channel, started);
-    WANT(
-        act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
-            bits_ok(bits) && tokens > 0,
-        "fake_quant_kv_channel: want xq, x [T,K,d], 2 to 8 bits, blocks of a token or more");
+    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
+             bits_ok(bits) && tokens > 0,
+         "fake_quant_kv_channel: want xq, x [T,K,d], 2 to 8 bits, tokens > 0");
     d->ops.fake_quant_kv_channel(d, xq, x, bits, tokens);
     OP_END(DEV_FAKE_QUANT, started);
 }
@@ -490,10 +489,9 @@ enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
                                        int bits, int64_t tokens, bool accumulate)
 {
     OP_BEGIN(fake_quant_kv_channel_bwd, started);
-    WANT(
-        act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
-            same_shape(dxq, x) && bits_ok(bits) && tokens > 0,
-        "fake_quant_kv_channel_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits, blocks of a token or more");
+    WANT(act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
+             same_shape(dxq, x) && bits_ok(bits) && tokens > 0,
+         "fake_quant_kv_channel_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits, tokens > 0");
     WANT(!accumulate || dx->data != dxq->data,
          "fake_quant_kv_channel_bwd: dx is dxq while accumulating");
     d->ops.fake_quant_kv_channel_bwd(d, dx, dxq, x, bits, tokens, accumulate);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * The operations of a device. A device is a table of functions (kernels/dev_ops.h): `ref` is
- * plain loops with f64 accumulation and defines each operation, `cpu` uses threads and SIMD,
- * `cuda` one GPU. The functions here check their arguments and call the table.
+ * The operations of a device. A device is a table of functions (kernels/dev_ops.h): `ref`
+ * is plain loops with f64 accumulation and defines each operation, `cpu` uses threads and
+ * SIMD, `cuda` one GPU. The functions here check their arguments and call the table.
  *
- * Alphabet: T tokens, D model width, F MLP width, H query heads, K key-value heads, d head
- * width, R rows, C columns, N weight rows (outputs), G columns of a group, n groups of a row.
+ * Alphabet: T tokens, D model width, F MLP width, H query heads, K key-value heads, d
+ * head width, R rows, C columns, N weight rows (outputs), G columns of a group, n groups
+ * of a row.
  *
  * Rules for all operations:
  *  - Memory: tensors are in memory of the device (dev_alloc), unless a comment says "host".
@@ -32,16 +33,16 @@ struct dev_settings {
     int threads;      /* 0 = all cores */
 };
 
-/* On success the caller owns *out; on failure *out is unchanged. ERR_USAGE for a device that
- * this build lacks, ERR_SUPPORT if the machine has no such device. */
+/* On success the caller owns *out; on failure *out is unchanged. ERR_USAGE for a device
+ * that this build lacks, ERR_SUPPORT if the machine has no such device. */
 enum err dev_open(struct dev **out, const struct dev_settings *s);
 /* Frees the device and sets *d to NULL; *d may be NULL. Memory from dev_alloc() must have
  * been freed. */
 void dev_close(struct dev **d);
 const char *dev_name(const struct dev *d); /* static */
 int dev_threads(const struct dev *d);
-/* One line on which libraries and instructions were chosen, and why ("bf16 GEMM: oneDNN 2.6.3
- * avx512_core_bf16; ..."). Owned by d. */
+/* One line on which libraries and instructions were chosen, and why ("bf16 GEMM: oneDNN
+ * 2.6.3 avx512_core_bf16; ..."). Owned by d. */
 const char *dev_about(const struct dev *d);
 /* The act type that `compute: auto` stands for on this device. */
 enum dtype dev_preferred_act(const struct dev *d);
@@ -49,9 +50,9 @@ enum dtype dev_preferred_act(const struct dev *d);
  * Products inside attention are not included. */
 double dev_gemm_seconds(struct dev *d, bool reset);
 
-/* Parts of the work, for measurements. FAKE_QUANT contains all fake quantizers and exp, LOSS
- * also cross entropy, OPTIMIZER also the test for finite values. ELEMENTWISE is norms, rope,
- * silu, add and bias; COPY is conversions and transfers. */
+/* Parts of the work, for measurements. FAKE_QUANT contains all fake quantizers and exp,
+ * LOSS also cross entropy, OPTIMIZER also the test for finite values. ELEMENTWISE is
+ * norms, rope, silu, add and bias; COPY is conversions and transfers. */
 enum dev_part {
     DEV_GEMM,
     DEV_ATTENTION,
@@ -63,14 +64,14 @@ enum dev_part {
     DEV_COPY,
     N_DEV_PARTS
 };
-/* Seconds spent inside the operations of one part since dev_open(). A device that queues work
- * counts only the queueing, unless dev_set_synchronous() is on. */
+/* Seconds spent inside the operations of one part since dev_open(). A device that queues
+ * work counts only the queueing, unless dev_set_synchronous() is on. */
 double dev_part_seconds(const struct dev *d, enum dev_part part);
 /* Makes every operation wait until its work is done, for measurements. Returns false, and
  * changes nothing, on a device whose operations always wait. */
 bool dev_set_synchronous(struct dev *d, bool on);
 
-/* --- memory ------------------------------------------------------------------------- */
+/* --- memory -------------------------------------------------------------------------- */
 
 /* *out is 64-byte aligned, with undefined contents; bytes > 0. The caller frees it. */
 enum err dev_alloc(struct dev *d, void **out, size_t bytes);
@@ -83,34 +84,35 @@ enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 /* Waits for all queued work; returns the device's failure, if there was one. */
 enum err dev_sync(struct dev *d);
 
-/* True if the device has memory of its own. *free and *total are then its bytes, or 0 if they
- * are unknown. */
+/* True if the device has memory of its own. *free and *total are then its bytes, or 0 if
+ * they are unknown. */
 bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total);
 
-/* Asynchronous copies. They run in order in a queue of their own, beside compute; on a device
- * that works in host memory they happen at once. A copy starts after the operations queued
- * before it. Operations queued later may run at the same time, so they must not touch either
- * side of it before dev_copy_wait(). The host must not touch its side before dev_copy_sync()
- * or dev_sync(). */
+/* Asynchronous copies. They run in order in a queue of their own, beside compute; on a
+ * device that works in host memory they happen at once. A copy starts after the
+ * operations queued before it. Operations queued later may run at the same time, so they
+ * must not touch either side of it before dev_copy_wait(). The host must not touch its
+ * side before dev_copy_sync() or dev_sync(). */
 enum err dev_copy_in(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_copy_out(struct dev *d, void *host_dst, const void *src, size_t bytes);
 /* Operations queued from now on start after the copies queued so far. */
 enum err dev_copy_wait(struct dev *d);
 /* Makes the host wait for the copies queued so far, but not for other operations. */
 enum err dev_copy_sync(struct dev *d);
-/* Page-locked host memory, with undefined contents. Asynchronous copies are correct from any
- * memory, but only from this one does the host not wait. ERR_MEMORY here is not sticky. */
+/* Page-locked host memory, with undefined contents. Asynchronous copies are correct from
+ * any memory, but only from this one does the host not wait. ERR_MEMORY here is not
+ * sticky. */
 enum err dev_host_alloc(struct dev *d, void **out, size_t bytes);
 void dev_host_free(struct dev *d, void *p); /* p may be NULL */
 
 /* y = x, converted between F32 and BF16. y and x have one shape, each its own ld. */
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x);
 
-/* --- linear algebra ----------------------------------------------------------------- */
+/* --- linear algebra ------------------------------------------------------------------ */
 
 enum gemm_kind {
-    GEMM_NT, /* C[M,N] = A[M,K] B[N,K]^T    forward:         y = x W^T   */
-    GEMM_NN, /* C[M,N] = A[M,K] B[K,N]      input gradient:  dx = dy W   */
+    GEMM_NT, /* C[M,N] = A[M,K] B[N,K]^T    forward:         y = x W^T */
+    GEMM_NN, /* C[M,N] = A[M,K] B[K,N]      input gradient:  dx = dy W */
     GEMM_TN, /* C[M,N] = A[K,M]^T B[K,N]    weight gradient: dW = dy^T x */
 };
 
@@ -122,7 +124,7 @@ enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
 /* y[r,c] += b[c]. y act [R,C] (ld), b [C]. */
 enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b);
 
-/* --- norms -------------------------------------------------------------------------- */
+/* --- norms --------------------------------------------------------------------------- */
 
 /* y[r,c] = x[r,c] s[r] g[c] with s[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
  * With add, first h = x + add, and h is normalized instead of x.
@@ -146,7 +148,7 @@ enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct te
 enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
                  const struct tensor *b);
 
-/* --- attention ---------------------------------------------------------------------- */
+/* --- attention ----------------------------------------------------------------------- */
 
 /* Rotates x in place (rotary position embedding). With the halves x1, x2 of a head:
  * (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin). x act [T,H,d], d even; cos, sin [T,d/2].
@@ -155,8 +157,8 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
                   const struct tensor *sin, bool inverse);
 
 /* Multiplies every head of x in place by the normalized Hadamard matrix of
- * kernels/tensor/hadamard.h, which is its own inverse and its own backward. x act [T,H,d], d
- * a power of two from 2 to HADAMARD_MAX. */
+ * kernels/tensor/hadamard.h, which is its own inverse and its own backward. x act
+ * [T,H,d], d a power of two from 2 to HADAMARD_MAX. */
 enum err dev_hadamard(struct dev *d, const struct tensor *x);
 
 /* Which keys a query sees in full precision (past-only quantization). Query i sees key
@@ -165,8 +167,8 @@ enum err dev_hadamard(struct dev *d, const struct tensor *x);
  *   j < sink                                   the first tokens
  *   chunk > 1 and j / chunk == i / chunk       the query's own chunk of a prefill
  * window 0 with chunk <= 1 is kv.past_only: false. block > 1 says that keys are quantized
- * `block` tokens at a time: the last key of j's block then stands for j in the conditions on
- * window and chunk, so that a block is in full precision until it is complete.
+ * `block` tokens at a time: the last key of j's block then stands for j in the conditions
+ * on window and chunk, so that a block is in full precision until it is complete.
  * dev_attn_bwd() needs chunk <= 1. */
 struct attn_mask {
     int64_t window, sink, chunk, block; /* tokens */
@@ -186,7 +188,8 @@ struct attn_inputs {
  * where k'_j, v'_j are k_j, v_j or kq_j, vq_j, as the mask says for the pair (i, j).
  *   o       [T,H,d], type of q
  *   lse     F32 [H,T], log sum_j exp(S_ij): the backward needs it
- * With BF16 inputs, P (and dS in the backward) may be rounded to BF16 before its product. */
+ * With BF16 inputs, P (and dS in the backward) may be rounded to BF16 before its
+ * product. */
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
                   const struct attn_inputs *in);
 
@@ -202,7 +205,7 @@ enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
                       const struct tensor *dout, const struct tensor *o,
                       const struct tensor *lse, const struct attn_inputs *in);
 
-/* --- MLP ---------------------------------------------------------------------------- */
+/* --- MLP ----------------------------------------------------------------------------- */
 
 /* y[r,f] = silu(gu[r,f]) gu[r,F+f] with silu(x) = x / (1 + exp(-x)). y act [R,F],
  * gu act [R,2F]. */
@@ -211,7 +214,7 @@ enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tenso
 enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
                            const struct tensor *gu);
 
-/* --- fake quantization -------------------------------------------------------------- */
+/* --- fake quantization --------------------------------------------------------------- */
 
 /* A weight and how it is quantized. Groups are G consecutive columns of a row; the last one
  * of a row may be shorter. */
@@ -223,8 +226,8 @@ struct weight_quant {
     int64_t group_size;         /* G in columns; 0: the whole row */
 };
 
-/* Learnable weight clipping. Per group, with gamma = sigma(a) and beta = sigma(b), 1 without
- * clipping:
+/* Learnable weight clipping. Per group, with gamma = sigma(a) and beta = sigma(b), 1
+ * without clipping:
  *   lo = beta min(0, min W)        hi = gamma max(0, max W)
  * and h, z, q, w^ follow from lo and hi by kernels/tensor/quant.h.
  *   wq      act [N,C], w^; may be NULL, then only scales and zeros are written
@@ -238,8 +241,8 @@ enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
 enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
                                const struct weight_quant *p);
-/* da, db [N,n] from dwq, the loss's gradient in w^, F32 [N,C]: straight through the rounding
- * and fp16 (docs/method.md). p's a and b must not be NULL. */
+/* da, db [N,n] from dwq, the loss's gradient in w^, F32 [N,C]: straight through the
+ * rounding and fp16 (docs/method.md). p's a and b must not be NULL. */
 enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                     const struct tensor *db, const struct tensor *dwq,
                                     const struct weight_quant *p);
@@ -279,13 +282,14 @@ enum err dev_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
                                const struct tensor *dxq, const struct kv_quant *p);
 
 /* Fake quantization per channel (kv.method: channel): every channel of every `tokens`
- * consecutive tokens, counted from token 0, is a group of its own, with s = 1 and shift = 0.
- * The last T % tokens tokens do not fill a block and are copied. xq, x act [T,K,d];
+ * consecutive tokens, counted from token 0, is a group of its own, with s = 1 and shift =
+ * 0. The last T % tokens tokens do not fill a block and are copied. xq, x act [T,K,d];
  * tokens > 0; xq may be x. */
 enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
                                    const struct tensor *x, int bits, int64_t tokens);
-/* dx (+)= the gradient, from dxq; dx may be dxq unless accumulating. The path through h goes
- * to the first token that holds the maximum, and to the first that holds the minimum. */
+/* dx (+)= the gradient, from dxq; dx may be dxq unless accumulating. The path through h
+ * goes to the first token that holds the maximum, and to the first that holds the
+ * minimum. */
 enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
                                        const struct tensor *dxq, const struct tensor *x,
                                        int bits, int64_t tokens, bool accumulate);
@@ -297,13 +301,13 @@ enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct ten
 /* s[c] = exp(ls[c]), [C]. */
 enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls);
 
-/* --- training ----------------------------------------------------------------------- */
+/* --- training ------------------------------------------------------------------------ */
 
 enum loss_kind { LOSS_MAE, LOSS_MSE };
 
-/* *loss = weight mean |y - t| or weight mean (y - t)^2, on the host and valid on return: this
- * call waits. dy (+)= the gradient in y, with sign(0) = 0; dy NULL: none. y, t, dy act [R,C].
- * Sums are f64 in a fixed order. accumulate: dy +=, for F32 dy only. */
+/* *loss = weight mean |y - t| or weight mean (y - t)^2, on the host and valid on return:
+ * this call waits. dy (+)= the gradient in y, with sign(0) = 0; dy NULL: none. y, t, dy
+ * act [R,C]. Sums are f64 in a fixed order. accumulate: dy +=, for F32 dy only. */
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
                   const struct tensor *y, const struct tensor *t, enum loss_kind kind,
                   float weight, bool accumulate);
@@ -321,7 +325,7 @@ enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g
  * shape. */
 enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x);
 
-/* --- model ends --------------------------------------------------------------------- */
+/* --- model ends ---------------------------------------------------------------------- */
 
 /* nll[r] = log sum_c exp(x[r,c]) - x[r, target[r]]. x act [R,V], target I32 [R], each
  * 0 to V - 1, which is not checked; nll [R]. */

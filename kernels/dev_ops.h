@@ -2,9 +2,9 @@
  *
  * The table that an implementation fills. Private to kernels/.
  *
- * dev_*() checks shapes, types and aliasing before it calls an entry, so an entry trusts its
- * arguments and cannot refuse them. Only memory or the device itself can still fail; the
- * entry then calls dev_fail(), and all later operations return that error.
+ * dev_*() checks shapes, types and aliasing before it calls an entry, so an entry trusts
+ * its arguments and cannot refuse them. Only memory or the device itself can still fail;
+ * the entry then calls dev_fail(), and all later operations return that error.
  *
  * The cpu table starts as a copy of ref's and replaces one operation after another. A table
  * for another memory space leaves NULL what it lacks, and dev_*() returns ERR_DEVICE. */

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The failure that each thread has recorded, and the names of errors. */
 #include "kernels/base/error.h"
 
 #include <stdarg.h>

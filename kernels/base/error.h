@@ -2,7 +2,7 @@
  *
  * Error codes, and the sentence that goes with the first failure.
  *
- * Laws that hold in the whole tree:
+ * Rules that hold in the whole tree:
  *  - a function that can fail returns enum err; OK is 0;
  *  - out-parameters come first and are untouched on error, unless said otherwise;
  *  - the first failure of a thread is recorded with file, line and a sentence; err_add()
@@ -31,24 +31,26 @@ enum err {
     ERR_STOPPED = 32,   /* interrupted, state saved: exit 130 */
 };
 
-/* Record e and its sentence if nothing is recorded yet on this thread. Returns e. */
+/* Records e and its sentence, unless this thread has recorded a failure already. Returns e.
+ * All functions here are thread-safe: each thread has its own record. */
 enum err err_set(enum err e, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* Put a prefix before the recorded sentence. Returns e, so that it can end a chain. */
+/* Puts a prefix before the recorded sentence. Returns e, for use in a return statement. */
 enum err err_add(enum err e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Replace control characters by '?', so that a name out of a stranger's file cannot command
- * the terminal. Done for the recorded sentence and for every line of the log. */
+/* Replaces control characters in s by '?', so that a name from an untrusted file cannot
+ * send commands to the terminal. err_set(), err_add() and the log do this themselves. */
 void err_show_plain(char *s);
 
-/* The recorded sentence, "" if none. Valid until the thread's next err_* call. */
+/* The recorded sentence, or "". Valid until this thread's next err_* call. */
 const char *err_text(void);
-/* Where it was recorded, "file.c:123". */
+/* Where it was recorded, as "file.c:123". */
 const char *err_where(void);
 void err_clear(void);
 
-/* Name of a code ("format"), and the process exit status it leads to. */
+/* The name of a code, such as "format", and the exit status of a command that fails with
+ * it. */
 const char *err_name(enum err e);
 int err_exit_status(enum err e);
 
@@ -59,7 +61,7 @@ int err_exit_status(enum err e);
 #define TRY_OUT(expr) do { if ((err = (expr))) goto out; } while (0)
 /* clang-format on */
 
-/* FAIL for a function that owns something: sets err and goes to out. */
+/* FAIL for a function that must release something: sets err and jumps to out. */
 #define FAIL_OUT(e, ...)                                                                   \
     do {                                                                                   \
         err = err_set((e), __FILE__, __LINE__, __VA_ARGS__);                               \

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Maps, writers and whole files. */
 #include "kernels/base/file.h"
 
 #include "kernels/base/bytes.h"

@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * fp16 (IEEE binary16) and bf16 to and from f32, bit-exact, ties to even. Portable C; the
- * SIMD kernels use the instructions, which round the same way. */
+ * fp16 (IEEE binary16) and bf16 from and to f32: exact, with ties to even, in portable C.
+ * The SIMD kernels use instructions that round the same way.
+ *
+ *          sign  exponent  mantissa bits
+ *   f32     1       8         23
+ *   bf16    1       8          7       the upper half of an f32
+ *   fp16    1       5         10       65504 at most; normal from 2^-14, else 2^-24 */
 #ifndef WKVQ_HALF_H
 #define WKVQ_HALF_H
 
@@ -34,7 +39,7 @@ HALF_FN float bf16_to_f32(uint16_t h)
     return f32_from_bits((uint32_t)h << 16);
 }
 
-/* NaN stays NaN (quiet); overflow goes to infinity as IEEE rounding demands. */
+/* NaN becomes a quiet NaN; values beyond the largest bf16 become infinity. */
 HALF_FN uint16_t bf16_from_f32(float f)
 {
     const uint32_t u = f32_bits(f);
@@ -56,6 +61,7 @@ HALF_FN float f16_to_f32(uint16_t h)
     return f32_from_bits(sign | f32_bits(magnitude));
 }
 
+/* As bf16_from_f32(): beyond 65519.99 the result is infinity. */
 HALF_FN uint16_t f16_from_f32(float f)
 {
     const uint32_t u = f32_bits(f);
@@ -65,7 +71,7 @@ HALF_FN uint16_t f16_from_f32(float f)
         return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x3ffu));
     if (a >= 0x477ff000u) /* rounds to 65536 or more */
         return (uint16_t)(sign | 0x7c00u);
-    if (a < 0x38800000u) { /* below 2^-14: subnormal, let the adder round at bit 2^-24 */
+    if (a < 0x38800000u) { /* below 2^-14: adding 0.5 rounds at bit 2^-24 */
         const float r = f32_from_bits(a) + 0.5f;
         return (uint16_t)(sign | (f32_bits(r) - 0x3f000000u));
     }
@@ -73,7 +79,7 @@ HALF_FN uint16_t f16_from_f32(float f)
     return (uint16_t)(sign | ((r >> 13) - (112u << 10)));
 }
 
-/* The value after one trip through fp16. */
+/* The fp16 nearest to f, as f32. */
 HALF_FN float f16_round(float f)
 {
     return f16_to_f32(f16_from_f32(f));

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Formats a line and passes it to the sink. */
 #include "kernels/base/log.h"
 
 #include "kernels/base/error.h"

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * Talk for people, on stderr only. Results never go through here. */
+ * Messages for people, on stderr only. Results of commands are never printed by it. Calls
+ * may come from any thread; settings must not change meanwhile. */
 #ifndef WKVQ_LOG_H
 #define WKVQ_LOG_H
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_VERBOSE, LOG_DEBUG };
 
-/* Called with one line without its newline. */
+/* Receives one line, without its newline. */
 typedef void (*log_sink)(void *ctx, enum log_level level, const char *line);
 
-/* Lines above level are dropped. Default LOG_INFO. */
+/* Lines of a higher level are dropped. The default is LOG_INFO. */
 void log_set_level(enum log_level level);
-/* Replace the default sink (stderr); NULL brings it back. */
+/* Replaces the default sink, which writes to stderr; NULL restores it. */
 void log_set_sink(log_sink sink, void *ctx);
 void log_line(enum log_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Checked sizes, allocation, and what /proc says about memory. */
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>

@@ -1,4 +1,13 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The thread pool. pool_run() publishes a job and starts a new round; helpers and the
+ * caller take chunk numbers from one atomic counter until none is left. A helper that
+ * finds no new round pauses for a while and then sleeps, so that short jobs in a row need
+ * no wake-up:
+ *
+ *   caller:  job, next = 0, busy = helpers, round++, wake sleepers, run chunks,
+ *            wait until busy == 0
+ *   helper:  wait for round to change, run chunks, busy--, wake the caller if it waits */
 #include "kernels/base/pool.h"
 
 #include "kernels/base/mem.h"
@@ -9,9 +18,9 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Pauses a waiting thread makes before it sleeps: some 20 to 50 us, about what a wake-up
- * costs. Whoever sleeps says so first, so that a round among spinning threads takes no lock
- * and no call into the kernel. */
+/* Pauses before a waiting thread sleeps: 20 to 50 us, about the cost of a wake-up. A
+ * thread sets `sleeping` or `waiting` before it sleeps, so that a round among threads
+ * that still spin needs no lock and no system call. */
 #define SPINS 2000
 
 struct pool {
@@ -81,7 +90,7 @@ static void begin_round(struct pool *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-/* One helper has no more to do in this round. */
+/* Called by a helper that has no more chunks in this round. */
 static void end_round(struct pool *p)
 {
     if (atomic_fetch_sub(&p->busy, 1) != 1 || !atomic_load(&p->waiting))

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * SplitMix64, and the Mersenne Twister as CPython seeds and uses it. */
 #include "kernels/base/rng.h"
 
 #include <math.h>
@@ -104,7 +106,7 @@ int64_t mt_randint(struct mt19937 *m, int64_t lo, int64_t hi)
     for (;;) {
         uint64_t r = 0;
         /* CPython's getrandbits: least significant word first, the last one shifted down.
-         */
+ */
         for (int have = 0; have < bits; have += 32) {
             const int take = bits - have < 32 ? bits - have : 32;
             r |= (uint64_t)(mt_u32(m) >> (32 - take)) << have;

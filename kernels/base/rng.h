@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Seeded generators. struct rng for tests and synthetic data; struct mt19937 is CPython's
- * random.Random, which the literature's calibration windows are drawn with. */
+ * Seeded random numbers. struct rng (SplitMix64) is for tests and synthetic data. struct
+ * mt19937 is CPython's random.Random, with which the literature draws its calibration
+ * windows. Not thread-safe: one generator per thread. */
 #ifndef WKVQ_RNG_H
 #define WKVQ_RNG_H
 

@@ -1,16 +1,35 @@
 /* SPDX-License-Identifier: MIT
  *
- * What attention's forward and backward share. Both work on tiles of TILE keys by TILE
- * queries and hold scores transposed, S^T: a row is a key, lanes are queries. So maxima,
- * sums and factors of a query are lane by lane, and P^T and dS^T come out as the next
- * products want them. A unit of work is a kv head and one of n_splits sets of blocks; it
- * has one writer for all that it writes. */
+ * What the forward and the backward of attention share.
+ *
+ * Both walk over tiles of TILE keys by TILE queries and hold scores transposed, S^T: a
+ * row is a key and the lanes are queries.
+ *
+ *            queries i0 .. i0+63             all T x T pairs, causal
+ *          +----------------------+         qb = 0    1    2    3
+ *   key j0 | S_i0,j0  S_i1,j0 ... |    kb = 0  [ m ][ Q ][ Q ][ Q ]
+ *      j1  | S_i0,j1  S_i1,j1 ... |         1       [ m ][ Q ][ Q ]
+ *      ... |                      |         2            [ m ][ Q ]
+ *          +----------------------+         3                 [ m ]
+ *
+ *   Q: all pairs see the quantized form      m: on the diagonal, both forms are mixed
+ *
+ * Maximum, sum and factors of a query are therefore computed lane by lane, and P^T and dS^T
+ * come out in the layout that the next products read.
+ *
+ * Each key exists in full precision and quantized; the mask decides per pair (i, j). Far
+ * from the diagonal a tile sees one form only. A mixed tile computes its scores in both
+ * forms and selects per lane (select_forms()).
+ *
+ * A unit of work is one kv head and one of n_splits sets of blocks: split s owns blocks s,
+ * s + n_splits, ... Only that unit writes their results, so no atomics are needed, and the
+ * order of every sum is fixed. */
 #ifndef WKVQ_ATTN_H
 #define WKVQ_ATTN_H
 
 #include "kernels/cpu/attn_tile.h"
 
-/* A key's two forms. */
+/* The two forms of a key and its value. */
 enum form { FULL, QUANTIZED, N_FORMS };
 
 struct attn_job {
@@ -22,7 +41,7 @@ struct attn_job {
     size_t thread_bytes;
 };
 
-/* Of backward, whose working memory grows with them. */
+/* Limit for the backward, whose working memory grows with the number of splits. */
 #define MAX_SPLITS 8
 
 #define LOG2E 1.44269504088896340736
@@ -32,7 +51,7 @@ INLINE int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Parts for which all threads have work, and nearly the same amount. */
+/* Returns the number of splits that gives every thread about the same amount of work. */
 INLINE int64_t attn_splits(int64_t K, int64_t n_blocks, int threads, int per_thread)
 {
     if (threads == 1)
@@ -60,7 +79,7 @@ INLINE struct attn_job attn_job_of(const struct attn_inputs *in)
     return j;
 }
 
-/* Query i >= j sees key j in full precision iff i < this. */
+/* Query i >= j sees key j in full precision exactly if i is below the returned number. */
 INLINE int64_t full_below(const struct attn_job *a, int64_t j)
 {
     const struct attn_mask *m = &a->mask;
@@ -72,23 +91,23 @@ INLINE int64_t full_below(const struct attn_job *a, int64_t j)
     return own > j + m->window ? own : j + m->window;
 }
 
-/* Which forms of the keys of block kb the queries of block qb meet: bits 1 << form. */
-INLINE int forms_met(const struct attn_job *a, int64_t qb, int64_t kb)
+/* Which forms of block kb's keys the queries of block qb see: a set of bits 1 << form. */
+INLINE int forms_seen(const struct attn_job *a, int64_t qb, int64_t kb)
 {
     const int64_t last_q = least((qb + 1) * TILE, a->T) - 1;
     const int64_t last_k = least((kb + 1) * TILE - 1, last_q);
-    int met = 0;
+    int seen = 0;
     for (int64_t j = kb * TILE; j <= last_k; j++) {
         const int64_t first_q = j > qb * TILE ? j : qb * TILE, below = full_below(a, j);
-        met |= (below > first_q) << FULL | (below <= last_q) << QUANTIZED;
+        seen |= (below > first_q) << FULL | (below <= last_q) << QUANTIZED;
     }
-    return met;
+    return seen;
 }
 
-#define MET_FULL (1 << FULL)
-#define MET_BOTH (1 << FULL | 1 << QUANTIZED)
+#define SEES_FULL (1 << FULL)
+#define SEES_BOTH (1 << FULL | 1 << QUANTIZED)
 
-/* Lanes of queries i.. as floats, exact up to 2^24 tokens. */
+/* The numbers of queries i, i + 1, ... as floats, exact below 2^24. */
 INLINE vf query_numbers(int64_t i)
 {
     return vf_add(vf_iota(), vf_set1((float)i));
@@ -99,7 +118,7 @@ INLINE float key_number(int64_t j)
     return j < 1 << 24 ? (float)j : 0x1p24f;
 }
 
-/* Queries that do not see key j. */
+/* Lanes whose query precedes key j and must not see it. */
 INLINE vm hidden_lanes(int64_t i, int64_t j)
 {
     return vf_lt(query_numbers(i), vf_set1(key_number(j)));
@@ -110,7 +129,7 @@ INLINE vm full_lanes(const struct attn_job *a, int64_t i, int64_t j)
     return vf_lt(query_numbers(i), vf_set1(key_number(full_below(a, j))));
 }
 
-/* Where mixed tiles take the full form: S = full ? S : Sq. */
+/* For a mixed tile: S keeps its pairs in full precision and takes the others from Sq. */
 INLINE void select_forms(const struct attn_job *a, float *S, const float *Sq, int64_t i0,
                          int64_t j0)
 {
@@ -122,7 +141,8 @@ INLINE void select_forms(const struct attn_job *a, float *S, const float *Sq, in
         }
 }
 
-/* A thread's working memory, handed out front to back. base NULL: only counts. */
+/* A thread's working memory, handed out front to back. With base NULL, take() only counts
+ * the bytes. */
 struct arena {
     char *base;
     size_t used;
@@ -141,7 +161,7 @@ INLINE struct arena thread_arena(const struct attn_job *a, int thread)
     return (struct arena){a->scratch + (size_t)thread * a->thread_bytes, 0};
 }
 
-#if ATTN_PAIRS /* the F32 kernels, for what is not BF16 */
+#if ATTN_PAIRS /* the F32 kernels: for inputs that are not BF16 */
 void ISA_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                         const struct attn_inputs *in);
 void ISA_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * Bringing blocks of tokens into the layouts that kernels/cpu/attn_tile.h multiplies. */
+ * Packs blocks of tokens into the layouts that kernels/cpu/attn_tile.h multiplies. */
 #include "kernels/cpu/attn_tile.h"
 
 static void pack_row(elem *dst, const void *src, bool bf16, int64_t d, int64_t dp)
 {
 #if ATTN_PAIRS
-    (void)bf16; /* the F32 kernels take everything else */
+    (void)bf16; /* F32 tensors go to the F32 kernels */
     memcpy(dst, src, (size_t)d * sizeof(*dst));
 #else
     for (int64_t c = 0; c < d; c += VL)
@@ -41,7 +41,8 @@ void pack_operands(uint32_t *dst, const elem *src, int64_t dp)
 }
 
 #if VL == 16
-/* 16 x 16 words: four rounds of exchanges between registers 1, 2, 4 and 8 apart. */
+/* Transposes 16 x 16 words in registers: four rounds, which exchange words between
+ * registers that are 1, 2, 4 and 8 apart. */
 static void transpose_16x16(uint32_t *dst, int64_t ld_dst, const uint32_t *src,
                             int64_t ld_src)
 {

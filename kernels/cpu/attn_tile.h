@@ -1,12 +1,26 @@
 /* SPDX-License-Identifier: MIT
  *
- * The inner parts of attention: products of tiles that lie in L1 and L2. Compiled with
- * ATTN_PAIRS for processors that multiply pairs of BF16 (AVX512-BF16), without for F32.
+ * Products of tiles for attention: the inner loops. Compiled with ATTN_PAIRS=1 for
+ * processors that multiply pairs of BF16 (AVX512-BF16), and with ATTN_PAIRS=0 for F32.
  *
- * A product C[M,N] += A[M,K] B[K,N] takes A by rows, and B as "operands": one 32-bit word
- * for DEPTH consecutive k of one column, word [k / DEPTH][n]. A step multiplies one word of
- * a row of A with a vector of words of B; the lanes are columns, and nothing is ever summed
- * across lanes. */
+ * A product is C[M,N] += A[M,K] B[K,N]. A is stored by rows. B is stored as "operands": a
+ * 32-bit word holds DEPTH consecutive k of one column (two BF16 or one F32).
+ *
+ *        A [M][K], elements                  B as operands [K / DEPTH][N], words
+ *
+ *       k0 k1  k2 k3  ...                          n0       n1       n2
+ *   m0 [a  a | a  a | ...]             k0,k1   [ b00,b10  b01,b11  b02,b12  ... ]
+ *   m1 [a  a | a  a | ...]             k2,k3   [ b20,b30  b21,b31  b22,b32  ... ]
+ *
+ * One step takes a word of a row of A, copies it to all lanes, and multiplies it with a
+ * vector of words of B. Lanes are columns of C, so no sum ever crosses lanes:
+ *
+ *   C[m0][n0 n1 n2 ...] += (a00,a01) . [(b00,b10) (b01,b11) (b02,b12) ...]
+ *
+ * A block of BLOCK_ROWS x (BLOCK_VECS VL) of C stays in registers over the whole of K.
+ * Tiles are TILE = 64 tokens wide, so A, B and C of one product fit in the L1 and L2
+ * caches.
+ * */
 #ifndef WKVQ_ATTN_TILE_H
 #define WKVQ_ATTN_TILE_H
 
@@ -16,7 +30,7 @@
 
 #include <string.h>
 
-/* Queries or keys of a tile. */
+/* Queries or keys in a tile. */
 #define TILE 64
 /* Head widths are padded with zeros to a multiple of this. */
 #define PAD 16
@@ -31,7 +45,7 @@ typedef float elem;
 #define ATTN_NAME(name) ISA_NAME(name)
 #endif
 
-/* Rows and vectors of the block of C that is kept in registers. */
+/* The block of C in registers: rows, and vectors per row. */
 #define BLOCK_ROWS 4
 #define BLOCK_VECS (VL == 16 ? 4 : 2)
 
@@ -53,8 +67,8 @@ INLINE vf multiply_add(vf c, vf a, vf b)
 typedef vf word_vec;
 #endif
 
-/* One block of C: rows x (vecs VL). grow: C = C * grow + ..., grow [N] or NULL for C = ....
- */
+/* One block of C, BLOCK_ROWS x (vecs VL): C = C grow + A B, where grow [N] scales columns.
+ * grow NULL: C = A B. vecs must be a constant at the call. */
 INLINE void block_product(int vecs, float *C, int64_t ldc, const elem *A, int64_t lda,
                           const uint32_t *B, int64_t ldb, int64_t steps, const float *grow)
 {
@@ -85,8 +99,8 @@ INLINE void block_product(int vecs, float *C, int64_t ldc, const elem *A, int64_
             vf_store(C + r * ldc + v * VL, acc[r][v]);
 }
 
-/* C[M,N] = C * grow[N] + A[M,K] B[K,N]; grow NULL: C = A B. M in BLOCK_ROWS, N in PAD, K in
- * DEPTH. */
+/* C[M,N] = C grow[N] + A[M,K] B[K,N]; grow NULL: C = A B. M is a multiple of BLOCK_ROWS,
+ * N of PAD, K of DEPTH. */
 INLINE void tile_product(float *C, int64_t ldc, int64_t M, int64_t N, const elem *A,
                          int64_t lda, const uint32_t *B, int64_t ldb, int64_t K,
                          const float *grow)
@@ -102,7 +116,7 @@ INLINE void tile_product(float *C, int64_t ldc, int64_t M, int64_t N, const elem
                           grow ? grow + n : NULL);
 }
 
-/* 2^x within 2e-7 of its value; 0 below 2^-150, however far. */
+/* 2^x with a relative error of 2e-7; 0 where the result is below 2^-150. */
 INLINE vf exp2_of(vf x)
 {
     if (VL < 16) /* vf_ldexp of AVX-512 has no limits */
@@ -117,7 +131,7 @@ INLINE vf exp2_of(vf x)
     return vf_ldexp(p, n);
 }
 
-/* Rows j and j + 1 (with DEPTH 1 only j) of what will be B, as operands. */
+/* Writes rows a and b of a future B as operands; with DEPTH 1 only row a. */
 INLINE void put_operands(uint32_t *B, vf a, vf b)
 {
 #if ATTN_PAIRS
@@ -131,7 +145,7 @@ INLINE void put_operands(uint32_t *B, vf a, vf b)
 #endif
 }
 
-/* VL elements of a row of what will be A. */
+/* Writes VL elements of a row of a future A. */
 INLINE void put_elems(elem *A, vf x)
 {
 #if ATTN_PAIRS
@@ -141,9 +155,10 @@ INLINE void put_elems(elem *A, vf x)
 #endif
 }
 
-/* Packing, once a block of tokens: attn_pack.c. dp: d padded. */
+/* Packing (attn_pack.c) happens once per block of tokens. dp is d rounded up to PAD. */
 
-/* dst[TILE][dp] = tokens t0.. of head h of x, zeros behind its end and its width. */
+/* dst[TILE][dp] = tokens [t0, t0 + TILE) of head h of x. Tokens past the last one and
+ * columns past d are zeros. */
 void ATTN_NAME(pack_rows)(elem *dst, const struct tensor *x, int64_t t0, int64_t h,
                           int64_t dp);
 /* dst[cols][rows] = src[rows][cols], words. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Inside the cpu device. The kernels are compiled once for each instruction set and fill
- * the table from the plainest up; the rest (memory, GEMM, the choice) exists once. */
+ * The inside of the cpu device. Kernels are compiled once per instruction set
+ * (kernels/simd/isa.h), and each set's kernels put themselves into the operation table,
+ * from the plainest set up. Memory, GEMM and the choice of the set exist once. */
 #ifndef WKVQ_CPU_H
 #define WKVQ_CPU_H
 
@@ -10,16 +11,16 @@
 
 #include <stdbool.h>
 
-/* Instruction sets, each containing those before it. */
+/* Instruction sets that the device has kernels for; each contains those before it. */
 enum cpu_level { CPU_PLAIN, CPU_AVX2, CPU_AVX512, CPU_AVX512BF16, N_CPU_LEVELS };
 
-/* The highest level this build and this machine have. */
+/* The highest level that this build has and this processor supports. */
 enum cpu_level cpu_best_level(void);
-/* Devices opened from now on use at most this level: for tests. */
+/* Limits the level of devices opened from now on; for tests. */
 void cpu_set_level(enum cpu_level level);
 
-/* Working memory that outlives a call, so that only the first call with a shape allocates.
- * An operation owns the slots it names while it runs. */
+/* Working memory that is kept between calls, so that only the first call with a shape
+ * allocates. An operation owns the slots it uses while it runs. */
 enum cpu_slot { SLOT_A, SLOT_B, SLOT_C, SLOT_D, SLOT_GEMM, N_SLOTS };
 
 struct cpu_gemm; /* opaque: cpu_gemm.c */
@@ -27,18 +28,20 @@ struct cpu_gemm; /* opaque: cpu_gemm.c */
 struct cpu {
     enum cpu_level level;
     struct cpu_gemm *gemm;
-    struct dev_ops ref; /* the fallback for shapes that have no kernel */
+    struct dev_ops ref; /* for shapes that have no kernel here */
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
 };
 
-/* 64-byte aligned, contents undefined; NULL after dev_fail(). */
+/* Returns a slot of at least `bytes`, 64-byte aligned and undefined; NULL after
+ * dev_fail(). */
 void *cpu_scratch(struct dev *d, enum cpu_slot slot, size_t bytes);
 
-/* row(ctx, r) for every r in [0, rows), a row being `cols` elements of work. */
+/* Calls row(ctx, r) for every r in [0, rows), on all threads. cols is the work of a row in
+ * elements, which decides how many rows make a chunk. */
 void cpu_run_rows(struct dev *d, int64_t rows, int64_t cols,
                   void (*row)(const void *ctx, int64_t r), const void *ctx);
-/* part(ctx, begin, end) for the pieces of [0, n); the pieces depend on n only. */
+/* Calls part(ctx, begin, end) for pieces of [0, n), which depend on n only. */
 void cpu_run_flat(struct dev *d, int64_t n,
                   void (*part)(const void *ctx, int64_t begin, int64_t end),
                   const void *ctx);
@@ -51,12 +54,12 @@ bool cpu_gemm_has_bf16(const struct cpu_gemm *g); /* faster than f32 */
 void cpu_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate);
 
-/* Each instruction set's kernels put themselves into the table: cpu_fill_avx512(). */
+/* Each puts the kernels of one instruction set into the table. */
 void cpu_fill_plain(struct dev_ops *o);
 void cpu_fill_avx2(struct dev_ops *o);
 void cpu_fill_avx512(struct dev_ops *o);
 void cpu_fill_avx512bf16(struct dev_ops *o);
-/* Attention that multiplies pairs of BF16. */
+/* Attention by products of BF16 pairs. */
 void cpu_fill_attn_pairs_avx512bf16(struct dev_ops *o);
 
 #ifdef ISA
@@ -74,7 +77,7 @@ static inline bool cpu_bf16(const struct tensor *x)
     return x->dtype == DT_BF16;
 }
 
-/* Elements of one row: all dimensions behind the first. */
+/* Elements of one row: the product of all dimensions after the first. */
 static inline int64_t cpu_width(const struct tensor *x)
 {
     int64_t w = 1;
@@ -83,7 +86,7 @@ static inline int64_t cpu_width(const struct tensor *x)
     return w;
 }
 
-/* Element i behind the start, act or F32. */
+/* Address of element i of an act tensor. */
 static inline void *cpu_at(const struct tensor *x, int64_t i)
 {
     return (char *)x->data + i * (cpu_bf16(x) ? 2 : 4);

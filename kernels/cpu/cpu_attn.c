@@ -1,12 +1,25 @@
 /* SPDX-License-Identifier: MIT
  *
- * Attention forward (Dao et al. 2022): one pass over the keys of a block of queries, with
- * running maxima and sums; nothing of size T x T exists. */
+ * Attention forward in one pass over the keys (online softmax: Milakov, Gimelshein 2018;
+ * Dao et al. 2022). Nothing of size T x T exists.
+ *
+ * Per block of queries, and for each block of keys in order:
+ *
+ *   S    = scale log2(e) Q K^T             scores in base 2, mixed tiles per pair and form
+ *   max' = max(max, columns of S)
+ *   grow = 2^(max - max')                  what the earlier sums shrink by
+ *   P    = 2^(S - max')
+ *   sum  = sum grow + columns of P
+ *   O    = O grow + P V
+ *
+ * and at the end o = O / sum, lse = max / log2(e) + log(sum). kernels/cpu/attn.h draws the
+ * tiles. */
 #include "kernels/cpu/attn.h"
 
 #include <math.h>
 
-/* Below every score, yet finite: its weight is 0 and no infinity is subtracted. */
+/* The score of a pair that must not be seen: below all others, so its weight is 0, but
+ * finite, so that no difference of infinities arises. */
 #define HIDDEN -1e30f
 
 struct fwd {
@@ -80,10 +93,10 @@ static vf column_max(const float *S, vf max)
     return vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3]));
 }
 
-/* Queries i.. of one tile: where their columns start, and which keys they meet. */
+/* One vector of queries of a tile: its columns of S, and where its weights go. */
 struct column {
     const float *S;
-    uint32_t *P, *Pq; /* weights of the keys' full and, in mixed tiles, quantized forms */
+    uint32_t *P, *Pq; /* weights for keys in full precision; quantized, if mixed */
     int64_t i, j0;
 };
 
@@ -101,7 +114,8 @@ INLINE void put_weights(const struct attn_job *a, const struct column *k, int64_
     put_operands(k->Pq + at, vf_select(m0, zero, p0), vf_select(m1, zero, p1));
 }
 
-/* P = 2^(c (S - max)) of one vector of queries, and its sum. c = scale log2(e). */
+/* Stores P = 2^(c (S - max)) of one vector of queries and returns its sum over the tile's
+ * keys. c = scale log2(e); c_max = c max. */
 INLINE vf column_weights(const struct attn_job *a, const struct column *k, vf c, vf c_max,
                          bool mixed)
 {
@@ -139,20 +153,20 @@ static void fwd_tile(const struct fwd *f, struct fwd_work *w, int64_t qb, int64_
 {
     const struct attn_job *a = &f->a;
     const int64_t dp = a->dp, at = kb * TILE * dp;
-    const int met = forms_met(a, qb, kb);
-    const enum form first = met & MET_FULL ? FULL : QUANTIZED;
+    const int seen = forms_seen(a, qb, kb);
+    const enum form first = seen & SEES_FULL ? FULL : QUANTIZED;
     tile_product(w->S, TILE, TILE, TILE, w->K[first] + at, dp, w->Qt, TILE, dp, NULL);
-    if (met == MET_BOTH) {
+    if (seen == SEES_BOTH) {
         tile_product(w->Sq, TILE, TILE, TILE, w->K[QUANTIZED] + at, dp, w->Qt, TILE, dp,
                      NULL);
         select_forms(a, w->S, w->Sq, qb * TILE, kb * TILE);
     }
     if (kb == qb)
         hide_future(w->S);
-    softmax_tile(a, w, qb * TILE, kb * TILE, met == MET_BOTH);
+    softmax_tile(a, w, qb * TILE, kb * TILE, seen == SEES_BOTH);
     tile_product(w->Ot, TILE, dp, TILE, w->Vt[first] + at, TILE, w->P[FULL], TILE, TILE,
                  w->grow);
-    if (met == MET_BOTH)
+    if (seen == SEES_BOTH)
         tile_product(w->Ot, TILE, dp, TILE, w->Vt[QUANTIZED] + at, TILE, w->P[QUANTIZED],
                      TILE, TILE, w->ones);
 }
@@ -173,7 +187,7 @@ static void fwd_finish(const struct fwd *f, struct fwd_work *w, int64_t h, int64
     }
 }
 
-/* All queries of head h of the blocks of one split. */
+/* All blocks of queries that one split owns, for head h. */
 static void fwd_head(const struct fwd *f, struct fwd_work *w, int64_t h, int64_t split)
 {
     const struct attn_job *a = &f->a;

@@ -1,10 +1,32 @@
 /* SPDX-License-Identifier: MIT
  *
- * Attention backward: per tile S and dP are computed anew, then
- *   P = exp(S - lse)   dS = P (dP - D)   D = rowsum(dout o)
- *   dV += P^T dout     dK += dS^T q      dQ += dS K
- * A unit of work owns the gradients of its blocks of keys; dQ it sums into a part of its
- * own, and the parts are added in their order. */
+ * Attention backward, tile by tile. The forward keeps o and lse = log sum exp(S); P is
+ * computed again from them instead of being stored (Dao et al. 2022). With dO = dL/do:
+ *
+ *   P_ij  = exp(S_ij - lse_i)                D_i   = sum_c dO_ic o_ic
+ *   dP_ij = dO_i . v'_j                      dS_ij = P_ij (dP_ij - D_i)
+ *
+ *   dv'_j = sum_i P_ij dO_i           dk'_j = scale sum_i dS_ij q_i
+ *   dq_i  = scale sum_j dS_ij k'_j
+ *
+ * k' and v' are the form that query i sees of key j. For each pair only that form gets a
+ * gradient, so in a mixed tile P and dS are stored twice, each with zeros at the pairs of
+ * the other form.
+ *
+ * Five products per tile and form (kernels/cpu/attn_tile.h); A by rows, B as operands:
+ *
+ *   S^T  [key][query] = K   Q^T       dV [key][d]   += P^T   dO
+ *   dP^T [key][query] = V   dO^T      dK [key][d]   += dS^T  Q
+ *                                     dQ^T [d][query] += K^T  dS
+ *
+ * Who writes what: a unit of work (kv head, split) owns the blocks of keys s, s +
+ * n_splits, ... and all gradients dK, dV of them. Every split also contributes to dQ, so
+ * each sums into a buffer of its own:
+ *
+ *   dQt [split][head][block of queries][dp][TILE]
+ *
+ * and query_chunk() adds the splits' buffers in ascending order. All sums have a fixed
+ * order, whatever the threads do. */
 #include "kernels/cpu/attn.h"
 
 struct bwd {
@@ -13,17 +35,17 @@ struct bwd {
     float *dQt; /* [splits][H][blocks][dp][TILE] */
 };
 
-/* What tiles need of a block of queries of one head. */
+/* One block of queries of one head, packed for the products. */
 struct queries {
     uint32_t *Qt, *dOt; /* [dp / DEPTH][TILE] */
     uint32_t *Q, *dO;   /* [TILE / DEPTH][dp] */
-    float *lse, *D;     /* [TILE]; lse in base 2 */
+    float *lse, *D;     /* [TILE]; lse is times log2(e), for exp2 */
 };
 
 /* A thread's working memory. */
 struct bwd_work {
-    char *queries;                    /* of every block of the heads of one kv head */
-    elem *rows;                       /* [TILE][dp] */
+    char *queries; /* struct queries of all blocks of the heads that share the kv head */
+    elem *rows;    /* [TILE][dp] */
     uint32_t *operands;               /* [TILE / DEPTH][dp] */
     elem *K[N_FORMS], *V[N_FORMS];    /* [TILE][dp] */
     elem *Kt[N_FORMS];                /* [dp][TILE] */
@@ -73,14 +95,14 @@ static struct bwd_work bwd_carve(const struct attn_job *a, struct arena *r)
         w.dP[f] = take(r, square);
         w.Pt[f] = take(r, square / DEPTH);
         w.dSt[f] = take(r, square / DEPTH);
-        /* With one element a word the two layouts are the same. */
+        /* With one element per word both layouts are the same bytes. */
         w.dS[f] = DEPTH == 1 ? (uint32_t *)w.dSt[f] : take(r, square / DEPTH);
     }
     w.ones = take(r, a->dp > TILE ? a->dp : TILE);
     return w;
 }
 
-/* D_i = dout_i . o_i; 0 behind the end. */
+/* D_i = dout_i . o_i; 0 for queries past the last token. */
 static void row_dots(const struct bwd *b, float *D, int64_t h, int64_t qb)
 {
     const struct attn_job *a = &b->a;
@@ -127,13 +149,14 @@ static void pack_keys(const struct attn_job *a, struct bwd_work *w, int64_t kv, 
     }
 }
 
-/* Where a pair of rows of P and dS goes, for one vector of queries. */
+/* Stores P and dS of one key and one vector of queries, by rows. */
 INLINE void put_rows(struct bwd_work *w, int f, int64_t at, vf p, vf dS)
 {
     put_elems(w->Pt[f] + at, p);
     put_elems(w->dSt[f] + at, dS);
 }
 
+/* The same for keys j and j + 1; dS also as operands, which pair two rows. */
 INLINE void put_pair(struct bwd_work *w, int f, int64_t j, int64_t i, const vf *p,
                      const vf *dS)
 {
@@ -143,7 +166,8 @@ INLINE void put_pair(struct bwd_work *w, int f, int64_t j, int64_t i, const vf *
         put_operands(w->dS[f] + j / 2 * TILE + i, dS[0], dS[1]);
 }
 
-/* P and dS of one vector of queries from S and dP. */
+/* P and dS of one vector of queries, for all keys of the tile. f is the form that S and dP
+ * were computed with; with `mixed`, pairs of the quantized form are split off. */
 INLINE void column_grads(const struct attn_job *a, struct bwd_work *w,
                          const struct queries *q, enum form f, int64_t i0, int64_t j0,
                          int64_t i, bool mixed)
@@ -176,7 +200,7 @@ INLINE void column_grads(const struct attn_job *a, struct bwd_work *w,
     }
 }
 
-/* S^T = K Q^T and dP^T = V dO^T for the keys' form f. */
+/* S^T = K Q^T and dP^T = V dO^T, with form f of keys and values. */
 static void score_tile(const struct attn_job *a, struct bwd_work *w,
                        const struct queries *q, enum form f)
 {
@@ -184,6 +208,7 @@ static void score_tile(const struct attn_job *a, struct bwd_work *w,
     tile_product(w->dP[f], TILE, TILE, TILE, w->V[f], a->dp, q->dOt, TILE, a->dp, NULL);
 }
 
+/* Adds the tile to dV, dK and dQ^T. first: dQ^T has no value yet. */
 static void grad_tile(const struct attn_job *a, struct bwd_work *w, const struct queries *q,
                       enum form f, float *dQt, bool first)
 {
@@ -206,9 +231,9 @@ static void bwd_tile(const struct bwd *b, struct bwd_work *w, int64_t h, int64_t
     const struct attn_job *a = &b->a;
     const struct queries q = queries_of(a, w, h, qb);
     const int64_t split = kb % a->n_splits, i0 = qb * TILE, j0 = kb * TILE;
-    const int met = forms_met(a, qb, kb);
-    const bool mixed = met == MET_BOTH;
-    const enum form f = met & MET_FULL ? FULL : QUANTIZED;
+    const int seen = forms_seen(a, qb, kb);
+    const bool mixed = seen == SEES_BOTH;
+    const enum form f = seen & SEES_FULL ? FULL : QUANTIZED;
     score_tile(a, w, &q, f);
     if (mixed) {
         score_tile(a, w, &q, QUANTIZED);
@@ -227,7 +252,7 @@ static void bwd_tile(const struct bwd *b, struct bwd_work *w, int64_t h, int64_t
         grad_tile(a, w, &q, QUANTIZED, dQt, false);
 }
 
-/* x[t0.., h] = factor * from [TILE][dp] */
+/* Writes a block of a result: x[t0 + i, h] = factor from[i], from [TILE][dp]. */
 static void put_block(const struct attn_job *a, const struct tensor *x, int64_t t0,
                       int64_t h, const float *from, float factor)
 {
@@ -263,7 +288,7 @@ static void bwd_chunk(void *ctx, int64_t chunk, int thread)
     }
 }
 
-/* dq of one block of one head: the parts of the splits that have keys before it. */
+/* dq of one block of one head: the sum over the splits that have keys before it. */
 static void query_chunk(void *ctx, int64_t chunk, int thread)
 {
     const struct bwd *b = ctx;

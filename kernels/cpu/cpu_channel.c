@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of the cache per channel, in blocks of tokens: bit-equal to
- * kernels/tensor/quant.h. Lanes are channels, so a block's statistics are lane by lane; a
- * unit of work is a block's VL channels. */
+ * Fake quantization of keys per channel, bit-equal to kernels/tensor/quant.h. A group is
+ * `tokens` values of one channel. Lanes are channels, so minimum, maximum and scale are
+ * computed lane by lane. A unit of work is VL channels of one group of tokens. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 struct kv_channel {
     const struct tensor *xq, *x, *dx; /* xq is dxq in backward */
-    int64_t C, tokens, vectors;       /* vectors of lanes in a row */
+    int64_t C, tokens, vectors;       /* vectors of channels in a token */
     int bits;
     bool accumulate;
 };
 
-/* Tokens [t0, t1) of lanes c.. */
+/* One unit: tokens [t0, t1) of channels c, c + 1, ... */
 struct lanes {
     int64_t t0, t1, c, end;
     vf mn, mx, h, m;
@@ -53,7 +53,7 @@ static struct lanes lanes_of_unit(const struct kv_channel *k, int64_t unit)
     return b;
 }
 
-/* Codes as floats; 0 where h is. */
+/* Codes as floats; 0 where h is 0. */
 static vf codes(const struct lanes *b, vf x, vf Q)
 {
     const vf zero = vf_set1(0);
@@ -79,7 +79,7 @@ static int64_t units(struct kv_channel *k)
     return k->x->dim[0] / k->tokens * k->vectors;
 }
 
-/* Tokens behind the last whole block: to (+)= from. */
+/* Tokens after the last whole group: to (+)= from. */
 static void pass_rest(const struct kv_channel *k, const struct tensor *to,
                       const struct tensor *from)
 {
@@ -101,7 +101,7 @@ static void cpu_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
     pass_rest(&k, xq, x);
 }
 
-/* dL/dh / Q lane by lane; 0 where h is 0 or clamped. */
+/* dL/dh / Q of each lane; 0 where h is 0 or clamped. */
 static vf path_of(const struct kv_channel *k, const struct lanes *b)
 {
     const vf top = vf_set1((float)((1 << k->bits) - 1)), zero = vf_set1(0);
@@ -115,7 +115,8 @@ static vf path_of(const struct kv_channel *k, const struct lanes *b)
     return vf_select(learns, vf_div(dh, top), zero);
 }
 
-/* *left where x is the extreme v, which then has it; 0 elsewhere. */
+/* Returns *left in the lanes where x equals the extreme v, and clears those lanes of
+ * *left, so that each channel gets it once; 0 elsewhere. */
 static vf first_time(vf x, vf v, vf *left)
 {
     const vf zero = vf_set1(0);
@@ -130,7 +131,7 @@ static void bwd_unit(const void *ctx, int64_t unit)
     const struct kv_channel *k = ctx;
     const struct lanes b = lanes_of_unit(k, unit);
     const vf path = path_of(k, &b);
-    vf up = path, down = path; /* what the first token with the max, the min is to get */
+    vf up = path, down = path; /* for the first token with the maximum, the minimum */
     for (int64_t t = b.t0; t < b.t1; t++) {
         const vf x = get(k->x, t, &b);
         vf g = vf_add(get(k->xq, t, &b), first_time(x, b.mx, &up));

@@ -7,8 +7,8 @@
 
 #include <string.h>
 
-/* Elements that one chunk of work has: long enough to hide handing it out, short enough
- * that the threads end together. */
+/* Elements in one chunk of work: large enough that handing it out costs little, small
+ * enough that all threads end at about the same time. */
 #define CHUNK_ELEMS 32768
 
 static enum cpu_level level_limit = N_CPU_LEVELS - 1;

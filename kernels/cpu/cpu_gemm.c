@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * Matrix products: which library computes them, and how the result is cut into tiles. */
+ * Matrix products: the choice of the library, and the grid of tiles.
+ *
+ * C [m,n] is cut into a grid of at least two tiles per thread; all tiles of a row of the
+ * grid have one height, except the last, and all of a column one width:
+ *
+ *            tile_n   tile_n   rest
+ *   tile_m  [ whole ][ whole ][ r ]      four shapes at most, so at most four prepared
+ *   tile_m  [ whole ][ whole ][ r ]      kernels: [row edge][column edge]
+ *   rest    [   b   ][   b   ][ c ]
+ *
+ * Each tile is one call of a library on one thread. k is never split, so every element of
+ * C is summed by one call, but the library may sum differently for another tile shape. */
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -10,15 +21,15 @@
 #include <stdatomic.h>
 #include <stdio.h>
 
-/* Multiplications below which waking the threads costs more than they save. */
+/* Below this number of multiplications, waking the threads costs more than they save. */
 #define SMALL_PRODUCT (1 << 18)
-/* Tiles are not cut below this. */
+/* The smallest height and width of a tile. */
 #define LEAST_TILE 64
 
 struct cpu_gemm {
     const struct openblas *blas; /* NULL: not there */
     struct onednn *onednn;       /* NULL: not there */
-    bool bf16;                   /* onednn has BF16 instructions to use */
+    bool bf16;                   /* the processor has BF16 instructions for oneDNN */
     int threads;
 };
 
@@ -81,8 +92,7 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* One product cut into a grid of tiles; [row edge][col edge] are the kernels of whole and
- * of rest tiles. */
+/* One product and its grid. Kernels are indexed [row edge][column edge]. */
 struct product {
     const struct cpu_gemm *g;
     struct gemm_tile whole;
@@ -109,14 +119,14 @@ static void tile_chunk(void *ctx, int64_t chunk, int thread)
         p->failed = true;
 }
 
-/* Distance of rows; that of a single row may be anything, but libraries check it. */
+/* Row stride. A single row may have any ld, but libraries check that it is large enough. */
 static int64_t row_distance(const struct tensor *x)
 {
     return x->dim[0] > 1 ? x->ld : x->dim[1];
 }
 
-/* Two tiles a thread, so that they end together though one may be interrupted; nearly
- * square, because each tile packs its own part of A and of B. */
+/* At least two tiles per thread, so that threads end together even if one is interrupted.
+ * Nearly square, because each tile packs its own rows of A and columns of B. */
 static void cut_tiles(struct product *p)
 {
     const int64_t wanted = p->g->threads > 1 ? 2 * p->g->threads : 1;
@@ -153,7 +163,7 @@ static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
     return p;
 }
 
-/* *all: there is one for every tile. */
+/* *all is set to true if every tile has a kernel. */
 static enum err find_kernels(bool *all, struct product *p)
 {
     *all = true;
@@ -191,7 +201,7 @@ static void multiply(struct dev *d, enum gemm_kind kind, const struct tensor *c,
         dev_fail(d, ERR_DEVICE, "oneDNN could not multiply");
 }
 
-/* BF16 operands where there are no instructions for them: widened first. */
+/* Without BF16 instructions, BF16 operands are widened to F32 first. */
 static void multiply_widened(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                              const struct tensor *a, const struct tensor *b,
                              bool accumulate)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * KV fake quantization: bit-equal to kernels/tensor/quant.h. x~ is computed anew in each
- * pass over a group; that is cheaper than keeping it. */
+ * KV fake quantization, bit-equal to kernels/tensor/quant.h. Each pass over a group
+ * computes x~ again, which is cheaper than storing it. kernels/ref/ref_quant.c states the
+ * formulas. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
-/* Tokens whose contributions to dls, dshift are summed in f32 before they join in f64. */
+/* dls and dshift are summed in f32 over this many tokens; these sums are added in f64. */
 #define TOKENS 64
 
 struct kv {
@@ -17,7 +18,7 @@ struct kv {
     bool accumulate;
 };
 
-/* A group of channels of one token: elements [begin, end) of the token's row. */
+/* A group of channels of one token: range of x~, scale and minimum. */
 struct group {
     float mn, mx, h, m;
 };
@@ -32,7 +33,7 @@ static vf channels(const struct tensor *x, int64_t c, int64_t end, vf none)
     return x ? f32_get(x->data, c, end) : none;
 }
 
-/* x~ = (x - shift) / s; the lanes behind the end are 0 / 1. */
+/* x~ = (x - shift) / s; lanes past the end are 0 / 1. */
 static vf smoothed(const struct kv *k, const void *x_t, int64_t c, int64_t end, vf s)
 {
     vf x = act_get(x_t, cpu_bf16(k->x), c, end);
@@ -129,14 +130,15 @@ static float smoothed_at(const struct kv *k, const void *x_t, int64_t c)
                        channel(k->shift, c, 0));
 }
 
-/* A channel that sets its group's max or min, and its gradient without the path through h,
- * unrounded. */
+/* The channel with its group's maximum or minimum, and its gradient without the path
+ * through h, before rounding to the type of dx. */
 struct extreme {
     int64_t c;
     float dx;
 };
 
-/* First channel whose x~ is `value`. dx is not written yet: it may be dxq. */
+/* Finds the first channel whose x~ is `value`. It must run before dx is written, because
+ * dx may be dxq. */
 static struct extreme extreme_of(const struct kv *k, const void *x_t, int64_t t,
                                  int64_t begin, int64_t end, float value)
 {
@@ -163,8 +165,10 @@ static void add_path(const struct kv *k, const void *x_t, void *dx_t, float *dls
     dshift[e.c] -= path / s;
 }
 
-/* With e = s g the gradient of x~^: dL/dh = sum e (q - (x~ - m) / h), g~ = e but for the
- * extremes, so dx = g, dls = e (x~^ - x~), dshift = 0 but for them. */
+/* Gradients of one group. With e = s g:
+ *   dL/dh = sum e (q - (x~ - m) / h)
+ *   other channels:  g~ = e,  so  dx = g,  dls = e (x~^ - x~),  dshift = 0
+ *   the extremes:    g~ = e +- dL/dh / Q;  add_path() adds the difference */
 static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls,
                       float *dshift, int64_t begin, int64_t end)
 {
@@ -215,7 +219,7 @@ static void fake_quant_kv_bwd_chunk(const void *ctx, int64_t chunk)
     }
 }
 
-/* out[c] += sum over chunks of part[chunk][which][c] */
+/* out[c] += sum over chunks of part[chunk][which][c], in ascending order */
 static void sum_parts(const struct kv *k, int64_t chunks, int which, float *out)
 {
     const int64_t C = k->n_heads * k->d;

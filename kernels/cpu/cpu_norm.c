@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * RMSNorm, rotary embedding and Hadamard rotation, a row at a time: the second pass finds
- * the row in L1. */
+ * RMSNorm, rotary embedding and Hadamard rotation. A thread takes a row at a time; the
+ * second pass over a row finds it in the L1 cache. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/hadamard.h"
@@ -15,7 +15,8 @@ struct norm {
     bool accumulate;
 };
 
-/* Where normalized row r starts: the heads of one token are contiguous. */
+/* Start of normalized row r. In a 3-D view a row is a head; heads of a token are
+ * contiguous. */
 static int64_t norm_at(const struct tensor *x, int64_t r)
 {
     if (x->n_dims == 2)
@@ -28,7 +29,7 @@ static int64_t norm_rows(const struct tensor *x)
     return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
 }
 
-/* Sum of squares of x, or of h = x + add, which is stored. */
+/* Returns the sum of squares of row r of x. With add, h = x + add is stored and used. */
 static float square_sum(const struct norm *n, int64_t r)
 {
     const int64_t C = n->C;
@@ -166,15 +167,15 @@ static void cpu_rope(struct dev *d, const struct tensor *x, const struct tensor 
     cpu_run_rows(d, x->dim[0], cpu_width(x), rope_row, &p);
 }
 
-/* sign [j]: row j of the matrix of VL. */
+/* sign[j] is row j of the Hadamard matrix of VL. */
 struct hadamard {
     const struct tensor *x;
     float sign[VL][VL];
 };
 
-/* The matrix of d is that of d / VL between vectors, and that of VL inside each: the first
- * by butterflies of whole vectors, the second as a sum of rows (signs: products are exact).
- */
+/* The matrix of d is the Kronecker product of that of d / VL, applied between vectors,
+ * and that of VL, applied inside each vector. The first is done by butterflies of whole
+ * vectors, the second as a sum of signed rows, whose products are exact. */
 static void hadamard_head(const struct hadamard *p, float *x, int64_t d)
 {
     const vf scale = vf_set1(hadamard_scale(d));

@@ -7,13 +7,13 @@
 
 #include <math.h>
 
-/* Columns that one pass of col_minmax keeps in registers and L1. */
+/* Columns that one unit of col_minmax covers: they stay in the L1 cache over all rows. */
 #define MINMAX_COLS 256
 
 struct loss {
     const struct tensor *dy, *y, *t;
     enum loss_kind kind;
-    float slope; /* of dy: weight / n, or 2 weight / n */
+    float slope; /* factor of dy: weight / n for MAE, 2 weight / n for MSE */
     bool accumulate;
     double *row_sum;
 };
@@ -78,7 +78,11 @@ struct adam {
     vf b1, b2, c1, c2, fix1, fix2, eps, lr, decay;
 };
 
-/* m = b1 m + c1 g; v = b2 v + c2 g^2; p -= lr (m fix1 / (sqrt(v fix2) + eps) + decay p) */
+/* AdamW (Loshchilov, Hutter 2019) on elements [begin, end):
+ *   m = b1 m + (1 - b1) g          mhat = m / (1 - b1^t)      fix1 = 1 / (1 - b1^t)
+ *   v = b2 v + (1 - b2) g^2        vhat = v / (1 - b2^t)      fix2 = 1 / (1 - b2^t)
+ *   p -= lr (mhat / (sqrt(vhat) + eps) + decay p)
+ * with c1 = 1 - b1 and c2 = 1 - b2. */
 static void adam_part(const void *ctx, int64_t begin, int64_t end)
 {
     const struct adam *a = ctx;
@@ -133,7 +137,7 @@ static void finite_row(const void *ctx, int64_t r)
     f->row_ok[r] = (uint8_t)vm_all(ok);
 }
 
-/* A vector is cut into rows of this length. */
+/* A vector is treated as rows of this length. */
 #define FINITE_COLS 16384
 
 static bool cpu_all_finite(struct dev *d, const struct tensor *x)
@@ -165,7 +169,7 @@ struct minmax {
     int64_t C;
 };
 
-/* All rows of the columns of one block. */
+/* Minimum and maximum over all rows, for the columns of one unit. */
 static void minmax_block(const void *ctx, int64_t block)
 {
     const struct minmax *m = ctx;

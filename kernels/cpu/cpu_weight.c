@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Weight fake quantization, a row at a time, a group in L1: bit-equal to
- * kernels/tensor/quant.h. */
+ * Weight fake quantization, bit-equal to kernels/tensor/quant.h. A thread takes a row at a
+ * time; the passes over a group find it in the L1 cache. kernels/ref/ref_quant.c states the
+ * formulas. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
@@ -13,7 +14,7 @@ struct weight {
     float rate;
 };
 
-/* A group's clipped range and where it came from. */
+/* A group's range before clipping, and its clipping factors. */
 struct range {
     float min, max, beta, gamma;
 };
@@ -44,19 +45,19 @@ static vf clamp_code(vf q, vf Q)
     return vf_min(vf_max(q, vf_set1(0)), Q);
 }
 
-/* Row r's rounding offsets; NULL: none. */
+/* Rounding offsets of row r, or NULL. */
 static float *offsets_of(const struct weight *k, int64_t r)
 {
     return k->v ? cpu_row(k->v, r) : NULL;
 }
 
-/* round(w / h + v) */
+/* round(u + v) with u = w / h */
 static vf rounded(vf u, const float *v_r, int64_t c, int64_t end)
 {
     return vf_rint(v_r ? vf_add(u, f32_get(v_r, c, end)) : u);
 }
 
-/* w^ = (q - z) h over [begin, end). */
+/* w^ = (q - z) h for columns [begin, end). */
 static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                            float h, uint8_t z)
 {
@@ -89,7 +90,7 @@ static void fake_quant_weights_row(const void *ctx, int64_t r)
     }
 }
 
-/* fn for every group of row r, under the scales that are stored. */
+/* Calls fn for every group of row r with its stored scale and zero. */
 static inline void stored_groups(const struct weight *k, int64_t r,
                                  void (*fn)(const struct weight *k, int64_t r,
                                             int64_t begin, int64_t end, float h, uint8_t z))
@@ -134,7 +135,9 @@ static void cpu_fake_quant_stored(struct dev *d, const struct tensor *wq,
     cpu_run_rows(d, p->w->dim[0], 2 * k.C, apply_row, &k);
 }
 
-/* dh = sum dw^ dW^/dh at fixed z, dz = sum dw^ dW^/dz over a group. */
+/* Sums over a group, with g = dL/dw^:
+ *   *dh = sum g dw^/dh = sum g (inside ? r - u : kept - z)      at fixed z
+ *   *dz = sum g dw^/dz = -h sum g over the codes that are clamped */
 static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                         float h, uint8_t z, float *dh, float *dz)
 {
@@ -166,6 +169,7 @@ static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
         const float h = f16_to_f32(quant_weight_scale(lo, hi, k->bits));
         float sum_h, sum_z;
         group_grads(k, r, begin, end, h, quant_weight_zero(lo, h, k->bits), &sum_h, &sum_z);
+        /* A clamped z or h passes no gradient on. */
         const bool z_free = rintf(-lo / h) <= (float)Q;
         const bool h_free = raw >= QUANT_TINY && raw <= QUANT_SCALE_MAX;
         double dh = (double)sum_h, dlo = 0, dhi = 0;
@@ -191,7 +195,7 @@ static void cpu_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     cpu_run_rows(d, p->w->dim[0], 3 * k.C, fake_quant_weights_bwd_row, &k);
 }
 
-/* A signed step of the offsets of one group. */
+/* One signed step of the offsets of a group, as quant_weight_offset_step(). */
 static void step_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                        float h, uint8_t z)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Products by oneDNN's matmul, above all BF16 x BF16 -> F32 or BF16. A primitive belongs to
- * one shape and is kept; its memory objects are one set a thread, so that a call allocates
- * nothing. */
+ * Products by oneDNN's matmul, mainly BF16 x BF16 -> F32 or BF16. A primitive is prepared
+ * for one shape and cached. It has one set of memory objects per thread, so that a call
+ * does not allocate. */
 #include "kernels/cpu/gemm.h"
 
 #include "config.h"
@@ -30,9 +30,10 @@ struct onednn {
     dnnl_engine_t engine;
     dnnl_stream_t *stream; /* [threads] */
     void (*omp_set_num_threads)(int);
-    int threads, n_kernels, next; /* next: whom a new shape replaces when all are taken */
+    int threads, n_kernels;
+    int next; /* the entry that a new shape replaces when the cache is full */
     struct onednn_kernel kernel[MAX_KERNELS];
-    void **scratch; /* [threads]: working memory of the hungriest kernel */
+    void **scratch; /* [threads]: working memory, large enough for every kernel */
     size_t scratch_bytes;
 };
 
@@ -96,7 +97,7 @@ static dnnl_data_type_t type_of(enum dtype t)
     return t == DT_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
-/* A [rows, cols] whose element (r, c) is at r * row + c * col. */
+/* Describes a matrix [rows, cols] whose element (r, c) is at r * row + c * col. */
 static dnnl_status_t describe(dnnl_memory_desc_t *md, enum dtype t, int64_t rows,
                               int64_t cols, int64_t row, int64_t col)
 {
@@ -116,7 +117,7 @@ static enum err make_memories(struct onednn *o, struct onednn_kernel *k,
     return OK;
 }
 
-/* The kernels that there are go on with what they have when there is no more. */
+/* On failure, existing primitives keep their old, smaller working memory. */
 static enum err grow_scratch(struct onednn *o, size_t bytes)
 {
     if (bytes <= o->scratch_bytes)
@@ -172,7 +173,7 @@ static dnnl_status_t make_primitive(struct recipe_of_kernel *r, struct onednn_ke
     return s ? s : dnnl_primitive_create(&k->primitive, r->desc);
 }
 
-/* *made: oneDNN has such a product. */
+/* *made is set to true if oneDNN has such a product. */
 static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *k)
 {
     struct recipe_of_kernel r = {.attr = NULL};
@@ -213,7 +214,7 @@ enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
             *out = &o->kernel[i];
             return OK;
         }
-    /* Primitives ask how many threads they will have when they are made. */
+    /* A primitive fixes its number of threads when it is made. */
     if (o->omp_set_num_threads)
         o->omp_set_num_threads(1);
     struct onednn_kernel *k = &o->kernel[o->next];

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * F32 products by OpenBLAS, loaded with dlopen after the core type is set that the
- * processor really has: Debian's 0.3.21 takes newer ones for a Haswell, which costs half
- * the speed. A core type that the user has set stays. */
+ * F32 products by OpenBLAS. It reads the core type from the environment when it is
+ * loaded, so it is opened with dlopen() after that is set: Debian's 0.3.21 takes newer
+ * processors for a Haswell, which halves the speed. A core type that the user has set is
+ * kept. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
 
@@ -45,7 +46,7 @@ static void load(void)
                                           : NULL;
     if (core && !getenv("OPENBLAS_CORETYPE"))
         lib.about.steered = !setenv("OPENBLAS_CORETYPE", core, 0);
-    /* Our pool's threads call it; its own would only wait, and do so busily. */
+    /* The device's threads call it; threads of its own would only spin. */
     setenv("OPENBLAS_NUM_THREADS", "1", 1);
     void *handle = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
     if (!handle)
@@ -77,7 +78,7 @@ bool openblas_lapack(void)
     return openblas_load() && lib.lapack;
 }
 
-/* The caller waits, so the library's own threads disturb no one. */
+/* The pool is idle meanwhile, so the library may use threads of its own. */
 int openblas_factor_invert(double *a, int n, int threads)
 {
     int info = 0;

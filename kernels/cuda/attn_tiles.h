@@ -1,10 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * What attention forward and backward share: the operands, which pairs of query and key
- * meet in which form, and tiles in shared memory. A pair is of one form, FULL or QUANTIZED;
- * a tile is worked on once for each form that it has pairs of, the other pairs masked. Far
- * from the diagonal and the sinks all pairs are QUANTIZED, so most tiles are worked on
- * once. */
+ * What the forward and the backward of attention share on the GPU: the operands, the mask,
+ * and tiles in shared memory.
+ *
+ * Each pair of query i and key j has one form, FULL or QUANTIZED. A tile is processed
+ * once for each form that it may contain, with all pairs of the other form masked out:
+ *
+ *   keys ->   sinks                 window
+ *   query i  [FULL][ QUANTIZED ... ][FULL] i   (then the future: no pair)
+ *
+ * Away from the sinks and the diagonal all pairs are QUANTIZED, so most tiles are processed
+ * once. tile_has() decides from the corners of a tile, has_form() per pair.
+ *
+ * A thread block has WARPS warps; each warp owns 16 rows of the result. Tiles in shared
+ * memory are [rows][D + PAD]: PAD shifts each row to other banks, so that the 8 rows that
+ * a warp reads at once do not collide. */
 #ifndef WKVQ_CUDA_ATTN_TILES_H
 #define WKVQ_CUDA_ATTN_TILES_H
 
@@ -15,8 +25,7 @@ namespace CUDA_NS
 
 enum form { FULL, QUANTIZED, N_FORMS };
 
-/* A [T, heads, d] tensor. wide: 16 bytes at a multiple of 16 bytes within a head are one
- * load. */
+/* A tensor [T, heads, d]. wide: it may be read in aligned pieces of 16 bytes. */
 struct heads {
     void *p;
     int64_t ld;
@@ -25,15 +34,17 @@ struct heads {
 
 struct attn_args {
     heads q, k[N_FORMS], v[N_FORMS], o, dout;
-    float *lse, *D; /* [H][T] */
-    int T, H, rep, d, window, sink, chunk, block;
+    float *lse, *D;   /* [H][T] */
+    int T, H, rep, d; /* rep = H / K: query heads per kv head */
+    int window, sink, chunk, block;
     bool quantized; /* the keys have two forms */
     float scale;
 };
 
-/* Rows of a block (a warp has 16), and rows of the tiles that it walks over. F32 tiles must
- * fit 99 KiB with D = 128. PAD keeps rows of a tile on different banks. BLOCKS: how many a
- * multiprocessor must hold, which bounds the registers; 0: the compiler's choice. */
+/* Sizes per element type. WARPS: per thread block. FWD and BWD: rows of the tiles that the
+ * forward and the backward walk over. F32 tiles must fit in 99 KiB with D = 128. PAD: extra
+ * elements per row. VEC: elements in 16 bytes. BLOCKS: thread blocks that a multiprocessor
+ * must hold, which limits registers; 0: the compiler decides. */
 template <class T> struct sizes;
 template <> struct sizes<uint16_t> {
     static constexpr int WARPS = 4, FWD = 64, BWD = 32, PAD = 8, VEC = 8, BLOCKS = 0;
@@ -42,7 +53,7 @@ template <> struct sizes<float> {
     static constexpr int WARPS = 2, FWD = 32, BWD = 32, PAD = 4, VEC = 4, BLOCKS = 1;
 };
 
-/* The key that decides for key j: the last of its block. */
+/* The key whose position decides for key j: the last one of its quantization block. */
 __device__ __forceinline__ int deciding(const attn_args &a, int j)
 {
     return a.block > 1 ? j / a.block * a.block + a.block - 1 : j;
@@ -58,8 +69,8 @@ __device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int f
     return full == (form == FULL);
 }
 
-/* Whether queries [i0, i1] and keys [j0, j1] may have a pair of the form: never a wrong no.
- */
+/* True if queries [i0, i1] and keys [j0, j1] may contain a pair of the form. May be true
+ * without need, but is never wrongly false. */
 __device__ __forceinline__ bool tile_has(const attn_args &a, int i0, int i1, int j0, int j1,
                                          int form)
 {
@@ -93,8 +104,8 @@ __device__ __forceinline__ float to_float(uint16_t v)
     return bf16_to_f32(v);
 }
 
-/* ROWS tokens from `row` of one head into s [ROWS][D + PAD], zeros behind T and behind d.
- */
+/* Loads ROWS tokens of one head, from token `row` on, into s [ROWS][D + PAD]. Tokens past T
+ * and columns past d become zeros. */
 template <class T, int D, int ROWS>
 __device__ void load_tile(SHARED(T) s, const heads &x, const attn_args &a, int row,
                           int head)
@@ -114,8 +125,8 @@ __device__ void load_tile(SHARED(T) s, const heads &x, const attn_args &a, int r
     }
 }
 
-/* This lane's part of a warp's [16, 8 NT] into shared memory, as the operand of a product.
- */
+/* Stores a warp's result [16, 8 NT] from registers to shared memory, as an operand of the
+ * next product. Each lane stores its own elements. */
 template <class T, int NT>
 __device__ __forceinline__ void store_operand(SHARED(T) s, int ld, const float (&c)[NT][4])
 {
@@ -130,7 +141,8 @@ __device__ __forceinline__ void store_operand(SHARED(T) s, int ld, const float (
     }
 }
 
-/* A warp's rows of a result: x[row.., head] = scale_of_row * c. */
+/* Stores a warp's 16 rows of a result, x[row + r, head] = scale c. scale0 is for the lane's
+ * first row, scale1 for its second one, 8 rows further. */
 template <class T, int NT>
 __device__ __forceinline__ void store_rows(const heads &x, const attn_args &a, int row,
                                            int head, const float (&c)[NT][4], float scale0,
@@ -163,7 +175,7 @@ static inline heads heads_of(const struct tensor *x)
     return heads{x->data, x->ld, wide};
 }
 
-/* Positions are int in the kernels. */
+/* Kernels count positions in int. */
 static inline int to_int(int64_t v)
 {
     return v > 0x3fffffff ? 0x3fffffff : (int)v;
@@ -201,7 +213,8 @@ static inline bool attn_supported(struct dev *d, const struct tensor *q)
     return q->dim[2] <= 128;
 }
 
-/* CALL(T, D) for the smallest D that holds d; the sizes that models have exist in BF16. */
+/* CALL(T, D) with the smallest D >= d that is compiled. BF16 has the head widths of the
+ * supported models; F32 has two, to save compile time. */
 #define ATTN_DISPATCH(dtype, d, CALL)                                                      \
     do {                                                                                   \
         if ((dtype) == DT_BF16 && (d) <= 16)                                               \

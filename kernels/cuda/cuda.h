@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Inside the cuda device: how a kernel sees a tensor, working memory, and the parts that
- * fill the table. The files are compiled twice: by nvcc, and as host C++ over
- * kernels/cuda/emu, where the device is called cuda-emu. -fmad=false: one rounding a source
- * operation, so that both give what kernels/tensor/quant.h defines; inner products say
- * fmaf. */
+ * The inside of the cuda device: how kernels see tensors, working memory, reductions, and
+ * the functions that fill the operation table. All files are compiled twice: by nvcc, and
+ * as host C++ over kernels/cuda/emu, where the device is called cuda-emu. -fmad=false
+ * gives one rounding per source operation, so that both compute what
+ * kernels/tensor/quant.h defines. Inner products ask for fused operations with fmaf(). */
 #ifndef WKVQ_CUDA_H
 #define WKVQ_CUDA_H
 
@@ -23,17 +23,17 @@ extern "C" {
 namespace CUDA_NS
 {
 
-constexpr int BLOCK = 256; /* threads, where nothing else decides */
+constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another number */
 
-/* Working memory that outlives a call; an operation owns the slots it names while it runs.
- */
+/* Working memory that is kept between calls. An operation owns the slots it uses while it
+ * runs. */
 enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
 struct gemm_library; /* cuda_lib.cu, emu/emu_lib.cc */
 
 struct gpu {
     cudaStream_t stream, copies;
-    cudaEvent_t computed, copied; /* copies behind compute, compute behind copies */
+    cudaEvent_t computed, copied; /* copies wait for `computed`, compute for `copied` */
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;
@@ -44,21 +44,22 @@ static inline gpu *gpu_of(struct dev *d)
     return (gpu *)d->priv;
 }
 
-/* Device memory, contents undefined; NULL after dev_fail(). */
+/* Device memory with undefined contents; NULL after dev_fail(). */
 void *scratch(struct dev *d, slot s, size_t bytes);
-/* False after dev_fail(), when e is an error. */
+/* If e is an error, calls dev_fail() and returns false. */
 bool went_well(struct dev *d, cudaError_t e, const char *what);
-/* After a launch: a failure becomes the device's. */
+/* Checks for a failed launch and records it with dev_fail(). */
 void launched(struct dev *d, const char *what);
-/* Wait, then bring bytes of device memory to the host; false after dev_fail(). */
+/* Waits, then copies device memory to the host; false after dev_fail(). */
 bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
 
-/* ERR_SUPPORT with what to do when there is none; else d->about says which. */
+/* Finds a usable GPU and describes it in d->about. ERR_SUPPORT with advice if there is
+ * none. */
 enum err find_gpu(struct dev *d);
 enum err copies_open(struct dev *d);
 void copies_close(struct dev *d);
 
-/* What differs between the GPU and its emulation: which device, its GEMM. */
+/* The GPU and its emulation differ here: choice of the device, and matrix products. */
 enum err lib_open(struct dev *d);
 void lib_close(struct dev *d);
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
@@ -73,11 +74,10 @@ void fill_channel(struct dev_ops *o);
 void fill_train(struct dev_ops *o);
 void fill_attn(struct dev_ops *o);
 
-/* --- tensors in kernels ------------------------------------------------------------------
- */
+/* --- tensors in kernels -------------------------------------------------------------- */
 
-/* An act tensor as rows of contiguous elements. wide: four elements at a multiple of four
- * are one load. p NULL: absent. */
+/* An act tensor as rows of contiguous elements. wide: four elements, the first at a
+ * multiple of four, are read by one load. p NULL: there is no tensor. */
 struct view {
     void *p;
     int64_t ld;
@@ -129,7 +129,8 @@ __device__ __forceinline__ void put(const view &x, int64_t i, float v)
         ((float *)x.p)[i] = v;
 }
 
-/* n (1 to 4) neighbours, the first at a multiple of four within its row. */
+/* Up to 4 neighbouring elements. get4() and put4() access n of them, 1 to 4; the first is
+ * at a multiple of four within its row. */
 struct quad {
     float v[4];
 };
@@ -178,8 +179,7 @@ __device__ __forceinline__ void put4(const view &x, int64_t i, int n, const quad
     }
 }
 
-/* --- reductions
- * --------------------------------------------------------------------------- */
+/* --- reductions ---------------------------------------------------------------------- */
 
 struct add_op {
     template <class T> __device__ T operator()(T a, T b) const
@@ -200,7 +200,7 @@ struct max_op {
     }
 };
 
-/* Over the warp, in every lane; the order is fixed. */
+/* Reduces over a warp, in a fixed order. Every lane gets the result. */
 template <class T, class Op> __device__ __forceinline__ T warp_reduce(T v, Op op)
 {
     for (int o = WARP_SIZE / 2; o; o /= 2)
@@ -208,12 +208,13 @@ template <class T, class Op> __device__ __forceinline__ T warp_reduce(T v, Op op
     return v;
 }
 
-/* Over a block of BLOCK threads, in every thread. All threads call it. */
+/* Reduces over a block of BLOCK threads, all of which must call it. Every thread gets the
+ * result. */
 template <class T, class Op> __device__ __forceinline__ T block_reduce(T v, Op op)
 {
     SHARED_ARRAY(T, part, BLOCK / WARP_SIZE);
     v = warp_reduce(v, op);
-    __syncthreads(); /* the last call's readers are done */
+    __syncthreads(); /* the readers of an earlier call are done */
     if (threadIdx.x % WARP_SIZE == 0)
         part[threadIdx.x / WARP_SIZE] = v;
     __syncthreads();
@@ -223,15 +224,16 @@ template <class T, class Op> __device__ __forceinline__ T block_reduce(T v, Op o
     return r;
 }
 
-/* Blocks for n pieces of work, all of them: a grid's x may have 2^31 - 1. */
+/* Blocks for n pieces of work. The x of a grid may be up to 2^31 - 1. */
 static inline unsigned blocks_all(int64_t n, int64_t per_block)
 {
     const int64_t b = (n + per_block - 1) / per_block;
     return b < 1 ? 1 : b < 0x7fffffff ? (unsigned)b : 0x7fffffffu;
 }
 
-/* ... for a kernel that strides: at most so many that the GPU is full. The emulated one is
- * full with few, so that kernels come to their second turn in small tests too. */
+/* Blocks for a kernel that loops over its work: at most as many as fill the GPU. The
+ * emulation counts as full with few, so that small tests reach the second turn of the
+ * loop. */
 #if defined(__CUDACC__)
 constexpr unsigned FULL_GPU = 65535;
 #else

@@ -1,18 +1,35 @@
 /* SPDX-License-Identifier: MIT
  *
- * Causal attention, forward: a block has a tile of queries of one head and walks over the
- * keys with a running maximum and sum, so that no score leaves the chip (Milakov,
- * Gimelshein 2018; Dao et al. 2022). */
+ * Causal attention, forward, with an online softmax (Milakov, Gimelshein 2018; Dao et al.
+ * 2022): no score leaves the chip.
+ *
+ *   grid:   x = tiles of queries, the longest rows first; y = heads
+ *   block:  16 WARPS queries; warp w owns queries i0 + 16 w .. + 15
+ *
+ *   shared memory:  sq [ROWS][D]   the queries, loaded once
+ *                   sk [KEYS][D]   a tile of keys     } replaced for each tile and form
+ *                   sv [KEYS][D]   a tile of values   }
+ *                   sp [16][KEYS]  per warp: its weights, as operand of P V
+ *
+ *   for each tile of keys, for each form in it:
+ *       S = Q K^T          registers, [16][KEYS] per warp
+ *       P = exp(scale S - max'), O *= exp(max - max')
+ *       O += P V           registers, [16][D] per warp
+ *
+ * Layout in registers: kernels/cuda/mma.h. A row of S is spread over the 4 lanes of a
+ * group, so its maximum and sum take two exchanges. */
 #include "kernels/cuda/attn_tiles.h"
 
 namespace CUDA_NS
 {
 
-/* Of the two rows that a lane has: maximum so far, and sum of exp(S - maximum). */
+/* State of the two rows that a lane holds: the maximum so far, and the sum of
+ * exp(S - maximum). */
 struct softmax_state {
     float max[2], sum[2];
 };
 
+/* Maximum and sum over the 4 lanes that share a row. */
 __device__ __forceinline__ float row_max(float v)
 {
     v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, 1));
@@ -25,8 +42,9 @@ __device__ __forceinline__ float row_add(float v)
     return v + __shfl_xor_sync(FULL_WARP, v, 2);
 }
 
-/* Scores s become weights exp(scale s - max); what was summed before shrinks by `factor`.
- */
+/* Turns scores s into weights exp(scale s - max'), 0 for pairs that do not have the form.
+ * factor = exp(max - max') is what the earlier sums must be multiplied with. i and j are
+ * the positions of s[0][0]. */
 template <int NT>
 __device__ __forceinline__ void softmax_tile(const attn_args &a, softmax_state *st,
                                              float (&s)[NT][4], float (&factor)[2], int i,
@@ -45,7 +63,7 @@ __device__ __forceinline__ void softmax_tile(const attn_args &a, softmax_state *
             max = fmaxf(max, *x);
         }
         max = fmaxf(st->max[h], row_max(max));
-        const float base = max == -INFINITY ? 0 : max; /* a row with no key yet */
+        const float base = max == -INFINITY ? 0 : max; /* no key seen so far */
         UNROLL
         for (int n = 0; n < NT; n++)
             UNROLL
@@ -70,7 +88,8 @@ __global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE) attn_kernel(attn_a
     const auto sv = SHARED_PART(mem, (ROWS + KEYS) * LD, KEYS * LD);
     const int warp = (int)threadIdx.x / WARP_SIZE, head = (int)blockIdx.y;
     const auto sp = SHARED_PART(mem, (ROWS + 2 * KEYS) * LD + warp * 16 * LP, 16 * LP);
-    const int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS; /* the longest first */
+    /* The longest rows come first, so that blocks end together. */
+    const int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int last = i0 + ROWS < a.T ? i0 + ROWS - 1 : a.T - 1, row = i0 + warp * 16;
     float o[D / 8][4] = {};
     softmax_state st = {{-INFINITY, -INFINITY}, {0, 0}};

@@ -1,14 +1,29 @@
 /* SPDX-License-Identifier: MIT
  *
- * Attention backward, without atomics: one kernel walks over the keys for the gradient of
- * the queries, one over the queries for the gradients of the keys and values of one form.
- * Both make P and dS anew from lse and D_i = dout_i . o_i. */
+ * Attention backward, without atomics. kernels/cpu/cpu_attn_bwd.c states the formulas.
+ * Three kernels run in order; P and dS are computed again in both of the last two:
+ *
+ *   row_dot_kernel      D_i = dout_i . o_i; one warp per query
+ *   query_grad_kernel   dq; a block owns a tile of queries and walks over the keys before
+ *                       them
+ *   key_grad_kernel     dk', dv' of one form; a block owns a tile of keys and walks over the
+ *                       queries after them, of all heads that share the kv head
+ *
+ *            keys ->                                    keys ->
+ *          +---------+                                +---------+
+ *   query  |===>     |  query_grad: rows       query  |  | | |  |  key_grad: columns
+ *     |    |======>  |                            |   |  v | |  |
+ *     v    |=========|                            v   |    v v  |
+ *          +---------+                                +---------+
+ *
+ * Each gradient has one writer, so the order of all sums is fixed. Shared memory holds,
+ * beside the four tiles, one operand per warp for dS (and one for P in key_grad_kernel). */
 #include "kernels/cuda/attn_tiles.h"
 
 namespace CUDA_NS
 {
 
-/* D_i, a warp each. */
+/* D_i = dout_i . o_i; one warp per query and head. */
 template <class T> __global__ void row_dot_kernel(attn_args a)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
@@ -25,7 +40,8 @@ template <class T> __global__ void row_dot_kernel(attn_args a)
         a.D[i] = sum;
 }
 
-/* S and dP of a tile become P and dS. KEY_ROWS: rows are keys. */
+/* Turns S into P and dP into dS, both 0 for pairs that do not have the form. KEY_ROWS: rows
+ * are keys and columns queries. */
 template <bool KEY_ROWS, int NT>
 __device__ __forceinline__ void weight_grads(const attn_args &a, float (&s)[NT][4],
                                              float (&dp)[NT][4], int row, int col, int head,
@@ -38,14 +54,15 @@ __device__ __forceinline__ void weight_grads(const attn_args &a, float (&s)[NT][
     for (int e = 0; e < 4; e++) {
         const int r = row + g + e / 2 * 8, c = col + n * 8 + t + e % 2;
         const int i = KEY_ROWS ? c : r, j = KEY_ROWS ? r : c;
-        const bool met = has_form(a, i, j, form);
-        const int64_t at = met ? (int64_t)head * a.T + i : 0;
-        const float P = met ? exp_of(s[n][e] * a.scale - a.lse[at]) : 0;
+        const bool seen = has_form(a, i, j, form);
+        const int64_t at = seen ? (int64_t)head * a.T + i : 0;
+        const float P = seen ? exp_of(s[n][e] * a.scale - a.lse[at]) : 0;
         s[n][e] = P;
-        dp[n][e] = met ? P * (dp[n][e] - a.D[at]) : 0;
+        dp[n][e] = seen ? P * (dp[n][e] - a.D[at]) : 0;
     }
 }
 
+/* dq; see the drawing at the top. */
 template <class T, int D>
 __global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE, sizes<T>::BLOCKS)
     query_grad_kernel(attn_args a, heads dq)
@@ -83,8 +100,7 @@ __global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE, sizes<T>::BLOCKS)
     store_rows<T>(dq, a, row, head, acc, a.scale, a.scale);
 }
 
-/* Gradients of the keys and values of one form: a block has a tile of them and walks over
- * the queries of all heads that share it. */
+/* dk and dv of one form; see the drawing at the top. */
 template <class T, int D>
 __global__ void __launch_bounds__(sizes<T>::WARPS *WARP_SIZE)
     key_grad_kernel(attn_args a, heads dk, heads dv, int form)

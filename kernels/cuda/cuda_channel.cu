@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of the cache per channel, in blocks of tokens, and its gradient. A
- * thread takes a block's values of one channel, neighbouring threads neighbouring channels;
- * the tokens behind the last whole block are a block that is copied. */
+ * Fake quantization of keys per channel, in blocks of tokens, and its gradient. A thread
+ * takes one channel of one block of tokens; neighbouring threads take neighbouring
+ * channels. The tokens after the last whole block are copied. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -16,12 +16,12 @@ struct kv_channel {
 };
 
 struct channel_block {
-    int64_t c, t0, t1, at_min, at_max; /* first token that holds the minimum, maximum */
+    int64_t c, t0, t1, at_min, at_max; /* the first token with the minimum, the maximum */
     float h, m;
     bool whole;
 };
 
-/* Block blockIdx.y of this thread's channel; false when there is no such channel. */
+/* Block i of tokens of this thread's channel. False if there is no such channel. */
 __device__ static bool block_of(const kv_channel &p, int64_t i, channel_block *b)
 {
     b->c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Copies beside compute: a second stream, and an event each way. */
+ * Asynchronous copies: a second stream, and one event in each direction. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS

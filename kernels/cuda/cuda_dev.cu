@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Opening and closing the cuda device: memory, one stream, its first failure. */
+ * Opens and closes the cuda device; memory, the stream, and the sticky failure. */
 #include "kernels/cuda/cuda.h"
 
 extern "C" {
@@ -46,7 +46,7 @@ bool fetch(struct dev *d, void *host, const void *src, size_t bytes)
            went_well(d, cudaStreamSynchronize(st), "download");
 }
 
-/* Too little memory is the caller's to report, not the device's end. */
+/* A failed allocation is reported by the caller and is not sticky. */
 static void *cuda_alloc(struct dev *, size_t bytes)
 {
     void *p = nullptr;
@@ -61,7 +61,7 @@ static void cuda_free(struct dev *, void *p)
     cudaFree(p);
 }
 
-/* The caller may reuse host_src at once. */
+/* Wait: the caller may reuse host_src at once. */
 static void cuda_upload(struct dev *d, void *dst, const void *src, size_t bytes)
 {
     const cudaStream_t st = gpu_of(d)->stream;

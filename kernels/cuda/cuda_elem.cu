@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * Operations without sums: copy and conversion, bias, add, rotary embedding, gated SiLU,
- * exp. A thread takes four neighbours of a row. */
+ * exp. A thread takes four neighbouring elements of a row. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
 {
 
-/* f(r, c, n) for the pieces of n <= 4 columns of every row. */
+/* Calls f(r, c, n) for pieces of n <= 4 columns of every row. */
 template <class F> __global__ void each_quad(F f, int64_t rows, int64_t cols)
 {
     for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
@@ -37,7 +37,7 @@ static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor
     run_quads(d, "copy", copy_quad{view_of(y), view_of(x)}, rows_of(x), width_of(x));
 }
 
-/* y = a + b; a row of b may stand for all (ld 0). */
+/* y = a + b. With ld 0, one row of b is added to every row. */
 struct add_quad {
     view y, a, b;
     __device__ void operator()(int64_t r, int64_t c, int n) const
@@ -123,7 +123,7 @@ static void cuda_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
     run_quads(d, "silu_gate_bwd", f, dy->dim[0], dy->dim[1]);
 }
 
-/* A row is a token; column c of H * d/2 is one rotated pair of one head. */
+/* A row is a token. Column c of H * d/2 is one pair of one head. */
 struct rope_pairs {
     view x;
     const float *cs, *sn;
@@ -162,7 +162,7 @@ struct exp_quad {
     }
 };
 
-/* The contract wants equal counts, not equal shapes. */
+/* The operation needs equal counts, not equal shapes. */
 static void cuda_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 {
     run_quads(d, "exp", exp_quad{view_of(s), view_of(ls)}, 1, tensor_count(ls));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Whether there is a GPU that this device can use. */
+ * Finds out whether there is a GPU that this device can use. */
 #include "kernels/cuda/cuda.h"
 
 #include <stdio.h>

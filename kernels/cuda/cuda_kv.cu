@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of keys and values and its gradient. A warp takes a group of channels
- * inside a head; backward it walks TOKENS tokens, so that the gradients of the channels
- * stay in registers. They are added up in two stages, in a fixed order. */
+ * Fake quantization of keys and values, and its gradient; kernels/ref/ref_quant.c states
+ * the formulas. One warp per group of channels inside a head; lane l holds channels l, l
+ * + 32, ...
+ *
+ * The backward needs sums over all tokens for each channel. They are formed in two
+ * stages, in a fixed order: a warp walks over TOKENS tokens with its sums in registers
+ * and writes them to part [tile][2][C]; kv_sum_kernel() then adds the tiles of a
+ * channel. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -29,7 +34,7 @@ struct kv {
     }
 };
 
-/* A value and the first channel that has it. */
+/* A value, and the first channel of the group that has it. */
 struct extreme {
     float v;
     int at;
@@ -51,7 +56,8 @@ template <bool MAX> __device__ static extreme warp_extreme(extreme e)
     return e;
 }
 
-/* xt: this lane's x~, channel lane + 32 i of n. */
+/* Scale, minimum and extremes of a group of n channels. xt[i] is x~ of channel lane + 32
+ * i. */
 __device__ static kvgroup measure(const float *xt, int n, int bits)
 {
     const int lane = (int)(threadIdx.x % WARP_SIZE);
@@ -70,7 +76,7 @@ __device__ static kvgroup measure(const float *xt, int n, int bits)
                    f16_to_f32(quant_kv_min(mn.v)), mn.at, mx.at};
 }
 
-/* First channel and length of the group that this warp has; false when none. */
+/* First channel and number of channels of this warp's group. False if there is none. */
 __device__ static bool warp_group(const kv &p, int64_t *begin, int *n)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
@@ -110,7 +116,8 @@ __global__ void fake_quant_kv_kernel(kv p, view xq)
     }
 }
 
-/* Groups that are more than a warp's lanes hold: a block takes one, and reads it twice. */
+/* For groups of more channels than a warp holds: one block per group, which reads it
+ * twice. */
 __global__ void fake_quant_kv_wide_kernel(kv p, view xq)
 {
     const int64_t groups = p.C / p.d * p.head_groups;
@@ -140,8 +147,7 @@ struct kv_grad {
     bool accumulate;
 };
 
-/* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
- * path through h: dL/dh / Q and its negative. dls, dshift: this lane's sums. */
+/* Gradients of one group of one token. Adds to dls and dshift, this lane's sums. */
 __device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int64_t begin,
                                   int n, float *dls, float *dshift)
 {
@@ -197,7 +203,7 @@ __global__ void fake_quant_kv_bwd_kernel(kv p, kv_grad o)
     }
 }
 
-/* The second stage: the tiles of a channel, one after the other. */
+/* The second stage: adds the tiles of a channel in ascending order. */
 __global__ void kv_sum_kernel(float *dls, float *dshift, const float *part, int64_t tiles,
                               int64_t C)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The GPU, and matrix products by cuBLAS. The library is opened by name when a cuda device
- * is, so that one binary also runs where CUDA is not installed. */
+ * Choice of the GPU, and matrix products by cuBLAS. cuBLAS is opened with dlopen() when a
+ * cuda device is opened, so that the program also runs on machines without CUDA. */
 #include "kernels/cuda/cuda.h"
 
 extern "C" {
@@ -20,7 +20,7 @@ namespace CUDA_NS
 #define TEXT(x) TEXT2(x)
 #define CUBLAS_FILE "libcublas.so." TEXT(CUBLAS_VER_MAJOR)
 
-/* A fixed one: the library then picks the same algorithm each time. */
+/* A fixed workspace, so that the library chooses the same algorithm each time. */
 constexpr size_t WORKSPACE = (size_t)64 << 20;
 
 struct gemm_library {
@@ -69,7 +69,7 @@ static enum err start_cublas(gemm_library *l, cudaStream_t stream)
         s = l->set_stream(l->handle, stream);
     if (s == CUBLAS_STATUS_SUCCESS)
         s = l->set_workspace(l->handle, l->workspace, WORKSPACE);
-    /* Partial sums of a split product stay F32. */
+    /* Partial sums of a split product are kept in F32. */
     if (s == CUBLAS_STATUS_SUCCESS)
         s = l->set_math(l->handle,
                         (cublasMath_t)(CUBLAS_DEFAULT_MATH |
@@ -111,7 +111,7 @@ void lib_close(struct dev *d)
     g->gemm = nullptr;
 }
 
-/* Rows here are columns there: C^T = op(B)^T op(A)^T. */
+/* cuBLAS stores matrices by columns, so it computes C^T = op(B)^T op(A)^T. */
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * RMSNorm and its gradient: a block takes a row; short rows (the norms of q and k) are a
- * warp's. The Hadamard rotation of heads: a warp takes a head. */
+ * RMSNorm and its gradient: one block per row, or one warp for short rows (the norms of q
+ * and k). The Hadamard rotation: one warp per head. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -25,14 +25,15 @@ static rows_view norm_rows(const struct tensor *x)
     return v;
 }
 
-/* The sum over a row, for a row of a block or of a warp. */
+/* Sums over a row, which belongs to a block or to a warp. */
 template <bool WARPS> __device__ float row_sum(float v)
 {
     return WARPS ? warp_reduce(v, add_op()) : block_reduce(v, add_op());
 }
 
-/* Which row, and which of its threads: f(row, first column of four, columns a step). All
- * threads of a block (warp) make the same steps. */
+/* Calls f(row, first column, step) for every row of this thread; a thread handles four
+ * columns every `step` columns. All threads of a block (warp) make the same number of
+ * steps. */
 template <bool WARPS, class F> __global__ void each_row(F f, int64_t rows)
 {
     constexpr int SIZE = WARPS ? WARP_SIZE : BLOCK, PER_BLOCK = BLOCK / SIZE;
@@ -148,8 +149,9 @@ static void cuda_rmsnorm_bwd(struct dev *d, const struct tensor *dx,
     run_rows(d, "rmsnorm_bwd", f, tensor_count(s), f.x.C);
 }
 
-/* Element k WARP_SIZE + lane of a head is v[k]: strides below a warp are shuffles, those
- * above stay in the lane. Lanes at and behind n (short heads) only keep step. */
+/* v[k] is element k WARP_SIZE + lane of a head. Butterflies with strides below WARP_SIZE
+ * use shuffles, longer ones stay in the lane. Lanes past the end of a short head only
+ * take part in the shuffles. */
 template <int K> __global__ void hadamard_kernel(rows_view x, int64_t rows, float scale)
 {
     const int lane = threadIdx.x % WARP_SIZE;

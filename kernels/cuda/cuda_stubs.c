@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * In place of the cuda device where the build has no nvcc. */
+ * Replaces the cuda device in builds without nvcc. */
 #include "kernels/cuda/cuda_fill.h"
 
 enum err cuda_fill(struct dev *d)

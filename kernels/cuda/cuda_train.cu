@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Losses, AdamW, the test for finite values, cross entropy, range of columns. Sums over a
- * whole tensor have two stages, in a fixed order. */
+ * Losses, AdamW, the test for finite values, cross entropy, and the range of columns.
+ * Sums over a whole tensor are formed in two stages, in a fixed order. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -117,7 +117,7 @@ static void cuda_adamw(struct dev *d, const struct tensor *p, const struct tenso
     launched(d, "adamw");
 }
 
-/* Every thread that finds a value writes the same 1. */
+/* All threads that find such a value write the same 1, so the race is harmless. */
 __global__ void finite_kernel(int *found, view x, int64_t rows, int64_t cols)
 {
     const int64_t quads = (cols + 3) / 4;
@@ -148,7 +148,7 @@ static bool cuda_all_finite(struct dev *d, const struct tensor *x)
     return fetch(d, &host, found, sizeof(host)) && !host;
 }
 
-/* A block takes a row. */
+/* One block per row. */
 __global__ void cross_entropy_kernel(float *nll, view x, const int32_t *target,
                                      int64_t rows, int64_t cols)
 {

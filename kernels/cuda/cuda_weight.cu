@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of weights: learnable clipping, its gradient, stored scales. A warp
- * takes a group of a row. The values are kernels/tensor/quant.h's. */
+ * Fake quantization of weights: learnable clipping, its gradient, and stored scales,
+ * bit-equal to kernels/tensor/quant.h. One warp per group; a lane takes four neighbouring
+ * columns at a time. kernels/ref/ref_quant.c states the formulas. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
 {
 
-/* The operands, and the groups they are cut into. */
+/* Operands and groups. */
 struct weights {
-    view w, wq, v; /* v.p NULL: no offsets */
+    view w, wq, v; /* v.p NULL: offsets are 0 */
     uint16_t *scales;
     uint8_t *zeros;
     const float *a, *b; /* NULL: no clipping */
@@ -26,13 +27,14 @@ struct wgroup {
     uint8_t z;
 };
 
-/* sigma(x) as the reference rounds it. */
+/* sigma(x[i]) with the reference's rounding; 1 if x is NULL. */
 __device__ static float clip_factor(const float *x, int64_t i)
 {
     return x ? (float)(1 / (1 + exp(-(double)x[i]))) : 1.0f;
 }
 
-/* Which group this warp has; false when none. Where its columns start for this lane. */
+/* Finds the group of this warp, and the first column of this lane. False if there is
+ * none. */
 __device__ static bool warp_group(const weights &p, wgroup *k, int64_t *first)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
@@ -46,12 +48,13 @@ __device__ static bool warp_group(const weights &p, wgroup *k, int64_t *first)
     return true;
 }
 
+/* Columns, at most 4, that a lane at column c has. */
 __device__ static int left(const wgroup &k, int64_t c)
 {
     return k.end - c < 4 ? (int)(k.end - c) : 4;
 }
 
-/* Range, scale and zero of the group; all lanes together, and all get it. */
+/* Computes range, scale and zero of the group. All lanes take part and get the result. */
 __device__ static void measure(const weights &p, wgroup *k, int64_t first)
 {
     float mn = 0, mx = 0;
@@ -73,7 +76,7 @@ __device__ static void measure(const weights &p, wgroup *k, int64_t first)
     k->z = quant_weight_zero(k->lo, k->h, p.bits);
 }
 
-/* Rounding offsets of n columns from c on; 0 without. */
+/* Rounding offsets of n columns from c on. */
 __device__ static quad offsets(const weights &p, const wgroup &k, int64_t c, int n)
 {
     if (p.v.p)
@@ -109,7 +112,7 @@ __global__ void fake_quant_weights_kernel(weights p)
         apply(p, k, first);
 }
 
-/* The scale and zero that fake_quant_weights has left. */
+/* Reads the stored scale and zero of the group. */
 __device__ static void read_stored(const weights &p, wgroup *k)
 {
     k->h = f16_to_f32(p.scales[k->r * p.scales_ld + k->g]);
@@ -126,7 +129,7 @@ __global__ void fake_quant_stored_kernel(weights p)
     apply(p, k, first);
 }
 
-/* dL/dh at fixed z, and dL/dz, summed over the group. */
+/* Sums dL/dh, at fixed z, and dL/dz over the group. */
 __device__ static void group_grads(const weights &p, const view &dwq, const wgroup &k,
                                    int64_t first, float *dh, float *dz)
 {
@@ -160,7 +163,7 @@ __global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, in
     if (threadIdx.x % WARP_SIZE)
         return;
     const float Q = (float)((1 << p.bits) - 1),
-                raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
+                raw = (k.hi - k.lo) / Q; /* h before the clamp and fp16 */
     const double h = (double)k.h, dz = (double)sum_z;
     double dh = (double)sum_h, dlo = 0, dhi = 0;
     if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
@@ -226,7 +229,7 @@ static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
     return p;
 }
 
-/* Every group has its warp; a grid's x may have 2^31 - 1 blocks. */
+/* One warp for every group. */
 static unsigned grid_of(const weights &p)
 {
     return blocks_all(p.rows * p.groups, BLOCK / WARP_SIZE);

@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * A warp's products of small matrices: C[16, 8 NT] += A[16, K] B[K, 8 NT], operands in
- * shared memory, C in registers. BF16: tensor cores (m16n8k16), emulated lane by lane; F32:
- * multiply-adds in the same layout. Lane l has of each 16x8 piece of C: rows l/4 (elements
- * 0, 1) and l/4 + 8 (2, 3), columns 2 (l%4) and the next. */
+ * Products of small matrices by a warp: C[16, 8 NT] += A[16, K] B[K, 8 NT]. A and B are
+ * in shared memory, C is in registers. BF16 uses the tensor cores' m16n8k16, which the
+ * emulation computes lane by lane; F32 uses multiply-adds in the same layout.
+ *
+ * Lane l holds four elements of each 16 x 8 piece of C. With g = l / 4 and t = 2 (l % 4):
+ *
+ *             t   t+1                 elements c[0], c[1]: row g,     columns t, t + 1
+ *      g    [ c0  c1 ]                elements c[2], c[3]: row g + 8, columns t, t + 1
+ *      g+8  [ c2  c3 ]
+ *
+ * so the 4 lanes with the same g share the rows g and g + 8. */
 #ifndef WKVQ_CUDA_MMA_H
 #define WKVQ_CUDA_MMA_H
 
@@ -22,8 +29,7 @@ __device__ __forceinline__ int lane_col(void)
     return (int)(threadIdx.x % 4) * 2;
 }
 
-/* --- BF16
- * --------------------------------------------------------------------------------- */
+/* --- BF16 ---------------------------------------------------------------------------- */
 
 struct frag_a {
     unsigned r[4];
@@ -32,13 +38,13 @@ struct frag_b {
     unsigned r[2];
 };
 
-/* A pair of neighbours; `at` is even. */
+/* Two neighbouring elements as one word; `at` is even. */
 __device__ __forceinline__ unsigned pair_at(SHARED(uint16_t) p, int at)
 {
     return SHARED_AS(unsigned, p + at)[0];
 }
 
-/* A[16, 16], row-major. */
+/* A[16, 16], stored by rows. */
 __device__ __forceinline__ frag_a load_a(SHARED(uint16_t) a, int ld)
 {
     const int g = lane_row(), t = lane_col();
@@ -95,13 +101,13 @@ static inline float half_of(unsigned pair, int odd)
 static inline void mma_bf16(float *c, const frag_a &a, const frag_b &b)
 {
     const lane_fragments mine = {a, b};
-    const int meeting = emu::meet(&mine, sizeof(mine), __LINE__);
+    const int slot = emu::exchange(&mine, sizeof(mine), __LINE__);
     for (int e = 0; e < 4; e++)
         for (int k = 0; k < 16; k++) {
             const int row = lane_row() + e / 2 * 8, n = lane_col() + e % 2;
             lane_fragments of_a, of_b;
-            emu::peek(&of_a, sizeof(of_a), row % 8 * 4 + k % 8 / 2, meeting);
-            emu::peek(&of_b, sizeof(of_b), n * 4 + k % 8 / 2, meeting);
+            emu::peek(&of_a, sizeof(of_a), row % 8 * 4 + k % 8 / 2, slot);
+            emu::peek(&of_b, sizeof(of_b), n * 4 + k % 8 / 2, slot);
             c[e] += half_of(of_a.a.r[row / 8 + k / 8 * 2], k % 2) *
                     half_of(of_b.b.r[k / 8], k % 2);
         }
@@ -116,8 +122,7 @@ __device__ __forceinline__ void multiply(float *c, const frag_a &a, SHARED(uint1
     mma_bf16(c, a, load_b<COLS>(b, ld));
 }
 
-/* --- F32
- * ---------------------------------------------------------------------------------- */
+/* --- F32 ----------------------------------------------------------------------------- */
 
 struct rows_a {
     SHARED(float) p;
@@ -145,10 +150,9 @@ __device__ __forceinline__ void multiply(float *c, const rows_a &a, SHARED(float
     }
 }
 
-/* --- both
- * --------------------------------------------------------------------------------- */
+/* --- both ---------------------------------------------------------------------------- */
 
-/* C += A B; B stored [k][n] (COLS) or [n][k]. K a multiple of 16. */
+/* C += A B. B is stored [k][n] with COLS, else [n][k]. K is a multiple of 16. */
 template <bool COLS, int K, int NT, class S>
 __device__ __forceinline__ void product(float (&c)[NT][4], S a, int lda, S b, int ldb)
 {

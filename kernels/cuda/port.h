@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * What every .cu file begins with. nvcc compiles it for the GPU; a host compiler compiles
- * the same file over kernels/cuda/emu. The differences that a kernel sees are the macros
- * here: shared memory has its own pointer type, so that the emulation can check each
- * access.
+ * Every .cu file starts with this header. nvcc compiles it for the GPU; a host compiler
+ * compiles the same file over kernels/cuda/emu. Kernels see the difference only through
+ * the macros below. Shared memory has its own pointer type, so that the emulation can
+ * check each access.
  *
  *     SHARED_ARRAY(float, part, 32);       static shared memory
- *     SHARED_DYNAMIC(float, tile);         what the launch asked for
+ *     SHARED_DYNAMIC(float, tile);         the dynamic shared memory of the launch
  *     __device__ void f(SHARED(float) p)   a parameter
- *     SHARED_PART(p, begin, n)             n elements of an array, checked as one of their
- * own SHARED_AS(uint4, p)                  the same bytes as another type
+ *     SHARED_PART(p, begin, n)             n elements, checked as an array of their own
+ *     SHARED_AS(uint4, p)                  the same bytes as another type
  *     CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, args...) */
 #ifndef WKVQ_CUDA_PORT_H
 #define WKVQ_CUDA_PORT_H
@@ -33,7 +33,7 @@
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                        \
     kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 
-/* More than 48 KiB of dynamic shared memory are asked for. */
+/* Allows a kernel more than 48 KiB of dynamic shared memory. */
 template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
 {
     return cudaFuncSetAttribute((const void *)kernel,

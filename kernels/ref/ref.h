@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
- * The reference operations: the definition of each. Signatures as in kernels/dev_ops.h,
- * contracts as in kernels/dev.h. Plain loops, f64 accumulation; attention and the KV
- * gradient take working memory for the length of a call. */
+ * The reference implementation, which defines every operation: plain loops with f64
+ * accumulation. Signatures are those of kernels/dev_ops.h, contracts those of
+ * kernels/dev.h. Attention and the KV gradient allocate working memory for each call. */
 #ifndef WKVQ_REF_H
 #define WKVQ_REF_H
 
 #include "kernels/base/half.h"
 #include "kernels/dev_ops.h"
 
-/* Element i behind the start of x's memory, whatever the act type. */
+/* Element i of an act tensor's memory. ref_set() rounds to its type, ref_put() may add. */
 static inline float ref_get(const struct tensor *x, int64_t i)
 {
     return x->dtype == DT_F32 ? ((const float *)x->data)[i]
@@ -29,7 +29,7 @@ static inline void ref_put(const struct tensor *x, int64_t i, double v, bool acc
     ref_set(x, i, accumulate ? v + (double)ref_get(x, i) : v);
 }
 
-/* Elements of one row (all dimensions behind the first). */
+/* Elements of one row: the product of all dimensions after the first. */
 static inline int64_t ref_width(const struct tensor *x)
 {
     int64_t w = 1;

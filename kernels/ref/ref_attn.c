@@ -44,7 +44,7 @@ static void ref_hadamard(struct dev *d, const struct tensor *x)
         }
 }
 
-/* The inputs of one attention, and where head h of token t starts. */
+/* The inputs of one attention and their sizes. */
 struct attn {
     const struct attn_inputs *in;
     double scale;
@@ -61,6 +61,7 @@ static struct attn attn_of(const struct attn_inputs *in)
                          .d = in->q->dim[2]};
 }
 
+/* Start of head h of token t. */
 static int64_t head_at(const struct tensor *x, int64_t t, int64_t h)
 {
     return t * x->ld + h * x->dim[2];
@@ -75,7 +76,7 @@ static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
     return sum;
 }
 
-/* Whether query i meets key j in its quantized form. */
+/* True if query i sees the quantized form of key j; see struct attn_mask. */
 static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 {
     const struct attn_mask *m = a->in->mask;
@@ -93,7 +94,7 @@ static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
                           head_at(k, j, h / (a->H / a->K)), a->d);
 }
 
-/* One query of one head. S has room for its scores, acc for d sums. */
+/* o and lse of query i of head h. S [i + 1] and acc [d] are working memory. */
 static void attend(const struct attn *a, const struct tensor *o, const struct tensor *lse,
                    int64_t h, int64_t i, double *S, double *acc)
 {
@@ -132,7 +133,7 @@ static void ref_attn(struct dev *d, const struct tensor *o, const struct tensor 
     mem_free(S);
 }
 
-/* What backward needs beside the inputs. */
+/* The arguments of the backward. */
 struct attn_grad {
     struct attn a;
     const struct tensor *dout, *o, *lse;
@@ -175,9 +176,9 @@ static void query_grad(const struct attn_grad *g, const struct tensor *dq, int64
         ref_set(dq, head_at(dq, i, h) + c, a->scale * acc[c]);
 }
 
-/* dk'_j = scale sum_i dS_ij q_i, dv'_j = sum_i P_ij dout_i, over the queries of all heads
- * that share kv head `kv`, each pair's share going to the form of the key that it met. acc:
- * [dk, dv, dkq, dvq][d]. D: [H][T] D_i. */
+/* dk'_j = scale sum_i dS_ij q_i and dv'_j = sum_i P_ij dout_i, over the queries of all
+ * heads that share kv head `kv`. Each pair contributes to the form of key j that query i
+ * sees. acc [4][d] receives dk, dv, dkq, dvq. D [H][T] is dout_i . o_i. */
 static void key_grad(const struct attn_grad *g, int64_t kv, int64_t j, const double *D,
                      double *acc)
 {

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of the cache per channel, in blocks of tokens, and its gradient:
- * kernels/tensor/quant.h with s = 1 and shift = 0, the group being a block's values of one
- * channel. */
+ * Fake quantization of keys per channel, in blocks of tokens, and its gradient. A group
+ * is a block's values of one channel, quantized by kernels/tensor/quant.h with s = 1,
+ * shift = 0. */
 #include "kernels/ref/ref.h"
 
 #include "kernels/tensor/quant.h"
 
 /* Tokens [begin, end) of channel c. */
 struct block {
-    int64_t c, begin, end, at_min, at_max; /* first token that holds the minimum, maximum */
+    int64_t c, begin, end;
+    int64_t at_min, at_max; /* the first token with the minimum, the maximum */
     float h, m;
 };
 
@@ -50,8 +51,7 @@ static void ref_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
             ref_set(xq, t * xq->ld + c, (double)at(x, t, c));
 }
 
-/* dx = g but for the extremes, which also get the path through h: dL/dh / Q and its
- * negative. */
+/* dx = g, plus dL/dh / Q at the maximum and minus it at the minimum: the path through h. */
 static void block_grad(const struct tensor *dx, const struct tensor *dxq,
                        const struct tensor *x, const struct block *b, int bits,
                        bool accumulate)

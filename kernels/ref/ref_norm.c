@@ -5,7 +5,8 @@
 
 #include <math.h>
 
-/* Start of normalized row r: heads of one token are contiguous. */
+/* Start of normalized row r. In a 3-D view a row is a head; heads of a token are
+ * contiguous. */
 static int64_t row_at(const struct tensor *x, int64_t r)
 {
     if (x->n_dims == 2)

@@ -1,8 +1,32 @@
 /* SPDX-License-Identifier: MIT
  *
- * Fake quantization of weights (learnable clipping) and of the KV cache. The values are
- * kernels/tensor/quant.h's, one f32 operation after the other; the gradients follow
- * docs/method.md, straight through round and fp16, in f64. */
+ * Fake quantization of weights (learnable clipping) and of the KV cache. Forward values
+ * are those of kernels/tensor/quant.h, one f32 operation after the other. Gradients are
+ * f64, and pass straight through round() and fp16().
+ *
+ * Weights. Per group, with Q = 2^bits - 1, gamma = sigma(a), beta = sigma(b), u = w/h and
+ * r = round(u + v):
+ *
+ *   lo = beta min(0, min W)        hi = gamma max(0, max W)
+ *   h  = (hi - lo) / Q             z  = clamp(round(-lo / h), 0, Q)
+ *   w^ = (clamp(r + z, 0, Q) - z) h
+ *
+ *   code r + z       dw^/dh     dw^/dz         dz/dh  = lo / h^2      (0 if z is clamped)
+ *   within 0..Q      r - u      0              dz/dlo = -1 / h        (0 if z is clamped)
+ *   above Q          Q - z      -h             dh/dhi = 1 / Q         (0 if h is clamped)
+ *   below 0          -z         -h             dh/dlo = -1 / Q        (0 if h is clamped)
+ *
+ * so with g = dL/dw^ summed over the group: dL/da = dL/dhi max gamma (1 - gamma), and dL/db
+ * likewise with lo, min and beta.
+ *
+ * Cache. Per token and group, with x~ = (x - shift) / s, m = min x~, h = (max x~ - m) / Q
+ * and q = clamp(round((x~ - m) / h), 0, Q): x^ = s (m + h q) + shift. Straight through,
+ * x~^ has the gradient 1 in x~, plus the path through h, which only the group's extremes
+ * take:
+ *
+ *   g~_c = s_c g_c + [c is argmax] dL/dh / Q - [c is argmin] dL/dh / Q
+ *   dL/dh = sum_c s_c g_c (q_c - (x~_c - m) / h)
+ *   dL/dx = g~ / s      dL/dlog s = s g x~^ - g~ x~      dL/dshift = g - g~ / s */
 #include "kernels/ref/ref.h"
 
 #include "kernels/base/mem.h"
@@ -10,7 +34,7 @@
 
 #include <math.h>
 
-/* sigma(x[r,g]), 1 without x. */
+/* sigma(x[r,g]); 1 if x is NULL. */
 static float sigmoid_at(const struct tensor *x, int64_t r, int64_t g)
 {
     if (!x)
@@ -18,8 +42,8 @@ static float sigmoid_at(const struct tensor *x, int64_t r, int64_t g)
     return (float)(1 / (1 + exp(-(double)ref_get(x, r * x->ld + g))));
 }
 
-/* One group: columns [begin, end) of row r, its range before clipping, and what came out.
- */
+/* One group: columns [begin, end) of row r, its range [min, max], the clipped range [lo,
+ * hi] and its scale and zero. */
 struct wgroup {
     int64_t r, g, begin, end;
     float min, max, gamma, beta, lo, hi, h;
@@ -97,7 +121,7 @@ static void ref_fake_quant_stored(struct dev *d, const struct tensor *wq,
         }
 }
 
-/* dL/dh at fixed z, and dL/dz, of one group. */
+/* Sums dL/dh, at fixed z, and dL/dz over one group. */
 static void group_grads(const struct wgroup *k, const struct tensor *dwq,
                         const struct weight_quant *p, double *dh, double *dz)
 {
@@ -124,7 +148,7 @@ static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     for (int64_t r = 0; r < p->w->dim[0]; r++)
         for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
             const struct wgroup k = weight_group(p, r, g);
-            const float raw = (k.hi - k.lo) / Q; /* h before its clamp and fp16 */
+            const float raw = (k.hi - k.lo) / Q; /* h before the clamp and fp16 */
             const double h = (double)k.h;
             double dh, dz, dlo = 0, dhi = 0;
             group_grads(&k, dwq, p, &dh, &dz);
@@ -160,13 +184,12 @@ static void ref_round_step(struct dev *d, const struct tensor *dwq,
         }
 }
 
-/* --- KV ---------------------------------------------------------------------------------
- */
+/* --- KV cache ------------------------------------------------------------------------ */
 
-/* A group of channels [begin, end) of token t; channels count through the heads. */
+/* A group: channels [begin, end) of token t. Channels are counted through all heads. */
 struct kvgroup {
-    int64_t t, begin, end, at_min,
-        at_max; /* first channel that holds the minimum, maximum */
+    int64_t t, begin, end;
+    int64_t at_min, at_max; /* the first channel with the minimum, the maximum of x~ */
     float h, m;
 };
 
@@ -175,7 +198,7 @@ static float channel(const struct tensor *x, int64_t c, float none)
     return x ? ref_get(x, c) : none;
 }
 
-/* x~ of channel c */
+/* x~ of token t, channel c. */
 static float smoothed(const struct kv_quant *p, int64_t t, int64_t c)
 {
     return quant_kv_in(ref_get(p->x, t * p->x->ld + c), channel(p->s, c, 1),
@@ -204,7 +227,7 @@ static struct kvgroup kv_group_of(const struct kv_quant *p, int64_t t, int64_t b
     return k;
 }
 
-/* End of the group that starts at channel c: within its head. */
+/* End of the group that starts at channel c. Groups do not cross heads. */
 static int64_t group_end(const struct kv_quant *p, int64_t c)
 {
     const int64_t d = p->x->dim[2], head_end = c / d * d + d;
@@ -235,8 +258,7 @@ struct kv_work {
     bool accumulate;
 };
 
-/* With e = s g, the gradient of x~^, g~_i = e_i but for the extremes, which also get the
- * path through h: dL/dh / Q and its negative. */
+/* Gradients of one group, by the formulas at the top of this file; e = s g. */
 static void kv_group_grad(const struct kv_work *w, const struct kvgroup *k)
 {
     const struct kv_quant *p = w->p;

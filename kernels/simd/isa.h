@@ -7,7 +7,7 @@
  * widest vectors that the flags allow. Every external symbol of such a file is wrapped in
  * ISA_NAME(), so that the builds can be linked into one program:
  *
- *     void ISA_NAME(cpu_fill)(struct dev_ops *o)     defines cpu_fill_avx512 for -DISA=avx512
+ *     void ISA_NAME(cpu_fill)(struct dev_ops *o);    is cpu_fill_avx512 with -DISA=avx512
  *
  * Code that exists once asks isa_supported() which of the builds this processor can run.
  * All functions here are thread-safe. */

@@ -9,17 +9,17 @@
  * vtable a table that 4-bit codes index. vf and vi are the compiler's vector types, so the
  * operators + - * / and, for vi, & | ~ << >> work on them lane by lane, as v[lane] does.
  *
- * Rounding is IEEE, once per operation; the whole tree is compiled without contraction. Only
- * vf_fma() and what is built on it differ between sets: simd_plain.h rounds twice. Functions
- * that end in _n read or write the first n lanes only, n <= VL or clamped to it; the lanes
- * that are not read are 0. Memory needs no alignment.
+ * Rounding is IEEE, once per operation; the whole tree is compiled without contraction.
+ * Only vf_fma() and what is built on it differ between sets: simd_plain.h rounds twice.
+ * Functions that end in _n read or write the first n lanes only, n <= VL or clamped to
+ * it; the lanes that are not read are 0. Memory needs no alignment.
  *
  * Each of the three headers defines:
  *
- *     vf_load_n vf_store_n  vf_load_bf16[_n] vf_store_bf16[_n]  vf_load_f16  vi_load_n
- *     vi_load_bytes_n  vf_set1 vf_iota  vf_fma vf_max vf_min vf_sqrt vf_abs vf_rint vf_ldexp
- *     vf_lt vf_finite vm_and vm_or vm_all vm_first vf_select  vf_sum vf_sum4 vf_sum64 vf_hmax
- *     vf_hmin  vtable_codes vtable_get
+ *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vi_load_n
+ *     vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max vf_min vf_sqrt vf_abs vf_rint vf_ldexp
+ *     vf_lt vf_finite vf_select vm_and vm_or vm_all vm_first vf_sum vf_sum4 vf_sum64
+ *     vf_hmax vf_hmin vtable_codes vtable_get
  *
  * simd_avx512.h alone has vf_even_before_odd(). */
 #ifndef WKVQ_SIMD_H
@@ -44,7 +44,7 @@
 #include "kernels/simd/simd_plain.h"
 #endif
 
-/* --- memory ------------------------------------------------------------------------- */
+/* --- memory -------------------------------------------------------------------------- */
 
 static inline vf vf_load(const void *p)
 {
@@ -106,7 +106,7 @@ static inline void f32_put(float *row, int64_t c, int64_t end, vf x)
         vf_store_n(row + c, x, end - c);
 }
 
-/* --- arithmetic --------------------------------------------------------------------- */
+/* --- arithmetic ---------------------------------------------------------------------- */
 
 static inline vf vf_add(vf a, vf b)
 {
@@ -129,8 +129,8 @@ static inline vf vf_div(vf a, vf b)
 }
 
 /* e^x with an error of about 1e-7 relative, for subnormal results too. Overflow gives
- * infinity, NaN stays NaN. Cody and Waite's reduction x = n ln 2 + r, then the polynomial of
- * Cephes' expf in r. */
+ * infinity, NaN stays NaN. Cody and Waite's reduction x = n ln 2 + r, then the polynomial
+ * of Cephes' expf in r. */
 static inline vf vf_exp(vf x)
 {
     x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * kernels/simd/simd.h for any processor, by the compiler's own vectors: 4 lanes. Only simd.h
- * includes this file. */
+ * kernels/simd/simd.h for any processor, by the compiler's own vectors: 4 lanes. Only
+ * simd.h includes this file. */
 #ifndef WKVQ_SIMD_PLAIN_H
 #define WKVQ_SIMD_PLAIN_H
 

@@ -22,7 +22,7 @@ static inline float hadamard_scale(int64_t n)
     return (float)(1 / sqrt((double)n));
 }
 
-/* +1 or -1 at row i, column j, before the scale. */
+/* The sign at row i, column j: +1 or -1. */
 static inline float hadamard_sign(int64_t i, int64_t j)
 {
     uint64_t both = (uint64_t)(i & j);
@@ -33,7 +33,7 @@ static inline float hadamard_sign(int64_t i, int64_t j)
     return both & 1 ? -1.0f : 1.0f;
 }
 
-/* x [n] in place, n log2 n additions. */
+/* Transforms x [n] in place with n log2 n additions. */
 static inline void hadamard_f32(float *x, int64_t n)
 {
     const float scale = hadamard_scale(n);
@@ -48,7 +48,7 @@ static inline void hadamard_f32(float *x, int64_t n)
         x[i] *= scale;
 }
 
-/* The same for `width` vectors at once, in double: x [n][width]. */
+/* Transforms the columns of x [n][width] in place. */
 static inline void hadamard_f64(double *x, int64_t n, int64_t width)
 {
     const double scale = 1 / sqrt((double)n);

@@ -14,16 +14,16 @@ static const char *const weight_kinds[] = {"q_proj",    "k_proj",  "v_proj",   "
                                            "gate_proj", "up_proj", "down_proj"};
 static const char *const kv_kinds[] = {"k", "v"};
 
-/* bits 0: no rule is about it. */
+/* bits 0: no rule applies. */
 struct row {
     struct mix_format kind[KINDS_MAX];
 };
 
 struct mix {
     enum mix_of of;
-    int64_t n;       /* layers that rules name, up to the last of them */
+    int64_t n;       /* number of layers up to the last one that a rule names */
     struct row *row; /* [n] */
-    struct row rest; /* every layer behind: what is for all */
+    struct row rest; /* the format of all later layers */
 };
 
 static int n_kinds(enum mix_of of)
@@ -94,10 +94,10 @@ bool mix_quantizes(const struct mix *m)
     return false;
 }
 
-/* --- text to rules ------------------------------------------------------------------ */
+/* --- text to rules ------------------------------------------------------------------- */
 
 struct rule {
-    const char *text; /* [n], not ended */
+    const char *text; /* [n], not NUL-terminated */
     size_t n;
     int64_t first, last;
     int kind;
@@ -109,7 +109,7 @@ static bool is_blank(char c)
     return c == ' ' || c == '\t' || c == '\n' || c == '\r';
 }
 
-/* A whole number at *at, digits alone, up to most; *at moves behind it. */
+/* Reads a number of digits only, at most `most`, and moves *at past it. */
 static bool read_number(int64_t *out, const char **at, const char *end, int64_t most)
 {
     const char *p = *at;
@@ -126,7 +126,7 @@ static bool read_number(int64_t *out, const char **at, const char *end, int64_t 
     return true;
 }
 
-/* [LAYERS.] in front of a kind, which no digit begins. */
+/* Reads [LAYERS.]; a kind does not start with a digit. */
 static bool read_layers(struct rule *r, const char **at, const char *end)
 {
     r->first = r->last = MIX_ALL_LAYERS;
@@ -175,7 +175,7 @@ static bool read_group(struct rule *r, enum mix_of of, const char **at, const ch
            (r->format.group_size > 0 || of == MIX_WEIGHTS);
 }
 
-/* One rule; what is wrong with it, NULL: nothing. */
+/* Reads one rule. Returns what is wrong with it, or NULL. */
 static const char *read_rule(struct rule *r, enum mix_of of)
 {
     const char *at = r->text, *end = r->text + r->n;
@@ -201,7 +201,8 @@ static const char *read_rule(struct rule *r, enum mix_of of)
     return NULL;
 }
 
-/* The rule between *at and the next comma; *at moves behind that, or becomes NULL. */
+/* The rule up to the next comma. Moves *at past the comma, or sets it to NULL at the
+ * end. */
 static struct rule cut_rule(const char **at)
 {
     const char *begin = *at, *comma = strchr(begin, ',');
@@ -247,16 +248,16 @@ enum err mix_parse(struct mix **out, enum mix_of of, const char *text, enum err 
     return err;
 }
 
-/* --- rules to text ------------------------------------------------------------------ */
+/* --- rules to text ------------------------------------------------------------------- */
 
 static bool same(struct mix_format a, struct mix_format b)
 {
     return a.bits == b.bits && a.group_size == b.group_size;
 }
 
-/* Text that grows. */
+/* A text that grows. */
 struct text {
-    char *at; /* ended */
+    char *at; /* NUL-terminated */
     size_t n, room;
 };
 
@@ -284,7 +285,7 @@ static enum err put_rule(struct text *t, const struct mix *m, int64_t first, int
     return OK;
 }
 
-/* What is for all layers, then the stretches of those that differ from it. */
+/* Appends the rule for all layers, then the ranges of layers that differ from it. */
 static enum err put_kind(struct text *t, const struct mix *m, int kind)
 {
     const struct mix_format all = m->rest.kind[kind];

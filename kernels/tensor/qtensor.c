@@ -12,7 +12,7 @@ const char *const lin_module[N_LIN] = {
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
 
-/* The rule for a layer's kind, or what holds for all others. */
+/* The format of a layer's kind: by its rule, or else that of all others. */
 static struct mix_format format_of(const struct mix *mixed, int64_t layer, int kind,
                                    struct mix_format others)
 {

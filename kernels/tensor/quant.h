@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * The quantizer's arithmetic, one value at a time: the single definition that calibration,
- * packing and the runtime share, bit for bit. Every operation is one IEEE f32 operation (no
- * fused multiply-add: files that include this are built with -ffp-contract=off), so SIMD
- * kernels give the same bits.
+ * The quantizer's arithmetic for one value: the definition that calibration, packing and
+ * the runtime share bit for bit. Each operation is one IEEE f32 operation, and the whole
+ * tree is built with -ffp-contract=off, so that SIMD kernels give the same bits. Rounding
+ * is to nearest, ties to even. docs/method.md has the mathematics.
  *
- * Rounding is to nearest, ties to even. docs/method.md has the mathematics. */
+ *   weights, per group [lo, hi]          h = fp16((hi - lo) / Q)   z = round(-lo / h)
+ *                                        q = clamp(round(w/h) + z, 0, Q)   w^ = (q - z) h
+ *   cache, per group of x~ in [mn, mx]   h = fp16((mx - mn) / Q)   m = fp16(mn)
+ *                                        q = clamp(round((x~ - m)/h), 0, Q)  x~^ = m + h q
+ *
+ * with Q = 2^bits - 1 and bits = 2..8. */
 #ifndef WKVQ_QUANT_H
 #define WKVQ_QUANT_H
 
@@ -14,7 +19,8 @@
 #include <math.h>
 #include <stdint.h>
 
-/* Smallest scale: the smallest positive fp16. A group of zeros gets it, with z = q = 0. */
+/* The smallest scale, and the smallest positive fp16. A group of zeros has it, z = 0, q =
+ * 0. */
 #define QUANT_TINY 0x1p-24f
 #define QUANT_SCALE_MAX 65504.0f
 
@@ -23,8 +29,8 @@ HALF_FN float quant_clamp(float x, float lo, float hi)
     return x < lo ? lo : x > hi ? hi : x;
 }
 
-/* h = fp16(clamp((hi - lo) / Q, tiny, 65504)), the clipped range [lo, hi] with
- * lo <= 0 <= hi. Returns fp16 bits. */
+/* h = fp16(clamp((hi - lo) / Q, QUANT_TINY, QUANT_SCALE_MAX)) of the clipped range [lo,
+ * hi], lo <= 0 <= hi. Returns fp16 bits. */
 HALF_FN uint16_t quant_weight_scale(float lo, float hi, int bits)
 {
     const float q = (float)((1 << bits) - 1);
@@ -45,15 +51,15 @@ HALF_FN uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
     return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
 }
 
-/* The same with an offset inside the rounding: q = clamp(round(w / h + v) + z, 0, Q) */
+/* The same with a learned offset v: q = clamp(round(w / h + v) + z, 0, Q) */
 HALF_FN uint8_t quant_weight_code_offset(float w, float v, float h, uint8_t z, int bits)
 {
     const float q = rintf(w / h + v) + (float)z;
     return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
 }
 
-/* A signed step of an offset against gradient g of w^, the clamp to [-1/2, 1/2] included.
- * Where the code is clamped the offset has no gradient and stays. */
+/* One signed step of an offset v, given the gradient g in w^; the result is clamped to
+ * [-1/2, 1/2]. If the code is clamped, v has no gradient and keeps its value. */
 HALF_FN float quant_weight_offset_step(float v, float g, float w, float h, uint8_t z,
                                        float rate, int bits)
 {
@@ -74,21 +80,20 @@ HALF_FN float quant_kv_in(float x, float s, float shift)
     return (x - shift) / s;
 }
 
-/* Scale of a KV group from the min and max of its x~: fp16((mx - mn) / Q). */
+/* h of a KV group from the minimum and maximum of its x~. Returns fp16 bits. */
 HALF_FN uint16_t quant_kv_scale(float mn, float mx, int bits)
 {
     const float h = (mx - mn) / (float)((1 << bits) - 1);
     return f16_from_f32(h > QUANT_SCALE_MAX ? QUANT_SCALE_MAX : h);
 }
 
-/* m = fp16(clamp(mn, -65504, 65504)), its offset: finite, so that x^ is. Returns fp16 bits.
- */
+/* m of a KV group, clamped to finite fp16 so that x^ is finite. Returns fp16 bits. */
 HALF_FN uint16_t quant_kv_min(float mn)
 {
     return f16_from_f32(quant_clamp(mn, -QUANT_SCALE_MAX, QUANT_SCALE_MAX));
 }
 
-/* q = clamp(round((x~ - m) / h), 0, Q); h = 0 gives 0. h and m are the fp16 values. */
+/* q = clamp(round((x~ - m) / h), 0, Q), and 0 if h is 0. h and m are values of fp16. */
 HALF_FN uint8_t quant_kv_code(float xt, float h, float m, int bits)
 {
     if (!(h > 0))

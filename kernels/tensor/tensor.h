@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Element types and the view. A tensor owns nothing. */
+ * Element types, and the view of memory that all operations take. A tensor owns nothing:
+ * who allocated data frees it. */
 #ifndef WKVQ_TENSOR_H
 #define WKVQ_TENSOR_H
 
@@ -18,9 +19,9 @@ const char *dtype_name(enum dtype t);
 
 #define TENSOR_MAX_DIMS 4
 
-/* Row-major view. The last dimension is contiguous; rows (all leading dimensions flattened)
- * of a 2-D view are ld elements apart. For 3-D [T, H, d] views, ld is the distance between
- * consecutive t, and the H*d elements of one t are contiguous. Vectors: ld is ignored. */
+/* A row-major view. The last dimension is contiguous. In a 2-D view [R, C], rows are ld
+ * elements apart. In a 3-D view [T, H, d], tokens are ld elements apart, and the H * d
+ * elements of a token are contiguous. ld is ignored in a vector. */
 struct tensor {
     void *data; /* device memory, or host memory where a function says so */
     enum dtype dtype;
@@ -29,26 +30,25 @@ struct tensor {
     int64_t ld; /* elements */
 };
 
-/* Contiguous views over data. */
+/* Contiguous views of data. */
 struct tensor tensor_1d(void *data, enum dtype t, int64_t n);
 struct tensor tensor_2d(void *data, enum dtype t, int64_t rows, int64_t cols);
 struct tensor tensor_3d(void *data, enum dtype t, int64_t n0, int64_t n1, int64_t n2);
-/* Columns [first, first + n) of a 2-D view; shares memory and ld. */
+/* Columns [first, first + n) of a 2-D view, in the same memory. */
 struct tensor tensor_cols(struct tensor x, int64_t first, int64_t n);
-/* Rows [first, first + n) of a view of 1 to 3 dimensions (dim[0]). */
+/* Entries [first, first + n) of the first dimension of a view with 1 to 3 dimensions. */
 struct tensor tensor_rows(struct tensor x, int64_t first, int64_t n);
-/* A 2-D [T, H*d] view as 3-D [T, H, d]; ld kept. */
+/* A 2-D view [T, H*d] as a 3-D view [T, H, d], in the same memory. */
 struct tensor tensor_heads(struct tensor x, int64_t heads);
 int64_t tensor_count(const struct tensor *x);
 
-/* A host tensor with a name: what states and artifacts are made of. */
+/* A named tensor in host memory; states and artifacts are lists of them. */
 struct named_tensor {
     char name[128];
     struct tensor t; /* host, contiguous */
 };
 
-/* Host conversion, n elements: from F32, F16 or BF16 at src (any alignment) to f32 or bf16.
- */
+/* Convert n elements in host memory, from F32, F16 or BF16 at any alignment. */
 void host_to_f32(float *dst, const void *src, enum dtype t, int64_t n);
 void host_to_bf16(uint16_t *dst, const void *src, enum dtype t, int64_t n);
 

@@ -106,8 +106,7 @@ void ck_close_scalar(struct ck *c, const char *what, const double *side, double 
 void ck_bits(struct ck *c, const char *what, const struct ck_out *o);
 void ck_fail(struct ck *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* --- the operations ---------------------------------------------------------------------
- */
+/* --- the operations ------------------------------------------------------------------ */
 
 struct ck_test {
     const char *op;
@@ -117,8 +116,7 @@ extern const struct ck_test ck_gemm_tests[], ck_norm_tests[], ck_attn_tests[],
     ck_mlp_tests[], ck_quant_tests[], ck_channel_tests[],
     ck_train_tests[]; /* end with op NULL */
 
-/* --- broken kernels, for --self-test ----------------------------------------------------
- */
+/* --- broken kernels, for --self-test ------------------------------------------------- */
 
 enum ck_fault {
     FAULT_NONE,

@@ -236,8 +236,7 @@ static void test_fake_quant_weights_bwd(struct ck *c)
     each_weight(c, one_fake_quant_weights_bwd, false, false, false);
 }
 
-/* --- KV ---------------------------------------------------------------------------------
- */
+/* --- KV ------------------------------------------------------------------------------ */
 
 struct kv_case {
     int64_t T, K, d, G;
@@ -418,8 +417,7 @@ static void test_fake_quant_kv_bwd(struct ck *c)
     each_kv(c, one_fake_quant_kv_bwd, true);
 }
 
-/* ----------------------------------------------------------------------------------------
- */
+/* ------------------------------------------------------------------------------------- */
 
 static void one_minmax(struct ck *c, struct ck_shape shape, enum ck_pattern p)
 {

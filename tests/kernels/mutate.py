@@ -13,7 +13,7 @@ import sys
 
 # mutant: (anchor, the text soon behind it that goes, what comes there)
 MUTANTS = {
-    "reduce-first-barrier": ("T block_reduce(", "__syncthreads(); /* the last call's readers are done */", ""),
+    "reduce-first-barrier": ("T block_reduce(", "__syncthreads(); /* the readers of an earlier call are done */", ""),
     "reduce-second-barrier": ("part[threadIdx.x / WARP_SIZE] = v;", "__syncthreads();", ""),
     "reduce-one-more": ("T r = part[0];", "i < BLOCK / WARP_SIZE", "i <= BLOCK / WARP_SIZE"),
     "attn-tile-barrier": ("attn_kernel(attn_args a)", "__syncthreads();", ""),

@@ -1,4 +1,35 @@
-// SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT
+ *
+ * Runs CUDA kernels on the host, one thread block after the other, and reports mistakes
+ * that a GPU would turn into wrong results now and then.
+ *
+ * Fibers. Every thread of a block is a fiber: a stack and saved registers. Fibers are
+ * switched by hand (wkvq_emu_switch, or ucontext on other processors). The scheduler runs
+ * each READY fiber until it waits or ends:
+ *
+ *   READY --__syncthreads()--> AT_BARRIER --all threads of the block wait--> READY
+ *   READY --shuffle, mma-----> AT_WARP    --all lanes of the warp wait-----> READY
+ *   READY --return-----------> DONE
+ *
+ * When no fiber is READY, release_waiting() releases complete warps, else the whole
+ * block. If threads wait at different lines, or some have left, that is reported.
+ *
+ * Warp operations. Each fiber has two slots for the values it hands in. An exchange
+ * alternates between them, so that a fast lane's next value does not overwrite what a
+ * slow lane still has to read.
+ *
+ * Races. Shared memory has a shadow: for every UNIT bytes the last writer and the last
+ * reader, and the epoch of each. A barrier starts a new epoch of the block, a warp
+ * operation one of the warp. Two accesses to the same bytes, one of them a write, are
+ * ordered if they have one thread, or different block epochs, or one warp and different
+ * warp epochs:
+ *
+ *   memory   [ .... bytes .... ]
+ *   shadows  [w,r][w,r][w,r] ...     w = (thread, epoch, warp epoch) of the last write
+ *                                    r = the same of the last read; SEVERAL: more than one
+ *
+ * Device memory is one range of addresses that is inaccessible outside launches and copies
+ * (emu_fence), so that a host access crashes as it would on a machine with a GPU. */
 #include "kernels/cuda/emu/emu.h"
 
 #include <stdarg.h>
@@ -7,7 +38,8 @@
 #include <sys/mman.h>
 
 #if defined(__x86_64__)
-/* Save the callee's registers on this stack, note it in *from, go on where `to` stopped. */
+/* Saves the callee-saved registers on the current stack and the stack pointer in *from,
+ * then continues where `to` was saved. */
 extern "C" void wkvq_emu_switch(void **from, void *to);
 asm(".text\n"
     ".type wkvq_emu_switch,@function\n"
@@ -34,8 +66,8 @@ namespace
 
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 
-constexpr size_t STACK = 128 * 1024, SHARED = 256 * 1024,
-                 UNIT = 2 /* bytes that one shadow covers */;
+constexpr size_t STACK = 128 * 1024, SHARED = 256 * 1024;
+constexpr size_t UNIT = 2; /* bytes that one shadow covers */
 constexpr int MAX_ARRAYS = 32, NOBODY = -1, SEVERAL = -2;
 
 #if defined(__x86_64__)
@@ -48,18 +80,19 @@ struct fiber {
     context ctx;
     unsigned char *stack;
     state at;
-    int line; /* of the barrier or warp operation it waits in */
-    int turn; /* which of its two slots the next exchange uses */
+    int line; /* source line of the barrier or warp operation it waits at */
+    int turn; /* the slot that its next exchange uses */
     unsigned char slot[2][LANE_BYTES];
 };
 
-/* Who touched a unit of shared memory last, and in which epoch of the block (barriers) and
- * of the toucher's warp (warp operations). */
+/* The last accesses to a unit of shared memory: the thread, NOBODY or SEVERAL, and the
+ * epochs of the block and of the thread's warp. */
 struct shadow {
     int writer, write_epoch, write_warp_epoch;
     int reader, read_epoch, read_warp_epoch;
 };
 
+/* A static shared array of the block, identified by its declaration. */
 struct array {
     const void *declaration;
     size_t at, bytes;
@@ -84,6 +117,7 @@ struct machine {
 
 machine m;
 
+/* Fails the launch; the first report is kept until emu_clear(). */
 void report(const char *fmt, ...)
 {
     m.failed = true;
@@ -98,8 +132,7 @@ void report(const char *fmt, ...)
     va_end(ap);
 }
 
-/* --- fibers -----------------------------------------------------------------------------
- */
+/* --- fibers -------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 
@@ -111,7 +144,7 @@ void switch_to(context *from, context *to)
 void prepare(fiber *f, void (*entry)(void))
 {
     uintptr_t *top = (uintptr_t *)(((uintptr_t)f->stack + STACK) & ~(uintptr_t)63);
-    *--top = 0; /* where entry would return to: keeps the ABI's alignment */
+    *--top = 0; /* a return address that is never used: keeps the ABI's alignment */
     *--top = (uintptr_t)entry;
     for (int i = 0; i < 6; i++)
         *--top = 0;
@@ -136,6 +169,7 @@ void prepare(fiber *f, void (*entry)(void))
 
 #endif
 
+/* Returns to the scheduler; the fiber continues when it is READY again. */
 void leave(state at, int line)
 {
     fiber *f = &m.fibers[m.current];
@@ -148,11 +182,10 @@ void entry(void)
 {
     m.body(m.ctx);
     leave(DONE, 0);
-    abort(); /* a fiber that is done is not run again */
+    abort(); /* not reached: a fiber that is DONE never runs again */
 }
 
-/* --- one block --------------------------------------------------------------------------
- */
+/* --- one block ----------------------------------------------------------------------- */
 
 uint64_t next_random(void)
 {
@@ -183,9 +216,8 @@ void run_fiber(int i)
     switch_to(&m.scheduler, &m.fibers[i].ctx);
 }
 
-/* All threads of [begin, end) that are not done wait in the same place `at`: let them go
- * on. Reports when some have left or wait elsewhere. False when there is nothing to
- * release. */
+/* Makes threads [begin, end) READY if all of them wait in state `at` at the same line.
+ * Reports a mistake if some wait elsewhere or have ended. False if nothing was released. */
 bool release(int begin, int end, state at, const char *what)
 {
     int waiting = 0, first = -1;
@@ -207,8 +239,7 @@ bool release(int begin, int end, state at, const char *what)
     return true;
 }
 
-/* Nobody can go on: warps whose threads all wait for each other, else the block's barrier.
- */
+/* Called when no fiber is READY: releases all complete warps, else the block's barrier. */
 bool release_waiting(void)
 {
     bool any = false;
@@ -230,7 +261,7 @@ bool release_waiting(void)
     return true;
 }
 
-/* Fibers that a failed block left in the middle keep nothing: their stacks are new ones. */
+/* After a failed block its fibers are abandoned in the middle: their stacks are freed. */
 void drop_stacks(void)
 {
     for (int i = 0; i < MAX_THREADS; i++) {
@@ -317,7 +348,7 @@ void barrier(int line)
     leave(AT_BARRIER, line);
 }
 
-int meet(const void *in, size_t bytes, int line)
+int exchange(const void *in, size_t bytes, int line)
 {
     fiber *f = &m.fibers[m.current];
     const int turn = f->turn;
@@ -327,18 +358,16 @@ int meet(const void *in, size_t bytes, int line)
     }
     memcpy(f->slot[turn], in, bytes);
     leave(AT_WARP, line);
-    f->turn =
-        !turn; /* the next meeting must not overwrite what a slower lane still reads */
+    f->turn = !turn; /* a slower lane may still read this slot */
     return turn;
 }
 
-void peek(void *out, size_t bytes, int from, int meeting)
+void peek(void *out, size_t bytes, int from, int slot)
 {
-    memcpy(out, m.fibers[m.current / WARP * WARP + from].slot[meeting], bytes);
+    memcpy(out, m.fibers[m.current / WARP * WARP + from].slot[slot], bytes);
 }
 
-/* --- shared memory ----------------------------------------------------------------------
- */
+/* --- shared memory ------------------------------------------------------------------- */
 
 size_t dynamic_shared_bytes(void)
 {
@@ -370,6 +399,7 @@ void out_of_bounds(long index, long count)
            count);
 }
 
+/* True if this thread's access cannot race with an earlier one by `other`. */
 static bool ordered(int other, int epoch, int warp_epoch)
 {
     const int warp = m.current / WARP;
@@ -397,8 +427,7 @@ bool touch(size_t at, size_t bytes, bool write)
         }
         const bool first =
             s->reader == NOBODY || s->reader == m.current || s->read_epoch != m.epoch;
-        /* One reader stands for those of its warp: they are in the same epoch or a later
-         * one. */
+        /* The last reader of a warp stands for the earlier ones of that warp. */
         const bool same_warp = s->reader >= 0 && s->reader / WARP == warp;
         s->reader = first || same_warp ? m.current : SEVERAL;
         s->read_epoch = m.epoch;
@@ -422,7 +451,8 @@ void emu_clear(void)
 namespace
 {
 
-/* One range of addresses; each allocation begins with its length. */
+/* Device memory: one reserved range of addresses. An allocation starts with a page that
+ * holds its length. */
 constexpr size_t ARENA = (size_t)64 << 30, HEAD = 4096;
 unsigned char *arena;
 size_t arena_used;

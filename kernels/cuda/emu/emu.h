@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * CUDA kernels as host C++: what kernels/cuda/port.h stands on where nvcc does not compile.
- * The threads of a block are fibers, blocks run one after the other. Reported, as the first
- * sentence that emu_error() returns: a barrier or a warp operation that not all threads
- * reach, an access outside shared memory, and two threads that touch the same shared bytes,
- * one of them writing, with no barrier between. With a seed (emu_set_seed(), or EMU_SEED in
- * the environment) threads and blocks run in random order. One host thread at a time. */
+ * CUDA kernels as host C++: kernels/cuda/port.h includes this where nvcc does not compile.
+ * emu.cc explains how it works. It runs thread blocks one after the other and reports
+ *   - a barrier or warp operation that not all threads reach,
+ *   - an access outside a shared array,
+ *   - two threads that use the same shared bytes without a barrier between, one writing.
+ * emu_error() returns the first report. With a seed (emu_set_seed(), or EMU_SEED in the
+ * environment) threads and blocks run in random order. Only one host thread may use it. */
 #ifndef WKVQ_EMU_H
 #define WKVQ_EMU_H
 
@@ -36,15 +37,15 @@ struct alignas(8) uint2 {
     unsigned x, y;
 };
 
-/* "" or the first thing that was reported since the last call of emu_clear(). */
+/* The first report since emu_clear(), or "". Static. */
 const char *emu_error(void);
 void emu_clear(void);
-/* 0: threads in order. */
+/* 0: threads and blocks run in ascending order. */
 void emu_set_seed(uint64_t seed);
 
-/* Device memory: the host cannot touch it but between emu_fence(true) and emu_fence(false),
- * as in launches, copies and products. Addresses are not used twice. NULL without memory.
- */
+/* Device memory. The host can access it only between emu_fence(true) and
+ * emu_fence(false), as launches, copies and matrix products do. Addresses are never
+ * reused. NULL if there is no memory. */
 void *emu_alloc(size_t bytes);
 void emu_free(void *p);
 void emu_fence(bool open);
@@ -60,7 +61,7 @@ struct place {
 };
 extern place here;
 
-/* Run body(ctx) for every thread of every block. */
+/* Runs body(ctx) for every thread of every block. */
 void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
             void (*body)(void *), void *ctx);
 
@@ -72,22 +73,21 @@ void launch_body(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
 }
 
 void barrier(int line);
-/* All lanes of the warp hand in `bytes` (at most LANE_BYTES); what lane `from` handed in is
- * then read with the number that meet() gave. */
+/* All lanes of a warp hand in `bytes` bytes, at most LANE_BYTES, and wait for each other.
+ * Returns the slot to pass to peek(), which reads what lane `from` handed in. */
 constexpr size_t LANE_BYTES = 32;
-int meet(const void *in, size_t bytes, int line);
-void peek(void *out, size_t bytes, int from, int meeting);
+int exchange(const void *in, size_t bytes, int line);
+void peek(void *out, size_t bytes, int from, int slot);
 
-/* The bytes behind a declaration of static shared memory: one place a declaration and
- * block. */
+/* Offset of a static shared array; the same for all threads of a block. */
 size_t static_shared(const void *declaration, size_t bytes);
 size_t dynamic_shared_bytes(void);
-/* Bounds of the whole array, then the race check; false after a report. */
+/* Checks an access for races; false after a report. */
 bool touch(size_t at, size_t bytes, bool write);
 void out_of_bounds(long index, long count);
 unsigned char *shared_memory(void);
 
-/* An element of shared memory: reads and writes are told apart, both are checked. */
+/* An element of shared memory. Reading and writing it are both checked. */
 template <class T> class cell
 {
     size_t at; /* SIZE_MAX: outside */
@@ -120,7 +120,7 @@ template <class T> class cell
     }
 };
 
-/* A pointer into shared memory that knows its array. Indices count from the pointer. */
+/* A pointer into a shared array that knows the array's bounds. */
 template <class T> class shared
 {
     size_t at;         /* bytes */
@@ -141,14 +141,14 @@ template <class T> class shared
     {
         return shared(at + (size_t)n * sizeof(T), first - n, count - n);
     }
-    /* n elements from `begin`: an array of its own. */
+    /* n elements from `begin`, checked as an array of its own. */
     shared part(long begin, long n) const
     {
         if (begin < first || begin + n > count)
             out_of_bounds(begin + n, count);
         return shared(at + (size_t)begin * sizeof(T), 0, n);
     }
-    /* The same bytes as another type, from here to the end of the array. */
+    /* The bytes from here to the array's end as elements of another type. */
     template <class U> shared<U> as() const
     {
         return shared<U>(at, 0, count * (long)sizeof(T) / (long)sizeof(U));
@@ -164,7 +164,7 @@ template <class T> T shuffle(T v, int from, int line)
 {
     T r = v;
     static_assert(sizeof(v) <= LANE_BYTES, "a lane hands in too much");
-    peek(&r, sizeof(r), from, meet(&v, sizeof(v), line));
+    peek(&r, sizeof(r), from, exchange(&v, sizeof(v), line));
     return r;
 }
 

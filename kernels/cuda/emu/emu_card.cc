@@ -1,4 +1,6 @@
-// SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT
+ *
+ * The emulated card: allocations and their limits, failures, delayed copies. */
 #include "kernels/cuda/emu/emu_card.h"
 
 #include "kernels/cuda/emu/emu_runtime.h"
@@ -8,7 +10,7 @@
 namespace
 {
 
-constexpr int MOST = 4096; /* allocations at a time */
+constexpr int MOST = 4096; /* allocations that may exist at a time */
 
 struct block {
     void *p;
@@ -23,7 +25,7 @@ struct copy {
 
 block blocks[MOST];
 copy later[64];
-long done; /* copies carried out */
+long done; /* copies executed so far */
 
 long number(const char *name, long otherwise)
 {
@@ -90,7 +92,7 @@ int emu_card_alloc(void **out, size_t bytes)
     return cudaSuccess;
 }
 
-/* As cudaFree does, this waits for the device. */
+/* Waits for all copies first, as cudaFree does. */
 void emu_card_free(void *p)
 {
     struct emu_card *c = emu_card();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * In place of a GPU and cuBLAS: host memory, and the reference's matrix product. */
+ * The emulated device's counterpart of cuda_lib.cu: the reference's matrix product. */
 #include "kernels/cuda/cuda.h"
 
 extern "C" {
@@ -20,7 +20,7 @@ struct gemm_library {
 
 enum err lib_open(struct dev *d)
 {
-    static gemm_library one; /* as the emulator is one */
+    static gemm_library one; /* one is enough: there is one emulated card */
     gpu_of(d)->gemm = &one;
     emu_clear();
     const size_t n = strlen(d->about);
@@ -47,8 +47,8 @@ void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
 
 } // namespace CUDA_NS
 
-/* A test that links all of this library knows the device; EMU_NAME=cuda puts it in place of
- * the GPU. */
+/* Registers the device in every program that links this whole library. EMU_NAME=cuda
+ * makes it replace the GPU. */
 __attribute__((constructor)) static void register_emulation(void)
 {
     const char *name = getenv("EMU_NAME");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The calls of the CUDA runtime that kernels/cuda makes, over host memory. Everything on
- * the first stream is done when a call returns; copies on the second are done when
- * something waits for them (emu_card.h). What the emulator reported is the sticky error. */
+ * The functions of the CUDA runtime that kernels/cuda calls, over host memory. Work on the
+ * first stream is finished when a call returns. Copies on the second stream happen when
+ * something waits for them (emu_card.h). A report of the emulation is the sticky error. */
 #ifndef WKVQ_EMU_RUNTIME_H
 #define WKVQ_EMU_RUNTIME_H
 
@@ -15,7 +15,7 @@
 typedef int cudaError_t;
 typedef int cudaStream_t; /* 0: compute, 1: copies */
 struct emu_event {
-    long copies; /* begun when it was recorded on the second stream */
+    long copies; /* copies queued when it was recorded on the second stream */
 };
 typedef emu_event *cudaEvent_t;
 enum {
@@ -60,8 +60,7 @@ static inline const char *cudaGetErrorString(cudaError_t e)
     }
 }
 
-/* --- the card ---------------------------------------------------------------------------
- */
+/* --- the card ------------------------------------------------------------------------ */
 
 static inline cudaError_t cudaDriverGetVersion(int *v)
 {
@@ -99,8 +98,7 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
     return emu_card_call();
 }
 
-/* --- memory -----------------------------------------------------------------------------
- */
+/* --- memory -------------------------------------------------------------------------- */
 
 static inline cudaError_t cudaMalloc(void **p, size_t bytes)
 {
@@ -151,12 +149,11 @@ static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cu
     return cudaSuccess;
 }
 
-/* --- streams and events -----------------------------------------------------------------
- */
+/* --- streams and events -------------------------------------------------------------- */
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int)
 {
-    *s = 1; /* the first is there */
+    *s = 1; /* stream 0 always exists */
     return emu_card_call();
 }
 
