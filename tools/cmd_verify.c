@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/command_job.h"

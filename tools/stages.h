@@ -5,7 +5,7 @@
 #ifndef WKVQ_STAGES_H
 #define WKVQ_STAGES_H
 
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 #include "tools/job.h"
 #include "tools/state.h"
 

@@ -5,7 +5,7 @@
 #ifndef WKVQ_VERIFY_REPORT_H
 #define WKVQ_VERIFY_REPORT_H
 
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 
 #include <jansson.h>
 

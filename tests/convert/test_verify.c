@@ -2,7 +2,7 @@
  *
  * Verification passes on what the writer wrote, and fails on one nibble, one scale, one
  * shift too many, whose checksums are right. */
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

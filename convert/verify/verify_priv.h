@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Inside verification: what its parts share. Private to convert/runtime. */
+ * Inside verification: what its parts share. Private to convert/verify. */
 #ifndef WKVQ_VERIFY_PRIV_H
 #define WKVQ_VERIFY_PRIV_H
 
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 #include "kernels/base/pool.h"
 
 struct verify {

@@ -8,7 +8,7 @@
  * as much as quantization itself does. So part 3 starts every block from the simulation's
  * hidden states: what then differs is the runtime's own doing. */
 #include "convert/runtime/runtime.h"
-#include "convert/runtime/verify_priv.h"
+#include "convert/verify/verify_priv.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 

@@ -5,7 +5,7 @@
  * against the source's own bytes; the cache's channels against calibration's. */
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/quantize.h"
-#include "convert/runtime/verify_priv.h"
+#include "convert/verify/verify_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
 

@@ -2,9 +2,9 @@
  *
  * The four parts of verification in order, and the first of them: is the artifact whole,
  * and are its numbers numbers? */
-#include "convert/runtime/verify.h"
+#include "convert/verify/verify.h"
 
-#include "convert/runtime/verify_priv.h"
+#include "convert/verify/verify_priv.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 
