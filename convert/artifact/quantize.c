@@ -166,29 +166,3 @@ enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
 {
     return quant_block_rtn_on(NULL, out, a, src, layer, w, kv);
 }
-
-enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q)
-{
-    enum err err = OK;
-    float *row = NULL;
-    FAIL_IF(q->out != src->rows || q->in != src->cols, ERR_SHAPE,
-            "%s: scales for [%" PRId64 "][%" PRId64 "], weight is [%" PRId64 "][%" PRId64
-            "]",
-            src->name, q->out, q->in, src->rows, src->cols);
-    if (q->codes) {
-        memcpy(codes, q->codes, (size_t)src->rows * (size_t)src->cols);
-        return OK;
-    }
-    TRY(mem_alloc(&row, (size_t)src->cols, sizeof(*row)));
-    for (int64_t r = 0; r < src->rows; r++) {
-        host_to_f32(row, row_of(src, r), src->dtype, src->cols);
-        if (!quant_row_codes(codes + r * src->cols, row, q->scales + r * q->groups,
-                             q->zeros + r * q->groups, src->cols, q->format.bits,
-                             q->format.group_size)) {
-            err = not_finite(src, r);
-            break;
-        }
-    }
-    mem_free(row);
-    return err;
-}

@@ -31,8 +31,6 @@ struct quant_source {
 enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
                          const struct block_src *src, int64_t layer,
                          const struct weight_spec *w, const struct kv_spec *kv);
-/* codes [out][in], one byte each, of weight src under q. */
-enum err quant_codes(uint8_t *codes, const struct host_mat *src, const struct qlinear *q);
 
 /* Errors: ERR_USAGE when out_dir exists with something else in it, or an artifact without
  * force. progress may be NULL. */

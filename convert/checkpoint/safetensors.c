@@ -21,7 +21,6 @@ struct st_file {
     char *path;
     struct file_map map;
     size_t data_start;
-    json_t *metadata; /* NULL: none */
     struct st_tensor *tensor;
     struct st_tensor **by_name; /* sorted */
     size_t n;
@@ -178,7 +177,6 @@ static enum err parse_entries(struct st_file *f, json_t *header)
                 "%s: tensor name %.200s holds a control character", f->path, key);
         if (!strcmp(key, "__metadata__")) {
             TRY(check_metadata(f, v));
-            f->metadata = json_incref(v);
             continue;
         }
         TRY(parse_tensor(f, &f->tensor[f->n], key, v));
@@ -309,7 +307,6 @@ void st_close(struct st_file **pf)
         mem_free(f->tensor[i].name);
     mem_free(f->tensor);
     mem_free(f->by_name);
-    json_decref(f->metadata);
     file_map_close(&f->map);
     mem_free(f->path);
     mem_free(f);
@@ -345,11 +342,6 @@ const struct st_tensor *st_find(const struct st_file *f, const char *name)
             lo = mid + 1;
     }
     return NULL;
-}
-
-const char *st_metadata(const struct st_file *f, const char *key)
-{
-    return json_string_value(json_object_get(f->metadata, key));
 }
 
 uint64_t st_bytes(const struct st_file *f)

@@ -31,8 +31,6 @@ const char *st_path(const struct st_file *f);
 int64_t st_count(const struct st_file *f);
 const struct st_tensor *st_at(const struct st_file *f, int64_t i); /* in file order */
 const struct st_tensor *st_find(const struct st_file *f, const char *name); /* NULL: none */
-/* Value of a __metadata__ key, NULL if none. Borrowed. */
-const char *st_metadata(const struct st_file *f, const char *key);
 uint64_t st_bytes(const struct st_file *f);
 /* Tell the system that the pages of tensor t are not needed for now. */
 void st_release(const struct st_file *f, const struct st_tensor *t);

@@ -128,11 +128,6 @@ void runtime_rewind(struct runtime *r)
     r->length = r->marked;
 }
 
-int64_t runtime_length(const struct runtime *r)
-{
-    return r->length;
-}
-
 enum err runtime_forward(struct runtime *r, float *logits, bool all, const int32_t *ids,
                          int64_t n)
 {

@@ -24,7 +24,6 @@ enum err runtime_open(struct runtime **out, const struct artifact *a,
 void runtime_close(struct runtime **r);
 /* Forget the cache. */
 void runtime_reset(struct runtime *r);
-int64_t runtime_length(const struct runtime *r); /* tokens in the cache */
 /* Remember the cache as it is now, and go back to it: what several texts begin with is
  * computed once. One mark at a time; without one, rewinding forgets everything. The tokens
  * that are kept in full precision are copied, the packed ones are not. Errors: ERR_MEMORY.

@@ -2,8 +2,7 @@
  *
  * The packed runtime against the simulation: token by token, in chunks, for every family
  * and every way of quantizing. */
-#include "convert/runtime/rt_kernels.h"
-#include "convert/runtime/runtime.h"
+#include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "tests/convert/golden_artifact.h"
 #include "tests/scratch.h"
@@ -60,7 +59,7 @@ static void decode(float *logits, struct runtime *rt, const struct golden *g, in
         const int64_t n = g->T - t < chunk ? g->T - t : chunk;
         ok(runtime_forward(rt, logits + t * g->V, true, g->ids + t, n));
     }
-    assert_int_equal(runtime_length(rt), g->T);
+    assert_int_equal(rt->length, g->T);
 }
 
 static float *room(int64_t n)
@@ -475,7 +474,7 @@ static void test_limits(void **state)
     assert_int_equal(runtime_forward(rt, logits, false, bad + 1, 1), ERR_FORMAT);
     assert_non_null(strstr(err_text(), "72"));
     err_clear();
-    assert_int_equal(runtime_length(rt), 2); /* a refused call leaves the cache */
+    assert_int_equal(rt->length, 2); /* a refused call leaves the cache */
     ok(runtime_forward(rt, logits, false, s.g.ids + 2, 1));
     runtime_close(&rt);
     assert_int_equal(runtime_open(&rt, s.a, &odd), ERR_USAGE);
@@ -521,13 +520,13 @@ static void check_mark(struct kv_spec k, int64_t mark)
     for (int64_t i = 0; i < n; i++) /* backwards: other tokens */
         ok(runtime_forward(rt, NULL, false, s.g.ids + s.g.T - 1 - i, 1));
     runtime_rewind(rt);
-    assert_int_equal(runtime_length(rt), mark);
+    assert_int_equal(rt->length, mark);
     for (int64_t i = 0; i < n; i++)
         ok(runtime_forward(rt, s.have + i * s.g.V, false, s.g.ids + mark + i, 1));
     assert_memory_equal(s.have, s.want, bytes);
     runtime_reset(rt);
     runtime_rewind(rt);
-    assert_int_equal(runtime_length(rt), 0);
+    assert_int_equal(rt->length, 0);
     runtime_close(&rt);
     close_subject(&s);
 }
