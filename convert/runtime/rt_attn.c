@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Causal attention over the packed past and the chunk in full precision. A piece of work is
- * one kv head, up to QUERIES queries, and a stretch of the keys; it leaves a running
+ * one kv head, up to QUERIES queries, and a span of the keys; it leaves a running
  * softmax (maximum, sum, weighted values), and the pieces of a query are put together in
  * order. */
 #include "convert/runtime/rt_priv.h"
@@ -11,18 +11,18 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES 16   /* share one unpacking of the keys */
-#define TILE RT_TILE /* keys unpacked at a time */
-#define STRETCH 512  /* keys of a piece, when there are few queries */
+#define QUERIES 16     /* share one unpacking of the keys */
+#define TILE RT_TILE   /* keys unpacked at a time */
+#define SPLIT_KEYS 512 /* keys of a piece, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
     const struct rt_attn *a;
     struct rt_attn_scratch *s;
-    int64_t blocks, splits, stretch; /* of queries; of keys */
-    int64_t part_floats;             /* of one (query, head, split): 2 + d */
-    int64_t pieces;                  /* in all */
-    int threads;                     /* that take them */
+    int64_t query_blocks, splits, span; /* of queries; of keys */
+    int64_t part_floats;                /* of one (query, head, split): 2 + d */
+    int64_t pieces;                     /* in all */
+    int threads;                        /* that take them */
 };
 
 struct tile {
@@ -31,7 +31,7 @@ struct tile {
     const float *k_full[TILE], *v_full[TILE]; /* as kept, for the query in hand; or NULL */
 };
 
-static int64_t least(int64_t a, int64_t b)
+static int64_t min_i64(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
@@ -157,36 +157,36 @@ static int64_t split_of(const struct work *w, int64_t number)
 
 static int64_t head_of(const struct work *w, int64_t number)
 {
-    return number / w->splits / w->blocks;
+    return number / w->splits / w->query_blocks;
 }
 
 /* Threads take pieces in turn, so this one's next is about `threads` further. */
-static void ask_for_next(const struct work *w, int64_t number)
+static void prefetch_next_piece(const struct work *w, int64_t number)
 {
     const struct rt_attn *a = w->a;
-    const int64_t next = number + w->threads, at = split_of(w, next) * w->stretch;
-    if (next < w->pieces && at < a->past && a->cache->lanes[a->layer])
-        rt_attn_ask(a, head_of(w, next), at, least(at + w->stretch, a->past));
+    const int64_t next = number + w->threads, at = split_of(w, next) * w->span;
+    if (next < w->pieces && at < a->past && a->cache->interleaved[a->layer])
+        rt_attn_prefetch(a, head_of(w, next), at, min_i64(at + w->span, a->past));
 }
 
-static void piece(void *ctx, int64_t number, int thread)
+static void attend_piece(void *ctx, int64_t number, int thread)
 {
     const struct work *w = ctx;
     const struct rt_attn *a = w->a;
-    const int64_t split = split_of(w, number), block = number / w->splits % w->blocks;
+    const int64_t split = split_of(w, number), block = number / w->splits % w->query_blocks;
     const int64_t kh = head_of(w, number), d = a->cache->d;
     const int64_t first = block * QUERIES;
-    const int64_t end = least(a->n, first + QUERIES);
-    const int64_t at = least(split * w->stretch, a->past);
-    const int64_t end_at = least(at + w->stretch, a->past);
+    const int64_t end = min_i64(a->n, first + QUERIES);
+    const int64_t at = min_i64(split * w->span, a->past);
+    const int64_t end_at = min_i64(at + w->span, a->past);
     float *buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats;
     /* what all queries of the chunk see as packed */
     int64_t from = end_at, to = end_at;
-    if (a->cache->lanes[a->layer]) {
+    if (a->cache->interleaved[a->layer]) {
         from = between(a->cache->sink, at, end_at);
         to = between(a->past - a->cache->recent, from, end_at);
     }
-    ask_for_next(w, number);
+    prefetch_next_piece(w, number);
     for (int64_t t = first; t < end; t++)
         clear_parts(w, t, kh, split);
     if (from < to)
@@ -251,17 +251,16 @@ static enum err make_room(struct work *w, struct pool *pool)
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool)
 {
     struct work w = {.a = a, .s = s, .part_floats = 2 + a->cache->d};
-    w.blocks = (a->n + QUERIES - 1) / QUERIES;
+    w.query_blocks = (a->n + QUERIES - 1) / QUERIES;
     /* few queries: threads share the keys instead */
-    w.splits = a->n <= QUERIES ? (a->past + STRETCH - 1) / STRETCH : 1;
+    w.splits = a->n <= QUERIES ? (a->past + SPLIT_KEYS - 1) / SPLIT_KEYS : 1;
     w.splits = w.splits < 1 ? 1 : w.splits > MAX_SPLITS ? MAX_SPLITS : w.splits;
-    w.stretch = (a->past + w.splits - 1) / w.splits;
-    w.stretch =
-        (w.stretch + TILE - 1) / TILE * TILE; /* tiles begin with a vector of keys */
+    w.span = (a->past + w.splits - 1) / w.splits;
+    w.span = (w.span + TILE - 1) / TILE * TILE; /* tiles begin with a vector of keys */
     TRY(make_room(&w, pool));
     w.threads = pool_threads(pool);
-    w.pieces = a->cache->K * w.blocks * w.splits;
-    pool_run(pool, w.pieces, piece, &w);
+    w.pieces = a->cache->K * w.query_blocks * w.splits;
+    pool_run(pool, w.pieces, attend_piece, &w);
     pool_run(a->n > 1 ? pool : NULL, a->n, merge, &w);
     return OK;
 }

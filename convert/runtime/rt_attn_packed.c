@@ -27,7 +27,7 @@ static int64_t folded_floats(const struct rt_cache *c, const struct rt_plane *k)
 
 static int64_t acc_floats(const struct rt_plane *v)
 {
-    return v->groups * rt_acc(v->group / 8);
+    return v->groups * rt_acc_floats(v->group / 8);
 }
 
 /* Buffers from `at` on; returns their floats. at NULL: only those. */
@@ -64,7 +64,7 @@ int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows)
     int64_t most = 0;
     struct buffers b;
     for (int64_t i = 0; i < c->layers; i++) {
-        const int64_t n = c->lanes[i] ? place_buffers(&b, NULL, c, i, rows) : 0;
+        const int64_t n = c->interleaved[i] ? place_buffers(&b, NULL, c, i, rows) : 0;
         most = n > most ? n : most;
     }
     return most;
@@ -84,12 +84,12 @@ static void fold(float *out, const float *q, int64_t d, const struct rt_plane *k
 
 /* h and m of tokens [at, at + RT_TILE) from planes of the head: those that are there. */
 static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
-                       enum kv_side which, int64_t at)
+                       enum kv_side side, int64_t at)
 {
     const struct rt_cache *c = j->a->cache;
     const int64_t n = c->max - at < RT_TILE ? c->max - at : RT_TILE;
-    const uint16_t *pair = rt_cache_pairs(c, j->a->layer, which, j->kh) + at;
-    const int64_t groups = rt_cache_plane(c, j->a->layer, which)->groups;
+    const uint16_t *pair = rt_cache_pairs(c, j->a->layer, side, j->kh) + at;
+    const int64_t groups = rt_cache_plane(c, j->a->layer, side)->groups;
     for (int64_t g = 0; g < groups; g++, pair += 2 * c->max) {
         j->a->kern->to_f32(h + g * RT_TILE, pair, DT_F16, n);
         j->a->kern->to_f32(m + g * RT_TILE, pair + c->max, DT_F16, n);
@@ -98,27 +98,27 @@ static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
 
 /* Codes, h and m of the tile at `at`, before they are met. A stretch is some kilobytes in
  * six places: too short for the hardware to see coming. */
-static void ask_for_tile(const struct rt_attn *a, enum kv_side which, int64_t kh,
-                         int64_t at, int64_t end)
+static void prefetch_tile(const struct rt_attn *a, enum kv_side side, int64_t kh,
+                          int64_t at, int64_t end)
 {
     const struct rt_cache *c = a->cache;
-    const struct rt_plane *p = rt_cache_plane(c, a->layer, which);
+    const struct rt_plane *p = rt_cache_plane(c, a->layer, side);
     const int64_t n = end - at < RT_TILE ? end - at : RT_TILE;
-    const uint8_t *codes = rt_cache_codes(c, a->layer, which, kh);
-    const uint16_t *pair = rt_cache_pairs(c, a->layer, which, kh) + at;
-    const int64_t runs = which == KV_K ? 1 : p->groups, token = p->code_bytes / runs;
+    const uint8_t *codes = rt_cache_codes(c, a->layer, side, kh);
+    const uint16_t *pair = rt_cache_pairs(c, a->layer, side, kh) + at;
+    const int64_t runs = side == KV_K ? 1 : p->groups, token = p->code_bytes / runs;
     if (n <= 0)
         return;
     for (int64_t i = 0; i < runs; i++)
-        rt_ask_for(codes + (i * c->max + at) * token, n * token);
+        rt_prefetch(codes + (i * c->max + at) * token, n * token);
     for (int64_t i = 0; i < 2 * p->groups; i++)
-        rt_ask_for(pair + i * c->max, 2 * n);
+        rt_prefetch(pair + i * c->max, 2 * n);
 }
 
-void rt_attn_ask(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end)
+void rt_attn_prefetch(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end)
 {
-    ask_for_tile(a, KV_K, kh, at, end);
-    ask_for_tile(a, KV_V, kh, at, end);
+    prefetch_tile(a, KV_K, kh, at, end);
+    prefetch_tile(a, KV_V, kh, at, end);
 }
 
 /* Tokens outside the stretch: their memory may hold anything. */
@@ -140,8 +140,8 @@ static void score_tile(const struct rt_attn_packed *j, const struct buffers *b,
     const uint8_t *codes = rt_cache_codes(c, j->a->layer, KV_K, j->kh);
     load_pairs(b->kh, b->km, j, KV_K, at);
     for (int64_t t = at; t < end; t += RT_KEYS)
-        j->a->kern->kv->keys(b->score + t - at, f, codes + t * b->k->code_bytes,
-                             rt_cache_width(c, t), b->kh + t - at, b->km + t - at);
+        j->a->kern->kv->score_keys(b->score + t - at, f, codes + t * b->k->code_bytes,
+                                   rt_cache_width(c, t), b->kh + t - at, b->km + t - at);
 }
 
 /* Scores become exponentials, under the highest so far; sums follow it. */
@@ -149,7 +149,7 @@ static void soften(const struct rt_attn_packed *j, const struct buffers *b, int6
 {
     const struct rt_kv_kernels *kv = j->a->kern->kv;
     float *score = b->score + row * RT_TILE, *acc = b->acc + row * acc_floats(b->v);
-    const float best = kv->highest(score, RT_TILE), before = b->top[row];
+    const float best = kv->maximum(score, RT_TILE), before = b->top[row];
     if (best > before && before == -INFINITY) {
         b->top[row] = best; /* the sums are 0 */
     } else if (best > before) {
@@ -160,7 +160,7 @@ static void soften(const struct rt_attn_packed *j, const struct buffers *b, int6
         b->total[row] *= keep;
         b->top[row] = best;
     }
-    b->total[row] += kv->weights(score, score, b->top[row], RT_TILE);
+    b->total[row] += kv->exponentials(score, score, b->top[row], RT_TILE);
 }
 
 static void add_values(const struct rt_attn_packed *j, const struct buffers *b,
@@ -174,11 +174,11 @@ static void add_values(const struct rt_attn_packed *j, const struct buffers *b,
         for (int64_t r = 0; r < rows; r++) {
             const float *p = b->score + r * RT_TILE;
             float *w = b->weight + r * RT_TILE;
-            j->a->kern->kv->times(w, p, h, RT_TILE);
+            j->a->kern->kv->multiply(w, p, h, RT_TILE);
             b->low[r * groups + g] += j->a->kern->dot(p, m, RT_TILE);
         }
-        j->a->kern->kv->values(b->acc + g * rt_acc(words), acc_floats(b->v), b->weight,
-                               rows, codes, n, words);
+        j->a->kern->kv->add_values(b->acc + g * rt_acc_floats(words), acc_floats(b->v),
+                                   b->weight, rows, codes, n, words);
     }
 }
 
@@ -193,7 +193,8 @@ static void write_part(const struct rt_attn_packed *j, const struct buffers *b, 
     part[1] = b->total[row];
     for (int64_t g = 0; g < groups; g++) {
         const float low = b->low[row * groups + g];
-        j->a->kern->kv->collect(out + g * group, acc + g * rt_acc(group / 8), group / 8);
+        j->a->kern->kv->collect(out + g * group, acc + g * rt_acc_floats(group / 8),
+                                group / 8);
         for (int64_t i = g * group; i < (g + 1) * group; i++)
             out[i] = v.s[i] * (out[i] + low) + v.delta[i] * b->total[row];
     }
@@ -223,17 +224,17 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
     place_buffers(&b, scratch, c, j->a->layer, rows);
     const struct rt_folded f = {b.q, rows, folded_floats(c, b.k), c->d, b.k->group};
     const int64_t first = j->from / RT_KEYS * RT_KEYS;
-    rt_attn_ask(j->a, j->kh, first, j->to);
+    rt_attn_prefetch(j->a, j->kh, first, j->to);
     begin(j, &b, rows);
     for (int64_t at = first; at < j->to; at += RT_TILE) {
-        ask_for_tile(j->a, KV_K, j->kh, at + RT_TILE, j->to);
+        prefetch_tile(j->a, KV_K, j->kh, at + RT_TILE, j->to);
         const int64_t end = j->to - at < RT_TILE ? j->to : at + RT_TILE;
         const int64_t before = at < j->from ? j->from - at : 0;
         score_tile(j, &b, &f, at, end);
         clear_outside(b.score, rows, -INFINITY, before, end - at);
         for (int64_t r = 0; r < rows; r++)
             soften(j, &b, r);
-        ask_for_tile(j->a, KV_V, j->kh, at + RT_TILE, j->to);
+        prefetch_tile(j->a, KV_V, j->kh, at + RT_TILE, j->to);
         load_pairs(b.vh, b.vm, j, KV_V, at);
         clear_outside(b.vh, b.v->groups, 0, before, end - at);
         clear_outside(b.vm, b.v->groups, 0, before, end - at);

@@ -13,7 +13,8 @@
 /* --- memory ------------------------------------------------------------------------- */
 
 /* Room for n dims of items of unit bytes; nothing for none. */
-static enum err room(struct rt_cache *c, void *out, const int64_t *dim, int n, size_t unit)
+static enum err alloc_counted(struct rt_cache *c, void *out, const int64_t *dim, int n,
+                              size_t unit)
 {
     size_t bytes;
     TRY(size_product(&bytes, dim, n, unit));
@@ -28,15 +29,17 @@ static enum err open_plane(struct rt_cache *c, struct rt_plane *p, struct kv_for
 {
     *p = (struct rt_plane){.bits = f.bits};
     if (f.bits >= 16)
-        return room(c, &p->full, (int64_t[]){c->max, c->K, c->d}, 3, sizeof(float));
+        return alloc_counted(c, &p->full, (int64_t[]){c->max, c->K, c->d}, 3,
+                             sizeof(float));
     p->group = kv_group(c->d, f.group_size);
     p->groups = (c->d + p->group - 1) / p->group;
     p->code_bytes = bitpack_bytes(c->d, f.bits);
-    TRY(room(c, &p->codes, (int64_t[]){c->max, c->K, p->code_bytes}, 3, 1));
-    return room(c, &p->pairs, (int64_t[]){c->max, c->K, p->groups, 2}, 4, sizeof(uint16_t));
+    TRY(alloc_counted(c, &p->codes, (int64_t[]){c->max, c->K, p->code_bytes}, 3, 1));
+    return alloc_counted(c, &p->pairs, (int64_t[]){c->max, c->K, p->groups, 2}, 4,
+                         sizeof(uint16_t));
 }
 
-static bool fits_lanes(const struct rt_cache *c, const struct rt_plane *p)
+static bool fits_interleaving(const struct rt_cache *c, const struct rt_plane *p)
 {
     return p->bits == 4 && p->group % 8 == 0 && c->d % p->group == 0 &&
            c->spec.key_stage == KEY_POST_ROPE;
@@ -47,13 +50,13 @@ static enum err open_planes(struct rt_cache *c, bool *packed)
 {
     *packed = false;
     TRY(mem_calloc(&c->planes, 2 * (size_t)c->layers, sizeof(*c->planes)));
-    TRY(mem_calloc(&c->lanes, (size_t)c->layers, sizeof(*c->lanes)));
+    TRY(mem_calloc(&c->interleaved, (size_t)c->layers, sizeof(*c->interleaved)));
     for (int64_t i = 0; i < c->layers; i++) {
         struct rt_plane *const k = rt_cache_plane(c, i, KV_K), *const v = rt_cache_plane(
                                                                    c, i, KV_V);
         TRY(open_plane(c, k, kv_format(&c->spec, i, KV_K)));
         TRY(open_plane(c, v, kv_format(&c->spec, i, KV_V)));
-        c->lanes[i] = fits_lanes(c, k) && fits_lanes(c, v);
+        c->interleaved[i] = fits_interleaving(c, k) && fits_interleaving(c, v);
         *packed |= !k->full || !v->full;
     }
     return OK;
@@ -82,10 +85,10 @@ enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
         return OK;
     c->recent = spec->past_only ? at_most(spec->window - 1, max) : 0;
     c->sink = at_most(spec->sink, max);
-    TRY(room(c, &c->ring, (int64_t[]){c->layers, 2, c->recent, c->K, c->d}, 5,
-             sizeof(float)));
-    return room(c, &c->first, (int64_t[]){c->layers, 2, c->sink, c->K, c->d}, 5,
-                sizeof(float));
+    TRY(alloc_counted(c, &c->ring, (int64_t[]){c->layers, 2, c->recent, c->K, c->d}, 5,
+                      sizeof(float)));
+    return alloc_counted(c, &c->first, (int64_t[]){c->layers, 2, c->sink, c->K, c->d}, 5,
+                         sizeof(float));
 }
 
 void rt_cache_close(struct rt_cache *c)
@@ -96,7 +99,7 @@ void rt_cache_close(struct rt_cache *c)
         mem_free(c->planes[i].full);
     }
     mem_free(c->planes);
-    mem_free(c->lanes);
+    mem_free(c->interleaved);
     mem_free(c->ring);
     mem_free(c->first);
     mem_free(c->marked);
@@ -126,11 +129,11 @@ void rt_cache_rewind(struct rt_cache *c)
         memcpy(c->ring, c->marked, n * sizeof(float));
 }
 
-/* F32 of (layer, which, token, head) where each plane holds so many tokens. */
-static float *kept_at(const struct rt_cache *c, float *memory, int64_t tokens,
-                      int64_t layer, enum kv_side which, int64_t t, int64_t kh)
+/* F32 of (layer, side, token, head) where each plane holds so many tokens. */
+static float *kept_f32(const struct rt_cache *c, float *memory, int64_t tokens,
+                       int64_t layer, enum kv_side side, int64_t t, int64_t kh)
 {
-    return memory + (((2 * layer + which) * tokens + t) * c->K + kh) * c->d;
+    return memory + (((2 * layer + side) * tokens + t) * c->K + kh) * c->d;
 }
 
 static float *full_at(const struct rt_cache *c, const struct rt_plane *p, int64_t t,
@@ -147,16 +150,16 @@ static uint8_t *codes_of(const struct rt_cache *c, const struct rt_plane *p, int
     return p->codes + kh * c->max * p->code_bytes;
 }
 
-const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side side,
                               int64_t kh)
 {
-    return codes_of(c, rt_cache_plane(c, layer, which), kh);
+    return codes_of(c, rt_cache_plane(c, layer, side), kh);
 }
 
-const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side side,
                                int64_t kh)
 {
-    const struct rt_plane *p = rt_cache_plane(c, layer, which);
+    const struct rt_plane *p = rt_cache_plane(c, layer, side);
     return p->pairs + kh * c->max * p->groups * 2;
 }
 
@@ -168,10 +171,10 @@ int64_t rt_cache_width(const struct rt_cache *c, int64_t t)
 
 /* Where the 32 bits of word i of token t lie, from the head's beginning. */
 static int64_t word_at(const struct rt_cache *c, const struct rt_plane *p,
-                       enum kv_side which, int64_t t, int64_t i)
+                       enum kv_side side, int64_t t, int64_t i)
 {
     const int64_t words = p->group / 8, block = t / RT_KEYS * RT_KEYS;
-    if (which == KV_V)
+    if (side == KV_V)
         return 4 * ((i / words * c->max + t) * words + i % words);
     return block * p->code_bytes + 4 * (i * rt_cache_width(c, t) + t - block);
 }
@@ -179,70 +182,71 @@ static int64_t word_at(const struct rt_cache *c, const struct rt_plane *p,
 /* --- one head of one token ---------------------------------------------------------- */
 
 /* A head of a token, and the plane that holds it. */
-struct cell {
+struct token_head {
     struct rt_plane *plane;
     int64_t layer;
-    enum kv_side which;
+    enum kv_side side;
     int64_t t, kh;
 };
 
 /* Its row of codes into place; or out of it, to row where it does not lie in one piece. */
-static void put_codes(const struct rt_cache *c, struct cell e, const uint8_t *row)
+static void put_codes(const struct rt_cache *c, struct token_head e, const uint8_t *row)
 {
     const struct rt_plane *p = e.plane;
-    if (!c->lanes[e.layer]) {
+    if (!c->interleaved[e.layer]) {
         memcpy(p->codes + (e.t * c->K + e.kh) * p->code_bytes, row, (size_t)p->code_bytes);
         return;
     }
     uint8_t *codes = codes_of(c, p, e.kh);
     for (int64_t i = 0; i < c->d / 8; i++)
-        memcpy(codes + word_at(c, p, e.which, e.t, i), row + 4 * i, 4);
+        memcpy(codes + word_at(c, p, e.side, e.t, i), row + 4 * i, 4);
 }
 
-static const uint8_t *get_codes(const struct rt_cache *c, struct cell e, uint8_t *row)
+static const uint8_t *get_codes(const struct rt_cache *c, struct token_head e, uint8_t *row)
 {
     const struct rt_plane *p = e.plane;
-    if (!c->lanes[e.layer])
+    if (!c->interleaved[e.layer])
         return p->codes + (e.t * c->K + e.kh) * p->code_bytes;
     const uint8_t *codes = codes_of(c, p, e.kh);
     for (int64_t i = 0; i < c->d / 8; i++)
-        memcpy(row + 4 * i, codes + word_at(c, p, e.which, e.t, i), 4);
+        memcpy(row + 4 * i, codes + word_at(c, p, e.side, e.t, i), 4);
     return row;
 }
 
 /* Where group g's pair lies; h, and m at so many behind it. */
-static uint16_t *pair_at(const struct rt_cache *c, struct cell e, int64_t g, int64_t *to_m)
+static uint16_t *pair_at(const struct rt_cache *c, struct token_head e, int64_t g,
+                         int64_t *to_m)
 {
     const struct rt_plane *p = e.plane;
-    const bool lanes = c->lanes[e.layer];
-    *to_m = lanes ? c->max : 1;
-    return lanes ? p->pairs + (e.kh * p->groups + g) * c->max * 2 + e.t
-                 : p->pairs + ((e.t * c->K + e.kh) * p->groups + g) * 2;
+    const bool interleaved = c->interleaved[e.layer];
+    *to_m = interleaved ? c->max : 1;
+    return interleaved ? p->pairs + (e.kh * p->groups + g) * c->max * 2 + e.t
+                       : p->pairs + ((e.t * c->K + e.kh) * p->groups + g) * 2;
 }
 
 /* --- packing ------------------------------------------------------------------------ */
 
 struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer,
-                                     enum kv_side which, int64_t kh)
+                                     enum kv_side side, int64_t kh)
 {
     const struct packed_block *b = artifact_block(c->a, layer);
-    return which == KV_K
+    return side == KV_K
                ? (struct rt_channels){b->k_scale + kh * c->d, b->k_shift + kh * c->d}
                : (struct rt_channels){b->v_scale + kh * c->d, b->v_shift + kh * c->d};
 }
 
-static void pack_head(struct rt_cache *c, struct cell e, const float *x)
+static void pack_head(struct rt_cache *c, struct token_head e, const float *x)
 {
     const struct rt_plane *p = e.plane;
-    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.which, e.kh);
+    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.side, e.kh);
     uint8_t codes[MAX_HEAD], row[MAX_HEAD];
     int64_t to_m;
     for (int64_t g = 0; g < p->groups; g++) {
         const int64_t begin = g * p->group;
         const int64_t end = c->d - begin < p->group ? c->d : begin + p->group;
         uint16_t *pair = pair_at(c, e, g, &to_m);
-        c->kern->kv->pack(codes + begin, pair, pair + to_m, x + begin, ch.s + begin,
-                          ch.delta + begin, end - begin, p->bits);
+        c->kern->kv->quantize(codes + begin, pair, pair + to_m, x + begin, ch.s + begin,
+                              ch.delta + begin, end - begin, p->bits);
     }
     bitpack_row(row, codes, c->d, p->bits);
     put_codes(c, e, row);
@@ -259,15 +263,15 @@ static void pack_token(void *ctx, int64_t i, int thread)
     const struct pack_job *j = ctx;
     struct rt_cache *c = j->c;
     const int64_t C = c->K * c->d, t = j->at + i;
-    for (enum kv_side which = KV_K; which <= KV_V; which++) {
-        struct rt_plane *p = rt_cache_plane(c, j->layer, which);
+    for (enum kv_side side = KV_K; side <= KV_V; side++) {
+        struct rt_plane *p = rt_cache_plane(c, j->layer, side);
         if (p->full) {
-            memcpy(full_at(c, p, t, 0), j->full[which] + i * C, (size_t)C * sizeof(float));
+            memcpy(full_at(c, p, t, 0), j->full[side] + i * C, (size_t)C * sizeof(float));
             continue;
         }
         for (int64_t kh = 0; kh < c->K; kh++)
-            pack_head(c, (struct cell){p, j->layer, which, t, kh},
-                      j->x[which] + i * C + kh * c->d);
+            pack_head(c, (struct token_head){p, j->layer, side, t, kh},
+                      j->x[side] + i * C + kh * c->d);
     }
 }
 
@@ -284,15 +288,15 @@ void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, con
                    const float *v)
 {
     const size_t row = (size_t)(c->K * c->d);
-    for (enum kv_side which = KV_K; which <= KV_V; which++)
+    for (enum kv_side side = KV_K; side <= KV_V; side++)
         for (int64_t i = 0; i < n; i++) {
-            const float *x = (which == KV_K ? k : v) + (size_t)i * row;
+            const float *x = (side == KV_K ? k : v) + (size_t)i * row;
             const int64_t t = at + i;
             if (t < c->sink)
-                memcpy(kept_at(c, c->first, c->sink, layer, which, t, 0), x,
+                memcpy(kept_f32(c, c->first, c->sink, layer, side, t, 0), x,
                        row * sizeof(float));
             if (c->recent)
-                memcpy(kept_at(c, c->ring, c->recent, layer, which, t % c->recent, 0), x,
+                memcpy(kept_f32(c, c->ring, c->recent, layer, side, t % c->recent, 0), x,
                        row * sizeof(float));
         }
 }
@@ -310,10 +314,10 @@ static void rotate(const struct rt_cache *c, float *x, int64_t t)
     }
 }
 
-static void unpack_head(const struct rt_cache *c, struct cell e, float *x)
+static void unpack_head(const struct rt_cache *c, struct token_head e, float *x)
 {
     const struct rt_plane *p = e.plane;
-    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.which, e.kh);
+    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.side, e.kh);
     uint8_t codes[MAX_HEAD], row[MAX_HEAD];
     bitpack_unpack_row(codes, get_codes(c, e, row), c->d, p->bits);
     for (int64_t g = 0; g < p->groups; g++) {
@@ -321,33 +325,33 @@ static void unpack_head(const struct rt_cache *c, struct cell e, float *x)
         const int64_t n = c->d - begin < p->group ? c->d - begin : p->group;
         int64_t to_m;
         const uint16_t *pair = pair_at(c, e, g, &to_m);
-        c->kern->kv_out(x + begin, codes + begin, f16_to_f32(pair[0]),
-                        f16_to_f32(pair[to_m]), ch.s + begin, ch.delta + begin, n);
+        c->kern->kv_dequantize(x + begin, codes + begin, f16_to_f32(pair[0]),
+                               f16_to_f32(pair[to_m]), ch.s + begin, ch.delta + begin, n);
     }
-    if (e.which == KV_K && c->spec.key_stage == KEY_PRE_ROPE)
+    if (e.side == KV_K && c->spec.key_stage == KEY_PRE_ROPE)
         rotate(c, x, e.t);
 }
 
-void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side which, int64_t kh,
+void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side side, int64_t kh,
                    int64_t at, int64_t n, float *tile, const float **row)
 {
-    struct rt_plane *p = rt_cache_plane(c, layer, which);
+    struct rt_plane *p = rt_cache_plane(c, layer, side);
     for (int64_t i = 0; i < n; i++) {
         if (p->full) {
             row[i] = full_at(c, p, at + i, kh);
             continue;
         }
-        unpack_head(c, (struct cell){p, layer, which, at + i, kh}, tile + i * c->d);
+        unpack_head(c, (struct token_head){p, layer, side, at + i, kh}, tile + i * c->d);
         row[i] = tile + i * c->d;
     }
 }
 
-const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side side,
                            int64_t kh, int64_t t, int64_t i)
 {
     if (t < c->sink)
-        return kept_at(c, c->first, c->sink, layer, which, t, kh);
+        return kept_f32(c, c->first, c->sink, layer, side, t, kh);
     if (t + c->recent >= i) /* t > i - window */
-        return kept_at(c, c->ring, c->recent, layer, which, t % c->recent, kh);
+        return kept_f32(c, c->ring, c->recent, layer, side, t % c->recent, kh);
     return NULL;
 }

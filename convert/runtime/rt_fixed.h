@@ -14,18 +14,18 @@
 
 #define FIXED_BITS 30 /* |X| <= 2^FIXED_BITS */
 
-/* RT_BLOCK columns of x. */
-struct fixed_block {
+/* RT_PAD_COLUMNS columns of x. */
+struct fixed_columns {
     int16_t low[4][32], high[4][32]; /* [k][w]: of column 4 w + k */
     float unit, high_unit;           /* sigma, 65536 sigma */
-    float pad[RT_FIXED_FLOATS - RT_BLOCK - 2];
+    float pad[RT_FIXED_FLOATS - RT_PAD_COLUMNS - 2];
 };
 
 /* sigma: 2^-30 of the power of two above all |x|; NaN where one of them is not finite. */
 static inline float fixed_unit(const float *x)
 {
     __m512i most = _mm512_setzero_si512();
-    for (int i = 0; i < RT_BLOCK; i += VL) {
+    for (int i = 0; i < RT_PAD_COLUMNS; i += VL) {
         const __m512i bits = _mm512_loadu_si512(x + i);
         most =
             _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
@@ -47,7 +47,7 @@ static inline void store_halves(int16_t *out, __m512i first, __m512i second)
     _mm256_storeu_si256((void *)(out + VL), _mm512_cvtepi32_epi16(second));
 }
 
-static inline void fix_block(struct fixed_block *out, const float *x)
+static inline void fix_columns(struct fixed_columns *out, const float *x)
 {
     const float unit = fixed_unit(x), by = 1 / unit;
     const __m512i half = _mm512_set1_epi32(1 << 15);
@@ -67,13 +67,13 @@ static inline void fix_block(struct fixed_block *out, const float *x)
     out->high_unit = 65536 * unit;
 }
 
-static void part_rows(float *parted, const float *x, int64_t n)
+static void interleave_rows(float *interleaved, const float *x, int64_t n)
 {
-    struct fixed_block *out = (struct fixed_block *)parted;
-    for (; n > 0; n -= RT_BLOCK, x += RT_BLOCK) {
-        float block[RT_BLOCK] = {0};
-        memcpy(block, x, (size_t)(n < RT_BLOCK ? n : RT_BLOCK) * sizeof(*x));
-        fix_block(out++, block);
+    struct fixed_columns *out = (struct fixed_columns *)interleaved;
+    for (; n > 0; n -= RT_PAD_COLUMNS, x += RT_PAD_COLUMNS) {
+        float block[RT_PAD_COLUMNS] = {0};
+        memcpy(block, x, (size_t)(n < RT_PAD_COLUMNS ? n : RT_PAD_COLUMNS) * sizeof(*x));
+        fix_columns(out++, block);
     }
 }
 
@@ -125,7 +125,7 @@ static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
 /* low, high += codes . x, every fourth column. */
 INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
                         struct fixed_four codes, struct fixed_four tables,
-                        const struct fixed_block *x, const int k)
+                        const struct fixed_columns *x, const int k)
 {
     const __m512i x_low = _mm512_loadu_si512(x->low[k]);
     const __m512i x_high = _mm512_loadu_si512(x->high[k]);
@@ -137,16 +137,16 @@ INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
 
 /* total += h sigma (65536 high + low): both are whole numbers below 2^24. */
 static inline vf fixed_add(vf total, __m512i low, __m512i high, float h,
-                           const struct fixed_block *x)
+                           const struct fixed_columns *x)
 {
     const vf above = (vf)_mm512_cvtepi32_ps(high) * splat(x->high_unit);
     return madd(madd((vf)_mm512_cvtepi32_ps(low), splat(x->unit), above), splat(h), total);
 }
 
 /* total += one block of four rows. */
-INLINED void fixed_rows_block(struct sums *total, const uint8_t *p, int64_t stride,
-                              const uint8_t *z, const float *h, int64_t pair_stride,
-                              const struct fixed_block *x, int64_t bytes)
+INLINED void fixed_rows_step(struct sums *total, const uint8_t *p, int64_t stride,
+                             const uint8_t *z, const float *h, int64_t pair_stride,
+                             const struct fixed_columns *x, int64_t bytes)
 {
     const struct fixed_four codes = fixed_codes(p, stride, bytes);
     const struct fixed_four tables = fixed_tables(z, pair_stride);
@@ -162,39 +162,40 @@ INLINED void fixed_rows_block(struct sums *total, const uint8_t *p, int64_t stri
 }
 
 /* y[0..4) of rows from `row` on; each: every block is a group of its own. */
-INLINED void fixed_rows(float *y, const struct rt_rows *r, int64_t row, const float *parted,
-                        const bool each)
+INLINED void fixed_rows(float *y, const struct rt_rows *r, int64_t row,
+                        const float *interleaved, const bool each)
 {
     const int64_t stride = r->code_stride, pair = r->pair_stride;
     const uint8_t *p = r->codes + row * stride, *z = r->z + row * pair;
     const float *h = r->h + row * pair;
-    const struct fixed_block *x = (const struct fixed_block *)parted;
-    const int64_t bytes = r->in / RT_BLOCK * (RT_BLOCK / 2), of_group = r->group / 2;
+    const struct fixed_columns *x = (const struct fixed_columns *)interleaved;
+    const int64_t bytes = r->in / RT_PAD_COLUMNS * (RT_PAD_COLUMNS / 2),
+                  of_group = r->group / 2;
     int64_t left = of_group;
     struct sums total = {0};
-    for (int64_t at = 0; at < bytes; at += RT_BLOCK / 2, x++) {
-        (void)ask_ahead(p + SHARE * at, SHARE);
-        fixed_rows_block(&total, p + at, stride, z, h, pair, x, RT_BLOCK / 2);
-        left -= RT_BLOCK / 2;
+    for (int64_t at = 0; at < bytes; at += RT_PAD_COLUMNS / 2, x++) {
+        (void)prefetch_lines(p + ROWS_AT_ONCE * at, ROWS_AT_ONCE);
+        fixed_rows_step(&total, p + at, stride, z, h, pair, x, RT_PAD_COLUMNS / 2);
+        left -= RT_PAD_COLUMNS / 2;
         if (each || left == 0) {
             left = of_group;
             z++;
             h++;
         }
     }
-    if (r->in % RT_BLOCK)
-        fixed_rows_block(&total, p + bytes, stride, z, h, pair, x,
-                         (r->in % RT_BLOCK + 1) / 2);
+    if (r->in % RT_PAD_COLUMNS)
+        fixed_rows_step(&total, p + bytes, stride, z, h, pair, x,
+                        (r->in % RT_PAD_COLUMNS + 1) / 2);
     sum_of_four(y + row, total.a, total.b, total.c, total.d);
 }
 
 static inline void add_rows(float *y, const struct rt_rows *r, int64_t row,
-                            const float *parted)
+                            const float *interleaved)
 {
-    if (r->group == RT_BLOCK)
-        fixed_rows(y, r, row, parted, true);
+    if (r->group == RT_PAD_COLUMNS)
+        fixed_rows(y, r, row, interleaved, true);
     else
-        fixed_rows(y, r, row, parted, false);
+        fixed_rows(y, r, row, interleaved, false);
 }
 
 #endif

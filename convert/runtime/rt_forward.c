@@ -118,7 +118,7 @@ static void gate_row(void *ctx, int64_t t, int thread)
 /* --- a block ------------------------------------------------------------------------ */
 
 static void project_qkv(struct runtime *r, const struct packed_block *b,
-                        const struct rt_block *v, int64_t n)
+                        const struct rt_norms *v, int64_t n)
 {
     const struct arch *m = r->arch;
     struct rt_acts *a = &r->acts;
@@ -165,7 +165,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
     const struct packed_block *b = artifact_block(r->a, layer);
-    const struct rt_block *v = &r->block[layer];
+    const struct rt_norms *v = &r->norms[layer];
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
     const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
@@ -189,7 +189,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     struct rt_acts *a = &r->acts;
     float *const back[] = {a->norm};
     const struct packed_linear *const out[] = {&b->lin[LIN_O]};
-    project_qkv(r, b, &r->block[layer], n);
+    project_qkv(r, b, &r->norms[layer], n);
     TRY(attention(r, layer, n));
     r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);

@@ -11,19 +11,19 @@
 #include <math.h>
 #include <string.h>
 
-/* Bytes that are asked for ahead of their use: two pages, which the hardware does not look
+/* Bytes that are asked for ahead of their use: two pages, side the hardware does not look
  * across by itself. */
-#define AHEAD 8192
-#define LINE 64
+#define PREFETCH_DISTANCE 8192
+#define CACHE_LINE 64
 
 /* The next lines of rows that follow, one after the other: the hardware's own prefetching
  * goes along with an ascending sequence, and not with several rows in turn. Some at a time,
  * as many as are met meanwhile: more would wait for each other. */
-static inline const uint8_t *ask_ahead(const uint8_t *p, const int lines)
+static inline const uint8_t *prefetch_lines(const uint8_t *p, const int lines)
 {
     for (int i = 0; i < lines; i++)
-        __builtin_prefetch(p + AHEAD + i * LINE);
-    return p + lines * LINE;
+        __builtin_prefetch(p + PREFETCH_DISTANCE + i * CACHE_LINE);
+    return p + lines * CACHE_LINE;
 }
 
 /* --- plain weights ------------------------------------------------------------------ */
@@ -76,13 +76,13 @@ INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int
                        const float *x, int64_t in)
 {
     const int64_t row = in * (t == DT_F32 ? 4 : 2);
-    const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / LINE;
+    const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / CACHE_LINE;
     const uint8_t *ahead = w;
     vf s[4][2] = {{{0}}};
     float total[4];
     int64_t c = 0;
     for (; c + 2 * VL <= in; c += 2 * VL) {
-        ahead = ask_ahead(ahead, lines);
+        ahead = prefetch_lines(ahead, lines);
         const vf x0 = load(x + c), x1 = load(x + c + VL);
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
@@ -137,13 +137,13 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
 /* --- packed weights ----------------------------------------------------------------- */
 
 /* Eight nibbles lie in the 32 bits of a lane: shifting all lanes by 4 k brings the codes of
- * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is parted alike, k by k. */
-#define BLOCK (8 * VL)
+ * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is interleaved alike, k by k. */
+#define VECTOR_COLUMNS (8 * VL)
 
 #if defined(__AVX512F__)
 /* out [8][VL]: the k-th vector has columns k, k + 8, ... of 8 VL columns: three times,
- * which brings the lowest three bits of a column's number to the front. */
-static inline void part_block(float *out, const float *x)
+ * side brings the lowest three bits of a column's number to the front. */
+static inline void interleave_vector(float *out, const float *x)
 {
     __m512 a[8];
     for (int i = 0; i < 8; i++)
@@ -155,7 +155,7 @@ static inline void part_block(float *out, const float *x)
         _mm512_storeu_ps(out + i * VL, a[i]);
 }
 #else
-static inline void part_block(float *out, const float *x)
+static inline void interleave_vector(float *out, const float *x)
 {
     for (int k = 0; k < 8; k++)
         for (int i = 0; i < VL; i++)
@@ -163,19 +163,19 @@ static inline void part_block(float *out, const float *x)
 }
 #endif
 
-static void part(float *parted, const float *x, int64_t n)
+static void interleave(float *interleaved, const float *x, int64_t n)
 {
-    const int64_t whole = n / BLOCK * BLOCK;
-    for (int64_t b = 0; b < whole; b += BLOCK)
-        part_block(parted + b, x + b);
-    for (int64_t c = whole; c < rt_parted(n); c++) {
-        const int64_t in = c % BLOCK, column = c - in + in % VL * 8 + in / VL;
-        parted[c] = column < n ? x[column] : 0;
+    const int64_t whole = n / VECTOR_COLUMNS * VECTOR_COLUMNS;
+    for (int64_t b = 0; b < whole; b += VECTOR_COLUMNS)
+        interleave_vector(interleaved + b, x + b);
+    for (int64_t c = whole; c < rt_padded(n); c++) {
+        const int64_t in = c % VECTOR_COLUMNS, column = c - in + in % VL * 8 + in / VL;
+        interleaved[c] = column < n ? x[column] : 0;
     }
 }
 
 /* sum over the eight columns of each lane of (q - z) x. */
-static inline vf block_sum(vi codes, vf zero, const float *x)
+static inline vf lane_sums(vi codes, vf zero, const float *x)
 {
     vf even = {0}, odd = {0};
     for (int k = 0; k < 8; k += 2) {
@@ -207,7 +207,7 @@ static inline vi load_codes(const uint8_t *p, int64_t bytes)
 
 /* As many rows at a time as share a load of x and still have their sums, codes and tables
  * in registers. */
-#define SHARE (VL == 16 ? 4 : 2)
+#define ROWS_AT_ONCE (VL == 16 ? 4 : 2)
 
 /* Rows' sums by name, not in an array: they have to stay in registers. */
 struct sums {
@@ -225,7 +225,7 @@ struct sums {
         const vf xk = load(x + k * VL);                                                    \
         ROW_STEP(a, sum);                                                                  \
         ROW_STEP(b, sum);                                                                  \
-        if (SHARE > 2) {                                                                   \
+        if (ROWS_AT_ONCE > 2) {                                                            \
             ROW_STEP(c, sum);                                                              \
             ROW_STEP(d, sum);                                                              \
         }                                                                                  \
@@ -243,7 +243,7 @@ static inline struct codes codes_of(const uint8_t *p, int64_t stride, int64_t by
     struct codes c = {0};
     c.a = load_codes(p, bytes);
     c.b = load_codes(p + stride, bytes);
-    if (SHARE > 2) {
+    if (ROWS_AT_ONCE > 2) {
         c.c = load_codes(p + 2 * stride, bytes);
         c.d = load_codes(p + 3 * stride, bytes);
     }
@@ -253,7 +253,7 @@ static inline struct codes codes_of(const uint8_t *p, int64_t stride, int64_t by
 static inline struct tables tables_of(const uint8_t *z, int64_t stride)
 {
     struct tables t = {.a = code_table(z[0]), .b = code_table(z[stride])};
-    if (SHARE > 2) {
+    if (ROWS_AT_ONCE > 2) {
         t.c = code_table(z[2 * stride]);
         t.d = code_table(z[3 * stride]);
     }
@@ -266,7 +266,7 @@ static inline void scale_group(struct sums *total, const struct sums *s0,
 {
     total->a = madd(s0->a + s1->a, splat(h[0]), total->a);
     total->b = madd(s0->b + s1->b, splat(h[stride]), total->b);
-    if (SHARE > 2) {
+    if (ROWS_AT_ONCE > 2) {
         total->c = madd(s0->c + s1->c, splat(h[2 * stride]), total->c);
         total->d = madd(s0->d + s1->d, splat(h[3 * stride]), total->d);
     }
@@ -284,9 +284,9 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     for (int64_t g = 0; g < groups; g++) {
         const struct tables t = tables_of(z + g, r->pair_stride);
         struct sums s0 = {0}, s1 = {0};
-        for (int64_t at = 0; at < r->group && left > 0; at += BLOCK) {
+        for (int64_t at = 0; at < r->group && left > 0; at += VECTOR_COLUMNS) {
             const struct codes c = codes_of(p, stride, (left + 1) / 2);
-            ahead = ask_ahead(ahead, SHARE * BLOCK / 2 / LINE);
+            ahead = prefetch_lines(ahead, ROWS_AT_ONCE * VECTOR_COLUMNS / 2 / CACHE_LINE);
             STEP(0, 0);
             STEP(1, 1);
             STEP(2, 0);
@@ -295,13 +295,13 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
             STEP(5, 1);
             STEP(6, 0);
             STEP(7, 1);
-            p += BLOCK / 2;
-            x += BLOCK;
-            left -= BLOCK;
+            p += VECTOR_COLUMNS / 2;
+            x += VECTOR_COLUMNS;
+            left -= VECTOR_COLUMNS;
         }
         scale_group(&total, &s0, &s1, h + g, r->pair_stride);
     }
-    if (SHARE > 2) {
+    if (ROWS_AT_ONCE > 2) {
         sum_of_four(y + row, total.a, total.b, total.c, total.d);
     } else {
         y[row] = sum(total.a);
@@ -309,14 +309,15 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     }
 }
 
-#define part_rows part
+#define interleave_rows interleave
 #endif
 
-static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const float *parted)
+static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
+                         const float *interleaved)
 {
     int64_t row = 0;
-    for (; row + SHARE <= n; row += SHARE)
-        add_rows(y, r, row, parted);
+    for (; row + ROWS_AT_ONCE <= n; row += ROWS_AT_ONCE)
+        add_rows(y, r, row, interleaved);
     if (row == n)
         return;
     /* the rest: the last row in the place of those that are not there */
@@ -326,7 +327,7 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const flo
         last.codes = r->codes + row * r->code_stride;
         last.z = r->z + row * r->pair_stride;
         last.h = r->h + row * r->pair_stride;
-        add_rows(one, &last, 0, parted);
+        add_rows(one, &last, 0, interleaved);
         y[row] = one[0];
     }
 }
@@ -336,7 +337,7 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n, const flo
 /* h and z of every lane. */
 static void spread(float *h, float *z, const struct rt_row *r)
 {
-    const int64_t lanes = rt_parted(r->in) / 8, wide = r->group / 8;
+    const int64_t lanes = rt_padded(r->in) / 8, wide = r->group / 8;
     for (int64_t g = 0, i = 0; i < lanes; g++) {
         const bool there = g * r->group < r->in;
         const float hg = there ? r->h[g] : 0, zg = there ? (float)r->z[g] : 0;
@@ -347,18 +348,19 @@ static void spread(float *h, float *z, const struct rt_row *r)
     }
 }
 
-static float dot_nibbles(const struct rt_row *r, const float *parted, float *lanes)
+static float dot_nibbles(const struct rt_row *r, const float *interleaved, float *lanes)
 {
     struct rt_row row = *r;
     if (row.group >= row.in) /* one group */
-        row.group = rt_parted(row.in);
-    float *h = lanes, *z = lanes + rt_parted(row.in) / 8;
+        row.group = rt_padded(row.in);
+    float *h = lanes, *z = lanes + rt_padded(row.in) / 8;
     const int64_t bytes = (row.in + 1) / 2;
     vf s = {0};
     spread(h, z, &row);
-    for (int64_t b = 0; b * BLOCK < row.in; b++) {
+    for (int64_t b = 0; b * VECTOR_COLUMNS < row.in; b++) {
         const vi v = load_codes(row.codes + b * 4 * VL, bytes - b * 4 * VL);
-        s = madd(block_sum(v, load(z + b * VL), parted + b * BLOCK), load(h + b * VL), s);
+        s = madd(lane_sums(v, load(z + b * VL), interleaved + b * VECTOR_COLUMNS),
+                 load(h + b * VL), s);
     }
     return sum(s);
 }
@@ -472,10 +474,10 @@ static void unpack_lanes(float *panel, const struct rt_rows *r, int64_t row, int
     const uint8_t *p = r->codes + row * r->code_stride;
     int64_t end = from; /* of the group */
     vf h = {0}, z = {0};
-    for (int64_t b = from; b < to; b += BLOCK) {
+    for (int64_t b = from; b < to; b += VECTOR_COLUMNS) {
         vi words[VL];
         load_words(words, p + b / 2, r->code_stride, n, (r->in - b + 1) / 2);
-        for (int64_t c = b; c < b + BLOCK && c < to; c += 8) {
+        for (int64_t c = b; c < b + VECTOR_COLUMNS && c < to; c += 8) {
             if (c >= end) {
                 gather_group(&h, &z, r, row, n, c / r->group);
                 end = (c / r->group + 1) * r->group;
@@ -506,7 +508,7 @@ static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
 #define PANEL_VECTORS (RT_PANEL / VL)
 #define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : 1)
 
-/* out [m][RT_PANEL]; x by three rows from each pointer, which is what addresses can do. */
+/* out [m][RT_PANEL]; x by three rows from each pointer, side is what addresses can do. */
 INLINED void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
                        int64_t ldx, int64_t in, bool add, const int m)
 {
@@ -549,25 +551,25 @@ static void panel_dots(float *out, int64_t ldo, const float *panel, const float 
 static void panel_tile(float *y, int64_t ldy, const float *panel, int64_t rows,
                        const float *x, int64_t ldx, int64_t n, int64_t in, bool add)
 {
-    float part[12 * RT_PANEL];
+    float tile[12 * RT_PANEL];
     if (rows == RT_PANEL) {
         panel_dots(y, ldy, panel, x, ldx, n, in, add);
         return;
     }
     for (int64_t t = 0; t < n; t += 12) {
         const int64_t m = n - t < 12 ? n - t : 12;
-        panel_dots(part, RT_PANEL, panel, x + t * ldx, ldx, m, in, false);
+        panel_dots(tile, RT_PANEL, panel, x + t * ldx, ldx, m, in, false);
         for (int64_t i = 0; i < m; i++)
             for (int64_t k = 0; k < rows; k++)
                 y[(t + i) * ldy + k] =
-                    (add ? y[(t + i) * ldy + k] : 0) + part[i * RT_PANEL + k];
+                    (add ? y[(t + i) * ldy + k] : 0) + tile[i * RT_PANEL + k];
     }
 }
 
 /* --- the cache ---------------------------------------------------------------------- */
 
-static void kv_out(float *x, const uint8_t *codes, float h, float m, const float *s,
-                   const float *delta, int64_t n)
+static void kv_dequantize(float *x, const uint8_t *codes, float h, float m, const float *s,
+                          const float *delta, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         x[i] = quant_kv_out(codes[i], h, m, s[i], delta[i]);
@@ -581,7 +583,7 @@ static void kv_out(float *x, const uint8_t *codes, float h, float m, const float
     extern const struct rt_kv_kernels KV_OF(isa);                                          \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, part, part_rows, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_out, &KV_OF(isa)}
+        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, interleave, interleave_rows, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_dequantize, &KV_OF(isa)}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

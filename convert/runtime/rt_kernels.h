@@ -36,22 +36,23 @@ struct rt_kernels {
     void (*rows_plain)(float *y, const void *w, enum dtype t, int64_t rows, const float *x,
                        int64_t in);
     void (*to_f32)(float *out, const void *w, enum dtype t, int64_t n);
-    /* x [n] in the order in which nibbles meet it: for dot_nibbles, rt_parted(n) floats,
-     * and for rows_nibbles, at most rt_parted_floats(n). */
-    void (*part)(float *parted, const float *x, int64_t n);
-    void (*part_rows)(float *parted, const float *x, int64_t n);
-    /* y [n] of 4-bit rows; group is a multiple of RT_BLOCK, or groups is 1. */
-    void (*rows_nibbles)(float *y, const struct rt_rows *r, int64_t n, const float *parted);
+    /* x [n] in the order in side nibbles meet it: for dot_nibbles, rt_padded(n) floats,
+     * and for rows_nibbles, at most rt_interleaved_floats(n). */
+    void (*interleave)(float *interleaved, const float *x, int64_t n);
+    void (*interleave_rows)(float *interleaved, const float *x, int64_t n);
+    /* y [n] of 4-bit rows; group is a multiple of RT_PAD_COLUMNS, or groups is 1. */
+    void (*rows_nibbles)(float *y, const struct rt_rows *r, int64_t n,
+                         const float *interleaved);
     /* sum_c w^_c x_c from 4-bit codes; group is a multiple of 8, or one is the whole row.
-     * lanes [2 * rt_parted(in) / 8] is scratch. */
-    float (*dot_nibbles)(const struct rt_row *r, const float *parted, float *lanes);
+     * lanes [2 * rt_padded(in) / 8] is scratch. */
+    float (*dot_nibbles)(const struct rt_row *r, const float *interleaved, float *lanes);
     /* The same from codes of any width; bytes [in] is scratch. */
     float (*dot_codes)(const struct rt_row *r, const float *x, uint8_t *bytes);
     /* w^ of the row. */
     void (*unpack)(float *w, const struct rt_row *r, uint8_t *bytes);
     /* A panel holds RT_PANEL rows column by column: panel[c * RT_PANEL + i] = w^_i[c], for
      * n rows; what the others hold is any value. Columns [from, to) of 4-bit rows, from a
-     * multiple of RT_BLOCK; group is a multiple of 8, or groups is 1: */
+     * multiple of RT_PAD_COLUMNS; group is a multiple of 8, or groups is 1: */
     void (*panel_nibbles)(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
                           int64_t from, int64_t to);
     /* From n unpacked rows w [n][in]. */
@@ -61,8 +62,8 @@ struct rt_kernels {
     void (*panel_tile)(float *y, int64_t ldy, const float *panel, int64_t rows,
                        const float *x, int64_t ldx, int64_t n, int64_t in, bool add);
     /* One group of a cached key or value: x^ of n channels. */
-    void (*kv_out)(float *x, const uint8_t *codes, float h, float m, const float *s,
-                   const float *delta, int64_t n);
+    void (*kv_dequantize)(float *x, const uint8_t *codes, float h, float m, const float *s,
+                          const float *delta, int64_t n);
     const struct rt_kv_kernels *kv;
 };
 
@@ -70,16 +71,16 @@ struct rt_kernels {
 #define RT_PANEL 32
 
 /* Columns of the widest vector of 4-bit codes: what rows are padded to. */
-#define RT_BLOCK 128
-static inline int64_t rt_parted(int64_t n)
+#define RT_PAD_COLUMNS 128
+static inline int64_t rt_padded(int64_t n)
 {
-    return (n + RT_BLOCK - 1) / RT_BLOCK * RT_BLOCK;
+    return (n + RT_PAD_COLUMNS - 1) / RT_PAD_COLUMNS * RT_PAD_COLUMNS;
 }
 /* Floats of a block of x as rows_nibbles takes it. */
-#define RT_FIXED_FLOATS (RT_BLOCK + 16)
-static inline int64_t rt_parted_floats(int64_t n)
+#define RT_FIXED_FLOATS (RT_PAD_COLUMNS + 16)
+static inline int64_t rt_interleaved_floats(int64_t n)
 {
-    return rt_parted(n) / RT_BLOCK * RT_FIXED_FLOATS;
+    return rt_padded(n) / RT_PAD_COLUMNS * RT_FIXED_FLOATS;
 }
 
 /* Attention over packed 4-bit keys and values: tokens of a tile, and of a vector of keys.
@@ -100,30 +101,30 @@ struct rt_kv_kernels {
                   const float *delta, float by, int64_t n);
     /* score [rows][RT_TILE] of RT_KEYS tokens that lie `width` words apart; h, m
      * [groups][RT_TILE]. */
-    void (*keys)(float *score, const struct rt_folded *f, const uint8_t *codes,
-                 int64_t width, const float *h, const float *m);
+    void (*score_keys)(float *score, const struct rt_folded *f, const uint8_t *codes,
+                       int64_t width, const float *h, const float *m);
     /* p = exp(score - top), 0 for -INFINITY; their sum. n is a multiple of RT_KEYS. */
-    float (*weights)(float *p, const float *score, float top, int64_t n);
-    float (*highest)(const float *score, int64_t n);
+    float (*exponentials)(float *p, const float *score, float top, int64_t n);
+    float (*maximum)(const float *score, int64_t n);
     /* x *= by; y = a b. n is a multiple of RT_KEYS. */
     void (*scale)(float *x, float by, int64_t n);
-    void (*times)(float *y, const float *a, const float *b, int64_t n);
+    void (*multiply)(float *y, const float *a, const float *b, int64_t n);
     /* acc += w_t codes of n tokens of `words` words, for rows w RT_TILE floats apart (0
-     * behind n) and acc [rt_acc(words)] `apart`. */
-    void (*values)(float *acc, int64_t apart, const float *w, int64_t rows,
-                   const uint8_t *codes, int64_t n, int64_t words);
+     * behind n) and acc [rt_acc_floats(words)] `apart`. */
+    void (*add_values)(float *acc, int64_t apart, const float *w, int64_t rows,
+                       const uint8_t *codes, int64_t n, int64_t words);
     /* out [8 words] = the sums that acc holds. */
     void (*collect)(float *out, const float *acc, int64_t words);
     /* g = silu(g) u */
     void (*silu_gate)(float *g, const float *u, int64_t n);
     /* A group of a key or value, x, s, delta [n], n >= 1: its codes [n] of 2 to 8 bits, one
      * a byte, and its h and m, one F16 each. Values as in kernels/tensor/quant.h. */
-    void (*pack)(uint8_t *codes, uint16_t *h, uint16_t *m, const float *x, const float *s,
-                 const float *delta, int64_t n, int bits);
+    void (*quantize)(uint8_t *codes, uint16_t *h, uint16_t *m, const float *x,
+                     const float *s, const float *delta, int64_t n, int bits);
 };
 
 /* Floats of the sums of a group of `words` words, for any vector. */
-static inline int64_t rt_acc(int64_t words)
+static inline int64_t rt_acc_floats(int64_t words)
 {
     return 8 * ((words + RT_KEYS - 1) / RT_KEYS * RT_KEYS);
 }

@@ -99,8 +99,8 @@ INLINED void key_lanes(float *score, const struct rt_folded *f, const float *q,
         store(score + r * RT_TILE, total[r]);
 }
 
-static void keys(float *score, const struct rt_folded *f, const uint8_t *codes,
-                 int64_t width, const float *h, const float *m)
+static void score_keys(float *score, const struct rt_folded *f, const uint8_t *codes,
+                       int64_t width, const float *h, const float *m)
 {
     for (int64_t lane = 0; lane < RT_KEYS; lane += VL) {
         const uint8_t *c = codes + 4 * lane;
@@ -148,8 +148,8 @@ static inline void least_and_most(float *mn, float *mx, const float *x, const fl
     }
 }
 
-static void pack(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const float *x,
-                 const float *s, const float *delta, int64_t n, int bits)
+static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const float *x,
+                     const float *s, const float *delta, int64_t n, int bits)
 {
     const vf round = splat(12582912.0f); /* 1.5 2^23 */
     const vf top = splat((float)((1 << bits) - 1));
@@ -201,7 +201,7 @@ static inline vf exp_of(vf x)
     return choose(there, p * (vf)power, splat(0));
 }
 
-static float weights(float *p, const float *score, float top, int64_t n)
+static float exponentials(float *p, const float *score, float top, int64_t n)
 {
     vf total = {0};
     for (int64_t i = 0; i < n; i += VL) {
@@ -212,7 +212,7 @@ static float weights(float *p, const float *score, float top, int64_t n)
     return sum(total);
 }
 
-static float highest(const float *score, int64_t n)
+static float maximum(const float *score, int64_t n)
 {
     vf top = load(score);
     float lane[VL], best;
@@ -234,7 +234,7 @@ static void scale(float *x, float by, int64_t n)
         store(x + i, load(x + i) * all);
 }
 
-static void times(float *y, const float *a, const float *b, int64_t n)
+static void multiply(float *y, const float *a, const float *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i += VL)
         store(y + i, load(a + i) * load(b + i));
@@ -333,16 +333,16 @@ INLINED void value_lanes(float *acc, int64_t apart, const float *w, const uint8_
             store(acc + r * apart + k * VL, s[8 * r + k]);
 }
 
-#define TOGETHER (VL == 16 ? 3 : 1) /* rows whose sums fit into the registers */
+#define QUERIES_AT_ONCE (VL == 16 ? 3 : 1) /* rows whose sums fit into the registers */
 
-static void values(float *acc, int64_t apart, const float *w, int64_t rows,
-                   const uint8_t *codes, int64_t n, int64_t words)
+static void add_values(float *acc, int64_t apart, const float *w, int64_t rows,
+                       const uint8_t *codes, int64_t n, int64_t words)
 {
     for (int64_t first = 0; first < words; first += VL, acc += 8 * VL) {
         int64_t r = 0;
-        for (; r + TOGETHER <= rows; r += TOGETHER)
+        for (; r + QUERIES_AT_ONCE <= rows; r += QUERIES_AT_ONCE)
             value_lanes(acc + r * apart, apart, w + r * RT_TILE, codes, n, words, first,
-                        TOGETHER);
+                        QUERIES_AT_ONCE);
         for (; r < rows; r++)
             value_lanes(acc + r * apart, apart, w + r * RT_TILE, codes, n, words, first, 1);
     }
@@ -363,7 +363,8 @@ static void collect(float *out, const float *acc, int64_t words)
 #define NAME_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
     extern const struct rt_kv_kernels NAME_OF(isa);                                        \
-    const struct rt_kv_kernels NAME_OF(isa) = {fold,  keys,   weights, highest,   scale,   \
-                                               times, values, collect, silu_gate, pack}
+    const struct rt_kv_kernels NAME_OF(isa) = {                                            \
+        fold,     score_keys, exponentials, maximum,   scale,                              \
+        multiply, add_values, collect,      silu_gate, quantize}
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

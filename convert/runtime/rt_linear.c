@@ -9,27 +9,27 @@
 
 #include <string.h>
 
-/* Rows of a chunk of work: long stretches of memory, but LONG_ROWS at most where a row has
- * more than CHUNK / LONG_ROWS bytes. Every row is computed by itself, so no result depends
+/* Rows of a chunk of work: long stretches of memory, but MAX_LONG_ROWS at most where a row has
+ * more than LONG_PIECE_BYTES / MAX_LONG_ROWS bytes. Every row is computed by itself, so no result depends
  * on it. */
-#define FEWEST_ROWS 32
-#define LONG_ROWS 256
-#define ROWS 768
-#define CHUNK (256 << 10)
+#define MIN_PIECE_ROWS 32
+#define MAX_LONG_ROWS 256
+#define MAX_PIECE_ROWS 768
+#define LONG_PIECE_BYTES (256 << 10)
 
 /* Columns of a panel that are unpacked and met at a time: with their part of x they stay
- * in the first cache. A multiple of RT_BLOCK. */
-#define COLUMNS 256
+ * in the first cache. A multiple of RT_PAD_COLUMNS. */
+#define PANEL_COLUMNS 256
 
 /* Rows that are unpacked before they go into a panel together, where codes do not go there
  * directly. */
-#define UNPACKED 4
+#define UNPACKED_ROWS 4
 
 /* Bytes of codes that are asked for before a chunk begins; from there on the kernels look
  * ahead by themselves. */
-#define BEGIN 8192
+#define PREFETCH_BYTES 8192
 
-struct job {
+struct linear_job {
     struct rt_linear *l;
     const struct packed_linear *const *p;
     float *const *y;
@@ -42,17 +42,17 @@ struct job {
 
 struct scratch {
     float *panel;   /* [widest][RT_PANEL] */
-    float *w;       /* [UNPACKED][widest] */
-    float *h;       /* [ROWS][most_groups] */
-    uint8_t *z;     /* [ROWS][most_groups + 1] */
+    float *w;       /* [UNPACKED_ROWS][widest] */
+    float *h;       /* [MAX_PIECE_ROWS][most_groups] */
+    uint8_t *z;     /* [MAX_PIECE_ROWS][most_groups + 1] */
     uint8_t *bytes; /* [widest] */
 };
 
 static size_t scratch_bytes(const struct rt_linear *l)
 {
     const size_t groups = (size_t)l->most_groups, widest = (size_t)l->widest;
-    const size_t n = (UNPACKED + RT_PANEL) * widest * sizeof(float) +
-                     ROWS * (groups * sizeof(float) + groups + 1) + widest;
+    const size_t n = (UNPACKED_ROWS + RT_PANEL) * widest * sizeof(float) +
+                     MAX_PIECE_ROWS * (groups * sizeof(float) + groups + 1) + widest;
     return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
 }
 
@@ -61,9 +61,9 @@ static struct scratch scratch_of(const struct rt_linear *l, int thread)
     struct scratch s;
     s.panel = (float *)((char *)l->scratch + (size_t)thread * l->thread_bytes);
     s.w = s.panel + RT_PANEL * l->widest;
-    s.h = s.w + UNPACKED * l->widest;
-    s.z = (uint8_t *)(s.h + ROWS * l->most_groups);
-    s.bytes = s.z + ROWS * (l->most_groups + 1);
+    s.h = s.w + UNPACKED_ROWS * l->widest;
+    s.z = (uint8_t *)(s.h + MAX_PIECE_ROWS * l->most_groups);
+    s.bytes = s.z + MAX_PIECE_ROWS * (l->most_groups + 1);
     return s;
 }
 
@@ -82,16 +82,16 @@ enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct art
     for (int64_t i = 0; i < arch->n_layers; i++)
         for (int j = 0; j < N_LIN; j++)
             widen(l, artifact_block(a, i)->lin[j].in, artifact_block(a, i)->lin[j].groups);
-    l->widest = rt_parted(l->widest);
+    l->widest = rt_padded(l->widest);
     l->thread_bytes = scratch_bytes(l);
-    TRY(mem_alloc(&l->parted, (size_t)l->widest, sizeof(float)));
-    TRY(mem_alloc(&l->fixed, (size_t)rt_parted_floats(l->widest), sizeof(float)));
+    TRY(mem_alloc(&l->interleaved, (size_t)l->widest, sizeof(float)));
+    TRY(mem_alloc(&l->fixed, (size_t)rt_interleaved_floats(l->widest), sizeof(float)));
     return mem_alloc(&l->scratch, (size_t)pool_threads(pool), l->thread_bytes);
 }
 
 void rt_linear_close(struct rt_linear *l)
 {
-    mem_free(l->parted);
+    mem_free(l->interleaved);
     mem_free(l->fixed);
     mem_free(l->scratch);
     *l = (struct rt_linear){0};
@@ -116,7 +116,7 @@ static struct rt_row row_of(const struct packed_linear *p, int64_t r,
     };
 }
 
-static bool has_nibbles(const struct packed_linear *p)
+static bool takes_dot_nibbles(const struct packed_linear *p)
 {
     return p->bits == 4 && (p->group_size % 8 == 0 || p->groups == 1);
 }
@@ -126,13 +126,13 @@ static const void *plain_row(const struct host_mat *w, int64_t r)
     return (const char *)w->data + (size_t)(r * w->cols) * dtype_bytes(w->dtype);
 }
 
-static bool has_blocks(const struct packed_linear *p)
+static bool takes_rows_nibbles(const struct packed_linear *p)
 {
-    return p->bits == 4 && (p->group_size % RT_BLOCK == 0 || p->groups == 1);
+    return p->bits == 4 && (p->group_size % RT_PAD_COLUMNS == 0 || p->groups == 1);
 }
 
 /* Eight nibbles of a word move apart together. */
-static inline void part_word(uint8_t *z, const uint8_t *packed)
+static inline void unpack_word(uint8_t *z, const uint8_t *packed)
 {
     uint64_t w = 0;
     memcpy(&w, packed, 4);
@@ -142,11 +142,11 @@ static inline void part_word(uint8_t *z, const uint8_t *packed)
     memcpy(z, &w, 8);
 }
 
-static void part_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
+static void unpack_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
 {
     int64_t i = 0;
     for (; i + 4 <= bytes; i += 4)
-        part_word(z + 2 * i, packed + i);
+        unpack_word(z + 2 * i, packed + i);
     for (; i < bytes; i++) {
         z[2 * i] = packed[i] & 15;
         z[2 * i + 1] = packed[i] >> 4;
@@ -162,19 +162,19 @@ static void unpack_zeros(uint8_t *z, const struct packed_linear *p, int64_t row,
     const int64_t groups = p->groups, bytes = bitpack_bytes(groups, 4);
     const uint8_t *packed = p->zeros + row * bytes;
     if (groups % 2 == 0) {
-        part_nibbles(z, packed, rows * bytes);
+        unpack_nibbles(z, packed, rows * bytes);
         return;
     }
     for (int64_t r = 0; r < rows; r++, z += groups, packed += bytes)
         if (r + 4 < rows)
             for (int64_t i = 0; i < bytes; i += 4)
-                part_word(z + 2 * i, packed + i);
+                unpack_word(z + 2 * i, packed + i);
         else
-            part_nibbles(z, packed, bytes);
+            unpack_nibbles(z, packed, bytes);
 }
 
 /* Rows [first, end) with their scales and zeros unpacked together. */
-static struct rt_rows rows_of(const struct job *j, const struct packed_linear *p,
+static struct rt_rows rows_of(const struct linear_job *j, const struct packed_linear *p,
                               int64_t first, int64_t end, const struct scratch *s)
 {
     const int64_t stride = bitpack_bytes(p->in, 4);
@@ -187,11 +187,11 @@ static struct rt_rows rows_of(const struct job *j, const struct packed_linear *p
                             .z = s->z,
                             .pair_stride = p->groups,
                             .in = p->in,
-                            .group = p->groups > 1 ? p->group_size : rt_parted(p->in),
+                            .group = p->groups > 1 ? p->group_size : rt_padded(p->in),
                             .groups = p->groups};
 }
 
-static void dot_rows(const struct job *j, const struct packed_linear *p, float *y,
+static void dot_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
                      int64_t first, int64_t end, const struct scratch *s)
 {
     const struct rt_kernels *kern = j->l->kern;
@@ -200,19 +200,19 @@ static void dot_rows(const struct job *j, const struct packed_linear *p, float *
                          p->in);
         return;
     }
-    if (has_blocks(p)) {
+    if (takes_rows_nibbles(p)) {
         const struct rt_rows rows = rows_of(j, p, first, end, s);
         kern->rows_nibbles(y + first, &rows, end - first, j->l->fixed);
         return;
     }
     for (int64_t r = first; r < end; r++) {
         const struct rt_row row = row_of(p, r, s, kern);
-        y[r] = has_nibbles(p) ? kern->dot_nibbles(&row, j->l->parted, s->w)
-                              : kern->dot_codes(&row, j->x, s->bytes);
+        y[r] = takes_dot_nibbles(p) ? kern->dot_nibbles(&row, j->l->interleaved, s->w)
+                                    : kern->dot_codes(&row, j->x, s->bytes);
     }
 }
 
-static void unpack_row(float *w, const struct job *j, const struct packed_linear *p,
+static void unpack_row(float *w, const struct linear_job *j, const struct packed_linear *p,
                        int64_t r, const struct scratch *s)
 {
     if (p->bits == 16) {
@@ -224,11 +224,11 @@ static void unpack_row(float *w, const struct job *j, const struct packed_linear
 }
 
 /* A panel of n rows, some unpacked rows at a time. */
-static void fill_panel(const struct job *j, const struct packed_linear *p, int64_t first,
-                       int64_t n, const struct scratch *s)
+static void fill_panel(const struct linear_job *j, const struct packed_linear *p,
+                       int64_t first, int64_t n, const struct scratch *s)
 {
-    for (int64_t r = 0; r < n; r += UNPACKED) {
-        const int64_t rows = n - r < UNPACKED ? n - r : UNPACKED;
+    for (int64_t r = 0; r < n; r += UNPACKED_ROWS) {
+        const int64_t rows = n - r < UNPACKED_ROWS ? n - r : UNPACKED_ROWS;
         for (int64_t i = 0; i < rows; i++)
             unpack_row(s->w + i * p->in, j, p, first + r + i, s);
         j->l->kern->panel_rows(s->panel + r, s->w, p->in, rows);
@@ -236,17 +236,17 @@ static void fill_panel(const struct job *j, const struct packed_linear *p, int64
 }
 
 /* y += columns [from, to) of a panel's rows by those of x. */
-static void tile_panel(const struct job *j, const struct packed_linear *p, float *y,
+static void tile_panel(const struct linear_job *j, const struct packed_linear *p, float *y,
                        int64_t rows, int64_t from, int64_t to, const float *panel)
 {
     j->l->kern->panel_tile(y, p->out, panel, rows, j->x + from, p->in, j->n, to - from,
                            from > 0);
 }
 
-static void tile_rows(const struct job *j, const struct packed_linear *p, float *y,
+static void tile_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
                       int64_t first, int64_t end, const struct scratch *s)
 {
-    const bool direct = has_nibbles(p);
+    const bool direct = takes_dot_nibbles(p);
     struct rt_rows rows = {0};
     if (direct)
         rows = rows_of(j, p, first, end, s);
@@ -255,7 +255,7 @@ static void tile_rows(const struct job *j, const struct packed_linear *p, float 
         if (!direct)
             fill_panel(j, p, r, n, s);
         for (int64_t c = 0, to; c < p->in; c = to) {
-            to = p->in - c < COLUMNS ? p->in : c + COLUMNS;
+            to = p->in - c < PANEL_COLUMNS ? p->in : c + PANEL_COLUMNS;
             if (direct)
                 j->l->kern->panel_nibbles(s->panel + c * RT_PANEL, &rows, r - first, n, c,
                                           to);
@@ -264,11 +264,11 @@ static void tile_rows(const struct job *j, const struct packed_linear *p, float 
     }
 }
 
-static void add_bias(const struct job *j, const struct packed_linear *p, float *y,
+static void add_bias(const struct linear_job *j, const struct packed_linear *p, float *y,
                      int64_t first, int64_t end)
 {
     const size_t unit = dtype_bytes(p->bias.dtype);
-    float b[ROWS];
+    float b[MAX_PIECE_ROWS];
     if (!p->bias.data)
         return;
     host_to_f32(b, (const char *)p->bias.data + (size_t)first * unit, p->bias.dtype,
@@ -280,41 +280,41 @@ static void add_bias(const struct job *j, const struct packed_linear *p, float *
 
 /* Rows [first, first + n) of p will be met soon: their scales and zeros, each a stretch too
  * short for the hardware to see coming, and the beginning of their codes. */
-static void ask_for_rows(const struct packed_linear *p, int64_t first, int64_t n)
+static void prefetch_rows(const struct packed_linear *p, int64_t first, int64_t n)
 {
     const int64_t left = p->out - first, rows = n < left ? n : left;
     if (rows <= 0)
         return;
     if (p->bits == 16) {
-        rt_ask_for(plain_row(&p->w, first), BEGIN);
+        rt_prefetch(plain_row(&p->w, first), PREFETCH_BYTES);
         return;
     }
     const int64_t row = bitpack_bytes(p->in, p->bits), all = rows * row;
     const int64_t zeros = bitpack_bytes(p->groups, p->bits);
-    rt_ask_for(p->scales + 2 * first * p->groups, 2 * rows * p->groups);
-    rt_ask_for(p->zeros + first * zeros, rows * zeros);
-    rt_ask_for(p->qweight + first * row, all < BEGIN ? all : BEGIN);
+    rt_prefetch(p->scales + 2 * first * p->groups, 2 * rows * p->groups);
+    rt_prefetch(p->zeros + first * zeros, rows * zeros);
+    rt_prefetch(p->qweight + first * row, all < PREFETCH_BYTES ? all : PREFETCH_BYTES);
 }
 
 /* Threads take chunks in turn, so the one after this is about `threads` further: in this
  * job, or the first of the next. */
-static void ask_ahead(const struct job *j, int64_t c)
+static void prefetch_next(const struct linear_job *j, int64_t c)
 {
     const int64_t total = j->first[j->count], ahead = c + pool_threads(j->l->pool);
     int i = 0;
     if (ahead >= total) {
         if (j->l->next)
-            ask_for_rows(j->l->next, (ahead - total) * j->rows, j->rows);
+            prefetch_rows(j->l->next, (ahead - total) * j->rows, j->rows);
         return;
     }
     while (ahead >= j->first[i + 1])
         i++;
-    ask_for_rows(j->p[i], (ahead - j->first[i]) * j->rows, j->rows);
+    prefetch_rows(j->p[i], (ahead - j->first[i]) * j->rows, j->rows);
 }
 
-static void chunk(void *ctx, int64_t c, int thread)
+static void run_piece(void *ctx, int64_t c, int thread)
 {
-    const struct job *j = ctx;
+    const struct linear_job *j = ctx;
     const struct scratch s = scratch_of(j->l, thread);
     int i = 0;
     while (c >= j->first[i + 1])
@@ -326,52 +326,53 @@ static void chunk(void *ctx, int64_t c, int thread)
     if (j->n > 1) {
         tile_rows(j, p, y, first, end, &s);
     } else {
-        ask_ahead(j, c);
+        prefetch_next(j, c);
         dot_rows(j, p, y, first, end, &s);
     }
     add_bias(j, p, y, first, end);
 }
 
 /* One token: a chunk a thread, rounded up, since such a chunk takes microseconds and every
- * beginning waits for memory. Several: some more, which level out what else the cores do.
+ * beginning waits for memory. Several: some more, side level out what else the cores do.
  */
-static int64_t chunk_rows(const struct job *j, int threads)
+static int64_t piece_rows(const struct linear_job *j, int threads)
 {
     const int64_t row = bitpack_bytes(j->p[0]->in, j->p[0]->bits);
-    const int64_t most = row * LONG_ROWS < CHUNK ? ROWS : LONG_ROWS;
+    const int64_t most =
+        row * MAX_LONG_ROWS < LONG_PIECE_BYTES ? MAX_PIECE_ROWS : MAX_LONG_ROWS;
     int64_t rows = 0;
     for (int i = 0; i < j->count; i++)
         rows += j->p[i]->out;
     rows = j->n > 1 ? rows / (4 * (int64_t)threads) / RT_PANEL * RT_PANEL
                     : (rows + 4 * threads - 1) / (4 * (int64_t)threads) * 4;
-    return rows < FEWEST_ROWS ? FEWEST_ROWS : rows > most ? most : rows;
+    return rows < MIN_PIECE_ROWS ? MIN_PIECE_ROWS : rows > most ? most : rows;
 }
 
-/* x in the orders in which the projections' kernels meet it. */
-static void part_x(const struct job *j)
+/* x in the orders in side the projections' kernels meet it. */
+static void interleave_x(const struct linear_job *j)
 {
     bool blocks = false, nibbles = false;
     for (int i = 0; i < j->count; i++) {
-        blocks |= has_blocks(j->p[i]);
-        nibbles |= has_nibbles(j->p[i]) && !has_blocks(j->p[i]);
+        blocks |= takes_rows_nibbles(j->p[i]);
+        nibbles |= takes_dot_nibbles(j->p[i]) && !takes_rows_nibbles(j->p[i]);
     }
     if (blocks)
-        j->l->kern->part_rows(j->l->fixed, j->x, j->p[0]->in);
+        j->l->kern->interleave_rows(j->l->fixed, j->x, j->p[0]->in);
     if (nibbles)
-        j->l->kern->part(j->l->parted, j->x, j->p[0]->in);
+        j->l->kern->interleave(j->l->interleaved, j->x, j->p[0]->in);
 }
 
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n)
 {
-    struct job j = {.l = l, .p = p, .y = y, .count = count, .x = x, .n = n};
-    j.rows = chunk_rows(&j, pool_threads(l->pool));
+    struct linear_job j = {.l = l, .p = p, .y = y, .count = count, .x = x, .n = n};
+    j.rows = piece_rows(&j, pool_threads(l->pool));
     for (int i = 0; i < count; i++)
         j.first[i + 1] = j.first[i] + (p[i]->out + j.rows - 1) / j.rows;
     if (n == 1)
-        part_x(&j);
-    pool_run(l->pool, j.first[count], chunk, &j);
+        interleave_x(&j);
+    pool_run(l->pool, j.first[count], run_piece, &j);
 }
 
 void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,

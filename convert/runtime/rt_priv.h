@@ -10,7 +10,7 @@
 #include "convert/runtime/runtime.h"
 
 /* These bytes will be read soon. */
-static inline void rt_ask_for(const void *p, int64_t bytes)
+static inline void rt_prefetch(const void *p, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += 64)
         __builtin_prefetch((const char *)p + i);
@@ -23,7 +23,7 @@ struct rt_linear {
     struct pool *pool;
     const struct rt_kernels *kern;
     int64_t widest, most_groups;
-    float *parted, *fixed;            /* x of one token for dot_nibbles, rows_nibbles */
+    float *interleaved, *fixed;       /* x of one token for dot_nibbles, rows_nibbles */
     const struct packed_linear *next; /* run after this one, NULL: not known */
     void *scratch;                    /* threads * thread_bytes */
     size_t thread_bytes;
@@ -62,7 +62,7 @@ struct rt_cache {
     int64_t layers, max, K, d;
     int64_t recent, sink;    /* tokens kept in F32: window - 1, and first ones */
     struct rt_plane *planes; /* [layers][2]: K, V */
-    bool *lanes;             /* [layers]: codes lie as vectors meet them, below */
+    bool *interleaved;       /* [layers]: codes lie as vectors meet them, below */
     float *ring;             /* [layers][2][recent][C], token t at t % recent */
     float *first;            /* [layers][2][sink][C] */
     float *marked;           /* the ring of rt_cache_mark, NULL before */
@@ -70,9 +70,9 @@ struct rt_cache {
 };
 
 static inline struct rt_plane *rt_cache_plane(const struct rt_cache *c, int64_t layer,
-                                              enum kv_side which)
+                                              enum kv_side side)
 {
-    return &c->planes[2 * layer + which];
+    return &c->planes[2 * layer + side];
 }
 
 /* With lanes (both of a layer at 4 bits, in groups of whole 32-bit words) codes and pairs
@@ -80,9 +80,9 @@ static inline struct rt_plane *rt_cache_plane(const struct rt_cache *c, int64_t 
  * keys lie by RT_KEYS tokens, [d / 8 words][tokens], so that a vector's lanes are tokens;
  * the last ones are fewer. Values are [groups][max][group / 8 words]: lanes are channels.
  */
-const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const uint8_t *rt_cache_codes(const struct rt_cache *c, int64_t layer, enum kv_side side,
                               int64_t kh);
-const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const uint16_t *rt_cache_pairs(const struct rt_cache *c, int64_t layer, enum kv_side side,
                                int64_t kh);
 /* Tokens that lie together with token t: RT_KEYS, or fewer at the end. */
 int64_t rt_cache_width(const struct rt_cache *c, int64_t t);
@@ -91,7 +91,7 @@ struct rt_channels {
 };
 /* s and delta of head kh. */
 struct rt_channels rt_cache_channels(const struct rt_cache *c, int64_t layer,
-                                     enum kv_side which, int64_t kh);
+                                     enum kv_side side, int64_t kh);
 
 enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
                        const struct rt_kernels *kern, const struct kv_spec *spec,
@@ -109,11 +109,11 @@ void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, con
                    const float *v);
 /* x^ of tokens [at, at + n) for head kh: row[i] points to d floats, in tile [n][d] or in
  * the cache itself. */
-void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side which, int64_t kh,
+void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side side, int64_t kh,
                    int64_t at, int64_t n, float *tile, const float **row);
 /* F32 copy of token t for a query at position i, of T tokens in the cache; NULL where the
  * query sees the packed one. */
-const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side which,
+const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side side,
                            int64_t kh, int64_t t, int64_t i);
 
 /* --- rt_attn.c ---------------------------------------------------------------------- */
@@ -135,7 +135,7 @@ struct rt_attn_scratch {
     int64_t thread_floats;
 };
 
-/* One kv head's queries [first, end) over packed tokens [from, to), which all of them see
+/* One kv head's queries [first, end) over packed tokens [from, to), side all of them see
  * as packed: maximum, sum and weighted values go to part + (query H + head) part_step, as
  * rt_attn.c keeps them. Only for a layer with lanes. */
 struct rt_attn_packed {
@@ -146,7 +146,7 @@ struct rt_attn_packed {
 };
 void rt_attn_packed(const struct rt_attn_packed *j, float *scratch);
 /* Packed tokens [at, end) of head kh will be met soon: asks for the first tile. */
-void rt_attn_ask(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end);
+void rt_attn_prefetch(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end);
 /* Floats of scratch for so many (query, head) pairs in any layer; 0 where none has lanes.
  */
 int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows);
@@ -157,7 +157,7 @@ void rt_attn_close(struct rt_attn_scratch *s);
 /* --- rt_forward.c ------------------------------------------------------------------- */
 
 /* Small vectors of a block in F32; NULL: none. Biases belong to the linears. */
-struct rt_block {
+struct rt_norms {
     const float *norm1, *norm2, *q_norm, *k_norm;
 };
 
@@ -180,7 +180,7 @@ struct runtime {
     struct rt_cache cache;
     struct rt_attn_scratch attn;
     struct rt_acts acts;
-    struct rt_block *block;
+    struct rt_norms *norms;
     const float *final_norm;
     float *vectors;   /* all of the above */
     float *cos, *sin; /* [max][d/2] */

@@ -27,13 +27,13 @@ static enum err open_vectors(struct runtime *r)
     const struct arch *m = r->arch;
     const size_t of_block = (size_t)(2 * m->d_model + 2 * m->head_dim);
     const struct host_mat last = artifact_final_norm(r->a);
-    TRY(mem_calloc(&r->block, (size_t)m->n_layers, sizeof(*r->block)));
+    TRY(mem_calloc(&r->norms, (size_t)m->n_layers, sizeof(*r->norms)));
     TRY(mem_alloc(&r->vectors, (size_t)m->n_layers * of_block + (size_t)m->d_model,
                   sizeof(float)));
     float *at = r->vectors;
     for (int64_t i = 0; i < m->n_layers; i++) {
         const struct packed_block *b = artifact_block(r->a, i);
-        r->block[i] = (struct rt_block){put(&at, &b->norm1), put(&at, &b->norm2),
+        r->norms[i] = (struct rt_norms){put(&at, &b->norm1), put(&at, &b->norm2),
                                         put(&at, &b->q_norm), put(&at, &b->k_norm)};
     }
     r->final_norm = put(&at, &last);
@@ -99,7 +99,7 @@ void runtime_close(struct runtime **pr)
     rt_attn_close(&r->attn);
     rt_acts_free(&r->acts);
     pool_close(&r->pool);
-    mem_free(r->block);
+    mem_free(r->norms);
     mem_free(r->vectors);
     mem_free(r->cos);
     mem_free(r->sin);
@@ -150,15 +150,15 @@ void runtime_watch(struct runtime *r,
     r->watch_ctx = ctx;
 }
 
-static void copy_tokens(const struct runtime *r, int64_t layer, enum kv_side which,
+static void copy_tokens(const struct runtime *r, int64_t layer, enum kv_side side,
                         float *out, float *tile)
 {
     const struct rt_cache *c = &r->cache;
     for (int64_t t = 0; t < r->length; t++)
         for (int64_t kh = 0; kh < c->K; kh++) {
-            const float *row = rt_cache_full(c, layer, which, kh, t, r->length);
+            const float *row = rt_cache_full(c, layer, side, kh, t, r->length);
             if (!row)
-                rt_cache_tile(c, layer, which, kh, t, 1, tile, &row);
+                rt_cache_tile(c, layer, side, kh, t, 1, tile, &row);
             memcpy(out + (t * c->K + kh) * c->d, row, (size_t)c->d * sizeof(float));
         }
 }

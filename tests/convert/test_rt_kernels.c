@@ -97,7 +97,8 @@ static void make_packed(struct packed *p, int64_t n, int64_t group, int bits)
 static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, int bits)
 {
     static struct packed p;
-    static float x[MAX], w[MAX], parted[MAX + RT_BLOCK], lanes[MAX + RT_BLOCK];
+    static float x[MAX], w[MAX], interleaved[MAX + RT_PAD_COLUMNS],
+        lanes[MAX + RT_PAD_COLUMNS];
     make_packed(&p, n, group, bits);
     fill(x, n);
     double want = 0, size = 0;
@@ -110,8 +111,9 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
     assert_memory_equal(w, p.w, (size_t)n * sizeof(*w)); /* bit for bit */
     if (bits != 4 || (group % 8 && group < n))
         return;
-    k->part(parted, x, n);
-    near(k, "dot_nibbles", n, (double)k->dot_nibbles(&p.row, parted, lanes), want, size);
+    k->interleave(interleaved, x, n);
+    near(k, "dot_nibbles", n, (double)k->dot_nibbles(&p.row, interleaved, lanes), want,
+         size);
 }
 
 /* What panel_nibbles makes of rows from `row` on, n of them, bit for bit. */
@@ -119,7 +121,7 @@ static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
                            const float *w, int64_t row, int64_t n)
 {
     static float panel[RT_PANEL * MAX];
-    const int64_t first = r->in > RT_BLOCK ? RT_BLOCK : r->in;
+    const int64_t first = r->in > RT_PAD_COLUMNS ? RT_PAD_COLUMNS : r->in;
     k->panel_nibbles(panel, r, row, n, 0, first);
     if (first < r->in)
         k->panel_nibbles(panel + first * RT_PANEL, r, row, n, first, r->in);
@@ -132,7 +134,7 @@ static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
 static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
 {
     static uint8_t codes[11 * MAX], zeros[11 * MAX];
-    static float h[11 * MAX], x[MAX], parted[2 * MAX], w[11 * MAX];
+    static float h[11 * MAX], x[MAX], interleaved[2 * MAX], w[11 * MAX];
     static struct packed p;
     const int64_t row_groups = (in + group - 1) / group;
     const struct rt_rows rows = {.codes = codes,
@@ -141,7 +143,7 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
                                  .code_stride = bitpack_bytes(in, 4),
                                  .pair_stride = row_groups,
                                  .in = in,
-                                 .group = row_groups > 1 ? group : rt_parted(in),
+                                 .group = row_groups > 1 ? group : rt_padded(in),
                                  .groups = row_groups};
     double want[11] = {0}, size[11] = {0};
     float y[11];
@@ -159,11 +161,11 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
     }
     check_unpacked(k, &rows, w, 0, n);
     check_unpacked(k, &rows, w, n - 1, 1);
-    if (group % RT_BLOCK && row_groups > 1)
+    if (group % RT_PAD_COLUMNS && row_groups > 1)
         return;
-    assert_true(rt_parted_floats(in) <= 2 * MAX);
-    k->part_rows(parted, x, in);
-    k->rows_nibbles(y, &rows, n, parted);
+    assert_true(rt_interleaved_floats(in) <= 2 * MAX);
+    k->interleave_rows(interleaved, x, in);
+    k->rows_nibbles(y, &rows, n, interleaved);
     for (int64_t r = 0; r < n; r++)
         near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
 }
@@ -172,24 +174,24 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
 static float one_row(const struct rt_kernels *k, const float *x, double *want, double *size)
 {
     static struct packed p;
-    static float parted[2 * MAX];
+    static float interleaved[2 * MAX];
     float y;
-    make_packed(&p, MAX, RT_BLOCK, 4);
+    make_packed(&p, MAX, RT_PAD_COLUMNS, 4);
     const struct rt_rows rows = {.codes = p.bytes,
                                  .z = p.z,
                                  .h = p.h,
                                  .code_stride = bitpack_bytes(MAX, 4),
-                                 .pair_stride = (MAX + RT_BLOCK - 1) / RT_BLOCK,
+                                 .pair_stride = (MAX + RT_PAD_COLUMNS - 1) / RT_PAD_COLUMNS,
                                  .in = MAX,
-                                 .group = RT_BLOCK,
-                                 .groups = (MAX + RT_BLOCK - 1) / RT_BLOCK};
+                                 .group = RT_PAD_COLUMNS,
+                                 .groups = (MAX + RT_PAD_COLUMNS - 1) / RT_PAD_COLUMNS};
     *want = *size = 0;
     for (int64_t i = 0; i < MAX; i++) {
         *want += (double)p.w[i] * (double)x[i];
         *size += fabs((double)p.w[i] * (double)x[i]);
     }
-    k->part_rows(parted, x, MAX);
-    k->rows_nibbles(&y, &rows, 1, parted);
+    k->interleave_rows(interleaved, x, MAX);
+    k->rows_nibbles(&y, &rows, 1, interleaved);
     return y;
 }
 
@@ -283,7 +285,7 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
     fill(delta, n);
     for (int64_t i = 0; i < n; i++)
         codes[i] = (uint8_t)rng_below(&rng, 16);
-    k->kv_out(x, codes, 0.25f, -1.7f, s, delta, n);
+    k->kv_dequantize(x, codes, 0.25f, -1.7f, s, delta, n);
     for (int64_t i = 0; i < n; i++)
         assert_true(x[i] == quant_kv_out(codes[i], 0.25f, -1.7f, s[i], delta[i]));
 }
@@ -305,7 +307,7 @@ static void check_pack(const struct rt_kernels *k, int64_t n, int bits, float sp
     }
     x[n / 2] += far;
     codes[n] = 77;
-    k->kv->pack(codes, &h, &m, x, s, delta, n, bits);
+    k->kv->quantize(codes, &h, &m, x, s, delta, n, bits);
     float mn = INFINITY, mx = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
         mn = fminf(mn, quant_kv_in(x[i], s[i], delta[i]));
@@ -366,7 +368,7 @@ static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int
             memcpy(words + 4 * (i * width + t), row + 4 * i, 4);
     }
     const struct rt_folded f = {q, rows, stride, d, group};
-    k->kv->keys(score, &f, words, width, h, m);
+    k->kv->score_keys(score, &f, words, width, h, m);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < width; t++) {
             const float *qr = q + r * stride;
@@ -381,7 +383,7 @@ static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int
                 want += (double)qr[d + g] * (double)m[g * RT_TILE + t];
                 size += fabs((double)qr[d + g] * (double)m[g * RT_TILE + t]);
             }
-            near(k, "keys", d, (double)score[r * RT_TILE + t], want, size);
+            near(k, "score_keys", d, (double)score[r * RT_TILE + t], want, size);
         }
 }
 
@@ -391,7 +393,7 @@ static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n
 {
     static float w[ROWS * RT_TILE], acc[ROWS * 8 * RT_KEYS * 2], out[WIDE];
     static uint8_t code[RT_TILE][WIDE], bytes[RT_TILE * WIDE / 2];
-    const int64_t words = channels / 8, apart = rt_acc(words);
+    const int64_t words = channels / 8, apart = rt_acc_floats(words);
     fill(w, ROWS * RT_TILE);
     memset(acc, 0, sizeof(acc));
     for (int64_t t = 0; t < n; t++) {
@@ -402,8 +404,8 @@ static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = n; t < RT_TILE; t++)
             w[r * RT_TILE + t] = 0;
-    k->kv->values(acc, apart, w, rows, bytes, n, words);
-    k->kv->values(acc, apart, w, rows, bytes, n, words);
+    k->kv->add_values(acc, apart, w, rows, bytes, n, words);
+    k->kv->add_values(acc, apart, w, rows, bytes, n, words);
     for (int64_t r = 0; r < rows; r++) {
         k->kv->collect(out, acc + r * apart, words);
         for (int64_t i = 0; i < channels; i++) {
@@ -412,7 +414,7 @@ static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n
                 want += 2 * (double)w[r * RT_TILE + t] * code[t][i];
                 size += 2 * fabs((double)w[r * RT_TILE + t] * code[t][i]);
             }
-            near(k, "values", n, (double)out[i], want, size);
+            near(k, "add_values", n, (double)out[i], want, size);
         }
     }
 }
@@ -427,17 +429,17 @@ static void check_exponentials(const struct rt_kernels *k)
     x[5] = -INFINITY;
     x[9] = -300;
     x[17] = 70;
-    assert_true(k->kv->highest(x, RT_TILE) == 70);
-    const float have = k->kv->weights(p, x, 70, RT_TILE);
+    assert_true(k->kv->maximum(x, RT_TILE) == 70);
+    const float have = k->kv->exponentials(p, x, 70, RT_TILE);
     for (int64_t i = 0; i < RT_TILE; i++) {
         const double want = exp((double)(x[i] - 70));
-        near(k, "weights", i, (double)p[i], want < 1.2e-38 ? 0 : want, want);
+        near(k, "exponentials", i, (double)p[i], want < 1.2e-38 ? 0 : want, want);
         total += want;
     }
     near(k, "sum", RT_TILE, (double)have, total, total);
     assert_true(p[5] == 0 && p[9] == 0);
     x[40] = NAN;
-    assert_true(isnan(k->kv->weights(p, x, 70, RT_TILE)));
+    assert_true(isnan(k->kv->exponentials(p, x, 70, RT_TILE)));
     x[40] = 0;
     for (int64_t n = 1; n <= RT_TILE; n += 21) {
         fill(u, n);
@@ -456,7 +458,7 @@ static void check_scaled(const struct rt_kernels *k)
     fill(a, RT_TILE);
     fill(b, RT_TILE);
     y[48] = 7;
-    k->kv->times(y, a, b, 48);
+    k->kv->multiply(y, a, b, 48);
     for (int i = 0; i < 48; i++)
         assert_true(y[i] == a[i] * b[i]);
     k->kv->scale(y, 0.7f, 48);
@@ -501,8 +503,8 @@ static void check_all(const struct rt_kernels *k)
         check_panel(k, lengths[i], 13, RT_PANEL);
         for (int64_t n = 1; n <= 7; n += 3) {
             check_plain_rows(k, lengths[i], n);
-            check_rows(k, lengths[i], RT_BLOCK, n + 4);
-            check_rows(k, lengths[i], 2 * RT_BLOCK, n);
+            check_rows(k, lengths[i], RT_PAD_COLUMNS, n + 4);
+            check_rows(k, lengths[i], 2 * RT_PAD_COLUMNS, n);
             check_rows(k, lengths[i], lengths[i], n);
             check_rows(k, lengths[i], 8, n);
             check_rows(k, lengths[i], 40, n);
