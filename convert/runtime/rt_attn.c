@@ -1,9 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * Causal attention over the packed past and the chunk in full precision. A piece of work is
- * one kv head, up to QUERIES queries, and a span of the keys; it leaves a running
- * softmax (maximum, sum, weighted values), and the pieces of a query are put together in
- * order. */
+ * Causal attention of a chunk over the quantized past and the chunk itself.
+ *
+ * The unit of work is a piece: one kv head, up to QUERIES queries of the chunk, and one span
+ * of the past. A piece leaves a partial softmax for each (query, head):
+ *
+ *   partial = { maximum m of the scores | sum of exp(score - m) | [d] sum of these times v }
+ *
+ * With few queries the past is split into several spans, so that all threads have work. The
+ * last span also covers the chunk. merge() then adds up the partials of a query in the
+ * order of the spans, whatever thread computed them: results do not depend on threads.
+ *
+ *   past:   0 ...... sink ................ past - recent .... past | chunk ...
+ *           F32      quantized, the same   F32 for queries    F32, or packed
+ *           (sink)   for every query       near enough        without past_only
+ *
+ * The middle goes to rt_attn_packed.c where the layer is interleaved; the rest is
+ * dequantized tile by tile here. */
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 
@@ -11,24 +24,25 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES 16     /* share one unpacking of the keys */
-#define TILE RT_TILE   /* keys unpacked at a time */
-#define SPLIT_KEYS 512 /* keys of a piece, when there are few queries */
+#define QUERIES 16     /* of a piece: they share one dequantization of the keys */
+#define TILE RT_TILE   /* tokens dequantized at a time */
+#define SPLIT_KEYS 512 /* tokens of a span, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
     const struct rt_attn *a;
     struct rt_attn_scratch *s;
-    int64_t query_blocks, splits, span; /* of queries; of keys */
-    int64_t part_floats;                /* of one (query, head, split): 2 + d */
-    int64_t pieces;                     /* in all */
-    int threads;                        /* that take them */
+    int64_t query_blocks;   /* of up to QUERIES */
+    int64_t splits, span;   /* of the past, and tokens of one */
+    int64_t partial_floats; /* 2 + d */
+    int64_t pieces;
+    int threads;
 };
 
+/* Dequantized keys and values of one head, tokens [at, at + n). */
 struct tile {
     int64_t at, n;
-    const float *k[TILE], *v[TILE];           /* as packed */
-    const float *k_full[TILE], *v_full[TILE]; /* as kept, for the query in hand; or NULL */
+    const float *k[TILE], *v[TILE];
 };
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -36,38 +50,39 @@ static int64_t min_i64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static float *part_of(const struct work *w, int64_t t, int64_t h, int64_t split)
+static float *partial_of(const struct work *w, int64_t t, int64_t h, int64_t split)
 {
-    return w->s->part + ((t * w->a->H + h) * w->splits + split) * w->part_floats;
+    return w->s->partial + ((t * w->a->H + h) * w->splits + split) * w->partial_floats;
 }
 
 /* --- one query against one tile ----------------------------------------------------- */
 
-/* score [n] of keys, then the running softmax takes them and their values in. */
-static void absorb(const struct rt_attn *a, float *part, const float *q, const float **k,
+/* Adds n keys and values to a running softmax: when the maximum rises, what was summed
+ * before is scaled down to the new one. A NaN score becomes the maximum and stays. */
+static void absorb(const struct rt_attn *a, float *partial, const float *q, const float **k,
                    const float **v, int64_t n)
 {
     const int64_t d = a->cache->d;
     const float scale = 1 / sqrtf((float)d);
-    float score[TILE], top = part[0], *acc = part + 2;
+    float score[TILE], top = partial[0], *acc = partial + 2;
     for (int64_t i = 0; i < n; i++) {
         score[i] = scale * a->kern->dot(q, k[i], d);
         top = score[i] > top || isnan(score[i]) ? score[i] : top;
     }
-    const float keep = part[0] == -INFINITY ? 0 : expf(part[0] - top);
+    const float keep = partial[0] == -INFINITY ? 0 : expf(partial[0] - top);
     for (int64_t c = 0; c < d; c++)
         acc[c] *= keep;
-    part[1] *= keep;
-    part[0] = top;
+    partial[1] *= keep;
+    partial[0] = top;
     for (int64_t i = 0; i < n; i++) {
         const float p = expf(score[i] - top);
-        part[1] += p;
+        partial[1] += p;
         a->kern->axpy(acc, p, v[i], d);
     }
 }
 
-/* Query t of the chunk against a tile of the past: what it sees in full precision is taken
- * from there. */
+/* Query t of the chunk against a tile of the past. Tokens it sees in full precision are
+ * taken from their F32 copies. */
 static void past_query(const struct work *w, const struct tile *tile, int64_t t, int64_t kh,
                        int64_t split)
 {
@@ -82,11 +97,11 @@ static void past_query(const struct work *w, const struct tile *tile, int64_t t,
         v[j] = vf ? vf : tile->v[j];
     }
     for (int64_t h = kh * G; h < (kh + 1) * G; h++)
-        absorb(a, part_of(w, t, h, split), a->q + (t * a->H + h) * d, k, v, tile->n);
+        absorb(a, partial_of(w, t, h, split), a->q + (t * a->H + h) * d, k, v, tile->n);
 }
 
-/* Without past-only quantization the chunk's own keys and values are seen as packed, but
- * for the sink's. */
+/* Without past_only a query sees the chunk's own keys and values packed, except the sink:
+ * replaces k[i], v[i] accordingly. */
 static void see_packed(const struct rt_attn *a, int64_t kh, int64_t at, int64_t n,
                        float *buffer, const float **k, const float **v)
 {
@@ -94,11 +109,13 @@ static void see_packed(const struct rt_attn *a, int64_t kh, int64_t at, int64_t 
     const int64_t kept = c->sink - (a->past + at), skip = kept < 0 ? 0 : kept;
     if (c->spec.past_only || skip >= n)
         return;
-    rt_cache_tile(c, a->layer, KV_K, kh, a->past + at + skip, n - skip, buffer, k + skip);
-    rt_cache_tile(c, a->layer, KV_V, kh, a->past + at + skip, n - skip,
-                  buffer + TILE * c->d, v + skip);
+    const struct rt_span keys = {a->layer, KV_K, kh, a->past + at + skip, n - skip};
+    const struct rt_span values = {a->layer, KV_V, kh, a->past + at + skip, n - skip};
+    rt_cache_tile(c, keys, buffer, k + skip);
+    rt_cache_tile(c, values, buffer + TILE * c->d, v + skip);
 }
 
+/* Query t against the chunk up to itself. */
 static void chunk_query(const struct work *w, int64_t t, int64_t kh, float *buffer)
 {
     const struct rt_attn *a = w->a;
@@ -112,40 +129,47 @@ static void chunk_query(const struct work *w, int64_t t, int64_t kh, float *buff
         }
         see_packed(a, kh, at, n, buffer, k, v);
         for (int64_t h = kh * G; h < (kh + 1) * G; h++)
-            absorb(a, part_of(w, t, h, w->splits - 1), a->q + (t * a->H + h) * d, k, v, n);
+            absorb(a, partial_of(w, t, h, w->splits - 1), a->q + (t * a->H + h) * d, k, v,
+                   n);
     }
 }
 
 /* --- pieces ------------------------------------------------------------------------- */
 
-static void clear_parts(const struct work *w, int64_t t, int64_t kh, int64_t split)
+static void clear_partials(const struct work *w, int64_t t, int64_t kh, int64_t split)
 {
     const int64_t G = w->a->H / w->a->cache->K;
     for (int64_t h = kh * G; h < (kh + 1) * G; h++) {
-        float *part = part_of(w, t, h, split);
-        memset(part, 0, (size_t)w->part_floats * sizeof(float));
-        part[0] = -INFINITY;
+        float *partial = partial_of(w, t, h, split);
+        memset(partial, 0, (size_t)w->partial_floats * sizeof(float));
+        partial[0] = -INFINITY;
     }
 }
 
-/* Queries [first, end) against the past's tokens [at, end_at), tile by tile. */
-static void past_tiles(const struct work *w, int64_t kh, int64_t split, int64_t first,
-                       int64_t end, int64_t at, int64_t end_at, float *buffer)
+/* One piece: queries [first, end) of kv head kh against tokens [at, at_end) of the past. */
+struct piece {
+    int64_t kh, split, first, end, at, at_end;
+    float *buffer; /* of this thread */
+};
+
+/* The piece's queries against tokens [from, to), dequantized tile by tile. */
+static void past_tiles(const struct work *w, const struct piece *p, int64_t from,
+                       int64_t to)
 {
     const struct rt_attn *a = w->a;
-    const int64_t d = a->cache->d;
     struct tile tile;
-    for (tile.at = at; tile.at < end_at; tile.at += tile.n) {
-        tile.n = end_at - tile.at < TILE ? end_at - tile.at : TILE;
-        rt_cache_tile(a->cache, a->layer, KV_K, kh, tile.at, tile.n, buffer, tile.k);
-        rt_cache_tile(a->cache, a->layer, KV_V, kh, tile.at, tile.n, buffer + TILE * d,
-                      tile.v);
-        for (int64_t t = first; t < end; t++)
-            past_query(w, &tile, t, kh, split);
+    for (tile.at = from; tile.at < to; tile.at += tile.n) {
+        tile.n = min_i64(to - tile.at, TILE);
+        const struct rt_span keys = {a->layer, KV_K, p->kh, tile.at, tile.n};
+        const struct rt_span values = {a->layer, KV_V, p->kh, tile.at, tile.n};
+        rt_cache_tile(a->cache, keys, p->buffer, tile.k);
+        rt_cache_tile(a->cache, values, p->buffer + TILE * a->cache->d, tile.v);
+        for (int64_t t = p->first; t < p->end; t++)
+            past_query(w, &tile, t, p->kh, p->split);
     }
 }
 
-static int64_t between(int64_t x, int64_t lo, int64_t hi)
+static int64_t clamp_i64(int64_t x, int64_t lo, int64_t hi)
 {
     return x < lo ? lo : x > hi ? hi : x;
 }
@@ -160,7 +184,7 @@ static int64_t head_of(const struct work *w, int64_t number)
     return number / w->splits / w->query_blocks;
 }
 
-/* Threads take pieces in turn, so this one's next is about `threads` further. */
+/* Threads take pieces in turn, so this thread's next one is about `threads` further. */
 static void prefetch_next_piece(const struct work *w, int64_t number)
 {
     const struct rt_attn *a = w->a;
@@ -169,38 +193,46 @@ static void prefetch_next_piece(const struct work *w, int64_t number)
         rt_attn_prefetch(a, head_of(w, next), at, min_i64(at + w->span, a->past));
 }
 
+static struct piece piece_of(const struct work *w, int64_t number, int thread)
+{
+    const struct rt_attn *a = w->a;
+    const int64_t split = split_of(w, number), block = number / w->splits % w->query_blocks;
+    const int64_t at = min_i64(split * w->span, a->past);
+    return (struct piece){.kh = head_of(w, number),
+                          .split = split,
+                          .first = block * QUERIES,
+                          .end = min_i64(a->n, (block + 1) * QUERIES),
+                          .at = at,
+                          .at_end = min_i64(at + w->span, a->past),
+                          .buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats};
+}
+
 static void attend_piece(void *ctx, int64_t number, int thread)
 {
     const struct work *w = ctx;
     const struct rt_attn *a = w->a;
-    const int64_t split = split_of(w, number), block = number / w->splits % w->query_blocks;
-    const int64_t kh = head_of(w, number), d = a->cache->d;
-    const int64_t first = block * QUERIES;
-    const int64_t end = min_i64(a->n, first + QUERIES);
-    const int64_t at = min_i64(split * w->span, a->past);
-    const int64_t end_at = min_i64(at + w->span, a->past);
-    float *buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats;
-    /* what all queries of the chunk see as packed */
-    int64_t from = end_at, to = end_at;
+    const struct piece p = piece_of(w, number, thread);
+    /* Tokens [from, to) are packed for every query of the chunk. */
+    int64_t from = p.at_end, to = p.at_end;
     if (a->cache->interleaved[a->layer]) {
-        from = between(a->cache->sink, at, end_at);
-        to = between(a->past - a->cache->recent, from, end_at);
+        from = clamp_i64(a->cache->sink, p.at, p.at_end);
+        to = clamp_i64(a->past - a->cache->recent, from, p.at_end);
     }
     prefetch_next_piece(w, number);
-    for (int64_t t = first; t < end; t++)
-        clear_parts(w, t, kh, split);
+    for (int64_t t = p.first; t < p.end; t++)
+        clear_partials(w, t, p.kh, p.split);
     if (from < to)
-        rt_attn_packed(&(struct rt_attn_packed){a, kh, first, end, from, to,
-                                                part_of(w, 0, 0, split),
-                                                w->splits * w->part_floats},
-                       buffer + 2 * TILE * d);
-    past_tiles(w, kh, split, first, end, at, from, buffer);
-    past_tiles(w, kh, split, first, end, to, end_at, buffer);
-    for (int64_t t = first; split + 1 == w->splits && t < end; t++)
-        chunk_query(w, t, kh, buffer);
+        rt_attn_packed(&(struct rt_attn_packed){a, p.kh, p.first, p.end, from, to,
+                                                partial_of(w, 0, 0, p.split),
+                                                w->splits * w->partial_floats},
+                       p.buffer + 2 * TILE * a->cache->d);
+    past_tiles(w, &p, p.at, from);
+    past_tiles(w, &p, to, p.at_end);
+    for (int64_t t = p.first; p.split + 1 == w->splits && t < p.end; t++)
+        chunk_query(w, t, p.kh, p.buffer);
 }
 
-/* out of query t: its splits put together. */
+/* Writes out of query t: rescales its partials to their common maximum and adds them up. */
 static void merge(void *ctx, int64_t t, int thread)
 {
     const struct work *w = ctx;
@@ -209,15 +241,15 @@ static void merge(void *ctx, int64_t t, int thread)
     for (int64_t h = 0; h < a->H; h++) {
         float *out = a->out + (t * a->H + h) * d, top = -INFINITY, total = 0;
         for (int64_t s = 0; s < w->splits; s++) {
-            const float m = part_of(w, t, h, s)[0];
+            const float m = partial_of(w, t, h, s)[0];
             top = m > top || isnan(m) ? m : top;
         }
         memset(out, 0, (size_t)d * sizeof(float));
         for (int64_t s = 0; s < w->splits; s++) {
-            const float *part = part_of(w, t, h, s);
-            const float share = part[0] == -INFINITY ? 0 : expf(part[0] - top);
-            total += share * part[1];
-            a->kern->axpy(out, share, part + 2, d);
+            const float *partial = partial_of(w, t, h, s);
+            const float share = partial[0] == -INFINITY ? 0 : expf(partial[0] - top);
+            total += share * partial[1];
+            a->kern->axpy(out, share, partial + 2, d);
         }
         for (int64_t c = 0; c < d; c++)
             out[c] /= total;
@@ -229,15 +261,15 @@ static void merge(void *ctx, int64_t t, int thread)
 static enum err make_room(struct work *w, struct pool *pool)
 {
     struct rt_attn_scratch *s = w->s;
-    const int64_t dims[] = {w->a->n, w->a->H, w->splits, w->part_floats};
+    const int64_t dims[] = {w->a->n, w->a->H, w->splits, w->partial_floats};
     size_t need;
     TRY(size_product(&need, dims, 4, 1));
-    if (need > s->part_n) {
-        mem_free(s->part);
-        s->part = NULL;
-        s->part_n = 0;
-        TRY(mem_alloc(&s->part, need, sizeof(float)));
-        s->part_n = need;
+    if (need > s->partial_count) {
+        mem_free(s->partial);
+        s->partial = NULL;
+        s->partial_count = 0;
+        TRY(mem_alloc(&s->partial, need, sizeof(float)));
+        s->partial_count = need;
     }
     if (s->tiles)
         return OK;
@@ -250,13 +282,13 @@ static enum err make_room(struct work *w, struct pool *pool)
 
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool)
 {
-    struct work w = {.a = a, .s = s, .part_floats = 2 + a->cache->d};
+    struct work w = {.a = a, .s = s, .partial_floats = 2 + a->cache->d};
     w.query_blocks = (a->n + QUERIES - 1) / QUERIES;
-    /* few queries: threads share the keys instead */
+    /* With few queries, threads share the past instead. */
     w.splits = a->n <= QUERIES ? (a->past + SPLIT_KEYS - 1) / SPLIT_KEYS : 1;
     w.splits = w.splits < 1 ? 1 : w.splits > MAX_SPLITS ? MAX_SPLITS : w.splits;
     w.span = (a->past + w.splits - 1) / w.splits;
-    w.span = (w.span + TILE - 1) / TILE * TILE; /* tiles begin with a vector of keys */
+    w.span = (w.span + TILE - 1) / TILE * TILE; /* spans begin with a strip of keys */
     TRY(make_room(&w, pool));
     w.threads = pool_threads(pool);
     w.pieces = a->cache->K * w.query_blocks * w.splits;
@@ -267,7 +299,7 @@ enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct 
 
 void rt_attn_close(struct rt_attn_scratch *s)
 {
-    mem_free(s->part);
+    mem_free(s->partial);
     mem_free(s->tiles);
     *s = (struct rt_attn_scratch){0};
 }

@@ -1,23 +1,36 @@
 /* SPDX-License-Identifier: MIT
  *
- * Attention over keys and values as they lie in the cache, 4 bits each. With
- * x^ = s (m + h code) + delta of a token and group:
- *   q . k^   = h sum (s q) code + m sum (s q) + sum delta q
+ * Attention over 4-bit keys and values without dequantizing them. With
+ * x^ = s (m + h code) + delta, where s and delta belong to channels and h and m to a token
+ * and group, the parameters move out of the sums over codes:
+ *
+ *   q . k^   = sum over groups of (h sum (s q) code + m sum (s q)) + sum delta q
  *   sum p v^ = s (sum (p h) code + sum p m) + delta sum p
- * so that s and delta are met once a query, h and m once a token, and a code only by a
- * multiplication. */
+ *
+ * So s and delta are applied once per query and output, h and m once per token and group,
+ * and a code costs one lookup and one multiply-add. Per tile of RT_TILE tokens:
+ *
+ *   codes of keys   --score_keys-->  score [rows][RT_TILE]
+ *   scores          --soften------>  p = exp(score - top), sums rescaled to the new top
+ *   p, h, m of values               weight = p h, low += p m
+ *   codes of values --add_values-->  acc += weight code
+ *
+ * and at the end out = s (acc + low) + delta total. A row is a (query, head) pair; all rows
+ * of a kv head share each load of codes. */
 #include "convert/runtime/rt_priv.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The layer's keys and values, and a thread's buffers for `rows` rows. */
+/* The planes of the layer, and a thread's buffers for `rows` rows. */
 struct buffers {
     const struct rt_plane *k, *v;
-    float *q, *acc, *score, *weight; /* [rows] of each */
-    float *low;                      /* [rows][groups of v]: sum p m */
-    float *top, *total;              /* [rows] */
-    float *kh, *km, *vh, *vm;        /* [groups of k, of v][RT_TILE] */
+    float *q;                 /* [rows][folded_floats] */
+    float *acc;               /* [rows][acc_floats] sums of weight code */
+    float *score, *weight;    /* [rows][RT_TILE] */
+    float *low;               /* [rows][groups of v] sums of p m */
+    float *top, *total;       /* [rows] maximum score, sum of p */
+    float *kh, *km, *vh, *vm; /* [groups of k, of v][RT_TILE] */
 };
 
 static int64_t folded_floats(const struct rt_cache *c, const struct rt_plane *k)
@@ -30,31 +43,31 @@ static int64_t acc_floats(const struct rt_plane *v)
     return v->groups * rt_acc_floats(v->group / 8);
 }
 
-/* Buffers from `at` on; returns their floats. at NULL: only those. */
+/* Places the buffers from `at` on and returns their size in floats. at NULL: size only. */
 static int64_t place_buffers(struct buffers *b, float *at, const struct rt_cache *c,
                              int64_t layer, int64_t rows)
 {
-    const struct rt_plane *k = rt_cache_plane(c, layer, KV_K),
-                          *v = rt_cache_plane(c, layer, KV_V);
+    const struct rt_plane *k = rt_cache_plane(c, layer, KV_K);
+    const struct rt_plane *v = rt_cache_plane(c, layer, KV_V);
     const struct {
         float **p;
         int64_t n;
-    } part[] = {{&b->acc, rows * acc_floats(v)},
-                {&b->q, rows * folded_floats(c, k)},
-                {&b->score, rows * RT_TILE},
-                {&b->weight, rows * RT_TILE},
-                {&b->low, rows * v->groups},
-                {&b->top, rows},
-                {&b->total, rows},
-                {&b->kh, k->groups * RT_TILE},
-                {&b->km, k->groups * RT_TILE},
-                {&b->vh, v->groups * RT_TILE},
-                {&b->vm, v->groups * RT_TILE}};
+    } place[] = {{&b->acc, rows * acc_floats(v)},
+                 {&b->q, rows * folded_floats(c, k)},
+                 {&b->score, rows * RT_TILE},
+                 {&b->weight, rows * RT_TILE},
+                 {&b->low, rows * v->groups},
+                 {&b->top, rows},
+                 {&b->total, rows},
+                 {&b->kh, k->groups * RT_TILE},
+                 {&b->km, k->groups * RT_TILE},
+                 {&b->vh, v->groups * RT_TILE},
+                 {&b->vm, v->groups * RT_TILE}};
     int64_t used = 0;
     *b = (struct buffers){.k = k, .v = v};
-    for (size_t i = 0; i < ARRAY_LEN(part); i++) {
-        *part[i].p = at ? at + used : NULL;
-        used += part[i].n;
+    for (size_t i = 0; i < ARRAY_LEN(place); i++) {
+        *place[i].p = at ? at + used : NULL;
+        used += place[i].n;
     }
     return used;
 }
@@ -70,19 +83,20 @@ int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows)
     return most;
 }
 
-/* Query q of one head, folded. */
+/* Folds s and delta of the keys into the query of one head. */
 static void fold(float *out, const float *q, int64_t d, const struct rt_plane *k,
                  struct rt_channels key, const struct rt_kv_kernels *kv)
 {
     const float scale = 1 / sqrtf((float)d);
-    float *sums = out + d;
-    sums[k->groups] = 0;
-    for (int64_t g = 0, i = 0; g < k->groups; g++, i += k->group)
-        sums[k->groups] +=
-            kv->fold(out + i, &sums[g], q + i, key.s + i, key.delta + i, scale, k->group);
+    float *sums = out + d, *shift = sums + k->groups;
+    *shift = 0;
+    for (int64_t g = 0, i = 0; g < k->groups; g++, i += k->group) {
+        const struct rt_channels of = {key.s + i, key.delta + i};
+        *shift += kv->fold(out + i, &sums[g], q + i, of, scale, k->group);
+    }
 }
 
-/* h and m of tokens [at, at + RT_TILE) from planes of the head: those that are there. */
+/* Converts h and m of tokens [at, at + RT_TILE) to F32, as far as the cache goes. */
 static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
                        enum kv_side side, int64_t at)
 {
@@ -96,8 +110,8 @@ static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
     }
 }
 
-/* Codes, h and m of the tile at `at`, before they are met. A stretch is some kilobytes in
- * six places: too short for the hardware to see coming. */
+/* Prefetches one tile. Its few kilobytes are spread over up to 2 groups + groups arrays, each
+ * too short for the hardware prefetcher. */
 static void prefetch_tile(const struct rt_attn *a, enum kv_side side, int64_t kh,
                           int64_t at, int64_t end)
 {
@@ -106,6 +120,7 @@ static void prefetch_tile(const struct rt_attn *a, enum kv_side side, int64_t kh
     const int64_t n = end - at < RT_TILE ? end - at : RT_TILE;
     const uint8_t *codes = rt_cache_codes(c, a->layer, side, kh);
     const uint16_t *pair = rt_cache_pairs(c, a->layer, side, kh) + at;
+    /* Keys are one run of memory, values one per group. */
     const int64_t runs = side == KV_K ? 1 : p->groups, token = p->code_bytes / runs;
     if (n <= 0)
         return;
@@ -121,14 +136,13 @@ void rt_attn_prefetch(const struct rt_attn *a, int64_t kh, int64_t at, int64_t e
     prefetch_tile(a, KV_V, kh, at, end);
 }
 
-/* Tokens outside the stretch: their memory may hold anything. */
-static void clear_outside(float *x, int64_t rows, float value, int64_t before,
-                          int64_t behind)
+/* Overwrites tokens outside [first, end) of the tile: the cache may hold anything there. */
+static void clear_outside(float *x, int64_t rows, float value, int64_t first, int64_t end)
 {
     for (int64_t r = 0; r < rows; r++, x += RT_TILE) {
-        for (int64_t i = 0; i < before; i++)
+        for (int64_t i = 0; i < first; i++)
             x[i] = value;
-        for (int64_t i = behind; i < RT_TILE; i++)
+        for (int64_t i = end; i < RT_TILE; i++)
             x[i] = value;
     }
 }
@@ -144,14 +158,15 @@ static void score_tile(const struct rt_attn_packed *j, const struct buffers *b,
                                    rt_cache_width(c, t), b->kh + t - at, b->km + t - at);
 }
 
-/* Scores become exponentials, under the highest so far; sums follow it. */
+/* Turns scores into exponentials below the highest score so far. When that rises, the row's
+ * sums are scaled down to the new one. */
 static void soften(const struct rt_attn_packed *j, const struct buffers *b, int64_t row)
 {
     const struct rt_kv_kernels *kv = j->a->kern->kv;
     float *score = b->score + row * RT_TILE, *acc = b->acc + row * acc_floats(b->v);
     const float best = kv->maximum(score, RT_TILE), before = b->top[row];
     if (best > before && before == -INFINITY) {
-        b->top[row] = best; /* the sums are 0 */
+        b->top[row] = best; /* the sums are still 0 */
     } else if (best > before) {
         const float keep = expf(before - best);
         kv->scale(acc, keep, acc_floats(b->v));
@@ -182,15 +197,16 @@ static void add_values(const struct rt_attn_packed *j, const struct buffers *b,
     }
 }
 
-static void write_part(const struct rt_attn_packed *j, const struct buffers *b, int64_t row,
-                       float *part)
+/* Writes the row's partial softmax: { top, total, [d] sum p v^ }. */
+static void write_partial(const struct rt_attn_packed *j, const struct buffers *b,
+                          int64_t row, float *partial)
 {
     const struct rt_channels v = rt_cache_channels(j->a->cache, j->a->layer, KV_V, j->kh);
     const int64_t groups = b->v->groups, group = b->v->group;
     const float *acc = b->acc + row * acc_floats(b->v);
-    float *out = part + 2;
-    part[0] = b->top[row];
-    part[1] = b->total[row];
+    float *out = partial + 2;
+    partial[0] = b->top[row];
+    partial[1] = b->total[row];
     for (int64_t g = 0; g < groups; g++) {
         const float low = b->low[row * groups + g];
         j->a->kern->kv->collect(out + g * group, acc + g * rt_acc_floats(group / 8),
@@ -200,6 +216,7 @@ static void write_part(const struct rt_attn_packed *j, const struct buffers *b, 
     }
 }
 
+/* Folds the queries of all rows and clears their sums. */
 static void begin(const struct rt_attn_packed *j, const struct buffers *b, int64_t rows)
 {
     const struct rt_cache *c = j->a->cache;
@@ -241,7 +258,7 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
         add_values(j, &b, rows, at, end - at);
     }
     for (int64_t r = 0; r < rows; r++)
-        write_part(j, &b, r,
-                   j->part +
-                       ((j->first + r / G) * j->a->H + j->kh * G + r % G) * j->part_step);
+        write_partial(j, &b, r,
+                      j->partial + ((j->first + r / G) * j->a->H + j->kh * G + r % G) *
+                                       j->partial_step);
 }

@@ -1,6 +1,27 @@
 /* SPDX-License-Identifier: MIT
  *
- * The packed cache: codes and fp16 pairs by layer, token and head. */
+ * The quantized KV cache: codes and F16 pairs (h, m) by layer, token and head.
+ *
+ *   x^ = s (m + h code) + delta,  s and delta per channel, h and m per token and group
+ *
+ * A plane (keys or values of a layer) is stored token by token, or interleaved if both
+ * planes of the layer have 4 bits in groups of whole 32-bit words. A word holds channels
+ * 8 i .. 8 i + 7 of one token, the lowest channel in the lowest bits. Interleaved, each kv
+ * head has its own region for all `max` tokens:
+ *
+ *   keys    strips of RT_KEYS = 16 tokens; a vector of the kernels is one word of 16 tokens
+ *           strip 0: | word 0 of t0 t1 .. t15 | word 1 of t0 .. t15 | ... word d/8 - 1 |
+ *           strip 1: | word 0 of t16 .. t31   | word 1 of t16 .. t31| ...
+ *           the last strip holds the tokens that are left and is narrower
+ *
+ *   values  group by group; a vector is consecutive words of one token, or of several
+ *           group 0: | t0: words 0 .. group/8 - 1 | t1: words 0 .. | ... t(max-1) |
+ *           group 1: | t0: ...
+ *
+ *   pairs   group 0: | h of t0 .. t(max-1) | m of t0 .. t(max-1) |  group 1: | h .. | m .. |
+ *
+ * Beside the packed tokens, `first` keeps the F32 values of the sink and `ring` those of the
+ * last window - 1 tokens. */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
@@ -12,7 +33,7 @@
 
 /* --- memory ------------------------------------------------------------------------- */
 
-/* Room for n dims of items of unit bytes; nothing for none. */
+/* Allocates the product of n dims times unit bytes and counts it; nothing if that is 0. */
 static enum err alloc_counted(struct rt_cache *c, void *out, const int64_t *dim, int n,
                               size_t unit)
 {
@@ -39,21 +60,23 @@ static enum err open_plane(struct rt_cache *c, struct rt_plane *p, struct kv_for
                          sizeof(uint16_t));
 }
 
+/* Pre-rope keys must be rotated after they are dequantized, which the kernels of the
+ * interleaved layout do not do. */
 static bool fits_interleaving(const struct rt_cache *c, const struct rt_plane *p)
 {
     return p->bits == 4 && p->group % 8 == 0 && c->d % p->group == 0 &&
            c->spec.key_stage == KEY_POST_ROPE;
 }
 
-/* Planes of every layer; *packed: not all of them are full. */
+/* Allocates the planes of every layer; *packed: any of them is quantized. */
 static enum err open_planes(struct rt_cache *c, bool *packed)
 {
     *packed = false;
     TRY(mem_calloc(&c->planes, 2 * (size_t)c->layers, sizeof(*c->planes)));
     TRY(mem_calloc(&c->interleaved, (size_t)c->layers, sizeof(*c->interleaved)));
     for (int64_t i = 0; i < c->layers; i++) {
-        struct rt_plane *const k = rt_cache_plane(c, i, KV_K), *const v = rt_cache_plane(
-                                                                   c, i, KV_V);
+        struct rt_plane *const k = rt_cache_plane(c, i, KV_K);
+        struct rt_plane *const v = rt_cache_plane(c, i, KV_V);
         TRY(open_plane(c, k, kv_format(&c->spec, i, KV_K)));
         TRY(open_plane(c, v, kv_format(&c->spec, i, KV_V)));
         c->interleaved[i] = fits_interleaving(c, k) && fits_interleaving(c, v);
@@ -62,7 +85,7 @@ static enum err open_planes(struct rt_cache *c, bool *packed)
     return OK;
 }
 
-static int64_t at_most(int64_t n, int64_t max)
+static int64_t clamp_tokens(int64_t n, int64_t max)
 {
     return n < 0 ? 0 : n < max ? n : max;
 }
@@ -83,8 +106,8 @@ enum err rt_cache_open(struct rt_cache *c, const struct artifact *a,
     TRY(open_planes(c, &packed));
     if (!packed)
         return OK;
-    c->recent = spec->past_only ? at_most(spec->window - 1, max) : 0;
-    c->sink = at_most(spec->sink, max);
+    c->recent = spec->past_only ? clamp_tokens(spec->window - 1, max) : 0;
+    c->sink = clamp_tokens(spec->sink, max);
     TRY(alloc_counted(c, &c->ring, (int64_t[]){c->layers, 2, c->recent, c->K, c->d}, 5,
                       sizeof(float)));
     return alloc_counted(c, &c->first, (int64_t[]){c->layers, 2, c->sink, c->K, c->d}, 5,
@@ -129,7 +152,7 @@ void rt_cache_rewind(struct rt_cache *c)
         memcpy(c->ring, c->marked, n * sizeof(float));
 }
 
-/* F32 of (layer, side, token, head) where each plane holds so many tokens. */
+/* Returns the F32 copy of a head in `memory` (ring or first), with `tokens` per plane. */
 static float *kept_f32(const struct rt_cache *c, float *memory, int64_t tokens,
                        int64_t layer, enum kv_side side, int64_t t, int64_t kh)
 {
@@ -142,9 +165,9 @@ static float *full_at(const struct rt_cache *c, const struct rt_plane *p, int64_
     return p->full + (t * c->K + kh) * c->d;
 }
 
-/* --- codes in the order of vectors -------------------------------------------------- */
+/* --- the interleaved layout --------------------------------------------------------- */
 
-/* Where the head's first token lies. */
+/* Returns the codes of a head's first token. */
 static uint8_t *codes_of(const struct rt_cache *c, const struct rt_plane *p, int64_t kh)
 {
     return p->codes + kh * c->max * p->code_bytes;
@@ -169,19 +192,19 @@ int64_t rt_cache_width(const struct rt_cache *c, int64_t t)
     return left < RT_KEYS ? left : RT_KEYS;
 }
 
-/* Where the 32 bits of word i of token t lie, from the head's beginning. */
+/* Returns the byte offset, from the head's first, of word i of token t. */
 static int64_t word_at(const struct rt_cache *c, const struct rt_plane *p,
                        enum kv_side side, int64_t t, int64_t i)
 {
-    const int64_t words = p->group / 8, block = t / RT_KEYS * RT_KEYS;
+    const int64_t words = p->group / 8, strip = t / RT_KEYS * RT_KEYS;
     if (side == KV_V)
         return 4 * ((i / words * c->max + t) * words + i % words);
-    return block * p->code_bytes + 4 * (i * rt_cache_width(c, t) + t - block);
+    return strip * p->code_bytes + 4 * (i * rt_cache_width(c, t) + t - strip);
 }
 
 /* --- one head of one token ---------------------------------------------------------- */
 
-/* A head of a token, and the plane that holds it. */
+/* One head of one token, and the plane that stores it. */
 struct token_head {
     struct rt_plane *plane;
     int64_t layer;
@@ -189,7 +212,7 @@ struct token_head {
     int64_t t, kh;
 };
 
-/* Its row of codes into place; or out of it, to row where it does not lie in one piece. */
+/* Stores the head's packed codes, a row of code_bytes. */
 static void put_codes(const struct rt_cache *c, struct token_head e, const uint8_t *row)
 {
     const struct rt_plane *p = e.plane;
@@ -202,6 +225,7 @@ static void put_codes(const struct rt_cache *c, struct token_head e, const uint8
         memcpy(codes + word_at(c, p, e.side, e.t, i), row + 4 * i, 4);
 }
 
+/* Returns the head's packed codes, gathered into `row` if they are interleaved. */
 static const uint8_t *get_codes(const struct rt_cache *c, struct token_head e, uint8_t *row)
 {
     const struct rt_plane *p = e.plane;
@@ -213,7 +237,7 @@ static const uint8_t *get_codes(const struct rt_cache *c, struct token_head e, u
     return row;
 }
 
-/* Where group g's pair lies; h, and m at so many behind it. */
+/* Returns the address of group g's h; m is *to_m elements further. */
 static uint16_t *pair_at(const struct rt_cache *c, struct token_head e, int64_t g,
                          int64_t *to_m)
 {
@@ -245,8 +269,9 @@ static void pack_head(struct rt_cache *c, struct token_head e, const float *x)
         const int64_t begin = g * p->group;
         const int64_t end = c->d - begin < p->group ? c->d : begin + p->group;
         uint16_t *pair = pair_at(c, e, g, &to_m);
-        c->kern->kv->quantize(codes + begin, pair, pair + to_m, x + begin, ch.s + begin,
-                              ch.delta + begin, end - begin, p->bits);
+        const struct rt_channels of = {ch.s + begin, ch.delta + begin};
+        c->kern->kv->quantize(codes + begin, pair, pair + to_m, x + begin, of, end - begin,
+                              p->bits);
     }
     bitpack_row(row, codes, c->d, p->bits);
     put_codes(c, e, row);
@@ -254,55 +279,58 @@ static void pack_head(struct rt_cache *c, struct token_head e, const float *x)
 
 struct pack_job {
     struct rt_cache *c;
-    int64_t layer, at;
-    const float *x[2], *full[2]; /* [n][C]: what is packed, and what a full plane takes */
+    const struct rt_new_kv *t;
+    const float *x[2], *full[2]; /* [n][C]: input of the quantizer, of a full plane */
 };
 
 static void pack_token(void *ctx, int64_t i, int thread)
 {
     const struct pack_job *j = ctx;
     struct rt_cache *c = j->c;
-    const int64_t C = c->K * c->d, t = j->at + i;
+    const int64_t C = c->K * c->d, layer = j->t->layer, t = j->t->at + i;
     for (enum kv_side side = KV_K; side <= KV_V; side++) {
-        struct rt_plane *p = rt_cache_plane(c, j->layer, side);
+        struct rt_plane *p = rt_cache_plane(c, layer, side);
         if (p->full) {
             memcpy(full_at(c, p, t, 0), j->full[side] + i * C, (size_t)C * sizeof(float));
             continue;
         }
         for (int64_t kh = 0; kh < c->K; kh++)
-            pack_head(c, (struct token_head){p, j->layer, side, t, kh},
+            pack_head(c, (struct token_head){p, layer, side, t, kh},
                       j->x[side] + i * C + kh * c->d);
     }
 }
 
-void rt_cache_pack(struct rt_cache *c, struct pool *pool, int64_t layer, int64_t at,
-                   int64_t n, const float *k, const float *k_pre, const float *v)
+void rt_cache_pack(struct rt_cache *c, struct pool *pool, const struct rt_new_kv *t)
 {
-    struct pack_job j = {.c = c, .layer = layer, .at = at, .full = {k, v}};
-    j.x[KV_K] = c->spec.key_stage == KEY_PRE_ROPE ? k_pre : k;
-    j.x[KV_V] = v;
-    pool_run(n > 1 ? pool : NULL, n, pack_token, &j);
+    struct pack_job j = {.c = c, .t = t, .full = {t->k, t->v}};
+    j.x[KV_K] = c->spec.key_stage == KEY_PRE_ROPE ? t->k_pre : t->k;
+    j.x[KV_V] = t->v;
+    pool_run(t->n > 1 ? pool : NULL, t->n, pack_token, &j);
 }
 
-void rt_cache_keep(struct rt_cache *c, int64_t layer, int64_t at, int64_t n, const float *k,
-                   const float *v)
+/* Copies one token's row [C] to where full precision is kept, if anywhere. */
+static void keep_row(struct rt_cache *c, int64_t layer, enum kv_side side, int64_t t,
+                     const float *x)
 {
-    const size_t row = (size_t)(c->K * c->d);
-    for (enum kv_side side = KV_K; side <= KV_V; side++)
-        for (int64_t i = 0; i < n; i++) {
-            const float *x = (side == KV_K ? k : v) + (size_t)i * row;
-            const int64_t t = at + i;
-            if (t < c->sink)
-                memcpy(kept_f32(c, c->first, c->sink, layer, side, t, 0), x,
-                       row * sizeof(float));
-            if (c->recent)
-                memcpy(kept_f32(c, c->ring, c->recent, layer, side, t % c->recent, 0), x,
-                       row * sizeof(float));
-        }
+    const size_t bytes = (size_t)(c->K * c->d) * sizeof(float);
+    if (t < c->sink)
+        memcpy(kept_f32(c, c->first, c->sink, layer, side, t, 0), x, bytes);
+    if (c->recent)
+        memcpy(kept_f32(c, c->ring, c->recent, layer, side, t % c->recent, 0), x, bytes);
+}
+
+void rt_cache_keep(struct rt_cache *c, const struct rt_new_kv *t)
+{
+    const int64_t C = c->K * c->d;
+    for (int64_t i = 0; i < t->n; i++) {
+        keep_row(c, t->layer, KV_K, t->at + i, t->k + i * C);
+        keep_row(c, t->layer, KV_V, t->at + i, t->v + i * C);
+    }
 }
 
 /* --- reading ------------------------------------------------------------------------ */
 
+/* Applies rope at position t to one head. */
 static void rotate(const struct rt_cache *c, float *x, int64_t t)
 {
     const int64_t half = c->d / 2;
@@ -325,23 +353,25 @@ static void unpack_head(const struct rt_cache *c, struct token_head e, float *x)
         const int64_t n = c->d - begin < p->group ? c->d - begin : p->group;
         int64_t to_m;
         const uint16_t *pair = pair_at(c, e, g, &to_m);
+        const struct rt_channels of = {ch.s + begin, ch.delta + begin};
         c->kern->kv_dequantize(x + begin, codes + begin, f16_to_f32(pair[0]),
-                               f16_to_f32(pair[to_m]), ch.s + begin, ch.delta + begin, n);
+                               f16_to_f32(pair[to_m]), of, n);
     }
     if (e.side == KV_K && c->spec.key_stage == KEY_PRE_ROPE)
         rotate(c, x, e.t);
 }
 
-void rt_cache_tile(const struct rt_cache *c, int64_t layer, enum kv_side side, int64_t kh,
-                   int64_t at, int64_t n, float *tile, const float **row)
+void rt_cache_tile(const struct rt_cache *c, struct rt_span s, float *tile,
+                   const float **row)
 {
-    struct rt_plane *p = rt_cache_plane(c, layer, side);
-    for (int64_t i = 0; i < n; i++) {
+    struct rt_plane *p = rt_cache_plane(c, s.layer, s.side);
+    for (int64_t i = 0; i < s.n; i++) {
         if (p->full) {
-            row[i] = full_at(c, p, at + i, kh);
+            row[i] = full_at(c, p, s.at + i, s.kh);
             continue;
         }
-        unpack_head(c, (struct token_head){p, layer, side, at + i, kh}, tile + i * c->d);
+        unpack_head(c, (struct token_head){p, s.layer, s.side, s.at + i, s.kh},
+                    tile + i * c->d);
         row[i] = tile + i * c->d;
     }
 }
@@ -351,7 +381,7 @@ const float *rt_cache_full(const struct rt_cache *c, int64_t layer, enum kv_side
 {
     if (t < c->sink)
         return kept_f32(c, c->first, c->sink, layer, side, t, kh);
-    if (t + c->recent >= i) /* t > i - window */
+    if (t + c->recent >= i) /* among the last window - 1 before i */
         return kept_f32(c, c->ring, c->recent, layer, side, t % c->recent, kh);
     return NULL;
 }

@@ -1,11 +1,26 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rows of 4-bit codes by a vector in fixed point, for AVX512-VNNI. 128 columns of x have
- * one power of two, sigma, and x = sigma X with |X| <= 2^30 in whole numbers: an element is
- * off by 2^-31 of the largest of its 128 at most, and exact where it is above 1/64 of that.
- * X = 65536 high + low, 16 bits each, so that one instruction adds two products of codes
- * and halves, without rounding. What remains is rounded once a block, where F32 rounds
- * every sum. Included by rt_kernels.c in the place of its rows in F32. */
+ * Rows of 4-bit codes times a vector in fixed point, for AVX512-VNNI. Included by
+ * rt_kernels.c in place of its F32 rows; private to that file.
+ *
+ * RT_PAD_COLUMNS = 128 columns of x share one power of two, sigma:
+ *
+ *   x = sigma X,  |X| <= 2^30,  X = 65536 high + low,  high and low 16-bit signed
+ *
+ * An element is off by at most 2^-31 of the largest of its 128, and exact where it exceeds
+ * 1/64 of that. One VPDPWSSD adds two products of a code (code - z, 5 bits signed) and a
+ * half of X to a 32-bit sum, without rounding:
+ *
+ *   |sum of 8 products| <= 8 * 15 * 2^15 < 2^22, so low and high sums are exact in F32
+ *
+ * What remains is rounded once per 128 columns, where F32 would round every addition:
+ *
+ *   total += h (sigma low_sum + 65536 sigma high_sum)
+ *
+ * Layout of one struct fixed_columns, k = 0..3 and w = 0..31 (column 4 w + k):
+ *
+ *   low[k][w]  | low half of X[4 w + k]    16-bit lane w of the codes, shifted right by
+ *   high[k][w] | high half                 4 k, has the code of column 4 w + k lowest */
 #ifndef WKVQ_RT_FIXED_H
 #define WKVQ_RT_FIXED_H
 
@@ -14,14 +29,14 @@
 
 #define FIXED_BITS 30 /* |X| <= 2^FIXED_BITS */
 
-/* RT_PAD_COLUMNS columns of x. */
+/* RT_PAD_COLUMNS columns of x, in as many floats as RT_FIXED_FLOATS says. */
 struct fixed_columns {
-    int16_t low[4][32], high[4][32]; /* [k][w]: of column 4 w + k */
-    float unit, high_unit;           /* sigma, 65536 sigma */
+    int16_t low[4][32], high[4][32];
+    float unit, high_unit; /* sigma, 65536 sigma */
     float pad[RT_FIXED_FLOATS - RT_PAD_COLUMNS - 2];
 };
 
-/* sigma: 2^-30 of the power of two above all |x|; NaN where one of them is not finite. */
+/* Returns sigma: 2^-30 of the power of two above all |x|; NaN if one is not finite. */
 static inline float fixed_unit(const float *x)
 {
     __m512i most = _mm512_setzero_si512();
@@ -34,19 +49,21 @@ static inline float fixed_unit(const float *x)
     float unit;
     if (exponent == 255)
         return NAN;
-    /* sigma is normal; smaller vectors have fewer bits */
+    /* sigma stays a normal number, so tiny vectors get fewer bits. */
     exponent = exponent < FIXED_BITS ? FIXED_BITS : exponent;
     const int32_t bits = (exponent + 1 - FIXED_BITS) << 23;
     memcpy(&unit, &bits, sizeof(unit));
     return unit;
 }
 
+/* out [32] = the low 16 bits of two vectors of 32-bit integers. */
 static inline void store_halves(int16_t *out, __m512i first, __m512i second)
 {
     _mm256_storeu_si256((void *)out, _mm512_cvtepi32_epi16(first));
     _mm256_storeu_si256((void *)(out + VL), _mm512_cvtepi32_epi16(second));
 }
 
+/* Adding half before the shift makes high the rounded quotient, to match a signed low. */
 static inline void fix_columns(struct fixed_columns *out, const float *x)
 {
     const float unit = fixed_unit(x), by = 1 / unit;
@@ -55,11 +72,11 @@ static inline void fix_columns(struct fixed_columns *out, const float *x)
     for (int i = 0; i < 8; i++)
         v[i] = (__m512)(load(x + i * VL) * splat(by));
     even_before_odd(v);
-    even_before_odd(v); /* two vectors for each k: columns k, k + 4, ... */
+    even_before_odd(v); /* now v[2 k], v[2 k + 1] hold columns k, k + 4, k + 8, ... */
     for (int k = 0; k < 4; k++) {
         const __m512i a = _mm512_cvtps_epi32(v[2 * k]);
         const __m512i b = _mm512_cvtps_epi32(v[2 * k + 1]);
-        store_halves(out->low[k], a, b); /* the lower halves, as signed numbers */
+        store_halves(out->low[k], a, b); /* truncated to 16 bits, read as signed */
         store_halves(out->high[k], _mm512_srai_epi32(_mm512_add_epi32(a, half), 16),
                      _mm512_srai_epi32(_mm512_add_epi32(b, half), 16));
     }
@@ -77,21 +94,22 @@ static void interleave_rows(float *interleaved, const float *x, int64_t n)
     }
 }
 
-/* Code - zero of a lane's lowest four bits; the fifth belongs to the next code. */
+/* code - z for the lowest four bits of a 16-bit lane. VPERMW also looks at the fifth bit,
+ * which belongs to the next code, so each table is stored twice. */
 #define HALVES(z) CODES(z), CODES(z)
 static const int16_t half_tables[16][32] __attribute__((aligned(64))) = {
     {HALVES(0)},  {HALVES(1)},  {HALVES(2)},  {HALVES(3)}, {HALVES(4)},  {HALVES(5)},
     {HALVES(6)},  {HALVES(7)},  {HALVES(8)},  {HALVES(9)}, {HALVES(10)}, {HALVES(11)},
     {HALVES(12)}, {HALVES(13)}, {HALVES(14)}, {HALVES(15)}};
 
-/* Four rows' numbers by name, not in an array: they have to stay in registers. */
+/* One vector of each of four rows. Named members, since gcc may keep an array in memory. */
 struct fixed_four {
     __m512i a, b, c, d;
 };
 
-/* v in a register from here on: gcc would read it again from memory for each use, and codes
- * lie across cache lines. */
-static inline __m512i kept(vi v)
+/* Returns v, which gcc must then keep in a register. Otherwise it reloads v from memory for
+ * each use, and codes often straddle cache lines. */
+static inline __m512i in_register(vi v)
 {
     __asm__("" : "+v"(v));
     return (__m512i)v;
@@ -99,9 +117,10 @@ static inline __m512i kept(vi v)
 
 static inline struct fixed_four fixed_codes(const uint8_t *p, int64_t stride, int64_t bytes)
 {
-    return (struct fixed_four){
-        kept(load_codes(p, bytes)), kept(load_codes(p + stride, bytes)),
-        kept(load_codes(p + 2 * stride, bytes)), kept(load_codes(p + 3 * stride, bytes))};
+    return (struct fixed_four){in_register(load_codes(p, bytes)),
+                               in_register(load_codes(p + stride, bytes)),
+                               in_register(load_codes(p + 2 * stride, bytes)),
+                               in_register(load_codes(p + 3 * stride, bytes))};
 }
 
 static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
@@ -112,6 +131,7 @@ static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
                                _mm512_load_si512(half_tables[z[3 * stride]])};
 }
 
+/* Adds the products of one row; the first step multiplies without adding. */
 #define FIXED_STEP(row)                                                                    \
     do {                                                                                   \
         const __m512i code = _mm512_permutexvar_epi16(                                     \
@@ -122,7 +142,7 @@ static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
                       : _mm512_madd_epi16(code, x_high);                                   \
     } while (0)
 
-/* low, high += codes . x, every fourth column. */
+/* low, high += (code - z) x over columns 4 w + k. */
 INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
                         struct fixed_four codes, struct fixed_four tables,
                         const struct fixed_columns *x, const int k)
@@ -135,7 +155,7 @@ INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
     FIXED_STEP(d);
 }
 
-/* total += h sigma (65536 high + low): both are whole numbers below 2^24. */
+/* total += h sigma (65536 high + low); both sums are integers below 2^24, exact in F32. */
 static inline vf fixed_add(vf total, __m512i low, __m512i high, float h,
                            const struct fixed_columns *x)
 {
@@ -143,49 +163,58 @@ static inline vf fixed_add(vf total, __m512i low, __m512i high, float h,
     return madd(madd((vf)_mm512_cvtepi32_ps(low), splat(x->unit), above), splat(h), total);
 }
 
-/* total += one block of four rows. */
-INLINED void fixed_rows_step(struct sums *total, const uint8_t *p, int64_t stride,
-                             const uint8_t *z, const float *h, int64_t pair_stride,
+/* Four rows at the columns in work. */
+struct fixed_rows {
+    const uint8_t *p, *z;
+    const float *h;
+    int64_t stride, pair_stride;
+};
+
+/* total += RT_PAD_COLUMNS columns of four rows, or the first 2 `bytes` of them. */
+INLINED void fixed_rows_step(struct sums *total, struct fixed_rows r,
                              const struct fixed_columns *x, int64_t bytes)
 {
-    const struct fixed_four codes = fixed_codes(p, stride, bytes);
-    const struct fixed_four tables = fixed_tables(z, pair_stride);
+    const struct fixed_four codes = fixed_codes(r.p, r.stride, bytes);
+    const struct fixed_four tables = fixed_tables(r.z, r.pair_stride);
     struct fixed_four low, high;
     fixed_step(&low, &high, codes, tables, x, 0);
     fixed_step(&low, &high, codes, tables, x, 1);
     fixed_step(&low, &high, codes, tables, x, 2);
     fixed_step(&low, &high, codes, tables, x, 3);
-    total->a = fixed_add(total->a, low.a, high.a, h[0], x);
-    total->b = fixed_add(total->b, low.b, high.b, h[pair_stride], x);
-    total->c = fixed_add(total->c, low.c, high.c, h[2 * pair_stride], x);
-    total->d = fixed_add(total->d, low.d, high.d, h[3 * pair_stride], x);
+    total->a = fixed_add(total->a, low.a, high.a, r.h[0], x);
+    total->b = fixed_add(total->b, low.b, high.b, r.h[r.pair_stride], x);
+    total->c = fixed_add(total->c, low.c, high.c, r.h[2 * r.pair_stride], x);
+    total->d = fixed_add(total->d, low.d, high.d, r.h[3 * r.pair_stride], x);
 }
 
-/* y[0..4) of rows from `row` on; each: every block is a group of its own. */
-INLINED void fixed_rows(float *y, const struct rt_rows *r, int64_t row,
-                        const float *interleaved, const bool each)
+/* Writes y[row .. row + 4). each: every RT_PAD_COLUMNS columns are a group of their own. */
+INLINED void fixed_four_rows(float *y, const struct rt_rows *r, int64_t row,
+                             const float *interleaved, const bool each)
 {
-    const int64_t stride = r->code_stride, pair = r->pair_stride;
-    const uint8_t *p = r->codes + row * stride, *z = r->z + row * pair;
-    const float *h = r->h + row * pair;
+    struct fixed_rows at = {.p = r->codes + row * r->code_stride,
+                            .z = r->z + row * r->pair_stride,
+                            .h = r->h + row * r->pair_stride,
+                            .stride = r->code_stride,
+                            .pair_stride = r->pair_stride};
     const struct fixed_columns *x = (const struct fixed_columns *)interleaved;
-    const int64_t bytes = r->in / RT_PAD_COLUMNS * (RT_PAD_COLUMNS / 2),
-                  of_group = r->group / 2;
-    int64_t left = of_group;
+    const uint8_t *const first = at.p;
+    const int64_t step = RT_PAD_COLUMNS / 2, group = r->group / 2;
+    const int64_t bytes = r->in / RT_PAD_COLUMNS * step;
+    int64_t left = group;
     struct sums total = {0};
-    for (int64_t at = 0; at < bytes; at += RT_PAD_COLUMNS / 2, x++) {
-        (void)prefetch_lines(p + ROWS_AT_ONCE * at, ROWS_AT_ONCE);
-        fixed_rows_step(&total, p + at, stride, z, h, pair, x, RT_PAD_COLUMNS / 2);
-        left -= RT_PAD_COLUMNS / 2;
+    for (int64_t b = 0; b < bytes; b += step, x++) {
+        (void)prefetch_lines(first + ROWS_AT_ONCE * b, ROWS_AT_ONCE);
+        fixed_rows_step(&total, at, x, step);
+        at.p += step;
+        left -= step;
         if (each || left == 0) {
-            left = of_group;
-            z++;
-            h++;
+            left = group;
+            at.z++;
+            at.h++;
         }
     }
     if (r->in % RT_PAD_COLUMNS)
-        fixed_rows_step(&total, p + bytes, stride, z, h, pair, x,
-                        (r->in % RT_PAD_COLUMNS + 1) / 2);
+        fixed_rows_step(&total, at, x, (r->in % RT_PAD_COLUMNS + 1) / 2);
     sum_of_four(y + row, total.a, total.b, total.c, total.d);
 }
 
@@ -193,9 +222,9 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row,
                             const float *interleaved)
 {
     if (r->group == RT_PAD_COLUMNS)
-        fixed_rows(y, r, row, interleaved, true);
+        fixed_four_rows(y, r, row, interleaved, true);
     else
-        fixed_rows(y, r, row, interleaved, false);
+        fixed_four_rows(y, r, row, interleaved, false);
 }
 
 #endif

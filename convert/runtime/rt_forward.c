@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * One chunk of tokens through the decoder. Written from the formulas, not from calib/model:
- * what verification compares must not share its mistakes. */
+ * One chunk of tokens through the decoder:
+ *
+ *   h = x + Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
+ *   x = h + Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
+ *
+ * Written from the formulas, not from calib/model: verification compares the two, so they
+ * must not share mistakes. */
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/hadamard.h"
@@ -35,6 +40,7 @@ static enum err acts_alloc(struct rt_acts *a, const struct arch *m, int64_t n)
     return OK;
 }
 
+/* Grows the activations to n tokens. */
 static enum err make_room(struct runtime *r, int64_t n)
 {
     if (n <= r->acts.room)
@@ -50,7 +56,7 @@ static enum err make_room(struct runtime *r, int64_t n)
 
 static void rmsnorm_row(float *y, const float *x, const float *g, int64_t n, float eps)
 {
-    double part[8] = {0}, sum = 0; /* eight sums: no addition waits for the one before */
+    double part[8] = {0}, sum = 0; /* eight sums, so that additions overlap */
     int64_t k = 0;
     for (; k + 8 <= n; k += 8)
         for (int i = 0; i < 8; i++)
@@ -71,7 +77,7 @@ static void rmsnorm(float *y, const float *x, const float *g, int64_t rows, int6
         rmsnorm_row(y + t * n, x + t * n, g, n, eps);
 }
 
-/* Halves of each head turn by the position's angles. */
+/* Rope: rotates the two halves of each head by the angles of its position. */
 static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
 {
     const int64_t d = r->arch->head_dim, half = d / 2;
@@ -89,7 +95,8 @@ static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
     }
 }
 
-/* Queries and keys are rotated alike: their products stay. */
+/* kv.rotate: queries and keys get the same rotation, which leaves their products as they
+ * are. */
 static void hadamard_heads(float *x, int64_t heads, int64_t d)
 {
     for (int64_t h = 0; h < heads; h++)
@@ -102,6 +109,7 @@ static void add(float *x, const float *y, int64_t n)
         x[i] += y[i];
 }
 
+/* gate = silu(gate) up, a row of `width` per token. */
 struct gate_job {
     const struct rt_kernels *kern;
     float *gate;
@@ -155,9 +163,10 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
                                 .k = a->k,
                                 .v = a->v,
                                 .out = a->o};
-    rt_cache_pack(c, r->pool, layer, r->length, n, a->k, a->k_pre, a->v);
+    const struct rt_new_kv t = {layer, r->length, n, a->k, a->k_pre, a->v};
+    rt_cache_pack(c, r->pool, &t);
     TRY(rt_attn_run(&job, &r->attn, r->pool));
-    rt_cache_keep(c, layer, r->length, n, a->k, a->v);
+    rt_cache_keep(c, &t);
     return OK;
 }
 

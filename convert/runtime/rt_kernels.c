@@ -1,7 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * Products with rows of weights. Compiled with -DRT_ISA=plain, avx2, avx512 or avx512vnni
- * and that set's flags. */
+ * Products of rows of weights with one vector: the decode path. Compiled once per
+ * instruction set with -DRT_ISA=plain, avx2, avx512 or avx512vnni and its flags.
+ *
+ * Decoding reads every weight once per token, so these loops run at the speed of memory
+ * and must not spend instructions on moving codes about. A row stores column 0 in the low
+ * half of byte 0, column 1 in the high half, and so on; a 32-bit lane holds 8 columns:
+ *
+ *             lane 0                     lane 1               ...   lane VL - 1
+ *   codes  [ c7 c6 c5 c4 c3 c2 c1 c0 ][ c15 c14 ...  c9  c8 ] ...
+ *   >> 4k     c_k in the low 4 bits      c_(8+k)              ...   c_(8(VL-1)+k)
+ *   x_k    [ x[k]                    ][ x[8+k]              ] ...  [ x[8(VL-1)+k] ]
+ *
+ * Codes stay where they are and x is reordered instead, once per product: vector k of an
+ * interleaved x holds columns k, 8 + k, 16 + k, ... Then 8 shifts and 8 multiply-adds
+ * process VECTOR_COLUMNS = 8 VL columns. With w^ = h (code - z) a lane sums
+ * (code - z) x over a group and multiplies by h at its end.
+ *
+ * ROWS_AT_ONCE rows share each load of x; their sums stay in registers. With AVX512-VNNI,
+ * rt_fixed.h replaces these sums by integer ones. */
 #include "convert/runtime/rt_kernels.h"
 
 #include "convert/artifact/bitpack.h"
@@ -11,14 +28,13 @@
 #include <math.h>
 #include <string.h>
 
-/* Bytes that are asked for ahead of their use: two pages, side the hardware does not look
- * across by itself. */
+/* Two pages: the hardware prefetcher does not cross a page by itself. */
 #define PREFETCH_DISTANCE 8192
 #define CACHE_LINE 64
 
-/* The next lines of rows that follow, one after the other: the hardware's own prefetching
- * goes along with an ascending sequence, and not with several rows in turn. Some at a time,
- * as many as are met meanwhile: more would wait for each other. */
+/* Prefetches `lines` cache lines in address order, PREFETCH_DISTANCE after p, and returns p
+ * advanced by as many. The hardware prefetcher follows one ascending stream, not several
+ * interleaved rows. `lines` is what one step consumes; more requests would queue. */
 static inline const uint8_t *prefetch_lines(const uint8_t *p, const int lines)
 {
     for (int i = 0; i < lines; i++)
@@ -55,8 +71,7 @@ static inline vf load_as(const uint8_t *p, int64_t i, const enum dtype t)
         return load_f16(p + 2 * i);
     if (t == DT_BF16)
         return load_bf16(p + 2 * i);
-    memcpy(&v, p + 4 * i,
-           sizeof(v)); /* not a cast: a checkpoint's tensors start anywhere */
+    memcpy(&v, p + 4 * i, sizeof(v)); /* a checkpoint's tensors may be unaligned */
     return v;
 }
 
@@ -71,7 +86,7 @@ static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
     return f;
 }
 
-/* y[0..n) of n rows, 4 or 1, of `in` weights. */
+/* y [n] = n rows (4 or 1) of `in` weights times x. */
 INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
                        const float *x, int64_t in)
 {
@@ -90,7 +105,7 @@ INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int
             s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
         }
     }
-    /* one row is added up as four are, so that it has the same sum among others */
+    /* One row is summed as four are: its bits do not depend on its neighbours. */
     sum_of_four(total, s[0][0] + s[0][1], s[1][0] + s[1][1], s[2][0] + s[2][1],
                 s[3][0] + s[3][1]);
     for (int i = 0; i < n; i++) {
@@ -136,13 +151,9 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
 
 /* --- packed weights ----------------------------------------------------------------- */
 
-/* Eight nibbles lie in the 32 bits of a lane: shifting all lanes by 4 k brings the codes of
- * columns 8 lane + k down. A block is VL lanes, 8 VL columns; x is interleaved alike, k by k. */
-#define VECTOR_COLUMNS (8 * VL)
-
 #if defined(__AVX512F__)
-/* out [8][VL]: the k-th vector has columns k, k + 8, ... of 8 VL columns: three times,
- * side brings the lowest three bits of a column's number to the front. */
+/* out [8][VL] = x [8 VL] interleaved. Splitting even from odd places rotates the lowest bit
+ * of a column's number to the front; after three splits the number modulo 8 leads. */
 static inline void interleave_vector(float *out, const float *x)
 {
     __m512 a[8];
@@ -174,7 +185,7 @@ static void interleave(float *interleaved, const float *x, int64_t n)
     }
 }
 
-/* sum over the eight columns of each lane of (q - z) x. */
+/* Returns in each lane the sum of (q - z) x over its 8 columns. */
 static inline vf lane_sums(vi codes, vf zero, const float *x)
 {
     vf even = {0}, odd = {0};
@@ -187,29 +198,12 @@ static inline vf lane_sums(vi codes, vf zero, const float *x)
     return even + odd;
 }
 
-/* The last block of a row may end early: its missing columns meet zeros of x. */
-static inline vi load_codes(const uint8_t *p, int64_t bytes)
-{
-    vi v = {0};
-    if (bytes >= (int64_t)sizeof(v)) {
-        memcpy(&v, p, sizeof(v));
-        return v;
-    }
-#if defined(__AVX512BW__)
-    return (vi)_mm512_maskz_loadu_epi8(((__mmask64)1 << bytes) - 1, p);
-#else
-    memcpy(&v, p, (size_t)bytes);
-    return v;
-#endif
-}
-
 /* --- several rows by one vector ----------------------------------------------------- */
 
-/* As many rows at a time as share a load of x and still have their sums, codes and tables
- * in registers. */
+/* Rows that share a load of x: as many as fit their sums, codes and tables in registers. */
 #define ROWS_AT_ONCE (VL == 16 ? 4 : 2)
 
-/* Rows' sums by name, not in an array: they have to stay in registers. */
+/* Sums of each row. Named members, since gcc may keep an array in memory. */
 struct sums {
     vf a, b, c, d;
 };
@@ -217,7 +211,8 @@ struct sums {
 #if defined(__AVX512VNNI__)
 #include "convert/runtime/rt_fixed.h"
 #else
-/* One block's 8 columns of each lane of up to four rows; x is loaded once for all. */
+/* Adds column k of each lane of up to four rows; x is loaded once for all of them. Even and
+ * odd k go to separate sums, so that consecutive additions do not wait for each other. */
 #define ROW_STEP(row, sum) s##sum.row = madd(look_up(t.row, c.row, k), xk, s##sum.row)
 #define STEP(k_, sum)                                                                      \
     do {                                                                                   \
@@ -272,7 +267,7 @@ static inline void scale_group(struct sums *total, const struct sums *s0,
     }
 }
 
-/* y[0..SHARE) of rows from `row` on. */
+/* Writes y[row .. row + ROWS_AT_ONCE). */
 static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, const float *x)
 {
     const int64_t stride = r->code_stride, groups = r->groups;
@@ -309,7 +304,11 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     }
 }
 
-#define interleave_rows interleave
+/* Without fixed point both kernels read x in the same order. */
+static void interleave_rows(float *interleaved, const float *x, int64_t n)
+{
+    interleave(interleaved, x, n);
+}
 #endif
 
 static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
@@ -320,7 +319,7 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
         add_rows(y, r, row, interleaved);
     if (row == n)
         return;
-    /* the rest: the last row in the place of those that are not there */
+    /* The rest one by one: with stride 0 a row fills all places. */
     struct rt_rows last = *r;
     float one[4];
     for (last.code_stride = last.pair_stride = 0; row < n; row++) {
@@ -334,7 +333,7 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
 
 /* --- one row at a time -------------------------------------------------------------- */
 
-/* h and z of every lane. */
+/* Writes h and z of the group of every lane; 0 after the last column. */
 static void spread(float *h, float *z, const struct rt_row *r)
 {
     const int64_t lanes = rt_padded(r->in) / 8, wide = r->group / 8;
@@ -405,185 +404,39 @@ static void unpack(float *w, const struct rt_row *r, uint8_t *bytes)
     }
 }
 
-/* --- a panel of rows by n vectors ----------------------------------------------------- */
-
-/* words[i] = word i of each of VL rows, 8 columns of each; the n-th row stands for those
- * that are not there. bytes > 0 of each row are there. */
-#if defined(__AVX512F__)
-static inline void load_words(vi *words, const uint8_t *p, int64_t stride, int64_t n,
-                              int64_t bytes)
-{
-    const __m512i low =
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    vi other[16];
-    for (int i = 0; i < 16; i++)
-        words[i] = load_codes(p + (i < n ? i : n - 1) * stride, bytes);
-    /* rows i and i + 8 are interleaved, four times: a transpose */
-    for (int stage = 0; stage < 4; stage += 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            const __m512i a = (__m512i)words[i], b = (__m512i)words[i + 8];
-            other[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
-            other[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            const __m512i a = (__m512i)other[i], b = (__m512i)other[i + 8];
-            words[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
-            words[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
-        }
-    }
-}
-#else
-static inline void load_words(vi *words, const uint8_t *p, int64_t stride, int64_t n,
-                              int64_t bytes)
-{
-    uint32_t row[VL][VL] = {{0}};
-    for (int i = 0; i < VL; i++)
-        memcpy(row[i], p + (i < n ? i : n - 1) * stride,
-               bytes < 4 * VL ? (size_t)bytes : 4 * VL);
-    for (int w = 0; w < VL; w++)
-        for (int i = 0; i < VL; i++)
-            words[w][i] = (int32_t)row[i][w];
-}
-#endif
-
-/* Scales and zeros of group g of VL rows, as load_words takes rows. */
-static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t row,
-                                int64_t n, int64_t g)
-{
-    for (int i = 0; i < VL; i++) {
-        const int64_t at = row + (i < n ? i : n - 1);
-        (*h)[i] = r->h[at * r->pair_stride + g];
-        (*z)[i] = (float)r->z[at * r->pair_stride + g];
-    }
-}
-
-/* 8 columns of VL rows. */
-static inline void unpack_word(float *panel, vi words, vf z, vf h, int64_t n)
-{
-    for (int64_t k = 0; k < n; k++, words >>= 4)
-        store(panel + k * RT_PANEL, (__builtin_convertvector(words & 15, vf) - z) * h);
-}
-
-/* Columns [from, to) of VL rows from `row` on, n of them there. */
-static void unpack_lanes(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
-                         int64_t from, int64_t to)
-{
-    const uint8_t *p = r->codes + row * r->code_stride;
-    int64_t end = from; /* of the group */
-    vf h = {0}, z = {0};
-    for (int64_t b = from; b < to; b += VECTOR_COLUMNS) {
-        vi words[VL];
-        load_words(words, p + b / 2, r->code_stride, n, (r->in - b + 1) / 2);
-        for (int64_t c = b; c < b + VECTOR_COLUMNS && c < to; c += 8) {
-            if (c >= end) {
-                gather_group(&h, &z, r, row, n, c / r->group);
-                end = (c / r->group + 1) * r->group;
-            }
-            unpack_word(panel + (c - from) * RT_PANEL, words[(c - b) / 8], z, h,
-                        to - c < 8 ? to - c : 8);
-        }
-    }
-}
-
-static void panel_nibbles(float *panel, const struct rt_rows *r, int64_t row, int64_t n,
-                          int64_t from, int64_t to)
-{
-    for (int64_t i = 0; i < RT_PANEL; i += VL)
-        unpack_lanes(panel + i, r, i < n ? row + i : row + n - 1, i < n ? n - i : 1, from,
-                     to);
-}
-
-static void panel_rows(float *panel, const float *w, int64_t in, int64_t n)
-{
-    for (int64_t c = 0; c < in; c++)
-        for (int64_t i = 0; i < n; i++)
-            panel[c * RT_PANEL + i] = w[i * in + c];
-}
-
-/* Vectors of x that meet a panel at a time: their sums, the panel's lanes and one value of
- * x fill the registers. */
-#define PANEL_VECTORS (RT_PANEL / VL)
-#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : 1)
-
-/* out [m][RT_PANEL]; x by three rows from each pointer, side is what addresses can do. */
-INLINED void panel_few(float *out, int64_t ldo, const float *panel, const float *x,
-                       int64_t ldx, int64_t in, bool add, const int m)
-{
-    vf s[12][PANEL_VECTORS] = {{{0}}};
-    const float *at[4] = {x, x + 3 * ldx, x + 6 * ldx, x + 9 * ldx};
-    for (int64_t c = 0; c < in; c++) {
-        vf w[PANEL_VECTORS];
-#pragma GCC unroll 8
-        for (int v = 0; v < PANEL_VECTORS; v++)
-            w[v] = load(panel + c * RT_PANEL + v * VL);
-#pragma GCC unroll 12
-        for (int t = 0; t < m; t++) {
-            const vf xt = splat(at[t / 3][t % 3 * ldx + c]);
-#pragma GCC unroll 8
-            for (int v = 0; v < PANEL_VECTORS; v++)
-                s[t][v] = madd(w[v], xt, s[t][v]);
-        }
-    }
-#pragma GCC unroll 12
-    for (int t = 0; t < m; t++)
-#pragma GCC unroll 8
-        for (int v = 0; v < PANEL_VECTORS; v++) {
-            float *at_v = out + t * ldo + v * VL;
-            store(at_v, add ? load(at_v) + s[t][v] : s[t][v]);
-        }
-}
-
-static void panel_dots(float *out, int64_t ldo, const float *panel, const float *x,
-                       int64_t ldx, int64_t n, int64_t in, bool add)
-{
-    int64_t t = 0;
-    for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, PANEL_TOKENS);
-    for (; VL == 16 && t + 4 <= n; t += 4)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, 4);
-    for (; t < n; t++)
-        panel_few(out + t * ldo, ldo, panel, x + t * ldx, ldx, in, add, 1);
-}
-
-static void panel_tile(float *y, int64_t ldy, const float *panel, int64_t rows,
-                       const float *x, int64_t ldx, int64_t n, int64_t in, bool add)
-{
-    float tile[12 * RT_PANEL];
-    if (rows == RT_PANEL) {
-        panel_dots(y, ldy, panel, x, ldx, n, in, add);
-        return;
-    }
-    for (int64_t t = 0; t < n; t += 12) {
-        const int64_t m = n - t < 12 ? n - t : 12;
-        panel_dots(tile, RT_PANEL, panel, x + t * ldx, ldx, m, in, false);
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t k = 0; k < rows; k++)
-                y[(t + i) * ldy + k] =
-                    (add ? y[(t + i) * ldy + k] : 0) + tile[i * RT_PANEL + k];
-    }
-}
-
 /* --- the cache ---------------------------------------------------------------------- */
 
-static void kv_dequantize(float *x, const uint8_t *codes, float h, float m, const float *s,
-                          const float *delta, int64_t n)
+static void kv_dequantize(float *x, const uint8_t *codes, float h, float m,
+                          struct rt_channels c, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        x[i] = quant_kv_out(codes[i], h, m, s[i], delta[i]);
+        x[i] = quant_kv_out(codes[i], h, m, c.s[i], c.delta[i]);
 }
 
 /* clang-format off */
 #define NAME_OF(isa) rt_kernels_##isa
 #define TEXT_OF(isa) #isa
+#define PANEL_OF(isa) rt_panel_kernels_##isa
 #define KV_OF(isa) rt_kv_kernels_##isa
 #define TABLE(isa)                                                                         \
+    extern const struct rt_panel_kernels PANEL_OF(isa);                                    \
     extern const struct rt_kv_kernels KV_OF(isa);                                          \
     extern const struct rt_kernels NAME_OF(isa);                                           \
     const struct rt_kernels NAME_OF(isa) = {                                               \
-        TEXT_OF(isa), dot, axpy, rows_plain, to_f32, interleave, interleave_rows, rows_nibbles, dot_nibbles, dot_codes, unpack, panel_nibbles, panel_rows, panel_tile, kv_dequantize, &KV_OF(isa)}
+        .name = TEXT_OF(isa),                                                              \
+        .dot = dot,                                                                        \
+        .axpy = axpy,                                                                      \
+        .rows_plain = rows_plain,                                                          \
+        .to_f32 = to_f32,                                                                  \
+        .interleave = interleave,                                                          \
+        .interleave_rows = interleave_rows,                                                \
+        .rows_nibbles = rows_nibbles,                                                      \
+        .dot_nibbles = dot_nibbles,                                                        \
+        .dot_codes = dot_codes,                                                            \
+        .unpack = unpack,                                                                  \
+        .kv_dequantize = kv_dequantize,                                                    \
+        .panel = &PANEL_OF(isa),                                                           \
+        .kv = &KV_OF(isa)}
 /* clang-format on */
 #define EXPANDED(isa) TABLE(isa)
 EXPANDED(RT_ISA);

@@ -1,7 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * Products with packed weights. One token: each row's codes are used as they stream by.
- * Several: a panel of rows is unpacked to F32 and met by all tokens. */
+ * Products with packed weights. For one token, codes are decoded as they are read. For
+ * several tokens, a panel of rows is unpacked to F32 once and multiplied with every token.
+ *
+ * The rows of up to three projections of one input are cut into pieces that the threads
+ * take in turn. Each row is computed by itself, so no result depends on the cut.
+ *
+ *   one token     4 bits, group a multiple of 128   rows_nibbles, several rows at once
+ *                 4 bits, group a multiple of 8     dot_nibbles, row by row
+ *                 any other format                  dot_codes, row by row
+ *                 unquantized                       rows_plain
+ *   more tokens   4 bits, group a multiple of 8     panel->fill_nibbles, then multiply
+ *                 any other format                  rows to F32, panel->fill_rows, multiply */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
@@ -9,37 +19,36 @@
 
 #include <string.h>
 
-/* Rows of a chunk of work: long stretches of memory, but MAX_LONG_ROWS at most where a row has
- * more than LONG_PIECE_BYTES / MAX_LONG_ROWS bytes. Every row is computed by itself, so no result depends
- * on it. */
+/* Rows of a piece. Longer pieces mean longer sequential reads; rows of many bytes reach the
+ * same with fewer of them. */
 #define MIN_PIECE_ROWS 32
 #define MAX_LONG_ROWS 256
 #define MAX_PIECE_ROWS 768
-#define LONG_PIECE_BYTES (256 << 10)
+#define LONG_PIECE_BYTES (256 << 10) /* MAX_LONG_ROWS applies above this */
 
-/* Columns of a panel that are unpacked and met at a time: with their part of x they stay
- * in the first cache. A multiple of RT_PAD_COLUMNS. */
+/* Columns of a panel that are unpacked and multiplied at a time: with their part of x they
+ * fit the first-level cache. A multiple of RT_PAD_COLUMNS. */
 #define PANEL_COLUMNS 256
 
-/* Rows that are unpacked before they go into a panel together, where codes do not go there
- * directly. */
+/* Rows unpacked to F32 at a time, for formats that do not go into a panel directly. */
 #define UNPACKED_ROWS 4
 
-/* Bytes of codes that are asked for before a chunk begins; from there on the kernels look
- * ahead by themselves. */
+/* Bytes of codes prefetched before a piece begins; the kernels prefetch the rest. */
 #define PREFETCH_BYTES 8192
 
+/* One call of rt_linear_run. */
 struct linear_job {
     struct rt_linear *l;
     const struct packed_linear *const *p;
     float *const *y;
-    int64_t first[4]; /* chunks before projection i */
+    int64_t first[4]; /* pieces before projection i */
     int count;
-    int64_t rows; /* of a chunk */
-    const float *x;
+    int64_t rows;   /* of a piece */
+    const float *x; /* [n][in] */
     int64_t n;
 };
 
+/* A thread's share of rt_linear.scratch. */
 struct scratch {
     float *panel;   /* [widest][RT_PANEL] */
     float *w;       /* [UNPACKED_ROWS][widest] */
@@ -99,7 +108,7 @@ void rt_linear_close(struct rt_linear *l)
 
 /* --- rows --------------------------------------------------------------------------- */
 
-/* Row r's scales and zeros, one a float and a byte. */
+/* Returns row r, its scales unpacked to F32 and its zeros to bytes. */
 static struct rt_row row_of(const struct packed_linear *p, int64_t r,
                             const struct scratch *s, const struct rt_kernels *kern)
 {
@@ -131,7 +140,7 @@ static bool takes_rows_nibbles(const struct packed_linear *p)
     return p->bits == 4 && (p->group_size % RT_PAD_COLUMNS == 0 || p->groups == 1);
 }
 
-/* Eight nibbles of a word move apart together. */
+/* Spreads the eight nibbles of 32 bits over eight bytes. */
 static inline void unpack_word(uint8_t *z, const uint8_t *packed)
 {
     uint64_t w = 0;
@@ -153,9 +162,9 @@ static void unpack_nibbles(uint8_t *z, const uint8_t *packed, int64_t bytes)
     }
 }
 
-/* Zeros of `rows` rows from `row` on, one after the other. A row of an odd number ends in
- * half a byte, and may be read to the end of a word: what is written behind it, the next
- * row overwrites. */
+/* Unpacks the zeros of `rows` rows from `row` on, [rows][groups]. A row with an odd number
+ * of groups ends in half a byte. It is read and written in whole words where rows follow:
+ * they own the bytes beyond, and are unpacked over what was written there. */
 static void unpack_zeros(uint8_t *z, const struct packed_linear *p, int64_t row,
                          int64_t rows)
 {
@@ -173,7 +182,7 @@ static void unpack_zeros(uint8_t *z, const struct packed_linear *p, int64_t row,
             unpack_nibbles(z, packed, bytes);
 }
 
-/* Rows [first, end) with their scales and zeros unpacked together. */
+/* Returns rows [first, end), all scales and zeros unpacked into s. */
 static struct rt_rows rows_of(const struct linear_job *j, const struct packed_linear *p,
                               int64_t first, int64_t end, const struct scratch *s)
 {
@@ -191,6 +200,7 @@ static struct rt_rows rows_of(const struct linear_job *j, const struct packed_li
                             .groups = p->groups};
 }
 
+/* y[first .. end) of one token. */
 static void dot_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
                      int64_t first, int64_t end, const struct scratch *s)
 {
@@ -223,7 +233,7 @@ static void unpack_row(float *w, const struct linear_job *j, const struct packed
     j->l->kern->unpack(w, &row, s->bytes);
 }
 
-/* A panel of n rows, some unpacked rows at a time. */
+/* Fills a panel with n rows by way of F32 rows. */
 static void fill_panel(const struct linear_job *j, const struct packed_linear *p,
                        int64_t first, int64_t n, const struct scratch *s)
 {
@@ -231,20 +241,30 @@ static void fill_panel(const struct linear_job *j, const struct packed_linear *p
         const int64_t rows = n - r < UNPACKED_ROWS ? n - r : UNPACKED_ROWS;
         for (int64_t i = 0; i < rows; i++)
             unpack_row(s->w + i * p->in, j, p, first + r + i, s);
-        j->l->kern->panel_rows(s->panel + r, s->w, p->in, rows);
+        j->l->kern->panel->fill_rows(s->panel + r, s->w, p->in, rows);
     }
 }
 
-/* y += columns [from, to) of a panel's rows by those of x. */
-static void tile_panel(const struct linear_job *j, const struct packed_linear *p, float *y,
-                       int64_t rows, int64_t from, int64_t to, const float *panel)
+/* y = or += columns [from, to) of a panel's rows times those of x. */
+static void multiply_panel(const struct linear_job *j, const struct packed_linear *p,
+                           float *y, int64_t rows, int64_t from, int64_t to,
+                           const float *panel)
 {
-    j->l->kern->panel_tile(y, p->out, panel, rows, j->x + from, p->in, j->n, to - from,
-                           from > 0);
+    const struct rt_panel args = {.y = y,
+                                  .ldy = p->out,
+                                  .panel = panel,
+                                  .rows = rows,
+                                  .x = j->x + from,
+                                  .ldx = p->in,
+                                  .n = j->n,
+                                  .in = to - from,
+                                  .add = from > 0};
+    j->l->kern->panel->multiply(&args);
 }
 
-static void tile_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
-                      int64_t first, int64_t end, const struct scratch *s)
+/* y[.. first .. end) of several tokens, panel by panel. */
+static void panel_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
+                       int64_t first, int64_t end, const struct scratch *s)
 {
     const bool direct = takes_dot_nibbles(p);
     struct rt_rows rows = {0};
@@ -257,9 +277,9 @@ static void tile_rows(const struct linear_job *j, const struct packed_linear *p,
         for (int64_t c = 0, to; c < p->in; c = to) {
             to = p->in - c < PANEL_COLUMNS ? p->in : c + PANEL_COLUMNS;
             if (direct)
-                j->l->kern->panel_nibbles(s->panel + c * RT_PANEL, &rows, r - first, n, c,
-                                          to);
-            tile_panel(j, p, y + r, n, c, to, s->panel + c * RT_PANEL);
+                j->l->kern->panel->fill_nibbles(s->panel + c * RT_PANEL, &rows, r - first,
+                                                n, c, to);
+            multiply_panel(j, p, y + r, n, c, to, s->panel + c * RT_PANEL);
         }
     }
 }
@@ -278,8 +298,8 @@ static void add_bias(const struct linear_job *j, const struct packed_linear *p, 
             y[t * p->out + r] += b[r - first];
 }
 
-/* Rows [first, first + n) of p will be met soon: their scales and zeros, each a stretch too
- * short for the hardware to see coming, and the beginning of their codes. */
+/* Prefetches scales and zeros of rows [first, first + n) (too short for the hardware
+ * prefetcher) and the first bytes of their codes. */
 static void prefetch_rows(const struct packed_linear *p, int64_t first, int64_t n)
 {
     const int64_t left = p->out - first, rows = n < left ? n : left;
@@ -296,11 +316,11 @@ static void prefetch_rows(const struct packed_linear *p, int64_t first, int64_t 
     rt_prefetch(p->qweight + first * row, all < PREFETCH_BYTES ? all : PREFETCH_BYTES);
 }
 
-/* Threads take chunks in turn, so the one after this is about `threads` further: in this
- * job, or the first of the next. */
-static void prefetch_next(const struct linear_job *j, int64_t c)
+/* Threads take pieces in turn, so this thread's next one is about `threads` further: in this
+ * job, or at the start of the next projection. */
+static void prefetch_next(const struct linear_job *j, int64_t piece)
 {
-    const int64_t total = j->first[j->count], ahead = c + pool_threads(j->l->pool);
+    const int64_t total = j->first[j->count], ahead = piece + pool_threads(j->l->pool);
     int i = 0;
     if (ahead >= total) {
         if (j->l->next)
@@ -312,29 +332,29 @@ static void prefetch_next(const struct linear_job *j, int64_t c)
     prefetch_rows(j->p[i], (ahead - j->first[i]) * j->rows, j->rows);
 }
 
-static void run_piece(void *ctx, int64_t c, int thread)
+static void run_piece(void *ctx, int64_t piece, int thread)
 {
     const struct linear_job *j = ctx;
     const struct scratch s = scratch_of(j->l, thread);
     int i = 0;
-    while (c >= j->first[i + 1])
+    while (piece >= j->first[i + 1])
         i++;
     const struct packed_linear *p = j->p[i];
     float *y = j->y[i];
-    const int64_t first = (c - j->first[i]) * j->rows;
+    const int64_t first = (piece - j->first[i]) * j->rows;
     const int64_t end = p->out - first < j->rows ? p->out : first + j->rows;
     if (j->n > 1) {
-        tile_rows(j, p, y, first, end, &s);
+        panel_rows(j, p, y, first, end, &s);
     } else {
-        prefetch_next(j, c);
+        prefetch_next(j, piece);
         dot_rows(j, p, y, first, end, &s);
     }
     add_bias(j, p, y, first, end);
 }
 
-/* One token: a chunk a thread, rounded up, since such a chunk takes microseconds and every
- * beginning waits for memory. Several: some more, side level out what else the cores do.
- */
+/* Chooses the rows of a piece. One token: a piece per thread, rounded up, since a piece takes
+ * microseconds and each start waits for memory. Several tokens: four per thread, which
+ * balances cores of unequal load. */
 static int64_t piece_rows(const struct linear_job *j, int threads)
 {
     const int64_t row = bitpack_bytes(j->p[0]->in, j->p[0]->bits);
@@ -348,7 +368,7 @@ static int64_t piece_rows(const struct linear_job *j, int threads)
     return rows < MIN_PIECE_ROWS ? MIN_PIECE_ROWS : rows > most ? most : rows;
 }
 
-/* x in the orders in side the projections' kernels meet it. */
+/* Reorders x for each kind of kernel that the projections use. */
 static void interleave_x(const struct linear_job *j)
 {
     bool blocks = false, nibbles = false;

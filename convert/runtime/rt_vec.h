@@ -142,6 +142,25 @@ static inline vf load_f16(const uint8_t *p)
     return v;
 }
 
+/* Columns whose 4-bit codes fill a vector: eight in the 32 bits of each lane. */
+#define VECTOR_COLUMNS (8 * VL)
+
+/* A vector of codes at p, of which `bytes` exist; the others are 0. */
+static inline vi load_codes(const uint8_t *p, int64_t bytes)
+{
+    vi v = {0};
+    if (bytes >= (int64_t)sizeof(v)) {
+        memcpy(&v, p, sizeof(v));
+        return v;
+    }
+#if defined(__AVX512BW__)
+    return (vi)_mm512_maskz_loadu_epi8(((__mmask64)1 << bytes) - 1, p);
+#else
+    memcpy(&v, p, (size_t)bytes);
+    return v;
+#endif
+}
+
 /* Eight 4-bit codes lie in the 32 bits of a lane. The k-th of each, looked up: sixteen
  * values that a lane's lowest four bits index, or without that instruction code - zero. */
 #if defined(__AVX512F__)

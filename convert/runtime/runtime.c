@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The runtime's outside: opening, the cache's figures, the calls that process tokens. */
+ * The runtime's public calls: opening, processing tokens, reading the cache. */
 #include "convert/runtime/runtime.h"
 
 #include "convert/runtime/rt_priv.h"
@@ -11,6 +11,7 @@
 
 /* --- opening ------------------------------------------------------------------------ */
 
+/* Converts v to F32 at *at and advances it; NULL if the model has no such vector. */
 static const float *put(float **at, const struct host_mat *v)
 {
     if (!v->data)
@@ -150,6 +151,7 @@ void runtime_watch(struct runtime *r,
     r->watch_ctx = ctx;
 }
 
+/* Copies all tokens of a layer; tile [d] is scratch. */
 static void copy_tokens(const struct runtime *r, int64_t layer, enum kv_side side,
                         float *out, float *tile)
 {
@@ -158,7 +160,7 @@ static void copy_tokens(const struct runtime *r, int64_t layer, enum kv_side sid
         for (int64_t kh = 0; kh < c->K; kh++) {
             const float *row = rt_cache_full(c, layer, side, kh, t, r->length);
             if (!row)
-                rt_cache_tile(c, layer, side, kh, t, 1, tile, &row);
+                rt_cache_tile(c, (struct rt_span){layer, side, kh, t, 1}, tile, &row);
             memcpy(out + (t * c->K + kh) * c->d, row, (size_t)c->d * sizeof(float));
         }
 }

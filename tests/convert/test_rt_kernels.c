@@ -116,15 +116,15 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
          size);
 }
 
-/* What panel_nibbles makes of rows from `row` on, n of them, bit for bit. */
+/* What fill_nibbles makes of rows from `row` on, n of them, bit for bit. */
 static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
                            const float *w, int64_t row, int64_t n)
 {
     static float panel[RT_PANEL * MAX];
     const int64_t first = r->in > RT_PAD_COLUMNS ? RT_PAD_COLUMNS : r->in;
-    k->panel_nibbles(panel, r, row, n, 0, first);
+    k->panel->fill_nibbles(panel, r, row, n, 0, first);
     if (first < r->in)
-        k->panel_nibbles(panel + first * RT_PANEL, r, row, n, first, r->in);
+        k->panel->fill_nibbles(panel + first * RT_PANEL, r, row, n, first, r->in);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < r->in; c++)
             assert_true(panel[c * RT_PANEL + i] == w[(row + i) * r->in + c]);
@@ -259,11 +259,14 @@ static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64
     fill(w, rows * in);
     fill(x, n * in);
     fill(y, 14 * 40);
-    k->panel_rows(panel, w, in, rows);
+    k->panel->fill_rows(panel, w, in, rows);
     const float behind = y[rows];
     const int64_t half = in / 2;
-    k->panel_tile(y, 40, panel, rows, x, in, n, half, false);
-    k->panel_tile(y, 40, panel + half * RT_PANEL, rows, x + half, in, n, in - half, true);
+    const struct rt_panel left = {y, 40, panel, rows, x, in, n, half, false};
+    const struct rt_panel right = {
+        y, 40, panel + half * RT_PANEL, rows, x + half, in, n, in - half, true};
+    k->panel->multiply(&left);
+    k->panel->multiply(&right);
     assert_true(y[rows] == behind);
     for (int64_t t = 0; t < n; t++)
         for (int64_t i = 0; i < rows; i++) {
@@ -273,7 +276,7 @@ static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64
                 want += p;
                 size += fabs(p);
             }
-            near(k, "panel_tile", in, (double)y[t * 40 + i], want, size);
+            near(k, "panel", in, (double)y[t * 40 + i], want, size);
         }
 }
 
@@ -285,7 +288,7 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
     fill(delta, n);
     for (int64_t i = 0; i < n; i++)
         codes[i] = (uint8_t)rng_below(&rng, 16);
-    k->kv_dequantize(x, codes, 0.25f, -1.7f, s, delta, n);
+    k->kv_dequantize(x, codes, 0.25f, -1.7f, (struct rt_channels){s, delta}, n);
     for (int64_t i = 0; i < n; i++)
         assert_true(x[i] == quant_kv_out(codes[i], 0.25f, -1.7f, s[i], delta[i]));
 }
@@ -307,7 +310,7 @@ static void check_pack(const struct rt_kernels *k, int64_t n, int bits, float sp
     }
     x[n / 2] += far;
     codes[n] = 77;
-    k->kv->quantize(codes, &h, &m, x, s, delta, n, bits);
+    k->kv->quantize(codes, &h, &m, x, (struct rt_channels){s, delta}, n, bits);
     float mn = INFINITY, mx = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
         mn = fminf(mn, quant_kv_in(x[i], s[i], delta[i]));
@@ -336,7 +339,8 @@ static void check_fold(const struct rt_kernels *k, int64_t n)
     fill(s, n);
     fill(delta, n);
     out[n] = 7;
-    const float have_shift = k->kv->fold(out, &have, q, s, delta, by, n);
+    const float have_shift =
+        k->kv->fold(out, &have, q, (struct rt_channels){s, delta}, by, n);
     for (int64_t i = 0; i < n; i++) {
         assert_true(out[i] == q[i] * by * s[i]);
         sum += (double)out[i];
