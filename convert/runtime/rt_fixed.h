@@ -25,7 +25,7 @@
 #define WKVQ_RT_FIXED_H
 
 #include "convert/runtime/rt_kernels.h"
-#include "convert/runtime/rt_vec.h"
+#include "kernels/simd/simd.h"
 
 #define FIXED_BITS 30 /* |X| <= 2^FIXED_BITS */
 
@@ -70,9 +70,9 @@ static inline void fix_columns(struct fixed_columns *out, const float *x)
     const __m512i half = _mm512_set1_epi32(1 << 15);
     __m512 v[8];
     for (int i = 0; i < 8; i++)
-        v[i] = (__m512)(load(x + i * VL) * splat(by));
-    even_before_odd(v);
-    even_before_odd(v); /* now v[2 k], v[2 k + 1] hold columns k, k + 4, k + 8, ... */
+        v[i] = (__m512)(vf_load(x + i * VL) * vf_set1(by));
+    vf_even_before_odd(v);
+    vf_even_before_odd(v); /* now v[2 k], v[2 k + 1] hold columns k, k + 4, k + 8, ... */
     for (int k = 0; k < 4; k++) {
         const __m512i a = _mm512_cvtps_epi32(v[2 * k]);
         const __m512i b = _mm512_cvtps_epi32(v[2 * k + 1]);
@@ -96,6 +96,9 @@ static void interleave_rows(float *interleaved, const float *x, int64_t n)
 
 /* code - z for the lowest four bits of a 16-bit lane. VPERMW also looks at the fifth bit,
  * which belongs to the next code, so each table is stored twice. */
+#define CODES(z)                                                                           \
+    0 - z, 1 - z, 2 - z, 3 - z, 4 - z, 5 - z, 6 - z, 7 - z, 8 - z, 9 - z, 10 - z, 11 - z,  \
+        12 - z, 13 - z, 14 - z, 15 - z
 #define HALVES(z) CODES(z), CODES(z)
 static const int16_t half_tables[16][32] __attribute__((aligned(64))) = {
     {HALVES(0)},  {HALVES(1)},  {HALVES(2)},  {HALVES(3)}, {HALVES(4)},  {HALVES(5)},
@@ -117,10 +120,10 @@ static inline __m512i in_register(vi v)
 
 static inline struct fixed_four fixed_codes(const uint8_t *p, int64_t stride, int64_t bytes)
 {
-    return (struct fixed_four){in_register(load_codes(p, bytes)),
-                               in_register(load_codes(p + stride, bytes)),
-                               in_register(load_codes(p + 2 * stride, bytes)),
-                               in_register(load_codes(p + 3 * stride, bytes))};
+    return (struct fixed_four){in_register(vi_load_bytes_n(p, bytes)),
+                               in_register(vi_load_bytes_n(p + stride, bytes)),
+                               in_register(vi_load_bytes_n(p + 2 * stride, bytes)),
+                               in_register(vi_load_bytes_n(p + 3 * stride, bytes))};
 }
 
 static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
@@ -143,9 +146,9 @@ static inline struct fixed_four fixed_tables(const uint8_t *z, int64_t stride)
     } while (0)
 
 /* low, high += (code - z) x over columns 4 w + k. */
-INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
-                        struct fixed_four codes, struct fixed_four tables,
-                        const struct fixed_columns *x, const int k)
+INLINE void fixed_step(struct fixed_four *low, struct fixed_four *high,
+                       struct fixed_four codes, struct fixed_four tables,
+                       const struct fixed_columns *x, const int k)
 {
     const __m512i x_low = _mm512_loadu_si512(x->low[k]);
     const __m512i x_high = _mm512_loadu_si512(x->high[k]);
@@ -159,8 +162,9 @@ INLINED void fixed_step(struct fixed_four *low, struct fixed_four *high,
 static inline vf fixed_add(vf total, __m512i low, __m512i high, float h,
                            const struct fixed_columns *x)
 {
-    const vf above = (vf)_mm512_cvtepi32_ps(high) * splat(x->high_unit);
-    return madd(madd((vf)_mm512_cvtepi32_ps(low), splat(x->unit), above), splat(h), total);
+    const vf above = (vf)_mm512_cvtepi32_ps(high) * vf_set1(x->high_unit);
+    return vf_fma(vf_fma((vf)_mm512_cvtepi32_ps(low), vf_set1(x->unit), above), vf_set1(h),
+                  total);
 }
 
 /* Four rows at the columns in work. */
@@ -171,8 +175,8 @@ struct fixed_rows {
 };
 
 /* total += RT_PAD_COLUMNS columns of four rows, or the first 2 `bytes` of them. */
-INLINED void fixed_rows_step(struct sums *total, struct fixed_rows r,
-                             const struct fixed_columns *x, int64_t bytes)
+INLINE void fixed_rows_step(struct sums *total, struct fixed_rows r,
+                            const struct fixed_columns *x, int64_t bytes)
 {
     const struct fixed_four codes = fixed_codes(r.p, r.stride, bytes);
     const struct fixed_four tables = fixed_tables(r.z, r.pair_stride);
@@ -188,8 +192,8 @@ INLINED void fixed_rows_step(struct sums *total, struct fixed_rows r,
 }
 
 /* Writes y[row .. row + 4). each: every RT_PAD_COLUMNS columns are a group of their own. */
-INLINED void fixed_four_rows(float *y, const struct rt_rows *r, int64_t row,
-                             const float *interleaved, const bool each)
+INLINE void fixed_four_rows(float *y, const struct rt_rows *r, int64_t row,
+                            const float *interleaved, const bool each)
 {
     struct fixed_rows at = {.p = r->codes + row * r->code_stride,
                             .z = r->z + row * r->pair_stride,
@@ -215,7 +219,7 @@ INLINED void fixed_four_rows(float *y, const struct rt_rows *r, int64_t row,
     }
     if (r->in % RT_PAD_COLUMNS)
         fixed_rows_step(&total, at, x, (r->in % RT_PAD_COLUMNS + 1) / 2);
-    sum_of_four(y + row, total.a, total.b, total.c, total.d);
+    vf_sum4(y + row, total.a, total.b, total.c, total.d);
 }
 
 static inline void add_rows(float *y, const struct rt_rows *r, int64_t row,

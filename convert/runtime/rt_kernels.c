@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Products of rows of weights with one vector: the decode path. Compiled once per
- * instruction set with -DRT_ISA=plain, avx2, avx512 or avx512vnni and its flags.
+ * instruction set with -DISA=plain, avx2, avx512 or avx512vnni (kernels/simd/isa.h).
  *
  * Decoding reads every weight once per token, so these loops run at the speed of memory
  * and must not spend instructions on moving codes about. A row stores column 0 in the low
@@ -14,7 +14,7 @@
  *
  * Codes stay where they are and x is reordered instead, once per product: vector k of an
  * interleaved x holds columns k, 8 + k, 16 + k, ... Then 8 shifts and 8 multiply-adds
- * process VECTOR_COLUMNS = 8 VL columns. With w^ = h (code - z) a lane sums
+ * process RT_VECTOR_COLUMNS = 8 VL columns. With w^ = h (code - z) a lane sums
  * (code - z) x over a group and multiplies by h at its end.
  *
  * ROWS_AT_ONCE rows share each load of x; their sums stay in registers. With AVX512-VNNI,
@@ -22,7 +22,7 @@
 #include "convert/runtime/rt_kernels.h"
 
 #include "convert/artifact/bitpack.h"
-#include "convert/runtime/rt_vec.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 #include <math.h>
@@ -49,13 +49,13 @@ static float dot(const float *a, const float *b, int64_t n)
     vf s0 = {0}, s1 = {0};
     int64_t i = 0;
     for (; i + 2 * VL <= n; i += 2 * VL) {
-        s0 = madd(load(a + i), load(b + i), s0);
-        s1 = madd(load(a + i + VL), load(b + i + VL), s1);
+        s0 = vf_fma(vf_load(a + i), vf_load(b + i), s0);
+        s1 = vf_fma(vf_load(a + i + VL), vf_load(b + i + VL), s1);
     }
     float tail = 0;
     for (; i < n; i++)
         tail += a[i] * b[i];
-    return sum(s0 + s1) + tail;
+    return vf_sum(s0 + s1) + tail;
 }
 
 static void axpy(float *y, float a, const float *x, int64_t n)
@@ -64,15 +64,16 @@ static void axpy(float *y, float a, const float *x, int64_t n)
         y[i] += a * x[i];
 }
 
+static inline uint16_t half_at(const uint8_t *p, int64_t i)
+{
+    return (uint16_t)(p[2 * i] | p[2 * i + 1] << 8);
+}
+
 static inline vf load_as(const uint8_t *p, int64_t i, const enum dtype t)
 {
-    vf v;
     if (t == DT_F16)
-        return load_f16(p + 2 * i);
-    if (t == DT_BF16)
-        return load_bf16(p + 2 * i);
-    memcpy(&v, p + 4 * i, sizeof(v)); /* a checkpoint's tensors may be unaligned */
-    return v;
+        return vf_load_f16(p + 2 * i);
+    return t == DT_BF16 ? vf_load_bf16(p + 2 * i) : vf_load(p + 4 * i);
 }
 
 static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
@@ -87,8 +88,8 @@ static inline float value_as(const uint8_t *p, int64_t i, const enum dtype t)
 }
 
 /* y [n] = n rows (4 or 1) of `in` weights times x. */
-INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
-                       const float *x, int64_t in)
+INLINE void plain_few(float *y, const uint8_t *w, const enum dtype t, const int n,
+                      const float *x, int64_t in)
 {
     const int64_t row = in * (t == DT_F32 ? 4 : 2);
     const int lines = n * 2 * VL * (t == DT_F32 ? 4 : 2) / CACHE_LINE;
@@ -98,16 +99,16 @@ INLINED void plain_few(float *y, const uint8_t *w, const enum dtype t, const int
     int64_t c = 0;
     for (; c + 2 * VL <= in; c += 2 * VL) {
         ahead = prefetch_lines(ahead, lines);
-        const vf x0 = load(x + c), x1 = load(x + c + VL);
+        const vf x0 = vf_load(x + c), x1 = vf_load(x + c + VL);
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
-            s[i][0] = madd(load_as(w + i * row, c, t), x0, s[i][0]);
-            s[i][1] = madd(load_as(w + i * row, c + VL, t), x1, s[i][1]);
+            s[i][0] = vf_fma(load_as(w + i * row, c, t), x0, s[i][0]);
+            s[i][1] = vf_fma(load_as(w + i * row, c + VL, t), x1, s[i][1]);
         }
     }
     /* One row is summed as four are: its bits do not depend on its neighbours. */
-    sum_of_four(total, s[0][0] + s[0][1], s[1][0] + s[1][1], s[2][0] + s[2][1],
-                s[3][0] + s[3][1]);
+    vf_sum4(total, s[0][0] + s[0][1], s[1][0] + s[1][1], s[2][0] + s[2][1],
+            s[3][0] + s[3][1]);
     for (int i = 0; i < n; i++) {
         float tail = 0;
         for (int64_t k = c; k < in; k++)
@@ -142,10 +143,8 @@ static void to_f32(float *out, const void *w, enum dtype t, int64_t n)
 {
     const uint8_t *p = w;
     int64_t i = 0;
-    for (; t == DT_F16 && i + VL <= n; i += VL) {
-        const vf v = load_f16(p + 2 * i);
-        memcpy(out + i, &v, sizeof(v));
-    }
+    for (; t == DT_F16 && i + VL <= n; i += VL)
+        vf_store(out + i, vf_load_f16(p + 2 * i));
     host_to_f32(out + i, p + i * (int64_t)dtype_bytes(t), t, n - i);
 }
 
@@ -159,9 +158,9 @@ static inline void interleave_vector(float *out, const float *x)
     __m512 a[8];
     for (int i = 0; i < 8; i++)
         a[i] = _mm512_loadu_ps(x + i * VL);
-    even_before_odd(a);
-    even_before_odd(a);
-    even_before_odd(a);
+    vf_even_before_odd(a);
+    vf_even_before_odd(a);
+    vf_even_before_odd(a);
     for (int i = 0; i < 8; i++)
         _mm512_storeu_ps(out + i * VL, a[i]);
 }
@@ -176,11 +175,11 @@ static inline void interleave_vector(float *out, const float *x)
 
 static void interleave(float *interleaved, const float *x, int64_t n)
 {
-    const int64_t whole = n / VECTOR_COLUMNS * VECTOR_COLUMNS;
-    for (int64_t b = 0; b < whole; b += VECTOR_COLUMNS)
+    const int64_t whole = n / RT_VECTOR_COLUMNS * RT_VECTOR_COLUMNS;
+    for (int64_t b = 0; b < whole; b += RT_VECTOR_COLUMNS)
         interleave_vector(interleaved + b, x + b);
     for (int64_t c = whole; c < rt_padded(n); c++) {
-        const int64_t in = c % VECTOR_COLUMNS, column = c - in + in % VL * 8 + in / VL;
+        const int64_t in = c % RT_VECTOR_COLUMNS, column = c - in + in % VL * 8 + in / VL;
         interleaved[c] = column < n ? x[column] : 0;
     }
 }
@@ -192,8 +191,8 @@ static inline vf lane_sums(vi codes, vf zero, const float *x)
     for (int k = 0; k < 8; k += 2) {
         const vf q0 = __builtin_convertvector((codes >> 4 * k) & 15, vf) - zero;
         const vf q1 = __builtin_convertvector((codes >> (4 * k + 4)) & 15, vf) - zero;
-        even = madd(q0, load(x + k * VL), even);
-        odd = madd(q1, load(x + k * VL + VL), odd);
+        even = vf_fma(q0, vf_load(x + k * VL), even);
+        odd = vf_fma(q1, vf_load(x + k * VL + VL), odd);
     }
     return even + odd;
 }
@@ -213,11 +212,11 @@ struct sums {
 #else
 /* Adds column k of each lane of up to four rows; x is loaded once for all of them. Even and
  * odd k go to separate sums, so that consecutive additions do not wait for each other. */
-#define ROW_STEP(row, sum) s##sum.row = madd(look_up(t.row, c.row, k), xk, s##sum.row)
+#define ROW_STEP(row, sum) s##sum.row = vf_fma(vtable_get(t.row, c.row, k), xk, s##sum.row)
 #define STEP(k_, sum)                                                                      \
     do {                                                                                   \
         const int k = k_;                                                                  \
-        const vf xk = load(x + k * VL);                                                    \
+        const vf xk = vf_load(x + k * VL);                                                 \
         ROW_STEP(a, sum);                                                                  \
         ROW_STEP(b, sum);                                                                  \
         if (ROWS_AT_ONCE > 2) {                                                            \
@@ -236,21 +235,21 @@ struct codes {
 static inline struct codes codes_of(const uint8_t *p, int64_t stride, int64_t bytes)
 {
     struct codes c = {0};
-    c.a = load_codes(p, bytes);
-    c.b = load_codes(p + stride, bytes);
+    c.a = vi_load_bytes_n(p, bytes);
+    c.b = vi_load_bytes_n(p + stride, bytes);
     if (ROWS_AT_ONCE > 2) {
-        c.c = load_codes(p + 2 * stride, bytes);
-        c.d = load_codes(p + 3 * stride, bytes);
+        c.c = vi_load_bytes_n(p + 2 * stride, bytes);
+        c.d = vi_load_bytes_n(p + 3 * stride, bytes);
     }
     return c;
 }
 
 static inline struct tables tables_of(const uint8_t *z, int64_t stride)
 {
-    struct tables t = {.a = code_table(z[0]), .b = code_table(z[stride])};
+    struct tables t = {.a = vtable_codes(z[0]), .b = vtable_codes(z[stride])};
     if (ROWS_AT_ONCE > 2) {
-        t.c = code_table(z[2 * stride]);
-        t.d = code_table(z[3 * stride]);
+        t.c = vtable_codes(z[2 * stride]);
+        t.d = vtable_codes(z[3 * stride]);
     }
     return t;
 }
@@ -259,11 +258,11 @@ static inline struct tables tables_of(const uint8_t *z, int64_t stride)
 static inline void scale_group(struct sums *total, const struct sums *s0,
                                const struct sums *s1, const float *h, int64_t stride)
 {
-    total->a = madd(s0->a + s1->a, splat(h[0]), total->a);
-    total->b = madd(s0->b + s1->b, splat(h[stride]), total->b);
+    total->a = vf_fma(s0->a + s1->a, vf_set1(h[0]), total->a);
+    total->b = vf_fma(s0->b + s1->b, vf_set1(h[stride]), total->b);
     if (ROWS_AT_ONCE > 2) {
-        total->c = madd(s0->c + s1->c, splat(h[2 * stride]), total->c);
-        total->d = madd(s0->d + s1->d, splat(h[3 * stride]), total->d);
+        total->c = vf_fma(s0->c + s1->c, vf_set1(h[2 * stride]), total->c);
+        total->d = vf_fma(s0->d + s1->d, vf_set1(h[3 * stride]), total->d);
     }
 }
 
@@ -279,9 +278,10 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
     for (int64_t g = 0; g < groups; g++) {
         const struct tables t = tables_of(z + g, r->pair_stride);
         struct sums s0 = {0}, s1 = {0};
-        for (int64_t at = 0; at < r->group && left > 0; at += VECTOR_COLUMNS) {
+        for (int64_t at = 0; at < r->group && left > 0; at += RT_VECTOR_COLUMNS) {
             const struct codes c = codes_of(p, stride, (left + 1) / 2);
-            ahead = prefetch_lines(ahead, ROWS_AT_ONCE * VECTOR_COLUMNS / 2 / CACHE_LINE);
+            ahead =
+                prefetch_lines(ahead, ROWS_AT_ONCE * RT_VECTOR_COLUMNS / 2 / CACHE_LINE);
             STEP(0, 0);
             STEP(1, 1);
             STEP(2, 0);
@@ -290,17 +290,17 @@ static inline void add_rows(float *y, const struct rt_rows *r, int64_t row, cons
             STEP(5, 1);
             STEP(6, 0);
             STEP(7, 1);
-            p += VECTOR_COLUMNS / 2;
-            x += VECTOR_COLUMNS;
-            left -= VECTOR_COLUMNS;
+            p += RT_VECTOR_COLUMNS / 2;
+            x += RT_VECTOR_COLUMNS;
+            left -= RT_VECTOR_COLUMNS;
         }
         scale_group(&total, &s0, &s1, h + g, r->pair_stride);
     }
     if (ROWS_AT_ONCE > 2) {
-        sum_of_four(y + row, total.a, total.b, total.c, total.d);
+        vf_sum4(y + row, total.a, total.b, total.c, total.d);
     } else {
-        y[row] = sum(total.a);
-        y[row + 1] = sum(total.b);
+        y[row] = vf_sum(total.a);
+        y[row + 1] = vf_sum(total.b);
     }
 }
 
@@ -356,12 +356,12 @@ static float dot_nibbles(const struct rt_row *r, const float *interleaved, float
     const int64_t bytes = (row.in + 1) / 2;
     vf s = {0};
     spread(h, z, &row);
-    for (int64_t b = 0; b * VECTOR_COLUMNS < row.in; b++) {
-        const vi v = load_codes(row.codes + b * 4 * VL, bytes - b * 4 * VL);
-        s = madd(lane_sums(v, load(z + b * VL), interleaved + b * VECTOR_COLUMNS),
-                 load(h + b * VL), s);
+    for (int64_t b = 0; b * RT_VECTOR_COLUMNS < row.in; b++) {
+        const vi v = vi_load_bytes_n(row.codes + b * 4 * VL, bytes - b * 4 * VL);
+        s = vf_fma(lane_sums(v, vf_load(z + b * VL), interleaved + b * RT_VECTOR_COLUMNS),
+                   vf_load(h + b * VL), s);
     }
-    return sum(s);
+    return vf_sum(s);
 }
 
 static const uint8_t *as_bytes(const struct rt_row *r, uint8_t *bytes)
@@ -379,17 +379,17 @@ static float dot_codes(const struct rt_row *r, const float *x, uint8_t *bytes)
     float tails = 0;
     for (int64_t g = 0, c = 0; c < r->in; g++) {
         const int64_t end = r->in - c < r->group ? r->in : c + r->group;
-        const vf zero = splat(r->z[g]);
+        const vf zero = vf_set1(r->z[g]);
         vf v = {0};
         float tail = 0;
         for (; c + VL <= end; c += VL)
-            v = madd(from_bytes(load_bytes(q + c)) - zero, load(x + c), v);
+            v = vf_fma(vf_load_u8(q + c) - zero, vf_load(x + c), v);
         for (; c < end; c++)
             tail += (float)(q[c] - r->z[g]) * x[c];
-        s = madd(v, splat(r->h[g]), s);
+        s = vf_fma(v, vf_set1(r->h[g]), s);
         tails += tail * r->h[g];
     }
-    return sum(s) + tails;
+    return vf_sum(s) + tails;
 }
 
 static void unpack(float *w, const struct rt_row *r, uint8_t *bytes)
@@ -413,30 +413,22 @@ static void kv_dequantize(float *x, const uint8_t *codes, float h, float m,
         x[i] = quant_kv_out(codes[i], h, m, c.s[i], c.delta[i]);
 }
 
-/* clang-format off */
-#define NAME_OF(isa) rt_kernels_##isa
 #define TEXT_OF(isa) #isa
-#define PANEL_OF(isa) rt_panel_kernels_##isa
-#define KV_OF(isa) rt_kv_kernels_##isa
-#define TABLE(isa)                                                                         \
-    extern const struct rt_panel_kernels PANEL_OF(isa);                                    \
-    extern const struct rt_kv_kernels KV_OF(isa);                                          \
-    extern const struct rt_kernels NAME_OF(isa);                                           \
-    const struct rt_kernels NAME_OF(isa) = {                                               \
-        .name = TEXT_OF(isa),                                                              \
-        .dot = dot,                                                                        \
-        .axpy = axpy,                                                                      \
-        .rows_plain = rows_plain,                                                          \
-        .to_f32 = to_f32,                                                                  \
-        .interleave = interleave,                                                          \
-        .interleave_rows = interleave_rows,                                                \
-        .rows_nibbles = rows_nibbles,                                                      \
-        .dot_nibbles = dot_nibbles,                                                        \
-        .dot_codes = dot_codes,                                                            \
-        .unpack = unpack,                                                                  \
-        .kv_dequantize = kv_dequantize,                                                    \
-        .panel = &PANEL_OF(isa),                                                           \
-        .kv = &KV_OF(isa)}
-/* clang-format on */
-#define EXPANDED(isa) TABLE(isa)
-EXPANDED(RT_ISA);
+#define TEXT(isa) TEXT_OF(isa)
+
+const struct rt_kernels ISA_NAME(rt_kernels) = {
+    .name = TEXT(ISA),
+    .dot = dot,
+    .axpy = axpy,
+    .rows_plain = rows_plain,
+    .to_f32 = to_f32,
+    .interleave = interleave,
+    .interleave_rows = interleave_rows,
+    .rows_nibbles = rows_nibbles,
+    .dot_nibbles = dot_nibbles,
+    .dot_codes = dot_codes,
+    .unpack = unpack,
+    .kv_dequantize = kv_dequantize,
+    .panel = &ISA_NAME(rt_panel_kernels),
+    .kv = &ISA_NAME(rt_kv_kernels),
+};

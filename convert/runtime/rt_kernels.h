@@ -10,6 +10,7 @@
 #ifndef WKVQ_RT_KERNELS_H
 #define WKVQ_RT_KERNELS_H
 
+#include "kernels/simd/isa.h"
 #include "kernels/tensor/tensor.h"
 
 #include <stdbool.h>
@@ -45,6 +46,9 @@ static inline int64_t rt_padded(int64_t n)
 {
     return (n + RT_PAD_COLUMNS - 1) / RT_PAD_COLUMNS * RT_PAD_COLUMNS;
 }
+
+/* Columns whose codes fill a vector of the build, in files compiled per instruction set. */
+#define RT_VECTOR_COLUMNS (8 * VL)
 
 /* Floats that RT_PAD_COLUMNS columns of x take in fixed point: see rt_fixed.h. */
 #define RT_FIXED_FLOATS (RT_PAD_COLUMNS + 16)
@@ -170,10 +174,16 @@ struct rt_kernels {
     const struct rt_kv_kernels *kv;
 };
 
+#ifdef ISA
+extern const struct rt_kernels ISA_NAME(rt_kernels);
+extern const struct rt_panel_kernels ISA_NAME(rt_panel_kernels);
+extern const struct rt_kv_kernels ISA_NAME(rt_kv_kernels);
+#endif
+
 /* Returns the fastest table that this machine runs. */
 const struct rt_kernels *rt_kernels_best(void);
-/* Returns the table "plain", "avx2", "avx512" or "avx512vnni"; NULL if this build or this
- * machine lacks it. For tests. */
-const struct rt_kernels *rt_kernels_named(const char *name);
+/* Returns the table of an instruction set; NULL if this build or this machine lacks it. For
+ * tests. */
+const struct rt_kernels *rt_kernels_of(enum isa isa);
 
 #endif

@@ -19,26 +19,10 @@
  *                Groups narrower than a vector share it: VL / words tokens at once, and
  *                `collect` adds their lanes up. */
 #include "convert/runtime/rt_kernels.h"
-#include "convert/runtime/rt_vec.h"
+#include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
 #include <math.h>
-
-/* Loads n of VL words; the others are 0. */
-static inline vi load_words(const uint8_t *p, int64_t n)
-{
-    vi v = {0};
-    if (n >= VL) {
-        memcpy(&v, p, sizeof(v));
-        return v;
-    }
-#if defined(__AVX512F__)
-    return (vi)_mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p);
-#else
-    memcpy(&v, p, n > 0 ? 4 * (size_t)n : 0);
-    return v;
-#endif
-}
 
 /* --- folding s and delta into a query ------------------------------------------------ */
 
@@ -48,12 +32,12 @@ static float fold(float *out, float *sum_out, const float *q, struct rt_channels
     vf sums = {0}, shifts = {0};
     int64_t i = 0;
     for (; i + VL <= n; i += VL) {
-        const vf scaled = load(q + i) * by, v = scaled * load(ch.s + i);
-        store(out + i, v);
+        const vf scaled = vf_load(q + i) * by, v = scaled * vf_load(ch.s + i);
+        vf_store(out + i, v);
         sums += v;
-        shifts = madd(scaled, load(ch.delta + i), shifts);
+        shifts = vf_fma(scaled, vf_load(ch.delta + i), shifts);
     }
-    float total = sum(sums), shift = sum(shifts);
+    float total = vf_sum(sums), shift = vf_sum(shifts);
     for (; i < n; i++) {
         out[i] = q[i] * by * ch.s[i];
         total += out[i];
@@ -73,53 +57,53 @@ struct key_lanes {
     float *score;         /* of that query and the first token */
     const uint8_t *codes; /* word 0 of the first token */
     int64_t width;        /* words from one word of a token to its next */
-    int64_t left;         /* tokens that exist, may exceed VL */
+    int64_t left;         /* tokens that exist: 0 and more than VL are possible */
     const float *h, *m;   /* [groups][RT_TILE] from the first token on */
 };
 
 /* s[4 r + j] += codes . q_r over one group, in four sums (channels modulo 4). */
-INLINED void key_group(vf *s, const struct key_lanes *j, int64_t g, const int rows)
+INLINE void key_group(vf *s, const struct key_lanes *j, int64_t g, const int rows)
 {
-    const vtable table = code_table(0);
+    const vtable table = vtable_codes(0);
     const int64_t words = j->f->group / 8, stride = j->f->stride;
     const uint8_t *codes = j->codes + g * words * j->width * 4;
     const float *q = j->q + g * j->f->group;
     const float *at[4] = {q, q + stride, q + 2 * stride, q + 3 * stride};
     for (int64_t i = 0; i < 8 * words; i += 8, codes += 4 * j->width) {
-        const vi c = load_words(codes, j->left);
+        const vi c = vi_load_n(codes, j->left);
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            const vf code = look_up(table, c, k);
+            const vf code = vtable_get(table, c, k);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
-                s[4 * r + k % 4] = madd(code, splat(at[r][i + k]), s[4 * r + k % 4]);
+                s[4 * r + k % 4] = vf_fma(code, vf_set1(at[r][i + k]), s[4 * r + k % 4]);
         }
     }
 }
 
 /* score = sum delta q + sum over groups of (h sum (s q) code + m sum (s q)). */
-INLINED void score_lanes(const struct key_lanes *j, const int rows)
+INLINE void score_lanes(const struct key_lanes *j, const int rows)
 {
     const struct rt_folded *f = j->f;
     const int64_t groups = f->d / f->group;
     vf total[4] = {{0}};
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
-        total[r] = splat(j->q[r * f->stride + f->d + groups]);
+        total[r] = vf_set1(j->q[r * f->stride + f->d + groups]);
     for (int64_t g = 0; g < groups; g++) {
-        const vf h = load(j->h + g * RT_TILE), m = load(j->m + g * RT_TILE);
+        const vf h = vf_load(j->h + g * RT_TILE), m = vf_load(j->m + g * RT_TILE);
         vf s[16] = {{0}};
         key_group(s, j, g, rows);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const vf dot = (s[4 * r] + s[4 * r + 1]) + (s[4 * r + 2] + s[4 * r + 3]);
-            const vf low = madd(m, splat(j->q[r * f->stride + f->d + g]), total[r]);
-            total[r] = madd(h, dot, low);
+            const vf low = vf_fma(m, vf_set1(j->q[r * f->stride + f->d + g]), total[r]);
+            total[r] = vf_fma(h, dot, low);
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
-        store(j->score + r * RT_TILE, total[r]);
+        vf_store(j->score + r * RT_TILE, total[r]);
 }
 
 static void score_keys(float *score, const struct rt_folded *f, const uint8_t *codes,
@@ -131,7 +115,7 @@ static void score_keys(float *score, const struct rt_folded *f, const uint8_t *c
                               .score = score + lane,
                               .codes = codes + 4 * lane,
                               .width = width,
-                              .left = width - lane,
+                              .left = width > lane ? width - lane : 0,
                               .h = h + lane,
                               .m = m + lane};
         int64_t r = 0;
@@ -144,16 +128,10 @@ static void score_keys(float *score, const struct rt_folded *f, const uint8_t *c
 
 /* --- quantizing a key or value --------------------------------------------------------- */
 
-/* Selects yes where the mask is all ones, no where it is 0. */
-static inline vf choose(vi where, vf yes, vf no)
-{
-    return (vf)((where & (vi)yes) | (~where & (vi)no));
-}
-
 /* quant_kv_in of VL channels, bit for bit: a division, as the definition has it. */
 static inline vf quant_in(const float *x, struct rt_channels c, int64_t i)
 {
-    return (load(x + i) - load(c.delta + i)) / load(c.s + i);
+    return (vf_load(x + i) - vf_load(c.delta + i)) / vf_load(c.s + i);
 }
 
 static inline void min_and_max(float *mn, float *mx, const float *x, struct rt_channels c,
@@ -163,11 +141,11 @@ static inline void min_and_max(float *mn, float *mx, const float *x, struct rt_c
     float lane[2][VL];
     for (int64_t i = VL; i + VL <= n; i += VL) {
         const vf v = quant_in(x, c, i);
-        low = choose((vi)(v < low), v, low);
-        high = choose((vi)(v > high), v, high);
+        low = vf_select(vf_lt(v, low), v, low);
+        high = vf_select(vf_lt(high, v), v, high);
     }
-    store(lane[0], low);
-    store(lane[1], high);
+    vf_store(lane[0], low);
+    vf_store(lane[1], high);
     *mn = lane[0][0];
     *mx = lane[1][0];
     for (int i = 1; i < VL; i++) {
@@ -180,8 +158,8 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
                      struct rt_channels c, int64_t n, int bits)
 {
     /* Adding and subtracting 1.5 2^23 rounds to nearest, ties to even. */
-    const vf round = splat(12582912.0f);
-    const vf top = splat((float)((1 << bits) - 1));
+    const vf round = vf_set1(12582912.0f);
+    const vf top = vf_set1((float)((1 << bits) - 1));
     const int64_t whole = n / VL * VL;
     float mn = quant_kv_in(x[0], c.s[0], c.delta[0]), mx = mn;
     if (whole)
@@ -196,11 +174,12 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
     const float h = f16_to_f32(*h_out), m = f16_to_f32(*m_out);
     const int64_t divided = h > 0 ? whole : 0;
     for (int64_t i = 0; i < divided; i += VL) {
-        const vf v = (quant_in(x, c, i) - splat(m)) / splat(h);
+        const vf v = (quant_in(x, c, i) - vf_set1(m)) / vf_set1(h);
         /* Clamping before rounding is the same, since both bounds are integers. */
-        const vf below = choose((vi)(v < top), v, top);
-        const vf q = (choose((vi)(below > 0), below, splat(0)) + round) - round;
-        const vb b = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+        const vf below = vf_select(vf_lt(v, top), v, top);
+        const vf q =
+            (vf_select(vf_lt(vf_set1(0), below), below, vf_set1(0)) + round) - round;
+        const vu8 b = __builtin_convertvector(__builtin_convertvector(q, vi), vu8);
         memcpy(codes + i, &b, sizeof(b));
     }
     for (int64_t i = divided; i < n; i++)
@@ -211,46 +190,47 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
 
 /* Returns e^x for x <= 88, within 2 units in the last place; 0 where it is below 2^-126, NaN
  * for NaN. With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n p(r). ln 2 is subtracted
- * in two parts, so that r keeps its digits; 2^n is built from exponent bits. */
+ * in two parts, so that r keeps its digits; 2^n is built from exponent bits. Scores need no
+ * subnormal results, so this is cheaper than vf_exp. */
 static inline vf exp_of(vf x)
 {
-    const vf least = splat(-87.33654f), round = splat(12582912.0f); /* 1.5 2^23 */
-    const vi normal = ~(vi)(x < least);
-    const vf y = choose(normal, x, least);
-    const vf n = madd(y, splat(1.44269504f), round) - round;
-    vf r = madd(n, splat(-0.693359375f), y);
-    r = madd(n, splat(2.12194440e-4f), r);
-    vf p = splat(1.9875691500e-4f);
-    p = madd(p, r, splat(1.3981999507e-3f));
-    p = madd(p, r, splat(8.3334519073e-3f));
-    p = madd(p, r, splat(4.1665795894e-2f));
-    p = madd(p, r, splat(1.6666665459e-1f));
-    p = madd(p, r, splat(5.0000001201e-1f));
-    p = madd(p, r * r, r) + 1;
+    const vf least = vf_set1(-87.33654f), round = vf_set1(12582912.0f); /* 1.5 2^23 */
+    const vm tiny = vf_lt(x, least);
+    const vf y = vf_select(tiny, least, x);
+    const vf n = vf_fma(y, vf_set1(1.44269504f), round) - round;
+    vf r = vf_fma(n, vf_set1(-0.693359375f), y);
+    r = vf_fma(n, vf_set1(2.12194440e-4f), r);
+    vf p = vf_set1(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set1(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set1(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
+    p = vf_fma(p, r * r, r) + 1;
     const vi power = (__builtin_convertvector(n, vi) + 127) << 23;
-    return choose(normal, p * (vf)power, splat(0));
+    return vf_select(tiny, vf_set1(0), p * (vf)power);
 }
 
 static float exponentials(float *p, const float *score, float top, int64_t n)
 {
     vf total = {0};
     for (int64_t i = 0; i < n; i += VL) {
-        const vf e = exp_of(load(score + i) - splat(top));
-        store(p + i, e);
+        const vf e = exp_of(vf_load(score + i) - vf_set1(top));
+        vf_store(p + i, e);
         total += e;
     }
-    return sum(total);
+    return vf_sum(total);
 }
 
 static float maximum(const float *score, int64_t n)
 {
-    vf top = load(score);
+    vf top = vf_load(score);
     float lane[VL], best;
     for (int64_t i = VL; i < n; i += VL) {
-        const vf v = load(score + i);
-        top = choose((vi)(v > top), v, top);
+        const vf v = vf_load(score + i);
+        top = vf_select(vf_lt(top, v), v, top);
     }
-    store(lane, top);
+    vf_store(lane, top);
     best = lane[0];
     for (int i = 1; i < VL; i++)
         best = lane[i] > best ? lane[i] : best;
@@ -259,24 +239,24 @@ static float maximum(const float *score, int64_t n)
 
 static void scale(float *x, float by, int64_t n)
 {
-    const vf all = splat(by);
+    const vf all = vf_set1(by);
     for (int64_t i = 0; i < n; i += VL)
-        store(x + i, load(x + i) * all);
+        vf_store(x + i, vf_load(x + i) * all);
 }
 
 static void multiply(float *y, const float *a, const float *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i += VL)
-        store(y + i, load(a + i) * load(b + i));
+        vf_store(y + i, vf_load(a + i) * vf_load(b + i));
 }
 
 static void silu_gate(float *g, const float *u, int64_t n)
 {
     int64_t i = 0;
     for (; i + VL <= n; i += VL) {
-        const vf x = load(g + i), low = splat(-88);
-        const vf e = exp_of(choose((vi)(-x > -low), -low, -x));
-        store(g + i, x / (1 + e) * load(u + i));
+        const vf x = vf_load(g + i), low = vf_set1(-88);
+        const vf e = exp_of(vf_select(vf_lt(-low, -x), -low, -x));
+        vf_store(g + i, x / (1 + e) * vf_load(u + i));
     }
     for (; i < n; i++)
         g[i] = g[i] / (1 + expf(-g[i])) * u[i];
@@ -301,7 +281,7 @@ struct lanes {
 #endif
 };
 
-static inline struct lanes lanes_of(int64_t words)
+static inline struct lanes weight_lanes(int64_t words)
 {
 #if defined(__AVX512F__)
     const __m512i lane =
@@ -337,39 +317,39 @@ struct value_lanes {
 
 /* acc += w_t code_t over n tokens: words [first, first + VL) of each, or all words of
  * several tokens at once. */
-INLINED void add_value_lanes(const struct value_lanes *j, const int rows)
+INLINE void add_value_lanes(const struct value_lanes *j, const int rows)
 {
     const int64_t step = tokens_of_vector(j->words), words = j->words;
     const bool shared = step > 1;
-    const struct lanes lanes = lanes_of(words);
-    const vtable table = code_table(0);
+    const struct lanes lanes = weight_lanes(words);
+    const vtable table = vtable_codes(0);
     vf s[24] = {{0}};
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++)
-            s[8 * r + k] = load(j->acc + r * j->apart + k * VL);
+            s[8 * r + k] = vf_load(j->acc + r * j->apart + k * VL);
     for (int64_t t = 0; t < j->n; t += step) {
         const int64_t left = shared ? (j->n - t) * words : words - j->first;
-        const vi c = load_words(j->codes + 4 * (t * words + j->first), left);
+        const vi c = vi_load_n(j->codes + 4 * (t * words + j->first), left);
         vf wt[3];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             wt[r] = shared ? spread_weights(j->w + r * RT_TILE + t, &lanes)
-                           : splat(j->w[r * RT_TILE + t]);
+                           : vf_set1(j->w[r * RT_TILE + t]);
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            const vf code = look_up(table, c, k);
+            const vf code = vtable_get(table, c, k);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
-                s[8 * r + k] = madd(code, wt[r], s[8 * r + k]);
+                s[8 * r + k] = vf_fma(code, wt[r], s[8 * r + k]);
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++)
-            store(j->acc + r * j->apart + k * VL, s[8 * r + k]);
+            vf_store(j->acc + r * j->apart + k * VL, s[8 * r + k]);
 }
 
 #define QUERIES_AT_ONCE (VL == 16 ? 3 : 1) /* whose accumulators fit into the registers */
@@ -403,18 +383,15 @@ static void collect(float *out, const float *acc, int64_t words)
         }
 }
 
-#define NAME_OF(isa) rt_kv_kernels_##isa
-#define TABLE(isa)                                                                         \
-    extern const struct rt_kv_kernels NAME_OF(isa);                                        \
-    const struct rt_kv_kernels NAME_OF(isa) = {.fold = fold,                               \
-                                               .score_keys = score_keys,                   \
-                                               .exponentials = exponentials,               \
-                                               .maximum = maximum,                         \
-                                               .scale = scale,                             \
-                                               .multiply = multiply,                       \
-                                               .add_values = add_values,                   \
-                                               .collect = collect,                         \
-                                               .silu_gate = silu_gate,                     \
-                                               .quantize = quantize}
-#define EXPANDED(isa) TABLE(isa)
-EXPANDED(RT_ISA);
+const struct rt_kv_kernels ISA_NAME(rt_kv_kernels) = {
+    .fold = fold,
+    .score_keys = score_keys,
+    .exponentials = exponentials,
+    .maximum = maximum,
+    .scale = scale,
+    .multiply = multiply,
+    .add_values = add_values,
+    .collect = collect,
+    .silu_gate = silu_gate,
+    .quantize = quantize,
+};

@@ -15,7 +15,7 @@
  * column of the panel, broadcasts one value of each of PANEL_TOKENS vectors, and keeps
  * PANEL_TOKENS x RT_PANEL sums in registers. */
 #include "convert/runtime/rt_kernels.h"
-#include "convert/runtime/rt_vec.h"
+#include "kernels/simd/simd.h"
 
 #include <string.h>
 
@@ -32,7 +32,7 @@ static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, 
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     vi other[16];
     for (int i = 0; i < 16; i++)
-        words[i] = load_codes(p + (i < n ? i : n - 1) * stride, bytes);
+        words[i] = vi_load_bytes_n(p + (i < n ? i : n - 1) * stride, bytes);
     /* Interleaving rows i and i + 8 four times transposes 16 x 16 words. */
     for (int stage = 0; stage < 4; stage += 2) {
 #pragma GCC unroll 8
@@ -78,7 +78,7 @@ static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t r
 static inline void unpack_word(float *panel, vi words, vf z, vf h, int64_t n)
 {
     for (int64_t k = 0; k < n; k++, words >>= 4)
-        store(panel + k * RT_PANEL, (__builtin_convertvector(words & 15, vf) - z) * h);
+        vf_store(panel + k * RT_PANEL, (__builtin_convertvector(words & 15, vf) - z) * h);
 }
 
 /* Fills columns [from, to) of VL lanes from rows [row, row + n). */
@@ -88,10 +88,10 @@ static void fill_lanes(float *panel, const struct rt_rows *r, int64_t row, int64
     const uint8_t *p = r->codes + row * r->code_stride;
     int64_t group_end = from;
     vf h = {0}, z = {0};
-    for (int64_t b = from; b < to; b += VECTOR_COLUMNS) {
+    for (int64_t b = from; b < to; b += RT_VECTOR_COLUMNS) {
         vi words[VL];
         load_transposed(words, p + b / 2, r->code_stride, n, (r->in - b + 1) / 2);
-        for (int64_t c = b; c < b + VECTOR_COLUMNS && c < to; c += 8) {
+        for (int64_t c = b; c < b + RT_VECTOR_COLUMNS && c < to; c += 8) {
             if (c >= group_end) {
                 gather_group(&h, &z, r, row, n, c / r->group);
                 group_end = (c / r->group + 1) * r->group;
@@ -127,7 +127,7 @@ static void fill_rows(float *panel, const float *w, int64_t in, int64_t n)
 
 /* y [m][RT_PANEL] = or += m vectors of x from vector t on. Each pointer serves three
  * vectors of x, since an address can scale ldx by 0, 1 and 2 only. */
-INLINED void multiply_few(const struct rt_panel *p, int64_t t, const int m)
+INLINE void multiply_few(const struct rt_panel *p, int64_t t, const int m)
 {
     vf s[MAX_TOKENS][PANEL_VECTORS] = {{{0}}};
     const float *panel = p->panel, *x = p->x + t * p->ldx;
@@ -137,13 +137,13 @@ INLINED void multiply_few(const struct rt_panel *p, int64_t t, const int m)
         vf w[PANEL_VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < PANEL_VECTORS; v++)
-            w[v] = load(panel + c * RT_PANEL + v * VL);
+            w[v] = vf_load(panel + c * RT_PANEL + v * VL);
 #pragma GCC unroll 12
         for (int i = 0; i < m; i++) {
-            const vf xi = splat(at[i / 3][i % 3 * ldx + c]);
+            const vf xi = vf_set1(at[i / 3][i % 3 * ldx + c]);
 #pragma GCC unroll 8
             for (int v = 0; v < PANEL_VECTORS; v++)
-                s[i][v] = madd(w[v], xi, s[i][v]);
+                s[i][v] = vf_fma(w[v], xi, s[i][v]);
         }
     }
 #pragma GCC unroll 12
@@ -151,7 +151,7 @@ INLINED void multiply_few(const struct rt_panel *p, int64_t t, const int m)
 #pragma GCC unroll 8
         for (int v = 0; v < PANEL_VECTORS; v++) {
             float *y = p->y + (t + i) * p->ldy + v * VL;
-            store(y, p->add ? load(y) + s[i][v] : s[i][v]);
+            vf_store(y, p->add ? vf_add(vf_load(y), s[i][v]) : s[i][v]);
         }
 }
 
@@ -195,10 +195,8 @@ static void multiply(const struct rt_panel *p)
         multiply_partial(p);
 }
 
-#define NAME_OF(isa) rt_panel_kernels_##isa
-#define TABLE(isa)                                                                         \
-    extern const struct rt_panel_kernels NAME_OF(isa);                                     \
-    const struct rt_panel_kernels NAME_OF(isa) = {                                         \
-        .fill_nibbles = fill_nibbles, .fill_rows = fill_rows, .multiply = multiply}
-#define EXPANDED(isa) TABLE(isa)
-EXPANDED(RT_ISA);
+const struct rt_panel_kernels ISA_NAME(rt_panel_kernels) = {
+    .fill_nibbles = fill_nibbles,
+    .fill_rows = fill_rows,
+    .multiply = multiply,
+};

@@ -521,13 +521,14 @@ static void check_all(const struct rt_kernels *k)
 
 static void test_kernels(void **state)
 {
-    const char *const name[] = {"plain", "avx2", "avx512", "avx512vnni"};
     rng_seed(&rng, 5);
-    for (size_t i = 0; i < sizeof(name) / sizeof(*name); i++) {
-        const struct rt_kernels *k = rt_kernels_named(name[i]);
-        print_message("%s%s\n", name[i], k ? "" : ": not on this machine");
-        if (k)
-            check_all(k);
+    for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++) {
+        const struct rt_kernels *k = rt_kernels_of(isa);
+        print_message("%s%s\n", isa_text(isa), k ? "" : ": no kernels for this machine");
+        if (!k)
+            continue;
+        assert_string_equal(k->name, isa_text(isa));
+        check_all(k);
     }
     assert_non_null(rt_kernels_best());
 }
