@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The next token from its logits. */
+ * Samples the next token: greedy, or temperature with top-k and top-p. */
 #include "convert/runtime/runtime.h"
 #include "kernels/base/mem.h"
 
@@ -13,7 +13,7 @@ struct candidate {
     int32_t id;
 };
 
-/* Highest first; equal ones by id, so that the order is one. */
+/* Sorts by falling logit, then by id, so that the order is unique. */
 static int by_logit(const void *pa, const void *pb)
 {
     const struct candidate *a = pa, *b = pb;
@@ -31,8 +31,8 @@ static int32_t greedy(const float *logits, int64_t vocab)
     return (int32_t)best;
 }
 
-/* Of n sorted candidates, those that hold share top_p; their weights are summed to *total.
- */
+/* Returns how many of n sorted candidates reach the share top_p together; *total is the sum
+ * of their weights. */
 static int64_t nucleus(double *total, const struct candidate *c, int64_t n,
                        const struct sampler *s)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The four parts of verification in order, and the first of them: is the artifact whole,
- * and are its numbers numbers? */
+ * Runs the four parts of verification in order. The structure part is here: checksums, and
+ * whether every number is finite. */
 #include "convert/verify/verify.h"
 
 #include "convert/verify/verify_priv.h"
@@ -24,11 +24,11 @@ void verify_differs(struct verify *v, const char *fmt, ...)
     va_end(ap);
 }
 
-/* --- part 1 ------------------------------------------------------------------------- */
+/* --- structure ---------------------------------------------------------------------- */
 
-#define PIECE 4096
+#define PIECE 4096 /* values converted at a time */
 
-/* Plain tensors: every value finite. */
+/* Checks that every value of an unquantized tensor is finite. */
 static void check_plain(struct verify *v, const struct host_mat *w)
 {
     const size_t unit = dtype_bytes(w->dtype);
@@ -50,6 +50,7 @@ static void check_plain(struct verify *v, const struct host_mat *w)
     }
 }
 
+/* Checks that every scale of projection l of block i is positive and finite. */
 static void check_scales(struct verify *v, const struct packed_linear *p, int64_t i, int l)
 {
     v->r->n_tensors += 3;
@@ -65,8 +66,9 @@ static void check_scales(struct verify *v, const struct packed_linear *p, int64_
     }
 }
 
+/* side: 'k' or 'v', for the message. */
 static void check_channels(struct verify *v, const float *s, const float *delta, int64_t i,
-                           char which)
+                           char side)
 {
     const int64_t n = v->arch->n_kv * v->arch->head_dim;
     v->r->n_tensors += 2;
@@ -75,7 +77,7 @@ static void check_channels(struct verify *v, const float *s, const float *delta,
             v->r->structure = VERIFY_FAIL;
             verify_differs(
                 v, "layer %" PRId64 ": %c_scale %g, %c_shift %g of channel %" PRId64, i,
-                which, (double)s[c], which, (double)delta[c], c);
+                side, (double)s[c], side, (double)delta[c], c);
             return;
         }
 }
@@ -103,8 +105,8 @@ static void check_block(struct verify *v, int64_t i)
 
 enum err verify_structure(struct verify *v)
 {
-    const struct host_mat embed = artifact_embed(v->a), norm = artifact_final_norm(v->a),
-                          head = artifact_head(v->a);
+    const struct host_mat embed = artifact_embed(v->a), head = artifact_head(v->a);
+    const struct host_mat norm = artifact_final_norm(v->a);
     v->r->structure = VERIFY_PASS;
     check_plain(v, &embed);
     check_plain(v, &norm);
@@ -117,6 +119,7 @@ enum err verify_structure(struct verify *v)
 
 /* --- scales to verify against ------------------------------------------------------- */
 
+/* True if scales can be recomputed without a state. */
 static bool is_plain_rtn(const struct verify *v)
 {
     return v->model && artifact_weight_spec(v->a)->method == WEIGHT_RTN &&
@@ -124,7 +127,8 @@ static bool is_plain_rtn(const struct verify *v)
            weight_quantizes(artifact_weight_spec(v->a));
 }
 
-/* Round to nearest needs no state: its scales follow from the source. */
+/* Replaces the scales of block i by those of round to nearest, which follow from the source
+ * alone. */
 static enum err rtn_scales(struct verify *v, int64_t i)
 {
     struct block_quant rtn = {0};
@@ -158,7 +162,7 @@ enum err verify_block(struct verify *v, int64_t i, const struct block_quant **q)
     return OK;
 }
 
-/* --- the whole ---------------------------------------------------------------------- */
+/* --- all parts ---------------------------------------------------------------------- */
 
 static struct verify_settings with_defaults(const struct verify_settings *given)
 {
@@ -180,8 +184,8 @@ static struct verify_settings with_defaults(const struct verify_settings *given)
     return s;
 }
 
-/* An artifact that cannot be read is an error; one whose bytes are not what its manifest
- * says has failed. */
+/* An artifact that cannot be opened is an error. One that opens, but whose bytes do not match
+ * its manifest, fails verification: *whole = false. */
 static enum err open_artifact(struct verify *v, const char *dir, bool *whole)
 {
     TRY(artifact_open(&v->a, dir, 0));
@@ -196,7 +200,8 @@ static enum err open_artifact(struct verify *v, const char *dir, bool *whole)
     return OK;
 }
 
-static void measure(struct verify *v)
+/* Copies the artifact's sizes into the report. */
+static void report_sizes(struct verify *v)
 {
     struct artifact_sizes sizes;
     artifact_measure(&sizes, v->a);
@@ -220,12 +225,14 @@ static enum err check_same_model(const struct verify *v)
         {"head_dim", have->head_dim, want->head_dim},
         {"vocab_size", have->vocab, want->vocab},
     };
-    FAIL_IF(have->family != want->family, ERR_MISMATCH,
-            "%s is a \"%s\" model, the artifact a \"%s\" one", v->s->against,
-            want->model_type, have->model_type);
+    FAIL_IF(
+        have->family != want->family, ERR_MISMATCH,
+        "%s is a \"%s\" model, but the artifact holds a \"%s\" model; give the checkpoint that "
+        "it was made from",
+        v->s->against, want->model_type, have->model_type);
     for (size_t i = 0; i < ARRAY_LEN(field); i++)
         FAIL_IF(field[i].have != field[i].want, ERR_MISMATCH,
-                "%s has %s %" PRId64 ", the artifact %" PRId64
+                "%s has %s %" PRId64 ", but the artifact has %" PRId64
                 ": it was not made from this checkpoint",
                 v->s->against, field[i].name, field[i].want, field[i].have);
     return OK;
@@ -238,7 +245,7 @@ static enum err run_parts(struct verify *v, const char *dir)
     if (!whole)
         return OK;
     v->arch = artifact_arch(v->a);
-    measure(v);
+    report_sizes(v);
     if (v->s->against) {
         TRY(hf_open(&v->model, v->s->against));
         TRY(check_same_model(v));

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * wkvq verify: is the artifact what calibration promised? Four parts, one verdict. */
+ * wkvq verify: does an artifact keep what calibration promised? Four parts, one verdict:
+ *
+ *   structure   checksums, shapes, and every number finite
+ *   weights     every weight against the source checkpoint under the scales of calibration,
+ *               bit for bit
+ *   logits      the packed runtime against the calibrator's simulation, token by token
+ *   perplexity  both again over whole windows, judged by paired losses */
 #ifndef WKVQ_VERIFY_H
 #define WKVQ_VERIFY_H
 
@@ -8,59 +14,70 @@
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
 
+/* All pointers are borrowed for the call. A limit that is not above 0 takes its default. */
 struct verify_settings {
-    const char *against; /* MODEL_DIR or NULL */
-    const struct quant_source
-        *state;         /* the calibration's own scales; NULL: from artifact */
-    const int32_t *ids; /* calibration or test tokens; NULL: parts 3 and 4 are skipped
-                           and reported as skipped */
+    const char *against; /* MODEL_DIR; NULL: the weights are skipped */
+    /* Scales and codes of the calibration. NULL: recomputed for round to nearest, otherwise
+     * those of the artifact. */
+    const struct quant_source *state;
+    const int32_t *ids; /* [n_ids] text; NULL: logits and perplexity are skipped */
     int64_t n_ids;
-    int64_t logit_tokens;   /* tokens of part 3 (token-by-token decode), default 256 */
-    int64_t windows, ctx;   /* of part 4 */
-    double max_kl;          /* default 1e-3 nats, mean over tokens */
-    double max_ppl_gap;     /* default 0.005: relative, runtime against simulation, beyond
-                               three standard errors of the difference */
-    double max_block_error; /* default 0.01: of a block's own contribution */
-    double min_cosine;      /* default 0.999: runtime's K^, V^ against the simulation's */
-    enum dtype act;         /* of the simulation */
-    int threads;
-    double *layer_cosine[2]; /* [layers] each: K^ against K, V^ against V, worst head, for
-                                the caller; NULL: not wanted */
+    int64_t logit_tokens; /* tokens of the logits part, default 256 */
+    int64_t windows, ctx; /* of the perplexity part, defaults 1 and 512 */
+    double max_kl;        /* nats, mean over tokens; default 1e-3 */
+    /* Relative, beyond three standard errors of the difference; default 0.005. */
+    double max_ppl_gap;
+    double max_block_error; /* share of what a block adds; default 0.01 */
+    double min_cosine;      /* of K^ and V^, runtime and simulation; default 0.999 */
+    enum dtype act;         /* of the simulation: DT_F32 or DT_BF16 */
+    int threads;            /* 0: all cores */
+    /* [layers] each, written: cosine of K^ and K, of V^ and V, worst head. NULL: not
+     * wanted. */
+    double *layer_cosine[2];
 };
 
 enum verify_outcome { VERIFY_PASS, VERIFY_FAIL, VERIFY_SKIP };
 
 struct verify_report {
     enum verify_outcome structure, weights, logits, perplexity;
-    int64_t n_tensors, n_linears;                /* checked */
-    int64_t weights_compared, weights_differing; /* elements, part 2 */
-    int64_t weights_unchecked; /* chosen codes (GPTQ), and no state that has them */
-    char first_difference[160];
-    /* Part 3. Each block of the runtime starts from the simulation's hidden states, with
-     * its own packed cache behind it; the logits are those of its last block and head. KL
-     * in nats, differences relative to the logits' range and to what a block adds. */
+    bool passed; /* no part failed */
+
+    /* Structure. */
+    int64_t n_tensors, n_linears; /* checked */
+    double weight_bits, kv_bits;  /* per element, scales included */
+    uint64_t total_bytes;
+
+    /* Weights. */
+    int64_t weights_compared, weights_differing; /* elements */
+    /* Elements whose codes were chosen (GPTQ, learned rounding) while no state has them. */
+    int64_t weights_unchecked;
+    char first_difference[160]; /* a sentence, of any part; "" if there is none */
+
+    /* Logits. Each block of the runtime starts from the simulation's hidden states and its
+     * own packed cache; the logits are those of the last block and head. KL in nats;
+     * differences relative to the range of the logits, and to what a block adds. */
+    int64_t logit_tokens;
     double mean_kl, worst_kl, max_logit_diff;
-    int64_t worst_token, top1_agree, logit_tokens;
-    double worst_block_error; /* mean over tokens, in the worst block */
+    int64_t worst_token, top1_agree;
+    double worst_block_error; /* mean over tokens, of the worst block */
     int64_t worst_block;
-    double free_kl; /* the runtime left alone: rounding differences grow from block to */
-    int64_t
-        free_top1; /* block where codes flip (docs/decisions.md); reported, not judged */
-    double worst_k_cosine,
-        worst_v_cosine; /* K^ against K (quantization error) per worst head */
+    /* The runtime on its own: rounding differences grow from block to block where codes
+     * flip (docs/decisions.md). Reported, not judged. */
+    double free_kl;
+    int64_t free_top1;
+    double worst_k_cosine, worst_v_cosine; /* quantization error: K^ and K, worst head */
     int64_t worst_k_layer, worst_k_head, worst_v_layer, worst_v_head;
-    double agree_k_cosine,
-        agree_v_cosine; /* runtime's K^ against the simulation's, worst */
-    double ppl_simulated, ppl_runtime, ppl_gap; /* part 4; the runtime left alone */
+    double agree_k_cosine, agree_v_cosine; /* K^ of runtime and simulation, worst head */
+
+    /* Perplexity, with the runtime on its own. */
+    double ppl_simulated, ppl_runtime, ppl_gap;
     double ppl_gap_stderr; /* of the gap, from the paired losses of the tokens */
     int64_t ppl_tokens;
-    double weight_bits, kv_bits;
-    uint64_t total_bytes;
-    bool passed; /* nothing failed */
 };
 
-/* Returns OK whenever a verdict could be reached (also a failing one); errors are about
- * reaching it. */
+/* Verifies artifact_dir. Returns OK whenever there is a verdict, failing ones included, and
+ * only then writes *out. Errors are those that prevent one: ERR_IO, ERR_MISMATCH for a
+ * checkpoint or state of another model, ERR_MEMORY, ERR_FORMAT. */
 enum err verify_run(struct verify_report *out, const char *artifact_dir,
                     const struct verify_settings *s);
 

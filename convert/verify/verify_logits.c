@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * Parts 3 and 4: the packed runtime, token by token, against the calibrator's simulation of
+ * Compares the packed runtime, decoding token by token, with the calibrator's simulation of
  * the same weights and cache.
  *
- * Rounding a cache amplifies the last bit: where a value lies between two codes, sums in
- * another order give another code, and some thirty blocks later two correct programs differ
- * as much as quantization itself does. So part 3 starts every block from the simulation's
- * hidden states: what then differs is the runtime's own doing. */
+ * Quantizing a cache amplifies the last bit. Where a value lies between two codes, sums in
+ * another order choose the other code; some thirty blocks later two correct programs differ
+ * as much as quantization itself changes the model. Therefore every block of the runtime
+ * starts from the simulation's hidden states, and a difference is the runtime's own:
+ *
+ *   simulation   x_0 -> block 0 -> x_1 -> block 1 -> x_2 ...
+ *                 |                 |
+ *   runtime      x_0 -> block 0  | x_1 -> block 1  | ...    each output against x_(i+1) */
 #include "convert/runtime/runtime.h"
 #include "convert/verify/verify_priv.h"
 #include "kernels/base/logsumexp.h"
@@ -18,18 +22,18 @@
 
 /* --- the simulation ----------------------------------------------------------------- */
 
-/* How the simulation quantizes; plain_cache leaves keys and values alone. */
+/* The simulation's run and how it quantizes. */
 struct simulation {
     struct verify *v;
     struct dev *dev;
-    struct block_quant view; /* borrows everything from the block it is a view of */
+    struct block_quant view; /* of the current block: borrows all of its memory */
     struct model_quant quant;
     struct model_run run;
-    bool plain_cache;
+    bool plain_cache; /* keys and values stay in full precision */
 };
 
-/* From the source when there is one, so that the codes are calibration's and not the
- * artifact's; else the artifact's weights, unpacked. */
+/* With a source checkpoint its weights are quantized again, so that the codes are those of
+ * calibration; without one, the artifact's weights are used as they are. */
 static enum err simulated_block(void *ctx, int64_t i, const struct block_quant **q)
 {
     struct simulation *s = ctx;
@@ -64,11 +68,12 @@ static enum err open_simulation(struct simulation *s, struct verify *v)
 /* --- comparing logits --------------------------------------------------------------- */
 
 struct comparison {
-    double kl, diff, range; /* nats; largest difference, and the reference's range */
+    double kl;          /* nats */
+    double diff, range; /* largest difference, and range of the reference */
     bool same_top;
 };
 
-/* KL(want || have), both logits over n tokens. */
+/* Compares two rows of n logits; the divergence is KL(want || have). */
 static struct comparison compare(const float *want, const float *have, int64_t n)
 {
     struct comparison c = {
@@ -77,7 +82,7 @@ static struct comparison compare(const float *want, const float *have, int64_t n
     int64_t top_w = 0, top_h = 0;
     for (int64_t i = 0; i < n; i++) {
         const double w = (double)want[i], h = (double)have[i], d = fabs(w - h);
-        c.diff = d <= c.diff ? c.diff : d; /* NaN is taken */
+        c.diff = d <= c.diff ? c.diff : d; /* NaN replaces any difference */
         lo = w < lo ? w : lo;
         hi = w > hi ? w : hi;
         top_w = want[i] > want[top_w] ? i : top_w;
@@ -94,11 +99,12 @@ static enum err open_runtime(struct runtime **rt, const struct verify *v, int64_
     return runtime_open(rt, v->a, &s);
 }
 
-/* The simulation's hidden states [layers + 1][n][D], and what the runtime makes of them. */
+/* Hidden states of the simulation, and the errors of the runtime's blocks. */
 struct states {
-    float *x;
+    float *x;      /* [layers + 1][n][D] */
     double *error; /* [layers] sum over tokens */
-    int64_t layers, n, D, t;
+    int64_t layers, n, D;
+    int64_t t; /* token that the runtime processes */
 };
 
 static enum err states_open(struct states *s, const struct arch *a, int64_t n)
@@ -128,7 +134,7 @@ static void store_states(void *ctx, int64_t window, int64_t block, const float *
     memcpy(s->x + (block + 1) * s->n * s->D, x, (size_t)(s->n * s->D) * sizeof(*x));
 }
 
-/* Distance of a block's output from the simulation's, relative to what the block adds. */
+/* Returns |x - out| / |out - in|: the error of a block relative to what it adds. */
 static double block_error(const struct states *s, int64_t block, int64_t t, const float *x)
 {
     const float *in = state_at(s, block, t), *out = state_at(s, block + 1, t);
@@ -141,8 +147,8 @@ static double block_error(const struct states *s, int64_t block, int64_t t, cons
     return miss == 0 ? 0 : sqrt(miss / adds);
 }
 
-/* Before every block: judge the one before it, and go on from the simulation's states. The
- * last block's own output goes to the head. */
+/* Called before every block: measures the output of the previous one, then replaces x by the
+ * simulation's state. The output of the last block stays and goes to the head. */
 static void watch(void *ctx, int64_t layer, float *x, int64_t n)
 {
     struct states *s = ctx;
@@ -174,7 +180,8 @@ static void worst_block(struct verify_report *r, const struct states *s)
         }
 }
 
-/* The runtime's tokens one by one against want [n][V]; s NULL: left alone. */
+/* Decodes n tokens and compares their logits with want [n][V]. With s every block starts
+ * from the simulation's state; s NULL: the runtime runs on its own. */
 static enum err compare_decode(struct verify *v, struct runtime *rt, struct states *s,
                                const float *want, int64_t n)
 {
@@ -203,7 +210,7 @@ static enum err compare_decode(struct verify *v, struct runtime *rt, struct stat
 
 /* --- comparing keys and values ------------------------------------------------------ */
 
-/* Cosine of head kh of tokens [from, to), each [C]; 1 where both are zero. */
+/* Returns the cosine of head kh over tokens [from, to); 1 if both are zero. */
 static double cosine(const float *a, const float *b, int64_t from, int64_t to, int64_t C,
                      int64_t kh, int64_t d)
 {
@@ -218,7 +225,7 @@ static double cosine(const float *a, const float *b, int64_t from, int64_t to, i
     return aa == 0 && bb == 0 ? 1 : ab / sqrt(aa * bb);
 }
 
-/* The lowest cosine so far, and where. */
+/* The lowest cosine so far, and its place. */
 struct worst {
     double cosine;
     int64_t layer, head;
@@ -226,7 +233,7 @@ struct worst {
 
 struct kv_compare {
     const struct verify *v;
-    int64_t n, from, to;      /* tokens, and those of them that are packed */
+    int64_t n, from, to;      /* tokens; those in [from, to) are packed */
     float *sim[2], *plain[2]; /* [layers][n][C]: K^ and V^, K and V */
     float *have[2];           /* [n][C] of one layer */
 };
@@ -276,7 +283,7 @@ static enum err kv_room(struct kv_compare *c)
     return OK;
 }
 
-/* Tokens that the cache holds packed: behind the sink, before the window. */
+/* Finds the tokens that the cache holds packed: after the sink, before the window. */
 static void packed_tokens(struct kv_compare *c, const struct kv_spec *kv)
 {
     const bool packed = kv_quantizes(kv);
@@ -316,18 +323,18 @@ out:
     return err;
 }
 
-/* --- part 3 ------------------------------------------------------------------------- */
+/* --- logits ------------------------------------------------------------------------- */
 
-static int64_t least(int64_t a, int64_t b)
+static int64_t min_i64(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
 
-/* The longest sequence that the model is run on here. */
+/* Returns the longest sequence that both sides support. */
 static int64_t longest(const struct arch *a)
 {
     const bool sliding = a->sliding_window > 0 && a->sliding_from < a->n_layers;
-    return sliding ? least(a->max_positions, a->sliding_window) : a->max_positions;
+    return sliding ? min_i64(a->max_positions, a->sliding_window) : a->max_positions;
 }
 
 static void judge_logits(struct verify *v)
@@ -340,9 +347,8 @@ static void judge_logits(struct verify *v)
     r->logits = pass ? VERIFY_PASS : VERIFY_FAIL;
     if (!blocks)
         verify_differs(v,
-                       "block %" PRId64
-                       ": output of runtime and simulation differ by %.3g of "
-                       "what it adds, allowed %.3g",
+                       "block %" PRId64 ": runtime and simulation differ by %.3g of what "
+                       "the block adds, allowed are %.3g",
                        r->worst_block, r->worst_block_error, v->s->max_block_error);
     if (!(r->mean_kl <= v->s->max_kl))
         verify_differs(v, "logits: KL of runtime and simulation is %.3g nats, allowed %.3g",
@@ -359,7 +365,7 @@ enum err verify_logits(struct verify *v)
     struct states states = {0};
     struct runtime *rt = NULL;
     float *want = NULL;
-    const int64_t n = least(least(v->s->logit_tokens, v->s->n_ids), longest(v->arch));
+    const int64_t n = min_i64(min_i64(v->s->logit_tokens, v->s->n_ids), longest(v->arch));
     if (n < 1)
         return OK;
     TRY_OUT(open_simulation(&s, v));
@@ -384,9 +390,9 @@ out:
     return err;
 }
 
-/* --- part 4 ------------------------------------------------------------------------- */
+/* --- perplexity --------------------------------------------------------------------- */
 
-/* Losses of one window by decode: nll [ctx - 1]. */
+/* nll [ctx - 1] = losses of one window, decoded token by token. */
 static enum err decode_window(float *nll, struct runtime *rt, const int32_t *ids,
                               int64_t ctx, float *logits, int64_t V)
 {
@@ -424,8 +430,8 @@ static enum err simulate_windows(float *nll, struct verify *v, int64_t windows, 
     return err;
 }
 
-/* Flipped codes move single losses either way, a mistake moves their mean: so the gap is
- * judged beyond the noise of the paired differences. */
+/* Flipped codes move single losses either way, while a mistake moves their mean. So the gap
+ * is judged beyond the noise of the paired differences. */
 static void judge_perplexity(struct verify *v, const float *simulated, const float *decoded,
                              int64_t n)
 {
@@ -455,11 +461,11 @@ enum err verify_perplexity(struct verify *v)
 {
     enum err err = OK;
     float *simulated = NULL, *decoded = NULL;
-    const int64_t ctx = least(least(v->s->ctx, v->s->n_ids), longest(v->arch));
+    const int64_t ctx = min_i64(min_i64(v->s->ctx, v->s->n_ids), longest(v->arch));
     if (ctx < 2)
         return OK;
-    const int64_t windows = least(v->s->windows, v->s->n_ids / ctx),
-                  n = windows * (ctx - 1);
+    const int64_t windows = min_i64(v->s->windows, v->s->n_ids / ctx);
+    const int64_t n = windows * (ctx - 1);
     TRY_OUT(mem_alloc(&simulated, (size_t)n, sizeof(*simulated)));
     TRY_OUT(mem_alloc(&decoded, (size_t)n, sizeof(*decoded)));
     TRY_OUT(simulate_windows(simulated, v, windows, ctx));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Inside verification: what its parts share. Private to convert/verify. */
+ * What the parts of verification share. Private to convert/verify. */
 #ifndef WKVQ_VERIFY_PRIV_H
 #define WKVQ_VERIFY_PRIV_H
 
@@ -12,21 +12,20 @@ struct verify {
     struct verify_report *r;
     struct artifact *a;
     const struct arch *arch;
-    struct hf_model *model; /* NULL without --against */
+    struct hf_model *model; /* the source checkpoint; NULL if none was given */
     struct pool *pool;
-    /* Block i's scales as calibration has them, or as the artifact has. */
-    struct block_quant current;
-    int64_t current_i; /* -1: none */
+    struct block_quant current; /* scales of block current_i, see verify_block */
+    int64_t current_i;          /* -1: none */
 };
 
-/* Scales, zeros, s and delta of block i: the state's, else those of round to nearest where
- * that is the method, else the artifact's own. Borrowed until the next call. */
+/* *q = scales, zeros, s and delta of block i: from the state if there is one, recomputed if
+ * the method is round to nearest, else the artifact's own. Borrowed until the next call. */
 enum err verify_block(struct verify *v, int64_t i, const struct block_quant **q);
-/* Remember what differs first, for the report. */
+/* Records the sentence as the report's first difference, unless it has one. */
 void verify_differs(struct verify *v, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* The parts. Each sets its outcome; errors are about reaching one. */
+/* The parts. Each sets its outcome; an error means that there is none. */
 enum err verify_structure(struct verify *v);
 enum err verify_weights(struct verify *v);
 enum err verify_logits(struct verify *v);

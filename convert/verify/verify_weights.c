@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Part 2: every weight of the artifact against the source checkpoint, bit for bit. Packed
- * ones against the fake-quantized source under the scales of calibration; the others
- * against the source's own bytes; the cache's channels against calibration's. */
+ * Compares every weight of the artifact with the source checkpoint, bit for bit: packed
+ * weights with the source quantized under the scales of calibration, unquantized tensors
+ * with the bytes of the source, s and delta with those of calibration. */
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/quantize.h"
 #include "convert/verify/verify_priv.h"
@@ -12,9 +12,10 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* What one row's comparison found. */
+/* Result of comparing one row. */
 struct row_result {
-    int64_t differing, first; /* column, -1: none */
+    int64_t differing; /* elements */
+    int64_t first;     /* column of the first one, -1: none */
     float have, want;
     bool broken; /* the source holds a non-finite value */
 };
@@ -24,7 +25,7 @@ struct row_job {
     const struct host_mat *src;
     const struct qlinear *q;
     struct row_result *result; /* [out] */
-    char *scratch;             /* of each thread: row_bytes */
+    char *scratch;             /* [threads][row_bytes] */
     size_t row_bytes;
 };
 
@@ -49,7 +50,7 @@ static struct row_scratch scratch_of(const struct row_job *j, int thread)
     return s;
 }
 
-/* The values, not the codes: what counts is w^, bit for bit. */
+/* Compares w^, not codes: different codes may stand for one value. */
 static void compare_row(const struct row_job *j, int64_t r, const struct row_scratch *s,
                         struct row_result *out)
 {
@@ -134,7 +135,8 @@ out:
     return err;
 }
 
-/* Chosen codes are in the state alone: they do not follow from source and scales. */
+/* Codes of GPTQ and learned rounding do not follow from source and scales: without a state
+ * they cannot be checked. */
 static enum err check_codes(struct verify *v, const struct packed_linear *p,
                             const struct host_mat *src, const struct qlinear *q)
 {
@@ -154,7 +156,7 @@ static int64_t differing_values(const void *a, const void *b, int64_t n, size_t 
     return count;
 }
 
-/* What is carried over is the source's bytes. */
+/* Compares a tensor that is copied into artifacts unchanged. */
 static void check_same(struct verify *v, const struct host_mat *have,
                        const struct host_mat *want)
 {
@@ -171,14 +173,15 @@ static void check_same(struct verify *v, const struct host_mat *have,
     if (!differing)
         return;
     v->r->weights_differing += differing;
-    verify_differs(v, "%s is not the source's", have->data ? have->name : want->name);
+    verify_differs(v, "%s differs from the source", have->data ? have->name : want->name);
 }
 
-/* A projection that is left alone, in the state too. */
+/* An unquantized projection; the state must not have scales for it. */
 static enum err check_plain(struct verify *v, const struct host_mat *have,
                             const struct host_mat *want, const struct qlinear *q)
 {
-    FAIL_IF(q->scales, ERR_MISMATCH, "%s: the state has %d bits, the artifact 16",
+    FAIL_IF(q->scales, ERR_MISMATCH,
+            "%s: the state has %d bits, the artifact 16; give the state it was made from",
             want->name, q->format.bits);
     check_same(v, have, want);
     return OK;
@@ -231,8 +234,8 @@ enum err verify_weights(struct verify *v)
 {
     const struct model_source *m = hf_source(v->model);
     struct host_mat embed, norm, head;
-    const struct host_mat e = artifact_embed(v->a), n = artifact_final_norm(v->a),
-                          h = artifact_head(v->a);
+    const struct host_mat e = artifact_embed(v->a), h = artifact_head(v->a);
+    const struct host_mat n = artifact_final_norm(v->a);
     TRY(m->ends(m->ctx, &embed, &norm, &head));
     check_same(v, &e, &embed);
     check_same(v, &n, &norm);
