@@ -14,7 +14,7 @@
 
 #define CONFIG_MAX ((size_t)16 << 20)
 
-/* Copied where the checkpoint has them. */
+/* Files of the tokenizer and of generation, copied if the checkpoint has them. */
 static const char *const copied[] = {
     "tokenizer.json",
     "tokenizer.model",
@@ -27,7 +27,7 @@ static const char *const copied[] = {
     "generation_config.json",
 };
 
-/* name must outlive the manifest: a literal. */
+/* Writes a file and describes it in *file. name must outlive the manifest: a literal. */
 static enum err put(struct manifest_file *file, const char *dir, const char *name,
                     const void *data, size_t n)
 {
@@ -46,7 +46,7 @@ static enum err put_json(struct manifest_file *file, const char *dir, const char
     char *text = json_text_restored(o, JSON_INDENT(2));
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory", name);
     const size_t n = strlen(text);
-    text[n] = '\n'; /* in the place of the NUL */
+    text[n] = '\n'; /* replaces the NUL */
     const enum err err = put(file, dir, name, text, n + 1);
     free(text);
     return err;

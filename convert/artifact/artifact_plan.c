@@ -13,8 +13,7 @@
 #define SHARD_BYTES 5000000000u
 #define LAYER_PREFIX "model.layers."
 
-/* Layer of a tensor's name, -1 if it is of none; *rest is what follows "model.layers.N.".
- */
+/* Returns the layer in a tensor's name, or -1; *rest is what follows "model.layers.N.". */
 static int64_t layer_of(const char *name, const char **rest)
 {
     const size_t n = strlen(LAYER_PREFIX);
@@ -26,7 +25,7 @@ static int64_t layer_of(const char *name, const char **rest)
     return *end == '.' ? (int64_t)layer : -1;
 }
 
-/* The projection whose weight this is, -1: none. */
+/* Returns the projection whose weight is named, or -1. */
 static int linear_of(const char *rest)
 {
     for (int i = 0; i < N_LIN; i++) {

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * Which tensors an artifact holds, in which order, in which shard: known before a byte is
- * written. */
+ * The plan of an artifact: its tensors, their order and their shards, made before anything
+ * is written. */
 #ifndef WKVQ_ARTIFACT_PLAN_H
 #define WKVQ_ARTIFACT_PLAN_H
 
 #include "convert/artifact/writer.h"
 
 enum out_kind {
-    OUT_CARRY, /* as in the checkpoint */
+    OUT_CARRY, /* copied from the checkpoint */
     OUT_QWEIGHT,
     OUT_SCALES,
     OUT_ZEROS,
@@ -21,15 +21,15 @@ enum out_kind {
 struct out_tensor {
     char name[192];
     enum out_kind kind;
-    int64_t layer;               /* -1: before the layers, n_layers: behind them */
-    int lin;                     /* of a projection's three tensors */
-    const struct st_tensor *src; /* OUT_CARRY */
+    int64_t layer;               /* -1: before the layers, n_layers: after them */
+    int lin;                     /* projection, for its three packed tensors */
+    const struct st_tensor *src; /* borrowed; OUT_CARRY only */
     enum dtype dtype;
     int n_dims;
     int64_t dim[TENSOR_MAX_DIMS];
     size_t bytes;
     int shard;
-    uint32_t crc; /* once written */
+    uint32_t crc; /* set when it is written */
 };
 
 struct out_plan {
@@ -38,18 +38,20 @@ struct out_plan {
     int n_shards;
 };
 
+/* Plans the artifact of model m under settings s. Release with out_plan_free. Errors:
+ * ERR_MEMORY, ERR_FORMAT. */
 enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
                        const struct artifact_settings *s);
 void out_plan_free(struct out_plan *p);
-/* The steps of it, for whoever knows the tensors otherwise. Append one; its bytes follow
- * from type and shape. */
+/* The steps of out_plan_make, for tensors from elsewhere. Appends a copy of t; its bytes
+ * follow from type and shape. */
 enum err out_plan_add(struct out_plan *p, const struct out_tensor *t);
-/* Into shards of at most limit bytes (0: 5e9), one tensor at least each. */
+/* Assigns shards of at most `limit` bytes (0: 5e9) with at least one tensor each. */
 void out_plan_cut(struct out_plan *p, uint64_t limit);
-/* Start the file of one shard's n tensors in dir. */
+/* Opens the file of one shard, whose n tensors start at t, in dir. */
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
                         const struct out_tensor *t, size_t n);
-/* "model.safetensors", or "model-00001-of-00003.safetensors". */
+/* Writes "model.safetensors" or, of several, "model-00001-of-00003.safetensors". */
 void out_shard_name(char out[64], int shard, int n_shards);
 
 #endif

@@ -12,14 +12,14 @@
 
 #define DEVIATION 0.02
 
-/* Parts of one allocation, first counted and then handed out. */
+/* One allocation, first measured and then handed out in parts. */
 struct parts {
-    uint8_t *memory; /* NULL: counting */
+    uint8_t *memory; /* NULL: measuring */
     size_t used;
     struct rng rng;
 };
 
-/* n bytes on a word's boundary; NULL while they are counted. */
+/* Returns n bytes, word-aligned; NULL while measuring. */
 static void *take(struct parts *p, int64_t n)
 {
     void *at = p->memory ? p->memory + p->used : NULL;
@@ -37,7 +37,7 @@ static const uint8_t *random_bytes(struct parts *p, int64_t n)
     return at;
 }
 
-/* F16 numbers of either sign between 1/64 and 1/32. */
+/* Returns F16 numbers of both signs between 1/64 and 1/32. */
 static struct host_mat random_f16(struct parts *p, int64_t rows, int64_t cols)
 {
     uint16_t *at = take(p, rows * cols * 2);
@@ -56,7 +56,7 @@ static struct host_mat ones(struct parts *p, int64_t n)
     return (struct host_mat){at, DT_F32, n, 1, "norm"};
 }
 
-/* Codes and zeros uniform over 2^bits: their difference has this deviation. */
+/* Returns the standard deviation of code - zero, both uniform over 2^bits values. */
 static double spread(int bits)
 {
     return sqrt((pow(4, bits) - 1) / 6);
@@ -93,7 +93,7 @@ static void lay_out(struct artifact *a, struct parts *p)
     const struct arch *m = &a->arch;
     const int64_t channels = m->n_kv * m->head_dim;
     const float *one = ones(p, channels).data;
-    const float *none = take(p, channels * (int64_t)sizeof(float)); /* cleared */
+    const float *none = take(p, channels * (int64_t)sizeof(float)); /* zeros */
     for (int64_t i = 0; i < m->n_layers; i++) {
         struct packed_block b = {.k_scale = one, .k_shift = none};
         b.v_scale = one;

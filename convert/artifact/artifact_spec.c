@@ -48,7 +48,7 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
     return OK;
 }
 
-/* The first version whose readers understand these settings. */
+/* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
     if (w->mixed || kv->mixed)
@@ -56,7 +56,7 @@ static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
     return kv->rotate ? 2 : 1;
 }
 
-/* o.mixed, where there is a mix. */
+/* Sets o.mixed if there is a mix. False: out of memory. */
 static bool put_mix(json_t *o, const struct mix *m)
 {
     char *text;
@@ -123,7 +123,7 @@ static enum err need_bool(bool *out, const json_t *o, const char *key, const cha
     return json_get_bool(out, o, key, where);
 }
 
-/* A mix belongs to version 3: what an older reader would not understand is no mix. */
+/* Reads a mix. In files before version 3 the member has no meaning and is ignored. */
 static enum err mix_from_json(const struct mix **out, enum mix_of of, const json_t *o,
                               int64_t version, const char *where)
 {
@@ -166,7 +166,7 @@ static enum err weights_from_json(struct weight_spec *w, const json_t *o, const 
     w->method = (enum weight_method)method;
     TRY(need_bits(&w->bits, o, where));
     TRY(json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where));
-    if (!json_object_get(o, "round")) /* artifacts of before there was a choice */
+    if (!json_object_get(o, "round")) /* absent from early artifacts */
         return OK;
     TRY(need_choice(&round, o, "round", round_names, 2, where));
     w->round = (enum weight_round)round;

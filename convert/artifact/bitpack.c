@@ -1,4 +1,15 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Rows of codes as bit streams. The bits of a byte are drawn from the highest to the lowest:
+ *
+ *            byte 0                  byte 1                  byte 2
+ *   4 bits  | c1 c1 c1 c1 c0 c0 c0 c0 | c3 c3 c3 c3 c2 c2 c2 c2 | c5 ...
+ *   3 bits  | c2 c2 c1 c1 c1 c0 c0 c0 | c5 c4 c4 c4 c3 c3 c3 c2 | c7 ...
+ *   2 bits  | c3 c3 c2 c2 c1 c1 c0 c0 | c7 c7 c6 c6 c5 c5 c4 c4 | c11 ...
+ *
+ * At 4 bits the low half of a byte is the even column; read as a little-endian 32-bit word,
+ * four bytes hold columns 8 w .. 8 w + 7 from the lowest nibble up. Eight codes always fill
+ * `bits` whole bytes, so any eighth code starts on a byte. */
 #include "convert/artifact/bitpack.h"
 
 #include <string.h>

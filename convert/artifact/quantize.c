@@ -9,14 +9,13 @@
 #include <string.h>
 
 #define LANES 16
-#define RTN_ROWS 16 /* of one chunk */
+#define RTN_ROWS 16 /* of a unit of work */
 
 /* Adding 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf does, and leaves
  * the integer in the low bits; it needs no SSE4.1. */
 #define ROUNDER 0x1.8p23f
 
-/* c ? a : b by masks: compilers turn the plain form into branches and then do not
- * vectorize. */
+/* Returns c ? a : b. Compilers turn the plain form into branches, which do not vectorize. */
 static inline float pick(bool c, float a, float b)
 {
     const uint32_t mask = 0u - (uint32_t)c;
@@ -27,7 +26,7 @@ struct range {
     float lo, hi;
 };
 
-/* min(0, w) and max(0, w) over [0, n), in independent lanes. */
+/* Returns min(0, w) and max(0, w) over n values, in independent lanes. */
 static struct range row_range(const float *w, int64_t n)
 {
     float lo[LANES] = {0}, hi[LANES] = {0};
@@ -70,8 +69,8 @@ bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, 
     return all_finite(w, n);
 }
 
-/* quant_weight_code of each: clamping u to [-z, Q - z] before it is rounded is the same as
- * clamping round(u) + z to [0, Q] after, because the bounds are integers. */
+/* codes = quant_weight_code of each. Clamping u to [-z, Q - z] before rounding equals
+ * clamping round(u) + z to [0, Q] after it, because the bounds are integers. */
 static void group_codes(uint8_t *restrict codes, const float *restrict w, int64_t n,
                         float h, uint8_t z, int bits)
 {
@@ -104,12 +103,12 @@ static enum err not_finite(const struct host_mat *m, int64_t r)
     FAIL(ERR_FORMAT, "%s: row %" PRId64 " holds a value that is not finite", m->name, r);
 }
 
-/* Rows of one projection by all threads. */
+/* One projection, whose rows the threads share. */
 struct rtn {
     struct qlinear *q;
     const struct host_mat *m;
     float *row;               /* [threads][cols] */
-    atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
+    atomic_int_least64_t bad; /* a row with a non-finite value, -1: none */
 };
 
 static void rtn_rows(void *ctx, int64_t chunk, int thread)

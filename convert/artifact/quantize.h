@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rows of weights to scales, zeros and codes: kernels/tensor/quant.h a row at a time,
- * written so that compilers vectorize it for any CPU. */
+ * Rounds rows of weights to nearest: the definitions of kernels/tensor/quant.h for a row at a
+ * time, written so that compilers vectorize them for any CPU. Bit for bit the same. */
 #ifndef WKVQ_QUANTIZE_H
 #define WKVQ_QUANTIZE_H
 
@@ -11,13 +11,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Round to nearest: scales, zeros [groups] of w [n]. false: w holds a non-finite value. */
+/* scales, zeros [groups] = those of round to nearest for w [n]; scales are F16. group_size 0:
+ * the whole row. Returns false if w holds a non-finite value. */
 bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, int bits,
                    int64_t group_size);
-/* codes [n] of w [n]: quant_weight_code of each. false: w holds a non-finite value. */
+/* codes [n] = quant_weight_code of each w under the given scales and zeros. Returns false,
+ * with codes unset, if w holds a non-finite value. */
 bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
                      const uint8_t *zeros, int64_t n, int bits, int64_t group_size);
-/* quant_block_rtn by all threads of p (NULL: this one); same bits. */
+/* quant_block_rtn with the threads of p (NULL: only this one); the same bits. */
 enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struct arch *a,
                             const struct block_src *src, int64_t layer,
                             const struct weight_spec *w, const struct kv_spec *kv);

@@ -28,7 +28,7 @@ enum err artifact_is(bool *yes, const char *dir)
         if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
             goto out;
         err = OK;
-        err_clear(); /* a directory of another kind is no error to record */
+        err_clear(); /* not an artifact: no error */
         const json_t *q = json_object_get(o, "quantization_config");
         const char *method = json_string_value(json_object_get(q, "quant_method"));
         *yes = method && !strcmp(method, ARTIFACT_METHOD);
@@ -57,7 +57,7 @@ out:
     return err;
 }
 
-/* What the settings ask of the model. */
+/* Checks the settings against the architecture. */
 static enum err check_spec(const struct artifact *a)
 {
     const int64_t n = a->arch.n_layers;
@@ -76,8 +76,8 @@ static bool is_tensor_file(const char *name)
     return n >= k && !strcmp(name + n - k, end);
 }
 
-/* Whether a copy of each tensor file leaves room for as much again. Files of another size
- * than the manifest's are only looked at, and refused. */
+/* *yes = the tensor files need at most half of the available memory. Files of another size
+ * than the manifest says are not copied, only opened and refused. */
 static enum err have_room(bool *yes, const struct artifact *a)
 {
     const struct manifest *m = a->manifest;
@@ -97,7 +97,7 @@ static enum err have_room(bool *yes, const struct artifact *a)
     return OK;
 }
 
-/* Limits on a process may refuse memory that the system has: a map needs none. */
+/* A process limit may make the copy fail: falls back to mmap. */
 static enum err open_file(struct st_file **out, const char *path, bool load)
 {
     const enum err err = load ? st_load(out, path) : st_open(out, path);
@@ -222,7 +222,7 @@ static uint16_t scale_at(const struct packed_linear *p, int64_t i)
     return (uint16_t)(p->scales[2 * i] | p->scales[2 * i + 1] << 8);
 }
 
-/* codes: those that do not follow from the source weight too. */
+/* codes: copies the codes as well. */
 static enum err copy_linear(struct qlinear *q, const struct packed_linear *p, bool codes)
 {
     const int64_t code_bytes = bitpack_bytes(p->in, p->bits);
@@ -265,8 +265,8 @@ out:
     return err;
 }
 
-#define UNPACK_PIECE                                                                       \
-    512 /* codes at a time: a multiple of 8, so that pieces start on bytes */
+/* Codes unpacked at a time: a multiple of 8, so that each piece starts on a byte. */
+#define UNPACK_PIECE 512
 
 static void unpack_row(float *w, const struct packed_linear *p, int64_t r)
 {
@@ -302,9 +302,9 @@ void packed_linear_unpack(float *w, const struct packed_linear *p)
         unpack_row(w + r * p->in, p, r);
 }
 
-/* --- the unpacked weights as a source ----------------------------------------------- */
+/* --- the dequantized weights as a source --------------------------------------------- */
 
-/* Weights of projection l that are unpacked; the others are seen where they lie. */
+/* Returns the elements of projection l to dequantize; unquantized ones are used in place. */
 static int64_t unpacked_count(const struct packed_block *b, int l)
 {
     return b->lin[l].bits < 16 ? b->lin[l].out * b->lin[l].in : 0;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Tensors by name to the packed blocks: every shape, dtype and value rule is checked here.
- */
+ * Binds tensors by name to packed blocks; checks every shape, type and value rule. */
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader_check.h"
 #include "kernels/base/half.h"
@@ -11,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Where a tensor is looked for, and what the message starts with. */
+/* The place of a tensor: its name, and the start of messages about it. */
 struct place {
     const struct artifact *a;
     int64_t layer;             /* -1: outside the layers */
@@ -39,7 +38,7 @@ const struct st_tensor *reader_find(const struct artifact *a, const char *name,
     return NULL;
 }
 
-/* A tensor of rows x cols, or of rows when cols is 0. */
+/* Finds a tensor [rows][cols], or [rows] if cols is 0. */
 static enum err need(const struct st_tensor **out, const char **file, const struct place *p,
                      int64_t rows, int64_t cols)
 {
@@ -81,7 +80,7 @@ static enum err need_plain(struct host_mat *out, const struct place *p, int64_t 
     return OK;
 }
 
-/* The unused high bits of every row must be 0, so that there is one spelling of a row. */
+/* Checks that the unused high bits of every row are 0: codes have one encoding. */
 static enum err check_padding(const struct st_tensor *t, int64_t codes, int bits,
                               const char *file)
 {
@@ -90,7 +89,7 @@ static enum err check_padding(const struct st_tensor *t, int64_t codes, int bits
         return OK;
     for (int64_t r = 0; r < t->dim[0]; r++)
         FAIL_IF(t->data[(r + 1) * t->dim[1] - 1] >> used, ERR_FORMAT,
-                "%s: tensor %s: row %" PRId64 " has bits set behind its last code", file,
+                "%s: tensor %s: row %" PRId64 " has bits set after its last code", file,
                 t->name, r);
     return OK;
 }
@@ -209,7 +208,7 @@ enum err reader_bind(struct artifact *a)
 {
     const size_t n = (size_t)a->arch.n_layers;
     size_t floats = 0;
-    /* A hostile config.json may ask for anything: the tensors must be there first. */
+    /* A hostile config.json may claim any size: the manifest bounds it before allocation. */
     FAIL_IF(n > a->manifest->n_tensors, ERR_FORMAT,
             "%s: config.json says %" PRId64 " layers, the manifest lists %zu tensors",
             a->dir, a->arch.n_layers, a->manifest->n_tensors);

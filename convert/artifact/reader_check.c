@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The manifest against the files. */
+ * Compares the files of an artifact with its manifest. */
 #include "convert/artifact/reader_check.h"
 
 #include "kernels/base/bytes.h"
@@ -84,8 +84,8 @@ static enum err check_tensors(const struct artifact *a, int64_t *in_file)
     return OK;
 }
 
-/* Tensors' CRCs one by one, so that a damaged one is named; the file's own is put together
- * from the header's and theirs, so that the data is read once. */
+/* Checks the CRC of every tensor, so that a message names the damaged one. The CRC of the
+ * file is combined from those of header and tensors, so data is read once. */
 static enum err check_tensor_file(const struct artifact *a, size_t k)
 {
     const struct st_file *f = a->file[k];
