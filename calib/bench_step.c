@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * The training step of a run, repeated and timed by part: the same code, on made-up
- * activations and one block's weights in every place. */
+ * Times the training step of a calibration, by part: the same code on random activations, with
+ * the weights of block 0 for every block. */
 #include "calib/calib.h"
 
-#include "calib/run.h"
+#include "calib/calibration.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
@@ -16,7 +16,7 @@ struct bench {
     const struct calib_settings *s;
     struct fakequant f;
     struct recon r;
-    struct arch arch;         /* as many blocks as a full step needs */
+    struct arch arch;         /* cut to the blocks that a full step needs */
     struct model_source same; /* block 0 for every block */
     const struct model_source *from;
     void *target_memory;
@@ -35,7 +35,7 @@ static enum err stage(void *ctx, struct tensor *t, int64_t j)
     return OK;
 }
 
-/* x and the target: normal values, as a residual stream has them. */
+/* Fills x and the target with normal values. */
 static enum err fill(struct bench *b)
 {
     const int64_t n = tensor_count(&b->r.x);
@@ -95,7 +95,7 @@ static enum err step(struct bench *b, int64_t number)
     return dev_sync(b->dev);
 }
 
-/* One step, timed: *out from what the clock and the device's parts gained. */
+/* Times one step by the clock and by the device's counters of its parts. */
 static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t number)
 {
     double part[N_DEV_PARTS];
@@ -126,7 +126,8 @@ static int by_time(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-/* The median step, whole, so that its parts add up; the faster of the middle two. */
+/* *out = the median step with its own parts, so that they add up; of an even number the
+ * faster of the middle two. */
 static enum err median_step(struct calib_bench *out, struct bench *b, int64_t steps,
                             int64_t first)
 {
@@ -161,7 +162,7 @@ enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct a
 {
     struct bench b = {0};
     struct calib_settings own = *s;
-    /* Its steps cost what those of rounded weights do, and need no codes. */
+    /* A step of GPTQ costs as much as one of rounded weights, which need no codes. */
     if (own.weights.method == WEIGHT_GPTQ)
         own.weights.method = WEIGHT_RTN;
     enum err err = open_bench(&b, d, a, src, &own);

@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * The loop over blocks: start values from the block's own keys and values, training, the
- * result handed over, and every stream moved on by one block. */
+ * The loop over blocks. Streams hold one hidden state per sample at some depth:
+ *
+ *   x         input of block b in the quantized model
+ *   target    outputs of full-precision blocks b .. b + k, compared in the loss
+ *
+ * For each block: load weights, set start values (from its own keys, values and inputs),
+ * train, hand the result over, and move every stream on by one block. */
 #include "calib/calib.h"
 
+#include "calib/calibration.h"
 #include "calib/model/model.h"
-#include "calib/run.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 
@@ -18,7 +23,7 @@
 static enum err check_bits(const char *key, int bits)
 {
     FAIL_IF(!(bits >= 2 && bits <= 8) && bits != 16, ERR_USAGE,
-            "%s is %d, want 2 to 8, or 16 to leave it alone", key, bits);
+            "%s is %d, want 2 to 8, or 16 for no quantization", key, bits);
     return OK;
 }
 
@@ -49,159 +54,159 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
 
 /* --- streams ------------------------------------------------------------------------ */
 
-static enum err open_streams(struct run *r)
+static enum err open_streams(struct calibration *c)
 {
-    const struct calib_settings *s = r->s;
+    const struct calib_settings *s = c->s;
     size_t one;
     char name[32];
-    TRY(stream_bytes(&one, r->arch, s));
+    TRY(stream_bytes(&one, c->arch, s));
     const enum stream_place place =
-        stream_place_of(s, (double)one * (double)(r->n_targets + 1));
-    TRY(mem_calloc(&r->target, (size_t)r->n_targets, sizeof(*r->target)));
-    TRY(stream_open(&r->x, r->io, r->dev, r->arch, s, "quantized", place));
-    for (int64_t j = 0; j < r->n_targets; j++) {
+        stream_place_of(s, (double)one * (double)(c->n_targets + 1));
+    TRY(mem_calloc(&c->target, (size_t)c->n_targets, sizeof(*c->target)));
+    TRY(stream_open(&c->x, c->io, c->dev, c->arch, s, "quantized", place));
+    for (int64_t j = 0; j < c->n_targets; j++) {
         snprintf(name, sizeof(name), "target-%" PRId64, j);
-        TRY(stream_open(&r->target[j], r->io, r->dev, r->arch, s, name, place));
+        TRY(stream_open(&c->target[j], c->io, c->dev, c->arch, s, name, place));
     }
     return OK;
 }
 
-static enum err open_run(struct run *r)
+static enum err open_calibration(struct calibration *c)
 {
-    TRY(fakequant_open(&r->f, r->dev, r->arch, r->s));
-    TRY(recon_open(&r->r, r->dev, r->arch, r->s));
-    if (r->f.learn_weights && r->s->weights_init == INIT_SEARCH)
-        TRY(search_open(&r->search, r->dev, r->arch, r->s));
-    if (calib_searches_kv(r->s))
-        TRY(kv_search_open(&r->kv, r->dev, r->arch));
-    if (r->f.gptq || r->f.gptq_start)
-        TRY(gptq_open(&r->g, r->dev, r->arch, r->s));
-    r->n_targets = r->s->crr_terms == TERMS_ALL ? r->r.depth + 1 : 1;
-    return open_streams(r);
+    TRY(fakequant_open(&c->fq, c->dev, c->arch, c->s));
+    TRY(recon_open(&c->recon, c->dev, c->arch, c->s));
+    if (c->fq.learn_weights && c->s->weights_init == INIT_SEARCH)
+        TRY(search_open(&c->search, c->dev, c->arch, c->s));
+    if (calib_searches_kv(c->s))
+        TRY(kv_search_open(&c->kv_search, c->dev, c->arch));
+    if (c->fq.gptq || c->fq.gptq_start)
+        TRY(gptq_open(&c->gptq, c->dev, c->arch, c->s));
+    c->n_targets = c->s->crr_terms == TERMS_ALL ? c->recon.depth + 1 : 1;
+    return open_streams(c);
 }
 
-static void close_run(struct run *r)
+static void close_calibration(struct calibration *c)
 {
-    stream_close(&r->x);
-    for (int64_t j = 0; r->target && j < r->n_targets; j++)
-        stream_close(&r->target[j]);
-    mem_free(r->target);
-    fakequant_close(&r->f);
-    recon_close(&r->r);
-    gptq_close(&r->g);
-    search_close(&r->search);
-    kv_search_close(&r->kv);
+    stream_close(&c->x);
+    for (int64_t j = 0; c->target && j < c->n_targets; j++)
+        stream_close(&c->target[j]);
+    mem_free(c->target);
+    fakequant_close(&c->fq);
+    recon_close(&c->recon);
+    gptq_close(&c->gptq);
+    search_close(&c->search);
+    kv_search_close(&c->kv_search);
 }
 
-static enum err step_done(struct run *r, enum calib_event_kind kind)
+static enum err step_done(struct calibration *c, enum calib_event_kind kind)
 {
-    r->units_done++;
-    run_event(r, kind, 0);
-    FAIL_IF(run_stop(r), ERR_STOPPED,
+    c->units_done++;
+    calib_notify(c, kind, 0);
+    FAIL_IF(calib_stop_asked(c), ERR_STOPPED,
             "stopped before training block %" PRId64 "; finished blocks are saved",
-            r->block);
+            c->block);
     return OK;
 }
 
-static struct stream *target_of(struct run *r, int64_t block)
+static struct stream *target_of(struct calibration *c, int64_t block)
 {
-    return &r->target[(block + r->n_targets) % r->n_targets];
+    return &c->target[(block + c->n_targets) % c->n_targets];
 }
 
-/* Both streams' start: the embedding, which is "block -1's" output. */
-static enum err embed_samples(struct run *r)
+/* Both streams start at the embedding, the output of "block -1". */
+static enum err embed_samples(struct calibration *c)
 {
     struct host_mat embed, norm, head;
-    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
-    for (int64_t i = 0; i < r->s->samples; i++) {
-        TRY(model_embed(r->dev, &r->r.x, &embed, r->tokens + i * r->s->seqlen));
-        TRY(stream_write(&r->x, i, &r->r.x));
-        TRY(stream_write(target_of(r, -1), i, &r->r.x));
+    TRY(c->src->ends(c->src->ctx, &embed, &norm, &head));
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        TRY(model_embed(c->dev, &c->recon.x, &embed, c->tokens + i * c->s->seqlen));
+        TRY(stream_write(&c->x, i, &c->recon.x));
+        TRY(stream_write(target_of(c, -1), i, &c->recon.x));
     }
     return OK;
 }
 
-/* Output of full-precision block b for every sample, from that of block b - 1. */
-static enum err move_target(struct run *r, int64_t b, enum calib_event_kind kind)
+/* Computes the outputs of full-precision block b from those of block b - 1. */
+static enum err move_target(struct calibration *c, int64_t b, enum calib_event_kind kind)
 {
     const struct block_weights *w;
     const struct tensor *out;
-    TRY(recon_full(&r->r, &w, r->src, b));
-    for (int64_t i = 0; i < r->s->samples; i++) {
-        r->sample = i;
-        TRY(stream_read(target_of(r, b - 1), &r->r.x, i));
-        TRY(stream_prefetch(target_of(r, b - 1), i + 1));
-        TRY(recon_plain(&r->r, w, NULL, &out));
-        TRY(stream_write(target_of(r, b), i, out));
-        TRY(step_done(r, kind));
+    TRY(recon_full(&c->recon, &w, c->src, b));
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        c->sample = i;
+        TRY(stream_read(target_of(c, b - 1), &c->recon.x, i));
+        TRY(stream_prefetch(target_of(c, b - 1), i + 1));
+        TRY(recon_plain(&c->recon, w, NULL, &out));
+        TRY(stream_write(target_of(c, b), i, out));
+        TRY(step_done(c, kind));
     }
     return OK;
 }
 
-/* The quantized stream through the block in work, as f says. */
-static enum err move_quantized(struct run *r, enum calib_event_kind kind)
+/* Moves the quantized stream through the block in work as it is quantized now. */
+static enum err move_quantized(struct calibration *c, enum calib_event_kind kind)
 {
     const struct tensor *out;
-    for (int64_t i = 0; i < r->s->samples; i++) {
-        r->sample = i;
-        TRY(stream_read(&r->x, &r->r.x, i));
-        TRY(stream_prefetch(&r->x, i + 1));
-        TRY(recon_quantized(&r->r, &r->f, &out));
-        TRY(stream_write(&r->x, i, out));
-        TRY(step_done(r, kind));
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        c->sample = i;
+        TRY(stream_read(&c->x, &c->recon.x, i));
+        TRY(stream_prefetch(&c->x, i + 1));
+        TRY(recon_quantized(&c->recon, &c->fq, &out));
+        TRY(stream_write(&c->x, i, out));
+        TRY(step_done(c, kind));
     }
     return OK;
 }
 
-static enum err load_block(struct run *r)
+static enum err load_block(struct calibration *c)
 {
     struct block_src src;
-    TRY(r->src->block(r->src->ctx, r->block, &src));
-    return fakequant_load(&r->f, &src, r->block);
+    TRY(c->src->block(c->src->ctx, c->block, &src));
+    return fakequant_load(&c->fq, &src, c->block);
 }
 
-/* A block that an earlier run finished: the stream passes it as it did then. */
-static enum err replay_block(struct run *r)
+/* Moves the quantized stream through a block that an earlier run finished. */
+static enum err replay_block(struct calibration *c)
 {
     struct block_quant q = {0};
-    TRY(load_block(r));
-    TRY(r->io->load_block(r->io->ctx, r->block, &q));
-    const enum err err = fakequant_import(&r->f, &q);
+    TRY(load_block(c));
+    TRY(c->io->load_block(c->io->ctx, c->block, &q));
+    const enum err err = fakequant_import(&c->fq, &q);
     block_quant_free(&q);
-    return err ? err : move_quantized(r, CALIB_PREPARE);
+    return err ? err : move_quantized(c, CALIB_PREPARE);
 }
 
-static void release_block(struct run *r, int64_t b)
+static void release_block(struct calibration *c, int64_t b)
 {
-    if (r->src->release && b >= 0)
-        r->src->release(r->src->ctx, b);
+    if (c->src->release && b >= 0)
+        c->src->release(c->src->ctx, b);
 }
 
-/* What the next block needs is read while this one trains: its own weights again, and those
- * of one more block behind. */
-static void prefetch_next(const struct run *r)
+/* Starts reading what the next block needs while this one trains: its own weights again, and
+ * those of one more block at the end of the chain. */
+static void prefetch_next(const struct calibration *c)
 {
-    const int64_t next = r->block + 1, last = next + r->r.depth;
-    if (!r->src->prefetch)
+    const int64_t next = c->block + 1, last = next + c->recon.depth;
+    if (!c->src->prefetch)
         return;
-    if (next < r->arch->n_layers)
-        r->src->prefetch(r->src->ctx, next);
-    if (last > next && last < r->arch->n_layers)
-        r->src->prefetch(r->src->ctx, last);
+    if (next < c->arch->n_layers)
+        c->src->prefetch(c->src->ctx, next);
+    if (last > next && last < c->arch->n_layers)
+        c->src->prefetch(c->src->ctx, last);
 }
 
-/* Streams as they are before block `first`. */
-static enum err fill_streams(struct run *r, int64_t first)
+/* Brings the streams to where they are before block `first`. */
+static enum err fill_streams(struct calibration *c, int64_t first)
 {
-    TRY(embed_samples(r));
-    for (int64_t b = 0; b <= first + recon_reach(&r->r, first); b++) {
-        TRY(move_target(r, b, CALIB_PREPARE));
+    TRY(embed_samples(c));
+    for (int64_t b = 0; b <= first + recon_reach(&c->recon, first); b++) {
+        TRY(move_target(c, b, CALIB_PREPARE));
         if (b < first)
-            release_block(r, b);
+            release_block(c, b);
     }
-    for (r->block = 0; r->block < first; r->block++) {
-        TRY(replay_block(r));
-        release_block(r, r->block);
+    for (c->block = 0; c->block < first; c->block++) {
+        TRY(replay_block(c));
+        release_block(c, c->block);
     }
     return OK;
 }
@@ -210,218 +215,222 @@ static enum err fill_streams(struct run *r, int64_t first)
 
 /* Every sample through the block in full precision, whose keys and values add() then
  * finds. */
-static enum err
-scan_kv(struct run *r, enum err (*add)(struct run *r, const struct block_kv *kv, void *ctx),
-        void *ctx)
+static enum err scan_kv(struct calibration *c,
+                        enum err (*add)(struct calibration *c, const struct block_kv *kv,
+                                        void *ctx),
+                        void *ctx)
 {
-    struct block_kv plain = {.spec = r->s->kv, .layer = r->block};
+    struct block_kv plain = {.spec = c->s->kv, .layer = c->block};
     const struct tensor *out;
     plain.spec.method = KV_TOKEN;
     plain.spec.past_only = true;
     plain.spec.window = 1;
     plain.spec.sink = 0;
-    for (int64_t i = 0; i < r->s->samples; i++) {
-        r->sample = i;
-        TRY(stream_read(&r->x, &r->r.x, i));
-        TRY(stream_prefetch(&r->x, i + 1));
-        TRY(recon_plain(&r->r, &r->f.wq, &plain, &out));
-        TRY(add(r, &plain, ctx));
-        TRY(step_done(r, CALIB_PREPARE));
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        c->sample = i;
+        TRY(stream_read(&c->x, &c->recon.x, i));
+        TRY(stream_prefetch(&c->x, i + 1));
+        TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
+        TRY(add(c, &plain, ctx));
+        TRY(step_done(c, CALIB_PREPARE));
     }
     return OK;
 }
 
-/* Into minima and maxima of K (as they are quantized) and V, [4][K*d] on the device: k_min,
- * k_max, v_min, v_max. */
-static enum err add_range(struct run *r, const struct block_kv *kv, void *ctx)
+/* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized), then
+ * of V. */
+static enum err add_range(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
     const struct tensor *range = ctx;
-    const struct tensor k = block_keys(&r->r.acts[0], r->arch, &kv->spec);
-    const struct tensor v = block_values(&r->r.acts[0], r->arch);
-    TRY(dev_col_minmax(r->dev, &range[0], &range[1], &k));
-    return dev_col_minmax(r->dev, &range[2], &range[3], &v);
+    const struct tensor k = block_keys(&c->recon.acts[0], c->arch, &kv->spec);
+    const struct tensor v = block_values(&c->recon.acts[0], c->arch);
+    TRY(dev_col_minmax(c->dev, &range[0], &range[1], &k));
+    return dev_col_minmax(c->dev, &range[2], &range[3], &v);
 }
 
-static enum err scan_to_host(struct run *r, float *host, int64_t C)
+/* host [4][C] = the ranges over all samples. */
+static enum err scan_to_host(struct calibration *c, float *host, int64_t C)
 {
     void *memory = NULL;
     struct tensor range[4];
     const size_t bytes = 4 * (size_t)C * sizeof(float);
-    TRY(dev_alloc(r->dev, &memory, bytes));
+    TRY(dev_alloc(c->dev, &memory, bytes));
     for (int64_t i = 0; i < 4 * C; i++)
         host[i] = i / C % 2 ? -INFINITY : INFINITY;
-    enum err err = dev_upload(r->dev, memory, host, bytes);
+    enum err err = dev_upload(c->dev, memory, host, bytes);
     for (int64_t i = 0; i < 4; i++)
         range[i] = tensor_1d((float *)memory + i * C, DT_F32, C);
     if (!err)
-        err = scan_kv(r, add_range, range);
+        err = scan_kv(c, add_range, range);
     if (!err)
-        err = dev_download(r->dev, host, memory, bytes);
-    dev_free(r->dev, memory);
+        err = dev_download(c->dev, host, memory, bytes);
+    dev_free(c->dev, memory);
     return err;
 }
 
-static enum err check_range(const struct run *r, const float *host, int64_t C)
+static enum err check_range(const struct calibration *c, const float *host, int64_t C)
 {
     for (int64_t i = 0; i < 4 * C; i++)
         FAIL_IF(!isfinite(host[i]), ERR_NUMERIC,
                 "block %" PRId64 ": %s are not finite in full precision; look at the "
                 "checkpoint's values in this block",
-                r->block, i < 2 * C ? "keys" : "values");
+                c->block, i < 2 * C ? "keys" : "values");
     return OK;
 }
 
-static enum err add_errors(struct run *r, const struct block_kv *kv, void *ctx)
+static enum err add_errors(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
-    return kv_search_add(ctx, &r->r.acts[0], kv);
+    return kv_search_add(ctx, &c->recon.acts[0], kv);
 }
 
-/* From range [4][C]. */
-static enum err choose_alpha(struct run *r, float alpha[2], const float *range, int64_t C)
+/* Chooses the smoothing exponents of K and V; range [4][C] as add_range has it. */
+static enum err choose_alpha(struct calibration *c, float alpha[2], const float *range,
+                             int64_t C)
 {
     const float *const mn[] = {range, range + 2 * C}, *const mx[] = {range + C,
                                                                      range + 3 * C};
     alpha[KV_K] = alpha[KV_V] = KV_ALPHA;
-    if (!r->kv.dev)
+    if (!c->kv_search.dev)
         return OK;
-    TRY(kv_search_begin(&r->kv, mn, mx));
-    TRY(scan_kv(r, add_errors, &r->kv));
-    kv_search_finish(alpha, &r->kv);
+    TRY(kv_search_begin(&c->kv_search, mn, mx));
+    TRY(scan_kv(c, add_errors, &c->kv_search));
+    kv_search_finish(alpha, &c->kv_search);
     return OK;
 }
 
-static enum err start_values(struct run *r)
+static enum err start_values(struct calibration *c)
 {
-    const int64_t C = r->arch->n_kv * r->arch->head_dim;
+    const int64_t C = c->arch->n_kv * c->arch->head_dim;
     float *host = NULL, alpha[2];
-    if (!run_scans_kv(r, r->block))
-        return fakequant_start(&r->f, NULL, NULL, NULL, NULL, NULL);
+    if (!calib_kv_passes(c, c->block))
+        return fakequant_start(&c->fq, NULL, NULL, NULL, NULL, NULL);
     TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
-    enum err err = scan_to_host(r, host, C);
+    enum err err = scan_to_host(c, host, C);
     if (!err)
-        err = check_range(r, host, C);
+        err = check_range(c, host, C);
     if (!err)
-        err = choose_alpha(r, alpha, host, C);
+        err = choose_alpha(c, alpha, host, C);
     if (!err)
-        err = fakequant_start(&r->f, host, host + C, host + 2 * C, host + 3 * C, alpha);
+        err = fakequant_start(&c->fq, host, host + C, host + 2 * C, host + 3 * C, alpha);
     mem_free(host);
     return err;
 }
 
 /* --- from the inputs of projections --------------------------------------------------- */
 
-/* Second moments of the inputs, as the block in full precision has them on the quantized
- * stream: for the search of clipping, and for GPTQ. */
-static enum err gather_inputs(struct run *r)
+/* Collects the second moments of the projections' inputs, from the full-precision block on
+ * the quantized stream: for GPTQ and for the search of the clipping. */
+static enum err gather_inputs(struct calibration *c)
 {
     const struct tensor *out;
-    if (r->search.dev)
-        search_begin(&r->search);
-    if (r->g.dev)
-        TRY(gptq_begin(&r->g));
-    for (int64_t i = 0; i < r->s->samples; i++) {
-        r->sample = i;
-        TRY(stream_read(&r->x, &r->r.x, i));
-        TRY(stream_prefetch(&r->x, i + 1));
-        TRY(recon_plain(&r->r, &r->f.wq, NULL, &out));
-        if (r->search.dev)
-            TRY(search_add(&r->search, &r->r.acts[0]));
-        if (r->g.dev)
-            TRY(gptq_add(&r->g, &r->r.acts[0]));
-        TRY(step_done(r, CALIB_PREPARE));
+    if (c->search.dev)
+        search_begin(&c->search);
+    if (c->gptq.dev)
+        TRY(gptq_begin(&c->gptq));
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        c->sample = i;
+        TRY(stream_read(&c->x, &c->recon.x, i));
+        TRY(stream_prefetch(&c->x, i + 1));
+        TRY(recon_plain(&c->recon, &c->fq.wq, NULL, &out));
+        if (c->search.dev)
+            TRY(search_add(&c->search, &c->recon.acts[0]));
+        if (c->gptq.dev)
+            TRY(gptq_add(&c->gptq, &c->recon.acts[0]));
+        TRY(step_done(c, CALIB_PREPARE));
     }
     return OK;
 }
 
-/* Weights take their codes at the next apply. */
-static enum err choose_codes(struct run *r)
+/* GPTQ chooses codes or start offsets; the next apply uses them. */
+static enum err choose_codes(struct calibration *c)
 {
-    const enum err err = gptq_finish(&r->g, &r->f);
-    return err ? err_add(err, "block %" PRId64 ", ", r->block) : OK;
+    const enum err err = gptq_finish(&c->gptq, &c->fq);
+    return err ? err_add(err, "block %" PRId64 ", ", c->block) : OK;
 }
 
-/* What learns, where it begins. */
-static enum err start_block(struct run *r)
+/* Sets the start values of all that learns. */
+static enum err start_block(struct calibration *c)
 {
-    if (run_gathers(r))
-        TRY(gather_inputs(r));
-    TRY(start_values(r));
-    if (r->search.dev)
-        TRY(search_finish(&r->search, &r->f));
-    return r->f.gptq_start ? choose_codes(r) : OK;
+    if (calib_gathers_inputs(c))
+        TRY(gather_inputs(c));
+    TRY(start_values(c));
+    if (c->search.dev)
+        TRY(search_finish(&c->search, &c->fq));
+    return c->fq.gptq_start ? choose_codes(c) : OK;
 }
 
 /* --- one block ---------------------------------------------------------------------- */
 
-static enum err hand_over(struct run *r)
+static enum err hand_over(struct calibration *c)
 {
     struct block_quant q = {0};
-    TRY(fakequant_export(&r->f, &q));
-    const enum err err = r->io->save_block(r->io->ctx, r->block, &q, &r->at.stats);
+    TRY(fakequant_export(&c->fq, &q));
+    const enum err err = c->io->save_block(c->io->ctx, c->block, &q, &c->at.stats);
     block_quant_free(&q);
     return err;
 }
 
-static enum err calibrate_block(struct run *r)
+static enum err calibrate_block(struct calibration *c)
 {
-    const double units = r->units_done;
+    const double units = c->units_done;
     bool restored = false;
-    r->at = (struct progress){.stats = {.block = r->block}};
-    r->clock = clock_s();
-    dev_gemm_seconds(r->dev, true);
-    TRY(load_block(r));
-    prefetch_next(r);
-    if (r->f.gptq) {
-        TRY(gather_inputs(r));
-        TRY(choose_codes(r));
+    c->at = (struct block_position){.stats = {.block = c->block}};
+    c->clock = clock_s();
+    dev_gemm_seconds(c->dev, true);
+    TRY(load_block(c));
+    prefetch_next(c);
+    if (c->fq.gptq) {
+        TRY(gather_inputs(c));
+        TRY(choose_codes(c));
     }
-    if (fakequant_learns(&r->f, r->block))
-        TRY(run_load_partial(r, &restored));
+    if (fakequant_learns(&c->fq, c->block))
+        TRY(calib_load_partial(c, &restored));
     if (!restored)
-        TRY(start_block(r));
+        TRY(start_block(c));
     else
-        r->units_done += run_units_so_far(r);
-    TRY(run_train_block(r));
-    r->units_done = units + run_block_units(r, r->block);
-    run_take_time(r);
-    TRY(hand_over(r));
-    run_event(r, CALIB_BLOCK, r->at.stats.best_loss);
+        c->units_done += calib_units_done(c);
+    TRY(calib_train_block(c));
+    c->units_done = units + calib_block_units(c, c->block);
+    calib_take_time(c);
+    TRY(hand_over(c));
+    calib_notify(c, CALIB_BLOCK, c->at.stats.best_loss);
     return OK;
 }
 
-/* Every stream from before block r->block to before the next. */
-static enum err advance(struct run *r)
+/* Moves every stream from before the block in work to before the next. */
+static enum err advance(struct calibration *c)
 {
-    const int64_t next = r->block + 1;
-    TRY(move_quantized(r, CALIB_ADVANCE));
-    if (next + r->r.depth < r->arch->n_layers)
-        TRY(move_target(r, next + r->r.depth, CALIB_ADVANCE));
-    release_block(r, r->block);
+    const int64_t next = c->block + 1;
+    TRY(move_quantized(c, CALIB_ADVANCE));
+    if (next + c->recon.depth < c->arch->n_layers)
+        TRY(move_target(c, next + c->recon.depth, CALIB_ADVANCE));
+    release_block(c, c->block);
     return OK;
 }
 
-static double all_units(const struct run *r, int64_t first)
+/* Returns the forward passes of the whole calibration, for progress. */
+static double all_units(const struct calibration *c, int64_t first)
 {
-    const int64_t L = r->arch->n_layers;
-    const int64_t filled = 2 * first + recon_reach(&r->r, first) + 1;
-    const int64_t moved = (L - 1 - first) + (L - 1 - first - recon_reach(&r->r, first));
-    double units = (double)((filled + moved) * r->s->samples);
+    const int64_t L = c->arch->n_layers;
+    const int64_t filled = 2 * first + recon_reach(&c->recon, first) + 1;
+    const int64_t moved = (L - 1 - first) + (L - 1 - first - recon_reach(&c->recon, first));
+    double units = (double)((filled + moved) * c->s->samples);
     for (int64_t b = first; b < L; b++)
-        units += run_block_units(r, b);
+        units += calib_block_units(c, b);
     return units;
 }
 
-static enum err run_all(struct run *r, int64_t first)
+static enum err calibrate_all(struct calibration *c, int64_t first)
 {
-    TRY(open_run(r));
-    r->units_total = all_units(r, first);
-    if (first == r->arch->n_layers)
+    TRY(open_calibration(c));
+    c->units_total = all_units(c, first);
+    if (first == c->arch->n_layers)
         return OK;
-    TRY(fill_streams(r, first));
-    for (r->block = first; r->block < r->arch->n_layers; r->block++) {
-        TRY(calibrate_block(r));
-        if (r->block + 1 < r->arch->n_layers)
-            TRY(advance(r));
+    TRY(fill_streams(c, first));
+    for (c->block = first; c->block < c->arch->n_layers; c->block++) {
+        TRY(calibrate_block(c));
+        if (c->block + 1 < c->arch->n_layers)
+            TRY(advance(c));
     }
     return OK;
 }
@@ -431,8 +440,9 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
                    int64_t first_block, const struct calib_io *io)
 {
     TRY(check_settings(a, s, first_block));
-    struct run r = {.dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
-    const enum err err = run_all(&r, first_block);
-    close_run(&r);
+    struct calibration c = {
+        .dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
+    const enum err err = calibrate_all(&c, first_block);
+    close_calibration(&c);
     return err;
 }

@@ -66,7 +66,7 @@ void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_
         ls[c] = moving ? (float)((isnan(ls[c]) ? least : (double)ls[c]) - mean) : 0;
 }
 
-/* s of every alpha, and delta, by way of host [2 C]. */
+/* Uploads s for every alpha, and delta; host [2 C] is scratch. */
 static enum err begin_side(struct kv_search *k, int side, const float *mn, const float *mx,
                            float *host)
 {
@@ -95,7 +95,7 @@ enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
     return err;
 }
 
-/* y: room for the quantized x, both [T,K*d]. */
+/* Adds the errors of all alphas for x [T,K*d]; y of the same shape is scratch. */
 static enum err add_side(struct kv_search *k, int side, struct kv_format f,
                          const struct tensor *y, const struct tensor *x)
 {

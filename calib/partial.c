@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The block in work as host tensors: parameters, moments, the best so far, and where in
- * training it stands. Losses travel as the bits of their doubles. */
-#include "calib/run.h"
+ * Saves and restores the block in work as named host tensors: parameters, moments, the best
+ * so far, and the position in training. Losses are stored as the bits of their doubles. */
+#include "calib/calibration.h"
 
 #include "kernels/base/mem.h"
 
@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum { POS_VERSION, POS_MEASURED, POS_EPOCH, POS_STEP, POS_BEST, POS_EPOCHS, N_POS };
-/* Then one loss an epoch. The seconds are those of all runs so far. */
+/* From LOSS_EPOCHS on one loss per epoch. Seconds are those of all runs so far. */
 enum { LOSS_START, LOSS_BEST, LOSS_SECONDS, LOSS_GEMM_SECONDS, LOSS_EPOCHS };
 
 #define PARTIAL_VERSION 2
@@ -27,7 +27,7 @@ static void name_tensor(struct named_tensor *t, const char *name, struct tensor 
     t->t = x;
 }
 
-static void pack_position(const struct progress *at, int64_t *pos, int64_t *loss)
+static void pack_position(const struct block_position *at, int64_t *pos, int64_t *loss)
 {
     const struct calib_block_stats *s = &at->stats;
     pos[POS_VERSION] = PARTIAL_VERSION;
@@ -43,7 +43,8 @@ static void pack_position(const struct progress *at, int64_t *pos, int64_t *loss
     memcpy(&loss[LOSS_EPOCHS], s->epoch_loss, sizeof(s->epoch_loss));
 }
 
-/* What is on the device, by name: the vectors, and with learned rounding the offsets. */
+/* Lists the device tensors to save: the vectors, and the offsets of learned rounding.
+ * Returns how many there are. */
 static int list_device(struct named_tensor *t, const struct fakequant *f)
 {
     const struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
@@ -59,7 +60,7 @@ static int list_device(struct named_tensor *t, const struct fakequant *f)
     return n;
 }
 
-/* Room for all of them in one piece. */
+/* Allocates host memory for all of them together. */
 static enum err alloc_host(float **out, const struct named_tensor *t, int n)
 {
     size_t count = 0;
@@ -68,26 +69,26 @@ static enum err alloc_host(float **out, const struct named_tensor *t, int n)
     return mem_alloc(out, count, sizeof(**out));
 }
 
-enum err run_save_partial(struct run *r)
+enum err calib_save_partial(struct calibration *c)
 {
     struct named_tensor t[N_TENSORS];
     int64_t pos[N_POS], loss[N_LOSSES];
-    int n = list_device(t, &r->f);
+    int n = list_device(t, &c->fq);
     float *host = NULL;
     enum err err = OK;
     TRY(alloc_host(&host, t, n));
     float *to = host;
     for (int i = 0; i < n; i++) {
         const int64_t count = tensor_count(&t[i].t);
-        TRY_OUT(dev_download(r->dev, to, t[i].t.data, (size_t)count * sizeof(*to)));
+        TRY_OUT(dev_download(c->dev, to, t[i].t.data, (size_t)count * sizeof(*to)));
         t[i].t.data = to;
         to += count;
     }
-    run_take_time(r);
-    pack_position(&r->at, pos, loss);
+    calib_take_time(c);
+    pack_position(&c->at, pos, loss);
     name_tensor(&t[n++], "position", tensor_1d(pos, DT_I64, N_POS));
     name_tensor(&t[n++], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
-    err = r->io->save_partial(r->io->ctx, r->block, t, n);
+    err = c->io->save_partial(c->io->ctx, c->block, t, n);
 out:
     mem_free(host);
     return err;
@@ -109,7 +110,7 @@ static enum err find(const struct tensor **out, const struct named_tensor *t, in
     FAIL(ERR_FORMAT, "saved block: %s is missing", name);
 }
 
-static enum err unpack_position(struct progress *at, const struct calib_settings *s,
+static enum err unpack_position(struct block_position *at, const struct calib_settings *s,
                                 const int64_t *pos, const int64_t *loss)
 {
     struct calib_block_stats *st = &at->stats;
@@ -131,25 +132,25 @@ static enum err unpack_position(struct progress *at, const struct calib_settings
     return OK;
 }
 
-enum err run_load_partial(struct run *r, bool *restored)
+enum err calib_load_partial(struct calibration *c, bool *restored)
 {
     struct named_tensor want[N_TENSORS];
     const struct named_tensor *t;
     const struct tensor *x, *pos, *loss;
     int n = 0;
     *restored = false;
-    TRY(r->io->load_partial(r->io->ctx, r->block, &t, &n));
+    TRY(c->io->load_partial(c->io->ctx, c->block, &t, &n));
     if (!n)
         return OK;
     TRY(find(&pos, t, n, "position", DT_I64, N_POS));
     TRY(find(&loss, t, n, "losses", DT_I64, N_LOSSES));
-    TRY(unpack_position(&r->at, r->s, pos->data, loss->data));
-    const int n_want = list_device(want, &r->f);
+    TRY(unpack_position(&c->at, c->s, pos->data, loss->data));
+    const int n_want = list_device(want, &c->fq);
     for (int i = 0; i < n_want; i++) {
         const int64_t count = tensor_count(&want[i].t);
         TRY(find(&x, t, n, want[i].name, DT_F32, count));
-        TRY(dev_upload(r->dev, want[i].t.data, x->data, (size_t)count * sizeof(float)));
+        TRY(dev_upload(c->dev, want[i].t.data, x->data, (size_t)count * sizeof(float)));
     }
     *restored = true;
-    return dev_sync(r->dev);
+    return dev_sync(c->dev);
 }

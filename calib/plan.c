@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What a calibration will need: bytes from the same layouts that allocate them, flops from
+ * Estimates the needs of a calibration: bytes from the layouts that allocate them, flops from
  * the shapes. */
 #include "calib/calib.h"
 
@@ -10,8 +10,8 @@
 #include "calib/search.h"
 #include "calib/streams.h"
 
-/* A training step's attention in forward passes: backward is 2.5 of them, S again and four
- * products against two. */
+/* Attention of a training step, in forward passes: backward recomputes S and has four products
+ * for forward's two, which makes 2.5. */
 #define ATTENTION_PASSES 3.5
 
 bool calib_learns_weights(const struct calib_settings *s)
@@ -26,7 +26,8 @@ bool calib_searches_kv(const struct calib_settings *s)
            kv_quantizes(&s->kv);
 }
 
-/* Causal attention of one block forward: two products of T(T+1)/2 pairs, d wide. */
+/* Returns the flops of causal attention forward: two products over T (T + 1) / 2 pairs of
+ * tokens, d wide. */
 static double attention_flops(const struct arch *a, double T)
 {
     return 2 * T * (T + 1) * (double)(a->n_heads * a->head_dim);
@@ -37,8 +38,8 @@ static double linear_flops(const struct arch *a, double T)
     return 2 * T * (double)arch_block_params(a);
 }
 
-/* A training step of a block with n behind it. The quantized block's backward has no
- * gradient to its input below q, k, v. */
+/* Returns the flops of a training step through the block in work and n blocks after it. The
+ * block in work needs no gradient of its input, below q, k, v. */
 static double step_flops(const struct arch *a, const struct calib_settings *s, int64_t n)
 {
     const double T = (double)s->seqlen, linear = linear_flops(a, T);
@@ -62,8 +63,8 @@ static bool learns(const struct calib_settings *s, int64_t block)
 
 static int64_t depth_of(const struct arch *a, const struct calib_settings *s, int64_t i)
 {
-    const int64_t behind = a->n_layers - 1 - i;
-    return s->crr_blocks < behind ? s->crr_blocks : behind;
+    const int64_t after = a->n_layers - 1 - i;
+    return s->crr_blocks < after ? s->crr_blocks : after;
 }
 
 static double all_flops(const struct arch *a, const struct calib_settings *s)
@@ -74,15 +75,14 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
         const double epochs = learns(s, i) ? (double)s->epochs : 0;
         const double chain = (double)(depth_of(a, s, i) + 1);
         sum += samples * epochs * step_flops(a, s, depth_of(a, s, i));
-        /* the set's loss at the start and after every epoch; start values; both streams */
+        /* The loss at the start and after each epoch; start values; both streams. */
         sum += samples * forward_flops(a, s) * ((1 + epochs) * chain + 3);
     }
     return sum;
 }
 
-/* What operations keep inside the device: backward attention's sums (a head's width of F32
- * a query on the cpu, one F32 on a GPU) are the most, and the first stages of reductions.
- */
+/* Returns a bound of what operations allocate inside the device: mostly the sums of backward
+ * attention (per query a head's width of F32 on the cpu, one F32 on a GPU). */
 static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 {
     return (size_t)(s->seqlen * a->n_heads * a->head_dim) * sizeof(float) + (64u << 10);

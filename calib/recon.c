@@ -124,11 +124,11 @@ enum err recon_quantized(struct recon *r, struct fakequant *f, const struct tens
 
 int64_t recon_reach(const struct recon *r, int64_t i)
 {
-    const int64_t behind = r->arch->n_layers - 1 - i;
-    return r->depth < behind ? r->depth : behind;
+    const int64_t after = r->arch->n_layers - 1 - i;
+    return r->depth < after ? r->depth : after;
 }
 
-/* Term j's share of the loss, its gradient added to (first: written into) r->dy. */
+/* Adds term j to *loss and its gradient to r->dy; first: writes r->dy. */
 static enum err add_term(struct recon *r, double *loss, const struct recon_targets *t,
                          int64_t j, int64_t n, bool grads, bool first)
 {
@@ -142,6 +142,7 @@ static enum err add_term(struct recon *r, double *loss, const struct recon_targe
     return OK;
 }
 
+/* Runs the whole chain; r->out[0 .. n] are its outputs. */
 static enum err forward(struct recon *r, struct fakequant *f,
                         const struct model_source *src, int64_t i, int64_t n)
 {
@@ -164,6 +165,7 @@ enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
     const struct block_weights *w;
     double sum = 0;
     TRY(forward(r, f, src, i, n));
+    /* From the last output back: r->dy is the gradient of out_j when block j is reached. */
     TRY(add_term(r, &sum, t, n, n, grads, true));
     for (int64_t j = n; j > 0; j--) {
         if (grads) {

@@ -33,7 +33,7 @@ static enum err open_data(struct stream *st, const char *name, size_t bytes, boo
                                   "the host): ")
                    : OK;
     }
-    /* Without page-locked memory the host's does it, by way of the slots' own. */
+    /* If page-locked memory is short, ordinary memory serves, staged through the slots'. */
     if (st->place == STREAM_MEMORY && own) {
         const enum err err = dev_host_alloc(st->dev, &st->data, bytes);
         st->locked = !err;
@@ -101,13 +101,13 @@ static void *sample_at(const struct stream *st, int64_t i)
     return (char *)st->data + (size_t)i * sample_bytes(st);
 }
 
-/* Sample i begins to come into its slot. */
+/* Queues the copy of sample i into its slot. */
 static enum err fetch(struct stream *st, int64_t i)
 {
     struct stream_slot *slot = &st->slot[i % 2];
     const void *from = sample_at(st, i);
     if (slot->locked) {
-        TRY(dev_copy_sync(st->dev)); /* its last copy has read it */
+        TRY(dev_copy_sync(st->dev)); /* its last copy may still read it */
         memcpy(slot->locked, from, sample_bytes(st));
         from = slot->locked;
     }
@@ -115,7 +115,7 @@ static enum err fetch(struct stream *st, int64_t i)
     TRY(dev_copy_in(st->dev, slot->x.data, from, sample_bytes(st)));
     slot->sample = i;
     slot->arriving = true;
-    slot->leaving = false; /* the queue is in order */
+    slot->leaving = false; /* copies are done in order */
     return OK;
 }
 

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The state of one calibration, shared by the files of this folder:
+ *
+ *   calib.c    the loop over blocks, start values, streams moving on
+ *   train.c    training of one block, and progress
+ *   partial.c  the block in work saved and restored */
+#ifndef WKVQ_CALIBRATION_H
+#define WKVQ_CALIBRATION_H
+
+#include "calib/gptq.h"
+#include "calib/kv_search.h"
+#include "calib/recon.h"
+#include "calib/search.h"
+#include "calib/streams.h"
+
+/* Position in the training of the block in work. */
+struct block_position {
+    bool measured; /* the loss of the start values is known */
+    int64_t epoch;
+    int64_t step; /* steps done in this epoch; == samples: only its loss is missing */
+    struct calib_block_stats stats;
+};
+
+struct calibration {
+    struct dev *dev;
+    const struct arch *arch;
+    const struct model_source *src;
+    const struct calib_settings *s;
+    const struct calib_io *io;
+    const int32_t *tokens; /* [samples][seqlen] */
+    struct fakequant fq;
+    struct recon recon;
+    struct gptq gptq;           /* open if GPTQ chooses codes or start values */
+    struct search search;       /* open if the start of the clipping is searched */
+    struct kv_search kv_search; /* open if the start of the smoothing is searched */
+    struct stream x;            /* input of the block in work in the quantized model */
+    /* [n_targets] outputs of full-precision blocks; that of block b in [b % n_targets]. */
+    struct stream *target;
+    int64_t n_targets;
+    int64_t block, sample; /* in work */
+    struct block_position at;
+    double units_done, units_total; /* forward passes of one block and sample */
+    double tokens_per_s;
+    double clock; /* when the block's seconds were last taken */
+};
+
+/* Trains the block in work, whose start values are set or whose partial state is restored;
+ * the best parameters are applied afterwards. Errors: ERR_STOPPED and ERR_NUMERIC with the
+ * partial state saved, ERR_DEVICE, those of the callbacks. */
+enum err calib_train_block(struct calibration *c);
+
+/* Save, restore the block in work through the caller's callbacks. *restored = false: there
+ * was nothing to restore. */
+enum err calib_save_partial(struct calibration *c);
+enum err calib_load_partial(struct calibration *c, bool *restored);
+
+/* Sends an event to the caller. */
+void calib_notify(struct calibration *c, enum calib_event_kind kind, double loss);
+/* Returns true if the caller asks to stop. */
+bool calib_stop_asked(const struct calibration *c);
+
+/* Returns the number of extra forward passes that collect KV ranges (0 to 2). */
+int calib_kv_passes(const struct calibration *c, int64_t block);
+/* Returns true if a pass collects the inputs of projections as well. */
+bool calib_gathers_inputs(const struct calibration *c);
+
+/* Progress is counted in forward passes of one block and sample. Returns what a block costs
+ * (start values, training, evaluation; streams moving on are not included), and how much of
+ * that the block in work has done. */
+double calib_block_units(const struct calibration *c, int64_t block);
+double calib_units_done(const struct calibration *c);
+
+/* Returns monotonic seconds. */
+/* Adds the time since the last call, or since the block's start, to the block's seconds. */
+void calib_take_time(struct calibration *c);
+
+#endif
