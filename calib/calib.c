@@ -213,8 +213,8 @@ static enum err fill_streams(struct calibration *c, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Every sample through the block in full precision, whose keys and values add() then
- * finds. */
+/* Passes every sample through the block in full precision, then calls add(), which finds its
+ * keys and values in the activations. */
 static enum err scan_kv(struct calibration *c,
                         enum err (*add)(struct calibration *c, const struct block_kv *kv,
                                         void *ctx),

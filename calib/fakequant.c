@@ -1,4 +1,25 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * One training step passes through this file twice. fakequant_apply computes, per group,
+ *
+ *   h = fp16((gamma wmax - beta wmin) / Q)      z = clamp(round(-beta wmin / h), 0, Q)
+ *   q = clamp(round(W / h + offset) + z, 0, Q)  W^ = (q - z) h
+ *
+ * and backward returns dL/dW^. round and fp16 have derivative 0 almost everywhere, so their
+ * gradient is replaced by that of the identity (straight through). With u = W / h and
+ * r = round(u), per element:
+ *
+ *   inside [0, Q]   dW^/dh = r - u      dW^/dz = 0
+ *   above Q         dW^/dh = Q - z      dW^/dz = -h
+ *   below 0         dW^/dh = -z         dW^/dz = -h
+ *
+ * fakequant_clip_grads sums these over a group and chains them to gamma and beta, and by
+ * gamma' = gamma (1 - gamma) to a and b. The offsets' gradient is dL/dW^ h inside the range,
+ * of which a step uses the sign (dev_round_step). The cache's gradients, for log s and delta,
+ * come from block_backward_params directly.
+ *
+ * Blocks may differ in formats, so each lays its own parameters out in memory that is sized
+ * for the largest (plan_block, layout). */
 #include "calib/fakequant.h"
 
 #include "calib/fakequant_round.h"
@@ -11,7 +32,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CLIP_START 4.0f /* sigma(4) = 0.982 */
+#define CLIP_START 4.0f /* sigma(4) = 0.982: nearly no clipping, but a gradient */
 
 static int64_t kv_channels(const struct arch *a)
 {
@@ -23,6 +44,7 @@ static int64_t lin_groups(const struct fakequant *f, int l)
     return weight_groups(arch_in(f->arch, l), f->format[l].group_size);
 }
 
+/* Returns true if projection l is quantized. */
 static bool packs(const struct fakequant *f, int l)
 {
     return f->format[l].bits < 16;
@@ -45,7 +67,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
 }
 
-/* What one block learns: its projections may differ from another's in format. */
+/* Counts what one block learns; it follows from the formats of its projections. */
 static void plan_block(struct fakequant *f, int64_t block)
 {
     const struct arch *a = f->arch;
@@ -60,7 +82,7 @@ static void plan_block(struct fakequant *f, int64_t block)
     f->n = f->count[FQ_CLIP] + f->count[FQ_SMOOTH] + f->count[FQ_SHIFT];
 }
 
-/* The next n floats of vector x, as rows of cols. */
+/* Returns the next rows x cols floats of vector x and advances *at. */
 static struct tensor take(const struct tensor *x, int64_t *at, int64_t rows, int64_t cols)
 {
     float *data = x->data;
@@ -75,6 +97,7 @@ static struct tensor take_1d(const struct tensor *x, int64_t *at, int64_t n)
     return tensor_1d(part.data, DT_F32, n);
 }
 
+/* Places scales, zeros, a and b with their gradients, and the gradients of weights. */
 static void place_clip(struct fakequant *f, struct carve *c)
 {
     const struct arch *a = f->arch;
@@ -103,6 +126,7 @@ static void place_clip(struct fakequant *f, struct carve *c)
     f->grads.dwdown = carve_2d(c, DT_F32, a->d_model, a->d_ff);
 }
 
+/* Places s, log s and delta; log s and delta are part of p where they learn. */
 static void place_kv(struct fakequant *f, struct carve *c)
 {
     const int64_t C = kv_channels(f->arch);
@@ -150,7 +174,7 @@ bool fakequant_learns(const struct fakequant *f, int64_t block)
            (f->learn_kv && kv_quantizes_layer(&f->kv.spec, block));
 }
 
-/* Of the block that needs most. */
+/* Returns the bytes of the block that needs most. */
 static size_t most_bytes(const struct fakequant *planned)
 {
     struct fakequant f = *planned;
@@ -316,7 +340,7 @@ enum err fakequant_apply(struct fakequant *f)
     return dev_exp(f->dev, &f->kv.v_s, &f->v_ls);
 }
 
-/* The gradient of projection l's weight, in the stacked matrices. */
+/* Returns the gradient of projection l's weight, a view into the stacked matrices. */
 static struct tensor lin_grad(const struct fakequant *f, int l)
 {
     const struct block_weights stacked = {.wqkv = f->grads.dwqkv,
@@ -342,13 +366,13 @@ enum err fakequant_clip_grads(struct fakequant *f)
     return OK;
 }
 
-/* Part [at, at + n) of a vector. */
+/* Returns elements [at, at + n) of a vector. */
 static struct tensor slice(const struct tensor *x, int64_t at, int64_t n)
 {
     return tensor_1d((float *)x->data + at, DT_F32, n);
 }
 
-/* The offsets' gradient is that of the rounded weights, as the last apply gave them. */
+/* Moves the offsets against dL/dW^, with the scales and zeros of the last apply. */
 static enum err step_offsets(struct fakequant *f, float rate)
 {
     for (int l = 0; l < N_LIN; l++) {
@@ -385,7 +409,7 @@ enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float w
     return OK;
 }
 
-/* Whether x is finite; remembers the name of the first that is not. */
+/* Sets *bad and the name if x is not finite, unless one was found before. */
 static enum err check(struct fakequant *f, const struct tensor *x, const char *what,
                       const char *of, char *name, size_t bytes, bool *bad)
 {

@@ -1,97 +1,109 @@
 /* SPDX-License-Identifier: MIT
  *
- * What learns in one block: clipping logits a, b of every weight group, log s and delta of
- * every K and V channel, the rounding offset of every weight, with gradients, AdamW moments
- * and the best values so far; and the fake-quantized weights and cache settings that follow
- * from them. All on the device. */
+ * The quantizer of one block while it is calibrated: what learns, with gradients, AdamW
+ * moments and the best values so far, and the fake-quantized weights and cache parameters
+ * that follow from them. All tensors are on the device.
+ *
+ *   learns                          shape              gives
+ *   a, b      clipping logits       [out, groups] each gamma = sigma(a), beta = sigma(b)
+ *   log s     smoothing             [K*d], of K, of V  s = exp(log s)
+ *   delta     shift                 [K*d], of K, of V
+ *   offset    rounding offset       [out, in]          inside the rounding, +-0.5
+ *
+ * All but the offsets are stored in one vector p, kind after kind:
+ *
+ *   p = | a, b of q, k, v, o, gate, up, down | log s of K, of V | delta of K, of V |
+ *       |<------------- FQ_CLIP ------------>|<-- FQ_SMOOTH -->|<-- FQ_SHIFT --->|
+ *
+ * so that moments, the best values and AdamW treat them alike. */
 #ifndef WKVQ_FAKEQUANT_H
 #define WKVQ_FAKEQUANT_H
 
 #include "calib/calib.h"
 #include "calib/model/block.h"
 
-/* Parameters lie in one vector, a kind after another: clipping a, b of the seven
- * projections; log s of K, V; delta of K, V. */
+/* Kinds of parameters, each with its own learning rate. */
 enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
-/* Rates of a step: of these kinds, then of the rounding offsets, which lie apart. */
+/* Learning rates: those of the kinds, then that of the rounding offsets. */
 enum { FQ_ROUND = N_FQ_KINDS, N_FQ_RATES };
 
 struct fakequant {
     struct dev *dev;
     const struct arch *arch;
     struct weight_spec weights;
-    struct lin_format format[N_LIN];    /* of the block in work; 16 bits: left alone */
-    bool quantize_weights, quantize_kv; /* below 16 bits, in any block */
-    bool learn_weights, learn_kv;
-    bool gptq_start; /* offsets start at GPTQ's codes */
-    bool
-        gptq; /* no weight learns: scales, zeros and codes are chosen once, to begin with */
-    bool learn_round; /* offsets inside the rounding */
-    int64_t count[N_FQ_KINDS],
-        n;        /* floats of each kind (0: not learned), and together, in this block */
-    void *memory; /* for the block that needs most */
-    struct tensor p, g, m, v, best;     /* [n] */
+    struct lin_format format[N_LIN];    /* of the block in work; 16 bits: unquantized */
+    bool quantize_weights, quantize_kv; /* below 16 bits in any block */
+    bool learn_weights, learn_kv;       /* a and b; log s and delta */
+    bool learn_round;                   /* rounding offsets */
+    bool gptq_start;                    /* offsets start at the codes of GPTQ */
+    bool gptq; /* GPTQ chooses scales, zeros and codes once; no weight learns */
+    int64_t count[N_FQ_KINDS];      /* floats of each kind in this block; 0: not learned */
+    int64_t n;                      /* floats of all kinds */
+    void *memory;                   /* sized for the block that needs most */
+    struct tensor p, g, m, v, best; /* [n]: parameters, gradients, moments, best p */
     struct tensor a[N_LIN], b[N_LIN];   /* [out, groups], views of p */
     struct tensor da[N_LIN], db[N_LIN]; /* views of g */
-    struct tensor scales[N_LIN],
-        zeros[N_LIN];            /* F16, U8 [out, groups], of the last apply */
+    /* F16, U8 [out, groups]: of the last fakequant_apply. */
+    struct tensor scales[N_LIN], zeros[N_LIN];
     struct qlinear fixed[N_LIN]; /* codes that GPTQ chose; master then holds their values */
-    struct tensor k_ls, v_ls;    /* [K*d], views of p or their own */
-    struct block_kv kv;          /* s and delta of the last apply */
-    struct block_grads grads;    /* what block_backward_params writes */
-    struct block_weights master; /* F32; only with quantize_weights */
-    struct block_weights offset,
-        offset_best;         /* F32 rounding offsets; only with learn_round */
-    struct block_weights wq; /* act type, as the block computes with */
+    struct tensor k_ls, v_ls;    /* [K*d] log s, views of p or memory of their own */
+    struct block_kv kv;          /* s and delta of the last fakequant_apply */
+    struct block_grads grads;    /* written by block_backward_params */
+    struct block_weights master; /* F32 weights; only with quantize_weights */
+    /* F32 rounding offsets, current and best; only with learn_round. */
+    struct block_weights offset, offset_best;
+    struct block_weights wq; /* act type: the weights that the block computes with */
 };
 
+/* d and a are borrowed. Errors here and below, unless noted: ERR_MEMORY, ERR_DEVICE. Close
+ * in any case. */
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
                         const struct calib_settings *s);
 void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */
-/* Whether anything of a block is quantized, and whether anything learns. */
+/* Return whether anything of a block is quantized, and whether anything learns. */
 bool fakequant_quantizes(const struct fakequant *f, int64_t block);
 bool fakequant_learns(const struct fakequant *f, int64_t block);
-/* Device bytes besides the two sets of weights. */
+/* Returns the device memory apart from master and wq. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 
-/* The weights of another block; wq holds them in full precision until the next apply.
- * ERR_NUMERIC names block and tensor when they are not finite. */
+/* Loads the weights of a block; wq holds them in full precision until fakequant_apply.
+ * Errors: as finite_weights. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
-/* Codes, scales and zeros of projection l in place of its weights, from now on. q is taken
- * over whatever the result. */
+/* Fixes codes, scales and zeros of projection l to those of q. q is consumed in any case. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
-/* Offsets of projection l where they give the codes of q, whose scales and zeros are those
- * of fakequant_scales; as near as they come where they reach less far. */
+/* Sets the offsets of projection l so that rounding gives the codes of q, whose scales and
+ * zeros are those of fakequant_scales; codes out of reach get the nearest offset. */
 enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q);
-/* Start values: a = b = 4; s and delta as kv_smooth() has them, alpha that of K and of V
- * (NULL: KV_ALPHA), from the minima and maxima that the block's keys and
- * values take (host, [K*d] each; all NULL, and what is left alone: s = 1, delta = 0).
- * Moments and best become 0. */
+/* Sets start values: a = b = 4, and s and delta by kv_smooth(); moments and best become 0.
+ *   k_min .. v_max  host [K*d], ranges of the block's keys and values; all NULL, and where
+ *                   the cache is unquantized: s = 1, delta = 0
+ *   alpha           exponents for K and for V; NULL: KV_ALPHA */
 enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k_max,
                          const float *v_min, const float *v_max, const float *alpha);
-/* wq, scales, zeros and s from the parameters. */
+/* Computes wq, scales, zeros and s from the parameters. */
 enum err fakequant_apply(struct fakequant *f);
-/* Gradients of a and b from those of the weights. */
+/* Computes the gradients of a and b from those of the weights. */
 enum err fakequant_clip_grads(struct fakequant *f);
-/* One AdamW step; lr of each kind, step counts from 1. */
+/* Takes one AdamW step with a learning rate per kind; step counts from 1. */
 enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
                         int64_t step);
-/* Name of the first parameter whose gradient is not finite; NULL if all are. */
+/* *bad = some gradient is not finite; name [bytes] then describes the first one. */
 enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad);
 
 enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */
 
-/* View of projection l's rounding offsets, F32 [out, in] on the device, the present or the
- * best; empty without learn_round. */
+/* Returns a view of projection l's offsets, F32 [out, in]: the current ones or the best.
+ * Empty without learn_round. */
 struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);
 
-/* Take over what a finished block's q says, in place of parameters: wq and the cache
- * settings as they were calibrated, bit for bit. */
+/* Sets wq and the cache parameters as a finished block's q has them, bit for bit. Errors:
+ * ERR_MISMATCH if q has other shapes or formats. */
 enum err fakequant_import(struct fakequant *f, const struct block_quant *q);
-/* Scales and zeros of the last apply into q, which has room for them. */
+/* Copies scales and zeros of the last apply into q, which has room for them. */
 enum err fakequant_scales(const struct fakequant *f, struct qlinear *q, int l);
-/* Scales, zeros, s, delta of the last apply. Owned by the caller. */
+/* *q = scales, zeros, codes if chosen, s and delta of the last apply. Owned by the caller
+ * (block_quant_free). */
 enum err fakequant_export(struct fakequant *f, struct block_quant *q);
 
 #endif

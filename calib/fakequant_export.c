@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Between a block's quantizer on the device and the hand-over struct on the host. */
+ * Converts a block's quantizer on the device to the struct that is handed over, and back. */
 #include "calib/fakequant.h"
 
 #include "calib/fakequant_round.h"
@@ -63,8 +63,7 @@ out:
     return err;
 }
 
-/* The values of chosen codes in the place of the weights: rounding finds the codes again.
- */
+/* Replaces the weights by the values of chosen codes: rounding then finds these codes. */
 static enum err import_values(struct fakequant *f, const struct qlinear *q, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);

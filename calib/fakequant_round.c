@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Learned rounding: q = clamp(round(W / h + v) + z, 0, Q) with an offset v in [-0.5, 0.5] per
+ * weight. v = 0 rounds to nearest; the two ends reach the next code in either direction. */
 #include "calib/fakequant_round.h"
 
 #include "kernels/base/mem.h"
@@ -55,8 +58,13 @@ enum err round_copy(struct fakequant *f, bool to_best)
     return OK;
 }
 
-/* 0 where nearest gives the code, else halfway between the border to it and the offset's
- * end, or that end. */
+/* Returns an offset that gives the code, or the end nearest to it. With u = w / h the code is
+ * `away` = code - z - u from the weight, and any v within 0.5 of away rounds to it:
+ *
+ *   -0.5 ........ 0 ...... border ===== end = 0.5        away > 0
+ *                           offsets that give the code
+ *
+ * The middle between border and end is chosen, so that learning can still go either way. */
 static float offset_to(float w, uint8_t code, float h, uint8_t z, int bits)
 {
     if (quant_weight_code(w, h, z, bits) == code)

@@ -10,7 +10,7 @@ static const int input_of[N_LIN] = {
     [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
 
-/* The largest of what has no more than one in work at a time. */
+/* Largest dimensions of any projection, for buffers that serve one at a time. */
 struct extent {
     int64_t out, in, weight;
 };
@@ -44,7 +44,7 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s)
     if (!weight_quantizes(&s->weights) || s->weights.method != WEIGHT_GPTQ)
         return 0;
     layout(&g, &c, a);
-    /* codes of a block; h twice: as it comes and in f64 */
+    /* Codes of a block; a weight and ranges; h in F32 and in F64. */
     return c.used + (size_t)arch_block_params(a) + (size_t)(e.weight + 2 * e.out) * 4 +
            (size_t)(e.in * e.in) * 12;
 }
@@ -109,7 +109,7 @@ enum err gptq_add(struct gptq *g, const struct block_acts *acts)
     return OK;
 }
 
-/* H = 2/n sum x x^T, n samples, from its sum; as f64. */
+/* Downloads H = 2 / samples sum x x^T as F64. */
 static enum err download_hessian(struct gptq *g, const struct tensor *h)
 {
     const int64_t n = h->dim[0];
@@ -118,7 +118,7 @@ static enum err download_hessian(struct gptq *g, const struct tensor *h)
     g->input.n = n;
     TRY(mem_alloc(&sum, (size_t)(n * n), sizeof(*sum)));
     const enum err err = dev_download(g->dev, sum, h->data, square_bytes(h));
-    /* The two triangles come of different tiles: one of them counts. */
+    /* The triangles were computed by different tiles: the lower one is used for both. */
     for (int64_t i = 0; i < n && !err; i++)
         for (int64_t j = 0; j <= i; j++)
             g->input.h[i * n + j] = g->input.h[j * n + i] = scale * (double)sum[i * n + j];
@@ -141,8 +141,8 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
     return err;
 }
 
-/* Codes of the weight under the scales that clipping gives it, where the offsets start.
- * Their memory is the weight's that GPTQ spends. */
+/* Starts the offsets at the codes of GPTQ under the scales of the clipping. Their own memory
+ * holds the copy of the weight that GPTQ overwrites. */
 static enum err start_offsets(struct gptq *g, struct fakequant *f, int l, struct qlinear *q)
 {
     const struct tensor w = block_weights_lin(&f->master, g->arch, l);

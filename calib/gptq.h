@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * GPTQ of a block: the second moments of its four inputs, gathered sample by sample while
- * the block is in full precision, then its seven projections one after another. */
+ * GPTQ of a block: collects the second moments of its four inputs sample by sample, while the
+ * block is in full precision, then quantizes its seven projections one after another. */
 #ifndef WKVQ_GPTQ_H
 #define WKVQ_GPTQ_H
 
 #include "calib/fakequant.h"
 #include "calib/gptq_solve.h"
 
-/* What q, k, v read; o; gate, up; down. */
+/* Inputs: of q, k and v; of o; of gate and up; of down. */
 #define GPTQ_INPUTS 4
 
 struct gptq {
@@ -16,23 +16,26 @@ struct gptq {
     const struct arch *arch;
     const struct calib_settings *s;
     struct pool *pool;
-    void *memory;                 /* of the device */
-    struct tensor h[GPTQ_INPUTS]; /* F32 [n, n]: sum of x x^T, then U */
+    void *memory;                 /* on the device */
+    struct tensor h[GPTQ_INPUTS]; /* F32 [n, n]: sum of x x^T, later U */
     struct gptq_work work;
-    struct gptq_input input; /* of the projections in work */
+    struct gptq_input input; /* shared by the projections in work */
 };
 
+/* d, a and s are borrowed. Errors: ERR_MEMORY, ERR_DEVICE; close in any case. */
 enum err gptq_open(struct gptq *g, struct dev *d, const struct arch *a,
                    const struct calib_settings *s);
 void gptq_close(struct gptq *g); /* accepts a zeroed or half-built one */
-/* On the device and on the host. */
+/* Returns its memory, device and host together. */
 size_t gptq_bytes(const struct arch *a, const struct calib_settings *s);
 
+/* Starts a block: clears the moments. */
 enum err gptq_begin(struct gptq *g);
-/* Add the inputs that a forward pass has left. */
+/* Adds the inputs that the forward pass of a sample left in acts. */
 enum err gptq_add(struct gptq *g, const struct block_acts *acts);
-/* Quantize all projections of f's block, from its F32 weights; or start its offsets there,
- * under the scales that its clipping gives. */
+/* Quantizes all projections of f's block from its F32 weights; with f->gptq_start it sets the
+ * start of the rounding offsets instead, under the scales of the clipping. Errors:
+ * ERR_NUMERIC if a Hessian cannot be factored, ERR_MEMORY, ERR_DEVICE. */
 enum err gptq_finish(struct gptq *g, struct fakequant *f);
 
 #endif

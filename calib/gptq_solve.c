@@ -1,7 +1,25 @@
 /* SPDX-License-Identifier: MIT
  *
- * A step takes GPTQ_COLUMNS columns to the host, where rows are independent of each other,
- * and the errors back: what is behind the step is updated by one product on the device. */
+ * With H the Hessian (2 / samples) sum x x^T of the input and H^-1 = U^T U, U upper
+ * triangular, GPTQ goes through the columns in order:
+ *
+ *   q_i  = quantize(w_i)          e_i = (w_i - q_i) / U_ii
+ *   w_j -= e_i U_ij               for all j > i: the error moves to later columns
+ *
+ * Rows of W are independent of each other; columns are not. The update is therefore done in
+ * steps of GPTQ_COLUMNS columns:
+ *
+ *             done      step      later columns
+ *   W [out] | codes | w w w w w | . . . . . . . . . |
+ *                     |       \
+ *                     |        errors E [out, width], one upload
+ *                     v         \
+ *         host: rows in parallel,  device: W_later -= E U[step, later], one GEMM
+ *         updates inside the step
+ *
+ * A group's scale is set when its first column is reached, from the weights as the updates
+ * left them. Groups wider than a step are scanned first (scale_wide_group). With act_order,
+ * or when scales are given, all scales are fixed before the first step. */
 #include "calib/gptq_solve.h"
 
 #include "kernels/base/mem.h"
@@ -16,7 +34,8 @@
 
 /* --- the input's factor ------------------------------------------------------------- */
 
-/* Inputs that never move get a diagonal of 1: their weights do not matter. */
+/* Sets the diagonal of inputs that were always 0 to 1, since their weights do not matter.
+ * Returns the mean of the diagonal. */
 static double fix_dead(struct gptq_input *x)
 {
     double sum = 0;
@@ -56,8 +75,8 @@ static enum err rank_columns(struct gptq_input *x)
     return OK;
 }
 
-/* Rows and columns of h in x->order: columns first, row by row, then whole rows along the
- * cycles of the permutation. */
+/* Brings rows and columns of h into x->order, in place: first the columns, row by row, then
+ * whole rows along the cycles of the permutation. */
 static enum err permute(struct gptq_input *x)
 {
     enum err err = OK;
@@ -118,10 +137,10 @@ struct solve {
     struct tensor w; /* device [out, n], columns in x->order */
     int bits;
     int64_t group;            /* columns */
-    bool given;               /* scales and zeros before the first step */
-    bool scaled;              /* those of this step are there */
+    bool given;               /* all scales and zeros are set before the first step */
+    bool scaled;              /* those of the current step are set */
     int64_t first, width;     /* columns of the step */
-    float *u;                 /* host [width][width]: U's diagonal block */
+    float *u;                 /* host [width][width]: U of the step's columns */
     atomic_int_least64_t bad; /* a row whose weights are not finite, -1: none */
 };
 
@@ -140,7 +159,7 @@ static void widen(float *lo, float *hi, const float *w, int64_t n)
     }
 }
 
-/* Scale and zero of a group from n of its columns. */
+/* Sets scale and zero of a group from n of its columns. */
 static void scale_from(const struct solve *s, int64_t row, int64_t group, const float *w,
                        int64_t n)
 {
@@ -149,12 +168,13 @@ static void scale_from(const struct solve *s, int64_t row, int64_t group, const 
     set_scale(s, row, group, lo, hi);
 }
 
-static int64_t least(int64_t a, int64_t b)
+static int64_t min_i64(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
 
-/* One row of the step; its weights become the errors to spread, negative. */
+/* Quantizes one row of the step. Its weights are replaced by the negative errors -e. Returns
+ * false for a weight that is not finite. */
 static bool quantize_row(const struct solve *s, int64_t row, float *w)
 {
     const int64_t n = s->x->n, width = s->width;
@@ -163,7 +183,7 @@ static bool quantize_row(const struct solve *s, int64_t row, float *w)
         if (!isfinite(w[i]))
             return false;
         if (!s->scaled && column % s->group == 0)
-            scale_from(s, row, group, w + i, least(s->group, n - column));
+            scale_from(s, row, group, w + i, min_i64(s->group, n - column));
         const float h = f16_to_f32(s->q->scales[row * s->q->groups + group]);
         const uint8_t z = s->q->zeros[row * s->q->groups + group];
         const uint8_t code = quant_weight_code(w[i], h, z, s->bits);
@@ -184,7 +204,7 @@ static void quantize_chunk(void *ctx, int64_t row, int thread)
         atomic_store(&s->bad, row);
 }
 
-/* Columns [first, first + n) of the weight, as a matrix of their own on the host. */
+/* Downloads columns [first, first + n) of the weight to the stage, [out][n]. */
 static enum err fetch(const struct solve *s, int64_t first, int64_t n)
 {
     const struct tensor from = tensor_cols(s->w, first, n);
@@ -194,14 +214,14 @@ static enum err fetch(const struct solve *s, int64_t first, int64_t n)
                         (size_t)(s->q->out * n) * sizeof(float));
 }
 
-/* Scales of a group wider than a step, from all its columns as they are now. */
+/* Sets the scales of a group wider than a step, from all of its columns as they are now. */
 static enum err scale_wide_group(struct solve *s, int64_t first)
 {
-    const int64_t out = s->q->out, end = least(first + s->group, s->x->n);
+    const int64_t out = s->q->out, end = min_i64(first + s->group, s->x->n);
     float *lo = s->k->range, *hi = lo + out;
     memset(lo, 0, 2 * (size_t)out * sizeof(*lo));
     for (int64_t c = first; c < end; c += GPTQ_COLUMNS) {
-        const int64_t n = least(GPTQ_COLUMNS, end - c);
+        const int64_t n = min_i64(GPTQ_COLUMNS, end - c);
         TRY(fetch(s, c, n));
         for (int64_t r = 0; r < out; r++)
             widen(&lo[r], &hi[r], s->k->stage + r * n, n);
@@ -219,30 +239,30 @@ static void load_diagonal(const struct solve *s)
                 (float)s->x->h[(s->first + i) * s->x->n + s->first + j];
 }
 
-/* The columns behind the step: w += (-errors) U. */
+/* Updates the columns after the step: w += (-e) U. */
 static enum err spread(const struct solve *s)
 {
-    const int64_t behind = s->first + s->width, left = s->x->n - behind;
+    const int64_t after = s->first + s->width, left = s->x->n - after;
     const struct tensor errors = tensor_2d(s->k->block.data, DT_F32, s->q->out, s->width);
     if (!left)
         return OK;
     TRY(dev_upload(s->k->dev, errors.data, s->k->stage,
                    (size_t)(s->q->out * s->width) * sizeof(float)));
     const struct tensor u =
-        tensor_cols(tensor_rows(s->k->u, s->first, s->width), behind, left);
-    const struct tensor w = tensor_cols(s->w, behind, left);
+        tensor_cols(tensor_rows(s->k->u, s->first, s->width), after, left);
+    const struct tensor w = tensor_cols(s->w, after, left);
     return dev_gemm(s->k->dev, GEMM_NN, &w, &errors, &u, true);
 }
 
-/* Steps end where groups do: whole groups each, or pieces of one wide group. */
+/* Returns the end of a step, which holds whole groups or a part of one wide group. */
 static int64_t step_end(const struct solve *s, int64_t first)
 {
     if (s->given)
-        return least(first + GPTQ_COLUMNS, s->x->n);
+        return min_i64(first + GPTQ_COLUMNS, s->x->n);
     if (s->group <= GPTQ_COLUMNS)
-        return least(first + GPTQ_COLUMNS / s->group * s->group, s->x->n);
+        return min_i64(first + GPTQ_COLUMNS / s->group * s->group, s->x->n);
     const int64_t group_end = (first / s->group + 1) * s->group;
-    return least(least(first + GPTQ_COLUMNS, group_end), s->x->n);
+    return min_i64(min_i64(first + GPTQ_COLUMNS, group_end), s->x->n);
 }
 
 static enum err run_step(struct solve *s)
@@ -256,13 +276,15 @@ static enum err run_step(struct solve *s)
     pool_run(s->k->pool, s->q->out, quantize_chunk, s);
     const int64_t bad = atomic_load(&s->bad);
     FAIL_IF(bad >= 0, ERR_NUMERIC,
-            "weights.method: gptq: row %" PRId64 " is not finite in column %" PRId64
-            " or soon behind",
+            "weights.method: gptq: row %" PRId64
+            " becomes infinite or NaN in one of the columns from %" PRId64
+            " on; raise weights.damp",
             bad, s->first);
     return spread(s);
 }
 
-/* Dead columns become 0, scales that do not wait are set, columns take their order. */
+/* Clears dead columns of a row. If scales are set beforehand, sets them and brings the
+ * columns into x->order. */
 static void prepare_row(struct solve *s, int64_t row, float *w, float *scratch)
 {
     const int64_t n = s->x->n;
@@ -271,7 +293,7 @@ static void prepare_row(struct solve *s, int64_t row, float *w, float *scratch)
     if (!s->given)
         return;
     for (int64_t c = 0; c < n && !s->k->scaled; c += s->group)
-        scale_from(s, row, c / s->group, w + c, least(s->group, n - c));
+        scale_from(s, row, c / s->group, w + c, min_i64(s->group, n - c));
     memcpy(scratch, w, (size_t)n * sizeof(*w));
     for (int64_t i = 0; i < n; i++)
         w[i] = scratch[s->x->order[i]];

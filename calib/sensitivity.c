@@ -12,25 +12,22 @@
 #include <math.h>
 #include <string.h>
 
-/* One block in work, on the host. */
+/* The block in work; arrays are host memory. Names follow the formulas of the header. */
 struct measure {
     struct sensitivity *out;
     struct dev *dev;
     const struct arch *arch;
-    const struct kv_spec *kv;
     struct pool *pool;
-    int64_t n, T, window;          /* windows, their tokens, the one in work */
+    int64_t n, T, window;          /* windows, tokens of one, the one in work */
     const struct block_acts *acts; /* of that window */
-    double *x2[N_LIN];             /* [in] X of the header */
+    double *x2[N_LIN];             /* [in] X */
     double *g2[N_LIN];             /* [out] G */
-    double *token_g2;              /* [T] of the window and projection in work */
+    double *token_g2;              /* [T] |g_t|^2 in the window and projection in work */
     float *side[2];                /* [n*T][K*d] keys, values */
     double *side_g2[2];            /* [n*T][K] squared norm of their gradients */
     float *stage;                  /* [T][widest] */
     float *weights;                /* the largest projection */
     double *parts;                 /* [rows or tokens][formats] */
-    bool (*stop)(void *ctx);
-    void *stop_ctx;
 };
 
 static int64_t channels(const struct arch *a)
@@ -53,7 +50,7 @@ static enum err download(struct measure *m, const struct tensor *x)
     return OK;
 }
 
-/* G of projection l from g [T,out], and the tokens' norms. */
+/* Adds g [T,out] to G of projection l and sets the tokens' |g_t|^2. */
 static enum err add_grad(struct measure *m, int l, const struct tensor *g)
 {
     const int64_t n = g->dim[1];
@@ -69,7 +66,7 @@ static enum err add_grad(struct measure *m, int l, const struct tensor *g)
     return OK;
 }
 
-/* X of projection l from its input x [T,in], by the norms of add_grad. */
+/* Adds x [T,in], weighted by the |g_t|^2 of add_grad, to X of projection l. */
 static enum err add_input(struct measure *m, int l, const struct tensor *x)
 {
     const int64_t n = x->dim[1];
@@ -82,7 +79,7 @@ static enum err add_input(struct measure *m, int l, const struct tensor *x)
     return OK;
 }
 
-/* Projections [first, last], whose outputs g stacks, all of input x. */
+/* Adds projections [first, last], which share input x; g stacks their output gradients. */
 static enum err add_stacked(struct measure *m, int first, int last, const struct tensor *g,
                             const struct tensor *x)
 {
@@ -106,7 +103,8 @@ static void rotate(const struct measure *m, float *x)
         hadamard_f32(x + i * d, d);
 }
 
-/* The window's keys or values among those of all. Values are rotated by their weights. */
+/* Stores the window's keys or values. kv.rotate of values is part of the weights already, that
+ * of keys is applied here. */
 static enum err keep_side(struct measure *m, int side, const struct block_acts *acts)
 {
     const struct arch *a = m->arch;
@@ -115,12 +113,12 @@ static enum err keep_side(struct measure *m, int side, const struct block_acts *
     float *to = m->side[side] + m->window * m->T * C;
     TRY(download(m, &x));
     memcpy(to, m->stage, (size_t)(m->T * C) * sizeof(*to));
-    if (side == KV_K && (m->kv->rotate & ROTATE_K))
+    if (side == KV_K && (m->out->spec.rotate & ROTATE_K))
         rotate(m, to);
     return OK;
 }
 
-/* Norms in heads, which neither rotation changes. */
+/* Stores the squared norms of the gradients per head, which no rotation changes. */
 static enum err keep_side_grad(struct measure *m, int side, const struct tensor *dqkv)
 {
     const struct arch *a = m->arch;
@@ -164,7 +162,7 @@ static enum err visit_grad(void *ctx, enum block_grad what, const struct tensor 
         TRY(keep_side_grad(m, KV_K, g));
         return keep_side_grad(m, KV_V, g);
     case BLOCK_GRAD_QKV:
-        m->window++; /* the window's last */
+        m->window++; /* the last gradient of a window */
         return add_stacked(m, LIN_Q, LIN_V, g, &x->n1);
     }
     return OK;
@@ -179,7 +177,7 @@ struct rows {
     int64_t in;
 };
 
-/* sum_i x2_i (w_i - w^_i)^2 of one group. */
+/* Returns sum_i X_i (w_i - w^_i)^2 of one group. */
 static double group_error(const float *w, const double *x2, int64_t n, int bits)
 {
     float lo = 0, hi = 0;
@@ -249,7 +247,7 @@ struct tokens {
     const float *s, *delta; /* [K*d] */
 };
 
-/* Squared error of one group of channels. */
+/* Returns the squared error of one group of channels. */
 static double channels_error(const float *x, const float *s, const float *delta, int64_t n,
                              int bits)
 {
@@ -270,6 +268,7 @@ static double channels_error(const float *x, const float *s, const float *delta,
     return sum;
 }
 
+/* Returns the error of token t, its heads weighted by their gradients. */
 static double token_error(const struct tokens *j, int64_t t, const struct mix_format *f)
 {
     const struct arch *a = j->m->arch;
@@ -294,7 +293,7 @@ static void measure_token(void *ctx, int64_t t, int thread)
         j->m->parts[t * s->n_kv + f] = token_error(j, t, &s->kv_format[f]);
 }
 
-/* s and delta as calibration begins with them: p [4][C] has room. */
+/* Sets s and delta, p[0] and p[1] of p [4][C], to the start values of calibration. */
 static void start_smoothing(const struct measure *m, float *p, const float *x)
 {
     const int64_t C = channels(m->arch), rows = m->n * m->T;
@@ -304,7 +303,7 @@ static void start_smoothing(const struct measure *m, float *p, const float *x)
         delta[c] = 0;
         mn[c] = mx[c] = x[c];
     }
-    if (m->kv->method != KV_CHANNEL_TOKEN)
+    if (m->out->spec.method != KV_CHANNEL_TOKEN)
         return;
     for (int64_t i = C; i < rows * C; i++) {
         mn[i % C] = fminf(mn[i % C], x[i]);
@@ -363,7 +362,7 @@ static enum err visit_block(void *ctx, int64_t block, const struct block_src *sr
 static bool visit_stop(void *ctx)
 {
     const struct measure *m = ctx;
-    return m->stop && m->stop(m->stop_ctx);
+    return m->out->stop && m->out->stop(m->out->stop_ctx);
 }
 
 /* --- the pass ----------------------------------------------------------------------- */
@@ -416,18 +415,10 @@ static void close_measure(struct measure *m)
 }
 
 enum err sensitivity_measure(struct sensitivity *s, struct dev *d, const struct arch *a,
-                             const struct model_source *src, const int32_t *ids, int64_t n,
-                             int64_t T, const struct kv_spec *kv, bool (*stop)(void *ctx),
-                             void *stop_ctx)
+                             const struct model_source *src,
+                             const struct model_windows *text)
 {
-    struct measure m = {.out = s,
-                        .dev = d,
-                        .arch = a,
-                        .kv = kv,
-                        .n = n,
-                        .T = T,
-                        .stop = stop,
-                        .stop_ctx = stop_ctx};
+    struct measure m = {.out = s, .dev = d, .arch = a, .n = text->n, .T = text->T};
     const struct model_visitor v = {.ctx = &m,
                                     .window = visit_window,
                                     .grad = visit_grad,
@@ -438,7 +429,7 @@ enum err sensitivity_measure(struct sensitivity *s, struct dev *d, const struct 
     TRY(mem_calloc(&s->kv, layers * 2 * (size_t)s->n_kv, sizeof(*s->kv)));
     enum err err = open_measure(&m);
     if (!err)
-        err = model_backward(&s->nll, d, a, src, ids, n, T, &v);
+        err = model_backward(&s->nll, d, a, src, text, &v);
     close_measure(&m);
     return err;
 }

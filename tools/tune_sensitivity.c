@@ -136,8 +136,10 @@ static enum err measure(const struct order *o, struct job *j, json_t *identity)
     TRY(job_open_device(j));
     log_info("what formats cost: one pass over %lld windows of %lld tokens",
              (long long)j->recipe.samples, (long long)j->recipe.seqlen);
-    TRY(sensitivity_measure(o->s, j->dev, &j->arch, hf_source(j->model), j->windows,
-                            j->recipe.samples, j->recipe.seqlen, &kv, stop_asked, NULL));
+    const struct model_windows text = {j->windows, j->recipe.samples, j->recipe.seqlen};
+    o->s->spec = kv;
+    o->s->stop = stop_asked;
+    TRY(sensitivity_measure(o->s, j->dev, &j->arch, hf_source(j->model), &text));
     return write_file(o, &j->arch, identity);
 }
 

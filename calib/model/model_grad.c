@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Forward block by block over all windows, storing each block's input on the host; then
+ * backward block by block, running each block's forward again from that input. Only one
+ * block's weights and one window's activations are on the device at a time. */
 #include "calib/model/model_grad.h"
 
 #include "calib/model/carve.h"
@@ -7,7 +11,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-/* Logits that exist at a time. */
+/* Bytes of logits in memory at a time. */
 #define LOGITS_BYTES (INT64_C(64) << 20)
 
 struct pass {
@@ -22,9 +26,10 @@ struct pass {
     struct block_scratch *scratch;
     struct tensor cos, sin;
     void *memory;
-    struct tensor x, out, *g; /* [T,D] F32; g [n]: states, then their gradients */
-    float *states;            /* host [layers][n][T][D], each block's input */
-    double loss;              /* sum over tokens */
+    struct tensor x, out; /* [T,D] F32 */
+    struct tensor *g;     /* [n] [T,D] F32: hidden states, then their gradients */
+    float *states;        /* host [layers][n][T][D], each block's input */
+    double loss;          /* sum over tokens */
 };
 
 static void close_pass(struct pass *p)
@@ -82,7 +87,8 @@ static float *state_at(const struct pass *p, int64_t block, int64_t i)
 static enum err asked_to_stop(const struct pass *p)
 {
     const struct model_visitor *v = p->visitor;
-    FAIL_IF(v->stop && v->stop(v->ctx), ERR_STOPPED, "stopped while gradients were taken");
+    FAIL_IF(v->stop && v->stop(v->ctx), ERR_STOPPED,
+            "stopped while gradients were computed");
     return OK;
 }
 
@@ -164,8 +170,8 @@ static enum err head_load(struct head *e, struct pass *p)
     return host_mat_upload(p->dev, &e->w, &w);
 }
 
-/* Logits of one token become the gradient of its loss: softmax less one at the target.
- * Returns the loss. */
+/* Replaces the logits of one token by the gradient of its loss, softmax minus one at the
+ * target. Returns the loss. */
 static double softmax_grad(float *x, int64_t n, int32_t target)
 {
     const float at = x[target];
@@ -182,7 +188,7 @@ static double softmax_grad(float *x, int64_t n, int32_t target)
     return top + log(sum) - (double)at;
 }
 
-/* e->dy of rows [t, t + rows), whose next tokens are ids [t + 1..]. */
+/* Computes e->dy of rows [t, t + rows); the next token of row r is ids[r + 1]. */
 static enum err head_piece(struct head *e, struct pass *p, const int32_t *ids, int64_t t,
                            int64_t rows)
 {
@@ -198,7 +204,7 @@ static enum err head_piece(struct head *e, struct pass *p, const int32_t *ids, i
     return dev_gemm(p->dev, GEMM_NN, &dy, &logits, &e->w, false);
 }
 
-/* Window i's states make room for their gradient. The last token predicts nothing. */
+/* Replaces window i's hidden states by their gradient. The last token predicts nothing. */
 static enum err head_window(struct head *e, struct pass *p, int64_t i)
 {
     const int64_t piece = e->logits.dim[0], rows = p->T - 1;
@@ -254,7 +260,7 @@ static enum err backward_block(struct pass *p, int64_t b)
     return OK;
 }
 
-static enum err there_and_back(struct pass *p)
+static enum err forward_and_back(struct pass *p)
 {
     TRY(open_pass(p));
     TRY(forward(p));
@@ -265,13 +271,14 @@ static enum err there_and_back(struct pass *p)
 }
 
 enum err model_backward(double *nll, struct dev *d, const struct arch *a,
-                        const struct model_source *src, const int32_t *ids, int64_t n,
-                        int64_t T, const struct model_visitor *v)
+                        const struct model_source *src, const struct model_windows *text,
+                        const struct model_visitor *v)
 {
+    const int64_t n = text->n, T = text->T;
     struct pass p = {
-        .dev = d, .arch = a, .src = src, .visitor = v, .ids = ids, .n = n, .T = T};
+        .dev = d, .arch = a, .src = src, .visitor = v, .ids = text->ids, .n = n, .T = T};
     FAIL_IF(n < 1 || T < 2, ERR_USAGE, "want a window of at least 2 tokens");
-    const enum err err = there_and_back(&p);
+    const enum err err = forward_and_back(&p);
     close_pass(&p);
     if (!err)
         *nll = p.loss / (double)(n * (T - 1));

@@ -127,7 +127,8 @@ static void check_gradients(int which)
     const struct model_visitor v = {
         .ctx = &p, .window = probe_window, .grad = probe_grad, .block = no_block};
     draw_ids(ids, &f.arch);
-    must(model_backward(&nll, d, &f.arch, &f.source, ids, WINDOWS, T, &v));
+    must(model_backward(&nll, d, &f.arch, &f.source,
+                        &(struct model_windows){ids, WINDOWS, T}, &v));
     check_error("loss", fabs(nll * WINDOWS * (T - 1) / summed_nll(d, &f, ids) - 1), 1e-5);
     for (int l = 0; l < N_LIN; l++) {
         const struct host_mat *m = &f.blocks[1].lin[l];
@@ -164,8 +165,10 @@ static void measure(struct sensitivity *s, struct fixture *f, struct dev *d,
     *s = (struct sensitivity){.weight_format = formats,
                               .kv_format = kv_formats,
                               .n_weight = ARRAY_LEN(formats),
-                              .n_kv = ARRAY_LEN(kv_formats)};
-    must(sensitivity_measure(s, d, &f->arch, &f->source, ids, WINDOWS, T, &kv, NULL, NULL));
+                              .n_kv = ARRAY_LEN(kv_formats),
+                              .spec = kv};
+    const struct model_windows text = {ids, WINDOWS, T};
+    must(sensitivity_measure(s, d, &f->arch, &f->source, &text));
 }
 
 /* X and G of down in block 2. */
@@ -217,7 +220,8 @@ static double written_out(struct fixture *f, struct dev *d)
     int32_t ids[WINDOWS * T];
     double nll, sum = 0;
     draw_ids(ids, &f->arch);
-    must(model_backward(&nll, d, &f->arch, &f->source, ids, WINDOWS, T, &v));
+    must(model_backward(&nll, d, &f->arch, &f->source,
+                        &(struct model_windows){ids, WINDOWS, T}, &v));
     for (int64_t o = 0; o < m->rows; o++)
         for (int64_t g = 0; g < m->cols; g += 8) {
             const float *w = (const float *)m->data + o * m->cols + g;
@@ -285,14 +289,19 @@ static void test_stop(void **state)
     int asked = 0;
     int32_t ids[WINDOWS * T];
     const struct kv_spec kv = {.bits = 4};
-    struct sensitivity s = {.weight_format = formats, .kv_format = kv_formats, 1, 1};
+    struct sensitivity s = {.weight_format = formats,
+                            .kv_format = kv_formats,
+                            .n_weight = 1,
+                            .n_kv = 1,
+                            .spec = kv,
+                            .stop = at_once,
+                            .stop_ctx = &asked};
+    const struct model_windows text = {ids, WINDOWS, T};
     (void)state;
     fixture_open(&f, tiny_arch(0, 2), 2);
     struct dev *d = open_dev("cpu");
     draw_ids(ids, &f.arch);
-    assert_int_equal(sensitivity_measure(&s, d, &f.arch, &f.source, ids, WINDOWS, T, &kv,
-                                         at_once, &asked),
-                     ERR_STOPPED);
+    assert_int_equal(sensitivity_measure(&s, d, &f.arch, &f.source, &text), ERR_STOPPED);
     assert_int_equal(asked, 1);
     sensitivity_free(&s);
     dev_close(&d);
