@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Times the training step of a calibration, by part: the same code on random activations, with
- * the weights of block 0 for every block. */
+ * Times the training step of a calibration, by part: the same code on random activations,
+ * with the weights of block 0 for every block. */
 #include "calib/calib.h"
 
 #include "calib/calibration.h"

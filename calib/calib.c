@@ -182,8 +182,8 @@ static void release_block(struct calibration *c, int64_t b)
         c->src->release(c->src->ctx, b);
 }
 
-/* Starts reading what the next block needs while this one trains: its own weights again, and
- * those of one more block at the end of the chain. */
+/* Starts reading what the next block needs while this one trains: its own weights again,
+ * and those of one more block at the end of the chain. */
 static void prefetch_next(const struct calibration *c)
 {
     const int64_t next = c->block + 1, last = next + c->recon.depth;
@@ -213,8 +213,8 @@ static enum err fill_streams(struct calibration *c, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Passes every sample through the block in full precision, then calls add(), which finds its
- * keys and values in the activations. */
+/* Passes every sample through the block in full precision, then calls add(), which finds
+ * its keys and values in the activations. */
 static enum err scan_kv(struct calibration *c,
                         enum err (*add)(struct calibration *c, const struct block_kv *kv,
                                         void *ctx),
@@ -237,8 +237,8 @@ static enum err scan_kv(struct calibration *c,
     return OK;
 }
 
-/* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized), then
- * of V. */
+/* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized),
+ * then of V. */
 static enum err add_range(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
     const struct tensor *range = ctx;

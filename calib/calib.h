@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * WKVQuant calibration (arXiv 2402.12065). Block by block it learns the clipping of weights
- * (gamma, beta) and the smoothing and shift of the KV cache (s, delta) under the cross-block
- * reconstruction loss. docs/method.md has the mathematics.
+ * (gamma, beta) and the smoothing and shift of the KV cache (s, delta) under the
+ * cross-block reconstruction loss. docs/method.md has the mathematics.
  *
  * This floor never opens a file: weights, tokens and saved state pass through the callbacks
  * below; tools/state implements them with files. */
@@ -47,7 +47,8 @@ struct calib_settings {
     uint64_t device_bytes, memory_bytes;
 };
 
-/* Returns true if weights have parameters that learn, so that their gradients are needed. */
+/* Returns true if weights have parameters that learn, so that their gradients are
+ * needed. */
 bool calib_learns_weights(const struct calib_settings *s);
 
 /* Returns true if the start of the smoothing is searched. */
@@ -92,8 +93,8 @@ struct calib_io {
     /* Saves a finished block, durably. q and stats are borrowed for the call. */
     enum err (*save_block)(void *ctx, int64_t block, const struct block_quant *q,
                            const struct calib_block_stats *stats);
-    /* Loads a block that an earlier run finished, in order from 0. q comes zeroed; the caller
-     * of the callback owns what it allocates (block_quant_alloc, qlinear_alloc). */
+    /* Loads a block that an earlier run finished, in order from 0. q comes zeroed; the
+     * caller of the callback owns what it allocates (block_quant_alloc, qlinear_alloc). */
     enum err (*load_block)(void *ctx, int64_t block, struct block_quant *q);
     /* Saves the block in work: n named host tensors (parameters, moments, position). */
     enum err (*save_partial)(void *ctx, int64_t block, const struct named_tensor *t, int n);
@@ -101,8 +102,8 @@ struct calib_io {
     enum err (*load_partial)(void *ctx, int64_t block, const struct named_tensor **t,
                              int *n);
     void (*event)(void *ctx, const struct calib_event *e);
-    /* Asked after every step of training, of evaluation, and of moving streams; may be NULL.
-     * true: the block in training is saved and calib_run returns ERR_STOPPED. */
+    /* Asked after every step of training, of evaluation, and of moving streams; may be
+     * NULL. true: the block in training is saved and calib_run returns ERR_STOPPED. */
     bool (*stop)(void *ctx);
 };
 

@@ -6,17 +6,17 @@
  *   q = clamp(round(W / h + offset) + z, 0, Q)  W^ = (q - z) h
  *
  * and backward returns dL/dW^. round and fp16 have derivative 0 almost everywhere, so their
- * gradient is replaced by that of the identity (straight through). With u = W / h and
- * r = round(u), per element:
+ * gradient is replaced by that of the identity (straight through). With u = W / h and r =
+ * round(u), per element:
  *
  *   inside [0, Q]   dW^/dh = r - u      dW^/dz = 0
  *   above Q         dW^/dh = Q - z      dW^/dz = -h
  *   below 0         dW^/dh = -z         dW^/dz = -h
  *
  * fakequant_clip_grads sums these over a group and chains them to gamma and beta, and by
- * gamma' = gamma (1 - gamma) to a and b. The offsets' gradient is dL/dW^ h inside the range,
- * of which a step uses the sign (dev_round_step). The cache's gradients, for log s and delta,
- * come from block_backward_params directly.
+ * gamma' = gamma (1 - gamma) to a and b. The offsets' gradient is dL/dW^ h inside the
+ * range, of which a step uses the sign (dev_round_step). The cache's gradients, for log s
+ * and delta, come from block_backward_params directly.
  *
  * Blocks may differ in formats, so each lays its own parameters out in memory that is sized
  * for the largest (plan_block, layout). */

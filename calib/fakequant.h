@@ -69,7 +69,8 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 /* Loads the weights of a block; wq holds them in full precision until fakequant_apply.
  * Errors: as finite_weights. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
-/* Fixes codes, scales and zeros of projection l to those of q. q is consumed in any case. */
+/* Fixes codes, scales and zeros of projection l to those of q. q is consumed in any
+ * case. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);
 /* Sets the offsets of projection l so that rounding gives the codes of q, whose scales and
  * zeros are those of fakequant_scales; codes out of reach get the nearest offset. */

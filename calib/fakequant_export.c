@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Converts a block's quantizer on the device to the struct that is handed over, and back. */
+ * Converts a block's quantizer on the device to the struct that is handed over, and
+ * back. */
 #include "calib/fakequant.h"
 
 #include "calib/fakequant_round.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Learned rounding: q = clamp(round(W / h + v) + z, 0, Q) with an offset v in [-0.5, 0.5] per
- * weight. v = 0 rounds to nearest; the two ends reach the next code in either direction. */
+ * Learned rounding: q = clamp(round(W / h + v) + z, 0, Q) with an offset v in [-0.5, 0.5]
+ * per weight. v = 0 rounds to nearest; the two ends reach the next code in either
+ * direction. */
 #include "calib/fakequant_round.h"
 
 #include "kernels/base/mem.h"
@@ -58,8 +59,8 @@ enum err round_copy(struct fakequant *f, bool to_best)
     return OK;
 }
 
-/* Returns an offset that gives the code, or the end nearest to it. With u = w / h the code is
- * `away` = code - z - u from the weight, and any v within 0.5 of away rounds to it:
+/* Returns an offset that gives the code, or the end nearest to it. With u = w / h the code
+ * is `away` = code - z - u from the weight, and any v within 0.5 of away rounds to it:
  *
  *   -0.5 ........ 0 ...... border ===== end = 0.5        away > 0
  *                           offsets that give the code

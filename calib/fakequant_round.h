@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The rounding offsets of a block (weights.round: learned): one F32 per weight in the layout
- * of the weights, current and best. Private to fakequant*.c. */
+ * The rounding offsets of a block (weights.round: learned): one F32 per weight in the
+ * layout of the weights, current and best. Private to fakequant*.c. */
 #ifndef WKVQ_FAKEQUANT_ROUND_H
 #define WKVQ_FAKEQUANT_ROUND_H
 

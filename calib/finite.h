@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Checks a block's weights when it is loaded. A NaN found later, in a loss some blocks away,
- * would be reported in the wrong place. */
+ * Checks a block's weights when it is loaded. A NaN found later, in a loss some blocks
+ * away, would be reported in the wrong place. */
 #ifndef WKVQ_FINITE_H
 #define WKVQ_FINITE_H
 

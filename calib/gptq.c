@@ -141,8 +141,8 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
     return err;
 }
 
-/* Starts the offsets at the codes of GPTQ under the scales of the clipping. Their own memory
- * holds the copy of the weight that GPTQ overwrites. */
+/* Starts the offsets at the codes of GPTQ under the scales of the clipping. Their own
+ * memory holds the copy of the weight that GPTQ overwrites. */
 static enum err start_offsets(struct gptq *g, struct fakequant *f, int l, struct qlinear *q)
 {
     const struct tensor w = block_weights_lin(&f->master, g->arch, l);

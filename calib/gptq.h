@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * GPTQ of a block: collects the second moments of its four inputs sample by sample, while the
- * block is in full precision, then quantizes its seven projections one after another. */
+ * GPTQ of a block: collects the second moments of its four inputs sample by sample,
+ * while the block is in full precision, then quantizes its seven projections one after
+ * another. */
 #ifndef WKVQ_GPTQ_H
 #define WKVQ_GPTQ_H
 
@@ -33,8 +34,8 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s);
 enum err gptq_begin(struct gptq *g);
 /* Adds the inputs that the forward pass of a sample left in acts. */
 enum err gptq_add(struct gptq *g, const struct block_acts *acts);
-/* Quantizes all projections of f's block from its F32 weights; with f->gptq_start it sets the
- * start of the rounding offsets instead, under the scales of the clipping. Errors:
+/* Quantizes all projections of f's block from its F32 weights; with f->gptq_start it sets
+ * the start of the rounding offsets instead, under the scales of the clipping. Errors:
  * ERR_NUMERIC if a Hessian cannot be factored, ERR_MEMORY, ERR_DEVICE. */
 enum err gptq_finish(struct gptq *g, struct fakequant *f);
 

@@ -173,8 +173,8 @@ static int64_t min_i64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Quantizes one row of the step. Its weights are replaced by the negative errors -e. Returns
- * false for a weight that is not finite. */
+/* Quantizes one row of the step. Its weights are replaced by the negative errors -e.
+ * Returns false for a weight that is not finite. */
 static bool quantize_row(const struct solve *s, int64_t row, float *w)
 {
     const int64_t n = s->x->n, width = s->width;

@@ -35,7 +35,8 @@ struct gptq_work {
     bool scaled;         /* q has scales and zeros already, which stay */
 };
 
-/* Writes codes, scales and zeros into q, which says the format and has room for all of them.
+/* Writes codes, scales and zeros into q, which says the format and has room for all of
+ * them.
  *   weight  [out, n] F32 on the device; undefined afterwards
  * Errors: ERR_NUMERIC for a row that is not finite, ERR_MEMORY, ERR_DEVICE. */
 enum err gptq_linear(struct gptq_work *k, struct qlinear *q, const struct tensor *weight,

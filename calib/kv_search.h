@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Searches the start values of the smoothing (kv.init: search): the exponent alpha of
- * s = max |x - delta| ^ alpha, one for the keys and one for the values of a block. The best
- * alpha of the grid 0, 1/8 .. 1 minimizes the mean of (x^ - x)^2 over the samples. The paper
- * uses 1/2. */
+ * Searches the start values of the smoothing (kv.init: search): the exponent alpha of s =
+ * max |x - delta| ^ alpha, one for the keys and one for the values of a block. The best
+ * alpha of the grid 0, 1/8 .. 1 minimizes the mean of (x^ - x)^2 over the samples. The
+ * paper uses 1/2. */
 #ifndef WKVQ_KV_SEARCH_H
 #define WKVQ_KV_SEARCH_H
 
@@ -26,8 +26,8 @@ void kv_search_close(struct kv_search *k); /* accepts a zeroed or half-built one
 /* Returns its device memory. */
 size_t kv_search_bytes(const struct arch *a);
 
-/* ls, delta [n] = log s and delta of channels with values in [mn, mx]: delta = (mn + mx) / 2
- * and s = max |x - delta| ^ alpha, scaled to geometric mean 1. A constant channel has no
+/* ls, delta [n] = log s and delta of channels with values in [mn, mx]: delta = (mn + mx) /
+ * 2 and s = max |x - delta| ^ alpha, scaled to geometric mean 1. A constant channel has no
  * width; it gets the smallest s of the others. All host memory. */
 void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_t n,
                float alpha);

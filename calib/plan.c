@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Estimates the needs of a calibration: bytes from the layouts that allocate them, flops from
- * the shapes. */
+ * Estimates the needs of a calibration: bytes from the layouts that allocate them, flops
+ * from the shapes. */
 #include "calib/calib.h"
 
 #include "calib/gptq.h"
@@ -10,8 +10,8 @@
 #include "calib/search.h"
 #include "calib/streams.h"
 
-/* Attention of a training step, in forward passes: backward recomputes S and has four products
- * for forward's two, which makes 2.5. */
+/* Attention of a training step, in forward passes: backward recomputes S and has four
+ * products for forward's two, which makes 2.5. */
 #define ATTENTION_PASSES 3.5
 
 bool calib_learns_weights(const struct calib_settings *s)
@@ -81,8 +81,8 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
     return sum;
 }
 
-/* Returns a bound of what operations allocate inside the device: mostly the sums of backward
- * attention (per query a head's width of F32 on the cpu, one F32 on a GPU). */
+/* Returns a bound of what operations allocate inside the device: mostly the sums of
+ * backward attention (per query a head's width of F32 on the cpu, one F32 on a GPU). */
 static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 {
     return (size_t)(s->seqlen * a->n_heads * a->head_dim) * sizeof(float) + (64u << 10);

@@ -41,7 +41,8 @@ enum err search_add(struct search *k, const struct block_acts *acts);
  * ERR_MEMORY, ERR_DEVICE. */
 enum err search_finish(struct search *k, struct fakequant *f);
 
-/* *gamma, *beta in (0, 1) of one group: weights w [n], second moments m [n] of its inputs. */
+/* *gamma, *beta in (0, 1) of one group: weights w [n], second moments m [n] of its
+ * inputs. */
 void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
                   int bits);
 

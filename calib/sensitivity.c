@@ -103,8 +103,8 @@ static void rotate(const struct measure *m, float *x)
         hadamard_f32(x + i * d, d);
 }
 
-/* Stores the window's keys or values. kv.rotate of values is part of the weights already, that
- * of keys is applied here. */
+/* Stores the window's keys or values. kv.rotate of values is part of the weights already,
+ * that of keys is applied here. */
 static enum err keep_side(struct measure *m, int side, const struct block_acts *acts)
 {
     const struct arch *a = m->arch;

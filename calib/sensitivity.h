@@ -4,8 +4,8 @@
  * model: for every candidate format, from one pass forward and back over a few windows with
  * nothing quantized.
  *
- * For an error e of a projection's output the loss grows by e' H e / 2. H is approximated by
- * the second moments of the gradients (Fisher). Errors of different weights are taken as
+ * For an error e of a projection's output the loss grows by e' H e / 2. H is approximated
+ * by the second moments of the gradients (Fisher). Errors of different weights are taken as
  * uncorrelated, and the gradients of all tokens as alike in shape. Then, with N predicted
  * tokens, in nats per token:
  *
@@ -13,10 +13,10 @@
  *             G_o = sum_t g_to^2,  X_i = sum_t |g_t|^2 x_ti^2
  *   cache     sum_th |g_th|^2 |K_th - K^_th|^2 / (2 N d),  per token t and head h
  *
- * Inputs are weighted token by token, because a first token with activations a hundred times
- * larger than the others has almost no gradient. Weights are rounded to nearest, the cache as
- * calibration starts. Calibration recovers part of these losses, so only their order and
- * ratios are meaningful. */
+ * Inputs are weighted token by token, because a first token with activations a hundred
+ * times larger than the others has almost no gradient. Weights are rounded to nearest, the
+ * cache as calibration starts. Calibration recovers part of these losses, so only their
+ * order and ratios are meaningful. */
 #ifndef WKVQ_SENSITIVITY_H
 #define WKVQ_SENSITIVITY_H
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * Activation streams: one hidden state [T,D] per sample, in the act type. One stream holds the
- * input of the block in work in the quantized model, the others full-precision outputs.
+ * Activation streams: one hidden state [T,D] per sample, in the act type. One stream holds
+ * the input of the block in work in the quantized model, the others full-precision outputs.
  *
- * A stream is stored on the device, or on the host (in memory or mapped from a file). A host
- * stream passes through two slots on the device, so that the next sample arrives while the
- * current one is used:
+ * A stream is stored on the device, or on the host (in memory or mapped from a file). A
+ * host stream passes through two slots on the device, so that the next sample arrives while
+ * the current one is used:
  *
  *   host    [ 0 | 1 | 2 | 3 | ... ]
  *             |   |                     sample i uses slot i % 2
@@ -41,7 +41,8 @@ struct stream {
 enum err stream_bytes(size_t *bytes, const struct arch *a, const struct calib_settings *s);
 /* Returns where streams of `bytes` in all are stored. */
 enum stream_place stream_place_of(const struct calib_settings *s, double bytes);
-/* io, d and a are borrowed. Errors: ERR_MEMORY, ERR_DEVICE, those of io. Close in any case. */
+/* io, d and a are borrowed. Errors: ERR_MEMORY, ERR_DEVICE, those of io. Close in any
+ * case. */
 enum err stream_open(struct stream *st, const struct calib_io *io, struct dev *d,
                      const struct arch *a, const struct calib_settings *s, const char *name,
                      enum stream_place place);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Trains one block: epochs of AdamW steps on one sample each. The loss over the whole set is
- * measured at the start and after every epoch, and the best parameters are kept. */
+ * Trains one block: epochs of AdamW steps on one sample each. The loss over the whole set
+ * is measured at the start and after every epoch, and the best parameters are kept. */
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"
 

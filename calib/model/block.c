@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Forward of one block. Weights may be fake-quantized ones; the cache is fake-quantized
- * here. */
+ * Forward of one block. Weights come fake-quantized or not; the cache is fake-quantized
+ * here. / */
 #include "calib/model/block_scratch.h"
 
 /* Rows [first, first + n) of qkv = n1 wqkv^T + bqkv, into columns of y. */
@@ -32,16 +32,16 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
     return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &k_raw, NULL, &w->k_norm, a->norm_eps);
 }
 
-/* Rope, and behind it the rotation of kv.rotate. */
+/* Applies rope, then the rotation of kv.rotate. */
 static enum err rotate(struct block_acts *x, const struct arch *a,
                        const struct block_kv *kv)
 {
     const struct tensor qk = qk_heads(a, x->qkv);
     TRY(dev_rope(x->dev, &qk, &x->cos, &x->sin, false));
-    return keys_turned(kv) ? dev_hadamard(x->dev, &qk) : OK;
+    return keys_rotated(kv) ? dev_hadamard(x->dev, &qk) : OK;
 }
 
-/* y = keys or values x as a cache of format f returns them. */
+/* y = keys or values `in` as the cache would return them. */
 static enum err quantize_side(struct block_acts *x, const struct arch *a,
                               const struct block_kv *kv, enum kv_side side,
                               const struct tensor *y, const struct tensor *in)
@@ -61,8 +61,8 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
     return dev_fake_quant_kv(x->dev, y, &p);
 }
 
-/* kq, vq from the rotated k, and v. Pre-rope: from the key before the rotation, and the
- * dequantized key is rotated as the runtime does when it reads the cache. */
+/* Computes kq and vq. Pre-rope keys are quantized before rope and rotated afterwards, as
+ * the runtime does when it reads its cache. */
 static enum err quantize_kv(struct block_acts *x, const struct arch *a,
                             const struct block_kv *kv)
 {
@@ -132,8 +132,9 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
     return t;
 }
 
-/* Keys and values as attention sees them, of rows [first, T); rotates their q and k. A
- * block of keys that began before them is quantized whole. */
+/* Prepares keys and values of rows [first, T) for attention; rotates their q and k. With
+ * keys quantized in blocks of tokens, a block that began before first is quantized as a
+ * whole. */
 static enum err make_cache(struct block_acts *acts, const struct arch *a,
                            const struct block_kv *kv, int64_t first)
 {
@@ -167,7 +168,7 @@ enum err output_input(struct tensor *in, struct block_acts *x, struct block_scra
     return quantize_input(x->dev, kv, in, &x->o);
 }
 
-/* The MLP and both residual sums of rows t. y: what is added to x, then scratch. */
+/* Output projection, MLP and both residual sums of rows t. y is scratch. */
 static enum err finish(struct block_acts *t, struct block_scratch *s, const struct arch *a,
                        const struct block_weights *w, const struct block_kv *kv,
                        const struct tensor *out, const struct tensor *y)
@@ -194,23 +195,25 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
 
 enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
                             const struct arch *a, const struct block_weights *w,
-                            const struct block_kv *kv, const struct tensor *out,
-                            const struct tensor *x, int64_t first)
+                            const struct block_kv *kv, const struct block_rows *rows)
 {
+    const int64_t first = rows->first;
     FAIL_IF(kv_quantized(kv) && (!acts->kq.data ||
                                  (kv->spec.key_stage == KEY_PRE_ROPE && !acts->k_pre.data)),
             ERR_SHAPE,
             "block: activations were allocated without room for a quantized cache");
-    acts->x = *x;
+    acts->x = *rows->x;
     struct block_acts tail = acts_from(acts, a, first);
-    const struct tensor y = from(s->y, first), rows = from(*out, first);
+    const struct tensor y = from(s->y, first), out = from(*rows->out, first);
     TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &tail.x, NULL, &w->norm1,
                     a->norm_eps));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
     TRY(make_cache(acts, a, kv, first));
-    TRY(attend(acts, a, kv)); /* queries before first too: they are few, and there still */
-    return finish(&tail, s, a, w, kv, &rows, &y);
+    /* This also recomputes queries before `first`: few, and their inputs are still in
+     * acts. */
+    TRY(attend(acts, a, kv));
+    return finish(&tail, s, a, w, kv, &out, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,
@@ -218,5 +221,6 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x)
 {
-    return block_forward_from(acts, s, a, w, kv, out, x, 0);
+    const struct block_rows all = {out, x, 0};
+    return block_forward_from(acts, s, a, w, kv, &all);
 }

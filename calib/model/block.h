@@ -9,8 +9,8 @@
 
 #include "calib/model/weights.h"
 
-/* Every activation kept for backward, sized once for T tokens; act is F32 or BF16. One
- * allocation. Backward consumes them: one backward a forward. */
+/* Every activation that backward needs, sized once for T tokens in one allocation; act is
+ * F32 or BF16. Backward overwrites them: one backward per forward. */
 struct block_acts {
     struct dev *dev;
     void *memory;
@@ -31,19 +31,19 @@ struct block_acts {
                                 set by the caller after block_acts_alloc */
 };
 
-/* How the block's KV cache is quantized, and the inputs of its projections; NULL in
- * block_forward: not at all. */
+/* How the block's KV cache and the inputs of its projections are quantized. NULL in calls:
+ * not at all. */
 struct block_kv {
     struct kv_spec spec;
-    int64_t layer; /* the block's number: spec may say another format for each */
+    int64_t layer; /* number of the block: formats may differ by layer */
     struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32; data NULL: 1 and 0 */
-    int act_bits;  /* 2..8: those inputs, per token, as the cache without s and delta; their
-                      gradient goes straight through. 0, 16: left alone */
-    int64_t chunk; /* prefill chunk in evaluation, as struct attn_mask has it; no backward
-                      above 1 */
+    /* 2..8: inputs of projections, per token, like the cache without s and delta; their
+     * gradient is passed straight through. 0, 16: unquantized. */
+    int act_bits;
+    int64_t chunk; /* prefill chunk in evaluation, see struct attn_mask; backward: <= 1 */
 };
 
-/* Gradients of the quantized block. Any data may be NULL: not wanted. */
+/* Gradients of the quantized block's parameters. Data may be NULL: not wanted. */
 struct block_grads {
     struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
     struct tensor k_dls, k_ddelta, v_dls, v_ddelta; /* [K*d], overwritten */
@@ -55,10 +55,10 @@ struct block_scratch; /* device buffers of forward and backward, shared by all b
 enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
                           const struct arch *a, int64_t T);
 
-/* An upper bound: quantized counts kq, vq and k_pre. */
+/* Returns an upper bound of the bytes; quantized: including kq, vq and k_pre. */
 size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized);
-/* kv not NULL and below 16 bits in any layer: with kq, vq (and k_pre when it says
- * pre-rope). */
+/* With kv below 16 bits in any layer, kq and vq are allocated, and k_pre for pre-rope keys.
+ * Errors: ERR_MEMORY, ERR_USAGE for a T that is out of range. */
 enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
                           int64_t T, enum dtype act, const struct kv_spec *kv);
 void block_acts_free(struct block_acts *acts); /* accepts a zeroed one */
@@ -68,22 +68,26 @@ enum err block_scratch_open(struct block_scratch **out, struct dev *d, const str
 void block_scratch_close(struct block_scratch **s);
 size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act);
 
-/* out [T,D] F32 from x [T,D] F32 (not aliased; x must live until backward). kv NULL: full
- * precision. */
+/* out [T,D] F32 = block(x [T,D] F32). They do not overlap; x must live until backward. kv
+ * NULL: full precision. Errors: ERR_SHAPE if acts has no room for a quantized cache. */
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct arch *a, const struct block_weights *w,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x);
 
-/* The same for rows [first, T) alone: those before begin the window of the last forward
- * too, whose keys and values acts still holds. They are not written to out; no backward. */
+/* The same for rows [first, T) only. Rows before first are those of the previous forward
+ * with these acts, which still hold their keys and values; out is not written there. No
+ * backward follows. */
+struct block_rows {
+    const struct tensor *out, *x; /* [T,D] F32 */
+    int64_t first;
+};
 enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
                             const struct arch *a, const struct block_weights *w,
-                            const struct block_kv *kv, const struct tensor *out,
-                            const struct tensor *x, int64_t first);
+                            const struct block_kv *kv, const struct block_rows *rows);
 
-/* What forward left, in full precision: keys as kv quantizes them, and values. Views,
- * [T,K*d] act. */
+/* Return the keys (at the stage where kv quantizes them) and values of the last forward in
+ * full precision. Views, [T,K*d] act. */
 struct tensor block_keys(const struct block_acts *acts, const struct arch *a,
                          const struct kv_spec *kv);
 struct tensor block_values(const struct block_acts *acts, const struct arch *a);
@@ -93,29 +97,27 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
                         const struct arch *a, const struct block_weights *w,
                         const struct tensor *dx, const struct tensor *dout);
 
-/* Gradients that a full-precision block's backward comes by, for who measures them: of the
- * output of down; of gate over up; of o; of q, k, v as attention takes them; of q, k, v as
- * the projection gives them. */
+/* Intermediate gradients a caller can observe during block_backward_watched(). */
 enum block_grad {
-    BLOCK_GRAD_DOWN,      /* [T,D] F32 */
-    BLOCK_GRAD_GATE_UP,   /* [T,2F] act */
-    BLOCK_GRAD_O,         /* [T,D] F32 */
-    BLOCK_GRAD_ATTENTION, /* [T,(H+2K)d] act */
-    BLOCK_GRAD_QKV,       /* [T,(H+2K)d] act */
+    BLOCK_GRAD_DOWN,      /* [T,D] F32, of the output of down */
+    BLOCK_GRAD_GATE_UP,   /* [T,2F] act, of the outputs of gate and up */
+    BLOCK_GRAD_O,         /* [T,D] F32, of the output of o */
+    BLOCK_GRAD_ATTENTION, /* [T,(H+2K)d] act, of q, k, v as attention reads them */
+    BLOCK_GRAD_QKV,       /* [T,(H+2K)d] act, of the outputs of q, k, v */
 };
 struct block_watch {
     void *ctx;
-    /* In the order above. g is borrowed for the call. */
+    /* Called in the order above. g is borrowed for the call. */
     enum err (*grad)(void *ctx, enum block_grad what, const struct tensor *g);
 };
-/* block_backward; watch NULL: nobody looks. */
+/* block_backward with calls to watch, which may be NULL. */
 enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
                                 const struct arch *a, const struct block_weights *w,
                                 const struct tensor *dx, const struct tensor *dout,
                                 const struct block_watch *watch);
 
-/* Parameter gradients of the quantized block from dout [T,D] F32 (destroyed). The block's
- * input does not learn, so no dx is computed below the q, k, v weights. */
+/* Gradients of the quantized block's parameters into g, from dout [T,D] F32 (destroyed).
+ * Its input does not learn, so backward ends at the q, k, v weights. */
 enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
                                const struct arch *a, const struct block_weights *w,
                                const struct block_kv *kv, const struct block_grads *g,

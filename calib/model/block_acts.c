@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Memory of a block's forward and backward: laid out in one place, allocated at once. */
+ * Memory of a block's forward and backward: one layout each, allocated at once. */
 #include "calib/model/block_scratch.h"
 #include "calib/model/carve.h"
 

@@ -2,8 +2,8 @@
  *
  * Backward of one block: to its input (a full-precision block on the way down), or to its
  * parameters (the quantized block in work). The gradient of the residual stream is F32 and
- * grows in place; every other gradient has the act type. gu is overwritten by its gradient.
- */
+ * grows in place; every other gradient has the act type. gu is overwritten by its
+ * gradient. */
 #include "calib/model/block_scratch.h"
 
 /* The residual gradient in the act type, as an operand of products: itself in F32, else a
@@ -80,7 +80,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
 static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
                          const struct tensor *grad)
 {
-    if (keys_turned(kv))
+    if (keys_rotated(kv))
         TRY(dev_hadamard(x->dev, grad));
     return dev_rope(x->dev, grad, &x->cos, &x->sin, true);
 }
@@ -91,7 +91,7 @@ struct kv_params {
     const struct tensor *s, *delta, *dls, *ddelta;
 };
 
-/* The parameters' gradients from 0 on, if they are wanted. */
+/* Clears the parameters' gradients if they are wanted. */
 static enum err start_params(struct dev *d, const struct kv_params *p, bool *wanted)
 {
     *wanted = p->dls->data && p->ddelta->data;
@@ -110,8 +110,9 @@ static struct tensor side_by_side(const struct tensor *x)
     return y;
 }
 
-/* dx += the share through the quantizer; the parameters' gradients if they are wanted. What
- * is left alone, and blocks of tokens, have no parameters: their gradients are 0. */
+/* Adds the gradient through the quantizer to dx, and computes those of the parameters if
+ * they are wanted. Unquantized sides and blocks of tokens have no parameters: gradients are
+ * 0. */
 static enum err kv_grad(struct block_acts *x, const struct arch *a,
                         const struct block_kv *kv, struct kv_params p,
                         const struct tensor *dx, const struct tensor *dxq,
@@ -161,7 +162,7 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
     return kv_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
 }
 
-/* s->dqkv, in place, from behind the q/k norm to before it. */
+/* Moves s->dqkv, in place, back through the q/k norm. */
 static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
                             const struct arch *a, const struct block_weights *w)
 {

@@ -11,9 +11,9 @@
 struct block_scratch {
     struct dev *dev;
     void *memory;
-    struct tensor y;       /* [T,D] act: what is added to the residual, and its gradients */
-    struct tensor dm, d_o; /* [T,F], [T,H*d] act: one memory, dm is done before d_o */
-    struct tensor dqkv;    /* [T,(H+2K)d] act */
+    struct tensor y;        /* [T,D] act: a sum's summand, or its gradient */
+    struct tensor dm, d_o;  /* [T,F], [T,H*d] act: one memory, dm is done before d_o */
+    struct tensor dqkv;     /* [T,(H+2K)d] act */
     struct tensor dkq, dvq; /* [T,K*d] act */
 };
 
@@ -42,8 +42,9 @@ static inline struct tensor qk_heads(const struct arch *a, struct tensor qkv)
     return tensor_heads(tensor_cols(qkv, 0, heads * a->head_dim), heads);
 }
 
-/* Also in full precision: what a cache holds then compares with what it would hold. */
-static inline bool keys_turned(const struct block_kv *kv)
+/* Returns true if kv.rotate applies to keys: in full precision too, so that caches
+ * compare. */
+static inline bool keys_rotated(const struct block_kv *kv)
 {
     return kv && (kv->spec.rotate & ROTATE_K);
 }
@@ -65,7 +66,7 @@ static inline const struct tensor *kv_param(const struct block_kv *kv,
     return kv->spec.method != KV_CHANNEL_TOKEN || !p->data ? NULL : p;
 }
 
-/* Tokens that keys are quantized at a time; 1 where every token is for itself. */
+/* Returns how many tokens of keys are quantized together; 1: each token by itself. */
 static inline int64_t kv_block(const struct block_kv *kv)
 {
     const struct kv_format f = side_format(kv, KV_K);
@@ -86,11 +87,11 @@ static inline bool acts_quantized(const struct block_kv *kv)
     return kv && kv->act_bits && kv->act_bits < 16;
 }
 
-/* y = x [T,n], the input of projections, rounded per token as kv says, if it does; y may be
- * x. */
+/* y = x [T,n], an input of projections, quantized per token if kv says so, else untouched.
+ * y may be x. */
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
                         const struct tensor *x);
-/* What wo multiplies: o itself, which backward of attention needs as it is, or o rounded,
+/* *in = input of wo: o itself, which backward of attention needs unchanged, or o quantized,
  * in s->d_o. */
 enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,
                       const struct block_kv *kv);

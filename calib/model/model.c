@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * The decoder, block by block over all windows: each weight is read once, and the hidden
- * states of every window are kept on the device. */
+ * The decoder, block by block over all windows. Each weight is read once; the hidden states
+ * of every window stay on the device:
+ *
+ *   for each block b        load its weights; quantize them and set the cache as quant says
+ *     for each window i     h[spare] = block(h[i]); then h[i] and the spare swap places
+ *   head                    norm, logits by rows that fit LOGITS_BYTES, loss or logits out
+ *
+ *   h   | h[0] | h[1] | ... | h[n-1] | h[n] |     n windows and a spare, [T,D] F32 each
+ *          ^                           |
+ *          +------ block writes here --+          views are swapped, nothing is copied
+ *
+ * A window may share its first tokens with the previous one (shared). Their hidden states
+ * are then copied from it, and the block computes only the rows after them; keys and values
+ * of the shared rows are still in the activations. Everything that runs the model uses one
+ * struct model_pass: logits, losses, logits by pieces, and keys and values. */
 #include "calib/model/model.h"
 
 #include "calib/model/block_scratch.h"
@@ -10,73 +23,34 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Logits that exist at a time. */
+/* Bytes of logits in memory at a time. */
 #define LOGITS_BYTES (INT64_C(64) << 20)
 
-/* Rows of the embedding converted at a time. */
-#define EMBED_ROWS 64
-
-struct walk {
+struct model_pass {
     const struct model_run *r;
-    int64_t n, T; /* windows, tokens of one */
-    bool keep_cache;
-    struct block_weights w;    /* of the block in work, act type */
+    int64_t n, T;           /* windows, tokens of one */
+    bool keep_cache;        /* quantize keys and values even if no query reads them back */
+    struct block_weights w; /* of the block in work, act type */
     struct block_weights full; /* its F32 source; only with r->quant */
     struct block_acts acts;
     struct block_scratch *scratch;
     struct tensor cos, sin;
-    void *x; /* (n + 1) hidden states [T,D] F32 */
-    struct tensor
-        *h; /* views into x: one a window, and a spare, h[n], to write the next to */
+    void *x;          /* memory of h */
+    struct tensor *h; /* [n + 1] hidden states [T,D] F32: one per window, and the spare */
     struct block_kv kv;
     void *kv_params; /* 4 [K*d] */
     int64_t done, total;
 };
 
-/* Tokens of window i that are computed already, in the window before. */
-static int64_t window_shared(const struct walk *k, int64_t i)
+/* Returns how many tokens window i shares with the previous one. */
+static int64_t window_shared(const struct model_pass *k, int64_t i)
 {
     return k->r->shared && i > 0 ? k->r->shared[i] : 0;
 }
 
-/* --- embedding ---------------------------------------------------------------------- */
+/* --- opening ------------------------------------------------------------------------ */
 
-static enum err embed_rows(struct dev *d, const struct tensor *x,
-                           const struct host_mat *embed, const int32_t *ids, float *stage)
-{
-    const int64_t T = x->dim[0], D = x->dim[1];
-    const size_t row = (size_t)D * dtype_bytes(embed->dtype);
-    for (int64_t t = 0; t < T; t += EMBED_ROWS) {
-        const int64_t n = T - t < EMBED_ROWS ? T - t : EMBED_ROWS;
-        for (int64_t i = 0; i < n; i++) {
-            const int64_t id = ids[t + i];
-            FAIL_IF(id < 0 || id >= embed->rows, ERR_FORMAT,
-                    "token %" PRId64 " has id %" PRId64 ", the model has %" PRId64
-                    " tokens: the tokenizer belongs to another model",
-                    t + i, id, embed->rows);
-            host_to_f32(stage + i * D, (const char *)embed->data + (size_t)id * row,
-                        embed->dtype, D);
-        }
-        const struct tensor rows = tensor_rows(*x, t, n);
-        TRY(dev_upload(d, rows.data, stage, (size_t)(n * D) * sizeof(float)));
-    }
-    return OK;
-}
-
-enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
-                     const int32_t *ids)
-{
-    TRY(host_mat_check(embed, "embedding", embed->rows, x->dim[1]));
-    float *stage = NULL;
-    TRY(mem_alloc(&stage, EMBED_ROWS * (size_t)x->dim[1], sizeof(*stage)));
-    const enum err err = embed_rows(d, x, embed, ids, stage);
-    mem_free(stage);
-    return err;
-}
-
-/* --- the state of a walk ------------------------------------------------------------ */
-
-static void walk_close(struct walk *k)
+static void pass_close(struct model_pass *k)
 {
     struct dev *d = k->r->dev;
     block_weights_free(&k->w);
@@ -89,7 +63,7 @@ static void walk_close(struct walk *k)
     mem_free(k->h);
 }
 
-static enum err open_states(struct walk *k)
+static enum err open_states(struct model_pass *k)
 {
     const int64_t dims[] = {k->n + 1, k->T, k->r->arch->d_model};
     size_t bytes;
@@ -102,7 +76,7 @@ static enum err open_states(struct walk *k)
     return OK;
 }
 
-static enum err open_quant(struct walk *k)
+static enum err open_quant(struct model_pass *k)
 {
     const struct arch *a = k->r->arch;
     const int64_t n = a->n_kv * a->head_dim;
@@ -114,7 +88,7 @@ static enum err open_quant(struct walk *k)
     return OK;
 }
 
-static enum err embed_windows(struct walk *k, const int32_t *ids)
+static enum err embed_windows(struct model_pass *k, const int32_t *ids)
 {
     const struct model_source *src = k->r->src;
     struct host_mat embed, norm, head;
@@ -125,10 +99,10 @@ static enum err embed_windows(struct walk *k, const int32_t *ids)
     return OK;
 }
 
-/* Blocks differ in what is quantized, so there is room for the most. */
+/* Blocks may differ in what is quantized, so activations have room for everything. */
 static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
 
-static enum err walk_fill(struct walk *k, const int32_t *ids)
+static enum err pass_fill(struct model_pass *k, const int32_t *ids)
 {
     const struct model_run *r = k->r;
     for (int64_t i = 0; i < k->n; i++)
@@ -151,17 +125,17 @@ static enum err walk_fill(struct walk *k, const int32_t *ids)
     return embed_windows(k, ids);
 }
 
-static enum err walk_open(struct walk *k, const struct model_run *r, const int32_t *ids,
-                          int64_t n, int64_t T)
+static enum err pass_open(struct model_pass *k, const struct model_run *r,
+                          const int32_t *ids, int64_t n, int64_t T)
 {
-    *k = (struct walk){.r = r, .n = n, .T = T, .total = (r->arch->n_layers + 1) * n};
-    const enum err err = walk_fill(k, ids);
+    *k = (struct model_pass){.r = r, .n = n, .T = T, .total = (r->arch->n_layers + 1) * n};
+    const enum err err = pass_fill(k, ids);
     if (err)
-        walk_close(k);
+        pass_close(k);
     return err;
 }
 
-static void walk_step(struct walk *k)
+static void pass_step(struct model_pass *k)
 {
     k->done++;
     if (k->r->progress)
@@ -170,8 +144,9 @@ static void walk_step(struct walk *k)
 
 /* --- one block ---------------------------------------------------------------------- */
 
-/* Chosen codes take the source weight's place: dev_fake_quant_stored finds them again. */
-static enum err load_values(struct walk *k, const struct block_quant *q, int l)
+/* Replaces the source weight by the values of chosen codes: dev_fake_quant_stored finds
+ * them again. */
+static enum err load_values(struct model_pass *k, const struct block_quant *q, int l)
 {
     const struct qlinear *lin = &q->lin[l];
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
@@ -184,8 +159,10 @@ static enum err load_values(struct walk *k, const struct block_quant *q, int l)
     return err;
 }
 
-/* w^ of projection l over its place in k->w, from its scales, zeros and F32 weight. */
-static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, void *buffer)
+/* Writes w^ of projection l to k->w, from its scales, zeros and F32 weight. buffer: device
+ * memory for scales and zeros. */
+static enum err apply_lin(struct model_pass *k, const struct block_quant *q, int l,
+                          void *buffer)
 {
     const struct qlinear *lin = &q->lin[l];
     struct dev *d = k->r->dev;
@@ -205,7 +182,7 @@ static enum err apply_lin(struct walk *k, const struct block_quant *q, int l, vo
     return dev_sync(d);
 }
 
-static enum err quantize_lin(struct walk *k, const struct block_quant *q, int l)
+static enum err quantize_lin(struct model_pass *k, const struct block_quant *q, int l)
 {
     const struct qlinear *lin = &q->lin[l];
     const int64_t out = arch_out(k->r->arch, l), in = arch_in(k->r->arch, l);
@@ -221,8 +198,8 @@ static enum err quantize_lin(struct walk *k, const struct block_quant *q, int l)
     return err;
 }
 
-/* Projections with scales; the others are left alone. */
-static enum err quantize_weights(struct walk *k, const struct block_quant *q,
+/* Quantizes the projections that have scales. */
+static enum err quantize_weights(struct model_pass *k, const struct block_quant *q,
                                  const struct block_src *src)
 {
     bool loaded = false;
@@ -237,7 +214,7 @@ static enum err quantize_weights(struct walk *k, const struct block_quant *q,
     return OK;
 }
 
-static enum err load_kv(struct walk *k, const struct block_quant *q)
+static enum err load_kv(struct model_pass *k, const struct block_quant *q)
 {
     const int64_t n = k->kv.k_s.dim[0];
     FAIL_IF(q->n_channels != n, ERR_MISMATCH,
@@ -250,7 +227,7 @@ static enum err load_kv(struct walk *k, const struct block_quant *q)
     return dev_upload(k->r->dev, k->kv.v_delta.data, q->v_shift, bytes);
 }
 
-static enum err quantize_block(struct walk *k, int64_t i, const struct block_src *src)
+static enum err quantize_block(struct model_pass *k, int64_t i, const struct block_src *src)
 {
     const struct block_quant *q = NULL;
     kv_leave_alone(&k->kv.spec);
@@ -264,8 +241,8 @@ static enum err quantize_block(struct walk *k, int64_t i, const struct block_src
     return kv_quantized(&k->kv) ? load_kv(k, q) : OK;
 }
 
-/* Weights and cache settings of block i. */
-static enum err load_block(struct walk *k, int64_t i)
+/* Loads weights and cache settings of block i. */
+static enum err load_block(struct model_pass *k, int64_t i)
 {
     const struct model_source *src = k->r->src;
     struct block_src views;
@@ -278,9 +255,10 @@ static enum err load_block(struct walk *k, int64_t i)
     return err ? err_add(err, "block %" PRId64 ": ", i) : OK;
 }
 
-/* How the block in work quantizes its cache. A window that is one chunk reads no cache
- * back: nothing to simulate, unless the caller asks for the cache itself. */
-static const struct block_kv *block_cache(struct walk *k)
+/* Returns how the block in work quantizes its cache. A window that is one chunk reads
+ * nothing back, so there is nothing to simulate unless the caller wants the cache
+ * itself. */
+static const struct block_kv *block_cache(struct model_pass *k)
 {
     const int64_t chunk = k->r->chunk;
     const bool whole = chunk <= 0 || chunk >= k->T;
@@ -293,8 +271,8 @@ static const struct block_kv *block_cache(struct walk *k)
     return &k->kv;
 }
 
-/* Hand window i's hidden states to who wants them. */
-static enum err show_hidden(struct walk *k, int64_t i, int64_t block)
+/* Calls r->hidden with window i's hidden states, if set. */
+static enum err show_hidden(struct model_pass *k, int64_t i, int64_t block)
 {
     const size_t n = (size_t)(k->T * k->r->arch->d_model);
     float *host;
@@ -308,13 +286,13 @@ static enum err show_hidden(struct walk *k, int64_t i, int64_t block)
     return err;
 }
 
-/* Window i through the block in work; its hidden state moves to the spare. */
-static enum err walk_window(struct walk *k, int64_t i)
+/* Runs window i through the block in work, into the spare, and swaps the two. */
+static enum err pass_window(struct model_pass *k, int64_t i)
 {
     const struct tensor x = k->h[i], spare = k->h[k->n];
     const int64_t first = window_shared(k, i);
-    TRY(block_forward_from(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &spare,
-                           &x, first));
+    const struct block_rows rows = {&spare, &x, first};
+    TRY(block_forward_from(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &rows));
     if (first) {
         const struct tensor to = tensor_rows(spare, 0, first);
         const struct tensor same = tensor_rows(k->h[i - 1], 0, first);
@@ -322,18 +300,18 @@ static enum err walk_window(struct walk *k, int64_t i)
     }
     k->h[i] = spare;
     k->h[k->n] = x;
-    walk_step(k);
+    pass_step(k);
     return OK;
 }
 
-static enum err walk_blocks(struct walk *k)
+static enum err pass_blocks(struct model_pass *k)
 {
     for (int64_t i = 0; i < k->n; i++)
         TRY(show_hidden(k, i, -1));
     for (int64_t b = 0; b < k->r->arch->n_layers; b++) {
         TRY(load_block(k, b));
         for (int64_t i = 0; i < k->n; i++) {
-            TRY(walk_window(k, i));
+            TRY(pass_window(k, i));
             TRY(show_hidden(k, i, b));
         }
     }
@@ -347,12 +325,12 @@ struct head {
     struct tensor norm, w;     /* [D] F32, [V,D] act */
     struct tensor logits;      /* [piece,V] F32 */
     struct tensor target, nll; /* I32, F32 [T] */
-    float *out;                /* host: logits [n][T][V] or ... */
-    float *nll_out;            /* ... nll [n][T-1]; the other is NULL */
+    float *out;                /* host: logits [n][T][V], or NULL */
+    float *nll_out;            /* host: losses [n][T-1], or NULL; one of the two is set */
     const int32_t *ids;        /* host [n][T] */
 };
 
-static void head_layout(struct head *e, struct carve *c, const struct walk *k)
+static void head_layout(struct head *e, struct carve *c, const struct model_pass *k)
 {
     const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
     const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
@@ -363,7 +341,7 @@ static void head_layout(struct head *e, struct carve *c, const struct walk *k)
     e->nll = carve_1d(c, DT_F32, k->T);
 }
 
-static enum err head_alloc(struct head *e, struct walk *k)
+static enum err head_alloc(struct head *e, struct model_pass *k)
 {
     struct carve c = {0};
     head_layout(e, &c, k);
@@ -373,7 +351,7 @@ static enum err head_alloc(struct head *e, struct walk *k)
     return OK;
 }
 
-static enum err head_load(struct head *e, struct walk *k)
+static enum err head_load(struct head *e, struct model_pass *k)
 {
     const struct model_source *src = k->r->src;
     const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
@@ -386,8 +364,8 @@ static enum err head_load(struct head *e, struct walk *k)
     return host_mat_upload(k->r->dev, &e->w, &w);
 }
 
-/* Rows [t, t + rows) of window i, whose normalized states are in k->acts.n1. */
-static enum err head_piece(struct head *e, struct walk *k, int64_t i, int64_t t,
+/* Computes rows [t, t + rows) of window i, whose normalized states are in k->acts.n1. */
+static enum err head_piece(struct head *e, struct model_pass *k, int64_t i, int64_t t,
                            int64_t rows)
 {
     struct dev *d = k->r->dev;
@@ -403,8 +381,9 @@ static enum err head_piece(struct head *e, struct walk *k, int64_t i, int64_t t,
     return dev_cross_entropy(d, &nll, &logits, &target);
 }
 
-/* Losses of window i that the window before has, up to the token where they part. */
-static int64_t copy_nll(struct head *e, const struct walk *k, int64_t i)
+/* Copies the losses that window i shares with the previous one; returns how many. The last
+ * shared token predicts a token that differs. */
+static int64_t copy_nll(struct head *e, const struct model_pass *k, int64_t i)
 {
     const int64_t rows = k->T - 1, shared = window_shared(k, i);
     if (!e->nll_out || shared < 2)
@@ -414,7 +393,7 @@ static int64_t copy_nll(struct head *e, const struct walk *k, int64_t i)
     return shared - 1;
 }
 
-static enum err head_window(struct head *e, struct walk *k, int64_t i)
+static enum err head_window(struct head *e, struct model_pass *k, int64_t i)
 {
     struct dev *d = k->r->dev;
     const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
@@ -430,11 +409,11 @@ static enum err head_window(struct head *e, struct walk *k, int64_t i)
         TRY(dev_download(d, e->nll_out + i * rows + first,
                          tensor_rows(e->nll, first, rows - first).data,
                          (size_t)(rows - first) * sizeof(*e->nll_out)));
-    walk_step(k);
+    pass_step(k);
     return OK;
 }
 
-static enum err walk_head(struct head *e, struct walk *k)
+static enum err pass_head(struct head *e, struct model_pass *k)
 {
     enum err err = head_load(e, k);
     for (int64_t i = 0; i < k->n && !err; i++)
@@ -445,14 +424,14 @@ static enum err walk_head(struct head *e, struct walk *k)
 
 /* --- runs --------------------------------------------------------------------------- */
 
-static enum err run(const struct model_run *r, int64_t n, int64_t T, struct head *e)
+static enum err run_model(const struct model_run *r, int64_t n, int64_t T, struct head *e)
 {
-    struct walk k;
-    TRY(walk_open(&k, r, e->ids, n, T));
-    enum err err = walk_blocks(&k);
+    struct model_pass k;
+    TRY(pass_open(&k, r, e->ids, n, T));
+    enum err err = pass_blocks(&k);
     if (!err)
-        err = walk_head(e, &k);
-    walk_close(&k);
+        err = pass_head(e, &k);
+    pass_close(&k);
     return err;
 }
 
@@ -460,7 +439,7 @@ enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_w
                       int64_t T, float *logits)
 {
     struct head e = {.out = logits, .ids = ids};
-    return run(r, n_windows, T, &e);
+    return run_model(r, n_windows, T, &e);
 }
 
 enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
@@ -468,24 +447,24 @@ enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_wind
 {
     FAIL_IF(T < 2, ERR_USAGE, "a window of %" PRId64 " tokens predicts nothing; want 2", T);
     struct head e = {.nll_out = nll, .ids = ids};
-    return run(r, n_windows, T, &e);
+    return run_model(r, n_windows, T, &e);
 }
 
 /* --- logits by pieces --------------------------------------------------------------- */
 
 struct model_states {
     struct model_run run;
-    struct walk walk;
+    struct model_pass pass;
     struct head head;
-    int64_t window; /* whose normalized states are in walk.acts.n1; -1: none's */
+    int64_t window; /* whose normalized states are in pass.acts.n1; -1: none */
 };
 
 static enum err states_fill(struct model_states *s)
 {
-    TRY(walk_blocks(&s->walk));
-    block_weights_free(&s->walk.w); /* only the head is needed now */
-    block_weights_free(&s->walk.full);
-    return head_load(&s->head, &s->walk);
+    TRY(pass_blocks(&s->pass));
+    block_weights_free(&s->pass.w); /* only the head is needed now */
+    block_weights_free(&s->pass.full);
+    return head_load(&s->head, &s->pass);
 }
 
 enum err model_states_open(struct model_states **out, const struct model_run *r,
@@ -495,7 +474,7 @@ enum err model_states_open(struct model_states **out, const struct model_run *r,
     TRY(mem_calloc(&s, 1, sizeof(*s)));
     s->run = *r;
     s->window = -1;
-    enum err err = walk_open(&s->walk, &s->run, ids, n_windows, T);
+    enum err err = pass_open(&s->pass, &s->run, ids, n_windows, T);
     if (err) {
         mem_free(s);
         return err;
@@ -515,13 +494,13 @@ void model_states_close(struct model_states **ps)
     if (!s)
         return;
     dev_free(s->run.dev, s->head.memory);
-    walk_close(&s->walk);
+    pass_close(&s->pass);
     mem_free(s);
 }
 
 static enum err states_window(struct model_states *s, int64_t i)
 {
-    struct walk *k = &s->walk;
+    struct model_pass *k = &s->pass;
     if (s->window == i)
         return OK;
     s->window = -1;
@@ -536,14 +515,14 @@ enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64
 {
     struct dev *d = s->run.dev;
     const int64_t V = s->run.arch->vocab, piece = s->head.logits.dim[0];
-    FAIL_IF(i < 0 || i >= s->walk.n || t < 0 || rows > s->walk.T - t, ERR_SHAPE,
+    FAIL_IF(i < 0 || i >= s->pass.n || t < 0 || rows > s->pass.T - t, ERR_SHAPE,
             "tokens %" PRId64 " + %" PRId64 " of window %" PRId64 ": there are %" PRId64
             " windows of %" PRId64,
-            t, rows, i, s->walk.n, s->walk.T);
+            t, rows, i, s->pass.n, s->pass.T);
     TRY(states_window(s, i));
     for (int64_t r = 0; r < rows; r += piece) {
         const int64_t n = rows - r < piece ? rows - r : piece;
-        const struct tensor x = tensor_rows(s->walk.acts.n1, t + r, n);
+        const struct tensor x = tensor_rows(s->pass.acts.n1, t + r, n);
         const struct tensor y = tensor_rows(s->head.logits, 0, n);
         TRY(dev_gemm(d, GEMM_NT, &y, &x, &s->head.w, false));
         TRY(dev_download(d, logits + r * V, y.data, (size_t)(n * V) * sizeof(float)));
@@ -553,8 +532,8 @@ enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64
 
 /* --- keys and values ---------------------------------------------------------------- */
 
-/* host [T][K*d] F32 = heads of one layer, by way of stage on the device. */
-static enum err download_heads(struct walk *k, float *host, const struct tensor *x,
+/* host [T][K*d] F32 = heads of one layer; stage is device scratch. */
+static enum err download_heads(struct model_pass *k, float *host, const struct tensor *x,
                                void *stage)
 {
     const int64_t n = k->r->arch->n_kv * k->r->arch->head_dim;
@@ -563,13 +542,13 @@ static enum err download_heads(struct walk *k, float *host, const struct tensor 
     return dev_download(k->r->dev, host, stage, (size_t)(k->T * n) * sizeof(float));
 }
 
-static enum err kv_layers(struct walk *k, float *keys, float *values, void *stage)
+static enum err kv_layers(struct model_pass *k, float *keys, float *values, void *stage)
 {
     const struct arch *a = k->r->arch;
     const int64_t n = a->n_kv * a->head_dim, layer = k->T * n, q = a->n_heads * a->head_dim;
     for (int64_t b = 0; b < a->n_layers; b++) {
         TRY(load_block(k, b));
-        TRY(walk_window(k, 0));
+        TRY(pass_window(k, 0));
         const bool quantized = kv_quantized(&k->kv);
         const struct tensor kx = quantized ? k->acts.kq : tensor_cols(k->acts.qkv, q, n);
         const struct tensor vx =
@@ -586,8 +565,8 @@ static enum err kv_layers(struct walk *k, float *keys, float *values, void *stag
 enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, float *keys,
                   float *values)
 {
-    struct walk k;
-    TRY(walk_open(&k, r, ids, 1, T));
+    struct model_pass k;
+    TRY(pass_open(&k, r, ids, 1, T));
     k.keep_cache = true;
     void *stage = NULL;
     const size_t n = (size_t)T * (size_t)(r->arch->n_kv * r->arch->head_dim);
@@ -595,6 +574,6 @@ enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, floa
     if (!err)
         err = kv_layers(&k, keys, values, stage);
     dev_free(r->dev, stage);
-    walk_close(&k);
+    pass_close(&k);
     return err;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rows of codes as bit streams. The bits of a byte are drawn from the highest to the lowest:
+ * Rows of codes as bit streams. The bits of a byte are drawn from the highest to the
+ * lowest:
  *
  *            byte 0                  byte 1                  byte 2
  *   4 bits  | c1 c1 c1 c1 c0 c0 c0 c0 | c3 c3 c3 c3 c2 c2 c2 c2 | c5 ...

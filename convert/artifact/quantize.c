@@ -15,7 +15,8 @@
  * the integer in the low bits; it needs no SSE4.1. */
 #define ROUNDER 0x1.8p23f
 
-/* Returns c ? a : b. Compilers turn the plain form into branches, which do not vectorize. */
+/* Returns c ? a : b. Compilers turn the plain form into branches, which do not
+ * vectorize. */
 static inline float pick(bool c, float a, float b)
 {
     const uint32_t mask = 0u - (uint32_t)c;

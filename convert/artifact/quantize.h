@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rounds rows of weights to nearest: the definitions of kernels/tensor/quant.h for a row at a
- * time, written so that compilers vectorize them for any CPU. Bit for bit the same. */
+ * Rounds rows of weights to nearest: the definitions of kernels/tensor/quant.h for a row at
+ * a time, written so that compilers vectorize them for any CPU. Bit for bit the same. */
 #ifndef WKVQ_QUANTIZE_H
 #define WKVQ_QUANTIZE_H
 
@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* scales, zeros [groups] = those of round to nearest for w [n]; scales are F16. group_size 0:
- * the whole row. Returns false if w holds a non-finite value. */
+/* scales, zeros [groups] = those of round to nearest for w [n]; scales are F16. group_size
+ * 0: the whole row. Returns false if w holds a non-finite value. */
 bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, int bits,
                    int64_t group_size);
 /* codes [n] = quant_weight_code of each w under the given scales and zeros. Returns false,

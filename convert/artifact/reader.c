@@ -304,7 +304,8 @@ void packed_linear_unpack(float *w, const struct packed_linear *p)
 
 /* --- the dequantized weights as a source --------------------------------------------- */
 
-/* Returns the elements of projection l to dequantize; unquantized ones are used in place. */
+/* Returns the elements of projection l to dequantize; unquantized ones are used in
+ * place. */
 static int64_t unpacked_count(const struct packed_block *b, int l)
 {
     return b->lin[l].bits < 16 ? b->lin[l].out * b->lin[l].in : 0;

@@ -39,8 +39,8 @@ enum err artifact_is(bool *yes, const char *dir);
  * available; otherwise, or if allocation fails, map the files. For callers that read the
  * tensors repeatedly. */
 #define ARTIFACT_LOAD 2u
-/* Opens the artifact in dir; how: flags, or 0. Close with artifact_close. Errors: ERR_NOT_FOUND, ERR_USAGE, ERR_IO,
- * ERR_MEMORY, ERR_FORMAT with file and tensor. */
+/* Opens the artifact in dir; how: flags, or 0. Close with artifact_close. Errors:
+ * ERR_NOT_FOUND, ERR_USAGE, ERR_IO, ERR_MEMORY, ERR_FORMAT with file and tensor. */
 enum err artifact_open(struct artifact **out, const char *dir, unsigned how);
 void artifact_close(struct artifact **a);
 /* Parts of an artifact, borrowed. */
@@ -59,8 +59,8 @@ const char *artifact_manifest(const struct artifact *a);
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i);
 /* w [out][in] = the dequantized weight, F32. */
 void packed_linear_unpack(float *w, const struct packed_linear *p);
-/* Returns a source of the dequantized weights (F32), on which the simulation can run without
- * the checkpoint. Owned by the artifact; one caller at a time. */
+/* Returns a source of the dequantized weights (F32), on which the simulation can run
+ * without the checkpoint. Owned by the artifact; one caller at a time. */
 const struct model_source *artifact_source(struct artifact *a);
 
 /* Sizes as counted on disk. */

@@ -208,7 +208,8 @@ enum err reader_bind(struct artifact *a)
 {
     const size_t n = (size_t)a->arch.n_layers;
     size_t floats = 0;
-    /* A hostile config.json may claim any size: the manifest bounds it before allocation. */
+    /* A hostile config.json may claim any size: the manifest bounds it before
+     * allocation. */
     FAIL_IF(n > a->manifest->n_tensors, ERR_FORMAT,
             "%s: config.json says %" PRId64 " layers, the manifest lists %zu tensors",
             a->dir, a->arch.n_layers, a->manifest->n_tensors);

@@ -2,10 +2,10 @@
  *
  * Causal attention of a chunk over the quantized past and the chunk itself.
  *
- * The unit of work is a piece: one kv head, up to QUERIES queries of the chunk, and one span
- * of the past. A piece leaves a partial softmax for each (query, head):
+ * The unit of work is a piece: one kv head, up to QUERIES queries of the chunk, and one
+ * span of the past. A piece leaves a partial softmax for each (query, head):
  *
- *   partial = { maximum m of the scores | sum of exp(score - m) | [d] sum of these times v }
+ *   partial = { maximum m of the scores | sum of exp(s - m) | [d] sum of these times v }
  *
  * With few queries the past is split into several spans, so that all threads have work. The
  * last span also covers the chunk. merge() then adds up the partials of a query in the

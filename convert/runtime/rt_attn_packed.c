@@ -110,8 +110,8 @@ static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
     }
 }
 
-/* Prefetches one tile. Its few kilobytes are spread over up to 2 groups + groups arrays, each
- * too short for the hardware prefetcher. */
+/* Prefetches one tile. Its few kilobytes are spread over up to 2 groups + groups arrays,
+ * each too short for the hardware prefetcher. */
 static void prefetch_tile(const struct rt_attn *a, enum kv_side side, int64_t kh,
                           int64_t at, int64_t end)
 {

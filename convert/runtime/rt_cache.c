@@ -5,8 +5,8 @@
  *   x^ = s (m + h code) + delta,  s and delta per channel, h and m per token and group
  *
  * A plane (keys or values of a layer) is stored token by token, or interleaved if both
- * planes of the layer have 4 bits in groups of whole 32-bit words. A word holds channels
- * 8 i .. 8 i + 7 of one token, the lowest channel in the lowest bits. Interleaved, each kv
+ * planes of the layer have 4 bits in groups of whole 32-bit words. A word holds channels 8
+ * i .. 8 i + 7 of one token, the lowest channel in the lowest bits. Interleaved, each kv
  * head has its own region for all `max` tokens:
  *
  *   keys    strips of RT_KEYS = 16 tokens; a vector of the kernels is one word of 16 tokens
@@ -18,10 +18,10 @@
  *           group 0: | t0: words 0 .. group/8 - 1 | t1: words 0 .. | ... t(max-1) |
  *           group 1: | t0: ...
  *
- *   pairs   group 0: | h of t0 .. t(max-1) | m of t0 .. t(max-1) |  group 1: | h .. | m .. |
+ *   pairs   group 0: | h of t0 .. t(max-1) | m of t0 .. t(max-1) | group 1: | h .. | m .. |
  *
- * Beside the packed tokens, `first` keeps the F32 values of the sink and `ring` those of the
- * last window - 1 tokens. */
+ * Beside the packed tokens, `first` keeps the F32 values of the sink and `ring` those of
+ * the last window - 1 tokens. */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"

@@ -157,7 +157,8 @@ struct rt_kernels {
      * to rt_interleaved_floats(n) for rows_nibbles. */
     void (*interleave)(float *interleaved, const float *x, int64_t n);
     void (*interleave_rows)(float *interleaved, const float *x, int64_t n);
-    /* y [n] = n 4-bit rows times x. group is a multiple of RT_PAD_COLUMNS, or groups is 1. */
+    /* y [n] = n 4-bit rows times x. group is a multiple of RT_PAD_COLUMNS, or groups is
+     * 1. */
     void (*rows_nibbles)(float *y, const struct rt_rows *r, int64_t n,
                          const float *interleaved);
     /* Returns one 4-bit row times x. group is a multiple of 8, or the whole row.

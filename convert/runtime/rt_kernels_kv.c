@@ -126,7 +126,8 @@ static void score_keys(float *score, const struct rt_folded *f, const uint8_t *c
     }
 }
 
-/* --- quantizing a key or value --------------------------------------------------------- */
+/* --- quantizing a key or value
+ * --------------------------------------------------------- */
 
 /* quant_kv_in of VL channels, bit for bit: a division, as the definition has it. */
 static inline vf quant_in(const float *x, struct rt_channels c, int64_t i)
@@ -188,10 +189,10 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
 
 /* --- exponentials ------------------------------------------------------------------- */
 
-/* Returns e^x for x <= 88, within 2 units in the last place; 0 where it is below 2^-126, NaN
- * for NaN. With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n p(r). ln 2 is subtracted
- * in two parts, so that r keeps its digits; 2^n is built from exponent bits. Scores need no
- * subnormal results, so this is cheaper than vf_exp. */
+/* Returns e^x for x <= 88, within 2 units in the last place; 0 where it is below 2^-126,
+ * NaN for NaN. With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n p(r). ln 2 is
+ * subtracted in two parts, so that r keeps its digits; 2^n is built from exponent bits.
+ * Scores need no subnormal results, so this is cheaper than vf_exp. */
 static inline vf exp_of(vf x)
 {
     const vf least = vf_set1(-87.33654f), round = vf_set1(12582912.0f); /* 1.5 2^23 */

@@ -11,7 +11,8 @@
  *                 any other format                  dot_codes, row by row
  *                 unquantized                       rows_plain
  *   more tokens   4 bits, group a multiple of 8     panel->fill_nibbles, then multiply
- *                 any other format                  rows to F32, panel->fill_rows, multiply */
+ *                 any other format                  rows to F32, panel->fill_rows, multiply
+ */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
@@ -316,8 +317,8 @@ static void prefetch_rows(const struct packed_linear *p, int64_t first, int64_t 
     rt_prefetch(p->qweight + first * row, all < PREFETCH_BYTES ? all : PREFETCH_BYTES);
 }
 
-/* Threads take pieces in turn, so this thread's next one is about `threads` further: in this
- * job, or at the start of the next projection. */
+/* Threads take pieces in turn, so this thread's next one is about `threads` further: in
+ * this job, or at the start of the next projection. */
 static void prefetch_next(const struct linear_job *j, int64_t piece)
 {
     const int64_t total = j->first[j->count], ahead = piece + pool_threads(j->l->pool);
@@ -352,9 +353,9 @@ static void run_piece(void *ctx, int64_t piece, int thread)
     add_bias(j, p, y, first, end);
 }
 
-/* Chooses the rows of a piece. One token: a piece per thread, rounded up, since a piece takes
- * microseconds and each start waits for memory. Several tokens: four per thread, which
- * balances cores of unequal load. */
+/* Chooses the rows of a piece. One token: a piece per thread, rounded up, since a piece
+ * takes microseconds and each start waits for memory. Several tokens: four per thread,
+ * which balances cores of unequal load. */
 static int64_t piece_rows(const struct linear_job *j, int threads)
 {
     const int64_t row = bitpack_bytes(j->p[0]->in, j->p[0]->bits);

@@ -184,8 +184,8 @@ static struct verify_settings with_defaults(const struct verify_settings *given)
     return s;
 }
 
-/* An artifact that cannot be opened is an error. One that opens, but whose bytes do not match
- * its manifest, fails verification: *whole = false. */
+/* An artifact that cannot be opened is an error. One that opens, but whose bytes do not
+ * match its manifest, fails verification: *whole = false. */
 static enum err open_artifact(struct verify *v, const char *dir, bool *whole)
 {
     TRY(artifact_open(&v->a, dir, 0));

@@ -147,8 +147,8 @@ static double block_error(const struct states *s, int64_t block, int64_t t, cons
     return miss == 0 ? 0 : sqrt(miss / adds);
 }
 
-/* Called before every block: measures the output of the previous one, then replaces x by the
- * simulation's state. The output of the last block stays and goes to the head. */
+/* Called before every block: measures the output of the previous one, then replaces x by
+ * the simulation's state. The output of the last block stays and goes to the head. */
 static void watch(void *ctx, int64_t layer, float *x, int64_t n)
 {
     struct states *s = ctx;
