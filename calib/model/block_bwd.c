@@ -140,7 +140,8 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
     return dev_fake_quant_kv_bwd(d, &grads, dxq, &quant);
 }
 
-/* From s->dqkv, dkq, dvq: s->dqkv before rope, with what came through the quantizers. */
+/* Adds the gradients through the quantizers (dkq, dvq) to s->dqkv and takes it back through
+ * rope. */
 static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
                                const struct arch *a, const struct block_kv *kv,
                                const struct block_grads *g)

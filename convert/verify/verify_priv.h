@@ -25,7 +25,7 @@ enum err verify_block(struct verify *v, int64_t i, const struct block_quant **q)
 void verify_differs(struct verify *v, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* The parts. Each sets its outcome; an error means that there is none. */
+/* The parts. Each sets its outcome; on error the outcome is not determined. */
 enum err verify_structure(struct verify *v);
 enum err verify_weights(struct verify *v);
 enum err verify_logits(struct verify *v);
