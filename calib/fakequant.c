@@ -34,6 +34,8 @@
 
 #define CLIP_START 4.0f /* sigma(4) = 0.982: nearly no clipping, but a gradient */
 
+/* --- layout ------------------------------------------------------------------------- */
+
 static int64_t kv_channels(const struct arch *a)
 {
     return a->n_kv * a->head_dim;
@@ -50,6 +52,8 @@ static bool packs(const struct fakequant *f, int l)
     return f->format[l].bits < 16;
 }
 
+/* Decides from the settings what is quantized and what learns. GPTQ with learned rounding
+ * only provides start values for offsets and clipping; alone, it fixes the codes. */
 static void plan_kinds(struct fakequant *f, const struct arch *a,
                        const struct calib_settings *s)
 {
@@ -150,6 +154,7 @@ static void place_kv(struct fakequant *f, struct carve *c)
     f->grads.v_ddelta = take_1d(&f->g, &g_at, C);
 }
 
+/* Places everything of the block; called once with c->base NULL to measure. */
 static void layout(struct fakequant *f, struct carve *c)
 {
     struct tensor *const vectors[] = {&f->p, &f->g, &f->m, &f->v, &f->best};
@@ -196,6 +201,7 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
     return most_bytes(&f) + round_bytes(&f);
 }
 
+/* Lays the block's tensors out in the memory that fakequant_open allocated. */
 static void place_block(struct fakequant *f, int64_t block)
 {
     struct carve c = {.base = f->memory};
@@ -251,6 +257,8 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
 
 /* --- start values ------------------------------------------------------------------- */
 
+/* Starts log s and delta of keys or values from their ranges; at 0 (s = 1) where that side
+ * is unquantized or no range is given. */
 static enum err start_side(struct fakequant *f, enum kv_side side, const float *mn,
                            const float *mx, const float *alpha)
 {
@@ -274,6 +282,7 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
     return err;
 }
 
+/* Starts all a and b alike; p begins with them. */
 static enum err start_clip(struct fakequant *f)
 {
     const int64_t n = f->count[FQ_CLIP];
@@ -315,6 +324,8 @@ static struct weight_quant lin_quant(const struct fakequant *f, int l,
         .w = w, .bits = f->format[l].bits, .group_size = f->format[l].group_size};
 }
 
+/* Writes wq, scales and zeros of projection l. With codes fixed by GPTQ, master holds their
+ * values and rounding under the fixed scales reproduces them. */
 static enum err apply_lin(struct fakequant *f, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
@@ -336,6 +347,7 @@ enum err fakequant_apply(struct fakequant *f)
             TRY(apply_lin(f, l));
     if (!f->quantize_kv)
         return OK;
+    /* s > 0 holds because log s learns. */
     TRY(dev_exp(f->dev, &f->kv.k_s, &f->k_ls));
     return dev_exp(f->dev, &f->kv.v_s, &f->v_ls);
 }

@@ -1,9 +1,14 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The chain of blocks under the loss: memory, forward, and backward in reverse. Resident
+ * full-precision blocks form a ring of max(depth, 1) slots, block i in slot i % slots: when
+ * training moves on by one block, exactly one slot is reloaded. */
 #include "calib/recon.h"
 
 #include "calib/finite.h"
 #include "kernels/base/mem.h"
 
+/* Returns how many blocks can follow a block at most. */
 static int64_t depth_of(const struct arch *a, const struct calib_settings *s)
 {
     return s->crr_blocks < a->n_layers - 1 ? s->crr_blocks : a->n_layers - 1;
@@ -25,6 +30,7 @@ size_t recon_bytes(const struct arch *a, const struct calib_settings *s)
            (size_t)full_slots(n) * block_weights_bytes(a, s->act);
 }
 
+/* Only the first block has a quantized cache; rope tables and scratch are shared by all. */
 static enum err open_blocks(struct recon *r, const struct calib_settings *s)
 {
     const int64_t slots = full_slots(r->depth);
@@ -46,6 +52,7 @@ static enum err open_blocks(struct recon *r, const struct calib_settings *s)
     return OK;
 }
 
+/* Places x, dy and the outputs in one allocation. */
 static enum err open_states(struct recon *r)
 {
     const int64_t dims[] = {r->depth + 3, r->T, r->arch->d_model};
@@ -180,5 +187,6 @@ enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
         return OK;
     TRY(block_backward_params(&r->acts[0], r->scratch, r->arch, &f->wq, &f->kv, &f->grads,
                               &r->dy));
+    /* From dL/dW^ to the clipping logits. */
     return fakequant_clip_grads(f);
 }

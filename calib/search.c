@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The search of clipping factors. Clipping trades two errors of a group: values beyond
+ * gamma max or beta min are cut off, while all others gain from the smaller step
+ * h = (gamma max - beta min) / Q. Where the best trade lies depends on the weights and on
+ * how large their inputs are, so the error is evaluated for each factor of a grid. */
 #include "calib/search.h"
 
 #include "kernels/base/half.h"
@@ -23,6 +28,7 @@ static float factor(int i)
 
 /* --- one group ---------------------------------------------------------------------- */
 
+/* One group: n weights, the second moments of their inputs, and the range with 0 in it. */
 struct group {
     const float *w;
     const double *m;
@@ -51,6 +57,7 @@ struct choice {
     double error;
 };
 
+/* Keeps the pair if it is better. A NaN error never is. */
 static void consider(struct choice *best, const struct group *g, int gamma, int beta)
 {
     const double error = group_error(g, factor(gamma), factor(beta));
@@ -138,6 +145,7 @@ void search_begin(struct search *k)
             k->moment[i][c] = 0;
 }
 
+/* Returns element i of the stage as F32. */
 static float stage_at(const struct search *k, enum dtype t, int64_t i)
 {
     const float *f = k->stage;
@@ -145,6 +153,7 @@ static float stage_at(const struct search *k, enum dtype t, int64_t i)
     return t == DT_BF16 ? bf16_to_f32(h[i]) : f[i];
 }
 
+/* Adds the squares of x [T,n], which may have padded rows. */
 static enum err add_input(struct search *k, double *moment, const struct tensor *x)
 {
     const int64_t T = x->dim[0], n = x->dim[1];
@@ -181,6 +190,7 @@ struct rows {
     int bits;
 };
 
+/* Returns the inverse of sigma: the parameter that gives the factor x. */
 static float logit(float x)
 {
     return logf(x / (1 - x));
@@ -199,6 +209,7 @@ static void search_row(void *ctx, int64_t r, int thread)
     }
 }
 
+/* Sets the logits of projection l, by way of host memory. */
 static enum err search_lin(struct search *k, struct fakequant *f, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, k->arch, l);

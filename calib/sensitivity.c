@@ -1,4 +1,13 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Backward visits the blocks from the last to the first. In each block the visits of its
+ * windows add to X, G and the stored keys and values; when all windows are through, every
+ * format is evaluated from these sums and the block's weights, and the sums start again:
+ *
+ *   visit_window   activations of a window: keys and values are stored
+ *   visit_grad     gradients of that window, five times: G, |g_t|^2, then X weighted by it
+ *   visit_block    losses of all formats, projections by rows and the cache by tokens
+ */
 #include "calib/sensitivity.h"
 
 #include "calib/fakequant.h"
@@ -196,6 +205,7 @@ static double group_error(const float *w, const double *x2, int64_t n, int bits)
     return sum;
 }
 
+/* Returns the error of row r in a format: the sum over its groups. */
 static double row_error(const struct rows *j, int64_t r, const struct mix_format *f)
 {
     const int64_t g = f->group_size > 0 && f->group_size < j->in ? f->group_size : j->in;
@@ -216,6 +226,7 @@ static void measure_row(void *ctx, int64_t r, int thread)
         j->m->parts[r * s->n_weight + f] = row_error(j, r, &s->weight_format[f]);
 }
 
+/* Losses of all formats for projection l: rows weighted by G, normalized by its sum. */
 static enum err measure_lin(struct measure *m, int64_t block, int l,
                             const struct host_mat *w)
 {
@@ -314,6 +325,7 @@ static void start_smoothing(const struct measure *m, float *p, const float *x)
         s[c] = expf(s[c]);
 }
 
+/* Losses of all formats for the keys or values of a block. */
 static enum err measure_side(struct measure *m, int64_t block, int side)
 {
     struct sensitivity *s = m->out;
