@@ -4,6 +4,7 @@
  * time that its matrix products take alone: the same shapes, library, threads and run. */
 #include "calib/calib.h"
 #include "data/json.h"
+#include "kernels/base/limits.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/bench_gemm.h"
@@ -160,13 +161,14 @@ static enum err check_memory(const struct calibrate *c)
     const size_t products = bench_gemm_bytes(&c->arch, &c->settings);
     size_t need = c->plan.weights_bytes + c->plan.acts_bytes + c->plan.params_bytes;
     need = (need > products ? need : products) + bench_weights_bytes(&c->arch);
-    const uint64_t has = mem_available_bytes();
-    log_verbose("bench needs %.2f GB, %.2f GB are available", 1e-9 * (double)need,
-                1e-9 * (double)has);
-    FAIL_IF(has && need > has, ERR_USAGE,
-            "%.1f GB of memory are needed, %.1f GB are available: give a smaller --blocks "
-            "or --seqlen",
-            1e-9 * (double)need, 1e-9 * (double)has);
+    struct limit has;
+    limits_memory(&has, "");
+    log_verbose("bench needs %.2f GB, %.2f GB are available (limit: %s)",
+                1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
+    FAIL_IF(has.amount && need > has.amount, ERR_USAGE,
+            "%.1f GB of memory are needed, %.1f GB are available (limit: %s): give a "
+            "smaller --blocks or --seqlen",
+            1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
     return OK;
 }
 

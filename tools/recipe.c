@@ -2,6 +2,7 @@
 #include "tools/recipe.h"
 
 #include "data/yaml.h"
+#include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "tools/nearest.h"
 #include "tools/opt.h"
@@ -512,5 +513,5 @@ const char *recipe_device(const struct recipe *r)
 
 uint64_t recipe_memory(const struct recipe *r)
 {
-    return r->memory ? r->memory : mem_available_bytes() / 4 * 3;
+    return r->memory ? r->memory : memory_available() / 4 * 3;
 }

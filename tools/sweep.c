@@ -6,6 +6,7 @@
 #include "data/batch.h"
 #include "data/json.h"
 #include "kernels/base/file.h"
+#include "kernels/base/limits.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/device_compute.h"
@@ -15,7 +16,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum sweep_way sweep_way(const struct recipe *r)
 {
@@ -260,13 +260,12 @@ static enum err settle_eval(struct sweep *s)
 enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                     struct sweep_plan *plan)
 {
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     *s = (struct sweep){.settings = *settings,
                         .model_dir = settings->model_dir,
                         .out_dir = settings->out_dir,
                         .plan = *plan,
                         .parallel = settings->parallel,
-                        .cores = cores > 0 ? cores : 1,
+                        .cores = cpus_available(),
                         .lock = -1};
     *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));

@@ -5,6 +5,7 @@
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader_check.h"
 #include "convert/checkpoint/hf.h"
+#include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
 
@@ -81,7 +82,7 @@ static bool is_tensor_file(const char *name)
 static enum err have_room(bool *yes, const struct artifact *a)
 {
     const struct manifest *m = a->manifest;
-    uint64_t room = mem_available_bytes() / 2;
+    uint64_t room = memory_available() / 2;
     *yes = true;
     for (size_t k = 0; k < m->n_files; k++) {
         char *path = NULL;

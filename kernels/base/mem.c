@@ -4,7 +4,6 @@
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -100,20 +99,6 @@ void mem_want_huge(void *p, size_t bytes)
     const uintptr_t end = ((uintptr_t)p + bytes) / page * page;
     if (first < end)
         (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
-}
-
-uint64_t mem_available_bytes(void)
-{
-    FILE *f = fopen("/proc/meminfo", "r");
-    if (!f)
-        return 0;
-    char line[256];
-    uint64_t kib = 0;
-    while (fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
-            break;
-    fclose(f);
-    return kib * 1024;
 }
 
 uint64_t mem_peak_bytes(void)

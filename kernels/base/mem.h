@@ -35,8 +35,6 @@ enum err mem_strdup(char **out, const char *s);
  * it. */
 void mem_want_huge(void *p, size_t bytes);
 
-/* Bytes that the system can provide now (MemAvailable); 0 if unknown. */
-uint64_t mem_available_bytes(void);
 /* The largest resident size of this process so far, in bytes. */
 uint64_t mem_peak_bytes(void);
 

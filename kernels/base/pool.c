@@ -10,10 +10,10 @@
  *   helper:  wait for round to change, run chunks, busy--, wake the caller if it waits */
 #include "kernels/base/pool.h"
 
+#include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
@@ -130,20 +130,12 @@ static void *helper_main(void *arg)
     }
 }
 
-static int usable_cores(void)
-{
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set))
-        return 1;
-    return CPU_COUNT(&set);
-}
-
 enum err pool_open(struct pool **out, int threads)
 {
     enum err err = OK;
     struct pool *p = NULL;
     TRY(mem_calloc(&p, 1, sizeof(*p)));
-    p->threads = threads > 0 ? threads : usable_cores();
+    p->threads = threads > 0 ? threads : cpus_available();
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->done, NULL);
@@ -152,9 +144,13 @@ enum err pool_open(struct pool **out, int threads)
         struct start *s = NULL;
         TRY_OUT(mem_alloc(&s, 1, sizeof(*s)));
         *s = (struct start){.pool = p, .index = i};
-        if (pthread_create(&p->thread[i], NULL, helper_main, s)) {
+        const int failed = pthread_create(&p->thread[i], NULL, helper_main, s);
+        if (failed) {
             mem_free(s);
-            FAIL_OUT(ERR_MEMORY, "cannot start thread %d of %d", i + 1, p->threads);
+            FAIL_OUT(ERR_MEMORY,
+                     "cannot start thread %d of %d: %s; raise the limit of processes or of "
+                     "memory, or use --threads %d",
+                     i + 1, p->threads, strerror(failed), i);
         }
         p->started = i;
     }

@@ -12,7 +12,7 @@
 
 struct pool; /* opaque; one thread at a time may call pool_run() */
 
-/* threads includes the caller; 0: one per core that the process may use. ERR_MEMORY. */
+/* threads includes the caller; 0: as many as cpus_available() says. ERR_MEMORY. */
 enum err pool_open(struct pool **out, int threads);
 void pool_close(struct pool **p);
 int pool_threads(const struct pool *p);
