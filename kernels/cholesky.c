@@ -84,8 +84,9 @@ enum err cholesky_of_inverse(double *h, int64_t n, int threads)
 {
     if (n > INT_MAX || !openblas_lapack())
         return cholesky_of_inverse_plain(h, n);
+    int at = 0;
     reverse(h, n);
-    const int at = openblas_factor_invert(h, (int)n, threads);
+    TRY(openblas_factor_invert(&at, h, (int)n, threads));
     if (at)
         return not_definite(at - 1);
     clear_upper(h, n);

@@ -12,8 +12,8 @@
 
 /* Replaces h [n][n] by the upper triangular U with h^-1 = U^T U, zeros below the
  * diagonal. h must be symmetric with both triangles filled. threads is for LAPACK, and
- * the bits may depend on it. ERR_NUMERIC if h is not positive definite; its contents are
- * then undefined. */
+ * the bits may depend on it. ERR_NUMERIC if h is not positive definite, ERR_MEMORY; the contents
+ * of h are then undefined. */
 enum err cholesky_of_inverse(double *h, int64_t n, int threads);
 /* The same by plain loops: the definition. */
 enum err cholesky_of_inverse_plain(double *h, int64_t n);

@@ -38,8 +38,9 @@ enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool 
     struct cpu_gemm *g = NULL;
     TRY(mem_calloc(&g, 1, sizeof(*g)));
     g->threads = pool_threads(pool);
-    g->blas = openblas_load();
-    const enum err err = onednn_open(&g->onednn, g->threads);
+    enum err err = openblas_open(&g->blas, g->threads);
+    if (!err)
+        err = onednn_open(&g->onednn, g->threads);
     if (err == ERR_MEMORY) {
         cpu_gemm_close(&g);
         return err;

@@ -23,16 +23,22 @@ struct openblas {
     bool steered;     /* this program chose them, not the user or the library */
 };
 
-/* Loads it, once per process, with the best kernels for this processor. NULL: not
- * installed. */
-const struct openblas *openblas_load(void);
+/* Loads it once per process, with the best kernels for this processor, and maps the working
+ * memory of `threads` concurrent products: OpenBLAS retries for ever where it cannot map it
+ * later. *out = NULL: not installed. ERR_MEMORY says what is missing and how many threads
+ * fit. */
+enum err openblas_open(const struct openblas **out, int threads);
 /* True if the library is installed and contains LAPACK, which openblas_factor_invert()
  * needs. */
 bool openblas_lapack(void);
 /* Replaces the upper triangle (by columns) of the symmetric a [n][n] by V^-1 with a = V^T
- * V. Returns 0, or the 1-based row at which a is not positive definite. */
-int openblas_factor_invert(double *a, int n, int threads);
+ * V. *at is 0, or the 1-based row at which a is not positive definite. ERR_MEMORY as for
+ * openblas_open(). */
+enum err openblas_factor_invert(int *at, double *a, int n, int threads);
 void openblas_tile(const struct gemm_tile *t, const void *a, const void *b, void *c);
+
+/* call(ctx); false when it threw a C++ exception, which ends there. */
+bool gemm_guarded(void (*call)(void *ctx), void *ctx);
 
 struct onednn;        /* opaque */
 struct onednn_kernel; /* opaque; prepared for one shape; owned by struct onednn */

@@ -49,6 +49,27 @@ static void kernel_clear(struct onednn_kernel *k)
     *k = (struct onednn_kernel){0};
 }
 
+struct opening {
+    struct onednn *o;
+    enum err err;
+};
+
+static enum err make_streams(struct onednn *o)
+{
+    FAIL_IF(dnnl_engine_create(&o->engine, dnnl_cpu, 0), ERR_SUPPORT,
+            "oneDNN has no CPU engine here");
+    for (int t = 0; t < o->threads; t++)
+        FAIL_IF(dnnl_stream_create(&o->stream[t], o->engine, dnnl_stream_default_flags),
+                ERR_MEMORY, "oneDNN cannot make a stream");
+    return OK;
+}
+
+static void open_guarded(void *ctx)
+{
+    struct opening *x = ctx;
+    x->err = make_streams(x->o);
+}
+
 enum err onednn_open(struct onednn **out, int threads)
 {
     struct onednn *o = NULL;
@@ -59,11 +80,10 @@ enum err onednn_open(struct onednn **out, int threads)
     memcpy(&o->omp_set_num_threads, &omp, sizeof(omp));
     TRY_OUT(mem_calloc(&o->stream, (size_t)threads, sizeof(dnnl_stream_t)));
     TRY_OUT(mem_calloc(&o->scratch, (size_t)threads, sizeof(void *)));
-    if (dnnl_engine_create(&o->engine, dnnl_cpu, 0))
-        FAIL_OUT(ERR_SUPPORT, "oneDNN has no CPU engine here");
-    for (int t = 0; t < threads; t++)
-        if (dnnl_stream_create(&o->stream[t], o->engine, dnnl_stream_default_flags))
-            FAIL_OUT(ERR_MEMORY, "oneDNN cannot make a stream");
+    struct opening x = {.o = o};
+    if (!gemm_guarded(open_guarded, &x))
+        FAIL_OUT(ERR_MEMORY, "out of memory in oneDNN");
+    TRY_OUT(x.err);
     *out = o;
     return OK;
 out:
@@ -174,7 +194,7 @@ static dnnl_status_t make_primitive(struct recipe_of_kernel *r, struct onednn_ke
 }
 
 /* *made is set to true if oneDNN has such a product. */
-static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *k)
+static enum err make_kernel(bool *made, struct onednn *o, struct onednn_kernel *k)
 {
     struct recipe_of_kernel r = {.attr = NULL};
     const dnnl_status_t s = make_primitive(&r, k, o->engine);
@@ -195,6 +215,27 @@ static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *
     if (r.attr)
         dnnl_primitive_attr_destroy(r.attr);
     return err;
+}
+
+struct kernel_making {
+    struct onednn *o;
+    struct onednn_kernel *k;
+    bool made;
+    enum err err;
+};
+
+static void make_guarded(void *ctx)
+{
+    struct kernel_making *x = ctx;
+    x->err = make_kernel(&x->made, x->o, x->k);
+}
+
+static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *k)
+{
+    struct kernel_making x = {.o = o, .k = k};
+    FAIL_IF(!gemm_guarded(make_guarded, &x), ERR_MEMORY, "out of memory in oneDNN");
+    *made = x.made;
+    return x.err;
 }
 
 static bool same_tile(const struct gemm_tile *a, const struct gemm_tile *b)
@@ -234,7 +275,7 @@ enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
     return err;
 }
 
-bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
+static bool run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
 {
     struct onednn *o = k->owner;
     dnnl_memory_t *m = k->memory[thread];
@@ -250,6 +291,26 @@ bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *
            !dnnl_memory_set_data_handle(m[ARG_SCRATCH], o->scratch[thread]) &&
            !dnnl_primitive_execute(k->primitive, o->stream[thread], N_ARGS, args) &&
            !dnnl_stream_wait(o->stream[thread]);
+}
+
+struct running {
+    struct onednn_kernel *k;
+    int thread;
+    const void *a, *b;
+    void *c;
+    bool ok;
+};
+
+static void run_guarded(void *ctx)
+{
+    struct running *x = ctx;
+    x->ok = run(x->k, x->thread, x->a, x->b, x->c);
+}
+
+bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
+{
+    struct running x = {k, thread, a, b, c, false};
+    return gemm_guarded(run_guarded, &x) && x.ok;
 }
 
 void onednn_version(char *text, size_t bytes)

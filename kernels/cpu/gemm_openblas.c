@@ -4,6 +4,8 @@
  * loaded, so it is opened with dlopen() after that is set: Debian's 0.3.21 takes newer
  * processors for a Haswell, which halves the speed. A core type that the user has set is
  * kept. */
+#include "kernels/base/limits.h"
+#include "kernels/base/mem.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
 
@@ -13,6 +15,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+/* What OpenBLAS maps for each product that runs at the same time, on first use, and
+ * never unmaps: its BUFFER_SIZE on x86-64. */
+#define BUFFER_BYTES ((size_t)128 << 20)
+/* Some room for its own bookkeeping. */
+#define SLACK_BYTES ((size_t)1 << 20)
 
 static struct {
     struct openblas about;
@@ -21,7 +30,11 @@ static struct {
     void (*dpotrf)(const char *uplo, const int *n, double *a, const int *lda, int *info);
     void (*dtrtri)(const char *uplo, const char *diag, const int *n, double *a,
                    const int *lda, int *info);
+    void *(*buffer_alloc)(int); /* NULL: not exported by this build */
+    void (*buffer_free)(void *);
+    int buffers; /* that are mapped */
     bool found, lapack;
+    char load_error[256]; /* the library exists, but there is no memory for it */
 } lib;
 
 static bool symbol(void *handle, const char *name, void *out)
@@ -38,6 +51,13 @@ static void keep_version(const char *config)
         snprintf(lib.about.version, sizeof(lib.about.version), "?");
 }
 
+/* The dynamic linker has no error numbers. */
+static void keep_load_error(const char *text)
+{
+    if (text && (strstr(text, "annot allocate") || strstr(text, "failed to map")))
+        snprintf(lib.load_error, sizeof(lib.load_error), "%s", text);
+}
+
 static void load(void)
 {
     const enum cpu_level best = cpu_best_level();
@@ -49,8 +69,10 @@ static void load(void)
     /* The device's threads call it; threads of its own would only spin. */
     setenv("OPENBLAS_NUM_THREADS", "1", 1);
     void *handle = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
-    if (!handle)
+    if (!handle) {
+        keep_load_error(dlerror());
         return;
+    }
     __typeof__(openblas_get_config) *get_config;
     __typeof__(openblas_get_corename) *get_corename;
     lib.found = symbol(handle, "cblas_sgemm", &lib.sgemm) &&
@@ -61,33 +83,129 @@ static void load(void)
         return;
     lib.lapack =
         symbol(handle, "dpotrf_", &lib.dpotrf) && symbol(handle, "dtrtri_", &lib.dtrtri);
+    if (!symbol(handle, "blas_memory_alloc", &lib.buffer_alloc) ||
+        !symbol(handle, "blas_memory_free", &lib.buffer_free))
+        lib.buffer_alloc = NULL;
     lib.set_threads(1);
     keep_version(get_config());
     lib.about.core = get_corename();
 }
 
-const struct openblas *openblas_load(void)
+static void load_once(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, load);
-    return lib.found ? &lib.about : NULL;
+}
+
+static size_t thread_stack_bytes(void)
+{
+    pthread_attr_t attr;
+    size_t bytes = 0;
+    if (pthread_getattr_default_np(&attr))
+        return 0;
+    pthread_attr_getstacksize(&attr, &bytes);
+    pthread_attr_destroy(&attr);
+    return bytes;
+}
+
+/* How many of n pieces can be mapped at once, mapped as OpenBLAS does it. */
+static int count_that_fit(void **piece, int n, size_t bytes)
+{
+    int fit = 0;
+    while (fit < n) {
+        piece[fit] =
+            mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (piece[fit] == MAP_FAILED)
+            break;
+        fit++;
+    }
+    for (int i = 0; i < fit; i++)
+        munmap(piece[i], bytes);
+    return fit;
+}
+
+/* fit: buffers that can be had beside those there are. */
+static enum err no_room(int threads, int missing, int fit, size_t each)
+{
+    struct limit l;
+    char advice[64] = "";
+    limits_address_space(&l, "");
+    const int usable = threads - missing + fit;
+    if (l.amount == UINT64_MAX)
+        l.amount = each * (uint64_t)fit;
+    if (usable > 0)
+        snprintf(advice, sizeof(advice), ", or use --threads %d", usable);
+    FAIL(ERR_MEMORY,
+         "OpenBLAS needs %.0f MB of address space for %d thread%s, but only %.0f MB are "
+         "left "
+         "(limit: %s); raise the limit%s",
+         1e-6 * (double)each * missing, threads, threads > 1 ? "s" : "",
+         1e-6 * (double)l.amount, l.name, advice);
+}
+
+/* OpenBLAS keeps the buffers that it has mapped once. */
+static enum err map_buffers(void **buffer, int n)
+{
+    int got = 0;
+    while (got < n && (buffer[got] = lib.buffer_alloc(0)))
+        got++;
+    for (int i = 0; i < got; i++)
+        lib.buffer_free(buffer[i]);
+    FAIL_IF(got < n, ERR_MEMORY,
+            "OpenBLAS %s has working memory for %d threads at most; use --threads %d",
+            lib.about.version, got, got);
+    lib.buffers = n;
+    return OK;
+}
+
+/* Working memory of n products at once, and stacks of own_threads threads of OpenBLAS. */
+static enum err reserve(int n, int own_threads, int threads)
+{
+    void **piece = NULL;
+    const int missing = n - lib.buffers;
+    const size_t each =
+        BUFFER_BYTES + SLACK_BYTES + (own_threads > 0 ? thread_stack_bytes() : 0);
+    if (missing <= 0)
+        return OK;
+    TRY(mem_calloc(&piece, (size_t)n, sizeof(*piece)));
+    const int fit = count_that_fit(piece, missing, each);
+    enum err err = fit < missing ? no_room(threads, missing, fit, each) : OK;
+    if (!err && lib.buffer_alloc)
+        err = map_buffers(piece, n);
+    mem_free(piece);
+    return err;
+}
+
+enum err openblas_open(const struct openblas **out, int threads)
+{
+    load_once();
+    FAIL_IF(*lib.load_error, ERR_MEMORY, "out of memory: OpenBLAS cannot be loaded: %s",
+            lib.load_error);
+    if (lib.found)
+        TRY(reserve(threads, 0, threads));
+    *out = lib.found ? &lib.about : NULL;
+    return OK;
 }
 
 bool openblas_lapack(void)
 {
-    return openblas_load() && lib.lapack;
+    load_once();
+    return lib.found && lib.lapack;
 }
 
-/* The pool is idle meanwhile, so the library may use threads of its own. */
-int openblas_factor_invert(double *a, int n, int threads)
+/* The caller waits, so the library's own threads disturb no one. Each of them keeps a
+ * buffer for ever, so that our pool needs as many as before beside these. */
+enum err openblas_factor_invert(int *at, double *a, int n, int threads)
 {
     int info = 0;
+    TRY(reserve(2 * threads - 1, threads - 1, threads));
     lib.set_threads(threads);
     lib.dpotrf("U", &n, a, &n, &info);
     if (!info)
         lib.dtrtri("U", "N", &n, a, &n, &info);
     lib.set_threads(1);
-    return info;
+    *at = info;
+    return OK;
 }
 
 void openblas_tile(const struct gemm_tile *t, const void *a, const void *b, void *c)
