@@ -185,6 +185,7 @@ static enum err run(struct args *a)
         err = finish_without_state(&j, out.state, start);
         goto out;
     }
+    TRY_OUT(stage_check_disk(&j, out.state, a->out));
     TRY_OUT(stage_calibrate(&s, &j, out.state));
     TRY_OUT(finish(&j, &s, out.replace, start));
 out:

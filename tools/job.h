@@ -36,6 +36,7 @@ struct job {
     int64_t *offset;  /* [recipe.samples] of the calibration windows */
     int32_t *windows; /* [samples][seqlen] */
     struct calib_settings settings;
+    uint64_t state_bytes; /* that the calibration's state will still need on disk */
     struct progress *progress;
 };
 

@@ -7,10 +7,15 @@
 #include "tools/bench_shape.h"
 #include "tools/command_job.h"
 #include "tools/show_plan.h"
+#include "tools/state.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 
 static void report_group(const struct job *j, int lin, int64_t G)
@@ -101,6 +106,11 @@ enum err preflight_shapes(const struct job *j)
     return OK;
 }
 
+static uint64_t minus(uint64_t x, uint64_t y)
+{
+    return x > y ? x - y : 0;
+}
+
 /* The nearest directory above path that exists. */
 static enum err existing_parent(char **out, const char *path)
 {
@@ -120,6 +130,40 @@ static enum err existing_parent(char **out, const char *path)
     return OK;
 }
 
+static enum err device_of(dev_t *out, const char *dir)
+{
+    char *parent = NULL;
+    struct stat st;
+    TRY(existing_parent(&parent, dir));
+    const int bad = stat(parent, &st);
+    mem_free(parent);
+    FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
+    *out = st.st_dev;
+    return OK;
+}
+
+static enum err same_disk(bool *yes, const char *a, const char *b)
+{
+    dev_t x = 0, y = 0;
+    TRY(device_of(&x, a));
+    TRY(device_of(&y, b));
+    *yes = x == y;
+    return OK;
+}
+
+uint64_t preflight_missing(const char *dir, uint64_t need)
+{
+    struct stat st;
+    DIR *d = opendir(dir);
+    if (!d)
+        return need;
+    for (struct dirent *e; (e = readdir(d));)
+        if (!fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode))
+            need = minus(need, 512 * (uint64_t)st.st_blocks);
+    closedir(d);
+    return need;
+}
+
 enum err preflight_disk(const char *dir, uint64_t need, const char *what)
 {
     char *parent = NULL;
@@ -129,11 +173,11 @@ enum err preflight_disk(const char *dir, uint64_t need, const char *what)
     mem_free(parent);
     FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
     const double have = (double)fs.f_bavail * (double)fs.f_frsize;
-    FAIL_IF(
-        !((double)need <= have), ERR_IO,
-        "%s: %s needs about %.1f MB, the disk has %.1f MB free; free some, or name another "
-        "place",
-        dir, what, 1e-6 * (double)need, 1e-6 * have);
+    FAIL_IF(!((double)need <= have), ERR_IO,
+            "%s: %s: %.1f MB are needed, and the disk has %.1f MB free; free some space, "
+            "or name "
+            "a directory on another disk",
+            dir, what, 1e-6 * (double)need, 1e-6 * have);
     return OK;
 }
 
@@ -142,13 +186,8 @@ enum err preflight_disk(const char *dir, uint64_t need, const char *what)
 #define CONTEXT_BYTES (UINT64_C(768) << 20)
 #define LOST_BYTES (UINT64_C(256) << 20)
 
-static uint64_t minus(uint64_t x, uint64_t y)
-{
-    return x > y ? x - y : 0;
-}
-
 /* The memory of the device that is open, or of the card that the recipe names. */
-static void measure_card(struct estimate *e, const struct job *j)
+static void measure_card(struct plan_estimate *e, const struct job *j)
 {
     uint64_t free_bytes = 0, total = 0, taken = CONTEXT_BYTES;
     e->own_memory =
@@ -163,55 +202,146 @@ static void measure_card(struct estimate *e, const struct job *j)
     e->usable_bytes = minus(e->card_bytes, taken + LOST_BYTES);
 }
 
+static void measure_host(struct plan_estimate *e, const struct job *j)
+{
+    limits_memory(&e->memory, "");
+    limits_cpus(&e->cpus, "", limits_affinity());
+    e->threads_set = j->recipe.threads > 0;
+    e->threads = e->threads_set ? j->recipe.threads : (int64_t)e->cpus.amount;
+}
+
 /* Budgets of streams: what the rest leaves. */
-static enum err place_streams(struct calib_plan *plan, struct estimate *e, struct job *j)
+static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
+                              struct job *j)
 {
     const uint64_t budget = recipe_memory(&j->recipe);
     struct calib_settings *s = &j->settings;
     measure_card(e, j);
+    measure_host(e, j);
     e->plan = plan;
     s->device_bytes = 0;
     TRY(calib_plan(plan, &j->arch, s));
-    const uint64_t fixed =
-        (uint64_t)plan->weights_bytes + plan->acts_bytes + plan->params_bytes;
+    const uint64_t fixed = plan_fixed_bytes(plan);
     s->device_bytes = minus(e->usable_bytes, fixed);
     s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
     TRY(calib_plan(plan, &j->arch, s));
     if (!e->own_memory && fixed > budget)
-        log_warn("one block and the %" PRId64
-                 " behind it need %.2f GB, more than run.memory's "
-                 "%.2f GB; going on with that",
+        log_warn("one block and the %" PRId64 " after it need %.2f GB, more than the %.2f "
+                 "GB of run.memory; the run uses what it needs",
                  j->recipe.crr_blocks, 1e-9 * (double)fixed, 1e-9 * (double)budget);
     return OK;
 }
 
-/* The state itself: scales and zeros, about 3 bytes a group; codes a byte a weight where
- * they are kept; learned offsets of the block in work, twice in two files. */
-static uint64_t state_bytes(const struct job *j)
+static enum err check_fit(const struct plan_estimate *e, const struct job *j)
+{
+    if (plan_fits(e))
+        return OK;
+    FAIL_IF(
+        e->own_memory, ERR_USAGE,
+        "one block and the %" PRId64 " after it need %.2f GB of GPU memory, but only "
+        "%.2f GB are available; give a smaller crr.blocks or calibration.seqlen, or use "
+        "--device cpu",
+        j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(e->plan),
+        1e-9 * (double)e->usable_bytes);
+    FAIL_IF(
+        !j->recipe.memory, ERR_USAGE,
+        "one block and the %" PRId64 " after it need %.3f GB of memory, but only %.3f GB "
+        "are available (limit: %s); give a smaller crr.blocks or calibration.seqlen, or "
+        "raise the limit; --memory SIZE tries it all the same",
+        j->recipe.crr_blocks, 1e-9 * (double)plan_fixed_bytes(e->plan),
+        1e-9 * (double)e->memory.amount, e->memory.name);
+    return OK;
+}
+
+/* Header of a block's file, and its lines in the manifest. */
+#define BLOCK_TEXT_BYTES UINT64_C(6144)
+
+/* Scales and zeros, and the codes where they are kept, as tools/state_block.c writes them.
+ */
+static uint64_t block_file_bytes(const struct job *j, int64_t layer)
 {
     const struct weight_spec *w = &j->settings.weights;
-    const uint64_t block = (uint64_t)arch_block_params(&j->arch),
-                   all = block * (uint64_t)j->arch.n_layers;
-    return all / 8 + (weight_chooses_codes(w) ? all : 0) +
-           (w->round == ROUND_LEARNED ? 16 * block : 0);
+    uint64_t sum = BLOCK_TEXT_BYTES + 16 * (uint64_t)(j->arch.n_kv * j->arch.head_dim);
+    for (int l = 0; l < N_LIN; l++) {
+        const struct lin_format f = weight_format(w, layer, l);
+        const int64_t out = arch_out(&j->arch, l), in = arch_in(&j->arch, l);
+        if (f.bits >= 16)
+            continue;
+        sum += 3 * (uint64_t)(out * weight_groups(in, f.group_size));
+        if (weight_chooses_codes(w))
+            sum += (uint64_t)(out * in);
+    }
+    return sum;
+}
+
+/* The block in work as calib/partial.c saves it: four vectors of all parameters, two sets
+ * of offsets of learned rounding. A group has two parameters, a channel four. */
+static uint64_t partial_file_bytes(const struct job *j, int64_t layer)
+{
+    const struct weight_spec *w = &j->settings.weights;
+    uint64_t n = 4 * (uint64_t)(j->arch.n_kv * j->arch.head_dim), offsets = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        const struct lin_format f = weight_format(w, layer, l);
+        if (f.bits >= 16)
+            continue;
+        n += 2 * (uint64_t)(arch_out(&j->arch, l) *
+                            weight_groups(arch_in(&j->arch, l), f.group_size));
+        if (w->round == ROUND_LEARNED)
+            offsets += (uint64_t)(arch_out(&j->arch, l) * arch_in(&j->arch, l));
+    }
+    return BLOCK_TEXT_BYTES + 16 * n + 8 * offsets;
+}
+
+/* The last block is the last file of a calibration; none is in work then. */
+static bool is_finished(const struct job *j, const char *dir)
+{
+    char name[40], path[4096];
+    state_block_name(name, j->arch.n_layers - 1);
+    const int n = snprintf(path, sizeof(path), "%s/%s", dir, name);
+    return n > 0 && (size_t)n < sizeof(path) && file_exists(path);
+}
+
+/* All blocks, and the block in work in two files, of which one is written again beside its
+ * old self. */
+static uint64_t state_need(const struct job *j)
+{
+    uint64_t sum = 0, partial = 0;
+    for (int64_t i = 0; i < j->arch.n_layers; i++) {
+        const uint64_t one = partial_file_bytes(j, i);
+        sum += block_file_bytes(j, i);
+        partial = one > partial ? one : partial;
+    }
+    return sum + 3 * partial;
 }
 
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)
 {
-    struct estimate e = {0};
+    struct plan_estimate e = {0};
     TRY(place_streams(plan, &e, j));
-    FAIL_IF(!j->options.plan && !estimate_fits(&e), ERR_USAGE,
-            "one block and the %" PRId64
-            " behind it need %.2f GB of GPU memory, %.2f GB can be had; give a smaller "
-            "crr.blocks or calibration.seqlen, or use --device cpu",
-            j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(plan),
-            1e-9 * (double)e.usable_bytes);
+    if (!j->options.plan)
+        TRY(check_fit(&e, j));
+    j->state_bytes = 0;
+    if (is_finished(j, dir))
+        return OK;
+    j->state_bytes = preflight_missing(dir, state_need(j));
     return preflight_disk(
-        dir, state_bytes(j) + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
+        dir, j->state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
         "calibration");
 }
 
-static enum err show(const struct estimate *e, const struct args *a)
+/* Streams are gone when the artifact is written. */
+enum err preflight_artifact(const struct job *j, const char *state_dir, const char *out_dir,
+                            uint64_t bytes)
+{
+    bool shared = false;
+    TRY(same_disk(&shared, state_dir, out_dir));
+    shared = shared && j->state_bytes;
+    return preflight_disk(out_dir, bytes + (shared ? j->state_bytes : 0),
+                          shared ? "the artifact and the calibration's state"
+                                 : "the artifact");
+}
+
+static enum err show(const struct plan_estimate *e, const struct args *a)
 {
     if (a->json)
         return show_plan_json(e);
@@ -221,10 +351,11 @@ static enum err show(const struct estimate *e, const struct args *a)
 
 enum err preflight_print_plan(struct job *j)
 {
-    struct estimate e = {0};
+    struct plan_estimate e = {0};
     struct calib_plan plan;
     TRY(place_streams(&plan, &e, j));
-    if (estimate_fits(&e)) {
+    e.state_bytes = state_need(j);
+    if (plan_fits(&e)) {
         log_info("measuring a training step");
         TRY(calib_bench_step(&e.step, j->dev, &j->arch, hf_source(j->model), &j->settings,
                              1));
@@ -236,7 +367,7 @@ enum err preflight_print_plan(struct job *j)
 enum err preflight_print_shape(const struct args *a)
 {
     struct job j = {.args = a};
-    struct estimate e = {0};
+    struct plan_estimate e = {0};
     struct calib_plan plan;
     enum err err = OK;
     TRY_OUT(command_recipe(&j.recipe, a));
@@ -248,6 +379,7 @@ enum err preflight_print_shape(const struct args *a)
     TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));
     TRY_OUT(recipe_check_layers(&j.recipe, &j.arch));
     TRY_OUT(place_streams(&plan, &e, &j));
+    e.state_bytes = state_need(&j);
     err = show(&e, a);
 out:
     recipe_free(&j.recipe);

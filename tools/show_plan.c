@@ -4,52 +4,69 @@
 #include "data/json.h"
 #include "tools/progress.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+
 static const char *const place_name[] = {"device", "memory", "disk"};
 
-static double fixed_bytes(const struct calib_plan *p)
+uint64_t plan_fixed_bytes(const struct calib_plan *p)
 {
-    return (double)p->weights_bytes + (double)p->acts_bytes + (double)p->params_bytes;
+    return (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes;
 }
 
-static double host_bytes(const struct estimate *e)
+static double host_bytes(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
-    return streams + (e->own_memory ? 0 : fixed_bytes(p) + (double)p->slot_bytes);
+    return streams +
+           (e->own_memory ? 0 : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
-static double disk_bytes(const struct estimate *e)
+static double disk_bytes(const struct plan_estimate *e)
 {
     return e->plan->streams == STREAM_DISK ? (double)e->plan->stream_bytes : 0;
 }
 
-static double all_seconds(const struct estimate *e)
+static double all_seconds(const struct plan_estimate *e)
 {
     return e->step.step_s * e->plan->total_flops / e->plan->flops_per_step;
 }
 
-bool estimate_fits(const struct estimate *e)
+bool plan_fits(const struct plan_estimate *e)
 {
-    return !e->own_memory || calib_plan_device_bytes(e->plan) <= e->usable_bytes;
+    if (e->own_memory)
+        return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
+    return !e->memory.amount || plan_fixed_bytes(e->plan) <= e->memory.amount;
 }
 
-static void add_device(json_t *o, const struct estimate *e)
+static void add_device(json_t *o, const struct plan_estimate *e)
 {
     json_object_set_new(o, "device_bytes",
                         json_integer((json_int_t)calib_plan_device_bytes(e->plan)));
     json_object_set_new(o, "device_usable_bytes",
                         json_integer((json_int_t)e->usable_bytes));
-    json_object_set_new(o, "fits", json_boolean(estimate_fits(e)));
 }
 
-static void add_time(json_t *o, const struct estimate *e)
+static void add_machine(json_t *o, const struct plan_estimate *e)
+{
+    json_object_set_new(o, "fits", json_boolean(plan_fits(e)));
+    json_object_set_new(o, "memory_available_bytes",
+                        json_integer((json_int_t)e->memory.amount));
+    json_object_set_new(o, "state_bytes", json_integer((json_int_t)e->state_bytes));
+    json_object_set_new(o, "memory_limit", json_string(e->memory.name));
+    json_object_set_new(o, "threads", json_integer((json_int_t)e->threads));
+    json_object_set_new(o, "threads_limit",
+                        json_string(e->threads_set ? "run.threads" : e->cpus.name));
+}
+
+static void add_time(json_t *o, const struct plan_estimate *e)
 {
     json_object_set_new(o, "seconds", json_real(all_seconds(e)));
     json_object_set_new(o, "step_seconds", json_real(e->step.step_s));
     json_object_set_new(o, "gemm_seconds", json_real(e->step.linear_gemm_s));
 }
 
-enum err show_plan_json(const struct estimate *e)
+enum err show_plan_json(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     json_t *o = json_pack(
@@ -61,6 +78,8 @@ enum err show_plan_json(const struct estimate *e)
         "streams_on_disk", p->streams == STREAM_DISK, "disk_bytes", disk_bytes(e));
     if (o && e->own_memory)
         add_device(o, e);
+    if (o)
+        add_machine(o, e);
     if (o && e->measured)
         add_time(o, e);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
@@ -76,7 +95,7 @@ static void print_size(const char *name, double bytes, const char *where)
         printf("%-13s %8.2f GB%s\n", name, 1e-9 * bytes, where);
 }
 
-static void print_time(const struct estimate *e)
+static void print_time(const struct plan_estimate *e)
 {
     char total[40];
     const double step = e->step.step_s, flops = e->plan->flops_per_step;
@@ -97,13 +116,13 @@ static void print_parts(const struct calib_plan *p)
     print_size("  parameters", (double)p->params_bytes, "");
 }
 
-static void print_card(const struct estimate *e)
+static void print_card(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     char has[96];
     snprintf(has, sizeof(has), " of %.2f GB (card: %.2f GB)%s, of which",
              1e-9 * (double)e->usable_bytes, 1e-9 * (double)e->card_bytes,
-             estimate_fits(e) ? "" : ": IT DOES NOT FIT");
+             plan_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
     print_parts(p);
     if (p->streams == STREAM_DEVICE)
@@ -114,17 +133,31 @@ static void print_card(const struct estimate *e)
                p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
 }
 
-void show_plan_text(const struct estimate *e)
+/* What there is, and which limit says so. */
+static void print_machine(const struct plan_estimate *e)
+{
+    char limit[sizeof(e->memory.name) + 16];
+    snprintf(limit, sizeof(limit), " (limit: %s)", e->memory.name);
+    print_size("available", (double)e->memory.amount, limit);
+    printf("%-13s %8" PRId64 " (limit: %s)\n", "threads", e->threads,
+           e->threads_set ? "run.threads" : e->cpus.name);
+}
+
+void show_plan_text(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     print_time(e);
     if (e->own_memory) {
         print_card(e);
     } else {
-        print_size("memory", host_bytes(e), ", of which");
+        print_size("memory", host_bytes(e),
+                   plan_fits(e) ? ", of which" : ": IT DOES NOT FIT, of which");
         print_parts(p);
         print_size("  streams", (double)p->stream_bytes,
                    p->streams == STREAM_DISK ? " on disk, not in memory" : "");
     }
-    print_size("disk", disk_bytes(e), " while it runs, beside the state");
+    print_machine(e);
+    print_size("disk", disk_bytes(e) + (double)e->state_bytes, " at most, of which");
+    print_size("  state", (double)e->state_bytes, "");
+    print_size("  streams", disk_bytes(e), " while the calibration runs");
 }

@@ -154,10 +154,42 @@ static void without_learning(struct recipe *r)
     r->learn = false;
 }
 
+static enum err settings_of(struct artifact_settings *out, char **config, char **from,
+                            struct job *j, const struct recipe *r, const struct state *s)
+{
+    TRY(config_text(config, r));
+    TRY(provenance(from, s));
+    *out = (struct artifact_settings){
+        .weights = recipe_weight_spec(r),
+        .kv = recipe_kv_spec(r),
+        .config_json = *config,
+        .provenance_json = *from,
+        .shard_bytes = j->options.shard_bytes,
+        .threads = (int)j->recipe.threads,
+    };
+    return OK;
+}
+
+enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir)
+{
+    enum err err = OK;
+    char *config = NULL, *from = NULL;
+    struct artifact_settings settings;
+    uint64_t bytes = 0;
+    TRY_OUT(settings_of(&settings, &config, &from, j, &j->recipe, NULL));
+    TRY_OUT(artifact_bytes(&bytes, j->model, j->model_dir, &settings));
+    TRY_OUT(preflight_artifact(j, state_dir, out_dir, bytes));
+out:
+    free(config);
+    free(from);
+    return err;
+}
+
 enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force)
 {
     enum err err = OK;
     char *config = NULL, *from = NULL;
+    uint64_t bytes = 0;
     TRY(recipe_check_runtime(s ? state_recipe(s) : &j->recipe));
     FAIL_IF(!s && j->recipe.weight_method == WEIGHT_GPTQ, ERR_USAGE,
             "weights.method: gptq needs calibration: let `wkvq quantize` do both, or give "
@@ -168,18 +200,11 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
     if (!s)
         without_learning(&j->recipe);
     const struct recipe *r = s ? state_recipe(s) : &j->recipe;
-    struct artifact_settings settings = {
-        .weights = recipe_weight_spec(r),
-        .kv = recipe_kv_spec(r),
-        .shard_bytes = j->options.shard_bytes,
-        .force = force,
-        .threads = (int)j->recipe.threads,
-    };
-    TRY(preflight_disk(out_dir, hf_bytes(j->model), "the artifact"));
-    TRY_OUT(config_text(&config, r));
-    TRY_OUT(provenance(&from, s));
-    settings.config_json = config;
-    settings.provenance_json = from;
+    struct artifact_settings settings;
+    TRY_OUT(settings_of(&settings, &config, &from, j, r, s));
+    settings.force = force;
+    TRY_OUT(artifact_bytes(&bytes, j->model, j->model_dir, &settings));
+    TRY_OUT(preflight_disk(out_dir, bytes, "the artifact"));
     stop_watch(STOP_AT_ONCE);
     progress_phase(j->progress, "convert");
     TRY_OUT(artifact_write(out_dir, j->model, j->model_dir, s ? state_source(s) : NULL,

@@ -12,6 +12,9 @@
 /* Model, text, windows, device, preflight: everything that can fail before hours are spent.
  * With --plan the estimates are printed and *planned is true. */
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
+/* Disk for the artifact and what the state still needs, after stage_prepare and before the
+ * calibration. Exact but for the text about the calibration's outcome. ERR_IO. */
+enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir);
 /* Open the state (new or resumed) and calibrate what is missing. *s stays open. */
 enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
 /* Blocks that gained, mean relative gain of the loss. */

@@ -75,6 +75,8 @@ enum err state_stats(struct calib_block_stats *out, const struct state *s, int64
 /* Bytes of its files as the manifest counts them. */
 uint64_t state_bytes(const struct state *s);
 
+/* "block-0007.safetensors": the file of a finished block. */
+void state_block_name(char out[40], int64_t block);
 /* A finished block; owned by the caller (block_quant_free). The file's CRC is checked. */
 enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i);
 /* What artifact_write and verify_run read; valid while s is open. */

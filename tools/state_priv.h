@@ -42,7 +42,6 @@ struct state {
 
 /* Path of a file of the state; release with mem_free. */
 enum err state_path(char **out, const struct state *s, const char *name);
-void state_block_name(char out[40], int64_t block);
 /* {"file", "crc32", "bytes"} of a file that is there. */
 enum err state_file_entry(json_t **out, const struct state *s, const char *name);
 /* The file that entry describes, unchanged? Errors: ERR_FORMAT naming the file. */

@@ -32,6 +32,10 @@ static enum err put(struct manifest_file *file, const char *dir, const char *nam
                     const void *data, size_t n)
 {
     char *path = NULL;
+    if (!dir) {
+        *file = (struct manifest_file){name, n, 0};
+        return OK;
+    }
     TRY(file_join(&path, dir, name));
     const enum err err = file_write_all(path, data, n);
     mem_free(path);

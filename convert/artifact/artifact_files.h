@@ -9,6 +9,9 @@
 
 #define ARTIFACT_FILES_MAX 16 /* files other than shards */
 
+/* dir NULL in all of these functions: nothing is written, and the CRCs stay 0; names and
+ * sizes are those of the files that would be written. */
+
 /* Writes config.json and copies the tokenizer's files from model_dir to dir.
  *   file  [ARTIFACT_FILES_MAX], *n of them are set: what was written
  * Errors: ERR_IO, ERR_FORMAT for the checkpoint's config.json, ERR_MEMORY. */

@@ -216,7 +216,8 @@ enum err out_shard_open(struct st_writer **out, const char *dir, const struct ou
         e[i] = (struct st_entry){t[i].name, t[i].dtype, t[i].n_dims, {0}};
         memcpy(e[i].dim, t[i].dim, sizeof(e[i].dim));
     }
-    TRY_OUT(file_join(&path, dir, name));
+    if (dir)
+        TRY_OUT(file_join(&path, dir, name));
     TRY_OUT(st_writer_open(out, path, e, (int64_t)n, NULL, 0));
 out:
     mem_free(path);

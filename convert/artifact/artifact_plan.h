@@ -48,7 +48,8 @@ void out_plan_free(struct out_plan *p);
 enum err out_plan_add(struct out_plan *p, const struct out_tensor *t);
 /* Assigns shards of at most `limit` bytes (0: 5e9) with at least one tensor each. */
 void out_plan_cut(struct out_plan *p, uint64_t limit);
-/* Opens the file of one shard, whose n tensors start at t, in dir. */
+/* Opens the file of one shard, whose n tensors start at t, in dir. dir NULL: nothing is
+ * written; only the header's size follows. */
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
                         const struct out_tensor *t, size_t n);
 /* Writes "model.safetensors" or, of several, "model-00001-of-00003.safetensors". */

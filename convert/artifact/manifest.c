@@ -289,15 +289,18 @@ static enum err write_text(struct file_writer *w, const struct manifest_input *i
     return file_printf(w, "%s", seal);
 }
 
-enum err manifest_write(const char *dir, const struct manifest_input *in)
+enum err manifest_write(uint64_t *bytes, const char *dir, const struct manifest_input *in)
 {
     enum err err = OK;
     struct file_writer *w = NULL;
     char *path = NULL;
-    TRY(file_join(&path, dir, MANIFEST_NAME));
+    if (dir)
+        TRY(file_join(&path, dir, MANIFEST_NAME));
     TRY_OUT(file_writer_open(&w, path));
     TRY_OUT(write_text(w, in));
-    TRY_OUT(file_writer_commit(&w));
+    *bytes = file_writer_bytes(w);
+    if (dir)
+        TRY_OUT(file_writer_commit(&w));
 out:
     file_writer_abort(&w);
     mem_free(path);

@@ -51,7 +51,9 @@ struct manifest_input {
     const struct manifest_file *file;
     size_t n_files;
 };
-/* Write DIR/manifest.json. Errors: ERR_USAGE when an input is not a JSON object, ERR_IO. */
-enum err manifest_write(const char *dir, const struct manifest_input *in);
+/* Write DIR/manifest.json; *bytes is its size. dir NULL: only the size is computed, for
+ * which CRCs need not be known. Errors: ERR_USAGE when an input is not a JSON object,
+ * ERR_IO. */
+enum err manifest_write(uint64_t *bytes, const char *dir, const struct manifest_input *in);
 
 #endif

@@ -313,19 +313,36 @@ out:
     return err;
 }
 
-static enum err write_shards(struct writer *w)
+/* Header and data, by the plan. */
+static enum err measure_shard(struct writer *w, struct out_tensor *t, size_t n)
+{
+    struct st_writer *f = NULL;
+    struct manifest_file *file = &w->file[w->n_files++];
+    file->name = w->shard_name[t->shard];
+    out_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
+    TRY(out_shard_open(&f, NULL, &w->plan, t, n));
+    file->bytes = st_writer_file_bytes(f);
+    st_writer_abort(&f);
+    for (size_t i = 0; i < n; i++)
+        file->bytes += t[i].bytes;
+    return OK;
+}
+
+static enum err each_shard(struct writer *w,
+                           enum err (*fn)(struct writer *w, struct out_tensor *t, size_t n))
 {
     for (size_t i = 0; i < w->plan.n;) {
         size_t end = i;
         while (end < w->plan.n && w->plan.tensor[end].shard == w->plan.tensor[i].shard)
             end++;
-        TRY(write_shard(w, &w->plan.tensor[i], end - i));
+        TRY(fn(w, &w->plan.tensor[i], end - i));
         i = end;
     }
     return OK;
 }
 
-static enum err write_manifest(const struct writer *w)
+/* dir NULL: for the size alone. */
+static enum err write_manifest(uint64_t *bytes, const struct writer *w, const char *dir)
 {
     struct manifest_tensor *list = NULL;
     TRY(mem_calloc(&list, w->plan.n, sizeof(*list)));
@@ -341,18 +358,29 @@ static enum err write_manifest(const struct writer *w)
     }
     const struct manifest_input in = {
         w->s->config_json, w->s->provenance_json, list, w->plan.n, w->file, w->n_files};
-    const enum err err = manifest_write(w->dir.tmp, &in);
+    const enum err err = manifest_write(bytes, dir, &in);
     mem_free(list);
     return err;
 }
 
-static enum err prepare(struct writer *w)
+/* What is written, and what its files are called. */
+static enum err make_plan(struct writer *w)
 {
+    TRY(spec_check(&w->s->weights, &w->s->kv, "artifact"));
+    TRY(mix_check_layers(w->s->kv.mixed, w->a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(mix_check_layers(w->s->weights.mixed, w->a->n_layers, ERR_USAGE, "weights.mixed"));
     TRY(out_plan_make(&w->plan, w->m, w->s));
     FAIL_IF(w->plan.n_shards > SHARDS_MAX, ERR_USAGE,
             "a shard size of %" PRIu64 " bytes gives %d files; choose a larger one",
             w->s->shard_bytes, w->plan.n_shards);
+    const size_t shards = (size_t)w->plan.n_shards;
+    TRY(mem_calloc(&w->shard_name, shards, sizeof(*w->shard_name)));
+    return mem_calloc(&w->file, shards + 1 + ARTIFACT_FILES_MAX, sizeof(*w->file));
+}
+
+static enum err prepare(struct writer *w)
+{
+    TRY(make_plan(w));
     for (size_t i = 0; i < w->plan.n; i++)
         w->total += w->plan.tensor[i].bytes;
     for (int i = 0; i < N_LIN; i++)
@@ -361,21 +389,26 @@ static enum err prepare(struct writer *w)
     TRY(pool_open(&w->pool, w->s->threads));
     const size_t n = (size_t)w->widest * (size_t)pool_threads(w->pool);
     TRY(mem_alloc(&w->rows, n, sizeof(*w->rows)));
-    TRY(mem_alloc(&w->codes, n, 1));
-    const size_t shards = (size_t)w->plan.n_shards;
-    TRY(mem_calloc(&w->shard_name, shards, sizeof(*w->shard_name)));
-    return mem_calloc(&w->file, shards + 1 + ARTIFACT_FILES_MAX, sizeof(*w->file));
+    return mem_alloc(&w->codes, n, 1);
+}
+
+/* All files but the shards; dir NULL: for their sizes alone. */
+static enum err write_rest(uint64_t *manifest_bytes, struct writer *w, const char *dir,
+                           const char *model_dir)
+{
+    if (w->plan.n_shards > 1)
+        TRY(artifact_write_index(dir, &w->plan, &w->file[w->n_files++]));
+    size_t n = 0;
+    TRY(artifact_write_files(dir, model_dir, w->s, w->file + w->n_files, &n));
+    w->n_files += n;
+    return write_manifest(manifest_bytes, w, dir);
 }
 
 static enum err write_all(struct writer *w, const char *model_dir)
 {
-    TRY(write_shards(w));
-    if (w->plan.n_shards > 1)
-        TRY(artifact_write_index(w->dir.tmp, &w->plan, &w->file[w->n_files++]));
-    size_t n = 0;
-    TRY(artifact_write_files(w->dir.tmp, model_dir, w->a, w->s, w->file + w->n_files, &n));
-    w->n_files += n;
-    return write_manifest(w);
+    uint64_t manifest_bytes;
+    TRY(each_shard(w, write_shard));
+    return write_rest(&manifest_bytes, w, w->dir.tmp, model_dir);
 }
 
 static void release(struct writer *w)
@@ -400,13 +433,28 @@ enum err artifact_write(const char *out_dir, struct hf_model *m, const char *mod
         .m = m, .a = hf_arch(m), .s = s, .source = q ? q : &none, .layer = -1};
     w.progress = progress;
     w.progress_ctx = progress_ctx;
-    TRY_OUT(spec_check(&s->weights, &s->kv, "artifact"));
-    TRY_OUT(mix_check_layers(s->kv.mixed, w.a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY_OUT(hf_rotate_values(m, &s->kv));
     TRY_OUT(prepare(&w));
     TRY_OUT(outdir_open(&w.dir, out_dir, s->force));
     TRY_OUT(write_all(&w, model_dir));
     TRY_OUT(outdir_commit(&w.dir));
+out:
+    release(&w);
+    return err;
+}
+
+enum err artifact_bytes(uint64_t *out, struct hf_model *m, const char *model_dir,
+                        const struct artifact_settings *s)
+{
+    enum err err = OK;
+    uint64_t sum = 0;
+    struct writer w = {.m = m, .a = hf_arch(m), .s = s};
+    TRY_OUT(make_plan(&w));
+    TRY_OUT(each_shard(&w, measure_shard));
+    TRY_OUT(write_rest(&sum, &w, NULL, model_dir));
+    for (size_t i = 0; i < w.n_files; i++)
+        sum += w.file[i].bytes;
+    *out = sum;
 out:
     release(&w);
     return err;

@@ -32,6 +32,11 @@ enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
                          const struct block_src *src, int64_t layer,
                          const struct weight_spec *w, const struct kv_spec *kv);
 
+/* Bytes of all files of the artifact that artifact_write would make, exactly; nothing is
+ * written. Errors: those of the settings and of model_dir's files. */
+enum err artifact_bytes(uint64_t *out, struct hf_model *m, const char *model_dir,
+                        const struct artifact_settings *s);
+
 /* Errors: ERR_USAGE when out_dir exists with something else in it, or an artifact without
  * force. progress may be NULL. */
 enum err artifact_write(const char *out_dir, struct hf_model *m, const char *model_dir,

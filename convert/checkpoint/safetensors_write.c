@@ -112,7 +112,7 @@ enum err st_writer_open(struct st_writer **out, const char *path, const struct s
     FAIL_IF(!header, ERR_MEMORY, "out of memory");
     TRY_OUT(mem_calloc(&w, 1, sizeof(*w)));
     w->n = n;
-    TRY_OUT(mem_strdup(&w->path, path));
+    TRY_OUT(mem_strdup(&w->path, path ? path : "a file"));
     TRY_OUT(mem_calloc(&w->left, (size_t)n, sizeof(*w->left)));
     TRY_OUT(mem_calloc(&w->crc, (size_t)n, sizeof(*w->crc)));
     TRY_OUT(mem_calloc(&w->name, (size_t)n, sizeof(*w->name)));

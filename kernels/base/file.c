@@ -186,6 +186,10 @@ enum err file_writer_open(struct file_writer **out, const char *path)
     struct file_writer *w = NULL;
     TRY(mem_calloc(&w, 1, sizeof(*w)));
     w->fd = -1;
+    if (!path) {
+        *out = w;
+        return OK;
+    }
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
         TRY_OUT(mem_strdup(&w->path, path)); /* such as /dev/stdout, which names no file */
     else
@@ -239,6 +243,8 @@ enum err file_write(struct file_writer *w, const void *data, size_t n)
 {
     w->crc = bytes_crc32(w->crc, data, n);
     w->bytes += n;
+    if (!w->path)
+        return OK;
     if (n > BUFFER_BYTES - w->used)
         TRY(flush(w));
     if (n >= BUFFER_BYTES)

@@ -32,7 +32,9 @@ struct file_writer; /* opaque; one thread */
 /* Starts writing path, with mode 0644. A link is followed, and the file that it names is
  * replaced. A pipe or a device is written directly, because a rename would replace it. The
  * temporary file is always a new one, so no file is truncated. Errors: ERR_USAGE for a
- * directory, a dangling link, or a place that this user may not write; ERR_IO. */
+ * directory, a dangling link, or a place that this user may not write; ERR_IO.
+ * path NULL: bytes are counted and nothing is written; such a writer ends with
+ * file_writer_abort(). */
 enum err file_writer_open(struct file_writer **out, const char *path);
 /* Returns what file_writer_open() would return, by trying it and leaving nothing behind. For
  * an output that is written only after hours of work. */

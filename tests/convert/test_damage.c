@@ -220,7 +220,8 @@ static void store_lying(struct edit *e,
     if (lie)
         lie(list, &n);
     const struct manifest_input in = {NULL, NULL, list, n, files, m->n_files};
-    ok(manifest_write(out_dir, &in));
+    uint64_t bytes = 0;
+    ok(manifest_write(&bytes, out_dir, &in));
     mem_free(list);
     manifest_close(&m);
 }
