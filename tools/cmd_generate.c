@@ -10,6 +10,7 @@
 #include "tools/recipe.h"
 #include "tools/stop_text.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -126,7 +127,8 @@ static enum err show(bool *stopped, struct generation *g, bool last)
         end = stop_text_safe(g->text, end, stop);
     if (end > g->shown && !g->a->json) {
         fwrite(g->text + g->shown, 1, end - g->shown, stdout);
-        fflush(stdout);
+        FAIL_IF(fflush(stdout), ERR_IO, "cannot write to standard output: %s",
+                strerror(errno));
     }
     g->shown = end > g->shown ? end : g->shown;
     return OK;

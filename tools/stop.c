@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
+
 static volatile sig_atomic_t asked;
 static volatile sig_atomic_t phase_now;
 
@@ -16,15 +18,33 @@ static void say(const char *text)
     (void)ignored;
 }
 
+/* A closing terminal sends SIGHUP more than once, and a processor limit sends SIGXCPU every
+ * second: only a person's or a supervisor's second signal aborts. */
+static bool aborts(int sig)
+{
+    return sig == SIGINT || sig == SIGTERM;
+}
+
 static void on_signal(int sig)
 {
     if (phase_now == STOP_AT_ONCE) {
-        say("\ninterrupted; the same command goes on from the last whole file\n");
+        say("\ninterrupted; run the same command again to continue\n");
         _exit(130);
     }
-    asked = 1;
-    say("\nstopping after the step in hand; once more kills\n");
-    signal(sig, SIG_DFL);
+    if (!asked) {
+        asked = 1;
+        say("\nstopping after the current step; press Ctrl-C again to abort\n");
+    } else if (aborts(sig)) {
+        signal(sig, SIG_DFL);
+        raise(sig); /* delivered when this handler returns */
+    }
+}
+
+/* nohup, and a shell's background jobs, hand down ignored signals. */
+static bool is_ignored(int sig)
+{
+    struct sigaction now;
+    return !sigaction(sig, NULL, &now) && now.sa_handler == SIG_IGN;
 }
 
 void stop_watch(enum stop_phase phase)
@@ -32,8 +52,15 @@ void stop_watch(enum stop_phase phase)
     struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&act.sa_mask);
     phase_now = phase;
-    sigaction(SIGINT, &act, NULL);
-    sigaction(SIGTERM, &act, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(watched); i++)
+        if (!is_ignored(watched[i]))
+            sigaction(watched[i], &act, NULL);
+}
+
+void stop_ignore_broken_output(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 bool stop_asked(void *ctx)
