@@ -75,8 +75,8 @@ static enum err not_finite(struct calibration *c, const char *what)
         TRY(calib_save_partial(c));
     FAIL(ERR_NUMERIC,
          "block %" PRId64 ", epoch %" PRId64 ", step %" PRId64 " (sample %" PRId64
-         "): the %s is not finite; lower the learning rates, or look at the checkpoint's "
-         "values in this block",
+         "): the %s is not finite; the learning rates or the range of run.compute do not "
+         "suit this block, or its weights are damaged",
          c->block, c->at.epoch, c->at.step, c->sample, what);
 }
 

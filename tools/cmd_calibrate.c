@@ -84,9 +84,8 @@ const struct command cmd_calibrate = {
     .summary = "Learn clipping, smoothing and shift block by block, into a state",
     .details = "MODEL_DIR is a Hugging Face checkpoint. The state holds one file a "
                "finished block; the "
-               "same command goes on where it was interrupted (Ctrl-C finishes the step in "
-               "hand, saves, "
-               "exits 130) and ends with the same bytes. Then:\n\n"
+               "same command goes on where it was interrupted (Ctrl-C finishes the current "
+               "step, saves, exits 130) and ends with the same bytes. Then:\n\n"
                "  wkvq calibrate Llama-2-7b --data wiki.train.raw -o Llama-2-7b.state\n"
                "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n",
     .groups = groups,

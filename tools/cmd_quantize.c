@@ -199,15 +199,16 @@ const struct command cmd_quantize = {
     .name = "quantize",
     .operands = "MODEL_DIR",
     .summary = "Checkpoint and text in, verified W4KV4 artifact out",
-    .details = "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the step "
-               "in hand, saves, "
-               "exits 130) or killed, the same command goes on and ends with the same "
-               "bytes. The state "
-               "is removed when the artifact is verified.\n\n"
-               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
-               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
-               "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
-               "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
+    .details =
+        "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the current "
+        "step, saves, exits 130) or killed, the same command goes on and ends with the "
+        "same "
+        "bytes. The state "
+        "is removed when the artifact is verified.\n\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
+        "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

@@ -7,41 +7,47 @@
 #include "tools/help.h"
 #include "tools/nearest.h"
 #include "tools/recipe.h"
+#include "tools/stop.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-/* What to do, for each kind of failure; the sentence before it says what was wrong. */
+/* What to do, for each kind of failure; the message before it says what was wrong. */
 static const char *remedy(enum err e)
 {
     switch (e) {
     case ERR_USAGE:
-        return "Correct the command or the configuration";
+        return "Correct the command or the configuration.";
     case ERR_FORMAT:
-        return "The file is damaged or of another kind: make or fetch it again";
+        return "The file is damaged or of another kind. Create or download it again.";
     case ERR_SUPPORT:
-        return "This version cannot do that: use what the message says is supported";
+        return "This version of wkvq does not support it.";
     case ERR_NOT_FOUND:
-        return "Check the name; what is missing from a directory, make or fetch again";
+        return "Check the name. If a directory lacks a file, create or download it again.";
     case ERR_MISMATCH:
-        return "Use what it belongs to, or another output, or remove it to start over";
+        return "Use files that belong together, choose another output directory, or delete "
+               "the old one to start over.";
     case ERR_IO:
-        return "The system refused: check space, permissions and the disk";
+        return "The system refused to read or write. Check free space, limits, permissions "
+               "and the disk.";
     case ERR_MEMORY:
-        return "Use less: --memory, calibration.seqlen, crr.blocks, or a larger machine";
+        return "Free memory or raise its limit. Fewer --threads, and in a calibration a "
+               "lower --memory, calibration.seqlen or crr.blocks, need less.";
     case ERR_DEVICE:
-        return "The same command with --device cpu goes on from here; or report this";
+        return "Use --device cpu; a calibration continues from its saved state. If the "
+               "device is the CPU already, report this as a bug.";
     case ERR_NUMERIC:
-        return "In training, lower optimizer.lr_* or use --set run.compute=f32 (the state "
-               "is "
-               "saved); else look for damage in the checkpoint";
+        return "In a calibration, start over with lower optimizer.lr_* or with --set "
+               "run.compute=f32, in a new state directory (quantize: --state NEW; "
+               "calibrate: "
+               "-o NEW). If that fails too, check the checkpoint for damage.";
     case ERR_VERIFY:
-        return "Do not use the artifact; report this with the command's output";
+        return "Do not use the artifact. Report this with the command's output.";
     case ERR_STOPPED:
-        return "The same command goes on from here";
+        return "Run the same command again to continue.";
     default:
-        return "This is a mistake in wkvq: report it with the command";
+        return "This is a bug in wkvq. Report it with the command.";
     }
 }
 
@@ -62,7 +68,7 @@ static int report(enum err e, const char *name, bool verbose)
     fprintf(stderr, "wkvq %s: %s\n", name, *text ? text : err_name(e));
     if (verbose)
         fprintf(stderr, "(%s error, found at %s)\n", err_name(e), err_where());
-    fprintf(stderr, "%s; `wkvq %s --help` has the options.\n", remedy(e), name);
+    fprintf(stderr, "%s `wkvq %s --help` lists the options.\n", remedy(e), name);
     return err_exit_status(e);
 }
 
@@ -95,11 +101,13 @@ static int unknown_command(const char *name)
 /* Results may have gone to a full disk or a closed pipe. */
 static int finish_output(int status)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout))
+    if (status || (fflush(stdout) == 0 && !ferror(stdout)))
         return status;
-    fprintf(stderr, "wkvq: standard output: %s\nThe result is incomplete.\n",
+    fprintf(stderr,
+            "wkvq: cannot write to standard output: %s\nThe printed result is incomplete. "
+            "Files that the command wrote are complete.\n",
             strerror(errno));
-    return status ? status : err_exit_status(ERR_IO);
+    return err_exit_status(ERR_IO);
 }
 
 static char help_option[] = "--help";
@@ -143,6 +151,7 @@ static bool print_about(const char *word)
 
 int main(int argc, char **argv)
 {
+    stop_ignore_broken_output();
     if (argc < 2) {
         help_print(stderr);
         return err_exit_status(ERR_USAGE);

@@ -78,8 +78,8 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     if (done < state_blocks(s))
         err = run(j, s);
     if (err == ERR_STOPPED && !*err_text())
-        err =
-            err_set(err, __FILE__, __LINE__, "interrupted; %s has what is done", state_dir);
+        err = err_set(err, __FILE__, __LINE__,
+                      "interrupted; the finished work is saved in %s", state_dir);
     if (err) {
         state_close(&s);
         return err;

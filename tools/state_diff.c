@@ -93,8 +93,8 @@ enum err state_compare(const char *where, const json_t *have, const json_t *run)
     value_text(old, sizeof(old), d.have);
     value_text(now, sizeof(now), d.run);
     FAIL(ERR_MISMATCH,
-         "%s: the state there belongs to another run: %s is %s there and %s here; give the "
-         "same, "
-         "another output, or remove the state",
+         "%s: this state belongs to another run: %s is %s in the state and %s in this run; "
+         "use the same value, name another state directory, or delete this one to start "
+         "over",
          where, d.path, old, now);
 }

@@ -69,7 +69,7 @@ def test_cpu_goes_on_where_a_gpu_failed(f):
         state = f"failed-{call}"
         done = f.calibrate(state, "cuda", FAIL_AT=call)
         expect(done, 1, "device cuda", "an illegal memory access was encountered",
-               "The same command with --device cpu goes on from here")
+               "Use --device cpu; a calibration continues from its saved state")
         before = f.manifest(state)
         kept.add((len(before["done"]), before["partial"] is not None))
         if before["partial"]:

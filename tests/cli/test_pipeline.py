@@ -118,7 +118,7 @@ def test_another_configuration_is_refused(f):
     f.reference()
     other = [*RECIPE, "crr.loss=mse"]
     done = f.run(f.command("reference", recipe=other), want=2)
-    assert b'config.crr.loss is "mae" there and "mse" here' in done.stderr, done.stderr
+    assert b'config.crr.loss is "mae" in the state and "mse" in this run' in done.stderr, done.stderr
     f.reference()
 
 
@@ -250,10 +250,10 @@ def test_mixed_weights(f):
     assert f.files("mixed-weights.state") == f.files("mixed-weights-again.state")
     done = f.run(f.command("mixed-weights", recipe=[r for r in recipe if "mixed" not in r]), want=2)
     assert b'config.weights.mixed is "3.q_proj=16, v_proj=8:8' in done.stderr, done.stderr
-    assert b"there and nothing here" in done.stderr, done.stderr
+    assert b"in the state and nothing in this run" in done.stderr, done.stderr
     f.reference()
     done = f.run(f.command("reference", recipe=[*RECIPE, "weights.mixed=v_proj=5"]), want=2)
-    assert b'config.weights.mixed is nothing there and "v_proj=5" here' in done.stderr, done.stderr
+    assert b'config.weights.mixed is nothing in the state and "v_proj=5" in this run' in done.stderr, done.stderr
 
     what = json.loads(f.run([f.wkvq, "inspect", "mixed-weights", "--json"]).stdout)
     spec = what["quantization"]

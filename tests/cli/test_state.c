@@ -132,7 +132,8 @@ static void another_run_is_refused(void **ignored)
     assert_int_equal(open_as(&s, NULL), OK);
     state_close(&s);
     assert_int_equal(open_as(&s, "weights.bits"), ERR_MISMATCH);
-    assert_non_null(strstr(err_text(), "config.weights.bits is 4 there and 3 here"));
+    assert_non_null(
+        strstr(err_text(), "config.weights.bits is 4 in the state and 3 in this run"));
     assert_int_equal(open_as(&s, "run.threads"), OK); /* speed only */
     state_close(&s);
 }

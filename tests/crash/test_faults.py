@@ -90,8 +90,8 @@ def check_message(fault, stderr):
         raise Wrong("no message")
     if want not in first:
         raise Wrong(f"the message does not say '{want}'")
-    if "mistake in wkvq" in stderr:
-        raise Wrong("the message calls it a mistake in wkvq")
+    if "bug in wkvq" in stderr:
+        raise Wrong("the message calls it a bug in wkvq")
 
 
 def try_fault(job, fault, root):

@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Signals, closed outputs, and what the messages say to do then: test_signals.py WKVQ DEMO_DIR [TEST...]."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from test_pipeline import Fixture, wait_for_event
+
+DEMO = None
+AGAIN = b"press Ctrl-C again to abort"
+
+
+def begin(f, out, ignored=(), **streams):
+    """A calibration in block 1, started with some signals ignored."""
+    log = f.path / "events.json"
+    log.unlink(missing_ok=True)
+    for name in (out, out + ".state"):
+        shutil.rmtree(f.path / name, ignore_errors=True)
+
+    def prepare():
+        for sig in ignored:
+            signal.signal(sig, signal.SIG_IGN)
+
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **streams}
+    process = subprocess.Popen(f.command(out, "--log-json", str(log)), cwd=f.path, preexec_fn=prepare, **streams)
+    wait_for_event(log, '"epoch", "block": 1', process)
+    return process
+
+
+def saved(f, out):
+    manifest = json.loads((f.path / (out + ".state") / "manifest.json").read_text())
+    assert 1 <= len(manifest["done"]) < 4 and manifest["partial"], manifest
+
+
+def test_signals_that_save(f):
+    for sig in (signal.SIGHUP, signal.SIGXCPU, signal.SIGTERM):
+        process = begin(f, "stopped")
+        process.send_signal(sig)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, (sig, process.returncode, stderr)
+        assert AGAIN in stderr and b"Run the same command again to continue." in stderr, stderr
+        saved(f, "stopped")
+        f.run(f.command("stopped"))
+        f.expect_reference("stopped", f"after {sig.name}")
+
+
+def test_hangups_do_not_abort(f):
+    """A closing terminal sends more than one."""
+    process = begin(f, "hung")
+    for _ in range(5):
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGXCPU)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, (process.returncode, stderr)
+    assert stderr.count(AGAIN) == 1, stderr
+    saved(f, "hung")
+
+
+def test_the_second_signal_aborts(f):
+    """Both are pending when the process goes on, so that no step ends between them."""
+    process = begin(f, "killed")
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, -signal.SIGTERM), process.returncode
+    f.run(f.command("killed"))
+    f.expect_reference("killed", "aborted")
+
+
+def test_ignored_signals_stay_ignored(f):
+    """As nohup and background jobs of a shell set them."""
+    every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    process = begin(f, "ignored", every)
+    for sig in every:
+        process.send_signal(sig)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0 and AGAIN not in stderr, (process.returncode, stderr)
+    f.expect_reference("ignored", "ignored signals")
+    process = begin(f, "nohup", (signal.SIGHUP,))
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130, process.returncode
+
+
+def closed_pipe():
+    """The writing end of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def test_closed_outputs(f):
+    """Nobody reads the log: the work goes on. Nobody reads the result: an error that says so."""
+    out = closed_pipe()
+    process = begin(f, "unheard", stderr=out)
+    assert process.wait(120) == 0, process.returncode
+    os.close(out)
+    f.expect_reference("unheard", "without a reader of stderr")
+    f.reference()
+    for args in (["generate", "reference", "-p", "the", "-n", "200"], ["inspect", "reference"], ["--help"]):
+        out = closed_pipe()
+        done = subprocess.run([f.wkvq, *args], cwd=f.path, stdout=out, stderr=subprocess.PIPE, timeout=60)
+        os.close(out)
+        assert done.returncode == 1, (args, done)
+        assert done.stderr.count(b"cannot write to standard output: Broken pipe") == 1, done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([f.wkvq, "inspect", "reference"], cwd=f.path, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 1 and b"No space left" in done.stderr, done
+
+
+def test_advice_after_a_loss_that_is_not_finite(f):
+    """What the message says is done: a new state with lower rates. The old state refuses them, and says what to do."""
+    recipe = ["calibration.samples=8", "calibration.seqlen=64", "calibration.epochs=4"]
+
+    def command(name, *more, rate="10"):
+        sets = [w for pair in (*recipe, "optimizer.lr_smooth=" + rate) for w in ("--set", pair)]
+        return [f.wkvq, name, DEMO, "--data", DEMO + "/calibration.txt", "-j1", *sets, *more]
+
+    done = f.run(command("quantize", "-o", "nan"), want=1)
+    assert b"is not finite" in done.stderr, done.stderr
+    assert b"with lower optimizer.lr_* or with --set run.compute=f32, in a new state directory" in done.stderr
+    assert b"quantize: --state NEW; calibrate: -o NEW" in done.stderr, done.stderr
+    refused = f.run(command("quantize", "-o", "nan", rate="0.01"), want=2)
+    assert b"name another state directory, or delete this one to start over" in refused.stderr, refused.stderr
+    f.run(command("quantize", "-o", "nan", "--state", "new", rate="0.01"))
+    f.run(command("calibrate", "-o", "new2", rate="0.01"))
+    again = f.run(command("quantize", "-o", "other", "--state", "nan.state"), want=1)  # the same bytes, the same end
+    first = [x for x in done.stderr.splitlines() if x.startswith(b"wkvq ")]
+    assert first and first == [x for x in again.stderr.splitlines() if x.startswith(b"wkvq ")], again.stderr
+    shutil.rmtree(f.path / "nan.state")
+    shutil.rmtree(f.path / "nan")
+    f.run(command("quantize", "-o", "nan", rate="0.01"))  # deleted to start over
+
+
+def test_advice_to_finish_a_calibration(f):
+    """An unfinished state of quantize is finished by calibrate, converted, and simulated."""
+    process = begin(f, "half")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    saved(f, "half")
+    done = f.run([f.wkvq, "convert", "model", "--state", "half.state", "-o", "half"], want=2)
+    assert b"let `wkvq calibrate` finish" in done.stderr, done.stderr
+    finish = f.command("half.state")
+    finish[1] = "calibrate"
+    f.run([a for a in finish if a != "--keep-state"])
+    f.run([f.wkvq, "convert", "model", "--state", "half.state", "-o", "half", "-j1"])
+    assert f.files("half")["model.safetensors"] == f.reference()[0]["model.safetensors"]
+
+
+def main():
+    global DEMO
+    wkvq, DEMO = str(pathlib.Path(sys.argv[1]).resolve()), str(pathlib.Path(sys.argv[2]).resolve())
+    names = sys.argv[3:] or [n for n in globals() if n.startswith("test_")]
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="wkvq-signals-") as folder:
+        f = Fixture(wkvq, folder)
+        for name in names:
+            try:
+                globals()[name](f)
+                print("ok  ", name)
+            except AssertionError as e:
+                failed += 1
+                print("FAIL", name, e)
+    print(f"{len(names)} tests, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Every command under limits of address space, of data and of file size: test_ulimits.py WKVQ [TEST...].
+
+A run ends with its work done, or with one message that names the cause and exit 1 or 2: never by a signal, never without
+end. What a message offers as a way out is tried."""
+import concurrent.futures
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+TIMEOUT = 60
+MB = [50, 56, 60, 64, 68, 72, 76, 80, 90, 100, 110, 120, 130, 150, 180, 220, 260, 300, 350, 400, 460, 520, 700, 1000, 2000]
+RECIPE = ["calibration.samples=2", "calibration.seqlen=24", "calibration.epochs=1", "weights.group_size=16",
+          "kv.group_size=8", "crr.blocks=1"]
+CAUSES = ("emory", "address space", "cannot start thread")
+
+
+class Fixture:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        tiny.make_model(self.path / "model", num_hidden_layers=2)
+        tiny.make_text(self.path / "text.txt", 400)
+        self.sets = [w for pair in RECIPE for w in ("--set", pair)]
+        self.run([self.wkvq, "quantize", "model", "--data", "text.txt", "-o", "made", "--keep-state", "-j1", *self.sets])
+
+    def run(self, args, want=0, limit=None):
+        """limit: an argument of the shell's ulimit, as in "-v 300000"."""
+        full = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *args] if limit else args
+        done = subprocess.run(full, cwd=self.path, capture_output=True, text=True, timeout=TIMEOUT)
+        if want is not None and done.returncode != want:
+            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n{done.stderr}")
+        return done
+
+    def commands(self, name):
+        """What computes, as two threads; outputs carry the name."""
+        data = ["--data", "text.txt"]
+        return {
+            "convert": ["convert", "model", "-o", name + ".c", "-j2", "--set", "weights.group_size=16"],
+            "quantize": ["quantize", "model", *data, "-o", name + ".q", "-j2", *self.sets],
+            "bf16": ["calibrate", "model", *data, "-o", name + ".b", "-j2", *self.sets, "--set", "run.compute=bf16"],
+            "gptq": ["calibrate", "model", *data, "-o", name + ".g", "-j2", *self.sets, "--set", "weights.method=gptq"],
+            "verify": ["verify", "made", "--against", "model", "--state", "made.state", *data, "-j2"],
+            "eval": ["eval", "made", *data, "--windows", "1", "--ctx", "32", "-j2"],
+            "against": ["eval", "model", "--against", "made", *data, "--windows", "1", "--ctx", "32", "-j2"],
+            "generate": ["generate", "made", "-p", "the", "-n", "4", "-j2"],
+        }
+
+
+def ends_well(done):
+    """What is wrong with how a limited run ended, or None."""
+    if done.returncode == 0:
+        return None
+    if done.returncode == 127 and "loading shared libraries" in done.stderr:
+        return None  # the dynamic linker's own message: the program never began
+    if done.returncode not in (1, 2):
+        return f"exit {done.returncode}"
+    first = next((line for line in done.stderr.splitlines() if line.startswith("wkvq ")), "")
+    if not any(cause in first for cause in CAUSES):
+        return "the message does not name memory"
+    return None
+
+
+def try_limit(f, name, args, mb):
+    try:
+        done = f.run([f.wkvq, *args], want=None, limit=f"-v {1024 * mb}")
+    except subprocess.TimeoutExpired:
+        return False, f"{name} with {mb} MB: no end"
+    problem = ends_well(done)
+    return done.returncode == 0, problem and f"{name} with {mb} MB: {problem}\n{done.stderr}"
+
+
+def test_address_space(f):
+    runs = [(name, args, mb) for mb in MB for name, args in f.commands(f"v{mb}").items()]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda r: try_limit(f, *r), runs))
+    wrong = [problem for _, problem in results if problem]
+    assert not wrong, "\n".join(wrong)
+    done = {(r[0], r[2]) for r, (good, _) in zip(runs, results) if good}
+    for name in f.commands(""):
+        assert (name, MB[0]) not in done, f"{name}: {MB[0]} MB do not limit anything"
+        assert (name, MB[-1]) in done, f"{name} fails with {MB[-1]} MB"
+    want = f.run([f.wkvq, "convert", "model", "-o", "free", "-j2", "--set", "weights.group_size=16"]) and files(f, "free")
+    for name, mb in done:
+        if name == "convert":
+            assert files(f, f"v{mb}.c") == want, f"convert with {mb} MB: other bytes"
+    assert not [p.name for p in f.path.iterdir() if ".tmp." in p.name]
+
+
+def files(f, name):
+    return {p.name: p.read_bytes() for p in (f.path / name).iterdir()}
+
+
+def test_offered_threads_fit(f):
+    """Somewhere between too little for one thread and enough for two, the message offers one."""
+    for kb in range(200_000, 600_000, 20_000):
+        args = [f.wkvq, "eval", "model", "--data", "text.txt", "--windows", "1", "--ctx", "32"]
+        done = f.run([*args, "-j3"], want=None, limit=f"-v {kb}")
+        offer = re.search(r"use (--threads \d)", done.stderr)
+        if done.returncode and offer:
+            assert "RLIMIT_AS (ulimit -v)" in done.stderr, done.stderr
+            f.run([*args, *offer[1].split()], limit=f"-v {kb}")
+            return
+    raise AssertionError("no message offered fewer threads")
+
+
+def test_data_limit(f):
+    args = [f.wkvq, "eval", "made", "--data", "text.txt", "--windows", "1", "--ctx", "32", "-j2"]
+    done = f.run(args, want=1, limit="-d 200000")
+    assert "RLIMIT_DATA (ulimit -d)" in done.stderr, done.stderr
+
+
+def test_plan_names_the_limit(f):
+    args = [f.wkvq, "quantize", "model", "--data", "text.txt", "-o", "none", "-j1", *f.sets, "--plan", "--json"]
+    free = json.loads(f.run(args).stdout)
+    assert free["fits"] is True and free["threads"] == 1 and free["threads_limit"] == "run.threads", free
+    for limit, name in (("-v 800000", "RLIMIT_AS (ulimit -v)"), ("-d 700000", "RLIMIT_DATA (ulimit -d)")):
+        plan = json.loads(f.run(args, limit=limit).stdout)
+        assert plan["memory_limit"] == name and 0 < plan["memory_available_bytes"] < 800e6, plan
+        assert plan["memory_available_bytes"] < free["memory_available_bytes"], plan
+    text = f.run([a for a in args if a != "--json"], limit="-v 800000").stdout
+    assert "(limit: RLIMIT_AS (ulimit -v))" in text and "threads              1 (limit: run.threads)" in text, text
+
+
+def test_memory_is_checked_before_the_work(f):
+    """A calibration that cannot fit is refused; --memory tries it all the same."""
+    big = ["calibration.seqlen=256", "calibration.samples=2", "calibration.epochs=1", "weights.group_size=16",
+           "kv.group_size=8", "crr.blocks=1"]
+    if not (f.path / "wide").exists():
+        tiny.make_model(f.path / "wide", num_hidden_layers=2, hidden_size=256, intermediate_size=1024,
+                        num_attention_heads=32, num_key_value_heads=32)
+    args = [f.wkvq, "calibrate", "wide", "--data", "text.txt", "-o", "wide.state", "-j1",
+            *[w for pair in big for w in ("--set", pair)]]
+    limit = 800_000
+    plan = json.loads(f.run([*args, "--plan", "--json"], limit=f"-v {limit}").stdout)
+    need = sum(plan[k] for k in ("weights_bytes", "activations_bytes", "parameters_bytes"))
+    assert need > 16e6 and plan["fits"] is True, plan
+    tight = f"-v {limit - (plan['memory_available_bytes'] - need * 3 // 4) // 1024}"
+    done = f.run(args, want=2, limit=tight)
+    assert "GB of memory, but only" in done.stderr and "(limit: RLIMIT_AS (ulimit -v))" in done.stderr, done.stderr
+    assert not (f.path / "wide.state").exists()
+    text = f.run([*args, "--plan"], limit=tight).stdout
+    assert "IT DOES NOT FIT" in text, text
+    tried = f.run([*args, "--memory", "8G"], want=None, limit=tight)
+    assert ends_well(tried) is None, tried.stderr
+    f.run(args)
+
+
+def test_file_size_limit(f):
+    """A limit of file size is an error of the write, and leaves nothing half written."""
+    for name, blocks in (("convert", 20), ("quantize", 4), ("quantize", 20)):
+        args = f.commands("size")[name]
+        done = f.run([f.wkvq, *args], want=1, limit=f"-f {blocks}")
+        assert "File too large" in done.stderr, done.stderr
+        out = args[args.index("-o") + 1]
+        assert not (f.path / out).exists() and not list(f.path.rglob("*.tmp.*")), sorted(f.path.rglob("*"))
+        f.run([f.wkvq, *args])
+        shutil.rmtree(f.path / out)
+
+
+def test_state_counts_against_its_need(f):
+    """The plan's bytes are enough for the state that is written, at any time of its calibration."""
+    for more in ([], ["weights.method=gptq"], ["weights.round=learned"], ["weights.mixed=v_proj=16"]):
+        args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "size.state", "-j1", *f.sets,
+                *[w for pair in more for w in ("--set", pair)]]
+        planned = json.loads(f.run([*args, "--plan", "--json"]).stdout)["state_bytes"]
+        f.run(args)
+        sizes = [p.stat().st_size for p in (f.path / "size.state").iterdir()]
+        blocks = sum(p.stat().st_size for p in (f.path / "size.state").glob("block-*"))
+        shutil.rmtree(f.path / "size.state")
+        assert sum(sizes) <= planned, (more, sizes, planned)
+        assert blocks > 0
+
+
+def main():
+    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
+    names = sys.argv[2:] or [n for n in globals() if n.startswith("test_")]
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="wkvq-ulimits-") as folder:
+        f = Fixture(wkvq, folder)
+        for name in names:
+            try:
+                globals()[name](f)
+                print("ok  ", name)
+            except AssertionError as e:
+                failed += 1
+                print("FAIL", name, e)
+    print(f"{len(names)} tests, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
