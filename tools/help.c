@@ -49,10 +49,11 @@ void help_print_man(void)
     printf(".SH CONFIGURATION\n"
            "Keys of YAML files (\\fB\\-\\-config\\fR) and of \\fB\\-\\-set\\fR.\n");
     recipe_print_man();
-    printf(".SH EXIT STATUS\n"
-           ".TP\n.B 0\ndone\n.TP\n.B 1\nfailed: machine, system or numbers\n"
-           ".TP\n.B 2\nwrong usage or input\n.TP\n.B 3\nverification failed\n"
-           ".TP\n.B 130\ninterrupted; the state is saved and the same command goes on\n");
+    printf(
+        ".SH EXIT STATUS\n"
+        ".TP\n.B 0\ndone\n.TP\n.B 1\nfailed: machine, system or numbers\n"
+        ".TP\n.B 2\nwrong usage or input\n.TP\n.B 3\nverification failed\n"
+        ".TP\n.B 130\ninterrupted; the state is saved, and the same command continues\n");
 }
 
 void help_print_completion(void)

@@ -133,7 +133,7 @@ const char *recipe_device(const struct recipe *r);
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);
 /* d NULL: auto is what a device of the recipe's kind would likely take. */
 enum dtype recipe_act(const struct recipe *r, const struct dev *d);
-/* run.memory, or 75% of what the system could give now. */
+/* run.memory, or 75% of memory_available(). */
 uint64_t recipe_memory(const struct recipe *r);
 
 /* The text of configs/reference.yaml. */

@@ -95,11 +95,11 @@ const struct recipe_key recipe_key[] = {
     {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = CHOICES_DEVICE, .affects_speed_only = true,
      .help = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
     {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .affects_speed_only = true,
-     .help = "0 = one per core"},
+     .help = "0 = one per processor that the process may use, by its affinity and its control group"},
     {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = CHOICES_COMPUTE,
      .help = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
     {"run.memory", KEY_BYTES, AT(memory), "auto", .affects_speed_only = true,
-     .help = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of what is free"},
+     .help = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of the free memory, within the limits of the process and its control group"},
     {"run.device_memory", KEY_BYTES, AT(device_memory), "auto", .affects_speed_only = true,
      .help = "cuda: size of the GPU to plan for, as in 24G; auto = all that the GPU has free"},
 };

@@ -46,7 +46,7 @@ def test_cards_that_do_not_do(f):
     expect(f.calibrate("none", "cuda", DEVICES=0), 2, "no NVIDIA GPU found", "use --device cpu")
     expect(f.calibrate("none", "cuda", DRIVER=12020), 2, "the driver has CUDA 12.2",
            "install a newer driver, or use --device cpu")
-    expect(f.calibrate("none", "cuda", MEMORY=1 << 19), 2, "GPU memory", "can be had",
+    expect(f.calibrate("none", "cuda", MEMORY=1 << 19), 2, "GPU memory", "are available",
            "use --device cpu")
     assert not (f.path / "none").exists(), "a refused run has left a state"
 
