@@ -121,11 +121,10 @@ enum err gptq_factor(struct gptq_input *x, const struct gptq_settings *s, int th
     for (int64_t i = 0; i < x->n; i++)
         x->h[i * x->n + i] += s->damp * mean;
     const enum err err = cholesky_of_inverse(x->h, x->n, threads);
-    return err ? err_add(err,
-                         "weights.method: gptq: with weights.damp %g, which may be "
-                         "raised: ",
-                         s->damp)
-               : OK;
+    if (err == ERR_NUMERIC)
+        return err_add(err,
+                       "weights.method: gptq: weights.damp of %g is too small: ", s->damp);
+    return err ? err_add(err, "weights.method: gptq: ") : OK;
 }
 
 /* --- one projection ----------------------------------------------------------------- */

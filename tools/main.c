@@ -22,7 +22,7 @@ static const char *remedy(enum err e)
     case ERR_FORMAT:
         return "The file is damaged or of another kind. Create or download it again.";
     case ERR_SUPPORT:
-        return "This version of wkvq does not support it.";
+        return "wkvq does not support this model, setting or machine.";
     case ERR_NOT_FOUND:
         return "Check the name. If a directory lacks a file, create or download it again.";
     case ERR_MISMATCH:

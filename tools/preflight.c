@@ -326,7 +326,9 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
     j->state_bytes = preflight_missing(dir, state_need(j));
     return preflight_disk(
         dir, j->state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
-        "calibration");
+        plan->streams == STREAM_DISK
+            ? "the calibration, with activations that a larger run.memory keeps in memory"
+            : "the calibration");
 }
 
 /* Streams are gone when the artifact is written. */

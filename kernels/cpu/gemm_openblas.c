@@ -32,7 +32,8 @@ static struct {
                    const int *lda, int *info);
     void *(*buffer_alloc)(int); /* NULL: not exported by this build */
     void (*buffer_free)(void *);
-    int buffers; /* that are mapped */
+    int buffers;     /* that are mapped */
+    int own_threads; /* that OpenBLAS has started */
     bool found, lapack;
     char load_error[256]; /* the library exists, but there is no memory for it */
 } lib;
@@ -176,6 +177,53 @@ static enum err reserve(int n, int own_threads, int threads)
     return err;
 }
 
+static void *wait_at(void *barrier)
+{
+    pthread_mutex_lock(barrier);
+    pthread_mutex_unlock(barrier);
+    return NULL;
+}
+
+/* How many of n threads can run at once. They end when the count is known. */
+static enum err count_startable(int *count, int n)
+{
+    pthread_t *thread = NULL;
+    pthread_attr_t attr;
+    pthread_mutex_t barrier = PTHREAD_MUTEX_INITIALIZER;
+    int started = 0;
+    TRY(mem_calloc(&thread, (size_t)n, sizeof(*thread)));
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 64 << 10);
+    pthread_mutex_lock(&barrier);
+    while (started < n && !pthread_create(&thread[started], &attr, wait_at, &barrier))
+        started++;
+    pthread_mutex_unlock(&barrier);
+    for (int i = 0; i < started; i++)
+        pthread_join(thread[i], NULL);
+    pthread_attr_destroy(&attr);
+    mem_free(thread);
+    *count = started;
+    return OK;
+}
+
+/* OpenBLAS waits for ever for a thread that it could not start. Twice as many are tried:
+ * those that have just ended may still count against a limit. */
+static enum err start_own_threads(int threads)
+{
+    const int more = threads - 1 - lib.own_threads;
+    int count = 0;
+    if (more > 0) {
+        TRY(count_startable(&count, 2 * more));
+        FAIL_IF(count < 2 * more, ERR_MEMORY,
+                "OpenBLAS cannot start its own threads (%d); raise the limit of processes, "
+                "or use --threads 1",
+                more);
+        lib.own_threads += more;
+    }
+    lib.set_threads(threads);
+    return OK;
+}
+
 enum err openblas_open(const struct openblas **out, int threads)
 {
     load_once();
@@ -199,7 +247,7 @@ enum err openblas_factor_invert(int *at, double *a, int n, int threads)
 {
     int info = 0;
     TRY(reserve(2 * threads - 1, threads - 1, threads));
-    lib.set_threads(threads);
+    TRY(start_own_threads(threads));
     lib.dpotrf("U", &n, a, &n, &info);
     if (!info)
         lib.dtrtri("U", "N", &n, a, &n, &info);
