@@ -27,6 +27,8 @@ struct pool {
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
     pthread_t *thread;
+    struct start *start; /* [threads]; not the helpers' own, since a call of free would make
+                            each reserve an arena of 64 MiB */
     int threads, started;
     atomic_uint round;   /* counts pool_run calls */
     atomic_int busy;     /* helpers still in this round */
@@ -117,9 +119,8 @@ static void await_helpers(struct pool *p)
 
 static void *helper_main(void *arg)
 {
-    struct start s = *(struct start *)arg;
+    const struct start s = *(const struct start *)arg;
     struct pool *p = s.pool;
-    mem_free(arg);
     unsigned seen = 0;
     for (;;) {
         seen = next_round(p, seen);
@@ -140,18 +141,15 @@ enum err pool_open(struct pool **out, int threads)
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->done, NULL);
     TRY_OUT(mem_calloc(&p->thread, (size_t)p->threads, sizeof(*p->thread)));
+    TRY_OUT(mem_calloc(&p->start, (size_t)p->threads, sizeof(*p->start)));
     for (int i = 1; i < p->threads; i++) {
-        struct start *s = NULL;
-        TRY_OUT(mem_alloc(&s, 1, sizeof(*s)));
-        *s = (struct start){.pool = p, .index = i};
-        const int failed = pthread_create(&p->thread[i], NULL, helper_main, s);
-        if (failed) {
-            mem_free(s);
+        p->start[i] = (struct start){.pool = p, .index = i};
+        const int failed = pthread_create(&p->thread[i], NULL, helper_main, &p->start[i]);
+        if (failed)
             FAIL_OUT(ERR_MEMORY,
                      "cannot start thread %d of %d: %s; raise the limit of processes or of "
                      "memory, or use --threads %d",
                      i + 1, p->threads, strerror(failed), i);
-        }
         p->started = i;
     }
     *out = p;
@@ -174,6 +172,7 @@ void pool_close(struct pool **pp)
     pthread_cond_destroy(&p->wake);
     pthread_cond_destroy(&p->done);
     mem_free(p->thread);
+    mem_free(p->start);
     mem_free(p);
     *pp = NULL;
 }
