@@ -33,9 +33,9 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    (void)file_remove_dir(model_dir);
-    (void)file_remove_dir(out_dir);
-    return file_remove_dir(dir) != OK;
+    (void)scratch_remove(model_dir);
+    (void)scratch_remove(out_dir);
+    return !scratch_remove(dir);
 }
 
 static void ok(enum err e)
@@ -71,7 +71,7 @@ static void check(const struct tiny_model *t, const struct artifact_settings *s)
     ok(artifact_write(out_dir, m, model_dir, NULL, s, NULL, NULL));
     hf_close(&m);
     assert_int_equal(predicted, bytes_of_files(out_dir));
-    ok(file_remove_dir(out_dir));
+    assert_true(scratch_remove(out_dir));
 }
 
 static struct artifact_settings settings(int bits, int64_t group)
