@@ -399,7 +399,7 @@ static enum err write_rest(uint64_t *manifest_bytes, struct writer *w, const cha
     if (w->plan.n_shards > 1)
         TRY(artifact_write_index(dir, &w->plan, &w->file[w->n_files++]));
     size_t n = 0;
-    TRY(artifact_write_files(dir, model_dir, w->s, w->file + w->n_files, &n));
+    TRY(artifact_write_files(dir, model_dir, w->a, w->s, w->file + w->n_files, &n));
     w->n_files += n;
     return write_manifest(manifest_bytes, w, dir);
 }
