@@ -6,6 +6,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include "config.h"
+#include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include <dlfcn.h>
 #include <dnnl.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define MAX_KERNELS 512
 
@@ -230,9 +232,30 @@ static void make_guarded(void *ctx)
     x->err = make_kernel(&x->made, x->o, x->k);
 }
 
+/* oneDNN 2.6.3 writes machine code into memory that it does not check: a kernel whose code
+ * buffers cannot be mapped would crash. They stay well below this many bytes. */
+#define CODE_ROOM ((size_t)32 << 20)
+
+static enum err check_code_room(void)
+{
+    void *room =
+        mmap(NULL, CODE_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room != MAP_FAILED) {
+        munmap(room, CODE_ROOM);
+        return OK;
+    }
+    struct limit l;
+    limits_address_space(&l, "");
+    FAIL(ERR_MEMORY,
+         "oneDNN needs %zu MB of address space for a bf16 kernel (limit: %s); raise the "
+         "limit, or use --set run.compute=f32",
+         CODE_ROOM >> 20, l.name);
+}
+
 static enum err kernel_make(bool *made, struct onednn *o, struct onednn_kernel *k)
 {
     struct kernel_making x = {.o = o, .k = k};
+    TRY(check_code_room());
     FAIL_IF(!gemm_guarded(make_guarded, &x), ERR_MEMORY, "out of memory in oneDNN");
     *made = x.made;
     return x.err;
