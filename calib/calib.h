@@ -59,8 +59,8 @@ bool calib_searches_kv(const struct calib_settings *s);
 struct calib_block_stats {
     int64_t block;
     double start_loss, best_loss;
-    int64_t best_epoch; /* 0: no epoch was better than the start */
-    int64_t n_epochs;   /* entries of epoch_loss */
+    int64_t best_epoch;                      /* 0: no epoch was better than the start */
+    int64_t n_epochs;                        /* entries of epoch_loss */
     double epoch_loss[CALIB_EPOCHS_MAX + 1]; /* after each epoch, over the whole set */
     double seconds, seconds_gemm; /* over all runs that worked on it, resumed ones too */
 };

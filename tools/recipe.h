@@ -24,8 +24,8 @@ struct recipe_files {
 struct recipe {
     struct recipe_files data;
     int64_t samples, seqlen, epochs, seed;
-    int join, bos;                    /* enum corpus_join, enum bos_rule */
-    char text_field[RECIPE_NAME_MAX]; /* of JSON rows; "": the usual ones */
+    int join, bos;                                /* enum corpus_join, enum bos_rule */
+    char text_field[RECIPE_NAME_MAX];             /* of JSON rows; "": the usual ones */
     int weight_method, weight_round, weight_init; /* enum weight_method, ... */
     int64_t weight_bits, weight_group;
     double damp;
@@ -97,11 +97,11 @@ struct recipe_input {
     const char *const *set; /* [n_set] "KEY=VALUE"; the last of a key wins */
     int n_set;
     /* Short for a key of their own; they win over set. */
-    int64_t threads;                 /* -1: not given */
-    uint64_t memory;                 /* 0: not given */
+    int64_t threads;                              /* -1: not given */
+    uint64_t memory;                              /* 0: not given */
     const char *device, *join, *bos, *text_field; /* NULL: not given */
-    const char *const *data;         /* [n_data] */
-    int n_data;                      /* 0: not given */
+    const char *const *data;                      /* [n_data] */
+    int n_data;                                   /* 0: not given */
 };
 
 /* Defaults, the preset of set, else of config, then config, set in order, then what is short

@@ -63,6 +63,9 @@ bool file_is_dir(const char *path);
 bool file_is_regular(const char *path);
 /* Size in bytes; -1 if the file is missing. */
 int64_t file_size(const char *path);
+/* ERR_USAGE where errno says that this user cannot write at the place that the command line
+ * names, else ERR_IO. */
+enum err file_place_error(void);
 /* Makes a directory and its parents; existing ones are kept. ERR_IO. */
 enum err file_make_dir(const char *path);
 /* ERR_NOT_FOUND, with the target's name, if path is a symbolic link without a target. */
