@@ -162,6 +162,8 @@ def main():
     wkvq, DEMO = str(pathlib.Path(sys.argv[1]).resolve()), str(pathlib.Path(sys.argv[2]).resolve())
     names = sys.argv[3:] or [n for n in globals() if n.startswith("test_")]
     failed = 0
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)  # under nohup or in a pipeline of a shell they may be ignored
     with tempfile.TemporaryDirectory(prefix="wkvq-signals-") as folder:
         f = Fixture(wkvq, folder)
         for name in names:
