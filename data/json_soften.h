@@ -7,7 +7,7 @@
 #ifndef WKVQ_JSON_SOFTEN_H
 #define WKVQ_JSON_SOFTEN_H
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 /* U+FDD0, which Unicode reserves for a program's own use. */
 #define JSON_LOST_CHAR "\xEF\xB7\x90"

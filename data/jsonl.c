@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/jsonl.h"
+#include "data/jsonl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

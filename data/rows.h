@@ -6,7 +6,7 @@
 #ifndef WKVQ_ROWS_H
 #define WKVQ_ROWS_H
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 /* JSON text; s is NULL for none. */
 struct json_span {

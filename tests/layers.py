@@ -14,6 +14,10 @@ import re
 import sys
 import tempfile
 
+ALL_BELOW_TOOLS = ["calib", "calib/model", "convert", "convert/verify", "data", "kernels", "kernels/base"]
+# The rooms of tools, in the order of their libraries. Nobody includes a command.
+TOOLS = ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval", "tools/eval/tasks", "tools/sweep",
+         "tools/report", "tools/tune", "tools/bench", "tools/commands"]
 # Floor: the floors it may include beside itself. A file is on the longest floor that its path
 # begins with.
 FLOORS = {
@@ -25,10 +29,20 @@ FLOORS = {
     "calib": ["calib/model", "kernels", "kernels/base"],
     "convert": ["calib/model", "data", "kernels", "kernels/base", "kernels/simd"],
     "convert/verify": ["convert", "calib/model", "data", "kernels", "kernels/base"],
-    "tools": ["calib", "calib/model", "convert", "convert/verify", "data", "kernels",
-              "kernels/base"],
-    "tests": ["tools", "calib", "calib/model", "convert", "convert/verify", "data", "kernels",
-              "kernels/base", "kernels/simd"],
+    "tools": ALL_BELOW_TOOLS + TOOLS,
+    "tools/cli": ALL_BELOW_TOOLS,
+    "tools/recipe": ALL_BELOW_TOOLS + ["tools/cli"],
+    "tools/state": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe"],
+    "tools/pipeline": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe", "tools/state"],
+    "tools/eval": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline"],
+    "tools/eval/tasks": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval"],
+    "tools/sweep": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval",
+                                      "tools/eval/tasks"],
+    "tools/report": ALL_BELOW_TOOLS + ["tools/recipe", "tools/eval", "tools/sweep"],
+    "tools/tune": ALL_BELOW_TOOLS + ["tools/cli", "tools/recipe", "tools/pipeline", "tools/eval", "tools/sweep"],
+    "tools/bench": ALL_BELOW_TOOLS + ["tools/cli"],
+    "tools/commands": ALL_BELOW_TOOLS + [t for t in TOOLS if t != "tools/commands"],
+    "tests": ALL_BELOW_TOOLS + ["kernels/simd", "tools"] + TOOLS,
 }
 # What is private: a path prefix, and who may include it.
 PRIVATE = {

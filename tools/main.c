@@ -3,11 +3,11 @@
  * wkvq: finds the subcommand, runs it, prints its error, decides the exit status. */
 #include "data/json.h"
 #include "kernels/base/log.h"
-#include "tools/commands.h"
-#include "tools/help.h"
-#include "tools/nearest.h"
-#include "tools/recipe.h"
-#include "tools/stop.h"
+#include "tools/cli/nearest.h"
+#include "tools/cli/stop.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/help.h"
+#include "tools/recipe/recipe.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/shape_bits.h"
+#include "convert/artifact/sizes.h"
 
 #include "convert/artifact/bitpack.h"
 

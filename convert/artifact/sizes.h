@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Effective bits from shapes alone, as an artifact would measure them. */
-#ifndef WKVQ_SHAPE_BITS_H
-#define WKVQ_SHAPE_BITS_H
+#ifndef WKVQ_ARTIFACT_SIZES_H
+#define WKVQ_ARTIFACT_SIZES_H
 
 #include "calib/model/arch.h"
 #include "kernels/tensor/qtensor.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_added.h"
+#include "data/tokenizer/tok_added.h"
 
 #include "kernels/base/mem.h"
 

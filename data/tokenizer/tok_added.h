@@ -4,7 +4,7 @@
 #ifndef WKVQ_TOK_ADDED_H
 #define WKVQ_TOK_ADDED_H
 
-#include "data/tok_map.h"
+#include "data/tokenizer/tok_map.h"
 
 struct added_token {
     char *content; /* owned */

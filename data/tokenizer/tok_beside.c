@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_beside.h"
+#include "data/tokenizer/tok_beside.h"
 
 #include "data/json.h"
-#include "data/tok_bpe.h"
+#include "data/tokenizer/tok_bpe.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 

@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_BESIDE_H
 #define WKVQ_TOK_BESIDE_H
 
-#include "data/tok_added.h"
+#include "data/tokenizer/tok_added.h"
 
 /* A flag that a file need not have. */
 enum said { SAID_NOTHING, SAID_NO, SAID_YES };

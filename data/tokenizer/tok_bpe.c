@@ -4,7 +4,7 @@
  * rank, then position. A merge does not search the heap for entries that it makes stale:
  * they are recognized when they come out, by the pair that stands there now. Each merge
  * adds at most two entries, hence O(n log n). */
-#include "data/tok_bpe.h"
+#include "data/tokenizer/tok_bpe.h"
 
 #include "kernels/base/mem.h"
 

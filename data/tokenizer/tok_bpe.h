@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_BPE_H
 #define WKVQ_TOK_BPE_H
 
-#include "data/tok_map.h"
+#include "data/tokenizer/tok_map.h"
 
 /* Ids above this are taken for damage: the tables are as long as the highest id. */
 #define BPE_MAX_ID (1 << 21)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_decode.h"
+#include "data/tokenizer/tok_decode.h"
 
 #include "kernels/base/mem.h"
 

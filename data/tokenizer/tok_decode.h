@@ -4,7 +4,7 @@
 #ifndef WKVQ_TOK_DECODE_H
 #define WKVQ_TOK_DECODE_H
 
-#include "data/tok_pre.h"
+#include "data/tokenizer/tok_pre.h"
 
 enum decode_kind {
     DECODE_BYTE_LEVEL,

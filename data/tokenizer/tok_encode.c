@@ -2,7 +2,7 @@
  *
  * A text through the steps of tokenizer.json, and ids back. Texts repeat their words, so
  * that the ids of short ones are kept for the time of a call. */
-#include "data/tok_json.h"
+#include "data/tokenizer/tok_json.h"
 
 #include <string.h>
 

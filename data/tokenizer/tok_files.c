@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_files.h"
+#include "data/tokenizer/tok_files.h"
 
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"

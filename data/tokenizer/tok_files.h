@@ -5,8 +5,8 @@
 #ifndef WKVQ_TOK_FILES_H
 #define WKVQ_TOK_FILES_H
 
-#include "data/tok_beside.h"
-#include "data/tok_json.h"
+#include "data/tokenizer/tok_beside.h"
+#include "data/tokenizer/tok_json.h"
 
 /* vocab.json and merges.txt in dir. How a text is cut into words follows tokenizer_class:
  * GPT2Tokenizer or Qwen2Tokenizer; any other is ERR_SUPPORT. */

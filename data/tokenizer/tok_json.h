@@ -6,10 +6,10 @@
 #define WKVQ_TOK_JSON_H
 
 #include "data/json.h"
-#include "data/tok_added.h"
-#include "data/tok_bpe.h"
-#include "data/tok_decode.h"
-#include "data/tok_pre.h"
+#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/tok_bpe.h"
+#include "data/tokenizer/tok_decode.h"
+#include "data/tokenizer/tok_pre.h"
 
 struct json_tokenizer {
     struct bpe bpe;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_map.h"
+#include "data/tokenizer/tok_map.h"
 
 #include "kernels/base/mem.h"
 

@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_MAP_H
 #define WKVQ_TOK_MAP_H
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 /* Set of byte strings, numbered in the order of their coming. Zeroed: empty. */
 struct dict {

@@ -4,8 +4,8 @@
 #ifndef WKVQ_TOK_MODEL_H
 #define WKVQ_TOK_MODEL_H
 
-#include "data/tok_beside.h"
-#include "data/tok_spm.h"
+#include "data/tokenizer/tok_beside.h"
+#include "data/tokenizer/tok_spm.h"
 
 struct model_tokenizer {
     struct spm *spm;  /* puts a space in front of what it encodes */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The post-processor of tokenizer.json: what goes before and behind a single text. */
-#include "data/tok_json.h"
+#include "data/tokenizer/tok_json.h"
 
 #include <string.h>
 

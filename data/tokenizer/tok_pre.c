@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_pre.h"
+#include "data/tokenizer/tok_pre.h"
 
 #include "kernels/base/mem.h"
 

@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_PRE_H
 #define WKVQ_TOK_PRE_H
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 #define TOK_MAX_STEPS 16
 

@@ -3,7 +3,7 @@
  * The regular expressions of known tokenizer.json files as hand-written scanners. Each
  * alternative of an expression is one step below, tried in its order; all of them together
  * cover any text, so that there are no gaps between words. */
-#include "data/tok_pre.h"
+#include "data/tokenizer/tok_pre.h"
 
 #include <string.h>
 

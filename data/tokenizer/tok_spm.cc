@@ -4,7 +4,7 @@
 #include <stdbool.h>
 
 extern "C" {
-#include "data/tok_spm.h"
+#include "data/tokenizer/tok_spm.h"
 }
 
 #include <climits>

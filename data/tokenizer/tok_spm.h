@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_SPM_H
 #define WKVQ_TOK_SPM_H
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 #include <stddef.h>
 

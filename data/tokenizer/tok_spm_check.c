@@ -6,8 +6,8 @@
  *   trainer_spec:    3 model_type (1 unigram, 2 BPE), 35 byte_fallback
  *   normalizer_spec: 2 precompiled_charsmap (empty: identity)
  * Everything else is stepped over and left to the library. */
-#include "data/tok_map.h"
-#include "data/tok_spm.h"
+#include "data/tokenizer/tok_map.h"
+#include "data/tokenizer/tok_spm.h"
 
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

@@ -2,7 +2,7 @@
  *
  * The components of tokenizer.json that are chains of steps. A Sequence is flattened; what
  * is not known is refused by name, because leaving it out would give other ids. */
-#include "data/tok_json.h"
+#include "data/tokenizer/tok_json.h"
 
 #include "kernels/base/mem.h"
 

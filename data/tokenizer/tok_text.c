@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 #include "kernels/base/mem.h"
 

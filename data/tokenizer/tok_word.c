@@ -2,7 +2,7 @@
  *
  * \w of the reference's regular expressions, which takes a property (Alphabetic) that only
  * PCRE2 knows. Asked only around added tokens marked single_word. */
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 
 #include <pthread.h>
 

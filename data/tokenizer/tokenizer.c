@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
-#include "data/tok_files.h"
-#include "data/tok_model.h"
+#include "data/tokenizer/tok_files.h"
+#include "data/tokenizer/tok_model.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 

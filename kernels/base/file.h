@@ -93,6 +93,9 @@ enum err file_probe_dir(const char *path);
  * string. */
 enum err file_parent(char **out, const char *path);
 enum err file_existing_dir(char **out, const char *path);
+/* ERR_IO unless the disk of dir, which need not exist yet, has need bytes free; what names
+ * them in the message. */
+enum err file_check_space(const char *dir, uint64_t need, const char *what);
 /* *out = "DIR/NAME"; the caller frees it with mem_free(). */
 enum err file_join(char **out, const char *dir, const char *name);
 /* The part after the last '/'. */

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum err file_make_dir(const char *path)
@@ -155,6 +156,23 @@ enum err file_existing_dir(char **out, const char *path)
         p = up;
     }
     *out = p;
+    return OK;
+}
+
+enum err file_check_space(const char *dir, uint64_t need, const char *what)
+{
+    char *parent = NULL;
+    struct statvfs fs;
+    TRY(file_existing_dir(&parent, dir));
+    const int bad = statvfs(parent, &fs);
+    mem_free(parent);
+    FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
+    const double have = (double)fs.f_bavail * (double)fs.f_frsize;
+    FAIL_IF(!((double)need <= have), ERR_IO,
+            "%s: %s: %.1f MB are needed, and the disk has %.1f MB free; free some space, "
+            "or name "
+            "a directory on another disk",
+            dir, what, 1e-6 * (double)need, 1e-6 * have);
     return OK;
 }
 

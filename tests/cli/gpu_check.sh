@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# tools/gpu-check without a GPU: a folder like its bundle's, run bare and by the emulation. gpu_check.sh SCRIPT WKVQ WKVQ-EMU CHECKOP ROOT
+# tools/dev/gpu-check without a GPU: a folder like its bundle's, run bare and by the emulation. gpu_check.sh SCRIPT WKVQ WKVQ-EMU CHECKOP ROOT
 set -eu
 script=$1 wkvq=$(realpath "$2") emu=$(realpath "$3") checkop=$(realpath "$4") root=$5
 dir=$(mktemp -d)

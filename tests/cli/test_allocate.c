@@ -3,7 +3,7 @@
  * The allocation against every choice there is. */
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
-#include "tools/allocate.h"
+#include "tools/tune/allocate.h"
 
 #include <math.h>
 #include <setjmp.h>

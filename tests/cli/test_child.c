@@ -3,7 +3,7 @@
  * How a child process ended: by a code, by an exit status that is none, interrupted,
  * killed. */
 #include "kernels/base/log.h"
-#include "tools/child.h"
+#include "tools/cli/child.h"
 
 #include <setjmp.h>
 #include <signal.h>

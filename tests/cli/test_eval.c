@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The reductions of perplexity. */
-#include "tools/eval.h"
+#include "tools/eval/eval.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -5,7 +5,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/progress.h"
+#include "tools/cli/progress.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -3,7 +3,7 @@
  * Configuration: defaults, YAML, --set, what is refused and how, JSON and back. */
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 #include <glob.h>
 #include <setjmp.h>

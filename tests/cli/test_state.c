@@ -6,7 +6,7 @@
 #include "kernels/base/mem.h"
 #include "tests/base/dead.h"
 #include "tests/scratch.h"
-#include "tools/state.h"
+#include "tools/state/state.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

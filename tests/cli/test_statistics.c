@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Means, standard errors and paired differences against values worked out by hand. */
-#include "tools/statistics.h"
+#include "tools/eval/statistics.h"
 
 #include <math.h>
 #include <setjmp.h>

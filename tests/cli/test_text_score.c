@@ -3,7 +3,7 @@
  * Scores of answers against tests/golden/scores.json (tests/golden/gen_scores.py). */
 #include "data/json.h"
 #include "kernels/base/mem.h"
-#include "tools/longbench.h"
+#include "tools/eval/tasks/longbench.h"
 
 #include <math.h>
 #include <setjmp.h>

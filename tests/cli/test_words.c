@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Words on the command line: sizes, choices, the nearest candidate. */
-#include "tools/nearest.h"
-#include "tools/opt.h"
+#include "tools/cli/nearest.h"
+#include "tools/cli/opt.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Text files to one string: joining, rows, encodings, and what is no text. */
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 #include "tests/data/text_fixture.h"
 
 #include <setjmp.h>

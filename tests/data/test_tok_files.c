@@ -3,7 +3,7 @@
  * A tokenizer in several files: vocab.json with merges.txt gives the ids of tokenizer.json,
  * and what lies beside a tokenizer names its added tokens, its BOS and its ends. */
 #include "data/json.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"

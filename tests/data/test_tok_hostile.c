@@ -2,7 +2,7 @@
  *
  * Tokenizer files that are wrong: each is refused with a sentence, and thousands of
  * mutations of good ones do no harm. */
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"

@@ -2,10 +2,10 @@
  *
  * The parts of the tokenizers: pre-tokenizers on known words, UTF-8, NFC, hash tables, and
  * BPE merges against the definition; long texts in time that is not quadratic. */
-#include "data/tok_added.h"
-#include "data/tok_bpe.h"
-#include "data/tok_decode.h"
-#include "data/tok_pre.h"
+#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/tok_bpe.h"
+#include "data/tokenizer/tok_decode.h"
+#include "data/tokenizer/tok_pre.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"

@@ -7,7 +7,7 @@
  *   WKVQ_LLAMA3   is a directory with Llama 3's tokenizer.json
  * Skipped without WKVQ_DATA. */
 #include "data/corpus.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"

@@ -3,7 +3,7 @@
  * Every kind of tokenizer against the ids and texts that the reference implementations
  * gave for the awkward texts of tests/golden/tok (tests/golden/gen_tokenizers.py). */
 #include "data/json.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"

@@ -2,7 +2,7 @@
  *
  * The files beside a tokenizer and its older forms. The first byte says which one the rest
  * is; what opens must encode and decode. */
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
 

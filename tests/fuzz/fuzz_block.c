@@ -3,8 +3,8 @@
  * A state's file of one block, for a model and settings that fit the sound one. */
 #include "convert/checkpoint/hf.h"
 #include "tests/fuzz/fuzz.h"
-#include "tools/recipe.h"
-#include "tools/state_block.h"
+#include "tools/recipe/recipe.h"
+#include "tools/state/state_block.h"
 
 static struct arch arch;
 static struct weight_spec weights;

@@ -4,8 +4,8 @@
  * are what follows the first NUL. */
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
-#include "tools/choice.h"
-#include "tools/zeroshot.h"
+#include "tools/eval/tasks/choice.h"
+#include "tools/eval/tasks/zeroshot.h"
 
 #include <stdlib.h>
 #include <string.h>

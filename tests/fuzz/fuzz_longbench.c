@@ -3,7 +3,7 @@
  * LongBench: questions, and the file of prompts behind the first NUL if there is one; what
  * was loaded is scored too. */
 #include "tests/fuzz/fuzz.h"
-#include "tools/longbench.h"
+#include "tools/eval/tasks/longbench.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -4,7 +4,7 @@
  * whoever only looks and by whoever resumes. The writer's bytes come first: opening for
  * work may remove what the manifest disowns. */
 #include "tests/fuzz/fuzz.h"
-#include "tools/state.h"
+#include "tools/state/state.h"
 
 #include "convert/checkpoint/hf.h"
 

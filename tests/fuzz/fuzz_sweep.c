@@ -2,7 +2,7 @@
  *
  * A sweep's plan. */
 #include "tests/fuzz/fuzz.h"
-#include "tools/sweep_plan.h"
+#include "tools/sweep/sweep_plan.h"
 
 #include <string.h>
 

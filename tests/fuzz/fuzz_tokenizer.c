@@ -2,7 +2,7 @@
  *
  * tokenizer.json, or tokenizer.model with -DFUZZ_FILE: what opens must encode any text, and
  * decode what it encoded. */
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -4,7 +4,7 @@
  * JSON that states and artifacts make. */
 #include "data/yaml.h"
 #include "tests/fuzz/fuzz.h"
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 void fuzz_setup(void)
 {

@@ -1,20 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the benchmarks share: well-known shapes, made-up weights for them, buffers, and the
- * clock. */
-#ifndef WKVQ_BENCH_SHAPE_H
-#define WKVQ_BENCH_SHAPE_H
+ * What the benchmarks share: the device of the options, random weights, buffers, medians. */
+#ifndef WKVQ_BENCH_DATA_H
+#define WKVQ_BENCH_DATA_H
 
+#include "calib/model/shapes.h"
 #include "calib/model/weights.h"
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
 
-#define SHAPE_CHOICES "smollm2-135m|tinyllama-1.1b|llama-2-7b|llama-2-13b"
-
-/* One of SHAPE_CHOICES, with room for more positions than the model has: what is measured
- * may be longer. Errors: ERR_USAGE. */
-enum err bench_shape(struct arch *out, const char *name);
-/* The positions that a known shape's model has. */
-int64_t bench_shape_positions(const char *name);
 /* The device of the options, and the act type they ask for. */
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);
 

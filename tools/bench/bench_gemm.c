@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/bench_gemm.h"
+#include "tools/bench/bench_gemm.h"
 
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_shape.h"
+#include "tools/bench/bench_data.h"
 
 struct pass {
     struct dev *dev;

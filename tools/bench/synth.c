@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/synth.h"
+#include "tools/bench/synth.h"
 
 #include "convert/artifact/artifact_files.h"
 #include "convert/artifact/artifact_plan.h"
 #include "convert/artifact/outdir.h"
 #include "data/json.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
 #include "kernels/base/rng.h"
 #include "kernels/tensor/qtensor.h"
-#include "tools/preflight.h"
-#include "tools/synth_values.h"
+#include "tools/bench/synth_values.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -303,7 +302,7 @@ enum err synth_write(const char *out_dir, const struct synth_settings *s,
     enum err err = OK;
     struct synth y = {.s = s, .progress = progress, .progress_ctx = progress_ctx};
     TRY_OUT(prepare(&y));
-    TRY_OUT(preflight_disk(out_dir, y.total, "the checkpoint"));
+    TRY_OUT(file_check_space(out_dir, y.total, "the checkpoint"));
     TRY_OUT(outdir_open(&y.dir, out_dir, false));
     TRY_OUT(write_all(&y));
     TRY_OUT(outdir_commit(&y.dir));

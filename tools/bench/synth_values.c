@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/synth_values.h"
+#include "tools/bench/synth_values.h"
 
 #include "kernels/base/half.h"
 #include "kernels/base/rng.h"

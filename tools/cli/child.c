@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/child.h"
+#include "tools/cli/child.h"
 
 #include "kernels/base/log.h"
-#include "tools/stop.h"
+#include "tools/cli/stop.h"
 
 #include <errno.h>
 #include <signal.h>

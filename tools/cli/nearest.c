@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/nearest.h"
+#include "tools/cli/nearest.h"
 
 #include <stdint.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
 
 #include "kernels/base/mem.h"
-#include "tools/choices.h"
+#include "tools/cli/choices.h"
 
 #include <argp.h>
 #include <inttypes.h>

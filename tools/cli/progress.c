@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/progress.h"
+#include "tools/cli/progress.h"
 
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"

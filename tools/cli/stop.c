@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/stop.h"
+#include "tools/cli/stop.h"
 
 #include "kernels/base/error.h"
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/cmd_bench.h"
+#include "tools/commands/cmd_bench.h"
 
-#include "tools/bench_shape.h"
-#include "tools/choices.h"
-#include "tools/commands.h"
+#include "tools/bench/bench_data.h"
+#include "tools/cli/choices.h"
+#include "tools/commands/commands.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
 #ifndef WKVQ_CMD_BENCH_H
 #define WKVQ_CMD_BENCH_H
 
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
 
 /* Every operation: time, bytes or flops a second, share of the measured limit, and what was
  * picked. */

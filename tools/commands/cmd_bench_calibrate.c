@@ -7,10 +7,10 @@
 #include "kernels/base/limits.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_gemm.h"
-#include "tools/bench_shape.h"
-#include "tools/cmd_bench.h"
-#include "tools/recipe.h"
+#include "tools/bench/bench_data.h"
+#include "tools/bench/bench_gemm.h"
+#include "tools/commands/cmd_bench.h"
+#include "tools/recipe/recipe.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -178,7 +178,7 @@ enum err bench_calibrate(struct args *a)
     struct bench_weights w = {0};
     enum dtype act;
     enum err err = OK;
-    TRY_OUT(bench_shape(&c.arch, a->shape));
+    TRY_OUT(arch_of_shape(&c.arch, a->shape));
     TRY_OUT(bench_open(&c.dev, &act, a));
     TRY_OUT(settings_of(&c, a, act));
     TRY_OUT(check_memory(&c));

@@ -8,8 +8,8 @@
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_shape.h"
-#include "tools/cmd_bench.h"
+#include "tools/bench/bench_data.h"
+#include "tools/commands/cmd_bench.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -239,7 +239,7 @@ static enum err open_made_up(struct decode *b)
     const struct weight_spec w = {.method = WEIGHT_RTN, .bits = 4, .group_size = 128};
     const struct kv_spec kv = {
         .method = KV_TOKEN, .bits = 4, .group_size = 128, .past_only = true, .window = 1};
-    TRY(bench_shape(&arch, b->args->shape));
+    TRY(arch_of_shape(&arch, b->args->shape));
     return artifact_random(&b->artifact, &arch, &w, &kv, 1);
 }
 

@@ -4,8 +4,8 @@
  * just measured to reach: bytes copied, and products multiplied, a second. */
 #include "data/json.h"
 #include "kernels/base/clock.h"
-#include "tools/bench_shape.h"
-#include "tools/cmd_bench.h"
+#include "tools/bench/bench_data.h"
+#include "tools/commands/cmd_bench.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -506,7 +506,7 @@ enum err bench_kernels(struct args *a)
 {
     struct bench b = {.args = a};
     enum err err = OK;
-    TRY_OUT(bench_shape(&b.arch, a->shape));
+    TRY_OUT(arch_of_shape(&b.arch, a->shape));
     TRY_OUT(bench_open(&b.dev, &b.act, a));
     b.T = a->seqlen;
     b.D = b.arch.d_model;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
+#include "calib/model/shapes.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_shape.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/preflight.h"
-#include "tools/stages.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/pipeline/preflight.h"
+#include "tools/pipeline/stages.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ static enum err print_result(const struct job *j, const struct state *s)
 {
     struct calib_summary sum;
     TRY(stage_summary(&sum, s));
-    if (!j->args->json) {
+    if (!j->options.json) {
         log_info("%s: %" PRId64 " blocks, %" PRId64
                  " gained, loss %.1f%% less in the mean, %.1f "
                  "MB, peak memory %.2f GB",
@@ -55,8 +55,10 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     bool planned = false;
-    if (a->shape && a->plan && !a->pos.n)
-        return preflight_print_shape(a);
+    if (a->shape && a->plan && !a->pos.n) {
+        const struct recipe_input in = command_recipe_input(a);
+        return preflight_print_shape(a->shape, &in, a->json);
+    }
     FAIL_IF(a->shape, ERR_USAGE, "--shape: goes with --plan and without MODEL_DIR");
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the state: give -o STATE");

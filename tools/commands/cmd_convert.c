@@ -5,10 +5,10 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/preflight.h"
-#include "tools/stages.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/pipeline/preflight.h"
+#include "tools/pipeline/stages.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -31,14 +31,14 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report,
                                            NULL};
 
-static enum err open_state(struct state **s, const struct job *j)
+static enum err open_state(struct state **s, const struct job *j, const struct args *a)
 {
-    TRY(state_open_read(s, j->args->state, &j->arch));
+    TRY(state_open_read(s, a->state, &j->arch));
     FAIL_IF(state_done(*s) < state_blocks(*s), ERR_USAGE,
             "%s: %" PRId64 " of %" PRId64
             " blocks are calibrated; let `wkvq calibrate` finish",
-            j->args->state, state_done(*s), state_blocks(*s));
-    FAIL_IF(j->args->config || j->args->set.n, ERR_USAGE,
+            a->state, state_done(*s), state_blocks(*s));
+    FAIL_IF(a->config || a->set.n, ERR_USAGE,
             "--state brings its own configuration; leave out --config and --set");
     return stage_check_checkpoint(*s, j);
 }
@@ -92,7 +92,7 @@ static enum err run(struct args *a)
     TRY_OUT(job_open_model(&j));
     TRY_OUT(warn_without_tokenizer(a->pos.item[0]));
     if (a->state)
-        TRY_OUT(open_state(&s, &j));
+        TRY_OUT(open_state(&s, &j, a));
     TRY_OUT(stage_convert(&j, s, a->out, a->force));
     TRY_OUT(print_result(a));
 out:

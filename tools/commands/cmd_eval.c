@@ -2,12 +2,12 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/choices.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/eval.h"
-#include "tools/eval_tasks.h"
-#include "tools/stages.h"
+#include "tools/cli/choices.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/eval/eval.h"
+#include "tools/eval/tasks/eval_tasks.h"
+#include "tools/pipeline/stages.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -160,7 +160,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         crc, "weight_bits", eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits),
         "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
-        "window_nll", json_reals(e->window_nll, r->windows), "score", j->args->score);
+        "window_nll", json_reals(e->window_nll, r->windows), "score", e->settings->score);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -168,7 +168,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
 
 static enum err print_result(const struct eval *e, const struct eval_result *r)
 {
-    if (e->job->args->json)
+    if (e->settings->json)
         return print_json(e, r);
     printf("perplexity  %.4f", r->ppl);
     if (isfinite(r->ppl_stderr))
@@ -190,7 +190,7 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
 static enum err measure_ppl(struct eval *e)
 {
     struct eval_result r;
-    if (e->job->args->against)
+    if (e->settings->against)
         return eval_against(e);
     TRY(eval_count_windows(e));
     TRY(mem_calloc(&e->window_nll, (size_t)e->windows, sizeof(*e->window_nll)));
@@ -206,7 +206,17 @@ static enum err run(struct args *a)
     enum err err = OK;
     struct job j = {0};
     const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
+    const struct eval_settings settings = {.json = a->json,
+                                           .limit = a->limit,
+                                           .labels = a->labels,
+                                           .prompts = a->prompts,
+                                           .max_gen = a->max_gen,
+                                           .out = a->out,
+                                           .score = a->score,
+                                           .against = a->against,
+                                           .recipe = command_recipe_input(a)};
     struct eval e = {.job = &j,
+                     .settings = &settings,
                      .kv_bits = (int)a->kv_bits,
                      .windows = a->windows,
                      .ctx = a->ctx,

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/recipe.h"
-#include "tools/stop_text.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/stop_text.h"
+#include "tools/recipe/recipe.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -2,15 +2,15 @@
  *
  * What a directory holds: an artifact, a checkpoint or a calibration's state; sizes,
  * counted from bytes, and memory at a batch and length. */
+#include "calib/model/shapes.h"
 #include "convert/artifact/artifact_spec.h"
 #include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_shape.h"
-#include "tools/commands.h"
-#include "tools/inspect_memory.h"
-#include "tools/state.h"
+#include "tools/commands/commands.h"
+#include "tools/commands/inspect_memory.h"
+#include "tools/state/state.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -453,7 +453,7 @@ out:
 static enum err inspect_shape(const struct args *a, struct memory *mem)
 {
     struct arch arch;
-    TRY(bench_shape(&arch, a->shape));
+    TRY(arch_of_shape(&arch, a->shape));
     mem->arch = &arch;
     if (a->json) {
         json_t *o = json_pack("{s:s, s:s, s:o}", "kind", "shape", "shape", a->shape,

@@ -5,10 +5,10 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/stages.h"
-#include "tools/verify_report.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/pipeline/stages.h"
+#include "tools/pipeline/verify_report.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -134,9 +134,9 @@ static enum err check_passed(const struct args *a, const struct verify_report *r
     return OK;
 }
 
-static enum err finish(struct job *j, struct state **s, bool replace, double start)
+static enum err finish(struct job *j, const struct args *a, struct state **s, bool replace,
+                       double start)
 {
-    const struct args *a = j->args;
     const bool removing = state_removing(*s);
     struct calib_summary sum;
     struct verify_report report = {0};
@@ -150,9 +150,9 @@ static enum err finish(struct job *j, struct state **s, bool replace, double sta
 }
 
 /* The state is gone but for its directory: the artifact itself says whose it is. */
-static enum err finish_without_state(struct job *j, const char *state_dir, double start)
+static enum err finish_without_state(struct job *j, const struct args *a,
+                                     const char *state_dir, double start)
 {
-    const struct args *a = j->args;
     struct calib_summary sum;
     struct verify_report report = {0};
     bool own;
@@ -182,12 +182,12 @@ static enum err run(struct args *a)
     if (planned)
         goto out;
     if (out.no_state) {
-        err = finish_without_state(&j, out.state, start);
+        err = finish_without_state(&j, a, out.state, start);
         goto out;
     }
     TRY_OUT(stage_check_disk(&j, out.state, a->out));
     TRY_OUT(stage_calibrate(&s, &j, out.state));
-    TRY_OUT(finish(&j, &s, out.replace, start));
+    TRY_OUT(finish(&j, a, &s, out.replace, start));
 out:
     state_close(&s);
     job_close(&j);

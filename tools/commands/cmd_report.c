@@ -3,10 +3,10 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/commands.h"
-#include "tools/html.h"
-#include "tools/plot.h"
-#include "tools/report.h"
+#include "tools/commands/commands.h"
+#include "tools/report/html.h"
+#include "tools/report/plot.h"
+#include "tools/report/report.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
 #include "kernels/base/log.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/sweep.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/sweep/sweep.h"
 
 #include <stdio.h>
 

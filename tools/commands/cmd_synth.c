@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
+#include "calib/model/shapes.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
-#include "tools/bench_shape.h"
-#include "tools/commands.h"
-#include "tools/progress.h"
-#include "tools/stop.h"
-#include "tools/synth.h"
+#include "tools/bench/synth.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
+#include "tools/commands/commands.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -41,8 +41,8 @@ static enum err read_settings(struct synth_settings *s, const struct args *a)
                                  .shard_bytes = a->shard_bytes,
                                  .threads = (int)a->threads,
                                  .tokenizer_dir = a->tokenizer};
-    TRY(bench_shape(&s->arch, a->shape));
-    s->arch.max_positions = bench_shape_positions(a->shape);
+    TRY(arch_of_shape(&s->arch, a->shape));
+    s->arch.max_positions = arch_shape_positions(a->shape);
     FAIL_IF(a->layers > s->arch.n_layers, ERR_USAGE,
             "--layers %" PRId64 ": %s has %" PRId64 " blocks", a->layers, a->shape,
             s->arch.n_layers);

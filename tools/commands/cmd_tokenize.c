@@ -2,8 +2,8 @@
  *
  * The ids of a text file, for comparing with other tokenizers. */
 #include "data/corpus.h"
-#include "data/tokenizer.h"
-#include "tools/commands.h"
+#include "data/tokenizer/tokenizer.h"
+#include "tools/commands/commands.h"
 
 #include <stdio.h>
 

@@ -3,9 +3,9 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/tune_mix.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/tune/tune_mix.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -2,11 +2,11 @@
 #include "convert/verify/verify.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
-#include "tools/command_job.h"
-#include "tools/commands.h"
-#include "tools/job.h"
-#include "tools/state.h"
-#include "tools/verify_report.h"
+#include "tools/commands/command_job.h"
+#include "tools/commands/commands.h"
+#include "tools/pipeline/job.h"
+#include "tools/pipeline/verify_report.h"
+#include "tools/state/state.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -67,9 +67,9 @@ static enum err open_state(struct state **s, const struct args *a)
     return OK;
 }
 
-static enum err verify(struct verify_report *r, const struct job *j, struct state *s)
+static enum err verify(struct verify_report *r, const struct job *j, const struct args *a,
+                       struct state *s)
 {
-    const struct args *a = j->args;
     const struct verify_settings settings = {
         .against = a->against,
         .state = s ? state_source(s) : NULL,
@@ -104,7 +104,7 @@ static enum err run(struct args *a)
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));
-    TRY_OUT(verify(&r, &j, s));
+    TRY_OUT(verify(&r, &j, a, s));
     if (a->json)
         TRY_OUT(print_json(a->pos.item[0], &r));
     else

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/command_job.h"
+#include "tools/commands/command_job.h"
 
 struct recipe_input command_recipe_input(const struct args *a)
 {
@@ -29,8 +29,7 @@ enum err command_job_open(struct job *j, const struct args *a, const char *model
                                         .quiet = a->quiet,
                                         .log_json = a->log_json,
                                         .plan = a->plan,
+                                        .json = a->json,
                                         .shard_bytes = a->shard_bytes};
-    const enum err err = job_open(j, &in, &options);
-    j->args = a;
-    return err;
+    return job_open(j, &in, &options);
 }

@@ -5,14 +5,14 @@
 #ifndef WKVQ_COMMAND_JOB_H
 #define WKVQ_COMMAND_JOB_H
 
-#include "tools/job.h"
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
+#include "tools/pipeline/job.h"
 
 /* --config, --set and what is short for keys. Borrows from a. */
 struct recipe_input command_recipe_input(const struct args *a);
 /* The recipe of a's options. Errors and ownership as recipe_from_input has them. */
 enum err command_recipe(struct recipe *r, const struct args *a);
-/* job_open with a's options; j->args is a. Close the job whatever the result. */
+/* job_open with a's options. Close the job whatever the result. */
 enum err command_job_open(struct job *j, const struct args *a, const char *model_dir);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/commands.h"
+#include "tools/commands/commands.h"
 
 const struct command *const command_table[] = {
     &cmd_quantize, &cmd_calibrate, &cmd_convert, &cmd_verify,   &cmd_eval,

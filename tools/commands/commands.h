@@ -4,7 +4,7 @@
 #ifndef WKVQ_COMMANDS_H
 #define WKVQ_COMMANDS_H
 
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
 
 extern const struct command cmd_quantize;
 extern const struct command cmd_calibrate;

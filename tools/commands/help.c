@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/help.h"
+#include "tools/commands/help.h"
 
 #include "config.h"
-#include "tools/commands.h"
-#include "tools/recipe.h"
+#include "tools/commands/commands.h"
+#include "tools/recipe/recipe.h"
 
 #include <string.h>
 

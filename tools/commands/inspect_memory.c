@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/inspect_memory.h"
+#include "tools/commands/inspect_memory.h"
 
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"

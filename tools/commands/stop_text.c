@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/stop_text.h"
+#include "tools/commands/stop_text.h"
 
 #include <string.h>
 

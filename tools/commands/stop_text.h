@@ -5,7 +5,7 @@
 #ifndef WKVQ_STOP_TEXT_H
 #define WKVQ_STOP_TEXT_H
 
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
 
 #include <stddef.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/eval.h"
+#include "tools/eval/eval.h"
 
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
@@ -7,8 +7,8 @@
 #include "kernels/base/log.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
-#include "tools/eval_sim.h"
-#include "tools/statistics.h"
+#include "tools/eval/eval_sim.h"
+#include "tools/eval/statistics.h"
 
 #include <inttypes.h>
 #include <math.h>

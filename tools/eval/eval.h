@@ -6,13 +6,26 @@
 #define WKVQ_EVAL_H
 
 #include "convert/artifact/reader.h"
-#include "tools/job.h"
-#include "tools/state.h"
+#include "tools/pipeline/job.h"
+#include "tools/state/state.h"
+
+/* What the command line says of an evaluation. Strings are borrowed; NULL: not given. */
+struct eval_settings {
+    bool json;                     /* one JSON object instead of text */
+    int64_t limit;                 /* questions of a task; 0: all */
+    const char *labels;            /* file of answers to a task's questions */
+    const char *prompts, *max_gen; /* LongBench's configuration files */
+    const char *out;               /* file of one JSON object a question */
+    const char *score;             /* which predictions count, for the report */
+    const char *against;           /* the second model of a paired comparison */
+    struct recipe_input recipe;    /* of the second model */
+};
 
 /* What is evaluated: a checkpoint (full precision, rounded to nearest, or under a state's
  * scales, all in simulation), or an artifact (simulation, or its packed runtime). */
 struct eval {
     struct job *job;
+    const struct eval_settings *settings;
     struct artifact *artifact; /* NULL: job->model */
     struct state *state;       /* scales for job->model; NULL: none */
     bool rtn;                  /* job->model rounded to nearest by job->recipe */

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/eval_compare.h"
+#include "tools/eval/eval_compare.h"
 
 #include "convert/runtime/runtime.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
-#include "tools/eval_sim.h"
+#include "tools/eval/eval_sim.h"
 
 #include <inttypes.h>
 #include <math.h>

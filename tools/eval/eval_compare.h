@@ -4,8 +4,8 @@
 #ifndef WKVQ_EVAL_COMPARE_H
 #define WKVQ_EVAL_COMPARE_H
 
-#include "tools/eval.h"
-#include "tools/statistics.h"
+#include "tools/eval/eval.h"
+#include "tools/eval/statistics.h"
 
 /* Estimates are means over windows. */
 struct compare_result {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/eval_sim.h"
+#include "tools/eval/eval_sim.h"
 
 #include "convert/artifact/writer.h"
 

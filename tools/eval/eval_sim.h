@@ -6,7 +6,7 @@
 #define WKVQ_EVAL_SIM_H
 
 #include "calib/model/model.h"
-#include "tools/eval.h"
+#include "tools/eval/eval.h"
 
 struct eval_sim {
     struct model_run run; /* ready for model_nll and the like */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/statistics.h"
+#include "tools/eval/statistics.h"
 
 #include <math.h>
 #include <stddef.h>

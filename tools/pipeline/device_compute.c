@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/device_compute.h"
+#include "tools/pipeline/device_compute.h"
 
 #include "kernels/dev.h"
-#include "tools/child.h"
-#include "tools/opt.h"
+#include "tools/cli/child.h"
+#include "tools/cli/opt.h"
 
 #include <errno.h>
 #include <string.h>

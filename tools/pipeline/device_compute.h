@@ -5,7 +5,7 @@
 #define WKVQ_DEVICE_COMPUTE_H
 
 #include "kernels/base/error.h"
-#include "tools/choices.h"
+#include "tools/cli/choices.h"
 
 /* COMPUTE_F32 or COMPUTE_BF16. The device is opened in a process of its own, so that the
  * caller, which is about to fork, stays without threads and without a device. Errors: those

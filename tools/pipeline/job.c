@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/job.h"
+#include "tools/pipeline/job.h"
 
 #include "data/batch.h"
 #include "data/json.h"

@@ -7,10 +7,8 @@
 #define WKVQ_JOB_H
 
 #include "convert/checkpoint/hf.h"
-#include "tools/progress.h"
-#include "tools/recipe.h"
-
-struct args;
+#include "tools/cli/progress.h"
+#include "tools/recipe/recipe.h"
 
 /* What a job is told beside its recipe. Strings are borrowed. */
 struct job_options {
@@ -18,12 +16,12 @@ struct job_options {
     bool quiet;                /* no lines of progress */
     const char *log_json;      /* file for progress; NULL: none */
     bool plan;                 /* estimates are wanted, not the work */
+    bool json;                 /* reports are one JSON object */
     uint64_t shard_bytes;      /* of an artifact's files; 0: the writer's choice */
     const uint32_t *model_crc; /* hf_identity of model_dir where it is known; NULL */
 };
 
 struct job {
-    const struct args *args; /* of the command; NULL where no command opened the job */
     struct job_options options;
     const char *model_dir; /* options.model_dir */
     struct recipe recipe;

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/preflight.h"
+#include "tools/pipeline/preflight.h"
 
+#include "calib/model/shapes.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/bench_shape.h"
-#include "tools/command_job.h"
-#include "tools/show_plan.h"
-#include "tools/state.h"
+#include "tools/pipeline/show_plan.h"
+#include "tools/state/state.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -164,23 +163,6 @@ uint64_t preflight_missing(const char *dir, uint64_t need)
     return need;
 }
 
-enum err preflight_disk(const char *dir, uint64_t need, const char *what)
-{
-    char *parent = NULL;
-    struct statvfs fs;
-    TRY(existing_parent(&parent, dir));
-    const int bad = statvfs(parent, &fs);
-    mem_free(parent);
-    FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
-    const double have = (double)fs.f_bavail * (double)fs.f_frsize;
-    FAIL_IF(!((double)need <= have), ERR_IO,
-            "%s: %s: %.1f MB are needed, and the disk has %.1f MB free; free some space, "
-            "or name "
-            "a directory on another disk",
-            dir, what, 1e-6 * (double)need, 1e-6 * have);
-    return OK;
-}
-
 /* Beside what a run allocates: CUDA's context and cuBLAS where no device tells, and room
  * for what is lost between allocations. */
 #define CONTEXT_BYTES (UINT64_C(768) << 20)
@@ -324,7 +306,7 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
     if (is_finished(j, dir))
         return OK;
     j->state_bytes = preflight_missing(dir, state_need(j));
-    return preflight_disk(
+    return file_check_space(
         dir, j->state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
         plan->streams == STREAM_DISK
             ? "the calibration, with activations that a larger run.memory keeps in memory"
@@ -338,14 +320,14 @@ enum err preflight_artifact(const struct job *j, const char *state_dir, const ch
     bool shared = false;
     TRY(same_disk(&shared, state_dir, out_dir));
     shared = shared && j->state_bytes;
-    return preflight_disk(out_dir, bytes + (shared ? j->state_bytes : 0),
-                          shared ? "the artifact and the calibration's state"
-                                 : "the artifact");
+    return file_check_space(out_dir, bytes + (shared ? j->state_bytes : 0),
+                            shared ? "the artifact and the calibration's state"
+                                   : "the artifact");
 }
 
-static enum err show(const struct plan_estimate *e, const struct args *a)
+static enum err show(const struct plan_estimate *e, bool json)
 {
-    if (a->json)
+    if (json)
         return show_plan_json(e);
     show_plan_text(e);
     return OK;
@@ -363,17 +345,17 @@ enum err preflight_print_plan(struct job *j)
                              1));
         e.measured = true;
     }
-    return show(&e, j->args);
+    return show(&e, j->options.json);
 }
 
-enum err preflight_print_shape(const struct args *a)
+enum err preflight_print_shape(const char *shape, const struct recipe_input *in, bool json)
 {
-    struct job j = {.args = a};
+    struct job j = {0};
     struct plan_estimate e = {0};
     struct calib_plan plan;
     enum err err = OK;
-    TRY_OUT(command_recipe(&j.recipe, a));
-    TRY_OUT(bench_shape(&j.arch, a->shape));
+    TRY_OUT(recipe_from_input(&j.recipe, in));
+    TRY_OUT(arch_of_shape(&j.arch, shape));
     j.settings = recipe_settings(&j.recipe, NULL);
     if (j.recipe.device == DEVICE_CUDA && !j.recipe.device_memory)
         FAIL_OUT(ERR_USAGE, "--shape with run.device=cuda plans without a GPU: give "
@@ -382,7 +364,7 @@ enum err preflight_print_shape(const struct args *a)
     TRY_OUT(recipe_check_layers(&j.recipe, &j.arch));
     TRY_OUT(place_streams(&plan, &e, &j));
     e.state_bytes = state_need(&j);
-    err = show(&e, a);
+    err = show(&e, json);
 out:
     recipe_free(&j.recipe);
     return err;

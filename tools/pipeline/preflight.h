@@ -4,7 +4,7 @@
 #ifndef WKVQ_PREFLIGHT_H
 #define WKVQ_PREFLIGHT_H
 
-#include "tools/job.h"
+#include "tools/pipeline/job.h"
 
 /* Sequence length against the architecture; ragged groups are reported by layer name. */
 enum err preflight_shapes(const struct job *j);
@@ -19,11 +19,9 @@ enum err preflight_artifact(const struct job *j, const char *state_dir, const ch
                             uint64_t bytes);
 /* Of need bytes, those that the plain files in dir do not hold on disk already. */
 uint64_t preflight_missing(const char *dir, uint64_t need);
-/* need bytes at dir, which need not exist yet. */
-enum err preflight_disk(const char *dir, uint64_t need, const char *what);
 /* One measured step, then the estimates on stdout, as text or JSON. */
 enum err preflight_print_plan(struct job *j);
 /* The same of a model's shapes alone (--shape): nothing is opened or measured. */
-enum err preflight_print_shape(const struct args *a);
+enum err preflight_print_shape(const char *shape, const struct recipe_input *in, bool json);
 
 #endif

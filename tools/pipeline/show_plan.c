@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/show_plan.h"
+#include "tools/pipeline/show_plan.h"
 
 #include "data/json.h"
-#include "tools/progress.h"
+#include "tools/cli/progress.h"
 
 #include <inttypes.h>
 #include <stdio.h>

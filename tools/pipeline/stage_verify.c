@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/base/log.h"
-#include "tools/stages.h"
+#include "tools/pipeline/stages.h"
 
 #define CTX 512 /* tokens of the perplexity that is also computed by real decode */
 

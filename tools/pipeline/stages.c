@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/stages.h"
+#include "tools/pipeline/stages.h"
 
 #include "config.h"
 #include "convert/artifact/manifest.h"
@@ -7,9 +7,9 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/preflight.h"
-#include "tools/state_diff.h"
-#include "tools/stop.h"
+#include "tools/cli/stop.h"
+#include "tools/pipeline/preflight.h"
+#include "tools/state/state_diff.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -204,7 +204,7 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
     TRY_OUT(settings_of(&settings, &config, &from, j, r, s));
     settings.force = force;
     TRY_OUT(artifact_bytes(&bytes, j->model, j->model_dir, &settings));
-    TRY_OUT(preflight_disk(out_dir, bytes, "the artifact"));
+    TRY_OUT(file_check_space(out_dir, bytes, "the artifact"));
     stop_watch(STOP_AT_ONCE);
     progress_phase(j->progress, "convert");
     TRY_OUT(artifact_write(out_dir, j->model, j->model_dir, s ? state_source(s) : NULL,

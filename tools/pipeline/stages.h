@@ -6,8 +6,8 @@
 #define WKVQ_STAGES_H
 
 #include "convert/verify/verify.h"
-#include "tools/job.h"
-#include "tools/state.h"
+#include "tools/pipeline/job.h"
+#include "tools/state/state.h"
 
 /* Model, text, windows, device, preflight: everything that can fail before hours are spent.
  * With --plan the estimates are printed and *planned is true. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/verify_report.h"
+#include "tools/pipeline/verify_report.h"
 
 #include <inttypes.h>
 #include <math.h>

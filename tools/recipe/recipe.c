@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 #include "data/yaml.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
-#include "tools/nearest.h"
-#include "tools/opt.h"
+#include "tools/cli/nearest.h"
+#include "tools/cli/opt.h"
 
 #include <math.h>
 #include <stdlib.h>

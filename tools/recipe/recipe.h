@@ -7,8 +7,8 @@
 
 #include "calib/calib.h"
 #include "data/corpus.h"
-#include "data/tokenizer.h"
-#include "tools/choices.h"
+#include "data/tokenizer/tokenizer.h"
+#include "tools/cli/choices.h"
 
 #include <jansson.h>
 #include <stdio.h>

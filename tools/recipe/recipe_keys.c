@@ -2,8 +2,8 @@
  *
  * The table of configuration keys, and what is printed from it. */
 #include "kernels/base/mem.h"
-#include "tools/opt.h"
-#include "tools/recipe.h"
+#include "tools/cli/opt.h"
+#include "tools/recipe/recipe.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -3,8 +3,8 @@
  * preset: several keys at once, before those that are written out. Not a key of a recipe:
  * what it sets is what a state and an artifact record. */
 #include "kernels/base/mem.h"
-#include "tools/nearest.h"
-#include "tools/recipe.h"
+#include "tools/cli/nearest.h"
+#include "tools/recipe/recipe.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * A recipe as calibration's settings on a device. */
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 enum dtype recipe_act(const struct recipe *r, const struct dev *d)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/html.h"
+#include "tools/report/html.h"
 
 #include <math.h>
 #include <stdbool.h>

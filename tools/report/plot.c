@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/plot.h"
+#include "tools/report/plot.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -5,7 +5,7 @@
 #define WKVQ_REPORT_H
 
 #include "kernels/base/error.h"
-#include "tools/statistics.h"
+#include "tools/eval/statistics.h"
 
 #include <jansson.h>
 #include <stdbool.h>

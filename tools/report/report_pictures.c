@@ -3,9 +3,9 @@
  * The report's pictures. A cell is named by its number in the table: no text of a results
  * file reaches gnuplot. */
 #include "kernels/base/mem.h"
-#include "tools/html.h"
-#include "tools/plot.h"
-#include "tools/report.h"
+#include "tools/report/html.h"
+#include "tools/report/plot.h"
+#include "tools/report/report.h"
 
 #include <inttypes.h>
 #include <math.h>

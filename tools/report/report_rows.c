@@ -3,8 +3,8 @@
  * Results of a sweep as figures, and what differs from the base. */
 #include "data/json.h"
 #include "kernels/base/mem.h"
-#include "tools/report.h"
-#include "tools/sweep_results.h"
+#include "tools/report/report.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <float.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/html.h"
-#include "tools/report.h"
+#include "tools/report/html.h"
+#include "tools/report/report.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/state_priv.h"
+#include "tools/state/state_priv.h"
 
 #include "data/json.h"
 #include "data/json_seal.h"
@@ -7,8 +7,8 @@
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/state_block.h"
-#include "tools/state_diff.h"
+#include "tools/state/state_block.h"
+#include "tools/state/state_diff.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -17,7 +17,7 @@
 #define WKVQ_STATE_H
 
 #include "convert/artifact/writer.h"
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 struct state; /* opaque; one thread */
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/state_block.h"
+#include "tools/state/state_block.h"
 
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/state_diff.h"
+#include "tools/state/state_diff.h"
 #include "data/json.h"
 
 #include <stdbool.h>

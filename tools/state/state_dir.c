@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The names in a state's directory: which are a state's, what a kill left, and removal. */
-#include "tools/state_priv.h"
+#include "tools/state/state_priv.h"
 
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Files behind calib's callbacks. */
-#include "tools/state_priv.h"
+#include "tools/state/state_priv.h"
 
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/owner.h"
-#include "tools/state_block.h"
+#include "tools/state/state_block.h"
 
 #include <errno.h>
 #include <fcntl.h>

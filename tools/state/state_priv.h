@@ -7,7 +7,7 @@
 
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/lock.h"
-#include "tools/state.h"
+#include "tools/state/state.h"
 
 #define STREAMS_MAX 4096
 #define STATE_MANIFEST "manifest.json"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * A sweep before work starts: its cells' configurations, texts and identities. */
-#include "tools/sweep.h"
+#include "tools/sweep/sweep.h"
 
 #include "data/batch.h"
 #include "data/json.h"
@@ -9,9 +9,9 @@
 #include "kernels/base/limits.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/device_compute.h"
-#include "tools/opt.h"
-#include "tools/sweep_results.h"
+#include "tools/cli/opt.h"
+#include "tools/pipeline/device_compute.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -15,8 +15,8 @@
 #ifndef WKVQ_SWEEP_H
 #define WKVQ_SWEEP_H
 
-#include "tools/job.h"
-#include "tools/sweep_plan.h"
+#include "tools/pipeline/job.h"
+#include "tools/sweep/sweep_plan.h"
 
 #define SWEEP_PARALLEL_MAX 64 /* cells at a time */
 

@@ -3,16 +3,16 @@
  * One cell of a sweep: calibrate, convert, verify, evaluate, and what came of it as JSON.
  */
 #include "convert/artifact/reader.h"
+#include "convert/artifact/sizes.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/eval.h"
-#include "tools/shape_bits.h"
-#include "tools/stages.h"
-#include "tools/sweep.h"
-#include "tools/verify_report.h"
+#include "tools/eval/eval.h"
+#include "tools/pipeline/stages.h"
+#include "tools/pipeline/verify_report.h"
+#include "tools/sweep/sweep.h"
 
 #include <math.h>
 

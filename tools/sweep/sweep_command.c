@@ -2,8 +2,8 @@
  *
  * A cell as the commands that reproduce it. */
 #include "kernels/base/mem.h"
-#include "tools/opt.h"
-#include "tools/sweep.h"
+#include "tools/cli/opt.h"
+#include "tools/sweep/sweep.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -4,10 +4,10 @@
  * they are there once however many cells run; the parent opens no device and starts no
  * threads before. */
 #include "kernels/base/log.h"
-#include "tools/child.h"
-#include "tools/stop.h"
-#include "tools/sweep.h"
-#include "tools/sweep_results.h"
+#include "tools/cli/child.h"
+#include "tools/cli/stop.h"
+#include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
 #include <signal.h>

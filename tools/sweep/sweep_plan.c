@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/sweep_plan.h"
+#include "tools/sweep/sweep_plan.h"
 
 #include "data/yaml.h"
 #include "kernels/base/mem.h"
-#include "tools/nearest.h"
+#include "tools/cli/nearest.h"
 
 #include <stdlib.h>
 #include <string.h>

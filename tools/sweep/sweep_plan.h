@@ -10,7 +10,7 @@
 #ifndef WKVQ_SWEEP_PLAN_H
 #define WKVQ_SWEEP_PLAN_H
 
-#include "tools/recipe.h"
+#include "tools/recipe/recipe.h"
 
 #define SWEEP_CELLS_MAX 1024
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/sweep_results.h"
+#include "tools/sweep/sweep_results.h"
 
 #include "convert/artifact/outdir.h"
 #include "data/json.h"
+#include "data/jsonl.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/jsonl.h"
-#include "tools/state.h"
+#include "tools/state/state.h"
 
 #include <dirent.h>
 #include <errno.h>

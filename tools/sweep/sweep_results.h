@@ -4,7 +4,7 @@
 #ifndef WKVQ_SWEEP_RESULTS_H
 #define WKVQ_SWEEP_RESULTS_H
 
-#include "tools/sweep.h"
+#include "tools/sweep/sweep.h"
 
 /* Make OUT and OUT/cells. A directory of something else must not get our files: ERR_USAGE.
  */

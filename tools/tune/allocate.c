@@ -7,7 +7,7 @@
  * loss of every item behind it is a lower bound, and a choice that is known to fit an upper
  * one. Both come of the same bisection on the price; with many items they nearly meet.
  * Nothing is rounded, so the result is exact. */
-#include "tools/allocate.h"
+#include "tools/tune/allocate.h"
 
 #include "kernels/base/mem.h"
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/tune.h"
+#include "tools/tune/tune.h"
 
 #include "convert/artifact/reader.h"
+#include "convert/artifact/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/shape_bits.h"
-#include "tools/statistics.h"
+#include "tools/eval/statistics.h"
 
 #include <math.h>
 

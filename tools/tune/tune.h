@@ -6,7 +6,7 @@
 #ifndef WKVQ_TUNE_H
 #define WKVQ_TUNE_H
 
-#include "tools/sweep.h"
+#include "tools/sweep/sweep.h"
 
 #define TUNE_SIZES 8
 #define TUNE_TRIALS ((TUNE_SIZES + 1) * (TUNE_SIZES + 1))

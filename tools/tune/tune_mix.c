@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/tune_mix.h"
+#include "tools/tune/tune_mix.h"
 
 #include "calib/sensitivity.h"
 #include "convert/artifact/reader.h"
+#include "convert/artifact/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/allocate.h"
-#include "tools/shape_bits.h"
-#include "tools/tune_sensitivity.h"
+#include "tools/tune/allocate.h"
+#include "tools/tune/tune_sensitivity.h"
 
 #include <inttypes.h>
 #include <math.h>

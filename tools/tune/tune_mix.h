@@ -5,7 +5,7 @@
 #ifndef WKVQ_TUNE_MIX_H
 #define WKVQ_TUNE_MIX_H
 
-#include "tools/tune.h"
+#include "tools/tune/tune.h"
 
 /* Fill t->weights.mix and t->kv.mix where the estimate promises less loss than any one
  * format does: at most max_bits a weight, max_kv_bits a cache element. r: the trials'

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/tune_sensitivity.h"
+#include "tools/tune/tune_sensitivity.h"
 
 #include "data/json.h"
 #include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/child.h"
-#include "tools/job.h"
-#include "tools/stop.h"
-#include "tools/sweep_results.h"
+#include "tools/cli/child.h"
+#include "tools/cli/stop.h"
+#include "tools/pipeline/job.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 #define WKVQ_TUNE_SENSITIVITY_H
 
 #include "calib/sensitivity.h"
-#include "tools/tune.h"
+#include "tools/tune/tune.h"
 
 /* s: with its formats. From work_dir/sensitivity.json, which is written first unless it is
  * there and belongs to these. The pass takes settings.samples windows of settings.seqlen

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/choice.h"
+#include "tools/eval/tasks/choice.h"
 
+#include "data/jsonl.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
-#include "tools/choice_text.h"
-#include "tools/jsonl.h"
+#include "tools/eval/tasks/choice_text.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/choice_text.h"
+#include "tools/eval/tasks/choice_text.h"
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
 
 #include <string.h>

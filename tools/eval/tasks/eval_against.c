@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
-#include "tools/command_job.h"
-#include "tools/eval_compare.h"
-#include "tools/eval_tasks.h"
+#include "tools/eval/eval_compare.h"
+#include "tools/eval/tasks/eval_tasks.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -14,15 +13,13 @@
 static enum err open_second(struct eval *b, const struct eval *a)
 {
     struct job *j = b->job;
-    const struct args *args = a->job->args;
     bool artifact;
-    *j = (struct job){.args = args,
-                      .options = a->job->options,
-                      .model_dir = args->against,
+    *j = (struct job){.options = a->job->options,
+                      .model_dir = a->settings->against,
                       .dev = a->job->dev,
                       .settings = a->job->settings,
                       .progress = a->job->progress};
-    TRY(command_recipe(&j->recipe, args));
+    TRY(recipe_from_input(&j->recipe, &a->settings->recipe));
     TRY(artifact_is(&artifact, j->model_dir));
     if (artifact) {
         TRY(artifact_open(&b->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
@@ -85,7 +82,7 @@ static enum err print_json(const struct eval *a, const struct eval *b,
         estimate_json(r->top1), "tokens", (json_int_t)r->tokens, "windows",
         (json_int_t)r->windows, "ctx", (json_int_t)a->ctx, "chunk", (json_int_t)a->chunk,
         "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "score",
-        a->job->args->score, "seconds", r->seconds);
+        a->settings->score, "seconds", r->seconds);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -124,14 +121,14 @@ static void print_text(const struct eval *a, const struct eval *b,
 enum err eval_against(struct eval *a)
 {
     struct job job = {0};
-    struct eval b = {.job = &job, .ctx = a->ctx};
+    struct eval b = {.job = &job, .settings = a->settings, .ctx = a->ctx};
     struct compare_result r;
     enum err err = open_second(&b, a);
     if (err)
         err = err_add(err, "--against: ");
     if (!err)
         err = eval_compare(&r, a, &b);
-    if (!err && a->job->args->json)
+    if (!err && a->settings->json)
         err = print_json(a, &b, &r);
     else if (!err)
         print_text(a, &b, &r);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
 #include "kernels/base/file.h"
-#include "tools/eval_tasks.h"
-#include "tools/opt.h"
-#include "tools/zeroshot.h"
+#include "tools/cli/opt.h"
+#include "tools/eval/tasks/eval_tasks.h"
+#include "tools/eval/tasks/zeroshot.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -52,7 +52,7 @@ static enum err measure(struct eval *e, json_t *sets, struct file_writer *lines)
         struct question_set set = {0};
         struct zeroshot_result r;
         enum err err = zeroshot_run(&r, &set, e, files->path[i], lines);
-        if (!err && e->job->args->json)
+        if (!err && e->settings->json)
             err = add_json(sets, files->path[i], &set, &r);
         else if (!err)
             print_line(files->path[i], &set, &r);
@@ -66,7 +66,7 @@ static enum err print_all(const struct eval *e, json_t *sets)
 {
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    if (!e->job->args->json) {
+    if (!e->settings->json) {
         printf("model       %s by %s\n", eval_bits_text(e), eval_method(e));
         return OK;
     }
@@ -83,12 +83,11 @@ static enum err print_all(const struct eval *e, json_t *sets)
 
 enum err eval_choices(struct eval *e)
 {
-    const struct args *a = e->job->args;
     struct file_writer *lines = NULL;
     json_t *sets = json_array();
     enum err err = tokenizer_open(&e->job->tokenizer, e->job->model_dir);
-    if (!err && a->out)
-        err = file_writer_open(&lines, a->out);
+    if (!err && e->settings->out)
+        err = file_writer_open(&lines, e->settings->out);
     if (!err)
         err = measure(e, sets, lines);
     if (!err && lines)

@@ -7,10 +7,10 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
-#include "tools/eval_compare.h"
-#include "tools/eval_tasks.h"
-#include "tools/longbench.h"
-#include "tools/opt.h"
+#include "tools/cli/opt.h"
+#include "tools/eval/eval_compare.h"
+#include "tools/eval/tasks/eval_tasks.h"
+#include "tools/eval/tasks/longbench.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -106,7 +106,7 @@ static enum err set_open(struct bench *b, const char *path)
     struct runtime_settings s = {.threads = (int)j->recipe.threads,
                                  .kv_bits = b->e->kv_bits};
     TRY(longbench_load(&b->set, path, &b->config, j->tokenizer,
-                       (enum bos_rule)j->recipe.bos, b->e->ctx, j->args->limit));
+                       (enum bos_rule)j->recipe.bos, b->e->ctx, b->e->settings->limit));
     for (int64_t i = 0; i < b->set.n; i++)
         if (s.max_tokens < (int64_t)b->set.item[i].prompt.n)
             s.max_tokens = (int64_t)b->set.item[i].prompt.n;
@@ -133,7 +133,7 @@ static enum err report(struct bench *b, const char *path, double seconds)
     int64_t cut = 0;
     for (int64_t i = 0; i < b->set.n; i++)
         cut += b->set.item[i].cut;
-    if (!b->e->job->args->json) {
+    if (!b->e->settings->json) {
         printf("%-15s %6.2f", b->set.task->name, 100 * score.mean);
         if (isfinite(score.stderr_))
             printf(" +- %.2f", 100 * score.stderr_);
@@ -178,7 +178,7 @@ static enum err print_all(const struct bench *b)
     const struct eval *e = b->e;
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    if (!e->job->args->json) {
+    if (!e->settings->json) {
         printf("model           W%.3gKV%.3g by %s, greedy\n", weight_bits, kv_bits,
                eval_method(e));
         return OK;
@@ -196,11 +196,12 @@ static enum err print_all(const struct bench *b)
 static enum err measure_all(struct bench *b)
 {
     const struct job *j = b->e->job;
-    TRY(longbench_config_open(&b->config, j->args->prompts, j->args->max_gen));
+    TRY(longbench_config_open(&b->config, b->e->settings->prompts,
+                              b->e->settings->max_gen));
     TRY(tokenizer_open(&b->e->job->tokenizer, j->model_dir));
     TRY(mem_alloc(&b->logits, (size_t)j->arch.vocab, sizeof(*b->logits)));
-    if (j->args->out)
-        TRY(file_writer_open(&b->lines, j->args->out));
+    if (b->e->settings->out)
+        TRY(file_writer_open(&b->lines, b->e->settings->out));
     for (int i = 0; i < j->recipe.data.n; i++)
         TRY(measure(b, j->recipe.data.path[i]));
     return b->lines ? file_writer_commit(&b->lines) : OK;

@@ -4,7 +4,7 @@
 #ifndef WKVQ_EVAL_TASKS_H
 #define WKVQ_EVAL_TASKS_H
 
-#include "tools/eval.h"
+#include "tools/eval/eval.h"
 
 /* Multiple choice on every file of e->job->recipe.data. */
 enum err eval_choices(struct eval *e);

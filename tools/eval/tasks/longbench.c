@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/longbench.h"
+#include "tools/eval/tasks/longbench.h"
 
-#include "data/tok_text.h"
+#include "data/jsonl.h"
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
-#include "tools/jsonl.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -6,8 +6,8 @@
 #define WKVQ_LONGBENCH_H
 
 #include "data/json.h"
-#include "data/tokenizer.h"
-#include "tools/text_score.h"
+#include "data/tokenizer/tokenizer.h"
+#include "tools/eval/tasks/text_score.h"
 
 struct longbench_task {
     const char *name; /* "qasper" */

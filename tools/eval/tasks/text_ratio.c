@@ -4,9 +4,9 @@
  * difflib.SequenceMatcher(None, a, b): the longest common block, the earliest in a and then
  * in b among equals, then the same to its left and right. In a b of 200 characters or more,
  * those that make up more than 1 % of it cannot start a block, only extend one. */
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
-#include "tools/text_score.h"
+#include "tools/eval/tasks/text_score.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/text_score.h"
+#include "tools/eval/tasks/text_score.h"
 
-#include "data/tok_text.h"
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
 
 #include <stdlib.h>

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/zeroshot.h"
+#include "tools/eval/tasks/zeroshot.h"
 
 #include "convert/runtime/runtime.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
-#include "tools/choice_text.h"
-#include "tools/eval_sim.h"
-#include "tools/opt.h"
-#include "tools/statistics.h"
+#include "tools/cli/opt.h"
+#include "tools/eval/eval_sim.h"
+#include "tools/eval/statistics.h"
+#include "tools/eval/tasks/choice_text.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -325,7 +325,7 @@ enum err zeroshot_run(struct zeroshot_result *out, struct question_set *set, str
     struct request *r = NULL;
     const double start = clock_s();
     int64_t n = 0;
-    TRY(question_set_load(set, path, e->job->args->labels, e->job->args->limit));
+    TRY(question_set_load(set, path, e->settings->labels, e->settings->limit));
     for (int64_t i = 0; i < set->n; i++)
         n += set->item[i].n;
     TRY(mem_calloc(&r, (size_t)n, sizeof(*r)));

@@ -5,10 +5,10 @@
 #ifndef WKVQ_ZEROSHOT_H
 #define WKVQ_ZEROSHOT_H
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
-#include "tools/choice.h"
-#include "tools/eval.h"
+#include "tools/eval/eval.h"
+#include "tools/eval/tasks/choice.h"
 
 /* A choice in tokens. Of n ids, those from ctx on are scored; the last is never input. */
 struct request {
