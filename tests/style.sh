@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# What a machine can say about style: formatting, stray characters, includes, sizes.
+# What a machine can say about style: formatting, stray characters, includes, sizes, prose, subjects of commits.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 bad=0
@@ -33,4 +33,6 @@ long=$(awk 'FNR == 1 { start = 0 }
     /^[}]/ { if (start && FNR - start > 60) print FILENAME ":" start; start = 0 }' $sources)
 [ -z "$long" ] || say "style: functions longer than 60 lines: $long"
 python3 tests/layers.py . || bad=1
+tests/prose.sh --self-test || bad=1
+tests/prose.sh || bad=1
 exit $bad
