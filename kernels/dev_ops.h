@@ -85,6 +85,20 @@ struct dev_ops {
     bool (*all_finite)(struct dev *d, const struct tensor *x);
     void (*cross_entropy)(struct dev *d, const struct tensor *nll, const struct tensor *x,
                           const struct tensor *target);
+    /* kernels/dev_refine.h */
+    void (*dequantize)(struct dev *d, const struct tensor *w, const struct tensor *codes,
+                       const struct tensor *scales, const struct tensor *zeros,
+                       int64_t group_size);
+    void (*scale_steps)(struct dev *d, const struct tensor *scales,
+                        const struct tensor *base, const struct tensor *u, int significant);
+    void (*group_dot)(struct dev *d, const struct tensor *out, const struct tensor *a,
+                      const struct tensor *b, int64_t group_size);
+    void (*rmsnorm_gain_bwd)(struct dev *d, const struct tensor *dg,
+                             const struct tensor *dy, const struct tensor *x,
+                             const struct tensor *s);
+    void (*distill)(struct dev *d, double loss[2], const struct tensor *student,
+                    const struct tensor *teacher, const struct tensor *target, float kl,
+                    float ce);
 };
 
 struct dev {

@@ -72,6 +72,7 @@ void fill_weight(struct dev_ops *o);
 void fill_kv(struct dev_ops *o);
 void fill_channel(struct dev_ops *o);
 void fill_train(struct dev_ops *o);
+void fill_refine(struct dev_ops *o);
 void fill_attn(struct dev_ops *o);
 
 /* --- tensors in kernels -------------------------------------------------------------- */

@@ -121,6 +121,7 @@ static enum err fill(struct dev *d, const char *name)
     fill_kv(&d->ops);
     fill_channel(&d->ops);
     fill_train(&d->ops);
+    fill_refine(&d->ops);
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;
     d->queues = true;

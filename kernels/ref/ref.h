@@ -44,5 +44,6 @@ void ref_fill_quant(struct dev_ops *o);
 void ref_fill_channel(struct dev_ops *o);
 void ref_fill_train(struct dev_ops *o);
 void ref_fill_mlp(struct dev_ops *o);
+void ref_fill_refine(struct dev_ops *o);
 
 #endif

@@ -99,5 +99,6 @@ void ref_fill(struct dev *d)
     ref_fill_quant(&d->ops);
     ref_fill_channel(&d->ops);
     ref_fill_train(&d->ops);
+    ref_fill_refine(&d->ops);
     snprintf(d->about, sizeof(d->about), "reference: plain loops, f64 accumulation");
 }

@@ -74,6 +74,33 @@ HALF_FN float quant_weight_value(uint8_t q, uint8_t z, float h)
     return (float)((int)q - (int)z) * h;
 }
 
+/* A positive scale's fp16 bits with `significant` bits of its significand, to nearest, ties
+ * to even; 11 leaves them. A carry goes into the exponent, as it should; what would become
+ * infinite stays at the largest finite value of that many bits. Subnormal scales have fewer
+ * bits to begin with. */
+HALF_FN uint16_t quant_scale_round(uint16_t h, int significant)
+{
+    int drop = 11 - significant;
+    for (int top = 1 << 10; drop > 0 && h < top; top >>= 1)
+        drop--;
+    if (drop <= 0)
+        return h;
+    const uint32_t mask = (1u << drop) - 1, half = 1u << (drop - 1);
+    uint32_t x = h;
+    x += half - 1 + ((x >> drop) & 1);
+    x &= ~mask;
+    return (uint16_t)(x >= 0x7c00 ? 0x7bff & ~mask : x);
+}
+
+/* fp16(clamp(h exp(u), tiny, 65504)) in `significant` bits: a scale after the relative step
+ * u. exp in f64: devices may differ in its last bit, which reaches the result rarely. */
+HALF_FN uint16_t quant_scale_step(uint16_t h, float u, int significant)
+{
+    const float moved = (float)((double)f16_to_f32(h) * exp((double)u));
+    return quant_scale_round(
+        f16_from_f32(quant_clamp(moved, QUANT_TINY, QUANT_SCALE_MAX)), significant);
+}
+
 /* x~ = (x - shift) / s */
 HALF_FN float quant_kv_in(float x, float s, float shift)
 {

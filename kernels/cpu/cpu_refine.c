@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * End-to-end refinement on the CPU: a row of a weight, or of logits, at a time. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/simd/simd.h"
+#include "kernels/tensor/quant.h"
+
+#include <math.h>
+
+/* Vectors that are summed in F32 before they go to an f64 sum. */
+#define SUM_RUN 32
+
+/* Columns of the gain's gradient that one thread takes at a time. */
+#define GAIN_COLS 64
+
+static int64_t group_of(int64_t group_size, int64_t cols)
+{
+    return group_size > 0 && group_size < cols ? group_size : cols;
+}
+
+struct dequantize {
+    const struct tensor *w, *codes, *scales, *zeros;
+    int64_t G;
+};
+
+/* codes[0..n) of columns [c, c + n) of a row, as floats. */
+static void codes_at(float *to, const struct tensor *codes, int64_t r, int64_t cols,
+                     int64_t c, int64_t n)
+{
+    const uint8_t *row = (const uint8_t *)codes->data + r * codes->ld;
+    if (codes->dim[1] == cols) {
+        for (int64_t i = 0; i < n; i++)
+            to[i] = (float)row[c + i];
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        to[i] = (float)((row[(c + i) / 2] >> ((c + i) % 2 * 4)) & 15);
+}
+
+static void dequantize_row(const void *ctx, int64_t r)
+{
+    const struct dequantize *j = ctx;
+    const int64_t C = j->w->dim[1];
+    const bool bf16 = cpu_bf16(j->w);
+    void *row = cpu_row(j->w, r);
+    float code[VL] = {0};
+    for (int64_t g = 0; g * j->G < C; g++) {
+        const int64_t end = (g + 1) * j->G < C ? (g + 1) * j->G : C;
+        const vf h =
+            vf_set1(f16_to_f32(((const uint16_t *)j->scales->data)[r * j->scales->ld + g]));
+        const vf z =
+            vf_set1((float)((const uint8_t *)j->zeros->data)[r * j->zeros->ld + g]);
+        for (int64_t c = g * j->G; c < end; c += VL) {
+            codes_at(code, j->codes, r, C, c, end - c < VL ? end - c : VL);
+            act_put(row, bf16, c, end, vf_mul(vf_sub(vf_load(code), z), h));
+        }
+    }
+}
+
+static void cpu_dequantize(struct dev *d, const struct tensor *w,
+                           const struct tensor *codes, const struct tensor *scales,
+                           const struct tensor *zeros, int64_t group_size)
+{
+    const struct dequantize j = {w, codes, scales, zeros, group_of(group_size, w->dim[1])};
+    cpu_run_rows(d, w->dim[0], w->dim[1], dequantize_row, &j);
+}
+
+struct steps {
+    uint16_t *scales;
+    const uint16_t *base;
+    const float *u;
+    int significant;
+};
+
+static void scale_steps_part(const void *ctx, int64_t begin, int64_t end)
+{
+    const struct steps *j = ctx;
+    for (int64_t i = begin; i < end; i++)
+        j->scales[i] = quant_scale_step(j->base[i], j->u[i], j->significant);
+}
+
+static void cpu_scale_steps(struct dev *d, const struct tensor *scales,
+                            const struct tensor *base, const struct tensor *u,
+                            int significant)
+{
+    const struct steps j = {scales->data, base->data, u->data, significant};
+    cpu_run_flat(d, tensor_count(scales), scale_steps_part, &j);
+}
+
+struct dot {
+    const struct tensor *out, *a, *b;
+    int64_t G;
+};
+
+static void group_dot_row(const void *ctx, int64_t r)
+{
+    const struct dot *j = ctx;
+    const int64_t C = j->a->dim[1];
+    const bool bf16 = cpu_bf16(j->b);
+    const float *a = cpu_row(j->a, r);
+    const void *b = cpu_row(j->b, r);
+    float *out = cpu_row(j->out, r);
+    for (int64_t g = 0; g * j->G < C; g++) {
+        const int64_t end = (g + 1) * j->G < C ? (g + 1) * j->G : C;
+        vf sum = vf_set1(0);
+        for (int64_t c = g * j->G; c < end; c += VL)
+            sum = vf_fma(f32_get(a, c, end), act_get(b, bf16, c, end), sum);
+        out[g] += vf_sum(sum);
+    }
+}
+
+static void cpu_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
+                          const struct tensor *b, int64_t group_size)
+{
+    const struct dot j = {out, a, b, group_of(group_size, a->dim[1])};
+    cpu_run_rows(d, a->dim[0], a->dim[1], group_dot_row, &j);
+}
+
+struct gain {
+    const struct tensor *dg, *dy, *x, *s;
+    int64_t C, H, rows;
+};
+
+/* Columns [k GAIN_COLS, ...) over all rows, in the order of the rows. */
+static void gain_cols(const void *ctx, int64_t k)
+{
+    const struct gain *j = ctx;
+    const int64_t first = k * GAIN_COLS;
+    const int64_t end = first + GAIN_COLS < j->C ? first + GAIN_COLS : j->C;
+    const bool dy16 = cpu_bf16(j->dy), x16 = cpu_bf16(j->x);
+    float *dg = j->dg->data;
+    for (int64_t c = first; c < end; c += VL) {
+        vf sum = vf_set1(0);
+        for (int64_t r = 0; r < j->rows; r++) {
+            const int64_t head = r % j->H * j->C;
+            const vf dy = act_get(cpu_at(j->dy, r / j->H * j->dy->ld + head), dy16, c, end);
+            const vf x = act_get(cpu_at(j->x, r / j->H * j->x->ld + head), x16, c, end);
+            const vf s = vf_set1(((const float *)j->s->data)[r]);
+            sum = vf_fma(vf_mul(dy, x), s, sum);
+        }
+        f32_put(dg, c, end, vf_add(f32_get(dg, c, end), sum));
+    }
+}
+
+static void cpu_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
+                                 const struct tensor *dy, const struct tensor *x,
+                                 const struct tensor *s)
+{
+    const int64_t H = x->n_dims == 3 ? x->dim[1] : 1, C = x->dim[x->n_dims - 1];
+    const struct gain j = {dg, dy, x, s, C, H, x->dim[0] * H};
+    cpu_run_rows(d, (C + GAIN_COLS - 1) / GAIN_COLS, j.rows * GAIN_COLS, gain_cols, &j);
+}
+
+struct distill {
+    const struct tensor *student, *teacher;
+    const int32_t *target;
+    float kl, ce;
+    double *loss; /* [R][2] */
+};
+
+/* What a row of logits needs: its maximum, and sums of exponentials in f64. */
+struct row_sums {
+    double s, t, cross; /* sum e^s', sum e^t', sum e^t' (t' - s'), ' less the maximum */
+};
+
+static float row_max(const float *x, int64_t n)
+{
+    vf max = vf_set1(-INFINITY);
+    int64_t c = 0;
+    for (; c + VL <= n; c += VL)
+        max = vf_max(vf_load(x + c), max);
+    float top = vf_hmax(max);
+    for (; c < n; c++)
+        top = x[c] > top ? x[c] : top;
+    return top;
+}
+
+/* Lanes past the end of the row as -infinity: they add nothing. */
+static vf logits_at(const float *x, int64_t c, int64_t n, float max)
+{
+    if (n - c >= VL)
+        return vf_sub(vf_load(x + c), vf_set1(max));
+    const vf v = vf_sub(vf_load_n(x + c, n - c), vf_set1(max));
+    return vf_select(vm_first(n - c), v, vf_set1(-INFINITY));
+}
+
+/* Exponentials take the logits' place. */
+static struct row_sums exponentials(float *s, float *t, int64_t n)
+{
+    const float max_s = row_max(s, n), max_t = row_max(t, n);
+    struct row_sums sums = {0};
+    for (int64_t c = 0; c < n;) {
+        vf sum_s = vf_set1(0), sum_t = vf_set1(0), cross = vf_set1(0);
+        for (int i = 0; i < SUM_RUN && c < n; i++, c += VL) {
+            const vf xs = logits_at(s, c, n, max_s), xt = logits_at(t, c, n, max_t);
+            const vm inside = n - c >= VL ? vm_first(VL) : vm_first(n - c);
+            const vf es = vf_select(inside, vf_exp(xs), vf_set1(0));
+            const vf et = vf_select(inside, vf_exp(xt), vf_set1(0));
+            const vf gap = vf_select(inside, vf_sub(xt, xs), vf_set1(0));
+            sum_s = vf_add(sum_s, es);
+            sum_t = vf_add(sum_t, et);
+            cross = vf_fma(et, gap, cross);
+            f32_put(s, c, n, es);
+            f32_put(t, c, n, et);
+        }
+        sums.s += vf_sum64(sum_s);
+        sums.t += vf_sum64(sum_t);
+        sums.cross += vf_sum64(cross);
+    }
+    return sums;
+}
+
+static void distill_row(const void *ctx, int64_t r)
+{
+    const struct distill *j = ctx;
+    const int64_t V = j->student->dim[1];
+    const int32_t next = j->target[r];
+    float *s = cpu_row(j->student, r), *t = cpu_row(j->teacher, r);
+    const float at = s[next], top = row_max(s, V);
+    const struct row_sums sums = exponentials(s, t, V);
+    const double zs = log(sums.s);
+    j->loss[2 * r] = sums.cross / sums.t - log(sums.t) + zs;
+    j->loss[2 * r + 1] = zs - ((double)at - (double)top);
+    const vf ks = vf_set1((float)(((double)j->kl + (double)j->ce) / sums.s));
+    const vf kt = vf_set1((float)(-(double)j->kl / sums.t));
+    for (int64_t c = 0; c < V; c += VL)
+        f32_put(s, c, V, vf_fma(f32_get(t, c, V), kt, vf_mul(f32_get(s, c, V), ks)));
+    s[next] -= j->ce;
+}
+
+static void cpu_distill(struct dev *d, double loss[2], const struct tensor *student,
+                        const struct tensor *teacher, const struct tensor *target, float kl,
+                        float ce)
+{
+    const int64_t R = student->dim[0];
+    const struct distill j = {
+        student, teacher, target->data,
+        kl,      ce,      cpu_scratch(d, SLOT_A, (size_t)R * 2 * sizeof(double))};
+    loss[0] = loss[1] = NAN;
+    if (!j.loss)
+        return;
+    cpu_run_rows(d, R, 4 * student->dim[1], distill_row, &j);
+    loss[0] = loss[1] = 0;
+    for (int64_t r = 0; r < R; r++) {
+        loss[0] += j.loss[2 * r];
+        loss[1] += j.loss[2 * r + 1];
+    }
+}
+
+void ISA_NAME(cpu_fill_refine)(struct dev_ops *o)
+{
+    o->dequantize = cpu_dequantize;
+    o->scale_steps = cpu_scale_steps;
+    o->group_dot = cpu_group_dot;
+    o->rmsnorm_gain_bwd = cpu_rmsnorm_gain_bwd;
+    o->distill = cpu_distill;
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The checks of kernels/dev_refine.h's contracts, then one table call each. */
+#include "kernels/dev_refine.h"
+
+#include "kernels/dev_begin.h"
+
+static bool is_type(const struct tensor *x, enum dtype t)
+{
+    return x && x->data && x->dtype == t;
+}
+
+static bool is_act(const struct tensor *x)
+{
+    return is_type(x, DT_F32) || is_type(x, DT_BF16);
+}
+
+static bool matrix(const struct tensor *x, int64_t rows, int64_t cols)
+{
+    return x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols && x->ld >= cols;
+}
+
+static bool contiguous(const struct tensor *x)
+{
+    return x->n_dims == 2 && x->ld == x->dim[1];
+}
+
+enum err dev_dequantize(struct dev *d, const struct tensor *w, const struct tensor *codes,
+                        const struct tensor *scales, const struct tensor *zeros,
+                        int64_t group_size)
+{
+    OP_BEGIN(dequantize, started);
+    WANT(is_act(w) && w->n_dims == 2, "dequantize: want w act [N,C]");
+    const int64_t N = w->dim[0], C = w->dim[1], n = weight_groups(C, group_size);
+    WANT(is_type(codes, DT_U8) && (matrix(codes, N, C) || matrix(codes, N, (C + 1) / 2)),
+         "dequantize: want codes U8 [N,C] or [N,ceil(C/2)]");
+    WANT(is_type(scales, DT_F16) && matrix(scales, N, n) && is_type(zeros, DT_U8) &&
+             matrix(zeros, N, n),
+         "dequantize: want scales F16, zeros U8 [N,n]");
+    d->ops.dequantize(d, w, codes, scales, zeros, group_size);
+    OP_END(DEV_FAKE_QUANT, started);
+}
+
+enum err dev_scale_steps(struct dev *d, const struct tensor *scales,
+                         const struct tensor *base, const struct tensor *u, int significant)
+{
+    OP_BEGIN(scale_steps, started);
+    WANT(is_type(scales, DT_F16) && is_type(base, DT_F16) && is_type(u, DT_F32) &&
+             contiguous(scales) && contiguous(base) && contiguous(u) &&
+             matrix(base, scales->dim[0], scales->dim[1]) &&
+             matrix(u, scales->dim[0], scales->dim[1]),
+         "scale_steps: want scales, base F16 and u F32 of one shape");
+    WANT(significant >= 1 && significant <= 11, "scale_steps: want 1 to 11 bits");
+    d->ops.scale_steps(d, scales, base, u, significant);
+    OP_END(DEV_FAKE_QUANT, started);
+}
+
+enum err dev_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
+                       const struct tensor *b, int64_t group_size)
+{
+    OP_BEGIN(group_dot, started);
+    WANT(is_type(a, DT_F32) && is_act(b) && a->n_dims == 2 &&
+             matrix(b, a->dim[0], a->dim[1]),
+         "group_dot: want a F32, b act [N,C]");
+    WANT(is_type(out, DT_F32) &&
+             matrix(out, a->dim[0], weight_groups(a->dim[1], group_size)),
+         "group_dot: want out F32 [N,n]");
+    d->ops.group_dot(d, out, a, b, group_size);
+    OP_END(DEV_FAKE_QUANT, started);
+}
+
+static int64_t rows_of_norm(const struct tensor *x)
+{
+    return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
+}
+
+enum err dev_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
+                              const struct tensor *dy, const struct tensor *x,
+                              const struct tensor *s)
+{
+    OP_BEGIN(rmsnorm_gain_bwd, started);
+    WANT(is_act(dy) && is_act(x) && (x->n_dims == 2 || x->n_dims == 3) &&
+             dy->n_dims == x->n_dims,
+         "rmsnorm_gain_bwd: want dy, x act of 2 or 3 dimensions");
+    for (int i = 0; i < x->n_dims; i++)
+        WANT(x->dim[i] == dy->dim[i] && x->dim[i] > 0,
+             "rmsnorm_gain_bwd: want dy, x of one shape");
+    WANT(is_type(dg, DT_F32) && tensor_count(dg) == x->dim[x->n_dims - 1] &&
+             is_type(s, DT_F32) && tensor_count(s) == rows_of_norm(x),
+         "rmsnorm_gain_bwd: want dg [C], s [R]");
+    d->ops.rmsnorm_gain_bwd(d, dg, dy, x, s);
+    OP_END(DEV_ELEMENTWISE, started);
+}
+
+enum err dev_distill(struct dev *d, double loss[2], const struct tensor *student,
+                     const struct tensor *teacher, const struct tensor *target, float kl,
+                     float ce)
+{
+    OP_BEGIN(distill, started);
+    WANT(is_type(student, DT_F32) && is_type(teacher, DT_F32) && student->n_dims == 2 &&
+             matrix(teacher, student->dim[0], student->dim[1]) && student->dim[0] > 0 &&
+             student->dim[1] > 0 && student->ld >= student->dim[1],
+         "distill: want student, teacher F32 [R,V]");
+    WANT(is_type(target, DT_I32) && tensor_count(target) == student->dim[0],
+         "distill: want target I32 [R]");
+    d->ops.distill(d, loss, student, teacher, target, kl, ce);
+    OP_END(DEV_LOSS, started);
+}
