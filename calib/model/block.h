@@ -47,6 +47,8 @@ struct block_kv {
 struct block_grads {
     struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
     struct tensor k_dls, k_ddelta, v_dls, v_ddelta; /* [K*d], overwritten */
+    struct tensor dnorm1, dnorm2;                   /* gains [D], added to */
+    struct tensor dq_norm, dk_norm;                 /* gains [d], added to */
 };
 
 struct block_scratch; /* device buffers of forward and backward, shared by all blocks */
@@ -122,5 +124,11 @@ enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
                                const struct arch *a, const struct block_weights *w,
                                const struct block_kv *kv, const struct block_grads *g,
                                const struct tensor *dout);
+
+/* The same, and dx [T,D] F32 of the block's input. dx may be dout. */
+enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
+                             const struct arch *a, const struct block_weights *w,
+                             const struct block_kv *kv, const struct block_grads *g,
+                             const struct tensor *dx, const struct tensor *dout);
 
 #endif

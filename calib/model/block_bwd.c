@@ -5,6 +5,7 @@
  * grows in place; every other gradient has the act type. gu is overwritten by its
  * gradient. */
 #include "calib/model/block_scratch.h"
+#include "kernels/dev_refine.h"
 
 /* The residual gradient in the act type, as an operand of products: itself in F32, else a
  * copy in s->y. */
@@ -26,6 +27,13 @@ static enum err weight_grad(struct dev *d, const struct tensor *dw, const struct
     return dw && dw->data ? dev_gemm(d, GEMM_TN, dw, dy, x, false) : OK;
 }
 
+/* dg += the gain's gradient unless it is not wanted. */
+static enum err gain_grad(struct dev *d, const struct tensor *dg, const struct tensor *dy,
+                          const struct tensor *x, const struct tensor *s)
+{
+    return dg && dg->data ? dev_rmsnorm_gain_bwd(d, dg, dy, x, s) : OK;
+}
+
 /* dh += the MLP's share, out = h + Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
 static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s,
                         const struct block_weights *w, const struct block_grads *g,
@@ -39,6 +47,7 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s,
     TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
     TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
+    TRY(gain_grad(d, g ? &g->dnorm2 : NULL, &s->y, &x->h, &x->s2));
     return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm2, true);
 }
 
@@ -165,12 +174,15 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
 
 /* Moves s->dqkv, in place, back through the q/k norm. */
 static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
-                            const struct arch *a, const struct block_weights *w)
+                            const struct arch *a, const struct block_weights *w,
+                            const struct block_grads *g)
 {
     if (!a->qk_norm)
         return OK;
     const struct tensor dq = q_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
     const struct tensor q = q_heads(a, x->qkv_raw), k = k_heads(a, x->qkv_raw);
+    TRY(gain_grad(x->dev, g ? &g->dq_norm : NULL, &dq, &q, &x->sq));
+    TRY(gain_grad(x->dev, g ? &g->dk_norm : NULL, &dk, &k, &x->sk));
     TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->q_norm, false));
     return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->k_norm, false);
 }
@@ -197,7 +209,7 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
     TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
     TRY(unrotate(acts, NULL, &dqk));
-    TRY(qk_norm_bwd(acts, s, a, w));
+    TRY(qk_norm_bwd(acts, s, a, w, NULL));
     TRY(show(watch, BLOCK_GRAD_QKV, &s->dqkv));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
     return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
@@ -210,21 +222,45 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
     return block_backward_watched(acts, s, a, w, dx, dout, NULL);
 }
 
+/* From the gradient of the block's output in dh, which grows to that behind attention's
+ * residual sum, to s->dqkv before rope. */
+static enum err heads_bwd(struct block_acts *acts, struct block_scratch *s,
+                          const struct arch *a, const struct block_weights *w,
+                          const struct block_kv *kv, const struct block_grads *g,
+                          const struct tensor *dh)
+{
+    TRY(mlp_bwd(acts, s, w, g, dh));
+    TRY(attention_bwd(acts, s, a, w, kv, g, dh));
+    if (kv_quantized(kv))
+        return quantizers_bwd(acts, s, a, kv, g);
+    const struct tensor dqk = qk_heads(a, s->dqkv);
+    return unrotate(acts, kv, &dqk);
+}
+
 enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
                                const struct arch *a, const struct block_weights *w,
                                const struct block_kv *kv, const struct block_grads *g,
                                const struct tensor *dout)
 {
-    TRY(mlp_bwd(acts, s, w, g, dout));
-    TRY(attention_bwd(acts, s, a, w, kv, g, dout));
-    if (kv_quantized(kv)) {
-        TRY(quantizers_bwd(acts, s, a, kv, g));
-    } else {
-        const struct tensor dqk = qk_heads(a, s->dqkv);
-        TRY(unrotate(acts, kv, &dqk));
-    }
+    TRY(heads_bwd(acts, s, a, w, kv, g, dout));
     if (!g->dwqkv.data)
         return OK;
-    TRY(qk_norm_bwd(acts, s, a, w));
+    TRY(qk_norm_bwd(acts, s, a, w, g));
     return weight_grad(acts->dev, &g->dwqkv, &s->dqkv, &acts->n1);
+}
+
+enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
+                             const struct arch *a, const struct block_weights *w,
+                             const struct block_kv *kv, const struct block_grads *g,
+                             const struct tensor *dx, const struct tensor *dout)
+{
+    struct dev *d = acts->dev;
+    if (dx->data != dout->data)
+        TRY(dev_copy(d, dx, dout));
+    TRY(heads_bwd(acts, s, a, w, kv, g, dx));
+    TRY(qk_norm_bwd(acts, s, a, w, g));
+    TRY(weight_grad(d, &g->dwqkv, &s->dqkv, &acts->n1));
+    TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
+    TRY(gain_grad(d, &g->dnorm1, &s->y, &acts->x, &acts->s1));
+    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
 }
