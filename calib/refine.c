@@ -1,0 +1,509 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The loop of refinement: the teacher's states once, then steps of AdamW over batches of
+ * windows, with a look at the guard's windows at the start, after every quarter of the steps
+ * and at the end. */
+#include "calib/refine.h"
+
+#include "calib/model/carve.h"
+#include "calib/model/model.h"
+#include "calib/streams.h"
+#include "calib/student.h"
+#include "kernels/base/mem.h"
+#include "kernels/base/rng.h"
+#include "kernels/dev_refine.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Logits that exist at a time, of one of the two models. */
+#define LOGITS_BYTES (INT64_C(48) << 20)
+
+#define GUARD_LOOKS 4 /* during a run, the last at its end */
+#define WARM_UP 0.1   /* share of the steps in which rates rise */
+#define BETA1 0.9f
+#define BETA2 0.95f
+#define EPSILON 1e-8f
+
+struct refine {
+    struct dev *dev;
+    const struct arch *arch;
+    const struct model_source *src;
+    const struct refine_settings *s;
+    const struct refine_io *io;
+    const int32_t *tokens;
+    struct student st;
+    struct stream teacher; /* normalized last hidden states, act */
+    int64_t *order;        /* [samples] of the epoch in work */
+    int64_t epoch_of_order;
+    void *memory;
+    struct tensor head;              /* [V,D] act */
+    struct tensor y, dy, s_norm, dx; /* [T,D] act, [T,D] F32, [T], [T,D] F32 */
+    struct tensor logits[2], target; /* student's, teacher's [rows,V] F32; [rows] I32 */
+    struct refine_result *out;
+    int64_t step, steps;
+    double units_done, units_total; /* windows through the model once, forward */
+};
+
+static int64_t steps_of_epoch(const struct refine_settings *s)
+{
+    return (s->samples + s->batch - 1) / s->batch;
+}
+
+static bool stopped(const struct refine *r)
+{
+    return r->io->stop && r->io->stop(r->io->ctx);
+}
+
+static void tell(struct refine *r, double loss, double guard)
+{
+    const struct refine_event e = {.step = r->step,
+                                   .steps = r->steps,
+                                   .loss = loss,
+                                   .guard = guard,
+                                   .start = r->out->start,
+                                   .done = r->units_done / r->units_total};
+    if (r->io->event)
+        r->io->event(r->io->ctx, &e);
+}
+
+/* --- the teacher -------------------------------------------------------------------- */
+
+/* Layer b of the full-precision model over all windows. */
+static enum err teacher_layer(struct refine *r, struct block_weights *w,
+                              const struct tensor *x, const struct tensor *out, int64_t b)
+{
+    struct block_src src;
+    TRY(r->src->block(r->src->ctx, b, &src));
+    TRY(block_weights_load(w, r->arch, &src));
+    for (int64_t i = 0; i < r->teacher.samples; i++) {
+        TRY(stream_read(&r->teacher, x, i));
+        TRY(stream_prefetch(&r->teacher, i + 1));
+        TRY(block_forward(&r->st.acts, r->st.scratch, r->arch, w, NULL, out, x));
+        TRY(stream_write(&r->teacher, i, out));
+        r->units_done += 1 / (double)r->arch->n_layers;
+        FAIL_IF(stopped(r), ERR_STOPPED, "stopped before refinement began");
+    }
+    tell(r, NAN, NAN);
+    if (r->src->release)
+        r->src->release(r->src->ctx, b);
+    return OK;
+}
+
+static enum err teacher_states(struct refine *r)
+{
+    struct host_mat embed, norm, head;
+    const struct tensor *x = &r->st.states[0], *out = &r->st.states[1];
+    struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
+    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
+    for (int64_t i = 0; i < r->teacher.samples; i++) {
+        TRY(model_embed(r->dev, x, &embed, r->tokens + i * r->s->seqlen));
+        TRY(stream_write(&r->teacher, i, x));
+    }
+    for (int64_t b = 0; b < r->arch->n_layers; b++)
+        TRY(teacher_layer(r, &r->st.w, x, out, b));
+    TRY(host_mat_upload(r->dev, gain, &norm));
+    for (int64_t i = 0; i < r->teacher.samples; i++) {
+        TRY(stream_read(&r->teacher, x, i));
+        TRY(dev_rmsnorm(r->dev, out, &r->s_norm, NULL, x, NULL, gain, r->arch->norm_eps));
+        TRY(stream_write(&r->teacher, i, out));
+    }
+    return dev_sync(r->dev);
+}
+
+/* --- the head ----------------------------------------------------------------------- */
+
+/* Rows [t, t + rows) of window i: adds to loss; grads: writes r->dy. */
+static enum err head_rows(struct refine *r, double loss[2], int64_t i, int64_t t,
+                          int64_t rows, bool grads)
+{
+    const float k = grads ? 1 / (float)((r->s->seqlen - 1) * r->s->batch) : 0;
+    const struct tensor y = tensor_rows(r->y, t, rows), dy = tensor_rows(r->dy, t, rows);
+    const struct tensor student = tensor_rows(r->logits[0], 0, rows);
+    const struct tensor teacher = tensor_rows(r->logits[1], 0, rows);
+    const struct tensor target = tensor_rows(r->target, 0, rows);
+    struct tensor staged;
+    double sum[2];
+    TRY(stream_stage(&r->teacher, &staged, i));
+    const struct tensor wanted = tensor_rows(staged, t, rows);
+    TRY(dev_gemm(r->dev, GEMM_NT, &student, &y, &r->head, false));
+    TRY(dev_gemm(r->dev, GEMM_NT, &teacher, &wanted, &r->head, false));
+    TRY(dev_upload(r->dev, target.data, r->tokens + i * r->s->seqlen + t + 1,
+                   (size_t)rows * sizeof(int32_t)));
+    TRY(dev_distill(r->dev, sum, &student, &teacher, &target, k * r->s->kl, k * r->s->ce));
+    loss[0] += sum[0];
+    loss[1] += sum[1];
+    if (!grads)
+        return OK;
+    if (r->head.dtype == DT_F32)
+        return dev_gemm(r->dev, GEMM_NN, &dy, &student, &r->head, false);
+    /* The gradient of the logits as an operand of products: where the teacher's were. */
+    struct tensor operand = teacher;
+    operand.dtype = DT_BF16;
+    TRY(dev_copy(r->dev, &operand, &student));
+    return dev_gemm(r->dev, GEMM_NN, &dy, &operand, &r->head, false);
+}
+
+/* Mean KL and CE of window i, whose last states the student has; grads: into r->dx. */
+static enum err head_loss(struct refine *r, double loss[2], int64_t i, bool grads)
+{
+    const int64_t T = r->s->seqlen, piece = r->logits[0].dim[0];
+    const struct tensor *h = &r->st.states[r->arch->n_layers];
+    loss[0] = loss[1] = 0;
+    TRY(dev_rmsnorm(r->dev, &r->y, &r->s_norm, NULL, h, NULL, &r->st.final_norm,
+                    r->arch->norm_eps));
+    if (grads)
+        TRY(dev_zero(r->dev, r->dy.data, (size_t)tensor_count(&r->dy) * sizeof(float)));
+    for (int64_t t = 0; t < T - 1; t += piece)
+        TRY(head_rows(r, loss, i, t, T - 1 - t < piece ? T - 1 - t : piece, grads));
+    loss[0] /= (double)(T - 1);
+    loss[1] /= (double)(T - 1);
+    if (!grads)
+        return OK;
+    TRY(dev_rmsnorm_gain_bwd(r->dev, &r->st.dfinal, &r->dy, h, &r->s_norm));
+    return dev_rmsnorm_bwd(r->dev, &r->dx, &r->dy, h, &r->s_norm, &r->st.final_norm, false);
+}
+
+/* --- steps -------------------------------------------------------------------------- */
+
+/* An order of the samples for each epoch, from the seed alone. */
+static void shuffle(struct refine *r, int64_t epoch)
+{
+    struct rng g;
+    if (r->epoch_of_order == epoch)
+        return;
+    rng_seed(&g, r->s->seed + (uint64_t)epoch);
+    for (int64_t i = 0; i < r->s->samples; i++)
+        r->order[i] = i;
+    for (int64_t i = r->s->samples - 1; i > 0; i--) {
+        const int64_t j = (int64_t)rng_below(&g, (uint64_t)i + 1), x = r->order[i];
+        r->order[i] = r->order[j];
+        r->order[j] = x;
+    }
+    r->epoch_of_order = epoch;
+}
+
+static enum err window_grads(struct refine *r, double *loss, int64_t i)
+{
+    double sums[2];
+    TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
+    TRY(head_loss(r, sums, i, true));
+    *loss +=
+        ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
+    FAIL_IF(!isfinite(*loss), ERR_NUMERIC,
+            "refinement, step %" PRId64 ", window %" PRId64
+            ": the loss is not finite; start again with lower rates in refine.lr_*",
+            r->step + 1, i);
+    TRY(student_backward(&r->st, &r->dx));
+    r->units_done += 4;
+    return OK;
+}
+
+static const char *const kind_name[N_REFINE_KINDS] = {"weight scales", "norms", "smoothing",
+                                                      "shift"};
+
+/* Rates rise over the first tenth of the steps, then fall to 0 as a cosine does. */
+static float rate(const struct refine *r, float base)
+{
+    const double warm = ceil(WARM_UP * (double)r->steps), at = (double)r->step;
+    if (at < warm)
+        return base * (float)((at + 1) / warm);
+    return base * (float)(0.5 + 0.5 * cos(M_PI * (at - warm) / ((double)r->steps - warm)));
+}
+
+static struct tensor kind_of(const struct refine *r, struct tensor x, int kind)
+{
+    return tensor_rows(x, r->st.first[kind], r->st.first[kind + 1] - r->st.first[kind]);
+}
+
+static enum err update(struct refine *r)
+{
+    struct student *st = &r->st;
+    for (int k = 0; k < N_REFINE_KINDS; k++) {
+        if (r->s->lr[k] <= 0 || st->first[k] == st->first[k + 1])
+            continue;
+        const struct tensor p = kind_of(r, st->p, k), g = kind_of(r, st->g, k);
+        const struct tensor m = kind_of(r, st->m, k), v = kind_of(r, st->v, k);
+        const struct adamw o = {rate(r, r->s->lr[k]), BETA1, BETA2, EPSILON, 0,
+                                r->step + 1};
+        bool finite;
+        TRY(dev_all_finite(r->dev, &finite, &g));
+        FAIL_IF(!finite, ERR_NUMERIC,
+                "refinement, step %" PRId64
+                ": a gradient of the %s is not finite; start again with lower rates in "
+                "refine.lr_*",
+                r->step + 1, kind_name[k]);
+        TRY(dev_adamw(r->dev, &p, &g, &m, &v, &o));
+    }
+    return OK;
+}
+
+static enum err take_step(struct refine *r)
+{
+    const int64_t per_epoch = steps_of_epoch(r->s), first = r->step % per_epoch;
+    double loss = 0;
+    shuffle(r, r->step / per_epoch);
+    TRY(dev_zero(r->dev, r->st.g.data, (size_t)tensor_count(&r->st.g) * sizeof(float)));
+    for (int64_t k = 0; k < r->s->batch; k++) {
+        const int64_t at = (first * r->s->batch + k) % r->s->samples;
+        TRY(window_grads(r, &loss, r->order[at]));
+    }
+    TRY(update(r));
+    TRY(dev_sync(r->dev));
+    r->step++;
+    tell(r, loss, NAN);
+    return OK;
+}
+
+/* --- the guard ---------------------------------------------------------------------- */
+
+static enum err guard_loss(struct refine *r, double *mean)
+{
+    double sum = 0, loss[2];
+    for (int64_t i = r->s->samples; i < r->s->samples + r->s->guard; i++) {
+        TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
+        TRY(head_loss(r, loss, i, false));
+        sum += loss[0];
+        r->units_done += 1;
+        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
+                r->step);
+    }
+    *mean = sum / (double)r->s->guard;
+    FAIL_IF(!isfinite(*mean), ERR_NUMERIC,
+            "refinement, step %" PRId64 ": the loss on the guard's windows is not finite",
+            r->step);
+    return OK;
+}
+
+static enum err copy_params(struct refine *r, const struct tensor *y,
+                            const struct tensor *x)
+{
+    const int64_t n = tensor_count(x);
+    const struct tensor to = tensor_2d(y->data, DT_F32, 1, n),
+                        from = tensor_2d(x->data, DT_F32, 1, n);
+    return dev_copy(r->dev, &to, &from);
+}
+
+static enum err look(struct refine *r)
+{
+    double now = 0;
+    TRY(guard_loss(r, &now));
+    if (r->step == 0)
+        r->out->start = r->out->best = now;
+    if (r->step == 0 || now < r->out->best) {
+        r->out->best = now;
+        r->out->best_step = r->step;
+        TRY(copy_params(r, &r->st.best, &r->st.p));
+    }
+    tell(r, NAN, now);
+    return OK;
+}
+
+/* The guard is asked after these steps. */
+static bool looks_after(const struct refine *r, int64_t step)
+{
+    for (int64_t k = 1; k <= GUARD_LOOKS; k++)
+        if (step == r->steps * k / GUARD_LOOKS)
+            return true;
+    return false;
+}
+
+/* --- saving ------------------------------------------------------------------------- */
+
+enum { SAVED_STEP, SAVED_GUARD, SAVED_P, SAVED_M, SAVED_V, SAVED_BEST, N_SAVED };
+static const char *const saved_name[N_SAVED] = {
+    "refine.step", "refine.guard", "refine.p", "refine.m", "refine.v", "refine.best"};
+
+static struct tensor *saved_params(struct refine *r, int i)
+{
+    struct tensor *const all[] = {&r->st.p, &r->st.m, &r->st.v, &r->st.best};
+    return all[i - SAVED_P];
+}
+
+static enum err save_all(struct refine *r, struct named_tensor *t, float *host)
+{
+    const int64_t n = tensor_count(&r->st.p);
+    int64_t position[] = {r->step, r->out->best_step};
+    double loss[] = {r->out->start, r->out->best};
+    t[SAVED_STEP].t = tensor_1d(position, DT_I64, 2);
+    t[SAVED_GUARD].t = tensor_1d(loss, DT_I64, 2); /* the bits of two doubles */
+    for (int i = SAVED_P; i < N_SAVED; i++) {
+        float *to = host + (i - SAVED_P) * n;
+        TRY(dev_download(r->dev, to, saved_params(r, i)->data, (size_t)n * sizeof(*to)));
+        t[i].t = tensor_1d(to, DT_F32, n);
+    }
+    for (int i = 0; i < N_SAVED; i++)
+        snprintf(t[i].name, sizeof(t[i].name), "%s", saved_name[i]);
+    return r->io->save(r->io->ctx, t, N_SAVED);
+}
+
+static enum err save(struct refine *r)
+{
+    struct named_tensor *t = NULL;
+    float *host = NULL;
+    enum err err = OK;
+    if (!r->io->save)
+        return OK;
+    TRY_OUT(mem_calloc(&t, N_SAVED, sizeof(*t)));
+    TRY_OUT(mem_alloc(&host, 4 * (size_t)tensor_count(&r->st.p), sizeof(*host)));
+    TRY_OUT(save_all(r, t, host));
+out:
+    mem_free(t);
+    mem_free(host);
+    return err;
+}
+
+static const struct tensor *find(const struct named_tensor *t, int n, int what,
+                                 int64_t size, enum dtype type)
+{
+    for (int i = 0; i < n; i++)
+        if (!strcmp(t[i].name, saved_name[what]) && t[i].t.dtype == type &&
+            tensor_count(&t[i].t) == size)
+            return &t[i].t;
+    return NULL;
+}
+
+static enum err restore(struct refine *r, bool *restored)
+{
+    const struct named_tensor *t = NULL;
+    int n = 0;
+    *restored = false;
+    if (r->io->load)
+        TRY(r->io->load(r->io->ctx, &t, &n));
+    if (!n)
+        return OK;
+    const struct tensor *position = find(t, n, SAVED_STEP, 2, DT_I64);
+    const struct tensor *loss = find(t, n, SAVED_GUARD, 2, DT_I64);
+    FAIL_IF(!position || !loss, ERR_MISMATCH, "the saved refinement lacks its position");
+    r->step = ((const int64_t *)position->data)[0];
+    r->out->best_step = ((const int64_t *)position->data)[1];
+    r->out->start = ((const double *)loss->data)[0];
+    r->out->best = ((const double *)loss->data)[1];
+    FAIL_IF(r->step < 0 || r->step > r->steps, ERR_MISMATCH,
+            "the saved refinement is at step %" PRId64 " of %" PRId64, r->step, r->steps);
+    for (int i = SAVED_P; i < N_SAVED; i++) {
+        const int64_t size = tensor_count(&r->st.p);
+        const struct tensor *x = find(t, n, i, size, DT_F32);
+        FAIL_IF(!x, ERR_MISMATCH, "the saved refinement has no '%s' of this model's size",
+                saved_name[i]);
+        TRY(dev_upload(r->dev, saved_params(r, i)->data, x->data,
+                       (size_t)size * sizeof(float)));
+    }
+    TRY(dev_sync(r->dev));
+    *restored = true;
+    return OK;
+}
+
+/* --- the run ------------------------------------------------------------------------ */
+
+static void layout(struct refine *r, struct carve *c)
+{
+    const int64_t T = r->s->seqlen, D = r->arch->d_model, V = r->arch->vocab;
+    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
+    const int64_t rows = fit < 1 ? 1 : fit > T ? T : fit;
+    r->head = carve_2d(c, r->s->act, V, D);
+    r->y = carve_2d(c, r->s->act, T, D);
+    r->dy = carve_2d(c, DT_F32, T, D);
+    r->dx = carve_2d(c, DT_F32, T, D);
+    r->s_norm = carve_1d(c, DT_F32, T);
+    for (int i = 0; i < 2; i++)
+        r->logits[i] = carve_2d(c, DT_F32, rows, V);
+    r->target = carve_1d(c, DT_I32, rows);
+}
+
+static enum err open_teacher(struct refine *r)
+{
+    const struct calib_settings as = {.samples = r->s->samples + r->s->guard,
+                                      .seqlen = r->s->seqlen,
+                                      .act = r->s->act,
+                                      .memory_bytes = r->s->memory_bytes};
+    size_t bytes;
+    TRY(stream_bytes(&bytes, r->arch, &as));
+    return stream_open(&r->teacher, r->io->streams, r->dev, r->arch, &as, "teacher",
+                       stream_place_of(&as, (double)bytes));
+}
+
+static enum err open_run(struct refine *r, const struct block_quant *layers)
+{
+    struct carve c = {0};
+    struct host_mat embed, norm, head;
+    TRY(student_open(&r->st, r->dev, r->arch, r->src, layers, r->s));
+    TRY(mem_alloc(&r->order, (size_t)r->s->samples, sizeof(*r->order)));
+    layout(r, &c);
+    TRY(dev_alloc(r->dev, &r->memory, c.used));
+    c = (struct carve){.base = r->memory};
+    layout(r, &c);
+    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
+    TRY(host_mat_check(&head, "head", r->arch->vocab, r->arch->d_model));
+    TRY(host_mat_upload(r->dev, &r->head, &head));
+    return open_teacher(r);
+}
+
+static void close_run(struct refine *r)
+{
+    stream_close(&r->teacher);
+    dev_free(r->dev, r->memory);
+    student_close(&r->st);
+    mem_free(r->order);
+}
+
+static enum err check(const struct refine_settings *s)
+{
+    FAIL_IF(s->samples < 1 || s->guard < 1 || s->batch < 1 || s->epochs < 1 ||
+                s->seqlen < 2,
+            ERR_USAGE,
+            "refinement wants at least 1 sample, 1 guard window, 1 epoch, a batch of 1 and "
+            "windows of 2 tokens");
+    return OK;
+}
+
+static enum err steps(struct refine *r)
+{
+    bool restored;
+    TRY(restore(r, &restored));
+    if (!restored)
+        TRY(look(r));
+    while (r->step < r->steps) {
+        TRY(take_step(r));
+        if (looks_after(r, r->step))
+            TRY(look(r));
+        TRY(save(r));
+        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
+                r->step);
+    }
+    return copy_params(r, &r->st.p, &r->st.best);
+}
+
+enum err refine_run(struct refine_result *out, struct dev *d, const struct arch *a,
+                    const struct model_source *src, struct block_quant *layers,
+                    const struct refine_settings *s, const int32_t *tokens,
+                    const struct refine_io *io)
+{
+    enum err err = OK;
+    *out = (struct refine_result){0};
+    struct refine r = {.dev = d,
+                       .arch = a,
+                       .src = src,
+                       .s = s,
+                       .io = io,
+                       .tokens = tokens,
+                       .out = out,
+                       .epoch_of_order = -1};
+    TRY(check(s));
+    r.steps = s->epochs * steps_of_epoch(s);
+    r.units_total = (double)(s->samples + s->guard) +
+                    (double)((GUARD_LOOKS + 1) * s->guard) +
+                    4 * (double)(r.steps * s->batch);
+    TRY_OUT(open_run(&r, layers));
+    TRY_OUT(teacher_states(&r));
+    TRY_OUT(steps(&r));
+    TRY_OUT(student_export(&r.st, layers, &out->norms));
+    out->steps = r.steps;
+out:
+    close_run(&r);
+    if (err)
+        refine_norms_free(&out->norms);
+    return err;
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The whole quantized model on a device, with everything that refinement learns: packed
+ * codes of all layers, one vector of parameters, and the weights of one layer at a time.
+ *
+ *   forward:   states[0] = embedding; states[b + 1] = layer b(states[b])
+ *   backward:  from the last layer to the first: weights from codes, forward again (its
+ *              activations were not kept), gradients of weights, from them those of scales */
+#ifndef WKVQ_STUDENT_H
+#define WKVQ_STUDENT_H
+
+#include "calib/model/block.h"
+#include "calib/refine.h"
+
+/* One projection of one layer. Empty (codes.data NULL) where the weight is unquantized. */
+struct student_lin {
+    struct lin_format format;
+    struct tensor codes;       /* U8 [out][in], or two a byte [out][ceil(in/2)] */
+    struct tensor base, zeros; /* F16, U8 [out][groups]: h0 and z */
+    struct tensor u, du;       /* F32 [out][groups], views of p and g */
+};
+
+struct student_layer {
+    struct student_lin lin[N_LIN];
+    struct kv_spec kv;
+    /* norm1, norm2 [D], q_norm, k_norm [d]; log s of K, V and shift of K, V [K*d]: views of
+     * p and g. data NULL: the layer has none. */
+    struct tensor norm[4], dnorm[4], smooth[2], dsmooth[2], shift[2], dshift[2];
+};
+
+struct student {
+    struct dev *dev;
+    const struct arch *arch;
+    const struct model_source *src;
+    int scale_bits;
+    int64_t T;
+    enum dtype act;
+    struct student_layer *layer;       /* [n_layers] */
+    struct tensor final_norm, dfinal;  /* [D], views of p and g */
+    int64_t first[N_REFINE_KINDS + 1]; /* floats before each kind in p */
+    struct tensor p, g, m, v, best;    /* [first[N_REFINE_KINDS]] */
+    void *fixed, *params;              /* device memory of codes, of p.. */
+    struct block_weights w, dw;        /* act: of the layer in work; F32: its gradients */
+    struct tensor scales;              /* F16, of the projection in work */
+    struct block_acts acts;
+    struct block_scratch *scratch;
+    struct tensor cos, sin;
+    struct block_kv kv;
+    void *memory;                   /* of what follows */
+    struct tensor *states;          /* [n_layers + 1] [T,D] F32 */
+    struct tensor kv_s[2], kv_grad; /* [K*d] s of K, V; [4 K*d] of one sample */
+};
+
+enum err student_open(struct student *st, struct dev *d, const struct arch *a,
+                      const struct model_source *src, const struct block_quant *layers,
+                      const struct refine_settings *s);
+void student_close(struct student *st); /* accepts a zeroed or half-built one */
+
+/* states from ids host [T]. */
+enum err student_forward(struct student *st, const int32_t *ids);
+/* g += the gradients, from dx [T,D] F32 of the last layer's output; dx is destroyed. */
+enum err student_backward(struct student *st, const struct tensor *dx);
+/* What p says into layers [n_layers], which have room for codes and scales. */
+enum err student_export(struct student *st, struct block_quant *layers,
+                        struct refine_norms *norms);
+
+#endif
