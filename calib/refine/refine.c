@@ -3,23 +3,19 @@
  * The loop of refinement: the teacher's states once, then steps of AdamW over batches of
  * windows, with a look at the guard's windows at the start, after every quarter of the steps
  * and at the end. */
-#include "calib/refine.h"
+#include "calib/refine/refine.h"
 
-#include "calib/model/carve.h"
 #include "calib/model/model.h"
+#include "calib/refine/distill.h"
+#include "calib/refine/student.h"
 #include "calib/streams.h"
-#include "calib/student.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
-#include "kernels/dev_refine.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-/* Logits that exist at a time, of one of the two models. */
-#define LOGITS_BYTES (INT64_C(48) << 20)
 
 #define GUARD_LOOKS 4 /* during a run, the last at its end */
 #define WARM_UP 0.1   /* share of the steps in which rates rise */
@@ -38,10 +34,8 @@ struct refine {
     struct stream teacher; /* normalized last hidden states, act */
     int64_t *order;        /* [samples] of the epoch in work */
     int64_t epoch_of_order;
-    void *memory;
-    struct tensor head;              /* [V,D] act */
-    struct tensor y, dy, s_norm, dx; /* [T,D] act, [T,D] F32, [T], [T,D] F32 */
-    struct tensor logits[2], target; /* student's, teacher's [rows,V] F32; [rows] I32 */
+    struct distiller distill;
+    struct tensor dx; /* [T,D] F32 */
     struct refine_result *out;
     int64_t step, steps;
     double units_done, units_total; /* windows through the model once, forward */
@@ -107,63 +101,26 @@ static enum err teacher_states(struct refine *r)
     TRY(host_mat_upload(r->dev, gain, &norm));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(stream_read(&r->teacher, x, i));
-        TRY(dev_rmsnorm(r->dev, out, &r->s_norm, NULL, x, NULL, gain, r->arch->norm_eps));
+        TRY(dev_rmsnorm(r->dev, out, &r->distill.s, NULL, x, NULL, gain,
+                        r->arch->norm_eps));
         TRY(stream_write(&r->teacher, i, out));
     }
     return dev_sync(r->dev);
 }
 
-/* --- the head ----------------------------------------------------------------------- */
+/* --- the loss ----------------------------------------------------------------------- */
 
-/* Rows [t, t + rows) of window i: adds to loss; grads: writes r->dy. */
-static enum err head_rows(struct refine *r, double loss[2], int64_t i, int64_t t,
-                          int64_t rows, bool grads)
+/* Mean KL and CE of window i, which went through the student; grads: also the gradient of
+ * its last states, in r->dx. */
+static enum err window_loss(struct refine *r, double loss[2], int64_t i, bool grads)
 {
-    const float k = grads ? 1 / (float)((r->s->seqlen - 1) * r->s->batch) : 0;
-    const struct tensor y = tensor_rows(r->y, t, rows), dy = tensor_rows(r->dy, t, rows);
-    const struct tensor student = tensor_rows(r->logits[0], 0, rows);
-    const struct tensor teacher = tensor_rows(r->logits[1], 0, rows);
-    const struct tensor target = tensor_rows(r->target, 0, rows);
-    struct tensor staged;
-    double sum[2];
-    TRY(stream_stage(&r->teacher, &staged, i));
-    const struct tensor wanted = tensor_rows(staged, t, rows);
-    TRY(dev_gemm(r->dev, GEMM_NT, &student, &y, &r->head, false));
-    TRY(dev_gemm(r->dev, GEMM_NT, &teacher, &wanted, &r->head, false));
-    TRY(dev_upload(r->dev, target.data, r->tokens + i * r->s->seqlen + t + 1,
-                   (size_t)rows * sizeof(int32_t)));
-    TRY(dev_distill(r->dev, sum, &student, &teacher, &target, k * r->s->kl, k * r->s->ce));
-    loss[0] += sum[0];
-    loss[1] += sum[1];
-    if (!grads)
-        return OK;
-    if (r->head.dtype == DT_F32)
-        return dev_gemm(r->dev, GEMM_NN, &dy, &student, &r->head, false);
-    /* The gradient of the logits as an operand of products: where the teacher's were. */
-    struct tensor operand = teacher;
-    operand.dtype = DT_BF16;
-    TRY(dev_copy(r->dev, &operand, &student));
-    return dev_gemm(r->dev, GEMM_NN, &dy, &operand, &r->head, false);
-}
-
-/* Mean KL and CE of window i, whose last states the student has; grads: into r->dx. */
-static enum err head_loss(struct refine *r, double loss[2], int64_t i, bool grads)
-{
-    const int64_t T = r->s->seqlen, piece = r->logits[0].dim[0];
-    const struct tensor *h = &r->st.states[r->arch->n_layers];
-    loss[0] = loss[1] = 0;
-    TRY(dev_rmsnorm(r->dev, &r->y, &r->s_norm, NULL, h, NULL, &r->st.final_norm,
-                    r->arch->norm_eps));
-    if (grads)
-        TRY(dev_zero(r->dev, r->dy.data, (size_t)tensor_count(&r->dy) * sizeof(float)));
-    for (int64_t t = 0; t < T - 1; t += piece)
-        TRY(head_rows(r, loss, i, t, T - 1 - t < piece ? T - 1 - t : piece, grads));
-    loss[0] /= (double)(T - 1);
-    loss[1] /= (double)(T - 1);
-    if (!grads)
-        return OK;
-    TRY(dev_rmsnorm_gain_bwd(r->dev, &r->st.dfinal, &r->dy, h, &r->s_norm));
-    return dev_rmsnorm_bwd(r->dev, &r->dx, &r->dy, h, &r->s_norm, &r->st.final_norm, false);
+    struct tensor teacher;
+    TRY(stream_stage(&r->teacher, &teacher, i));
+    const struct distill_pair p = {&r->st.states[r->arch->n_layers], &r->st.final_norm,
+                                   &teacher, r->tokens + i * r->s->seqlen};
+    const struct distill_grads g = {&r->dx, &r->st.dfinal, r->s->kl, r->s->ce,
+                                    1 / (float)r->s->batch};
+    return distill_loss(&r->distill, loss, &p, grads ? &g : NULL);
 }
 
 /* --- steps -------------------------------------------------------------------------- */
@@ -189,7 +146,7 @@ static enum err window_grads(struct refine *r, double *loss, int64_t i)
 {
     double sums[2];
     TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
-    TRY(head_loss(r, sums, i, true));
+    TRY(window_loss(r, sums, i, true));
     *loss +=
         ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
     FAIL_IF(!isfinite(*loss), ERR_NUMERIC,
@@ -264,7 +221,7 @@ static enum err guard_loss(struct refine *r, double *mean)
     double sum = 0, loss[2];
     for (int64_t i = r->s->samples; i < r->s->samples + r->s->guard; i++) {
         TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
-        TRY(head_loss(r, loss, i, false));
+        TRY(window_loss(r, loss, i, false));
         sum += loss[0];
         r->units_done += 1;
         FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
@@ -398,21 +355,6 @@ static enum err restore(struct refine *r, bool *restored)
 
 /* --- the run ------------------------------------------------------------------------ */
 
-static void layout(struct refine *r, struct carve *c)
-{
-    const int64_t T = r->s->seqlen, D = r->arch->d_model, V = r->arch->vocab;
-    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
-    const int64_t rows = fit < 1 ? 1 : fit > T ? T : fit;
-    r->head = carve_2d(c, r->s->act, V, D);
-    r->y = carve_2d(c, r->s->act, T, D);
-    r->dy = carve_2d(c, DT_F32, T, D);
-    r->dx = carve_2d(c, DT_F32, T, D);
-    r->s_norm = carve_1d(c, DT_F32, T);
-    for (int i = 0; i < 2; i++)
-        r->logits[i] = carve_2d(c, DT_F32, rows, V);
-    r->target = carve_1d(c, DT_I32, rows);
-}
-
 static enum err open_teacher(struct refine *r)
 {
     const struct calib_settings as = {.samples = r->s->samples + r->s->guard,
@@ -427,24 +369,20 @@ static enum err open_teacher(struct refine *r)
 
 static enum err open_run(struct refine *r, const struct block_quant *layers)
 {
-    struct carve c = {0};
-    struct host_mat embed, norm, head;
+    const int64_t T = r->s->seqlen, D = r->arch->d_model;
     TRY(student_open(&r->st, r->dev, r->arch, r->src, layers, r->s));
     TRY(mem_alloc(&r->order, (size_t)r->s->samples, sizeof(*r->order)));
-    layout(r, &c);
-    TRY(dev_alloc(r->dev, &r->memory, c.used));
-    c = (struct carve){.base = r->memory};
-    layout(r, &c);
-    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
-    TRY(host_mat_check(&head, "head", r->arch->vocab, r->arch->d_model));
-    TRY(host_mat_upload(r->dev, &r->head, &head));
+    TRY(dev_alloc(r->dev, &r->dx.data, (size_t)(T * D) * sizeof(float)));
+    r->dx = tensor_2d(r->dx.data, DT_F32, T, D);
+    TRY(distiller_open(&r->distill, r->dev, r->arch, r->src, T, r->s->act));
     return open_teacher(r);
 }
 
 static void close_run(struct refine *r)
 {
     stream_close(&r->teacher);
-    dev_free(r->dev, r->memory);
+    distiller_close(&r->distill);
+    dev_free(r->dev, r->dx.data);
     student_close(&r->st);
     mem_free(r->order);
 }

@@ -10,7 +10,7 @@
 #define WKVQ_STUDENT_H
 
 #include "calib/model/block.h"
-#include "calib/refine.h"
+#include "calib/refine/refine.h"
 
 /* One projection of one layer. Empty (codes.data NULL) where the weight is unquantized. */
 struct student_lin {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "calib/student.h"
+#include "calib/refine/student.h"
 
 #include "calib/model/carve.h"
 #include "calib/model/model.h"

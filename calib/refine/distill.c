@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/refine/distill.h"
+
+#include "calib/model/carve.h"
+#include "kernels/dev_refine.h"
+
+/* Logits that exist at a time, of one of the two models. */
+#define LOGITS_BYTES (INT64_C(48) << 20)
+
+static void layout(struct distiller *x, struct carve *c, enum dtype act)
+{
+    const int64_t D = x->arch->d_model, V = x->arch->vocab;
+    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
+    const int64_t rows = fit < 1 ? 1 : fit > x->T ? x->T : fit;
+    x->head = carve_2d(c, act, V, D);
+    x->y = carve_2d(c, act, x->T, D);
+    x->dy = carve_2d(c, DT_F32, x->T, D);
+    x->s = carve_1d(c, DT_F32, x->T);
+    for (int i = 0; i < 2; i++)
+        x->logits[i] = carve_2d(c, DT_F32, rows, V);
+    x->target = carve_1d(c, DT_I32, rows);
+}
+
+enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
+                        const struct model_source *src, int64_t T, enum dtype act)
+{
+    struct carve c = {0};
+    struct host_mat embed, norm, head;
+    *x = (struct distiller){.dev = d, .arch = a, .T = T};
+    layout(x, &c, act);
+    TRY(dev_alloc(d, &x->memory, c.used));
+    c = (struct carve){.base = x->memory};
+    layout(x, &c, act);
+    TRY(src->ends(src->ctx, &embed, &norm, &head));
+    TRY(host_mat_check(&head, "head", a->vocab, a->d_model));
+    return host_mat_upload(d, &x->head, &head);
+}
+
+void distiller_close(struct distiller *x)
+{
+    if (x->dev)
+        dev_free(x->dev, x->memory);
+    *x = (struct distiller){0};
+}
+
+/* dy = dlogits head. With a BF16 head the gradient of the logits becomes an operand of
+ * BF16, in the memory of the teacher's logits. */
+static enum err head_bwd(struct distiller *x, const struct tensor *dy,
+                         const struct tensor *dlogits, struct tensor spare)
+{
+    if (x->head.dtype == DT_F32)
+        return dev_gemm(x->dev, GEMM_NN, dy, dlogits, &x->head, false);
+    spare.dtype = DT_BF16;
+    TRY(dev_copy(x->dev, &spare, dlogits));
+    return dev_gemm(x->dev, GEMM_NN, dy, &spare, &x->head, false);
+}
+
+/* Rows [t, t + rows): adds to loss; g: writes those rows of x->dy. */
+static enum err rows_loss(struct distiller *x, double loss[2], const struct distill_pair *p,
+                          const struct distill_grads *g, int64_t t, int64_t rows)
+{
+    const float k = g ? g->scale / (float)(x->T - 1) : 0;
+    const struct tensor y = tensor_rows(x->y, t, rows), dy = tensor_rows(x->dy, t, rows);
+    const struct tensor teacher_y = tensor_rows(*p->teacher, t, rows);
+    const struct tensor student = tensor_rows(x->logits[0], 0, rows);
+    const struct tensor teacher = tensor_rows(x->logits[1], 0, rows);
+    const struct tensor target = tensor_rows(x->target, 0, rows);
+    double sum[2];
+    TRY(dev_gemm(x->dev, GEMM_NT, &student, &y, &x->head, false));
+    TRY(dev_gemm(x->dev, GEMM_NT, &teacher, &teacher_y, &x->head, false));
+    TRY(dev_upload(x->dev, target.data, p->ids + t + 1, (size_t)rows * sizeof(int32_t)));
+    TRY(dev_distill(x->dev, sum, &student, &teacher, &target, g ? k * g->kl : 0,
+                    g ? k * g->ce : 0));
+    loss[0] += sum[0] / (double)(x->T - 1);
+    loss[1] += sum[1] / (double)(x->T - 1);
+    return g ? head_bwd(x, &dy, &student, teacher) : OK;
+}
+
+enum err distill_loss(struct distiller *x, double loss[2], const struct distill_pair *p,
+                      const struct distill_grads *g)
+{
+    const int64_t piece = x->logits[0].dim[0], n = x->T - 1;
+    loss[0] = loss[1] = 0;
+    TRY(dev_rmsnorm(x->dev, &x->y, &x->s, NULL, p->h, NULL, p->gain, x->arch->norm_eps));
+    if (g) /* the last token predicts nothing */
+        TRY(dev_zero(x->dev, x->dy.data, (size_t)tensor_count(&x->dy) * sizeof(float)));
+    for (int64_t t = 0; t < n; t += piece)
+        TRY(rows_loss(x, loss, p, g, t, n - t < piece ? n - t : piece));
+    if (!g)
+        return OK;
+    TRY(dev_rmsnorm_gain_bwd(x->dev, g->dgain, &x->dy, p->h, &x->s));
+    return dev_rmsnorm_bwd(x->dev, g->dh, &x->dy, p->h, &x->s, p->gain, false);
+}
