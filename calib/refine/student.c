@@ -352,13 +352,12 @@ static enum err weights_of(struct student *st, int64_t b, const struct block_src
 /* Biases do not learn. */
 static enum err biases_of(struct student *st, const struct block_src *src)
 {
-    int64_t at = 0;
-    for (int l = LIN_Q; l <= LIN_V && st->w.bqkv.data; l++) {
-        const struct tensor b = tensor_rows(st->w.bqkv, at, arch_out(st->arch, l));
-        TRY(host_mat_upload(st->dev, &b, &src->bias[l]));
-        at += arch_out(st->arch, l);
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor b = block_weights_bias(&st->w, st->arch, l);
+        if (b.data)
+            TRY(host_mat_upload(st->dev, &b, &src->bias[l]));
     }
-    return st->w.bo.data ? host_mat_upload(st->dev, &st->w.bo, &src->bias[LIN_O]) : OK;
+    return OK;
 }
 
 static enum err copy_vector(struct dev *d, const struct tensor *y, const struct tensor *x)
