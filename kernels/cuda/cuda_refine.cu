@@ -147,8 +147,8 @@ static void cuda_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
                                   const struct tensor *s)
 {
     const int64_t H = x->n_dims == 3 ? x->dim[1] : 1, C = x->dim[x->n_dims - 1];
-    const gain_args a = {view_of(dy), view_of(x), (const float *)s->data, H, C,
-                         x->dim[0] * H};
+    const gain_args a = {view_of(dy), view_of(x), (const float *)s->data,
+                         H,           C,          x->dim[0] * H};
     const int64_t chunks = (a.rows + GAIN_ROWS - 1) / GAIN_ROWS;
     float *part = (float *)scratch(d, SLOT_A, (size_t)(chunks * C) * sizeof(float));
     if (!part)

@@ -14,8 +14,8 @@ struct group_case {
     int64_t rows, cols, G;
 };
 
-static const struct group_case group_cases[] = {
-    {1, 1, 0}, {1, 7, 4}, {5, 64, 16}, {3, 200, 128}, {9, 33, 0}, {2, 257, 32}};
+static const struct group_case group_cases[] = {{1, 1, 0},     {1, 7, 4},  {5, 64, 16},
+                                                {3, 200, 128}, {9, 33, 0}, {2, 257, 32}};
 
 /* Bytes below `limit` in a tensor made for 16-bit or 8-bit values. */
 static struct tensor bytes_in(struct ck *c, int64_t rows, int64_t cols, int limit)
@@ -44,9 +44,8 @@ static void one_dequantize(struct ck *c, const struct group_case *k, int bits, b
     const int64_t n = weight_groups(k->cols, k->G);
     ck_begin(c, "%ldx%ld, groups of %ld, %d bits%s, %s", (long)k->rows, (long)k->cols,
              (long)k->G, bits, packed ? " packed" : "", dtype_name(w));
-    const struct tensor codes =
-        packed ? bytes_in(c, k->rows, (k->cols + 1) / 2, 256)
-               : bytes_in(c, k->rows, k->cols, 1 << bits);
+    const struct tensor codes = packed ? bytes_in(c, k->rows, (k->cols + 1) / 2, 256)
+                                       : bytes_in(c, k->rows, k->cols, 1 << bits);
     const struct tensor zeros = bytes_in(c, k->rows, n, 1 << bits);
     const struct tensor scales = scales_in(c, k->rows, n, 1);
     const struct ck_out out = ck_poisoned(c, ck_2d(w, k->rows, k->cols, 5));
@@ -188,7 +187,8 @@ static void one_distill(struct ck *c, int64_t rows, int64_t vocab, float kl, flo
         ck_in_range(c, ck_2d(DT_F32, rows, vocab, 0), -spread, spread);
     const struct tensor other =
         ck_in_range(c, ck_2d(DT_F32, rows, vocab, 0), -spread, spread);
-    const struct ck_out student = ck_copies(c, &first, 2), teacher = ck_copies(c, &other, 1);
+    const struct ck_out student = ck_copies(c, &first, 2),
+                        teacher = ck_copies(c, &other, 1);
     struct tensor target = ck_in_empty(c, ck_1d(rows));
     target.dtype = DT_I32;
     double loss[N_SIDES][2], mag = 0, *grad = ck_doubles(c, rows * vocab);
@@ -227,9 +227,7 @@ static void test_distill(struct ck *c)
         }
 }
 
-const struct ck_test ck_refine_tests[] = {{"dequantize", test_dequantize},
-                                          {"scale_steps", test_scale_steps},
-                                          {"group_dot", test_group_dot},
-                                          {"rmsnorm_gain_bwd", test_gain},
-                                          {"distill", test_distill},
-                                          {NULL, NULL}};
+const struct ck_test ck_refine_tests[] = {
+    {"dequantize", test_dequantize}, {"scale_steps", test_scale_steps},
+    {"group_dot", test_group_dot},   {"rmsnorm_gain_bwd", test_gain},
+    {"distill", test_distill},       {NULL, NULL}};
