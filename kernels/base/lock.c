@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/base/lock.h"
 
+#include "kernels/base/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/owner.h"
@@ -10,6 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static enum err refuse(const char *file, const char *what, enum owner_state state,
@@ -79,18 +82,37 @@ out:
     return err;
 }
 
-enum err lock_take(struct lock *out, const char *path, const char *what)
+/* flock, tried again for tenths of a second while another process holds it. The value is
+ * errno; 0: taken. */
+static int take_by_flock(int fd, int tenths)
+{
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB);) {
+        if (errno == EINTR)
+            continue;
+        if (errno != EWOULDBLOCK || i++ == tenths)
+            return errno;
+        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+    }
+    return 0;
+}
+
+/* False: the owner before us removed the file, and the next process will make and lock a
+ * new one. */
+static bool still_named(int fd, const char *path)
+{
+    struct stat a, b;
+    return !fstat(fd, &a) && !lstat(path, &b) && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
+/* *again: the lock was taken on a file that has lost its name. */
+static enum err take_once(struct lock *out, bool *again, const char *path, const char *what,
+                          int tenths)
 {
     enum err err = OK;
     struct lock l = {.fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644)};
-    int why = 0;
-    FAIL_IF(l.fd < 0, ERR_IO, "%s: %s", path, strerror(errno));
-    while (flock(l.fd, LOCK_EX | LOCK_NB)) {
-        why = errno;
-        if (why != EINTR)
-            break;
-        why = 0;
-    }
+    FAIL_IF(l.fd < 0, file_place_error(), "%s: %s", path, strerror(errno));
+    const int why = take_by_flock(l.fd, tenths);
     if (why == EWOULDBLOCK)
         FAIL_OUT(ERR_USAGE, "%s: another process works on %s; wait for it or stop it", path,
                  what);
@@ -101,11 +123,24 @@ enum err lock_take(struct lock *out, const char *path, const char *what)
     } else if (why) {
         FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(why));
     }
+    *again = !still_named(l.fd, path);
+    if (*again)
+        goto out;
     *out = l;
     return OK;
 out:
     lock_release(&l);
     return err;
+}
+
+enum err lock_take(struct lock *out, const char *path, const char *what, int tenths)
+{
+    bool again = true;
+    while (again) {
+        again = false;
+        TRY(take_once(out, &again, path, what, tenths));
+    }
+    return OK;
 }
 
 void lock_release(struct lock *l)

@@ -15,9 +15,11 @@ struct lock {
 };
 
 /* Take the lock of the file path, which is made where it is missing and stays. what: "this
- * state", for the message. Errors: ERR_USAGE when another process holds it, or may hold it
- * on another host (the message names the file to remove); ERR_IO. */
-enum err lock_take(struct lock *out, const char *path, const char *what);
+ * state", for the message. tenths: how long to wait for a process that holds it by flock, in
+ * tenths of a second; 0: not at all. Its holder may remove the file before the release.
+ * Errors: ERR_USAGE when another process holds it, or may hold it on another host (the
+ * message names the file to remove), or the place does not allow such a file; ERR_IO. */
+enum err lock_take(struct lock *out, const char *path, const char *what, int tenths);
 /* Accepts one that is not held: {.fd = -1}. */
 void lock_release(struct lock *l);
 

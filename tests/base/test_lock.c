@@ -16,18 +16,25 @@
 
 #include <errno.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 static char dir[96], path[160], owner[176];
 static int flock_errno; /* 0: as the system does */
+static int busy;        /* so many calls fail because another process holds the lock */
+static bool unlink_first;
 
 int __real_flock(int fd, int operation);
 int __wrap_flock(int fd, int operation);
 
 int __wrap_flock(int fd, int operation)
 {
-    if (!flock_errno)
+    if (unlink_first)
+        unlink(path);
+    unlink_first = false;
+    if (!flock_errno && !busy)
         return __real_flock(fd, operation);
-    errno = flock_errno;
+    errno = busy ? EWOULDBLOCK : flock_errno;
+    busy -= busy > 0;
     return -1;
 }
 
@@ -38,7 +45,8 @@ static void quiet(void *ctx, enum log_level level, const char *line)
 static int setup(void **state)
 {
     err_clear();
-    flock_errno = 0;
+    flock_errno = busy = 0;
+    unlink_first = false;
     log_set_sink(quiet, NULL);
     if (!scratch_dir(dir, sizeof(dir)))
         return -1;
@@ -57,18 +65,39 @@ static void refused(const char *why)
 {
     struct lock l;
     err_clear();
-    assert_int_equal(lock_take(&l, path, "this state"), ERR_USAGE);
+    assert_int_equal(lock_take(&l, path, "this state", 0), ERR_USAGE);
     assert_non_null(strstr(err_text(), why));
 }
 
 static void taken_once(void **state)
 {
     struct lock l;
-    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(lock_take(&l, path, "this state", 0), OK);
     assert_false(file_exists(owner));
     refused("another process");
     lock_release(&l);
-    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(lock_take(&l, path, "this state", 0), OK);
+    lock_release(&l);
+}
+
+static void waited_for(void **state)
+{
+    struct lock l;
+    busy = 2;
+    assert_int_equal(lock_take(&l, path, "this state", 2), OK);
+    assert_int_equal(busy, 0);
+    lock_release(&l);
+    busy = 2;
+    assert_int_equal(lock_take(&l, path, "this state", 1), ERR_USAGE);
+}
+
+/* Its owner removes the file between our open and our flock. */
+static void a_removed_file_is_no_lock(void **state)
+{
+    struct lock l;
+    unlink_first = true;
+    assert_int_equal(lock_take(&l, path, "this state", 0), OK);
+    refused("another process");
     lock_release(&l);
 }
 
@@ -78,7 +107,7 @@ static void without_flock(void **state)
     for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
         struct lock l;
         flock_errno = codes[i];
-        assert_int_equal(lock_take(&l, path, "this state"), OK);
+        assert_int_equal(lock_take(&l, path, "this state", 0), OK);
         assert_true(file_exists(owner));
         refused("another process");
         assert_true(file_exists(owner));
@@ -88,13 +117,13 @@ static void without_flock(void **state)
     flock_errno = EIO;
     struct lock l;
     err_clear();
-    assert_int_equal(lock_take(&l, path, "this state"), ERR_IO);
+    assert_int_equal(lock_take(&l, path, "this state", 0), ERR_IO);
 }
 
 static int take_and_die(void *ctx)
 {
     struct lock l;
-    return lock_take(&l, path, "this state") != OK;
+    return lock_take(&l, path, "this state", 0) != OK;
 }
 
 static void a_dead_owner_is_followed(void **state)
@@ -103,7 +132,7 @@ static void a_dead_owner_is_followed(void **state)
     flock_errno = ENOSYS;
     assert_int_equal(dead_run(take_and_die, NULL), 0);
     assert_int_equal(owner_of_mark(owner, NULL), OWNER_DEAD);
-    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(lock_take(&l, path, "this state", 0), OK);
     assert_int_equal(owner_of_mark(owner, NULL), OWNER_ALIVE);
     lock_release(&l);
 }
@@ -125,7 +154,7 @@ static void what_is_not_mine_stays(void **state)
 {
     struct lock l;
     flock_errno = ENOSYS;
-    assert_int_equal(lock_take(&l, path, "this state"), OK);
+    assert_int_equal(lock_take(&l, path, "this state", 0), OK);
     assert_int_equal(file_write_all(owner, "theirs", 6), OK);
     lock_release(&l);
     assert_int_equal(file_size(owner), 6);
@@ -136,7 +165,7 @@ static void a_link_is_no_lock(void **state)
 {
     struct lock l;
     assert_int_equal(symlink("elsewhere", path), 0);
-    assert_int_equal(lock_take(&l, path, "this state"), ERR_IO);
+    assert_int_equal(lock_take(&l, path, "this state", 0), ERR_USAGE);
     snprintf(owner, sizeof(owner), "%s/elsewhere", dir);
     assert_false(file_exists(owner));
 }
@@ -147,6 +176,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(taken_once),
+        CASE(waited_for),
+        CASE(a_removed_file_is_no_lock),
         CASE(without_flock),
         CASE(a_dead_owner_is_followed),
         CASE(an_unknown_owner_is_not),

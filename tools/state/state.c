@@ -244,7 +244,7 @@ static enum err take_lock(struct state *s)
 {
     char *path = NULL;
     TRY(state_path(&path, s, "lock"));
-    const enum err err = lock_take(&s->lock, path, "this state");
+    const enum err err = lock_take(&s->lock, path, "this state", 0);
     mem_free(path);
     return err;
 }

@@ -192,7 +192,7 @@ enum err state_remove_empty(const char *dir)
     char *path = NULL;
     enum err err = OK;
     TRY(state_path(&path, &s, "lock"));
-    TRY_OUT(lock_take(&s.lock, path, "this state"));
+    TRY_OUT(lock_take(&s.lock, path, "this state", 0));
     unlink(path);
     lock_release(&s.lock);
     err = file_remove_known(NULL, dir, nothing, NULL);
