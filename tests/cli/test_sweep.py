@@ -232,9 +232,40 @@ def test_a_result_that_was_not_listed(f):
     row = want["full method"]
     out = f.path / "unlisted"
     (out / "cells").mkdir(parents=True)
+    (out / "lock").touch()
     (out / "cells" / f"{row['hash']}.json").write_text(json.dumps(row))
     done = f.run(f.command("unlisted"))
     assert "cell 1 of" not in done.stderr and len(f.rows("unlisted")) == 3
+
+
+def test_what_is_no_sweep_stays(f):
+    """A directory cells/ makes no sweep of its parent: the empty lock or the list does."""
+    def tree(top):
+        return {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+    places = {"biology": {"cells/a.txt": "x", "results.csv": "mine"}, "cells-only": {"cells/0123456789abcdef.json": "{}"},
+              "own-lock": {"cells/a.txt": "x", "lock": "mine"}}
+    for name, files in places.items():
+        for file, text in files.items():
+            (f.path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (f.path / name / file).write_text(text)
+        before = tree(f.path / name)
+        for more in ([], ["--plan"]):
+            done = f.run(f.command(name, *more), want=2)
+            assert "holds something that is not a sweep" in done.stderr, done.stderr
+        assert tree(f.path / name) == before, name
+    odd = f.path / "odd"
+    (odd / "cells").mkdir(parents=True)
+    (odd / "lock").touch()
+    (odd / "cells" / "0123456789abcdef.json").write_text("{}")
+    done = f.run(f.command("odd"), want=2)
+    assert "not a cell's result" in done.stderr, done.stderr
+    assert (odd / "cells" / "0123456789abcdef.json").exists() and not (odd / "results.jsonl").exists()
+
+
+def test_a_kill_before_the_lock(f):
+    (f.path / "early" / "cells").mkdir(parents=True)
+    f.run(f.command("early"))
+    assert len(f.rows("early")) == 3
 
 
 def test_parallel_gives_the_same(f):

@@ -76,7 +76,7 @@ static enum err print_json(const struct sweep *s)
 static enum err run(struct args *a)
 {
     enum err err = OK;
-    struct sweep s = {.lock = -1};
+    struct sweep s = {.lock.fd = -1};
     struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no place for the results: give -o OUT");

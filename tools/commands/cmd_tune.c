@@ -354,7 +354,7 @@ static enum err open_sweep(struct tune *t, struct sweep_plan *plan, const struct
 static enum err run(struct args *a)
 {
     enum err err = OK;
-    struct tune t = {.best = -1, .sweep = {.lock = -1}};
+    struct tune t = {.best = -1, .sweep = {.lock.fd = -1}};
     struct sweep_plan plan = {.eval_ctx = a->ctx};
     struct recipe r = {0};
     char *work = NULL;

@@ -266,7 +266,7 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                         .plan = *plan,
                         .parallel = settings->parallel,
                         .cores = cpus_available(),
-                        .lock = -1};
+                        .lock.fd = -1};
     *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));
     TRY(open_model(s));
@@ -297,5 +297,5 @@ void sweep_close(struct sweep *s)
     tokenizer_close(&s->tokenizer);
     sweep_results_close(s);
     sweep_plan_free(&s->plan);
-    *s = (struct sweep){.lock = -1};
+    *s = (struct sweep){.lock.fd = -1};
 }

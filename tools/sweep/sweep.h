@@ -8,13 +8,14 @@
  *   OUT/cells/HASH.state      the calibration of a cell in work
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
  *   OUT/cells/HASH            the artifact; stays with --keep
- *   OUT/lock                  held (flock) while a process works on the sweep
+ *   OUT/lock                  held while a process works on the sweep; empty
  *
  * HASH stands for the cell's identity: its whole configuration, the checkpoint, both texts
  * and the evaluation. */
 #ifndef WKVQ_SWEEP_H
 #define WKVQ_SWEEP_H
 
+#include "kernels/base/lock.h"
 #include "tools/pipeline/job.h"
 #include "tools/sweep/sweep_plan.h"
 
@@ -77,7 +78,7 @@ struct sweep {
     enum recipe_compute
         preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not asked yet */
     json_t *results;  /* array of what results.jsonl holds */
-    int lock;         /* file descriptor, -1: none */
+    struct lock lock;
 };
 
 /* Model, texts, every cell's identity: all mistakes that can be found before work. Takes

@@ -14,12 +14,21 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <time.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define RESULT_LIMIT ((size_t)64 << 20)
-#define LOCK_TRIES 50 /* of 100 ms: the processes of a killed sweep are about to end */
+#define LOCK_TENTHS 50
+#define LOCK_NAME "lock"
+#define LIST_NAME "results.jsonl"
+
+static enum err check_row(const json_t *row, const char *where)
+{
+    FAIL_IF(!json_is_object(row) || !json_object_get(row, "identity") ||
+                !json_is_string(json_object_get(row, "name")),
+            ERR_FORMAT, "%s: not a cell's result", where);
+    return OK;
+}
 
 static enum err read_rows(json_t *list, const char *path)
 {
@@ -30,13 +39,9 @@ static enum err read_rows(json_t *list, const char *path)
             "%s: not a regular file", path);
     TRY(jsonl_open(&f, path));
     while (!(err = jsonl_next(&row, &f)) && row) {
-        const bool known = json_is_object(row) && json_object_get(row, "identity") &&
-                           json_is_string(json_object_get(row, "name"));
-        if (known)
+        err = check_row(row, f.where);
+        if (!err)
             json_array_append(list, row);
-        else
-            err =
-                err_set(ERR_FORMAT, __FILE__, __LINE__, "%s: not a cell's result", f.where);
         json_decref(row);
         if (err)
             break;
@@ -51,7 +56,7 @@ enum err sweep_results_read(json_t **out, const char *dir)
     char *path = NULL;
     json_t *list = json_array();
     FAIL_IF(!list, ERR_MEMORY, "out of memory for results");
-    TRY_OUT(file_join(&path, dir, "results.jsonl"));
+    TRY_OUT(file_join(&path, dir, LIST_NAME));
     TRY_OUT(read_rows(list, path));
     *out = list;
     list = NULL;
@@ -70,7 +75,7 @@ static enum err write_jsonl(const struct sweep *s)
     char *path = NULL;
     size_t i;
     json_t *row;
-    TRY(file_join(&path, s->out_dir, "results.jsonl"));
+    TRY(file_join(&path, s->out_dir, LIST_NAME));
     TRY_OUT(file_writer_open(&w, path));
     json_array_foreach(s->results, i, row)
     {
@@ -184,6 +189,11 @@ static enum err take(struct sweep *s, const char *hash, const char *path)
 {
     json_t *row;
     TRY(json_load_file_strict(&row, path, RESULT_LIMIT));
+    const enum err err = check_row(row, path);
+    if (err) {
+        json_decref(row);
+        return err;
+    }
     json_array_append_new(s->results, row);
     if (s->settings.plan_only)
         return OK;
@@ -248,34 +258,70 @@ static enum err take_all_left(struct sweep *s, const char *cells)
     return err;
 }
 
+/* The cells of a killed sweep are about to end, and hold its lock until then. */
 static enum err take_lock(struct sweep *s)
 {
     char *path = NULL;
-    TRY(file_join(&path, s->out_dir, "lock"));
-    s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    const int code = errno;
+    TRY(file_join(&path, s->out_dir, LOCK_NAME));
+    const enum err err = lock_take(&s->lock, path, "this sweep", LOCK_TENTHS);
     mem_free(path);
-    FAIL_IF(s->lock < 0, ERR_IO, "%s/lock: %s", s->out_dir, strerror(code));
-    for (int i = 0; flock(s->lock, LOCK_EX | LOCK_NB); i++) {
-        FAIL_IF(i == LOCK_TRIES, ERR_USAGE, "%s: another process works on this sweep",
-                s->out_dir);
-        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+    return err;
+}
+
+/* Is a name in OUT the lock of a sweep, which is empty, or its list, which is read before
+ * anything is written? */
+static bool is_mark(int dir, const char *name)
+{
+    struct stat st;
+    const bool lock = !strcmp(name, LOCK_NAME);
+    if (!lock && strcmp(name, LIST_NAME))
+        return false;
+    return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode) &&
+           (!lock || !st.st_size);
+}
+
+/* What a directory holds: names that do not begin with a dot. */
+struct entries {
+    int n;
+    bool marked;
+};
+
+static struct entries look_into(const char *path)
+{
+    struct entries c = {0};
+    DIR *d = opendir(path);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        c.n += e->d_name[0] != '.';
+        c.marked |= is_mark(dirfd(d), e->d_name);
     }
+    if (d)
+        closedir(d);
+    return c;
+}
+
+/* ERR_USAGE where out_dir has files and is no sweep's. A kill can leave an empty cells/
+ * alone. */
+static enum err check_place(const char *out_dir, const char *cells)
+{
+    const struct entries c = look_into(out_dir);
+    const bool sweep =
+        file_is_dir(cells) && (c.marked || (c.n == 1 && !look_into(cells).n));
+    FAIL_IF(c.n && !sweep, ERR_USAGE,
+            "%s: holds something that is not a sweep; name another -o OUT", out_dir);
     return OK;
 }
 
-/* ERR_USAGE where out_dir has files and is no sweep's. */
-static enum err check_place(const char *out_dir, const char *cells)
+/* The empty lock says whose directory this is. */
+static enum err make_mark(const char *out_dir)
 {
-    DIR *d = opendir(out_dir);
-    int files = 0;
-    for (struct dirent *e; d && (e = readdir(d));)
-        files += e->d_name[0] != '.';
-    if (d)
-        closedir(d);
-    FAIL_IF(files && !file_is_dir(cells), ERR_USAGE,
-            "%s: holds something that is not a sweep; name another -o OUT", out_dir);
-    return OK;
+    char *path = NULL;
+    struct lock l = {.fd = -1};
+    TRY(file_join(&path, out_dir, LOCK_NAME));
+    const enum err err =
+        file_is_plain(path) ? OK : lock_take(&l, path, "this sweep", LOCK_TENTHS);
+    lock_release(&l);
+    mem_free(path);
+    return err;
 }
 
 enum err sweep_results_make(const char *out_dir)
@@ -285,6 +331,8 @@ enum err sweep_results_make(const char *out_dir)
     enum err err = check_place(out_dir, cells);
     if (!err)
         err = file_make_dir(cells);
+    if (!err)
+        err = make_mark(out_dir);
     mem_free(cells);
     return err;
 }
@@ -293,7 +341,7 @@ enum err sweep_results_open(struct sweep *s)
 {
     enum err err = OK;
     char *list = NULL, *cells = NULL;
-    TRY_OUT(file_join(&list, s->out_dir, "results.jsonl"));
+    TRY_OUT(file_join(&list, s->out_dir, LIST_NAME));
     TRY_OUT(file_join(&cells, s->out_dir, "cells"));
     if (s->settings.plan_only) {
         TRY_OUT(check_place(s->out_dir, cells));
@@ -320,9 +368,7 @@ void sweep_results_close(struct sweep *s)
 {
     json_decref(s->results);
     s->results = NULL;
-    if (s->lock >= 0)
-        close(s->lock);
-    s->lock = -1;
+    lock_release(&s->lock);
 }
 
 bool sweep_results_has(const struct sweep *s, const struct sweep_run *run)
