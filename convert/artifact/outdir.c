@@ -93,9 +93,7 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     if (!file_exists(dir))
         return OK;
     FAIL_IF(!file_is_dir(dir), ERR_USAGE, "%s: exists and is not a directory", dir);
-    FAIL_IF(faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS), ERR_USAGE,
-            "%s: cannot be written: %s; change its mode, or choose another directory", dir,
-            strerror(errno));
+    TRY(file_check_writable(dir));
     TRY(first_foreign(&name, dir, NULL));
     if (!name)
         return OK;

@@ -36,11 +36,22 @@ static bool is_real_dir(const char *path)
 
 /* --- making it ---------------------------------------------------------------------- */
 
+/* The message names the directory: nobody knows the stage's name. */
+static enum err check_parent(const char *base)
+{
+    char *parent = NULL;
+    TRY(file_parent(&parent, base));
+    const enum err err = file_check_writable(parent);
+    mem_free(parent);
+    return err;
+}
+
 static enum err make_named(char **out, const char *base)
 {
     char tag[OWNER_TAG_MAX], *path = NULL;
     const size_t room = strlen(base) + sizeof(tag) + 32;
     bool taken = true;
+    TRY(check_parent(base));
     owner_tag(tag);
     TRY(mem_alloc(&path, room, 1));
     for (int i = 0; taken; i++) {

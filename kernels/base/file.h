@@ -89,8 +89,10 @@ bool file_is_plain(const char *path);
  * it in the nearest directory that exists and leaving nothing behind. Errors: ERR_USAGE,
  * ERR_IO. */
 enum err file_probe_dir(const char *path);
+/* ERR_USAGE unless this user may make files in the directory dir; ERR_IO. */
+enum err file_check_writable(const char *dir);
 /* The directory above path, and the nearest existing one at or above path, each in a fresh
- * string. */
+ * string. ERR_USAGE if a file is in a directory's place. */
 enum err file_parent(char **out, const char *path);
 enum err file_existing_dir(char **out, const char *path);
 /* ERR_IO unless the disk of dir, which need not exist yet, has need bytes free; what names

@@ -139,13 +139,26 @@ enum err file_parent(char **out, const char *path)
     return OK;
 }
 
+enum err file_check_writable(const char *dir)
+{
+    FAIL_IF(faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS), file_place_error(),
+            "%s: cannot be written: %s; change its mode, or choose another directory", dir,
+            strerror(errno));
+    return OK;
+}
+
 enum err file_existing_dir(char **out, const char *path)
 {
     char *p = NULL;
     TRY(mem_strdup(&p, path));
     while (!file_is_dir(p)) {
         char *up = NULL;
-        enum err err = file_parent(&up, p);
+        enum err err = OK;
+        if (file_exists(p))
+            err = err_set(ERR_USAGE, __FILE__, __LINE__,
+                          "%s: exists and is not a directory", p);
+        else
+            err = file_parent(&up, p);
         if (!err && !strcmp(up, p))
             err = err_set(ERR_USAGE, __FILE__, __LINE__, "%s: no such directory", p);
         mem_free(p);
@@ -190,6 +203,7 @@ enum err file_probe_dir(const char *path)
             "name another one",
             path);
     TRY(file_existing_dir(&dir, path));
+    TRY_OUT(file_check_writable(dir));
     const int fd = open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
     if (fd >= 0) { /* a file without a name: a kill leaves nothing */
         close(fd);

@@ -305,6 +305,8 @@ static void a_place_is_probed(void **state)
     assert_int_equal(entries(), 0);
     assert_int_equal(file_write_all(file, "x", 1), OK);
     assert_int_equal(file_probe_dir(file), ERR_USAGE);
+    assert_int_equal(file_probe_dir(in_file), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "/f: exists and is not a directory"));
     assert_int_equal(symlink("nowhere", link), 0);
     assert_int_equal(file_probe_dir(link), ERR_USAGE);
     assert_int_equal(file_probe_dir("/proc/no/such"), ERR_USAGE);

@@ -110,30 +110,11 @@ static uint64_t minus(uint64_t x, uint64_t y)
     return x > y ? x - y : 0;
 }
 
-/* The nearest directory above path that exists. */
-static enum err existing_parent(char **out, const char *path)
-{
-    char *p = NULL;
-    TRY(mem_strdup(&p, path));
-    while (!file_is_dir(p)) {
-        char *slash = strrchr(p, '/');
-        if (!slash) {
-            mem_free(p);
-            return mem_strdup(out, ".");
-        }
-        slash[slash == p] = '\0'; /* "/" stays */
-        if (slash == p)
-            break;
-    }
-    *out = p;
-    return OK;
-}
-
 static enum err device_of(dev_t *out, const char *dir)
 {
     char *parent = NULL;
     struct stat st;
-    TRY(existing_parent(&parent, dir));
+    TRY(file_existing_dir(&parent, dir));
     const int bad = stat(parent, &st);
     mem_free(parent);
     FAIL_IF(bad, ERR_IO, "%s: %s", dir, strerror(errno));
