@@ -153,6 +153,7 @@ enum err manifest_open(struct manifest **out, const char *dir)
     struct manifest *m = NULL;
     char *path = NULL;
     TRY(file_join(&path, dir, MANIFEST_NAME));
+    TRY_OUT(file_check_link(path));
     if (!file_exists(path))
         FAIL_OUT(ERR_NOT_FOUND,
                  "%s: no such file, so this is no artifact, or a part of one; `wkvq "

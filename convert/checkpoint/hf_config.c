@@ -332,6 +332,7 @@ static enum err check_directory(const char *dir)
             "%s: GGUF files are not read; give the Hugging Face model directory it was "
             "made from",
             dir);
+    TRY(file_check_link(dir));
     FAIL_IF(file_exists(dir) && !file_is_dir(dir), ERR_USAGE,
             "%s: not a directory; give a Hugging Face model directory (config.json and "
             "*.safetensors)",

@@ -390,6 +390,7 @@ enum err file_check_link(const char *path)
     char target[512];
     if (file_exists(path))
         return OK;
+    FAIL_IF(errno == EACCES, ERR_USAGE, "%s: %s", path, strerror(errno));
     const ssize_t n = readlink(path, target, sizeof(target) - 1);
     if (n < 0) /* no link: missing, or for others to name */
         return OK;

@@ -68,7 +68,8 @@ int64_t file_size(const char *path);
 enum err file_place_error(void);
 /* Makes a directory and its parents; existing ones are kept. ERR_IO. */
 enum err file_make_dir(const char *path);
-/* ERR_NOT_FOUND, with the target's name, if path is a symbolic link without a target. */
+/* ERR_NOT_FOUND, with the target's name, if path is a symbolic link without a target.
+ * ERR_USAGE if it lies in a directory that this user may not search. */
 enum err file_check_link(const char *path);
 /* Makes the directory path. If something of that name exists, *taken is true. Errors:
  * ERR_USAGE if this user may not make it, ERR_IO. */

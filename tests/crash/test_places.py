@@ -160,6 +160,26 @@ def test_closed_parent(b):
         expect(out, b.learned, "an artifact of another user")
 
 
+def test_closed_model(b):
+    """What this user may not look into is not called missing."""
+    if os.geteuid() != 0:
+        raise Skip("two users need root")
+    with b.fresh() as top:
+        closed = top / "closed"
+        shutil.copytree(b.model(), closed / "model")
+        shutil.copytree(b.model(), top / "linked")
+        (top / "linked/config.json").unlink()
+        (top / "linked/config.json").symlink_to(closed / "model/config.json")
+        os.chmod(closed, 0o700)
+        for command in (["inspect"], ["verify"], ["generate", "-p", "x"], ["convert", "-o", "/tmp/never", *b.rounding],
+                        ["convert", "-o", "/tmp/never", "--state", closed / "state"]):
+            for place in (closed, closed / "model", top / "linked"):
+                if command[0] in ("verify", "generate") and place == top / "linked":
+                    continue
+                done = b.run(command[0], place, *command[1:], cwd="/", user=True, want=2)
+                assert "ermission denied" in done.stderr, done.stderr
+
+
 def test_mount_point(b):
     """OUT is a mount point, of another file system and of the same one."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:

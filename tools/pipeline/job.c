@@ -13,6 +13,7 @@
 static enum err open_place(struct job *j)
 {
     const struct job_options *o = &j->options;
+    TRY(file_check_link(j->model_dir));
     FAIL_IF(!file_is_dir(j->model_dir), ERR_NOT_FOUND, "%s: no such directory",
             j->model_dir);
     return progress_open(&j->progress, o->quiet, o->log_json);

@@ -282,6 +282,7 @@ enum err state_open_read(struct state **out, const char *dir, const struct arch 
 {
     enum err err = OK;
     struct state *s = NULL;
+    TRY(file_check_link(dir));
     FAIL_IF(!file_is_dir(dir), ERR_NOT_FOUND,
             "%s: no such directory; `wkvq calibrate` makes "
             "a state",

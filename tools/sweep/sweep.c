@@ -226,6 +226,7 @@ static enum err prepare_cells(struct sweep *s)
 static enum err open_model(struct sweep *s)
 {
     struct hf_model *m = NULL;
+    TRY(file_check_link(s->model_dir));
     FAIL_IF(!file_is_dir(s->model_dir), ERR_NOT_FOUND, "%s: no such directory",
             s->model_dir);
     TRY(hf_open(&m, s->model_dir));
