@@ -261,9 +261,24 @@ out:
     return err;
 }
 
+/* The old artifact left and could not come back: it is in the stage alone. */
+static bool holds_the_only_copy(const struct outdir *d)
+{
+    char *old = NULL;
+    if (!d->final || file_exists(d->final) || file_join(&old, d->stage, "old"))
+        return false;
+    const bool is = file_is_dir(old);
+    if (is)
+        log_warn("%s: is the artifact that was to be replaced; the next command that "
+                 "writes %s moves it back",
+                 old, d->final);
+    mem_free(old);
+    return is;
+}
+
 void outdir_abort(struct outdir *d)
 {
-    if (d->stage)
+    if (d->stage && !holds_the_only_copy(d))
         (void)stage_remove(d->stage);
     mem_free(d->final);
     mem_free(d->stage);

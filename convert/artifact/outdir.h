@@ -36,7 +36,8 @@ enum err outdir_recover(const char *out_dir);
  * missing parents are not made. Errors as for outdir_open. */
 enum err outdir_probe(const char *out_dir, bool force);
 /* Put the files in place, durably. Whatever the result, d is released; on error the staging
- * directory is removed and what was in out_dir is there again. */
+ * directory is removed and what was in out_dir is there again. If the disk refuses that,
+ * too, the staging directory keeps it, and outdir_recover moves it back. */
 enum err outdir_commit(struct outdir *d);
 /* Remove the staging directory. Accepts a zeroed one. */
 void outdir_abort(struct outdir *d);

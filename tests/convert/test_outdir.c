@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An artifact's place while the disk fails: what was there is never lost. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "convert/artifact/outdir.h"
+#include "convert/artifact/writer.h"
+#include "kernels/base/file.h"
+#include "kernels/base/log.h"
+#include "tests/base/dead.h"
+#include "tests/convert/tiny_model.h"
+#include "tests/scratch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+static char dir[96], model_dir[128], out_dir[128];
+/* The system cannot exchange directories, and none gets the name of out_dir. */
+static bool failing_disk;
+
+int __real_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to);
+int __real_renameat2(int from_fd, const char *from, int to_fd, const char *to,
+                     unsigned flags);
+int __wrap_renameat2(int from_fd, const char *from, int to_fd, const char *to,
+                     unsigned flags);
+
+int __wrap_rename(const char *from, const char *to)
+{
+    if (!failing_disk || strcmp(file_base_name(to), file_base_name(out_dir)))
+        return __real_rename(from, to);
+    errno = EIO;
+    return -1;
+}
+
+int __wrap_renameat2(int from_fd, const char *from, int to_fd, const char *to,
+                     unsigned flags)
+{
+    if (!failing_disk)
+        return __real_renameat2(from_fd, from, to_fd, to, flags);
+    errno = ENOSYS;
+    return -1;
+}
+
+static void quiet(void *ctx, enum log_level level, const char *line)
+{
+}
+
+static int setup(void **state)
+{
+    log_set_sink(quiet, NULL);
+    if (!scratch_dir(dir, sizeof(dir)))
+        return -1;
+    snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
+    snprintf(out_dir, sizeof(out_dir), "%s/out", dir);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    log_set_sink(NULL, NULL);
+    (void)scratch_remove(model_dir);
+    (void)scratch_remove(out_dir);
+    return !scratch_remove(dir);
+}
+
+static enum err write_bits(int bits)
+{
+    struct hf_model *m = NULL;
+    const struct artifact_settings s = {
+        .weights = {WEIGHT_RTN, bits, 16},
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE},
+        .threads = 1,
+        .force = true};
+    TRY(hf_open(&m, model_dir));
+    const enum err err = artifact_write(out_dir, m, model_dir, NULL, &s, NULL, NULL);
+    hf_close(&m);
+    return err;
+}
+
+static int replace_and_fail(void *ctx)
+{
+    failing_disk = true;
+    return write_bits(3) != ERR_IO;
+}
+
+static void the_old_artifact_survives(void **state)
+{
+    uint32_t before, after;
+    uint64_t bytes;
+    char path[160];
+    assert_int_equal(tiny_model_write(model_dir, &tiny_default), OK);
+    assert_int_equal(write_bits(4), OK);
+    snprintf(path, sizeof(path), "%s/model.safetensors", out_dir);
+    assert_int_equal(file_crc32(&before, &bytes, path), OK);
+    assert_int_equal(dead_run(replace_and_fail, NULL), 0);
+    assert_false(file_exists(out_dir));
+    assert_int_equal(outdir_recover(out_dir), OK);
+    assert_int_equal(file_crc32(&after, &bytes, path), OK);
+    assert_int_equal(after, before);
+    assert_int_equal(write_bits(3), OK);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(the_old_artifact_survives, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
