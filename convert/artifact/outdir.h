@@ -45,6 +45,10 @@ void outdir_abort(struct outdir *d);
 /* Remove an artifact's files from a directory, and the directory if nothing else is in it.
  * Missing is fine. */
 enum err outdir_remove(const char *dir);
+/* The real path of out_dir, in a fresh string; what is missing keeps its names below the
+ * real path of the nearest directory that exists. Errors: ERR_USAGE for an empty name, a
+ * dangling link, and a file in a directory's place. */
+enum err outdir_resolve(char **out, const char *out_dir);
 /* Where a state that belongs to out_dir goes by default, release with mem_free: OUT.state
  * beside it, or OUT/.wkvq-state where OUT is a mount point or its parent is not writable.
  */

@@ -49,17 +49,19 @@ static enum err resolve_missing(char **out, const char *path)
 {
     enum err err = OK;
     struct stat st;
-    char *parent = NULL, *real = NULL;
+    char *above = NULL, *real = NULL;
     FAIL_IF(!lstat(path, &st) && S_ISLNK(st.st_mode), ERR_USAGE,
             "%s: is a link to a directory that does not exist; make that directory, or "
             "name another output",
             path);
     FAIL_IF(is_dot(file_base_name(path)), ERR_USAGE, "%s: no such directory", path);
-    TRY(file_parent(&parent, path));
-    TRY_OUT(real_path(&real, parent));
-    err = file_join(out, real ? real : parent, file_base_name(path));
+    TRY(file_existing_dir(&above, path));
+    TRY_OUT(real_path(&real, above));
+    const size_t n = strlen(above);
+    const char *rest = strncmp(path, above, n) ? path : path + n;
+    err = file_join(out, real ? real : above, rest + strspn(rest, "/"));
 out:
-    mem_free(parent);
+    mem_free(above);
     mem_free(real);
     return err;
 }

@@ -11,9 +11,6 @@
 
 /* --- outdir_place.c ----------------------------------------------------------------- */
 
-/* The real path of out_dir; what is missing keeps its name below its parent's real path.
- * Errors: ERR_USAGE for an empty name and a dangling link. */
-enum err outdir_resolve(char **out, const char *out_dir);
 /* Must files be moved into final one by one? final: a directory, or missing. */
 enum err outdir_needs_inside(bool *yes, const char *final);
 

@@ -160,6 +160,21 @@ def test_closed_parent(b):
         expect(out, b.learned, "an artifact of another user")
 
 
+def test_state_and_output_in_one_place(b):
+    """By whatever names: refused before the calibration, not after it."""
+    with b.fresh() as top:
+        (top / "real").mkdir()
+        (top / "link").symlink_to("real")
+        for out, state in (("x", "x"), ("x", "./x"), ("x", top / "x/"), ("real", "link"), ("link", "real/"), ("x", "x/s"),
+                           ("x/y", "x"), ("real/y/z", "link/y"), ("new/deep", "./new/deep/s"), (".", "s"), ("s", ".")):
+            done = b.run("quantize", b.model(), "-o", out, "--state", state, *b.learning, cwd=top, want=2)
+            assert "a directory each" in done.stderr or "inside the other" in done.stderr, done.stderr
+            assert names(top) == ["link", "real"] and not names(top / "real"), names(top)
+        for out, state in (("x", "xs"), ("a/x", "a/s"), ("real", "link/.wkvq-state")):
+            b.run("quantize", b.model(), "-o", out, "--state", state, *b.learning, cwd=top)
+            expect(top / out, b.learned, f"{out} {state}")
+
+
 def test_closed_model(b):
     """What this user may not look into is not called missing."""
     if os.geteuid() != 0:

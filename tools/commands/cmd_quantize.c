@@ -45,15 +45,41 @@ struct output {
     bool no_state; /* finished, and the state's directory is empty */
 };
 
-/* By name; a state elsewhere under the same name is refused when it is opened. */
-static bool same_directory(const char *a, const char *b)
+/* Is the real path inner that of outer, or below it? */
+static bool is_inside(const char *inner, const char *outer)
 {
-    size_t n = strlen(a), m = strlen(b);
-    while (n > 1 && a[n - 1] == '/')
-        n--;
-    while (m > 1 && b[m - 1] == '/')
-        m--;
-    return n == m && !strncmp(a, b, n);
+    const size_t n = strlen(outer);
+    return !strncmp(inner, outer, n) &&
+           (!inner[n] || inner[n] == '/' || (n && outer[n - 1] == '/'));
+}
+
+/* The one place for a state in an output directory. */
+static bool is_known_place(const char *state, const char *out)
+{
+    const size_t n = strlen(out);
+    return is_inside(state, out) && !strcmp(state + n, "/" OUTDIR_STATE);
+}
+
+/* The files of the one are foreign to the other: a refusal after the calibration. */
+static enum err check_apart(const char *out_dir, const char *state_dir)
+{
+    enum err err = OK;
+    char *out = NULL, *state = NULL;
+    TRY_OUT(outdir_resolve(&out, out_dir));
+    TRY_OUT(outdir_resolve(&state, state_dir));
+    if (!strcmp(out, state))
+        FAIL_OUT(ERR_USAGE,
+                 "-o and --state both name %s; artifact and state need a directory each",
+                 out_dir);
+    if (is_inside(out, state) || (is_inside(state, out) && !is_known_place(state, out)))
+        FAIL_OUT(ERR_USAGE,
+                 "-o %s and --state %s: one is inside the other; artifact and state need "
+                 "directories apart",
+                 out_dir, state_dir);
+out:
+    mem_free(out);
+    mem_free(state);
+    return err;
 }
 
 /* An artifact that is there is in the way, unless this job wrote it: then it names the
@@ -79,13 +105,12 @@ static enum err look_at_state(struct output *o, const struct args *a)
 /* Can artifact and state be written, hours from now? */
 static enum err check_output(struct output *o, const struct args *a)
 {
-    if (a->state)
+    if (a->state) {
+        TRY(check_apart(a->out, a->state));
         TRY(mem_strdup(&o->state, a->state));
-    else
+    } else {
         TRY(outdir_state(&o->state, a->out));
-    FAIL_IF(same_directory(a->out, o->state), ERR_USAGE,
-            "-o and --state both name %s; artifact and state need a directory each",
-            o->state);
+    }
     TRY(outdir_recover(a->out));
     TRY(look_at_state(o, a));
     if (!o->finished)
