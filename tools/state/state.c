@@ -106,8 +106,13 @@ enum err state_check_entry(const struct state *s, const json_t *entry, const cha
     FAIL_IF(strcmp(want_name, name), ERR_FORMAT, "%s/%s: file '%s', want '%s'", s->dir,
             MANIFEST, want_name, name);
     TRY(state_path(&path, s, name));
-    const enum err err = file_crc32(&crc, &bytes, path);
+    const bool missing = !file_exists(path);
+    const enum err err = missing ? OK : file_crc32(&crc, &bytes, path);
     mem_free(path);
+    FAIL_IF(missing, ERR_FORMAT,
+            "%s/%s: the file is missing, and the manifest lists it; put it back, or remove "
+            "%s to start over",
+            s->dir, name, s->dir);
     TRY(err);
     snprintf(crc_text, sizeof(crc_text), "%08" PRIx32, crc);
     FAIL_IF(strcmp(want_crc, crc_text), ERR_FORMAT,
@@ -231,13 +236,21 @@ static enum err has_manifest(bool *out, const struct state *s)
 /* Before a lock is put into the directory: a manifest.json may be anybody's. */
 static enum err need_manifest_of_ours(const struct state *s)
 {
-    bool is;
+    bool is, whole;
+    json_t *m = NULL;
+    char *path = NULL;
     TRY(state_is(&is, s->dir));
-    FAIL_IF(!is, ERR_FORMAT,
-            "%s/" MANIFEST ": not the manifest of a calibration state (want format "
-            "\"" FORMAT_NAME "\"); name an empty or new directory",
-            s->dir);
-    return OK;
+    if (is)
+        return OK;
+    TRY(state_path(&path, s, MANIFEST));
+    const enum err err = read_sealed(&m, &whole, path); /* says where it is damaged */
+    mem_free(path);
+    json_decref(m);
+    TRY(err);
+    FAIL(ERR_FORMAT,
+         "%s/" MANIFEST ": not the manifest of a calibration state (want format "
+         "\"" FORMAT_NAME "\"); name an empty or new directory",
+         s->dir);
 }
 
 static enum err take_lock(struct state *s)
