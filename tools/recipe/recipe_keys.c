@@ -231,7 +231,8 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
         json_t *o = json_object_get(root, section);
         if (!o) {
             o = json_object();
-            json_object_set_new(root, section, o);
+            if (json_object_set_new(root, section, o))
+                o = NULL; /* released */
         }
         if (json_object_set_new(o, k->name + section_length(k) + 1, value_json(r, k))) {
             json_decref(root);

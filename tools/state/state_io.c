@@ -154,7 +154,8 @@ static enum err save_block(void *ctx, int64_t block, const struct block_quant *q
     json_object_set_new(entry, "best_epoch", json_integer(stats->best_epoch));
     json_object_set_new(entry, "epoch_loss", losses_json(stats));
     note_device(s, entry);
-    json_array_append_new(done, entry);
+    FAIL_IF(json_array_append_new(done, entry), ERR_MEMORY,
+            "%s: out of memory for the manifest", s->dir);
     detach_partial(s, partial);
     TRY(state_write_manifest(s));
     return *partial ? remove_file(s, partial) : OK;
@@ -182,7 +183,8 @@ static enum err save_partial(void *ctx, int64_t block, const struct named_tensor
     TRY(state_file_entry(&entry, s, name));
     json_object_set_new(entry, "block", json_integer(block));
     note_device(s, entry);
-    json_object_set_new(s->manifest, "partial", entry);
+    FAIL_IF(json_object_set_new(s->manifest, "partial", entry), ERR_MEMORY,
+            "%s: out of memory for the manifest", s->dir);
     TRY(state_write_manifest(s));
     return *old ? remove_file(s, old) : OK;
 }

@@ -194,7 +194,8 @@ static enum err take(struct sweep *s, const char *hash, const char *path)
         json_decref(row);
         return err;
     }
-    json_array_append_new(s->results, row);
+    FAIL_IF(json_array_append_new(s->results, row), ERR_MEMORY,
+            "%s: out of memory for the result", path);
     if (s->settings.plan_only)
         return OK;
     TRY(write_jsonl(s));
