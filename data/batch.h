@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Token windows: the literature's random calibration segments and non-overlapping
- * evaluation windows. */
+ * Windows of tokens: the random calibration segments of the literature, and evaluation
+ * windows that do not overlap. All functions are thread-safe. */
 #ifndef WKVQ_BATCH_H
 #define WKVQ_BATCH_H
 
@@ -10,17 +10,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Offsets of `samples` windows of seqlen tokens: random.seed(seed), then
- * randint(0, n - seqlen - 1) for each (GPTQ's recipe). offset [samples]. ERR_USAGE when n
- * <= seqlen, with both numbers. */
+/* Draws the offsets of `samples` windows of seqlen tokens: random.seed(seed), then
+ * randint(0, n - seqlen - 1) for each (GPTQ's recipe). offset [samples]. ERR_USAGE if n <=
+ * seqlen; the message has both numbers. */
 enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
                               uint64_t seed);
-/* Copy the windows: out [samples][seqlen]. */
+/* Copies the windows to out [samples][seqlen]. */
 void batch_gather(int32_t *out, const int32_t *ids, const int64_t *offset, int64_t samples,
                   int64_t seqlen);
-/* Whole windows of ctx tokens in n: n / ctx. */
+/* Returns the number of whole windows of ctx tokens in n tokens: n / ctx. */
 int64_t batch_windows(int64_t n, int64_t ctx);
-/* CRC-32 of ids as little-endian int32. */
+/* Returns the CRC-32 of ids as little-endian int32. */
 uint32_t batch_crc(const int32_t *ids, size_t n);
 
 #endif

@@ -11,9 +11,9 @@
 #include <string.h>
 
 #define INFLATED_MAX ((size_t)8 << 30)
-#define BAD_BYTES_IN 1000 /* one of them at most is not text */
+#define BAD_BYTES_IN 1000 /* one byte in so many, at most, is not text */
 
-/* The text as it grows. */
+/* The text while it grows. */
 struct growing {
     struct text text;
     int64_t documents, skipped;
@@ -22,14 +22,15 @@ struct growing {
 
 /* --- is it text? -------------------------------------------------------------------- */
 
-/* Not one that texts hold: tab, the kinds of new line, backspace, DOS's end of file, the
- * escape of colours. */
+/* Returns true for a control character that texts do not contain. Excluded are tab, line
+ * ends, backspace, DOS's end of file, and escape, which starts colours. */
 static bool is_control(uint8_t c)
 {
     return c < 0x20 && !strchr("\b\t\n\v\f\r\x1a\x1b", c ? c : 1);
 }
 
-/* Bytes of invalid UTF-8 and control characters, and where the first is. */
+/* Counts bytes of invalid UTF-8 and control characters; *first is the position of the first
+ * one. */
 static size_t count_bad(size_t *first, size_t *controls, const char *s, size_t n)
 {
     size_t bad = 0;
@@ -48,8 +49,8 @@ static size_t count_bad(size_t *first, size_t *controls, const char *s, size_t n
     return bad;
 }
 
-/* Some invalid bytes are repaired, by the tokenizer; many mean another encoding, or no text
- * at all. */
+/* Checks that u holds text. The tokenizer repairs a few invalid bytes; many of them mean
+ * another encoding, or a binary file. */
 static enum err check_text(const struct unpacked *u, const char *shown)
 {
     size_t first = 0, controls;
@@ -75,7 +76,7 @@ static enum err check_text(const struct unpacked *u, const char *shown)
     return OK;
 }
 
-/* Python's str.isspace, which the convention of rows was made with. */
+/* Returns what Python's str.isspace() does, which the convention of rows is based on. */
 static bool is_space(int32_t c)
 {
     return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
@@ -96,7 +97,8 @@ static bool is_blank(const char *s, size_t n)
 
 /* --- CSV ---------------------------------------------------------------------------- */
 
-/* A field of a header, quotes aside: one word of a few characters. */
+/* Returns true if s could be a column's name in a header: one short word, apart from
+ * quotes. */
 static bool is_column(const char *s, size_t n, bool *text)
 {
     if (n >= 2 && s[0] == '"' && s[n - 1] == '"') {
@@ -111,7 +113,8 @@ static bool is_column(const char *s, size_t n, bool *text)
     return n > 0 && n < 40;
 }
 
-/* Does the first line read as a header of columns, one of them the text? */
+/* Returns true if the first line looks like a header of columns, one of which is the
+ * text. */
 static bool has_header(const char *s, size_t n, char separator)
 {
     bool text = false;
@@ -221,7 +224,8 @@ static bool named_json(const char *name)
            name_ends(name, ".ndjson");
 }
 
-/* Line of the byte where JSON breaks; at the end of the text, of its last visible byte. */
+/* Returns the line of the byte where JSON is broken. At the end of the text, this is the
+ * line of its last visible byte. */
 static int64_t broken_line(const struct json_scan *c)
 {
     size_t at = c->at;

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text files as one string, the way the literature builds it. Bytes decide what a file is:
- *  - data/unpack.h decompresses, takes members out of archives and converts to UTF-8;
- *  - JSON lines (most of the first 16 lines are objects), a JSON array, an object that
- * holds an array of objects, and objects one after the other are rows, a document a row;
- *  - anything else is plain text, a document a file. CSV is refused. */
+ * Joins text files to one string, as the literature does. The bytes of a file decide how it
+ * is read:
+ *  - data/unpack.h decompresses, extracts members of archives and converts to UTF-8.
+ *  - JSON rows are one document each: JSON lines (most of the first 16 lines are objects),
+ *  a JSON
+ *    array, an object that contains an array of objects, or consecutive objects.
+ *  - Anything else is plain text, one document per file. CSV is refused.
+ * A corpus is read-only once loaded. Different ones may be loaded in different threads. */
 #ifndef WKVQ_CORPUS_H
 #define WKVQ_CORPUS_H
 
@@ -14,35 +17,38 @@
 #include <stdint.h>
 
 enum corpus_join {
-    JOIN_AUTO, /* rows for names that end in .raw or .tokens (before .gz, inside .zip), else
-                  file */
-    JOIN_ROWS, /* every line with its newline is a row, a line of white space only is an
-                  empty row, rows joined by "\n\n" (Hugging Face's wikitext convention) */
-    JOIN_FILE  /* as it is */
+    /* JOIN_ROWS for names that end in .raw or .tokens (before .gz, inside .zip), else
+     * JOIN_FILE */
+    JOIN_AUTO,
+    /* every line with its newline is a row, and a line of white space only is an empty row;
+     * rows are joined by "\n\n" (Hugging Face's wikitext convention) */
+    JOIN_ROWS,
+    JOIN_FILE /* the file unchanged */
 };
 
 struct corpus_rules {
     enum corpus_join join; /* of plain text */
-    const char *field; /* of JSON rows: a string, or a list of chat messages; NULL or "":
-                          text, else content, else messages, by the first row that has
-                          one of them */
+    /* Of JSON rows: the name of a string or of a list of chat messages. NULL or "": text,
+     * else content, else messages, by the first row that has one of them. */
+    const char *field;
 };
 
 struct corpus {
-    char *text; /* owned, NUL after the end; invalid UTF-8 is kept */
+    char *text; /* owned, NUL-terminated; invalid UTF-8 is kept */
     size_t bytes;
-    int64_t n_documents; /* plain files, and JSON rows */
+    int64_t n_documents; /* plain files and JSON rows */
     int64_t n_skipped;   /* JSON rows that could not be read */
 };
 
-/* Read n files and join the documents by "\n\n"; the log says what each file was taken for.
- * "-" is standard input, at most once. Unpacked data is limited to 8 GiB and, for archives,
- * to 100 times the packed size when that is above 16 MiB.
+/* Reads n files and joins the documents by "\n\n". The log says how each file was read. "-"
+ * is standard input, at most once. Unpacked data is limited to 8 GiB. Above 16 MiB it is
+ * also limited to 100 times the packed size.
  *
- * A row that Python's json module would refuse, or whose field is no text, is skipped and
- * counted. Errors: those of unpack_open; ERR_FORMAT for more than 1 % of such rows, no row
- * with the field, broken JSON, CSV, and more than 0.1 % of bytes that are not UTF-8 text.
- * Peak memory is the text twice over, while it grows. */
+ * A row that Python's json module would refuse, or whose field is not text, is skipped and
+ * counted. The caller frees *out with corpus_free().
+ * Errors: those of unpack_open(); ERR_FORMAT for more than 1 % of such rows, no row with
+ * the field, broken JSON, CSV, and more than 0.1 % of bytes that are not UTF-8 text. While
+ * the text grows, peak memory is twice its size. */
 enum err corpus_load(struct corpus *out, const char *const *path, int n,
                      const struct corpus_rules *rules);
 void corpus_free(struct corpus *c); /* accepts a zeroed one */

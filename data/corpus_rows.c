@@ -25,7 +25,7 @@ size_t text_line_length(const char *s, size_t n)
 
 /* --- layout ------------------------------------------------------------------------- */
 
-/* Is a line one object, alone? */
+/* Returns true if a line is exactly one object. */
 static bool is_object_line(const char *s, size_t n, uint64_t *steps)
 {
     struct json_scan c = {.s = s, .n = n, .steps = steps};
@@ -33,7 +33,7 @@ static bool is_object_line(const char *s, size_t n, uint64_t *steps)
     return json_scan_value(&v, &c) && *v.s == '{' && !json_scan_space(&c);
 }
 
-/* One line alone is a value. */
+/* Returns true if most lines are objects; a single line counts as a value instead. */
 static bool are_lines(const char *s, size_t n, uint64_t *steps)
 {
     int lines = 0, objects = 0;
@@ -49,8 +49,9 @@ static bool are_lines(const char *s, size_t n, uint64_t *steps)
     return lines > 1 && 2 * objects > lines;
 }
 
-/* One array, or objects, to the end. *complete: otherwise the text still was to be JSON,
- * since its first value, or something in it, is whole and no prose follows. */
+/* Returns true if the text is one array, or objects, up to its end. Otherwise *complete
+ * tells whether it was meant as JSON: its first value, or an element of it, is complete and
+ * no prose follows. */
 static bool are_values(struct json_scan *c, bool *complete)
 {
     struct json_span v = {0};
@@ -65,7 +66,7 @@ static bool are_values(struct json_scan *c, bool *complete)
         ok = json_scan_value(&v, c);
         struct json_scan inner = {
             .s = from, .n = c->n - (size_t)(from - c->s), .at = 1, .steps = c->steps};
-        if (first && *from == '[') /* "[1] and so on" is a text */
+        if (first && *from == '[') /* "[1] and so on" is prose */
             *complete = json_scan_space(&inner) && from[inner.at] == '{' &&
                         json_scan_value(&v, &inner);
         else if (first)
@@ -105,8 +106,8 @@ static enum err start_document(struct text *out, int64_t *documents)
     return text_add(out, "\n\n", (*documents)++ ? 2 : 0);
 }
 
-/* Messages {"role": ..., "content": ...}; one without content, as a call of a tool is, may
- * stand among them. NULL, or what is wrong. */
+/* Checks a list of messages {"role": ..., "content": ...}. Some of them may lack content,
+ * as a tool call does. Returns NULL, or what is wrong. */
 static const char *check_chat(struct json_span list, uint64_t *steps)
 {
     struct json_span key, m;
@@ -125,7 +126,7 @@ static const char *check_chat(struct json_span list, uint64_t *steps)
     return texts ? NULL : "its messages have no content";
 }
 
-/* "ROLE: CONTENT", a line or more each. */
+/* Appends messages as "ROLE: CONTENT", each on one or more lines. */
 static enum err add_chat(struct text *out, struct json_span list, struct corpus_rows *r)
 {
     struct json_span key, m;
@@ -145,7 +146,7 @@ static enum err add_chat(struct text *out, struct json_span list, struct corpus_
     return OK;
 }
 
-/* The field that rows are read by, once a row has one of the usual names. */
+/* Sets the field to read once a row has one of the usual names. */
 static bool know_field(struct corpus_rows *r, struct json_span row)
 {
     static const char *const usual[] = {"text", "content", "messages"};
@@ -203,7 +204,8 @@ static enum err add_lines(struct text *out, int64_t *documents, struct corpus_ro
         const size_t k = text_line_length(r->text + at, r->n - at);
         struct json_scan c = {.s = r->text + at, .n = k, .steps = &r->steps};
         struct json_span row;
-        if (k >= 3 && !memcmp(c.s, "\xef\xbb\xbf", 3)) /* of files put together */
+        /* a byte order mark inside concatenated files */
+        if (k >= 3 && !memcmp(c.s, "\xef\xbb\xbf", 3))
             c.at = 3;
         at += k;
         if (!json_scan_space(&c))
@@ -227,8 +229,8 @@ static enum err add_elements(struct text *out, int64_t *documents, struct corpus
     return OK;
 }
 
-/* The member of an object that is an array of objects, as {"version": 1, "data": [...]}
- * has it. */
+/* Returns the member of an object that is an array of objects, as in {"version": 1, "data":
+ * [...]}. */
 static struct json_span find_rows(struct corpus_rows *r, struct json_span object)
 {
     struct json_span key, v, none, first;
@@ -258,7 +260,7 @@ static enum err add_values(struct text *out, int64_t *documents, struct corpus_r
     return OK;
 }
 
-/* The names of an object's members, for a message. */
+/* Writes the names of an object's members to out, for a message. */
 static void name_list(char *out, size_t n, struct json_span object)
 {
     struct json_span key, v;
@@ -276,7 +278,7 @@ static enum err check_rows(const struct corpus_rows *r)
 {
     char names[400];
     name_list(names, sizeof(names), r->sample);
-    FAIL_IF(!r->rows, ERR_FORMAT, "%s: is JSON without a row", r->path);
+    FAIL_IF(!r->rows, ERR_FORMAT, "%s: this JSON has no rows", r->path);
     FAIL_IF(!r->documents && !r->sample.s, ERR_FORMAT,
             "%s: no row is an object with a text; %s", r->path, r->first_bad);
     FAIL_IF(!r->documents, ERR_FORMAT,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Documents out of JSON rows. */
+ * Extracts documents from JSON rows. */
 #ifndef WKVQ_CORPUS_ROWS_H
 #define WKVQ_CORPUS_ROWS_H
 
@@ -10,40 +10,43 @@
 
 enum json_layout {
     LAYOUT_NONE,   /* plain text */
-    LAYOUT_BROKEN, /* begins as JSON, but is not whole */
+    LAYOUT_BROKEN, /* starts as JSON, but is incomplete or broken */
     LAYOUT_LINES,
     LAYOUT_ARRAY,
-    LAYOUT_VALUES /* whole values one after the other, over lines: one object as a rule */
+    /* consecutive whole values that may span lines, usually a single object */
+    LAYOUT_VALUES
 };
 
-/* What text is. *c: where broken JSON goes wrong. named: the file's name says JSON. Adds
- * the bytes that are looked at to *steps, unless it is NULL. */
+/* Returns the layout of text s [n]. *c receives the position of the error in broken JSON.
+ * named: the file's name ends in a suffix of JSON. Adds the number of bytes read to *steps,
+ * if not NULL. */
 enum json_layout json_layout(struct json_scan *c, const char *s, size_t n, bool named,
                              uint64_t *steps);
 
-/* How a file's rows are read, and what came of it. */
+/* How the rows of a file are read, and the counts of the result. */
 struct corpus_rows {
     const char *path; /* for messages; borrowed */
     const char *text;
     size_t n;
-    char field[ROW_FIELD_MAX];  /* "": not known yet */
-    char within[ROW_FIELD_MAX]; /* name, quoted, of the member that holds the rows, or "" */
-    bool chat;                  /* some row was a list of messages */
+    char field[ROW_FIELD_MAX]; /* "" until it is known */
+    /* quoted name of the member that contains the rows, or "" */
+    char within[ROW_FIELD_MAX];
+    bool chat; /* a row was a list of messages */
     int64_t rows, documents, bad;
     uint64_t lone;                          /* surrogates replaced by U+FFFD */
-    uint64_t steps;                         /* bytes that were looked at */
+    uint64_t steps;                         /* bytes read, for tests of linear time */
     char first_bad[2 * ROW_FIELD_MAX + 64]; /* "line 3: text is null" */
-    struct json_span sample;                /* an object without the field, for its names */
+    struct json_span sample; /* an object without the field, to show its names */
 };
 
-/* Append the documents, "\n\n" before each but the first; *documents counts all in out.
- * layout: neither LAYOUT_NONE nor LAYOUT_BROKEN. Errors: ERR_FORMAT, ERR_MEMORY. */
+/* Appends the documents to out, "\n\n" before each but the first; *documents counts all in
+ * out. layout is neither LAYOUT_NONE nor LAYOUT_BROKEN. Errors: ERR_FORMAT, ERR_MEMORY. */
 enum err corpus_add_rows(struct text *out, int64_t *documents, struct corpus_rows *r,
                          enum json_layout layout);
 
-/* Line of byte `at`, from 1. */
+/* Returns the line of byte `at`, counted from 1. */
 int64_t text_line(const char *s, size_t at);
-/* Length of the line at s, its newline included. */
+/* Returns the length of the line at s, including its newline. */
 size_t text_line_length(const char *s, size_t n);
 
 #endif

@@ -16,7 +16,7 @@
 #define PIECE ((size_t)1 << 20)
 #define FIRST_PIECE ((size_t)1 << 16)
 
-/* The output as it grows. */
+/* The output while it grows. */
 struct sink {
     const struct packed *from;
     char *data;
@@ -29,7 +29,7 @@ bool name_ends(const char *name, const char *suffix)
     return n >= k && !strcasecmp(name + n - k, suffix);
 }
 
-/* Room for more bytes, if the limit lets them in. */
+/* Makes room for `more` bytes, unless the limit forbids it. */
 static enum err sink_room(struct sink *s, size_t more)
 {
     size_t need;
@@ -43,7 +43,7 @@ static enum err sink_room(struct sink *s, size_t more)
     return OK;
 }
 
-/* Count n bytes that were written at the end. */
+/* Counts n bytes that were written after the previous ones. */
 static enum err sink_count(struct sink *s, size_t n)
 {
     s->n += n;
@@ -67,14 +67,15 @@ static enum err sink_add(struct sink *s, const void *data, size_t n)
 
 /* --- gzip --------------------------------------------------------------------------- */
 
-/* zlib itself, since libarchive does not compare a member's CRC-32 and length. */
+/* Gzip is read with zlib, because libarchive does not check a member's CRC-32 and
+ * length. */
 struct gunzip {
     struct sink *s;
     z_stream z;
-    size_t at; /* of the input that z has not been given */
+    size_t at; /* start of the input that z has not received */
 };
 
-/* zlib counts its input in 32 bits. */
+/* Passes z the next part of the input: zlib counts it in 32 bits. */
 static void feed(struct gunzip *g)
 {
     const struct packed *p = g->s->from;
@@ -149,7 +150,8 @@ static const char *kind_name(enum content kind)
     }
 }
 
-/* Its own words say nothing where the very first block is broken. */
+/* Returns the error for damaged data. libarchive's message is vague if the first block is
+ * broken, and is left out then. */
 static enum err damaged(struct archive *a, const struct packed *p, enum content kind)
 {
     const char *why = archive_error_string(a);
@@ -159,7 +161,8 @@ static enum err damaged(struct archive *a, const struct packed *p, enum content 
          vague ? "" : ": ", vague ? "" : why);
 }
 
-/* The filter is forced: what does not fit it must not pass for plain data. */
+/* Selects one format. A filter is forced, so that data which does not fit it is not passed
+ * through as plain data. */
 static int want_format(struct archive *a, enum content kind)
 {
     switch (kind) {
@@ -194,7 +197,7 @@ static enum err open_archive(struct archive **out, const struct packed *p,
     return OK;
 }
 
-/* *e = NULL at the end. */
+/* Reads the next entry; *e = NULL at the end. */
 static enum err next_entry(struct archive_entry **e, struct archive *a,
                            const struct packed *p, enum content kind)
 {
@@ -252,7 +255,7 @@ enum err inflate_stream(char **data, size_t *n, const struct packed *p, enum con
 
 /* --- members ------------------------------------------------------------------------ */
 
-/* The member that fits, as far as the list has been read. */
+/* The matching members of the list read so far. */
 struct choice {
     int64_t text, file; /* index of the first text by name, and of the first file */
     int64_t n_texts, n_files;
@@ -319,19 +322,19 @@ out:
     return err;
 }
 
-/* Index and name of the member to read. */
+/* Chooses the member to read: its index and its name. */
 static enum err choose(int64_t *index, char *member, const struct packed *p,
                        enum content kind, const char *suffix)
 {
     struct choice c = {0};
     TRY(list_members(&c, p, kind, suffix));
     FAIL_IF(c.n_texts > 1, ERR_FORMAT,
-            "%s: holds %s and %s; say which with %s:NAME, the end of a member's name",
+            "%s: holds %s and %s; choose one with %s:NAME, the end of a member's name",
             p->path, c.first, c.second, p->path);
     FAIL_IF(!c.n_texts && suffix, ERR_NOT_FOUND, "%s: no member's name ends in \"%s\"",
             p->path, suffix);
     FAIL_IF(!c.n_texts && c.n_files != 1, ERR_FORMAT,
-            "%s: no text file (.txt, .raw, .tokens, .jsonl) inside; name a member with "
+            "%s: no text file (.txt, .raw, .tokens, .jsonl) inside; choose a member with "
             "%s:NAME, the end of its name",
             p->path, p->path);
     *index = c.n_texts ? c.text : c.file;

@@ -15,15 +15,15 @@
 
 static _Thread_local bool refused;
 
-/* In front of each piece of memory that jansson gets. The pieces of a running parse form a
- * ring, so that a parse can be given up at once; next is NULL in all others. */
+/* The header of each allocation that jansson gets. The allocations of a running parse form
+ * a ring, so that a failed parse can free them at once; elsewhere next is NULL. */
 struct piece {
     _Alignas(max_align_t) struct piece *prev;
     struct piece *next;
 };
 
-/* jansson's scanner does not check whether its buffer grew, and writes past the end when it
- * did not. A parse that gets no memory therefore never returns to it. */
+/* jansson's scanner does not check whether its buffer grew, and writes past the end if it
+ * did not. A parse that runs out of memory is therefore left with longjmp. */
 static _Thread_local struct {
     bool on;
     jmp_buf give_up;
@@ -59,13 +59,13 @@ static void watched_free(void *memory)
     free(p);
 }
 
-/* Before main, so that every document comes from it. */
+/* Runs before main, so that every document is allocated here. */
 __attribute__((constructor)) static void watch_memory(void)
 {
     json_set_alloc_funcs(watched_alloc, watched_free);
 }
 
-/* Open the ring: its pieces are the document's, or nobody's. */
+/* Ends a parse. drop: frees its allocations; otherwise they belong to the document. */
 static void end_parse(bool drop)
 {
     for (struct piece *p = parse.ring.next, *next; p != &parse.ring; p = next) {
@@ -97,7 +97,8 @@ bool json_out_of_memory(void)
 
 char *json_text(const json_t *v, size_t flags)
 {
-    /* Not json_dumps, whose result only jansson's own allocator can release. */
+    /* json_dumps() is not used, because only jansson's own allocator can free its
+     * result. */
     const size_t n = v ? json_dumpb(v, NULL, 0, flags) : 0;
     char *text = n ? malloc(n + 1) : NULL;
     refused |= n && !text;
@@ -120,14 +121,14 @@ char *json_text_restored(const json_t *v, size_t flags)
         text_free(&restored);
     }
     free(text);
-    return restored.p; /* text_free is free */
+    return restored.p; /* text_free() calls free() */
 }
 
 enum err json_print(const json_t *v, size_t flags)
 {
     char *text = json_text(v, flags);
     FAIL_IF(!text, ERR_MEMORY, "out of memory for the result");
-    printf("%s\n", text); /* errors of standard output are seen at the end */
+    printf("%s\n", text); /* errors of standard output are reported at the end */
     free(text);
     return OK;
 }
@@ -156,7 +157,7 @@ static json_t *load_softened(const char *text, size_t n, enum json_repeats repea
     if (v || refused || repeats == JSON_REPEATS_NONE ||
         json_error_code(e) != json_error_duplicate_key)
         return v;
-    log_warn("%s: line %d: %s; the last value of a repeated key counts", where, e->line,
+    log_warn("%s: line %d: %s; the last value of a repeated key is used", where, e->line,
              e->text);
     return load(text, n, 0, e);
 }
@@ -183,7 +184,7 @@ enum err json_parse_lenient(json_t **out, const char *text, size_t n,
     return err;
 }
 
-/* A file that json_load_file_* then parses; released with mem_free. */
+/* Reads a file for json_load_file_*(); the caller frees *text with mem_free(). */
 static enum err read_file(char **text, size_t *n, const char *path, size_t limit)
 {
     TRY(file_read_all(text, n, path, limit));
@@ -244,7 +245,7 @@ const char *json_kind(const json_t *v)
     }
 }
 
-/* NULL when missing or null. */
+/* Returns the member, or NULL if it is missing or null. */
 static json_t *member(const json_t *o, const char *key)
 {
     json_t *v = json_object_get(o, key);

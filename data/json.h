@@ -2,9 +2,10 @@
  *
  * A thin layer over jansson: untrusted JSON with a size limit, and typed getters whose
  * messages name the path ("config.json: rope_scaling.factor: ..."). Strict functions read
- * what this program writes; lenient ones read the files that come with a model.
+ * files that this program writes. Lenient functions read the files of a model.
  *
- * `where` is what a message starts with: a file's name, or a file and a path inside it. */
+ * `where` starts every message: the name of a file, or a file and a path inside it.
+ * Different documents may be used in different threads. */
 #ifndef WKVQ_JSON_H
 #define WKVQ_JSON_H
 
@@ -14,29 +15,28 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Parse n bytes strictly. Errors: ERR_FORMAT with where, line and column; duplicate keys, invalid
- * UTF-8 and trailing bytes are errors. Release with json_decref. */
+/* Parses n bytes strictly. ERR_FORMAT, with where, line and column, also for duplicate
+ * keys, invalid UTF-8 and trailing bytes. The caller releases *out with json_decref(). */
 enum err json_parse(json_t **out, const char *text, size_t n, const char *where);
-/* Of a repeated key, take the last value with a warning (settings), or refuse it (tables,
- * where it is damage). */
+/* What a repeated key means: for settings, the last value is used, with a warning. In a
+ * table it is damage and refused. */
 enum json_repeats { JSON_REPEATS_LAST, JSON_REPEATS_NONE };
 
-/* Parse n bytes as Python's json module does. A byte order mark is skipped. These are
- * accepted where nobody asks for the value: integers beyond 64 bits, reals beyond a double,
- * NaN, Infinity, -Infinity, and halves of surrogate pairs. The getters below refuse such a
- * value by name. */
+/* Parses n bytes as Python's json module does. A byte order mark is skipped. The parser
+ * accepts integers beyond 64 bits, reals beyond a double, NaN, Infinity, -Infinity and
+ * halves of surrogate pairs. A getter refuses such a value by name. */
 enum err json_parse_lenient(json_t **out, const char *text, size_t n,
                             enum json_repeats repeats, const char *where);
-/* A whole file of at most limit bytes; messages start with path. ERR_FORMAT too for a
- * git-lfs pointer. */
+/* Loads a whole file of at most limit bytes; messages start with path. ERR_FORMAT also for
+ * a git-lfs pointer. */
 enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
 enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
                                 enum json_repeats repeats);
 
-/* Member key of object o. Missing or null: ERR_FORMAT for the json_need_* functions, while
- * json_get_* leave *out alone and return OK. A wrong type or a value outside [lo, hi] is
- * ERR_FORMAT in both. An integral real (1e6) is taken for an integer. Strings and values
- * are borrowed from o. */
+/* Read member key of object o. If it is missing or null, json_need_*() return ERR_FORMAT,
+ * and json_get_*() keep *out and return OK. Both return ERR_FORMAT for a wrong type and for
+ * a value outside [lo, hi]. An integral real (1e6) is accepted as an integer. Strings and
+ * values are borrowed from o. */
 enum err json_need_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
                        int64_t hi, const char *where);
 enum err json_get_int(int64_t *out, const json_t *o, const char *key, int64_t lo,
@@ -50,30 +50,32 @@ enum err json_need_string(const char **out, const json_t *o, const char *key,
                           const char *where);
 enum err json_get_string(const char **out, const json_t *o, const char *key,
                          const char *where);
-/* *out = NULL when the member is missing or null. */
+/* Set *out to NULL if the member is missing or null. */
 enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where);
 enum err json_get_array(json_t **out, const json_t *o, const char *key, const char *where);
 
-/* A new array of n numbers, null for what is not finite. NULL when memory is short. */
+/* Returns a new array of n numbers, with null for non-finite ones; NULL if out of
+ * memory. */
 json_t *json_reals(const double *x, int64_t n);
 
-/* Has jansson been refused memory on this thread, at any time? Documents are then not what
- * they should be: its functions fail quietly where one goes into another. */
+/* Returns true if jansson has failed to allocate memory on this thread at any time.
+ * Documents may then be incomplete, because some of its functions do not report the
+ * failure. */
 bool json_out_of_memory(void);
-/* v as text; NULL when v is NULL or memory ran out for the text or for any document before.
- * Release with free. */
+/* Returns v as text that the caller frees with free(). NULL if v is NULL, or if memory ran
+ * out for the text or for any earlier document. */
 char *json_text(const json_t *v, size_t flags);
-/* The same for a document that was parsed leniently: its odd numbers and characters are
- * written as they were read. */
+/* As json_text(), for a document that was parsed leniently: numbers and characters that
+ * jansson cannot hold are written as they were read. */
 char *json_text_restored(const json_t *v, size_t flags);
-/* As json_text, and a newline to standard output; ERR_MEMORY. */
+/* Prints json_text() and a newline to standard output. ERR_MEMORY. */
 enum err json_print(const json_t *v, size_t flags);
 
-/* The number as written ("1e400", "NaN") if a lenient parse met one that jansson cannot
- * hold; NULL otherwise. Borrowed from v. */
+/* Returns the number as written ("1e400", "NaN") if a lenient parse read one that jansson
+ * cannot hold, else NULL. Borrowed from v. */
 const char *json_odd_number(const json_t *v);
 
-/* "an object", "a string", ...: for messages. */
+/* Returns "an object", "a string", ...: for messages. */
 const char *json_kind(const json_t *v);
 
 #endif

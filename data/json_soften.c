@@ -7,7 +7,7 @@
 
 #define ESCAPE_BYTES 6 /* \uXXXX */
 
-/* A text on its way into another: bytes before `copied` are in out. */
+/* A text while it is rewritten: bytes before `copied` are in out already. */
 struct rewrite {
     struct text *out;
     const char *s;
@@ -45,7 +45,8 @@ static size_t skip_digits(const char *s, size_t n, size_t at)
     return at;
 }
 
-/* Does JSON's grammar take s for a number? *integer: without fraction and exponent. */
+/* Returns true if JSON's grammar accepts s as a number. *integer: it has neither fraction
+ * nor exponent. */
 static bool is_number(bool *integer, const char *s, size_t n)
 {
     size_t at = n && s[0] == '-', start = at;
@@ -78,7 +79,7 @@ static bool fits_int64(const char *s, size_t n)
 
 static bool fits_double(const char *s, size_t n)
 {
-    /* A longer number is not worth a copy: whoever writes it has no use for it. */
+    /* a longer number is not copied, because no reader can use it */
     char copy[1024];
     if (n >= sizeof(copy))
         return false;
@@ -106,7 +107,7 @@ static size_t word_end(const char *s, size_t n, size_t at)
     return at;
 }
 
-/* The number of an escape \uXXXX at s + at, -1 if there is none. */
+/* Returns the value of an escape \uXXXX at s + at, or -1 if there is none. */
 static int escape_at(const char *s, size_t n, size_t at)
 {
     int value = 0;
@@ -131,8 +132,8 @@ static bool is_low(int c)
     return c >= 0xDC00 && c <= 0xDFFF;
 }
 
-/* Length of the character or escape at s + at in a string. *odd: 'n' for NUL, 's' for half
- * a surrogate pair, 0 for all others. */
+/* Returns the length of the character or escape at s + at in a string. *odd is 'n' for NUL,
+ * 's' for half a surrogate pair, and 0 for all others. */
 static size_t unit_at(char *odd, const char *s, size_t n, size_t at)
 {
     *odd = 0;
@@ -147,7 +148,8 @@ static size_t unit_at(char *odd, const char *s, size_t n, size_t at)
     return ESCAPE_BYTES;
 }
 
-/* Position of the closing quote of a string whose text starts at `at`; n if it has none. */
+/* Returns the position of the closing quote of a string whose text starts at `at`; n if it
+ * has none. */
 static size_t string_end(bool *any_odd, const char *s, size_t n, size_t at)
 {
     char odd;
@@ -210,7 +212,7 @@ enum err json_soften(struct text *out, const char *text, size_t n)
     return r.copied ? finish(&r) : OK;
 }
 
-/* A whole string that stands for a number, or the halves of pairs in it. */
+/* Restores a whole string that represents a number, or the halves of pairs in it. */
 static enum err restore_string(struct rewrite *r, size_t at, size_t end)
 {
     static const char nul[] = "\\u0000";

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * JSON as Python reads and writes it, turned into JSON that jansson reads. A number that
- * jansson cannot hold becomes the string NUL + the number as written. Half of a surrogate
- * pair becomes NUL + its four hexadecimal digits. No getter of data/json.h returns a string
- * with a NUL. In a key both a NUL and half a pair become JSON_LOST_CHAR. */
+ * Converts JSON as Python reads and writes it to JSON that jansson reads, and back. A
+ * number that jansson cannot hold becomes a string: NUL, then the number as written. Half
+ * of a surrogate pair becomes NUL and its four hexadecimal digits. The getters of
+ * data/json.h never return a string with a NUL. In a key, a NUL or half a pair becomes
+ * JSON_LOST_CHAR. */
 #ifndef WKVQ_JSON_SOFTEN_H
 #define WKVQ_JSON_SOFTEN_H
 
@@ -12,12 +13,13 @@
 /* U+FDD0, which Unicode reserves for a program's own use. */
 #define JSON_LOST_CHAR "\xEF\xB7\x90"
 
-/* *out = the softened text, or nothing if text needs no change. One pass: what is not JSON
- * at all stays as it is, for the parser to refuse. ERR_MEMORY. */
+/* *out = the softened text, empty if text needs no change. One pass: text that is not JSON
+ * is copied, and the parser refuses it later. ERR_MEMORY. */
 enum err json_soften(struct text *out, const char *text, size_t n);
-/* *out = text, a dump of a softened document, as it was before. Keys stay as they are. */
+/* *out = text, a dump of a softened document, with the original numbers and characters.
+ * Keys are not restored. ERR_MEMORY. */
 enum err json_restore(struct text *out, const char *text, size_t n);
-/* Are these n bytes a number that jansson cannot hold? */
+/* Returns true if these n bytes are a number that jansson cannot hold. */
 bool json_is_odd_number(const char *s, size_t n);
 
 #endif

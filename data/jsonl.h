@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Files of one JSON object a line, also compressed, in an archive, or from a pipe. */
+ * Reads files with one JSON object per line, which may be compressed, in an archive, or a
+ * pipe. Not thread-safe: one reader per thread. */
 #ifndef WKVQ_JSONL_H
 #define WKVQ_JSONL_H
 
@@ -11,14 +12,15 @@ struct jsonl {
     const char *path; /* borrowed */
     struct unpacked content;
     size_t at;
-    int64_t line;    /* of the row last returned, from 1 */
+    int64_t line;    /* of the row returned last, from 1 */
     char where[512]; /* "FILE: line N", for messages */
 };
 
-/* Errors: those of unpack_open. Close it whatever the result. */
+/* Opens path. Errors: those of unpack_open(). The caller closes f on failure, too. */
 enum err jsonl_open(struct jsonl *f, const char *path);
 void jsonl_close(struct jsonl *f);
-/* The next line that is not blank, released with json_decref; *row = NULL at the end. */
+/* Reads the next line that is not blank; *row is NULL at the end. The caller releases *row
+ * with json_decref(). Errors: ERR_FORMAT, ERR_MEMORY. */
 enum err jsonl_next(json_t **row, struct jsonl *f);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* The kinds of the values that are open: bit set for an object. */
+/* The kinds of the open values, one bit each; a set bit is an object. */
 struct open_values {
     uint8_t bits[(JSON_DEPTH_MAX + 7) / 8];
     int n;
@@ -31,7 +31,7 @@ bool json_scan_space(struct json_scan *c)
     return c->at < c->n;
 }
 
-/* The next character after white space is ch: past it. */
+/* Skips white space and the character ch; false if another character follows. */
 static bool take(struct json_scan *c, char ch)
 {
     if (!json_scan_space(c) || c->s[c->at] != ch)
@@ -48,7 +48,7 @@ static int hex_digit(char ch)
     return ch >= 'a' && ch <= 'f' ? ch - 'a' + 10 : -1;
 }
 
-/* The value of four hexadecimal digits; -1 when they are none. */
+/* Returns the value of four hexadecimal digits, or -1 if s does not start with them. */
 static int32_t four_digits(const char *s, size_t n)
 {
     int32_t value = 0;
@@ -63,7 +63,7 @@ static int32_t four_digits(const char *s, size_t n)
     return value;
 }
 
-/* Past an escape, which begins at its backslash. */
+/* Skips an escape, which starts with its backslash. */
 static bool scan_escape(struct json_scan *c)
 {
     if (c->at + 1 >= c->n)
@@ -110,14 +110,14 @@ static size_t digits(const struct json_scan *c, size_t at)
     return at - from;
 }
 
-/* Of a fraction or an exponent only what is whole belongs to the number. */
+/* Skips a number. An incomplete fraction or exponent does not belong to it. */
 static bool scan_number(struct json_scan *c)
 {
     size_t at = c->at, k;
     at += c->s[at] == '-';
     k = digits(c, at);
     if (!k)
-        return fail(c, "no value where one is due");
+        return fail(c, "a value is missing");
     at += c->s[at] == '0' ? 1 : k;
     if (at < c->n && c->s[at] == '.' && (k = digits(c, at + 1)))
         at += 1 + k;
@@ -153,17 +153,18 @@ static bool in_object(const struct open_values *o)
     return o->bits[(o->n - 1) / 8] >> ((o->n - 1) % 8) & 1;
 }
 
-/* Past a key and its colon. */
+/* Skips a key and its colon. */
 static bool scan_key(struct json_scan *c)
 {
     if (!json_scan_space(c) || c->s[c->at] != '"')
-        return fail(c, "no key where one is due");
+        return fail(c, "a key is missing");
     if (!scan_string(c))
         return false;
-    return take(c, ':') || fail(c, "no colon after a key");
+    return take(c, ':') || fail(c, "the colon after a key is missing");
 }
 
-/* Into the object or array that begins here; *empty: past its end already. */
+/* Enters the object or array that begins here. *empty: it was empty and has been
+ * skipped. */
 static bool scan_open(bool *empty, struct json_scan *c, struct open_values *o)
 {
     const bool object = c->s[c->at] == '{';
@@ -181,8 +182,8 @@ static bool scan_open(bool *empty, struct json_scan *c, struct open_values *o)
     return !object || scan_key(c);
 }
 
-/* After a value: past the ends that follow, and past a comma with its key. *done: the
- * outermost value has ended. */
+/* Skips the ends that follow a value, then a comma with its key. *done: the outermost value
+ * has ended. */
 static bool scan_after(bool *done, struct json_scan *c, struct open_values *o)
 {
     for (; o->n; o->n--) {
@@ -210,7 +211,7 @@ bool json_scan_value(struct json_span *out, struct json_scan *c)
     while (!done) {
         bool whole = true;
         if (!json_scan_space(c))
-            return fail(c, "the text ends where a value is due");
+            return fail(c, "the text ends where a value is expected");
         if (c->s[c->at] == '{' || c->s[c->at] == '[') {
             if (!scan_open(&whole, c, &open))
                 return false;
@@ -226,8 +227,9 @@ bool json_scan_value(struct json_span *out, struct json_scan *c)
 
 /* --- of accepted text --------------------------------------------------------------- */
 
-/* One character of a string's inside, its escapes decoded: -1 for invalid UTF-8, whose *n
- * bytes are then kept; a lone surrogate as it is. */
+/* Returns one character of a string's inside, with escapes decoded; *n is its length.
+ * Returns -1 for invalid UTF-8, whose *n bytes are then kept. A lone surrogate is returned
+ * unchanged. */
 static int32_t next_char(size_t *n, const char *s, size_t left)
 {
     static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
@@ -251,7 +253,7 @@ static int32_t next_char(size_t *n, const char *s, size_t left)
     return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
 }
 
-/* What is between the quotes. */
+/* Returns the text between the quotes. */
 static struct json_span inside(struct json_span string)
 {
     return (struct json_span){string.s + 1, string.n - 2};
@@ -287,7 +289,7 @@ enum err json_span_decode(struct text *out, struct json_span string, uint64_t *l
     return OK;
 }
 
-/* Does a string say key? */
+/* Returns true if a string equals key. */
 static bool says(struct json_span string, const char *key, uint64_t *steps)
 {
     struct json_span rest = inside(string);

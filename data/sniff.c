@@ -65,7 +65,7 @@ static const struct magic magics[] = {
 };
 /* clang-format on */
 
-/* "BZh", a level, and the first mark of a block or of the end. */
+/* Returns true for bzip2: "BZh", a level, and the first mark of a block or of the end. */
 static bool is_bzip2(const char *s, size_t n)
 {
     return n >= 10 && !memcmp(s, "BZh", 3) && s[3] >= '1' && s[3] <= '9' &&
@@ -85,13 +85,13 @@ static uint64_t little_endian(const char *s, int bytes)
     return value;
 }
 
-/* A header length, then a JSON object of that length. */
+/* Returns true for a header length followed by a JSON object of that length. */
 static bool is_safetensors(const char *s, size_t n)
 {
     return n > 9 && s[8] == '{' && little_endian(s, 8) <= SAFETENSORS_HEADER_MAX;
 }
 
-/* A continuation mark, then the length of the schema. */
+/* Returns true for a continuation mark followed by the length of the schema. */
 static bool is_arrow_stream(const char *s, size_t n)
 {
     return n > 8 && !memcmp(s, "\xff\xff\xff\xff", 4) &&

@@ -14,9 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Text shrinks to a third or a tenth. Deflate goes to 1032, which is a bomb. */
+/* Text shrinks to a third or a tenth. Deflate reaches 1032, which only a bomb does. */
 #define RATIO_MAX 100
-#define INFLATED_FREE ((size_t)16 << 20) /* whatever the ratio */
+#define INFLATED_FREE ((size_t)16 << 20) /* allowed whatever the ratio */
 #define LAYERS_MAX 4
 #define PIECE ((size_t)1 << 20)
 #define NAMES_SHOWN 3
@@ -43,7 +43,8 @@ static int is_visible(const struct dirent *d)
     return d->d_name[0] != '.';
 }
 
-/* A directory, with the files in it that may have been meant. */
+/* Returns the error for a directory. Its message lists files in it that may have been
+ * meant. */
 static enum err refuse_directory(const char *path)
 {
     struct dirent **entry = NULL;
@@ -65,11 +66,11 @@ static enum err refuse_directory(const char *path)
     FAIL(ERR_USAGE, "%s: is a directory; give a text file, as in %s", path, names);
 }
 
-/* All of a pipe or of standard input. */
+/* Reads a pipe or standard input to its end. */
 static enum err read_stream(struct unpacked *u, int fd, const char *shown, size_t limit)
 {
     size_t room = 0;
-    log_info("%s: reading it to its end", shown);
+    log_info("%s: reading to the end", shown);
     for (;;) {
         if (u->bytes == room) {
             const size_t more = room ? room * 2 : PIECE;
@@ -126,8 +127,8 @@ static enum err open_plain(struct unpacked *u, const char *path, size_t limit)
     return OK;
 }
 
-/* The colon of ARCHIVE:SUFFIX; NULL when path is a file itself, or names no file before a
- * colon. */
+/* Returns the colon of ARCHIVE:SUFFIX. NULL if path itself is a file, or if the part before
+ * every colon is not one. */
 static const char *find_colon(const char *path)
 {
     if (file_exists(path))
@@ -144,7 +145,7 @@ static const char *find_colon(const char *path)
 
 /* --- layers ------------------------------------------------------------------------- */
 
-/* The content becomes data; the layer below is released. */
+/* Replaces the content by data, and releases the layer below it. */
 static void replace(struct unpacked *u, char *data, size_t n)
 {
     mem_free(u->owned);
@@ -170,7 +171,7 @@ static void note(struct unpacked *u, const char *name)
     snprintf(u->about + n, sizeof(u->about) - n, "%s%s", n ? ", " : "", name);
 }
 
-/* One layer off. *suffix = NULL once an archive has taken it. */
+/* Removes one layer. *suffix = NULL once an archive has used it. */
 static enum err unwrap(struct unpacked *u, const struct packed *p, struct sniffed is,
                        const char **suffix)
 {
@@ -189,8 +190,8 @@ static enum err unwrap(struct unpacked *u, const struct packed *p, struct sniffe
     return OK;
 }
 
-/* UTF-16 or UTF-32 to UTF-8. A text of any size is done at once: its UTF-8 is at most half
- * as long again. */
+/* Converts UTF-16 or UTF-32 to UTF-8 in one piece: the result is at most half as long
+ * again. */
 static enum err convert(struct unpacked *u, const char *path, struct sniffed is)
 {
     char *out = NULL, *in = (char *)(uintptr_t)u->data + is.mark, *to;
@@ -234,8 +235,8 @@ static enum err peel(struct unpacked *u, const char *path, const char *suffix, s
     }
     FAIL_IF(suffix, ERR_NOT_FOUND, "%s: is not a zip or tar archive; it has no member %s",
             shown, suffix);
-    FAIL_IF(is.content == CONTENT_OTHER, ERR_FORMAT, "%s: is %s; make a text of it: %s",
-            shown, is.name, is.advice);
+    FAIL_IF(is.content == CONTENT_OTHER, ERR_FORMAT, "%s: is %s; to get text: %s", shown,
+            is.name, is.advice);
     if (is.content >= CONTENT_UTF16LE && is.content <= CONTENT_UTF32BE)
         return convert(u, shown, is);
     if (is.content == CONTENT_UTF8) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * libyaml's events to a tree. */
+ * Builds a tree from libyaml's events. */
 #include "data/yaml.h"
 
 #include "kernels/base/file.h"
@@ -11,7 +11,7 @@
 #include <yaml.h>
 
 #define DEPTH_MAX 64
-#define KEYS_MAX 4096 /* of one mapping: the search for duplicates is quadratic */
+#define KEYS_MAX 4096 /* keys of one mapping; the search for duplicates is quadratic */
 #define FILE_MAX ((size_t)1 << 20)
 
 struct reader {
@@ -65,7 +65,7 @@ static void free_node(struct yaml *y)
     mem_free(y->text);
 }
 
-/* Room for one more child, with keys for a mapping; the new one is zeroed and counted. */
+/* Adds a zeroed child, with a place for its key in a mapping. */
 static enum err grow(struct yaml *y)
 {
     if (!(y->n & (y->n + 1)) || !y->child) { /* n + 1 a power of two: 0, 1, 3, 7 */
@@ -95,7 +95,7 @@ static enum err add_key(struct yaml *map, const yaml_event_t *ev, const char *wh
     enum err err = OK;
     if (yaml_child(map, key))
         err = err_set(ERR_FORMAT, __FILE__, __LINE__,
-                      "%s: line %zu: key \"%.100s\" is there twice", where, line, key);
+                      "%s: line %zu: key \"%.100s\" appears twice", where, line, key);
     else
         err = grow(map);
     if (err)
@@ -149,13 +149,13 @@ static enum err read_node(struct yaml *y, struct reader *r, const yaml_event_t *
     case YAML_MAPPING_START_EVENT:
         y->kind = YAML_MAP;
         return read_children(y, r, depth);
-    default: /* a sequence: nothing else stands here after the check for aliases */
+    default: /* a sequence; all other kinds of nodes are handled above */
         y->kind = YAML_LIST;
         return read_children(y, r, depth);
     }
 }
 
-/* Expects one document, or none. */
+/* Reads at most one document. */
 static enum err read_stream(struct yaml *root, struct reader *r)
 {
     bool seen = false;
@@ -180,7 +180,7 @@ static enum err read_stream(struct yaml *root, struct reader *r)
     }
 }
 
-/* "---" and comments alone are as good as an empty file. */
+/* Treats "---" and comments alone like an empty file. */
 static void normalize_empty(struct yaml *root)
 {
     if (root->kind == YAML_TEXT && !root->quoted && !*root->text) {

@@ -44,7 +44,7 @@ void added_matcher_free(struct added_matcher *m)
     *m = (struct added_matcher){0};
 }
 
-/* Longest token at s: its length, 0 if there is none. */
+/* Returns the length of the longest token at s, 0 if there is none. */
 static size_t match_at(int32_t *token, const struct added_matcher *m, const char *s,
                        size_t n)
 {
@@ -64,7 +64,7 @@ static size_t match_at(int32_t *token, const struct added_matcher *m, const char
     return length;
 }
 
-/* The character that ends at s + at (at > 0), and its length. */
+/* Returns the character that ends at s + at (at > 0); *k is its length. */
 static int32_t char_before(size_t *k, const char *s, size_t at)
 {
     int32_t c;
@@ -86,8 +86,8 @@ static bool is_alone(const char *s, size_t n, size_t start, size_t end)
     return !char_is_word(c);
 }
 
-/* A run of white space that was walked through: no character of a text is walked twice,
- * even if tokens of white space ask for it again and again. */
+/* A run of white space that has been scanned. No character is scanned twice, even if many
+ * tokens look at the same white space. */
 struct known_space {
     size_t start, end;
 };
@@ -108,7 +108,7 @@ static size_t space_end(struct known_space *known, const char *s, size_t n, size
     return end;
 }
 
-/* Where white space in front of s + at starts, not below floor. */
+/* Returns the start of the white space before s + at, at least floor. */
 static size_t space_start(const char *s, size_t at, size_t floor)
 {
     size_t k;
@@ -143,8 +143,8 @@ enum err added_matcher_run(const struct added_matcher *m, const struct added_tok
         if (done < p.start)
             TRY(each(ctx, s, (struct added_part){done, p.start, -1}));
         TRY(each(ctx, s, p));
-        /* The search goes on right behind the token, even inside the white space that it
-         * took in: as the reference does. */
+        /* As in the reference, the search continues right after the token, even inside
+         * white space that the token has absorbed. */
         done = p.end;
     }
     if (done < n)

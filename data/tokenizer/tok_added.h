@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Added tokens: found in the text before the model sees it, leftmost and longest. */
+ * Finds added tokens in a text before the model encodes it: the leftmost, and of those the
+ * longest. */
 #ifndef WKVQ_TOK_ADDED_H
 #define WKVQ_TOK_ADDED_H
 
@@ -12,26 +13,26 @@ struct added_token {
     bool single_word, lstrip, rstrip, normalized, special;
 };
 
-/* A trie over bytes. Zeroed: matches nothing. */
+/* A trie over bytes. A zeroed one matches nothing. */
 struct added_matcher {
     struct pair_map child; /* node, byte -> node; the root is 0 */
-    int32_t *token_of;     /* by node: index of the token that ends there, -1 */
+    int32_t *token_of;     /* [n_nodes] index of the token that ends at a node, or -1 */
     size_t n_nodes, cap;
-    bool first[256]; /* bytes that a token starts with */
+    bool first[256]; /* first bytes of tokens */
 };
 
-/* A later token of the same content takes the place of an earlier one. */
+/* Adds a token; it replaces an earlier one of the same content. ERR_MEMORY, ERR_FORMAT. */
 enum err added_matcher_add(struct added_matcher *m, const char *content, size_t n,
                            int32_t token);
 void added_matcher_free(struct added_matcher *m);
 
-/* A part of a text: token >= 0 for an added token, -1 for what lies between. */
+/* A part of a text: token >= 0 for an added token, -1 for text between tokens. */
 struct added_part {
     size_t start, end;
     int32_t token;
 };
 
-/* Hand the parts of s that are not empty to each, in order. */
+/* Passes the non-empty parts of s to `each`, in order. Returns the first error of each. */
 enum err added_matcher_run(const struct added_matcher *m, const struct added_token *token,
                            const char *s, size_t n,
                            enum err (*each)(void *ctx, const char *s, struct added_part p),

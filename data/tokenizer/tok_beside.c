@@ -22,7 +22,7 @@ struct reader {
 
 /* --- tokens ------------------------------------------------------------------------- */
 
-/* The first of two entries of one content counts. */
+/* Keeps a token, unless an earlier one has the same content. */
 static enum err keep_token(const struct reader *r, const char *content,
                            struct added_token a)
 {
@@ -42,8 +42,8 @@ static enum err keep_token(const struct reader *r, const char *content,
     return OK;
 }
 
-/* v: a string, or an object with the string as content and flags. *content is borrowed and
- * NULL if v is null or missing. */
+/* Reads a token: a string, or an object with the string as content and with flags. *content
+ * is borrowed, and NULL if v is null or missing. */
 static enum err read_token(const char **content, struct added_token *a, const json_t *v,
                            const char *key, const struct reader *r)
 {
@@ -79,7 +79,7 @@ static enum err read_special(const struct reader *r, const json_t *v, const char
     return content ? keep_token(r, content, a) : OK;
 }
 
-/* bos_token or eos_token: its name, if no file named one before. */
+/* Reads the name of bos_token or eos_token, if no earlier file has it. */
 static enum err read_name(char **name, const struct reader *r, const char *key)
 {
     const char *content;
@@ -109,7 +109,7 @@ static enum err read_specials(const struct reader *r)
     return OK;
 }
 
-/* {"32000": {"content": "<|im_end|>", ...}, ...} */
+/* Reads {"32000": {"content": "<|im_end|>", ...}, ...}. */
 static enum err read_decoder(const struct reader *r)
 {
     json_t *decoder = NULL, *v;
@@ -132,7 +132,7 @@ static enum err read_decoder(const struct reader *r)
     return OK;
 }
 
-/* {"<|im_end|>": 32000, ...} */
+/* Reads {"<|im_end|>": 32000, ...}. */
 static enum err read_added(const struct reader *r)
 {
     json_t *v;

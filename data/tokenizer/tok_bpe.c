@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Symbols are a doubly linked list in an array, candidate pairs a binary heap ordered by
- * rank, then position. A merge does not search the heap for entries that it makes stale:
- * they are recognized when they come out, by the pair that stands there now. Each merge
- * adds at most two entries, hence O(n log n). */
+ * Symbols are a doubly linked list in an array. Candidate pairs are a binary heap ordered
+ * by rank, then by position. A merge leaves stale entries in the heap; they are recognized
+ * when they are removed, because the pair at their position has changed. Each merge adds at
+ * most two entries, hence O(n log n). */
 #include "data/tokenizer/tok_bpe.h"
 
 #include "kernels/base/mem.h"
@@ -20,7 +20,7 @@ enum err bpe_add_token(struct bpe *b, const char *s, size_t n, int64_t id)
             id, BPE_MAX_ID);
     const size_t before = b->token.n;
     TRY(dict_add(&index, &b->token, s, n));
-    FAIL_IF(b->token.n == before, ERR_FORMAT, "token \"%.*s\" is there twice",
+    FAIL_IF(b->token.n == before, ERR_FORMAT, "token \"%.*s\" appears twice",
             (int)(n < 80 ? n : 80), s);
     if ((index & (index - 1)) == 0) /* a power of two: the table is full */
         TRY(mem_resize(&b->id_of, index, index ? (size_t)index * 2 : 1, sizeof(*b->id_of)));
@@ -121,9 +121,9 @@ void bpe_work_free(struct bpe_work *w)
     *w = (struct bpe_work){0};
 }
 
-/* Room for the symbols of a word of n bytes, and for all heap entries that they can cause:
- * each character is at most four bytes and gives at most as many symbols, of which n - 1
- * pairs start in the heap, and each of n - 1 merges takes one out and puts two in. */
+/* Makes room for the symbols of a word of n bytes and for all heap entries. A character has
+ * at most four bytes and gives at most as many symbols. Their n - 1 pairs start in the
+ * heap, and each of n - 1 merges removes one entry and adds two. */
 static enum err work_reserve(struct bpe_work *w, size_t n)
 {
     FAIL_IF(n > INT32_MAX, ERR_SUPPORT, "a word of %zu bytes: the limit is 2 GiB", n);
@@ -150,7 +150,8 @@ static void add_symbol(struct bpe_work *w, int32_t id)
     w->symbol[i] = (struct bpe_symbol){id, i - 1, i + 1};
 }
 
-/* The bytes of a character that is not in the vocabulary. false: not all of them are. */
+/* Adds the bytes of a character that is not in the vocabulary. Returns false if one of the
+ * bytes is not in it either. */
 static bool add_bytes(const struct bpe *b, struct bpe_work *w, const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -161,8 +162,8 @@ static bool add_bytes(const struct bpe *b, struct bpe_work *w, const char *s, si
     return true;
 }
 
-/* Characters to symbols. An unknown symbol is held back until the next known character (not
- * until the next bytes), as the reference does, so that neighbours can be fused. */
+/* Converts characters to symbols. As in the reference, an unknown symbol is held back until
+ * the next known character (not until the next bytes), so that neighbours can be fused. */
 static enum err split_characters(const struct bpe *b, struct bpe_work *w, const char *s,
                                  size_t n)
 {
@@ -224,7 +225,7 @@ static uint64_t heap_pop(struct bpe_work *w)
     return top;
 }
 
-/* Rank of the pair that starts at symbol i, -1: none. */
+/* Returns the rank of the pair that starts at symbol i, or -1. */
 static int32_t rank_at(const struct bpe *b, const struct bpe_work *w, int32_t i)
 {
     const int32_t next = w->symbol[i].next;
@@ -268,8 +269,8 @@ static void merge_all(const struct bpe *b, struct bpe_work *w)
         const int32_t i = (int32_t)(top & UINT32_MAX);
         if (w->symbol[i].id < 0)
             continue;
-        /* Stale unless the pair there now gives the same token: the reference compares the
-         * results and not the ranks. */
+        /* An entry is stale unless the pair at its position still gives the same token. The
+         * reference compares the results and not the ranks. */
         const int32_t id = b->merged[top >> 32], rank = rank_at(b, w, i);
         if (rank >= 0 && b->merged[rank] == id)
             merge_at(b, w, i, id);

@@ -30,8 +30,8 @@ static const char *piece(size_t *n, const struct pieces *p, size_t i)
     return p->text.p + start;
 }
 
-/* The bytes that a token's characters stand for; a token with any other character is text
- * as it is. */
+/* Appends the bytes that a token's characters represent. A token with any other character
+ * is appended unchanged. */
 static enum err add_byte_level(struct text *out, const char *s, size_t n)
 {
     const size_t mark = out->n;
@@ -65,7 +65,7 @@ out:
     return err;
 }
 
-/* Value of a hexadecimal digit, -1: none. */
+/* Returns the value of a hexadecimal digit, or -1. */
 static int hex_digit(char c)
 {
     if (c >= '0' && c <= '9')
@@ -74,7 +74,7 @@ static int hex_digit(char c)
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* The byte that "<0x0A>" names, -1 for another token. */
+/* Returns the byte that "<0x0A>" names, or -1 for another token. */
 static int byte_token(const char *s, size_t n)
 {
     if (n != 6 || memcmp(s, "<0x", 3) || s[5] != '>')
@@ -85,7 +85,8 @@ static int byte_token(const char *s, size_t n)
     return hi < 0 || lo < 0 ? -1 : hi << 4 | lo;
 }
 
-/* A run of byte tokens becomes its text, or one U+FFFD a byte if any of it is invalid. */
+/* Ends a run of byte tokens: it becomes its text, or one U+FFFD per byte if it is not
+ * valid. */
 static enum err flush_bytes(struct pieces *out, struct text *bytes)
 {
     if (!bytes->n)

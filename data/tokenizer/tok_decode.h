@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The decoders of tokenizer.json: a list of tokens goes through the steps and is joined. */
+ * The decoders of tokenizer.json: the steps transform a list of tokens, which is then
+ * joined. */
 #ifndef WKVQ_TOK_DECODE_H
 #define WKVQ_TOK_DECODE_H
 
@@ -17,28 +18,29 @@ enum decode_kind {
 
 struct decode_step {
     enum decode_kind kind;
-    char *from, *to;     /* owned; REPLACE: both; STRIP, METASPACE: from is the character */
-    int64_t start, stop; /* STRIP: at most so many of it at either end of a token */
-    bool drop_first;     /* METASPACE: from vanishes in the first token */
+    /* owned; REPLACE: both are set; STRIP, METASPACE: from is the character */
+    char *from, *to;
+    int64_t start, stop; /* STRIP: the most characters removed from either end of a token */
+    bool drop_first;     /* METASPACE: from is removed in the first token */
 };
 
 struct decoder {
     struct decode_step step[TOK_MAX_STEPS];
     int n;
-    bool is_null; /* no decoder: tokens are joined by spaces */
+    bool is_null; /* there is no decoder: tokens are joined by spaces */
 };
 
 struct pieces {
-    struct text text; /* the pieces, one behind the other */
+    struct text text; /* the pieces, concatenated */
     size_t *end;      /* owned; end of each piece in text */
     size_t n, cap;
 };
 
-/* End a piece that was appended to text. */
+/* Ends a piece whose text has been appended. ERR_MEMORY. */
 enum err pieces_close(struct pieces *p);
 void pieces_free(struct pieces *p); /* accepts a zeroed one */
 
-/* Append the text of the tokens in p, whose content is used up, to *out. */
+/* Appends the text of the tokens in p to *out. The content of p is undefined afterwards. */
 enum err decoder_run(struct text *out, const struct decoder *d, struct pieces *p);
 void decoder_free(struct decoder *d);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A text through the steps of tokenizer.json, and ids back. Texts repeat their words, so
- * that the ids of short ones are kept for the time of a call. */
+ * Passes a text through the steps of tokenizer.json, and decodes ids. Texts repeat their
+ * words, so the ids of short words are cached for the duration of a call. */
 #include "data/tokenizer/tok_json.h"
 
 #include <string.h>
@@ -15,10 +15,10 @@ struct encoder {
     struct bpe_work work;
     struct pre_run run;
     struct text normal, spare, mapped;
-    bool first; /* the part at hand starts where the text does */
+    bool first; /* the current part is at the start of the text */
     struct dict words;
-    struct id_list word_ids;  /* of all cached words, one behind the other */
-    struct id_list word_ends; /* by the word's number: where its ids end */
+    struct id_list word_ids;  /* ids of all cached words, concatenated */
+    struct id_list word_ends; /* end of a word's ids, by its number */
 };
 
 static enum err encode_fresh(struct encoder *e, struct id_list *out, const char *s,
@@ -35,7 +35,7 @@ static enum err encode_fresh(struct encoder *e, struct id_list *out, const char 
 static enum err emit_cached(struct encoder *e, size_t k)
 {
     const size_t start = k ? (size_t)e->word_ends.id[k - 1] : 0;
-    if (start == e->word_ids.n) /* a word without ids; there may be no list yet */
+    if (start == e->word_ids.n) /* a word without ids; the list may not exist yet */
         return OK;
     return id_list_add_n(e->out, e->word_ids.id + start,
                          (size_t)e->word_ends.id[k] - start);

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #define MAX_FILE_BYTES ((size_t)128 << 20)
-/* The longest token of the published files has 128 bytes; each byte of one is a place where
- * it could be two. */
+/* The longest token of the published files has 128 bytes. Every byte of a token is tried as
+ * the place of a merge. */
 #define MAX_RANK_BYTES 256
 #define N_SPECIAL 256
 
@@ -22,7 +22,7 @@ static enum err add_beside(struct json_tokenizer *t, const struct tok_beside *be
     return OK;
 }
 
-/* Words by scan, then bytes. */
+/* Splits words by scan, then into bytes. */
 static void set_byte_level(struct json_tokenizer *t, const char *family, scan_fn *scan)
 {
     t->family = family;
@@ -41,12 +41,12 @@ static enum err set_words(struct json_tokenizer *t, const struct tok_beside *bes
 {
     const char *name = beside->class_name;
     FAIL_IF(!name, ERR_SUPPORT,
-            "%s: no tokenizer_class in tokenizer_config.json says how text is cut into "
+            "%s: no tokenizer_class in tokenizer_config.json says how text is split into "
             "words (supported: GPT2Tokenizer, Qwen2Tokenizer)",
             path);
     if (!strcmp(name, "GPT2Tokenizer")) {
         set_byte_level(t, "GPT-2", scan_gpt2);
-        /* The space goes in front of each part between added tokens, before it is cut. */
+        /* The space is added to each part between added tokens, before it is split. */
         t->pre.step[0].kind = PRE_BYTE_LEVEL;
         t->pre.step[0].prefix_space = beside->prefix_space == SAID_YES;
         t->pre.n = 1;
@@ -72,7 +72,7 @@ static enum err read_vocab(struct bpe *b, const char *path)
     return err;
 }
 
-/* A line "left right"; the first may be "#version: 0.2". */
+/* Reads a line "left right"; the first may be "#version: 0.2". */
 static enum err read_merge(struct bpe *b, const char *s, size_t n, bool first)
 {
     static const char version[] = "#version";
@@ -143,7 +143,8 @@ static int base64_value(char c)
     return at ? (int)(at - digits) : -1;
 }
 
-/* Bytes of s in out, which has room for 3 n / 4; -1: not base64. */
+/* Decodes s to out, which has room for 3 n / 4 bytes. Returns their number, or -1 if s is
+ * not base64. */
 static int64_t base64_decode(char *out, const char *s, size_t n)
 {
     int64_t k = 0;
@@ -165,7 +166,7 @@ static int64_t base64_decode(char *out, const char *s, size_t n)
     return k - (int64_t)padding;
 }
 
-/* A line BASE64 RANK of n bytes. false: it is none. */
+/* Splits a line BASE64 RANK of n bytes. Returns false for any other line. */
 static bool split_rank(size_t *token_bytes, int64_t *rank, const char *s, size_t n)
 {
     const char *gap = memchr(s, ' ', n);
@@ -184,7 +185,8 @@ static bool split_rank(size_t *token_bytes, int64_t *rank, const char *s, size_t
     return true;
 }
 
-/* Length of the line at s without its end; *next is where the next one starts. */
+/* Returns the length of the line at s without its end; *next is the start of the next
+ * one. */
 static size_t line_at(size_t *next, const char *s, size_t n)
 {
     const char *stop = memchr(s, '\n', n);
@@ -236,8 +238,8 @@ static enum err read_ranks(struct bpe *b, const char *data, size_t n)
     return err;
 }
 
-/* tiktoken merges the pair whose token has the lowest rank: every way to cut a token in two
- * tokens is a merge of that rank. */
+/* Adds the merges. tiktoken merges the pair whose token has the lowest rank, so every split
+ * of a token into two tokens is a merge of that rank. */
 static enum err add_merges(struct bpe *b)
 {
     TRY(mem_alloc(&b->merged, (size_t)b->n_ids, sizeof(*b->merged)));
@@ -270,7 +272,7 @@ static enum err check_ranks(const struct bpe *b)
     return OK;
 }
 
-/* The name of special token i, as Meta's reference code for Llama 3 has it. */
+/* Writes the name of special token i, as in Meta's reference code for Llama 3. */
 static void special_name(char name[64], int i)
 {
     static const char *const names[10] = {[0] = "<|begin_of_text|>",
@@ -278,7 +280,7 @@ static void special_name(char name[64], int i)
                                           [6] = "<|start_header_id|>",
                                           [7] = "<|end_header_id|>",
                                           [9] = "<|eot_id|>"};
-    /* The reserved ones count on around those that have a name. */
+    /* The reserved tokens are numbered consecutively, without those that have a name. */
     const int reserved = i < 6 ? i - 2 : i < 9 ? i - 4 : i - 5;
     if (i < 10 && names[i])
         snprintf(name, 64, "%s", names[i]);
@@ -306,7 +308,7 @@ static enum err build_ranks(struct json_tokenizer *t, const char *data, size_t n
     TRY(bpe_index(&t->bpe));
     TRY(check_ranks(&t->bpe));
     TRY(add_merges(&t->bpe));
-    /* A word that is a token as a whole is not cut and merged. */
+    /* A word that is a token itself is not split and merged. */
     t->bpe.ignore_merges = true;
     t->n_ids = t->bpe.n_ids;
     set_byte_level(t, "Llama 3", scan_llama3);

@@ -11,7 +11,7 @@
 #define MAX_ADDED 65536
 #define MAX_CONTENT_BYTES 4096
 
-/* "PATH: part" in out. */
+/* Returns "PATH: part", written to out. */
 static const char *where_of(char out[512], const char *path, const char *part)
 {
     snprintf(out, 512, "%s: %s", path, part);
@@ -46,7 +46,7 @@ static enum err parse_vocab(struct bpe *b, json_t *model, const char *where)
     return tok_parse_vocab(b, vocab, where);
 }
 
-/* "left right" (older files) or ["left", "right"]. */
+/* Reads a merge: "left right" (older files) or ["left", "right"]. */
 static enum err parse_merge(struct bpe *b, const json_t *v)
 {
     if (json_is_string(v)) {
@@ -90,7 +90,7 @@ static enum err parse_model_flags(struct bpe *b, const json_t *model, const char
     const char *unk = NULL;
     TRY(json_get_real(&dropout, model, "dropout", 0, 1, where));
     FAIL_IF(dropout != 0, ERR_SUPPORT,
-            "%s: dropout %g is not supported, ids would be random", where, dropout);
+            "%s: dropout %g is not supported, because ids would be random", where, dropout);
     TRY(refuse_affix(model, "continuing_subword_prefix", where));
     TRY(refuse_affix(model, "end_of_word_suffix", where));
     TRY(json_get_bool(&b->fuse_unk, model, "fuse_unk", where));
@@ -121,8 +121,8 @@ static struct added_token *find_added(const struct json_tokenizer *t, const char
     return i < 0 ? NULL : &t->added[i];
 }
 
-/* The reference takes a token's id from the vocabulary, or else counts on from its end; the
- * id in added_tokens is only a note. */
+/* Returns the id of an added token: that of the vocabulary, or else the next one after its
+ * end, as in the reference. The id in added_tokens is not used. */
 static int32_t added_id(const struct json_tokenizer *t, const char *content)
 {
     const int32_t size = (int32_t)t->bpe.token.n,
@@ -194,8 +194,7 @@ static enum err parse_added(struct json_tokenizer *t, const json_t *root, const 
     return OK;
 }
 
-/* Tokens with normalized are looked for in normalized text and are therefore normalized
- * themselves. */
+/* Tokens with `normalized` are found in normalized text, so they are normalized as well. */
 static enum err match_token(struct json_tokenizer *t, size_t i)
 {
     enum err err = OK;
@@ -212,7 +211,7 @@ out:
     return err;
 }
 
-/* Tokens of this kind into their matcher. */
+/* Adds the tokens of this kind to their matcher. */
 static enum err match_added(struct json_tokenizer *t, bool special)
 {
     enum err err = OK;
@@ -249,7 +248,7 @@ static enum err check_post_ids(const struct json_tokenizer *t, const struct id_l
     return OK;
 }
 
-/* A component by its key; null is NULL. */
+/* Returns a component by its key; NULL for null. */
 static const json_t *component(const json_t *root, const char *key)
 {
     const json_t *v = json_object_get(root, key);
@@ -269,7 +268,8 @@ static enum err parse_all(struct json_tokenizer *t, json_t *root, const char *pa
     TRY(decoder_parse(&t->decoder, component(root, "decoder"),
                       where_of(where, path, "decoder")));
     TRY(parse_added(t, root, path));
-    /* Special ones first: of two of the same normalized content the later one is found. */
+    /* Special tokens first: of two tokens with the same normalized content the later one is
+     * found. */
     TRY(match_added(t, true));
     TRY(match_added(t, false));
     TRY(post_processor_parse(&t->before, &t->after, component(root, "post_processor"),

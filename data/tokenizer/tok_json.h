@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * tokenizer.json: what the file says, and encoding and decoding by it. truncation and
- * padding are left aside: whole texts are encoded. */
+ * Reads tokenizer.json, and encodes and decodes with it. truncation and padding are
+ * ignored: whole texts are encoded. An open tokenizer is read-only. */
 #ifndef WKVQ_TOK_JSON_H
 #define WKVQ_TOK_JSON_H
 
@@ -23,39 +23,42 @@ struct json_tokenizer {
     struct pair_map added_of;             /* (id, 0) -> index in added */
     struct added_matcher raw, normalized; /* before and after the normalizer */
     int32_t n_ids;                        /* highest id + 1, added tokens included */
-    struct id_list before, after;         /* what the post-processor puts around a text */
+    struct id_list before, after; /* ids that the post-processor adds around a text */
     struct decoder decoder;
 };
 
-/* Add a token that is not in tokenizer.json; of one content the first counts. A token
- * without an id (-1) takes that of the vocabulary, or is left out. The content is copied.
- * Errors: ERR_FORMAT, the sentence without a file name. */
+/* Adds a token that is missing in tokenizer.json; the first one of a content is kept. A
+ * token without an id (-1) takes that of the vocabulary, and is ignored if there is none.
+ * The content is copied. ERR_FORMAT with a message without a file name; ERR_MEMORY. */
 enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a);
 
-/* path names the file, and starts every message. Errors: ERR_FORMAT, ERR_SUPPORT. */
+/* Opens the file at path, which starts every message. Errors: ERR_FORMAT, ERR_SUPPORT,
+ * ERR_MEMORY. */
 enum err json_tokenizer_open(struct json_tokenizer **out, const char *path);
 void json_tokenizer_close(struct json_tokenizer **t);
 
-/* Append the ids of valid UTF-8 s, without what the post-processor adds. */
+/* Appends the ids of s, which is valid UTF-8, without those that the post-processor
+ * adds. */
 enum err json_tokenizer_encode(struct id_list *out, const struct json_tokenizer *t,
                                const char *s, size_t n);
-/* Append the text of n ids; ids that are not there are skipped. */
+/* Appends the text of n ids; unknown ids are skipped. */
 enum err json_tokenizer_decode(struct text *out, const struct json_tokenizer *t,
                                const int32_t *ids, size_t n, bool keep_special);
-/* -1 if there is no such token. */
+/* Returns the id of a token, or -1 if it is missing. */
 int32_t json_tokenizer_id(const struct json_tokenizer *t, const char *content);
 
-/* An object {"token": id, ...} into an empty b, which is then indexed. Anything else is
- * ERR_FORMAT. */
+/* Adds an object {"token": id, ...} to b, which is empty, and indexes it. ERR_FORMAT for
+ * anything else. */
 enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where);
 
-/* data/tok_steps.c: a component's description to its steps. v may be NULL (null). */
+/* tok_steps.c: parse a component's description to its steps. v may be NULL (null).
+ * ERR_FORMAT, ERR_SUPPORT. */
 enum err normalizer_parse(struct normalizer *out, const json_t *v, const char *where);
 enum err pre_tokenizer_parse(struct pre_tokenizer *out, const char **family,
                              const json_t *v, const char *where);
 enum err decoder_parse(struct decoder *out, const json_t *v, const char *where);
 
-/* data/tok_post.c. */
+/* tok_post.c: the same for the post-processor. */
 enum err post_processor_parse(struct id_list *before, struct id_list *after,
                               const json_t *v, const char *where);
 

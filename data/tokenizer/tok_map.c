@@ -9,7 +9,7 @@
 static uint64_t random_seed(void)
 {
     uint64_t seed = 0;
-    /* Results do not depend on it; without randomness the tables work as well. */
+    /* Results do not depend on the seed, so the tables also work without randomness. */
     if (getrandom(&seed, sizeof(seed), GRND_NONBLOCK) != sizeof(seed))
         seed = 0x9E3779B97F4A7C15u;
     return seed | 1;
@@ -37,7 +37,7 @@ static uint64_t hash_bytes(const char *s, size_t n, uint64_t seed)
     return mix(h ^ word);
 }
 
-/* Where s is, or the free slot where it would be. n_slots > 0. */
+/* Returns the slot of s, or the free slot for it. n_slots > 0. */
 static size_t dict_slot(const struct dict *d, const char *s, size_t n, uint64_t hash)
 {
     size_t i = hash & (d->n_slots - 1);

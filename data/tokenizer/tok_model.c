@@ -35,8 +35,8 @@ static enum err add_tokens(struct model_tokenizer *t, const struct tok_beside *b
     return OK;
 }
 
-/* The same model without a space in front. Messages of one kind merge where they follow each
- * other in a file, so that these bytes only say normalizer_spec.add_dummy_prefix: false. */
+/* Opens the same model without a space in front. Concatenated protobuf messages of one kind
+ * merge, so the appended bytes only set normalizer_spec.add_dummy_prefix to false. */
 static enum err open_bare(struct model_tokenizer *t, const char *data, size_t n,
                           const char *path)
 {
@@ -65,7 +65,7 @@ enum err model_tokenizer_open(struct model_tokenizer **out, const char *data, si
         err_add(err, "%s: ", path);
         goto out;
     }
-    /* Where nothing is said, a space goes in front of every part, as in older models. */
+    /* By default a space is added to every part, as in older models. */
     if (t->n_added && beside->legacy == SAID_NO)
         TRY_OUT(open_bare(t, data, n, path));
     *out = t;

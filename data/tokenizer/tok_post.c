@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The post-processor of tokenizer.json: what goes before and behind a single text. */
+ * The post-processor of tokenizer.json: ids that are added before and after a text. */
 #include "data/tokenizer/tok_json.h"
 
 #include <string.h>
@@ -9,7 +9,7 @@
 #define MAX_TEMPLATE_IDS 64
 #define MAX_DEPTH 8
 
-/* Ids of special token `name` by the template's own table. */
+/* Appends the ids of special token `name` in the template's own table. */
 static enum err add_special(struct id_list *out, const json_t *table, const char *name,
                             const char *where)
 {

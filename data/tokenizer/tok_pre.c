@@ -7,8 +7,8 @@
 
 int32_t byte_level_char(uint8_t byte)
 {
-    /* The printable bytes of Latin-1 stand for themselves, the 68 others in their order
-     * for U+0100 and what follows. */
+    /* Printable bytes of Latin-1 represent themselves. The other 68 are mapped in order to
+     * U+0100 and the following characters. */
     if (byte <= 0x20)
         return 0x100 + byte;
     if (byte >= 0x7F && byte <= 0xA0)
@@ -37,7 +37,7 @@ enum err byte_level_map(struct text *out, const char *s, size_t n)
     return OK;
 }
 
-/* Next place of what in s, NULL if none. */
+/* Returns the next position of `what` in s, or NULL. */
 static const char *find(const char *s, size_t n, const char *what)
 {
     return n ? memmem(s, n, what, strlen(what)) : NULL;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The regular expressions of known tokenizer.json files as hand-written scanners. Each
- * alternative of an expression is one step below, tried in its order; all of them together
- * cover any text, so that there are no gaps between words. */
+ * alternative of an expression is one step below, tried in the same order. Together they
+ * match any text, so there are no gaps between words. */
 #include "data/tokenizer/tok_pre.h"
 
 #include <string.h>
@@ -19,7 +19,8 @@ static int32_t char_at(size_t *k, const struct reader *r, size_t at)
     return c;
 }
 
-/* End of the run of this class that starts at `at`, of at most limit characters. */
+/* Returns the end of the run of this class that starts at `at`, limited to `limit`
+ * characters. */
 static size_t run_end(const struct reader *r, size_t at, enum char_class wanted,
                       size_t limit)
 {
@@ -34,8 +35,8 @@ static bool is_line_end(char c)
     return c == '\n' || c == '\r';
 }
 
-/* 's, 't, 're, 've, 'm, 'll, 'd: length, 0 if it is none of them. In the expressions that
- * ignore case the long s (U+017F) is an s, too. */
+/* Returns the length of 's, 't, 're, 've, 'm, 'll or 'd, 0 for anything else. If the
+ * expression ignores case, the long s (U+017F) is also an s. */
 static size_t contraction(const struct reader *r, bool any_case)
 {
     static const char tail[][3] = {"s", "t", "re", "ve", "m", "ll", "d"};
@@ -51,7 +52,8 @@ static size_t contraction(const struct reader *r, bool any_case)
     return any_case && r->n >= 3 && !memcmp(r->s + 1, "\xC5\xBF", 2) ? 3 : 0;
 }
 
-/* \s+(?!\S)|\s+ : a run that something follows leaves its last character to that. */
+/* \s+(?!\S)|\s+ : a run that is followed by other text leaves its last character to that
+ * text. */
 static size_t white_space(const struct reader *r)
 {
     size_t at = 0, last = 0, k;
@@ -62,7 +64,7 @@ static size_t white_space(const struct reader *r)
     return at == r->n || last == 0 ? at : last;
 }
 
-/* \s*[\r\n]+ : up to the last line end of the run of white space, 0 if it has none. */
+/* \s*[\r\n]+ : the run of white space up to its last line end; 0 if it has none. */
 static size_t line_ends(const struct reader *r)
 {
     const size_t end = run_end(r, 0, CHAR_SPACE, SIZE_MAX);
@@ -96,7 +98,7 @@ static size_t scan_tiktoken(const char *s, size_t n, size_t max_digits)
         return run_end(&r, 0, CHAR_LETTER, SIZE_MAX);
     if (class == CHAR_NUMBER)
         return run_end(&r, 0, CHAR_NUMBER, max_digits);
-    /* Any one other character goes with the letters behind it. */
+    /* Any single other character belongs to the letters after it. */
     if (!is_line_end(s[0]) && k < n && char_class(char_at(&k1, &r, k)) == CHAR_LETTER)
         return run_end(&r, k, CHAR_LETTER, SIZE_MAX);
     const size_t start = s[0] == ' ';

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * No exception leaves this file. */
+ * Wraps the SentencePiece library. No exception leaves this file. */
 #include <stdbool.h>
 
 extern "C" {
@@ -19,7 +19,7 @@ struct spm {
     sentencepiece::SentencePieceProcessor processor;
 };
 
-/* What a call into the library threw. */
+/* Returns the error for an exception of the library. */
 static enum err thrown()
 {
     try {
@@ -65,7 +65,7 @@ void spm_close(struct spm **s)
 
 enum err spm_encode(struct id_list *out, const struct spm *s, const char *text, size_t n)
 {
-    /* The library counts in int, and escaping spaces triples them. */
+    /* The library counts in int, and its escaping triples the length of spaces. */
     FAIL_IF(n > INT_MAX / 4, ERR_SUPPORT, "text of %zu bytes for SentencePiece, limit %d",
             n, INT_MAX / 4);
     try {
@@ -129,6 +129,7 @@ int32_t spm_eos(const struct spm *s)
 
 int32_t spm_id(const struct spm *s, const char *piece)
 {
-    const int id = s->processor.PieceToId(piece); /* that of the unknown piece, if it is */
+    /* the id of the unknown piece if the name is unknown */
+    const int id = s->processor.PieceToId(piece);
     return s->processor.IdToPiece(id) == piece ? id : -1;
 }

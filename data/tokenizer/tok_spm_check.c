@@ -5,7 +5,7 @@
  *   pieces:          1 piece (string), 2 score (float), 3 type
  *   trainer_spec:    3 model_type (1 unigram, 2 BPE), 35 byte_fallback
  *   normalizer_spec: 2 precompiled_charsmap (empty: identity)
- * Everything else is stepped over and left to the library. */
+ * Other fields are skipped and left to the library. */
 #include "data/tokenizer/tok_map.h"
 #include "data/tokenizer/tok_spm.h"
 
@@ -64,11 +64,11 @@ static enum err next_field(struct field *f, struct bytes *b)
 struct check {
     struct dict pieces;
     size_t n_pieces, n_unknown, n_bytes;
-    uint64_t model_type; /* 1 when absent */
+    uint64_t model_type; /* 1 if missing */
     uint64_t byte_fallback;
 };
 
-/* "<0x0A>", in upper case, as the library reads it. */
+/* Returns true for "<0x0A>", in upper case, as the library reads it. */
 static bool is_byte_name(const char *s, size_t n)
 {
     static const char digits[] = "0123456789ABCDEF";
@@ -85,12 +85,13 @@ static enum err check_name(struct check *c, const char *s, size_t n, uint64_t ty
     FAIL_IF(memchr(s, 0, n) || !utf8_valid(s, n), ERR_FORMAT, "piece %zu: not UTF-8 text",
             k);
     TRY(dict_add(&index, &c->pieces, s, n));
-    FAIL_IF(index != k, ERR_FORMAT, "piece %zu: \"%.*s\" is there twice", k,
+    FAIL_IF(index != k, ERR_FORMAT, "piece %zu: \"%.*s\" appears twice", k,
             (int)(n < 80 ? n : 80), s);
     FAIL_IF(type < PIECE_NORMAL || type > PIECE_BYTE, ERR_FORMAT,
             "piece %zu: type %" PRIu64 ", want 1 to 6", k, type);
     FAIL_IF(type == PIECE_BYTE && !is_byte_name(s, n), ERR_FORMAT,
-            "piece %zu: a byte named \"%.*s\"", k, (int)(n < 80 ? n : 80), s);
+            "piece %zu: type is byte, but its name is \"%.*s\"", k, (int)(n < 80 ? n : 80),
+            s);
     return OK;
 }
 

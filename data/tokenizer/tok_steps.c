@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The components of tokenizer.json that are chains of steps. A Sequence is flattened; what
- * is not known is refused by name, because leaving it out would give other ids. */
+ * Parses the components of tokenizer.json that are chains of steps. A Sequence is
+ * flattened. Unknown parts are refused by name, because ignoring them would give other
+ * ids. */
 #include "data/tokenizer/tok_json.h"
 
 #include "kernels/base/mem.h"
@@ -15,7 +16,8 @@
     "ByteLevel, Replace with a String, ByteFallback, Fuse, Strip, "                        \
     "Metaspace, Sequence"
 
-/* Call parse for a component, or for each part of a Sequence, whose list is `list`. */
+/* Calls parse for a component, or for each part of a Sequence, whose list is named
+ * `list`. */
 static enum err each_part(const json_t *v, const char *list, const char *where, int depth,
                           enum err (*parse)(void *out, const json_t *v, const char *type,
                                             const char *where),
@@ -44,7 +46,8 @@ static enum err check_room(int n, const char *where)
     return OK;
 }
 
-/* pattern: {"String": S}, not empty; a {"Regex": R} gives *regex instead, if wanted. */
+/* Parses pattern: {"String": S}, not empty. {"Regex": R} sets *regex instead, if regex is
+ * not NULL. */
 static enum err parse_pattern(const char **string, const char **regex, const json_t *v,
                               const char *where)
 {
@@ -143,7 +146,7 @@ static enum err parse_split(struct pre_parse *p, struct pre_step *step, const js
         "%s: this Split expression is not supported (supported: those of GPT-2, Llama 3 "
         "and Qwen2): %.200s",
         where, regex);
-    /* The expressions leave no gaps: both say "every match is a word". */
+    /* The expressions leave no gaps, so both behaviors make every match a word. */
     const bool isolated = !strcmp(behavior, "Isolated");
     FAIL_IF(!isolated && !(invert && !strcmp(behavior, "Removed")), ERR_SUPPORT,
             "%s: Split with behavior %s is not supported here (supported: Isolated)", where,
@@ -202,7 +205,7 @@ static enum err parse_pre(void *out, const json_t *v, const char *type, const ch
     struct pre_parse *p = out;
     bool individual = false;
     TRY(check_room(p->pre->n, where));
-    FAIL_IF(p->pre->byte_level, ERR_SUPPORT, "%s: %s behind ByteLevel is not supported",
+    FAIL_IF(p->pre->byte_level, ERR_SUPPORT, "%s: %s after ByteLevel is not supported",
             where, type);
     struct pre_step *step = &p->pre->step[p->pre->n++];
     if (!strcmp(type, "Split"))

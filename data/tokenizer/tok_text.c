@@ -6,7 +6,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* New capacity that holds need items, doubling. */
+/* Returns a doubled capacity that holds need items. */
 static size_t grown(size_t cap, size_t need)
 {
     size_t fresh = cap > SIZE_MAX / 2 ? SIZE_MAX : cap * 2;
@@ -76,8 +76,9 @@ void id_list_free(struct id_list *l)
     *l = (struct id_list){0};
 }
 
-/* Continuation bytes that lead byte b wants, and the range of the first of them: the range
- * excludes overlong forms, surrogates and what is above U+10FFFF. -1: not a lead byte. */
+/* Returns the number of continuation bytes after lead byte b, or -1 if it is not one. [lo,
+ * hi] is the range of the first of them; it excludes overlong forms, surrogates and values
+ * above U+10FFFF. */
 static int lead_byte(uint8_t b, uint8_t *lo, uint8_t *hi)
 {
     *lo = 0x80;
@@ -186,12 +187,12 @@ enum char_class char_class(int32_t c)
     case UTF8PROC_CATEGORY_ZL:
     case UTF8PROC_CATEGORY_ZP:
         return CHAR_SPACE;
-    default: /* of the controls above ASCII only NEXT LINE is white space */
+    default: /* of the controls above ASCII, only NEXT LINE is white space */
         return c == 0x85 ? CHAR_SPACE : CHAR_OTHER;
     }
 }
 
-/* One composed form can decompose into at most this many characters. */
+/* One composed form decomposes into at most this many characters. */
 #define DECOMPOSED_MAX 32
 
 struct code_points {
@@ -225,8 +226,8 @@ static int combining_class(int32_t c)
     return c < 0x300 ? 0 : utf8proc_get_property(c)->combining_class;
 }
 
-/* Stable counting sort of a run of combining marks: a text may hold a long run, on which
- * utf8proc's own reordering takes quadratic time. spare: n characters. */
+/* Sorts a run of combining marks with a stable counting sort. utf8proc's own reordering
+ * takes quadratic time on a long run. spare: n characters. */
 static void order_marks(int32_t *c, size_t n, int32_t *spare)
 {
     size_t start[257] = {0};
@@ -272,7 +273,7 @@ enum err text_nfc(struct text *out, const char *s, size_t n)
     enum err err = OK;
     struct code_points p = {0};
     size_t plain = 0;
-    /* Nothing below U+0300 (lead byte 0xCC) changes unless something above follows. */
+    /* Nothing below U+0300 (lead byte 0xCC) changes unless such a character follows. */
     while (plain < n && (uint8_t)s[plain] < 0xCC)
         plain++;
     if (plain == n)

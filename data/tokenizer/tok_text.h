@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text for the tokenizers: growing buffers, UTF-8 that may be broken, the three character
- * classes that pre-tokenizers ask for, and NFC. */
+ * Text for the tokenizers: growing buffers, UTF-8 that may be invalid, the three character
+ * classes of pre-tokenizers, and NFC. Functions are thread-safe on different data; those
+ * that append return ERR_MEMORY. */
 #ifndef WKVQ_TOK_TEXT_H
 #define WKVQ_TOK_TEXT_H
 
@@ -11,17 +12,17 @@
 #include <stdint.h>
 
 struct text {
-    char *p; /* owned; no NUL behind the end */
+    char *p; /* owned; not NUL-terminated */
     size_t n, cap;
 };
 
-/* Room for extra more bytes. */
+/* Makes room for extra more bytes. */
 enum err text_reserve(struct text *t, size_t extra);
 enum err text_add(struct text *t, const char *s, size_t n);
 enum err text_add_char(struct text *t, int32_t c);
 void text_free(struct text *t); /* accepts a zeroed one */
 
-/* Growing list of ids. */
+/* A growing list of ids. */
 struct id_list {
     int32_t *id; /* owned */
     size_t n, cap;
@@ -31,22 +32,25 @@ enum err id_list_add(struct id_list *l, int32_t id);
 enum err id_list_add_n(struct id_list *l, const int32_t *id, size_t n);
 void id_list_free(struct id_list *l);
 
-/* Take one character off s (n > 0): its length in bytes, and the character in *c, or -1 for
- * a maximal invalid part (Unicode chapter 3: what a decoder replaces by one U+FFFD). */
+/* Reads one character from s, n > 0, and returns its length in bytes. *c is the character,
+ * or -1 for a maximal invalid part (Unicode chapter 3: what a decoder replaces by one
+ * U+FFFD). */
 size_t utf8_next(int32_t *c, const char *s, size_t n);
-/* Bytes of c at out (at most 4). */
+/* Writes c to out as UTF-8 and returns its length, at most 4 bytes. */
 size_t utf8_put(char *out, int32_t c);
 bool utf8_valid(const char *s, size_t n);
-/* Append s with U+FFFD for each maximal invalid part. */
+/* Appends s with U+FFFD for each maximal invalid part. */
 enum err utf8_repair(struct text *out, const char *s, size_t n);
 
 /* Unicode's general categories L* and N*, and the property White_Space. */
 enum char_class { CHAR_OTHER, CHAR_LETTER, CHAR_NUMBER, CHAR_SPACE };
 enum char_class char_class(int32_t c);
-/* What a regular expression's \w means: Alphabetic, M*, Nd, Pc, Join_Control. */
+/* Returns true if \w of a regular expression matches c: Alphabetic, M*, Nd, Pc,
+ * Join_Control. */
 bool char_is_word(int32_t c);
 
-/* Append valid UTF-8 s in normalization form C. Time is linear in n, whatever the marks. */
+/* Appends valid UTF-8 s in normalization form C. Time is linear in n, even for long runs of
+ * combining marks. */
 enum err text_nfc(struct text *out, const char *s, size_t n);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * \w of the reference's regular expressions, which takes a property (Alphabetic) that only
- * PCRE2 knows. Asked only around added tokens marked single_word. */
+ * \w of the reference's regular expressions. It needs a property (Alphabetic) that only
+ * PCRE2 has. Used only around added tokens with single_word. */
 #include "data/tokenizer/tok_text.h"
 
 #include <pthread.h>

@@ -12,11 +12,11 @@
 #define MAX_MODEL_BYTES ((size_t)64 << 20)
 
 struct tokenizer {
-    struct json_tokenizer *json; /* one of the two */
+    struct json_tokenizer *json; /* one of the two is set */
     struct model_tokenizer *model;
     int64_t vocab;
     int32_t bos, eos;
-    bool model_bos, model_eos; /* what goes around a text, if there is no template */
+    bool model_bos, model_eos; /* tokens around a text, if there is no template */
     struct id_list ends;
     const char *file;
     char about[96];
@@ -30,12 +30,13 @@ static int32_t id_of(const struct tokenizer *t, const char *content)
                    : model_tokenizer_id(t->model, content);
 }
 
-/* The names beside the tokenizer; a name that is no token changes nothing. */
+/* Takes the names of BOS and EOS in the files beside the tokenizer. A name that is not a
+ * token is ignored. */
 static enum err take_names(struct tokenizer *t, const struct tok_beside *beside)
 {
     const int32_t bos = beside->bos ? id_of(t, beside->bos) : -1,
                   eos = beside->eos ? id_of(t, beside->eos) : -1;
-    if (bos >= 0 && !(t->json && t->json->before.n)) /* the template comes first */
+    if (bos >= 0 && !(t->json && t->json->before.n)) /* the template has precedence */
         t->bos = bos;
     if (eos >= 0)
         t->eos = eos;
@@ -129,7 +130,7 @@ static enum err refuse_tekken(struct tokenizer *t, const char *dir, const char *
          path);
 }
 
-/* The first file that is there is taken. */
+/* The first file that exists is used. */
 static const struct {
     const char *name;
     enum err (*open)(struct tokenizer *t, const char *dir, const char *path,

@@ -17,9 +17,10 @@
 struct tokenizer; /* opaque */
 
 enum bos_rule {
-    BOS_AUTO, /* as the model's own tokenizer does it: the template of tokenizer.json, or
-                 always for tokenizer.model (the literature's default), unless
-                 tokenizer_config.json says add_bos_token: false */
+    /* Adds BOS as the model's own tokenizer does: by the template of tokenizer.json, or
+     * always for tokenizer.model (the literature's default), unless tokenizer_config.json
+     * has add_bos_token: false. */
+    BOS_AUTO,
     BOS_NEVER,
     BOS_ALWAYS
 };
@@ -29,34 +30,36 @@ struct token_ids {
     size_t n;
 };
 
-/* Prefers tokenizer.json. BOS and EOS are the template's, or else those of
- * tokenizer_config.json or special_tokens_map.json beside it. Added tokens are the file's,
- * then those of tokenizer_config.json or added_tokens.json. Errors: ERR_NOT_FOUND (no such
- * file), ERR_FORMAT, ERR_SUPPORT naming the component and what is supported. */
+/* Opens the tokenizer of a directory, preferably tokenizer.json. BOS and EOS are those of
+ * the template, or else of tokenizer_config.json or special_tokens_map.json. Added tokens
+ * of the file itself come first, then those of tokenizer_config.json or added_tokens.json.
+ * Errors: ERR_NOT_FOUND (no such file), ERR_FORMAT, ERR_SUPPORT with the component and what
+ * is supported, ERR_MEMORY. */
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir);
 void tokenizer_close(struct tokenizer **t);
 
-/* Added and special tokens in the text are recognized as the reference does. BOS goes once
- * in front of the whole. text: any bytes, invalid UTF-8 is treated as U+FFFD per maximal
- * invalid part. Release with token_ids_free. BOS_ALWAYS without a BOS token is ERR_USAGE.
- */
+/* Encodes text of any bytes; invalid UTF-8 is treated as U+FFFD per maximal invalid part.
+ * Added and special tokens in the text are recognized as in the reference. BOS is added
+ * once, before the whole text. The caller frees *out with token_ids_free(). ERR_USAGE for
+ * BOS_ALWAYS without a BOS token. */
 enum err tokenizer_encode(struct token_ids *out, const struct tokenizer *t,
                           const char *text, size_t bytes, enum bos_rule bos);
 void token_ids_free(struct token_ids *ids);
 
-/* UTF-8 text of n ids, NUL-terminated, released with mem_free; special tokens are left out
- * unless keep_special, and ids that are not there are skipped. */
+/* Decodes n ids to NUL-terminated UTF-8, which the caller frees with mem_free(). Special
+ * tokens are omitted unless keep_special; unknown ids are skipped. */
 enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
                           const int32_t *ids, size_t n, bool keep_special);
 
 int64_t tokenizer_vocab(const struct tokenizer *t); /* highest id + 1 */
-int32_t tokenizer_bos(const struct tokenizer *t);   /* -1: none */
-int32_t tokenizer_eos(const struct tokenizer *t);   /* -1: unknown here */
-/* Does id end a text: as EOS, or as one of generation_config.json's eos_token_id? */
+int32_t tokenizer_bos(const struct tokenizer *t);   /* -1 if there is none */
+int32_t tokenizer_eos(const struct tokenizer *t);   /* -1 if unknown */
+/* Returns true if id ends a text: EOS, or an eos_token_id of generation_config.json. */
 bool tokenizer_ends(const struct tokenizer *t, int32_t id);
-/* "tokenizer.json: byte-level BPE (Llama 3)", for reports. Borrowed. */
+/* Returns a description for reports, "tokenizer.json: byte-level BPE (Llama 3)".
+ * Borrowed. */
 const char *tokenizer_about(const struct tokenizer *t);
-/* File the tokenizer was read from, "tokenizer.json". Borrowed. */
+/* Returns the name of the tokenizer's file, "tokenizer.json". Borrowed. */
 const char *tokenizer_file(const struct tokenizer *t);
 
 #endif

@@ -84,7 +84,7 @@ static void test_rows(void **state)
     put_text("a", "[1]\n");
     refuse("a", ERR_FORMAT, "line 1: a number, not an object");
     put_text("a", "[]");
-    refuse("a", ERR_FORMAT, "JSON without a row");
+    refuse("a", ERR_FORMAT, "this JSON has no rows");
     put_text("a", "{\"text\":\"a\"}\n{\"text\":\"b\n");
     refuse("a", ERR_FORMAT, "line 2: begins as JSON, but is broken: a control character");
     put_text("a", "[{\"text\":\"a\"},\n{\"text\":\"b\"");
@@ -208,7 +208,8 @@ static void test_plain(void **state)
         want("p.txt", JOIN_AUTO, texts[i], 1);
     }
     put_text("p.jsonl", "{curly} braces\n");
-    refuse("p.jsonl", ERR_FORMAT, "line 1: begins as JSON, but is broken: no key");
+    refuse("p.jsonl", ERR_FORMAT,
+           "line 1: begins as JSON, but is broken: a key is missing");
 }
 
 static void test_encodings(void **state)
@@ -268,7 +269,7 @@ static void test_other_formats(void **state)
         const char *word;
     } cases[] = {
         {"PAR1\x15\x04\x15", 7,
-         "is a Parquet file; make a text of it: python3 -c \"import pandas"},
+         "is a Parquet file; to get text: python3 -c \"import pandas"},
         {"ARROW1\0\0\xff", 9, "is an Arrow file"},
         {"\xff\xff\xff\xff\x18\1\0\0\x10\0\0\0", 12, "is an Arrow stream"},
         {"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", 57, "git lfs pull"},

@@ -146,7 +146,7 @@ static void the_last_of_a_repeated_key_counts(void **state)
     assert_int_equal(n, 3);
     assert_string_equal(warning,
                         "file: line 2: duplicate object key near '\"a\"'; the last "
-                        "value of a repeated key counts");
+                        "value of a repeated key is used");
     json_decref(o);
     o = NULL;
     assert_int_equal(json_parse(&o, "{\"a\":1,\"a\":2}", 13, "file"), ERR_FORMAT);

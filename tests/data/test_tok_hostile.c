@@ -103,7 +103,7 @@ static const struct {
      ERR_SUPPORT, "Contiguous"},
     {PRE("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},"
          "{\"type\":\"Digits\"}]}"),
-     ERR_SUPPORT, "behind ByteLevel"},
+     ERR_SUPPORT, "after ByteLevel"},
     {PRE("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"last\"}"),
      ERR_FORMAT, "last"},
     {PRE("{\"type\":\"Metaspace\",\"replacement\":\"\"}"), ERR_FORMAT, "replacement"},
