@@ -160,8 +160,8 @@ int64_t arch_block_params(const struct arch *a)
     return n;
 }
 
-/* Llama 3: long wavelengths are stretched by factor, short ones kept, between them a linear
- * blend in original / wavelength. */
+/* Llama 3: long wavelengths are scaled by factor and short ones are unchanged; between them
+ * is a linear blend in original / wavelength. */
 static double scale_llama3(const struct arch *a, double inv)
 {
     const double turns = (double)a->rope_original * inv / (2 * M_PI);
@@ -173,15 +173,15 @@ static double scale_llama3(const struct arch *a, double inv)
     return (1 - s) * inv / a->rope_factor + s * inv;
 }
 
-/* The dimension, of d / 2, that turns so many times over the original context. */
+/* Returns the dimension, of d / 2, that turns this many times over the original context. */
 static double yarn_dim(const struct arch *a, double turns)
 {
     const double wave = (double)a->rope_original / (turns * 2 * M_PI);
     return (double)a->head_dim * log(wave) / (2 * log(a->rope_theta));
 }
 
-/* YaRN: dimensions that turn often are kept, those that turn rarely are stretched by factor,
- * with a linear ramp from one to the other. */
+/* YaRN: dimensions that turn often are unchanged and those that turn rarely are scaled by
+ * factor, with a linear ramp between them. */
 static double scale_yarn(const struct arch *a, int64_t i, double inv)
 {
     double from = yarn_dim(a, a->rope_high), to = yarn_dim(a, a->rope_low);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Plain description of a LLaMA-family decoder, and its validation. */
+ * Describes a LLaMA-family decoder, and validates the description. Pure functions,
+ * thread-safe. */
 #ifndef WKVQ_ARCH_H
 #define WKVQ_ARCH_H
 
@@ -29,35 +30,35 @@ struct arch {
     double rope_factor;         /* not of default; of dynamic: beyond max_positions */
     double rope_low, rope_high; /* llama3: frequency factors; yarn: beta_slow, beta_fast */
     int64_t rope_original;      /* llama3, yarn: original_max_position_embeddings */
-    double rope_attention;      /* yarn: what cos and sin are multiplied by */
-    bool rope_truncate;         /* yarn: the ramp starts and ends at whole dimensions */
+    double rope_attention;      /* yarn: factor of cos and sin */
+    bool rope_truncate;         /* yarn: the ramp starts and ends at integer dimensions */
     bool qkv_bias, o_bias;
     bool mlp_bias; /* of gate, up and down */
     bool qk_norm, tied;
-    int64_t
-        sliding_window;   /* 0: none; else queries may not look back further in layers >= */
-    int64_t sliding_from; /* ... this one */
+    int64_t sliding_window;     /* tokens that a query may look back; 0: unlimited */
+    int64_t sliding_from;       /* first layer with a sliding window */
     int64_t bos, n_eos, eos[8]; /* token ids; bos -1 if none */
     enum dtype dtype;           /* of the checkpoint as config.json says; informative */
 };
 
-/* Dims positive and bounded, heads divisible, d even. Errors: ERR_SUPPORT, ERR_FORMAT. */
+/* Checks that dims are positive and bounded, heads divisible, and d even. Errors:
+ * ERR_SUPPORT, ERR_FORMAT. */
 enum err arch_check(const struct arch *a);
-/* Refuses (ERR_SUPPORT) a length at which sliding-window attention would be in force, or
- * one beyond max_positions; the message names field and value. */
+/* Refuses (ERR_SUPPORT) a length at which sliding-window attention would apply, and one
+ * beyond max_positions. The message has field and value. */
 enum err arch_check_length(const struct arch *a, int64_t tokens);
 
-/* Output and input features of projection l. */
+/* Return the output and input features of projection l. */
 int64_t arch_out(const struct arch *a, int l);
 int64_t arch_in(const struct arch *a, int l);
-/* Does projection l add a bias? */
+/* Returns true if projection l adds a bias. */
 bool arch_has_bias(const struct arch *a, int l);
-/* Weights of the seven projections of one block. */
+/* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 
-/* cos, sin [T, d/2] f32 for positions first .. first + T - 1, angles in f64 (Su et al. 2021;
- * llama3 and yarn, Peng et al. 2023, as in transformers' modeling_rope_utils). With yarn both
- * are multiplied by rope_attention. Host memory. */
+/* Computes cos, sin [T, d/2] f32 for positions first .. first + T - 1 in host memory, with
+ * angles in f64. Su et al. 2021; llama3 and yarn (Peng et al. 2023) as in transformers'
+ * modeling_rope_utils. With yarn both are multiplied by rope_attention. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
                      float *sin);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * From a checkpoint's tensors to the stacked matrices that a block computes with. */
+ * Converts a checkpoint's tensors to the stacked matrices of a block. */
 #include "calib/model/weights.h"
 
 #include "calib/model/carve.h"
@@ -80,7 +80,7 @@ struct tensor block_weights_lin(const struct block_weights *w, const struct arch
     }
 }
 
-/* Rows [first, first + n) of a bias vector; nothing of one that is not there. */
+/* Returns rows [first, first + n) of a bias vector; data NULL if there is no bias. */
 static struct tensor bias_rows(const struct tensor *b, int64_t first, int64_t n)
 {
     return b->data ? tensor_rows(*b, first, n) : *b;

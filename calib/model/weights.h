@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * Weights of one block: as the checkpoint holds them (host views), and on a device. */
+ * Weights of one block: as the checkpoint stores them (host views), and on a device. */
 #ifndef WKVQ_WEIGHTS_H
 #define WKVQ_WEIGHTS_H
 
 #include "calib/model/arch.h"
 #include "kernels/dev.h"
 
-/* A weight as it lies in a checkpoint: F32, F16 or BF16, row-major, any alignment, borrowed
- * from whoever filled the struct. data NULL: the model has none. */
+/* A weight as stored in a checkpoint: F32, F16 or BF16, row-major, any alignment. Borrowed
+ * from the source that filled the struct. data NULL: the model has no such weight. */
 struct host_mat {
     const void *data;
     enum dtype dtype;
@@ -16,11 +16,11 @@ struct host_mat {
     const char *name;   /* tensor name, for messages; borrowed */
 };
 
-/* ERR_FORMAT unless m is there, of a type above, and [rows, cols]; what names it in the
- * message where m->name is NULL. */
+/* Returns ERR_FORMAT unless m has data, one of the types above, and shape [rows, cols]. The
+ * message names m->name, or `what` if that is NULL. */
 enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows,
                         int64_t cols);
-/* dst (contiguous F32 or BF16 on d) = m, which has as many elements. */
+/* Converts m to dst, which is contiguous F32 or BF16 on d and has as many elements. */
 enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m);
 
 struct block_src {
@@ -30,21 +30,23 @@ struct block_src {
     struct host_mat q_norm, k_norm; /* [d], Qwen3 */
 };
 
-/* Where the model's weights come from; calibration never opens a file. The views stay valid
- * until release(block) or the end; a source may drop pages then. One caller. */
+/* The source of the model's weights; calibration never opens a file. Views stay valid until
+ * release() of their block, or until the source is closed; release() may drop pages. One
+ * caller at a time. */
 struct model_source {
     void *ctx;
     enum err (*block)(void *ctx, int64_t i, struct block_src *out);
     enum err (*ends)(void *ctx, struct host_mat *embed, struct host_mat *final_norm,
                      struct host_mat *head); /* head = embed when tied */
-    void (*release)(void *ctx,
-                    int64_t i); /* block i will not be asked for soon; may be NULL */
-    void (*prefetch)(void *ctx,
-                     int64_t i); /* block i will be asked for next; may be NULL */
+    /* Block i will not be needed soon; may be NULL. */
+    void (*release)(void *ctx, int64_t i);
+    /* Block i will be needed next; may be NULL. */
+    void (*prefetch)(void *ctx, int64_t i);
 };
 
-/* One block on a device: everything forward and backward need. q,k,v rows stacked in wqkv
- * [(H+2K)d, D], gate over up in wgu [2F, D]: fewer, larger products. */
+/* One block on a device, with all weights that forward and backward need. Rows of q, k and
+ * v are stacked in wqkv [(H+2K)d, D], and gate over up in wgu [2F, D], for fewer, larger
+ * products. */
 struct block_weights {
     struct dev *dev;
     void *memory;                       /* one allocation */
@@ -54,19 +56,19 @@ struct block_weights {
     struct tensor q_norm, k_norm;       /* [d] F32, data NULL if none */
 };
 
-/* The rows of projection l in wqkv, wo, wgu or wdown. */
+/* Returns the rows of projection l in wqkv, wo, wgu or wdown; borrowed. */
 struct tensor block_weights_lin(const struct block_weights *w, const struct arch *a, int l);
-/* Its bias [out] F32; data NULL if it has none. */
+/* Returns the bias [out] F32 of projection l; data NULL if it has none. */
 struct tensor block_weights_bias(const struct block_weights *w, const struct arch *a,
                                  int l);
 
-/* Device memory of one block with act weights. */
+/* Returns the device memory of one block with act weights, in bytes. */
 size_t block_weights_bytes(const struct arch *a, enum dtype act);
-/* Allocates for arch a; contents undefined until loaded. */
+/* Allocates for arch a; contents are undefined until loaded. ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act);
-/* Converts src to the act type and uploads. Errors: ERR_FORMAT for a missing tensor, or one
- * of another shape or type than a says. */
+/* Converts src to the act type and uploads it. Errors: ERR_FORMAT for a missing tensor, or
+ * one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_load(struct block_weights *w, const struct arch *a,
                             const struct block_src *src);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */

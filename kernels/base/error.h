@@ -45,7 +45,7 @@ void err_show_plain(char *s);
 
 /* The recorded sentence, or "". Valid until this thread's next err_* call. */
 const char *err_text(void);
-/* Where it was recorded, as "file.c:123". */
+/* The place where it was recorded, as "file.c:123". */
 const char *err_where(void);
 void err_clear(void);
 

@@ -54,8 +54,11 @@ static enum err read_whole(uint8_t *p, size_t n, int fd, const char *path)
         if (done < 0 && errno == EINTR)
             continue;
         FAIL_IF(done < 0, ERR_IO, "%s: %s", path, strerror(errno));
-        FAIL_IF(done == 0, ERR_IO, "%s: %zu bytes of %zu: another process shortens it",
-                path, at, n);
+        FAIL_IF(
+            done == 0, ERR_IO,
+            "%s: read %zu of %zu bytes: another process truncated the file while it was "
+            "read",
+            path, at, n);
         at += (size_t)done;
     }
     return OK;
@@ -84,7 +87,7 @@ static enum err open_map(struct file_map *out, const char *path, fill_fn *fill)
 {
     enum err err = OK;
     struct stat st;
-    /* A pipe under a file's name must be refused, not waited for. */
+    /* Without O_NONBLOCK, opening a pipe under a file's name would wait for its writer. */
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return open_error(path);
@@ -126,7 +129,7 @@ enum err file_place_error(void)
                : ERR_IO;
 }
 
-/* The file that is to be replaced: what a link names, else path itself. */
+/* Returns the file to replace: the target of a link, else path itself. */
 static enum err follow_link(char **out, const char *path)
 {
     struct stat st;
@@ -141,8 +144,8 @@ static enum err follow_link(char **out, const char *path)
     return err;
 }
 
-/* A new file beside w->path; a name that exists is somebody's, and the next one is tried.
- */
+/* Opens a new file beside w->path. If its name exists, it belongs to another process, and
+ * the next name is tried. */
 static enum err open_beside(struct file_writer *w)
 {
     char tag[OWNER_TAG_MAX];
@@ -190,7 +193,8 @@ enum err file_writer_open(struct file_writer **out, const char *path)
         return OK;
     }
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
-        TRY_OUT(mem_strdup(&w->path, path)); /* such as /dev/stdout, which names no file */
+        /* such as /dev/stdout, which has no name to replace */
+        TRY_OUT(mem_strdup(&w->path, path));
     else
         TRY_OUT(follow_link(&w->path, path));
     TRY_OUT(mem_alloc(&w->buffer, BUFFER_BYTES, 1));
@@ -392,11 +396,11 @@ enum err file_check_link(const char *path)
         return OK;
     FAIL_IF(errno == EACCES, ERR_USAGE, "%s: %s", path, strerror(errno));
     const ssize_t n = readlink(path, target, sizeof(target) - 1);
-    if (n < 0) /* no link: missing, or for others to name */
+    if (n < 0) /* not a link: missing, which the caller reports */
         return OK;
     target[n] = '\0';
-    FAIL(ERR_NOT_FOUND, "%s: a link to %s, which is missing: fetch the model again", path,
-         target);
+    FAIL(ERR_NOT_FOUND, "%s: a link to %s, which is missing; download the model again",
+         path, target);
 }
 
 enum err file_join(char **out, const char *dir, const char *name)

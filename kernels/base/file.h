@@ -36,7 +36,7 @@ struct file_writer; /* opaque; one thread */
  * path NULL: bytes are counted and nothing is written; such a writer ends with
  * file_writer_abort(). */
 enum err file_writer_open(struct file_writer **out, const char *path);
-/* Returns what file_writer_open() would return, by trying it and leaving nothing behind. For
+/* Returns what file_writer_open() would return, by trying it without leaving a file. For
  * an output that is written only after hours of work. */
 enum err file_writer_probe(const char *path);
 /* Appends n bytes; buffered. ERR_IO. */
@@ -87,7 +87,7 @@ bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name);
 /* True for a regular file that is not a link. */
 bool file_is_plain(const char *path);
 /* Checks that a file could be written into directory path, which may be missing, by trying
- * it in the nearest directory that exists and leaving nothing behind. Errors: ERR_USAGE,
+ * it in the nearest existing directory without leaving a file. Errors: ERR_USAGE,
  * ERR_IO. */
 enum err file_probe_dir(const char *path);
 /* ERR_USAGE unless this user may make files in the directory dir; ERR_IO. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Directories: making, probing, and removing what is known. */
+ * Creates, probes and cleans directories. */
 #include "kernels/base/file.h"
 
 #include "kernels/base/mem.h"
@@ -74,8 +74,9 @@ static enum err remove_entries(char **left, DIR *d, const char *path, file_known
     return OK;
 }
 
-/* A mount point, the working directory, a link to a directory and a directory in which
- * somebody puts something just now stay, empty or not. */
+/* Returns true for errors of rmdir() that are no failure: a mount point, the working
+ * directory, a link to a directory, and a directory in which another process creates
+ * files. */
 static bool may_stay(void)
 {
     return errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST || errno == EBUSY ||
@@ -183,8 +184,7 @@ enum err file_check_space(const char *dir, uint64_t need, const char *what)
     const double have = (double)fs.f_bavail * (double)fs.f_frsize;
     FAIL_IF(!((double)need <= have), ERR_IO,
             "%s: %s: %.1f MB are needed, and the disk has %.1f MB free; free some space, "
-            "or name "
-            "a directory on another disk",
+            "or name a directory on another disk",
             dir, what, 1e-6 * (double)need, 1e-6 * have);
     return OK;
 }
@@ -205,7 +205,7 @@ enum err file_probe_dir(const char *path)
     TRY(file_existing_dir(&dir, path));
     TRY_OUT(file_check_writable(dir));
     const int fd = open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd >= 0) { /* a file without a name: a kill leaves nothing */
+    if (fd >= 0) { /* an unnamed file, which disappears after a kill */
         close(fd);
     } else {
         TRY_OUT(file_join(&file, dir, ".wkvq-probe"));

@@ -30,7 +30,8 @@ static bool read_line(char *line, size_t n, const char *dir, const char *name)
     return ok;
 }
 
-/* A decimal number at the start of text. "max", "-1", "unlimited" and garbage are none. */
+/* Parses a decimal number at the start of text. Returns false for "max", "-1", "unlimited"
+ * and invalid text. */
 static bool parse_number(uint64_t *out, const char *text, char **end)
 {
     while (*text == ' ' || *text == '\t')
@@ -47,7 +48,7 @@ static bool read_number(uint64_t *out, const char *dir, const char *name)
     return read_line(line, sizeof(line), dir, name) && parse_number(out, line, &end);
 }
 
-/* The number after key in a file with one "key number" a line. */
+/* Finds the number after key in a file with one "key number" per line. */
 static bool find_number(uint64_t *out, const char *dir, const char *name, const char *key)
 {
     char line[512], *end;
@@ -81,7 +82,7 @@ static void tighten(struct limit *l, uint64_t amount, const char *name, const ch
 
 /* --- control groups ----------------------------------------------------------------- */
 
-/* A group's directory is root, mount and path put together. */
+/* A control group. Its directory is root, mount and path concatenated. */
 struct group {
     char mount[PATH_ROOM], path[PATH_ROOM];
 };
@@ -95,7 +96,8 @@ static bool has_word(const char *list, const char *word)
     return false;
 }
 
-/* The process's path from a line "ID:CONTROLLERS:PATH"; v2 has ID 0 and no controllers. */
+/* Returns the process's path in a line "ID:CONTROLLERS:PATH"; v2 has ID 0 and no
+ * controllers. */
 static bool path_of_line(char *path, char *line, const char *controller)
 {
     char *list = strchr(line, ':');
@@ -124,8 +126,8 @@ static bool find_path(char *path, const char *root, const char *controller)
     return found;
 }
 
-/* The hierarchy's mount from a line of mountinfo: "ID PARENT DEVICE ROOT MOUNT OPTIONS ...
- * - TYPE SOURCE SUPER_OPTIONS". */
+/* Returns the hierarchy's mount in a line of mountinfo: "ID PARENT DEVICE ROOT MOUNT
+ * OPTIONS ... - TYPE SOURCE SUPER_OPTIONS". */
 static bool mount_of_line(char *top, char *mount, const char *line, const char *controller)
 {
     char type[32], options[512];
@@ -151,8 +153,9 @@ static bool find_mount(char *top, char *mount, const char *root, const char *con
     return found;
 }
 
-/* controller NULL: the unified hierarchy (v2). A container may see only the part of the
- * hierarchy below `top`, and a path outside of it: then its limits are at the mount. */
+/* Finds the group of a controller; NULL: of the unified hierarchy (v2). In a container, the
+ * mount may show only the part of the hierarchy below `top`. If the path is outside of it,
+ * the limits are those of the mount. */
 static bool find_group(struct group *g, const char *root, const char *controller)
 {
     char top[PATH_ROOM], path[PATH_ROOM];
@@ -169,7 +172,7 @@ static bool find_group(struct group *g, const char *root, const char *controller
 
 typedef void level_reader(struct limit *l, const char *dir, const char *shown);
 
-/* The group's own level, then each above it up to the mount. */
+/* Visits the group's own level, then each level above it up to the mount. */
 static void walk(struct limit *l, const char *root, const char *controller,
                  level_reader *read)
 {
@@ -187,7 +190,8 @@ static void walk(struct limit *l, const char *root, const char *controller,
     }
 }
 
-/* File pages that were not used lately are given up before an allocation fails. */
+/* Returns the use that cannot be reclaimed. Inactive file pages are reclaimed before an
+ * allocation fails. */
 static uint64_t use_of(const char *dir, const char *file, const char *key)
 {
     uint64_t use = 0, reclaimable = 0;
@@ -219,8 +223,8 @@ static void memory_v1(struct limit *l, const char *dir, const char *shown)
                 "cgroup memory.limit_in_bytes", shown);
 }
 
-/* Rounded up: a part of a processor still does work, and the quota slows all threads alike.
- */
+/* Applies a quota of processors, rounded up: a fraction of a processor still does work, and
+ * the quota slows all threads equally. */
 static void tighten_quota(struct limit *l, uint64_t quota, uint64_t period,
                           const char *name, const char *shown)
 {

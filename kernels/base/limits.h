@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What this process may still take of the machine: memory and processors. The smallest of
- * all limits counts, and each result names the limit that it came from. */
+ * Memory and processors that this process may still use. The smallest limit counts, and
+ * each result has the name of its limit. Thread-safe. */
 #ifndef WKVQ_LIMITS_H
 #define WKVQ_LIMITS_H
 
@@ -12,23 +12,23 @@ struct limit {
     char name[256]; /* "MemAvailable", "RLIMIT_AS (ulimit -v)", "cgroup memory.max (DIR)" */
 };
 
-/* Bytes that can still be allocated: the smallest of MemAvailable, of RLIMIT_AS and
- * RLIMIT_DATA minus what is mapped, and of the memory limit of each control group (v1 and
- * v2) that the process is in, minus the group's use that cannot be reclaimed. Files are
- * read below root: "" for the system's own, a directory with proc/ and sys/ for tests.
- * Unreadable or malformed files do not limit. amount is 0 and name "unknown" when nothing
- * is known. */
+/* Returns the bytes that can still be allocated. This is the smallest of MemAvailable, of
+ * RLIMIT_AS and RLIMIT_DATA minus mapped memory, and of the memory limits of control
+ * groups. Control groups are v1 or v2; their use that cannot be reclaimed is subtracted.
+ * Files are read below root: "" for the system's own, a directory with proc/ and sys/ for
+ * tests. Unreadable or malformed files do not limit. If nothing is known, amount is 0 and
+ * name "unknown". */
 void limits_memory(struct limit *out, const char *root);
-/* Of those, RLIMIT_AS and RLIMIT_DATA; without either the name is that of the system's
- * overcommit rule, and the amount UINT64_MAX. */
+/* Returns the smaller of RLIMIT_AS and RLIMIT_DATA. Without either, name is that of the
+ * system's overcommit rule, and amount UINT64_MAX. */
 void limits_address_space(struct limit *out, const char *root);
-/* Processors to run on, at least 1: the CPU affinity, here given as usable, or the
- * processor quota of a control group, rounded up. */
+/* Returns the processors to use, at least 1: the smaller of the CPU affinity, passed as
+ * usable, and the processor quota of a control group, rounded up. */
 void limits_cpus(struct limit *out, const char *root, int usable);
 
-/* The CPU affinity of this process; at least 1. */
+/* Returns the number of processors in this process's CPU affinity, at least 1. */
 int limits_affinity(void);
-/* The amounts of the two for this system. */
+/* Return the amounts of limits_memory() and limits_cpus() for this system. */
 uint64_t memory_available(void);
 int cpus_available(void);
 

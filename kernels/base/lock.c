@@ -22,13 +22,13 @@ static enum err refuse(const char *file, const char *what, enum owner_state stat
             "%s: another process (%s) works on %s; wait for it or stop it", file, about,
             what);
     FAIL(ERR_USAGE,
-         "%s: %s may work on %s, and this host cannot tell; once that process is known "
-         "to be gone, remove the file",
+         "%s: %s may work on %s, which this host cannot check; remove the file if that "
+         "process no longer runs",
          file, about, what);
 }
 
-/* Take a dead owner's file away by one rename, which only one process wins. What the rename
- * caught is looked at again: another process may have taken the lock in between. */
+/* Removes a dead owner's file by one rename, which only one process can win. The renamed
+ * file is checked again, because another process may have taken the lock meanwhile. */
 static enum err clear_dead(const char *file, const char *what)
 {
     enum err err = OK;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * One process at a time: flock on a file, and where the file system has none, a second file
- * beside it that names its owner. */
+ * A lock for one process at a time: flock on a file, or, on file systems without locks, a
+ * second file beside it that names its owner. */
 #ifndef WKVQ_LOCK_H
 #define WKVQ_LOCK_H
 
@@ -10,17 +10,17 @@
 #define LOCK_OWNER_SUFFIX ".owner"
 
 struct lock {
-    int fd;      /* -1: not held */
-    char *owner; /* the second file's path; NULL: flock holds */
+    int fd;      /* -1 if not held */
+    char *owner; /* the second file's path; NULL if flock holds the lock */
 };
 
-/* Take the lock of the file path, which is made where it is missing and stays. what: "this
- * state", for the message. tenths: how long to wait for a process that holds it by flock, in
- * tenths of a second; 0: not at all. Its holder may remove the file before the release.
- * Errors: ERR_USAGE when another process holds it, or may hold it on another host (the
- * message names the file to remove), or the place does not allow such a file; ERR_IO. */
+/* Takes the lock of the file path, which is created if missing. what: "this state", for the
+ * message. tenths: how long to wait for a process that holds it by flock, in tenths of a
+ * second; 0: not at all. The holder may remove the file before the release. Errors:
+ * ERR_USAGE if another process holds it, or may hold it on another host (the message names
+ * the file to remove), or if the place does not allow such a file; ERR_IO, ERR_MEMORY. */
 enum err lock_take(struct lock *out, const char *path, const char *what, int tenths);
-/* Accepts one that is not held: {.fd = -1}. */
+/* l may be a lock that is not held: {.fd = -1}. */
 void lock_release(struct lock *l);
 
 #endif

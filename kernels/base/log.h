@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Messages for people, on stderr only. Results of commands are never printed by it. Calls
- * may come from any thread; settings must not change meanwhile. */
+ * Messages for people, on stderr only; results of commands never pass through it. Any
+ * thread may log; settings must not change at the same time. */
 #ifndef WKVQ_LOG_H
 #define WKVQ_LOG_H
 

@@ -23,7 +23,7 @@ struct owner {
     unsigned long long start; /* clock ticks since boot; 0: not known */
 };
 
-/* Up to n - 1 bytes of a small file, "" if it cannot be read. */
+/* Reads up to n - 1 bytes of a small file; "" if it cannot be read. */
 static void read_text(char *out, size_t n, const char *path, int flags)
 {
     size_t used = 0;
@@ -41,7 +41,7 @@ static void read_text(char *out, size_t n, const char *path, int flags)
         close(fd);
 }
 
-/* Only printable characters without blanks stay: the values are lines of a mark. */
+/* Removes blanks and unprintable characters, because the values are lines of a mark. */
 static void make_word(char *s)
 {
     char *to = s;
@@ -51,13 +51,14 @@ static void make_word(char *s)
     *to = '\0';
 }
 
-/* State letter and start time of a process. False: /proc does not tell. */
+/* Reads the state letter and the start time of a process. Returns false if /proc does not
+ * have them. */
 static bool process_stat(long pid, char *letter, unsigned long long *start)
 {
     char path[48], text[1024];
     snprintf(path, sizeof(path), "/proc/%ld/stat", pid);
     read_text(text, sizeof(text), path, 0);
-    const char *p = strrchr(text, ')'); /* the name before it may hold anything */
+    const char *p = strrchr(text, ')'); /* the name before it may contain any character */
     return p && sscanf(p + 1,
                        " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d "
                        "%*d %*d %*d %llu",
@@ -86,7 +87,8 @@ static bool same_place(const struct owner *a, const struct owner *b)
            !strcmp(a->pidns, b->pidns);
 }
 
-/* A process of this place. One that has ended and waits for its parent is dead. */
+/* Returns the state of a process of this host. A process that has ended but still waits for
+ * its parent is dead. */
 static enum owner_state look_at(long pid, unsigned long long start)
 {
     char letter = '?';
@@ -167,8 +169,8 @@ static enum err write_new(bool *taken, const char *path, const char *text)
     return OK;
 }
 
-/* A whole file under another name, then a second name for it: link() refuses a name that
- * exists, as O_EXCL does, and there is no instant with half a mark. */
+/* Writes a complete file under another name and links it: like O_EXCL, link() refuses an
+ * existing name, and no reader sees half a mark. */
 static enum err link_new(bool *taken, const char *path, const char *text)
 {
     enum err err = OK;
@@ -219,7 +221,7 @@ static bool parse_mark(struct owner *o, const char *text)
 {
     char again[OWNER_TEXT_MAX];
     *o = (struct owner){0};
-    /* Values may be empty, so each line is read by itself. */
+    /* Values may be empty, so each line is parsed separately. */
     const char *p = text;
     char *const word[3] = {o->host, o->boot, o->pidns};
     static const size_t room[3] = {sizeof(o->host), sizeof(o->boot), sizeof(o->pidns)};

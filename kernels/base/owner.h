@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Which process made a temporary file, a directory or a lock, so that what a dead process
- * left can be told from everything else. A process is named by host, boot, pid namespace,
- * pid and start time. Two spellings: a tag, "PID-START-CRC", which fits into a file name,
- * and a mark, a small text file. */
+ * Records which process created a temporary file, a directory or a lock, to recognize the
+ * remains of dead processes. A process is identified by host, boot, pid namespace, pid and
+ * start time. A tag, "PID-START-CRC", is part of a file name; a mark is a small text file.
+ * Thread-safe. */
 #ifndef WKVQ_OWNER_H
 #define WKVQ_OWNER_H
 
@@ -21,19 +21,20 @@ enum owner_state {
     OWNER_ELSEWHERE, /* another host, boot or container: nothing can be proven */
 };
 
-/* This process as a tag. */
+/* Writes the tag of this process. */
 void owner_tag(char out[OWNER_TAG_MAX]);
-/* The owner that a whole tag names. */
+/* Returns the state of the owner of a tag. */
 enum owner_state owner_of_tag(const char *tag);
 
-/* Write this process's mark as the new file path, which appears whole where the file system
- * has hard links. *taken: there is something under that name already, and nothing was
- * written. Errors: ERR_IO, ERR_MEMORY. */
+/* Writes this process's mark as the new file path, which appears complete if the file
+ * system has hard links. *taken: the name exists already, and nothing was written. Errors:
+ * ERR_IO, ERR_MEMORY. */
 enum err owner_mark(bool *taken, const char *path);
-/* Is the mark in path the one that this process wrote? */
+/* Returns true if this process wrote the mark in path. */
 bool owner_mark_is_mine(const char *path);
-/* The owner of the mark in path; OWNER_UNKNOWN also for a missing file, a link, or another
- * file. about (may be NULL) gets "process PID on HOST" for a message. */
+/* Returns the state of the owner of the mark in path; OWNER_UNKNOWN also for a missing
+ * file, a link, or another file. about (may be NULL) receives "process PID on HOST" for a
+ * message. */
 enum owner_state owner_of_mark(const char *path, char about[OWNER_TEXT_MAX]);
 
 #endif

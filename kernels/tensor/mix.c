@@ -194,10 +194,10 @@ static const char *read_rule(struct rule *r, enum mix_of of)
                          "down_proj and =, as in v_proj=8"
                        : "want k or v and =, as in k=5";
     if (!read_bits(r, &at, end))
-        return "want 2 to 8 bits, or 16 to leave it alone";
+        return "want 2 to 8 bits, or 16 for unquantized";
     if (!read_group(r, of, &at, end))
-        return weights ? "want a group size from 0 (the row) to 16777216 behind the colon"
-                       : "want a group size from 1 to 16777216 behind the colon";
+        return weights ? "want a group size from 0 (the row) to 16777216 after the colon"
+                       : "want a group size from 1 to 16777216 after the colon";
     return NULL;
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What is quantized and how: the settings of the weight and KV quantizers, and struct
- * block_quant, which calibration hands to packing. All memory is host memory.
+ * The settings of the weight and KV quantizers, and struct block_quant, which calibration hands to packing. All memory is host memory.
  *
  * "block" in this header is a transformer block (a layer of the model). */
 #ifndef WKVQ_QTENSOR_H
@@ -49,8 +48,8 @@ bool weight_chooses_codes(const struct weight_spec *w);
 /* KV_CHANNEL: keys per channel in blocks of tokens, values per token (simulation only). */
 enum kv_method { KV_TOKEN, KV_CHANNEL_TOKEN, KV_CHANNEL };
 enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
-/* What is rotated by a Hadamard matrix inside its heads before it is quantized; a set of
- * bits. Values are rotated by the weights, into which the checkpoint's reader multiplies
+/* The tensors that a Hadamard matrix rotates inside their heads before quantization, as a
+ * set of bits. Values are rotated by the weights, into which the checkpoint's reader multiplies
  * the matrix; keys and queries by dev_hadamard() after the rotary embedding. */
 enum kv_rotate { ROTATE_NONE, ROTATE_V, ROTATE_K, ROTATE_KV };
 

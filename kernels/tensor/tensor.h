@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Element types, and the view of memory that all operations take. A tensor owns nothing:
- * who allocated data frees it. */
+ * the allocator of data frees it. */
 #ifndef WKVQ_TENSOR_H
 #define WKVQ_TENSOR_H
 

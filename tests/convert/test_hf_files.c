@@ -274,7 +274,7 @@ static void test_not_downloaded(void **state)
     snprintf(path, sizeof(path), "%s/model.safetensors", hf_dir);
     assert_int_equal(symlink("../../blobs/0123", path), 0);
     hf_refuse_open(ERR_NOT_FOUND, "model.safetensors: a link to ../../blobs/0123",
-                   "fetch the model again");
+                   "download the model again");
     hf_drop("model.safetensors");
     snprintf(path, sizeof(path), "%s/model-00001-of-00002.safetensors", hf_dir);
     hf_drop("model-00001-of-00002.safetensors");
