@@ -27,7 +27,8 @@ static const char *const copied[] = {
     "generation_config.json",
 };
 
-/* Writes a file and describes it in *file. name must outlive the manifest: a literal. */
+/* Writes a file and describes it in *file. name must outlive the manifest, as a literal
+ * does. */
 static enum err put(struct manifest_file *file, const char *dir, const char *name,
                     const void *data, size_t n)
 {
@@ -74,8 +75,8 @@ out:
     return err;
 }
 
-/* The artifact's tensors and its configuration agree, where the checkpoint's do not: what
- * hf_open found of ties and of a model without its head's class is said here. */
+/* Makes the configuration agree with the artifact's tensors, where the checkpoint's does
+ * not: ties, and a model without the class of its head, as hf_open() found them. */
 static bool set_truth(json_t *o, const struct arch *a)
 {
     static const char tie[] = "tie_word_embeddings", classes[] = "architectures";
@@ -131,7 +132,8 @@ enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
 
 #define INDEX_NAME "model.safetensors.index.json"
 
-/* Parsed whole and written again: the name must be the one that a writer would choose. */
+/* Returns true for the name of a shard. The name is parsed and written again, and must be
+ * the same. */
 static bool shard_name(const char *name)
 {
     char again[64];

@@ -9,8 +9,8 @@
 
 #define ARTIFACT_FILES_MAX 16 /* files other than shards */
 
-/* dir NULL in all of these functions: nothing is written, and the CRCs stay 0; names and
- * sizes are those of the files that would be written. */
+/* For all functions: if dir is NULL, nothing is written and CRCs are 0. Names and sizes are
+ * those of the files that would be written. */
 
 /* Writes config.json and copies the tokenizer's files from model_dir to dir.
  *   file  [ARTIFACT_FILES_MAX], *n of them are set: what was written
@@ -21,8 +21,8 @@ enum err artifact_write_files(const char *dir, const char *model_dir, const stru
 /* Copies only the tokenizer's files, as many as model_dir has. */
 enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
                                  struct manifest_file *file, size_t *n);
-/* Returns true if an artifact's writer, or a checkpoint's, gives this name to a file;
- * manifest.json included. */
+/* Returns true if the writer of an artifact or of a checkpoint uses this file name,
+ * including manifest.json. */
 bool artifact_file_name(const char *name);
 /* Writes model.safetensors.index.json for a plan of several shards. */
 enum err artifact_write_index(const char *dir, const struct out_plan *p,

@@ -179,8 +179,8 @@ enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
     for (size_t i = 1; i < p.n; i++)
         if (!strcmp(p.tensor[i].name, p.tensor[i - 1].name))
             FAIL_OUT(ERR_FORMAT,
-                     "tensor %s: the checkpoint has one of the name that the artifact "
-                     "gives to another",
+                     "tensor %s: the checkpoint has a tensor with a name that the artifact "
+                     "uses for another",
                      p.tensor[i].name);
     out_plan_cut(&p, s->shard_bytes);
     *out = p;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The plan of an artifact: its tensors, their order and their shards, made before anything
- * is written. */
+ * Plans the tensors of an artifact, their order and their shards, before anything is
+ * written. */
 #ifndef WKVQ_ARTIFACT_PLAN_H
 #define WKVQ_ARTIFACT_PLAN_H
 
@@ -43,16 +43,17 @@ struct out_plan {
 enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
                        const struct artifact_settings *s);
 void out_plan_free(struct out_plan *p);
-/* The steps of out_plan_make, for tensors from elsewhere. Appends a copy of t; its bytes
- * follow from type and shape. */
+/* Appends a copy of t; its size follows from type and shape. A step of out_plan_make(),
+ * also for tensors that do not come from a model. */
 enum err out_plan_add(struct out_plan *p, const struct out_tensor *t);
 /* Assigns shards of at most `limit` bytes (0: 5e9) with at least one tensor each. */
 void out_plan_cut(struct out_plan *p, uint64_t limit);
-/* Opens the file of one shard, whose n tensors start at t, in dir. dir NULL: nothing is
- * written; only the header's size follows. */
+/* Opens the file of one shard in dir for its n tensors, the first of which is t. dir NULL:
+ * nothing is written; only the header's size is computed. */
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
                         const struct out_tensor *t, size_t n);
-/* Writes "model.safetensors" or, of several, "model-00001-of-00003.safetensors". */
+/* Writes the name of a shard: "model.safetensors" if it is the only one, else
+ * "model-00001-of-00003.safetensors". */
 void out_shard_name(char out[64], int shard, int n_shards);
 
 #endif

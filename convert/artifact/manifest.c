@@ -156,8 +156,8 @@ enum err manifest_open(struct manifest **out, const char *dir)
     TRY_OUT(file_check_link(path));
     if (!file_exists(path))
         FAIL_OUT(ERR_NOT_FOUND,
-                 "%s: no such file, so this is no artifact, or a part of one; `wkvq "
-                 "quantize` makes one",
+                 "%s: no such file, so the directory is not an artifact, or an incomplete "
+                 "one; create one with `wkvq quantize`",
                  path);
     TRY_OUT(mem_calloc(&m, 1, sizeof(*m)));
     TRY_OUT(file_read_all(&m->text, &m->bytes, path, TEXT_MAX));
@@ -211,7 +211,7 @@ bool manifest_knows_file(const struct manifest *m, const char *name)
     return !strcmp(name, MANIFEST_NAME) || manifest_find_file(m, name);
 }
 
-/* "KEY":{...} of a caller's JSON object, in one line. */
+/* Writes "KEY":{...}, a caller's JSON object, in one line. */
 static enum err write_object(struct file_writer *w, const char *key, const char *text)
 {
     json_t *o = NULL;
@@ -229,7 +229,7 @@ static enum err write_object(struct file_writer *w, const char *key, const char 
     return err;
 }
 
-/* One "NAME":{...} line; o is stolen. */
+/* Writes one "NAME":{...} line, and releases o. */
 static enum err write_entry(struct file_writer *w, const char *name, json_t *o, bool last)
 {
     char *value = o ? json_text(o, JSON_COMPACT) : NULL;

@@ -36,8 +36,9 @@ static bool stage_of_this_process(const char *name)
     return file_is_temp(tag, name, STAGE_INSIDE) && !strcmp(tag, mine);
 }
 
-/* A name that may be in an output directory: the state's directory, the stage, and with an
- * artifact (known) the files that its manifest lists, if a writer gives such names. */
+/* Returns true for a name that may be in an output directory: the state's directory, the
+ * stage, and the files that the artifact's manifest (known) lists, if they have a writer's
+ * names. */
 static bool expected(int dir, const char *name, const struct manifest *known)
 {
     if (!strcmp(name, OUTDIR_STATE) || stage_of_this_process(name))
@@ -46,7 +47,8 @@ static bool expected(int dir, const char *name, const struct manifest *known)
            real_kind(dir, name, S_IFREG);
 }
 
-/* The first name in dir that is not expected, in a fresh string; NULL: none. */
+/* Returns the first name in dir that is not expected, in a new string; NULL if there is
+ * none. */
 static enum err first_foreign(char **out, const char *dir, const struct manifest *known)
 {
     enum err err = OK;
@@ -63,8 +65,8 @@ static enum err first_foreign(char **out, const char *dir, const struct manifest
 static enum err refuse_foreign(const char *dir, const char *name)
 {
     FAIL_IF(stage_inside_name(name), ERR_USAGE,
-            "%s: holds %s, which a process of another host made; remove it once that "
-            "process is known to be gone",
+            "%s: holds %s, which a process of another host made; remove it if that process "
+            "no longer runs",
             dir, name);
     FAIL(ERR_USAGE, "%s: exists and holds %s, not an artifact; choose another directory",
          dir, name);
@@ -108,7 +110,8 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     name = NULL;
     TRY_OUT(first_foreign(&name, dir, m));
     if (name)
-        FAIL_OUT(ERR_USAGE, "%s: holds %s, which is not the artifact's; move it away", dir,
+        FAIL_OUT(ERR_USAGE,
+                 "%s: holds %s, which does not belong to the artifact; move it away", dir,
                  name);
     *replace = true;
 out:
@@ -119,7 +122,8 @@ out:
 
 /* --- opening ------------------------------------------------------------------------ */
 
-/* A place beside OUT that turns out to be closed to us leaves the inside of OUT. */
+/* Creates the staging directory. If the place beside OUT turns out not to be writable, it
+ * is created inside OUT. */
 static enum err make_stage(struct outdir *d)
 {
     TRY(outdir_needs_inside(&d->inside, d->final));
@@ -194,9 +198,9 @@ static enum err rename_error(const char *from, const char *to, int code)
     FAIL(ERR_IO, "%s: cannot rename to %s: %s", from, to, strerror(code));
 }
 
-/* Put the new directory in the place of the old one: at once where the file system can
- * exchange names, else with an instant in which the old one is STAGE/old. code: errno of
- * what failed. */
+/* Replaces the old directory by the new one: atomically if the file system can exchange
+ * names, else with an instant in which the old one is STAGE/old. code: errno of the
+ * failure. */
 static enum err replace(const struct outdir *d, int *code)
 {
     enum err err = OK;
@@ -216,7 +220,8 @@ static enum err replace(const struct outdir *d, int *code)
     return err;
 }
 
-/* Layers and mounts can refuse the rename of a directory and allow that of its files. */
+/* Returns true for errors after which moving single files may work: layers and mounts can
+ * refuse the rename of a directory only. */
 static bool move_may_help(int code)
 {
     return code == EBUSY || code == EXDEV || code == EACCES || code == EPERM;
@@ -247,7 +252,7 @@ enum err outdir_commit(struct outdir *d)
     bool replace_now;
     sync_dir(d->tmp);
     TRY_OUT(file_parent(&parent, d->final));
-    /* Minutes have passed: what somebody put there meanwhile is not ours to move. */
+    /* Minutes have passed: files that somebody else has put there are not moved. */
     TRY_OUT(check_existing(d->final, d->replace, &replace_now));
     d->replace = replace_now;
     TRY_OUT(put_in_place(d));
@@ -296,7 +301,8 @@ enum err outdir_remove(const char *dir)
     char *left = NULL;
     TRY(file_remove_known(&left, dir, artifact_name, NULL));
     if (*left)
-        log_warn("%s: holds %s, which is no artifact's; the directory stays", dir, left);
+        log_warn("%s: kept, because it holds %s, which is not a file of an artifact", dir,
+                 left);
     mem_free(left);
     return OK;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * A directory that appears under its name only when it is whole. It is filled in a staging
- * directory of this process and then put in place by a rename. Where a rename over OUT
- * cannot work (a mount point, the working directory, a parent that is not writable), the
- * staging directory is inside OUT: the files move one by one, the manifest last, and a
- * reader refuses a directory without its manifest. docs/security.md says what may be
- * replaced and removed. */
+ * A directory that appears under its name only when it is complete. It is filled in a
+ * staging directory of this process and then renamed. A rename over OUT is not always
+ * possible: OUT may be a mount point, the working directory, or in a parent that is not
+ * writable. Then the staging directory is inside OUT. The files move one by one, the
+ * manifest last, and a reader refuses a directory without its manifest. docs/security.md
+ * says what may be replaced and removed. */
 #ifndef WKVQ_OUTDIR_H
 #define WKVQ_OUTDIR_H
 
@@ -13,45 +13,46 @@
 
 #include <stdbool.h>
 
-/* A calibration's state inside OUT; never an obstacle, and never touched here. */
+/* The state of a calibration inside OUT. It is accepted in any output directory, and these
+ * functions never touch it. */
 #define OUTDIR_STATE ".wkvq-state"
 
 struct outdir {
-    char *final;  /* real path of the directory to be */
+    char *final;  /* real path of the output directory */
     char *stage;  /* OUT.tmp.TAG beside it, or OUT/.wkvq.tmp.TAG */
-    char *tmp;    /* stage/data, where it is filled */
-    bool inside;  /* move file by file */
-    bool replace; /* an artifact is in final */
+    char *tmp;    /* stage/data, which the caller fills */
+    bool inside;  /* files are moved one by one */
+    bool replace; /* final is an artifact to replace */
 };
 
-/* Check that out_dir may be written (it is missing, empty, or an artifact of nothing but
- * its manifest's files and force is set: ERR_USAGE otherwise), finish or remove what killed
- * processes of this host left there, and make the staging directory. Errors: ERR_USAGE
- * where this user cannot write, or out_dir is a dangling link; ERR_IO. */
+/* Creates the staging directory for out_dir, which must be missing or empty, or, with
+ * force, an artifact with only the files of its manifest. Before, it finishes or removes
+ * what killed processes of this host left there. Errors: ERR_USAGE for any other out_dir, a
+ * place that this user cannot write, and a dangling link; ERR_IO, ERR_MEMORY. */
 enum err outdir_open(struct outdir *out, const char *out_dir, bool force);
-/* Finish or remove what killed processes of this host left there; outdir_open and
- * outdir_probe begin with it. For who wants to read what is in out_dir before. */
+/* Finishes or removes what killed processes of this host left there, so that out_dir can be
+ * read. outdir_open() and outdir_probe() begin with it. */
 enum err outdir_recover(const char *out_dir);
-/* Would outdir_open and outdir_commit work? The staging directory is made and removed, and
- * missing parents are not made. Errors as for outdir_open. */
+/* Returns what outdir_open() and outdir_commit() would return. The staging directory is
+ * created and removed; missing parents are not created. */
 enum err outdir_probe(const char *out_dir, bool force);
-/* Put the files in place, durably. Whatever the result, d is released; on error the staging
- * directory is removed and what was in out_dir is there again. If the disk refuses that,
- * too, the staging directory keeps it, and outdir_recover moves it back. */
+/* Puts the files in place, durably, and releases d whatever the result. On error the staging
+ * directory is removed and out_dir has its previous content. If the disk refuses that too,
+ * the staging directory keeps it, and outdir_recover() moves it back. */
 enum err outdir_commit(struct outdir *d);
-/* Remove the staging directory. Accepts a zeroed one. */
+/* Removes the staging directory. d may be zeroed. */
 void outdir_abort(struct outdir *d);
 
-/* Remove an artifact's files from a directory, and the directory if nothing else is in it.
- * Missing is fine. */
+/* Removes an artifact's files from a directory, and the directory if it is empty then. A
+ * missing directory is no error. */
 enum err outdir_remove(const char *dir);
-/* The real path of out_dir, in a fresh string; what is missing keeps its names below the
- * real path of the nearest directory that exists. Errors: ERR_USAGE for an empty name, a
+/* Returns the real path of out_dir in a fresh string. What is missing keeps its names below
+ * the real path of the nearest directory that exists. Errors: ERR_USAGE for an empty name, a
  * dangling link, and a file in a directory's place. */
 enum err outdir_resolve(char **out, const char *out_dir);
-/* Where a state that belongs to out_dir goes by default, release with mem_free: OUT.state
- * beside it, or OUT/.wkvq-state where OUT is a mount point or its parent is not writable.
- */
+/* Returns the default place of a state that belongs to out_dir: OUT.state beside it, or
+ * OUT/.wkvq-state if OUT is a mount point or its parent is not writable. The caller frees
+ * *out with mem_free(). */
 enum err outdir_state(char **out, const char *out_dir);
 
 #endif

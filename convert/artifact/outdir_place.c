@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Where an output directory is, and whether a rename over it can work. */
+ * Finds where an output directory is, and whether a rename over it is possible. */
 #include "convert/artifact/outdir_priv.h"
 
 #include "kernels/base/file.h"
@@ -19,7 +19,7 @@ static bool is_dot(const char *name)
     return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
-/* out_dir without slashes and "/." at its end. */
+/* Copies out_dir without slashes and "/." at its end. */
 static enum err trim(char **out, const char *out_dir)
 {
     FAIL_IF(!*out_dir, ERR_USAGE, "the output directory's name is empty");
@@ -33,7 +33,7 @@ static enum err trim(char **out, const char *out_dir)
     return OK;
 }
 
-/* NULL: there is nothing under that name. */
+/* Resolves path; *out is NULL if nothing has that name. */
 static enum err real_path(char **out, const char *path)
 {
     *out = NULL;
@@ -85,8 +85,8 @@ static bool same_file(const char *a, const char *b)
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-/* A bind mount of the same file system has its parent's device number: the kernel's own
- * answer comes first. */
+/* Returns true for a mount point. The kernel is asked first, because a bind mount of the
+ * same file system has its parent's device number. */
 static bool is_mount_point(const char *path, const char *parent)
 {
     struct stat x, y;
@@ -100,7 +100,7 @@ static bool is_mount_point(const char *path, const char *parent)
            (x.st_dev != y.st_dev || x.st_ino == y.st_ino);
 }
 
-/* May this user rename path? In a sticky directory only its owner may. */
+/* Returns true if this user may rename path. In a sticky directory only its owner may. */
 static bool may_rename(const char *path, const char *parent)
 {
     struct stat x, y;
@@ -111,7 +111,8 @@ static bool may_rename(const char *path, const char *parent)
            y.st_uid == geteuid();
 }
 
-/* Mount points and parents that are not writable; true for both the files and the state. */
+/* Sets *yes if neither files nor the state can be beside final: it is a mount point, or its
+ * parent is not writable. */
 static enum err parent_is_no_place(bool *yes, const char *final)
 {
     char *parent = NULL;

@@ -11,22 +11,23 @@
 
 /* --- outdir_place.c ----------------------------------------------------------------- */
 
-/* Must files be moved into final one by one? final: a directory, or missing. */
+/* Sets *yes if files must be moved into final one by one. final: a directory, or
+ * missing. */
 enum err outdir_needs_inside(bool *yes, const char *final);
 
 /* --- outdir_stage.c ----------------------------------------------------------------- */
 
-/* Make the staging directory, its mark and its data directory. */
+/* Creates the staging directory, its mark and its data directory. */
 enum err stage_make(struct outdir *d);
-/* Move the files of the stage into d->final. On error everything is as before. */
+/* Moves the files of the stage into d->final. On error final has its previous content. */
 enum err stage_move_in(const struct outdir *d);
-/* Remove what a writer left in the stage, and the stage itself. Files that no writer makes
- * stay, with a warning. */
+/* Removes a writer's files from the stage, and the stage itself. Other files are kept, with
+ * a warning. */
 enum err stage_remove(const char *stage);
-/* Finish or remove the stages that dead processes of this host left for final. Errors:
- * ERR_USAGE when a living process works inside final. */
+/* Finishes or removes the stages that dead processes of this host left for final. Errors:
+ * ERR_USAGE if a running process works inside final. */
 enum err stage_tidy(const char *final);
-/* Is entry the name of a stage inside OUT, made by this program? */
+/* Returns true if entry is the name of a stage of this program inside OUT. */
 bool stage_inside_name(const char *entry);
 
 #endif

@@ -88,7 +88,7 @@ out:
 
 /* --- removing it -------------------------------------------------------------------- */
 
-/* A writer's file, whole or temporary. */
+/* Returns true for a writer's file, complete or temporary. */
 static bool written_name(const void *ctx, const char *name)
 {
     char plain[NAME_MAX_BYTES], tag[OWNER_TAG_MAX];
@@ -125,7 +125,8 @@ static enum err remove_part(bool *all, const char *stage, const char *part)
     enum err err = file_remove_known(&left, path, written_name, NULL);
     if (!err && *left) {
         *all = false;
-        log_warn("%s: holds %s, which is no artifact's; it stays there", path, left);
+        log_warn("%s: kept, because it holds %s, which is not a file of an artifact", path,
+                 left);
     }
     mem_free(path);
     mem_free(left);
@@ -140,7 +141,7 @@ enum err stage_remove(const char *stage)
     TRY(file_join(&commit, stage, "commit"));
     const bool moving = file_exists(commit);
     mem_free(commit);
-    if (moving) { /* neither finished nor taken back: the files are worth keeping */
+    if (moving) { /* neither finished nor undone: the files must be kept */
         log_warn("%s: keeps files that could not be moved; the next command that writes "
                  "there moves them",
                  stage);
@@ -157,7 +158,7 @@ enum err stage_remove(const char *stage)
 
 /* --- moving file by file ------------------------------------------------------------ */
 
-/* One line of the list; false at its end. */
+/* Reads one line of the list; false at its end. */
 static bool next_name(const char **p, char name[NAME_MAX_BYTES])
 {
     const size_t n = strcspn(*p, "\n");
@@ -194,7 +195,7 @@ out:
     return err;
 }
 
-/* A rename that never replaces anything. */
+/* Renames a file, but never replaces an existing one. */
 static enum err rename_new(const char *from, const char *to)
 {
     if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
@@ -208,7 +209,7 @@ static enum err rename_new(const char *from, const char *to)
     FAIL(ERR_IO, "%s: cannot rename to %s: %s", from, to, strerror(errno));
 }
 
-/* Move from/name to to/name where from has it. */
+/* Moves from/name to to/name, if from has it. */
 static enum err move_one(const char *from, const char *to, const char *name)
 {
     enum err err = OK;
@@ -232,7 +233,7 @@ static void sync_dir(const char *path)
     close(fd);
 }
 
-/* The old artifact's files leave, its manifest first. */
+/* Moves the old artifact's files away, the manifest first. */
 static enum err retire(const char *stage, const char *final)
 {
     enum err err = OK;
@@ -264,8 +265,8 @@ static enum err move_listed(const char *data, const char *final, const char *lis
 {
     char name[NAME_MAX_BYTES];
     while (next_name(&list, name)) {
-        FAIL_IF(!artifact_file_name(name), ERR_FORMAT, "%s: '%s' is no artifact's file",
-                data, name);
+        FAIL_IF(!artifact_file_name(name), ERR_FORMAT,
+                "%s: '%s' is not a file of an artifact", data, name);
         if (!*list)
             sync_dir(final);
         TRY(move_one(data, final, name));
@@ -274,7 +275,7 @@ static enum err move_listed(const char *data, const char *final, const char *lis
     return OK;
 }
 
-/* Every step looks at what has happened already. */
+/* Finishes a move. Every step checks what has been done already. */
 static enum err go_forward(const char *stage, const char *final, const char *commit)
 {
     enum err err = OK;
@@ -296,7 +297,7 @@ out:
     return err;
 }
 
-/* Every listed name that data lacks has been moved by us: it goes back. */
+/* Moves new files back: those listed names that are no longer in data. */
 static enum err take_new_back(const char *stage, const char *final, const char *list)
 {
     enum err err = OK;
@@ -360,7 +361,7 @@ enum err stage_move_in(const struct outdir *d)
     if (!err) {
         err = go_forward(d->stage, d->final, commit);
         if (err)
-            (void)go_back(d->stage, d->final, commit); /* the first error is the one */
+            (void)go_back(d->stage, d->final, commit); /* the first error is reported */
     }
     mem_free(commit);
     return err;
@@ -368,7 +369,8 @@ enum err stage_move_in(const struct outdir *d)
 
 /* --- what dead processes left ------------------------------------------------------- */
 
-/* By its mark, or by its name alone: a kill came between the calls that make the two. */
+/* Decides whether a dead process made the stage: by its mark, or by its name if the process
+ * was killed before it wrote the mark. */
 static enum err is_dead_stage(bool *yes, const char *stage)
 {
     char *owner = NULL;
@@ -406,7 +408,7 @@ out:
     return err;
 }
 
-/* Stages of final called NAME.tmp.TAG in dir. */
+/* Tidies the stages of final in dir, which are called NAME.tmp.TAG. */
 static enum err tidy_in(const char *dir, const char *name, const char *final, bool inside)
 {
     enum err err = OK;

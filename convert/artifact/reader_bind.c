@@ -216,7 +216,7 @@ enum err reader_bind(struct artifact *a)
     const int64_t dim[] = {a->arch.n_layers, 4, a->arch.n_kv, a->arch.head_dim};
     TRY(size_product(&floats, dim, 4, sizeof(float)));
     FAIL_IF(floats > tensor_file_bytes(a), ERR_FORMAT,
-            "%s: config.json asks for more key/value channels than the files hold", a->dir);
+            "%s: config.json declares more key/value channels than the files hold", a->dir);
     TRY(mem_calloc(&a->block, n, sizeof(*a->block)));
     TRY(mem_alloc(&a->channels, floats, 1));
     struct place p = {a, -1, "model.embed_tokens", ".weight"};

@@ -69,8 +69,8 @@ static enum err check_tensors(const struct artifact *a, int64_t *in_file)
         const size_t k = file_index(a, m->tensor[i].file);
         const struct st_file *f = a->file[k];
         FAIL_IF(!f, ERR_FORMAT,
-                "%s/%s: tensor %.200s is said to be in %.100s, no tensor file", a->dir,
-                MANIFEST_NAME, m->tensor[i].name, m->tensor[i].file);
+                "%s/%s: tensor %.200s is listed in %.100s, which is not a tensor file",
+                a->dir, MANIFEST_NAME, m->tensor[i].name, m->tensor[i].file);
         const struct st_tensor *t = st_find(f, m->tensor[i].name);
         FAIL_IF(!t, ERR_FORMAT, "%s: tensor %.200s is missing; the manifest lists it",
                 st_path(f), m->tensor[i].name);

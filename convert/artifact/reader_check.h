@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The inside of an artifact that is open, and the checks of its tensors and files. Included
- * by reader*.c and artifact_random.c only. */
+ * The fields of an open artifact, and the checks of its tensors and files. Only reader*.c
+ * and artifact_random.c include this header. */
 #ifndef WKVQ_READER_CHECK_H
 #define WKVQ_READER_CHECK_H
 
@@ -14,7 +14,8 @@ struct artifact {
     struct weight_spec weights; /* with their mixes, owned */
     struct kv_spec kv;
     struct manifest *manifest;
-    struct st_file **file; /* [n_files] in the manifest's order; NULL: no tensor file */
+    /* [n_files] in the manifest's order; NULL if not a tensor file */
+    struct st_file **file;
     struct packed_block *block; /* [n_layers] */
     float *channels;            /* [n_layers][4][C] */
     struct host_mat embed, final_norm, head;

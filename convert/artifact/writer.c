@@ -36,7 +36,7 @@ struct writer {
     int64_t layer; /* of q, -1: none yet */
     struct block_src src;
     const struct block_quant *q;
-    struct block_quant rtn; /* where q points without a source */
+    struct block_quant rtn; /* the block that q points to if there is no source */
 
     uint8_t *packed; /* rows of codes */
     float *rows;     /* [threads][widest] */
@@ -133,8 +133,8 @@ static void report(struct writer *w, size_t bytes)
         w->progress(w->progress_ctx, w->total ? (double)w->done / (double)w->total : 1);
 }
 
-/* What is stored of a tensor that is carried over: its bytes, or those with a rotation
- * folded in. */
+/* Returns the bytes to store for a tensor that is copied; a rotation may be folded into
+ * them. */
 static enum err carried_bytes(const uint8_t **out, struct writer *w,
                               const struct out_tensor *t)
 {
@@ -165,13 +165,13 @@ static enum err write_carried(struct writer *w, struct st_writer *f,
     return OK;
 }
 
-/* Rows of one projection, packed by all threads. */
+/* A unit of work: rows of one projection, packed by all threads. */
 struct pack {
     struct writer *w;
     const struct host_mat *m;
     const struct qlinear *q;
     int64_t first, rows, rows_per_chunk, row_bytes;
-    atomic_int_least64_t bad; /* a row with a value that is not finite, -1: none */
+    atomic_int_least64_t bad; /* a row with a non-finite value, or -1 */
 };
 
 static void pack_chunk(void *ctx, int64_t chunk, int thread)
@@ -233,7 +233,7 @@ static enum err write_qweight(struct writer *w, struct st_writer *f,
     return err;
 }
 
-/* Scales and channels go out as they lie in memory. */
+/* Scales and channels are written as they are in memory. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are little-endian");
 
 static enum err write_plain(struct writer *w, struct st_writer *f, const void *data,
@@ -285,7 +285,7 @@ static enum err write_tensor(struct writer *w, struct st_writer *f,
 
 /* --- files -------------------------------------------------------------------------- */
 
-/* Tensors [first, first + n) of the plan into one shard. */
+/* Writes tensors [first, first + n) of the plan into one shard. */
 static enum err write_tensors(struct writer *w, struct st_writer *f, struct out_tensor *t,
                               size_t n, struct manifest_file *file)
 {
@@ -313,7 +313,7 @@ out:
     return err;
 }
 
-/* Header and data, by the plan. */
+/* Adds the sizes of header and data of a shard. */
 static enum err measure_shard(struct writer *w, struct out_tensor *t, size_t n)
 {
     struct st_writer *f = NULL;
@@ -341,7 +341,7 @@ static enum err each_shard(struct writer *w,
     return OK;
 }
 
-/* dir NULL: for the size alone. */
+/* Writes the manifest; dir NULL: only its size is computed. */
 static enum err write_manifest(uint64_t *bytes, const struct writer *w, const char *dir)
 {
     struct manifest_tensor *list = NULL;
@@ -363,7 +363,7 @@ static enum err write_manifest(uint64_t *bytes, const struct writer *w, const ch
     return err;
 }
 
-/* What is written, and what its files are called. */
+/* Plans the tensors and the names of their files. */
 static enum err make_plan(struct writer *w)
 {
     TRY(spec_check(&w->s->weights, &w->s->kv, "artifact"));
@@ -392,7 +392,7 @@ static enum err prepare(struct writer *w)
     return mem_alloc(&w->codes, n, 1);
 }
 
-/* All files but the shards; dir NULL: for their sizes alone. */
+/* Writes all files but the shards; dir NULL: only their sizes are computed. */
 static enum err write_rest(uint64_t *manifest_bytes, struct writer *w, const char *dir,
                            const char *model_dir)
 {

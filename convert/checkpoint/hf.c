@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The weights of a Hugging Face model directory: every tensor the architecture needs, found
- * and checked when the model is opened. */
+ * Finds and checks all weights of a Hugging Face model directory when the model is
+ * opened. */
 #include "convert/checkpoint/hf_files.h"
 #include "convert/checkpoint/hf_fold.h"
 
@@ -21,16 +21,16 @@ struct hf_model {
     struct hf_files files;
     struct block_src *block; /* [n_layers] */
     struct host_mat embed, norm, head;
-    bool *taken; /* [files.n_places], by name: the architecture has it */
+    bool *taken; /* [files.n_places], by name: the architecture uses the tensor */
     struct model_source source;
-    bool rotated;             /* blocks come with values rotated: */
-    struct block_src *turned; /* [n_layers] what the source gives of those ... */
-    void **folded;            /* [n_layers] ... that are in use, and their memory */
+    bool rotated;             /* the source returns blocks with rotated values */
+    struct block_src *turned; /* [n_layers] blocks that the source returns while rotated */
+    void **folded;            /* [n_layers] memory of the rotated blocks in use */
 };
 
 /* --- finding and checking tensors --------------------------------------------------- */
 
-/* A dimension and the field of config.json it comes from. */
+/* A dimension, and the field of config.json that determines it. */
 struct side {
     const char *field;
     int64_t n;
@@ -141,7 +141,8 @@ static enum err take_block(struct hf_model *m, int64_t i)
     return take_vector(&b->k_norm, m, i, "self_attn.k_norm", head);
 }
 
-/* A model without a head: the embedding is one in most families, but nothing says so. */
+/* Handles a model without a head. In most families the embedding is the head, but neither
+ * file nor class need say so. */
 static enum err settle_headless(struct hf_model *m)
 {
     FAIL_IF(
@@ -156,9 +157,9 @@ static enum err settle_headless(struct hf_model *m)
     return OK;
 }
 
-/* Are embedding and head one, whatever config.json says? Of two that are tied either may be
- * the stored one, and two that are stored are tied only if they are equal, as in
- * transformers 5. */
+/* Decides whether embedding and head are one tensor, whatever config.json says. Of a tied
+ * pair, either may be the stored one. Two stored tensors are tied only if they are equal,
+ * as in transformers 5. */
 static enum err settle_ties(struct hf_model *m)
 {
     const struct hf_place *embed = hf_files_find(&m->files, EMBED);
@@ -192,13 +193,14 @@ static enum err take_ends(struct hf_model *m)
     return OK;
 }
 
-/* Harmless beside what is used: frequencies that follow from config.json, a tied head. */
+/* Returns true for a tensor that is not needed: frequencies that follow from config.json,
+ * and a tied head. */
 static bool is_redundant(const struct hf_model *m, const char *name)
 {
     return strstr(name, "rotary_emb.inv_freq") || (m->arch.tied && !strcmp(name, HEAD));
 }
 
-/* Extra tensors are tolerated, but said: they are part of no computation here. */
+/* Logs extra tensors, which are ignored. */
 static void report_extra(const struct hf_model *m)
 {
     const struct st_tensor *first = NULL;
@@ -212,7 +214,7 @@ static void report_extra(const struct hf_model *m)
     }
     if (first)
         log_warn("%s: %" PRId64
-                 " tensors are not part of a \"%s\" model and ignored, the first is %s",
+                 " tensors are not part of a \"%s\" model and are ignored; the first is %s",
                  m->dir, extra, m->arch.model_type, first->name);
 }
 
@@ -281,8 +283,7 @@ static enum err refuse_artifact(const struct hf_model *m)
     FAIL_IF(found && hf_files_find(&m->files, "model.layers.0.self_attn.q_proj.qweight"),
             ERR_SUPPORT,
             "%s: this is a wkvq artifact (config.json: quantization_config), already "
-            "quantized; "
-            "use the full-precision checkpoint",
+            "quantized; use the full-precision checkpoint",
             m->dir);
     return OK;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * config.json to struct arch. A field that is missing is taken as transformers'
- * configuration class of the model_type takes it; a missing size is said on the log. What
- * would change the mathematics and is not implemented is refused, never ignored. */
+ * Converts config.json to struct arch. A missing field has the default of transformers'
+ * configuration class of the model_type; a missing size is logged. A setting that changes
+ * the mathematics and is not supported is refused, never ignored. */
 #include "convert/checkpoint/hf_config.h"
 
 #include "data/json.h"
@@ -15,12 +15,12 @@
 
 #define CONFIG_LIMIT (1u << 24)
 
-/* What transformers' configuration class of a model_type starts with; 0 stands for None. */
+/* Defaults of transformers' configuration class of a model_type; 0 represents None. */
 struct family {
     const char *model_type, *architecture;
     enum arch_family family;
     int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
-    int64_t bos, eos; /* -1: None */
+    int64_t bos, eos; /* -1 represents None */
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
     bool has_mlp_bias /* the field is read */, qk_norm;
 };
@@ -87,7 +87,8 @@ static enum err check_architecture(const struct reader *r)
     return OK;
 }
 
-/* Our own artifacts pass: the artifact's reader reads their config.json with this. */
+/* Refuses quantized weights. Artifacts are accepted, because their reader uses this
+ * file. */
 static enum err check_unquantized(const struct reader *r)
 {
     static const char *const key[] = {"quantization_config", "compression_config"};
@@ -132,7 +133,8 @@ static enum err check_activation(const struct reader *r)
 
 /* --- sizes -------------------------------------------------------------------------- */
 
-/* A size that real files always have: taken as transformers takes it, and said. */
+/* Reads a size that real files always have. If it is missing, transformers' default is used
+ * and logged. */
 static enum err read_size(int64_t *out, const struct reader *r, const char *key,
                           int64_t otherwise)
 {
@@ -150,7 +152,7 @@ static enum err read_heads(struct arch *a, const struct reader *r)
     TRY(read_size(&a->n_heads, r, "num_attention_heads", f->heads));
     FAIL_IF(a->n_heads < 1, ERR_FORMAT, "%s: num_attention_heads is %" PRId64, r->where,
             a->n_heads);
-    /* missing: the class's default; null: as many as heads */
+    /* missing: the class's default; null: n_heads */
     const bool missing = !json_object_get(r->o, "num_key_value_heads");
     a->n_kv = missing && f->kv ? f->kv : a->n_heads;
     TRY(json_get_int(&a->n_kv, r->o, "num_key_value_heads", ANY_LO, ANY_HI, r->where));
@@ -196,7 +198,7 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
 
 /* --- sliding windows ---------------------------------------------------------------- */
 
-/* First layer that layer_types calls sliding; n_layers if none does. */
+/* Finds the first layer that layer_types calls sliding; n_layers if there is none. */
 static enum err first_sliding(int64_t *out, const json_t *types, const struct arch *a,
                               const char *where)
 {
@@ -220,7 +222,8 @@ static enum err first_sliding(int64_t *out, const json_t *types, const struct ar
     return OK;
 }
 
-/* Where a window is in force depends on the family; arch_check_length refuses at use. */
+/* Reads the sliding window. The family decides in which layers it applies;
+ * arch_check_length() refuses lengths at which it would. */
 static enum err read_sliding(struct arch *a, const struct reader *r)
 {
     const struct family *f = r->f;
@@ -245,7 +248,8 @@ static enum err read_sliding(struct arch *a, const struct reader *r)
 
 /* --- the rest ----------------------------------------------------------------------- */
 
-/* An id or a list of ids; *n of them, at most max. null: none; missing: otherwise. */
+/* Reads an id or a list of at most max ids; *n is their number. null: none; missing:
+ * `otherwise`. */
 static enum err read_ids(int64_t *id, int64_t *n, int64_t max, int64_t otherwise,
                          const struct reader *r, const char *key)
 {
@@ -286,7 +290,8 @@ static enum err read_dtype(struct arch *a, const struct reader *r)
     } known[] = {{"float32", DT_F32}, {"float16", DT_F16}, {"bfloat16", DT_BF16}};
     const char *name = "float32";
     TRY(json_get_string(&name, r->o, "torch_dtype", r->where));
-    TRY(json_get_string(&name, r->o, "dtype", r->where)); /* wins, as in transformers */
+    /* has precedence, as in transformers */
+    TRY(json_get_string(&name, r->o, "dtype", r->where));
     if (!strncmp(name, "torch.", 6))
         name += 6;
     a->dtype = DT_OTHER;

@@ -7,19 +7,20 @@
 #include "convert/checkpoint/hf.h"
 #include "data/json.h"
 
-/* Any integer passes here: arch_check names the bounds. */
+/* Bounds that accept any integer; arch_check() checks the real ones. */
 #define ANY_LO (-INT64_MAX)
 #define ANY_HI INT64_MAX
 
-/* Is there a member key that is not null? */
+/* Returns true if o has a member key that is not null. */
 static inline bool hf_is_given(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
     return v && !json_is_null(v);
 }
 
-/* The rotary embedding of config o, in both generations of fields; a's sizes and
- * max_positions are read already. where: the file's path. Errors: ERR_FORMAT, ERR_SUPPORT. */
+/* Reads the rotary embedding of config o, with the field names of transformers 4 and 5. a's
+ * sizes and max_positions must be set. where: the file's path. Errors: ERR_FORMAT,
+ * ERR_SUPPORT. */
 enum err hf_read_rope(struct arch *a, const json_t *o, const char *where);
 
 #endif

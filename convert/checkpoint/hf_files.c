@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * One safetensors file, or the shards that an index names. */
+ * Opens one safetensors file, or the shards that an index names. */
 #include "convert/checkpoint/hf_files.h"
 
 #include "kernels/base/bytes.h"
@@ -24,7 +24,8 @@ static bool has_suffix(const char *name, const char *end)
     return n > m && !strcmp(name + n - m, end);
 }
 
-/* Say what there is instead of safetensors. */
+/* Returns the error for a directory without safetensors; the message names weights of other
+ * formats. */
 static enum err no_weights(const char *dir)
 {
     static const char *const other[] = {".bin",  ".pth",         ".pt",
@@ -39,15 +40,14 @@ static enum err no_weights(const char *dir)
         closedir(d);
     FAIL_IF(*found, ERR_SUPPORT,
             "%s: neither " SINGLE " nor " INDEX
-            "; there is %s, which is not read: save the "
-            "model as safetensors (save_pretrained does)",
+            "; %s cannot be read: save the model as safetensors (save_pretrained does)",
             dir, found);
     FAIL(ERR_NOT_FOUND, "%s: neither " SINGLE " nor " INDEX, dir);
 }
 
 /* --- the list of tensors ------------------------------------------------------------ */
 
-/* One name in two files: by file. */
+/* Compares two places of the same name by file. */
 static int compare_place(const void *pa, const void *pb)
 {
     const struct hf_place *a = pa, *b = pb;
@@ -99,7 +99,7 @@ enum err hf_files_list(struct hf_files *f)
     return OK;
 }
 
-/* Of a tensor that two files have, the later one stays, as in transformers. */
+/* Keeps the later of two places with the same tensor, as transformers does. */
 static enum err drop_copies(struct hf_files *f)
 {
     int64_t kept = 0, copies = 0;
@@ -116,7 +116,7 @@ static enum err drop_copies(struct hf_files *f)
             "belong to this checkpoint",
             a->t->name, st_path(f->file[a->file]), st_path(f->file[b->file]));
         first = first ? first : a->t->name;
-        f->tensor[a->t - f->tensor].name = NULL; /* so that f->place loses it too */
+        f->tensor[a->t - f->tensor].name = NULL; /* removes it from f->place as well */
         copies++;
     }
     if (!copies)
@@ -139,7 +139,8 @@ static bool starts(const char *text, const char *with)
     return !strncmp(text, with, strlen(with));
 }
 
-/* Names that training's wrappers leave: the tensors are not the model's own, or not all. */
+/* Refuses names that a wrapper of training leaves: such tensors are incomplete, or not
+ * those of the model. */
 static enum err refuse_wrapped(const struct hf_files *f)
 {
     static const struct {
@@ -158,14 +159,15 @@ static enum err refuse_wrapped(const struct hf_files *f)
             const bool inside = *wrapper[k].part == '.' || *wrapper[k].part == '_';
             FAIL_IF(inside ? strstr(name, wrapper[k].part) != NULL
                            : starts(name, wrapper[k].part),
-                    ERR_SUPPORT, "%s: tensor %.160s has a name that %s gives: %s",
+                    ERR_SUPPORT, "%s: the name of tensor %.160s is that of %s: %s",
                     st_path(f->file[f->place[i].file]), name, wrapper[k].whose,
                     wrapper[k].advice);
         }
     return OK;
 }
 
-/* LlamaModel.save_pretrained, without the head's class around it. */
+/* Returns true for the files of LlamaModel.save_pretrained(), which lack the prefix
+ * "model.". */
 static bool lacks_prefix(const struct hf_files *f)
 {
     bool found = false;

@@ -23,7 +23,7 @@ static void write_at(void *data, enum dtype t, int64_t i, double x)
         memcpy((char *)data + i * 2, &h, 2);
 }
 
-/* out = R m for each stretch of d rows; work [d][cols]. */
+/* out = R m for each group of d rows; work [d][cols]. */
 static void rotate_rows(void *out, const struct host_mat *m, int64_t d, double *work)
 {
     const int64_t n = d * m->cols;
@@ -36,7 +36,7 @@ static void rotate_rows(void *out, const struct host_mat *m, int64_t d, double *
     }
 }
 
-/* out = m R for each stretch of d columns; work [d]. */
+/* out = m R for each group of d columns; work [d]. */
 static void rotate_cols(void *out, const struct host_mat *m, int64_t d, double *work)
 {
     for (int64_t at = 0; at < m->rows * m->cols; at += d) {

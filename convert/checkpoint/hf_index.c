@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The index of a sharded checkpoint. Only its file names count: like transformers, we look
- * into the files for what is in them. */
+ * Reads the index of a sharded checkpoint. As in transformers, only its file names are
+ * used; the files themselves tell their tensors. */
 #include "convert/checkpoint/hf_files.h"
 
 #include "data/json.h"
@@ -33,7 +33,7 @@ static int compare_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* The distinct file names of the map, sorted; borrowed from it. */
+/* Returns the distinct file names of the map, sorted; borrowed from the map. */
 static enum err shard_names(const char ***out, int *n, json_t *map, const char *where)
 {
     const size_t total = json_object_size(map);
@@ -80,7 +80,7 @@ static enum err open_shards(struct hf_files *f, const char *dir, json_t *map,
     return err;
 }
 
-/* They were opened in name order. */
+/* Finds a file by binary search: files were opened in name order. */
 static const struct st_file *find_file(const struct hf_files *f, const char *name)
 {
     int lo = 0, hi = f->n_files;
@@ -97,7 +97,8 @@ static const struct st_file *find_file(const struct hf_files *f, const char *nam
     return NULL;
 }
 
-/* What the index says and the files do not is said once. A tied head is stored nowhere. */
+/* Logs differences between the index and the files. A tied head is not stored, and not
+ * reported. */
 static void report_map(const struct hf_files *f, json_t *map, const char *where)
 {
     const char *tensor, *lost = NULL, *moved = NULL;

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * The rotary embedding of config.json: rope_theta and rope_scaling (transformers 4), and
- * rope_parameters (5), with the defaults of transformers' modeling_rope_utils. */
+ * Reads the rotary embedding of config.json: rope_theta and rope_scaling (transformers 4),
+ * or rope_parameters (5). Defaults are those of transformers' modeling_rope_utils. */
 #include "convert/checkpoint/hf_config.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Any number passes here: arch_check names the bounds. */
+/* A bound that accepts any number; arch_check() checks the real ones. */
 #define REAL_LO (-1e300)
 #define REAL_HI 1e300
 
-/* config.json, and the object in it that says how to scale. */
+/* config.json, and the object in it that describes the scaling. */
 struct rope_reader {
     const json_t *config, *o;
     const char *config_where, *where;
@@ -38,7 +38,8 @@ static enum err check_rotary_share(const json_t *o, const char *where)
     return OK;
 }
 
-/* Missing: the whole length of the model. Beside the object it wins, as in transformers. */
+/* Reads the original length. Default: the whole length of the model. A field outside the
+ * object has precedence, as in transformers. */
 static enum err read_original(struct arch *a, const struct rope_reader *r)
 {
     static const char key[] = "original_max_position_embeddings";
@@ -60,7 +61,8 @@ static double yarn_mscale(double factor, double mscale)
     return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
 }
 
-/* Given, or from the factor and, where both are given and not 0, the two mscales. */
+/* Reads the attention factor. Default: computed from the factor and, if both are given and
+ * not 0, the two mscales. */
 static enum err read_attention(struct arch *a, const struct rope_reader *r)
 {
     double mscale = 0, all = 0;
@@ -78,7 +80,7 @@ static enum err read_yarn(struct arch *a, const struct rope_reader *r)
     TRY(read_original(a, r));
     FAIL_IF(!json_object_get(r->o, "factor"), ERR_FORMAT, "%s: factor is missing",
             r->where);
-    if (a->rope_original > 0) /* for a factor of null */
+    if (a->rope_original > 0) /* if the factor is null */
         a->rope_factor = (double)a->max_positions / (double)a->rope_original;
     TRY(get_real(&a->rope_factor, r, "factor"));
     TRY(get_real(&fast, r, "beta_fast"));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Reading safetensors. The header is untrusted JSON; every rule of the format is checked
- * before a tensor is handed out: offsets without gap or overlap, sizes that follow from
- * shape and dtype, a file that ends with the last tensor. */
+ * Reads safetensors. The header is untrusted JSON. All rules of the format are checked
+ * before a tensor is returned: offsets have no gap or overlap, sizes follow from shape and
+ * dtype, and the file ends with the last tensor. */
 #include "convert/checkpoint/safetensors.h"
 
 #include "data/json.h"
@@ -65,7 +65,7 @@ static const struct type *find_type(const char *name)
     return NULL;
 }
 
-/* The two offsets, still relative to the data section. */
+/* Reads the two offsets, which are relative to the data section. */
 static enum err parse_offsets(uint64_t off[2], const json_t *info, const char *where)
 {
     json_t *a;
@@ -102,7 +102,7 @@ static enum err parse_shape(struct st_tensor *t, const json_t *info, const char 
     return OK;
 }
 
-/* Bytes that shape and type demand, against what the offsets give. */
+/* Compares the bytes that shape and type need with the bytes of the offsets. */
 static enum err check_size(const struct st_tensor *t, unsigned bits, const char *where)
 {
     size_t total;
@@ -157,7 +157,8 @@ static enum err check_metadata(const struct st_file *f, const json_t *m)
     return OK;
 }
 
-/* Names go into tables and messages. */
+/* Returns true for a name without control characters, which tables and messages can
+ * show. */
 static bool is_name(const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -190,7 +191,8 @@ static int compare_place(const void *pa, const void *pb)
     const struct st_tensor *a = pa, *b = pb;
     if (a->data != b->data)
         return a->data < b->data ? -1 : 1;
-    if (a->bytes != b->bytes) /* an empty tensor stands before the one that follows it */
+    /* an empty tensor precedes the one that starts at the same byte */
+    if (a->bytes != b->bytes)
         return a->bytes < b->bytes ? -1 : 1;
     return strcmp(a->name, b->name);
 }
@@ -201,7 +203,7 @@ static int compare_name(const void *pa, const void *pb)
     return strcmp((*a)->name, (*b)->name);
 }
 
-/* No gap, no overlap, nothing behind the last tensor. */
+/* Checks that there is no gap, no overlap, and nothing after the last tensor. */
 static enum err check_layout(struct st_file *f)
 {
     const char *name = f->path;
@@ -349,8 +351,8 @@ uint64_t st_bytes(const struct st_file *f)
     return f->map.size;
 }
 
-/* Whole pages inside the tensor only: its neighbours may be in use. A loaded file has no
- * other copy to come back from. */
+/* Advises the kernel about whole pages inside the tensor; its neighbours may be in use. A
+ * loaded file is skipped, because its pages have no other copy. */
 static void advise(const struct st_file *f, const struct st_tensor *t, int advice)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);

@@ -21,24 +21,25 @@ struct st_tensor {
 
 struct st_file; /* opaque, read-only, safe to share between threads */
 
-/* Open and validate everything but the values. Errors: ERR_NOT_FOUND, ERR_FORMAT naming
- * file, tensor and byte offset. */
+/* Opens a file and validates everything but the values. Errors: ERR_NOT_FOUND, ERR_MEMORY,
+ * ERR_FORMAT with file, tensor and byte offset. Close with st_close(). */
 enum err st_open(struct st_file **out, const char *path);
-/* The same from a copy in memory (file_map_load). ERR_MEMORY too. */
+/* The same, but reads from a copy in memory (file_map_load()). */
 enum err st_load(struct st_file **out, const char *path);
 void st_close(struct st_file **f);
 const char *st_path(const struct st_file *f);
 int64_t st_count(const struct st_file *f);
 const struct st_tensor *st_at(const struct st_file *f, int64_t i); /* in file order */
-const struct st_tensor *st_find(const struct st_file *f, const char *name); /* NULL: none */
+/* NULL if missing */
+const struct st_tensor *st_find(const struct st_file *f, const char *name);
 uint64_t st_bytes(const struct st_file *f);
-/* Tell the system that the pages of tensor t are not needed for now. */
+/* Tells the system that the pages of tensor t are not needed for now. */
 void st_release(const struct st_file *f, const struct st_tensor *t);
-/* ... that they will be: it may read them meanwhile. */
+/* Tells the system to prefetch the pages of tensor t. */
 void st_prefetch(const struct st_file *f, const struct st_tensor *t);
 
-/* Writing. All tensors are announced first (the header comes first in the file), then their
- * bytes are given in the same order. Order in the file is the order of announcement. */
+/* Writing. First all tensors are announced, because the header precedes the data. Then
+ * their bytes are written in the same order. */
 struct st_writer;
 struct st_entry {
     const char *name;
@@ -46,21 +47,22 @@ struct st_entry {
     int n_dims;
     int64_t dim[TENSOR_MAX_DIMS];
 };
-/* metadata: n_meta pairs key, value; {"format":"pt"} is always written. */
+/* Starts a file. metadata: n_meta pairs of key and value; {"format":"pt"} is always
+ * written. dtype, shape and name come from e [n]. */
 enum err st_writer_open(struct st_writer **out, const char *path, const struct st_entry *e,
                         int64_t n, const char *const *metadata, int n_meta);
-/* Bytes of the next announced tensor, in any number of pieces; crossing a tensor's end is
- * ERR_SHAPE. */
+/* Writes the next bytes of the announced tensors, in any number of pieces. ERR_SHAPE if a
+ * piece crosses a tensor's end. */
 enum err st_write(struct st_writer *w, const void *data, size_t bytes);
-/* CRC-32 of tensor i's bytes; valid once it is complete. */
+/* Returns the CRC-32 of tensor i's bytes, once they are complete. */
 uint32_t st_writer_crc(const struct st_writer *w, int64_t i);
-/* Of the whole file so far, header included; complete before st_writer_commit. */
+/* Return the size and the CRC-32 of the file so far, including the header. */
 uint64_t st_writer_file_bytes(const struct st_writer *w);
 uint32_t st_writer_file_crc(const struct st_writer *w);
-enum err st_writer_commit(struct st_writer **w); /* released whatever the result */
+enum err st_writer_commit(struct st_writer **w); /* frees *w whatever the result */
 void st_writer_abort(struct st_writer **w);
 
-/* Whole small files of host tensors. */
+/* Writes a whole file of host tensors. */
 enum err st_save(const char *path, const struct named_tensor *t, int64_t n,
                  const char *const *metadata, int n_meta);
 

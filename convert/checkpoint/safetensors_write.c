@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Writing safetensors: compact JSON padded with spaces to a multiple of 8, tensors back to
- * back in the order they were announced. The same input gives the same bytes. */
+ * Writes safetensors: compact JSON padded with spaces to a multiple of 8, then the tensors
+ * without gaps in the order of their announcement. The same input gives the same bytes. */
 #include "convert/checkpoint/safetensors.h"
 
 #include "data/json.h"
@@ -18,14 +18,14 @@
 struct st_writer {
     struct file_writer *file;
     char *path;
-    size_t *left;  /* [n] bytes still to come */
+    size_t *left;  /* [n] bytes not yet written */
     uint32_t *crc; /* [n] */
     char (*name)[128];
-    int64_t n, next; /* tensor in work */
+    int64_t n, next; /* index of the current tensor */
 };
 
-/* {"dtype":..,"shape":[..],"data_offsets":[begin,end]}, a new reference; NULL: no memory.
- */
+/* Returns {"dtype":..,"shape":[..],"data_offsets":[begin,end]}, a new reference; NULL if
+ * out of memory. */
 static json_t *entry_json(const struct st_entry *e, size_t begin, size_t end)
 {
     json_t *shape = json_array();
@@ -51,7 +51,7 @@ static enum err metadata_json(json_t *header, const char *const *metadata, int n
     return OK;
 }
 
-/* Puts every entry into the header and its size into left. */
+/* Adds every entry to the header, and its size to left. */
 static enum err entries_json(json_t *header, const struct st_entry *e, struct st_writer *w)
 {
     size_t begin = 0;
@@ -63,7 +63,7 @@ static enum err entries_json(json_t *header, const struct st_entry *e, struct st
         FAIL_IF(!size_add(begin, bytes, &end) || end > INT64_MAX, ERR_FORMAT,
                 "tensor %.100s: sizes overflow", e[i].name);
         FAIL_IF(json_object_get(header, e[i].name), ERR_FORMAT,
-                "tensor %.100s is there twice", e[i].name);
+                "tensor %.100s appears twice", e[i].name);
         const int failed =
             json_object_set_new(header, e[i].name, entry_json(&e[i], begin, end));
         FAIL_IF(json_out_of_memory(), ERR_MEMORY, "out of memory for the header");
@@ -96,7 +96,7 @@ out:
     return err;
 }
 
-/* Empty tensors are complete at once. */
+/* Skips empty tensors, which are complete at once. */
 static void skip_complete(struct st_writer *w)
 {
     while (w->next < w->n && !w->left[w->next])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the files of a checkpoint hold against what config.json and the index say. */
+ * Checkpoints whose files disagree with config.json or with the index. */
 #include "convert/checkpoint/hf_files.h"
 #include "tests/convert/hf_fixture.h"
 
@@ -35,7 +35,7 @@ static void test_extra_tensors(void **state)
     hf_drop("model.safetensors");
 }
 
-/* Opens the directory, whose log then has the word. */
+/* Opens the directory and checks that the log contains the word. */
 static struct hf_model *open_saying(const char *word)
 {
     struct hf_model *m = NULL;
@@ -48,7 +48,7 @@ static struct hf_model *open_saying(const char *word)
     return m;
 }
 
-/* Is the model tied, and do embedding and head have these bytes? Closes it. */
+/* Returns true if the model is tied, and embedding and head have these bytes. Closes it. */
 static void check_ends(struct hf_model **m, bool tied, int embed_byte, int head_byte)
 {
     struct host_mat embed, norm, head;
@@ -210,7 +210,7 @@ static void test_shards(void **state)
     hf_drop("model.safetensors.index.json");
 }
 
-/* A tied head that is stored nowhere is listed all the same by some. */
+/* Some indexes list a tied head that no file contains. */
 static void test_listed_head(void **state)
 {
     struct hf_spec s;
@@ -225,7 +225,8 @@ static void test_listed_head(void **state)
     hf_drop("model.safetensors.index.json");
 }
 
-/* A tensor in two shards: once, if it is the same; and model.safetensors comes first. */
+/* A tensor in two shards counts once if both are equal, and model.safetensors comes
+ * first. */
 static void test_copies(void **state)
 {
     struct hf_spec s;
