@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* work runs in a child of its own (with ctx), which then ends; its exit status. */
+/* Runs work(ctx) in a child process, which then ends. Returns its exit status. */
 static inline int dead_run(int (*work)(void *ctx), void *ctx)
 {
     int status = -1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A race on purpose: two threads of a pool add to a plain number. A thread sanitizer that
- * works ends this program with its own status, 66. */
+ * A deliberate race: two threads of a pool add to a plain number. A working thread
+ * sanitizer ends this program with its own status, 66. */
 #include "kernels/base/pool.h"
 
 #include <sched.h>
@@ -13,7 +13,7 @@ struct race {
     long sum;
 };
 
-/* Relaxed: meeting must not order what follows. */
+/* Relaxed: waiting for each other must not order the additions. */
 static void add(void *ctx, int64_t chunk, int thread)
 {
     struct race *r = ctx;

@@ -48,7 +48,7 @@ static void varints(void **state)
     assert_int_equal(bytes_varint(&b, &v), OK);
     assert_true(v == 300);
     assert_int_equal(b.pos, 10);
-    assert_int_equal(bytes_varint(&b, &v), ERR_FORMAT); /* continues behind the end */
+    assert_int_equal(bytes_varint(&b, &v), ERR_FORMAT); /* continues past the end */
     assert_int_equal(b.pos, 10);
     const uint8_t max[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01};
     b = (struct bytes){max, sizeof(max), 0};

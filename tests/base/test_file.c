@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Files: a writer shows its file only when whole; maps, whole reads, directories. */
+ * Files: a writer shows its file only when complete; maps, whole reads, directories. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -183,7 +183,7 @@ static void assert_holds(const char *path, const char *want)
     mem_free(text);
 }
 
-/* The temporary file is a new one, whatever has its name already. */
+/* The temporary file is a new one, even if its name exists already. */
 static void a_taken_temporary_name(void **state)
 {
     char *path = in_dir("a"), tag[OWNER_TAG_MAX], name[100], *taken;
@@ -207,7 +207,7 @@ static void a_taken_temporary_name(void **state)
     mem_free(path);
 }
 
-/* A link stays one, and a device is written to: a rename would replace both. */
+/* A link stays a link, and a device is written directly: a rename would replace both. */
 static void links_and_devices(void **state)
 {
     char *path = in_dir("a"), *link = in_dir("link"), *pipe_path = in_dir("pipe");
@@ -380,7 +380,8 @@ static void a_link_to_nothing_is_named(void **state)
     assert_non_null(strstr(err_text(), "which is missing"));
     err_clear();
     assert_int_equal(unlink(path), 0);
-    assert_int_equal(file_check_link(path), OK); /* nothing at all is for others to name */
+    /* a missing file is reported by the caller */
+    assert_int_equal(file_check_link(path), OK);
     assert_int_equal(file_write_all(path, "", 0), OK);
     assert_int_equal(file_check_link(path), OK);
     mem_free(path);

@@ -188,8 +188,8 @@ static void a_group_of_v1(void **state)
     check_cpus(*state, 8, 4, "cgroup cpu.cfs_quota_us (/sys/fs/cgroup/cpu,cpuacct/job)");
 }
 
-/* A container without a namespace of its own: its path is the host's, of which it sees the
- * part at its mount. */
+/* A container without its own namespace: its path is that of the host, and its mount shows
+ * only a part of the hierarchy. */
 static void a_container_of_v1(void **state)
 {
     put(*state, "proc/self/cgroup", "4:memory:/docker/4f\n");
@@ -201,7 +201,7 @@ static void a_container_of_v1(void **state)
     check_memory(*state, 1000000, "cgroup memory.limit_in_bytes (/sys/fs/cgroup/memory)");
 }
 
-/* v1 for memory, v2 beside it for processors; the tighter one counts. */
+/* v1 for memory and v2 for processors; the smaller limit counts. */
 static void both_versions(void **state)
 {
     put(*state, "proc/self/cgroup", "4:memory:/m\n0::/../outside\n");
@@ -258,8 +258,8 @@ static void this_process(void **state)
     pool_close(&p);
 }
 
-/* Exit status 0: the limit is seen, and what it leaves can be mapped, and no more. Address
- * sanitizers map more than any limit: they are left out. */
+/* Exit status 0: the limit is found, and exactly the remaining amount can be mapped.
+ * Address sanitizers map more than any limit, so they are excluded. */
 static int with_an_address_limit(void)
 {
     struct limit l;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * One process at a time, with flock and on a file system that has none. */
+ * The lock for one process at a time, with flock and on a file system without locks. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -160,7 +160,7 @@ static void what_is_not_mine_stays(void **state)
     assert_int_equal(file_size(owner), 6);
 }
 
-/* The lock is a file of its own: a link would make or lock somebody's. */
+/* The lock is a separate file: a link would create or lock another's file. */
 static void a_link_is_no_lock(void **state)
 {
     struct lock l;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Whose a temporary file is: this process's, a dead one's, another host's, nobody's. */
+ * The owner of a temporary file: this process, a dead one, another host, or unknown. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +41,7 @@ static void tags(void **state)
     assert_int_equal(owner_of_tag(mine), OWNER_ALIVE);
     assert_int_equal(dead_tag(dead), 0);
     assert_int_equal(owner_of_tag(dead), OWNER_DEAD);
-    /* One digit off: what it belonged to is not to be known here. */
+    /* One wrong digit: the owner is unknown. */
     snprintf(text, sizeof(text), "%s", dead);
     char *last = text + strlen(text) - 1;
     *last = *last == '0' ? '1' : '0';
@@ -63,7 +63,7 @@ static void tags(void **state)
         assert_int_equal(owner_of_tag(none[i]), OWNER_UNKNOWN);
 }
 
-/* A pid that is in use again belongs to another process if that began at another time. */
+/* If a pid is used again, the start time shows that it is another process. */
 static void a_pid_in_use_again(void **state)
 {
     bool taken;
@@ -122,7 +122,7 @@ static void no_marks(void **state)
     assert_int_equal(rmdir(other), 0);
 }
 
-/* Nothing is written over, and nothing is left beside. */
+/* Nothing is overwritten, and no temporary file remains. */
 static void a_taken_name(void **state)
 {
     bool taken;
@@ -134,7 +134,7 @@ static void a_taken_name(void **state)
     assert_int_equal(owner_mark(&taken, path), OK);
     assert_false(taken);
     assert_int_equal(symlink(path, other), 0);
-    assert_int_equal(owner_of_mark(other, NULL), OWNER_UNKNOWN); /* a link is nobody's */
+    assert_int_equal(owner_of_mark(other, NULL), OWNER_UNKNOWN); /* a link is not a mark */
     assert_int_equal(unlink(other), 0);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(rmdir(dir), 0);

@@ -3,7 +3,7 @@
 """An artifact reader written from docs/artifact.md alone, in the standard library. Checks every checksum
 of ARTIFACT, unpacks every projection and compares it with round to nearest of the source weights in
 MODEL_DIR (f32 arithmetic done here, from the definition). Usage: check_artifact.py MODEL_DIR ARTIFACT [BYTES],
-BYTES what one token's cache takes by another count"""
+where BYTES is the size of one token's cache as counted elsewhere."""
 import json
 import pathlib
 import struct
@@ -74,7 +74,7 @@ def rows_of(data, count):
 
 
 def read_linear(tensors, name, cols, bits, group):
-    """Codes, zeros and scales, a list a row."""
+    """Returns codes, zeros and scales, one list per row."""
     rows = tensors[name + ".scales"][1][0]
     groups = -(-cols // group)
     q = [unpack(r, cols, bits) for r in rows_of(tensors[name + ".qweight"][2], rows)]
@@ -84,7 +84,7 @@ def read_linear(tensors, name, cols, bits, group):
 
 
 def expected_row(w, bits, group):
-    """Codes, zeros, scales by round to nearest, in f32."""
+    """Returns codes, zeros and scales by round to nearest, in f32."""
     top = (1 << bits) - 1
     q, z, h = [], [], []
     for begin in range(0, len(w), group):
@@ -97,7 +97,7 @@ def expected_row(w, bits, group):
 
 
 def formats(spec, kinds, layers):
-    """Bits and group of every layer's kind: of the rules in spec["mixed"] the last that meets it, else spec's own."""
+    """Returns bits and group of a layer's kind: those of the last rule in spec["mixed"] that applies, else spec's own."""
     out = {(layer, kind): (spec["bits"], spec["group_size"]) for layer in range(layers) for kind in kinds}
     for rule in spec["mixed"].split(",") if "mixed" in spec else []:
         where, _, value = rule.strip().partition("=")
@@ -112,7 +112,7 @@ def formats(spec, kinds, layers):
 
 
 def cache_bytes(config, kv):
-    """Of one token, as docs/artifact.md counts them."""
+    """Returns the bytes of one token, as docs/artifact.md counts them."""
     heads, d = config["num_key_value_heads"], config["head_dim"]
     return sum(heads * (2 * d if bits == 16 else -(-d * bits // 8) + 4 * -(-d // min(group or d, d)))
                for bits, group in formats(kv, ("k", "v"), config["num_hidden_layers"]).values())

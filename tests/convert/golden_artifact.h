@@ -10,7 +10,7 @@
 #include "convert/artifact/writer.h"
 #include "tests/golden_model.h"
 
-/* A quant_source as calibration would be one; borrow its address for `quant`. */
+/* A quant_source like that of calibration; use its address for `quant`. */
 struct fake_state {
     const struct golden *g;
     struct weight_spec weights;
@@ -23,7 +23,7 @@ struct fake_state {
 void fake_state_open(struct fake_state *s, const struct golden *g,
                      struct weight_spec weights, struct kv_spec kv);
 void fake_state_close(struct fake_state *s);
-/* Write the artifact of g under s to dir, which holds at most an artifact. */
+/* Writes the artifact of g under s to dir, which may contain an artifact. */
 enum err golden_artifact(const char *dir, const struct golden *g, struct fake_state *s);
 
 #endif

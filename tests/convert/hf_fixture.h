@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A Hugging Face directory of a test's own: a config.json and tensors of a tiny llama. */
+ * A Hugging Face directory for a test: config.json and tensors of a tiny llama. */
 #ifndef WKVQ_TESTS_HF_FIXTURE_H
 #define WKVQ_TESTS_HF_FIXTURE_H
 
@@ -20,10 +20,10 @@ void hf_drop(const char *name);
     "\"hidden_size\":32,\"intermediate_size\":48,\"num_hidden_layers\":2,"                 \
     "\"num_attention_heads\":4,\"vocab_size\":64"
 
-/* config.json of type and SIZES, then further members (starting with a comma), as read. */
+/* Reads a config.json of type and SIZES, then further members (starting with a comma). */
 struct arch hf_read(const char *type, const char *more);
 
-/* hf_open must fail so, with both words in the message. */
+/* Checks that hf_open() fails with e and both words in the message. */
 void hf_refuse_open(enum err want, const char *word1, const char *word2);
 
 #define HF_MAX_TENSORS 64

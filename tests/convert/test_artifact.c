@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Artifacts of a tiny model: what is written is what is read, bit for bit, and nothing
- * appears that is not whole. */
+ * Artifacts of a tiny model: what is read equals what was written, bit for bit, and no
+ * incomplete file or directory appears. */
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
@@ -95,7 +95,7 @@ static void make(const struct tiny_model *t, const char *out,
     ok(try_write(out, s, NULL));
 }
 
-/* Everything the artifact says about block i, against the checkpoint and the definition. */
+/* Compares all data of block i with the checkpoint and the definition. */
 static void check_block(const struct artifact *a, const struct model_source *src, int64_t i)
 {
     const struct weight_spec *w = artifact_weight_spec(a);

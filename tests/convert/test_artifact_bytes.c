@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The size of an artifact is known before it is written, to the byte. */
+ * The computed size of an artifact is exactly that of the written one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -85,8 +85,8 @@ static struct artifact_settings settings(int bits, int64_t group)
     };
 }
 
-/* What the bytes depend on: groups, bits, mixes, a cache in full precision, shards, tied
- * embeddings, types and families. */
+/* All settings that change the size: groups, bits, mixes, a cache in full precision, shards,
+ * tied embeddings, types and families. */
 static void test_every_kind(void **state)
 {
     static const int64_t group[] = {128, 64, 16, 0};

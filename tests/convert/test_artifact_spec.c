@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * quantization_config: which version says what, and what a reader refuses. */
+ * quantization_config: the version that each setting needs, and what a reader refuses. */
 #include "convert/artifact/artifact_spec.h"
 
 #include <setjmp.h>
@@ -25,7 +25,7 @@ static int64_t version_in(const json_t *o)
     return json_integer_value(json_object_get(o, "format_version"));
 }
 
-/* The oldest version that means the same. */
+/* The oldest version with the same meaning. */
 static void oldest_version(void **state)
 {
     struct mix *m = parsed(MIX_WEIGHTS, "v_proj=8:64"), *k = parsed(MIX_KV, "k=5");
@@ -76,7 +76,7 @@ static void there_and_back(void **state)
     mix_free(k);
 }
 
-/* o, with a change, is refused with e and these words; what was there stays. */
+/* Checks that o, with a change, is refused with e and these words, and restores it. */
 static void refused(json_t *o, enum err e, const char *words)
 {
     struct weight_spec w = {.bits = 77};

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Damaged and hostile artifacts: every flipped byte is found and its place named; what lies
- * in a consistent way (a right manifest over wrong tensors) is refused, and never read out
- * of bounds. */
+ * Damaged and hostile artifacts. Every flipped byte is found and its place named. A correct
+ * manifest over wrong tensors is refused, without reads out of bounds. */
 #include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
@@ -60,7 +59,7 @@ static int tear_down(void **state)
     return !scratch_remove(model_dir) || !scratch_remove(out_dir) || !scratch_remove(dir);
 }
 
-/* Overwrite in place: file_write_all would fsync thousands of times. */
+/* Overwrites in place, because file_write_all() would fsync thousands of times. */
 static void put(const char *name, const char *data, size_t n)
 {
     FILE *f = fopen(in_out(name), "wb");
@@ -190,8 +189,8 @@ static void load(struct edit *e)
     st_close(&f);
 }
 
-/* Write the tensors and a manifest that agrees with them and with config.json, but for what
- * lie (may be NULL) does to its list. */
+/* Writes the tensors and a manifest that agrees with them and with config.json, except for
+ * the changes that lie() (may be NULL) makes to its list. */
 static void store_lying(struct edit *e,
                         void (*lie)(struct manifest_tensor *list, size_t *n))
 {
@@ -378,7 +377,7 @@ static void test_wrong_manifest(void **state)
 
 /* --- any bytes ---------------------------------------------------------------------- */
 
-/* Use everything that a successful open handed out. */
+/* Uses everything that a successful open returned. */
 static void exercise(struct artifact *a)
 {
     struct artifact_sizes m;
@@ -398,7 +397,7 @@ static void exercise(struct artifact *a)
     (void)bytes_crc32(0, h.data, (size_t)(h.rows * h.cols) * dtype_bytes(h.dtype));
 }
 
-/* Put the right CRC at the end, so that the change is not refused for that alone. */
+/* Appends the correct CRC, so that only the change itself can be refused. */
 static void fix_manifest(char *text, size_t n)
 {
     char seal[JSON_SEAL_BYTES + 1];
@@ -453,8 +452,8 @@ static void test_mutations(void **state)
     mutate("config.json", 500, 3, SIZE_MAX);
 }
 
-/* config.json with its size and CRC made right in the manifest: its numbers reach the
- * binder. */
+/* Changes config.json and corrects its size and CRC in the manifest, so that the binder
+ * sees its numbers. */
 static void test_hostile_config(void **state)
 {
     char *good = NULL, *bad = NULL;

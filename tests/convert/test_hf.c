@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Hugging Face directories: defaults of both generations of config.json, and what is
- * refused with which words. */
+ * Hugging Face directories: defaults of both generations of config.json, and the messages
+ * of refusals. */
 #include "kernels/base/mem.h"
 #include "tests/convert/hf_fixture.h"
 #include "tests/golden_model.h"
@@ -185,7 +185,7 @@ static void test_yarn(void **state)
     assert_true(a.rope_attention == 1);
 }
 
-/* Spellings of published files, whose values AutoConfig of transformers 5 gives. */
+/* Published spellings; the expected values are those of transformers 5's AutoConfig. */
 static void test_spellings(void **state)
 {
     struct arch a = hf_read("llama", ",\"mlp_bias\":true");
@@ -410,7 +410,7 @@ static void test_identity(void **state)
     hf_drop("model.safetensors");
 }
 
-/* What save_pretrained writes. */
+/* A directory as save_pretrained writes it. */
 static void test_golden_models(void **state)
 {
     for (int i = 0; i < golden_count; i++) {

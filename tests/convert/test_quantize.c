@@ -181,8 +181,7 @@ static void test_block(void **state)
     pool_close(&pool);
 }
 
-/* The loop that reads checkpoints agrees with the scalar definition on every fp16 and bf16.
- */
+/* The loop that reads checkpoints agrees with the scalar definition for all fp16 and bf16. */
 static void test_widen(void **state)
 {
     static uint16_t all[65536];

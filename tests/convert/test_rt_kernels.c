@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The runtime's inner loops, every instruction set this machine has, against sums in f64 of
- * the definition's values. Odd lengths, ragged groups, any alignment. */
+ * The runtime's inner loops, for every instruction set of this machine, compared with f64
+ * sums of the definition's values. Lengths are odd, groups are ragged, and alignment
+ * varies. */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_kernels.h"
 #include "kernels/base/rng.h"
@@ -28,7 +29,7 @@ static void fill(float *x, int64_t n)
         x[i] = (float)rng_normal(&rng);
 }
 
-/* |have - want| within what n additions of terms of that size may lose. */
+/* Checks |have - want| against the error of n additions of terms of this size. */
 static void near(const struct rt_kernels *k, const char *what, int64_t n, double have,
                  double want, double size)
 {
@@ -116,7 +117,7 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
          size);
 }
 
-/* What fill_nibbles makes of rows from `row` on, n of them, bit for bit. */
+/* Checks the result of fill_nibbles for n rows from `row` on, bit for bit. */
 static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
                            const float *w, int64_t row, int64_t n)
 {
@@ -170,7 +171,7 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
         near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
 }
 
-/* One row of MAX columns by x: what rows_nibbles makes of it, and the sum in f64. */
+/* One row of MAX columns by x: compares rows_nibbles with the sum in f64. */
 static float one_row(const struct rt_kernels *k, const float *x, double *want, double *size)
 {
     static struct packed p;
@@ -195,8 +196,8 @@ static float one_row(const struct rt_kernels *k, const float *x, double *want, d
     return y;
 }
 
-/* Vectors that fixed point could lose: elements far larger than the others, all of them
- * tiny, nearly the largest that there are, none, and what is no number. */
+/* Vectors that a fixed-point format could lose: one much larger element, tiny elements,
+ * nearly the largest, zeros, and NaN. */
 static void check_spread(const struct rt_kernels *k)
 {
     static const float scale[] = {1e-28f, 1e-32f, 1e34f};
@@ -353,7 +354,7 @@ static void check_fold(const struct rt_kernels *k, int64_t n)
     assert_true(out[n] == 7);
 }
 
-/* Scores of RT_KEYS tokens, fewer of them there, of a head of d channels. */
+/* Scores of RT_KEYS tokens, or fewer, of a head of d channels. */
 static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int64_t width,
                        int64_t rows)
 {
@@ -391,7 +392,7 @@ static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int
         }
 }
 
-/* Weighted codes of n tokens, added to what is there. */
+/* Adds weighted codes of n tokens to the existing values. */
 static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n,
                          int64_t rows)
 {

@@ -18,10 +18,10 @@
 
 #include <cmocka.h>
 
-/* Of the logits' range. Both sides round the same keys and values, which agree to the last
- * bits only: where one lies on the edge between two codes, the codes may differ, and the
- * logits behind it move by a part of the quantization error. So most tokens must agree to
- * BOUND, and the worst to FLIP; any mistake in what is seen by whom moves them by 0.1. */
+/* Relative to the range of the logits. Keys and values agree except for the last bits. Near
+ * the edge between two codes, both sides may choose different codes, and later logits move
+ * by a part of the quantization error. So most tokens must agree to BOUND, and the worst to
+ * FLIP. Any mistake in the attention mask moves them by 0.1. */
 #define BOUND 1e-5
 #define FLIP 1e-3
 
@@ -140,7 +140,8 @@ static int64_t tokens_that_agree(const struct subject *s, double range)
     return n;
 }
 
-/* Both forwards at this chunk: whether they agree; *loss: what quantization itself does. */
+/* Runs both forwards at this chunk and returns whether they agree; *loss is the effect of
+ * quantization itself. */
 static bool forwards_agree(struct subject *s, int64_t chunk, const char *what, double *loss)
 {
     struct runtime *rt = open_runtime(s, 0);
@@ -163,10 +164,9 @@ static void other_tokens(struct golden *g)
         g->ids[t] = (int32_t)((g->ids[t] + 7) % g->V);
 }
 
-/* An early code on the edge moves most tokens, by more than FLIP. Other tokens meet other
- * edges, while a mistake shows in every text: where one text differs, two others must
- * agree.
- */
+/* An early code on the edge moves most tokens, by more than FLIP. Other texts have other
+ * edges, while a mistake shows in every text. If one text differs, two others must
+ * agree. */
 static void compare(struct subject *s, int64_t chunk, const char *what)
 {
     int32_t *ids;
@@ -183,7 +183,7 @@ static void compare(struct subject *s, int64_t chunk, const char *what)
         memcpy(s->g.ids, ids, (size_t)s->g.T * sizeof(*ids));
         mem_free(ids);
     }
-    /* the comparison means something only where quantization shows */
+    /* the comparison is meaningful only if quantization has an effect */
     if (s->state.weights.bits < 8 && !(loss > 10 * FLIP))
         fail_msg("%s: quantization does not show", what);
 }
@@ -221,7 +221,7 @@ static void test_widths(void **state)
           kv(16, 0, KEY_POST_ROPE, 1, 0), "W4 KV16");
 }
 
-/* Every bit width on its way through the kernels, some projections left alone. */
+/* All bit widths in the kernels, with some projections unquantized. */
 static void test_mixed_weights(void **state)
 {
     static const char *const text[] = {
@@ -257,8 +257,8 @@ static void check_mixed(const char *model, struct kv_spec k, const char *text)
     mix_free(m);
 }
 
-/* Keys and values of several layers, each in its own format: both, one or none of them at 4
- * bits, in groups that vectors take and in others, and one of them left alone. */
+/* Several layers' keys and values, each in its own format: both, one or none of them at 4
+ * bits, in groups that vectors support and in others, and one of them unquantized. */
 static void test_mixed(void **state)
 {
     const struct kv_spec four = kv(4, 128, KEY_POST_ROPE, 1, 0);
@@ -295,7 +295,7 @@ static void test_rotation(void **state)
           "W16, K and V rotated");
 }
 
-/* A model that is rotated and not quantized is the model. */
+/* A model that is rotated and not quantized equals the original. */
 static void test_rotation_is_exact(void **state)
 {
     static const char *const model[] = {"llama2_gqa", "qwen2", "llama3_rope"};
@@ -359,7 +359,7 @@ static void test_windows(void **state)
     check("qwen2", (struct weight_spec){WEIGHT_RTN, 4, 32}, all, "token-wise");
 }
 
-/* Nothing quantized: the golden logits themselves, by the runtime. */
+/* Without quantization, the runtime reproduces the golden logits. */
 static void test_plain(void **state)
 {
     for (int i = 0; i < golden_count; i++) {
@@ -379,7 +379,8 @@ static void test_plain(void **state)
     }
 }
 
-/* K^ and V^ of the cache are the simulation's; what is kept in full precision is that. */
+/* K^ and V^ of the cache equal the simulation's; tokens in full precision are equal,
+ * too. */
 static void test_kv(void **state)
 {
     struct subject s;
@@ -394,7 +395,7 @@ static void test_kv(void **state)
     ok(model_kv(&s.run, s.g.ids, s.g.T, ks, vs));
     for (int64_t i = 0; i < layers; i++) {
         ok(runtime_kv(rt, i, k, v));
-        const int64_t packed = (s.g.T - 4) * C; /* behind the sink, before the window */
+        const int64_t packed = (s.g.T - 4) * C; /* after the sink, before the window */
         if (!(golden_error(k + 2 * C, ks + i * n + 2 * C, packed) <= 1e-5) ||
             !(golden_error(v + 2 * C, vs + i * n + 2 * C, packed) <= 1e-5))
             fail_msg("layer %" PRId64 ": the caches differ", i);
@@ -485,7 +486,7 @@ static void test_limits(void **state)
     close_subject(&s);
 }
 
-/* The last logits alone are those of all; threads change nothing. */
+/* Only the last logits: equal to those of all; threads change nothing. */
 static void test_same_bits(void **state)
 {
     struct subject s;
@@ -503,7 +504,7 @@ static void test_same_bits(void **state)
     close_subject(&s);
 }
 
-/* Two continuations of one beginning, the second by way of a mark: as if it were alone. */
+/* Two continuations of one beginning; the second, from a mark, equals a separate run. */
 static void check_mark(struct kv_spec k, int64_t mark)
 {
     struct subject s;

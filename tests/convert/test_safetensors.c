@@ -55,7 +55,7 @@ static struct st_file *open_ok(void)
     return f;
 }
 
-/* The message must name the file and hold every word. */
+/* Checks that the message names the file and contains every word. */
 static void refused(enum err want, const char *word)
 {
     struct st_file *f = NULL;
@@ -134,7 +134,7 @@ static void test_order(void **state)
     st_close(&f);
 }
 
-/* A loaded file's pages have nothing behind them: releasing one must not lose it. */
+/* A loaded file has no pages of a file to reload, so a release must not drop its data. */
 static void test_loaded(void **state)
 {
     static uint8_t raw[100 + 65536];

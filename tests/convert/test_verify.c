@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Verification passes on what the writer wrote, and fails on one nibble, one scale, one
- * shift too many, whose checksums are right. */
+ * Verification passes on the writer's output. It fails on one changed nibble, scale or
+ * shift with correct checksums. */
 #include "convert/verify/verify.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
@@ -190,7 +190,7 @@ static void test_passes(void **state)
     check_passes("qwen2", 16, other); /* v_proj, its bias and o_proj are written rotated */
 }
 
-/* Four parts over a mixed artifact, with its state and without; then a state of another
+/* All four parts over a mixed artifact, with and without its state; then a state of another
  * mix. */
 static void test_mixed(void **state)
 {
@@ -232,7 +232,7 @@ static void test_mixed(void **state)
     mix_free(other);
 }
 
-/* Without its state, without its source, without text: the parts that can run do. */
+/* Without state, source or text, the remaining parts run. */
 static void test_alone(void **state)
 {
     struct subject s;
@@ -277,14 +277,14 @@ static void test_nibble(void **state)
     /* byte 17 of rows of 16: row 1, columns 2 and 3; the high nibble is the odd one */
     assert_non_null(
         strstr(r.first_difference, "model.layers.1.self_attn.o_proj.weight [1][3]"));
-    s.settings.state = NULL; /* the source alone tells, too */
+    s.settings.state = NULL; /* the source alone detects it, too */
     r = run(&s);
     assert_false(r.passed);
     assert_int_equal(r.weights_differing, 1);
     close_subject(&s);
 }
 
-/* One byte of a value that is carried over as it is. */
+/* One byte of a value that is copied unchanged. */
 static void test_carried(void **state)
 {
     struct subject s;

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What the crash tests share: a small job in a folder of its own, the bytes it must end with, and what may lie there
-after it died."""
+"""Shared code of the crash tests: a small job in its own folder, the bytes that it must end with, and the files that
+may remain after a crash."""
 import json
 import os
 import pathlib
@@ -19,7 +19,7 @@ SMALL = {"calibration.samples": 4, "calibration.seqlen": 24, "calibration.epochs
 
 
 class Wrong(Exception):
-    """What a crashed, failed or resumed run did wrong."""
+    """An error of a crashed, failed or resumed run."""
 
 
 def settings(pairs):
@@ -43,7 +43,7 @@ def first_difference(have, want):
 
 
 def whole_tensors(data):
-    """Is this a safetensors file from its first byte to its last?"""
+    """True for a complete safetensors file."""
     if len(data) < 8:
         return False
     n = struct.unpack("<Q", data[:8])[0]
@@ -55,7 +55,7 @@ def whole_tensors(data):
 
 
 class Job:
-    """A command that makes folders; before: what lies there when it starts (name -> folder to copy)."""
+    """A command that makes folders; before: folders that exist when it starts (name -> folder to copy)."""
 
     def __init__(self, name, args, before=None):
         self.name, self.args, self.before = name, args, before or {}
@@ -71,7 +71,7 @@ class Job:
                               timeout=600)
 
     def learn(self, folder):
-        """One undisturbed run: the bytes to end with, and how many calls of each kind it makes."""
+        """Runs once undisturbed, for the expected bytes and the number of calls of each kind."""
         self.lay_out(folder)
         self.old = tree(folder)
         count = pathlib.Path(folder).parent / (self.name + ".calls")
@@ -83,7 +83,7 @@ class Job:
             self.calls = {k: int(n) for k, n in map(str.split, count.read_text().splitlines())}
 
     def check_remains(self, folder):
-        """Nothing half written under a final name."""
+        """Checks that no incomplete file has a final name."""
         have = tree(folder)
         for name, data in have.items():
             top, base = name.split("/")[0], name.split("/")[-1]
@@ -103,7 +103,7 @@ class Job:
                 raise Wrong(f"{name} is half written")
 
     def check_end(self, folder):
-        """The same command again, undisturbed: the bytes of a run that never died."""
+        """Runs the same command again, undisturbed, and checks that it ends with the expected bytes."""
         if self.old != self.want and tree(folder) == self.want:
             return  # it had done all its work
         done = self.run(folder)
@@ -117,7 +117,7 @@ class Job:
 
 
 def in_threads(work, items, workers):
-    """work(item) for every item, by some threads; the items' results in their order."""
+    """Calls work(item) for every item in some threads; returns the results in order."""
     results, queue, lock = [None] * len(items), iter(enumerate(items)), threading.Lock()
 
     def worker():
@@ -137,7 +137,7 @@ def in_threads(work, items, workers):
 
 
 def scratch():
-    """In memory where there is room: thousands of fsyncs are no part of what is tested."""
+    """A folder in memory if there is room, because the tests call fsync thousands of times."""
     shm = pathlib.Path("/dev/shm")
     roomy = shm.is_dir() and shutil.disk_usage(shm).free > 1 << 28
     return tempfile.TemporaryDirectory(prefix="wkvq-crash-", dir=shm if roomy else None)

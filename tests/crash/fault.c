@@ -3,7 +3,7 @@
  * Faults below the file layer and the allocator: the linker's --wrap sends the program's
  * own calls here (see meson.build), and the environment says which one misbehaves.
  *
- *   FAULT=KIND:N:ACTION  the Nth call (from 1) of KIND; N+ for that one and all behind it
+ *   FAULT=KIND:N:ACTION  the Nth call (from 1) of KIND; N+ for that one and all later ones
  *   FAULT_COUNT=FILE     at the end, one line "KIND calls" a kind
  *
  * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
@@ -91,8 +91,8 @@ static void parse(const char *text)
 int __real_main(int argc, char **argv);
 int __wrap_main(int argc, char **argv);
 
-/* Not a constructor: libraries' start-up, CUDA's is one that allocates, is not ours to
- * break or to count. */
+/* Not a constructor: calls during the start of libraries (CUDA's allocates) are neither
+ * counted nor failed. */
 int __wrap_main(int argc, char **argv)
 {
     const char *text = getenv("FAULT");
@@ -102,7 +102,7 @@ int __wrap_main(int argc, char **argv)
     return __real_main(argc, argv);
 }
 
-/* From a destructor: what main returned is decided, and no call of ours is counted. */
+/* Runs as a destructor: main has returned, and no call of this function is counted. */
 __attribute__((destructor)) static void fault_end(void)
 {
     const char *path = getenv("FAULT_COUNT");
@@ -122,7 +122,8 @@ static bool due_as(enum kind k)
     return k == target && n >= target_n && n <= target_end;
 }
 
-/* A call of kind k, changes: of a file or its name. True: fail it with errno. */
+/* Counts a call of kind k; changes: it changes a file or its name. Returns true if it must
+ * fail with errno. */
 static bool due(enum kind k, bool changes)
 {
     const bool as_file = changes && due_as(FILE_ANY);
@@ -174,7 +175,7 @@ REAL(int, fsync, int fd)
     return due(FSYNC, true) ? -1 : __real_fsync(fd);
 }
 
-/* Like the system, it closes whatever it returns. */
+/* Like the system's close, it closes the file whatever it returns. */
 REAL(int, close, int fd)
 {
     const bool fail = due(CLOSE, false);

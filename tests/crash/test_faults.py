@@ -3,10 +3,10 @@
 """Every call of the file layer and of the allocator fails, one at a time: test_faults.py WKVQ_FAULT [--calls N] [--allocs N]
 [--seed S] [-j N] [--only JOB].
 
-Each run must end in one of two ways: as if nothing had been (an interrupted call repeated, a fault that does not matter),
-or with exit 1 and a message that names the cause, nothing half written under a final name, no leak (in a build with
-AddressSanitizer). After either the same command ends with the bytes of a run without faults. N limits the number of faults,
-drawn with the seed; "all" takes every one."""
+Each run must end in one of two ways: normally (an interrupted call was repeated, or the fault does not matter), or with
+exit 1 and a message that names the cause. No incomplete file has a final name, and nothing leaks (in a build with
+AddressSanitizer). Then the same command ends with the bytes of a run without faults. N limits the number of faults,
+which are drawn with the seed; "all" uses every one."""
 import argparse
 import os
 import pathlib
@@ -18,7 +18,7 @@ import time
 
 from crash_bench import SMALL, Job, Wrong, in_threads, scratch, settings, tiny
 
-# What may happen to each kind of call.
+# The faults of each kind of call.
 ERRORS = {
     "open": ("EIO", "EINTR", "ENOSPC"),
     "write": ("ENOSPC", "EIO", "EINTR", "short"),

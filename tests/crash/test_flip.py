@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""One flipped bit in a state or an artifact: test_flip.py WKVQ [--flips N] [--seed S]. Every tensor of the artifact and every file
-of both is hit at seeded places; the message names the file, and the tensor where the bit lies in an artifact's tensor."""
+"""One flipped bit in a state or an artifact: test_flip.py WKVQ [--flips N] [--seed S]. Bits of every tensor of
+the artifact and of every file of both are flipped at seeded places. The message names the file, and an artifact's tensor."""
 import argparse
 import json
 import pathlib
@@ -13,7 +13,7 @@ from crash_bench import SMALL, Job, scratch, settings, tiny
 
 
 def tensor_at(data, place):
-    """The tensor of a safetensors file that has this byte; None in the header."""
+    """Returns the tensor of a safetensors file with this byte; None in the header."""
     n = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + n])
     for name, t in header.items():

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """kill -9 at seeded instants of the demo model's jobs: test_kill.py WKVQ_FAULT DEMO_DIR DEMO_YAML [--instants N] [--seed S] [-j N].
 
-An instant is the Nth call that changes a file or a name, the middle of the Nth write, or a time. A run may be killed up to three times
-before it is left alone; it must then end with the bytes of a run that nobody killed, and no file may have been there half
-written under its final name."""
+An instant is the Nth call that changes a file or a name, the middle of the Nth write, or a time. A run is killed up to three times
+and then completes. It must end with the bytes of a run that was never killed, and no file may have been
+incomplete under its final name."""
 import argparse
 import os
 import pathlib
@@ -41,7 +41,7 @@ def make_jobs(wkvq, demo, config, folder):
 
 
 def draw_instant(rng, job, part):
-    """part: of the whole run; a resumed one has less to do."""
+    """part: the share of the whole run; a resumed one is shorter."""
     way = rng.choice(("file", "file", "write", "time"))
     if way == "time":
         return rng.uniform(0, part * job.seconds)
@@ -50,7 +50,7 @@ def draw_instant(rng, job, part):
 
 
 def draw_chains(rng, jobs, instants):
-    """Chains of one to three instants each, that many in all; the jobs in turn."""
+    """Returns chains of one to three instants each, `instants` in all, for the jobs in turn."""
     chains = []
     while instants:
         n = min(rng.choice((1, 1, 2, 3)), instants)
@@ -61,7 +61,7 @@ def draw_chains(rng, jobs, instants):
 
 
 def run_killed(job, folder, instant):
-    """True: it was killed; False: it had ended before."""
+    """Returns True if the run was killed, False if it had ended before."""
     if isinstance(instant, str):
         return job.run(folder, FAULT=instant).returncode == -signal.SIGKILL
     process = subprocess.Popen(job.args, cwd=folder, stdout=subprocess.DEVNULL,

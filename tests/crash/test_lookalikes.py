@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What only looks like wkvq's own is never touched: test_lookalikes.py WKVQ_FAULT [--kills N] [--seed S] [-j N] [--only JOB].
+"""Files that only look like wkvq's own are never touched: test_lookalikes.py WKVQ_FAULT [--kills N] [--seed S] [-j N] [--only JOB].
 
-Every command that writes works in a folder full of names like those that it gives itself: one character off, dated, in
-upper case, links, directories. It is killed at random calls and instants, and then finishes; each look-alike must have kept
-its kind, mode, content, target and time of change. Then the same names are put into its own output and its own state,
-where the command must refuse them, or leave them, as they are."""
+Every command that writes runs in a folder full of names that resemble its own: one wrong character, dated, in upper
+case, links, directories. It is killed at random calls and instants, and then finishes. Each look-alike must keep its kind,
+mode, content, target and time of change. Then the same names are put into the command's own output and state, where it
+must refuse or keep them, unchanged."""
 import argparse
 import hashlib
 import json
@@ -36,7 +36,7 @@ BESIDE = ["{}.tmp.123/", "{}.tmp.4194999/", "{}.tmp.20240101/", "{}.tmp.4711-1a2
           "{}.state.tmp.5/", "{}.state~", "{}.work.old/", ".{}.tmp.3/", "{}.tmp.8.state/"]
 ANYWHERE = [".wkvq.tmp.123/", ".wkvq-probe", ".wkvq-probe.tmp.99", ".wkvq-state.old/", "lock.bak", "manifest.json~",
             "manifest.json.tmp.123", "config.json.tmp.5", "owner", "commit", "retired"]
-# Inside a directory of wkvq's: what a state, an artifact and a sweep have, nearly.
+# Inside a directory of wkvq: names that nearly equal those of a state, an artifact and a sweep.
 INSIDE = ["partial-results.csv", "block-notes.txt", "block-0001.safetensors~", "block-001.safetensors", "block-00001.safetensors",
           "BLOCK-0001.safetensors", "block-9999.safetensors.bak", "partial-c.safetensors", "partial-a.safetensors.old",
           "stream-quantized", "stream-quantized.tmp.123", "lock.bak", "LOCK", "lock~", "manifest.json~", "manifest.json.tmp.123",
@@ -45,7 +45,7 @@ INSIDE = ["partial-results.csv", "block-notes.txt", "block-0001.safetensors~", "
 
 
 def put(path, link=None):
-    """One look-alike and what is in it; link None: every third file is a link."""
+    """Makes one look-alike with its content; link None: every third file is a link."""
     target = pathlib.Path(str(path).rstrip("/"))
     link = len(target.name) % 3 == 0 if link is None else link
     if target.exists() or target.is_symlink():
@@ -81,7 +81,7 @@ def picture(paths):
 
 
 def changed(before):
-    """The first look-alike that is not as it was, or None."""
+    """Returns the first look-alike that has changed, or None."""
     for path, want in before.items():
         try:
             if state_of(path) != want:
@@ -187,7 +187,7 @@ def draw(rng, job):
 
 
 def trial(b, job, instants):
-    """(kills that hit, what went wrong)."""
+    """Returns the number of kills that hit, and the errors."""
     with tempfile.TemporaryDirectory(dir=b.root) as name:
         folder = pathlib.Path(name)
         before = b.lay_out(job, folder)
@@ -212,7 +212,7 @@ def trial(b, job, instants):
 
 
 def refusal(b, job, where, name, link):
-    """One look-alike in a finished or half finished output: the command refuses it or leaves it, and it stays."""
+    """One look-alike in a finished or half finished output: the command refuses or keeps it."""
     with tempfile.TemporaryDirectory(dir=b.root) as top:
         folder = pathlib.Path(top)
         b.lay_out(job, folder)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Where an artifact and a state may be put: test_places.py WKVQ_FAULT.
+"""Places for an artifact and a state: test_places.py WKVQ_FAULT.
 
-The working directory, links, mount points, parents that are not writable, file systems without locks; what belongs to
-this very job, and what does not; a kill before every call that changes a file or a name. A mount needs a namespace of
-its own: where the system gives none, exit 77 says so at the end."""
+The working directory, links, mount points, parents that are not writable, file systems without locks; files that
+belong to this job, and files that do not; a kill before every call that changes a file or a name. A mount needs a
+namespace: if the system allows none, the test ends with exit 77."""
 import contextlib
 import json
 import os
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 
 class Skip(Exception):
-    """What the system does not allow."""
+    """A test that the system does not allow."""
 
 
 class Bench:
@@ -44,7 +44,7 @@ class Bench:
         return str(self.folder / name)
 
     def run(self, *args, cwd, want=0, user=None, fault=None):
-        """user: a plain one. fault: for fault.c; want None: any end."""
+        """user: an unprivileged one. fault: for fault.c; want None: any exit status."""
         env = dict(os.environ, **({"FAULT": fault} if fault else {}))
         as_user = dict(user=NOBODY, group=NOBODY, extra_groups=[]) if user and os.geteuid() == 0 else {}
         threads = [] if args[0] == "inspect" else ["-j1"]
@@ -74,7 +74,7 @@ def names(folder):
 
 
 def test_here(b):
-    """-o . and its spellings: the directory of the shell is the one that has the artifact."""
+    """-o . and its spellings: the working directory has the artifact."""
     for spelling in (".", "./", "$PWD", "../here", "../here/", "../link"):
         with b.fresh() as top:
             here = top / "here"
@@ -127,11 +127,11 @@ def test_links(b):
         assert names(top) == ["dangling", "link", "real"], names(top)
 
 
-# --- places that do not take a rename -----------------------------------------------------------------------------
+# --- places where a rename fails ----------------------------------------------------------------------------------
 
 
 def test_closed_parent(b):
-    """A plain user has OUT, and its parent belongs to root: all of it happens inside."""
+    """An unprivileged user owns OUT, and root owns its parent: all files are written inside OUT."""
     if os.geteuid() != 0:
         raise Skip("two users need root")
     with b.fresh() as top:
@@ -232,7 +232,7 @@ rm -rf s/*
 
 
 def readable(b, folder):
-    """What a reader of the place sees: an artifact's bytes, or None."""
+    """Returns what a reader of the place sees: an artifact's bytes, or None."""
     done = b.run("inspect", folder, "--json", cwd=b.folder, want=None)
     if done.returncode == 0 and json.loads(done.stdout)["kind"] == "artifact":
         data = {k: v for k, v in tree(folder).items() if not k.startswith(".wkvq.tmp.")}
@@ -243,7 +243,7 @@ def readable(b, folder):
 
 
 def test_kill_inside(b):
-    """Before every call: a reader sees the old artifact, the new one, or none; the next run ends with the new one."""
+    """Kills before every call: a reader sees the old artifact, the new one, or none; the next run ends with the new one."""
     for old, name in ((b.another, "replaced"), ({}, "new")):
         n, seen = 0, {"old": 0, "new": 0, "none": 0}
         while True:
@@ -267,7 +267,7 @@ def test_kill_inside(b):
 
 
 def test_error_inside(b):
-    """A rename that fails: everything is as before."""
+    """A rename fails: all files are unchanged."""
     kinds = 0
     for n in range(1, 40):
         with b.fresh() as top:
@@ -284,11 +284,11 @@ def test_error_inside(b):
     assert kinds > 10, kinds
 
 
-# --- what belongs to this job -------------------------------------------------------------------------------------
+# --- files of this job --------------------------------------------------------------------------------------------
 
 
 def test_only_this_states_artifact(b):
-    """A state under the name is no --force: only the artifact that was written from it is replaced."""
+    """A state does not imply --force: only the artifact that was written from it is replaced."""
     with b.fresh() as top:
         learn = ["quantize", b.model(), "-o", "x", *b.learning]
         b.run(*learn, "--keep-state", cwd=top)
@@ -307,7 +307,7 @@ def test_only_this_states_artifact(b):
 
 
 def kill_at_the_end(b, out, cwd):
-    """Before every one of the last calls, those that put the artifact in place among them."""
+    """Kills before every one of the last calls, which include those that put the artifact in place."""
     learn = ["quantize", b.model(), "-o", out, *b.learning, "--json"]
     with b.fresh() as top:
         count = top / "count"
@@ -331,13 +331,13 @@ def kill_at_the_end(b, out, cwd):
 
 
 def test_kill_at_the_end(b):
-    """The same command ends well, without --force."""
+    """Checks that the same command succeeds without --force."""
     kill_at_the_end(b, "x", ".")
     kill_at_the_end(b, ".", "x")
 
 
 def test_a_removed_state_of_another_job(b):
-    """What is left of a state is no leave to take another artifact for one's own."""
+    """The remains of a state do not permit replacing another artifact."""
     with b.fresh() as top:
         learn = ["quantize", b.model(), "-o", "x", *b.learning]
         b.run(*learn, cwd=top)
@@ -350,7 +350,7 @@ def test_a_removed_state_of_another_job(b):
 
 
 def test_no_locks(b):
-    """A file system without flock: a file that names the owner does, is taken over from the dead, and goes."""
+    """A file system without flock: a file with the owner is the lock. It is taken over from a dead owner, and removed."""
     for error in ("ENOSYS", "ENOLCK", "EOPNOTSUPP"):
         with b.fresh() as top:
             calibrate = ["calibrate", b.model(), "-o", "s", *b.learning]

@@ -118,7 +118,7 @@ static void test_fields(void **state)
     refuse("a", ERR_FORMAT, "its messages have no content");
 }
 
-/* 200 sound rows with `odd` among them: its text is read, or it is skipped. */
+/* 200 valid rows and `odd`: its text is read, or it is skipped. */
 static void check_odd(const char *odd, const char *text)
 {
     static const struct corpus_rules rules = {JOIN_AUTO, NULL};
@@ -162,7 +162,7 @@ static void test_odd_rows(void **state)
     check_odd("\xef\xbb\xbf{\"text\":\"a\"}", "a");
 }
 
-/* Three bad rows of 300 are 1 %, of 299 more. */
+/* Three bad rows are 1 % of 300, but more of 299. */
 static void test_bad_share(void **state)
 {
     struct text file = {0};
@@ -188,7 +188,7 @@ static void test_bad_share(void **state)
 
 /* --- bytes decide ------------------------------------------------------------------- */
 
-/* What begins as JSON may, and is a text. */
+/* Text may start like JSON and still be text. */
 static void test_plain(void **state)
 {
     static const char *const texts[] = {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * JSON as models bring it: what the lenient functions accept where nobody asks for it, what
- * a getter then says, and what is refused all the same. */
+ * JSON of models: values that the lenient functions accept until a getter reads them, the
+ * getters' messages, and what is always refused. */
 #include "data/json.h"
 #include "data/json_soften.h"
 #include "kernels/base/file.h"
@@ -166,7 +166,7 @@ static void a_byte_order_mark_is_skipped(void **state)
                      ERR_FORMAT);
 }
 
-/* Lenient is not careless: all of this is damage for Python, too. */
+/* Lenient is not careless: Python refuses all of these, too. */
 static const char *const damaged[] = {"",           "{",          "[1,]",
                                       "{\"a\":1,}", "01",         "-",
                                       "+1",         "1.",         ".5",

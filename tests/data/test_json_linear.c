@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #define MB ((size_t)1 << 20)
-/* What a byte may cost. The dearest input here costs about a tenth of this. */
+/* The largest cost of a byte. The slowest input here costs about a tenth of this. */
 #define STEPS_PER_BYTE 100
 
 static uint64_t steps, step_limit;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * A parse that is refused memory, at each of its allocations in turn: ERR_MEMORY, nothing
- * written behind a buffer, nothing left (the sanitizers look). The linker sends malloc and
- * realloc here. */
+ * A parse runs out of memory at each of its allocations in turn: it returns ERR_MEMORY,
+ * writes nothing past a buffer, and leaks nothing (checked by the sanitizers). The linker
+ * redirects malloc and realloc here. */
 #include "data/json.h"
 
 #include <pthread.h>
@@ -72,7 +72,7 @@ static void every_allocation_once(void **state)
     free(text);
 }
 
-/* The record of a shortage is the thread's, and stays. */
+/* A shortage of memory is recorded per thread, for good. */
 static void *count_down_text(void *v)
 {
     static long n;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * JSON rows as Python's json module reads them: against its own answers (tests/golden/
- * gen_rows.py), and in linear work. */
+ * JSON rows as Python's json module reads them: compared with its results
+ * (tests/golden/gen_rows.py), and in linear time. */
 #include "data/corpus_rows.h"
 #include "data/json.h"
 #include "kernels/base/file.h"
@@ -17,7 +17,7 @@
 
 #define GOLDEN_ROWS 1200
 
-/* kind as the golden file has it; the text of a string, decoded. */
+/* kind is that of the golden file; the text of a string, decoded. */
 static const char *read_row(struct text *text, uint64_t *lone, const char *s, size_t n)
 {
     struct json_scan c = {.s = s, .n = n};

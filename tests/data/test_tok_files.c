@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A tokenizer in several files: vocab.json with merges.txt gives the ids of tokenizer.json,
- * and what lies beside a tokenizer names its added tokens, its BOS and its ends. */
+ * A tokenizer in several files: vocab.json with merges.txt gives the ids of tokenizer.json.
+ * The files beside a tokenizer name its added tokens, its BOS and its ends. */
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
@@ -90,7 +90,7 @@ static void split_golden(const char *name)
     json_decref(root);
 }
 
-/* The ids of all golden texts are those of the cases. */
+/* All golden texts have the ids of the cases. */
 static void compare(const char *cases_name)
 {
     struct tokenizer *t = NULL;
@@ -145,7 +145,7 @@ static void vocab_and_merges_of_qwen2(void **state)
     json_decref(cases);
 }
 
-/* One text of the llama kind with these files beside it. */
+/* One text of the llama kind with these files beside the tokenizer. */
 static void encoded(const char *config, const char *text, size_t n, const int32_t *want)
 {
     struct tokenizer *t = NULL;
@@ -166,7 +166,7 @@ static void flags_of_bos_and_eos(void **state)
     encoded("{\"add_bos_token\": true, \"add_eos_token\": true}", "", 2, (int32_t[]){1, 2});
     encoded("{\"add_bos_token\": false, \"add_eos_token\": true, \"eos_token\": \"<unk>\"}",
             "", 1, (int32_t[]){0});
-    /* A file with a template has said it all. */
+    /* A template in tokenizer.json has precedence over the files beside it. */
     struct tokenizer *t = NULL;
     struct token_ids have = {0};
     copy_golden("llama2/tokenizer.json", "tokenizer.json");
@@ -184,7 +184,7 @@ static void added_tokens_are_one_token(void **state)
         "{\"add_bos_token\": false, \"added_tokens_decoder\": {\"1100\": {\"content\": "
         "\"<|im_start|>\", \"special\": true}, \"1101\": {\"content\": \"<|im_end|>\"}}}";
     encoded(config, "<|im_start|><|im_end|>", 2, (int32_t[]){1100, 1101});
-    /* tokenizer.json keeps its own; what it does not have is added. */
+    /* tokenizer.json keeps its own tokens; missing ones are added. */
     struct tokenizer *t = NULL;
     struct token_ids have = {0};
     char *text = NULL;

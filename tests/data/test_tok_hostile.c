@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Tokenizer files that are wrong: each is refused with a sentence, and thousands of
- * mutations of good ones do no harm. */
+ * Wrong tokenizer files: each is refused with a message, and thousands of mutations of
+ * valid files do no harm. */
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
 #include "kernels/base/mem.h"
@@ -30,7 +30,7 @@ static int remove_dir(void **state)
     return scratch_remove(dir) ? 0 : -1;
 }
 
-/* Not the writer of the product: it would sync thousands of files. */
+/* The product's writer is not used, because it would sync thousands of files. */
 static void put(const char *name, const char *data, size_t n)
 {
     char path[256];
@@ -136,7 +136,7 @@ static void test_refused(void **state)
     drop("tokenizer.json");
 }
 
-/* The same document without a mistake is taken, so that it is the mistake that counts. */
+/* The same document without the mistake is accepted, so the mistake causes the error. */
 static void test_accepted(void **state)
 {
     static const char *const good[] = {
@@ -160,7 +160,7 @@ static void test_accepted(void **state)
     drop("tokenizer.json");
 }
 
-/* Use a tokenizer of a mutated file, if it opens. */
+/* Uses a tokenizer of a mutated file, if it opens. */
 static bool use(void)
 {
     static const char text[] =
@@ -251,7 +251,7 @@ static void test_mutations(void **state)
     mutate_file("unigram", "tokenizer.model", 800);
 }
 
-/* The components sit at the file's head and tail, where random places rarely are. */
+/* The components are at the start and end of the file, where random places rarely are. */
 static void test_mutated_components(void **state)
 {
     char *copy = NULL;

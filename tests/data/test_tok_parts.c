@@ -82,7 +82,7 @@ static void test_byte_level(void **state)
     assert_int_equal(n, 256);
 }
 
-/* Every character out and back, and nothing that is not one. */
+/* Every character is encoded and decoded, and invalid bytes are recognized. */
 static void test_utf8(void **state)
 {
     char s[4];
@@ -178,9 +178,9 @@ static void test_dict(void **state)
     pair_map_free(&m);
 }
 
-/* A vocabulary of strings over {a, b, c}, merges in random order, one a result: of two
- * pairs with the same result, the reference lets a queue entry of one stand for the other,
- * which is not the definition. */
+/* A vocabulary of strings over {a, b, c}, with merges in random order and one merge per
+ * result. For two pairs with the same result, the reference lets a queue entry of one stand
+ * for the other, which differs from the definition. */
 static void random_bpe(struct bpe *b, struct rng *rng)
 {
     char token[80][16] = {"a", "b", "c"};
@@ -209,7 +209,7 @@ static void random_bpe(struct bpe *b, struct rng *rng)
     }
 }
 
-/* The definition: again and again the pair of lowest rank, the leftmost of them. */
+/* The definition: repeatedly merge the pair of lowest rank, the leftmost of equals. */
 static size_t merge_by_definition(int32_t *id, size_t n, const struct bpe *b)
 {
     for (;;) {
@@ -307,7 +307,7 @@ static enum err collect(void *ctx, const char *s, struct added_part p)
     return OK;
 }
 
-/* Tokens of white space that each ask for all white space behind them. */
+/* Tokens of white space, each of which scans all white space after it. */
 static void test_added_long(void **state)
 {
     char content[] = " ";

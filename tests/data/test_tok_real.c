@@ -17,14 +17,14 @@
 #include <time.h>
 
 struct known {
-    const char *name, *variable; /* where its directory is; NULL: WKVQ_DATA/llama2 */
+    const char *name, *variable; /* its directory; NULL: WKVQ_DATA/llama2 */
     enum bos_rule bos;
     size_t n_ids;
     uint32_t crc; /* of the ids as little-endian int32 */
 };
 
-/* Published counts are 341,469 and, with its BOS, 289,077. Llama 3's files differ in
- * whether a template adds it, and so it is left out. */
+/* Published counts are 341,469 and, with BOS, 289,077. Llama 3's files differ in whether a
+ * template adds BOS, so it is omitted. */
 static const struct known known[] = {
     {"LLaMA-2", NULL, BOS_AUTO, 341469, 0x494f3725},
     {"SmolLM2", "WKVQ_SMOLLM2", BOS_AUTO, 304978, 0xc5eeb539},
@@ -33,7 +33,7 @@ static const struct known known[] = {
 
 #define MAX_SECONDS_PER_MB 2.0
 
-/* Encode as the literature does, and compare: 0 when it is all as known. */
+/* Encodes as the literature does and compares; 0 if all results are the known ones. */
 static int check(const struct known *k, const char *dir, const struct corpus *c)
 {
     struct tokenizer *t = NULL;

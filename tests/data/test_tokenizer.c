@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Every kind of tokenizer against the ids and texts that the reference implementations
- * gave for the awkward texts of tests/golden/tok (tests/golden/gen_tokenizers.py). */
+ * Every kind of tokenizer, compared with the ids and texts of the reference implementations
+ * for the awkward texts of tests/golden/tok (tests/golden/gen_tokenizers.py). */
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file.h"
@@ -197,7 +197,7 @@ static void test_invalid_utf8(void **state)
     golden_close(&g);
 }
 
-/* Ids that are not there are skipped, and no id does harm. */
+/* Unknown ids are skipped, and no id does harm. */
 static void test_decode_any_id(void **state)
 {
     struct golden g = golden_open(*state);
@@ -217,7 +217,7 @@ static void test_decode_any_id(void **state)
     golden_close(&g);
 }
 
-/* A directory with both files: tokenizer.json is taken. */
+/* A directory with both files: tokenizer.json is used. */
 static void test_both_files(void **state)
 {
     const char *kind[] = {"llama2", "spm"}, *name[] = {"tokenizer.json", "tokenizer.model"};

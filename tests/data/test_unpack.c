@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The same text under any compression, in any archive, and archives that lie. */
+ * The same text in every compression and archive, and damaged or hostile archives. */
 #include "data/unpack.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
@@ -101,7 +101,7 @@ static void test_streams(void **state)
     check_stream("s.bz2", ARCHIVE_FILTER_BZIP2, 10);
 }
 
-/* libarchive writes zstd without a checksum: only what breaks its blocks is seen. */
+/* libarchive writes zstd without a checksum, so only damage to blocks is detected. */
 static void test_zstd(void **state)
 {
     char *good = NULL, two[4096];

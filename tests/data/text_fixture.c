@@ -58,7 +58,7 @@ size_t gzip(uint8_t *out, size_t room, const char *text, size_t n)
     return room - z.avail_out;
 }
 
-/* An archive (format: zip, ustar, raw) behind a filter (0: none); names and texts
+/* An archive (format: zip, ustar, raw) inside a filter (0: none); names and texts
  * alternate, NULL at the end. */
 void put_archive(const char *name, int format, int filter, ...)
 {

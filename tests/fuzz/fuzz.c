@@ -34,7 +34,7 @@ const char *fuzz_path(const char *name)
     return path;
 }
 
-/* Not by the product's writer, which would sync every file. */
+/* The product's writer is not used, because it would sync every file. */
 void fuzz_put(const char *name, const void *data, size_t n)
 {
     const int fd = open(fuzz_path(name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);

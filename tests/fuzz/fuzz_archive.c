@@ -8,10 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* What the loader promises: data/corpus.h. */
+/* The limits of data/corpus.h. */
 #define RATIO_MAX 100
 #define INFLATED_FREE ((size_t)16 << 20)
-/* Between rows go two newlines. */
+/* Two newlines separate rows. */
 #define JOIN_FACTOR 4
 
 void fuzz_setup(void)

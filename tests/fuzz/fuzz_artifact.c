@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A whole artifact of which one file is hostile; the first byte says which: config.json or
- * the weights, with a manifest that agrees with them, or the manifest. */
+ * A whole artifact with one hostile file. The first byte selects it: config.json or the
+ * weights, with a manifest that agrees, or the manifest itself. */
 #include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
 #include "kernels/base/file.h"
@@ -38,7 +38,7 @@ void fuzz_setup(void)
     atexit(free_content);
 }
 
-/* Undo what an input changed. */
+/* Restores the files that an input changed. */
 static void restore(int which)
 {
     fuzz_put(sound[which], content[which], size[which]);
@@ -67,7 +67,7 @@ static struct manifest_tensor *list_tensors(size_t *n, const struct st_file *f)
     return list;
 }
 
-/* Let the manifest agree with the files. */
+/* Makes the manifest agree with the files. */
 static void agree(void)
 {
     struct manifest *m = NULL;
@@ -89,7 +89,7 @@ static void agree(void)
     manifest_close(&m);
 }
 
-/* Everything that the runtime and the simulation take from it. */
+/* Reads all data that runtime and simulation use. */
 static void read_all(struct artifact *a)
 {
     struct artifact_sizes sizes;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The files beside a tokenizer and its older forms. The first byte says which one the rest
- * is; what opens must encode and decode. */
+ * The files beside a tokenizer, and its older forms. The first byte selects the file that
+ * the rest is written to. A tokenizer that opens must encode and decode. */
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
@@ -15,7 +15,7 @@ static const char *const names[] = {
     "generation_config.json", "vocab.json",        "merges.txt"};
 enum { VOCAB = 4, MERGES };
 
-/* What lies there when another file is the hostile one. */
+/* The valid files beside the hostile one. */
 static const char config[] = "{\"tokenizer_class\": \"GPT2Tokenizer\"}",
                   vocab[] = "{\"a\": 0, \"b\": 1, \"\xC4\xA0\": 2, \"ab\": 3}",
                   merges[] = "#version: 0.2\na b\n",
@@ -26,7 +26,7 @@ void fuzz_setup(void)
     fuzz_copy("tokenizer.model", "model");
 }
 
-/* With the number of the file, the rest of the directory. */
+/* The number of the hostile file, and the other files of the directory. */
 static void lay_out(size_t which)
 {
     for (size_t i = 0; i < ARRAY_LEN(names); i++)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A state's file of one block, for a model and settings that fit the sound one. */
+ * A state's file of one block, for a model and settings that fit the valid one. */
 #include "convert/checkpoint/hf.h"
 #include "tests/fuzz/fuzz.h"
 #include "tools/recipe/recipe.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Multiple-choice questions, and the labels that lie apart for one of the sets. The labels
- * are what follows the first NUL. */
+ * Multiple-choice questions, and the labels that one of the sets stores in a separate file.
+ * The labels follow the first NUL. */
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
 #include "tools/eval/tasks/choice.h"

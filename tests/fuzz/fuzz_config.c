@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * config.json alone, and with the weights of a sound checkpoint. */
+ * config.json alone, and with the weights of a valid checkpoint. */
 #include "convert/artifact/artifact_spec.h"
 #include "convert/checkpoint/hf.h"
 #include "tests/fuzz/fuzz.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * model.safetensors.index.json beside two sound shards. */
+ * model.safetensors.index.json beside two valid shards. */
 #include "convert/checkpoint/hf_files.h"
 #include "tests/fuzz/fuzz.h"
 

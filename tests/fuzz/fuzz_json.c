@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The JSON layer: a document, strictly and leniently, and every typed getter on its members.
- * What is strictly JSON is leniently the same; what was restored can be read again. */
+ * The JSON layer: a document, strictly and leniently, and every typed getter on its
+ * members. A strictly parsed document is equal when parsed leniently; restored text can be
+ * read again. */
 #include "data/json.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * LongBench: questions, and the file of prompts behind the first NUL if there is one; what
- * was loaded is scored too. */
+ * LongBench: questions, and a file of prompts after the first NUL, if there is one. Loaded
+ * questions are also scored. */
 #include "tests/fuzz/fuzz.h"
 #include "tools/eval/tasks/longbench.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * An artifact's manifest: with a right CRC-32, which a stranger can compute too, and as it
- * is. */
+ * An artifact's manifest: unchanged, and with a correct CRC-32, which an attacker can
+ * compute. */
 #include "convert/artifact/manifest.h"
 #include "tests/fuzz/fuzz.h"
 

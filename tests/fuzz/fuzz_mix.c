@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Mixes of formats, of weights and of a cache. What is taken has one text, which means the
- * same. */
+ * Mixes of formats, of weights and of a cache. An accepted mix has a canonical text with
+ * the same meaning. */
 #include "kernels/base/mem.h"
 #include "kernels/tensor/mix.h"
 #include "tests/fuzz/fuzz.h"

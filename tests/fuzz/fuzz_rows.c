@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * JSON rows: whatever jansson accepts the scanner accepts, with the same text, unless it
- * nests too deep; and the work is linear in the input. */
+ * JSON rows: the scanner accepts everything that jansson accepts, with the same text,
+ * unless it is nested too deep. Its work is linear in the input. */
 #include "data/corpus_rows.h"
 #include "tests/fuzz/fuzz.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * A state's manifest, as it is and with a right CRC-32, beside sound blocks, read by
- * whoever only looks and by whoever resumes. The writer's bytes come first: opening for
- * work may remove what the manifest disowns. */
+ * A state's manifest beside valid blocks, unchanged and with a correct CRC-32. It is opened
+ * for reading and for resuming. The writer's bytes come first, because opening for work may
+ * remove files that the manifest does not list. */
 #include "tests/fuzz/fuzz.h"
 #include "tools/state/state.h"
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text files. The first byte says under which name the rest lies, and which field is read.
- */
+ * Text files. The first byte selects the name of the file and the field that is read. */
 #include "data/corpus.h"
 #include "tests/fuzz/fuzz.h"
 

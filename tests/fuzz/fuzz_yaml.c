@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A recipe, and the bare YAML layer under it. What is taken must survive the round through
- * JSON that states and artifacts make. */
+ * A recipe, and the YAML layer below it. An accepted recipe must survive the round trip
+ * through the JSON of states and artifacts. */
 #include "data/yaml.h"
 #include "tests/fuzz/fuzz.h"
 #include "tools/recipe/recipe.h"

@@ -19,9 +19,9 @@
 #define MIN_BYTES ((size_t)6000) /* n */
 #define MAX_SEED                                                                           \
     ((size_t)48000)  /* a longer one shows nothing that a shorter one does not */
-#define PARTS 60     /* drawn from each seed */
+#define PARTS 60     /* taken from each seed */
 #define MAX_GROWTH 9 /* 3 x 3: from n to 4 n */
-/* What a target does for any input, however short: files, threads. */
+/* The base cost of any input, even an empty one: files, threads. */
 #define SLACK 20000
 #define WORD_BYTES 16
 
@@ -126,7 +126,8 @@ struct seed {
     size_t n;
 };
 
-/* seed with [start, end) repeated until it has about `bytes`; tail: and with what follows. */
+/* Repeats [start, end) of seed until it has about `bytes`; tail: appends the rest of
+ * seed. */
 struct growth {
     size_t start, end;
     bool tail;
@@ -168,7 +169,8 @@ static uint64_t cost(const struct seed *s, struct growth g, size_t bytes)
     return have;
 }
 
-/* false: too much for four times the bytes. *worst: the greatest growth so far. */
+/* Returns false if four times the bytes cost too much. *worst: the greatest growth so
+ * far. */
 static bool check(double *worst, const struct seed *s, struct growth g)
 {
     const size_t n = s->n * 2 > MIN_BYTES ? s->n * 2 : MIN_BYTES;
@@ -192,7 +194,7 @@ static int check_seed(double *worst, long *inputs, const struct seed *s)
     int bad = 0;
     rng_seed(&rng, bytes_crc32(0, s->data, s->n));
     for (int i = 0; i < PARTS; i++) {
-        /* All, or a part of any length up to a power of two. */
+        /* Returns the whole, or a part of any length up to a power of two. */
         const uint64_t most = (uint64_t)1 << rng_below(&rng, 12);
         size_t part = i < 2 ? s->n : 1 + (size_t)rng_below(&rng, most);
         part = part < s->n ? part : s->n;
@@ -226,7 +228,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         struct seed s;
         if (load(&s, argv[i])) {
-            LLVMFuzzerTestOneInput(s.data, s.n); /* tables that are made once */
+            /* creates tables that are made only once */
+            LLVMFuzzerTestOneInput(s.data, s.n);
             bad += check_seed(&worst, &inputs, &s);
         }
         free(s.data);

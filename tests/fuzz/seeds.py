@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""seeds.py WKVQ OUT: what the fuzz targets start from, made from the tests' own models.
+"""seeds.py WKVQ OUT: makes the seeds of the fuzz targets from the tests' own models.
 
-OUT/base holds sound files that lie beside the hostile one (a model, two shards, a state, an
-artifact); OUT/seeds/TARGET holds small inputs of each target. Same program, same bytes."""
+OUT/base has the valid files beside the hostile one (a model, two shards, a state, an
+artifact); OUT/seeds/TARGET has small inputs of each target. The same program gives the same bytes."""
 import bz2
 import gzip
 import io
@@ -24,7 +24,7 @@ import tiny
 
 SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration.epochs=1",
             "crr.blocks=1", "weights.group_size=8"]
-# As small as can be, so that inputs are short.
+# As small as possible, so that inputs are short.
 SMALL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
          "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
 
@@ -154,7 +154,7 @@ def beside_seeds():
 
 
 def marked(number, data):
-    """The first byte says which file it is."""
+    """The first byte selects the file."""
     return bytes([number]) + data
 
 
