@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A sweep before work starts: its cells' configurations, texts and identities. */
+ * Prepares a sweep before work starts: configurations, texts and identities of its
+ * cells. */
 #include "tools/sweep/sweep.h"
 
 #include "data/batch.h"
@@ -64,7 +65,8 @@ static enum err add_list(struct sweep_run *run, const struct set_list *l)
     return add_sets(run, (const char *const *)l->item, l->n);
 }
 
-/* --config, the base, what the command line sets, what the cell sets: the last wins. */
+/* Applies --config, the base, the command line's keys and the cell's keys, in this order.
+ * The last value of a key wins. */
 static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
                             const struct sweep_cell *cell)
 {
@@ -78,7 +80,8 @@ static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
     return recipe_from_input(&run->recipe, &in);
 }
 
-/* What the device prefers is asked once. A cell that learns nothing is only evaluated. */
+/* Determines the device's preferred type once for all cells. A cell without calibration is
+ * only evaluated, in f32. */
 static enum err resolve_compute(struct sweep_run *run, struct sweep *s)
 {
     const struct recipe *r = &run->recipe;
@@ -117,7 +120,8 @@ static enum err read_text(struct sweep_text *t, struct sweep *s)
     return err;
 }
 
-/* The text with these files and rules, read if no cell before asked for it. */
+/* Returns the index of the text with these files and rules. Reads it if no earlier cell
+ * did. */
 static enum err find_text(int *out, struct sweep *s, const struct recipe_files *files,
                           const struct recipe *r)
 {
@@ -138,7 +142,8 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
     return read_text(t, s);
 }
 
-/* FNV-1a: a name for files; equality is decided by the identity itself. */
+/* Writes the FNV-1a hash of the identity, which names the cell's files. Equality is decided
+ * by comparing the identities themselves. */
 static void hash_name(char *out, size_t n, const json_t *identity)
 {
     uint64_t h = 0xcbf29ce484222325u;
@@ -149,14 +154,14 @@ static void hash_name(char *out, size_t n, const json_t *identity)
     snprintf(out, n, "%016" PRIx64, h);
 }
 
-/* With run.compute as it is carried out, so that figures of machines with and without bf16
- * are not taken for each other. */
+/* Stores the resolved run.compute in the identity, so that results of machines with and
+ * without bf16 are not confused. */
 static enum err identify(struct sweep_run *run, const struct sweep *s)
 {
     char model[16], text[16] = "none", eval[16];
     json_t *config;
     const struct sweep_text *e = &s->text[run->eval_text];
-    struct recipe as_run = run->recipe; /* borrows; never freed */
+    struct recipe as_run = run->recipe; /* borrows from run->recipe, so it is never freed */
     as_run.compute = (int)run->compute;
     TRY(recipe_json(&config, &as_run, true));
     snprintf(model, sizeof(model), "%08" PRIx32, s->model_crc);
@@ -192,19 +197,19 @@ static enum err prepare_cell(struct sweep *s, int i)
     return sweep_command(&run->command, s, run);
 }
 
-/* Two cells of one configuration would work on one state, and so would two whose names
- * collide. */
+/* Skips cell i if an earlier cell has the same identity. Two such cells would share one
+ * state. Equal hashes of different identities are an error for the same reason. */
 static enum err drop_twin(struct sweep *s, int i)
 {
     for (int k = 0; k < i; k++) {
         if (strcmp(s->run[k].hash, s->run[i].hash))
             continue;
         FAIL_IF(!json_equal(s->run[k].identity, s->run[i].identity), ERR_SUPPORT,
-                "its directory would have the name of that of cell '%s', %s; give one of "
-                "them another calibration.seed, or sweep it elsewhere",
+                "its directory would have the same name as that of cell '%s', %s; give "
+                "one of them another calibration.seed, or use another sweep for it",
                 s->plan.cell[k].name, s->run[k].hash);
-        log_warn("cell '%s' is the same as '%s': left out", s->plan.cell[i].name,
-                 s->plan.cell[k].name);
+        log_warn("cell '%s' has the same configuration as '%s' and is skipped",
+                 s->plan.cell[i].name, s->plan.cell[k].name);
         s->run[i].done = true;
         return OK;
     }
@@ -243,7 +248,8 @@ static enum err open_model(struct sweep *s)
     return err ? err_add(err, "--ctx: ") : tokenizer_open(&s->tokenizer, s->model_dir);
 }
 
-/* The settings go before the plan. */
+/* Chooses the evaluation text and windows. Settings of the command line win over the
+ * plan. */
 static enum err settle_eval(struct sweep *s)
 {
     const struct sweep_settings *own = &s->settings;

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * Many configurations of one model, each calibrated, converted, verified and evaluated by a
- * process of its own.
+ * A sweep: many configurations of one model. Each is calibrated, converted, verified and
+ * evaluated in a process of its own.
  *
- *   OUT/results.jsonl         a line a finished cell; rewritten beside and renamed
+ *   OUT/results.jsonl         one line per finished cell; replaced atomically
  *   OUT/results.csv           the same figures as a table
- *   OUT/cells/HASH.state      the calibration of a cell in work
+ *   OUT/cells/HASH.state      the calibration of an unfinished cell
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
- *   OUT/cells/HASH            the artifact; stays with --keep
+ *   OUT/cells/HASH            the artifact; kept with --keep
  *   OUT/lock                  held while a process works on the sweep; empty
  *
- * HASH stands for the cell's identity: its whole configuration, the checkpoint, both texts
- * and the evaluation. */
+ * HASH is the hash of the cell's identity: its complete configuration, the checkpoint, both
+ * texts and the evaluation. None of these functions is thread-safe. */
 #ifndef WKVQ_SWEEP_H
 #define WKVQ_SWEEP_H
 
@@ -19,9 +19,9 @@
 #include "tools/pipeline/job.h"
 #include "tools/sweep/sweep_plan.h"
 
-#define SWEEP_PARALLEL_MAX 64 /* cells at a time */
+#define SWEEP_PARALLEL_MAX 64 /* cells at the same time */
 
-/* A text tokenized once, for every cell that reads it. */
+/* A tokenized text, shared by all cells that read it. */
 struct sweep_text {
     struct recipe_files files; /* owned */
     int join, bos;
@@ -30,40 +30,41 @@ struct sweep_text {
     uint32_t crc;
 };
 
-/* What a sweep is told beside its plan. Strings and lists are borrowed. */
+/* Settings of a sweep besides its plan. Strings and lists are borrowed. */
 struct sweep_settings {
     const char *model_dir, *out_dir;
-    struct recipe_input recipe;   /* of every cell, before its own keys */
-    const char *const *eval_data; /* [n_eval_data]; none: the plan's */
+    struct recipe_input recipe;   /* applied to every cell before the cell's own keys */
+    const char *const *eval_data; /* [n_eval_data]; if empty, the plan's texts are used */
     int n_eval_data;
-    int64_t eval_windows;      /* 0: all; -1: the plan's */
-    int64_t eval_ctx;          /* 0: the plan's */
-    int64_t parallel;          /* cells at a time, 1 to SWEEP_PARALLEL_MAX */
-    bool keep;                 /* artifacts stay */
-    bool quiet;                /* no lines of progress */
+    int64_t eval_windows;      /* 0: all windows; -1: the plan's number */
+    int64_t eval_ctx;          /* tokens per window; 0: the plan's number */
+    int64_t parallel;          /* cells at the same time, 1 to SWEEP_PARALLEL_MAX */
+    bool keep;                 /* keep the artifacts */
+    bool quiet;                /* print no progress lines */
     const char *log_json;      /* file for progress; NULL: none */
-    bool plan_only;            /* nothing is written; sweep_execute is not called */
-    const uint32_t *model_crc; /* hf_identity of model_dir where it is known; NULL */
+    bool plan_only;            /* write nothing; sweep_execute is not called */
+    const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 
 struct sweep_run {
     struct recipe recipe; /* as configured */
-    const char **set;     /* [n_set] all overrides in order; the list is owned */
+    /* [n_set] all overrides in order; the list is owned, its strings are borrowed */
+    const char **set;
     int n_set;
-    /* run.compute as it is carried out: auto is what the device prefers in calibration, and
-     * f32 in evaluation, as `wkvq eval` has it. */
+    /* The resolved run.compute. "auto" is the device's preferred type in calibration, and
+     * f32 in evaluation, as in `wkvq eval`. */
     enum recipe_compute compute, eval_compute;
     int text, eval_text;
     json_t *identity;
     char hash[20];
-    char *command; /* what reproduces it */
+    char *command; /* shell commands that reproduce the cell, owned */
     bool done;
-    bool skip; /* sweep_execute leaves it out */
+    bool skip; /* sweep_execute does not run it */
 };
 
 struct sweep {
     struct sweep_settings settings;
-    const char *model_dir, *out_dir; /* the settings' */
+    const char *model_dir, *out_dir; /* borrowed from settings */
     struct sweep_plan plan;
     struct recipe_files eval_data; /* borrowed: --eval or the plan's */
     int64_t eval_windows, eval_ctx;
@@ -76,43 +77,45 @@ struct sweep {
     struct sweep_run *run; /* [plan.n_cells] */
     int64_t parallel, cores;
     enum recipe_compute
-        preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not asked yet */
-    json_t *results;  /* array of what results.jsonl holds */
+        preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not determined yet */
+    json_t *results;  /* array of the objects in results.jsonl */
     struct lock lock;
 };
 
-/* Model, texts, every cell's identity: all mistakes that can be found before work. Takes
- * over the plan, whatever the result. A zeroed sweep comes first; close it whatever the
- * result. */
+/* Opens the model and texts and computes the identity of each cell, so that mistakes are
+ * found before work starts. *s is zeroed by the caller. Takes ownership of *plan in every
+ * case. Call sweep_close() whatever the result. */
 enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                     struct sweep_plan *plan);
 void sweep_close(struct sweep *s);
 
-/* Every cell that has no result yet, up to s->parallel at a time. A cell that fails leaves
- * its state and does not keep the others from running; the first failure is returned at the
- * end, with how many there were. */
+/* Runs all cells without a result, up to s->parallel at the same time. A failed cell keeps
+ * its state and does not stop the others. At the end the first failure is returned, with
+ * the number of failures. */
 enum err sweep_execute(struct sweep *s);
 
-/* One cell, in a process that does nothing else: takes over the texts of s. *out: the
- * result. */
+/* Runs one cell in a process that does nothing else. Takes ownership of the texts of s.
+ * *out is the result, owned by the caller (json_decref). */
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
 
-/* How a configuration is run. */
+/* How a configuration is evaluated. */
 enum sweep_way {
-    SWEEP_PLAIN,     /* the checkpoint; at most its activations are rounded */
-    SWEEP_SIMULATED, /* what the packed runtime does not know: rounded activations,
-                        keys by channel */
-    SWEEP_PACKED     /* converted and verified */
+    SWEEP_PLAIN, /* the checkpoint; only its activations may be rounded */
+    /* unsupported by the packed runtime: rounded activations, or keys quantized per
+     * channel */
+    SWEEP_SIMULATED,
+    SWEEP_PACKED /* converted, verified and evaluated as an artifact */
 };
 enum sweep_way sweep_way(const struct recipe *r);
-/* Has the recipe anything that is learned or collected on a text? */
+/* Returns whether the recipe learns or collects anything on a text. */
 bool sweep_needs_calibration(const struct recipe *r);
-/* Does a cell of this recipe calibrate? */
+/* Returns whether a cell of this recipe is calibrated. */
 bool sweep_calibrates(const struct recipe *r);
-/* Commands that give the cell's figures, for a shell. */
+/* Writes the shell commands that reproduce the cell's figures. Release *out with
+ * mem_free. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
 
-/* OUT/cells/HASH and a suffix. */
+/* Makes the path OUT/cells/HASH followed by suffix. Release *out with mem_free. */
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,
                     const char *suffix);
 

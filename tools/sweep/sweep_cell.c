@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * One cell of a sweep: calibrate, convert, verify, evaluate, and what came of it as JSON.
- */
+ * Runs one cell of a sweep: calibrate, convert, verify, evaluate. Its result is one JSON
+ * object. */
 #include "convert/artifact/reader.h"
 #include "convert/artifact/sizes.h"
 #include "data/json.h"
@@ -23,7 +23,7 @@ struct cell {
     bool calibrated;
     struct weight_spec weights;
     struct kv_spec kv;
-    char *artifact, *state; /* paths */
+    char *artifact, *state; /* paths of state and artifact, owned */
     double *cosine[2];      /* [layers] */
     struct verify_report report;
     struct eval_result eval;
@@ -32,7 +32,8 @@ struct cell {
     double calibrate_s, start;
 };
 
-/* The job's copy: the process ends with the cell. */
+/* Lends the sweep's text and tokenizer to the job. take_text() returns them before another
+ * job needs them. */
 static void give_text(struct job *j, struct sweep *s, int text)
 {
     j->ids = s->text[text].ids;
@@ -50,7 +51,7 @@ static void take_text(struct job *j, struct sweep *s, int text)
     j->tokenizer = NULL;
 }
 
-/* Cells side by side share what the machine has. */
+/* Divides threads and memory among the cells that run at the same time. */
 static void share_machine(struct job *j, const struct sweep *s)
 {
     if (s->parallel < 2)
@@ -113,8 +114,8 @@ static enum err convert(struct cell *c, struct job *j, struct state *s)
     return OK;
 }
 
-/* Up to the artifact, or the state that is simulated; the state stays until the result is
- * written. */
+/* Runs the stages up to the artifact, or up to the state if it is only simulated. The state
+ * is kept until the result is written. */
 static enum err quantize(struct cell *c)
 {
     enum err err = OK;
@@ -142,7 +143,8 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
 {
     struct job *j = e->job;
     if (c->way == SWEEP_PACKED) {
-        /* a copy for each cell side by side could be more than there is room for */
+        /* Parallel cells that each copied the artifact could exceed the memory, so it is
+         * mapped. */
         TRY(artifact_open(&e->artifact, c->artifact,
                           c->s->parallel > 1 ? 0 : ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
@@ -184,7 +186,7 @@ static json_t *overrides(const struct set_list *set)
     return list;
 }
 
-/* What only an artifact has. */
+/* Returns the figures that only an artifact has. */
 static enum err add_artifact(json_t *o, const struct cell *c)
 {
     const struct verify_report *r = &c->report;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A cell as the commands that reproduce it. */
+ * Writes the shell commands that reproduce a cell. */
 #include "kernels/base/mem.h"
 #include "tools/cli/opt.h"
 #include "tools/sweep/sweep.h"
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A word that a shell reads as it is. */
+/* Writes a word, quoted so that a shell reads it unchanged. */
 static void put_word(FILE *f, const char *word)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -56,7 +56,8 @@ static void put_text(FILE *f, const struct sweep *s, const struct recipe_files *
         put_option(f, "bos", s->settings.recipe.bos);
 }
 
-/* What makes an artifact or a state, and && behind it; nothing where eval alone does. */
+/* Writes the command that makes the artifact or state, followed by "&&". Writes nothing
+ * where `wkvq eval` alone suffices. */
 static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
     const struct recipe *r = &run->recipe;
@@ -69,13 +70,14 @@ static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *r
     if (calibrated)
         put_text(f, s, &r->data);
     put_recipe(f, s, run);
-    if (calibrated && r->compute == COMPUTE_AUTO) /* another machine may prefer another */
+    /* stored because another machine may prefer another type */
+    if (calibrated && r->compute == COMPUTE_AUTO)
         fprintf(f, " --set run.compute=%s",
                 opt_choice_name(CHOICES_COMPUTE, (int)run->compute));
     fprintf(f, " -o %s && ", run->hash);
 }
 
-/* What is evaluated. */
+/* Writes the operand of `wkvq eval`. */
 static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
     const struct recipe *r = &run->recipe;

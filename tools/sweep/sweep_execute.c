@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The processes of a sweep. A cell is a fork that inherits the tokenized texts, so that
- * they are there once however many cells run; the parent opens no device and starts no
- * threads before. */
+ * Runs the cells of a sweep in processes. Each cell is a fork that inherits the tokenized
+ * texts, so memory holds them once. The parent opens no device and starts no threads before
+ * it forks. */
 #include "kernels/base/log.h"
 #include "tools/cli/child.h"
 #include "tools/cli/stop.h"
@@ -20,12 +20,12 @@ struct crew {
     pid_t pid[SWEEP_PARALLEL_MAX];
     int cell[SWEEP_PARALLEL_MAX];
     int n, next, failed, interrupted;
-    enum err first; /* failure, and its cell */
+    enum err first; /* first failure, and its cell */
     int first_cell;
     bool told; /* the processes were asked to stop */
 };
 
-/* A cell for its process. */
+/* Arguments of a cell's process. */
 struct order {
     struct sweep *s;
     int cell;
@@ -44,7 +44,7 @@ static enum err cell_process(void *ctx)
     return err ? err_add(err, "cell '%s': ", o->s->plan.cell[o->cell].name) : OK;
 }
 
-/* Cells [0, end) that this execution is about. */
+/* Cells [0, end) of this execution. */
 static int wanted(const struct sweep *s, int end)
 {
     int n = 0;
@@ -59,8 +59,8 @@ static enum err start(struct crew *c, int i)
     struct order o = {s, i};
     log_info("cell %d of %d: %s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
              s->plan.cell[i].name);
-    /* A cell dies with its sweep, so that the next run finds the states free; a state
-     * resumes from any instant. */
+    /* Runs in the cell's process. It dies with the parent, so that the next run finds the
+     * states unlocked. A state can be resumed from any instant. */
     TRY(child_start(&c->pid[c->n], cell_process, &o));
     c->cell[c->n++] = i;
     return OK;
@@ -70,19 +70,20 @@ static void say_result(const struct sweep *s, int i)
 {
     const size_t n = json_array_size(s->results);
     const json_t *row = json_array_get(s->results, n - 1);
-    log_info("%s: perplexity %.4f, %.3f bits a weight, %.3f bits a cache element",
+    log_info("%s: perplexity %.4f, %.3f bits per weight, %.3f bits per cache element",
              s->plan.cell[i].name, json_number_value(json_object_get(row, "ppl")),
              json_number_value(json_object_get(row, "weight_bits")),
              json_number_value(json_object_get(row, "kv_bits")));
 }
 
-/* Its message goes to the log, and the sweep goes on. */
+/* Reports the result of a finished process. A failed cell has logged its message, and the
+ * other cells continue. */
 static void failed(struct crew *c, int i, enum err err, const char *why)
 {
     const char *name = c->s->plan.cell[i].name;
     if (why)
         log_error("cell '%s': %s", name, why);
-    log_warn("cell '%s': %s; its state stays", name, err_name(err));
+    log_warn("cell '%s': %s; its state is kept", name, err_name(err));
     if (!c->failed++) {
         c->first = err;
         c->first_cell = i;
@@ -90,13 +91,15 @@ static void failed(struct crew *c, int i, enum err err, const char *why)
     err_clear();
 }
 
-/* A process that was killed has no message of its own. */
+/* Logs why a process was killed, since it could not log a message itself. */
 static void ended_badly(struct crew *c, int i, const struct child_end *end)
 {
     char why[128];
     if (end->err == ERR_STOPPED) {
         c->interrupted++;
-        log_warn("cell '%s': interrupted; its state stays", c->s->plan.cell[i].name);
+        log_warn("cell '%s': interrupted; its state is kept, and the same command resumes "
+                 "it",
+                 c->s->plan.cell[i].name);
         return;
     }
     snprintf(why, sizeof(why), "its process %s", end->why);
@@ -122,7 +125,7 @@ static void finish(struct crew *c, int k, const struct child_end *end)
     say_result(c->s, i);
 }
 
-/* One look at the running processes. */
+/* Polls the running processes once. */
 static void reap(struct crew *c)
 {
     if (stop_asked(NULL) && !c->told) {
@@ -150,18 +153,21 @@ static enum err start_more(struct crew *c)
     return OK;
 }
 
-/* Interrupted as a whole, failed cells, or cells that someone interrupted. */
+/* Returns the error of the whole sweep: an interruption, failed cells, or interrupted
+ * cells. */
 static enum err outcome(const struct crew *c)
 {
     const struct sweep *s = c->s;
-    FAIL_IF(stop_asked(NULL), ERR_STOPPED, "interrupted; %s has what is done", s->out_dir);
+    FAIL_IF(stop_asked(NULL), ERR_STOPPED, "interrupted; %s has the finished cells",
+            s->out_dir);
     if (c->failed)
         err_set(c->first, __FILE__, __LINE__, "cell '%s' failed: its message is above",
                 s->plan.cell[c->first_cell].name);
     if (c->failed > 1)
         err_add(c->first, "%d cells failed; ", c->failed);
     FAIL_IF(!c->failed && c->interrupted, ERR_STOPPED,
-            "%d cells were interrupted; %s has what is done", c->interrupted, s->out_dir);
+            "%d cells were interrupted; %s has the finished ones", c->interrupted,
+            s->out_dir);
     return c->first;
 }
 

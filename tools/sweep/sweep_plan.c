@@ -40,7 +40,7 @@ void sweep_plan_free(struct sweep_plan *p)
     *p = (struct sweep_plan){0};
 }
 
-/* "weights: {bits: 3}" and "weights.bits: 3" both add weights.bits=3. */
+/* Adds "weights.bits=3" for both "weights: {bits: 3}" and "weights.bits: 3". */
 static enum err flatten(struct set_list *l, const struct yaml *map, const char *section,
                         const char *path)
 {
@@ -66,8 +66,9 @@ static enum err new_cell(struct sweep_cell **out, struct sweep_plan *p, const ch
 {
     for (int i = 0; i < p->n_cells; i++)
         FAIL_IF(!strcmp(p->cell[i].name, name), ERR_USAGE,
-                "%s: line %d: a cell named '%s' is there already, from line %d", path, line,
-                name, p->cell[i].line);
+                "%s: line %d: a cell named '%s' exists already, from line %d; give each "
+                "cell its own name",
+                path, line, name, p->cell[i].line);
     FAIL_IF(p->n_cells == SWEEP_CELLS_MAX, ERR_USAGE, "%s: line %d: more than %d cells",
             path, line, SWEEP_CELLS_MAX);
     TRY(mem_resize(&p->cell, (size_t)p->n_cells, (size_t)p->n_cells + 1, sizeof(*p->cell)));
@@ -104,7 +105,7 @@ static enum err read_cells(struct sweep_plan *p, const struct yaml *node, const 
     return OK;
 }
 
-/* A point's name: all that it sets. */
+/* Makes a grid point's name from all keys that it sets. */
 static enum err join_sets(char **out, const struct set_list *set)
 {
     size_t n = 1;
@@ -118,7 +119,7 @@ static enum err join_sets(char **out, const struct set_list *set)
     return OK;
 }
 
-/* One combination: digit i of index chooses the value of the i'th key. */
+/* Adds one combination. Digit i of index chooses the value of key i. */
 static enum err read_point(struct sweep_plan *p, const struct yaml *grid, size_t index,
                            const char *path)
 {
@@ -155,7 +156,8 @@ static enum err read_grid(struct sweep_plan *p, const struct yaml *grid, const c
             texts = list->child[k].kind == YAML_TEXT;
         FAIL_IF(!texts, ERR_USAGE, "%s: line %d: grid: %s: want a list of values", path,
                 list->line, grid->key[i]);
-        points *= list->n; /* each below 2^32: capped before it can overflow */
+        /* each factor is below 2^32, so the cap comes before an overflow */
+        points *= list->n;
         FAIL_IF(points > SWEEP_CELLS_MAX, ERR_USAGE,
                 "%s: line %d: the grid has more than %d points", path, grid->line,
                 SWEEP_CELLS_MAX);

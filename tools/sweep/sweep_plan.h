@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A sweep's file: one base configuration, and the cells that differ from it.
+ * The file of a sweep: one base configuration, and the cells that differ from it.
  *
  *   base: {calibration: {samples: 32}, crr.blocks: 3}   # sections or dotted keys
  *   grid: {weights.group_size: [64, 128], kv.bits: [4, 8]}   # every combination
@@ -22,22 +22,22 @@ struct set_list {
 
 struct sweep_cell {
     char *name; /* owned, unique in the plan */
-    int line;   /* where it came from */
+    int line;   /* line of its definition in the file */
     struct set_list set;
 };
 
 struct sweep_plan {
     struct set_list base;
-    struct set_list budget; /* wins over the command line, and no part of a cell's set */
+    struct set_list budget; /* overrides the command line; not listed in a cell's set */
     struct recipe_files eval_data;
-    int64_t eval_windows, eval_ctx; /* 0, 2048 unless the file says otherwise */
+    int64_t eval_windows, eval_ctx; /* default 0 (all windows) and 2048 tokens */
     struct sweep_cell *cell;
     int n_cells;
 };
 
-/* Errors name file and line: ERR_USAGE for what is not a sweep, for names that occur twice
- * and for more than SWEEP_CELLS_MAX cells, ERR_FORMAT for what is not YAML. Keys and values
- * are checked where a recipe is made of them. Free it whatever the result. */
+/* Reads a sweep's file. Errors name file and line. ERR_USAGE: not a sweep, a name used
+ * twice, or more than SWEEP_CELLS_MAX cells. ERR_FORMAT: not YAML. Keys and values are
+ * checked later, when each cell's recipe is made. Free p whatever the result. */
 enum err sweep_plan_load(struct sweep_plan *p, const char *path);
 void sweep_plan_free(struct sweep_plan *p); /* accepts a zeroed one */
 

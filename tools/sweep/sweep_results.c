@@ -93,7 +93,7 @@ out:
     return err;
 }
 
-/* A field of a CSV, RFC 4180. */
+/* Writes a CSV field as in RFC 4180. */
 static enum err csv_text(struct file_writer *w, const char *text)
 {
     TRY(file_printf(w, "\""));
@@ -184,7 +184,8 @@ static void remove_files(const struct sweep *s, const char *hash)
     }
 }
 
-/* A result that is not listed yet; the list comes first, the files go afterwards. */
+/* Lists a result. The list is written first and the cell's files are removed afterwards, so
+ * a kill in between loses nothing. */
 static enum err take(struct sweep *s, const char *hash, const char *path)
 {
     json_t *row;
@@ -228,7 +229,8 @@ static bool listed(const struct sweep *s, const char *hash)
     return false;
 }
 
-/* HASH.json in cells/: the sweep was killed between a cell's end and the list. */
+/* Takes over cells/HASH.json of a sweep that was killed between the end of a cell and the
+ * update of the list. */
 static enum err take_left(struct sweep *s, const char *cells, const char *name)
 {
     char hash[20];
