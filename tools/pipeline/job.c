@@ -65,14 +65,15 @@ enum err job_open_device(struct job *j)
                                    .threads = (int)j->recipe.threads};
     TRY(dev_open(&j->dev, &s));
     j->settings = recipe_settings(&j->recipe, j->dev);
-    /* What auto came to is part of what a state belongs to. */
+    /* Resolves compute: auto, since the resolved type is part of a state's identity. */
     j->recipe.compute = j->settings.act == DT_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     log_info("device %s, %d threads, %s: %s", dev_name(j->dev), dev_threads(j->dev),
              j->settings.act == DT_BF16 ? "bf16" : "f32", dev_about(j->dev));
     return OK;
 }
 
-/* Text of another model's tokenizer would index past the embedding. */
+/* Refuses ids beyond the vocabulary. Those of another model's tokenizer would index past
+ * the embedding. */
 static enum err check_ids(const struct job *j)
 {
     for (size_t i = 0; i < j->ids.n; i++) {
@@ -110,7 +111,7 @@ enum err job_read_text(struct job *j)
                              (enum bos_rule)j->recipe.bos));
     TRY_OUT(check_ids(j));
     j->ids_crc = batch_crc(j->ids.id, j->ids.n);
-    log_info("text: %.1f MB, %zu tokens by %s", 1e-6 * (double)text.bytes, j->ids.n,
+    log_info("text: %.1f MB, %zu tokens (%s)", 1e-6 * (double)text.bytes, j->ids.n,
              tokenizer_about(j->tokenizer));
 out:
     corpus_free(&text);

@@ -29,7 +29,7 @@ static void report_group(const struct job *j, int lin, int64_t G)
                  lin_module[lin], in, G, in % G);
 }
 
-/* A layer before has the projection in such groups: it was reported. */
+/* The same format was already reported for an earlier layer. */
 static bool group_seen(const struct weight_spec *w, int64_t layer, int lin, int64_t G)
 {
     for (int64_t i = 0; i < layer; i++) {
@@ -64,7 +64,8 @@ static void report_kv_group(const struct job *j, int64_t group_size)
                  d, G, d % G);
 }
 
-/* Keys by channel are quantized a block of tokens at a time. */
+/* Warns if no block of keys is complete. Keys quantized per channel need a whole block of
+ * tokens. */
 static void report_key_block(const struct recipe *r, int64_t group_size)
 {
     if (r->kv_method == KV_CHANNEL && group_size > r->seqlen)
@@ -73,7 +74,7 @@ static void report_key_block(const struct recipe *r, int64_t group_size)
                  group_size, r->seqlen);
 }
 
-/* What differs from one side or layer to the next. */
+/* Reports cache formats that differ between keys and values or between layers. */
 static void report_cache(const struct job *j)
 {
     const struct kv_spec kv = recipe_kv_spec(&j->recipe);
@@ -99,8 +100,8 @@ enum err preflight_shapes(const struct job *j)
     report_weight_groups(j);
     report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
-        log_info("crr.blocks: %" PRId64 ", the model has %" PRId64
-                 " blocks: the loss looks through what is there",
+        log_info("crr.blocks: %" PRId64 ", but the model has %" PRId64 " blocks; the loss "
+                 "uses as many as exist",
                  j->recipe.crr_blocks, j->arch.n_layers);
     return OK;
 }
@@ -144,12 +145,12 @@ uint64_t preflight_missing(const char *dir, uint64_t need)
     return need;
 }
 
-/* Beside what a run allocates: CUDA's context and cuBLAS where no device tells, and room
- * for what is lost between allocations. */
+/* Memory that a run does not allocate itself: CUDA's context and cuBLAS if no device
+ * reports them, and fragmentation. */
 #define CONTEXT_BYTES (UINT64_C(768) << 20)
 #define LOST_BYTES (UINT64_C(256) << 20)
 
-/* The memory of the device that is open, or of the card that the recipe names. */
+/* Measures the memory of the open device, or takes that of the configured card. */
 static void measure_card(struct plan_estimate *e, const struct job *j)
 {
     uint64_t free_bytes = 0, total = 0, taken = CONTEXT_BYTES;
@@ -173,7 +174,7 @@ static void measure_host(struct plan_estimate *e, const struct job *j)
     e->threads = e->threads_set ? j->recipe.threads : (int64_t)e->cpus.amount;
 }
 
-/* Budgets of streams: what the rest leaves. */
+/* Gives the streams the memory that the rest leaves. */
 static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
                               struct job *j)
 {
@@ -216,11 +217,11 @@ static enum err check_fit(const struct plan_estimate *e, const struct job *j)
     return OK;
 }
 
-/* Header of a block's file, and its lines in the manifest. */
+/* Header of a block's file plus its lines in the manifest. */
 #define BLOCK_TEXT_BYTES UINT64_C(6144)
 
-/* Scales and zeros, and the codes where they are kept, as tools/state_block.c writes them.
- */
+/* Returns the bytes of scales, zeros and stored codes, as tools/state/state_block.c writes
+ * them. */
 static uint64_t block_file_bytes(const struct job *j, int64_t layer)
 {
     const struct weight_spec *w = &j->settings.weights;
@@ -237,8 +238,9 @@ static uint64_t block_file_bytes(const struct job *j, int64_t layer)
     return sum;
 }
 
-/* The block in work as calib/partial.c saves it: four vectors of all parameters, two sets
- * of offsets of learned rounding. A group has two parameters, a channel four. */
+/* Returns the bytes of the unfinished block's file, as calib/partial.c writes it. It has
+ * four vectors of all parameters and two sets of rounding offsets. A group has two
+ * parameters, a channel four. */
 static uint64_t partial_file_bytes(const struct job *j, int64_t layer)
 {
     const struct weight_spec *w = &j->settings.weights;
@@ -255,7 +257,8 @@ static uint64_t partial_file_bytes(const struct job *j, int64_t layer)
     return BLOCK_TEXT_BYTES + 16 * n + 8 * offsets;
 }
 
-/* The last block is the last file of a calibration; none is in work then. */
+/* Returns whether the last block is stored. It is the last file of a calibration, so no
+ * partial file is needed then. */
 static bool is_finished(const struct job *j, const char *dir)
 {
     char name[40], path[4096];
@@ -264,8 +267,8 @@ static bool is_finished(const struct job *j, const char *dir)
     return n > 0 && (size_t)n < sizeof(path) && file_exists(path);
 }
 
-/* All blocks, and the block in work in two files, of which one is written again beside its
- * old self. */
+/* Returns the bytes of all blocks plus three partial files: two in turn, and the temporary
+ * file of the one being written. */
 static uint64_t state_need(const struct job *j)
 {
     uint64_t sum = 0, partial = 0;
@@ -294,7 +297,8 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
             : "the calibration");
 }
 
-/* Streams are gone when the artifact is written. */
+/* Checks disk space for the artifact. Streams are already closed when the artifact is
+ * written. */
 enum err preflight_artifact(const struct job *j, const char *state_dir, const char *out_dir,
                             uint64_t bytes)
 {

@@ -1,27 +1,30 @@
 /* SPDX-License-Identifier: MIT
  *
- * Checks and estimates before hours are spent. */
+ * Checks and estimates that run before a long calibration. */
 #ifndef WKVQ_PREFLIGHT_H
 #define WKVQ_PREFLIGHT_H
 
 #include "tools/pipeline/job.h"
 
-/* Sequence length against the architecture; ragged groups are reported by layer name. */
+/* Checks the sequence length against the architecture. Logs layers whose last group is
+ * shorter. */
 enum err preflight_shapes(const struct job *j);
-/* Memory and disk of a calibration whose state goes to dir; settings.device_bytes and
- * memory_bytes become what is left of the budgets for streams, j->state_bytes what the
- * state still needs. Needs j->dev. ERR_USAGE when a GPU has too little memory, or the host
- * without one, unless --plan asks for just that or run.memory is set. ERR_IO: too little
- * disk. */
+/* Estimates memory and disk of a calibration whose state goes to dir. Sets
+ * settings.device_bytes and settings.memory_bytes to the bytes left for streams, and
+ * j->state_bytes to the bytes that the state still needs. Requires j->dev. ERR_USAGE if the
+ * GPU has too little memory, or the host if there is no GPU; not with --plan or a
+ * run.memory. ERR_IO: too little disk space. */
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir);
-/* The artifact of that calibration in out_dir, of so many bytes. ERR_IO. */
+/* Checks that the artifact of that calibration, `bytes` large, fits on the disk of out_dir.
+ * ERR_IO. */
 enum err preflight_artifact(const struct job *j, const char *state_dir, const char *out_dir,
                             uint64_t bytes);
-/* Of need bytes, those that the plain files in dir do not hold on disk already. */
+/* Returns need minus the bytes that plain files in dir already occupy on disk. */
 uint64_t preflight_missing(const char *dir, uint64_t need);
-/* One measured step, then the estimates on stdout, as text or JSON. */
+/* Measures one step, then prints the estimates on stdout as text or JSON. */
 enum err preflight_print_plan(struct job *j);
-/* The same of a model's shapes alone (--shape): nothing is opened or measured. */
+/* Prints the estimates from a named shape alone (--shape), without opening or measuring
+ * anything. */
 enum err preflight_print_shape(const char *shape, const struct recipe_input *in, bool json);
 
 #endif

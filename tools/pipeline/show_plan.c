@@ -133,7 +133,7 @@ static void print_card(const struct plan_estimate *e)
                p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
 }
 
-/* What there is, and which limit says so. */
+/* Prints available memory and threads, each with the limit that determines it. */
 static void print_machine(const struct plan_estimate *e)
 {
     char limit[sizeof(e->memory.name) + 16];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * `--plan`: what a calibration will need, on standard output. */
+ * `--plan`: the resources that a calibration needs, on standard output. */
 #ifndef WKVQ_SHOW_PLAN_H
 #define WKVQ_SHOW_PLAN_H
 
@@ -9,23 +9,24 @@
 
 struct plan_estimate {
     const struct calib_plan *plan;
-    bool own_memory;     /* of a GPU: weights, activations, parameters are there */
-    uint64_t card_bytes; /* own_memory: what it has, and what of that can be used */
+    /* the device has its own memory (GPU) for weights, activations and parameters */
+    bool own_memory;
+    uint64_t card_bytes; /* with own_memory: its total, and the usable part */
     uint64_t usable_bytes;
-    struct limit memory, cpus; /* of the host, and which limit binds */
+    struct limit memory, cpus; /* of the host, with the name of the limit that binds */
     int64_t threads;
-    uint64_t state_bytes; /* of a whole calibration's state, on disk */
-    bool threads_set;     /* by run.threads, not by cpus */
-    bool measured;        /* step is */
+    uint64_t state_bytes; /* bytes on disk of a complete calibration's state */
+    bool threads_set;     /* threads come from run.threads, not from cpus */
+    bool measured;        /* step holds a measurement */
     struct calib_bench step;
 };
 
-/* Bytes that must be in memory: weights, activations and parameters of the blocks in work.
- */
+/* Returns the bytes that must be in memory: weights, activations and parameters of the
+ * blocks being trained. */
 uint64_t plan_fixed_bytes(const struct calib_plan *p);
-/* Whether what must be on the device, or in the host's memory without one, has room. */
+/* Returns whether the plan fits in the device's memory, or in the host's without one. */
 bool plan_fits(const struct plan_estimate *e);
-/* To standard output. ERR_MEMORY. */
+/* Prints the estimates on standard output, as JSON or text. ERR_MEMORY. */
 enum err show_plan_json(const struct plan_estimate *e);
 void show_plan_text(const struct plan_estimate *e);
 

@@ -2,7 +2,7 @@
 #include "kernels/base/log.h"
 #include "tools/pipeline/stages.h"
 
-#define CTX 512 /* tokens of the perplexity that is also computed by real decode */
+#define CTX 512 /* tokens whose perplexity is also computed by real decode */
 
 enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
                       const char *artifact_dir, double *const layer_cosine[2])

@@ -17,7 +17,7 @@
 #include <string.h>
 #include <time.h>
 
-/* auto goes on as it began, on whatever device. */
+/* Resumes with the type that the state began with, on whatever device. */
 static enum err adopt_compute(struct job *j, const char *state_dir)
 {
     struct state_look look;
@@ -74,7 +74,7 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     const int64_t done = state_done(s);
     if (done)
         log_info("%s: %" PRId64 " of %" PRId64 " blocks are calibrated%s", state_dir, done,
-                 state_blocks(s), done < state_blocks(s) ? "; going on" : "");
+                 state_blocks(s), done < state_blocks(s) ? "; resuming" : "");
     if (done < state_blocks(s))
         err = run(j, s);
     if (err == ERR_STOPPED && !*err_text())
@@ -102,8 +102,8 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
     return OK;
 }
 
-/* {"wkvq": version, "checkpoint", "tokenizer", "text", "state", "calibration"}: where the
- * numbers come from. Without a state: the version and what the scales are. */
+/* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
+ * "state", "calibration"}. Without a state: the version and how the scales were made. */
 static enum err provenance(char **out, const struct state *s)
 {
     struct calib_summary sum;
@@ -139,13 +139,14 @@ static enum err config_text(char **out, const struct recipe *r)
 {
     json_t *o;
     TRY(recipe_json(&o, r, true));
-    *out = json_text(o, JSON_REAL_PRECISION(15)); /* as typed, not 0.0050000000000000001 */
+    /* 15 digits print 0.005 as typed, not 0.0050000000000000001 */
+    *out = json_text(o, JSON_REAL_PRECISION(15));
     json_decref(o);
     FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
     return OK;
 }
 
-/* Rounding to nearest learns nothing: what the artifact says about itself must say so. */
+/* Sets the recipe to what rounding to nearest does, since the artifact records it. */
 static void without_learning(struct recipe *r)
 {
     r->weight_method = WEIGHT_RTN;
@@ -225,7 +226,7 @@ enum err stage_artifact_mark(char out[STATE_MARK], const char *dir)
     if (err == ERR_MEMORY || err == ERR_IO)
         return err;
     if (err) {
-        err_clear(); /* no artifact, or a damaged one: of no state */
+        err_clear(); /* no artifact, or a damaged one, so there is no mark */
         return OK;
     }
     const json_t *provenance = json_object_get(m->root, "provenance");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The three stages of the main job, as `quantize` chains them and calibrate, convert run
- * them alone. */
+ * The stages of the main job. `quantize` runs all of them; `calibrate` and `convert` run
+ * parts. */
 #ifndef WKVQ_STAGES_H
 #define WKVQ_STAGES_H
 
@@ -9,34 +9,40 @@
 #include "tools/pipeline/job.h"
 #include "tools/state/state.h"
 
-/* Model, text, windows, device, preflight: everything that can fail before hours are spent.
- * With --plan the estimates are printed and *planned is true. */
+/* Opens model, text, windows and device and runs the preflight checks, so that mistakes are
+ * found before a long calibration. With --plan it prints the estimates and sets
+ * *planned. */
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
-/* Disk for the artifact and what the state still needs, after stage_prepare and before the
- * calibration. Exact but for the text about the calibration's outcome. ERR_IO. */
+/* Checks disk space for the artifact and the rest of the state. Called after stage_prepare
+ * and before the calibration. Exact except for the text about the calibration's result.
+ * ERR_IO. */
 enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir);
-/* Open the state (new or resumed) and calibrate what is missing. *s stays open. */
+/* Opens the state (new or resumed) and calibrates the missing blocks. *s stays open; the
+ * caller closes it with state_close. */
 enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
-/* Blocks that gained, mean relative gain of the loss. */
+/* Summary of a calibration. */
 struct calib_summary {
     int64_t blocks, gained;
-    double mean_gain; /* 0.3: 30% less loss than at the start, mean over blocks */
+    /* relative reduction of the loss, mean over blocks; 0.3: 30% less than at the start */
+    double mean_gain;
 };
 enum err stage_summary(struct calib_summary *out, const struct state *s);
 
-/* The mark (state_mark) of the state that the artifact in dir was written from; "": dir
- * holds none, or it was rounded to nearest. */
+/* Writes the mark (state_mark) of the state that the artifact in dir was made from. "" if
+ * dir has no artifact or one rounded to nearest. */
 enum err stage_artifact_mark(char out[STATE_MARK], const char *dir);
-/* *yes: the artifact in dir has the job's configuration, checkpoint, tokenizer and text.
- * sum: what its calibration came to. Reads the whole checkpoint once. */
+/* Writes whether the artifact in dir has the job's configuration, checkpoint, tokenizer and
+ * text, and the summary of its calibration. Reads the whole checkpoint once. */
 enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
                            const char *dir);
-/* Is s the job's checkpoint's? Reads the whole checkpoint once. ERR_MISMATCH if not. */
+/* Returns ERR_MISMATCH unless s was calibrated on the job's checkpoint. Reads the whole
+ * checkpoint once. */
 enum err stage_check_checkpoint(const struct state *s, const struct job *j);
-/* Pack the checkpoint with the scales of s (NULL: round to nearest by the job's recipe). */
+/* Packs the checkpoint with the scales of s. NULL: rounds to nearest by the job's
+ * recipe. */
 enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force);
-/* Verify against the checkpoint and the state on the job's own text. layer_cosine: see
- * struct verify_settings; NULL: not wanted. */
+/* Verifies the artifact against the checkpoint and the state, on the job's own text.
+ * layer_cosine: see struct verify_settings; may be NULL. */
 enum err stage_verify(struct verify_report *out, struct job *j, struct state *s,
                       const char *artifact_dir, double *const layer_cosine[2]);
 

@@ -10,7 +10,7 @@ static const char *outcome_text(enum verify_outcome o)
     return o == VERIFY_PASS ? "pass" : o == VERIFY_FAIL ? "FAIL" : "skipped";
 }
 
-/* null for a figure of a part that was skipped; JSON has no NaN either. */
+/* Returns null for a figure of a skipped part, and for NaN, which JSON lacks. */
 static json_t *number(enum verify_outcome part, double x)
 {
     return part != VERIFY_SKIP && isfinite(x) ? json_real(x) : json_null();
@@ -79,8 +79,8 @@ static void print_weights(const struct verify_report *r, bool against, bool stat
                state ? "calibration's" : "source's under the scales");
     if (r->weights_unchecked)
         printf("            %" PRId64
-               " packed values not compared: gptq chose their codes, and only the "
-               "calibration has them; --state names it\n",
+               " packed values not compared: gptq chose their codes, "
+               "and only the calibration has them; name it with --state\n",
                r->weights_unchecked);
 }
 
@@ -90,18 +90,18 @@ static void print_logits(const struct verify_report *r, bool data)
         printf("logits      skipped%s\n", data ? "" : ": --data names a text");
         return;
     }
-    printf("logits      %s: %" PRId64
-           " tokens one by one, every block from the simulation's states\n",
+    printf("logits      %s: %" PRId64 " tokens one by one, every block starting from the "
+           "simulation's states\n",
            outcome_text(r->logits), r->logit_tokens);
-    printf("            KL %.3g nats in the mean, %.3g at worst (token %" PRId64
-           "), first choice same for %" PRId64 "\n",
+    printf("            KL %.3g nats on average, %.3g at worst (token %" PRId64 "), same "
+           "top token for %" PRId64 "\n",
            r->mean_kl, r->worst_kl, r->worst_token, r->top1_agree);
     printf(
-        "            largest difference %.2g of the logits' range; a block's %.2g of what "
-        "it adds (block %" PRId64 ")\n",
+        "            largest difference %.2g of the logits' range; %.2g of a block's own "
+        "contribution (block %" PRId64 ")\n",
         r->max_logit_diff, r->worst_block_error, r->worst_block);
-    printf("            left alone: KL %.3g, first choice same for %" PRId64
-           " (codes flipped by rounding add up)\n",
+    printf("            free-running: KL %.3g, same top token for %" PRId64 " (codes "
+           "flipped by rounding add up)\n",
            r->free_kl, r->free_top1);
     printf(
         "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head\n",
@@ -135,7 +135,7 @@ void verify_report_print(const struct verify_report *r, bool against, bool state
     print_logits(r, data);
     print_perplexity(r, data);
     if (r->total_bytes)
-        printf("size        %.2f MB, %.3f bits a weight, %.3f bits a cache element\n",
+        printf("size        %.2f MB, %.3f bits per weight, %.3f bits per cache element\n",
                1e-6 * (double)r->total_bytes, r->weight_bits, r->kv_bits);
     if (r->first_difference[0])
         printf("first       %s\n", r->first_difference);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A verification's report, for people and for machines: what `verify` and `quantize` print.
- */
+ * The report of a verification, as text and as JSON, for `verify` and `quantize`. */
 #ifndef WKVQ_VERIFY_REPORT_H
 #define WKVQ_VERIFY_REPORT_H
 
@@ -9,11 +8,11 @@
 
 #include <jansson.h>
 
-/* On stdout. What the verification had: the checkpoint, the calibration's state, a text; a
- * part that was skipped says what it lacked. */
+/* Prints the report on stdout. against, state and data say what the verification was given:
+ * checkpoint, calibration state, text. A skipped part names the missing one. */
 void verify_report_print(const struct verify_report *r, bool against, bool state,
                          bool data);
-/* NULL: out of memory. */
+/* Makes the report as JSON; NULL: out of memory. Release it with json_decref. */
 json_t *verify_report_json(const char *artifact, const struct verify_report *r);
 
 #endif
