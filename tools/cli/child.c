@@ -15,8 +15,8 @@
 #include <sys/prctl.h>
 #endif
 
-/* Not below ERR_USAGE, so that the statuses of shells, libraries and sanitizers (1, 2, 126,
- * 127, ...) are not taken for one of our codes. */
+/* Returns whether an exit status is one of our error codes. They start at ERR_USAGE, above
+ * the statuses of shells, libraries and sanitizers (1, 2, 126, 127, ...). */
 static bool is_code(int status)
 {
     return status >= ERR_USAGE && strcmp(err_name((enum err)status), "unknown");
@@ -25,7 +25,7 @@ static bool is_code(int status)
 static struct child_end exited(int status)
 {
     struct child_end e = {.err = (enum err)status, .told = status != OK};
-    if (status == err_exit_status(ERR_STOPPED)) /* by the signal's handler */
+    if (status == err_exit_status(ERR_STOPPED)) /* set by the signal handler */
         e.err = ERR_STOPPED;
     else if (status != OK && !is_code(status))
         e = (struct child_end){.err = ERR_IO};
@@ -68,7 +68,7 @@ struct child_end child_end(int status)
     return WIFEXITED(status) ? exited(WEXITSTATUS(status)) : killed(WTERMSIG(status));
 }
 
-/* End when the parent does. */
+/* Makes the process end when its parent ends. */
 static void follow(pid_t parent)
 {
 #ifdef __linux__
@@ -91,7 +91,8 @@ static void work(enum err (*fn)(void *ctx), void *ctx, pid_t parent)
 enum err child_start(pid_t *out, enum err (*fn)(void *ctx), void *ctx)
 {
     const pid_t parent = getpid();
-    signal(SIGCHLD, SIG_DFL); /* ignored, as a parent may leave it, waitpid finds nothing */
+    /* a parent may have ignored it, and then waitpid finds no child */
+    signal(SIGCHLD, SIG_DFL);
     fflush(NULL);
     const pid_t pid = fork();
     FAIL_IF(pid < 0, ERR_IO, "cannot start a process: %s", strerror(errno));

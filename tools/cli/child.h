@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Work in a process of its own: a fork that ends with its parent and reports an error code
- * by its exit status. */
+ * Work in a child process: a fork that ends with its parent and reports an error code by
+ * its exit status. The functions are for a process without other threads. */
 #ifndef WKVQ_CHILD_H
 #define WKVQ_CHILD_H
 
@@ -12,21 +12,23 @@
 
 /* How a process ended. */
 struct child_end {
-    enum err err; /* its own code; ERR_STOPPED: interrupted; ERR_IO: killed, or ended by a
-                      status that is no error code */
-    bool told;    /* its message went to the log */
-    char why[96]; /* the end of "its process ...": "was killed by SIGKILL"; a code's name */
+    /* the child's error code; ERR_STOPPED: interrupted; ERR_IO: killed, or ended with an
+     * unknown status */
+    enum err err;
+    bool told; /* it logged its own message */
+    /* end of "its process ...": "was killed by SIGKILL", or the name of the code */
+    char why[96];
 };
-/* status: what waitpid gave. */
+/* Interprets a status from waitpid. */
 struct child_end child_end(int status);
 
-/* fn(ctx) in a fork. Its message goes to the log as it happens; what it leaves in memory is
- * lost. The caller has no threads. ERR_IO: no process could be started. */
+/* Runs fn(ctx) in a fork. The child logs its own message; changes to its memory are lost.
+ * The caller has no threads. ERR_IO: the process could not be started. */
 enum err child_start(pid_t *out, enum err (*fn)(void *ctx), void *ctx);
-/* Has it ended? Does not wait. */
+/* Returns whether the child has ended, without waiting. */
 bool child_ended(struct child_end *out, pid_t pid);
-/* Start and wait for the end. SIGINT and SIGTERM are handed on as a request to stop. The
- * message of an error says how the process ended, unless the process told. */
+/* Starts fn(ctx) in a fork and waits for its end. Passes SIGINT and SIGTERM on as a request
+ * to stop. The error message says how the process ended, unless the child logged one. */
 enum err child_run(enum err (*fn)(void *ctx), void *ctx);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Words that options and configuration keys share. The index of a word in its list is the
- * value of the enum that it stands for. */
+ * value of its enum. */
 #ifndef WKVQ_CHOICES_H
 #define WKVQ_CHOICES_H
 

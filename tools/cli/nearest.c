@@ -20,7 +20,7 @@ int nearest_distance(const char *a, const char *b)
         return WORD_MAX;
     for (size_t j = 0; j <= m; j++)
         d[0][j] = (int)j;
-    /* Three rolling rows: the swap of two neighbours looks two rows back. */
+    /* Three rolling rows, because a swap of neighbours looks two rows back. */
     for (size_t i = 1; i <= n; i++) {
         int *row = d[i % 3];
         const int *up = d[(i + 2) % 3], *up2 = d[(i + 1) % 3];

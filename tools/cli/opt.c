@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KEY_BASE 512 /* keys of options without a letter */
+#define KEY_BASE 512 /* keys of options without a short form */
 #define MAX_OPTS 64
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
@@ -20,11 +20,11 @@
 const struct opt opt_report[] = {
     {OPT_HEADING, .help = "Output:"},
     {OPT_FLAG, .name = "json", .offset = offsetof(struct args, json),
-     .help = "Print one JSON object on standard output, and nothing else there"},
+     .help = "Print one JSON object on standard output and nothing else"},
     {OPT_FLAG, 'q', "quiet", .offset = offsetof(struct args, quiet),
-     .help = "Say nothing on standard error but warnings and errors"},
+     .help = "Print only warnings and errors on standard error"},
     {OPT_FLAG, 'v', "verbose", .offset = offsetof(struct args, verbose),
-     .help = "Say more on standard error"},
+     .help = "Print more on standard error"},
     {0},
 };
 
@@ -36,43 +36,46 @@ const struct opt opt_recipe[] = {
     {OPT_LIST, 's', "set", "KEY=VALUE", offsetof(struct args, set),
      .help = "Override one key, as in --set weights.group_size=64; repeatable"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
-     .help = "Short for --set run.threads=N; -1 leaves the configuration's"},
+     .help = "Short for --set run.threads=N; -1 keeps the configuration's value"},
     {OPT_TEXT, .name = "device", .arg = "NAME", .offset = offsetof(struct args, device),
      .choices = CHOICES_DEVICE,
      .help = "Short for --set run.device=NAME (default: the configuration's)"},
     {OPT_BYTES, .name = "memory", .arg = "SIZE", .offset = offsetof(struct args, memory),
      .value = "0",
-     .help = "Short for --set run.memory=SIZE, as in 8G; 0 leaves the configuration's"},
+     .help = "Short for --set run.memory=SIZE, as in 8G; 0 keeps the configuration's "
+             "value"},
     {0},
 };
 
 const struct opt opt_data[] = {
     {OPT_HEADING, .help = "Text:"},
     {OPT_LIST, 'd', "data", "FILE", offsetof(struct args, data),
-     .help = "Text to read: plain text or JSON rows, also compressed or in an archive; - is "
-             "standard input; repeatable (default: the configuration's calibration.data)"},
+     .help = "Text to read: plain text or JSON rows, also compressed or in an archive; - "
+             "is standard input; repeatable (default: the configuration's "
+             "calibration.data)"},
     {OPT_TEXT, .name = "text-field", .arg = "NAME", .offset = offsetof(struct args, text_field),
-     .help = "Field of a JSON row that holds its text or chat messages (default: text, else "
-             "content, else messages)"},
+     .help = "Field of a JSON row that holds its text or chat messages (default: text, "
+             "else content, else messages)"},
     {OPT_TEXT, .name = "join", .arg = "RULE", .offset = offsetof(struct args, join),
      .choices = CHOICES_JOIN,
-     .help = "How a file becomes one string: rows joined by two newlines (the literature's way, "
-             "auto for .raw and .tokens), or the file as it is (default: the configuration's)"},
+     .help = "How a file becomes one string: rows joined by two newlines (as in the "
+             "literature; auto for .raw and .tokens), or the file unchanged (default: the "
+             "configuration's)"},
     {OPT_TEXT, .name = "bos", .arg = "RULE", .offset = offsetof(struct args, bos),
      .choices = CHOICES_BOS,
-     .help = "BOS token in front of the text; auto does as the model's tokenizer does "
+     .help = "BOS token before the text; auto does as the model's tokenizer does "
              "(default: the configuration's)"},
     {0},
 };
 
 const struct opt opt_progress[] = {
     {OPT_TEXT, .name = "log-json", .arg = "FILE", .offset = offsetof(struct args, log_json),
-     .help = "Append progress to FILE, one JSON object a line (default: none)"},
+     .help = "Append progress to FILE, one JSON object per line (default: none)"},
     {0},
 };
 /* clang-format on */
 
-/* What argp hands from call to call. */
+/* The parser's input, which argp passes from call to call. */
 struct parse {
     struct args *args;
     const struct command *cmd;
@@ -142,7 +145,7 @@ void opt_choices_text(char *out, size_t n, const char *choices)
     out[used] = '\0';
 }
 
-/* NULL if text was stored, else what is wanted. buffer is for the sentence. */
+/* Stores text. Returns NULL, or what is wanted instead; buffer holds that sentence. */
 static const char *store(const struct opt *o, void *field, const char *text, char *buffer,
                          size_t n)
 {
@@ -220,7 +223,8 @@ static error_t parse_key(int key, char *arg, struct argp_state *state)
     return ARGP_ERR_UNKNOWN;
 }
 
-/* The help line with its default. argp keeps the pointer, so it lives as long as p. */
+/* Makes the help line with its default. argp keeps the pointer, so the line lives as long
+ * as p. */
 static char *help_line(const struct opt *o)
 {
     char *line = NULL;
@@ -238,7 +242,7 @@ static char *help_line(const struct opt *o)
 
 static void add_option(struct parse *p, const struct opt *o, int group)
 {
-    if (p->n == MAX_OPTS) /* an option that is silently missing would be worse */
+    if (p->n == MAX_OPTS) /* abort, since a silently missing option would be worse */
         abort();
     const int i = p->n++;
     p->opt[i] = o;
@@ -303,7 +307,7 @@ void opt_print_words(const struct command *cmd)
     printf("--help\n");
 }
 
-/* A hyphen that a reader may copy must stay a hyphen-minus in troff. */
+/* Escapes hyphens, so that troff prints them as hyphen-minus that can be copied. */
 static void print_troff(const char *text)
 {
     for (const char *p = text; *p; p++) {
@@ -318,7 +322,7 @@ static void print_troff(const char *text)
     }
 }
 
-/* Prose is filled; the example, which starts with the first indented line, is not. */
+/* Prints prose filled and the example, from the first indented line on, unfilled. */
 static void print_details(const char *details)
 {
     const char *example = strstr(details, "\n\n  ");

@@ -14,15 +14,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define REDRAW_S 0.1 /* on a terminal */
-#define REPORT_S 30  /* elsewhere, between plain lines inside an epoch */
+#define REDRAW_S 0.1 /* seconds between updates on a terminal */
+#define REPORT_S 30  /* seconds between plain lines inside an epoch, elsewhere */
 
 struct progress {
     FILE *json;
     bool terminal, quiet, drawn;
     const char *phase;
-    double start_s, last_s; /* of the phase; of the last line or redraw */
-    double first_done;      /* share at the start: a resumed run does not start at 0 */
+    double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
+    double first_done;      /* share at the start; a resumed run does not start at 0 */
     bool started;
 };
 
@@ -61,7 +61,7 @@ static void draw(struct progress *p, const char *line)
     p->drawn = true;
 }
 
-/* Log lines appear above the progress line. */
+/* Prints log lines above the progress line. */
 static void sink(void *ctx, enum log_level level, const char *line)
 {
     struct progress *p = ctx;
@@ -106,7 +106,8 @@ enum err progress_open(struct progress **out, bool quiet, const char *log_json)
             mem_free(p);
             FAIL(ERR_USAGE, "--log-json %s: %s", log_json, strerror(errno));
         }
-        setvbuf(p->json, NULL, _IOLBF, 1 << 16); /* a kill loses no line */
+        /* line-buffered, so that a kill loses no line */
+        setvbuf(p->json, NULL, _IOLBF, 1 << 16);
     }
     log_set_sink(sink, p);
     *out = p;
@@ -143,7 +144,7 @@ void progress_end(struct progress *p)
     erase(p);
 }
 
-/* Seconds left when `done` of the whole is done; -1: too early to say. */
+/* Returns the seconds left when `done` of the whole is done; -1: too early to say. */
 static double eta_s(struct progress *p, double done)
 {
     if (!p->started) {
@@ -184,7 +185,7 @@ static const char *event_name(const struct calib_event *e)
     return (size_t)e->kind < ARRAY_LEN(name) ? name[e->kind] : "?";
 }
 
-/* JSON has no NaN. */
+/* Prints a number, or null, because JSON has no NaN. */
 static void print_number(FILE *f, const char *key, double value)
 {
     if (isfinite(value))
@@ -224,7 +225,9 @@ static void say_block(const struct calib_event *e)
     char time_text[32];
     progress_time_text(time_text, sizeof(time_text), s->seconds);
     if (s->best_epoch == 0)
-        log_info("block %" PRId64 "/%" PRId64 ": loss %.6g, did not gain, start kept (%s)",
+        log_info("block %" PRId64 "/%" PRId64
+                 ": loss %.6g, no improvement, start values kept "
+                 "(%s)",
                  e->block + 1, e->n_blocks, s->start_loss, time_text);
     else
         log_info("block %" PRId64 "/%" PRId64
@@ -252,7 +255,7 @@ static void say_step(struct progress *p, const struct calib_event *e, double eta
     show(p, line);
 }
 
-/* A terminal has the moving line; a log gets the epochs. */
+/* Logs an epoch. A terminal shows the progress line instead. */
 static void say_epoch(const struct progress *p, const struct calib_event *e, double eta)
 {
     char left[32];

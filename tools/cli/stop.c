@@ -18,8 +18,8 @@ static void say(const char *text)
     (void)ignored;
 }
 
-/* A closing terminal sends SIGHUP more than once, and a processor limit sends SIGXCPU every
- * second: only a person's or a supervisor's second signal aborts. */
+/* Returns whether a second signal aborts. A closing terminal sends SIGHUP repeatedly and a
+ * processor limit sends SIGXCPU every second, so only SIGINT and SIGTERM do. */
 static bool aborts(int sig)
 {
     return sig == SIGINT || sig == SIGTERM;
@@ -40,7 +40,8 @@ static void on_signal(int sig)
     }
 }
 
-/* nohup, and a shell's background jobs, hand down ignored signals. */
+/* Returns whether a signal was ignored at start. nohup and background jobs of a shell do
+ * that. */
 static bool is_ignored(int sig)
 {
     struct sigaction now;
