@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The order of a key's choices is the order of the enum they stand for. */
+/* The order of a key's choices is the order of the enum that they stand for. */
 _Static_assert(JOIN_AUTO == 0 && JOIN_ROWS == 1 && JOIN_FILE == 2, "calibration.join");
 _Static_assert(BOS_AUTO == 0 && BOS_NEVER == 1 && BOS_ALWAYS == 2, "calibration.bos");
 _Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1 && WEIGHT_GPTQ == 2, "weights.method");
@@ -31,7 +31,7 @@ static const struct recipe_key *find_key(const char *name)
     return NULL;
 }
 
-/* What is wanted, as the end of a sentence. */
+/* Writes what is wanted, as the end of a sentence. */
 static void wanted_text(char *out, size_t n, const struct recipe_key *k)
 {
     char list[128];
@@ -50,7 +50,7 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "want %s%s", strchr(list, ',') ? "one of " : "", list);
         break;
     case KEY_BITS:
-        snprintf(out, n, "want 2 to 8, or 16 to leave them alone");
+        snprintf(out, n, "want 2 to 8, or 16 for no quantization");
         break;
     case KEY_BYTES:
         snprintf(out, n, "want auto, or a size in bytes as in 4096, 512M or 8G");
@@ -61,7 +61,7 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_FILES:
         snprintf(out, n, "want a file name");
         break;
-    case KEY_MIX: /* mix_parse says it */
+    case KEY_MIX: /* mix_parse reports it */
         break;
     }
 }
@@ -106,7 +106,7 @@ static bool parse_bytes_key(uint64_t *out, const char *text)
         *out = 0;
         return true;
     }
-    /* 0 stands for auto inside; as a typed budget it would be a mistake. */
+    /* 0 means auto in struct recipe; typed as a budget it would be a mistake. */
     return opt_bytes(out, text) && *out;
 }
 
@@ -161,14 +161,14 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
         return parse_bytes_key(f, text);
     case KEY_NAME:
         return parse_name(f, text);
-    case KEY_MIX: /* set_key's */
+    case KEY_MIX: /* handled by set_key */
     case KEY_FILES:
         break;
     }
     return false;
 }
 
-/* bad: the error of a text that is no mix. */
+/* Sets a key that holds a mix. bad: the error code for text that is not a mix. */
 static enum err set_mix(struct recipe *r, const struct recipe_key *k, const char *text,
                         enum err bad, const char *where)
 {
@@ -193,7 +193,8 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
         return OK;
     wanted_text(wanted, sizeof(wanted), k);
     FAIL_IF(k->planned && opt_choice(k->planned, text) >= 0, ERR_SUPPORT,
-            "%s: %s: '%s' is not in this version; %s", where, k->name, text, wanted);
+            "%s: %s: '%s' is not supported by this version; %s", where, k->name, text,
+            wanted);
     FAIL(ERR_USAGE, "%s: %s: '%s': %s", where, k->name, text, wanted);
 }
 
@@ -203,7 +204,7 @@ static enum err unknown_key(const char *name, const char *where)
     for (int i = 0; i < recipe_n_keys; i++) {
         const char *known = recipe_key[i].name;
         nearest_consider(&best, name, known);
-        /* The section was forgotten. */
+        /* The name matches a key except for its missing section. */
         if (!strchr(name, '.') && !strcmp(strchr(known, '.') + 1, name))
             best = (struct nearest){.word = known};
     }
@@ -242,7 +243,7 @@ void recipe_free(struct recipe *r)
     r->weight_mix = r->kv_mix = NULL;
 }
 
-/* One "key: value" below a section. */
+/* Sets one "key: value" of a section. */
 static enum err set_node(struct recipe *r, const char *section, const char *name,
                          const struct yaml *node, const char *path)
 {
@@ -272,7 +273,7 @@ static enum err set_node(struct recipe *r, const char *section, const char *name
     return set_key(r, k, node->text, where);
 }
 
-/* The part of a key's name before the dot. */
+/* Writes the part of a key's name before the dot. */
 static void section_of(char out[32], const struct recipe_key *k)
 {
     snprintf(out, 32, "%.*s", (int)strcspn(k->name, "."), k->name);
@@ -329,7 +330,7 @@ static enum err set_preset(struct recipe *r, const struct yaml *node, const char
     return recipe_preset(r, node->text, where);
 }
 
-/* preset: what stands for the file's own, given elsewhere; NULL: nothing. */
+/* Loads a file. preset: the name that replaces the file's own preset; NULL: none. */
 static enum err load_yaml(struct recipe *r, const char *path, const char *preset)
 {
     enum err err = OK;
@@ -354,7 +355,7 @@ enum err recipe_load_yaml(struct recipe *r, const char *path)
     return load_yaml(r, path, NULL);
 }
 
-/* A JSON scalar as one would type it. */
+/* Writes a JSON scalar as one would type it. */
 static void scalar_text(char *out, size_t n, const json_t *v)
 {
     if (json_is_string(v))
@@ -375,7 +376,7 @@ static enum err set_json(struct recipe *r, const char *section, const char *name
     const struct recipe_key *k = find_key(full);
     FAIL_IF(!k, ERR_FORMAT, "%s: config: unknown key '%s'", where, full);
     if (k->kind == KEY_FILES)
-        return OK; /* names of files say nothing on another machine */
+        return OK; /* file names mean nothing on another machine */
     if (k->kind == KEY_MIX) {
         FAIL_IF(!json_is_string(v), ERR_FORMAT, "%s: config: %s: want a text", where, full);
         return set_mix(r, k, json_string_value(v), ERR_FORMAT, where);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The configuration of a run: one table of keys, read from YAML and --set, dumped as JSON
- * into states and artifacts. configs/reference.yaml is printed from the same table. */
+ * The configuration of a run, defined by one table of keys. It is read from YAML and --set,
+ * and stored as JSON in states and artifacts. configs/reference.yaml is printed from the
+ * same table. The functions have no shared state; a recipe belongs to one thread. */
 #ifndef WKVQ_RECIPE_H
 #define WKVQ_RECIPE_H
 
@@ -16,16 +17,16 @@
 #define RECIPE_NAME_MAX 128
 
 struct recipe_files {
-    char **path; /* [n] and the list itself owned */
+    char **path; /* [n]; paths and list are owned */
     int n;
 };
 
-/* Values as typed; choices are the index in their key's list. */
+/* Values as typed. A choice is the index in its key's list, which equals its enum. */
 struct recipe {
     struct recipe_files data;
     int64_t samples, seqlen, epochs, seed;
-    int join, bos;                                /* enum corpus_join, enum bos_rule */
-    char text_field[RECIPE_NAME_MAX];             /* of JSON rows; "": the usual ones */
+    int join, bos;                    /* enum corpus_join, enum bos_rule */
+    char text_field[RECIPE_NAME_MAX]; /* field of JSON rows; "": the default ones */
     int weight_method, weight_round, weight_init; /* enum weight_method, ... */
     int64_t weight_bits, weight_group;
     double damp;
@@ -56,47 +57,48 @@ enum key_kind {
     KEY_FILES
 };
 
-/* All that is known of a key stands in its row of recipe_key. A new key is this row, its
- * field of struct recipe, its use (recipe_settings.c) and configs/reference.yaml, which
- * `wkvq --print-reference` prints and a test compares. */
+/* One key. Each key is a row of recipe_key. A new key needs this row, a field of struct
+ * recipe, its use (recipe_settings.c) and a line in configs/reference.yaml. `wkvq
+ * --print-reference` prints that file, and a test compares it. */
 struct recipe_key {
     const char *name; /* "weights.bits" */
     enum key_kind kind;
-    size_t offset;           /* into struct recipe */
-    const char *value;       /* the default, as typed; "" for none */
-    double lo, hi;           /* KEY_INT, KEY_REAL: both ends allowed */
-    enum mix_of of;          /* KEY_MIX */
-    const char *choices;     /* KEY_CHOICE: "a|b" */
-    const char *planned;     /* values that a later version is to have: "c|d" */
-    bool affects_speed_only; /* no part of a state's, artifact's or sweep cell's identity.
-                                run.device and run.threads also change the last bits */
-    const char *help;        /* one line for the reference */
+    size_t offset;       /* offset in struct recipe */
+    const char *value;   /* default, as typed; "": none */
+    double lo, hi;       /* KEY_INT, KEY_REAL: inclusive bounds */
+    enum mix_of of;      /* KEY_MIX */
+    const char *choices; /* KEY_CHOICE: "a|b" */
+    const char *planned; /* values of a later version: "c|d" */
+    /* not part of the identity of a state, artifact or sweep cell. run.device and
+     * run.threads also change the last bits */
+    bool affects_speed_only;
+    const char *help; /* one line for the reference */
 };
 extern const struct recipe_key recipe_key[];
 extern const int recipe_n_keys;
 
-/* Every key's default. */
+/* Sets every key to its default. */
 void recipe_init(struct recipe *r);
 void recipe_free(struct recipe *r); /* accepts a zeroed one */
 
-/* Set one key from text; where starts the messages ("--set", "w4.yaml: line 3"). Errors:
- * ERR_USAGE (unknown key with the nearest known one, wrong value with what is wanted),
- * ERR_SUPPORT for values that this version does not have. */
+/* Sets one key from text. where starts the messages ("--set", "w4.yaml: line 3").
+ * ERR_USAGE: unknown key, with the closest known one, or a wrong value, with what is
+ * wanted. ERR_SUPPORT: a value of a later version. */
 enum err recipe_set(struct recipe *r, const char *name, const char *text,
                     const char *where);
-/* preset: several keys at once. Errors as recipe_set has them. */
+/* Sets the keys of a preset. Errors as for recipe_set. */
 enum err recipe_preset(struct recipe *r, const char *name, const char *where);
-/* preset: NAME is taken first, wherever it stands. */
+/* Sets the keys of a YAML file. Its preset is applied first, wherever it stands. */
 enum err recipe_load_yaml(struct recipe *r, const char *path);
-/* What recipe_json wrote. Errors: ERR_FORMAT with where and the key. */
+/* Sets the keys of an object that recipe_json made. ERR_FORMAT names where and the key. */
 enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
 
-/* What a recipe is made of. Strings and lists are borrowed. */
+/* Sources of a recipe. Strings and lists are borrowed. */
 struct recipe_input {
     const char *config;     /* YAML file; NULL: the defaults */
     const char *const *set; /* [n_set] "KEY=VALUE"; the last of a key wins */
     int n_set;
-    /* Short for a key of their own; they win over set. */
+    /* Shortcuts for a key each; they override set. */
     int64_t threads;                              /* -1: not given */
     uint64_t memory;                              /* 0: not given */
     const char *device, *join, *bos, *text_field; /* NULL: not given */
@@ -104,41 +106,43 @@ struct recipe_input {
     int n_data;                                   /* 0: not given */
 };
 
-/* Defaults, the preset of set, else of config, then config, set in order, then what is short
- * for a key. r is initialized here; free it whatever the result. */
+/* Makes a recipe in this order: defaults, the preset of set or else of config, config, set
+ * in order, shortcuts. Initializes r; free it whatever the result. */
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
-/* r is initialized here; free it whatever the result. */
+/* Copies a recipe. Initializes r; free it whatever the result. */
 enum err recipe_copy(struct recipe *r, const struct recipe *from);
 
 enum err recipe_files_add(struct recipe_files *files, const char *path);
 void recipe_files_clear(struct recipe_files *files); /* accepts a zeroed one */
 
-/* {"calibration": {...}, ...}; identity: only the keys that decide the result. */
+/* Makes {"calibration": {...}, ...}. identity: only the keys that affect the result.
+ * Release *out with json_decref. */
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity);
-/* The value of a key as one would type it. Owned by the caller (mem_free). */
+/* Writes the value of a key as one would type it. Release *out with mem_free. */
 enum err recipe_text(char **out, const struct recipe *r, const struct recipe_key *k);
 
-/* Their mixes are the recipe's. */
+/* Return the formats of weights and cache. Their mixes are borrowed from the recipe. */
 struct weight_spec recipe_weight_spec(const struct recipe *r);
 struct kv_spec recipe_kv_spec(const struct recipe *r);
-/* Some layer's keys or values. */
+/* Returns whether the keys or values of any layer are quantized. */
 bool recipe_quantizes_kv(const struct recipe *r);
-/* ERR_SUPPORT for settings that simulation alone knows, not the packed runtime. */
+/* Returns ERR_SUPPORT for settings that only the simulation supports. */
 enum err recipe_check_runtime(const struct recipe *r);
-/* ERR_USAGE where a mix names a layer that the model lacks. */
+/* Returns ERR_USAGE if a mix names a layer that the model lacks. */
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);
-/* Settings on device d: compute resolved; memory_bytes is the whole budget, of which
- * the caller takes off what is not streams. */
+/* Makes the settings for device d, with compute resolved. memory_bytes is the whole budget;
+ * the caller subtracts what is not for streams. */
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);
-/* d NULL: auto is what a device of the recipe's kind would likely take. */
+/* Returns the activation type. d NULL: for auto, the likely type of a device of the
+ * recipe's kind. */
 enum dtype recipe_act(const struct recipe *r, const struct dev *d);
-/* run.memory, or 75% of memory_available(). */
+/* Returns run.memory in bytes, or 75% of memory_available(). */
 uint64_t recipe_memory(const struct recipe *r);
 
-/* The text of configs/reference.yaml. */
+/* Prints the text of configs/reference.yaml. */
 void recipe_print_reference(FILE *f);
-/* The same as man page source, on stdout. */
+/* Prints the keys as man page source on stdout. */
 void recipe_print_man(void);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The table of configuration keys, and what is printed from it. */
+ * The table of configuration keys, and the texts that are printed from it. */
 #include "kernels/base/mem.h"
 #include "tools/cli/opt.h"
 #include "tools/recipe/recipe.h"
@@ -13,95 +13,120 @@
 /* clang-format off */
 const struct recipe_key recipe_key[] = {
     {"calibration.data", KEY_FILES, AT(data), "", .affects_speed_only = true,
-     .help = "text to calibrate on: plain text or JSON rows, also compressed or in an archive; a list joins them"},
+     .help = "text to calibrate on: plain text or JSON rows, also compressed or in an "
+             "archive; several files are joined"},
     {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true,
      .help = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
     {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
-     .help = "random windows of the text; time grows with it"},
+     .help = "number of random windows of the text; time grows with it"},
     {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", 2, 1 << 20,
-     .help = "tokens of a window"},
+     .help = "tokens per window"},
     {"calibration.epochs", KEY_INT, AT(epochs), "5", 0, CALIB_EPOCHS_MAX,
      .help = "passes over the windows per block; 0 keeps the start values"},
     {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,
-     .help = "seed of the windows' offsets (random.seed of the literature's recipe)"},
+     .help = "seed of the windows' offsets (random.seed in the original recipe)"},
     {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = CHOICES_JOIN,
-     .help = "rows: every line is a row, rows joined by two newlines; file: as it is; auto: rows for .raw and .tokens"},
+     .help = "rows: every line is a row, rows are joined by two newlines; file: "
+             "unchanged; auto: rows for .raw and .tokens"},
     {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = CHOICES_BOS,
-     .help = "one BOS token in front of the text; auto: as the model's tokenizer does it"},
+     .help = "one BOS token before the text; auto: as the model's tokenizer does"},
 
     {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc|gptq",
-     .help = "lwc learns how far each group is clipped; rtn rounds to nearest; gptq rounds column by column and makes up for the errors in the columns behind"},
+     .help = "rtn rounds to nearest; lwc learns a clipping range per group; gptq rounds "
+             "column by column and corrects the errors in the columns after it"},
     {"weights.bits", KEY_BITS, AT(weight_bits), "4",
-     .help = "bits of a weight code; 16 leaves the weights alone"},
+     .help = "bits per weight code; 16 leaves the weights unquantized"},
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
-     .help = "input columns that share scale and zero; 0 = the whole row; a last group may be shorter"},
+     .help = "input columns that share a scale and zero; 0: the whole row; the last group "
+             "may be shorter"},
     {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS,
-     .help = "other bits and group sizes for some projections, in some layers: '[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6'; of rules that meet the last wins"},
+     .help = "other bits and group sizes for some projections, in some layers: "
+             "'[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, "
+             "29.o_proj=6'; the last matching rule wins"},
     {"weights.damp", KEY_REAL, AT(damp), "0.01", 0, 1,
-     .help = "gptq: added to the Hessian's diagonal, as a share of the diagonal's mean"},
+     .help = "gptq: value added to the Hessian's diagonal, as a share of the diagonal's "
+             "mean"},
     {"weights.act_order", KEY_BOOL, AT(act_order), "false",
-     .help = "gptq: columns of large inputs first; groups stay contiguous, their scales are those of the weights before"},
+     .help = "gptq: quantize columns of large inputs first; groups stay contiguous and "
+             "keep the scales of the original weights"},
     {"weights.round", KEY_CHOICE, AT(weight_round), "nearest", .choices = "nearest|learned",
-     .help = "learned: an offset per weight inside the rounding, trained with the rest; the codes become part of the result"},
+     .help = "learned: train an offset per weight inside the rounding; the codes become "
+             "part of the result"},
     {"weights.init", KEY_CHOICE, AT(weight_init), "paper", .choices = "paper|search",
-     .help = "where clipping starts: paper, 0.982 everywhere; search, a grid per group for the least output error on the samples"},
+     .help = "start of clipping: paper, 0.982 everywhere; search, the value per group "
+             "with the least output error on the samples"},
 
     {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token|channel",
-     .help = "channel_token: static shift and smoothing per channel, then per token; token: per token only; channel: keys per channel in blocks of tokens, values per token, in simulation (calibrate, eval), not by the runtime"},
+     .help = "channel_token: static shift and smoothing per channel, then quantization "
+             "per token; token: per token only; channel: keys per channel in blocks of "
+             "tokens, values per token, in simulation only (calibrate, eval)"},
     {"kv.bits", KEY_BITS, AT(kv_bits), "4",
-     .help = "bits of a cache code; 16 leaves the cache alone"},
+     .help = "bits per cache code; 16 leaves the cache unquantized"},
     {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
-     .help = "channels inside a head that share scale and minimum; capped at the head's width; with kv.method: channel also the tokens of a block of keys"},
+     .help = "channels inside a head that share a scale and minimum; at most the head's "
+             "width; with kv.method: channel also the tokens in a block of keys"},
     {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV,
      .help = "other bits and group sizes for keys or values, in some layers, as in 'k=5, 0-3.v=8:32'"},
     {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
-     .help = "where keys are quantized: after or before the rotary embedding"},
+     .help = "quantize keys after or before the rotary embedding"},
     {"kv.past_only", KEY_BOOL, AT(past_only), "true",
-     .help = "a token's own key and value stay in full precision; false also quantizes those"},
+     .help = "true keeps a token's own key and value in full precision; false quantizes "
+             "them as well"},
     {"kv.window", KEY_INT, AT(window), "1", 1, 1 << 24,
-     .help = "most recent tokens in full precision, the current one included; needs past_only"},
+     .help = "number of most recent tokens in full precision, including the current one; "
+             "more than 1 needs past_only"},
     {"kv.sink", KEY_INT, AT(sink), "0", 0, 1 << 24,
-     .help = "first tokens in full precision"},
+     .help = "number of first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
      .help = "learn shift and smoothing; false keeps their start values"},
     {"kv.init", KEY_CHOICE, AT(kv_init), "paper", .choices = "paper|search",
-     .help = "where the smoothing starts: paper, the square root of a channel's width; search, of its powers the one of least error in the cache on the samples"},
+     .help = "start of the smoothing: paper, the square root of a channel's width; "
+             "search, its power with the least cache error on the samples"},
     {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none|v|k|kv",
-     .help = "turn values, keys or both by a Hadamard matrix inside a head before they are quantized; head_dim a power of two"},
+     .help = "rotate values, keys or both by a Hadamard matrix inside each head before "
+             "quantization; head_dim must be a power of two"},
 
     {"activations.bits", KEY_BITS, AT(activation_bits), "16",
-     .help = "bits of the projections' inputs, rounded per token in simulation (calibrate, eval), not by the runtime; 16 leaves them alone"},
+     .help = "bits of the projections' inputs, rounded per token, in simulation only "
+             "(calibrate, eval); 16 leaves them unquantized"},
 
     {"crr.blocks", KEY_INT, AT(crr_blocks), "5", 0, 1024,
-     .help = "full-precision blocks behind the trained one that the loss looks through; 0 = local loss"},
+     .help = "number of full-precision blocks after the trained one that the loss passes "
+             "through; 0: local loss"},
     {"crr.terms", KEY_CHOICE, AT(crr_terms), "last", .choices = "last|all",
-     .help = "compare behind the last of them, or behind each"},
+     .help = "compare the outputs after the last of them, or after each"},
     {"crr.loss", KEY_CHOICE, AT(crr_loss), "mae", .choices = "mae|mse",
      .help = "mean absolute or mean squared error"},
 
     {"optimizer.lr_clip", KEY_REAL, AT(lr_clip), "0.2", 0, 10,
      .help = "learning rate of the clipping parameters"},
     {"optimizer.lr_round", KEY_REAL, AT(lr_round), "0", 0, 1,
-     .help = "signed step of the rounding offsets, which reach from -0.5 to 0.5; 0 = one over a block's steps"},
+     .help = "signed step of the rounding offsets, which range from -0.5 to 0.5; 0: one "
+             "divided by a block's steps"},
     {"optimizer.lr_smooth", KEY_REAL, AT(lr_smooth), "0.01", 0, 10,
-     .help = "learning rate of the logarithm of the smoothing"},
+     .help = "learning rate of the logarithm of the smoothing factors"},
     {"optimizer.lr_shift", KEY_REAL, AT(lr_shift), "0.01", 0, 10,
      .help = "learning rate of the shift"},
     {"optimizer.schedule", KEY_CHOICE, AT(schedule), "cosine", .choices = "constant|cosine",
-     .help = "cosine falls to 0 over a block's steps"},
+     .help = "cosine decays to 0 over a block's steps"},
     {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
      .help = "AdamW's decoupled decay"},
 
     {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = CHOICES_DEVICE, .affects_speed_only = true,
-     .help = "cuda = one NVIDIA GPU; ref is the slow definition that the others are checked against"},
+     .help = "cuda: one NVIDIA GPU; ref: the slow reference that defines the results"},
     {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .affects_speed_only = true,
-     .help = "0 = one per processor that the process may use, by its affinity and its control group"},
+     .help = "0: one per processor that the process may use, by its affinity and control "
+             "group"},
     {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = CHOICES_COMPUTE,
-     .help = "type of activations and matrix operands; auto takes bf16 where the processor multiplies it"},
+     .help = "type of activations and matrix operands; auto selects bf16 where the "
+             "processor multiplies it natively"},
     {"run.memory", KEY_BYTES, AT(memory), "auto", .affects_speed_only = true,
-     .help = "budget of the process, as in 8G; beyond it streams live on disk; auto = 75% of the free memory, within the limits of the process and its control group"},
+     .help = "memory budget of the process, as in 8G; larger streams go to disk; auto: "
+             "75% of the free memory, within the limits of the process and its control "
+             "group"},
     {"run.device_memory", KEY_BYTES, AT(device_memory), "auto", .affects_speed_only = true,
-     .help = "cuda: size of the GPU to plan for, as in 24G; auto = all that the GPU has free"},
+     .help = "cuda: memory of the GPU to plan for, as in 24G; auto: all free memory of "
+             "the GPU"},
 };
 /* clang-format on */
 const int recipe_n_keys = ARRAY_LEN(recipe_key);
@@ -111,7 +136,7 @@ static const void *field(const struct recipe *r, const struct recipe_key *k)
     return (const char *)r + k->offset;
 }
 
-/* What is short. */
+/* Writes the value as text, for kinds that fit a fixed buffer. */
 static void value_text(char *out, size_t n, const struct recipe *r,
                        const struct recipe_key *k)
 {
@@ -139,7 +164,7 @@ static void value_text(char *out, size_t n, const struct recipe *r,
     case KEY_NAME:
         snprintf(out, n, "%s", (const char *)f);
         break;
-    case KEY_MIX: /* recipe_text's */
+    case KEY_MIX: /* handled by recipe_text */
     case KEY_FILES:
         snprintf(out, n, "%s", "");
         break;
@@ -166,7 +191,7 @@ static json_t *files_json(const struct recipe_files *files)
     return list;
 }
 
-/* NULL: out of memory. */
+/* Returns the value as JSON. NULL: out of memory. */
 static json_t *mix_json(const struct mix *m)
 {
     char *text;
@@ -205,13 +230,14 @@ static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
     return NULL;
 }
 
-/* Start of the next section's key: length of "weights" in "weights.bits". */
+/* Returns the length of the section's name: that of "weights" in "weights.bits". */
 static int section_length(const struct recipe_key *k)
 {
     return (int)strcspn(k->name, ".");
 }
 
-/* Left out when empty: a configuration without the key reads the same. */
+/* Returns whether the key is omitted. A key that was added later is omitted when empty, so
+ * that older identities stay equal. */
 static bool is_left_out(const struct recipe *r, const struct recipe_key *k)
 {
     const void *f = field(r, k);
@@ -244,7 +270,7 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
     return OK;
 }
 
-/* "whole number 1 to 255", "lwc or rtn": what the reference says about a value. */
+/* Writes the allowed values for the reference, such as "1 to 255" or "rtn, lwc, gptq". */
 static void range_text(char *out, size_t n, const struct recipe_key *k)
 {
     switch (k->kind) {
@@ -285,15 +311,13 @@ void recipe_print_reference(FILE *f)
 {
     const char *last = "";
     fprintf(
-        f,
-        "# Every key with its default. A line before a key says why it is there and, in\n"
-        "# brackets, what it may be. The same names go with --set, as in\n"
-        "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n"
-        "#\n"
-        "# preset: NAME at the top sets several of them first: paper-w4 (weights alone),\n"
-        "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations too, in simulation), kivi-like "
-        "(the\n"
-        "# cache alone, keys per channel, in simulation).\n");
+        f, "# Every key with its default. The line before a key explains it and lists the\n"
+           "# allowed values in brackets. The same names work with --set, as in\n"
+           "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n"
+           "#\n"
+           "# preset: NAME at the top sets several keys first: paper-w4 (weights only),\n"
+           "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations as well, in simulation),\n"
+           "# kivi-like (cache only, keys per channel, in simulation).\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         const int n = section_length(k);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * preset: several keys at once, before those that are written out. Not a key of a recipe:
- * what it sets is what a state and an artifact record. */
+ * Presets: names that set several keys, before the keys that are written out. A preset is
+ * not a key of the recipe; states and artifacts record the keys that it sets. */
 #include "kernels/base/mem.h"
 #include "tools/cli/nearest.h"
 #include "tools/recipe/recipe.h"
@@ -15,15 +15,15 @@ struct preset {
 
 /* clang-format off */
 static const struct preset presets[] = {
-    /* weights alone */
+    /* weights only */
     {"paper-w4", {"weights.bits", "4", "kv.bits", "16", "activations.bits", "16"}},
     /* WKVQuant */
     {"paper-w4kv4", {"weights.bits", "4", "kv.bits", "4", "activations.bits", "16",
                      "kv.method", "channel_token", "kv.past_only", "true"}},
-    /* temporary activations too: everything dynamic and per token */
+    /* temporary activations as well: everything dynamic and per token */
     {"paper-w4a4", {"weights.bits", "4", "kv.bits", "4", "activations.bits", "4",
                     "kv.method", "token", "kv.past_only", "false"}},
-    /* the cache alone, as KIVI has it: 2 bits, groups of 32, 128 recent tokens left alone */
+    /* cache only, as in KIVI: 2 bits, groups of 32, the last 128 tokens unquantized */
     {"kivi-like", {"weights.bits", "16", "kv.bits", "2", "activations.bits", "16",
                    "kv.method", "channel", "kv.group_size", "32", "kv.key_stage", "post_rope",
                    "kv.past_only", "true", "kv.window", "128", "kv.sink", "0"}},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A recipe as calibration's settings on a device. */
+ * Converts a recipe to a calibration's settings on a device. */
 #include "tools/recipe/recipe.h"
 
 enum dtype recipe_act(const struct recipe *r, const struct dev *d)
@@ -14,14 +14,13 @@ enum dtype recipe_act(const struct recipe *r, const struct dev *d)
 
 enum err recipe_check_runtime(const struct recipe *r)
 {
-    FAIL_IF(
-        r->activation_bits < 16, ERR_SUPPORT,
-        "activations.bits is %d, and the packed runtime leaves activations alone; `wkvq "
-        "calibrate`, then `wkvq eval --state`, simulate it",
-        (int)r->activation_bits);
+    FAIL_IF(r->activation_bits < 16, ERR_SUPPORT,
+            "activations.bits is %d, but the packed runtime does not quantize activations; "
+            "simulate it by `wkvq calibrate`, then `wkvq eval --state`",
+            (int)r->activation_bits);
     FAIL_IF(recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
-            "kv.method is channel, and the packed runtime quantizes token by token; `wkvq "
-            "calibrate`, then `wkvq eval --state`, simulate it");
+            "kv.method is channel, but the packed runtime quantizes per token; simulate "
+            "it by `wkvq calibrate`, then `wkvq eval --state`");
     return OK;
 }
 
