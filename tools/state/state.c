@@ -49,7 +49,7 @@ static enum err write_sealed(const char *path, const char *text, size_t n)
     return err;
 }
 
-/* whole: the text ends with its seal. */
+/* Reads a manifest. *whole: its checksum is present and correct. */
 static enum err read_sealed(json_t **out, bool *whole, const char *path)
 {
     char *text = NULL;
@@ -116,8 +116,8 @@ enum err state_check_entry(const struct state *s, const json_t *entry, const cha
     TRY(err);
     snprintf(crc_text, sizeof(crc_text), "%08" PRIx32, crc);
     FAIL_IF(strcmp(want_crc, crc_text), ERR_FORMAT,
-            "%s/%s: CRC-32 is %s, the manifest says %s: the file is damaged; remove %s to "
-            "start over",
+            "%s/%s: CRC-32 is %s, but the manifest says %s, so the file is damaged; "
+            "remove %s to start over",
             s->dir, name, crc_text, want_crc, s->dir);
     return OK;
 }
@@ -142,8 +142,8 @@ static enum err check_done(const struct state *s)
     return OK;
 }
 
-/* Members and types of a manifest that was just parsed, and what follows from its config.
- */
+/* Checks members and types of a parsed manifest, and derives the formats from its
+ * config. */
 static enum err adopt_manifest(struct state *s, const char *path, bool whole)
 {
     const char *format = NULL;
@@ -158,8 +158,8 @@ static enum err adopt_manifest(struct state *s, const char *path, bool whole)
             "%s: version is %" PRId64 ", this program knows %d", path, version,
             FORMAT_VERSION);
     FAIL_IF(!whole, ERR_FORMAT,
-            "%s: its checksum is missing or wrong: the file is damaged; remove %s to start "
-            "over",
+            "%s: its checksum is missing or wrong, so the file is damaged; remove %s to "
+            "start over",
             path, s->dir);
     json_object_del(s->manifest, JSON_SEAL_KEY);
     TRY(json_need_int(&s->blocks, s->manifest, "blocks", 1, 100000, path));
@@ -233,7 +233,7 @@ static enum err has_manifest(bool *out, const struct state *s)
     return OK;
 }
 
-/* Before a lock is put into the directory: a manifest.json may be anybody's. */
+/* Refuses a manifest.json that is not ours, before the lock file is created. */
 static enum err need_manifest_of_ours(const struct state *s)
 {
     bool is, whole;
@@ -297,15 +297,13 @@ enum err state_open_read(struct state **out, const char *dir, const struct arch 
     struct state *s = NULL;
     TRY(file_check_link(dir));
     FAIL_IF(!file_is_dir(dir), ERR_NOT_FOUND,
-            "%s: no such directory; `wkvq calibrate` makes "
-            "a state",
-            dir);
+            "%s: no such directory; make a state with `wkvq calibrate`", dir);
     TRY(state_alloc(&s, dir, a));
     TRY_OUT(load_manifest(s));
     if (state_removing(s))
         FAIL_OUT(ERR_USAGE,
-                 "%s: its artifact is finished, and the state is half removed; the same "
-                 "`wkvq quantize` removes the rest",
+                 "%s: its artifact is finished, and the state is partly removed; run the "
+                 "same `wkvq quantize` to remove the rest",
                  dir);
     *out = s;
     return OK;
@@ -357,7 +355,7 @@ void state_mark(char out[STATE_MARK], const struct state *s)
     snprintf(out, STATE_MARK, "%08" PRIx32, crc);
 }
 
-/* A state whose other files are not looked at. */
+/* Opens a state's manifest without reading its other files. */
 static enum err open_manifest(struct state **out, const char *dir)
 {
     enum err err = OK;
@@ -402,7 +400,7 @@ enum err state_discard(const char *dir)
     if (look.empty)
         return state_remove_empty(dir);
     FAIL_IF(!look.is && file_exists(dir), ERR_USAGE,
-            "%s: is no calibration state and stays there", dir);
+            "%s: not a calibration state; it is kept", dir);
     if (!look.is)
         return OK;
     TRY(open_manifest(&s, dir));
@@ -493,7 +491,8 @@ enum err state_load_block(struct block_quant *out, const struct state *s, int64_
             "%s: no block %" PRId64, s->dir, i);
     FAIL_IF(i >= state_done(s), ERR_USAGE,
             "%s: block %" PRId64 " is not calibrated yet (%" PRId64 " of %" PRId64
-            " are); let `wkvq calibrate` finish",
+            " are); let "
+            "`wkvq calibrate` finish",
             s->dir, i, state_done(s), s->blocks);
     state_block_name(name, i);
     TRY(state_check_entry(s, json_array_get(done_list(s), (size_t)i), name));

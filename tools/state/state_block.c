@@ -41,7 +41,7 @@ static void list_block(struct tensor_list *l, const struct block_quant *q)
     add(l, "v_shift", "", tensor_1d(q->v_shift, DT_F32, q->n_channels));
 }
 
-/* The statistics, for whoever opens the file with another program. */
+/* Statistics as metadata, for people who inspect the file with another program. */
 enum err state_block_save(const char *path, const struct block_quant *q,
                           const struct calib_block_stats *stats)
 {
@@ -57,7 +57,7 @@ enum err state_block_save(const char *path, const struct block_quant *q,
     return st_save(path, l.t, l.n, metadata, 4);
 }
 
-/* Copy a tensor of n_dims dims out of f after checking that it is what is wanted. */
+/* Copies a tensor out of f after checking its type and shape. cols 0: one dimension. */
 static enum err fetch(void *dst, const struct st_file *f, const char *name,
                       enum dtype dtype, int64_t rows, int64_t cols)
 {
@@ -80,7 +80,7 @@ static enum err check_range(const uint8_t *x, int64_t n, const struct st_file *f
 {
     for (int64_t i = 0; i < n; i++)
         FAIL_IF(x[i] >> bits, ERR_FORMAT,
-                "%s: tensor %s: value %d at index %" PRId64 ", more than %d bits hold",
+                "%s: tensor %s: value %d at index %" PRId64 " needs more than %d bits",
                 st_path(f), name, x[i], i, bits);
     return OK;
 }

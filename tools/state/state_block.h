@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * One finished block of a calibration as a safetensors file. */
+ * A finished block of a calibration as a safetensors file. */
 #ifndef WKVQ_STATE_BLOCK_H
 #define WKVQ_STATE_BLOCK_H
 
@@ -8,7 +8,8 @@
 
 enum err state_block_save(const char *path, const struct block_quant *q,
                           const struct calib_block_stats *stats);
-/* Of block `layer`; every shape is checked against a and the specs. Owned by the caller. */
+/* Loads the file of block `layer`. Checks every shape against a and the specs. ERR_FORMAT
+ * names the tensor. The caller releases *out with block_quant_free. */
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
                           int64_t layer, const struct weight_spec *w,
                           const struct kv_spec *kv);

@@ -15,7 +15,7 @@ struct difference {
     const json_t *have, *run;
 };
 
-/* A path one level deeper: "config" + "weights" = "config.weights". */
+/* Writes a path one level deeper: "config" + "weights" = "config.weights". */
 static void deeper(char out[PATH_MAX_LENGTH], const char *path, const char *key)
 {
     const int n = snprintf(out, PATH_MAX_LENGTH, "%s%s%s", path, *path ? "." : "", key);
@@ -70,7 +70,7 @@ static bool find(struct difference *d, const char *path, const json_t *have,
         return find_in_array(d, path, have, run);
     if (have && run && json_equal(have, run))
         return false;
-    /* 1.0 is written as 1.0 and read as a real, so kinds agree for equal configurations. */
+    /* JSON keeps 1.0 a real, so equal configurations have equal types. */
     snprintf(d->path, sizeof(d->path), "%s", path);
     d->have = have;
     d->run = run;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What tells two identities of a calibration apart. */
+ * Finds the difference between two identities of a calibration. */
 #ifndef WKVQ_STATE_DIFF_H
 #define WKVQ_STATE_DIFF_H
 
@@ -8,8 +8,8 @@
 
 #include <jansson.h>
 
-/* OK when the two objects are equal; else ERR_MISMATCH naming the first field (in the order
- * of run) that differs, with both values. where starts the message. */
+/* Returns OK if the objects are equal. Otherwise ERR_MISMATCH names the first differing
+ * field, in the order of run, with both values. where starts the message. */
 enum err state_compare(const char *where, const json_t *have, const json_t *run);
 
 #endif

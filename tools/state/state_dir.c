@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The names in a state's directory: which are a state's, what a kill left, and removal. */
+ * Names of files in a state's directory, leftovers of killed runs, and removal. */
 #include "tools/state/state_priv.h"
 
 #include "kernels/base/file.h"
@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BLOCKS_LIMIT 100000 /* of any state, as manifest.json is read */
+#define BLOCKS_LIMIT 100000 /* block numbers of any state, as in a manifest */
 #define NAME_BYTES 64
 
 static bool is_dot(const char *name)
@@ -29,7 +29,8 @@ static bool lock_name(const char *name)
     return !strcmp(name, "lock") || !strcmp(name, "lock" LOCK_OWNER_SUFFIX);
 }
 
-/* Parsed whole and written again: the block's number if name is a block file's, else -1. */
+/* Returns the block's number if name is a block file's, else -1. It parses the number and
+ * compares the name that is written from it. */
 static int64_t block_of(const char *name, int64_t blocks)
 {
     char again[40];
@@ -51,7 +52,7 @@ static bool file_name(const char *name, int64_t blocks)
            block_of(name, blocks) >= 0;
 }
 
-/* A temporary file of one of those, or of a stream. */
+/* Returns whether name is a temporary file of one of those, or of a stream. */
 static bool temp_name(char tag[OWNER_TAG_MAX], const char *name, int64_t blocks)
 {
     char plain[NAME_BYTES];
@@ -63,8 +64,8 @@ static bool temp_name(char tag[OWNER_TAG_MAX], const char *name, int64_t blocks)
            file_is_temp(tag, name, plain);
 }
 
-/* The lock holds nothing, so that a file of somebody's that is called lock is told from it.
- */
+/* Returns whether a file belongs to the state. The lock file is empty, which distinguishes
+ * it from another file named lock. */
 static bool own_file(const struct state *s, const char *name, int64_t blocks)
 {
     char *path = NULL, tag[OWNER_TAG_MAX];
@@ -94,8 +95,8 @@ enum err state_check_names(const struct state *s)
     for (struct dirent *e; !err && (e = readdir(d));)
         if (!is_dot(e->d_name) && !own_file(s, e->d_name, blocks))
             err = err_set(ERR_USAGE, __FILE__, __LINE__,
-                          "%s: holds '%s', which is no file of %s; name an empty or new "
-                          "directory",
+                          "%s: contains '%s', which is not a file of %s; name an empty or "
+                          "new directory",
                           s->dir, e->d_name, old ? "this state" : "a new state");
     closedir(d);
     return err;
@@ -124,7 +125,8 @@ static bool dead_temp(const char *name, int64_t blocks)
     return temp_name(tag, name, blocks) && owner_of_tag(tag) == OWNER_DEAD;
 }
 
-/* What a kill left: a temporary file, or a file that the manifest does not name. */
+/* Returns whether a killed run left the file: a temporary file, or one that the manifest
+ * does not name. */
 static bool leftover(const void *ctx, const char *name)
 {
     const struct state *s = ctx;
@@ -178,8 +180,9 @@ enum err state_remove(struct state **ps)
     lock_release(&s->lock);
     TRY_OUT(file_remove_known(&left, s->dir, nothing, NULL));
     if (*left)
-        log_warn("%s: holds %s, which is no file of the state; the directory stays", s->dir,
-                 left);
+        log_warn("%s: contains %s, which is not a file of the state; the directory is "
+                 "kept",
+                 s->dir, left);
 out:
     mem_free(left);
     state_close(ps);
@@ -201,8 +204,8 @@ out:
     return err;
 }
 
-/* In a directory that is there, by the manifest's temporary file: if a kill leaves it, the
- * next run knows it. */
+/* Tests whether a directory is writable. In an existing one it uses the manifest's
+ * temporary name, so that the next run recognizes the file after a kill. */
 enum err state_probe(const char *dir)
 {
     struct state s = {.dir = (char *)(uintptr_t)dir};

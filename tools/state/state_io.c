@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Files behind calib's callbacks. */
+ * Implements calib's callbacks with files. */
 #include "tools/state/state_priv.h"
 
 #include "kernels/base/file.h"
@@ -27,8 +27,8 @@ static enum err remember(struct state *s, void *data, size_t bytes)
     return OK;
 }
 
-/* A file that has no name any more: it goes when the process does, however that ends. Its
- * blocks are reserved now, because a full disk would later be a bus error. */
+/* Makes a file without a name, which disappears with the process. Its blocks are reserved
+ * now, because a full disk would otherwise cause a bus error later. */
 static enum err nameless_file(int *out, const struct state *s, const char *name,
                               size_t bytes)
 {
@@ -101,7 +101,7 @@ static json_t *losses_json(const struct calib_block_stats *stats)
     return list;
 }
 
-/* Whose last bits these are. */
+/* Records the device that computed a block, since it determines the last bits. */
 static void note_device(const struct state *s, json_t *entry)
 {
     if (*s->device)
@@ -113,7 +113,8 @@ void state_note_device(struct state *s, const char *device)
     snprintf(s->device, sizeof(s->device), "%s", device);
 }
 
-/* A file of an earlier manifest, if it is one: the name comes out of a file. */
+/* Removes a partial file of an earlier manifest. Any other name is ignored, since the name
+ * comes from a file. */
 static enum err remove_file(const struct state *s, const char *name)
 {
     char *path = NULL;
@@ -126,7 +127,7 @@ static enum err remove_file(const struct state *s, const char *name)
     return OK;
 }
 
-/* Take the partial out of the manifest and give its file's name to be removed later. */
+/* Takes the partial out of the manifest. Writes its file's name, to be removed later. */
 static void detach_partial(struct state *s, char file[40])
 {
     const json_t *entry = json_object_get(s->manifest, "partial");
@@ -166,7 +167,7 @@ static enum err load_block(void *ctx, int64_t block, struct block_quant *q)
     return state_load_block(q, ctx, block);
 }
 
-/* --- the block in work -------------------------------------------------------------- */
+/* --- the unfinished block ------------------------------------------------------------- */
 
 static enum err save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n)
 {
@@ -198,15 +199,17 @@ void state_drop_partial(struct state *s)
     s->n_partial = 0;
 }
 
-/* An aligned copy: a tensor in a safetensors file may lie at any address. */
+/* Copies a tensor to aligned memory. In a safetensors file it may have any alignment. */
 static enum err copy_tensor(struct named_tensor *out, const struct st_tensor *t,
                             const char *path)
 {
     struct tensor v = {.dtype = t->dtype, .n_dims = t->n_dims, .ld = 1};
     FAIL_IF(t->n_dims > TENSOR_MAX_DIMS || t->dtype == DT_OTHER ||
                 strlen(t->name) >= sizeof(out->name),
-            ERR_FORMAT, "%s: tensor %s: %d dimensions of %s, none of ours", path, t->name,
-            t->n_dims, t->dtype_name);
+            ERR_FORMAT,
+            "%s: tensor %s: %d dimensions of %s, which no tensor of a state "
+            "has",
+            path, t->name, t->n_dims, t->dtype_name);
     for (int i = 0; i < t->n_dims; i++)
         v.dim[i] = v.ld = t->dim[i];
     TRY(mem_alloc(&v.data, t->bytes, 1));
@@ -245,8 +248,8 @@ static enum err load_partial(void *ctx, int64_t block, const struct named_tensor
     if (!name || json_integer_value(json_object_get(entry, "block")) != block)
         return OK;
     FAIL_IF(strcmp(name, "partial-a.safetensors") && strcmp(name, "partial-b.safetensors"),
-            ERR_FORMAT, "%s/manifest.json: partial: file '%s' is none of a state's", s->dir,
-            name);
+            ERR_FORMAT, "%s/manifest.json: partial: file '%s' is not a file of a state",
+            s->dir, name);
     TRY(state_check_entry(s, entry, name));
     TRY(read_partial(s, name));
     *t = s->partial;

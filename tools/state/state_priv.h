@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Shared by state.c (opening, manifest), state_dir.c (the directory's names) and state_io.c
- * (calib's callbacks) only. */
+ * Private declarations of state.c (opening, manifest), state_dir.c (file names) and
+ * state_io.c (calib's callbacks). */
 #ifndef WKVQ_STATE_PRIV_H
 #define WKVQ_STATE_PRIV_H
 
@@ -24,7 +24,7 @@ struct state {
     struct recipe recipe;
     struct weight_spec weights;
     struct kv_spec kv;
-    json_t *manifest; /* the whole */
+    json_t *manifest; /* the parsed manifest, owned */
     int64_t blocks;
     /* state_source */
     struct quant_source source;
@@ -33,29 +33,29 @@ struct state {
     void (*event)(void *ctx, const struct calib_event *e);
     bool (*stop)(void *ctx);
     void *hook_ctx;
-    char device[16]; /* "": not known */
+    char device[16]; /* device of new blocks; "": unknown */
     struct state_stream *stream;
     int n_streams;
-    struct named_tensor *partial; /* what load_partial lent, data owned */
+    struct named_tensor *partial; /* lent by load_partial; data owned */
     int n_partial;
 };
 
-/* Path of a file of the state; release with mem_free. */
+/* Makes the path of a file of the state. Release *out with mem_free. */
 enum err state_path(char **out, const struct state *s, const char *name);
-/* {"file", "crc32", "bytes"} of a file that is there. */
+/* Makes {"file", "crc32", "bytes"} of an existing file. */
 enum err state_file_entry(json_t **out, const struct state *s, const char *name);
-/* The file that entry describes, unchanged? Errors: ERR_FORMAT naming the file. */
+/* Returns ERR_FORMAT, naming the file, unless it is as entry describes. */
 enum err state_check_entry(const struct state *s, const json_t *entry, const char *name);
 enum err state_write_manifest(const struct state *s);
 void state_drop_partial(struct state *s);
 
-/* Is everything in the directory a file of this state? Before a manifest is loaded, of any
- * state. ERR_USAGE naming the first that is not; links and directories are not. */
+/* Returns ERR_USAGE, naming the first file that is not one of this state. Before a manifest
+ * is loaded, files of any state are allowed. Links and directories are refused. */
 enum err state_check_names(const struct state *s);
-/* Remove the files that a kill left: temporary ones of dead processes, and blocks and
+/* Removes leftovers of a killed run: temporary files of dead processes, and blocks and
  * partials that the manifest does not name. */
 enum err state_remove_leftovers(const struct state *s);
-/* *yes: dir is a directory in which a state was, or may be: no file but a lock. */
+/* Writes whether dir is a directory that contains nothing, or only a lock. */
 enum err state_is_empty(bool *yes, const char *dir);
 
 #endif
