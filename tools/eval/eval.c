@@ -112,7 +112,7 @@ static double window_mean(const float *nll, int64_t n)
     return sum / (double)n;
 }
 
-/* Shares of one batch of windows as shares of all. */
+/* Converts shares of one batch of windows to shares of all. */
 struct batch_progress {
     struct progress *p;
     double first, scale;
@@ -200,8 +200,9 @@ enum err eval_count_windows(struct eval *e)
 {
     const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
     FAIL_IF(all < 1, ERR_USAGE,
-            "the text has %zu tokens, not one window of --ctx %" PRId64
-            "; give more text or a smaller --ctx",
+            "the text has %zu tokens, fewer than one window of --ctx %" PRId64
+            "; give more "
+            "text or a smaller --ctx",
             e->job->ids.n, e->ctx);
     if (e->windows > all)
         log_warn("--windows %" PRId64 ": the text has %" PRId64, e->windows, all);
@@ -233,7 +234,7 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     mem_free(mean);
     TRY(err);
     FAIL_IF(!isfinite(r.nll), ERR_FORMAT,
-            "%s: the mean loss is %g: a weight is not finite; `wkvq convert` names it",
+            "%s: the mean loss is %g, so a weight is not finite; `wkvq convert` names it",
             e->job->model_dir, r.nll);
     return OK;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Perplexity under the literature's protocol: non-overlapping windows, every target but a
- * window's first token. */
+ * Perplexity as in the literature: windows do not overlap, and every token of a window but
+ * its first is a target. */
 #ifndef WKVQ_EVAL_H
 #define WKVQ_EVAL_H
 
@@ -9,60 +9,61 @@
 #include "tools/pipeline/job.h"
 #include "tools/state/state.h"
 
-/* What the command line says of an evaluation. Strings are borrowed; NULL: not given. */
+/* Evaluation options of the command line. Strings are borrowed; NULL: not given. */
 struct eval_settings {
     bool json;                     /* one JSON object instead of text */
-    int64_t limit;                 /* questions of a task; 0: all */
-    const char *labels;            /* file of answers to a task's questions */
+    int64_t limit;                 /* number of questions per task; 0: all */
+    const char *labels;            /* file of the answers to a task's questions */
     const char *prompts, *max_gen; /* LongBench's configuration files */
-    const char *out;               /* file of one JSON object a question */
-    const char *score;             /* which predictions count, for the report */
-    const char *against;           /* the second model of a paired comparison */
-    struct recipe_input recipe;    /* of the second model */
+    const char *out;               /* file with one JSON object per question */
+    const char *score;             /* selects the predictions that count, for the report */
+    const char *against;           /* second model of a paired comparison */
+    struct recipe_input recipe;    /* calibration of the second model */
 };
 
-/* What is evaluated: a checkpoint (full precision, rounded to nearest, or under a state's
- * scales, all in simulation), or an artifact (simulation, or its packed runtime). */
+/* The evaluated model. It is a checkpoint or an artifact. A checkpoint is evaluated in
+ * simulation: full precision, rounded to nearest, or with a state's scales. An artifact is
+ * evaluated in simulation or by its packed runtime. */
 struct eval {
     struct job *job;
     const struct eval_settings *settings;
     struct artifact *artifact; /* NULL: job->model */
-    struct state *state;       /* scales for job->model; NULL: none */
-    bool rtn;                  /* job->model rounded to nearest by job->recipe */
-    int kv_bits;               /* 0: as configured; 16: full-precision cache */
+    struct state *state;       /* calibrated scales for job->model; NULL: none */
+    bool rtn;                  /* round job->model to nearest by job->recipe */
+    int kv_bits;               /* 0: as configured; 16: cache in full precision */
     int64_t windows, ctx, chunk;
-    int64_t first;      /* predictions of a window before this one are not scored */
-    bool decode;        /* the packed runtime, chunk tokens at a time */
-    double *window_nll; /* [windows] mean losses for the caller; NULL: not wanted */
+    int64_t first;      /* first scored prediction of each window */
+    bool decode;        /* use the packed runtime, chunk tokens at a time */
+    double *window_nll; /* [windows] mean losses, written for the caller; may be NULL */
 };
 
 struct eval_result {
-    double nll, nll_stderr; /* nats, over windows' means */
+    double nll, nll_stderr; /* standard error in nats, over the windows' means */
     double ppl, ppl_stderr;
     int64_t tokens, windows;
     double seconds;
 };
 
-/* Windows of ctx tokens from the start of job->ids; windows 0: all there are. ERR_USAGE
- * when the text has none. */
+/* Computes the loss on windows of ctx tokens from the start of job->ids. windows 0: all.
+ * ERR_USAGE if the text has no window. */
 enum err eval_ppl(struct eval_result *out, struct eval *e);
-/* Settle e->windows and e->chunk by the text and ctx. ERR_USAGE when it has no window. */
+/* Sets e->windows and e->chunk from the text and ctx. ERR_USAGE if the text has no
+ * window. */
 enum err eval_count_windows(struct eval *e);
-/* Scored predictions of a window. */
+/* Returns the number of scored predictions per window. */
 int64_t eval_targets(const struct eval *e);
-/* Bits of a code that are in force, the mean where they are mixed, and how the model is
- * run, for reports. */
+/* Writes the bits in effect, as a mean if they are mixed. */
 void eval_bits(double *weights, double *kv, const struct eval *e);
-/* 4, or 4.25. NULL: out of memory. */
+/* Returns bits as JSON, 4 or 4.25. NULL: out of memory. */
 json_t *eval_bits_json(double bits);
-/* Of the projections' inputs, in simulation; 16: left alone. */
+/* Returns the bits of the projections' inputs in simulation; 16: unquantized. */
 int eval_act_bits(const struct eval *e);
-/* "W4KV4", "W4A8KV16"; valid until the next call. */
+/* Returns a name such as "W4KV4" or "W4A8KV16"; valid until the next call. */
 const char *eval_bits_text(const struct eval *e);
 const char *eval_method(const struct eval *e);
-/* -log p(target) in nats from logits [vocab]. */
+/* Returns -log p(target) in nats from logits [vocab]. */
 double eval_nll(const float *logits, int64_t vocab, int32_t target);
-/* Mean, standard error and perplexity from n windows' mean losses. */
+/* Computes mean, standard error and perplexity from n windows' mean losses. */
 void eval_reduce(struct eval_result *out, const double *window_nll, int64_t n);
 
 #endif

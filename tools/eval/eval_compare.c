@@ -10,12 +10,12 @@
 #include <inttypes.h>
 #include <math.h>
 
-/* Rows of logits that exist at a time, of each model. */
+/* Rows of logits of each model in memory at the same time. */
 #define PIECE 64
 
 /* --- one row ------------------------------------------------------------------------ */
 
-/* The first of the largest. */
+/* Returns the index of the first maximum. */
 static int64_t likeliest(const float *x, int64_t n)
 {
     int64_t best = 0;
@@ -33,13 +33,13 @@ void compare_row(struct compare_row *out, const float *a, const float *b, int64_
                                 likeliest(a, vocab) == likeliest(b, vocab)};
 }
 
-/* --- where rows come from ----------------------------------------------------------- */
+/* --- sources of rows ------------------------------------------------------------------ */
 
 struct side {
     struct eval *e;
     struct eval_sim sim;
-    struct model_states *states; /* of a batch of windows, in simulation */
-    struct runtime *rt;          /* with e->decode */
+    struct model_states *states; /* hidden states of a batch of windows, in simulation */
+    struct runtime *rt;          /* used with e->decode */
     float *logits;               /* [piece][V] */
 };
 
@@ -71,8 +71,8 @@ static enum err side_batch(struct side *s, const int32_t *ids, int64_t n)
     return model_states_open(&s->states, &s->sim.run, ids, n, s->e->ctx);
 }
 
-/* Rows [t, t + n) of window w of the batch; ids: the window's. The packed runtime takes
- * them in order. */
+/* Computes rows [t, t + n) of window w of the batch; ids: the window's. The packed runtime
+ * must take them in order. */
 static enum err side_rows(struct side *s, int64_t w, const int32_t *ids, int64_t t,
                           int64_t n)
 {
@@ -90,7 +90,7 @@ static enum err side_rows(struct side *s, int64_t w, const int32_t *ids, int64_t
 
 /* --- windows ------------------------------------------------------------------------ */
 
-/* Per window: means over its tokens. */
+/* Means over the tokens of each window. */
 struct means {
     double *nll[2], *difference, *kl, *top1;
 };
@@ -101,7 +101,7 @@ struct comparison {
     int64_t piece, windows;
 };
 
-/* Predictions [t, t + n) of window at, those that are scored. */
+/* Adds the scored ones of predictions [t, t + n) of window `at` to its means. */
 static void add_rows(const struct comparison *c, int64_t at, const int32_t *target,
                      int64_t t, int64_t n)
 {
@@ -119,7 +119,7 @@ static void add_rows(const struct comparison *c, int64_t at, const int32_t *targ
     }
 }
 
-/* Window w of a batch, the at-th of all. */
+/* Compares window w of a batch, number at of all windows. */
 static enum err compare_window(struct comparison *c, int64_t w, int64_t at)
 {
     const struct eval *e = c->side[0].e;
@@ -158,7 +158,8 @@ static enum err compare_windows(struct comparison *c)
     return OK;
 }
 
-/* Whole chunks of a packed runtime, so that its chunks begin where they always do. */
+/* A multiple of the runtime's chunk, so that its chunks start at the same tokens as
+ * always. */
 static int64_t piece_rows(const struct eval *a, const struct eval *b)
 {
     const int64_t chunk = a->decode || b->decode ? a->chunk : 1;
@@ -196,8 +197,8 @@ enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b
     double *memory = NULL;
     const double start = clock_s();
     FAIL_IF(a->job->arch.vocab != b->job->arch.vocab, ERR_MISMATCH,
-            "%s has a vocabulary of %" PRId64 ", %s one of %" PRId64
-            ": their predictions cannot be compared",
+            "%s has a vocabulary of %" PRId64 ", %s has %" PRId64 ", so their predictions "
+            "cannot be compared",
             a->job->model_dir, a->job->arch.vocab, b->job->model_dir, b->job->arch.vocab);
     TRY(eval_count_windows(a));
     b->chunk = a->chunk;

@@ -1,30 +1,32 @@
 /* SPDX-License-Identifier: MIT
  *
- * Two models on the same windows: how far apart their losses are, and their predictions. */
+ * Compares two models on the same windows: the difference of their losses, and of their
+ * predictions. */
 #ifndef WKVQ_EVAL_COMPARE_H
 #define WKVQ_EVAL_COMPARE_H
 
 #include "tools/eval/eval.h"
 #include "tools/eval/statistics.h"
 
-/* Estimates are means over windows. */
+/* Estimates are means over windows, with standard errors. */
 struct compare_result {
-    struct estimate nll[2], difference; /* nats; of the first minus the second */
+    struct estimate nll[2], difference; /* nats; the first model minus the second */
     struct estimate kl;                 /* KL(second || first), nats */
-    struct estimate top1; /* share of tokens with the same likeliest next one */
+    struct estimate top1; /* share of tokens with the same most likely next token */
     int64_t tokens, windows;
     double seconds;
 };
 
-/* What one row of logits of both adds up to. */
+/* Sums of one row of logits of both models. */
 struct compare_row {
     double nll[2], kl;
-    bool same; /* the first among equals counts as likeliest */
+    bool same; /* among equal logits the first counts as most likely */
 };
 void compare_row(struct compare_row *out, const float *a, const float *b, int64_t vocab,
                  int32_t target);
 
-/* Over a->windows windows (0: all) of a->job->ids. Both evals have the same ctx. */
+/* Compares both on a->windows windows (0: all) of a->job->ids. Both evals must have the
+ * same ctx. */
 enum err eval_compare(struct compare_result *out, struct eval *a, struct eval *b);
 
 #endif

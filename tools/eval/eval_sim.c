@@ -16,7 +16,7 @@ static enum err load_rtn(struct eval_sim *s, int64_t i)
     return quant_block_rtn(&s->current, &s->e->job->arch, &src, i, &w, &kv);
 }
 
-/* The quantization of block i. */
+/* Loads the quantization of block i. */
 static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
 {
     struct eval_sim *s = ctx;
@@ -25,19 +25,19 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
     if (e->artifact) {
         TRY(artifact_block_quant(&s->current, e->artifact, i));
         for (int l = 0; l < N_LIN; l++)
-            qlinear_free(&s->current.lin[l]); /* artifact_source has them unpacked */
+            qlinear_free(&s->current.lin[l]); /* artifact_source unpacks them */
     } else if (e->state) {
         TRY(state_load_block(&s->current, e->state, i));
     } else {
         TRY(load_rtn(s, i));
     }
-    if (e->kv_bits) /* 16: cmd_eval takes no other */
+    if (e->kv_bits) /* always 16, which cmd_eval checks */
         kv_leave_alone(&s->current.kv);
     *q = &s->current;
     return OK;
 }
 
-/* The checkpoint's weights as calibration saw them. */
+/* Returns the checkpoint's weights as calibration quantized them. */
 static enum err rotate_values(struct eval *e)
 {
     const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Evaluation in simulation: the decoder run whose weights and cache are rounded as a struct
- * eval says. */
+ * Simulated evaluation: a decoder run whose weights and cache are rounded as a struct eval
+ * says. */
 #ifndef WKVQ_EVAL_SIM_H
 #define WKVQ_EVAL_SIM_H
 
@@ -9,17 +9,17 @@
 #include "tools/eval/eval.h"
 
 struct eval_sim {
-    struct model_run run; /* ready for model_nll and the like */
+    struct model_run run; /* ready for model_nll and similar calls */
     struct model_quant quant;
     struct eval *e;
     struct block_quant current;
 };
 
-/* s stays where it is while it is open; it needs closing after an error too. */
+/* Opens s, which must not move while it is open. Close it after an error as well. */
 enum err eval_sim_open(struct eval_sim *s, struct eval *e);
 void eval_sim_close(struct eval_sim *s);
-/* Windows of T tokens whose hidden states, in and out, take at most a quarter of the
- * budget; at least 1. */
+/* Returns how many windows of T tokens fit: their input and output hidden states take at
+ * most a quarter of the budget. At least 1. */
 int64_t eval_sim_windows(const struct eval *e, int64_t T);
 
 #endif

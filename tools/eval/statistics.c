@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stddef.h>
 
-/* b NULL: zeros. x - 0 is x bit for bit, so both functions share one loop. */
+/* b NULL stands for zeros. x - 0 is x bit for bit, so both functions share one loop. */
 static double figure(const double *a, const double *b, int64_t i)
 {
     return b ? a[i] - b[i] : a[i];

@@ -25,7 +25,7 @@ static enum err add_choice(struct question *q, const char *context, const char *
     return choice_join(&c->continuation, (const char *const[]){" ", continuation, NULL});
 }
 
-/* An index that some releases write as a number and some as text. */
+/* Reads an index that some releases write as a number and others as text. */
 static enum err need_index(int64_t *out, const json_t *row, const char *key, int64_t lo,
                            int64_t hi, const char *where)
 {
@@ -50,7 +50,8 @@ static enum err need_index(int64_t *out, const json_t *row, const char *key, int
     return OK;
 }
 
-/* "Question: STEM\nAnswer:" before each of n choices. */
+/* Writes "Question: STEM
+ * Answer:" before each of n choices. */
 static enum err add_answers(struct question *q, const char *stem, const char *const *choice,
                             int n)
 {
@@ -64,7 +65,7 @@ static enum err add_answers(struct question *q, const char *stem, const char *co
     return err;
 }
 
-/* --- the data sets ------------------------------------------------------------------ */
+/* --- data sets ------------------------------------------------------------------------ */
 
 static enum err piqa(struct question *q, const json_t *row, int64_t label,
                      const char *where)
@@ -85,7 +86,7 @@ static enum err piqa(struct question *q, const json_t *row, int64_t label,
     return add_answers(q, goal, sol, 2);
 }
 
-/* What ARC's two layouts have in common. */
+/* Checks and stores what ARC's two layouts have in common. */
 struct arc {
     const char *stem, *text[MOST_CHOICES], *label[MOST_CHOICES];
     int n;
@@ -131,7 +132,8 @@ static enum err arc_flat(struct arc *a, const json_t *row, const char *where)
     }
     const size_t n = json_array_size(text);
     FAIL_IF(n < 1 || n > MOST_CHOICES || n != json_array_size(label), ERR_FORMAT,
-            "%s: choices.text and choices.label are not two lists of one length", where);
+            "%s: choices.text and choices.label are not two lists of the same length",
+            where);
     a->n = (int)n;
     TRY(strings(a->text, text, a->n, where));
     return strings(a->label, label, a->n, where);
@@ -194,7 +196,8 @@ out:
     return err;
 }
 
-/* Both options before the blank's end: what follows is scored, the same for both. */
+/* Scores what follows the blank, the same text for both options; each option is part of its
+ * context. */
 static enum err winogrande(struct question *q, const json_t *row, int64_t label,
                            const char *where)
 {
@@ -225,7 +228,7 @@ out:
 /* --- files -------------------------------------------------------------------------- */
 
 static const struct source {
-    const char *name, *key[2]; /* fields that no other has */
+    const char *name, *key[2]; /* fields that identify a data set */
     bool normalized;
     enum err (*read)(struct question *q, const json_t *row, int64_t label,
                      const char *where);
@@ -250,7 +253,7 @@ static enum err recognize(const struct source **out, const json_t *row, const ch
          where);
 }
 
-/* Labels of a file in order. */
+/* Reads the labels of a file in order. */
 struct labels {
     const char *path;
     char *text, *at;

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* t's text, NUL-terminated, to the caller; t is released on error. */
+/* Passes t's text, NUL-terminated, to the caller; releases t on error. */
 static enum err finish(char **out, struct text *t, enum err err)
 {
     if (!err)
@@ -92,7 +92,7 @@ int64_t choice_chars(const char *s)
     return chars;
 }
 
-/* Every `from`, left to right, becomes `to`. */
+/* Replaces every `from` by `to`, left to right. */
 static enum err replace(char **out, const char *s, const char *from, const char *to)
 {
     struct text t = {0};
@@ -107,8 +107,9 @@ static enum err replace(char **out, const char *s, const char *from, const char 
     return finish(out, &t, err);
 }
 
-/* Behind the bracket that is open at s, NULL if none closes it on this line; *none: no
- * other of the line is closed either, up to there, so that nobody looks again. */
+/* Returns the position after the bracket that closes the one at s, or NULL if the line has
+ * none. *none: no bracket up to that position is closed, so that the search need not be
+ * repeated. */
 static const char *bracket_end(const char *s, const char **none)
 {
     if (s < *none)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The string functions that put questions into words, with Python's meaning. Results are
- * NUL-terminated, released with mem_free; inputs are UTF-8. */
+ * String functions that word the questions, with Python's semantics. Results are
+ * NUL-terminated and released with mem_free; inputs are UTF-8. Thread-safe. */
 #ifndef WKVQ_CHOICE_TEXT_H
 #define WKVQ_CHOICE_TEXT_H
 
@@ -9,18 +9,18 @@
 
 #include <stdint.h>
 
-/* All parts, up to NULL, one behind the other. */
+/* Concatenates all parts up to NULL. */
 enum err choice_join(char **out, const char *const *part);
 enum err choice_cut(char **out, const char *s, size_t n);
-/* Without white space at both ends. */
+/* Removes white space at both ends. */
 enum err choice_strip(char **out, const char *s);
-/* First character in title case, the rest in lower case. */
+/* Changes the first character to title case and the rest to lower case. */
 enum err choice_capitalize(char **out, const char *s);
-/* HellaSwag's WikiHow marks: stripped, " [title]" becomes ". ", what else is in brackets
- * goes, then two spaces become one. */
+/* Removes HellaSwag's WikiHow marks. Strips the text, replaces " [title]" by ". ", removes
+ * other bracketed text, then replaces two spaces by one. */
 enum err choice_hellaswag(char **out, const char *s);
 int64_t choice_chars(const char *s);
-/* Bytes of s before its trailing white space. */
+/* Returns the bytes of s before its trailing white space. */
 size_t choice_bare_bytes(const char *s);
 
 #endif

@@ -9,7 +9,8 @@
 
 /* --- the second model --------------------------------------------------------------- */
 
-/* It shares the first one's device and reads the same text by its own tokenizer. */
+/* Opens the second model. It shares the first one's device and reads the same text with its
+ * own tokenizer. */
 static enum err open_second(struct eval *b, const struct eval *a)
 {
     struct job *j = b->job;
@@ -27,21 +28,21 @@ static enum err open_second(struct eval *b, const struct eval *a)
         b->decode = a->decode;
         b->kv_bits = a->kv_bits;
     } else {
-        j->recipe.activation_bits = 16; /* a checkpoint is compared as it is */
+        j->recipe.activation_bits = 16; /* a checkpoint is compared in full precision */
         TRY(job_open_model(j));
     }
     TRY(arch_check_length(&j->arch, a->ctx));
     TRY(job_read_text(j));
-    FAIL_IF(
-        j->ids.n != a->job->ids.n || j->ids_crc != a->job->ids_crc, ERR_MISMATCH,
-        "%s makes other tokens of the text than %s: their predictions cannot be compared",
-        j->model_dir, a->job->model_dir);
+    FAIL_IF(j->ids.n != a->job->ids.n || j->ids_crc != a->job->ids_crc, ERR_MISMATCH,
+            "%s tokenizes the text differently from %s, so their predictions cannot be "
+            "compared",
+            j->model_dir, a->job->model_dir);
     return OK;
 }
 
 static void close_second(struct eval *b)
 {
-    b->job->dev = NULL; /* the first one's */
+    b->job->dev = NULL; /* device and text belong to the first job */
     b->job->progress = NULL;
     artifact_close(&b->artifact);
     job_close(b->job);
@@ -108,10 +109,10 @@ static void print_text(const struct eval *a, const struct eval *b,
 {
     print_side("perplexity", a, r->nll[0]);
     print_side("against", b, r->nll[1]);
-    print_estimate("difference", r->difference, 1, 6, "nats a token");
+    print_estimate("difference", r->difference, 1, 6, "nats per token");
     printf("%-11s %+.3f %% of perplexity\n", "", 100 * expm1(r->difference.mean));
     print_estimate("divergence", r->kl, 1, 6, "nats, KL(against || model)");
-    print_estimate("agreement", r->top1, 100, 3, "% have the same likeliest next token");
+    print_estimate("agreement", r->top1, 100, 3, "% have the same most likely next token");
     printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
            " targets%s; +- standard error over windows\n",
            r->windows, a->ctx, r->tokens, a->first ? " in their second halves" : "");

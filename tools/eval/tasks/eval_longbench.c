@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * LongBench by the packed runtime: the prompt as one chunk (or in chunks), then the
- * likeliest token again and again. */
+ * LongBench with the packed runtime. The prompt is one chunk (or several), then the most
+ * likely token is taken each time. */
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
@@ -20,9 +20,9 @@
 struct bench {
     struct eval *e;
     struct longbench_config config;
-    struct file_writer *lines; /* NULL: none wanted */
+    struct file_writer *lines; /* NULL: no output file */
     json_t *sets;
-    struct longbench_set set; /* in work */
+    struct longbench_set set; /* the current question */
     struct runtime *rt;
     float *logits;  /* [V] */
     int32_t *ids;   /* [max_gen] */

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * The evaluations beside plain perplexity: run, and print the result. */
+ * Evaluations other than plain perplexity. Each runs and prints its result. */
 #ifndef WKVQ_EVAL_TASKS_H
 #define WKVQ_EVAL_TASKS_H
 
 #include "tools/eval/eval.h"
 
-/* Multiple choice on every file of e->job->recipe.data. */
+/* Runs multiple choice on every file of e->job->recipe.data. */
 enum err eval_choices(struct eval *e);
-/* LongBench on every file of e->job->recipe.data: e->decode with an artifact. */
+/* Runs LongBench on every file of e->job->recipe.data. Requires e->decode and an
+ * artifact. */
 enum err eval_longbench(struct eval *e);
-/* Perplexity of e->job->ids beside that of --against, paired over windows. The device is
- * open. */
+/* Compares the perplexity of e->job->ids with that of --against, paired over windows.
+ * Requires an open device. */
 enum err eval_against(struct eval *e);
 
 #endif

@@ -57,7 +57,7 @@ void longbench_config_close(struct longbench_config *c)
 
 /* --- prompts ------------------------------------------------------------------------ */
 
-/* The field "{name}" at f: its text, and f moves behind it. */
+/* Appends the text of the field "{name}" at f and moves f past it. */
 static enum err add_field(struct text *t, const char **f, const json_t *row,
                           const char *where)
 {
@@ -65,7 +65,7 @@ static enum err add_field(struct text *t, const char **f, const json_t *row,
     const char *text, *begin = *f + 1;
     const size_t n = strcspn(begin, "{}");
     FAIL_IF(begin[n] != '}' || n == 0 || n >= sizeof(name), ERR_FORMAT,
-            "prompt for %s: a brace that no {name} explains, at \"%.20s\"", where, *f);
+            "prompt for %s: a brace without {name}, at \"%.20s\"", where, *f);
     memcpy(name, begin, n);
     name[n] = 0;
     TRY(json_need_string(&text, row, name, where));
@@ -101,7 +101,7 @@ enum err longbench_prompt(char **out, const char *format, const json_t *row,
     return err;
 }
 
-/* Text of the first and the last half of ctx tokens. */
+/* Appends the texts of the first and of the last ctx / 2 tokens. */
 static enum err both_ends(struct text *out, const struct tokenizer *t,
                           const struct token_ids *ids, int64_t ctx)
 {
@@ -118,7 +118,8 @@ static enum err both_ends(struct text *out, const struct tokenizer *t,
     return OK;
 }
 
-/* The middle is cut out of the tokens, but what is left is tokenized as a text again. */
+/* Tokenizes a prompt. A long one loses its middle, and the rest is tokenized again as text, as
+ * in the benchmark. */
 static enum err encode(struct longbench_item *item, const struct tokenizer *t,
                        const char *prompt, enum bos_rule bos, int64_t ctx)
 {
@@ -138,7 +139,7 @@ static enum err encode(struct longbench_item *item, const struct tokenizer *t,
 
 /* --- files -------------------------------------------------------------------------- */
 
-/* The data set's name is in each line; or else it is the file's. */
+/* Takes the data set's name from each line, or else from the file's name. */
 static enum err find_task(const struct longbench_task **out, const json_t *row,
                           const struct jsonl *f)
 {
@@ -149,8 +150,8 @@ static enum err find_task(const struct longbench_task **out, const json_t *row,
     if (*out)
         return OK;
     FAIL(ERR_SUPPORT,
-         "%s: data set \"%s\"; of LongBench there are 2wikimqa, hotpotqa, lcc, "
-         "multifieldqa_en, qasper and triviaqa",
+         "%s: data set \"%s\" is not supported; of LongBench there are 2wikimqa, "
+         "hotpotqa, lcc, multifieldqa_en, qasper and triviaqa",
          f->where, name);
 }
 
@@ -203,7 +204,9 @@ static enum err add_row(struct loading *l, const json_t *row, const struct jsonl
     if (!l->set.task)
         TRY(first_row(l, row, f));
     TRY(find_task(&task, row, f));
-    FAIL_IF(task != l->set.task, ERR_FORMAT, "%s: of %s, the lines before are of %s",
+    FAIL_IF(task != l->set.task, ERR_FORMAT,
+            "%s: the data set is %s, but earlier lines "
+            "have %s",
             f->where, task->name, l->set.task->name);
     TRY(grow(l));
     struct longbench_item *item = &l->set.item[l->set.n];

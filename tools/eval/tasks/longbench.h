@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * LongBench's questions over long texts: its JSON lines, put into words by its own files of
- * prompts, and how its answers are scored. */
+ * LongBench's questions over long texts. They are read from its JSON lines, worded by its
+ * own prompt files, and scored as there. */
 #ifndef WKVQ_LONGBENCH_H
 #define WKVQ_LONGBENCH_H
 
@@ -17,18 +17,18 @@ struct longbench_task {
 
 struct longbench_item {
     struct token_ids prompt;
-    bool cut;        /* its middle is missing */
+    bool cut;        /* its middle was removed */
     json_t *answers; /* array of strings, owned */
 };
 
 struct longbench_set {
     const struct longbench_task *task;
-    int64_t max_gen; /* tokens of an answer at most */
+    int64_t max_gen; /* maximum number of tokens of an answer */
     struct longbench_item *item;
     int64_t n;
 };
 
-/* NULL: not one of ours. name has n bytes. */
+/* Returns the data set called name [n bytes]; NULL: not supported. */
 const struct longbench_task *longbench_find(const char *name, size_t n);
 
 /* The benchmark's dataset2prompt.json and dataset2maxlen.json. */
@@ -42,19 +42,18 @@ enum err longbench_config_open(struct longbench_config *c, const char *prompts,
                                const char *max_gen);
 void longbench_config_close(struct longbench_config *c);
 
-/* The questions of one file, all of one data set, as tokens; limit 0: all. Prompts of more
- * than ctx tokens lose their middle. Errors: ERR_FORMAT and ERR_SUPPORT with file and line.
- */
+/* Loads the questions of one file, all of one data set, as tokens; limit 0: all. Prompts of
+ * more than ctx tokens lose their middle. ERR_FORMAT and ERR_SUPPORT name file and line. */
 enum err longbench_load(struct longbench_set *out, const char *path,
                         const struct longbench_config *c, const struct tokenizer *t,
                         enum bos_rule bos, int64_t ctx, int64_t limit);
 void longbench_free(struct longbench_set *s); /* accepts a zeroed one */
 
-/* format with each {name} replaced by row's string, "{{" and "}}" by one brace. Released
- * with mem_free. */
+/* Makes format with each {name} replaced by row's string, and "{{" and "}}" by one brace.
+ * Release *out with mem_free. */
 enum err longbench_prompt(char **out, const char *format, const json_t *row,
                           const char *where);
-/* The best score that answer has against any of answers. */
+/* Returns the best score of answer against any of answers, in [0,1]. */
 enum err longbench_score(double *out, const struct longbench_task *task, struct span answer,
                          const json_t *answers);
 

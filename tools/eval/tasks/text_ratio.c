@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * The similarity of two strings after Ratcliff and Obershelp, in the details of Python's
- * difflib.SequenceMatcher(None, a, b): the longest common block, the earliest in a and then
- * in b among equals, then the same to its left and right. In a b of 200 characters or more,
- * those that make up more than 1 % of it cannot start a block, only extend one. */
+ * Similarity of two strings after Ratcliff and Obershelp, exactly as Python's
+ * difflib.SequenceMatcher(None, a, b). It takes the longest common block, the earliest in a
+ * and then in b if equal, then recurses to its left and right. If b has 200 characters or
+ * more, those that make up more than 1 % of it cannot start a block, only extend one. */
 #include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/tasks/text_score.h"
@@ -19,7 +19,7 @@ struct chars {
     int64_t n;
 };
 
-/* Where a character of b is: places of item[i].c are from item[i] on. */
+/* Index of a character's positions in b; those of item[i].c start at item[i]. */
 struct place {
     int32_t c;
     int64_t j;
@@ -27,9 +27,10 @@ struct place {
 
 struct matcher {
     struct chars a, b;
-    struct place *place; /* sorted by (c, j), without the popular ones */
+    struct place *place; /* sorted by (c, j), without popular characters */
     int64_t n_places;
-    int64_t *length, *next; /* [b.n + 1]: of the block that ends before j, in this row */
+    /* [b.n + 1] length of the block that ends before j, in this row */
+    int64_t *length, *next;
 };
 
 struct range {
@@ -102,7 +103,7 @@ static void matcher_close(struct matcher *m)
     mem_free(m->next);
 }
 
-/* First place of (c, at least j). */
+/* Returns the first position of (c, at least j). */
 static int64_t find(const struct matcher *m, int32_t c, int64_t j)
 {
     const struct place want = {c, j};
@@ -121,7 +122,8 @@ struct block {
     int64_t i, j, n;
 };
 
-/* One row of the longest-common-substring table: blocks that end at a's character i. */
+/* Computes one row of the longest-common-substring table: blocks that end at a's character
+ * i. */
 static void extend_row(struct matcher *m, const struct range *r, int64_t i,
                        struct block *best)
 {
@@ -137,7 +139,7 @@ static void extend_row(struct matcher *m, const struct range *r, int64_t i,
     }
 }
 
-/* The row before goes back to zeros, and is the next one to fill. */
+/* Resets the previous row to zeros and swaps it with the current one. */
 static void swap_rows(struct matcher *m, const struct range *r)
 {
     for (int64_t j = r->b; j <= r->b_end; j++)
@@ -163,8 +165,8 @@ static struct block longest(struct matcher *m, const struct range *r)
     return x;
 }
 
-/* Characters in common blocks. The ranges still to do are disjoint and not empty, so there
- * are never more than a has characters. */
+/* Counts the characters in common blocks. The pending ranges are disjoint and not empty, so
+ * there are never more than a has characters. */
 static enum err matched(int64_t *out, struct matcher *m)
 {
     struct range *todo;
@@ -202,6 +204,6 @@ enum err score_code(double *out, struct span answer, struct span want)
 {
     double ratio;
     TRY(score_ratio(&ratio, score_code_line(answer), want));
-    *out = rint(100 * ratio) / 100; /* halves to even, as Python rounds */
+    *out = rint(100 * ratio) / 100; /* rounds halves to even, as Python does */
     return OK;
 }

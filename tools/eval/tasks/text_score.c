@@ -15,7 +15,7 @@ static bool is_punctuation(int32_t c)
     return c > ' ' && c < 0x7f && strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", (int)c);
 }
 
-/* What \w is to Python: no combining marks, unlike char_is_word. */
+/* Returns whether Python's \w matches. Unlike char_is_word, it excludes combining marks. */
 static bool is_word(int32_t c)
 {
     const enum char_class k = char_class(c);
@@ -27,8 +27,8 @@ static bool is_space(int32_t c)
     return (c >= 0x1c && c <= 0x1f) || char_class(c) == CHAR_SPACE;
 }
 
-/* Lower case without punctuation. Python's one case mapping that depends on what is around
- * it (a sigma at a word's end) is left out: both texts are mapped the same way. */
+/* Writes lower case without punctuation. Python's only context-dependent mapping (a sigma
+ * at a word's end) is omitted; both texts are mapped the same way. */
 static enum err lower_without_punctuation(struct text *out, struct span s)
 {
     while (s.n) {
@@ -49,7 +49,7 @@ static bool is_article(const char *p, size_t n)
            (n == 3 && !memcmp(p, "the", 3));
 }
 
-/* Length of the run of word characters, or of others, at the start of s. */
+/* Returns the length of the run of word characters, or of others, at the start of s. */
 static size_t run_length(struct span s, bool word)
 {
     size_t at = 0;
@@ -63,7 +63,7 @@ static size_t run_length(struct span s, bool word)
     return at;
 }
 
-/* Each article between two word boundaries becomes a space. */
+/* Replaces each article between two word boundaries by a space. */
 static enum err drop_articles(struct text *out, struct span s)
 {
     for (bool word = false; s.n; word = !word) {
@@ -117,7 +117,7 @@ out:
 /* --- F1 ----------------------------------------------------------------------------- */
 
 struct words {
-    char *text; /* NUL behind each word */
+    char *text; /* words with a NUL after each */
     const char **item;
     size_t n;
 };
@@ -133,7 +133,7 @@ static void words_free(struct words *w)
     mem_free(w->item);
 }
 
-/* Sorted. */
+/* Splits a text into sorted words. */
 static enum err words_of(struct words *w, struct span s)
 {
     char *save = NULL;
@@ -145,7 +145,7 @@ static enum err words_of(struct words *w, struct span s)
     return OK;
 }
 
-/* Words that both have, the least number of times either has them. */
+/* Counts the common words, each as often as both texts have it. */
 static size_t common(const struct words *a, const struct words *b)
 {
     size_t i = 0, j = 0, same = 0;

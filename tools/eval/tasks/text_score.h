@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * How close a generated answer is to a wanted one: the word F1 of extractive question
- * answering (SQuAD's normalization), and the similarity of two lines of code. Both in
- * [0,1]. Texts are UTF-8; what is not is read as U+FFFD. */
+ * Scores of a generated answer against a wanted one, in [0,1]. They are the word F1 of
+ * extractive question answering (SQuAD's normalization), and the similarity of two lines of
+ * code. Texts are UTF-8; invalid bytes are read as U+FFFD. Thread-safe. */
 #ifndef WKVQ_TEXT_SCORE_H
 #define WKVQ_TEXT_SCORE_H
 
@@ -16,21 +16,21 @@ struct span {
     size_t n;
 };
 
-/* F1 of the words that both have, counted with repetition, after score_normalize. */
+/* Computes the F1 of the common words, counted with repetition, after score_normalize. */
 enum err score_f1(double *out, struct span answer, struct span want);
-/* Lower case, without ASCII punctuation and without the words a, an, the; words separated
- * by one space. NUL-terminated, released with mem_free. */
+/* Makes lower case without ASCII punctuation and without the words a, an, the; words are
+ * separated by one space. NUL-terminated; release *out with mem_free. */
 enum err score_normalize(char **out, struct span text);
 
-/* round(100 * ratio) / 100 of score_code_line(answer) and want, where ratio is 2 M / T: M
- * the characters in blocks that both share, found longest first, T those of both (what
- * Python's difflib.SequenceMatcher computes, its rule for popular characters included). */
+/* Computes round(100 * ratio) / 100 of score_code_line(answer) and want. ratio is 2 M / T,
+ * where M counts the characters in common blocks, longest first, and T those of both. It
+ * equals Python's difflib.SequenceMatcher, including its rule for popular characters. */
 enum err score_code(double *out, struct span answer, struct span want);
 enum err score_ratio(double *out, struct span a, struct span b);
-/* The answer's first line that is neither a comment nor a code fence: without '`', '#' and
- * "//". Empty if there is none. */
+/* Returns the answer's first line that is neither a comment nor a code fence: without '`',
+ * '#' and "//". Empty if there is none. */
 struct span score_code_line(struct span answer);
-/* The first line, newlines in front skipped. */
+/* Returns the first line after leading newlines. */
 struct span score_first_line(struct span answer);
 
 #endif

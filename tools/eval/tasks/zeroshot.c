@@ -16,7 +16,7 @@
 
 /* --- requests ----------------------------------------------------------------------- */
 
-/* Drop tokens in front, so that limit of them are input. */
+/* Drops tokens at the front, so that limit of them are input. */
 static void cut_front(struct request *r, int64_t limit)
 {
     const int64_t drop = r->n - (limit + 1);
@@ -37,7 +37,7 @@ enum err request_encode(struct request *out, const struct tokenizer *t,
     TRY_OUT(tokenizer_encode(&whole, t, text, strlen(text), bos));
     TRY_OUT(tokenizer_encode(&context, t, text, choice_bare_bytes(c->context), bos));
     if (context.n == 0 || context.n >= whole.n)
-        FAIL_OUT(ERR_FORMAT, "\"%.60s\" + \"%.60s\": %zu tokens of context, %zu in all",
+        FAIL_OUT(ERR_FORMAT, "\"%.60s\" + \"%.60s\": %zu tokens of context, %zu in total",
                  c->context, c->continuation, context.n, whole.n);
     struct request r = {.ids = whole.id, .n = (int64_t)whole.n, .ctx = (int64_t)context.n};
     cut_front(&r, limit);
@@ -70,12 +70,13 @@ static enum err check_ids(const struct request *r, const struct eval *e)
     return OK;
 }
 
-/* The choices of question i. */
+/* Makes the requests of question i's choices. */
 static enum err encode_question(struct request *r, const struct question_set *s, int64_t i,
                                 const struct eval *e)
 {
     const enum bos_rule bos =
-        e->job->recipe.bos == BOS_ALWAYS ? BOS_ALWAYS : BOS_NEVER; /* as the harness */
+        /* as in lm-evaluation-harness */
+        e->job->recipe.bos == BOS_ALWAYS ? BOS_ALWAYS : BOS_NEVER;
     const struct question *q = &s->item[i];
     int64_t longest = 0;
     for (int c = 0; c < q->n; c++) {
@@ -103,7 +104,7 @@ static enum err encode_all(struct request *r, const struct question_set *s,
 
 /* --- simulation --------------------------------------------------------------------- */
 
-/* Questions by their longest choice, a question's choices together. */
+/* Orders requests by the longest choice of their question, choices of a question together. */
 static int longer(const void *a, const void *b)
 {
     const struct request *x = *(struct request *const *)a, *y = *(struct request *const *)b;
@@ -119,7 +120,7 @@ static int64_t min64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Tokens that both begin with, at most `most`. */
+/* Returns the number of common tokens at the start of both, at most `most`. */
 static int64_t common(const struct request *a, const struct request *b, int64_t most)
 {
     int64_t n = 0;
@@ -129,14 +130,15 @@ static int64_t common(const struct request *a, const struct request *b, int64_t 
     return n;
 }
 
-/* A batch of windows of T tokens each. */
+/* A batch of n windows of T tokens each. */
 struct windows {
     int32_t *ids;    /* [n][T] */
     int64_t *shared; /* [n] */
     float *nll;      /* [n][T-1] */
 };
 
-/* What a text lacks is filled up behind its end, where nothing sees it. */
+/* Fills a batch. Shorter texts are padded at their end, where causal attention ignores
+ * it. */
 static enum err windows_open(struct windows *w, struct request *const *r, int64_t n,
                              int64_t T)
 {
@@ -169,7 +171,7 @@ static enum err score_batch(struct model_run run, struct request **r, int64_t n,
     return err;
 }
 
-/* From the longest text on, so that those of one batch are about as long. */
+/* Scores in order of falling length, so that the texts of a batch have similar lengths. */
 static enum err simulate(struct eval *e, struct request **r, int64_t n)
 {
     struct eval_sim sim;
@@ -188,7 +190,8 @@ static enum err simulate(struct eval *e, struct request **r, int64_t n)
 
 /* --- the packed runtime ------------------------------------------------------------- */
 
-/* Tokens that all choices of a question begin with, less than any context. */
+/* Returns the number of tokens that all choices of a question start with, less than any
+ * context. */
 static int64_t shared(struct request *const *r, int n)
 {
     int64_t same = r[0]->ctx - 1;
@@ -218,7 +221,7 @@ static enum err decode_choice(struct request *r, struct runtime *rt, const struc
     return OK;
 }
 
-/* r: the choices of one question. */
+/* Scores the choices r of one question. */
 static enum err decode_question(struct request **r, int n, struct runtime *rt,
                                 const struct eval *e, float *logits)
 {
