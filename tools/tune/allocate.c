@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Dynamic programming over the items: the states behind an item are the pairs of cost and
- * loss that some choice so far reaches and no other is better than in both. How many there
- * are has no bound but the number of different costs, so states that cannot end in the
- * optimum are dropped: for a price on cost, what a state has lost plus the least priced
- * loss of every item behind it is a lower bound, and a choice that is known to fit an upper
- * one. Both come of the same bisection on the price; with many items they nearly meet.
- * Nothing is rounded, so the result is exact. */
+ * Dynamic programming over the items. The states after an item are the Pareto front of cost
+ * and loss: pairs that some choice reaches and no other pair beats in both.
+ *
+ * The front can be as large as the number of different costs, so states that cannot lead to
+ * the optimum are dropped. With a price on cost (a Lagrange multiplier), a state's loss
+ * plus the least priced loss of every later item is a lower bound. A choice that is known
+ * to fit is an upper bound. Both come from the same bisection on the price; with many items
+ * they nearly coincide. Nothing is rounded, so the result is exact. */
 #include "tools/tune/allocate.h"
 
 #include "kernels/base/mem.h"
@@ -16,10 +17,10 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-/* Sums of losses in another order differ by this share at most. */
+/* Relative difference of sums of losses that are added in another order. */
 #define SLACK 1e-9
 
-/* A state, and how it was reached: from a state behind the item before. */
+/* A state, and the state after the previous item that it was reached from. */
 struct state {
     int64_t cost;
     double loss;
@@ -36,9 +37,9 @@ struct knapsack {
     const struct allocate_item *item;
     int n;
     int64_t budget;
-    double price, known; /* of cost; the loss of a choice that fits */
-    double *rest;        /* [n + 1] least priced loss of items i.. */
-    struct front *front; /* [n + 1] behind i items */
+    double price, known; /* price of a unit of cost; loss of a choice that fits */
+    double *rest;        /* [n + 1] least priced loss of items i to n - 1 */
+    struct front *front; /* [n + 1] states after i items */
 };
 
 /* --- the price ---------------------------------------------------------------------- */
@@ -48,7 +49,7 @@ static double priced(const struct allocate_option *o, double price)
     return o->loss + price * (double)o->cost;
 }
 
-/* The option with the least priced loss; of equals the cheaper. */
+/* Returns the option with the least priced loss, the cheaper one if equal. */
 static int pick(const struct allocate_item *item, double price)
 {
     int best = 0;
@@ -72,7 +73,7 @@ static int pick_cheapest(const struct allocate_item *item)
     return best;
 }
 
-/* Do the picks at this price fit? Then their loss is known to be reached. */
+/* Returns whether the choices at this price fit. If so, their loss is an upper bound. */
 static bool try_price(struct knapsack *k, double price)
 {
     int64_t cost = 0;
@@ -99,7 +100,7 @@ static void cheapest(const struct knapsack *k, int64_t *cost, double *loss)
     }
 }
 
-/* The least price whose picks fit, as near as doubles come. */
+/* Finds the least price whose choices fit, to the precision of doubles. */
 static void find_price(struct knapsack *k)
 {
     double lo = 0, hi = 1e-30;
@@ -142,7 +143,7 @@ static int compare(const void *a, const void *b)
     return (x->option > y->option) - (x->option < y->option);
 }
 
-/* Can a state behind i items still end in the optimum? */
+/* Returns whether a state after i items can still lead to the optimum. */
 static bool hopeful(const struct knapsack *k, const struct state *s, int i)
 {
     const double spent = s->loss + k->price * (double)s->cost;
@@ -151,7 +152,7 @@ static bool hopeful(const struct knapsack *k, const struct state *s, int i)
     return s->cost <= k->budget && least <= k->known + SLACK * scale;
 }
 
-/* Sorted: only those that lose less than all that cost no more. */
+/* Keeps the Pareto front of sorted states: those that lose less than every cheaper one. */
 static void keep_best(struct front *f)
 {
     size_t n = 0;
@@ -182,7 +183,7 @@ static enum err extend(struct knapsack *k, int i)
     return mem_resize(&next->state, f->n * (size_t)item->n, next->n, sizeof(*next->state));
 }
 
-/* The last state loses least. */
+/* The last state has the least loss. */
 static void walk_back(int *choice, const struct knapsack *k)
 {
     size_t at = k->front[k->n].n - 1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The multiple-choice knapsack, exactly: one option for every item, the least total loss
- * within a budget. */
+ * The multiple-choice knapsack, solved exactly: one option per item, the least total loss
+ * within a budget. Pure function, thread-safe. */
 #ifndef WKVQ_ALLOCATE_H
 #define WKVQ_ALLOCATE_H
 
@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 struct allocate_option {
-    int64_t cost; /* >= 0, any unit; all costs of the items together fit an int64_t */
+    int64_t cost; /* >= 0, any unit; the sum over all items must fit an int64_t */
     double loss;  /* finite */
 };
 
@@ -19,9 +19,9 @@ struct allocate_item {
     int n;                                /* >= 1 */
 };
 
-/* choice [n_items]: an index into each item's options. Of choices that lose equally little
- * one is taken, always the same. ERR_USAGE when the cheapest options are above the budget,
- * ERR_NUMERIC for a loss that is not finite, ERR_MEMORY. */
+/* Writes choice [n_items], an index into each item's options. Among choices of equal loss
+ * it always takes the same one. ERR_USAGE: even the cheapest options exceed the budget.
+ * ERR_NUMERIC: a loss is not finite. ERR_MEMORY. */
 enum err allocate(int *choice, const struct allocate_item *item, int n_items,
                   int64_t budget);
 

@@ -82,7 +82,7 @@ enum err tune_try(struct tune *t, const int *cell, int n)
     return sweep_execute(&t->sweep);
 }
 
-/* NAN where a result has no number. */
+/* Returns a number of a result, or NAN if it is missing. */
 static double number_or_nan(const json_t *v)
 {
     return json_is_number(v) ? json_number_value(v) : NAN;
@@ -100,7 +100,7 @@ static const json_t *result_of(const struct tune *t, int cell)
     return NULL;
 }
 
-/* Difference of two cells' losses in nats, a - b, paired over windows. */
+/* Computes the difference of two cells' losses in nats, a - b, paired over windows. */
 static enum err paired(struct estimate *out, const json_t *a, const json_t *b)
 {
     const json_t *nll_a = json_object_get(a, "window_nll");
@@ -136,7 +136,8 @@ enum err tune_outcome(struct tune_outcome *out, const struct tune *t, int cell)
 
 /* --- the search --------------------------------------------------------------------- */
 
-/* First candidate within the bound, -1: none. Finer ones are before it. */
+/* Returns the first candidate within the bound, -1: none. Candidates before it have more
+ * bits. */
 static int first_within(const struct tune_sizes *s, double bound)
 {
     for (int i = 0; i < s->n; i++) {
@@ -152,19 +153,18 @@ enum err tune_bounds(int *w, int *k, const struct tune *t)
     const struct tune_size *least_k = &t->kv.size[t->kv.n - 1];
     *w = first_within(&t->weights, t->settings.max_bits);
     FAIL_IF(*w < 0, ERR_USAGE,
-            "--max-bits %g: these shapes need at least %.3f bits a weight at the "
+            "--max-bits %g: these shapes need at least %.3f bits per weight at the "
             "configuration's weights.bits",
             t->settings.max_bits, least_w->bits);
     *k = first_within(&t->kv, t->settings.max_kv_bits ? t->settings.max_kv_bits
                                                       : t->settings.max_bits);
     FAIL_IF(*k < 0 && t->settings.max_kv_bits > 0, ERR_USAGE,
-            "--max-kv-bits %g: these heads need at least %.3f bits a cache element at the "
-            "configuration's kv.bits",
+            "--max-kv-bits %g: these heads need at least %.3f bits per cache element at "
+            "the configuration's kv.bits",
             t->settings.max_kv_bits, least_k->bits);
     if (*k < 0) {
         *k = t->kv.n - 1;
-        log_info("cache: %.3f bits an element is the least that these heads need",
-                 least_k->bits);
+        log_info("cache: these heads need at least %.3f bits per element", least_k->bits);
     }
     return OK;
 }
@@ -183,8 +183,9 @@ static enum err take_best(struct tune *t)
     return OK;
 }
 
-/* Finer groups are rarely worse, so the finest that are allowed are tried, and the next
- * coarser of each; and the mixes, each with the other side's finest, and both. */
+/* Tries the finest groups within the bound and the next coarser of each, since finer groups
+ * are rarely worse. Then it tries each mix with the other side's finest groups, and both
+ * mixes. */
 enum err tune_by_bits(struct tune *t)
 {
     int w, k, cell[8] = {0}, n = 1;
@@ -204,7 +205,7 @@ enum err tune_by_bits(struct tune *t)
     return take_best(t);
 }
 
-/* Nats won for each bit that the step from o to cell costs. */
+/* Returns the gain in nats per bit of the step from o to cell. */
 static enum err worth(double *out, const struct tune *t, const struct tune_outcome *o,
                       int cell)
 {
@@ -215,8 +216,8 @@ static enum err worth(double *out, const struct tune *t, const struct tune_outco
     return OK;
 }
 
-/* The tried cell that keeps to the increase with the fewest bits, weights' and cache's
- * counted alike. */
+/* Finds the tried cell within the increase that has the fewest bits, summed over weights
+ * and cache. */
 static enum err take_cheapest(struct tune *t)
 {
     double least = INFINITY;
@@ -231,8 +232,8 @@ static enum err take_cheapest(struct tune *t)
     return OK;
 }
 
-/* Both steps to finer groups from (*w, *k) are tried, the one that wins more for a bit is
- * taken. false: there is none. */
+/* Tries both steps to finer groups from (*w, *k) and takes the one that gains more per bit.
+ * false: there is none. */
 static enum err step_finer(bool *any, int *w, int *k, struct tune *t)
 {
     int step[2], n = 0;

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#define FORMATS 35 /* 7 widths of codes in 5 group sizes */
+#define FORMATS 35 /* 7 code widths in 5 group sizes */
 #define KV_SIDES 2
 
 /* --- formats ------------------------------------------------------------------------ */
@@ -66,7 +66,8 @@ static void kv_formats(struct formats *l, const struct arch *a)
 
 /* --- one budget --------------------------------------------------------------------- */
 
-/* What the choice is between: every kind in every layer, or in all of them together. */
+/* The items of the choice: every kind in every layer, or every kind in all layers
+ * together. */
 struct problem {
     enum mix_of of;
     const struct arch *arch;
@@ -74,7 +75,7 @@ struct problem {
     const double *loss; /* [layers][kinds][formats] */
     int kinds;
     bool per_layer;
-    int64_t elements; /* weights, or cache elements of a token */
+    int64_t elements; /* weights, or cache elements per token */
     int64_t (*cost)(const struct problem *p, int kind, int format); /* bits in one layer */
     struct allocate_option *option;                                 /* [items][formats] */
     struct allocate_item *item;
@@ -129,7 +130,7 @@ static enum err make_items(struct problem *p)
     return OK;
 }
 
-/* Sums over all items; choice NULL: `one` for each. */
+/* Sums cost and loss over all items; choice NULL: option `one` for each. */
 static void sum(const struct problem *p, const int *choice, int one, double *loss,
                 int64_t *cost)
 {
@@ -142,7 +143,8 @@ static void sum(const struct problem *p, const int *choice, int one, double *los
     }
 }
 
-/* The least loss that one format for all has within the budget; INFINITY: none fits. */
+/* Returns the least loss with one format for all items within the budget; INFINITY: none
+ * fits. */
 static double uniform_loss(const struct problem *p, int64_t budget)
 {
     double least = INFINITY;
@@ -180,8 +182,8 @@ static enum err take_choice(struct tune_mix *out, const struct problem *p,
     const char *what = p->of == MIX_WEIGHTS ? "weights" : "cache";
     sum(p, choice, 0, &loss, &cost);
     const double bits = (double)cost / (double)p->elements;
-    log_info("%s: estimate before calibration %.4f nats a token mixed at %.3f bits, %.4f "
-             "in one format",
+    log_info("%s: estimated loss before calibration %.4f nats per token mixed at %.3f "
+             "bits, %.4f in one format",
              what, loss, bits, uniform);
     if (loss >= uniform)
         return OK;

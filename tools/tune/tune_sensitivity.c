@@ -16,7 +16,7 @@
 
 #define FILE_LIMIT ((size_t)256 << 20)
 
-/* What the process is to do. */
+/* Arguments of the child process. */
 struct order {
     struct sensitivity *s;
     const struct tune_settings *settings;
@@ -46,7 +46,7 @@ static enum err identify(json_t **out, struct job *j, const struct sensitivity *
     return OK;
 }
 
-/* Is path of this identity? A file that is none of ours is written anew. */
+/* Returns whether the file has this identity. Any other file is replaced. */
 static bool is_there(const char *path, const json_t *identity)
 {
     json_t *have = NULL;
@@ -84,15 +84,15 @@ static enum err read_losses(double **out, const json_t *v, const char *key, int6
     json_t *x, *list;
     TRY(json_get_array(&list, v, key, path));
     FAIL_IF((int64_t)json_array_size(list) != n, ERR_FORMAT,
-            "%s: %s: want %lld figures; remove the file and it is made again", path, key,
+            "%s: %s: want %lld figures; remove the file to compute it again", path, key,
             (long long)n);
     TRY(mem_alloc(out, (size_t)n, sizeof(**out)));
     json_array_foreach(list, i, x)
     {
         (*out)[i] = json_number_value(x);
         FAIL_IF(!json_is_number(x) || !((*out)[i] >= 0), ERR_FORMAT,
-                "%s: %s: want figures from 0; remove the file and it is made again", path,
-                key);
+                "%s: %s: want figures of at least 0; remove the file to compute it again",
+                path, key);
     }
     return OK;
 }
@@ -134,7 +134,8 @@ static enum err measure(const struct order *o, struct job *j, json_t *identity)
     const struct kv_spec kv = recipe_kv_spec(&j->recipe);
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_open_device(j));
-    log_info("what formats cost: one pass over %lld windows of %lld tokens",
+    log_info("estimating the loss of each format: one pass over %lld windows of %lld "
+             "tokens",
              (long long)j->recipe.samples, (long long)j->recipe.seqlen);
     const struct model_windows text = {j->windows, j->recipe.samples, j->recipe.seqlen};
     o->s->spec = kv;
