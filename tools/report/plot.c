@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* gnuplot -d (no init files) that reads in and writes to out. Does not return. */
+/* Runs gnuplot -d (no init files), reading from in and writing to out. Does not return. */
 static void run_gnuplot(int in, int out, const char *option)
 {
     const int null = open("/dev/null", O_RDWR);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Pictures by gnuplot, as SVG text. Only numbers and words of ours go into a script, never
- * a name from a file: gnuplot's language runs commands. */
+ * Pictures as SVG text, drawn by gnuplot. A script contains only numbers and our own words,
+ * never a name from a file, because gnuplot's language can run commands. */
 #ifndef WKVQ_PLOT_H
 #define WKVQ_PLOT_H
 
@@ -14,13 +14,13 @@ struct plot {
     FILE *script; /* open between plot_begin and plot_end */
 };
 
-/* Can gnuplot be started? */
+/* Returns whether gnuplot can be started. */
 bool plot_available(void);
-/* A picture of width x height units; what to draw is written to p->script, data as
- * here-documents ($d << EOD). */
+/* Starts a picture of width x height units. The caller writes commands to p->script, with
+ * data as here-documents ($d << EOD). */
 enum err plot_begin(struct plot *p, int width, int height);
-/* *svg: from "<svg" on, released with free(). ERR_IO when gnuplot fails. Releases p
- * whatever the result. */
+/* Runs gnuplot. *svg starts at "<svg"; release it with free(). ERR_IO if gnuplot fails.
+ * Releases p whatever the result. */
 enum err plot_end(char **svg, struct plot *p);
 void plot_abort(struct plot *p); /* accepts a zeroed one */
 

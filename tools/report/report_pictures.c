@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The report's pictures. A cell is named by its number in the table: no text of a results
- * file reaches gnuplot. */
+ * The report's pictures. A cell is shown by its number in the table, so that no text of a
+ * results file reaches gnuplot. */
 #include "kernels/base/mem.h"
 #include "tools/report/html.h"
 #include "tools/report/plot.h"
@@ -30,7 +30,7 @@ static double bits_of(const struct report_row *row, int of_kv)
     return of_kv ? row->kv_bits : row->weight_bits;
 }
 
-/* Nothing that is shown has fewer bits and less perplexity. */
+/* Returns whether no shown cell has both fewer bits and less perplexity. */
 static bool on_front(const struct report *r, int i, int of_kv)
 {
     const struct report_row *a = &r->row[i];
@@ -166,7 +166,8 @@ enum err report_difference_picture(FILE *f, const struct report *r)
 
 /* --- losses ------------------------------------------------------------------------- */
 
-/* Block b's losses as shares of its start. false: it has none to speak of. */
+/* Computes block b's losses relative to its start. false: its start loss is zero or
+ * missing. */
 static bool put_losses(FILE *s, const json_t *block, size_t b)
 {
     const double start = json_number_value(json_object_get(block, "start"));
@@ -182,7 +183,7 @@ static bool put_losses(FILE *s, const json_t *block, size_t b)
     return true;
 }
 
-/* Whole numbers at most 8 apart on an axis up to n. */
+/* Returns the step between whole-number tics, for at most 8 of them on an axis up to n. */
 static size_t tic_step(size_t n)
 {
     return n > 8 ? (n + 7) / 8 : 1;
@@ -238,7 +239,7 @@ enum err report_losses(FILE *f, const struct report *r)
     for (int i = 0; i < r->n; i++) {
         const json_t *first = json_array_get(json_object_get(r->row[i].json, "blocks"), 0);
         if (!json_array_size(json_object_get(first, "epochs")))
-            continue; /* nothing was learned */
+            continue; /* no block learned anything */
         if (drawn == LOSSES_MAX) {
             left++;
             continue;

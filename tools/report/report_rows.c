@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Results of a sweep as figures, and what differs from the base. */
+ * Reads a sweep's results as figures and computes the differences to the base. */
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/report/report.h"
@@ -51,7 +51,7 @@ static enum err read_row(struct report_row *r, const json_t *o, const char *wher
     return OK;
 }
 
-/* Same text, same windows? */
+/* Returns whether two rows were evaluated on the same text and windows. */
 static bool comparable(const struct report_row *a, const struct report_row *b)
 {
     const json_t *x = json_object_get(json_object_get(a->json, "identity"), "eval");

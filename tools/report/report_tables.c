@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Number of a row, which stands for it in pictures. */
+/* Returns the number of a row, which names it in pictures. */
 static void put_number(FILE *f, int i)
 {
     fprintf(f, "<td class=\"n\">%d</td>", i + 1);
@@ -53,12 +53,12 @@ static void put_results(FILE *f, const struct report *r)
     }
     html_table_end(f);
     fputs("<p class=\"soft\">&plusmn; is the standard error over evaluation windows. Bits "
-          "are measured from the bytes of the artifact, scales and zero points "
-          "included.</p>\n",
+          "are measured from the bytes of the artifact, including scales and zero "
+          "points.</p>\n",
           f);
 }
 
-/* Lowest figure of an array and its index. */
+/* Finds the lowest figure of an array and its index. */
 static double lowest(int64_t *at, const struct report_row *row, const char *array)
 {
     double low = NAN;
@@ -106,7 +106,7 @@ void report_tables(FILE *f, const struct report *r)
         put_worst_heads(f, r);
 }
 
-/* Beyond two standard errors a difference is called one. */
+/* Returns the verdict; a difference needs more than two standard errors. */
 static const char *judge(const struct report_row *row)
 {
     if (!isfinite(row->diff.mean) || !isfinite(row->diff.stderr_))
@@ -122,11 +122,12 @@ void report_differences(FILE *f, const struct report *r)
         return;
     fputs("<h2>Difference to ", f);
     html_text(f, r->row[r->base].name);
-    fputs("</h2>\n<p>Paired: both were evaluated on the same windows, so what they have in "
-          "common cancels. &plusmn; is the standard error of the mean difference over "
-          "windows; beyond two of them the last column calls it a difference. Windows that "
-          "follow each other in a text are not quite independent: take it as a lower "
-          "bound.</p>\n",
+    fputs("</h2>\n"
+          "<p>Differences are paired: both cells were evaluated on the same windows, so "
+          "common effects cancel. &plusmn; is the standard error of the mean difference "
+          "over windows. The last column reports a difference if it exceeds two of them. "
+          "Consecutive windows of a text are not quite independent, so the standard error "
+          "is a lower bound.</p>\n",
           f);
     html_table(f, "#|<Cell|nats|&plusmn;|perplexity %|&plusmn;|Windows|<Verdict");
     for (int i = 0; i < r->n; i++) {
