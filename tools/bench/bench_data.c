@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Normal numbers are made once and repeated; the length is a prime, so that no two rows of
- * a matrix are alike. */
+/* Normal numbers are made once and repeated. The length is a prime, so that no two rows of
+ * a matrix are equal. */
 #define PATTERN 1048573
 #define WEIGHT_SCALE 0.02f
 
@@ -38,7 +38,8 @@ double bench_median(double *values, int64_t n)
     return values[(n - 1) / 2];
 }
 
-/* n normal numbers of the type, or as many as the pattern has; release with mem_free. */
+/* Makes n normal numbers of the type, or as many as the pattern has. Release *out with
+ * mem_free. */
 static enum err pattern(void **out, enum dtype type, int64_t n, uint64_t seed, float scale)
 {
     struct rng rng;
@@ -119,7 +120,7 @@ enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t 
     enum err err = OK;
     TRY(pattern(&normal, type, step, 2, 1));
     TRY_OUT(dev_alloc(d, &p, (size_t)n * unit));
-    *t = tensor_2d(p, type, rows, cols); /* from here on the caller's to release */
+    *t = tensor_2d(p, type, rows, cols); /* owned by the caller from here on */
     for (int64_t i = 0; i < n; i += step)
         TRY_OUT(dev_upload(d, (char *)p + (size_t)i * unit, normal,
                            (size_t)(n - i < step ? n - i : step) * unit));

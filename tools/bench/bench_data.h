@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the benchmarks share: the device of the options, random weights, buffers, medians. */
+ * Helpers of the benchmarks: the configured device, random weights, buffers, medians. */
 #ifndef WKVQ_BENCH_DATA_H
 #define WKVQ_BENCH_DATA_H
 
@@ -8,10 +8,10 @@
 #include "calib/model/weights.h"
 #include "tools/cli/opt.h"
 
-/* The device of the options, and the act type they ask for. */
+/* Opens the device of the options and resolves their activation type. */
 enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);
 
-/* A model whose every block has the same BF16 weights, normal * 0.02; norms are 1. */
+/* A model whose blocks all have the same BF16 weights, normal * 0.02; norms are 1. */
 struct bench_weights {
     struct arch arch;
     void *memory;
@@ -21,11 +21,12 @@ enum err bench_weights_open(struct bench_weights *w, const struct arch *a);
 void bench_weights_close(struct bench_weights *w); /* accepts a zeroed one */
 size_t bench_weights_bytes(const struct arch *a);
 
-/* [rows, cols] (F32 or BF16) of normal numbers on d; release with dev_free(d, t->data). */
+/* Makes a tensor [rows, cols] (F32 or BF16) of normal numbers on d. Release it with
+ * dev_free(d, t->data). */
 enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t rows,
                       int64_t cols);
 
-/* Of n > 0 values, which are sorted; the lower of the middle two. */
+/* Returns the median of n > 0 values, the lower of the middle two. Sorts the values. */
 double bench_median(double *values, int64_t n);
 
 #endif

@@ -11,7 +11,7 @@ struct pass {
     int64_t T;
     enum dtype act;
     bool weight_grads;
-    struct tensor a, b, c; /* memory of the operands: each as large as the largest */
+    struct tensor a, b, c; /* Operand memory; each operand is as large as the largest. */
     struct bench_gemm sum;
 };
 
@@ -23,7 +23,7 @@ static struct tensor view(const struct tensor *memory, enum dtype t, int64_t row
     return tensor_2d(memory->data, t, rows, cols);
 }
 
-/* One product C [m,n] with inner dimension k; p->sum grows. */
+/* Runs one product C [m,n] with inner dimension k and adds its figures to p->sum. */
 static enum err product(struct pass *p, enum part part, enum gemm_kind kind, int64_t m,
                         int64_t n, int64_t k, enum dtype out)
 {
@@ -46,7 +46,7 @@ static enum err product(struct pass *p, enum part part, enum gemm_kind kind, int
     return OK;
 }
 
-/* Weights [out, in] that a block holds in one piece. */
+/* A weight matrix [out, in], as a block stores it. */
 struct piece {
     int64_t out, in;
 };
@@ -149,7 +149,7 @@ static enum err run(struct pass *p, int64_t blocks)
     for (int64_t i = 0; i < blocks; i++)
         TRY(block_backward_products(p));
     TRY(trained_backward_products(p));
-    /* the causal half */
+    /* only the causal half */
     p->sum.attention_s /= 2;
     p->sum.attention_flops /= 2;
     return OK;
@@ -160,7 +160,7 @@ static int64_t larger(int64_t x, int64_t y)
     return x > y ? x : y;
 }
 
-/* Rows and columns that any operand of any product fits into. */
+/* Returns the rows and columns that hold any operand of any product. */
 static struct piece room(const struct arch *a, int64_t T)
 {
     const int64_t in = larger(a->d_model, larger(a->d_ff, o_of(a).in));

@@ -20,13 +20,13 @@
 
 #define SIGMA 0.02
 #define NORM_SIGMA 0.1
-#define OUTLIER 6.0      /* times as large */
-#define OUTLIER_PART 512 /* one channel in so many */
+#define OUTLIER 6.0      /* factor of the large channels */
+#define OUTLIER_PART 512 /* one channel out of so many is large */
 
-#define PIECE_WEIGHTS ((int64_t)4 << 20)  /* made between two writes */
-#define CHUNK_WEIGHTS ((int64_t)64 << 10) /* and by one thread at a time */
+#define PIECE_WEIGHTS ((int64_t)4 << 20)  /* weights made between two writes */
+#define CHUNK_WEIGHTS ((int64_t)64 << 10) /* weights made by one thread at a time */
 
-/* What of a tensor's rows is large. */
+/* The rows of a tensor that are large. */
 enum loud { LOUD_NONE, LOUD_RESIDUAL, LOUD_KEYS, LOUD_KINDS };
 
 struct synth {
@@ -43,7 +43,7 @@ struct synth {
     void *progress_ctx;
 };
 
-/* --- which tensors ------------------------------------------------------------------ */
+/* --- tensors -------------------------------------------------------------------------- */
 
 static enum err add(struct out_plan *p, const char *name, int64_t layer, int lin,
                     int64_t rows, int64_t cols)
@@ -92,7 +92,7 @@ uint64_t synth_bytes(const struct arch *a)
     return 2 * (ends + L * ((uint64_t)arch_block_params(a) + 2 * D));
 }
 
-/* --- what is in them ---------------------------------------------------------------- */
+/* --- values --------------------------------------------------------------------------- */
 
 static enum err draw_channels(bool **out, int64_t n, uint64_t seed)
 {
@@ -111,12 +111,12 @@ static enum loud loud_kind(const struct out_tensor *t)
                                                  : LOUD_NONE;
 }
 
-/* Rows [first, first + rows) of one tensor. */
+/* Fills rows [first, first + rows) of one tensor. */
 struct piece {
     const struct synth *y;
     const struct out_tensor *t;
     int64_t first, rows, cols, rows_per_chunk;
-    uint64_t tensor; /* its place in the plan */
+    uint64_t tensor; /* index in the plan */
 };
 
 static const struct normal_table *table_of(const struct piece *p, int64_t row)
@@ -185,7 +185,7 @@ static enum err write_shards(struct synth *y)
     return OK;
 }
 
-/* A token's id; null: none. */
+/* Returns a token's id as JSON; null: none. */
 static json_t *id_json(int32_t id)
 {
     return id >= 0 ? json_integer(id) : json_null();
@@ -216,11 +216,11 @@ static enum err write_config(const struct synth *y)
     enum err err = OK;
     char *path = NULL, *text = NULL;
     json_t *o = config_json(y);
-    /* As many digits as an f32 holds: 1e-5 stays 1e-5. */
+    /* Prints as many digits as an f32 has, so that 1e-5 stays 1e-5. */
     if (!o || !(text = json_text(o, JSON_INDENT(2) | JSON_REAL_PRECISION(7))))
         FAIL_OUT(ERR_MEMORY, "config.json: out of memory");
     const size_t n = strlen(text);
-    text[n] = '\n'; /* in the place of the NUL */
+    text[n] = '\n'; /* replaces the NUL */
     TRY_OUT(file_join(&path, y->dir.tmp, "config.json"));
     TRY_OUT(file_write_all(path, text, n + 1));
 out:
@@ -230,7 +230,7 @@ out:
     return err;
 }
 
-/* --- the whole ---------------------------------------------------------------------- */
+/* --- the checkpoint ------------------------------------------------------------------- */
 
 static enum err read_tokenizer(struct synth *y)
 {

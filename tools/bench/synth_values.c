@@ -7,10 +7,10 @@
 #include <math.h>
 
 #define NEWTON_STEPS 12
-#define DRAWS 4 /* of 16 bits in a word */
+#define DRAWS 4 /* draws of 16 bits per word */
 
-/* z >= from with probability `tail` above it. The distribution function is concave there,
- * so that Newton's steps from the left never pass the root. */
+/* Returns z >= from with probability `tail` above it. The distribution function is concave
+ * there, so Newton's steps from the left never pass the root. */
 static double upper_quantile(double tail, double from)
 {
     double z = from;
@@ -33,7 +33,7 @@ void normal_table_fill(struct normal_table *t, double mean, double sigma)
     }
 }
 
-/* A generator's state that the word moves to a place of its own. */
+/* Advances a generator's state by the index, so that each word has its own place. */
 static void enter(struct rng *r, uint64_t word)
 {
     rng_seed(r, rng_u64(r) ^ word);
