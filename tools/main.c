@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * wkvq: finds the subcommand, runs it, prints its error, decides the exit status. */
+ * The program's entry. Finds the subcommand, runs it, prints its error, and sets the exit
+ * status. */
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/cli/nearest.h"
@@ -13,7 +14,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* What to do, for each kind of failure; the message before it says what was wrong. */
+/* Returns what to do about each kind of failure. The message before it says what was
+ * wrong. */
 static const char *remedy(enum err e)
 {
     switch (e) {
@@ -40,8 +42,7 @@ static const char *remedy(enum err e)
     case ERR_NUMERIC:
         return "In a calibration, start over with lower optimizer.lr_* or with --set "
                "run.compute=f32, in a new state directory (quantize: --state NEW; "
-               "calibrate: "
-               "-o NEW). If that fails too, check the checkpoint for damage.";
+               "calibrate: -o NEW). If that fails too, check the checkpoint for damage.";
     case ERR_VERIFY:
         return "Do not use the artifact. Report this with the command's output.";
     case ERR_STOPPED:
@@ -51,8 +52,8 @@ static const char *remedy(enum err e)
     }
 }
 
-/* Where jansson gets no memory it fails quietly, and what follows looks like something
- * else. */
+/* Returns the true cause of an error. Jansson reports no lack of memory, so a later step
+ * fails for another apparent reason. */
 static enum err cause(enum err e)
 {
     if (!e || e == ERR_MEMORY || !json_out_of_memory())
@@ -98,7 +99,7 @@ static int unknown_command(const char *name)
     return status;
 }
 
-/* Results may have gone to a full disk or a closed pipe. */
+/* Flushes the output. A full disk or a closed pipe may have swallowed results. */
 static int finish_output(int status)
 {
     if (status || (fflush(stdout) == 0 && !ferror(stdout)))
@@ -119,7 +120,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     snprintf(name, sizeof(name), "wkvq %s", cmd->name);
     argv[0] = name;
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "-h")) /* argp knows -? only */
+        if (!strcmp(argv[i], "-h")) /* argp accepts -? only */
             argv[i] = help_option;
     }
     opt_parse(&a, cmd, argc, argv);
@@ -131,7 +132,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     return report(cause(cmd->run(&a)), cmd->name, a.verbose);
 }
 
-/* --help and its kin. false: not one of them. */
+/* Handles --help, --version and the like. Returns false for any other word. */
 static bool print_about(const char *word)
 {
     if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help"))

@@ -94,7 +94,7 @@ def test_seed(b):
 
 def test_what_is_told(b):
     said = b.generate()[1]
-    told = re.search(r"(\d+) tokens of prompt, the first token after (\S+) s; (\d+) tokens, (\S+) a second", said)
+    told = re.search(r"(\d+) tokens of prompt, the first token after (\S+) s; (\d+) tokens, (\S+) per second after the first", said)
     assert told and int(told[3]) == TOKENS and float(told[2]) >= 0 and float(told[4]) > 0, said
     assert "cache" not in said and not b.generate("-q")[1]
     got = json.loads(b.run("generate", "demo", "-p", PROMPT, "-n", TOKENS, "--json").stdout)
@@ -110,7 +110,7 @@ def test_cache(b):
     for group in (64, 32, 16):
         b.run("convert", b.demo, "-o", f"kv{group}", "--set", f"kv.group_size={group}")
         bits = 4 + 32 / group
-        assert f", {bits:.3f} bits an element" in b.generate("--stats", model=f"kv{group}")[1], group
+        assert f", {bits:.3f} bits per element" in b.generate("--stats", model=f"kv{group}")[1], group
         got = json.loads(b.run("generate", f"kv{group}", "-p", PROMPT, "-n", 8, "--json").stdout)
         tokens = got["prompt_tokens"] + 8
         assert got["kv_bits"] == bits and got["kv_bytes"] == tokens * elements * bits / 8, got

@@ -181,7 +181,7 @@ def test_gptq(f):
 
 
 def test_mixed_cache(f):
-    """Formats of keys and values that differ by layer, one of them left alone, from calibration to
+    """Formats of keys and values that differ by layer, one of them unquantized, from calibration to
     decode; nothing learns in block 1. Stopped and resumed: the same bytes."""
     mix = "k=5:4, 0.v=3, 1.k=16, 1.v=16, 3.v=8"
     recipe = [*RECIPE, "weights.bits=16", "kv.mixed=" + mix]
@@ -234,7 +234,7 @@ def packed_bits(rows, cols, bits, group):
 
 
 def test_mixed_weights(f):
-    """Projections of several formats, one left alone: stopped and resumed, verified, evaluated by
+    """Projections of several formats, one unquantized: stopped and resumed, verified, evaluated by
     the runtime and in simulation, from the artifact and from the state."""
     mixed = "v_proj=8:8, 3.q_proj=16, up_proj=3, 0-1.down_proj=5:0"
     recipe = [*RECIPE, "weights.mixed= 0-1.down_proj=5:0,up_proj=3,v_proj=8:8,3.q_proj=16",

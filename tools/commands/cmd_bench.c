@@ -12,13 +12,15 @@ static const struct opt options[] = {
     {OPT_HEADING, .help = "Benchmark:"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .value = "smollm2-135m", .choices = SHAPE_CHOICES,
-     .help = "Whose shapes to measure at"},
+     .help = "Shape to measure at"},
     {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
      .value = "2048", .lo = 2, .hi = 1 << 20, .help = "Tokens of a step"},
     {OPT_INT, .name = "blocks", .arg = "K", .offset = offsetof(struct args, blocks),
-     .value = "5", .lo = 0, .hi = 64, .help = "Blocks behind the trained one (crr.blocks)"},
+     .value = "5", .lo = 0, .hi = 64,
+     .help = "Blocks after the trained one (crr.blocks)"},
     {OPT_INT, .name = "steps", .arg = "N", .offset = offsetof(struct args, steps),
-     .value = "3", .lo = 1, .hi = 100000, .help = "Steps, or tokens, to measure, after one to warm up"},
+     .value = "3", .lo = 1, .hi = 100000,
+     .help = "Steps or tokens to measure, after one for warm-up"},
     {OPT_TEXT, .name = "compute", .arg = "TYPE", .offset = offsetof(struct args, compute),
      .value = "auto", .choices = CHOICES_COMPUTE, .help = "Type of the matrix operands"},
     {OPT_TEXT, .name = "device", .arg = "NAME", .offset = offsetof(struct args, device),
@@ -26,10 +28,11 @@ static const struct opt options[] = {
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "-1", -1, 4096,
      .help = "Threads; -1 = one per core"},
     {OPT_INT, .name = "depth", .arg = "N", .offset = offsetof(struct args, depth),
-     .value = "0", .lo = 0, .hi = 1 << 20, .help = "Tokens in the cache before the decoded one"},
+     .value = "0", .lo = 0, .hi = 1 << 20,
+     .help = "Tokens in the cache before the first decoded one"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
-     .help = "16 leaves the cache in full precision; 0 does as the artifact says"},
+     .help = "16 leaves the cache in full precision; 0 follows the artifact"},
     {0},
 };
 /* clang-format on */
@@ -39,7 +42,7 @@ static enum err run(struct args *a)
 {
     const char *what = a->pos.item[0];
     FAIL_IF(a->pos.n > 1 && strcmp(what, "decode"), ERR_USAGE,
-            "bench %s %s: only decode takes an artifact", what, a->pos.item[1]);
+            "bench %s %s: only `bench decode` accepts an artifact", what, a->pos.item[1]);
     if (!strcmp(what, "kernels"))
         return bench_kernels(a);
     if (!strcmp(what, "calibrate"))
@@ -52,20 +55,20 @@ static enum err run(struct args *a)
 const struct command cmd_bench = {
     .name = "bench",
     .operands = "kernels|calibrate|decode [ARTIFACT]",
-    .summary = "Figures against the machine's limits",
+    .summary = "Measure operations, a training step or decoding",
     .details =
-        "kernels: every operation at the shape's sizes: time, bytes or flops a second, and "
-        "the share of what a plain copy and a large matrix product just reached here. "
-        "calibrate: one training step by part, and the time of its matrix products alone: "
-        "the same products, order, types, library and threads, without anything between. "
-        "Attention's products are timed T x T a head and counted by one half, as the "
-        "causal "
-        "mask needs no more. Weights and activations are made up; times are medians. On a "
-        "GPU the parts are of a step of its own, which waits after each operation. "
-        "decode: one token at a time by the packed runtime, against the bytes that it must "
-        "read and what the machine reads; without ARTIFACT, made-up W4 g128 and KV4 of the "
-        "shape. Then a chunk's products with packed weights, and the same on unpacked "
-        "ones.\n\n"
+        "kernels: measures every operation at the shape's sizes: time, and bytes or flops "
+        "per second. It also prints the share of the speed that a plain copy and a large "
+        "matrix product just reached on this machine. calibrate: measures one training "
+        "step by parts, and its matrix products alone, in the same order and with the same "
+        "types, library and threads. Attention's products are timed as T x T per head and "
+        "half of the time is counted, as the causal mask needs one half. Weights and "
+        "activations are random; times are medians. On a GPU the parts come from a "
+        "separate step that waits after each operation. decode: measures the packed "
+        "runtime token by token, and compares the bytes that it must read with the "
+        "machine's bandwidth. Without ARTIFACT it uses random weights of the shape in W4 "
+        "g128 and KV4. Then it measures a chunk's products with packed and with unpacked "
+        "weights.\n\n"
         "  wkvq bench kernels\n"
         "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n"
         "  wkvq bench decode SmolLM2-135M-w4kv4 --depth 1800 --steps 50\n"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * `wkvq bench calibrate`: a training step on made-up weights, by part, and beside it the
- * time that its matrix products take alone: the same shapes, library, threads and run. */
+ * `wkvq bench calibrate`: a training step on random weights, by parts, and the time of its
+ * matrix products alone. Both have the same shapes, library, threads and run. */
 #include "calib/calib.h"
 #include "data/json.h"
 #include "kernels/base/limits.h"
@@ -15,7 +15,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* Of the whole run that is extrapolated to; the plan's one sample counts so often. */
+/* Samples of the extrapolated run. The plan's one sample is multiplied by this. */
 #define RUN_SAMPLES 128
 
 struct calibrate {
@@ -48,7 +48,7 @@ static double part_seconds(const struct calibrate *c, size_t i)
     return *(const double *)((const char *)&c->step + parts[i].offset);
 }
 
-/* Between the operations. */
+/* Returns the time spent between the operations. */
 static double rest_seconds(const struct calibrate *c)
 {
     double rest = c->step.parts_step_s;
@@ -57,7 +57,7 @@ static double rest_seconds(const struct calibrate *c)
     return rest > 0 ? rest : 0;
 }
 
-/* All of a calibration at the speed of the step. */
+/* Returns the time of a complete calibration at the speed of the step. */
 static double run_seconds_of(const struct calibrate *c)
 {
     return RUN_SAMPLES * c->step.step_s * c->plan.total_flops / c->plan.flops_per_step;
@@ -88,7 +88,7 @@ static void print_gemm(const char *name, double seconds, double flops)
 static void print_text(const struct calibrate *c, const struct args *a)
 {
     printf("%s\n", dev_about(c->dev));
-    printf("%s, %" PRId64 " tokens, %" PRId64 " blocks behind, %s; median of %" PRId64
+    printf("%s, %" PRId64 " tokens, %" PRId64 " blocks after it, %s; median of %" PRId64
            "\n\n",
            a->shape, c->settings.seqlen, c->settings.crr_blocks,
            dtype_name(c->settings.act), a->steps);
@@ -120,8 +120,7 @@ static enum err print_json(const struct calibrate *c, const struct args *a)
 {
     json_t *o = json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:i, s:I, s:f, s:f, s:o, s:f, s:f, s:f, s:f, "
-        "s:f, s:f, s:f, "
-        "s:f}",
+        "s:f, s:f, s:f, s:f}",
         "device", dev_about(c->dev), "shape", a->shape, "seqlen",
         (json_int_t)c->settings.seqlen, "blocks", (json_int_t)c->settings.crr_blocks,
         "steps", (json_int_t)a->steps, "compute", dtype_name(c->settings.act), "run_s",
@@ -138,7 +137,7 @@ static enum err print_json(const struct calibrate *c, const struct args *a)
     return err;
 }
 
-/* The recipe's defaults, at the options' sizes. */
+/* Makes the default recipe with the sizes of the options. */
 static enum err settings_of(struct calibrate *c, const struct args *a, enum dtype act)
 {
     struct recipe r;
@@ -155,7 +154,7 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     return calib_plan(&c->plan, &c->arch, &c->settings);
 }
 
-/* The step's memory, or that of the products, which come after it. */
+/* Returns the larger of the step's memory and that of the products, which run after it. */
 static enum err check_memory(const struct calibrate *c)
 {
     const size_t products = bench_gemm_bytes(&c->arch, &c->settings);
@@ -166,8 +165,8 @@ static enum err check_memory(const struct calibrate *c)
     log_verbose("bench needs %.2f GB, %.2f GB are available (limit: %s)",
                 1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
     FAIL_IF(has.amount && need > has.amount, ERR_USAGE,
-            "%.1f GB of memory are needed, %.1f GB are available (limit: %s): give a "
-            "smaller --blocks or --seqlen",
+            "%.1f GB of memory are needed, but only %.1f GB are available (limit: %s): "
+            "give a smaller --blocks or --seqlen",
             1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
     return OK;
 }

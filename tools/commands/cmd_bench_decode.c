@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * `wkvq bench decode`: tokens a second of the packed runtime, the bytes that each token
- * must read, and what this machine was just measured to read; a prompt's products, and the
- * same on unpacked weights. */
+ * `wkvq bench decode`: tokens per second of the packed runtime. It reports the bytes that
+ * each token must read, and the bandwidth just measured here. It also measures a prompt's
+ * products, with packed and with unpacked weights. */
 #include "convert/artifact/artifact_random.h"
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Larger than any cache; read a few times, the best counts. */
+/* Larger than any cache. It is read a few times, and the fastest pass counts. */
 #define READ_BYTES ((int64_t)256 << 20)
 #define READ_CHUNK ((int64_t)1 << 20)
 #define READ_PASSES 9
@@ -29,26 +29,28 @@ struct decode {
     struct runtime *rt;
     struct pool *pool;
     float *logits;
-    double *took; /* [steps] seconds of a token */
+    double *took; /* [steps] seconds per token */
     double read_bps, fill_s;
-    double packed_s, unpacked_s;   /* products of a chunk: best of some */
-    uint64_t weights, head, cache; /* bytes read a token */
+    double packed_s, unpacked_s; /* seconds of a chunk's products, the fastest of several */
+    uint64_t weights, head, cache; /* bytes read per token */
 };
 
-/* --- what the machine reads --------------------------------------------------------- */
+/* --- the machine's read bandwidth
+ * ------------------------------------------------------ */
 
 struct reading {
     const char *memory;
-    uint64_t *sum; /* [chunks], so that nothing is left out as unused */
+    uint64_t *sum; /* [chunks]; stored, so that the compiler keeps the reads */
 };
 
 typedef uint64_t words __attribute__((vector_size(64)));
 
-/* Four lines at a time, by the widest loads of the function that this becomes part of: with
- * narrow ones a thread waits for less memory at once than it could. */
+/* Reads four lines at a time with the widest loads available. With narrow loads a thread
+ * has too few memory requests in flight. */
 static inline __attribute__((always_inline)) uint64_t sum_of(const char *p)
 {
-    words a = {0}, b = {0}, c = {0}, d = {0}, line; /* not arrays: those go to memory */
+    /* scalars, because an array would be stored to memory */
+    words a = {0}, b = {0}, c = {0}, d = {0}, line;
     uint64_t all = 0;
     for (const char *end = p + READ_CHUNK; p < end; p += 4 * sizeof(line)) {
         memcpy(&line, p, sizeof(line));
@@ -117,15 +119,15 @@ out:
     return err;
 }
 
-/* --- what a token reads ------------------------------------------------------------- */
+/* --- bytes read per token ------------------------------------------------------------- */
 
 static uint64_t mat_bytes(const struct host_mat *m)
 {
     return m->data ? (uint64_t)(m->rows * m->cols) * dtype_bytes(m->dtype) : 0;
 }
 
-/* Every weight once, the head as it is stored, the cache of all tokens before. Norms and
- * activations are left out: they stay in the first cache. */
+/* Counts every weight once, the head as stored, and the cache of all earlier tokens. Norms
+ * and activations stay in the first-level cache and are not counted. */
 static void count_bytes(struct decode *b)
 {
     const struct arch *arch = artifact_arch(b->artifact);
@@ -145,7 +147,7 @@ static void count_bytes(struct decode *b)
 
 /* --- measuring ---------------------------------------------------------------------- */
 
-/* Any text: what the ids are changes no time. */
+/* Makes arbitrary ids, since their values do not affect the time. */
 static int32_t id_at(const struct decode *b, int64_t t)
 {
     return (int32_t)((t * 7919 + 13) % artifact_arch(b->artifact)->vocab);
@@ -165,7 +167,7 @@ static enum err fill_cache(struct decode *b)
     return runtime_mark(b->rt);
 }
 
-/* Each token at the same depth: the cache is set back. */
+/* Measures each token at the same depth, by truncating the cache again. */
 static enum err decode_tokens(struct decode *b)
 {
     for (int64_t i = -1; i < b->args->steps; i++) {
@@ -179,7 +181,7 @@ static enum err decode_tokens(struct decode *b)
     return OK;
 }
 
-/* --- a prompt's products ------------------------------------------------------------ */
+/* --- a prompt's products -------------------------------------------------------------- */
 
 static enum err packed_products(struct decode *b)
 {
@@ -192,7 +194,7 @@ static enum err packed_products(struct decode *b)
     return OK;
 }
 
-/* y = x W^T, F32, once for each block; W is the same in all of them. */
+/* Multiplies y = x W^T in F32, once for each block, with the same W. */
 static enum err unpacked_linear(struct decode *b, struct dev *dev, int l)
 {
     const struct arch *m = artifact_arch(b->artifact);
@@ -232,7 +234,7 @@ out:
 
 /* --- opening ------------------------------------------------------------------------ */
 
-/* As `convert` makes it without settings of its own. */
+/* Makes the artifact's settings with the defaults of `convert`. */
 static enum err open_made_up(struct decode *b)
 {
     struct arch arch;
@@ -335,7 +337,8 @@ enum err bench_decode(struct args *a)
     TRY_OUT(fill_cache(&b));
     TRY_OUT(decode_tokens(&b));
     TRY_OUT(measure_products(&b));
-    const double median = bench_median(b.took, a->steps), best = b.took[0]; /* sorted */
+    /* sorted by the median */
+    const double median = bench_median(b.took, a->steps), best = b.took[0];
     if (a->json)
         TRY_OUT(print_json(&b, median, best));
     else

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * `wkvq bench kernels`: every operation at a model's shapes, against what this machine was
- * just measured to reach: bytes copied, and products multiplied, a second. */
+ * `wkvq bench kernels`: every operation at a model's shapes, relative to the copy bandwidth
+ * and the matrix product rate just measured on this machine. */
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "tools/bench/bench_data.h"
@@ -12,14 +12,14 @@
 
 #define BITS 4
 #define GROUP 128
-/* After one run to warm up: until this many seconds are over, but no fewer and no more runs
- * than these. */
+/* Measurement runs after one for warm-up: until this many seconds have passed, within these
+ * bounds on the number of runs. */
 #define RUN_SECONDS 0.2
 #define MIN_RUNS 5
 #define MAX_RUNS 201
-/* Of logits: as many rows as evaluation makes at a time, or fewer. */
+/* Rows of logits: as many as evaluation computes at a time, or fewer. */
 #define LOGIT_ROWS 64
-/* Larger than caches; a copy reads and writes this much. */
+/* Bytes of a copy, read and written; larger than caches. */
 #define COPY_BYTES (256 << 20)
 #define CUBE 2048
 
@@ -28,17 +28,17 @@ struct bench {
     const struct args *args;
     enum dtype act;
     struct arch arch;
-    int64_t T, D, F, G;                        /* G: groups of a row of w */
+    int64_t T, D, F, G;                        /* G: groups per row of w */
     struct tensor x, h, y, dy, s, gain;        /* [T,D] F32, F32, act, act; [T]; [D] */
     struct tensor gu, dgu, m, dm;              /* [T,2F], [T,2F], [T,F], [T,F] act */
     struct tensor w, dw, wq, wact;             /* [2F,D] F32, F32, act, act */
     struct tensor scales, zeros, a, b, da, db; /* [2F,G] */
-    struct tensor moment;                      /* second, of a [2F,G] */
+    struct tensor moment;                      /* second operand of a [2F,G] operation */
     struct tensor qkv, dqkv, kq, vq, dkq, dvq, o, d_o, lse;
     struct tensor cos, sin, ks, kd, dks, dkd; /* [T,d/2]; [K d] */
     struct tensor bias, logits, nll, target;  /* [2F]; [R,V] act, [R], [R] I32 */
-    double bytes, flops;         /* of the operation that ran last; one of them is 0 */
-    double copy_bps, gemm_flops; /* the limits */
+    double bytes, flops;                      /* of the last operation; one of them is 0 */
+    double copy_bps, gemm_flops;              /* the measured limits */
 };
 
 static double bytes_of(const struct tensor *t)
@@ -146,7 +146,8 @@ static enum err run_fake_quant_kv_bwd(struct bench *b)
         &b->dkq, &p);
 }
 
-/* Of one product: half of T x T pairs, d multiplications and additions each. */
+/* Returns the flops of one product: half of T x T pairs, d multiplications and additions
+ * each. */
 static double attention_flops(const struct bench *b)
 {
     return (double)b->T * (double)(b->T + 1) * (double)(b->arch.n_heads * b->arch.head_dim);
@@ -305,7 +306,7 @@ static enum err time_run(struct timing *out, struct bench *b,
         took[n++] = clock_s() - begin;
     }
     out->median = bench_median(took, n);
-    out->best = took[0]; /* sorted by now */
+    out->best = took[0]; /* sorted above */
     return OK;
 }
 
@@ -315,9 +316,8 @@ static enum err run_big_copy(struct bench *b)
     return dev_copy(b->dev, &b->db, &b->da);
 }
 
-/* The limits are the best of their runs, what this machine can; operations are measured by
- * their median. Bytes that a plain copy moves a second (read and written), larger than
- * caches. */
+/* Measures the limits. They are the fastest of several runs, while operations report their
+ * median. A plain copy larger than caches gives bytes read and written per second. */
 static enum err measure_copy(struct bench *b)
 {
     enum err err = OK;
@@ -339,7 +339,7 @@ static enum err run_cube(struct bench *b)
     return dev_gemm(b->dev, GEMM_NT, &b->y, &b->qkv, &b->dqkv, false);
 }
 
-/* A product of cubes: large enough for whatever a library can. */
+/* Measures the product of large square matrices. */
 static enum err measure_gemm(struct bench *b)
 {
     struct tensor *const cube[] = {&b->y, &b->qkv, &b->dqkv};
@@ -357,7 +357,7 @@ out:
     return err;
 }
 
-/* Made as matrices; the types and values that operations take. */
+/* Makes the operands as matrices of the types and values that the operations accept. */
 static enum err arrange(struct bench *b)
 {
     const int64_t d = b->arch.head_dim;
@@ -370,17 +370,17 @@ static enum err arrange(struct bench *b)
     b->d_o = tensor_heads(b->d_o, b->arch.n_heads);
     b->target.dtype = DT_I32;
     TRY(dev_zero(b->dev, b->target.data, (size_t)bytes_of(&b->target)));
-    /* a rotation by no angle, which may be repeated */
+    /* a rotation by angle zero, which can be repeated */
     const struct tensor cos = tensor_1d(b->cos.data, DT_F32, b->T * d / 2);
     TRY(dev_zero(b->dev, b->cos.data, (size_t)bytes_of(&b->cos)));
     TRY(dev_zero(b->dev, b->sin.data, (size_t)bytes_of(&b->sin)));
     TRY(dev_exp(b->dev, &cos, &cos));
-    /* second moments and smoothing are positive */
+    /* second moments and smoothing factors are positive */
     TRY(dev_exp(b->dev, &b->moment, &b->moment));
     return dev_exp(b->dev, &b->ks, &b->ks);
 }
 
-/* Every buffer: its type, rows and columns. */
+/* Lists every buffer with its type, rows and columns. */
 static enum err fill(struct bench *b)
 {
     const int64_t T = b->T, D = b->D, F = b->F, G = b->G, act = b->act;

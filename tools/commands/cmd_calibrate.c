@@ -15,12 +15,13 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Calibration:"},
     {OPT_TEXT, 'o', "output", "STATE", offsetof(struct args, out),
-     .help = "Directory for the state; what is there goes on (default: none, required)"},
+     .help = "Directory for the state; an existing state is resumed (default: none, "
+             "required)"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
-     .help = "Print memory and time, from one measured step, and stop"},
+     .help = "Print the estimated memory and time, from one measured step, and stop"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .choices = SHAPE_CHOICES,
-     .help = "With --plan: memory from a model's shapes alone, no MODEL_DIR"},
+     .help = "With --plan: estimate memory from a model's shapes alone, without MODEL_DIR"},
     {0},
 };
 /* clang-format on */
@@ -32,9 +33,8 @@ static enum err print_result(const struct job *j, const struct state *s)
     struct calib_summary sum;
     TRY(stage_summary(&sum, s));
     if (!j->options.json) {
-        log_info("%s: %" PRId64 " blocks, %" PRId64
-                 " gained, loss %.1f%% less in the mean, %.1f "
-                 "MB, peak memory %.2f GB",
+        log_info("%s: %" PRId64 " blocks, %" PRId64 " improved, loss reduced by %.1f%% on "
+                 "average, %.1f MB, peak memory %.2f GB",
                  state_dir(s), sum.blocks, sum.gained, 100 * sum.mean_gain,
                  1e-6 * (double)state_bytes(s), 1e-9 * (double)mem_peak_bytes());
         return OK;
@@ -59,9 +59,9 @@ static enum err run(struct args *a)
         const struct recipe_input in = command_recipe_input(a);
         return preflight_print_shape(a->shape, &in, a->json);
     }
-    FAIL_IF(a->shape, ERR_USAGE, "--shape: goes with --plan and without MODEL_DIR");
+    FAIL_IF(a->shape, ERR_USAGE, "--shape needs --plan and excludes MODEL_DIR");
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
-    FAIL_IF(!a->out, ERR_USAGE, "no place for the state: give -o STATE");
+    FAIL_IF(!a->out, ERR_USAGE, "no directory for the state: give -o STATE");
     TRY_OUT(state_probe(a->out));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
@@ -71,7 +71,8 @@ static enum err run(struct args *a)
     if (state_removing(s))
         FAIL_OUT(
             ERR_USAGE,
-            "%s: the rest of a state whose artifact is finished; remove it to start over",
+            "%s: a partly removed state whose artifact is finished; remove the directory "
+            "to start over",
             a->out);
     TRY_OUT(print_result(&j, s));
 out:
@@ -84,10 +85,10 @@ const struct command cmd_calibrate = {
     .name = "calibrate",
     .operands = "MODEL_DIR",
     .summary = "Learn clipping, smoothing and shift block by block, into a state",
-    .details = "MODEL_DIR is a Hugging Face checkpoint. The state holds one file a "
-               "finished block; the "
-               "same command goes on where it was interrupted (Ctrl-C finishes the current "
-               "step, saves, exits 130) and ends with the same bytes. Then:\n\n"
+    .details = "MODEL_DIR is a Hugging Face checkpoint. The state has one file per "
+               "finished block. Ctrl-C finishes the current step, saves it and exits with "
+               "status 130. The same command then resumes, and the final bytes are the "
+               "same. Afterwards:\n\n"
                "  wkvq calibrate Llama-2-7b --data wiki.train.raw -o Llama-2-7b.state\n"
                "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n",
     .groups = groups,

@@ -19,12 +19,13 @@ static const struct opt options[] = {
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the artifact (default: none, required)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
-     .help = "Finished calibration to take the scales from (default: none, round to nearest "
-             "by the configuration)"},
+     .help = "Finished calibration that provides the scales (default: none, round to "
+             "nearest as configured)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0", .help = "Split the weights into files of at most SIZE; 0 stands for 5 GB"},
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
-     .help = "Overwrite an artifact that is there"},
+     .help = "Overwrite an existing artifact"},
     {0},
 };
 /* clang-format on */
@@ -39,11 +40,12 @@ static enum err open_state(struct state **s, const struct job *j, const struct a
             " blocks are calibrated; let `wkvq calibrate` finish",
             a->state, state_done(*s), state_blocks(*s));
     FAIL_IF(a->config || a->set.n, ERR_USAGE,
-            "--state brings its own configuration; leave out --config and --set");
+            "--state brings its own configuration; omit --config and --set");
     return stage_check_checkpoint(*s, j);
 }
 
-/* The artifact has what the checkpoint has; without a tokenizer it reads no text. */
+/* Warns about a missing tokenizer. The artifact copies the checkpoint's, and without one it
+ * cannot read text. */
 static enum err warn_without_tokenizer(const char *model_dir)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer.model", "vocab.json"};
@@ -56,7 +58,7 @@ static enum err warn_without_tokenizer(const char *model_dir)
     }
     if (!found)
         log_warn("%s: no tokenizer.json, tokenizer.model or vocab.json: the artifact will "
-                 "have no tokenizer, and eval and generate cannot read text with it",
+                 "have no tokenizer, so eval and generate cannot read text with it",
                  model_dir);
     return OK;
 }
@@ -69,7 +71,7 @@ static enum err print_result(const struct args *a)
     artifact_measure(&m, art);
     artifact_close(&art);
     if (!a->json) {
-        log_info("%s: %.1f MB, %.3f bits a weight, %.3f bits a cache element", a->out,
+        log_info("%s: %.1f MB, %.3f bits per weight, %.3f bits per cache element", a->out,
                  1e-6 * (double)m.total_bytes, m.weight_bits, m.kv_bits);
         return OK;
     }
@@ -86,7 +88,7 @@ static enum err run(struct args *a)
     enum err err = OK;
     struct job j = {0};
     struct state *s = NULL;
-    FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
+    FAIL_IF(!a->out, ERR_USAGE, "no directory for the artifact: give -o OUT");
     TRY_OUT(outdir_probe(a->out, a->force));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
@@ -104,12 +106,11 @@ out:
 const struct command cmd_convert = {
     .name = "convert",
     .operands = "MODEL_DIR",
-    .summary = "Pack a checkpoint, by a calibration's scales or round to nearest",
-    .details = "Writes a directory that looks like a Hugging Face model, with packed "
-               "weights and a "
+    .summary = "Pack a checkpoint, with a calibration's scales or rounded to nearest",
+    .details = "Writes a directory like a Hugging Face model's, with packed weights and a "
                "manifest (docs/artifact.md). Without --state the weights are rounded to "
-               "nearest and the "
-               "cache is quantized per token, as weights.* and kv.* say.\n\n"
+               "nearest and the cache is quantized per token, as weights.* and kv.* "
+               "say.\n\n"
                "  wkvq convert Llama-2-7b --state Llama-2-7b.state -o Llama-2-7b-w4kv4\n"
                "  wkvq convert Llama-2-7b --set weights.group_size=64 -o Llama-2-7b-rtn\n",
     .groups = groups,

@@ -19,46 +19,50 @@ static const struct opt options[] = {
     {OPT_HEADING, .help = "Evaluation:"},
     {OPT_TEXT, .name = "task", .arg = "TASK", .offset = offsetof(struct args, task),
      .value = "ppl", .choices = "ppl|zeroshot|longbench",
-     .help = "What to measure: ppl, perplexity; zeroshot, multiple choice on --data files of "
-             "PIQA, ARC, HellaSwag, WinoGrande; longbench, answers of the packed runtime on "
-             "--data files of LongBench"},
+     .help = "Measurement: ppl, perplexity; zeroshot, multiple choice on --data files of "
+             "PIQA, ARC, HellaSwag, WinoGrande; longbench, answers of the packed runtime "
+             "on --data files of LongBench"},
     {OPT_INT, .name = "limit", .arg = "N", .offset = offsetof(struct args, limit),
      .value = "0", .lo = 0, .hi = 1 << 30,
      .help = "Use the first N questions of each file; 0 = all"},
     {OPT_TEXT, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
-     .help = "Right answers, a number a line, of a data set that keeps them apart (PIQA)"},
+     .help = "File of right answers, one number per line, for data sets that store them "
+             "separately (PIQA)"},
     {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
-     .help = "Compare with this checkpoint or artifact, window by window (ppl): difference, "
-             "KL divergence, agreement; --simulate and --state are for the first only"},
+     .help = "Compare with this checkpoint or artifact, window by window (ppl): "
+             "difference, KL divergence, agreement; --simulate and --state apply to the "
+             "first model only"},
     {OPT_TEXT, .name = "prompts", .arg = "FILE", .offset = offsetof(struct args, prompts),
      .help = "LongBench's dataset2prompt.json"},
     {OPT_TEXT, .name = "max-gen", .arg = "FILE", .offset = offsetof(struct args, max_gen),
      .help = "LongBench's dataset2maxlen.json"},
     {OPT_TEXT, 'o', "output", "FILE", offsetof(struct args, out),
-     .help = "Write a line of JSON for each question"},
+     .help = "Write one line of JSON per question"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
      .help = "Use the first N windows of the text; 0 = all"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
-     .lo = 2, .hi = 1 << 24, .help = "Tokens of a window; windows do not overlap. What is longer loses its beginning "
-             "(zeroshot) or its middle (longbench)"},
+     .lo = 2, .hi = 1 << 24,
+     .help = "Tokens per window; windows do not overlap. Longer inputs lose their beginning "
+             "(zeroshot) or their middle (longbench)"},
     {OPT_TEXT, .name = "score", .arg = "WHICH", .offset = offsetof(struct args, score),
      .value = "all", .choices = "all|second-half",
-     .help = "second-half: a window's predictions from token CTX/2 on, as llama-perplexity "
-             "scores it (ppl)"},
+     .help = "second-half: score a window's predictions from token CTX/2 on, as "
+             "llama-perplexity does (ppl)"},
     {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk), .value = "0",
      .lo = 0, .hi = 1 << 24,
-     .help = "Tokens processed at a time; before them the cache is quantized: 1 = decode, "
-             "N = CTX is one prefill; 0 = 1, but what comes before an answer whole in the packed runtime"},
+     .help = "Tokens processed at a time; the cache of all earlier tokens is quantized: 1 "
+             "is decode, CTX is one prefill. 0: 1 for perplexity and simulation; for "
+             "tasks on the packed runtime the whole context at once, then 1"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
-     .help = "16 leaves the cache in full precision; 0 does as the artifact or the "
-             "configuration says"},
+     .help = "16 leaves the cache in full precision; 0 follows the artifact or the "
+             "configuration"},
     {OPT_FLAG, .name = "decode", .offset = offsetof(struct args, decode),
      .help = "Run the artifact's packed runtime, chunk by chunk, instead of the simulation"},
     {OPT_TEXT, .name = "simulate", .arg = "HOW", .offset = offsetof(struct args, simulate),
      .value = "none", .choices = "none|rtn",
-     .help = "rtn: round a checkpoint's weights and cache to nearest as weights.* and kv.* "
-             "say, without writing an artifact"},
+     .help = "rtn: round a checkpoint's weights and cache to nearest as weights.* and "
+             "kv.* say, without writing an artifact"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Evaluate a checkpoint under this calibration's scales (default: none)"},
     {0},
@@ -67,27 +71,27 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-/* Options that belong to another task. */
+/* Refuses options that belong to another task. */
 static enum err check_task(const struct args *a, bool is_artifact)
 {
     const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
     FAIL_IF(ppl && (a->limit || a->out), ERR_USAGE,
-            "--%s is for --task zeroshot and longbench; --windows limits a text",
+            "--%s is for --task zeroshot and longbench; use --windows to limit a text",
             a->limit ? "limit" : "output");
     FAIL_IF(!ppl && strcmp(a->score, "all"), ERR_USAGE, "--score is for --task ppl");
     FAIL_IF(ppl && strcmp(a->score, "all") && a->ctx < 3, ERR_USAGE,
             "--score second-half: a window of %" PRId64 " tokens has none; want 3", a->ctx);
     FAIL_IF((ppl || longbench) && a->labels, ERR_USAGE, "--labels is for --task zeroshot");
     FAIL_IF(!ppl && a->against, ERR_USAGE,
-            "--against is for --task ppl; -o keeps each question's result");
+            "--against is for --task ppl; -o stores each question's result");
     FAIL_IF(!ppl && a->windows, ERR_USAGE,
-            "--windows is for --task ppl; --limit limits questions");
+            "--windows is for --task ppl; use --limit to limit questions");
     FAIL_IF(!longbench && (a->prompts || a->max_gen), ERR_USAGE,
             "--%s is for --task longbench", a->prompts ? "prompts" : "max-gen");
     FAIL_IF(
         longbench && !is_artifact, ERR_USAGE,
-        "--task longbench: %s is a checkpoint, and answers come from the packed runtime; "
-        "`wkvq convert` makes an artifact",
+        "--task longbench: %s is a checkpoint, but answers need the packed runtime; make "
+        "an artifact with `wkvq convert`",
         a->pos.item[0]);
     return OK;
 }
@@ -96,18 +100,16 @@ static enum err check_options(const struct args *a, bool is_artifact)
 {
     TRY(check_task(a, is_artifact));
     FAIL_IF(a->kv_bits && a->kv_bits != 16, ERR_USAGE,
-            "--kv-bits %" PRId64
-            ": want 16, or 0 for what the artifact says; other widths are "
-            "an artifact's or configuration's kv.bits",
+            "--kv-bits %" PRId64 ": want 16, or 0 to follow the artifact; other widths are "
+            "set by kv.bits of the configuration",
             a->kv_bits);
     FAIL_IF(a->decode && !is_artifact, ERR_USAGE,
-            "--decode: %s is a checkpoint, the packed runtime needs an artifact; `wkvq "
-            "convert` "
-            "makes one",
+            "--decode: %s is a checkpoint, but the packed runtime needs an artifact; make "
+            "one with `wkvq convert`",
             a->pos.item[0]);
     const bool rtn = !strcmp(a->simulate, "rtn");
     FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
-            "--%s: %s is an artifact, quantized already; name its checkpoint",
+            "--%s: %s is an artifact, which is quantized already; name its checkpoint",
             rtn ? "simulate" : "state", a->pos.item[0]);
     FAIL_IF(rtn && a->state, ERR_USAGE, "--simulate and --state exclude each other");
     return OK;
@@ -123,7 +125,7 @@ static enum err open_model(struct eval *e, const struct args *a)
     if (a->decode || !strcmp(a->task, "longbench"))
         TRY(recipe_check_runtime(&j->recipe));
     if (is_artifact) {
-        /* A figure from damaged weights would be believed. */
+        /* Refuses damaged weights, whose result would look valid. */
         TRY(artifact_open(&e->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
@@ -149,8 +151,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     snprintf(join, sizeof(join), "%s", opt_choice_name(CHOICES_JOIN, j->recipe.join));
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
-        "s:o, "
-        "s:o, s:i, s:s, s:f, s:o, s:s}",
+        "s:o, s:o, s:i, s:s, s:f, s:o, s:s}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr",
         isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
@@ -228,8 +229,7 @@ static enum err run(struct args *a)
     TRY_OUT(open_model(&e, a));
     if (ppl)
         TRY_OUT(job_read_text(&j));
-    /* A figure to compare with others' is computed in f32 unless something else was asked.
-     */
+    /* Uses f32 unless a type is configured, so that results are comparable with others. */
     if (j.recipe.compute == COMPUTE_AUTO)
         j.recipe.compute = COMPUTE_F32;
     if (!e.decode || a->against)
@@ -247,15 +247,13 @@ const struct command cmd_eval = {
     .operands = "MODEL_OR_ARTIFACT",
     .summary = "Perplexity or tasks of a checkpoint or an artifact",
     .details =
-        "The literature's protocol: the text is tokenized once and cut into windows of "
-        "--ctx "
-        "tokens without overlap; in each the first n-1 tokens predict the last n-1. With a "
-        "quantized cache, chunk 1 is decode: every token sees the past quantized. "
-        "run.compute: "
-        "auto is f32 here.\n\n"
+        "The text is tokenized once and cut into windows of --ctx tokens without overlap, "
+        "as in the literature. In each window the first n-1 tokens predict the last n-1. "
+        "With a quantized cache, --chunk 1 is decode: every token sees its past "
+        "quantized. run.compute: auto means f32 here.\n\n"
         "  wkvq eval SmolLM2-135M --data wiki.test.raw --windows 12\n"
-        "  wkvq eval SmolLM2-135M --data wiki.test.raw --simulate rtn --set "
-        "weights.bits=3\n"
+        "  wkvq eval SmolLM2-135M --data wiki.test.raw \\\n"
+        "      --simulate rtn --set weights.bits=3\n"
         "  wkvq eval SmolLM2-135M-w4kv4 --data wiki.test.raw --windows 2 --decode\n",
     .groups = groups,
     .min_pos = 1,

@@ -19,28 +19,31 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Generation:"},
     {OPT_TEXT, 'p', "prompt", "TEXT", offsetof(struct args, prompt),
-     .help = "Text to go on from (default: none, required)"},
+     .help = "Text to continue (default: none, required)"},
     {OPT_INT, 'n', "n-tokens", "N", offsetof(struct args, n_tokens), "64", 1, 1 << 20,
-     .help = "Tokens to add at most; an end-of-text token ends earlier"},
+     .help = "Maximum number of new tokens; an end-of-text token ends earlier"},
     {OPT_REAL, .name = "temperature", .arg = "T", .offset = offsetof(struct args, temperature),
-     .value = "0", .lo = 0, .hi = 100, .help = "0 takes the most likely token each time"},
+     .value = "0", .lo = 0, .hi = 100,
+     .help = "0 takes the most likely token each time"},
     {OPT_INT, .name = "top-k", .arg = "K", .offset = offsetof(struct args, top_k),
-     .value = "0", .lo = 0, .hi = 1 << 30, .help = "Draw from the K likeliest; 0 = all"},
+     .value = "0", .lo = 0, .hi = 1 << 30,
+     .help = "Sample from the K most likely tokens; 0 = all"},
     {OPT_REAL, .name = "top-p", .arg = "P", .offset = offsetof(struct args, top_p),
      .value = "1", .lo = 0, .hi = 1,
-     .help = "Draw from the likeliest that together hold probability P"},
+     .help = "Sample from the most likely tokens with total probability P"},
     {OPT_INT, .name = "seed", .arg = "N", .offset = offsetof(struct args, seed),
      .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the draws"},
     {OPT_LIST, .name = "stop", .arg = "TEXT", .offset = offsetof(struct args, stop),
-     .help = "End before this text, which is not printed; repeatable"},
+     .help = "Stop before this text, which is not printed; repeatable"},
     {OPT_INT, .name = "chunk", .arg = "N", .offset = offsetof(struct args, chunk),
      .value = "128", .lo = 1, .hi = 1 << 20,
-     .help = "Tokens of the prompt processed at a time; before them the cache is quantized"},
+     .help = "Tokens of the prompt processed at a time; the cache of all earlier tokens "
+             "is quantized"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
-     .help = "16 leaves the cache in full precision; 0 does as the artifact says"},
+     .help = "16 leaves the cache in full precision; 0 follows the artifact"},
     {OPT_FLAG, .name = "stats", .offset = offsetof(struct args, stats),
-     .help = "Say the size of the cache on stderr at the end"},
+     .help = "Print the size of the cache on stderr at the end"},
     {0},
 };
 /* clang-format on */
@@ -54,13 +57,15 @@ struct generation {
     struct token_ids prompt;
     struct runtime *rt;
     float *logits; /* [V] */
-    int32_t *ids;  /* [n_tokens] made */
+    int32_t *ids;  /* [n_tokens] generated ids */
     int64_t n;
-    char *text; /* of ids, decoded as a whole: a token's own text depends on those before */
+    /* of ids, decoded as a whole, since a token's text depends on earlier ones */
+    char *text;
     size_t bytes;
-    size_t shown;    /* bytes of it that are settled, and on stdout unless --json */
-    const char *end; /* why it ended */
-    double start, first, last; /* clock: prompt given, first token and last token shown */
+    size_t shown;    /* settled bytes of text, printed on stdout unless --json */
+    const char *end; /* reason of the end */
+    /* clock, in seconds: prompt given, first token and last token shown */
+    double start, first, last;
     double prompt_s;
 };
 
@@ -70,7 +75,7 @@ static enum err open_generation(struct generation *g)
     const char *dir = a->pos.item[0];
     FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
     for (int i = 0; i < a->stop.n; i++)
-        FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: an empty text ends nothing");
+        FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
     TRY(command_recipe(&g->recipe, a));
     TRY(recipe_check_runtime(&g->recipe));
     TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
@@ -111,8 +116,8 @@ static enum err read_prompt(struct generation *g)
     return OK;
 }
 
-/* Decodes, shows what is settled, and says whether a stop string has come. With `last` all
- * is settled. */
+/* Decodes the ids, prints settled text, and returns whether a stop string was found. With
+ * `last` all text is settled. */
 static enum err show(bool *stopped, struct generation *g, bool last)
 {
     const struct text_list *stop = &g->a->stop;
@@ -143,7 +148,7 @@ static bool ends_text(const struct generation *g, int32_t id)
     return tokenizer_ends(g->tokenizer, id);
 }
 
-/* One more token; *done when it ends the text. */
+/* Generates one token. *done is set when it ends the text. */
 static enum err next_token(bool *done, struct generation *g, const struct sampler *s,
                            struct rng *rng)
 {
@@ -187,7 +192,7 @@ static enum err generate(struct generation *g)
     return OK;
 }
 
-/* Tokens a second behind the first; 0: there were none. */
+/* Returns the tokens per second after the first; 0: there were none. */
 static double token_rate(const struct generation *g)
 {
     return g->n > 1 ? (double)(g->n - 1) / (g->last - g->first) : 0;
@@ -214,11 +219,11 @@ static enum err print_json(const struct generation *g)
 static void say_speed(const struct generation *g)
 {
     if (g->n)
-        log_info("%zu tokens of prompt, the first token after %.3f s; %" PRId64
-                 " tokens, %.1f a second behind the first",
+        log_info("%zu tokens of prompt, the first token after %.3f s; %" PRId64 " tokens, "
+                 "%.1f per second after the first",
                  g->prompt.n, g->first - g->start, g->n, token_rate(g));
     if (g->a->stats)
-        fprintf(stderr, "cache %.2f MB, %.3f bits an element\n",
+        fprintf(stderr, "cache %.2f MB, %.3f bits per element\n",
                 1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));
 }
 
@@ -247,12 +252,11 @@ static enum err run(struct args *a)
 const struct command cmd_generate = {
     .name = "generate",
     .operands = "ARTIFACT",
-    .summary = "Text by the packed runtime, greedy or sampled",
+    .summary = "Generate text with the packed runtime, greedy or sampled",
     .details =
-        "The text that follows the prompt goes to stdout as it is made, and at the end the "
-        "time to the first token and the "
-        "tokens a second to stderr. Prompt and --n-tokens together must fit the model's "
-        "context; more is refused.\n\n"
+        "The generated text goes to stdout as it is produced. At the end, stderr gets the "
+        "time to the first token and the tokens per second. Prompt and --n-tokens "
+        "together must fit the model's context.\n\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'The capital of France is'\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Q: Why?' --stop 'Q:' --stop $'\\n\\n'\n",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What a directory holds: an artifact, a checkpoint or a calibration's state; sizes,
- * counted from bytes, and memory at a batch and length. */
+ * `wkvq inspect`: contents of an artifact, a checkpoint or a calibration's state. It prints
+ * sizes, counted from bytes, and memory at a batch and length. */
 #include "calib/model/shapes.h"
 #include "convert/artifact/artifact_spec.h"
 #include "convert/artifact/reader.h"
@@ -21,14 +21,14 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Inspection:"},
     {OPT_TEXT, 'b', "batch", "N,...", offsetof(struct args, batch), "1",
-     .help = "Sequences at a time, for the memory of the cache"},
+     .help = "Number of sequences, for the memory of the cache"},
     {OPT_TEXT, 'l', "length", "N,...", offsetof(struct args, length), "2048",
      .help = "Tokens of a sequence"},
     {OPT_FLAG, 'm', "memory", .offset = offsetof(struct args, memory_table),
-     .help = "Memory term by term, of every batch and length"},
+     .help = "Print the memory term by term, for every batch and length"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .choices = SHAPE_CHOICES,
-     .help = "Memory of a model from its shapes alone, no DIR"},
+     .help = "Use a model's shapes alone, without DIR"},
     {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, stats),
      .help = "List the tensors too"},
     {0},
@@ -40,7 +40,7 @@ static const struct opt *const groups[] = {options, opt_report, NULL};
 
 static const struct kv_spec full_cache = {.bits = 16};
 
-/* What memory is asked about, and of what. */
+/* Model and sizes of the memory estimates. */
 struct memory {
     const struct arch *arch;
     uint64_t weights; /* bytes */
@@ -54,14 +54,14 @@ static enum err memory_open(struct memory *m, const struct args *a)
     return memory_list_parse(&m->length, "length", a->length, 1 << 30);
 }
 
-/* Of batch sequences of length tokens. */
+/* Returns the bytes of the cache for batch sequences of length tokens. */
 static uint64_t cache_bytes(const struct memory *m, const struct kv_spec *kv, int64_t batch,
                             int64_t length)
 {
     return (uint64_t)batch * (uint64_t)length * (uint64_t)kv_token_bytes(m->arch, kv);
 }
 
-/* Of the first batch and length. */
+/* Returns the bytes for the first batch and length. */
 static json_t *memory_json(const struct memory *m)
 {
     const int64_t batch = m->batch.value[0], length = m->length.value[0];
@@ -95,7 +95,7 @@ static json_t *arch_json(const struct arch *a)
                      "tied", (int)a->tied, "rope", rope_json(a));
 }
 
-/* Prints o, which is released; NULL: out of memory on the way. */
+/* Prints o and releases it. NULL: ERR_MEMORY. */
 static enum err print_json(json_t *o)
 {
     const enum err err = json_print(o, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
@@ -134,7 +134,7 @@ static void print_memory(const struct memory *m)
         }
 }
 
-/* The rows of the table that --memory asks for. */
+/* Makes the rows of the --memory table. */
 static enum err add_table(json_t *o, const struct memory *m, const struct memory_row *row,
                           int n)
 {
@@ -154,7 +154,7 @@ static void print_group(const char *name, int64_t group, const char *whole)
         printf("%s%s", name, whole);
 }
 
-/* Where other formats are. */
+/* Prints layers and projections with other formats. */
 static enum err print_mix(const struct mix *m)
 {
     char *text;
@@ -172,7 +172,7 @@ static enum err print_weights(const struct artifact_sizes *m, const struct weigh
     if (weight_quantizes(w))
         print_group(", groups of ", w->group_size, "the whole row");
     TRY(print_mix(w->mixed));
-    printf(": %.4f bits a weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
+    printf(": %.4f bits per weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
            m->weight_bits, MB * (double)m->quantized_bytes,
            1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
     return OK;
@@ -191,7 +191,7 @@ static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec
                                    : kv->rotate == ROTATE_K ? "keys"
                                                             : "values");
     }
-    printf(": %.4f bits an element; ", m->kv_bits);
+    printf(": %.4f bits per element; ", m->kv_bits);
     if (kv->past_only)
         printf("full precision for the last %" PRId64 " tokens and the first %" PRId64 "\n",
                kv->window, kv->sink);
@@ -297,7 +297,7 @@ out:
 
 struct contents {
     int64_t tensors, weights; /* elements, as stored */
-    uint64_t bytes;           /* of tensors */
+    uint64_t bytes;           /* number of tensors */
 };
 
 static struct contents count_tensors(const struct hf_model *m)
@@ -307,14 +307,14 @@ static struct contents count_tensors(const struct hf_model *m)
         const struct st_tensor *t = hf_tensor_at(m, i);
         int64_t n = 1;
         for (int k = 0; k < t->n_dims; k++)
-            n *= t->dim[k]; /* fits: the reader has checked it against the file's size */
+            n *= t->dim[k]; /* cannot fail: the reader checked it against the file's size */
         c.weights += n;
         c.bytes += t->bytes;
     }
     return c;
 }
 
-/* [512,64] in out. */
+/* Writes "[512,64]" to out. */
 static void shape_text(char out[200], const struct st_tensor *t)
 {
     size_t n = 0;
@@ -376,7 +376,7 @@ static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
     printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
            MB * (double)hf_bytes(m), c.tensors);
     print_arch(arch);
-    printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits a weight\n",
+    printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits per weight\n",
            1e-6 * (double)c.weights,
            1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
            c.weights ? 8.0 * (double)c.bytes / (double)c.weights : 0.0);
@@ -488,10 +488,11 @@ static enum err run(struct args *a)
 const struct command cmd_inspect = {
     .name = "inspect",
     .operands = "[DIR]",
-    .summary = "Say what an artifact, checkpoint or calibration state holds",
+    .summary = "Describe an artifact, a checkpoint or a calibration state",
     .details =
-        "Sizes and bits are counted from the bytes on disk; the checksums of an artifact "
-        "are `wkvq verify`'s business.\n\n  wkvq inspect OUT --batch 8 --length 4096\n"
+        "Sizes and bits are counted from the bytes on disk. Checksums of an artifact are "
+        "checked by `wkvq verify`.\n\n"
+        "  wkvq inspect OUT --batch 8 --length 4096\n"
         "  wkvq inspect --shape llama-2-13b --memory --batch 1,16 --length 2048,8192\n",
     .groups = groups,
     .min_pos = 0,

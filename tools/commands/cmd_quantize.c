@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The main job: calibrate, convert, verify, in one command that resumes. */
+ * `wkvq quantize`, the main job: calibrates, converts and verifies in one command that can
+ * be resumed. */
 #include "convert/artifact/outdir.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
@@ -21,27 +22,28 @@ static const struct opt options[] = {
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the artifact (default: none, required)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
-     .help = "Directory for the calibration's state (default: OUT.state; OUT/.wkvq-state where "
-             "OUT is a mount point or its parent is not writable)"},
+     .help = "Directory for the calibration's state (default: OUT.state; OUT/.wkvq-state "
+             "if OUT is a mount point or its parent is not writable)"},
     {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
-     .help = "Keep the state when the artifact is verified"},
+     .help = "Keep the state after the artifact is verified"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
-     .help = "Print memory and time, from one measured step, and stop"},
+     .help = "Print the estimated memory and time, from one measured step, and stop"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0", .help = "Split the weights into files of at most SIZE; 0 stands for 5 GB"},
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
-     .help = "Overwrite an artifact that is there"},
+     .help = "Overwrite an existing artifact"},
     {0},
 };
 /* clang-format on */
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-/* Where the job writes, and what an earlier run of it left there. */
+/* Output paths of the job, and the leftovers of an earlier run. */
 struct output {
-    char *state;   /* its directory */
+    char *state;   /* directory of the state */
     bool replace;  /* --force, or the artifact was written from this very state */
-    bool finished; /* the artifact is verified; a kill came while the state was removed */
+    bool finished; /* the artifact is verified, and a killed run was removing the state */
     bool no_state; /* finished, and the state's directory is empty */
 };
 
@@ -82,8 +84,8 @@ out:
     return err;
 }
 
-/* An artifact that is there is in the way, unless this job wrote it: then it names the
- * state that is still there. */
+/* Refuses an existing artifact unless this job wrote it. Then the artifact names the
+ * existing state. */
 static enum err look_at_state(struct output *o, const struct args *a)
 {
     struct state_look look;
@@ -93,8 +95,8 @@ static enum err look_at_state(struct output *o, const struct args *a)
     const bool own = *look.mark && !strcmp(look.mark, mark);
     FAIL_IF(
         look.removing && !own, ERR_USAGE,
-        "%s: the rest of a state whose artifact was finished, and %s does not hold that "
-        "artifact; remove the state to start over",
+        "%s: a partly removed state whose artifact was finished, but %s does not contain "
+        "that artifact; remove the state to start over",
         o->state, a->out);
     o->replace = a->force || own;
     o->no_state = look.empty && *mark && !a->force;
@@ -102,7 +104,7 @@ static enum err look_at_state(struct output *o, const struct args *a)
     return OK;
 }
 
-/* Can artifact and state be written, hours from now? */
+/* Checks that artifact and state can be written, before hours of work. */
 static enum err check_output(struct output *o, const struct args *a)
 {
     if (a->state) {
@@ -118,7 +120,7 @@ static enum err check_output(struct output *o, const struct args *a)
     return state_probe(o->state);
 }
 
-/* The verification's report, and what the calibration came to. */
+/* Prints the verification's report and the calibration's summary. */
 static enum err print_json(const struct args *a, const struct calib_summary *sum,
                            const struct verify_report *v, double seconds)
 {
@@ -143,7 +145,8 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
     progress_time_text(time_text, sizeof(time_text), seconds);
     printf("artifact    %s\n", a->out);
     printf("calibrated  %" PRId64 " of %" PRId64
-           " blocks gained, loss %.1f%% less in the mean\n",
+           " blocks improved, loss reduced by %.1f%% on "
+           "average\n",
            sum->gained, sum->blocks, 100 * sum->mean_gain);
     verify_report_print(v, true, true, true);
     printf("time        %s, peak memory %.2f GB\n", time_text,
@@ -154,7 +157,7 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
 static enum err check_passed(const struct args *a, const struct verify_report *r,
                              const char *state)
 {
-    FAIL_IF(!r->passed, ERR_VERIFY, "%s: verification failed: %s; the state stays in %s",
+    FAIL_IF(!r->passed, ERR_VERIFY, "%s: verification failed: %s; the state is kept in %s",
             a->out, r->first_difference, state);
     return OK;
 }
@@ -174,7 +177,8 @@ static enum err finish(struct job *j, const struct args *a, struct state **s, bo
     return a->keep_state && !removing ? OK : state_remove(s);
 }
 
-/* The state is gone but for its directory: the artifact itself says whose it is. */
+/* Finishes a job whose state is already removed. The artifact itself tells which job it
+ * belongs to. */
 static enum err finish_without_state(struct job *j, const struct args *a,
                                      const char *state_dir, double start)
 {
@@ -183,8 +187,7 @@ static enum err finish_without_state(struct job *j, const struct args *a,
     bool own;
     TRY(stage_artifact_is(&own, &sum, j, a->out));
     FAIL_IF(!own, ERR_USAGE,
-            "%s: holds an artifact of another job already; overwrite it with --force",
-            a->out);
+            "%s: contains an artifact of another job; overwrite it with --force", a->out);
     TRY(stage_verify(&report, j, NULL, a->out, NULL));
     TRY(print_result(a, &sum, &report, (double)time(NULL) - start));
     TRY(check_passed(a, &report, state_dir));
@@ -199,7 +202,7 @@ static enum err run(struct args *a)
     struct output out = {0};
     bool planned = false;
     const double start = (double)time(NULL);
-    FAIL_IF(!a->out, ERR_USAGE, "no place for the artifact: give -o OUT");
+    FAIL_IF(!a->out, ERR_USAGE, "no directory for the artifact: give -o OUT");
     TRY_OUT(check_output(&out, a));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(recipe_check_runtime(&j.recipe));
@@ -223,13 +226,12 @@ out:
 const struct command cmd_quantize = {
     .name = "quantize",
     .operands = "MODEL_DIR",
-    .summary = "Checkpoint and text in, verified W4KV4 artifact out",
+    .summary = "Quantize a checkpoint to a verified W4KV4 artifact",
     .details =
-        "Calibrates, converts and verifies. Interrupted (Ctrl-C finishes the current "
-        "step, saves, exits 130) or killed, the same command goes on and ends with the "
-        "same "
-        "bytes. The state "
-        "is removed when the artifact is verified.\n\n"
+        "Calibrates on the text, converts and verifies. Ctrl-C finishes the current step, "
+        "saves it and exits with status 130. The same command then resumes, also after a "
+        "kill, and the final bytes are the same. The state is removed after the artifact "
+        "is verified.\n\n"
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"

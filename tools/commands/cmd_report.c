@@ -17,7 +17,7 @@ static const struct opt options[] = {
     {OPT_TEXT, 'o', "output", "FILE.html", offsetof(struct args, out),
      .help = "File for the page (default: DIR/report.html)"},
     {OPT_TEXT, 'b', "base", "NAME", offsetof(struct args, base),
-     .help = "Cell that the others are compared to (default: the first)"},
+     .help = "Cell that the others are compared with (default: the first)"},
     {OPT_TEXT, 't', "title", "TEXT", offsetof(struct args, title),
      .help = "Title of the page (default: the directory's name)"},
     {0},
@@ -28,7 +28,8 @@ static const struct opt *const groups[] = {options, opt_report, NULL};
 static enum err put_pictures(FILE *f, const struct report *r)
 {
     if (!plot_available()) {
-        log_warn("gnuplot is not there: tables only; Debian has it as gnuplot-nox");
+        log_warn("gnuplot is not installed, so the page has tables only; Debian's package "
+                 "is gnuplot-nox");
         fputs(
             "<p class=\"soft\">No pictures: gnuplot was not installed where this page was "
             "made.</p>\n",
@@ -93,11 +94,11 @@ out:
 const struct command cmd_report = {
     .name = "report",
     .operands = "DIR",
-    .summary = "One HTML page of a sweep's results",
-    .details = "The page needs no network and no other file: tables, pictures, differences "
-               "to the first cell with their paired standard errors, and the commands that "
-               "reproduce each cell. Pictures are drawn by gnuplot (Debian: gnuplot-nox); "
-               "without it there are tables only.\n\n"
+    .summary = "Make one HTML page of a sweep's results",
+    .details = "The page needs no network and no other file. It has tables, pictures, and "
+               "differences to the first cell with paired standard errors. It also lists "
+               "the commands that reproduce each cell. Pictures are drawn by gnuplot "
+               "(Debian: gnuplot-nox); without it the page has tables only.\n\n"
                "  wkvq report ablation -o ablation.html\n"
                "  wkvq report k --base crr.blocks=5\n",
     .groups = groups,

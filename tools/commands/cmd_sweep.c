@@ -11,23 +11,23 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Sweep:"},
     {OPT_TEXT, 'm', "model", "MODEL_DIR", offsetof(struct args, model),
-     .help = "Checkpoint that every cell starts from (default: none, required)"},
+     .help = "Checkpoint of every cell (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
-     .help = "Directory for results.jsonl, results.csv and states in work (default: none, "
-             "required)"},
+     .help = "Directory for results.jsonl, results.csv and unfinished states (default: "
+             "none, required)"},
     {OPT_LIST, 'e', "eval", "FILE", offsetof(struct args, eval_data),
      .help = "Text to evaluate on; repeatable (default: the sweep's eval.data)"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "-1", -1, 1 << 30,
-     .help = "Evaluate the first N windows; 0 = all; -1 leaves the sweep's eval.windows"},
+     .help = "Evaluate the first N windows; 0 = all; -1 keeps the sweep's eval.windows"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "0",
      .lo = 0, .hi = 1 << 24,
-     .help = "Tokens of an evaluation window; 0 leaves the sweep's eval.ctx"},
+     .help = "Tokens per evaluation window; 0 keeps the sweep's eval.ctx"},
     {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, SWEEP_PARALLEL_MAX,
-     .help = "Cells at the same time; cores and memory budget are divided among them"},
+     .help = "Cells at the same time; they share cores and memory budget"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
      .help = "Keep every cell's artifact, in OUT/cells"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
-     .help = "Print the cells and what is done of them, and stop"},
+     .help = "Print the cells and which of them are finished, and stop"},
     {0},
 };
 /* clang-format on */
@@ -79,7 +79,7 @@ static enum err run(struct args *a)
     struct sweep s = {.lock.fd = -1};
     struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
-    FAIL_IF(!a->out, ERR_USAGE, "no place for the results: give -o OUT");
+    FAIL_IF(!a->out, ERR_USAGE, "no directory for the results: give -o OUT");
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
     const struct sweep_settings settings = {.model_dir = a->model,
                                             .out_dir = a->out,
@@ -114,18 +114,17 @@ const struct command cmd_sweep = {
     .operands = "FILE.yaml",
     .summary = "Calibrate and evaluate many configurations of one model",
     .details =
-        "Every cell of the sweep is calibrated, converted, verified and evaluated; the "
-        "text "
+        "Calibrates, converts, verifies and evaluates every cell of the sweep. The text "
         "is tokenized once. A cell's configuration is --config, then the sweep's base, "
-        "then "
-        "--set, then what the cell sets. Interrupted or killed, the same command goes on: "
-        "a "
-        "finished cell never runs again, the one in work goes on from its state. `wkvq "
-        "report OUT` makes a page of the results; configs/sweeps has sweeps.\n\n"
+        "then --set, then the cell's own keys. After an interruption or a kill the same "
+        "command resumes: finished cells are skipped, and an unfinished one resumes from "
+        "its state. `wkvq report OUT` makes a page of the results. configs/sweeps has "
+        "examples.\n\n"
         "  wkvq sweep configs/sweeps/ablation.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw --windows 12 -o ablation\n"
-        "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M --data wiki.train.raw \\\n"
-        "      --eval wiki.test.raw --set calibration.samples=16 -o k\n",
+        "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"
+        "      --data wiki.train.raw --eval wiki.test.raw \\\n"
+        "      --set calibration.samples=16 -o k\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

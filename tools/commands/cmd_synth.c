@@ -15,7 +15,7 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Checkpoint:"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
-     .choices = SHAPE_CHOICES, .help = "Whose shapes (default: none, required)"},
+     .choices = SHAPE_CHOICES, .help = "Shape of the model (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the checkpoint (default: none, required)"},
     {OPT_INT, .name = "layers", .arg = "N", .offset = offsetof(struct args, layers),
@@ -23,7 +23,8 @@ static const struct opt options[] = {
     {OPT_INT, .name = "seed", .arg = "N", .offset = offsetof(struct args, seed),
      .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the weights"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0", .help = "Split the weights into files of at most SIZE; 0 stands for 5 GB"},
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
     {OPT_TEXT, .name = "tokenizer", .arg = "DIR", .offset = offsetof(struct args, tokenizer),
      .help = "Copy the tokenizer of this model (default: none)"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
@@ -36,7 +37,7 @@ static const struct opt *const groups[] = {options, opt_progress, opt_report, NU
 static enum err read_settings(struct synth_settings *s, const struct args *a)
 {
     FAIL_IF(!a->shape, ERR_USAGE, "no shape: give --shape");
-    FAIL_IF(!a->out, ERR_USAGE, "no place for the checkpoint: give -o OUT");
+    FAIL_IF(!a->out, ERR_USAGE, "no directory for the checkpoint: give -o OUT");
     *s = (struct synth_settings){.seed = (uint64_t)a->seed,
                                  .shard_bytes = a->shard_bytes,
                                  .threads = (int)a->threads,
@@ -88,16 +89,15 @@ static enum err run(struct args *a)
 const struct command cmd_synth = {
     .name = "synth",
     .operands = "",
-    .summary = "Checkpoint of random weights in a real model's shapes, to measure with",
-    .details = "Writes config.json and sharded safetensors of F16: normal weights, a few "
-               "channels of which "
-               "are several times as large as the rest. The same shape and seed give the "
-               "same bytes. What such a model computes means nothing; how long it takes "
-               "and what it "
-               "needs is as with a real one.\n\n"
+    .summary = "Make a checkpoint of random weights in a real model's shapes, for "
+               "measurements",
+    .details = "Writes config.json and sharded safetensors of F16. Weights are normal, "
+               "and a few channels are several times as large as the rest. The same shape "
+               "and seed give the same bytes. Its outputs are meaningless, but time and "
+               "memory are those of a real model.\n\n"
                "  wkvq synth --shape llama-2-13b -o random-13b\n"
-               "  wkvq synth --shape llama-2-7b --layers 4 --tokenizer SmolLM2-135M -o "
-               "random-7b-4\n",
+               "  wkvq synth --shape llama-2-7b --layers 4 --tokenizer SmolLM2-135M \\\n"
+               "      -o random-7b-4\n",
     .groups = groups,
     .min_pos = 0,
     .max_pos = 0,

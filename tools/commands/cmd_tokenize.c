@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The ids of a text file, for comparing with other tokenizers. */
+ * `wkvq tokenize`: prints the ids of a text file, for comparison with other tokenizers. */
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/commands/commands.h"
@@ -48,10 +48,10 @@ const struct command cmd_tokenize = {
     .operands = "MODEL_DIR FILE",
     .summary = "Print the token ids of a text file",
     .details =
-        "MODEL_DIR holds tokenizer.json, tokenizer.model (SentencePiece or Llama 3's "
-        "ranks), or vocab.json with merges.txt. The file's text is taken as it is, "
-        "without a BOS token; archives are unpacked, and of JSON rows the texts are "
-        "joined. FILE - is standard input.\n\n"
+        "MODEL_DIR contains tokenizer.json, tokenizer.model (SentencePiece or Llama 3's "
+        "ranks), or vocab.json with merges.txt. The text is used unchanged, without a BOS "
+        "token. Archives are unpacked, and the texts of JSON rows are joined. FILE - is "
+        "standard input.\n\n"
         "  wkvq tokenize Llama-2-7b prompt.txt\n",
     .groups = groups,
     .min_pos = 2,

@@ -17,31 +17,32 @@ static const struct opt options[] = {
     {OPT_HEADING, .help = "Tuning:"},
     {OPT_REAL, .name = "max-bits", .arg = "BITS", .offset = offsetof(struct args, max_bits),
      .value = "0", .lo = 0, .hi = 16,
-     .help = "Least perplexity with at most BITS effective bits a weight, as in 4.3"},
+     .help = "Minimize perplexity with at most BITS effective bits per weight, as in 4.3"},
     {OPT_REAL, .name = "max-kv-bits", .arg = "BITS",
      .offset = offsetof(struct args, max_kv_bits), .value = "0", .lo = 0, .hi = 16,
-     .help = "The same for an element of the cache; 0 = as --max-bits, or the least that the "
+     .help = "The same bound for a cache element; 0: as --max-bits, or the least that the "
              "heads allow"},
     {OPT_TEXT, .name = "max-ppl-increase", .arg = "PERCENT",
      .offset = offsetof(struct args, max_increase),
-     .help = "Fewest bits with at most this much more perplexity than full precision, as in 2%"},
+     .help = "Minimize bits with at most this much more perplexity than full precision, "
+             "as in 2%"},
     {OPT_FLAG, .name = "per-kind", .offset = offsetof(struct args, per_kind),
-     .help = "With --max-bits: mixes have one format for a kind of projection or cache in all "
-             "layers together, not one for every layer's"},
+     .help = "With --max-bits: mixes use one format for a kind of projection or cache in "
+             "all layers, instead of one per layer"},
     {OPT_FLAG, .name = "uniform", .offset = offsetof(struct args, uniform),
-     .help = "With --max-bits: one group size for all weights and one for the cache, no "
-             "mixes"},
+     .help = "With --max-bits: use one group size for all weights and one for the cache, "
+             "without mixes"},
     {OPT_TEXT, 'o', "output", "FILE.yaml", offsetof(struct args, out), .value = "best.yaml",
      .help = "File for the recommended configuration"},
     {OPT_TEXT, .name = "work", .arg = "DIR", .offset = offsetof(struct args, work),
-     .help = "Directory for the trials; it stays, for `wkvq report` and to go on (default: "
-             "FILE.yaml.work)"},
+     .help = "Directory for the trials; it is kept, for `wkvq report` and to resume "
+             "(default: FILE.yaml.work)"},
     {OPT_LIST, 'e', "eval", "FILE", offsetof(struct args, eval_data),
      .help = "Text to evaluate on; repeatable (default: the text of the calibration)"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "8", 0, 1 << 30,
      .help = "Evaluate each trial on the first N windows; 0 = all"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "512",
-     .lo = 2, .hi = 1 << 24, .help = "Tokens of an evaluation window"},
+     .lo = 2, .hi = 1 << 24, .help = "Tokens per evaluation window"},
     {OPT_INT, .name = "samples", .arg = "N", .offset = offsetof(struct args, samples),
      .value = "8", .lo = 1, .hi = 1 << 20, .help = "Calibration windows of a trial"},
     {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
@@ -49,7 +50,7 @@ static const struct opt options[] = {
     {OPT_INT, .name = "epochs", .arg = "N", .offset = offsetof(struct args, epochs),
      .value = "2", .lo = 0, .hi = CALIB_EPOCHS_MAX, .help = "Epochs of a trial"},
     {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, SWEEP_PARALLEL_MAX,
-     .help = "Trials at the same time; cores and memory budget are divided among them"},
+     .help = "Trials at the same time; they share cores and memory budget"},
     {0},
 };
 /* clang-format on */
@@ -60,11 +61,11 @@ static enum err read_goal(struct tune_settings *t, const struct args *a)
 {
     char *end;
     FAIL_IF((a->max_bits > 0) == (a->max_increase != NULL), ERR_USAGE,
-            "want one goal: --max-bits BITS or --max-ppl-increase PERCENT");
+            "want exactly one goal: --max-bits BITS or --max-ppl-increase PERCENT");
     FAIL_IF(a->max_increase && a->max_kv_bits > 0, ERR_USAGE,
-            "--max-kv-bits goes with --max-bits");
+            "--max-kv-bits needs --max-bits");
     FAIL_IF((a->max_increase || a->uniform) && a->per_kind, ERR_USAGE,
-            "--per-kind goes with --max-bits, and not with --uniform");
+            "--per-kind needs --max-bits and excludes --uniform");
     t->max_bits = a->max_bits;
     t->max_kv_bits = a->max_kv_bits;
     if (!a->max_increase)
@@ -84,7 +85,7 @@ static enum err add_number(struct set_list *l, const char *key, int64_t value)
     return set_list_add(l, key, text);
 }
 
-/* One side of a pair: its name and what it sets. */
+/* Adds one side of a pair, weights or cache: its name and its key. */
 static enum err add_choice(struct set_list *l, char *name, size_t n,
                            const struct tune_sizes *s, int i, const char *group,
                            const char *mixed)
@@ -122,12 +123,12 @@ static enum err add_cells(struct sweep_plan *p, const struct tune *t)
     return OK;
 }
 
-/* The text that is evaluated: --eval, or what calibration reads. */
+/* Adds the evaluation text: --eval, or the calibration text. */
 static enum err add_eval(struct sweep_plan *p, const struct args *a, const struct recipe *r)
 {
     if (a->eval_data.n)
         return OK;
-    log_warn("no --eval: trials are compared on the text that they are calibrated on");
+    log_warn("no --eval: trials are evaluated on their calibration text");
     for (int i = 0; i < r->data.n; i++)
         TRY(recipe_files_add(&p->eval_data, r->data.path[i]));
     return OK;
@@ -136,16 +137,16 @@ static enum err add_eval(struct sweep_plan *p, const struct args *a, const struc
 static enum err check_recipe(const struct recipe *r)
 {
     FAIL_IF(r->weight_bits == 16 || r->kv_bits == 16, ERR_USAGE,
-            "weights.bits %" PRId64 ", kv.bits %" PRId64
-            ": group sizes are tuned where both are below 16",
+            "weights.bits %" PRId64 ", kv.bits %" PRId64 ": tuning group sizes needs both "
+            "below 16",
             r->weight_bits, r->kv_bits);
     FAIL_IF(r->weight_mix || r->kv_mix, ERR_USAGE,
-            "%s is what is searched for: leave it out of the configuration",
+            "%s is chosen by the search; remove it from the configuration",
             r->weight_mix ? "weights.mixed" : "kv.mixed");
     return OK;
 }
 
-/* Its shapes, and its identity for all that is about to run on it. */
+/* Reads the checkpoint's shapes and its identity, which all trials share. */
 static enum err read_model(struct arch *a, uint32_t *crc, const char *model_dir)
 {
     struct hf_model *m = NULL;
@@ -168,7 +169,7 @@ static enum err find_mixes(struct tune *t, const struct recipe *r, const struct 
     return tune_find_mixes(t, r, a, t->settings.max_bits, bound > least ? bound : least);
 }
 
-/* Candidates, and a sweep of all their pairs, none of them run yet. */
+/* Makes the candidates, and a sweep of all their pairs; runs nothing. */
 static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct recipe *r,
                           const struct args *a)
 {
@@ -204,7 +205,7 @@ static enum err print_trials(FILE *f, const struct tune *t)
     return OK;
 }
 
-/* A side's group size, or null and the mix. */
+/* Returns a side's group size, or null and the mix. */
 static json_t *group_json(const struct tune_sizes *s, int i)
 {
     return i < s->n ? json_integer((json_int_t)s->size[i].group) : json_null();
@@ -245,7 +246,7 @@ static enum err print_json(const struct tune *t)
     return err;
 }
 
-/* Every key that decides a result, as a file for --config. */
+/* Writes every key that affects the result, as a file for --config. */
 static enum err put_config(struct file_writer *w, const struct recipe *r)
 {
     const char *last = "";
@@ -268,7 +269,7 @@ static enum err put_config(struct file_writer *w, const struct recipe *r)
     return OK;
 }
 
-/* What is recommended. Where a side is mixed its one group size is not read. */
+/* Sets the recommended formats. The group size of a mixed side has no effect. */
 static enum err set_choices(struct recipe *r, const struct tune *t)
 {
     int w, k;
@@ -293,9 +294,10 @@ static enum err write_config(struct tune *t, struct recipe *r, const char *path)
     TRY(file_writer_open(&w, path));
     enum err err =
         file_printf(w,
-                    "# Formats found by `wkvq tune`: %.3f bits a weight, "
-                    "%.3f bits a cache element;\n# in a trial of %" PRId64
-                    " windows %.2f%% more perplexity than full precision.\n",
+                    "# Formats found by `wkvq tune`: %.3f bits per weight, %.3f bits per "
+                    "cache element;\n"
+                    "# in a trial of %" PRId64 " windows %.2f%% more perplexity than full "
+                    "precision.\n",
                     o.weight_bits, o.kv_bits, t->settings.samples, 100 * o.increase);
     if (!err)
         err = put_config(w, r);
@@ -303,7 +305,7 @@ static enum err write_config(struct tune *t, struct recipe *r, const char *path)
         err = file_writer_commit(&w);
     file_writer_abort(&w);
     TRY(err);
-    log_info("%s: written; `wkvq quantize %s --config %s` is the next step", path,
+    log_info("%s: written; next, run `wkvq quantize %s --config %s`", path,
              t->sweep.model_dir, path);
     return OK;
 }
@@ -332,7 +334,7 @@ static struct tune_settings settings_of(const struct args *a, const char *work)
                                   .log_json = a->log_json};
 }
 
-/* The trials. */
+/* Runs the trials. */
 static enum err open_sweep(struct tune *t, struct sweep_plan *plan, const struct args *a)
 {
     const struct tune_settings *s = &t->settings;
@@ -367,10 +369,10 @@ static enum err run(struct args *a)
     TRY_OUT(open_sweep(&t, &plan, a));
     TRY_OUT(t.settings.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
     if (t.best < 0) {
-        TRY_OUT(print_trials(stderr, &t)); /* an error leaves standard output alone */
+        TRY_OUT(print_trials(stderr, &t)); /* on error, nothing goes to standard output */
         FAIL_OUT(ERR_USAGE,
-                 "--max-ppl-increase=%s: no group sizes keep to it; allow more, or more "
-                 "weights.bits or kv.bits",
+                 "--max-ppl-increase=%s: no group sizes meet this bound; allow a larger "
+                 "increase, or more weights.bits or kv.bits",
                  a->max_increase);
     }
     TRY_OUT(a->json ? print_json(&t) : print_trials(stdout, &t));
@@ -388,17 +390,17 @@ out:
 const struct command cmd_tune = {
     .name = "tune",
     .operands = "MODEL_DIR",
-    .summary = "Search bits and group sizes of weights and cache for a bound",
+    .summary = "Search bits and group sizes of weights and cache within a bound",
     .details =
-        "Tries a few formats of weights and cache with short calibrations, prints what it "
-        "found, and writes the configuration that it recommends, with the budget of "
-        "--config and --set. With --max-bits the finest group sizes within the bound are "
-        "tried, the next coarser of each, and mixes: one pass over the text estimates what "
-        "every format costs in every projection and cache, and of all choices of bits and "
-        "group size for every layer's projections and cache (--per-kind: for all layers "
-        "together) within the bound the one with the least estimate is tried. With "
-        "--max-ppl-increase it starts "
-        "from the coarsest group sizes and takes the step that wins more for a bit.\n\n"
+        "Tries a few formats with short calibrations, prints the results, and writes the "
+        "recommended configuration, with the budget of --config and --set. With "
+        "--max-bits it tries the finest group sizes within the bound, the next coarser of "
+        "each, and mixes. For the mixes, one pass over the text estimates the loss of "
+        "every format in every projection and cache. Then the choice with the least "
+        "estimate within the bound is tried, with one format per layer's projection or "
+        "cache (--per-kind: per kind). With --max-ppl-increase it starts from the "
+        "coarsest group sizes. It repeatedly refines the side with the larger gain per "
+        "bit.\n\n"
         "  wkvq tune SmolLM2-135M --max-bits 4.3 --data wiki.train.raw \\\n"
         "      --eval wiki.valid.raw -o smol.yaml\n"
         "  wkvq tune SmolLM2-135M --max-ppl-increase 10% --data wiki.train.raw\n",

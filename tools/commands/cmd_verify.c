@@ -15,21 +15,23 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Verification:"},
     {OPT_TEXT, .name = "against", .arg = "MODEL_DIR", .offset = offsetof(struct args, against),
-     .help = "Checkpoint that the artifact was made from: every weight is compared with it, bit "
-             "for bit (default: none, part 2 is skipped)"},
+     .help = "Checkpoint that the artifact was made from; every weight is compared with "
+             "it bit for bit (default: none, part 2 is skipped)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
-     .help = "Calibration that the scales came from (default: none, the artifact's own scales "
-             "are taken for right)"},
+     .help = "Calibration that the scales came from (default: none, the artifact's own "
+             "scales are trusted)"},
     {OPT_INT, .name = "logit-tokens", .arg = "N", .offset = offsetof(struct args, logit_tokens),
      .value = "256", .lo = 1, .hi = 1 << 20,
-     .help = "Tokens of part 3: decoded one by one, logits and cache compared"},
+     .help = "Tokens of part 3, which decodes them one by one and compares logits and "
+             "cache"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "1", 1, 1 << 20,
-     .help = "Windows of part 4: perplexity by decode beside the simulation's"},
+     .help = "Windows of part 4, which compares perplexity by decode with that of the "
+             "simulation"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "512",
      .lo = 2, .hi = 1 << 24, .help = "Tokens of such a window"},
     {OPT_REAL, .name = "max-kl", .arg = "NATS", .offset = offsetof(struct args, max_kl),
      .value = "0.001", .lo = 1e-12, .hi = 100,
-     .help = "Largest mean divergence of the runtime's logits from the simulation's"},
+     .help = "Largest mean KL divergence of the runtime's logits from the simulation's"},
     {OPT_REAL, .name = "max-gap", .arg = "SHARE", .offset = offsetof(struct args, max_gap),
      .value = "0.005", .lo = 1e-12, .hi = 100,
      .help = "Largest relative gap of the two perplexities, beyond three standard errors"},
@@ -39,7 +41,7 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-/* Text by the artifact's own tokenizer. */
+/* Reads the text with the artifact's own tokenizer. */
 static enum err read_text(struct job *j)
 {
     struct artifact *art = NULL;
@@ -121,14 +123,12 @@ out:
 const struct command cmd_verify = {
     .name = "verify",
     .operands = "ARTIFACT",
-    .summary = "Prove that an artifact does what calibration promised",
+    .summary = "Check an artifact against its checkpoint, state and simulation",
     .details =
-        "Four parts: 1. files, checksums, finite values; 2. every packed weight against "
-        "the "
-        "checkpoint, bit for bit (--against); 3. the packed runtime's logits and cache, "
-        "token "
-        "by token, against the simulation (--data); 4. its perplexity beside the "
-        "simulation's. Exit status 3 when a part fails.\n\n"
+        "Four parts: 1. files, checksums and finite values. 2. Every packed weight "
+        "against the checkpoint, bit for bit (--against). 3. Logits and cache of the "
+        "packed runtime, token by token, against the simulation (--data). 4. Its "
+        "perplexity against the simulation's. The exit status is 3 if a part fails.\n\n"
         "  wkvq verify SmolLM2-135M-w4kv4 --against SmolLM2-135M --data wiki.test.raw\n",
     .groups = groups,
     .min_pos = 1,

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * A command's options as what recipes and jobs are made of: below this struct args is not
- * needed. */
+ * Converts a command's options to the inputs of recipes and jobs. Lower layers do not use
+ * struct args. */
 #ifndef WKVQ_COMMAND_JOB_H
 #define WKVQ_COMMAND_JOB_H
 
 #include "tools/cli/opt.h"
 #include "tools/pipeline/job.h"
 
-/* --config, --set and what is short for keys. Borrows from a. */
+/* Returns --config, --set and the shortcuts. Borrows from a. */
 struct recipe_input command_recipe_input(const struct args *a);
-/* The recipe of a's options. Errors and ownership as recipe_from_input has them. */
+/* Makes the recipe of a's options. Errors and ownership are those of recipe_from_input. */
 enum err command_recipe(struct recipe *r, const struct args *a);
-/* job_open with a's options. Close the job whatever the result. */
+/* Opens a job with a's options (job_open). Call job_close() whatever the result. */
 enum err command_job_open(struct job *j, const struct args *a, const char *model_dir);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The subcommands, one a file: tools/cmd_NAME.c. */
+ * The subcommands, one per file: tools/commands/cmd_NAME.c. */
 #ifndef WKVQ_COMMANDS_H
 #define WKVQ_COMMANDS_H
 
@@ -20,7 +20,7 @@ extern const struct command cmd_tokenize;
 extern const struct command cmd_bench;
 extern const struct command cmd_synth;
 
-/* All of them, in the order of --help. */
+/* all commands, in the order of --help */
 extern const struct command *const command_table[];
 extern const int command_count;
 

@@ -18,17 +18,21 @@ static const char example[] =
 
 void help_print(FILE *f)
 {
-    fprintf(
-        f,
-        "Usage: wkvq COMMAND [OPTION...] ...\n%s\nThe main job, and what came of it:\n%s"
-        "\nCommands:\n",
-        purpose, example);
+    fprintf(f,
+            "Usage: wkvq COMMAND [OPTION...] ...\n"
+            "%s\n"
+            "The main job and a check of its result:\n"
+            "%s\n"
+            "Commands:\n",
+            purpose, example);
     for (int i = 0; i < command_count; i++)
         fprintf(f, "  %-10s %s\n", command_table[i]->name, command_table[i]->summary);
-    fprintf(
-        f, "\n`wkvq COMMAND --help` explains one. `wkvq --version` prints the version.\n"
-           "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 verification failed,\n"
-           "130 interrupted with the state saved.\n");
+    fprintf(f, "\n"
+               "`wkvq COMMAND --help` explains a command. `wkvq --version` prints the "
+               "version.\n"
+               "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 verification "
+               "failed,\n"
+               "130 interrupted with the state saved.\n");
 }
 
 void help_print_version(void)

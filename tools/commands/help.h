@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What is printed about the program as a whole, from the table of commands. */
+ * Texts about the program as a whole, printed from the table of commands. */
 #ifndef WKVQ_HELP_H
 #define WKVQ_HELP_H
 

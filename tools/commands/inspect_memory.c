@@ -12,8 +12,8 @@
 
 #define GB 1e-9
 
-/* Groups of 128, as the recipe has them. W4A4's activations are temporary: what it keeps is
- * what W4KV4 keeps. */
+/* Formats in groups of 128, as in the default recipe. W4A4's activations are temporary, so
+ * it stores the same as W4KV4. */
 #define W4                                                                                 \
     {                                                                                      \
         WEIGHT_LWC, 4, 128                                                                 \
@@ -95,7 +95,7 @@ uint64_t memory_paper(const struct memory_terms *t)
     return t->projections + t->cache;
 }
 
-/* A table cell in GB. */
+/* Writes a table cell in GB. */
 static void print_cell(uint64_t bytes, int width)
 {
     printf(" %*.2f", width, GB * (double)bytes);
@@ -129,8 +129,8 @@ void memory_print(const struct arch *a, const struct memory_row *row, int n,
                 print_row(row[i].name, &t);
             }
         }
-    printf("rest: embedding, head and norms at 16 bits. as paper: projections and cache, "
-           "without scales\n");
+    printf("rest: embedding, head and norms at 16 bits. as paper: projections and cache "
+           "only, without scales\n");
 }
 
 static json_t *row_json(const struct arch *a, const struct memory_row *r, int64_t batch,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Memory of a model that serves, term by term, from its shapes: what the paper's table
- * counts, and what it leaves out. */
+ * Memory of a model at inference, term by term, computed from its shapes. It includes the
+ * terms of the paper's table and the ones missing there. */
 #ifndef WKVQ_INSPECT_MEMORY_H
 #define WKVQ_INSPECT_MEMORY_H
 
@@ -12,7 +12,7 @@
 
 #define MEMORY_LIST_MAX 16
 
-/* --batch and --length, "1,16". */
+/* Parses --batch or --length, such as "1,16". */
 struct memory_list {
     int64_t value[MEMORY_LIST_MAX];
     int n;
@@ -23,28 +23,30 @@ enum err memory_list_parse(struct memory_list *l, const char *option, const char
 
 /* Bytes. */
 struct memory_terms {
-    uint64_t projections, weight_scales; /* codes (or weights); scales and zeros */
+    uint64_t projections, weight_scales; /* codes (or weights), and scales and zeros */
     uint64_t rest;                       /* embedding, head, norms, at 16 bits */
-    uint64_t cache, cache_scales;        /* codes (or elements); scales and minima */
+    uint64_t cache, cache_scales;        /* codes (or elements), and scales and minima */
 };
 struct memory_terms memory_terms_of(const struct arch *a, const struct weight_spec *w,
                                     const struct kv_spec *kv, int64_t batch,
                                     int64_t length);
 uint64_t memory_total(const struct memory_terms *t);
-/* The paper's count: projections and cache, without scales, embedding and head. */
+/* Returns bytes as the paper counts them: projections and cache, without scales, embedding
+ * and head. */
 uint64_t memory_paper(const struct memory_terms *t);
 
-/* One kind of model in the table. */
+/* A format in the table. */
 struct memory_row {
     const char *name; /* "W4KV4" */
     struct weight_spec weights;
     struct kv_spec kv;
 };
-/* 16 bits, and the paper's three at 4 bits; n of them. */
+/* Formats: 16 bits, and the paper's three at 4 bits. */
 extern const struct memory_row memory_rows[];
 extern const int memory_n_rows;
 
-/* The table of rows at every batch and length; in JSON an array (NULL: out of memory). */
+/* Prints the table at every batch and length, or returns it as a JSON array (NULL: out of
+ * memory). */
 void memory_print(const struct arch *a, const struct memory_row *row, int n,
                   const struct memory_list *batch, const struct memory_list *length);
 json_t *memory_table_json(const struct arch *a, const struct memory_row *row, int n,

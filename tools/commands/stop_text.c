@@ -27,7 +27,7 @@ bool stop_text_find(size_t *at, const char *text, size_t n, size_t from,
     return true;
 }
 
-/* Bytes at the end of text [n] that `stop` begins with, its whole length excepted. */
+/* Returns the length of the longest end of text [n] that is a proper prefix of `stop`. */
 static size_t begun(const char *text, size_t n, const char *stop)
 {
     const size_t length = strlen(stop);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Text as it grows token by token: what of it no later token can change, and where a stop
- * string ends it. Bytes of UTF-8 throughout; pure functions. */
+ * Text that grows token by token: the part that later tokens cannot change, and the
+ * position of a stop string. Lengths are bytes of UTF-8. Pure functions, thread-safe. */
 #ifndef WKVQ_STOP_TEXT_H
 #define WKVQ_STOP_TEXT_H
 
@@ -9,15 +9,15 @@
 
 #include <stddef.h>
 
-/* Bytes of text [n] that are whole characters: all but U+FFFD at the end, which is how an
- * unfinished character decodes until the rest of it is there. */
+/* Returns the bytes of text [n] that are complete characters: all but a U+FFFD at the end,
+ * as which an incomplete character decodes. */
 size_t stop_text_settled(const char *text, size_t n);
-/* *at: where the first of the stop strings begins in text [n], at `from` or later; of two
- * at one place either. false: there is none. */
+/* Finds the first stop string in text [n] at `from` or later and writes its position.
+ * false: none is found. */
 bool stop_text_find(size_t *at, const char *text, size_t n, size_t from,
                     const struct text_list *stop);
-/* Bytes of text [n] that may be shown while more may come: all but the longest end of it
- * that a stop string begins with. */
+/* Returns the bytes of text [n] that may be printed while more may come: all but the
+ * longest end that is the start of a stop string. */
 size_t stop_text_safe(const char *text, size_t n, const struct text_list *stop);
 
 #endif
