@@ -547,7 +547,7 @@ def test_tune_trials_keep_their_budget(f):
 
 def test_tune_refuses(f):
     for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
-                         (["--set", "weights.mixed=q_proj=4"], "weights.mixed is what is searched for")):
+                         (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):
         done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
         assert wanted in done.stderr, done.stderr
     assert not (f.path / "r.yaml").exists() and not (f.path / "r.yaml.work").exists()
