@@ -97,8 +97,8 @@ HALF_FN uint16_t quant_scale_round(uint16_t h, int significant)
 HALF_FN uint16_t quant_scale_step(uint16_t h, float u, int significant)
 {
     const float moved = (float)((double)f16_to_f32(h) * exp((double)u));
-    return quant_scale_round(
-        f16_from_f32(quant_clamp(moved, QUANT_TINY, QUANT_SCALE_MAX)), significant);
+    return quant_scale_round(f16_from_f32(quant_clamp(moved, QUANT_TINY, QUANT_SCALE_MAX)),
+                             significant);
 }
 
 /* x~ = (x - shift) / s */
