@@ -8,7 +8,7 @@
 #ifndef WKVQ_CALIBRATION_H
 #define WKVQ_CALIBRATION_H
 
-#include "calib/gptq.h"
+#include "calib/gptq/gptq.h"
 #include "calib/kv_search.h"
 #include "calib/recon.h"
 #include "calib/search.h"

@@ -4,7 +4,7 @@
  * from the shapes. */
 #include "calib/calib.h"
 
-#include "calib/gptq.h"
+#include "calib/gptq/gptq.h"
 #include "calib/kv_search.h"
 #include "calib/recon.h"
 #include "calib/search.h"

@@ -2,7 +2,7 @@
 #include "data/json.h"
 
 #include "data/json_soften.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 

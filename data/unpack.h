@@ -7,7 +7,7 @@
 #define WKVQ_UNPACK_H
 
 #include "data/inflate.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 
 struct unpacked {
     const char *data; /* NULL if bytes is 0 */

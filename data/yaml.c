@@ -3,7 +3,7 @@
  * Builds a tree from libyaml's events. */
 #include "data/yaml.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdint.h>

@@ -32,6 +32,8 @@ long=$(awk 'FNR == 1 { start = 0 }
     /^[{]/ || /^[A-Za-z].*[)] [{]$/ { start = FNR }
     /^[}]/ { if (start && FNR - start > 60) print FILENAME ":" start; start = 0 }' $sources)
 [ -z "$long" ] || say "style: functions longer than 60 lines: $long"
+full=$(git ls-files kernels data calib convert tools | grep -E '\.(c|h|cc|cu)$' | sed 's:/[^/]*$::' | sort | uniq -c | awk '$1 > 25 { print $2 }')
+[ -z "$full" ] || say "style: folders of more than 25 source files: $full"
 python3 tests/layers.py . || bad=1
 tests/prose.sh --self-test || bad=1
 tests/prose.sh || bad=1

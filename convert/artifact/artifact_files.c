@@ -4,7 +4,7 @@
 #include "convert/artifact/artifact_spec.h"
 #include "data/json.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

@@ -2,7 +2,7 @@
 #include "convert/artifact/artifact_plan.h"
 
 #include "convert/artifact/bitpack.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>

@@ -5,7 +5,7 @@
 #include "data/json.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include "config.h"

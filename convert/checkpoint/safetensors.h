@@ -5,7 +5,7 @@
 #ifndef WKVQ_SAFETENSORS_H
 #define WKVQ_SAFETENSORS_H
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/tensor/tensor.h"
 
 struct st_tensor {

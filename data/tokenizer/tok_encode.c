@@ -2,7 +2,7 @@
  *
  * Passes a text through the steps of tokenizer.json, and decodes ids. Texts repeat their
  * words, so the ids of short words are cached for the duration of a call. */
-#include "data/tokenizer/tok_json.h"
+#include "data/tokenizer/files/tok_json.h"
 
 #include <string.h>
 

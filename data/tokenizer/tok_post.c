@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The post-processor of tokenizer.json: ids that are added before and after a text. */
-#include "data/tokenizer/tok_json.h"
+#include "data/tokenizer/files/tok_json.h"
 
 #include <string.h>
 

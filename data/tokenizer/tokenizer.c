@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/tokenizer/tokenizer.h"
 
-#include "data/tokenizer/tok_files.h"
-#include "data/tokenizer/tok_model.h"
-#include "kernels/base/file.h"
+#include "data/tokenizer/files/tok_files.h"
+#include "data/tokenizer/files/tok_model.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

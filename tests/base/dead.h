@@ -4,7 +4,7 @@
 #ifndef WKVQ_TEST_DEAD_H
 #define WKVQ_TEST_DEAD_H
 
-#include "kernels/base/owner.h"
+#include "kernels/base/file/owner.h"
 
 #include <string.h>
 #include <sys/wait.h>

@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"
 

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"

@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-#include "kernels/base/file.h"
-#include "kernels/base/lock.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/file/lock.h"
 #include "kernels/base/log.h"
 #include "tests/base/dead.h"
 #include "tests/scratch.h"

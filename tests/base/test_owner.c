@@ -8,9 +8,9 @@
 
 #include <cmocka.h>
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/file/owner.h"
 #include "kernels/base/mem.h"
-#include "kernels/base/owner.h"
 #include "tests/base/dead.h"
 #include "tests/scratch.h"
 

@@ -2,7 +2,7 @@
  *
  * GPTQ: codes of random layers against PyTorch's (tests/golden/gen_gptq.py; GOLDEN_GPTQ
  * names the file), and what its result must be for any layer. */
-#include "calib/gptq.h"
+#include "calib/gptq/gptq.h"
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

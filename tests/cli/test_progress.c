@@ -2,7 +2,7 @@
  *
  * Progress for machines and in logs. */
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/progress.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Configuration: defaults, YAML, --set, what is refused and how, JSON and back. */
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/recipe/recipe.h"
 

@@ -2,7 +2,7 @@
  *
  * The calibration state on disk: round trip, resume, what is refused, what a kill leaves.
  */
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/base/dead.h"
 #include "tests/scratch.h"

@@ -2,7 +2,7 @@
  *
  * Stop strings: whatever the tokens, what is shown is the text before the first stop
  * string, at no time more. */
-#include "tools/commands/stop_text.h"
+#include "tools/cli/stop_text.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

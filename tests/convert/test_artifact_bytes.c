@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "convert/artifact/writer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "tests/convert/tiny_model.h"
 #include "tests/scratch.h"
 

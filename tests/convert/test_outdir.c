@@ -8,9 +8,9 @@
 
 #include <cmocka.h>
 
-#include "convert/artifact/outdir.h"
 #include "convert/artifact/writer.h"
-#include "kernels/base/file.h"
+#include "convert/output/outdir.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "tests/base/dead.h"
 #include "tests/convert/tiny_model.h"

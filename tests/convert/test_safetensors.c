@@ -3,7 +3,7 @@
  * safetensors: what must be accepted, what must be refused, and round trips. */
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "tests/scratch.h"

@@ -4,7 +4,7 @@
  * getters' messages, and what is always refused. */
 #include "data/json.h"
 #include "data/json_soften.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 
 #include <setjmp.h>

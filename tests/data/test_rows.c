@@ -4,7 +4,7 @@
  * (tests/golden/gen_rows.py), and in linear time. */
 #include "data/corpus_rows.h"
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <setjmp.h>

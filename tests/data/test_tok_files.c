@@ -4,7 +4,7 @@
  * The files beside a tokenizer name its added tokens, its BOS and its ends. */
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"
 

@@ -3,7 +3,7 @@
  * Wrong tokenizer files: each is refused with a message, and thousands of mutations of
  * valid files do no harm. */
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "tests/scratch.h"

@@ -2,7 +2,7 @@
  *
  * The parts of the tokenizers: pre-tokenizers on known words, UTF-8, NFC, hash tables, and
  * BPE merges against the definition; long texts in time that is not quadratic. */
-#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/files/tok_added.h"
 #include "data/tokenizer/tok_bpe.h"
 #include "data/tokenizer/tok_decode.h"
 #include "data/tokenizer/tok_pre.h"

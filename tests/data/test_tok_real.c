@@ -9,7 +9,7 @@
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

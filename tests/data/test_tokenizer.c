@@ -4,7 +4,7 @@
  * for the awkward texts of tests/golden/tok (tests/golden/gen_tokenizers.py). */
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"
 

@@ -2,7 +2,7 @@
 #include "tests/data/text_fixture.h"
 
 #include "data/inflate.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "tests/scratch.h"
 
 #include <setjmp.h>

@@ -3,7 +3,7 @@
 
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tests/scratch.h"

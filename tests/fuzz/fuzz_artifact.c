@@ -4,7 +4,7 @@
  * weights, with a manifest that agrees, or the manifest itself. */
 #include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
 

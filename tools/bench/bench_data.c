@@ -14,14 +14,14 @@
 #define PATTERN 1048573
 #define WEIGHT_SCALE 0.02f
 
-enum err bench_open(struct dev **out, enum dtype *act, const struct args *a)
+enum err bench_open(struct dev **out, enum dtype *act, const char *device, int threads,
+                    const char *compute)
 {
-    const int threads = a->threads > 0 ? (int)a->threads : 0;
-    TRY(dev_open(out, &(struct dev_settings){a->device, threads}));
+    TRY(dev_open(out, &(struct dev_settings){device, threads > 0 ? threads : 0}));
     *act = dev_preferred_act(*out);
-    if (!strcmp(a->compute, "f32"))
+    if (!strcmp(compute, "f32"))
         *act = DT_F32;
-    if (!strcmp(a->compute, "bf16"))
+    if (!strcmp(compute, "bf16"))
         *act = DT_BF16;
     return OK;
 }

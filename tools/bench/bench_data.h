@@ -6,10 +6,10 @@
 
 #include "calib/model/shapes.h"
 #include "calib/model/weights.h"
-#include "tools/cli/opt.h"
 
 /* Opens the device of the options and resolves their activation type. */
-enum err bench_open(struct dev **out, enum dtype *act, const struct args *a);
+enum err bench_open(struct dev **out, enum dtype *act, const char *device, int threads,
+                    const char *compute);
 
 /* A model whose blocks all have the same BF16 weights, normal * 0.02; norms are 1. */
 struct bench_weights {

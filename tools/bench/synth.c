@@ -3,10 +3,10 @@
 
 #include "convert/artifact/artifact_files.h"
 #include "convert/artifact/artifact_plan.h"
-#include "convert/artifact/outdir.h"
+#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
 #include "kernels/base/rng.h"

@@ -178,7 +178,7 @@ enum err bench_calibrate(struct args *a)
     enum dtype act;
     enum err err = OK;
     TRY_OUT(arch_of_shape(&c.arch, a->shape));
-    TRY_OUT(bench_open(&c.dev, &act, a));
+    TRY_OUT(bench_open(&c.dev, &act, a->device, (int)a->threads, a->compute));
     TRY_OUT(settings_of(&c, a, act));
     TRY_OUT(check_memory(&c));
     TRY_OUT(bench_weights_open(&w, &c.arch));

@@ -507,7 +507,7 @@ enum err bench_kernels(struct args *a)
     struct bench b = {.args = a};
     enum err err = OK;
     TRY_OUT(arch_of_shape(&b.arch, a->shape));
-    TRY_OUT(bench_open(&b.dev, &b.act, a));
+    TRY_OUT(bench_open(&b.dev, &b.act, a->device, (int)a->threads, a->compute));
     b.T = a->seqlen;
     b.D = b.arch.d_model;
     b.F = b.arch.d_ff;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/artifact/outdir.h"
 #include "convert/artifact/reader.h"
+#include "convert/output/outdir.h"
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/command_job.h"

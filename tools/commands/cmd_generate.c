@@ -5,9 +5,9 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop_text.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
-#include "tools/commands/stop_text.h"
 #include "tools/recipe/recipe.h"
 
 #include <errno.h>

@@ -2,7 +2,7 @@
  *
  * `wkvq quantize`, the main job: calibrates, converts and verifies in one command that can
  * be resumed. */
-#include "convert/artifact/outdir.h"
+#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/command_job.h"

@@ -3,7 +3,7 @@
 
 #include "data/batch.h"
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 

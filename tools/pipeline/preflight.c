@@ -2,7 +2,7 @@
 #include "tools/pipeline/preflight.h"
 
 #include "calib/model/shapes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/pipeline/show_plan.h"

@@ -4,7 +4,7 @@
 #include "config.h"
 #include "convert/artifact/manifest.h"
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/stop.h"

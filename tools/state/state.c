@@ -4,7 +4,7 @@
 #include "data/json.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state_block.h"

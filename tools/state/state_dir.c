@@ -3,7 +3,7 @@
  * Names of files in a state's directory, leftovers of killed runs, and removal. */
 #include "tools/state/state_priv.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 

@@ -3,9 +3,9 @@
  * Implements calib's callbacks with files. */
 #include "tools/state/state_priv.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/file/owner.h"
 #include "kernels/base/mem.h"
-#include "kernels/base/owner.h"
 #include "tools/state/state_block.h"
 
 #include <errno.h>

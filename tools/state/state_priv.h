@@ -6,7 +6,7 @@
 #define WKVQ_STATE_PRIV_H
 
 #include "convert/checkpoint/safetensors.h"
-#include "kernels/base/lock.h"
+#include "kernels/base/file/lock.h"
 #include "tools/state/state.h"
 
 #define STREAMS_MAX 4096

@@ -15,7 +15,7 @@
 #ifndef WKVQ_SWEEP_H
 #define WKVQ_SWEEP_H
 
-#include "kernels/base/lock.h"
+#include "kernels/base/file/lock.h"
 #include "tools/pipeline/job.h"
 #include "tools/sweep/sweep_plan.h"
 

@@ -6,7 +6,7 @@
 #include "convert/artifact/sizes.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/eval.h"

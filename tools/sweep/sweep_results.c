@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/sweep/sweep_results.h"
 
-#include "convert/artifact/outdir.h"
+#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "data/jsonl.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state.h"

@@ -2,7 +2,7 @@
 #include "tools/tune/tune_sensitivity.h"
 
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/child.h"

@@ -2,7 +2,7 @@
 #include "tools/eval/tasks/choice.h"
 
 #include "data/jsonl.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/tasks/choice_text.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "tools/cli/opt.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/zeroshot.h"

@@ -5,7 +5,7 @@
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/opt.h"
 #include "tools/eval/eval_compare.h"

@@ -3,7 +3,7 @@
 
 #include "data/jsonl.h"
 #include "data/tokenizer/tok_text.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>

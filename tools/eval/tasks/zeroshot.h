@@ -6,7 +6,7 @@
 #define WKVQ_ZEROSHOT_H
 
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "tools/eval/eval.h"
 #include "tools/eval/tasks/choice.h"
 

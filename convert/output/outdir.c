@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/artifact/outdir.h"
+#include "convert/output/outdir.h"
 
 #include "convert/artifact/artifact_files.h"
-#include "convert/artifact/outdir_priv.h"
 #include "convert/artifact/reader.h"
-#include "kernels/base/file.h"
+#include "convert/output/outdir_priv.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 

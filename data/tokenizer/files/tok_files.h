@@ -5,8 +5,8 @@
 #ifndef WKVQ_TOK_FILES_H
 #define WKVQ_TOK_FILES_H
 
-#include "data/tokenizer/tok_beside.h"
-#include "data/tokenizer/tok_json.h"
+#include "data/tokenizer/files/tok_beside.h"
+#include "data/tokenizer/files/tok_json.h"
 
 /* Opens vocab.json and merges.txt in dir. tokenizer_class selects how a text is split into
  * words: GPT2Tokenizer or Qwen2Tokenizer. ERR_SUPPORT for any other; ERR_FORMAT,

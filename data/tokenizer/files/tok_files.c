@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer/tok_files.h"
+#include "data/tokenizer/files/tok_files.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
  * Maps, writers and whole files. */
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 
 #include "kernels/base/bytes.h"
+#include "kernels/base/file/owner.h"
 #include "kernels/base/mem.h"
-#include "kernels/base/owner.h"
 
 #include <errno.h>
 #include <fcntl.h>

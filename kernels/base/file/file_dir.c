@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * Creates, probes and cleans directories. */
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 
+#include "kernels/base/file/owner.h"
 #include "kernels/base/mem.h"
-#include "kernels/base/owner.h"
 
 #include <dirent.h>
 #include <errno.h>

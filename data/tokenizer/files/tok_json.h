@@ -6,7 +6,7 @@
 #define WKVQ_TOK_JSON_H
 
 #include "data/json.h"
-#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/files/tok_added.h"
 #include "data/tokenizer/tok_bpe.h"
 #include "data/tokenizer/tok_decode.h"
 #include "data/tokenizer/tok_pre.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "kernels/base/lock.h"
+#include "kernels/base/file/lock.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/file/owner.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "kernels/base/owner.h"
 
 #include <errno.h>
 #include <fcntl.h>

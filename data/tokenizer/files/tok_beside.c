@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer/tok_beside.h"
+#include "data/tokenizer/files/tok_beside.h"
 
 #include "data/json.h"
 #include "data/tokenizer/tok_bpe.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Finds where an output directory is, and whether a rename over it is possible. */
-#include "convert/artifact/outdir_priv.h"
+#include "convert/output/outdir_priv.h"
 
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <errno.h>

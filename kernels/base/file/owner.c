@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "kernels/base/owner.h"
+#include "kernels/base/file/owner.h"
 
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

@@ -5,7 +5,7 @@
 #ifndef WKVQ_TOK_BESIDE_H
 #define WKVQ_TOK_BESIDE_H
 
-#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/files/tok_added.h"
 
 /* A flag that a file may leave out. */
 enum said { SAID_NOTHING, SAID_NO, SAID_YES };

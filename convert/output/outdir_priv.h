@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * Private to convert/artifact: outdir.c (what may be written), outdir_place.c (where), and
+ * Private to convert/output: outdir.c (what may be written), outdir_place.c (where), and
  * outdir_stage.c (the staging directory and the move). */
 #ifndef WKVQ_OUTDIR_PRIV_H
 #define WKVQ_OUTDIR_PRIV_H
 
-#include "convert/artifact/outdir.h"
+#include "convert/output/outdir.h"
 
 #define STAGE_INSIDE ".wkvq" /* OUT/.wkvq.tmp.TAG */
 

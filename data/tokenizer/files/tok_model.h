@@ -4,7 +4,7 @@
 #ifndef WKVQ_TOK_MODEL_H
 #define WKVQ_TOK_MODEL_H
 
-#include "data/tokenizer/tok_beside.h"
+#include "data/tokenizer/files/tok_beside.h"
 #include "data/tokenizer/tok_spm.h"
 
 struct model_tokenizer {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/commands/stop_text.h"
+#include "tools/cli/stop_text.h"
 
 #include <string.h>
 

@@ -10,10 +10,10 @@
  *   STAGE/retired  the old files have all left
  *
  * A kill at any instant leaves what the next command can finish or take back. */
-#include "convert/artifact/outdir_priv.h"
+#include "convert/output/outdir_priv.h"
 
 #include "convert/artifact/artifact_files.h"
-#include "kernels/base/file.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 

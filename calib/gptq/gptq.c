@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "calib/gptq.h"
+#include "calib/gptq/gptq.h"
 
 #include "calib/model/carve.h"
 #include "kernels/base/mem.h"

@@ -3,7 +3,7 @@
  * Parses the components of tokenizer.json that are chains of steps. A Sequence is
  * flattened. Unknown parts are refused by name, because ignoring them would give other
  * ids. */
-#include "data/tokenizer/tok_json.h"
+#include "data/tokenizer/files/tok_json.h"
 
 #include "kernels/base/mem.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer/tok_model.h"
+#include "data/tokenizer/files/tok_model.h"
 
 #include "kernels/base/mem.h"
 

@@ -7,7 +7,7 @@
 #define WKVQ_FILE_H
 
 #include "kernels/base/error.h"
-#include "kernels/base/owner.h"
+#include "kernels/base/file/owner.h"
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer/tok_added.h"
+#include "data/tokenizer/files/tok_added.h"
 
 #include "kernels/base/mem.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/tokenizer/tok_json.h"
+#include "data/tokenizer/files/tok_json.h"
 
 #include "data/json_soften.h"
 #include "kernels/base/mem.h"
