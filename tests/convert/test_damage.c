@@ -364,7 +364,7 @@ static void test_wrong_manifest(void **state)
         {lie_count, "the manifest lists"}, {lie_shape, "another shape"},
         {lie_dims, "another shape"},       {lie_dtype, "the manifest says I8"},
         {lie_bytes, "the manifest says"},  {lie_name, "another is missing"},
-        {lie_file, "no tensor file"},
+        {lie_file, "not a tensor file"},
     };
     struct edit e;
     load(&e);
