@@ -186,6 +186,12 @@ def draw(rng, job):
     return rng.randint(1, job.calls)
 
 
+def is_finished(job, folder):
+    """Was the kill after a quantize's last call? The artifact is whole then, and the state is gone."""
+    return job.name.startswith("quantize") and (folder / "out/manifest.json").exists() and not (
+        (folder / "out.state").exists() or (folder / "out/.wkvq-state").exists())
+
+
 def trial(b, job, instants):
     """Returns the number of kills that hit, and the errors."""
     with tempfile.TemporaryDirectory(dir=b.root) as name:
@@ -195,7 +201,7 @@ def trial(b, job, instants):
         for instant in instants:
             status = kill_once(b, job, folder, instant)
             hits += status == -signal.SIGKILL
-            whole = whole or status == 0
+            whole = whole or status == 0 or is_finished(job, folder)
             wrong = changed(before)
             if wrong:
                 return hits, f"{job.name} killed at {instants}: {wrong}"
