@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -127,16 +128,25 @@ void progress_close(struct progress **pp)
     *pp = NULL;
 }
 
+/* Writes o as one line and releases it. NULL: memory was refused, and the line is lost. */
+static void write_line(struct progress *p, json_t *o)
+{
+    if (!o)
+        return;
+    (void)json_dumpf(o, p->json, JSON_REAL_PRECISION(9));
+    fputc('\n', p->json);
+    json_decref(o);
+}
+
 void progress_phase(struct progress *p, const char *name)
 {
     erase(p);
     p->phase = name;
     p->start_s = p->last_s = clock_s();
     p->started = false;
-    if (p->json) {
-        fprintf(p->json, "{\"time\": %lld, \"event\": \"phase\", \"phase\": \"%s\"}\n",
-                (long long)time(NULL), name);
-    }
+    if (p->json)
+        write_line(p, json_pack("{s:I, s:s, s:s}", "time", (json_int_t)time(NULL), "event",
+                                "phase", "phase", name));
 }
 
 void progress_end(struct progress *p)
@@ -185,38 +195,37 @@ static const char *event_name(const struct calib_event *e)
     return (size_t)e->kind < ARRAY_LEN(name) ? name[e->kind] : "?";
 }
 
-/* Prints a number, or null, because JSON has no NaN. */
-static void print_number(FILE *f, const char *key, double value)
+/* A number, or null, because JSON has no NaN. */
+static json_t *number(double value)
 {
-    if (isfinite(value))
-        fprintf(f, ", \"%s\": %.9g", key, value);
-    else
-        fprintf(f, ", \"%s\": null", key);
+    return isfinite(value) ? json_real(value) : json_null();
 }
 
-static void write_json(struct progress *p, const struct calib_event *e, double eta)
+static void add_stats(json_t *o, const struct calib_block_stats *s)
+{
+    json_object_set_new(o, "start_loss", number(s->start_loss));
+    json_object_set_new(o, "best_loss", number(s->best_loss));
+    json_object_set_new(o, "best_epoch", json_integer(s->best_epoch));
+    json_object_set_new(o, "seconds", number(s->seconds));
+    json_object_set_new(o, "seconds_gemm", number(s->seconds_gemm));
+}
+
+static void write_event(struct progress *p, const struct calib_event *e, double eta)
 {
     if (!p->json)
         return;
-    fprintf(p->json,
-            "{\"time\": %lld, \"event\": \"%s\", \"block\": %" PRId64
-            ", \"blocks\": %" PRId64 ", \"epoch\": %" PRId64 ", \"epochs\": %" PRId64
-            ", \"sample\": %" PRId64 ", \"samples\": %" PRId64,
-            (long long)time(NULL), event_name(e), e->block, e->n_blocks, e->epoch,
-            e->epochs, e->sample, e->samples);
-    print_number(p->json, "loss", e->loss);
-    print_number(p->json, "done", e->done);
-    print_number(p->json, "tokens_per_s", e->tokens_per_s);
-    if (eta >= 0)
-        print_number(p->json, "eta_s", eta);
-    if (e->kind == CALIB_BLOCK && e->stats) {
-        print_number(p->json, "start_loss", e->stats->start_loss);
-        print_number(p->json, "best_loss", e->stats->best_loss);
-        fprintf(p->json, ", \"best_epoch\": %" PRId64, e->stats->best_epoch);
-        print_number(p->json, "seconds", e->stats->seconds);
-        print_number(p->json, "seconds_gemm", e->stats->seconds_gemm);
-    }
-    fprintf(p->json, "}\n");
+    json_t *o = json_pack("{s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "time",
+                          (json_int_t)time(NULL), "event", event_name(e), "block",
+                          (json_int_t)e->block, "blocks", (json_int_t)e->n_blocks, "epoch",
+                          (json_int_t)e->epoch, "epochs", (json_int_t)e->epochs, "sample",
+                          (json_int_t)e->sample, "samples", (json_int_t)e->samples, "loss",
+                          number(e->loss), "done", number(e->done), "tokens_per_s",
+                          number(e->tokens_per_s));
+    if (o && eta >= 0)
+        json_object_set_new(o, "eta_s", number(eta));
+    if (o && e->kind == CALIB_BLOCK && e->stats)
+        add_stats(o, e->stats);
+    write_line(p, o);
 }
 
 static void say_block(const struct calib_event *e)
@@ -271,7 +280,7 @@ void progress_calib(void *ctx, const struct calib_event *e)
 {
     struct progress *p = ctx;
     const double eta = eta_s(p, e->done);
-    write_json(p, e, eta);
+    write_event(p, e, eta);
     if (e->kind == CALIB_BLOCK && e->stats)
         say_block(e);
     else if (e->kind == CALIB_EPOCH)
