@@ -23,7 +23,8 @@ static const struct opt options[] = {
      .help = "Directory for the artifact (default: none, required)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Directory for the calibration's state (default: OUT.state; OUT/.wkvq-state "
-             "if OUT is a mount point or its parent is not writable)"},
+             "if OUT is a mount point or its parent is not writable). It is removed when "
+             "the artifact is verified, unless --keep-state is given"},
     {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
      .help = "Keep the state after the artifact is verified"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
