@@ -139,19 +139,19 @@ static void place_kv(struct fakequant *f, struct carve *c)
     if (!f->learn_kv) {
         f->k_ls = carve_1d(c, DT_F32, C);
         f->v_ls = carve_1d(c, DT_F32, C);
-        f->kv.k_delta = carve_1d(c, DT_F32, C);
-        f->kv.v_delta = carve_1d(c, DT_F32, C);
+        f->kv.k_shift = carve_1d(c, DT_F32, C);
+        f->kv.v_shift = carve_1d(c, DT_F32, C);
         return;
     }
     int64_t p_at = f->count[FQ_CLIP], g_at = p_at;
     f->k_ls = take_1d(&f->p, &p_at, C);
     f->v_ls = take_1d(&f->p, &p_at, C);
-    f->kv.k_delta = take_1d(&f->p, &p_at, C);
-    f->kv.v_delta = take_1d(&f->p, &p_at, C);
+    f->kv.k_shift = take_1d(&f->p, &p_at, C);
+    f->kv.v_shift = take_1d(&f->p, &p_at, C);
     f->grads.k_dls = take_1d(&f->g, &g_at, C);
     f->grads.v_dls = take_1d(&f->g, &g_at, C);
-    f->grads.k_ddelta = take_1d(&f->g, &g_at, C);
-    f->grads.v_ddelta = take_1d(&f->g, &g_at, C);
+    f->grads.k_dshift = take_1d(&f->g, &g_at, C);
+    f->grads.v_dshift = take_1d(&f->g, &g_at, C);
 }
 
 /* Places everything of the block; called once with c->base NULL to measure. */
@@ -263,7 +263,7 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
                            const float *mx, const float *alpha)
 {
     const struct tensor *const ls = side == KV_K ? &f->k_ls : &f->v_ls;
-    const struct tensor *const delta = side == KV_K ? &f->kv.k_delta : &f->kv.v_delta;
+    const struct tensor *const delta = side == KV_K ? &f->kv.k_shift : &f->kv.v_shift;
     const int64_t C = kv_channels(f->arch);
     const size_t bytes = (size_t)C * sizeof(float);
     if (!mn || kv_format(&f->kv.spec, f->kv.layer, side).bits >= 16) {
@@ -457,8 +457,8 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
     }
     TRY(check(f, &f->grads.k_dls, "smoothing", "keys", name, bytes, bad));
     TRY(check(f, &f->grads.v_dls, "smoothing", "values", name, bytes, bad));
-    TRY(check(f, &f->grads.k_ddelta, "shift", "keys", name, bytes, bad));
-    return check(f, &f->grads.v_ddelta, "shift", "values", name, bytes, bad);
+    TRY(check(f, &f->grads.k_dshift, "shift", "keys", name, bytes, bad));
+    return check(f, &f->grads.v_dshift, "shift", "values", name, bytes, bad);
 }
 
 enum err fakequant_keep_best(struct fakequant *f)

@@ -41,8 +41,8 @@ static enum err export_kv(struct fakequant *f, struct block_quant *q)
     const size_t bytes = (size_t)q->n_channels * sizeof(float);
     TRY(dev_download(f->dev, q->k_scale, f->kv.k_s.data, bytes));
     TRY(dev_download(f->dev, q->v_scale, f->kv.v_s.data, bytes));
-    TRY(dev_download(f->dev, q->k_shift, f->kv.k_delta.data, bytes));
-    return dev_download(f->dev, q->v_shift, f->kv.v_delta.data, bytes);
+    TRY(dev_download(f->dev, q->k_shift, f->kv.k_shift.data, bytes));
+    return dev_download(f->dev, q->v_shift, f->kv.v_shift.data, bytes);
 }
 
 enum err fakequant_export(struct fakequant *f, struct block_quant *q)
@@ -122,7 +122,7 @@ enum err fakequant_import(struct fakequant *f, const struct block_quant *q)
     const size_t bytes = (size_t)(f->arch->n_kv * f->arch->head_dim) * sizeof(float);
     TRY(dev_upload(f->dev, f->kv.k_s.data, q->k_scale, bytes));
     TRY(dev_upload(f->dev, f->kv.v_s.data, q->v_scale, bytes));
-    TRY(dev_upload(f->dev, f->kv.k_delta.data, q->k_shift, bytes));
-    TRY(dev_upload(f->dev, f->kv.v_delta.data, q->v_shift, bytes));
+    TRY(dev_upload(f->dev, f->kv.k_shift.data, q->k_shift, bytes));
+    TRY(dev_upload(f->dev, f->kv.v_shift.data, q->v_shift, bytes));
     return dev_sync(f->dev);
 }

@@ -48,7 +48,7 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
 {
     const struct kv_format f = side_format(kv, side);
     const struct tensor *const s = side == KV_K ? &kv->k_s : &kv->v_s;
-    const struct tensor *const delta = side == KV_K ? &kv->k_delta : &kv->v_delta;
+    const struct tensor *const delta = side == KV_K ? &kv->k_shift : &kv->v_shift;
     if (f.bits >= 16)
         return dev_copy(x->dev, y, in);
     if (side == KV_K && kv->spec.method == KV_CHANNEL)

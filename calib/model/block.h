@@ -36,7 +36,7 @@ struct block_acts {
 struct block_kv {
     struct kv_spec spec;
     int64_t layer; /* number of the block: formats may differ by layer */
-    struct tensor k_s, k_delta, v_s, v_delta; /* [K*d] F32; data NULL: 1 and 0 */
+    struct tensor k_s, k_shift, v_s, v_shift; /* [K*d] F32; data NULL: 1 and 0 */
     /* 2..8: inputs of projections, per token, like the cache without s and delta; their
      * gradient is passed straight through. 0, 16: unquantized. */
     int act_bits;
@@ -46,7 +46,7 @@ struct block_kv {
 /* Gradients of the quantized block's parameters. Data may be NULL: not wanted. */
 struct block_grads {
     struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
-    struct tensor k_dls, k_ddelta, v_dls, v_ddelta; /* [K*d], overwritten */
+    struct tensor k_dls, k_dshift, v_dls, v_dshift; /* [K*d], overwritten */
     struct tensor dnorm1, dnorm2;                   /* gains [D], added to */
     struct tensor dq_norm, dk_norm;                 /* gains [d], added to */
 };

@@ -155,8 +155,8 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
                                const struct arch *a, const struct block_kv *kv,
                                const struct block_grads *g)
 {
-    const struct kv_params k_side = {KV_K, &kv->k_s, &kv->k_delta, &g->k_dls, &g->k_ddelta};
-    const struct kv_params v_side = {KV_V, &kv->v_s, &kv->v_delta, &g->v_dls, &g->v_ddelta};
+    const struct kv_params k_side = {KV_K, &kv->k_s, &kv->k_shift, &g->k_dls, &g->k_dshift};
+    const struct kv_params v_side = {KV_V, &kv->v_s, &kv->v_shift, &g->v_dls, &g->v_dshift};
     const struct tensor dqk = qk_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
     const struct tensor k = k_heads(a, x->qkv), k_pre = tensor_heads(x->k_pre, a->n_kv);
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);

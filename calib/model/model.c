@@ -82,7 +82,7 @@ static enum err open_quant(struct model_pass *k)
     const int64_t n = a->n_kv * a->head_dim;
     TRY(block_weights_alloc(&k->full, k->r->dev, a, DT_F32));
     TRY(dev_alloc(k->r->dev, &k->kv_params, 4 * (size_t)n * sizeof(float)));
-    struct tensor *const p[] = {&k->kv.k_s, &k->kv.k_delta, &k->kv.v_s, &k->kv.v_delta};
+    struct tensor *const p[] = {&k->kv.k_s, &k->kv.k_shift, &k->kv.v_s, &k->kv.v_shift};
     for (int i = 0; i < 4; i++)
         *p[i] = tensor_1d((float *)k->kv_params + i * n, DT_F32, n);
     return OK;
@@ -222,15 +222,15 @@ static enum err load_kv(struct model_pass *k, const struct block_quant *q)
             q->n_channels, n);
     const size_t bytes = (size_t)n * sizeof(float);
     TRY(dev_upload(k->r->dev, k->kv.k_s.data, q->k_scale, bytes));
-    TRY(dev_upload(k->r->dev, k->kv.k_delta.data, q->k_shift, bytes));
+    TRY(dev_upload(k->r->dev, k->kv.k_shift.data, q->k_shift, bytes));
     TRY(dev_upload(k->r->dev, k->kv.v_s.data, q->v_scale, bytes));
-    return dev_upload(k->r->dev, k->kv.v_delta.data, q->v_shift, bytes);
+    return dev_upload(k->r->dev, k->kv.v_shift.data, q->v_shift, bytes);
 }
 
 static enum err quantize_block(struct model_pass *k, int64_t i, const struct block_src *src)
 {
     const struct block_quant *q = NULL;
-    kv_leave_alone(&k->kv.spec);
+    kv_set_unquantized(&k->kv.spec);
     if (k->r->quant)
         TRY(k->r->quant->block(k->r->quant->ctx, i, &q));
     if (!q)
@@ -264,7 +264,7 @@ static const struct block_kv *block_cache(struct model_pass *k)
     const bool whole = chunk <= 0 || chunk >= k->T;
     k->kv.act_bits = k->r->act_bits;
     if (!kv_quantized(&k->kv) || (whole && k->kv.spec.past_only && !k->keep_cache)) {
-        kv_leave_alone(&k->kv.spec);
+        kv_set_unquantized(&k->kv.spec);
         return &k->kv;
     }
     k->kv.chunk = whole ? k->T : chunk;

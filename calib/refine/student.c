@@ -371,7 +371,7 @@ static enum err cache_of(struct student *st, int64_t b)
 {
     const struct student_layer *y = &st->layer[b];
     struct tensor *const s[] = {&st->kv.k_s, &st->kv.v_s};
-    struct tensor *const shift[] = {&st->kv.k_delta, &st->kv.v_delta};
+    struct tensor *const shift[] = {&st->kv.k_shift, &st->kv.v_shift};
     st->kv = (struct block_kv){.spec = y->kv, .layer = b, .chunk = 1};
     for (int i = 0; i < 2 && y->smooth[i].data; i++) {
         TRY(dev_exp(st->dev, &st->kv_s[i], &y->smooth[i]));
@@ -424,7 +424,7 @@ static struct block_grads grads_of(struct student *st, int64_t b)
                             .dnorm2 = y->dnorm[1],
                             .dq_norm = y->dnorm[2],
                             .dk_norm = y->dnorm[3]};
-    struct tensor *const kv[] = {&g.k_dls, &g.v_dls, &g.k_ddelta, &g.v_ddelta};
+    struct tensor *const kv[] = {&g.k_dls, &g.v_dls, &g.k_dshift, &g.v_dshift};
     for (int i = 0; i < 4 && y->smooth[0].data; i++)
         *kv[i] = tensor_1d((float *)st->kv_grad.data + i * C, DT_F32, C);
     return g;
@@ -440,7 +440,7 @@ static enum err add_vector(struct dev *d, const struct tensor *y, const struct t
 static enum err collect(struct student *st, int64_t b, const struct block_grads *g)
 {
     const struct student_layer *y = &st->layer[b];
-    const struct tensor *const from[] = {&g->k_dls, &g->v_dls, &g->k_ddelta, &g->v_ddelta};
+    const struct tensor *const from[] = {&g->k_dls, &g->v_dls, &g->k_dshift, &g->v_dshift};
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor dw = block_weights_lin(&st->dw, st->arch, l);
         const struct tensor w = block_weights_lin(&st->w, st->arch, l);

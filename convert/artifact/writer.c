@@ -142,11 +142,11 @@ static enum err carried_bytes(const uint8_t **out, struct writer *w,
     if (!(w->s->kv.rotate & ROTATE_V) || t->layer < 0 || t->layer >= w->a->n_layers)
         return OK;
     TRY(load_block(w, t->layer));
-    const struct host_mat *const turned[] = {&w->src.lin[LIN_V], &w->src.lin[LIN_O],
-                                             &w->src.bias[LIN_V]};
-    for (size_t i = 0; i < ARRAY_LEN(turned); i++)
-        if (turned[i]->data && !strcmp(turned[i]->name, t->src->name))
-            *out = turned[i]->data;
+    const struct host_mat *const rotated[] = {&w->src.lin[LIN_V], &w->src.lin[LIN_O],
+                                              &w->src.bias[LIN_V]};
+    for (size_t i = 0; i < ARRAY_LEN(rotated); i++)
+        if (rotated[i]->data && !strcmp(rotated[i]->name, t->src->name))
+            *out = rotated[i]->data;
     return OK;
 }
 

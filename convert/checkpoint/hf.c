@@ -23,9 +23,10 @@ struct hf_model {
     struct host_mat embed, norm, head;
     bool *taken; /* [files.n_places], by name: the architecture uses the tensor */
     struct model_source source;
-    bool rotated;             /* the source returns blocks with rotated values */
-    struct block_src *turned; /* [n_layers] blocks that the source returns while rotated */
-    void **folded;            /* [n_layers] memory of the rotated blocks in use */
+    bool rotated; /* the source returns blocks with rotated values */
+    struct block_src
+        *rotated_block;    /* [n_layers] blocks that the source returns while rotated */
+    void **rotated_memory; /* [n_layers] memory of the rotated blocks in use */
 };
 
 /* --- finding and checking tensors --------------------------------------------------- */
@@ -229,11 +230,11 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
         *out = m->block[i];
         return OK;
     }
-    if (!m->folded[i]) {
-        m->turned[i] = m->block[i];
-        TRY(fold_values(&m->turned[i], &m->folded[i], &m->arch));
+    if (!m->rotated_memory[i]) {
+        m->rotated_block[i] = m->block[i];
+        TRY(fold_values(&m->rotated_block[i], &m->rotated_memory[i], &m->arch));
     }
-    *out = m->turned[i];
+    *out = m->rotated_block[i];
     return OK;
 }
 
@@ -260,9 +261,9 @@ static void for_weights(const struct hf_model *m, int64_t i,
 static void source_release(void *ctx, int64_t i)
 {
     struct hf_model *m = ctx;
-    if (m->folded) {
-        mem_free(m->folded[i]);
-        m->folded[i] = NULL;
+    if (m->rotated_memory) {
+        mem_free(m->rotated_memory[i]);
+        m->rotated_memory[i] = NULL;
     }
     for_weights(m, i, st_release);
 }
@@ -307,12 +308,12 @@ static enum err open_all(struct hf_model *m, const char *dir)
 
 static void free_folded(struct hf_model *m)
 {
-    for (int64_t i = 0; m->folded && i < m->arch.n_layers; i++)
-        mem_free(m->folded[i]);
-    mem_free(m->folded);
-    mem_free(m->turned);
-    m->folded = NULL;
-    m->turned = NULL;
+    for (int64_t i = 0; m->rotated_memory && i < m->arch.n_layers; i++)
+        mem_free(m->rotated_memory[i]);
+    mem_free(m->rotated_memory);
+    mem_free(m->rotated_block);
+    m->rotated_memory = NULL;
+    m->rotated_block = NULL;
 }
 
 enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
@@ -324,9 +325,9 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
     m->rotated = kv->rotate & ROTATE_V;
     if (!m->rotated)
         free_folded(m);
-    else if (!m->folded) {
-        TRY(mem_calloc(&m->turned, n, sizeof(*m->turned)));
-        TRY(mem_calloc(&m->folded, n, sizeof(*m->folded)));
+    else if (!m->rotated_memory) {
+        TRY(mem_calloc(&m->rotated_block, n, sizeof(*m->rotated_block)));
+        TRY(mem_calloc(&m->rotated_memory, n, sizeof(*m->rotated_memory)));
     }
     return OK;
 }

@@ -56,7 +56,7 @@ static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
 {
     struct kv_spec kv = *artifact_kv_spec(r->a);
     if (s->kv_bits == 16)
-        kv_leave_alone(&kv);
+        kv_set_unquantized(&kv);
     TRY(pool_open(&r->pool, s->threads));
     TRY(rt_linear_open(&r->linear, r->pool, r->a));
     TRY(rt_cache_open(&r->cache, r->a, r->kern, &kv, r->max));

@@ -43,7 +43,7 @@ static enum err simulated_block(void *ctx, int64_t i, const struct block_quant *
     for (int l = 0; l < N_LIN && !s->v->model; l++)
         s->view.lin[l] = (struct qlinear){0};
     if (s->plain_cache)
-        kv_leave_alone(&s->view.kv);
+        kv_set_unquantized(&s->view.kv);
     *q = &s->view;
     return OK;
 }

@@ -61,7 +61,7 @@ bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer)
     return kv_format(kv, layer, KV_K).bits < 16 || kv_format(kv, layer, KV_V).bits < 16;
 }
 
-void kv_leave_alone(struct kv_spec *kv)
+void kv_set_unquantized(struct kv_spec *kv)
 {
     kv->bits = 16;
     kv->mixed = NULL;

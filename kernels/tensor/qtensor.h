@@ -80,7 +80,7 @@ struct kv_format kv_format(const struct kv_spec *kv, int64_t layer, enum kv_side
 bool kv_quantizes(const struct kv_spec *kv);
 bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer);
 /* Sets all bits to 16; the other settings stay. */
-void kv_leave_alone(struct kv_spec *kv);
+void kv_set_unquantized(struct kv_spec *kv);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);

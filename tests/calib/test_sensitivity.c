@@ -246,7 +246,7 @@ static double written_out(struct fixture *f, struct dev *d)
 static void test_estimates(void **state)
 {
     struct fixture f;
-    struct sensitivity s, turned;
+    struct sensitivity s, rotated;
     (void)state;
     fixture_open(&f, tiny_arch(0, 3), 21);
     struct dev *d = open_dev("cpu");
@@ -264,15 +264,15 @@ static void test_estimates(void **state)
     const double got = s.weight[(2 * N_LIN + LIN_DOWN) * s.n_weight + 2];
     check_error("down by its formula", fabs(got / written_out(&f, d) - 1), 1e-9);
     /* A rotation of keys changes the keys' share alone. */
-    measure(&turned, &f, d, ROTATE_K);
-    assert_memory_equal(s.weight, turned.weight,
+    measure(&rotated, &f, d, ROTATE_K);
+    assert_memory_equal(s.weight, rotated.weight,
                         sizeof(double) * 3 * N_LIN * (size_t)s.n_weight);
     for (int i = 0; i < 3 * 2 * s.n_kv; i++) {
         const bool key = i / s.n_kv % 2 == KV_K;
-        assert_true((s.kv[i] != turned.kv[i]) == key);
+        assert_true((s.kv[i] != rotated.kv[i]) == key);
     }
     sensitivity_free(&s);
-    sensitivity_free(&turned);
+    sensitivity_free(&rotated);
     dev_close(&d);
     fixture_close(&f);
 }

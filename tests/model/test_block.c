@@ -52,7 +52,7 @@ static void alloc_grads(struct bench *b)
     b->g.dwo = dev_2d(d, DT_F32, w->wo.dim[0], w->wo.dim[1]);
     b->g.dwgu = dev_2d(d, DT_F32, w->wgu.dim[0], w->wgu.dim[1]);
     b->g.dwdown = dev_2d(d, DT_F32, w->wdown.dim[0], w->wdown.dim[1]);
-    struct tensor *const p[] = {&b->g.k_dls, &b->g.k_ddelta, &b->g.v_dls, &b->g.v_ddelta};
+    struct tensor *const p[] = {&b->g.k_dls, &b->g.k_dshift, &b->g.v_dls, &b->g.v_dshift};
     for (int i = 0; i < 4 && b->quantized; i++)
         *p[i] = tensor_1d(dev_2d(d, DT_F32, 1, n).data, DT_F32, n);
 }
@@ -60,7 +60,7 @@ static void alloc_grads(struct bench *b)
 static void draw_kv(struct bench *b, struct rng *r)
 {
     const int64_t n = b->f.arch.n_kv * b->f.arch.head_dim;
-    struct tensor *const p[] = {&b->kv.k_s, &b->kv.k_delta, &b->kv.v_s, &b->kv.v_delta};
+    struct tensor *const p[] = {&b->kv.k_s, &b->kv.k_shift, &b->kv.v_s, &b->kv.v_shift};
     for (int i = 0; i < 4; i++) {
         float *v = draw(r, n, 0.2, i % 2 ? 0 : 1.2);
         *p[i] = tensor_1d(to_dev(b->d, v, n, DT_F32), DT_F32, n);
@@ -102,8 +102,8 @@ static void bench_close(struct bench *b)
     const struct block_kv *kv = &b->kv;
     void *const all[] = {b->cos.data,   b->x.data,        b->out.data,   b->dout.data,
                          g->dwqkv.data, g->dwo.data,      g->dwgu.data,  g->dwdown.data,
-                         g->k_dls.data, g->k_ddelta.data, g->v_dls.data, g->v_ddelta.data,
-                         kv->k_s.data,  kv->k_delta.data, kv->v_s.data,  kv->v_delta.data};
+                         g->k_dls.data, g->k_dshift.data, g->v_dls.data, g->v_dshift.data,
+                         kv->k_s.data,  kv->k_shift.data, kv->v_s.data,  kv->v_shift.data};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         dev_free(b->d, all[i]);
     block_weights_free(&b->w);
@@ -266,9 +266,9 @@ static void compare_devices(struct arch a, int64_t T, enum dtype act,
         same("dwgu", &x, &x.g.dwgu, &y, &y.g.dwgu, bound);
         same("dwdown", &x, &x.g.dwdown, &y, &y.g.dwdown, bound);
         same("k_dls", &x, &x.g.k_dls, &y, &y.g.k_dls, 4 * bound);
-        same("k_ddelta", &x, &x.g.k_ddelta, &y, &y.g.k_ddelta, 4 * bound);
+        same("k_ddelta", &x, &x.g.k_dshift, &y, &y.g.k_dshift, 4 * bound);
         same("v_dls", &x, &x.g.v_dls, &y, &y.g.v_dls, 4 * bound);
-        same("v_ddelta", &x, &x.g.v_ddelta, &y, &y.g.v_ddelta, 4 * bound);
+        same("v_ddelta", &x, &x.g.v_dshift, &y, &y.g.v_dshift, 4 * bound);
     }
     bench_close(&x);
     bench_close(&y);
@@ -333,22 +333,23 @@ static void rotated_keys(void **state)
     spec.past_only = true;
     spec.window = 1;
     for (int bits = 16; bits >= 8; bits -= 8) {
-        struct bench plain, turned;
+        struct bench plain, rotated;
         const double bound = bits == 16 ? 1e-5 : 0.1;
         bench_open(&plain, "ref", a, 13, DT_F32, NULL);
         spec.bits = bits;
-        bench_open(&turned, "ref", a, 13, DT_F32, &spec);
-        struct bench *const both[] = {&plain, &turned};
+        bench_open(&rotated, "ref", a, 13, DT_F32, &spec);
+        struct bench *const both[] = {&plain, &rotated};
         for (int i = 0; i < 2; i++) {
             forward(both[i]);
             must(block_backward_params(&both[i]->acts, both[i]->scratch, &a, &both[i]->w,
-                                       i ? &turned.kv : NULL, &both[i]->g, &both[i]->dout));
+                                       i ? &rotated.kv : NULL, &both[i]->g,
+                                       &both[i]->dout));
         }
-        same("out", &plain, &plain.out, &turned, &turned.out, bound);
-        same("dwqkv", &plain, &plain.g.dwqkv, &turned, &turned.g.dwqkv, bound);
-        same("dwo", &plain, &plain.g.dwo, &turned, &turned.g.dwo, bound);
+        same("out", &plain, &plain.out, &rotated, &rotated.out, bound);
+        same("dwqkv", &plain, &plain.g.dwqkv, &rotated, &rotated.g.dwqkv, bound);
+        same("dwo", &plain, &plain.g.dwo, &rotated, &rotated.g.dwo, bound);
         bench_close(&plain);
-        bench_close(&turned);
+        bench_close(&rotated);
     }
 }
 

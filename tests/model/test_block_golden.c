@@ -162,8 +162,8 @@ static void load_params(struct step *s)
     }
     s->kv.k_s = load_exp(s, "k_ls");
     s->kv.v_s = load_exp(s, "v_ls");
-    s->kv.k_delta = load(s, "k_delta");
-    s->kv.v_delta = load(s, "v_delta");
+    s->kv.k_shift = load(s, "k_delta");
+    s->kv.v_shift = load(s, "v_delta");
 }
 
 static void alloc_grads(struct step *s)
@@ -174,7 +174,7 @@ static void alloc_grads(struct step *s)
     g->dwo = dev_2d(s->d, DT_F32, w->wo.dim[0], w->wo.dim[1]);
     g->dwgu = dev_2d(s->d, DT_F32, w->wgu.dim[0], w->wgu.dim[1]);
     g->dwdown = dev_2d(s->d, DT_F32, w->wdown.dim[0], w->wdown.dim[1]);
-    struct tensor *const kv[] = {&g->k_dls, &g->k_ddelta, &g->v_dls, &g->v_ddelta};
+    struct tensor *const kv[] = {&g->k_dls, &g->k_dshift, &g->v_dls, &g->v_dshift};
     for (int i = 0; i < 4; i++)
         *kv[i] = load(s, "k_ls"); /* right shape; must be overwritten */
 }
@@ -213,8 +213,8 @@ static void step_close(struct step *s)
 {
     struct block_grads *g = &s->grads;
     const struct tensor *const all[] = {
-        &s->kv.k_s, &s->kv.k_delta, &s->kv.v_s, &s->kv.v_delta, &g->dwqkv, &g->dwo,
-        &g->dwgu,   &g->dwdown,     &g->k_dls,  &g->k_ddelta,   &g->v_dls, &g->v_ddelta,
+        &s->kv.k_s, &s->kv.k_shift, &s->kv.v_s, &s->kv.v_shift, &g->dwqkv, &g->dwo,
+        &g->dwgu,   &g->dwdown,     &g->k_dls,  &g->k_dshift,   &g->v_dls, &g->v_dshift,
         &s->x,      &s->target,     &s->out0,   &s->out1,       &s->dout,  &s->cos};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         dev_free(s->d, all[i]->data);
@@ -314,9 +314,9 @@ static void check_step(const char *device, const char *name)
     check_error("loss", max_error(&have, &want, 1), TOLERANCE);
     step_backward(&s);
     compare(&s, &s.grads.k_dls, "d.k_ls");
-    compare(&s, &s.grads.k_ddelta, "d.k_delta");
+    compare(&s, &s.grads.k_dshift, "d.k_delta");
     compare(&s, &s.grads.v_dls, "d.v_ls");
-    compare(&s, &s.grads.v_ddelta, "d.v_delta");
+    compare(&s, &s.grads.v_dshift, "d.v_delta");
     compare_clip(&s);
     step_close(&s);
 }

@@ -32,7 +32,7 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
         TRY(load_rtn(s, i));
     }
     if (e->kv_bits) /* always 16, which cmd_eval checks */
-        kv_leave_alone(&s->current.kv);
+        kv_set_unquantized(&s->current.kv);
     *q = &s->current;
     return OK;
 }
