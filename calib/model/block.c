@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Forward of one block. Weights come fake-quantized or not; the cache is fake-quantized
- * here. / */
+ * here. */
 #include "calib/model/block_scratch.h"
 
 /* Rows [first, first + n) of qkv = n1 wqkv^T + bqkv, into columns of y. */
