@@ -72,6 +72,9 @@ struct recipe_key {
     /* not part of the identity of a state, artifact or sweep cell. run.device and
      * run.threads also change the last bits */
     bool affects_speed_only;
+    /* Absent from JSON while it has its default value, so that states and artifacts from before
+     * the key keep their bytes and identities. For every key that is added to the table. */
+    bool omit_default;
     const char *help; /* one line for the reference */
 };
 extern const struct recipe_key recipe_key[];

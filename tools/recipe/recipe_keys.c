@@ -15,7 +15,7 @@ const struct recipe_key recipe_key[] = {
     {"calibration.data", KEY_FILES, AT(data), "", .affects_speed_only = true,
      .help = "text to calibrate on: plain text or JSON rows, also compressed or in an "
              "archive; several files are joined"},
-    {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true,
+    {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true, .omit_default = true,
      .help = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
     {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
      .help = "number of random windows of the text; time grows with it"},
@@ -39,7 +39,7 @@ const struct recipe_key recipe_key[] = {
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
      .help = "input columns that share a scale and zero; 0: the whole row; the last group "
              "may be shorter"},
-    {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS,
+    {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS, .omit_default = true,
      .help = "other bits and group sizes for some projections, in some layers: "
              "'[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, "
              "29.o_proj=6'; the last matching rule wins"},
@@ -65,7 +65,7 @@ const struct recipe_key recipe_key[] = {
     {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
      .help = "channels inside a head that share a scale and minimum; at most the head's "
              "width; with kv.method: channel also the tokens in a block of keys"},
-    {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV,
+    {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV, .omit_default = true,
      .help = "other bits and group sizes for keys or values, in some layers, as in 'k=5, 0-3.v=8:32'"},
     {"kv.key_stage", KEY_CHOICE, AT(key_stage), "post_rope", .choices = "post_rope|pre_rope",
      .help = "quantize keys after or before the rotary embedding"},
@@ -236,13 +236,17 @@ static int section_length(const struct recipe_key *k)
     return (int)strcspn(k->name, ".");
 }
 
-/* Returns whether the key is omitted. A key that was added later is omitted when empty, so
- * that older identities stay equal. */
-static bool is_left_out(const struct recipe *r, const struct recipe_key *k)
+/* Returns whether the key's value is its default. */
+static bool is_default(const struct recipe *r, const struct recipe_key *k)
 {
-    const void *f = field(r, k);
-    return (k->kind == KEY_MIX && !*(struct mix *const *)f) ||
-           (k->kind == KEY_NAME && !*(const char *)f);
+    char text[128];
+    const struct recipe_files *files = field(r, k);
+    if (k->kind == KEY_MIX)
+        return !*(struct mix *const *)field(r, k);
+    if (k->kind == KEY_FILES)
+        return !files->n;
+    value_text(text, sizeof(text), r, k);
+    return !strcmp(text, k->value);
 }
 
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
@@ -251,7 +255,7 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
     for (int i = 0; root && i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char section[32];
-        if ((identity && k->affects_speed_only) || is_left_out(r, k))
+        if ((identity && k->affects_speed_only) || (k->omit_default && is_default(r, k)))
             continue;
         snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
         json_t *o = json_object_get(root, section);
