@@ -87,7 +87,8 @@ HALF_FN uint16_t quant_scale_round(uint16_t h, int significant)
         return h;
     const uint32_t mask = (1u << drop) - 1, half = 1u << (drop - 1);
     uint32_t x = h;
-    x += half - 1 + ((x >> drop) & 1);
+    /* The last kept bit of a normal number's single one is implied. */
+    x += half - 1 + (drop == 10 ? 1 : x >> drop & 1);
     x &= ~mask;
     return (uint16_t)(x >= 0x7c00 ? 0x7bff & ~mask : x);
 }
