@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/state/state_diff.h"
+
 #include "data/json.h"
+#include "tools/recipe/recipe.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -77,10 +79,21 @@ static bool find(struct difference *d, const char *path, const json_t *have,
     return true;
 }
 
-static void value_text(char *out, size_t n, const json_t *v)
+/* Returns what an absent member stands for: the default of its key. */
+static const char *absent(const char *path)
+{
+    const size_t prefix = strlen("config.");
+    for (int i = 0; i < recipe_n_keys; i++)
+        if (!strncmp(path, "config.", prefix) &&
+            !strcmp(path + prefix, recipe_key[i].name) && *recipe_key[i].value)
+            return recipe_key[i].value;
+    return "nothing";
+}
+
+static void value_text(char *out, size_t n, const json_t *v, const char *path)
 {
     char *text = v ? json_text(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(10)) : NULL;
-    snprintf(out, n, "%.80s", text ? text : "nothing");
+    snprintf(out, n, "%.80s", text ? text : absent(path));
     free(text);
 }
 
@@ -90,8 +103,8 @@ enum err state_compare(const char *where, const json_t *have, const json_t *run)
     char old[100], now[100];
     if (!find(&d, "", have, run))
         return OK;
-    value_text(old, sizeof(old), d.have);
-    value_text(now, sizeof(now), d.run);
+    value_text(old, sizeof(old), d.have, d.path);
+    value_text(now, sizeof(now), d.run, d.path);
     FAIL(ERR_MISMATCH,
          "%s: this state belongs to another run: %s is %s in the state and %s in this run; "
          "use the same value, name another state directory, or delete this one to start "
