@@ -13,6 +13,7 @@
 #include "calib/model/model.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -47,6 +48,9 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
             ERR_USAGE, "weights.damp is %g, want 0 to 1", s->gptq.damp);
     FAIL_IF(s->weights.group_size < 0 || s->kv.group_size < 0, ERR_USAGE,
             "weights.group_size and kv.group_size must not be negative");
+    FAIL_IF(s->weights.scale_bits < 0 || s->weights.scale_bits > QUANT_SCALE_BITS,
+            ERR_USAGE, "weights.scale_bits is %d, want 1 to %d", s->weights.scale_bits,
+            QUANT_SCALE_BITS);
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
             "first block %" PRId64 " of %" PRId64, first_block, a->n_layers);
     return OK;

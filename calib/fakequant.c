@@ -320,8 +320,10 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
 static struct weight_quant lin_quant(const struct fakequant *f, int l,
                                      const struct tensor *w)
 {
-    return (struct weight_quant){
-        .w = w, .bits = f->format[l].bits, .group_size = f->format[l].group_size};
+    return (struct weight_quant){.w = w,
+                                 .bits = f->format[l].bits,
+                                 .group_size = f->format[l].group_size,
+                                 .scale_bits = f->format[l].scale_bits};
 }
 
 /* Writes wq, scales and zeros of projection l. With codes fixed by GPTQ, master holds their

@@ -34,18 +34,20 @@ struct group {
     const double *m;
     int64_t n;
     float min, max;
-    int bits;
+    struct lin_format format;
 };
 
 /* Returns the expected squared error of the group's output under gamma and beta. */
 static double group_error(const struct group *g, float gamma, float beta)
 {
     const float lo = beta * g->min;
-    const float h = f16_to_f32(quant_weight_scale(lo, gamma * g->max, g->bits));
-    const uint8_t z = quant_weight_zero(lo, h, g->bits);
+    const int bits = g->format.bits;
+    const float h =
+        f16_to_f32(quant_weight_scale(lo, gamma * g->max, bits, g->format.scale_bits));
+    const uint8_t z = quant_weight_zero(lo, h, bits);
     double sum = 0;
     for (int64_t i = 0; i < g->n; i++) {
-        const uint8_t q = quant_weight_code(g->w[i], h, z, g->bits);
+        const uint8_t q = quant_weight_code(g->w[i], h, z, bits);
         const double e = (double)g->w[i] - (double)quant_weight_value(q, z, h);
         sum += g->m[i] * (e * e);
     }
@@ -68,9 +70,9 @@ static void consider(struct choice *best, const struct group *g, int gamma, int 
 /* A coordinate search: equal factors first, then gamma alone, then beta alone. 36 trials in
  * place of the 144 of the full grid. */
 void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
-                  int bits)
+                  struct lin_format f)
 {
-    struct group g = {.w = w, .m = m, .n = n, .bits = bits};
+    struct group g = {.w = w, .m = m, .n = n, .format = f};
     struct choice best = {0, 0, INFINITY};
     for (int64_t i = 0; i < n; i++) {
         g.min = fminf(g.min, w[i]);
@@ -187,7 +189,7 @@ struct rows {
     const float *w;
     float *a, *b;
     int64_t in, group, groups;
-    int bits;
+    struct lin_format format;
 };
 
 /* Returns the inverse of sigma: the parameter that gives the factor x. */
@@ -203,7 +205,7 @@ static void search_row(void *ctx, int64_t r, int thread)
         const int64_t first = g * j->group, left = j->in - first;
         float gamma, beta;
         search_group(&gamma, &beta, j->w + r * j->in + first, j->moment + first,
-                     left < j->group ? left : j->group, j->bits);
+                     left < j->group ? left : j->group, j->format);
         j->a[r * j->groups + g] = logit(gamma);
         j->b[r * j->groups + g] = logit(beta);
     }
@@ -217,7 +219,7 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
     float *host = NULL;
     enum err err = OK;
     TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
-    struct rows j = {.bits = f->format[l].bits,
+    struct rows j = {.format = f->format[l],
                      .moment = k->moment[input_of[l]],
                      .w = host,
                      .a = host + n,

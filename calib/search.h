@@ -42,8 +42,8 @@ enum err search_add(struct search *k, const struct block_acts *acts);
 enum err search_finish(struct search *k, struct fakequant *f);
 
 /* *gamma, *beta in (0, 1) of one group: weights w [n], second moments m [n] of its
- * inputs. */
+ * inputs. f's group_size is not used. */
 void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
-                  int bits);
+                  struct lin_format f);
 
 #endif

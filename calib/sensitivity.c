@@ -187,7 +187,8 @@ struct rows {
 };
 
 /* Returns sum_i X_i (w_i - w^_i)^2 of one group. */
-static double group_error(const float *w, const double *x2, int64_t n, int bits)
+static double group_error(const float *w, const double *x2, int64_t n, int bits,
+                          int scale_bits)
 {
     float lo = 0, hi = 0;
     double sum = 0;
@@ -195,7 +196,7 @@ static double group_error(const float *w, const double *x2, int64_t n, int bits)
         lo = fminf(lo, w[i]);
         hi = fmaxf(hi, w[i]);
     }
-    const float h = f16_to_f32(quant_weight_scale(lo, hi, bits));
+    const float h = f16_to_f32(quant_weight_scale(lo, hi, bits, scale_bits));
     const uint8_t z = quant_weight_zero(lo, h, bits);
     for (int64_t i = 0; i < n; i++) {
         const uint8_t q = quant_weight_code(w[i], h, z, bits);
@@ -212,7 +213,8 @@ static double row_error(const struct rows *j, int64_t r, const struct mix_format
     double sum = 0;
     for (int64_t i = 0; i < j->in; i += g) {
         const int64_t n = j->in - i < g ? j->in - i : g;
-        sum += group_error(j->w + r * j->in + i, j->x2 + i, n, f->bits);
+        sum +=
+            group_error(j->w + r * j->in + i, j->x2 + i, n, f->bits, j->m->out->scale_bits);
     }
     return sum;
 }

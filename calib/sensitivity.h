@@ -26,6 +26,7 @@ struct sensitivity {
     /* Set by the caller; formats are borrowed. */
     const struct mix_format *weight_format, *kv_format; /* bits 2..8, group sizes given */
     int n_weight, n_kv;                                 /* formats */
+    int scale_bits;          /* of weights, as in struct weight_spec */
     struct kv_spec spec;     /* rotation and method of the cache */
     bool (*stop)(void *ctx); /* asked after every window; NULL: never */
     void *stop_ctx;

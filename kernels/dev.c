@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_fill.h"
 #include "kernels/dev_begin.h"
 #include "kernels/tensor/hadamard.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -373,7 +374,8 @@ static bool per_group(const struct tensor *x, const struct weight_quant *p, enum
 
 static bool weight_fits(const struct weight_quant *p)
 {
-    return f32(p->w) && is_2d(p->w) && bits_ok(p->bits) && p->group_size >= 0;
+    return f32(p->w) && is_2d(p->w) && bits_ok(p->bits) && p->group_size >= 0 &&
+           p->scale_bits >= 0 && p->scale_bits <= QUANT_SCALE_BITS;
 }
 
 static bool offsets_fit(const struct weight_quant *p)
@@ -387,7 +389,8 @@ enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
 {
     OP_BEGIN(fake_quant_weights, started);
     WANT(weight_fits(p) && !p->a == !p->b,
-         "fake_quant_weights: want w F32 [N,C], 2 to 8 bits, a and b together");
+         "fake_quant_weights: want w F32 [N,C], 2 to 8 bits, scales of 1 to 11, a "
+         "and b together");
     WANT(per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "fake_quant_weights: want scales F16, zeros U8 [N,groups]");
     WANT(!p->a || (per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32)),

@@ -224,6 +224,7 @@ struct weight_quant {
     const struct tensor *v;     /* F32 [N,C], offsets inside the rounding; NULL: all 0 */
     int bits;                   /* 2 to 8 */
     int64_t group_size;         /* G in columns; 0: the whole row */
+    int scale_bits;             /* significant bits of h, 1 to 11; 0: all 11 of fp16 */
 };
 
 /* Learnable weight clipping. Per group, with gamma = sigma(a) and beta = sigma(b), 1
@@ -242,7 +243,7 @@ enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
                                const struct weight_quant *p);
 /* da, db [N,n] from dwq, the loss's gradient in w^, F32 [N,C]: straight through the
- * rounding and fp16 (docs/method.md). p's a and b must not be NULL. */
+ * rounding of weights and scales (docs/method.md). p's a and b must not be NULL. */
 enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                     const struct tensor *db, const struct tensor *dwq,
                                     const struct weight_quant *p);

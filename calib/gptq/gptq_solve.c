@@ -146,7 +146,7 @@ struct solve {
 static void set_scale(const struct solve *s, int64_t row, int64_t group, float lo, float hi)
 {
     const int64_t at = row * s->q->groups + group;
-    s->q->scales[at] = quant_weight_scale(lo, hi, s->bits);
+    s->q->scales[at] = quant_weight_scale(lo, hi, s->bits, s->q->format.scale_bits);
     s->q->zeros[at] = quant_weight_zero(lo, f16_to_f32(s->q->scales[at]), s->bits);
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
+#include "kernels/tensor/quant.h"
 
 #include <math.h>
 #include <string.h>
@@ -62,9 +63,10 @@ static double spread(int bits)
     return sqrt((pow(4, bits) - 1) / 6);
 }
 
-static const uint8_t *equal_scales(struct parts *p, int64_t n, int bits)
+static const uint8_t *equal_scales(struct parts *p, int64_t n, const struct weight_spec *w)
 {
-    const uint16_t h = f16_from_f32((float)(DEVIATION / spread(bits)));
+    const uint16_t h = quant_scale_round(f16_from_f32((float)(DEVIATION / spread(w->bits))),
+                                         w->scale_bits);
     uint8_t *at = take(p, 2 * n);
     for (int64_t i = 0; at && i < n; i++) {
         at[2 * i] = (uint8_t)(h & 255);
@@ -83,7 +85,7 @@ static struct packed_linear random_linear(struct parts *p, int64_t out, int64_t 
                               .group_size = w->group_size,
                               .bits = w->bits};
     l.qweight = random_bytes(p, out * bitpack_bytes(in, w->bits));
-    l.scales = equal_scales(p, out * groups, w->bits);
+    l.scales = equal_scales(p, out * groups, w);
     l.zeros = random_bytes(p, out * bitpack_bytes(groups, w->bits));
     return l;
 }

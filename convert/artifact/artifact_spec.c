@@ -2,6 +2,7 @@
 #include "convert/artifact/artifact_spec.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -29,6 +30,9 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 {
     FAIL_IF(!bits_ok(w->bits), ERR_FORMAT, "%s: weights.bits is %d, want 2 to 8 or 16",
             where, w->bits);
+    FAIL_IF(w->scale_bits < 0 || w->scale_bits > QUANT_SCALE_BITS, ERR_FORMAT,
+            "%s: weights.scale_bits is %d, want 1 to %d", where, w->scale_bits,
+            QUANT_SCALE_BITS);
     FAIL_IF(!bits_ok(kv->bits), ERR_FORMAT, "%s: kv.bits is %d, want 2 to 8 or 16", where,
             kv->bits);
     FAIL_IF(
@@ -69,6 +73,14 @@ static bool put_mix(json_t *o, const struct mix *m)
     return done;
 }
 
+/* Sets o.scale_bits where scales have fewer than fp16. Readers need no later version for
+ * it: it says how scales were rounded, not how they are read. */
+static bool put_scale_bits(json_t *o, int scale_bits)
+{
+    return !scale_bits || scale_bits == QUANT_SCALE_BITS ||
+           !json_object_set_new(o, "scale_bits", json_integer(scale_bits));
+}
+
 static bool put_rotate(json_t *o, enum kv_rotate rotate)
 {
     return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
@@ -86,8 +98,8 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
         "key_stage", stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
-    json_t *jkv = json_object_get(o, "kv");
-    if (o && (!put_mix(json_object_get(o, "weights"), w->mixed) ||
+    json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
+    if (o && (!put_scale_bits(jw, w->scale_bits) || !put_mix(jw, w->mixed) ||
               !put_rotate(jkv, kv->rotate) || !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
@@ -162,10 +174,14 @@ static enum err kv_from_json(struct kv_spec *kv, const json_t *o, const char *wh
 static enum err weights_from_json(struct weight_spec *w, const json_t *o, const char *where)
 {
     int method = 0, round = ROUND_NEAREST;
+    int64_t scale_bits = QUANT_SCALE_BITS;
     TRY(need_choice(&method, o, "method", weight_names, 3, where));
     w->method = (enum weight_method)method;
     TRY(need_bits(&w->bits, o, where));
     TRY(json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where));
+    if (json_object_get(o, "scale_bits")) /* absent: all of fp16's */
+        TRY(json_need_int(&scale_bits, o, "scale_bits", 1, QUANT_SCALE_BITS, where));
+    w->scale_bits = (int)scale_bits;
     if (!json_object_get(o, "round")) /* absent from early artifacts */
         return OK;
     TRY(need_choice(&round, o, "round", round_names, 2, where));

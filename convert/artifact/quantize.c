@@ -58,14 +58,14 @@ static bool all_finite(const float *w, int64_t n)
     return !bad;
 }
 
-bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, int bits,
-                   int64_t group_size)
+bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n,
+                   struct lin_format f)
 {
-    const int64_t step = group_size > 0 ? group_size : n;
+    const int64_t step = f.group_size > 0 ? f.group_size : n;
     for (int64_t begin = 0, g = 0; begin < n; begin += step, g++) {
         const struct range r = row_range(w + begin, n - begin < step ? n - begin : step);
-        scales[g] = quant_weight_scale(r.lo, r.hi, bits);
-        zeros[g] = quant_weight_zero(r.lo, f16_to_f32(scales[g]), bits);
+        scales[g] = quant_weight_scale(r.lo, r.hi, f.bits, f.scale_bits);
+        zeros[g] = quant_weight_zero(r.lo, f16_to_f32(scales[g]), f.bits);
     }
     return all_finite(w, n);
 }
@@ -121,7 +121,7 @@ static void rtn_rows(void *ctx, int64_t chunk, int thread)
     for (int64_t r = begin; r < end; r++) {
         host_to_f32(row, row_of(k->m, r), k->m->dtype, n);
         if (!quant_row_rtn(k->q->scales + r * k->q->groups, k->q->zeros + r * k->q->groups,
-                           row, n, k->q->format.bits, k->q->format.group_size))
+                           row, n, k->q->format))
             atomic_store(&k->bad, r);
     }
 }

@@ -11,12 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* scales, zeros [groups] = those of round to nearest for w [n]; scales are F16. group_size
- * 0: the whole row. Returns false if w holds a non-finite value. */
-bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n, int bits,
-                   int64_t group_size);
-/* codes [n] = quant_weight_code of each w under the given scales and zeros. Returns false,
- * with codes unset, if w holds a non-finite value. */
+/* scales, zeros [groups] = those of round to nearest for w [n]; scales are F16. Returns
+ * false if w holds a non-finite value. */
+bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n,
+                   struct lin_format f);
+/* codes [n] = quant_weight_code of each w under the given scales and zeros; group_size 0:
+ * the whole row. Returns false, with codes unset, if w holds a non-finite value. */
 bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
                      const uint8_t *zeros, int64_t n, int bits, int64_t group_size);
 /* quant_block_rtn with the threads of p (NULL: only this one); the same bits. */

@@ -5,6 +5,7 @@
 #include "convert/artifact/reader_check.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -94,13 +95,19 @@ static enum err check_padding(const struct st_tensor *t, int64_t codes, int bits
     return OK;
 }
 
-static enum err check_scales(const struct st_tensor *t, const char *file)
+/* Checks that scales are positive and finite, and have no more significant bits than
+ * declared. */
+static enum err check_scales(const struct st_tensor *t, int scale_bits, const char *file)
 {
     for (size_t i = 0; i < t->bytes / 2; i++) {
         const unsigned h = t->data[2 * i] | (unsigned)t->data[2 * i + 1] << 8;
         FAIL_IF(h == 0 || h >= 0x7c00, ERR_FORMAT,
                 "%s: tensor %s: scale %zu is %g, want a positive finite number", file,
                 t->name, i, (double)f16_to_f32((uint16_t)h));
+        FAIL_IF(!quant_scale_fits((uint16_t)h, scale_bits), ERR_FORMAT,
+                "%s: tensor %s: scale %zu is %.9g, which has more than weights.scale_bits, "
+                "%d significant bits",
+                file, t->name, i, (double)f16_to_f32((uint16_t)h), scale_bits);
     }
     return OK;
 }
@@ -118,7 +125,7 @@ static enum err bind_packed(struct packed_linear *l, struct place p)
     p.tail = ".scales";
     TRY(need(&t, &file, &p, l->out, l->groups));
     TRY(need_type(t, DT_F16, file));
-    TRY(check_scales(t, file));
+    TRY(check_scales(t, p.a->weights.scale_bits, file));
     l->scales = t->data;
     p.tail = ".zeros";
     TRY(need(&t, &file, &p, l->out, bitpack_bytes(l->groups, l->bits)));

@@ -10,6 +10,7 @@
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -71,6 +72,10 @@ static enum err check_linear(const struct writer *w, const struct qlinear *q, in
                 "block %" PRId64 ", %s: scale %" PRId64
                 " is %g, want a positive finite number",
                 w->layer, lin_name[lin], i, (double)h);
+        FAIL_IF(!quant_scale_fits(q->scales[i], want.scale_bits), ERR_MISMATCH,
+                "block %" PRId64 ", %s: scale %" PRId64
+                " is %.9g, which has more than weights.scale_bits, %d significant bits",
+                w->layer, lin_name[lin], i, (double)h, want.scale_bits);
         FAIL_IF(q->zeros[i] >> want.bits, ERR_FORMAT,
                 "block %" PRId64 ", %s: zero %" PRId64 " is %d, beyond %d bits", w->layer,
                 lin_name[lin], i, q->zeros[i], want.bits);

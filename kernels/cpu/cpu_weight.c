@@ -9,7 +9,7 @@
 
 struct weight {
     const struct tensor *wq, *scales, *zeros, *w, *a, *b, *v, *da, *db;
-    int bits;
+    int bits, scale_bits;
     int64_t G, C;
     float rate;
 };
@@ -82,7 +82,7 @@ static void fake_quant_weights_row(const void *ctx, int64_t r)
         const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
         const struct range m = group_range(k, r, g, begin, end);
         const float lo = m.beta * m.min;
-        scale_r[g] = quant_weight_scale(lo, m.gamma * m.max, k->bits);
+        scale_r[g] = quant_weight_scale(lo, m.gamma * m.max, k->bits, k->scale_bits);
         const float h = f16_to_f32(scale_r[g]);
         zero_r[g] = quant_weight_zero(lo, h, k->bits);
         if (k->wq)
@@ -113,6 +113,7 @@ static struct weight weight_of(const struct weight_quant *p)
     return (struct weight){.w = p->w,
                            .v = p->v,
                            .bits = p->bits,
+                           .scale_bits = p->scale_bits,
                            .G = p->group_size ? p->group_size : p->w->dim[1],
                            .C = p->w->dim[1]};
 }
@@ -166,7 +167,7 @@ static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
         const int64_t end = begin + k->G < k->C ? begin + k->G : k->C;
         const struct range m = group_range(k, r, g, begin, end);
         const float lo = m.beta * m.min, hi = m.gamma * m.max, raw = (hi - lo) / (float)Q;
-        const float h = f16_to_f32(quant_weight_scale(lo, hi, k->bits));
+        const float h = f16_to_f32(quant_weight_scale(lo, hi, k->bits, k->scale_bits));
         float sum_h, sum_z;
         group_grads(k, r, begin, end, h, quant_weight_zero(lo, h, k->bits), &sum_h, &sum_z);
         /* A clamped z or h passes no gradient on. */

@@ -16,7 +16,7 @@ struct weights {
     const float *a, *b; /* NULL: no clipping */
     int64_t scales_ld, zeros_ld, a_ld, b_ld;
     int64_t rows, cols, G, groups;
-    int bits;
+    int bits, scale_bits;
 };
 
 /* One group: columns [begin, end) of row r. */
@@ -71,7 +71,7 @@ __device__ static void measure(const weights &p, wgroup *k, int64_t first)
     k->beta = clip_factor(p.b, k->r * p.b_ld + k->g);
     k->lo = k->beta * k->min;
     k->hi = k->gamma * k->max;
-    k->scale = quant_weight_scale(k->lo, k->hi, p.bits);
+    k->scale = quant_weight_scale(k->lo, k->hi, p.bits, p.scale_bits);
     k->h = f16_to_f32(k->scale);
     k->z = quant_weight_zero(k->lo, k->h, p.bits);
 }
@@ -163,7 +163,7 @@ __global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, in
     if (threadIdx.x % WARP_SIZE)
         return;
     const float Q = (float)((1 << p.bits) - 1),
-                raw = (k.hi - k.lo) / Q; /* h before the clamp and fp16 */
+                raw = (k.hi - k.lo) / Q; /* h before clamp and rounding */
     const double h = (double)k.h, dz = (double)sum_z;
     double dh = (double)sum_h, dlo = 0, dhi = 0;
     if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
@@ -209,6 +209,7 @@ static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
     p.G = q->group_size ? q->group_size : p.cols;
     p.groups = (p.cols + p.G - 1) / p.G;
     p.bits = q->bits;
+    p.scale_bits = q->scale_bits;
     const bool aligned =
         p.G % 4 == 0 || p.groups == 1; /* groups start at a multiple of four */
     p.w.wide = p.w.wide && aligned;

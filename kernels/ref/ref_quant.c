@@ -2,7 +2,7 @@
  *
  * Fake quantization of weights (learnable clipping) and of the KV cache. Forward values
  * are those of kernels/tensor/quant.h, one f32 operation after the other. Gradients are
- * f64, and pass straight through round() and fp16().
+ * f64, and pass straight through all rounding, of scales too.
  *
  * Weights. Per group, with Q = 2^bits - 1, gamma = sigma(a), beta = sigma(b), u = w/h and
  * r = round(u + v):
@@ -72,7 +72,7 @@ static struct wgroup weight_group(const struct weight_quant *p, int64_t r, int64
     k.beta = sigmoid_at(p->b, r, g);
     k.lo = k.beta * k.min;
     k.hi = k.gamma * k.max;
-    k.scale = quant_weight_scale(k.lo, k.hi, p->bits);
+    k.scale = quant_weight_scale(k.lo, k.hi, p->bits, p->scale_bits);
     k.h = f16_to_f32(k.scale);
     k.z = quant_weight_zero(k.lo, k.h, p->bits);
     return k;
@@ -148,7 +148,7 @@ static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     for (int64_t r = 0; r < p->w->dim[0]; r++)
         for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
             const struct wgroup k = weight_group(p, r, g);
-            const float raw = (k.hi - k.lo) / Q; /* h before the clamp and fp16 */
+            const float raw = (k.hi - k.lo) / Q; /* h before clamp and rounding */
             const double h = (double)k.h;
             double dh, dz, dlo = 0, dhi = 0;
             group_grads(&k, dwq, p, &dh, &dz);

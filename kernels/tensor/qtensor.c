@@ -28,7 +28,7 @@ struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int 
 {
     const struct mix_format others = {w->bits, w->group_size};
     const struct mix_format f = format_of(w->mixed, layer, lin, others);
-    return (struct lin_format){f.bits, f.group_size};
+    return (struct lin_format){f.bits, f.group_size, w->scale_bits};
 }
 
 bool weight_quantizes(const struct weight_spec *w)

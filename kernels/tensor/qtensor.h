@@ -27,6 +27,7 @@ struct weight_spec {
     int bits;           /* 2..8, or 16: weights are not quantized */
     int64_t group_size; /* input columns per group; 0: the whole row */
     enum weight_round round;
+    int scale_bits; /* significant bits of a scale, 1..11; 0: all 11 of fp16 */
     /* Projections with other bits or group_size; borrowed, may be NULL. */
     const struct mix *mixed;
 };
@@ -35,6 +36,7 @@ struct weight_spec {
 struct lin_format {
     int bits;           /* 2..8, or 16: not quantized */
     int64_t group_size; /* input columns per group; 0: the whole row */
+    int scale_bits;     /* as in struct weight_spec */
 };
 struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin);
 /* True if any projection of any layer, or of this layer, is quantized. */
@@ -115,7 +117,8 @@ enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in,
                        struct lin_format format);
 /* Columns of a group. */
 int64_t qlinear_group(const struct qlinear *q);
-/* True if q is for a weight [out][in] in this format. */
+/* True if q is for a weight [out][in] in this format; scale_bits need not agree, because a
+ * reader of scales does not depend on how they were rounded. */
 bool qlinear_fits(const struct qlinear *q, int64_t out, int64_t in,
                   struct lin_format format);
 /* Allocates codes; q must have been allocated. ERR_MEMORY. */

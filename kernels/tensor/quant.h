@@ -7,6 +7,7 @@
  *
  *   weights, per group [lo, hi]          h = fp16((hi - lo) / Q)   z = round(-lo / h)
  *                                        q = clamp(round(w/h) + z, 0, Q)   w^ = (q - z) h
+ *                                        h may have fewer significant bits than fp16
  *   cache, per group of x~ in [mn, mx]   h = fp16((mx - mn) / Q)   m = fp16(mn)
  *                                        q = clamp(round((x~ - m)/h), 0, Q)  x~^ = m + h q
  *
@@ -17,25 +18,54 @@
 #include "kernels/base/half.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* The smallest scale, and the smallest positive fp16. A group of zeros has it, z = 0, q =
  * 0. */
 #define QUANT_TINY 0x1p-24f
 #define QUANT_SCALE_MAX 65504.0f
+/* Significant bits of fp16. */
+#define QUANT_SCALE_BITS 11
 
 HALF_FN float quant_clamp(float x, float lo, float hi)
 {
     return x < lo ? lo : x > hi ? hi : x;
 }
 
+/* A positive scale's fp16 bits with `significant` bits of its significand, to nearest, ties
+ * to even; 11 or 0 keep them all. A carry goes into the exponent, as it should; what would
+ * become infinite stays at the largest finite value of that many bits. Subnormal scales have
+ * fewer bits to begin with. */
+HALF_FN uint16_t quant_scale_round(uint16_t h, int significant)
+{
+    int drop = significant ? QUANT_SCALE_BITS - significant : 0;
+    for (int top = 1 << 10; drop > 0 && h < top; top >>= 1)
+        drop--;
+    if (drop <= 0)
+        return h;
+    const uint32_t mask = (1u << drop) - 1, half = 1u << (drop - 1);
+    uint32_t x = h;
+    /* The last kept bit of a normal number's single one is implied. */
+    x += half - 1 + (drop == 10 ? 1 : x >> drop & 1);
+    x &= ~mask;
+    return (uint16_t)(x >= 0x7c00 ? 0x7bff & ~mask : x);
+}
+
+/* True if quant_scale_round() leaves the scale as it is. */
+HALF_FN bool quant_scale_fits(uint16_t h, int significant)
+{
+    return quant_scale_round(h, significant) == h;
+}
+
 /* h = fp16(clamp((hi - lo) / Q, QUANT_TINY, QUANT_SCALE_MAX)) of the clipped range [lo,
- * hi], lo <= 0 <= hi. Returns fp16 bits. */
-HALF_FN uint16_t quant_weight_scale(float lo, float hi, int bits)
+ * hi], lo <= 0 <= hi, by quant_scale_round() in `significant` bits. Returns fp16 bits. */
+HALF_FN uint16_t quant_weight_scale(float lo, float hi, int bits, int significant)
 {
     const float q = (float)((1 << bits) - 1);
     const float h = (hi - lo) / q;
-    return f16_from_f32(quant_clamp(h, QUANT_TINY, QUANT_SCALE_MAX));
+    return quant_scale_round(f16_from_f32(quant_clamp(h, QUANT_TINY, QUANT_SCALE_MAX)),
+                             significant);
 }
 
 /* z = clamp(round(-lo / h), 0, Q) */
@@ -72,25 +102,6 @@ HALF_FN float quant_weight_offset_step(float v, float g, float w, float h, uint8
 HALF_FN float quant_weight_value(uint8_t q, uint8_t z, float h)
 {
     return (float)((int)q - (int)z) * h;
-}
-
-/* A positive scale's fp16 bits with `significant` bits of its significand, to nearest, ties
- * to even; 11 leaves them. A carry goes into the exponent, as it should; what would become
- * infinite stays at the largest finite value of that many bits. Subnormal scales have fewer
- * bits to begin with. */
-HALF_FN uint16_t quant_scale_round(uint16_t h, int significant)
-{
-    int drop = 11 - significant;
-    for (int top = 1 << 10; drop > 0 && h < top; top >>= 1)
-        drop--;
-    if (drop <= 0)
-        return h;
-    const uint32_t mask = (1u << drop) - 1, half = 1u << (drop - 1);
-    uint32_t x = h;
-    /* The last kept bit of a normal number's single one is implied. */
-    x += half - 1 + (drop == 10 ? 1 : x >> drop & 1);
-    x &= ~mask;
-    return (uint16_t)(x >= 0x7c00 ? 0x7bff & ~mask : x);
 }
 
 /* fp16(clamp(h exp(u), tiny, 65504)) in `significant` bits: a scale after the relative step

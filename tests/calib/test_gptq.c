@@ -186,6 +186,39 @@ static void test_diagonal_and_gain(void **state)
     dev_close(&d);
 }
 
+/* The scales of the original weights (act_order) or of groups as wide as a row: those of
+ * quant_weight_scale() in 3 bits, from the same weights. Zeros and codes follow them. */
+static void test_scale_bits(void **state)
+{
+    enum { OUT = 5, IN = 40 };
+    static float h[IN * IN];
+    struct rng r;
+    struct dev *d = open_dev("cpu");
+    rng_seed(&r, 6);
+    float *w = draw(&r, OUT * IN, 0.1, 0);
+    for (int i = 0; i < IN; i++)
+        h[i * IN + i] = 1 + (float)i;
+    struct layer x = {.spec = {.method = WEIGHT_GPTQ, .bits = 4, .scale_bits = 3}};
+    solve(&x, d, w, h, OUT, IN);
+    for (int row = 0; row < OUT; row++) {
+        float lo = 0, hi = 0;
+        for (int i = 0; i < IN; i++) {
+            lo = fminf(lo, w[row * IN + i]);
+            hi = fmaxf(hi, w[row * IN + i]);
+        }
+        const uint16_t scale = quant_weight_scale(lo, hi, 4, 3);
+        assert_int_equal(x.q.scales[row], scale);
+        assert_int_equal(x.q.zeros[row], quant_weight_zero(lo, f16_to_f32(scale), 4));
+        for (int i = 0; i < IN; i++)
+            assert_int_equal(
+                x.q.codes[row * IN + i],
+                quant_weight_code(w[row * IN + i], f16_to_f32(scale), x.q.zeros[row], 4));
+    }
+    layer_close(&x);
+    mem_free(w);
+    dev_close(&d);
+}
+
 static void test_refused(void **state)
 {
     double h[4] = {1, 4, 4, 1};
@@ -215,6 +248,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
         cmocka_unit_test(test_diagonal_and_gain),
+        cmocka_unit_test(test_scale_bits),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);

@@ -2,6 +2,7 @@
  *
  * Calibrations in which projections differ in bits and group size, in every method. */
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 #include "tests/calib/calib_fixture.h"
 
 #include <setjmp.h>
@@ -199,6 +200,72 @@ static void test_mix_beyond_the_model(void **state)
     err_clear();
 }
 
+/* Counts the scales with more significant bits. */
+static int64_t beyond(const struct memory_io *m, int scale_bits)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->n_blocks; i++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct qlinear *q = &m->block[i].lin[l];
+            for (int64_t k = 0; q->scales && k < q->out * q->groups; k++)
+                n += !quant_scale_fits(q->scales[k], scale_bits);
+        }
+    return n;
+}
+
+/* Calibrates two blocks in one epoch. */
+static void short_run(const char *device, struct memory_io *m, struct calib_settings s,
+                      int scale_bits)
+{
+    struct fixture f;
+    s.weights.scale_bits = scale_bits;
+    s.epochs = 1;
+    fixture_open(&f, tiny_arch(1, 2), 16);
+    calibrate(device, m, &f, &s);
+    fixture_close(&f);
+}
+
+/* Every method on every device. */
+static void test_scale_bits(void **state)
+{
+    static const char *const name[] = {"ref", "cpu", "cuda-emu"};
+    for (int which = 0; which < N_MIXED; which++) {
+        struct calib_settings s = mixed_case(which, NULL);
+        struct memory_io m;
+        s.gptq.act_order = which >= 3;
+        for (int device = 0; device < 3; device++) {
+            short_run(name[device], &m, s, 3);
+            assert_int_equal(beyond(&m, 3), 0);
+            memory_io_close(&m);
+        }
+        struct memory_io all, same;
+        short_run("cpu", &all, s, 0);
+        assert_true(beyond(&all, 3) > 0);
+        short_run("cpu", &same, s, 11);
+        assert_true(same_result(&same, &all));
+        memory_io_close(&same);
+        memory_io_close(&all);
+    }
+}
+
+static void test_scale_bits_refused(void **state)
+{
+    static const int wrong[] = {-1, 12};
+    for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
+        struct fixture f;
+        struct memory_io m;
+        struct calib_settings s = tiny_settings();
+        s.weights.scale_bits = wrong[i];
+        fixture_open(&f, tiny_arch(0, 2), 17);
+        memory_io_open(&m);
+        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_USAGE);
+        assert_non_null(strstr(err_text(), "weights.scale_bits"));
+        memory_io_close(&m);
+        fixture_close(&f);
+        err_clear();
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -207,6 +274,8 @@ int main(void)
         cmocka_unit_test(test_mixed_is_each_alone),
         cmocka_unit_test(test_mix_of_one_format),
         cmocka_unit_test(test_mix_beyond_the_model),
+        cmocka_unit_test(test_scale_bits),
+        cmocka_unit_test(test_scale_bits_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,7 +31,7 @@ static void test_search_weighs_inputs(void **state)
         w[20] = side ? -5.0f : 5.0f;
         for (int i = 0; i < 2; i++) {
             m[20] = i ? 1e4 : 1e-4;
-            search_group(&gamma[i], &beta[i], w, m, N, 4);
+            search_group(&gamma[i], &beta[i], w, m, N, (struct lin_format){4});
         }
         const float *outer = side ? beta : gamma, *inner = side ? gamma : beta;
         assert_true(outer[0] <= 0.7f);
@@ -41,7 +41,7 @@ static void test_search_weighs_inputs(void **state)
 }
 
 static double weighted_error(const float *w, const double *m, int n, float gamma,
-                             float beta)
+                             float beta, int scale_bits)
 {
     enum { BITS = 3 };
     float lo = 0, hi = 0;
@@ -51,7 +51,7 @@ static double weighted_error(const float *w, const double *m, int n, float gamma
         hi = fmaxf(hi, w[i]);
     }
     lo *= beta;
-    const float h = f16_to_f32(quant_weight_scale(lo, gamma * hi, BITS));
+    const float h = f16_to_f32(quant_weight_scale(lo, gamma * hi, BITS, scale_bits));
     const uint8_t z = quant_weight_zero(lo, h, BITS);
     for (int i = 0; i < n; i++) {
         const uint8_t q = quant_weight_code(w[i], h, z, BITS);
@@ -75,12 +75,13 @@ static void test_search_finds_the_least(void **state)
             w[i] = (float)rng_normal(&r);
             m[i] = exp(2 * rng_normal(&r));
         }
-        search_group(&gamma, &beta, w, m, N, 3);
-        const double found = weighted_error(w, m, N, gamma, beta);
+        const struct lin_format f = {.bits = 3, .scale_bits = group % 3};
+        search_group(&gamma, &beta, w, m, N, f);
+        const double found = weighted_error(w, m, N, gamma, beta, f.scale_bits);
         for (int i = 0; i < 12; i++) {
             const float x = i ? 1.0f - 0.05f * (float)i : 0.99f;
-            assert_true(found <= weighted_error(w, m, N, gamma, x));
-            assert_true(found <= weighted_error(w, m, N, x, x));
+            assert_true(found <= weighted_error(w, m, N, gamma, x, f.scale_bits));
+            assert_true(found <= weighted_error(w, m, N, x, x, f.scale_bits));
         }
     }
 }
@@ -114,7 +115,7 @@ static void check_lin(struct dev *d, const struct fakequant *f, int l, const dou
             const int64_t n = (g + 1) * G < in ? G : in - g * G;
             float gamma, beta;
             search_group(&gamma, &beta, w + r * in + g * G, moment + g * G, n,
-                         f->format[l].bits);
+                         f->format[l]);
             const float *at = &a[r * groups + g], *bt = &b[r * groups + g];
             assert_true(fabsf(1 / (1 + expf(-*at)) - gamma) <= 1e-5f);
             assert_true(fabsf(1 / (1 + expf(-*bt)) - beta) <= 1e-5f);
@@ -138,6 +139,7 @@ static void test_every_projection_by_its_own_input(void **state)
     rng_seed(&r, 9);
     s.seqlen = T;
     s.weights_init = INIT_SEARCH;
+    s.weights.scale_bits = 2;
     fixture_open(&model, tiny_arch(1, 1), 46);
     must(fakequant_open(&f, d, &model.arch, &s));
     must(fakequant_load(&f, &model.blocks[0], 0));

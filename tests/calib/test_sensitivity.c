@@ -166,6 +166,7 @@ static void measure(struct sensitivity *s, struct fixture *f, struct dev *d,
                               .kv_format = kv_formats,
                               .n_weight = ARRAY_LEN(formats),
                               .n_kv = ARRAY_LEN(kv_formats),
+                              .scale_bits = 7,
                               .spec = kv};
     const struct model_windows text = {ids, WINDOWS, T};
     must(sensitivity_measure(s, d, &f->arch, &f->source, &text));
@@ -231,7 +232,7 @@ static double written_out(struct fixture *f, struct dev *d)
                 lo = fminf(lo, w[i]);
                 hi = fmaxf(hi, w[i]);
             }
-            const float h = f16_to_f32(quant_weight_scale(lo, hi, 4));
+            const float h = f16_to_f32(quant_weight_scale(lo, hi, 4, 7));
             const uint8_t z = quant_weight_zero(lo, h, 4);
             for (int64_t i = 0; i < n; i++) {
                 const double e = (double)w[i] - (double)quant_weight_value(

@@ -376,6 +376,30 @@ static void mixes(void **state)
     recipe_free(&r);
 }
 
+/* A key that is newer than states without it is written only when set. */
+static void scale_bits(void **state)
+{
+    struct recipe r = {0}, back;
+    json_t *a;
+    assert_int_equal(load(&r, "weights: {bits: 4}\n"), OK);
+    assert_int_equal(recipe_weight_spec(&r).scale_bits, 11);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    assert_null(json_object_get(json_object_get(a, "weights"), "scale_bits"));
+    recipe_init(&back);
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), OK);
+    assert_int_equal(back.scale_bits, 11);
+    json_decref(a);
+    assert_int_equal(load(&r, "weights: {scale_bits: 7}\n"), OK);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    assert_int_equal(recipe_load_json(&back, a, "manifest.json"), OK);
+    assert_int_equal(recipe_weight_spec(&back).scale_bits, 7);
+    json_decref(a);
+    refused("weights: {scale_bits: 0}\n", ERR_USAGE, "weights.scale_bits: '0'",
+            "want a whole number from 1 to 11");
+    recipe_free(&back);
+    recipe_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -389,6 +413,7 @@ int main(void)
         cmocka_unit_test(presets),
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
+        cmocka_unit_test(scale_bits),
         cmocka_unit_test(mixes),
         cmocka_unit_test(copies),
         cmocka_unit_test(many_files),

@@ -134,6 +134,9 @@ static void another_run_is_refused(void **ignored)
     assert_int_equal(open_as(&s, "weights.bits"), ERR_MISMATCH);
     assert_non_null(
         strstr(err_text(), "config.weights.bits is 4 in the state and 3 in this run"));
+    assert_int_equal(open_as(&s, "weights.scale_bits"), ERR_MISMATCH);
+    assert_non_null(strstr(
+        err_text(), "config.weights.scale_bits is 11 in the state and 3 in this run"));
     assert_int_equal(open_as(&s, "run.threads"), OK); /* speed only */
     state_close(&s);
 }

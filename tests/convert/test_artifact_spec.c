@@ -66,6 +66,7 @@ static void there_and_back(void **state)
             const struct lin_format y = weight_format(&back, layer, l);
             assert_true(x.bits == y.bits && x.group_size == y.group_size);
         }
+    assert_int_equal(back.scale_bits, 11); /* absent */
     json_t *again = spec_to_json(&back, &kv_back);
     assert_true(json_equal(o, again));
     json_decref(o);
@@ -74,6 +75,23 @@ static void there_and_back(void **state)
     assert_null(back.mixed);
     mix_free(m);
     mix_free(k);
+}
+
+/* Written only if fewer than 11, and without a later version. */
+static void scale_bits(void **state)
+{
+    for (int bits = 0; bits <= 11; bits++) {
+        struct weight_spec w = w4, back;
+        struct kv_spec kv;
+        w.scale_bits = bits;
+        json_t *o = spec_to_json(&w, &kv4);
+        const json_t *have = json_object_get(json_object_get(o, "weights"), "scale_bits");
+        assert_int_equal(have != NULL, bits > 0 && bits < 11);
+        assert_int_equal(version_in(o), 1);
+        assert_int_equal(spec_from_json(&back, &kv, o, "test"), OK);
+        assert_int_equal(back.scale_bits, bits ? bits : 11);
+        json_decref(o);
+    }
 }
 
 /* Checks that o, with a change, is refused with e and these words, and restores it. */
@@ -112,6 +130,9 @@ static void what_is_refused(void **state)
     set(o, "kv", "mixed", json_string("v=8:0"));
     refused(o, ERR_FORMAT, "config.json.kv.mixed: rule 'v=8:0'");
     set(o, "kv", "mixed", json_string("v=8"));
+    set(o, "weights", "scale_bits", json_integer(12));
+    refused(o, ERR_FORMAT, "config.json.weights: scale_bits is 12, want 1 to 11");
+    set(o, "weights", "scale_bits", json_integer(7));
     set(o, "kv", "window", json_integer(-1));
     refused(o, ERR_FORMAT, "window");
     json_decref(o);
@@ -122,6 +143,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(oldest_version),
         cmocka_unit_test(there_and_back),
+        cmocka_unit_test(scale_bits),
         cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

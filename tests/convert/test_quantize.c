@@ -100,18 +100,19 @@ static void test_rtn(void **state)
         const int64_t n = 1 + (int64_t)rng_below(&r, N_MAX),
                       group = (int64_t)rng_below(&r, 140);
         const int64_t step = group ? group : n;
+        const struct lin_format f = {bits, group, (int)rng_below(&r, 12)};
         uint16_t scales[N_MAX];
         uint8_t zeros[N_MAX];
         float w[N_MAX];
         fill(w, n, 0.125f, &r);
-        assert_true(quant_row_rtn(scales, zeros, w, n, bits, group));
+        assert_true(quant_row_rtn(scales, zeros, w, n, f));
         for (int64_t begin = 0, g = 0; begin < n; begin += step, g++) {
             float lo = 0, hi = 0;
             for (int64_t i = begin; i < n && i < begin + step; i++) {
                 lo = fminf(lo, w[i]);
                 hi = fmaxf(hi, w[i]);
             }
-            assert_int_equal(scales[g], quant_weight_scale(lo, hi, bits));
+            assert_int_equal(scales[g], quant_weight_scale(lo, hi, bits, f.scale_bits));
             assert_int_equal(zeros[g], quant_weight_zero(lo, f16_to_f32(scales[g]), bits));
         }
     }
@@ -127,7 +128,7 @@ static void test_not_finite(void **state)
             float w[40] = {0};
             w[i] = bad[b];
             assert_false(quant_row_codes(codes, w, scales, zeros, 40, 4, 32));
-            assert_false(quant_row_rtn(scales, zeros, w, 40, 4, 32));
+            assert_false(quant_row_rtn(scales, zeros, w, 40, (struct lin_format){4, 32}));
             scales[0] = scales[1] = 0x3c00;
         }
 }

@@ -7,6 +7,7 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
+#include "kernels/tensor/quant.h"
 #include "tests/convert/golden_artifact.h"
 #include "tests/scratch.h"
 
@@ -319,6 +320,60 @@ static void test_scale(void **state)
     close_subject(&s);
 }
 
+/* Scales of 7 significant bits: h is exact in bf16 and z h in fp16, for every group of the
+ * artifact. One with an eighth is refused. */
+static void test_scale_bits(void **state)
+{
+    struct subject s;
+    struct artifact *a;
+    struct weight_spec w = {.method = WEIGHT_RTN, .bits = 4, .group_size = 16};
+    w.scale_bits = 7;
+    open_weights(&s, "qwen2", w, kv4);
+    for (int with = 0; with < 2; with++) {
+        s.settings.state = with ? &s.state.source : NULL;
+        const struct verify_report r = run(&s);
+        if (!r.passed)
+            fail_msg("%s", r.first_difference);
+        assert_int_equal(r.weights, VERIFY_PASS);
+    }
+    ok(artifact_open(&a, dir, true));
+    assert_int_equal(artifact_weight_spec(a)->scale_bits, 7);
+    for (int64_t i = 0; i < artifact_arch(a)->n_layers; i++) {
+        struct block_quant q = {0};
+        ok(artifact_block_quant(&q, a, i));
+        for (int l = 0; l < N_LIN; l++)
+            for (int64_t k = 0; k < q.lin[l].out * q.lin[l].groups; k++) {
+                const float h = f16_to_f32(q.lin[l].scales[k]);
+                const float zh = (float)q.lin[l].zeros[k] * h;
+                assert_int_equal(quant_scale_round(q.lin[l].scales[k], 7),
+                                 q.lin[l].scales[k]);
+                assert_true(bf16_to_f32(bf16_from_f32(h)) == h);
+                assert_true(f16_to_f32(f16_from_f32(zh)) == zh);
+            }
+        block_quant_free(&q);
+    }
+    artifact_close(&a);
+    damage("model.layers.0.self_attn.q_proj.scales", 0, 1 << 3, true);
+    struct verify_report r;
+    assert_int_equal(verify_run(&r, dir, &s.settings), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "weights.scale_bits, 7 significant bits"));
+    close_subject(&s);
+    /* A state whose scales are not rounded is not written. */
+    open_weights(&s, "qwen2", w, kv4);
+    const struct artifact_settings settings = {.weights = w,
+                                               .kv = kv4,
+                                               .config_json = "{}",
+                                               .provenance_json = "{}",
+                                               .force = true};
+    s.state.weights.scale_bits = 11;
+    assert_int_equal(
+        artifact_write(dir, s.g.model, s.g.dir, &s.state.source, &settings, NULL, NULL),
+        ERR_MISMATCH);
+    assert_non_null(strstr(err_text(), "weights.scale_bits, 7 significant bits"));
+    err_clear();
+    close_subject(&s);
+}
+
 static void test_zero(void **state)
 {
     struct subject s;
@@ -397,6 +452,7 @@ int main(void)
         cmocka_unit_test(test_scale),      cmocka_unit_test(test_zero),
         cmocka_unit_test(test_shift),      cmocka_unit_test(test_norm),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_scale_bits),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -16,6 +16,7 @@ struct weight_case {
     enum dtype wq;
     enum ck_pattern pattern;
     bool offset; /* v is given */
+    int scale_bits;
 };
 
 struct weight_in {
@@ -29,9 +30,9 @@ static int64_t groups_of(const struct weight_case *k)
 
 static void name_weight(struct ck *c, const struct weight_case *k)
 {
-    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, %s%s%s, %s", (long)k->rows, (long)k->cols,
-             (long)k->G, k->bits, k->learned ? "clipped" : "nearest",
-             k->offset ? ", offsets" : "",
+    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s, %s", (long)k->rows,
+             (long)k->cols, (long)k->G, k->bits, k->scale_bits,
+             k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
              k->wq == DT_OTHER  ? ", no values"
              : k->wq == DT_BF16 ? ", BF16"
                                 : "",
@@ -56,7 +57,8 @@ static struct weight_quant quant_of(const struct weight_case *k, const struct we
                                  .b = &in->b,
                                  .v = k->offset ? &in->v : NULL,
                                  .bits = k->bits,
-                                 .group_size = k->G};
+                                 .group_size = k->G,
+                                 .scale_bits = k->scale_bits};
 }
 
 static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
@@ -119,7 +121,7 @@ static void clip_magnitude(const struct weight_case *k, const struct weight_in *
     const double gamma = 1 / (1 + exp(-ck_get(&in->a, r, g)));
     const double beta = 1 / (1 + exp(-ck_get(&in->b, r, g)));
     const float lo = (float)(beta * mn), hi = (float)(gamma * mx);
-    const double h = (double)f16_to_f32(quant_weight_scale(lo, hi, k->bits));
+    const double h = (double)f16_to_f32(quant_weight_scale(lo, hi, k->bits, k->scale_bits));
     const double z = quant_weight_zero(lo, (float)h, k->bits);
     for (int64_t c = g * G; c < end; c++) {
         const double v = k->offset ? ck_get(&in->v, r, c) : 0;
@@ -181,6 +183,10 @@ static void each_weight(struct ck *c,
                 k.offset = true;
                 one(c, &k);
                 k.offset = false;
+                k.scale_bits = 1 + (bits + p) % 11;
+                one(c, &k);
+                k.scale_bits = 7;
+                one(c, &k);
                 if (bf16) {
                     k.wq = DT_BF16;
                     one(c, &k);

@@ -13,6 +13,7 @@
 #include "kernels/tensor/quant.h"
 #include "kernels/tensor/tensor.h"
 
+#include <math.h>
 #include <string.h>
 
 static void views(void **state)
@@ -75,7 +76,7 @@ static void host_conversions(void **state)
 /* 4 bits, weights from -1 to 2: h = 0.2 in fp16, z = 5. */
 static void weights_by_hand(void **state)
 {
-    const uint16_t scale = quant_weight_scale(-1, 2, 4);
+    const uint16_t scale = quant_weight_scale(-1, 2, 4, 0);
     const float h = f16_to_f32(scale);
     assert_int_equal(scale, 0x3266); /* 0.199951 */
     assert_int_equal(quant_weight_zero(-1, h, 4), 5);
@@ -92,13 +93,50 @@ static void weights_by_hand(void **state)
     assert_int_equal(quant_weight_code(2.5f, 1, 0, 4), 2);
 }
 
+/* The definition by real numbers: x in units of its last kept bit, to nearest even, and at
+ * most the largest finite number of so many bits. */
+static double rounded(double x, int significant)
+{
+    const double unit = fmax(ldexp(1, ilogb(x) - significant + 1), 0x1p-24);
+    const double most = 65536 - ldexp(1, 16 - significant), y = rint(x / unit) * unit;
+    return y < most ? y : most;
+}
+
+/* Over all positive fp16 numbers. 7 bits are exact in bf16, and times any zero of 4 bits in
+ * fp16, as long as the product is finite. */
+static void scales_rounded(void **state)
+{
+    for (uint16_t h = 1; h < 0x7c00; h++)
+        for (int significant = 0; significant <= 11; significant++) {
+            const uint16_t r = quant_scale_round(h, significant);
+            const float x = f16_to_f32(h), y = f16_to_f32(r);
+            const int kept = significant ? significant : 11;
+            assert_true((double)y == rounded((double)x, kept));
+            assert_true(y > 0 && isfinite(y));
+            assert_true(quant_scale_fits(r, significant));
+            assert_int_equal(quant_scale_fits(h, significant), r == h);
+            if (significant != 7)
+                continue;
+            assert_true(bf16_to_f32(bf16_from_f32(y)) == y);
+            for (int z = 0; z <= 15 && (float)z * y <= QUANT_SCALE_MAX; z++)
+                assert_true(f16_to_f32(f16_from_f32((float)z * y)) == (float)z * y);
+        }
+    assert_int_equal(quant_scale_round(0x3c08, 7), 0x3c00); /* ties: to even */
+    assert_int_equal(quant_scale_round(0x3c18, 7), 0x3c20);
+    assert_int_equal(quant_scale_round(0x3ff8, 7), 0x4000); /* a carry */
+    /* The scale is rounded before z follows from it. */
+    assert_int_equal(quant_weight_scale(-1, 2, 4, 7), 0x3260);
+}
+
 static void degenerate_groups(void **state)
 {
-    const uint16_t zero = quant_weight_scale(0, 0, 4);
+    const uint16_t zero = quant_weight_scale(0, 0, 4, 11);
     assert_int_equal(zero, 1); /* 2^-24 */
     assert_int_equal(quant_weight_zero(0, f16_to_f32(zero), 4), 0);
     assert_int_equal(quant_weight_code(0, f16_to_f32(zero), 0, 4), 0);
-    assert_int_equal(quant_weight_scale(-1e9f, 1e9f, 2), 0x7bff); /* 65504 */
+    assert_int_equal(quant_weight_scale(-1e9f, 1e9f, 2, 11), 0x7bff); /* 65504 */
+    assert_int_equal(quant_weight_scale(-1e9f, 1e9f, 2, 7), 0x7bf0);  /* 65024 */
+    assert_int_equal(quant_weight_scale(0, 0, 4, 1), 1);
     assert_int_equal(quant_kv_scale(3, 3, 4), 0);
     assert_int_equal(quant_kv_code(3, 0, 3, 4), 0);
     assert_int_equal(quant_kv_scale(-1e9f, 1e9f, 2), 0x7bff);
@@ -154,6 +192,7 @@ int main(void)
         cmocka_unit_test(groups),
         cmocka_unit_test(host_conversions),
         cmocka_unit_test(weights_by_hand),
+        cmocka_unit_test(scales_rounded),
         cmocka_unit_test(degenerate_groups),
         cmocka_unit_test(kv_by_hand),
         cmocka_unit_test(codes_through_values),

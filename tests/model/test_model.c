@@ -44,7 +44,7 @@ static void fill_lin(struct qlinear *lin, const struct host_mat *m)
                 lo = fminf(lo, ((const float *)m->data)[r * m->cols + c]);
                 hi = fmaxf(hi, ((const float *)m->data)[r * m->cols + c]);
             }
-            const uint16_t scale = quant_weight_scale(lo, hi, W_BITS);
+            const uint16_t scale = quant_weight_scale(lo, hi, W_BITS, 11);
             lin->scales[r * lin->groups + g] = scale;
             lin->zeros[r * lin->groups + g] =
                 quant_weight_zero(lo, f16_to_f32(scale), W_BITS);

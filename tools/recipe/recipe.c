@@ -484,6 +484,7 @@ struct weight_spec recipe_weight_spec(const struct recipe *r)
                                 .bits = (int)r->weight_bits,
                                 .group_size = r->weight_group,
                                 .round = (enum weight_round)r->weight_round,
+                                .scale_bits = (int)r->scale_bits,
                                 .mixed = r->weight_mix};
 }
 

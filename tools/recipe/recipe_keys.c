@@ -2,6 +2,7 @@
  *
  * The table of configuration keys, and the texts that are printed from it. */
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 #include "tools/cli/opt.h"
 #include "tools/recipe/recipe.h"
 
@@ -39,6 +40,9 @@ const struct recipe_key recipe_key[] = {
     {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
      .help = "input columns that share a scale and zero; 0: the whole row; the last group "
              "may be shorter"},
+    {"weights.scale_bits", KEY_INT, AT(scale_bits), "11", 1, QUANT_SCALE_BITS, .omit_default = true,
+     .help = "significant bits of a scale; 11 are all of fp16's; with 7, weights of up to 4 "
+             "bits are exact in other engines' formats, too"},
     {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS, .omit_default = true,
      .help = "other bits and group sizes for some projections, in some layers: "
              "'[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, "

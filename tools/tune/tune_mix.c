@@ -246,8 +246,11 @@ enum err tune_find_mixes(struct tune *t, const struct recipe *r, const struct ar
     struct formats w = {.n = 0}, k = {.n = 0};
     weight_formats(&w, a, (int)r->weight_bits);
     kv_formats(&k, a);
-    struct sensitivity s = {
-        .weight_format = w.f, .kv_format = k.f, .n_weight = w.n, .n_kv = k.n};
+    struct sensitivity s = {.weight_format = w.f,
+                            .kv_format = k.f,
+                            .n_weight = w.n,
+                            .n_kv = k.n,
+                            .scale_bits = (int)r->scale_bits};
     enum err err = tune_sensitivity(&s, &t->settings, &t->model_crc, a);
     if (!err)
         err = find_both(t, &s, a, &w, &k, max_bits, max_kv_bits);
