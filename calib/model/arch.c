@@ -138,6 +138,20 @@ int64_t arch_in(const struct arch *a, int l)
     }
 }
 
+int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g)
+{
+    switch (g) {
+    case GAIN_ATTENTION:
+    case GAIN_MLP:
+        return a->d_model;
+    case GAIN_Q:
+    case GAIN_K:
+        return a->qk_norm ? a->head_dim : 0;
+    default:
+        return b == a->n_layers - 1 ? a->d_model : 0;
+    }
+}
+
 bool arch_has_bias(const struct arch *a, int l)
 {
     switch (l) {

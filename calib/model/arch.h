@@ -5,6 +5,7 @@
 #ifndef WKVQ_ARCH_H
 #define WKVQ_ARCH_H
 
+#include "kernels/tensor/qtensor.h"
 #include "kernels/tensor/tensor.h"
 
 #include <stdbool.h>
@@ -53,6 +54,9 @@ int64_t arch_out(const struct arch *a, int l);
 int64_t arch_in(const struct arch *a, int l);
 /* Returns true if projection l adds a bias. */
 bool arch_has_bias(const struct arch *a, int l);
+/* Returns the length of a norm's gain in layer b; 0 if that layer has no such norm. The final
+ * norm counts to the last layer. */
+int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g);
 /* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 

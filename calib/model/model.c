@@ -38,7 +38,8 @@ struct model_pass {
     void *x;          /* memory of h */
     struct tensor *h; /* [n + 1] hidden states [T,D] F32: one per window, and the spare */
     struct block_kv kv;
-    void *kv_params; /* 4 [K*d] */
+    void *kv_params;   /* 4 [K*d] */
+    float *final_gain; /* host [D], owned: the final norm's if r->quant refines it */
     int64_t done, total;
 };
 
@@ -60,6 +61,7 @@ static void pass_close(struct model_pass *k)
     dev_free(d, k->cos.data);
     dev_free(d, k->x);
     dev_free(d, k->kv_params);
+    mem_free(k->final_gain);
     mem_free(k->h);
 }
 
@@ -227,14 +229,25 @@ static enum err load_kv(struct model_pass *k, const struct block_quant *q)
     return dev_upload(k->r->dev, k->kv.v_shift.data, q->v_shift, bytes);
 }
 
-static enum err quantize_block(struct model_pass *k, int64_t i, const struct block_src *src)
+/* Keeps the final norm's gain, because the last block's q is only borrowed. */
+static enum err keep_final_gain(struct model_pass *k, const struct block_quant *q)
 {
-    const struct block_quant *q = NULL;
+    const size_t n = (size_t)k->r->arch->d_model;
+    if (!q->gain[GAIN_FINAL])
+        return OK;
+    if (!k->final_gain)
+        TRY(mem_alloc(&k->final_gain, n, sizeof(*k->final_gain)));
+    memcpy(k->final_gain, q->gain[GAIN_FINAL], n * sizeof(*k->final_gain));
+    return OK;
+}
+
+static enum err quantize_block(struct model_pass *k, int64_t i, const struct block_quant *q,
+                               const struct block_src *src)
+{
     kv_set_unquantized(&k->kv.spec);
-    if (k->r->quant)
-        TRY(k->r->quant->block(k->r->quant->ctx, i, &q));
     if (!q)
         return OK;
+    TRY(keep_final_gain(k, q));
     TRY(quantize_weights(k, q, src));
     k->kv.spec = q->kv;
     k->kv.layer = i;
@@ -245,11 +258,16 @@ static enum err quantize_block(struct model_pass *k, int64_t i, const struct blo
 static enum err load_block(struct model_pass *k, int64_t i)
 {
     const struct model_source *src = k->r->src;
+    const struct block_quant *q = NULL;
     struct block_src views;
     TRY(src->block(src->ctx, i, &views));
-    enum err err = block_weights_load(&k->w, k->r->arch, &views);
+    enum err err = k->r->quant ? k->r->quant->block(k->r->quant->ctx, i, &q) : OK;
+    if (!err && q)
+        block_src_set_gains(&views, q);
     if (!err)
-        err = quantize_block(k, i, &views);
+        err = block_weights_load(&k->w, k->r->arch, &views);
+    if (!err)
+        err = quantize_block(k, i, q, &views);
     if (src->release)
         src->release(src->ctx, i);
     return err ? err_add(err, "block %" PRId64 ": ", i) : OK;
@@ -358,6 +376,7 @@ static enum err head_load(struct head *e, struct model_pass *k)
     struct host_mat embed, norm, w;
     TRY(src->ends(src->ctx, &embed, &norm, &w));
     TRY(host_mat_check(&norm, "final norm", D, 1));
+    host_mat_set_gain(&norm, k->final_gain);
     TRY(host_mat_check(&w, "head", V, D));
     TRY(head_alloc(e, k));
     TRY(host_mat_upload(k->r->dev, &e->norm, &norm));

@@ -150,6 +150,22 @@ enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct h
     return err;
 }
 
+void host_mat_set_gain(struct host_mat *norm, const float *gain)
+{
+    if (!gain)
+        return;
+    norm->data = gain;
+    norm->dtype = DT_F32;
+}
+
+void block_src_set_gains(struct block_src *src, const struct block_quant *q)
+{
+    host_mat_set_gain(&src->norm1, q->gain[GAIN_ATTENTION]);
+    host_mat_set_gain(&src->norm2, q->gain[GAIN_MLP]);
+    host_mat_set_gain(&src->q_norm, q->gain[GAIN_Q]);
+    host_mat_set_gain(&src->k_norm, q->gain[GAIN_K]);
+}
+
 static enum err load_vec(const struct block_weights *w, const struct tensor *dst,
                          const struct host_mat *m, const char *what)
 {

@@ -30,6 +30,11 @@ struct block_src {
     struct host_mat q_norm, k_norm; /* [d], Qwen3 */
 };
 
+/* Points norm at a refined gain, F32; NULL: norm stays the checkpoint's. The gain is borrowed. */
+void host_mat_set_gain(struct host_mat *norm, const float *gain);
+/* Does that for the norms of one layer. */
+void block_src_set_gains(struct block_src *src, const struct block_quant *q);
+
 /* The source of the model's weights; calibration never opens a file. Views stay valid until
  * release() of their block, or until the source is closed; release() may drop pages. One
  * caller at a time. */

@@ -21,6 +21,14 @@ static void layout(struct distiller *x, struct carve *c, enum dtype act)
     x->target = carve_1d(c, DT_I32, rows);
 }
 
+size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act)
+{
+    struct distiller x = {.arch = a, .T = T};
+    struct carve c = {0};
+    layout(&x, &c, act);
+    return c.used;
+}
+
 enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
                         const struct model_source *src, int64_t T, enum dtype act)
 {

@@ -17,6 +17,8 @@ struct distiller {
     struct tensor logits[2], target; /* student's, teacher's [rows,V] F32; [rows] I32 */
 };
 
+/* Returns its device memory. */
+size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act);
 enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
                         const struct model_source *src, int64_t T, enum dtype act);
 void distiller_close(struct distiller *x); /* accepts a zeroed or half-built one */

@@ -17,8 +17,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GUARD_LOOKS 4 /* during a run, the last at its end */
-#define WARM_UP 0.1   /* share of the steps in which rates rise */
+#define STEPS_PER_SAVE 8
+#define WARM_UP 0.1 /* share of the steps in which rates rise */
 #define BETA1 0.9f
 #define BETA2 0.95f
 #define EPSILON 1e-8f
@@ -261,8 +261,8 @@ static enum err look(struct refine *r)
 /* The guard is asked after these steps. */
 static bool looks_after(const struct refine *r, int64_t step)
 {
-    for (int64_t k = 1; k <= GUARD_LOOKS; k++)
-        if (step == r->steps * k / GUARD_LOOKS)
+    for (int64_t k = 1; k <= REFINE_LOOKS; k++)
+        if (step == r->steps * k / REFINE_LOOKS)
             return true;
     return false;
 }
@@ -405,11 +405,12 @@ static enum err steps(struct refine *r)
         TRY(look(r));
     while (r->step < r->steps) {
         TRY(take_step(r));
-        if (looks_after(r, r->step))
+        const bool looked = looks_after(r, r->step), stop = stopped(r);
+        if (looked)
             TRY(look(r));
-        TRY(save(r));
-        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
-                r->step);
+        if (looked || stop || r->step % STEPS_PER_SAVE == 0)
+            TRY(save(r));
+        FAIL_IF(stop, ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
     }
     return copy_params(r, &r->st.p, &r->st.best);
 }
@@ -432,16 +433,14 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
     TRY(check(s));
     r.steps = s->epochs * steps_of_epoch(s);
     r.units_total = (double)(s->samples + s->guard) +
-                    (double)((GUARD_LOOKS + 1) * s->guard) +
+                    (double)((REFINE_LOOKS + 1) * s->guard) +
                     4 * (double)(r.steps * s->batch);
     TRY_OUT(open_run(&r, layers));
     TRY_OUT(teacher_states(&r));
     TRY_OUT(steps(&r));
-    TRY_OUT(student_export(&r.st, layers, &out->norms));
+    TRY_OUT(student_export(&r.st, layers));
     out->steps = r.steps;
 out:
     close_run(&r);
-    if (err)
-        refine_norms_free(&out->norms);
     return err;
 }

@@ -12,6 +12,8 @@
 
 #include "calib/calib.h"
 
+#define REFINE_LOOKS 4 /* at the guard during a run, after the one at its start */
+
 enum refine_kind {
     REFINE_SCALES,
     REFINE_NORMS,
@@ -32,14 +34,6 @@ struct refine_settings {
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */
 };
 
-/* Gains of the norms, F32, owned. */
-struct refine_norms {
-    float *norm1, *norm2;   /* [layers][D] */
-    float *q_norm, *k_norm; /* [layers][d]; NULL without q/k norm */
-    float *final;           /* [D] */
-};
-void refine_norms_free(struct refine_norms *n); /* accepts a zeroed one */
-
 /* Progress and the guard's verdict. */
 struct refine_event {
     int64_t step, steps;
@@ -53,7 +47,8 @@ struct refine_io {
     void *ctx;
     void (*event)(void *ctx, const struct refine_event *e);
     bool (*stop)(void *ctx);
-    /* Position, parameters and moments, n named host tensors; may be NULL. */
+    /* Position, parameters and moments, n named host tensors; may be NULL. Saved every few
+     * steps, after every look at the guard, and before ERR_STOPPED. */
     enum err (*save)(void *ctx, const struct named_tensor *t, int n);
     enum err (*load)(void *ctx, const struct named_tensor **t, int *n);
 };
@@ -62,11 +57,30 @@ struct refine_result {
     double start, best; /* the guard's mean KL: before, and of what is kept, nats a token */
     int64_t best_step;  /* 0: nothing was better than the start */
     int64_t steps;
-    struct refine_norms norms;
 };
 
-/* Refine layers [n_layers] in place: scales, s and shift change; codes are filled in where
- * they followed from the source. tokens host [samples + guard][seqlen]. The best point by
+/* The needs of a refinement. Device bytes are counted whatever the device. */
+struct refine_plan {
+    size_t codes_bytes;  /* device: packed codes, scales and zeros of all layers */
+    size_t params_bytes; /* device: parameters, gradients, moments and the best point */
+    size_t
+        work_bytes; /* device: one layer's weights, gradients, activations; states; head */
+    size_t
+        teacher_bytes; /* of the full-precision states: in memory, or on disk if larger than
+                             memory_bytes */
+    size_t host_bytes; /* host: the layers of refine_run with a byte per code */
+    size_t saved_bytes; /* of what `save` is given */
+    int64_t steps;
+    double flops_per_step, attention_flops_per_step;
+    double total_flops; /* with the teacher and the guard */
+};
+/* w, kv: formats of the layers. ERR_FORMAT for sizes that do not fit a size_t. */
+enum err refine_plan(struct refine_plan *out, const struct arch *a,
+                     const struct weight_spec *w, const struct kv_spec *kv,
+                     const struct refine_settings *s);
+
+/* Refine layers [n_layers] in place: scales, s, shift and gains change; codes are filled in
+ * where they followed from the source. tokens host [samples + guard][seqlen]. The best point by
  * the guard is kept, so the result is never worse there than the start.
  * Deterministic; a run that goes on from what `save` was last given ends with the same
  * bytes. Errors: ERR_STOPPED; ERR_NUMERIC (step, sample and tensor named); ERR_MEMORY. */

@@ -220,6 +220,7 @@ static enum err load_layer(struct student *st, int64_t b, const struct block_qua
     for (int l = 0; l < N_LIN; l++)
         if (y->lin[l].codes.data)
             TRY(load_lin(st, &y->lin[l], &q->lin[l], &src.lin[l]));
+    block_src_set_gains(&src, q);
     const struct host_mat *const norm[] = {&src.norm1, &src.norm2, &src.q_norm,
                                            &src.k_norm};
     for (int i = 0; i < 4; i++)
@@ -244,6 +245,7 @@ static enum err load_all(struct student *st, const struct block_quant *layers)
     }
     TRY(st->src->ends(st->src->ctx, &embed, &norm, &head));
     TRY(host_mat_check(&norm, "final norm", st->arch->d_model, 1));
+    host_mat_set_gain(&norm, layers[st->arch->n_layers - 1].gain[GAIN_FINAL]);
     return host_mat_upload(st->dev, &st->final_norm, &norm);
 }
 
@@ -286,6 +288,15 @@ static enum err open_work(struct student *st)
     st->acts.cos = st->cos;
     st->acts.sin = st->sin;
     return OK;
+}
+
+size_t student_work_bytes(const struct arch *a, int64_t T, enum dtype act)
+{
+    const size_t row = (size_t)T * sizeof(float);
+    return block_weights_bytes(a, act) + block_weights_bytes(a, DT_F32) +
+           block_acts_bytes(a, T, act, true) + block_scratch_bytes(a, T, act) +
+           (size_t)a->head_dim * row +                     /* rope */
+           (size_t)((a->n_layers + 2) * a->d_model) * row; /* states and their gradient */
 }
 
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
@@ -513,49 +524,30 @@ static enum err export_cache(struct student *st, const struct student_layer *y,
     return OK;
 }
 
-static enum err export_vector(struct student *st, float *to, int64_t layer,
-                              const struct tensor *x)
+static enum err export_gain(struct student *st, float **to, const struct tensor *x)
 {
-    const int64_t n = tensor_count(x);
-    return dev_download(st->dev, to + layer * n, x->data, (size_t)n * sizeof(*to));
+    const size_t n = (size_t)tensor_count(x);
+    if (!*to)
+        TRY(mem_alloc(to, n, sizeof(**to)));
+    return dev_download(st->dev, *to, x->data, n * sizeof(**to));
 }
 
-static enum err norms_alloc(struct refine_norms *n, const struct arch *a)
+static enum err export_layer(struct student *st, int64_t b, struct block_quant *q)
 {
-    const size_t L = (size_t)a->n_layers, D = (size_t)a->d_model, d = (size_t)a->head_dim;
-    TRY(mem_alloc(&n->norm1, L * D, sizeof(float)));
-    TRY(mem_alloc(&n->norm2, L * D, sizeof(float)));
-    TRY(mem_alloc(&n->final, D, sizeof(float)));
-    if (!a->qk_norm)
-        return OK;
-    TRY(mem_alloc(&n->q_norm, L * d, sizeof(float)));
-    return mem_alloc(&n->k_norm, L * d, sizeof(float));
+    const struct student_layer *y = &st->layer[b];
+    for (int l = 0; l < N_LIN; l++)
+        if (y->lin[l].codes.data)
+            TRY(export_lin(st, &y->lin[l], &q->lin[l]));
+    for (int i = 0; i < 4; i++)
+        if (y->norm[i].data)
+            TRY(export_gain(st, &q->gain[i], &y->norm[i]));
+    return export_cache(st, y, q);
 }
 
-void refine_norms_free(struct refine_norms *n)
+enum err student_export(struct student *st, struct block_quant *layers)
 {
-    mem_free(n->norm1);
-    mem_free(n->norm2);
-    mem_free(n->q_norm);
-    mem_free(n->k_norm);
-    mem_free(n->final);
-    *n = (struct refine_norms){0};
-}
-
-enum err student_export(struct student *st, struct block_quant *layers,
-                        struct refine_norms *norms)
-{
-    TRY(norms_alloc(norms, st->arch));
-    float *const to[] = {norms->norm1, norms->norm2, norms->q_norm, norms->k_norm};
-    for (int64_t b = 0; b < st->arch->n_layers; b++) {
-        const struct student_layer *y = &st->layer[b];
-        for (int l = 0; l < N_LIN; l++)
-            if (y->lin[l].codes.data)
-                TRY(export_lin(st, &y->lin[l], &layers[b].lin[l]));
-        for (int i = 0; i < 4; i++)
-            if (y->norm[i].data)
-                TRY(export_vector(st, to[i], b, &y->norm[i]));
-        TRY(export_cache(st, y, &layers[b]));
-    }
-    return export_vector(st, norms->final, 0, &st->final_norm);
+    const int64_t n = st->arch->n_layers;
+    for (int64_t b = 0; b < n; b++)
+        TRY(export_layer(st, b, &layers[b]));
+    return export_gain(st, &layers[n - 1].gain[GAIN_FINAL], &st->final_norm);
 }

@@ -51,6 +51,10 @@ struct student {
     struct tensor kv_s[2], kv_grad; /* [K*d] s of K, V; [4 K*d] of one sample */
 };
 
+/* Returns the device memory of one layer's weights, gradients and activations, and of all
+ * states. */
+size_t student_work_bytes(const struct arch *a, int64_t T, enum dtype act);
+
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
                       const struct model_source *src, const struct block_quant *layers,
                       const struct refine_settings *s);
@@ -60,8 +64,8 @@ void student_close(struct student *st); /* accepts a zeroed or half-built one */
 enum err student_forward(struct student *st, const int32_t *ids);
 /* g += the gradients, from dx [T,D] F32 of the last layer's output; dx is destroyed. */
 enum err student_backward(struct student *st, const struct tensor *dx);
-/* What p says into layers [n_layers], which have room for codes and scales. */
-enum err student_export(struct student *st, struct block_quant *layers,
-                        struct refine_norms *norms);
+/* Writes what p says into layers [n_layers]. Codes and gains are allocated where they are
+ * missing. */
+enum err student_export(struct student *st, struct block_quant *layers);
 
 #endif

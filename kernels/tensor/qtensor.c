@@ -122,7 +122,8 @@ bool qlinear_fits(const struct qlinear *q, int64_t out, int64_t in,
 
 bool weight_chooses_codes(const struct weight_spec *w)
 {
-    return weight_quantizes(w) && (w->method == WEIGHT_GPTQ || w->round == ROUND_LEARNED);
+    return weight_quantizes(w) &&
+           (w->method == WEIGHT_GPTQ || w->round == ROUND_LEARNED || w->refined);
 }
 
 enum err qlinear_alloc_codes(struct qlinear *q)
@@ -178,5 +179,7 @@ void block_quant_free(struct block_quant *b)
     mem_free(b->k_shift);
     mem_free(b->v_scale);
     mem_free(b->v_shift);
+    for (int i = 0; i < N_GAINS; i++)
+        mem_free(b->gain[i]);
     *b = (struct block_quant){0};
 }

@@ -30,6 +30,9 @@ struct weight_spec {
     int scale_bits; /* significant bits of a scale, 1..11; 0: all 11 of fp16 */
     /* Projections with other bits or group_size; borrowed, may be NULL. */
     const struct mix *mixed;
+    /* Scales and gains of norms were refined end to end. Codes then no longer follow from the
+     * source weight and its scale, and gains are F32. */
+    bool refined;
 };
 
 /* How one layer's projection is quantized. */
@@ -43,8 +46,8 @@ struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int 
 bool weight_quantizes(const struct weight_spec *w);
 bool weight_quantizes_layer(const struct weight_spec *w, int64_t layer);
 
-/* True if calibration chooses the codes (GPTQ, learned rounding), so that they do not
- * follow from the weight and its scale. */
+/* True if calibration chooses the codes (GPTQ, learned rounding, refinement), so that they do
+ * not follow from the weight and its scale. */
 bool weight_chooses_codes(const struct weight_spec *w);
 
 /* KV_CHANNEL: keys per channel in blocks of tokens, values per token (simulation only). */
@@ -102,6 +105,10 @@ struct qlinear {
     uint8_t *codes;   /* [out][in] 0..2^bits-1, owned; may be NULL, see above */
 };
 
+/* The gains of norms that refinement trains: of attention's input, the MLP's input, queries and
+ * keys (Qwen3), and the norm before the head. */
+enum norm_gain { GAIN_ATTENTION, GAIN_MLP, GAIN_Q, GAIN_K, GAIN_FINAL, N_GAINS };
+
 /* The result of calibrating one block. */
 struct block_quant {
     struct kv_spec kv;
@@ -110,6 +117,9 @@ struct block_quant {
     float *k_scale, *k_shift;  /* [n_channels] smoothing and shift of keys, owned */
     float *v_scale, *v_shift;  /* [n_channels] of values, owned; all are 1 and 0, except
                                   under KV_CHANNEL_TOKEN */
+    /* Refined gains [D], [D], [d], [d], [D], owned. NULL: the checkpoint's. The final norm's
+     * is in the last layer. */
+    float *gain[N_GAINS];
 };
 
 /* Allocates scales and zeros, uninitialized. ERR_MEMORY. Free with qlinear_free(). */
