@@ -36,6 +36,21 @@ static int linear_of(const char *rest)
     return -1;
 }
 
+/* Returns the norm whose gain is named, or -1. rest: as layer_of() gives it, or the whole name
+ * of a tensor outside the layers. */
+static int gain_of(const char *rest)
+{
+    static const char *const name[] = {[GAIN_ATTENTION] = "input_layernorm.weight",
+                                       [GAIN_MLP] = "post_attention_layernorm.weight",
+                                       [GAIN_Q] = "self_attn.q_norm.weight",
+                                       [GAIN_K] = "self_attn.k_norm.weight",
+                                       [GAIN_FINAL] = "model.norm.weight"};
+    for (int i = 0; i < N_GAINS; i++)
+        if (!strcmp(rest, name[i]))
+            return i;
+    return -1;
+}
+
 enum err out_plan_add(struct out_plan *p, const struct out_tensor *t)
 {
     if (p->n == p->room) {
@@ -73,6 +88,20 @@ static enum err add_carried(struct out_plan *p, const struct st_tensor *src, int
     TRY(set_name(&t, src->name, ""));
     t.n_dims = src->n_dims;
     memcpy(t.dim, src->dim, sizeof(t.dim));
+    return out_plan_add(p, &t);
+}
+
+static enum err add_gain(struct out_plan *p, const struct st_tensor *src, int64_t layer,
+                         enum norm_gain gain)
+{
+    struct out_tensor t = {.kind = OUT_GAIN,
+                           .layer = layer,
+                           .gain = gain,
+                           .src = src,
+                           .dtype = DT_F32,
+                           .n_dims = src->n_dims};
+    memcpy(t.dim, src->dim, sizeof(t.dim));
+    TRY(set_name(&t, src->name, ""));
     return out_plan_add(p, &t);
 }
 
@@ -129,6 +158,10 @@ static enum err add_source_tensor(struct out_plan *p, const struct arch *a,
     const int lin = layer >= 0 && layer < a->n_layers ? linear_of(rest) : -1;
     if (a->tied && !strcmp(src->name, "lm_head.weight"))
         return OK;
+    const int gain =
+        w->refined && layer < a->n_layers ? gain_of(layer < 0 ? src->name : rest) : -1;
+    if (gain >= 0)
+        return add_gain(p, src, layer < 0 ? a->n_layers : layer, (enum norm_gain)gain);
     if (lin >= 0 && weight_format(w, layer, lin).bits < 16)
         return add_linear(p, src, layer, lin, weight_format(w, layer, lin));
     if (layer >= 0)

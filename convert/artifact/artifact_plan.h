@@ -9,6 +9,7 @@
 
 enum out_kind {
     OUT_CARRY, /* copied from the checkpoint */
+    OUT_GAIN,  /* of a norm, F32, refined */
     OUT_QWEIGHT,
     OUT_SCALES,
     OUT_ZEROS,
@@ -23,7 +24,8 @@ struct out_tensor {
     enum out_kind kind;
     int64_t layer;               /* -1: before the layers, n_layers: after them */
     int lin;                     /* projection, for its three packed tensors */
-    const struct st_tensor *src; /* borrowed; OUT_CARRY only */
+    enum norm_gain gain;         /* OUT_GAIN only */
+    const struct st_tensor *src; /* borrowed; OUT_CARRY and OUT_GAIN only */
     enum dtype dtype;
     int n_dims;
     int64_t dim[TENSOR_MAX_DIMS];

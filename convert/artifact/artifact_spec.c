@@ -55,6 +55,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (w->refined)
+        return 4;
     if (w->mixed || kv->mixed)
         return 3;
     return kv->rotate ? 2 : 1;
@@ -86,6 +88,11 @@ static bool put_rotate(json_t *o, enum kv_rotate rotate)
     return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
 }
 
+static bool put_refined(json_t *o, bool refined)
+{
+    return !refined || !json_object_set_new(o, "refined", json_true());
+}
+
 json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
 {
     json_t *o = json_pack(
@@ -99,8 +106,9 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
     json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
-    if (o && (!put_scale_bits(jw, w->scale_bits) || !put_mix(jw, w->mixed) ||
-              !put_rotate(jkv, kv->rotate) || !put_mix(jkv, kv->mixed))) {
+    if (o && (!put_scale_bits(jw, w->scale_bits) || !put_refined(jw, w->refined) ||
+              !put_mix(jw, w->mixed) || !put_rotate(jkv, kv->rotate) ||
+              !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
     }
@@ -189,6 +197,15 @@ static enum err weights_from_json(struct weight_spec *w, const json_t *o, const 
     return OK;
 }
 
+static enum err refined_from_json(bool *out, const json_t *o, int64_t version,
+                                  const char *where)
+{
+    TRY(json_get_bool(out, o, "refined", where));
+    FAIL_IF(*out && version < 4, ERR_FORMAT,
+            "%s.refined needs format_version 4, not %" PRId64, where, version);
+    return OK;
+}
+
 static enum err read_version(int64_t *out, const json_t *q, const char *where)
 {
     const char *method = NULL;
@@ -215,6 +232,7 @@ static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json
     snprintf(place, sizeof(place), "%.500s.weights", where);
     TRY(weights_from_json(w, jw, place));
     TRY(mix_from_json(&w->mixed, MIX_WEIGHTS, jw, version, place));
+    TRY(refined_from_json(&w->refined, jw, version, place));
     snprintf(place, sizeof(place), "%.500s.kv", where);
     TRY(kv_from_json(kv, jkv, place));
     TRY(mix_from_json(&kv->mixed, MIX_KV, jkv, version, place));

@@ -8,7 +8,8 @@
 #include "kernels/tensor/qtensor.h"
 
 #define ARTIFACT_METHOD "wkvq" /* quant_method */
-#define ARTIFACT_VERSION 3     /* of the format: 2 added kv.rotate, 3 mixed formats */
+/* Of the format: 2 added kv.rotate, 3 mixed formats, 4 refinement (F32 gains of norms). */
+#define ARTIFACT_VERSION 4
 
 /* Checks the range of every field; `where` starts the message. Errors: ERR_FORMAT. */
 enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,

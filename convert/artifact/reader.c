@@ -243,6 +243,21 @@ static enum err copy_linear(struct qlinear *q, const struct packed_linear *p, bo
     return OK;
 }
 
+static enum err copy_gains(struct block_quant *q, const struct artifact *a, int64_t i)
+{
+    const struct packed_block *b = &a->block[i];
+    const struct host_mat *const from[] = {&b->norm1, &b->norm2, &b->q_norm, &b->k_norm,
+                                           &a->final_norm};
+    for (int g = 0; g < N_GAINS; g++) {
+        const size_t n = (size_t)arch_gain(&a->arch, i, (enum norm_gain)g);
+        if (!n)
+            continue;
+        TRY(mem_alloc(&q->gain[g], n, sizeof(float)));
+        host_to_f32(q->gain[g], from[g]->data, from[g]->dtype, (int64_t)n);
+    }
+    return OK;
+}
+
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i)
 {
     enum err err = OK;
@@ -259,6 +274,8 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
     for (int l = 0; l < N_LIN; l++)
         if (b->lin[l].bits < 16)
             TRY_OUT(copy_linear(&q.lin[l], &b->lin[l], weight_chooses_codes(&a->weights)));
+    if (a->weights.refined)
+        TRY_OUT(copy_gains(&q, a, i));
     *out = q;
     return OK;
 out:

@@ -53,8 +53,8 @@ struct host_mat artifact_final_norm(const struct artifact *a);
 struct host_mat artifact_head(const struct artifact *a); /* embed when tied */
 /* Returns the manifest's text, a JSON object; borrowed. */
 const char *artifact_manifest(const struct artifact *a);
-/* *out = scales, zeros, s and delta of block i, and its codes if GPTQ or learned rounding
- * chose them: what calibration would hand over. Owned by the caller (block_quant_free).
+/* *out = scales, zeros, s and delta of block i, its codes if they were chosen
+ * (weight_chooses_codes), and its gains if they were refined: what calibration would hand over. Owned by the caller (block_quant_free).
  * Errors: ERR_MEMORY. */
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i);
 /* w [out][in] = the dequantized weight, F32. */

@@ -97,6 +97,24 @@ static enum err check_channels(const struct writer *w, const float *scale,
     return OK;
 }
 
+/* Checks that the block has the gains that a refined artifact stores. */
+static enum err check_gains(const struct writer *w)
+{
+    for (int g = 0; w->s->weights.refined && g < N_GAINS; g++) {
+        const float *gain = w->q->gain[g];
+        const int64_t n = arch_gain(w->a, w->layer, (enum norm_gain)g);
+        FAIL_IF(n && !gain, ERR_MISMATCH,
+                "block %" PRId64
+                ": the gains of its norms are missing, so it is not refined",
+                w->layer);
+        for (int64_t i = 0; i < n; i++)
+            FAIL_IF(!isfinite(gain[i]), ERR_FORMAT,
+                    "block %" PRId64 ": gain %" PRId64 " of a norm is %g", w->layer, i,
+                    (double)gain[i]);
+    }
+    return OK;
+}
+
 static enum err check_block(const struct writer *w)
 {
     const int64_t channels = w->a->n_kv * w->a->head_dim;
@@ -105,6 +123,7 @@ static enum err check_block(const struct writer *w)
             w->layer, w->q->n_channels, channels);
     for (int i = 0; i < N_LIN; i++)
         TRY(check_linear(w, &w->q->lin[i], i));
+    TRY(check_gains(w));
     TRY(check_channels(w, w->q->k_scale, w->q->k_shift, "keys"));
     return check_channels(w, w->q->v_scale, w->q->v_shift, "values");
 }
@@ -266,11 +285,14 @@ static enum err write_zeros(struct writer *w, struct st_writer *f, const struct 
 static enum err write_tensor(struct writer *w, struct st_writer *f,
                              const struct out_tensor *t)
 {
+    const int64_t last = w->a->n_layers - 1; /* it holds the final norm's gain */
     if (t->kind != OUT_CARRY)
-        TRY(load_block(w, t->layer));
+        TRY(load_block(w, t->layer < last ? t->layer : last));
     switch (t->kind) {
     case OUT_CARRY:
         return write_carried(w, f, t);
+    case OUT_GAIN:
+        return write_plain(w, f, w->q->gain[t->gain], t->bytes);
     case OUT_QWEIGHT:
         return write_qweight(w, f, t);
     case OUT_SCALES:

@@ -200,6 +200,30 @@ static void check_channels(struct verify *v, int64_t i, const char *name, const 
         }
 }
 
+/* Compares a norm's gain with the source's, or with the refined one; without a state that one
+ * is unknown. */
+static void check_gain(struct verify *v, const struct host_mat *have,
+                       const struct host_mat *source, const float *refined)
+{
+    struct host_mat want = *source;
+    host_mat_set_gain(&want, refined);
+    if (artifact_weight_spec(v->a)->refined && !v->s->state)
+        v->r->weights_unchecked += have->data ? have->rows : 0;
+    else
+        check_same(v, have, &want);
+}
+
+/* q: of the last block, which holds the final norm's gain. */
+static enum err check_final_norm(struct verify *v, const struct block_quant *q)
+{
+    const struct model_source *m = hf_source(v->model);
+    struct host_mat embed, norm, head;
+    const struct host_mat have = artifact_final_norm(v->a);
+    TRY(m->ends(m->ctx, &embed, &norm, &head));
+    check_gain(v, &have, &norm, q->gain[GAIN_FINAL]);
+    return OK;
+}
+
 static enum err check_block(struct verify *v, int64_t i)
 {
     const struct packed_block *b = artifact_block(v->a, i);
@@ -215,10 +239,12 @@ static enum err check_block(struct verify *v, int64_t i)
             TRY(check_plain(v, &b->lin[l].w, &src.lin[l], &q->lin[l]));
         check_same(v, &b->lin[l].bias, &src.bias[l]);
     }
-    check_same(v, &b->norm1, &src.norm1);
-    check_same(v, &b->norm2, &src.norm2);
-    check_same(v, &b->q_norm, &src.q_norm);
-    check_same(v, &b->k_norm, &src.k_norm);
+    check_gain(v, &b->norm1, &src.norm1, q->gain[GAIN_ATTENTION]);
+    check_gain(v, &b->norm2, &src.norm2, q->gain[GAIN_MLP]);
+    check_gain(v, &b->q_norm, &src.q_norm, q->gain[GAIN_Q]);
+    check_gain(v, &b->k_norm, &src.k_norm, q->gain[GAIN_K]);
+    if (i == v->arch->n_layers - 1)
+        TRY(check_final_norm(v, q));
     if (kv_quantizes(artifact_kv_spec(v->a))) {
         check_channels(v, i, "k_scale", b->k_scale, q->k_scale);
         check_channels(v, i, "k_shift", b->k_shift, q->k_shift);
@@ -235,10 +261,8 @@ enum err verify_weights(struct verify *v)
     const struct model_source *m = hf_source(v->model);
     struct host_mat embed, norm, head;
     const struct host_mat e = artifact_embed(v->a), h = artifact_head(v->a);
-    const struct host_mat n = artifact_final_norm(v->a);
     TRY(m->ends(m->ctx, &embed, &norm, &head));
     check_same(v, &e, &embed);
-    check_same(v, &n, &norm);
     if (head.data != embed.data || h.data != e.data)
         check_same(v, &h, &head);
     for (int64_t i = 0; i < v->arch->n_layers; i++)

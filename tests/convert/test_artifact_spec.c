@@ -31,16 +31,18 @@ static void oldest_version(void **state)
     struct mix *m = parsed(MIX_WEIGHTS, "v_proj=8:64"), *k = parsed(MIX_KV, "k=5");
     struct weight_spec w = w4;
     struct kv_spec kv = kv4;
-    for (int which = 0; which < 8; which++) {
+    for (int which = 0; which < 16; which++) {
+        w.refined = which & 8;
         w.mixed = which & 1 ? m : NULL;
         kv.mixed = which & 2 ? k : NULL;
         kv.rotate = which & 4 ? ROTATE_KV : ROTATE_NONE;
         json_t *o = spec_to_json(&w, &kv);
         assert_non_null(o);
-        assert_int_equal(version_in(o), which & 3 ? 3 : which & 4 ? 2 : 1);
+        assert_int_equal(version_in(o), which & 8 ? 4 : which & 3 ? 3 : which & 4 ? 2 : 1);
         const json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
         assert_int_equal(json_object_get(jw, "mixed") != NULL, which & 1);
         assert_int_equal(json_object_get(jkv, "mixed") != NULL, which >> 1 & 1);
+        assert_int_equal(json_object_get(jw, "refined") != NULL, which >> 3);
         json_decref(o);
     }
     mix_free(m);
@@ -54,6 +56,7 @@ static void there_and_back(void **state)
     struct weight_spec w = w4, back = {0};
     struct kv_spec kv = kv4, kv_back = {0};
     w.mixed = m;
+    w.refined = true;
     kv.mixed = k;
     json_t *o = spec_to_json(&w, &kv);
     assert_string_equal(
@@ -116,8 +119,14 @@ static void set(json_t *o, const char *section, const char *key, json_t *value)
 static void what_is_refused(void **state)
 {
     json_t *o = spec_to_json(&w4, &kv4);
-    set(o, "", "format_version", json_integer(4));
-    refused(o, ERR_SUPPORT, "format_version is 4, this program reads up to 3");
+    set(o, "", "format_version", json_integer(5));
+    refused(o, ERR_SUPPORT, "format_version is 5, this program reads up to 4");
+    set(o, "", "format_version", json_integer(3));
+    set(o, "weights", "refined", json_true());
+    refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");
+    set(o, "weights", "refined", json_string("yes"));
+    refused(o, ERR_FORMAT, "refined");
+    json_object_del(json_object_get(o, "weights"), "refined");
     set(o, "", "format_version", json_integer(2));
     set(o, "weights", "mixed", json_string("v_proj=8"));
     refused(o, ERR_FORMAT, "config.json.weights.mixed needs format_version 3, not 2");
