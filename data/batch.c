@@ -5,6 +5,7 @@
 #include "kernels/base/rng.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
 
 enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
@@ -21,6 +22,37 @@ enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, 
     mt_seed(&m, seed);
     for (int64_t i = 0; i < samples; i++)
         offset[i] = mt_randint(&m, 0, n - seqlen - 1);
+    return OK;
+}
+
+#define TRIES 1000 /* for one window: enough for a text with a hundredth of its room left */
+
+static bool overlaps(int64_t at, int64_t seqlen, const int64_t *avoid, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (at < avoid[i] + seqlen && avoid[i] < at + seqlen)
+            return true;
+    return false;
+}
+
+enum err batch_random_apart(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
+                            uint64_t seed, const int64_t *avoid, int64_t n_avoid)
+{
+    struct mt19937 m;
+    TRY(batch_random_offsets(offset, 0, seqlen, n, seed));
+    mt_seed(&m, seed);
+    for (int64_t i = 0; i < samples; i++) {
+        int tries = 0;
+        do
+            offset[i] = mt_randint(&m, 0, n - seqlen - 1);
+        while (overlaps(offset[i], seqlen, avoid, n_avoid) && ++tries < TRIES);
+        FAIL_IF(tries == TRIES, ERR_USAGE,
+                "the text has %" PRId64 " tokens, too few for windows of %" PRId64
+                " that overlap none of the %" PRId64
+                " guard windows; give more text, or a smaller refine.guard or "
+                "refine.seqlen",
+                n, seqlen, n_avoid);
+    }
     return OK;
 }
 

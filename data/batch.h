@@ -16,6 +16,10 @@
 enum err batch_random_offsets(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
                               uint64_t seed);
 /* Copies the windows to out [samples][seqlen]. */
+/* Does the same with windows that overlap none of the n_avoid windows of seqlen tokens at avoid.
+ * ERR_USAGE as well if the text has too little room beside them. */
+enum err batch_random_apart(int64_t *offset, int64_t samples, int64_t seqlen, int64_t n,
+                            uint64_t seed, const int64_t *avoid, int64_t n_avoid);
 void batch_gather(int32_t *out, const int32_t *ids, const int64_t *offset, int64_t samples,
                   int64_t seqlen);
 /* Returns the number of whole windows of ctx tokens in n tokens: n / ctx. */

@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -44,6 +45,32 @@ static void test_limits(void **state)
     assert_int_equal(batch_windows(5, 0), 0);
 }
 
+/* Windows apart from others: none overlaps them, and the rest follows the same generator. */
+static void test_apart(void **state)
+{
+    static const int64_t avoid[] = {100, 400};
+    int64_t have[200];
+    bool before = false, between = false, after = false;
+    assert_int_equal(batch_random_apart(have, 200, 50, 600, 3, avoid, 2), OK);
+    for (int i = 0; i < 200; i++) {
+        assert_true(have[i] >= 0 && have[i] < 600 - 50);
+        assert_true(have[i] <= 50 || (have[i] >= 150 && have[i] <= 350) || have[i] >= 450);
+        before = before || have[i] <= 50;
+        between = between || (have[i] >= 150 && have[i] <= 350);
+        after = after || have[i] >= 450;
+    }
+    assert_true(before && between && after);
+    int64_t plain[200];
+    assert_int_equal(batch_random_offsets(plain, 200, 50, 600, 3), OK);
+    assert_int_equal(batch_random_apart(have, 200, 50, 600, 3, NULL, 0), OK);
+    assert_memory_equal(have, plain, sizeof(have));
+    err_clear(); /* no place is left */
+    const int64_t middle = 20;
+    assert_int_equal(batch_random_apart(have, 1, 50, 95, 3, &middle, 1), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "refine.guard"));
+    err_clear();
+}
+
 static void test_gather(void **state)
 {
     static const int32_t ids[] = {0, 1, 2, 3, 4, 5};
@@ -65,9 +92,8 @@ static void test_crc(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_offsets),
-        cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_offsets), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_apart),   cmocka_unit_test(test_gather),
         cmocka_unit_test(test_crc),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
