@@ -180,6 +180,103 @@ def test_gptq(f):
     assert b"gptq needs calibration" in done.stderr, done.stderr
 
 
+REFINE = ["refine.samples=12", "refine.seqlen=64", "refine.guard=3", "refine.batch=2",
+          "refine.epochs=8", "refine.lr_scales=0.01", "refine.lr_norms=0.01"]
+
+
+def nll(f, *args):
+    done = f.run([f.wkvq, "eval", *args, "--task", "ppl", "--data", "text.txt", "--ctx", "64",
+                  "--windows", "6", "-j1", "-q", "--json"])
+    return json.loads(done.stdout)["nll"]
+
+
+def test_refinement(f):
+    """Stopped and resumed: the same bytes. Norms and scales change, codes and zeros stay; the
+    artifact holds what the state holds, and the simulation of both is the same model."""
+    recipe = [*RECIPE, *REFINE]
+    for out in ("refined", "refined-again"):
+        log = f.path / (out + ".json")
+        process = f.start(f.command(out, "--log-json", str(log), recipe=recipe))
+        if out == "refined-again":
+            wait_for_event(log, '"refine", "step": 20', process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130, process.returncode
+            manifest = json.loads((f.path / "refined-again.state" / "manifest.json").read_text())
+            assert len(manifest["done"]) == 4 and "refined" not in manifest, manifest
+            assert manifest["partial"]["block"] == 4, manifest["partial"]
+            process = f.start(f.command(out, recipe=recipe))
+        assert process.wait(120) == 0
+    assert f.files("refined") == f.files("refined-again")
+    assert f.files("refined.state") == f.files("refined-again.state")
+    manifest = json.loads((f.path / "refined.state" / "manifest.json").read_text())
+    result = manifest["refined"]
+    assert 0 < result["best"] < 0.95 * result["start"] and result["best_step"] > 0, result
+    tensors = json.loads((f.path / "refined" / "manifest.json").read_text())["tensors"]
+    norms = [t for name, t in tensors.items() if name.endswith("norm.weight")]
+    assert len(norms) == 9 and all(t["dtype"] == "F32" for t in norms), norms
+    args = [f.wkvq, "verify", "refined", "--against", "model", "--data", "text.txt", "--json"]
+    with_state = json.loads(f.run([*args, "--state", "refined.state"]).stdout)
+    assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
+    alone = json.loads(f.run(args).stdout)
+    unchecked = 4 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48) + 9 * 32
+    assert alone["passed"] and alone["weights_unchecked"] == unchecked, alone
+    f.reference()
+    refined, was = nll(f, "refined"), nll(f, "reference")
+    assert abs(refined - nll(f, "model", "--state", "refined.state")) < 1e-5
+    assert abs(refined - was) > 1e-4, (refined, was)
+
+
+def test_refinement_of_a_finished_calibration(f):
+    """A state that was calibrated without refinement is refined by the same command with the settings
+    of refinement: the same bytes as in one go. From then on they cannot change."""
+    f.run(f.command("one-go", recipe=[*RECIPE, *REFINE]))
+    sets = [w for pair in RECIPE for w in ("--set", pair)]
+    args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "later.state", "-j1", *sets]
+    f.run(args)
+    f.run(args + ["--set", "refine.samples=5", "--set", "refine.seqlen=64", "--plan"])
+    f.run(args + [w for pair in REFINE for w in ("--set", pair)])
+    assert f.files("later.state") == f.files("one-go.state")
+    done = f.run(args, want=2)
+    assert b"config.refine is {" in done.stderr and b"nothing in this run" in done.stderr, done.stderr
+    done = f.run(args + [w for pair in REFINE for w in ("--set", pair)] + ["--set", "refine.guard=4"], want=2)
+    assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
+
+
+def test_an_unrefined_state_makes_no_artifact(f):
+    log = f.path / "early.json"
+    process = f.start(f.command("early", "--log-json", str(log), recipe=[*RECIPE, *REFINE]))
+    wait_for_event(log, '"refine", "step": 20', process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.returncode
+    done = f.run([f.wkvq, "convert", "model", "--state", "early.state", "-o", "none"], want=2)
+    assert b"calibrated, but not refined" in done.stderr, done.stderr
+    done = f.run([f.wkvq, "eval", "model", "--state", "early.state", "--task", "ppl", "--data", "text.txt",
+                  "--ctx", "64"], want=2)
+    assert b"calibrated, but not refined" in done.stderr, done.stderr
+    assert not (f.path / "none").exists()
+
+
+def test_guard_keeps_the_start(f):
+    """Rates that ruin the model: the artifact computes what it would without refinement."""
+    ruin = [*RECIPE, *REFINE, "refine.lr_scales=1", "refine.lr_norms=1"]
+    done = f.run(f.command("ruined", recipe=ruin))
+    assert b"refinement gained nothing" in done.stderr, done.stderr
+    f.reference()
+    assert nll(f, "ruined") == nll(f, "reference")
+
+
+def test_refinement_needs_something_to_refine(f):
+    for more, words in ((["activations.bits=8"], b"refinement leaves activations unquantized"),
+                        (["kv.method=channel"], b"a cache quantized per token"),
+                        (["weights.bits=16", "kv.bits=16"], b"nothing to refine"),
+                        (["refine.guard=4000"], b"overlap none of the")):
+        args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "refused.state"]
+        sets = [w for pair in [*RECIPE, *REFINE, *more] for w in ("--set", pair)]
+        done = f.run(args + sets, want=2)
+        assert words in done.stderr, done.stderr
+        assert not (f.path / "refused.state").exists()
+
+
 def test_mixed_cache(f):
     """Formats of keys and values that differ by layer, one of them unquantized, from calibration to
     decode; nothing learns in block 1. Stopped and resumed: the same bytes."""

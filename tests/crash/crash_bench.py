@@ -95,7 +95,7 @@ class Job:
                 now = {n: d for n, d in have.items() if n.split("/")[0] == top}
                 if now not in both:
                     raise Wrong(f"{top} is neither the old nor the new artifact")
-            elif base.startswith("block-") and data != self.blocks.get(name):
+            elif base.startswith(("block-", "refined-")) and data != self.blocks.get(name):
                 raise Wrong(f"{name} is not the finished block")
             elif base == "manifest.json":
                 json.loads(data)

@@ -19,6 +19,10 @@ from crash_bench import Job, Wrong, in_threads, scratch, settings
 
 SMALL = {"calibration.samples": 4, "calibration.seqlen": 64, "calibration.epochs": 2}
 
+# Calibration is short, so that most instants fall into the refinement.
+REFINE = {"calibration.epochs": 1, "crr.blocks": 0, "refine.samples": 3, "refine.seqlen": 48,
+          "refine.guard": 2, "refine.batch": 1, "refine.epochs": 2}
+
 
 def make_jobs(wkvq, demo, config, folder):
     text = ["--data", f"{demo}/calibration.txt", "--config", config, "-j1", *settings(SMALL)]
@@ -26,6 +30,7 @@ def make_jobs(wkvq, demo, config, folder):
         Job("keep", [wkvq, "quantize", demo, "-o", "out", "--keep-state", *text]),
         Job("quantize", [wkvq, "quantize", demo, "-o", "out", *text]),
         Job("calibrate", [wkvq, "calibrate", demo, "-o", "out.state", *text]),
+        Job("refine", [wkvq, "calibrate", demo, "-o", "out.state", *text, *settings(REFINE)]),
         Job("convert", [wkvq, "convert", demo, "--state", "out.state", "-o", "out", "-j1"],
             {"out.state": folder / "calibrate" / "out.state"}),
         Job("replace", [wkvq, "convert", demo, "-o", "out", "--force", "-j1"],

@@ -210,6 +210,35 @@ static void add_stats(json_t *o, const struct calib_block_stats *s)
     json_object_set_new(o, "seconds_gemm", number(s->seconds_gemm));
 }
 
+static void write_refine_event(struct progress *p, const struct refine_event *e)
+{
+    if (p->json)
+        write_line(p, json_pack("{s:I, s:s, s:I, s:I, s:o, s:o, s:o}", "time",
+                                (json_int_t)time(NULL), "event", "refine", "step",
+                                (json_int_t)e->step, "steps", (json_int_t)e->steps, "loss",
+                                number(e->loss), "guard", number(e->guard), "done",
+                                number(e->done)));
+}
+
+void progress_refine(void *ctx, const struct refine_event *e)
+{
+    struct progress *p = ctx;
+    char line[160], eta[32];
+    write_refine_event(p, e);
+    if (isfinite(e->guard))
+        log_info("refinement, step %" PRId64 " of %" PRId64
+                 ": divergence on the guard's windows %.4f nats, %.4f at the start",
+                 e->step, e->steps, e->guard, e->start);
+    eta_text(eta, sizeof(eta), eta_s(p, e->done));
+    if (isfinite(e->loss))
+        snprintf(line, sizeof(line),
+                 "refine: step %" PRId64 "/%" PRId64 ", loss %.4f, %.1f%%, %s left",
+                 e->step, e->steps, e->loss, 100 * e->done, eta);
+    else
+        snprintf(line, sizeof(line), "refine: %.1f%%, %s left", 100 * e->done, eta);
+    show(p, line);
+}
+
 static void write_event(struct progress *p, const struct calib_event *e, double eta)
 {
     if (!p->json)

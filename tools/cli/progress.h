@@ -6,6 +6,7 @@
 #define WKVQ_PROGRESS_H
 
 #include "calib/calib.h"
+#include "calib/refine/refine.h"
 
 struct progress; /* opaque; one thread */
 
@@ -17,6 +18,8 @@ void progress_close(struct progress **p);
 
 /* Reports an event of a calibration; a callback for calib_io.event. */
 void progress_calib(void *p, const struct calib_event *e);
+/* Reports an event of a refinement; a callback for refine_io.event. */
+void progress_refine(void *p, const struct refine_event *e);
 /* Starts a named phase ("convert") that reports shares; share 0 starts the clock. */
 void progress_phase(struct progress *p, const char *name);
 /* Reports the finished share, 0 to 1; a callback for artifact_write and model_run. */

@@ -35,10 +35,7 @@ static const struct opt *const groups[] = {options, opt_recipe, opt_progress, op
 static enum err open_state(struct state **s, const struct job *j, const struct args *a)
 {
     TRY(state_open_read(s, a->state, &j->arch));
-    FAIL_IF(state_done(*s) < state_blocks(*s), ERR_USAGE,
-            "%s: %" PRId64 " of %" PRId64
-            " blocks are calibrated; let `wkvq calibrate` finish",
-            a->state, state_done(*s), state_blocks(*s));
+    TRY(state_check_finished(*s));
     FAIL_IF(a->config || a->set.n, ERR_USAGE,
             "--state brings its own configuration; omit --config and --set");
     return stage_check_checkpoint(*s, j);

@@ -423,6 +423,13 @@ static enum err print_state(const struct args *a, const struct state *s)
         else
             printf(" (kept its start)\n");
     }
+    if (state_refined(s)) {
+        struct state_refinement r;
+        TRY(state_refinement(&r, s));
+        printf("  refined    divergence %.6g -> %.6g nats, step %" PRId64 " of %" PRId64
+               "\n",
+               r.start, r.best, r.best_step, r.steps);
+    }
     return OK;
 }
 

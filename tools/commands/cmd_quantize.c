@@ -130,6 +130,10 @@ static enum err print_json(const struct args *a, const struct calib_summary *sum
         json_pack("{s:I, s:I, s:f, s:f, s:I}", "blocks", (json_int_t)sum->blocks, "gained",
                   (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "seconds", seconds,
                   "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    if (sum->refined)
+        json_object_set_new(more, "refinement",
+                            json_pack("{s:f, s:f}", "start", sum->refinement.start, "best",
+                                      sum->refinement.best));
     json_object_update(o, more);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
@@ -149,6 +153,10 @@ static enum err print_result(const struct args *a, const struct calib_summary *s
            " blocks improved, loss reduced by %.1f%% on "
            "average\n",
            sum->gained, sum->blocks, 100 * sum->mean_gain);
+    if (sum->refined)
+        printf(
+            "refined     divergence from full precision %.4f -> %.4f nats on unseen windows\n",
+            sum->refinement.start, sum->refinement.best);
     verify_report_print(v, true, true, true);
     printf("time        %s, peak memory %.2f GB\n", time_text,
            1e-9 * (double)mem_peak_bytes());

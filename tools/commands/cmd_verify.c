@@ -62,10 +62,7 @@ static enum err open_state(struct state **s, const struct args *a)
     const enum err err = state_open_read(s, a->state, artifact_arch(art));
     artifact_close(&art);
     TRY(err);
-    FAIL_IF(state_done(*s) < state_blocks(*s), ERR_USAGE,
-            "%s: %" PRId64 " of %" PRId64
-            " blocks are calibrated; let `wkvq calibrate` finish",
-            a->state, state_done(*s), state_blocks(*s));
+    TRY(state_check_finished(*s));
     return OK;
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/state/state.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -38,6 +39,8 @@ enum err job_open_recipe(struct job *j, const struct recipe *recipe,
 void job_close(struct job *j)
 {
     progress_close(&j->progress);
+    mem_free(j->refine_windows);
+    mem_free(j->refine_offset);
     mem_free(j->windows);
     mem_free(j->offset);
     token_ids_free(&j->ids);
@@ -65,6 +68,7 @@ enum err job_open_device(struct job *j)
                                    .threads = (int)j->recipe.threads};
     TRY(dev_open(&j->dev, &s));
     j->settings = recipe_settings(&j->recipe, j->dev);
+    j->refine = recipe_refine_settings(&j->recipe, j->dev);
     /* Resolves compute: auto, since the resolved type is part of a state's identity. */
     j->recipe.compute = j->settings.act == DT_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     log_info("device %s, %d threads, %s: %s", dev_name(j->dev), dev_threads(j->dev),
@@ -118,6 +122,30 @@ out:
     return err;
 }
 
+/* Seeds of a configuration are below 2^32, so these differ from all of them. */
+#define GUARD_SEED (UINT64_C(1) << 32)
+#define REFINE_SEED (UINT64_C(2) << 32)
+
+static enum err draw_refine_windows(struct job *j)
+{
+    const int64_t n = j->recipe.refine.samples, guard = j->recipe.refine.guard;
+    const int64_t T = j->recipe.refine.seqlen, tokens = (int64_t)j->ids.n;
+    const uint64_t seed = (uint64_t)j->recipe.seed;
+    const int64_t dim[2] = {n + guard, T};
+    size_t bytes;
+    const enum err err = arch_check_length(&j->arch, T);
+    if (err)
+        return err_add(err, "refine.seqlen: ");
+    TRY(size_product(&bytes, dim, 2, sizeof(*j->refine_windows)));
+    TRY(mem_alloc(&j->refine_offset, (size_t)(n + guard), sizeof(*j->refine_offset)));
+    TRY(batch_random_offsets(j->refine_offset + n, guard, T, tokens, seed + GUARD_SEED));
+    TRY(batch_random_apart(j->refine_offset, n, T, tokens, seed + REFINE_SEED,
+                           j->refine_offset + n, guard));
+    TRY(mem_alloc(&j->refine_windows, bytes, 1));
+    batch_gather(j->refine_windows, j->ids.id, j->refine_offset, n + guard, T);
+    return OK;
+}
+
 enum err job_draw_windows(struct job *j)
 {
     const int64_t n = j->recipe.samples, T = j->recipe.seqlen;
@@ -128,7 +156,7 @@ enum err job_draw_windows(struct job *j)
     TRY(batch_random_offsets(j->offset, n, T, (int64_t)j->ids.n, (uint64_t)j->recipe.seed));
     TRY(mem_alloc(&j->windows, count, 1));
     batch_gather(j->windows, j->ids.id, j->offset, n, T);
-    return OK;
+    return recipe_refines(&j->recipe) ? draw_refine_windows(j) : OK;
 }
 
 static enum err tokenizer_crc(uint32_t *crc, const struct job *j)
@@ -141,12 +169,20 @@ static enum err tokenizer_crc(uint32_t *crc, const struct job *j)
     return err;
 }
 
-static json_t *offsets_json(const struct job *j)
+static json_t *offsets_json(const int64_t *offset, int64_t n)
 {
     json_t *list = json_array();
-    for (int64_t i = 0; i < j->recipe.samples; i++)
-        json_array_append_new(list, json_integer(j->offset[i]));
+    for (int64_t i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(offset[i]));
     return list;
+}
+
+/* Adds the windows of refinement to the text's part of an identity. */
+static void add_refine_windows(json_t *text, const struct job *j)
+{
+    const int64_t n = j->recipe.refine.samples + j->recipe.refine.guard;
+    if (recipe_refines(&j->recipe))
+        json_object_set_new(text, STATE_REFINE_WINDOWS, offsets_json(j->refine_offset, n));
 }
 
 enum err job_identity(json_t **out, struct job *j)
@@ -163,11 +199,13 @@ enum err job_identity(json_t **out, struct job *j)
     snprintf(model_text, sizeof(model_text), "%08" PRIx32, model_crc);
     snprintf(tok_text, sizeof(tok_text), "%08" PRIx32, tok_crc);
     snprintf(ids_text, sizeof(ids_text), "%08" PRIx32, j->ids_crc);
-    json_t *o = json_pack(
-        "{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config", config,
-        "checkpoint", "crc32", model_text, "bytes", (json_int_t)hf_bytes(j->model),
-        "tokenizer", "file", tokenizer_file(j->tokenizer), "crc32", tok_text, "text",
-        "tokens", (json_int_t)j->ids.n, "crc32", ids_text, "windows", offsets_json(j));
+    json_t *o = json_pack("{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config",
+                          config, "checkpoint", "crc32", model_text, "bytes",
+                          (json_int_t)hf_bytes(j->model), "tokenizer", "file",
+                          tokenizer_file(j->tokenizer), "crc32", tok_text, "text", "tokens",
+                          (json_int_t)j->ids.n, "crc32", ids_text, "windows",
+                          offsets_json(j->offset, j->recipe.samples));
+    add_refine_windows(json_object_get(o, "text"), j);
     if (!o || json_out_of_memory()) {
         json_decref(o);
         FAIL(ERR_MEMORY, "out of memory for the run's identity");

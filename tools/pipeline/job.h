@@ -33,7 +33,11 @@ struct job {
     uint32_t ids_crc;
     int64_t *offset;  /* [recipe.samples] first token of each calibration window, owned */
     int32_t *windows; /* [samples][seqlen] token ids, owned */
+    /* Windows of refinement, those to learn from and then the guard's; NULL without. */
+    int64_t *refine_offset;  /* [refine.samples + refine.guard] first token, owned */
+    int32_t *refine_windows; /* [refine.samples + refine.guard][refine.seqlen], owned */
     struct calib_settings settings;
+    struct refine_settings refine;
     uint64_t state_bytes; /* bytes on disk that the calibration's state still needs */
     struct progress *progress;
 };
@@ -48,14 +52,16 @@ enum err job_open_recipe(struct job *j, const struct recipe *recipe,
 void job_close(struct job *j);
 
 enum err job_open_model(struct job *j);
-enum err job_open_device(struct job *j); /* also fills settings, with compute resolved */
+/* Also fills settings and refine, with compute resolved. */
+enum err job_open_device(struct job *j);
 /* Returns ERR_USAGE if the job has no text. needs names the use of the text, for the
  * message. */
 enum err job_check_text(const struct job *j, const char *needs);
 /* Tokenizes the text of --data or calibration.data. Keeps ids, tokenizer and ids_crc if the
  * job has them already. Requires j->arch; refuses ids beyond its vocabulary. */
 enum err job_read_text(struct job *j);
-/* Draws the calibration windows at random, as the literature does. */
+/* Draws the calibration windows at random, as the literature does, and those of refinement.
+ * The guard's windows overlap none that refinement learns from. */
 enum err job_draw_windows(struct job *j);
 
 /* Makes the identity of a calibration: configuration, checkpoint, tokenizer and text. Reads

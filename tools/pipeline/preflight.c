@@ -196,25 +196,65 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     return OK;
 }
 
+/* Plans the refinement, whose streams get what its other memory leaves. */
+static enum err place_refinement(struct plan_estimate *e, struct job *j)
+{
+    const struct weight_spec w = recipe_weight_spec(&j->recipe);
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    const uint64_t budget = recipe_memory(&j->recipe);
+    e->refines = recipe_refines(&j->recipe);
+    if (!e->refines)
+        return OK;
+    TRY(refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine));
+    j->refine.memory_bytes = minus(
+        budget, e->own_memory ? e->refine.host_bytes : plan_refine_fixed_bytes(&e->refine));
+    e->teacher_on_disk = e->refine.teacher_bytes > j->refine.memory_bytes;
+    return OK;
+}
+
+static enum err check_refine_fit(const struct plan_estimate *e)
+{
+    const struct refine_plan *p = &e->refine;
+    FAIL_IF(
+        e->own_memory && plan_refine_device_bytes(p) > e->usable_bytes, ERR_USAGE,
+        "refinement needs %.2f GB of GPU memory, but only %.2f GB are available; give a "
+        "smaller refine.seqlen, set refine.samples to 0, or use --device cpu",
+        1e-9 * (double)plan_refine_device_bytes(p), 1e-9 * (double)e->usable_bytes);
+    FAIL(
+        ERR_USAGE,
+        "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "
+        "a smaller refine.seqlen, set refine.samples to 0, or raise the limit; --memory SIZE "
+        "tries it all the same",
+        1e-9 * (double)(e->own_memory ? p->host_bytes : plan_refine_fixed_bytes(p)),
+        1e-9 * (double)e->memory.amount, e->memory.name);
+}
+
 static enum err check_fit(const struct plan_estimate *e, const struct job *j)
 {
-    if (plan_fits(e))
-        return OK;
     FAIL_IF(
-        e->own_memory, ERR_USAGE,
+        e->own_memory && calib_plan_device_bytes(e->plan) > e->usable_bytes, ERR_USAGE,
         "one block and the %" PRId64 " after it need %.2f GB of GPU memory, but only "
         "%.2f GB are available; give a smaller crr.blocks or calibration.seqlen, or use "
         "--device cpu",
         j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(e->plan),
         1e-9 * (double)e->usable_bytes);
     FAIL_IF(
-        !j->recipe.memory, ERR_USAGE,
+        !e->own_memory && !j->recipe.memory && plan_fixed_bytes(e->plan) > e->memory.amount,
+        ERR_USAGE,
         "one block and the %" PRId64 " after it need %.3f GB of memory, but only %.3f GB "
         "are available (limit: %s); give a smaller crr.blocks or calibration.seqlen, or "
         "raise the limit; --memory SIZE tries it all the same",
         j->recipe.crr_blocks, 1e-9 * (double)plan_fixed_bytes(e->plan),
         1e-9 * (double)e->memory.amount, e->memory.name);
     return OK;
+}
+
+static enum err check_memory(const struct plan_estimate *e, const struct job *j)
+{
+    if (plan_fits(e))
+        return OK;
+    TRY(check_fit(e, j));
+    return e->own_memory || !j->recipe.memory ? check_refine_fit(e) : OK;
 }
 
 /* Header of a block's file plus its lines in the manifest. */
@@ -262,20 +302,28 @@ static uint64_t partial_file_bytes(const struct job *j, int64_t layer)
 static bool is_finished(const struct job *j, const char *dir)
 {
     char name[40], path[4096];
-    state_block_name(name, j->arch.n_layers - 1);
+    if (recipe_refines(&j->recipe))
+        state_refined_name(name, j->arch.n_layers - 1);
+    else
+        state_block_name(name, j->arch.n_layers - 1);
     const int n = snprintf(path, sizeof(path), "%s/%s", dir, name);
     return n > 0 && (size_t)n < sizeof(path) && file_exists(path);
 }
 
-/* Returns the bytes of all blocks plus three partial files: two in turn, and the temporary
- * file of the one being written. */
-static uint64_t state_need(const struct job *j)
+/* Returns the bytes of all blocks, refined ones too, plus three partial files: two in turn, and
+ * the temporary file of the one being written. */
+static uint64_t state_need(const struct plan_estimate *e, const struct job *j)
 {
     uint64_t sum = 0, partial = 0;
     for (int64_t i = 0; i < j->arch.n_layers; i++) {
         const uint64_t one = partial_file_bytes(j, i);
         sum += block_file_bytes(j, i);
         partial = one > partial ? one : partial;
+    }
+    if (e->refines) {
+        sum += e->refine.host_bytes + (uint64_t)j->arch.n_layers * BLOCK_TEXT_BYTES +
+               e->refine.saved_bytes / 4; /* gains and channels are among the parameters */
+        partial = e->refine.saved_bytes > partial ? e->refine.saved_bytes : partial;
     }
     return sum + 3 * partial;
 }
@@ -284,15 +332,17 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
 {
     struct plan_estimate e = {0};
     TRY(place_streams(plan, &e, j));
+    TRY(place_refinement(&e, j));
     if (!j->options.plan)
-        TRY(check_fit(&e, j));
+        TRY(check_memory(&e, j));
     j->state_bytes = 0;
     if (is_finished(j, dir))
         return OK;
-    j->state_bytes = preflight_missing(dir, state_need(j));
+    j->state_bytes = preflight_missing(dir, state_need(&e, j));
+    const uint64_t streams = plan_disk_bytes(&e);
     return file_check_space(
-        dir, j->state_bytes + (plan->streams == STREAM_DISK ? plan->stream_bytes : 0),
-        plan->streams == STREAM_DISK
+        dir, j->state_bytes + streams,
+        streams
             ? "the calibration, with activations that a larger run.memory keeps in memory"
             : "the calibration");
 }
@@ -323,7 +373,8 @@ enum err preflight_print_plan(struct job *j)
     struct plan_estimate e = {0};
     struct calib_plan plan;
     TRY(place_streams(&plan, &e, j));
-    e.state_bytes = state_need(j);
+    TRY(place_refinement(&e, j));
+    e.state_bytes = state_need(&e, j);
     if (plan_fits(&e)) {
         log_info("measuring a training step");
         TRY(calib_bench_step(&e.step, j->dev, &j->arch, hf_source(j->model), &j->settings,
@@ -342,13 +393,15 @@ enum err preflight_print_shape(const char *shape, const struct recipe_input *in,
     TRY_OUT(recipe_from_input(&j.recipe, in));
     TRY_OUT(arch_of_shape(&j.arch, shape));
     j.settings = recipe_settings(&j.recipe, NULL);
+    j.refine = recipe_refine_settings(&j.recipe, NULL);
     if (j.recipe.device == DEVICE_CUDA && !j.recipe.device_memory)
         FAIL_OUT(ERR_USAGE, "--shape with run.device=cuda plans without a GPU: give "
                             "run.device_memory, as in 24G");
     TRY_OUT(arch_check_length(&j.arch, j.recipe.seqlen));
     TRY_OUT(recipe_check_layers(&j.recipe, &j.arch));
     TRY_OUT(place_streams(&plan, &e, &j));
-    e.state_bytes = state_need(&j);
+    TRY_OUT(place_refinement(&e, &j));
+    e.state_bytes = state_need(&e, &j);
     err = show(&e, json);
 out:
     recipe_free(&j.recipe);

@@ -22,18 +22,42 @@ static double host_bytes(const struct plan_estimate *e)
            (e->own_memory ? 0 : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
-static double disk_bytes(const struct plan_estimate *e)
+uint64_t plan_disk_bytes(const struct plan_estimate *e)
 {
-    return e->plan->streams == STREAM_DISK ? (double)e->plan->stream_bytes : 0;
+    const uint64_t first = e->plan->streams == STREAM_DISK ? e->plan->stream_bytes : 0;
+    const uint64_t second = e->teacher_on_disk ? e->refine.teacher_bytes : 0;
+    return first > second ? first : second;
 }
 
 static double all_seconds(const struct plan_estimate *e)
 {
-    return e->step.step_s * e->plan->total_flops / e->plan->flops_per_step;
+    return e->step.step_s * (e->plan->total_flops + e->refine.total_flops) /
+           e->plan->flops_per_step;
+}
+
+uint64_t plan_refine_device_bytes(const struct refine_plan *p)
+{
+    return (uint64_t)p->codes_bytes + p->params_bytes + p->work_bytes;
+}
+
+uint64_t plan_refine_fixed_bytes(const struct refine_plan *p)
+{
+    return plan_refine_device_bytes(p) + p->host_bytes;
+}
+
+static bool refine_fits(const struct plan_estimate *e)
+{
+    const uint64_t memory = e->memory.amount;
+    if (e->own_memory)
+        return plan_refine_device_bytes(&e->refine) <= e->usable_bytes &&
+               (!memory || e->refine.host_bytes <= memory);
+    return !memory || plan_refine_fixed_bytes(&e->refine) <= memory;
 }
 
 bool plan_fits(const struct plan_estimate *e)
 {
+    if (!refine_fits(e))
+        return false;
     if (e->own_memory)
         return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
     return !e->memory.amount || plan_fixed_bytes(e->plan) <= e->memory.amount;
@@ -45,6 +69,18 @@ static void add_device(json_t *o, const struct plan_estimate *e)
                         json_integer((json_int_t)calib_plan_device_bytes(e->plan)));
     json_object_set_new(o, "device_usable_bytes",
                         json_integer((json_int_t)e->usable_bytes));
+}
+
+static void add_refine(json_t *o, const struct plan_estimate *e)
+{
+    const struct refine_plan *p = &e->refine;
+    json_object_set_new(
+        o, "refinement",
+        json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:b}", "steps", (json_int_t)p->steps,
+                  "flops_per_step", p->flops_per_step, "total_flops", p->total_flops,
+                  "device_bytes", (json_int_t)plan_refine_device_bytes(p), "host_bytes",
+                  (json_int_t)p->host_bytes, "stream_bytes", (json_int_t)p->teacher_bytes,
+                  "streams_on_disk", e->teacher_on_disk));
 }
 
 static void add_machine(json_t *o, const struct plan_estimate *e)
@@ -69,15 +105,18 @@ static void add_time(json_t *o, const struct plan_estimate *e)
 enum err show_plan_json(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
-    json_t *o = json_pack(
-        "{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:s, s:b, s:f}", "flops_per_step",
-        p->flops_per_step, "total_flops", p->total_flops, "host_bytes", host_bytes(e),
-        "weights_bytes", (json_int_t)p->weights_bytes, "activations_bytes",
-        (json_int_t)p->acts_bytes, "parameters_bytes", (json_int_t)p->params_bytes,
-        "stream_bytes", (json_int_t)p->stream_bytes, "streams", place_name[p->streams],
-        "streams_on_disk", p->streams == STREAM_DISK, "disk_bytes", disk_bytes(e));
+    json_t *o =
+        json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:s, s:b, s:f}", "flops_per_step",
+                  p->flops_per_step, "total_flops", p->total_flops, "host_bytes",
+                  host_bytes(e), "weights_bytes", (json_int_t)p->weights_bytes,
+                  "activations_bytes", (json_int_t)p->acts_bytes, "parameters_bytes",
+                  (json_int_t)p->params_bytes, "stream_bytes", (json_int_t)p->stream_bytes,
+                  "streams", place_name[p->streams], "streams_on_disk",
+                  p->streams == STREAM_DISK, "disk_bytes", (double)plan_disk_bytes(e));
     if (o && e->own_memory)
         add_device(o, e);
+    if (o && e->refines)
+        add_refine(o, e);
     if (o)
         add_machine(o, e);
     if (o && e->measured)
@@ -133,6 +172,19 @@ static void print_card(const struct plan_estimate *e)
                p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
 }
 
+static void print_refine(const struct plan_estimate *e)
+{
+    const struct refine_plan *p = &e->refine;
+    printf("%-13s %" PRId64 " steps of %.1f GFLOP, %.3g in all%s\n", "refinement", p->steps,
+           1e-9 * p->flops_per_step, p->total_flops,
+           refine_fits(e) ? "" : ": IT DOES NOT FIT");
+    print_size("  memory", (double)plan_refine_device_bytes(p),
+               e->own_memory ? " of the GPU" : "");
+    print_size("  layers", (double)p->host_bytes, " on the host");
+    print_size("  streams", (double)p->teacher_bytes,
+               e->teacher_on_disk ? " on disk, not in memory" : "");
+}
+
 /* Prints available memory and threads, each with the limit that determines it. */
 static void print_machine(const struct plan_estimate *e)
 {
@@ -156,8 +208,10 @@ void show_plan_text(const struct plan_estimate *e)
         print_size("  streams", (double)p->stream_bytes,
                    p->streams == STREAM_DISK ? " on disk, not in memory" : "");
     }
+    if (e->refines)
+        print_refine(e);
     print_machine(e);
-    print_size("disk", disk_bytes(e) + (double)e->state_bytes, " at most, of which");
+    print_size("disk", (double)(plan_disk_bytes(e) + e->state_bytes), " at most, of which");
     print_size("  state", (double)e->state_bytes, "");
-    print_size("  streams", disk_bytes(e), " while the calibration runs");
+    print_size("  streams", (double)plan_disk_bytes(e), " while the calibration runs");
 }

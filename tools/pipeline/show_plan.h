@@ -5,10 +5,14 @@
 #define WKVQ_SHOW_PLAN_H
 
 #include "calib/calib.h"
+#include "calib/refine/refine.h"
 #include "kernels/base/limits.h"
 
 struct plan_estimate {
     const struct calib_plan *plan;
+    bool refines;
+    struct refine_plan refine; /* zero unless the recipe refines */
+    bool teacher_on_disk;      /* the streams of refinement exceed the memory */
     /* the device has its own memory (GPU) for weights, activations and parameters */
     bool own_memory;
     uint64_t card_bytes; /* with own_memory: its total, and the usable part */
@@ -24,6 +28,12 @@ struct plan_estimate {
 /* Returns the bytes that must be in memory: weights, activations and parameters of the
  * blocks being trained. */
 uint64_t plan_fixed_bytes(const struct calib_plan *p);
+/* Returns the same for refinement: device memory, and the layers on the host. */
+uint64_t plan_refine_device_bytes(const struct refine_plan *p);
+uint64_t plan_refine_fixed_bytes(const struct refine_plan *p);
+/* Returns the bytes of streams on disk at a time: calibration closes its own before refinement
+ * opens others. */
+uint64_t plan_disk_bytes(const struct plan_estimate *e);
 /* Returns whether the plan fits in the device's memory, or in the host's without one. */
 bool plan_fits(const struct plan_estimate *e);
 /* Prints the estimates on standard output, as JSON or text. ERR_MEMORY. */

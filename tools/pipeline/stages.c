@@ -9,6 +9,7 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/stop.h"
 #include "tools/pipeline/preflight.h"
+#include "tools/pipeline/stage_refine.h"
 #include "tools/state/state_diff.h"
 
 #include <inttypes.h>
@@ -34,6 +35,7 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     struct calib_plan plan;
     *planned = false;
     TRY(job_check_text(j, "calibration"));
+    TRY(recipe_check_refine(&j->recipe));
     TRY(job_open_model(j));
     TRY(preflight_shapes(j));
     const struct kv_spec kv = recipe_kv_spec(&j->recipe);
@@ -77,6 +79,8 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
                  state_blocks(s), done < state_blocks(s) ? "; resuming" : "");
     if (done < state_blocks(s))
         err = run(j, s);
+    if (!err && !state_removing(s))
+        err = stage_refine(j, s);
     if (err == ERR_STOPPED && !*err_text())
         err = err_set(err, __FILE__, __LINE__,
                       "interrupted; the finished work is saved in %s", state_dir);
@@ -98,12 +102,21 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
         if (st.start_loss > 0)
             sum.mean_gain += (1 - st.best_loss / st.start_loss) / (double)sum.blocks;
     }
+    sum.refined = state_refined(s);
+    if (sum.refined)
+        TRY(state_refinement(&sum.refinement, s));
     *out = sum;
     return OK;
 }
 
+static json_t *refinement_json(const struct state_refinement *r)
+{
+    return json_pack("{s:f, s:f, s:I, s:I}", "start", r->start, "best", r->best,
+                     "best_step", (json_int_t)r->best_step, "steps", (json_int_t)r->steps);
+}
+
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
- * "state", "calibration"}. Without a state: the version and how the scales were made. */
+ * "state", "refinement", "calibration"}. Without a state: the version and how the scales were made. */
 static enum err provenance(char **out, const struct state *s)
 {
     struct calib_summary sum;
@@ -122,6 +135,8 @@ static enum err provenance(char **out, const struct state *s)
         json_decref(identity);
         state_mark(mark, s);
         json_object_set_new(o, "state", json_string(mark));
+        if (sum.refined)
+            json_object_set_new(o, "refinement", refinement_json(&sum.refinement));
         json_object_set_new(o, "calibration",
                             json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum.blocks,
                                       "gained", (json_int_t)sum.gained, "mean_gain",
@@ -153,6 +168,7 @@ static void without_learning(struct recipe *r)
     r->weight_round = ROUND_NEAREST;
     r->kv_method = KV_TOKEN;
     r->learn = false;
+    r->refine.samples = 0;
 }
 
 static enum err settings_of(struct artifact_settings *out, char **config, char **from,
@@ -160,8 +176,10 @@ static enum err settings_of(struct artifact_settings *out, char **config, char *
 {
     TRY(config_text(config, r));
     TRY(provenance(from, s));
+    struct weight_spec weights = recipe_weight_spec(r);
+    weights.refined = recipe_refines(r);
     *out = (struct artifact_settings){
-        .weights = recipe_weight_spec(r),
+        .weights = weights,
         .kv = recipe_kv_spec(r),
         .config_json = *config,
         .provenance_json = *from,
@@ -262,6 +280,13 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
         .blocks = json_integer_value(json_object_get(calibration, "blocks")),
         .gained = json_integer_value(json_object_get(calibration, "gained")),
         .mean_gain = json_number_value(json_object_get(calibration, "mean_gain"))};
+    const json_t *refinement = json_object_get(from, "refinement");
+    sum->refined = refinement != NULL;
+    sum->refinement = (struct state_refinement){
+        .start = json_number_value(json_object_get(refinement, "start")),
+        .best = json_number_value(json_object_get(refinement, "best")),
+        .best_step = json_integer_value(json_object_get(refinement, "best_step")),
+        .steps = json_integer_value(json_object_get(refinement, "steps"))};
 out:
     json_decref(have);
     json_decref(identity);

@@ -17,7 +17,8 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
  * and before the calibration. Exact except for the text about the calibration's result.
  * ERR_IO. */
 enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir);
-/* Opens the state (new or resumed) and calibrates the missing blocks. *s stays open; the
+/* Opens the state (new or resumed), calibrates the missing blocks, and refines if the recipe
+ * says so. *s stays open; the
  * caller closes it with state_close. */
 enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
 /* Summary of a calibration. */
@@ -25,6 +26,8 @@ struct calib_summary {
     int64_t blocks, gained;
     /* relative reduction of the loss, mean over blocks; 0.3: 30% less than at the start */
     double mean_gain;
+    bool refined;
+    struct state_refinement refinement; /* zero unless refined */
 };
 enum err stage_summary(struct calib_summary *out, const struct state *s);
 

@@ -7,6 +7,7 @@
 #define WKVQ_RECIPE_H
 
 #include "calib/calib.h"
+#include "calib/refine/refine.h"
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/cli/choices.h"
@@ -40,10 +41,18 @@ struct recipe {
     struct mix *weight_mix, *kv_mix; /* owned; NULL: none */
     double lr_round, lr_clip, lr_smooth, lr_shift, weight_decay;
     int schedule;
+    struct {
+        int64_t samples, guard, seqlen, epochs, batch; /* samples 0: no refinement */
+        int learn;                                     /* enum recipe_learn */
+        double lr_scales, lr_norms, lr_smooth, lr_shift, ce;
+    } refine;
     int device, compute;            /* enum recipe_device, enum recipe_compute */
     int64_t threads;                /* 0: all cores */
     uint64_t memory, device_memory; /* bytes, 0: auto */
 };
+
+/* What refinement learns. */
+enum recipe_learn { LEARN_SCALES, LEARN_NORMS, LEARN_CACHE };
 
 enum key_kind {
     KEY_INT,
@@ -137,6 +146,13 @@ const char *recipe_device(const struct recipe *r);
 /* Makes the settings for device d, with compute resolved. memory_bytes is the whole budget;
  * the caller subtracts what is not for streams. */
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);
+/* Returns whether the recipe refines end to end after calibration. */
+bool recipe_refines(const struct recipe *r);
+/* Returns ERR_SUPPORT for settings that refinement does not support, ERR_USAGE if it would have
+ * nothing to learn. OK if the recipe does not refine. */
+enum err recipe_check_refine(const struct recipe *r);
+/* Makes the settings of refinement on device d. */
+struct refine_settings recipe_refine_settings(const struct recipe *r, const struct dev *d);
 /* Returns the activation type. d NULL: for auto, the likely type of a device of the
  * recipe's kind. */
 enum dtype recipe_act(const struct recipe *r, const struct dev *d);

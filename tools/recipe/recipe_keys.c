@@ -116,6 +116,33 @@ const struct recipe_key recipe_key[] = {
     {"optimizer.weight_decay", KEY_REAL, AT(weight_decay), "0", 0, 1,
      .help = "AdamW's decoupled decay"},
 
+    {"refine.samples", KEY_INT, AT(refine.samples), "0", 0, 1 << 20, .omit_default = true,
+     .help = "number of windows for end-to-end refinement after the last block; 0: none"},
+    {"refine.seqlen", KEY_INT, AT(refine.seqlen), "1024", 2, 1 << 20, .omit_default = true,
+     .help = "tokens per window of refinement"},
+    {"refine.epochs", KEY_INT, AT(refine.epochs), "1", 1, 255, .omit_default = true,
+     .help = "passes over the windows of refinement"},
+    {"refine.batch", KEY_INT, AT(refine.batch), "2", 1, 4096, .omit_default = true,
+     .help = "windows per step of refinement"},
+    {"refine.guard", KEY_INT, AT(refine.guard), "8", 1, 4096, .omit_default = true,
+     .help = "further windows that refinement does not learn from; the point with the least "
+             "loss on them is kept, at worst the calibrated start"},
+    {"refine.learn", KEY_CHOICE, AT(refine.learn), "scales+norms+cache", .omit_default = true,
+     .choices = "scales|scales+norms|scales+norms+cache", .planned = "scales+norms+cache+rounding",
+     .help = "what refinement learns: scales of weight groups, gains of norms, smoothing and "
+             "shift of the cache"},
+    {"refine.lr_scales", KEY_REAL, AT(refine.lr_scales), "0.003", 0, 1, .omit_default = true,
+     .help = "learning rate of the logarithm of the weights' scales"},
+    {"refine.lr_norms", KEY_REAL, AT(refine.lr_norms), "0.001", 0, 1, .omit_default = true,
+     .help = "learning rate of the norms' gains"},
+    {"refine.lr_smooth", KEY_REAL, AT(refine.lr_smooth), "0.002", 0, 1, .omit_default = true,
+     .help = "learning rate of the logarithm of the smoothing factors in refinement"},
+    {"refine.lr_shift", KEY_REAL, AT(refine.lr_shift), "0.002", 0, 1, .omit_default = true,
+     .help = "learning rate of the shift in refinement"},
+    {"refine.ce", KEY_REAL, AT(refine.ce), "0", 0, 1, .omit_default = true,
+     .help = "share of the text's cross entropy in the loss of refinement; the rest is the "
+             "divergence from the full-precision model"},
+
     {"run.device", KEY_CHOICE, AT(device), "cpu", .choices = CHOICES_DEVICE, .affects_speed_only = true,
      .help = "cuda: one NVIDIA GPU; ref: the slow reference that defines the results"},
     {"run.threads", KEY_INT, AT(threads), "0", 0, 4096, .affects_speed_only = true,

@@ -3,6 +3,8 @@
  * Converts a recipe to a calibration's settings on a device. */
 #include "tools/recipe/recipe.h"
 
+#include <inttypes.h>
+
 enum dtype recipe_act(const struct recipe *r, const struct dev *d)
 {
     if (r->compute != COMPUTE_AUTO)
@@ -53,6 +55,55 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .weight_decay = (float)r->weight_decay,
         .schedule = (enum lr_schedule)r->schedule,
         .act = recipe_act(r, d),
+        .memory_bytes = recipe_memory(r),
+    };
+}
+
+bool recipe_refines(const struct recipe *r)
+{
+    return r->refine.samples > 0;
+}
+
+enum err recipe_check_refine(const struct recipe *r)
+{
+    const struct weight_spec w = recipe_weight_spec(r);
+    if (!recipe_refines(r))
+        return OK;
+    FAIL_IF(r->activation_bits < 16, ERR_SUPPORT,
+            "activations.bits is %d, but refinement leaves activations unquantized; set "
+            "refine.samples to 0",
+            (int)r->activation_bits);
+    FAIL_IF(
+        recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
+        "kv.method is channel, but refinement simulates a cache quantized per token; set "
+        "refine.samples to 0");
+    FAIL_IF(!recipe_quantizes_kv(r) && !weight_quantizes(&w), ERR_USAGE,
+            "refine.samples is %" PRId64
+            ", but neither weights nor cache are quantized, so "
+            "there is nothing to refine",
+            r->refine.samples);
+    return OK;
+}
+
+struct refine_settings recipe_refine_settings(const struct recipe *r, const struct dev *d)
+{
+    const bool norms = r->refine.learn >= LEARN_NORMS,
+               cache = r->refine.learn >= LEARN_CACHE;
+    return (struct refine_settings){
+        .samples = r->refine.samples,
+        .guard = r->refine.guard,
+        .seqlen = r->refine.seqlen,
+        .epochs = r->refine.epochs,
+        .batch = r->refine.batch,
+        .lr = {[REFINE_SCALES] = (float)r->refine.lr_scales,
+               [REFINE_NORMS] = norms ? (float)r->refine.lr_norms : 0,
+               [REFINE_SMOOTH] = cache ? (float)r->refine.lr_smooth : 0,
+               [REFINE_SHIFT] = cache ? (float)r->refine.lr_shift : 0},
+        .kl = (float)(1 - r->refine.ce),
+        .ce = (float)r->refine.ce,
+        .scale_bits = 11,
+        .act = recipe_act(r, d),
+        .seed = (uint64_t)r->seed,
         .memory_bytes = recipe_memory(r),
     };
 }

@@ -142,12 +142,25 @@ static enum err check_done(const struct state *s)
     return OK;
 }
 
+enum err state_adopt_recipe(struct state *s, const char *path)
+{
+    json_t *config;
+    TRY(json_get_object(&config, state_identity(s), "config", path));
+    FAIL_IF(!config, ERR_FORMAT, "%s: identity.config is missing", path);
+    recipe_free(&s->recipe);
+    recipe_init(&s->recipe);
+    TRY(recipe_load_json(&s->recipe, config, path));
+    s->weights = recipe_weight_spec(&s->recipe);
+    s->kv = recipe_kv_spec(&s->recipe);
+    return OK;
+}
+
 /* Checks members and types of a parsed manifest, and derives the formats from its
  * config. */
 static enum err adopt_manifest(struct state *s, const char *path, bool whole)
 {
     const char *format = NULL;
-    json_t *identity, *config, *done;
+    json_t *identity, *done;
     int64_t version;
     TRY(json_get_string(&format, s->manifest, "format", path));
     FAIL_IF(!format || strcmp(format, FORMAT_NAME), ERR_FORMAT,
@@ -169,12 +182,7 @@ static enum err adopt_manifest(struct state *s, const char *path, bool whole)
     FAIL_IF((int64_t)json_array_size(done) > s->blocks, ERR_FORMAT,
             "%s: done: %zu entries for %" PRId64 " blocks", path, json_array_size(done),
             s->blocks);
-    TRY(json_get_object(&config, identity, "config", path));
-    FAIL_IF(!config, ERR_FORMAT, "%s: identity.config is missing", path);
-    TRY(recipe_load_json(&s->recipe, config, path));
-    s->weights = recipe_weight_spec(&s->recipe);
-    s->kv = recipe_kv_spec(&s->recipe);
-    return OK;
+    return state_adopt_recipe(s, path);
 }
 
 static enum err load_manifest(struct state *s)
@@ -190,8 +198,10 @@ static enum err load_manifest(struct state *s)
                  "%s: the state is of a model with %" PRId64 " blocks, this "
                  "one has %" PRId64,
                  path, s->blocks, s->arch.n_layers);
-    if (!state_removing(s))
+    if (!state_removing(s)) {
         TRY_OUT(check_done(s));
+        TRY_OUT(state_check_refined(s));
+    }
 out:
     mem_free(path);
     return err;
@@ -278,7 +288,8 @@ enum err state_open(struct state **out, const char *dir, const struct arch *a,
     TRY_OUT(has_manifest(&old, s));
     if (old) {
         TRY_OUT(load_manifest(s));
-        TRY_OUT(state_compare(dir, json_object_get(s->manifest, "identity"), identity));
+        TRY_OUT(state_adopt_refinement(s, identity));
+        TRY_OUT(state_compare(dir, state_identity(s), identity));
     } else {
         TRY_OUT(new_manifest(s, identity));
     }
@@ -333,6 +344,30 @@ bool state_removing(const struct state *s)
     return json_is_true(json_object_get(s->manifest, "removing"));
 }
 
+/* Adds the checksum of a file to that of a list. */
+static uint32_t add_crc(uint32_t crc, const json_t *entry)
+{
+    const char *text = json_string_value(json_object_get(entry, "crc32"));
+    return bytes_crc32(crc, text ? text : "", text ? strlen(text) : 0);
+}
+
+static bool must_refine(const struct state *s)
+{
+    return recipe_refines(&s->recipe) && !state_refined(s);
+}
+
+enum err state_check_finished(const struct state *s)
+{
+    FAIL_IF(state_done(s) < state_blocks(s), ERR_USAGE,
+            "%s: %" PRId64 " of %" PRId64
+            " blocks are calibrated; let `wkvq calibrate` finish",
+            s->dir, state_done(s), state_blocks(s));
+    FAIL_IF(must_refine(s), ERR_USAGE,
+            "%s: all blocks are calibrated, but not refined; let `wkvq calibrate` finish",
+            s->dir);
+    return OK;
+}
+
 void state_mark(char out[STATE_MARK], const struct state *s)
 {
     uint32_t crc = 0;
@@ -341,17 +376,14 @@ void state_mark(char out[STATE_MARK], const struct state *s)
     out[0] = '\0';
     char *text = json_text(state_identity(s),
                            JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    if (!text || state_done(s) < state_blocks(s)) {
+    if (!text || state_done(s) < state_blocks(s) || must_refine(s)) {
         free(text);
         return;
     }
     crc = bytes_crc32(crc, text, strlen(text));
     free(text);
-    json_array_foreach(done_list(s), i, entry)
-    {
-        const char *block = json_string_value(json_object_get(entry, "crc32"));
-        crc = bytes_crc32(crc, block ? block : "", block ? strlen(block) : 0);
-    }
+    json_array_foreach(done_list(s), i, entry) crc = add_crc(crc, entry);
+    json_array_foreach(state_refined_list(s), i, entry) crc = add_crc(crc, entry);
     snprintf(out, STATE_MARK, "%08" PRIx32, crc);
 }
 
@@ -459,6 +491,8 @@ uint64_t state_bytes(const struct state *s)
     json_t *entry;
     json_array_foreach(done_list(s), i, entry) sum +=
         (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
+    json_array_foreach(state_refined_list(s), i, entry) sum +=
+        (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
     entry = json_object_get(s->manifest, "partial");
     return sum + (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
 }
@@ -484,7 +518,7 @@ enum err state_stats(struct calib_block_stats *out, const struct state *s, int64
     return OK;
 }
 
-enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i)
+enum err state_load_calibrated(struct block_quant *out, const struct state *s, int64_t i)
 {
     char name[40], *path = NULL;
     FAIL_IF(!s->arch.n_layers || i < 0 || i >= s->blocks, ERR_SHAPE,
@@ -500,6 +534,14 @@ enum err state_load_block(struct block_quant *out, const struct state *s, int64_
     const enum err err = state_block_load(out, path, &s->arch, i, &s->weights, &s->kv);
     mem_free(path);
     return err;
+}
+
+enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i)
+{
+    if (!recipe_refines(&s->recipe))
+        return state_load_calibrated(out, s, i);
+    TRY(state_check_finished(s));
+    return state_load_refined(out, s, i);
 }
 
 static enum err source_block(void *ctx, int64_t i, const struct block_quant **q)

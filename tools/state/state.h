@@ -5,8 +5,10 @@
  *
  *   STATE/manifest.json            identity, finished blocks, CRC-32 of files
  *   STATE/block-0000.safetensors   one per finished block: scales, zeros, shift, smoothing
- *   STATE/partial-a.safetensors    the unfinished block; a and b alternate, so that the
+ *   STATE/partial-a.safetensors    the unfinished block or refinement; a and b alternate, so that the
  *   STATE/partial-b.safetensors    one named in the manifest is always complete
+ *   STATE/refined-0000.safetensors one per block after refinement: the same with codes and gains
+ *                                  of norms; all or none are in the manifest
  *   STATE/lock                     held (flock) while a process works on the state; also
  *                                  lock.owner if the file system has no locks
  *
@@ -21,12 +23,16 @@
 
 struct state; /* opaque; one thread */
 
+/* The part of an identity's text that lists refinement's windows. */
+#define STATE_REFINE_WINDOWS "refine_windows"
+
 /* Writes whether dir looks like a state, with a manifest.json of ours. Any other directory
  * gives false. ERR_MEMORY, ERR_IO or ERR_USAGE if that cannot be determined. */
 enum err state_is(bool *yes, const char *dir);
 
 /* Creates or resumes the state in dir. identity is a borrowed JSON object, {"config": ...,
- * "checkpoint": ..., "tokenizer": ..., "text": ...}, that must equal the state's own. Takes
+ * "checkpoint": ..., "tokenizer": ..., "text": ...}, that must equal the state's own. Its
+ * settings of refinement may differ while no refinement has begun; they become the state's. Takes
  * the lock and removes leftovers of killed runs. A partly removed state can be opened as
  * well. ERR_MISMATCH names the first differing field with both values. ERR_FORMAT names a
  * damaged file. ERR_USAGE: another process works on the state, or dir contains something
@@ -69,6 +75,11 @@ enum err state_look(struct state_look *out, const char *dir);
 const char *state_dir(const struct state *s);
 int64_t state_blocks(const struct state *s); /* blocks of the model */
 int64_t state_done(const struct state *s);   /* finished blocks */
+/* Returns whether the refined blocks are saved. */
+bool state_refined(const struct state *s);
+/* Returns OK if the calibration is finished, with its refinement if the recipe has one. Else
+ * ERR_USAGE, which says what is missing and how to finish it. */
+enum err state_check_finished(const struct state *s);
 const struct recipe *state_recipe(const struct state *s);
 const json_t *state_identity(const struct state *s); /* borrowed */
 /* Writes the stored statistics of a finished block; seconds are 0. */
@@ -78,11 +89,15 @@ uint64_t state_bytes(const struct state *s);
 
 /* Writes the file name of a finished block, such as "block-0007.safetensors". */
 void state_block_name(char out[40], int64_t block);
-/* Loads a finished block and checks the file's CRC. The caller releases it with
- * block_quant_free. */
+/* The same for a refined block, "refined-0007.safetensors". */
+void state_refined_name(char out[40], int64_t block);
+/* Loads a finished block, the refined one if the recipe refines, and checks the file's CRC. The
+ * caller releases it with block_quant_free. ERR_USAGE if it is not finished or refined yet. */
 enum err state_load_block(struct block_quant *out, const struct state *s, int64_t i);
 /* Returns the source that artifact_write and verify_run read; valid while s is open. */
 const struct quant_source *state_source(struct state *s);
+/* Loads a finished block as calibration left it. */
+enum err state_load_calibrated(struct block_quant *out, const struct state *s, int64_t i);
 /* Sets the device's name that is recorded in blocks saved from now on. */
 void state_note_device(struct state *s, const char *device);
 /* Fills out with callbacks for s. event and stop are called with ctx; either may be
@@ -90,5 +105,19 @@ void state_note_device(struct state *s, const char *device);
 void state_calib_io(struct calib_io *out, struct state *s,
                     void (*event)(void *ctx, const struct calib_event *e),
                     bool (*stop)(void *ctx), void *ctx);
+
+/* The outcome of a refinement, as the manifest records it. */
+struct state_refinement {
+    double start, best; /* mean divergence on the guard's windows, nats a token */
+    int64_t best_step, steps;
+};
+/* Writes the stored outcome. Requires state_refined. */
+enum err state_refinement(struct state_refinement *out, const struct state *s);
+/* Saves all refined blocks, durably, and then forgets the unfinished refinement. */
+enum err state_save_refined(struct state *s, const struct block_quant *layers,
+                            const struct state_refinement *r);
+/* Callbacks for refine_io that save and load the unfinished refinement; ctx is the state. */
+enum err state_save_refining(void *ctx, const struct named_tensor *t, int n);
+enum err state_load_refining(void *ctx, const struct named_tensor **t, int *n);
 
 #endif

@@ -8,7 +8,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MAX_TENSORS (3 * N_LIN + 4)
+#define MAX_TENSORS (3 * N_LIN + 4 + N_GAINS)
+
+static const char *const gain_name[] = {[GAIN_ATTENTION] = "attention_norm",
+                                        [GAIN_MLP] = "mlp_norm",
+                                        [GAIN_Q] = "q_norm",
+                                        [GAIN_K] = "k_norm",
+                                        [GAIN_FINAL] = "final_norm"};
 
 struct tensor_list {
     struct named_tensor t[MAX_TENSORS];
@@ -23,7 +29,8 @@ static void add(struct tensor_list *l, const char *name, const char *suffix,
     slot->t = t;
 }
 
-static void list_block(struct tensor_list *l, const struct block_quant *q)
+static void list_block(struct tensor_list *l, const struct block_quant *q,
+                       const struct arch *a, int64_t layer)
 {
     for (int i = 0; i < N_LIN; i++) {
         const struct qlinear *lin = &q->lin[i];
@@ -39,22 +46,29 @@ static void list_block(struct tensor_list *l, const struct block_quant *q)
     add(l, "k_shift", "", tensor_1d(q->k_shift, DT_F32, q->n_channels));
     add(l, "v_scale", "", tensor_1d(q->v_scale, DT_F32, q->n_channels));
     add(l, "v_shift", "", tensor_1d(q->v_shift, DT_F32, q->n_channels));
+    for (int g = 0; g < N_GAINS; g++)
+        if (q->gain[g])
+            add(l, gain_name[g], "",
+                tensor_1d(q->gain[g], DT_F32, arch_gain(a, layer, (enum norm_gain)g)));
 }
 
 /* Statistics as metadata, for people who inspect the file with another program. */
 enum err state_block_save(const char *path, const struct block_quant *q,
+                          const struct arch *a, int64_t layer,
                           const struct calib_block_stats *stats)
 {
     char block[24], start[32], best[32], epoch[24];
     struct tensor_list l = {.n = 0};
-    snprintf(block, sizeof(block), "%" PRId64, stats->block);
-    snprintf(start, sizeof(start), "%.17g", stats->start_loss);
-    snprintf(best, sizeof(best), "%.17g", stats->best_loss);
-    snprintf(epoch, sizeof(epoch), "%" PRId64, stats->best_epoch);
+    snprintf(block, sizeof(block), "%" PRId64, layer);
+    list_block(&l, q, a, layer);
+    if (stats) {
+        snprintf(start, sizeof(start), "%.17g", stats->start_loss);
+        snprintf(best, sizeof(best), "%.17g", stats->best_loss);
+        snprintf(epoch, sizeof(epoch), "%" PRId64, stats->best_epoch);
+    }
     const char *const metadata[] = {"block",     block, "start_loss", start,
                                     "best_loss", best,  "best_epoch", epoch};
-    list_block(&l, q);
-    return st_save(path, l.t, l.n, metadata, 4);
+    return st_save(path, l.t, l.n, metadata, stats ? 4 : 1);
 }
 
 /* Copies a tensor out of f after checking its type and shape. cols 0: one dimension. */
@@ -104,6 +118,19 @@ static enum err fetch_linear(struct qlinear *q, const struct st_file *f,
     return check_range(q->codes, q->out * q->in, f, name, format.bits);
 }
 
+static enum err fetch_gains(struct block_quant *q, const struct st_file *f,
+                            const struct arch *a, int64_t layer)
+{
+    for (int g = 0; g < N_GAINS; g++) {
+        const int64_t n = arch_gain(a, layer, (enum norm_gain)g);
+        if (!n)
+            continue;
+        TRY(mem_alloc(&q->gain[g], (size_t)n, sizeof(float)));
+        TRY(fetch(q->gain[g], f, gain_name[g], DT_F32, n, 0));
+    }
+    return OK;
+}
+
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
                           int64_t layer, const struct weight_spec *w,
                           const struct kv_spec *kv)
@@ -124,6 +151,8 @@ enum err state_block_load(struct block_quant *out, const char *path, const struc
     TRY_OUT(fetch(q.k_shift, f, "k_shift", DT_F32, channels, 0));
     TRY_OUT(fetch(q.v_scale, f, "v_scale", DT_F32, channels, 0));
     TRY_OUT(fetch(q.v_shift, f, "v_shift", DT_F32, channels, 0));
+    if (w->refined)
+        TRY_OUT(fetch_gains(&q, f, a, layer));
     *out = q;
     st_close(&f);
     return OK;

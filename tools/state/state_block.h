@@ -6,9 +6,12 @@
 
 #include "calib/calib.h"
 
+/* Saves block `layer` of a model a. stats NULL: no statistics, as for a refined block. */
 enum err state_block_save(const char *path, const struct block_quant *q,
+                          const struct arch *a, int64_t layer,
                           const struct calib_block_stats *stats);
-/* Loads the file of block `layer`. Checks every shape against a and the specs. ERR_FORMAT
+/* Loads the file of block `layer`, which has codes if weight_chooses_codes() and gains of norms
+ * if w->refined. Checks every shape against a and the specs. ERR_FORMAT
  * names the tensor. The caller releases *out with block_quant_free. */
 enum err state_block_load(struct block_quant *out, const char *path, const struct arch *a,
                           int64_t layer, const struct weight_spec *w,

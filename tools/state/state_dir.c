@@ -41,6 +41,17 @@ static int64_t block_of(const char *name, int64_t blocks)
     return strcmp(name, again) ? -1 : block;
 }
 
+/* Does the same for the file of a refined block. */
+static int64_t refined_of(const char *name, int64_t blocks)
+{
+    char again[40];
+    int64_t block;
+    if (sscanf(name, "refined-%" SCNd64, &block) != 1 || block < 0 || block >= blocks)
+        return -1;
+    state_refined_name(again, block);
+    return strcmp(name, again) ? -1 : block;
+}
+
 static bool partial_name(const char *name)
 {
     return !strcmp(name, "partial-a.safetensors") || !strcmp(name, "partial-b.safetensors");
@@ -49,7 +60,7 @@ static bool partial_name(const char *name)
 static bool file_name(const char *name, int64_t blocks)
 {
     return !strcmp(name, STATE_MANIFEST) || lock_name(name) || partial_name(name) ||
-           block_of(name, blocks) >= 0;
+           block_of(name, blocks) >= 0 || refined_of(name, blocks) >= 0;
 }
 
 /* Returns whether name is a temporary file of one of those, or of a stream. */
@@ -135,6 +146,8 @@ static bool leftover(const void *ctx, const char *name)
         const char *partial = json_string_value(json_object_get(entry, "file"));
         return !partial || strcmp(partial, name);
     }
+    if (refined_of(name, s->blocks) >= 0)
+        return !state_refined(s);
     return block_of(name, s->blocks) >= state_done(s) || dead_temp(name, s->blocks);
 }
 
@@ -146,7 +159,8 @@ enum err state_remove_leftovers(const struct state *s)
 static bool content(const void *ctx, const char *name)
 {
     const struct state *s = ctx;
-    return partial_name(name) || block_of(name, s->blocks) >= 0 || !strcmp(name, "lock") ||
+    return partial_name(name) || block_of(name, s->blocks) >= 0 ||
+           refined_of(name, s->blocks) >= 0 || !strcmp(name, "lock") ||
            dead_temp(name, s->blocks);
 }
 

@@ -115,7 +115,7 @@ void state_note_device(struct state *s, const char *device)
 
 /* Removes a partial file of an earlier manifest. Any other name is ignored, since the name
  * comes from a file. */
-static enum err remove_file(const struct state *s, const char *name)
+enum err state_remove_partial(const struct state *s, const char *name)
 {
     char *path = NULL;
     if (strcmp(name, "partial-a.safetensors") && strcmp(name, "partial-b.safetensors"))
@@ -128,7 +128,7 @@ static enum err remove_file(const struct state *s, const char *name)
 }
 
 /* Takes the partial out of the manifest. Writes its file's name, to be removed later. */
-static void detach_partial(struct state *s, char file[40])
+void state_detach_partial(struct state *s, char file[40])
 {
     const json_t *entry = json_object_get(s->manifest, "partial");
     const char *name = json_string_value(json_object_get(entry, "file"));
@@ -146,7 +146,7 @@ static enum err save_block(void *ctx, int64_t block, const struct block_quant *q
             block, state_done(s) - 1);
     state_block_name(name, block);
     TRY(state_path(&path, s, name));
-    const enum err err = state_block_save(path, q, stats);
+    const enum err err = state_block_save(path, q, &s->arch, block, stats);
     mem_free(path);
     TRY(err);
     TRY(state_file_entry(&entry, s, name));
@@ -157,24 +157,24 @@ static enum err save_block(void *ctx, int64_t block, const struct block_quant *q
     note_device(s, entry);
     FAIL_IF(json_array_append_new(done, entry), ERR_MEMORY,
             "%s: out of memory for the manifest", s->dir);
-    detach_partial(s, partial);
+    state_detach_partial(s, partial);
     TRY(state_write_manifest(s));
-    return *partial ? remove_file(s, partial) : OK;
+    return *partial ? state_remove_partial(s, partial) : OK;
 }
 
 static enum err load_block(void *ctx, int64_t block, struct block_quant *q)
 {
-    return state_load_block(q, ctx, block);
+    return state_load_calibrated(q, ctx, block);
 }
 
 /* --- the unfinished block ------------------------------------------------------------- */
 
-static enum err save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n)
+enum err state_save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n)
 {
     struct state *s = ctx;
     json_t *entry = NULL;
     char old[40], *path = NULL;
-    detach_partial(s, old);
+    state_detach_partial(s, old);
     const char *name = strcmp(old, "partial-a.safetensors") ? "partial-a.safetensors"
                                                             : "partial-b.safetensors";
     TRY(state_path(&path, s, name));
@@ -187,7 +187,7 @@ static enum err save_partial(void *ctx, int64_t block, const struct named_tensor
     FAIL_IF(json_object_set_new(s->manifest, "partial", entry), ERR_MEMORY,
             "%s: out of memory for the manifest", s->dir);
     TRY(state_write_manifest(s));
-    return *old ? remove_file(s, old) : OK;
+    return *old ? state_remove_partial(s, old) : OK;
 }
 
 void state_drop_partial(struct state *s)
@@ -237,8 +237,7 @@ out:
     return err;
 }
 
-static enum err load_partial(void *ctx, int64_t block, const struct named_tensor **t,
-                             int *n)
+enum err state_load_partial(void *ctx, int64_t block, const struct named_tensor **t, int *n)
 {
     struct state *s = ctx;
     const json_t *entry = json_object_get(s->manifest, "partial");
@@ -285,8 +284,8 @@ void state_calib_io(struct calib_io *out, struct state *s,
         .stream_close = stream_close,
         .save_block = save_block,
         .load_block = load_block,
-        .save_partial = save_partial,
-        .load_partial = load_partial,
+        .save_partial = state_save_partial,
+        .load_partial = state_load_partial,
         .event = forward_event,
         .stop = forward_stop,
     };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Private declarations of state.c (opening, manifest), state_dir.c (file names) and
- * state_io.c (calib's callbacks). */
+ * Private declarations of state.c (opening, manifest), state_dir.c (file names), state_io.c
+ * (calib's callbacks) and state_refine.c (refined blocks). */
 #ifndef WKVQ_STATE_PRIV_H
 #define WKVQ_STATE_PRIV_H
 
@@ -48,6 +48,25 @@ enum err state_file_entry(json_t **out, const struct state *s, const char *name)
 enum err state_check_entry(const struct state *s, const json_t *entry, const char *name);
 enum err state_write_manifest(const struct state *s);
 void state_drop_partial(struct state *s);
+
+/* Saves and loads the unfinished block or, as block number s->blocks, refinement. */
+enum err state_save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n);
+enum err state_load_partial(void *ctx, int64_t block, const struct named_tensor **t,
+                            int *n);
+/* Takes the partial out of the manifest, and writes its file's name, which state_remove_partial
+ * removes once the manifest is written. */
+void state_detach_partial(struct state *s, char file[40]);
+enum err state_remove_partial(const struct state *s, const char *name);
+
+/* Returns the list of refined blocks' files; NULL before refinement. Borrowed. */
+const json_t *state_refined_list(const struct state *s);
+enum err state_load_refined(struct block_quant *out, const struct state *s, int64_t i);
+/* Returns ERR_FORMAT or ERR_IO unless the refined blocks are as the manifest says. */
+enum err state_check_refined(const struct state *s);
+/* Makes the settings of refinement in `identity` the state's, if they may differ. */
+enum err state_adopt_refinement(struct state *s, const json_t *identity);
+/* Reads s->recipe and what follows from it out of the manifest. */
+enum err state_adopt_recipe(struct state *s, const char *path);
 
 /* Returns ERR_USAGE, naming the first file that is not one of this state. Before a manifest
  * is loaded, files of any state are allowed. Links and directories are refused. */
