@@ -75,6 +75,25 @@ def check_calibrate(wkvq, blocks, compute):
     assert r["parts_step_s"] == r["step_s"], r
 
 
+def check_refine(wkvq, layers, compute):
+    r = bench(wkvq, "calibrate", "--refine", "--seqlen", str(T), "--layers", str(layers),
+              "--steps", "2", "--compute", compute, "-j", "1")
+    s = SHAPES["smollm2-135m"]
+    assert r["seqlen"] == T and r["layers"] == layers and r["batch"] == 2, r
+    block = (s["H"] * s["d"] * 2 + 2 * s["K"] * s["d"] + 3 * s["F"]) * s["D"]
+    # forward twice and two products for the gradients; the head of both models and its gradient
+    linear = 2 * 2 * T * (4 * layers * block + 3 * 49152 * s["D"])
+    # two products forward, which run twice, and five backward
+    attention = 2 * 9 * layers * T * (T + 1) * s["H"] * s["d"]
+    near = lambda a, b: abs(a - b) <= 1e-6 * b
+    assert near(r["attention_flops"], attention), (r, attention)
+    assert near(r["flops"], linear + attention), (r, linear + attention)
+    for part in ("gemm_s", "attention_forward_s", "attention_backward_s", "quantization_s",
+                 "elementwise_s", "loss_s", "optimizer_s"):
+        assert r["parts"][part] > 0, (part, r)
+    assert r["step_s"] > 0 and sum(r["parts"].values()) <= 2 * r["step_s"], r
+
+
 OPERATIONS = {
     "gemm_nt", "gemm_nn", "gemm_tn", "bias", "attn", "attn_bwd", "copy", "rmsnorm",
     "rmsnorm_bwd", "add", "rope", "silu_gate", "silu_gate_bwd", "fake_quant_weights",
@@ -127,6 +146,9 @@ def check_decode(wkvq, depth):
 
 def check_refused(wkvq):
     for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
+                       (["calibrate", "--refine", "--layers", "31"], "--layers 31"),
+                       (["calibrate", "--layers", "3"], "--layers needs --refine"),
+                       (["kernels", "--refine"], "belong to `bench calibrate`"),
                        (["speed"], "kernels, calibrate or decode"),
                        (["decode", "/nonexistent"], "/nonexistent"),
                        (["kernels", "/nonexistent"], "/nonexistent"),
@@ -150,6 +172,8 @@ def check_text(wkvq):
 def main(wkvq):
     check_calibrate(wkvq, 0, "f32")
     check_calibrate(wkvq, 2, "bf16")
+    check_refine(wkvq, 1, "f32")
+    check_refine(wkvq, 2, "bf16")
     check_kernels(wkvq, "f32")
     check_kernels(wkvq, "bf16")
     check_decode(wkvq, 0)

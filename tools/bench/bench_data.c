@@ -87,26 +87,59 @@ size_t bench_weights_bytes(const struct arch *a)
     return (size_t)(arch_block_params(a) + a->d_model) * sizeof(uint16_t);
 }
 
-enum err bench_weights_open(struct bench_weights *w, const struct arch *a)
+/* Makes n weights, BF16, and D ones after them. Release *out with mem_free. */
+static enum err repeated_normal(void **out, int64_t n, int64_t D)
 {
-    const int64_t n = arch_block_params(a), step = pattern_length(n);
-    void *normal = NULL;
-    uint16_t *at = NULL;
-    *w = (struct bench_weights){.arch = *a};
-    TRY(mem_alloc(&w->memory, (size_t)(n + a->d_model), sizeof(uint16_t)));
-    TRY(pattern(&normal, DT_BF16, step, 1, WEIGHT_SCALE));
-    at = w->memory;
+    const int64_t step = pattern_length(n);
+    void *normal = NULL, *memory = NULL;
+    TRY(mem_alloc(&memory, (size_t)(n + D), sizeof(uint16_t)));
+    const enum err err = pattern(&normal, DT_BF16, step, 1, WEIGHT_SCALE);
+    if (err) {
+        mem_free(memory);
+        return err;
+    }
+    uint16_t *at = memory;
     for (int64_t i = 0; i < n; i += step)
         memcpy(at + i, normal, (size_t)(n - i < step ? n - i : step) * sizeof(*at));
-    for (int64_t i = 0; i < a->d_model; i++)
+    for (int64_t i = 0; i < D; i++)
         at[n + i] = bf16_from_f32(1);
     mem_free(normal);
+    *out = memory;
+    return OK;
+}
+
+enum err bench_weights_open(struct bench_weights *w, const struct arch *a)
+{
+    *w = (struct bench_weights){.arch = *a};
+    TRY(repeated_normal(&w->memory, arch_block_params(a), a->d_model));
     w->source = (struct model_source){.ctx = w, .block = weights_block};
+    return OK;
+}
+
+static enum err weights_ends(void *ctx, struct host_mat *embed, struct host_mat *norm,
+                             struct host_mat *head)
+{
+    const struct bench_weights *w = ctx;
+    struct block_src block;
+    TRY(weights_block(ctx, 0, &block));
+    *embed =
+        (struct host_mat){w->embedding, DT_BF16, w->arch.vocab, w->arch.d_model, "embed"};
+    *head = *embed;
+    *norm = block.norm1;
+    return OK;
+}
+
+enum err bench_weights_add_ends(struct bench_weights *w)
+{
+    const int64_t n = w->arch.vocab * w->arch.d_model;
+    TRY(repeated_normal(&w->embedding, n, 0));
+    w->source.ends = weights_ends;
     return OK;
 }
 
 void bench_weights_close(struct bench_weights *w)
 {
+    mem_free(w->embedding);
     mem_free(w->memory);
     *w = (struct bench_weights){0};
 }

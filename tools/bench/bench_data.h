@@ -15,9 +15,12 @@ enum err bench_open(struct dev **out, enum dtype *act, const char *device, int t
 struct bench_weights {
     struct arch arch;
     void *memory;
+    void *embedding; /* and head, BF16 [V][D]; NULL: none */
     struct model_source source;
 };
 enum err bench_weights_open(struct bench_weights *w, const struct arch *a);
+/* Adds an embedding, which is also the head. */
+enum err bench_weights_add_ends(struct bench_weights *w);
 void bench_weights_close(struct bench_weights *w); /* accepts a zeroed one */
 size_t bench_weights_bytes(const struct arch *a);
 

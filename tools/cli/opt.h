@@ -35,7 +35,8 @@ struct args {
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
     const char *batch, *length; /* repeatable options */
-    bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform;
+    bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform,
+        refine;
     int64_t limit;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
     int64_t parallel, samples, epochs, blocks, layers, steps, threads, logit_tokens;

@@ -18,6 +18,11 @@ static const struct opt options[] = {
     {OPT_INT, .name = "blocks", .arg = "K", .offset = offsetof(struct args, blocks),
      .value = "5", .lo = 0, .hi = 64,
      .help = "Blocks after the trained one (crr.blocks)"},
+    {OPT_FLAG, .name = "refine", .offset = offsetof(struct args, refine),
+     .help = "calibrate: measure a step of end-to-end refinement instead"},
+    {OPT_INT, .name = "layers", .arg = "N", .offset = offsetof(struct args, layers),
+     .value = "0", .lo = 0, .hi = 1000,
+     .help = "With --refine: layers of the model; 0 = all of the shape's"},
     {OPT_INT, .name = "steps", .arg = "N", .offset = offsetof(struct args, steps),
      .value = "3", .lo = 1, .hi = 100000,
      .help = "Steps or tokens to measure, after one for warm-up"},
@@ -45,8 +50,11 @@ static enum err run(struct args *a)
             "bench %s %s: only `bench decode` accepts an artifact", what, a->pos.item[1]);
     if (!strcmp(what, "kernels"))
         return bench_kernels(a);
+    FAIL_IF((a->refine || a->layers) && strcmp(what, "calibrate"), ERR_USAGE,
+            "bench %s: --refine and --layers belong to `bench calibrate`", what);
+    FAIL_IF(a->layers && !a->refine, ERR_USAGE, "--layers needs --refine");
     if (!strcmp(what, "calibrate"))
-        return bench_calibrate(a);
+        return a->refine ? bench_refine(a) : bench_calibrate(a);
     if (!strcmp(what, "decode"))
         return bench_decode(a);
     FAIL(ERR_USAGE, "bench '%s': want kernels, calibrate or decode", what);

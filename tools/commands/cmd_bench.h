@@ -11,6 +11,8 @@
 enum err bench_kernels(struct args *a);
 /* Measures one training step by parts, and the matrix products of the same shapes alone. */
 enum err bench_calibrate(struct args *a);
+/* Measures one step of end-to-end refinement by parts. */
+enum err bench_refine(struct args *a);
 /* Measures the tokens per second of the packed runtime on an artifact, and its share of the
  * memory bandwidth. */
 enum err bench_decode(struct args *a);
