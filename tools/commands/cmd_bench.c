@@ -48,11 +48,11 @@ static enum err run(struct args *a)
     const char *what = a->pos.item[0];
     FAIL_IF(a->pos.n > 1 && strcmp(what, "decode"), ERR_USAGE,
             "bench %s %s: only `bench decode` accepts an artifact", what, a->pos.item[1]);
-    if (!strcmp(what, "kernels"))
-        return bench_kernels(a);
     FAIL_IF((a->refine || a->layers) && strcmp(what, "calibrate"), ERR_USAGE,
             "bench %s: --refine and --layers belong to `bench calibrate`", what);
     FAIL_IF(a->layers && !a->refine, ERR_USAGE, "--layers needs --refine");
+    if (!strcmp(what, "kernels"))
+        return bench_kernels(a);
     if (!strcmp(what, "calibrate"))
         return a->refine ? bench_refine(a) : bench_calibrate(a);
     if (!strcmp(what, "decode"))
