@@ -5,7 +5,7 @@
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "tools/bench/bench_data.h"
-#include "tools/commands/cmd_bench.h"
+#include "tools/commands/bench/cmd_bench.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -9,7 +9,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_data.h"
-#include "tools/commands/cmd_bench.h"
+#include "tools/commands/bench/cmd_bench.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/commands/cmd_bench.h"
+#include "tools/commands/bench/cmd_bench.h"
 
 #include "tools/bench/bench_data.h"
 #include "tools/cli/choices.h"

@@ -9,7 +9,7 @@
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_data.h"
 #include "tools/bench/bench_gemm.h"
-#include "tools/commands/cmd_bench.h"
+#include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
 
 #include <inttypes.h>

@@ -5,7 +5,7 @@
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_refine.h"
-#include "tools/commands/cmd_bench.h"
+#include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
 
 #include <inttypes.h>
