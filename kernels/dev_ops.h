@@ -91,6 +91,9 @@ struct dev_ops {
                        int64_t group_size);
     void (*scale_steps)(struct dev *d, const struct tensor *scales,
                         const struct tensor *base, const struct tensor *u, int significant);
+    void (*round_steps)(struct dev *d, const struct tensor *codes,
+                        const struct tensor *offsets, const struct tensor *grad, int bits,
+                        float step);
     void (*group_dot)(struct dev *d, const struct tensor *out, const struct tensor *a,
                       const struct tensor *b, int64_t group_size);
     void (*rmsnorm_gain_bwd)(struct dev *d, const struct tensor *dg,

@@ -69,6 +69,24 @@ enum err dev_group_dot(struct dev *d, const struct tensor *out, const struct ten
     OP_END(DEV_FAKE_QUANT, started);
 }
 
+enum err dev_round_steps(struct dev *d, const struct tensor *codes,
+                         const struct tensor *offsets, const struct tensor *grad, int bits,
+                         float step)
+{
+    OP_BEGIN(round_steps, started);
+    WANT(is_type(grad, DT_F32) && grad->n_dims == 2, "round_steps: want grad F32 [N,C]");
+    const int64_t N = grad->dim[0], C = grad->dim[1];
+    WANT(is_type(codes, DT_U8) &&
+             (matrix(codes, N, C) || (bits <= 4 && matrix(codes, N, (C + 1) / 2))),
+         "round_steps: want codes U8 [N,C], or [N,ceil(C/2)] of up to 4 bits");
+    WANT(is_type(offsets, DT_F16) && matrix(offsets, N, C),
+         "round_steps: want offsets F16 [N,C]");
+    WANT(bits >= 2 && bits <= 8 && step > 0 && step < 1,
+         "round_steps: want 2 to 8 bits and a step between 0 and 1");
+    d->ops.round_steps(d, codes, offsets, grad, bits, step);
+    OP_END(DEV_OPTIMIZER, started);
+}
+
 static int64_t rows_of_norm(const struct tensor *x)
 {
     return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];

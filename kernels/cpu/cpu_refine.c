@@ -87,6 +87,51 @@ static void cpu_scale_steps(struct dev *d, const struct tensor *scales,
     cpu_run_flat(d, tensor_count(scales), scale_steps_part, &j);
 }
 
+struct round {
+    const struct tensor *codes, *offsets, *grad;
+    int bits;
+    float step;
+};
+
+/* A row of codes, one a byte. */
+static void round_bytes(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
+                        const struct round *j)
+{
+    for (int64_t c = 0; c < n; c++)
+        codes[c] = (uint8_t)quant_round_step(codes[c], &offset[c],
+                                             quant_signed_step(grad[c], j->step), j->bits);
+}
+
+/* A row of codes, two a byte. */
+static void round_nibbles(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
+                          const struct round *j)
+{
+    for (int64_t c = 0; c < n; c++) {
+        const int shift = c % 2 * 4, code = codes[c / 2] >> shift & 15;
+        const int now = quant_round_step(code, &offset[c],
+                                         quant_signed_step(grad[c], j->step), j->bits);
+        codes[c / 2] = (uint8_t)(codes[c / 2] ^ (code ^ now) << shift);
+    }
+}
+
+static void round_row(const void *ctx, int64_t r)
+{
+    const struct round *j = ctx;
+    const int64_t C = j->grad->dim[1];
+    uint8_t *codes = (uint8_t *)j->codes->data + r * j->codes->ld;
+    uint16_t *offset = (uint16_t *)j->offsets->data + r * j->offsets->ld;
+    (j->codes->dim[1] == C ? round_bytes : round_nibbles)(codes, offset,
+                                                          cpu_row(j->grad, r), C, j);
+}
+
+static void cpu_round_steps(struct dev *d, const struct tensor *codes,
+                            const struct tensor *offsets, const struct tensor *grad,
+                            int bits, float step)
+{
+    const struct round j = {codes, offsets, grad, bits, step};
+    cpu_run_rows(d, grad->dim[0], 4 * grad->dim[1], round_row, &j);
+}
+
 struct dot {
     const struct tensor *out, *a, *b;
     int64_t G;
@@ -251,6 +296,7 @@ void ISA_NAME(cpu_fill_refine)(struct dev_ops *o)
 {
     o->dequantize = cpu_dequantize;
     o->scale_steps = cpu_scale_steps;
+    o->round_steps = cpu_round_steps;
     o->group_dot = cpu_group_dot;
     o->rmsnorm_gain_bwd = cpu_rmsnorm_gain_bwd;
     o->distill = cpu_distill;

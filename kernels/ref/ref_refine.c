@@ -43,6 +43,32 @@ static void ref_scale_steps(struct dev *d, const struct tensor *scales,
             quant_scale_step(((const uint16_t *)base->data)[i], ref_get(u, i), significant);
 }
 
+static void set_code(const struct tensor *codes, int64_t cols, int64_t r, int64_t c,
+                     int code)
+{
+    uint8_t *row = (uint8_t *)codes->data + r * codes->ld;
+    if (codes->dim[1] == cols)
+        row[c] = (uint8_t)code;
+    else if (c % 2)
+        row[c / 2] = (uint8_t)((row[c / 2] & 15) | code << 4);
+    else
+        row[c / 2] = (uint8_t)((row[c / 2] & 0xf0) | code);
+}
+
+static void ref_round_steps(struct dev *d, const struct tensor *codes,
+                            const struct tensor *offsets, const struct tensor *grad,
+                            int bits, float step)
+{
+    const int64_t C = grad->dim[1];
+    for (int64_t r = 0; r < grad->dim[0]; r++)
+        for (int64_t c = 0; c < C; c++) {
+            const float x = quant_signed_step(ref_get(grad, r * grad->ld + c), step);
+            uint16_t *offset = (uint16_t *)offsets->data + r * offsets->ld + c;
+            set_code(codes, C, r, c,
+                     quant_round_step(code_at(codes, C, r, c), offset, x, bits));
+        }
+}
+
 static void ref_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
                           const struct tensor *b, int64_t group_size)
 {
@@ -109,6 +135,7 @@ void ref_fill_refine(struct dev_ops *o)
 {
     o->dequantize = ref_dequantize;
     o->scale_steps = ref_scale_steps;
+    o->round_steps = ref_round_steps;
     o->group_dot = ref_group_dot;
     o->rmsnorm_gain_bwd = ref_rmsnorm_gain_bwd;
     o->distill = ref_distill;

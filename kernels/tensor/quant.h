@@ -113,6 +113,28 @@ HALF_FN uint16_t quant_scale_step(uint16_t h, float u, int significant)
                              significant);
 }
 
+/* Moves a code and its offset, fp16 bits, by x on the grid, |x| < 1 (dev_round_steps). Returns the
+ * code. */
+HALF_FN int quant_round_step(int code, uint16_t *offset, float x, int bits)
+{
+    float o = f16_to_f32(*offset) + x;
+    if (o > 0.5f && code < (1 << bits) - 1) {
+        code++;
+        o -= 1;
+    } else if (o < -0.5f && code > 0) {
+        code--;
+        o += 1;
+    }
+    *offset = f16_from_f32(quant_clamp(o, -0.5f, 0.5f));
+    return code;
+}
+
+/* Returns how far a gradient moves a place on the grid. */
+HALF_FN float quant_signed_step(float grad, float step)
+{
+    return grad > 0 ? -step : grad < 0 ? step : 0;
+}
+
 /* x~ = (x - shift) / s */
 HALF_FN float quant_kv_in(float x, float s, float shift)
 {

@@ -100,6 +100,106 @@ static void test_scale_steps(struct ck *c)
             one_scale_steps(c, 7, c->bench ? 65536 : 37, bits[b], reach[i]);
 }
 
+/* Code c of row r. */
+static int code_of(const struct tensor *codes, int64_t cols, int64_t r, int64_t c)
+{
+    const uint8_t *row = (const uint8_t *)codes->data + r * codes->ld;
+    return codes->dim[1] == cols ? row[c] : row[c / 2] >> c % 2 * 4 & 15;
+}
+
+/* Fills both sides with the same codes and offsets. The ends of the grid and of an interval are
+ * among them. */
+static void fill_places(struct ck *c, const struct ck_out *codes,
+                        const struct ck_out *offsets, int bits)
+{
+    const struct tensor *k = &codes->side[0], *o = &offsets->side[0];
+    const bool packed = k->dim[1] != o->dim[1];
+    for (int64_t r = 0; r < o->dim[0]; r++) {
+        for (int64_t i = 0; i < k->dim[1]; i++) {
+            const uint8_t x =
+                (uint8_t)rng_below(&c->rng, packed ? 256 : (uint64_t)1 << bits);
+            for (int s = 0; s < N_SIDES; s++)
+                ((uint8_t *)codes->side[s].data)[r * codes->side[s].ld + i] = x;
+        }
+        for (int64_t i = 0; i < o->dim[1]; i++) {
+            const uint64_t which = rng_below(&c->rng, 4);
+            const float x = which == 0   ? 0.5f
+                            : which == 1 ? -0.5f
+                                         : (float)rng_below(&c->rng, 1025) / 1024 - 0.5f;
+            for (int s = 0; s < N_SIDES; s++)
+                ((uint16_t *)offsets->side[s].data)[r * offsets->side[s].ld + i] =
+                    f16_from_f32(x);
+        }
+    }
+}
+
+/* Code plus offset moved as the gradient says, within the grid and fp16's rounding. */
+static void check_places(struct ck *c, const struct tensor *codes,
+                         const struct tensor *offsets, const struct tensor *grad,
+                         const double *before, float step, int bits)
+{
+    const int64_t C = grad->dim[1];
+    const double top = (1 << bits) - 0.5;
+    for (int64_t i = 0; i < grad->dim[0] * C; i++) {
+        const int64_t r = i / C, k = i % C;
+        const double g = ck_get(grad, r, k);
+        const double o =
+            (double)f16_to_f32(((const uint16_t *)offsets->data)[r * offsets->ld + k]);
+        const double want = fmin(top, fmax(-0.5, before[i] - (g > 0   ? (double)step
+                                                              : g < 0 ? -(double)step
+                                                                      : 0)));
+        const double have = code_of(codes, C, r, k) + o;
+        if (!(fabs(have - want) <= 0x1p-11) || !(fabs(o) <= 0.5))
+            ck_fail(c, "[%ld][%ld]: place %g, want %g", (long)r, (long)k, have, want);
+    }
+}
+
+static void one_round_steps(struct ck *c, int64_t rows, int64_t cols, int bits, bool packed,
+                            float step)
+{
+    ck_begin(c, "%ldx%ld, %d bits%s, step %g", (long)rows, (long)cols, bits,
+             packed ? " packed" : "", (double)step);
+    const struct tensor grad = ck_in_empty(c, ck_2d(DT_F32, rows, cols, 3));
+    const struct ck_out codes =
+        ck_poisoned(c, ck_2d(DT_U8, rows, packed ? (cols + 1) / 2 : cols, 1));
+    const struct ck_out offsets = ck_poisoned(c, ck_2d(DT_F16, rows, cols, 2));
+    double *before = ck_doubles(c, rows * cols);
+    fill_places(c, &codes, &offsets, bits);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        const int64_t r = i / cols, k = i % cols;
+        const struct tensor *o = &offsets.side[0];
+        ck_set(&grad, r, k, (double)(int64_t)rng_below(&c->rng, 3) - 1);
+        before[i] = code_of(&codes.side[0], cols, r, k) +
+                    (double)f16_to_f32(((const uint16_t *)o->data)[r * o->ld + k]);
+    }
+    CK_EACH(c, s)
+    ck_ok(c,
+          dev_round_steps(c->dev[s], &codes.side[s], &offsets.side[s], &grad, bits, step));
+    ck_bits(c, "codes", &codes);
+    ck_bits(c, "offsets", &offsets);
+    if (!c->bench)
+        check_places(c, &codes.side[SIDE_REF], &offsets.side[SIDE_REF], &grad, before, step,
+                     bits);
+    ck_end(c);
+}
+
+static void test_round_steps(struct ck *c)
+{
+    static const float steps[] = {1e-3f, 0.25f, 0.9f};
+    if (c->bench) {
+        one_round_steps(c, 2048, 2048, 4, true, 0.01f);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(group_cases); i++)
+        for (size_t k = 0; k < ARRAY_LEN(steps); k++) {
+            const int64_t rows = group_cases[i].rows, cols = group_cases[i].cols;
+            one_round_steps(c, rows, cols, 4, true, steps[k]);
+            one_round_steps(c, rows, cols, 4, false, steps[k]);
+            one_round_steps(c, rows, cols, 8, false, steps[k]);
+            one_round_steps(c, rows, cols, 3, false, steps[k]);
+        }
+}
+
 static void one_group_dot(struct ck *c, const struct group_case *k, enum dtype b_type,
                           enum ck_pattern p)
 {
@@ -227,7 +327,10 @@ static void test_distill(struct ck *c)
         }
 }
 
-const struct ck_test ck_refine_tests[] = {
-    {"dequantize", test_dequantize}, {"scale_steps", test_scale_steps},
-    {"group_dot", test_group_dot},   {"rmsnorm_gain_bwd", test_gain},
-    {"distill", test_distill},       {NULL, NULL}};
+const struct ck_test ck_refine_tests[] = {{"dequantize", test_dequantize},
+                                          {"scale_steps", test_scale_steps},
+                                          {"round_steps", test_round_steps},
+                                          {"group_dot", test_group_dot},
+                                          {"rmsnorm_gain_bwd", test_gain},
+                                          {"distill", test_distill},
+                                          {NULL, NULL}};
