@@ -35,7 +35,11 @@ struct refine {
     int64_t *order;        /* [samples] of the epoch in work */
     int64_t epoch_of_order;
     struct distiller distill;
-    struct tensor dx; /* [T,D] F32 */
+    struct tensor *dx; /* [batch] [T,D] F32 */
+    void *dx_memory;
+    int64_t *chosen;     /* [batch] windows in work */
+    const int32_t **ids; /* [batch] their tokens */
+    uint8_t *best_codes; /* host, as st.codes; NULL: codes are fixed */
     struct refine_result *out;
     int64_t step, steps;
     double units_done, units_total; /* windows through the model once, forward */
@@ -89,7 +93,8 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
 static enum err teacher_states(struct refine *r)
 {
     struct host_mat embed, norm, head;
-    const struct tensor *x = &r->st.states[0], *out = &r->st.states[1];
+    const struct tensor *x = student_state(&r->st, 0, 0),
+                        *out = student_state(&r->st, 0, 1);
     struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
     TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
@@ -110,15 +115,29 @@ static enum err teacher_states(struct refine *r)
 
 /* --- the loss ----------------------------------------------------------------------- */
 
-/* Mean KL and CE of window i, which went through the student; grads: also the gradient of
- * its last states, in r->dx. */
-static enum err window_loss(struct refine *r, double loss[2], int64_t i, bool grads)
+static const int32_t *window(const struct refine *r, int64_t i)
+{
+    return r->tokens + i * r->s->seqlen;
+}
+
+/* Takes windows first[0..n) through the student. */
+static enum err forward(struct refine *r, const int64_t *first, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        r->ids[i] = window(r, first[i]);
+    return student_forward(&r->st, r->ids, n);
+}
+
+/* Mean KL and CE of window i, which went through the student as number `slot` of a batch;
+ * grads: also the gradient of its last states, in r->dx[slot]. */
+static enum err window_loss(struct refine *r, double loss[2], int64_t i, int64_t slot,
+                            bool grads)
 {
     struct tensor teacher;
     TRY(stream_stage(&r->teacher, &teacher, i));
-    const struct distill_pair p = {&r->st.states[r->arch->n_layers], &r->st.final_norm,
-                                   &teacher, r->tokens + i * r->s->seqlen};
-    const struct distill_grads g = {&r->dx, &r->st.dfinal, r->s->kl, r->s->ce,
+    const struct distill_pair p = {student_state(&r->st, slot, r->arch->n_layers),
+                                   &r->st.final_norm, &teacher, window(r, i)};
+    const struct distill_grads g = {&r->dx[slot], &r->st.dfinal, r->s->kl, r->s->ce,
                                     1 / (float)r->s->batch};
     return distill_loss(&r->distill, loss, &p, grads ? &g : NULL);
 }
@@ -140,22 +159,6 @@ static void shuffle(struct refine *r, int64_t epoch)
         r->order[j] = x;
     }
     r->epoch_of_order = epoch;
-}
-
-static enum err window_grads(struct refine *r, double *loss, int64_t i)
-{
-    double sums[2];
-    TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
-    TRY(window_loss(r, sums, i, true));
-    *loss +=
-        ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
-    FAIL_IF(!isfinite(*loss), ERR_NUMERIC,
-            "refinement, step %" PRId64 ", window %" PRId64
-            ": the loss is not finite; start again with lower rates in refine.lr_*",
-            r->step + 1, i);
-    TRY(student_backward(&r->st, &r->dx));
-    r->units_done += 4;
-    return OK;
 }
 
 static const char *const kind_name[N_REFINE_KINDS] = {"weight scales", "norms", "smoothing",
@@ -197,16 +200,43 @@ static enum err update(struct refine *r)
     return OK;
 }
 
-static enum err take_step(struct refine *r)
+/* Writes which windows the next step takes. A last, shorter batch of an epoch is filled from the
+ * beginning of the epoch's order. */
+static void choose_batch(struct refine *r)
 {
     const int64_t per_epoch = steps_of_epoch(r->s), first = r->step % per_epoch;
-    double loss = 0;
     shuffle(r, r->step / per_epoch);
-    TRY(dev_zero(r->dev, r->st.g.data, (size_t)tensor_count(&r->st.g) * sizeof(float)));
+    for (int64_t k = 0; k < r->s->batch; k++)
+        r->chosen[k] = r->order[(first * r->s->batch + k) % r->s->samples];
+}
+
+/* Mean loss of the chosen windows, and the gradients of their last states. */
+static enum err batch_loss(struct refine *r, double *loss)
+{
+    *loss = 0;
     for (int64_t k = 0; k < r->s->batch; k++) {
-        const int64_t at = (first * r->s->batch + k) % r->s->samples;
-        TRY(window_grads(r, &loss, r->order[at]));
+        double sums[2];
+        TRY(window_loss(r, sums, r->chosen[k], k, true));
+        *loss +=
+            ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
+        FAIL_IF(!isfinite(*loss), ERR_NUMERIC,
+                "refinement, step %" PRId64 ", window %" PRId64
+                ": the loss is not finite; start again with lower rates in refine.lr_*",
+                r->step + 1, r->chosen[k]);
     }
+    return OK;
+}
+
+static enum err take_step(struct refine *r)
+{
+    double loss;
+    choose_batch(r);
+    TRY(dev_zero(r->dev, r->st.g.data, (size_t)tensor_count(&r->st.g) * sizeof(float)));
+    TRY(forward(r, r->chosen, r->s->batch));
+    TRY(batch_loss(r, &loss));
+    r->st.round_step = rate(r, r->s->lr_round);
+    TRY(student_backward(&r->st, r->dx, r->s->batch));
+    r->units_done += 4 * (double)r->s->batch;
     TRY(update(r));
     TRY(dev_sync(r->dev));
     r->step++;
@@ -216,17 +246,28 @@ static enum err take_step(struct refine *r)
 
 /* --- the guard ---------------------------------------------------------------------- */
 
+/* Adds the divergence of guard windows [first, first + n). */
+static enum err guard_batch(struct refine *r, double *sum, int64_t first, int64_t n)
+{
+    double loss[2];
+    for (int64_t i = 0; i < n; i++)
+        r->chosen[i] = first + i;
+    TRY(forward(r, r->chosen, n));
+    for (int64_t i = 0; i < n; i++) {
+        TRY(window_loss(r, loss, first + i, i, false));
+        *sum += loss[0];
+    }
+    r->units_done += (double)n;
+    FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
+    return OK;
+}
+
 static enum err guard_loss(struct refine *r, double *mean)
 {
-    double sum = 0, loss[2];
-    for (int64_t i = r->s->samples; i < r->s->samples + r->s->guard; i++) {
-        TRY(student_forward(&r->st, r->tokens + i * r->s->seqlen));
-        TRY(window_loss(r, loss, i, false));
-        sum += loss[0];
-        r->units_done += 1;
-        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
-                r->step);
-    }
+    const int64_t end = r->s->samples + r->s->guard;
+    double sum = 0;
+    for (int64_t i = r->s->samples; i < end; i += r->s->batch)
+        TRY(guard_batch(r, &sum, i, end - i < r->s->batch ? end - i : r->s->batch));
     *mean = sum / (double)r->s->guard;
     FAIL_IF(!isfinite(*mean), ERR_NUMERIC,
             "refinement, step %" PRId64 ": the loss on the guard's windows is not finite",
@@ -243,6 +284,27 @@ static enum err copy_params(struct refine *r, const struct tensor *y,
     return dev_copy(r->dev, &to, &from);
 }
 
+static size_t code_bytes(const struct refine *r)
+{
+    return r->best_codes ? (size_t)r->st.codes.dim[0] : 0;
+}
+
+static enum err keep_best(struct refine *r)
+{
+    TRY(copy_params(r, &r->st.best, &r->st.p));
+    return r->best_codes
+               ? dev_download(r->dev, r->best_codes, r->st.codes.data, code_bytes(r))
+               : OK;
+}
+
+static enum err restore_best(struct refine *r)
+{
+    TRY(copy_params(r, &r->st.p, &r->st.best));
+    return r->best_codes
+               ? dev_upload(r->dev, r->st.codes.data, r->best_codes, code_bytes(r))
+               : OK;
+}
+
 static enum err look(struct refine *r)
 {
     double now = 0;
@@ -252,7 +314,7 @@ static enum err look(struct refine *r)
     if (r->step == 0 || now < r->out->best) {
         r->out->best = now;
         r->out->best_step = r->step;
-        TRY(copy_params(r, &r->st.best, &r->st.p));
+        TRY(keep_best(r));
     }
     tell(r, NAN, now);
     return OK;
@@ -269,46 +331,69 @@ static bool looks_after(const struct refine *r, int64_t step)
 
 /* --- saving ------------------------------------------------------------------------- */
 
-enum { SAVED_STEP, SAVED_GUARD, SAVED_P, SAVED_M, SAVED_V, SAVED_BEST, N_SAVED };
+enum {
+    SAVED_STEP,
+    SAVED_GUARD,
+    SAVED_P,
+    SAVED_M,
+    SAVED_V,
+    SAVED_BEST,
+    SAVED_CODES, /* the last three only where codes learn */
+    SAVED_OFFSETS,
+    SAVED_BEST_CODES,
+    N_SAVED
+};
 static const char *const saved_name[N_SAVED] = {
-    "refine.step", "refine.guard", "refine.p", "refine.m", "refine.v", "refine.best"};
+    "refine.step", "refine.guard", "refine.p",       "refine.m",         "refine.v",
+    "refine.best", "refine.codes", "refine.offsets", "refine.best_codes"};
 
-static struct tensor *saved_params(struct refine *r, int i)
+static int saved_count(const struct refine *r)
 {
-    struct tensor *const all[] = {&r->st.p, &r->st.m, &r->st.v, &r->st.best};
+    return r->best_codes ? N_SAVED : SAVED_CODES;
+}
+
+/* The tensors on the device that are saved. */
+static const struct tensor *saved_tensor(const struct refine *r, int i)
+{
+    const struct tensor *const all[] = {&r->st.p,    &r->st.m,     &r->st.v,
+                                        &r->st.best, &r->st.codes, &r->st.offsets};
     return all[i - SAVED_P];
 }
 
-static enum err save_all(struct refine *r, struct named_tensor *t, float *host)
+static size_t bytes_of(const struct tensor *x)
 {
-    const int64_t n = tensor_count(&r->st.p);
+    return (size_t)tensor_count(x) * dtype_bytes(x->dtype);
+}
+
+static enum err save_all(struct refine *r, struct named_tensor *t)
+{
     int64_t position[] = {r->step, r->out->best_step};
     double loss[] = {r->out->start, r->out->best};
     t[SAVED_STEP].t = tensor_1d(position, DT_I64, 2);
     t[SAVED_GUARD].t = tensor_1d(loss, DT_I64, 2); /* the bits of two doubles */
-    for (int i = SAVED_P; i < N_SAVED; i++) {
-        float *to = host + (i - SAVED_P) * n;
-        TRY(dev_download(r->dev, to, saved_params(r, i)->data, (size_t)n * sizeof(*to)));
-        t[i].t = tensor_1d(to, DT_F32, n);
+    for (int i = SAVED_P; i < saved_count(r) && i < SAVED_BEST_CODES; i++) {
+        const struct tensor *from = saved_tensor(r, i);
+        TRY(mem_alloc(&t[i].t.data, bytes_of(from), 1));
+        TRY(dev_download(r->dev, t[i].t.data, from->data, bytes_of(from)));
+        t[i].t = tensor_1d(t[i].t.data, from->dtype, tensor_count(from));
     }
-    for (int i = 0; i < N_SAVED; i++)
+    if (r->best_codes)
+        t[SAVED_BEST_CODES].t = tensor_1d(r->best_codes, DT_U8, r->st.codes.dim[0]);
+    for (int i = 0; i < saved_count(r); i++)
         snprintf(t[i].name, sizeof(t[i].name), "%s", saved_name[i]);
-    return r->io->save(r->io->ctx, t, N_SAVED);
+    return r->io->save(r->io->ctx, t, saved_count(r));
 }
 
 static enum err save(struct refine *r)
 {
     struct named_tensor *t = NULL;
-    float *host = NULL;
-    enum err err = OK;
     if (!r->io->save)
         return OK;
-    TRY_OUT(mem_calloc(&t, N_SAVED, sizeof(*t)));
-    TRY_OUT(mem_alloc(&host, 4 * (size_t)tensor_count(&r->st.p), sizeof(*host)));
-    TRY_OUT(save_all(r, t, host));
-out:
+    TRY(mem_calloc(&t, N_SAVED, sizeof(*t)));
+    const enum err err = save_all(r, t);
+    for (int i = SAVED_P; i < SAVED_BEST_CODES; i++)
+        mem_free(t[i].t.data);
     mem_free(t);
-    mem_free(host);
     return err;
 }
 
@@ -320,6 +405,21 @@ static const struct tensor *find(const struct named_tensor *t, int n, int what,
             tensor_count(&t[i].t) == size)
             return &t[i].t;
     return NULL;
+}
+
+static enum err restore_tensor(struct refine *r, const struct named_tensor *t, int n,
+                               int what)
+{
+    const struct tensor *to =
+        what == SAVED_BEST_CODES ? &r->st.codes : saved_tensor(r, what);
+    const struct tensor *x = find(t, n, what, tensor_count(to), to->dtype);
+    FAIL_IF(!x, ERR_MISMATCH, "the saved refinement has no '%s' of this model's size",
+            saved_name[what]);
+    if (what == SAVED_BEST_CODES) {
+        memcpy(r->best_codes, x->data, bytes_of(x));
+        return OK;
+    }
+    return dev_upload(r->dev, to->data, x->data, bytes_of(x));
 }
 
 static enum err restore(struct refine *r, bool *restored)
@@ -340,14 +440,8 @@ static enum err restore(struct refine *r, bool *restored)
     r->out->best = ((const double *)loss->data)[1];
     FAIL_IF(r->step < 0 || r->step > r->steps, ERR_MISMATCH,
             "the saved refinement is at step %" PRId64 " of %" PRId64, r->step, r->steps);
-    for (int i = SAVED_P; i < N_SAVED; i++) {
-        const int64_t size = tensor_count(&r->st.p);
-        const struct tensor *x = find(t, n, i, size, DT_F32);
-        FAIL_IF(!x, ERR_MISMATCH, "the saved refinement has no '%s' of this model's size",
-                saved_name[i]);
-        TRY(dev_upload(r->dev, saved_params(r, i)->data, x->data,
-                       (size_t)size * sizeof(float)));
-    }
+    for (int i = SAVED_P; i < saved_count(r); i++)
+        TRY(restore_tensor(r, t, n, i));
     TRY(dev_sync(r->dev));
     *restored = true;
     return OK;
@@ -372,8 +466,14 @@ static enum err open_run(struct refine *r, const struct block_quant *layers)
     const int64_t T = r->s->seqlen, D = r->arch->d_model;
     TRY(student_open(&r->st, r->dev, r->arch, r->src, layers, r->s));
     TRY(mem_alloc(&r->order, (size_t)r->s->samples, sizeof(*r->order)));
-    TRY(dev_alloc(r->dev, &r->dx.data, (size_t)(T * D) * sizeof(float)));
-    r->dx = tensor_2d(r->dx.data, DT_F32, T, D);
+    TRY(mem_alloc(&r->chosen, (size_t)r->s->batch, sizeof(*r->chosen)));
+    TRY(mem_alloc(&r->ids, (size_t)r->s->batch, sizeof(*r->ids)));
+    TRY(mem_alloc(&r->dx, (size_t)r->s->batch, sizeof(*r->dx)));
+    TRY(dev_alloc(r->dev, &r->dx_memory, (size_t)(r->s->batch * T * D) * sizeof(float)));
+    for (int64_t i = 0; i < r->s->batch; i++)
+        r->dx[i] = tensor_2d((float *)r->dx_memory + i * T * D, DT_F32, T, D);
+    if (r->st.learns_codes)
+        TRY(mem_alloc(&r->best_codes, (size_t)r->st.codes.dim[0], 1));
     TRY(distiller_open(&r->distill, r->dev, r->arch, r->src, T, r->s->act));
     return open_teacher(r);
 }
@@ -382,8 +482,12 @@ static void close_run(struct refine *r)
 {
     stream_close(&r->teacher);
     distiller_close(&r->distill);
-    dev_free(r->dev, r->dx.data);
+    dev_free(r->dev, r->dx_memory);
     student_close(&r->st);
+    mem_free(r->best_codes);
+    mem_free(r->dx);
+    mem_free(r->ids);
+    mem_free(r->chosen);
     mem_free(r->order);
 }
 
@@ -412,7 +516,7 @@ static enum err steps(struct refine *r)
             TRY(save(r));
         FAIL_IF(stop, ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
     }
-    return copy_params(r, &r->st.p, &r->st.best);
+    return restore_best(r);
 }
 
 enum err refine_run(struct refine_result *out, struct dev *d, const struct arch *a,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * End-to-end refinement. The codes and zeros of a quantized model stay as they are; what
- * stands beside them learns by distillation: the loss is the divergence of the quantized
+ * End-to-end refinement. The zeros of a quantized model stay as they are, and its codes unless
+ * rounding learns; what stands beside them learns by distillation: the loss is the divergence of the quantized
  * model's next-token distributions from the full-precision model's, and its gradient goes
  * through all layers. The cache is simulated as it is served.
  *
@@ -27,6 +27,7 @@ struct refine_settings {
     int64_t seqlen, epochs;
     int64_t batch;            /* samples of a step */
     float lr[N_REFINE_KINDS]; /* 0: the kind does not learn */
+    float lr_round;           /* signed step of the codes' offsets; 0: codes are fixed */
     float kl, ce;             /* weights of the two losses, as dev_distill has them */
     int scale_bits;           /* significant bits of a scale: 11, or fewer */
     enum dtype act;

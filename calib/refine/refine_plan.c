@@ -29,26 +29,33 @@ static double head_flops(const struct arch *a, double T)
 }
 
 /* Adds what one projection needs. */
-static void add_lin(struct refine_plan *p, const struct arch *a, struct lin_format f,
-                    int lin)
+static void add_lin(struct refine_plan *p, const struct arch *a,
+                    const struct refine_settings *s, struct lin_format f, int lin)
 {
     const int64_t out = arch_out(a, lin), in = arch_in(a, lin);
     const int64_t groups = weight_groups(in, f.group_size);
     if (f.bits >= 16)
         return;
-    p->codes_bytes += (size_t)(out * (f.bits <= 4 ? (in + 1) / 2 : in) + 3 * out * groups);
+    const size_t codes = (size_t)(out * (f.bits <= 4 ? (in + 1) / 2 : in));
+    p->codes_bytes += codes + (size_t)(3 * out * groups);
+    if (s->lr_round > 0) {
+        p->codes_bytes += 2 * (size_t)(out * in);
+        p->host_bytes += codes;
+        p->saved_bytes += 2 * codes + 2 * (size_t)(out * in);
+    }
     p->host_bytes += (size_t)(out * in + 3 * out * groups);
     p->params_bytes += (size_t)(out * groups) * sizeof(float);
 }
 
 static void add_layers(struct refine_plan *p, const struct arch *a,
-                       const struct weight_spec *w, const struct kv_spec *kv)
+                       const struct weight_spec *w, const struct kv_spec *kv,
+                       const struct refine_settings *s)
 {
     const int64_t cache = kv->method == KV_CHANNEL_TOKEN ? 4 * a->n_kv * a->head_dim : 0;
     for (int64_t b = 0; b < a->n_layers; b++) {
         int64_t vectors = cache;
         for (int l = 0; l < N_LIN; l++)
-            add_lin(p, a, weight_format(w, b, l), l);
+            add_lin(p, a, s, weight_format(w, b, l), l);
         for (int g = 0; g < N_GAINS; g++)
             vectors += arch_gain(a, b, (enum norm_gain)g);
         p->params_bytes += (size_t)vectors * sizeof(float);
@@ -66,10 +73,10 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     const int64_t per_epoch = (s->samples + s->batch - 1) / s->batch;
     struct refine_plan p = {.steps = s->epochs * per_epoch};
     TRY(stream_bytes(&p.teacher_bytes, a, &stream));
-    add_layers(&p, a, w, kv);
-    p.saved_bytes = 4 * p.params_bytes;
+    add_layers(&p, a, w, kv, s);
+    p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
-    p.work_bytes = student_work_bytes(a, s->seqlen, s->act) +
+    p.work_bytes = student_work_bytes(a, s->seqlen, s->batch, s->act) +
                    distiller_bytes(a, s->seqlen, s->act) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
     p.attention_flops_per_step =

@@ -3,9 +3,15 @@
  * The whole quantized model on a device, with everything that refinement learns: packed
  * codes of all layers, one vector of parameters, and the weights of one layer at a time.
  *
- *   forward:   states[0] = embedding; states[b + 1] = layer b(states[b])
- *   backward:  from the last layer to the first: weights from codes, forward again (its
- *              activations were not kept), gradients of weights, from them those of scales */
+ * A step takes a batch of windows, layer by layer, so that a layer's weights are made from its
+ * codes once for all of them:
+ *
+ *   forward:   for each layer b       weights from codes
+ *                for each window i    x(i, b + 1) = layer b(x(i, b))
+ *   backward:  from the last layer to the first: weights from codes
+ *                for each window i    forward again (its activations were not kept), backward;
+ *                                     gradients of weights add up over the windows
+ *              from those gradients the scales', and the steps of the rounding */
 #ifndef WKVQ_STUDENT_H
 #define WKVQ_STUDENT_H
 
@@ -17,7 +23,8 @@ struct student_lin {
     struct lin_format format;
     struct tensor codes;       /* U8 [out][in], or two a byte [out][ceil(in/2)] */
     struct tensor base, zeros; /* F16, U8 [out][groups]: h0 and z */
-    struct tensor u, du;       /* F32 [out][groups], views of p and g */
+    struct tensor offset; /* F16 [out][in], see dev_round_steps; data NULL: fixed codes */
+    struct tensor u, du;  /* F32 [out][groups], views of p and g */
 };
 
 struct student_layer {
@@ -33,37 +40,45 @@ struct student {
     const struct arch *arch;
     const struct model_source *src;
     int scale_bits;
-    int64_t T;
+    int64_t T, batch; /* tokens of a window; windows of a step, at most */
     enum dtype act;
+    bool learns_codes;
+    float round_step;                  /* of the codes in the next backward pass; 0: none */
     struct student_layer *layer;       /* [n_layers] */
     struct tensor final_norm, dfinal;  /* [D], views of p and g */
     int64_t first[N_REFINE_KINDS + 1]; /* floats before each kind in p */
     struct tensor p, g, m, v, best;    /* [first[N_REFINE_KINDS]] */
-    void *fixed, *params;              /* device memory of codes, of p.. */
-    struct block_weights w, dw;        /* act: of the layer in work; F32: its gradients */
-    struct tensor scales;              /* F16, of the projection in work */
+    /* All codes and all offsets, as the layers view them: U8 [n], F16 [m]; offsets has data
+     * NULL unless codes learn. */
+    struct tensor codes, offsets;
+    void *fixed, *params;       /* device memory of codes, of p.. */
+    struct block_weights w, dw; /* act: of the layer in work; F32: its gradients */
+    struct tensor scales;       /* F16, of the projection in work */
     struct block_acts acts;
     struct block_scratch *scratch;
     struct tensor cos, sin;
     struct block_kv kv;
     void *memory;                   /* of what follows */
-    struct tensor *states;          /* [n_layers + 1] [T,D] F32 */
+    struct tensor *states;          /* [batch][n_layers + 1] [T,D] F32 */
     struct tensor kv_s[2], kv_grad; /* [K*d] s of K, V; [4 K*d] of one sample */
 };
 
-/* Returns the device memory of one layer's weights, gradients and activations, and of all
- * states. */
-size_t student_work_bytes(const struct arch *a, int64_t T, enum dtype act);
+/* Returns the device memory of one layer's weights, gradients and activations, and of the
+ * states of a batch. */
+size_t student_work_bytes(const struct arch *a, int64_t T, int64_t batch, enum dtype act);
 
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
                       const struct model_source *src, const struct block_quant *layers,
                       const struct refine_settings *s);
 void student_close(struct student *st); /* accepts a zeroed or half-built one */
 
-/* states from ids host [T]. */
-enum err student_forward(struct student *st, const int32_t *ids);
-/* g += the gradients, from dx [T,D] F32 of the last layer's output; dx is destroyed. */
-enum err student_backward(struct student *st, const struct tensor *dx);
+/* States of n windows, at most a batch, from their tokens ids[n], host [T] each. */
+enum err student_forward(struct student *st, const int32_t *const *ids, int64_t n);
+/* Returns the state [T,D] F32 of window i after layer b - 1; b 0: its embedding. */
+const struct tensor *student_state(const struct student *st, int64_t i, int64_t b);
+/* g += the gradients of the n windows of the last forward pass, from dx[n], [T,D] F32, of the
+ * last layer's output; dx is destroyed. If codes learn, they move by round_step. */
+enum err student_backward(struct student *st, const struct tensor *dx, int64_t n);
 /* Writes what p says into layers [n_layers]. Codes and gains are allocated where they are
  * missing. */
 enum err student_export(struct student *st, struct block_quant *layers);

@@ -99,13 +99,13 @@ static void probe_close(struct probe *p)
 static double loss_of(struct probe *p, bool grads)
 {
     double loss[2];
-    const struct distill_pair pair = {&p->st.states[LAYERS], &p->st.final_norm, &p->teacher,
-                                      p->ids};
+    const struct distill_pair pair = {student_state(&p->st, 0, LAYERS), &p->st.final_norm,
+                                      &p->teacher, p->ids};
     const struct distill_grads g = {&p->dx, &p->st.dfinal, 0.5f, 0.25f, 1};
-    must(student_forward(&p->st, p->ids));
+    must(student_forward(&p->st, &p->ids, 1));
     must(distill_loss(&p->head, loss, &pair, grads ? &g : NULL));
     if (grads)
-        must(student_backward(&p->st, &p->dx));
+        must(student_backward(&p->st, &p->dx, 1));
     return 0.5 * loss[0] + 0.25 * loss[1];
 }
 
@@ -298,8 +298,35 @@ static enum err run(struct memory_refine *x, struct refine_result *out, struct m
     return err;
 }
 
-/* The guard's loss falls, codes stay, scales change. */
-static void check_run(int which, const char *device)
+/* Projection l's codes that follow from the source under the scales of q. */
+static uint8_t *source_codes(struct model *m, const struct qlinear *q, int64_t b, int l)
+{
+    struct block_src src;
+    uint8_t *codes = NULL;
+    must(m->f.source.block(m->f.source.ctx, b, &src));
+    must(mem_alloc(&codes, (size_t)(q->out * q->in), 1));
+    for (int64_t i = 0; i < q->out * q->in; i++) {
+        const int64_t g = i / q->in * q->groups + i % q->in / qlinear_group(q);
+        codes[i] = quant_weight_code(((const float *)src.lin[l].data)[i],
+                                     f16_to_f32(q->scales[g]), q->zeros[g], q->format.bits);
+    }
+    return codes;
+}
+
+/* Elements in which the codes of layer b's projection l differ from those of the start. */
+static int64_t moved_codes(struct model *m, struct model *before, int64_t b, int l)
+{
+    const struct qlinear *q = &m->calibrated.block[b].lin[l];
+    uint8_t *was = source_codes(before, &before->calibrated.block[b].lin[l], b, l);
+    int64_t n = 0;
+    for (int64_t i = 0; i < q->out * q->in; i++)
+        n += q->codes[i] != was[i];
+    mem_free(was);
+    return n;
+}
+
+/* The guard's loss falls, scales change; codes stay unless rounding learns. */
+static void check_run(int which, const char *device, float lr_round)
 {
     struct model m, before;
     struct memory_refine x;
@@ -308,6 +335,7 @@ static void check_run(int which, const char *device)
     s.epochs = 12;
     for (int k = 0; k < N_REFINE_KINDS; k++)
         s.lr[k] *= 4;
+    s.lr_round = lr_round;
     model_open(&m, which, 4);
     model_open(&before, which, 4);
     memory_refine_open(&x);
@@ -326,6 +354,12 @@ static void check_run(int which, const char *device)
         assert_non_null(q->codes);
         assert_memory_equal(q->zeros, was->zeros, (size_t)(q->out * q->groups));
         assert_true(memcmp(q->scales, was->scales, (size_t)(q->out * q->groups) * 2));
+        for (int l = 0; l < N_LIN; l++) {
+            const struct qlinear *lin = &m.calibrated.block[b].lin[l];
+            const int64_t moved = moved_codes(&m, &before, b, l);
+            assert_true(lr_round > 0 ? moved > 0 && moved < lin->out * lin->in / 2
+                                     : moved == 0);
+        }
     }
     memory_io_close(&x.m);
     model_close(&m);
@@ -335,9 +369,11 @@ static void check_run(int which, const char *device)
 static void test_runs(void **state)
 {
     (void)state;
-    check_run(0, "cpu");
-    check_run(1, "cpu");
-    check_run(1, "cuda-emu");
+    check_run(0, "cpu", 0);
+    check_run(1, "cpu", 0);
+    check_run(1, "cuda-emu", 0);
+    check_run(0, "cpu", 0.02f);
+    check_run(1, "cuda-emu", 0.02f);
 }
 
 /* Rates that ruin the model: the start is kept, bit for bit. */
@@ -350,6 +386,7 @@ static void test_guard(void **state)
     (void)state;
     s.lr[REFINE_SCALES] = 2;
     s.lr[REFINE_NORMS] = 2;
+    s.lr_round = 0.9f;
     model_open(&m, 0, 4);
     model_open(&before, 0, 4);
     memory_refine_open(&x);
@@ -361,6 +398,7 @@ static void test_guard(void **state)
             const struct qlinear *q = &m.calibrated.block[b].lin[l];
             assert_memory_equal(q->scales, before.calibrated.block[b].lin[l].scales,
                                 (size_t)(q->out * q->groups) * sizeof(*q->scales));
+            assert_int_equal(moved_codes(&m, &before, b, l), 0);
         }
     assert_memory_equal(m.calibrated.block[LAYERS - 1].gain[GAIN_FINAL],
                         m.f.final_norm.data, (size_t)m.f.arch.d_model * sizeof(float));
@@ -375,9 +413,10 @@ static void test_resume(void **state)
     struct model whole;
     struct memory_refine x;
     struct refine_result want, out;
-    const struct refine_settings s = settings();
+    struct refine_settings s = settings();
     int stops = 0;
     (void)state;
+    s.lr_round = 0.02f;
     model_open(&whole, 1, 4);
     memory_refine_open(&x);
     must(run(&x, &want, &whole, &s, "cpu"));
@@ -402,6 +441,8 @@ static void test_resume(void **state)
                 const struct qlinear *q = &m.calibrated.block[b].lin[l];
                 assert_memory_equal(q->scales, whole.calibrated.block[b].lin[l].scales,
                                     (size_t)(q->out * q->groups) * sizeof(*q->scales));
+                assert_memory_equal(q->codes, whole.calibrated.block[b].lin[l].codes,
+                                    (size_t)(q->out * q->in));
             }
         assert_true(same_gains(&m, &whole));
         assert_true(out.best == want.best && out.best_step == want.best_step);

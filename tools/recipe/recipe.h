@@ -44,7 +44,7 @@ struct recipe {
     struct {
         int64_t samples, guard, seqlen, epochs, batch; /* samples 0: no refinement */
         int learn;                                     /* enum recipe_learn */
-        double lr_scales, lr_norms, lr_smooth, lr_shift, ce;
+        double lr_scales, lr_norms, lr_smooth, lr_shift, lr_round, ce;
     } refine;
     int device, compute;            /* enum recipe_device, enum recipe_compute */
     int64_t threads;                /* 0: all cores */
@@ -52,7 +52,7 @@ struct recipe {
 };
 
 /* What refinement learns. */
-enum recipe_learn { LEARN_SCALES, LEARN_NORMS, LEARN_CACHE };
+enum recipe_learn { LEARN_SCALES, LEARN_NORMS, LEARN_CACHE, LEARN_ROUNDING };
 
 enum key_kind {
     KEY_INT,

@@ -128,9 +128,9 @@ const struct recipe_key recipe_key[] = {
      .help = "further windows that refinement does not learn from; the point with the least "
              "loss on them is kept, at worst the calibrated start"},
     {"refine.learn", KEY_CHOICE, AT(refine.learn), "scales+norms+cache", .omit_default = true,
-     .choices = "scales|scales+norms|scales+norms+cache", .planned = "scales+norms+cache+rounding",
+     .choices = "scales|scales+norms|scales+norms+cache|scales+norms+cache+rounding",
      .help = "what refinement learns: scales of weight groups, gains of norms, smoothing and "
-             "shift of the cache"},
+             "shift of the cache, codes of the weights"},
     {"refine.lr_scales", KEY_REAL, AT(refine.lr_scales), "0.003", 0, 1, .omit_default = true,
      .help = "learning rate of the logarithm of the weights' scales"},
     {"refine.lr_norms", KEY_REAL, AT(refine.lr_norms), "0.001", 0, 1, .omit_default = true,
@@ -139,6 +139,8 @@ const struct recipe_key recipe_key[] = {
      .help = "learning rate of the logarithm of the smoothing factors in refinement"},
     {"refine.lr_shift", KEY_REAL, AT(refine.lr_shift), "0.002", 0, 1, .omit_default = true,
      .help = "learning rate of the shift in refinement"},
+    {"refine.lr_round", KEY_REAL, AT(refine.lr_round), "0.01", 0, 0.9, .omit_default = true,
+     .help = "signed step of the weights' places on the grid of their codes in refinement"},
     {"refine.ce", KEY_REAL, AT(refine.ce), "0", 0, 1, .omit_default = true,
      .help = "share of the text's cross entropy in the loss of refinement; the rest is the "
              "divergence from the full-precision model"},

@@ -99,6 +99,7 @@ struct refine_settings recipe_refine_settings(const struct recipe *r, const stru
                [REFINE_NORMS] = norms ? (float)r->refine.lr_norms : 0,
                [REFINE_SMOOTH] = cache ? (float)r->refine.lr_smooth : 0,
                [REFINE_SHIFT] = cache ? (float)r->refine.lr_shift : 0},
+        .lr_round = r->refine.learn >= LEARN_ROUNDING ? (float)r->refine.lr_round : 0,
         .kl = (float)(1 - r->refine.ce),
         .ce = (float)r->refine.ce,
         .scale_bits = 11,
