@@ -33,6 +33,9 @@ struct refine_settings {
     enum dtype act;
     uint64_t seed;         /* of the order of samples */
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */
+    /* Of the device, for the activations of a step. If all layers' fit, backward uses them;
+     * else it computes each layer's again. The result is the same. */
+    uint64_t acts_bytes;
 };
 
 /* Progress and the guard's verdict. */
@@ -64,12 +67,14 @@ struct refine_result {
 struct refine_plan {
     size_t codes_bytes;  /* device: packed codes, scales and zeros of all layers */
     size_t params_bytes; /* device: parameters, gradients, moments and the best point */
+    /* Device: one layer's weights, gradients and activations; states; head. */
+    size_t work_bytes;
     size_t
-        work_bytes; /* device: one layer's weights, gradients, activations; states; head */
-    size_t
-        teacher_bytes; /* of the full-precision states: in memory, or on disk if larger than
-                             memory_bytes */
-    size_t host_bytes; /* host: the layers of refine_run with a byte per code */
+        acts_bytes;  /* device: activations of all layers for one step, if they are kept */
+    bool keeps_acts; /* they fit acts_bytes of the settings */
+    /* Full-precision states: in memory, or on disk if larger than memory_bytes. */
+    size_t teacher_bytes;
+    size_t host_bytes;  /* host: the layers of refine_run with a byte per code */
     size_t saved_bytes; /* of what `save` is given */
     int64_t steps;
     double flops_per_step, attention_flops_per_step;

@@ -3,15 +3,16 @@
  * Estimates the needs of a refinement. For T tokens of a sample, P weights of the projections,
  * and V words of D channels:
  *
- *   student       forward 2 P T, forward again 2 P T, gradients 4 P T
+ *   student       forward 2 P T, gradients 4 P T, and forward again 2 P T if activations were not
+ *                 kept
  *   head          student's and teacher's logits 2 V D T each, gradient of the states 2 V D T
- *   attention     forward twice, backward 2.5 times as much as forward */
+ *   attention     as often as the student; backward takes 2.5 times as much as forward */
 #include "calib/refine/distill.h"
 #include "calib/refine/refine.h"
 #include "calib/refine/student.h"
 #include "calib/streams.h"
 
-#define ATTENTION_PASSES 4.5
+#define ATTENTION_BACKWARD 2.5 /* in forward passes */
 
 static double attention_flops(const struct arch *a, double T)
 {
@@ -79,10 +80,14 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.work_bytes = student_work_bytes(a, s->seqlen, s->batch, s->act) +
                    distiller_bytes(a, s->seqlen, s->act) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
+    p.acts_bytes = student_acts_bytes(a, s);
+    p.keeps_acts = p.acts_bytes <= s->acts_bytes;
+    const double passes = p.keeps_acts ? 1 : 2;
     p.attention_flops_per_step =
-        (double)s->batch * ATTENTION_PASSES * attention_flops(a, T);
-    p.flops_per_step = (double)s->batch * (4 * linear_flops(a, T) + 3 * head_flops(a, T)) +
-                       p.attention_flops_per_step;
+        (double)s->batch * (passes + ATTENTION_BACKWARD) * attention_flops(a, T);
+    p.flops_per_step =
+        (double)s->batch * ((passes + 2) * linear_flops(a, T) + 3 * head_flops(a, T)) +
+        p.attention_flops_per_step;
     p.total_flops =
         (double)p.steps * p.flops_per_step + windows * forward +
         (double)((REFINE_LOOKS + 1) * s->guard) * (forward + 2 * head_flops(a, T));

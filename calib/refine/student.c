@@ -88,9 +88,15 @@ const struct tensor *student_state(const struct student *st, int64_t i, int64_t 
     return &st->states[i * (st->arch->n_layers + 1) + b];
 }
 
+/* Returns where the activations of window i in layer b are. */
+static struct block_acts *acts_of(struct student *st, int64_t i, int64_t b)
+{
+    return st->kept ? &st->kept[i * st->arch->n_layers + b] : &st->acts;
+}
+
 static enum err forward_layer(struct student *st, int64_t i, int64_t b)
 {
-    return block_forward(&st->acts, st->scratch, st->arch, &st->w, &st->kv,
+    return block_forward(acts_of(st, i, b), st->scratch, st->arch, &st->w, &st->kv,
                          student_state(st, i, b + 1), student_state(st, i, b));
 }
 
@@ -169,9 +175,10 @@ static enum err backward_layer(struct student *st, const struct tensor *dx, int6
     TRY(enter_layer(st, b));
     for (int64_t i = 0; i < n; i++) {
         g.add_dw = i > 0;
-        TRY(forward_layer(st, i, b));
-        TRY(block_backward_full(&st->acts, st->scratch, st->arch, &st->w, &st->kv, &g,
-                                &dx[i], &dx[i]));
+        if (!st->kept)
+            TRY(forward_layer(st, i, b));
+        TRY(block_backward_full(acts_of(st, i, b), st->scratch, st->arch, &st->w, &st->kv,
+                                &g, &dx[i], &dx[i]));
         TRY(collect_cache(st, b, &g));
     }
     return collect_weights(st, b);

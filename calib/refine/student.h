@@ -9,7 +9,7 @@
  *   forward:   for each layer b       weights from codes
  *                for each window i    x(i, b + 1) = layer b(x(i, b))
  *   backward:  from the last layer to the first: weights from codes
- *                for each window i    forward again (its activations were not kept), backward;
+ *                for each window i    forward again unless its activations were kept; backward;
  *                                     gradients of weights add up over the windows
  *              from those gradients the scales', and the steps of the rounding */
 #ifndef WKVQ_STUDENT_H
@@ -54,7 +54,8 @@ struct student {
     void *fixed, *params;       /* device memory of codes, of p.. */
     struct block_weights w, dw; /* act: of the layer in work; F32: its gradients */
     struct tensor scales;       /* F16, of the projection in work */
-    struct block_acts acts;
+    struct block_acts acts;     /* of the layer and window in work, unless all are kept */
+    struct block_acts *kept;    /* [batch][n_layers]; NULL: backward makes them again */
     struct block_scratch *scratch;
     struct tensor cos, sin;
     struct block_kv kv;
@@ -66,6 +67,9 @@ struct student {
 /* Returns the device memory of one layer's weights, gradients and activations, and of the
  * states of a batch. */
 size_t student_work_bytes(const struct arch *a, int64_t T, int64_t batch, enum dtype act);
+
+/* Returns the device memory of the activations of a whole batch. */
+size_t student_acts_bytes(const struct arch *a, const struct refine_settings *s);
 
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
                       const struct model_source *src, const struct block_quant *layers,

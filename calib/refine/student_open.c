@@ -341,7 +341,29 @@ static enum err open_params(struct student *st, const struct block_quant *layers
 /* Room for a cache in any format that a layer has. */
 static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
 
-static enum err open_work(struct student *st)
+size_t student_acts_bytes(const struct arch *a, const struct refine_settings *s)
+{
+    return (size_t)(s->batch * a->n_layers) * block_acts_bytes(a, s->seqlen, s->act, true);
+}
+
+static enum err open_acts(struct student *st, struct block_acts *acts)
+{
+    TRY(block_acts_alloc(acts, st->dev, st->arch, st->T, st->act, &any_kv));
+    acts->cos = st->cos;
+    acts->sin = st->sin;
+    return OK;
+}
+
+static enum err open_kept(struct student *st)
+{
+    const int64_t n = st->batch * st->arch->n_layers;
+    TRY(mem_calloc(&st->kept, (size_t)n, sizeof(*st->kept)));
+    for (int64_t i = 0; i < n; i++)
+        TRY(open_acts(st, &st->kept[i]));
+    return OK;
+}
+
+static enum err open_work(struct student *st, bool keep)
 {
     const struct arch *a = st->arch;
     struct carve c = {0};
@@ -353,12 +375,10 @@ static enum err open_work(struct student *st)
     layout_work(st, &c);
     TRY(block_weights_alloc(&st->w, st->dev, a, st->act));
     TRY(block_weights_alloc(&st->dw, st->dev, a, DT_F32));
-    TRY(block_acts_alloc(&st->acts, st->dev, a, st->T, st->act, &any_kv));
     TRY(block_scratch_open(&st->scratch, st->dev, a, st->T, st->act));
     TRY(block_rope_alloc(&st->cos, &st->sin, st->dev, a, st->T));
-    st->acts.cos = st->cos;
-    st->acts.sin = st->sin;
-    return OK;
+    TRY(open_acts(st, &st->acts));
+    return keep ? open_kept(st) : OK;
 }
 
 size_t student_work_bytes(const struct arch *a, int64_t T, int64_t batch, enum dtype act)
@@ -386,7 +406,7 @@ enum err student_open(struct student *st, struct dev *d, const struct arch *a,
     TRY(arch_check_length(a, s->seqlen));
     TRY(mem_calloc(&st->layer, (size_t)a->n_layers, sizeof(*st->layer)));
     TRY(open_params(st, layers));
-    TRY(open_work(st));
+    TRY(open_work(st, student_acts_bytes(a, s) <= s->acts_bytes));
     return load_all(st, layers);
 }
 
@@ -394,6 +414,9 @@ void student_close(struct student *st)
 {
     block_weights_free(&st->w);
     block_weights_free(&st->dw);
+    for (int64_t i = 0; st->kept && i < st->batch * st->arch->n_layers; i++)
+        block_acts_free(&st->kept[i]);
+    mem_free(st->kept);
     block_acts_free(&st->acts);
     block_scratch_close(&st->scratch);
     if (st->dev) {

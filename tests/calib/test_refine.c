@@ -407,6 +407,34 @@ static void test_guard(void **state)
     model_close(&before);
 }
 
+/* Activations that are kept or made again: the same bytes. */
+static void test_kept_activations(void **state)
+{
+    struct model m[2];
+    (void)state;
+    for (int keep = 0; keep < 2; keep++) {
+        struct memory_refine x;
+        struct refine_result out;
+        struct refine_settings s = settings();
+        s.lr_round = 0.02f;
+        s.acts_bytes = keep ? UINT64_C(1) << 30 : 0;
+        model_open(&m[keep], 1, 4);
+        memory_refine_open(&x);
+        must(run(&x, &out, &m[keep], &s, "cpu"));
+        memory_io_close(&x.m);
+    }
+    assert_true(same_gains(&m[0], &m[1]));
+    for (int64_t b = 0; b < LAYERS; b++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct qlinear *q = &m[0].calibrated.block[b].lin[l];
+            const struct qlinear *k = &m[1].calibrated.block[b].lin[l];
+            assert_memory_equal(q->scales, k->scales, (size_t)(q->out * q->groups) * 2);
+            assert_memory_equal(q->codes, k->codes, (size_t)(q->out * q->in));
+        }
+    model_close(&m[0]);
+    model_close(&m[1]);
+}
+
 /* Stopped at every question in turn, and gone on with: the same bytes. */
 static void test_resume(void **state)
 {
@@ -456,8 +484,11 @@ static void test_resume(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients), cmocka_unit_test(test_batch_adds),
-        cmocka_unit_test(test_runs),      cmocka_unit_test(test_guard),
+        cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_batch_adds),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_guard),
+        cmocka_unit_test(test_kept_activations),
         cmocka_unit_test(test_resume),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

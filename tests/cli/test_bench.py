@@ -81,10 +81,11 @@ def check_refine(wkvq, layers, compute):
     s = SHAPES["smollm2-135m"]
     assert r["seqlen"] == T and r["layers"] == layers and r["batch"] == 2, r
     block = (s["H"] * s["d"] * 2 + 2 * s["K"] * s["d"] + 3 * s["F"]) * s["D"]
-    # forward twice and two products for the gradients; the head of both models and its gradient
-    linear = 2 * 2 * T * (4 * layers * block + 3 * 49152 * s["D"])
-    # two products forward, which run twice, and five backward
-    attention = 2 * 9 * layers * T * (T + 1) * s["H"] * s["d"]
+    # two products for the gradients beside the forward pass; the head of both models and its gradient
+    passes = 1 if r["keeps_activations"] else 2
+    linear = 2 * 2 * T * ((passes + 2) * layers * block + 3 * 49152 * s["D"])
+    # two products forward and five backward
+    attention = 2 * (2 * passes + 5) * layers * T * (T + 1) * s["H"] * s["d"]
     near = lambda a, b: abs(a - b) <= 1e-6 * b
     assert near(r["attention_flops"], attention), (r, attention)
     assert near(r["flops"], linear + attention), (r, linear + attention)

@@ -209,7 +209,11 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     j->refine.memory_bytes = minus(
         budget, e->own_memory ? e->refine.host_bytes : plan_refine_fixed_bytes(&e->refine));
     e->teacher_on_disk = e->refine.teacher_bytes > j->refine.memory_bytes;
-    return OK;
+    const uint64_t streams = e->teacher_on_disk ? 0 : e->refine.teacher_bytes;
+    j->refine.acts_bytes =
+        e->own_memory ? minus(e->usable_bytes, plan_refine_device_bytes(&e->refine))
+                      : minus(j->refine.memory_bytes, streams);
+    return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine);
 }
 
 static enum err check_refine_fit(const struct plan_estimate *e)

@@ -76,11 +76,12 @@ static void add_refine(json_t *o, const struct plan_estimate *e)
     const struct refine_plan *p = &e->refine;
     json_object_set_new(
         o, "refinement",
-        json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:b}", "steps", (json_int_t)p->steps,
+        json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:I}", "steps", (json_int_t)p->steps,
                   "flops_per_step", p->flops_per_step, "total_flops", p->total_flops,
                   "device_bytes", (json_int_t)plan_refine_device_bytes(p), "host_bytes",
                   (json_int_t)p->host_bytes, "stream_bytes", (json_int_t)p->teacher_bytes,
-                  "streams_on_disk", e->teacher_on_disk));
+                  "streams_on_disk", e->teacher_on_disk, "activations_bytes",
+                  (json_int_t)(p->keeps_acts ? p->acts_bytes : 0)));
 }
 
 static void add_machine(json_t *o, const struct plan_estimate *e)
@@ -180,6 +181,8 @@ static void print_refine(const struct plan_estimate *e)
            refine_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("  memory", (double)plan_refine_device_bytes(p),
                e->own_memory ? " of the GPU" : "");
+    if (p->keeps_acts)
+        print_size("  kept", (double)p->acts_bytes, " of activations, which fit");
     print_size("  layers", (double)p->host_bytes, " on the host");
     print_size("  streams", (double)p->teacher_bytes,
                e->teacher_on_disk ? " on disk, not in memory" : "");

@@ -68,11 +68,12 @@ static enum err print_json(const struct measured *m, const struct args *a)
 {
     const double attention = m->plan.attention_flops_per_step;
     json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:f}", "device", dev_about(m->dev),
-        "shape", a->shape, "layers", (json_int_t)m->arch.n_layers, "seqlen",
-        (json_int_t)m->settings.seqlen, "batch", (json_int_t)m->settings.batch, "steps",
-        (json_int_t)a->steps, "compute", dtype_name(m->settings.act), "step_s",
-        m->step.step_s, "flops", m->plan.flops_per_step, "attention_flops", attention);
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:f, s:b}", "device",
+        dev_about(m->dev), "shape", a->shape, "layers", (json_int_t)m->arch.n_layers,
+        "seqlen", (json_int_t)m->settings.seqlen, "batch", (json_int_t)m->settings.batch,
+        "steps", (json_int_t)a->steps, "compute", dtype_name(m->settings.act), "step_s",
+        m->step.step_s, "flops", m->plan.flops_per_step, "attention_flops", attention,
+        "keeps_activations", m->plan.keeps_acts);
     json_t *p = json_object();
     for (size_t i = 0; i < ARRAY_LEN(parts); i++)
         json_object_set_new(p, parts[i].key, json_real(m->step.part_s[parts[i].part]));
@@ -103,7 +104,8 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
     return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
 }
 
-static enum err check_memory(const struct measured *m)
+/* Gives the activations half of the memory that is left, and plans with them. */
+static enum err plan_memory(struct measured *m)
 {
     const struct refine_plan *p = &m->plan;
     const size_t ends = (size_t)(m->arch.vocab * m->arch.d_model) * sizeof(uint16_t);
@@ -111,12 +113,13 @@ static enum err check_memory(const struct measured *m)
                         p->teacher_bytes + bench_weights_bytes(&m->arch) + ends;
     struct limit has;
     limits_memory(&has, "");
+    m->settings.acts_bytes = has.amount > need ? (has.amount - need) / 2 : 0;
     FAIL_IF(
         has.amount && need > has.amount, ERR_USAGE,
         "%.1f GB of memory are needed, but only %.1f GB are available (limit: %s): give a "
         "smaller --layers or --seqlen",
         1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
-    return OK;
+    return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
 }
 
 enum err bench_refine(struct args *a)
@@ -128,7 +131,7 @@ enum err bench_refine(struct args *a)
     TRY_OUT(arch_of_shape(&m.arch, a->shape));
     TRY_OUT(bench_open(&m.dev, &act, a->device, (int)a->threads, a->compute));
     TRY_OUT(settings_of(&m, a, act));
-    TRY_OUT(check_memory(&m));
+    TRY_OUT(plan_memory(&m));
     TRY_OUT(bench_weights_open(&w, &m.arch));
     TRY_OUT(bench_weights_add_ends(&w));
     TRY_OUT(
