@@ -110,7 +110,8 @@ static enum err add_side(struct kv_search *k, int side, struct kv_format f,
                                    .bits = f.bits,
                                    .group_size = group};
         TRY(dev_fake_quant_kv(k->dev, &to, &p));
-        TRY(dev_loss(k->dev, &loss, NULL, y, x, LOSS_MSE, 1, false));
+        const struct loss_inputs mse = {.y = y, .t = x, .kind = LOSS_MSE, .weight = 1};
+        TRY(dev_loss(k->dev, &loss, NULL, &mse));
         k->error[side][i] += loss;
     }
     return OK;

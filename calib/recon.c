@@ -143,8 +143,12 @@ static enum err add_term(struct recon *r, double *loss, const struct recon_targe
     double share;
     const float weight = r->terms == TERMS_ALL ? 1.0f / (float)(n + 1) : 1.0f;
     TRY(t->stage(t->ctx, &target, j));
-    TRY(dev_loss(r->dev, &share, grads ? &r->dy : NULL, &r->out[j], &target, r->loss,
-                 weight, !first));
+    const struct loss_inputs term = {.y = &r->out[j],
+                                     .t = &target,
+                                     .kind = r->loss,
+                                     .weight = weight,
+                                     .accumulate = !first};
+    TRY(dev_loss(r->dev, &share, grads ? &r->dy : NULL, &term));
     *loss += share;
     return OK;
 }

@@ -213,21 +213,21 @@ static int64_t norm_rows(const struct tensor *x)
 }
 
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                     const struct tensor *h, const struct tensor *x,
-                     const struct tensor *add, const struct tensor *g, float eps)
+                     const struct tensor *h, const struct rmsnorm_inputs *in)
 {
     OP_BEGIN(rmsnorm, started);
+    const struct tensor *x = in->x, *add = in->add;
     WANT(act(x) && act(y) && (is_2d(x) || is_3d(x)) && same_shape(x, y) && rows_fit(y),
          "rmsnorm: want y, x of one shape [R,C] or [T,H,d]");
-    WANT(vec(s, norm_rows(x)) && vec(g, x->dim[x->n_dims - 1]),
+    WANT(vec(s, norm_rows(x)) && vec(in->g, x->dim[x->n_dims - 1]),
          "rmsnorm: want s [R], g [C]");
     WANT(!h == !add, "rmsnorm: h and add go together");
     if (add)
         WANT(is_2d(x) && f32(x) && f32(h) && act(add) && same_shape(h, x) &&
                  same_shape(add, x),
              "rmsnorm: with add want x, h F32 [R,C], add [R,C]");
-    WANT(eps >= 0, "rmsnorm: eps must not be negative");
-    d->ops.rmsnorm(d, y, s, h, x, add, g, eps);
+    WANT(in->eps >= 0, "rmsnorm: eps must not be negative");
+    d->ops.rmsnorm(d, y, s, h, in);
     OP_END(DEV_ELEMENTWISE, started);
 }
 
@@ -520,14 +520,14 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 }
 
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
-                  const struct tensor *y, const struct tensor *t, enum loss_kind kind,
-                  float weight, bool accumulate)
+                  const struct loss_inputs *in)
 {
     OP_BEGIN(loss, started);
+    const struct tensor *y = in->y, *t = in->t;
     WANT(act(y) && act(t) && is_2d(y) && same_shape(y, t), "loss: want y, t [R,C]");
-    WANT(!dy || (act(dy) && same_shape(dy, y) && (!accumulate || f32(dy))),
+    WANT(!dy || (act(dy) && same_shape(dy, y) && (!in->accumulate || f32(dy))),
          "loss: want dy [R,C], F32 to accumulate");
-    *loss = d->ops.loss(d, dy, y, t, kind, weight, accumulate);
+    *loss = d->ops.loss(d, dy, in);
     OP_END(DEV_LOSS, started);
 }
 

@@ -126,17 +126,22 @@ enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
 
 /* --- norms --------------------------------------------------------------------------- */
 
+/* What is normalized, and with which gain. */
+struct rmsnorm_inputs {
+    /* F32 [R,C], or act [T,H,d] for the norm of each head (then R = T H, C = d). */
+    const struct tensor *x;
+    const struct tensor *add; /* act [R,C], or NULL */
+    const struct tensor *g;   /* [C] */
+    float eps;
+};
+
 /* y[r,c] = x[r,c] s[r] g[c] with s[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
  * With add, first h = x + add, and h is normalized instead of x.
  *   y       act [R,C]; may be x, but the backward then lacks its input
  *   s       [R], stored for the backward
- *   h       F32 [R,C], NULL exactly if add is; may be x
- *   x       F32 [R,C], or act [T,H,d] for the norm of each head (then R = T H, C = d)
- *   add     act [R,C], or NULL
- *   g       [C] */
+ *   h       F32 [R,C], NULL exactly if add is; may be x */
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                     const struct tensor *h, const struct tensor *x,
-                     const struct tensor *add, const struct tensor *g, float eps);
+                     const struct tensor *h, const struct rmsnorm_inputs *in);
 /* dx (+)= s (g dy - x s^2 mean_c(g dy x)), with s as the forward stored it.
  * accumulate: dx +=. dx, dy and x are act [R,C] or [T,H,d]; dx may be dy unless
  * accumulating. */
@@ -306,12 +311,18 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 
 enum loss_kind { LOSS_MAE, LOSS_MSE };
 
+struct loss_inputs {
+    const struct tensor *y, *t; /* act [R,C]: output and target */
+    enum loss_kind kind;
+    float weight;
+    bool accumulate; /* dy += instead of dy =, for F32 dy only */
+};
+
 /* *loss = weight mean |y - t| or weight mean (y - t)^2, on the host and valid on return:
- * this call waits. dy (+)= the gradient in y, with sign(0) = 0; dy NULL: none. y, t, dy
- * act [R,C]. Sums are f64 in a fixed order. accumulate: dy +=, for F32 dy only. */
+ * this call waits. dy (+)= the gradient in y, act [R,C], with sign(0) = 0; dy NULL: none.
+ * Sums are f64 in a fixed order. */
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
-                  const struct tensor *y, const struct tensor *t, enum loss_kind kind,
-                  float weight, bool accumulate);
+                  const struct loss_inputs *in);
 
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;

@@ -36,8 +36,7 @@ struct dev_ops {
                  const struct tensor *a, const struct tensor *b, bool accumulate);
     void (*bias)(struct dev *d, const struct tensor *y, const struct tensor *b);
     void (*rmsnorm)(struct dev *d, const struct tensor *y, const struct tensor *s,
-                    const struct tensor *h, const struct tensor *x,
-                    const struct tensor *add, const struct tensor *g, float eps);
+                    const struct tensor *h, const struct rmsnorm_inputs *in);
     void (*rmsnorm_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dy,
                         const struct tensor *x, const struct tensor *s,
                         const struct tensor *g, bool accumulate);
@@ -77,9 +76,7 @@ struct dev_ops {
     void (*col_minmax)(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                        const struct tensor *x);
     void (*exp)(struct dev *d, const struct tensor *s, const struct tensor *ls);
-    double (*loss)(struct dev *d, const struct tensor *dy, const struct tensor *y,
-                   const struct tensor *t, enum loss_kind kind, float weight,
-                   bool accumulate);
+    double (*loss)(struct dev *d, const struct tensor *dy, const struct loss_inputs *in);
     void (*adamw)(struct dev *d, const struct tensor *p, const struct tensor *g,
                   const struct tensor *m, const struct tensor *v, const struct adamw *o);
     bool (*all_finite)(struct dev *d, const struct tensor *x);

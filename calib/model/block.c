@@ -28,8 +28,10 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
     TRY(project(x->dev, tensor_cols(x->qkv, qk, kv), &x->n1, w, qk, kv));
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor q_raw = q_heads(a, x->qkv_raw), k_raw = k_heads(a, x->qkv_raw);
-    TRY(dev_rmsnorm(x->dev, &q, &x->sq, NULL, &q_raw, NULL, &w->q_norm, a->norm_eps));
-    return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &k_raw, NULL, &w->k_norm, a->norm_eps);
+    const struct rmsnorm_inputs raw_q = {.x = &q_raw, .g = &w->q_norm, .eps = a->norm_eps};
+    const struct rmsnorm_inputs raw_k = {.x = &k_raw, .g = &w->k_norm, .eps = a->norm_eps};
+    TRY(dev_rmsnorm(x->dev, &q, &x->sq, NULL, &raw_q));
+    return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &raw_k);
 }
 
 /* Applies rope, then the rotation of kv.rotate. */
@@ -180,7 +182,9 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
     if (w->bo.data)
         TRY(dev_bias(d, y, &w->bo));
     /* h = x + y, n2 = rmsnorm(h) */
-    TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &t->x, y, &w->norm2, a->norm_eps));
+    const struct rmsnorm_inputs sum = {
+        .x = &t->x, .add = y, .g = &w->norm2, .eps = a->norm_eps};
+    TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &sum));
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
     if (w->bgu.data)
@@ -205,8 +209,8 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
     acts->x = *rows->x;
     struct block_acts tail = acts_from(acts, a, first);
     const struct tensor y = from(s->y, first), out = from(*rows->out, first);
-    TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &tail.x, NULL, &w->norm1,
-                    a->norm_eps));
+    const struct rmsnorm_inputs in = {.x = &tail.x, .g = &w->norm1, .eps = a->norm_eps};
+    TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &in));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
     TRY(make_cache(acts, a, kv, first));

@@ -417,8 +417,9 @@ static enum err head_window(struct head *e, struct model_pass *k, int64_t i)
     struct dev *d = k->r->dev;
     const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
     const int64_t first = copy_nll(e, k, i);
-    TRY(dev_rmsnorm(d, &k->acts.n1, &k->acts.s1, NULL, &k->h[i], NULL, &e->norm,
-                    k->r->arch->norm_eps));
+    const struct rmsnorm_inputs last = {
+        .x = &k->h[i], .g = &e->norm, .eps = k->r->arch->norm_eps};
+    TRY(dev_rmsnorm(d, &k->acts.n1, &k->acts.s1, NULL, &last));
     if (e->nll_out)
         TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1,
                        (size_t)rows * sizeof(*e->ids)));
@@ -523,8 +524,9 @@ static enum err states_window(struct model_states *s, int64_t i)
     if (s->window == i)
         return OK;
     s->window = -1;
-    TRY(dev_rmsnorm(s->run.dev, &k->acts.n1, &k->acts.s1, NULL, &k->h[i], NULL,
-                    &s->head.norm, s->run.arch->norm_eps));
+    const struct rmsnorm_inputs last = {
+        .x = &k->h[i], .g = &s->head.norm, .eps = s->run.arch->norm_eps};
+    TRY(dev_rmsnorm(s->run.dev, &k->acts.n1, &k->acts.s1, NULL, &last));
     s->window = i;
     return OK;
 }

@@ -208,8 +208,9 @@ static enum err head_piece(struct head *e, struct pass *p, const int32_t *ids, i
 static enum err head_window(struct head *e, struct pass *p, int64_t i)
 {
     const int64_t piece = e->logits.dim[0], rows = p->T - 1;
-    TRY(dev_rmsnorm(p->dev, &e->y, &e->s, NULL, &p->g[i], NULL, &e->norm,
-                    p->arch->norm_eps));
+    const struct rmsnorm_inputs last = {
+        .x = &p->g[i], .g = &e->norm, .eps = p->arch->norm_eps};
+    TRY(dev_rmsnorm(p->dev, &e->y, &e->s, NULL, &last));
     TRY(dev_zero(p->dev, e->dy.data, state_bytes(p)));
     for (int64_t t = 0; t < rows; t += piece)
         TRY(head_piece(e, p, p->ids + i * p->T, t, rows - t < piece ? rows - t : piece));

@@ -89,7 +89,8 @@ enum err distill_loss(struct distiller *x, double loss[2], const struct distill_
 {
     const int64_t piece = x->logits[0].dim[0], n = x->T - 1;
     loss[0] = loss[1] = 0;
-    TRY(dev_rmsnorm(x->dev, &x->y, &x->s, NULL, p->h, NULL, p->gain, x->arch->norm_eps));
+    const struct rmsnorm_inputs last = {.x = p->h, .g = p->gain, .eps = x->arch->norm_eps};
+    TRY(dev_rmsnorm(x->dev, &x->y, &x->s, NULL, &last));
     if (g) /* the last token predicts nothing */
         TRY(dev_zero(x->dev, x->dy.data, (size_t)tensor_count(&x->dy) * sizeof(float)));
     for (int64_t t = 0; t < n; t += piece)

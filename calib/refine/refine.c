@@ -104,10 +104,10 @@ static enum err teacher_states(struct refine *r)
     for (int64_t b = 0; b < r->arch->n_layers; b++)
         TRY(teacher_layer(r, &r->st.w, x, out, b));
     TRY(host_mat_upload(r->dev, gain, &norm));
+    const struct rmsnorm_inputs last = {.x = x, .g = gain, .eps = r->arch->norm_eps};
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(stream_read(&r->teacher, x, i));
-        TRY(dev_rmsnorm(r->dev, out, &r->distill.s, NULL, x, NULL, gain,
-                        r->arch->norm_eps));
+        TRY(dev_rmsnorm(r->dev, out, &r->distill.s, NULL, &last));
         TRY(stream_write(&r->teacher, i, out));
     }
     return dev_sync(r->dev);

@@ -72,18 +72,17 @@ static void rmsnorm_row(const void *ctx, int64_t r)
 }
 
 static void cpu_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                        const struct tensor *h, const struct tensor *x,
-                        const struct tensor *add, const struct tensor *g, float eps)
+                        const struct tensor *h, const struct rmsnorm_inputs *in)
 {
     const struct norm n = {.y = y,
                            .s = s,
                            .h = h,
-                           .x = x,
-                           .add = add,
-                           .g = g,
-                           .eps = eps,
-                           .C = x->dim[x->n_dims - 1]};
-    cpu_run_rows(d, norm_rows(x), 2 * n.C, rmsnorm_row, &n);
+                           .x = in->x,
+                           .add = in->add,
+                           .g = in->g,
+                           .eps = in->eps,
+                           .C = in->x->dim[in->x->n_dims - 1]};
+    cpu_run_rows(d, norm_rows(in->x), 2 * n.C, rmsnorm_row, &n);
 }
 
 /* sum_c g dy x */

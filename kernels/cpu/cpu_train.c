@@ -50,18 +50,16 @@ static void loss_row(const void *ctx, int64_t r)
     l->row_sum[r] = sum;
 }
 
-static double cpu_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
-                       const struct tensor *t, enum loss_kind kind, float weight,
-                       bool accumulate)
+static double cpu_loss(struct dev *d, const struct tensor *dy, const struct loss_inputs *in)
 {
-    const int64_t R = y->dim[0], C = y->dim[1];
-    const double k = (double)weight / ((double)R * (double)C);
+    const int64_t R = in->y->dim[0], C = in->y->dim[1];
+    const double k = (double)in->weight / ((double)R * (double)C);
     const struct loss l = {.dy = dy,
-                           .y = y,
-                           .t = t,
-                           .kind = kind,
-                           .slope = (float)(kind == LOSS_MAE ? k : 2 * k),
-                           .accumulate = accumulate,
+                           .y = in->y,
+                           .t = in->t,
+                           .kind = in->kind,
+                           .slope = (float)(in->kind == LOSS_MAE ? k : 2 * k),
+                           .accumulate = in->accumulate,
                            .row_sum = cpu_scratch(d, SLOT_A, (size_t)R * sizeof(double))};
     if (!l.row_sum)
         return NAN;

@@ -100,11 +100,11 @@ struct norm_row {
 };
 
 static void cuda_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                         const struct tensor *h, const struct tensor *x,
-                         const struct tensor *add, const struct tensor *g, float eps)
+                         const struct tensor *h, const struct rmsnorm_inputs *in)
 {
-    const norm_row f = {norm_rows(y),     norm_rows(h), norm_rows(x), norm_rows(add),
-                        (float *)s->data, view_of(g),   eps};
+    const norm_row f = {
+        norm_rows(y),     norm_rows(h),   norm_rows(in->x), norm_rows(in->add),
+        (float *)s->data, view_of(in->g), in->eps};
     run_rows(d, "rmsnorm", f, tensor_count(s), f.x.C);
 }
 

@@ -57,14 +57,13 @@ __global__ void sum_kernel(double *out, const double *part, int n)
         *out = sum;
 }
 
-static double cuda_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
-                        const struct tensor *t, enum loss_kind kind, float weight,
-                        bool accumulate)
+static double cuda_loss(struct dev *d, const struct tensor *dy,
+                        const struct loss_inputs *in)
 {
-    const int64_t R = y->dim[0], C = y->dim[1];
-    const double k = (double)weight / ((double)R * (double)C);
-    const loss_args a = {view_of(y), view_of(t), view_of(dy),      R,
-                         C,          (float)k,   kind == LOSS_MSE, accumulate};
+    const int64_t R = in->y->dim[0], C = in->y->dim[1];
+    const double k = (double)in->weight / ((double)R * (double)C);
+    const loss_args a = {view_of(in->y), view_of(in->t),       view_of(dy),   R, C,
+                         (float)k,       in->kind == LOSS_MSE, in->accumulate};
     const unsigned blocks = blocks_for(R * ((C + 3) / 4), BLOCK, SUM_BLOCKS);
     double *part = (double *)scratch(d, SLOT_A, (SUM_BLOCKS + 1) * sizeof(double));
     double sum = 0;

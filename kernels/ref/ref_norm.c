@@ -20,9 +20,9 @@ static int64_t n_rows(const struct tensor *x)
 }
 
 static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                        const struct tensor *h, const struct tensor *x,
-                        const struct tensor *add, const struct tensor *g, float eps)
+                        const struct tensor *h, const struct rmsnorm_inputs *in)
 {
+    const struct tensor *x = in->x, *add = in->add, *g = in->g;
     const int64_t C = x->dim[x->n_dims - 1];
     for (int64_t r = 0; r < n_rows(x); r++) {
         if (add)
@@ -37,7 +37,7 @@ static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tens
             const double v = (double)ref_get(from, x_r + c);
             sum += v * v;
         }
-        const double s_r = 1 / sqrt(sum / (double)C + (double)eps);
+        const double s_r = 1 / sqrt(sum / (double)C + (double)in->eps);
         ref_set(s, r, s_r);
         for (int64_t c = 0; c < C; c++)
             ref_set(y, y_r + c,

@@ -5,21 +5,21 @@
 
 #include <math.h>
 
-static double ref_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
-                       const struct tensor *t, enum loss_kind kind, float weight,
-                       bool accumulate)
+static double ref_loss(struct dev *d, const struct tensor *dy, const struct loss_inputs *in)
 {
+    const struct tensor *y = in->y, *t = in->t;
     const int64_t R = y->dim[0], C = y->dim[1];
-    const double k = (double)weight / ((double)R * (double)C);
+    const double k = (double)in->weight / ((double)R * (double)C);
     double sum = 0;
     for (int64_t r = 0; r < R; r++)
         for (int64_t c = 0; c < C; c++) {
             const double e =
                 (double)ref_get(y, r * y->ld + c) - (double)ref_get(t, r * t->ld + c);
-            sum += kind == LOSS_MAE ? fabs(e) : e * e;
+            sum += in->kind == LOSS_MAE ? fabs(e) : e * e;
             if (dy)
                 ref_put(dy, r * dy->ld + c,
-                        kind == LOSS_MAE ? k * ((e > 0) - (e < 0)) : 2 * k * e, accumulate);
+                        in->kind == LOSS_MAE ? k * ((e > 0) - (e < 0)) : 2 * k * e,
+                        in->accumulate);
         }
     return k * sum;
 }

@@ -54,7 +54,9 @@ static double walk_loss(struct walk *full, struct walk *half, struct fakequant *
             walk_quantized(half, q, b, &m->block[b]);
         else
             walk_plain(half, b);
-        must(dev_loss(q->dev, &loss, NULL, &half->r.x, &full->r.x, s->crr_loss, 1, false));
+        const struct loss_inputs in = {
+            .y = &half->r.x, .t = &full->r.x, .kind = s->crr_loss, .weight = 1};
+        must(dev_loss(q->dev, &loss, NULL, &in));
         sum += b >= block ? loss : 0;
     }
     return s->crr_terms == TERMS_ALL ? sum / (double)(end - block + 1) : loss;

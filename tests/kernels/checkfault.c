@@ -79,12 +79,11 @@ static void bad_add(struct dev *d, const struct tensor *y, const struct tensor *
 }
 
 static void bad_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
-                        const struct tensor *h, const struct tensor *x,
-                        const struct tensor *add, const struct tensor *g, float eps)
+                        const struct tensor *h, const struct rmsnorm_inputs *in)
 {
     if (fault != FAULT_SKIP)
-        real.rmsnorm(d, y, s, h, x, add, g, eps);
-    damage(y, g);
+        real.rmsnorm(d, y, s, h, in);
+    damage(y, in->g);
 }
 
 static void bad_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
@@ -139,16 +138,13 @@ static void bad_adamw(struct dev *d, const struct tensor *p, const struct tensor
     damage(p, g);
 }
 
-static double bad_loss(struct dev *d, const struct tensor *dy, const struct tensor *y,
-                       const struct tensor *t, enum loss_kind kind, float weight,
-                       bool accumulate)
+static double bad_loss(struct dev *d, const struct tensor *dy, const struct loss_inputs *in)
 {
-    const double loss =
-        real.loss(d, fault == FAULT_SKIP ? NULL : dy, y, t, kind, weight, accumulate);
+    const double loss = real.loss(d, fault == FAULT_SKIP ? NULL : dy, in);
     if (fault == FAULT_VALUE)
         return loss * 1.0001;
     if (dy)
-        damage(dy, t);
+        damage(dy, in->t);
     return loss;
 }
 

@@ -51,9 +51,14 @@ static void one_rmsnorm(struct ck *c, const struct norm_case *n)
     const struct ck_out y =
         n->in_place ? ck_copies(c, &x, n->x.pad) : ck_poisoned(c, of_type(n->x, n->y, 3));
     CK_EACH(c, s)
-    ck_ok(c,
-          dev_rmsnorm(c->dev[s], &y.side[s], &s_out.side[s], with_add ? &h.side[s] : NULL,
-                      n->in_place ? &y.side[s] : &x, with_add ? &add : NULL, &g, 1e-5f));
+    {
+        const struct rmsnorm_inputs in = {.x = n->in_place ? &y.side[s] : &x,
+                                          .add = with_add ? &add : NULL,
+                                          .g = &g,
+                                          .eps = 1e-5f};
+        ck_ok(c, dev_rmsnorm(c->dev[s], &y.side[s], &s_out.side[s],
+                             with_add ? &h.side[s] : NULL, &in));
+    }
     if (with_add) {
         double *mag = ck_doubles(c, R * C);
         for (int64_t i = 0; i < R * C; i++)

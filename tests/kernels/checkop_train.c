@@ -39,9 +39,9 @@ static void one_loss(struct ck *c, const struct loss_case *k)
                  (k->accumulate ? fabs(ck_get(&dy.side[0], i / k->cols, i % k->cols)) : 0);
         sum += k->kind == LOSS_MAE ? fabs(a - b) : (a - b) * (a - b);
     }
-    CK_EACH(c, s)
-    ck_ok(c, dev_loss(c->dev[s], &loss[s], grad ? &dy.side[s] : NULL, &y, &t, k->kind,
-                      0.75f, k->accumulate));
+    const struct loss_inputs in = {
+        .y = &y, .t = &t, .kind = k->kind, .weight = 0.75f, .accumulate = k->accumulate};
+    CK_EACH(c, s) ck_ok(c, dev_loss(c->dev[s], &loss[s], grad ? &dy.side[s] : NULL, &in));
     ck_close_scalar(c, "loss", loss, 0.75 * sum / n, 1);
     if (grad)
         ck_close(c, "dy", &dy, mag, 1);

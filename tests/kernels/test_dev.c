@@ -66,11 +66,19 @@ static void norms_and_rotation(void **state)
 {
     const struct tensor x = f2(3, 4), x_half = h2(3, 4), s = tensor_1d(mem, DT_F32, 3),
                         g = tensor_1d(mem, DT_F32, 4), s_bad = tensor_1d(mem, DT_F32, 4);
-    refused(dev_rmsnorm(dev, &x, &s_bad, NULL, &x, NULL, &g, 1e-5f));
-    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, NULL, &s, 1e-5f));
-    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, &x, &g, 1e-5f)); /* add without h */
-    refused(dev_rmsnorm(dev, &x, &s, &x, &x_half, &x, &g, 1e-5f));
-    refused(dev_rmsnorm(dev, &x, &s, NULL, &x, NULL, &g, -1));
+    const struct rmsnorm_inputs in = {.x = &x, .g = &g, .eps = 1e-5f};
+    refused(dev_rmsnorm(dev, &x, &s_bad, NULL, &in));
+    struct rmsnorm_inputs bad = in;
+    bad.g = &s;
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &bad));
+    bad = in;
+    bad.add = &x; /* without h */
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &bad));
+    bad.x = &x_half;
+    refused(dev_rmsnorm(dev, &x, &s, &x, &bad));
+    bad = in;
+    bad.eps = -1;
+    refused(dev_rmsnorm(dev, &x, &s, NULL, &bad));
     refused(dev_rmsnorm_bwd(dev, &x, &x, &x, &s, &g, true)); /* += over dy */
     const struct tensor odd = f3(2, 2, 5), even = f3(2, 2, 4), cos = f2(2, 2),
                         short_cos = f2(1, 2);
@@ -155,8 +163,11 @@ static void training(void **state)
     double loss;
     const struct tensor y = f2(2, 3), t = f2(3, 2), dy = h2(2, 3),
                         p = tensor_1d(mem, DT_F32, 4), q = tensor_1d(mem, DT_F32, 5);
-    refused(dev_loss(dev, &loss, NULL, &y, &t, LOSS_MAE, 1, false));
-    refused(dev_loss(dev, &loss, &dy, &y, &y, LOSS_MAE, 1, true));
+    struct loss_inputs in = {.y = &y, .t = &t, .kind = LOSS_MAE, .weight = 1};
+    refused(dev_loss(dev, &loss, NULL, &in));
+    in.t = &y;
+    in.accumulate = true; /* into BF16 */
+    refused(dev_loss(dev, &loss, &dy, &in));
     refused(dev_adamw(dev, &p, &q, &p, &p, &(struct adamw){.step = 1}));
     refused(dev_adamw(dev, &p, &p, &p, &p, &(struct adamw){.step = 0}));
     const struct tensor target = tensor_1d(mem, DT_I32, 3), nll = tensor_1d(mem, DT_F32, 2);

@@ -169,9 +169,9 @@ static void check_mae(struct dev *d, const char *name)
                         dy = take(&p, name, "dy");
     const struct tensor dy_got = like(&p, dy);
     double loss = NAN;
-    assert_int_equal(dev_loss(d, &loss, &dy_got, &y, &t, LOSS_MAE,
-                              ((const float *)weight.data)[0], false),
-                     OK);
+    const struct loss_inputs in = {
+        .y = &y, .t = &t, .kind = LOSS_MAE, .weight = ((const float *)weight.data)[0]};
+    assert_int_equal(dev_loss(d, &loss, &dy_got, &in), OK);
     assert_true(fabs(loss - (double)((const float *)want.data)[0]) <= 1e-7 * loss);
     expect_close("dy", &dy_got, &dy);
     release(&p);

@@ -145,8 +145,8 @@ struct norm {
 static double norm_loss(void *ctx)
 {
     struct norm *n = ctx;
-    assert_int_equal(
-        dev_rmsnorm(dev, &n->y.t, &n->s.t, NULL, &n->x.t, NULL, &n->g.t, 1e-5f), OK);
+    const struct rmsnorm_inputs in = {.x = &n->x.t, .g = &n->g.t, .eps = 1e-5f};
+    assert_int_equal(dev_rmsnorm(dev, &n->y.t, &n->s.t, NULL, &in), OK);
     return weighted(&n->y, &n->dy);
 }
 
@@ -313,8 +313,9 @@ static double mse_loss(void *ctx)
 {
     struct loss *l = ctx;
     double value = NAN;
-    assert_int_equal(dev_loss(dev, &value, NULL, &l->y.t, &l->t.t, LOSS_MSE, 3.0f, false),
-                     OK);
+    const struct loss_inputs in = {
+        .y = &l->y.t, .t = &l->t.t, .kind = LOSS_MSE, .weight = 3.0f};
+    assert_int_equal(dev_loss(dev, &value, NULL, &in), OK);
     return value;
 }
 
@@ -325,13 +326,13 @@ static void squared_loss(void **state)
     random_2d(&l.t, 3, 5);
     set_dims(&l.dy, 2, 3, 5, 0);
     double value = NAN;
-    assert_int_equal(dev_loss(dev, &value, &l.dy.t, &l.y.t, &l.t.t, LOSS_MSE, 3.0f, false),
-                     OK);
+    struct loss_inputs in = {.y = &l.y.t, .t = &l.t.t, .kind = LOSS_MSE, .weight = 3.0f};
+    assert_int_equal(dev_loss(dev, &value, &l.dy.t, &in), OK);
     check_gradient("dy", &l.y, &l.dy, mse_loss, &l);
     /* Accumulation adds the same again. */
     const float once = l.dy.data[7];
-    assert_int_equal(dev_loss(dev, &value, &l.dy.t, &l.y.t, &l.t.t, LOSS_MSE, 3.0f, true),
-                     OK);
+    in.accumulate = true;
+    assert_int_equal(dev_loss(dev, &value, &l.dy.t, &in), OK);
     assert_true(l.dy.data[7] == 2 * once);
 }
 

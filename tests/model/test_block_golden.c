@@ -287,8 +287,11 @@ static void step_forward(struct step *s, double *loss)
     weights_quantize(s);
     must(block_forward(&s->acts0, s->scratch, &s->arch, &s->w0, &s->kv, &s->out0, &s->x));
     must(block_forward(&s->acts1, s->scratch, &s->arch, &s->w1, NULL, &s->out1, &s->out0));
-    must(dev_loss(s->d, loss, &s->dout, &s->out1, &s->target,
-                  s->field[MSE] ? LOSS_MSE : LOSS_MAE, 1, false));
+    const struct loss_inputs in = {.y = &s->out1,
+                                   .t = &s->target,
+                                   .kind = s->field[MSE] ? LOSS_MSE : LOSS_MAE,
+                                   .weight = 1};
+    must(dev_loss(s->d, loss, &s->dout, &in));
 }
 
 static void step_backward(struct step *s)

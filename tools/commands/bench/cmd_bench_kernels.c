@@ -60,7 +60,9 @@ static enum err run_copy(struct bench *b)
 static enum err run_rmsnorm(struct bench *b)
 {
     b->bytes = bytes_of(&b->x) + bytes_of(&b->h) + 2 * bytes_of(&b->y);
-    return dev_rmsnorm(b->dev, &b->y, &b->s, &b->h, &b->x, &b->dy, &b->gain, 1e-5f);
+    const struct rmsnorm_inputs in = {
+        .x = &b->x, .add = &b->dy, .g = &b->gain, .eps = 1e-5f};
+    return dev_rmsnorm(b->dev, &b->y, &b->s, &b->h, &in);
 }
 
 static enum err run_rmsnorm_bwd(struct bench *b)
@@ -233,7 +235,8 @@ static enum err run_loss(struct bench *b)
 {
     double loss;
     b->bytes = 2 * bytes_of(&b->x) + bytes_of(&b->dy);
-    return dev_loss(b->dev, &loss, &b->h, &b->x, &b->dy, LOSS_MAE, 1, false);
+    const struct loss_inputs in = {.y = &b->x, .t = &b->dy, .kind = LOSS_MAE, .weight = 1};
+    return dev_loss(b->dev, &loss, &b->h, &in);
 }
 
 static enum err run_finite(struct bench *b)
