@@ -22,8 +22,11 @@ struct piece {
     struct piece *next;
 };
 
-/* jansson's scanner does not check whether its buffer grew, and writes past the end if it
- * did not. A parse that runs out of memory is therefore left with longjmp. */
+/* The scanner of jansson 2.14 (lex_save() in load.c) ignores that its buffer could not grow.
+ * If that loses a character of a string, the document is silently wrong. If it loses the
+ * closing quotation mark, the scanner copies past the end of its buffers. An assertion
+ * aborts if it loses the end of a number. A parse that runs out of memory is therefore left
+ * with longjmp before the scanner continues. */
 static _Thread_local struct {
     bool on;
     jmp_buf give_up;
