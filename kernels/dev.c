@@ -360,11 +360,6 @@ enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct
     OP_END(DEV_ELEMENTWISE, started);
 }
 
-static bool bits_ok(int bits)
-{
-    return bits >= 2 && bits <= 8;
-}
-
 /* x [N,n] with one entry for each group of p's weight. */
 static bool per_group(const struct tensor *x, const struct weight_quant *p, enum dtype t)
 {
@@ -374,7 +369,7 @@ static bool per_group(const struct tensor *x, const struct weight_quant *p, enum
 
 static bool weight_fits(const struct weight_quant *p)
 {
-    return f32(p->w) && is_2d(p->w) && bits_ok(p->bits) && p->group_size >= 0 &&
+    return f32(p->w) && is_2d(p->w) && quant_bits_ok(p->bits) && p->group_size >= 0 &&
            p->scale_bits >= 0 && p->scale_bits <= QUANT_SCALE_BITS;
 }
 
@@ -451,7 +446,7 @@ enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct 
 {
     OP_BEGIN(fake_quant_kv, started);
     WANT(act(p->x) && act(xq) && is_3d(p->x) && same_shape(p->x, xq) && rows_fit(xq) &&
-             bits_ok(p->bits),
+             quant_bits_ok(p->bits),
          "fake_quant_kv: want xq, x [T,K,d], 2 to 8 bits");
     WANT(per_channel(p->s, p->shift, p->x),
          "fake_quant_kv: want s, shift [K*d] or neither");
@@ -464,7 +459,7 @@ enum err dev_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
 {
     OP_BEGIN(fake_quant_kv_bwd, started);
     WANT(act(p->x) && act(grads->dx) && act(dxq) && is_3d(p->x) &&
-             same_shape(grads->dx, p->x) && same_shape(dxq, p->x) && bits_ok(p->bits),
+             same_shape(grads->dx, p->x) && same_shape(dxq, p->x) && quant_bits_ok(p->bits),
          "fake_quant_kv_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits");
     WANT(per_channel(p->s, p->shift, p->x),
          "fake_quant_kv_bwd: want s, shift [K*d] or neither");
@@ -481,7 +476,7 @@ enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
 {
     OP_BEGIN(fake_quant_kv_channel, started);
     WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
-             bits_ok(bits) && tokens > 0,
+             quant_bits_ok(bits) && tokens > 0,
          "fake_quant_kv_channel: want xq, x [T,K,d], 2 to 8 bits, tokens > 0");
     d->ops.fake_quant_kv_channel(d, xq, x, bits, tokens);
     OP_END(DEV_FAKE_QUANT, started);
@@ -493,7 +488,7 @@ enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
 {
     OP_BEGIN(fake_quant_kv_channel_bwd, started);
     WANT(act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
-             same_shape(dxq, x) && bits_ok(bits) && tokens > 0,
+             same_shape(dxq, x) && quant_bits_ok(bits) && tokens > 0,
          "fake_quant_kv_channel_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits, tokens > 0");
     WANT(!accumulate || dx->data != dxq->data,
          "fake_quant_kv_channel_bwd: dx is dxq while accumulating");

@@ -122,7 +122,7 @@ enum err artifact_random(struct artifact **out, const struct arch *arch,
     enum err err = OK;
     struct artifact *a = NULL;
     struct parts p = {0};
-    FAIL_IF(w->bits < 2 || w->bits > 8 || w->mixed || kv->mixed, ERR_SUPPORT,
+    FAIL_IF(!quant_bits_ok(w->bits) || w->mixed || kv->mixed, ERR_SUPPORT,
             "made-up weights of %d bits or of several formats", w->bits);
     TRY(mem_calloc(&a, 1, sizeof(*a)));
     a->arch = *arch;

@@ -20,21 +20,16 @@ static const char *const stage_names[] = {
 static const char *const rotate_names[] = {
     [ROTATE_NONE] = "none", [ROTATE_V] = "v", [ROTATE_K] = "k", [ROTATE_KV] = "kv"};
 
-static bool bits_ok(int bits)
-{
-    return (bits >= 2 && bits <= 8) || bits == 16;
-}
-
 enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
                     const char *where)
 {
-    FAIL_IF(!bits_ok(w->bits), ERR_FORMAT, "%s: weights.bits is %d, want 2 to 8 or 16",
-            where, w->bits);
+    FAIL_IF(!quant_bits_setting_ok(w->bits), ERR_FORMAT,
+            "%s: weights.bits is %d, want 2 to 8 or 16", where, w->bits);
     FAIL_IF(w->scale_bits < 0 || w->scale_bits > QUANT_SCALE_BITS, ERR_FORMAT,
             "%s: weights.scale_bits is %d, want 1 to %d", where, w->scale_bits,
             QUANT_SCALE_BITS);
-    FAIL_IF(!bits_ok(kv->bits), ERR_FORMAT, "%s: kv.bits is %d, want 2 to 8 or 16", where,
-            kv->bits);
+    FAIL_IF(!quant_bits_setting_ok(kv->bits), ERR_FORMAT,
+            "%s: kv.bits is %d, want 2 to 8 or 16", where, kv->bits);
     FAIL_IF(
         kv->method == KV_CHANNEL, ERR_SUPPORT,
         "%s: kv.method is channel, which is for simulation: no runtime reads such a cache",

@@ -2,13 +2,13 @@
 #include "kernels/tensor/mix.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #define KINDS_MAX 7
-#define GROUP_MAX (1 << 24)
 
 static const char *const weight_kinds[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                            "gate_proj", "up_proj", "down_proj"};
@@ -159,7 +159,7 @@ static bool read_kind(struct rule *r, enum mix_of of, const char **at, const cha
 static bool read_bits(struct rule *r, const char **at, const char *end)
 {
     int64_t bits;
-    if (!read_number(&bits, at, end, 16) || bits < 2 || (bits > 8 && bits != 16))
+    if (!read_number(&bits, at, end, QUANT_BITS_NONE) || !quant_bits_setting_ok(bits))
         return false;
     r->format.bits = (int)bits;
     return *at == end || **at == ':';
@@ -171,7 +171,7 @@ static bool read_group(struct rule *r, enum mix_of of, const char **at, const ch
     if (*at == end)
         return true;
     ++*at;
-    return read_number(&r->format.group_size, at, end, GROUP_MAX) && *at == end &&
+    return read_number(&r->format.group_size, at, end, QUANT_GROUP_MAX) && *at == end &&
            (r->format.group_size > 0 || of == MIX_WEIGHTS);
 }
 

@@ -11,7 +11,7 @@
  *   cache, per group of x~ in [mn, mx]   h = fp16((mx - mn) / Q)   m = fp16(mn)
  *                                        q = clamp(round((x~ - m)/h), 0, Q)  x~^ = m + h q
  *
- * with Q = 2^bits - 1 and bits = 2..8. */
+ * with Q = 2^bits - 1 and bits from QUANT_BITS_MIN to QUANT_BITS_MAX. */
 #ifndef WKVQ_QUANT_H
 #define WKVQ_QUANT_H
 
@@ -21,12 +21,29 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Bits of a code. As a setting, QUANT_BITS_NONE leaves the values unquantized. */
+#define QUANT_BITS_MIN 2
+#define QUANT_BITS_MAX 8
+#define QUANT_BITS_NONE 16
+/* The longest group that a setting may name: 0 or more columns, or channels. */
+#define QUANT_GROUP_MAX (1 << 24)
+
 /* The smallest scale, and the smallest positive fp16. A group of zeros has it, z = 0, q =
  * 0. */
 #define QUANT_TINY 0x1p-24f
 #define QUANT_SCALE_MAX 65504.0f
 /* Significant bits of fp16. */
 #define QUANT_SCALE_BITS 11
+
+HALF_FN bool quant_bits_ok(int64_t bits)
+{
+    return bits >= QUANT_BITS_MIN && bits <= QUANT_BITS_MAX;
+}
+
+HALF_FN bool quant_bits_setting_ok(int64_t bits)
+{
+    return quant_bits_ok(bits) || bits == QUANT_BITS_NONE;
+}
 
 HALF_FN float quant_clamp(float x, float lo, float hi)
 {

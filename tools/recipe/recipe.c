@@ -4,6 +4,7 @@
 #include "data/yaml.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/opt.h"
 
@@ -86,7 +87,8 @@ static bool parse_whole(int64_t *out, const char *text, double lo, double hi)
 static bool parse_bits(int64_t *out, const char *text)
 {
     int64_t bits;
-    if (!parse_whole(&bits, text, 2, 16) || (bits > 8 && bits != 16))
+    if (!parse_whole(&bits, text, QUANT_BITS_MIN, QUANT_BITS_NONE) ||
+        !quant_bits_setting_ok(bits))
         return false;
     *out = bits;
     return true;

@@ -6,6 +6,7 @@
 #include "convert/artifact/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 #include "tools/tune/allocate.h"
 #include "tools/tune/tune_sensitivity.h"
 
@@ -56,7 +57,7 @@ static void weight_formats(struct formats *l, const struct arch *a, int own_bits
 static void kv_formats(struct formats *l, const struct arch *a)
 {
     static const int64_t group[] = {16, 32, 64, 128};
-    for (int bits = 2; bits <= 8; bits++) {
+    for (int bits = QUANT_BITS_MIN; bits <= QUANT_BITS_MAX; bits++) {
         for (size_t g = 0; g < ARRAY_LEN(group); g++)
             if (group[g] < a->head_dim && a->head_dim % group[g] == 0)
                 add_format(l, bits, group[g]);
