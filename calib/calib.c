@@ -23,34 +23,51 @@
 
 static enum err check_bits(const char *key, int bits)
 {
-    FAIL_IF(!(bits >= 2 && bits <= 8) && bits != 16, ERR_USAGE,
+    FAIL_IF(!quant_bits_setting_ok(bits), ERR_USAGE,
             "%s is %d, want 2 to 8, or 16 for no quantization", key, bits);
     return OK;
+}
+
+static enum err check_count(const char *key, int64_t value, int64_t lo, int64_t hi)
+{
+    FAIL_IF(value < lo || value > hi, ERR_USAGE,
+            "%s is %" PRId64 ", want %" PRId64 " to %" PRId64, key, value, lo, hi);
+    return OK;
+}
+
+static enum err check_damp(double damp, double lo, double hi)
+{
+    FAIL_IF(!(damp >= lo && damp <= hi), ERR_USAGE, "weights.damp is %g, want %g to %g",
+            damp, lo, hi);
+    return OK;
+}
+
+static enum err check_formats(const struct arch *a, const struct calib_settings *s)
+{
+    TRY(check_bits("weights.bits", s->weights.bits));
+    TRY(check_count("weights.group_size", s->weights.group_size, RANGE_WEIGHT_GROUP));
+    if (s->weights.scale_bits) /* 0: all */
+        TRY(check_count("weights.scale_bits", s->weights.scale_bits, RANGE_SCALE_BITS));
+    TRY(mix_check_layers(s->weights.mixed, a->n_layers, ERR_USAGE, "weights.mixed"));
+    TRY(check_damp(s->gptq.damp, RANGE_DAMP));
+    TRY(check_bits("kv.bits", s->kv.bits));
+    TRY(check_count("kv.group_size", s->kv.group_size, RANGE_KV_GROUP));
+    TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
+    TRY(kv_rotate_check(&s->kv, a->head_dim));
+    TRY(check_count("kv.window", s->kv.window, RANGE_WINDOW));
+    TRY(check_count("kv.sink", s->kv.sink, RANGE_SINK));
+    return check_bits("activations.bits", s->act_bits ? s->act_bits : QUANT_BITS_NONE);
 }
 
 static enum err check_settings(const struct arch *a, const struct calib_settings *s,
                                int64_t first_block)
 {
-    const int64_t most = CALIB_EPOCHS_MAX;
+    TRY(check_count("calibration.samples", s->samples, RANGE_SAMPLES));
+    TRY(check_count("calibration.seqlen", s->seqlen, RANGE_SEQLEN));
     TRY(arch_check_length(a, s->seqlen));
-    FAIL_IF(s->samples < 1 || s->seqlen < 1, ERR_USAGE,
-            "calibration.samples and calibration.seqlen must be at least 1");
-    FAIL_IF(s->epochs < 0 || s->epochs > most, ERR_USAGE,
-            "calibration.epochs is %" PRId64 ", want 0 to %" PRId64, s->epochs, most);
-    FAIL_IF(s->crr_blocks < 0, ERR_USAGE, "crr.blocks must not be negative");
-    TRY(check_bits("weights.bits", s->weights.bits));
-    TRY(mix_check_layers(s->weights.mixed, a->n_layers, ERR_USAGE, "weights.mixed"));
-    TRY(check_bits("kv.bits", s->kv.bits));
-    TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
-    TRY(kv_rotate_check(&s->kv, a->head_dim));
-    TRY(check_bits("activations.bits", s->act_bits ? s->act_bits : 16));
-    FAIL_IF(s->weights.method == WEIGHT_GPTQ && !(s->gptq.damp >= 0 && s->gptq.damp <= 1),
-            ERR_USAGE, "weights.damp is %g, want 0 to 1", s->gptq.damp);
-    FAIL_IF(s->weights.group_size < 0 || s->kv.group_size < 0, ERR_USAGE,
-            "weights.group_size and kv.group_size must not be negative");
-    FAIL_IF(s->weights.scale_bits < 0 || s->weights.scale_bits > QUANT_SCALE_BITS,
-            ERR_USAGE, "weights.scale_bits is %d, want 1 to %d", s->weights.scale_bits,
-            QUANT_SCALE_BITS);
+    TRY(check_count("calibration.epochs", s->epochs, RANGE_EPOCHS));
+    TRY(check_count("crr.blocks", s->crr_blocks, RANGE_CRR_BLOCKS));
+    TRY(check_formats(a, s));
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,
             "first block %" PRId64 " of %" PRId64, first_block, a->n_layers);
     return OK;

@@ -10,13 +10,14 @@
 #define WKVQ_CALIB_H
 
 #include "calib/model/weights.h"
+#include "kernels/tensor/quant.h"
 
 enum crr_terms { TERMS_LAST, TERMS_ALL };
 enum start_values { INIT_PAPER, INIT_SEARCH };
 enum lr_schedule { SCHEDULE_CONSTANT, SCHEDULE_COSINE };
 
 struct gptq_settings {
-    double damp;    /* added to the Hessian's diagonal, as a share of its mean; 0..1 */
+    double damp;    /* added to the Hessian's diagonal, as a share of its mean */
     bool act_order; /* columns by falling diagonal; scales are fixed before the first */
 };
 
@@ -24,6 +25,19 @@ struct gptq_settings {
 enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 
 #define CALIB_EPOCHS_MAX 255
+
+/* The ranges that calib_run() checks: "lowest, highest", both included. Each stands here
+ * only. The key's row in tools/recipe/recipe_keys.c has it by this name. */
+#define RANGE_SAMPLES 1, 1 << 20
+#define RANGE_SEQLEN 2, 1 << 20
+#define RANGE_EPOCHS 0, CALIB_EPOCHS_MAX
+#define RANGE_WEIGHT_GROUP 0, QUANT_GROUP_MAX
+#define RANGE_SCALE_BITS 1, QUANT_SCALE_BITS
+#define RANGE_DAMP 0, 1
+#define RANGE_KV_GROUP 1, QUANT_GROUP_MAX
+#define RANGE_WINDOW 1, 1 << 24
+#define RANGE_SINK 0, 1 << 24
+#define RANGE_CRR_BLOCKS 0, 1024
 
 /* The settings of a run, as the configuration's keys name them. */
 struct calib_settings {

@@ -71,7 +71,6 @@ bool calib_gathers_inputs(const struct calibration *c);
 double calib_block_units(const struct calibration *c, int64_t block);
 double calib_units_done(const struct calibration *c);
 
-/* Returns monotonic seconds. */
 /* Adds the time since the last call, or since the block's start, to the block's seconds. */
 void calib_take_time(struct calibration *c);
 

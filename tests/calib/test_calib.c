@@ -450,23 +450,56 @@ static void test_cosine_halves_the_rate(void **state)
     fixture_close(&f);
 }
 
+static void refuse_settings(const struct fixture *f, const struct calib_settings *s,
+                            const char *key)
+{
+    static const int32_t tokens[4096];
+    struct memory_io m;
+    struct dev *d = open_dev("cpu");
+    memory_io_open(&m);
+    err_clear();
+    assert_int_equal(calib_run(d, &f->arch, &f->source, s, tokens, 0, &m.io), ERR_USAGE);
+    assert_int_equal(strncmp(err_text(), key, strlen(key)), 0);
+    memory_io_close(&m);
+    dev_close(&d);
+}
+
+/* Each count just below and just above its range, which the table of keys has too. */
 static void test_settings_are_checked(void **state)
 {
     struct fixture f;
+    struct calib_settings s;
+    const struct {
+        const char *key;
+        int64_t *count, lo, hi;
+    } row[] = {
+        {"calibration.samples", &s.samples, RANGE_SAMPLES},
+        {"calibration.seqlen", &s.seqlen, RANGE_SEQLEN},
+        {"calibration.epochs", &s.epochs, RANGE_EPOCHS},
+        {"weights.group_size", &s.weights.group_size, RANGE_WEIGHT_GROUP},
+        {"kv.group_size", &s.kv.group_size, RANGE_KV_GROUP},
+        {"kv.window", &s.kv.window, RANGE_WINDOW},
+        {"kv.sink", &s.kv.sink, RANGE_SINK},
+        {"crr.blocks", &s.crr_blocks, RANGE_CRR_BLOCKS},
+    };
     fixture_open(&f, tiny_arch(0, 2), 15);
-    for (int which = 0; which < 7; which++) {
-        struct memory_io m;
-        struct calib_settings s = tiny_settings();
-        int64_t *const counts[] = {&s.samples,    &s.seqlen,        &s.epochs,
-                                   &s.crr_blocks, &s.kv.group_size, &s.weights.group_size};
-        if (which < 6)
-            *counts[which] = -1;
-        else
-            s.weights.bits = 9;
-        memory_io_open(&m);
-        assert_int_equal(run_on("cpu", &m, &f, &s), ERR_USAGE);
-        memory_io_close(&m);
+    for (size_t i = 0; i < ARRAY_LEN(row); i++)
+        for (int above = 0; above < 2; above++) {
+            s = tiny_settings();
+            *row[i].count = above ? row[i].hi + 1 : row[i].lo - 1;
+            refuse_settings(&f, &s, row[i].key);
+        }
+    for (int bits = 1; bits <= 17; bits += 8) {
+        s = tiny_settings();
+        s.weights.bits = bits;
+        refuse_settings(&f, &s, "weights.bits");
+        s.weights.bits = 4;
+        s.kv.bits = bits;
+        refuse_settings(&f, &s, "kv.bits");
     }
+    s = tiny_settings();
+    s.gptq.damp = NAN;
+    refuse_settings(&f, &s, "weights.damp");
     fixture_close(&f);
 }
 

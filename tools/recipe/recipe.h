@@ -74,7 +74,7 @@ struct recipe_key {
     enum key_kind kind;
     size_t offset;       /* offset in struct recipe */
     const char *value;   /* default, as typed; "": none */
-    double lo, hi;       /* KEY_INT, KEY_REAL: inclusive bounds */
+    double lo, hi;       /* KEY_INT, KEY_REAL: inclusive; RANGE_* of calib/calib.h */
     enum mix_of of;      /* KEY_MIX */
     const char *choices; /* KEY_CHOICE: "a|b" */
     const char *planned; /* values of a later version: "c|d" */

@@ -18,11 +18,11 @@ const struct recipe_key recipe_key[] = {
              "archive; several files are joined"},
     {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true, .omit_default = true,
      .help = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
-    {"calibration.samples", KEY_INT, AT(samples), "128", 1, 1 << 20,
+    {"calibration.samples", KEY_INT, AT(samples), "128", RANGE_SAMPLES,
      .help = "number of random windows of the text; time grows with it"},
-    {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", 2, 1 << 20,
+    {"calibration.seqlen", KEY_INT, AT(seqlen), "2048", RANGE_SEQLEN,
      .help = "tokens per window"},
-    {"calibration.epochs", KEY_INT, AT(epochs), "5", 0, CALIB_EPOCHS_MAX,
+    {"calibration.epochs", KEY_INT, AT(epochs), "5", RANGE_EPOCHS,
      .help = "passes over the windows per block; 0 keeps the start values"},
     {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,
      .help = "seed of the windows' offsets (random.seed in the original recipe)"},
@@ -37,17 +37,17 @@ const struct recipe_key recipe_key[] = {
              "column by column and corrects the errors in the columns after it"},
     {"weights.bits", KEY_BITS, AT(weight_bits), "4",
      .help = "bits per weight code; 16 leaves the weights unquantized"},
-    {"weights.group_size", KEY_INT, AT(weight_group), "128", 0, 1 << 24,
+    {"weights.group_size", KEY_INT, AT(weight_group), "128", RANGE_WEIGHT_GROUP,
      .help = "input columns that share a scale and zero; 0: the whole row; the last group "
              "may be shorter"},
-    {"weights.scale_bits", KEY_INT, AT(scale_bits), "11", 1, QUANT_SCALE_BITS, .omit_default = true,
+    {"weights.scale_bits", KEY_INT, AT(scale_bits), "11", RANGE_SCALE_BITS, .omit_default = true,
      .help = "significant bits of a scale; 11 are all of fp16's; with 7, weights of up to 4 "
              "bits are exact in other engines' formats, too"},
     {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS, .omit_default = true,
      .help = "other bits and group sizes for some projections, in some layers: "
              "'[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, "
              "29.o_proj=6'; the last matching rule wins"},
-    {"weights.damp", KEY_REAL, AT(damp), "0.01", 0, 1,
+    {"weights.damp", KEY_REAL, AT(damp), "0.01", RANGE_DAMP,
      .help = "gptq: value added to the Hessian's diagonal, as a share of the diagonal's "
              "mean"},
     {"weights.act_order", KEY_BOOL, AT(act_order), "false",
@@ -66,7 +66,7 @@ const struct recipe_key recipe_key[] = {
              "tokens, values per token, in simulation only (calibrate, eval)"},
     {"kv.bits", KEY_BITS, AT(kv_bits), "4",
      .help = "bits per cache code; 16 leaves the cache unquantized"},
-    {"kv.group_size", KEY_INT, AT(kv_group), "128", 1, 1 << 24,
+    {"kv.group_size", KEY_INT, AT(kv_group), "128", RANGE_KV_GROUP,
      .help = "channels inside a head that share a scale and minimum; at most the head's "
              "width; with kv.method: channel also the tokens in a block of keys"},
     {"kv.mixed", KEY_MIX, AT(kv_mix), "", .of = MIX_KV, .omit_default = true,
@@ -76,10 +76,10 @@ const struct recipe_key recipe_key[] = {
     {"kv.past_only", KEY_BOOL, AT(past_only), "true",
      .help = "true keeps a token's own key and value in full precision; false quantizes "
              "them as well"},
-    {"kv.window", KEY_INT, AT(window), "1", 1, 1 << 24,
+    {"kv.window", KEY_INT, AT(window), "1", RANGE_WINDOW,
      .help = "number of most recent tokens in full precision, including the current one; "
              "more than 1 needs past_only"},
-    {"kv.sink", KEY_INT, AT(sink), "0", 0, 1 << 24,
+    {"kv.sink", KEY_INT, AT(sink), "0", RANGE_SINK,
      .help = "number of first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
      .help = "learn shift and smoothing; false keeps their start values"},
@@ -94,7 +94,7 @@ const struct recipe_key recipe_key[] = {
      .help = "bits of the projections' inputs, rounded per token, in simulation only "
              "(calibrate, eval); 16 leaves them unquantized"},
 
-    {"crr.blocks", KEY_INT, AT(crr_blocks), "5", 0, 1024,
+    {"crr.blocks", KEY_INT, AT(crr_blocks), "5", RANGE_CRR_BLOCKS,
      .help = "number of full-precision blocks after the trained one that the loss passes "
              "through; 0: local loss"},
     {"crr.terms", KEY_CHOICE, AT(crr_terms), "last", .choices = "last|all",
