@@ -3,6 +3,8 @@
  * Packs blocks of tokens into the layouts that kernels/cpu/attn_tile.h multiplies. */
 #include "kernels/cpu/attn_tile.h"
 
+/* Copies one head of a token, converted to the kernels' element type and padded with zeros
+ * to dp channels, so that inner loops have no remainder. Zeros add nothing to a product. */
 static void pack_row(elem *dst, const void *src, bool bf16, int64_t d, int64_t dp)
 {
 #if ATTN_PAIRS
@@ -24,6 +26,8 @@ void pack_rows(elem *dst, const struct tensor *x, int64_t t0, int64_t h, int64_t
     memset(dst + rows * dp, 0, (size_t)((TILE - rows) * dp) * sizeof(*dst));
 }
 
+/* With BF16 a word holds one channel of two neighbouring tokens, the even one low: the
+ * instruction multiplies such pairs (vdpbf16ps). With F32 rows stay as they are. */
 void pack_operands(uint32_t *dst, const elem *src, int64_t dp)
 {
 #if ATTN_PAIRS

@@ -30,6 +30,8 @@ static void put(const struct tensor *x, int64_t t, const struct lanes *b, vf v)
     act_put(cpu_row(x, t), cpu_bf16(x), b->c, b->end, v);
 }
 
+/* Measures a unit. Scales and minima come from quant.h's own functions, lane by lane: they
+ * are needed once per `tokens` values. */
 static struct lanes lanes_of_unit(const struct kv_channel *k, int64_t unit)
 {
     const int64_t block = unit / k->vectors, c = unit % k->vectors * VL;
@@ -53,7 +55,8 @@ static struct lanes lanes_of_unit(const struct kv_channel *k, int64_t unit)
     return b;
 }
 
-/* Codes as floats; 0 where h is 0. */
+/* Codes as floats; 0 where h is 0. The quotient of such a lane is NaN or infinite, and the
+ * selection drops it. */
 static vf codes(const struct lanes *b, vf x, vf Q)
 {
     const vf zero = vf_set1(0);
@@ -101,7 +104,9 @@ static void cpu_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
     pass_rest(&k, xq, x);
 }
 
-/* dL/dh / Q of each lane; 0 where h is 0 or clamped. */
+/* dL/dh / Q of each lane, with dL/dh = sum_t g_t (q_t - (x_t - m) / h); 0 where h is 0 or
+ * clamped. h = (mx - mn) / Q, so the maximum gets this value and the minimum its
+ * negative. */
 static vf path_of(const struct kv_channel *k, const struct lanes *b)
 {
     const vf top = vf_set1((float)((1 << k->bits) - 1)), zero = vf_set1(0);
@@ -126,6 +131,7 @@ static vf first_time(vf x, vf v, vf *left)
     return now;
 }
 
+/* dx = g, plus the path through h at the extremes. With s = 1 and shift = 0, x~ is x. */
 static void bwd_unit(const void *ctx, int64_t unit)
 {
     const struct kv_channel *k = ctx;

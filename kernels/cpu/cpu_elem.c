@@ -19,6 +19,7 @@ static void copy_part(const void *ctx, int64_t begin, int64_t end)
                 act_get(e->a->data, cpu_bf16(e->a), i, end));
 }
 
+/* Rows of one type are bytes to copy; otherwise BF16 rounds to nearest even. */
 static void copy_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;
@@ -90,6 +91,7 @@ static void cpu_exp(struct dev *d, const struct tensor *s, const struct tensor *
     cpu_run_flat(d, tensor_count(s), exp_part, &e);
 }
 
+/* ctx is the address of the pointer; elements are 16 bytes. */
 static void zero_part(const void *ctx, int64_t begin, int64_t end)
 {
     memset((char *)*(void *const *)ctx + begin * 16, 0, (size_t)(end - begin) * 16);
@@ -102,7 +104,8 @@ static void cpu_zero(struct dev *d, void *dst, size_t bytes)
     memset((char *)dst + whole, 0, bytes - whole);
 }
 
-/* y = g sigma(g) u */
+/* y = g sigma(g) u. A row of gu is F values of g, the gate projection, then F of u, the up
+ * projection. */
 static void silu_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;
@@ -122,7 +125,10 @@ static void cpu_silu_gate(struct dev *d, const struct tensor *y, const struct te
     cpu_run_rows(d, y->dim[0], 4 * e.cols, silu_row, &e);
 }
 
-/* dg = dy u sigma(g) (1 + g (1 - sigma(g))), du = dy g sigma(g) */
+/* With sigma' = sigma (1 - sigma), the derivative of g sigma(g) is sigma (1 + g (1 -
+ * sigma)), so
+ *   dg = dy u sigma(g) (1 + g (1 - sigma(g)))      du = dy g sigma(g)
+ * Each vector is read before it is written, so dgu may be gu. */
 static void silu_bwd_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;

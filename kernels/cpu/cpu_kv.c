@@ -23,6 +23,7 @@ struct group {
     float mn, mx, h, m;
 };
 
+/* A parameter of channels; `none` stands for one that is not given (s = 1, shift = 0). */
 static float channel(const struct tensor *x, int64_t c, float none)
 {
     return x ? ((const float *)x->data)[c] : none;
@@ -42,12 +43,15 @@ static vf smoothed(const struct kv *k, const void *x_t, int64_t c, int64_t end, 
     return k->s ? vf_div(x, s) : x;
 }
 
+/* s of a vector of channels. Lanes past the end are 1, so that no lane divides by 0. */
 static vf smoothing(const struct kv *k, int64_t c, int64_t end)
 {
     const vf one = vf_set1(1.0f);
     return k->s ? vf_select(vm_first(end - c), channels(k->s, c, end, one), one) : one;
 }
 
+/* Measures a group. Lanes past the end take no part in the extremes, and h and m come from
+ * quant.h's own functions, once per group. */
 static struct group group_of(const struct kv *k, const void *x_t, int64_t begin,
                              int64_t end)
 {
@@ -64,7 +68,8 @@ static struct group group_of(const struct kv *k, const void *x_t, int64_t begin,
     return g;
 }
 
-/* The code of x~, as a float. */
+/* The code of x~, as a float. h is 0 where the group is constant, or its range too small
+ * for fp16: a division would then give NaN. */
 static vf code(const struct group *g, vf xt, vf Q)
 {
     if (!(g->h > 0))
@@ -73,6 +78,8 @@ static vf code(const struct group *g, vf xt, vf Q)
     return vf_min(vf_max(u, vf_set1(0)), Q);
 }
 
+/* x^ = s (m + h q) + shift. Products and sums round separately, as in quant_kv_out(), so
+ * there is no vf_fma() here. */
 static void quantize_group(const struct kv *k, void *xq_t, const void *x_t, int64_t begin,
                            int64_t end)
 {
@@ -151,6 +158,9 @@ static struct extreme extreme_of(const struct kv *k, const void *x_t, int64_t t,
     return e;
 }
 
+/* Adds to an extreme's channel what its share of dL/dh contributes. With g~ larger by
+ * `path`, the formulas of ref_quant.c give
+ *   dx += path / s      dlog s -= path x~      dshift -= path / s */
 static void add_path(const struct kv *k, const void *x_t, void *dx_t, float *dls,
                      float *dshift, struct extreme e, float path)
 {
@@ -200,6 +210,8 @@ static void group_bwd(const struct kv *k, const void *x_t, int64_t t, float *dls
     add_path(k, x_t, dx_t, dls, dshift, min, -path);
 }
 
+/* One unit of work: TOKENS tokens, with sums of its own. Which thread runs it therefore
+ * changes no bit of the result. */
 static void fake_quant_kv_bwd_chunk(const void *ctx, int64_t chunk)
 {
     const struct kv *k = ctx;

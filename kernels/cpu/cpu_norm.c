@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+/* One call. In the backward, y is dx and add is dy. */
 struct norm {
     const struct tensor *y, *s, *h, *x, *add, *g;
     float eps;
@@ -29,7 +30,9 @@ static int64_t norm_rows(const struct tensor *x)
     return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
 }
 
-/* Returns the sum of squares of row r of x. With add, h = x + add is stored and used. */
+/* Returns the sum of squares of row r of x. With add, h = x + add is stored and used: the
+ * residual connection needs no pass over memory of its own. Two sums, because a chain of
+ * dependent fused multiply-adds waits for the latency of each. */
 static float square_sum(const struct norm *n, int64_t r)
 {
     const int64_t C = n->C;
@@ -55,6 +58,8 @@ static float square_sum(const struct norm *n, int64_t r)
     return vf_sum(vf_add(sum0, sum1));
 }
 
+/* y = x s g with s = 1 / sqrt(mean x^2 + eps) (Zhang, Sennrich 2019). No mean is
+ * subtracted, unlike in LayerNorm. s is kept for the backward. */
 static void rmsnorm_row(const void *ctx, int64_t r)
 {
     const struct norm *n = ctx;
@@ -100,7 +105,8 @@ static float grad_dot(const struct norm *n, int64_t r)
     return vf_sum(sum);
 }
 
-/* dx = s (g dy - x s^2 / C sum g dy x) */
+/* dx = s (g dy - x s^2 / C sum g dy x). The second term is the path through s, because
+ * ds/dx_c = -s^3 x_c / C. */
 static void rmsnorm_bwd_row(const void *ctx, int64_t r)
 {
     const struct norm *n = ctx;
@@ -134,11 +140,15 @@ static void cpu_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct
     cpu_run_rows(d, norm_rows(x), 2 * n.C, rmsnorm_bwd_row, &n);
 }
 
+/* x [T,H,d] is rotated in place by the angles of cos and sin [T,d/2]. */
 struct rope {
     const struct tensor *x, *cos, *sin;
     bool inverse;
 };
 
+/* Rotates the pairs (x[c], x[c + d/2]) by the token's angle (Su et al. 2021). This is the
+ * layout of Hugging Face's checkpoints; the original paper pairs neighbours. The inverse
+ * rotation negates the sine. */
 static void rope_row(const void *ctx, int64_t t)
 {
     const struct rope *p = ctx;
@@ -193,6 +203,7 @@ static void hadamard_head(const struct hadamard *p, float *x, int64_t d)
     }
 }
 
+/* Heads are copied to F32 first: with BF16 in place, every butterfly would round. */
 static void hadamard_row(const void *ctx, int64_t t)
 {
     const struct hadamard *p = ctx;

@@ -7,10 +7,12 @@
 
 #include <math.h>
 
-/* Vectors that are summed in F32 before they go to an f64 sum. */
+/* Vectors that are summed in F32 before they go to an f64 sum. A vocabulary has some 10^5
+ * entries; over this few vectors an F32 sum keeps its digits. */
 #define SUM_RUN 32
 
-/* Columns of the gain's gradient that one thread takes at a time. */
+/* Columns of the gain's gradient that one thread takes at a time: no sum is shared, and
+ * each runs over the rows in order. */
 #define GAIN_COLS 64
 
 static int64_t group_of(int64_t group_size, int64_t cols)
@@ -18,12 +20,14 @@ static int64_t group_of(int64_t group_size, int64_t cols)
     return group_size > 0 && group_size < cols ? group_size : cols;
 }
 
+/* w^ = (code - zero) h, from stored codes and scales. */
 struct dequantize {
     const struct tensor *w, *codes, *scales, *zeros;
     int64_t G;
 };
 
-/* codes[0..n) of columns [c, c + n) of a row, as floats. */
+/* codes[0..n) of columns [c, c + n) of a row, as floats. Codes of up to 4 bits may stand
+ * two a byte, the even column in the low half. A row is then half as long. */
 static void codes_at(float *to, const struct tensor *codes, int64_t r, int64_t cols,
                      int64_t c, int64_t n)
 {
@@ -65,6 +69,8 @@ static void cpu_dequantize(struct dev *d, const struct tensor *w,
     cpu_run_rows(d, w->dim[0], w->dim[1], dequantize_row, &j);
 }
 
+/* h = fp16(clamp(h0 exp(u))). A step in u is a relative step of the scale, so scales of any
+ * size move alike and stay positive. */
 struct steps {
     uint16_t *scales;
     const uint16_t *base;
@@ -132,6 +138,8 @@ static void cpu_round_steps(struct dev *d, const struct tensor *codes,
     cpu_run_rows(d, grad->dim[0], 4 * grad->dim[1], round_row, &j);
 }
 
+/* out[r,g] += sum of a b over a group. w^ = (code - zero) h, so dw^/dlog h = w^. With a =
+ * dL/dw^ and b = w^ the sum is dL/du (docs/method.md). */
 struct dot {
     const struct tensor *out, *a, *b;
     int64_t G;
@@ -161,6 +169,8 @@ static void cpu_group_dot(struct dev *d, const struct tensor *out, const struct 
     cpu_run_rows(d, a->dim[0], a->dim[1], group_dot_row, &j);
 }
 
+/* dg[c] += sum_r dy[r,c] x[r,c] s[r], because y = x s g. Rows may be heads: H of C elements
+ * in a token. */
 struct gain {
     const struct tensor *dg, *dy, *x, *s;
     int64_t C, H, rows;
@@ -229,7 +239,8 @@ static vf logits_at(const float *x, int64_t c, int64_t n, float max)
     return vf_select(vm_first(n - c), v, vf_set1(-INFINITY));
 }
 
-/* Exponentials take the logits' place. */
+/* Replaces both rows of logits by exponentials of the logits less their maximum, and
+ * returns the sums. cross is KL's numerator: sum e^t' (t' - s'). */
 static struct row_sums exponentials(float *s, float *t, int64_t n)
 {
     const float max_s = row_max(s, n), max_t = row_max(t, n);
@@ -255,6 +266,12 @@ static struct row_sums exponentials(float *s, float *t, int64_t n)
     return sums;
 }
 
+/* One row of logits. s' and t' are the logits less their maxima, Zs = sum e^s' and Zt = sum
+ * e^t', so q = e^s' / Zs and p = e^t' / Zt. Then
+ *   KL(p || q) = sum p (log p - log q) = (sum e^t' (t' - s')) / Zt - log Zt + log Zs
+ *   -log q[next] = log Zs - s'[next]
+ *   gradient in s = (kl + ce) q - kl p - ce [c = next]
+ * The exponentials take the logits' place, so that the gradient needs no second exp. */
 static void distill_row(const void *ctx, int64_t r)
 {
     const struct distill *j = ctx;

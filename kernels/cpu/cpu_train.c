@@ -18,6 +18,8 @@ struct loss {
     double *row_sum;
 };
 
+/* dL/dy of one difference e = y - t: k sign(e) for MAE, 2 k e for MSE, where slope holds
+ * the 2. sign(0) is 0, as for the reference. */
 static vf loss_slope(const struct loss *l, vf e)
 {
     const vf k = vf_set1(l->slope), zero = vf_set1(0);
@@ -28,6 +30,8 @@ static vf loss_slope(const struct loss *l, vf e)
     return vf_select(vf_finite(e), sign, vf_mul(e, k)); /* NaN must reach the gradient */
 }
 
+/* The sum is f64 from vector to vector, so that small errors still count beside a large
+ * sum. */
 static void loss_row(const void *ctx, int64_t r)
 {
     const struct loss *l = ctx;
@@ -70,6 +74,7 @@ static double cpu_loss(struct dev *d, const struct tensor *dy, const struct loss
     return k * sum;
 }
 
+/* One step of AdamW: pointers, and each scalar of the formulas below in all lanes. */
 struct adam {
     float *p, *m, *v;
     const float *g;
@@ -96,6 +101,8 @@ static void adam_part(const void *ctx, int64_t begin, int64_t end)
     }
 }
 
+/* 1 - beta^t is small in the first steps (0.001 for beta2 = 0.999). It is therefore
+ * computed in f64 and rounded once. */
 static void cpu_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
                       const struct tensor *m, const struct tensor *v, const struct adamw *o)
 {
@@ -124,6 +131,7 @@ struct finite {
     uint8_t *row_ok;
 };
 
+/* There is no early exit: a finite tensor, the usual case, is read to its end anyway. */
 static void finite_row(const void *ctx, int64_t r)
 {
     const struct finite *f = ctx;
@@ -138,6 +146,8 @@ static void finite_row(const void *ctx, int64_t r)
 /* A vector is treated as rows of this length. */
 #define FINITE_COLS 16384
 
+/* Cuts a long vector into rows, so that all threads take part. The rest is shorter than a
+ * row, so the recursion is one deep. */
 static bool cpu_all_finite(struct dev *d, const struct tensor *x)
 {
     struct tensor rows = *x;
@@ -167,7 +177,9 @@ struct minmax {
     int64_t C;
 };
 
-/* Minimum and maximum over all rows, for the columns of one unit. */
+/* Minimum and maximum over all rows, for the columns of one unit. They start from what mn
+ * and mx hold, so that calls over several samples add up. Neither depends on the order of
+ * the rows. */
 static void minmax_block(const void *ctx, int64_t block)
 {
     const struct minmax *m = ctx;
@@ -197,6 +209,9 @@ struct entropy {
     const struct tensor *nll, *x, *target;
 };
 
+/* -log softmax(x)[target] = max + log sum_c exp(x_c - max) - x_target. With the maximum
+ * subtracted, no exponential overflows and the sum is at least 1. Lanes past the end are
+ * excluded from both, because a 0 there would count. */
 static void entropy_row(const void *ctx, int64_t r)
 {
     const struct entropy *e = ctx;

@@ -7,6 +7,8 @@
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
+/* One call. G columns are a group, C a row, and v may be NULL. In the backward and in a
+ * step of the offsets, wq is dL/dw^. */
 struct weight {
     const struct tensor *wq, *scales, *zeros, *w, *a, *b, *v, *da, *db;
     int bits, scale_bits;
@@ -19,6 +21,8 @@ struct range {
     float min, max, beta, gamma;
 };
 
+/* sigma(x[r,g]) in f64, rounded once, as kernels/ref has it: vf_exp() would give other
+ * bits, and with them other scales. 1 where nothing is clipped. */
 static float sigmoid_of(const struct tensor *x, int64_t r, int64_t g)
 {
     if (!x)
@@ -26,6 +30,8 @@ static float sigmoid_of(const struct tensor *x, int64_t r, int64_t g)
     return (float)(1 / (1 + exp(-(double)((const float *)cpu_row(x, r))[g])));
 }
 
+/* Both ends start at 0, so that 0 is always in the range and has a code. The lanes past the
+ * end are 0 too and change neither. */
 static struct range group_range(const struct weight *k, int64_t r, int64_t g, int64_t begin,
                                 int64_t end)
 {
@@ -40,6 +46,8 @@ static struct range group_range(const struct weight *k, int64_t r, int64_t g, in
                           sigmoid_of(k->a, r, g)};
 }
 
+/* clamp(q, 0, Q) in F32. Below 2^24 sums of integers are exact, and larger ones are clamped
+ * however they round. */
 static vf clamp_code(vf q, vf Q)
 {
     return vf_min(vf_max(q, vf_set1(0)), Q);
@@ -57,7 +65,8 @@ static vf rounded(vf u, const float *v_r, int64_t c, int64_t end)
     return vf_rint(v_r ? vf_add(u, f32_get(v_r, c, end)) : u);
 }
 
-/* w^ = (q - z) h for columns [begin, end). */
+/* w^ = (q - z) h for columns [begin, end). Each operation rounds as in quant.h. A product
+ * with 1 / h instead of the division would now and then give a neighbouring code. */
 static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                            float h, uint8_t z)
 {
@@ -158,6 +167,11 @@ static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_
     *dz = -h * vf_sum(sum_z);
 }
 
+/* Chain rule from the sums over a group to its clipping parameters (docs/method.md):
+ *   dz/dh  = lo / h^2   dz/dlo = -1 / h     (0 if z is clamped)
+ *   dh/dhi = 1 / Q      dh/dlo = -1 / Q     (0 if h is clamped)
+ *   dhi/da = max gamma (1 - gamma)          dlo/db = min beta (1 - beta)
+ * The path through z joins dh before dh goes on to lo and hi. */
 static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
 {
     const struct weight *k = ctx;
@@ -170,7 +184,7 @@ static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
         const float h = f16_to_f32(quant_weight_scale(lo, hi, k->bits, k->scale_bits));
         float sum_h, sum_z;
         group_grads(k, r, begin, end, h, quant_weight_zero(lo, h, k->bits), &sum_h, &sum_z);
-        /* A clamped z or h passes no gradient on. */
+        /* A clamped z or h passes no gradient on. lo <= 0, so z is clamped at Q only. */
         const bool z_free = rintf(-lo / h) <= (float)Q;
         const bool h_free = raw >= QUANT_TINY && raw <= QUANT_SCALE_MAX;
         double dh = (double)sum_h, dlo = 0, dhi = 0;
