@@ -9,6 +9,9 @@
 
 #include <math.h>
 
+/* Pair c of a head is (x[c], x[c + d/2]), as Hugging Face's checkpoints have it; the paper
+ * pairs neighbours. As complex numbers, (x1 + i x2) exp(i angle) is the forward rotation,
+ * and the inverse has the negative angle. */
 static void ref_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                      const struct tensor *sin, bool inverse)
 {
@@ -27,6 +30,8 @@ static void ref_rope(struct dev *d, const struct tensor *x, const struct tensor 
             }
 }
 
+/* y = R x with R_ij = (-1)^popcount(i & j) / sqrt(n), by its definition. Fast versions need
+ * n log n additions. R is symmetric and R R = 1, so this is its own backward. */
 static void ref_hadamard(struct dev *d, const struct tensor *x)
 {
     const int64_t H = x->dim[1], n = x->dim[2];
@@ -76,7 +81,9 @@ static double dot(const struct tensor *a, int64_t a_at, const struct tensor *b,
     return sum;
 }
 
-/* True if query i sees the quantized form of key j; see struct attn_mask. */
+/* True if query i sees the quantized form of key j (struct attn_mask). A block of tokens is
+ * quantized all at once, when its last token is old enough. That token then stands for j.
+ * The query's own chunk of a prefill stays in full precision. */
 static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
 {
     const struct attn_mask *m = a->in->mask;
@@ -87,6 +94,8 @@ static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
     return j <= i - m->window && (m->chunk <= 1 || j / m->chunk != i / m->chunk);
 }
 
+/* S_ij = scale q_i . k'_j. Query head h reads kv head h / (H / K): neighbouring query heads
+ * share one (Ainslie et al. 2023). */
 static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
 {
     const struct tensor *k = is_quantized(a, i, j) ? a->in->kq : a->in->k;
@@ -94,7 +103,9 @@ static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
                           head_at(k, j, h / (a->H / a->K)), a->d);
 }
 
-/* o and lse of query i of head h. S [i + 1] and acc [d] are working memory. */
+/* o and lse of query i of head h. S [i + 1] and acc [d] are working memory. Exponentials
+ * are of S - max, so none overflows; o = (sum e v') / (sum e) and lse = max + log(sum
+ * e). */
 static void attend(const struct attn *a, const struct tensor *o, const struct tensor *lse,
                    int64_t h, int64_t i, double *S, double *acc)
 {
@@ -139,7 +150,10 @@ struct attn_grad {
     const struct tensor *dout, *o, *lse;
 };
 
-/* P_ij and dS_ij = P_ij (dP_ij - D_i), dP_ij = dout_i . v'_j, D_i = dout_i . o_i. */
+/* P_ij and dS_ij = P_ij (dP_ij - D_i), with dP_ij = dout_i . v'_j. Softmax's backward
+ * subtracts sum_l P_il dP_il, which is dout_i . o_i = D_i because o_i = sum_l P_il v'_l
+ * (Dao et al. 2022). P is computed again from S and lse, so the forward stores no T x T
+ * matrix. */
 static void pair_grad(const struct attn_grad *g, int64_t h, int64_t i, int64_t j,
                       double D_i, double *P, double *dS)
 {
@@ -205,6 +219,8 @@ static void put_head(const struct tensor *x, int64_t t, int64_t h, const double 
         ref_set(x, head_at(x, t, h) + c, from[c]);
 }
 
+/* dq is formed query by query, the other gradients key by key. Every sum is then in one
+ * place and in one order, and nothing is added to from two loops. */
 static void ref_attn_bwd(struct dev *d, const struct attn_grads *grads,
                          const struct tensor *dout, const struct tensor *o,
                          const struct tensor *lse, const struct attn_inputs *in)

@@ -19,6 +19,8 @@ static float at(const struct tensor *x, int64_t t, int64_t c)
     return ref_get(x, t * x->ld + c);
 }
 
+/* The first token that holds an extreme counts: only one gets the path through h, as in the
+ * gradient of a maximum. */
 static struct block block_of(const struct tensor *x, int64_t c, int64_t begin, int64_t end,
                              int bits)
 {
@@ -71,6 +73,8 @@ static void block_grad(const struct tensor *dx, const struct tensor *dxq,
     }
 }
 
+/* The tokens after the last whole block are copied in the forward, so their gradient is
+ * dxq. */
 static void ref_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
                                           const struct tensor *dxq, const struct tensor *x,
                                           int bits, int64_t tokens, bool accumulate)

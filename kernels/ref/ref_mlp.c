@@ -21,7 +21,8 @@ static void ref_silu_gate(struct dev *d, const struct tensor *y, const struct te
         }
 }
 
-/* y = silu(g) u, silu'(g) = sig(g) (1 + g (1 - sig(g))). */
+/* y = silu(g) u, so dg = dy u silu'(g) and du = dy silu(g), where silu'(g) = sig(g) (1 + g
+ * (1 - sig(g))) because sig' = sig (1 - sig). */
 static void ref_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
                               const struct tensor *dy, const struct tensor *gu)
 {

@@ -19,6 +19,8 @@ static int64_t n_rows(const struct tensor *x)
     return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
 }
 
+/* s = 1 / sqrt(mean x^2 + eps), y = x s g. With add, x + add is stored in h first and
+ * normalized instead: a residual connection and its norm in one operation. */
 static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
                         const struct tensor *h, const struct rmsnorm_inputs *in)
 {

@@ -12,6 +12,7 @@ static int64_t group_of(int64_t group_size, int64_t cols)
     return group_size > 0 && group_size < cols ? group_size : cols;
 }
 
+/* A row of two codes a byte is shorter than the weight's: that tells the layouts apart. */
 static uint8_t code_at(const struct tensor *codes, int64_t cols, int64_t r, int64_t c)
 {
     const uint8_t *row = (const uint8_t *)codes->data + r * codes->ld;
@@ -20,6 +21,8 @@ static uint8_t code_at(const struct tensor *codes, int64_t cols, int64_t r, int6
     return c % 2 ? row[c / 2] >> 4 : row[c / 2] & 15;
 }
 
+/* w^ = (code - zero) h, by quant.h's function, so that the student has the bits that the
+ * packed runtime computes with. */
 static void ref_dequantize(struct dev *d, const struct tensor *w,
                            const struct tensor *codes, const struct tensor *scales,
                            const struct tensor *zeros, int64_t group_size)
@@ -69,6 +72,7 @@ static void ref_round_steps(struct dev *d, const struct tensor *codes,
         }
 }
 
+/* With a = dL/dw^ and b = w^, this is the gradient of log h, because dw^/dlog h = w^. */
 static void ref_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
                           const struct tensor *b, int64_t group_size)
 {
@@ -110,6 +114,9 @@ static double log_sum_exp(const struct tensor *x, int64_t r)
     return max + log(sum);
 }
 
+/* Over row r, with log q = s - log sum exp(s), and p from the teacher likewise: loss[0] +=
+ * sum p (log p - log q), loss[1] -= log q[next]. d(log sum exp)/ds = q gives the gradient
+ *   kl (q - p) + ce (q - [c = next]) */
 static void ref_distill(struct dev *d, double loss[2], const struct tensor *student,
                         const struct tensor *teacher, const struct tensor *target, float kl,
                         float ce)

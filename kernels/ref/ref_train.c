@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+/* weight mean |e| or weight mean e^2 of e = y - t. With k = weight / (R C), the gradient in
+ * y is k sign(e), sign(0) = 0, or 2 k e. */
 static double ref_loss(struct dev *d, const struct tensor *dy, const struct loss_inputs *in)
 {
     const struct tensor *y = in->y, *t = in->t;
@@ -24,6 +26,9 @@ static double ref_loss(struct dev *d, const struct tensor *dy, const struct loss
     return k * sum;
 }
 
+/* m and v are means of g and g^2 that decay by beta. They start at 0; the division by fix1
+ * and fix2, 1 - beta^step, removes that bias. The weight decay is decoupled: it does not
+ * pass through the moments. */
 static void ref_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
                       const struct tensor *m, const struct tensor *v, const struct adamw *o)
 {
@@ -51,6 +56,8 @@ static bool ref_all_finite(struct dev *d, const struct tensor *x)
     return true;
 }
 
+/* nll = log sum exp(x) - x[target], in nats. The maximum is subtracted before exp, so that
+ * large logits do not overflow. */
 static void ref_cross_entropy(struct dev *d, const struct tensor *nll,
                               const struct tensor *x, const struct tensor *target)
 {
