@@ -63,7 +63,8 @@ __global__ void fake_quant_kv_channel_kernel(kv_channel p)
     }
 }
 
-/* dL/dh / Q of a block; 0 where h is 0 or clamped. */
+/* dL/dh / Q of a block, with dL/dh = sum_t g_t (q_t - (x_t - m) / h); 0 where h is 0 or
+ * clamped. h = (mx - mn) / Q, so the maximum gets it and the minimum its negative. */
 __device__ static float path_of(const kv_channel &p, const channel_block &b)
 {
     float dh = 0;
@@ -77,6 +78,8 @@ __device__ static float path_of(const kv_channel &p, const channel_block &b)
     return dh / (float)((1 << p.bits) - 1);
 }
 
+/* dx = g, plus the path through h at the first maximum and the first minimum. s = 1 and
+ * shift = 0, so x~ is x. In the tokens after the last whole block, h is 0 and dx is g. */
 __global__ void fake_quant_kv_channel_bwd_kernel(kv_channel p)
 {
     channel_block b;

@@ -69,6 +69,8 @@ __device__ static float sigmoid(float x)
     return 1 / (1 + expf(-x));
 }
 
+/* y = g sigma(g) u. A row of gu is F values of g, then F of u. If F is no multiple of 4, a
+ * quad of u is not aligned and is read element by element. */
 struct silu_quad {
     view y, gu;
     int64_t F;
@@ -94,6 +96,8 @@ static void cuda_silu_gate(struct dev *d, const struct tensor *y, const struct t
               y->dim[1]);
 }
 
+/* dg = dy u sigma(g) (1 + g (1 - sigma(g))), du = dy g sigma(g). A thread reads g and u
+ * before it writes their gradients, so dgu may be gu. */
 struct silu_bwd_quad {
     view dgu, dy;
     silu_quad fwd; /* its gu */
@@ -123,7 +127,9 @@ static void cuda_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
     run_quads(d, "silu_gate_bwd", f, dy->dim[0], dy->dim[1]);
 }
 
-/* A row is a token. Column c of H * d/2 is one pair of one head. */
+/* Rotates the pairs (x[k], x[k + d/2]) of every head by the token's angle (Su et al. 2021),
+ * in the layout of Hugging Face's checkpoints. sign -1 rotates back. A row is a token;
+ * column c of H * d/2 is one pair of one head. */
 struct rope_pairs {
     view x;
     const float *cs, *sn;

@@ -45,6 +45,8 @@ struct kvgroup {
     int at_min, at_max; /* channels within the group */
 };
 
+/* The extreme over all lanes. Of equal values the lowest channel wins, so that every device
+ * gives the path through h to the same channel. */
 template <bool MAX> __device__ static extreme warp_extreme(extreme e)
 {
     for (int o = WARP_SIZE / 2; o; o /= 2) {
@@ -86,6 +88,8 @@ __device__ static bool warp_group(const kv &p, int64_t *begin, int *n)
     return *begin < p.C;
 }
 
+/* xt[i] = x~ of channel lane + 32 i of the group, in registers for all that follows; 0 past
+ * the end. */
 __device__ static void load(const kv &p, int64_t t, int64_t begin, int n, float *xt)
 {
     const int lane = (int)(threadIdx.x % WARP_SIZE);
@@ -147,7 +151,11 @@ struct kv_grad {
     bool accumulate;
 };
 
-/* Gradients of one group of one token. Adds to dls and dshift, this lane's sums. */
+/* Gradients of one group of one token. Adds to dls and dshift, this lane's sums. With e = s
+ * g and g~ = dL/dx~:
+ *   dL/dh = sum e (q - (x~ - m) / h)      g~ = e, at the extremes e +- dL/dh / Q
+ *   dx = g~ / s      dlog s += e (m + h q) - g~ x~      dshift += g - g~ / s
+ * h = 0 (a constant group) and a clamped h pass nothing on through h. */
 __device__ static void token_grad(const kv &p, const kv_grad &o, int64_t t, int64_t begin,
                                   int n, float *dls, float *dshift)
 {

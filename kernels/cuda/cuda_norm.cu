@@ -62,6 +62,9 @@ __device__ static int left(int64_t C, int64_t c)
     return C - c < 4 ? (int)(C - c) : 4;
 }
 
+/* y = x s g with s = 1 / sqrt(mean x^2 + eps), where x + add, stored in h, replaces x if
+ * there is an add. A thread's four columns are read twice: registers could not hold a row
+ * of any length. */
 struct norm_row {
     rows_view y, h, x, add;
     float *s;
@@ -108,6 +111,7 @@ static void cuda_rmsnorm(struct dev *d, const struct tensor *y, const struct ten
     run_rows(d, "rmsnorm", f, tensor_count(s), f.x.C);
 }
 
+/* dx = s (g dy - x s^2 mean(g dy x)). The second term is the path through s. */
 struct norm_bwd_row {
     rows_view dx, dy, x;
     const float *s;

@@ -26,6 +26,7 @@ __device__ static uint8_t code_at(const stored &p, int64_t r, int64_t c)
     return c % 2 ? row[c / 2] >> 4 : row[c / 2] & 15;
 }
 
+/* w^ = (code - zero) h, by quant.h's function for one value. */
 __global__ void dequantize_kernel(stored p)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
@@ -61,6 +62,7 @@ static void cuda_dequantize(struct dev *d, const struct tensor *w,
     launched(d, "dequantize");
 }
 
+/* h = fp16(clamp(h0 exp(u))): u is a relative step, so h stays positive. */
 __global__ void scale_steps_kernel(uint16_t *scales, const uint16_t *base, const float *u,
                                    int64_t n, int significant)
 {
@@ -117,6 +119,8 @@ static void cuda_round_steps(struct dev *d, const struct tensor *codes,
     launched(d, "round_steps");
 }
 
+/* out[r,g] += sum of a b over a group: with a = dL/dw^ and b = w^ the gradient of log h,
+ * because w^ = (code - zero) h. */
 __global__ void group_dot_kernel(float *out, int64_t out_ld, view a, view b, int64_t rows,
                                  int64_t cols, int64_t G, int64_t groups)
 {
@@ -151,7 +155,8 @@ struct gain_args {
     int64_t H, C, rows;
 };
 
-/* part [chunk][C]: sums of GAIN_ROWS rows. */
+/* dg[c] = sum_r dy x s, because y = x s g. First stage: part [chunk][C], sums of GAIN_ROWS
+ * rows. A fixed split gives a fixed order of the sum; atomics would not. */
 __global__ void gain_kernel(float *part, gain_args a)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x,
@@ -168,6 +173,7 @@ __global__ void gain_kernel(float *part, gain_args a)
     }
 }
 
+/* Second stage: adds the chunks of a column in ascending order. */
 __global__ void gain_merge_kernel(float *dg, const float *part, int64_t chunks, int64_t C)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
@@ -213,6 +219,11 @@ __device__ static float row_max(const float *x, int64_t n)
     return block_reduce(max, max_op());
 }
 
+/* One block per row of logits. With xs, xt the logits less their maxima, es = exp(xs),
+ * sum_s their sum, q = es / sum_s, and p likewise from xt:
+ *   KL(p || q) = (sum et (xt - xs)) / sum_t - log sum_t + log sum_s
+ *   -log q[next] = log sum_s - xs[next]
+ *   gradient in s = (kl + ce) q - kl p - ce [c = next] */
 __global__ void distill_kernel(distill_args a)
 {
     for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {

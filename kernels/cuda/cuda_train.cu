@@ -17,6 +17,7 @@ struct loss_args {
     bool mse, accumulate;
 };
 
+/* Loss and gradient of four neighbouring elements: |e| and k sign(e), or e^2 and 2 k e. */
 __device__ static double loss_quad(const loss_args &a, int64_t r, int64_t c)
 {
     const int n = a.cols - c < 4 ? (int)(a.cols - c) : 4;
@@ -35,6 +36,8 @@ __device__ static double loss_quad(const loss_args &a, int64_t r, int64_t c)
     return sum;
 }
 
+/* First stage: part[b] is the sum of block b. Which elements a block takes follows from the
+ * shape alone, so the sum has one order. */
 __global__ void loss_kernel(loss_args a, double *part)
 {
     const int64_t quads = (a.cols + 3) / 4, n = a.rows * quads;
@@ -47,6 +50,7 @@ __global__ void loss_kernel(loss_args a, double *part)
         part[blockIdx.x] = sum;
 }
 
+/* Second stage, one block: *out = sum of part[0..n). */
 __global__ void sum_kernel(double *out, const double *part, int n)
 {
     double sum = 0;
@@ -83,6 +87,8 @@ struct adamw_args {
     float b1, b2, fix1, fix2, lr, eps, decay;
 };
 
+/* AdamW (Loshchilov, Hutter 2019) on four elements. fix1 and fix2, 1 - beta^step, remove
+ * the bias of moments that start at 0. The decay does not pass through the moments. */
 __global__ void adamw_kernel(adamw_args a)
 {
     const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * 4;
@@ -147,7 +153,8 @@ static bool cuda_all_finite(struct dev *d, const struct tensor *x)
     return fetch(d, &host, found, sizeof(host)) && !host;
 }
 
-/* One block per row. */
+/* nll = log sum exp(x) - x[target]. The maximum is subtracted before exp, so that large
+ * logits do not overflow. One block per row. */
 __global__ void cross_entropy_kernel(float *nll, view x, const int32_t *target,
                                      int64_t rows, int64_t cols)
 {
@@ -173,7 +180,8 @@ static void cuda_cross_entropy(struct dev *d, const struct tensor *nll,
     launched(d, "cross_entropy");
 }
 
-/* part [chunk][2][cols] */
+/* First stage: minimum and maximum of MINMAX_ROWS rows, in part [chunk][2][cols]. A thread
+ * takes a column, so neighbouring threads read neighbouring addresses. */
 __global__ void minmax_kernel(float *part, view x, int64_t rows, int64_t cols)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x,
@@ -192,6 +200,7 @@ __global__ void minmax_kernel(float *part, view x, int64_t rows, int64_t cols)
     }
 }
 
+/* Second stage: merges the chunks into what mn and mx hold from earlier samples. */
 __global__ void minmax_merge_kernel(float *mn, float *mx, const float *part, int64_t chunks,
                                     int64_t cols)
 {

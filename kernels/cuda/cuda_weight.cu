@@ -84,6 +84,7 @@ __device__ static quad offsets(const weights &p, const wgroup &k, int64_t c, int
     return quad();
 }
 
+/* w^ = (q - z) h for this lane's columns, by quant.h's functions for one value. */
 __device__ static void apply(const weights &p, const wgroup &k, int64_t first)
 {
     for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
@@ -129,7 +130,10 @@ __global__ void fake_quant_stored_kernel(weights p)
     apply(p, k, first);
 }
 
-/* Sums dL/dh, at fixed z, and dL/dz over the group. */
+/* Sums over the group, with g = dL/dw^, u = w / h and r = round(u + v):
+ *   *dh = sum g (r - u), or g (clamped code - z) where r + z is outside 0..Q, at fixed z
+ *   *dz = -h sum g over the codes outside
+ * Lanes add their columns first; warp_reduce() then adds the lanes in a fixed order. */
 __device__ static void group_grads(const weights &p, const view &dwq, const wgroup &k,
                                    int64_t first, float *dh, float *dz)
 {
@@ -150,6 +154,10 @@ __device__ static void group_grads(const weights &p, const view &dwq, const wgro
     *dz = warp_reduce(sum_z, add_op());
 }
 
+/* Chain rule from h and z to the clipping parameters, as in docs/method.md: dz/dh = lo /
+ * h^2, dz/dlo = -1 / h, dh/dhi = 1 / Q = -dh/dlo, each 0 where its result is clamped;
+ * dhi/da = max gamma (1 - gamma), dlo/db = min beta (1 - beta). One lane does this in
+ * f64. */
 __global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld,
                                               float *db, int64_t db_ld)
 {
@@ -179,6 +187,7 @@ __global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, in
     db[k.r * db_ld + k.g] = (float)(dlo * (double)k.min * beta * (1 - beta));
 }
 
+/* v -= rate sign(dL/dw^), clamped to [-1/2, 1/2] (SignRound, Cheng et al. 2023). */
 __global__ void round_step_kernel(weights p, view dwq, float rate)
 {
     wgroup k;
