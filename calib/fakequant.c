@@ -364,6 +364,7 @@ static struct tensor lin_grad(const struct fakequant *f, int l)
     return block_weights_lin(&stacked, f->arch, l);
 }
 
+/* dL/da and dL/db from dL/dW^, projection by projection, as the table above chains them. */
 enum err fakequant_clip_grads(struct fakequant *f)
 {
     for (int l = 0; l < N_LIN && f->learn_weights; l++) {
@@ -401,6 +402,8 @@ static enum err step_offsets(struct fakequant *f, float rate)
     return OK;
 }
 
+/* Offsets step by the sign of their gradient, everything else by AdamW. Each kind of
+ * parameter lies in one piece of p and has its own rate. */
 enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
                         int64_t step)
 {
@@ -438,6 +441,8 @@ static enum err check(struct fakequant *f, const struct tensor *x, const char *w
     return OK;
 }
 
+/* One test of all gradients together is the usual path. Only after a hit is the tensor
+ * searched that has it. */
 enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad)
 {
     bool finite = true;

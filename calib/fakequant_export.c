@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* Codes of GPTQ, which do not follow from weight and scale. */
 static enum err export_codes(const struct fakequant *f, struct qlinear *q, int l)
 {
     const struct qlinear *from = &f->fixed[l];
@@ -45,6 +46,7 @@ static enum err export_kv(struct fakequant *f, struct block_quant *q)
     return dev_download(f->dev, q->v_shift, f->kv.v_shift.data, bytes);
 }
 
+/* Fills a struct of its own first, so that *q is whole or unchanged. */
 enum err fakequant_export(struct fakequant *f, struct block_quant *q)
 {
     struct block_quant fresh = {0};
@@ -64,7 +66,8 @@ out:
     return err;
 }
 
-/* Replaces the weights by the values of chosen codes: rounding then finds these codes. */
+/* Replaces the weights by the values of chosen codes. Rounding then finds these codes
+ * again: (q - z) h / h is q - z up to an error far below 1/2. */
 static enum err import_values(struct fakequant *f, const struct qlinear *q, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
@@ -91,6 +94,7 @@ static enum err import_scales(struct fakequant *f, const struct qlinear *q, int 
     return dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n);
 }
 
+/* Takes over *q, whose scales and codes GPTQ chose, and makes them what apply computes. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
 {
     qlinear_free(&f->fixed[l]);

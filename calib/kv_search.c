@@ -1,4 +1,13 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Start values of the cache's smoothing, and the search of their exponent. Per channel, over
+ * the calibration set,
+ *
+ *   delta = (max + min) / 2      s = (max |x - delta|)^alpha, geometric mean 1
+ *
+ * alpha 0 leaves the channels as they are, alpha 1 gives all of them the same width. Between
+ * them lies the least error: wide channels no longer set the scale of their group, and the
+ * errors of narrow ones do not grow by a large s. */
 #include "calib/kv_search.h"
 
 #include "calib/model/carve.h"
@@ -6,6 +15,7 @@
 
 #include <math.h>
 
+/* alpha = 0, 1/8, ..., 1. */
 static float grid(int i)
 {
     return (float)i / (KV_SEARCH_GRID - 1);
@@ -45,6 +55,8 @@ void kv_search_close(struct kv_search *k)
     *k = (struct kv_search){0};
 }
 
+/* Works with log s. Only ratios of s inside a group matter to the codes, so the mean of log
+ * s is taken out: the stored factors then stay near 1 and far from overflow. */
 void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_t n,
                float alpha)
 {
@@ -54,6 +66,8 @@ void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_
         delta[c] = mx[c] / 2 + mn[c] / 2;
         const double width =
             fmax((double)mx[c] - (double)delta[c], (double)delta[c] - (double)mn[c]);
+        /* A channel that never changed has no width. It must not get log 0, so it takes the
+         * smallest s of the others below. */
         ls[c] = width > 0 ? (float)((double)alpha * log(width)) : NAN;
         if (!(width > 0))
             continue;
@@ -95,7 +109,9 @@ enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
     return err;
 }
 
-/* Adds the errors of all alphas for x [T,K*d]; y of the same shape is scratch. */
+/* Adds the errors of all alphas for x [T,K*d]; y of the same shape is scratch. The error is
+ * that of the cache, mean (x^ - x)^2. The block's own output would need a forward pass for
+ * each alpha. */
 static enum err add_side(struct kv_search *k, int side, struct kv_format f,
                          const struct tensor *y, const struct tensor *x)
 {
@@ -126,6 +142,7 @@ enum err kv_search_add(struct kv_search *k, const struct block_acts *x,
     return add_side(k, KV_V, kv_format(&kv->spec, kv->layer, KV_V), &x->vq, &values);
 }
 
+/* The paper's 0.5 wins ties, and wins where every error is NaN. */
 void kv_search_finish(float alpha[2], const struct kv_search *k)
 {
     for (int side = KV_K; side <= KV_V; side++) {

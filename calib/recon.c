@@ -14,6 +14,7 @@ static int64_t depth_of(const struct arch *a, const struct calib_settings *s)
     return s->crr_blocks < a->n_layers - 1 ? s->crr_blocks : a->n_layers - 1;
 }
 
+/* Depth 0 still needs a slot: the full-precision stream moves through each block. */
 static int64_t full_slots(int64_t depth)
 {
     return depth > 1 ? depth : 1;
@@ -135,7 +136,9 @@ int64_t recon_reach(const struct recon *r, int64_t i)
     return r->depth < after ? r->depth : after;
 }
 
-/* Adds term j to *loss and its gradient to r->dy; first: writes r->dy. */
+/* Adds term j, the error of out_j against the full-precision model's, to *loss, and its
+ * gradient to r->dy. first: writes r->dy. With all n + 1 terms each counts 1 / (n + 1), so
+ * losses of both kinds of `crr.terms` have one magnitude. */
 static enum err add_term(struct recon *r, double *loss, const struct recon_targets *t,
                          int64_t j, int64_t n, bool grads, bool first)
 {
@@ -153,7 +156,9 @@ static enum err add_term(struct recon *r, double *loss, const struct recon_targe
     return OK;
 }
 
-/* Runs the whole chain; r->out[0 .. n] are its outputs. */
+/* Runs the chain B_{i+n} o ... o B_{i+1} o B^_i, of which only the first block is
+ * quantized; r->out[0 .. n] are its outputs. A block's activations stay for the
+ * backward. */
 static enum err forward(struct recon *r, struct fakequant *f,
                         const struct model_source *src, int64_t i, int64_t n)
 {
@@ -176,7 +181,9 @@ enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
     const struct block_weights *w;
     double sum = 0;
     TRY(forward(r, f, src, i, n));
-    /* From the last output back: r->dy is the gradient of out_j when block j is reached. */
+    /* From the last output back: r->dy is the gradient of out_j when block j is reached.
+     * The blocks after the first pass gradients on to their inputs but learn nothing, so
+     * they need no weight gradients: half of the backward's products. */
     TRY(add_term(r, &sum, t, n, n, grads, true));
     for (int64_t j = n; j > 0; j--) {
         if (grads) {

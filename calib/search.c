@@ -15,6 +15,8 @@
 /* The grid: 0.99, 0.95, 0.90 .. 0.45. The first stands for 1, which has no finite logit. */
 #define N_FACTORS 12
 
+/* q, k and v read one input, and gate and up another: four moments serve seven
+ * projections. */
 static const int input_of[N_LIN] = {
     [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
@@ -37,7 +39,9 @@ struct group {
     struct lin_format format;
 };
 
-/* Returns the expected squared error of the group's output under gamma and beta. */
+/* Returns the expected squared error of the group's output under gamma and beta. For
+ * uncorrelated inputs E (sum_i x_i e_i)^2 = sum_i E[x_i^2] e_i^2 with e = W - W^: the
+ * diagonal of GPTQ's Hessian. */
 static double group_error(const struct group *g, float gamma, float beta)
 {
     const float lo = beta * g->min;

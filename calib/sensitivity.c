@@ -59,7 +59,8 @@ static enum err download(struct measure *m, const struct tensor *x)
     return OK;
 }
 
-/* Adds g [T,out] to G of projection l and sets the tokens' |g_t|^2. */
+/* Adds g [T,out] to G of projection l and sets the tokens' |g_t|^2. Squares of single
+ * tokens, not of their sum: the Fisher information is the mean of g g^T. */
 static enum err add_grad(struct measure *m, int l, const struct tensor *g)
 {
     const int64_t n = g->dim[1];
@@ -186,7 +187,7 @@ struct rows {
     int64_t in;
 };
 
-/* Returns sum_i X_i (w_i - w^_i)^2 of one group. */
+/* Returns sum_i X_i (w_i - w^_i)^2 of one group, rounded to nearest without clipping. */
 static double group_error(const float *w, const double *x2, int64_t n, int bits,
                           int scale_bits)
 {
@@ -228,7 +229,9 @@ static void measure_row(void *ctx, int64_t r, int thread)
         j->m->parts[r * s->n_weight + f] = row_error(j, r, &s->weight_format[f]);
 }
 
-/* Losses of all formats for projection l: rows weighted by G, normalized by its sum. */
+/* Losses of all formats for projection l: sum_o G_o parts_o / (2 N sum_o G_o). X holds
+ * |g_t|^2, which sums over all outputs, so the weights of the rows must sum to 1. tokens is
+ * N: the last token of a window predicts nothing. */
 static enum err measure_lin(struct measure *m, int64_t block, int l,
                             const struct host_mat *w)
 {
@@ -260,7 +263,8 @@ struct tokens {
     const float *s, *delta; /* [K*d] */
 };
 
-/* Returns the squared error of one group of channels. */
+/* Returns the squared error |K_th - K^_th|^2 of one group of channels, after smoothing,
+ * rounding and their inverse. */
 static double channels_error(const float *x, const float *s, const float *delta, int64_t n,
                              int bits)
 {
@@ -327,7 +331,8 @@ static void start_smoothing(const struct measure *m, float *p, const float *x)
         s[c] = expf(s[c]);
 }
 
-/* Losses of all formats for the keys or values of a block. */
+/* Losses of all formats for the keys or values of a block: sum_th |g_th|^2 |K_th - K^_th|^2
+ * / (2 N d). The d spreads a head's squared gradient over its channels evenly. */
 static enum err measure_side(struct measure *m, int64_t block, int side)
 {
     struct sensitivity *s = m->out;

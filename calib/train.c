@@ -80,7 +80,8 @@ static enum err not_finite(struct calibration *c, const char *what)
          c->block, c->at.epoch, c->at.step, c->sample, what);
 }
 
-/* *mean = loss over the whole set with the current parameters. */
+/* *mean = loss over the whole set with the current parameters. A step's own loss is of one
+ * sample, and from before the step: it cannot tell which parameters are best. */
 static enum err set_loss(struct calibration *c, double *mean)
 {
     double sum = 0, loss;
@@ -99,7 +100,9 @@ static enum err set_loss(struct calibration *c, double *mean)
     return OK;
 }
 
-/* Returns the learning rate of a step under the schedule. */
+/* Returns the learning rate of a step, counted from 0 over all epochs: base (1 + cos(pi
+ * step / steps)) / 2 falls from base to nearly 0 (Loshchilov, Hutter 2017), without
+ * restarts. */
 static float rate(const struct calibration *c, float base, int64_t step)
 {
     if (c->s->schedule == SCHEDULE_CONSTANT)
@@ -117,6 +120,9 @@ static float round_rate(const struct calibration *c)
     return 1 / (float)(c->s->epochs * c->s->samples);
 }
 
+/* One step on one sample: W^ from the parameters, the loss, its gradients, AdamW. Loss and
+ * gradients are checked before the parameters move, so a failure saves the state that led
+ * to it. */
 static enum err train_step(struct calibration *c)
 {
     const int64_t step = c->at.epoch * c->s->samples + c->at.step;
@@ -137,6 +143,7 @@ static enum err train_step(struct calibration *c)
         snprintf(what, sizeof(what), "gradient of the %s", name);
         return not_finite(c, what);
     }
+    /* AdamW counts its steps from 1. */
     TRY(fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1));
     TRY(dev_sync(c->dev));
     c->at.step++;
@@ -148,6 +155,8 @@ static enum err train_step(struct calibration *c)
     return calib_stop_asked(c) ? stopped(c) : OK;
 }
 
+/* The start is the first candidate for the best, so training never ends with a larger loss
+ * than it began with. */
 static enum err measure_start(struct calibration *c)
 {
     struct calib_block_stats *s = &c->at.stats;
@@ -157,6 +166,8 @@ static enum err measure_start(struct calibration *c)
     return fakequant_keep_best(&c->fq);
 }
 
+/* Measures the epoch, keeps its parameters if they are the best so far, and saves the
+ * block. */
 static enum err end_epoch(struct calibration *c)
 {
     struct calib_block_stats *s = &c->at.stats;

@@ -1,4 +1,12 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * GPTQ on a block (Frantar et al., arXiv 2210.17323): the Hessian of each input, its factor,
+ * and the projections that read it. The error of a projection's output over the calibration
+ * set is sum |(W - W^) x|^2, a quadratic form in the error of each row with the matrix
+ *
+ *   H = 2 / samples sum x x^T
+ *
+ * for all rows alike. gptq_solve.c minimizes it greedily, column by column. */
 #include "calib/gptq/gptq.h"
 
 #include "calib/model/carve.h"
@@ -6,6 +14,7 @@
 
 #include <inttypes.h>
 
+/* q, k and v share an input and therefore a Hessian, and so do gate and up. */
 static const int input_of[N_LIN] = {
     [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
@@ -101,6 +110,8 @@ enum err gptq_begin(struct gptq *g)
     return OK;
 }
 
+/* H += x^T x of a sample [T,n], summed where the activations are; the factor 2 / samples
+ * follows once at the end. */
 enum err gptq_add(struct gptq *g, const struct block_acts *acts)
 {
     const struct tensor *const x[GPTQ_INPUTS] = {&acts->n1, &acts->o, &acts->n2, &acts->m};
@@ -170,6 +181,8 @@ static enum err solve(struct gptq *g, struct fakequant *f, int l)
     return err;
 }
 
+/* Projections come in the order of their inputs, so each Hessian is factored once. Its
+ * factor replaces it in memory. */
 enum err gptq_finish(struct gptq *g, struct fakequant *f)
 {
     if (f->gptq_start)

@@ -166,6 +166,7 @@ bool arch_has_bias(const struct arch *a, int l)
     }
 }
 
+/* Weights of the seven projections: norms and biases are not quantized. */
 int64_t arch_block_params(const struct arch *a)
 {
     int64_t n = 0;
@@ -175,7 +176,10 @@ int64_t arch_block_params(const struct arch *a)
 }
 
 /* Llama 3: long wavelengths are scaled by factor and short ones are unchanged; between them
- * is a linear blend in original / wavelength. */
+ * is a linear blend in turns = original / wavelength, the rotations over the original
+ * context. A pair that never completes a turn has seen only a part of its angles in
+ * training, so it is stretched; a pair that turns often encodes near distances, which must
+ * stay as they are. */
 static double scale_llama3(const struct arch *a, double inv)
 {
     const double turns = (double)a->rope_original * inv / (2 * M_PI);
@@ -187,15 +191,17 @@ static double scale_llama3(const struct arch *a, double inv)
     return (1 - s) * inv / a->rope_factor + s * inv;
 }
 
-/* Returns the dimension, of d / 2, that turns this many times over the original context. */
+/* Returns the dimension, of d / 2, that turns this many times over the original context:
+ * the i with original theta^(-2 i / d) = 2 pi turns, solved for i. */
 static double yarn_dim(const struct arch *a, double turns)
 {
     const double wave = (double)a->rope_original / (turns * 2 * M_PI);
     return (double)a->head_dim * log(wave) / (2 * log(a->rope_theta));
 }
 
-/* YaRN: dimensions that turn often are unchanged and those that turn rarely are scaled by
- * factor, with a linear ramp between them. */
+/* YaRN (Peng et al., arXiv 2309.00071): dimensions that turn often are unchanged and those
+ * that turn rarely are scaled by factor, with a linear ramp between them. The clamps and
+ * the 0.001 against a division by 0 are those of Hugging Face's implementation. */
 static double scale_yarn(const struct arch *a, int64_t i, double inv)
 {
     double from = yarn_dim(a, a->rope_high), to = yarn_dim(a, a->rope_low);
@@ -211,6 +217,8 @@ static double scale_yarn(const struct arch *a, int64_t i, double inv)
     return (1 - s) * inv + s * inv / a->rope_factor;
 }
 
+/* Angle per token of pair i: theta^(-2 i / d) (Su et al. 2021), as the checkpoint's
+ * rope_type changes it. A dynamic rope is the plain one up to the model's own length. */
 static double inv_freq(const struct arch *a, int64_t i)
 {
     const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
@@ -226,6 +234,8 @@ static double inv_freq(const struct arch *a, int64_t i)
     }
 }
 
+/* In f64, because an F32 angle of 10^5 is off by up to 0.004. YaRN multiplies cos and sin
+ * by its attention factor, so that scores get the square. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
 {
     const int64_t half = a->head_dim / 2;

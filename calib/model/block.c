@@ -81,6 +81,8 @@ static enum err quantize_kv(struct block_acts *x, const struct arch *a,
     return quantize_side(x, a, kv, KV_V, &vq, &v);
 }
 
+/* Attention over k and v, or over the mixture of full-precision and quantized keys that
+ * past-only quantization gives each query (struct attn_mask). */
 static enum err attend(struct block_acts *x, const struct arch *a,
                        const struct block_kv *kv)
 {
@@ -170,7 +172,9 @@ enum err output_input(struct tensor *in, struct block_acts *x, struct block_scra
     return quantize_input(x->dev, kv, in, &x->o);
 }
 
-/* Output projection, MLP and both residual sums of rows t. y is scratch. */
+/* Output projection, MLP and both residual sums of rows t. y is scratch:
+ *   h = x + Wo o      out = h + Wdown (silu(Wgate n2) * (Wup n2)),  n2 = rmsnorm(h)
+ * One norm operation forms h as well, which saves a pass over the residual stream. */
 static enum err finish(struct block_acts *t, struct block_scratch *s, const struct arch *a,
                        const struct block_weights *w, const struct block_kv *kv,
                        const struct tensor *out, const struct tensor *y)

@@ -87,6 +87,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
     return dev_attn_bwd(d, &grads, &d_o, &o, &x->lse, &attn);
 }
 
+/* The backward of rotations is their inverse: R is its own, and rope turns back. */
 static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
                          const struct tensor *grad)
 {
@@ -223,8 +224,8 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
     return block_backward_watched(acts, s, a, w, dx, dout, NULL);
 }
 
-/* From the gradient of the block's output in dh, which grows to that behind attention's
- * residual sum, to s->dqkv before rope. */
+/* Takes the gradient of the block's output in dh to s->dqkv before rope. dh becomes the
+ * gradient of h, the residual stream after attention. */
 static enum err heads_bwd(struct block_acts *acts, struct block_scratch *s,
                           const struct arch *a, const struct block_weights *w,
                           const struct block_kv *kv, const struct block_grads *g,

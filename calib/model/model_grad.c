@@ -79,6 +79,7 @@ static size_t state_bytes(const struct pass *p)
     return (size_t)(p->T * p->arch->d_model) * sizeof(float);
 }
 
+/* Input of block `block` in window i, on the host. */
 static float *state_at(const struct pass *p, int64_t block, int64_t i)
 {
     return p->states + (block * p->n + i) * p->T * p->arch->d_model;
@@ -170,8 +171,9 @@ static enum err head_load(struct head *e, struct pass *p)
     return host_mat_upload(p->dev, &e->w, &w);
 }
 
-/* Replaces the logits of one token by the gradient of its loss, softmax minus one at the
- * target. Returns the loss. */
+/* Replaces the logits x of one token by the gradient of its loss and returns the loss:
+ *   loss = log sum_i exp(x_i) - x_target      dloss/dx_i = softmax(x)_i - [i = target]
+ * The maximum is subtracted before exp, so that large logits do not overflow. */
 static double softmax_grad(float *x, int64_t n, int32_t target)
 {
     const float at = x[target];
@@ -188,7 +190,8 @@ static double softmax_grad(float *x, int64_t n, int32_t target)
     return top + log(sum) - (double)at;
 }
 
-/* Computes e->dy of rows [t, t + rows); the next token of row r is ids[r + 1]. */
+/* Computes e->dy of rows [t, t + rows); the next token of row r is ids[r + 1]. logits = y
+ * W^T, so dy = dlogits W. The head's own gradient is not needed. */
 static enum err head_piece(struct head *e, struct pass *p, const int32_t *ids, int64_t t,
                            int64_t rows)
 {
@@ -237,6 +240,8 @@ static enum err head_backward(struct pass *p)
 
 /* --- backward ----------------------------------------------------------------------- */
 
+/* Repeats window i's forward through block b from its stored input, then its backward. One
+ * forward more for each block is the price of keeping activations of one block only. */
 static enum err backward_window(struct pass *p, int64_t b, int64_t i)
 {
     const struct model_visitor *v = p->visitor;
@@ -271,6 +276,8 @@ static enum err forward_and_back(struct pass *p)
     return OK;
 }
 
+/* The loss is a sum over tokens, so gradients are those of single tokens and do not shrink
+ * with the length of the text. */
 enum err model_backward(double *nll, struct dev *d, const struct arch *a,
                         const struct model_source *src, const struct model_windows *text,
                         const struct model_visitor *v)
