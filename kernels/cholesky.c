@@ -33,7 +33,9 @@ static enum err not_definite(int64_t at)
          at);
 }
 
-/* h = L L^T in h's lower triangle. */
+/* h = L L^T in h's lower triangle, row by row (Cholesky-Banachiewicz):
+ *   L_ij = (h_ij - sum_{k<j} L_ik L_jk) / L_jj      L_ii = sqrt(h_ii - sum_{k<i} L_ik^2)
+ * A root that is not of a positive number means that h is not positive definite. */
 static enum err factor(double *h, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * log sum exp(x) = top + log sum exp(x - top): exp() of a logit may overflow, exp() of a
+ * difference to the largest never does. */
 #include "kernels/base/logsumexp.h"
 
 #include <math.h>
@@ -18,6 +21,8 @@ double log_sum_exp(const float *x, int64_t n)
     return top + log(sum);
 }
 
+/* KL(p || q) = sum p (log p - log q) with log p = logit - log sum exp. Logarithms are
+ * subtracted, so a probability that is 0 in doubles still has a finite one. */
 double kl_divergence(const float *p, double log_p, const float *q, double log_q, int64_t n)
 {
     double sum = 0;

@@ -19,6 +19,8 @@ uint64_t rng_u64(struct rng *r)
     return z ^ z >> 31;
 }
 
+/* Values from the largest multiple of n on are drawn again, so that all remainders are
+ * equally likely. */
 uint64_t rng_below(struct rng *r, uint64_t n)
 {
     const uint64_t limit = UINT64_MAX - UINT64_MAX % n;
@@ -29,11 +31,13 @@ uint64_t rng_below(struct rng *r, uint64_t n)
     return v % n;
 }
 
+/* 53 bits, as a double holds: multiples of 2^-53 in [0, 1). */
 double rng_uniform(struct rng *r)
 {
     return (double)(rng_u64(r) >> 11) * 0x1p-53;
 }
 
+/* Box and Muller 1958. u is in (0, 1], so its logarithm is finite. */
 double rng_normal(struct rng *r)
 {
     const double u = 1.0 - rng_uniform(r);
