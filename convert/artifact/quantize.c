@@ -50,6 +50,7 @@ static struct range row_range(const float *w, int64_t n)
     return r;
 }
 
+/* Tests the exponent's bits, which vectorizes; all ones are infinity or NaN. */
 static bool all_finite(const float *w, int64_t n)
 {
     uint32_t bad = 0;
@@ -58,6 +59,8 @@ static bool all_finite(const float *w, int64_t n)
     return !bad;
 }
 
+/* Round to nearest without clipping: a group's range is [min(0, min w), max(0, max w)], and
+ * quant.h gives scale and zero. */
 bool quant_row_rtn(uint16_t *scales, uint8_t *zeros, const float *w, int64_t n,
                    struct lin_format f)
 {

@@ -54,6 +54,7 @@ static enum err make_room(struct runtime *r, int64_t n)
 
 /* --- pieces ------------------------------------------------------------------------- */
 
+/* y = x g / sqrt(mean x^2 + eps), with the sum of squares in f64. */
 static void rmsnorm_row(float *y, const float *x, const float *g, int64_t n, float eps)
 {
     double part[8] = {0}, sum = 0; /* eight sums, so that additions overlap */
@@ -77,7 +78,9 @@ static void rmsnorm(float *y, const float *x, const float *g, int64_t rows, int6
         rmsnorm_row(y + t * n, x + t * n, g, n, eps);
 }
 
-/* Rope: rotates the two halves of each head by the angles of its position. */
+/* Rotary embedding (Su et al. 2021): pair i of a head, (x[i], x[i + d/2]), turns by its
+ * angle at the token's position, which counts from the start of the text, not of the
+ * chunk. */
 static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
 {
     const int64_t d = r->arch->head_dim, half = d / 2;
@@ -95,8 +98,9 @@ static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
     }
 }
 
-/* kv.rotate: queries and keys get the same rotation, which leaves their products as they
- * are. */
+/* kv.rotate: queries and keys get the same orthogonal R, which leaves their products as
+ * they are: (R q) . (R k) = q . k. The cache then stores R k, whose channels are of like
+ * size. */
 static void hadamard_heads(float *x, int64_t heads, int64_t d)
 {
     for (int64_t h = 0; h < heads; h++)
@@ -149,6 +153,8 @@ static void project_qkv(struct runtime *r, const struct packed_block *b,
     }
 }
 
+/* Packs the new keys and values, attends, and keeps the most recent ones in full precision
+ * for the next call. */
 static enum err attention(struct runtime *r, int64_t layer, int64_t n)
 {
     struct rt_acts *a = &r->acts;
@@ -170,6 +176,8 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
     return OK;
 }
 
+/* x += Wdown (silu(Wgate n2) * (Wup n2)). Each product names the next one, so that its
+ * weights are prefetched; after the last layer, the head comes from elsewhere. */
 static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
@@ -263,6 +271,7 @@ enum err runtime_products(struct runtime *r, int64_t n)
     return OK;
 }
 
+/* Logits of the last `rows` tokens: final norm, then the head, which is not quantized. */
 void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
 {
     const struct arch *m = r->arch;

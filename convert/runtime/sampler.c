@@ -48,6 +48,9 @@ static int64_t nucleus(double *total, const struct candidate *c, int64_t n,
     return kept;
 }
 
+/* Draws by inversion: u in [0, total) falls into the interval of one candidate, whose width
+ * is its weight exp((logit - top) / temperature). The last one takes what rounding
+ * leaves. */
 static int32_t draw(const struct candidate *c, int64_t n, const struct sampler *s,
                     struct rng *rng)
 {

@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Means and their standard errors: with s^2 = sum (x - mean)^2 / (n - 1), the mean of n
+ * independent values has the standard error s / sqrt(n). */
 #include "tools/eval/statistics.h"
 
 #include <math.h>
@@ -10,6 +13,9 @@ static double figure(const double *a, const double *b, int64_t i)
     return b ? a[i] - b[i] : a[i];
 }
 
+/* The error of a paired difference is that of a[i] - b[i]. It is usually far smaller than
+ * those of both means, because windows that are hard for one model are hard for the
+ * other. */
 struct estimate estimate_difference(const double *a, const double *b, int64_t n)
 {
     double mean = 0, square = 0;
@@ -26,6 +32,7 @@ struct estimate estimate_mean(const double *x, int64_t n)
     return estimate_difference(x, NULL, n);
 }
 
+/* A share is the mean of values 0 and 1, whose s^2 is p (1 - p) n / (n - 1). */
 double share_stderr(double p, int64_t n)
 {
     return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;

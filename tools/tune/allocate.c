@@ -44,6 +44,8 @@ struct knapsack {
 
 /* --- the price ---------------------------------------------------------------------- */
 
+/* The Lagrangian of one option. At a given price items no longer share the budget, so each
+ * takes its own best option. */
 static double priced(const struct allocate_option *o, double price)
 {
     return o->loss + price * (double)o->cost;

@@ -149,6 +149,9 @@ static void swap_rows(struct matcher *m, const struct range *r)
     m->next = t;
 }
 
+/* Longest common substring by dynamic programming: the block that ends at (i, j) is one
+ * longer than that at (i - 1, j - 1). Only positions of a's character in b are visited.
+ * Popular characters may extend the block at both ends afterwards. */
 static struct block longest(struct matcher *m, const struct range *r)
 {
     struct block x = {r->a, r->b, 0};
@@ -187,6 +190,7 @@ static enum err matched(int64_t *out, struct matcher *m)
     return OK;
 }
 
+/* 2 M / (|a| + |b|), with M characters in common blocks. */
 enum err score_ratio(double *out, struct span a, struct span b)
 {
     struct matcher m = {0};
