@@ -53,7 +53,7 @@ double golden_error(const float *have, const float *want, int64_t n)
         hi = want[i] > hi ? want[i] : hi;
         const double d = fabs((double)have[i] - (double)want[i]);
         if (!(d <= worst))
-            worst = d; /* NaN is taken, and stays */
+            worst = d; /* NaN replaces any value and stays */
         if (isnan(worst))
             break;
     }

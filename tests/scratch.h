@@ -21,7 +21,7 @@ static inline bool scratch_dir(char *out, size_t n)
     return len > 0 && (size_t)len < n && mkdtemp(out);
 }
 
-/* Remove a test's directory with the plain files in it; a missing one is fine. */
+/* Removes a test's directory with the plain files in it; it may be missing. */
 static inline bool scratch_remove(const char *path)
 {
     DIR *d = opendir(path);

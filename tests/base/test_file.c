@@ -113,7 +113,7 @@ static void large_files(void **state)
     assert_memory_equal(m.data, data, total);
     file_map_close(&m);
     file_map_close(&m);
-    /* a copy stays what it was, whatever becomes of the file */
+    /* a copy does not change with the file */
     assert_int_equal(file_map_load(&m, path), OK);
     assert_true(m.loaded && m.size == total);
     assert_int_equal(truncate(path, 1), 0);

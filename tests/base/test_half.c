@@ -37,8 +37,8 @@ static void every_f16_code(void **state)
     }
 }
 
-/* Between neighbouring codes the middle goes to the even one, and a step off it to the
- * nearer. */
+/* The middle between two neighbouring codes rounds to the even one. A value beside the
+ * middle rounds to the nearer. */
 static void every_f16_boundary(void **state)
 {
     for (uint16_t h = 0; h < 0x7c00; h++) {

@@ -19,7 +19,7 @@ struct memory_io {
     struct named_tensor partial[MEMORY_TENSORS];
     int n_partial;
     int64_t partial_block;
-    int64_t stop_after; /* stop() says yes at this many calls; 0: never */
+    int64_t stop_after; /* stop() returns true at this call; 0: never */
     int64_t asked;
     int64_t n_on_disk, n_streams, open_streams;
     double last_done;
@@ -42,8 +42,8 @@ enum err run_on(const char *device, struct memory_io *m, const struct fixture *f
 void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
                const struct calib_settings *s);
 
-/* Stops at every `every`th question and goes on, until the run is whole. Preparation is
- * repeated by every resumed run, so each gets further than the last. Opens m. */
+/* Stops at every `every`th call of stop() and resumes, until the run is complete. Every
+ * resumed run repeats the preparation, so each one gets further than the last. Opens m. */
 void stop_and_go(struct memory_io *m, const struct fixture *f,
                  const struct calib_settings *s, int64_t every);
 

@@ -39,8 +39,8 @@ static void walk_quantized(struct walk *w, struct fakequant *q, int64_t block,
     must(dev_copy(w->r.dev, &w->r.x, out));
 }
 
-/* Loss of one sample at `block` with what was saved: both models walked from the embedding,
- * the quantized one in full precision behind the block. */
+/* Loss of one sample at `block` with the saved block. Both models run from the embedding;
+ * in the quantized one, blocks after `block` are in full precision. */
 static double walk_loss(struct walk *full, struct walk *half, struct fakequant *q,
                         const struct calib_settings *s, const struct memory_io *m,
                         int64_t block)
@@ -86,7 +86,8 @@ static double set_loss(struct dev *d, const struct fixture *f,
     return sum / (double)s->samples;
 }
 
-/* Trains with k blocks behind and checks every reported loss against a walk of its own. */
+/* Trains with k blocks after the block in work, and checks every reported loss against an
+ * independent forward pass. */
 static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_kind loss)
 {
     struct fixture f;
@@ -126,7 +127,7 @@ static bool finite_block(const struct block_quant *q)
     return true;
 }
 
-/* Changes one setting of what is minimized, and in which arithmetic. */
+/* Changes one setting of the loss or of the arithmetic. */
 static void vary_training(struct calib_settings *s, int which)
 {
     switch (which) {
@@ -160,7 +161,7 @@ static void vary_training(struct calib_settings *s, int which)
     }
 }
 
-/* Changes how weights become codes, and where that starts. */
+/* Changes how codes are chosen from weights, or their start values. */
 static void vary_weights(struct calib_settings *s, int which)
 {
     switch (which) {
@@ -296,8 +297,8 @@ static void test_same_bytes_twice_and_on_disk(void **state)
     fixture_close(&f);
 }
 
-/* Settings that stop and resume in different ways: which streams there are, which
- * parameters, and none. */
+/* Settings that differ in what a resumed run must restore: streams and parameters, or
+ * nothing. */
 static struct calib_settings resume_case(int which)
 {
     struct calib_settings s = tiny_settings();
@@ -319,7 +320,7 @@ static struct calib_settings resume_case(int which)
         s.weights.method = which < 9 ? (enum weight_method)(which - 6) : WEIGHT_LWC,
         s.gptq.damp = 0.01;
     if (which == 7 || which == 8)
-        s.kv.bits = 16; /* with rounded weights, offsets alone learn */
+        s.kv.bits = 16; /* weights rounded to nearest: only offsets learn */
     if (which >= 8)
         s.weights_init = INIT_SEARCH;
     return s;
@@ -344,7 +345,8 @@ static void test_stopped_and_resumed(void **state)
     fixture_close(&f);
 }
 
-/* A NaN in a weight, a norm or a bias, far behind the block in work: found where it is. */
+/* A NaN in a weight, a norm or a bias of a block far after the block in work is found, and
+ * the message names its place. */
 static void test_non_finite_weight_is_named(void **state)
 {
     for (int which = 0; which < 4; which++) {
@@ -370,8 +372,8 @@ static void test_non_finite_weight_is_named(void **state)
     }
 }
 
-/* Learning rates that throw the parameters out of the world: the run stops, says where, and
- * leaves a partial that another run can load. */
+/* Learning rates at which training diverges: the run stops, names the place, and saves a
+ * partial block that another run can load. */
 static void test_divergence_is_named_and_saved(void **state)
 {
     struct fixture f;
@@ -391,7 +393,7 @@ static void test_divergence_is_named_and_saved(void **state)
     fixture_close(&f);
 }
 
-/* Rates that only do harm: the start is kept, and it is the start to the last bit. */
+/* Learning rates that make every epoch worse: the start values are kept, bit for bit. */
 static void test_start_is_kept(void **state)
 {
     struct fixture f;
@@ -428,8 +430,8 @@ static void shifts_after(float *shift, const struct fixture *f, struct calib_set
     memory_io_close(&m);
 }
 
-/* At half of the cosine the rate is a half: of two steps from one start, the first is that
- * of a constant rate, and the second half as long. */
+/* At half of the cosine the rate is one half. Of two steps from one start, the first equals
+ * a step at a constant rate, and the second is half as long. */
 static void test_cosine_halves_the_rate(void **state)
 {
     struct fixture f;
@@ -524,8 +526,8 @@ static void test_wrong_partial_is_refused(void **state)
     fixture_close(&f);
 }
 
-/* The same calibration on ref, on cpu, and by the GPU's kernels emulated: nothing above the
- * table touches the memory of a device, which that one fences off. */
+/* The same calibration on ref, on cpu, and with emulated GPU kernels. The emulation
+ * protects device memory, so this shows that only operations access it. */
 static void devices_agree(enum weight_round round)
 {
     static const char *const others[] = {"cpu", "cuda-emu"};

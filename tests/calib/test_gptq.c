@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * GPTQ: codes of random layers against PyTorch's (tests/golden/gen_gptq.py; GOLDEN_GPTQ
- * names the file), and what its result must be for any layer. */
+ * names the file), and properties of the result for any layer. */
 #include "calib/gptq/gptq.h"
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"
@@ -29,7 +29,7 @@ static const struct st_tensor *find(const char *layer, const char *key)
     return t;
 }
 
-/* One layer ready to be solved on a device. */
+/* One layer and what solving it on a device needs. */
 struct layer {
     struct gptq_work work;
     struct gptq_input input;
@@ -129,7 +129,7 @@ static void test_golden(void **state)
     }
 }
 
-/* trace((W - W^) H (W - W^)^T): what GPTQ makes small. */
+/* trace((W - W^) H (W - W^)^T), which GPTQ minimizes. */
 static double output_error(const struct qlinear *q, const float *w, const float *h,
                            int64_t group)
 {
@@ -147,8 +147,8 @@ static double output_error(const struct qlinear *q, const float *w, const float 
     return sum;
 }
 
-/* Inputs that do not meet in any output: nothing can be made up for, codes are the nearest.
- * Correlated ones: the output error falls. */
+/* If inputs are uncorrelated, no column can correct another, and codes are the nearest. If
+ * they are correlated, the output error falls. */
 static void test_diagonal_and_gain(void **state)
 {
     enum { OUT = 12, IN = 40, GROUP = 8 };
@@ -157,7 +157,7 @@ static void test_diagonal_and_gain(void **state)
     static float diagonal[IN * IN], full[IN * IN];
     rng_seed(&r, 5);
     float *w = draw(&r, OUT * IN, 0.1, 0), *x = draw(&r, IN * IN, 1, 0.5);
-    for (int i = 1; i < IN * IN; i++) /* neighbours are much alike */
+    for (int i = 1; i < IN * IN; i++) /* neighbours are similar */
         x[i] += i % IN ? 0.9f * x[i - 1] : 0;
     for (int i = 0; i < IN; i++) {
         diagonal[i * IN + i] = 1 + (float)i;

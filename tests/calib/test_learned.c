@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What goes beyond the paper: GPTQ, learned rounding, whole runs from searched starts. */
+ * Extensions of the paper: GPTQ, learned rounding, whole runs from searched starts. */
 #include "kernels/base/rng.h"
 #include "tests/calib/calib_fixture.h"
 
@@ -12,8 +12,8 @@
 
 #include <cmocka.h>
 
-/* What GPTQ makes small is the error of each projection's output on the very samples, so
- * the first block's local error falls, with either order of columns. */
+/* GPTQ minimizes the error of each projection's output on these samples. The local error of
+ * the first block therefore falls, with either order of columns. */
 static void test_gptq_beats_nearest(void **state)
 {
     struct fixture f;
@@ -37,9 +37,8 @@ static void test_gptq_beats_nearest(void **state)
     fixture_close(&f);
 }
 
-/* Offsets start where rounding is to nearest, or as GPTQ rounds, and the best is kept: the
- * loss of the first block starts at theirs and falls further than clipping alone takes it.
- */
+/* Offsets start at rounding to nearest or at GPTQ's codes, and the best epoch is kept. The
+ * first block's loss starts at theirs and falls further than with clipping alone. */
 static void test_learned_rounding_gains(void **state)
 {
     struct fixture f;
@@ -58,7 +57,7 @@ static void test_learned_rounding_gains(void **state)
         const struct calib_block_stats *x = &nearest.stats[0], *y = &learned.stats[0];
         print_message("method %d: start %.4g and %.4g, nearest %.4g, learned %.4g\n",
                       method, x->start_loss, y->start_loss, x->best_loss, y->best_loss);
-        if (method == WEIGHT_GPTQ) /* its codes, but the clipping's scales */
+        if (method == WEIGHT_GPTQ) /* GPTQ's codes, but the clipping's scales */
             assert_true(y->start_loss <= 0.9 * lwc_start);
         else
             assert_true(fabs(y->start_loss - x->start_loss) <= 1e-4 * x->start_loss);

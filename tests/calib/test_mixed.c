@@ -11,8 +11,8 @@
 
 #include <cmocka.h>
 
-/* Bits and groups of several kinds, ragged and by row, some left alone; block 1 has no two
- * alike, block 2 only what is left alone but v. */
+/* Several bits and group sizes, ragged groups and whole rows, some projections unquantized.
+ * In block 1 no two projections are alike; in block 2 only v is quantized. */
 static struct mix *odd_mix(void)
 {
     struct mix *m = NULL;
@@ -25,7 +25,7 @@ static struct mix *odd_mix(void)
     return m;
 }
 
-/* How weights become codes in a mixed run. */
+/* The methods that choose codes in a mixed run. */
 static struct calib_settings mixed_case(int which, const struct mix *m)
 {
     struct calib_settings s = tiny_settings();
@@ -64,8 +64,7 @@ static void test_mixed_stopped_and_resumed(void **state)
     mix_free(mixed);
 }
 
-/* Every projection comes in the format that the mix gives it; what is left alone is empty.
- */
+/* Every projection has the format that the mix gives it; an unquantized one is empty. */
 static void check_formats(const struct memory_io *m, const struct fixture *f,
                           const struct weight_spec *w)
 {
@@ -125,8 +124,8 @@ static void same_linear(const struct qlinear *x, const struct qlinear *y)
         assert_memory_equal(x->codes, y->codes, (size_t)(x->out * x->in));
 }
 
-/* Nothing learns: a projection of the first block, whose input no other one touches, is
- * what a run in its format alone makes of it. */
+/* Nothing learns. In the first block, a projection whose input does not depend on others is
+ * quantized as in a run with only its format. */
 static void test_mixed_is_each_alone(void **state)
 {
     struct fixture f;
@@ -157,7 +156,7 @@ static void test_mixed_is_each_alone(void **state)
     mix_free(mixed);
 }
 
-/* A mix that says of every kind what the others would have said changes nothing. */
+/* A mix that gives every kind the base format changes nothing. */
 static void test_mix_of_one_format(void **state)
 {
     struct fixture f;

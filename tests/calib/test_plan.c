@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * What a run announces: bytes and flops of the plan, the parts of a measured step. */
+ * The plan's bytes and flops, and the parts of a measured step. */
 #include "kernels/base/mem.h"
 #include "tests/calib/calib_fixture.h"
 
@@ -25,7 +25,7 @@ static void test_streams_of_the_plan_are_those_of_the_run(void **state)
         must(calib_plan(&p, &f.arch, &s));
         const size_t one = (size_t)(s.samples * s.seqlen * f.arch.d_model) * sizeof(float);
         assert_int_equal(p.stream_bytes, (size_t)p.n_streams * one);
-        /* the budget that just holds them, and one byte less */
+        /* the budget that just holds the streams, and one byte less */
         for (int short_of = 0; short_of < 2; short_of++) {
             struct dev *d = open_dev("cpu");
             s.memory_bytes = p.stream_bytes - (size_t)short_of;
@@ -58,8 +58,8 @@ static void test_memory_does_not_grow_with_blocks(void **state)
     assert_true(y.total_flops > 10 * x.total_flops);
 }
 
-/* SmolLM2-135M at 2048 tokens, five blocks behind: the linear layers alone are 188 GFLOP.
- */
+/* SmolLM2-135M at 2048 tokens with five blocks after the block in work: the linear layers
+ * alone take 188 GFLOP. */
 static void test_flops_of_a_known_shape(void **state)
 {
     const struct arch a = {.n_layers = 30,
@@ -88,7 +88,7 @@ static void test_bench_has_its_parts(void **state)
     struct calib_settings s = tiny_settings();
     struct dev *d = open_dev("cpu");
     fixture_open(&f, tiny_arch(1, 3), 32);
-    s.seqlen = 48, s.crr_blocks = 5; /* more than the model has: the step is a whole one */
+    s.seqlen = 48, s.crr_blocks = 5; /* more blocks than the model has */
     must(calib_bench_step(&b, d, &f.arch, &f.source, &s, 4));
     const double parts[] = {b.linear_gemm_s,  b.attention_fwd_s, b.attention_bwd_s,
                             b.fakequant_s,    b.loss_s,          b.optimizer_s,
@@ -103,7 +103,7 @@ static void test_bench_has_its_parts(void **state)
     dev_close(&d);
 }
 
-/* A source that writes down what it is told, and what is asked for. */
+/* A source that records its calls: blocks, releases and prefetches. */
 struct watched {
     const struct model_source *from;
     bool prefetched[8], asked[8];
@@ -126,12 +126,12 @@ static enum err watched_ends(void *ctx, struct host_mat *embed, struct host_mat 
 static void watched_prefetch(void *ctx, int64_t i)
 {
     struct watched *w = ctx;
-    /* the farthest block is new; the next has been there, and may have left the cache */
+    /* the farthest block is new; the next was read before, but its pages may be gone */
     if (!w->asked[i])
         w->prefetched[i] = true;
 }
 
-/* Blocks that the first one's streams do not need are announced before they are read. */
+/* Blocks that filling the streams does not read are prefetched before they are needed. */
 static void test_next_weights_are_announced(void **state)
 {
     struct fixture f;

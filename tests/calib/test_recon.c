@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The chain of blocks: its gradients against differences of the loss, and the start values
- * that come from a block's own keys and values. */
+ * The chain of blocks: its gradients against finite differences of the loss, and the start
+ * values that come from a block's own keys and values. */
 #include "calib/recon.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
@@ -92,9 +92,9 @@ static double difference(struct chain *c, const struct tensor *w, int64_t i)
     return (up - down) / (top - bottom);
 }
 
-/* The loss is smooth in the values of the fake-quantized weights (the squared error, and no
- * rounding behind them: the cache is left alone), so what arrives there can be compared:
- * everything between the loss's terms and the quantized block's weights is in it. */
+/* The loss is smooth in the fake-quantized weights if it is the squared error and the cache
+ * is unquantized, because nothing after them is rounded. Their gradient covers everything
+ * from the terms of the loss to the quantized block's weights. */
 static void check_weight_gradient(struct chain *c, const struct tensor *w,
                                   const struct tensor *grad)
 {
@@ -118,7 +118,7 @@ static void test_chain_gradient(void **state)
         s.crr_blocks = 2;
         s.crr_terms = which & 1 ? TERMS_ALL : TERMS_LAST;
         s.kv.bits = 16;
-        /* in the middle, and where one block is left behind it */
+        /* in the middle, and with one block after it */
         chain_open(&c, which >> 1 & 1, &s, which & 4 ? 2 : 1);
         chain_loss(&c, true);
         check_weight_gradient(&c, &c.f.wq.wqkv, &c.f.grads.dwqkv);
@@ -129,7 +129,7 @@ static void test_chain_gradient(void **state)
     }
 }
 
-/* The loss with gradients is the loss without, and twice the same bits. */
+/* The loss is the same with and without gradients, and repeated runs give the same bits. */
 static void test_loss_is_one_number(void **state)
 {
     for (int terms = 0; terms < 2; terms++) {
@@ -198,7 +198,7 @@ static double row_error(const float *x, const double *s, const float *mn, const 
     return sum;
 }
 
-/* The exponent of 0, 1/8 .. 1 whose x^ are nearest. */
+/* The exponent of 0, 1/8 .. 1 with the least error of x^. */
 static double best_alpha(const float *x, int64_t rows, int64_t C, int64_t group, int bits)
 {
     float mn[64] = {0}, mx[64] = {0};
@@ -253,7 +253,7 @@ static void check_starts(int which, enum start_values init)
     const struct model_run run = {
         .dev = d, .arch = &f.arch, .src = &f.source, .act = DT_F32};
     tiny_tokens(tokens, &s, &f.arch);
-    /* layer 0 of a sample lands in its place, layer 1 is overwritten by the next */
+    /* layer 0 of a sample is written to its place; layer 1 is overwritten by the next */
     for (int64_t i = 0; i < s.samples; i++)
         must(model_kv(&run, tokens + i * T, T, k + i * T * C, v + i * T * C));
     s.kv.learn = false;
@@ -284,7 +284,7 @@ static void test_start_values(void **state)
     }
 }
 
-/* Channels that never move (all of them, or one) keep everything finite and positive. */
+/* If all channels or one of them never change, everything stays finite and positive. */
 static void test_still_channels(void **state)
 {
     const float mn[] = {-1, 2, -4, 3}, mx[] = {1, 2, 4, 3}, still[] = {5, 5, 5, 5};

@@ -435,7 +435,7 @@ static void test_kept_activations(void **state)
     model_close(&m[1]);
 }
 
-/* Stopped at every question in turn, and gone on with: the same bytes. */
+/* Stopped at every call of stop() in turn and resumed: the same bytes. */
 static void test_resume(void **state)
 {
     struct model whole;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The clipping's searched start: the best of the grid, weighed by each projection's own
- * inputs. */
+ * The searched start of the clipping: the best of the grid, with the weights of each
+ * projection's own inputs. */
 #include "calib/search.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
@@ -14,8 +14,8 @@
 
 #include <cmocka.h>
 
-/* One weight ten times the others: clipped where its input hardly moves, kept where it
- * moves most, on either side. */
+/* One weight ten times the others, on either side: clipped if its input is small, kept if
+ * its input is the largest. */
 static void test_search_weighs_inputs(void **state)
 {
     enum { N = 64 };
@@ -61,8 +61,8 @@ static double weighted_error(const float *w, const double *m, int n, float gamma
     return sum;
 }
 
-/* No other beta of the grid does better with the gamma that was found, and no pair of
- * equals. */
+/* No other beta of the grid has less error with the gamma that was found, and no equal pair
+ * has. */
 static void test_search_finds_the_least(void **state)
 {
     enum { N = 32 };
@@ -88,8 +88,8 @@ static void test_search_finds_the_least(void **state)
 
 #define T 8
 
-/* Inputs [T, n] of a projection, a few columns of which decide; returns the columns' sums
- * of squares, to be released with mem_free. */
+/* Inputs [T, n] of a projection, of which a few columns are large. Returns the columns'
+ * sums of squares; release with mem_free. */
 static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64_t n)
 {
     double *moment = NULL;
@@ -125,8 +125,8 @@ static void check_lin(struct dev *d, const struct fakequant *f, int l, const dou
     mem_free(b);
 }
 
-/* Each projection's clipping is that of its own input's moments, over two samples, and what
- * was gathered for the block before is forgotten. */
+/* Each projection's clipping follows from the moments of its own input over two samples.
+ * The moments of the block before do not count. */
 static void test_every_projection_by_its_own_input(void **state)
 {
     struct fixture model;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The pass there and back against finite differences, and the estimates against sums
- * written out. */
+ * The backward pass against finite differences, and the estimates against explicit sums. */
 #include "calib/model/model_grad.h"
 #include "calib/sensitivity.h"
 #include "kernels/base/mem.h"
@@ -254,7 +253,7 @@ static void test_estimates(void **state)
     measure(&s, &f, d, ROTATE_NONE);
     for (int i = 0; i < 3 * N_LIN; i++) {
         const double *e = s.weight + i * s.n_weight;
-        /* a quarter of the error a bit, give or take; wider groups lose more */
+        /* one bit more divides the error by about 4; wider groups have more error */
         assert_true(e[0] > 2 * e[1] && e[1] > 2 * e[2] && e[2] > 50 * e[4] && e[4] > 0);
         assert_true(e[3] > e[2]);
     }
@@ -264,7 +263,7 @@ static void test_estimates(void **state)
     }
     const double got = s.weight[(2 * N_LIN + LIN_DOWN) * s.n_weight + 2];
     check_error("down by its formula", fabs(got / written_out(&f, d) - 1), 1e-9);
-    /* A rotation of keys changes the keys' share alone. */
+    /* A rotation of keys changes the estimates of keys only. */
     measure(&rotated, &f, d, ROTATE_K);
     assert_memory_equal(s.weight, rotated.weight,
                         sizeof(double) * 3 * N_LIN * (size_t)s.n_weight);

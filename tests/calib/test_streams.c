@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Streams on a GPU, page-locked, in plain memory and on disk, by the emulated kernels: the
- * same bytes from each, as much memory as planned; and calibrations on a GPU that fails in
- * the middle, which the cpu ends. */
+ * Streams on the emulated GPU, in page-locked memory, in plain memory and on disk: the same
+ * bytes from each, and as much memory as planned. Also calibrations on a GPU that fails in
+ * the middle, which the cpu finishes. */
 #include "kernels/base/mem.h"
 #include "kernels/cuda/emu/emu_card.h"
 #include "tests/calib/calib_fixture.h"
@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-/* And nothing is left on the card. */
+/* Nothing stays allocated on the device. */
 static enum err run_clean(const char *device, struct memory_io *m, const struct fixture *f,
                           const struct calib_settings *s)
 {
@@ -36,7 +36,7 @@ static void send_home(struct calib_settings *s, enum home home)
         s->device_bytes = UINT64_C(1) << 30;
     if (home == LOCKED || home == NOT_LOCKED)
         s->memory_bytes = UINT64_C(1) << 30;
-    /* enough for the slots' own, too little for a stream */
+    /* enough for the slots, too little for a stream */
     if (home == NOT_LOCKED)
         emu_card()->pinned = 2 * 2 * 24 * (size_t)s->seqlen * sizeof(float);
 }
@@ -47,7 +47,8 @@ static void test_same_bytes_wherever_streams_live(void **state)
     fixture_open(&f, tiny_arch(0, 2), 41);
     for (int terms = 0; terms < 2; terms++) {
         struct memory_io m[N_HOMES];
-        const int homes = terms ? LOCKED + 1 : N_HOMES; /* the rest differs by no stream */
+        /* More streams change nothing about the other homes. */
+        const int homes = terms ? LOCKED + 1 : N_HOMES;
         struct calib_settings s = tiny_settings();
         s.samples = 5;
         s.epochs = 1;
@@ -88,7 +89,7 @@ static void test_memory_is_what_was_planned(void **state)
         must(calib_plan(&p, &f.arch, &s));
         assert_int_equal(p.streams, which & 4 ? STREAM_MEMORY : STREAM_DEVICE);
         memory_io_open(&m);
-        m.stop_after = 11; /* behind a training step: everything has been allocated */
+        m.stop_after = 11; /* after a training step: everything has been allocated */
         emu_card()->peak = 0;
         assert_int_equal(run_clean("cuda-emu", &m, &f, &s), ERR_STOPPED);
         assert_true(m.n_partial > 0);
@@ -102,7 +103,7 @@ static void test_memory_is_what_was_planned(void **state)
     fixture_close(&f);
 }
 
-/* A whole run on the device, for the number of its calls and its losses. */
+/* A complete run on the device, to count its calls and to get its losses. */
 static long whole_run(struct memory_io *m, const struct fixture *f,
                       const struct calib_settings *s, const char *device)
 {
@@ -117,8 +118,8 @@ static long whole_run(struct memory_io *m, const struct fixture *f,
     return calls;
 }
 
-/* A sticky error at any call: the run says so and stops; what was saved is whole, and the
- * cpu goes on from it to the end, as near as a run on the cpu alone. */
+/* A sticky error at any call: the run stops with a message, and what was saved is complete.
+ * The cpu resumes it, with losses as near as those of a run on the cpu alone. */
 static void test_cpu_ends_what_a_gpu_began(void **state)
 {
     struct fixture f;
@@ -129,7 +130,7 @@ static void test_cpu_ends_what_a_gpu_began(void **state)
     s.crr_loss = LOSS_MSE;
     send_home(&s, LOCKED);
     const long calls = whole_run(&gpu, &f, &s, "cuda-emu");
-    /* before anything, in block 0 behind an epoch, in block 1 before and behind one */
+    /* before any work; in block 0 after an epoch; in block 1 before and after one */
     const long where[] = {9, calls * 2 / 5, calls * 7 / 10, calls * 9 / 10};
     for (size_t i = 0; i < ARRAY_LEN(where); i++) {
         memory_io_open(&m);
@@ -151,7 +152,8 @@ static void test_cpu_ends_what_a_gpu_began(void **state)
     fixture_close(&f);
 }
 
-/* Less memory than planned, in steps down to none: refused, and nothing is lost. */
+/* Less memory than planned, in steps down to none: the run is refused, and no saved block
+ * is lost. */
 static void test_too_little_memory(void **state)
 {
     struct fixture f;

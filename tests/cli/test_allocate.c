@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The allocation against every choice there is. */
+ * The allocation against an exhaustive search. */
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "tools/tune/allocate.h"
@@ -21,8 +21,8 @@ struct instance {
     int n;
 };
 
-/* Costs from few values, so that many choices cost the same; losses that do not fall with
- * cost, some equal, some of them 0. */
+/* Costs from few values, so that many choices cost the same. Losses need not fall with
+ * cost; some are equal, some are 0. */
 static void draw_instance(struct instance *t, struct rng *r)
 {
     t->n = 1 + (int)rng_below(r, MOST_ITEMS);
@@ -48,7 +48,7 @@ static void total(int64_t *cost, double *loss, const struct instance *t, const i
     }
 }
 
-/* The next choice, as a counter counts; false: that was the last. */
+/* Advances to the next choice, like a counter. Returns false after the last. */
 static bool next_choice(int *choice, const struct instance *t)
 {
     for (int i = 0; i < t->n; i++) {
@@ -59,7 +59,7 @@ static bool next_choice(int *choice, const struct instance *t)
     return false;
 }
 
-/* Least loss within the budget, INFINITY: nothing fits. */
+/* Returns the least loss within the budget, or INFINITY if no choice fits. */
 static double brute_force(const struct instance *t, int64_t budget)
 {
     int choice[MOST_ITEMS] = {0};
@@ -108,7 +108,7 @@ static void test_every_choice(void **state)
 }
 
 /* As many items and options as a model has: within the budget, no worse than one option for
- * all, and with next to nothing left over. */
+ * all, and with almost the whole budget spent. */
 static void test_many_items(void **state)
 {
     enum { ITEMS = 224, OPTIONS = 30 };

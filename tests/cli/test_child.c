@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * How a child process ended: by a code, by an exit status that is none, interrupted,
- * killed. */
+ * How a child process ended: an error code, another exit status, an interruption, a
+ * signal. */
 #include "kernels/base/log.h"
 #include "tools/cli/child.h"
 
@@ -39,7 +39,7 @@ static enum err run(enum err (*fn)(void *ctx), int value)
     return child_run(fn, &value);
 }
 
-/* The process wrote its message itself, so that its parent has none to add. */
+/* The process printed its message itself, so its parent adds none. */
 static void codes_come_back(void **state)
 {
     static const enum err code[] = {ERR_USAGE,  ERR_FORMAT, ERR_SUPPORT, ERR_NOT_FOUND,
@@ -57,7 +57,8 @@ static void an_exit_of_130_is_an_interruption(void **state)
     assert_int_equal(run(quit, 130), ERR_STOPPED);
 }
 
-/* Of abort handlers, sanitizers, the dynamic linker: no codes of ours. */
+/* Exit statuses of abort handlers, sanitizers and the dynamic linker, which are not error
+ * codes. */
 static void other_statuses_are_failures(void **state)
 {
     static const int status[] = {1, 2, 3, 9, 17, 33, 126, 127, 255};
@@ -79,8 +80,8 @@ static void signals_are_named(void **state)
     assert_int_equal(run(kill_self, SIGINT), ERR_STOPPED);
 }
 
-/* A parent that ignores SIGCHLD leaves that to us: then the system forgets how our own
- * processes ended. */
+/* A process inherits an ignored SIGCHLD from its parent. The system then forgets how its
+ * children ended. */
 static void an_ignored_sigchld_loses_no_end(void **state)
 {
     signal(SIGCHLD, SIG_IGN);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Progress for machines and in logs. */
+ * Progress as JSON lines and in logs. */
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"

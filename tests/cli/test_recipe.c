@@ -85,7 +85,7 @@ static void reference_is_the_defaults(void **state)
     recipe_free(&r);
 }
 
-/* The committed file is the printed one. */
+/* The committed file equals the printed one. */
 /* Every configuration beside the reference. */
 static void shipped_ones_load(void **state)
 {
@@ -200,7 +200,8 @@ static void set_and_shortcuts(void **state)
     recipe_free(&r);
 }
 
-/* A preset comes first wherever it stands; --set's replaces the file's; keys win. */
+/* A preset applies first, wherever it stands. The preset of --set replaces the file's, and
+ * keys override both. */
 static void presets(void **state)
 {
     struct recipe r = {0};
@@ -269,7 +270,7 @@ static void json_and_back(void **state)
     assert_int_equal(recipe_load_json(&back, a, "manifest.json"), OK);
     assert_int_equal(recipe_json(&b, &back, true), OK);
     assert_true(json_equal(a, b));
-    /* Speed is no part of what a state belongs to. */
+    /* Keys that affect only speed are not part of the identity. */
     assert_null(json_object_get(json_object_get(a, "run"), "threads"));
     assert_non_null(json_object_get(json_object_get(a, "run"), "compute"));
     json_decref(b);
@@ -281,7 +282,7 @@ static void json_and_back(void **state)
     recipe_free(&back);
 }
 
-/* A copy has everything of its own. */
+/* A copy shares no memory with its original. */
 static void copies(void **state)
 {
     struct recipe r = {0}, copy;
@@ -301,7 +302,7 @@ static void copies(void **state)
     recipe_free(&copy);
 }
 
-/* A path that fills the message leaves room for the line. */
+/* A path as long as the message still leaves room for the line. */
 static void a_long_path_keeps_its_line(void **state)
 {
     struct recipe r;
@@ -318,7 +319,7 @@ static void a_long_path_keeps_its_line(void **state)
     recipe_free(&r);
 }
 
-/* As many files as there are: none is left out in silence. */
+/* The number of files has no limit: none is dropped silently. */
 static void many_files(void **state)
 {
     struct recipe r = {0};
@@ -334,7 +335,8 @@ static void many_files(void **state)
     recipe_free(&r);
 }
 
-/* As text of any length; without rules the key is not there, as before there was one. */
+/* A mix as text of any length. Without rules the key is omitted, as in files from before it
+ * existed. */
 static void mixes(void **state)
 {
     struct recipe r = {0}, back;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The calibration state on disk: round trip, resume, what is refused, what a kill leaves.
- */
+ * The calibration state on disk: round trip, resume, refusals, and the remains of a
+ * kill. */
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/base/dead.h"
@@ -244,7 +244,8 @@ static void other_directories_are_left_alone(void **ignored)
     assert_true(file_exists("test_state.tmp/thesis.tex"));
 }
 
-/* Names that begin like a state's, are spelled like one, or are one but no file. */
+/* Names that begin like a state's or are spelled almost like one, and a directory of a
+ * state's name. */
 static void look_alikes_are_refused_and_stay(void **ignored)
 {
     static const char *const name[] = {"partial-results.csv",
@@ -287,7 +288,7 @@ static void look_alikes_are_refused_and_stay(void **ignored)
     state_close(&s);
 }
 
-/* Without a manifest nothing is a state's, and a lock is empty. */
+/* Without a manifest no file belongs to a state, and a lock must be empty. */
 static void a_new_state_takes_nothing_for_its_own(void **ignored)
 {
     static const char *const name[] = {"block-0000.safetensors", "partial-a.safetensors",
@@ -322,7 +323,8 @@ static void removal_keeps_what_is_not_its_own(void **ignored)
     assert_true(file_exists("test_state.tmp/block-notes.txt"));
 }
 
-/* A state by its name: also a half removed one, and one that is gone but for its lock. */
+/* How a state is recognized by its name, also if it is half removed, or only its lock
+ * remains. */
 static void discarded_by_name(void **ignored)
 {
     struct state *s;
@@ -362,7 +364,7 @@ static void an_artifact_names_its_state(void **ignored)
     save(&io, 0);
     save(&io, 1);
     state_mark(look.mark, s);
-    assert_string_not_equal(look.mark, mark); /* the configuration is in it */
+    assert_string_not_equal(look.mark, mark); /* the manifest contains the configuration */
     state_close(&s);
 }
 

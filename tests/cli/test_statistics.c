@@ -34,7 +34,7 @@ static void few_figures(void **state)
     assert_true(isnan(none.mean) && isnan(none.stderr_));
 }
 
-/* What both have in common is no uncertainty of their difference. */
+/* What both series have in common adds no uncertainty to their difference. */
 static void differences_are_paired(void **state)
 {
     const double a[4] = {101, 203, 302, 404}, b[4] = {100, 200, 300, 400};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Stop strings: whatever the tokens, what is shown is the text before the first stop
- * string, at no time more. */
+ * Stop strings: however the text is split into tokens, exactly the text before the first
+ * stop string is shown, and never more. */
 #include "tools/cli/stop_text.h"
 
 #include <setjmp.h>
@@ -15,8 +15,8 @@
 
 #define LONGEST 64
 
-/* Shows what `generate` would of text [n], which comes in pieces that end at every set bit
- * of cuts, an unfinished character decoding to U+FFFD. Returns the bytes shown. */
+/* Shows text [n] as `generate` would. The text comes in pieces that end at every set bit of
+ * cuts; an unfinished character decodes to U+FFFD. Returns the bytes shown. */
 static size_t stream(char *shown, const char *text, size_t n, uint64_t cuts,
                      const struct text_list *stop)
 {
@@ -27,7 +27,7 @@ static size_t stream(char *shown, const char *text, size_t n, uint64_t cuts,
         if (end < n && !(cuts >> end & 1))
             continue;
         while (whole < n && ((uint8_t)text[whole] & 0xc0) == 0x80)
-            whole--; /* the character that is being cut */
+            whole--; /* the character that is split */
         memcpy(now, text, whole);
         size_t length = whole;
         if (whole < end) {
@@ -49,7 +49,7 @@ static size_t stream(char *shown, const char *text, size_t n, uint64_t cuts,
     return done;
 }
 
-/* Every way to cut a short text, and many of a longer one. */
+/* Every way to split a short text, and many ways for a longer one. */
 static void check(const char *text, const char *want, const struct text_list *stop)
 {
     char shown[LONGEST];

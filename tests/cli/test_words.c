@@ -68,7 +68,7 @@ static void nearest_word(void **state)
     nearest_consider(&n, "evla", "eval");
     assert_string_equal(n.word, "eval");
     nearest_consider(&n, "evla", "evil");
-    assert_string_equal(n.word, "eval"); /* the first of equals stays */
+    assert_string_equal(n.word, "eval"); /* among equals the first wins */
 }
 
 int main(void)

@@ -72,14 +72,14 @@ static void test_tied(void **state)
     hf_llama_tensors(&s);
     s.fill[EMBED_AT] = s.fill[HEAD_AT] = 7;
     hf_write("model.safetensors", &s, 0, s.n);
-    m = open_saying(""); /* the same twice: tied, as it says */
+    m = open_saying(""); /* the same bytes twice: tied, as config.json says */
     check_ends(&m, true, 7, 7);
     s.fill[HEAD_AT] = 8;
     hf_write("model.safetensors", &s, 0, s.n);
     m = open_saying("lm_head.weight differs from the embedding: both are used");
     check_ends(&m, false, 7, 8);
     s.e[HEAD_AT].dtype = DT_BF16;
-    s.fill[HEAD_AT] = 7; /* other values, by the same bytes */
+    s.fill[HEAD_AT] = 7; /* the same bytes as BF16 are other values */
     hf_write("model.safetensors", &s, 0, s.n);
     m = open_saying("both are used");
     check_ends(&m, false, 7, 7);

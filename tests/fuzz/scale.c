@@ -17,10 +17,9 @@
 #include <string.h>
 
 #define MIN_BYTES ((size_t)6000) /* n */
-#define MAX_SEED                                                                           \
-    ((size_t)48000)  /* a longer one shows nothing that a shorter one does not */
-#define PARTS 60     /* taken from each seed */
-#define MAX_GROWTH 9 /* 3 x 3: from n to 4 n */
+#define MAX_SEED ((size_t)48000) /* a longer seed shows nothing new */
+#define PARTS 60                 /* taken from each seed */
+#define MAX_GROWTH 9             /* 3 x 3: from n to 4 n */
 /* The base cost of any input, even an empty one: files, threads. */
 #define SLACK 20000
 #define WORD_BYTES 16

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define POISON 0xaa
-#define GUARD 256 /* bytes of poison before and behind a tensor */
+#define GUARD 256 /* bytes of poison before and after a tensor */
 
 const char *const ck_pattern_name[N_PATTERNS] = {
     "random", "zero", "one", "large", "small", "alternating", "mixed", "offset"};
@@ -28,7 +28,7 @@ struct ck_block {
     uint32_t crc; /* of an input, from its last filling */
 };
 
-/* The harness cannot go on without memory. */
+/* The harness cannot continue without memory. */
 static void *must_have(void *p)
 {
     if (!p) {
@@ -78,7 +78,7 @@ int64_t ck_cols(const struct tensor *x)
     return tensor_count(x) / ck_rows(x);
 }
 
-/* Whether byte i behind the start of the first row belongs to an element. */
+/* Returns whether byte i after the start of the first row belongs to an element. */
 static bool inside(const struct tensor *t, size_t i)
 {
     const size_t unit = dtype_bytes(t->dtype);
@@ -91,7 +91,7 @@ static void check_guards(struct ck *c, const struct ck_block *b)
     for (size_t i = 0; i < b->bytes; i++) {
         if (b->mem[i] == POISON || (i >= GUARD && inside(&b->t, i - GUARD)))
             continue;
-        ck_fail(c, "a byte %ld behind the start of a %s [%ld,%ld] (ld %ld) was overwritten",
+        ck_fail(c, "a byte %ld after the start of a %s [%ld,%ld] (ld %ld) was overwritten",
                 (long)i - GUARD, dtype_name(b->t.dtype), (long)ck_rows(&b->t),
                 (long)ck_cols(&b->t), (long)b->t.ld);
         return;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Every operation of the cpu device against the reference, in the manner of checkasm: one
- * function an operation walks shapes, types and input patterns; this frame gives it guarded
- * and poisoned tensors, runs both devices, compares, and reports what differs. Both devices
- * compute in the same memory: the host's, or what a GPU and the host share. */
+ * Compares every operation of the cpu device with the reference, as checkasm does in other
+ * projects. For each operation, one function walks shapes, types and input patterns. This
+ * frame allocates guarded and poisoned tensors, runs both devices, compares the results and
+ * reports differences. Both devices compute in the same memory: the host's, or memory that
+ * a GPU shares with the host. */
 #ifndef WKVQ_CHECKOP_H
 #define WKVQ_CHECKOP_H
 
@@ -20,9 +21,9 @@ enum ck_pattern {
     PAT_LARGE,
     PAT_SMALL,
     PAT_ALTERNATING,
-    PAT_MIXED,  /* magnitudes from 1e-4 to 1e4 side by side */
-    PAT_OFFSET, /* little of their own far from 0: differences cancel, fp16 offsets are off
-                 */
+    PAT_MIXED, /* magnitudes from 1e-4 to 1e4 side by side */
+    /* Small differences far from 0: sums cancel, and fp16 offsets are inexact. */
+    PAT_OFFSET,
     N_PATTERNS
 };
 extern const char *const ck_pattern_name[N_PATTERNS];
@@ -34,26 +35,25 @@ struct ck {
     const char *op, *level;
     char name[160]; /* of the current case */
     uint64_t seed;
-    struct rng
-        rng; /* restarted from seed and case number: a case does not depend on others */
+    struct rng rng; /* restarted from seed and case number, so that cases are independent */
     struct ck_block *blocks;
     int n_cases, n_failed, case_failed;
-    int every; /* 1, or the operations of every n-th case only run, for slow tools */
+    int every; /* 1; n > 1 runs only every n-th case, for slow tools */
     bool quiet, bench, skip;
     double seconds[N_SIDES], began;
     int64_t runs[N_SIDES];
 };
 
-/* An output on both sides, or an input that an operation changes. */
+/* An output of each side, or an input that an operation changes. */
 struct ck_out {
     struct tensor side[N_SIDES];
 };
 
 void ck_begin(struct ck *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* Inputs and guards are looked at, memory is released. */
+/* Checks inputs and guards, and releases the memory. */
 void ck_end(struct ck *c);
 
-/* A shape, with `pad` elements of poison behind each row. */
+/* A shape, with `pad` elements of poison after each row. */
 struct ck_shape {
     enum dtype dtype;
     int n_dims;
@@ -67,7 +67,7 @@ struct ck_shape ck_3d(enum dtype t, int64_t n0, int64_t n1, int64_t n2, int64_t 
 struct tensor ck_in(struct ck *c, struct ck_shape s, enum ck_pattern p);
 /* ... with values in [lo, hi). */
 struct tensor ck_in_range(struct ck *c, struct ck_shape s, double lo, double hi);
-/* ... left to the caller to fill (through ck_set) before the operation runs. */
+/* ... to be filled by the caller (with ck_set) before the operation runs. */
 struct tensor ck_in_empty(struct ck *c, struct ck_shape s);
 /* Outputs: poison on both sides. */
 struct ck_out ck_poisoned(struct ck *c, struct ck_shape s);
@@ -87,15 +87,15 @@ double *ck_doubles(struct ck *c, int64_t n);
 void *ck_memory(const struct ck *c, size_t bytes);
 void ck_memory_free(const struct ck *c, void *p);
 
-/* Inputs are complete: what they hold now is what they must hold at the end. CK_EACH does
- * it. */
+/* Records the inputs, which must not change from here on. CK_EACH calls it. */
 void ck_seal(struct ck *c);
 
-/* The body runs for the reference, then for the cpu; timed, repeated under --bench. */
+/* Runs the body for the reference, then for the cpu; with --bench it is timed and
+ * repeated. */
 #define CK_EACH(c, s) for (int s = ck_first(c); s < N_SIDES; s = ck_next(c, s))
 int ck_first(struct ck *c);
 int ck_next(struct ck *c, int side);
-/* The result of a call that must succeed. */
+/* Checks that a call succeeded. */
 void ck_ok(struct ck *c, enum err e);
 
 /* Compare the two sides: as sums of n terms, or bit for bit. */
@@ -123,7 +123,7 @@ enum ck_fault {
     FAULT_VALUE,   /* one element is a little wrong */
     FAULT_NAN,     /* one element is NaN */
     FAULT_INF,     /* one element is infinite */
-    FAULT_PAST,    /* a write behind the last row */
+    FAULT_PAST,    /* a write after the last row */
     FAULT_BETWEEN, /* a write between two rows */
     FAULT_BEFORE,  /* a write before the first row */
     FAULT_SKIP,    /* nothing is written */
@@ -131,9 +131,10 @@ enum ck_fault {
     N_FAULTS
 };
 
-/* Run op on a cpu device that makes the fault; failures found. checkfault.c. */
+/* Runs op on a cpu device that makes the fault. Returns the number of failures found
+ * (checkfault.c). */
 int ck_self_test(uint64_t seed);
-/* Run one operation's test. */
+/* Runs one operation's test. */
 void ck_run(struct ck *c, const struct ck_test *t);
 
 #endif

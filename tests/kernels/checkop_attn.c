@@ -123,12 +123,13 @@ static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
                          .vq = ck_in(c, ks, k->pattern),
                          .dout = ck_in(c, qs, PAT_RANDOM),
                          .scale = (float)(1 / sqrt((double)k->d))};
-    if (k->pattern == PAT_LARGE) /* logits of a few hundred: one key takes all */
+    if (k->pattern == PAT_LARGE) /* logits of a few hundred: one key has all the weight */
         in.scale *= 1e-6f;
     return in;
 }
 
-/* The attention of one pair in f64 and what its rounding is proportional to. */
+/* The attention of one pair in f64, and the magnitude that its rounding is proportional
+ * to. */
 struct pair {
     double P, S_mag;                  /* weight; scale sum |q k| */
     const struct tensor *key, *value; /* the form of the key that the query sees */
@@ -168,9 +169,9 @@ static struct pair pair_of(const struct attn_case *k, const struct attn_in *in, 
     return p;
 }
 
-/* Relative error of a weight P in units of a short sum's: that of S, absolute, goes through
- * the exponential, and so does that of its sum, which lse holds. BF16: P and dS may be
- * rounded to BF16, by at most 2^-8, before sums of n terms. */
+/* Relative error of a weight P, in units of a short sum's. The absolute error of S passes
+ * through the exponential, and so does that of the sum, which lse holds. With BF16, P and
+ * dS may be rounded by at most 2^-8 before sums of n terms. */
 static double weight_error(const struct attn_case *k, const struct pair *p, double lse,
                            double worst_S, int64_t n)
 {
@@ -204,7 +205,8 @@ static void forward_magnitude(const struct attn_case *k, const struct attn_in *i
         }
 }
 
-/* The operation's view of the inputs; the quantized forms only in cases that have them. */
+/* The inputs as the operation takes them; the quantized forms only in cases that have
+ * them. */
 static struct attn_inputs inputs_of(const struct attn_case *k, const struct attn_in *in)
 {
     return (struct attn_inputs){.q = &in->q,
@@ -340,10 +342,11 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
         one(c, &k);
         return;
     }
-    const size_t n_shapes = c->quiet ? 4 : ARRAY_LEN(shapes); /* a fault needs no more */
+    const size_t n_shapes = c->quiet ? 4 : ARRAY_LEN(shapes); /* enough to show a fault */
     for (size_t i = 0; i < n_shapes; i++)
         for (size_t m = 0; m < ARRAY_LEN(masks) + 1; m++) {
-            /* Every mask and pattern with the small shapes, one of each with the large. */
+            /* Every mask and pattern with the small shapes, and one of each with the large
+             * ones. */
             const size_t n_patterns = i == 2 ? ARRAY_LEN(attn_patterns) : 1;
             for (size_t p = 0; p < n_patterns; p++) {
                 if (i >= 3 && (m + i) % 3)

@@ -39,8 +39,8 @@ static void one_channel(struct ck *c, const struct channel_case *k)
     ck_end(c);
 }
 
-/* What the rounding of dx is proportional to, for tokens [t0, t1) of channel ch: the path
- * through h is added to every token that is as extreme as the extremes. */
+/* Magnitude that the rounding of dx is proportional to, for tokens [t0, t1) of channel ch.
+ * The path through h counts for every token that equals an extreme. */
 static void channel_magnitude(double *mag, const struct channel_case *k,
                               const struct tensor *x, const struct tensor *dxq, int64_t ch,
                               int64_t t0, int64_t t1)
@@ -90,7 +90,7 @@ static void one_channel_bwd(struct ck *c, const struct channel_case *k)
     ck_end(c);
 }
 
-/* T, K, d, tokens: one block, many, a rest, no whole block; odd and even widths. */
+/* T, K, d, tokens: one block, many, a remainder, no whole block; odd and even widths. */
 static const int64_t channel_shapes[][4] = {
     {1, 1, 8, 1},    {8, 2, 16, 8},   {21, 1, 80, 4},   {7, 3, 64, 32},
     {70, 2, 18, 16}, {33, 1, 40, 33}, {130, 1, 16, 128}};

@@ -16,7 +16,7 @@ struct gemm_case {
     enum ck_pattern pattern;
 };
 
-/* sum_k |a b|: what the rounding of an element is proportional to. */
+/* sum_k |a b|, which the rounding of an element is proportional to. */
 static double *gemm_magnitude(struct ck *c, const struct gemm_case *g,
                               const struct tensor *a, const struct tensor *b,
                               const struct tensor *start)
@@ -164,7 +164,7 @@ static void one_copy(struct ck *c, struct ck_shape from, enum dtype to, enum ck_
     ck_begin(c, "%ld dims [%ld,...], %s to %s, %s", (long)from.n_dims, (long)from.dim[0],
              dtype_name(from.dtype), dtype_name(to), ck_pattern_name[p]);
     const struct tensor x = ck_in(c, from, p);
-    if (p == PAT_MIXED) { /* what conversions stumble over: ties, subnormals, infinities */
+    if (p == PAT_MIXED) { /* hard cases of conversions: ties, subnormals, infinities */
         static const float odd[] = {0x1.01p0f,  0x1.03p0f,       -0x1.01p0f, 0x1p-130f,
                                     -0x1p-149f, 0x1.ffp127f,     INFINITY,   -INFINITY,
                                     -0.0f,      0x1.fffffep-120f};
@@ -198,7 +198,7 @@ static void test_copy(struct ck *c)
         }
 }
 
-/* Memory: aligned, writable, zeroed, and the way there and back. */
+/* Memory: aligned, writable, zeroed, and copied to the device and back. */
 static void test_memory(struct ck *c)
 {
     static const size_t bytes[] = {1, 63, 64, 4097};

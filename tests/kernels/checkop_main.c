@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * checkop [--device NAME] [--op NAME] [--seed N] [--every N] [--bench] [--self-test]: see
- * checkop.h. Without --device: cpu, at each instruction set that the machine has. --every:
- * one case of N. Exit status 1 when something differs. */
+ * checkop.h. Without --device it runs cpu, at each instruction set that the machine has.
+ * --every: one case of N. Exit status 1 if results differ. */
 #include "kernels/cpu/cpu.h"
 #include "tests/kernels/checkop.h"
 

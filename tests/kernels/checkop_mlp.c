@@ -19,7 +19,7 @@ static void name_case(struct ck *c, const struct gate_case *k)
              ck_pattern_name[k->pattern]);
 }
 
-/* Larger than the pattern where random, so that both tails of the exponential are met. */
+/* Random values larger than the pattern's, to reach both tails of the exponential. */
 static struct tensor gate_input(struct ck *c, const struct gate_case *k)
 {
     const struct tensor gu = ck_in(c, ck_2d(k->gu, k->rows, 2 * k->cols, 3), k->pattern);
@@ -31,8 +31,8 @@ static struct tensor gate_input(struct ck *c, const struct gate_case *k)
     return gu;
 }
 
-/* sigma(g) for a magnitude: where it nears the end of F32's range its relative error grows
- * without bound, while the absolute one stays below the smallest normal number. */
+/* sigma(g) for a magnitude. Near the end of F32's range its relative error grows without
+ * bound, while the absolute error stays below the smallest normal number. */
 static double sigmoid_magnitude(double g)
 {
     return 1 / (1 + exp(-g)) + 0x1p-126 * 0x1p22;

@@ -64,7 +64,7 @@ static void one_rmsnorm(struct ck *c, const struct norm_case *n)
         for (int64_t i = 0; i < R * C; i++)
             mag[i] = fabs(ck_get(&x, i / C, i % C)) + fabs(ck_get(&add, i / C, i % C));
         ck_close(c, "h", &h, mag, 1);
-        /* y follows h, whose relative error is that of a cancelling sum. */
+        /* y depends on h, whose relative error is that of a sum with cancellation. */
         for (int64_t i = 0; i < R * C; i++)
             mag[i] *= fabs(ck_get(&s_out.side[0], 0, i / C) * ck_get(&g, 0, i % C));
         ck_close(c, "y", &y, mag, C);

@@ -48,8 +48,8 @@ static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
         ck_in_range(c, ck_2d(DT_F32, k->rows, k->cols, 2), -0.5, 0.5)};
 }
 
-/* The operation's view of the inputs: with clipping parameters, and with offsets in cases
- * that have them. */
+/* The inputs as the operation takes them: with clipping parameters, and with offsets in
+ * cases that have them. */
 static struct weight_quant quant_of(const struct weight_case *k, const struct weight_in *in)
 {
     return (struct weight_quant){.w = &in->w,
@@ -104,8 +104,8 @@ static void one_apply(struct ck *c, const struct weight_case *k)
     ck_end(c);
 }
 
-/* What the roundings of da and db of one group are proportional to; the walk is that of
- * docs/method.md with every term positive. */
+/* Magnitudes that the roundings of da and db of one group are proportional to: the formulas
+ * of docs/method.md with every term positive. */
 static void clip_magnitude(const struct weight_case *k, const struct weight_in *in,
                            const struct tensor *dwq, int64_t r, int64_t g, double *da,
                            double *db)
@@ -127,7 +127,8 @@ static void clip_magnitude(const struct weight_case *k, const struct weight_in *
         const double v = k->offset ? ck_get(&in->v, r, c) : 0;
         const double d = fabs(ck_get(dwq, r, c)),
                      q = rint(ck_get(&in->w, r, c) / h + v) + z;
-        /* An element on the border may count as outside or inside: its terms then agree. */
+        /* An element on the border may count as outside or inside, because its terms are
+         * equal there. */
         M += d * (q >= Q ? Q - z + 1 : q <= 0 ? z + 1 : k->offset ? 1 : 0.5);
         Z += q >= Q || q <= 0 ? d * h : 0;
     }
@@ -210,7 +211,7 @@ static void test_apply(struct ck *c)
     each_weight(c, one_apply, false, false, true);
 }
 
-/* v is read and written: each side has its own, of the same start. */
+/* v is read and written: each side has a copy of its own with the same start values. */
 static void one_round_step(struct ck *c, const struct weight_case *k)
 {
     name_weight(c, k);
@@ -294,8 +295,8 @@ struct kv_mag {
     double *dx, *dls, *dshift;
 };
 
-/* Magnitudes of one group of one token, channels [begin, end). The path through h is added
- * to every channel that is as extreme as the extremes. */
+/* Magnitudes of one group of one token, channels [begin, end). The path through h counts
+ * for every channel that equals an extreme. */
 static void kv_magnitude(const struct kv_case *k, const struct kv_in *in,
                          const struct tensor *dxq, int64_t t, int64_t begin, int64_t end,
                          const struct kv_mag *m)
@@ -378,7 +379,7 @@ static void one_fake_quant_kv_bwd(struct ck *c, const struct kv_case *k)
     ck_end(c);
 }
 
-/* The last ones' groups are those of activations, which have no gradient. */
+/* The last cases have the groups of activations, which have no gradient. */
 #define WIDE_SHAPES 2
 static const int64_t kv_shapes[][4] = {{1, 1, 8, 0},     {3, 2, 16, 8},   {5, 1, 80, 128},
                                        {2, 3, 64, 20},   {70, 2, 16, 16}, {2, 2, 96, 64},

@@ -269,7 +269,8 @@ static void test_gain(struct ck *c)
                          (enum ck_pattern)p);
 }
 
-/* Largest magnitude of a row's logits: what exponents' roundings are proportional to. */
+/* Largest magnitude of a row's logits, which the rounding of exponents is proportional
+ * to. */
 static double reach_of(const struct tensor *x, int64_t r)
 {
     double most = 0;

@@ -129,7 +129,7 @@ static void test_adamw(struct ck *c)
                 one_adamw(c, n[i], &settings[k], (enum ck_pattern)p);
 }
 
-/* A value at one place, or in the gap between rows, where it must not count. */
+/* A value at one place, or in the gap between rows, where it must be ignored. */
 static void one_finite(struct ck *c, struct ck_shape shape, int64_t at, float value)
 {
     ck_begin(c, "%d dims %s, %g at %ld", shape.n_dims, dtype_name(shape.dtype),
@@ -146,7 +146,7 @@ static void one_finite(struct ck *c, struct ck_shape shape, int64_t at, float va
         if (finite[s] != (at < 0 || isfinite(value)))
             ck_fail(c, "%s says %s", dev_name(c->dev[s]),
                     finite[s] ? "finite" : "not finite");
-    if (at < 0 && shape.pad) /* what ck_end() looks for */
+    if (at < 0 && shape.pad) /* ck_end() checks it */
         memset((char *)x.data + (size_t)cols * dtype_bytes(x.dtype), 0xaa,
                dtype_bytes(x.dtype));
     ck_seal(c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * U of h^-1 = U^T U: U h U^T is the identity, U is upper triangular, LAPACK and the plain
- * loops agree, and what is not positive definite is refused. */
+ * loops agree, and matrices that are not positive definite are refused. */
 #include "kernels/cholesky.h"
 
 #include <math.h>

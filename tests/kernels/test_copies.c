@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Copies beside compute, on every device; and what the cuda device says when there is no
- * GPU, an old driver, too little memory, or a call of the runtime that fails. */
+ * Copies beside compute, on every device; and the messages of the cuda device for no GPU,
+ * an old driver, too little memory, and a failing call of the runtime. */
 #include "kernels/cuda/emu/emu_card.h"
 #include "kernels/dev.h"
 
@@ -38,7 +38,7 @@ static bool all_are(const float *x, float value)
 }
 
 struct memory {
-    float *a, *b, *host; /* two on the device */
+    float *a, *b, *host; /* two of them on the device */
     struct tensor ta, tb;
 };
 
@@ -60,7 +60,7 @@ static void close_memory(struct dev *d, struct memory *m)
     dev_host_free(d, m->host);
 }
 
-/* In, used behind a wait, and out again. */
+/* Copied in, used after a wait, and copied out. */
 static void round_trip(const char *name)
 {
     struct dev *d = open_dev(name);
@@ -84,8 +84,8 @@ static void test_round_trip(void **state)
         round_trip(devices[i]);
 }
 
-/* The emulation is as late as a GPU may be: without the wait the old values are used, and a
- * source that changes before the copy is done spoils it. */
+/* The emulation delays copies as far as a GPU may. Without the wait the old values are
+ * used. A source that changes before the copy is done spoils the copy. */
 static void test_missing_waits_show(void **state)
 {
     struct dev *d = open_dev("cuda-emu");
@@ -123,7 +123,7 @@ static void test_memory_is_counted(void **state)
     assert_true(dev_memory(d, &after, &total));
     assert_int_equal(free_bytes - after, 12345);
     dev_free(d, p);
-    /* too much is refused, and is not the device's end */
+    /* a refusal does not make the device fail */
     assert_int_equal(dev_alloc(d, &p, (size_t)total + 1), ERR_MEMORY);
     assert_int_equal(dev_host_alloc(d, &p, (size_t)emu_card()->pinned + 1), ERR_MEMORY);
     assert_int_equal(dev_sync(d), OK);
@@ -163,7 +163,7 @@ static void test_cards_that_do_not_do(void **state)
     *c = was;
 }
 
-/* Whichever call it is that fails: what follows fails too and says so. */
+/* Whichever call fails, all later calls fail too, with a message. */
 static void test_a_failure_stays(void **state)
 {
     struct dev *d = open_dev("cuda-emu");

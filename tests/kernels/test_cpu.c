@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The cpu device beyond parity (checkop): the same bits every time, what the number of
- * threads may change and what not, and the description of what was picked. */
+ * The cpu device beyond parity (checkop): repeatable bits, what may depend on the number of
+ * threads, and the description of the chosen kernels. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Three blocks of tiles and a rest, one kv head for three heads. */
+/* Three blocks of tiles and a remainder, one kv head for three query heads. */
 #define T 200
 #define H 3
 #define D 40
@@ -87,7 +87,7 @@ static bool same_bits(const struct tensor *a, const struct tensor *b)
     return !memcmp(a->data, b->data, (size_t)tensor_count(a) * dtype_bytes(a->dtype));
 }
 
-/* Work is handed out to whoever is free; results must not know. */
+/* Any free thread takes the next chunk; results must not depend on it. */
 static void test_repeats(void **state)
 {
     for (int type = 0; type < 2; type++) {
@@ -106,7 +106,7 @@ static void test_repeats(void **state)
     }
 }
 
-/* Only dq is a sum over what the threads did; the rest has one owner. */
+/* Only dq sums over chunks of several threads; every other gradient is written by one. */
 static void test_threads(void **state)
 {
     struct attention one, many;
@@ -123,7 +123,7 @@ static void test_threads(void **state)
         assert_true(pass);
         differs = differs || a[i] != b[i];
     }
-    assert_true(differs); /* else the parts were not cut, and this tests nothing */
+    assert_true(differs); /* otherwise the work was not split, and the test shows nothing */
     teardown(&one);
     teardown(&many);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The edge of the operation table: what it refuses, how it fails, and that a failure stays.
- */
+ * The checks of the operation table: what it refuses, how it fails, and that a failure
+ * stays. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -198,7 +198,7 @@ static void failures_stay(void **state)
     struct dev *d = NULL;
     assert_int_equal(dev_open(&d, &(struct dev_settings){"ref", 1}), OK);
     const struct tensor a = f2(3, 4);
-    d->ops.add = NULL; /* as a table that lacks it */
+    d->ops.add = NULL; /* like a table without it */
     assert_int_equal(dev_add(d, &a, &a, &a), ERR_DEVICE);
     assert_string_equal(err_text(), "add: not supported on ref");
     err_clear();

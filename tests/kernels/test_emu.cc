@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The emulation computes what a GPU would, and finds the mistakes it is there for: a
- * missing barrier, an index one behind the end, a barrier that some threads miss. */
+ * The emulation computes what a GPU would. It detects a missing barrier, an index one past
+ * the end, and a barrier that some threads miss. */
 extern "C" {
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,7 +165,7 @@ void device_memory_is_fenced(void **)
     assert_int_equal(host[31], 31);
     const pid_t child = fork();
     if (child == 0) {
-        /* cmocka's handler would go on in the parent's tests */
+        /* cmocka's handler would continue with the parent's tests */
         signal(SIGSEGV, SIG_DFL);
         signal(SIGBUS, SIG_DFL);
         close(STDERR_FILENO);

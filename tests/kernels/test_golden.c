@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The straight-through operations of the reference against PyTorch's autograd
- * (tests/golden/gen_grads.py): values bit for bit, gradients closely; checkop takes it from
- * there to the cpu device. GOLDEN_GRADS names the file. */
+ * (tests/golden/gen_grads.py): values bit for bit, gradients closely. checkop compares the
+ * cpu device with the reference. GOLDEN_GRADS names the file. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -28,7 +28,7 @@ struct memory {
     int n;
 };
 
-/* PREFIX.key, copied out of the file. */
+/* A copy of tensor PREFIX.key of the file. */
 static struct tensor take(struct memory *p, const char *prefix, const char *key)
 {
     char name[128];
@@ -74,8 +74,8 @@ static void expect_bits(const char *what, const struct tensor *got,
                  c.got);
 }
 
-/* Gradients are sums with cancellation, and the file holds no magnitudes: the largest of
- * the tensor stands for them. */
+/* Gradients are sums with cancellation, and the file has no magnitudes. The largest value
+ * of the tensor takes their place. */
 static void expect_close(const char *what, const struct tensor *got,
                          const struct tensor *want)
 {
@@ -177,7 +177,7 @@ static void check_mae(struct dev *d, const char *name)
     release(&p);
 }
 
-/* Every case of a kind, whose tensors are NAME.key; how many. */
+/* Runs every case of a kind, whose tensors are NAME.key. Returns their number. */
 static int each_case(const char *kind, const char *key,
                      void (*check)(struct dev *d, const char *name))
 {

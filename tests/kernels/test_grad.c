@@ -259,7 +259,7 @@ static void check_attention(struct attention *a, int64_t T, int64_t H, int64_t k
                                           .dvq = a->quantized ? &a->d[VQ].t : NULL},
                      &a->dout.t, &a->o.t, &a->lse.t, &in),
         OK);
-    /* Window 0 without sinks leaves k, v without effect: their gradients are zero. */
+    /* With window 0 and no sinks, k and v have no effect: their gradients are zero. */
     const bool full = !a->quantized || a->mask.window || a->mask.sink;
     for (int i = 0; i < (a->quantized ? N_IN : KQ); i++)
         if (i == Q || i >= KQ || full)
@@ -329,7 +329,7 @@ static void squared_loss(void **state)
     struct loss_inputs in = {.y = &l.y.t, .t = &l.t.t, .kind = LOSS_MSE, .weight = 3.0f};
     assert_int_equal(dev_loss(dev, &value, &l.dy.t, &in), OK);
     check_gradient("dy", &l.y, &l.dy, mse_loss, &l);
-    /* Accumulation adds the same again. */
+    /* Accumulation adds the same gradient once more. */
     const float once = l.dy.data[7];
     in.accumulate = true;
     assert_int_equal(dev_loss(dev, &value, &l.dy.t, &in), OK);

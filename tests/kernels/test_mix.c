@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Mixes of formats: what the text means, the one text that a meaning has, what is refused,
- * and the formats that follow. */
+ * Mixes of formats: their meaning, their canonical text, what is refused, and the formats
+ * that result. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,7 +24,7 @@ static struct mix *parsed(enum mix_of of, const char *text)
     return m;
 }
 
-/* text is printed as want, and so is want. */
+/* text has the canonical form want, and so has want. */
 static void prints(enum mix_of of, const char *text, const char *want)
 {
     for (int again = 0; again < 2; again++) {
@@ -57,7 +57,7 @@ static void one_text_for_a_meaning(void **state)
     prints(MIX_WEIGHTS, "4095.up_proj=3:16777216", "4095.up_proj=3:16777216");
 }
 
-/* As many rules as a search may come to: 80 layers, no two neighbours alike. */
+/* As many rules as a search may produce: 80 layers, no two neighbours alike. */
 static void long_texts(void **state)
 {
     struct mix *m = NULL;
@@ -89,7 +89,7 @@ static void long_texts(void **state)
     mix_free(m);
 }
 
-/* text fails, and the message names the rule and holds the word. */
+/* text is refused; the message names the rule and contains the word. */
 static void refused(enum mix_of of, const char *text, const char *rule, const char *word)
 {
     struct mix *m = (struct mix *)&m;
@@ -132,7 +132,7 @@ static void refuses_by_rule(void **state)
     refused(MIX_WEIGHTS, "-1.v_proj=4", "-1.v_proj=4", "want q_proj, k_proj");
     refused(MIX_WEIGHTS, "3", "3", "want layers from 0 to 4095");
     refused(MIX_WEIGHTS, "3.", "3.", "want q_proj, k_proj");
-    /* A long one is cut. */
+    /* A long rule is shortened in the message. */
     refused(MIX_WEIGHTS,
             "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
             "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "want q_proj");

@@ -157,9 +157,9 @@ static void kv_by_hand(void **state)
     assert_true(quant_kv_out(0, h, m, 2, 10) == 8);
 }
 
-/* Chosen codes survive the way through their values, at every scale that fp16 has: the
- * smallest, ones with all bits set, the largest. 3 columns a group, the last group ragged.
- */
+/* Chosen codes survive the conversion to values and back, at every fp16 scale: the
+ * smallest, those with all bits set, the largest. 3 columns a group, the last group
+ * ragged. */
 static void codes_through_values(void **state)
 {
     enum { OUT = 64, IN = 256, GROUP = 3 };

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Random models for the tests of this floor, and what every such test needs. */
+ * Random models for the tests of this floor, and helpers for them. */
 #ifndef WKVQ_MODEL_FIXTURE_H
 #define WKVQ_MODEL_FIXTURE_H
 
 #include "calib/model/model.h"
 #include "kernels/base/rng.h"
 
-/* A model with random weights in host memory, and the source that hands them out. */
+/* A model with random weights in host memory, and the source that returns them. */
 struct fixture {
     struct arch arch;
     struct block_src *blocks; /* [n_layers] */
@@ -20,7 +20,7 @@ struct fixture {
 void fixture_open(struct fixture *f, struct arch a, uint64_t seed);
 void fixture_close(struct fixture *f);
 
-/* Ends the test with the recorded sentence unless e is OK. */
+/* Fails the test with the recorded message unless e is OK. */
 void must(enum err e);
 struct dev *open_dev(const char *name);
 
@@ -37,7 +37,7 @@ struct tensor dev_2d(struct dev *d, enum dtype t, int64_t rows, int64_t cols);
  * not finite. */
 double max_error(const float *x, const float *y, int64_t n);
 double norm_error(const float *x, const float *y, int64_t n);
-/* Ends the test unless error <= bound. */
+/* Fails the test unless error <= bound. */
 void check_error(const char *what, double error, double bound);
 
 #endif

@@ -38,7 +38,7 @@ static void good_one_passes(void **state)
     assert_int_equal(arch_check_length(&a, 2048), OK);
 }
 
-/* Wants error e whose sentence has the words. */
+/* Checks for error e with a message that contains the words. */
 static void refused(struct arch a, enum err e, const char *words)
 {
     err_clear();
@@ -175,7 +175,7 @@ static void llama3_scaling(void **state)
     check_freqs(&a, tiny, ARRAY_LEN(tiny));
 }
 
-/* What yarn has at position 1, scaled back by the attention factor. */
+/* The angles of yarn at position 1, without the attention factor. */
 static void check_yarn(const struct arch *a, double attention, const struct freq *f, int n)
 {
     float c[2][64], s[2][64];
@@ -225,7 +225,7 @@ static void yarn_scaling(void **state)
     check_yarn(&a, 0.5, betas, ARRAY_LEN(betas));
     a.rope_low = 1;
     a.rope_high = 32;
-    a.rope_original = 4; /* the ramp would end before it starts: nothing is stretched */
+    a.rope_original = 4; /* the ramp would end before it starts: no frequency is scaled */
     const struct freq tight[] = {
         {25, 0.00453158375}, {45, 6.04296365e-05}, {63, 1.24093776e-06}};
     check_yarn(&a, 0.5, tight, ARRAY_LEN(tight));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * A block's backward against finite differences of its forward (ref), and the cpu device
- * against ref, forward and backward, in both act types. What rounding makes non-smooth is
- * checked against PyTorch in test_block_golden.c. */
+ * against ref, forward and backward, in both act types. test_block_golden.c compares what
+ * rounding makes non-smooth with PyTorch. */
 #include "kernels/base/mem.h"
 #include "tests/model/model_fixture.h"
 
@@ -249,7 +249,8 @@ static void both_backward(struct bench *b)
         must(block_backward(&b->acts, b->scratch, a, &b->w, &b->dout, &b->dout));
 }
 
-/* 8 bits: a code that another rounding of its input moves by one is a small change then. */
+/* 8 bits, so that a code that differs by one because its input rounds differently is a
+ * small change. */
 static void compare_devices(struct arch a, int64_t T, enum dtype act,
                             const struct kv_spec *spec, double bound)
 {
@@ -324,7 +325,8 @@ static void cpu_is_ref_in_bf16(void **state)
 
 /* --- rotated keys ------------------------------------------------------------------- */
 
-/* In full precision the output and every gradient stay; at 8 bits they are near. */
+/* In full precision the output and every gradient stay the same; at 8 bits they stay
+ * close. */
 static void rotated_keys(void **state)
 {
     struct arch a = arch_of(4, 2, 16, 40, 56);
@@ -374,8 +376,9 @@ static int most_values(struct bench *b, const struct tensor *x)
     return most;
 }
 
-/* Inputs of 2 bits have 4 values a token, o itself stays; with one token a weight's
- * gradient is the product of a column and its input, which has 4 values a row too. */
+/* Inputs of 2 bits have 4 values a token, and o itself is unchanged. With one token, a
+ * weight's gradient is the product of a column and its input, so it has 4 values a row
+ * too. */
 static void rounded_inputs(void **state)
 {
     for (int64_t T = 1; T < 5; T += 3) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * One whole calibration step against PyTorch autograd (tests/golden/gen_block.py): clipped
- * weights, fake-quantized KV, past-only attention, a full-precision block behind, the loss,
- * and the gradient of every learnable parameter. */
+ * weights, fake-quantized KV, past-only attention, a full-precision block after it, the
+ * loss, and the gradient of every learnable parameter. */
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"
 #include "tests/model/model_fixture.h"
@@ -35,7 +35,7 @@ struct step {
     struct st_file *file;
     int32_t field[N_FIELDS];
     struct arch arch;
-    struct block_weights master, w0, w1; /* F32 weights, fake-quantized, the block behind */
+    struct block_weights master, w0, w1; /* F32 weights, fake-quantized, the next block */
     struct block_kv kv;
     struct block_acts acts0, acts1;
     struct block_scratch *scratch;
@@ -232,8 +232,8 @@ static void step_close(struct step *s)
     dev_close(&s->d);
 }
 
-/* w^ of every projection over its place in w0; back: a's and b's gradients, over a and b.
- */
+/* Writes w^ of every projection to its place in w0. back: writes the gradients of a and b
+ * over a and b. */
 static void weights_quantize(struct step *s)
 {
     for (int l = 0; l < N_LIN; l++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The simulation of the whole model against its definition: a decoder written here a second
- * time, in f64, that goes token by token over a cache. */
+ * The simulation of the whole model against a second implementation of its definition: a
+ * decoder in f64 that processes one token after another with a cache. */
 #include "calib/model/model.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
@@ -102,7 +102,7 @@ static void quantized_close(struct quantized *m)
 
 /* --- the definition ----------------------------------------------------------------- */
 
-/* One layer's cache: keys and values of every token so far, before and behind the
+/* One layer's cache: keys and values of every token so far, before and after the
  * quantizer. */
 struct cache {
     double k[T][C], v[T][C], kq[T][C], vq[T][C];
@@ -181,7 +181,7 @@ static void quantize(double *xq, const double *x, const float *s, const float *d
         }
 }
 
-/* The keys of the block that token t fills, channel by channel. */
+/* Quantizes the keys of the block that token t completes, channel by channel. */
 static void quantize_block(double kq[T][C], double k[T][C], int64_t t, struct kv_format f)
 {
     if (f.bits == 16)
@@ -200,8 +200,8 @@ static void quantize_block(double kq[T][C], double k[T][C], int64_t t, struct kv
     }
 }
 
-/* Token t attends over the cache: its own chunk in full precision, what is before
- * quantized, by channel only in blocks that were full before it. */
+/* Token t attends over the cache: its own chunk in full precision, earlier tokens
+ * quantized; by channel only blocks that were full before its chunk. */
 static void attend(const struct naive *n, const struct cache *k, double *o, const double *q,
                    int64_t t, struct kv_format keys)
 {
@@ -293,11 +293,11 @@ static void decode_window(struct naive *n, float *nll, float *logits, const int3
 
 /* --- tests -------------------------------------------------------------------------- */
 
-/* F32 against f64 through two blocks; no code may differ. */
+/* F32 against f64 through two blocks; all codes must be equal. */
 #define TOLERANCE 2e-6
 
-/* The same logits piece by piece, in any order; whole: those of all windows. Products of
- * other shapes may round otherwise. */
+/* The same logits piece by piece, in any order. whole: the logits of all windows. Products
+ * of other shapes may round differently. */
 static void check_pieces(const struct model_run *r, const int32_t *ids, const float *whole)
 {
     struct model_states *s;
@@ -316,7 +316,7 @@ static void check_pieces(const struct model_run *r, const int32_t *ids, const fl
     assert_null(s);
 }
 
-/* Keys by channel, values by token as they are. */
+/* Keys by channel, values by token. */
 static void by_channel(struct quantized *m)
 {
     for (int i = 0; i < LAYERS; i++) {
@@ -382,7 +382,7 @@ static void check_against_naive(const char *device, bool quant_w, enum cache_kin
     mix_free(mixed);
 }
 
-/* Windows that begin alike, what they share computed once and computed again. */
+/* Windows with a common beginning: computed once and shared, or computed again. */
 static void check_shared(const char *device, struct kv_spec kv, int64_t chunk)
 {
     const int64_t shared[WINDOWS] = {0, 6, 2};
@@ -483,7 +483,7 @@ static void same_cache(const float *got, double want[T][C])
         }
 }
 
-/* chunk as struct naive has it: T for one chunk. */
+/* chunk as in struct naive: T for one chunk. */
 static void check_caches(struct quantized *m, bool quant, int64_t chunk)
 {
     struct dev *d = open_dev("ref");
