@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Add up a meson test log: prints PASSED FAILED SKIPPED, then of each test that failed its name and its output's end."""
+"""Add up a meson test log: prints PASSED FAILED SKIPPED, then the name and the end of the output of each failed test."""
 import json
 import sys
 
@@ -9,7 +9,7 @@ PASSED, FAILED, SKIPPED = range(3)
 
 
 def outcome(test):
-    """PASSED, FAILED or SKIPPED of a test's record."""
+    """Returns PASSED, FAILED or SKIPPED for a test's record."""
     if test["result"] == "SKIP":
         return SKIPPED
     return PASSED if test["result"] in ("OK", "EXPECTEDFAIL") else FAILED

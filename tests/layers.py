@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The floors of docs/architecture.md, enforced: who may include whom.
+"""Enforces the floors of docs/architecture.md: which file may include which.
 
     layers.py [ROOT]       check the tree
-    layers.py --self-test  see that planted violations are found
+    layers.py --self-test  check that planted violations are found
 
 Checked for every .c, .h, .cc, .cpp and .cu file: each quoted include names a file from the root of
 the tree, on the same floor or one that its own may stand on; kernels/dev_ops.h and the
@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 ALL_BELOW_TOOLS = ["calib", "calib/model", "convert", "convert/verify", "data", "kernels", "kernels/base"]
-# The rooms of tools, in the order of their libraries. Nobody includes a command.
+# The rooms of tools, in the order of their libraries. No room includes a command.
 TOOLS = ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval", "tools/eval/tasks", "tools/sweep",
          "tools/report", "tools/tune", "tools/bench", "tools/commands"]
 # Floor: the floors it may include beside itself. A file is on the longest floor that its path
@@ -44,13 +44,13 @@ FLOORS = {
     "tools/commands": ALL_BELOW_TOOLS + [t for t in TOOLS if t != "tools/commands"],
     "tests": ALL_BELOW_TOOLS + ["kernels/simd", "tools"] + TOOLS,
 }
-# What is private: a path prefix, and who may include it.
+# Private paths: a prefix, and the folders that may include it.
 PRIVATE = {
     "kernels/dev_ops.h": ["kernels/", "tests/kernels/"],
     "kernels/cpu/": ["kernels/", "tests/kernels/"],
     "kernels/ref/": ["kernels/", "tests/kernels/"],
 }
-# The runtime has its own forward: of calib/model it may know these.
+# The runtime has its own forward pass, so it may include only these headers of calib/model.
 RUNTIME, RUNTIME_MODEL = "convert/runtime/", {"calib/model/arch.h", "calib/model/weights.h"}
 GENERATED = {"config.h"}
 SUFFIXES = (".c", ".h", ".cc", ".cpp", ".cu")
@@ -72,7 +72,7 @@ def files_of(root):
 
 
 def check_include(root, path, target):
-    """The sentence that is wrong with one include, or None."""
+    """Returns a sentence about what is wrong with one include, or None."""
     if target in GENERATED:
         return None
     if not os.path.isfile(os.path.join(root, target)):
@@ -98,7 +98,7 @@ def check_include(root, path, target):
 
 
 def private_folder(root, header):
-    """The folder that a header's first comment names, or None."""
+    """Returns the folder that a header's first comment calls it private to, or None."""
     with open(os.path.join(root, header), encoding="utf-8") as f:
         found = PRIVATE_TO.search(f.read().split("*/")[0])
     if not found or not os.path.isdir(os.path.join(root, found[1])):
@@ -107,7 +107,7 @@ def private_folder(root, header):
 
 
 def find_cycle(graph):
-    """One include cycle as a list of paths, or None."""
+    """Returns one include cycle as a list of paths, or None."""
     done, stack = set(), []
 
     def visit(node):
@@ -153,7 +153,7 @@ def check(root):
     return len(graph), problems
 
 
-# A small tree that is right, and what makes it wrong: file, its text, a word of the complaint.
+# A small correct tree, and changes that break it: file, its text, a phrase of the complaint.
 GOOD = {
     "kernels/base/error.h": "",
     "kernels/simd/simd.h": '#include "kernels/base/error.h"\n',
@@ -216,7 +216,7 @@ def self_test():
             if not right:
                 print(f"self-test: {path or 'the good tree'}: {problems}")
                 failed += 1
-    print(f"layers.py: {len(BAD)} planted violations, {failed} not told apart")
+    print(f"layers.py: {len(BAD)} planted violations, {failed} not found")
     return failed != 0
 
 

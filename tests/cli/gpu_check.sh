@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# tools/dev/gpu-check without a GPU: a folder like its bundle's, run bare and by the emulation. gpu_check.sh SCRIPT WKVQ WKVQ-EMU CHECKOP ROOT
+# tools/dev/gpu-check without a GPU: a folder like its bundle, run without and with the emulation. gpu_check.sh SCRIPT WKVQ WKVQ-EMU CHECKOP ROOT
 set -eu
 script=$1 wkvq=$(realpath "$2") emu=$(realpath "$3") checkop=$(realpath "$4") root=$5
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 fail() { echo "gpu_check: $1"; cat "$dir"/*.out "$dir"/*.jsonl; exit 1; }
 
-# folder NAME WKVQ: what stage() of the script makes, without its libraries.
+# folder NAME WKVQ: the folder that stage() of the script makes, without its libraries.
 folder() {
     mkdir -p "$dir/$1/bin" "$dir/$1/demo"
     ln -s "$2" "$dir/$1/bin/wkvq"
@@ -17,7 +17,7 @@ folder() {
     cp "$script" "$dir/$1/"
 }
 
-# Where there is no GPU: one line that says so, exit 2.
+# Without a GPU: one line that says so, and exit 2.
 folder bare "$wkvq"
 rc=0
 (cd "$dir/bare" && env -i PATH="$PATH" CUDA_VISIBLE_DEVICES= ./gpu-check >"$dir/bare.out" 2>&1) || rc=$?

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# inspect.sh WKVQ MAKE_ARTIFACT: what inspect says of a checkpoint and of its artifact, against figures
-# counted here.
+# inspect.sh WKVQ MAKE_ARTIFACT: compares what inspect reports about a checkpoint and its artifact with figures
+# computed here.
 set -eu
 command -v python3 >/dev/null || exit 77
 [ -w /dev/shm ] && : "${TMPDIR:=/dev/shm}"

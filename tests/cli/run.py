@@ -5,16 +5,16 @@
 A case is a stanza of lines, ended by a blank one. It runs in a scratch folder of its own:
 
     case NAME
-    make KIND ...      prepare input; the make_* functions below say what there is
+    make KIND ...      prepare input; the make_* functions below list the kinds
     run ARGS           the command under test
     stdin FILE         is piped into it
     exit N             expected status (default 0)
-    stderr TEXT        must occur in stderr, * standing for anything within a line; repeatable
+    stderr TEXT        must occur in stderr, * matches any text within a line; repeatable
     stdout TEXT        the same for stdout
     no PATH            must not exist afterwards
 
-Where the status is 2, stdout must be empty and stderr end in two lines at least: what was wrong,
-and what to do. No case may leave a temporary file behind, or be killed by a signal."""
+If the status is 2, stdout must be empty, and stderr must end in at least two lines: what was wrong,
+and what to do. No case may leave a temporary file, or be killed by a signal."""
 import bz2
 import gzip
 import json
@@ -62,7 +62,7 @@ class Scratch:
         return subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True,
                               timeout=TIMEOUT_S, **source)
 
-    # --- what a `make` line can ask for ---
+    # --- the kinds of `make` lines ---
 
     def make_model(self, name, *changes):
         """model DIR [KEY=JSON...]: a tiny model, with other values in its configuration."""
@@ -107,7 +107,7 @@ class Scratch:
         self.at(name).write_bytes(data.encode("latin-1"))
 
     def make_add(self, name, text):
-        """add FILE TEXT: behind what is there."""
+        """add FILE TEXT: append TEXT."""
         old = self.at(name).read_bytes()
         self.make_write(name, text)
         self.at(name).write_bytes(old + self.at(name).read_bytes())
@@ -174,13 +174,13 @@ class Scratch:
                 z.writestr(zipfile.ZipInfo(member), text)
 
     def make_repeat(self, name, count, text):
-        """repeat FILE COUNT TEXT: TEXT that many times, behind what is there."""
+        """repeat FILE COUNT TEXT: append TEXT that many times."""
         data = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
         with open(self.at(name), "ab") as f:
             f.write(data.encode("latin-1") * int(count))
 
     def make_pipe(self, name, source=None):
-        """pipe FILE [SOURCE]: a named pipe that nobody writes to, or that SOURCE comes out of."""
+        """pipe FILE [SOURCE]: a named pipe without a writer, or one that yields SOURCE."""
         os.mkfifo(self.at(name))
         if source:
             self.writers.append(subprocess.Popen(["cp", "--", source, name], cwd=self.path))
@@ -192,7 +192,7 @@ class Scratch:
         """golden PATH FILE: a copy from tests/golden."""
         shutil.copy(HERE.parent / "golden" / source, self.at(name))
 
-    # Sound ones are made once, from the base's model; they belong to every `make model m`.
+    # Valid artifacts and states are made once from the base's model; `make model m` copies that model.
 
     def sound(self, kind, *args):
         path = self.base / kind
@@ -217,7 +217,7 @@ class Scratch:
         self.make_text("t.txt")
 
     def make_agree(self, name):
-        """agree DIR: let an artifact's manifest say of every file and tensor what is there."""
+        """agree DIR: correct an artifact's manifest for all its files and tensors."""
         path = self.at(name) / "manifest.json"
         doc = json.loads(path.read_text())
         for file, entry in doc["files"].items():
@@ -235,13 +235,13 @@ class Scratch:
         path.write_bytes(sealed(doc))
 
     def make_manifest(self, name, path, value="-"):
-        """manifest DIR A.B.0 [JSON]: like set, and with a right CRC-32 at the end."""
+        """manifest DIR A.B.0 [JSON]: like set, and with a correct CRC-32 at the end."""
         file = f"{name}/manifest.json"
         self.make_set(file, path, value)
         self.at(file).write_bytes(sealed(json.loads(self.at(file).read_text())))
 
     def make_recrc(self, name, block):
-        """recrc STATE BLOCK: let a state's manifest have the CRC-32 of what is there."""
+        """recrc STATE BLOCK: correct the CRC-32 of a block in a state's manifest."""
         path = self.at(name) / "manifest.json"
         doc = json.loads(path.read_text())
         data = (self.at(name) / f"block-{int(block):04}.safetensors").read_bytes()
@@ -305,7 +305,7 @@ def occurs(pattern, text):
 
 
 def check(done, lines, scratch):
-    """What is wrong with a finished run, as sentences."""
+    """Yields a sentence for everything that is wrong with a finished run."""
     out = done.stdout.decode(errors="replace")
     err = done.stderr.decode(errors="replace")
     want = next((int(rest) for word, rest in lines if word == "exit"), 0)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """The shipped ablation on the demo model, within ten minutes on two cores: test_ablation.py WKVQ.
 
-Differences are paired over windows, as the report has them; a claim holds beyond two standard errors."""
+Differences are paired over windows, as in the report. A claim must exceed two standard errors."""
 import json
 import pathlib
 import statistics

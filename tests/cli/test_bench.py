@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""`wkvq bench` at tiny sizes: that it runs, and that its report adds up. test_bench.py WKVQ
+"""`wkvq bench` at tiny sizes: it runs, and its report is consistent. test_bench.py WKVQ
 
-Nothing here looks at how fast anything was: figures must be finite, positive, and agree with
-each other and with flops counted here from the shapes."""
+Speed is not judged. Figures must be finite and positive, and agree with each other and with the
+flops that are computed here from the shapes."""
 import json
 import math
 import subprocess
@@ -38,7 +38,7 @@ def positive(value, where):
 
 
 def linear_flops(s, blocks):
-    """Forward of blocks + 1, input gradients but below the trained block's q, k and v, weight
+    """Forward of blocks + 1, input gradients except that of the trained block's q, k and v, weight
     gradients of the trained block."""
     q, kv = s["H"] * s["d"], 2 * s["K"] * s["d"]
     qkv = (q + kv) * s["D"]
@@ -61,7 +61,7 @@ def check_calibrate(wkvq, blocks, compute):
     assert near(r["linear_flops"], linear_flops(s, blocks)), r
     assert near(r["attention_flops"], attention_flops(s, blocks)), r
     assert near(r["flops"], r["linear_flops"] + r["attention_flops"]), r
-    # the products alone make T x T of which half counts: T T for the mask's T (T + 1)
+    # the products compute T x T pairs, of which the mask keeps about half: T T for T (T + 1)
     alone = r["linear_flops"] + r["attention_flops"] * T / (T + 1)
     assert near(r["gemm_only_flops"], alone), r
     assert r["step_s"] > 0 and r["gemm_only_s"] > 0, r
@@ -70,7 +70,7 @@ def check_calibrate(wkvq, blocks, compute):
     for part in ("linear_s", "attention_forward_s", "attention_backward_s", "fakequant_s",
                  "elementwise_s", "loss_s", "optimizer_s"):
         assert r["parts"][part] > 0, (part, r)
-    # every part and the rest make the mean step, which is the step where there is but one
+    # all parts and the rest add up to the mean step; with one step, to that step
     assert near(sum(r["parts"].values()), r["step_s"]), r
     assert r["parts_step_s"] == r["step_s"], r
 
@@ -122,7 +122,7 @@ def check_kernels(wkvq, compute):
 
 
 def check_decode(wkvq, depth):
-    """Made-up W4 g128 + KV4; V: the rows of an F16 head."""
+    """A random W4 g128 + KV4 artifact; V: the rows of an F16 head."""
     s, V, group = SHAPES["smollm2-135m"], 49152, 128
     r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2")
     near = lambda a, b: abs(a - b) <= 1e-6 * b

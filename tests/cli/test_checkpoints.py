@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checkpoints that say something in another way, or twice: test_checkpoints.py WKVQ [TEST...].
+"""Checkpoints in unusual spellings, or with redundant data: test_checkpoints.py WKVQ [TEST...].
 
-Each is calibrated, packed and verified by one command, and its perplexity is that of the plain
-spelling of the same model, to the last bit. Right values in themselves are the logits of
-tests/golden."""
+Each is calibrated, packed and verified by one command, and its perplexity equals that of the plain
+spelling of the same model, bit for bit. tests/golden has logits to check absolute values."""
 import json
 import pathlib
 import shutil
@@ -34,7 +33,7 @@ class Fixture:
         return done
 
     def model(self, name, edit=lambda tensors: tensors, **changes):
-        """A tiny model of these settings, and of the tensors that edit makes of its own."""
+        """Makes a tiny model with these settings; edit changes its tensors."""
         tiny.make_model(self.path / name, **changes)
         tensors = tiny.model_tensors({**tiny.CONFIG, **changes}, 1)
         tiny.write_safetensors(self.path / name / "model.safetensors", edit(tensors))
@@ -44,7 +43,7 @@ class Fixture:
                                    "--json", *more).stdout)["ppl"]
 
     def quantize(self, name, *more):
-        """The artifact NAME.q of a model, verified against it."""
+        """Makes the artifact NAME.q of a model, and verifies it."""
         sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
         done = self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", *sets)
         self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
@@ -59,7 +58,7 @@ class Fixture:
         return set(json.loads(data[8:8 + size]))
 
     def same(self, have, want):
-        """Both models, and both artifacts, in full: perplexity, tensors and configuration."""
+        """Compares both models and both artifacts: perplexity, tensors and configuration."""
         for end in ("", ".q"):
             a, b = self.ppl(have + end), self.ppl(want + end)
             assert a == b, f"{have}{end}: perplexity {a}, {want}{end} has {b}"
@@ -80,7 +79,7 @@ def renamed(old, new):
 
 
 def doubled(tensors):
-    """The head is stored, and is the embedding."""
+    """The head is stored, and equals the embedding."""
     embed = next(t for t in tensors if t[0] == EMBED)
     return [(HEAD, *embed[1:]) if t[0] == HEAD else t for t in tensors]
 
@@ -124,7 +123,7 @@ def test_base_model(f):
 
 
 def test_index(f):
-    """An index that says what the shards do not, and shards that share a tensor."""
+    """An index that disagrees with the shards, and shards that share a tensor."""
     f.model("plain", drop(HEAD), tie_word_embeddings=True)
     f.model("shards", drop(HEAD), tie_word_embeddings=True)
     folder = f.path / "shards"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""`wkvq calibrate --device cuda` where there is no GPU, an old driver, too little memory, or a
-GPU that fails in the middle: test_cuda.py WKVQ_EMU, which has the emulation under that name."""
+"""`wkvq calibrate --device cuda` without a GPU, with an old driver, too little memory, or a GPU that
+fails in the middle: test_cuda.py WKVQ_EMU, in which `cuda` is the emulation."""
 import json
 import os
 import pathlib
@@ -24,7 +24,7 @@ class Folder:
         tiny.make_text(path / "text.txt", 600)
 
     def calibrate(self, state, device, *more, **card):
-        """The process; card: what the emulation shows, EMU_... in the environment."""
+        """Runs wkvq; card: the emulated GPU, as EMU_... in the environment."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("EMU_")}
         env.update({"EMU_NAME": "cuda"}, **{f"EMU_{k}": str(v) for k, v in card.items()})
         keys = [w for s in SETTINGS for w in ("--set", s)]
@@ -63,7 +63,7 @@ def test_plan_fits_or_says_so(f):
 
 
 def test_cpu_goes_on_where_a_gpu_failed(f):
-    """The calls are those of a run that ends: late enough for a block, or a part of one."""
+    """Fails at calls of a complete run, late enough that a block or a part of one is saved."""
     kept = set()
     for call in (300, 600, 900, 1200):
         state = f"failed-{call}"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Text from the packed runtime: test_generate.py WKVQ DEMO_DIR.
 
-Stop strings against the text without them; sampling by its seed; what is told about time and cache."""
+Stop strings compared with the text without them; sampling by seed; the reported time and cache size."""
 import json
 import pathlib
 import re
@@ -29,19 +29,19 @@ class Bench:
         return done
 
     def generate(self, *more, model="demo"):
-        """(stdout without the line's end that is added, stderr)"""
+        """Returns stdout without the newline that is added, and stderr."""
         done = self.run("generate", model, "-p", PROMPT, "-n", TOKENS, *more)
         assert done.stdout.endswith(b"\n"), done.stdout
         return done.stdout[:-1], done.stderr.decode()
 
 
 def without(text, *stops):
-    """text up to the first of the stop strings."""
+    """Returns text up to the first stop string."""
     return text[:min([len(text)] + [at for at in map(text.find, stops) if at >= 0])]
 
 
 def test_stop_anywhere(b):
-    """Stop strings out of the text itself, of several lengths, across whatever tokens there are."""
+    """Stop strings taken from the text itself, of several lengths, across any tokens."""
     assert len(b.text) > 60, b.text
     for at in range(3, len(b.text) - 12, 9):
         for length in (1, 2, 7, 12):
@@ -60,13 +60,13 @@ def test_several_stops(b):
 
 
 def test_stop_that_never_ends(b):
-    """What a stop string begins with is held back, and shown at the end."""
+    """A possible beginning of a stop string is held back, and shown at the end."""
     tail = b.text[-3:].decode()
     assert b.generate("--stop", tail + "\x01")[0] == b.text
 
 
 def test_characters_in_pieces(b):
-    """A tokenizer of bytes: the tokens of one character come one by one, and a stop string ends it between two."""
+    """A tokenizer of bytes: the tokens of one character arrive one by one, and a stop string ends between two."""
     tiny.make_model(b.folder / "bytes")
     b.run("convert", "bytes", "-o", "tiny")
     for seed in range(100):  # until one does not end soon and has a character of several bytes
@@ -85,7 +85,7 @@ def test_characters_in_pieces(b):
 
 
 def test_seed(b):
-    """The same seed draws the same text, another one another; top-k 1 and temperature 0 are the likeliest."""
+    """The same seed gives the same text, another seed another. top-k 1 and temperature 0 choose the likeliest tokens."""
     warm = ("--temperature", "1.5", "--seed")
     assert b.generate(*warm, 1)[0] == b.generate(*warm, 1)[0] != b.generate(*warm, 2)[0]
     assert b.generate("--temperature", "2", "--top-k", 1)[0] == b.text
@@ -104,7 +104,7 @@ def test_what_is_told(b):
 
 
 def test_cache(b):
-    """4 bits and an fp16 pair a group, as allocated: of heads of 64 in groups of 64, 32 and 16."""
+    """4 bits and an fp16 pair per group, as allocated: heads of 64 in groups of 64, 32 and 16."""
     arch = json.loads((b.demo / "config.json").read_text())
     elements = 2 * arch["num_hidden_layers"] * arch["num_key_value_heads"] * arch["head_dim"]
     for group in (64, 32, 16):
@@ -117,7 +117,7 @@ def test_cache(b):
 
 
 def test_too_long(b):
-    """The model's context is not left."""
+    """Generation stops at the end of the model's context."""
     length = json.loads((b.demo / "config.json").read_text())["max_position_embeddings"]
     done = b.run("generate", "demo", "-p", PROMPT, "-n", length, want=2)
     assert not done.stdout and b"prompt and --n-tokens" in done.stderr and str(length).encode() in done.stderr, done.stderr

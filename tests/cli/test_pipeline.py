@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """The main job on a tiny model, end to end: test_pipeline.py WKVQ [TEST...].
 
-Every way to the end must give the same bytes, of the artifact and of the state: twice,
-interrupted and resumed, with streams on disk (killed: tests/crash)."""
+Repeated, interrupted and resumed, or with streams on disk: artifact and state must have the same
+bytes. (Killed: tests/crash.)"""
 import json
 import pathlib
 import shutil
@@ -44,7 +44,7 @@ class Fixture:
                                 stderr=subprocess.DEVNULL)
 
     def files(self, name):
-        """Bytes of every file of an output folder."""
+        """Returns the bytes of every file of an output folder."""
         folder = self.path / name
         return {str(f.relative_to(folder)): f.read_bytes()
                 for f in sorted(folder.rglob("*")) if f.is_file()}
@@ -68,7 +68,7 @@ class Fixture:
 
 
 def wait_for_event(log, event, process):
-    """Until the log has a line with that event, or the process ends."""
+    """Waits until the log has a line with that event, or the process ends."""
     for _ in range(6000):
         if log.exists() and f'"event": {event}' in log.read_text():
             return
@@ -400,7 +400,7 @@ def test_machine_output(f):
 
 
 def test_two_threads(f):
-    """Two threads give their own bytes every time: a matrix product that is cut otherwise
+    """Two threads give their own bytes every time: a matrix product with other tiles
     may round otherwise. The losses stay what they are, at rates so low that training does not
     blow a last bit up into another path."""
     calm = ["--set", "optimizer.lr_clip=0.01", "--set", "optimizer.schedule=constant"]

@@ -24,8 +24,8 @@ SMALL = [word for pair in ("calibration.samples=4", "calibration.seqlen=32", "ca
 
 
 def snapshot(folder):
-    """Every path below: kind, size, time of the last change, contents. A folder's time tells of files
-    that came and went."""
+    """Every path below: kind, size, time of the last change, contents. A folder's time shows files
+    that were created and removed."""
     found = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         s = path.lstat()

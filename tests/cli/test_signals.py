@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Signals, closed outputs, and what the messages say to do then: test_signals.py WKVQ DEMO_DIR [TEST...]."""
+"""Signals, closed outputs, and the advice of their messages: test_signals.py WKVQ DEMO_DIR [TEST...]."""
 import json
 import os
 import pathlib
@@ -18,7 +18,7 @@ AGAIN = b"press Ctrl-C again to abort"
 
 
 def begin(f, out, ignored=(), **streams):
-    """A calibration in block 1, started with some signals ignored."""
+    """Starts a calibration with some signals ignored, and returns when it is in block 1."""
     log = f.path / "events.json"
     log.unlink(missing_ok=True)
     for name in (out, out + ".state"):
@@ -64,7 +64,7 @@ def test_hangups_do_not_abort(f):
 
 
 def test_the_second_signal_aborts(f):
-    """Both are pending when the process goes on, so that no step ends between them."""
+    """Both are pending when the process continues, so that no step ends between them."""
     process = begin(f, "killed")
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
@@ -77,7 +77,7 @@ def test_the_second_signal_aborts(f):
 
 
 def test_ignored_signals_stay_ignored(f):
-    """As nohup and background jobs of a shell set them."""
+    """Signals that are ignored at the start, as by nohup and background jobs of a shell."""
     every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     process = begin(f, "ignored", every)
     for sig in every:
@@ -93,14 +93,14 @@ def test_ignored_signals_stay_ignored(f):
 
 
 def closed_pipe():
-    """The writing end of a pipe that nobody reads."""
+    """Returns the writing end of a pipe without a reader."""
     read, write = os.pipe()
     os.close(read)
     return write
 
 
 def test_closed_outputs(f):
-    """Nobody reads the log: the work goes on. Nobody reads the result: an error that says so."""
+    """If nobody reads the log, work continues. If nobody reads the result, the command fails with a message."""
     out = closed_pipe()
     process = begin(f, "unheard", stderr=out)
     assert process.wait(120) == 0, process.returncode
@@ -119,7 +119,7 @@ def test_closed_outputs(f):
 
 
 def test_advice_after_a_loss_that_is_not_finite(f):
-    """What the message says is done: a new state with lower rates. The old state refuses them, and says what to do."""
+    """Follows the message: a new state with lower rates. The old state refuses them with advice."""
     recipe = ["calibration.samples=8", "calibration.seqlen=64", "calibration.epochs=4"]
 
     def command(name, *more, rate="10"):

@@ -66,7 +66,7 @@ class Fixture:
 
 
 def figures(row):
-    """What must not depend on how often a cell was interrupted."""
+    """Returns the part of a result that interruptions of a cell must not change."""
     return {k: v for k, v in row.items() if k not in ("seconds", "calibrate_seconds")}
 
 
@@ -149,7 +149,7 @@ def test_interrupted(f):
 
 
 def signal_first_cell(f, out, number):
-    """What becomes of a sweep whose first cell gets a signal while it calibrates."""
+    """Sends a signal to the first cell of a sweep while it calibrates."""
     process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not list((f.path / out).glob("cells/*.state/*")):
@@ -177,27 +177,27 @@ def test_an_interrupted_cell(f):
 
 
 def test_the_identity_has_the_resolved_compute(f):
-    """What auto comes to on this machine is what a cell is known by: asked for, it is the same cell."""
+    """A cell is identified by the resolved type: `auto` and its explicit type are the same cell."""
     rows = f.reference()
     resolved = {n: (r["identity"]["config"]["run"]["compute"], r["identity"]["eval"]["compute"]) for n, r in rows.items()}
     assert all("auto" not in pair for pair in resolved.values()), resolved
     assert all(pair[1] == "f32" for pair in resolved.values()), resolved
     learned = resolved["full method"][0]
     assert f"--set run.compute={learned}" in rows["full method"]["command"], rows["full method"]["command"]
-    # Where nothing is learned, what calibration would compute in does not matter.
+    # If nothing is learned, the type of the calibration does not matter.
     assert resolved[EVIL][0] == resolved["plain"][0] == "f32", resolved
     plans = {}
     for compute in ("auto", "f32", "bf16"):
         text = f.run(f.command("reference", "--plan", "--set", f"run.compute={compute}")).stdout.splitlines()
         plans[compute] = [line.split()[0] for line in text]
     assert plans["auto"] == ["done"] * 3, plans
-    # Calibrated in another type, or in the same but evaluated in bf16: other cells.
+    # Another type in the calibration, or bf16 in the evaluation: other cells.
     assert plans["f32"] == [("done" if learned == "f32" else "to"), "done", "done"], plans
     assert plans["bf16"] == ["to"] * 3, plans
 
 
 def test_many_texts_to_evaluate_on(f):
-    """None of them is left out in silence: the tokens of all are evaluated, from options and from the file."""
+    """No text is dropped silently: the tokens of all are evaluated, from options and from the file."""
     more = []
     for i in range(70):
         tiny.make_text(f.path / f"part-{i}.txt", 30)
@@ -217,7 +217,7 @@ def test_many_texts_to_evaluate_on(f):
 
 
 def test_long_names_of_a_grid(f):
-    """Points that differ behind what a short buffer holds are different cells, with their whole names."""
+    """Points that differ only beyond the length of a short buffer are different cells with complete names."""
     mixes = ["q_proj=8, " * 60 + f"k_proj={bits}" for bits in (8, 5)]
     grid = f"grid: {json.dumps({'weights.mixed': mixes, 'weights.bits': [3, 4]})}\n"
     (f.path / "long.yaml").write_text(grid + "eval: {data: eval.txt, windows: 2, ctx: 64}\n")
@@ -239,7 +239,7 @@ def test_a_result_that_was_not_listed(f):
 
 
 def test_what_is_no_sweep_stays(f):
-    """A directory cells/ makes no sweep of its parent: the empty lock or the list does."""
+    """A directory cells/ alone does not make its parent a sweep: the empty lock or the list does."""
     def tree(top):
         return {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
     places = {"biology": {"cells/a.txt": "x", "results.csv": "mine"}, "cells-only": {"cells/0123456789abcdef.json": "{}"},
@@ -343,7 +343,7 @@ def test_a_failing_cell_does_not_stop_the_others(f):
 
 
 class Page(html.parser.HTMLParser):
-    """Text, tags and attributes of a page, with every tag closed in order."""
+    """Collects text, tags and attributes of a page, and checks that every tag is closed in order."""
     VOID = {"meta", "br", "link", "img"}
 
     def __init__(self, text):
@@ -424,7 +424,7 @@ def test_report_with_and_without_gnuplot(f):
 
 
 def test_report_of_many_cells(f):
-    """A page has so many pictures of losses, and says how many cells have none."""
+    """Checks the number of pictures of losses, and the note about cells without one."""
     if not shutil.which("gnuplot"):
         print("  no gnuplot: pictures are not tested")
         return
@@ -453,7 +453,7 @@ TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "
 
 
 def config_of(path):
-    """A written configuration as {"weights.bits": "4"}; comments are left out."""
+    """Returns a written configuration as {"weights.bits": "4"}, without comments."""
     found, section = {}, None
     for line in path.read_text().splitlines():
         if line.startswith("#"):
@@ -477,7 +477,7 @@ def test_shipped_sweeps_are_read(f):
 
 
 def quantize_as_tuned(f, config, trial):
-    """The written configuration gives the bits of the trial that it was recommended for."""
+    """The written configuration has the bits of the trial that it was recommended for."""
     out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", config, "-o", "by-tune", "--json",
                  "--force", "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
     got = json.loads(out.stdout)
@@ -519,7 +519,7 @@ def test_tune_by_bits(f):
 
 
 def test_tune_layers(f):
-    """Each layer by itself; an estimate that was damaged is made again."""
+    """Formats by layer; a damaged estimate is computed again."""
     command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json",
                "--set", "calibration.samples=99", *TUNE]
     trials = json.loads(f.run(command).stdout)
@@ -540,7 +540,7 @@ def test_tune_layers(f):
 
 
 def test_tune_trials_keep_their_budget(f):
-    """--set is for the configuration that is written; what a trial takes is said by its own options."""
+    """--set changes the configuration that is written; trials have options of their own."""
     rows = f.rows("b.yaml.work") if (f.path / "b.yaml.work").exists() else []
     assert rows and {r["identity"]["config"]["calibration"]["samples"] for r in rows} == {8}, rows
 
@@ -554,7 +554,7 @@ def test_tune_refuses(f):
 
 
 def tune_demo(f, out, percent, *more, want=0):
-    """On the demo model, which is trained: a random one gains and loses by chance."""
+    """On the demo model, because a random model improves or worsens by chance."""
     return f.run([f.wkvq, "tune", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--json", "-j1",
                   "--ctx", "128", "--windows", "4", "--samples", "2", "--seqlen", "64", "--epochs", "1", "-o", out,
                   "--set", "crr.blocks=0", "--work", "tune-work", f"--max-ppl-increase={percent}", *more], want)
@@ -564,7 +564,7 @@ def test_tune_by_increase(f):
     done = tune_demo(f, "i.yaml", "1000%")
     (first,) = json.loads(done.stdout)
     assert first["weight_group"] == 0 and first["kv_group"] == 64 and first["recommended"], first
-    # Half of the coarsest's increase takes a step or more.
+    # A bound of half the coarsest format's increase needs at least one step.
     bound = first["increase"] / 2
     assert 0.01 < bound < 1, first
     trials = json.loads(tune_demo(f, "i.yaml", 100 * bound).stdout)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Random-weight checkpoints: test_synth.py WKVQ DEMO_DIR.
 
-The bytes are those of the seed, whatever the threads and the shards; the numbers are distributed as
-promised; the whole loads, converts and generates."""
+The seed determines the bytes, for any number of threads and shards. The values have the documented
+distribution. The checkpoint loads, converts and generates."""
 import json
 import math
 import pathlib
@@ -35,7 +35,7 @@ class Bench:
 
 
 def tensors(folder):
-    """{name: (shape, bytes)} in the order of the files."""
+    """Returns {name: (shape, bytes)} in the order of the files."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         data = file.read_bytes()
@@ -67,7 +67,7 @@ def test_same_seed_same_bytes(b):
 
 
 def draw(seed, tensor, row, n):
-    """A row by its definition: SplitMix64 entered by seed, tensor and row; a quantile for each 16 bits."""
+    """A row by its definition: SplitMix64, seeded by seed, tensor and row; a quantile for each 16 bits."""
     state, mask = seed, (1 << 64) - 1
 
     def word():
@@ -93,7 +93,7 @@ def test_rows_by_definition(b):
 
 
 def test_shards(b):
-    """The same tensors, in files no larger than asked for unless one tensor is."""
+    """The same tensors; no file exceeds the limit unless one tensor does."""
     split = b.synth("split", "--shard", "4M", "--tokenizer", b.demo)
     files = sorted(split.glob("*.safetensors"))
     assert len(files) > 3 and crc_of(split) == TENSORS_CRC, files
@@ -119,7 +119,7 @@ def rows_of(tensor, count):
 
 
 def test_distribution(b):
-    """Within five standard errors of a normal sample; a few rows are six times as large."""
+    """The moments are within five standard errors of a normal sample; a few rows are six times as large."""
     all_of = tensors(b.folder / "one")
     gate = [v for row in rows_of(all_of["model.layers.1.mlp.gate_proj.weight"], 1000) for v in row]
     mean, deviation, kurtosis = moments(gate)
@@ -142,7 +142,7 @@ def test_distribution(b):
 
 
 def test_runs(b):
-    """Through conversion and the packed runtime."""
+    """The checkpoint passes through conversion and the packed runtime."""
     about = json.loads(b.run("inspect", "split", "--json"))
     assert about["kind"] == "checkpoint", about
     b.run("convert", "split", "-o", "packed")
@@ -151,7 +151,7 @@ def test_runs(b):
 
 
 def test_leftovers(b):
-    """A directory that is called like a killed run's work is somebody's; an empty directory is taken."""
+    """A directory that is merely named like a killed run's is kept; an empty directory is used."""
     left = b.folder / "late.tmp.4194999"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""`wkvq eval` on a tiny model, all that is not plain perplexity: test_tasks.py WKVQ.
+"""`wkvq eval` on a tiny model, everything but plain perplexity: test_tasks.py WKVQ.
 
-What is scored, and with what result, against texts written out here and a forward pass in plain
-Python; the packed runtime against the simulation; LongBench's answers against `wkvq generate`."""
+The scored texts and their scores are compared with texts written out here and with a forward pass
+in plain Python; the packed runtime with the simulation; LongBench's answers with `wkvq generate`."""
 import json
 import math
 import pathlib
@@ -68,7 +68,7 @@ class Fixture:
         return done.stdout.decode()
 
     def evaluate(self, model, *args, files=None):
-        """The result, and its line for each question."""
+        """Returns the result, and its line for each question."""
         files = files or [name for name, _, _ in SETS.values()]
         data = [w for f in files for w in ("--data", f)]
         out = self.run("eval", model, "--task", "zeroshot", *data, "--ctx", "200", "--json", "-q",
@@ -125,7 +125,7 @@ def test_scores(f):
 
 
 def test_bos(f):
-    """--bos always puts one in front; auto leaves it out, whatever the tokenizer's template."""
+    """--bos always adds one in front; auto adds none, whatever the tokenizer's template."""
     shutil.copytree(f.path / "model", f.path / "bos")
     tokenizer = tiny.tokenizer()
     tokenizer["post_processor"] = {
@@ -152,7 +152,7 @@ def test_cut(f):
 
 
 def test_packed(f):
-    """The packed runtime, shared beginnings computed once, gives what the simulation gives."""
+    """The packed runtime computes shared beginnings once, and agrees with the simulation."""
     for window in ("1", "9"):
         out = "packed" + window
         f.run("convert", "model", "-o", out, "-q", "--set", "weights.group_size=8", "--set",
@@ -228,7 +228,7 @@ def test_against(f):
 
 
 def test_second_half(f):
-    """Only what is predicted at positions ctx/2 to ctx - 2 counts: simulated, packed, and against another."""
+    """Only predictions at positions ctx/2 to ctx - 2 count: simulated, packed, and in a comparison."""
     ids = list((f.path / "text.txt").read_bytes())
     for ctx in (30, 31):
         first = ctx // 2
@@ -252,7 +252,7 @@ def test_second_half(f):
 
 
 def test_against_packed(f):
-    """The packed runtime beside full precision: as the simulation, whatever the chunk."""
+    """The packed runtime compared with full precision agrees with the simulation, for any chunk."""
     args = ["--data", "text.txt", "--ctx", "40", "--windows", "2", "--against", "model", "--json",
             "-q"]
     for chunk in ("1", "7", "40"):
@@ -284,7 +284,7 @@ def long_prompt(name):
 
 
 def test_longbench(f):
-    """Prompt, cut, greedy answer and score."""
+    """Prompt, truncation, greedy answer and score."""
     f.run("convert", "model", "-o", "long", "-q", "--set", "weights.group_size=8", "--set",
           "kv.group_size=8")
     (f.path / "prompts.json").write_text(json.dumps({k: v[0] for k, v in LONG.items()}))
@@ -294,7 +294,7 @@ def test_longbench(f):
         prompt, cut = long_prompt(name)
         made = json.loads(f.run("generate", "long", "-p", prompt, "-n", str(LONG_GEN), "--chunk",
                                 "1000", "--json", "-q"))["text"]
-        # a quarter of the answer, beside one that has nothing to do with it
+        # a quarter of the answer, and an unrelated answer
         answers = ["@", made.lstrip("\n")[:max(1, len(made) // 2)]]
         score = {"lcc": lambda a, b: int(round(100 * gen_scores.ratio(gen_scores.code_line(a), b))) / 100}
         first = made.lstrip("\n").split("\n")[0] if name == "triviaqa" else made

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The whole way on several threads: test_threads.py WKVQ DEMO_DIR.
+"""The whole pipeline on several threads: test_threads.py WKVQ DEMO_DIR.
 
-What a reader of race reports needs to see run: calibration in both compute types, with rounding offsets,
+The code that a race detector has to see: calibration in both compute types, with rounding offsets,
 GPTQ, a rotated cache and streams on disk; conversion, verification, evaluation, generation. Under a
-sanitizer each command must stay without a report. In any build: packing and the packed runtime give the same bytes
-whatever the number of threads; simulation, and calibration with it, gives its own every time (test_pipeline.py)."""
+sanitizer no command may cause a report. In any build, packing and the packed runtime give the same bytes for any number
+of threads. Simulation and calibration give the same bytes for the same number (test_pipeline.py)."""
 import json
 import pathlib
 import subprocess
@@ -28,7 +28,7 @@ class Bench:
         (self.folder / "text.txt").write_bytes((self.demo / "heldout.txt").read_bytes()[:6000])
 
     def run(self, threads, *args):
-        """Its stdout, once it ended well."""
+        """Runs wkvq, which must succeed, and returns its stdout."""
         done = subprocess.run([self.wkvq, *map(str, args), "-j", str(threads)], cwd=self.folder,
                               capture_output=True, timeout=300)
         errors = done.stderr.decode(errors="replace")
@@ -45,7 +45,7 @@ def settings(pairs):
 
 
 def test_calibrations(b):
-    """Each way by three or four threads, to its end."""
+    """Every kind of calibration on three or four threads, to its end."""
     for i, (name, ways) in enumerate(WAYS.items()):
         b.run(3 + i % 2, "calibrate", b.demo, "--data", b.demo / "calibration.txt", "-o", name + ".state",
               *settings(CALIBRATE + ways))
@@ -55,7 +55,7 @@ def test_calibrations(b):
 
 
 def test_packing_gives_the_same_bytes(b):
-    """To the nearest, in several shards."""
+    """Rounding to nearest, in several shards."""
     for n in THREADS:
         b.run(n, "convert", b.demo, "-o", f"packed-{n}", "--shard", "300K")
     first = b.files("packed-1")
@@ -65,8 +65,8 @@ def test_packing_gives_the_same_bytes(b):
 
 
 def test_reading_gives_the_same_answers(b):
-    """Of the artifacts above. What runs packed does not depend on the number of threads; what runs in simulation is
-    products cut by threads, and the same each time for a number of them."""
+    """Evaluates the artifacts above. The packed runtime does not depend on the number of threads. Products of the
+    simulation have tiles by thread, so it is repeatable for one number of them."""
     packed = [["eval", "f32", "--data", "text.txt", "--ctx", "64", "--windows", "1", "--decode", "--json"],
               ["generate", "bf16", "-p", "The ", "-n", "24"]]
     for args in packed:
@@ -81,7 +81,7 @@ def test_reading_gives_the_same_answers(b):
 
 
 def without_times(text):
-    """JSON without what is measured; other text as it is."""
+    """Returns JSON without measured values; other text unchanged."""
     try:
         return {k: v for k, v in json.loads(text).items() if "second" not in k}
     except ValueError:

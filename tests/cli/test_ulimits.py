@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Every command under limits of address space, of data and of file size: test_ulimits.py WKVQ [TEST...].
 
-A run ends with its work done, or with one message that names the cause and exit 1 or 2: never by a signal, never without
-end. What a message offers as a way out is tried."""
+A run completes its work, or ends with exit 1 or 2 and one message that names the cause. It never ends by a signal and
+never hangs. The advice of a message is tried."""
 import concurrent.futures
 import json
 import pathlib
@@ -40,7 +40,7 @@ class Fixture:
         return done
 
     def commands(self, name):
-        """What computes, as two threads; outputs carry the name."""
+        """The commands that compute, on two threads; outputs are named after `name`."""
         data = ["--data", "text.txt"]
         return {
             "convert": ["convert", "model", "-o", name + ".c", "-j2", "--set", "weights.group_size=16"],
@@ -55,7 +55,7 @@ class Fixture:
 
 
 def ends_well(done):
-    """What is wrong with how a limited run ended, or None."""
+    """Returns what is wrong with the end of a limited run, or None."""
     if done.returncode == 0:
         return None
     if done.returncode == 127 and "loading shared libraries" in done.stderr:
@@ -99,7 +99,7 @@ def files(f, name):
 
 
 def test_offered_threads_fit(f):
-    """Somewhere between too little for one thread and enough for two, the message offers one."""
+    """At some limit between too little for one thread and enough for two, the message suggests one thread."""
     for kb in range(200_000, 600_000, 20_000):
         args = [f.wkvq, "eval", "model", "--data", "text.txt", "--windows", "1", "--ctx", "32"]
         done = f.run([*args, "-j3"], want=None, limit=f"-v {kb}")
@@ -130,7 +130,7 @@ def test_plan_names_the_limit(f):
 
 
 def test_memory_is_checked_before_the_work(f):
-    """A calibration that cannot fit is refused; --memory tries it all the same."""
+    """A calibration that cannot fit is refused; with --memory it is tried anyway."""
     big = ["calibration.seqlen=256", "calibration.samples=2", "calibration.epochs=1", "weights.group_size=16",
            "kv.group_size=8", "crr.blocks=1"]
     if not (f.path / "wide").exists():
@@ -154,7 +154,7 @@ def test_memory_is_checked_before_the_work(f):
 
 
 def test_file_size_limit(f):
-    """A limit of file size is an error of the write, and leaves nothing half written."""
+    """A limit on file size makes the write fail, and nothing half-written remains."""
     for name, blocks in (("convert", 20), ("quantize", 4), ("quantize", 20)):
         args = f.commands("size")[name]
         done = f.run([f.wkvq, *args], want=1, limit=f"-f {blocks}")
@@ -166,7 +166,7 @@ def test_file_size_limit(f):
 
 
 def test_state_counts_against_its_need(f):
-    """The plan's bytes are enough for the state that is written, at any time of its calibration."""
+    """The plan's bytes suffice for the state at any time of its calibration."""
     for more in ([], ["weights.method=gptq"], ["weights.round=learned"], ["weights.mixed=v_proj=16"]):
         args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "size.state", "-j1", *f.sets,
                 *[w for pair in more for w in ("--set", pair)]]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A tiny random LLaMA with a byte-level tokenizer, and text for it, from the standard library:
-what the command line's tests run on. Same arguments, same bytes."""
+"""A tiny random LLaMA with a byte-level tokenizer, and text for it, made with the standard
+library, for the tests of the command line. Same arguments, same bytes."""
 import json
 import pathlib
 import random
@@ -28,7 +28,7 @@ CONFIG = {
 
 
 def tensors(config):
-    """(name, shape) of every tensor, in the order they are stored."""
+    """Yields (name, shape) of every tensor in storage order."""
     D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     d = config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The forward pass of tiny.py's models in plain Python: what their logits have to be."""
+"""The forward pass of tiny.py's models in plain Python, which gives their expected logits."""
 import json
 import math
 import pathlib
@@ -33,7 +33,7 @@ class Tiny:
         return [dot(row, x) for row in self.tensor[name]]
 
     def heads(self, x, position=None):
-        """x cut into heads, turned to its position."""
+        """Splits x into heads and applies the rotary embedding of its position."""
         d = self.config["head_dim"]
         out = [x[i:i + d] for i in range(0, len(x), d)]
         if position is None:
@@ -50,7 +50,7 @@ class Tiny:
         return turned
 
     def attention(self, q, keys, values):
-        """One query's heads over the keys and values so far."""
+        """Attention of one query's heads over the keys and values so far."""
         out = []
         shared = len(q) // len(keys[0])
         for i, head in enumerate(q):
@@ -82,7 +82,7 @@ class Tiny:
         return [self.linear(self.norm(row, "model.norm.weight"), "lm_head.weight") for row in x]
 
     def log_likelihood(self, ids, first):
-        """Of ids[first:] after what is before them."""
+        """Returns the log-likelihood of ids[first:], given the ids before them."""
         total = 0
         for row, target in zip(self.logits(ids[:-1])[first - 1:], ids[first:]):
             top = max(row)

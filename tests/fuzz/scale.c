@@ -233,7 +233,7 @@ int main(int argc, char **argv)
         }
         free(s.data);
     }
-    printf("%ld inputs, %d of them too dear, at most %.1f times the steps for 4 times the "
+    printf("%ld inputs, %d of them too slow, at most %.1f times the steps for 4 times the "
            "bytes\n",
            inputs, bad, worst);
     return bad || !inputs;

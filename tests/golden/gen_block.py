@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Golden values of one calibration step: the fake-quantized block (clipped weights, smoothed and
-shifted KV, past-only attention), a full-precision block behind it, the reconstruction loss, and
+shifted KV, past-only attention), a full-precision block after it, the reconstruction loss, and
 every learnable parameter's gradient by PyTorch autograd in f64. Written from docs/method.md,
 independently of the C code. Needs torch and safetensors; writes block_*.safetensors beside itself.
 """
@@ -28,7 +28,7 @@ EPS = 1e-5
 
 
 class StraightThrough(torch.autograd.Function):
-    """The value y, exactly, and the gradient of x."""
+    """Has exactly the value y, and the gradient of x."""
 
     @staticmethod
     def forward(ctx, x, y):
@@ -40,8 +40,8 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Clamp(torch.autograd.Function):
-    """clamp(x, 0, Q) whose gradient passes at 0 and Q too, as the method says; PyTorch's own differs
-    there from version to version."""
+    """clamp(x, 0, Q) whose gradient also passes at 0 and Q, as the method says; PyTorch's own differs
+    there between versions."""
 
     @staticmethod
     def forward(ctx, x, Q):

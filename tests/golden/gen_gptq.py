@@ -4,8 +4,8 @@
 float64, for tests/calib/test_gptq.c.
 
 The algorithm as Frantar et al. (arXiv 2210.17323) derive it: columns in order, each one's
-rounding error spread by the inverse Hessian of the columns that are left, which is downdated
-column by column. Their Cholesky form, in which it is usually implemented, is used here only to
+rounding error spread by the inverse Hessian of the remaining columns, which is downdated column by
+column. Their Cholesky form, in which it is usually implemented, is used here only to
 check that. Layers are drawn until every rounding is far enough from a tie that float32 must
 round the same way."""
 import pathlib
@@ -21,7 +21,7 @@ def far_from_tie(u):
 
 
 def scale_zero(w, bits):
-    """fp16 scale and zero of each row of w; whether both are far from a tie."""
+    """Returns fp16 scale and zero of each row of w, and whether both are far from a tie."""
     top = 2**bits - 1
     lo, hi = w.min(1).values.clamp(max=0), w.max(1).values.clamp(min=0)
     raw = ((hi - lo) / top).clamp(2.0**-24, 65504.0)
@@ -32,7 +32,7 @@ def scale_zero(w, bits):
 
 
 def gptq(w, hessian, bits, group, act_order, damp, cholesky):
-    """codes, scales, zeros, and whether float32 would find the same. w, hessian: float64."""
+    """Returns codes, scales, zeros, and whether float32 gives the same. w, hessian: float64."""
     w, hess = w.clone(), hessian.clone()
     rows, cols = w.shape
     group = group or cols

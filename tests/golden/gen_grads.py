@@ -15,12 +15,12 @@ out = {}
 
 
 def ste(x, value):
-    """Exactly value, so that a clamp that follows sees integers, with the gradient of x."""
+    """Has exactly this value, so that a later clamp sees integers, and the gradient of x."""
     return value.detach() + (x - x.detach())
 
 
 def clamp(x, lo, hi):
-    """The gradient passes at lo and hi too; releases of torch.clamp differ in that."""
+    """clamp whose gradient also passes at lo and hi; releases of torch.clamp differ in that."""
     lo, hi = torch.as_tensor(lo, dtype=x.dtype), torch.as_tensor(hi, dtype=x.dtype)
     return torch.where(x < lo, lo, torch.where(x > hi, hi, x))
 
@@ -93,8 +93,8 @@ def kv_group(x, ls, delta, bits):
     top = 2**bits - 1
     s32 = torch.exp(ls).detach().float()
     xt32 = (x.detach().float() - delta.detach().float()) / s32
-    # s = exp(ls) and x~ = (x - delta) / s around their float32 values: the derivatives are
-    # taken at the values that are computed with.
+    # s = exp(ls) and x~ = (x - delta) / s are replaced by their float32 values, so that the
+    # derivatives are taken at the values of the forward pass.
     growth = torch.exp(ls - ls.detach())
     s = s32.double() * growth
     xt = xt32.double() / growth + ((x - delta) - (x - delta).detach()) / s32.double()

@@ -6,7 +6,7 @@ for them in F32: tests/golden/models/NAME/{config.json, *.safetensors, golden.sa
 usage: gen_models.py OUT_DIR [NAME...]    (needs torch, transformers, safetensors; run once, results are committed)
 
 golden.safetensors holds ids I32 [T] and logits F32 [T, V]. Weights are larger than a fresh model's, so that
-attention is far from uniform and every term of the forward pass shows in the logits."""
+attention is far from uniform and every term of the forward pass affects the logits."""
 import json
 import pathlib
 import sys
@@ -89,7 +89,7 @@ def head_only(path, model):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-# What is done to a checkpoint after it is saved, so that its files are odd ones.
+# Changes to a saved checkpoint that make its files unusual.
 ODD = {
     "tied_twice": lambda path, model: set_config(path, tie_word_embeddings=True),
     "tied_head_only": head_only,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""rows.jsonl: odd JSON rows, and what Python's json module makes of them.
+"""rows.jsonl: unusual JSON rows, and how Python's json module reads them.
 
     gen_rows.py > rows.jsonl
 
@@ -51,7 +51,7 @@ def mutated(rng, row):
 
 
 def meaning(row):
-    """kind, text and number of lone surrogates."""
+    """Returns kind, text and number of lone surrogates."""
     try:
         value = json.loads(row)
     except ValueError:
@@ -68,7 +68,7 @@ def meaning(row):
 
 
 def rows():
-    """The seeds, then mutated ones: 600 that are refused and 600 that are not."""
+    """Yields the seeds, then mutations: 600 that are refused and 600 that are not."""
     yield from SEEDS
     rng = random.Random(3)
     short = [s for s in SEEDS if len(s) < 100]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Answers and what they score, by the published definitions, into tests/golden/scores.json. Standard library only.
+"""Writes answers with their scores by the published definitions to tests/golden/scores.json. Standard library only.
 
 Word F1 is SQuAD's: lower case, no ASCII punctuation, no articles, white space collapsed, then the harmonic mean of
 precision and recall over the two bags of words. Code similarity is round(100 * difflib ratio) of the answer's first
@@ -58,7 +58,7 @@ CODE = [
 
 def random_pairs(rng, count):
     """Lines of code-like characters, and a copy with edits; some beyond 200 characters, where the rule for popular
-    characters holds."""
+    characters applies."""
     letters = string.ascii_letters + string.digits + " ().,=_[]" + "\u00e9\u4e2d"
     for i in range(count):
         size = rng.choice([3, 10, 40, 150, 199, 200, 260, 500])

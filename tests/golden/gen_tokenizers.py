@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Small tokenizers of every supported kind, and what the reference implementations make of awkward texts.
+"""Small tokenizers of every supported kind, and the results of the reference implementations for awkward texts.
 
 Trains on text that it generates, configures each tokenizer like a published family, and writes
 tests/golden/tok/: texts.json, and per kind the tokenizer and cases.json. Needs the Python packages tokenizers,
@@ -8,7 +8,7 @@ sentencepiece and tiktoken.
 
     gen_tokenizers.py [--random N] [--seed S] [OUT_DIR]
 
---random N replaces the texts by N random ones: for a wider comparison than the committed one.
+--random N replaces the texts by N random ones, for a wider comparison than the committed one.
 """
 import argparse
 import base64
@@ -327,7 +327,7 @@ def write_beside(out, texts, model, name, legacy, special, plain, files):
 
 
 def beside_kinds(out, texts, model):
-    """Added tokens as older files and as newer files name them; a BOS that the model does not want."""
+    """Added tokens in the spelling of older and newer files; a BOS that the model does not use."""
     start, end = "<|im_start|>", "<|im_end|>"
     config = dict(tokenizer_class="LlamaTokenizer", add_bos_token=False, model_max_length=int(1e30))
     write_beside(out, texts, model, "added", True, {start: 1101, end: 1100, "<s>": 1}, {"[LONG]": 1102, "[LONGER]": 1104}, {

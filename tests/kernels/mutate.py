@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""mutate.py ROOT NAME MUTANT OUT: writes cuda_NAME.cu of kernels/cuda with a mistake in it, its headers written out.
+"""mutate.py ROOT NAME MUTANT OUT: writes cuda_NAME.cu of kernels/cuda with a mistake in it and its headers inlined.
 mutate.py --caught COMMAND...: runs the parity test on it.
 
-A mutant that the parity test does not notice shows that the test is too weak. Where the text that a mutant replaces is gone, the
-build fails. block_reduce gets another name: the linker must not take that of another file for it.
+If the parity test does not detect a mutant, the test is too weak. If the text that a mutant replaces is missing, the build
+fails. block_reduce gets another name, so that the linker does not use that of another file.
 """
 import pathlib
 import re
 import subprocess
 import sys
 
-# mutant: (anchor, the text soon behind it that goes, what comes there)
+# mutant: (anchor, the text soon after it that is replaced, its replacement)
 MUTANTS = {
     "reduce-first-barrier": ("T block_reduce(", "__syncthreads(); /* the readers of an earlier call are done */", ""),
     "reduce-second-barrier": ("part[threadIdx.x / WARP_SIZE] = v;", "__syncthreads();", ""),
@@ -27,7 +27,7 @@ MUTANTS = {
 
 
 def flatten(root, name, seen):
-    """The text of kernels/cuda/NAME with its headers from there in place, each once; port.h stays an include."""
+    """Returns the text of kernels/cuda/NAME with its headers of that folder inlined, each once, except port.h."""
     out = []
     for line in (root / "kernels/cuda" / name).read_text().splitlines():
         m = re.fullmatch(r'#include "kernels/cuda/((?!port\.h)\w+\.h)"', line)
@@ -47,13 +47,13 @@ def main():
     begin = text.find(anchor)
     at = text.find(old, begin)
     if begin < 0 or at < 0 or at - begin > 3000:
-        sys.exit(f"mutate.py: {mutant}: no '{old}' soon behind '{anchor}' in cuda_{name}.cu: adapt the mutant")
+        sys.exit(f"mutate.py: {mutant}: no '{old}' soon after '{anchor}' in cuda_{name}.cu: adapt the mutant")
     text = text[:at] + new + text[at + len(old):]
     out.write_text(re.sub(r"\bblock_reduce\b", "block_reduce_mutant", text))
 
 
 def caught(command):
-    """Whether the test ran its operation, and found failures of the device rather than of itself."""
+    """Returns whether the test ran its operation, and found failures of the device rather than of itself."""
     r = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"^([1-9]\d*) failures$", r.stdout, re.M)
     print(r.stdout[:600], r.stderr[:600], "caught" if found else "NOT CAUGHT", sep="\n")
