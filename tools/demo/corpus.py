@@ -5,8 +5,8 @@
     corpus.py BYTES SEED > text.txt
 
 Every document has a cast, an inventory and a map. Later sentences can only be predicted by looking back: who holds
-how many of what, how far two places are apart, what a list said, who said a sentence. So a model has something to learn beyond
-word frequencies, and a damaged key/value cache shows.
+how many of what, how far two places are apart, what a list contained, who said a sentence. So a model has something to learn beyond
+word frequencies, and a damaged key/value cache raises its loss.
 """
 import random
 import sys
@@ -103,7 +103,7 @@ class Document:
 
 
 def stream(seed):
-    """Documents without end, the same for the same seed."""
+    """Yields documents without end; the same seed gives the same ones."""
     rng = random.Random(seed)
     while True:
         yield Document(rng).text() + "\n"

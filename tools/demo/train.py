@@ -6,8 +6,8 @@
     v/bin/python tools/demo/train.py data/demo [--steps 3000]
 
 Writes config.json, model.safetensors (F16), tokenizer.json, tokenizer_config.json, calibration.txt and heldout.txt (from other
-seeds than the training text), and prints perplexity on held-out text beside a unigram's. Takes about an hour on two cores. The
-result depends on the versions of the packages, so the committed model is the one that the tests' figures belong to.
+seeds than the training text), and prints perplexity on held-out text and that of a unigram model. Takes about an hour on two cores. The
+result depends on the versions of the packages, so the figures of the tests belong to the committed model.
 """
 import argparse
 import collections
@@ -46,7 +46,7 @@ def train_tokenizer():
 
 
 def batches(tok):
-    """Endless [BATCH, LENGTH] token tensors; documents end with EOS."""
+    """Yields [BATCH, LENGTH] token tensors without end; documents end with EOS."""
     buffer, end = [], tok.token_to_id(EOS)
     for doc in corpus.stream(TRAIN):
         buffer += tok.encode(doc).ids + [end]

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# Perplexity of this tool's methods and of its peers: one checkpoint, one text, one set of 12 windows of 2048, one evaluation.
+# Perplexity of this tool's methods and of its peers, with the same checkpoint, text, 12 windows of 2048 tokens, and evaluation.
 #   tools/peers/accuracy.sh MODEL TRAIN TEST WORK      TRAIN and TEST: WikiText-2 raw, or a part of it
-# A finished step is not run again, so the same command goes on where it was interrupted. The time of a calibration is the sum of
-# its parts, on the wall and of all threads. Then: python3 tools/peers/table.py accuracy WORK
+# A finished step is not run again, so the same command resumes after an interruption. The time of a calibration is the sum of
+# its runs, as elapsed time and as processor time. Then: python3 tools/peers/table.py accuracy WORK
 # Environment: WKVQ, PYTHON (has auto-round, torch, transformers, gguf, sentencepiece), THREADS, JOBS.
 set -eu -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,7 +21,7 @@ samples=(--set calibration.samples=16 --set calibration.seqlen=1024 --set calibr
 
 # --- steps ----------------------------------------------------------------------------------------------------------------------
 
-# timed NAME COMMAND...: adds seconds on the wall and of all threads to NAME.time, whether it succeeds or is interrupted.
+# timed NAME COMMAND...: appends elapsed and user seconds to NAME.time, whether the command succeeds or is interrupted.
 timed() {
     local name=$1 rc=0 TIMEFORMAT='%R %U'
     shift
@@ -29,7 +29,7 @@ timed() {
     [ $rc -eq 0 ] || fail "$name failed: see $work/$name.log"
 }
 
-# row NAME MODEL_OR_ARTIFACT [OPTION...]: both definitions of perplexity.
+# row NAME MODEL_OR_ARTIFACT [OPTION...]: perplexity by both definitions.
 row() {
     local name=$1 subject=$2 score out
     shift 2
@@ -43,7 +43,7 @@ row() {
     done
 }
 
-# artifact NAME: its bits, and a row.
+# artifact NAME: the artifact's bits, and a row.
 artifact() {
     "$WKVQ" inspect "$work/$1" --json >"$work/rows/$1.inspect.json"
     row "$1" "$work/$1"
@@ -60,10 +60,10 @@ calibrated() {
     artifact "$name"
 }
 
-# The second argument of each: the weights are the file's, whatever those are, and the cache is quantized.
+# cache_only NAME MODEL [OPTION...]: a row with the checkpoint's own weights and a quantized cache.
 cache_only() { row "$1" "$2" --simulate rtn --set weights.bits=16 --set kv.method=token "${@:3}"; }
 
-# Formats by layer from `wkvq tune`, which chooses on the last fifth of the text and calibrates its trials on the rest.
+# Formats by layer from `wkvq tune`, which compares trials on the last fifth of the text and calibrates them on the rest.
 tuned() {
     local name=w4kv4-best-tuned lines
     if [ ! -f "$work/$name.yaml" ]; then
@@ -75,7 +75,7 @@ tuned() {
         cp "$work/$name.log" "$work/$name.choice.log"
     fi
     calibrated $name -c "$work/$name.yaml"
-    # about the same time, spent on samples and not on the blocks behind
+    # about the same time, spent on more samples instead of later blocks
     calibrated $name-wide -c "$work/$name.yaml" --set crr.blocks=0 --set calibration.samples=64
 }
 
@@ -98,7 +98,7 @@ autoround() {
     if [ ! -d "$work/autoround" ]; then
         rm -rf "$work/autoround.part"
         "$PYTHON" "$here/autoround.py" "$model" "$work/autoround.part" --wkvq "$WKVQ" --data "$train" --threads "$THREADS" \
-            >"$work/autoround.log" 2>&1 || fail "AutoRound failed, its rows are missing: see $work/autoround.log"
+            >"$work/autoround.log" 2>&1 || fail "AutoRound failed, so its rows are missing: see $work/autoround.log"
         mv "$work/autoround.part" "$work/autoround"
     fi
     row autoround "$work/autoround"

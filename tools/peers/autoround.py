@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""AutoRound on the samples that `wkvq calibrate` would draw: MODEL -> OUT, a checkpoint whose weights are the rounded ones.
+"""AutoRound on the samples that `wkvq calibrate` would draw: MODEL -> OUT, a checkpoint with the rounded weights.
 
     python3 -m venv v && v/bin/pip install auto-round torch transformers tokenizers safetensors
     v/bin/python tools/peers/autoround.py MODEL OUT --wkvq build/tools/wkvq --data wiki.train.raw
 
-OUT holds full-precision numbers that lie on AutoRound's 4-bit grid ("fake" quantization), so that `wkvq eval OUT` measures them
-like any checkpoint, and `--simulate rtn --set weights.bits=16` adds a quantized cache. OUT/autoround.json has the version, the
-settings and the time of the quantization alone: seconds on the wall and user seconds of all threads.
+OUT holds full-precision numbers on AutoRound's 4-bit grid ("fake" quantization), so that `wkvq eval OUT` evaluates them like any
+checkpoint, and `--simulate rtn --set weights.bits=16` adds a quantized cache. OUT/autoround.json has the version, the settings and
+the time of the quantization alone: elapsed seconds, and user seconds of all threads.
 """
 import argparse, importlib.metadata, json, os, pathlib, random, shutil, subprocess, tempfile, time
 import torch
@@ -26,7 +26,7 @@ def ids_of(wkvq, model, path):
 
 
 def windows(ids, samples, seqlen, seed):
-    """GPTQ's recipe, which is wkvq's as well."""
+    """Draws windows as GPTQ's code does, and as wkvq does."""
     rng = random.Random(seed)
     starts = [rng.randint(0, len(ids) - seqlen - 1) for _ in range(samples)]
     return [torch.tensor([ids[s : s + seqlen]]) for s in starts]

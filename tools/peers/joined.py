@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The literature's WikiText convention, as a file for tools that read one as it is: python3 tools/peers/joined.py wiki.test.raw >OUT"""
+"""Joins WikiText's rows as the literature does, for tools that read a plain file: python3 tools/peers/joined.py wiki.test.raw >OUT"""
 import pathlib
 import sys
 

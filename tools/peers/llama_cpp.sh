@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# llama.cpp on the checkpoint, text and windows of `wkvq eval`, and its speed in turns with `wkvq bench decode`.
-#   tools/peers/llama_cpp.sh build    MODEL WORK     get it, build it, convert MODEL to GGUF, quantize that
-#   tools/peers/llama_cpp.sh accuracy TEXT WORK      llama-perplexity, a log a row in WORK/llama.cpp/logs; what is there stays
-#   tools/peers/llama_cpp.sh speed    ARTIFACT WORK  WORK/speed.jsonl, anew; needs an idle machine, and says whether it had one
-# TEXT is the joined text (tools/peers/joined.py). tools/peers/table.py makes tables of both.
+# llama.cpp with the checkpoint, text and windows of `wkvq eval`, and its speed, measured alternately with `wkvq bench decode`.
+#   tools/peers/llama_cpp.sh build    MODEL WORK     download and build it, convert MODEL to GGUF, quantize the GGUF file
+#   tools/peers/llama_cpp.sh accuracy TEXT WORK      llama-perplexity, a log per row in WORK/llama.cpp/logs; existing logs stay
+#   tools/peers/llama_cpp.sh speed    ARTIFACT WORK  rewrite WORK/speed.jsonl; needs an idle machine, and reports whether it was
+# TEXT is the joined text (tools/peers/joined.py). tools/peers/table.py prints tables of the results.
 # Environment: PYTHON (has torch, transformers, gguf, sentencepiece), WKVQ, JOBS, THREADS (accuracy), ROUNDS,
-# STEPS, DEPTH (speed), and IMATRIX, a joined text (not TEXT) for an importance matrix: rows iq4_nl-imatrix come with it.
+# STEPS, DEPTH (speed), and IMATRIX, a joined text (not TEXT) for an importance matrix, which adds rows iq4_nl-imatrix.
 set -eu -o pipefail
 python=${PYTHON:-python3}
 wkvq=${WKVQ:-build/tools/wkvq}
@@ -69,15 +69,15 @@ importance() {
 
 # --- accuracy -------------------------------------------------------------------------------------------------------------------
 
-# perplexity TEXT WEIGHTS CACHE [plain]: by the second half of each window, which is llama-perplexity's definition. plain: the cache is
-# not rotated (llama.cpp rotates a quantized one unless told otherwise).
+# perplexity TEXT WEIGHTS CACHE [plain]: over the second half of each window, as llama-perplexity defines it. plain: the cache is not
+# rotated (by default llama.cpp rotates a quantized cache).
 perplexity() {
     local log=$dir/logs/$2+$3${4:+-$4}.txt
     [ ! -f "$log" ] || return 0
     [ -f "$dir/$2.gguf" ] || return 0
     LLAMA_ATTN_ROT_DISABLE=${4:+1} "$bin/llama-perplexity" -m "$dir/$2.gguf" -f "$1" -c 2048 -b 2048 --chunks 12 --ppl-output-type 1 \
         -fa on -ctk "$3" -ctv "$3" -t "${THREADS:-2}" >"$log.part" 2>&1 || fail "llama-perplexity failed: see $log.part"
-    grep -q 'Final estimate' "$log.part" || fail "llama-perplexity did not come to its end: see $log.part"
+    grep -q 'Final estimate' "$log.part" || fail "llama-perplexity did not finish: see $log.part"
     mv "$log.part" "$log"
     echo "${log##*/}: $(grep -o 'Final estimate.*' "$log")"
 }
@@ -100,8 +100,8 @@ accuracy() {
 steps=${STEPS:-64} depth=${DEPTH:-1800}
 peer() { "$bin/llama-bench" -m "$dir/q4_0.gguf" -r 1 -o jsonl "$@" 2>/dev/null | grep '^{' >>"$out"; }
 
-# decode ARTIFACT THREADS DEPTH: a token at a time behind DEPTH others. The peer's f16 cache with and without flash attention, whichever
-# is its best; its q4_0 cache needs it.
+# decode ARTIFACT THREADS DEPTH: one token at a time after DEPTH others. The peer's f16 cache runs with and without flash attention,
+# because either may be faster; its q4_0 cache needs it.
 decode() {
     peer -p 0 -n "$steps" -d "$3" -t "$2" -fa 0 -ctk f16 -ctv f16
     "$wkvq" bench decode "$1" --depth "$3" --steps "$steps" -j "$2" -q --json >>"$out"
@@ -109,7 +109,7 @@ decode() {
     peer -p 0 -n "$steps" -d "$3" -t "$2" -fa 1 -ctk q4_0 -ctv q4_0
 }
 
-# Clock ticks used by the machine, by what this shell has run, and in all.
+# Clock ticks: used by all processes, used by this shell's children, and total.
 ticks() {
     local cpu own
     read -r -a cpu </proc/stat
@@ -135,7 +135,7 @@ speed() {
     printf '{"file_bytes": {"llama.cpp": %s, "wkvq": %s}, "others_share": %s}\n' "$(stat -Lc %s "$dir/q4_0.gguf")" \
         "$(stat -c %s "$artifact"/*.safetensors | awk '{ s += $1 } END { print s }')" "$share" >>"$out"
     echo "other processes used $share of the machine's time" >&2
-    awk "BEGIN { exit !($share > 0.03) }" && echo 'llama_cpp.sh: the machine was not idle: these are no figures to compare by' >&2
+    awk "BEGIN { exit !($share > 0.03) }" && echo 'llama_cpp.sh: the machine was not idle, so do not compare these figures' >&2
     mv "$out" "$work/speed.jsonl"
 }
 
@@ -158,5 +158,5 @@ speed)
     out=$work/speed.part
     speed "$2"
     ;;
-*) fail "what is $1? want build, accuracy or speed" ;;
+*) fail "unknown command $1: want build, accuracy or speed" ;;
 esac

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The training step of `wkvq bench calibrate`, as one would write it in PyTorch: bf16, torch.compile, scaled_dot_product_attention.
+"""The training step of `wkvq bench calibrate` in plain PyTorch: bf16, torch.compile, scaled_dot_product_attention.
 
     python3 tools/peers/plain_step.py [--shape llama-2-7b] [--blocks 5] [--seqlen 2048] [--steps 5] [--device cuda]
 
 A block with learnable clipping of its 4-bit weights (groups of 128) and learnable smoothing and shift of its 4-bit cache, the blocks
-behind it in full precision, mean absolute error against a target, AdamW. One simplification, in PyTorch's favour: every query sees
-only quantized keys and values, where past-only quantization lets it see its own in full precision too, so that one call of the fused
-attention does. Prints one JSON object: the median step of `steps`, after warming up.
+after it in full precision, mean absolute error against a target, AdamW. One simplification favours PyTorch: every query sees only
+quantized keys and values, so that one call of fused attention suffices. With past-only quantization it would see its own in full
+precision too. Prints one JSON object: the median of `steps` steps after a warm-up.
 """
 import argparse
 import json
@@ -30,7 +30,7 @@ def straight_round(x):
 
 
 def clipped(w, a, b):
-    """W^ by groups of a row, clipped by sigmoid(a), sigmoid(b); gradients reach a and b."""
+    """Returns W^, quantized in groups of a row that sigmoid(a) and sigmoid(b) clip; gradients reach a and b."""
     shape = w.shape
     group = GROUP if shape[1] % GROUP == 0 else shape[1]
     g = w.float().view(shape[0], -1, group)
@@ -43,7 +43,7 @@ def clipped(w, a, b):
 
 
 def cached(x, log_s, delta):
-    """x^ [heads, T, d] of a cache with smoothing and shift by channel, 4 bits a token and head."""
+    """Returns x^ [heads, T, d] of a 4-bit cache with smoothing and shift per channel, quantized per token and head."""
     s = log_s.exp().unsqueeze(1)
     y = (x.float() - delta.unsqueeze(1)) / s
     lo, hi = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)

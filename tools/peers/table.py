@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What tools/peers/accuracy.sh and llama_cpp.sh measured, as tables.
+"""Prints the results of tools/peers/accuracy.sh and llama_cpp.sh as tables.
 
     python3 tools/peers/table.py accuracy WORK
     python3 tools/peers/table.py speed WORK
 
-Losses are mean negative log-likelihoods in nats a token. A difference is paired: the mean over the windows of one row's loss less the
-other's, with the standard error of that mean. Needs the gguf package.
+Losses are mean negative log-likelihoods in nats per token. Differences are paired: the mean over windows of the difference of two
+rows' losses, with its standard error. Needs the gguf package.
 """
 import argparse
 import json
@@ -19,8 +19,8 @@ import sys
 from gguf import GGUFReader
 
 CACHE_BITS = {"f16": 16, "q4_0": 4.5, "q4_1": 5}
-# Row, weights, cache, the row whose artifact counts the bits ("" = 16 bits), the row whose calibration took the time. AutoRound's grid takes
-# what round-to-nearest's does: 4 bits, a 16-bit scale and a 4-bit zero a group.
+# Row, weights, cache, the row whose artifact gives the bits ("" = 16 bits), and the row whose calibration gives the time. AutoRound's
+# format has the bits of round to nearest: 4 bits, and a 16-bit scale and a 4-bit zero per group.
 ROWS = [
     ("fp", "16 bit", "16 bit", "", ""),
     ("kv4", "16 bit", "token-wise", "", "rtn-kv4"),
@@ -50,7 +50,7 @@ def load(path):
 
 
 def seconds_of(work, name):
-    """Wall and user seconds of a calibration, or None."""
+    """Returns elapsed and user seconds of a calibration, or None."""
     if name.startswith("autoround"):
         note = load(work / "autoround" / "autoround.json")
         return note and (note["seconds"], note["user_seconds"])
@@ -80,16 +80,16 @@ def own_rows(work):
 
 
 def gguf_bits(path):
-    """Effective bits of the blocks' matrices: scales, minima and whatever type a matrix fell back to are counted."""
+    """Returns the effective bits of the layers' matrices, with scales, minima, and the types that matrices fell back to."""
     matrices = [t for t in GGUFReader(path).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
     return 8 * sum(int(t.n_bytes) for t in matrices) / sum(int(t.n_elements) for t in matrices)
 
 
 def log_windows(path):
-    """Mean loss of each window from the running means of llama-perplexity --ppl-output-type 1: position, perplexity, mean, deviation."""
+    """Returns the mean loss of each window, from the running means of llama-perplexity --ppl-output-type 1."""
     running = [float(m[1]) for m in re.finditer(r"^ *\d+ +[\d.]+ +([\d.]+) +[\d.]+ *$", path.read_text(), re.M)]
     if not running or not all(map(math.isfinite, running)):
-        stop(f"{path}: no windows in it")
+        stop(f"{path}: contains no windows")
     return [n * m - (n - 1) * before for n, (m, before) in enumerate(zip(running, [0, *running]), 1)]
 
 
@@ -98,9 +98,9 @@ def peer_rows(work):
     for path in sorted((peer / "logs").glob("*+*.txt")):
         weights, cache = path.stem.split("+")
         kind, plain = cache.removesuffix("-plain"), cache.endswith("-plain")
-        turned = "" if kind == "f16" else ", not rotated" if plain else ", rotated"
+        rotation = "" if kind == "f16" else ", not rotated" if plain else ", rotated"
         yield {
-            "name": path.stem, "weights": f"llama.cpp {weights}", "cache": kind + turned, "half": log_windows(path), "all": None,
+            "name": path.stem, "weights": f"llama.cpp {weights}", "cache": kind + rotation, "half": log_windows(path), "all": None,
             "weight_bits": gguf_bits(peer / f"{weights}.gguf"), "kv_bits": CACHE_BITS[kind], "base": "f16+f16", "seconds": None,
         }  # fmt: skip
 
@@ -113,7 +113,7 @@ def mean_of(losses):
 
 
 def paired(a, b):
-    """Mean and standard error of a - b over the windows."""
+    """Returns mean and standard error of a - b over the windows."""
     if len(a) != len(b):
         stop(f"rows of {len(a)} and {len(b)} windows")
     d = [x - y for x, y in zip(a, b)]
@@ -125,7 +125,7 @@ def difference(a, b):
 
 
 def check_tokens(rows):
-    """In full precision both programs must lose the same on every window, or they did not read the same tokens."""
+    """Both programs must have the same loss on every window in full precision, or they did not read the same tokens."""
     if "fp" in rows and "f16+f16" in rows:
         a, b = rows["fp"]["half"], rows["f16+f16"]["half"]
         if len(a) != len(b):
@@ -148,7 +148,7 @@ def cells_of(row, rows):
 
 
 def print_verdict(rows, name):
-    """One row's loss against that of each peer that quantizes weights and cache."""
+    """Compares one row's loss with that of each peer that quantizes weights and cache."""
     if name not in rows:
         return
     mine = rows[name]
@@ -182,7 +182,7 @@ def accuracy(work):
 
 
 def measured(line):
-    """((program and cache, threads, depth or "prompt"), tokens a second) of each figure in a line."""
+    """Yields ((program and cache, threads, depth or "prompt"), tokens per second) of each figure in a line."""
     if "type_k" in line:
         name = f"llama.cpp q4_0, {line['type_k']} cache"
         if line["n_gen"] and line["type_k"] == "f16":
@@ -195,7 +195,7 @@ def measured(line):
 
 
 def cache_bytes(path, tokens):
-    """llama.cpp's f16 and q4_0 caches."""
+    """Returns the bytes of llama.cpp's f16 and q4_0 caches."""
     reader = GGUFReader(path)
     layers, heads, groups, width = (int(reader.get_field("llama." + k).contents()) for k in (
         "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length"))
@@ -210,9 +210,9 @@ def speed(work):
         for key, rate in measured(line):
             rates.setdefault(key, []).append(rate)
     if "others_share" not in last or not rates:
-        stop("speed.jsonl has no end: the run did not finish")
+        stop("speed.jsonl is incomplete: the run did not finish")
     print(f"other processes used {100 * last['others_share']:.1f}% of the machine; {max(map(len, rates.values()))} rounds; "
-          "tokens a second: median (least to most)\n")
+          "tokens per second: median (least to most)\n")
     columns = sorted({k[1:] for k in rates}, key=lambda c: (-c[0], str(c[1])))
     head = ["", *(f"{t} threads, {d if d == 'prompt' else f'depth {d}'}" for t, d in columns)]
     names = dict.fromkeys(k[0] for k in rates)
