@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 
-ALL_BELOW_TOOLS = ["calib", "calib/model", "convert", "convert/verify", "data", "kernels", "kernels/base"]
+ALL_BELOW_TOOLS = ["calib", "calib/model", "convert", "convert/export", "convert/verify", "data", "kernels", "kernels/base"]
 # The rooms of tools, in the order of their libraries. No room includes a command.
 TOOLS = ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval", "tools/eval/tasks", "tools/sweep",
          "tools/report", "tools/tune", "tools/bench", "tools/commands"]
@@ -28,6 +28,7 @@ FLOORS = {
     "calib/model": ["kernels", "kernels/base"],
     "calib": ["calib/model", "kernels", "kernels/base"],
     "convert": ["calib/model", "data", "kernels", "kernels/base", "kernels/simd"],
+    "convert/export": ["convert", "calib/model", "data", "kernels", "kernels/base"],
     "convert/verify": ["convert", "calib/model", "data", "kernels", "kernels/base"],
     "tools": ALL_BELOW_TOOLS + TOOLS,
     "tools/cli": ALL_BELOW_TOOLS,

@@ -218,6 +218,31 @@ const char *artifact_manifest(const struct artifact *a)
     return a->manifest->text;
 }
 
+int64_t artifact_tensor_count(const struct artifact *a)
+{
+    return (int64_t)a->manifest->n_tensors;
+}
+
+const struct st_tensor *artifact_tensor_at(const struct artifact *a, int64_t i)
+{
+    for (size_t k = 0; k < a->manifest->n_files; k++) {
+        const int64_t n = a->file[k] ? st_count(a->file[k]) : 0;
+        if (i < n)
+            return st_at(a->file[k], i);
+        i -= n;
+    }
+    return NULL;
+}
+
+void artifact_release(const struct artifact *a, const char *name)
+{
+    for (size_t k = 0; k < a->manifest->n_files; k++) {
+        const struct st_tensor *t = a->file[k] ? st_find(a->file[k], name) : NULL;
+        if (t)
+            st_release(a->file[k], t);
+    }
+}
+
 static uint16_t scale_at(const struct packed_linear *p, int64_t i)
 {
     return (uint16_t)(p->scales[2 * i] | p->scales[2 * i + 1] << 8);

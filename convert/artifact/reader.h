@@ -53,6 +53,11 @@ struct host_mat artifact_final_norm(const struct artifact *a);
 struct host_mat artifact_head(const struct artifact *a); /* embed when tied */
 /* Returns the manifest's text, a JSON object; borrowed. */
 const char *artifact_manifest(const struct artifact *a);
+/* Give access to every stored tensor once, file by file in their order. */
+int64_t artifact_tensor_count(const struct artifact *a);
+const struct st_tensor *artifact_tensor_at(const struct artifact *a, int64_t i);
+/* Releases the pages of the tensor of this name, if there is one. */
+void artifact_release(const struct artifact *a, const char *name);
 /* *out = scales, zeros, s and delta of block i, its codes if they were chosen
  * (weight_chooses_codes), and its gains if they were refined: what calibration would hand over. Owned by the caller (block_quant_free).
  * Errors: ERR_MEMORY. */

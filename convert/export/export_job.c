@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What all formats share: their table, what becomes of the cache, notes and progress. */
+#include "convert/export/export.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+const char *const export_fate_name[] = {"carried", "changed", "dropped"};
+
+const struct export_format *const export_formats[] = {NULL};
+const int export_format_count = 0;
+
+const struct export_format *export_find(const char *name)
+{
+    for (int i = 0; i < export_format_count; i++)
+        if (!strcmp(export_formats[i]->name, name))
+            return export_formats[i];
+    return NULL;
+}
+
+enum err export_note(struct export_job *j, enum export_fate fate, const char *fmt, ...)
+{
+    FAIL_IF(j->n_notes == EXPORT_NOTES_MAX, ERR_SHAPE, "more than %d notes of an export",
+            EXPORT_NOTES_MAX);
+    struct export_note *n = &j->note[j->n_notes++];
+    va_list ap;
+    va_start(ap, fmt);
+    n->fate = fate;
+    vsnprintf(n->text, sizeof(n->text), fmt, ap);
+    va_end(ap);
+    return OK;
+}
+
+void export_advance(struct export_job *j, uint64_t n)
+{
+    j->done += n;
+    if (j->progress)
+        j->progress(j->progress_ctx, j->total ? (double)j->done / (double)j->total : 1);
+}
+
+/* --- the cache ---------------------------------------------------------------------- */
+
+/* Lists what of the cache's calibration the format's engines cannot do; "" if nothing. */
+static void list_lost(char *out, size_t n, const struct export_job *j)
+{
+    const struct export_calibrated c = j->source->calibrated;
+    const bool rotated =
+        (j->source->kv->rotate & ROTATE_K) && !(j->format->cache & EXPORT_ENGINE_ROTATES_K);
+    const struct {
+        bool is;
+        const char *name;
+    } part[] = {{c.k_scale, "the smoothing of keys"},
+                {c.k_shift, "the shift of keys"},
+                {c.v_scale, "the smoothing of values"},
+                {c.v_shift, "the shift of values"},
+                {rotated, "the rotation of keys"}};
+    size_t used = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < ARRAY_LEN(part); i++)
+        if (part[i].is && used < n)
+            used += (size_t)snprintf(out + used, n - used, "%s%s", used ? ", " : "",
+                                     part[i].name);
+}
+
+static enum err note_rotation(struct export_job *j)
+{
+    if (j->source->kv->rotate & ROTATE_V)
+        TRY(export_note(j, EXPORT_CARRIED,
+                        "The rotation of values is in the weights of v_proj and o_proj"));
+    if ((j->source->kv->rotate & ROTATE_K) && (j->format->cache & EXPORT_ENGINE_ROTATES_K))
+        TRY(export_note(j, EXPORT_CARRIED,
+                        "The engine rotates keys itself when its cache is quantized"));
+    return OK;
+}
+
+/* Refuses a calibrated cache without --kv drop, and notes what becomes of it. */
+static enum err check_cache(struct export_job *j)
+{
+    const struct kv_spec *kv = j->source->kv;
+    char lost[200];
+    list_lost(lost, sizeof(lost), j);
+    FAIL_IF(*lost && !j->options.drop_cache, ERR_SUPPORT,
+            "%s: the cache is calibrated, and --format %s cannot carry %s; give --kv drop "
+            "to export the weights without it, for an engine's own cache",
+            j->source->dir, j->format->name, lost);
+    TRY(note_rotation(j));
+    if (*lost)
+        TRY(export_note(j, EXPORT_DROPPED,
+                        "The cache's calibration (%s): an engine's cache runs uncalibrated",
+                        lost));
+    if (!kv_quantizes(kv))
+        return OK;
+    return export_note(j, EXPORT_DROPPED,
+                       "The cache's format (bits %d, group_size %lld, past_only %s, window "
+                       "%lld, sink %lld): the engine's own settings decide",
+                       kv->bits, (long long)kv->group_size, kv->past_only ? "on" : "off",
+                       (long long)kv->window, (long long)kv->sink);
+}
+
+/* --- the three steps ---------------------------------------------------------------- */
+
+enum err export_check(struct export_job *j)
+{
+    TRY(check_cache(j));
+    return j->format->check(j);
+}
+
+enum err export_write(struct export_job *j, const char *out)
+{
+    TRY(pool_open(&j->pool, j->options.threads));
+    const enum err err = j->format->write(j, out);
+    pool_close(&j->pool);
+    return err;
+}
+
+void export_job_free(struct export_job *j)
+{
+    if (j->format && j->format->release)
+        j->format->release(j);
+    pool_close(&j->pool);
+    j->plan = NULL;
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Opens an artifact for export: which tensors are projections, the cache's calibration, or
+ * anything else. */
+#include "convert/artifact/bitpack.h"
+#include "convert/export/export.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_MAX ((size_t)16 << 20)
+
+static enum err read_json(struct export_source *s)
+{
+    char *path = NULL;
+    const char *text = artifact_manifest(s->artifact);
+    TRY(file_join(&path, s->dir, "config.json"));
+    enum err err = json_load_file_lenient(&s->config, path, CONFIG_MAX, JSON_REPEATS_LAST);
+    mem_free(path);
+    if (err)
+        return err;
+    json_object_del(s->config, "quantization_config");
+    return json_parse(&s->manifest, text, strlen(text), s->dir);
+}
+
+static enum err list_linears(struct export_source *s)
+{
+    TRY(mem_calloc(&s->linear, (size_t)s->arch->n_layers * N_LIN, sizeof(*s->linear)));
+    for (int64_t layer = 0; layer < s->arch->n_layers; layer++)
+        for (int lin = 0; lin < N_LIN; lin++) {
+            struct export_linear *l = &s->linear[s->n_linears++];
+            l->layer = layer;
+            l->lin = lin;
+            l->packed = &artifact_block(s->artifact, layer)->lin[lin];
+            snprintf(l->name, sizeof(l->name), "model.layers.%" PRId64 ".%s", layer,
+                     lin_module[lin]);
+        }
+    return OK;
+}
+
+static bool is_cache(const char *tail)
+{
+    static const char *const name[] = {"self_attn.k_scale", "self_attn.k_shift",
+                                       "self_attn.v_scale", "self_attn.v_shift"};
+    for (size_t i = 0; i < ARRAY_LEN(name); i++)
+        if (!strcmp(tail, name[i]))
+            return true;
+    return false;
+}
+
+static bool is_weight(const char *tail)
+{
+    static const char *const end[] = {".weight", ".qweight", ".scales", ".zeros"};
+    for (int lin = 0; lin < N_LIN; lin++) {
+        const size_t n = strlen(lin_module[lin]);
+        for (size_t i = 0; i < ARRAY_LEN(end); i++)
+            if (!strncmp(tail, lin_module[lin], n) && !strcmp(tail + n, end[i]))
+                return true;
+    }
+    return false;
+}
+
+/* Returns true for a tensor of a projection's weight or of the cache's calibration. */
+static bool is_known(const struct export_source *s, const char *name)
+{
+    static const char prefix[] = "model.layers.";
+    char *end;
+    if (strncmp(name, prefix, strlen(prefix)))
+        return false;
+    const long long layer = strtoll(name + strlen(prefix), &end, 10);
+    if (*end != '.' || layer < 0 || layer >= s->arch->n_layers)
+        return false;
+    return is_cache(end + 1) || is_weight(end + 1);
+}
+
+static enum err list_rest(struct export_source *s)
+{
+    const int64_t n = artifact_tensor_count(s->artifact);
+    TRY(mem_calloc(&s->rest, (size_t)n, sizeof(const struct st_tensor *)));
+    for (int64_t i = 0; i < n; i++) {
+        const struct st_tensor *t = artifact_tensor_at(s->artifact, i);
+        if (!is_known(s, t->name))
+            s->rest[s->n_rest++] = t;
+    }
+    return OK;
+}
+
+static bool differs(const float *x, int64_t n, float from)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] != from)
+            return true;
+    return false;
+}
+
+static struct export_calibrated find_calibrated(const struct export_source *s)
+{
+    struct export_calibrated c = {0};
+    const int64_t n = s->arch->n_kv * s->arch->head_dim;
+    for (int64_t i = 0; i < s->arch->n_layers; i++) {
+        const struct packed_block *b = artifact_block(s->artifact, i);
+        c.k_scale = c.k_scale || differs(b->k_scale, n, 1);
+        c.k_shift = c.k_shift || differs(b->k_shift, n, 0);
+        c.v_scale = c.v_scale || differs(b->v_scale, n, 1);
+        c.v_shift = c.v_shift || differs(b->v_shift, n, 0);
+    }
+    return c;
+}
+
+enum err export_open(struct export_source **out, const char *dir)
+{
+    enum err err = OK;
+    struct export_source *s = NULL;
+    TRY(mem_calloc(&s, 1, sizeof(*s)));
+    s->dir = dir;
+    TRY_OUT(artifact_open(&s->artifact, dir, ARTIFACT_CHECK));
+    s->arch = artifact_arch(s->artifact);
+    s->weights = artifact_weight_spec(s->artifact);
+    s->kv = artifact_kv_spec(s->artifact);
+    TRY_OUT(read_json(s));
+    TRY_OUT(list_linears(s));
+    TRY_OUT(list_rest(s));
+    s->calibrated = find_calibrated(s);
+    *out = s;
+    s = NULL;
+out:
+    export_close(&s);
+    return err;
+}
+
+void export_close(struct export_source **ps)
+{
+    struct export_source *s = *ps;
+    if (!s)
+        return;
+    json_decref(s->config);
+    json_decref(s->manifest);
+    mem_free(s->linear);
+    mem_free(s->rest);
+    artifact_close(&s->artifact);
+    mem_free(s);
+    *ps = NULL;
+}
+
+void export_row_codes(uint8_t *codes, const struct packed_linear *p, int64_t row)
+{
+    bitpack_unpack_row(codes, p->qweight + row * bitpack_bytes(p->in, p->bits), p->in,
+                       p->bits);
+}
+
+void export_row_zeros(uint8_t *zeros, const struct packed_linear *p, int64_t row)
+{
+    bitpack_unpack_row(zeros, p->zeros + row * bitpack_bytes(p->groups, p->bits), p->groups,
+                       p->bits);
+}
+
+void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t row)
+{
+    const uint8_t *at = p->scales + 2 * row * p->groups;
+    for (int64_t g = 0; g < p->groups; g++)
+        scales[g] = (uint16_t)(at[2 * g] | at[2 * g + 1] << 8);
+}
+
+void export_release(const struct export_source *s, const struct export_linear *l)
+{
+    static const char *const tail[] = {".qweight", ".scales", ".zeros", ".weight"};
+    char name[128];
+    for (size_t i = 0; i < ARRAY_LEN(tail); i++) {
+        snprintf(name, sizeof(name), "%s%s", l->name, tail[i]);
+        artifact_release(s->artifact, name);
+    }
+}
+
+/* Returns the significant bits of a positive fp16 number. */
+static int significant(uint16_t h)
+{
+    const unsigned fraction = h & 0x3ffu, whole = h >> 10 ? fraction | 0x400u : fraction;
+    return 32 - __builtin_clz(whole) - __builtin_ctz(whole);
+}
+
+int export_scale_bits(const struct export_source *s)
+{
+    int most = 0;
+    for (int64_t i = 0; i < s->n_linears && most < 11; i++) {
+        const struct packed_linear *p = s->linear[i].packed;
+        for (int64_t k = 0; p->bits < 16 && k < p->out * p->groups && most < 11; k++) {
+            const int n =
+                significant((uint16_t)(p->scales[2 * k] | p->scales[2 * k + 1] << 8));
+            most = n > most ? n : most;
+        }
+    }
+    return most;
+}
