@@ -17,6 +17,10 @@
  * functions never touch it. */
 #define OUTDIR_STATE ".wkvq-state"
 
+/* The model card of an export. It is not a file of an artifact: a person may have written
+ * one there, so it is never removed with an artifact. */
+#define OUTDIR_CARD "README.md"
+
 struct outdir {
     char *final;  /* real path of the output directory */
     char *stage;  /* OUT.tmp.TAG beside it, or OUT/.wkvq.tmp.TAG */
@@ -30,6 +34,9 @@ struct outdir {
  * what killed processes of this host left there. Errors: ERR_USAGE for any other out_dir, a
  * place that this user cannot write, and a dangling link; ERR_IO, ERR_MEMORY. */
 enum err outdir_open(struct outdir *out, const char *out_dir, bool force);
+/* Writes the model card into the staging directory. d must not replace an artifact.
+ * ERR_IO. */
+enum err outdir_write_card(const struct outdir *d, const char *text);
 /* Finishes or removes what killed processes of this host left there, so that out_dir can be
  * read. outdir_open() and outdir_probe() begin with it. */
 enum err outdir_recover(const char *out_dir);

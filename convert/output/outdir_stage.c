@@ -8,6 +8,7 @@
  *   STAGE/commit   while files move one by one: "new" or "replace", then their names, the
  *                  one that makes the directory readable last
  *   STAGE/retired  the old files have all left
+ *   STAGE/card     data/README.md is a writer's, too
  *
  * A kill at any instant leaves what the next command can finish or take back. */
 #include "convert/output/outdir_priv.h"
@@ -86,17 +87,39 @@ out:
     return err;
 }
 
+enum err outdir_write_card(const struct outdir *d, const char *text)
+{
+    enum err err = OK;
+    char *mark = NULL, *card = NULL;
+    FAIL_IF(d->replace, ERR_SHAPE, "a model card for a directory that is replaced");
+    TRY(file_join(&mark, d->stage, "card"));
+    TRY_OUT(file_join(&card, d->tmp, OUTDIR_CARD));
+    TRY_OUT(file_write_all(mark, "", 0));
+    err = file_write_all(card, text, strlen(text));
+out:
+    mem_free(mark);
+    mem_free(card);
+    return err;
+}
+
 /* --- removing it -------------------------------------------------------------------- */
 
-/* Returns true for a writer's file, complete or temporary. */
-static bool written_name(const void *ctx, const char *name)
+/* Returns true for a name of a file that a writer puts into STAGE/data. */
+static bool new_name(const char *name)
+{
+    return artifact_file_name(name) || !strcmp(name, OUTDIR_CARD);
+}
+
+/* Returns true for a writer's file, complete or temporary. card: whether a model card may
+ * be one of them. Otherwise it may be a person's, from a directory that was replaced. */
+static bool written_name(const void *card, const char *name)
 {
     char plain[NAME_MAX_BYTES], tag[OWNER_TAG_MAX];
     const char *tmp = strstr(name, ".tmp.");
     if (!tmp)
-        return artifact_file_name(name);
+        return *(const bool *)card ? new_name(name) : artifact_file_name(name);
     const int n = snprintf(plain, sizeof(plain), "%.*s", (int)(tmp - name), name);
-    return n < (int)sizeof(plain) && artifact_file_name(plain) &&
+    return n < (int)sizeof(plain) && written_name(card, plain) &&
            file_is_temp(tag, name, plain);
 }
 
@@ -110,6 +133,7 @@ static bool note_name(const void *ctx, const char *name)
 {
     char tag[OWNER_TAG_MAX];
     return !strcmp(name, "retired") || file_is_temp(tag, name, "retired") ||
+           !strcmp(name, "card") || file_is_temp(tag, name, "card") ||
            file_is_temp(tag, name, "commit") || half_mark(ctx, name);
 }
 
@@ -118,11 +142,11 @@ static bool owner_name(const void *ctx, const char *name)
     return !strcmp(name, "owner");
 }
 
-static enum err remove_part(bool *all, const char *stage, const char *part)
+static enum err remove_part(bool *all, const char *stage, const char *part, bool card)
 {
     char *path = NULL, *left = NULL;
     TRY(file_join(&path, stage, part));
-    enum err err = file_remove_known(&left, path, written_name, NULL);
+    enum err err = file_remove_known(&left, path, written_name, &card);
     if (!err && *left) {
         *all = false;
         log_warn("%s: kept, because it holds %s, which is not a file of an artifact", path,
@@ -136,19 +160,22 @@ static enum err remove_part(bool *all, const char *stage, const char *part)
 enum err stage_remove(const char *stage)
 {
     enum err err = OK;
-    char *commit = NULL;
+    char *commit = NULL, *card = NULL;
     bool all = true;
     TRY(file_join(&commit, stage, "commit"));
     const bool moving = file_exists(commit);
     mem_free(commit);
+    TRY(file_join(&card, stage, "card"));
+    const bool with_card = file_exists(card);
+    mem_free(card);
     if (moving) { /* neither finished nor undone: the files must be kept */
         log_warn("%s: keeps files that could not be moved; the next command that writes "
                  "there moves them",
                  stage);
         return OK;
     }
-    TRY(remove_part(&all, stage, "data"));
-    TRY(remove_part(&all, stage, "old"));
+    TRY(remove_part(&all, stage, "data", with_card));
+    TRY(remove_part(&all, stage, "old", false));
     if (all)
         TRY(file_remove_known(NULL, stage, note_name, NULL));
     if (all)
@@ -183,7 +210,7 @@ static enum err write_list(const struct outdir *d, const char *commit)
     if (!(dir = opendir(d->tmp)))
         FAIL_OUT(ERR_IO, "%s: %s", d->tmp, strerror(errno));
     for (struct dirent *e; (e = readdir(dir));)
-        if (artifact_file_name(e->d_name) && strcmp(e->d_name, last))
+        if (new_name(e->d_name) && strcmp(e->d_name, last))
             TRY_OUT(file_printf(w, "%s\n", e->d_name));
     TRY_OUT(file_printf(w, "%s\n", last));
     err = file_writer_commit(&w);
@@ -265,8 +292,8 @@ static enum err move_listed(const char *data, const char *final, const char *lis
 {
     char name[NAME_MAX_BYTES];
     while (next_name(&list, name)) {
-        FAIL_IF(!artifact_file_name(name), ERR_FORMAT,
-                "%s: '%s' is not a file of an artifact", data, name);
+        FAIL_IF(!new_name(name), ERR_FORMAT, "%s: '%s' is not a file of an artifact", data,
+                name);
         if (!*list)
             sync_dir(final);
         TRY(move_one(data, final, name));
