@@ -234,6 +234,12 @@ const struct st_tensor *artifact_tensor_at(const struct artifact *a, int64_t i)
     return NULL;
 }
 
+const struct st_tensor *artifact_find(const struct artifact *a, const char *name)
+{
+    const char *file;
+    return reader_find(a, name, &file);
+}
+
 void artifact_release(const struct artifact *a, const char *name)
 {
     for (size_t k = 0; k < a->manifest->n_files; k++) {
@@ -335,14 +341,20 @@ static void unpack_row(float *w, const struct packed_linear *p, int64_t r)
     }
 }
 
+void packed_linear_unpack_row(float *w, const struct packed_linear *p, int64_t row)
+{
+    const size_t row_bytes = (size_t)p->in * dtype_bytes(p->w.dtype);
+    if (p->bits == 16)
+        host_to_f32(w, (const uint8_t *)p->w.data + (size_t)row * row_bytes, p->w.dtype,
+                    p->in);
+    else
+        unpack_row(w, p, row);
+}
+
 void packed_linear_unpack(float *w, const struct packed_linear *p)
 {
-    if (p->bits == 16) {
-        host_to_f32(w, p->w.data, p->w.dtype, p->out * p->in);
-        return;
-    }
     for (int64_t r = 0; r < p->out; r++)
-        unpack_row(w + r * p->in, p, r);
+        packed_linear_unpack_row(w + r * p->in, p, r);
 }
 
 /* --- the dequantized weights as a source --------------------------------------------- */

@@ -56,14 +56,17 @@ const char *artifact_manifest(const struct artifact *a);
 /* Give access to every stored tensor once, file by file in their order. */
 int64_t artifact_tensor_count(const struct artifact *a);
 const struct st_tensor *artifact_tensor_at(const struct artifact *a, int64_t i);
+const struct st_tensor *artifact_find(const struct artifact *a,
+                                      const char *name); /* NULL if missing */
 /* Releases the pages of the tensor of this name, if there is one. */
 void artifact_release(const struct artifact *a, const char *name);
 /* *out = scales, zeros, s and delta of block i, its codes if they were chosen
  * (weight_chooses_codes), and its gains if they were refined: what calibration would hand over. Owned by the caller (block_quant_free).
  * Errors: ERR_MEMORY. */
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i);
-/* w [out][in] = the dequantized weight, F32. */
+/* w [out][in], or [in] of one row = the dequantized weight, F32. */
 void packed_linear_unpack(float *w, const struct packed_linear *p);
+void packed_linear_unpack_row(float *w, const struct packed_linear *p, int64_t row);
 /* Returns a source of the dequantized weights (F32), on which the simulation can run
  * without the checkpoint. Owned by the artifact; one caller at a time. */
 const struct model_source *artifact_source(struct artifact *a);

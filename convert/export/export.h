@@ -18,6 +18,7 @@ struct export_linear {
     char name[96]; /* "model.layers.3.mlp.down_proj" */
     /* Views into the mapped files. At 16 bits only w is set. The bias is in rest, too. */
     const struct packed_linear *packed;
+    const struct st_tensor *weight; /* the stored weight at 16 bits, else NULL */
 };
 
 /* True for each part of the cache's calibration that is not the identity. */
@@ -70,7 +71,8 @@ struct export_options {
     uint64_t shard_bytes; /* 0: 5e9 */
     int threads;          /* 0: one per core */
     const char *base_model, *license; /* for the model card; NULL: as the artifact says */
-    json_t *eval; /* output of `wkvq eval --json`, for the model card; borrowed, or NULL */
+    /* Outputs of `wkvq eval --json`, an array, for the model card; borrowed, or NULL. */
+    json_t *eval;
 };
 
 enum export_fate { EXPORT_CARRIED, EXPORT_CHANGED, EXPORT_DROPPED };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * What all formats share: their table, what becomes of the cache, notes and progress. */
-#include "convert/export/export.h"
+#include "convert/export/export_formats.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,8 +9,8 @@
 
 const char *const export_fate_name[] = {"carried", "changed", "dropped"};
 
-const struct export_format *const export_formats[] = {NULL};
-const int export_format_count = 0;
+const struct export_format *const export_formats[] = {&export_dense};
+const int export_format_count = ARRAY_LEN(export_formats);
 
 const struct export_format *export_find(const char *name)
 {

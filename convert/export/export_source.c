@@ -29,6 +29,7 @@ static enum err read_json(struct export_source *s)
 
 static enum err list_linears(struct export_source *s)
 {
+    char weight[128];
     TRY(mem_calloc(&s->linear, (size_t)s->arch->n_layers * N_LIN, sizeof(*s->linear)));
     for (int64_t layer = 0; layer < s->arch->n_layers; layer++)
         for (int lin = 0; lin < N_LIN; lin++) {
@@ -38,6 +39,8 @@ static enum err list_linears(struct export_source *s)
             l->packed = &artifact_block(s->artifact, layer)->lin[lin];
             snprintf(l->name, sizeof(l->name), "model.layers.%" PRId64 ".%s", layer,
                      lin_module[lin]);
+            snprintf(weight, sizeof(weight), "%s.weight", l->name);
+            l->weight = l->packed->bits == 16 ? artifact_find(s->artifact, weight) : NULL;
         }
     return OK;
 }

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A dequantized checkpoint: every weight is the value of its code. */
+#include "convert/export/export_formats.h"
+
+#include "convert/export/hub.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static enum err fill_values(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                            int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    for (int64_t r = 0; r < n; r++) {
+        packed_linear_unpack_row(scratch, p, first + r);
+        TRY(hub_narrow(dst + (size_t)r * t->row_bytes, scratch, p->in, t->dtype,
+                       t->linear->name));
+    }
+    return OK;
+}
+
+static enum err add_linears(struct hub_plan *p, const struct export_job *j)
+{
+    const struct export_source *s = j->source;
+    for (int64_t i = 0; i < s->n_linears; i++) {
+        const struct packed_linear *l = s->linear[i].packed;
+        const struct hub_tensor how = {
+            .linear = &s->linear[i], .dtype = j->options.dtype, .fill = fill_values};
+        const int64_t dim[] = {l->out, l->in};
+        if (l->bits == 16)
+            continue;
+        if ((size_t)l->in * sizeof(float) > p->scratch)
+            p->scratch = (size_t)l->in * sizeof(float);
+        TRY(hub_add(p, &how, s->linear[i].name, ".weight", 2, dim));
+    }
+    return OK;
+}
+
+static enum err note_weights(struct export_job *j)
+{
+    const int bits = export_scale_bits(j->source);
+    if (j->options.dtype == DT_F32)
+        return export_note(j, EXPORT_CARRIED, "The value of every code, exactly");
+    return export_note(
+        j, EXPORT_CHANGED,
+        "The value of every code is rounded to %s, because scales have up to "
+        "%d significant bits; --dtype f32 holds it exactly",
+        dtype_name(j->options.dtype), bits);
+}
+
+static enum err check(struct export_job *j)
+{
+    static const char *const name[] = {
+        [DT_F32] = "float32", [DT_F16] = "float16", [DT_BF16] = "bfloat16"};
+    struct hub_plan *p;
+    TRY(hub_plan_new(&p, j));
+    TRY(note_weights(j));
+    TRY(hub_add_rest(p, j->source, j->options.dtype));
+    TRY(add_linears(p, j));
+    return hub_finish(j, NULL, name[j->options.dtype]);
+}
+
+const struct export_format export_dense = {
+    .name = "dense",
+    .engines = "every engine of Hugging Face checkpoints",
+    .holds = "values as F16, BF16 or F32 (--dtype), all bits and groups; no smaller than "
+             "the checkpoint",
+    .check = check,
+    .write = hub_write,
+    .release = hub_release,
+};

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The formats, one per file: export_NAME.c. Private to convert/export. */
+#ifndef WKVQ_EXPORT_FORMATS_H
+#define WKVQ_EXPORT_FORMATS_H
+
+#include "convert/export/export.h"
+
+extern const struct export_format export_dense;
+
+#endif

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/export/hub.h"
+
+#include "convert/artifact/artifact_files.h"
+#include "kernels/base/half.h"
+#include "kernels/base/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define F16_MAX 65504.0f
+
+/* --- the plan ----------------------------------------------------------------------- */
+
+enum err hub_plan_new(struct hub_plan **out, struct export_job *j)
+{
+    TRY(mem_calloc(out, 1, sizeof(**out)));
+    j->plan = *out;
+    return OK;
+}
+
+void hub_release(struct export_job *j)
+{
+    struct hub_plan *p = j->plan;
+    if (!p)
+        return;
+    out_plan_free(&p->tensors);
+    mem_free(p->how);
+    mem_free(p->config);
+    mem_free(p->card);
+    mem_free(p);
+}
+
+enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *name,
+                 const char *tail, int n_dims, const int64_t *dim)
+{
+    struct out_tensor t = {.dtype = how->dtype, .n_dims = n_dims};
+    const int n = snprintf(t.name, sizeof(t.name), "%s%s", name, tail);
+    FAIL_IF(n < 0 || (size_t)n >= sizeof(t.name), ERR_SUPPORT,
+            "tensor %.60s...: its name is longer than %zu characters", name,
+            sizeof(t.name) - 1);
+    FAIL_IF(n_dims > TENSOR_MAX_DIMS, ERR_SUPPORT,
+            "tensor %s: %d dimensions, at most %d can be exported", name, n_dims,
+            TENSOR_MAX_DIMS);
+    for (int i = 0; i < n_dims; i++)
+        t.dim[i] = dim[i];
+    TRY(out_plan_add(&p->tensors, &t));
+    if (p->tensors.n > p->room) {
+        TRY(mem_resize(&p->how, p->room, p->tensors.room, sizeof(*p->how)));
+        p->room = p->tensors.room;
+    }
+    struct hub_tensor *h = &p->how[p->tensors.n - 1];
+    *h = *how;
+    h->rows = n_dims > 1 ? dim[0] : 1;
+    h->row_bytes =
+        h->rows ? p->tensors.tensor[p->tensors.n - 1].bytes / (size_t)h->rows : 0;
+    h->step = how->step ? how->step : (int64_t)(((size_t)1 << 18) / (h->row_bytes + 1)) + 1;
+    return OK;
+}
+
+/* --- tensors that are copied or converted -------------------------------------------- */
+
+static enum err fill_copy(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                          int64_t n, void *scratch)
+{
+    memcpy(dst, t->src->data + (size_t)first * t->row_bytes, (size_t)n * t->row_bytes);
+    return OK;
+}
+
+/* dst [n] = x, rounded to the type. False if a finite x becomes infinite. */
+static bool narrow(uint8_t *dst, const float *x, int64_t n, enum dtype to)
+{
+    bool fits = true;
+    if (to == DT_F32) {
+        memcpy(dst, x, (size_t)n * sizeof(*x));
+        return true;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const uint16_t h = to == DT_F16 ? f16_from_f32(x[i]) : bf16_from_f32(x[i]);
+        const float back = to == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
+        fits = fits && (isfinite(back) || !isfinite(x[i]));
+        memcpy(dst + 2 * i, &h, sizeof(h));
+    }
+    return fits;
+}
+
+enum err hub_narrow(uint8_t *dst, const float *x, int64_t n, enum dtype to,
+                    const char *name)
+{
+    FAIL_IF(!narrow(dst, x, n, to), ERR_SUPPORT,
+            "%s holds a value beyond the range of %s; give another --dtype", name,
+            dtype_name(to));
+    return OK;
+}
+
+static enum err fill_convert(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                             int64_t n, void *scratch)
+{
+    const int64_t cols = (int64_t)(t->row_bytes / dtype_bytes(t->dtype));
+    const size_t row = (size_t)cols * dtype_bytes(t->src->dtype);
+    for (int64_t i = 0; i < n; i++) {
+        host_to_f32(scratch, t->src->data + (size_t)(first + i) * row, t->src->dtype, cols);
+        TRY(hub_narrow(dst + (size_t)i * t->row_bytes, scratch, cols, t->dtype,
+                       t->src->name));
+    }
+    return OK;
+}
+
+static bool is_float(enum dtype t)
+{
+    return t == DT_F32 || t == DT_F16 || t == DT_BF16;
+}
+
+static enum err add_plain(struct hub_plan *p, const struct st_tensor *t, enum dtype to)
+{
+    const bool convert = to != DT_OTHER && is_float(t->dtype) && t->dtype != to;
+    const int64_t cols = t->n_dims ? t->dim[t->n_dims - 1] : 1;
+    int64_t count = 1;
+    FAIL_IF(t->dtype == DT_OTHER, ERR_SUPPORT, "tensor %s: dtype %s cannot be exported",
+            t->name, t->dtype_name);
+    for (int i = 1; i < t->n_dims; i++)
+        count *= t->dim[i];
+    if (t->n_dims == 1)
+        count = cols;
+    if (convert && (size_t)count * sizeof(float) > p->scratch)
+        p->scratch = (size_t)count * sizeof(float);
+    const struct hub_tensor how = {.src = t,
+                                   .dtype = convert ? to : t->dtype,
+                                   .fill = convert ? fill_convert : fill_copy};
+    return hub_add(p, &how, t->name, "", t->n_dims, t->dim);
+}
+
+enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dtype to)
+{
+    for (int64_t i = 0; i < s->n_rest; i++)
+        TRY(add_plain(p, s->rest[i], to));
+    for (int64_t i = 0; i < s->n_linears; i++)
+        if (s->linear[i].packed->bits == 16)
+            TRY(add_plain(p, s->linear[i].weight, to));
+    return OK;
+}
+
+/* --- config.json -------------------------------------------------------------------- */
+
+static enum err check_f16(const struct hub_tensor *t)
+{
+    float x[1024];
+    const struct st_tensor *src = t->src;
+    if (!src || !is_float(src->dtype) || src->dtype == DT_F16)
+        return OK;
+    const size_t unit = dtype_bytes(src->dtype), n = src->bytes / unit;
+    for (size_t i = 0; i < n; i += ARRAY_LEN(x)) {
+        const size_t k = n - i < ARRAY_LEN(x) ? n - i : ARRAY_LEN(x);
+        host_to_f32(x, src->data + i * unit, src->dtype, (int64_t)k);
+        for (size_t c = 0; c < k; c++)
+            FAIL_IF(isfinite(x[c]) && fabsf(x[c]) > F16_MAX, ERR_SUPPORT,
+                    "tensor %s holds %g, beyond float16's 65504, and this format's engines "
+                    "compute in float16; export --format dense --dtype bf16 instead",
+                    src->name, (double)x[c]);
+    }
+    return OK;
+}
+
+static enum err set_config(struct hub_plan *p, const struct export_source *s, json_t *q,
+                           const char *torch_dtype)
+{
+    json_t *o = json_copy(s->config);
+    bool done = o && !json_object_set_new(o, "torch_dtype", json_string(torch_dtype));
+    if (done && json_object_get(o, "dtype"))
+        done = !json_object_set_new(o, "dtype", json_string(torch_dtype));
+    if (done && q)
+        done = !json_object_set(o, "quantization_config", q);
+    char *text = done ? json_text_restored(o, JSON_INDENT(2)) : NULL;
+    json_decref(o);
+    FAIL_IF(!text, ERR_MEMORY, "config.json: out of memory");
+    const enum err err = mem_alloc(&p->config, strlen(text) + 2, 1);
+    if (!err)
+        snprintf(p->config, strlen(text) + 2, "%s\n", text);
+    free(text);
+    return err;
+}
+
+enum err hub_finish(struct export_job *j, json_t *quantization, const char *torch_dtype)
+{
+    struct hub_plan *p = j->plan;
+    enum err err = set_config(p, j->source, quantization, torch_dtype);
+    json_decref(quantization);
+    if (err)
+        return err;
+    for (size_t i = 0; !strcmp(torch_dtype, "float16") && i < p->tensors.n; i++)
+        TRY(check_f16(&p->how[i]));
+    TRY(hub_card(&p->card, j));
+    out_plan_cut(&p->tensors, j->options.shard_bytes);
+    return hub_measure(j);
+}

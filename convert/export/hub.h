@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Exports that are directories in the form of the Hugging Face hub: config.json,
+ * safetensors, tokenizer files and a model card. A format adds its tensors and its part of
+ * config.json; the rest is the same for all. Private to convert/export. */
+#ifndef WKVQ_HUB_H
+#define WKVQ_HUB_H
+
+#include "convert/artifact/artifact_plan.h"
+#include "convert/export/export.h"
+
+/* How the bytes of a tensor are made: whole rows, by all threads. */
+struct hub_tensor {
+    const struct export_linear *linear; /* NULL: from src */
+    const struct st_tensor *src;        /* borrowed */
+    int64_t rows;                       /* [rows] of row_bytes each */
+    size_t row_bytes;
+    int64_t step; /* rows that one call of fill makes, at most */
+    /* dst [n][row_bytes] = rows [first, first + n). scratch: the plan's bytes, for this
+     * thread. The same call gives the same bytes. Returns ERR_SUPPORT for a value that the
+     * format cannot hold, else OK. */
+    enum err (*fill)(const struct hub_tensor *t, uint8_t *dst, int64_t first, int64_t n,
+                     void *scratch);
+    int64_t group;    /* the format's own: columns of an exported group, 0: whole rows */
+    int bits;         /* the format's own: bits of an exported code */
+    enum dtype dtype; /* of the exported tensor */
+};
+
+struct hub_plan {
+    struct out_plan tensors; /* names, types, shapes and shards */
+    struct hub_tensor *how;  /* [tensors.n], owned */
+    size_t room;
+    size_t scratch; /* bytes per thread for fill, at least */
+    char *config;   /* text of config.json, owned */
+    char *card;     /* text of README.md, owned */
+};
+
+/* Returns a new, empty plan, which becomes j->plan. ERR_MEMORY. */
+enum err hub_plan_new(struct hub_plan **out, struct export_job *j);
+/* Adds a tensor NAME TAIL. how->rows and row_bytes are set here; the other fields are the
+ * caller's. dim: n_dims numbers. A tensor of one dimension has one row. */
+enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *name,
+                 const char *tail, int n_dims, const int64_t *dim);
+/* Adds all tensors of the source that are not projections, and the 16-bit projections,
+ * unchanged (as DT_OTHER) or converted to F32, F16 or BF16. */
+enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dtype to);
+/* Completes the plan: config.json with `quantization` (NULL: none; the reference is
+ * consumed) and torch_dtype, the model card, shards, and j->bytes. Refuses values that
+ * do not fit F16 if torch_dtype is float16. */
+enum err hub_finish(struct export_job *j, json_t *quantization, const char *torch_dtype);
+/* Sets j->bytes and j->total from the plan's tensors and texts. A step of hub_finish(). */
+enum err hub_measure(struct export_job *j);
+/* dst [n] = x, rounded to F16 or BF16, or F32 unchanged. ERR_SUPPORT, with the tensor's
+ * name, if a finite value becomes infinite. */
+enum err hub_narrow(uint8_t *dst, const float *x, int64_t n, enum dtype to,
+                    const char *name);
+/* export_format.write and release of a format of this form. */
+enum err hub_write(struct export_job *j, const char *out);
+void hub_release(struct export_job *j);
+
+/* --- hub_card.c ---------------------------------------------------------------------- */
+
+/* *out = the text of README.md, which the caller frees with mem_free(). */
+enum err hub_card(char **out, const struct export_job *j);
+
+#endif

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The model card: front matter for the hub, settings, what was carried, measurements and
+ * provenance. Nothing in it depends on the time or the place of the export. */
+#include "convert/artifact/artifact_spec.h"
+#include "convert/export/hub.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/mem.h"
+
+#include "config.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ID_MAX 200
+
+/* --- front matter ------------------------------------------------------------------- */
+
+/* Checks a value for YAML: an identifier as the hub has them. */
+static enum err check_id(const char *id, const char *option)
+{
+    const size_t n = strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                "0123456789._/-");
+    FAIL_IF(!n || id[n] || n > ID_MAX, ERR_USAGE,
+            "--%s is \"%.60s\", want at most %d letters, digits or any of . _ / -, as in "
+            "HuggingFaceTB/SmolLM2-135M or apache-2.0",
+            option, id, ID_MAX);
+    return OK;
+}
+
+/* Returns the model's identifier on the hub if config.json has it, else NULL. */
+static const char *config_model(const struct export_source *s)
+{
+    const char *id = json_string_value(json_object_get(s->config, "_name_or_path"));
+    const char *slash = id ? strchr(id, '/') : NULL;
+    const bool is_id = slash && slash > id && slash[1] && !strchr(slash + 1, '/') &&
+                       id[0] != '.' && id[0] != '~';
+    if (!is_id || strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                             "0123456789._/-") != strlen(id))
+        return NULL;
+    return id;
+}
+
+static enum err front_matter(FILE *f, const struct export_job *j)
+{
+    const struct export_options *o = &j->options;
+    const char *base = o->base_model ? o->base_model : config_model(j->source);
+    fprintf(f, "---\n");
+    if (o->base_model)
+        TRY(check_id(o->base_model, "base-model"));
+    if (o->license)
+        TRY(check_id(o->license, "license"));
+    if (base)
+        fprintf(f, "base_model: %s\nbase_model_relation: quantized\n", base);
+    if (o->license)
+        fprintf(f, "license: %s\n", o->license);
+    fprintf(f,
+            "library_name: transformers\npipeline_tag: text-generation\n"
+            "tags:\n- wkvq\n- %s\n",
+            j->format->name);
+    if (j->source->weights->bits < 16)
+        fprintf(f, "- %d-bit\n", j->source->weights->bits);
+    fprintf(f, "---\n\n# %s, quantized by wkvq\n\n",
+            base ? file_base_name(base) : j->source->arch->model_type);
+    return OK;
+}
+
+/* --- sections ----------------------------------------------------------------------- */
+
+static enum err put_json(FILE *f, const json_t *o)
+{
+    char *text = o ? json_text(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL;
+    FAIL_IF(!text, ERR_MEMORY, "the model card: out of memory");
+    fprintf(f, "```json\n%s\n```\n", text);
+    free(text);
+    return OK;
+}
+
+/* Returns false if the artifact was rounded to nearest, without the settings' text. */
+static bool is_calibrated(const struct export_source *s)
+{
+    const json_t *from = json_object_get(s->manifest, "provenance");
+    return json_is_object(json_object_get(from, "calibration"));
+}
+
+static enum err settings(FILE *f, const struct export_job *j)
+{
+    const struct export_source *s = j->source;
+    struct artifact_sizes size;
+    artifact_measure(&size, s->artifact);
+    fprintf(
+        f,
+        "Format `%s`, exported by wkvq %s for %s. The artifact has %.3f bits per weight, "
+        "scales and zero points included.\n\n## What the export holds\n\n",
+        j->format->name, WKVQ_VERSION, j->format->engines, size.weight_bits);
+    for (int i = 0; i < j->n_notes; i++)
+        fprintf(f, "- %s: %s.\n", export_fate_name[j->note[i].fate], j->note[i].text);
+    json_t *spec = spec_to_json(s->weights, s->kv);
+    json_t *o = json_pack("{s:O, s:O}", "weights", json_object_get(spec, "weights"), "kv",
+                          json_object_get(spec, "kv"));
+    json_decref(spec);
+    if (is_calibrated(s))
+        json_object_set(
+            o, "calibration",
+            json_object_get(json_object_get(s->manifest, "config"), "calibration"));
+    fprintf(f, "\n## Quantization settings\n\n");
+    const enum err err = put_json(f, o);
+    json_decref(o);
+    return err;
+}
+
+/* Prints one measurement of `wkvq eval --json`: the model's part m of report o. */
+static enum err put_measurement(FILE *f, const json_t *o, const json_t *m)
+{
+    const char *model = NULL, *method = NULL;
+    double ppl = 0, weights = 0, cache = 0;
+    int64_t windows = 0, ctx = 0;
+    static const char where[] = "--eval-report";
+    TRY(json_need_string(&model, m, "model", where));
+    TRY(json_need_string(&method, m, "method", where));
+    TRY(json_need_real(&ppl, m, "ppl", 1, 1e30, where));
+    TRY(json_need_real(&weights, m, "weight_bits", 1, 32, where));
+    TRY(json_need_real(&cache, m, "kv_bits", 1, 32, where));
+    TRY(json_need_int(&windows, o, "windows", 1, INT64_MAX, where));
+    TRY(json_need_int(&ctx, o, "ctx", 1, INT64_MAX, where));
+    fprintf(f,
+            "| %.80s | %g | %g | %.4f | %s, %" PRId64 " windows of %" PRId64 " tokens |\n",
+            file_base_name(model), weights, cache, ppl, method, windows, ctx);
+    return OK;
+}
+
+static enum err measurements(FILE *f, const struct export_job *j)
+{
+    const json_t *report;
+    size_t i;
+    if (!json_array_size(j->options.eval))
+        return OK;
+    fprintf(f, "\n## Perplexity\n\nMeasured by `wkvq eval` before the export, with the "
+               "artifact's own cache.\n\n"
+               "| model | weight bits | cache bits | perplexity | how |\n"
+               "| --- | --- | --- | --- | --- |\n");
+    json_array_foreach(j->options.eval, i, report)
+    {
+        const json_t *model = json_object_get(report, "model");
+        const json_t *against = json_object_get(report, "against");
+        if (against)
+            TRY(put_measurement(f, report, against));
+        TRY(put_measurement(f, report, json_is_object(model) ? model : report));
+    }
+    return OK;
+}
+
+static enum err provenance(FILE *f, const struct export_source *s)
+{
+    const json_t *from = json_object_get(s->manifest, "provenance");
+    json_t *o = json_deep_copy(from);
+    if (!o)
+        o = json_object();
+    json_object_set_new(o, "manifest_crc32",
+                        json_incref(json_object_get(s->manifest, "manifest_crc32")));
+    json_object_del(json_object_get(o, "text"), "windows");
+    fprintf(f, "\n## Provenance\n\nCRC-32 of the checkpoint, the tokenizer, the "
+               "calibration text and state, and the artifact's manifest:\n\n");
+    const enum err err = put_json(f, o);
+    json_decref(o);
+    return err;
+}
+
+static void command(FILE *f, const struct export_job *j)
+{
+    static const char *const type[] = {
+        [DT_F32] = "f32", [DT_F16] = "f16", [DT_BF16] = "bf16"};
+    const bool dense = !strcmp(j->format->name, "dense");
+    fprintf(f, "\n## Command\n\n```\nwkvq export ARTIFACT --format %s%s%s%s -o OUT\n```\n",
+            j->format->name, dense ? " --dtype " : "", dense ? type[j->options.dtype] : "",
+            j->options.drop_cache ? " --kv drop" : "");
+}
+
+static enum err write_card(FILE *f, const struct export_job *j)
+{
+    TRY(front_matter(f, j));
+    TRY(settings(f, j));
+    TRY(measurements(f, j));
+    command(f, j);
+    return provenance(f, j->source);
+}
+
+enum err hub_card(char **out, const struct export_job *j)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    FAIL_IF(!f, ERR_MEMORY, "the model card: out of memory");
+    enum err err = write_card(f, j);
+    const bool failed = ferror(f);
+    if ((fclose(f) || failed) && !err)
+        err = err_set(ERR_MEMORY, __FILE__, __LINE__, "the model card: out of memory");
+    if (!err)
+        err = mem_strdup(out, text);
+    free(text);
+    return err;
+}
