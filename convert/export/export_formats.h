@@ -7,5 +7,6 @@
 #include "convert/export/export.h"
 
 extern const struct export_format export_dense;
+extern const struct export_format export_compressed;
 
 #endif

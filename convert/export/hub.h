@@ -63,4 +63,44 @@ void hub_release(struct export_job *j);
 /* *out = the text of README.md, which the caller frees with mem_free(). */
 enum err hub_card(char **out, const struct export_job *j);
 
+/* --- scheme.c ------------------------------------------------------------------------ */
+
+/* How a projection's codes are exported: the same values, in wider codes or smaller groups
+ * where the engines need that. */
+struct scheme {
+    int bits;      /* 4, 8, or 16: not quantized */
+    int64_t group; /* columns; 0: whole rows */
+};
+
+/* Sets scheme [n_linears], and notes what changes. most: 4 or 8 bits. one_group: all
+ * projections get the same group size. Refuses more bits, groups below 32 columns, and
+ * projections that engines fuse (q, k, v; gate, up) if only some are quantized. */
+enum err schemes_find(struct scheme *scheme, struct export_job *j, int most,
+                      bool one_group);
+bool scheme_same(struct scheme a, struct scheme b);
+/* Returns true if scheme[i] is quantized and no earlier one is the same. */
+bool scheme_is_new(const struct scheme *scheme, int64_t i);
+/* Returns the artifact's group that holds exported group g. */
+int64_t scheme_source_group(const struct packed_linear *p, int64_t group, int64_t g);
+/* Returns the number of exported groups in a row. */
+int64_t scheme_groups(const struct packed_linear *p, int64_t group);
+
+/* --- hub_packed.c -------------------------------------------------------------------- */
+
+/* A format of packed codes. scheme [n_linears] in all functions. */
+struct hub_packing {
+    int most;       /* bits */
+    bool one_group; /* as in schemes_find() */
+    /* Adds the tensors of a quantized projection. */
+    enum err (*add)(struct hub_plan *p, const struct export_linear *l,
+                    const struct scheme *s);
+    /* *out = quantization_config, a new reference. */
+    enum err (*config)(json_t **out, const struct export_source *s,
+                       const struct scheme *scheme);
+    /* Adds notes; may be NULL. */
+    enum err (*note)(struct export_job *j, const struct scheme *scheme);
+};
+/* export_format.check of such a format. */
+enum err hub_check_packed(struct export_job *j, const struct hub_packing *how);
+
 #endif

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * compressed-tensors, pack-quantized, asymmetric, 4 and 8 bits: transformers, vLLM, SGLang.
+ *
+ *   NAME.weight_packed      I32 [out][ceil(in b / 32)]  codes along in, lowest bits first
+ *   NAME.weight_scale       F16 [out][groups]
+ *   NAME.weight_zero_point  I32 [ceil(out b / 32)][groups]  zero points along out
+ *   NAME.weight_shape       I64 [2]  out, in
+ *
+ * Codes and zero points are unsigned, as in the artifact; the library subtracts 2^(b-1) from
+ * both. At 4 and 8 bits a packed row is the artifact's row and its padding. */
+#include "convert/artifact/bitpack.h"
+#include "convert/export/export_formats.h"
+#include "convert/export/hub.h"
+#include "kernels/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define WORD 4 /* bytes of a packed word */
+
+/* --- tensors ------------------------------------------------------------------------ */
+
+static enum err fill_packed(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                            int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    const size_t have = (size_t)bitpack_bytes(p->in, t->bits);
+    for (int64_t r = first; r < first + n; r++, dst += t->row_bytes) {
+        if (p->bits == t->bits) {
+            memcpy(dst, p->qweight + (size_t)r * have, have);
+        } else {
+            export_row_codes(scratch, p, r);
+            bitpack_row(dst, scratch, p->in, t->bits);
+        }
+        memset(dst + have, 0, t->row_bytes - have);
+    }
+    return OK;
+}
+
+static enum err fill_scales(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                            int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    const int64_t groups = scheme_groups(p, t->group);
+    for (int64_t r = first; r < first + n; r++)
+        for (int64_t g = 0; g < groups; g++, dst += 2)
+            memcpy(dst,
+                   p->scales + 2 * (r * p->groups + scheme_source_group(p, t->group, g)),
+                   2);
+    return OK;
+}
+
+/* One row holds the zero points of 32 / bits rows of the weight; those beyond it are 0. */
+static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    const int64_t groups = scheme_groups(p, t->group), per_word = 32 / t->bits;
+    uint8_t *zeros = scratch;
+    memset(dst, 0, (size_t)n * t->row_bytes);
+    for (int64_t j = first; j < first + n; j++, dst += t->row_bytes)
+        for (int64_t i = 0; i < per_word && j * per_word + i < p->out; i++) {
+            export_row_zeros(zeros, p, j * per_word + i);
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t bit = i * t->bits;
+                const unsigned z = zeros[scheme_source_group(p, t->group, g)];
+                dst[WORD * g + bit / 8] |= (uint8_t)(z << bit % 8);
+            }
+        }
+    return OK;
+}
+
+static enum err fill_shape(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    const int64_t shape[] = {t->linear->packed->out, t->linear->packed->in};
+    memcpy(dst, shape, sizeof(shape)); /* all formats are little-endian */
+    return OK;
+}
+
+static int64_t words(int64_t n, int bits)
+{
+    return (bitpack_bytes(n, bits) + WORD - 1) / WORD;
+}
+
+static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
+                           const struct scheme *s)
+{
+    const int64_t out = l->packed->out, in = l->packed->in;
+    const int64_t groups = scheme_groups(l->packed, s->group);
+    const int64_t packed[] = {out, words(in, s->bits)}, scales[] = {out, groups};
+    const int64_t zeros[] = {words(out, s->bits), groups}, shape[] = {2};
+    struct hub_tensor how = {.linear = l, .bits = s->bits, .group = s->group};
+    if ((size_t)in > p->scratch)
+        p->scratch = (size_t)in;
+    how.dtype = DT_I32;
+    how.fill = fill_packed;
+    TRY(hub_add(p, &how, l->name, ".weight_packed", 2, packed));
+    how.fill = fill_zeros;
+    TRY(hub_add(p, &how, l->name, ".weight_zero_point", 2, zeros));
+    how.dtype = DT_F16;
+    how.fill = fill_scales;
+    TRY(hub_add(p, &how, l->name, ".weight_scale", 2, scales));
+    how.dtype = DT_I64;
+    how.fill = fill_shape;
+    return hub_add(p, &how, l->name, ".weight_shape", 1, shape);
+}
+
+/* --- config.json -------------------------------------------------------------------- */
+
+/* *out = the pattern of a projection's names in the layers where its scheme is s; NULL if
+ * there is none. The caller frees it with mem_free(). */
+static enum err pattern(char **out, const struct export_source *src,
+                        const struct scheme *scheme, struct scheme s, int lin)
+{
+    const int64_t layers = src->arch->n_layers;
+    const size_t room = 64 + 8 * (size_t)layers;
+    int64_t n = 0;
+    size_t used = 0;
+    *out = NULL;
+    for (int64_t i = 0; i < layers; i++)
+        n += scheme_same(scheme[i * N_LIN + lin], s);
+    if (!n)
+        return OK;
+    TRY(mem_alloc(out, room, 1));
+    if (n == layers) {
+        snprintf(*out, room, "re:.*%s$", strchr(lin_module[lin], '.') + 1);
+        return OK;
+    }
+    used += (size_t)snprintf(*out, room, "re:.*layers\\.(");
+    for (int64_t i = 0; i < layers; i++)
+        if (scheme_same(scheme[i * N_LIN + lin], s))
+            used += (size_t)snprintf(*out + used, room - used, "%lld|", (long long)i);
+    snprintf(*out + used - 1, room - used + 1, ")\\..*%s$",
+             strchr(lin_module[lin], '.') + 1);
+    return OK;
+}
+
+static enum err targets(json_t **out, const struct export_source *src,
+                        const struct scheme *scheme, struct scheme s, bool all)
+{
+    *out = all ? json_pack("[s]", "Linear") : json_array();
+    for (int lin = 0; lin < N_LIN && !all; lin++) {
+        char *text = NULL;
+        TRY(pattern(&text, src, scheme, s, lin));
+        if (text)
+            json_array_append_new(*out, json_string(text));
+        mem_free(text);
+    }
+    return OK;
+}
+
+static json_t *weights_json(struct scheme s)
+{
+    json_t *o = json_pack("{s:i, s:s, s:b, s:s}", "num_bits", s.bits, "type", "int",
+                          "symmetric", 0, "strategy", s.group ? "group" : "channel");
+    json_object_set_new(o, "group_size", s.group ? json_integer(s.group) : json_null());
+    json_object_set_new(o, "dynamic", json_false());
+    return o;
+}
+
+/* Adds a config group for each different scheme, in the order in which they first occur. */
+static enum err add_groups(json_t *groups, const struct export_source *src,
+                           const struct scheme *scheme, int64_t count)
+{
+    int64_t found = 0;
+    for (int64_t i = 0; i < src->n_linears; i++) {
+        json_t *list;
+        char name[32];
+        if (!scheme_is_new(scheme, i))
+            continue;
+        TRY(targets(&list, src, scheme, scheme[i], count == 1));
+        snprintf(name, sizeof(name), "group_%lld", (long long)found++);
+        json_object_set_new(groups, name,
+                            json_pack("{s:o, s:o, s:n, s:n}", "targets", list, "weights",
+                                      weights_json(scheme[i]), "input_activations",
+                                      "output_activations"));
+    }
+    return OK;
+}
+
+static int64_t count_schemes(const struct export_source *src, const struct scheme *scheme)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < src->n_linears; i++)
+        n += scheme_is_new(scheme, i);
+    return n;
+}
+
+static enum err config(json_t **out, const struct export_source *src,
+                       const struct scheme *scheme)
+{
+    json_t *groups = json_object(), *ignore = json_pack("[s]", "lm_head");
+    TRY(add_groups(groups, src, scheme, count_schemes(src, scheme)));
+    for (int64_t i = 0; i < src->n_linears; i++)
+        if (scheme[i].bits == 16)
+            json_array_append_new(ignore, json_string(src->linear[i].name));
+    *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:n}", "quant_method", "compressed-tensors",
+                     "format", "pack-quantized", "quantization_status", "compressed",
+                     "config_groups", groups, "ignore", ignore, "kv_cache_scheme");
+    FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "config.json: out of memory");
+    return OK;
+}
+
+/* --- the format --------------------------------------------------------------------- */
+
+static enum err note_weights(struct export_job *j, const struct scheme *scheme)
+{
+    const int64_t n = count_schemes(j->source, scheme);
+    bool wide = false;
+    for (int64_t i = 0; i < j->source->n_linears; i++)
+        wide = wide || scheme[i].bits == 8;
+    if (wide)
+        TRY(export_note(
+            j, EXPORT_CARRIED,
+            "8-bit projections: vLLM needs a Machete or Humming kernel for them "
+            "and has none on CPUs"));
+    return n < 2
+               ? OK
+               : export_note(j, EXPORT_CARRIED,
+                             "%lld formats, as config groups; llama.cpp's converter reads "
+                             "only one",
+                             (long long)n);
+}
+
+static enum err check(struct export_job *j)
+{
+    static const struct hub_packing packing = {
+        .most = 8, .add = add_linear, .config = config, .note = note_weights};
+    return hub_check_packed(j, &packing);
+}
+
+const struct export_format export_compressed = {
+    .name = "compressed-tensors",
+    .engines = "transformers, vLLM, SGLang",
+    .holds = "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats",
+    .check = check,
+    .write = hub_write,
+    .release = hub_release,
+};
