@@ -8,5 +8,6 @@
 
 extern const struct export_format export_dense;
 extern const struct export_format export_compressed;
+extern const struct export_format export_awq;
 
 #endif

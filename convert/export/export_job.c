@@ -9,7 +9,8 @@
 
 const char *const export_fate_name[] = {"carried", "changed", "dropped"};
 
-const struct export_format *const export_formats[] = {&export_compressed, &export_dense};
+const struct export_format *const export_formats[] = {&export_compressed, &export_awq,
+                                                      &export_dense};
 const int export_format_count = ARRAY_LEN(export_formats);
 
 const struct export_format *export_find(const char *name)

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * AWQ, gemm version, 4 bits: MLX, vLLM, SGLang, OpenVINO.
+ *
+ *   NAME.qweight  I32 [in][out / 8]      nibble i of a word: row 8 j + order[i]
+ *   NAME.qzeros   I32 [groups][out / 8]  zero points in the same order
+ *   NAME.scales   F16 [groups][out] */
+#include "convert/artifact/bitpack.h"
+#include "convert/export/export_formats.h"
+#include "convert/export/hub.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define PER_WORD 8
+#define STRIPE 128 /* columns that are transposed at a time; a multiple of 8 */
+
+static const int order[PER_WORD] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+/* dst [n][words of t], word j of each row = nibbles from rows 8 j .. 8 j + 7 of
+ * codes [8][n]. */
+static void put_word(const struct hub_tensor *t, uint8_t *dst, int64_t j,
+                     const uint8_t *codes, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++) {
+        uint32_t word = 0;
+        for (int i = 0; i < PER_WORD; i++)
+            word |= (uint32_t)codes[order[i] * n + c] << 4 * i;
+        memcpy(dst + (size_t)c * t->row_bytes + (size_t)j * sizeof(word), &word,
+               sizeof(word));
+    }
+}
+
+/* Columns [first, first + n) of all rows; first is a multiple of STRIPE. */
+static enum err fill_codes(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    const int64_t row_bytes = bitpack_bytes(p->in, p->bits);
+    uint8_t *codes = scratch;
+    for (int64_t j = 0; j < p->out / PER_WORD; j++) {
+        for (int64_t i = 0; i < PER_WORD; i++)
+            bitpack_unpack_row(codes + i * n,
+                               p->qweight + (j * PER_WORD + i) * row_bytes +
+                                   first / 8 * p->bits,
+                               n, p->bits);
+        put_word(t, dst, j, codes, n);
+    }
+    return OK;
+}
+
+/* All groups at once. */
+static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    uint8_t *zeros = scratch, *codes = zeros + p->groups;
+    for (int64_t j = 0; j < p->out / PER_WORD; j++) {
+        for (int64_t i = 0; i < PER_WORD; i++) {
+            export_row_zeros(zeros, p, j * PER_WORD + i);
+            for (int64_t g = 0; g < n; g++)
+                codes[i * n + g] = zeros[scheme_source_group(p, t->group, g)];
+        }
+        put_word(t, dst, j, codes, n);
+    }
+    return OK;
+}
+
+static enum err fill_scales(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                            int64_t n, void *scratch)
+{
+    const struct packed_linear *p = t->linear->packed;
+    for (int64_t g = first; g < first + n; g++)
+        for (int64_t r = 0; r < p->out; r++, dst += 2)
+            memcpy(dst,
+                   p->scales + 2 * (r * p->groups + scheme_source_group(p, t->group, g)),
+                   2);
+    return OK;
+}
+
+static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
+                           const struct scheme *s)
+{
+    const int64_t out = l->packed->out, in = l->packed->in;
+    const int64_t groups = scheme_groups(l->packed, s->group);
+    const int64_t codes[] = {in, out / PER_WORD}, zeros[] = {groups, out / PER_WORD};
+    const int64_t scales[] = {groups, out};
+    struct hub_tensor how = {.linear = l, .group = s->group, .dtype = DT_I32};
+    const int64_t need = PER_WORD * (groups > STRIPE ? groups : STRIPE) + l->packed->groups;
+    if ((size_t)need > p->scratch)
+        p->scratch = (size_t)need;
+    FAIL_IF(out % PER_WORD, ERR_SUPPORT,
+            "%s has %" PRId64 " rows, and --format awq packs 8 of them in a word; use "
+            "--format compressed-tensors",
+            l->name, out);
+    how.fill = fill_codes;
+    how.step = STRIPE;
+    TRY(hub_add(p, &how, l->name, ".qweight", 2, codes));
+    how.fill = fill_zeros;
+    how.step = groups;
+    TRY(hub_add(p, &how, l->name, ".qzeros", 2, zeros));
+    how.fill = fill_scales;
+    how.step = 0;
+    how.dtype = DT_F16;
+    return hub_add(p, &how, l->name, ".scales", 2, scales);
+}
+
+/* The group size of all quantized projections; -1 for whole rows. */
+static int64_t group_size(const struct export_source *s, const struct scheme *scheme)
+{
+    for (int64_t i = 0; i < s->n_linears; i++)
+        if (scheme[i].bits < 16 && scheme[i].group)
+            return scheme[i].group;
+    return -1;
+}
+
+static enum err config(json_t **out, const struct export_source *s,
+                       const struct scheme *scheme)
+{
+    json_t *keep = json_pack("[s]", "lm_head");
+    for (int64_t i = 0; i < s->n_linears; i++)
+        if (scheme[i].bits == 16)
+            json_array_append_new(keep, json_string(s->linear[i].name));
+    *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", "awq", "bits", 4,
+                     "group_size", (json_int_t)group_size(s, scheme), "zero_point", 1,
+                     "version", "gemm", "modules_to_not_convert", keep);
+    FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "config.json: out of memory");
+    return OK;
+}
+
+static enum err check(struct export_job *j)
+{
+    static const struct hub_packing packing = {
+        .most = 4, .one_group = true, .add = add_linear, .config = config};
+    return hub_check_packed(j, &packing);
+}
+
+const struct export_format export_awq = {
+    .name = "awq",
+    .engines = "MLX, vLLM, SGLang, OpenVINO",
+    .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows",
+    .check = check,
+    .write = hub_write,
+    .release = hub_release,
+};
