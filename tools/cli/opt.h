@@ -34,6 +34,8 @@ struct args {
     const char *labels, *prompts, *max_gen;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
+    const char *format, *kv, *dtype, *base_model, *license;
+    struct text_list eval_report;
     const char *batch, *length; /* repeatable options */
     bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform,
         refine;

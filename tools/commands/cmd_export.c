@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/export/export.h"
+#include "convert/output/outdir.h"
+#include "data/json.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
+#include "tools/commands/commands.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define REPORT_MAX ((size_t)64 << 20)
+
+/* clang-format off */
+static const struct opt options[] = {
+    {OPT_HEADING, .help = "Export:"},
+    {OPT_TEXT, .name = "format", .arg = "F", .offset = offsetof(struct args, format),
+     .help = "Format to write; list prints all of them and what each can hold (default: "
+             "none, required)"},
+    {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
+     .help = "Directory or file to make; it must not exist, or be an empty directory "
+             "(default: none, required)"},
+    {OPT_TEXT, .name = "kv", .arg = "HOW", .offset = offsetof(struct args, kv),
+     .value = "carry", .choices = "carry|drop",
+     .help = "carry refuses an artifact whose cache calibration the format cannot hold; "
+             "drop leaves the calibration out, and the engine's own cache runs without it"},
+    {OPT_TEXT, .name = "dtype", .arg = "TYPE", .offset = offsetof(struct args, dtype),
+     .choices = "f16|bf16|f32",
+     .help = "Type of the tensors, for --format dense only; f32 holds every value exactly "
+             "(default: f16)"},
+    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+    {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
+     .help = "Threads; 0 = one per core"},
+    {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
+     .help = "Print what the export would hold, and its size; write nothing"},
+    {OPT_HEADING, .help = "Model card:"},
+    {OPT_TEXT, .name = "base-model", .arg = "ID", .offset = offsetof(struct args, base_model),
+     .help = "The checkpoint's name on the hub, as in HuggingFaceTB/SmolLM2-135M (default: "
+             "what config.json says)"},
+    {OPT_TEXT, .name = "license", .arg = "ID", .offset = offsetof(struct args, license),
+     .help = "The checkpoint's license, as in apache-2.0 (default: none is stated)"},
+    {OPT_LIST, .name = "eval-report", .arg = "FILE",
+     .offset = offsetof(struct args, eval_report),
+     .help = "Output of `wkvq eval --json` with perplexities to state; repeatable "
+             "(default: none is stated)"},
+    {0},
+};
+/* clang-format on */
+static const struct opt *const groups[] = {options, opt_progress, opt_report, NULL};
+
+/* --- formats ------------------------------------------------------------------------ */
+
+static enum err print_formats(const struct args *a)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < export_format_count; i++) {
+        const struct export_format *f = export_formats[i];
+        if (!a->json)
+            printf("%-19s %s\n%-19s loads in %s\n", f->name, f->holds, "", f->engines);
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "format", f->name, "holds",
+                                              f->holds, "engines", f->engines));
+    }
+    const enum err err = a->json ? json_print(list, 0) : OK;
+    json_decref(list);
+    return err;
+}
+
+static enum err find_format(const struct export_format **out, const char *name)
+{
+    char names[256];
+    size_t used = 0;
+    FAIL_IF(!name, ERR_USAGE, "no format: give --format F; --format list prints them");
+    *out = export_find(name);
+    for (int i = 0; i < export_format_count && used < sizeof(names); i++)
+        used += (size_t)snprintf(names + used, sizeof(names) - used, "%s, ",
+                                 export_formats[i]->name);
+    FAIL_IF(!*out, ERR_USAGE, "--format \"%.60s\" is unknown, want one of %slist", name,
+            names);
+    return OK;
+}
+
+/* --- options ------------------------------------------------------------------------ */
+
+static enum err read_reports(json_t **out, const struct text_list *files)
+{
+    json_t *list = json_array(), *o;
+    for (int i = 0; i < files->n; i++) {
+        const enum err err = json_load_file_strict(&o, files->item[i], REPORT_MAX);
+        if (err) {
+            json_decref(list);
+            return err;
+        }
+        json_array_append_new(list, o);
+    }
+    *out = list;
+    return OK;
+}
+
+static enum err read_options(struct export_job *j, const struct args *a)
+{
+    static const enum dtype type[] = {DT_F16, DT_BF16, DT_F32};
+    FAIL_IF(a->pos.n != 1, ERR_USAGE, "no artifact: give its directory");
+    FAIL_IF(!a->out && !a->plan, ERR_USAGE, "no place for the export: give -o OUT");
+    FAIL_IF(a->dtype && strcmp(a->format, "dense"), ERR_USAGE,
+            "--dtype %s is for --format dense; packed formats have one type of tensors",
+            a->dtype);
+    j->options = (struct export_options){
+        .drop_cache = !strcmp(a->kv, "drop"),
+        .dtype = type[a->dtype ? opt_choice("f16|bf16|f32", a->dtype) : 0],
+        .shard_bytes = a->shard_bytes,
+        .threads = (int)a->threads,
+        .base_model = a->base_model,
+        .license = a->license,
+    };
+    return read_reports(&j->options.eval, &a->eval_report);
+}
+
+/* --- results ------------------------------------------------------------------------ */
+
+static json_t *notes_json(const struct export_job *j)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < j->n_notes; i++)
+        json_array_append_new(list, json_pack("{s:s, s:s}", "fate",
+                                              export_fate_name[j->note[i].fate], "text",
+                                              j->note[i].text));
+    return list;
+}
+
+static enum err print_json(const struct export_job *j, const struct args *a)
+{
+    json_t *o = json_pack("{s:s, s:s, s:s?, s:I, s:o}", "artifact", j->source->dir,
+                          "format", j->format->name, "export", a->plan ? NULL : a->out,
+                          "bytes", (json_int_t)j->bytes, "notes", notes_json(j));
+    const enum err err = json_print(o, 0);
+    json_decref(o);
+    return err;
+}
+
+/* --plan is the answer on standard output; otherwise these are remarks. */
+static enum err print_notes(const struct export_job *j, const struct args *a)
+{
+    for (int i = 0; i < j->n_notes && !a->json; i++) {
+        const struct export_note *n = &j->note[i];
+        if (a->plan)
+            printf("  %-8s %s\n", export_fate_name[n->fate], n->text);
+        else
+            log_info("%s: %s", export_fate_name[n->fate], n->text);
+    }
+    if (!a->plan)
+        return OK;
+    if (a->json)
+        return print_json(j, a);
+    printf("  size     %.1f MB, in the format of %s\n", 1e-6 * (double)j->bytes,
+           j->format->engines);
+    return OK;
+}
+
+static enum err write_export(struct export_job *j, const struct args *a)
+{
+    struct progress *p = NULL;
+    TRY(progress_open(&p, a->quiet, a->log_json));
+    stop_watch(STOP_AT_ONCE);
+    progress_phase(p, "export");
+    j->progress = progress_share;
+    j->progress_ctx = p;
+    const enum err err = export_write(j, a->out);
+    progress_end(p);
+    progress_close(&p);
+    if (err)
+        return err;
+    if (a->json)
+        return print_json(j, a);
+    log_info("%s: %.1f MB, %s", a->out, 1e-6 * (double)j->bytes, j->format->name);
+    return OK;
+}
+
+static enum err run(struct args *a)
+{
+    enum err err = OK;
+    struct export_job j = {0};
+    struct export_source *s = NULL;
+    if (a->format && !strcmp(a->format, "list"))
+        return print_formats(a);
+    TRY(find_format(&j.format, a->format));
+    TRY_OUT(read_options(&j, a));
+    if (a->out && !j.format->is_file)
+        TRY_OUT(outdir_probe(a->out, false));
+    TRY_OUT(outdir_recover(a->pos.item[0]));
+    TRY_OUT(export_open(&s, a->pos.item[0]));
+    j.source = s;
+    TRY_OUT(export_check(&j));
+    if (a->plan && !a->json)
+        printf("%s as %s:\n", s->dir, j.format->name);
+    TRY_OUT(print_notes(&j, a));
+    if (!a->plan)
+        TRY_OUT(write_export(&j, a));
+out:
+    json_decref(j.options.eval);
+    export_job_free(&j);
+    export_close(&s);
+    return err;
+}
+
+const struct command cmd_export = {
+    .name = "export",
+    .operands = "[ARTIFACT]",
+    .summary = "Write an artifact in the format of another engine",
+    .details = "Writes what vLLM, SGLang, transformers, MLX and others load, with the same "
+               "weights to the bit (docs/export.md). What a format or its engines cannot "
+               "hold is refused, and every export says what it carries and what it "
+               "drops.\n\n"
+               "  wkvq export --format list\n"
+               "  wkvq export SmolLM2-135M-w4kv4 --format compressed-tensors --kv drop \\\n"
+               "      -o SmolLM2-135M-ct\n",
+    .groups = groups,
+    .min_pos = 0,
+    .max_pos = 1,
+    .run = run,
+};
