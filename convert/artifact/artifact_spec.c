@@ -93,11 +93,11 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
     json_t *o = json_pack(
         "{s:s, s:i, s:{s:s, s:i, s:I, s:s}, s:{s:s, s:i, s:I, s:s, s:b, s:I, s:I, s:b}, "
         "s:[s]}",
-        "quant_method", ARTIFACT_METHOD, "format_version", version_of(w, kv), "weights",
-        "method", weight_names[w->method], "bits", w->bits, "group_size",
-        (json_int_t)w->group_size, "round", round_names[w->round], "kv", "method",
-        kv_names[kv->method], "bits", kv->bits, "group_size", (json_int_t)kv->group_size,
-        "key_stage", stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
+        "format", ARTIFACT_FORMAT, "format_version", version_of(w, kv), "weights", "method",
+        weight_names[w->method], "bits", w->bits, "group_size", (json_int_t)w->group_size,
+        "round", round_names[w->round], "kv", "method", kv_names[kv->method], "bits",
+        kv->bits, "group_size", (json_int_t)kv->group_size, "key_stage",
+        stage_names[kv->key_stage], "past_only", (int)kv->past_only, "window",
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
     json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
@@ -201,12 +201,23 @@ static enum err refined_from_json(bool *out, const json_t *o, int64_t version,
     return OK;
 }
 
+static const char *given(const json_t *q, const char *key)
+{
+    const char *text = json_string_value(json_object_get(q, key));
+    return text ? text : "";
+}
+
+bool spec_is_ours(const json_t *q)
+{
+    const bool old = json_object_get(q, "quant_method") != NULL;
+    return !strcmp(given(q, old ? "quant_method" : "format"), ARTIFACT_FORMAT);
+}
+
 static enum err read_version(int64_t *out, const json_t *q, const char *where)
 {
-    const char *method = NULL;
-    TRY(json_need_string(&method, q, "quant_method", where));
-    FAIL_IF(strcmp(method, ARTIFACT_METHOD) != 0, ERR_FORMAT,
-            "%s: quant_method is \"%.40s\", want \"" ARTIFACT_METHOD "\"", where, method);
+    FAIL_IF(!spec_is_ours(q), ERR_FORMAT,
+            "%s: format is \"%.40s\", want \"" ARTIFACT_FORMAT "\" and no quant_method",
+            where, given(q, "format"));
     TRY(json_need_int(out, q, "format_version", 1, INT32_MAX, where));
     FAIL_IF(*out > ARTIFACT_VERSION, ERR_SUPPORT,
             "%s: format_version is %" PRId64 ", this program reads up to %d", where, *out,

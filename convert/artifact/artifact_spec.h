@@ -7,16 +7,22 @@
 #include "data/json.h"
 #include "kernels/tensor/qtensor.h"
 
-#define ARTIFACT_METHOD "wkvq" /* quant_method */
+#define ARTIFACT_FORMAT "wkvq" /* format, and in earlier artifacts quant_method */
 /* Of the format: 2 added kv.rotate, 3 mixed formats, 4 refinement (F32 gains of norms). */
 #define ARTIFACT_VERSION 4
+
+/* Returns true if a quantization_config is that of an artifact. It has the member `format`
+ * and no quant_method: transformers skips a quant_method that it does not know, and fills
+ * the projections with random numbers, but it refuses one that is missing. Earlier
+ * artifacts have quant_method. */
+bool spec_is_ours(const json_t *q);
 
 /* Checks the range of every field; `where` starts the message. Errors: ERR_FORMAT. */
 enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
                     const char *where);
 /* Returns a new reference, or NULL if memory is out. */
 json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv);
-/* Parses q strictly: method and version must be ours, every value in range. The caller owns
+/* Parses q strictly: format and version must be ours, every value in range. The caller owns
  * the mixes: spec_free. Errors: ERR_FORMAT, ERR_SUPPORT for a later version. */
 enum err spec_from_json(struct weight_spec *w, struct kv_spec *kv, const json_t *q,
                         const char *where);

@@ -30,9 +30,7 @@ enum err artifact_is(bool *yes, const char *dir)
             goto out;
         err = OK;
         err_clear(); /* not an artifact: no error */
-        const json_t *q = json_object_get(o, "quantization_config");
-        const char *method = json_string_value(json_object_get(q, "quant_method"));
-        *yes = method && !strcmp(method, ARTIFACT_METHOD);
+        *yes = spec_is_ours(json_object_get(o, "quantization_config"));
         json_decref(o);
     }
 out:

@@ -5,6 +5,7 @@
  * the mathematics and is not supported is refused, never ignored. */
 #include "convert/checkpoint/hf_config.h"
 
+#include "convert/artifact/artifact_spec.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -98,7 +99,7 @@ static enum err check_unquantized(const struct reader *r)
             continue;
         const char *method = json_string_value(json_object_get(q, "quant_method"));
         FAIL_IF(
-            i > 0 || !method || strcmp(method, "wkvq"), ERR_SUPPORT,
+            i > 0 || !spec_is_ours(q), ERR_SUPPORT,
             "%s: %s is present (quant_method %.60s): the weights are already quantized; "
             "use the full-precision checkpoint",
             r->where, key[i], method ? method : "not given");

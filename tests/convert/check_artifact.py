@@ -127,7 +127,7 @@ def main():
     manifest = check_manifest(folder)
     config = json.loads((folder / "config.json").read_text())
     spec = config.pop("quantization_config")
-    assert spec["quant_method"] == "wkvq" and spec["format_version"] == version_of(spec)
+    assert spec["format"] == "wkvq" and "quant_method" not in spec and spec["format_version"] == version_of(spec)
     assert config == json.loads((model / "config.json").read_text())
     tensors, source = tensors_of(folder, manifest), read_safetensors(model / "model.safetensors")
     weights, widths = 0, set()

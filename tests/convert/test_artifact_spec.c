@@ -97,6 +97,23 @@ static void scale_bits(void **state)
     }
 }
 
+/* Artifacts of earlier programs have quant_method in place of format. */
+static void earlier_artifacts(void **state)
+{
+    struct weight_spec w = {0};
+    struct kv_spec kv = {0};
+    json_t *o = spec_to_json(&w4, &kv4);
+    assert_true(spec_is_ours(o));
+    assert_int_equal(json_object_del(o, "format"), 0);
+    assert_false(spec_is_ours(o));
+    assert_int_equal(json_object_set_new(o, "quant_method", json_string("wkvq")), 0);
+    assert_true(spec_is_ours(o));
+    assert_int_equal(spec_from_json(&w, &kv, o, "test"), OK);
+    assert_int_equal(w.group_size, 128);
+    assert_false(spec_is_ours(NULL));
+    json_decref(o);
+}
+
 /* Checks that o, with a change, is refused with e and these words, and restores it. */
 static void refused(json_t *o, enum err e, const char *words)
 {
@@ -119,6 +136,12 @@ static void set(json_t *o, const char *section, const char *key, json_t *value)
 static void what_is_refused(void **state)
 {
     json_t *o = spec_to_json(&w4, &kv4);
+    set(o, "", "quant_method", json_string("awq"));
+    refused(o, ERR_FORMAT, "format is \"wkvq\", want \"wkvq\" and no quant_method");
+    json_object_del(o, "quant_method");
+    set(o, "", "format", json_string("gguf"));
+    refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
+    set(o, "", "format", json_string("wkvq"));
     set(o, "", "format_version", json_integer(5));
     refused(o, ERR_SUPPORT, "format_version is 5, this program reads up to 4");
     set(o, "", "format_version", json_integer(3));
@@ -150,9 +173,8 @@ static void what_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(oldest_version),
-        cmocka_unit_test(there_and_back),
-        cmocka_unit_test(scale_bits),
+        cmocka_unit_test(oldest_version),  cmocka_unit_test(there_and_back),
+        cmocka_unit_test(scale_bits),      cmocka_unit_test(earlier_artifacts),
         cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

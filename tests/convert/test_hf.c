@@ -288,6 +288,10 @@ static const struct {
      ERR_SUPPORT, "rope_parameters", "layers"},
     {"llama", ",\"quantization_config\":{\"quant_method\":\"gptq\"}", ERR_SUPPORT,
      "quantization_config", "gptq"},
+    {"llama", ",\"quantization_config\":{\"quant_method\":\"awq\",\"format\":\"wkvq\"}",
+     ERR_SUPPORT, "quantization_config", "awq"},
+    {"llama", ",\"quantization_config\":{}", ERR_SUPPORT, "quantization_config",
+     "not given"},
     {"llama", ",\"compression_config\":{}", ERR_SUPPORT, "compression_config", "quantized"},
     {"llama", ",\"num_key_value_heads\":3", ERR_FORMAT, "num_key_value_heads", "3"},
     {"llama", ",\"num_key_value_heads\":0", ERR_FORMAT, "num_key_value_heads", "0"},
@@ -340,11 +344,13 @@ static void test_refused_texts(void **state)
     assert_int_equal(hf_read_config(&a, "/tmp/no/such/dir"), ERR_NOT_FOUND);
 }
 
-/* An artifact's own config.json is read, so that its reader can. */
+/* An artifact's own config.json is read, so that its reader can; also that of an early one,
+ * which has quant_method. */
 static void test_own_quantization(void **state)
 {
-    const struct arch a =
-        hf_read("llama", ",\"quantization_config\":{\"quant_method\":\"wkvq\"}");
+    struct arch a = hf_read("llama", ",\"quantization_config\":{\"format\":\"wkvq\"}");
+    assert_int_equal(a.n_layers, 2);
+    a = hf_read("llama", ",\"quantization_config\":{\"quant_method\":\"wkvq\"}");
     assert_int_equal(a.n_layers, 2);
 }
 
