@@ -35,6 +35,8 @@ def make_jobs(wkvq, demo, config, folder):
             {"out.state": folder / "calibrate" / "out.state"}),
         Job("replace", [wkvq, "convert", demo, "-o", "out", "--force", "-j1"],
             {"out": folder / "convert" / "out"}),
+        Job("export", [wkvq, "export", "artifact", "--format", "awq", "--kv", "drop", "-o", "out", "-j1"],
+            {"artifact": folder / "convert" / "out"}),
     ]
     for job in jobs:
         (folder / job.name).mkdir()
@@ -98,7 +100,7 @@ def main():
     parser.add_argument("wkvq")
     parser.add_argument("demo")
     parser.add_argument("config")
-    parser.add_argument("--instants", type=int, default=40)
+    parser.add_argument("--instants", type=int, default=48)
     parser.add_argument("--seed", type=int, default=20240212)
     parser.add_argument("-j", type=int, default=os.cpu_count())
     a = parser.parse_args()

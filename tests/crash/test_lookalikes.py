@@ -41,7 +41,7 @@ INSIDE = ["partial-results.csv", "block-notes.txt", "block-0001.safetensors~", "
           "BLOCK-0001.safetensors", "block-9999.safetensors.bak", "partial-c.safetensors", "partial-a.safetensors.old",
           "stream-quantized", "stream-quantized.tmp.123", "lock.bak", "LOCK", "lock~", "manifest.json~", "manifest.json.tmp.123",
           "Manifest.json", "model.safetensors.tmp.5", "model-00001-of-00002.safetensors~", "model-1-of-2.safetensors",
-          "config.json.old", "results.csv.bak", "results.jsonl.tmp.8", "block-0001.safetensors.d/"]
+          "config.json.old", "README.md", "results.csv.bak", "results.jsonl.tmp.8", "block-0001.safetensors.d/"]
 
 
 def put(path, link=None):
@@ -115,6 +115,7 @@ def make_jobs(b):
         Job("quantize here", ["quantize", model, "-o", ".", *learn], ["out"], cwd="out", before=[(None, "out")]),
         Job("quantize over", ["quantize", model, "-o", "out", "--force", *learn], ["out"], before=[(done / "another", "out")]),
         Job("synth", ["synth", "--shape", "smollm2-135m", "--layers", "1", "-o", "ck", "-j1"], ["ck"]),
+        Job("export", ["export", str(done / "another"), "--format", "dense", "-o", "ex", "-j1"], ["ex"]),
         Job("sweep", ["sweep", str(b.root / "s.yaml"), "-m", model, "--data", text, "-o", "sw", "-j1"], ["sw"], group=True),
         Job("tune", tune, ["best.yaml"], group=True),
         Job("report", ["report", str(done / "sw"), "-o", "page.html"], ["page.html"]),
@@ -208,10 +209,10 @@ def trial(b, job, instants):
         process = b.start(job, folder)
         _, err = process.communicate(timeout=300)
         ended = process.returncode == 0 or (process.returncode == 2 and b"--force" in err and whole) or (
-            job.name == "synth" and process.returncode == 2 and b"exists and holds" in err)
+            job.name in ("synth", "export") and process.returncode == 2 and b"exists and holds" in err)
         wrong = changed(before) or (None if ended else f"exit {process.returncode}: {err.decode()}")
         if not wrong and job.name not in ("sweep", "tune"):
-            left = [p.name for p in folder.iterdir() if p not in before and p.name not in ("out", "st", "ck", *job.out)]
+            left = [p.name for p in folder.iterdir() if p not in before and p.name not in ("out", "st", "ck", "ex", *job.out)]
             left = [n for n in left if not any(n.startswith(o + ".tmp.") and "." in o for o in job.out)]
             wrong = f"left behind: {left}" if left else None
         return hits, f"{job.name} killed at {instants}, then run: {wrong}" if wrong else None
@@ -238,7 +239,7 @@ def refusal(b, job, where, name, link):
 
 def refusals(rng, jobs, n):
     places = {"convert": ["out"], "replace": ["out"], "here": ["out"], "calibrate": ["st"], "quantize": ["out.state", "out"],
-              "synth": ["ck"], "sweep": ["sw", "sw/cells"]}
+              "synth": ["ck"], "export": ["ex"], "sweep": ["sw", "sw/cells"]}
     for name in INSIDE:  # what a state would have to know by its whole name
         yield from ((job, "st", name, False) for job in jobs if job.name == "calibrate")
     for _ in range(n):

@@ -1,0 +1,382 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Exports against the artifact: test_export.py WKVQ GOLDEN_MODELS.
+
+A second reader of every format, written here from docs/export.md in the standard library, unpacks each
+projection. Its values must be those of the artifact exactly (--dtype f16 and bf16: rounded once). All other
+tensors must have the artifact's bytes, and nothing may be there beside them. The models are tiny: every
+family of tests/golden/models, and one whose widths have real groups. Also: the same bytes on every number of
+threads, the same tensors in shards, sizes as --plan says, and the model card."""
+import json
+import math
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
+import check_artifact as reader
+import tiny
+
+KINDS = [module.split(".")[1] for module in reader.LINEARS]
+COPIED = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+CACHE = re.compile(r"self_attn\.[kv]_(scale|shift)$")
+PACKED = re.compile(r"_proj\.(qweight|scales|zeros)$")
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
+
+
+class Bench:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.folder, self.count = wkvq, folder, 0
+
+    def run(self, *args, status=0):
+        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
+        if done.returncode != status:
+            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}, want {status}\n"
+                                 f"{done.stderr.decode()}")
+        return done
+
+    def place(self, name):
+        self.count += 1
+        return self.folder / f"{self.count}-{name}"
+
+    def convert(self, model, **settings):
+        out = self.place("artifact")
+        words = [w for key, value in settings.items() for w in ("--set", f"{key.replace('__', '.')}={value}")]
+        self.run("convert", model, "-q", "-o", out, *words)
+        return out
+
+    def export(self, artifact, form, *more):
+        out = self.place(form)
+        self.run("export", artifact, "--format", form, "-o", out, *more)
+        return out
+
+
+# --- the artifact ---
+
+class Artifact:
+    """values[name]: [out][in] of every quantized projection; rest: all tensors that an export must keep."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        manifest = reader.check_manifest(folder)
+        tensors = reader.tensors_of(folder, manifest)
+        self.config = json.loads((folder / "config.json").read_text())
+        spec = self.config.pop("quantization_config")["weights"]
+        self.values, self.bits = {}, {}
+        for (layer, kind), (bits, group) in reader.formats(spec, KINDS, self.config["num_hidden_layers"]).items():
+            module = reader.LINEARS[KINDS.index(kind)]
+            name = f"model.layers.{layer}.{module}"
+            self.bits[name] = bits
+            if bits == 16:
+                continue
+            cols = self.columns(kind)
+            group = group or cols
+            codes, zeros, scales = reader.read_linear(tensors, name, cols, bits, group)
+            self.values[name] = [[(q[c] - z[c // group]) * h[c // group] for c in range(cols)]
+                                 for q, z, h in zip(codes, zeros, scales)]
+        self.rest = {name: t for name, t in tensors.items() if not CACHE.search(name) and not PACKED.search(name)}
+
+    def columns(self, kind):
+        heads, hidden = self.config["num_attention_heads"], self.config["hidden_size"]
+        if kind == "o_proj":
+            return heads * (self.config.get("head_dim") or hidden // heads)
+        return self.config["intermediate_size"] if kind == "down_proj" else hidden
+
+
+# --- the second readers ---
+
+def words(data):
+    return [w[0] for w in struct.iter_unpack("<I", data)]
+
+
+def fields(row, n, bits):
+    """n codes of a row of words, lowest bits first. The bits after them must be 0."""
+    stream = sum(w << 32 * i for i, w in enumerate(row))
+    assert stream >> n * bits == 0, "unused bits are not 0"
+    return [stream >> i * bits & (1 << bits) - 1 for i in range(n)]
+
+
+def matrix(flat, rows):
+    n = len(flat) // rows
+    return [flat[r * n:(r + 1) * n] for r in range(rows)]
+
+
+def take(tensors, name, dtype):
+    have, shape, data = tensors.pop(name)
+    assert have == dtype, (name, have)
+    return shape, data
+
+
+def scheme_of(config, name):
+    """The weights' scheme of a Linear module as compressed-tensors finds it, or None."""
+    if any(name == i or i.startswith("re:") and re.match(i[3:], name) for i in config["ignore"]):
+        return None
+    found = [group["weights"] for group in config["config_groups"].values()
+             if any(t == "Linear" or t.startswith("re:") and re.match(t[3:], name) for t in group["targets"])]
+    assert len(found) == 1, (name, found)
+    return found[0]
+
+
+def read_compressed(tensors, config, name, cols):
+    scheme = scheme_of(config, name)
+    if scheme is None:
+        return None
+    bits, group = scheme["num_bits"], scheme["group_size"] or cols
+    assert scheme["type"] == "int" and scheme["symmetric"] is False and bits in (4, 8)
+    assert (scheme["strategy"] == "channel") == (scheme["group_size"] is None)
+    assert scheme["group_size"] in (None, 32, 64, 128) and cols % group == 0
+    shape, data = take(tensors, name + ".weight_shape", "I64")
+    rows, in_features = struct.unpack("<2q", data)
+    assert shape == [2] and in_features == cols
+    shape, data = take(tensors, name + ".weight_packed", "I32")
+    assert shape == [rows, -(-cols * bits // 32)], shape
+    codes = [fields(row, cols, bits) for row in matrix(words(data), rows)]
+    shape, data = take(tensors, name + ".weight_scale", "F16")
+    assert shape == [rows, cols // group]
+    scales = matrix(reader.floats("F16", data), rows)
+    shape, data = take(tensors, name + ".weight_zero_point", "I32")
+    assert shape == [-(-rows * bits // 32), cols // group]
+    columns = [fields(column, rows, bits) for column in zip(*matrix(words(data), shape[0]))]
+    return [[(codes[r][c] - columns[c // group][r]) * scales[r][c // group] for c in range(cols)]
+            for r in range(rows)]
+
+
+def read_awq(tensors, config, name, cols):
+    if name in config["modules_to_not_convert"]:
+        return None
+    assert config["bits"] == 4 and config["zero_point"] is True and config["version"] == "gemm"
+    group = cols if config["group_size"] == -1 else config["group_size"]
+    assert config["group_size"] in (-1, 32, 64, 128) and cols % group == 0
+
+    def nibbles(name, count):
+        shape, data = take(tensors, name, "I32")
+        assert shape[0] == count
+        out = []
+        for line in matrix(words(data), count):
+            row = [0] * 8 * len(line)
+            for j, word in enumerate(line):
+                for i, o in enumerate(AWQ_ORDER):
+                    row[8 * j + o] = word >> 4 * i & 15
+            out.append(row)
+        return out
+
+    codes, zeros = nibbles(name + ".qweight", cols), nibbles(name + ".qzeros", cols // group)
+    shape, data = take(tensors, name + ".scales", "F16")
+    assert shape == [cols // group, len(codes[0])]
+    scales = matrix(reader.floats("F16", data), shape[0])
+    return [[(codes[c][r] - zeros[c // group][r]) * scales[c // group][r] for c in range(cols)]
+            for r in range(shape[1])]
+
+
+def rounded(x, dtype):
+    if dtype == "F16":
+        return struct.unpack("<e", struct.pack("<e", x))[0]
+    if dtype == "F32":
+        return struct.unpack("<f", struct.pack("<f", x))[0]
+    u, = struct.unpack("<I", struct.pack("<f", x))
+    return struct.unpack("<f", struct.pack("<I", u + 0x7FFF + (u >> 16 & 1) & 0xFFFF0000))[0]
+
+
+def tensors_in(folder):
+    index = folder / "model.safetensors.index.json"
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(reader.read_safetensors(file))
+    assert index.exists() == (not (folder / "model.safetensors").exists())
+    if index.exists():
+        places = json.loads(index.read_text())["weight_map"]
+        assert set(places) == set(found) and set(places.values()) == {f.name for f in folder.glob("*.safetensors")}
+    return found
+
+
+# --- checks ---
+
+def check_directory(artifact, folder, dtype, quantized):
+    names = {f.name for f in folder.iterdir()}
+    kept = {n for n in COPIED if (artifact.folder / n).exists()}
+    assert {n for n in names if not n.startswith("model")} == kept | {"config.json", "README.md"}, names
+    for name in kept:
+        assert (folder / name).read_bytes() == (artifact.folder / name).read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    q = config.pop("quantization_config", None)
+    assert (q is not None) == quantized
+    assert config.pop("torch_dtype") == dtype and config.pop("dtype", dtype) == dtype
+    assert config == {k: v for k, v in artifact.config.items() if k not in ("dtype", "torch_dtype")}
+    return q
+
+
+def check_packed(artifact, folder, form):
+    q = check_directory(artifact, folder, "float16", True)
+    assert q["quant_method"] == form and "lm_head" in q.get("ignore", q.get("modules_to_not_convert"))
+    tensors = tensors_in(folder)
+    for name, bits in artifact.bits.items():
+        read = read_compressed if form == "compressed-tensors" else read_awq
+        have = read(tensors, q, name, artifact.columns(name.split(".")[-1]))
+        assert (have is None) == (bits == 16), name
+        assert bits == 16 or have == artifact.values[name], name
+    assert tensors == artifact.rest, set(tensors) ^ set(artifact.rest)
+
+
+def check_dense(artifact, folder, dtype):
+    check_directory(artifact, folder, {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[dtype], False)
+    tensors = tensors_in(folder)
+    for name, rows in artifact.values.items():
+        shape, data = take(tensors, name + ".weight", dtype)
+        assert shape == [len(rows), len(rows[0])]
+        assert reader.floats(dtype, data) == [rounded(x, dtype) for row in rows for x in row], name
+    assert set(tensors) == set(artifact.rest)
+    for name, (have, shape, data) in artifact.rest.items():
+        values = [rounded(x, dtype) for x in reader.floats(have, data)]
+        assert tensors[name][:2] == (dtype, shape) and reader.floats(dtype, tensors[name][2]) == values, name
+
+
+def check_all(b, folder, formats=("compressed-tensors", "awq", "f16", "bf16", "f32")):
+    artifact = Artifact(folder)
+    for form in formats:
+        if form in ("compressed-tensors", "awq"):
+            check_packed(artifact, b.export(folder, form), form)
+        else:
+            check_dense(artifact, b.export(folder, "dense", "--dtype", form), form.upper())
+
+
+def bytes_in(folder):
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_families(b, golden):
+    for model in sorted(p for p in golden.iterdir() if p.is_dir()):
+        check_all(b, b.convert(model, weights__group_size=0))
+    print("families: every tensor of every export")
+
+
+def test_groups(b, model):
+    for group in (32, 64, 128):
+        check_all(b, b.convert(model, weights__group_size=group), ("compressed-tensors", "awq", "f32"))
+    check_all(b, b.convert(model, weights__bits=8, weights__group_size=64), ("compressed-tensors", "f32"))
+    for bits in (2, 3):
+        check_all(b, b.convert(model, weights__bits=bits, weights__group_size=32))
+    for bits in (5, 7):
+        check_all(b, b.convert(model, weights__bits=bits, weights__group_size=32), ("compressed-tensors", "f32"))
+    print("groups: ragged, whole, 2 to 8 bits")
+
+
+def test_mixed(b, model):
+    mixed = "q_proj=3, 1.o_proj=16, down_proj=8:128, 0.v_proj=4:32, 2.gate_proj=16, 2.up_proj=16, 1.up_proj=5:0"
+    folder = b.convert(model, weights__group_size=64, weights__mixed=mixed)
+    check_all(b, folder, ("compressed-tensors", "f32"))
+    config = json.loads((b.export(folder, "compressed-tensors") / "config.json").read_text())["quantization_config"]
+    assert len(config["config_groups"]) > 1
+    assert config["ignore"] == ["lm_head", "model.layers.1.self_attn.o_proj", "model.layers.2.mlp.gate_proj",
+                                "model.layers.2.mlp.up_proj"]
+    check_all(b, b.convert(model, weights__group_size=64, weights__mixed="v_proj=3:32, 1.down_proj=16"))
+    print("mixed formats: config groups, and what engines fuse")
+
+
+def test_odd_widths(b):
+    """100 columns and rows do not fill words; whole rows, because no group fits."""
+    model = b.place("odd")
+    tiny.make_model(model, num_hidden_layers=1, intermediate_size=100)
+    check_all(b, b.convert(model, weights__group_size=0), ("compressed-tensors", "f32"))
+    said = b.run("export", b.convert(model, weights__group_size=0), "--format", "awq", "-o", "no", status=2)
+    assert b"has 100 rows" in said.stderr and not (b.folder / "no").exists()
+    print("odd widths: padded words")
+
+
+def test_same_bytes(b, model):
+    folder = b.convert(model, weights__group_size=64)
+    for form in ("compressed-tensors", "awq", "dense"):
+        one = bytes_in(b.export(folder, form, "-j", 1))
+        assert bytes_in(b.export(folder, form, "-j", 3)) == one
+        cut = b.export(folder, form, "--shard", "40k")
+        assert len(list(cut.glob("model-*.safetensors"))) > 3
+        assert tensors_in(cut) == tensors_in(b.export(folder, form))
+        for options in ([], ["--shard", "40k"]):
+            out = b.export(folder, form, *options)
+            plan = json.loads(b.run("export", folder, "--format", form, *options, "--plan", "--json").stdout)
+            assert plan["bytes"] == sum(len(data) for data in bytes_in(out).values()), form
+    print("same bytes: threads, shards, and the size that --plan says")
+
+
+def front_matter(text):
+    head, _, body = text[4:].partition("---\n")
+    assert text.startswith("---\n")
+    return dict(re.findall(r"^(\w+): (.*)$", head, re.M)), re.findall(r"^- (.*)$", head, re.M), body
+
+
+def test_card(b, model, text):
+    folder = b.convert(model, weights__group_size=64, kv__method="token")
+    (b.folder / "after.json").write_bytes(b.run("eval", folder, "--data", text, "--ctx", 64, "--windows", 3, "--against",
+                                                model, "--json").stdout)
+    measured = json.loads((b.folder / "after.json").read_text())
+    out = b.export(folder, "awq", "--base-model", "some-org/Some-Model", "--license", "apache-2.0", "--eval-report",
+                   b.folder / "after.json")
+    keys, tags, body = front_matter((out / "README.md").read_text())
+    assert keys["base_model"] == "some-org/Some-Model" and keys["license"] == "apache-2.0"
+    assert tags == ["wkvq", "awq", "4-bit"]
+    assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | full precision, 3 windows of 64 tokens |" in body
+    assert f"| {folder.name} | 4 | 4 | {measured['model']['ppl']:.4f} | simulation, 3 windows of 64 tokens |" in body
+    seal = json.loads((folder / "manifest.json").read_text())["manifest_crc32"]
+    assert f'"manifest_crc32": "{seal}"' in body and "wkvq export ARTIFACT --format awq -o OUT" in body
+    assert "- dropped: The cache's format" in body
+    keys, _, body = front_matter((b.export(folder, "dense") / "README.md").read_text())
+    assert "license" not in keys and "base_model" not in keys and "Perplexity" not in body
+    print("model card: front matter, measurements, provenance")
+
+
+def test_cache(b, model, text):
+    folder = b.place("calibrated")
+    b.run("quantize", model, "-q", "--data", text, "-o", folder, "--set", "calibration.seqlen=32", "--set",
+          "calibration.samples=2", "--set", "calibration.epochs=1", "--set", "crr.blocks=0", "--set",
+          "weights.group_size=32", "--set", "kv.rotate=kv")
+    said = b.run("export", folder, "--format", "awq", "-o", "no", status=2).stderr.decode()
+    parts = "the smoothing of keys, the shift of keys, the smoothing of values, the shift of values, the rotation of keys"
+    assert parts in said and "--kv drop" in said and not (b.folder / "no").exists(), said
+    done = b.run("export", folder, "--format", "awq", "--kv", "drop", "-o", "yes")
+    assert b"dropped: The cache's calibration (" + parts.encode() in done.stderr
+    assert b"carried: The rotation of values is in the weights" in done.stderr
+    check_packed(Artifact(folder), b.folder / "yes", "awq")
+    assert "wkvq export ARTIFACT --format awq --kv drop -o OUT" in (b.folder / "yes" / "README.md").read_text()
+    print("calibrated cache: refused, or dropped and said")
+
+
+def test_range(b):
+    """float16 ends at 65504: packed formats compute in it, and a dense one may not."""
+    model = b.place("large")
+    tiny.make_model(model, num_hidden_layers=1)
+    tensors = reader.read_safetensors(model / "model.safetensors")
+    dtype, shape, data = tensors["model.norm.weight"]
+    tensors["model.norm.weight"] = dtype, shape, struct.pack("<f", 1e5) + data[4:]
+    tiny.write_safetensors(model / "model.safetensors", [(n, *t) for n, t in tensors.items()])
+    folder = b.convert(model, weights__group_size=0)
+    for form, words in (("compressed-tensors", "model.norm.weight holds 100000"), ("awq", "model.norm.weight holds 100000, beyond float16's 65504"),
+                        ("dense", "model.norm.weight holds a value beyond the range of F16")):
+        said = b.run("export", folder, "--format", form, "-o", "no", status=2).stderr.decode()
+        assert words in said and not list(b.folder.glob("no*")), said
+    check_all(b, folder, ("bf16", "f32"))
+    print("range: nothing becomes infinite")
+
+
+def main():
+    wkvq, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
+    with tempfile.TemporaryDirectory(prefix="wkvq-export-") as name:
+        b = Bench(wkvq, pathlib.Path(name))
+        model, text = b.folder / "wide", b.folder / "t.txt"
+        tiny.make_model(model, **WIDE)
+        tiny.make_text(text)
+        test_groups(b, model)
+        test_mixed(b, model)
+        test_odd_widths(b)
+        test_families(b, golden)
+        test_same_bytes(b, model)
+        test_card(b, model, text)
+        test_cache(b, model, text)
+        test_range(b)
+
+
+if __name__ == "__main__":
+    main()
