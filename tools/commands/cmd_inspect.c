@@ -9,7 +9,7 @@
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/commands.h"
-#include "tools/commands/inspect_memory.h"
+#include "tools/pipeline/inspect_memory.h"
 #include "tools/state/state.h"
 
 #include <inttypes.h>

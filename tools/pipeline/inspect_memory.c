@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/commands/inspect_memory.h"
+#include "tools/pipeline/inspect_memory.h"
 
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
