@@ -155,10 +155,11 @@ static enum err check_f16(const struct hub_tensor *t)
         const size_t k = n - i < ARRAY_LEN(x) ? n - i : ARRAY_LEN(x);
         host_to_f32(x, src->data + i * unit, src->dtype, (int64_t)k);
         for (size_t c = 0; c < k; c++)
-            FAIL_IF(isfinite(x[c]) && fabsf(x[c]) > F16_MAX, ERR_SUPPORT,
-                    "tensor %s holds %g, beyond float16's 65504, and this format's engines "
-                    "compute in float16; export --format dense --dtype bf16 instead",
-                    src->name, (double)x[c]);
+            FAIL_IF(
+                isfinite(x[c]) && fabsf(x[c]) > F16_MAX, ERR_SUPPORT,
+                "tensor %s holds %g, beyond float16's 65504; --format dense with --dtype "
+                "bf16 or f32 holds it",
+                src->name, (double)x[c]);
     }
     return OK;
 }
