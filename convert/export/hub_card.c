@@ -18,12 +18,17 @@
 
 /* --- front matter ------------------------------------------------------------------- */
 
-/* Checks a value for YAML: an identifier as the hub has them. */
-static enum err check_id(const char *id, const char *option)
+/* Returns true for an identifier as the hub has them, which YAML needs no quotes for. */
+static bool is_id(const char *id)
 {
     const size_t n = strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                                 "0123456789._/-");
-    FAIL_IF(!n || id[n] || n > ID_MAX, ERR_USAGE,
+    return n && !id[n] && n <= ID_MAX && id[0] != '-' && id[0] != '.';
+}
+
+static enum err check_id(const char *id, const char *option)
+{
+    FAIL_IF(id && !is_id(id), ERR_USAGE,
             "--%s is \"%.60s\", want at most %d letters, digits or any of . _ / -, as in "
             "HuggingFaceTB/SmolLM2-135M or apache-2.0",
             option, id, ID_MAX);
@@ -35,27 +40,31 @@ static const char *config_model(const struct export_source *s)
 {
     const char *id = json_string_value(json_object_get(s->config, "_name_or_path"));
     const char *slash = id ? strchr(id, '/') : NULL;
-    const bool is_id = slash && slash > id && slash[1] && !strchr(slash + 1, '/') &&
-                       id[0] != '.' && id[0] != '~';
-    if (!is_id || strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                             "0123456789._/-") != strlen(id))
-        return NULL;
-    return id;
+    const bool known =
+        slash && slash > id && slash[1] && !strchr(slash + 1, '/') && is_id(id);
+    return known ? id : NULL;
+}
+
+/* Returns the license that the checkpoint stated when it was converted, or NULL. */
+static const char *stated_license(const struct export_source *s)
+{
+    const json_t *from = json_object_get(s->manifest, "provenance");
+    const char *license = json_string_value(json_object_get(from, "license"));
+    return license && is_id(license) ? license : NULL;
 }
 
 static enum err front_matter(FILE *f, const struct export_job *j)
 {
     const struct export_options *o = &j->options;
     const char *base = o->base_model ? o->base_model : config_model(j->source);
+    const char *license = o->license ? o->license : stated_license(j->source);
+    TRY(check_id(o->base_model, "base-model"));
+    TRY(check_id(o->license, "license"));
     fprintf(f, "---\n");
-    if (o->base_model)
-        TRY(check_id(o->base_model, "base-model"));
-    if (o->license)
-        TRY(check_id(o->license, "license"));
     if (base)
         fprintf(f, "base_model: %s\nbase_model_relation: quantized\n", base);
-    if (o->license)
-        fprintf(f, "license: %s\n", o->license);
+    if (license)
+        fprintf(f, "license: %s\n", license);
     fprintf(f,
             "library_name: transformers\npipeline_tag: text-generation\n"
             "tags:\n- wkvq\n- %s\n",

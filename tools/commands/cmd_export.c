@@ -44,7 +44,8 @@ static const struct opt options[] = {
      .help = "The checkpoint's name on the hub, as in HuggingFaceTB/SmolLM2-135M (default: "
              "what config.json says)"},
     {OPT_TEXT, .name = "license", .arg = "ID", .offset = offsetof(struct args, license),
-     .help = "The checkpoint's license, as in apache-2.0 (default: none is stated)"},
+     .help = "The checkpoint's license, as in apache-2.0 (default: what the model card beside "
+             "the checkpoint stated when it was converted)"},
     {OPT_LIST, .name = "eval-report", .arg = "FILE",
      .offset = offsetof(struct args, eval_report),
      .help = "Output of `wkvq eval --json` with perplexities to state; repeatable "

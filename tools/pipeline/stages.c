@@ -8,6 +8,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/stop.h"
+#include "tools/pipeline/license.h"
 #include "tools/pipeline/preflight.h"
 #include "tools/pipeline/stage_refine.h"
 #include "tools/state/state_diff.h"
@@ -115,9 +116,21 @@ static json_t *refinement_json(const struct state_refinement *r)
                      "best_step", (json_int_t)r->best_step, "steps", (json_int_t)r->steps);
 }
 
+/* Adds the license that the checkpoint states, if it does. */
+static enum err add_license(json_t *o, const char *model_dir)
+{
+    char *license;
+    TRY(checkpoint_license(&license, model_dir));
+    if (license)
+        json_object_set_new(o, "license", json_string(license));
+    mem_free(license);
+    return OK;
+}
+
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
- * "state", "refinement", "calibration"}. Without a state: the version and how the scales were made. */
-static enum err provenance(char **out, const struct state *s)
+ * "state", "refinement", "calibration", "license"}. Without a state: the version, how the
+ * scales were made, and the license. */
+static enum err provenance(char **out, const struct state *s, const char *model_dir)
 {
     struct calib_summary sum;
     char mark[STATE_MARK];
@@ -144,10 +157,11 @@ static enum err provenance(char **out, const struct state *s)
     } else {
         json_object_set_new(o, "calibration", json_string("none: round to nearest"));
     }
-    *out = json_text(o, JSON_REAL_PRECISION(17));
+    const enum err err = add_license(o, model_dir);
+    *out = err ? NULL : json_text(o, JSON_REAL_PRECISION(17));
     json_decref(o);
-    FAIL_IF(!*out, ERR_MEMORY, "out of memory for the manifest");
-    return OK;
+    FAIL_IF(!err && !*out, ERR_MEMORY, "out of memory for the manifest");
+    return err;
 }
 
 static enum err config_text(char **out, const struct recipe *r)
@@ -175,7 +189,7 @@ static enum err settings_of(struct artifact_settings *out, char **config, char *
                             struct job *j, const struct recipe *r, const struct state *s)
 {
     TRY(config_text(config, r));
-    TRY(provenance(from, s));
+    TRY(provenance(from, s, j->model_dir));
     struct weight_spec weights = recipe_weight_spec(r);
     weights.refined = recipe_refines(r);
     *out = (struct artifact_settings){
