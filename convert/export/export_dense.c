@@ -37,16 +37,34 @@ static enum err add_linears(struct hub_plan *p, const struct export_job *j)
     return OK;
 }
 
+static int most_bits(const struct export_source *s)
+{
+    int most = 0;
+    for (int64_t i = 0; i < s->n_linears; i++) {
+        const int bits = s->linear[i].packed->bits;
+        most = bits < 16 && bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* Returns true if every value fits the type: code - zero has as many bits as a code, and
+ * the product as many as both factors together. */
+static bool is_exact(const struct export_job *j)
+{
+    static const int fraction[] = {[DT_F32] = 24, [DT_F16] = 11, [DT_BF16] = 8};
+    const int bits = most_bits(j->source) + export_scale_bits(j->source);
+    return bits <= fraction[j->options.dtype];
+}
+
 static enum err note_weights(struct export_job *j)
 {
-    const int bits = export_scale_bits(j->source);
-    if (j->options.dtype == DT_F32)
+    if (is_exact(j))
         return export_note(j, EXPORT_CARRIED, "The value of every code, exactly");
     return export_note(
         j, EXPORT_CHANGED,
-        "The value of every code is rounded to %s, because scales have up to "
-        "%d significant bits; --dtype f32 holds it exactly",
-        dtype_name(j->options.dtype), bits);
+        "The value of every code is rounded to %s, because code and scale have "
+        "up to %d and %d significant bits; --dtype f32 holds it exactly",
+        dtype_name(j->options.dtype), most_bits(j->source), export_scale_bits(j->source));
 }
 
 static enum err check(struct export_job *j)

@@ -210,8 +210,8 @@ def check_directory(artifact, folder, dtype, quantized):
     return q
 
 
-def check_packed(artifact, folder, form):
-    q = check_directory(artifact, folder, "float16", True)
+def check_packed(artifact, folder, form, dtype="float16"):
+    q = check_directory(artifact, folder, dtype, True)
     assert q["quant_method"] == form and "lm_head" in q.get("ignore", q.get("modules_to_not_convert"))
     tensors = tensors_in(folder)
     for name, bits in artifact.bits.items():
@@ -263,6 +263,23 @@ def test_groups(b, model):
     for bits in (5, 7):
         check_all(b, b.convert(model, weights__bits=bits, weights__group_size=32), ("compressed-tensors", "f32"))
     print("groups: ragged, whole, 2 to 8 bits")
+
+
+def test_portable(b, golden):
+    """Scales of 7 bits: values are exact in float16, scales in bfloat16."""
+    folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=7)
+    artifact = Artifact(folder)
+    assert all(rounded(x, "F16") == x for rows in artifact.values.values() for row in rows for x in row)
+    said = b.run("export", folder, "--format", "dense", "--plan").stdout.decode()
+    assert "carried  The value of every code, exactly" in said
+    said = b.run("export", folder, "--format", "dense", "--dtype", "bf16", "--plan").stdout.decode()
+    assert "rounded to BF16, because code and scale have up to 4 and 7 significant bits" in said
+    check_packed(artifact, b.export(folder, "awq"), "awq", "bfloat16")
+    folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0)
+    said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
+    assert "changed  torch_dtype is float16, not the checkpoint's bfloat16" in said
+    check_packed(Artifact(folder), b.export(folder, "awq"), "awq", "float16")
+    print("portable scales: exact in both 16-bit types")
 
 
 def test_mixed(b, model):
@@ -374,6 +391,7 @@ def main():
         tiny.make_model(model, **WIDE)
         tiny.make_text(text)
         test_groups(b, model)
+        test_portable(b, golden)
         test_mixed(b, model)
         test_odd_widths(b)
         test_families(b, golden)
