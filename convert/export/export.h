@@ -58,6 +58,8 @@ void export_close(struct export_source **s);
 void export_row_codes(uint8_t *codes, const struct packed_linear *p, int64_t row);
 void export_row_zeros(uint8_t *zeros, const struct packed_linear *p, int64_t row);
 void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t row);
+/* Returns one scale, fp16. */
+uint16_t export_scale(const struct packed_linear *p, int64_t row, int64_t group);
 /* Releases the pages of a projection's tensors. */
 void export_release(const struct export_source *s, const struct export_linear *l);
 /* Returns the significant bits, at most 11, that hold every scale of the artifact. */

@@ -161,11 +161,16 @@ void export_row_zeros(uint8_t *zeros, const struct packed_linear *p, int64_t row
                        p->bits);
 }
 
+uint16_t export_scale(const struct packed_linear *p, int64_t row, int64_t group)
+{
+    const uint8_t *at = p->scales + 2 * (row * p->groups + group);
+    return (uint16_t)(at[0] | at[1] << 8);
+}
+
 void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t row)
 {
-    const uint8_t *at = p->scales + 2 * row * p->groups;
     for (int64_t g = 0; g < p->groups; g++)
-        scales[g] = (uint16_t)(at[2 * g] | at[2 * g + 1] << 8);
+        scales[g] = export_scale(p, row, g);
 }
 
 void export_release(const struct export_source *s, const struct export_linear *l)
