@@ -143,18 +143,21 @@ static bool is_csv(const struct unpacked *u)
 
 static enum err refuse_csv(const char *shown)
 {
-    FAIL(ERR_FORMAT,
-         "%s: is CSV; make JSON lines of it: python3 -c \"import csv, json, sys; "
-         "[print(json.dumps(r)) for r in csv.DictReader(open('FILE', newline=''))]\" > "
-         "FILE.jsonl",
-         shown);
+    FAIL(ERR_FORMAT, "%s: " CSV_ADVICE, shown);
 }
 
 /* --- files -------------------------------------------------------------------------- */
 
+/* Returns what stands between two documents. */
+static const char *separator(const struct growing *g)
+{
+    return g->rules->join == JOIN_SPACE ? " " : "\n\n";
+}
+
 static enum err start_document(struct growing *g)
 {
-    return text_add(&g->text, "\n\n", g->documents++ ? 2 : 0);
+    const char *between = separator(g);
+    return text_add(&g->text, between, g->documents++ ? strlen(between) : 0);
 }
 
 static enum err add_lines_as_rows(struct text *t, const char *s, size_t n)
@@ -164,6 +167,26 @@ static enum err add_lines_as_rows(struct text *t, const char *s, size_t n)
         TRY(text_add(t, "\n\n", i ? 2 : 0));
         TRY(text_add(t, s + i, is_blank(s + i, len) ? 0 : len));
         i += len;
+    }
+    return OK;
+}
+
+/* Joins the lines without the white space at their ends, as in `" ".join(sentences)`. */
+static enum err add_lines_as_words(struct text *t, const char *s, size_t n)
+{
+    for (size_t i = 0, len; i < n; i += len) {
+        size_t from = i, end = 0;
+        len = text_line_length(s + i, n - i);
+        for (size_t at = i; at < i + len;) {
+            int32_t c;
+            at += utf8_next(&c, s + at, i + len - at);
+            if (!is_space(c))
+                end = at;
+            else if (!end)
+                from = at;
+        }
+        TRY(text_add(t, " ", i ? 1 : 0));
+        TRY(text_add(t, s + from, end ? end - from : 0));
     }
     return OK;
 }
@@ -178,11 +201,17 @@ static bool by_rows(const char *name, enum corpus_join join)
 static enum err add_plain(struct growing *g, const struct unpacked *u, const char *shown)
 {
     const bool rows = by_rows(u->name, g->rules->join);
+    const bool words = g->rules->join == JOIN_SPACE;
     if (u->bytes && is_csv(u))
         return refuse_csv(shown);
-    log_info("%s: plain text%s%s%s", shown, rows ? " in rows" : "", *u->about ? ", " : "",
-             u->about);
+    log_info("%s: plain text%s%s%s", shown,
+             rows    ? " in rows"
+             : words ? " in rows, joined by a space"
+                     : "",
+             *u->about ? ", " : "", u->about);
     TRY(start_document(g));
+    if (words)
+        return add_lines_as_words(&g->text, u->data, u->bytes);
     return rows ? add_lines_as_rows(&g->text, u->data, u->bytes)
                 : text_add(&g->text, u->data, u->bytes);
 }
@@ -207,7 +236,8 @@ static void say_rows(const struct corpus_rows *r, const struct unpacked *u,
 static enum err add_json(struct growing *g, const struct unpacked *u, const char *shown,
                          enum json_layout layout)
 {
-    struct corpus_rows r = {.path = shown, .text = u->data, .n = u->bytes};
+    struct corpus_rows r = {
+        .path = shown, .text = u->data, .n = u->bytes, .between = separator(g)};
     const char *field = g->rules->field ? g->rules->field : "";
     FAIL_IF(strlen(field) >= sizeof(r.field), ERR_USAGE,
             "--text-field: longer than %zu bytes", sizeof(r.field) - 1);

@@ -23,7 +23,10 @@ enum corpus_join {
     /* every line with its newline is a row, and a line of white space only is an empty row;
      * rows are joined by "\n\n" (Hugging Face's wikitext convention) */
     JOIN_ROWS,
-    JOIN_FILE /* the file unchanged */
+    JOIN_FILE, /* the file unchanged */
+    /* every line is a row, without the white space at its ends; rows, documents and files
+     * are joined by one space (the convention of Penn Treebank) */
+    JOIN_SPACE
 };
 
 struct corpus_rules {
@@ -40,7 +43,7 @@ struct corpus {
     int64_t n_skipped;   /* JSON rows that could not be read */
 };
 
-/* Reads n files and joins the documents by "\n\n". The log says how each file was read. "-"
+/* Reads n files and joins the documents by "\n\n", or by a space (JOIN_SPACE). The log says how each file was read. "-"
  * is standard input, at most once. Unpacked data is limited to 8 GiB. Above 16 MiB it is
  * also limited to 100 times the packed size.
  *

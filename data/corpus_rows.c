@@ -101,9 +101,11 @@ static void bad_row(struct corpus_rows *r, const char *at, const char *why)
                  text_line(r->text, (size_t)(at - r->text)), why);
 }
 
-static enum err start_document(struct text *out, int64_t *documents)
+static enum err start_document(struct text *out, int64_t *documents, const char *between)
 {
-    return text_add(out, "\n\n", (*documents)++ ? 2 : 0);
+    if (!between)
+        between = "\n\n";
+    return text_add(out, between, (*documents)++ ? strlen(between) : 0);
 }
 
 /* Checks a list of messages {"role": ..., "content": ...}. Some of them may lack content,
@@ -173,7 +175,7 @@ static enum err add_value(struct text *out, int64_t *documents, struct corpus_ro
         return OK;
     }
     r->documents++;
-    TRY(start_document(out, documents));
+    TRY(start_document(out, documents, r->between));
     if (*v.s == '[')
         return add_chat(out, v, r);
     return json_span_decode(out, v, &r->lone, &r->steps);

@@ -28,6 +28,7 @@ struct corpus_rows {
     const char *path; /* for messages; borrowed */
     const char *text;
     size_t n;
+    const char *between;       /* two documents, borrowed; NULL: two newlines */
     char field[ROW_FIELD_MAX]; /* "" until it is known */
     /* quoted name of the member that contains the rows, or "" */
     char within[ROW_FIELD_MAX];
@@ -39,7 +40,7 @@ struct corpus_rows {
     struct json_span sample; /* an object without the field, to show its names */
 };
 
-/* Appends the documents to out, "\n\n" before each but the first; *documents counts all in
+/* Appends the documents to out, r->between before each but the first; *documents counts all in
  * out. layout is neither LAYOUT_NONE nor LAYOUT_BROKEN. Errors: ERR_FORMAT, ERR_MEMORY. */
 enum err corpus_add_rows(struct text *out, int64_t *documents, struct corpus_rows *r,
                          enum json_layout layout);

@@ -29,6 +29,12 @@ struct sniffed {
     const char *advice; /* if CONTENT_OTHER: the command that converts FILE to text */
 };
 
+/* The end of a message that refuses CSV, which only a file's name or its header shows. */
+#define CSV_ADVICE                                                                         \
+    "is CSV; make JSON lines of it: python3 -c \"import csv, json, sys; "                  \
+    "[print(json.dumps(r)) for r in csv.DictReader(open('FILE', newline=''))]\" > "        \
+    "FILE.jsonl"
+
 /* Recognizes s [n]; at most the first 512 bytes are read. Thread-safe. */
 struct sniffed sniff(const char *s, size_t n);
 

@@ -33,6 +33,20 @@ static void test_join(void **state)
     want("c.raw", JOIN_AUTO, "\n\n", 1);
 }
 
+/* Penn Treebank: " ".join(line.strip() for line in file), and the rows of the hub's form. */
+static void test_join_by_space(void **state)
+{
+    put_text("ptb.txt", " no it was n't \n he <unk> N \r\n\xc2\xa0 last\t\n");
+    want("ptb.txt", JOIN_SPACE, "no it was n't he <unk> N last", 1);
+    want("ptb.txt", JOIN_AUTO, " no it was n't \n he <unk> N \r\n\xc2\xa0 last\t\n", 1);
+    put_text("ptb.txt", "a\n\n b");
+    want("ptb.txt", JOIN_SPACE, "a  b", 1);
+    put_text("ptb.txt", "");
+    want("ptb.txt", JOIN_SPACE, "", 1);
+    put_text("ptb.jsonl", "{\"text\": \"no it\"}\n{\"text\": \"he\"}\n");
+    want("ptb.jsonl", JOIN_SPACE, "no it he", 2);
+}
+
 static void test_files(void **state)
 {
     static const struct corpus_rules rules = {JOIN_AUTO, NULL};
@@ -298,11 +312,12 @@ static void test_other_formats(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_join),     cmocka_unit_test(test_files),
-        cmocka_unit_test(test_rows),     cmocka_unit_test(test_fields),
-        cmocka_unit_test(test_odd_rows), cmocka_unit_test(test_bad_share),
-        cmocka_unit_test(test_plain),    cmocka_unit_test(test_encodings),
-        cmocka_unit_test(test_invalid),  cmocka_unit_test(test_other_formats),
+        cmocka_unit_test(test_join),          cmocka_unit_test(test_join_by_space),
+        cmocka_unit_test(test_files),         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_fields),        cmocka_unit_test(test_odd_rows),
+        cmocka_unit_test(test_bad_share),     cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_encodings),     cmocka_unit_test(test_invalid),
+        cmocka_unit_test(test_other_formats),
     };
     return cmocka_run_group_tests(tests, text_make_dir, text_drop_dir);
 }

@@ -5,8 +5,8 @@
 #ifndef WKVQ_CHOICES_H
 #define WKVQ_CHOICES_H
 
-#define CHOICES_JOIN "auto|rows|file"   /* enum corpus_join */
-#define CHOICES_BOS "auto|never|always" /* enum bos_rule */
+#define CHOICES_JOIN "auto|rows|file|space" /* enum corpus_join */
+#define CHOICES_BOS "auto|never|always"     /* enum bos_rule */
 
 enum recipe_device { DEVICE_CPU, DEVICE_REF, DEVICE_CUDA };
 #define CHOICES_DEVICE "cpu|ref|cuda"

@@ -59,8 +59,8 @@ const struct opt opt_data[] = {
     {OPT_TEXT, .name = "join", .arg = "RULE", .offset = offsetof(struct args, join),
      .choices = CHOICES_JOIN,
      .help = "How a file becomes one string: rows joined by two newlines (as in the "
-             "literature; auto for .raw and .tokens), or the file unchanged (default: the "
-             "configuration's)"},
+             "literature; auto for .raw and .tokens), the file unchanged, or lines joined "
+             "by one space (PTB) (default: the configuration's)"},
     {OPT_TEXT, .name = "bos", .arg = "RULE", .offset = offsetof(struct args, bos),
      .choices = CHOICES_BOS,
      .help = "BOS token before the text; auto does as the model's tokenizer does "

@@ -28,7 +28,7 @@ const struct recipe_key recipe_key[] = {
      .help = "seed of the windows' offsets (random.seed in the original recipe)"},
     {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = CHOICES_JOIN,
      .help = "rows: every line is a row, rows are joined by two newlines; file: "
-             "unchanged; auto: rows for .raw and .tokens"},
+             "unchanged; space: rows are joined by a space, as for PTB; auto: rows for .raw and .tokens"},
     {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = CHOICES_BOS,
      .help = "one BOS token before the text; auto: as the model's tokenizer does"},
 
