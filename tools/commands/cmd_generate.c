@@ -78,6 +78,7 @@ static enum err open_generation(struct generation *g)
         FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
     TRY(command_recipe(&g->recipe, a));
     TRY(recipe_check_runtime(&g->recipe));
+    TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
     TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
     TRY(tokenizer_open(&g->tokenizer, dir));
     TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));

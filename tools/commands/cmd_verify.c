@@ -100,6 +100,7 @@ static enum err run(struct args *a)
     struct job j = {0};
     struct state *s = NULL;
     struct verify_report r;
+    TRY(command_check_cpu(a, "verify"));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));

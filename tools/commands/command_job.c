@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/commands/command_job.h"
 
+#include <string.h>
+
 struct recipe_input command_recipe_input(const struct args *a)
 {
     return (struct recipe_input){.config = a->config,
@@ -32,4 +34,12 @@ enum err command_job_open(struct job *j, const struct args *a, const char *model
                                         .json = a->json,
                                         .shard_bytes = a->shard_bytes};
     return job_open(j, &in, &options);
+}
+
+enum err command_check_cpu(const struct args *a, const char *what)
+{
+    FAIL_IF(a->device && strcmp(a->device, "cpu"), ERR_USAGE,
+            "--device %s: `wkvq %s` runs on the CPU; leave the option out", a->device,
+            what);
+    return OK;
 }

@@ -15,4 +15,8 @@ enum err command_recipe(struct recipe *r, const struct args *a);
 /* Opens a job with a's options (job_open). Call job_close() whatever the result. */
 enum err command_job_open(struct job *j, const struct args *a, const char *model_dir);
 
+/* Returns ERR_USAGE if --device names another device than the CPU. what: "convert", which
+ * runs there only. */
+enum err command_check_cpu(const struct args *a, const char *what);
+
 #endif

@@ -26,6 +26,14 @@ enum err recipe_check_runtime(const struct recipe *r)
     return OK;
 }
 
+enum err recipe_check_cpu(const struct recipe *r, const char *what)
+{
+    FAIL_IF(r->device != DEVICE_CPU, ERR_USAGE,
+            "run.device is %s, but %s runs on the CPU; give --device cpu", recipe_device(r),
+            what);
+    return OK;
+}
+
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a)
 {
     TRY(mix_check_layers(r->weight_mix, a->n_layers, ERR_USAGE, "weights.mixed"));
