@@ -22,5 +22,10 @@ void jsonl_close(struct jsonl *f);
 /* Reads the next line that is not blank; *row is NULL at the end. The caller releases *row
  * with json_decref(). Errors: ERR_FORMAT, ERR_MEMORY. */
 enum err jsonl_next(json_t **row, struct jsonl *f);
+/* Passes over the next line that is not blank, without parsing it. Returns false at the
+ * end. */
+bool jsonl_skip(struct jsonl *f);
+/* Returns the number of lines that are not blank from the current position on. */
+int64_t jsonl_count(const struct jsonl *f);
 
 #endif

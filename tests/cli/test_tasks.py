@@ -7,10 +7,13 @@ in plain Python; the packed runtime with the simulation; LongBench's answers wit
 import json
 import math
 import pathlib
+import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "golden")]
 import gen_scores
@@ -51,6 +54,18 @@ SETS = {
 }
 
 
+def add_bos(folder, name):
+    """A copy of the model whose tokenizer puts BOS in front."""
+    shutil.copytree(folder / "model", folder / name)
+    tokenizer = tiny.tokenizer()
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                                 {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}}
+    (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 class Fixture:
     def __init__(self, wkvq, folder):
         self.wkvq, self.path = wkvq, pathlib.Path(folder)
@@ -69,6 +84,7 @@ class Fixture:
 
     def evaluate(self, model, *args, files=None):
         """Returns the result, and its line for each question."""
+        (self.path / "lines.jsonl").unlink(missing_ok=True)
         files = files or [name for name, _, _ in SETS.values()]
         data = [w for f in files for w in ("--data", f)]
         out = self.run("eval", model, "--task", "zeroshot", *data, "--ctx", "200", "--json", "-q",
@@ -125,20 +141,18 @@ def test_scores(f):
 
 
 def test_bos(f):
-    """--bos always adds one in front; auto adds none, whatever the tokenizer's template."""
-    shutil.copytree(f.path / "model", f.path / "bos")
-    tokenizer = tiny.tokenizer()
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                                                 {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}}
-    (f.path / "bos/tokenizer.json").write_text(json.dumps(tokenizer))
+    """BOS as the tokenizer's template has it; --bos never and always overrule it."""
     name, _, questions = SETS["piqa"]
-    for args, front in ((["--bos", "always"], [256]), ([], [])):
-        _, rows = f.evaluate("bos", *args, files=[name])
-        for have, want in zip(rows[0]["ll"], f.likelihoods(questions[0][1], front)):
-            near(have, want, 1e-4, "BOS " + " ".join(args))
+    for model, template in (("model", False), ("bos", True)):
+        if template:
+            add_bos(f.path, model)
+        for rule, front in (("auto", template), ("never", False)) + (("always", True),) * template:
+            result, rows = f.evaluate(model, "--bos", rule, files=[name])
+            for have, want in zip(rows[0]["ll"], f.likelihoods(questions[0][1], [256] * front)):
+                near(have, want, 1e-4, f"{model}, BOS {rule}")
+            assert result["bos"] == rule and result["bos_in_text"] == front, result
+            said = f.run("eval", model, "--task", "zeroshot", "--data", name, "--ctx", "64", "-q", "--bos", rule)
+            assert ("chunk 1, BOS in front" if front else "chunk 1, no BOS") in said, said
 
 
 def test_cut(f):
@@ -170,20 +184,112 @@ def test_packed(f):
         assert differs, "a quantized cache does not show"
 
 
+def piqa_lines(n, seed=1, label=True):
+    """Questions of very different lengths."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(n):
+        word = "".join(draw.choice("abcdefgh ") for _ in range(draw.choice([2, 9, 30, 80])))
+        rows.append({"goal": f"Do {i} {word}", "sol1": word[:7] + "x", "sol2": word + " y"})
+        if label:
+            rows[-1]["label"] = draw.randrange(2)
+    return rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_limit(f):
+    """Questions are taken evenly from the whole file, and the result says how many."""
+    rows = piqa_lines(10)
+    write_rows(f.path / "ten.jsonl", rows)
+    _, whole = f.evaluate("model", files=["ten.jsonl"])
+    for limit, taken in ((1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, range(10)), (11, range(10))):
+        result, some = f.evaluate("model", "--limit", str(limit), files=["ten.jsonl"])
+        assert [row["question"] for row in some] == list(taken), (limit, some)
+        assert result["sets"][0]["n"] == len(taken) and result["sets"][0]["rows"] == 10, result
+        for row in some:
+            for x, y in zip(row["ll"], whole[row["question"]]["ll"], strict=True):
+                near(x, y, 1e-4, "one of some")
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "4", "--ctx", "200", "-q")
+    assert "4 of 10 questions" in said, said
     result, rows = f.evaluate("model", "--limit", "1")
     assert [s["n"] for s in result["sets"]] == [1, 1, 1, 1] and len(rows) == 4
 
 
+def test_lengths(f):
+    """Long and short questions in one file: every likelihood is the one of its own text."""
+    rows = piqa_lines(400)
+    write_rows(f.path / "many.jsonl", rows)
+    _, lines = f.evaluate("model", "--ctx", "256", files=["many.jsonl"])
+    assert [line["question"] for line in lines] == list(range(400))
+    for i in range(0, 400, 23):
+        context = f"Question: {rows[i]['goal']}\nAnswer:"
+        want = f.likelihoods([(context, " " + rows[i][key], 0) for key in ("sol1", "sol2")])
+        for have, w in zip(lines[i]["ll"], want, strict=True):
+            near(have, w, 2e-4 * (1 - w / 100), f"question {i}")
+
+
+def question_crc(choices, gold):
+    """What crc32 of a line has to be, where a token is a byte."""
+    number = struct.Struct("<i").pack
+    data = b""
+    for context, continuation, _ in choices:
+        a, b = context.encode(), continuation.encode()
+        data += number(len(a) + len(b)) + number(len(a)) + b"".join(map(number, a + b))
+    return f"{zlib.crc32(data + number(gold)):08x}"
+
+
+def test_crc(f):
+    _, rows = f.evaluate("model")
+    want = [question_crc(choices, gold) for _, _, questions in SETS.values() for gold, choices in questions]
+    assert [row["crc32"] for row in rows] == want, rows
+
+
 def test_labels(f):
-    """PIQA's labels in a file of their own."""
-    name, lines, _ = SETS["piqa"]
-    bare = [{k: v for k, v in line.items() if k != "label"} for line in lines]
-    (f.path / "bare.jsonl").write_text("\n".join(map(json.dumps, bare)))
-    (f.path / "bare.lst").write_text("1\n0\n")
-    _, want = f.evaluate("model", files=[name])
-    _, rows = f.evaluate("model", "--labels", "bare.lst", files=["bare.jsonl"])
-    assert rows == want
+    """Labels in files of their own, each for one file of questions."""
+    write_rows(f.path / "own.jsonl", piqa_lines(4, 3))
+    want, bare = {}, {}
+    for name, seed, n in (("a", 1, 5), ("b", 2, 3)):
+        rows = piqa_lines(n, seed)
+        write_rows(f.path / (name + ".jsonl"), rows)
+        _, want[name] = f.evaluate("model", files=[name + ".jsonl"])
+        bare[name] = f.path / (name + "-bare.jsonl")
+        write_rows(bare[name], [{k: v for k, v in row.items() if k != "label"} for row in rows])
+        (f.path / (name + ".lst")).write_text("".join(f"{row['label']}\n" for row in rows))
+    arc = SETS["arc"][0]
+    _, rows = f.evaluate("model", "--labels", "a.lst", "--labels", "b.lst",
+                         files=[arc, "a-bare.jsonl", "own.jsonl", "b-bare.jsonl"])
+    gold = [[r["gold"] for r in rows[2:7]], [r["gold"] for r in rows[11:]]]
+    assert gold == [[r["gold"] for r in want[name]] for name in "ab"], rows
+    _, rows = f.evaluate("model", "--labels", "a.lst", "--limit", "2", files=["a-bare.jsonl"])
+    assert [r["gold"] for r in rows] == [want["a"][0]["gold"], want["a"][2]["gold"]], rows
+
+
+def test_arc_names(f):
+    """ARC-Easy and ARC-Challenge have the same fields; the file's name tells them apart."""
+    text = (f.path / SETS["arc"][0]).read_text()
+    (f.path / "ARC-Challenge").mkdir()
+    names = {"ARC-Easy-Test.jsonl": "arc_easy", "ARC-Challenge/test.jsonl": "arc_challenge", "arc.jsonl": "arc"}
+    for name in names:
+        (f.path / name).write_text(text)
+    result, _ = f.evaluate("model", files=list(names))
+    assert [s["set"] for s in result["sets"]] == list(names.values()), result
+
+
+def test_average(f):
+    """Every set has the same weight; where acc_norm is not defined, acc stands in."""
+    result, _ = f.evaluate("model")
+    sets, mean = result["sets"], result["average"]
+    assert mean["sets"] == 4, mean
+    near(mean["acc"], sum(s["acc"] for s in sets) / 4, 1e-8, "acc")
+    near(mean["acc_norm"], sum(s["acc"] if s["acc_norm"] is None else s["acc_norm"] for s in sets) / 4, 1e-8,
+         "acc_norm")
+    assert mean["acc_stderr"] is None, "WinoGrande has one question"
+    result, _ = f.evaluate("model", files=["piqa.jsonl", "arc.jsonl"])
+    errors = [s["acc_stderr"] for s in result["sets"]]
+    near(result["average"]["acc_stderr"], math.hypot(*errors) / 2, 1e-8, "standard error")
 
 
 def log_softmax(row):

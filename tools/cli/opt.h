@@ -31,7 +31,8 @@ struct args {
     struct text_list eval_data;
     struct text_list stop; /* strings that end the generated text */
     const char *model, *base, *title, *max_increase, *work;
-    const char *labels, *prompts, *max_gen;
+    const char *prompts, *max_gen;
+    struct text_list labels, predictions;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
     const char *format, *kv, *dtype, *base_model, *license;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "convert/artifact/artifact_plain.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -21,13 +22,13 @@ static const struct opt options[] = {
      .value = "ppl", .choices = "ppl|zeroshot|longbench",
      .help = "Measurement: ppl, perplexity; zeroshot, multiple choice on --data files of "
              "PIQA, ARC, HellaSwag, WinoGrande; longbench, answers of the packed runtime "
-             "on --data files of LongBench"},
+             "on --data files of LongBench (a checkpoint answers in full precision)"},
     {OPT_INT, .name = "limit", .arg = "N", .offset = offsetof(struct args, limit),
      .value = "0", .lo = 0, .hi = 1 << 30,
-     .help = "Use the first N questions of each file; 0 = all"},
-    {OPT_TEXT, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
-     .help = "File of right answers, one number per line, for data sets that store them "
-             "separately (PIQA)"},
+     .help = "Use N questions of each file, taken evenly from the whole file; 0 = all"},
+    {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
+     .help = "File of right answers, one number per line, for a --data file without them "
+             "(PIQA's dev.jsonl); repeatable, one for each such file, in their order"},
     {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
      .help = "Compare with this checkpoint or artifact, window by window (ppl): "
              "difference, KL divergence, agreement; --simulate and --state apply to the "
@@ -36,8 +37,14 @@ static const struct opt options[] = {
      .help = "LongBench's dataset2prompt.json"},
     {OPT_TEXT, .name = "max-gen", .arg = "FILE", .offset = offsetof(struct args, max_gen),
      .help = "LongBench's dataset2maxlen.json"},
+    {OPT_LIST, .name = "predictions", .arg = "FILE",
+     .offset = offsetof(struct args, predictions),
+     .help = "Score the answers in FILE instead of a model's: JSON lines with pred and "
+             "answers, as LongBench's eval.py reads them; repeatable"},
     {OPT_TEXT, 'o', "output", "FILE", offsetof(struct args, out),
-     .help = "Write one line of JSON per question"},
+     .help = "Write one line of JSON per question as soon as it is answered; the same "
+             "command continues a file that a killed run left. longbench: a directory "
+             "(DIR/) gets one file per set, as eval.py reads them"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "0", 0, 1 << 30,
      .help = "Use the first N windows of the text; 0 = all"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "2048",
@@ -71,34 +78,51 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-/* Refuses options that belong to another task. */
-static enum err check_task(const struct args *a, bool is_artifact)
+/* Refuses options that only a task has. */
+static enum err check_ppl(const struct args *a)
 {
-    const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
-    FAIL_IF(ppl && (a->limit || a->out), ERR_USAGE,
+    FAIL_IF(a->limit || a->out, ERR_USAGE,
             "--%s is for --task zeroshot and longbench; use --windows to limit a text",
             a->limit ? "limit" : "output");
-    FAIL_IF(!ppl && strcmp(a->score, "all"), ERR_USAGE, "--score is for --task ppl");
-    FAIL_IF(ppl && strcmp(a->score, "all") && a->ctx < 3, ERR_USAGE,
+    FAIL_IF(strcmp(a->score, "all") && a->ctx < 3, ERR_USAGE,
             "--score second-half: a window of %" PRId64 " tokens has none; want 3", a->ctx);
-    FAIL_IF((ppl || longbench) && a->labels, ERR_USAGE, "--labels is for --task zeroshot");
-    FAIL_IF(!ppl && a->against, ERR_USAGE,
+    return OK;
+}
+
+/* Refuses options that only perplexity has. */
+static enum err check_questions(const struct args *a)
+{
+    FAIL_IF(strcmp(a->score, "all"), ERR_USAGE, "--score is for --task ppl");
+    FAIL_IF(a->against, ERR_USAGE,
             "--against is for --task ppl; -o stores each question's result");
-    FAIL_IF(!ppl && a->windows, ERR_USAGE,
+    FAIL_IF(a->windows, ERR_USAGE,
             "--windows is for --task ppl; use --limit to limit questions");
+    FAIL_IF(a->join || a->text_field, ERR_USAGE,
+            "--%s is for --task ppl; questions are JSON lines with fields of their own",
+            a->join ? "join" : "text-field");
+    return OK;
+}
+
+/* Refuses options that belong to another task. */
+static enum err check_task(const struct args *a)
+{
+    const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
+    TRY(ppl ? check_ppl(a) : check_questions(a));
+    FAIL_IF((ppl || longbench) && a->labels.n, ERR_USAGE,
+            "--labels is for --task zeroshot");
     FAIL_IF(!longbench && (a->prompts || a->max_gen), ERR_USAGE,
             "--%s is for --task longbench", a->prompts ? "prompts" : "max-gen");
-    FAIL_IF(
-        longbench && !is_artifact, ERR_USAGE,
-        "--task longbench: %s is a checkpoint, but answers need the packed runtime; make "
-        "an artifact with `wkvq convert`",
-        a->pos.item[0]);
+    FAIL_IF(!ppl && !a->data.n, ERR_USAGE,
+            longbench
+                ? "no questions: give LongBench's files, as in --data qasper.jsonl "
+                  "--data lcc.jsonl"
+                : "no questions: give the data sets' files, as in --data dev.jsonl "
+                  "--labels dev-labels.lst (PIQA) or --data ARC-Challenge-Test.jsonl");
     return OK;
 }
 
 static enum err check_options(const struct args *a, bool is_artifact)
 {
-    TRY(check_task(a, is_artifact));
     FAIL_IF(a->kv_bits && a->kv_bits != 16, ERR_USAGE,
             "--kv-bits %" PRId64 ": want 16, or 0 to follow the artifact; other widths are "
             "set by kv.bits of the configuration",
@@ -108,11 +132,27 @@ static enum err check_options(const struct args *a, bool is_artifact)
             "one with `wkvq convert`",
             a->pos.item[0]);
     const bool rtn = !strcmp(a->simulate, "rtn");
+    FAIL_IF(!strcmp(a->task, "longbench") && (rtn || a->state), ERR_USAGE,
+            "--%s is a simulation, but answers need the packed runtime; make an artifact "
+            "with `wkvq convert`, or leave it out for full precision",
+            rtn ? "simulate" : "state");
     FAIL_IF(is_artifact && (rtn || a->state), ERR_USAGE,
             "--%s: %s is an artifact, which is quantized already; name its checkpoint",
             rtn ? "simulate" : "state", a->pos.item[0]);
     FAIL_IF(rtn && a->state, ERR_USAGE, "--simulate and --state exclude each other");
     return OK;
+}
+
+/* Refuses settings that the packed runtime does not follow. In a comparison with a
+ * checkpoint, the device runs the checkpoint. */
+static enum err check_runtime(const struct job *j, const struct args *a)
+{
+    bool both = true;
+    TRY(recipe_check_runtime(&j->recipe));
+    if (a->against)
+        TRY(artifact_is(&both, a->against));
+    return both ? recipe_check_cpu(&j->recipe, a->decode ? "--decode" : "--task longbench")
+                : OK;
 }
 
 static enum err open_model(struct eval *e, const struct args *a)
@@ -122,14 +162,17 @@ static enum err open_model(struct eval *e, const struct args *a)
     TRY(artifact_is(&is_artifact, j->model_dir));
     TRY(check_options(a, is_artifact));
     e->rtn = !strcmp(a->simulate, "rtn");
-    if (a->decode || !strcmp(a->task, "longbench"))
-        TRY(recipe_check_runtime(&j->recipe));
+    if (e->decode)
+        TRY(check_runtime(j, a));
     if (is_artifact) {
         /* Refuses damaged weights, whose result would look valid. */
         TRY(artifact_open(&e->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
         TRY(job_open_model(j));
+        e->unquantized = e->decode;
+        if (e->unquantized)
+            TRY(artifact_plain(&e->artifact, j->model));
     }
     if (a->state) {
         TRY(state_open_read(&e->state, a->state, &j->arch));
@@ -202,14 +245,27 @@ static enum err measure_ppl(struct eval *e)
     return err;
 }
 
+static enum err score_predictions(const struct args *a)
+{
+    FAIL_IF(strcmp(a->task, "longbench"), ERR_USAGE,
+            "--predictions is for --task longbench");
+    FAIL_IF(
+        a->pos.n || a->data.n || a->out || a->limit, ERR_USAGE,
+        "--predictions scores the answers in its files as they are: leave out the model, "
+        "--data, -o and --limit");
+    return eval_predictions(a->predictions.item, a->predictions.n, a->json);
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
     struct job j = {0};
     const bool ppl = !strcmp(a->task, "ppl"), longbench = !strcmp(a->task, "longbench");
+    const bool packed_task = longbench || (!ppl && a->decode);
     const struct eval_settings settings = {.json = a->json,
                                            .limit = a->limit,
-                                           .labels = a->labels,
+                                           .labels = a->labels.item,
+                                           .n_labels = a->labels.n,
                                            .prompts = a->prompts,
                                            .max_gen = a->max_gen,
                                            .out = a->out,
@@ -222,10 +278,15 @@ static enum err run(struct args *a)
                      .windows = a->windows,
                      .ctx = a->ctx,
                      .first = strcmp(a->score, "all") ? a->ctx / 2 : 0,
-                     .chunk = ppl && !a->chunk ? 1 : a->chunk,
+                     .chunk = !packed_task && !a->chunk ? 1 : a->chunk,
                      .decode = a->decode || longbench};
+    if (a->predictions.n)
+        return score_predictions(a);
+    FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_OR_ARTIFACT");
+    TRY(check_task(a));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
-    TRY_OUT(job_check_text(&j, ppl ? "perplexity" : a->task));
+    if (ppl)
+        TRY_OUT(job_check_text(&j, "perplexity"));
     TRY_OUT(open_model(&e, a));
     if (ppl)
         TRY_OUT(job_read_text(&j));
@@ -250,13 +311,21 @@ const struct command cmd_eval = {
         "The text is tokenized once and cut into windows of --ctx tokens without overlap, "
         "as in the literature. In each window the first n-1 tokens predict the last n-1. "
         "With a quantized cache, --chunk 1 is decode: every token sees its past "
-        "quantized. run.compute: auto means f32 here.\n\n"
+        "quantized. run.compute: auto means f32 here. Questions (zeroshot, longbench) are "
+        "read from the data sets' own JSON lines.\n\n"
         "  wkvq eval SmolLM2-135M --data wiki.test.raw --windows 12\n"
         "  wkvq eval SmolLM2-135M --data wiki.test.raw \\\n"
         "      --simulate rtn --set weights.bits=3\n"
-        "  wkvq eval SmolLM2-135M-w4kv4 --data wiki.test.raw --windows 2 --decode\n",
+        "  wkvq eval SmolLM2-135M-w4kv4 --data wiki.test.raw --windows 2 --decode\n"
+        "  wkvq eval SmolLM2-135M-w4kv4 --task zeroshot --limit 500 -o answers.jsonl \\\n"
+        "      --data piqa/dev.jsonl --labels piqa/dev-labels.lst \\\n"
+        "      --data ARC-Challenge-Test.jsonl --data hellaswag_val.jsonl\n"
+        "  wkvq eval SmolLM2-135M-w4kv4 --task longbench --ctx 1900 -o pred/ \\\n"
+        "      --data qasper.jsonl --data lcc.jsonl \\\n"
+        "      --prompts dataset2prompt.json --max-gen dataset2maxlen.json\n"
+        "  wkvq eval --task longbench --predictions pred/qasper.jsonl\n",
     .groups = groups,
-    .min_pos = 1,
+    .min_pos = 0, /* --predictions has no model */
     .max_pos = 1,
     .run = run,
 };

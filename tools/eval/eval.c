@@ -95,6 +95,8 @@ const char *eval_bits_text(const struct eval *e)
 
 const char *eval_method(const struct eval *e)
 {
+    if (e->unquantized)
+        return "full precision";
     if (e->decode)
         return "packed runtime";
     if (e->rtn || e->state || e->artifact)

@@ -11,11 +11,12 @@
 
 /* Evaluation options of the command line. Strings are borrowed; NULL: not given. */
 struct eval_settings {
-    bool json;                     /* one JSON object instead of text */
-    int64_t limit;                 /* number of questions per task; 0: all */
-    const char *labels;            /* file of the answers to a task's questions */
+    bool json;                 /* one JSON object instead of text */
+    int64_t limit;             /* number of questions per task; 0: all */
+    const char *const *labels; /* [n_labels] files of the answers to questions */
+    int n_labels;
     const char *prompts, *max_gen; /* LongBench's configuration files */
-    const char *out;               /* file with one JSON object per question */
+    const char *out;               /* file (or directory) for one line per question */
     const char *score;             /* selects the predictions that count, for the report */
     const char *against;           /* second model of a paired comparison */
     struct recipe_input recipe;    /* calibration of the second model */
@@ -23,11 +24,13 @@ struct eval_settings {
 
 /* The evaluated model. It is a checkpoint or an artifact. A checkpoint is evaluated in
  * simulation: full precision, rounded to nearest, or with a state's scales. An artifact is
- * evaluated in simulation or by its packed runtime. */
+ * evaluated in simulation or by its packed runtime. The packed runtime also runs a
+ * checkpoint in full precision, as an artifact of 16 bits in memory. */
 struct eval {
     struct job *job;
     const struct eval_settings *settings;
     struct artifact *artifact; /* NULL: job->model */
+    bool unquantized;          /* artifact is job->model as it is */
     struct state *state;       /* calibrated scales for job->model; NULL: none */
     bool rtn;                  /* round job->model to nearest by job->recipe */
     int kv_bits;               /* 0: as configured; 16: cache in full precision */

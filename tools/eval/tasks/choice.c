@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/eval/tasks/choice.h"
 
-#include "data/jsonl.h"
 #include "kernels/base/file/file.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/tasks/choice_text.h"
+#include "tools/eval/tasks/task_rows.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -229,14 +230,15 @@ out:
 
 static const struct source {
     const char *name, *key[2]; /* fields that identify a data set */
+    const char *label;         /* field that may be in a file of its own */
     bool normalized;
     enum err (*read)(struct question *q, const json_t *row, int64_t label,
                      const char *where);
 } sources[] = {
-    {"piqa", {"sol1", "goal"}, true, piqa},
-    {"arc", {"answerKey", "question"}, true, arc},
-    {"hellaswag", {"endings", "ctx_a"}, true, hellaswag},
-    {"winogrande", {"option1", "sentence"}, false, winogrande},
+    {"piqa", {"sol1", "goal"}, "label", true, piqa},
+    {"arc", {"answerKey", "question"}, NULL, true, arc},
+    {"hellaswag", {"endings", "ctx_a"}, NULL, true, hellaswag},
+    {"winogrande", {"option1", "sentence"}, NULL, false, winogrande},
 };
 
 static enum err recognize(const struct source **out, const json_t *row, const char *where)
@@ -253,105 +255,142 @@ static enum err recognize(const struct source **out, const json_t *row, const ch
          where);
 }
 
-/* Reads the labels of a file in order. */
+/* Returns the part of path from the folder on that holds the file. */
+static const char *last_two_parts(const char *path)
+{
+    const char *at = file_base_name(path);
+    for (at -= at > path; at > path && at[-1] != '/';)
+        at--;
+    return at;
+}
+
+/* ARC's two sets have the same fields, so the name of the file or of its folder tells. */
+static const char *arc_name(const char *path)
+{
+    const char *name = last_two_parts(path);
+    if (strcasestr(name, "easy"))
+        return "arc_easy";
+    if (strcasestr(name, "challenge"))
+        return "arc_challenge";
+    log_warn(
+        "%s: its name does not say whether it is ARC-Easy or ARC-Challenge; the result "
+        "is called arc",
+        path);
+    return "arc";
+}
+
+/* Labels of one file of questions. */
 struct labels {
-    const char *path;
-    char *text, *at;
-    int64_t line;
+    const char *path; /* NULL: the rows have them */
+    int64_t *item;    /* owned */
+    int64_t n;
 };
 
-static enum err labels_open(struct labels *l, const char *path)
+static enum err parse_labels(struct labels *l, const char *at)
 {
+    int64_t room = 0;
+    for (char *end;; at = end) {
+        const int64_t v = strtoll(at, &end, 10);
+        const char *rest = end == at ? at + strspn(at, " \t\r\n") : "";
+        if (end == at && !*rest)
+            return OK;
+        FAIL_IF(end == at || v < 0, ERR_FORMAT,
+                "%s: label %" PRId64 " is not a number from 0 on; want one number a line",
+                l->path, l->n + 1);
+        if (l->n == room) {
+            room = room ? 2 * room : 256;
+            TRY(mem_resize(&l->item, (size_t)l->n, (size_t)room, sizeof(*l->item)));
+        }
+        l->item[l->n++] = v;
+    }
+}
+
+static enum err read_labels(struct labels *l, const char *path)
+{
+    char *text;
     size_t n;
-    *l = (struct labels){.path = path};
-    if (path)
-        TRY(file_read_all(&l->text, &n, path, 64 << 20));
-    l->at = l->text;
-    return OK;
+    l->path = path;
+    TRY(file_read_all(&text, &n, path, 64 << 20));
+    const enum err err = parse_labels(l, text);
+    mem_free(text);
+    return err;
 }
 
-static enum err next_label(int64_t *out, struct labels *l)
+/* Takes the next file of labels if the first row has none. */
+static enum err find_labels(struct labels *l, struct label_files *files,
+                            const struct source *source, const json_t *row,
+                            const struct task_rows *rows)
 {
-    char *end;
-    *out = NO_LABEL;
-    if (!l->path)
+    if (!source->label || json_object_get(row, source->label) || files->used == files->n)
         return OK;
-    const int64_t v = strtoll(l->at, &end, 10);
-    FAIL_IF(end == l->at || v < 0, ERR_FORMAT,
-            "%s: no label for question %" PRId64 "; want one number a line, one a question",
-            l->path, l->line + 1);
-    l->at = end;
-    l->line++;
-    *out = v;
-    return OK;
-}
-
-static enum err grow(struct question_set *s, int64_t *room)
-{
-    if (s->n < *room)
-        return OK;
-    const int64_t more = *room ? 2 * *room : 256;
-    TRY(mem_resize(&s->item, (size_t)*room, (size_t)more, sizeof(*s->item)));
-    *room = more;
+    const enum err err = read_labels(l, files->path[files->used]);
+    if (err)
+        return err_add(err, "--labels: ");
+    files->used++;
+    FAIL_IF(l->n != rows->rows, ERR_MISMATCH,
+            "%s has %" PRId64 " label%s, but %s has %" PRId64 " question%s: they do not "
+            "belong together",
+            l->path, l->n, l->n == 1 ? "" : "s", rows->f.path, rows->rows,
+            rows->rows == 1 ? "" : "s");
     return OK;
 }
 
 static enum err add_row(struct question_set *s, const struct source *source,
-                        const json_t *row, int64_t label, const char *where)
+                        const json_t *row, int64_t label, const struct task_rows *rows)
 {
     struct question *q = &s->item[s->n];
-    *q = (struct question){0};
+    *q = (struct question){.row = rows->row};
     TRY(mem_alloc(&q->choice, MOST_CHOICES, sizeof(*q->choice)));
     s->n++;
-    return source->read(q, row, label, where);
+    return source->read(q, row, label, rows->f.where);
 }
 
-static enum err load_rows(struct question_set *s, struct jsonl *f, struct labels *labels,
-                          int64_t limit)
+struct loading {
+    struct question_set set;
+    const struct source *source;
+    struct label_files *files;
+    struct labels labels;
+};
+
+static enum err first_row(struct loading *l, const json_t *row, const struct task_rows *r)
 {
-    const struct source *source = NULL;
-    json_t *row = NULL;
-    enum err err = OK;
-    int64_t room = 0;
-    while (!err && (limit == 0 || s->n < limit)) {
-        int64_t label = NO_LABEL;
-        TRY(jsonl_next(&row, f));
+    TRY(recognize(&l->source, row, r->f.where));
+    TRY(find_labels(&l->labels, l->files, l->source, row, r));
+    l->set.name = l->source->read == arc ? arc_name(r->f.path) : l->source->name;
+    l->set.normalized = l->source->normalized;
+    l->set.rows = r->rows;
+    return mem_alloc(&l->set.item, (size_t)r->taken, sizeof(*l->set.item));
+}
+
+static enum err load_rows(struct loading *l, struct task_rows *r)
+{
+    for (json_t *row;;) {
+        TRY(task_rows_next(&row, r));
         if (!row)
-            break;
-        if (!source)
-            err = recognize(&source, row, f->where);
+            return OK;
+        enum err err = l->source ? OK : first_row(l, row, r);
         if (!err)
-            err = next_label(&label, labels);
-        if (!err)
-            err = grow(s, &room);
-        if (!err)
-            err = add_row(s, source, row, label, f->where);
+            err = add_row(&l->set, l->source, row,
+                          l->labels.path ? l->labels.item[r->row] : NO_LABEL, r);
         json_decref(row);
+        TRY(err);
     }
-    TRY(err);
-    FAIL_IF(!s->n, ERR_FORMAT, "%s: no question in it", f->path);
-    s->name = source->name;
-    s->normalized = source->normalized;
-    return OK;
 }
 
-enum err question_set_load(struct question_set *out, const char *path, const char *labels,
-                           int64_t limit)
+enum err question_set_load(struct question_set *out, const char *path,
+                           struct label_files *labels, int64_t limit)
 {
-    struct question_set s = {0};
-    struct labels l;
-    struct jsonl f = {0};
-    enum err err = labels_open(&l, labels);
+    struct loading l = {.files = labels};
+    struct task_rows r;
+    enum err err = task_rows_open(&r, path, limit);
     if (!err)
-        err = jsonl_open(&f, path);
-    if (!err)
-        err = load_rows(&s, &f, &l, limit);
-    jsonl_close(&f);
-    mem_free(l.text);
+        err = load_rows(&l, &r);
+    task_rows_close(&r);
+    mem_free(l.labels.item);
     if (err)
-        question_set_free(&s);
+        question_set_free(&l.set);
     else
-        *out = s;
+        *out = l.set;
     return err;
 }
 

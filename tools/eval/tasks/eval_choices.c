@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
-#include "tools/cli/opt.h"
+#include "kernels/base/mem.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/zeroshot.h"
 
@@ -9,22 +9,37 @@
 #include <math.h>
 #include <stdio.h>
 
+/* A file and its result. */
+struct part {
+    struct zeroshot_set z;
+    struct zeroshot_result r;
+    double seconds;
+};
+
+struct choices {
+    struct zeroshot_run run;
+    struct part *part; /* [n] */
+    int n;
+    bool bos;
+};
+
+/* --- printing ----------------------------------------------------------------------- */
+
 static json_t *real_or_null(double x)
 {
     return isfinite(x) ? json_real(x) : json_null();
 }
 
-static enum err add_json(json_t *sets, const char *path, const struct question_set *s,
-                         const struct zeroshot_result *r)
+static json_t *part_json(const struct part *p)
 {
-    json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:f, s:o, s:o, s:o, s:f}", "set", s->name, "file", path, "n",
-        (json_int_t)r->n, "acc", r->acc, "acc_stderr", real_or_null(r->acc_stderr),
-        "acc_norm", s->normalized ? json_real(r->norm) : json_null(), "acc_norm_stderr",
-        s->normalized ? real_or_null(r->norm_stderr) : json_null(), "seconds", r->seconds);
-    FAIL_IF(!o || json_array_append_new(sets, o), ERR_MEMORY,
-            "out of memory for the result");
-    return OK;
+    const struct zeroshot_result *r = &p->r;
+    const bool norm = p->z.set.normalized;
+    return json_pack(
+        "{s:s, s:s, s:I, s:I, s:f, s:o, s:o, s:o, s:f}", "set", p->z.set.name, "file",
+        p->z.path, "n", (json_int_t)r->n, "rows", (json_int_t)p->z.set.rows, "acc", r->acc,
+        "acc_stderr", real_or_null(r->acc_stderr), "acc_norm",
+        norm ? json_real(r->norm) : json_null(), "acc_norm_stderr",
+        norm ? real_or_null(r->norm_stderr) : json_null(), "seconds", p->seconds);
 }
 
 static void print_share(const char *name, double share, double error)
@@ -34,67 +49,150 @@ static void print_share(const char *name, double share, double error)
         printf(" +- %.2f", 100 * error);
 }
 
-static void print_line(const char *path, const struct question_set *s,
-                       const struct zeroshot_result *r)
+static void print_part(const struct part *p)
 {
-    printf("%-11s %6" PRId64 " questions", s->name, r->n);
-    print_share("acc", r->acc, r->acc_stderr);
+    const struct question_set *s = &p->z.set;
+    printf("%-13s %6" PRId64, s->name, s->n);
+    if (s->n < s->rows)
+        printf(" of %" PRId64, s->rows);
+    printf(" questions");
+    print_share("acc", p->r.acc, p->r.acc_stderr);
     if (s->normalized)
-        print_share("acc_norm", r->norm, r->norm_stderr);
-    printf("  %.1f s  %s\n", r->seconds, file_base_name(path));
+        print_share("acc_norm", p->r.norm, p->r.norm_stderr);
+    printf("  %.1f s  %s\n", p->seconds, file_base_name(p->z.path));
     fflush(stdout);
 }
 
-static enum err measure(struct eval *e, json_t *sets, struct file_writer *lines)
+/* Computes the averages over the files: of acc, and of acc_norm, or of acc where that is
+ * not defined. Returns whether it is defined for all. */
+static bool averages(struct estimate *acc, struct estimate *norm, const struct choices *c)
 {
-    const struct recipe_files *files = &e->job->recipe.data;
-    for (int i = 0; i < files->n; i++) {
-        struct question_set set = {0};
-        struct zeroshot_result r;
-        enum err err = zeroshot_run(&r, &set, e, files->path[i], lines);
-        if (!err && e->settings->json)
-            err = add_json(sets, files->path[i], &set, &r);
-        else if (!err)
-            print_line(files->path[i], &set, &r);
-        question_set_free(&set);
-        TRY(err);
+    bool all = true;
+    *acc = *norm = (struct estimate){0, 0};
+    for (int i = 0; i < c->n; i++) {
+        const struct zeroshot_result *r = &c->part[i].r;
+        const struct estimate plain = {r->acc, r->acc_stderr},
+                              normed = {r->norm, r->norm_stderr};
+        const bool defined = c->part[i].z.set.normalized;
+        task_average_add(acc, plain, c->n);
+        task_average_add(norm, defined ? normed : plain, c->n);
+        all = all && defined;
     }
-    return OK;
+    return all;
 }
 
-static enum err print_all(const struct eval *e, json_t *sets)
+static void print_average(const struct choices *c)
 {
-    double weight_bits, kv_bits;
-    eval_bits(&weight_bits, &kv_bits, e);
-    if (!e->settings->json) {
-        printf("model       %s by %s\n", eval_bits_text(e), eval_method(e));
-        return OK;
-    }
-    json_t *o = json_pack("{s:s, s:s, s:s, s:o, s:o, s:i, s:I, s:I, s:b, s:O}", "task",
-                          "zeroshot", "model", e->job->model_dir, "method", eval_method(e),
-                          "weight_bits", eval_bits_json(weight_bits), "kv_bits",
-                          eval_bits_json(kv_bits), "activation_bits", eval_act_bits(e),
-                          "ctx", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
-                          e->job->recipe.bos == BOS_ALWAYS, "sets", sets);
-    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
+    struct estimate acc, norm;
+    const bool all = averages(&acc, &norm, c);
+    printf("%-13s %6d sets     ", "average", c->n);
+    print_share("acc", acc.mean, acc.stderr_);
+    print_share("acc_norm", norm.mean, norm.stderr_);
+    printf("%s\n", all ? "" : "  (of winogrande: acc)");
+}
+
+static enum err print_json(const struct choices *c)
+{
+    struct estimate acc, norm;
+    json_t *sets = json_array(),
+           *o = json_pack("{s:s, s:O}", "task", "zeroshot", "sets", sets);
+    averages(&acc, &norm, c);
+    for (int i = 0; i < c->n; i++)
+        json_array_append_new(sets, part_json(&c->part[i]));
+    json_object_set_new(o, "average",
+                        json_pack("{s:i, s:f, s:o, s:f, s:o}", "sets", c->n, "acc",
+                                  acc.mean, "acc_stderr", real_or_null(acc.stderr_),
+                                  "acc_norm", norm.mean, "acc_norm_stderr",
+                                  real_or_null(norm.stderr_)));
+    enum err err = task_add_model(o, c->run.e, c->bos);
+    if (!err)
+        err = json_print(o, JSON_REAL_PRECISION(9));
+    json_decref(sets);
     json_decref(o);
     return err;
 }
 
+static enum err print_all(const struct choices *c)
+{
+    if (c->run.e->settings->json)
+        return print_json(c);
+    if (c->n > 1)
+        print_average(c);
+    task_print_model(c->run.e, "model         ", c->bos);
+    return OK;
+}
+
+/* --- the run ------------------------------------------------------------------------ */
+
+/* Loads all files first, so that a mistake in the last one is found before the work. */
+static enum err load_all(struct choices *c)
+{
+    struct eval *e = c->run.e;
+    const struct eval_settings *s = e->settings;
+    struct label_files labels = {.path = s->labels, .n = s->n_labels};
+    TRY(tokenizer_open(&e->job->tokenizer, e->job->model_dir));
+    TRY(task_has_bos(&c->bos, e));
+    TRY(mem_calloc(&c->part, (size_t)c->n, sizeof(*c->part)));
+    for (int i = 0; i < c->n; i++)
+        TRY(zeroshot_load(&c->part[i].z, e, e->job->recipe.data.path[i], &labels));
+    FAIL_IF(labels.used < labels.n, ERR_USAGE,
+            "--labels %s: no file of --data is left that lacks labels; give one for each "
+            "such file, in their order",
+            labels.path[labels.used]);
+    return OK;
+}
+
+static enum err open_lines(struct choices *c)
+{
+    char *text = NULL;
+    const char *path = c->run.e->settings->out;
+    if (path)
+        TRY(task_run_text(&text, c->run.e));
+    const enum err err = task_lines_open(&c->run.lines, path, text ? text : "");
+    mem_free(text);
+    TRY(err);
+    for (int i = 0; i < c->n; i++)
+        TRY(zeroshot_expect(&c->part[i].z, c->run.lines));
+    return task_lines_check(c->run.lines);
+}
+
+static enum err measure(struct choices *c)
+{
+    struct task_progress *p = &c->run.progress;
+    for (int i = 0; i < c->n; i++) {
+        double tokens;
+        TRY(zeroshot_tokens(&tokens, &c->part[i].z, c->run.e));
+        p->total += tokens;
+    }
+    p->p = c->run.e->job->progress;
+    progress_phase(p->p, "zeroshot");
+    task_progress_add(p, 0);
+    for (int i = 0; i < c->n; i++) {
+        struct part *part = &c->part[i];
+        const double start = clock_s();
+        TRY(zeroshot_score(&part->z, &c->run));
+        part->seconds = clock_s() - start;
+        zeroshot_reduce(&part->r, &part->z.set, part->z.request);
+        progress_end(p->p);
+        if (!c->run.e->settings->json)
+            print_part(part);
+    }
+    return task_lines_finish(c->run.lines);
+}
+
 enum err eval_choices(struct eval *e)
 {
-    struct file_writer *lines = NULL;
-    json_t *sets = json_array();
-    enum err err = tokenizer_open(&e->job->tokenizer, e->job->model_dir);
-    if (!err && e->settings->out)
-        err = file_writer_open(&lines, e->settings->out);
+    struct choices c = {.run = {.e = e}, .n = e->job->recipe.data.n};
+    enum err err = load_all(&c);
     if (!err)
-        err = measure(e, sets, lines);
-    if (!err && lines)
-        err = file_writer_commit(&lines);
-    file_writer_abort(&lines);
+        err = open_lines(&c);
     if (!err)
-        err = print_all(e, sets);
-    json_decref(sets);
+        err = measure(&c);
+    if (!err)
+        err = print_all(&c);
+    task_lines_close(&c.run.lines);
+    for (int i = 0; c.part && i < c.n; i++)
+        zeroshot_free(&c.part[i].z);
+    mem_free(c.part);
     return err;
 }

@@ -3,30 +3,43 @@
  * LongBench with the packed runtime. The prompt is one chunk (or several), then the most
  * likely token is taken each time. */
 #include "convert/runtime/runtime.h"
-#include "data/json.h"
+#include "kernels/base/bytes.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
-#include "tools/cli/opt.h"
-#include "tools/eval/eval_compare.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/longbench.h"
+#include "tools/eval/tasks/longbench_report.h"
+#include "tools/eval/tasks/task_lines.h"
+#include "tools/eval/tasks/task_run.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+/* The questions of one file. */
+struct part {
+    struct longbench_set set;
+    double *score;            /* [set.n] */
+    bool *done;               /* [set.n] */
+    struct task_lines *lines; /* of this file, or of all files */
+    int64_t line;             /* number of question 0 in it */
+    char *path;               /* of lines, if -o is a directory */
+};
 
 struct bench {
     struct eval *e;
     struct longbench_config config;
-    struct file_writer *lines; /* NULL: no output file */
-    json_t *sets;
-    struct longbench_set set; /* the current question */
-    struct runtime *rt;
-    float *logits;  /* [V] */
-    int32_t *ids;   /* [max_gen] */
-    double *scores; /* [n] */
+    struct part *part;        /* [n], one for each file */
+    struct task_lines *lines; /* of all files; NULL if -o is a directory */
+    char *run;                /* name of the run in lines */
+    int n;
+    bool bos;
+    struct task_progress progress;
+    struct longbench_report report;
+    struct runtime *rt; /* of the current file */
+    float *logits;      /* [V] */
+    int32_t *ids;       /* [max_gen] */
 };
 
 /* --- one answer --------------------------------------------------------------------- */
@@ -44,178 +57,281 @@ static enum err read_prompt(struct bench *b, const struct token_ids *p)
 {
     const int64_t n = (int64_t)p->n, chunk = b->e->chunk ? b->e->chunk : n;
     runtime_reset(b->rt);
-    for (int64_t t = 0; t < n; t += chunk)
-        TRY(runtime_forward(b->rt, b->logits, false, p->id + t,
-                            n - t < chunk ? n - t : chunk));
+    for (int64_t t = 0; t < n; t += chunk) {
+        const int64_t step = n - t < chunk ? n - t : chunk;
+        TRY(runtime_forward(b->rt, b->logits, false, p->id + t, step));
+        task_progress_add(&b->progress, (double)step);
+    }
     return OK;
 }
 
-static enum err generate(int64_t *n, struct bench *b, const struct token_ids *prompt)
+static enum err generate(int64_t *n, struct bench *b, const struct token_ids *prompt,
+                         int64_t most)
 {
     const struct sampler greedy = {.temperature = 0, .top_p = 1};
     struct rng rng;
     rng_seed(&rng, 0);
     TRY(read_prompt(b, prompt));
-    for (*n = 0; *n < b->set.max_gen; ++*n) {
+    for (*n = 0; *n < most; ++*n) {
         int32_t id;
         TRY(runtime_sample(&id, &greedy, &rng, b->logits, b->e->job->arch.vocab));
         if (ends_text(b->e, id))
             break;
         b->ids[*n] = id;
-        if (*n + 1 < b->set.max_gen)
+        if (*n + 1 < most)
             TRY(runtime_forward(b->rt, b->logits, false, &id, 1));
     }
     return OK;
 }
 
-static enum err write_line(struct bench *b, int64_t i, const char *text, size_t n)
+/* Makes a line. Its first four fields are what the benchmark's eval.py reads. */
+static json_t *line_json(const struct part *p, int64_t i, const char *text, size_t n)
 {
-    const struct longbench_item *item = &b->set.item[i];
-    json_t *o = json_pack("{s:s, s:I, s:f, s:s%, s:O, s:I, s:b}", "set", b->set.task->name,
-                          "question", (json_int_t)i, "score", b->scores[i], "pred", text, n,
-                          "answers", item->answers, "prompt_tokens",
-                          (json_int_t)item->prompt.n, "cut", item->cut);
-    char *line = o ? json_text(o, JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(o);
-    FAIL_IF(!line, ERR_MEMORY, "question %" PRId64 ": its answer cannot be written", i + 1);
-    const enum err err = file_printf(b->lines, "%s\n", line);
-    free(line);
-    return err;
+    const struct longbench_item *item = &p->set.item[i];
+    return json_pack("{s:s%, s:O, s:O, s:O, s:s, s:I, s:f, s:I, s:b}", "pred", text, n,
+                     "answers", item->answers, "all_classes", item->classes, "length",
+                     item->length, "set", p->set.task->name, "question",
+                     (json_int_t)item->row, "score", p->score[i], "prompt_tokens",
+                     (json_int_t)item->prompt.n, "cut", item->cut);
 }
 
-static enum err answer(struct bench *b, int64_t i)
+static enum err answer(struct bench *b, struct part *p, int64_t i)
 {
     char *text = NULL;
     size_t bytes;
     int64_t n;
-    TRY(generate(&n, b, &b->set.item[i].prompt));
+    TRY(generate(&n, b, &p->set.item[i].prompt, p->set.max_gen));
     TRY(tokenizer_decode(&text, &bytes, b->e->job->tokenizer, b->ids, (size_t)n, false));
-    enum err err = longbench_score(&b->scores[i], b->set.task, (struct span){text, bytes},
-                                   b->set.item[i].answers);
-    if (!err && b->lines)
-        err = write_line(b, i, text, bytes);
+    enum err err = longbench_score(&p->score[i], p->set.task, (struct span){text, bytes},
+                                   p->set.item[i].answers);
+    if (!err)
+        err = task_lines_put(p->lines, p->line + i, line_json(p, i, text, bytes));
     mem_free(text);
     return err;
 }
 
+/* --- the output --------------------------------------------------------------------- */
+
+/* Returns the CRC-32 of what is asked and how it is scored: the prompt's ids as 32-bit
+ * little-endian numbers, then the largest number of tokens of the answer and the reference
+ * answers as text. */
+static enum err item_crc(uint32_t *crc, const struct longbench_set *s, int64_t i)
+{
+    const struct longbench_item *item = &s->item[i];
+    char *answers = json_text(item->answers, 0), most[32];
+    FAIL_IF(!answers, ERR_MEMORY, "out of memory for the output");
+    snprintf(most, sizeof(most), "%" PRId64, s->max_gen);
+    *crc = 0;
+    for (size_t t = 0; t < item->prompt.n; t++) {
+        const uint32_t id = (uint32_t)item->prompt.id[t];
+        const uint8_t le[4] = {(uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16),
+                               (uint8_t)(id >> 24)};
+        *crc = bytes_crc32(*crc, le, sizeof(le));
+    }
+    *crc = bytes_crc32(*crc, most, strlen(most));
+    *crc = bytes_crc32(*crc, answers, strlen(answers));
+    free(answers);
+    return OK;
+}
+
+/* Scores the answer in a line of an earlier run. */
+static enum err take_line(struct part *p, int64_t i, const json_t *line)
+{
+    const json_t *pred = json_object_get(line, "pred");
+    FAIL_IF(!json_is_string(pred), ERR_FORMAT,
+            "-o: question %" PRId64 " of %s: pred is %s, want a string", p->set.item[i].row,
+            p->set.task->name, json_kind(pred));
+    p->done[i] = true;
+    return longbench_score(&p->score[i], p->set.task,
+                           (struct span){json_string_value(pred), json_string_length(pred)},
+                           p->set.item[i].answers);
+}
+
+static enum err expect(struct part *p)
+{
+    p->line = task_lines_count(p->lines);
+    for (int64_t i = 0; i < p->set.n; i++) {
+        const json_t *line;
+        uint32_t crc = 0;
+        TRY(item_crc(&crc, &p->set, i));
+        TRY(task_lines_expect(&line, p->lines, p->set.task->name, p->set.item[i].row, crc));
+        if (line)
+            TRY(take_line(p, i, line));
+    }
+    return OK;
+}
+
+/* Opens DIR/SET.jsonl, where the benchmark's eval.py looks for the answers of a set. */
+static enum err open_in_directory(struct bench *b, struct part *p, const char *dir)
+{
+    char name[64];
+    for (const struct part *other = b->part; other < p; other++)
+        FAIL_IF(other->set.task == p->set.task, ERR_USAGE,
+                "-o %s: two files of --data hold questions of %s; a directory has one file "
+                "for each set",
+                dir, p->set.task->name);
+    snprintf(name, sizeof(name), "%s.jsonl", p->set.task->name);
+    TRY(file_join(&p->path, dir, name));
+    TRY(task_lines_open(&p->lines, p->path, b->run));
+    TRY(expect(p));
+    return task_lines_check(p->lines);
+}
+
+static enum err open_directory(struct bench *b, const char *dir)
+{
+    TRY(file_make_dir(dir));
+    for (int i = 0; i < b->n; i++)
+        TRY(open_in_directory(b, &b->part[i], dir));
+    return OK;
+}
+
+static enum err open_lines(struct bench *b)
+{
+    const char *out = b->e->settings->out;
+    if (out)
+        TRY(task_run_text(&b->run, b->e));
+    if (out && (file_is_dir(out) || (*out && out[strlen(out) - 1] == '/')))
+        return open_directory(b, out);
+    TRY(task_lines_open(&b->lines, out, b->run ? b->run : ""));
+    for (int i = 0; i < b->n; i++) {
+        b->part[i].lines = b->lines;
+        TRY(expect(&b->part[i]));
+    }
+    return task_lines_check(b->lines);
+}
+
+static enum err finish_lines(struct bench *b)
+{
+    if (b->lines)
+        return task_lines_finish(b->lines);
+    for (int i = 0; i < b->n; i++)
+        TRY(task_lines_finish(b->part[i].lines));
+    return OK;
+}
+
 /* --- one file ----------------------------------------------------------------------- */
 
-static enum err set_open(struct bench *b, const char *path)
+static int64_t left(const struct part *p)
 {
-    const struct job *j = b->e->job;
-    struct runtime_settings s = {.threads = (int)j->recipe.threads,
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->set.n; i++)
+        n += !p->done[i];
+    return n;
+}
+
+static enum err open_runtime(struct bench *b, const struct part *p)
+{
+    struct runtime_settings s = {.threads = (int)b->e->job->recipe.threads,
                                  .kv_bits = b->e->kv_bits};
-    TRY(longbench_load(&b->set, path, &b->config, j->tokenizer,
-                       (enum bos_rule)j->recipe.bos, b->e->ctx, b->e->settings->limit));
-    for (int64_t i = 0; i < b->set.n; i++)
-        if (s.max_tokens < (int64_t)b->set.item[i].prompt.n)
-            s.max_tokens = (int64_t)b->set.item[i].prompt.n;
-    s.max_tokens += b->set.max_gen;
-    TRY(mem_alloc(&b->ids, (size_t)b->set.max_gen, sizeof(*b->ids)));
-    TRY(mem_alloc(&b->scores, (size_t)b->set.n, sizeof(*b->scores)));
+    for (int64_t i = 0; i < p->set.n; i++)
+        if (s.max_tokens < (int64_t)p->set.item[i].prompt.n)
+            s.max_tokens = (int64_t)p->set.item[i].prompt.n;
+    s.max_tokens += p->set.max_gen;
+    TRY(mem_alloc(&b->ids, (size_t)p->set.max_gen, sizeof(*b->ids)));
     const enum err err = runtime_open(&b->rt, b->e->artifact, &s);
     return err ? err_add(err, "--ctx and --max-gen: ") : OK;
 }
 
-static void set_close(struct bench *b)
+static enum err answer_all(struct bench *b, struct part *p, const char *path)
 {
+    enum err err = left(p) ? open_runtime(b, p) : OK;
+    for (int64_t i = 0; i < p->set.n && !err; i++) {
+        if (p->done[i])
+            continue;
+        err = answer(b, p, i);
+        if (err)
+            err = err_add(err, "%s: question %" PRId64 ": ", path, p->set.item[i].row + 1);
+    }
     runtime_close(&b->rt);
     mem_free(b->ids);
-    mem_free(b->scores);
-    longbench_free(&b->set);
     b->ids = NULL;
-    b->scores = NULL;
+    return err;
 }
 
-static enum err report(struct bench *b, const char *path, double seconds)
-{
-    const struct estimate score = estimate_mean(b->scores, b->set.n);
-    int64_t cut = 0;
-    for (int64_t i = 0; i < b->set.n; i++)
-        cut += b->set.item[i].cut;
-    if (!b->e->settings->json) {
-        printf("%-15s %6.2f", b->set.task->name, 100 * score.mean);
-        if (isfinite(score.stderr_))
-            printf(" +- %.2f", 100 * score.stderr_);
-        printf("  %" PRId64 " questions, %" PRId64 " cut in the middle  %.1f s  %s\n",
-               b->set.n, cut, seconds, file_base_name(path));
-        fflush(stdout);
-        return OK;
-    }
-    json_t *o = json_pack(
-        "{s:s, s:s, s:I, s:f, s:o, s:I, s:I, s:f}", "set", b->set.task->name, "file", path,
-        "n", (json_int_t)b->set.n, "score", 100 * score.mean, "stderr",
-        isfinite(score.stderr_) ? json_real(100 * score.stderr_) : json_null(), "cut",
-        (json_int_t)cut, "max_gen", (json_int_t)b->set.max_gen, "seconds", seconds);
-    FAIL_IF(!o || json_array_append_new(b->sets, o), ERR_MEMORY,
-            "out of memory for the result");
-    return OK;
-}
-
-static enum err measure(struct bench *b, const char *path)
+static enum err measure(struct bench *b, struct part *p, const char *path)
 {
     const double start = clock_s();
-    enum err err = set_open(b, path);
-    if (!err)
-        progress_phase(b->e->job->progress, b->set.task->name);
-    for (int64_t i = 0; !err && i < b->set.n; i++) {
-        err = answer(b, i);
-        if (err)
-            err = err_add(err, "%s: question %" PRId64 ": ", path, i + 1);
-        progress_share(b->e->job->progress, (double)(i + 1) / (double)b->set.n);
-    }
-    progress_end(b->e->job->progress);
-    if (!err)
-        err = report(b, path, clock_s() - start);
-    set_close(b);
-    return err;
+    struct longbench_figures f = {.task = p->set.task,
+                                  .file = path,
+                                  .n = p->set.n,
+                                  .rows = p->set.rows,
+                                  .max_gen = p->set.max_gen};
+    TRY(answer_all(b, p, path));
+    progress_end(b->progress.p);
+    f.score = estimate_mean(p->score, p->set.n);
+    for (int64_t i = 0; i < p->set.n; i++)
+        f.cut += p->set.item[i].cut;
+    f.seconds = clock_s() - start;
+    return longbench_report_add(&b->report, &f);
 }
 
 /* --- all ---------------------------------------------------------------------------- */
 
-static enum err print_all(const struct bench *b)
+static enum err load(struct bench *b, struct part *p, const char *path)
 {
-    const struct eval *e = b->e;
-    double weight_bits, kv_bits;
-    eval_bits(&weight_bits, &kv_bits, e);
-    if (!e->settings->json) {
-        printf("model           W%.3gKV%.3g by %s, greedy\n", weight_bits, kv_bits,
-               eval_method(e));
-        return OK;
-    }
-    json_t *o =
-        json_pack("{s:s, s:s, s:s, s:o, s:o, s:I, s:I, s:O}", "task", "longbench", "model",
-                  e->job->model_dir, "method", eval_method(e), "weight_bits",
-                  eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits), "ctx",
-                  (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "sets", b->sets);
-    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
-    json_decref(o);
-    return err;
+    const struct job *j = b->e->job;
+    TRY(longbench_load(&p->set, path, &b->config, j->tokenizer,
+                       (enum bos_rule)j->recipe.bos, b->e->ctx, b->e->settings->limit));
+    TRY(mem_calloc(&p->score, (size_t)p->set.n, sizeof(*p->score)));
+    return mem_calloc(&p->done, (size_t)p->set.n, sizeof(*p->done));
+}
+
+/* Loads all files first, so that a mistake in the last one is found before the work. */
+static enum err load_all(struct bench *b)
+{
+    const struct eval_settings *s = b->e->settings;
+    struct job *j = b->e->job;
+    TRY(longbench_config_open(&b->config, s->prompts, s->max_gen));
+    TRY(tokenizer_open(&j->tokenizer, j->model_dir));
+    TRY(task_has_bos(&b->bos, b->e));
+    TRY(mem_calloc(&b->part, (size_t)b->n, sizeof(*b->part)));
+    for (int i = 0; i < b->n; i++)
+        TRY(load(b, &b->part[i], j->recipe.data.path[i]));
+    TRY(mem_alloc(&b->logits, (size_t)j->arch.vocab, sizeof(*b->logits)));
+    return longbench_report_open(&b->report, b->n, s->json);
 }
 
 static enum err measure_all(struct bench *b)
 {
-    const struct job *j = b->e->job;
-    TRY(longbench_config_open(&b->config, b->e->settings->prompts,
-                              b->e->settings->max_gen));
-    TRY(tokenizer_open(&b->e->job->tokenizer, j->model_dir));
-    TRY(mem_alloc(&b->logits, (size_t)j->arch.vocab, sizeof(*b->logits)));
-    if (b->e->settings->out)
-        TRY(file_writer_open(&b->lines, b->e->settings->out));
-    for (int i = 0; i < j->recipe.data.n; i++)
-        TRY(measure(b, j->recipe.data.path[i]));
-    return b->lines ? file_writer_commit(&b->lines) : OK;
+    TRY(load_all(b));
+    TRY(open_lines(b));
+    for (int i = 0; i < b->n; i++)
+        for (int64_t k = 0; k < b->part[i].set.n; k++)
+            b->progress.total +=
+                b->part[i].done[k] ? 0 : (double)b->part[i].set.item[k].prompt.n;
+    b->progress.p = b->e->job->progress;
+    progress_phase(b->progress.p, "longbench");
+    task_progress_add(&b->progress, 0);
+    for (int i = 0; i < b->n; i++)
+        TRY(measure(b, &b->part[i], b->e->job->recipe.data.path[i]));
+    return finish_lines(b);
+}
+
+static void close_bench(struct bench *b)
+{
+    for (int i = 0; b->part && i < b->n; i++) {
+        struct part *p = &b->part[i];
+        if (p->lines != b->lines)
+            task_lines_close(&p->lines);
+        longbench_free(&p->set);
+        mem_free(p->score);
+        mem_free(p->done);
+        mem_free(p->path);
+    }
+    task_lines_close(&b->lines);
+    longbench_report_close(&b->report);
+    longbench_config_close(&b->config);
+    mem_free(b->part);
+    mem_free(b->run);
+    mem_free(b->logits);
 }
 
 enum err eval_longbench(struct eval *e)
 {
-    struct bench b = {.e = e, .sets = json_array()};
+    struct bench b = {.e = e, .n = e->job->recipe.data.n};
     enum err err = measure_all(&b);
     if (!err)
-        err = print_all(&b);
-    file_writer_abort(&b.lines);
-    longbench_config_close(&b.config);
-    mem_free(b.logits);
-    json_decref(b.sets);
+        err = longbench_report_print(&b.report, e, b.bos);
+    close_bench(&b);
     return err;
 }

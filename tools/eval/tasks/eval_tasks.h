@@ -11,6 +11,8 @@ enum err eval_choices(struct eval *e);
 /* Runs LongBench on every file of e->job->recipe.data. Requires e->decode and an
  * artifact. */
 enum err eval_longbench(struct eval *e);
+/* Scores the answers in n files of LongBench's predictions, without a model. */
+enum err eval_predictions(const char *const *path, int n, bool json);
 /* Compares the perplexity of e->job->ids with that of --against, paired over windows.
  * Requires an open device. */
 enum err eval_against(struct eval *e);

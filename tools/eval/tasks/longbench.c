@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/eval/tasks/longbench.h"
 
-#include "data/jsonl.h"
 #include "data/tokenizer/tok_text.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "tools/eval/tasks/task_rows.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -12,9 +12,9 @@
 #define CONFIG_LIMIT (1 << 20)
 
 static const struct longbench_task tasks[] = {
-    {"2wikimqa", score_f1, false}, {"hotpotqa", score_f1, false},
-    {"lcc", score_code, false},    {"multifieldqa_en", score_f1, false},
-    {"qasper", score_f1, false},   {"triviaqa", score_f1, true},
+    {"2wikimqa", "F1", score_f1, false},      {"hotpotqa", "F1", score_f1, false},
+    {"lcc", "similarity", score_code, false}, {"multifieldqa_en", "F1", score_f1, false},
+    {"qasper", "F1", score_f1, false},        {"triviaqa", "F1", score_f1, true},
 };
 
 const struct longbench_task *longbench_find(const char *name, size_t n)
@@ -139,12 +139,11 @@ static enum err encode(struct longbench_item *item, const struct tokenizer *t,
 
 /* --- files -------------------------------------------------------------------------- */
 
-/* Takes the data set's name from each line, or else from the file's name. */
-static enum err find_task(const struct longbench_task **out, const json_t *row,
-                          const struct jsonl *f)
+enum err longbench_row_task(const struct longbench_task **out, const json_t *row,
+                            const char *name, const char *where)
 {
-    const char *name = file_base_name(f->path);
-    TRY(json_get_string(&name, row, "dataset", f->where));
+    TRY(json_get_string(&name, row, "set", where));
+    TRY(json_get_string(&name, row, "dataset", where));
     const size_t n = strcspn(name, ".");
     *out = longbench_find(name, n);
     if (*out)
@@ -152,10 +151,10 @@ static enum err find_task(const struct longbench_task **out, const json_t *row,
     FAIL(ERR_SUPPORT,
          "%s: data set \"%s\" is not supported; of LongBench there are 2wikimqa, "
          "hotpotqa, lcc, multifieldqa_en, qasper and triviaqa",
-         f->where, name);
+         where, name);
 }
 
-static enum err need_answers(json_t **out, const json_t *row, const char *where)
+enum err longbench_answers(json_t **out, const json_t *row, const char *where)
 {
     json_t *list;
     TRY(json_get_array(&list, row, "answers", where));
@@ -164,8 +163,15 @@ static enum err need_answers(json_t **out, const json_t *row, const char *where)
         FAIL_IF(!json_is_string(json_array_get(list, i)), ERR_FORMAT,
                 "%s: answers: %s in it, want strings", where,
                 json_kind(json_array_get(list, i)));
-    *out = json_incref(list);
+    *out = list;
     return OK;
+}
+
+/* Returns a reference to a member, or null. */
+static json_t *member(const json_t *row, const char *key)
+{
+    json_t *value = json_object_get(row, key);
+    return value ? json_incref(value) : json_null();
 }
 
 struct loading {
@@ -173,66 +179,57 @@ struct loading {
     const struct longbench_config *config;
     const struct tokenizer *tokenizer;
     enum bos_rule bos;
-    int64_t ctx, room;
+    int64_t ctx;
     const char *format;
 };
 
-static enum err first_row(struct loading *l, const json_t *row, const struct jsonl *f)
+static enum err first_row(struct loading *l, const json_t *row, const struct task_rows *r)
 {
     const struct longbench_config *c = l->config;
-    TRY(find_task(&l->set.task, row, f));
+    TRY(longbench_row_task(&l->set.task, row, file_base_name(r->f.path), r->f.where));
     const char *name = l->set.task->name;
     TRY(json_need_string(&l->format, c->prompts, name, c->prompts_path));
-    return json_need_int(&l->set.max_gen, c->max_gen, name, 1, 1 << 20, c->max_gen_path);
+    TRY(json_need_int(&l->set.max_gen, c->max_gen, name, 1, 1 << 20, c->max_gen_path));
+    l->set.rows = r->rows;
+    return mem_calloc(&l->set.item, (size_t)r->taken, sizeof(*l->set.item));
 }
 
-static enum err grow(struct loading *l)
-{
-    struct longbench_set *s = &l->set;
-    if (s->n < l->room)
-        return OK;
-    const int64_t more = l->room ? 2 * l->room : 64;
-    TRY(mem_resize(&s->item, (size_t)l->room, (size_t)more, sizeof(*s->item)));
-    l->room = more;
-    return OK;
-}
-
-static enum err add_row(struct loading *l, const json_t *row, const struct jsonl *f)
+static enum err add_row(struct loading *l, const json_t *row, const struct task_rows *r)
 {
     const struct longbench_task *task;
+    const char *where = r->f.where;
     char *prompt;
     if (!l->set.task)
-        TRY(first_row(l, row, f));
-    TRY(find_task(&task, row, f));
+        TRY(first_row(l, row, r));
+    TRY(longbench_row_task(&task, row, file_base_name(r->f.path), where));
     FAIL_IF(task != l->set.task, ERR_FORMAT,
             "%s: the data set is %s, but earlier lines "
             "have %s",
-            f->where, task->name, l->set.task->name);
-    TRY(grow(l));
+            where, task->name, l->set.task->name);
     struct longbench_item *item = &l->set.item[l->set.n];
-    *item = (struct longbench_item){.cut = false};
     l->set.n++;
-    TRY(need_answers(&item->answers, row, f->where));
-    TRY(longbench_prompt(&prompt, l->format, row, f->where));
+    item->row = r->row;
+    TRY(longbench_answers(&item->answers, row, where));
+    json_incref(item->answers);
+    item->classes = member(row, "all_classes");
+    item->length = member(row, "length");
+    TRY(longbench_prompt(&prompt, l->format, row, where));
     const enum err err = encode(item, l->tokenizer, prompt, l->bos, l->ctx);
     mem_free(prompt);
-    FAIL_IF(!err && !item->prompt.n, ERR_FORMAT, "%s: its prompt has no tokens", f->where);
+    FAIL_IF(!err && !item->prompt.n, ERR_FORMAT, "%s: its prompt has no tokens", where);
     return err;
 }
 
-static enum err load_rows(struct loading *l, struct jsonl *f, int64_t limit)
+static enum err load_rows(struct loading *l, struct task_rows *r)
 {
-    while (limit == 0 || l->set.n < limit) {
-        json_t *row;
-        TRY(jsonl_next(&row, f));
+    for (json_t *row;;) {
+        TRY(task_rows_next(&row, r));
         if (!row)
-            break;
-        const enum err err = add_row(l, row, f);
+            return OK;
+        const enum err err = add_row(l, row, r);
         json_decref(row);
         TRY(err);
     }
-    FAIL_IF(!l->set.n, ERR_FORMAT, "%s: no question in it", f->path);
-    return OK;
 }
 
 enum err longbench_load(struct longbench_set *out, const char *path,
@@ -240,11 +237,11 @@ enum err longbench_load(struct longbench_set *out, const char *path,
                         enum bos_rule bos, int64_t ctx, int64_t limit)
 {
     struct loading l = {.config = c, .tokenizer = t, .bos = bos, .ctx = ctx};
-    struct jsonl f;
-    enum err err = jsonl_open(&f, path);
+    struct task_rows r;
+    enum err err = task_rows_open(&r, path, limit);
     if (!err)
-        err = load_rows(&l, &f, limit);
-    jsonl_close(&f);
+        err = load_rows(&l, &r);
+    task_rows_close(&r);
     if (err)
         longbench_free(&l.set);
     else
@@ -257,6 +254,8 @@ void longbench_free(struct longbench_set *s)
     for (int64_t i = 0; i < s->n; i++) {
         token_ids_free(&s->item[i].prompt);
         json_decref(s->item[i].answers);
+        json_decref(s->item[i].classes);
+        json_decref(s->item[i].length);
     }
     mem_free(s->item);
     *s = (struct longbench_set){0};

@@ -10,7 +10,8 @@
 #include "tools/eval/tasks/text_score.h"
 
 struct longbench_task {
-    const char *name; /* "qasper" */
+    const char *name;   /* "qasper" */
+    const char *metric; /* "F1" or "similarity" */
     enum err (*score)(double *out, struct span answer, struct span want);
     bool first_line; /* only the answer's first line counts */
 };
@@ -18,14 +19,17 @@ struct longbench_task {
 struct longbench_item {
     struct token_ids prompt;
     bool cut;        /* its middle was removed */
+    int64_t row;     /* index in the file, from 0 */
     json_t *answers; /* array of strings, owned */
+    /* as in the file, for the benchmark's eval.py; owned, null if missing */
+    json_t *classes, *length;
 };
 
 struct longbench_set {
     const struct longbench_task *task;
     int64_t max_gen; /* maximum number of tokens of an answer */
     struct longbench_item *item;
-    int64_t n;
+    int64_t n, rows; /* questions loaded, and in the file */
 };
 
 /* Returns the data set called name [n bytes]; NULL: not supported. */
@@ -42,12 +46,19 @@ enum err longbench_config_open(struct longbench_config *c, const char *prompts,
                                const char *max_gen);
 void longbench_config_close(struct longbench_config *c);
 
-/* Loads the questions of one file, all of one data set, as tokens; limit 0: all. Prompts of
- * more than ctx tokens lose their middle. ERR_FORMAT and ERR_SUPPORT name file and line. */
+/* Loads the questions of one file, all of one data set, as tokens; limit 0: all, else that
+ * many, evenly from the file. Prompts of more than ctx tokens lose their middle. ERR_FORMAT and ERR_SUPPORT name file and line. */
 enum err longbench_load(struct longbench_set *out, const char *path,
                         const struct longbench_config *c, const struct tokenizer *t,
                         enum bos_rule bos, int64_t ctx, int64_t limit);
 void longbench_free(struct longbench_set *s); /* accepts a zeroed one */
+
+/* Finds the data set of a row: its field dataset (or set), else name up to the first dot.
+ * ERR_SUPPORT for another one. */
+enum err longbench_row_task(const struct longbench_task **out, const json_t *row,
+                            const char *name, const char *where);
+/* Returns the row's answers, an array of strings; borrowed. ERR_FORMAT. */
+enum err longbench_answers(json_t **out, const json_t *row, const char *where);
 
 /* Makes format with each {name} replaced by row's string, and "{{" and "}}" by one brace.
  * Release *out with mem_free. */

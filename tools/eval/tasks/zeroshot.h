@@ -6,9 +6,10 @@
 #define WKVQ_ZEROSHOT_H
 
 #include "data/tokenizer/tokenizer.h"
-#include "kernels/base/file/file.h"
 #include "tools/eval/eval.h"
 #include "tools/eval/tasks/choice.h"
+#include "tools/eval/tasks/task_lines.h"
+#include "tools/eval/tasks/task_run.h"
 
 /* A choice in tokens. Ids [ctx, n) are scored; the last one is never input. */
 struct request {
@@ -20,10 +21,27 @@ struct request {
     double ll;       /* sum of log p over the scored ids, in nats */
 };
 
+/* The questions of one file, as tokens. */
+struct zeroshot_set {
+    const char *path; /* borrowed */
+    struct question_set set;
+    struct request *request; /* of all choices, in the order of the questions */
+    int64_t n;               /* of requests */
+    int64_t *first;          /* [set.n + 1] the first request of each question */
+    bool *done;              /* [set.n] all choices of the question are scored */
+    int64_t line;            /* number of question 0 in the output */
+};
+
 struct zeroshot_result {
     int64_t n;
     double acc, acc_stderr, norm, norm_stderr; /* standard errors; NAN for one question */
-    double seconds;
+};
+
+/* What scoring needs besides the questions. */
+struct zeroshot_run {
+    struct eval *e;
+    struct task_lines *lines; /* receives a line for each question */
+    struct task_progress progress;
 };
 
 /* Makes context and continuation as tokens of the joined text, split where the context's
@@ -37,10 +55,20 @@ enum err request_encode(struct request *out, const struct tokenizer *t,
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r);
 
-/* Loads, scores and reduces one file. lines: NULL, or the file for one JSON line per
- * question. e->chunk 0: token by token in simulation; with the packed runtime the context
- * as one chunk, then token by token. */
-enum err zeroshot_run(struct zeroshot_result *out, struct question_set *set, struct eval *e,
-                      const char *path, struct file_writer *lines);
+/* Loads and tokenizes one file. Release z with zeroshot_free() after an error as well.
+ * Requires the job's tokenizer. */
+enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char *path,
+                       struct label_files *labels);
+void zeroshot_free(struct zeroshot_set *z);
+/* Adds the questions to the output, and takes the likelihoods that it holds already. */
+enum err zeroshot_expect(struct zeroshot_set *z, struct task_lines *lines);
+/* Writes the line of a question, whose choices are scored now. */
+enum err zeroshot_put(struct zeroshot_set *z, struct task_lines *lines, int64_t question);
+/* *out = how many tokens are still to be computed, as progress counts them. ERR_MEMORY. */
+enum err zeroshot_tokens(double *out, struct zeroshot_set *z, const struct eval *e);
+
+/* Scores what is not done. e->chunk 0, for the packed runtime: the context as one chunk,
+ * then token by token. ERR_NUMERIC for a likelihood that is not finite. */
+enum err zeroshot_score(struct zeroshot_set *z, struct zeroshot_run *run);
 
 #endif

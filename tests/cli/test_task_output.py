@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The output file (-o) of `wkvq eval`'s tasks: test_task_output.py WKVQ.
+
+It grows line by line, the same command continues it after a kill with the same final bytes, and
+another run leaves it alone. LongBench: what the benchmark's eval.py reads, a checkpoint in full
+precision, and scores of given answers."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "golden")]
+import gen_scores
+import test_tasks
+import tiny
+
+OUT = "out.jsonl"
+
+
+class Fixture(test_tasks.Fixture):
+    def __init__(self, wkvq, folder):
+        super().__init__(wkvq, folder)
+        test_tasks.write_rows(self.path / "many.jsonl", test_tasks.piqa_lines(900))
+        test_tasks.write_rows(self.path / "few.jsonl", test_tasks.piqa_lines(5, 7))
+        tiny.make_model(self.path / "other", seed=2)
+        self.run("convert", "model", "-o", "packed", "-q", "--set", "weights.group_size=8", "--set",
+                 "kv.group_size=8")
+
+    def zeroshot(self, *more, files=("many.jsonl",), model="model"):
+        return [self.wkvq, "eval", model, "--task", "zeroshot", "--ctx", "256", "--json", "-q", "-o", OUT,
+                *[w for f in files for w in ("--data", f)], *more]
+
+    def bytes(self, command):
+        """The result without times, and the output."""
+        done = subprocess.run(command, cwd=self.path, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        result = json.loads(done.stdout)
+        for entry in result["sets"]:
+            del entry["seconds"]
+        return result, (self.path / OUT).read_bytes()
+
+    def refused(self, command, text, status=2):
+        """The command is refused with text, and the output stays as it was."""
+        path = self.path / OUT
+        before = path.read_bytes() if path.exists() else None
+        done = subprocess.run(command, cwd=self.path, capture_output=True, timeout=300)
+        assert done.returncode == status, (done.returncode, done.stderr)
+        assert text in done.stderr.decode(), done.stderr.decode()
+        assert (path.read_bytes() if path.exists() else None) == before, "the output has changed"
+
+    def fresh(self):
+        (self.path / OUT).unlink(missing_ok=True)
+
+    def kill_after_a_line(self, command):
+        """Kills the command once its output has a line; how many lines there are then."""
+        path = self.path / OUT
+        with subprocess.Popen(command, cwd=self.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
+            end = time.monotonic() + 120
+            while not (path.exists() and path.stat().st_size) and p.poll() is None:
+                assert time.monotonic() < end, "no line appears"
+                time.sleep(0.002)
+            p.kill()
+            assert p.wait() == -signal.SIGKILL, (p.returncode, p.stderr.read())
+        return path.read_bytes().count(b"\n")
+
+
+def test_kill(f):
+    """After a kill, the same command ends with the same bytes and result."""
+    f.fresh()
+    want = f.bytes(f.zeroshot())
+    f.fresh()
+    lines = f.kill_after_a_line(f.zeroshot())
+    assert 0 < lines < 900, lines
+    assert f.bytes(f.zeroshot()) == want
+    done = subprocess.run([*f.zeroshot(), "--threads", "1"], cwd=f.path, capture_output=True, timeout=300)
+    assert json.loads(done.stdout)["sets"][0]["acc"] == want[0]["sets"][0]["acc"]
+    assert (f.path / OUT).read_bytes() == want[1], "a finished output is not computed again"
+
+
+def test_any_part(f):
+    """Whatever part of the lines is there, in whatever order, with a cut line at the end."""
+    for more in ([], ["--decode"]):
+        command = f.zeroshot(*more, files=["few.jsonl", "arc.jsonl"], model="packed")
+        f.fresh()
+        want = f.bytes(command)
+        lines = want[1].splitlines(keepends=True)
+        assert len(lines) == 7
+        for part in (lines[:1], lines[2:5], lines[::-1], lines[5:], [lines[3], lines[0][:40]],
+                     [lines[6], lines[2][:-1]]):
+            (f.path / OUT).write_bytes(b"".join(part))
+            assert f.bytes(command) == want, part
+
+
+def test_other_runs(f):
+    """A file of another run, or of another kind, is refused with what differs and not touched."""
+    few = ["few.jsonl"]
+    f.fresh()
+    f.bytes(f.zeroshot(files=few))
+    f.refused(f.zeroshot("--chunk", "7", files=few), "chunk 1, bos auto, all questions); this run is")
+    f.refused(f.zeroshot("--limit", "2", files=few), "limit 2")
+    f.refused(f.zeroshot(files=few, model="other"), "is of another run (model ")
+    f.refused(f.zeroshot("--simulate", "rtn", "--set", "weights.group_size=8", files=few), "by simulation")
+    f.refused(f.zeroshot(files=["arc.jsonl"]), "has a line for question 0 of piqa, which this run does not ask")
+    rows = [json.loads(line) for line in (f.path / "few.jsonl").read_text().splitlines()]
+    rows[1]["sol1"] += "!"
+    test_tasks.write_rows(f.path / "changed.jsonl", rows)
+    f.refused(f.zeroshot(files=["changed.jsonl"]), "has a line for question 1 of piqa")
+    for foreign in ("my notes\n", "my notes", "{}\n", '{"set": "piqa"', "[1]\n"):
+        (f.path / OUT).write_text(foreign)
+        f.refused(f.zeroshot(files=few), "is not a result of this task, so the file is not continued")
+    (f.path / OUT).unlink()
+    (f.path / OUT).mkdir()
+    done = subprocess.run(f.zeroshot(files=few), cwd=f.path, capture_output=True, timeout=300)
+    assert done.returncode == 2 and b"directory" in done.stderr, done.stderr
+    (f.path / OUT).rmdir()
+
+
+def test_two_at_once(f):
+    """A second process on the same output is refused."""
+    f.fresh()
+    with subprocess.Popen(f.zeroshot(), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
+        while not (f.path / OUT).exists():
+            time.sleep(0.002)
+        done = subprocess.run(f.zeroshot(), cwd=f.path, capture_output=True, timeout=300)
+        running = p.poll() is None
+        p.kill()
+    assert running, "the first process has ended too early to tell"
+    assert done.returncode == 2 and b"another process works on this output" in done.stderr, done.stderr
+
+
+def test_places(f):
+    """A link is followed, and a pipe gets all lines at the end."""
+    few = f.zeroshot(files=["few.jsonl"])
+    f.fresh()
+    want = f.bytes(few)[1]
+    (f.path / "real.jsonl").write_bytes(b"".join(want.splitlines(keepends=True)[:2]))
+    f.fresh()
+    (f.path / OUT).symlink_to("real.jsonl")
+    assert f.bytes(few)[1] == want and (f.path / OUT).is_symlink()
+    f.fresh()
+    read, write = os.pipe()
+    subprocess.run([w if w != OUT else f"/dev/fd/{write}" for w in few], cwd=f.path, check=True, timeout=300,
+                   stdout=subprocess.DEVNULL, pass_fds=[write])
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert pipe.read() == want
+
+
+def long_files(f, n=3):
+    """Questions, prompts and lengths of two sets."""
+    for name in ("qasper", "lcc"):
+        test_tasks.write_rows(f.path / (name + ".jsonl"), [
+            {"dataset": name, "length": 10 + i, "all_classes": None if i else ["x"],
+             "context": f"Text {i} of {name}. ", "input": "What?", "answers": ["a b", "\u00e9"]} for i in range(n)])
+    (f.path / "prompts.json").write_text(json.dumps({k: "{context}{input} A:" for k in ("qasper", "lcc")}))
+    (f.path / "lengths.json").write_text(json.dumps({"qasper": 9, "lcc": 12}))
+
+
+def longbench(f, model, out, *more, files=("qasper.jsonl", "lcc.jsonl")):
+    return [f.wkvq, "eval", model, "--task", "longbench", "--prompts", "prompts.json", "--max-gen", "lengths.json",
+            "--ctx", "60", "--json", "-q", "-o", out, *[w for x in files for w in ("--data", x)], *more]
+
+
+def eval_py(path):
+    """What LongBench's eval.py takes from a file: answers, references, classes, lengths; and its score."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    total = 0
+    for row in rows:
+        if path.name.startswith("lcc"):
+            scores = [int(round(100 * gen_scores.ratio(gen_scores.code_line(row["pred"]), a))) / 100
+                      for a in row["answers"]]
+        else:
+            scores = [gen_scores.f1(row["pred"], a) for a in row["answers"]]
+        total += max(0, *scores)
+    return [(row["all_classes"], row["length"]) for row in rows], 100 * total / len(rows)
+
+
+def test_longbench(f):
+    """A directory with a file for each set, as eval.py reads them; the same in one file; after a kill."""
+    long_files(f)
+    f.fresh()
+    result, one = f.bytes(longbench(f, "packed", OUT))
+    done = subprocess.run(longbench(f, "packed", "pred/"), cwd=f.path, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    files = [f.path / "pred" / (name + ".jsonl") for name in ("qasper", "lcc")]
+    assert b"".join(p.read_bytes() for p in files) == one
+    for path, got in zip(files, result["sets"], strict=True):
+        fields, score = eval_py(path)
+        assert fields == [(["x"], 10), (None, 11), (None, 12)], fields
+        test_tasks.near(got["score"], score, 1e-6, path.name)
+        assert got["metric"] == ("similarity" if path.name == "lcc.jsonl" else "F1"), got
+    mean = sum(s["score"] for s in result["sets"]) / 2
+    test_tasks.near(result["average"]["score"], mean, 1e-6, "average")
+    for part in (files[0].read_bytes(), one[:-20], b"".join(one.splitlines(keepends=True)[:1])):
+        (f.path / OUT).write_bytes(part)
+        assert f.bytes(longbench(f, "packed", OUT)) == (result, one)
+    files[1].unlink()
+    subprocess.run(longbench(f, "packed", "pred"), cwd=f.path, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert b"".join(p.read_bytes() for p in files) == one
+    done = subprocess.run(longbench(f, "packed", "pred", files=["lcc.jsonl", "lcc.jsonl"]), cwd=f.path,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 2 and b"two files of --data hold questions of lcc" in done.stderr, done.stderr
+
+
+def test_predictions(f):
+    """Given answers get the scores that they had, from one file or from several."""
+    result = None
+    for files in (["pred/qasper.jsonl", "pred/lcc.jsonl"], [OUT]):
+        given = json.loads(f.run("eval", "--task", "longbench", "--json",
+                                 *[w for x in files for w in ("--predictions", x)]))
+        scores = [(s["set"], s["n"], s["score"], s["stderr"]) for s in given["sets"]], given["average"]
+        result = result or scores
+        assert scores == result
+        for entry in given["sets"]:
+            path = f.path / "pred" / (entry["set"] + ".jsonl")
+            test_tasks.near(entry["score"], eval_py(path)[1], 1e-6, entry["set"])
+
+
+def test_full_precision(f):
+    """A checkpoint answers in full precision: as an artifact of 16-bit weights and cache does."""
+    long_files(f)
+    f.run("convert", "model", "-o", "plain", "-q", "--set", "weights.bits=16", "--set", "kv.bits=16")
+    f.fresh()
+    want, lines = f.bytes(longbench(f, "plain", OUT))
+    f.fresh()
+    got, own = f.bytes(longbench(f, "model", OUT))
+    assert got["method"] == "full precision" and got["weight_bits"] == 16 and got["kv_bits"] == 16, got
+    assert [s["score"] for s in got["sets"]] == [s["score"] for s in want["sets"]]
+    preds = [[json.loads(line)["pred"] for line in text.splitlines()] for text in (lines, own)]
+    assert preds[0] == preds[1]
+    assert len(set(preds[0])) > 1, "all answers are equal, which shows nothing"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), folder)
+        for name, test in list(globals().items()):
+            if name.startswith("test_") and callable(test) and (len(sys.argv) < 3 or name in sys.argv[2:]):
+                test(f)
+                print("ok", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
