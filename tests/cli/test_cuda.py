@@ -85,6 +85,28 @@ def test_cpu_goes_on_where_a_gpu_failed(f):
     assert any(blocks for blocks, _ in kept) and any(partial for _, partial in kept), kept
 
 
+def zeroshot(f, device, **card):
+    env = {**os.environ, "EMU_NAME": "cuda", **{f"EMU_{k}": str(v) for k, v in card.items()}}
+    return subprocess.run([f.wkvq, "eval", "model", "--task", "zeroshot", "--data", "q.jsonl", "--ctx", "64",
+                           "--simulate", "rtn", "--set", "weights.group_size=16", "-o", device + ".jsonl",
+                           "--device", device], cwd=f.path, env=env, capture_output=True, text=True, timeout=250)
+
+
+def test_zeroshot_on_the_gpu(f):
+    """The simulation of tasks runs on the device that --device names, here in f32 like the CPU's."""
+    rows = [{"goal": "Boil" + " it" * i, "sol1": "use water", "sol2": "use a" + " pan" * i, "label": 0}
+            for i in range(4)]
+    (f.path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expect(zeroshot(f, "cuda", FAIL_AT=100), 1, "device cuda", "an illegal memory access was encountered")
+    likelihoods = []
+    for device in ("cpu", "cuda"):
+        expect(zeroshot(f, device), 0)
+        lines = (f.path / (device + ".jsonl")).read_text().splitlines()
+        likelihoods += [[x for line in lines for x in json.loads(line)["ll"]]]
+    for a, b in zip(*likelihoods, strict=True):
+        assert abs(a - b) <= 1e-3, likelihoods
+
+
 def main():
     path = pathlib.Path(tempfile.mkdtemp())
     try:

@@ -57,11 +57,12 @@ class Fixture(test_tasks.Fixture):
         (self.path / OUT).unlink(missing_ok=True)
 
     def kill_after_a_line(self, command):
-        """Kills the command once its output has a line; how many lines there are then."""
+        """Kills the command once its output has a further line; how many lines there are then."""
         path = self.path / OUT
+        before = path.stat().st_size if path.exists() else 0
         with subprocess.Popen(command, cwd=self.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
             end = time.monotonic() + 120
-            while not (path.exists() and path.stat().st_size) and p.poll() is None:
+            while not (path.exists() and path.stat().st_size > before) and p.poll() is None:
                 assert time.monotonic() < end, "no line appears"
                 time.sleep(0.002)
             p.kill()
@@ -76,6 +77,9 @@ def test_kill(f):
     f.fresh()
     lines = f.kill_after_a_line(f.zeroshot())
     assert 0 < lines < 900, lines
+    with (f.path / OUT).open("ab") as out:  # a line that the kill cut
+        out.write(want[1][:30])
+    assert lines < f.kill_after_a_line(f.zeroshot()) < 900
     assert f.bytes(f.zeroshot()) == want
     done = subprocess.run([*f.zeroshot(), "--threads", "1"], cwd=f.path, capture_output=True, timeout=300)
     assert json.loads(done.stdout)["sets"][0]["acc"] == want[0]["sets"][0]["acc"]
@@ -224,11 +228,12 @@ def test_predictions(f):
 def test_full_precision(f):
     """A checkpoint answers in full precision: as an artifact of 16-bit weights and cache does."""
     long_files(f)
-    f.run("convert", "model", "-o", "plain", "-q", "--set", "weights.bits=16", "--set", "kv.bits=16")
+    tiny.make_model(f.path / "biased", seed=3, mlp_bias=True)
+    f.run("convert", "biased", "-o", "plain", "-q", "--set", "weights.bits=16", "--set", "kv.bits=16")
     f.fresh()
     want, lines = f.bytes(longbench(f, "plain", OUT))
     f.fresh()
-    got, own = f.bytes(longbench(f, "model", OUT))
+    got, own = f.bytes(longbench(f, "biased", OUT))
     assert got["method"] == "full precision" and got["weight_bits"] == 16 and got["kv_bits"] == 16, got
     assert [s["score"] for s in got["sets"]] == [s["score"] for s in want["sets"]]
     preds = [[json.loads(line)["pred"] for line in text.splitlines()] for text in (lines, own)]

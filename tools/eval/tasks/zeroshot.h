@@ -55,6 +55,17 @@ enum err request_encode(struct request *out, const struct tokenizer *t,
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r);
 
+/* Bounds of a batch in simulation, in tokens with padding. A batch is written to the output
+ * when it is complete, so the first one bounds what a kill can lose. Reading and rounding
+ * the weights once more costs about as much as 1000 tokens. */
+#define ZEROSHOT_BATCH_TOKENS 32768
+#define ZEROSHOT_BATCH_PADDING 1024
+/* Returns where the batch ends that starts at `first` of an order by falling length. A batch
+ * has whole questions, and windows as long as its first. It ends before its padding or its
+ * tokens exceed their bound, but has at least one question. It depends on lengths alone, so
+ * that a resumed run computes the same batches. */
+int64_t zeroshot_batch_end(struct request *const *order, int64_t n, int64_t first);
+
 /* Loads and tokenizes one file. Release z with zeroshot_free() after an error as well.
  * Requires the job's tokenizer. */
 enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char *path,

@@ -15,12 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bounds of a batch, in tokens with padding. A batch is written to the output when it is
- * complete, so the first one bounds what a kill can lose. Reading and rounding the weights
- * once more costs about as much as 1000 tokens. */
-#define BATCH_TOKENS 32768
-#define BATCH_PADDING 1024
-
 /* The run of one file. */
 struct scoring {
     struct zeroshot_set *z;
@@ -102,30 +96,40 @@ struct batch {
     int64_t first, end, T;
 };
 
-static int64_t question_end(const struct scoring *s, int64_t i)
+/* Returns where the question of request i ends in an order of n. */
+static int64_t end_of_question(struct request *const *order, int64_t n, int64_t i)
 {
-    const int64_t question = s->order[i]->question;
-    while (i < s->z->n && s->order[i]->question == question)
+    const int64_t question = order[i]->question;
+    while (i < n && order[i]->question == question)
         i++;
     return i;
 }
 
-/* Returns the batch that starts at `first`. It depends on the lengths alone, so that a
- * resumed run computes the same batches. */
+static int64_t question_end(const struct scoring *s, int64_t i)
+{
+    return end_of_question(s->order, s->z->n, i);
+}
+
+int64_t zeroshot_batch_end(struct request *const *order, int64_t n, int64_t first)
+{
+    const int64_t T = order[first]->longest;
+    int64_t at = first, padding = 0;
+    while (at < n) {
+        const int64_t end = end_of_question(order, n, at);
+        for (int64_t i = at; i < end; i++)
+            padding += T - order[i]->n;
+        if (at > first &&
+            (padding > ZEROSHOT_BATCH_PADDING || (end - first) * T > ZEROSHOT_BATCH_TOKENS))
+            break;
+        at = end;
+    }
+    return at;
+}
+
 static struct batch next_batch(const struct scoring *s, int64_t first)
 {
-    struct batch b = {first, first, s->order[first]->longest};
-    int64_t padding = 0;
-    while (b.end < s->z->n) {
-        const int64_t end = question_end(s, b.end);
-        for (int64_t i = b.end; i < end; i++)
-            padding += b.T - s->order[i]->n;
-        if (b.end > first &&
-            (padding > BATCH_PADDING || (end - first) * b.T > BATCH_TOKENS))
-            break;
-        b.end = end;
-    }
-    return b;
+    return (struct batch){first, zeroshot_batch_end(s->order, s->z->n, first),
+                          s->order[first]->longest};
 }
 
 static bool is_done(const struct scoring *s, const struct batch *b)
