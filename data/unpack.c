@@ -62,8 +62,8 @@ static enum err refuse_directory(const char *path)
         free(entry[i]);
     }
     free(entry);
-    FAIL_IF(!shown, ERR_USAGE, "%s: is a directory without a file; give a text file", path);
-    FAIL(ERR_USAGE, "%s: is a directory; give a text file, as in %s", path, names);
+    FAIL_IF(!shown, ERR_USAGE, "%s: is a directory without a file; give a file", path);
+    FAIL(ERR_USAGE, "%s: is a directory; give a file, as in %s", path, names);
 }
 
 /* Reads a pipe or standard input to its end. */
