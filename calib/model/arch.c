@@ -219,7 +219,7 @@ static double scale_yarn(const struct arch *a, int64_t i, double inv)
 
 /* Angle per token of pair i: theta^(-2 i / d) (Su et al. 2021), as the checkpoint's
  * rope_type changes it. A dynamic rope is the plain one up to the model's own length. */
-static double inv_freq(const struct arch *a, int64_t i)
+double arch_inv_freq(const struct arch *a, int64_t i)
 {
     const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
     switch (a->rope) {
@@ -241,7 +241,7 @@ void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, f
     const int64_t half = a->head_dim / 2;
     const double length = a->rope == ROPE_YARN ? a->rope_attention : 1;
     for (int64_t i = 0; i < half; i++) {
-        const double inv = inv_freq(a, i);
+        const double inv = arch_inv_freq(a, i);
         for (int64_t t = 0; t < T; t++) {
             const double angle = (double)(first + t) * inv;
             c[t * half + i] = (float)(length * cos(angle));

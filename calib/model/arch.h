@@ -60,6 +60,9 @@ int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g);
 /* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 
+/* Returns the angle per position of pair i, 0 <= i < d/2, with the scaling of the rope kind:
+ * rope_theta^(-2 i / d) without one. */
+double arch_inv_freq(const struct arch *a, int64_t i);
 /* Computes cos, sin [T, d/2] f32 for positions first .. first + T - 1 in host memory, with
  * angles in f64. Su et al. 2021; llama3 and yarn (Peng et al. 2023) as in transformers'
  * modeling_rope_utils. With yarn both are multiplied by rope_attention. */
