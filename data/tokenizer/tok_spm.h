@@ -15,13 +15,36 @@ extern "C" {
 
 struct spm_info {
     int64_t n_pieces;
-    bool is_bpe; /* false: unigram */
+    bool is_bpe;       /* false: unigram */
+    bool prefix_space; /* a space is added in front of a text */
+    bool keeps_spaces; /* false: runs of spaces become one, and those at the ends none */
+};
+
+enum piece_type {
+    PIECE_NORMAL = 1,
+    PIECE_UNKNOWN,
+    PIECE_CONTROL,
+    PIECE_USER,
+    PIECE_UNUSED,
+    PIECE_BYTE
+};
+
+struct spm_piece {
+    const char *name; /* borrowed, not NUL-terminated */
+    size_t n;
+    float score;
+    enum piece_type type;
 };
 
 /* tok_spm_check.c: checks the n bytes of a model file. Messages start with path. Errors:
  * ERR_FORMAT; ERR_SUPPORT for model types other than BPE and unigram, and for a
  * normalization other than identity. */
 enum err spm_check(struct spm_info *out, const char *data, size_t n, const char *path);
+
+/* Passes the pieces of a model that has passed spm_check(), in the order of their ids.
+ * Returns the first error of each. */
+enum err spm_pieces(const char *data, size_t n,
+                    enum err (*each)(void *ctx, const struct spm_piece *p), void *ctx);
 
 struct spm; /* opaque */
 

@@ -4,7 +4,8 @@
  *   ModelProto:      1 pieces (repeated), 2 trainer_spec, 3 normalizer_spec
  *   pieces:          1 piece (string), 2 score (float), 3 type
  *   trainer_spec:    3 model_type (1 unigram, 2 BPE), 35 byte_fallback
- *   normalizer_spec: 2 precompiled_charsmap (empty: identity)
+ *   normalizer_spec: 2 precompiled_charsmap (empty: identity), 3 add_dummy_prefix,
+ *                    4 remove_extra_whitespaces
  * Other fields are skipped and left to the library. */
 #include "data/tokenizer/tok_map.h"
 #include "data/tokenizer/tok_spm.h"
@@ -18,15 +19,6 @@
 
 #define MAX_PIECES ((size_t)1 << 21)
 #define MAX_PIECE_BYTES 4096
-
-enum piece_type {
-    PIECE_NORMAL = 1,
-    PIECE_UNKNOWN,
-    PIECE_CONTROL,
-    PIECE_USER,
-    PIECE_UNUSED,
-    PIECE_BYTE
-};
 
 struct field {
     uint32_t number;
@@ -66,6 +58,7 @@ struct check {
     size_t n_pieces, n_unknown, n_bytes;
     uint64_t model_type; /* 1 if missing */
     uint64_t byte_fallback;
+    bool prefix_space, keeps_spaces;
 };
 
 /* Returns true for "<0x0A>", in upper case, as the library reads it. */
@@ -95,27 +88,34 @@ static enum err check_name(struct check *c, const char *s, size_t n, uint64_t ty
     return OK;
 }
 
-static enum err check_piece(struct check *c, struct bytes b)
+/* Reads a piece; *type is as stored. */
+static enum err read_piece(struct spm_piece *p, uint64_t *type, struct bytes b)
 {
     struct field f;
-    const char *name = "";
-    size_t n = 0;
-    float score = 0;
-    uint64_t type = PIECE_NORMAL;
-    FAIL_IF(c->n_pieces == MAX_PIECES, ERR_FORMAT, "more than %zu pieces", MAX_PIECES);
+    *p = (struct spm_piece){.name = ""};
+    *type = PIECE_NORMAL;
     while (b.pos < b.size) {
         TRY(next_field(&f, &b));
         if (f.number == 1 && f.wire == 2) {
-            name = (const char *)f.data;
-            n = (size_t)f.n;
+            p->name = (const char *)f.data;
+            p->n = (size_t)f.n;
         } else if (f.number == 2 && f.wire == 5)
-            memcpy(&score, f.data, sizeof(score));
+            memcpy(&p->score, f.data, sizeof(p->score));
         else if (f.number == 3 && f.wire == 0)
-            type = f.value;
+            *type = f.value;
     }
-    TRY(check_name(c, name, n, type));
+    return OK;
+}
+
+static enum err check_piece(struct check *c, struct bytes b)
+{
+    struct spm_piece p;
+    uint64_t type;
+    FAIL_IF(c->n_pieces == MAX_PIECES, ERR_FORMAT, "more than %zu pieces", MAX_PIECES);
+    TRY(read_piece(&p, &type, b));
+    TRY(check_name(c, p.name, p.n, type));
     /* A score that is not a number would break the library's ordering. */
-    FAIL_IF(!isfinite(score), ERR_FORMAT, "piece %zu: its score is not finite",
+    FAIL_IF(!isfinite(p.score), ERR_FORMAT, "piece %zu: its score is not finite",
             c->n_pieces);
     c->n_unknown += type == PIECE_UNKNOWN;
     c->n_bytes += type == PIECE_BYTE;
@@ -136,13 +136,17 @@ static enum err check_trainer(struct check *c, struct bytes b)
     return OK;
 }
 
-static enum err check_normalizer(struct bytes b)
+static enum err check_normalizer(struct check *c, struct bytes b)
 {
     struct field f;
     while (b.pos < b.size) {
         TRY(next_field(&f, &b));
         FAIL_IF(f.number == 2 && f.n > 0, ERR_SUPPORT,
                 "a normalization other than identity is not supported");
+        if (f.number == 3 && f.wire == 0)
+            c->prefix_space = f.value != 0;
+        else if (f.number == 4 && f.wire == 0)
+            c->keeps_spaces = f.value == 0;
     }
     return OK;
 }
@@ -160,7 +164,7 @@ static enum err check_model(struct check *c, struct bytes b)
         else if (f.number == 2)
             TRY(check_trainer(c, part));
         else if (f.number == 3)
-            TRY(check_normalizer(part));
+            TRY(check_normalizer(c, part));
     }
     FAIL_IF(!c->n_pieces, ERR_FORMAT, "no pieces: not a SentencePiece model");
     FAIL_IF(c->n_unknown != 1, ERR_FORMAT, "%zu unknown pieces, want 1", c->n_unknown);
@@ -174,12 +178,31 @@ static enum err check_model(struct check *c, struct bytes b)
 
 enum err spm_check(struct spm_info *out, const char *data, size_t n, const char *path)
 {
-    struct check c = {.model_type = 1};
+    struct check c = {.model_type = 1, .prefix_space = true};
     const struct bytes b = {.data = (const uint8_t *)data, .size = n};
     const enum err err = check_model(&c, b);
     dict_free(&c.pieces);
     if (err)
         return err_add(err, "%s: ", path);
-    *out = (struct spm_info){(int64_t)c.n_pieces, c.model_type == 2};
+    *out = (struct spm_info){(int64_t)c.n_pieces, c.model_type == 2, c.prefix_space,
+                             c.keeps_spaces};
+    return OK;
+}
+
+enum err spm_pieces(const char *data, size_t n,
+                    enum err (*each)(void *ctx, const struct spm_piece *p), void *ctx)
+{
+    struct field f;
+    struct bytes b = {.data = (const uint8_t *)data, .size = n};
+    while (b.pos < b.size) {
+        struct spm_piece p;
+        uint64_t type;
+        TRY(next_field(&f, &b));
+        if (f.number != 1 || f.wire != 2)
+            continue;
+        TRY(read_piece(&p, &type, (struct bytes){.data = f.data, .size = (size_t)f.n}));
+        p.type = (enum piece_type)type;
+        TRY(each(ctx, &p));
+    }
     return OK;
 }

@@ -15,7 +15,7 @@ struct tokenizer {
     struct json_tokenizer *json; /* one of the two is set */
     struct model_tokenizer *model;
     int64_t vocab;
-    int32_t bos, eos;
+    int32_t bos, eos, unk, pad;
     bool model_bos, model_eos; /* tokens around a text, if there is no template */
     struct id_list ends;
     const char *file;
@@ -30,7 +30,7 @@ static int32_t id_of(const struct tokenizer *t, const char *content)
                    : model_tokenizer_id(t->model, content);
 }
 
-/* Takes the names of BOS and EOS in the files beside the tokenizer. A name that is not a
+/* Takes the names of special tokens in the files beside the tokenizer. A name that is not a
  * token is ignored. */
 static enum err take_names(struct tokenizer *t, const struct tok_beside *beside)
 {
@@ -40,6 +40,8 @@ static enum err take_names(struct tokenizer *t, const struct tok_beside *beside)
         t->bos = bos;
     if (eos >= 0)
         t->eos = eos;
+    t->unk = beside->unk ? id_of(t, beside->unk) : -1;
+    t->pad = beside->pad ? id_of(t, beside->pad) : -1;
     return id_list_add_n(&t->ends, beside->ends.id, beside->ends.n);
 }
 
@@ -266,6 +268,12 @@ enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
 out:
     text_free(&s);
     return err;
+}
+
+struct tokenizer_parts tokenizer_parts(const struct tokenizer *t)
+{
+    return (struct tokenizer_parts){t->json,      t->model, t->model_bos,
+                                    t->model_eos, t->unk,   t->pad};
 }
 
 int64_t tokenizer_vocab(const struct tokenizer *t)

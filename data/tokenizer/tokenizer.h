@@ -51,6 +51,18 @@ void token_ids_free(struct token_ids *ids);
 enum err tokenizer_decode(char **out, size_t *bytes, const struct tokenizer *t,
                           const int32_t *ids, size_t n, bool keep_special);
 
+/* What an open tokenizer is made of, for exports to other formats. Borrowed. */
+struct json_tokenizer;  /* data/tokenizer/files/tok_json.h */
+struct model_tokenizer; /* data/tokenizer/files/tok_model.h */
+struct tokenizer_parts {
+    /* One of the two is set. A json_tokenizer knows itself what it adds around a text. */
+    const struct json_tokenizer *json;
+    const struct model_tokenizer *model;
+    bool model_bos, model_eos; /* what BOS_AUTO adds around a text, with model */
+    int32_t unk, pad;          /* -1 if unknown */
+};
+struct tokenizer_parts tokenizer_parts(const struct tokenizer *t);
+
 int64_t tokenizer_vocab(const struct tokenizer *t); /* highest id + 1 */
 int32_t tokenizer_bos(const struct tokenizer *t);   /* -1 if there is none */
 int32_t tokenizer_eos(const struct tokenizer *t);   /* -1 if unknown */

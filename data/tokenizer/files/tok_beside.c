@@ -79,7 +79,7 @@ static enum err read_special(const struct reader *r, const json_t *v, const char
     return content ? keep_token(r, content, a) : OK;
 }
 
-/* Reads the name of bos_token or eos_token, if no earlier file has it. */
+/* Reads the name of a special token, if no earlier file has it. */
 static enum err read_name(char **name, const struct reader *r, const char *key)
 {
     const char *content;
@@ -98,6 +98,8 @@ static enum err read_specials(const struct reader *r)
     json_t *v;
     TRY(read_name(&r->b->bos, r, "bos_token"));
     TRY(read_name(&r->b->eos, r, "eos_token"));
+    TRY(read_name(&r->b->unk, r, "unk_token"));
+    TRY(read_name(&r->b->pad, r, "pad_token"));
     for (size_t i = 0; i < ARRAY_LEN(single); i++)
         TRY(read_special(r, json_object_get(r->root, single[i]), single[i]));
     for (size_t i = 0; i < ARRAY_LEN(lists); i++) {
@@ -251,6 +253,8 @@ void tok_beside_free(struct tok_beside *b)
     mem_free(b->class_name);
     mem_free(b->bos);
     mem_free(b->eos);
+    mem_free(b->unk);
+    mem_free(b->pad);
     dict_free(&b->contents);
     id_list_free(&b->ends);
     *b = (struct tok_beside){0};

@@ -12,7 +12,7 @@ enum said { SAID_NOTHING, SAID_NO, SAID_YES };
 
 struct tok_beside {
     char *class_name; /* tokenizer_class without "Fast"; owned; NULL if missing */
-    char *bos, *eos;  /* names; owned; NULL if missing */
+    char *bos, *eos, *unk, *pad; /* names; owned; NULL if missing */
     enum said add_bos, add_eos, legacy, prefix_space;
     /* Tokens of added_tokens_decoder or else of added_tokens.json, then the special tokens
      * with a name but no id (-1). Contents are unique and not empty. */
