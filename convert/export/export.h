@@ -72,6 +72,8 @@ struct export_options {
     enum dtype dtype;     /* of a dense checkpoint: F16, BF16 or F32 */
     uint64_t shard_bytes; /* 0: 5e9 */
     int threads;          /* 0: one per core */
+    const char *gguf_weights; /* --weights q4_1 or q8_0; NULL: q4_1 */
+    const char *gguf_pre;     /* --gguf-pre NAME: instead of the one found; "none"; NULL */
     const char *base_model, *license; /* for the model card; NULL: as the artifact says */
     /* Outputs of `wkvq eval --json`, an array, for the model card; borrowed, or NULL. */
     json_t *eval;

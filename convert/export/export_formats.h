@@ -9,5 +9,6 @@
 extern const struct export_format export_dense;
 extern const struct export_format export_compressed;
 extern const struct export_format export_awq;
+extern const struct export_format export_gguf;
 
 #endif

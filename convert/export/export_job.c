@@ -10,7 +10,7 @@
 const char *const export_fate_name[] = {"carried", "changed", "dropped"};
 
 const struct export_format *const export_formats[] = {&export_compressed, &export_awq,
-                                                      &export_dense};
+                                                      &export_gguf, &export_dense};
 const int export_format_count = ARRAY_LEN(export_formats);
 
 const struct export_format *export_find(const char *name)

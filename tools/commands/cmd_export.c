@@ -32,6 +32,14 @@ static const struct opt options[] = {
      .choices = "f16|bf16|f32",
      .help = "Type of the tensors, for --format dense only; f32 holds every value exactly "
              "(default: f16)"},
+    {OPT_TEXT, .name = "weights", .arg = "TYPE",
+     .offset = offsetof(struct args, gguf_weights), .choices = "q4_1|q8_0",
+     .help = "Type of the weights, for --format gguf only: q4_1 for up to 4 bits, with Q5_1 "
+             "for 5 and Q8_0 above; q8_0 for all, which is exact (default: q4_1)"},
+    {OPT_TEXT, .name = "gguf-pre", .arg = "NAME", .offset = offsetof(struct args, gguf_pre),
+     .help = "llama.cpp's name for how a byte-level tokenizer splits text into words, for "
+             "--format gguf only; none leaves the tokenizer out (default: the name that "
+             "fits the tokenizer)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
      .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
@@ -111,6 +119,8 @@ static enum err read_options(struct export_job *j, const struct args *a)
     FAIL_IF(a->dtype && strcmp(a->format, "dense"), ERR_USAGE,
             "--dtype %s is for --format dense; packed formats have one type of tensors",
             a->dtype);
+    FAIL_IF((a->gguf_weights || a->gguf_pre) && strcmp(a->format, "gguf"), ERR_USAGE,
+            "--%s is for --format gguf", a->gguf_weights ? "weights" : "gguf-pre");
     j->options = (struct export_options){
         .drop_cache = !strcmp(a->kv, "drop"),
         .dtype = type[a->dtype ? opt_choice("f16|bf16|f32", a->dtype) : 0],
@@ -118,6 +128,8 @@ static enum err read_options(struct export_job *j, const struct args *a)
         .threads = (int)a->threads,
         .base_model = a->base_model,
         .license = a->license,
+        .gguf_weights = a->gguf_weights,
+        .gguf_pre = a->gguf_pre,
     };
     return read_reports(&j->options.eval, &a->eval_report);
 }
@@ -182,6 +194,16 @@ static enum err write_export(struct export_job *j, const struct args *a)
     return OK;
 }
 
+/* Returns what writing to out would return. */
+static enum err probe(const char *out, const struct export_format *f)
+{
+    if (!f->is_file)
+        return outdir_probe(out, false);
+    FAIL_IF(file_is_regular(out), ERR_USAGE, "%s exists; remove it, or choose another name",
+            out);
+    return file_writer_probe(out);
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -191,8 +213,8 @@ static enum err run(struct args *a)
         return print_formats(a);
     TRY(find_format(&j.format, a->format));
     TRY_OUT(read_options(&j, a));
-    if (a->out && !j.format->is_file)
-        TRY_OUT(outdir_probe(a->out, false));
+    if (a->out)
+        TRY_OUT(probe(a->out, j.format));
     TRY_OUT(outdir_recover(a->pos.item[0]));
     TRY_OUT(export_open(&s, a->pos.item[0]));
     j.source = s;
@@ -213,13 +235,15 @@ const struct command cmd_export = {
     .name = "export",
     .operands = "[ARTIFACT]",
     .summary = "Write an artifact in the format of another engine",
-    .details = "Writes what vLLM, SGLang, transformers, MLX and others load, with the same "
-               "weights to the bit (docs/export.md). What a format or its engines cannot "
-               "hold is refused, and every export says what it carries and what it "
-               "drops.\n\n"
-               "  wkvq export --format list\n"
-               "  wkvq export SmolLM2-135M-w4kv4 --format compressed-tensors --kv drop \\\n"
-               "      -o SmolLM2-135M-ct\n",
+    .details =
+        "Writes what vLLM, SGLang, transformers, MLX, llama.cpp and others load, with the same "
+        "weights to the bit (docs/export.md). What a format or its engines cannot "
+        "hold is refused, and every export says what it carries and what it "
+        "drops.\n\n"
+        "  wkvq export --format list\n"
+        "  wkvq export SmolLM2-135M-w4kv4 --format compressed-tensors --kv drop \\\n"
+        "      -o SmolLM2-135M-ct\n"
+        "  wkvq export SmolLM2-135M-w4kv4 --format gguf --kv drop -o SmolLM2-135M.gguf\n",
     .groups = groups,
     .min_pos = 0,
     .max_pos = 1,

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An architecture in GGUF: llama.cpp's name for it, its hyper-parameters, its tensors. */
+#ifndef WKVQ_GGUF_KEYS_H
+#define WKVQ_GGUF_KEYS_H
+
+#include "convert/export/export.h"
+#include "convert/export/gguf_file.h"
+#include "convert/export/gguf_vocab.h"
+
+/* A tensor. Its values are the codes of linear if its type is one of blocks, and otherwise
+ * those of m, of m's type or as F32. */
+struct gguf_item {
+    char name[64]; /* "blk.3.attn_q.weight" */
+    enum gguf_type type;
+    int64_t rows, cols;
+    bool is_vector;                     /* rows is 1 */
+    const struct export_linear *linear; /* NULL: not a projection's weight */
+    struct host_mat m;                  /* borrowed from the artifact or the plan */
+    /* Rows, or the elements of a vector, are interleaved head by head as
+     * gguf_row_source() says. 0: they stay as stored. */
+    int64_t head_dim;
+};
+
+/* What a file will hold. */
+struct gguf_plan {
+    const char *arch; /* "llama", "qwen2", "qwen3"; static */
+    struct gguf_vocab vocab;
+    struct gguf_item *item; /* [n] in the file's order, owned */
+    size_t n, room;
+    float *rope;           /* [head_dim / 2] factors of Llama 3's scaling; owned */
+    struct gguf_writer *w; /* with all keys and tensors; owned */
+};
+
+/* Refuses, with ERR_SUPPORT, what llama.cpp's graph for the family does not compute. */
+enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s);
+/* gguf_tensors.c: lists the tensors. only_q8: quantized projections are Q8_0, and otherwise of the smallest
+ * type that holds their bits. Errors: ERR_SUPPORT for a projection that no type can hold;
+ * ERR_MEMORY. */
+enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s,
+                           bool only_q8);
+/* Adds general.* and the architecture's keys to p->w, the tokenizer's unless p->vocab is
+ * empty, and announces the tensors. */
+enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j);
+
+/* Returns positions up to which llama.cpp computes the same as the model: those before a
+ * sliding window or a scaling that it does not have. */
+int64_t gguf_context(const struct arch *a);
+
+#endif

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Which of llama.cpp's tokenizers gives the ids of a tokenizer.json. */
+#include "convert/export/gguf_vocab.h"
+
+#include "kernels/base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
+
+/* --- byte-level --------------------------------------------------------------------- */
+
+/* The steps that llama.cpp has a name for. Where the steps are the same, names differ in
+ * ignore_merges: a word that is a token is then not split. */
+static const struct {
+    scan_fn *first; /* a step in front of ByteLevel, or NULL */
+    scan_fn *bytes; /* the expression of ByteLevel, or NULL */
+    bool ignore_merges;
+    const char *name;
+} known[] = {
+    {NULL, scan_gpt2, false, "gpt-2"},        {scan_gpt2, NULL, false, "gpt-2"},
+    {scan_digit, scan_gpt2, false, "smollm"}, {scan_llama3, NULL, true, "llama-bpe"},
+    {scan_llama3, NULL, false, "dbrx"},       {scan_qwen2, NULL, false, "qwen2"},
+};
+
+const char *gguf_pre_of(const struct json_tokenizer *t)
+{
+    const struct pre_tokenizer *p = &t->pre;
+    if (p->n < 1 || p->n > 2)
+        return NULL;
+    const struct pre_step *last = &p->step[p->n - 1], *first = p->n > 1 ? p->step : NULL;
+    if (last->kind != PRE_BYTE_LEVEL || last->prefix_space)
+        return NULL;
+    if (first && first->kind != PRE_SCAN)
+        return NULL;
+    for (size_t i = 0; i < ARRAY_LEN(known); i++)
+        if (known[i].first == (first ? first->scan : NULL) &&
+            known[i].bytes == last->scan && known[i].ignore_merges == t->bpe.ignore_merges)
+            return known[i].name;
+    return NULL;
+}
+
+/* --- merges ------------------------------------------------------------------------- */
+
+static int by_rank(const void *a, const void *b)
+{
+    const struct gguf_merge *x = a, *y = b;
+    if (x->rank != y->rank)
+        return x->rank < y->rank ? -1 : 1;
+    if (x->left != y->left)
+        return x->left < y->left ? -1 : 1;
+    return x->right < y->right ? -1 : x->right > y->right;
+}
+
+enum err gguf_merges(struct gguf_merge **out, size_t *n, const struct bpe *b)
+{
+    struct gguf_merge *list = NULL;
+    size_t k = 0;
+    TRY(mem_alloc(&list, b->rank.n, sizeof(*list)));
+    for (size_t i = 0; i < b->rank.n_slots; i++)
+        if (b->rank.key[i] != UINT64_MAX)
+            list[k++] =
+                (struct gguf_merge){b->rank.value[i], (int32_t)(b->rank.key[i] >> 32),
+                                    (int32_t)(b->rank.key[i] & UINT32_MAX)};
+    qsort(list, k, sizeof(*list), by_rank);
+    *out = list;
+    *n = k;
+    return OK;
+}
+
+/* --- SentencePiece's ---------------------------------------------------------------- */
+
+static bool is_space(const char *s)
+{
+    return s && !strcmp(s, SPACE);
+}
+
+enum err gguf_check_chars(bool *prefix, const struct json_tokenizer *t, const char *where)
+{
+    const struct normalizer *m = &t->normal;
+    const struct pre_step *pre = t->pre.step;
+    const bool prepends =
+        m->n == 2 && m->step[0].kind == NORMAL_PREPEND && is_space(m->step[0].to);
+    const struct normal_step *last = m->n ? &m->step[m->n - 1] : NULL;
+    const bool replaces = last && (m->n == 1 || prepends) && last->kind == NORMAL_REPLACE &&
+                          !strcmp(last->from, " ") && is_space(last->to);
+    const bool metaspace = !m->n && t->pre.n == 1 && pre->kind == PRE_METASPACE &&
+                           is_space(pre->literal) && !pre->split;
+    FAIL_IF(!metaspace && !(replaces && !t->pre.n), ERR_SUPPORT,
+            "%s: its normalizer and pre_tokenizer have no counterpart in GGUF, which knows "
+            "those of Llama-2 and Mistral; use the tokenizer.model, or --gguf-pre none",
+            where);
+    FAIL_IF(t->bpe.ignore_merges, ERR_SUPPORT,
+            "%s: ignore_merges has no counterpart in GGUF's llama tokenizer", where);
+    *prefix = metaspace ? pre->prepend != PREPEND_NEVER : prepends;
+    return OK;
+}
+
+/* True for tokens that are found before the model runs, or stand for a byte or for unknown
+ * text: their names do not come from merges. */
+static bool is_apart(const struct json_tokenizer *t, int32_t id, const char *s, size_t n)
+{
+    return pair_map_get(&t->added_of, id, 0) >= 0 || id == t->bpe.unk_id ||
+           (n == 6 && !memcmp(s, "<0x", 3));
+}
+
+/* "llama" merges any two neighbours that form a token. So each split of a token into two
+ * tokens must be a merge. */
+static enum err check_splits(const struct json_tokenizer *t, int32_t id, const char *where)
+{
+    const struct bpe *b = &t->bpe;
+    size_t n, k;
+    int32_t c;
+    const char *s = bpe_token(&n, b, id);
+    if (!s || is_apart(t, id, s, n))
+        return OK;
+    for (size_t at = utf8_next(&c, s, n); at < n; at += k) {
+        k = utf8_next(&c, s + at, n - at);
+        const int32_t l = bpe_id(b, s, at), r = l < 0 ? -1 : bpe_id(b, s + at, n - at);
+        FAIL_IF(r >= 0 && !is_apart(t, l, s, at) && !is_apart(t, r, s + at, n - at) &&
+                    pair_map_get(&b->rank, l, r) < 0,
+                ERR_SUPPORT,
+                "%s: \"%.*s\" and \"%.*s\" form a token but are no merge; a GGUF file has "
+                "scores instead of merges and would merge them; put the model's "
+                "tokenizer.model beside it, if there is one",
+                where, (int)at, s, (int)(n - at), s + at);
+    }
+    return OK;
+}
+
+enum err gguf_scores(float *scores, const struct json_tokenizer *t, const char *where)
+{
+    enum err err = OK;
+    const struct bpe *b = &t->bpe;
+    struct gguf_merge *merge = NULL;
+    size_t n;
+    int32_t last = -1, order = 0;
+    for (int32_t id = 0; id < b->n_ids; id++) {
+        TRY(check_splits(t, id, where));
+        scores[id] = 0;
+    }
+    TRY(gguf_merges(&merge, &n, b));
+    for (size_t i = 0; i < n; i++) {
+        const int32_t id = b->merged[merge[i].rank];
+        if (id == last)
+            continue;
+        if (scores[id] != 0) {
+            size_t length;
+            const char *s = bpe_token(&length, b, id);
+            FAIL_OUT(ERR_SUPPORT,
+                     "%s: merges of other tokens stand between those of \"%.*s\"; a GGUF "
+                     "file has one score per token and would merge in another order; put "
+                     "the model's tokenizer.model beside it, if there is one",
+                     where, (int)(length < 80 ? length : 80), s);
+        }
+        scores[id] = -(float)++order;
+        last = id;
+    }
+out:
+    mem_free(merge);
+    return err;
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The tensors of a GGUF file: names, types, shapes and sources. */
+#include "convert/export/gguf_keys.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MOST_Q8_BITS 7 /* q - z of more does not fit 8 bits with a sign */
+
+static const char *const lin_names[N_LIN] = {
+    [LIN_Q] = "attn_q",      [LIN_K] = "attn_k",      [LIN_V] = "attn_v",
+    [LIN_O] = "attn_output", [LIN_GATE] = "ffn_gate", [LIN_UP] = "ffn_up",
+    [LIN_DOWN] = "ffn_down",
+};
+
+/* --- types -------------------------------------------------------------------------- */
+
+static enum err check_blocks(const struct export_linear *l)
+{
+    const struct packed_linear *q = l->packed;
+    const int64_t group = q->group_size ? q->group_size : q->in;
+    FAIL_IF(q->bits > MOST_Q8_BITS, ERR_SUPPORT,
+            "%s: weights.bits %d: GGUF holds our codes of 2 to %d bits; use 7 or fewer, or "
+            "16, which leaves the weight unquantized",
+            l->name, q->bits, MOST_Q8_BITS);
+    FAIL_IF(q->in % GGUF_BLOCK, ERR_SUPPORT,
+            "%s has %" PRId64 " columns, which is no multiple of %d, the columns of GGUF's "
+            "blocks; leave it at 16 bits (weights.mixed)",
+            l->name, q->in, GGUF_BLOCK);
+    FAIL_IF(group % GGUF_BLOCK, ERR_SUPPORT,
+            "%s: group_size %" PRId64
+            " is no multiple of %d, the columns of GGUF's blocks; "
+            "use 32, 64, 128 or 0",
+            l->name, group, GGUF_BLOCK);
+    return OK;
+}
+
+static enum gguf_type type_of_bits(int bits, bool only_q8)
+{
+    return only_q8 || bits > 5 ? GGUF_Q8_0 : bits == 5 ? GGUF_Q5_1 : GGUF_Q4_1;
+}
+
+static enum gguf_type type_of(enum dtype t)
+{
+    return t == DT_F16 ? GGUF_F16 : t == DT_BF16 ? GGUF_BF16 : GGUF_F32;
+}
+
+/* --- the list ----------------------------------------------------------------------- */
+
+static enum err add(struct gguf_plan *p, const struct gguf_item *t)
+{
+    if (p->n == p->room) {
+        const size_t room = p->room ? 2 * p->room : 64;
+        TRY(mem_resize(&p->item, p->room, room, sizeof(*p->item)));
+        p->room = room;
+    }
+    p->item[p->n++] = *t;
+    return OK;
+}
+
+/* Adds a vector as F32; data NULL: the model has none. */
+static enum err add_vector(struct gguf_plan *p, const char *name, struct host_mat m,
+                           int64_t head_dim)
+{
+    struct gguf_item t = {.type = GGUF_F32, .rows = 1, .cols = m.rows, .is_vector = true};
+    if (!m.data)
+        return OK;
+    snprintf(t.name, sizeof(t.name), "%s", name);
+    t.m = m;
+    t.head_dim = head_dim;
+    return add(p, &t);
+}
+
+/* Adds a matrix as it is stored. */
+static enum err add_matrix(struct gguf_plan *p, const char *name, struct host_mat m)
+{
+    struct gguf_item t = {.type = type_of(m.dtype), .rows = m.rows, .cols = m.cols};
+    snprintf(t.name, sizeof(t.name), "%s", name);
+    t.m = m;
+    return add(p, &t);
+}
+
+/* "blk.LAYER.NAME" */
+static const char *in_layer(char out[64], int64_t layer, const char *name, const char *tail)
+{
+    snprintf(out, 64, "blk.%" PRId64 ".%s%s", layer, name, tail);
+    return out;
+}
+
+static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
+                           int64_t head_dim)
+{
+    char name[64];
+    const struct packed_linear *q = l->packed;
+    struct gguf_item t = {.rows = q->out, .cols = q->in, .linear = l, .m = q->w};
+    const bool turned = l->lin == LIN_Q || l->lin == LIN_K;
+    in_layer(t.name, l->layer, lin_names[l->lin], ".weight");
+    t.head_dim = turned ? head_dim : 0;
+    t.type = type_of(q->w.dtype);
+    if (q->bits < 16) {
+        TRY(check_blocks(l));
+        t.type = type_of_bits(q->bits, only_q8);
+    }
+    TRY(add(p, &t));
+    return add_vector(p, in_layer(name, l->layer, lin_names[l->lin], ".bias"), q->bias,
+                      t.head_dim);
+}
+
+static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,
+                          bool only_q8)
+{
+    char name[64];
+    const struct packed_block *b = artifact_block(s->artifact, layer);
+    /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
+    const int64_t head_dim = !strcmp(p->arch, "llama") ? s->arch->head_dim : 0;
+    TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"), b->norm1, 0));
+    for (int lin = 0; lin < N_LIN; lin++)
+        TRY(add_linear(p, &s->linear[layer * N_LIN + lin], only_q8, head_dim));
+    TRY(add_vector(p, in_layer(name, layer, "attn_q_norm", ".weight"), b->q_norm, 0));
+    TRY(add_vector(p, in_layer(name, layer, "attn_k_norm", ".weight"), b->k_norm, 0));
+    return add_vector(p, in_layer(name, layer, "ffn_norm", ".weight"), b->norm2, 0);
+}
+
+/* Llama 3 divides the angles of slow pairs by these factors. */
+static enum err add_rope(struct gguf_plan *p, const struct arch *a)
+{
+    const int64_t n = a->head_dim / 2;
+    struct arch plain = *a;
+    if (a->rope != ROPE_LLAMA3)
+        return OK;
+    plain.rope = ROPE_DEFAULT;
+    TRY(mem_alloc(&p->rope, (size_t)n, sizeof(*p->rope)));
+    for (int64_t i = 0; i < n; i++)
+        p->rope[i] = (float)(arch_inv_freq(&plain, i) / arch_inv_freq(a, i));
+    return add_vector(p, "rope_freqs.weight",
+                      (struct host_mat){p->rope, DT_F32, n, 1, NULL}, 0);
+}
+
+enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, bool only_q8)
+{
+    TRY(add_matrix(p, "token_embd.weight", artifact_embed(s->artifact)));
+    TRY(add_rope(p, s->arch));
+    for (int64_t i = 0; i < s->arch->n_layers; i++)
+        TRY(add_layer(p, s, i, only_q8));
+    TRY(add_vector(p, "output_norm.weight", artifact_final_norm(s->artifact), 0));
+    return s->arch->tied ? OK : add_matrix(p, "output.weight", artifact_head(s->artifact));
+}
