@@ -1,0 +1,351 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`wkvq export --format gguf`: test_gguf.py WKVQ DEMO_DIR GOLDEN_MODELS.
+
+Every block of a file is decoded and compared with the artifact, both by readers of their own. Keys,
+rows that are interleaved, equal bytes, and what is refused."""
+import json
+import math
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
+import check_artifact as artifact_reader  # noqa: E402
+import gguf_reader  # noqa: E402
+import tiny  # noqa: E402
+
+LINEARS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+           "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+           "mlp.down_proj": "ffn_down"}
+VECTORS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
+           "self_attn.k_norm": "attn_k_norm"}
+WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "head_dim": 16, "num_hidden_layers": 2}
+
+
+class Bench:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.folder, self.n = pathlib.Path(wkvq).resolve(), pathlib.Path(folder), 0
+
+    def run(self, *args, exit=0):
+        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
+        text = done.stderr.decode()
+        assert done.returncode == exit, f"{' '.join(map(str, args))}\nexit {done.returncode}\n{text}"
+        return text if exit else done.stdout.decode()
+
+    def path(self, kind):
+        self.n += 1
+        return self.folder / f"{kind}{self.n}"
+
+    def convert(self, model, *settings):
+        out = self.path("artifact")
+        self.run("convert", model, "-o", out, "-q", "-j1", *[a for s in settings for a in ("--set", s)])
+        return out
+
+    def export(self, artifact, *options):
+        out = self.path("model").with_suffix(".gguf")
+        self.run("export", artifact, "--format", "gguf", "-o", out, "-q", *options)
+        return out
+
+    def refuse(self, artifact, words, *options):
+        out = self.path("refused")
+        text = self.run("export", artifact, "--format", "gguf", "-o", out, "-q", *options, exit=2)
+        assert all(w in text for w in words), f"{text}\nlacks one of {words}"
+        assert not list(self.folder.glob(f"{out.name}*")), "a file is left"
+
+
+class Artifact:
+    def __init__(self, folder):
+        self.config = json.loads((folder / "config.json").read_text())
+        self.spec = self.config["quantization_config"]
+        self.tensors = artifact_reader.tensors_of(folder, artifact_reader.check_manifest(folder))
+        kinds = [m.split(".")[1] for m in LINEARS]
+        self.formats = artifact_reader.formats(self.spec["weights"], kinds, self.config["num_hidden_layers"])
+        heads = self.config["num_attention_heads"]
+        self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
+
+
+def interleaved(rows, head_dim):
+    """Row (head, 2 i + p) is row (head, p head_dim / 2 + i): both halves of a head, in turns."""
+    out = []
+    for head in range(0, len(rows), head_dim):
+        first, second = rows[head:head + head_dim // 2], rows[head + head_dim // 2:head + head_dim]
+        out += [row for pair in zip(first, second) for row in pair]
+    return out
+
+
+def turned(a, module, rows):
+    llama = a.config["model_type"] in ("llama", "mistral")
+    return interleaved(rows, a.head_dim) if llama and module in ("self_attn.q_proj", "self_attn.k_proj") else rows
+
+
+def check_codes(a, g, module, name, tensor, bits, group):
+    """Returns the worst |error| in units of h. Codes and scales are always exact."""
+    title, (rows, cols), _ = g.tensors[tensor]
+    codes, zeros, scales = artifact_reader.read_linear(a.tensors, name, cols, bits, group or cols)
+    assert len(codes) == rows, tensor
+    worst = 0.0
+    for row, (q, z, h) in zip(g.rows(tensor), turned(a, module, list(zip(codes, zeros, scales)))):
+        for b, (d, m, have) in enumerate(gguf_reader.blocks(title, row)):
+            i = b * 32 // (group or cols)
+            offset = z[i] if title == "Q8_0" else 0
+            assert d == h[i], (tensor, b, d, h[i])
+            assert list(have) == [x - offset for x in q[b * 32:b * 32 + 32]], (tensor, b)
+            error = abs(m + z[i] * h[i]) if title != "Q8_0" else 0.0
+            assert error <= z[i] * h[i] * 2.0 ** -11, (tensor, b, error)
+            worst = max(worst, error / h[i])
+    return worst
+
+
+def check_stored(a, g, module, name, tensor):
+    dtype, shape, data = a.tensors[name]
+    title, have_shape, have = g.tensors[tensor]
+    rows = [data[i * len(data) // shape[0]:(i + 1) * len(data) // shape[0]] for i in range(shape[0])]
+    assert title == dtype and have_shape == shape, tensor
+    assert b"".join(turned(a, module, rows)) == have, tensor
+
+
+def check_vector(a, g, module, name, tensor):
+    dtype, _, data = a.tensors[name]
+    assert g.tensors[tensor][0] == "F32", tensor
+    assert turned(a, module, artifact_reader.floats(dtype, data)) == g.floats(tensor), tensor
+
+
+def check_weights(a, g, types):
+    """Compares all tensors; types: {bits: type}. Returns the worst |error| in units of h."""
+    worst, seen = 0.0, {"token_embd.weight", "output_norm.weight"}
+    check_stored(a, g, "", "model.embed_tokens.weight", "token_embd.weight")
+    check_vector(a, g, "", "model.norm.weight", "output_norm.weight")
+    if "lm_head.weight" in a.tensors:
+        seen.add("output.weight")
+        check_stored(a, g, "", "lm_head.weight", "output.weight")
+    for layer in range(a.config["num_hidden_layers"]):
+        for module, short in LINEARS.items():
+            name, tensor = f"model.layers.{layer}.{module}", f"blk.{layer}.{short}"
+            bits, group = a.formats[layer, module.split(".")[1]]
+            seen.add(tensor + ".weight")
+            if bits == 16:
+                check_stored(a, g, module, name + ".weight", tensor + ".weight")
+            else:
+                assert g.tensors[tensor + ".weight"][0] == types[bits], tensor
+                worst = max(worst, check_codes(a, g, module, name, tensor + ".weight", bits, group))
+            if name + ".bias" in a.tensors:
+                seen.add(tensor + ".bias")
+                check_vector(a, g, module, name + ".bias", tensor + ".bias")
+        for module, short in VECTORS.items():
+            name = f"model.layers.{layer}.{module}.weight"
+            if name in a.tensors:
+                seen.add(f"blk.{layer}.{short}.weight")
+                check_vector(a, g, "", name, f"blk.{layer}.{short}.weight")
+    assert set(g.tensors) - {"rope_freqs.weight"} == seen, set(g.tensors) ^ seen
+    return worst
+
+
+DEFAULT = {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 7: "Q8_0"}
+EXACT = dict.fromkeys(range(2, 8), "Q8_0")
+
+
+# --- the demo model -------------------------------------------------------------------------------------------
+
+
+def round_scales(folder, bits):
+    """Rounds every scale of an artifact to this many significant bits, and its checksums with it."""
+    path, manifest = folder / "model.safetensors", json.loads((folder / "manifest.json").read_text())
+    raw = bytearray(path.read_bytes())
+    n = struct.unpack_from("<Q", raw)[0]
+    text = (folder / "manifest.json").read_text()
+    for name, t in json.loads(raw[8:8 + n]).items():
+        if not name.endswith(".scales"):
+            continue
+        begin, end = (8 + n + o for o in t["data_offsets"])
+        for at in range(begin, end, 2):
+            mantissa, exponent = math.frexp(struct.unpack_from("<e", raw, at)[0])
+            struct.pack_into("<e", raw, at, math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits))
+        old, new = manifest["tensors"][name]["crc32"], f"{zlib.crc32(raw[begin:end]):08x}"
+        text = text.replace(f'"{name}":', "\0", 1)
+        head, tail = text.split("\0")
+        text = head + f'"{name}":' + tail.replace(old, new, 1)
+    text = text.replace(manifest["files"][path.name]["crc32"], f"{zlib.crc32(raw):08x}")
+    body = text[:-30]
+    path.write_bytes(raw)
+    (folder / "manifest.json").write_text(f'{body}"manifest_crc32":"{zlib.crc32(body.encode()):08x}"\n}}\n')
+
+
+def check_demo(bench, demo):
+    folder = bench.convert(demo)
+    a = Artifact(folder)
+    first = bench.export(folder, "-j1")
+    assert first.read_bytes() == bench.export(folder, "-j3").read_bytes(), "not the same bytes twice"
+    worst = check_weights(a, gguf_reader.Gguf(first), DEFAULT)
+    assert 0 < worst <= 15 * 2.0 ** -11, worst
+    exact = gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0"))
+    assert check_weights(a, exact, EXACT) == 0
+    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
+    assert plan["bytes"] == first.stat().st_size
+    assert any("is rounded in" in n["text"] for n in plan["notes"])
+    round_scales(folder, 7)
+    assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT) == 0
+    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
+    assert any("weights, exactly" in n["text"] for n in plan["notes"]), plan
+
+
+def check_demo_keys(bench, demo):
+    g = gguf_reader.Gguf(bench.export(bench.convert(demo), "--base-model", "someone/demo-1", "--license", "mit"))
+    config = json.loads((demo / "config.json").read_text())
+    want = {
+        "general.architecture": "llama", "general.type": "model", "general.name": "demo-1", "general.license": "mit",
+        "general.base_model.count": 1, "general.base_model.0.name": "demo-1",
+        "general.base_model.0.organization": "someone",
+        "general.file_type": 3, "general.quantization_version": 2, "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"], "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"], "llama.attention.key_length": 64,
+        "llama.attention.value_length": 64, "llama.vocab_size": config["vocab_size"],
+        "llama.rope.dimension_count": 64, "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": struct.unpack("<f", struct.pack("<f", 1e-5))[0],
+    }
+    assert {k: g.keys.get(k) for k in want} == want
+    unnamed = gguf_reader.Gguf(bench.export(bench.convert(demo))).keys
+    assert unnamed["general.name"].startswith("artifact") and "general.license" not in unnamed
+    assert "general.base_model.count" not in unnamed
+    licensed = bench.path("licensed")
+    shutil.copytree(demo, licensed)
+    (licensed / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert gguf_reader.Gguf(bench.export(bench.convert(licensed))).keys["general.license"] == "apache-2.0"
+    assert not any("scaling" in k for k in g.keys) and "rope_freqs.weight" not in g.tensors
+
+
+# --- every bit width, ragged groups, whole rows ---------------------------------------------------------------
+
+
+def check_widths(bench, model):
+    for bits in range(2, 8):
+        for group in (64, 0) if bits == 4 else (64,):
+            folder = bench.convert(model, f"weights.bits={bits}", f"weights.group_size={group}")
+            g = gguf_reader.Gguf(bench.export(folder))
+            worst = check_weights(Artifact(folder), g, DEFAULT)
+            assert worst == 0 or bits <= 5, worst
+            assert g.keys["general.file_type"] == {"Q4_1": 3, "Q5_1": 9, "Q8_0": 7}[DEFAULT[bits]]
+            assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0")), EXACT) == 0
+    folder = bench.convert(model, "weights.bits=4", "weights.group_size=32", "weights.mixed=1.q_proj=16, down_proj=6:96")
+    check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT)
+
+
+# --- every family ---------------------------------------------------------------------------------------------
+
+# model: (architecture, setting of weights.mixed, keys of it)
+GOLDEN = {
+    "llama1_mha": ("llama", {}), "llama2_gqa": ("llama", {}), "llama_base": ("llama", {}),
+    "llama_bias": ("llama", {}), "llama_mlp_bias": ("llama", {}), "llama_tied_bf16": ("llama", {}),
+    "tied_head_only": ("llama", {}), "tied_twice": ("llama", {}), "llama_f16": ("llama", {}),
+    "dynamic_rope": ("llama", {}), "llama3_rope": ("llama", {}), "llama3_rope_old": ("llama", {}),
+    "linear_rope": ("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    "mistral": ("llama", {"context_length": 64}),
+    "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
+    "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
+                       "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
+                       "rope.scaling.yarn_beta_slow": 1.0}),
+    "yarn_mscale": ("qwen2", {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": struct.unpack("<f", struct.pack(
+        "<f", (0.14 * math.log(4) + 1) / (0.06 * math.log(4) + 1) / (0.1 * math.log(4) + 1)))[0]}),
+}
+
+
+def unfit(config):
+    """The projections whose rows are no multiple of 32 columns."""
+    d = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    o, hidden = config["num_attention_heads"] * d, config["hidden_size"]
+    columns = {"down_proj": config["intermediate_size"], "o_proj": o}
+    return [m.split(".")[1] for m in LINEARS if columns.get(m.split(".")[1], hidden) % 32]
+
+
+def rope_factors(config):
+    rope = config.get("rope_parameters") or {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+    d, out = config["head_dim"], []
+    for i in range(d // 2):
+        wave = 2 * math.pi * rope["rope_theta"] ** (2 * i / d)
+        turns = rope["original_max_position_embeddings"] / wave
+        low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+        s = min(max((turns - low) / (high - low), 0), 1)
+        out.append(1 / ((1 - s) / factor + s))
+    return out
+
+
+def check_family(bench, golden, name, arch, keys):
+    config = json.loads((golden / name / "config.json").read_text())
+    mixed = ",".join(f"{m}=16" for m in unfit(config))
+    folder = bench.convert(golden / name, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
+    g = gguf_reader.Gguf(bench.export(folder, "--gguf-pre", "none"))
+    check_weights(Artifact(folder), g, DEFAULT)
+    assert g.keys["general.architecture"] == arch and g.keys["tokenizer.ggml.model"] == "none", name
+    want = {"context_length": config["max_position_embeddings"], **keys}
+    assert {k: g.keys.get(f"{arch}.{k}") for k in want} == want, (name, g.keys)
+    assert ("rope.scaling.type" in keys) == (f"{arch}.rope.scaling.type" in g.keys), name
+    if name.startswith("llama3"):
+        have, want = g.floats("rope_freqs.weight"), rope_factors(config)
+        assert all(abs(x - y) <= 1e-6 * y for x, y in zip(have, want)) and len(have) == len(want), name
+        assert max(have) > min(have) > 1
+    else:
+        assert "rope_freqs.weight" not in g.tensors
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def qwen3_with_bias(bench, golden):
+    """Qwen3 with biases of q, k, v and o, which llama.cpp does not have."""
+    model = bench.path("qwen3")
+    model.mkdir()
+    config = json.loads((golden / "qwen3" / "config.json").read_text())
+    d, kv = config["num_attention_heads"] * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
+    named = [(n, *t) for n, t in artifact_reader.read_safetensors(golden / "qwen3" / "model.safetensors").items()]
+    for layer in range(config["num_hidden_layers"]):
+        for short, n in (("q", d), ("k", kv), ("v", kv), ("o", config["hidden_size"])):
+            named.append((f"model.layers.{layer}.self_attn.{short}_proj.bias", "F32", [n], bytes(4 * n)))
+    (model / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    tiny.write_safetensors(model / "model.safetensors", named)
+    return model
+
+
+def check_refusals(bench, model, golden):
+    bits8 = bench.convert(model, "weights.bits=8", "weights.group_size=32")
+    bench.refuse(bits8, ["q_proj", "weights.bits 8", "7 or fewer"])
+    bench.refuse(bench.convert(model, "weights.group_size=48"), ["group_size 48", "32, 64, 128 or 0"])
+    narrow = bench.path("narrow")
+    tiny.make_model(narrow)
+    bench.refuse(bench.convert(narrow, "weights.group_size=32"), ["down_proj has 48 columns", "weights.mixed"])
+    good = bench.convert(model, "weights.group_size=32")
+    bench.refuse(good, ["want one of q4_1, q8_0"], "--weights", "q5_0")
+    taken = bench.export(good)
+    text = bench.run("export", good, "--format", "gguf", "-o", taken, "-q", exit=2)
+    assert "exists" in text, text
+    text = bench.run("export", good, "--format", "awq", "--weights", "q8_0", "-o", bench.path("x"), "-q", exit=2)
+    assert "--weights is for --format gguf" in text, text
+    bench.refuse(bench.convert(golden / "qwen2", "weights.bits=16"), ["no tokenizer.json"])
+    none = ("--gguf-pre", "none")
+    bench.refuse(bench.convert(golden / "yarn_attention", "weights.bits=16"), ["truncate is false"], *none)
+    bench.refuse(bench.convert(qwen3_with_bias(bench, golden), "weights.bits=16"), ["attention_bias", "qwen3"], *none)
+
+
+def main():
+    wkvq, demo, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="wkvq-gguf-") as folder:
+        bench = Bench(wkvq, folder)
+        model = bench.path("tiny")
+        tiny.make_model(model, **WIDE)
+        check_demo(bench, demo)
+        check_demo_keys(bench, demo)
+        check_widths(bench, model)
+        for name, (arch, keys) in GOLDEN.items():
+            check_family(bench, golden, name, arch, keys)
+        check_refusals(bench, model, golden)
+    print("gguf: every block equals the artifact's")
+
+
+if __name__ == "__main__":
+    main()
