@@ -69,6 +69,7 @@ int export_scale_bits(const struct export_source *s);
 
 struct export_options {
     bool drop_cache;      /* --kv drop: leave out a calibration that cannot be carried */
+    bool fold_v_shift;    /* --fold v-shift */
     enum dtype dtype;     /* of a dense checkpoint: F16, BF16 or F32 */
     uint64_t shard_bytes; /* 0: 5e9 */
     int threads;          /* 0: one per core */
@@ -112,13 +113,15 @@ struct export_job {
 
 /* What the format's engines do for the cache: they rotate keys themselves. */
 #define EXPORT_ENGINE_ROTATES_K 1u
+/* The format can fold the shift of values into biases (--fold v-shift). */
+#define EXPORT_FOLDS_V_SHIFT 2u
 
 struct export_format {
     const char *name;    /* of --format */
     const char *engines; /* that load it, for `--format list` */
     const char *holds;   /* what it can hold, one line */
     bool is_file;        /* -o names a file, not a directory */
-    unsigned cache;      /* EXPORT_ENGINE_* */
+    unsigned cache;      /* EXPORT_ENGINE_*, EXPORT_FOLDS_* */
     /* Refuses what the format cannot hold: ERR_SUPPORT, with field, value, and what would
      * work. Notes what becomes of the weights; export_check() has done so for the cache.
      * Sets bytes and plan. */

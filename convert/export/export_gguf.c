@@ -204,6 +204,8 @@ static enum err check(struct export_job *j)
     TRY(mem_calloc(&p, 1, sizeof(*p)));
     j->plan = p;
     TRY(gguf_check_arch(p, j->source));
+    if (j->options.fold_v_shift && j->source->calibrated.v_shift)
+        TRY(gguf_fold_shift(p, j->source));
     TRY(gguf_list_tensors(p, j->source, only_q8));
     TRY(read_vocab(p, j));
     TRY(gguf_open(&p->w));
@@ -222,6 +224,8 @@ static void release(struct export_job *j)
     gguf_abort(&p->w);
     mem_free(p->item);
     mem_free(p->rope);
+    mem_free(p->folded);
+    mem_free(p->biases);
     mem_free(p);
 }
 
@@ -351,7 +355,7 @@ const struct export_format export_gguf = {
     .holds =
         "2 to 7 bits; group sizes that are multiples of 32, also ragged, or whole rows",
     .is_file = true,
-    .cache = EXPORT_ENGINE_ROTATES_K,
+    .cache = EXPORT_ENGINE_ROTATES_K | EXPORT_FOLDS_V_SHIFT,
     .check = check,
     .write = write_file,
     .release = release,

@@ -55,7 +55,7 @@ static void list_lost(char *out, size_t n, const struct export_job *j)
     } part[] = {{c.k_scale, "the smoothing of keys"},
                 {c.k_shift, "the shift of keys"},
                 {c.v_scale, "the smoothing of values"},
-                {c.v_shift, "the shift of values"},
+                {c.v_shift && !j->options.fold_v_shift, "the shift of values"},
                 {rotated, "the rotation of keys"}};
     size_t used = 0;
     out[0] = '\0';
@@ -81,6 +81,10 @@ static enum err check_cache(struct export_job *j)
 {
     const struct kv_spec *kv = j->source->kv;
     char lost[200];
+    const bool folds = j->format->cache & EXPORT_FOLDS_V_SHIFT;
+    FAIL_IF(j->options.fold_v_shift && !folds, ERR_SUPPORT,
+            "--fold v-shift: --format %s cannot hold it; --format gguf can",
+            j->format->name);
     list_lost(lost, sizeof(lost), j);
     FAIL_IF(*lost && !j->options.drop_cache, ERR_SUPPORT,
             "%s: the cache is calibrated, and --format %s cannot carry %s; give --kv drop "
@@ -91,6 +95,9 @@ static enum err check_cache(struct export_job *j)
         TRY(export_note(j, EXPORT_DROPPED,
                         "The cache's calibration (%s): an engine's cache runs uncalibrated",
                         lost));
+    if (j->options.fold_v_shift && j->source->calibrated.v_shift)
+        TRY(export_note(j, EXPORT_CARRIED,
+                        "The shift of values, in the biases of v_proj and o_proj"));
     if (!kv_quantizes(kv))
         return OK;
     return export_note(j, EXPORT_DROPPED,

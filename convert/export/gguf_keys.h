@@ -22,18 +22,28 @@ struct gguf_item {
     int64_t head_dim;
 };
 
+/* Biases of one layer with the shift of values in them. */
+struct gguf_folded {
+    float *v, *o; /* [kv heads * head_dim], [hidden_size] */
+};
+
 /* What a file will hold. */
 struct gguf_plan {
     const char *arch; /* "llama", "qwen2", "qwen3"; static */
     struct gguf_vocab vocab;
     struct gguf_item *item; /* [n] in the file's order, owned */
     size_t n, room;
-    float *rope;           /* [head_dim / 2] factors of Llama 3's scaling; owned */
-    struct gguf_writer *w; /* with all keys and tensors; owned */
+    float *rope;                /* [head_dim / 2] factors of Llama 3's scaling; owned */
+    struct gguf_folded *folded; /* [layers] NULL: nothing is folded; owned */
+    float *biases;              /* their memory, owned */
+    struct gguf_writer *w;      /* with all keys and tensors; owned */
 };
 
 /* Refuses, with ERR_SUPPORT, what llama.cpp's graph for the family does not compute. */
 enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s);
+/* gguf_fold.c: computes the biases of --fold v-shift. ERR_SUPPORT for an architecture
+ * without a bias of o_proj; ERR_MEMORY. */
+enum err gguf_fold_shift(struct gguf_plan *p, const struct export_source *s);
 /* gguf_tensors.c: lists the tensors. only_q8: quantized projections are Q8_0, and otherwise of the smallest
  * type that holds their bits. Errors: ERR_SUPPORT for a projection that no type can hold;
  * ERR_MEMORY. */

@@ -90,6 +90,20 @@ static const char *in_layer(char out[64], int64_t layer, const char *name, const
     return out;
 }
 
+/* Returns a projection's bias, with the shift of values if that is folded into it. */
+static struct host_mat bias_of(const struct gguf_plan *p, const struct export_linear *l)
+{
+    struct host_mat bias = l->packed->bias;
+    if (!p->folded || (l->lin != LIN_V && l->lin != LIN_O))
+        return bias;
+    const struct gguf_folded *f = &p->folded[l->layer];
+    bias.data = l->lin == LIN_V ? f->v : f->o;
+    bias.dtype = DT_F32;
+    bias.rows = l->packed->out;
+    bias.cols = 1;
+    return bias;
+}
+
 static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
                            int64_t head_dim)
 {
@@ -105,8 +119,8 @@ static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, b
         t.type = type_of_bits(q->bits, only_q8);
     }
     TRY(add(p, &t));
-    return add_vector(p, in_layer(name, l->layer, lin_names[l->lin], ".bias"), q->bias,
-                      t.head_dim);
+    return add_vector(p, in_layer(name, l->layer, lin_names[l->lin], ".bias"),
+                      bias_of(p, l), t.head_dim);
 }
 
 static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,

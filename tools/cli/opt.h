@@ -36,7 +36,7 @@ struct args {
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
     const char *format, *kv, *dtype, *base_model, *license;
-    const char *gguf_weights, *gguf_pre;
+    const char *gguf_weights, *gguf_pre, *fold;
     struct text_list eval_report;
     const char *batch, *length; /* repeatable options */
     bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform,

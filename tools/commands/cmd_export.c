@@ -32,6 +32,10 @@ static const struct opt options[] = {
      .choices = "f16|bf16|f32",
      .help = "Type of the tensors, for --format dense only; f32 holds every value exactly "
              "(default: f16)"},
+    {OPT_TEXT, .name = "fold", .arg = "PART", .offset = offsetof(struct args, fold),
+     .choices = "v-shift",
+     .help = "Carry a part of the cache's calibration in the weights: v-shift puts the shift "
+             "of values into biases, for --format gguf only (default: none)"},
     {OPT_TEXT, .name = "weights", .arg = "TYPE",
      .offset = offsetof(struct args, gguf_weights), .choices = "q4_1|q8_0",
      .help = "Type of the weights, for --format gguf only: q4_1 for up to 4 bits, with Q5_1 "
@@ -130,6 +134,7 @@ static enum err read_options(struct export_job *j, const struct args *a)
         .license = a->license,
         .gguf_weights = a->gguf_weights,
         .gguf_pre = a->gguf_pre,
+        .fold_v_shift = a->fold != NULL,
     };
     return read_reports(&j->options.eval, &a->eval_report);
 }
