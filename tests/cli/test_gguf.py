@@ -153,19 +153,18 @@ EXACT = dict.fromkeys(range(2, 8), "Q8_0")
 # --- the demo model -------------------------------------------------------------------------------------------
 
 
-def round_scales(folder, bits):
-    """Rounds every scale of an artifact to this many significant bits, and its checksums with it."""
+def change(folder, ending, form, value):
+    """Replaces every number x of the tensors with this ending of an artifact by value(x), and its checksums with them."""
     path, manifest = folder / "model.safetensors", json.loads((folder / "manifest.json").read_text())
     raw = bytearray(path.read_bytes())
     n = struct.unpack_from("<Q", raw)[0]
     text = (folder / "manifest.json").read_text()
     for name, t in json.loads(raw[8:8 + n]).items():
-        if not name.endswith(".scales"):
+        if not name.endswith(ending):
             continue
         begin, end = (8 + n + o for o in t["data_offsets"])
-        for at in range(begin, end, 2):
-            mantissa, exponent = math.frexp(struct.unpack_from("<e", raw, at)[0])
-            struct.pack_into("<e", raw, at, math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits))
+        for at in range(begin, end, struct.calcsize(form)):
+            struct.pack_into(form, raw, at, value(struct.unpack_from(form, raw, at)[0]))
         old, new = manifest["tensors"][name]["crc32"], f"{zlib.crc32(raw[begin:end]):08x}"
         text = text.replace(f'"{name}":', "\0", 1)
         head, tail = text.split("\0")
@@ -174,6 +173,12 @@ def round_scales(folder, bits):
     body = text[:-30]
     path.write_bytes(raw)
     (folder / "manifest.json").write_text(f'{body}"manifest_crc32":"{zlib.crc32(body.encode()):08x}"\n}}\n')
+
+
+def round_scale(x):
+    """x with 7 significant bits."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(mantissa, 7)), exponent - 7)
 
 
 def check_demo(bench, demo):
@@ -188,7 +193,7 @@ def check_demo(bench, demo):
     plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
     assert plan["bytes"] == first.stat().st_size
     assert any("is rounded in" in n["text"] for n in plan["notes"])
-    round_scales(folder, 7)
+    change(folder, ".scales", "<e", round_scale)
     assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT) == 0
     plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
     assert any("weights, exactly" in n["text"] for n in plan["notes"]), plan
@@ -294,6 +299,61 @@ def check_family(bench, golden, name, arch, keys):
         assert "rope_freqs.weight" not in g.tensors
 
 
+# --- the shift of values --------------------------------------------------------------------------------------
+
+
+def dequantized(a, name, bits, group):
+    """Rows of a projection's weight."""
+    if bits == 16:
+        dtype, shape, data = a.tensors[name + ".weight"]
+        w = artifact_reader.floats(dtype, data)
+        return [w[r * shape[1]:(r + 1) * shape[1]] for r in range(shape[0])]
+    cols = a.config["num_attention_heads"] * a.head_dim
+    group = group or cols
+    return [[(x - z[c // group]) * h[c // group] for c, x in enumerate(q)]
+            for q, z, h in zip(*artifact_reader.read_linear(a.tensors, name, cols, bits, group))]
+
+
+def check_folded(a, g):
+    """bv' = bv - d and bo' = bo + Wo d, d repeated for the query heads of each kv head."""
+    per_kv, hd = a.config["num_attention_heads"] // a.config["num_key_value_heads"], a.head_dim
+    for layer in range(a.config["num_hidden_layers"]):
+        name = f"model.layers.{layer}.self_attn."
+        d = artifact_reader.floats(*a.tensors[name + "v_shift"][::2])
+        assert any(d)
+        repeated = [d[h // per_kv * hd + i] for h in range(a.config["num_attention_heads"]) for i in range(hd)]
+        bv, bo = (artifact_reader.floats(*a.tensors[name + p][::2]) if name + p in a.tensors else None
+                  for p in ("v_proj.bias", "o_proj.bias"))
+        for i, have in enumerate(g.floats(f"blk.{layer}.attn_v.bias")):
+            assert abs(have - ((bv[i] if bv else 0) - d[i])) <= 2 ** -23 * abs(have), (layer, i)
+        for r, row in enumerate(dequantized(a, name + "o_proj", *a.formats[layer, "o_proj"])):
+            terms = [w * x for w, x in zip(row, repeated)] + [bo[r] if bo else 0]
+            have = g.floats(f"blk.{layer}.attn_output.bias")[r]
+            assert abs(have - sum(terms)) <= 2 ** -22 * sum(map(abs, terms)), (layer, r, have, sum(terms))
+
+
+def check_fold(bench, model, golden):
+    shifts = [0.01 * (i * i % 17 - 8) for i in range(97)]
+    for source, mixed in ((model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16")):
+        folder = bench.convert(source, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
+        more = () if source == model else ("--gguf-pre", "none")
+        turn = iter(shifts * 100)
+        change(folder, ".v_shift", "<f", lambda _: next(turn))
+        bench.refuse(folder, ["the shift of values", "--kv drop"], *more)
+        g = gguf_reader.Gguf(bench.export(folder, "--fold", "v-shift", *more))
+        check_folded(Artifact(folder), g)
+        plain = gguf_reader.Gguf(bench.export(folder, "--kv", "drop", *more))
+        assert all(plain.tensors[n] == t for n, t in g.tensors.items() if not n.endswith("attn_v.bias") and
+                   not n.endswith("attn_output.bias")), "another tensor has changed"
+    change(folder, ".v_scale", "<f", lambda _: 2.0)
+    bench.refuse(folder, ["the smoothing of values;"], "--fold", "v-shift", "--gguf-pre", "none")
+    text = bench.run("export", folder, "--format", "awq", "--fold", "v-shift", "-o", bench.path("x"), "-q", exit=2)
+    assert "--format gguf can" in text, text
+    qwen = bench.convert(golden / "qwen2", "weights.bits=16")
+    change(qwen, ".v_shift", "<f", lambda _: 1.0)
+    bench.refuse(qwen, ["needs a bias of o_proj", "qwen2"], "--fold", "v-shift", "--gguf-pre", "none")
+
+
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +403,7 @@ def main():
         check_widths(bench, model)
         for name, (arch, keys) in GOLDEN.items():
             check_family(bench, golden, name, arch, keys)
+        check_fold(bench, model, golden)
         check_refusals(bench, model, golden)
     print("gguf: every block equals the artifact's")
 
