@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * tokenizer.json, or tokenizer.model with -DFUZZ_FILE: what opens must encode any text, and
- * decode what it encoded. */
+ * decode what it encoded. It becomes the keys of a GGUF file, or is refused. */
+#include "convert/export/gguf_vocab.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"
@@ -32,6 +33,22 @@ static void encode(const struct tokenizer *t, const char *s, size_t n)
     token_ids_free(&ids);
 }
 
+static void export_keys(void)
+{
+    const struct arch a = {.vocab = 700, .bos = 1, .n_eos = 1, .eos = {2}};
+    struct gguf_vocab v = {0};
+    struct gguf_writer *w = NULL;
+    enum err e = gguf_vocab_read(&v, fuzz_path(""), &a, NULL);
+    if (!e)
+        e = gguf_open(&w);
+    if (!e)
+        e = gguf_vocab_keys(w, &v);
+    fuzz_check(e);
+    err_clear();
+    gguf_abort(&w);
+    gguf_vocab_free(&v);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     struct tokenizer *t = NULL;
@@ -41,6 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (!e) {
         encode(t, text, sizeof(text) - 1);
         encode(t, (const char *)data, n < 4096 ? n : 4096);
+        export_keys();
     }
     tokenizer_close(&t);
     return 0;
