@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
+/* Every byte of a token is tried as the place of a split. Published ones have 48 bytes. */
+#define MAX_SPLIT_BYTES 256
 
 /* --- byte-level --------------------------------------------------------------------- */
 
@@ -116,6 +118,10 @@ static enum err check_splits(const struct json_tokenizer *t, int32_t id, const c
     const char *s = bpe_token(&n, b, id);
     if (!s || is_apart(t, id, s, n))
         return OK;
+    FAIL_IF(n > MAX_SPLIT_BYTES, ERR_SUPPORT,
+            "%s: token %d has %zu bytes; a GGUF file's scores are made of merges for at "
+            "most %d; put the model's tokenizer.model beside it, if there is one",
+            where, id, n, MAX_SPLIT_BYTES);
     for (size_t at = utf8_next(&c, s, n); at < n; at += k) {
         k = utf8_next(&c, s + at, n - at);
         const int32_t l = bpe_id(b, s, at), r = l < 0 ? -1 : bpe_id(b, s + at, n - at);

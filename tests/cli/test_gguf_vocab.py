@@ -175,6 +175,9 @@ def check_scores(cases):
     assert keys["tokens"][:len(listed)] == [text for text, _, _ in listed]
     assert keys["add_space_prefix"] is True and keys["add_bos_token"] is False
     merges = source["model"]["merges"]
+    source["model"]["vocab"]["x" * 257] = len(listed)
+    cases.refuse(cases.artifact(tokenizer__json=json.dumps(source)), [f"token {len(listed)} has 257 bytes", "at most 256"])
+    del source["model"]["vocab"]["x" * 257]
     lost = merges.pop(300)
     cases.refuse(cases.artifact(tokenizer__json=json.dumps(source)), ["are no merge", "tokenizer.model", *lost])
     first = next(i for i in range(len(merges)) if "".join(merges[i]) == "".join(merges[i + 1]))
