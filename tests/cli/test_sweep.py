@@ -473,7 +473,7 @@ def test_shipped_sweeps_are_read(f):
                       "-o", "shipped", "--plan"])
         assert "is skipped" not in plan.stderr, plan.stderr
         cells[file.stem] = len(plan.stdout.splitlines())
-    assert cells == {"ablation": 13, "activations": 6, "best": 12, "bits": 20, "group_size": 20, "k": 8, "window": 8}, cells
+    assert cells == {"ablation": 13, "activations": 6, "best": 17, "bits": 20, "group_size": 20, "k": 8, "paper": 7, "window": 8}, cells
 
 
 def quantize_as_tuned(f, config, trial):
@@ -497,7 +497,7 @@ def check_recommended(f, config, best):
 
 def test_tune_by_bits(f):
     command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json", "--per-kind",
-               "--set", "calibration.samples=99", *TUNE]
+               "--set", "calibration.samples=99", "--set", "refine.samples=7", "--set", "refine.seqlen=32", *TUNE]
     done = f.run(command)
     trials = json.loads(done.stdout)
     assert 1 < len(trials) <= 7, trials
@@ -507,6 +507,7 @@ def test_tune_by_bits(f):
     best = [t for t in trials if t["recommended"]]
     assert len(best) == 1 and best[0]["ppl"] == min(t["ppl"] for t in trials)
     check_recommended(f, "b.yaml", best[0])
+    assert config_of(f.path / "b.yaml")["refine.samples"] == "7"
     quantize_as_tuned(f, "b.yaml", best[0])
     assert "estimating the loss of each format" in done.stderr
     cells = len(trials) + 1  # and full precision
@@ -543,6 +544,7 @@ def test_tune_trials_keep_their_budget(f):
     """--set changes the configuration that is written; trials have options of their own."""
     rows = f.rows("b.yaml.work") if (f.path / "b.yaml.work").exists() else []
     assert rows and {r["identity"]["config"]["calibration"]["samples"] for r in rows} == {8}, rows
+    assert not any(r["identity"]["config"].get("refine", {}).get("samples") for r in rows), rows
 
 
 def test_tune_refuses(f):

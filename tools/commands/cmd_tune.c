@@ -184,6 +184,8 @@ static enum err make_plan(struct sweep_plan *p, struct tune *t, const struct rec
     TRY(add_number(&p->budget, "calibration.samples", s->samples));
     TRY(add_number(&p->budget, "calibration.seqlen", s->seqlen));
     TRY(add_number(&p->budget, "calibration.epochs", s->epochs));
+    /* Trials only rank formats; refinement would take most of their time. */
+    TRY(add_number(&p->budget, "refine.samples", 0));
     TRY(add_eval(p, a, r));
     return add_cells(p, t);
 }
