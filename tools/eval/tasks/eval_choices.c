@@ -148,7 +148,7 @@ static enum err open_lines(struct choices *c)
     const char *path = c->run.e->settings->out;
     if (path)
         TRY(task_run_text(&text, c->run.e));
-    const enum err err = task_lines_open(&c->run.lines, path, text ? text : "");
+    const enum err err = task_lines_open(&c->run.lines, path, text ? text : "", 17);
     mem_free(text);
     TRY(err);
     for (int i = 0; i < c->n; i++)

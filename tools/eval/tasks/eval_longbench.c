@@ -172,7 +172,7 @@ static enum err open_in_directory(struct bench *b, struct part *p, const char *d
                 dir, p->set.task->name);
     snprintf(name, sizeof(name), "%s.jsonl", p->set.task->name);
     TRY(file_join(&p->path, dir, name));
-    TRY(task_lines_open(&p->lines, p->path, b->run));
+    TRY(task_lines_open(&p->lines, p->path, b->run, 9));
     TRY(expect(p));
     return task_lines_check(p->lines);
 }
@@ -192,7 +192,7 @@ static enum err open_lines(struct bench *b)
         TRY(task_run_text(&b->run, b->e));
     if (out && (file_is_dir(out) || (*out && out[strlen(out) - 1] == '/')))
         return open_directory(b, out);
-    TRY(task_lines_open(&b->lines, out, b->run ? b->run : ""));
+    TRY(task_lines_open(&b->lines, out, b->run ? b->run : "", 9));
     for (int i = 0; i < b->n; i++) {
         b->part[i].lines = b->lines;
         TRY(expect(&b->part[i]));

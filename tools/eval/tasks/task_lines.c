@@ -31,7 +31,8 @@ struct task_lines {
     struct entry *entry;
     int64_t n, room, kept;
     struct lock lock;
-    int fd; /* for appending; -1: none */
+    int fd;       /* for appending; -1: none */
+    size_t flags; /* how lines are written */
 };
 
 /* --- lines of an earlier run -------------------------------------------------------- */
@@ -135,11 +136,13 @@ static enum err open_all(struct task_lines *l, const char *run)
     return file_exists(l->path) && !file_is_regular(l->path) ? OK : open_growing(l);
 }
 
-enum err task_lines_open(struct task_lines **out, const char *path, const char *run)
+enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
+                         int digits)
 {
     struct task_lines *l;
     TRY(mem_calloc(&l, 1, sizeof(*l)));
     l->path = path;
+    l->flags = JSON_REAL_PRECISION((size_t)digits);
     l->fd = -1;
     l->lock.fd = -1;
     const enum err err = open_all(l, run);
@@ -195,7 +198,7 @@ enum err task_lines_expect(const json_t **line, struct task_lines *l, const char
     if (!l->taken)
         return OK;
     l->kept++;
-    l->entry[l->n - 1].text = json_text(l->taken, JSON_REAL_PRECISION(17));
+    l->entry[l->n - 1].text = json_text(l->taken, l->flags);
     FAIL_IF(!l->entry[l->n - 1].text, ERR_MEMORY, "out of memory for the output");
     json_object_del(l->stored, key);
     return OK;
@@ -256,7 +259,7 @@ enum err task_lines_put(struct task_lines *l, int64_t number, json_t *o)
     snprintf(crc, sizeof(crc), "%08" PRIx32, e->crc);
     const bool bad = !o || json_object_set_new(o, "crc32", json_string(crc)) ||
                      json_object_set_new(o, "run", json_string(l->run));
-    e->text = bad ? NULL : json_text(o, JSON_REAL_PRECISION(17));
+    e->text = bad ? NULL : json_text(o, l->flags);
     json_decref(o);
     FAIL_IF(!e->text, ERR_MEMORY, "out of memory for a line of the output");
     return l->fd < 0 ? OK : append(l, e->text);
