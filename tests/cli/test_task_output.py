@@ -130,10 +130,10 @@ def test_two_at_once(f):
     with subprocess.Popen(f.zeroshot(), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
         while not (f.path / OUT).exists():
             time.sleep(0.002)
+        p.send_signal(signal.SIGSTOP)
         done = subprocess.run(f.zeroshot(), cwd=f.path, capture_output=True, timeout=300)
-        running = p.poll() is None
+        assert p.poll() is None, "the first process has ended too early to tell"
         p.kill()
-    assert running, "the first process has ended too early to tell"
     assert done.returncode == 2 and b"another process works on this output" in done.stderr, done.stderr
 
 
