@@ -169,6 +169,10 @@ GOOD = {
     "convert/runtime/rt.h": '#include "data/json.h"\n',
     "convert/verify/verify.h": '#include "calib/model/block.h"\n#include "convert/runtime/rt.h"\n',
     "tools/main.c": '#include "calib/calib.h"\n  #  include "convert/verify/verify.h"\n',
+    "tools/recipe/recipe.h": '#include "calib/calib.h"\n',
+    "tools/pipeline/job.h": '#include "tools/recipe/recipe.h"\n',
+    "tools/report/report.h": "",
+    "tools/commands/commands.h": '#include "tools/report/report.h"\n',
     "tests/kernels/checkop.c": '#include "kernels/ref/ref.h"\n',
 }
 BAD = [
@@ -192,6 +196,14 @@ BAD = [
     ("tools/code.c", '#include "tools/main.c"\n', "not a header"),
     ("tools/dev.h", "", "same name"),
     ("kernels/dev.h", '#include "kernels/ring.h"\n', "cycle"),
+    ("convert/export/seal.c", '#include "convert/verify/verify.h"\n', "floor convert/export"),
+    ("tools/cli/words.c", '#include "tools/recipe/recipe.h"\n', "floor tools/cli"),
+    ("tools/state/resume.c", '#include "tools/pipeline/job.h"\n', "floor tools/state"),
+    ("tools/bench/disk.c", '#include "tools/pipeline/job.h"\n', "floor tools/bench"),
+    ("tools/tune/mean.c", '#include "tools/report/report.h"\n', "floor tools/tune"),
+    ("tools/sweep/run.c", '#include "tools/commands/commands.h"\n', "floor tools/sweep"),
+    ("convert/peek.c", '#include "tools/recipe/recipe.h"\n', "floor convert"),
+    ("tools/recipe/recipe.h", '#include "tools/recipe/preset.h"\n', "cycle"),
 ]
 
 
@@ -202,14 +214,24 @@ def plant(root, path, text):
         f.write(text)
 
 
+def rooms_in_order():
+    """Returns whether each room may include only rooms before it in TOOLS, so that they cannot form a circle."""
+    return all(TOOLS.index(t) < TOOLS.index(room) for room in TOOLS if room != "tools/commands"
+               for t in FLOORS[room] if t in TOOLS)
+
+
 def self_test():
     failed = 0
+    if not rooms_in_order():
+        print("self-test: FLOORS lets a room of tools include a later one")
+        failed += 1
     for path, text, word in [(None, "", "")] + BAD:
         with tempfile.TemporaryDirectory() as root:
             for good, content in GOOD.items():
                 plant(root, good, content)
             plant(root, "kernels/ring.h", '#include "kernels/dev.h"\n')
             plant(root, "convert/loop.h", '#include "convert/runtime/rt.h"\n')
+            plant(root, "tools/recipe/preset.h", '#include "tools/recipe/recipe.h"\n')
             if path:
                 plant(root, path, text)
             problems = check(root)[1]
