@@ -88,8 +88,8 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
 /* Refine layers [n_layers] in place: scales, s, shift and gains change; codes are filled in
  * where they followed from the source. tokens host [samples + guard][seqlen]. The best point by
  * the guard is kept, so the result is never worse there than the start.
- * Deterministic; a run that goes on from what `save` was last given ends with the same
- * bytes. Errors: ERR_STOPPED; ERR_NUMERIC (step, sample and tensor named); ERR_MEMORY. */
+ * Deterministic; a run that resumes from the last `save` ends with the same bytes.
+ * Errors: ERR_STOPPED; ERR_NUMERIC (step, sample and tensor named); ERR_MEMORY. */
 enum err refine_run(struct refine_result *out, struct dev *d, const struct arch *a,
                     const struct model_source *src, struct block_quant *layers,
                     const struct refine_settings *s, const int32_t *tokens,

@@ -171,7 +171,7 @@ static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_
  *   dz/dh  = lo / h^2   dz/dlo = -1 / h     (0 if z is clamped)
  *   dh/dhi = 1 / Q      dh/dlo = -1 / Q     (0 if h is clamped)
  *   dhi/da = max gamma (1 - gamma)          dlo/db = min beta (1 - beta)
- * The path through z joins dh before dh goes on to lo and hi. */
+ * The path through z is added to dh before dh passes to lo and hi. */
 static void fake_quant_weights_bwd_row(const void *ctx, int64_t r)
 {
     const struct weight *k = ctx;

@@ -4,7 +4,7 @@
  * the functions that fill the operation table. All files are compiled twice: by nvcc, and
  * as host C++ over kernels/cuda/emu, where the device is called cuda-emu. -fmad=false
  * gives one rounding per source operation, so that both compute what
- * kernels/tensor/quant.h defines. Inner products ask for fused operations with fmaf(). */
+ * kernels/tensor/quant.h defines. Inner products request fused operations with fmaf(). */
 #ifndef WKVQ_CUDA_H
 #define WKVQ_CUDA_H
 

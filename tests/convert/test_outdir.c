@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * An artifact's place while the disk fails: what was there is never lost. */
+ * An artifact's place while the disk fails: the old artifact is never lost. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -112,7 +112,7 @@ static const char *judge(const struct report_row *row)
     if (!isfinite(row->diff.mean) || !isfinite(row->diff.stderr_))
         return "";
     if (!(fabs(row->diff.mean) > 2 * row->diff.stderr_))
-        return "not told apart";
+        return "no significant difference";
     return row->diff.mean > 0 ? "worse" : "better";
 }
 
