@@ -1,4 +1,8 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The loss of one window: with p the full-precision model's next-token distribution and q the
+ * student's, kl mean KL(p || q) + ce mean -log q(next). Both models share the head, and their
+ * logits exist for a few rows at a time. */
 #include "calib/refine/distill.h"
 
 #include "calib/model/carve.h"
@@ -51,8 +55,8 @@ void distiller_close(struct distiller *x)
     *x = (struct distiller){0};
 }
 
-/* dy = dlogits head. With a BF16 head the gradient of the logits becomes an operand of
- * BF16, in the memory of the teacher's logits. */
+/* dy = dlogits head, because logits = y head^T. With a BF16 head the gradient of the logits
+ * becomes an operand of BF16, in the memory of the teacher's logits, which are spent. */
 static enum err head_bwd(struct distiller *x, const struct tensor *dy,
                          const struct tensor *dlogits, struct tensor spare)
 {

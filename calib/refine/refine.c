@@ -90,6 +90,9 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
     return OK;
 }
 
+/* Full-precision states of all windows, layer by layer: each layer is loaded once, and a
+ * window's state replaces the one before it. What stays is the normalized last state, D
+ * wide. Logits would be V wide, so the head is applied again in every step. */
 static enum err teacher_states(struct refine *r)
 {
     struct host_mat embed, norm, head;
@@ -120,7 +123,8 @@ static const int32_t *window(const struct refine *r, int64_t i)
     return r->tokens + i * r->s->seqlen;
 }
 
-/* Takes windows first[0..n) through the student. */
+/* Takes windows first[0..n) through the student, which is the quantized model with the
+ * parameters as they are now. */
 static enum err forward(struct refine *r, const int64_t *first, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -128,8 +132,9 @@ static enum err forward(struct refine *r, const int64_t *first, int64_t n)
     return student_forward(&r->st, r->ids, n);
 }
 
-/* Mean KL and CE of window i, which went through the student as number `slot` of a batch;
- * grads: also the gradient of its last states, in r->dx[slot]. */
+/* Mean KL and CE of window i, which went through the student as number `slot` of a batch.
+ * grads: also the gradient of its last states, in r->dx[slot]. It is that of the mean over
+ * the batch, so the rates do not depend on the size of a batch. */
 static enum err window_loss(struct refine *r, double loss[2], int64_t i, int64_t slot,
                             bool grads)
 {
@@ -144,7 +149,8 @@ static enum err window_loss(struct refine *r, double loss[2], int64_t i, int64_t
 
 /* --- steps -------------------------------------------------------------------------- */
 
-/* An order of the samples for each epoch, from the seed alone. */
+/* An order of the samples for each epoch, by Fisher and Yates. It follows from seed and
+ * epoch alone, so a resumed run needs no saved order. */
 static void shuffle(struct refine *r, int64_t epoch)
 {
     struct rng g;
@@ -164,7 +170,9 @@ static void shuffle(struct refine *r, int64_t epoch)
 static const char *const kind_name[N_REFINE_KINDS] = {"weight scales", "norms", "smoothing",
                                                       "shift"};
 
-/* Rates rise over the first tenth of the steps, then fall to 0 as a cosine does. */
+/* Rates rise linearly over the first tenth of the steps, w, because AdamW's moments are not
+ * means of many gradients yet. Then they fall as base (1 + cos(pi (t - w) / (steps - w))) /
+ * 2, from base to 0. */
 static float rate(const struct refine *r, float base)
 {
     const double warm = ceil(WARM_UP * (double)r->steps), at = (double)r->step;
@@ -178,6 +186,8 @@ static struct tensor kind_of(const struct refine *r, struct tensor x, int kind)
     return tensor_rows(x, r->st.first[kind], r->st.first[kind + 1] - r->st.first[kind]);
 }
 
+/* One step of AdamW for each kind of parameter, without weight decay. Gradients are checked
+ * first, so a bad one is named before it spoils the parameters. */
 static enum err update(struct refine *r)
 {
     struct student *st = &r->st;
@@ -227,6 +237,9 @@ static enum err batch_loss(struct refine *r, double *loss)
     return OK;
 }
 
+/* One batch: forward, loss, backward, update. It counts as four passes per window: forward,
+ * its repetition in the backward (unless activations are kept), and two for the
+ * gradients. */
 static enum err take_step(struct refine *r)
 {
     double loss;
@@ -262,6 +275,8 @@ static enum err guard_batch(struct refine *r, double *sum, int64_t first, int64_
     return OK;
 }
 
+/* Mean divergence over the guard's windows. KL alone judges, whatever the training loss is:
+ * the guard asks how close the student is to the full-precision model. */
 static enum err guard_loss(struct refine *r, double *mean)
 {
     const int64_t end = r->s->samples + r->s->guard;
@@ -305,6 +320,8 @@ static enum err restore_best(struct refine *r)
                : OK;
 }
 
+/* Measures the guard and keeps the parameters if they are the best so far. The start is the
+ * first candidate. */
 static enum err look(struct refine *r)
 {
     double now = 0;

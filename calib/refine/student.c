@@ -1,4 +1,12 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * Passes of the student, forward and backward. All parameters are one vector p. The forms
+ * that the block's operations need are made from it when a layer is entered:
+ *
+ *   h = fp16(h0 exp(u)), w^ = (code - zero) h      s = exp(log s)      gains, shift as they are
+ *
+ * The gradients take the way back: dL/du = sum over the group of (dL/dw^) w^, because dw^/du =
+ * w^ where fp16's rounding is passed straight through. */
 #include "calib/refine/student.h"
 
 #include "calib/model/model.h"
@@ -18,6 +26,8 @@ static enum err scales_now(struct student *st, const struct student_lin *q,
     return dev_scale_steps(st->dev, scales, &q->base, &q->u, st->scale_bits);
 }
 
+/* Writes all projections of layer b: dequantized from codes, or the checkpoint's own where
+ * a projection is unquantized. */
 static enum err weights_of(struct student *st, int64_t b, const struct block_src *src)
 {
     for (int l = 0; l < N_LIN; l++) {
@@ -53,6 +63,8 @@ static enum err copy_vector(struct dev *d, const struct tensor *y, const struct 
     return dev_copy(d, &to, &from);
 }
 
+/* Sets up the fake-quantized cache of layer b. chunk 1 is decoding: every token sees the
+ * past quantized, as it will be served. */
 static enum err cache_of(struct student *st, int64_t b)
 {
     const struct student_layer *y = &st->layer[b];
@@ -116,6 +128,8 @@ enum err student_forward(struct student *st, const int32_t *const *ids, int64_t 
 
 /* --- gradients ---------------------------------------------------------------------- */
 
+/* Where the backward of layer b writes. Gains add up in g directly. The cache's gradients
+ * are of one window, so they go to kv_grad first. */
 static struct block_grads grads_of(struct student *st, int64_t b)
 {
     const struct student_layer *y = &st->layer[b];
