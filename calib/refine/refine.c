@@ -510,11 +510,18 @@ static void close_run(struct refine *r)
 
 static enum err check(const struct refine_settings *s)
 {
-    FAIL_IF(s->samples < 1 || s->guard < 1 || s->batch < 1 || s->epochs < 1 ||
-                s->seqlen < 2,
-            ERR_USAGE,
-            "refinement wants at least 1 sample, 1 guard window, 1 epoch, a batch of 1 and "
-            "windows of 2 tokens");
+    const struct {
+        const char *key;
+        int64_t value, lo, hi;
+    } count[] = {{"samples", s->samples, 1, REFINE_SAMPLES_MAX},
+                 {"seqlen", s->seqlen, RANGE_REFINE_SEQLEN},
+                 {"epochs", s->epochs, RANGE_REFINE_EPOCHS},
+                 {"batch", s->batch, RANGE_REFINE_BATCH},
+                 {"guard", s->guard, RANGE_REFINE_GUARD}};
+    for (size_t i = 0; i < ARRAY_LEN(count); i++)
+        FAIL_IF(count[i].value < count[i].lo || count[i].value > count[i].hi, ERR_USAGE,
+                "refine.%s is %" PRId64 ", want %" PRId64 " to %" PRId64, count[i].key,
+                count[i].value, count[i].lo, count[i].hi);
     return OK;
 }
 

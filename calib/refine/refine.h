@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * End-to-end refinement. The zeros of a quantized model stay as they are, and its codes unless
- * rounding learns; what stands beside them learns by distillation: the loss is the divergence of the quantized
- * model's next-token distributions from the full-precision model's, and its gradient goes
- * through all layers. The cache is simulated as it is served.
+ * End-to-end refinement. The zeros of a quantized model stay as they are, and its codes
+ * unless rounding learns; what stands beside them learns by distillation. The loss is the
+ * divergence of the quantized model's next-token distributions from the full-precision
+ * model's, and its gradient goes through all layers. The cache is simulated as it is served.
  *
  * What learns, in each layer: u of every weight group, with h = fp16(h0 exp(u)); the gains
  * of the norms; log s and shift of every K and V channel. */
@@ -11,6 +11,14 @@
 #define WKVQ_REFINE_H
 
 #include "calib/calib.h"
+
+/* The ranges that refine_run() checks, as in calib/calib.h. As a key, refine.samples may also
+ * be 0: no refinement. */
+#define REFINE_SAMPLES_MAX (1 << 20)
+#define RANGE_REFINE_SEQLEN 2, 1 << 20
+#define RANGE_REFINE_EPOCHS 1, 255
+#define RANGE_REFINE_BATCH 1, 4096
+#define RANGE_REFINE_GUARD 1, 4096
 
 #define REFINE_LOOKS 4 /* at the guard during a run, after the one at its start */
 

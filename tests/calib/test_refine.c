@@ -298,6 +298,33 @@ static enum err run(struct memory_refine *x, struct refine_result *out, struct m
     return err;
 }
 
+/* Each count just below and just above its range. */
+static void test_settings_are_checked(void **state)
+{
+    struct model m;
+    struct memory_refine x = {0};
+    struct refine_result out;
+    struct refine_settings s;
+    const struct {
+        const char *key;
+        int64_t *count, lo, hi;
+    } row[] = {{"refine.samples", &s.samples, 1, REFINE_SAMPLES_MAX},
+               {"refine.seqlen", &s.seqlen, RANGE_REFINE_SEQLEN},
+               {"refine.epochs", &s.epochs, RANGE_REFINE_EPOCHS},
+               {"refine.batch", &s.batch, RANGE_REFINE_BATCH},
+               {"refine.guard", &s.guard, RANGE_REFINE_GUARD}};
+    (void)state;
+    model_open(&m, 0, 4);
+    for (size_t i = 0; i < 2 * ARRAY_LEN(row); i++) {
+        s = settings();
+        *row[i / 2].count = i % 2 ? row[i / 2].hi + 1 : row[i / 2].lo - 1;
+        err_clear();
+        assert_int_equal(run(&x, &out, &m, &s, "cpu"), ERR_USAGE);
+        assert_int_equal(strncmp(err_text(), row[i / 2].key, strlen(row[i / 2].key)), 0);
+    }
+    model_close(&m);
+}
+
 /* Projection l's codes that follow from the source under the scales of q. */
 static uint8_t *source_codes(struct model *m, const struct qlinear *q, int64_t b, int l)
 {
@@ -486,6 +513,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_batch_adds),
+        cmocka_unit_test(test_settings_are_checked),
         cmocka_unit_test(test_runs),
         cmocka_unit_test(test_guard),
         cmocka_unit_test(test_kept_activations),
