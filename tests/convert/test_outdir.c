@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * An artifact's place while the disk fails: the old artifact is never lost. */
+ * The place of an output: while the disk fails nothing is lost, and of model cards only a
+ * writer's own is removed. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -108,9 +109,49 @@ static void the_old_artifact_survives(void **state)
     assert_int_equal(write_bits(3), OK);
 }
 
+/* Opens a staging directory of out_dir, and returns paths inside it. */
+static void open_stage(struct outdir *d, char stage[200], char card[240])
+{
+    assert_int_equal(outdir_open(d, out_dir, false), OK);
+    snprintf(stage, 200, "%s", d->stage);
+    snprintf(card, 240, "%s/data/%s", stage, OUTDIR_CARD);
+}
+
+static void a_written_card_is_ours(void **state)
+{
+    struct outdir d;
+    char stage[200], card[240], final[160];
+    open_stage(&d, stage, card);
+    assert_int_equal(outdir_write_card(&d, "# card\n"), OK);
+    assert_true(file_exists(card));
+    outdir_abort(&d);
+    assert_false(file_exists(stage));
+    open_stage(&d, stage, card);
+    assert_int_equal(outdir_write_card(&d, "# card\n"), OK);
+    assert_int_equal(outdir_commit(&d), OK);
+    snprintf(final, sizeof(final), "%s/%s", out_dir, OUTDIR_CARD);
+    assert_int_equal(file_size(final), 7);
+    assert_false(file_exists(stage));
+}
+
+/* As after the exchange of directories, when STAGE/data is what a person had. */
+static void another_card_is_kept(void **state)
+{
+    struct outdir d;
+    char stage[200], card[240];
+    open_stage(&d, stage, card);
+    assert_int_equal(file_write_all(card, "mine", 4), OK);
+    outdir_abort(&d);
+    assert_int_equal(file_size(card), 4);
+    *strrchr(card, '/') = '\0';
+    assert_true(scratch_remove(card) && scratch_remove(stage));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_written_card_is_ours, setup, teardown),
+        cmocka_unit_test_setup_teardown(another_card_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(the_old_artifact_survives, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
