@@ -66,6 +66,7 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     TRY(check_count("calibration.seqlen", s->seqlen, RANGE_SEQLEN));
     TRY(arch_check_length(a, s->seqlen));
     TRY(check_count("calibration.epochs", s->epochs, RANGE_EPOCHS));
+    TRY(check_count("calibration.eval_samples", s->eval_samples, RANGE_EVAL_SAMPLES));
     TRY(check_count("crr.blocks", s->crr_blocks, RANGE_CRR_BLOCKS));
     TRY(check_formats(a, s));
     FAIL_IF(first_block < 0 || first_block > a->n_layers, ERR_SHAPE,

@@ -31,6 +31,7 @@ enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 #define RANGE_SAMPLES 1, 1 << 20
 #define RANGE_SEQLEN 2, 1 << 20
 #define RANGE_EPOCHS 0, CALIB_EPOCHS_MAX
+#define RANGE_EVAL_SAMPLES 0, 1 << 20
 #define RANGE_WEIGHT_GROUP 0, QUANT_GROUP_MAX
 #define RANGE_SCALE_BITS 1, QUANT_SCALE_BITS
 #define RANGE_DAMP 0, 1
@@ -42,6 +43,7 @@ enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 /* The settings of a run, as the configuration's keys name them. */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
+    int64_t eval_samples; /* first samples that losses are measured on; 0: all */
     uint64_t seed;
     struct weight_spec weights;
     enum start_values weights_init; /* of the clipping */
@@ -68,14 +70,17 @@ bool calib_learns_weights(const struct calib_settings *s);
 /* Returns true if the start of the smoothing is searched. */
 bool calib_searches_kv(const struct calib_settings *s);
 
-/* Statistics of one block. Losses are means over the samples of the loss that training
- * minimizes. */
+/* Returns how many samples the loss is measured on: eval_samples, or all. */
+int64_t calib_eval_samples(const struct calib_settings *s);
+
+/* Statistics of one block. Losses are means of the loss that training minimizes over the
+ * first calib_eval_samples() samples. */
 struct calib_block_stats {
     int64_t block;
     double start_loss, best_loss;
     int64_t best_epoch;                      /* 0: no epoch was better than the start */
     int64_t n_epochs;                        /* entries of epoch_loss */
-    double epoch_loss[CALIB_EPOCHS_MAX + 1]; /* after each epoch, over the whole set */
+    double epoch_loss[CALIB_EPOCHS_MAX + 1]; /* after each epoch */
     double seconds, seconds_gemm; /* over all runs that worked on it, resumed ones too */
 };
 
@@ -85,13 +90,14 @@ struct calib_event {
         CALIB_PREPARE, /* a sample passed while streams or start values are prepared */
         CALIB_STEP,    /* one training step done */
         CALIB_EVAL,    /* one loss evaluation step */
-        CALIB_EPOCH,   /* an epoch ended: loss over the set */
+        CALIB_EPOCH,   /* an epoch ended: its loss */
         CALIB_BLOCK,   /* a block ended: stats */
         CALIB_ADVANCE  /* a sample moved on to the next block */
     } kind;
-    int64_t block, n_blocks, epoch, epochs, sample, samples;
-    double loss; /* of the step or the epoch */
-    double done; /* share of the whole calibration, 0..1 */
+    int64_t block, n_blocks, epoch, epochs, sample;
+    int64_t samples; /* of this pass: fewer for CALIB_EVAL than for CALIB_STEP */
+    double loss;     /* of the step or the epoch */
+    double done;     /* share of the whole calibration, 0..1 */
     double tokens_per_s;
     const struct calib_block_stats *stats; /* CALIB_BLOCK only; borrowed */
 };

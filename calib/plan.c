@@ -14,6 +14,12 @@
  * products for forward's two, which makes 2.5. */
 #define ATTENTION_PASSES 3.5
 
+int64_t calib_eval_samples(const struct calib_settings *s)
+{
+    return s->eval_samples > 0 && s->eval_samples < s->samples ? s->eval_samples
+                                                               : s->samples;
+}
+
 bool calib_learns_weights(const struct calib_settings *s)
 {
     return weight_quantizes(&s->weights) &&
@@ -70,13 +76,14 @@ static int64_t depth_of(const struct arch *a, const struct calib_settings *s, in
 static double all_flops(const struct arch *a, const struct calib_settings *s)
 {
     const double samples = (double)s->samples;
+    const double measured = (double)calib_eval_samples(s);
     double sum = 0;
     for (int64_t i = 0; i < a->n_layers; i++) {
         const double epochs = learns(s, i) ? (double)s->epochs : 0;
         const double chain = (double)(depth_of(a, s, i) + 1);
         sum += samples * epochs * step_flops(a, s, depth_of(a, s, i));
         /* The loss at the start and after each epoch; start values; both streams. */
-        sum += samples * forward_flops(a, s) * ((1 + epochs) * chain + 3);
+        sum += forward_flops(a, s) * ((1 + epochs) * chain * measured + 3 * samples);
     }
     return sum;
 }

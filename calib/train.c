@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Trains one block: epochs of AdamW steps on one sample each. The loss over the whole set
- * is measured at the start and after every epoch, and the best parameters are kept. */
+ * Trains one block: epochs of AdamW steps on one sample each. The loss over the same first
+ * samples is measured at the start and after every epoch, and the best parameters are
+ * kept. */
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"
 
@@ -27,7 +28,8 @@ void calib_notify(struct calibration *c, enum calib_event_kind kind, double loss
                                   .epoch = c->at.epoch,
                                   .epochs = c->s->epochs,
                                   .sample = c->sample,
-                                  .samples = c->s->samples,
+                                  .samples = kind == CALIB_EVAL ? calib_eval_samples(c->s)
+                                                                : c->s->samples,
                                   .loss = loss,
                                   .done = c->units_done / c->units_total,
                                   .tokens_per_s = c->tokens_per_s,
@@ -80,13 +82,15 @@ static enum err not_finite(struct calibration *c, const char *what)
          c->block, c->at.epoch, c->at.step, c->sample, what);
 }
 
-/* *mean = loss over the whole set with the current parameters. A step's own loss is of one
- * sample, and from before the step: it cannot tell which parameters are best. */
-static enum err set_loss(struct calibration *c, double *mean)
+/* *mean = loss over the samples that are measured, with the current parameters. A step's
+ * own loss is of one sample, and from before the step: it cannot tell which parameters are
+ * best. */
+static enum err measured_loss(struct calibration *c, double *mean)
 {
+    const int64_t n = calib_eval_samples(c->s);
     double sum = 0, loss;
     TRY(fakequant_apply(&c->fq));
-    for (int64_t i = 0; i < c->s->samples; i++) {
+    for (int64_t i = 0; i < n; i++) {
         TRY(sample_loss(c, &loss, i, false));
         if (!isfinite(loss))
             return not_finite(c, "loss");
@@ -96,7 +100,7 @@ static enum err set_loss(struct calibration *c, double *mean)
         if (calib_stop_asked(c))
             return stopped(c);
     }
-    *mean = sum / (double)c->s->samples;
+    *mean = sum / (double)n;
     return OK;
 }
 
@@ -160,7 +164,7 @@ static enum err train_step(struct calibration *c)
 static enum err measure_start(struct calibration *c)
 {
     struct calib_block_stats *s = &c->at.stats;
-    TRY(set_loss(c, &s->start_loss));
+    TRY(measured_loss(c, &s->start_loss));
     s->best_loss = s->start_loss;
     c->at.measured = true;
     return fakequant_keep_best(&c->fq);
@@ -172,7 +176,7 @@ static enum err end_epoch(struct calibration *c)
 {
     struct calib_block_stats *s = &c->at.stats;
     double loss;
-    TRY(set_loss(c, &loss));
+    TRY(measured_loss(c, &loss));
     s->epoch_loss[s->n_epochs++] = loss;
     c->at.epoch++;
     c->at.step = 0;
@@ -223,17 +227,21 @@ double calib_block_units(const struct calibration *c, int64_t block)
 {
     const double chain = (double)(recon_reach(&c->recon, block) + 1);
     const double epochs = fakequant_learns(&c->fq, block) ? (double)c->s->epochs : 0;
+    const double samples = (double)c->s->samples,
+                 measured = (double)calib_eval_samples(c->s);
     if (!fakequant_quantizes(&c->fq, block))
         return 0;
-    return (double)c->s->samples * (chain * (1 + 4 * epochs) + calib_kv_passes(c, block) +
-                                    calib_gathers_inputs(c) + c->fq.gptq);
+    return chain * ((1 + epochs) * measured + 3 * epochs * samples) +
+           samples * (calib_kv_passes(c, block) + calib_gathers_inputs(c) + c->fq.gptq);
 }
 
 double calib_units_done(const struct calibration *c)
 {
     const double chain = (double)(recon_reach(&c->recon, c->block) + 1);
-    const double samples = (double)c->s->samples;
-    return chain * ((c->at.measured + 4 * (double)c->at.epoch) * samples +
-                    3 * (double)c->at.step) +
+    const double samples = (double)c->s->samples,
+                 measured = (double)calib_eval_samples(c->s);
+    const double epoch = (double)c->at.epoch;
+    return chain * ((c->at.measured + epoch) * measured +
+                    3 * (epoch * samples + (double)c->at.step)) +
            (calib_kv_passes(c, c->block) + calib_gathers_inputs(c)) * samples;
 }

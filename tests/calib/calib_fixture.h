@@ -22,6 +22,7 @@ struct memory_io {
     int64_t stop_after; /* stop() returns true at this call; 0: never */
     int64_t asked;
     int64_t n_on_disk, n_streams, open_streams;
+    int64_t n_steps, n_evals; /* events: training steps, losses measured */
     double last_done;
     bool done_fell; /* the share of work done went backwards or left [0,1] */
 };

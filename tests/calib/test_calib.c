@@ -70,12 +70,13 @@ static double set_loss(struct dev *d, const struct fixture *f,
     struct fakequant q;
     int32_t tokens[4096];
     double sum = 0;
+    const int64_t n = s->eval_samples ? s->eval_samples : s->samples;
     assert_true(s->samples * s->seqlen <= 4096);
     tiny_tokens(tokens, s, &f->arch);
     must(fakequant_open(&q, d, &f->arch, s));
     must(recon_open(&full.r, d, &f->arch, s));
     must(recon_open(&half.r, d, &f->arch, s));
-    for (int64_t i = 0; i < s->samples; i++) {
+    for (int64_t i = 0; i < n; i++) {
         must(model_embed(d, &full.r.x, &f->embed, tokens + i * s->seqlen));
         must(dev_copy(d, &half.r.x, &full.r.x));
         sum += walk_loss(&full, &half, &q, s, m, block);
@@ -83,12 +84,13 @@ static double set_loss(struct dev *d, const struct fixture *f,
     fakequant_close(&q);
     recon_close(&full.r);
     recon_close(&half.r);
-    return sum / (double)s->samples;
+    return sum / (double)n;
 }
 
 /* Trains with k blocks after the block in work, and checks every reported loss against an
  * independent forward pass. */
-static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_kind loss)
+static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_kind loss,
+                         int64_t eval_samples)
 {
     struct fixture f;
     struct memory_io m;
@@ -96,6 +98,7 @@ static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_k
     int gained = 0;
     fixture_open(&f, tiny_arch(which, 4), 7);
     s.crr_blocks = k, s.crr_terms = terms, s.crr_loss = loss, s.epochs = 4;
+    s.eval_samples = eval_samples;
     calibrate("ref", &m, &f, &s);
     struct dev *d = open_dev("ref");
     for (int64_t i = 0; i < f.arch.n_layers; i++) {
@@ -112,9 +115,11 @@ static void check_losses(int which, int64_t k, enum crr_terms terms, enum loss_k
 static void test_gains_and_reports_truly(void **state)
 {
     for (int which = 0; which < 2; which++) {
-        check_losses(which, 0, TERMS_LAST, LOSS_MAE);
-        check_losses(which, 2, TERMS_ALL, LOSS_MSE);
-        check_losses(which, 5, TERMS_LAST, LOSS_MAE);
+        check_losses(which, 0, TERMS_LAST, LOSS_MAE, 0);
+        check_losses(which, 2, TERMS_ALL, LOSS_MSE, 0);
+        check_losses(which, 5, TERMS_LAST, LOSS_MAE, 0);
+        check_losses(which, 2, TERMS_LAST, LOSS_MAE, 1);
+        check_losses(which, 0, TERMS_ALL, LOSS_MAE, 2);
     }
 }
 
@@ -142,6 +147,9 @@ static void vary_training(struct calib_settings *s, int which)
         break;
     case 3:
         s->crr_loss = LOSS_MSE;
+        break;
+    case 30:
+        s->eval_samples = 1;
         break;
     case 15:
         s->schedule = SCHEDULE_COSINE, s->weight_decay = 0.01f;
@@ -239,14 +247,14 @@ static void vary(struct calib_settings *s, int which)
         s->kv.bits = 16;
         break;
     default:
-        if (which >= 25)
+        if (which >= 25 && which < 30)
             vary_weights(s, which);
         else
             vary_training(s, which);
         break;
     }
 }
-#define N_VARIANTS 30
+#define N_VARIANTS 31
 
 static void test_every_switch(void **state)
 {
@@ -303,7 +311,7 @@ static struct calib_settings resume_case(int which)
 {
     struct calib_settings s = tiny_settings();
     if (which == 0)
-        s.crr_terms = TERMS_ALL;
+        s.crr_terms = TERMS_ALL, s.eval_samples = 2;
     if (which == 1)
         s.crr_blocks = 0, s.act = DT_BF16, s.schedule = SCHEDULE_COSINE;
     if (which == 2)
@@ -478,6 +486,7 @@ static void test_settings_are_checked(void **state)
         {"calibration.samples", &s.samples, RANGE_SAMPLES},
         {"calibration.seqlen", &s.seqlen, RANGE_SEQLEN},
         {"calibration.epochs", &s.epochs, RANGE_EPOCHS},
+        {"calibration.eval_samples", &s.eval_samples, RANGE_EVAL_SAMPLES},
         {"weights.group_size", &s.weights.group_size, RANGE_WEIGHT_GROUP},
         {"kv.group_size", &s.kv.group_size, RANGE_KV_GROUP},
         {"kv.window", &s.kv.window, RANGE_WINDOW},

@@ -81,6 +81,27 @@ static void test_flops_of_a_known_shape(void **state)
     assert_true(fabs(linear / 1e9 - 188) <= 2);
 }
 
+/* Of a run with four epochs, the losses of 13 of 16 samples are left out five times per
+ * block, through the block and as many after it as there are, up to two. */
+static void test_flops_of_fewer_measured_samples(void **state)
+{
+    const struct arch a = tiny_arch(0, 4);
+    struct calib_settings s = tiny_settings();
+    struct calib_plan all, few, none;
+    s.samples = 16, s.epochs = 4, s.crr_blocks = 2;
+    must(calib_plan(&all, &a, &s));
+    s.eval_samples = 3;
+    must(calib_plan(&few, &a, &s));
+    const double T = (double)s.seqlen;
+    const double forward = 2 * T * (double)arch_block_params(&a) +
+                           2 * T * (T + 1) * (double)(a.n_heads * a.head_dim);
+    const double left_out = 13.0 * 5 * (3 + 3 + 2 + 1) * forward;
+    assert_true(fabs(all.total_flops - few.total_flops - left_out) <= 1e-9 * left_out);
+    s.eval_samples = 17;
+    must(calib_plan(&none, &a, &s));
+    assert_true(none.total_flops == all.total_flops);
+}
+
 static void test_bench_has_its_parts(void **state)
 {
     struct fixture f;
@@ -162,6 +183,7 @@ int main(void)
         cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
+        cmocka_unit_test(test_flops_of_fewer_measured_samples),
         cmocka_unit_test(test_bench_has_its_parts),
         cmocka_unit_test(test_next_weights_are_announced),
     };

@@ -107,6 +107,24 @@ def test_interrupted_and_resumed(f):
         f.expect_reference("stopped", f"after {sig.name}")
 
 
+def test_a_state_without_measured_samples_goes_on(f):
+    """Before calibration.eval_samples existed, all samples were measured. A state from then goes on so, where
+    the run does not name a number."""
+    f.run(f.command("all", "--set", "calibration.eval_samples=0"))
+    _, reference = f.reference()
+    assert b"eval_samples" in reference["manifest.json"] and b"eval_samples" not in f.files("all.state")["manifest.json"]
+    log = f.path / "old.json"
+    process = f.start(f.command("old", "--set", "calibration.eval_samples=0", "--log-json", str(log)))
+    wait_for_event(log, '"epoch", "block": 1', process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.returncode
+    done = f.run(f.command("old", "--set", "calibration.eval_samples=16"), want=2)
+    assert b"config.calibration.eval_samples is 0 in the state and 16 in this run" in done.stderr, done.stderr
+    f.run(f.command("old"))
+    assert f.files("old") == f.files("all") != f.files("reference")
+    assert f.files("old.state") == f.files("all.state")
+
+
 def test_streams_on_disk(f):
     plan = f.run(f.command("disk", "--memory", "100k", "--plan", "--json"))
     assert json.loads(plan.stdout)["streams_on_disk"] is True, plan.stdout

@@ -154,6 +154,10 @@ static void refuses_with_line_and_remedy(void **state)
     refused("kv: {window: 0}\n", ERR_USAGE, "kv.window", "whole number from 1");
     refused("kv: {window: 1.5}\n", ERR_USAGE, "kv.window", "whole number from 1");
     refused("kv: {window: nan}\n", ERR_USAGE, "kv.window", "whole number from 1");
+    refused("calibration: {eval_samples: -1}\n", ERR_USAGE, "calibration.eval_samples",
+            "want auto, or a whole number from 0");
+    refused("calibration: {eval_samples: all}\n", ERR_USAGE, "calibration.eval_samples",
+            "want auto, or a whole number from 0");
     refused("optimizer: {lr_clip: inf}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
     refused("optimizer: {lr_clip: -1}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
     refused("run: {memory: 8X}\n", ERR_USAGE, "run.memory", "want auto");
@@ -280,6 +284,51 @@ static void json_and_back(void **state)
     json_decref(a);
     recipe_free(&r);
     recipe_free(&back);
+}
+
+/* A number of measured samples as the identity has it; 0: it has none. */
+static int64_t measured_in_identity(const char *samples, const char *measured)
+{
+    struct recipe r;
+    json_t *a;
+    recipe_init(&r);
+    assert_int_equal(recipe_set(&r, "calibration.samples", samples, ""), OK);
+    if (measured)
+        assert_int_equal(recipe_set(&r, "calibration.eval_samples", measured, ""), OK);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    const json_t *n = json_object_get(json_object_get(a, "calibration"), "eval_samples");
+    const int64_t value = n ? json_integer_value(n) : 0;
+    assert_true(!n || value > 0);
+    assert_int_equal(recipe_settings(&r, NULL).eval_samples, value);
+    json_decref(a);
+    recipe_free(&r);
+    return value;
+}
+
+/* The number is part of what a state belongs to. Without the key, as before it existed, all
+ * samples are measured. */
+static void measured_samples(void **state)
+{
+    struct recipe r;
+    json_t *a;
+    assert_int_equal(measured_in_identity("128", NULL), 16);
+    assert_int_equal(measured_in_identity("128", "auto"), 16);
+    assert_int_equal(measured_in_identity("128", "5"), 5);
+    assert_int_equal(measured_in_identity("17", NULL), 16);
+    assert_int_equal(measured_in_identity("16", NULL), 0);
+    assert_int_equal(measured_in_identity("128", "0"), 0);
+    assert_int_equal(measured_in_identity("128", "128"), 0);
+    assert_int_equal(measured_in_identity("8", "9"), 0);
+    recipe_init(&r);
+    assert_int_equal(recipe_json(&a, &r, true), OK);
+    json_object_del(json_object_get(a, "calibration"), "eval_samples");
+    assert_int_equal(recipe_load_json(&r, a, "manifest.json"), OK);
+    assert_int_equal(r.eval_samples, 0);
+    json_object_set_new(json_object_get(a, "calibration"), "eval_samples", json_integer(7));
+    assert_int_equal(recipe_load_json(&r, a, "manifest.json"), OK);
+    assert_int_equal(r.eval_samples, 7);
+    json_decref(a);
+    recipe_free(&r);
 }
 
 /* A copy shares no memory with its original. */
@@ -416,6 +465,7 @@ int main(void)
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
         cmocka_unit_test(scale_bits),
+        cmocka_unit_test(measured_samples),
         cmocka_unit_test(mixes),
         cmocka_unit_test(copies),
         cmocka_unit_test(many_files),

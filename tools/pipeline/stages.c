@@ -19,15 +19,18 @@
 #include <string.h>
 #include <time.h>
 
-/* Resumes with the type that the state began with, on whatever device. */
-static enum err adopt_compute(struct job *j, const char *state_dir)
+/* Resumes with what the state began with where this run leaves the choice: the type, on
+ * whatever device, and the samples that are measured. */
+static enum err adopt_from_state(struct job *j, const char *state_dir)
 {
     struct state_look look;
-    if (j->recipe.compute != COMPUTE_AUTO)
-        return OK;
     TRY(state_look(&look, state_dir));
-    if (look.is)
+    if (!look.is)
+        return OK;
+    if (j->recipe.compute == COMPUTE_AUTO)
         j->recipe.compute = look.compute;
+    if (j->recipe.eval_samples == RECIPE_AUTO)
+        j->recipe.eval_samples = look.eval_samples;
     return OK;
 }
 
@@ -43,7 +46,7 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));
-    TRY(adopt_compute(j, state_dir));
+    TRY(adopt_from_state(j, state_dir));
     TRY(job_open_device(j));
     TRY(preflight_resources(&plan, j, state_dir));
     if (!j->options.plan)

@@ -40,6 +40,9 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
     case KEY_INT:
         snprintf(out, n, "want a whole number from %.0f to %.0f", k->lo, k->hi);
         break;
+    case KEY_COUNT:
+        snprintf(out, n, "want auto, or a whole number from %.0f to %.0f", k->lo, k->hi);
+        break;
     case KEY_REAL:
         snprintf(out, n, "want a number from %g to %g", k->lo, k->hi);
         break;
@@ -82,6 +85,15 @@ static bool parse_whole(int64_t *out, const char *text, double lo, double hi)
         return false;
     *out = (int64_t)value;
     return true;
+}
+
+static bool parse_count(int64_t *out, const char *text, double lo, double hi)
+{
+    if (!strcmp(text, "auto")) {
+        *out = RECIPE_AUTO;
+        return true;
+    }
+    return parse_whole(out, text, lo, hi);
 }
 
 static bool parse_bits(int64_t *out, const char *text)
@@ -145,6 +157,8 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
     switch (k->kind) {
     case KEY_INT:
         return parse_whole(f, text, k->lo, k->hi);
+    case KEY_COUNT:
+        return parse_count(f, text, k->lo, k->hi);
     case KEY_REAL:
         if (!parse_number(&real, text) || !(real >= k->lo && real <= k->hi))
             return false;
@@ -397,6 +411,7 @@ enum err recipe_load_json(struct recipe *r, const json_t *config, const char *wh
 {
     const char *section, *name;
     json_t *keys, *v;
+    r->eval_samples = 0; /* all were measured before the key existed */
     json_object_foreach((json_t *)(uintptr_t)config, section, keys)
     {
         FAIL_IF(!json_is_object(keys), ERR_FORMAT, "%s: config.%s: want an object", where,

@@ -16,6 +16,7 @@
 #include <stdio.h>
 
 #define RECIPE_NAME_MAX 128
+#define RECIPE_AUTO (-1) /* value of a KEY_COUNT that is set to auto */
 
 struct recipe_files {
     char **path; /* [n]; paths and list are owned */
@@ -26,6 +27,7 @@ struct recipe_files {
 struct recipe {
     struct recipe_files data;
     int64_t samples, seqlen, epochs, seed;
+    int64_t eval_samples;             /* RECIPE_AUTO; 0: all */
     int join, bos;                    /* enum corpus_join, enum bos_rule */
     char text_field[RECIPE_NAME_MAX]; /* field of JSON rows; "": the default ones */
     int weight_method, weight_round, weight_init; /* enum weight_method, ... */
@@ -56,6 +58,7 @@ enum recipe_learn { LEARN_SCALES, LEARN_NORMS, LEARN_CACHE, LEARN_ROUNDING };
 
 enum key_kind {
     KEY_INT,
+    KEY_COUNT, /* KEY_INT, or auto */
     KEY_REAL,
     KEY_BOOL,
     KEY_CHOICE,
@@ -72,9 +75,10 @@ enum key_kind {
 struct recipe_key {
     const char *name; /* "weights.bits" */
     enum key_kind kind;
-    size_t offset;       /* offset in struct recipe */
-    const char *value;   /* default, as typed; "": none */
-    double lo, hi;       /* KEY_INT, KEY_REAL: inclusive; RANGE_* of calib/calib.h */
+    size_t offset;     /* offset in struct recipe */
+    const char *value; /* default, as typed; "": none */
+    /* KEY_INT, KEY_COUNT, KEY_REAL: inclusive; RANGE_* of calib/calib.h */
+    double lo, hi;
     enum mix_of of;      /* KEY_MIX */
     const char *choices; /* KEY_CHOICE: "a|b" */
     const char *planned; /* values of a later version: "c|d" */
@@ -102,7 +106,8 @@ enum err recipe_set(struct recipe *r, const char *name, const char *text,
 enum err recipe_preset(struct recipe *r, const char *name, const char *where);
 /* Sets the keys of a YAML file. Its preset is applied first, wherever it stands. */
 enum err recipe_load_yaml(struct recipe *r, const char *path);
-/* Sets the keys of an object that recipe_json made. ERR_FORMAT names where and the key. */
+/* Sets the keys of an object that recipe_json made. A key that is younger than the object
+ * gets the value that was fixed before. ERR_FORMAT names where and the key. */
 enum err recipe_load_json(struct recipe *r, const json_t *config, const char *where);
 
 /* Sources of a recipe. Strings and lists are borrowed. */
@@ -146,6 +151,8 @@ enum err recipe_check_cpu(const struct recipe *r, const char *what);
 /* Returns ERR_USAGE if a mix names a layer that the model lacks. */
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);
+/* Returns how many samples the loss is measured on. 0: all, also if as many are named. */
+int64_t recipe_eval_samples(const struct recipe *r);
 /* Makes the settings for device d, with compute resolved. memory_bytes is the whole budget;
  * the caller subtracts what is not for streams. */
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);

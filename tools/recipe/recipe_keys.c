@@ -24,6 +24,8 @@ const struct recipe_key recipe_key[] = {
      .help = "tokens per window"},
     {"calibration.epochs", KEY_INT, AT(epochs), "5", RANGE_EPOCHS,
      .help = "passes over the windows per block; 0 keeps the start values"},
+    {"calibration.eval_samples", KEY_COUNT, AT(eval_samples), "auto", RANGE_EVAL_SAMPLES,
+     .help = "first windows on which the loss is measured before and after each epoch, to keep the best; 0: all; auto: 16, or as the state began"},
     {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,
      .help = "seed of the windows' offsets (random.seed in the original recipe)"},
     {"calibration.join", KEY_CHOICE, AT(join), "auto", .choices = CHOICES_JOIN,
@@ -179,6 +181,12 @@ static void value_text(char *out, size_t n, const struct recipe *r,
     case KEY_BITS:
         snprintf(out, n, "%" PRId64, *(const int64_t *)f);
         break;
+    case KEY_COUNT:
+        if (*(const int64_t *)f == RECIPE_AUTO)
+            snprintf(out, n, "auto");
+        else
+            snprintf(out, n, "%" PRId64, *(const int64_t *)f);
+        break;
     case KEY_REAL:
         snprintf(out, n, "%.10g", *(const double *)f);
         break;
@@ -243,6 +251,8 @@ static json_t *value_json(const struct recipe *r, const struct recipe_key *k)
     case KEY_INT:
     case KEY_BITS:
         return json_integer(*(const int64_t *)f);
+    case KEY_COUNT:
+        return json_integer(recipe_eval_samples(r));
     case KEY_REAL:
         return json_real(*(const double *)f);
     case KEY_BOOL:
@@ -282,13 +292,22 @@ static bool is_default(const struct recipe *r, const struct recipe_key *k)
     return !strcmp(text, k->value);
 }
 
+/* Returns whether JSON omits the key. A KEY_COUNT is omitted not at its default, but where
+ * it has the effect that was fixed before the key existed. */
+static bool is_omitted(const struct recipe *r, const struct recipe_key *k)
+{
+    if (k->kind == KEY_COUNT)
+        return !recipe_eval_samples(r);
+    return k->omit_default && is_default(r, k);
+}
+
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
 {
     json_t *root = json_object();
     for (int i = 0; root && i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char section[32];
-        if ((identity && k->affects_speed_only) || (k->omit_default && is_default(r, k)))
+        if ((identity && k->affects_speed_only) || is_omitted(r, k))
             continue;
         snprintf(section, sizeof(section), "%.*s", section_length(k), k->name);
         json_t *o = json_object_get(root, section);
@@ -316,6 +335,9 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
             snprintf(out, n, "%.0f", k->lo);
         else
             snprintf(out, n, "%.0f to %.0f", k->lo, k->hi);
+        break;
+    case KEY_COUNT:
+        snprintf(out, n, "auto, or %.0f to %.0f", k->lo, k->hi);
         break;
     case KEY_REAL:
         snprintf(out, n, "%g to %g", k->lo, k->hi);

@@ -14,6 +14,15 @@ enum dtype recipe_act(const struct recipe *r, const struct dev *d)
     return r->device == DEVICE_CUDA ? DT_BF16 : DT_F32;
 }
 
+/* By default as many as a mean of paired losses needs; docs/decisions.md has figures. */
+#define AUTO_EVAL_SAMPLES 16
+
+int64_t recipe_eval_samples(const struct recipe *r)
+{
+    const int64_t n = r->eval_samples == RECIPE_AUTO ? AUTO_EVAL_SAMPLES : r->eval_samples;
+    return n < r->samples ? n : 0;
+}
+
 enum err recipe_check_runtime(const struct recipe *r)
 {
     FAIL_IF(r->activation_bits < 16, ERR_SUPPORT,
@@ -46,6 +55,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .samples = r->samples,
         .seqlen = r->seqlen,
         .epochs = r->epochs,
+        .eval_samples = recipe_eval_samples(r),
         .seed = (uint64_t)r->seed,
         .weights = recipe_weight_spec(r),
         .weights_init = (enum start_values)r->weight_init,

@@ -415,6 +415,7 @@ enum err state_look(struct state_look *out, const char *dir)
         TRY(open_manifest(&s, dir));
         look.removing = state_removing(s);
         look.compute = s->recipe.compute;
+        look.eval_samples = s->recipe.eval_samples;
         state_mark(look.mark, s);
         state_close(&s);
     } else {

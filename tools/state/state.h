@@ -67,7 +67,9 @@ struct state_look {
     bool is;       /* dir is a state */
     bool removing; /* its artifact is finished, and some of its files are removed */
     bool empty;    /* no state; the directory contains nothing but a lock */
-    int compute;   /* run.compute of its recipe, if dir is a state */
+    /* run.compute and calibration.eval_samples of its recipe, if dir is a state */
+    int compute;
+    int64_t eval_samples;
     char mark[STATE_MARK];
 };
 enum err state_look(struct state_look *out, const char *dir);

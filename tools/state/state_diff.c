@@ -79,14 +79,15 @@ static bool find(struct difference *d, const char *path, const json_t *have,
     return true;
 }
 
-/* Returns what an absent member stands for: the default of its key. */
+/* Returns what an absent member stands for: what its key was fixed at before it existed, or
+ * else its default. */
 static const char *absent(const char *path)
 {
     const size_t prefix = strlen("config.");
     for (int i = 0; i < recipe_n_keys; i++)
         if (!strncmp(path, "config.", prefix) &&
             !strcmp(path + prefix, recipe_key[i].name) && *recipe_key[i].value)
-            return recipe_key[i].value;
+            return recipe_key[i].kind == KEY_COUNT ? "0" : recipe_key[i].value;
     return "nothing";
 }
 

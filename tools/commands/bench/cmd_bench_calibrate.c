@@ -15,7 +15,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* Samples of the extrapolated run. The plan's one sample is multiplied by this. */
+/* Samples of the extrapolated run; the step itself needs one. */
 #define RUN_SAMPLES 128
 
 struct calibrate {
@@ -23,6 +23,7 @@ struct calibrate {
     struct arch arch;
     struct calib_settings settings;
     struct calib_plan plan;
+    double run_flops; /* of the extrapolated run */
     struct calib_bench step;
     struct bench_gemm gemm;
 };
@@ -60,7 +61,7 @@ static double rest_seconds(const struct calibrate *c)
 /* Returns the time of a complete calibration at the speed of the step. */
 static double run_seconds_of(const struct calibrate *c)
 {
-    return RUN_SAMPLES * c->step.step_s * c->plan.total_flops / c->plan.flops_per_step;
+    return c->step.step_s * c->run_flops / c->plan.flops_per_step;
 }
 
 static double linear_flops(const struct calibrate *c)
@@ -147,10 +148,13 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     c->settings.act = act;
     c->settings.seqlen = a->seqlen;
     c->settings.crr_blocks = a->blocks;
-    c->settings.samples = 1;
     FAIL_IF(c->arch.n_layers <= a->blocks, ERR_USAGE,
             "--blocks %" PRId64 ": %s has %" PRId64 " blocks", a->blocks, a->shape,
             c->arch.n_layers);
+    c->settings.samples = RUN_SAMPLES;
+    TRY(calib_plan(&c->plan, &c->arch, &c->settings));
+    c->run_flops = c->plan.total_flops;
+    c->settings.samples = 1;
     return calib_plan(&c->plan, &c->arch, &c->settings);
 }
 
