@@ -126,21 +126,25 @@ out:
 #define GUARD_SEED (UINT64_C(1) << 32)
 #define REFINE_SEED (UINT64_C(2) << 32)
 
-static enum err draw_refine_windows(struct job *j)
+static enum err draw_refine_windows(struct job *j, struct batch_source source)
 {
     const int64_t n = j->recipe.refine.samples, guard = j->recipe.refine.guard;
-    const int64_t T = j->recipe.refine.seqlen, tokens = (int64_t)j->ids.n;
+    const int64_t T = j->recipe.refine.seqlen;
     const uint64_t seed = (uint64_t)j->recipe.seed;
     const int64_t dim[2] = {n + guard, T};
+    struct mt19937 rng;
     size_t bytes;
     const enum err err = arch_check_length(&j->arch, T);
     if (err)
         return err_add(err, "refine.seqlen: ");
     TRY(size_product(&bytes, dim, 2, sizeof(*j->refine_windows)));
     TRY(mem_alloc(&j->refine_offset, (size_t)(n + guard), sizeof(*j->refine_offset)));
-    TRY(batch_random_offsets(j->refine_offset + n, guard, T, tokens, seed + GUARD_SEED));
-    TRY(batch_random_apart(j->refine_offset, n, T, tokens, seed + REFINE_SEED,
-                           j->refine_offset + n, guard));
+    mt_seed(&rng, seed + GUARD_SEED);
+    TRY(batch_draw(j->refine_offset + n, NULL, guard, T, &source, &rng));
+    source.avoid = j->refine_offset + n;
+    source.n_avoid = guard;
+    mt_seed(&rng, seed + REFINE_SEED);
+    TRY(batch_draw(j->refine_offset, NULL, n, T, &source, &rng));
     TRY(mem_alloc(&j->refine_windows, bytes, 1));
     batch_gather(j->refine_windows, j->ids.id, j->refine_offset, n + guard, T);
     return OK;
@@ -149,14 +153,18 @@ static enum err draw_refine_windows(struct job *j)
 enum err job_draw_windows(struct job *j)
 {
     const int64_t n = j->recipe.samples, T = j->recipe.seqlen;
-    size_t count;
+    const struct batch_text whole = {"the text", 0, (int64_t)j->ids.n, 1};
+    const struct batch_source source = {.text = &whole, .n_texts = 1};
     const int64_t dim[2] = {n, T};
+    struct mt19937 rng;
+    size_t count;
     TRY(size_product(&count, dim, 2, sizeof(*j->windows)));
     TRY(mem_alloc(&j->offset, (size_t)n, sizeof(*j->offset)));
-    TRY(batch_random_offsets(j->offset, n, T, (int64_t)j->ids.n, (uint64_t)j->recipe.seed));
+    mt_seed(&rng, (uint64_t)j->recipe.seed);
+    TRY(batch_draw(j->offset, NULL, n, T, &source, &rng));
     TRY(mem_alloc(&j->windows, count, 1));
     batch_gather(j->windows, j->ids.id, j->offset, n, T);
-    return recipe_refines(&j->recipe) ? draw_refine_windows(j) : OK;
+    return recipe_refines(&j->recipe) ? draw_refine_windows(j, source) : OK;
 }
 
 static enum err tokenizer_crc(uint32_t *crc, const struct job *j)
