@@ -14,7 +14,7 @@ enum dtype recipe_act(const struct recipe *r, const struct dev *d)
     return r->device == DEVICE_CUDA ? DT_BF16 : DT_F32;
 }
 
-/* By default as many as a mean of paired losses needs; docs/decisions.md has figures. */
+/* Enough to keep the epochs that all samples would keep (docs/decisions.md). */
 #define AUTO_EVAL_SAMPLES 16
 
 int64_t recipe_eval_samples(const struct recipe *r)
