@@ -169,6 +169,26 @@ static void refuses_with_line_and_remedy(void **state)
     refused("activations: {bits: 9}\n", ERR_USAGE, "activations.bits",
             "want 2 to 8, or 16");
     refused("calibration: {data: [[x]]}\n", ERR_USAGE, "calibration.data", "file names");
+    refused("calibration: {data: {file: a}}\n", ERR_USAGE, "line 1: calibration.data",
+            "'a' lacks its share");
+    refused("calibration:\n  data:\n    - {share: 1}\n", ERR_USAGE,
+            "line 3: calibration.data", "lacks its file name");
+    refused("calibration: {data: [{file: a, share: 1, join: rows}]}\n", ERR_USAGE,
+            "calibration.data", "want file and share, nothing else");
+    refused("calibration: {data: [{file: a, share: half}]}\n", ERR_USAGE, "'a'",
+            "share is 'half'; want a number from 0");
+    refused("calibration: {data: [{file: a, share: -1}]}\n", ERR_USAGE, "'a'",
+            "share is '-1'; want a number from 0");
+    refused("calibration: {data: [{file: a, share: nan}]}\n", ERR_USAGE, "'a'",
+            "share is 'nan'; want a number from 0");
+    refused("calibration: {data: [{file: a, share: [1]}]}\n", ERR_USAGE, "'a'",
+            "share is 'no number'");
+    refused("calibration: {data: [{file: a, share: 1}, b]}\n", ERR_USAGE,
+            "'b' has no share, but 'a' has one", "give all texts a share, or none");
+    refused("calibration: {data: [a, {file: b, share: 1}]}\n", ERR_USAGE,
+            "'b' has a share, but 'a' has none", "give all texts a share, or none");
+    refused("calibration: {data: [{file: a, share: 0}, {file: b, share: 0}]}\n", ERR_USAGE,
+            "calibration.data", "the shares of the texts sum to 0");
     refused("weights:\n  mixed: q_proj=8, v=8\n", ERR_USAGE,
             "line 2: weights.mixed: rule 'v=8'", "want q_proj, k_proj");
     refused("weights: {mixed: q_proj=8, v_proj=8}\n", ERR_USAGE, "v_proj=8", "");
@@ -331,6 +351,59 @@ static void measured_samples(void **state)
     recipe_free(&r);
 }
 
+/* Texts with shares, in YAML and on the command line. */
+static void shares(void **state)
+{
+    struct recipe r = {0}, copy;
+    char *typed;
+    assert_int_equal(load(&r, "calibration:\n  data:\n    - {file: a.txt, share: 0.5}\n"
+                              "    - file: b:1\n      share: 1e-3\n    - c.txt:2\n"),
+                     OK);
+    assert_int_equal(recipe_copy(&copy, &r), OK);
+    recipe_free(&r);
+    static const char *const want[] = {"a.txt:0.5", "b:1:0.001", "c.txt:2"};
+    assert_int_equal(copy.data.n, 3);
+    assert_true(recipe_files_shared(&copy.data));
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(recipe_files_typed(&typed, &copy.data, i), OK);
+        assert_string_equal(typed, want[i]);
+        mem_free(typed);
+    }
+    const struct recipe_input in = {.threads = -1, .data = want, .n_data = 3};
+    assert_int_equal(recipe_from_input(&r, &in), OK);
+    for (int i = 0; i < 3; i++) {
+        assert_string_equal(r.data.path[i], copy.data.path[i]);
+        assert_true(recipe_files_share(&r.data, i) == recipe_files_share(&copy.data, i));
+    }
+    recipe_free(&r);
+    recipe_free(&copy);
+}
+
+/* What is no share belongs to the name, and all files have one or none has. */
+static void typed_shares(void **state)
+{
+    struct recipe r;
+    static const char *const plain[] = {"a", ":1", "b:c", "d:", "e:-1", "f:inf", "g:1x"};
+    static const char *const half[] = {"a:1", "b"};
+    static const char *const none[] = {"a:0", "b:0"};
+    struct recipe_input in = {.threads = -1, .data = plain, .n_data = 7};
+    assert_int_equal(recipe_from_input(&r, &in), OK);
+    assert_false(recipe_files_shared(&r.data));
+    for (int i = 0; i < 7; i++)
+        assert_string_equal(r.data.path[i], plain[i]);
+    recipe_free(&r);
+    in.data = half, in.n_data = 2;
+    err_clear();
+    assert_int_equal(recipe_from_input(&r, &in), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "--data: 'b' has no share, but 'a' has one"));
+    recipe_free(&r);
+    in.data = none;
+    err_clear();
+    assert_int_equal(recipe_from_input(&r, &in), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "--data: the shares of the texts sum to 0"));
+    recipe_free(&r);
+}
+
 /* A copy shares no memory with its original. */
 static void copies(void **state)
 {
@@ -467,6 +540,8 @@ int main(void)
         cmocka_unit_test(scale_bits),
         cmocka_unit_test(measured_samples),
         cmocka_unit_test(mixes),
+        cmocka_unit_test(shares),
+        cmocka_unit_test(typed_shares),
         cmocka_unit_test(copies),
         cmocka_unit_test(many_files),
         cmocka_unit_test(a_long_path_keeps_its_line),

@@ -52,7 +52,8 @@ const struct opt opt_data[] = {
     {OPT_LIST, 'd', "data", "FILE", offsetof(struct args, data),
      .help = "Text to read: plain text or JSON rows, also compressed or in an archive; - "
              "is standard input; repeatable (default: the configuration's "
-             "calibration.data)"},
+             "calibration.data). FILE:SHARE for each: windows of calibration are drawn "
+             "from each file in these proportions"},
     {OPT_TEXT, .name = "text-field", .arg = "NAME", .offset = offsetof(struct args, text_field),
      .help = "Field of a JSON row that holds its text or chat messages (default: text, "
              "else content, else messages)"},

@@ -287,6 +287,7 @@ static enum err run(struct args *a)
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     if (ppl)
         TRY_OUT(job_check_text(&j, "perplexity"));
+    TRY_OUT(job_refuse_shares(&j, "evaluation"));
     TRY_OUT(open_model(&e, a));
     if (ppl)
         TRY_OUT(job_read_text(&j));

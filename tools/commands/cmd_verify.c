@@ -47,6 +47,7 @@ static enum err read_text(struct job *j)
     struct artifact *art = NULL;
     if (!j->recipe.data.n)
         return OK;
+    TRY(job_refuse_shares(j, "verification"));
     TRY(artifact_open(&art, j->model_dir, 0));
     j->arch = *artifact_arch(art);
     artifact_close(&art);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/job.h"
 
-#include "data/batch.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
@@ -44,6 +43,8 @@ void job_close(struct job *j)
     mem_free(j->windows);
     mem_free(j->offset);
     token_ids_free(&j->ids);
+    mem_free(j->text);
+    mem_free(j->text_windows);
     tokenizer_close(&j->tokenizer);
     dev_close(&j->dev);
     hf_close(&j->model);
@@ -100,26 +101,40 @@ enum err job_check_text(const struct job *j, const char *needs)
     return OK;
 }
 
+enum err job_refuse_shares(const struct job *j, const char *what)
+{
+    FAIL_IF(recipe_files_shared(&j->recipe.data), ERR_USAGE,
+            "'%s' has a share, but %s reads whole texts; give --data FILE without shares",
+            j->recipe.data.path[0], what);
+    return OK;
+}
+
 enum err job_read_text(struct job *j)
 {
-    enum err err = OK;
-    struct corpus text = {0};
-    const struct recipe_files *files = &j->recipe.data;
-    const struct corpus_rules rules = {(enum corpus_join)j->recipe.join,
-                                       j->recipe.text_field};
+    struct texts t;
     if (j->ids.n)
         return check_ids(j);
     TRY(tokenizer_open(&j->tokenizer, j->model_dir));
-    TRY(corpus_load(&text, (const char *const *)files->path, files->n, &rules));
-    TRY_OUT(tokenizer_encode(&j->ids, j->tokenizer, text.text, text.bytes,
-                             (enum bos_rule)j->recipe.bos));
-    TRY_OUT(check_ids(j));
-    j->ids_crc = batch_crc(j->ids.id, j->ids.n);
-    log_info("text: %.1f MB, %zu tokens (%s)", 1e-6 * (double)text.bytes, j->ids.n,
-             tokenizer_about(j->tokenizer));
-out:
-    corpus_free(&text);
-    return err;
+    const enum err err = texts_read(&t, j->tokenizer, &j->recipe.data, &j->recipe);
+    j->ids = t.ids;
+    j->ids_crc = t.crc;
+    j->text = t.text;
+    j->n_texts = t.n;
+    return err ? err : check_ids(j);
+}
+
+/* Logs how many windows each text gives, and warns where they must overlap. */
+static void say_shares(const struct job *j)
+{
+    for (int i = 0; i < j->n_texts; i++) {
+        const struct batch_text *t = &j->text[i];
+        log_info("%s: %" PRId64 " of %" PRId64 " windows", t->name, j->text_windows[i],
+                 j->recipe.samples);
+        if (j->text_windows[i] > t->n / j->recipe.seqlen)
+            log_warn("%s: has %" PRId64 " tokens, so its %" PRId64 " windows of %" PRId64
+                     " overlap; give more text, or a smaller share",
+                     t->name, t->n, j->text_windows[i], j->recipe.seqlen);
+    }
 }
 
 /* Seeds of a configuration are below 2^32, so these differ from all of them. */
@@ -153,13 +168,17 @@ static enum err draw_refine_windows(struct job *j, struct batch_source source)
 enum err job_draw_windows(struct job *j)
 {
     const int64_t n = j->recipe.samples, T = j->recipe.seqlen;
-    const struct batch_text whole = {"the text", 0, (int64_t)j->ids.n, 1};
-    const struct batch_source source = {.text = &whole, .n_texts = 1};
+    const struct batch_source source = {.text = j->text, .n_texts = j->n_texts};
     const int64_t dim[2] = {n, T};
     struct mt19937 rng;
     size_t count;
     TRY(size_product(&count, dim, 2, sizeof(*j->windows)));
     TRY(mem_alloc(&j->offset, (size_t)n, sizeof(*j->offset)));
+    texts_set_shares(j->text, j->n_texts, &j->recipe.data);
+    TRY(mem_alloc(&j->text_windows, (size_t)j->n_texts, sizeof(*j->text_windows)));
+    TRY(batch_shares(j->text_windows, n, j->text, j->n_texts));
+    if (recipe_files_shared(&j->recipe.data))
+        say_shares(j);
     mt_seed(&rng, (uint64_t)j->recipe.seed);
     TRY(batch_draw(j->offset, NULL, n, T, &source, &rng));
     TRY(mem_alloc(&j->windows, count, 1));
@@ -185,18 +204,25 @@ static json_t *offsets_json(const int64_t *offset, int64_t n)
     return list;
 }
 
-/* Adds the windows of refinement to the text's part of an identity. */
-static void add_refine_windows(json_t *text, const struct job *j)
+/* Makes what an identity says of the texts. NULL: out of memory. */
+static json_t *text_json(const struct job *j)
 {
+    char crc[16];
     const int64_t n = j->recipe.refine.samples + j->recipe.refine.guard;
+    snprintf(crc, sizeof(crc), "%08" PRIx32, j->ids_crc);
+    json_t *o = json_pack("{s:I, s:s}", "tokens", (json_int_t)j->ids.n, "crc32", crc);
+    if (recipe_files_shared(&j->recipe.data))
+        json_object_set_new(o, "texts", texts_json(&j->ids, j->text, j->n_texts));
+    json_object_set_new(o, "windows", offsets_json(j->offset, j->recipe.samples));
     if (recipe_refines(&j->recipe))
-        json_object_set_new(text, STATE_REFINE_WINDOWS, offsets_json(j->refine_offset, n));
+        json_object_set_new(o, STATE_REFINE_WINDOWS, offsets_json(j->refine_offset, n));
+    return o;
 }
 
 enum err job_identity(json_t **out, struct job *j)
 {
     uint32_t model_crc, tok_crc;
-    char model_text[16], tok_text[16], ids_text[16];
+    char model_text[16], tok_text[16];
     json_t *config;
     if (j->options.model_crc)
         model_crc = *j->options.model_crc;
@@ -206,14 +232,10 @@ enum err job_identity(json_t **out, struct job *j)
     TRY(recipe_json(&config, &j->recipe, true));
     snprintf(model_text, sizeof(model_text), "%08" PRIx32, model_crc);
     snprintf(tok_text, sizeof(tok_text), "%08" PRIx32, tok_crc);
-    snprintf(ids_text, sizeof(ids_text), "%08" PRIx32, j->ids_crc);
-    json_t *o = json_pack("{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:{s:I, s:s, s:o}}", "config",
-                          config, "checkpoint", "crc32", model_text, "bytes",
-                          (json_int_t)hf_bytes(j->model), "tokenizer", "file",
-                          tokenizer_file(j->tokenizer), "crc32", tok_text, "text", "tokens",
-                          (json_int_t)j->ids.n, "crc32", ids_text, "windows",
-                          offsets_json(j->offset, j->recipe.samples));
-    add_refine_windows(json_object_get(o, "text"), j);
+    json_t *o = json_pack(
+        "{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:o}", "config", config, "checkpoint", "crc32",
+        model_text, "bytes", (json_int_t)hf_bytes(j->model), "tokenizer", "file",
+        tokenizer_file(j->tokenizer), "crc32", tok_text, "text", text_json(j));
     if (!o || json_out_of_memory()) {
         json_decref(o);
         FAIL(ERR_MEMORY, "out of memory for the run's identity");

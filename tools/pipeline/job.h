@@ -8,7 +8,7 @@
 
 #include "convert/checkpoint/hf.h"
 #include "tools/cli/progress.h"
-#include "tools/recipe/recipe.h"
+#include "tools/pipeline/texts.h"
 
 /* Options of a job besides its recipe. Strings are borrowed. */
 struct job_options {
@@ -29,8 +29,11 @@ struct job {
     struct arch arch;
     struct dev *dev;
     struct tokenizer *tokenizer;
-    struct token_ids ids; /* token ids of the whole text, owned */
+    struct token_ids ids; /* token ids of all texts, one after another, owned */
     uint32_t ids_crc;
+    struct batch_text *text; /* [n_texts] where they are in ids, owned; names borrowed */
+    int n_texts;
+    int64_t *text_windows; /* [n_texts] calibration windows of each text, owned */
     int64_t *offset;  /* [recipe.samples] first token of each calibration window, owned */
     int32_t *windows; /* [samples][seqlen] token ids, owned */
     /* Windows of refinement, those to learn from and then the guard's; NULL without. */
@@ -57,11 +60,16 @@ enum err job_open_device(struct job *j);
 /* Returns ERR_USAGE if the job has no text. needs names the use of the text, for the
  * message. */
 enum err job_check_text(const struct job *j, const char *needs);
-/* Tokenizes the text of --data or calibration.data. Keeps ids, tokenizer and ids_crc if the
- * job has them already. Requires j->arch; refuses ids beyond its vocabulary. */
+/* Returns ERR_USAGE if the texts have shares, which only windows of calibration have. what
+ * names the use of the text, for the message. */
+enum err job_refuse_shares(const struct job *j, const char *what);
+/* Tokenizes the texts of --data or calibration.data. Keeps what the job has already: ids,
+ * ids_crc, text, n_texts and tokenizer. Requires j->arch; refuses ids beyond its
+ * vocabulary. */
 enum err job_read_text(struct job *j);
-/* Draws the calibration windows at random, as the literature does, and those of refinement.
- * The guard's windows overlap none that refinement learns from. */
+/* Draws the calibration windows at random, as the literature does, and those of refinement,
+ * each from every text by its share. The guard's windows overlap none that refinement
+ * learns from. */
 enum err job_draw_windows(struct job *j);
 
 /* Makes the identity of a calibration: configuration, checkpoint, tokenizer and text. Reads

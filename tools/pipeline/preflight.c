@@ -385,6 +385,11 @@ enum err preflight_print_plan(struct job *j)
                              1));
         e.measured = true;
     }
+    if (recipe_files_shared(&j->recipe.data)) {
+        e.text = j->text;
+        e.windows = j->text_windows;
+        e.n_texts = j->n_texts;
+    }
     return show(&e, j->options.json);
 }
 

@@ -103,6 +103,17 @@ static void add_time(json_t *o, const struct plan_estimate *e)
     json_object_set_new(o, "gemm_seconds", json_real(e->step.linear_gemm_s));
 }
 
+static void add_texts(json_t *o, const struct plan_estimate *e)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < e->n_texts; i++)
+        json_array_append_new(list, json_pack("{s:s, s:f, s:I, s:I}", "file",
+                                              e->text[i].name, "share", e->text[i].share,
+                                              "tokens", (json_int_t)e->text[i].n, "windows",
+                                              (json_int_t)e->windows[i]));
+    json_object_set_new(o, "texts", list);
+}
+
 enum err show_plan_json(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
@@ -120,6 +131,8 @@ enum err show_plan_json(const struct plan_estimate *e)
         add_refine(o, e);
     if (o)
         add_machine(o, e);
+    if (o && e->n_texts)
+        add_texts(o, e);
     if (o && e->measured)
         add_time(o, e);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
@@ -198,10 +211,19 @@ static void print_machine(const struct plan_estimate *e)
            e->threads_set ? "run.threads" : e->cpus.name);
 }
 
+static void print_texts(const struct plan_estimate *e)
+{
+    for (int i = 0; i < e->n_texts; i++)
+        printf("%-13s %8" PRId64 " of %s (share %.6g, %" PRId64 " tokens)\n",
+               i ? "" : "windows", e->windows[i], e->text[i].name, e->text[i].share,
+               e->text[i].n);
+}
+
 void show_plan_text(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     print_time(e);
+    print_texts(e);
     if (e->own_memory) {
         print_card(e);
     } else {

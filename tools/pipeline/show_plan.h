@@ -6,6 +6,7 @@
 
 #include "calib/calib.h"
 #include "calib/refine/refine.h"
+#include "data/batch.h"
 #include "kernels/base/limits.h"
 
 struct plan_estimate {
@@ -23,6 +24,10 @@ struct plan_estimate {
     bool threads_set;     /* threads come from run.threads, not from cpus */
     bool measured;        /* step holds a measurement */
     struct calib_bench step;
+    /* Texts with shares, and the windows that each gives; borrowed. n_texts 0: no shares */
+    const struct batch_text *text;
+    const int64_t *windows;
+    int n_texts;
 };
 
 /* Returns the bytes that must be in memory: weights, activations and parameters of the

@@ -132,23 +132,6 @@ static bool parse_name(char *out, const char *text)
     return true;
 }
 
-enum err recipe_files_add(struct recipe_files *files, const char *path)
-{
-    const size_t n = (size_t)files->n;
-    TRY(mem_resize(&files->path, n, n + 1, sizeof(*files->path)));
-    TRY(mem_strdup(&files->path[n], path));
-    files->n++;
-    return OK;
-}
-
-void recipe_files_clear(struct recipe_files *files)
-{
-    for (int i = 0; i < files->n; i++)
-        mem_free(files->path[i]);
-    mem_free(files->path);
-    *files = (struct recipe_files){0};
-}
-
 static bool parse_value(struct recipe *r, const struct recipe_key *k, const char *text)
 {
     void *f = (char *)r + k->offset;
@@ -204,7 +187,7 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
     if (k->kind == KEY_MIX)
         return set_mix(r, k, text, ERR_USAGE, where);
     if (k->kind == KEY_FILES && *text)
-        return recipe_files_add((struct recipe_files *)((char *)r + k->offset), text);
+        return recipe_files_add_typed((struct recipe_files *)((char *)r + k->offset), text);
     if (parse_value(r, k, text))
         return OK;
     wanted_text(wanted, sizeof(wanted), k);
@@ -263,6 +246,22 @@ void recipe_free(struct recipe *r)
     r->weight_mix = r->kv_mix = NULL;
 }
 
+/* Sets the texts from a file name, a text with its share, or a list of either. */
+static enum err set_files(struct recipe_files *files, const char *name,
+                          const struct yaml *node, const char *path)
+{
+    char where[640];
+    const bool list = node->kind == YAML_LIST;
+    const struct yaml *item = list ? node->child : node;
+    recipe_files_clear(files);
+    for (size_t i = 0; i < (list ? node->n : 1); i++) {
+        snprintf(where, sizeof(where), "%.400s: line %d: %s", path, item[i].line, name);
+        TRY(recipe_files_add_yaml(files, &item[i], where));
+    }
+    snprintf(where, sizeof(where), "%.400s: line %d: %s", path, node->line, name);
+    return recipe_files_check(files, where);
+}
+
 /* Sets one "key: value" of a section. */
 static enum err set_node(struct recipe *r, const char *section, const char *name,
                          const struct yaml *node, const char *path)
@@ -273,20 +272,12 @@ static enum err set_node(struct recipe *r, const char *section, const char *name
     const struct recipe_key *k = find_key(full);
     if (!k)
         return unknown_key(full, where);
+    if (k->kind == KEY_FILES)
+        return set_files((struct recipe_files *)((char *)r + k->offset), full, node, path);
     FAIL_IF(node->kind == YAML_MAP, ERR_USAGE, "%s: %s: want a value, not further keys",
             where, full);
-    if (k->kind == KEY_FILES)
-        recipe_files_clear((struct recipe_files *)((char *)r + k->offset));
-    if (node->kind == YAML_LIST) {
-        FAIL_IF(k->kind != KEY_FILES, ERR_USAGE, "%s: %s: want one value, not a list",
-                where, full);
-        for (size_t i = 0; i < node->n; i++) {
-            FAIL_IF(node->child[i].kind != YAML_TEXT, ERR_USAGE, "%s: %s: want file names",
-                    where, full);
-            TRY(set_key(r, k, node->child[i].text, where));
-        }
-        return OK;
-    }
+    FAIL_IF(node->kind == YAML_LIST, ERR_USAGE, "%s: %s: want one value, not a list", where,
+            full);
     FAIL_IF(node->quoted &&
                 (k->kind == KEY_INT || k->kind == KEY_REAL || k->kind == KEY_BITS),
             ERR_USAGE, "%s: %s: '%s' is in quotes; want a number", where, full, node->text);
@@ -452,9 +443,9 @@ static enum err set_shortcuts(struct recipe *r, const struct recipe_input *in)
         recipe_files_clear(&r->data);
     for (int i = 0; i < in->n_data; i++) {
         FAIL_IF(!*in->data[i], ERR_USAGE, "--data '': want a file name");
-        TRY(recipe_files_add(&r->data, in->data[i]));
+        TRY(recipe_files_add_typed(&r->data, in->data[i]));
     }
-    return OK;
+    return recipe_files_check(&r->data, "--data");
 }
 
 static bool is_preset(const char *pair)
@@ -493,8 +484,7 @@ enum err recipe_copy(struct recipe *r, const struct recipe *from)
     *r = *from;
     r->data = (struct recipe_files){0};
     r->weight_mix = r->kv_mix = NULL;
-    for (int i = 0; i < from->data.n; i++)
-        TRY(recipe_files_add(&r->data, from->data.path[i]));
+    TRY(recipe_files_copy(&r->data, &from->data));
     TRY(copy_mix(&r->weight_mix, MIX_WEIGHTS, from->weight_mix));
     return copy_mix(&r->kv_mix, MIX_KV, from->kv_mix);
 }

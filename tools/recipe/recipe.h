@@ -11,17 +11,13 @@
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/cli/choices.h"
+#include "tools/recipe/recipe_files.h"
 
 #include <jansson.h>
 #include <stdio.h>
 
 #define RECIPE_NAME_MAX 128
 #define RECIPE_AUTO (-1) /* value of a KEY_COUNT that is set to auto */
-
-struct recipe_files {
-    char **path; /* [n]; paths and list are owned */
-    int n;
-};
 
 /* Values as typed. A choice is the index in its key's list, which equals its enum. */
 struct recipe {
@@ -119,7 +115,7 @@ struct recipe_input {
     int64_t threads;                              /* -1: not given */
     uint64_t memory;                              /* 0: not given */
     const char *device, *join, *bos, *text_field; /* NULL: not given */
-    const char *const *data;                      /* [n_data] */
+    const char *const *data;                      /* [n_data] FILE or FILE:SHARE */
     int n_data;                                   /* 0: not given */
 };
 
@@ -128,9 +124,6 @@ struct recipe_input {
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
 /* Copies a recipe. Initializes r; free it whatever the result. */
 enum err recipe_copy(struct recipe *r, const struct recipe *from);
-
-enum err recipe_files_add(struct recipe_files *files, const char *path);
-void recipe_files_clear(struct recipe_files *files); /* accepts a zeroed one */
 
 /* Makes {"calibration": {...}, ...}. identity: only the keys that affect the result.
  * Release *out with json_decref. */

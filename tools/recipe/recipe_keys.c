@@ -15,7 +15,7 @@
 const struct recipe_key recipe_key[] = {
     {"calibration.data", KEY_FILES, AT(data), "", .affects_speed_only = true,
      .help = "text to calibrate on: plain text or JSON rows, also compressed or in an "
-             "archive; several files are joined"},
+             "archive; several files are joined, or each gives its share of the windows"},
     {"calibration.text_field", KEY_NAME, AT(text_field), "", .affects_speed_only = true, .omit_default = true,
      .help = "field of a JSON row that holds its text, or its list of chat messages; empty: text, else content, else messages"},
     {"calibration.samples", KEY_INT, AT(samples), "128", RANGE_SAMPLES,
@@ -228,7 +228,10 @@ static json_t *files_json(const struct recipe_files *files)
 {
     json_t *list = json_array();
     for (int i = 0; list && i < files->n; i++)
-        json_array_append_new(list, json_string(files->path[i]));
+        json_array_append_new(list, recipe_files_share(files, i) < 0
+                                        ? json_string(files->path[i])
+                                        : json_pack("{s:s, s:f}", "file", files->path[i],
+                                                    "share", recipe_files_share(files, i)));
     return list;
 }
 
@@ -361,7 +364,7 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "a name");
         break;
     case KEY_FILES:
-        snprintf(out, n, "file name or list");
+        snprintf(out, n, "file name, or list of them or of {file: NAME, share: NUMBER}");
         break;
     }
 }

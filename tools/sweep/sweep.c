@@ -96,30 +96,6 @@ static enum err resolve_compute(struct sweep_run *run, struct sweep *s)
     return OK;
 }
 
-static bool same_files(const struct recipe_files *a, const struct recipe_files *b)
-{
-    bool same = a->n == b->n;
-    for (int i = 0; same && i < a->n; i++)
-        same = !strcmp(a->path[i], b->path[i]);
-    return same;
-}
-
-static enum err read_text(struct sweep_text *t, struct sweep *s)
-{
-    struct corpus text = {0};
-    const struct corpus_rules rules = {(enum corpus_join)t->join, t->text_field};
-    TRY(corpus_load(&text, (const char *const *)t->files.path, t->files.n, &rules));
-    const enum err err = tokenizer_encode(&t->ids, s->tokenizer, text.text, text.bytes,
-                                          (enum bos_rule)t->bos);
-    if (!err) {
-        t->crc = batch_crc(t->ids.id, t->ids.n);
-        log_info("text: %.1f MB, %zu tokens by %s", 1e-6 * (double)text.bytes, t->ids.n,
-                 tokenizer_about(s->tokenizer));
-    }
-    corpus_free(&text);
-    return err;
-}
-
 /* Returns the index of the text with these files and rules. Reads it if no earlier cell
  * did. */
 static enum err find_text(int *out, struct sweep *s, const struct recipe_files *files,
@@ -129,7 +105,7 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
         struct sweep_text *t = &s->text[i];
         *out = i;
         if (t->join == r->join && t->bos == r->bos &&
-            !strcmp(t->text_field, r->text_field) && same_files(&t->files, files))
+            !strcmp(t->text_field, r->text_field) && recipe_files_same(&t->files, files))
             return OK;
     }
     TRY(mem_resize(&s->text, (size_t)s->n_texts, (size_t)s->n_texts + 1, sizeof(*s->text)));
@@ -137,9 +113,8 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
     *t = (struct sweep_text){.join = r->join, .bos = r->bos};
     strcpy(t->text_field, r->text_field);
     *out = s->n_texts++;
-    for (int i = 0; i < files->n; i++)
-        TRY(recipe_files_add(&t->files, files->path[i]));
-    return read_text(t, s);
+    TRY(recipe_files_copy(&t->files, files));
+    return texts_read(&t->texts, s->tokenizer, &t->files, r);
 }
 
 /* Writes the FNV-1a hash of the identity, which names the cell's files. Equality is decided
@@ -154,6 +129,14 @@ static void hash_name(char *out, size_t n, const json_t *identity)
     snprintf(out, n, "%016" PRIx64, h);
 }
 
+/* Adds what decides which windows are drawn from which of the texts. */
+static void add_shares(struct sweep_run *run, struct texts *t)
+{
+    texts_set_shares(t->text, t->n, &run->recipe.data);
+    json_object_set_new(json_object_get(run->identity, "text"), "texts",
+                        texts_json(&t->ids, t->text, t->n));
+}
+
 /* Stores the resolved run.compute in the identity, so that results of machines with and
  * without bf16 are not confused. */
 static enum err identify(struct sweep_run *run, const struct sweep *s)
@@ -166,15 +149,18 @@ static enum err identify(struct sweep_run *run, const struct sweep *s)
     TRY(recipe_json(&config, &as_run, true));
     snprintf(model, sizeof(model), "%08" PRIx32, s->model_crc);
     if (run->text >= 0)
-        snprintf(text, sizeof(text), "%08" PRIx32, s->text[run->text].crc);
-    snprintf(eval, sizeof(eval), "%08" PRIx32, e->crc);
+        snprintf(text, sizeof(text), "%08" PRIx32, s->text[run->text].texts.crc);
+    snprintf(eval, sizeof(eval), "%08" PRIx32, e->texts.crc);
     run->identity = json_pack(
         "{s:o, s:{s:s, s:I}, s:{s:s}, s:{s:s, s:I, s:I, s:I, s:s}}", "config", config,
         "checkpoint", "crc32", model, "bytes", (json_int_t)s->model_bytes, "text", "crc32",
-        text, "eval", "crc32", eval, "tokens", (json_int_t)e->ids.n, "windows",
+        text, "eval", "crc32", eval, "tokens", (json_int_t)e->texts.ids.n, "windows",
         (json_int_t)s->eval_windows, "ctx", (json_int_t)s->eval_ctx, "compute",
         opt_choice_name(CHOICES_COMPUTE, (int)run->eval_compute));
-    FAIL_IF(!run->identity, ERR_MEMORY, "out of memory for a cell's identity");
+    if (run->text >= 0 && recipe_files_shared(&run->recipe.data))
+        add_shares(run, &s->text[run->text].texts);
+    FAIL_IF(!run->identity || json_out_of_memory(), ERR_MEMORY,
+            "out of memory for a cell's identity");
     hash_name(run->hash, sizeof(run->hash), run->identity);
     return OK;
 }
@@ -255,8 +241,8 @@ static enum err settle_eval(struct sweep *s)
     const struct sweep_settings *own = &s->settings;
     s->eval_data = s->plan.eval_data;
     if (own->n_eval_data)
-        s->eval_data =
-            (struct recipe_files){(char **)(uintptr_t)own->eval_data, own->n_eval_data};
+        s->eval_data = (struct recipe_files){.path = (char **)(uintptr_t)own->eval_data,
+                                             .n = own->n_eval_data};
     s->eval_windows = own->eval_windows >= 0 ? own->eval_windows : s->plan.eval_windows;
     s->eval_ctx = own->eval_ctx ? own->eval_ctx : s->plan.eval_ctx;
     FAIL_IF(!s->eval_data.n, ERR_USAGE,
@@ -285,7 +271,7 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
 static void free_texts(struct sweep *s)
 {
     for (int i = 0; i < s->n_texts; i++) {
-        token_ids_free(&s->text[i].ids);
+        texts_free(&s->text[i].texts);
         recipe_files_clear(&s->text[i].files);
     }
     mem_free(s->text);

@@ -26,8 +26,7 @@ struct sweep_text {
     struct recipe_files files; /* owned */
     int join, bos;
     char text_field[RECIPE_NAME_MAX];
-    struct token_ids ids;
-    uint32_t crc;
+    struct texts texts; /* names are those of files; each cell sets its shares */
 };
 
 /* Settings of a sweep besides its plan. Strings and lists are borrowed. */

@@ -36,18 +36,23 @@ struct cell {
  * job needs them. */
 static void give_text(struct job *j, struct sweep *s, int text)
 {
-    j->ids = s->text[text].ids;
-    j->ids_crc = s->text[text].crc;
-    s->text[text].ids = (struct token_ids){0};
+    struct texts *t = &s->text[text].texts;
+    j->ids = t->ids;
+    j->ids_crc = t->crc;
+    j->text = t->text;
+    j->n_texts = t->n;
+    *t = (struct texts){0};
     j->tokenizer = s->tokenizer;
     s->tokenizer = NULL;
 }
 
 static void take_text(struct job *j, struct sweep *s, int text)
 {
-    s->text[text].ids = j->ids;
+    s->text[text].texts = (struct texts){j->ids, j->ids_crc, j->text, j->n_texts};
     s->tokenizer = j->tokenizer;
     j->ids = (struct token_ids){0};
+    j->text = NULL;
+    j->n_texts = 0;
     j->tokenizer = NULL;
 }
 

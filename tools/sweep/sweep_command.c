@@ -44,37 +44,43 @@ static void put_recipe(FILE *f, const struct sweep *s, const struct sweep_run *r
         put_option(f, "set", run->set[i]);
 }
 
-static void put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
+static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
 {
-    for (int i = 0; i < files->n; i++)
-        put_option(f, "data", files->path[i]);
+    for (int i = 0; i < files->n; i++) {
+        char *text;
+        TRY(recipe_files_typed(&text, files, i));
+        put_option(f, "data", text);
+        mem_free(text);
+    }
     if (s->settings.recipe.text_field)
         put_option(f, "text-field", s->settings.recipe.text_field);
     if (s->settings.recipe.join)
         put_option(f, "join", s->settings.recipe.join);
     if (s->settings.recipe.bos)
         put_option(f, "bos", s->settings.recipe.bos);
+    return OK;
 }
 
 /* Writes the command that makes the artifact or state, followed by "&&". Writes nothing
  * where `wkvq eval` alone suffices. */
-static void put_making(FILE *f, const struct sweep *s, const struct sweep_run *run)
+static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
     const struct recipe *r = &run->recipe;
     const bool calibrated = sweep_needs_calibration(r);
     const bool packed = sweep_way(r) == SWEEP_PACKED;
     if (!packed && (!calibrated || sweep_way(r) == SWEEP_PLAIN))
-        return;
+        return OK;
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     put_word(f, s->model_dir);
     if (calibrated)
-        put_text(f, s, &r->data);
+        TRY(put_text(f, s, &r->data));
     put_recipe(f, s, run);
     /* stored because another machine may prefer another type */
     if (calibrated && r->compute == COMPUTE_AUTO)
         fprintf(f, " --set run.compute=%s",
                 opt_choice_name(CHOICES_COMPUTE, (int)run->compute));
     fprintf(f, " -o %s && ", run->hash);
+    return OK;
 }
 
 /* Writes the operand of `wkvq eval`. */
@@ -96,22 +102,27 @@ static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *
     put_recipe(f, s, run);
 }
 
+static enum err put_command(FILE *f, const struct sweep *s, const struct sweep_run *run)
+{
+    TRY(put_making(f, s, run));
+    put_subject(f, s, run);
+    TRY(put_text(f, s, &s->eval_data));
+    fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
+    return OK;
+}
+
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run)
 {
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     FAIL_IF(!f, ERR_MEMORY, "out of memory for a command");
-    put_making(f, s, run);
-    put_subject(f, s, run);
-    put_text(f, s, &s->eval_data);
-    fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
+    enum err err = put_command(f, s, run);
     const bool failed = ferror(f);
-    if (fclose(f) || failed) {
-        free(text);
-        FAIL(ERR_MEMORY, "out of memory for a command");
-    }
-    const enum err err = mem_strdup(out, text);
+    if (fclose(f) || failed)
+        err = err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for a command");
+    if (!err)
+        err = mem_strdup(out, text);
     free(text);
     return err;
 }
