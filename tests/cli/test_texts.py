@@ -64,6 +64,7 @@ class Fixture:
         return self.text_of("reference")
 
 
+SPLIT = str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "peers" / "split.py")
 SHARED = ["--data", "prose.txt:0.5", "--data", "code.txt:0.25", "--data", "rows.jsonl:0.25"]
 
 
@@ -186,6 +187,38 @@ def test_a_sweep_reads_texts_once(f):
     f.run(other)
     rows = [json.loads(line) for line in (f.path / "swept" / "results.jsonl").read_text().splitlines()]
     assert len({r["hash"] for r in rows}) == 4, "cells of another mix are others"
+
+
+def test_split_keeps_documents_apart(f):
+    """tools/peers/split.py: no document on both sides, also if several rows have it, and all of them on one."""
+    names = [f"document {i} " * 20 for i in range(9)]
+    rows = [{"context": t, "input": k} for k in range(3) for t in names]
+    (f.path / "task.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    def halves(out):
+        return [[json.loads(line)["text"] for line in (f.path / f"{out}.{side}.jsonl").read_text().splitlines()]
+                for side in ("train", "test")]
+    f.run([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "half"])
+    train, test = halves("half")
+    assert len(test) == 3 and sorted(train + test) == sorted(names), (train, test)
+    (f.path / "task.jsonl").write_text("".join(json.dumps(r) + "\n" for r in reversed(rows[9:])))
+    f.run([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "again"])
+    assert halves("again") == [train, test], "the split depends on the order of rows"
+    done = f.run([f.wkvq, "eval", "model", "--data", "half.test.jsonl", "--ctx", "32", "--json"])
+    whole = f.run([f.wkvq, "eval", "model", "--data", "task.jsonl", "--text-field", "context", "--ctx", "32", "--json"])
+    tokens = [json.loads(d.stdout)["text_tokens"] for d in (done, whole)]
+    assert tokens == [sum(map(len, test)) + 4, 2 * sum(map(len, names)) + 2 * 17], tokens  # "\n\n" between rows
+
+
+def test_split_refuses(f):
+    (f.path / "bad.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    (f.path / "one.jsonl").write_text('{"text": "a"}\n{"text": "a"}\n')
+    for args, want in ((["bad.jsonl", "text", "0.5", "x"], "bad.jsonl: line 2: no text in field 'text'"),
+                       (["one.jsonl", "text", "0.5", "x"], "1 distinct documents in field 'text'; a split needs two"),
+                       (["none.jsonl", "text", "0.5", "x"], "none.jsonl: cannot be read"),
+                       (["one.jsonl", "text", "2", "x"], "SHARE is '2'"), (["one.jsonl"], "want FILE.jsonl")):
+        done = f.run([sys.executable, SPLIT, *args], want=2)
+        assert want in done.stderr, done.stderr
+        assert not list(f.path.glob("x.*")), "half a split"
 
 
 def main():
