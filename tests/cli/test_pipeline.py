@@ -107,9 +107,9 @@ def test_interrupted_and_resumed(f):
         f.expect_reference("stopped", f"after {sig.name}")
 
 
-def test_a_state_without_measured_samples_goes_on(f):
-    """Before calibration.eval_samples existed, all samples were measured. A state from then goes on so, where
-    the run does not name a number."""
+def test_a_state_without_measured_samples_resumes(f):
+    """Before calibration.eval_samples existed, all samples were measured. A state from then resumes that way,
+    where the run does not name a number."""
     f.run(f.command("all", "--set", "calibration.eval_samples=0"))
     _, reference = f.reference()
     assert b"eval_samples" in reference["manifest.json"] and b"eval_samples" not in f.files("all.state")["manifest.json"]

@@ -42,6 +42,7 @@ def main():
         "quantize": [wkvq, "quantize", "model", "--data", "text.txt", "-o", "made/artifact", "--state", "made/state", *SMALL],
         "calibrate": [wkvq, "calibrate", "model", "--data", "text.txt", "-o", "made/calibrated", *SMALL],
         "sweep": [wkvq, "sweep", "s.yaml", "-m", "model", "--data", "text.txt", "-o", "made/sweep", "-j1"],
+        "export": [wkvq, "export", "source", "--format", "dense", "-o", "made/dense"],
     }
     texts = {name: subprocess.run([wkvq, name, "--help"], capture_output=True, text=True, check=True).stdout
              for name in subprocess.run([wkvq, "--completion"], capture_output=True, text=True, check=True).stdout
@@ -53,12 +54,15 @@ def main():
         tiny.make_model(folder / "model", num_hidden_layers=2)
         tiny.make_text(folder / "text.txt", 500)
         (folder / "s.yaml").write_text(SWEEP)
+        subprocess.run([wkvq, "convert", "model", "-o", "source", "--set", "kv.method=token", "-j1"], cwd=folder, check=True,
+                       capture_output=True)
 
         def check(command, when):
             before = snapshot(folder)
             time.sleep(0.01)
             done = subprocess.run([*commands[command], "--plan"], cwd=folder, capture_output=True, text=True)
-            assert done.returncode == 0 and done.stdout, (command, when, done.stderr)
+            refused = command == "export" and when == "finished work there"  # it never replaces an export
+            assert done.returncode == (2 if refused else 0) and bool(done.stdout) != refused, (command, when, done.stderr)
             after = snapshot(folder)
             changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
             assert not changed, f"{command} --plan, {when}, changed {changed}"

@@ -121,7 +121,7 @@ static void test_draws_from_texts(void **state)
     assert_memory_equal(again, offset, sizeof(offset));
 }
 
-/* The refusal names the text, and the generator goes on as if nothing was asked. */
+/* The refusal names the text, and the generator continues as if nothing was drawn. */
 static void test_a_short_text_is_named(void **state)
 {
     static const struct batch_text text[] = {{"a.txt", 0, 500, 9}, {"b.txt", 500, 100, 1}};
