@@ -116,7 +116,7 @@ def attention(q, k, v, kq, vq, c):
     return o.transpose(0, 1).reshape(T, H * d)
 
 
-def block(x, w, c, kv=None, seen=None):
+def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     T, H, K, d = c["tokens"], c["n_heads"], c["n_kv"], c["head_dim"]
     n1 = rmsnorm(x, w["norm1"])
     q, k, v = (n1 @ w[l].T + w.get("b" + l, 0.0) for l in "qkv")
@@ -133,7 +133,8 @@ def block(x, w, c, kv=None, seen=None):
     o = attention(rope(q), kr, v, kr if kq is None else kq, v if vq is None else vq, c)
     h = x + o @ w["o"].T + w.get("bo", 0.0)
     n2 = rmsnorm(h, w["norm2"])
-    return h + (torch.nn.functional.silu(n2 @ w["gate"].T) * (n2 @ w["up"].T)) @ w["down"].T
+    gate, up = (n2 @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
+    return h + (torch.nn.functional.silu(gate) * up) @ w["down"].T + w.get("bdown", 0.0)
 
 
 def shape_of(lin, c):
