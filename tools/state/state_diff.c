@@ -65,7 +65,8 @@ static bool find_in_array(struct difference *d, const char *path, const json_t *
 static bool find(struct difference *d, const char *path, const json_t *have,
                  const json_t *run)
 {
-    if (json_is_object(have) && json_is_object(run))
+    /* A section of which only one side has keys is an object on that side alone. */
+    if ((json_is_object(have) || !have) && (json_is_object(run) || !run) && (have || run))
         return find_in_object(d, path, have, run);
     if (json_is_array(have) && json_is_array(run) &&
         json_array_size(have) == json_array_size(run))
