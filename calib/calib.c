@@ -10,6 +10,7 @@
 #include "calib/calib.h"
 
 #include "calib/calibration.h"
+#include "calib/model/ends.h"
 #include "calib/model/model.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
@@ -49,6 +50,8 @@ static enum err check_formats(const struct arch *a, const struct calib_settings 
     if (s->weights.scale_bits) /* 0: all */
         TRY(check_count("weights.scale_bits", s->weights.scale_bits, RANGE_SCALE_BITS));
     TRY(mix_check_layers(s->weights.mixed, a->n_layers, ERR_USAGE, "weights.mixed"));
+    TRY(check_bits("head.bits", head_format(&s->weights).bits));
+    TRY(check_count("head.group_size", s->weights.head_group, RANGE_WEIGHT_GROUP));
     TRY(check_damp(s->gptq.damp, RANGE_DAMP));
     TRY(check_bits("kv.bits", s->kv.bits));
     TRY(check_count("kv.group_size", s->kv.group_size, RANGE_KV_GROUP));
@@ -135,17 +138,39 @@ static struct stream *target_of(struct calibration *c, int64_t block)
     return &c->target[(block + c->n_targets) % c->n_targets];
 }
 
+/* Fills a stream with the samples' rows of an embedding. */
+static enum err embed_stream(struct calibration *c, struct stream *to,
+                             const struct host_mat *embed)
+{
+    for (int64_t i = 0; i < c->s->samples; i++) {
+        TRY(model_embed(c->dev, &c->recon.x, embed, c->tokens + i * c->s->seqlen));
+        TRY(stream_write(to, i, &c->recon.x));
+    }
+    return OK;
+}
+
+/* The embedding as the quantized model has it. */
+static enum err embed_quantized(struct calibration *c, const struct host_mat *embed)
+{
+    struct pool *p = NULL;
+    struct host_mat values;
+    TRY(pool_open(&p, dev_threads(c->dev)));
+    enum err err = ends_values(&values, p, embed, head_format(&c->s->weights));
+    pool_close(&p);
+    if (err)
+        return err;
+    err = embed_stream(c, &c->x, &values);
+    ends_free(&values, embed);
+    return err;
+}
+
 /* Both streams start at the embedding, the output of "block -1". */
 static enum err embed_samples(struct calibration *c)
 {
     struct host_mat embed, norm, head;
     TRY(c->src->ends(c->src->ctx, &embed, &norm, &head));
-    for (int64_t i = 0; i < c->s->samples; i++) {
-        TRY(model_embed(c->dev, &c->recon.x, &embed, c->tokens + i * c->s->seqlen));
-        TRY(stream_write(&c->x, i, &c->recon.x));
-        TRY(stream_write(target_of(c, -1), i, &c->recon.x));
-    }
-    return OK;
+    TRY(embed_stream(c, target_of(c, -1), &embed));
+    return embed_quantized(c, &embed);
 }
 
 /* Computes the outputs of full-precision block b from those of block b - 1. */

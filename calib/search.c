@@ -1,19 +1,14 @@
-/* SPDX-License-Identifier: MIT
- *
- * The search of clipping factors. Clipping trades two errors of a group: values beyond
- * gamma max or beta min are cut off, while all others gain from the smaller step
- * h = (gamma max - beta min) / Q. Where the best trade lies depends on the weights and on
- * how large their inputs are, so the error is evaluated for each factor of a grid. */
+/* SPDX-License-Identifier: MIT */
 #include "calib/search.h"
 
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
-#include "kernels/tensor/quant.h"
+#include "kernels/tensor/clip.h"
 
 #include <math.h>
 
-/* The grid: 0.99, 0.95, 0.90 .. 0.45. The first stands for 1, which has no finite logit. */
-#define N_FACTORS 12
+/* The first factor stands for 1, which has no finite logit. */
+#define MOST 0.99f
 
 /* q, k and v read one input, and gate and up another: four moments serve seven
  * projections. */
@@ -22,79 +17,6 @@ static const int input_of[N_LIN] = {
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
 
 static const int reader_of[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_GATE, LIN_DOWN};
-
-static float factor(int i)
-{
-    return i ? 1.0f - 0.05f * (float)i : 0.99f;
-}
-
-/* --- one group ---------------------------------------------------------------------- */
-
-/* One group: n weights, the second moments of their inputs, and the range with 0 in it. */
-struct group {
-    const float *w;
-    const double *m;
-    int64_t n;
-    float min, max;
-    struct lin_format format;
-};
-
-/* Returns the expected squared error of the group's output under gamma and beta. For
- * uncorrelated inputs E (sum_i x_i e_i)^2 = sum_i E[x_i^2] e_i^2 with e = W - W^: the
- * diagonal of GPTQ's Hessian. */
-static double group_error(const struct group *g, float gamma, float beta)
-{
-    const float lo = beta * g->min;
-    const int bits = g->format.bits;
-    const float h =
-        f16_to_f32(quant_weight_scale(lo, gamma * g->max, bits, g->format.scale_bits));
-    const uint8_t z = quant_weight_zero(lo, h, bits);
-    double sum = 0;
-    for (int64_t i = 0; i < g->n; i++) {
-        const uint8_t q = quant_weight_code(g->w[i], h, z, bits);
-        const double e = (double)g->w[i] - (double)quant_weight_value(q, z, h);
-        sum += g->m[i] * (e * e);
-    }
-    return sum;
-}
-
-struct choice {
-    int gamma, beta;
-    double error;
-};
-
-/* Keeps the pair if it is better. A NaN error never is. */
-static void consider(struct choice *best, const struct group *g, int gamma, int beta)
-{
-    const double error = group_error(g, factor(gamma), factor(beta));
-    if (error < best->error)
-        *best = (struct choice){gamma, beta, error};
-}
-
-/* A coordinate search: equal factors first, then gamma alone, then beta alone. 36 trials in
- * place of the 144 of the full grid. */
-void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
-                  struct lin_format f)
-{
-    struct group g = {.w = w, .m = m, .n = n, .format = f};
-    struct choice best = {0, 0, INFINITY};
-    for (int64_t i = 0; i < n; i++) {
-        g.min = fminf(g.min, w[i]);
-        g.max = fmaxf(g.max, w[i]);
-    }
-    for (int i = 0; i < N_FACTORS; i++)
-        consider(&best, &g, i, i);
-    const int equal = best.gamma;
-    for (int i = 0; i < N_FACTORS; i++)
-        consider(&best, &g, i, equal);
-    const int upper = best.gamma;
-    for (int i = 0; i < N_FACTORS; i++)
-        consider(&best, &g, upper, i);
-    *gamma = factor(best.gamma);
-    *beta = factor(best.beta);
-}
-
-/* --- a block ------------------------------------------------------------------------ */
 
 static int64_t widest(const struct arch *a)
 {
@@ -208,8 +130,11 @@ static void search_row(void *ctx, int64_t r, int thread)
     for (int64_t g = 0; g < j->groups; g++) {
         const int64_t first = g * j->group, left = j->in - first;
         float gamma, beta;
-        search_group(&gamma, &beta, j->w + r * j->in + first, j->moment + first,
-                     left < j->group ? left : j->group, j->format);
+        const struct clip_group group = {.w = j->w + r * j->in + first,
+                                         .m = j->moment + first,
+                                         .n = left < j->group ? left : j->group,
+                                         .format = j->format};
+        clip_search(&gamma, &beta, &group, MOST);
         j->a[r * j->groups + g] = logit(gamma);
         j->b[r * j->groups + g] = logit(beta);
     }

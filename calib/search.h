@@ -41,9 +41,4 @@ enum err search_add(struct search *k, const struct block_acts *acts);
  * ERR_MEMORY, ERR_DEVICE. */
 enum err search_finish(struct search *k, struct fakequant *f);
 
-/* *gamma, *beta in (0, 1) of one group: weights w [n], second moments m [n] of its
- * inputs. f's group_size is not used. */
-void search_group(float *gamma, float *beta, const float *w, const double *m, int64_t n,
-                  struct lin_format f);
-
 #endif

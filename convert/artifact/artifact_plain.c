@@ -28,6 +28,12 @@ static enum err bind_block(struct artifact *a, const struct model_source *src, i
     return OK;
 }
 
+static struct packed_linear plain_end(struct host_mat m)
+{
+    return (struct packed_linear){
+        .out = m.rows, .in = m.cols, .groups = 1, .bits = 16, .w = m};
+}
+
 static enum err bind_all(struct artifact *a, struct hf_model *m)
 {
     const struct model_source *src = hf_source(m);
@@ -39,7 +45,10 @@ static enum err bind_all(struct artifact *a, struct hf_model *m)
     TRY(mem_calloc(&a->channels, 2 * channels, sizeof(*a->channels)));
     for (size_t c = 0; c < channels; c++) /* smoothing 1, shift 0 */
         a->channels[c] = 1;
-    TRY(src->ends(src->ctx, &a->embed, &a->final_norm, &a->head));
+    struct host_mat embed, head;
+    TRY(src->ends(src->ctx, &embed, &a->final_norm, &head));
+    a->embed = plain_end(embed);
+    a->head = plain_end(head);
     for (int64_t i = 0; i < a->arch.n_layers; i++)
         TRY(bind_block(a, src, i));
     return OK;

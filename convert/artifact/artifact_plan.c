@@ -118,12 +118,14 @@ static enum err add_packed(struct out_plan *p, enum out_kind kind, const char *b
     return out_plan_add(p, &t);
 }
 
+/* Adds codes, scales and zeros in place of a weight NAME.weight. */
 static enum err add_linear(struct out_plan *p, const struct st_tensor *src, int64_t layer,
                            int lin, struct lin_format f)
 {
     char base[192];
     const int64_t groups = weight_groups(src->dim[1], f.group_size);
-    snprintf(base, sizeof(base), LAYER_PREFIX "%" PRId64 ".%s", layer, lin_module[lin]);
+    const size_t name = strlen(src->name) - strlen(".weight");
+    snprintf(base, sizeof(base), "%.*s", (int)name, src->name);
     TRY(add_packed(p, OUT_QWEIGHT, base, layer, lin, src->dim[0],
                    bitpack_bytes(src->dim[1], f.bits)));
     TRY(add_packed(p, OUT_SCALES, base, layer, lin, src->dim[0], groups));
@@ -167,7 +169,11 @@ static enum err add_source_tensor(struct out_plan *p, const struct arch *a,
     if (layer >= 0)
         return add_carried(p, src, layer < a->n_layers ? layer : a->n_layers);
     const bool front = !strcmp(src->name, "model.embed_tokens.weight");
-    return add_carried(p, src, front ? -1 : a->n_layers);
+    const bool end = front || !strcmp(src->name, "lm_head.weight");
+    const int64_t place = front ? -1 : a->n_layers;
+    if (end && weight_quantizes_head(w))
+        return add_linear(p, src, place, front ? OUT_EMBED : OUT_HEAD, head_format(w));
+    return add_carried(p, src, place);
 }
 
 static int compare(const void *pa, const void *pb)

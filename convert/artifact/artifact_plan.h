@@ -19,11 +19,14 @@ enum out_kind {
     OUT_V_SHIFT
 };
 
+/* The packed tensors of embedding and head have these in place of a projection. */
+enum { OUT_EMBED = N_LIN, OUT_HEAD };
+
 struct out_tensor {
     char name[192];
     enum out_kind kind;
     int64_t layer;               /* -1: before the layers, n_layers: after them */
-    int lin;                     /* projection, for its three packed tensors */
+    int lin;                     /* projection or end, for its three packed tensors */
     enum norm_gain gain;         /* OUT_GAIN only */
     const struct st_tensor *src; /* borrowed; OUT_CARRY and OUT_GAIN only */
     enum dtype dtype;

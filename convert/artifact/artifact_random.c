@@ -63,10 +63,10 @@ static double spread(int bits)
     return sqrt((pow(4, bits) - 1) / 6);
 }
 
-static const uint8_t *equal_scales(struct parts *p, int64_t n, const struct weight_spec *w)
+static const uint8_t *equal_scales(struct parts *p, int64_t n, struct lin_format f)
 {
-    const uint16_t h = quant_scale_round(f16_from_f32((float)(DEVIATION / spread(w->bits))),
-                                         w->scale_bits);
+    const uint16_t h =
+        quant_scale_round(f16_from_f32((float)(DEVIATION / spread(f.bits))), f.scale_bits);
     uint8_t *at = take(p, 2 * n);
     for (int64_t i = 0; at && i < n; i++) {
         at[2 * i] = (uint8_t)(h & 255);
@@ -76,18 +76,29 @@ static const uint8_t *equal_scales(struct parts *p, int64_t n, const struct weig
 }
 
 static struct packed_linear random_linear(struct parts *p, int64_t out, int64_t in,
-                                          const struct weight_spec *w)
+                                          struct lin_format f)
 {
-    const int64_t groups = weight_groups(in, w->group_size);
-    struct packed_linear l = {.out = out,
-                              .in = in,
-                              .groups = groups,
-                              .group_size = w->group_size,
-                              .bits = w->bits};
-    l.qweight = random_bytes(p, out * bitpack_bytes(in, w->bits));
-    l.scales = equal_scales(p, out * groups, w);
-    l.zeros = random_bytes(p, out * bitpack_bytes(groups, w->bits));
+    const int64_t groups = weight_groups(in, f.group_size);
+    struct packed_linear l = {
+        .out = out, .in = in, .groups = groups, .group_size = f.group_size, .bits = f.bits};
+    l.qweight = random_bytes(p, out * bitpack_bytes(in, f.bits));
+    l.scales = equal_scales(p, out * groups, f);
+    l.zeros = random_bytes(p, out * bitpack_bytes(groups, f.bits));
     return l;
+}
+
+/* Embedding or head. */
+static struct packed_linear random_end(struct parts *p, const struct arch *m,
+                                       const struct weight_spec *w)
+{
+    const struct lin_format f = head_format(w);
+    if (f.bits < 16)
+        return random_linear(p, m->vocab, m->d_model, f);
+    return (struct packed_linear){.out = m->vocab,
+                                  .in = m->d_model,
+                                  .groups = 1,
+                                  .bits = 16,
+                                  .w = random_f16(p, m->vocab, m->d_model)};
 }
 
 static void lay_out(struct artifact *a, struct parts *p)
@@ -101,7 +112,8 @@ static void lay_out(struct artifact *a, struct parts *p)
         b.v_scale = one;
         b.v_shift = none;
         for (int l = 0; l < N_LIN; l++)
-            b.lin[l] = random_linear(p, arch_out(m, l), arch_in(m, l), &a->weights);
+            b.lin[l] = random_linear(p, arch_out(m, l), arch_in(m, l),
+                                     weight_format(&a->weights, i, l));
         b.norm1 = ones(p, m->d_model);
         b.norm2 = ones(p, m->d_model);
         if (m->qk_norm) {
@@ -111,8 +123,9 @@ static void lay_out(struct artifact *a, struct parts *p)
         a->block[i] = b;
     }
     a->final_norm = ones(p, m->d_model);
-    a->embed = random_f16(p, m->vocab, m->d_model);
-    a->head = m->tied ? a->embed : random_f16(p, m->vocab, m->d_model);
+    a->embed = random_end(p, m, &a->weights);
+    if (!m->tied)
+        a->head = random_end(p, m, &a->weights);
 }
 
 enum err artifact_random(struct artifact **out, const struct arch *arch,

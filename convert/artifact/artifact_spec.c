@@ -28,6 +28,11 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
     FAIL_IF(w->scale_bits < 0 || w->scale_bits > QUANT_SCALE_BITS, ERR_FORMAT,
             "%s: weights.scale_bits is %d, want 1 to %d", where, w->scale_bits,
             QUANT_SCALE_BITS);
+    FAIL_IF(w->head_bits && !quant_bits_setting_ok(w->head_bits), ERR_FORMAT,
+            "%s: head.bits is %d, want 2 to 8 or 16", where, w->head_bits);
+    FAIL_IF(w->head_group < 0 || w->head_group > COUNT_MAX, ERR_FORMAT,
+            "%s: head.group_size is %" PRId64 ", want 0 (the row) or more", where,
+            w->head_group);
     FAIL_IF(!quant_bits_setting_ok(kv->bits), ERR_FORMAT,
             "%s: kv.bits is %d, want 2 to 8 or 16", where, kv->bits);
     FAIL_IF(
@@ -50,6 +55,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (weight_quantizes_head(w))
+        return 5;
     if (w->refined)
         return 4;
     if (w->mixed || kv->mixed)
@@ -78,6 +85,17 @@ static bool put_scale_bits(json_t *o, int scale_bits)
            !json_object_set_new(o, "scale_bits", json_integer(scale_bits));
 }
 
+/* Describes a quantized head. Embedding and head are then converted, too. */
+static bool put_head(json_t *o, const struct weight_spec *w)
+{
+    if (!weight_quantizes_head(w))
+        return true;
+    return !json_object_set_new(o, "head",
+                                json_pack("{s:i, s:I}", "bits", w->head_bits, "group_size",
+                                          (json_int_t)w->head_group)) &&
+           !json_array_clear(json_object_get(o, "modules_to_not_convert"));
+}
+
 static bool put_rotate(json_t *o, enum kv_rotate rotate)
 {
     return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
@@ -101,9 +119,9 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
     json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
-    if (o && (!put_scale_bits(jw, w->scale_bits) || !put_refined(jw, w->refined) ||
-              !put_mix(jw, w->mixed) || !put_rotate(jkv, kv->rotate) ||
-              !put_mix(jkv, kv->mixed))) {
+    if (o && (!put_head(o, w) || !put_scale_bits(jw, w->scale_bits) ||
+              !put_refined(jw, w->refined) || !put_mix(jw, w->mixed) ||
+              !put_rotate(jkv, kv->rotate) || !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
     }
@@ -130,6 +148,22 @@ static enum err need_bits(int *out, const json_t *o, const char *where)
     TRY(json_need_int(&v, o, "bits", 2, 16, where));
     *out = (int)v;
     return OK;
+}
+
+/* Reads the head's format. It came with version 5. */
+static enum err head_from_json(struct weight_spec *w, const json_t *q, int64_t version,
+                               const char *where)
+{
+    json_t *o = NULL;
+    char place[600];
+    TRY(json_get_object(&o, q, "head", where));
+    if (!o)
+        return OK;
+    FAIL_IF(version < 5, ERR_FORMAT, "%s.head needs format_version 5, not %" PRId64, where,
+            version);
+    snprintf(place, sizeof(place), "%.500s.head", where);
+    TRY(need_bits(&w->head_bits, o, place));
+    return json_need_int(&w->head_group, o, "group_size", 0, COUNT_MAX, place);
 }
 
 static enum err need_bool(bool *out, const json_t *o, const char *key, const char *where)
@@ -239,6 +273,7 @@ static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json
     TRY(weights_from_json(w, jw, place));
     TRY(mix_from_json(&w->mixed, MIX_WEIGHTS, jw, version, place));
     TRY(refined_from_json(&w->refined, jw, version, place));
+    TRY(head_from_json(w, q, version, where));
     snprintf(place, sizeof(place), "%.500s.kv", where);
     TRY(kv_from_json(kv, jkv, place));
     TRY(mix_from_json(&kv->mixed, MIX_KV, jkv, version, place));

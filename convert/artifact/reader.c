@@ -163,6 +163,8 @@ void artifact_close(struct artifact **pa)
     for (int64_t i = 0; a->unpacked && i < a->arch.n_layers; i++)
         mem_free(a->unpacked[i]);
     mem_free(a->unpacked);
+    mem_free(a->unpacked_end[0]);
+    mem_free(a->unpacked_end[1]);
     mem_free(a->file);
     mem_free(a->block);
     mem_free(a->channels);
@@ -196,9 +198,9 @@ const struct packed_block *artifact_block(const struct artifact *a, int64_t i)
     return &a->block[i];
 }
 
-struct host_mat artifact_embed(const struct artifact *a)
+const struct packed_linear *artifact_embed(const struct artifact *a)
 {
-    return a->embed;
+    return &a->embed;
 }
 
 struct host_mat artifact_final_norm(const struct artifact *a)
@@ -206,9 +208,9 @@ struct host_mat artifact_final_norm(const struct artifact *a)
     return a->final_norm;
 }
 
-struct host_mat artifact_head(const struct artifact *a)
+const struct packed_linear *artifact_head(const struct artifact *a)
 {
-    return a->head;
+    return a->arch.tied ? &a->embed : &a->head;
 }
 
 const char *artifact_manifest(const struct artifact *a)
@@ -401,13 +403,35 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
     return OK;
 }
 
+/* *out = embedding (0) or head (1); dequantized at the first call. */
+static enum err unpack_end(struct host_mat *out, struct artifact *a, int which)
+{
+    const struct packed_linear *p = which ? &a->head : &a->embed;
+    *out = p->w;
+    if (p->bits == 16)
+        return OK;
+    if (!a->unpacked_end[which]) {
+        const int64_t dims[] = {p->out, p->in};
+        size_t bytes;
+        TRY(size_product(&bytes, dims, 2, sizeof(float)));
+        TRY(mem_alloc(&a->unpacked_end[which], bytes, 1));
+        packed_linear_unpack(a->unpacked_end[which], p);
+    }
+    out->data = a->unpacked_end[which];
+    out->dtype = DT_F32;
+    return OK;
+}
+
 static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *final_norm,
                             struct host_mat *head)
 {
-    const struct artifact *a = ctx;
-    *embed = a->embed;
+    struct artifact *a = ctx;
+    TRY(unpack_end(embed, a, 0));
     *final_norm = a->final_norm;
-    *head = a->head;
+    if (a->arch.tied)
+        *head = *embed;
+    else
+        TRY(unpack_end(head, a, 1));
     return OK;
 }
 
@@ -469,7 +493,7 @@ uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t toke
     return (uint64_t)batch * (uint64_t)tokens * (uint64_t)kv_token_bytes(&a->arch, &a->kv);
 }
 
-static uint64_t linear_bytes(const struct packed_linear *p)
+uint64_t packed_linear_bytes(const struct packed_linear *p)
 {
     if (p->bits == 16)
         return (uint64_t)(p->out * p->in) * dtype_bytes(p->w.dtype);
@@ -485,11 +509,15 @@ void artifact_measure(struct artifact_sizes *out, const struct artifact *a)
     for (int64_t i = 0; i < a->arch.n_layers; i++)
         for (int l = 0; l < N_LIN; l++) {
             const struct packed_linear *p = &a->block[i].lin[l];
-            s.quantized_bytes += linear_bytes(p);
+            s.quantized_bytes += packed_linear_bytes(p);
             s.quantized_weights += p->out * p->in;
         }
     s.other_bytes = s.total_bytes - s.quantized_bytes;
     s.weight_bits = 8.0 * (double)s.quantized_bytes / (double)s.quantized_weights;
     s.kv_bits = kv_mean_bits(&a->arch, &a->kv);
+    s.head_bytes =
+        packed_linear_bytes(&a->embed) + (a->arch.tied ? 0 : packed_linear_bytes(&a->head));
+    s.head_bits = 8.0 * (double)s.head_bytes /
+                  ((double)(a->embed.out * a->embed.in) * (a->arch.tied ? 1 : 2));
     *out = s;
 }

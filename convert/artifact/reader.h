@@ -10,7 +10,8 @@
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/tensor/qtensor.h"
 
-/* One projection, as views into the artifact. At 16 bits only w and bias are set. */
+/* One projection, or the embedding or head, as views into the artifact. At 16 bits only
+ * shape, w and bias are set. */
 struct packed_linear {
     int64_t out, in, groups, group_size;
     int bits;
@@ -48,9 +49,9 @@ const struct arch *artifact_arch(const struct artifact *a);
 const struct weight_spec *artifact_weight_spec(const struct artifact *a);
 const struct kv_spec *artifact_kv_spec(const struct artifact *a);
 const struct packed_block *artifact_block(const struct artifact *a, int64_t i);
-struct host_mat artifact_embed(const struct artifact *a);
+const struct packed_linear *artifact_embed(const struct artifact *a);
 struct host_mat artifact_final_norm(const struct artifact *a);
-struct host_mat artifact_head(const struct artifact *a); /* embed when tied */
+const struct packed_linear *artifact_head(const struct artifact *a); /* embed when tied */
 /* Returns the manifest's text, a JSON object; borrowed. */
 const char *artifact_manifest(const struct artifact *a);
 /* Give access to every stored tensor once, file by file in their order. */
@@ -67,6 +68,8 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
 /* w [out][in], or [in] of one row = the dequantized weight, F32. */
 void packed_linear_unpack(float *w, const struct packed_linear *p);
 void packed_linear_unpack_row(float *w, const struct packed_linear *p, int64_t row);
+/* Returns the bytes of its tensors, without the bias. */
+uint64_t packed_linear_bytes(const struct packed_linear *p);
 /* Returns a source of the dequantized weights (F32), on which the simulation can run
  * without the checkpoint. Owned by the artifact; one caller at a time. */
 const struct model_source *artifact_source(struct artifact *a);
@@ -74,10 +77,12 @@ const struct model_source *artifact_source(struct artifact *a);
 /* Sizes as counted on disk. */
 struct artifact_sizes {
     uint64_t total_bytes;
-    uint64_t quantized_bytes; /* qweight, scales and zeros */
-    uint64_t other_bytes;
+    uint64_t quantized_bytes;  /* qweight, scales and zeros of projections */
+    uint64_t other_bytes;      /* embedding, head, norms and all other files */
+    uint64_t head_bytes;       /* the part of embedding and head; a tied pair counts once */
     int64_t quantized_weights; /* elements */
     double weight_bits;        /* quantized_bytes * 8 / quantized_weights */
+    double head_bits;          /* the same of embedding and head */
     double kv_bits;            /* per cache element: codes and F16 pairs */
 };
 void artifact_measure(struct artifact_sizes *out, const struct artifact *a);

@@ -135,21 +135,25 @@ static enum err bind_packed(struct packed_linear *l, struct place p)
     return OK;
 }
 
+/* Fills shape, format and tensors of l, whose names start as p says. */
+static enum err bind_matrix(struct packed_linear *l, struct place p, int64_t out,
+                            int64_t in, struct lin_format f)
+{
+    l->out = out;
+    l->in = in;
+    l->bits = f.bits;
+    l->group_size = f.group_size;
+    l->groups = weight_groups(in, f.group_size);
+    p.tail = ".weight";
+    return f.bits < 16 ? bind_packed(l, p) : need_plain(&l->w, &p, out, in);
+}
+
 static enum err bind_linear(struct artifact *a, int64_t layer, int lin)
 {
     struct packed_linear *l = &a->block[layer].lin[lin];
-    struct place p = {a, layer, lin_module[lin], ".weight"};
-    l->out = arch_out(&a->arch, lin);
-    l->in = arch_in(&a->arch, lin);
-    const struct lin_format f = weight_format(&a->weights, layer, lin);
-    l->bits = f.bits;
-    l->group_size = f.group_size;
-    l->groups = weight_groups(l->in, l->group_size);
-    if (l->bits < 16)
-        TRY(bind_packed(l, p));
-    else
-        TRY(need_plain(&l->w, &p, l->out, l->in));
-    p.tail = ".bias";
+    struct place p = {a, layer, lin_module[lin], ".bias"};
+    TRY(bind_matrix(l, p, arch_out(&a->arch, lin), arch_in(&a->arch, lin),
+                    weight_format(&a->weights, layer, lin)));
     return arch_has_bias(&a->arch, lin) ? need_plain(&l->bias, &p, l->out, 0) : OK;
 }
 
@@ -203,6 +207,18 @@ static enum err bind_block(struct artifact *a, int64_t layer)
     return bind_cache(a, layer);
 }
 
+static enum err bind_ends(struct artifact *a)
+{
+    const struct lin_format f = head_format(&a->weights);
+    const int64_t V = a->arch.vocab, D = a->arch.d_model;
+    struct place p = {a, -1, "model.embed_tokens", ".weight"};
+    TRY(bind_matrix(&a->embed, p, V, D, f));
+    p.module = "model.norm";
+    TRY(need_plain(&a->final_norm, &p, D, 0));
+    p.module = "lm_head";
+    return a->arch.tied ? OK : bind_matrix(&a->head, p, V, D, f);
+}
+
 static uint64_t tensor_file_bytes(const struct artifact *a)
 {
     uint64_t total = 0;
@@ -226,14 +242,7 @@ enum err reader_bind(struct artifact *a)
             "%s: config.json declares more key/value channels than the files hold", a->dir);
     TRY(mem_calloc(&a->block, n, sizeof(*a->block)));
     TRY(mem_alloc(&a->channels, floats, 1));
-    struct place p = {a, -1, "model.embed_tokens", ".weight"};
-    TRY(need_plain(&a->embed, &p, a->arch.vocab, a->arch.d_model));
-    p.module = "model.norm";
-    TRY(need_plain(&a->final_norm, &p, a->arch.d_model, 0));
-    a->head = a->embed;
-    p.module = "lm_head";
-    if (!a->arch.tied)
-        TRY(need_plain(&a->head, &p, a->arch.vocab, a->arch.d_model));
+    TRY(bind_ends(a));
     for (int64_t i = 0; i < a->arch.n_layers; i++)
         TRY(bind_block(a, i));
     return OK;

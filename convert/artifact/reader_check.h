@@ -16,12 +16,14 @@ struct artifact {
     struct manifest *manifest;
     /* [n_files] in the manifest's order; NULL if not a tensor file */
     struct st_file **file;
-    struct packed_block *block; /* [n_layers] */
-    float *channels;            /* [n_layers][4][C] */
-    struct host_mat embed, final_norm, head;
+    struct packed_block *block;       /* [n_layers] */
+    float *channels;                  /* [n_layers][4][C] */
+    struct packed_linear embed, head; /* views of one matrix when tied */
+    struct host_mat final_norm;
     struct model_source source;
     float **unpacked; /* [n_layers] F32 weights, NULL until artifact_source needs them */
-    void *memory;     /* tensors of artifact_random; else NULL */
+    float *unpacked_end[2]; /* of embedding and head, likewise */
+    void *memory;           /* tensors of artifact_random; else NULL */
 };
 
 /* Finds and checks every tensor that the architecture needs; fills block, channels, embed,

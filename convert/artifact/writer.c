@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/writer.h"
 
+#include "calib/model/ends.h"
 #include "convert/artifact/artifact_files.h"
 #include "convert/artifact/artifact_plan.h"
 #include "convert/artifact/artifact_spec.h"
@@ -37,7 +38,9 @@ struct writer {
     int64_t layer; /* of q, -1: none yet */
     struct block_src src;
     const struct block_quant *q;
-    struct block_quant rtn; /* the block that q points to if there is no source */
+    struct block_quant rtn;  /* the block that q points to if there is no source */
+    struct host_mat end[2];  /* embedding and head, if they are quantized; */
+    struct qlinear end_q[2]; /* scales NULL: not computed yet */
 
     uint8_t *packed; /* rows of codes */
     float *rows;     /* [threads][widest] */
@@ -148,6 +151,36 @@ static enum err load_block(struct writer *w, int64_t layer)
     return check_block(w);
 }
 
+/* --- embedding and head ------------------------------------------------------------- */
+
+/* Returns whether a packed tensor is one of the embedding or the head. */
+static bool of_end(const struct out_tensor *t)
+{
+    return t->kind != OUT_CARRY && (t->lin == OUT_EMBED || t->lin == OUT_HEAD);
+}
+
+static enum err load_end(struct writer *w, int lin)
+{
+    const struct model_source *src = hf_source(w->m);
+    struct host_mat norm;
+    struct qlinear *q = &w->end_q[lin - OUT_EMBED];
+    if (q->scales)
+        return OK;
+    TRY(src->ends(src->ctx, &w->end[0], &norm, &w->end[1]));
+    return ends_quantize(q, w->pool, &w->end[lin - OUT_EMBED], head_format(&w->s->weights));
+}
+
+/* The quantized matrix of a packed tensor, and its source. */
+static const struct qlinear *quant_of(const struct writer *w, const struct out_tensor *t)
+{
+    return of_end(t) ? &w->end_q[t->lin - OUT_EMBED] : &w->q->lin[t->lin];
+}
+
+static const struct host_mat *source_of(const struct writer *w, const struct out_tensor *t)
+{
+    return of_end(t) ? &w->end[t->lin - OUT_EMBED] : &w->src.lin[t->lin];
+}
+
 /* --- one tensor's bytes ------------------------------------------------------------- */
 
 static void report(struct writer *w, size_t bytes)
@@ -229,8 +262,8 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
 static enum err write_qweight(struct writer *w, struct st_writer *f,
                               const struct out_tensor *t)
 {
-    const struct host_mat *m = &w->src.lin[t->lin];
-    struct pack p = {.w = w, .m = m, .q = &w->q->lin[t->lin]};
+    const struct host_mat *m = source_of(w, t);
+    struct pack p = {.w = w, .m = m, .q = quant_of(w, t)};
     const int64_t piece = PIECE_WEIGHTS / m->cols + 1;
     p.row_bytes = t->dim[1];
     p.rows_per_chunk = CHUNK_WEIGHTS / m->cols + 1;
@@ -287,7 +320,8 @@ static enum err write_tensor(struct writer *w, struct st_writer *f,
 {
     const int64_t last = w->a->n_layers - 1; /* it holds the final norm's gain */
     if (t->kind != OUT_CARRY)
-        TRY(load_block(w, t->layer < last ? t->layer : last));
+        TRY(of_end(t) ? load_end(w, t->lin)
+                      : load_block(w, t->layer < last ? t->layer : last));
     switch (t->kind) {
     case OUT_CARRY:
         return write_carried(w, f, t);
@@ -296,9 +330,9 @@ static enum err write_tensor(struct writer *w, struct st_writer *f,
     case OUT_QWEIGHT:
         return write_qweight(w, f, t);
     case OUT_SCALES:
-        return write_plain(w, f, w->q->lin[t->lin].scales, t->bytes);
+        return write_plain(w, f, quant_of(w, t)->scales, t->bytes);
     case OUT_ZEROS:
-        return write_zeros(w, f, &w->q->lin[t->lin]);
+        return write_zeros(w, f, quant_of(w, t));
     case OUT_K_SCALE:
         return write_plain(w, f, w->q->k_scale, t->bytes);
     case OUT_K_SHIFT:
@@ -442,6 +476,8 @@ static void release(struct writer *w)
 {
     outdir_abort(&w->dir);
     block_quant_free(&w->rtn);
+    for (int i = 0; i < 2; i++)
+        qlinear_free(&w->end_q[i]);
     out_plan_free(&w->plan);
     pool_close(&w->pool);
     mem_free(w->rows);

@@ -123,6 +123,11 @@ enum err export_open(struct export_source **out, const char *dir)
     TRY_OUT(artifact_open(&s->artifact, dir, ARTIFACT_CHECK));
     s->arch = artifact_arch(s->artifact);
     s->weights = artifact_weight_spec(s->artifact);
+    if (weight_quantizes_head(s->weights))
+        FAIL_OUT(ERR_SUPPORT,
+                 "%s: head.bits is %d, but an export keeps embedding and head unquantized; "
+                 "convert again with head.bits=16",
+                 dir, s->weights->head_bits);
     s->kv = artifact_kv_spec(s->artifact);
     TRY_OUT(read_json(s));
     TRY_OUT(list_linears(s));

@@ -155,10 +155,11 @@ static enum err add_rope(struct gguf_plan *p, const struct arch *a)
 
 enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, bool only_q8)
 {
-    TRY(add_matrix(p, "token_embd.weight", artifact_embed(s->artifact)));
+    TRY(add_matrix(p, "token_embd.weight", artifact_embed(s->artifact)->w));
     TRY(add_rope(p, s->arch));
     for (int64_t i = 0; i < s->arch->n_layers; i++)
         TRY(add_layer(p, s, i, only_q8));
     TRY(add_vector(p, "output_norm.weight", artifact_final_norm(s->artifact), 0));
-    return s->arch->tied ? OK : add_matrix(p, "output.weight", artifact_head(s->artifact));
+    return s->arch->tied ? OK
+                         : add_matrix(p, "output.weight", artifact_head(s->artifact)->w);
 }

@@ -176,8 +176,15 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
     return OK;
 }
 
+/* Returns the head if it is packed: only then are its scales worth a prefetch. */
+static const struct packed_linear *packed_head(const struct runtime *r)
+{
+    const struct packed_linear *head = artifact_head(r->a);
+    return head->bits < 16 ? head : NULL;
+}
+
 /* x += Wdown (silu(Wgate n2) * (Wup n2)). Each product names the next one, so that its
- * weights are prefetched; after the last layer, the head comes from elsewhere. */
+ * weights are prefetched; after the last layer, that is a packed head. */
 static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
@@ -189,7 +196,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     const struct packed_linear *const down[] = {&b->lin[LIN_DOWN]};
     const bool last = layer + 1 == m->n_layers;
     const struct packed_linear *next =
-        last ? NULL : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
+        last ? packed_head(r) : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
     struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
     rmsnorm(a->norm, a->x, v->norm2, n, m->d_model, m->norm_eps);
     r->linear.next = &b->lin[LIN_DOWN];
@@ -219,15 +226,13 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
 
 static enum err embed(struct runtime *r, const int32_t *ids, int64_t n)
 {
-    const struct host_mat e = artifact_embed(r->a);
-    const size_t row = (size_t)e.cols * dtype_bytes(e.dtype);
+    const struct packed_linear *e = artifact_embed(r->a);
     for (int64_t t = 0; t < n; t++) {
-        FAIL_IF(ids[t] < 0 || ids[t] >= e.rows, ERR_FORMAT,
+        FAIL_IF(ids[t] < 0 || ids[t] >= e->out, ERR_FORMAT,
                 "token %" PRId64 " has id %" PRId32 ", the model has %" PRId64
                 " tokens: the tokenizer belongs to another model",
-                r->length + t, ids[t], e.rows);
-        r->kern->to_f32(r->acts.x + t * e.cols, (const char *)e.data + (size_t)ids[t] * row,
-                        e.dtype, e.cols);
+                r->length + t, ids[t], e->out);
+        packed_linear_unpack_row(r->acts.x + t * e->in, e, ids[t]);
     }
     return OK;
 }
@@ -275,9 +280,9 @@ enum err runtime_products(struct runtime *r, int64_t n)
 void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
 {
     const struct arch *m = r->arch;
-    const struct host_mat head = artifact_head(r->a);
+    const struct packed_linear *const head[] = {artifact_head(r->a)};
     float *last = r->acts.x + (n - rows) * m->d_model;
     rmsnorm(r->acts.norm, last, r->final_norm, rows, m->d_model, m->norm_eps);
     r->linear.next = &artifact_block(r->a, 0)->lin[LIN_Q];
-    rt_linear_plain(&r->linear, logits, &head, r->acts.norm, rows);
+    rt_linear_run(&r->linear, &logits, head, 1, r->acts.norm, rows);
 }

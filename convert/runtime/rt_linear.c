@@ -88,7 +88,7 @@ enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct art
     const struct arch *arch = artifact_arch(a);
     l->pool = pool;
     l->kern = rt_kernels_best();
-    widen(l, arch->d_model, 1);
+    widen(l, artifact_head(a)->in, artifact_head(a)->groups);
     for (int64_t i = 0; i < arch->n_layers; i++)
         for (int j = 0; j < N_LIN; j++)
             widen(l, artifact_block(a, i)->lin[j].in, artifact_block(a, i)->lin[j].groups);
@@ -394,13 +394,4 @@ void rt_linear_run(struct rt_linear *l, float *const *y,
     if (n == 1)
         interleave_x(&j);
     pool_run(l->pool, j.first[count], run_piece, &j);
-}
-
-void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,
-                     const float *x, int64_t n)
-{
-    const struct packed_linear plain = {
-        .out = w->rows, .in = w->cols, .groups = 1, .bits = 16, .w = *w};
-    const struct packed_linear *const p[] = {&plain};
-    rt_linear_run(l, &y, p, 1, x, n);
 }

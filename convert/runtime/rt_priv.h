@@ -42,9 +42,6 @@ void rt_linear_close(struct rt_linear *l);
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n);
-/* y [n][rows] = x [n][cols] W^T with an unquantized matrix. */
-void rt_linear_plain(struct rt_linear *l, float *y, const struct host_mat *w,
-                     const float *x, int64_t n);
 
 /* --- rt_cache.c --------------------------------------------------------------------- */
 

@@ -50,8 +50,8 @@ static void check_plain(struct verify *v, const struct host_mat *w)
     }
 }
 
-/* Checks that every scale of projection l of block i is positive and finite. */
-static void check_scales(struct verify *v, const struct packed_linear *p, int64_t i, int l)
+/* Checks that every scale of a packed matrix is positive and finite. */
+static void check_scales(struct verify *v, const struct packed_linear *p)
 {
     v->r->n_tensors += 3;
     for (int64_t k = 0; k < p->out * p->groups; k++) {
@@ -59,11 +59,19 @@ static void check_scales(struct verify *v, const struct packed_linear *p, int64_
             f16_to_f32((uint16_t)(p->scales[2 * k] | p->scales[2 * k + 1] << 8));
         if (!(h > 0) || !isfinite(h)) {
             v->r->structure = VERIFY_FAIL;
-            verify_differs(v, "model.layers.%" PRId64 ".%s.scales: value %" PRId64 " is %g",
-                           i, lin_module[l], k, (double)h);
+            verify_differs(v, "scales of %s: value %" PRId64 " is %g", p->w.name, k,
+                           (double)h);
             return;
         }
     }
+}
+
+static void check_matrix(struct verify *v, const struct packed_linear *p)
+{
+    if (p->bits == 16)
+        check_plain(v, &p->w);
+    else
+        check_scales(v, p);
 }
 
 /* side: 'k' or 'v', for the message. */
@@ -87,10 +95,7 @@ static void check_block(struct verify *v, int64_t i)
     const struct packed_block *b = artifact_block(v->a, i);
     for (int l = 0; l < N_LIN; l++) {
         v->r->n_linears++;
-        if (b->lin[l].bits == 16)
-            check_plain(v, &b->lin[l].w);
-        else
-            check_scales(v, &b->lin[l], i, l);
+        check_matrix(v, &b->lin[l]);
         check_plain(v, &b->lin[l].bias);
     }
     check_plain(v, &b->norm1);
@@ -105,13 +110,13 @@ static void check_block(struct verify *v, int64_t i)
 
 enum err verify_structure(struct verify *v)
 {
-    const struct host_mat embed = artifact_embed(v->a), head = artifact_head(v->a);
+    const struct packed_linear *embed = artifact_embed(v->a), *head = artifact_head(v->a);
     const struct host_mat norm = artifact_final_norm(v->a);
     v->r->structure = VERIFY_PASS;
-    check_plain(v, &embed);
+    check_matrix(v, embed);
     check_plain(v, &norm);
-    if (head.data != embed.data)
-        check_plain(v, &head);
+    if (head != embed)
+        check_matrix(v, head);
     for (int64_t i = 0; i < v->arch->n_layers; i++)
         check_block(v, i);
     return OK;
@@ -259,6 +264,9 @@ static enum err run_parts(struct verify *v, const char *dir)
         TRY(verify_weights(v));
     if (!v->s->ids)
         return OK;
+    if (v->model)
+        TRY(ends_source_open(&v->ends, hf_source(v->model), artifact_weight_spec(v->a),
+                             v->s->threads));
     TRY(verify_logits(v));
     return verify_perplexity(v);
 }
@@ -275,6 +283,7 @@ enum err verify_run(struct verify_report *out, const char *artifact_dir,
     const enum err err = run_parts(&v, artifact_dir);
     block_quant_free(&v.current);
     pool_close(&v.pool);
+    ends_source_close(&v.ends);
     hf_close(&v.model);
     artifact_close(&v.a);
     TRY(err);

@@ -57,7 +57,7 @@ static enum err open_simulation(struct simulation *s, struct verify *v)
     s->run = (struct model_run){
         .dev = s->dev,
         .arch = v->arch,
-        .src = v->model ? hf_source(v->model) : artifact_source(v->a),
+        .src = v->model ? &v->ends.source : artifact_source(v->a),
         .quant = &s->quant,
         .act = v->s->act,
         .chunk = 1,

@@ -4,6 +4,7 @@
 #ifndef WKVQ_VERIFY_PRIV_H
 #define WKVQ_VERIFY_PRIV_H
 
+#include "calib/model/ends.h"
 #include "convert/verify/verify.h"
 #include "kernels/base/pool.h"
 
@@ -12,7 +13,8 @@ struct verify {
     struct verify_report *r;
     struct artifact *a;
     const struct arch *arch;
-    struct hf_model *model; /* the source checkpoint; NULL if none was given */
+    struct hf_model *model;  /* the source checkpoint; NULL if none was given */
+    struct ends_source ends; /* of model, as the simulation has it */
     struct pool *pool;
     struct block_quant current; /* scales of block current_i, see verify_block */
     int64_t current_i;          /* -1: none */

@@ -256,15 +256,30 @@ static enum err check_block(struct verify *v, int64_t i)
     return OK;
 }
 
+/* Embedding or head; scales and zeros of packed ones follow from the source. */
+static enum err check_end(struct verify *v, const struct packed_linear *p,
+                          const struct host_mat *src)
+{
+    struct qlinear q = {0};
+    if (p->bits == 16) {
+        check_same(v, &p->w, src);
+        return OK;
+    }
+    TRY(ends_quantize(&q, v->pool, src, head_format(artifact_weight_spec(v->a))));
+    const enum err err = check_packed(v, p, src, &q);
+    qlinear_free(&q);
+    return err;
+}
+
 enum err verify_weights(struct verify *v)
 {
     const struct model_source *m = hf_source(v->model);
     struct host_mat embed, norm, head;
-    const struct host_mat e = artifact_embed(v->a), h = artifact_head(v->a);
+    const struct packed_linear *e = artifact_embed(v->a), *h = artifact_head(v->a);
     TRY(m->ends(m->ctx, &embed, &norm, &head));
-    check_same(v, &e, &embed);
-    if (head.data != embed.data || h.data != e.data)
-        check_same(v, &h, &head);
+    TRY(check_end(v, e, &embed));
+    if (head.data != embed.data || h != e)
+        TRY(check_end(v, h, &head));
     for (int64_t i = 0; i < v->arch->n_layers; i++)
         TRY(check_block(v, i));
     v->r->weights = v->r->weights_differing ? VERIFY_FAIL : VERIFY_PASS;

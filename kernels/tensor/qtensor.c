@@ -31,6 +31,17 @@ struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int 
     return (struct lin_format){f.bits, f.group_size, w->scale_bits};
 }
 
+struct lin_format head_format(const struct weight_spec *w)
+{
+    return (struct lin_format){w->head_bits ? w->head_bits : 16, w->head_group,
+                               w->scale_bits};
+}
+
+bool weight_quantizes_head(const struct weight_spec *w)
+{
+    return head_format(w).bits < 16;
+}
+
 bool weight_quantizes(const struct weight_spec *w)
 {
     return w->bits < 16 || mix_quantizes(w->mixed);

@@ -28,6 +28,9 @@ struct weight_spec {
     int64_t group_size; /* input columns per group; 0: the whole row */
     enum weight_round round;
     int scale_bits; /* significant bits of a scale, 1..11; 0: all 11 of fp16 */
+    /* Embedding and output head: 2..8 bits; 0 or 16: not quantized. */
+    int head_bits;
+    int64_t head_group; /* columns per group; 0: the whole row */
     /* Projections with other bits or group_size; borrowed, may be NULL. */
     const struct mix *mixed;
     /* Scales and gains of norms were refined end to end. Codes then no longer follow from the
@@ -42,6 +45,9 @@ struct lin_format {
     int scale_bits;     /* as in struct weight_spec */
 };
 struct lin_format weight_format(const struct weight_spec *w, int64_t layer, int lin);
+/* How embedding and head are quantized. */
+struct lin_format head_format(const struct weight_spec *w);
+bool weight_quantizes_head(const struct weight_spec *w);
 /* True if any projection of any layer, or of this layer, is quantized. */
 bool weight_quantizes(const struct weight_spec *w);
 bool weight_quantizes_layer(const struct weight_spec *w, int64_t layer);

@@ -5,6 +5,7 @@
 #include "calib/search.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/clip.h"
 #include "kernels/tensor/quant.h"
 #include "tests/calib/calib_fixture.h"
 
@@ -31,7 +32,7 @@ static void test_search_weighs_inputs(void **state)
         w[20] = side ? -5.0f : 5.0f;
         for (int i = 0; i < 2; i++) {
             m[20] = i ? 1e4 : 1e-4;
-            search_group(&gamma[i], &beta[i], w, m, N, (struct lin_format){4});
+            clip_search(&gamma[i], &beta[i], &(struct clip_group){w, m, N, {4}}, 0.99f);
         }
         const float *outer = side ? beta : gamma, *inner = side ? gamma : beta;
         assert_true(outer[0] <= 0.7f);
@@ -76,7 +77,7 @@ static void test_search_finds_the_least(void **state)
             m[i] = exp(2 * rng_normal(&r));
         }
         const struct lin_format f = {.bits = 3, .scale_bits = group % 3};
-        search_group(&gamma, &beta, w, m, N, f);
+        clip_search(&gamma, &beta, &(struct clip_group){w, m, N, f}, 0.99f);
         const double found = weighted_error(w, m, N, gamma, beta, f.scale_bits);
         for (int i = 0; i < 12; i++) {
             const float x = i ? 1.0f - 0.05f * (float)i : 0.99f;
@@ -114,8 +115,9 @@ static void check_lin(struct dev *d, const struct fakequant *f, int l, const dou
         for (int64_t g = 0; g < groups; g++) {
             const int64_t n = (g + 1) * G < in ? G : in - g * G;
             float gamma, beta;
-            search_group(&gamma, &beta, w + r * in + g * G, moment + g * G, n,
-                         f->format[l]);
+            const struct clip_group group = {w + r * in + g * G, moment + g * G, n,
+                                             f->format[l]};
+            clip_search(&gamma, &beta, &group, 0.99f);
             const float *at = &a[r * groups + g], *bt = &b[r * groups + g];
             assert_true(fabsf(1 / (1 + expf(-*at)) - gamma) <= 1e-5f);
             assert_true(fabsf(1 / (1 + expf(-*bt)) - beta) <= 1e-5f);

@@ -396,6 +396,45 @@ def test_mixed_weights(f):
     assert max(nll) - min(nll) <= 2e-3, nll
 
 
+def test_head(f):
+    """A quantized head, tied and not: the same bytes twice, with any number of threads, verified,
+    evaluated by the runtime and in simulation, from the artifact, the checkpoint and the state."""
+    for tied in (True, False):
+        model, out = f"head-model-{tied}", f"head-{tied}"
+        tiny.make_model(f.path / model, num_hidden_layers=2, tie_word_embeddings=tied)
+        sets = ["--set", "head.bits=6", "--set", "head.group_size=12", "--set", "kv.bits=16"]
+        for name, threads in ((out, "-j1"), (out + "-again", "-j2")):
+            f.run([f.wkvq, "convert", model, "-o", name, threads, *sets])
+        assert f.files(out) == f.files(out + "-again")
+        what = json.loads(f.run([f.wkvq, "inspect", out, "--json"]).stdout)
+        vocab, width = what["model"]["vocab_size"], what["model"]["hidden_size"]
+        bits = packed_bits(vocab, width, 6, 12) * (1 if tied else 2)
+        assert 8 * what["head_bytes"] == bits, (what, bits)
+        assert what["quantization"]["format_version"] == 5, what
+        assert what["quantization"]["head"] == {"bits": 6, "group_size": 12}, what
+        args = ["--data", "text.txt", "--json"]
+        report = json.loads(f.run([f.wkvq, "verify", out, "--against", model, *args]).stdout)
+        assert report["passed"], report
+        args = ["--ctx", "64", "--windows", "3", *args]
+        rtn = ["--simulate", "rtn", *sets]
+        nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+               for way in ([out], [out, "--decode"], [model, *rtn])]
+        assert max(nll) - min(nll) <= 1e-4, nll
+        plain = json.loads(f.run([f.wkvq, "eval", model, *rtn[:2], "--set", "kv.bits=16", *args]).stdout)["nll"]
+        assert abs(plain - nll[0]) > 1e-4, (plain, nll)
+        f.run([f.wkvq, "generate", out, "-p", "a", "-n", "4"])
+        done = f.run([f.wkvq, "export", out, "--format", "dense", "-o", "head-export"], want=2)
+        assert b"head.bits is 6, but an export keeps embedding and head unquantized" in done.stderr, done.stderr
+    recipe = [*RECIPE, "head.bits=4", "calibration.epochs=1"]
+    f.run(f.command("head", recipe=recipe))
+    args = ["--ctx", "64", "--windows", "3", "--data", "text.txt", "--json"]
+    nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+           for way in (["head"], ["model", "--state", "head.state"])]
+    assert abs(nll[0] - nll[1]) <= 1e-5, nll
+    done = f.run(f.command("head", recipe=[r for r in recipe if "head" not in r]), want=2)
+    assert b"config.head.bits is 4 in the state and 16 in this run" in done.stderr, done.stderr
+
+
 def test_machine_output(f):
     log = f.path / "machine.json"
     done = f.run(f.command("machine", "--json", "--quiet", "--log-json", str(log)))

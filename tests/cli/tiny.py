@@ -48,7 +48,8 @@ def tensors(config):
         for name, rows in mlp:
             yield p + f"mlp.{name}.bias", (rows,)
     yield "model.norm.weight", (D,)
-    yield "lm_head.weight", (V, D)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (V, D)
 
 
 def values(rng, name, count):

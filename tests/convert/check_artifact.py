@@ -118,7 +118,22 @@ def cache_bytes(config, kv):
                for bits, group in formats(kv, ("k", "v"), config["num_hidden_layers"]).values())
 
 
+def check_end(tensors, source, name, spec):
+    """Embedding or head: every code is the nearest under the stored scale and zero."""
+    dtype, (rows, cols), data = source.pop(name + ".weight")
+    bits, group = spec["bits"], spec["group_size"] or cols
+    q, z, h = read_linear(tensors, name, cols, bits, group)
+    w = floats(dtype, data)
+    for r in range(rows):
+        for c in range(cols):
+            g = c // group
+            code = min(max(round(f32(w[r * cols + c] / h[r][g])) + z[r][g], 0), (1 << bits) - 1)
+            assert q[r][c] == code, f"{name} [{r}][{c}]"
+
+
 def version_of(spec):
+    if "head" in spec:
+        return 5
     return 3 if "mixed" in spec["weights"] or "mixed" in spec["kv"] else 2 if "rotate" in spec["kv"] else 1
 
 
@@ -149,6 +164,11 @@ def main():
                 assert (q[r], z[r], h[r]) == expected_row(w[r * cols:(r + 1) * cols], bits, group), \
                     f"{name}: row {r}"
             weights += rows * cols
+    if "head" in spec:
+        assert spec["modules_to_not_convert"] == []
+        for name in ("model.embed_tokens",) if config["tie_word_embeddings"] else ("model.embed_tokens", "lm_head"):
+            check_end(tensors, source, name, spec["head"])
+            assert name + ".weight" not in tensors
     for name, tensor in source.items():  # what is left is carried over as it is
         if not (config["tie_word_embeddings"] and name == "lm_head.weight"):
             assert tensors[name] == tensor, name

@@ -18,6 +18,11 @@ rm -rf "$dir/model" "$dir/artifact"
 bytes=$("$1" "$dir/model" "$dir/artifact" qwen2 4 16 0 'v=8' \
     'v_proj=8:5, 0.down_proj=3:0, 1.o_proj=6, 1.q_proj=2, 0-1.k_proj=16')
 python3 "$2" "$dir/model" "$dir/artifact" "$bytes" | grep '\[2, 3, 4, 6, 8, 16\] bits agree'
+for type in llama qwen3; do # the head of one of them is tied
+    rm -rf "$dir/model" "$dir/artifact"
+    bytes=$("$1" "$dir/model" "$dir/artifact" $type 4 16 0 '' '' 6)
+    python3 "$2" "$dir/model" "$dir/artifact" "$bytes"
+done
 # The checker must find a flipped byte, or it checks nothing.
 printf '\377' | dd of="$dir/artifact/model.safetensors" bs=1 seek=9000 conv=notrunc 2>/dev/null
 if python3 "$2" "$dir/model" "$dir/artifact" 2>/dev/null; then

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * make_artifact MODEL_DIR ARTIFACT TYPE BITS GROUP SHARD [KV_MIX [MIX]]: a tiny model and
- * its artifact, for readers in other languages; prints the bytes of a token's cache. */
+ * make_artifact MODEL_DIR ARTIFACT TYPE BITS GROUP SHARD [KV_MIX [MIX [HEAD_BITS]]]: a tiny
+ * model and its artifact, for readers in other languages; prints the bytes of a token's
+ * cache. */
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
 #include "tests/convert/tiny_model.h"
@@ -20,7 +21,8 @@ static enum err print_cache(const char *dir)
     return OK;
 }
 
-static enum err make(char **arg, const struct mix *weights, const struct mix *cache)
+static enum err make(char **arg, const struct mix *weights, const struct mix *cache,
+                     int head_bits)
 {
     struct hf_model *m = NULL;
     struct tiny_model t = tiny_default;
@@ -33,6 +35,8 @@ static enum err make(char **arg, const struct mix *weights, const struct mix *ca
         .force = true,
     };
     s.weights.mixed = weights;
+    s.weights.head_bits = head_bits;
+    s.weights.head_group = 5;
     TRY(tiny_model_write(arg[1], &t));
     TRY(hf_open(&m, arg[1]));
     const enum err err = artifact_write(arg[2], m, arg[1], NULL, &s, NULL, NULL);
@@ -47,7 +51,7 @@ static enum err make_mixed(int n, char **arg)
     if (!err)
         err = mix_parse(&weights, MIX_WEIGHTS, n > 8 ? arg[8] : "", ERR_USAGE, "MIX");
     if (!err)
-        err = make(arg, weights, cache);
+        err = make(arg, weights, cache, n > 9 ? atoi(arg[9]) : 16);
     mix_free(weights);
     mix_free(cache);
     return err;
@@ -55,7 +59,7 @@ static enum err make_mixed(int n, char **arg)
 
 int main(int argc, char **argv)
 {
-    const bool usage = argc >= 7 && argc <= 9;
+    const bool usage = argc >= 7 && argc <= 10;
     if (!usage || make_mixed(argc, argv)) {
         fprintf(stderr, "make_artifact: %s\n", usage ? err_text() : "wrong usage");
         return 1;

@@ -114,6 +114,29 @@ static void earlier_artifacts(void **state)
     json_decref(o);
 }
 
+/* A quantized head needs version 5, and is then converted like a projection. */
+static void head(void **state)
+{
+    for (int bits = 0; bits <= 16; bits += bits == 8 ? 8 : 1) {
+        struct weight_spec w = w4, back;
+        struct kv_spec kv;
+        w.head_bits = bits;
+        w.head_group = 64;
+        if (bits == 1)
+            continue;
+        const bool quantized = bits && bits < 16;
+        json_t *o = spec_to_json(&w, &kv4);
+        assert_int_equal(version_in(o), quantized ? 5 : 1);
+        assert_int_equal(json_object_get(o, "head") != NULL, quantized);
+        assert_int_equal(json_array_size(json_object_get(o, "modules_to_not_convert")),
+                         !quantized);
+        assert_int_equal(spec_from_json(&back, &kv, o, "test"), OK);
+        assert_int_equal(head_format(&back).bits, quantized ? bits : 16);
+        assert_int_equal(back.head_group, quantized ? 64 : 0);
+        json_decref(o);
+    }
+}
+
 /* Checks that o, with a change, is refused with e and these words, and restores it. */
 static void refused(json_t *o, enum err e, const char *words)
 {
@@ -142,14 +165,23 @@ static void what_is_refused(void **state)
     set(o, "", "format", json_string("gguf"));
     refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
     set(o, "", "format", json_string("wkvq"));
-    set(o, "", "format_version", json_integer(5));
-    refused(o, ERR_SUPPORT, "format_version is 5, this program reads up to 4");
+    set(o, "", "format_version", json_integer(6));
+    refused(o, ERR_SUPPORT, "format_version is 6, this program reads up to 5");
     set(o, "", "format_version", json_integer(3));
     set(o, "weights", "refined", json_true());
     refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");
     set(o, "weights", "refined", json_string("yes"));
     refused(o, ERR_FORMAT, "refined");
     json_object_del(json_object_get(o, "weights"), "refined");
+    set(o, "", "head", json_pack("{s:i, s:i}", "bits", 8, "group_size", 64));
+    refused(o, ERR_FORMAT, "config.json.head needs format_version 5, not 3");
+    set(o, "", "format_version", json_integer(5));
+    set(o, "head", "bits", json_integer(9));
+    refused(o, ERR_FORMAT, "head.bits is 9, want 2 to 8 or 16");
+    set(o, "head", "bits", json_integer(8));
+    set(o, "head", "group_size", json_integer(-1));
+    refused(o, ERR_FORMAT, "config.json.head: group_size is -1");
+    json_object_del(o, "head");
     set(o, "", "format_version", json_integer(2));
     set(o, "weights", "mixed", json_string("v_proj=8"));
     refused(o, ERR_FORMAT, "config.json.weights.mixed needs format_version 3, not 2");
@@ -173,9 +205,9 @@ static void what_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(oldest_version),  cmocka_unit_test(there_and_back),
-        cmocka_unit_test(scale_bits),      cmocka_unit_test(earlier_artifacts),
-        cmocka_unit_test(what_is_refused),
+        cmocka_unit_test(oldest_version), cmocka_unit_test(there_and_back),
+        cmocka_unit_test(scale_bits),     cmocka_unit_test(earlier_artifacts),
+        cmocka_unit_test(head),           cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -374,6 +374,41 @@ static void test_scale_bits(void **state)
     close_subject(&s);
 }
 
+/* A quantized head, tied and not: every part passes, with a state and without. A changed
+ * code, scale or zero of embedding or head is found. */
+static void test_head(void **state)
+{
+    static const char *const model[] = {"llama_tied_bf16", "llama2_gqa"};
+    static const char *const tensor[] = {
+        "model.embed_tokens.qweight", "model.embed_tokens.scales",
+        "model.embed_tokens.zeros", "lm_head.qweight", "lm_head.scales"};
+    for (int untied = 0; untied < 2; untied++) {
+        struct subject s;
+        struct weight_spec w = {.method = WEIGHT_LWC, .bits = 4, .group_size = 16};
+        w.head_bits = 6;
+        w.head_group = 12;
+        open_weights(&s, model[untied], w, kv4);
+        for (int without = 0; without < 3; without++) {
+            s.settings.state = without ? NULL : &s.state.source;
+            s.settings.against = without == 2 ? NULL : s.g.dir;
+            const struct verify_report r = run(&s);
+            if (!r.passed)
+                fail_msg("%s: %s", model[untied], r.first_difference);
+            assert_true(r.logits == VERIFY_PASS && r.perplexity == VERIFY_PASS);
+            assert_int_equal(r.weights, without == 2 ? VERIFY_SKIP : VERIFY_PASS);
+        }
+        s.settings.against = s.g.dir;
+        for (size_t i = 0; i < (untied ? ARRAY_LEN(tensor) : 3); i++) {
+            ok(golden_artifact(dir, &s.g, &s.state));
+            damage(tensor[i], 0, 1, true);
+            const struct verify_report r = run(&s);
+            assert_int_equal(r.weights, VERIFY_FAIL);
+            assert_non_null(strstr(r.first_difference, i < 3 ? "embed_tokens" : "lm_head"));
+        }
+        close_subject(&s);
+    }
+}
+
 static void test_zero(void **state)
 {
     struct subject s;
@@ -446,13 +481,13 @@ static void test_other_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_passes),     cmocka_unit_test(test_mixed),
-        cmocka_unit_test(test_alone),      cmocka_unit_test(test_crc),
-        cmocka_unit_test(test_nibble),     cmocka_unit_test(test_carried),
-        cmocka_unit_test(test_scale),      cmocka_unit_test(test_zero),
-        cmocka_unit_test(test_shift),      cmocka_unit_test(test_norm),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_other_model),
-        cmocka_unit_test(test_scale_bits),
+        cmocka_unit_test(test_head),        cmocka_unit_test(test_passes),
+        cmocka_unit_test(test_mixed),       cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_crc),         cmocka_unit_test(test_nibble),
+        cmocka_unit_test(test_carried),     cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_zero),        cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_norm),        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_other_model), cmocka_unit_test(test_scale_bits),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -175,6 +175,12 @@ static enum err print_weights(const struct artifact_sizes *m, const struct weigh
     printf(": %.4f bits per weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
            m->weight_bits, MB * (double)m->quantized_bytes,
            1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
+    if (weight_quantizes_head(w)) {
+        printf("  head       %d bits", w->head_bits);
+        print_group(", groups of ", w->head_group, "the whole row");
+        printf(": %.4f bits per weight, %.1f MB with the embedding\n", m->head_bits,
+               MB * (double)m->head_bytes);
+    }
     return OK;
 }
 
@@ -239,15 +245,17 @@ static json_t *artifact_json(const struct args *a, const struct artifact *art,
                              json_t *manifest)
 {
     json_t *o = json_pack(
-        "{s:s, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:O?, s:O?, s:O?}", "kind",
-        "artifact", "path", a->pos.item[0], "model", arch_json(artifact_arch(art)),
+        "{s:s, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:O?, s:O?, "
+        "s:O?}",
+        "kind", "artifact", "path", a->pos.item[0], "model", arch_json(artifact_arch(art)),
         "quantization", spec_to_json(artifact_weight_spec(art), artifact_kv_spec(art)),
         "quantized_weights", (json_int_t)m->quantized_weights, "quantized_bytes",
         (json_int_t)m->quantized_bytes, "other_bytes", (json_int_t)m->other_bytes,
-        "total_bytes", (json_int_t)m->total_bytes, "weight_bits", m->weight_bits, "kv_bits",
-        m->kv_bits, "memory", memory_json(mem), "product",
-        json_object_get(manifest, "product"), "config", json_object_get(manifest, "config"),
-        "provenance", json_object_get(manifest, "provenance"));
+        "head_bytes", (json_int_t)m->head_bytes, "total_bytes", (json_int_t)m->total_bytes,
+        "weight_bits", m->weight_bits, "head_bits", m->head_bits, "kv_bits", m->kv_bits,
+        "memory", memory_json(mem), "product", json_object_get(manifest, "product"),
+        "config", json_object_get(manifest, "config"), "provenance",
+        json_object_get(manifest, "provenance"));
     if (o && a->stats &&
         json_object_set(o, "tensors", json_object_get(manifest, "tensors"))) {
         json_decref(o);

@@ -46,26 +46,42 @@ static enum err rotate_values(struct eval *e)
     return e->artifact ? OK : hf_rotate_values(e->job->model, &kv);
 }
 
+/* A checkpoint's embedding and head, quantized where its weights are. */
+static enum err open_source(struct eval_sim *s)
+{
+    const struct eval *e = s->e;
+    const struct weight_spec none = {0};
+    const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
+    if (e->artifact)
+        return OK;
+    const struct weight_spec w = e->state || e->rtn ? recipe_weight_spec(r) : none;
+    return ends_source_open(&s->ends, hf_source(e->job->model), &w,
+                            dev_threads(e->job->dev));
+}
+
 enum err eval_sim_open(struct eval_sim *s, struct eval *e)
 {
     const bool quantized = e->artifact || e->state || e->rtn;
     *s = (struct eval_sim){.e = e};
+    TRY(rotate_values(e));
+    TRY(open_source(s));
     s->quant = (struct model_quant){.ctx = s, .block = load_block};
     s->run = (struct model_run){
         .dev = e->job->dev,
         .arch = &e->job->arch,
-        .src = e->artifact ? artifact_source(e->artifact) : hf_source(e->job->model),
+        .src = e->artifact ? artifact_source(e->artifact) : &s->ends.source,
         .quant = quantized ? &s->quant : NULL,
         .act = e->job->settings.act,
         .chunk = e->chunk,
         .act_bits = eval_act_bits(e),
     };
-    return rotate_values(e);
+    return OK;
 }
 
 void eval_sim_close(struct eval_sim *s)
 {
     block_quant_free(&s->current);
+    ends_source_close(&s->ends);
 }
 
 int64_t eval_sim_windows(const struct eval *e, int64_t T)

@@ -5,6 +5,7 @@
 #ifndef WKVQ_EVAL_SIM_H
 #define WKVQ_EVAL_SIM_H
 
+#include "calib/model/ends.h"
 #include "calib/model/model.h"
 #include "tools/eval/eval.h"
 
@@ -13,6 +14,7 @@ struct eval_sim {
     struct model_quant quant;
     struct eval *e;
     struct block_quant current;
+    struct ends_source ends; /* of the checkpoint */
 };
 
 /* Opens s, which must not move while it is open. Close it after an error as well. */

@@ -3,6 +3,7 @@
 
 #include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
+#include "convert/artifact/sizes.h"
 #include "kernels/base/mem.h"
 
 #include <errno.h>
@@ -78,8 +79,9 @@ struct memory_terms memory_terms_of(const struct arch *a, const struct weight_sp
         codes +=
             (uint64_t)kv_row_code_bytes(a, kv_format(kv, i / 2, (enum kv_side)(i % 2)));
     add_weights(&t, a, w);
-    t.rest = 2 * ((uint64_t)a->vocab * D * (a->tied ? 1 : 2) +
-                  D * (uint64_t)(2 * a->n_layers + 1));
+    t.rest = (a->tied ? 1 : 2) *
+                 (uint64_t)shape_linear_bytes(a->vocab, a->d_model, head_format(w)) +
+             2 * D * (uint64_t)(2 * a->n_layers + 1);
     t.cache = tokens * codes;
     t.cache_scales = tokens * ((uint64_t)kv_token_bytes(a, kv) - codes);
     return t;
@@ -129,8 +131,9 @@ void memory_print(const struct arch *a, const struct memory_row *row, int n,
                 print_row(row[i].name, &t);
             }
         }
-    printf("rest: embedding, head and norms at 16 bits. as paper: projections and cache "
-           "only, without scales\n");
+    printf(
+        "rest: embedding and head as the format has them, norms at 16 bits. as paper: projections and cache "
+        "only, without scales\n");
 }
 
 static json_t *row_json(const struct arch *a, const struct memory_row *r, int64_t batch,

@@ -496,6 +496,8 @@ struct weight_spec recipe_weight_spec(const struct recipe *r)
                                 .group_size = r->weight_group,
                                 .round = (enum weight_round)r->weight_round,
                                 .scale_bits = (int)r->scale_bits,
+                                .head_bits = (int)r->head_bits,
+                                .head_group = r->head_group,
                                 .mixed = r->weight_mix};
 }
 

@@ -27,7 +27,7 @@ struct recipe {
     int join, bos;                    /* enum corpus_join, enum bos_rule */
     char text_field[RECIPE_NAME_MAX]; /* field of JSON rows; "": the default ones */
     int weight_method, weight_round, weight_init; /* enum weight_method, ... */
-    int64_t weight_bits, weight_group, scale_bits;
+    int64_t weight_bits, weight_group, scale_bits, head_bits, head_group;
     double damp;
     bool act_order;
     int kv_method, kv_init, key_stage, rotate;

@@ -62,6 +62,13 @@ const struct recipe_key recipe_key[] = {
      .help = "start of clipping: paper, 0.982 everywhere; search, the value per group "
              "with the least output error on the samples"},
 
+    {"head.bits", KEY_BITS, AT(head_bits), "16", .omit_default = true,
+     .help = "bits per code of the embedding and the output head, which are rounded to "
+             "nearest under a searched clipping; 16 leaves them unquantized"},
+    {"head.group_size", KEY_INT, AT(head_group), "128", 0, 1 << 24, .omit_default = true,
+     .help = "columns of their rows that share a scale and zero; 0: the whole row; the last "
+             "group may be shorter"},
+
     {"kv.method", KEY_CHOICE, AT(kv_method), "channel_token", .choices = "token|channel_token|channel",
      .help = "channel_token: static shift and smoothing per channel, then quantization "
              "per token; token: per token only; channel: keys per channel in blocks of "

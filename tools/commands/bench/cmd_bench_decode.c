@@ -131,14 +131,13 @@ static uint64_t mat_bytes(const struct host_mat *m)
 static void count_bytes(struct decode *b)
 {
     const struct arch *arch = artifact_arch(b->artifact);
-    const struct host_mat head = artifact_head(b->artifact);
     struct artifact_sizes sizes;
     artifact_measure(&sizes, b->artifact);
     b->weights = sizes.quantized_bytes;
     for (int64_t i = 0; i < arch->n_layers; i++)
         for (int l = 0; l < N_LIN; l++)
             b->weights += mat_bytes(&artifact_block(b->artifact, i)->lin[l].w);
-    b->head = mat_bytes(&head);
+    b->head = packed_linear_bytes(artifact_head(b->artifact));
     b->cache = b->args->kv_bits == 16 ? (uint64_t)(b->args->depth * arch->n_layers * 2 *
                                                    arch->n_kv * arch->head_dim) *
                                             sizeof(float)
