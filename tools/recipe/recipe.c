@@ -209,7 +209,7 @@ static const char *key_without_section(const char *name)
 static enum err unknown_key(const char *name, const char *where)
 {
     struct nearest best = {.word = key_without_section(name)};
-    for (int i = 0; !best.word && i < recipe_n_keys; i++)
+    for (int i = 0; !key_without_section(name) && i < recipe_n_keys; i++)
         nearest_consider(&best, name, recipe_key[i].name);
     FAIL_IF(best.word, ERR_USAGE, "%s: unknown key '%s'; did you mean '%s'?", where, name,
             best.word);
