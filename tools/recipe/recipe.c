@@ -453,10 +453,9 @@ static bool is_preset(const char *pair)
     return !strncmp(pair, "preset=", 7);
 }
 
-enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
+enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
 {
     const char *preset = NULL;
-    recipe_init(r);
     for (int i = 0; i < in->n_set; i++)
         if (is_preset(in->set[i]))
             preset = in->set[i];
@@ -468,6 +467,12 @@ enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
         if (!is_preset(in->set[i]))
             TRY(set_pair(r, in->set[i]));
     return set_shortcuts(r, in);
+}
+
+enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
+{
+    recipe_init(r);
+    return recipe_apply(r, in);
 }
 
 static enum err copy_mix(struct mix **out, enum mix_of of, const struct mix *from)

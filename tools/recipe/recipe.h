@@ -122,6 +122,8 @@ struct recipe_input {
 /* Makes a recipe in this order: defaults, the preset of set or else of config, config, set
  * in order, shortcuts. Initializes r; free it whatever the result. */
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
+/* Does the same over the values of r instead of the defaults. */
+enum err recipe_apply(struct recipe *r, const struct recipe_input *in);
 /* Copies a recipe. Initializes r; free it whatever the result. */
 enum err recipe_copy(struct recipe *r, const struct recipe *from);
 
