@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The output of a job that ends with a verified artifact: `quantize`. The state
+ * beside it makes the job resumable, and is removed at the end. */
+#ifndef WKVQ_FINISH_H
+#define WKVQ_FINISH_H
+
+#include "tools/pipeline/stages.h"
+
+struct output {
+    /* The caller sets these; strings are borrowed. */
+    const char *dir, *given_state; /* of the artifact; --state, NULL: the default place */
+    bool force, keep_state, json;
+    double start; /* time(), from which the report counts its seconds */
+    /* Set by output_check. */
+    char *state;   /* directory of the state; release with mem_free */
+    bool replace;  /* --force, or the artifact was written from this very state */
+    bool finished; /* the artifact is verified, and a killed run was removing the state */
+    bool no_state; /* finished, and the state's directory is empty */
+};
+
+/* Checks that artifact and state can be written, before hours of work. ERR_USAGE. */
+enum err output_check(struct output *o);
+/* Converts the finished state unless a killed run was removing it already, verifies, prints the
+ * report and removes the state. ERR_VERIFY: the state is kept. */
+enum err output_finish(struct output *o, struct job *j, struct state **s);
+/* Finishes a job whose state is already removed (no_state). The artifact itself tells which job
+ * it belongs to. ERR_USAGE if that is another one. */
+enum err output_finish_without_state(struct output *o, struct job *j);
+
+#endif
