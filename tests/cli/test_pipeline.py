@@ -295,6 +295,145 @@ def test_refinement_needs_something_to_refine(f):
         assert not (f.path / "refused.state").exists()
 
 
+def refine(f, source, *more, text="text.txt"):
+    return [f.wkvq, "refine", "model", source, "--data", text, "-j1", "-q",
+            *(w for pair in REFINE for w in ("--set", pair)), *more]
+
+
+def guard_loss(f, state):
+    result = json.loads((f.path / state / "manifest.json").read_text())["refined"]
+    return result["start"], result["best"]
+
+
+def killed_in_refinement(f, args, log):
+    log = f.path / log
+    process = f.start([*args, "--log-json", str(log)])
+    wait_for_event(log, '"refine", "step": 20', process)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL, "it had ended before"
+
+
+def test_refine_a_state(f):
+    """In place, with the settings of refinement alone: the bytes of `calibrate` with all settings, also
+    after a kill. Other settings and another text are refused, with both values."""
+    f.run(f.command("at-once", recipe=[*RECIPE, *REFINE]))
+    f.reference()
+    shutil.copytree(f.path / "reference.state", f.path / "place.state")
+    (f.path / "other.txt").write_text((f.path / "text.txt").read_text()[:9000])
+    before = f.files("place.state")
+    for args, words in ((refine(f, "place.state", "--set", "weights.bits=3"), b"weights.bits is 4 there and 3 in this run"),
+                        (refine(f, "place.state", "--set", "calibration.seed=1"), b"calibration.seed is 0 there and 1"),
+                        (refine(f, "place.state", "--set", "refine.samples=0"), b"refine.samples is 0"),
+                        (refine(f, "place.state", "--set", "refine.seqlen=300"), b"refine.seqlen: 300 tokens"),
+                        (refine(f, "place.state", "-o", "out"), b"refined in place"),
+                        (refine(f, "place.state", text="other.txt"), b"on its calibration's text")):
+        assert words in f.run(args, want=2).stderr, args
+    assert f.files("place.state") == before
+    killed_in_refinement(f, refine(f, "place.state"), "place.json")
+    done = json.loads(f.run(refine(f, "place.state", "--json")).stdout)
+    assert f.files("place.state") == f.files("at-once.state")
+    for name, value in zip(("start", "best"), guard_loss(f, "place.state")):
+        assert abs(done["refinement"][name] - value) < 1e-8, (done, value)
+    f.run([f.wkvq, "refine", "model", "place.state", "--data", "text.txt", "-j1"])  # its own settings
+    assert f.files("place.state") == f.files("at-once.state")
+    done = f.run(refine(f, "place.state", "--set", "refine.guard=4"), want=2)
+    assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
+
+
+def test_refine_takes_160_samples_by_default(f):
+    f.reference()
+    shutil.copytree(f.path / "reference.state", f.path / "default.state")
+    args = [f.wkvq, "refine", "model", "default.state", "--data", "text.txt", "-j1"]
+    f.run([*args, "--set", "refine.seqlen=8", "--set", "refine.batch=32"])
+    identity = json.loads((f.path / "default.state" / "manifest.json").read_text())["identity"]
+    assert identity["config"]["refine"]["samples"] == 160, identity
+    assert len(identity["text"]["refine_windows"]) == 160 + 8
+
+
+def test_refine_an_artifact_rounded_to_nearest(f):
+    """A new artifact, verified and better; killed and resumed: the same bytes of artifact and state."""
+    f.run([f.wkvq, "convert", "model", "--set", "weights.group_size=12", "--set", "kv.group_size=8", "-o", "rtn", "-j1"])
+    source = f.files("rtn")
+    text = f.path / "another.txt"  # an artifact is refined on any text
+    tiny.make_text(text, 2500)
+    for out in ("rtn-refined", "rtn-again"):
+        args = refine(f, "rtn", "-o", out, "--keep-state", text="another.txt")
+        if out == "rtn-again":
+            killed_in_refinement(f, args, "rtn.json")
+            assert not (f.path / out).exists()
+            done = f.run(refine(f, out + ".state", text="another.txt"), want=2)
+            assert b"name that artifact again" in done.stderr, done.stderr
+        f.run(args)
+    assert f.files("rtn-refined") == f.files("rtn-again")
+    assert f.files("rtn-refined.state") == f.files("rtn-again.state")
+    assert f.files("rtn") == source
+    start, best = guard_loss(f, "rtn-refined.state")
+    assert 0 < best < 0.8 * start, (start, best)
+    spec = json.loads((f.path / "rtn-refined/config.json").read_text())["quantization_config"]
+    assert spec["format_version"] == 4 and spec["weights"]["refined"] is True, spec
+    verify = [f.wkvq, "verify", "rtn-refined", "--against", "model", "--data", "text.txt", "--json"]
+    with_state = json.loads(f.run([*verify, "--state", "rtn-refined.state"]).stdout)
+    assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
+    alone = json.loads(f.run(verify).stdout)
+    assert alone["passed"] and alone["weights_unchecked"] > 0, alone
+    done = f.run(refine(f, "rtn-refined", "-o", "twice"), want=2)
+    assert b"already refined" in done.stderr, done.stderr
+
+
+def test_refine_an_artifact_and_its_state_alike(f):
+    """What the artifact of a state becomes by refinement is what the state becomes: calibrated, with codes
+    that were chosen, in mixed formats and rotated."""
+    for name, more in (("lwc", ["refine.learn=scales+norms+cache+rounding"]), ("gptq", ["weights.method=gptq"]),
+                       ("mix", ["weights.mixed=v_proj=8:16, 0.q_proj=5, 1.o_proj=16", "kv.mixed=1.k=16, 3.v=8"]),
+                       ("rot", ["kv.rotate=kv", "weights.round=learned"])):
+        learn = [w for m in more if m.startswith("refine.") for w in ("--set", m)]
+        recipe = [*RECIPE, "calibration.epochs=2", *(m for m in more if not m.startswith("refine."))]
+        f.run(f.command(name, recipe=recipe))
+        f.run(refine(f, name, "-o", name + "-a", *learn))
+        assert not (f.path / (name + "-a.state")).exists()
+        f.run(refine(f, name + ".state", *learn))
+        f.run([f.wkvq, "convert", "model", "--state", name + ".state", "-o", name + "-s", "-j1"])
+        a, s = f.files(name + "-a"), f.files(name + "-s")
+        assert a.keys() == s.keys() and all(a[n] == s[n] for n in a if n != "manifest.json"), name
+        a, s = (json.loads(x["manifest.json"]) for x in (a, s))
+        assert a["tensors"] == s["tensors"] and a["config"] == s["config"], name
+        was = json.loads((f.path / name / "manifest.json").read_text())["provenance"]
+        assert a["provenance"]["artifact"]["provenance"] == was, a["provenance"]
+        assert a["provenance"]["calibration"] == was["calibration"], a["provenance"]
+
+
+def test_refine_refuses_sources_that_do_not_fit(f):
+    f.reference()
+    tiny.make_model(f.path / "stranger", num_hidden_layers=4, rope_theta=20000)
+    tiny.make_model(f.path / "wide", num_hidden_layers=4, intermediate_size=64)
+    f.run([f.wkvq, "convert", "model", "--set", "weights.group_size=12", "-o", "nearest-source", "-j1"])
+    f.run([f.wkvq, "convert", "model", "--set", "kv.bits=16", "--set", "weights.bits=16", "-o", "full", "-j1"])
+    words = [(refine(f, "reference"), b"give -o OUT"),
+             (refine(f, "reference", "-o", "reference", "--force"), b"one is inside the other"),
+             (refine(f, "reference", "-o", "no", "--state", "reference/s"), b"one is inside the other"),
+             (refine(f, "model", "-o", "no"), b"neither the state of a calibration nor an artifact"),
+             (refine(f, "missing", "-o", "no"), b"no such directory"),
+             (refine(f, "full", "-o", "no"), b"nothing to refine"),
+             (refine(f, "reference", "-o", "no", "--set", "kv.method=token"), b"kv.method is channel_token there and token"),
+             (refine(f, "reference", "-o", "no")[:4] + ["-o", "no"], b"refinement needs one; give --data")]
+    for model, source, text in (("stranger", "reference", b"checkpoint.crc32 is"),
+                                ("stranger", "reference.state", b"checkpoint.crc32 is"),
+                                ("wide", "nearest-source", b"intermediate_size 64")):
+        args = refine(f, source, *([] if source.endswith("state") else ["-o", "no"]))
+        words.append(([model if a == "model" else a for a in args], text))
+    other = f.path / "other-weights"  # shapes alike
+    shutil.copytree(f.path / "model", other)
+    raw = bytearray((other / "model.safetensors").read_bytes())
+    raw[-4000:-3998] = bytes(b ^ 0x40 for b in raw[-4000:-3998])
+    (other / "model.safetensors").write_bytes(raw)
+    words.append((["other-weights" if a == "model" else a for a in refine(f, "nearest-source", "-o", "no")],
+                  b"damaged, or not made from other-weights"))
+    for args, text in words:
+        done = f.run(args, want=2)
+        assert text in done.stderr, (args, done.stderr)
+        assert not (f.path / "no").exists() and not (f.path / "no.state").exists(), args
+
+
 def test_mixed_cache(f):
     """Formats of keys and values that differ by layer, one of them unquantized, from calibration to
     decode; nothing learns in block 1. Stopped and resumed: the same bytes."""

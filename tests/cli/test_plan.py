@@ -41,6 +41,8 @@ def main():
     commands = {
         "quantize": [wkvq, "quantize", "model", "--data", "text.txt", "-o", "made/artifact", "--state", "made/state", *SMALL],
         "calibrate": [wkvq, "calibrate", "model", "--data", "text.txt", "-o", "made/calibrated", *SMALL],
+        "refine": [wkvq, "refine", "model", "rounded", "--data", "text.txt", "-o", "made/refined", *SMALL[-1:],
+                   "--set", "refine.samples=4", "--set", "refine.seqlen=32", "--set", "refine.guard=2"],
         "sweep": [wkvq, "sweep", "s.yaml", "-m", "model", "--data", "text.txt", "-o", "made/sweep", "-j1"],
         "export": [wkvq, "export", "source", "--format", "dense", "-o", "made/dense"],
     }
@@ -56,6 +58,8 @@ def main():
         (folder / "s.yaml").write_text(SWEEP)
         subprocess.run([wkvq, "convert", "model", "-o", "source", "--set", "kv.method=token", "-j1"], cwd=folder, check=True,
                        capture_output=True)
+        subprocess.run([wkvq, "convert", "model", "-o", "rounded", "--set", "weights.group_size=12"], cwd=folder,
+                       check=True, capture_output=True)
 
         def check(command, when):
             before = snapshot(folder)
@@ -75,7 +79,7 @@ def main():
         for command in commands:
             check(command, "an empty folder there")
         for command, args in commands.items():
-            more = ["--keep-state"] if command == "quantize" else []
+            more = ["--keep-state"] if command in ("quantize", "refine") else []
             subprocess.run([*args, *more], cwd=folder, check=True, capture_output=True)
         for command in commands:
             check(command, "finished work there")

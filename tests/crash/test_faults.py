@@ -55,6 +55,9 @@ def make_jobs(wkvq, folder):
     jobs.append(Job("replace", [wkvq, "convert", model, "--state", "out.state", "-o", "out",
                                 "--force", "-j1"],
                     {"out.state": done / "out.state", "out": folder / "rounding" / "out"}))
+    few = {"refine.samples": 2, "refine.seqlen": 24, "refine.guard": 2}
+    jobs.append(Job("refine", [wkvq, "refine", model, "artifact", "-o", "out", "--keep-state", "--data", text, "-j1",
+                               *settings(few)], {"artifact": folder / "rounding" / "out"}))
     whole = Job("whole", [wkvq, "convert", model, "-o", "out", "-j1", *settings({"weights.group_size": 0})])
     learn(whole, folder)
     jobs.append(Job("export", [wkvq, "export", "artifact", "--format", "compressed-tensors", "-o", "out", "-j1"],
@@ -138,7 +141,7 @@ def main():
         jobs = make_jobs(str(pathlib.Path(a.wkvq).resolve()), folder)
         jobs = [j for j in jobs if a.only in (None, j.name)]
         calls = [f for j in jobs for f in file_faults(j)]
-        allocs = [(j, f"alloc:{n}:ENOMEM") for j in jobs if j.name in ("quantize", "replace", "export")
+        allocs = [(j, f"alloc:{n}:ENOMEM") for j in jobs if j.name in ("quantize", "refine", "replace", "export")
                   for n in range(1, j.calls["alloc"] + 1)]
         faults = [(j, a.fault) for j in jobs] if a.fault else draw(calls, a.calls) + draw(
             allocs, a.allocs)

@@ -20,8 +20,8 @@ from crash_bench import Job, Wrong, in_threads, scratch, settings
 SMALL = {"calibration.samples": 4, "calibration.seqlen": 64, "calibration.epochs": 2}
 
 # Calibration is short, so that most instants fall into the refinement.
-REFINE = {"calibration.epochs": 1, "crr.blocks": 0, "refine.samples": 3, "refine.seqlen": 48,
-          "refine.guard": 2, "refine.batch": 1, "refine.epochs": 2}
+SHORT = {"calibration.epochs": 1, "crr.blocks": 0}
+REFINE = {"refine.samples": 3, "refine.seqlen": 48, "refine.guard": 2, "refine.batch": 1, "refine.epochs": 2}
 
 
 def make_jobs(wkvq, demo, config, folder):
@@ -30,12 +30,15 @@ def make_jobs(wkvq, demo, config, folder):
         Job("keep", [wkvq, "quantize", demo, "-o", "out", "--keep-state", *text]),
         Job("quantize", [wkvq, "quantize", demo, "-o", "out", *text]),
         Job("calibrate", [wkvq, "calibrate", demo, "-o", "out.state", *text]),
-        Job("refine", [wkvq, "calibrate", demo, "-o", "out.state", *text, *settings(REFINE)]),
+        Job("refine", [wkvq, "calibrate", demo, "-o", "out.state", *text, *settings(SHORT), *settings(REFINE)]),
         Job("convert", [wkvq, "convert", demo, "--state", "out.state", "-o", "out", "-j1"],
             {"out.state": folder / "calibrate" / "out.state"}),
         Job("replace", [wkvq, "convert", demo, "-o", "out", "--force", "-j1"],
             {"out": folder / "convert" / "out"}),
         Job("export", [wkvq, "export", "artifact", "--format", "awq", "--kv", "drop", "-o", "out", "-j1"],
+            {"artifact": folder / "convert" / "out"}),
+        Job("refine-artifact", [wkvq, "refine", demo, "artifact", "-o", "out", "--keep-state", "--data",
+                                f"{demo}/calibration.txt", "-j1", *settings(REFINE)],
             {"artifact": folder / "convert" / "out"}),
     ]
     for job in jobs:

@@ -29,6 +29,7 @@ cells:
   - {name: plain, set: {weights: {method: rtn}, kv.method: token}}
 eval: {data: TEXT, windows: 2, ctx: 24}
 """
+REFINE = {"refine.samples": 2, "refine.seqlen": 24, "refine.guard": 2}
 # Beside an output of each name: {} is the name. With a slash at the end: a directory with files in it.
 BESIDE = ["{}.tmp.123/", "{}.tmp.4194999/", "{}.tmp.20240101/", "{}.tmp.4711-1a2b-00000000/", "{}.tmp.4711-1a2b-0000000/",
           "{}.tmp.1/", "{}.tmp/", "{}.tmp.9.txt", "{}.old.20240101/", "{}.old.4194999/", "{}.old/", "{}.OLD.1/", "{}~", "{}.bak/",
@@ -114,6 +115,7 @@ def make_jobs(b):
         Job("quantize", ["quantize", model, "-o", "out", *learn], ["out"]),
         Job("quantize here", ["quantize", model, "-o", ".", *learn], ["out"], cwd="out", before=[(None, "out")]),
         Job("quantize over", ["quantize", model, "-o", "out", "--force", *learn], ["out"], before=[(done / "another", "out")]),
+        Job("refine", ["refine", model, str(done / "nearest"), "-o", "out", "--data", text, "-j1", *settings(REFINE)], ["out"]),
         Job("synth", ["synth", "--shape", "smollm2-135m", "--layers", "1", "-o", "ck", "-j1"], ["ck"]),
         Job("export", ["export", str(done / "another"), "--format", "dense", "-o", "ex", "-j1"], ["ex"]),
         Job("sweep", ["sweep", str(b.root / "s.yaml"), "-m", model, "--data", text, "-o", "sw", "-j1"], ["sw"], group=True),
@@ -136,6 +138,7 @@ class Bench:
         (root / "done").mkdir()
         self.jobs = make_jobs(self)
         self.once([*"convert -o another -j1".split(), str(root / "other")], root / "done")
+        self.once(["convert", str(root / "model"), "-o", "nearest", "-j1", *settings({"weights.group_size": 16})], root / "done")
         sweep = next(j for j in self.jobs if j.name == "sweep")
         self.once(sweep.args, root / "done")
 
@@ -239,6 +242,7 @@ def refusal(b, job, where, name, link):
 
 def refusals(rng, jobs, n):
     places = {"convert": ["out"], "replace": ["out"], "here": ["out"], "calibrate": ["st"], "quantize": ["out.state", "out"],
+              "refine": ["out.state", "out"],
               "synth": ["ck"], "export": ["ex"], "sweep": ["sw", "sw/cells"]}
     for name in INSIDE:  # what a state would have to know by its whole name
         yield from ((job, "st", name, False) for job in jobs if job.name == "calibrate")

@@ -68,6 +68,19 @@ static enum err look_at_state(struct output *o)
     return OK;
 }
 
+enum err output_overlaps(bool *yes, const char *a, const char *b)
+{
+    enum err err = OK;
+    char *x = NULL, *y = NULL;
+    TRY_OUT(outdir_resolve(&x, a));
+    TRY_OUT(outdir_resolve(&y, b));
+    *yes = is_inside(x, y) || is_inside(y, x);
+out:
+    mem_free(x);
+    mem_free(y);
+    return err;
+}
+
 enum err output_check(struct output *o)
 {
     FAIL_IF(!o->dir, ERR_USAGE, "no directory for the artifact: give -o OUT");
@@ -94,10 +107,12 @@ static enum err print_json(const struct output *o, const struct calib_summary *s
                            const struct verify_report *v)
 {
     json_t *report = verify_report_json(o->dir, v);
-    json_t *more =
-        json_pack("{s:I, s:I, s:f, s:f, s:I}", "blocks", (json_int_t)sum->blocks, "gained",
-                  (json_int_t)sum->gained, "mean_gain", sum->mean_gain, "seconds",
-                  seconds_since(o), "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    json_t *more = json_pack("{s:f, s:I}", "seconds", seconds_since(o), "peak_memory_bytes",
+                             (json_int_t)mem_peak_bytes());
+    if (!sum->imported)
+        json_object_update_new(
+            more, json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum->blocks, "gained",
+                            (json_int_t)sum->gained, "mean_gain", sum->mean_gain));
     if (sum->refined)
         json_object_set_new(more, "refinement",
                             json_pack("{s:f, s:f}", "start", sum->refinement.start, "best",
@@ -117,10 +132,11 @@ static enum err print_result(const struct output *o, const struct calib_summary 
         return print_json(o, sum, v);
     progress_time_text(time_text, sizeof(time_text), seconds_since(o));
     printf("artifact    %s\n", o->dir);
-    printf("calibrated  %" PRId64 " of %" PRId64
-           " blocks improved, loss reduced by %.1f%% on "
-           "average\n",
-           sum->gained, sum->blocks, 100 * sum->mean_gain);
+    if (!sum->imported)
+        printf("calibrated  %" PRId64 " of %" PRId64
+               " blocks improved, loss reduced by %.1f%% on "
+               "average\n",
+               sum->gained, sum->blocks, 100 * sum->mean_gain);
     if (sum->refined)
         printf(
             "refined     divergence from full precision %.4f -> %.4f nats on unseen windows\n",

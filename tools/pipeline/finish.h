@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The output of a job that ends with a verified artifact: `quantize`. The state
- * beside it makes the job resumable, and is removed at the end. */
+ * The output of a job that ends with a verified artifact: `quantize`, and `refine` of an artifact.
+ * The state beside it makes the job resumable, and is removed at the end. */
 #ifndef WKVQ_FINISH_H
 #define WKVQ_FINISH_H
 
@@ -21,6 +21,9 @@ struct output {
 
 /* Checks that artifact and state can be written, before hours of work. ERR_USAGE. */
 enum err output_check(struct output *o);
+/* Writes "one is inside the other" of two directories, real paths compared. ERR_USAGE as for
+ * outdir_resolve. */
+enum err output_overlaps(bool *yes, const char *a, const char *b);
 /* Converts the finished state unless a killed run was removing it already, verifies, prints the
  * report and removes the state. ERR_VERIFY: the state is kept. */
 enum err output_finish(struct output *o, struct job *j, struct state **s);

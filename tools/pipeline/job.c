@@ -124,16 +124,15 @@ enum err job_read_text(struct job *j)
 }
 
 /* Logs how many windows each text gives, and warns where they must overlap. */
-static void say_shares(const struct job *j)
+static void say_shares(const struct job *j, int64_t n, int64_t T)
 {
     for (int i = 0; i < j->n_texts; i++) {
         const struct batch_text *t = &j->text[i];
-        log_info("%s: %" PRId64 " of %" PRId64 " windows", t->name, j->text_windows[i],
-                 j->recipe.samples);
-        if (j->text_windows[i] > t->n / j->recipe.seqlen)
+        log_info("%s: %" PRId64 " of %" PRId64 " windows", t->name, j->text_windows[i], n);
+        if (j->text_windows[i] > t->n / T)
             log_warn("%s: has %" PRId64 " tokens, so its %" PRId64 " windows of %" PRId64
                      " overlap; give more text, or a smaller share",
-                     t->name, t->n, j->text_windows[i], j->recipe.seqlen);
+                     t->name, t->n, j->text_windows[i], T);
     }
 }
 
@@ -165,24 +164,41 @@ static enum err draw_refine_windows(struct job *j, struct batch_source source)
     return OK;
 }
 
-enum err job_draw_windows(struct job *j)
+static enum err draw_calibration_windows(struct job *j, const struct batch_source *source)
 {
     const int64_t n = j->recipe.samples, T = j->recipe.seqlen;
-    const struct batch_source source = {.text = j->text, .n_texts = j->n_texts};
     const int64_t dim[2] = {n, T};
     struct mt19937 rng;
     size_t count;
     TRY(size_product(&count, dim, 2, sizeof(*j->windows)));
     TRY(mem_alloc(&j->offset, (size_t)n, sizeof(*j->offset)));
+    mt_seed(&rng, (uint64_t)j->recipe.seed);
+    TRY(batch_draw(j->offset, NULL, n, T, source, &rng));
+    TRY(mem_alloc(&j->windows, count, 1));
+    batch_gather(j->windows, j->ids.id, j->offset, n, T);
+    return OK;
+}
+
+/* Shares the windows of calibration among the texts; those of refinement, if blocks are
+ * imported. */
+static enum err share_windows(struct job *j)
+{
+    const int64_t n = j->import ? j->recipe.refine.samples : j->recipe.samples;
+    const int64_t T = j->import ? j->recipe.refine.seqlen : j->recipe.seqlen;
     texts_set_shares(j->text, j->n_texts, &j->recipe.data);
     TRY(mem_alloc(&j->text_windows, (size_t)j->n_texts, sizeof(*j->text_windows)));
     TRY(batch_shares(j->text_windows, n, j->text, j->n_texts));
     if (recipe_files_shared(&j->recipe.data))
-        say_shares(j);
-    mt_seed(&rng, (uint64_t)j->recipe.seed);
-    TRY(batch_draw(j->offset, NULL, n, T, &source, &rng));
-    TRY(mem_alloc(&j->windows, count, 1));
-    batch_gather(j->windows, j->ids.id, j->offset, n, T);
+        say_shares(j, n, T);
+    return OK;
+}
+
+enum err job_draw_windows(struct job *j)
+{
+    const struct batch_source source = {.text = j->text, .n_texts = j->n_texts};
+    TRY(share_windows(j));
+    if (!j->import)
+        TRY(draw_calibration_windows(j, &source));
     return recipe_refines(&j->recipe) ? draw_refine_windows(j, source) : OK;
 }
 
@@ -213,7 +229,8 @@ static json_t *text_json(const struct job *j)
     json_t *o = json_pack("{s:I, s:s}", "tokens", (json_int_t)j->ids.n, "crc32", crc);
     if (recipe_files_shared(&j->recipe.data))
         json_object_set_new(o, "texts", texts_json(&j->ids, j->text, j->n_texts));
-    json_object_set_new(o, "windows", offsets_json(j->offset, j->recipe.samples));
+    if (!j->import)
+        json_object_set_new(o, "windows", offsets_json(j->offset, j->recipe.samples));
     if (recipe_refines(&j->recipe))
         json_object_set_new(o, STATE_REFINE_WINDOWS, offsets_json(j->refine_offset, n));
     return o;
@@ -236,6 +253,8 @@ enum err job_identity(json_t **out, struct job *j)
         "{s:o, s:{s:s, s:I}, s:{s:s, s:s}, s:o}", "config", config, "checkpoint", "crc32",
         model_text, "bytes", (json_int_t)hf_bytes(j->model), "tokenizer", "file",
         tokenizer_file(j->tokenizer), "crc32", tok_text, "text", text_json(j));
+    if (j->import)
+        json_object_set(o, STATE_ARTIFACT, j->import->identity);
     if (!o || json_out_of_memory()) {
         json_decref(o);
         FAIL(ERR_MEMORY, "out of memory for the run's identity");

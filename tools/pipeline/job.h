@@ -6,6 +6,7 @@
 #ifndef WKVQ_JOB_H
 #define WKVQ_JOB_H
 
+#include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
 #include "tools/cli/progress.h"
 #include "tools/pipeline/texts.h"
@@ -21,6 +22,12 @@ struct job_options {
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 
+/* An artifact whose blocks take the place of a calibration's. */
+struct job_import {
+    struct artifact *artifact; /* owned */
+    json_t *identity;          /* owned: {"manifest_crc32", "provenance"} */
+};
+
 struct job {
     struct job_options options;
     const char *model_dir; /* borrowed from options */
@@ -33,7 +40,7 @@ struct job {
     uint32_t ids_crc;
     struct batch_text *text; /* [n_texts] where they are in ids, owned; names borrowed */
     int n_texts;
-    int64_t *text_windows; /* [n_texts] calibration windows of each text, owned */
+    int64_t *text_windows; /* [n_texts] windows of each text, owned */
     int64_t *offset;  /* [recipe.samples] first token of each calibration window, owned */
     int32_t *windows; /* [samples][seqlen] token ids, owned */
     /* Windows of refinement, those to learn from and then the guard's; NULL without. */
@@ -41,6 +48,8 @@ struct job {
     int32_t *refine_windows; /* [refine.samples + refine.guard][refine.seqlen], owned */
     struct calib_settings settings;
     struct refine_settings refine;
+    const struct job_import *import; /* borrowed; NULL: the job calibrates */
+    bool only_refines;               /* all blocks are there, or imported */
     uint64_t state_bytes; /* bytes on disk that the calibration's state still needs */
     struct progress *progress;
 };
@@ -69,10 +78,11 @@ enum err job_refuse_shares(const struct job *j, const char *what);
 enum err job_read_text(struct job *j);
 /* Draws the calibration windows at random, as the literature does, and those of refinement,
  * each from every text by its share. The guard's windows overlap none that refinement
- * learns from. */
+ * learns from. A job that imports its blocks has no calibration windows. */
 enum err job_draw_windows(struct job *j);
 
-/* Makes the identity of a calibration: configuration, checkpoint, tokenizer and text. Reads
+/* Makes the identity of a calibration: configuration, checkpoint, tokenizer and text, and the
+ * imported artifact if there is one. Reads
  * the whole checkpoint once, unless options.model_crc is known. Release *out with
  * json_decref. */
 enum err job_identity(json_t **out, struct job *j);

@@ -174,6 +174,15 @@ static void measure_host(struct plan_estimate *e, const struct job *j)
     e->threads = e->threads_set ? j->recipe.threads : (int64_t)e->cpus.amount;
 }
 
+/* Makes the calibration's settings those of one step at the shapes of refinement, whose speed is
+ * measured for a plan. */
+static void resemble_refinement(struct calib_settings *s, const struct refine_settings *r)
+{
+    s->samples = 1;
+    s->seqlen = r->seqlen;
+    s->crr_blocks = 0;
+}
+
 /* Gives the streams the memory that the rest leaves. */
 static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
                               struct job *j)
@@ -183,13 +192,16 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     measure_card(e, j);
     measure_host(e, j);
     e->plan = plan;
+    e->only_refines = j->only_refines;
+    if (j->only_refines)
+        resemble_refinement(s, &j->refine);
     s->device_bytes = 0;
     TRY(calib_plan(plan, &j->arch, s));
     const uint64_t fixed = plan_fixed_bytes(plan);
     s->device_bytes = minus(e->usable_bytes, fixed);
     s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
     TRY(calib_plan(plan, &j->arch, s));
-    if (!e->own_memory && fixed > budget)
+    if (!e->own_memory && !j->only_refines && fixed > budget)
         log_warn("one block and the %" PRId64 " after it need %.2f GB, more than the %.2f "
                  "GB of run.memory; the run uses what it needs",
                  j->recipe.crr_blocks, 1e-9 * (double)fixed, 1e-9 * (double)budget);
@@ -257,7 +269,8 @@ static enum err check_memory(const struct plan_estimate *e, const struct job *j)
 {
     if (plan_fits(e))
         return OK;
-    TRY(check_fit(e, j));
+    if (!j->only_refines)
+        TRY(check_fit(e, j));
     return e->own_memory || !j->recipe.memory ? check_refine_fit(e) : OK;
 }
 

@@ -24,15 +24,16 @@ static double host_bytes(const struct plan_estimate *e)
 
 uint64_t plan_disk_bytes(const struct plan_estimate *e)
 {
-    const uint64_t first = e->plan->streams == STREAM_DISK ? e->plan->stream_bytes : 0;
+    const bool calibration = !e->only_refines && e->plan->streams == STREAM_DISK;
+    const uint64_t first = calibration ? e->plan->stream_bytes : 0;
     const uint64_t second = e->teacher_on_disk ? e->refine.teacher_bytes : 0;
     return first > second ? first : second;
 }
 
 static double all_seconds(const struct plan_estimate *e)
 {
-    return e->step.step_s * (e->plan->total_flops + e->refine.total_flops) /
-           e->plan->flops_per_step;
+    const double calibration = e->only_refines ? 0 : e->plan->total_flops;
+    return e->step.step_s * (calibration + e->refine.total_flops) / e->plan->flops_per_step;
 }
 
 uint64_t plan_refine_device_bytes(const struct refine_plan *p)
@@ -56,8 +57,8 @@ static bool refine_fits(const struct plan_estimate *e)
 
 bool plan_fits(const struct plan_estimate *e)
 {
-    if (!refine_fits(e))
-        return false;
+    if (!refine_fits(e) || e->only_refines)
+        return refine_fits(e);
     if (e->own_memory)
         return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
     return !e->memory.amount || plan_fixed_bytes(e->plan) <= e->memory.amount;
@@ -114,7 +115,8 @@ static void add_texts(json_t *o, const struct plan_estimate *e)
     json_object_set_new(o, "texts", list);
 }
 
-enum err show_plan_json(const struct plan_estimate *e)
+/* Returns what only a calibration needs. NULL: out of memory. */
+static json_t *calibration_json(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     json_t *o =
@@ -127,6 +129,14 @@ enum err show_plan_json(const struct plan_estimate *e)
                   p->streams == STREAM_DISK, "disk_bytes", (double)plan_disk_bytes(e));
     if (o && e->own_memory)
         add_device(o, e);
+    return o;
+}
+
+enum err show_plan_json(const struct plan_estimate *e)
+{
+    json_t *o = e->only_refines
+                    ? json_pack("{s:f}", "disk_bytes", (double)plan_disk_bytes(e))
+                    : calibration_json(e);
     if (o && e->refines)
         add_refine(o, e);
     if (o)
@@ -219,11 +229,9 @@ static void print_texts(const struct plan_estimate *e)
                e->text[i].n);
 }
 
-void show_plan_text(const struct plan_estimate *e)
+static void print_calibration(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
-    print_time(e);
-    print_texts(e);
     if (e->own_memory) {
         print_card(e);
     } else {
@@ -233,10 +241,21 @@ void show_plan_text(const struct plan_estimate *e)
         print_size("  streams", (double)p->stream_bytes,
                    p->streams == STREAM_DISK ? " on disk, not in memory" : "");
     }
+}
+
+void show_plan_text(const struct plan_estimate *e)
+{
+    if (e->measured || !e->only_refines)
+        print_time(e);
+    print_texts(e);
+    if (!e->only_refines)
+        print_calibration(e);
     if (e->refines)
         print_refine(e);
     print_machine(e);
     print_size("disk", (double)(plan_disk_bytes(e) + e->state_bytes), " at most, of which");
     print_size("  state", (double)e->state_bytes, "");
-    print_size("  streams", (double)plan_disk_bytes(e), " while the calibration runs");
+    print_size("  streams", (double)plan_disk_bytes(e),
+               e->only_refines ? " while the refinement runs"
+                               : " while the calibration runs");
 }

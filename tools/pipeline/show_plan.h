@@ -12,6 +12,7 @@
 struct plan_estimate {
     const struct calib_plan *plan;
     bool refines;
+    bool only_refines;         /* plan is of one step, measured in place of refinement's */
     struct refine_plan refine; /* zero unless the recipe refines */
     bool teacher_on_disk;      /* the streams of refinement exceed the memory */
     /* the device has its own memory (GPU) for weights, activations and parameters */

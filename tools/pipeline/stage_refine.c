@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/pipeline/stage_refine.h"
-
 #include "calib/refine/refine.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/stop.h"
+#include "tools/pipeline/stages.h"
 
 /* The context of refine_run's callbacks. */
 struct hooks {

@@ -10,7 +10,6 @@
 #include "tools/cli/stop.h"
 #include "tools/pipeline/license.h"
 #include "tools/pipeline/preflight.h"
-#include "tools/pipeline/stage_refine.h"
 #include "tools/state/state_diff.h"
 
 #include <inttypes.h>
@@ -34,10 +33,18 @@ static enum err adopt_from_state(struct job *j, const char *state_dir)
     return OK;
 }
 
-enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
+enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
 {
     struct calib_plan plan;
-    *planned = false;
+    *planned = j->options.plan;
+    TRY(adopt_from_state(j, state_dir));
+    TRY(job_open_device(j));
+    TRY(preflight_resources(&plan, j, state_dir));
+    return *planned ? preflight_print_plan(j) : OK;
+}
+
+enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
+{
     TRY(job_check_text(j, "calibration"));
     TRY(recipe_check_refine(&j->recipe));
     TRY(job_open_model(j));
@@ -46,16 +53,26 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));
-    TRY(adopt_from_state(j, state_dir));
-    TRY(job_open_device(j));
-    TRY(preflight_resources(&plan, j, state_dir));
-    if (!j->options.plan)
-        return OK;
-    *planned = true;
-    return preflight_print_plan(j);
+    return stage_plan(planned, j, state_dir);
 }
 
-static enum err run(struct job *j, struct state *s)
+/* Saves an artifact's blocks as those of a calibration. */
+static enum err import(const struct job *j, struct state *s)
+{
+    struct calib_io io;
+    state_calib_io(&io, s, NULL, NULL, NULL);
+    for (int64_t i = state_done(s); i < state_blocks(s); i++) {
+        const struct calib_block_stats none = {.block = i};
+        struct block_quant q = {0};
+        TRY(artifact_block_quant(&q, j->import->artifact, i));
+        const enum err err = io.save_block(io.ctx, i, &q, &none);
+        block_quant_free(&q);
+        TRY(err);
+    }
+    return OK;
+}
+
+static enum err calibrate(struct job *j, struct state *s)
 {
     struct calib_io io;
     state_note_device(s, dev_name(j->dev));
@@ -78,11 +95,11 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     json_decref(identity);
     TRY(err);
     const int64_t done = state_done(s);
-    if (done)
+    if (done && !j->import)
         log_info("%s: %" PRId64 " of %" PRId64 " blocks are calibrated%s", state_dir, done,
                  state_blocks(s), done < state_blocks(s) ? "; resuming" : "");
     if (done < state_blocks(s))
-        err = run(j, s);
+        err = j->import ? import(j, s) : calibrate(j, s);
     if (!err && !state_removing(s))
         err = stage_refine(j, s);
     if (err == ERR_STOPPED && !*err_text())
@@ -99,6 +116,7 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
 enum err stage_summary(struct calib_summary *out, const struct state *s)
 {
     struct calib_summary sum = {.blocks = state_done(s)};
+    sum.imported = json_object_get(state_identity(s), STATE_ARTIFACT) != NULL;
     for (int64_t i = 0; i < sum.blocks; i++) {
         struct calib_block_stats st;
         TRY(state_stats(&st, s, i));
@@ -130,9 +148,21 @@ static enum err add_license(json_t *o, const char *model_dir)
     return OK;
 }
 
+/* Returns how the scales were made: a calibration's summary, or what the imported artifact says.
+ * A new reference. */
+static json_t *calibration_json(const struct state *s, const struct calib_summary *sum)
+{
+    const json_t *artifact = json_object_get(state_identity(s), STATE_ARTIFACT);
+    const json_t *from = json_object_get(artifact, "provenance");
+    if (artifact)
+        return json_deep_copy(json_object_get(from, "calibration"));
+    return json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum->blocks, "gained",
+                     (json_int_t)sum->gained, "mean_gain", sum->mean_gain);
+}
+
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
- * "state", "refinement", "calibration", "license"}. Without a state: the version, how the
- * scales were made, and the license. */
+ * "artifact", "state", "refinement", "calibration", "license"}. Without a state: the version, how
+ * the scales were made, and the license. */
 static enum err provenance(char **out, const struct state *s, const char *model_dir)
 {
     struct calib_summary sum;
@@ -153,10 +183,7 @@ static enum err provenance(char **out, const struct state *s, const char *model_
         json_object_set_new(o, "state", json_string(mark));
         if (sum.refined)
             json_object_set_new(o, "refinement", refinement_json(&sum.refinement));
-        json_object_set_new(o, "calibration",
-                            json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum.blocks,
-                                      "gained", (json_int_t)sum.gained, "mean_gain",
-                                      sum.mean_gain));
+        json_object_set_new(o, "calibration", calibration_json(s, &sum));
     } else {
         json_object_set_new(o, "calibration", json_string("none: round to nearest"));
     }
@@ -281,9 +308,10 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
     const json_t *from = json_object_get(m->root, "provenance");
     TRY_OUT(job_identity(&identity, j));
     have = json_pack(
-        "{s:O?, s:O?, s:O?, s:O?}", "config", json_object_get(m->root, "config"),
+        "{s:O?, s:O?, s:O?, s:O?, s:O*}", "config", json_object_get(m->root, "config"),
         "checkpoint", json_object_get(from, "checkpoint"), "tokenizer",
-        json_object_get(from, "tokenizer"), "text", json_object_get(from, "text"));
+        json_object_get(from, "tokenizer"), "text", json_object_get(from, "text"),
+        STATE_ARTIFACT, json_object_get(from, STATE_ARTIFACT));
     if (!have)
         FAIL_OUT(ERR_FORMAT, "%s: provenance is incomplete", dir);
     err = state_compare(dir, have, identity);
@@ -297,6 +325,7 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
         .blocks = json_integer_value(json_object_get(calibration, "blocks")),
         .gained = json_integer_value(json_object_get(calibration, "gained")),
         .mean_gain = json_number_value(json_object_get(calibration, "mean_gain"))};
+    sum->imported = j->import != NULL;
     const json_t *refinement = json_object_get(from, "refinement");
     sum->refined = refinement != NULL;
     sum->refinement = (struct state_refinement){

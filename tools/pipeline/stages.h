@@ -13,19 +13,25 @@
  * found before a long calibration. With --plan it prints the estimates and sets
  * *planned. */
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
+/* The last part of stage_prepare: opens the device for the open model and windows. */
+enum err stage_plan(bool *planned, struct job *j, const char *state_dir);
 /* Checks disk space for the artifact and the rest of the state. Called after stage_prepare
  * and before the calibration. Exact except for the text about the calibration's result.
  * ERR_IO. */
 enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir);
-/* Opens the state (new or resumed), calibrates the missing blocks, and refines if the recipe
- * says so. *s stays open; the
- * caller closes it with state_close. */
+/* Opens the state (new or resumed), calibrates or imports the missing blocks, and refines if the
+ * recipe says so. *s stays open; the caller closes it with state_close. */
 enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
+/* Refines the calibrated blocks of s by the job's recipe and saves them in s, unless that is
+ * done. ERR_STOPPED: the last step is saved. Errors: those of refine_run, and of the state's
+ * files. */
+enum err stage_refine(struct job *j, struct state *s);
 /* Summary of a calibration. */
 struct calib_summary {
     int64_t blocks, gained;
     /* relative reduction of the loss, mean over blocks; 0.3: 30% less than at the start */
     double mean_gain;
+    bool imported; /* the blocks are an artifact's, and the numbers above are 0 */
     bool refined;
     struct state_refinement refinement; /* zero unless refined */
 };

@@ -25,13 +25,16 @@ struct state; /* opaque; one thread */
 
 /* The part of an identity's text that lists refinement's windows. */
 #define STATE_REFINE_WINDOWS "refine_windows"
+/* The part of an identity that names the artifact whose blocks were imported; absent from a
+ * calibration's. */
+#define STATE_ARTIFACT "artifact"
 
 /* Writes whether dir looks like a state, with a manifest.json of ours. Any other directory
  * gives false. ERR_MEMORY, ERR_IO or ERR_USAGE if that cannot be determined. */
 enum err state_is(bool *yes, const char *dir);
 
 /* Creates or resumes the state in dir. identity is a borrowed JSON object, {"config": ...,
- * "checkpoint": ..., "tokenizer": ..., "text": ...}, that must equal the state's own. Its
+ * "checkpoint": ..., "tokenizer": ..., "text": ..., "artifact": ...}, that must equal the state's own. Its
  * settings of refinement may differ while no refinement has begun; they become the state's. Takes
  * the lock and removes leftovers of killed runs. A partly removed state can be opened as
  * well. ERR_MISMATCH names the first differing field with both values. ERR_FORMAT names a
