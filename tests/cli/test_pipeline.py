@@ -244,6 +244,13 @@ def test_refinement(f):
     assert abs(refined - was) > 1e-4, (refined, was)
 
 
+def test_refined_scales_keep_their_bits(f):
+    """weights.scale_bits holds in refinement: the writer would refuse a scale of more bits."""
+    f.run(f.command("portable", recipe=[*RECIPE, *REFINE, "weights.scale_bits=7"]))
+    done = f.run([f.wkvq, "verify", "portable", "--against", "model", "--state", "portable.state", "--json"])
+    assert json.loads(done.stdout)["passed"], done.stdout
+
+
 def test_refinement_of_a_finished_calibration(f):
     """A state that was calibrated without refinement is refined by the same command with the settings
     of refinement: the same bytes as in one go. From then on they cannot change."""

@@ -120,7 +120,7 @@ struct refine_settings recipe_refine_settings(const struct recipe *r, const stru
         .lr_round = r->refine.learn >= LEARN_ROUNDING ? (float)r->refine.lr_round : 0,
         .kl = (float)(1 - r->refine.ce),
         .ce = (float)r->refine.ce,
-        .scale_bits = 11,
+        .scale_bits = (int)r->scale_bits,
         .act = recipe_act(r, d),
         .seed = (uint64_t)r->seed,
         .memory_bytes = recipe_memory(r),
