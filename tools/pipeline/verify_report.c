@@ -79,8 +79,8 @@ static void print_weights(const struct verify_report *r, bool against, bool stat
                state ? "calibration's" : "source's under the scales");
     if (r->weights_unchecked)
         printf("            %" PRId64
-               " packed values not compared: gptq chose their codes, "
-               "and only the calibration has them; name it with --state\n",
+               " values not compared: calibration chose them, and only its state has "
+               "them; name it with --state\n",
                r->weights_unchecked);
 }
 
