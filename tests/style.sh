@@ -34,6 +34,9 @@ long=$(awk 'FNR == 1 { start = 0 }
 [ -z "$long" ] || say "style: functions longer than 60 lines: $long"
 full=$(git ls-files kernels data calib convert tools | grep -E '\.(c|h|cc|cu)$' | sed 's:/[^/]*$::' | sort | uniq -c | awk '$1 > 25 { print $2 }')
 [ -z "$full" ] || say "style: folders of more than 25 source files: $full"
+version=$(sed -n "s/^  version: '\(.*\)',/\1/p" meson.build)
+packaged=$(sed -n '1s/^wkvq (\(.*\)) .*/\1/p' debian/changelog)
+[ "$packaged" = "$version" ] || say "style: debian/changelog has version $packaged, meson.build $version"
 python3 tests/layers.py . || bad=1
 tests/prose.sh --self-test || bad=1
 tests/prose.sh || bad=1
