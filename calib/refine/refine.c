@@ -460,6 +460,7 @@ static enum err restore(struct refine *r, bool *restored)
     for (int i = SAVED_P; i < saved_count(r); i++)
         TRY(restore_tensor(r, t, n, i));
     TRY(dev_sync(r->dev));
+    r->units_done += 4 * (double)(r->step * r->s->batch);
     *restored = true;
     return OK;
 }
