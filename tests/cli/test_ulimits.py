@@ -60,6 +60,8 @@ def ends_well(done):
         return None
     if done.returncode == 127 and "loading shared libraries" in done.stderr:
         return None  # the dynamic linker's own message: the program never began
+    if done.stderr.strip().startswith("libgomp: Out of memory"):
+        return None  # said by a library of oneDNN's while it is loaded, before main()
     if done.returncode not in (1, 2):
         return f"exit {done.returncode}"
     first = next((line for line in done.stderr.splitlines() if line.startswith("wkvq ")), "")

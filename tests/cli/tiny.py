@@ -48,8 +48,7 @@ def tensors(config):
         for name, rows in mlp:
             yield p + f"mlp.{name}.bias", (rows,)
     yield "model.norm.weight", (D,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", (V, D)
+    yield "lm_head.weight", (V, D)
 
 
 def values(rng, name, count):
