@@ -262,7 +262,7 @@ def test_refinement_of_a_finished_calibration(f):
     f.run(args + [w for pair in REFINE for w in ("--set", pair)])
     assert f.files("later.state") == f.files("one-go.state")
     done = f.run(args, want=2)
-    assert b"config.refine is {" in done.stderr and b"nothing in this run" in done.stderr, done.stderr
+    assert b"config.refine.samples is 12 in the state and 0 in this run" in done.stderr, done.stderr
     done = f.run(args + [w for pair in REFINE for w in ("--set", pair)] + ["--set", "refine.guard=4"], want=2)
     assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
 
