@@ -172,12 +172,12 @@ static bool is_key(const char *s, size_t n, size_t end)
 static enum err soften_string(struct rewrite *r, size_t at, size_t end)
 {
     const bool key = is_key(r->s, r->n, end);
-    char odd, by[] = "\\u0000dXXX";
+    char odd, by[] = "\\u0000XXXX";
     for (size_t n; at < end; at += n) {
         n = unit_at(&odd, r->s, r->n, at);
         if (odd && key)
             TRY(replace(r, at, at + n, JSON_LOST_CHAR, strlen(JSON_LOST_CHAR)));
-        else if (odd == 's') {
+        else if (odd) {
             memcpy(by + ESCAPE_BYTES, r->s + at + 2, 4);
             TRY(replace(r, at, at + n, by, strlen(by)));
         }
@@ -212,7 +212,7 @@ enum err json_soften(struct text *out, const char *text, size_t n)
     return r.copied ? finish(&r) : OK;
 }
 
-/* Restores a whole string that represents a number, or the halves of pairs in it. */
+/* Restores a whole string that represents a number, or the NULs and halves of pairs in it. */
 static enum err restore_string(struct rewrite *r, size_t at, size_t end)
 {
     static const char nul[] = "\\u0000";
@@ -229,7 +229,7 @@ static enum err restore_string(struct rewrite *r, size_t at, size_t end)
             continue;
         memcpy(as_escape + 2, r->s + at + n, 4);
         const int c = escape_at(as_escape, ESCAPE_BYTES, 0);
-        if (is_high(c) || is_low(c))
+        if (c == 0 || is_high(c) || is_low(c))
             TRY(replace(r, at, at + n + 4, as_escape, ESCAPE_BYTES));
     }
     return OK;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * Converts JSON as Python reads and writes it to JSON that jansson reads, and back. A
- * number that jansson cannot hold becomes a string: NUL, then the number as written. Half
- * of a surrogate pair becomes NUL and its four hexadecimal digits. The getters of
- * data/json.h never return a string with a NUL. In a key, a NUL or half a pair becomes
- * JSON_LOST_CHAR. */
+ * number that jansson cannot hold becomes a string: NUL, then the number as written. NUL, or
+ * half of a surrogate pair, becomes NUL and its four hexadecimal digits, so that a NUL is
+ * never mistaken for another. The getters of data/json.h never return a string with a NUL.
+ * In a key, a NUL or half a pair becomes JSON_LOST_CHAR. */
 #ifndef WKVQ_JSON_SOFTEN_H
 #define WKVQ_JSON_SOFTEN_H
 

@@ -136,6 +136,12 @@ static void halves_of_pairs_and_nuls(void **state)
                         "[\"x\\uD800y\",\"\\u0000\",\"\\\\u0000d800\",\"\\\"\\udfff\"]");
     free(back);
     json_decref(o);
+    /* A NUL before hexadecimal digits is not half of a pair. */
+    o = lenient("[\"\\ud800\\u0000dddd\", \"\\u00001e999\"]");
+    back = json_text_restored(o, JSON_COMPACT);
+    assert_string_equal(back, "[\"\\ud800\\u0000dddd\",\"\\u00001e999\"]");
+    free(back);
+    json_decref(o);
 }
 
 static void the_last_of_a_repeated_key_counts(void **state)
