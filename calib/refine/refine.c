@@ -82,7 +82,8 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
         TRY(block_forward(&r->st.acts, r->st.scratch, r->arch, w, NULL, out, x));
         TRY(stream_write(&r->teacher, i, out));
         r->units_done += 1 / (double)r->arch->n_layers;
-        FAIL_IF(stopped(r), ERR_STOPPED, "stopped before refinement began");
+        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
+                r->step);
     }
     tell(r, NAN, NAN);
     if (r->src->release)
@@ -526,10 +527,8 @@ static enum err check(const struct refine_settings *s)
     return OK;
 }
 
-static enum err steps(struct refine *r)
+static enum err steps(struct refine *r, bool restored)
 {
-    bool restored;
-    TRY(restore(r, &restored));
     if (!restored)
         TRY(look(r));
     while (r->step < r->steps) {
@@ -559,14 +558,17 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
                        .tokens = tokens,
                        .out = out,
                        .epoch_of_order = -1};
+    bool restored;
     TRY(check(s));
     r.steps = s->epochs * steps_of_epoch(s);
     r.units_total = (double)(s->samples + s->guard) +
                     (double)((REFINE_LOOKS + 1) * s->guard) +
                     4 * (double)(r.steps * s->batch);
     TRY_OUT(open_run(&r, layers));
+    /* First, so that progress begins where the last run ended. */
+    TRY_OUT(restore(&r, &restored));
     TRY_OUT(teacher_states(&r));
-    TRY_OUT(steps(&r));
+    TRY_OUT(steps(&r, restored));
     TRY_OUT(student_export(&r.st, layers));
     out->steps = r.steps;
 out:

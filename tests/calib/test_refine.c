@@ -235,8 +235,11 @@ struct memory_refine {
     struct refine_io io;
     int64_t looks, asked, stop_after;
     double last_done;
-    bool done_fell;
+    bool done_fell, done_jumped;
 };
+
+/* More than the share of one step in test_resume. */
+#define JUMP 0.1
 
 static void event(void *ctx, const struct refine_event *e)
 {
@@ -244,6 +247,8 @@ static void event(void *ctx, const struct refine_event *e)
     x->looks += !isnan(e->guard);
     if (!(e->done >= x->last_done && e->done <= 1 + 1e-9))
         x->done_fell = true;
+    if (x->last_done > 0 && e->done - x->last_done > JUMP)
+        x->done_jumped = true;
     x->last_done = e->done;
 }
 
@@ -499,6 +504,7 @@ static void test_resume(void **state)
                 assert_memory_equal(q->codes, whole.calibrated.block[b].lin[l].codes,
                                     (size_t)(q->out * q->in));
             }
+        assert_false(x.done_fell || x.done_jumped);
         assert_true(same_gains(&m, &whole));
         assert_true(out.best == want.best && out.best_step == want.best_step);
         memory_io_close(&x.m);
