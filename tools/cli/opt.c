@@ -69,6 +69,19 @@ const struct opt opt_data[] = {
     {0},
 };
 
+const struct opt opt_finish[] = {
+    {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
+     .help = "Keep the state after the artifact is verified"},
+    {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
+     .help = "Print the estimated memory and time, from one measured step, and stop"},
+    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
+     .help = "Overwrite an existing artifact"},
+    {0},
+};
+
 const struct opt opt_progress[] = {
     {OPT_TEXT, .name = "log-json", .arg = "FILE", .offset = offsetof(struct args, log_json),
      .help = "Append progress to FILE, one JSON object per line (default: none)"},

@@ -73,11 +73,13 @@ struct command {
     enum err (*run)(struct args *a);
 };
 
-/* Tables shared by several commands. */
+/* Tables shared by several commands. One without a heading continues the table before it. */
 extern const struct opt opt_report[];   /* --json, --quiet, --verbose */
 extern const struct opt opt_recipe[];   /* --config, --set and their shortcuts */
 extern const struct opt opt_data[];     /* --data, --text-field, --join, --bos */
 extern const struct opt opt_progress[]; /* --log-json */
+/* --keep-state, --plan, --shard, --force: of a job that ends with an artifact */
+extern const struct opt opt_finish[];
 
 /* Parses argv[1..] of a command into a, which need not be initialized. A mistake ends the
  * process with two lines on stderr and status 2; --help ends it with status 0. */

@@ -22,19 +22,10 @@ static const struct opt options[] = {
      .help = "Directory for the progress of an artifact's refinement (default: OUT.state; "
              "OUT/.wkvq-state if OUT is a mount point or its parent is not writable). It is "
              "removed when the new artifact is verified, unless --keep-state is given"},
-    {OPT_FLAG, .name = "keep-state", .offset = offsetof(struct args, keep_state),
-     .help = "Keep that state after the artifact is verified"},
-    {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
-     .help = "Print the estimated memory and time, from one measured step, and stop"},
-    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
-    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
-     .help = "Overwrite an existing artifact"},
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+static const struct opt *const groups[] = {options,      opt_finish, opt_data, opt_recipe,
                                            opt_progress, opt_report, NULL};
 
 static enum err print_state(const struct job *j, const struct state *s)
