@@ -314,7 +314,7 @@ enum err state_open_read(struct state **out, const char *dir, const struct arch 
     if (state_removing(s))
         FAIL_OUT(ERR_USAGE,
                  "%s: its artifact is finished, and the state is partly removed; run the "
-                 "same `wkvq quantize` to remove the rest",
+                 "same `wkvq quantize` or `wkvq refine` to remove the rest",
                  dir);
     *out = s;
     return OK;
@@ -363,7 +363,8 @@ enum err state_check_finished(const struct state *s)
             " blocks are calibrated; let `wkvq calibrate` finish",
             s->dir, state_done(s), state_blocks(s));
     FAIL_IF(must_refine(s), ERR_USAGE,
-            "%s: all blocks are calibrated, but not refined; let `wkvq calibrate` finish",
+            "%s: all blocks are calibrated, but not refined; let `wkvq calibrate` or "
+            "`wkvq refine` finish",
             s->dir);
     return OK;
 }
