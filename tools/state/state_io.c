@@ -174,6 +174,7 @@ enum err state_save_partial(void *ctx, int64_t block, const struct named_tensor 
     struct state *s = ctx;
     json_t *entry = NULL;
     char old[40], *path = NULL;
+    state_drop_partial(s); /* as large as t, and no longer read */
     state_detach_partial(s, old);
     const char *name = strcmp(old, "partial-a.safetensors") ? "partial-a.safetensors"
                                                             : "partial-b.safetensors";

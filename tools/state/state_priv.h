@@ -49,7 +49,8 @@ enum err state_check_entry(const struct state *s, const json_t *entry, const cha
 enum err state_write_manifest(const struct state *s);
 void state_drop_partial(struct state *s);
 
-/* Saves and loads the unfinished block or, as block number s->blocks, refinement. */
+/* Saves and loads the unfinished block or, as block number s->blocks, refinement. What was loaded
+ * is valid until the next of these calls. */
 enum err state_save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n);
 enum err state_load_partial(void *ctx, int64_t block, const struct named_tensor **t,
                             int *n);
