@@ -83,7 +83,7 @@ struct refine_plan {
     /* Full-precision states: in memory, or on disk if larger than memory_bytes. */
     size_t teacher_bytes;
     size_t host_bytes;  /* host: the layers of refine_run with a byte per code */
-    size_t saved_bytes; /* of what `save` is given */
+    size_t saved_bytes; /* host and disk: what `save` is given, copied from the device */
     int64_t steps;
     double flops_per_step, attention_flops_per_step;
     double total_flops; /* with the teacher and the guard */

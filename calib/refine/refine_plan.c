@@ -41,7 +41,6 @@ static void add_lin(struct refine_plan *p, const struct arch *a,
     p->codes_bytes += codes + (size_t)(3 * out * groups);
     if (s->lr_round > 0) {
         p->codes_bytes += 2 * (size_t)(out * in);
-        p->host_bytes += codes;
         p->saved_bytes += 2 * codes + 2 * (size_t)(out * in);
     }
     p->host_bytes += (size_t)(out * in + 3 * out * groups);

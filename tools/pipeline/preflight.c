@@ -218,8 +218,9 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     if (!e->refines)
         return OK;
     TRY(refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine));
-    j->refine.memory_bytes = minus(
-        budget, e->own_memory ? e->refine.host_bytes : plan_refine_fixed_bytes(&e->refine));
+    j->refine.memory_bytes =
+        minus(budget, e->own_memory ? plan_refine_host_bytes(&e->refine)
+                                    : plan_refine_fixed_bytes(&e->refine));
     e->teacher_on_disk = e->refine.teacher_bytes > j->refine.memory_bytes;
     const uint64_t streams = e->teacher_on_disk ? 0 : e->refine.teacher_bytes;
     j->refine.acts_bytes =
@@ -241,7 +242,8 @@ static enum err check_refine_fit(const struct plan_estimate *e)
         "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "
         "a smaller refine.seqlen, set refine.samples to 0, or raise the limit; --memory SIZE "
         "tries it all the same",
-        1e-9 * (double)(e->own_memory ? p->host_bytes : plan_refine_fixed_bytes(p)),
+        1e-9 * (double)(e->own_memory ? plan_refine_host_bytes(p)
+                                      : plan_refine_fixed_bytes(p)),
         1e-9 * (double)e->memory.amount, e->memory.name);
 }
 

@@ -41,9 +41,14 @@ uint64_t plan_refine_device_bytes(const struct refine_plan *p)
     return (uint64_t)p->codes_bytes + p->params_bytes + p->work_bytes;
 }
 
+uint64_t plan_refine_host_bytes(const struct refine_plan *p)
+{
+    return (uint64_t)p->host_bytes + p->saved_bytes;
+}
+
 uint64_t plan_refine_fixed_bytes(const struct refine_plan *p)
 {
-    return plan_refine_device_bytes(p) + p->host_bytes;
+    return plan_refine_device_bytes(p) + plan_refine_host_bytes(p);
 }
 
 static bool refine_fits(const struct plan_estimate *e)
@@ -51,7 +56,7 @@ static bool refine_fits(const struct plan_estimate *e)
     const uint64_t memory = e->memory.amount;
     if (e->own_memory)
         return plan_refine_device_bytes(&e->refine) <= e->usable_bytes &&
-               (!memory || e->refine.host_bytes <= memory);
+               (!memory || plan_refine_host_bytes(&e->refine) <= memory);
     return !memory || plan_refine_fixed_bytes(&e->refine) <= memory;
 }
 
@@ -80,9 +85,9 @@ static void add_refine(json_t *o, const struct plan_estimate *e)
         json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:I}", "steps", (json_int_t)p->steps,
                   "flops_per_step", p->flops_per_step, "total_flops", p->total_flops,
                   "device_bytes", (json_int_t)plan_refine_device_bytes(p), "host_bytes",
-                  (json_int_t)p->host_bytes, "stream_bytes", (json_int_t)p->teacher_bytes,
-                  "streams_on_disk", e->teacher_on_disk, "activations_bytes",
-                  (json_int_t)(p->keeps_acts ? p->acts_bytes : 0)));
+                  (json_int_t)plan_refine_host_bytes(p), "stream_bytes",
+                  (json_int_t)p->teacher_bytes, "streams_on_disk", e->teacher_on_disk,
+                  "activations_bytes", (json_int_t)(p->keeps_acts ? p->acts_bytes : 0)));
 }
 
 static void add_machine(json_t *o, const struct plan_estimate *e)
@@ -207,6 +212,7 @@ static void print_refine(const struct plan_estimate *e)
     if (p->keeps_acts)
         print_size("  kept", (double)p->acts_bytes, " of activations, which fit");
     print_size("  layers", (double)p->host_bytes, " on the host");
+    print_size("  progress", (double)p->saved_bytes, " on the host while it is saved");
     print_size("  streams", (double)p->teacher_bytes,
                e->teacher_on_disk ? " on disk, not in memory" : "");
 }
