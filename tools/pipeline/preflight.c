@@ -229,7 +229,7 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine);
 }
 
-static enum err check_refine_fit(const struct plan_estimate *e)
+static enum err check_refine_fit(const struct plan_estimate *e, const struct job *j)
 {
     const struct refine_plan *p = &e->refine;
     FAIL_IF(
@@ -237,14 +237,15 @@ static enum err check_refine_fit(const struct plan_estimate *e)
         "refinement needs %.2f GB of GPU memory, but only %.2f GB are available; give a "
         "smaller refine.seqlen, set refine.samples to 0, or use --device cpu",
         1e-9 * (double)plan_refine_device_bytes(p), 1e-9 * (double)e->usable_bytes);
-    FAIL(
-        ERR_USAGE,
+    FAIL_IF(
+        !j->recipe.memory, ERR_USAGE,
         "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "
         "a smaller refine.seqlen, set refine.samples to 0, or raise the limit; --memory SIZE "
         "tries it all the same",
         1e-9 * (double)(e->own_memory ? plan_refine_host_bytes(p)
                                       : plan_refine_fixed_bytes(p)),
         1e-9 * (double)e->memory.amount, e->memory.name);
+    return OK;
 }
 
 static enum err check_fit(const struct plan_estimate *e, const struct job *j)
@@ -273,7 +274,7 @@ static enum err check_memory(const struct plan_estimate *e, const struct job *j)
         return OK;
     if (!j->only_refines)
         TRY(check_fit(e, j));
-    return e->own_memory || !j->recipe.memory ? check_refine_fit(e) : OK;
+    return check_refine_fit(e, j);
 }
 
 /* Header of a block's file plus its lines in the manifest. */
