@@ -236,6 +236,7 @@ struct memory_refine {
     int64_t looks, asked, stop_after;
     double last_done;
     bool done_fell, done_jumped;
+    size_t saved; /* bytes that the last save was given */
 };
 
 /* More than the share of one step in test_resume. */
@@ -261,6 +262,9 @@ static bool stop(void *ctx)
 static enum err save(void *ctx, const struct named_tensor *t, int n)
 {
     struct memory_refine *x = ctx;
+    x->saved = 0;
+    for (int i = 0; i < n; i++)
+        x->saved += (size_t)tensor_count(&t[i].t) * dtype_bytes(t[i].t.dtype);
     return x->m.io.save_partial(&x->m, -1, t, n);
 }
 
@@ -357,6 +361,20 @@ static int64_t moved_codes(struct model *m, struct model *before, int64_t b, int
     return n;
 }
 
+/* The plan counts what is saved, except for the padding of codes and offsets, and the position. */
+static void check_saved(const struct memory_refine *x, const struct model *m,
+                        const struct refine_settings *s)
+{
+    struct calib_settings c = tiny_settings();
+    struct refine_plan plan;
+    c.weights.bits = 3;
+    c.kv.bits = 4;
+    must(refine_plan(&plan, &m->f.arch, &c.weights, &c.kv, s));
+    print_message("saved %zu bytes, planned %zu\n", x->saved, plan.saved_bytes);
+    assert_in_range(x->saved, plan.saved_bytes,
+                    plan.saved_bytes + 32 + 3 * 64 * LAYERS * N_LIN);
+}
+
 /* The guard's loss falls, scales change; codes stay unless rounding learns. */
 static void check_run(int which, const char *device, float lr_round)
 {
@@ -379,6 +397,7 @@ static void check_run(int which, const char *device, float lr_round)
     assert_int_equal(x.looks, 5);
     assert_false(x.done_fell);
     assert_true(x.last_done > 0.999);
+    check_saved(&x, &m, &s);
     assert_int_equal(x.m.open_streams, 0);
     for (int64_t b = 0; b < LAYERS; b++) {
         const struct qlinear *q = &m.calibrated.block[b].lin[LIN_DOWN];
