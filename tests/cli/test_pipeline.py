@@ -341,6 +341,8 @@ def test_refine_a_state(f):
     assert f.files("place.state") == f.files("at-once.state")
     for name, value in zip(("start", "best"), guard_loss(f, "place.state")):
         assert abs(done["refinement"][name] - value) < 1e-8, (done, value)
+    inspected = json.loads(f.run([f.wkvq, "inspect", "place.state", "--json"]).stdout)
+    assert inspected["refinement"] == done["refinement"], inspected
     f.run([f.wkvq, "refine", "model", "place.state", "--data", "text.txt", "-j1"])  # its own settings
     assert f.files("place.state") == f.files("at-once.state")
     done = f.run(refine(f, "place.state", "--set", "refine.guard=4"), want=2)

@@ -445,19 +445,25 @@ static enum err inspect_state(const struct args *a)
 {
     enum err err = OK;
     struct state *s = NULL;
-    json_t *blocks = json_array();
+    json_t *blocks = json_array(), *refinement = NULL;
     TRY_OUT(state_open_read(&s, a->pos.item[0], NULL));
     if (!a->json) {
         err = print_state(a, s);
         goto out;
     }
     TRY_OUT(state_blocks_json(blocks, s));
-    TRY_OUT(print_json(
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:O, s:O}", "kind", "state", "path",
-                  a->pos.item[0], "blocks", (json_int_t)state_blocks(s), "done",
-                  (json_int_t)state_done(s), "total_bytes", (json_int_t)state_bytes(s),
-                  "identity", state_identity(s), "block_stats", blocks)));
+    if (state_refined(s)) {
+        struct state_refinement r;
+        TRY_OUT(state_refinement(&r, s));
+        refinement = state_refinement_json(&r);
+    }
+    TRY_OUT(print_json(json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:O, s:O, s:O*}", "kind", "state", "path",
+        a->pos.item[0], "blocks", (json_int_t)state_blocks(s), "done",
+        (json_int_t)state_done(s), "total_bytes", (json_int_t)state_bytes(s), "identity",
+        state_identity(s), "block_stats", blocks, "refinement", refinement)));
 out:
+    json_decref(refinement);
     json_decref(blocks);
     state_close(&s);
     return err;

@@ -39,11 +39,10 @@ static enum err print_state(const struct job *j, const struct state *s)
                  1e-9 * (double)mem_peak_bytes());
         return OK;
     }
-    json_t *o = json_pack("{s:s, s:{s:f, s:f, s:I, s:I}, s:I, s:I}", "state", state_dir(s),
-                          "refinement", "start", r.start, "best", r.best, "best_step",
-                          (json_int_t)r.best_step, "steps", (json_int_t)r.steps,
-                          "state_bytes", (json_int_t)state_bytes(s), "peak_memory_bytes",
-                          (json_int_t)mem_peak_bytes());
+    json_t *o =
+        json_pack("{s:s, s:o, s:I, s:I}", "state", state_dir(s), "refinement",
+                  state_refinement_json(&r), "state_bytes", (json_int_t)state_bytes(s),
+                  "peak_memory_bytes", (json_int_t)mem_peak_bytes());
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;

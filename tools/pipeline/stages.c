@@ -131,12 +131,6 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
     return OK;
 }
 
-static json_t *refinement_json(const struct state_refinement *r)
-{
-    return json_pack("{s:f, s:f, s:I, s:I}", "start", r->start, "best", r->best,
-                     "best_step", (json_int_t)r->best_step, "steps", (json_int_t)r->steps);
-}
-
 /* Adds the license that the checkpoint states, if it does. */
 static enum err add_license(json_t *o, const char *model_dir)
 {
@@ -182,7 +176,7 @@ static enum err provenance(char **out, const struct state *s, const char *model_
         state_mark(mark, s);
         json_object_set_new(o, "state", json_string(mark));
         if (sum.refined)
-            json_object_set_new(o, "refinement", refinement_json(&sum.refinement));
+            json_object_set_new(o, "refinement", state_refinement_json(&sum.refinement));
         json_object_set_new(o, "calibration", calibration_json(s, &sum));
     } else {
         json_object_set_new(o, "calibration", json_string("none: round to nearest"));

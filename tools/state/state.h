@@ -118,6 +118,8 @@ struct state_refinement {
 };
 /* Writes the stored outcome. Requires state_refined. */
 enum err state_refinement(struct state_refinement *out, const struct state *s);
+/* Returns {"start", "best", "best_step", "steps"}, a new reference. NULL: out of memory. */
+json_t *state_refinement_json(const struct state_refinement *r);
 /* Saves all refined blocks, durably, and then forgets the unfinished refinement. */
 enum err state_save_refined(struct state *s, const struct block_quant *layers,
                             const struct state_refinement *r);

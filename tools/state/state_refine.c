@@ -67,6 +67,12 @@ enum err state_refinement(struct state_refinement *out, const struct state *s)
     return OK;
 }
 
+json_t *state_refinement_json(const struct state_refinement *r)
+{
+    return json_pack("{s:f, s:f, s:I, s:I}", "start", r->start, "best", r->best,
+                     "best_step", (json_int_t)r->best_step, "steps", (json_int_t)r->steps);
+}
+
 enum err state_load_refined(struct block_quant *out, const struct state *s, int64_t i)
 {
     char name[40], *path = NULL;
@@ -107,10 +113,9 @@ enum err state_save_refined(struct state *s, const struct block_quant *layers,
         TRY_OUT(save_file(&entry, s, &layers[i], i));
         json_array_append_new(blocks, entry);
     }
-    json_t *o = json_pack("{s:f, s:f, s:I, s:I, s:O}", "start", r->start, "best", r->best,
-                          "best_step", (json_int_t)r->best_step, "steps",
-                          (json_int_t)r->steps, "blocks", blocks);
-    if (!o || json_object_set_new(s->manifest, "refined", o))
+    json_t *o = state_refinement_json(r);
+    if (json_object_set(o, "blocks", blocks) ||
+        json_object_set_new(s->manifest, "refined", o))
         FAIL_OUT(ERR_MEMORY, "%s: out of memory for the manifest", s->dir);
     state_detach_partial(s, partial);
     TRY_OUT(state_write_manifest(s));
