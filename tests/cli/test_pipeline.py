@@ -337,6 +337,8 @@ def test_refine_a_state(f):
         assert words in f.run(args, want=2).stderr, args
     assert f.files("place.state") == before
     killed_in_refinement(f, refine(f, "place.state"), "place.json")
+    done = f.run(refine(f, "place.state", "--set", "refine.guard=4"), want=2)  # a step is saved
+    assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
     done = json.loads(f.run(refine(f, "place.state", "--json")).stdout)
     assert f.files("place.state") == f.files("at-once.state")
     for name, value in zip(("start", "best"), guard_loss(f, "place.state")):
