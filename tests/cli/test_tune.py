@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Tuning of formats on a tiny model and on the demo model: test_tune.py WKVQ [TEST...]."""
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from test_sweep import DEMO, close, main
+
+TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "64", "--windows", "4", "-j1"]
+
+
+def config_of(path):
+    """Returns a written configuration as {"weights.bits": "4"}, without comments."""
+    found, section = {}, None
+    for line in path.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        key, value = line.split(":", 1)
+        if not line.startswith(" "):
+            section = key
+        else:
+            found[f"{section}.{key.strip()}"] = value.strip()
+    return found
+
+
+def quantize_as_tuned(f, config, trial):
+    """The written configuration has the bits of the trial that it was recommended for."""
+    out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", config, "-o", "by-tune", "--json",
+                 "--force", "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
+    got = json.loads(out.stdout)
+    assert close(got["weight_bits"], trial["weight_bits"]) and close(got["kv_bits"], trial["kv_bits"]), (got, trial)
+
+
+def check_recommended(f, config, best):
+    config = config_of(f.path / config)
+    if best["weights_mixed"] is None:
+        assert config["weights.group_size"] == str(best["weight_group"])
+    assert config["weights.mixed"].strip('"') == (best["weights_mixed"] or "")
+    if best["kv_mixed"] is None:
+        assert config["kv.group_size"] == str(best["kv_group"])
+    assert config["kv.mixed"].strip('"') == (best["kv_mixed"] or "")
+    assert config["calibration.samples"] == "99"
+
+
+def test_tune_by_bits(f):
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json", "--per-kind",
+               "--set", "calibration.samples=99", "--set", "refine.samples=7", "--set", "refine.seqlen=32", *TUNE]
+    done = f.run(command)
+    trials = json.loads(done.stdout)
+    assert 1 < len(trials) <= 7, trials
+    assert all(t["weight_bits"] <= 5.4 and t["kv_bits"] <= 9 for t in trials), trials
+    mixed = [t for t in trials if t["weights_mixed"]]
+    assert mixed and all(t["weight_group"] is None for t in mixed), trials
+    best = [t for t in trials if t["recommended"]]
+    assert len(best) == 1 and best[0]["ppl"] == min(t["ppl"] for t in trials)
+    check_recommended(f, "b.yaml", best[0])
+    assert config_of(f.path / "b.yaml")["refine.samples"] == "7"
+    quantize_as_tuned(f, "b.yaml", best[0])
+    assert "estimating the loss of each format" in done.stderr
+    cells = len(trials) + 1  # and full precision
+    assert f"cell {cells} of {cells}: " in done.stderr, done.stderr
+    again = f.run(command)
+    assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
+    assert "estimating the loss of each format" not in again.stderr  # the pass is not made twice
+    alone = json.loads(f.run([c for c in command if c != "--per-kind"] + ["--uniform"]).stdout)
+    assert [t["name"] for t in alone] == [t["name"] for t in trials if not t["weights_mixed"] and not t["kv_mixed"]]
+
+
+def test_tune_layers(f):
+    """Formats by layer; a damaged estimate is computed again."""
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json",
+               "--set", "calibration.samples=99", *TUNE]
+    trials = json.loads(f.run(command).stdout)
+    (mixed,) = {t["weights_mixed"] for t in trials if t["weights_mixed"]}
+    rules = [r.strip() for r in mixed.split(",")]
+    assert any(r[0].isdigit() for r in rules), rules
+    best = next(t for t in trials if t["recommended"])
+    check_recommended(f, "l.yaml", best)
+    quantize_as_tuned(f, "l.yaml", best)
+    estimate = f.path / "l.yaml.work" / "sensitivity.json"
+    whole = estimate.read_text()
+    estimate.write_text(whole[:100])
+    again = f.run(command)
+    assert "is measured again" in again.stderr and estimate.read_text() == whole and json.loads(again.stdout) == trials
+    estimate.write_text(json.dumps(json.loads(whole) | {"kv_loss": [1]}))
+    done = f.run(command, want=2)
+    assert "kv_loss" in done.stderr and not done.stdout, done.stderr
+
+
+def test_tune_trials_keep_their_budget(f):
+    """--set changes the configuration that is written; trials have options of their own."""
+    rows = f.rows("b.yaml.work") if (f.path / "b.yaml.work").exists() else []
+    assert rows and {r["identity"]["config"]["calibration"]["samples"] for r in rows} == {8}, rows
+    assert not any(r["identity"]["config"].get("refine", {}).get("samples") for r in rows), rows
+
+
+def test_tune_refuses(f):
+    for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
+                         (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):
+        done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
+        assert wanted in done.stderr, done.stderr
+    assert not (f.path / "r.yaml").exists() and not (f.path / "r.yaml.work").exists()
+
+
+def tune_demo(f, out, percent, *more, want=0):
+    """On the demo model, because a random model improves or worsens by chance."""
+    return f.run([f.wkvq, "tune", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--json", "-j1",
+                  "--ctx", "128", "--windows", "4", "--samples", "2", "--seqlen", "64", "--epochs", "1", "-o", out,
+                  "--set", "crr.blocks=0", "--work", "tune-work", f"--max-ppl-increase={percent}", *more], want)
+
+
+def test_tune_by_increase(f):
+    done = tune_demo(f, "i.yaml", "1000%")
+    (first,) = json.loads(done.stdout)
+    assert first["weight_group"] == 0 and first["kv_group"] == 64 and first["recommended"], first
+    # A bound of half the coarsest format's increase needs at least one step.
+    bound = first["increase"] / 2
+    assert 0.01 < bound < 1, first
+    trials = json.loads(tune_demo(f, "i.yaml", 100 * bound).stdout)
+    best = next(t for t in trials if t["recommended"])
+    assert trials[0] == first | {"recommended": False} and len(trials) > 1 and best["increase"] <= bound, trials
+    bits = [t["weight_bits"] + t["kv_bits"] for t in trials if t["increase"] <= bound]
+    assert best["weight_bits"] + best["kv_bits"] == min(bits)
+    assert config_of(f.path / "i.yaml")["weights.group_size"] == str(best["weight_group"])
+
+
+def test_tune_out_of_reach(f):
+    done = tune_demo(f, "none.yaml", 0, "--set", "weights.bits=2", "--set", "kv.bits=2", want=2)
+    assert not done.stdout and "no group sizes meet this bound" in done.stderr, done.stdout
+    assert not (f.path / "none.yaml").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main(globals()))
