@@ -29,27 +29,28 @@ static bool lock_name(const char *name)
     return !strcmp(name, "lock") || !strcmp(name, "lock" LOCK_OWNER_SUFFIX);
 }
 
-/* Returns the block's number if name is a block file's, else -1. It parses the number and
- * compares the name that is written from it. */
-static int64_t block_of(const char *name, int64_t blocks)
+/* Returns the block's number if name is one that make() writes, else -1. It parses the number
+ * and compares the name that is made from it. */
+static int64_t number_in(const char *name, void (*make)(char out[40], int64_t block),
+                         int64_t blocks)
 {
     char again[40];
+    const char *at = strchr(name, '-');
     int64_t block;
-    if (sscanf(name, "block-%" SCNd64, &block) != 1 || block < 0 || block >= blocks)
+    if (!at || sscanf(at + 1, "%" SCNd64, &block) != 1 || block < 0 || block >= blocks)
         return -1;
-    state_block_name(again, block);
+    make(again, block);
     return strcmp(name, again) ? -1 : block;
 }
 
-/* Does the same for the file of a refined block. */
+static int64_t block_of(const char *name, int64_t blocks)
+{
+    return number_in(name, state_block_name, blocks);
+}
+
 static int64_t refined_of(const char *name, int64_t blocks)
 {
-    char again[40];
-    int64_t block;
-    if (sscanf(name, "refined-%" SCNd64, &block) != 1 || block < 0 || block >= blocks)
-        return -1;
-    state_refined_name(again, block);
-    return strcmp(name, again) ? -1 : block;
+    return number_in(name, state_refined_name, blocks);
 }
 
 static bool partial_name(const char *name)
