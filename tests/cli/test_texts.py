@@ -212,9 +212,11 @@ def test_split_keeps_documents_apart(f):
 def test_split_refuses(f):
     (f.path / "bad.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     (f.path / "one.jsonl").write_text('{"text": "a"}\n{"text": "a"}\n')
+    (f.path / "two.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     for args, want in ((["bad.jsonl", "text", "0.5", "x"], "bad.jsonl: line 2: no text in field 'text'"),
                        (["one.jsonl", "text", "0.5", "x"], "1 distinct documents in field 'text'; a split needs two"),
                        (["none.jsonl", "text", "0.5", "x"], "none.jsonl: cannot be read"),
+                       (["two.jsonl", "text", "0.5", "none/x"], "none/x: cannot be written"),
                        (["one.jsonl", "text", "2", "x"], "SHARE is '2'"), (["one.jsonl"], "want FILE.jsonl")):
         done = f.run([sys.executable, SPLIT, *args], want=2)
         assert want in done.stderr, done.stderr

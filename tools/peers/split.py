@@ -54,8 +54,11 @@ def main(args):
     if len(texts) < 2:
         fail(f"{path}: {len(texts)} distinct documents in field '{field}'; a split needs two")
     n = min(max(round(share * len(texts)), 1), len(texts) - 1)
-    write(out + ".test.jsonl", texts[:n])
-    write(out + ".train.jsonl", texts[n:])
+    try:
+        write(out + ".test.jsonl", texts[:n])
+        write(out + ".train.jsonl", texts[n:])
+    except OSError as e:
+        fail(f"{out}: cannot be written: {e}")
     print(f"{out}.train.jsonl: {len(texts) - n} documents, {out}.test.jsonl: {n}")
 
 
