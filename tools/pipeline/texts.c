@@ -10,6 +10,8 @@
 
 static enum err append(struct token_ids *to, const struct token_ids *from)
 {
+    if (!from->n) /* its list may be NULL */
+        return OK;
     TRY(mem_resize(&to->id, to->n, to->n + from->n, sizeof(*to->id)));
     memcpy(to->id + to->n, from->id, from->n * sizeof(*to->id));
     to->n += from->n;
