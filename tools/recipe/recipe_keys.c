@@ -65,7 +65,7 @@ const struct recipe_key recipe_key[] = {
     {"head.bits", KEY_BITS, AT(head_bits), "16", .omit_default = true,
      .help = "bits per code of the embedding and the output head, which are rounded to "
              "nearest under a searched clipping; 16 leaves them unquantized"},
-    {"head.group_size", KEY_INT, AT(head_group), "128", 0, 1 << 24, .omit_default = true,
+    {"head.group_size", KEY_INT, AT(head_group), "128", RANGE_WEIGHT_GROUP, .omit_default = true,
      .help = "columns of their rows that share a scale and zero; 0: the whole row; the last "
              "group may be shorter"},
 
