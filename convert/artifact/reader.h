@@ -62,8 +62,8 @@ const struct st_tensor *artifact_find(const struct artifact *a,
 /* Releases the pages of the tensor of this name, if there is one. */
 void artifact_release(const struct artifact *a, const char *name);
 /* *out = scales, zeros, s and delta of block i, its codes if they were chosen
- * (weight_chooses_codes), and its gains if they were refined: what calibration would hand over. Owned by the caller (block_quant_free).
- * Errors: ERR_MEMORY. */
+ * (weight_chooses_codes), and its gains if they were refined: what calibration would hand
+ * over. Owned by the caller (block_quant_free). Errors: ERR_MEMORY. */
 enum err artifact_block_quant(struct block_quant *out, const struct artifact *a, int64_t i);
 /* w [out][in], or [in] of one row = the dequantized weight, F32. */
 void packed_linear_unpack(float *w, const struct packed_linear *p);

@@ -276,7 +276,7 @@ enum err runtime_products(struct runtime *r, int64_t n)
     return OK;
 }
 
-/* Logits of the last `rows` tokens: final norm, then the head, which is not quantized. */
+/* Logits of the last `rows` tokens: final norm, then the head. */
 void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
 {
     const struct arch *m = r->arch;

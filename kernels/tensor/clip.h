@@ -19,8 +19,8 @@ struct clip_group {
  * `most` is 1, or a factor below it whose logit is finite. */
 void clip_search(float *gamma, float *beta, const struct clip_group *g, float most);
 
-/* *scale (fp16 bits), *zero of the group under the factors that clip_search() finds from 1
- * on. */
+/* *scale (fp16 bits), *zero of the group under the factors that clip_search() finds with
+ * `most` 1. */
 void clip_scale(uint16_t *scale, uint8_t *zero, const struct clip_group *g);
 
 #endif

@@ -82,9 +82,8 @@ enum err job_read_text(struct job *j);
 enum err job_draw_windows(struct job *j);
 
 /* Makes the identity of a calibration: configuration, checkpoint, tokenizer and text, and the
- * imported artifact if there is one. Reads
- * the whole checkpoint once, unless options.model_crc is known. Release *out with
- * json_decref. */
+ * imported artifact if there is one. Reads the whole checkpoint once, unless
+ * options.model_crc is known. Release *out with json_decref. */
 enum err job_identity(json_t **out, struct job *j);
 
 #endif
