@@ -356,12 +356,14 @@ static void shares(void **state)
 {
     struct recipe r = {0}, copy;
     char *typed;
-    assert_int_equal(load(&r, "calibration:\n  data:\n    - {file: a.txt, share: 0.5}\n"
-                              "    - file: b:1\n      share: 1e-3\n    - c.txt:2\n"),
-                     OK);
+    assert_int_equal(
+        load(&r, "calibration:\n  data:\n    - {file: a.txt, share: 0.5}\n"
+                 "    - file: b:1\n      share: 1e-3\n    - c.txt:0.33333333333333331\n"),
+        OK);
     assert_int_equal(recipe_copy(&copy, &r), OK);
     recipe_free(&r);
-    static const char *const want[] = {"a.txt:0.5", "b:1:0.001", "c.txt:2"};
+    static const char *const want[] = {"a.txt:0.5", "b:1:0.001",
+                                       "c.txt:0.3333333333333333"};
     assert_int_equal(copy.data.n, 3);
     assert_true(recipe_files_shared(&copy.data));
     for (int i = 0; i < 3; i++) {

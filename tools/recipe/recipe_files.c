@@ -129,6 +129,16 @@ enum err recipe_files_check(const struct recipe_files *files, const char *where)
     return OK;
 }
 
+/* Writes PATH:SHARE with the fewest digits that read back as the same number. */
+static void put_share(char *out, size_t n, const char *path, double share)
+{
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(out, n, "%s:%.*g", path, digits, share);
+        if (strtod(strrchr(out, ':') + 1, NULL) == share)
+            return;
+    }
+}
+
 enum err recipe_files_typed(char **out, const struct recipe_files *files, int i)
 {
     const size_t n = strlen(files->path[i]) + 32;
@@ -137,6 +147,6 @@ enum err recipe_files_typed(char **out, const struct recipe_files *files, int i)
     if (share < 0)
         strcpy(*out, files->path[i]);
     else
-        snprintf(*out, n, "%s:%.15g", files->path[i], share);
+        put_share(*out, n, files->path[i], share);
     return OK;
 }
