@@ -225,6 +225,15 @@ def test_predictions(f):
             test_tasks.near(entry["score"], eval_py(path)[1], 1e-6, entry["set"])
 
 
+def test_predictions_nul(f):
+    """A NUL, which a byte token can make, is a character like others."""
+    texts = [("\0 m b", ["m b"]), ("m\0b c", ["m c", "m\0b"]), ("m\0b c", ["m\0d c"])]
+    test_tasks.write_rows(f.path / "nul.jsonl", [{"set": "qasper", "pred": pred, "answers": answers,
+                                                  "all_classes": None, "length": 1} for pred, answers in texts])
+    given = json.loads(f.run("eval", "--task", "longbench", "--json", "--predictions", "nul.jsonl"))
+    test_tasks.near(given["sets"][0]["score"], eval_py(f.path / "nul.jsonl")[1], 1e-6, "NUL")
+
+
 def test_full_precision(f):
     """A checkpoint answers in full precision: as an artifact of 16-bit weights and cache does."""
     long_files(f)

@@ -87,7 +87,7 @@ static enum err piqa(struct question *q, const json_t *row, int64_t label,
     return add_answers(q, goal, sol, 2);
 }
 
-/* Checks and stores what ARC's two layouts have in common. */
+/* A question of ARC, from either of its two layouts. Strings are borrowed from the row. */
 struct arc {
     const char *stem, *text[MOST_CHOICES], *label[MOST_CHOICES];
     int n;

@@ -34,7 +34,7 @@ enum err choice_cut(char **out, const char *s, size_t n)
     return finish(out, &t, text_add(&t, s, n));
 }
 
-static bool is_space(int32_t c)
+bool python_is_space(int32_t c)
 {
     return (c >= 0x1c && c <= 0x1f) || char_class(c) == CHAR_SPACE;
 }
@@ -46,7 +46,7 @@ size_t choice_bare_bytes(const char *s)
     for (size_t at = 0; at < n;) {
         int32_t c;
         at += utf8_next(&c, s + at, n - at);
-        if (!is_space(c))
+        if (!python_is_space(c))
             bare = at;
     }
     return bare;
@@ -59,7 +59,7 @@ enum err choice_strip(char **out, const char *s)
     while (at < end) {
         int32_t c;
         const size_t used = utf8_next(&c, s + at, end - at);
-        if (!is_space(c))
+        if (!python_is_space(c))
             break;
         at += used;
     }

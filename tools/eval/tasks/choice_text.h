@@ -7,8 +7,11 @@
 
 #include "kernels/base/error.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
+/* Returns whether str.isspace() is true for the code point c. */
+bool python_is_space(int32_t c);
 /* Concatenates all parts up to NULL. */
 enum err choice_join(char **out, const char *const *part);
 enum err choice_cut(char **out, const char *s, size_t n);

@@ -137,14 +137,13 @@ static enum err item_crc(uint32_t *crc, const struct longbench_set *s, int64_t i
 /* Scores the answer in a line of an earlier run. */
 static enum err take_line(struct part *p, int64_t i, const json_t *line)
 {
-    const json_t *pred = json_object_get(line, "pred");
-    FAIL_IF(!json_is_string(pred), ERR_FORMAT,
-            "-o: question %" PRId64 " of %s: pred is %s, want a string", p->set.item[i].row,
-            p->set.task->name, json_kind(pred));
+    char where[96];
+    struct span pred;
+    snprintf(where, sizeof(where), "-o: question %" PRId64 " of %s", p->set.item[i].row,
+             p->set.task->name);
+    TRY(longbench_pred(&pred, line, where));
     p->done[i] = true;
-    return longbench_score(&p->score[i], p->set.task,
-                           (struct span){json_string_value(pred), json_string_length(pred)},
-                           p->set.item[i].answers);
+    return longbench_score(&p->score[i], p->set.task, pred, p->set.item[i].answers);
 }
 
 static enum err expect(struct part *p)

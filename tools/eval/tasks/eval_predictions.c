@@ -53,13 +53,12 @@ static enum err add_row(struct predictions *p, const json_t *row, const char *pa
     const struct longbench_task *task;
     struct group *g;
     json_t *answers;
-    const char *pred;
+    struct span pred;
     double score;
     TRY(longbench_row_task(&task, row, file_base_name(path), where));
-    TRY(json_need_string(&pred, row, "pred", where));
+    TRY(longbench_pred(&pred, row, where));
     TRY(longbench_answers(&answers, row, where));
-    const struct span text = {pred, json_string_length(json_object_get(row, "pred"))};
-    TRY(longbench_score(&score, task, text, answers));
+    TRY(longbench_score(&score, task, pred, answers));
     TRY(find_group(&g, p, task, path));
     return add_score(g, score);
 }

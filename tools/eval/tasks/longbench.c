@@ -118,8 +118,8 @@ static enum err both_ends(struct text *out, const struct tokenizer *t,
     return OK;
 }
 
-/* Tokenizes a prompt. A long one loses its middle, and the rest is tokenized again as text, as
- * in the benchmark. */
+/* Tokenizes a prompt. A long one loses its middle, and the rest is tokenized again as text,
+ * as in the benchmark. */
 static enum err encode(struct longbench_item *item, const struct tokenizer *t,
                        const char *prompt, enum bos_rule bos, int64_t ctx)
 {
@@ -164,6 +164,15 @@ enum err longbench_answers(json_t **out, const json_t *row, const char *where)
                 "%s: answers: %s in it, want strings", where,
                 json_kind(json_array_get(list, i)));
     *out = list;
+    return OK;
+}
+
+enum err longbench_pred(struct span *out, const json_t *row, const char *where)
+{
+    const json_t *pred = json_object_get(row, "pred");
+    FAIL_IF(!json_is_string(pred), ERR_FORMAT, "%s: pred is %s, want a string", where,
+            json_kind(pred));
+    *out = (struct span){json_string_value(pred), json_string_length(pred)};
     return OK;
 }
 

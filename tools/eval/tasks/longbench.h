@@ -47,7 +47,8 @@ enum err longbench_config_open(struct longbench_config *c, const char *prompts,
 void longbench_config_close(struct longbench_config *c);
 
 /* Loads the questions of one file, all of one data set, as tokens; limit 0: all, else that
- * many, evenly from the file. Prompts of more than ctx tokens lose their middle. ERR_FORMAT and ERR_SUPPORT name file and line. */
+ * many, evenly from the file. Prompts of more than ctx tokens lose their middle. ERR_FORMAT
+ * and ERR_SUPPORT name file and line. */
 enum err longbench_load(struct longbench_set *out, const char *path,
                         const struct longbench_config *c, const struct tokenizer *t,
                         enum bos_rule bos, int64_t ctx, int64_t limit);
@@ -59,6 +60,9 @@ enum err longbench_row_task(const struct longbench_task **out, const json_t *row
                             const char *name, const char *where);
 /* Returns the row's answers, an array of strings; borrowed. ERR_FORMAT. */
 enum err longbench_answers(json_t **out, const json_t *row, const char *where);
+
+/* Returns the row's answer, its field pred, which may hold NULs; borrowed. ERR_FORMAT. */
+enum err longbench_pred(struct span *out, const json_t *row, const char *where);
 
 /* Makes format with each {name} replaced by row's string, and "{{" and "}}" by one brace.
  * Release *out with mem_free. */

@@ -17,8 +17,8 @@
 struct task_lines; /* opaque */
 
 /* Opens the output at path, which may hold lines of the same run, and locks it. path NULL:
- * lines are only counted. digits: of the lines' numbers, 1..17; 17 hold a double. Errors: ERR_MISMATCH if path holds lines of another run, or
- * anything else; ERR_USAGE, ERR_IO. */
+ * lines are only counted. digits: of the lines' numbers, 1..17; 17 hold a double. Errors:
+ * ERR_MISMATCH if path holds lines of another run, or anything else; ERR_USAGE, ERR_IO. */
 enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
                          int digits);
 /* Releases the file with the lines that it has. Accepts NULL. */

@@ -3,6 +3,7 @@
 
 #include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
+#include "tools/eval/tasks/choice_text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,6 @@ static bool is_word(int32_t c)
 {
     const enum char_class k = char_class(c);
     return c == '_' || k == CHAR_LETTER || k == CHAR_NUMBER;
-}
-
-static bool is_space(int32_t c)
-{
-    return (c >= 0x1c && c <= 0x1f) || char_class(c) == CHAR_SPACE;
 }
 
 /* Writes lower case without punctuation. Python's only context-dependent mapping (a sigma
@@ -84,7 +80,7 @@ static enum err single_spaces(struct text *out, struct span s)
     while (s.n) {
         int32_t c;
         const size_t used = utf8_next(&c, s.p, s.n);
-        if (is_space(c)) {
+        if (python_is_space(c)) {
             gap = out->n > 0;
         } else {
             if (gap)
@@ -95,16 +91,18 @@ static enum err single_spaces(struct text *out, struct span s)
         s.p += used;
         s.n -= used;
     }
-    return text_add(out, "", 1);
+    return OK;
 }
 
-enum err score_normalize(char **out, struct span s)
+enum err score_normalize(char **out, size_t *n, struct span s)
 {
     enum err err = OK;
     struct text low = {0}, bare = {0}, done = {0};
     TRY_OUT(lower_without_punctuation(&low, s));
     TRY_OUT(drop_articles(&bare, (struct span){low.p, low.n}));
     TRY_OUT(single_spaces(&done, (struct span){bare.p, bare.n}));
+    *n = done.n;
+    TRY_OUT(text_add(&done, "", 1));
     *out = done.p;
     done = (struct text){0};
 out:
@@ -117,14 +115,20 @@ out:
 /* --- F1 ----------------------------------------------------------------------------- */
 
 struct words {
-    char *text; /* words with a NUL after each */
-    const char **item;
+    char *text;
+    struct span *item; /* pieces of text, sorted */
     size_t n;
 };
 
+static int order(struct span a, struct span b)
+{
+    const int o = memcmp(a.p, b.p, a.n < b.n ? a.n : b.n);
+    return o ? o : (a.n > b.n) - (a.n < b.n);
+}
+
 static int compare(const void *a, const void *b)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    return order(*(const struct span *)a, *(const struct span *)b);
 }
 
 static void words_free(struct words *w)
@@ -136,11 +140,15 @@ static void words_free(struct words *w)
 /* Splits a text into sorted words. */
 static enum err words_of(struct words *w, struct span s)
 {
-    char *save = NULL;
-    TRY(score_normalize(&w->text, s));
-    TRY(mem_alloc(&w->item, strlen(w->text) / 2 + 1, sizeof(*w->item)));
-    for (char *p = strtok_r(w->text, " ", &save); p; p = strtok_r(NULL, " ", &save))
-        w->item[w->n++] = p;
+    size_t n;
+    TRY(score_normalize(&w->text, &n, s));
+    TRY(mem_alloc(&w->item, n / 2 + 1, sizeof(*w->item)));
+    for (size_t at = 0; at < n;) {
+        const char *p = w->text + at, *end = memchr(p, ' ', n - at);
+        const size_t bytes = end ? (size_t)(end - p) : n - at;
+        w->item[w->n++] = (struct span){p, bytes};
+        at += bytes + 1;
+    }
     qsort(w->item, w->n, sizeof(*w->item), compare);
     return OK;
 }
@@ -150,10 +158,10 @@ static size_t common(const struct words *a, const struct words *b)
 {
     size_t i = 0, j = 0, same = 0;
     while (i < a->n && j < b->n) {
-        const int order = strcmp(a->item[i], b->item[j]);
-        same += order == 0;
-        i += order <= 0;
-        j += order >= 0;
+        const int o = order(a->item[i], b->item[j]);
+        same += o == 0;
+        i += o <= 0;
+        j += o >= 0;
     }
     return same;
 }

@@ -19,8 +19,9 @@ struct span {
 /* Computes the F1 of the common words, counted with repetition, after score_normalize. */
 enum err score_f1(double *out, struct span answer, struct span want);
 /* Makes lower case without ASCII punctuation and without the words a, an, the; words are
- * separated by one space. NUL-terminated; release *out with mem_free. */
-enum err score_normalize(char **out, struct span text);
+ * separated by one space. *out has *n bytes, which may include NULs, and a NUL after them;
+ * release it with mem_free. */
+enum err score_normalize(char **out, size_t *n, struct span text);
 
 /* Computes round(100 * ratio) / 100 of score_code_line(answer) and want. ratio is 2 M / T,
  * where M counts the characters in common blocks, longest first, and T those of both. It
