@@ -51,6 +51,18 @@ static enum err need_index(int64_t *out, const json_t *row, const char *key, int
     return OK;
 }
 
+/* Returns item i of a list, for which what is a word; borrowed. */
+static enum err need_text(const char **out, const json_t *list, size_t i, const char *what,
+                          const char *where)
+{
+    const json_t *v = json_array_get(list, i);
+    *out = json_string_value(v);
+    FAIL_IF(!*out, ERR_FORMAT, "%s: %s %zu is not a string", where, what, i);
+    FAIL_IF(strlen(*out) != json_string_length(v), ERR_FORMAT,
+            "%s: %s %zu holds a NUL character", where, what, i);
+    return OK;
+}
+
 /* Writes "Question: STEM
  * Answer:" before each of n choices. */
 static enum err add_answers(struct question *q, const char *stem, const char *const *choice,
@@ -114,10 +126,8 @@ static enum err arc_nested(struct arc *a, const json_t *question, const char *wh
 
 static enum err strings(const char **out, const json_t *list, int n, const char *where)
 {
-    for (int i = 0; i < n; i++) {
-        out[i] = json_string_value(json_array_get(list, (size_t)i));
-        FAIL_IF(!out[i], ERR_FORMAT, "%s: choice %d is not a string", where, i);
-    }
+    for (int i = 0; i < n; i++)
+        TRY(need_text(&out[i], list, (size_t)i, "choice", where));
     return OK;
 }
 
@@ -159,9 +169,9 @@ static enum err hellaswag_choices(struct question *q, const char *context,
                                   const json_t *endings, const char *where)
 {
     for (size_t i = 0; i < json_array_size(endings); i++) {
-        const char *text = json_string_value(json_array_get(endings, i));
+        const char *text;
         char *clean;
-        FAIL_IF(!text, ERR_FORMAT, "%s: ending %zu is not a string", where, i);
+        TRY(need_text(&text, endings, i, "ending", where));
         TRY(choice_hellaswag(&clean, text));
         const enum err err = add_choice(q, context, clean, clean);
         mem_free(clean);
