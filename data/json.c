@@ -360,11 +360,16 @@ enum err json_get_array(json_t **out, const json_t *o, const char *key, const ch
     return OK;
 }
 
+json_t *json_finite(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
 json_t *json_reals(const double *x, int64_t n)
 {
     json_t *list = json_array();
     for (int64_t i = 0; list && i < n; i++) {
-        if (json_array_append_new(list, isfinite(x[i]) ? json_real(x[i]) : json_null())) {
+        if (json_array_append_new(list, json_finite(x[i]))) {
             json_decref(list);
             list = NULL;
         }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/cli/progress.h"
 
+#include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -195,19 +195,13 @@ static const char *event_name(const struct calib_event *e)
     return (size_t)e->kind < ARRAY_LEN(name) ? name[e->kind] : "?";
 }
 
-/* A number, or null, because JSON has no NaN. */
-static json_t *number(double value)
-{
-    return isfinite(value) ? json_real(value) : json_null();
-}
-
 static void add_stats(json_t *o, const struct calib_block_stats *s)
 {
-    json_object_set_new(o, "start_loss", number(s->start_loss));
-    json_object_set_new(o, "best_loss", number(s->best_loss));
+    json_object_set_new(o, "start_loss", json_finite(s->start_loss));
+    json_object_set_new(o, "best_loss", json_finite(s->best_loss));
     json_object_set_new(o, "best_epoch", json_integer(s->best_epoch));
-    json_object_set_new(o, "seconds", number(s->seconds));
-    json_object_set_new(o, "seconds_gemm", number(s->seconds_gemm));
+    json_object_set_new(o, "seconds", json_finite(s->seconds));
+    json_object_set_new(o, "seconds_gemm", json_finite(s->seconds_gemm));
 }
 
 static void write_refine_event(struct progress *p, const struct refine_event *e)
@@ -216,8 +210,8 @@ static void write_refine_event(struct progress *p, const struct refine_event *e)
         write_line(p, json_pack("{s:I, s:s, s:I, s:I, s:o, s:o, s:o}", "time",
                                 (json_int_t)time(NULL), "event", "refine", "step",
                                 (json_int_t)e->step, "steps", (json_int_t)e->steps, "loss",
-                                number(e->loss), "guard", number(e->guard), "done",
-                                number(e->done)));
+                                json_finite(e->loss), "guard", json_finite(e->guard),
+                                "done", json_finite(e->done)));
 }
 
 void progress_refine(void *ctx, const struct refine_event *e)
@@ -248,10 +242,10 @@ static void write_event(struct progress *p, const struct calib_event *e, double 
                           (json_int_t)e->block, "blocks", (json_int_t)e->n_blocks, "epoch",
                           (json_int_t)e->epoch, "epochs", (json_int_t)e->epochs, "sample",
                           (json_int_t)e->sample, "samples", (json_int_t)e->samples, "loss",
-                          number(e->loss), "done", number(e->done), "tokens_per_s",
-                          number(e->tokens_per_s));
+                          json_finite(e->loss), "done", json_finite(e->done),
+                          "tokens_per_s", json_finite(e->tokens_per_s));
     if (o && eta >= 0)
-        json_object_set_new(o, "eta_s", number(eta));
+        json_object_set_new(o, "eta_s", json_finite(eta));
     if (o && e->kind == CALIB_BLOCK && e->stats)
         add_stats(o, e->stats);
     write_line(p, o);

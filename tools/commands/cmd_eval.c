@@ -196,8 +196,7 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
         "s:o, s:o, s:i, s:s, s:f, s:o, s:s}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
-        "nll", r->nll, "stderr",
-        isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "tokens",
+        "nll", r->nll, "stderr", json_finite(r->ppl_stderr), "tokens",
         (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
         "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos", bos_rule,
         "bos_in_text", bos, "join", join, "text_tokens", (json_int_t)j->ids.n, "text_crc32",

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/verify_report.h"
 
+#include "data/json.h"
+
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 
 static const char *outcome_text(enum verify_outcome o)
@@ -10,10 +11,10 @@ static const char *outcome_text(enum verify_outcome o)
     return o == VERIFY_PASS ? "pass" : o == VERIFY_FAIL ? "FAIL" : "skipped";
 }
 
-/* Returns null for a figure of a skipped part, and for NaN, which JSON lacks. */
+/* Returns null for a figure of a skipped part. */
 static json_t *number(enum verify_outcome part, double x)
 {
-    return part != VERIFY_SKIP && isfinite(x) ? json_real(x) : json_null();
+    return part == VERIFY_SKIP ? json_null() : json_finite(x);
 }
 
 static json_t *parts_json(const struct verify_report *r)

@@ -14,8 +14,6 @@
 #include "tools/pipeline/verify_report.h"
 #include "tools/sweep/sweep.h"
 
-#include <math.h>
-
 struct cell {
     struct sweep *s;
     struct sweep_run *run;
@@ -217,11 +215,11 @@ static enum err result_json(json_t **out, struct cell *c)
         "s:f, s:o}",
         "name", cell->name, "hash", c->run->hash, "set", overrides(&cell->set), "identity",
         c->run->identity, "command", c->run->command, "ppl", r->ppl, "stderr",
-        isfinite(r->ppl_stderr) ? json_real(r->ppl_stderr) : json_null(), "nll", r->nll,
-        "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
-        (json_int_t)c->s->eval_ctx, "window_nll", json_reals(c->nll, r->windows), "blocks",
-        c->blocks, "seconds", clock_s() - c->start, "calibrate_seconds", c->calibrate_s,
-        "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
+        json_finite(r->ppl_stderr), "nll", r->nll, "tokens", (json_int_t)r->tokens,
+        "windows", (json_int_t)r->windows, "ctx", (json_int_t)c->s->eval_ctx, "window_nll",
+        json_reals(c->nll, r->windows), "blocks", c->blocks, "seconds",
+        clock_s() - c->start, "calibrate_seconds", c->calibrate_s, "weight_bits",
+        shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
         kv_mean_bits(&c->s->arch, &c->kv), "bytes",
         c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null());
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");

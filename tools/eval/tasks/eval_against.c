@@ -50,14 +50,9 @@ static void close_second(struct eval *b)
 
 /* --- the result --------------------------------------------------------------------- */
 
-static json_t *real_or_null(double x)
-{
-    return isfinite(x) ? json_real(x) : json_null();
-}
-
 static json_t *estimate_json(struct estimate x)
 {
-    return json_pack("{s:f, s:o}", "mean", x.mean, "stderr", real_or_null(x.stderr_));
+    return json_pack("{s:f, s:o}", "mean", x.mean, "stderr", json_finite(x.stderr_));
 }
 
 static json_t *side_json(const struct eval *e, struct estimate nll)
@@ -68,7 +63,7 @@ static json_t *side_json(const struct eval *e, struct estimate nll)
                      "method", eval_method(e), "weight_bits", eval_bits_json(weight_bits),
                      "kv_bits", eval_bits_json(kv_bits), "activation_bits",
                      eval_act_bits(e), "nll", nll.mean, "nll_stderr",
-                     real_or_null(nll.stderr_), "ppl", exp(nll.mean));
+                     json_finite(nll.stderr_), "ppl", exp(nll.mean));
 }
 
 static enum err print_json(const struct eval *a, const struct eval *b,

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
@@ -25,11 +26,6 @@ struct choices {
 
 /* --- printing ----------------------------------------------------------------------- */
 
-static json_t *real_or_null(double x)
-{
-    return isfinite(x) ? json_real(x) : json_null();
-}
-
 static json_t *part_json(const struct part *p)
 {
     const struct zeroshot_result *r = &p->r;
@@ -37,9 +33,9 @@ static json_t *part_json(const struct part *p)
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:f, s:o, s:o, s:o, s:f}", "set", p->z.set.name, "file",
         p->z.path, "n", (json_int_t)r->n, "rows", (json_int_t)p->z.set.rows, "acc", r->acc,
-        "acc_stderr", real_or_null(r->acc_stderr), "acc_norm",
+        "acc_stderr", json_finite(r->acc_stderr), "acc_norm",
         norm ? json_real(r->norm) : json_null(), "acc_norm_stderr",
-        norm ? real_or_null(r->norm_stderr) : json_null(), "seconds", p->seconds);
+        norm ? json_finite(r->norm_stderr) : json_null(), "seconds", p->seconds);
 }
 
 static void print_share(const char *name, double share, double error)
@@ -101,9 +97,9 @@ static enum err print_json(const struct choices *c)
         json_array_append_new(sets, part_json(&c->part[i]));
     json_object_set_new(o, "average",
                         json_pack("{s:i, s:f, s:o, s:f, s:o}", "sets", c->n, "acc",
-                                  acc.mean, "acc_stderr", real_or_null(acc.stderr_),
+                                  acc.mean, "acc_stderr", json_finite(acc.stderr_),
                                   "acc_norm", norm.mean, "acc_norm_stderr",
-                                  real_or_null(norm.stderr_)));
+                                  json_finite(norm.stderr_)));
     enum err err = task_add_model(o, c->run.e, c->bos);
     if (!err)
         err = json_print(o, JSON_REAL_PRECISION(9));

@@ -43,17 +43,12 @@ static void print_figures(const struct longbench_figures *f)
     fflush(stdout);
 }
 
-static json_t *stderr_json(struct estimate score)
-{
-    return isfinite(score.stderr_) ? json_real(100 * score.stderr_) : json_null();
-}
-
 static json_t *figures_json(const struct longbench_figures *f)
 {
     json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I, s:f, s:o}", "set", f->task->name,
                           "file", f->file, "metric", f->task->metric, "n", (json_int_t)f->n,
                           "rows", (json_int_t)f->rows, "score", 100 * f->score.mean,
-                          "stderr", stderr_json(f->score));
+                          "stderr", json_finite(100 * f->score.stderr_));
     if (o && f->max_gen) {
         json_object_set_new(o, "cut", json_integer(f->cut));
         json_object_set_new(o, "max_gen", json_integer(f->max_gen));
@@ -76,7 +71,7 @@ static enum err print_json(const struct longbench_report *r, const struct eval *
 {
     json_t *o = json_pack("{s:s, s:O, s:{s:i, s:f, s:o}}", "task", "longbench", "sets",
                           r->sets, "average", "sets", r->n, "score", 100 * r->mean.mean,
-                          "stderr", stderr_json(r->mean));
+                          "stderr", json_finite(100 * r->mean.stderr_));
     enum err err = e ? task_add_model(o, e, bos) : OK;
     if (!err)
         err = json_print(o, JSON_REAL_PRECISION(9));
