@@ -75,7 +75,8 @@ struct export_options {
     int threads;          /* 0: one per core */
     const char *gguf_weights; /* --weights q4_1 or q8_0; NULL: q4_1 */
     const char *gguf_pre;     /* --gguf-pre NAME: instead of the one found; "none"; NULL */
-    const char *base_model, *license; /* for the model card; NULL: as the artifact says */
+    /* For the model card or general.* of GGUF; NULL: as the artifact says. */
+    const char *base_model, *license;
     /* Outputs of `wkvq eval --json`, an array, for the model card; borrowed, or NULL. */
     json_t *eval;
 };
@@ -151,6 +152,11 @@ void export_job_free(struct export_job *j); /* accepts a zeroed or half-built on
 /* Adds a note. More than EXPORT_NOTES_MAX are a mistake of the program: ERR_SHAPE. */
 enum err export_note(struct export_job *j, enum export_fate fate, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* Return the checkpoint's identifier on the hub and its license: those of the options, or
+ * else what config.json has and what the checkpoint stated when it was converted. NULL if
+ * neither is known. Borrowed from the options or the source. */
+const char *export_base_model(const struct export_job *j);
+const char *export_license(const struct export_job *j);
 /* Counts n more bytes of tensors as done. */
 void export_advance(struct export_job *j, uint64_t n);
 

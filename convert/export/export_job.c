@@ -41,6 +41,47 @@ void export_advance(struct export_job *j, uint64_t n)
         j->progress(j->progress_ctx, j->total ? (double)j->done / (double)j->total : 1);
 }
 
+/* --- the checkpoint ------------------------------------------------------------------ */
+
+#define ID_MAX 200
+
+/* Returns true for an identifier as the hub has them, which YAML needs no quotes for. */
+static bool is_id(const char *id)
+{
+    const size_t n = strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                "0123456789._/-");
+    return n && !id[n] && n <= ID_MAX && id[0] != '-' && id[0] != '.';
+}
+
+static enum err check_id(const char *id, const char *option)
+{
+    FAIL_IF(id && !is_id(id), ERR_USAGE,
+            "--%s is \"%.60s\", want at most %d letters, digits or any of . _ / -, as in "
+            "HuggingFaceTB/SmolLM2-135M or apache-2.0",
+            option, id, ID_MAX);
+    return OK;
+}
+
+const char *export_base_model(const struct export_job *j)
+{
+    if (j->options.base_model)
+        return j->options.base_model;
+    const char *id = json_string_value(json_object_get(j->source->config, "_name_or_path"));
+    const char *slash = id ? strchr(id, '/') : NULL;
+    const bool known =
+        slash && slash > id && slash[1] && !strchr(slash + 1, '/') && is_id(id);
+    return known ? id : NULL;
+}
+
+const char *export_license(const struct export_job *j)
+{
+    const json_t *from = json_object_get(j->source->manifest, "provenance");
+    const char *license = json_string_value(json_object_get(from, "license"));
+    if (j->options.license)
+        return j->options.license;
+    return license && is_id(license) ? license : NULL;
+}
+
 /* --- the cache ---------------------------------------------------------------------- */
 
 /* Lists what of the cache's calibration the format's engines cannot do; "" if nothing. */
@@ -111,6 +152,8 @@ static enum err check_cache(struct export_job *j)
 
 enum err export_check(struct export_job *j)
 {
+    TRY(check_id(j->options.base_model, "base-model"));
+    TRY(check_id(j->options.license, "license"));
     TRY(check_cache(j));
     return j->format->check(j);
 }

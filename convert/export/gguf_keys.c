@@ -170,9 +170,7 @@ static const char *model_name(const struct export_job *j)
 /* The model that was quantized, as "organization/name". */
 static enum err put_base(struct gguf_plan *p, const struct export_job *j)
 {
-    const char *id = j->options.base_model;
-    if (!id)
-        id = json_string_value(json_object_get(j->source->config, "_name_or_path"));
+    const char *id = export_base_model(j);
     const char *slash = id ? strchr(id, '/') : NULL;
     if (!slash || slash == id || !slash[1] || strchr(slash + 1, '/'))
         return OK;
@@ -188,10 +186,7 @@ static enum err put_general(struct gguf_plan *p, const struct export_job *j)
         json_string_value(json_object_get(j->source->manifest, "product"));
     const char *crc =
         json_string_value(json_object_get(j->source->manifest, "manifest_crc32"));
-    const char *license = j->options.license;
-    if (!license) /* the one that the checkpoint stated */
-        license = json_string_value(
-            json_object_get(json_object_get(j->source->manifest, "provenance"), "license"));
+    const char *license = export_license(j);
     TRY(put_string(p, "general.architecture", p->arch));
     TRY(put_string(p, "general.type", "model"));
     TRY(put_string(p, "general.name", model_name(j)));

@@ -14,52 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ID_MAX 200
-
 /* --- front matter ------------------------------------------------------------------- */
 
-/* Returns true for an identifier as the hub has them, which YAML needs no quotes for. */
-static bool is_id(const char *id)
+static void front_matter(FILE *f, const struct export_job *j)
 {
-    const size_t n = strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                "0123456789._/-");
-    return n && !id[n] && n <= ID_MAX && id[0] != '-' && id[0] != '.';
-}
-
-static enum err check_id(const char *id, const char *option)
-{
-    FAIL_IF(id && !is_id(id), ERR_USAGE,
-            "--%s is \"%.60s\", want at most %d letters, digits or any of . _ / -, as in "
-            "HuggingFaceTB/SmolLM2-135M or apache-2.0",
-            option, id, ID_MAX);
-    return OK;
-}
-
-/* Returns the model's identifier on the hub if config.json has it, else NULL. */
-static const char *config_model(const struct export_source *s)
-{
-    const char *id = json_string_value(json_object_get(s->config, "_name_or_path"));
-    const char *slash = id ? strchr(id, '/') : NULL;
-    const bool known =
-        slash && slash > id && slash[1] && !strchr(slash + 1, '/') && is_id(id);
-    return known ? id : NULL;
-}
-
-/* Returns the license that the checkpoint stated when it was converted, or NULL. */
-static const char *stated_license(const struct export_source *s)
-{
-    const json_t *from = json_object_get(s->manifest, "provenance");
-    const char *license = json_string_value(json_object_get(from, "license"));
-    return license && is_id(license) ? license : NULL;
-}
-
-static enum err front_matter(FILE *f, const struct export_job *j)
-{
-    const struct export_options *o = &j->options;
-    const char *base = o->base_model ? o->base_model : config_model(j->source);
-    const char *license = o->license ? o->license : stated_license(j->source);
-    TRY(check_id(o->base_model, "base-model"));
-    TRY(check_id(o->license, "license"));
+    const char *base = export_base_model(j), *license = export_license(j);
     fprintf(f, "---\n");
     if (base)
         fprintf(f, "base_model: %s\nbase_model_relation: quantized\n", base);
@@ -73,7 +32,6 @@ static enum err front_matter(FILE *f, const struct export_job *j)
         fprintf(f, "- %d-bit\n", j->source->weights->bits);
     fprintf(f, "---\n\n# %s, quantized by wkvq\n\n",
             base ? file_base_name(base) : j->source->arch->model_type);
-    return OK;
 }
 
 /* --- sections ----------------------------------------------------------------------- */
@@ -189,7 +147,7 @@ static void command(FILE *f, const struct export_job *j)
 
 static enum err write_card(FILE *f, const struct export_job *j)
 {
-    TRY(front_matter(f, j));
+    front_matter(f, j);
     TRY(settings(f, j));
     TRY(measurements(f, j));
     command(f, j);
