@@ -2,6 +2,7 @@
  *
  * What all formats share: their table, what becomes of the cache, notes and progress. */
 #include "convert/export/export_formats.h"
+#include "kernels/base/file/file.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -160,6 +161,8 @@ enum err export_check(struct export_job *j)
 
 enum err export_write(struct export_job *j, const char *out)
 {
+    if (!j->format->is_file || !file_exists(out)) /* else a device or a pipe */
+        TRY(file_check_space(out, j->bytes, "the export"));
     TRY(pool_open(&j->pool, j->options.threads));
     const enum err err = j->format->write(j, out);
     pool_close(&j->pool);
