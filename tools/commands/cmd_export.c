@@ -46,12 +46,13 @@ static const struct opt options[] = {
              "fits the tokenizer)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+     .help = "Split the weights into files of at most SIZE, except for --format gguf; 0 means "
+             "5 GB"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
      .help = "Threads; 0 = one per core"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print what the export would hold, and its size; write nothing"},
-    {OPT_HEADING, .help = "Model card:"},
+    {OPT_HEADING, .help = "Model card (the first two are keys of GGUF, too):"},
     {OPT_TEXT, .name = "base-model", .arg = "ID", .offset = offsetof(struct args, base_model),
      .help = "The checkpoint's name on the hub, as in HuggingFaceTB/SmolLM2-135M (default: "
              "what config.json says)"},
@@ -60,8 +61,8 @@ static const struct opt options[] = {
              "the checkpoint stated when it was converted)"},
     {OPT_LIST, .name = "eval-report", .arg = "FILE",
      .offset = offsetof(struct args, eval_report),
-     .help = "Output of `wkvq eval --json` with perplexities to state; repeatable "
-             "(default: none is stated)"},
+     .help = "Output of `wkvq eval --json` with perplexities to state, except for --format "
+             "gguf; repeatable (default: none is stated)"},
     {0},
 };
 /* clang-format on */
@@ -125,6 +126,9 @@ static enum err read_options(struct export_job *j, const struct args *a)
             a->dtype);
     FAIL_IF((a->gguf_weights || a->gguf_pre) && strcmp(a->format, "gguf"), ERR_USAGE,
             "--%s is for --format gguf", a->gguf_weights ? "weights" : "gguf-pre");
+    FAIL_IF(j->format->is_file && (a->shard_bytes || a->eval_report.n), ERR_USAGE,
+            "--%s is for directories; --format %s is one file without a model card",
+            a->shard_bytes ? "shard" : "eval-report", j->format->name);
     j->options = (struct export_options){
         .drop_cache = !strcmp(a->kv, "drop"),
         .dtype = type[a->dtype ? opt_choice("f16|bf16|f32", a->dtype) : 0],
