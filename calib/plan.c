@@ -119,6 +119,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
     p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s) +
                      (calib_searches_kv(s) ? kv_search_bytes(a) : 0);
+    if (weight_quantizes_head(&s->weights))
+        p.host_bytes = (size_t)(a->vocab * a->d_model) * sizeof(float);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

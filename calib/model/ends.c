@@ -155,6 +155,12 @@ static void source_prefetch(void *ctx, int64_t i)
         s->from->prefetch(s->from->ctx, i);
 }
 
+size_t ends_source_bytes(const struct arch *a, struct lin_format f)
+{
+    const size_t one = (size_t)(a->vocab * a->d_model) * sizeof(float);
+    return f.bits >= 16 ? 0 : a->tied ? one : 2 * one;
+}
+
 static enum err fill(struct ends_source *s, struct lin_format f, struct pool *p)
 {
     struct host_mat embed, head;
@@ -174,14 +180,14 @@ static enum err fill(struct ends_source *s, struct lin_format f, struct pool *p)
 }
 
 enum err ends_source_open(struct ends_source *s, const struct model_source *from,
-                          const struct weight_spec *w, int threads)
+                          struct lin_format f, int threads)
 {
     struct pool *p = NULL;
     *s = (struct ends_source){.from = from};
     s->source = (struct model_source){s, source_block, source_ends, source_release,
                                       source_prefetch};
     TRY(pool_open(&p, threads));
-    const enum err err = fill(s, head_format(w), p);
+    const enum err err = fill(s, f, p);
     pool_close(&p);
     return err;
 }

@@ -21,6 +21,9 @@ enum err ends_values(struct host_mat *out, struct pool *p, const struct host_mat
 /* Releases what ends_values() made from m. */
 void ends_free(struct host_mat *out, const struct host_mat *m);
 
+/* Returns the host memory of an ends_source's own values. */
+size_t ends_source_bytes(const struct arch *a, struct lin_format f);
+
 /* A source whose embedding and head are the quantized values, and whose blocks are those of
  * another one. */
 struct ends_source {
@@ -29,9 +32,9 @@ struct ends_source {
     struct host_mat embed, norm, head;
     bool owned; /* embed and head are values of our own */
 };
-/* Errors: those of ends_quantize and of from->ends. Close in any case. */
+/* f: of both. Errors: those of ends_quantize and of from->ends. Close in any case. */
 enum err ends_source_open(struct ends_source *s, const struct model_source *from,
-                          const struct weight_spec *w, int threads);
+                          struct lin_format f, int threads);
 void ends_source_close(struct ends_source *s); /* accepts a zeroed one */
 
 #endif

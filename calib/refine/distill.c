@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The loss of one window: with p the full-precision model's next-token distribution and q the
- * student's, kl mean KL(p || q) + ce mean -log q(next). Both models share the head, and their
- * logits exist for a few rows at a time. */
+ * student's, kl mean KL(p || q) + ce mean -log q(next). Both models share the head unless it
+ * is quantized. Their logits exist for a few rows at a time. */
 #include "calib/refine/distill.h"
 
 #include "calib/model/carve.h"
@@ -11,12 +11,13 @@
 /* Logits that exist at a time, of one of the two models. */
 #define LOGITS_BYTES (INT64_C(48) << 20)
 
-static void layout(struct distiller *x, struct carve *c, enum dtype act)
+static void layout(struct distiller *x, struct carve *c, enum dtype act, int heads)
 {
     const int64_t D = x->arch->d_model, V = x->arch->vocab;
     const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
     const int64_t rows = fit < 1 ? 1 : fit > x->T ? x->T : fit;
-    x->head = carve_2d(c, act, V, D);
+    for (int i = 0; i < 2; i++)
+        x->head[i] = i < heads ? carve_2d(c, act, V, D) : x->head[0];
     x->y = carve_2d(c, act, x->T, D);
     x->dy = carve_2d(c, DT_F32, x->T, D);
     x->s = carve_1d(c, DT_F32, x->T);
@@ -25,27 +26,36 @@ static void layout(struct distiller *x, struct carve *c, enum dtype act)
     x->target = carve_1d(c, DT_I32, rows);
 }
 
-size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act)
+size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act, int heads)
 {
     struct distiller x = {.arch = a, .T = T};
     struct carve c = {0};
-    layout(&x, &c, act);
+    layout(&x, &c, act, heads);
     return c.used;
 }
 
-enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
-                        const struct model_source *src, int64_t T, enum dtype act)
+static enum err load_head(struct distiller *x, const struct tensor *to,
+                          const struct model_source *src)
 {
-    struct carve c = {0};
     struct host_mat embed, norm, head;
+    TRY(src->ends(src->ctx, &embed, &norm, &head));
+    TRY(host_mat_check(&head, "head", x->arch->vocab, x->arch->d_model));
+    return host_mat_upload(x->dev, to, &head);
+}
+
+enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
+                        const struct model_source *student,
+                        const struct model_source *teacher, int64_t T, enum dtype act)
+{
+    const int heads = student == teacher ? 1 : 2;
+    struct carve c = {0};
     *x = (struct distiller){.dev = d, .arch = a, .T = T};
-    layout(x, &c, act);
+    layout(x, &c, act, heads);
     TRY(dev_alloc(d, &x->memory, c.used));
     c = (struct carve){.base = x->memory};
-    layout(x, &c, act);
-    TRY(src->ends(src->ctx, &embed, &norm, &head));
-    TRY(host_mat_check(&head, "head", a->vocab, a->d_model));
-    return host_mat_upload(d, &x->head, &head);
+    layout(x, &c, act, heads);
+    TRY(load_head(x, &x->head[0], student));
+    return heads == 1 ? OK : load_head(x, &x->head[1], teacher);
 }
 
 void distiller_close(struct distiller *x)
@@ -60,11 +70,11 @@ void distiller_close(struct distiller *x)
 static enum err head_bwd(struct distiller *x, const struct tensor *dy,
                          const struct tensor *dlogits, struct tensor spare)
 {
-    if (x->head.dtype == DT_F32)
-        return dev_gemm(x->dev, GEMM_NN, dy, dlogits, &x->head, false);
+    if (x->head[0].dtype == DT_F32)
+        return dev_gemm(x->dev, GEMM_NN, dy, dlogits, &x->head[0], false);
     spare.dtype = DT_BF16;
     TRY(dev_copy(x->dev, &spare, dlogits));
-    return dev_gemm(x->dev, GEMM_NN, dy, &spare, &x->head, false);
+    return dev_gemm(x->dev, GEMM_NN, dy, &spare, &x->head[0], false);
 }
 
 /* Rows [t, t + rows): adds to loss; g: writes those rows of x->dy. */
@@ -78,8 +88,8 @@ static enum err rows_loss(struct distiller *x, double loss[2], const struct dist
     const struct tensor teacher = tensor_rows(x->logits[1], 0, rows);
     const struct tensor target = tensor_rows(x->target, 0, rows);
     double sum[2];
-    TRY(dev_gemm(x->dev, GEMM_NT, &student, &y, &x->head, false));
-    TRY(dev_gemm(x->dev, GEMM_NT, &teacher, &teacher_y, &x->head, false));
+    TRY(dev_gemm(x->dev, GEMM_NT, &student, &y, &x->head[0], false));
+    TRY(dev_gemm(x->dev, GEMM_NT, &teacher, &teacher_y, &x->head[1], false));
     TRY(dev_upload(x->dev, target.data, p->ids + t + 1, (size_t)rows * sizeof(int32_t)));
     TRY(dev_distill(x->dev, sum, &student, &teacher, &target, g ? k * g->kl : 0,
                     g ? k * g->ce : 0));

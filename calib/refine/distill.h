@@ -12,15 +12,18 @@ struct distiller {
     const struct arch *arch;
     int64_t T;
     void *memory;
-    struct tensor head;              /* [V,D] act */
+    /* [V,D] act: the student's and the teacher's, one tensor where they are the same. */
+    struct tensor head[2];
     struct tensor y, dy, s;          /* [T,D] act, [T,D] F32, [T]: normalized states */
     struct tensor logits[2], target; /* student's, teacher's [rows,V] F32; [rows] I32 */
 };
 
-/* Returns its device memory. */
-size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act);
+/* Returns its device memory, with one head or two. */
+size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act, int heads);
+/* student and teacher: the sources of their heads; one and the same for one head. */
 enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
-                        const struct model_source *src, int64_t T, enum dtype act);
+                        const struct model_source *student,
+                        const struct model_source *teacher, int64_t T, enum dtype act);
 void distiller_close(struct distiller *x); /* accepts a zeroed or half-built one */
 
 /* What is compared: the student's last hidden states h [T,D] F32 under its final norm's gain

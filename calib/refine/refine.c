@@ -5,6 +5,7 @@
  * and at the end. */
 #include "calib/refine/refine.h"
 
+#include "calib/model/ends.h"
 #include "calib/model/model.h"
 #include "calib/refine/distill.h"
 #include "calib/refine/student.h"
@@ -26,7 +27,10 @@
 struct refine {
     struct dev *dev;
     const struct arch *arch;
-    const struct model_source *src;
+    const struct model_source *src; /* the full-precision model */
+    /* The student's source: src, or where the head is quantized src with the quantized ends. */
+    const struct model_source *served;
+    struct ends_source ends;
     const struct refine_settings *s;
     const struct refine_io *io;
     const int32_t *tokens;
@@ -480,10 +484,21 @@ static enum err open_teacher(struct refine *r)
                        stream_place_of(&as, (double)bytes));
 }
 
+static enum err open_ends(struct refine *r)
+{
+    r->served = r->src;
+    if (r->s->head.bits >= 16)
+        return OK;
+    TRY(ends_source_open(&r->ends, r->src, r->s->head, dev_threads(r->dev)));
+    r->served = &r->ends.source;
+    return OK;
+}
+
 static enum err open_run(struct refine *r, const struct block_quant *layers)
 {
     const int64_t T = r->s->seqlen, D = r->arch->d_model;
-    TRY(student_open(&r->st, r->dev, r->arch, r->src, layers, r->s));
+    TRY(open_ends(r));
+    TRY(student_open(&r->st, r->dev, r->arch, r->served, layers, r->s));
     TRY(mem_alloc(&r->order, (size_t)r->s->samples, sizeof(*r->order)));
     TRY(mem_alloc(&r->chosen, (size_t)r->s->batch, sizeof(*r->chosen)));
     TRY(mem_alloc(&r->ids, (size_t)r->s->batch, sizeof(*r->ids)));
@@ -493,7 +508,7 @@ static enum err open_run(struct refine *r, const struct block_quant *layers)
         r->dx[i] = tensor_2d((float *)r->dx_memory + i * T * D, DT_F32, T, D);
     if (r->st.learns_codes)
         TRY(mem_alloc(&r->best_codes, (size_t)r->st.codes.dim[0], 1));
-    TRY(distiller_open(&r->distill, r->dev, r->arch, r->src, T, r->s->act));
+    TRY(distiller_open(&r->distill, r->dev, r->arch, r->served, r->src, T, r->s->act));
     return open_teacher(r);
 }
 
@@ -503,6 +518,7 @@ static void close_run(struct refine *r)
     distiller_close(&r->distill);
     dev_free(r->dev, r->dx_memory);
     student_close(&r->st);
+    ends_source_close(&r->ends);
     mem_free(r->best_codes);
     mem_free(r->dx);
     mem_free(r->ids);

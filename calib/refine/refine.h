@@ -3,7 +3,8 @@
  * End-to-end refinement. The zeros of a quantized model stay as they are, and its codes
  * unless rounding learns; what stands beside them learns by distillation. The loss is the
  * divergence of the quantized model's next-token distributions from the full-precision
- * model's, and its gradient goes through all layers. The cache is simulated as it is served.
+ * model's, and its gradient goes through all layers. The cache is simulated as it is served,
+ * and so are embedding and head where they are quantized; these two do not learn.
  *
  * What learns, in each layer: u of every weight group, with h = fp16(h0 exp(u)); the gains
  * of the norms; log s and shift of every K and V channel. */
@@ -38,6 +39,7 @@ struct refine_settings {
     float lr_round;           /* signed step of the codes' offsets; 0: codes are fixed */
     float kl, ce;             /* weights of the two losses, as dev_distill has them */
     int scale_bits;           /* significant bits of a scale: 11, or fewer */
+    struct lin_format head;   /* of the quantized model's embedding and head */
     enum dtype act;
     uint64_t seed;         /* of the order of samples */
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */
@@ -82,7 +84,9 @@ struct refine_plan {
     bool keeps_acts; /* they fit acts_bytes of the settings */
     /* Full-precision states: in memory, or on disk if larger than memory_bytes. */
     size_t teacher_bytes;
-    size_t host_bytes;  /* host: the layers of refine_run with a byte per code */
+    /* Host: the layers of refine_run with a byte per code; values of a quantized embedding
+     * and head. */
+    size_t host_bytes;
     size_t saved_bytes; /* host and disk: what `save` is given, copied from the device */
     int64_t steps;
     double flops_per_step, attention_flops_per_step;

@@ -7,6 +7,7 @@
  *                 kept
  *   head          student's and teacher's logits 2 V D T each, gradient of the states 2 V D T
  *   attention     as often as the student; backward takes 2.5 times as much as forward */
+#include "calib/model/ends.h"
 #include "calib/refine/distill.h"
 #include "calib/refine/refine.h"
 #include "calib/refine/student.h"
@@ -74,10 +75,11 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     struct refine_plan p = {.steps = s->epochs * per_epoch};
     TRY(stream_bytes(&p.teacher_bytes, a, &stream));
     add_layers(&p, a, w, kv, s);
+    p.host_bytes += ends_source_bytes(a, s->head);
     p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
     p.work_bytes = student_work_bytes(a, s->seqlen, s->batch, s->act) +
-                   distiller_bytes(a, s->seqlen, s->act) +
+                   distiller_bytes(a, s->seqlen, s->act, s->head.bits < 16 ? 2 : 1) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
     p.acts_bytes = student_acts_bytes(a, s);
     p.keeps_acts = p.acts_bytes <= s->acts_bytes;

@@ -265,8 +265,8 @@ static enum err run_parts(struct verify *v, const char *dir)
     if (!v->s->ids)
         return OK;
     if (v->model)
-        TRY(ends_source_open(&v->ends, hf_source(v->model), artifact_weight_spec(v->a),
-                             v->s->threads));
+        TRY(ends_source_open(&v->ends, hf_source(v->model),
+                             head_format(artifact_weight_spec(v->a)), v->s->threads));
     TRY(verify_logits(v));
     return verify_perplexity(v);
 }

@@ -128,7 +128,7 @@ static void test_source(void **state)
     struct block_src have, want;
     struct weight_spec w = {.head_bits = 4, .head_group = 5};
     fixture_open(&f, tiny_arch(0, 2), 33);
-    must(ends_source_open(&s, &f.source, &w, 2));
+    must(ends_source_open(&s, &f.source, head_format(&w), 2));
     must(s.source.ends(s.source.ctx, &embed, &norm, &head));
     must(ends_values(&values, NULL, &f.embed, head_format(&w)));
     assert_memory_equal(embed.data, values.data,
@@ -141,7 +141,7 @@ static void test_source(void **state)
     ends_free(&values, &f.embed);
     ends_source_close(&s);
     w.head_bits = 16;
-    must(ends_source_open(&s, &f.source, &w, 2));
+    must(ends_source_open(&s, &f.source, head_format(&w), 2));
     must(s.source.ends(s.source.ctx, &embed, &norm, &head));
     assert_ptr_equal(embed.data, f.embed.data);
     assert_ptr_equal(head.data, f.head.data);

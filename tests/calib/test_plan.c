@@ -43,6 +43,21 @@ static void test_streams_of_the_plan_are_those_of_the_run(void **state)
     }
 }
 
+/* A quantized embedding is made once in F32, beside the streams. */
+static void test_memory_of_a_quantized_embedding(void **state)
+{
+    struct calib_settings s = tiny_settings();
+    const struct arch a = tiny_arch(1, 6);
+    struct calib_plan plain, quantized;
+    (void)state;
+    must(calib_plan(&plain, &a, &s));
+    s.weights.head_bits = 8;
+    must(calib_plan(&quantized, &a, &s));
+    assert_int_equal(plain.host_bytes, 0);
+    assert_int_equal(quantized.host_bytes, a.vocab * a.d_model * 4);
+    assert_int_equal(quantized.weights_bytes, plain.weights_bytes);
+}
+
 static void test_memory_does_not_grow_with_blocks(void **state)
 {
     struct calib_settings s = tiny_settings();
@@ -181,6 +196,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
+        cmocka_unit_test(test_memory_of_a_quantized_embedding),
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_flops_of_fewer_measured_samples),

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * End-to-end refinement: gradients of the whole quantized model against finite differences;
- * the guard; the same bytes after any interruption. */
-#include "calib/refine/distill.h"
-#include "calib/refine/student.h"
+ * Runs of end-to-end refinement: what they gain, the guard, and the same bytes after any
+ * interruption. */
+#include "calib/model/ends.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
-#include "tests/calib/calib_fixture.h"
+#include "tests/calib/refine_fixture.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,220 +13,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-enum { LAYERS = 3, T = 24, SAMPLES = 5, GUARD = 2 };
-
-static struct refine_settings settings(void)
-{
-    return (struct refine_settings){.samples = SAMPLES,
-                                    .guard = GUARD,
-                                    .seqlen = T,
-                                    .epochs = 3,
-                                    .batch = 2,
-                                    .lr = {3e-3f, 1e-3f, 2e-3f, 2e-3f},
-                                    .kl = 1,
-                                    .scale_bits = 11,
-                                    .act = DT_F32,
-                                    .seed = 5};
-}
-
-/* --- a quantized model to begin with ------------------------------------------------ */
-
-struct model {
-    struct fixture f;
-    struct memory_io
-        calibrated; /* blocks, rounded to nearest by a calibration of no epoch */
-    int32_t ids[(SAMPLES + GUARD) * T];
-};
-
-static void model_open(struct model *m, int which, int kv_bits)
-{
-    struct calib_settings s = tiny_settings();
-    struct rng r;
-    fixture_open(&m->f, tiny_arch(which, LAYERS), 31);
-    s.epochs = 0;
-    s.weights.bits = 3;
-    s.kv.bits = kv_bits;
-    memory_io_open(&m->calibrated);
-    must(run_on("cpu", &m->calibrated, &m->f, &s));
-    assert_int_equal(m->calibrated.n_blocks, LAYERS);
-    rng_seed(&r, 8);
-    for (size_t i = 0; i < ARRAY_LEN(m->ids); i++)
-        m->ids[i] = (int32_t)rng_below(&r, (uint64_t)m->f.arch.vocab);
-}
-
-static void model_close(struct model *m)
-{
-    memory_io_close(&m->calibrated);
-    fixture_close(&m->f);
-}
-
-/* --- gradients ---------------------------------------------------------------------- */
-
-/* A student, the head, and a teacher's states that are not its own. */
-struct probe {
-    struct student st;
-    struct distiller head;
-    struct tensor teacher, dx;
-    const int32_t *ids;
-};
-
-static void probe_open(struct probe *p, struct model *m, struct dev *d)
-{
-    const struct refine_settings s = settings();
-    const int64_t D = m->f.arch.d_model;
-    struct rng r;
-    rng_seed(&r, 12);
-    must(student_open(&p->st, d, &m->f.arch, &m->f.source, m->calibrated.block, &s));
-    must(distiller_open(&p->head, d, &m->f.arch, &m->f.source, T, DT_F32));
-    float *x = draw(&r, T * D, 1, 0);
-    p->teacher = tensor_2d(to_dev(d, x, T * D, DT_F32), DT_F32, T, D);
-    p->dx = dev_2d(d, DT_F32, T, D);
-    p->ids = m->ids;
-    mem_free(x);
-}
-
-static void probe_close(struct probe *p)
-{
-    dev_free(p->st.dev, p->teacher.data);
-    dev_free(p->st.dev, p->dx.data);
-    distiller_close(&p->head);
-    student_close(&p->st);
-}
-
-/* 0.5 KL + 0.25 CE; grads: also into st.g. */
-static double loss_of(struct probe *p, bool grads)
-{
-    double loss[2];
-    const struct distill_pair pair = {student_state(&p->st, 0, LAYERS), &p->st.final_norm,
-                                      &p->teacher, p->ids};
-    const struct distill_grads g = {&p->dx, &p->st.dfinal, 0.5f, 0.25f, 1};
-    must(student_forward(&p->st, &p->ids, 1));
-    must(distill_loss(&p->head, loss, &pair, grads ? &g : NULL));
-    if (grads)
-        must(student_backward(&p->st, &p->dx, 1));
-    return 0.5 * loss[0] + 0.25 * loss[1];
-}
-
-/* How far log h really moves in fp16 when every u moves by a step from 0. */
-static void moved_scales(const struct probe *p, const float *u, double *moved)
-{
-    int64_t at = 0;
-    for (int64_t b = 0; b < LAYERS; b++)
-        for (int l = 0; l < N_LIN; l++) {
-            const struct student_lin *q = &p->st.layer[b].lin[l];
-            const int64_t n = tensor_count(&q->u);
-            for (int64_t i = 0; i < n; i++, at++) {
-                const uint16_t h = ((const uint16_t *)q->base.data)[i];
-                const float after =
-                    f16_to_f32(quant_scale_step(h, u[at], p->st.scale_bits));
-                moved[at] = log((double)after / (double)f16_to_f32(h));
-            }
-        }
-}
-
-/* (L(p + step) - L(p - step)) against g . (what the parameters moved by), along random
- * directions of one kind. */
-static void check_kind(struct probe *p, const float *grad, int kind, uint64_t seed)
-{
-    const int64_t first = p->st.first[kind], n = p->st.first[kind + 1] - first;
-    const size_t bytes = (size_t)n * sizeof(float);
-    float *at = (float *)p->st.p.data + first;
-    float *start = NULL, *step = NULL;
-    double *moved = NULL, want = 0, got = 0;
-    struct rng r;
-    rng_seed(&r, seed);
-    must(mem_alloc(&start, (size_t)n, sizeof(*start)));
-    must(mem_alloc(&step, (size_t)n, sizeof(*step)));
-    must(mem_alloc(&moved, (size_t)n, sizeof(*moved)));
-    memcpy(start, at, bytes);
-    for (int side = 1; side >= -1; side -= 2) {
-        for (int64_t i = 0; i < n; i++) {
-            if (side > 0)
-                step[i] = (float)(2e-3 * rng_normal(&r));
-            moved[i] = (double)step[i];
-        }
-        float *signed_step = draw(&r, n, 0, 0);
-        for (int64_t i = 0; i < n; i++)
-            signed_step[i] = (float)side * step[i];
-        if (kind == REFINE_SCALES)
-            moved_scales(p, signed_step, moved);
-        else
-            for (int64_t i = 0; i < n; i++)
-                moved[i] = (double)signed_step[i];
-        for (int64_t i = 0; i < n; i++) {
-            at[i] = start[i] + signed_step[i];
-            got += side * moved[i] * (double)grad[first + i];
-        }
-        want += side * loss_of(p, false);
-        memcpy(at, start, bytes);
-        mem_free(signed_step);
-    }
-    if (!(fabs(got - want) <= 0.02 * fabs(want) + 2e-6))
-        fail_msg("kind %d: along the gradient %g, by differences %g", kind, got, want);
-    mem_free(start);
-    mem_free(step);
-    mem_free(moved);
-}
-
-static void check_gradients(int which)
-{
-    struct model m;
-    struct probe p;
-    struct dev *d = open_dev("cpu"); /* parameters are then in the host's memory */
-    model_open(&m, which, 16);
-    probe_open(&p, &m, d);
-    loss_of(&p, true);
-    float *grad = to_host(d, &p.st.g);
-    for (uint64_t seed = 1; seed <= 3; seed++) {
-        check_kind(&p, grad, REFINE_SCALES, seed);
-        check_kind(&p, grad, REFINE_NORMS, seed);
-    }
-    mem_free(grad);
-    probe_close(&p);
-    model_close(&m);
-    dev_close(&d);
-}
-
-static void test_gradients(void **state)
-{
-    (void)state;
-    check_gradients(0);
-    check_gradients(1);
-}
-
-/* Gradients of a second window are added to those of the first. */
-static void test_batch_adds(void **state)
-{
-    struct model m;
-    struct probe p;
-    struct dev *d = open_dev("cpu");
-    (void)state;
-    model_open(&m, 1, 4);
-    probe_open(&p, &m, d);
-    loss_of(&p, true);
-    float *one = to_host(d, &p.st.g);
-    loss_of(&p, true);
-    float *two = to_host(d, &p.st.g);
-    const int64_t n = tensor_count(&p.st.g);
-    for (int64_t i = 0; i < n; i++)
-        if (!(fabs((double)two[i] - 2 * (double)one[i]) <= 1e-5 * fabs((double)two[i])))
-            fail_msg("parameter %d: %g once, %g twice", (int)i, (double)one[i],
-                     (double)two[i]);
-    for (int k = 0; k < N_REFINE_KINDS; k++) {
-        double sum = 0;
-        for (int64_t i = p.st.first[k]; i < p.st.first[k + 1]; i++)
-            sum += fabs((double)one[i]);
-        assert_true(sum > 0); /* every kind has a gradient */
-    }
-    mem_free(one);
-    mem_free(two);
-    probe_close(&p);
-    model_close(&m);
-    dev_close(&d);
-}
-
-/* --- runs --------------------------------------------------------------------------- */
 
 /* struct refine_io over plain memory. */
 struct memory_refine {
@@ -325,7 +110,7 @@ static void test_settings_are_checked(void **state)
     (void)state;
     model_open(&m, 0, 4);
     for (size_t i = 0; i < 2 * ARRAY_LEN(row); i++) {
-        s = settings();
+        s = refine_settings();
         *row[i / 2].count = i % 2 ? row[i / 2].hi + 1 : row[i / 2].lo - 1;
         err_clear();
         assert_int_equal(run(&x, &out, &m, &s, "cpu"), ERR_USAGE);
@@ -381,7 +166,7 @@ static void check_run(int which, const char *device, float lr_round)
     struct model m, before;
     struct memory_refine x;
     struct refine_result out;
-    struct refine_settings s = settings();
+    struct refine_settings s = refine_settings();
     s.epochs = 12;
     for (int k = 0; k < N_REFINE_KINDS; k++)
         s.lr[k] *= 4;
@@ -427,13 +212,50 @@ static void test_runs(void **state)
     check_run(1, "cuda-emu", 0.02f);
 }
 
+/* A quantized head is the student's alone: it adds to the loss at the start, and what learns
+ * makes up for part of it. The plan counts its memory. */
+static void check_head(int which)
+{
+    struct model m;
+    struct memory_refine x;
+    struct refine_result plain, quantized;
+    struct refine_settings s = refine_settings();
+    struct calib_settings c = tiny_settings();
+    struct refine_plan plan[2];
+    const struct arch a = tiny_arch(which, LAYERS);
+    for (int i = 0; i < 2; i++) {
+        s.head.bits = i ? 2 : 16;
+        s.epochs = i ? 12 : 1;
+        must(refine_plan(&plan[i], &a, &c.weights, &c.kv, &s));
+        model_open(&m, which, 4);
+        memory_refine_open(&x);
+        must(run(&x, i ? &quantized : &plain, &m, &s, "cpu"));
+        memory_io_close(&x.m);
+        model_close(&m);
+    }
+    print_message("guard %g; with the head: %g -> %g\n", plain.start, quantized.start,
+                  quantized.best);
+    assert_true(quantized.start > 1.05 * plain.start);
+    assert_true(quantized.best < 0.97 * quantized.start);
+    const size_t one = (size_t)(a.vocab * a.d_model) * sizeof(float);
+    assert_int_equal(plan[1].work_bytes - plan[0].work_bytes, one);
+    assert_int_equal(plan[1].host_bytes - plan[0].host_bytes, a.tied ? one : 2 * one);
+}
+
+static void test_head(void **state)
+{
+    (void)state;
+    check_head(0);
+    check_head(1);
+}
+
 /* Rates that ruin the model: the start is kept, bit for bit. */
 static void test_guard(void **state)
 {
     struct model m, before;
     struct memory_refine x;
     struct refine_result out;
-    struct refine_settings s = settings();
+    struct refine_settings s = refine_settings();
     (void)state;
     s.lr[REFINE_SCALES] = 2;
     s.lr[REFINE_NORMS] = 2;
@@ -466,7 +288,7 @@ static void test_kept_activations(void **state)
     for (int keep = 0; keep < 2; keep++) {
         struct memory_refine x;
         struct refine_result out;
-        struct refine_settings s = settings();
+        struct refine_settings s = refine_settings();
         s.lr_round = 0.02f;
         s.acts_bytes = keep ? UINT64_C(1) << 30 : 0;
         model_open(&m[keep], 1, 4);
@@ -492,7 +314,7 @@ static void test_resume(void **state)
     struct model whole;
     struct memory_refine x;
     struct refine_result want, out;
-    struct refine_settings s = settings();
+    struct refine_settings s = refine_settings();
     int stops = 0;
     (void)state;
     s.lr_round = 0.02f;
@@ -536,10 +358,9 @@ static void test_resume(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_batch_adds),
         cmocka_unit_test(test_settings_are_checked),
         cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_head),
         cmocka_unit_test(test_guard),
         cmocka_unit_test(test_kept_activations),
         cmocka_unit_test(test_resume),

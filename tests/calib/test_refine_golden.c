@@ -270,13 +270,14 @@ static void whole_open(struct whole *m, const char *device, const char *name, bo
     const struct refine_settings s = {.seqlen = T,
                                       .batch = WINDOWS,
                                       .scale_bits = m->field[SCALE_BITS],
+                                      .head = {.bits = 16},
                                       .act = DT_F32,
                                       .acts_bytes = keep ? UINT64_C(1) << 30 : 0};
     for (int b = 0; b < LAYERS; b++)
         read_layer(m, b);
     must(student_open(&m->st, m->d, &m->arch, &m->source, m->layers, &s));
     assert_int_equal(m->st.kept != NULL, keep);
-    must(distiller_open(&m->head, m->d, &m->arch, &m->source, T, DT_F32));
+    must(distiller_open(&m->head, m->d, &m->arch, &m->source, &m->source, T, DT_F32));
     for (int i = 0; i < WINDOWS; i++) {
         m->teacher[i] = dev_2d(m->d, DT_F32, T, D);
         m->dx[i] = dev_2d(m->d, DT_F32, T, D);

@@ -62,7 +62,7 @@ static void simulate(float *logits, const struct golden *g, const struct weight_
     struct dev *d = NULL;
     struct ends_source ends;
     ok(dev_open(&d, &settings));
-    ok(ends_source_open(&ends, hf_source(g->model), w, 1));
+    ok(ends_source_open(&ends, hf_source(g->model), head_format(w), 1));
     const struct model_run run = {.dev = d,
                                   .arch = hf_arch(g->model),
                                   .src = &ends.source,

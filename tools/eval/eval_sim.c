@@ -55,7 +55,7 @@ static enum err open_source(struct eval_sim *s)
     if (e->artifact)
         return OK;
     const struct weight_spec w = e->state || e->rtn ? recipe_weight_spec(r) : none;
-    return ends_source_open(&s->ends, hf_source(e->job->model), &w,
+    return ends_source_open(&s->ends, hf_source(e->job->model), head_format(&w),
                             dev_threads(e->job->dev));
 }
 

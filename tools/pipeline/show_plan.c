@@ -11,15 +11,15 @@ static const char *const place_name[] = {"device", "memory", "disk"};
 
 uint64_t plan_fixed_bytes(const struct calib_plan *p)
 {
-    return (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes;
+    return (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes + p->host_bytes;
 }
 
 static double host_bytes(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
-    return streams +
-           (e->own_memory ? 0 : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
+    return streams + (e->own_memory ? (double)p->host_bytes
+                                    : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
 uint64_t plan_disk_bytes(const struct plan_estimate *e)

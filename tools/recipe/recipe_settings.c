@@ -105,6 +105,7 @@ enum err recipe_check_refine(const struct recipe *r)
 
 struct refine_settings recipe_refine_settings(const struct recipe *r, const struct dev *d)
 {
+    const struct weight_spec w = recipe_weight_spec(r);
     const bool norms = r->refine.learn >= LEARN_NORMS,
                cache = r->refine.learn >= LEARN_CACHE;
     return (struct refine_settings){
@@ -121,6 +122,7 @@ struct refine_settings recipe_refine_settings(const struct recipe *r, const stru
         .kl = (float)(1 - r->refine.ce),
         .ce = (float)r->refine.ce,
         .scale_bits = (int)r->scale_bits,
+        .head = head_format(&w),
         .act = recipe_act(r, d),
         .seed = (uint64_t)r->seed,
         .memory_bytes = recipe_memory(r),
