@@ -15,7 +15,9 @@
 #include "tests/scratch.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 
 static char dir[96], path[160], owner[176];
@@ -120,6 +122,29 @@ static void without_flock(void **state)
     assert_int_equal(lock_take(&l, path, "this state", 0), ERR_IO);
 }
 
+static void *remove_owner_soon(void *ctx)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 150 * 1000 * 1000}, NULL);
+    unlink(owner);
+    return ctx;
+}
+
+static void waited_for_without_flock(void **state)
+{
+    struct lock l, other;
+    pthread_t thread;
+    flock_errno = ENOSYS;
+    assert_int_equal(lock_take(&other, path, "this state", 0), OK);
+    assert_int_equal(lock_take(&l, path, "this state", 1), ERR_USAGE);
+    err_clear();
+    assert_int_equal(pthread_create(&thread, NULL, remove_owner_soon, NULL), 0);
+    assert_int_equal(lock_take(&l, path, "this state", 100), OK);
+    pthread_join(thread, NULL);
+    assert_true(file_exists(owner));
+    lock_release(&l);
+    lock_release(&other);
+}
+
 static int take_and_die(void *ctx)
 {
     struct lock l;
@@ -179,6 +204,7 @@ int main(void)
         CASE(waited_for),
         CASE(a_removed_file_is_no_lock),
         CASE(without_flock),
+        CASE(waited_for_without_flock),
         CASE(a_dead_owner_is_followed),
         CASE(an_unknown_owner_is_not),
         CASE(what_is_not_mine_stays),

@@ -55,7 +55,7 @@ out:
     return err;
 }
 
-static enum err take_by_file(struct lock *l, const char *path, const char *what)
+static enum err try_by_file(struct lock *l, const char *path, const char *what)
 {
     enum err err = OK;
     char *file = NULL, about[OWNER_TEXT_MAX];
@@ -79,6 +79,17 @@ static enum err take_by_file(struct lock *l, const char *path, const char *what)
     return OK;
 out:
     mem_free(file);
+    return err;
+}
+
+/* Tries again for tenths of a second while another process has the file. */
+static enum err take_by_file(struct lock *l, const char *path, const char *what, int tenths)
+{
+    enum err err;
+    while ((err = try_by_file(l, path, what)) == ERR_USAGE && tenths-- > 0) {
+        err_clear();
+        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+    }
     return err;
 }
 
@@ -119,7 +130,7 @@ static enum err take_once(struct lock *out, bool *again, const char *path, const
     if (why == ENOSYS || why == ENOLCK || why == EOPNOTSUPP) {
         log_warn("%s: the file system has no locks (%s); the file %s%s guards %s instead",
                  path, strerror(why), path, LOCK_OWNER_SUFFIX, what);
-        TRY_OUT(take_by_file(&l, path, what));
+        TRY_OUT(take_by_file(&l, path, what, tenths));
     } else if (why) {
         FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(why));
     }

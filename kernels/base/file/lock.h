@@ -15,7 +15,7 @@ struct lock {
 };
 
 /* Takes the lock of the file path, which is created if missing. what: "this state", for the
- * message. tenths: how long to wait for a process that holds it by flock, in tenths of a
+ * message. tenths: how long to wait for a process that holds it, in tenths of a
  * second; 0: not at all. The holder may remove the file before the release. Errors:
  * ERR_USAGE if another process holds it, or may hold it on another host (the message names
  * the file to remove), or if the place does not allow such a file; ERR_IO, ERR_MEMORY. */
