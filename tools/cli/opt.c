@@ -179,6 +179,9 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
         }
         *(const char **)field = text;
         return NULL;
+    case OPT_MAYBE:
+        *(const char **)field = text ? text : "";
+        return NULL;
     case OPT_INT: {
         const double value = strtod(text, &end);
         snprintf(buffer, n, "want a whole number from %.0f to %.0f", o->lo, o->hi);
@@ -267,6 +270,7 @@ static void add_option(struct parse *p, const struct opt *o, int group)
                : o->letter            ? o->letter
                                       : KEY_BASE + i,
         .arg = o->arg,
+        .flags = o->kind == OPT_MAYBE ? OPTION_ARG_OPTIONAL : 0,
         .doc = p->doc[i],
         .group = group,
     };
@@ -297,7 +301,7 @@ void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv)
 {
     struct parse p = {.args = a, .cmd = cmd};
     char *doc = NULL;
-    *a = (struct args){.cmd = cmd, .threads = -1};
+    *a = (struct args){.cmd = cmd, .argc = argc, .argv = argv, .threads = -1};
     add_tables(&p, cmd);
     store_defaults(&p);
     if (asprintf(&doc, "%s.\v%s", cmd->summary, cmd->details ? cmd->details : "") < 0)
@@ -315,7 +319,7 @@ void opt_print_words(const struct command *cmd)
     for (const struct opt *const *table = cmd->groups; table && *table; table++) {
         for (const struct opt *o = *table; o->help; o++) {
             if (o->name)
-                printf("--%s%s\n", o->name, o->arg ? "=" : "");
+                printf("--%s%s\n", o->name, o->arg && o->kind != OPT_MAYBE ? "=" : "");
         }
     }
     printf("--help\n");
@@ -369,7 +373,7 @@ void opt_print_man(const struct command *cmd)
             printf("\\-\\-");
             print_troff(o->name);
             if (o->arg)
-                printf("=\\fI%s\\fR", o->arg);
+                printf(o->kind == OPT_MAYBE ? "[=\\fI%s\\fR]" : "=\\fI%s\\fR", o->arg);
             printf("\n");
             print_troff(line ? line : o->help);
             printf(".\n");

@@ -21,6 +21,9 @@ struct text_list {
  * accepts; the other fields keep their defaults. Strings are borrowed from argv. */
 struct args {
     const struct command *cmd;
+    /* all arguments, as the parser has ordered them; argv[0] is the command's name */
+    int argc;
+    char **argv;
     struct text_list pos; /* remaining arguments, such as MODEL_DIR */
     bool json, quiet, verbose;
     const char *log_json;
@@ -39,6 +42,9 @@ struct args {
     const char *gguf_weights, *gguf_pre, *fold;
     struct text_list eval_report;
     const char *batch, *length; /* repeatable options */
+    const char *slurm;          /* NULL: not given */
+    int64_t cell;
+    bool print_cells;
     bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform,
         refine;
     int64_t limit;
@@ -48,7 +54,16 @@ struct args {
     uint64_t shard_bytes, memory;
 };
 
-enum opt_kind { OPT_HEADING, OPT_FLAG, OPT_TEXT, OPT_INT, OPT_REAL, OPT_BYTES, OPT_LIST };
+enum opt_kind {
+    OPT_HEADING,
+    OPT_FLAG,
+    OPT_TEXT,
+    OPT_MAYBE, /* a text that may be missing, as in --slurm[=OPTIONS]; then "" */
+    OPT_INT,
+    OPT_REAL,
+    OPT_BYTES,
+    OPT_LIST
+};
 
 struct opt {
     enum opt_kind kind;
