@@ -5,6 +5,7 @@
 #include "tools/commands/commands.h"
 #include "tools/sweep/sweep.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 
 /* clang-format off */
@@ -22,24 +23,24 @@ static const struct opt options[] = {
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "0",
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens per evaluation window; 0 keeps the sweep's eval.ctx"},
-    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "1", 1, SWEEP_PARALLEL_MAX,
-     .help = "Cells at the same time; they share cores and memory budget"},
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "0", 0, SWEEP_PARALLEL_MAX,
+     .help = "Cells at the same time; they share cores and memory budget. 0 means 1"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
      .help = "Keep every cell's artifact, in OUT/cells"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
-     .help = "Print the cells and which of them are finished, and stop"},
+     .help = "Print the cells and how far each of them is, and stop"},
+    {OPT_HEADING, .help = "Batch systems:"},
+    {OPT_FLAG, .name = "print-cells", .offset = offsetof(struct args, print_cells),
+     .help = "Print number, hash and name of the cells that are not done, for --cell, and stop"},
+    {OPT_INT, .name = "cell", .arg = "N", .offset = offsetof(struct args, cell), .value = "0",
+     .lo = 0, .hi = SWEEP_CELLS_MAX,
+     .help = "Run cell N alone; others may run at the same time, also on other machines. "
+             "--print-cells then has no effect. 0 = all cells"},
     {0},
 };
 /* clang-format on */
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
-
-static void print_plan(const struct sweep *s)
-{
-    for (int i = 0; i < s->plan.n_cells; i++)
-        printf("%-8s %s  %s\n", s->run[i].done ? "done" : "to do", s->run[i].hash,
-               s->plan.cell[i].name);
-}
 
 static void print_row(const json_t *row)
 {
@@ -73,6 +74,31 @@ static enum err print_json(const struct sweep *s)
     return json_print(s->results, JSON_COMPACT | JSON_REAL_PRECISION(9));
 }
 
+static enum err print_results(const struct sweep *s, const struct args *a)
+{
+    if (a->json)
+        return print_json(s);
+    print_table(s);
+    return OK;
+}
+
+/* Does what the options want of an open sweep. */
+static enum err act(struct sweep *s, const struct args *a)
+{
+    if (a->plan)
+        return sweep_print_plan(s);
+    FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
+            a->cell, a->pos.item[0], s->plan.n_cells);
+    if (a->cell)
+        return sweep_execute_cell(s, (int)a->cell - 1);
+    if (a->print_cells) {
+        sweep_print_cells(s);
+        return OK;
+    }
+    TRY(sweep_execute(s));
+    return print_results(s, a);
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -92,17 +118,11 @@ static enum err run(struct args *a)
                                             .keep = a->keep,
                                             .quiet = a->quiet,
                                             .log_json = a->log_json,
-                                            .plan_only = a->plan};
+                                            .plan_only = a->plan,
+                                            .share =
+                                                !a->plan && (a->cell || a->print_cells)};
     TRY_OUT(sweep_open(&s, &settings, &plan));
-    if (a->plan) {
-        print_plan(&s);
-        goto out;
-    }
-    TRY_OUT(sweep_execute(&s));
-    if (a->json)
-        err = print_json(&s);
-    else
-        print_table(&s);
+    err = act(&s, a);
 out:
     sweep_plan_free(&plan);
     sweep_close(&s);
@@ -118,8 +138,8 @@ const struct command cmd_sweep = {
         "is tokenized once. A cell's configuration is --config, then the sweep's base, "
         "then --set, then the cell's own keys. After an interruption or a kill the same "
         "command resumes: finished cells are skipped, and an unfinished one resumes from "
-        "its state. `wkvq report OUT` makes a page of the results. configs/sweeps has "
-        "examples.\n\n"
+        "its state. `wkvq report OUT` makes a page of the results, also while cells run. "
+        "configs/sweeps has examples.\n\n"
         "  wkvq sweep configs/sweeps/ablation.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw --windows 12 -o ablation\n"
         "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"

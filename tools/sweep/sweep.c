@@ -13,6 +13,7 @@
 #include "tools/cli/opt.h"
 #include "tools/pipeline/device_compute.h"
 #include "tools/sweep/sweep_results.h"
+#include "tools/sweep/sweep_share.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -114,19 +115,25 @@ static enum err find_text(int *out, struct sweep *s, const struct recipe_files *
     strcpy(t->text_field, r->text_field);
     *out = s->n_texts++;
     TRY(recipe_files_copy(&t->files, files));
-    return texts_read(&t->texts, s->tokenizer, &t->files, r);
+    return sweep_share_text(t, s, r);
 }
 
-/* Writes the FNV-1a hash of the identity, which names the cell's files. Equality is decided
- * by comparing the identities themselves. */
-static void hash_name(char *out, size_t n, const json_t *identity)
+/* FNV-1a */
+void sweep_hash(char out[SWEEP_HASH_MAX], const char *text)
 {
     uint64_t h = 0xcbf29ce484222325u;
-    char *text = json_text(identity, JSON_SORT_KEYS | JSON_COMPACT);
-    for (const char *p = text; p && *p; p++)
+    for (const char *p = text; *p; p++)
         h = (h ^ (unsigned char)*p) * 0x100000001b3u;
+    snprintf(out, SWEEP_HASH_MAX, "%016" PRIx64, h);
+}
+
+/* Writes the hash of the identity, which names the cell's files. Equality is decided by
+ * comparing the identities themselves. */
+static void hash_name(char out[SWEEP_HASH_MAX], const json_t *identity)
+{
+    char *text = json_text(identity, JSON_SORT_KEYS | JSON_COMPACT);
+    sweep_hash(out, text ? text : "");
     free(text);
-    snprintf(out, n, "%016" PRIx64, h);
 }
 
 /* Adds what decides which windows are drawn from which of the texts. */
@@ -161,7 +168,7 @@ static enum err identify(struct sweep_run *run, const struct sweep *s)
         add_shares(run, &s->text[run->text].texts);
     FAIL_IF(!run->identity || json_out_of_memory(), ERR_MEMORY,
             "out of memory for a cell's identity");
-    hash_name(run->hash, sizeof(run->hash), run->identity);
+    hash_name(run->hash, run->identity);
     return OK;
 }
 
@@ -214,6 +221,20 @@ static enum err prepare_cells(struct sweep *s)
     return OK;
 }
 
+/* Opens OUT once the model is known to be one, and before its checksum may be written. */
+static enum err open_out(struct sweep *s, const struct hf_model *m)
+{
+    const enum err err = arch_check_length(&s->arch, s->eval_ctx);
+    if (err)
+        return err_add(err, "--ctx: ");
+    TRY(tokenizer_open(&s->tokenizer, s->model_dir));
+    TRY(sweep_results_open(s));
+    if (!s->settings.model_crc)
+        return sweep_share_checkpoint(s, m);
+    s->model_crc = *s->settings.model_crc;
+    return OK;
+}
+
 static enum err open_model(struct sweep *s)
 {
     struct hf_model *m = NULL;
@@ -223,15 +244,9 @@ static enum err open_model(struct sweep *s)
     TRY(hf_open(&m, s->model_dir));
     s->arch = *hf_arch(m);
     s->model_bytes = hf_bytes(m);
-    enum err err = OK;
-    if (s->settings.model_crc)
-        s->model_crc = *s->settings.model_crc;
-    else
-        err = hf_identity(&s->model_crc, m, true);
+    const enum err err = open_out(s, m);
     hf_close(&m);
-    TRY(err);
-    err = arch_check_length(&s->arch, s->eval_ctx);
-    return err ? err_add(err, "--ctx: ") : tokenizer_open(&s->tokenizer, s->model_dir);
+    return err;
 }
 
 /* Chooses the evaluation text and windows. Settings of the command line win over the
@@ -257,14 +272,13 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                         .model_dir = settings->model_dir,
                         .out_dir = settings->out_dir,
                         .plan = *plan,
-                        .parallel = settings->parallel,
+                        .parallel = settings->parallel ? settings->parallel : 1,
                         .cores = cpus_available(),
                         .lock.fd = -1};
     *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));
     TRY(open_model(s));
     TRY(mem_calloc(&s->run, (size_t)s->plan.n_cells, sizeof(*s->run)));
-    TRY(sweep_results_open(s));
     return prepare_cells(s);
 }
 

@@ -8,7 +8,11 @@
  *   OUT/cells/HASH.state      the calibration of an unfinished cell
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
  *   OUT/cells/HASH            the artifact; kept with --keep
- *   OUT/lock                  held while a process works on the sweep; empty
+ *   OUT/cells/HASH.lock       held while a process works on the cell; empty
+ *   OUT/cells/HASH.failed     the message of a cell's last run that failed
+ *   OUT/shared                what many processes compute once (tools/sweep/sweep_share.h)
+ *   OUT/lock                  held while a process runs all cells, and for a moment where one
+ *                             that runs a single cell lists results; empty
  *
  * HASH is the hash of the cell's identity: its complete configuration, the checkpoint, both
  * texts and the evaluation. None of these functions is thread-safe. */
@@ -19,7 +23,10 @@
 #include "tools/pipeline/job.h"
 #include "tools/sweep/sweep_plan.h"
 
+#include <stdio.h>
+
 #define SWEEP_PARALLEL_MAX 64 /* cells at the same time */
+#define SWEEP_HASH_MAX 20     /* bytes of a hash's text, with the NUL */
 
 /* A tokenized text, shared by all cells that read it. */
 struct sweep_text {
@@ -35,13 +42,16 @@ struct sweep_settings {
     struct recipe_input recipe;   /* applied to every cell before the cell's own keys */
     const char *const *eval_data; /* [n_eval_data]; if empty, the plan's texts are used */
     int n_eval_data;
-    int64_t eval_windows;      /* 0: all windows; -1: the plan's number */
-    int64_t eval_ctx;          /* tokens per window; 0: the plan's number */
-    int64_t parallel;          /* cells at the same time, 1 to SWEEP_PARALLEL_MAX */
-    bool keep;                 /* keep the artifacts */
-    bool quiet;                /* print no progress lines */
-    const char *log_json;      /* file for progress; NULL: none */
-    bool plan_only;            /* write nothing; sweep_execute is not called */
+    int64_t eval_windows; /* 0: all windows; -1: the plan's number */
+    int64_t eval_ctx;     /* tokens per window; 0: the plan's number */
+    int64_t parallel;     /* cells at the same time, to SWEEP_PARALLEL_MAX; 0: 1 */
+    bool keep;            /* keep the artifacts */
+    bool quiet;           /* print no progress lines */
+    const char *log_json; /* file for progress; NULL: none */
+    bool plan_only;       /* write nothing; sweep_execute is not called */
+    /* Other processes may work on the sweep at the same time: its lock is not kept, and
+     * sweep_execute is not called. */
+    bool share;
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 
@@ -55,7 +65,7 @@ struct sweep_run {
     enum recipe_compute compute, eval_compute;
     int text, eval_text;
     json_t *identity;
-    char hash[20];
+    char hash[SWEEP_HASH_MAX];
     char *command; /* shell commands that reproduce the cell, owned */
     bool done;
     bool skip; /* sweep_execute does not run it */
@@ -93,6 +103,12 @@ void sweep_close(struct sweep *s);
  * the number of failures. */
 enum err sweep_execute(struct sweep *s);
 
+/* Runs cell i in this process, unless it is done, and lists its result. For settings.share:
+ * other processes may run other cells. ERR_USAGE: another process has worked on this cell for
+ * two minutes. ERR_STOPPED: a signal interrupted it; the state is kept. Takes ownership of the
+ * texts of s. */
+enum err sweep_execute_cell(struct sweep *s, int i);
+
 /* Runs one cell in a process that does nothing else. Takes ownership of the texts of s.
  * *out is the result, owned by the caller (json_decref). */
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
@@ -114,6 +130,16 @@ bool sweep_calibrates(const struct recipe *r);
  * mem_free. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
 
+/* Prints a line per cell: whether it is done, begun (with its finished blocks), failed (with
+ * its message) or to do, its hash, and its name. */
+enum err sweep_print_plan(const struct sweep *s);
+/* Prints the number, hash and name of each cell that is not done, separated by tabs. Numbers
+ * count the cells of the file from 1. */
+void sweep_print_cells(const struct sweep *s);
+/* Writes a blank and a word, quoted so that a shell reads it unchanged. */
+void sweep_put_word(FILE *f, const char *word);
+/* Writes the hash of a text, which names files. */
+void sweep_hash(char out[SWEEP_HASH_MAX], const char *text);
 /* Makes the path OUT/cells/HASH followed by suffix. Release *out with mem_free. */
 enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *run,
                     const char *suffix);

@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Writes a word, quoted so that a shell reads it unchanged. */
-static void put_word(FILE *f, const char *word)
+void sweep_put_word(FILE *f, const char *word)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                                 "0123456789_-./=:,+@%";
@@ -33,7 +32,7 @@ static void put_word(FILE *f, const char *word)
 static void put_option(FILE *f, const char *name, const char *value)
 {
     fprintf(f, " --%s", name);
-    put_word(f, value);
+    sweep_put_word(f, value);
 }
 
 static void put_recipe(FILE *f, const struct sweep *s, const struct sweep_run *run)
@@ -71,7 +70,7 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     if (!packed && (!calibrated || sweep_way(r) == SWEEP_PLAIN))
         return OK;
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
-    put_word(f, s->model_dir);
+    sweep_put_word(f, s->model_dir);
     if (calibrated)
         TRY(put_text(f, s, &r->data));
     put_recipe(f, s, run);
@@ -89,10 +88,10 @@ static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *
     const struct recipe *r = &run->recipe;
     fprintf(f, "wkvq eval");
     if (sweep_way(r) == SWEEP_PACKED) {
-        put_word(f, run->hash);
+        sweep_put_word(f, run->hash);
         return;
     }
-    put_word(f, s->model_dir);
+    sweep_put_word(f, s->model_dir);
     if (sweep_way(r) == SWEEP_SIMULATED && sweep_needs_calibration(r)) {
         fprintf(f, " --state %s", run->hash);
         return;

@@ -3,7 +3,9 @@
  * Runs the cells of a sweep in processes. Each cell is a fork that inherits the tokenized
  * texts, so memory holds them once. The parent opens no device and starts no threads before
  * it forks. */
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
+#include "kernels/base/mem.h"
 #include "tools/cli/child.h"
 #include "tools/cli/stop.h"
 #include "tools/sweep/sweep.h"
@@ -12,8 +14,14 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#define CELL_TENTHS 50
+/* A batch system may start a cell again while the lock of its node's last process lives on, for
+ * as long as a file server keeps the locks of a client that it lost. */
+#define REQUEUED_TENTHS 1200
 
 struct crew {
     struct sweep *s;
@@ -31,16 +39,55 @@ struct order {
     int cell;
 };
 
-static enum err cell_process(void *ctx)
+/* Keeps the message of a failed cell for --plan, or removes the one of its last run. */
+static enum err note_failure(const struct sweep *s, int i, enum err err)
 {
-    const struct order *o = ctx;
-    json_t *result = NULL;
-    enum err err = sweep_cell_run(&result, o->s, o->cell);
+    char *path = NULL, *text = NULL;
+    if (err == ERR_STOPPED || sweep_path(&path, s, &s->run[i], ".failed"))
+        return err;
     if (!err)
-        err = sweep_results_leave(o->s, &o->s->run[o->cell], result);
+        unlink(path);
+    else if (!mem_strdup(&text, err_text())) {
+        if (file_write_all(path, text, strlen(text)))
+            log_warn("%s: cannot write the cell's message", path);
+        err_set(err, __FILE__, __LINE__, "%s", text);
+    }
+    mem_free(text);
+    mem_free(path);
+    return err;
+}
+
+static enum err run_cell(struct sweep *s, int i)
+{
+    json_t *result = NULL;
+    note_failure(s, i, OK);
+    enum err err = sweep_cell_run(&result, s, i);
+    if (!err)
+        err = sweep_results_leave(s, &s->run[i], result);
     json_decref(result);
     if (err && !*err_text())
         err_set(err, __FILE__, __LINE__, "%s", err_name(err));
+    return err ? note_failure(s, i, err) : OK;
+}
+
+/* The lock keeps two processes from running one cell. It also names cells in work. */
+static enum err hold(struct lock *l, const struct sweep *s, int i, int tenths)
+{
+    char *path = NULL;
+    TRY(sweep_path(&path, s, &s->run[i], ".lock"));
+    const enum err err = lock_take(l, path, "this cell", tenths);
+    mem_free(path);
+    return err;
+}
+
+static enum err cell_process(void *ctx)
+{
+    const struct order *o = ctx;
+    struct lock l = {.fd = -1};
+    enum err err = hold(&l, o->s, o->cell, CELL_TENTHS);
+    if (!err)
+        err = run_cell(o->s, o->cell);
+    lock_release(&l);
     return err ? err_add(err, "cell '%s': ", o->s->plan.cell[o->cell].name) : OK;
 }
 
@@ -56,7 +103,7 @@ static int wanted(const struct sweep *s, int end)
 static enum err start(struct crew *c, int i)
 {
     struct sweep *s = c->s;
-    struct order o = {s, i};
+    struct order o = {.s = s, .cell = i};
     log_info("cell %d of %d: %s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
              s->plan.cell[i].name);
     /* Runs in the cell's process. It dies with the parent, so that the next run finds the
@@ -68,8 +115,7 @@ static enum err start(struct crew *c, int i)
 
 static void say_result(const struct sweep *s, int i)
 {
-    const size_t n = json_array_size(s->results);
-    const json_t *row = json_array_get(s->results, n - 1);
+    const json_t *row = sweep_results_find(s, &s->run[i]);
     log_info("%s: perplexity %.4f, %.3f bits per weight, %.3f bits per cache element",
              s->plan.cell[i].name, json_number_value(json_object_get(row, "ppl")),
              json_number_value(json_object_get(row, "weight_bits")),
@@ -184,4 +230,48 @@ enum err sweep_execute(struct sweep *s)
     stop_watch(STOP_AT_ONCE);
     TRY(err);
     return outcome(&c);
+}
+
+/* Removes the lock file of a cell that another process finished while this one waited. */
+static enum err drop_lock(const struct sweep *s, int i)
+{
+    char *path = NULL;
+    TRY(sweep_path(&path, s, &s->run[i], ".lock"));
+    unlink(path);
+    mem_free(path);
+    return OK;
+}
+
+/* The cell is held, so nobody else can finish it meanwhile. */
+static enum err work_alone(struct sweep *s, int i)
+{
+    TRY(sweep_results_again(s));
+    if (sweep_results_has(s, &s->run[i])) {
+        TRY(drop_lock(s, i));
+    } else {
+        log_info("cell %d of %d: %s", i + 1, s->plan.n_cells, s->plan.cell[i].name);
+        stop_watch(STOP_AT_STEP);
+        const enum err err = run_cell(s, i);
+        stop_watch(STOP_AT_ONCE);
+        TRY(err);
+    }
+    TRY(sweep_results_join(s));
+    s->run[i].done = true;
+    say_result(s, i);
+    return OK;
+}
+
+enum err sweep_execute_cell(struct sweep *s, int i)
+{
+    struct lock l = {.fd = -1};
+    const char *name = s->plan.cell[i].name;
+    if (s->run[i].done) {
+        log_info("cell %d, '%s', is done", i + 1, name);
+        return OK;
+    }
+    enum err err = hold(&l, s, i, REQUEUED_TENTHS);
+    if (!err)
+        err = work_alone(s, i);
+    lock_release(&l);
+    return err ? err_add(err, "cell '%s': ", name) : OK;
 }

@@ -19,6 +19,7 @@
 
 #define RESULT_LIMIT ((size_t)64 << 20)
 #define LOCK_TENTHS 50
+#define JOIN_TENTHS 300 /* 1000 processes list a result in some milliseconds each */
 #define LOCK_NAME "lock"
 #define LIST_NAME "results.jsonl"
 
@@ -28,6 +29,35 @@ static enum err check_row(const json_t *row, const char *where)
                 !json_is_string(json_object_get(row, "name")),
             ERR_FORMAT, "%s: not a cell's result", where);
     return OK;
+}
+
+static int64_t cell_of(const json_t *row)
+{
+    return json_integer_value(json_object_get(row, "cell"));
+}
+
+/* Inserts a row before the first one of a later cell, and takes it. Cells end in any order, and
+ * the page shall not depend on it. */
+static enum err insert(json_t *list, json_t *row)
+{
+    size_t at = 0;
+    while (at < json_array_size(list) && cell_of(json_array_get(list, at)) <= cell_of(row))
+        at++;
+    FAIL_IF(json_array_insert_new(list, at, row), ERR_MEMORY, "out of memory for results");
+    return OK;
+}
+
+static bool listed(const json_t *list, const char *hash)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(list, i, row)
+    {
+        const char *have = json_string_value(json_object_get(row, "hash"));
+        if (have && !strcmp(have, hash))
+            return true;
+    }
+    return false;
 }
 
 static enum err read_rows(json_t *list, const char *path)
@@ -50,19 +80,129 @@ static enum err read_rows(json_t *list, const char *path)
     return err;
 }
 
-enum err sweep_results_read(json_t **out, const char *dir)
+/* *out = the rows of results.jsonl; none if it is missing. */
+static enum err read_list(json_t **out, const char *dir)
 {
     enum err err = OK;
     char *path = NULL;
     json_t *list = json_array();
     FAIL_IF(!list, ERR_MEMORY, "out of memory for results");
     TRY_OUT(file_join(&path, dir, LIST_NAME));
-    TRY_OUT(read_rows(list, path));
+    if (file_exists(path))
+        TRY_OUT(read_rows(list, path));
     *out = list;
     list = NULL;
 out:
     json_decref(list);
     mem_free(path);
+    return err;
+}
+
+/* *hash = that of a result's name, HASH.json. false: another file. */
+static bool is_result(char hash[SWEEP_HASH_MAX], const char *name)
+{
+    const size_t n = strlen(name);
+    snprintf(hash, SWEEP_HASH_MAX, "%.16s", name);
+    return n == 16 + 5 && !strcmp(name + 16, ".json");
+}
+
+/* *row NULL: the process that lists results has removed the file. */
+static enum err read_left(json_t **row, const char *path)
+{
+    *row = NULL;
+    enum err err = json_load_file_strict(row, path, RESULT_LIMIT);
+    if (err && !file_exists(path)) {
+        err_clear();
+        return OK;
+    }
+    if (!err)
+        err = check_row(*row, path);
+    if (err) {
+        json_decref(*row);
+        *row = NULL;
+    }
+    return err;
+}
+
+/* Calls fn for each result in cells, which may be missing. */
+static enum err each_left(const char *cells,
+                          enum err (*fn)(void *ctx, const char *hash, const char *path),
+                          void *ctx)
+{
+    enum err err = OK;
+    char hash[SWEEP_HASH_MAX];
+    struct dirent *e;
+    DIR *d = opendir(cells);
+    FAIL_IF(!d && errno != ENOENT, ERR_IO, "%s: cannot read: %s", cells, strerror(errno));
+    while (d && !err && (e = readdir(d))) {
+        char *path = NULL;
+        if (!is_result(hash, e->d_name))
+            continue;
+        err = file_join(&path, cells, e->d_name);
+        if (!err)
+            err = fn(ctx, hash, path);
+        mem_free(path);
+    }
+    if (d)
+        closedir(d);
+    return err;
+}
+
+static enum err add_left(void *list, const char *hash, const char *path)
+{
+    json_t *row;
+    (void)hash;
+    TRY(read_left(&row, path));
+    return row ? insert(list, row) : OK;
+}
+
+/* Adds the rows of left that list lacks. */
+static enum err merge(json_t *list, const json_t *left)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(left, i, row)
+    {
+        const char *hash = json_string_value(json_object_get(row, "hash"));
+        if (!hash || !listed(list, hash))
+            TRY(insert(list, json_incref(row)));
+    }
+    return OK;
+}
+
+/* Results are removed from cells/ after they are listed, so none is missed if cells/ is read
+ * first. */
+static enum err read_all(json_t **out, const char *dir)
+{
+    enum err err = OK;
+    char *cells = NULL;
+    json_t *list = NULL, *left = json_array();
+    FAIL_IF(!left, ERR_MEMORY, "out of memory for results");
+    TRY_OUT(file_join(&cells, dir, "cells"));
+    TRY_OUT(each_left(cells, add_left, left));
+    TRY_OUT(read_list(&list, dir));
+    TRY_OUT(merge(list, left));
+    *out = list;
+    list = NULL;
+out:
+    json_decref(list);
+    json_decref(left);
+    mem_free(cells);
+    return err;
+}
+
+enum err sweep_results_read(json_t **out, const char *dir)
+{
+    char *path = NULL;
+    TRY(read_all(out, dir));
+    enum err err = file_join(&path, dir, LIST_NAME);
+    if (!err && !json_array_size(*out) && !file_exists(path))
+        err = err_set(ERR_NOT_FOUND, __FILE__, __LINE__, "%s: no such file", path);
+    mem_free(path);
+    if (err) {
+        json_decref(*out);
+        *out = NULL;
+    }
     return err;
 }
 
@@ -168,14 +308,14 @@ enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
 
 static void remove_files(const struct sweep *s, const char *hash)
 {
-    static const char *const suffix[] = {"", ".state", ".json"};
+    static const char *const suffix[] = {"", ".state", ".json", ".failed", ".lock"};
     for (size_t i = s->settings.keep ? 1 : 0; i < ARRAY_LEN(suffix); i++) {
         char *path = NULL;
         struct sweep_run run = {.done = true};
         snprintf(run.hash, sizeof(run.hash), "%s", hash);
         if (sweep_path(&path, s, &run, suffix[i]))
             continue;
-        if (i == 2)
+        if (i >= 2)
             unlink(path);
         else if (i == 1 ? state_discard(path) : outdir_remove(path))
             log_warn("%s: cannot remove: %s", path, err_text());
@@ -189,16 +329,9 @@ static void remove_files(const struct sweep *s, const char *hash)
 static enum err take(struct sweep *s, const char *hash, const char *path)
 {
     json_t *row;
-    TRY(json_load_file_strict(&row, path, RESULT_LIMIT));
-    const enum err err = check_row(row, path);
-    if (err) {
-        json_decref(row);
-        return err;
-    }
-    FAIL_IF(json_array_append_new(s->results, row), ERR_MEMORY,
-            "%s: out of memory for the result", path);
-    if (s->settings.plan_only)
-        return OK;
+    TRY(read_left(&row, path));
+    FAIL_IF(!row, ERR_NOT_FOUND, "%s: no such file", path);
+    TRY(insert(s->results, row));
     TRY(write_jsonl(s));
     TRY(write_csv(s));
     remove_files(s, hash);
@@ -216,58 +349,55 @@ enum err sweep_results_take(struct sweep *s, const struct sweep_run *run)
 
 /* --- opening ------------------------------------------------------------------------ */
 
-static bool listed(const struct sweep *s, const char *hash)
+/* Takes over cells/HASH.json of a process that ended, or was killed, before it was listed. */
+static enum err take_left(void *ctx, const char *hash, const char *path)
 {
-    size_t i;
-    json_t *row;
-    json_array_foreach(s->results, i, row)
-    {
-        const char *have = json_string_value(json_object_get(row, "hash"));
-        if (have && !strcmp(have, hash))
-            return true;
-    }
-    return false;
+    struct sweep *s = ctx;
+    if (!listed(s->results, hash))
+        return take(s, hash, path);
+    remove_files(s, hash);
+    return OK;
 }
 
-/* Takes over cells/HASH.json of a sweep that was killed between the end of a cell and the
- * update of the list. */
-static enum err take_left(struct sweep *s, const char *cells, const char *name)
+static enum err take_all_left(struct sweep *s)
 {
-    char hash[20];
-    char *path = NULL;
-    const size_t n = strlen(name);
-    if (n != 16 + 5 || strcmp(name + 16, ".json"))
-        return OK;
-    snprintf(hash, sizeof(hash), "%.16s", name);
-    TRY(file_join(&path, cells, name));
-    enum err err = OK;
-    if (!listed(s, hash))
-        err = take(s, hash, path);
-    else if (!s->settings.plan_only)
-        remove_files(s, hash);
-    mem_free(path);
-    return err;
-}
-
-static enum err take_all_left(struct sweep *s, const char *cells)
-{
-    enum err err = OK;
-    struct dirent *e;
-    DIR *d = opendir(cells);
-    FAIL_IF(!d, ERR_IO, "%s: cannot read: %s", cells, strerror(errno));
-    while (!err && (e = readdir(d)))
-        err = take_left(s, cells, e->d_name);
-    closedir(d);
+    char *cells = NULL;
+    TRY(file_join(&cells, s->out_dir, "cells"));
+    const enum err err = each_left(cells, take_left, s);
+    mem_free(cells);
     return err;
 }
 
 /* The cells of a killed sweep are about to end, and hold its lock until then. */
-static enum err take_lock(struct sweep *s)
+static enum err take_lock(struct sweep *s, int tenths)
 {
     char *path = NULL;
     TRY(file_join(&path, s->out_dir, LOCK_NAME));
-    const enum err err = lock_take(&s->lock, path, "this sweep", LOCK_TENTHS);
+    const enum err err = lock_take(&s->lock, path, "this sweep", tenths);
     mem_free(path);
+    return err;
+}
+
+enum err sweep_results_again(struct sweep *s)
+{
+    json_t *list;
+    TRY(s->lock.fd < 0 ? read_all(&list, s->out_dir) : read_list(&list, s->out_dir));
+    json_decref(s->results);
+    s->results = list;
+    return OK;
+}
+
+enum err sweep_results_join(struct sweep *s)
+{
+    if (take_lock(s, JOIN_TENTHS)) {
+        log_info("%s; it lists the result when it is run again", err_text());
+        err_clear();
+        return sweep_results_again(s);
+    }
+    enum err err = sweep_results_again(s);
+    if (!err)
+        err = take_all_left(s);
+    lock_release(&s->lock);
     return err;
 }
 
@@ -340,31 +470,24 @@ enum err sweep_results_make(const char *out_dir)
     return err;
 }
 
-enum err sweep_results_open(struct sweep *s)
+static enum err check_out(const char *out_dir)
 {
-    enum err err = OK;
-    char *list = NULL, *cells = NULL;
-    TRY_OUT(file_join(&list, s->out_dir, LIST_NAME));
-    TRY_OUT(file_join(&cells, s->out_dir, "cells"));
-    if (s->settings.plan_only) {
-        TRY_OUT(check_place(s->out_dir, cells));
-    } else {
-        TRY_OUT(sweep_results_make(s->out_dir));
-        TRY_OUT(take_lock(s));
-    }
-    if (file_exists(list)) {
-        TRY_OUT(sweep_results_read(&s->results, s->out_dir));
-    } else {
-        s->results = json_array();
-        if (!s->results)
-            FAIL_OUT(ERR_MEMORY, "out of memory for results");
-    }
-    if (file_is_dir(cells))
-        TRY_OUT(take_all_left(s, cells));
-out:
-    mem_free(list);
+    char *cells = NULL;
+    TRY(file_join(&cells, out_dir, "cells"));
+    const enum err err = check_place(out_dir, cells);
     mem_free(cells);
     return err;
+}
+
+enum err sweep_results_open(struct sweep *s)
+{
+    const struct sweep_settings *own = &s->settings;
+    TRY(own->plan_only ? check_out(s->out_dir) : sweep_results_make(s->out_dir));
+    if (own->plan_only || own->share)
+        return sweep_results_again(s);
+    TRY(take_lock(s, LOCK_TENTHS));
+    TRY(sweep_results_again(s));
+    return take_all_left(s);
 }
 
 void sweep_results_close(struct sweep *s)
@@ -374,14 +497,19 @@ void sweep_results_close(struct sweep *s)
     lock_release(&s->lock);
 }
 
-bool sweep_results_has(const struct sweep *s, const struct sweep_run *run)
+const json_t *sweep_results_find(const struct sweep *s, const struct sweep_run *run)
 {
     size_t i;
     json_t *row;
     json_array_foreach(s->results, i, row)
     {
         if (json_equal(json_object_get(row, "identity"), run->identity))
-            return true;
+            return row;
     }
-    return false;
+    return NULL;
+}
+
+bool sweep_results_has(const struct sweep *s, const struct sweep_run *run)
+{
+    return sweep_results_find(s, run) != NULL;
 }

@@ -11,19 +11,28 @@
 enum err sweep_results_make(const char *out_dir);
 /* Makes OUT, takes its lock, reads results.jsonl, and lists results that a killed run left.
  * With settings.plan_only it reads the same but writes, makes and locks nothing; OUT may be
- * missing. ERR_USAGE if another process works on it or OUT contains something else.
+ * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on it or OUT contains something else.
  * ERR_FORMAT names file and line. */
 enum err sweep_results_open(struct sweep *s);
 void sweep_results_close(struct sweep *s);
 /* Returns whether a result with this cell's identity is listed. */
 bool sweep_results_has(const struct sweep *s, const struct sweep_run *run);
+/* Returns that result, or NULL. Borrowed. */
+const json_t *sweep_results_find(const struct sweep *s, const struct sweep_run *run);
 /* Writes the result of a finished cell where the sweep's process finds it. Called in the
  * cell's process. The file is complete or absent at any instant. */
 enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
                              const json_t *result);
 /* Lists the result that sweep_results_leave() wrote and removes the cell's files. */
 enum err sweep_results_take(struct sweep *s, const struct sweep_run *run);
-/* Reads results.jsonl of a directory into an array of objects. Release it with
+/* Reads the results again, because other processes may have added some. */
+enum err sweep_results_again(struct sweep *s);
+/* For settings.share: reads the results again, and lists those that processes left. If another
+ * process runs the whole sweep, it has OUT's lock, and they stay where they are. */
+enum err sweep_results_join(struct sweep *s);
+/* Reads the results of a directory into an array of objects, those that are not in
+ * results.jsonl yet included. They are in the order of their cells. Other processes may add some at the
+ * same time. ERR_NOT_FOUND if there is neither results.jsonl nor another result. Release it with
  * json_decref. */
 enum err sweep_results_read(json_t **out, const char *dir);
 
