@@ -9,11 +9,13 @@
 #include "tools/cli/child.h"
 #include "tools/cli/stop.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_gpus.h"
 #include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,6 +29,7 @@ struct crew {
     struct sweep *s;
     pid_t pid[SWEEP_PARALLEL_MAX];
     int cell[SWEEP_PARALLEL_MAX];
+    int slot[SWEEP_PARALLEL_MAX]; /* different for cells that run at the same time */
     int n, next, failed, interrupted;
     enum err first; /* first failure, and its cell */
     int first_cell;
@@ -37,6 +40,7 @@ struct crew {
 struct order {
     struct sweep *s;
     int cell;
+    char gpu[SWEEP_GPU_MAX]; /* "": the process sees what its parent sees */
 };
 
 /* Keeps the message of a failed cell for --plan, or removes the one of its last run. */
@@ -84,6 +88,8 @@ static enum err cell_process(void *ctx)
 {
     const struct order *o = ctx;
     struct lock l = {.fd = -1};
+    if (*o->gpu)
+        setenv("CUDA_VISIBLE_DEVICES", o->gpu, 1);
     enum err err = hold(&l, o->s, o->cell, CELL_TENTHS);
     if (!err)
         err = run_cell(o->s, o->cell);
@@ -100,12 +106,26 @@ static int wanted(const struct sweep *s, int end)
     return n;
 }
 
+/* Returns the lowest slot that no running cell has. */
+static int free_slot(const struct crew *c)
+{
+    for (int slot = 0, k = 0;; slot++) {
+        for (k = 0; k < c->n && c->slot[k] != slot; k++)
+            ;
+        if (k == c->n)
+            return slot;
+    }
+}
+
 static enum err start(struct crew *c, int i)
 {
     struct sweep *s = c->s;
     struct order o = {.s = s, .cell = i};
-    log_info("cell %d of %d: %s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
-             s->plan.cell[i].name);
+    c->slot[c->n] = free_slot(c);
+    if (s->parallel > 1 && s->run[i].recipe.device == DEVICE_CUDA)
+        sweep_gpu(o.gpu, c->slot[c->n]);
+    log_info("cell %d of %d: %s%s%s", wanted(s, i + 1), wanted(s, s->plan.n_cells),
+             s->plan.cell[i].name, *o.gpu ? ", on GPU " : "", o.gpu);
     /* Runs in the cell's process. It dies with the parent, so that the next run finds the
      * states unlocked. A state can be resumed from any instant. */
     TRY(child_start(&c->pid[c->n], cell_process, &o));
@@ -158,6 +178,7 @@ static void finish(struct crew *c, int k, const struct child_end *end)
     c->n--;
     c->pid[k] = c->pid[c->n];
     c->cell[k] = c->cell[c->n];
+    c->slot[k] = c->slot[c->n];
     if (end->err) {
         ended_badly(c, i, end);
         return;
