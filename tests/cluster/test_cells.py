@@ -15,6 +15,19 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 import tiny
 from test_sweep import SWEEP, Page, figures, main
 
+# Stands for sbatch: keeps its arguments, and runs the tasks of the array one after another.
+SBATCH = """#!/usr/bin/env python3
+import json, os, subprocess, sys
+json.dump(sys.argv[1:], open("sbatch.json", "w"))
+array = next(a for a in sys.argv if a.startswith("--array="))[8:]
+for part in array.split("%")[0].split(","):
+    first, _, last = part.partition("-")
+    for task in range(int(first), int(last or first) + 1):
+        subprocess.run(["sh", sys.argv[-1]], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
+sys.exit(int(os.environ.get("SBATCH_STATUS", "0")))
+"""
+
+
 def begin(f, out, *more):
     return subprocess.Popen(f.command(out, *more), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -156,7 +169,7 @@ def test_changed_weights_are_read_again(f):
 def test_what_several_processes_cannot_read(f):
     os.mkfifo(f.path / "pipe")
     for name in ("pipe", "-"):
-        for way in ("--print-cells", "--cell=1"):
+        for way in ("--print-cells", "--slurm", "--cell=1"):
             done = f.run(f.command("piped", way, "--data", name), want=2)
             assert "must be a regular file" in done.stderr, done.stderr
 
@@ -176,10 +189,47 @@ def test_bad_numbers_and_places(f):
     assert "--cell 4: s.yaml has 3 cells" in done.stderr, done.stderr
     (f.path / "mine" / "cells").mkdir(parents=True)
     (f.path / "mine" / "cells" / "a.txt").write_text("x")
-    for way in ("--print-cells", "--cell=1"):
+    for way in ("--print-cells", "--slurm", "--cell=1"):
         done = f.run(f.command("mine", way), want=2)
         assert "holds something that is not a sweep" in done.stderr, done.stderr
     assert sorted(p.name for p in (f.path / "mine").rglob("*")) == ["a.txt", "cells"]
+
+
+def with_sbatch(f, args, want=0, **env):
+    bin_dir = f.path / "bin"
+    bin_dir.mkdir(exist_ok=True)
+    (bin_dir / "sbatch").write_text(SBATCH)
+    (bin_dir / "sbatch").chmod(0o755)
+    done = subprocess.run(args, cwd=f.path, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", **env})
+    assert done.returncode == want, done.stderr
+    words = json.loads((f.path / "sbatch.json").read_text()) if (f.path / "sbatch.json").exists() else None
+    (f.path / "sbatch.json").unlink(missing_ok=True)
+    return done, words
+
+
+def test_submission(f):
+    """An odd name of OUT, a cell that is done, more options, a limit on tasks at the same time."""
+    f.reference()
+    out = "50% of 'a b'"
+    f.run(f.command(out, "--cell", "2"))
+    done, words = with_sbatch(f, [*f.command(out, "--slurm=--mem=2G  --time=5", "--parallel", "2")])
+    assert "2 cells submitted" in done.stderr, done.stderr
+    assert words == ["--job-name=wkvq-sweep", "--requeue", "--open-mode=append", "--output=50%% of 'a b'/logs/%A_%a.log",
+                     "--array=1,3%2", "--mem=2G", "--time=5", f"{out}/slurm.sh"], words
+    same_as_reference(f, out)
+    done, words = with_sbatch(f, f.command(out, "--slurm"))
+    assert words is None and "all cells are done" in done.stderr, (words, done.stderr)
+    _, words = with_sbatch(f, f.command("all", "--slurm"))
+    assert "--array=1-3" in words, words
+    same_as_reference(f, "all")
+
+
+def test_submission_fails(f):
+    done, _ = with_sbatch(f, f.command("refused", "--slurm"), want=1, SBATCH_STATUS="1")
+    assert "nothing was submitted: sbatch failed" in done.stderr, done.stderr
+    done = subprocess.run(f.command("none", "--slurm"), cwd=f.path, capture_output=True, text=True, env={"PATH": "/nowhere"})
+    assert done.returncode == 2 and "sbatch: no such program" in done.stderr, done.stderr
 
 
 if __name__ == "__main__":

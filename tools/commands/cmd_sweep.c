@@ -24,18 +24,23 @@ static const struct opt options[] = {
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens per evaluation window; 0 keeps the sweep's eval.ctx"},
     {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "0", 0, SWEEP_PARALLEL_MAX,
-     .help = "Cells at the same time; they share cores and memory budget. 0 means 1"},
+     .help = "Cells at the same time; they share cores and memory budget, and each has a GPU "
+             "of its own where there are several. With --slurm, the array's limit. 0 means "
+             "1 here and no limit under Slurm"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
      .help = "Keep every cell's artifact, in OUT/cells"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print the cells and how far each of them is, and stop"},
     {OPT_HEADING, .help = "Batch systems:"},
+    {OPT_MAYBE, .name = "slurm", .arg = "SBATCH_OPTIONS", .offset = offsetof(struct args, slurm),
+     .help = "Submit the cells that are not done as one array job of Slurm, and stop. "
+             "SBATCH_OPTIONS are separated by blanks, as in --slurm=\"--mem=64G --time=8:00:00\""},
     {OPT_FLAG, .name = "print-cells", .offset = offsetof(struct args, print_cells),
      .help = "Print number, hash and name of the cells that are not done, for --cell, and stop"},
     {OPT_INT, .name = "cell", .arg = "N", .offset = offsetof(struct args, cell), .value = "0",
      .lo = 0, .hi = SWEEP_CELLS_MAX,
      .help = "Run cell N alone; others may run at the same time, also on other machines. "
-             "--print-cells then has no effect. 0 = all cells"},
+             "--slurm and --print-cells then have no effect. 0 = all cells"},
     {0},
 };
 /* clang-format on */
@@ -95,6 +100,8 @@ static enum err act(struct sweep *s, const struct args *a)
         sweep_print_cells(s);
         return OK;
     }
+    if (a->slurm)
+        return sweep_submit(s, a->slurm, a->argc, a->argv);
     TRY(sweep_execute(s));
     return print_results(s, a);
 }
@@ -107,20 +114,20 @@ static enum err run(struct args *a)
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the results: give -o OUT");
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
-    const struct sweep_settings settings = {.model_dir = a->model,
-                                            .out_dir = a->out,
-                                            .recipe = command_recipe_input(a),
-                                            .eval_data = a->eval_data.item,
-                                            .n_eval_data = a->eval_data.n,
-                                            .eval_windows = a->windows,
-                                            .eval_ctx = a->ctx,
-                                            .parallel = a->parallel,
-                                            .keep = a->keep,
-                                            .quiet = a->quiet,
-                                            .log_json = a->log_json,
-                                            .plan_only = a->plan,
-                                            .share =
-                                                !a->plan && (a->cell || a->print_cells)};
+    const struct sweep_settings settings = {
+        .model_dir = a->model,
+        .out_dir = a->out,
+        .recipe = command_recipe_input(a),
+        .eval_data = a->eval_data.item,
+        .n_eval_data = a->eval_data.n,
+        .eval_windows = a->windows,
+        .eval_ctx = a->ctx,
+        .parallel = a->parallel,
+        .keep = a->keep,
+        .quiet = a->quiet,
+        .log_json = a->log_json,
+        .plan_only = a->plan,
+        .share = !a->plan && (a->cell || a->slurm || a->print_cells)};
     TRY_OUT(sweep_open(&s, &settings, &plan));
     err = act(&s, a);
 out:
@@ -144,7 +151,10 @@ const struct command cmd_sweep = {
         "      --data wiki.train.raw --eval wiki.test.raw --windows 12 -o ablation\n"
         "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw \\\n"
-        "      --set calibration.samples=16 -o k\n",
+        "      --set calibration.samples=16 -o k\n"
+        "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"
+        "      --data wiki.train.raw --eval wiki.test.raw -o k \\\n"
+        "      --slurm=\"--cpus-per-task=16 --mem=32G\" --parallel 4\n",
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,

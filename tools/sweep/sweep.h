@@ -136,6 +136,12 @@ enum err sweep_print_plan(const struct sweep *s);
 /* Prints the number, hash and name of each cell that is not done, separated by tabs. Numbers
  * count the cells of the file from 1. */
 void sweep_print_cells(const struct sweep *s);
+/* Submits one array job of the cells that are not done to Slurm, with sbatch. The array's tasks
+ * run `wkvq sweep --cell N` with the arguments argv [argc] of this command, without the program's
+ * name. options: more options of sbatch, separated by blanks; they win. s->settings.parallel, if
+ * not 0, is the number of tasks at the same time. ERR_NOT_FOUND: no sbatch. ERR_IO: sbatch
+ * failed, and printed why. */
+enum err sweep_submit(const struct sweep *s, const char *options, int argc, char **argv);
 /* Writes a blank and a word, quoted so that a shell reads it unchanged. */
 void sweep_put_word(FILE *f, const char *word);
 /* Writes the hash of a text, which names files. */

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A sweep of the demo model under a real Slurm of two nodes on this machine: test_slurm.py WKVQ DEMO.
+
+slurmctld, two slurmd and munged run from a temporary folder, without systemd, and end with the test. One task is
+preempted, and one node is lost. The page equals the one that is made without Slurm. Exits with 77 where Slurm's or
+munge's programs are missing, or for another user than root, which slurmd needs."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ["PATH"] += ":/usr/sbin:/sbin"
+PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo", "scancel"]
+WAIT = 400  # seconds for any one event; the machine may be busy
+SWEEP = """
+base:
+  calibration: {samples: 8, seqlen: 128, epochs: 6}
+  run: {threads: 1, compute: f32}
+grid:
+  weights.bits: [3, 4]
+  crr.blocks: [0, 1, 2]
+eval: {windows: 2, ctx: 128}
+"""
+CONF = """
+ClusterName=wkvq
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SchedulerType=sched/builtin
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=6
+KillWait=120
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=n1 MaxTime=INFINITE State=UP PriorityTier=10
+"""
+
+
+def environment(pid):
+    """Returns a process's environment; empty if it has ended."""
+    try:
+        raw = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    return dict(e.split("=", 1) for e in raw.decode(errors="replace").split("\0") if "=" in e)
+
+
+def parent(pid):
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def wait_for(what, condition):
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, f"no {what} in {WAIT} seconds"
+        time.sleep(0.1)
+
+
+class Slurm:
+    """A cluster of two nodes in a folder."""
+
+    def __init__(self, folder):
+        self.folder, self.daemons = pathlib.Path(folder), {}
+        self.conf = str(self.folder / "slurm.conf")
+
+    def start(self):
+        sockets = [socket.socket() for _ in range(3)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        ports = [s.getsockname()[1] for s in sockets]
+        for s in sockets:
+            s.close()
+        (self.folder / "state").mkdir()
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        pathlib.Path(self.conf).write_text(CONF.format(host=socket.gethostname().split(".")[0], ports=ports, folder=self.folder))
+        self.begin("munged", "munged", "--force", "--foreground", *(f"--{n}-file={self.folder}/munge.{n}" for n in ("key", "pid", "log", "seed")),
+                   f"--socket={self.folder}/munge.socket")
+        wait_for("socket of munged", (self.folder / "munge.socket").exists)
+        self.begin("slurmctld", "slurmctld", "-D", "-c")
+        for node in ("n1", "n2"):
+            self.begin(node, "slurmd", "-D", "-N", node)
+        wait_for("idle nodes", lambda: self.call("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D", fails=True).strip() == "2")
+
+    def begin(self, name, *args):
+        log = open(self.folder / f"{name}.out", "wb")
+        self.daemons[name] = subprocess.Popen(args, stdout=log, stderr=log, env={**os.environ, "SLURM_CONF": self.conf})
+
+    def call(self, *args, fails=False):
+        done = subprocess.run(args, capture_output=True, text=True, env={**os.environ, "SLURM_CONF": self.conf}, timeout=60)
+        assert fails or done.returncode == 0, (args, done.stderr)
+        return done.stdout
+
+    def processes(self):
+        """Everything that was started under this configuration and still runs, except its daemons."""
+        own = {d.pid for d in self.daemons.values()} | {os.getpid()}
+        pids = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()]
+        return [p for p in pids if p not in own and environment(p).get("SLURM_CONF") == self.conf]
+
+    def tasks(self, node=None):
+        """Array index -> process of each running task of the sweep."""
+        found = {}
+        for pid in self.processes():
+            env = environment(pid)
+            if "SLURM_ARRAY_TASK_ID" in env and node in (None, env.get("SLURMD_NODENAME")):
+                found[int(env["SLURM_ARRAY_TASK_ID"])] = pid
+        return found
+
+    def lose(self, node):
+        """All processes of a node end at once, as when its power fails."""
+        self.daemons[node].kill()
+        for pid in self.tasks(node).values():
+            for victim in (parent(pid), pid):
+                if victim > 1:
+                    os.kill(victim, signal.SIGKILL)
+
+    def stop(self):
+        if "slurmctld" in self.daemons:
+            self.call("scancel", "-u", "root", "--signal=KILL", "--full", fails=True)
+        for daemon in self.daemons.values():
+            daemon.terminate()
+        for daemon in self.daemons.values():
+            try:
+                daemon.wait(30)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        wait_for("end of Slurm's processes", lambda: not self.processes())
+
+    def logs(self):
+        return "\n".join(f"== {p.name}\n" + p.read_text(errors="replace")[-3000:] for p in sorted(self.folder.glob("*.log")))
+
+
+class Sweep:
+    def __init__(self, wkvq, demo, folder, slurm):
+        self.wkvq, self.demo, self.path, self.slurm = wkvq, pathlib.Path(demo), pathlib.Path(folder), slurm
+        (self.path / "six.yaml").write_text(SWEEP)
+
+    def run(self, out, *more):
+        args = [self.wkvq, "sweep", "six.yaml", "-m", self.demo, "-d", self.demo / "calibration.txt", "-e",
+                self.demo / "heldout.txt", "-o", out, *more]
+        return self.command(args)
+
+    def command(self, args):
+        done = subprocess.run(args, cwd=self.path, capture_output=True, text=True, timeout=800,
+                              env={**os.environ, "SLURM_CONF": self.slurm.conf})
+        assert done.returncode == 0, (args, done.stderr)
+        return done.stdout
+
+    def plan(self, out):
+        return [line.split()[0] for line in self.run(out, "--plan").splitlines()]
+
+    def log(self, out, task):
+        (path,) = (self.path / out / "logs").glob(f"*_{task}.log")
+        return path.read_text()
+
+    def page(self, out):
+        """Returns the page of the results, whose times are made equal."""
+        rows = [json.loads(line) for line in (self.path / out / "results.jsonl").read_text().splitlines()]
+        same = self.path / f"same-{out}"
+        same.mkdir(exist_ok=True)
+        text = "".join(json.dumps({**r, "seconds": 1.0, "calibrate_seconds": 1.0}) + "\n" for r in rows)
+        (same / "results.jsonl").write_text(text)
+        self.command([self.wkvq, "report", same, "-t", "six cells", "-o", self.path / "page.html"])
+        return len(rows), (self.path / "page.html").read_text()
+
+
+def preempt(slurm, sweep, out):
+    """A job of higher priority takes a task's processor on n1. Returns the task."""
+    wait_for("state to be saved on n1", lambda: any(
+        "epoch 2/" in sweep.log(out, task) for task in slurm.tasks("n1")))
+    busy = slurm.tasks("n1")
+    slurm.call("sbatch", "-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 2")
+    wait_for("preempted task", lambda: any("DUE TO PREEMPTION" in sweep.log(out, task) for task in busy))
+    return next(task for task in busy if "DUE TO PREEMPTION" in sweep.log(out, task))
+
+
+def epochs(log):
+    """Returns the (block, epoch) of each finished epoch in a log."""
+    return [(int(b), int(e)) for b, e in re.findall(r"block (\d+)/\d+, epoch (\d+)/", log)]
+
+
+def check(slurm, sweep):
+    sweep.run("cluster", "--slurm=--chdir=" + str(sweep.path), "--parallel", "3")
+    preempted = preempt(slurm, sweep, "cluster")
+    print(f"task {preempted} was preempted", flush=True)
+    wait_for("tasks on n2", lambda: slurm.tasks("n2"))
+    lost = list(slurm.tasks("n2"))
+    slurm.lose("n2")
+    print(f"n2 was lost with tasks {lost}", flush=True)
+    while slurm.call("squeue", "-h").strip():
+        running = slurm.tasks()
+        assert len(running) <= 3, running
+        words = sweep.plan("cluster")
+        assert len(words) == 6 and "failed" not in words, words
+        if "done" in words:
+            sweep.command([sweep.wkvq, "report", "cluster", "-o", "early.html"])
+        time.sleep(2)
+    assert sweep.plan("cluster") == ["done"] * 6, slurm.logs()
+    before, after = (epochs(part) for part in sweep.log("cluster", preempted).split("stopped in block", 1))
+    assert before and after and after[0] > before[-1], (before, after)
+    for task in lost:
+        assert sweep.log("cluster", task).count(f"cell {task} of 6") >= 2, sweep.log("cluster", task)
+    assert not list((sweep.path / "cluster" / "cells").iterdir()), "files of cells are left"
+
+
+def main():
+    missing = [p for p in PROGRAMS if not shutil.which(p)]
+    if missing or os.geteuid() != 0:
+        print("skipped:", f"no {', '.join(missing)}" if missing else "slurmd needs root")
+        return 77
+    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
+    with tempfile.TemporaryDirectory(prefix="wkvq-slurm-") as folder:
+        slurm = Slurm(folder)
+        sweep = Sweep(wkvq, pathlib.Path(sys.argv[2]).resolve(), folder, slurm)
+        try:
+            slurm.start()
+            check(slurm, sweep)
+        except BaseException:
+            print(slurm.logs())
+            raise
+        finally:
+            slurm.stop()
+        sweep.run("alone", "-q")
+        assert sweep.page("cluster") == sweep.page("alone"), "the pages differ"
+        print("ok: six cells, one page")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
