@@ -84,7 +84,7 @@ static void close_bench(struct bench *b)
 static enum err step(struct bench *b, int64_t number)
 {
     const float lr[N_FQ_RATES] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift, 1e-3f};
-    const struct recon_targets t = {b, stage};
+    const struct recon_targets t = {b, stage, 1};
     double loss;
     bool bad;
     char name[128];

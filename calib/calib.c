@@ -69,6 +69,10 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
     TRY(check_count("calibration.seqlen", s->seqlen, RANGE_SEQLEN));
     TRY(arch_check_length(a, s->seqlen));
     TRY(check_count("calibration.epochs", s->epochs, RANGE_EPOCHS));
+    TRY(check_count("calibration.batch", s->batch, RANGE_BATCH));
+    FAIL_IF(s->batch > s->samples, ERR_USAGE,
+            "calibration.batch is %" PRId64 ", but calibration.samples is %" PRId64,
+            s->batch, s->samples);
     TRY(check_count("calibration.eval_samples", s->eval_samples, RANGE_EVAL_SAMPLES));
     TRY(check_count("crr.blocks", s->crr_blocks, RANGE_CRR_BLOCKS));
     TRY(check_formats(a, s));

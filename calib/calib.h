@@ -31,6 +31,7 @@ enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 #define RANGE_SAMPLES 1, 1 << 20
 #define RANGE_SEQLEN 2, 1 << 20
 #define RANGE_EPOCHS 0, CALIB_EPOCHS_MAX
+#define RANGE_BATCH 1, 1 << 20
 #define RANGE_EVAL_SAMPLES 0, 1 << 20
 #define RANGE_WEIGHT_GROUP 0, QUANT_GROUP_MAX
 #define RANGE_SCALE_BITS 1, QUANT_SCALE_BITS
@@ -43,6 +44,7 @@ enum stream_place { STREAM_DEVICE, STREAM_MEMORY, STREAM_DISK };
 /* The settings of a run, as the configuration's keys name them. */
 struct calib_settings {
     int64_t samples, seqlen, epochs;
+    int64_t batch;        /* samples of a step; of an epoch's last step maybe fewer */
     int64_t eval_samples; /* first samples that losses are measured on; 0: all */
     uint64_t seed;
     struct weight_spec weights;
@@ -72,6 +74,9 @@ bool calib_searches_kv(const struct calib_settings *s);
 
 /* Returns how many samples the loss is measured on: eval_samples, or all. */
 int64_t calib_eval_samples(const struct calib_settings *s);
+
+/* Returns the steps of an epoch: samples / batch, rounded up. */
+int64_t calib_epoch_steps(const struct calib_settings *s);
 
 /* Statistics of one block. Losses are means of the loss that training minimizes over the
  * first calib_eval_samples() samples. */

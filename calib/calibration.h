@@ -18,7 +18,7 @@
 struct block_position {
     bool measured; /* the loss of the start values is known */
     int64_t epoch;
-    int64_t step; /* steps done in this epoch; == samples: only its loss is missing */
+    int64_t step; /* done in this epoch; calib_epoch_steps(): only its loss is missing */
     struct calib_block_stats stats;
 };
 

@@ -22,6 +22,7 @@
  * for the largest (plan_block, layout). */
 #include "calib/fakequant.h"
 
+#include "calib/batch/batch_sum.h"
 #include "calib/fakequant_round.h"
 #include "calib/finite.h"
 #include "calib/kv_search.h"
@@ -68,6 +69,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->gptq = gptq && !f->learn_round;
     f->learn_weights =
         f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
+    f->sums = s->batch > 1;
     f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
 }
 
@@ -154,6 +156,20 @@ static void place_kv(struct fakequant *f, struct carve *c)
     f->grads.v_dshift = take_1d(&f->g, &g_at, C);
 }
 
+/* Places the sums of gradients over the samples of a step. */
+static void place_sums(struct fakequant *f, struct carve *c)
+{
+    const struct tensor *grad[FQ_SUMS];
+    fakequant_gradients(f, grad);
+    for (int i = 0; i < FQ_SUMS; i++) {
+        f->sum[i] = (struct tensor){0};
+        if (f->sums && grad[i] && i)
+            f->sum[i] = carve_2d(c, DT_F32, grad[i]->dim[0], grad[i]->dim[1]);
+        else if (f->sums && grad[i])
+            f->sum[i] = carve_1d(c, DT_F32, f->n);
+    }
+}
+
 /* Places everything of the block; called once with c->base NULL to measure. */
 static void layout(struct fakequant *f, struct carve *c)
 {
@@ -164,6 +180,7 @@ static void layout(struct fakequant *f, struct carve *c)
         place_clip(f, c);
     if (f->quantize_kv)
         place_kv(f, c);
+    place_sums(f, c);
 }
 
 bool fakequant_quantizes(const struct fakequant *f, int64_t block)

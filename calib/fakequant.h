@@ -24,6 +24,7 @@
 
 /* Kinds of parameters, each with its own learning rate. */
 enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
+enum { FQ_SUMS = 5 }; /* g, dwqkv, dwo, dwgu, dwdown */
 /* Learning rates: those of the kinds, then that of the rounding offsets. */
 enum { FQ_ROUND = N_FQ_KINDS, N_FQ_RATES };
 
@@ -36,6 +37,7 @@ struct fakequant {
     bool learn_weights, learn_kv;       /* a and b; log s and delta */
     bool learn_round;                   /* rounding offsets */
     bool gptq_start;                    /* offsets start at the codes of GPTQ */
+    bool sums;                          /* steps of several samples add gradients up */
     bool gptq; /* GPTQ chooses scales, zeros and codes once; no weight learns */
     int64_t count[N_FQ_KINDS];      /* floats of each kind in this block; 0: not learned */
     int64_t n;                      /* floats of all kinds */
@@ -49,6 +51,8 @@ struct fakequant {
     struct tensor k_ls, v_ls;    /* [K*d] log s, views of p or memory of their own */
     struct block_kv kv;          /* s and delta of the last fakequant_apply */
     struct block_grads grads;    /* written by block_backward_params */
+    /* Only with sums: those of g, and with learn_round of the gradients of weights. */
+    struct tensor sum[FQ_SUMS];
     struct block_weights master; /* F32 weights; only with quantize_weights */
     /* F32 rounding offsets, current and best; only with learn_round. */
     struct block_weights offset, offset_best;
@@ -85,6 +89,10 @@ enum err fakequant_start(struct fakequant *f, const float *k_min, const float *k
 enum err fakequant_apply(struct fakequant *f);
 /* Computes the gradients of a and b from those of the weights. */
 enum err fakequant_clip_grads(struct fakequant *f);
+/* Adds up the gradients of a step with n samples; called after each sample i = 0 .. n - 1 has
+ * written its own. After the last, their sum has the place of its own gradients. It is
+ * ((g_0 + g_1) + g_2) + ..., whatever computed them. Needs sums where n > 1. */
+enum err fakequant_add_sample(struct fakequant *f, int64_t i, int64_t n);
 /* Takes one AdamW step with a learning rate per kind; step counts from 1. */
 enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
                         int64_t step);

@@ -116,7 +116,7 @@ static enum err unpack_position(struct block_position *at, const struct calib_se
     struct calib_block_stats *st = &at->stats;
     FAIL_IF(pos[POS_VERSION] != PARTIAL_VERSION || pos[POS_EPOCH] < 0 ||
                 pos[POS_EPOCH] > s->epochs || pos[POS_STEP] < 0 ||
-                pos[POS_STEP] > s->samples || pos[POS_EPOCHS] != pos[POS_EPOCH] ||
+                pos[POS_STEP] > calib_epoch_steps(s) || pos[POS_EPOCHS] != pos[POS_EPOCH] ||
                 pos[POS_BEST] < 0 || pos[POS_BEST] > pos[POS_EPOCHS],
             ERR_FORMAT, "saved block: its position in training makes no sense");
     at->measured = pos[POS_MEASURED] != 0;

@@ -20,6 +20,11 @@ int64_t calib_eval_samples(const struct calib_settings *s)
                                                                : s->samples;
 }
 
+int64_t calib_epoch_steps(const struct calib_settings *s)
+{
+    return (s->samples + s->batch - 1) / s->batch;
+}
+
 bool calib_learns_weights(const struct calib_settings *s)
 {
     return weight_quantizes(&s->weights) &&

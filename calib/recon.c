@@ -144,12 +144,12 @@ static enum err add_term(struct recon *r, double *loss, const struct recon_targe
 {
     struct tensor target;
     double share;
-    const float weight = r->terms == TERMS_ALL ? 1.0f / (float)(n + 1) : 1.0f;
+    const float share_of_term = r->terms == TERMS_ALL ? 1.0f / (float)(n + 1) : 1.0f;
     TRY(t->stage(t->ctx, &target, j));
     const struct loss_inputs term = {.y = &r->out[j],
                                      .t = &target,
                                      .kind = r->loss,
-                                     .weight = weight,
+                                     .weight = share_of_term * t->weight,
                                      .accumulate = !first};
     TRY(dev_loss(r->dev, &share, grads ? &r->dy : NULL, &term));
     *loss += share;

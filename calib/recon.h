@@ -57,12 +57,13 @@ enum err recon_plain(struct recon *r, const struct block_weights *w,
 struct recon_targets {
     void *ctx;
     enum err (*stage)(void *ctx, struct tensor *t, int64_t j);
+    float weight; /* of this sample's loss and gradients: 1, or less in a step of several */
 };
 
 /* Returns n for block i: depth, or fewer at the end of the model. */
 int64_t recon_reach(const struct recon *r, int64_t i);
 
-/* *loss of block i, quantized as f says, on r->x. With grads, also the gradients of its
+/* *loss of block i, quantized as f says, on r->x, times t->weight. With grads, also the gradients of its
  * parameters into f->g. */
 enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
                     const struct model_source *src, int64_t i,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Trains one block: epochs of AdamW steps on one sample each. The loss over the same first
+ * Trains one block: epochs of AdamW steps on calibration.batch samples each. The loss over the same first
  * samples is measured at the start and after every epoch, and the best parameters are
  * kept. */
 #include "calib/calibration.h"
@@ -49,10 +49,12 @@ static enum err stage_target(void *ctx, struct tensor *t, int64_t j)
     return stream_stage(&c->target[(c->block + j) % c->n_targets], t, c->sample);
 }
 
-/* *loss of sample i with the applied parameters; with grads also their gradients. */
-static enum err sample_loss(struct calibration *c, double *loss, int64_t i, bool grads)
+/* *loss of sample i with the applied parameters, times weight; with grads also their
+ * gradients. */
+static enum err sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
+                            bool grads)
 {
-    const struct recon_targets t = {c, stage_target};
+    const struct recon_targets t = {c, stage_target, weight};
     c->sample = i;
     TRY(stream_read(&c->x, &c->recon.x, i));
     TRY(stream_prefetch(&c->x, i + 1));
@@ -83,7 +85,7 @@ static enum err not_finite(struct calibration *c, const char *what)
 }
 
 /* *mean = loss over the samples that are measured, with the current parameters. A step's
- * own loss is of one sample, and from before the step: it cannot tell which parameters are
+ * own loss is of its samples alone, and from before the step: it cannot tell which parameters are
  * best. */
 static enum err measured_loss(struct calibration *c, double *mean)
 {
@@ -91,7 +93,7 @@ static enum err measured_loss(struct calibration *c, double *mean)
     double sum = 0, loss;
     TRY(fakequant_apply(&c->fq));
     for (int64_t i = 0; i < n; i++) {
-        TRY(sample_loss(c, &loss, i, false));
+        TRY(sample_loss(c, &loss, i, 1, false));
         if (!isfinite(loss))
             return not_finite(c, "loss");
         sum += loss;
@@ -111,7 +113,7 @@ static float rate(const struct calibration *c, float base, int64_t step)
 {
     if (c->s->schedule == SCHEDULE_CONSTANT)
         return base;
-    const double total = (double)(c->s->epochs * c->s->samples);
+    const double total = (double)(c->s->epochs * calib_epoch_steps(c->s));
     return (float)((double)base * (0.5 + 0.5 * cos(M_PI * (double)step / total)));
 }
 
@@ -121,38 +123,60 @@ static float round_rate(const struct calibration *c)
 {
     if (c->s->lr_round > 0)
         return c->s->lr_round;
-    return 1 / (float)(c->s->epochs * c->s->samples);
+    return 1 / (float)(c->s->epochs * calib_epoch_steps(c->s));
 }
 
-/* One step on one sample: W^ from the parameters, the loss, its gradients, AdamW. Loss and
- * gradients are checked before the parameters move, so a failure saves the state that led
- * to it. */
-static enum err train_step(struct calibration *c)
+/* Returns how many samples a step of the epoch has, or had. */
+static int64_t step_samples(const struct calibration *c, int64_t step)
 {
-    const int64_t step = c->at.epoch * c->s->samples + c->at.step;
-    const double begin = clock_s();
-    const float lr[N_FQ_RATES] = {
-        rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
-        rate(c, c->s->lr_shift, step), rate(c, round_rate(c), step)};
+    const int64_t left = c->s->samples - step * c->s->batch;
+    return left < c->s->batch ? left : c->s->batch;
+}
+
+/* Adds loss and gradients of sample i of the n of a step, which count 1 / n each. They are
+ * checked before the parameters move, so a failure saves the state that led to it. */
+static enum err add_sample(struct calibration *c, double *sum, int64_t i, int64_t n)
+{
     double loss;
     bool bad;
     char name[128];
-    TRY(fakequant_apply(&c->fq));
-    TRY(sample_loss(c, &loss, c->at.step, true));
+    TRY(sample_loss(c, &loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
     if (!isfinite(loss))
         return not_finite(c, "loss");
+    TRY(fakequant_add_sample(&c->fq, i, n));
     TRY(fakequant_bad_gradient(&c->fq, name, sizeof(name), &bad));
     if (bad) {
         char what[160];
         snprintf(what, sizeof(what), "gradient of the %s", name);
         return not_finite(c, what);
     }
+    *sum += loss;
+    return OK;
+}
+
+/* One step: W^ from the parameters, the mean loss of its samples, the gradients, AdamW. A
+ * stop between samples leaves the step undone. */
+static enum err train_step(struct calibration *c)
+{
+    const int64_t step = c->at.epoch * calib_epoch_steps(c->s) + c->at.step;
+    const int64_t n = step_samples(c, c->at.step);
+    const double begin = clock_s();
+    const float lr[N_FQ_RATES] = {
+        rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
+        rate(c, c->s->lr_shift, step), rate(c, round_rate(c), step)};
+    double loss = 0;
+    TRY(fakequant_apply(&c->fq));
+    for (int64_t i = 0; i < n; i++) {
+        TRY(add_sample(c, &loss, i, n));
+        if (i < n - 1 && calib_stop_asked(c))
+            return stopped(c);
+    }
     /* AdamW counts its steps from 1. */
     TRY(fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1));
     TRY(dev_sync(c->dev));
     c->at.step++;
-    c->units_done += 3 * (double)(recon_reach(&c->recon, c->block) + 1);
-    const double rate_now = (double)c->s->seqlen / (clock_s() - begin);
+    c->units_done += 3 * (double)n * (double)(recon_reach(&c->recon, c->block) + 1);
+    const double rate_now = (double)(n * c->s->seqlen) / (clock_s() - begin);
     c->tokens_per_s =
         c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
     calib_notify(c, CALIB_STEP, loss);
@@ -192,7 +216,7 @@ static enum err end_epoch(struct calibration *c)
 static enum err train(struct calibration *c)
 {
     while (c->at.epoch < c->s->epochs) {
-        while (c->at.step < c->s->samples)
+        while (c->at.step < calib_epoch_steps(c->s))
             TRY(train_step(c));
         TRY(end_epoch(c));
     }
@@ -241,7 +265,8 @@ double calib_units_done(const struct calibration *c)
     const double samples = (double)c->s->samples,
                  measured = (double)calib_eval_samples(c->s);
     const double epoch = (double)c->at.epoch;
-    return chain * ((c->at.measured + epoch) * measured +
-                    3 * (epoch * samples + (double)c->at.step)) +
+    const double trained =
+        fmin((double)(c->at.step * c->s->batch), samples); /* in this epoch */
+    return chain * ((c->at.measured + epoch) * measured + 3 * (epoch * samples + trained)) +
            (calib_kv_passes(c, c->block) + calib_gathers_inputs(c)) * samples;
 }

@@ -163,6 +163,7 @@ struct calib_settings tiny_settings(void)
         .samples = 3,
         .seqlen = 11,
         .epochs = 2,
+        .batch = 1,
         .weights = {WEIGHT_LWC, 4, 16},
         .kv = {.method = KV_CHANNEL_TOKEN,
                .bits = 4,

@@ -486,6 +486,7 @@ static void test_settings_are_checked(void **state)
         {"calibration.samples", &s.samples, RANGE_SAMPLES},
         {"calibration.seqlen", &s.seqlen, RANGE_SEQLEN},
         {"calibration.epochs", &s.epochs, RANGE_EPOCHS},
+        {"calibration.batch", &s.batch, RANGE_BATCH},
         {"calibration.eval_samples", &s.eval_samples, RANGE_EVAL_SAMPLES},
         {"weights.group_size", &s.weights.group_size, RANGE_WEIGHT_GROUP},
         {"kv.group_size", &s.kv.group_size, RANGE_KV_GROUP},

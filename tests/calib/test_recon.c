@@ -72,7 +72,7 @@ static enum err stage(void *ctx, struct tensor *t, int64_t j)
 
 static double chain_loss(struct chain *c, bool grads)
 {
-    const struct recon_targets t = {c, stage};
+    const struct recon_targets t = {c, stage, 1};
     double loss;
     must(dev_copy(c->dev, &c->r.x, &c->input));
     must(recon_loss(&c->r, &loss, &c->f, &c->fixture.source, c->block, &t, grads));

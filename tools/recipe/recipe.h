@@ -22,7 +22,7 @@
 /* Values as typed. A choice is the index in its key's list, which equals its enum. */
 struct recipe {
     struct recipe_files data;
-    int64_t samples, seqlen, epochs, seed;
+    int64_t samples, seqlen, epochs, batch, seed;
     int64_t eval_samples;             /* RECIPE_AUTO; 0: all */
     int join, bos;                    /* enum corpus_join, enum bos_rule */
     char text_field[RECIPE_NAME_MAX]; /* field of JSON rows; "": the default ones */

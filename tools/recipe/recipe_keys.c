@@ -24,6 +24,8 @@ const struct recipe_key recipe_key[] = {
      .help = "tokens per window"},
     {"calibration.epochs", KEY_INT, AT(epochs), "5", RANGE_EPOCHS,
      .help = "passes over the windows per block; 0 keeps the start values"},
+    {"calibration.batch", KEY_INT, AT(batch), "1", RANGE_BATCH, .omit_default = true,
+     .help = "windows per step of training, whose mean loss it lowers; more give fewer and steadier steps"},
     {"calibration.eval_samples", KEY_COUNT, AT(eval_samples), "auto", RANGE_EVAL_SAMPLES,
      .help = "first windows on which the loss is measured before and after each epoch, to keep the best; 0: all; auto: 16, or as the state began"},
     {"calibration.seed", KEY_INT, AT(seed), "0", 0, 4294967295.0,

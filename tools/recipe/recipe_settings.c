@@ -55,6 +55,7 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .samples = r->samples,
         .seqlen = r->seqlen,
         .epochs = r->epochs,
+        .batch = r->batch,
         .eval_samples = recipe_eval_samples(r),
         .seed = (uint64_t)r->seed,
         .weights = recipe_weight_spec(r),
