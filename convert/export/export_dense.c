@@ -4,82 +4,13 @@
 #include "convert/export/export_formats.h"
 
 #include "convert/export/hub.h"
-#include "kernels/tensor/quant.h"
-
-#include <stdio.h>
-#include <string.h>
-
-#define TABLE_BITS 5 /* up to which a group's values are fewer than its columns */
-
-/* Sets value [2^bits] of unit bytes: what the codes of one group stand for. */
-static enum err group_table(uint8_t *table, const struct hub_tensor *t, int bits,
-                            uint8_t zero, uint16_t scale)
-{
-    float value[1 << TABLE_BITS];
-    for (int q = 0; q < 1 << bits; q++)
-        value[q] = quant_weight_value((uint8_t)q, zero, f16_to_f32(scale));
-    return hub_narrow(table, value, 1 << bits, t->dtype, t->linear->name);
-}
-
-/* dst [n] = the values of the codes. */
-static void look_up(uint8_t *dst, const uint8_t *table, const uint8_t *codes, int64_t n,
-                    size_t unit)
-{
-    for (int64_t i = 0; i < n && unit == sizeof(uint16_t); i++)
-        memcpy(dst + 2 * i, table + 2 * codes[i], 2);
-    for (int64_t i = 0; i < n && unit == sizeof(float); i++)
-        memcpy(dst + 4 * i, table + 4 * codes[i], 4);
-}
-
-/* The same values as packed_linear_unpack_row(), with one conversion per code of a group. A
- * code that no column has may be beyond the type's range: then the long way decides. */
-static bool fill_row_fast(const struct hub_tensor *t, uint8_t *dst, int64_t row,
-                          uint8_t *codes)
-{
-    const struct packed_linear *p = t->linear->packed;
-    const size_t unit = dtype_bytes(t->dtype);
-    uint8_t *zeros = codes + p->in, table[(1 << TABLE_BITS) * sizeof(float)];
-    export_row_codes(codes, p, row);
-    export_row_zeros(zeros, p, row);
-    for (int64_t g = 0, c = 0; g < p->groups; g++) {
-        const int64_t end = g + 1 < p->groups ? c + p->group_size : p->in;
-        if (group_table(table, t, p->bits, zeros[g], export_scale(p, row, g))) {
-            err_clear();
-            return false;
-        }
-        look_up(dst + (size_t)c * unit, table, codes + c, end - c, unit);
-        c = end;
-    }
-    return true;
-}
-
-static enum err fill_values(const struct hub_tensor *t, uint8_t *dst, int64_t first,
-                            int64_t n, void *scratch)
-{
-    const struct packed_linear *p = t->linear->packed;
-    for (int64_t r = first; r < first + n; r++, dst += t->row_bytes) {
-        if (p->bits <= TABLE_BITS && fill_row_fast(t, dst, r, scratch))
-            continue;
-        packed_linear_unpack_row(scratch, p, r);
-        TRY(hub_narrow(dst, scratch, p->in, t->dtype, t->linear->name));
-    }
-    return OK;
-}
 
 static enum err add_linears(struct hub_plan *p, const struct export_job *j)
 {
     const struct export_source *s = j->source;
-    for (int64_t i = 0; i < s->n_linears; i++) {
-        const struct packed_linear *l = s->linear[i].packed;
-        const struct hub_tensor how = {
-            .linear = &s->linear[i], .dtype = j->options.dtype, .fill = fill_values};
-        const int64_t dim[] = {l->out, l->in};
-        if (l->bits == 16)
-            continue;
-        if ((size_t)l->in * sizeof(float) > p->scratch)
-            p->scratch = (size_t)l->in * sizeof(float);
-        TRY(hub_add(p, &how, s->linear[i].name, ".weight", 2, dim));
-    }
+    for (int64_t i = 0; i < s->n_linears; i++)
+        if (s->linear[i].packed->bits < 16)
+            TRY(hub_add_values(p, &s->linear[i], j->options.dtype));
     return OK;
 }
 

@@ -44,6 +44,9 @@ enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *n
 /* Adds all tensors of the source that are not projections, and the 16-bit projections,
  * unchanged (as DT_OTHER) or converted to F32, F16 or BF16. */
 enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dtype to);
+/* Adds NAME.weight, the dequantized values of a quantized matrix as F32, F16
+ * or BF16. */
+enum err hub_add_values(struct hub_plan *p, const struct export_linear *l, enum dtype to);
 /* Completes the plan: config.json with `quantization` (NULL: none; the reference is
  * consumed) and torch_dtype, the model card, shards, and j->bytes. Refuses values that
  * do not fit F16 if torch_dtype is float16. */
