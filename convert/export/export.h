@@ -12,10 +12,11 @@
 
 /* --- the artifact ------------------------------------------------------------------- */
 
+/* A projection, or the quantized embedding or head. */
 struct export_linear {
-    int64_t layer;
-    int lin;       /* enum lin */
-    char name[96]; /* "model.layers.3.mlp.down_proj" */
+    int64_t layer; /* -1: embedding or head */
+    int lin;       /* enum lin; N_LIN: embedding or head */
+    char name[96]; /* "model.layers.3.mlp.down_proj", "model.embed_tokens", "lm_head" */
     /* Views into the mapped files. At 16 bits only w is set. The bias is in rest, too. */
     const struct packed_linear *packed;
     const struct st_tensor *weight; /* the stored weight at 16 bits, else NULL */
@@ -39,6 +40,9 @@ struct export_source {
     struct export_linear
         *linear; /* [n_linears] every projection, by layer and lin; owned */
     int64_t n_linears;
+    /* The quantized embedding, and the quantized head unless it is tied. */
+    struct export_linear end[2];
+    int n_ends; /* 0: they are not quantized, and are in rest */
     /* [n_rest] every other tensor that an engine could need, in the artifact's order:
      * embeddings, norms, biases, the head, tensors that the architecture does not know.
      * Without packed tensors, 16-bit projections and the cache's calibration. The array is
@@ -52,7 +56,7 @@ struct export_source {
 enum err export_open(struct export_source **out, const char *dir);
 void export_close(struct export_source **s);
 
-/* Unpack one row of a projection of 2 to 8 bits. codes [in], zeros and scales [groups];
+/* Unpack one row of a matrix of 2 to 8 bits. codes [in], zeros and scales [groups];
  * scales are fp16. The weight at column c is (code - zero) scale of group
  * c / group_size. */
 void export_row_codes(uint8_t *codes, const struct packed_linear *p, int64_t row);
@@ -60,7 +64,7 @@ void export_row_zeros(uint8_t *zeros, const struct packed_linear *p, int64_t row
 void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t row);
 /* Returns one scale, fp16. */
 uint16_t export_scale(const struct packed_linear *p, int64_t row, int64_t group);
-/* Releases the pages of a projection's tensors. */
+/* Releases the pages of its tensors. */
 void export_release(const struct export_source *s, const struct export_linear *l);
 /* Returns the significant bits, at most 11, that hold every scale of the artifact. */
 int export_scale_bits(const struct export_source *s);

@@ -115,7 +115,7 @@ static int64_t group_size(const struct export_source *s, const struct scheme *sc
 }
 
 static enum err config(json_t **out, const struct export_source *s,
-                       const struct scheme *scheme)
+                       const struct scheme *scheme, struct scheme head)
 {
     json_t *keep = json_pack("[s]", "lm_head");
     for (int64_t i = 0; i < s->n_linears; i++)

@@ -151,6 +151,14 @@ static enum err targets(json_t **out, const struct export_source *src,
     return OK;
 }
 
+static int64_t count_schemes(const struct export_source *src, const struct scheme *scheme)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < src->n_linears; i++)
+        n += scheme_is_new(scheme, i);
+    return n;
+}
+
 static json_t *weights_json(struct scheme s)
 {
     json_t *o = json_pack("{s:i, s:s, s:b, s:s}", "num_bits", s.bits, "type", "int",
@@ -160,39 +168,42 @@ static json_t *weights_json(struct scheme s)
     return o;
 }
 
-/* Adds a config group for each different scheme, in the order in which they first occur. */
-static enum err add_groups(json_t *groups, const struct export_source *src,
-                           const struct scheme *scheme, int64_t count)
+/* Adds a config group for the modules in list, whose reference is consumed. */
+static void add_group(json_t *groups, json_t *list, struct scheme s)
 {
-    int64_t found = 0;
+    char name[32];
+    snprintf(name, sizeof(name), "group_%zu", json_object_size(groups));
+    json_object_set_new(groups, name,
+                        json_pack("{s:o, s:o, s:n, s:n}", "targets", list, "weights",
+                                  weights_json(s), "input_activations",
+                                  "output_activations"));
+}
+
+/* Adds a config group for each different scheme, in the order in which they first occur,
+ * and one for a packed head. Engines look for its name: the class Linear is not enough. */
+static enum err add_groups(json_t *groups, const struct export_source *src,
+                           const struct scheme *scheme, struct scheme head)
+{
+    const bool all = count_schemes(src, scheme) == 1 && head.bits == 16;
     for (int64_t i = 0; i < src->n_linears; i++) {
         json_t *list;
-        char name[32];
         if (!scheme_is_new(scheme, i))
             continue;
-        TRY(targets(&list, src, scheme, scheme[i], count == 1));
-        snprintf(name, sizeof(name), "group_%lld", (long long)found++);
-        json_object_set_new(groups, name,
-                            json_pack("{s:o, s:o, s:n, s:n}", "targets", list, "weights",
-                                      weights_json(scheme[i]), "input_activations",
-                                      "output_activations"));
+        TRY(targets(&list, src, scheme, scheme[i], all));
+        add_group(groups, list, scheme[i]);
     }
+    if (head.bits < 16)
+        add_group(groups, json_pack("[s]", "re:.*lm_head$"), head);
     return OK;
 }
 
-static int64_t count_schemes(const struct export_source *src, const struct scheme *scheme)
-{
-    int64_t n = 0;
-    for (int64_t i = 0; i < src->n_linears; i++)
-        n += scheme_is_new(scheme, i);
-    return n;
-}
-
 static enum err config(json_t **out, const struct export_source *src,
-                       const struct scheme *scheme)
+                       const struct scheme *scheme, struct scheme head)
 {
-    json_t *groups = json_object(), *ignore = json_pack("[s]", "lm_head");
-    TRY(add_groups(groups, src, scheme, count_schemes(src, scheme)));
+    json_t *groups = json_object(), *ignore = json_array();
+    TRY(add_groups(groups, src, scheme, head));
+    if (head.bits == 16)
+        json_array_append_new(ignore, json_string("lm_head"));
     for (int64_t i = 0; i < src->n_linears; i++)
         if (scheme[i].bits == 16)
             json_array_append_new(ignore, json_string(src->linear[i].name));
@@ -205,9 +216,24 @@ static enum err config(json_t **out, const struct export_source *src,
 
 /* --- the format --------------------------------------------------------------------- */
 
-static enum err note_weights(struct export_job *j, const struct scheme *scheme)
+static enum err note_head(struct export_job *j, struct scheme head)
 {
-    const int64_t n = count_schemes(j->source, scheme);
+    char group[32] = "whole rows";
+    if (head.group)
+        snprintf(group, sizeof(group), "groups of %lld", (long long)head.group);
+    return export_note(
+        j, EXPORT_CARRIED,
+        "The head, with %d bits in %s, as a config group of its own: versions "
+        "of vLLM before March 2026 and of SGLang before August 2026 do not "
+        "read it",
+        head.bits, group);
+}
+
+static enum err note_weights(struct export_job *j, const struct scheme *scheme,
+                             struct scheme head)
+{
+    const bool packs_head = head.bits < 16;
+    const int64_t n = count_schemes(j->source, scheme) + packs_head;
     bool wide = false;
     for (int64_t i = 0; i < j->source->n_linears; i++)
         wide = wide || scheme[i].bits == 8;
@@ -216,6 +242,8 @@ static enum err note_weights(struct export_job *j, const struct scheme *scheme)
             j, EXPORT_CARRIED,
             "8-bit projections: vLLM needs a Machete or Humming kernel for them "
             "and has none on CPUs"));
+    if (packs_head)
+        TRY(note_head(j, head));
     return n < 2
                ? OK
                : export_note(j, EXPORT_CARRIED,
@@ -226,8 +254,11 @@ static enum err note_weights(struct export_job *j, const struct scheme *scheme)
 
 static enum err check(struct export_job *j)
 {
-    static const struct hub_packing packing = {
-        .most = 8, .add = add_linear, .config = config, .note = note_weights};
+    static const struct hub_packing packing = {.most = 8,
+                                               .packs_head = true,
+                                               .add = add_linear,
+                                               .config = config,
+                                               .note = note_weights};
     return hub_check_packed(j, &packing);
 }
 

@@ -11,6 +11,8 @@ static enum err add_linears(struct hub_plan *p, const struct export_job *j)
     for (int64_t i = 0; i < s->n_linears; i++)
         if (s->linear[i].packed->bits < 16)
             TRY(hub_add_values(p, &s->linear[i], j->options.dtype));
+    for (int i = 0; i < s->n_ends; i++)
+        TRY(hub_add_values(p, &s->end[i], j->options.dtype));
     return OK;
 }
 
@@ -21,27 +23,19 @@ static int most_bits(const struct export_source *s)
         const int bits = s->linear[i].packed->bits;
         most = bits < 16 && bits > most ? bits : most;
     }
-    return most;
-}
-
-/* Returns true if every value fits the type: code - zero has as many bits as a code, and
- * the product as many as both factors together. */
-static bool is_exact(const struct export_job *j)
-{
-    static const int fraction[] = {[DT_F32] = 24, [DT_F16] = 11, [DT_BF16] = 8};
-    const int bits = most_bits(j->source) + export_scale_bits(j->source);
-    return bits <= fraction[j->options.dtype];
+    return s->n_ends && s->end[0].packed->bits > most ? s->end[0].packed->bits : most;
 }
 
 static enum err note_weights(struct export_job *j)
 {
-    if (is_exact(j))
+    const int bits = most_bits(j->source), scale_bits = export_scale_bits(j->source);
+    if (hub_is_exact(j->options.dtype, bits, scale_bits))
         return export_note(j, EXPORT_CARRIED, "The value of every code, exactly");
     return export_note(
         j, EXPORT_CHANGED,
         "The value of every code is rounded to %s, because code and scale have "
         "up to %d and %d significant bits; --dtype f32 holds it exactly",
-        dtype_name(j->options.dtype), most_bits(j->source), export_scale_bits(j->source));
+        dtype_name(j->options.dtype), bits, scale_bits);
 }
 
 static enum err check(struct export_job *j)

@@ -89,10 +89,30 @@ static enum err note_types(struct export_job *j, const struct gguf_plan *p)
     for (size_t i = 0; i < ARRAY_LEN(types); i++) {
         int64_t n = 0;
         for (size_t k = 0; k < p->n; k++)
-            n += p->item[k].linear && p->item[k].type == types[i];
+            n += p->item[k].linear && p->item[k].linear->layer >= 0 &&
+                 p->item[k].type == types[i];
         if (n)
             TRY(export_note(j, EXPORT_CARRIED, "%" PRId64 " projections as %s", n,
                             gguf_type_name(types[i])));
+    }
+    return OK;
+}
+
+/* What becomes of a quantized embedding and head. */
+static enum err note_ends(struct export_job *j, const struct gguf_plan *p)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        const struct gguf_item *t = &p->item[i];
+        if (!t->linear || t->linear->layer >= 0)
+            continue;
+        if (gguf_type_is_blocks(t->type))
+            TRY(export_note(j, EXPORT_CARRIED, "%s, of %d bits, as %s", t->linear->name,
+                            t->linear->packed->bits, gguf_type_name(t->type)));
+        else
+            TRY(export_note(j, EXPORT_CHANGED,
+                            "%s, of %d bits, as values in F16, rounded: blocks hold 2 to 7 "
+                            "bits, in groups that are multiples of %d columns",
+                            t->linear->name, t->linear->packed->bits, GGUF_BLOCK));
     }
     return OK;
 }
@@ -162,6 +182,7 @@ static enum err note_context(struct export_job *j)
 static enum err note_all(struct export_job *j, const struct gguf_plan *p)
 {
     TRY(note_types(j, p));
+    TRY(note_ends(j, p));
     TRY(note_minima(j, p));
     TRY(note_rotation(j));
     TRY(note_unknown(j, p));
@@ -188,6 +209,38 @@ static enum err read_weights(bool *only_q8, const char *option)
     return OK;
 }
 
+/* Refuses values of embedding or head that are beyond F16's range. */
+static enum err check_values(const struct gguf_item *t)
+{
+    const struct packed_linear *q = t->linear->packed;
+    float *x;
+    TRY(mem_alloc(&x, (size_t)q->in, sizeof(*x)));
+    enum err err = OK;
+    for (int64_t r = 0; r < q->out && !err; r++) {
+        packed_linear_unpack_row(x, q, r);
+        for (int64_t c = 0; c < q->in; c++)
+            if (!isfinite(f16_to_f32(f16_from_f32(x[c]))))
+                FAIL_OUT(ERR_SUPPORT,
+                         "%s: row %" PRId64 " holds %g, beyond float16's 65504, and GGUF's "
+                         "blocks hold 2 to 7 bits in groups that are multiples of %d; "
+                         "convert again with such head.bits and head.group_size",
+                         t->linear->name, r, (double)x[c], GGUF_BLOCK);
+    }
+out:
+    mem_free(x);
+    return err;
+}
+
+static enum err check_ends(const struct gguf_plan *p)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        const struct gguf_item *t = &p->item[i];
+        if (t->linear && t->linear->layer < 0 && !gguf_type_is_blocks(t->type))
+            TRY(check_values(t));
+    }
+    return OK;
+}
+
 static enum err read_vocab(struct gguf_plan *p, const struct export_job *j)
 {
     const char *pre = j->options.gguf_pre;
@@ -207,6 +260,7 @@ static enum err check(struct export_job *j)
     if (j->options.fold_v_shift && j->source->calibrated.v_shift)
         TRY(gguf_fold_shift(p, j->source));
     TRY(gguf_list_tensors(p, j->source, only_q8));
+    TRY(check_ends(p));
     TRY(read_vocab(p, j));
     TRY(gguf_open(&p->w));
     TRY(gguf_add_keys(p, j));
@@ -260,10 +314,24 @@ static void pack_codes(uint8_t *dst, const struct gguf_item *t, int64_t r, uint8
                                      q->group_size ? q->group_size : q->in});
 }
 
+/* dst [cols] = the values of a row as F16, which check_ends() has tried. scratch: F32. */
+static void pack_values(uint8_t *dst, const struct gguf_item *t, int64_t r,
+                        uint8_t *scratch)
+{
+    float *x = (float *)(void *)scratch;
+    packed_linear_unpack_row(x, t->linear->packed, r);
+    for (int64_t c = 0; c < t->cols; c++) {
+        const uint16_t h = f16_from_f32(x[c]);
+        memcpy(dst + 2 * c, &h, sizeof(h));
+    }
+}
+
 static size_t scratch_bytes(const struct gguf_item *t)
 {
     const struct packed_linear *q = t->linear ? t->linear->packed : NULL;
-    const size_t n = q ? (size_t)(3 * q->groups + q->in) : 0;
+    const size_t codes = q ? (size_t)(3 * q->groups + q->in) : 0;
+    const size_t values = q ? (size_t)q->in * sizeof(float) : 0;
+    const size_t n = codes > values ? codes : values;
     return (n + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
 }
 
@@ -272,11 +340,14 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
     const struct packing *p = ctx;
     const struct gguf_item *t = p->t;
     const int64_t begin = chunk * p->rows_per_chunk;
+    uint8_t *scratch = p->scratch + (size_t)thread * p->scratch_bytes;
     for (int64_t i = begin; i < begin + p->rows_per_chunk && i < p->rows; i++) {
         const int64_t r = source_row(t, p->first + i);
         uint8_t *dst = p->dst + (size_t)i * p->row_bytes;
         if (gguf_type_is_blocks(t->type))
-            pack_codes(dst, t, r, p->scratch + (size_t)thread * p->scratch_bytes);
+            pack_codes(dst, t, r, scratch);
+        else if (t->linear && t->linear->packed->bits < 16)
+            pack_values(dst, t, r, scratch);
         else
             memcpy(dst, (const uint8_t *)t->m.data + (size_t)r * p->row_bytes,
                    p->row_bytes);

@@ -45,6 +45,20 @@ static enum err list_linears(struct export_source *s)
     return OK;
 }
 
+static void list_ends(struct export_source *s)
+{
+    const struct packed_linear *from[] = {artifact_embed(s->artifact),
+                                          artifact_head(s->artifact)};
+    static const char *const name[] = {"model.embed_tokens", "lm_head"};
+    if (!weight_quantizes_head(s->weights))
+        return;
+    for (; s->n_ends < (s->arch->tied ? 1 : 2); s->n_ends++) {
+        struct export_linear *l = &s->end[s->n_ends];
+        *l = (struct export_linear){.layer = -1, .lin = N_LIN, .packed = from[s->n_ends]};
+        snprintf(l->name, sizeof(l->name), "%s", name[s->n_ends]);
+    }
+}
+
 static bool is_cache(const char *tail)
 {
     static const char *const name[] = {"self_attn.k_scale", "self_attn.k_shift",
@@ -55,23 +69,34 @@ static bool is_cache(const char *tail)
     return false;
 }
 
-static bool is_weight(const char *tail)
+/* Returns true if name is a tensor of the weight of this module. */
+static bool is_weight_of(const char *name, const char *module)
 {
     static const char *const end[] = {".weight", ".qweight", ".scales", ".zeros"};
-    for (int lin = 0; lin < N_LIN; lin++) {
-        const size_t n = strlen(lin_module[lin]);
-        for (size_t i = 0; i < ARRAY_LEN(end); i++)
-            if (!strncmp(tail, lin_module[lin], n) && !strcmp(tail + n, end[i]))
-                return true;
-    }
+    const size_t n = strlen(module);
+    for (size_t i = 0; i < ARRAY_LEN(end); i++)
+        if (!strncmp(name, module, n) && !strcmp(name + n, end[i]))
+            return true;
     return false;
 }
 
-/* Returns true for a tensor of a projection's weight or of the cache's calibration. */
+static bool is_weight(const char *tail)
+{
+    for (int lin = 0; lin < N_LIN; lin++)
+        if (is_weight_of(tail, lin_module[lin]))
+            return true;
+    return false;
+}
+
+/* Returns true for a tensor of a projection's weight, of the cache's calibration, or of the
+ * quantized embedding or head. */
 static bool is_known(const struct export_source *s, const char *name)
 {
     static const char prefix[] = "model.layers.";
     char *end;
+    for (int i = 0; i < s->n_ends; i++)
+        if (is_weight_of(name, s->end[i].name))
+            return true;
     if (strncmp(name, prefix, strlen(prefix)))
         return false;
     const long long layer = strtoll(name + strlen(prefix), &end, 10);
@@ -123,14 +148,10 @@ enum err export_open(struct export_source **out, const char *dir)
     TRY_OUT(artifact_open(&s->artifact, dir, ARTIFACT_CHECK));
     s->arch = artifact_arch(s->artifact);
     s->weights = artifact_weight_spec(s->artifact);
-    if (weight_quantizes_head(s->weights))
-        FAIL_OUT(ERR_SUPPORT,
-                 "%s: head.bits is %d, but an export keeps embedding and head unquantized; "
-                 "convert again with head.bits=16",
-                 dir, s->weights->head_bits);
     s->kv = artifact_kv_spec(s->artifact);
     TRY_OUT(read_json(s));
     TRY_OUT(list_linears(s));
+    list_ends(s);
     TRY_OUT(list_rest(s));
     s->calibrated = find_calibrated(s);
     *out = s;
@@ -195,16 +216,21 @@ static int significant(uint16_t h)
     return 32 - __builtin_clz(whole) - __builtin_ctz(whole);
 }
 
+static int more_scale_bits(int most, const struct packed_linear *p)
+{
+    for (int64_t k = 0; p->bits < 16 && k < p->out * p->groups && most < 11; k++) {
+        const int n = significant((uint16_t)(p->scales[2 * k] | p->scales[2 * k + 1] << 8));
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 int export_scale_bits(const struct export_source *s)
 {
     int most = 0;
-    for (int64_t i = 0; i < s->n_linears && most < 11; i++) {
-        const struct packed_linear *p = s->linear[i].packed;
-        for (int64_t k = 0; p->bits < 16 && k < p->out * p->groups && most < 11; k++) {
-            const int n =
-                significant((uint16_t)(p->scales[2 * k] | p->scales[2 * k + 1] << 8));
-            most = n > most ? n : most;
-        }
-    }
+    for (int64_t i = 0; i < s->n_linears; i++)
+        most = more_scale_bits(most, s->linear[i].packed);
+    for (int i = 0; i < s->n_ends; i++)
+        most = more_scale_bits(most, s->end[i].packed);
     return most;
 }

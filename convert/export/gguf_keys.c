@@ -144,7 +144,8 @@ static enum gguf_type main_type(const struct gguf_plan *p)
     for (size_t i = 0; i < p->n; i++) {
         int64_t n = 0;
         for (size_t k = 0; k < p->n; k++)
-            if (p->item[k].linear && p->item[k].type == p->item[i].type)
+            if (p->item[k].linear && p->item[k].linear->layer >= 0 &&
+                p->item[k].type == p->item[i].type)
                 n += p->item[k].rows * p->item[k].cols;
         if (n > most) {
             most = n;

@@ -8,15 +8,16 @@
 #include "convert/export/gguf_file.h"
 #include "convert/export/gguf_vocab.h"
 
-/* A tensor. Its values are the codes of linear if its type is one of blocks, and otherwise
- * those of m, of m's type or as F32. */
+/* A tensor. Its values are those of linear if that is quantized, as codes if its type is one
+ * of blocks, and otherwise those of m, of m's type or as F32. */
 struct gguf_item {
     char name[64]; /* "blk.3.attn_q.weight" */
     enum gguf_type type;
     int64_t rows, cols;
-    bool is_vector;                     /* rows is 1 */
-    const struct export_linear *linear; /* NULL: not a projection's weight */
-    struct host_mat m;                  /* borrowed from the artifact or the plan */
+    bool is_vector; /* rows is 1 */
+    /* NULL: not a projection's weight, nor the quantized embedding or head */
+    const struct export_linear *linear;
+    struct host_mat m; /* borrowed from the artifact or the plan */
     /* Rows, or the elements of a vector, are interleaved head by head as
      * gguf_row_source() says. 0: they stay as stored. */
     int64_t head_dim;
@@ -44,9 +45,9 @@ enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s);
 /* gguf_fold.c: computes the biases of --fold v-shift. ERR_SUPPORT for an architecture
  * without a bias of o_proj; ERR_MEMORY. */
 enum err gguf_fold_shift(struct gguf_plan *p, const struct export_source *s);
-/* gguf_tensors.c: lists the tensors. only_q8: quantized projections are Q8_0, and otherwise of the smallest
- * type that holds their bits. Errors: ERR_SUPPORT for a projection that no type can hold;
- * ERR_MEMORY. */
+/* gguf_tensors.c: lists the tensors. only_q8: quantized matrices are Q8_0, and otherwise of
+ * the smallest type that holds their bits. Errors: ERR_SUPPORT for a projection that no type
+ * can hold; ERR_MEMORY. */
 enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s,
                            bool only_q8);
 /* Adds general.* and the architecture's keys to p->w, the tokenizer's unless p->vocab is

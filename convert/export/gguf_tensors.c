@@ -83,6 +83,53 @@ static enum err add_matrix(struct gguf_plan *p, const char *name, struct host_ma
     return add(p, &t);
 }
 
+/* Returns true if q - z of every code fits Q8_0. codes [in], zeros [groups]: scratch. */
+static bool fits_q8(const struct packed_linear *q, uint8_t *codes, uint8_t *zeros)
+{
+    const int64_t group = q->group_size ? q->group_size : q->in;
+    for (int64_t r = 0; r < q->out; r++) {
+        export_row_codes(codes, q, r);
+        export_row_zeros(zeros, q, r);
+        for (int64_t c = 0; c < q->in; c++) {
+            const int v = codes[c] - zeros[c / group];
+            if (v < INT8_MIN || v > INT8_MAX)
+                return false;
+        }
+    }
+    return true;
+}
+
+/* *type = that of a quantized embedding or head: F16 where blocks cannot hold it. */
+static enum err type_of_end(enum gguf_type *type, const struct packed_linear *q,
+                            bool only_q8)
+{
+    const int64_t group = q->group_size ? q->group_size : q->in;
+    uint8_t *scratch;
+    *type = type_of_bits(q->bits, only_q8);
+    if (q->in % GGUF_BLOCK || group % GGUF_BLOCK)
+        *type = GGUF_F16;
+    else if (q->bits > MOST_Q8_BITS) {
+        TRY(mem_alloc(&scratch, (size_t)(q->in + q->groups), 1));
+        if (!fits_q8(q, scratch, scratch + q->in))
+            *type = GGUF_F16;
+        mem_free(scratch);
+    }
+    return OK;
+}
+
+/* Adds embedding (i 0) or head (i 1), w if they are not quantized. */
+static enum err add_end(struct gguf_plan *p, const struct export_source *s, int i,
+                        const char *name, struct host_mat w, bool only_q8)
+{
+    const struct export_linear *l = &s->end[i];
+    if (!s->n_ends)
+        return add_matrix(p, name, w);
+    struct gguf_item t = {.rows = l->packed->out, .cols = l->packed->in, .linear = l};
+    snprintf(t.name, sizeof(t.name), "%s", name);
+    TRY(type_of_end(&t.type, l->packed, only_q8));
+    return add(p, &t);
+}
+
 /* "blk.LAYER.NAME" */
 static const char *in_layer(char out[64], int64_t layer, const char *name, const char *tail)
 {
@@ -155,11 +202,12 @@ static enum err add_rope(struct gguf_plan *p, const struct arch *a)
 
 enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, bool only_q8)
 {
-    TRY(add_matrix(p, "token_embd.weight", artifact_embed(s->artifact)->w));
+    TRY(add_end(p, s, 0, "token_embd.weight", artifact_embed(s->artifact)->w, only_q8));
     TRY(add_rope(p, s->arch));
     for (int64_t i = 0; i < s->arch->n_layers; i++)
         TRY(add_layer(p, s, i, only_q8));
     TRY(add_vector(p, "output_norm.weight", artifact_final_norm(s->artifact), 0));
-    return s->arch->tied ? OK
-                         : add_matrix(p, "output.weight", artifact_head(s->artifact)->w);
+    return s->arch->tied
+               ? OK
+               : add_end(p, s, 1, "output.weight", artifact_head(s->artifact)->w, only_q8);
 }

@@ -92,8 +92,9 @@ enum err hub_narrow(uint8_t *dst, const float *x, int64_t n, enum dtype to,
                     const char *name)
 {
     FAIL_IF(!narrow(dst, x, n, to), ERR_SUPPORT,
-            "%s holds a value beyond the range of %s; give another --dtype", name,
-            dtype_name(to));
+            "%s holds a value beyond the range of %s; --format dense with --dtype bf16 or "
+            "f32 holds it",
+            name, dtype_name(to));
     return OK;
 }
 
@@ -199,6 +200,12 @@ static enum err fill_values(const struct hub_tensor *t, uint8_t *dst, int64_t fi
         TRY(hub_narrow(dst, scratch, p->in, t->dtype, t->linear->name));
     }
     return OK;
+}
+
+bool hub_is_exact(enum dtype to, int bits, int scale_bits)
+{
+    static const int fraction[] = {[DT_F32] = 24, [DT_F16] = 11, [DT_BF16] = 8};
+    return bits + scale_bits <= fraction[to];
 }
 
 enum err hub_add_values(struct hub_plan *p, const struct export_linear *l, enum dtype to)

@@ -47,6 +47,9 @@ enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dt
 /* Adds NAME.weight, the dequantized values of a quantized matrix as F32, F16
  * or BF16. */
 enum err hub_add_values(struct hub_plan *p, const struct export_linear *l, enum dtype to);
+/* Returns true if the type holds every value of such codes and scales: code - zero has as
+ * many bits as a code, and the product as many as both factors together. */
+bool hub_is_exact(enum dtype to, int bits, int scale_bits);
 /* Completes the plan: config.json with `quantization` (NULL: none; the reference is
  * consumed) and torch_dtype, the model card, shards, and j->bytes. Refuses values that
  * do not fit F16 if torch_dtype is float16. */
@@ -80,6 +83,9 @@ struct scheme {
  * projections that engines fuse (q, k, v; gate, up) if only some are quantized. */
 enum err schemes_find(struct scheme *scheme, struct export_job *j, int most,
                       bool one_group);
+/* *out = that of the quantized head, which is not tied; at most 4 bits. Refuses groups below
+ * 32 columns. */
+enum err scheme_of_head(struct scheme *out, const struct export_job *j);
 bool scheme_same(struct scheme a, struct scheme b);
 /* Returns true if scheme[i] is quantized and no earlier one is the same. */
 bool scheme_is_new(const struct scheme *scheme, int64_t i);
@@ -90,18 +96,20 @@ int64_t scheme_groups(const struct packed_linear *p, int64_t group);
 
 /* --- hub_packed.c -------------------------------------------------------------------- */
 
-/* A format of packed codes. scheme [n_linears] in all functions. */
+/* A format of packed codes. scheme [n_linears] in all functions; head: that of the head, 16
+ * bits if it is not packed. */
 struct hub_packing {
-    int most;       /* bits */
-    bool one_group; /* as in schemes_find() */
-    /* Adds the tensors of a quantized projection. */
+    int most;        /* bits */
+    bool one_group;  /* as in schemes_find() */
+    bool packs_head; /* its engines have kernels for a packed head that is not tied */
+    /* Adds the tensors of a quantized projection or head. */
     enum err (*add)(struct hub_plan *p, const struct export_linear *l,
                     const struct scheme *s);
     /* *out = quantization_config, a new reference. */
     enum err (*config)(json_t **out, const struct export_source *s,
-                       const struct scheme *scheme);
+                       const struct scheme *scheme, struct scheme head);
     /* Adds notes; may be NULL. */
-    enum err (*note)(struct export_job *j, const struct scheme *scheme);
+    enum err (*note)(struct export_job *j, const struct scheme *scheme, struct scheme head);
 };
 /* export_format.check of such a format. */
 enum err hub_check_packed(struct export_job *j, const struct hub_packing *how);

@@ -4,41 +4,85 @@
 #include "convert/export/hub.h"
 #include "kernels/base/mem.h"
 
-/* Returns torch_dtype. Engines convert scales to it, and bfloat16 holds 8 significant bits
- * of their 11. */
-static const char *compute_type(const struct export_source *s)
+#define HEAD_BITS 4 /* up to which a head is packed: engines have kernels for 4 bits */
+
+/* Returns how many of embedding and head, from the first on, are stored as values. */
+static int count_values(const struct export_source *s, const struct hub_packing *how)
 {
-    return s->arch->dtype == DT_BF16 && export_scale_bits(s) <= 8 ? "bfloat16" : "float16";
+    const bool packs = how->packs_head && s->weights->head_bits <= HEAD_BITS;
+    return s->n_ends == 2 && packs ? 1 : s->n_ends;
 }
 
-static enum err note_type(struct export_job *j, const char *type)
+/* Returns torch_dtype. Engines convert scales and values to it, and bfloat16 holds 8
+ * significant bits. n_values: as from count_values(). */
+static enum dtype compute_type(const struct export_source *s, int n_values)
 {
-    if (j->source->arch->dtype != DT_BF16 || type[0] == 'b')
+    const int bits = export_scale_bits(s);
+    const bool fits =
+        bits <= 8 && (!n_values || hub_is_exact(DT_BF16, s->weights->head_bits, bits));
+    return s->arch->dtype == DT_BF16 && fits ? DT_BF16 : DT_F16;
+}
+
+static enum err note_type(struct export_job *j, enum dtype type)
+{
+    if (j->source->arch->dtype != DT_BF16 || type == DT_BF16)
         return OK;
     return export_note(j, EXPORT_CHANGED,
                        "torch_dtype is float16, not the checkpoint's bfloat16, which would "
                        "round the scales");
 }
 
+static enum err note_values(struct export_job *j, enum dtype type, int n)
+{
+    const struct export_source *s = j->source;
+    const bool exact = hub_is_exact(type, s->weights->head_bits, export_scale_bits(s));
+    const char *what = s->arch->tied ? "embedding, which is also the head,"
+                       : n == 1      ? "embedding"
+                                     : "embedding and head";
+    return n ? export_note(
+                   j, exact ? EXPORT_CARRIED : EXPORT_CHANGED,
+                   "The %s of head.bits %d as values in %s, %s; --format gguf packs "
+                   "them",
+                   what, s->weights->head_bits, dtype_name(type),
+                   exact ? "exactly" : "rounded")
+             : OK;
+}
+
+/* Adds the quantized embedding and head: n as values, and the rest packed. */
+static enum err add_ends(struct hub_plan *p, const struct export_source *s,
+                         const struct hub_packing *how, enum dtype type, int n,
+                         struct scheme head)
+{
+    for (int i = 0; i < s->n_ends; i++)
+        TRY(i < n ? hub_add_values(p, &s->end[i], type) : how->add(p, &s->end[i], &head));
+    return OK;
+}
+
 static enum err plan(struct export_job *j, const struct hub_packing *how,
                      struct scheme *scheme)
 {
     const struct export_source *s = j->source;
-    const char *type = compute_type(s);
+    const int n_values = count_values(s, how);
+    const enum dtype type = compute_type(s, n_values);
+    struct scheme head = {16, 0};
     struct hub_plan *p;
     json_t *q;
     TRY(hub_plan_new(&p, j));
     TRY(export_note(j, EXPORT_CARRIED, "Codes, scales and zero points, exactly"));
     TRY(schemes_find(scheme, j, how->most, how->one_group));
+    if (n_values < s->n_ends)
+        TRY(scheme_of_head(&head, j));
     if (how->note)
-        TRY(how->note(j, scheme));
+        TRY(how->note(j, scheme, head));
+    TRY(note_values(j, type, n_values));
     TRY(note_type(j, type));
     TRY(hub_add_rest(p, s, DT_OTHER));
     for (int64_t i = 0; i < s->n_linears; i++)
         if (scheme[i].bits < 16)
             TRY(how->add(p, &s->linear[i], &scheme[i]));
-    TRY(how->config(&q, s, scheme));
-    return hub_finish(j, q, type);
+    TRY(add_ends(p, s, how, type, n_values, head));
+    TRY(how->config(&q, s, scheme, head));
+    return hub_finish(j, q, type == DT_BF16 ? "bfloat16" : "float16");
 }
 
 enum err hub_check_packed(struct export_job *j, const struct hub_packing *how)

@@ -118,9 +118,10 @@ static enum err check_group(const struct export_job *j, const struct export_line
     FAIL_IF(s->bits < 16 && s->group && s->group < GROUP_MIN, ERR_SUPPORT,
             "%s: group_size %" PRId64 " on rows of %" PRId64
             " columns leaves equal groups of %" PRId64
-            ", and engines need 32, 64 or 128; choose weights.group_size 32, 64, 128 or 0 "
+            ", and engines need 32, 64 or 128; choose %s.group_size 32, 64, 128 or 0 "
             "(whole rows), or use --format dense",
-            l->name, l->packed->group_size, l->packed->in, s->group);
+            l->name, l->packed->group_size, l->packed->in, s->group,
+            l->layer < 0 ? "head" : "weights");
     return OK;
 }
 
@@ -169,6 +170,14 @@ enum err schemes_find(struct scheme *scheme, struct export_job *j, int most, boo
     for (int64_t i = 0; i < s->n_linears; i++)
         TRY(check_group(j, &s->linear[i], &scheme[i]));
     return note_changes(j, scheme);
+}
+
+enum err scheme_of_head(struct scheme *out, const struct export_job *j)
+{
+    const struct export_linear *l = &j->source->end[1];
+    *out =
+        (struct scheme){4, whole_rows(l->packed) ? 0 : gcd(finest(l->packed), GROUP_MAX)};
+    return check_group(j, l, out);
 }
 
 bool scheme_same(struct scheme a, struct scheme b)

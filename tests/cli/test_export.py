@@ -24,7 +24,8 @@ import tiny
 KINDS = [module.split(".")[1] for module in reader.LINEARS]
 COPIED = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 CACHE = re.compile(r"self_attn\.[kv]_(scale|shift)$")
-PACKED = re.compile(r"_proj\.(qweight|scales|zeros)$")
+PACKED = re.compile(r"\.(qweight|scales|zeros)$")
+ENDS = ["model.embed_tokens", "lm_head"]
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
 
@@ -58,16 +59,25 @@ class Bench:
 
 # --- the artifact ---
 
+def dequantized(tensors, name, cols, bits, group):
+    group = group or cols
+    return [[(q[c] - z[c // group]) * h[c // group] for c in range(cols)]
+            for q, z, h in zip(*reader.read_linear(tensors, name, cols, bits, group))]
+
+
 class Artifact:
-    """values[name]: [out][in] of every quantized projection; rest: all tensors that an export must keep."""
+    """values[name]: [out][in] of every quantized projection, and ends of the quantized embedding and head; rest: all
+    tensors that an export must keep."""
 
     def __init__(self, folder):
         self.folder = folder
         manifest = reader.check_manifest(folder)
         tensors = reader.tensors_of(folder, manifest)
         self.config = json.loads((folder / "config.json").read_text())
-        spec = self.config.pop("quantization_config")["weights"]
-        self.values, self.bits = {}, {}
+        whole = self.config.pop("quantization_config")
+        spec, head = whole["weights"], whole.get("head")
+        self.values, self.bits, self.ends = {}, {}, {}
+        self.head_bits = head["bits"] if head else 16
         for (layer, kind), (bits, group) in reader.formats(spec, KINDS, self.config["num_hidden_layers"]).items():
             module = reader.LINEARS[KINDS.index(kind)]
             name = f"model.layers.{layer}.{module}"
@@ -75,10 +85,9 @@ class Artifact:
             if bits == 16:
                 continue
             cols = self.columns(kind)
-            group = group or cols
-            codes, zeros, scales = reader.read_linear(tensors, name, cols, bits, group)
-            self.values[name] = [[(q[c] - z[c // group]) * h[c // group] for c in range(cols)]
-                                 for q, z, h in zip(codes, zeros, scales)]
+            self.values[name] = dequantized(tensors, name, cols, bits, group)
+        for name in ENDS[:1 if self.config["tie_word_embeddings"] else 2] if head else []:
+            self.ends[name] = dequantized(tensors, name, self.config["hidden_size"], head["bits"], head["group_size"])
         self.rest = {name: t for name, t in tensors.items() if not CACHE.search(name) and not PACKED.search(name)}
 
     def columns(self, kind):
@@ -210,10 +219,24 @@ def check_directory(artifact, folder, dtype, quantized):
     return q
 
 
+def check_values(tensors, name, rows, dtype):
+    shape, data = take(tensors, name + ".weight", dtype)
+    assert shape == [len(rows), len(rows[0])]
+    assert reader.floats(dtype, data) == [rounded(x, dtype) for row in rows for x in row], name
+
+
 def check_packed(artifact, folder, form, dtype="float16"):
     q = check_directory(artifact, folder, dtype, True)
-    assert q["quant_method"] == form and "lm_head" in q.get("ignore", q.get("modules_to_not_convert"))
+    packs_head = form == "compressed-tensors" and "lm_head" in artifact.ends and artifact.head_bits <= 4
+    assert q["quant_method"] == form
+    assert packs_head == ("lm_head" not in q.get("ignore", q.get("modules_to_not_convert")))
     tensors = tensors_in(folder)
+    for name, rows in artifact.ends.items():
+        if packs_head and name == "lm_head":
+            assert ["re:.*lm_head$"] in [group["targets"] for group in q["config_groups"].values()]
+            assert read_compressed(tensors, q, name, artifact.config["hidden_size"]) == rows
+        else:
+            check_values(tensors, name, rows, {"float16": "F16", "bfloat16": "BF16"}[dtype])
     for name, bits in artifact.bits.items():
         read = read_compressed if form == "compressed-tensors" else read_awq
         have = read(tensors, q, name, artifact.columns(name.split(".")[-1]))
@@ -225,10 +248,8 @@ def check_packed(artifact, folder, form, dtype="float16"):
 def check_dense(artifact, folder, dtype):
     check_directory(artifact, folder, {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[dtype], False)
     tensors = tensors_in(folder)
-    for name, rows in artifact.values.items():
-        shape, data = take(tensors, name + ".weight", dtype)
-        assert shape == [len(rows), len(rows[0])]
-        assert reader.floats(dtype, data) == [rounded(x, dtype) for row in rows for x in row], name
+    for name, rows in {**artifact.values, **artifact.ends}.items():
+        check_values(tensors, name, rows, dtype)
     assert set(tensors) == set(artifact.rest)
     for name, (have, shape, data) in artifact.rest.items():
         values = [rounded(x, dtype) for x in reader.floats(have, data)]
@@ -292,6 +313,44 @@ def test_mixed(b, model):
                                 "model.layers.2.mlp.up_proj"]
     check_all(b, b.convert(model, weights__group_size=64, weights__mixed="v_proj=3:32, 1.down_proj=16"))
     print("mixed formats: config groups, and what engines fuse")
+
+
+def tied(b, **changes):
+    model = b.place("tied")
+    tiny.make_model(model, tie_word_embeddings=True, **changes)
+    tensors = reader.read_safetensors(model / "model.safetensors")
+    del tensors["lm_head.weight"]
+    tiny.write_safetensors(model / "model.safetensors", [(n, *t) for n, t in tensors.items()])
+    return model
+
+
+def test_head(b, model, golden):
+    """A quantized embedding and head: packed where engines have a kernel, and otherwise its values."""
+    both = tied(b, **WIDE)
+    for bits, group in ((8, 64), (6, 0), (4, 128), (3, 32)):
+        for source in (model, both):
+            check_all(b, b.convert(source, weights__group_size=32, head__bits=bits, head__group_size=group),
+                      ("compressed-tensors", "awq", "f16", "f32") if bits > 3 else ("compressed-tensors",))
+    mixed = b.convert(model, weights__mixed="down_proj=8:32", weights__group_size=32, head__bits=4, head__group_size=0)
+    check_all(b, mixed, ("compressed-tensors",))
+    said = b.run("export", mixed, "--format", "compressed-tensors", "--plan").stdout.decode()
+    assert "carried  The head, with 4 bits in whole rows, as a config group of its own" in said, said
+    assert "changed  The embedding of head.bits 4 as values in F16, rounded" in said, said
+    assert "3 formats, as config groups" in said, said
+    said = b.run("export", mixed, "--format", "dense", "--dtype", "f16", "--plan").stdout.decode()
+    assert "code and scale have up to 8 and" in said, said
+    narrow = b.convert(model, weights__group_size=32, head__bits=4, head__group_size=16)
+    said = b.run("export", narrow, "--format", "compressed-tensors", "-o", "no", status=2).stderr.decode()
+    assert "lm_head: group_size 16 on rows of 96" in said and "choose head.group_size 32" in said, said
+    assert not (b.folder / "no").exists()
+    check_all(b, narrow, ("awq", "bf16"))
+    for scale_bits, dtype in ((4, "bfloat16"), (5, "float16")):
+        folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=scale_bits, head__bits=4,
+                           head__group_size=0)
+        check_packed(Artifact(folder), b.export(folder, "awq"), "awq", dtype)
+    said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
+    assert "carried  The embedding, which is also the head, of head.bits 4 as values in F16, exactly" in said, said
+    print("head: packed or values, tied and not")
 
 
 def test_odd_widths(b):
@@ -393,6 +452,7 @@ def main():
         test_groups(b, model)
         test_portable(b, golden)
         test_mixed(b, model)
+        test_head(b, model, golden)
         test_odd_widths(b)
         test_families(b, golden)
         test_same_bytes(b, model)

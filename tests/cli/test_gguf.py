@@ -116,14 +116,36 @@ def check_vector(a, g, module, name, tensor):
     assert turned(a, module, artifact_reader.floats(dtype, data)) == g.floats(tensor), tensor
 
 
+def check_values(a, g, name, tensor, bits, group):
+    """F16 in place of codes that no block holds."""
+    cols = a.config["hidden_size"]
+    q, z, h = artifact_reader.read_linear(a.tensors, name, cols, bits, group or cols)
+    want = [artifact_reader.f16((q[r][c] - z[r][c // (group or cols)]) * h[r][c // (group or cols)])
+            for r in range(len(q)) for c in range(cols)]
+    assert g.tensors[tensor][:2] == ("F16", [len(q), cols]) and g.floats(tensor) == want, tensor
+
+
+def check_end(a, g, name, tensor, types):
+    """Embedding or head. Returns the worst |error| in units of h."""
+    head = a.spec.get("head")
+    if not head:
+        check_stored(a, g, "", name + ".weight", tensor)
+    elif types[head["bits"]] == "F16":
+        check_values(a, g, name, tensor, head["bits"], head["group_size"])
+    else:
+        assert g.tensors[tensor][0] == types[head["bits"]], tensor
+        return check_codes(a, g, "", name, tensor, head["bits"], head["group_size"])
+    return 0.0
+
+
 def check_weights(a, g, types):
     """Compares all tensors; types: {bits: type}. Returns the worst |error| in units of h."""
-    worst, seen = 0.0, {"token_embd.weight", "output_norm.weight"}
-    check_stored(a, g, "", "model.embed_tokens.weight", "token_embd.weight")
+    seen = {"token_embd.weight", "output_norm.weight"}
+    worst = check_end(a, g, "model.embed_tokens", "token_embd.weight", types)
     check_vector(a, g, "", "model.norm.weight", "output_norm.weight")
-    if "lm_head.weight" in a.tensors:
+    if not a.config["tie_word_embeddings"]:
         seen.add("output.weight")
-        check_stored(a, g, "", "lm_head.weight", "output.weight")
+        worst = max(worst, check_end(a, g, "lm_head", "output.weight", types))
     for layer in range(a.config["num_hidden_layers"]):
         for module, short in LINEARS.items():
             name, tensor = f"model.layers.{layer}.{module}", f"blk.{layer}.{short}"
@@ -146,8 +168,8 @@ def check_weights(a, g, types):
     return worst
 
 
-DEFAULT = {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 7: "Q8_0"}
-EXACT = dict.fromkeys(range(2, 8), "Q8_0")
+DEFAULT = {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0", 7: "Q8_0", 8: "F16"}
+EXACT = {**dict.fromkeys(range(2, 8), "Q8_0"), 8: "F16"}
 
 
 # --- the demo model -------------------------------------------------------------------------------------------
@@ -212,6 +234,52 @@ def check_widths(bench, model):
             assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0")), EXACT) == 0
     folder = bench.convert(model, "weights.bits=4", "weights.group_size=32", "weights.mixed=1.q_proj=16, down_proj=6:96")
     check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT)
+
+
+# --- a quantized embedding and head ---------------------------------------------------------------------------
+
+
+def remake(bench, change, **config):
+    """A copy of the tiny model in which change(tensors) has been called."""
+    out = bench.path("remade")
+    tiny.make_model(out, **{**WIDE, **config})
+    tensors = artifact_reader.read_safetensors(out / "model.safetensors")
+    change(tensors)
+    tiny.write_safetensors(out / "model.safetensors", [(n, *t) for n, t in tensors.items()])
+    return out
+
+
+def centre(tensors):
+    """Every group of 32 columns has the 8-bit codes 0 to 255 around a zero point of 128, with scale 2^-10."""
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        dtype, shape, data = tensors[name]
+        values = [(-128 if c % 32 == 0 else 127 if c % 32 == 1 else (c * 29 + r * 7) % 256 - 128) / 1024
+                  for r in range(shape[0]) for c in range(shape[1])]
+        tensors[name] = dtype, shape, struct.pack(f"<{len(values)}f", *values)
+
+
+def notes(bench, folder, *options):
+    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q", *options))
+    return [f"{n['fate']}: {n['text']}" for n in plan["notes"]]
+
+
+def check_head(bench, model):
+    tied = remake(bench, lambda t: t.pop("lm_head.weight"), tie_word_embeddings=True)
+    for bits in range(2, 9):
+        for source in (model, tied):
+            folder = bench.convert(source, "weights.group_size=32", f"head.bits={bits}", "head.group_size=64")
+            g = gguf_reader.Gguf(bench.export(folder, "-j3"))
+            check_weights(Artifact(folder), g, DEFAULT)
+            assert g.keys["general.file_type"] == 3, "the head decides the type of the file"
+            assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0")), EXACT) == 0
+    assert any(n.startswith("changed: model.embed_tokens, of 8 bits, as values in F16") for n in notes(bench, folder))
+    folder = bench.convert(model, "weights.bits=16", "head.bits=4", "head.group_size=48")
+    check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), {4: "F16"})
+    sevens = bench.convert(model, "weights.group_size=32", "weights.scale_bits=7", "head.bits=4", "head.group_size=0")
+    assert check_weights(Artifact(sevens), gguf_reader.Gguf(bench.export(sevens)), DEFAULT) == 0
+    assert "carried: lm_head, of 4 bits, as Q4_1" in notes(bench, sevens)
+    fitting = bench.convert(remake(bench, centre), "weights.bits=16", "head.bits=8", "head.group_size=32")
+    assert check_weights(Artifact(fitting), gguf_reader.Gguf(bench.export(fitting)), {**DEFAULT, 8: "Q8_0"}) == 0
 
 
 # --- every family ---------------------------------------------------------------------------------------------
@@ -395,6 +463,7 @@ def main():
         check_demo(bench, demo)
         check_demo_keys(bench, demo)
         check_widths(bench, model)
+        check_head(bench, model)
         for name, (arch, keys) in GOLDEN.items():
             check_family(bench, golden, name, arch, keys)
         check_fold(bench, model, golden)
