@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: MIT
 """What transformers makes of an artifact and of its exports.
 
-    export_transformers.py WKVQ MODEL_DIR[:GROUP_SIZE] ...
+    export_transformers.py WKVQ MODEL_DIR[:GROUP_SIZE[:HEAD_BITS]] ...
 
 Needs torch, transformers, compressed-tensors and what that needs; exits with 77 without them. For
-each model, rounded to nearest in groups of GROUP_SIZE (128):
+each model, rounded to nearest in groups of GROUP_SIZE (128), with scales of 7 bits if HEAD_BITS quantizes its head:
 
 1. transformers refuses the artifact itself, by AutoModelForCausalLM and by the model's class;
-2. the logits of the compressed-tensors export equal those of the dense export exactly, in F32.
+2. the logits of the compressed-tensors export equal those of the dense export exactly, in F32. HEAD_BITS is 2 to 4:
+   a head that is not tied is then packed, too.
 
 compressed-tensors 0.18 to 0.20 cannot load asymmetric zero points compressed. With these the weights
 are dequantized while loading. That multiplies code and scale in float16, so the projections of the
@@ -55,9 +56,11 @@ def packed_zeros_load():
     return not (0, 18) <= version <= (0, 20)
 
 
-def check(wkvq, model, group, work):
+def check(wkvq, model, group, head, work):
     artifact = work / "artifact"
-    run(wkvq, "convert", model, "-q", "--set", f"weights.group_size={group}", "-o", artifact)
+    sets = [f"weights.group_size={group}", f"head.group_size={group}"]
+    sets += [f"head.bits={head}", "weights.scale_bits=7"] if head else []
+    run(wkvq, "convert", model, "-q", "-o", artifact, *[word for s in sets for word in ("--set", s)])
     config = transformers.AutoConfig.from_pretrained(artifact)
     direct = getattr(transformers, config.architectures[0])
     for kind in (transformers.AutoModelForCausalLM, direct):
@@ -81,9 +84,9 @@ def main():
     torch.set_num_threads(2)
     good = True
     for argument in sys.argv[2:]:
-        model, _, group = argument.partition(":")
+        model, group, head = (argument.split(":") + ["", ""])[:3]
         with tempfile.TemporaryDirectory() as work:
-            good &= check(sys.argv[1], pathlib.Path(model), group or "128", pathlib.Path(work))
+            good &= check(sys.argv[1], pathlib.Path(model), group or "128", head, pathlib.Path(work))
     print(f"transformers {transformers.__version__}, compressed-tensors {compressed_tensors.__version__}: "
           f"{'all equal' if good else 'DIFFERENT'}")
     return 0 if good else 1
