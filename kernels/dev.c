@@ -256,6 +256,14 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
     OP_END(DEV_ELEMENTWISE, started);
 }
 
+enum err dev_scale(struct dev *d, const struct tensor *y, float factor)
+{
+    OP_BEGIN(scale, started);
+    WANT(act(y) && is_2d(y), "scale: want y [R,C]");
+    d->ops.scale(d, y, factor);
+    OP_END(DEV_ELEMENTWISE, started);
+}
+
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                   const struct tensor *sin, bool inverse)
 {

@@ -152,6 +152,8 @@ enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct te
 /* y = a + b (y may be a or b), [R,C], each act. */
 enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
                  const struct tensor *b);
+/* y *= factor, in place. y act [R,C]. */
+enum err dev_scale(struct dev *d, const struct tensor *y, float factor);
 
 /* --- attention ----------------------------------------------------------------------- */
 

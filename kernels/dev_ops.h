@@ -42,6 +42,7 @@ struct dev_ops {
                         const struct tensor *g, bool accumulate);
     void (*add)(struct dev *d, const struct tensor *y, const struct tensor *a,
                 const struct tensor *b);
+    void (*scale)(struct dev *d, const struct tensor *y, float factor);
     void (*rope)(struct dev *d, const struct tensor *x, const struct tensor *cos,
                  const struct tensor *sin, bool inverse);
     void (*hadamard)(struct dev *d, const struct tensor *x);

@@ -9,6 +9,7 @@
 struct elem {
     const struct tensor *y, *a, *b;
     int64_t cols;
+    float factor; /* of scale */
 };
 
 static void copy_part(const void *ctx, int64_t begin, int64_t end)
@@ -76,6 +77,22 @@ static void cpu_add(struct dev *d, const struct tensor *y, const struct tensor *
 {
     const struct elem e = {.y = y, .a = a, .b = b, .cols = cpu_width(y)};
     cpu_run_rows(d, y->dim[0], e.cols, add_row, &e);
+}
+
+static void scale_row(const void *ctx, int64_t r)
+{
+    const struct elem *e = ctx;
+    void *y_r = cpu_row(e->y, r);
+    const bool y16 = cpu_bf16(e->y);
+    const vf factor = vf_set1(e->factor);
+    for (int64_t c = 0; c < e->cols; c += VL)
+        act_put(y_r, y16, c, e->cols, vf_mul(act_get(y_r, y16, c, e->cols), factor));
+}
+
+static void cpu_scale(struct dev *d, const struct tensor *y, float factor)
+{
+    const struct elem e = {.y = y, .cols = y->dim[1], .factor = factor};
+    cpu_run_rows(d, y->dim[0], e.cols, scale_row, &e);
 }
 
 static void exp_part(const void *ctx, int64_t begin, int64_t end)
@@ -160,6 +177,7 @@ void ISA_NAME(cpu_fill_elem)(struct dev_ops *o)
     o->copy = cpu_copy;
     o->bias = cpu_bias;
     o->add = cpu_add;
+    o->scale = cpu_scale;
     o->exp = cpu_exp;
     o->silu_gate = cpu_silu_gate;
     o->silu_gate_bwd = cpu_silu_gate_bwd;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Operations without sums: copy and conversion, bias, add, rotary embedding, gated SiLU,
- * exp. A thread takes four neighbouring elements of a row. */
+ * Operations without sums: copy and conversion, bias, add, scale, rotary embedding, gated
+ * SiLU, exp. A thread takes four neighbouring elements of a row. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -62,6 +62,23 @@ static void cuda_bias(struct dev *d, const struct tensor *y, const struct tensor
     v.ld = 0;
     v.wide = (uintptr_t)b->data % 16 == 0;
     run_quads(d, "bias", add_quad{view_of(y), view_of(y), v}, y->dim[0], y->dim[1]);
+}
+
+struct scale_quad {
+    view y;
+    float factor;
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        quad q = get4(y, r * y.ld + c, n);
+        for (int k = 0; k < 4; k++)
+            q.v[k] *= factor;
+        put4(y, r * y.ld + c, n, q);
+    }
+};
+
+static void cuda_scale(struct dev *d, const struct tensor *y, float factor)
+{
+    run_quads(d, "scale", scale_quad{view_of(y), factor}, y->dim[0], y->dim[1]);
 }
 
 __device__ static float sigmoid(float x)
@@ -178,6 +195,7 @@ void fill_elem(struct dev_ops *o)
 {
     o->copy = cuda_copy;
     o->add = cuda_add;
+    o->scale = cuda_scale;
     o->bias = cuda_bias;
     o->silu_gate = cuda_silu_gate;
     o->silu_gate_bwd = cuda_silu_gate_bwd;

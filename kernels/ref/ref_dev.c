@@ -72,6 +72,13 @@ static void ref_add(struct dev *d, const struct tensor *y, const struct tensor *
                     (double)ref_get(a, r * a->ld + c) + (double)ref_get(b, r * b->ld + c));
 }
 
+static void ref_scale(struct dev *d, const struct tensor *y, float factor)
+{
+    for (int64_t r = 0; r < y->dim[0]; r++)
+        for (int64_t c = 0; c < y->dim[1]; c++)
+            ref_set(y, r * y->ld + c, (double)ref_get(y, r * y->ld + c) * (double)factor);
+}
+
 void ref_fill(struct dev *d)
 {
     d->ops = (struct dev_ops){
@@ -92,6 +99,7 @@ void ref_fill(struct dev *d)
         .gemm = ref_gemm,
         .bias = ref_bias,
         .add = ref_add,
+        .scale = ref_scale,
     };
     ref_fill_norm(&d->ops);
     ref_fill_attn(&d->ops);

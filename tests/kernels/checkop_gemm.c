@@ -129,6 +129,18 @@ static void one_add(struct ck *c, int64_t rows, int64_t cols, int types, bool in
     ck_end(c);
 }
 
+/* A power of two is exact in both types, other factors round once. */
+static void one_scale(struct ck *c, int64_t rows, int64_t cols, int64_t pad, enum dtype t,
+                      float factor, enum ck_pattern p)
+{
+    ck_begin(c, "%ldx%ld, pad %ld, %s, by %g, %s", (long)rows, (long)cols, (long)pad,
+             dtype_name(t), (double)factor, ck_pattern_name[p]);
+    const struct ck_out y = ck_twins(c, ck_2d(t, rows, cols, pad), p);
+    CK_EACH(c, s) ck_ok(c, dev_scale(c->dev[s], &y.side[s], factor));
+    ck_close(c, "y", &y, NULL, 1);
+    ck_end(c);
+}
+
 /* Rows, columns: one row, odd widths, below, at and above a vector. */
 static const int64_t sizes[][2] = {{1, 1}, {1, 37}, {3, 16}, {5, 31}, {9, 129}, {67, 8}};
 
@@ -225,6 +237,25 @@ static void test_memory(struct ck *c)
     }
 }
 
-const struct ck_test ck_gemm_tests[] = {{"memory", test_memory}, {"copy", test_copy},
-                                        {"gemm", test_gemm},     {"bias", test_bias},
-                                        {"add", test_add},       {NULL, NULL}};
+static void test_scale(struct ck *c)
+{
+    static const float factors[] = {0.22f, -12, 0.125f, 0};
+    if (c->bench) {
+        one_scale(c, 256, 2048, 0, DT_BF16, 0.22f, PAT_RANDOM);
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int t = 0; t < 2; t++)
+                one_scale(c, sizes[i][0], sizes[i][1], p % 2 * 3, t ? DT_BF16 : DT_F32,
+                          factors[(i + (size_t)p) % ARRAY_LEN(factors)],
+                          (enum ck_pattern)p);
+}
+
+const struct ck_test ck_gemm_tests[] = {{"memory", test_memory},
+                                        {"copy", test_copy},
+                                        {"gemm", test_gemm},
+                                        {"bias", test_bias},
+                                        {"add", test_add},
+                                        {"scale", test_scale},
+                                        {NULL, NULL}};

@@ -59,6 +59,7 @@ static void matrices(void **state)
     const struct tensor bias = tensor_1d(mem, DT_F32, 4);
     refused(dev_bias(dev, &c, &bias));
     refused(dev_add(dev, &c, &a, &c));
+    refused(dev_scale(dev, &bias, 2));
     refused(dev_copy(dev, &c, &a));
 }
 
