@@ -147,7 +147,7 @@ static enum err embed_stream(struct calibration *c, struct stream *to,
                              const struct host_mat *embed)
 {
     for (int64_t i = 0; i < c->s->samples; i++) {
-        TRY(model_embed(c->dev, &c->recon.x, embed, c->tokens + i * c->s->seqlen));
+        TRY(model_embed(c->dev, c->arch, &c->recon.x, embed, c->tokens + i * c->s->seqlen));
         TRY(stream_write(to, i, &c->recon.x));
     }
     return OK;

@@ -13,7 +13,8 @@ const char *const golden_name[] = {
     "linear_rope", "mistral",         "qwen2",       "qwen3",
     "llama_bias",  "llama_tied_bf16", "llama_f16",   "llama_mlp_bias",
     "yarn",        "yarn_attention",  "yarn_mscale", "dynamic_rope",
-    "tied_twice",  "tied_head_only",  "llama_base"};
+    "tied_twice",  "tied_head_only",  "llama_base",  "granite",
+    "granite_bias"};
 const int golden_count = ARRAY_LEN(golden_name);
 
 enum err golden_open(struct golden *g, const char *name)

@@ -5,6 +5,7 @@
 
 #include "kernels/tensor/qtensor.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -78,6 +79,22 @@ static enum err check_rope(const struct arch *a)
     return OK;
 }
 
+static enum err check_factors(const struct arch *a)
+{
+    const struct {
+        const char *name;
+        double value;
+    } factor[] = {{"embedding", a->embed_scale},
+                  {"scores", a->attn_scale},
+                  {"residual stream", a->residual_scale},
+                  {"logits", a->logit_scale}};
+    for (size_t i = 0; i < ARRAY_LEN(factor); i++)
+        FAIL_IF(!(factor[i].value >= 0) || !(factor[i].value <= FLT_MAX), ERR_FORMAT,
+                "the factor of the %s is %g, want a finite number above 0", factor[i].name,
+                factor[i].value);
+    return OK;
+}
+
 enum err arch_check(const struct arch *a)
 {
     TRY(check_dims(a));
@@ -85,6 +102,7 @@ enum err arch_check(const struct arch *a)
             "rms_norm_eps is %g, want a number between 0 and 1", (double)a->norm_eps);
     FAIL_IF(a->sliding_window < 0, ERR_FORMAT, "sliding_window is %" PRId64,
             a->sliding_window);
+    TRY(check_factors(a));
     return check_rope(a);
 }
 
@@ -164,6 +182,16 @@ bool arch_has_bias(const struct arch *a, int l)
     default:
         return a->mlp_bias;
     }
+}
+
+float arch_attn_scale(const struct arch *a)
+{
+    return (float)(a->attn_scale != 0 ? a->attn_scale : 1 / sqrt((double)a->head_dim));
+}
+
+float arch_factor(double factor)
+{
+    return factor != 0 ? (float)factor : 1;
 }
 
 /* Weights of the seven projections: norms and biases are not quantized. */

@@ -10,13 +10,13 @@
 
 #include <stdbool.h>
 
-enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3 };
+enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3, ARCH_GRANITE };
 enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
 extern const char *const rope_name[]; /* as config.json has them, by enum rope_kind */
 
 struct arch {
     enum arch_family family;
-    char model_type[16]; /* "llama", "mistral", "qwen2", "qwen3" */
+    char model_type[16]; /* "llama", "mistral", ...: see hf_config.c */
     int64_t n_layers;
     int64_t d_model;  /* D, hidden_size */
     int64_t d_ff;     /* F, intermediate_size */
@@ -36,6 +36,11 @@ struct arch {
     bool qkv_bias, o_bias;
     bool mlp_bias; /* of gate, up and down */
     bool qk_norm, tied;
+    /* Factors; 0 stands for what other families have: 1, for scores 1 / sqrt(d). */
+    double embed_scale;         /* of the embedding's rows */
+    double attn_scale;          /* of the scores q . k */
+    double residual_scale;      /* of what attention and MLP add to the residual stream */
+    double logit_scale;         /* of the logits */
     int64_t sliding_window;     /* tokens that a query may look back; 0: unlimited */
     int64_t sliding_from;       /* first layer with a sliding window */
     int64_t bos, n_eos, eos[8]; /* token ids; bos -1 if none */
@@ -59,6 +64,11 @@ bool arch_has_bias(const struct arch *a, int l);
 int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g);
 /* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
+
+/* Returns the factor of the scores q . k. */
+float arch_attn_scale(const struct arch *a);
+/* Returns factor, one of the others in struct arch, with 1 for 0. */
+float arch_factor(double factor);
 
 /* Returns the angle per position of pair i, 0 <= i < d/2, with the scaling of the rope kind:
  * rope_theta^(-2 i / d) without one. */

@@ -88,7 +88,7 @@ static enum err attend(struct block_acts *x, const struct arch *a,
 {
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor v = v_heads(a, x->qkv), o = tensor_heads(x->o, a->n_heads);
-    struct attn_inputs in = {.q = &q, .k = &k, .v = &v, .scale = attn_scale(a)};
+    struct attn_inputs in = {.q = &q, .k = &k, .v = &v, .scale = arch_attn_scale(a)};
     if (!kv_quantized(kv))
         return dev_attn(x->dev, &o, &x->lse, &in);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
@@ -173,7 +173,7 @@ enum err output_input(struct tensor *in, struct block_acts *x, struct block_scra
 }
 
 /* Output projection, MLP and both residual sums of rows t. y is scratch:
- *   h = x + Wo o      out = h + Wdown (silu(Wgate n2) * (Wup n2)),  n2 = rmsnorm(h)
+ *   h = x + r Wo o      out = h + r Wdown (silu(Wgate n2) * (Wup n2)),  n2 = rmsnorm(h)
  * One norm operation forms h as well, which saves a pass over the residual stream. */
 static enum err finish(struct block_acts *t, struct block_scratch *s, const struct arch *a,
                        const struct block_weights *w, const struct block_kv *kv,
@@ -185,6 +185,7 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
     TRY(dev_gemm(d, GEMM_NT, y, &o, &w->wo, false));
     if (w->bo.data)
         TRY(dev_bias(d, y, &w->bo));
+    TRY(block_scale(d, y, a->residual_scale));
     /* h = x + y, n2 = rmsnorm(h) */
     const struct rmsnorm_inputs sum = {
         .x = &t->x, .add = y, .g = &w->norm2, .eps = a->norm_eps};
@@ -198,6 +199,7 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
     TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
     if (w->bdown.data)
         TRY(dev_bias(d, y, &w->bdown));
+    TRY(block_scale(d, y, a->residual_scale));
     return dev_add(d, out, &t->h, y);
 }
 

@@ -2,8 +2,10 @@
  *
  * One transformer block on a device: forward with what backward needs kept, and backward.
  *
- *   h   = x + Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
- *   out = h + Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h) */
+ *   h   = x + r Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
+ *   out = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
+ *
+ * r is the architecture's residual_scale, 1 in most families. */
 #ifndef WKVQ_BLOCK_H
 #define WKVQ_BLOCK_H
 
@@ -58,6 +60,9 @@ struct block_scratch; /* device buffers of forward and backward, shared by all b
 enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
                           const struct arch *a, int64_t T);
 
+/* y [R,C] act *= factor, a field of struct arch; nothing to do if it is 0 or 1. */
+enum err block_scale(struct dev *d, const struct tensor *y, double factor);
+
 /* Returns an upper bound of the bytes; quantized: including kq, vq and k_pre. */
 size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized);
 /* With kv below 16 bits in any layer, kq and vq are allocated, and k_pre for pre-rope keys.
@@ -102,9 +107,9 @@ enum err block_backward(struct block_acts *acts, struct block_scratch *s,
 
 /* Intermediate gradients a caller can observe during block_backward_watched(). */
 enum block_grad {
-    BLOCK_GRAD_DOWN,      /* [T,D] F32, of the output of down */
+    BLOCK_GRAD_DOWN,      /* [T,D] act, of the output of down */
     BLOCK_GRAD_GATE_UP,   /* [T,2F] act, of the outputs of gate and up */
-    BLOCK_GRAD_O,         /* [T,D] F32, of the output of o */
+    BLOCK_GRAD_O,         /* [T,D] act, of the output of o */
     BLOCK_GRAD_ATTENTION, /* [T,(H+2K)d] act, of q, k, v as attention reads them */
     BLOCK_GRAD_QKV,       /* [T,(H+2K)d] act, of the outputs of q, k, v */
 };

@@ -5,7 +5,6 @@
 #include "calib/model/carve.h"
 
 #include <inttypes.h>
-#include <math.h>
 
 /* With the bounds of arch_check, no layout overflows below this many tokens. */
 #define MAX_TOKENS (INT64_C(1) << 31)
@@ -157,7 +156,8 @@ out:
     return err;
 }
 
-float attn_scale(const struct arch *a)
+enum err block_scale(struct dev *d, const struct tensor *y, double factor)
 {
-    return (float)(1 / sqrt((double)a->head_dim));
+    const float by = arch_factor(factor);
+    return by == 1 ? OK : dev_scale(d, y, by);
 }

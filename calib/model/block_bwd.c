@@ -7,17 +7,18 @@
 #include "calib/model/block_scratch.h"
 #include "kernels/dev_refine.h"
 
-/* The residual gradient in the act type, as an operand of products: itself in F32, else a
- * copy in s->y. */
-static enum err as_operand(struct tensor *g, struct block_scratch *s,
+/* The gradient of what a product added to the residual stream, in the act type: r dh. That
+ * is dh itself in F32 if r = 1, else a copy in s->y. */
+static enum err as_operand(struct tensor *g, struct block_scratch *s, const struct arch *a,
                            const struct tensor *dh)
 {
-    if (s->y.dtype == DT_F32) {
+    if (s->y.dtype == DT_F32 && arch_factor(a->residual_scale) == 1) {
         *g = *dh;
         return OK;
     }
     *g = s->y;
-    return dev_copy(s->dev, &s->y, dh);
+    TRY(dev_copy(s->dev, &s->y, dh));
+    return block_scale(s->dev, &s->y, a->residual_scale);
 }
 
 /* *dw = dy^T x, or += , unless it is not wanted. */
@@ -34,14 +35,14 @@ static enum err gain_grad(struct dev *d, const struct tensor *dg, const struct t
     return dg && dg->data ? dev_rmsnorm_gain_bwd(d, dg, dy, x, s) : OK;
 }
 
-/* dh += the MLP's share, out = h + Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
-static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s,
+/* dh += the MLP's share, out = h + r Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
+static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const struct arch *a,
                         const struct block_weights *w, const struct block_grads *g,
                         const struct tensor *dh)
 {
     struct dev *d = x->dev;
     struct tensor dy;
-    TRY(as_operand(&dy, s, dh));
+    TRY(as_operand(&dy, s, a, dh));
     TRY(weight_grad(d, g ? &g->dwdown : NULL, g && g->add_dw, &dy, &x->m));
     TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
     TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
@@ -51,7 +52,7 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s,
     return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm2, true);
 }
 
-/* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + Wo o. */
+/* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */
 static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
                               const struct arch *a, const struct block_weights *w,
                               const struct block_kv *kv, const struct block_grads *g,
@@ -59,7 +60,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
 {
     struct dev *d = x->dev;
     struct tensor dy, in;
-    TRY(as_operand(&dy, s, dh));
+    TRY(as_operand(&dy, s, a, dh));
     TRY(output_input(&in, x, s, kv));
     TRY(weight_grad(d, g ? &g->dwo : NULL, g && g->add_dw, &dy, &in));
     TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
@@ -69,7 +70,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
     const struct tensor o = tensor_heads(x->o, a->n_heads);
     const struct tensor d_o = tensor_heads(s->d_o, a->n_heads);
-    struct attn_inputs attn = {.q = &q, .k = &k, .v = &v, .scale = attn_scale(a)};
+    struct attn_inputs attn = {.q = &q, .k = &k, .v = &v, .scale = arch_attn_scale(a)};
     struct attn_grads grads = {.dq = &dq, .dk = &dk, .dv = &dv};
     if (!kv_quantized(kv))
         return dev_attn_bwd(d, &grads, &d_o, &o, &x->lse, &attn);
@@ -194,6 +195,18 @@ static enum err show(const struct block_watch *watch, enum block_grad what,
     return watch ? watch->grad(watch->ctx, what, g) : OK;
 }
 
+/* Shows the gradient of what a product added to the residual stream. */
+static enum err show_added(const struct block_watch *watch, enum block_grad what,
+                           struct block_scratch *s, const struct arch *a,
+                           const struct tensor *dh)
+{
+    struct tensor g;
+    if (!watch)
+        return OK;
+    TRY(as_operand(&g, s, a, dh));
+    return show(watch, what, &g);
+}
+
 enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
                                 const struct arch *a, const struct block_weights *w,
                                 const struct tensor *dx, const struct tensor *dout,
@@ -202,10 +215,10 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
     struct dev *d = acts->dev;
     if (dx->data != dout->data)
         TRY(dev_copy(d, dx, dout));
-    TRY(show(watch, BLOCK_GRAD_DOWN, dx));
-    TRY(mlp_bwd(acts, s, w, NULL, dx));
+    TRY(show_added(watch, BLOCK_GRAD_DOWN, s, a, dx));
+    TRY(mlp_bwd(acts, s, a, w, NULL, dx));
     TRY(show(watch, BLOCK_GRAD_GATE_UP, &acts->gu));
-    TRY(show(watch, BLOCK_GRAD_O, dx));
+    TRY(show_added(watch, BLOCK_GRAD_O, s, a, dx));
     TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
     TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
@@ -230,7 +243,7 @@ static enum err heads_bwd(struct block_acts *acts, struct block_scratch *s,
                           const struct block_kv *kv, const struct block_grads *g,
                           const struct tensor *dh)
 {
-    TRY(mlp_bwd(acts, s, w, g, dh));
+    TRY(mlp_bwd(acts, s, a, w, g, dh));
     TRY(attention_bwd(acts, s, a, w, kv, g, dh));
     if (kv_quantized(kv))
         return quantizers_bwd(acts, s, a, kv, g);

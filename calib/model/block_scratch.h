@@ -96,6 +96,4 @@ enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct t
 enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,
                       const struct block_kv *kv);
 
-float attn_scale(const struct arch *a);
-
 #endif

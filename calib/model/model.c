@@ -97,7 +97,7 @@ static enum err embed_windows(struct model_pass *k, const int32_t *ids)
     TRY(src->ends(src->ctx, &embed, &norm, &head));
     TRY(host_mat_check(&embed, "embedding", k->r->arch->vocab, k->r->arch->d_model));
     for (int64_t i = 0; i < k->n; i++)
-        TRY(model_embed(k->r->dev, &k->h[i], &embed, ids + i * k->T));
+        TRY(model_embed(k->r->dev, k->r->arch, &k->h[i], &embed, ids + i * k->T));
     return OK;
 }
 
@@ -417,9 +417,7 @@ static enum err head_window(struct head *e, struct model_pass *k, int64_t i)
     struct dev *d = k->r->dev;
     const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
     const int64_t first = copy_nll(e, k, i);
-    const struct rmsnorm_inputs last = {
-        .x = &k->h[i], .g = &e->norm, .eps = k->r->arch->norm_eps};
-    TRY(dev_rmsnorm(d, &k->acts.n1, &k->acts.s1, NULL, &last));
+    TRY(model_last(d, k->r->arch, &k->acts.n1, &k->acts.s1, &k->h[i], &e->norm));
     if (e->nll_out)
         TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1,
                        (size_t)rows * sizeof(*e->ids)));
@@ -524,9 +522,8 @@ static enum err states_window(struct model_states *s, int64_t i)
     if (s->window == i)
         return OK;
     s->window = -1;
-    const struct rmsnorm_inputs last = {
-        .x = &k->h[i], .g = &s->head.norm, .eps = s->run.arch->norm_eps};
-    TRY(dev_rmsnorm(s->run.dev, &k->acts.n1, &k->acts.s1, NULL, &last));
+    TRY(model_last(s->run.dev, s->run.arch, &k->acts.n1, &k->acts.s1, &k->h[i],
+                   &s->head.norm));
     s->window = i;
     return OK;
 }

@@ -12,10 +12,23 @@
 
 #include "calib/model/block.h"
 
-/* x [T,D] F32 on d = rows ids[t] of embed; ids host. Errors: ERR_FORMAT for an id that
- * embed does not have. */
-enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
-                     const int32_t *ids);
+/* x [T,D] F32 on d = rows ids[t] of embed, times embed_scale; ids host. Errors: ERR_FORMAT
+ * for an id that embed does not have. */
+enum err model_embed(struct dev *d, const struct arch *a, const struct tensor *x,
+                     const struct host_mat *embed, const int32_t *ids);
+/* y [T,D] act = the final norm of the states x [T,D] F32 under gain [D], times logit_scale:
+ * the head's rows times y are the logits. s [T] as dev_rmsnorm gives it. */
+enum err model_last(struct dev *d, const struct arch *a, const struct tensor *y,
+                    const struct tensor *s, const struct tensor *x,
+                    const struct tensor *gain);
+/* dx [T,D] F32 from dy [T,D] F32, which is destroyed. dgain [D] is added to; NULL: not
+ * wanted. */
+struct last_grads {
+    const struct tensor *dx, *dgain, *dy;
+};
+enum err model_last_bwd(struct dev *d, const struct arch *a, const struct last_grads *g,
+                        const struct tensor *s, const struct tensor *x,
+                        const struct tensor *gain);
 
 /* How a simulated run quantizes block i; *q = NULL: not at all. Projections with scales are
  * quantized; s and delta apply to the cache where it has fewer than 16 bits. q is borrowed

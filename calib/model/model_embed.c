@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * The embedding: rows of a host matrix to hidden states on the device. */
+ * The two ends of the residual stream: rows of the embedding to hidden states on the
+ * device, and the final norm. */
 #include "calib/model/model.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/dev_refine.h"
 
 #include <inttypes.h>
 
@@ -33,13 +35,33 @@ static enum err embed_rows(struct dev *d, const struct tensor *x,
     return OK;
 }
 
-enum err model_embed(struct dev *d, const struct tensor *x, const struct host_mat *embed,
-                     const int32_t *ids)
+enum err model_embed(struct dev *d, const struct arch *a, const struct tensor *x,
+                     const struct host_mat *embed, const int32_t *ids)
 {
     TRY(host_mat_check(embed, "embedding", embed->rows, x->dim[1]));
     float *stage = NULL;
     TRY(mem_alloc(&stage, EMBED_ROWS * (size_t)x->dim[1], sizeof(*stage)));
     const enum err err = embed_rows(d, x, embed, ids, stage);
     mem_free(stage);
-    return err;
+    return err ? err : block_scale(d, x, a->embed_scale);
+}
+
+/* The normalized states are scaled, because logits are V wide. */
+enum err model_last(struct dev *d, const struct arch *a, const struct tensor *y,
+                    const struct tensor *s, const struct tensor *x,
+                    const struct tensor *gain)
+{
+    const struct rmsnorm_inputs in = {.x = x, .g = gain, .eps = a->norm_eps};
+    TRY(dev_rmsnorm(d, y, s, NULL, &in));
+    return block_scale(d, y, a->logit_scale);
+}
+
+enum err model_last_bwd(struct dev *d, const struct arch *a, const struct last_grads *g,
+                        const struct tensor *s, const struct tensor *x,
+                        const struct tensor *gain)
+{
+    TRY(block_scale(d, g->dy, a->logit_scale));
+    if (g->dgain)
+        TRY(dev_rmsnorm_gain_bwd(d, g->dgain, g->dy, x, s));
+    return dev_rmsnorm_bwd(d, g->dx, g->dy, x, s, gain, false);
 }

@@ -127,7 +127,7 @@ static enum err forward(struct pass *p)
     struct host_mat embed, norm, head;
     TRY(p->src->ends(p->src->ctx, &embed, &norm, &head));
     for (int64_t i = 0; i < p->n; i++)
-        TRY(model_embed(p->dev, &p->g[i], &embed, p->ids + i * p->T));
+        TRY(model_embed(p->dev, p->arch, &p->g[i], &embed, p->ids + i * p->T));
     for (int64_t b = 0; b < p->arch->n_layers; b++)
         TRY(forward_block(p, b));
     return OK;
@@ -211,14 +211,13 @@ static enum err head_piece(struct head *e, struct pass *p, const int32_t *ids, i
 static enum err head_window(struct head *e, struct pass *p, int64_t i)
 {
     const int64_t piece = e->logits.dim[0], rows = p->T - 1;
-    const struct rmsnorm_inputs last = {
-        .x = &p->g[i], .g = &e->norm, .eps = p->arch->norm_eps};
-    TRY(dev_rmsnorm(p->dev, &e->y, &e->s, NULL, &last));
+    TRY(model_last(p->dev, p->arch, &e->y, &e->s, &p->g[i], &e->norm));
     TRY(dev_zero(p->dev, e->dy.data, state_bytes(p)));
     for (int64_t t = 0; t < rows; t += piece)
         TRY(head_piece(e, p, p->ids + i * p->T, t, rows - t < piece ? rows - t : piece));
     TRY(dev_copy(p->dev, &p->x, &p->g[i]));
-    return dev_rmsnorm_bwd(p->dev, &p->g[i], &e->dy, &p->x, &e->s, &e->norm, false);
+    const struct last_grads grads = {.dx = &p->g[i], .dy = &e->dy};
+    return model_last_bwd(p->dev, p->arch, &grads, &e->s, &p->x, &e->norm);
 }
 
 static enum err head_backward(struct pass *p)

@@ -6,6 +6,7 @@
 #include "calib/refine/distill.h"
 
 #include "calib/model/carve.h"
+#include "calib/model/model.h"
 #include "kernels/dev_refine.h"
 
 /* Logits that exist at a time, of one of the two models. */
@@ -103,14 +104,13 @@ enum err distill_loss(struct distiller *x, double loss[2], const struct distill_
 {
     const int64_t piece = x->logits[0].dim[0], n = x->T - 1;
     loss[0] = loss[1] = 0;
-    const struct rmsnorm_inputs last = {.x = p->h, .g = p->gain, .eps = x->arch->norm_eps};
-    TRY(dev_rmsnorm(x->dev, &x->y, &x->s, NULL, &last));
+    TRY(model_last(x->dev, x->arch, &x->y, &x->s, p->h, p->gain));
     if (g) /* the last token predicts nothing */
         TRY(dev_zero(x->dev, x->dy.data, (size_t)tensor_count(&x->dy) * sizeof(float)));
     for (int64_t t = 0; t < n; t += piece)
         TRY(rows_loss(x, loss, p, g, t, n - t < piece ? n - t : piece));
     if (!g)
         return OK;
-    TRY(dev_rmsnorm_gain_bwd(x->dev, g->dgain, &x->dy, p->h, &x->s));
-    return dev_rmsnorm_bwd(x->dev, g->dh, &x->dy, p->h, &x->s, p->gain, false);
+    const struct last_grads grads = {g->dh, g->dgain, &x->dy};
+    return model_last_bwd(x->dev, x->arch, &grads, &x->s, p->h, p->gain);
 }

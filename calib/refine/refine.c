@@ -106,16 +106,15 @@ static enum err teacher_states(struct refine *r)
     struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
     TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
-        TRY(model_embed(r->dev, x, &embed, r->tokens + i * r->s->seqlen));
+        TRY(model_embed(r->dev, r->arch, x, &embed, r->tokens + i * r->s->seqlen));
         TRY(stream_write(&r->teacher, i, x));
     }
     for (int64_t b = 0; b < r->arch->n_layers; b++)
         TRY(teacher_layer(r, &r->st.w, x, out, b));
     TRY(host_mat_upload(r->dev, gain, &norm));
-    const struct rmsnorm_inputs last = {.x = x, .g = gain, .eps = r->arch->norm_eps};
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(stream_read(&r->teacher, x, i));
-        TRY(dev_rmsnorm(r->dev, out, &r->distill.s, NULL, &last));
+        TRY(model_last(r->dev, r->arch, out, &r->distill.s, x, gain));
         TRY(stream_write(&r->teacher, i, out));
     }
     return dev_sync(r->dev);

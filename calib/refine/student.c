@@ -117,7 +117,7 @@ enum err student_forward(struct student *st, const int32_t *const *ids, int64_t 
     struct host_mat embed, norm, head;
     TRY(st->src->ends(st->src->ctx, &embed, &norm, &head));
     for (int64_t i = 0; i < n; i++)
-        TRY(model_embed(st->dev, student_state(st, i, 0), &embed, ids[i]));
+        TRY(model_embed(st->dev, st->arch, student_state(st, i, 0), &embed, ids[i]));
     for (int64_t b = 0; b < st->arch->n_layers; b++) {
         TRY(enter_layer(st, b));
         for (int64_t i = 0; i < n; i++)

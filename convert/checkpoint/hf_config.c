@@ -24,19 +24,22 @@ struct family {
     int64_t bos, eos; /* -1 represents None */
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
     bool has_mlp_bias /* the field is read */, qk_norm;
+    bool has_multipliers; /* Granite's four fields are read */
 };
 
 static const struct family families[] = {
     {"llama", "LlamaForCausalLM", ARCH_LLAMA, 4096, 11008, 32, 32, 0, 0, 32000, 2048, 0, 1,
-     2, true, false, true, false},
+     2, true, false, true, false, false},
     {"mistral", "MistralForCausalLM", ARCH_MISTRAL, 4096, 14336, 32, 32, 8, 0, 32000,
-     131072, 4096, 1, 2, false, false, false, false},
+     131072, 4096, 1, 2, false, false, false, false, false},
     {"qwen2", "Qwen2ForCausalLM", ARCH_QWEN2, 4096, 22016, 32, 32, 32, 0, 151936, 32768,
-     4096, -1, -1, false, true, false, false},
+     4096, -1, -1, false, true, false, false, false},
     {"qwen3", "Qwen3ForCausalLM", ARCH_QWEN3, 4096, 22016, 32, 32, 32, 128, 151936, 32768,
-     4096, -1, -1, true, false, false, true},
+     4096, -1, -1, true, false, false, true, false},
+    {"granite", "GraniteForCausalLM", ARCH_GRANITE, 4096, 11008, 32, 32, 0, 0, 32000, 2048,
+     0, 1, 2, true, false, true, false, true},
 };
-#define FAMILY_NAMES "llama, mistral, qwen2 and qwen3"
+#define FAMILY_NAMES "llama, mistral, qwen2, qwen3 and granite"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -197,6 +200,30 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     return OK;
 }
 
+/* Reads a factor; missing: 1. */
+static enum err read_factor(double *out, const struct reader *r, const char *key)
+{
+    *out = 1;
+    TRY(json_get_real(out, r->o, key, -1e300, 1e300, r->where));
+    FAIL_IF(!(*out > 0), ERR_FORMAT, "%s: %s is %g, want a number above 0", r->where, key,
+            *out);
+    return OK;
+}
+
+/* Reads Granite's factors. Its scores have no other one, so 1 is not 1 / sqrt(d). */
+static enum err read_multipliers(struct arch *a, const struct reader *r)
+{
+    double logits;
+    if (!r->f->has_multipliers)
+        return OK;
+    TRY(read_factor(&a->embed_scale, r, "embedding_multiplier"));
+    TRY(read_factor(&a->attn_scale, r, "attention_multiplier"));
+    TRY(read_factor(&a->residual_scale, r, "residual_multiplier"));
+    TRY(read_factor(&logits, r, "logits_scaling"));
+    a->logit_scale = 1 / logits;
+    return OK;
+}
+
 /* --- sliding windows ---------------------------------------------------------------- */
 
 /* Finds the first layer that layer_types calls sliding; n_layers if there is none. */
@@ -230,7 +257,7 @@ static enum err read_sliding(struct arch *a, const struct reader *r)
     const struct family *f = r->f;
     bool used = f->family == ARCH_MISTRAL;
     json_t *types;
-    if (f->family == ARCH_LLAMA)
+    if (f->family == ARCH_LLAMA || f->family == ARCH_GRANITE)
         return OK;
     if (!used)
         TRY(json_get_bool(&used, r->o, "use_sliding_window", r->where));
@@ -315,6 +342,7 @@ static enum err read_all(struct arch *out, struct reader *r)
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));
+    TRY(read_multipliers(&a, r));
     TRY(hf_read_rope(&a, r->o, r->where));
     TRY(read_sliding(&a, r));
     TRY(read_specials(&a, r));

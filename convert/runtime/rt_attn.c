@@ -63,10 +63,9 @@ static void absorb(const struct rt_attn *a, float *partial, const float *q, cons
                    const float **v, int64_t n)
 {
     const int64_t d = a->cache->d;
-    const float scale = 1 / sqrtf((float)d);
     float score[TILE], top = partial[0], *acc = partial + 2;
     for (int64_t i = 0; i < n; i++) {
-        score[i] = scale * a->kern->dot(q, k[i], d);
+        score[i] = a->scale * a->kern->dot(q, k[i], d);
         top = score[i] > top || isnan(score[i]) ? score[i] : top;
     }
     const float keep = partial[0] == -INFINITY ? 0 : expf(partial[0] - top);

@@ -84,15 +84,15 @@ int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows)
 }
 
 /* Folds s and delta of the keys into the query of one head. */
-static void fold(float *out, const float *q, int64_t d, const struct rt_plane *k,
-                 struct rt_channels key, const struct rt_kv_kernels *kv)
+static void fold(float *out, const float *q, const struct rt_attn *a,
+                 const struct rt_plane *k, struct rt_channels key)
 {
-    const float scale = 1 / sqrtf((float)d);
+    const int64_t d = a->cache->d;
     float *sums = out + d, *shift = sums + k->groups;
     *shift = 0;
     for (int64_t g = 0, i = 0; g < k->groups; g++, i += k->group) {
         const struct rt_channels of = {key.s + i, key.delta + i};
-        *shift += kv->fold(out + i, &sums[g], q + i, of, scale, k->group);
+        *shift += a->kern->kv->fold(out + i, &sums[g], q + i, of, a->scale, k->group);
     }
 }
 
@@ -224,8 +224,8 @@ static void begin(const struct rt_attn_packed *j, const struct buffers *b, int64
     const struct rt_channels key = rt_cache_channels(c, j->a->layer, KV_K, j->kh);
     for (int64_t r = 0; r < rows; r++) {
         const int64_t t = j->first + r / G, h = j->kh * G + r % G;
-        fold(b->q + r * folded_floats(c, b->k), j->a->q + (t * j->a->H + h) * c->d, c->d,
-             b->k, key, j->a->kern->kv);
+        fold(b->q + r * folded_floats(c, b->k), j->a->q + (t * j->a->H + h) * c->d, j->a,
+             b->k, key);
         b->top[r] = -INFINITY;
         b->total[r] = 0;
     }

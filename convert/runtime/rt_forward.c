@@ -2,8 +2,10 @@
  *
  * One chunk of tokens through the decoder:
  *
- *   h = x + Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
- *   x = h + Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
+ *   h = x + r Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
+ *   x = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
+ *
+ * r, the embedding's factor and that of the logits are 1 in most families.
  *
  * Written from the formulas, not from calib/model: verification compares the two, so they
  * must not share mistakes. */
@@ -107,10 +109,19 @@ static void hadamard_heads(float *x, int64_t heads, int64_t d)
         hadamard_f32(x + h * d, d);
 }
 
-static void add(float *x, const float *y, int64_t n)
+/* x += factor y. With factor 1 this is the plain sum, to the bit. */
+static void add(float *x, const float *y, float factor, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        x[i] += y[i];
+        x[i] += factor * y[i];
+}
+
+/* x *= factor, a field of struct arch in which 0 stands for 1. */
+static void scale(float *x, double factor, int64_t n)
+{
+    const float by = arch_factor(factor);
+    for (int64_t i = 0; by != 1 && i < n; i++)
+        x[i] *= by;
 }
 
 /* gate = silu(gate) up, a row of `width` per token. */
@@ -165,6 +176,7 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
                                 .past = r->length,
                                 .n = n,
                                 .H = r->arch->n_heads,
+                                .scale = arch_attn_scale(r->arch),
                                 .q = a->q,
                                 .k = a->k,
                                 .v = a->v,
@@ -183,7 +195,7 @@ static const struct packed_linear *packed_head(const struct runtime *r)
     return head->bits < 16 ? head : NULL;
 }
 
-/* x += Wdown (silu(Wgate n2) * (Wup n2)). Each product names the next one, so that its
+/* x += r Wdown (silu(Wgate n2) * (Wup n2)). Each product names the next one, so that its
  * weights are prefetched; after the last layer, that is a packed head. */
 static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
@@ -204,7 +216,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
     r->linear.next = next;
     rt_linear_run(&r->linear, back, down, 1, a->gate, n);
-    add(a->x, a->norm, n * m->d_model);
+    add(a->x, a->norm, arch_factor(m->residual_scale), n * m->d_model);
 }
 
 static enum err block(struct runtime *r, int64_t layer, int64_t n)
@@ -217,7 +229,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     TRY(attention(r, layer, n));
     r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);
-    add(a->x, a->norm, n * r->arch->d_model);
+    add(a->x, a->norm, arch_factor(r->arch->residual_scale), n * r->arch->d_model);
     mlp(r, layer, n);
     return OK;
 }
@@ -234,6 +246,7 @@ static enum err embed(struct runtime *r, const int32_t *ids, int64_t n)
                 r->length + t, ids[t], e->out);
         packed_linear_unpack_row(r->acts.x + t * e->in, e, ids[t]);
     }
+    scale(r->acts.x, r->arch->embed_scale, n * e->in);
     return OK;
 }
 
@@ -283,6 +296,7 @@ void rt_logits(struct runtime *r, float *logits, int64_t n, int64_t rows)
     const struct packed_linear *const head[] = {artifact_head(r->a)};
     float *last = r->acts.x + (n - rows) * m->d_model;
     rmsnorm(r->acts.norm, last, r->final_norm, rows, m->d_model, m->norm_eps);
+    scale(r->acts.norm, m->logit_scale, rows * m->d_model);
     r->linear.next = &artifact_block(r->a, 0)->lin[LIN_Q];
     rt_linear_run(&r->linear, &logits, head, 1, r->acts.norm, rows);
 }

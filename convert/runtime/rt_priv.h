@@ -134,6 +134,7 @@ struct rt_attn {
     const struct rt_cache *cache;
     const struct rt_kernels *kern;
     int64_t layer, past, n, H; /* past: tokens before the chunk */
+    float scale;               /* of the scores q . k */
     const float *q, *k, *v;    /* [n][H*d], [n][C]: after rope, full precision */
     float *out;                /* [n][H*d] */
 };

@@ -147,7 +147,15 @@ struct arch tiny_arch(int which, int64_t n_layers)
                      .max_positions = 64,
                      .norm_eps = 1e-5f,
                      .rope_theta = 10000};
-    if (which) {
+    if (which == 2) {
+        a.family = ARCH_GRANITE;
+        snprintf(a.model_type, sizeof(a.model_type), "granite");
+        a.embed_scale = 2;
+        a.attn_scale = 0.25;
+        a.residual_scale = 0.5;
+        a.logit_scale = 0.75;
+    }
+    if (which == 1) {
         a.family = ARCH_QWEN3;
         snprintf(a.model_type, sizeof(a.model_type), "qwen3");
         a.qk_norm = a.qkv_bias = a.mlp_bias = true;

@@ -77,7 +77,7 @@ static double set_loss(struct dev *d, const struct fixture *f,
     must(recon_open(&full.r, d, &f->arch, s));
     must(recon_open(&half.r, d, &f->arch, s));
     for (int64_t i = 0; i < n; i++) {
-        must(model_embed(d, &full.r.x, &f->embed, tokens + i * s->seqlen));
+        must(model_embed(d, &f->arch, &full.r.x, &f->embed, tokens + i * s->seqlen));
         must(dev_copy(d, &half.r.x, &full.r.x));
         sum += walk_loss(&full, &half, &q, s, m, block);
     }

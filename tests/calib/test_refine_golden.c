@@ -158,7 +158,14 @@ static void read_config(struct whole *m)
     m->source = (struct model_source){.ctx = m, .block = golden_block, .ends = golden_ends};
     assert_true(f[TOKENS] <= MAX_TOKENS);
     read_into(m->ids, (size_t)(WINDOWS * f[TOKENS]) * sizeof(*m->ids), find(m, "ids"));
-    float weights[2];
+    float weights[2], factors[4];
+    if (find(m, "factors")) {
+        read_into(factors, sizeof(factors), find(m, "factors"));
+        m->arch.embed_scale = (double)factors[0];
+        m->arch.attn_scale = 1 / (double)factors[1];
+        m->arch.residual_scale = (double)factors[2];
+        m->arch.logit_scale = (double)factors[3];
+    }
     read_into(weights, sizeof(weights), find(m, "weights"));
     m->kl = weights[0];
     m->ce = weights[1];
@@ -337,9 +344,7 @@ static void make_teacher(struct whole *m)
     must(model_nll(&run, m->ids, WINDOWS, T, nll));
     must(host_mat_upload(m->d, &gain, &norm));
     for (int i = 0; i < WINDOWS; i++) {
-        const struct rmsnorm_inputs in = {
-            .x = &m->teacher[i], .g = &gain, .eps = m->arch.norm_eps};
-        must(dev_rmsnorm(m->d, &m->teacher[i], &m->head.s, NULL, &in));
+        must(model_last(m->d, &m->arch, &m->teacher[i], &m->head.s, &m->teacher[i], &gain));
         compare(m, &m->teacher[i], find(m, "teacher"), i * T * D, STATE_BOUND);
     }
     dev_free(m->d, gain.data);
@@ -414,11 +419,19 @@ static void test_qk_norm_and_mixed_formats(void **state)
     check_devices("qknorm");
 }
 
+/* Factors of the embedding, the scores, the residual stream and the logits. */
+static void test_factors(void **state)
+{
+    (void)state;
+    check_devices("factors");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grouped_heads),
         cmocka_unit_test(test_qk_norm_and_mixed_formats),
+        cmocka_unit_test(test_factors),
     };
     if (!getenv("GOLDEN_REFINE"))
         return 77;

@@ -148,6 +148,7 @@ static void test_gradients(void **state)
     (void)state;
     check_gradients(0);
     check_gradients(1);
+    check_gradients(2);
 }
 
 /* --- estimates ---------------------------------------------------------------------- */

@@ -222,6 +222,24 @@ static void test_spellings(void **state)
     assert_string_equal(hf_architecture(&a), "Qwen2ForCausalLM");
 }
 
+/* A missing factor is 1, also that of the scores. */
+static void test_granite(void **state)
+{
+    struct arch a = hf_read("granite", ",\"embedding_multiplier\":12.0,"
+                                       "\"attention_multiplier\":0.015625,"
+                                       "\"residual_multiplier\":0.22,"
+                                       "\"logits_scaling\":8,\"attention_bias\":true");
+    assert_true(a.embed_scale == 12 && a.attn_scale == 0.015625);
+    assert_true(a.residual_scale == 0.22 && a.logit_scale == 0.125);
+    assert_true(a.qkv_bias && a.o_bias && !a.mlp_bias);
+    assert_string_equal(hf_architecture(&a), "GraniteForCausalLM");
+    a = hf_read("granite", ",\"logits_scaling\":null");
+    assert_true(a.embed_scale == 1 && a.attn_scale == 1);
+    assert_true(a.residual_scale == 1 && a.logit_scale == 1);
+    a = hf_read("llama", ",\"residual_multiplier\":0.22");
+    assert_true(a.residual_scale == 0); /* LlamaConfig has no such field */
+}
+
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -243,6 +261,12 @@ static const struct {
     enum err err;
     const char *word1, *word2;
 } refused_fields[] = {
+    {"granite", ",\"residual_multiplier\":0", ERR_FORMAT, "residual_multiplier", "above 0"},
+    {"granite", ",\"embedding_multiplier\":-12", ERR_FORMAT, "embedding_multiplier", "-12"},
+    {"granite", ",\"attention_multiplier\":\"1\"", ERR_FORMAT, "attention_multiplier",
+     "string"},
+    {"granite", ",\"logits_scaling\":1e-60", ERR_FORMAT, "logits", "1e+60"},
+    {"granitemoe", "", ERR_SUPPORT, "granitemoe", "granite"},
     {"gpt2", "", ERR_SUPPORT, "gpt2", "llama, mistral"},
     {"mixtral", "", ERR_SUPPORT, "mixtral", "qwen3"},
     {"qwen3_moe", "", ERR_SUPPORT, "qwen3_moe", "supported"},
@@ -432,13 +456,21 @@ static void test_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
-        cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
-        cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
-        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
-        cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
-        cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_llama_defaults),
+        cmocka_unit_test(test_mistral_defaults),
+        cmocka_unit_test(test_qwen2_defaults),
+        cmocka_unit_test(test_qwen3_defaults),
+        cmocka_unit_test(test_missing_sizes),
+        cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),
+        cmocka_unit_test(test_spellings),
+        cmocka_unit_test(test_granite),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_refused_texts),
+        cmocka_unit_test(test_own_quantization),
+        cmocka_unit_test(test_tensor_checks),
+        cmocka_unit_test(test_identity),
         cmocka_unit_test(test_golden_models),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);

@@ -110,7 +110,7 @@ def attention(q, k, v, kq, vq, c):
     i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
     window = c["window"] if c["past_only"] else 0
     full = (j > i - window) | (j < c["sink"])
-    S = torch.where(full, q @ k.transpose(1, 2), q @ kq.transpose(1, 2)) / d**0.5
+    S = torch.where(full, q @ k.transpose(1, 2), q @ kq.transpose(1, 2)) / c.get("divisor", d**0.5)
     P = torch.softmax(S.masked_fill(j > i, -torch.inf), dim=-1)
     o = torch.where(full, P, 0.0) @ v + torch.where(full, 0.0, P) @ vq
     return o.transpose(0, 1).reshape(T, H * d)
@@ -131,10 +131,11 @@ def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
         vq = quant_kv(v, kv["v_ls"].exp(), kv["v_delta"], bits, group)
         seen.update(kq=kq, vq=vq)
     o = attention(rope(q), kr, v, kr if kq is None else kq, v if vq is None else vq, c)
-    h = x + o @ w["o"].T + w.get("bo", 0.0)
+    r = c.get("residual", 1.0)
+    h = x + r * (o @ w["o"].T) + r * w.get("bo", 0.0)
     n2 = rmsnorm(h, w["norm2"])
     gate, up = (n2 @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
-    return h + (torch.nn.functional.silu(gate) * up) @ w["down"].T + w.get("bdown", 0.0)
+    return h + r * ((torch.nn.functional.silu(gate) * up) @ w["down"].T) + r * w.get("bdown", 0.0)
 
 
 def shape_of(lin, c):

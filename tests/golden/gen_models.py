@@ -13,14 +13,16 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
             tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=16, rope_theta=500.0)
+GRANITE = dict(embedding_multiplier=3.0, attention_multiplier=0.15, residual_multiplier=0.4, logits_scaling=1.7,
+               tie_word_embeddings=True)
 
 
 def llama(**kw):
@@ -73,6 +75,11 @@ MODELS = {
     "tied_twice": (llama(rope_parameters=theta(10000.0)), "new", "float32", 24, None),
     "tied_head_only": (llama(tie_word_embeddings=True, rope_parameters=theta(10000.0)), "new", "float16", 24, None),
     "llama_base": (llama(tie_word_embeddings=True, rope_parameters=theta(10000.0)), "new", "float32", 24, None),
+    "granite": ((GraniteForCausalLM, GraniteConfig(**{**BASE, **GRANITE, "rope_parameters": theta(10000.0)})), "old",
+                "float32", 24, None),
+    "granite_bias": ((GraniteForCausalLM, GraniteConfig(**{**BASE, "attention_bias": True, "mlp_bias": True,
+                                                           "embedding_multiplier": 2.5,
+                                                           "rope_parameters": theta(10000.0)})), "new", "float32", 24, None),
 }
 
 

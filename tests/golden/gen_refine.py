@@ -28,7 +28,12 @@ CASES = {
                    o_bias=1, mlp_bias=1, qk_norm=1, tied=1, kv_bits=4, kv_group=6, pre_rope=1, past_only=1,
                    window=2, sink=1, scale_bits=7, formats=(3, 8), other={"v": (8, 0), "down": (16, 0)},
                    kl=0.5, ce=1.25),
+    "factors": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=28, vocab=30, tokens=7, windows=2, qkv_bias=0,
+                    o_bias=1, mlp_bias=0, qk_norm=0, tied=1, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
+                    window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
+                    embed=3.0, divisor=4.0, residual=0.5, logits=0.625),
 }
+FACTORS = ["embed", "divisor", "residual", "logits"]  # scores are divided
 F32_ERROR = 2e-6  # of keys and values in F32, relative to the largest of a group: 17 ulp
 CODE_MARGIN = 1e-4  # in steps: a group's range has 15 of them, and each 2e-6 of it is 3e-5
 
@@ -166,14 +171,15 @@ def case(c, seed):
 
     cache, states, teachers, loss, largest = Cache(), [], [], [], []
     for window in ids:
-        x = y = embed[window]
+        x = y = embed[window] * c.get("embed", 1.0)
         for (w, kv), full in zip(layers, source):
             x, y = block(x, w, c, kv, {}, cache), block(y, full, c)
             states.append(x)
         if not cache.safe:
             return None
-        teachers.append(rmsnorm(y, norm))
-        logits = rmsnorm(x, p["norm"]) @ head.T, teachers[-1] @ head.T
+        by = c.get("logits", 1.0)
+        teachers.append(rmsnorm(y, norm) * by)
+        logits = (rmsnorm(x, p["norm"]) * by) @ head.T, teachers[-1] @ head.T
         loss.append(losses(*logits, window))
         largest.append(torch.stack(logits).abs().max())
     loss = torch.stack(loss)
@@ -181,6 +187,8 @@ def case(c, seed):
 
     save = {"norm": norm, "states": torch.stack(states), "teacher": torch.stack(teachers), "loss": loss,
             "largest_logit": torch.stack(largest), "weights": torch.tensor([c["kl"], c["ce"]])}
+    if "embed" in c:
+        save["factors"] = torch.tensor([c[f] for f in FACTORS])
     save.update({"p." + name: x for name, x in p.items()})
     save.update({"d." + name: x.grad for name, x in p.items()})
     save.update({f"{b}.{n}": x for b, w in enumerate(source) for n, x in w.items() if n not in LINS})

@@ -66,6 +66,10 @@ static void bad_numbers_are_named(void **state)
     BAD(norm_eps, NAN, ERR_FORMAT, "rms_norm_eps");
     BAD(rope_theta, NAN, ERR_FORMAT, "rope_theta");
     BAD(rope_theta, 0, ERR_FORMAT, "rope_theta");
+    BAD(embed_scale, INFINITY, ERR_FORMAT, "factor of the embedding is inf");
+    BAD(attn_scale, -1, ERR_FORMAT, "factor of the scores is -1");
+    BAD(residual_scale, NAN, ERR_FORMAT, "factor of the residual stream is nan");
+    BAD(logit_scale, 1e39, ERR_FORMAT, "factor of the logits is 1e+39");
     BAD(rope, ROPE_LINEAR, ERR_FORMAT, "factor is 0");
     BAD(rope, ROPE_DYNAMIC, ERR_FORMAT, "factor is 0");
     struct arch a = small();
@@ -86,6 +90,16 @@ static void bad_numbers_are_named(void **state)
     refused(a, ERR_FORMAT, "beta_slow is 5 and beta_fast 4");
     a.rope_low = 0;
     refused(a, ERR_FORMAT, "beta_slow is 0");
+}
+
+static void factors(void **state)
+{
+    struct arch a = small();
+    assert_true(arch_attn_scale(&a) == (float)(1 / sqrt((double)a.head_dim)));
+    a.attn_scale = 0.015625;
+    assert_int_equal(arch_check(&a), OK);
+    assert_true(arch_attn_scale(&a) == 0.015625f);
+    assert_true(arch_factor(0) == 1 && arch_factor(12.5) == 12.5f);
 }
 
 static void length_limits(void **state)
@@ -270,10 +284,11 @@ static void plain_and_linear(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_one_passes), cmocka_unit_test(bad_numbers_are_named),
-        cmocka_unit_test(length_limits),   cmocka_unit_test(projections),
-        cmocka_unit_test(llama3_scaling),  cmocka_unit_test(plain_and_linear),
-        cmocka_unit_test(yarn_scaling),    cmocka_unit_test(dynamic_scaling),
+        cmocka_unit_test(good_one_passes),  cmocka_unit_test(bad_numbers_are_named),
+        cmocka_unit_test(factors),          cmocka_unit_test(length_limits),
+        cmocka_unit_test(projections),      cmocka_unit_test(llama3_scaling),
+        cmocka_unit_test(plain_and_linear), cmocka_unit_test(yarn_scaling),
+        cmocka_unit_test(dynamic_scaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

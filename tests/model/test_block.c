@@ -206,6 +206,9 @@ static void slopes(void **state)
     check_slopes(a, 9);
     a.mlp_bias = true;
     check_slopes(a, 6);
+    a.residual_scale = 0.3;
+    a.attn_scale = 0.7;
+    check_slopes(a, 6);
     check_slopes(arch_of(1, 1, 2, 3, 1), 1);
 }
 
@@ -301,6 +304,8 @@ static void compare_kinds(enum dtype act, double bound)
     a.qkv_bias = a.o_bias = a.mlp_bias = a.qk_norm = true;
     spec.rotate = ROTATE_K;
     compare_devices(a, 19, act, &spec, bound);
+    a.residual_scale = 0.22;
+    a.attn_scale = 0.0625;
     spec.rotate = ROTATE_NONE;
     spec.key_stage = KEY_PRE_ROPE;
     spec.past_only = false;

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Every family by its commands: test_families.py WKVQ [TEST...].
+
+A tiny model is calibrated, packed, verified, refined and decoded. What a family computes differently must
+show: without it, the same weights have another perplexity. tests/golden has logits to check absolute values."""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
+          "weights.group_size=16", "kv.group_size=8"]
+REFINE = ["refine.samples=8", "refine.guard=1", "refine.seqlen=48", "refine.batch=4"]
+
+
+class Fixture:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.path = pathlib.Path(wkvq).resolve(), pathlib.Path(folder)
+        tiny.make_text(self.path / "text.txt", 900)
+
+    def run(self, *args):
+        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300, text=True)
+        assert done.returncode == 0, f"{' '.join(args)}\n{done.stderr}"
+        return done.stdout
+
+    def ppl(self, name, *more):
+        return json.loads(self.run("eval", name, "--data", "text.txt", "--ctx", "64", "--windows", "6",
+                                   "--json", *more))["ppl"]
+
+    def make(self, name, **settings):
+        """Makes a model NAME. A setting None takes the field of tiny.CONFIG away."""
+        tiny.make_model(self.path / name, **settings)
+
+    def pass_through(self, name, *more):
+        """Returns the perplexities of model NAME, its artifact, and the refined artifact."""
+        sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
+        self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", *sets)
+        self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
+        refined = [w for pair in REFINE for w in ("--set", pair)]
+        self.run("refine", name, name + ".q", "--data", "text.txt", "-o", name + ".r", "-j1", *refined)
+        self.run("verify", name + ".r", "--against", name, "--data", "text.txt")
+        self.run("generate", name + ".r", "-p", "a small", "-n", "70", "--temperature", "0")
+        full, packed, better = (self.ppl(name + end) for end in ("", ".q", ".r"))
+        assert packed < 1.3 * full and better < 1.3 * full, (name, full, packed, better)
+        return full
+
+    def differ(self, name, plain):
+        """The same weights without what is special about the family have another perplexity."""
+        full, other = self.pass_through(name), self.ppl(plain)
+        assert abs(full - other) > 1e-3 * other, f"{name}: perplexity {full}, without its features {other}"
+
+
+def named(family, **settings):
+    return {"model_type": family, "architectures": [family.capitalize() + "ForCausalLM"], **settings}
+
+
+def test_granite(f):
+    factors = {"embedding_multiplier": 6.0, "attention_multiplier": 0.25, "residual_multiplier": 0.4,
+               "logits_scaling": 0.5}
+    f.make("granite", **named("granite", **factors))
+    for key, value in factors.items():
+        f.make(key, **named("granite", **{**factors, key: 1.0}))
+    f.differ("granite", "embedding_multiplier")
+    full = f.ppl("granite")
+    for key in factors:
+        assert abs(f.ppl(key) - full) > 1e-3 * full, key
+
+
+def main(names_of):
+    wkvq, *wanted = names_of
+    tests = {n: t for n, t in globals().items() if n.startswith("test_")}
+    for name, test in tests.items():
+        if wanted and name not in wanted:
+            continue
+        with tempfile.TemporaryDirectory(prefix="wkvq-families-") as folder:
+            test(Fixture(wkvq, folder))
+        print("ok", name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
