@@ -9,8 +9,6 @@
 #include "convert/export/gguf_keys.h"
 #include "kernels/base/mem.h"
 
-#include <string.h>
-
 /* out [rows] = the bias as F32, or zeros. */
 static void read_bias(float *out, const struct packed_linear *q)
 {
@@ -53,7 +51,7 @@ enum err gguf_fold_shift(struct gguf_plan *p, const struct export_source *s)
     const int64_t n_v = arch_out(a, LIN_V), n_o = arch_out(a, LIN_O);
     float *row = NULL, *at = NULL;
     enum err err = OK;
-    FAIL_IF(strcmp(p->arch, "llama") != 0, ERR_SUPPORT,
+    FAIL_IF(!p->is_llama, ERR_SUPPORT,
             "%s: --fold v-shift needs a bias of o_proj, which llama.cpp's %s does not have",
             s->dir, p->arch);
     TRY_OUT(mem_alloc(&row, (size_t)arch_in(a, LIN_O), sizeof(*row)));

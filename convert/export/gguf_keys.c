@@ -28,16 +28,27 @@ static enum err check_qwen(const struct arch *a)
     return OK;
 }
 
+/* Returns llama.cpp's name of the architecture. */
+static const char *arch_name(enum arch_family f)
+{
+    static const char *const name[] = {[ARCH_LLAMA] = "llama",
+                                       [ARCH_MISTRAL] = "llama",
+                                       [ARCH_QWEN2] = "qwen2",
+                                       [ARCH_QWEN3] = "qwen3",
+                                       [ARCH_GRANITE] = "granite"};
+    return name[f];
+}
+
 enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s)
 {
     const struct arch *a = s->arch;
-    const bool is_llama = a->family == ARCH_LLAMA || a->family == ARCH_MISTRAL;
     enum err err = OK;
-    p->arch = is_llama ? "llama" : a->family == ARCH_QWEN2 ? "qwen2" : "qwen3";
+    p->arch = arch_name(a->family);
+    p->is_llama = a->family != ARCH_QWEN2 && a->family != ARCH_QWEN3;
     if (a->rope == ROPE_YARN && !a->rope_truncate)
         err = err_set(ERR_SUPPORT, __FILE__, __LINE__,
                       "rope_scaling.truncate is false: llama.cpp computes yarn with true");
-    else if (!is_llama)
+    else if (!p->is_llama)
         err = check_qwen(a);
     return err ? err_add(err, "%s/config.json: ", s->dir) : OK;
 }
@@ -98,6 +109,17 @@ static enum err put_sizes(struct gguf_plan *p, const struct arch *a)
         TRY(put_u32(p, sizes[i].name, sizes[i].value));
     TRY(put_f32(p, "attention.layer_norm_rms_epsilon", (double)a->norm_eps));
     return put_f32(p, "rope.freq_base", a->rope_theta);
+}
+
+/* Granite's factors. llama.cpp divides the logits by theirs. */
+static enum err put_factors(struct gguf_plan *p, const struct arch *a)
+{
+    if (a->family != ARCH_GRANITE)
+        return OK;
+    TRY(put_f32(p, "embedding_scale", a->embed_scale));
+    TRY(put_f32(p, "attention.scale", a->attn_scale));
+    TRY(put_f32(p, "residual_scale", a->residual_scale));
+    return put_f32(p, "logit_scale", 1 / a->logit_scale);
 }
 
 /* llama.cpp multiplies cos and sin by attn_factor (1 + 0.1 ln factor). */
@@ -206,6 +228,7 @@ enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
 {
     TRY(put_general(p, j));
     TRY(put_sizes(p, j->source->arch));
+    TRY(put_factors(p, j->source->arch));
     TRY(put_rope(p, j->source->arch));
     if (p->vocab.model)
         TRY(gguf_vocab_keys(p->w, &p->vocab));

@@ -30,7 +30,8 @@ struct gguf_folded {
 
 /* What a file will hold. */
 struct gguf_plan {
-    const char *arch; /* "llama", "qwen2", "qwen3"; static */
+    const char *arch; /* "llama", "qwen2", ...; static */
+    bool is_llama;    /* the graph turns neighbouring channels, and may have any biases */
     struct gguf_vocab vocab;
     struct gguf_item *item; /* [n] in the file's order, owned */
     size_t n, room;

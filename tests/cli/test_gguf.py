@@ -80,7 +80,7 @@ def interleaved(rows, head_dim):
 
 
 def turned(a, module, rows):
-    llama = a.config["model_type"] in ("llama", "mistral")
+    llama = a.config["model_type"] in ("llama", "mistral", "granite")
     return interleaved(rows, a.head_dim) if llama and module in ("self_attn.q_proj", "self_attn.k_proj") else rows
 
 
@@ -284,6 +284,12 @@ def check_head(bench, model):
 
 # --- every family ---------------------------------------------------------------------------------------------
 
+
+
+def f32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
 # model: (architecture, setting of weights.mixed, keys of it)
 GOLDEN = {
     "llama1_mha": ("llama", {}), "llama2_gqa": ("llama", {}), "llama_base": ("llama", {}),
@@ -292,12 +298,16 @@ GOLDEN = {
     "dynamic_rope": ("llama", {}), "llama3_rope": ("llama", {}), "llama3_rope_old": ("llama", {}),
     "linear_rope": ("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
     "mistral": ("llama", {"context_length": 64}),
+    "granite": ("granite", {"embedding_scale": 3.0, "attention.scale": f32(0.15), "residual_scale": f32(0.4),
+                            "logit_scale": f32(1.7)}),
+    "granite_bias": ("granite", {"embedding_scale": 2.5, "attention.scale": 1.0, "residual_scale": 1.0,
+                                 "logit_scale": 1.0}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
                        "rope.scaling.yarn_beta_slow": 1.0}),
-    "yarn_mscale": ("qwen2", {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": struct.unpack("<f", struct.pack(
-        "<f", (0.14 * math.log(4) + 1) / (0.06 * math.log(4) + 1) / (0.1 * math.log(4) + 1)))[0]}),
+    "yarn_mscale": ("qwen2", {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": f32(
+        (0.14 * math.log(4) + 1) / (0.06 * math.log(4) + 1) / (0.1 * math.log(4) + 1))}),
 }
 
 
@@ -396,7 +406,8 @@ def check_folded(a, g):
 
 def check_fold(bench, model, golden):
     shifts = [0.01 * (i * i % 17 - 8) for i in range(97)]
-    for source, mixed in ((model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16")):
+    for source, mixed in ((model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16"),
+                          (golden / "granite", "down_proj=16")):
         folder = bench.convert(source, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
         more = () if source == model else ("--gguf-pre", "none")
         turn = iter(shifts * 100)
