@@ -277,3 +277,28 @@ void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, f
         }
     }
 }
+
+const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,
+                         const struct arch *b)
+{
+    const struct {
+        const char *name;
+        int64_t a, b;
+    } field[] = {
+        {"num_hidden_layers", a->n_layers, b->n_layers},
+        {"hidden_size", a->d_model, b->d_model},
+        {"intermediate_size", a->d_ff, b->d_ff},
+        {"num_attention_heads", a->n_heads, b->n_heads},
+        {"num_key_value_heads", a->n_kv, b->n_kv},
+        {"head_dim", a->head_dim, b->head_dim},
+        {"vocab_size", a->vocab, b->vocab},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(field); i++) {
+        if (field[i].a == field[i].b)
+            continue;
+        *in_a = field[i].a;
+        *in_b = field[i].b;
+        return field[i].name;
+    }
+    return NULL;
+}

@@ -79,4 +79,9 @@ double arch_inv_freq(const struct arch *a, int64_t i);
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
                      float *sin);
 
+/* Returns the first size of a model in which a and b differ, as config.json names it, with its
+ * values in both; NULL: none. */
+const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,
+                         const struct arch *b);
+
 #endif
