@@ -171,9 +171,11 @@ static enum err embed_quantized(struct calibration *c, const struct host_mat *em
 /* Both streams start at the embedding, the output of "block -1". */
 static enum err embed_samples(struct calibration *c)
 {
+    const struct model_source *full = source_full(c->src);
     struct host_mat embed, norm, head;
-    TRY(c->src->ends(c->src->ctx, &embed, &norm, &head));
+    TRY(full->ends(full->ctx, &embed, &norm, &head));
     TRY(embed_stream(c, target_of(c, -1), &embed));
+    TRY(c->src->ends(c->src->ctx, &embed, &norm, &head));
     return embed_quantized(c, &embed);
 }
 
@@ -229,8 +231,11 @@ static enum err replay_block(struct calibration *c)
 
 static void release_block(struct calibration *c, int64_t b)
 {
+    const struct model_source *full = source_full(c->src);
     if (c->src->release && b >= 0)
         c->src->release(c->src->ctx, b);
+    if (full != c->src && full->release && b >= 0)
+        full->release(full->ctx, b);
 }
 
 /* Starts reading what the next block needs while this one trains: its own weights again,
@@ -238,12 +243,11 @@ static void release_block(struct calibration *c, int64_t b)
 static void prefetch_next(const struct calibration *c)
 {
     const int64_t next = c->block + 1, last = next + c->recon.depth;
-    if (!c->src->prefetch)
-        return;
-    if (next < c->arch->n_layers)
+    const struct model_source *full = source_full(c->src);
+    if (c->src->prefetch && next < c->arch->n_layers)
         c->src->prefetch(c->src->ctx, next);
-    if (last > next && last < c->arch->n_layers)
-        c->src->prefetch(c->src->ctx, last);
+    if (full->prefetch && last > next && last < c->arch->n_layers)
+        full->prefetch(full->ctx, last);
 }
 
 /* Brings the streams to where they are before block `first`. */

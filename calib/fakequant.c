@@ -67,6 +67,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
     f->gptq_start = gptq && f->learn_round;
     f->gptq = gptq && !f->learn_round;
+    f->given = f->quantize_weights && s->weights.method == WEIGHT_GIVEN;
     f->learn_weights =
         f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
     f->sums = s->batch > 1;
@@ -268,6 +269,8 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
         TRY(round_zero(f));
     if (f->quantize_weights)
         TRY(block_weights_load(&f->master, f->arch, src));
+    if (f->given)
+        TRY(fakequant_take_given(f, src));
     TRY(block_weights_load(&f->wq, f->arch, src));
     return finite_weights(&f->wq, f->arch, src, block);
 }
@@ -343,15 +346,15 @@ static struct weight_quant lin_quant(const struct fakequant *f, int l,
                                  .scale_bits = f->format[l].scale_bits};
 }
 
-/* Writes wq, scales and zeros of projection l. With codes fixed by GPTQ, master holds their
- * values and rounding under the fixed scales reproduces them. */
+/* Writes wq, scales and zeros of projection l. With given codes, or codes fixed by GPTQ, master
+ * holds their values and rounding under the fixed scales reproduces them. */
 static enum err apply_lin(struct fakequant *f, int l)
 {
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
     const struct tensor v = fakequant_offsets(f, l, false);
     struct weight_quant p = lin_quant(f, l, &w);
-    if (f->gptq)
+    if (f->gptq || f->given)
         return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &p);
     p.a = f->learn_weights ? &f->a[l] : NULL;
     p.b = f->learn_weights ? &f->b[l] : NULL;

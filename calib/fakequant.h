@@ -38,7 +38,8 @@ struct fakequant {
     bool learn_round;                   /* rounding offsets */
     bool gptq_start;                    /* offsets start at the codes of GPTQ */
     bool sums;                          /* steps of several samples add gradients up */
-    bool gptq; /* GPTQ chooses scales, zeros and codes once; no weight learns */
+    bool gptq;  /* GPTQ chooses scales, zeros and codes once; no weight learns */
+    bool given; /* scales and zeros are the source's, and master has the codes' values */
     int64_t count[N_FQ_KINDS];      /* floats of each kind in this block; 0: not learned */
     int64_t n;                      /* floats of all kinds */
     void *memory;                   /* sized for the block that needs most */
@@ -73,6 +74,9 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 /* Loads the weights of a block; wq holds them in full precision until fakequant_apply.
  * Errors: as finite_weights. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);
+/* Takes scales and zeros of all projections from src. ERR_MISMATCH if src has none, or those of
+ * another format. */
+enum err fakequant_take_given(struct fakequant *f, const struct block_src *src);
 /* Fixes codes, scales and zeros of projection l to those of q. q is consumed in any
  * case. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q);

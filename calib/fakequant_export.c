@@ -94,6 +94,18 @@ static enum err import_scales(struct fakequant *f, const struct qlinear *q, int 
     return dev_upload(f->dev, f->zeros[l].data, q->zeros, (size_t)n);
 }
 
+enum err fakequant_take_given(struct fakequant *f, const struct block_src *src)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        if (f->format[l].bits >= 16)
+            continue;
+        FAIL_IF(!src->given[l], ERR_MISMATCH, "%s: the checkpoint stores no codes of it",
+                lin_module[l]);
+        TRY(import_scales(f, src->given[l], l));
+    }
+    return dev_sync(f->dev);
+}
+
 /* Takes over *q, whose scales and codes GPTQ chose, and makes them what apply computes. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
 {

@@ -107,6 +107,7 @@ enum err recon_full(struct recon *r, const struct block_weights **w,
     const int64_t slot = i % full_slots(r->depth);
     if (r->full_index[slot] != i) {
         struct block_src from;
+        src = source_full(src);
         r->full_index[slot] = -1;
         TRY(src->block(src->ctx, i, &from));
         TRY(block_weights_load(&r->full[slot], r->arch, &from));

@@ -28,6 +28,9 @@ struct block_src {
     struct host_mat lin[N_LIN];     /* [out, in] */
     struct host_mat bias[N_LIN];    /* [out]; as arch_has_bias says */
     struct host_mat q_norm, k_norm; /* [d], Qwen3 */
+    /* Scales and zeros of a projection that the checkpoint stores quantized; lin then has the
+     * values (q - z) h in F32, from which the codes follow. Borrowed like lin. NULL: none. */
+    const struct qlinear *given[N_LIN];
 };
 
 /* Points norm at a refined gain, F32; NULL: norm stays the checkpoint's. The gain is borrowed. */
@@ -47,7 +50,15 @@ struct model_source {
     void (*release)(void *ctx, int64_t i);
     /* Block i will be needed next; may be NULL. */
     void (*prefetch)(void *ctx, int64_t i);
+    /* The full-precision model, where that is another checkpoint's; NULL: this one. */
+    const struct model_source *full;
 };
+
+/* Returns the source of the full-precision model. */
+static inline const struct model_source *source_full(const struct model_source *s)
+{
+    return s->full ? s->full : s;
+}
 
 /* One block on a device, with all weights that forward and backward need. Rows of q, k and
  * v are stacked in wqkv [(H+2K)d, D], and gate over up in wgu [2F, D], for fewer, larger

@@ -77,8 +77,9 @@ static void tell(struct refine *r, double loss, double guard)
 static enum err teacher_layer(struct refine *r, struct block_weights *w,
                               const struct tensor *x, const struct tensor *out, int64_t b)
 {
+    const struct model_source *full = source_full(r->src);
     struct block_src src;
-    TRY(r->src->block(r->src->ctx, b, &src));
+    TRY(full->block(full->ctx, b, &src));
     TRY(block_weights_load(w, r->arch, &src));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(stream_read(&r->teacher, x, i));
@@ -90,8 +91,8 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
                 r->step);
     }
     tell(r, NAN, NAN);
-    if (r->src->release)
-        r->src->release(r->src->ctx, b);
+    if (full->release)
+        full->release(full->ctx, b);
     return OK;
 }
 
@@ -100,11 +101,12 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
  * wide. Logits would be V wide, so the head is applied again in every step. */
 static enum err teacher_states(struct refine *r)
 {
+    const struct model_source *full = source_full(r->src);
     struct host_mat embed, norm, head;
     const struct tensor *x = student_state(&r->st, 0, 0),
                         *out = student_state(&r->st, 0, 1);
     struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
-    TRY(r->src->ends(r->src->ctx, &embed, &norm, &head));
+    TRY(full->ends(full->ctx, &embed, &norm, &head));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(model_embed(r->dev, r->arch, x, &embed, r->tokens + i * r->s->seqlen));
         TRY(stream_write(&r->teacher, i, x));

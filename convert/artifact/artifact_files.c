@@ -100,6 +100,7 @@ static enum err write_config(struct manifest_file *file, const char *dir,
     TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
+    json_object_del(o, "compression_config"); /* of a checkpoint with given weights */
     if (!set_truth(o, a) ||
         json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))
         FAIL_OUT(ERR_MEMORY, "%s: out of memory", path);

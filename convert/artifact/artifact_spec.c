@@ -9,8 +9,10 @@
 
 #define COUNT_MAX ((int64_t)1 << 30)
 
-static const char *const weight_names[] = {
-    [WEIGHT_RTN] = "rtn", [WEIGHT_LWC] = "lwc", [WEIGHT_GPTQ] = "gptq"};
+static const char *const weight_names[] = {[WEIGHT_RTN] = "rtn",
+                                           [WEIGHT_LWC] = "lwc",
+                                           [WEIGHT_GPTQ] = "gptq",
+                                           [WEIGHT_GIVEN] = "given"};
 static const char *const round_names[] = {
     [ROUND_NEAREST] = "nearest", [ROUND_LEARNED] = "learned"};
 static const char *const kv_names[] = {
@@ -55,6 +57,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (w->method == WEIGHT_GIVEN)
+        return 6;
     if (weight_quantizes_head(w))
         return 5;
     if (w->refined)
@@ -212,7 +216,7 @@ static enum err weights_from_json(struct weight_spec *w, const json_t *o, const 
 {
     int method = 0, round = ROUND_NEAREST;
     int64_t scale_bits = QUANT_SCALE_BITS;
-    TRY(need_choice(&method, o, "method", weight_names, 3, where));
+    TRY(need_choice(&method, o, "method", weight_names, ARRAY_LEN(weight_names), where));
     w->method = (enum weight_method)method;
     TRY(need_bits(&w->bits, o, where));
     TRY(json_need_int(&w->group_size, o, "group_size", 0, COUNT_MAX, where));
@@ -271,6 +275,8 @@ static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json
     FAIL_IF(!jw || !jkv, ERR_FORMAT, "%s: %s is missing", where, jw ? "kv" : "weights");
     snprintf(place, sizeof(place), "%.500s.weights", where);
     TRY(weights_from_json(w, jw, place));
+    FAIL_IF(w->method == WEIGHT_GIVEN && version < 6, ERR_FORMAT,
+            "%s.method: given needs format_version 6, not %" PRId64, place, version);
     TRY(mix_from_json(&w->mixed, MIX_WEIGHTS, jw, version, place));
     TRY(refined_from_json(&w->refined, jw, version, place));
     TRY(head_from_json(w, q, version, where));

@@ -10,7 +10,7 @@
 #define ARTIFACT_FORMAT "wkvq" /* format, and in earlier artifacts quant_method */
 /* Of the format: 2 added kv.rotate, 3 mixed formats, 4 refinement (F32 gains of norms), 5 a
  * quantized head. */
-#define ARTIFACT_VERSION 5
+#define ARTIFACT_VERSION 6
 
 /* Returns true if a quantization_config is that of an artifact. It has the member `format`
  * and no quant_method: transformers skips a quant_method that it does not know, and fills

@@ -143,6 +143,21 @@ static enum err linear_rtn(struct pool *p, struct qlinear *q, const struct host_
     return bad < 0 ? OK : not_finite(m, bad);
 }
 
+/* Scales and zeros that the checkpoint stores. */
+static enum err linear_given(struct qlinear *q, const struct block_src *src, int lin,
+                             struct lin_format format)
+{
+    const struct qlinear *from = src->given[lin];
+    const struct host_mat *m = &src->lin[lin];
+    FAIL_IF(!from || !qlinear_fits(from, m->rows, m->cols, format), ERR_MISMATCH,
+            "%s: the checkpoint stores no codes of it in this format", m->name);
+    TRY(qlinear_alloc(q, m->rows, m->cols, format));
+    const size_t n = (size_t)(q->out * q->groups);
+    memcpy(q->scales, from->scales, n * sizeof(*q->scales));
+    memcpy(q->zeros, from->zeros, n);
+    return OK;
+}
+
 enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struct arch *a,
                             const struct block_src *src, int64_t layer,
                             const struct weight_spec *w, const struct kv_spec *kv)
@@ -153,7 +168,9 @@ enum err quant_block_rtn_on(struct pool *p, struct block_quant *out, const struc
     b.kv = *kv;
     for (int i = 0; i < N_LIN; i++) {
         const struct lin_format format = weight_format(w, layer, i);
-        if (format.bits < 16)
+        if (format.bits < 16 && w->method == WEIGHT_GIVEN)
+            TRY_OUT(linear_given(&b.lin[i], src, i, format));
+        else if (format.bits < 16)
             TRY_OUT(linear_rtn(p, &b.lin[i], &src->lin[i], format));
     }
     *out = b;

@@ -19,7 +19,8 @@ enum lin { LIN_Q, LIN_K, LIN_V, LIN_O, LIN_GATE, LIN_UP, LIN_DOWN, N_LIN };
 extern const char *const lin_name[N_LIN];
 extern const char *const lin_module[N_LIN];
 
-enum weight_method { WEIGHT_RTN, WEIGHT_LWC, WEIGHT_GPTQ };
+/* WEIGHT_GIVEN: codes, scales and zeros are the checkpoint's, which another tool quantized. */
+enum weight_method { WEIGHT_RTN, WEIGHT_LWC, WEIGHT_GPTQ, WEIGHT_GIVEN };
 enum weight_round { ROUND_NEAREST, ROUND_LEARNED };
 
 struct weight_spec {

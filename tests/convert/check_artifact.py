@@ -132,6 +132,8 @@ def check_end(tensors, source, name, spec):
 
 
 def version_of(spec):
+    if spec["weights"]["method"] == "given":
+        return 6
     if "head" in spec:
         return 5
     return 3 if "mixed" in spec["weights"] or "mixed" in spec["kv"] else 2 if "rotate" in spec["kv"] else 1

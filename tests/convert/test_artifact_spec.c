@@ -156,6 +156,22 @@ static void set(json_t *o, const char *section, const char *key, json_t *value)
     assert_int_equal(json_object_set_new(at, key, value), 0);
 }
 
+/* Readers before version 6 refuse the method, so it is not read from an earlier version. */
+static void given_weights(void **state)
+{
+    struct weight_spec w = w4, back;
+    struct kv_spec kv;
+    w.method = WEIGHT_GIVEN;
+    json_t *o = spec_to_json(&w, &kv4);
+    assert_int_equal(version_in(o), 6);
+    assert_int_equal(spec_from_json(&back, &kv, o, "test"), OK);
+    assert_int_equal(back.method, WEIGHT_GIVEN);
+    set(o, "", "format_version", json_integer(5));
+    refused(o, ERR_FORMAT,
+            "config.json.weights.method: given needs format_version 6, not 5");
+    json_decref(o);
+}
+
 static void what_is_refused(void **state)
 {
     json_t *o = spec_to_json(&w4, &kv4);
@@ -165,8 +181,8 @@ static void what_is_refused(void **state)
     set(o, "", "format", json_string("gguf"));
     refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
     set(o, "", "format", json_string("wkvq"));
-    set(o, "", "format_version", json_integer(6));
-    refused(o, ERR_SUPPORT, "format_version is 6, this program reads up to 5");
+    set(o, "", "format_version", json_integer(7));
+    refused(o, ERR_SUPPORT, "format_version is 7, this program reads up to 6");
     set(o, "", "format_version", json_integer(3));
     set(o, "weights", "refined", json_true());
     refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");
@@ -205,9 +221,13 @@ static void what_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(oldest_version), cmocka_unit_test(there_and_back),
-        cmocka_unit_test(scale_bits),     cmocka_unit_test(earlier_artifacts),
-        cmocka_unit_test(head),           cmocka_unit_test(what_is_refused),
+        cmocka_unit_test(oldest_version),
+        cmocka_unit_test(there_and_back),
+        cmocka_unit_test(scale_bits),
+        cmocka_unit_test(earlier_artifacts),
+        cmocka_unit_test(head),
+        cmocka_unit_test(given_weights),
+        cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
