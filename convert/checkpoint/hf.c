@@ -4,6 +4,7 @@
  * opened. */
 #include "convert/checkpoint/hf_files.h"
 #include "convert/checkpoint/hf_fold.h"
+#include "convert/checkpoint/hf_given.h"
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -25,8 +26,10 @@ struct hf_model {
     struct model_source source;
     bool rotated; /* the source returns blocks with rotated values */
     struct block_src
-        *rotated_block;    /* [n_layers] blocks that the source returns while rotated */
-    void **rotated_memory; /* [n_layers] memory of the rotated blocks in use */
+        *rotated_block;        /* [n_layers] blocks that the source returns while rotated */
+    void **rotated_memory;     /* [n_layers] memory of the rotated blocks in use */
+    struct packed packed;      /* projections that another tool quantized; n 0: none */
+    struct given_block *given; /* [n_layers] their values while in use; NULL without */
 };
 
 /* --- finding and checking tensors --------------------------------------------------- */
@@ -228,7 +231,7 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
             "block %" PRId64 " of a model of %" PRId64, i, m->arch.n_layers);
     if (!m->rotated) {
         *out = m->block[i];
-        return OK;
+        return m->given ? given_block_make(&m->given[i], out, &m->packed) : OK;
     }
     if (!m->rotated_memory[i]) {
         m->rotated_block[i] = m->block[i];
@@ -248,14 +251,24 @@ static enum err source_ends(void *ctx, struct host_mat *embed, struct host_mat *
     return OK;
 }
 
+/* Calls tell for a tensor, or for the parts that take its place. */
+static void for_tensor(const struct hf_model *m, const char *name,
+                       void (*tell)(const struct st_file *f, const struct st_tensor *t))
+{
+    const struct hf_place *p = hf_files_find(&m->files, name);
+    const struct packed_lin *packed = packed_find(&m->packed, name);
+    if (p && !packed)
+        tell(m->files.file[p->file], p->t);
+    for (int k = 0; packed && k < N_PARTS; k++)
+        if (packed->part[k].data)
+            tell(m->files.file[packed->file[k]], &packed->part[k]);
+}
+
 static void for_weights(const struct hf_model *m, int64_t i,
                         void (*tell)(const struct st_file *f, const struct st_tensor *t))
 {
-    for (int l = 0; l < N_LIN; l++) {
-        const struct hf_place *p = hf_files_find(&m->files, m->block[i].lin[l].name);
-        if (p)
-            tell(m->files.file[p->file], p->t);
-    }
+    for (int l = 0; l < N_LIN; l++)
+        for_tensor(m, m->block[i].lin[l].name, tell);
 }
 
 static void source_release(void *ctx, int64_t i)
@@ -265,6 +278,8 @@ static void source_release(void *ctx, int64_t i)
         mem_free(m->rotated_memory[i]);
         m->rotated_memory[i] = NULL;
     }
+    if (m->given)
+        given_block_free(&m->given[i]);
     for_weights(m, i, st_release);
 }
 
@@ -289,20 +304,48 @@ static enum err refuse_artifact(const struct hf_model *m)
     return OK;
 }
 
-static enum err open_all(struct hf_model *m, const char *dir)
+/* Refuses packed tensors that no block uses, such as a head's. */
+static enum err refuse_packed_rest(const struct hf_model *m)
 {
-    TRY(mem_strdup(&m->dir, dir));
+    for (int64_t i = 0; i < m->packed.n; i++) {
+        const struct packed_lin *l = &m->packed.lin[i];
+        const struct hf_place *p = hf_files_find(&m->files, l->name);
+        FAIL_IF(!m->taken[p - m->files.by_name], ERR_SUPPORT,
+                "%s: tensor %s is packed, but only the projections of a \"%s\" model's "
+                "layers can be; quantize again without it",
+                m->dir, l->part[PART_CODES].name, m->arch.model_type);
+    }
+    return OK;
+}
+
+static enum err open_packed(struct hf_model *m, const char *dir)
+{
+    TRY(hf_read_packed_config(&m->arch, dir));
+    TRY(hf_files_open(&m->files, dir));
+    TRY(packed_open(&m->packed, &m->files, dir));
+    return mem_calloc(&m->given, (size_t)m->arch.n_layers, sizeof(*m->given));
+}
+
+static enum err open_plain(struct hf_model *m, const char *dir)
+{
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
-    TRY(refuse_artifact(m));
+    return refuse_artifact(m);
+}
+
+static enum err open_all(struct hf_model *m, const char *dir, bool packed)
+{
+    TRY(mem_strdup(&m->dir, dir));
+    TRY(packed ? open_packed(m, dir) : open_plain(m, dir));
     TRY(mem_calloc(&m->taken, (size_t)m->files.n_places, sizeof(*m->taken)));
     TRY(mem_calloc(&m->block, (size_t)m->arch.n_layers, sizeof(*m->block)));
     TRY(take_ends(m));
     for (int64_t i = 0; i < m->arch.n_layers; i++)
         TRY(take_block(m, i));
+    TRY(refuse_packed_rest(m));
     report_extra(m);
-    m->source = (struct model_source){m, source_block, source_ends, source_release,
-                                      source_prefetch};
+    m->source = (struct model_source){
+        m, source_block, source_ends, source_release, source_prefetch, NULL};
     return OK;
 }
 
@@ -322,6 +365,11 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
     const enum err err = kv_rotate_check(kv, m->arch.head_dim);
     if (err)
         return err_add(err, "%s: ", m->dir);
+    FAIL_IF(
+        m->given && (kv->rotate & ROTATE_V), ERR_SUPPORT,
+        "%s: kv.rotate turns values by the weights of v_proj and o_proj, but their codes "
+        "are given; set kv.rotate to k or none",
+        m->dir);
     m->rotated = kv->rotate & ROTATE_V;
     if (!m->rotated)
         free_folded(m);
@@ -332,17 +380,27 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
     return OK;
 }
 
-enum err hf_open(struct hf_model **out, const char *model_dir)
+static enum err open_model(struct hf_model **out, const char *model_dir, bool packed)
 {
     struct hf_model *m;
     TRY(mem_calloc(&m, 1, sizeof(*m)));
-    const enum err err = open_all(m, model_dir);
+    const enum err err = open_all(m, model_dir, packed);
     if (err) {
         hf_close(&m);
         return err;
     }
     *out = m;
     return OK;
+}
+
+enum err hf_open(struct hf_model **out, const char *model_dir)
+{
+    return open_model(out, model_dir, false);
+}
+
+enum err hf_open_packed(struct hf_model **out, const char *model_dir)
+{
+    return open_model(out, model_dir, true);
 }
 
 void hf_close(struct hf_model **pm)
@@ -352,6 +410,10 @@ void hf_close(struct hf_model **pm)
     if (!m)
         return;
     free_folded(m);
+    for (int64_t i = 0; m->given && i < m->arch.n_layers; i++)
+        given_block_free(&m->given[i]);
+    mem_free(m->given);
+    packed_close(&m->packed);
     hf_files_close(&m->files);
     mem_free(m->taken);
     mem_free(m->block);
@@ -409,7 +471,30 @@ const struct st_tensor *hf_find(const struct hf_model *m, const char *name)
 
 void hf_release(const struct hf_model *m, const struct st_tensor *t)
 {
-    const struct hf_place *p = hf_files_find(&m->files, t->name);
-    if (p)
-        st_release(m->files.file[p->file], p->t);
+    for_tensor(m, t->name, st_release);
+}
+
+struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin)
+{
+    const struct packed_lin *l = packed_find(&m->packed, m->block[layer].lin[lin].name);
+    return l ? l->format : (struct lin_format){.bits = 16};
+}
+
+bool hf_packed(struct hf_packed *out, const struct hf_model *m)
+{
+    const struct packed_changes *c = &m->packed.changes;
+    if (!m->given)
+        return false;
+    *out = (struct hf_packed){.format = m->packed.config.layout->about,
+                              .n_linears = m->packed.n,
+                              .groups = c->groups,
+                              .rounded = c->rounded,
+                              .mirrored = c->mirrored,
+                              .worst = c->worst};
+    return true;
+}
+
+void hf_set_full(struct hf_model *m, struct hf_model *full)
+{
+    m->source.full = full ? hf_source(full) : NULL;
 }

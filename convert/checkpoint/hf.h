@@ -14,6 +14,8 @@
  * supported. A foreign quantization_config is refused. That of an artifact is accepted,
  * because the artifact's reader calls this function (hf_open() refuses packed weights). */
 enum err hf_read_config(struct arch *out, const char *model_dir);
+/* The same, but accepts any quantization_config. */
+enum err hf_read_packed_config(struct arch *out, const char *model_dir);
 
 /* Returns the class of such models, as in config.json's architectures:
  * "LlamaForCausalLM". */
@@ -25,7 +27,26 @@ struct hf_model; /* opaque */
  * shapes and dtypes checked. Errors: those of hf_read_config(), ERR_MEMORY, ERR_IO. Close
  * with hf_close(). */
 enum err hf_open(struct hf_model **out, const char *model_dir);
+/* Opens a checkpoint whose projections another tool quantized, in a format of docs/import.md.
+ * The source then returns the values of their codes in F32, with scales and zeros. Errors:
+ * those of hf_open(); ERR_USAGE if it is not quantized; ERR_SUPPORT and ERR_FORMAT name the
+ * tensor. */
+enum err hf_open_packed(struct hf_model **out, const char *model_dir);
 void hf_close(struct hf_model **m);
+/* Returns how the checkpoint stores a projection; 16 bits if it is not quantized. */
+struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin);
+/* What hf_open_packed() found. */
+struct hf_packed {
+    const char *format; /* "compressed-tensors"; static */
+    int64_t n_linears, groups;
+    int64_t rounded;  /* scales that fp16 does not hold exactly */
+    double worst;     /* their largest relative change */
+    int64_t mirrored; /* groups whose scale is negative: stored as Q - q, Q - z, -h */
+};
+/* Writes that; false, with *out unchanged, if m was opened by hf_open(). */
+bool hf_packed(struct hf_packed *out, const struct hf_model *m);
+/* Makes `full` the full-precision model of m's source; it must stay open. NULL: m itself. */
+void hf_set_full(struct hf_model *m, struct hf_model *full);
 /* Returns the architecture of config.json, with `tied` as the files require. false: both
  * tensors of a tied pair are stored and differ, so both are used. true: the head is
  * missing, and the embedding replaces it. Borrowed. */

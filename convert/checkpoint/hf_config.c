@@ -104,7 +104,7 @@ static enum err check_unquantized(const struct reader *r)
         FAIL_IF(
             i > 0 || !spec_is_ours(q), ERR_SUPPORT,
             "%s: %s is present (quant_method %.60s): the weights are already quantized; "
-            "use the full-precision checkpoint",
+            "use the full-precision checkpoint, or take its codes with --weights-from",
             r->where, key[i], method ? method : "not given");
     }
     return OK;
@@ -329,14 +329,15 @@ static enum err read_dtype(struct arch *a, const struct reader *r)
     return OK;
 }
 
-static enum err read_all(struct arch *out, struct reader *r)
+static enum err read_all(struct arch *out, struct reader *r, bool packed)
 {
     struct arch a = {0};
     FAIL_IF(!json_is_object(r->o), ERR_FORMAT, "%s: the file holds %s, want an object",
             r->where, json_kind(r->o));
     TRY(find_family(r));
     TRY(check_architecture(r));
-    TRY(check_unquantized(r));
+    if (!packed)
+        TRY(check_unquantized(r));
     TRY(check_dense(r));
     TRY(check_activation(r));
     a.family = r->f->family;
@@ -375,7 +376,7 @@ static enum err check_directory(const char *dir)
     return OK;
 }
 
-enum err hf_read_config(struct arch *out, const char *model_dir)
+static enum err read_config(struct arch *out, const char *model_dir, bool packed)
 {
     enum err err = OK;
     char *path = NULL;
@@ -390,9 +391,19 @@ enum err hf_read_config(struct arch *out, const char *model_dir)
                  path);
     TRY_OUT(json_load_file_lenient(&o, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
     struct reader r = {.o = o, .where = path};
-    TRY_OUT(read_all(out, &r));
+    TRY_OUT(read_all(out, &r, packed));
 out:
     json_decref(o);
     mem_free(path);
     return err;
+}
+
+enum err hf_read_config(struct arch *out, const char *model_dir)
+{
+    return read_config(out, model_dir, false);
+}
+
+enum err hf_read_packed_config(struct arch *out, const char *model_dir)
+{
+    return read_config(out, model_dir, true);
 }

@@ -99,24 +99,34 @@ enum err hf_files_list(struct hf_files *f)
     return OK;
 }
 
+void hf_files_compact(struct hf_files *f)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < f->n_places; i++)
+        if (f->place[i].t->name)
+            f->place[n++] = f->place[i];
+    f->n_places = n;
+    if (n)
+        memcpy(f->by_name, f->place, (size_t)n * sizeof(*f->place));
+    sort_names(f);
+}
+
 /* Keeps the later of two places with the same tensor, as transformers does. */
 static enum err drop_copies(struct hf_files *f)
 {
-    int64_t kept = 0, copies = 0;
+    int64_t copies = 0;
     const char *first = NULL;
     for (int64_t i = 0; i < f->n_places; i++) {
         const struct hf_place *a = &f->by_name[i], *b = a + 1;
-        if (i + 1 == f->n_places || strcmp(a->t->name, b->t->name)) {
-            f->by_name[kept++] = *a;
+        if (i + 1 == f->n_places || strcmp(a->t->name, b->t->name))
             continue;
-        }
         FAIL_IF(
             !hf_files_same(f, a, b), ERR_FORMAT,
             "tensor %s is in both %s and %s, and differs: delete the file that does not "
             "belong to this checkpoint",
             a->t->name, st_path(f->file[a->file]), st_path(f->file[b->file]));
         first = first ? first : a->t->name;
-        f->tensor[a->t - f->tensor].name = NULL; /* removes it from f->place as well */
+        f->tensor[a->t - f->tensor].name = NULL;
         copies++;
     }
     if (!copies)
@@ -124,11 +134,7 @@ static enum err drop_copies(struct hf_files *f)
     log_warn("%s: %" PRId64
              " tensors are in two files, with the same bytes; the first is %s",
              st_path(f->file[0]), copies, first);
-    int64_t n = 0;
-    for (int64_t i = 0; i < f->n_places; i++)
-        if (f->place[i].t->name)
-            f->place[n++] = f->place[i];
-    f->n_places = n;
+    hf_files_compact(f);
     return OK;
 }
 

@@ -35,6 +35,8 @@ const struct hf_place *hf_files_find(const struct hf_files *f, const char *name)
 /* Renames tensor `from`, which must exist, to `to`, which must not. Places found before
  * become invalid. to: static. */
 void hf_files_rename(struct hf_files *f, const char *from, const char *to);
+/* Drops the tensors without a name. Places found before become invalid. */
+void hf_files_compact(struct hf_files *f);
 /* Returns true if type, shape and bytes are equal. Pages that were read are released. */
 bool hf_files_same(const struct hf_files *f, const struct hf_place *a,
                    const struct hf_place *b);

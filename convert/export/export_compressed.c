@@ -10,6 +10,7 @@
  * Codes and zero points are unsigned, as in the artifact; the library subtracts 2^(b-1) from
  * both. At 4 and 8 bits a packed row is the artifact's row and its padding. */
 #include "convert/artifact/bitpack.h"
+#include "convert/checkpoint/pack_layout.h"
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
 #include "kernels/base/mem.h"
@@ -56,7 +57,7 @@ static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t fir
                            int64_t n, void *scratch)
 {
     const struct packed_linear *p = t->linear->packed;
-    const int64_t groups = scheme_groups(p, t->group), per_word = 32 / t->bits;
+    const int64_t groups = scheme_groups(p, t->group), per_word = PACK_WORD_BITS / t->bits;
     uint8_t *zeros = scratch;
     memset(dst, 0, (size_t)n * t->row_bytes);
     for (int64_t j = first; j < first + n; j++, dst += t->row_bytes)
@@ -96,15 +97,15 @@ static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
         p->scratch = (size_t)in;
     how.dtype = DT_I32;
     how.fill = fill_packed;
-    TRY(hub_add(p, &how, l->name, ".weight_packed", 2, packed));
+    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_CODES, 2, packed));
     how.fill = fill_zeros;
-    TRY(hub_add(p, &how, l->name, ".weight_zero_point", 2, zeros));
+    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_ZEROS, 2, zeros));
     how.dtype = DT_F16;
     how.fill = fill_scales;
-    TRY(hub_add(p, &how, l->name, ".weight_scale", 2, scales));
+    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_SCALES, 2, scales));
     how.dtype = DT_I64;
     how.fill = fill_shape;
-    return hub_add(p, &how, l->name, ".weight_shape", 1, shape);
+    return hub_add(p, &how, l->name, PACK_COMPRESSED_SHAPE, 1, shape);
 }
 
 /* --- config.json -------------------------------------------------------------------- */
@@ -207,8 +208,8 @@ static enum err config(json_t **out, const struct export_source *src,
     for (int64_t i = 0; i < src->n_linears; i++)
         if (scheme[i].bits == 16)
             json_array_append_new(ignore, json_string(src->linear[i].name));
-    *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:n}", "quant_method", "compressed-tensors",
-                     "format", "pack-quantized", "quantization_status", "compressed",
+    *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:n}", "quant_method", PACK_COMPRESSED,
+                     "format", PACK_COMPRESSED_FORMAT, "quantization_status", "compressed",
                      "config_groups", groups, "ignore", ignore, "kv_cache_scheme");
     FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "config.json: out of memory");
     return OK;
@@ -263,7 +264,7 @@ static enum err check(struct export_job *j)
 }
 
 const struct export_format export_compressed = {
-    .name = "compressed-tensors",
+    .name = PACK_COMPRESSED,
     .engines = "transformers, vLLM, SGLang",
     .holds = "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats",
     .check = check,

@@ -124,10 +124,11 @@ enum err verify_structure(struct verify *v)
 
 /* --- scales to verify against ------------------------------------------------------- */
 
-/* True if scales can be recomputed without a state. */
+/* True if scales follow from the checkpoint, without a state. */
 static bool is_plain_rtn(const struct verify *v)
 {
-    return v->model && artifact_weight_spec(v->a)->method == WEIGHT_RTN &&
+    const enum weight_method method = artifact_weight_spec(v->a)->method;
+    return v->model && (method == WEIGHT_RTN || method == WEIGHT_GIVEN) &&
            !weight_chooses_codes(artifact_weight_spec(v->a)) &&
            weight_quantizes(artifact_weight_spec(v->a));
 }
@@ -218,28 +219,17 @@ static void report_sizes(struct verify *v)
 static enum err check_same_model(const struct verify *v)
 {
     const struct arch *have = v->arch, *want = hf_arch(v->model);
-    const struct {
-        const char *name;
-        int64_t have, want;
-    } field[] = {
-        {"num_hidden_layers", have->n_layers, want->n_layers},
-        {"hidden_size", have->d_model, want->d_model},
-        {"intermediate_size", have->d_ff, want->d_ff},
-        {"num_attention_heads", have->n_heads, want->n_heads},
-        {"num_key_value_heads", have->n_kv, want->n_kv},
-        {"head_dim", have->head_dim, want->head_dim},
-        {"vocab_size", have->vocab, want->vocab},
-    };
+    int64_t in_artifact, in_model;
     FAIL_IF(
         have->family != want->family, ERR_MISMATCH,
         "%s is a \"%s\" model, but the artifact holds a \"%s\" model; give the checkpoint that "
         "it was made from",
         v->s->against, want->model_type, have->model_type);
-    for (size_t i = 0; i < ARRAY_LEN(field); i++)
-        FAIL_IF(field[i].have != field[i].want, ERR_MISMATCH,
-                "%s has %s %" PRId64 ", but the artifact has %" PRId64
-                ": it was not made from this checkpoint",
-                v->s->against, field[i].name, field[i].want, field[i].have);
+    const char *field = arch_differs(&in_artifact, &in_model, have, want);
+    FAIL_IF(field, ERR_MISMATCH,
+            "%s has %s %" PRId64 ", but the artifact has %" PRId64
+            ": it was not made from this checkpoint",
+            v->s->against, field, in_model, in_artifact);
     return OK;
 }
 
@@ -252,7 +242,8 @@ static enum err run_parts(struct verify *v, const char *dir)
     v->arch = artifact_arch(v->a);
     report_sizes(v);
     if (v->s->against) {
-        TRY(hf_open(&v->model, v->s->against));
+        const bool given = artifact_weight_spec(v->a)->method == WEIGHT_GIVEN;
+        TRY((given ? hf_open_packed : hf_open)(&v->model, v->s->against));
         TRY(check_same_model(v));
         TRY(hf_rotate_values(v->model, artifact_kv_spec(v->a)));
     }

@@ -20,6 +20,7 @@ import zipfile
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent / "cli"))
+import foreign
 import tiny
 
 SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration.epochs=1",
@@ -158,6 +159,21 @@ def marked(number, data):
     return bytes([number]) + data
 
 
+PACKED = ["compressed"]  # as fuzz_packed.c has them
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+         "num_hidden_layers": 1, "vocab_size": 4}
+
+
+def packed_seeds(base):
+    """Both files of a checkpoint in every form, and the weights with all that is optional."""
+    for i, form in enumerate(PACKED):
+        foreign.make(base / f"packed-{form}", form, group=8, model=SMALL)
+        foreign.make(base / f"packed-{form}-order", form, group=8, order=[1, 0], dtype="BF16", model=SMALL)
+        for folder in (f"packed-{form}", f"packed-{form}-order"):
+            yield marked(2 * i, (base / folder / "config.json").read_bytes())
+            yield marked(2 * i + 1, (base / folder / "model.safetensors").read_bytes())
+
+
 def all_seeds(base):
     tok = ROOT / "tests" / "golden" / "tok"
     state, artifact = base / "state", base / "artifact"
@@ -196,6 +212,7 @@ def all_seeds(base):
     yield "artifact", [marked(0, (artifact / "config.json").read_bytes()),
                        marked(1, (artifact / "model.safetensors").read_bytes()),
                        marked(2, manifest)]
+    yield "packed", list(packed_seeds(base))
     yield "choice", [*questions, questions[0].replace(b', "label": 0', b"") + b"\0" + b"1\n"]
     yield "longbench", list(long_rows())
     yield "mix", [b"v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6", b"k=5, 0-3.v=8:32", b"7.q_proj=16:0"]

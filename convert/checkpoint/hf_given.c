@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/checkpoint/hf_given.h"
+
+#include "kernels/base/mem.h"
+
+static enum err make_values(float **out, struct qlinear *q)
+{
+    const int64_t dim[] = {q->out, q->in};
+    size_t bytes;
+    TRY(size_product(&bytes, dim, 2, sizeof(**out)));
+    TRY(mem_alloc(out, bytes, 1));
+    qlinear_values(*out, q);
+    mem_free(q->codes); /* they follow from the values and their scales */
+    q->codes = NULL;
+    return OK;
+}
+
+static enum err make_all(struct given_block *g, const struct block_src *b,
+                         const struct packed *p)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const struct packed_lin *from = packed_find(p, b->lin[l].name);
+        if (!from)
+            continue;
+        TRY(packed_read(&g->lin[l], from));
+        TRY(make_values(&g->values[l], &g->lin[l]));
+    }
+    g->made = true;
+    return OK;
+}
+
+enum err given_block_make(struct given_block *g, struct block_src *b,
+                          const struct packed *p)
+{
+    if (!g->made) {
+        const enum err err = make_all(g, b, p);
+        if (err) {
+            given_block_free(g);
+            return err;
+        }
+    }
+    for (int l = 0; l < N_LIN; l++) {
+        if (!g->values[l])
+            continue;
+        b->lin[l].data = g->values[l];
+        b->given[l] = &g->lin[l];
+    }
+    return OK;
+}
+
+void given_block_free(struct given_block *g)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        qlinear_free(&g->lin[l]);
+        mem_free(g->values[l]);
+    }
+    *g = (struct given_block){0};
+}

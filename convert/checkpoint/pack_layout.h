@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The names and orders of the packed formats of other tools, for their readers
+ * (packed.h) and their writers (convert/export). docs/export.md has the layouts. Words are
+ * little-endian, 32 bits. */
+#ifndef WKVQ_PACK_LAYOUT_H
+#define WKVQ_PACK_LAYOUT_H
+
+#define PACK_WORD_BITS 32
+
+/* compressed-tensors: its quant_method, its format, and what follows a projection's name. */
+#define PACK_COMPRESSED "compressed-tensors"
+#define PACK_COMPRESSED_FORMAT "pack-quantized"
+#define PACK_COMPRESSED_CODES ".weight_packed"
+#define PACK_COMPRESSED_SCALES ".weight_scale"
+#define PACK_COMPRESSED_ZEROS ".weight_zero_point"
+#define PACK_COMPRESSED_SHAPE ".weight_shape"
+#define PACK_COMPRESSED_G_IDX ".weight_g_idx"
+
+#endif

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/checkpoint/packed.h"
+
+#include "kernels/base/half.h"
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_LIMIT ((size_t)16 << 20)
+#define WEIGHT ".weight"
+#define NAME_MAX_LENGTH 200
+
+static const struct packed_layout *const layouts[] = {&packed_compressed};
+
+/* --- config.json -------------------------------------------------------------------- */
+
+/* Returns the layout that o describes, or NULL. */
+static const struct packed_layout *find_layout(const json_t *o)
+{
+    const char *method = json_string_value(json_object_get(o, "quant_method"));
+    for (size_t i = 0; method && i < ARRAY_LEN(layouts); i++)
+        if (!strcmp(method, layouts[i]->about))
+            return layouts[i];
+    return NULL;
+}
+
+static enum err read_description(struct packed_config *c, const json_t *o,
+                                 const char *where)
+{
+    const char *method = json_string_value(json_object_get(o, "quant_method"));
+    c->layout = find_layout(o);
+    FAIL_IF(!c->layout, ERR_SUPPORT,
+            "%s: quant_method is \"%.60s\"; packed weights are read from \"%s\"", where,
+            method ? method : "", layouts[0]->about);
+    return c->layout->read_config(c, o, where);
+}
+
+static enum err read_config(struct packed_config *c, const char *dir)
+{
+    enum err err = OK;
+    char *path = NULL, where[600];
+    json_t *o = NULL, *q;
+    TRY(file_join(&path, dir, "config.json"));
+    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
+    const bool old = !json_is_object(json_object_get(o, "quantization_config"));
+    const char *key = old ? "compression_config" : "quantization_config";
+    q = json_object_get(o, key);
+    if (!json_is_object(q))
+        FAIL_OUT(ERR_USAGE,
+                 "%s: no quantization_config, so its weights are not quantized; "
+                 "--weights-from wants a checkpoint that another tool quantized",
+                 path);
+    snprintf(where, sizeof(where), "%.500s: %s", path, key);
+    err = read_description(c, q, where);
+out:
+    json_decref(o);
+    mem_free(path);
+    return err;
+}
+
+/* --- parts -------------------------------------------------------------------------- */
+
+static int base_length(const struct packed_lin *l)
+{
+    return (int)(strlen(l->name) - strlen(WEIGHT));
+}
+
+static enum err check_type(const struct packed_lin *l, enum packed_part i, bool fits,
+                           const char *want)
+{
+    FAIL_IF(!fits, ERR_FORMAT, "tensor %.*s%s has dtype %s, want %s", base_length(l),
+            l->name, l->layout->tail[i], l->part[i].dtype_name, want);
+    return OK;
+}
+
+static enum err check_dims(const struct packed_lin *l, enum packed_part i, int64_t dim0,
+                           int64_t dim1)
+{
+    const struct st_tensor *t = &l->part[i];
+    const int n_dims = dim1 < 0 ? 1 : 2;
+    const bool fits =
+        t->n_dims == n_dims && t->dim[0] == dim0 && (n_dims == 1 || t->dim[1] == dim1);
+    char want[64];
+    if (n_dims == 1)
+        snprintf(want, sizeof(want), "[%" PRId64 "]", dim0);
+    else
+        snprintf(want, sizeof(want), "[%" PRId64 ", %" PRId64 "]", dim0, dim1);
+    FAIL_IF(!fits, ERR_FORMAT,
+            "tensor %.*s%s has %d dimensions and shape [%" PRId64 ", %" PRId64
+            "], want shape %s",
+            base_length(l), l->name, l->layout->tail[i], t->n_dims,
+            t->n_dims > 0 ? t->dim[0] : 0, t->n_dims > 1 ? t->dim[1] : 1, want);
+    return OK;
+}
+
+enum err packed_check_part(const struct packed_lin *l, enum packed_part i, enum dtype dtype,
+                           int64_t dim0, int64_t dim1)
+{
+    TRY(check_type(l, i, l->part[i].dtype == dtype, dtype_name(dtype)));
+    return check_dims(l, i, dim0, dim1);
+}
+
+enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t dim1)
+{
+    const enum dtype t = l->part[PART_SCALES].dtype;
+    TRY(check_type(l, PART_SCALES, t == DT_F16 || t == DT_BF16 || t == DT_F32,
+                   "F16, BF16 or F32"));
+    return check_dims(l, PART_SCALES, dim0, dim1);
+}
+
+uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at)
+{
+    const uint8_t *p = l->part[i].data + 4 * at;
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* --- groups ------------------------------------------------------------------------- */
+
+static int64_t group_columns(const struct packed_lin *l)
+{
+    return l->format.group_size > 0 ? l->format.group_size : l->in;
+}
+
+/* Returns the stored group of a column. */
+static int64_t stored_group(const struct packed_lin *l, int64_t column)
+{
+    if (!l->part[PART_G_IDX].data)
+        return column / group_columns(l);
+    return (int32_t)packed_word(l, PART_G_IDX, column);
+}
+
+/* A group of the artifact is a run of columns, so all of a run must be in one stored
+ * group. */
+static enum err check_g_idx(const struct packed_lin *l)
+{
+    const int64_t G = group_columns(l), groups = weight_groups(l->in, G);
+    const int base = base_length(l);
+    const char *tail = l->layout->tail[PART_G_IDX];
+    for (int64_t c = 0; c < l->in; c++) {
+        const int64_t g = stored_group(l, c);
+        FAIL_IF(g < 0 || g >= groups, ERR_FORMAT,
+                "tensor %.*s%s: column %" PRId64 " is in group %" PRId64
+                ", but there are %" PRId64 " groups",
+                base, l->name, tail, c, g, groups);
+        FAIL_IF(g != stored_group(l, c / G * G), ERR_SUPPORT,
+                "tensor %.*s%s: columns %" PRId64 " and %" PRId64
+                " are in different groups (activation order), but an artifact's groups are "
+                "runs of %" PRId64
+                " columns; quantize without activation order (desc_act: false), or with "
+                "static groups",
+                base, l->name, tail, c / G * G, c, G);
+    }
+    return OK;
+}
+
+/* --- scales and zero points --------------------------------------------------------- */
+
+static float scale_value(const struct packed_lin *l, int64_t r, int64_t g)
+{
+    const struct st_tensor *t = &l->part[PART_SCALES];
+    float x;
+    host_to_f32(&x, t->data + (size_t)l->layout->scale_at(l, r, g) * dtype_bytes(t->dtype),
+                t->dtype, 1);
+    return x;
+}
+
+/* *h = |x| as fp16. */
+static enum err take_scale(uint16_t *h, const struct packed_lin *l, float x, int64_t r,
+                           int64_t g)
+{
+    const uint16_t half = f16_from_f32(fabsf(x));
+    const float value = f16_to_f32(half);
+    FAIL_IF(!isfinite(x) || x == 0, ERR_FORMAT,
+            "tensor %.*s%s: the scale of row %" PRId64 ", group %" PRId64
+            " is %g, want a finite number other than 0",
+            base_length(l), l->name, l->layout->tail[PART_SCALES], r, g, (double)x);
+    FAIL_IF(value == 0 || !isfinite(value), ERR_SUPPORT,
+            "tensor %.*s%s: the scale of row %" PRId64 ", group %" PRId64
+            " is %g, which fp16 cannot hold",
+            base_length(l), l->name, l->layout->tail[PART_SCALES], r, g, (double)x);
+    *h = half;
+    return OK;
+}
+
+static enum err take_zero(uint8_t *z, const struct packed_lin *l, int64_t r, int64_t g)
+{
+    const int bits = l->format.bits;
+    const int zero = l->symmetric ? 1 << (bits - 1) : l->layout->zero(l, r, g);
+    FAIL_IF(zero < 0 || zero >> bits, ERR_FORMAT,
+            "tensor %.*s%s: the zero point of row %" PRId64 ", group %" PRId64
+            " is %d, beyond %d bits",
+            base_length(l), l->name, l->layout->tail[PART_ZEROS], r, g, zero, bits);
+    *z = (uint8_t)zero;
+    return OK;
+}
+
+/* (q - z) h with h < 0 is ((Q - q) - (Q - z)) |h|, so such a group is mirrored. */
+static uint8_t mirrored(uint8_t code, int bits)
+{
+    return (uint8_t)((1 << bits) - 1 - code);
+}
+
+/* Fills scales and zeros, and mirror [out][groups] where a group is mirrored. */
+static enum err read_groups(struct qlinear *q, uint8_t *mirror, const struct packed_lin *l,
+                            struct packed_changes *changes)
+{
+    const int64_t G = group_columns(l);
+    for (int64_t r = 0; r < q->out; r++)
+        for (int64_t j = 0; j < q->groups; j++) {
+            const int64_t at = r * q->groups + j, g = stored_group(l, j * G);
+            const float x = scale_value(l, r, g);
+            TRY(take_scale(&q->scales[at], l, x, r, g));
+            TRY(take_zero(&q->zeros[at], l, r, g));
+            mirror[at] = x < 0;
+            if (mirror[at])
+                q->zeros[at] = mirrored(q->zeros[at], l->format.bits);
+            const double off =
+                fabs((double)f16_to_f32(q->scales[at]) / fabs((double)x) - 1);
+            changes->groups++;
+            changes->rounded += off > 0;
+            changes->mirrored += x < 0;
+            changes->worst = off > changes->worst ? off : changes->worst;
+        }
+    return OK;
+}
+
+static void read_codes(struct qlinear *q, const uint8_t *mirror, const struct packed_lin *l)
+{
+    const int64_t G = group_columns(l);
+    for (int64_t first = 0; first < q->out; first += PACKED_ROWS)
+        l->layout->rows(l, q->codes + first * q->in, first,
+                        q->out - first < PACKED_ROWS ? q->out - first : PACKED_ROWS);
+    for (int64_t at = 0; at < q->out * q->groups; at++) {
+        const int64_t begin = at % q->groups * G;
+        const int64_t n = q->in - begin < G ? q->in - begin : G;
+        uint8_t *codes = q->codes + at / q->groups * q->in + begin;
+        for (int64_t c = 0; mirror[at] && c < n; c++)
+            codes[c] = mirrored(codes[c], l->format.bits);
+    }
+}
+
+static enum err read_lin(struct qlinear *out, const struct packed_lin *l, bool codes,
+                         struct packed_changes *changes)
+{
+    enum err err = OK;
+    struct qlinear q = {0};
+    uint8_t *mirror = NULL;
+    TRY_OUT(qlinear_alloc(&q, l->out, l->in, l->format));
+    TRY_OUT(mem_alloc(&mirror, (size_t)(q.out * q.groups), 1));
+    TRY_OUT(read_groups(&q, mirror, l, changes));
+    if (codes) {
+        TRY_OUT(qlinear_alloc_codes(&q));
+        read_codes(&q, mirror, l);
+    }
+    *out = q;
+    q = (struct qlinear){0};
+out:
+    qlinear_free(&q);
+    mem_free(mirror);
+    return err;
+}
+
+enum err packed_read(struct qlinear *q, const struct packed_lin *l)
+{
+    struct packed_changes changes = {0};
+    return read_lin(q, l, true, &changes);
+}
+
+/* --- finding ------------------------------------------------------------------------ */
+
+static bool ends_with(const char *name, const char *tail)
+{
+    const size_t n = strlen(name), m = strlen(tail);
+    return n > m && !strcmp(name + n - m, tail);
+}
+
+/* Sets the parts of l; codes is the place of its codes. */
+static enum err find_parts(struct packed_lin *l, const struct hf_files *f,
+                           const struct hf_place *codes)
+{
+    char name[NAME_MAX_LENGTH + 64];
+    const struct packed_layout *y = l->layout;
+    const int n = (int)(strlen(codes->t->name) - strlen(y->tail[PART_CODES]));
+    FAIL_IF(n > NAME_MAX_LENGTH, ERR_SUPPORT,
+            "tensor %.60s...: its name is longer than %d characters", codes->t->name,
+            NAME_MAX_LENGTH);
+    snprintf(name, sizeof(name), "%.*s%s", n, codes->t->name, WEIGHT);
+    FAIL_IF(hf_files_find(f, name), ERR_FORMAT,
+            "tensor %s stands beside its packed form %s; delete the one that does not "
+            "belong to the checkpoint",
+            name, codes->t->name);
+    TRY(mem_strdup(&l->name, name));
+    for (int i = 0; i < N_PARTS; i++) {
+        if (!y->tail[i])
+            continue;
+        snprintf(name, sizeof(name), "%.*s%s", n, codes->t->name, y->tail[i]);
+        const struct hf_place *p = hf_files_find(f, name);
+        if (!p)
+            continue;
+        l->part[i] = *p->t;
+        l->file[i] = p->file;
+        l->slot[i] = p->t - f->tensor;
+    }
+    FAIL_IF(!l->part[PART_SCALES].data, ERR_NOT_FOUND,
+            "tensor %.*s%s is missing; it holds the scales of %s", n, codes->t->name,
+            y->tail[PART_SCALES], codes->t->name);
+    return OK;
+}
+
+static enum err check_lin(struct packed_lin *l, struct packed *p, const char *where)
+{
+    struct qlinear q = {0};
+    TRY(l->layout->measure(l, &p->config, where));
+    if (l->part[PART_G_IDX].data) {
+        TRY(packed_check_part(l, PART_G_IDX, DT_I32, l->in, -1));
+        TRY(check_g_idx(l));
+    }
+    TRY(read_lin(&q, l, false, &p->changes));
+    qlinear_free(&q);
+    return OK;
+}
+
+static int compare_lin(const void *pa, const void *pb)
+{
+    const struct packed_lin *a = pa, *b = pb;
+    return strcmp(a->name, b->name);
+}
+
+static enum err find_all(struct packed *p, const struct hf_files *f, const char *dir)
+{
+    const char *tail = p->config.layout->tail[PART_CODES];
+    int64_t n = 0;
+    for (int64_t i = 0; i < f->n_places; i++)
+        n += ends_with(f->by_name[i].t->name, tail);
+    FAIL_IF(!n, ERR_FORMAT,
+            "%s: config.json describes weights packed by %s, but no tensor ends in %s", dir,
+            p->config.layout->about, tail);
+    TRY(mem_calloc(&p->lin, (size_t)n, sizeof(*p->lin)));
+    for (int64_t i = 0; i < f->n_places; i++) {
+        const struct hf_place *at = &f->by_name[i];
+        if (!ends_with(at->t->name, tail))
+            continue;
+        struct packed_lin *l = &p->lin[p->n++];
+        l->layout = p->config.layout;
+        enum err err = find_parts(l, f, at);
+        if (!err)
+            err = check_lin(l, p, dir);
+        if (err)
+            return err_add(err, "%s: ", st_path(f->file[at->file]));
+    }
+    qsort(p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+    return OK;
+}
+
+/* --- the list of tensors ------------------------------------------------------------ */
+
+/* Puts NAME.weight in the place of the codes. The other parts lose their names, by which
+ * hf_files_compact() drops them. */
+static void replace(struct hf_files *f, const struct packed_lin *l)
+{
+    for (int i = 0; i < N_PARTS; i++)
+        if (l->part[i].data)
+            f->tensor[l->slot[i]].name = NULL;
+    f->tensor[l->slot[PART_CODES]] = (struct st_tensor){.name = l->name,
+                                                        .dtype_name = "F32",
+                                                        .dtype = DT_F32,
+                                                        .n_dims = 2,
+                                                        .dim = {l->out, l->in}};
+}
+
+/* Drops the scales of an engine's cache, whose names an artifact uses for its own. */
+static void drop_cache_scales(struct hf_files *f)
+{
+    static const char *const tail[] = {".self_attn.k_scale", ".self_attn.v_scale",
+                                       ".self_attn.q_scale"};
+    const char *first = NULL;
+    for (int64_t i = 0; i < f->n_places; i++)
+        for (size_t k = 0; k < ARRAY_LEN(tail); k++) {
+            struct st_tensor *t = &f->tensor[f->place[i].t - f->tensor];
+            if (!t->name || !ends_with(t->name, tail[k]))
+                continue;
+            first = first ? first : t->name;
+            t->name = NULL;
+        }
+    if (first)
+        log_info(
+            "%s: scales of an engine's cache (kv_cache_scheme) are left out; the first "
+            "is %s",
+            st_path(f->file[0]), first);
+}
+
+const struct packed_lin *packed_find(const struct packed *p, const char *weight)
+{
+    const struct packed_lin key = {.name = (char *)(uintptr_t)weight};
+    if (!p->n)
+        return NULL;
+    return bsearch(&key, p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+}
+
+enum err packed_open(struct packed *out, struct hf_files *f, const char *dir)
+{
+    TRY(read_config(&out->config, dir));
+    TRY(find_all(out, f, dir));
+    for (int64_t i = 0; i < out->n; i++)
+        replace(f, &out->lin[i]);
+    drop_cache_scales(f);
+    hf_files_compact(f);
+    return OK;
+}
+
+void packed_close(struct packed *p)
+{
+    for (int64_t i = 0; i < p->n; i++)
+        mem_free(p->lin[i].name);
+    mem_free(p->lin);
+    *p = (struct packed){0};
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Projections that another tool quantized, in the files of a checkpoint. docs/import.md
+ * describes what is read, and what is refused. Private to convert/checkpoint.
+ *
+ * A packed projection is several tensors. They leave the list of files, and one tensor
+ * NAME.weight, F32 [out, in], takes their place. Its data is NULL: packed_read() makes its
+ * codes, scales and zeros when a block is needed. */
+#ifndef WKVQ_PACKED_H
+#define WKVQ_PACKED_H
+
+#include "convert/checkpoint/hf_files.h"
+#include "data/json.h"
+#include "kernels/tensor/qtensor.h"
+
+/* The tensors of a packed projection. */
+enum packed_part {
+    PART_CODES,
+    PART_SCALES,
+    PART_ZEROS,
+    PART_SHAPE,
+    PART_G_IDX, /* the group of each column */
+    N_PARTS
+};
+
+/* A format that config.json describes. A checkpoint may have several. */
+struct packed_scheme {
+    int bits;
+    int64_t group_size; /* 0: the whole row */
+    bool symmetric;     /* zero points are not stored; all are 2^(bits - 1) */
+};
+
+#define PACKED_SCHEMES_MAX 64
+
+struct packed_config {
+    const struct packed_layout *layout;
+    struct packed_scheme scheme[PACKED_SCHEMES_MAX];
+    int n_schemes;
+};
+
+struct packed_lin {
+    const struct packed_layout *layout;
+    char *name;                     /* "model.layers.0.mlp.up_proj.weight", owned */
+    struct st_tensor part[N_PARTS]; /* data NULL: the projection has no such part */
+    int file[N_PARTS];
+    int64_t slot[N_PARTS]; /* where the files' list has it */
+    int64_t out, in;
+    struct lin_format format;
+    bool symmetric;
+};
+
+/* What reading changes, over all projections. */
+struct packed_changes {
+    int64_t groups, rounded, mirrored;
+    double worst; /* relative difference of a scale and its fp16 */
+};
+
+/* One tool's format. Rows and columns are those of W [out, in]. */
+struct packed_layout {
+    const char *about;         /* "compressed-tensors" */
+    const char *tail[N_PARTS]; /* after the projection's name; NULL: no such part */
+    /* Reads o, the format's description. Errors: ERR_SUPPORT, ERR_FORMAT. */
+    enum err (*read_config)(struct packed_config *c, const json_t *o, const char *where);
+    /* Checks types and shapes of the parts, and sets out, in, format and symmetric. */
+    enum err (*measure)(struct packed_lin *l, const struct packed_config *c,
+                        const char *where);
+    /* Return the stored scale's place [element], and the zero point of row r in group g. */
+    int64_t (*scale_at)(const struct packed_lin *l, int64_t r, int64_t g);
+    int (*zero)(const struct packed_lin *l, int64_t r, int64_t g);
+    /* codes [n][in] = rows [first, first + n). first: a multiple of PACKED_ROWS. */
+    void (*rows)(const struct packed_lin *l, uint8_t *codes, int64_t first, int64_t n);
+};
+extern const struct packed_layout packed_compressed;
+
+#define PACKED_ROWS 64 /* rows that one call of `rows` reads, at most */
+
+struct packed {
+    struct packed_config config;
+    struct packed_lin *lin; /* [n], by name, owned */
+    int64_t n;
+    struct packed_changes changes;
+};
+
+/* Finds the packed projections of the open files, checks all that can be checked without
+ * reading codes, and replaces their tensors in f. Errors: ERR_SUPPORT, ERR_FORMAT,
+ * ERR_NOT_FOUND with the tensor's name. Close in any case. */
+enum err packed_open(struct packed *out, struct hf_files *f, const char *dir);
+void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
+/* Returns the projection whose weight is named, or NULL. */
+const struct packed_lin *packed_find(const struct packed *p, const char *weight);
+/* *q = scales, zeros and codes; groups of negative scale are mirrored. The caller frees it
+ * with qlinear_free(). */
+enum err packed_read(struct qlinear *q, const struct packed_lin *l);
+
+/* --- for layouts -------------------------------------------------------------------- */
+
+/* Returns ERR_FORMAT unless part i has the type and shape; dim1 -1: one dimension. */
+enum err packed_check_part(const struct packed_lin *l, enum packed_part i, enum dtype dtype,
+                           int64_t dim0, int64_t dim1);
+/* The same for the scales, which are F16, BF16 or F32. */
+enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t dim1);
+uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at);
+
+#endif

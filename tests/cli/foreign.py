@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""Tiny checkpoints with weights as other tools pack them, for the tests of the command line. The packers are
+written from the formats' descriptions in docs/export.md, in the standard library.
+
+Codes, zero points and scales are random: nothing is quantized here, so a reader must return exactly these. Same
+arguments, same bytes."""
+import json
+import pathlib
+import random
+import struct
+
+import tiny
+
+WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "head_dim": 32, "num_hidden_layers": 2}
+LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+           "mlp.down_proj"]
+
+
+class Linear:
+    """q [out][in], z and h [out][groups], of one projection, as the tool stores them."""
+
+    def __init__(self, rng, rows, cols, bits, group, symmetric, scale, negative):
+        self.rows, self.cols, self.bits, self.group = rows, cols, bits, group or cols
+        self.groups = -(-cols // self.group)
+        top = (1 << bits) - 1
+        self.q = [[rng.randint(0, top) for _ in range(cols)] for _ in range(rows)]
+        self.z = [[1 << bits - 1 if symmetric else rng.randint(0, top) for _ in range(self.groups)] for _ in range(rows)]
+        size = 0.4 / (1 << bits)
+        self.h = [[scale(size * rng.uniform(0.5, 1.5)) * (-1 if negative and rng.random() < 0.5 else 1)
+                   for _ in range(self.groups)] for _ in range(rows)]
+
+    def expected(self, order=None):
+        """(q, z, h) as an artifact has them: h > 0 in fp16, groups in the order of columns."""
+        q, z, h = [row[:] for row in self.q], [], []
+        for r in range(self.rows):
+            order_of = order or list(range(self.groups))
+            zero, scale = [self.z[r][g] for g in order_of], [self.h[r][g] for g in order_of]
+            for g in range(self.groups):
+                if scale[g] < 0:
+                    top = (1 << self.bits) - 1
+                    zero[g] = top - zero[g]
+                    for c in range(g * self.group, min((g + 1) * self.group, self.cols)):
+                        q[r][c] = top - q[r][c]
+            z.append(zero)
+            h.append([f16(abs(x)) for x in scale])
+        return q, z, h
+
+
+def f16(x):
+    return struct.unpack("<e", struct.pack("<e", x))[0]
+
+
+def f32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def bf16(x):
+    """Truncated: any value of bf16 near x will do."""
+    return struct.unpack("<f", b"\0\0" + struct.pack("<f", x)[2:])[0]
+
+
+def floats(values, dtype):
+    if dtype == "BF16":
+        return b"".join(struct.pack("<f", x)[2:] for x in values)
+    return struct.pack(f"<{len(values)}{'e' if dtype == 'F16' else 'f'}", *values)
+
+
+def flat(rows):
+    return [x for row in rows for x in row]
+
+
+def transposed(rows):
+    return [list(column) for column in zip(*rows)]
+
+
+def packed(values, bits):
+    """Words of a list of codes, lowest bits first."""
+    per = 32 // bits
+    values = values + [0] * (-len(values) % per)
+    return [sum(v << bits * i for i, v in enumerate(values[at:at + per])) for at in range(0, len(values), per)]
+
+
+def words(rows):
+    """The tensor's shape and bytes."""
+    return (len(rows), len(rows[0])), struct.pack(f"<{len(rows) * len(rows[0])}I", *flat(rows))
+
+
+# --- one projection ---
+
+def compressed(name, x, dtype, symmetric, signed_zeros=False, g_idx=None, **unused):
+    """compressed-tensors, pack-quantized. signed_zeros: unpacked zero points, of early versions."""
+    yield name + ".weight_packed", "I32", *words([packed(row, x.bits) for row in x.q])
+    yield name + ".weight_scale", dtype, (x.rows, x.groups), floats(flat(x.h), dtype)
+    if signed_zeros:
+        zeros = [z - (1 << x.bits - 1) for z in flat(x.z)]
+        yield name + ".weight_zero_point", "I8", (x.rows, x.groups), struct.pack(f"<{len(zeros)}b", *zeros)
+    elif not symmetric:
+        columns = [packed(column, x.bits) for column in transposed(x.z)]
+        yield name + ".weight_zero_point", "I32", *words(transposed(columns))
+    yield name + ".weight_shape", "I64", (2,), struct.pack("<2q", x.rows, x.cols)
+    if g_idx:
+        yield name + ".weight_g_idx", "I32", (x.cols,), struct.pack(f"<{x.cols}i", *g_idx)
+
+
+def compressed_config(formats, ignore, symmetric):
+    def weights(bits, group):
+        return {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel",
+                "group_size": group or None, "dynamic": False, "actorder": None, "observer": "minmax"}
+
+    groups = {f"group_{i}": {"targets": names, "weights": weights(*form), "input_activations": None,
+                             "output_activations": None, "format": "pack-quantized"}
+              for i, (form, names) in enumerate(formats.items())}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "config_groups": groups, "ignore": ["lm_head", *ignore], "kv_cache_scheme": None, "version": "0.17.1"}
+
+
+FORMATS = {"compressed": (compressed, compressed_config)}
+SCALES = {"F16": f16, "BF16": bf16, "F32": f32}
+
+
+def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dtype="F16", negative=False, mixed=None,
+         keep=(), order=None, model=None, drop=(), cache_scales=False,
+         **options):
+    """A checkpoint in the directory path. Returns {projection: Linear}.
+    mixed    {"mlp.up_proj": (bits, group)}: other formats, in all layers
+    keep     names of projections that stay F32, "model.layers.0.mlp.up_proj"
+    order    of columns' groups: order[j] is the stored group of columns j * group ...
+    model    other values of config.json
+    cache_scales  add the scalars of an engine's fp8 cache
+    drop     ends of names of tensors that are left out"""
+    pack, describe = FORMATS[form]
+    path, rng, linears, named = pathlib.Path(path), random.Random(seed), {}, []
+    formats = {}
+    tiny.make_model(path, seed, **{**WIDE, **(model or {})})
+    config = json.loads((path / "config.json").read_text())
+    for name, kind, shape, data in tiny.model_tensors(config, seed):
+        base = name.removesuffix(".weight")
+        module = ".".join(base.split(".")[3:])
+        if module not in LINEARS or base in keep:
+            named.append((name, kind, shape, data))
+            continue
+        b, g = (mixed or {}).get(module, (bits, group))
+        x = linears[base] = Linear(rng, *shape, b, g, symmetric, SCALES[dtype], negative)
+        formats.setdefault((b, g), []).append(base)
+        g_idx = options.get("g_idx")
+        if order:
+            g_idx = [order[c // x.group] if x.groups == len(order) else c // x.group for c in range(x.cols)]
+        named += pack(base, x, dtype, symmetric, **{**options, "g_idx": g_idx})
+    if cache_scales:
+        named += [(f"model.layers.{i}.self_attn.{side}_scale", "F32", (1,), struct.pack("<f", 0.02))
+                  for i in range(config["num_hidden_layers"]) for side in "kv"]
+    config["quantization_config"] = describe(formats, sorted(keep), symmetric)
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    tiny.write_safetensors(path / "model.safetensors", [t for t in named if not t[0].endswith(tuple(drop))])
+    return linears
