@@ -15,7 +15,8 @@
 /* The order of a key's choices is the order of the enum that they stand for. */
 _Static_assert(JOIN_AUTO == 0 && JOIN_ROWS == 1 && JOIN_FILE == 2, "calibration.join");
 _Static_assert(BOS_AUTO == 0 && BOS_NEVER == 1 && BOS_ALWAYS == 2, "calibration.bos");
-_Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1 && WEIGHT_GPTQ == 2, "weights.method");
+_Static_assert(WEIGHT_RTN == 0 && WEIGHT_LWC == 1 && WEIGHT_GPTQ == 2 && WEIGHT_GIVEN == 3,
+               "weights.method");
 _Static_assert(KV_TOKEN == 0 && KV_CHANNEL_TOKEN == 1 && KV_CHANNEL == 2, "kv.method");
 _Static_assert(KEY_POST_ROPE == 0 && KEY_PRE_ROPE == 1, "kv.key_stage");
 _Static_assert(ROTATE_V == 1 && ROTATE_K == 2 && ROTATE_KV == 3, "kv.rotate");

@@ -8,6 +8,7 @@
 
 #include "calib/calib.h"
 #include "calib/refine/refine.h"
+#include "convert/checkpoint/hf.h"
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/cli/choices.h"
@@ -49,8 +50,16 @@ struct recipe {
     uint64_t memory, device_memory; /* bytes, 0: auto */
 };
 
-/* What refinement learns. */
-enum recipe_learn { LEARN_SCALES, LEARN_NORMS, LEARN_CACHE, LEARN_ROUNDING };
+/* What refinement learns. LEARN_AUTO: LEARN_GIVEN if the weights are given, else LEARN_CACHE;
+ * LEARN_GIVEN: norms and cache. */
+enum recipe_learn {
+    LEARN_AUTO,
+    LEARN_GIVEN,
+    LEARN_SCALES,
+    LEARN_NORMS,
+    LEARN_CACHE,
+    LEARN_ROUNDING
+};
 
 enum key_kind {
     KEY_INT,
@@ -143,6 +152,9 @@ enum err recipe_check_runtime(const struct recipe *r);
 /* Returns ERR_USAGE unless run.device is the CPU, where the packed runtime runs. what: "the
  * packed runtime" or a part of it, for the message. */
 enum err recipe_check_cpu(const struct recipe *r, const char *what);
+/* Sets weights.* to what the packed weights of m are. dir: m's, for messages. ERR_USAGE for a key
+ * that says something else and is not at its default. */
+enum err recipe_take_formats(struct recipe *r, const struct hf_model *m, const char *dir);
 /* Returns ERR_USAGE if a mix names a layer that the model lacks. */
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);

@@ -36,9 +36,10 @@ const struct recipe_key recipe_key[] = {
     {"calibration.bos", KEY_CHOICE, AT(bos), "auto", .choices = CHOICES_BOS,
      .help = "one BOS token before the text; auto: as the model's tokenizer does"},
 
-    {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc|gptq",
+    {"weights.method", KEY_CHOICE, AT(weight_method), "lwc", .choices = "rtn|lwc|gptq|given",
      .help = "rtn rounds to nearest; lwc learns a clipping range per group; gptq rounds "
-             "column by column and corrects the errors in the columns after it"},
+             "column by column and corrects the errors in the columns after it; given is set "
+             "by --weights-from, which takes another tool's codes"},
     {"weights.bits", KEY_BITS, AT(weight_bits), "4",
      .help = "bits per weight code; 16 leaves the weights unquantized"},
     {"weights.group_size", KEY_INT, AT(weight_group), "128", RANGE_WEIGHT_GROUP,
@@ -138,10 +139,11 @@ const struct recipe_key recipe_key[] = {
     {"refine.guard", KEY_INT, AT(refine.guard), "8", RANGE_REFINE_GUARD, .omit_default = true,
      .help = "further windows that refinement does not learn from; the point with the least "
              "loss on them is kept, at worst the calibrated start"},
-    {"refine.learn", KEY_CHOICE, AT(refine.learn), "scales+norms+cache", .omit_default = true,
-     .choices = "scales|scales+norms|scales+norms+cache|scales+norms+cache+rounding",
+    {"refine.learn", KEY_CHOICE, AT(refine.learn), "auto", .omit_default = true,
+     .choices = "auto|norms+cache|scales|scales+norms|scales+norms+cache|scales+norms+cache+rounding",
      .help = "what refinement learns: scales of weight groups, gains of norms, smoothing and "
-             "shift of the cache, codes of the weights"},
+             "shift of the cache, codes of the weights; auto: norms+cache with "
+             "--weights-from, else scales+norms+cache"},
     {"refine.lr_scales", KEY_REAL, AT(refine.lr_scales), "0.003", 0, 1, .omit_default = true,
      .help = "learning rate of the logarithm of the weights' scales"},
     {"refine.lr_norms", KEY_REAL, AT(refine.lr_norms), "0.001", 0, 1, .omit_default = true,

@@ -104,22 +104,30 @@ enum err recipe_check_refine(const struct recipe *r)
     return OK;
 }
 
+static enum recipe_learn learns(const struct recipe *r)
+{
+    if (r->refine.learn != LEARN_AUTO)
+        return (enum recipe_learn)r->refine.learn;
+    return r->weight_method == WEIGHT_GIVEN ? LEARN_GIVEN : LEARN_CACHE;
+}
+
 struct refine_settings recipe_refine_settings(const struct recipe *r, const struct dev *d)
 {
     const struct weight_spec w = recipe_weight_spec(r);
-    const bool norms = r->refine.learn >= LEARN_NORMS,
-               cache = r->refine.learn >= LEARN_CACHE;
+    const enum recipe_learn what = learns(r);
+    const bool norms = what == LEARN_GIVEN || what >= LEARN_NORMS,
+               cache = what == LEARN_GIVEN || what >= LEARN_CACHE;
     return (struct refine_settings){
         .samples = r->refine.samples,
         .guard = r->refine.guard,
         .seqlen = r->refine.seqlen,
         .epochs = r->refine.epochs,
         .batch = r->refine.batch,
-        .lr = {[REFINE_SCALES] = (float)r->refine.lr_scales,
+        .lr = {[REFINE_SCALES] = what >= LEARN_SCALES ? (float)r->refine.lr_scales : 0,
                [REFINE_NORMS] = norms ? (float)r->refine.lr_norms : 0,
                [REFINE_SMOOTH] = cache ? (float)r->refine.lr_smooth : 0,
                [REFINE_SHIFT] = cache ? (float)r->refine.lr_shift : 0},
-        .lr_round = r->refine.learn >= LEARN_ROUNDING ? (float)r->refine.lr_round : 0,
+        .lr_round = what >= LEARN_ROUNDING ? (float)r->refine.lr_round : 0,
         .kl = (float)(1 - r->refine.ce),
         .ce = (float)r->refine.ce,
         .scale_bits = (int)r->scale_bits,
