@@ -27,7 +27,7 @@
 struct refine {
     struct dev *dev;
     const struct arch *arch;
-    const struct model_source *src; /* the full-precision model */
+    const struct model_source *src; /* what is quantized */
     /* The student's source: src, or where the head is quantized src with the quantized ends. */
     const struct model_source *served;
     struct ends_source ends;
@@ -509,7 +509,8 @@ static enum err open_run(struct refine *r, const struct block_quant *layers)
         r->dx[i] = tensor_2d((float *)r->dx_memory + i * T * D, DT_F32, T, D);
     if (r->st.learns_codes)
         TRY(mem_alloc(&r->best_codes, (size_t)r->st.codes.dim[0], 1));
-    TRY(distiller_open(&r->distill, r->dev, r->arch, r->served, r->src, T, r->s->act));
+    TRY(distiller_open(&r->distill, r->dev, r->arch, r->served, source_full(r->src), T,
+                       r->s->act));
     return open_teacher(r);
 }
 

@@ -40,6 +40,7 @@ struct refine_settings {
     float kl, ce;             /* weights of the two losses, as dev_distill has them */
     int scale_bits;           /* significant bits of a scale: 11, or fewer */
     struct lin_format head;   /* of the quantized model's embedding and head */
+    bool other_teacher;       /* the full-precision model is another checkpoint's */
     enum dtype act;
     uint64_t seed;         /* of the order of samples */
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */

@@ -79,7 +79,8 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
     p.work_bytes = student_work_bytes(a, s->seqlen, s->batch, s->act) +
-                   distiller_bytes(a, s->seqlen, s->act, s->head.bits < 16 ? 2 : 1) +
+                   distiller_bytes(a, s->seqlen, s->act,
+                                   s->head.bits < 16 || s->other_teacher ? 2 : 1) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
     p.acts_bytes = student_acts_bytes(a, s);
     p.keeps_acts = p.acts_bytes <= s->acts_bytes;

@@ -33,6 +33,7 @@ import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import foreign
 import tiny
 
 TIMEOUT_S = 120
@@ -71,6 +72,11 @@ class Scratch:
             tiny.make_model(self.at(name), **{k: json.loads(v) for k, v in pairs})
         else:
             shutil.copytree(self.base / "model", self.at(name))
+
+    def make_packed(self, name, form, *options):
+        """packed DIR FORM [KEY=JSON...]: a checkpoint that another tool quantized; foreign.make()'s options."""
+        pairs = (o.split("=", 1) for o in options)
+        foreign.make(self.at(name), form, **{k: json.loads(v) for k, v in pairs})
 
     def make_text(self, name, words="600"):
         """text FILE [WORDS]"""

@@ -29,7 +29,7 @@ struct args {
     const char *log_json;
     const char *config;
     struct text_list set;
-    const char *out, *state, *against;
+    const char *out, *state, *against, *weights_from;
     struct text_list data;
     struct text_list eval_data;
     struct text_list stop; /* strings that end the generated text */

@@ -22,6 +22,10 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .choices = SHAPE_CHOICES,
      .help = "With --plan: estimate memory from a model's shapes alone, without MODEL_DIR"},
+    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
+     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
+             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
+             "full-precision checkpoint, whose outputs are then the target"},
     {0},
 };
 /* clang-format on */

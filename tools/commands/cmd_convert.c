@@ -26,6 +26,10 @@ static const struct opt options[] = {
      .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
      .help = "Overwrite an existing artifact"},
+    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
+     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
+             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
+             "full-precision checkpoint, whose outputs are then the target"},
     {0},
 };
 /* clang-format on */
@@ -90,7 +94,7 @@ static enum err run(struct args *a)
     TRY_OUT(outdir_probe(a->out, a->force));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
-    TRY_OUT(warn_without_tokenizer(a->pos.item[0]));
+    TRY_OUT(warn_without_tokenizer(j.model_dir));
     if (a->state)
         TRY_OUT(open_state(&s, &j, a));
     TRY_OUT(stage_convert(&j, s, a->out, a->force));

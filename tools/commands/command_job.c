@@ -28,6 +28,7 @@ enum err command_recipe(struct recipe *r, const struct args *a)
 struct job_options command_job_options(const struct args *a, const char *model_dir)
 {
     return (struct job_options){.model_dir = model_dir,
+                                .weights_from = a->weights_from,
                                 .quiet = a->quiet,
                                 .log_json = a->log_json,
                                 .plan = a->plan,

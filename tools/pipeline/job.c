@@ -9,10 +9,13 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 
 static enum err open_place(struct job *j)
 {
     const struct job_options *o = &j->options;
+    j->model_dir = o->weights_from ? o->weights_from : o->model_dir;
     TRY(file_check_link(j->model_dir));
     FAIL_IF(!file_is_dir(j->model_dir), ERR_NOT_FOUND, "%s: no such directory",
             j->model_dir);
@@ -22,15 +25,18 @@ static enum err open_place(struct job *j)
 enum err job_open(struct job *j, const struct recipe_input *in,
                   const struct job_options *options)
 {
-    *j = (struct job){.options = *options, .model_dir = options->model_dir};
+    *j = (struct job){.options = *options};
     TRY(recipe_from_input(&j->recipe, in));
+    FAIL_IF(j->recipe.weight_method == WEIGHT_GIVEN && !options->weights_from, ERR_USAGE,
+            "weights.method is given, but no weights are: give --weights-from DIR, which "
+            "sets this key");
     return open_place(j);
 }
 
 enum err job_open_recipe(struct job *j, const struct recipe *recipe,
                          const struct job_options *options)
 {
-    *j = (struct job){.options = *options, .model_dir = options->model_dir};
+    *j = (struct job){.options = *options};
     TRY(recipe_copy(&j->recipe, recipe));
     return open_place(j);
 }
@@ -48,13 +54,82 @@ void job_close(struct job *j)
     tokenizer_close(&j->tokenizer);
     dev_close(&j->dev);
     hf_close(&j->model);
+    hf_close(&j->full);
     recipe_free(&j->recipe);
     *j = (struct job){0};
 }
 
+/* --- weights that another tool quantized ---------------------------------------------- */
+
+static enum err is_same_dir(bool *same, const char *a, const char *b)
+{
+    struct stat x, y;
+    FAIL_IF(stat(a, &x) || stat(b, &y), ERR_NOT_FOUND, "%s or %s: no such directory", a, b);
+    *same = x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    return OK;
+}
+
+static enum err check_architecture(const struct job *j)
+{
+    const struct arch *have = hf_arch(j->model), *want = hf_arch(j->full);
+    int64_t x, y;
+    FAIL_IF(have->family != want->family, ERR_MISMATCH,
+            "%s is a \"%s\" model and %s a \"%s\" model; give the checkpoint that was "
+            "quantized",
+            j->model_dir, have->model_type, j->options.model_dir, want->model_type);
+    const char *field = arch_differs(&x, &y, have, want);
+    FAIL_IF(field, ERR_MISMATCH,
+            "%s has %s %" PRId64 " and %s has %" PRId64
+            "; give the checkpoint that was quantized",
+            j->model_dir, field, x, j->options.model_dir, y);
+    return OK;
+}
+
+static enum err open_full(struct job *j)
+{
+    bool same;
+    TRY(is_same_dir(&same, j->model_dir, j->options.model_dir));
+    if (same)
+        return OK;
+    TRY(hf_open(&j->full, j->options.model_dir));
+    TRY(check_architecture(j));
+    hf_set_full(j->model, j->full);
+    return OK;
+}
+
+static void say(const struct job *j)
+{
+    struct hf_packed p;
+    if (!hf_packed(&p, j->model))
+        return;
+    log_info("%s: %" PRId64 " projections from %s, %d bits%s", j->model_dir, p.n_linears,
+             p.format, (int)j->recipe.weight_bits,
+             j->recipe.weight_mix ? ", mixed formats" : "");
+    if (p.rounded)
+        log_warn("%s: %" PRId64 " of %" PRId64
+                 " scales are not values of fp16 and are rounded; the largest relative "
+                 "change is %.2g",
+                 j->model_dir, p.rounded, p.groups, p.worst);
+    if (p.mirrored)
+        log_info("%s: %" PRId64 " of %" PRId64
+                 " groups have a negative scale; their codes and zero points are mirrored, "
+                 "which keeps the values",
+                 j->model_dir, p.mirrored, p.groups);
+}
+
+static enum err open_given(struct job *j)
+{
+    TRY(hf_open_packed(&j->model, j->model_dir));
+    TRY(recipe_take_formats(&j->recipe, j->model, j->model_dir));
+    TRY(open_full(j));
+    say(j);
+    return OK;
+}
+
 enum err job_open_model(struct job *j)
 {
-    TRY(hf_open(&j->model, j->model_dir));
+    const bool given = j->options.weights_from || j->recipe.weight_method == WEIGHT_GIVEN;
+    TRY(given ? open_given(j) : hf_open(&j->model, j->model_dir));
     j->arch = *hf_arch(j->model);
     TRY(mix_check_layers(j->recipe.kv_mix, j->arch.n_layers, ERR_USAGE, "kv.mixed"));
     log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
@@ -70,6 +145,7 @@ enum err job_open_device(struct job *j)
     TRY(dev_open(&j->dev, &s));
     j->settings = recipe_settings(&j->recipe, j->dev);
     j->refine = recipe_refine_settings(&j->recipe, j->dev);
+    j->refine.other_teacher = j->full != NULL;
     /* Resolves compute: auto, since the resolved type is part of a state's identity. */
     j->recipe.compute = j->settings.act == DT_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     log_info("device %s, %d threads, %s: %s", dev_name(j->dev), dev_threads(j->dev),
@@ -236,6 +312,35 @@ static json_t *text_json(const struct job *j)
     return o;
 }
 
+json_t *job_given_json(const struct job *j)
+{
+    struct hf_packed p;
+    if (!hf_packed(&p, j->model))
+        return NULL;
+    return json_pack("{s:s, s:I, s:I, s:I, s:I}", "format", p.format, "projections",
+                     (json_int_t)p.n_linears, "groups", (json_int_t)p.groups,
+                     "rounded_scales", (json_int_t)p.rounded, "mirrored_groups",
+                     (json_int_t)p.mirrored);
+}
+
+/* Adds what a job with given weights reads beside its checkpoint. */
+static enum err add_given(json_t *o, const struct job *j)
+{
+    uint32_t crc;
+    char text[16];
+    json_t *given = job_given_json(j);
+    if (given)
+        json_object_set_new(o, STATE_WEIGHTS_FROM, given);
+    if (!j->full)
+        return OK;
+    TRY(hf_identity(&crc, j->full, true));
+    snprintf(text, sizeof(text), "%08" PRIx32, crc);
+    json_object_set_new(
+        o, STATE_FULL_PRECISION,
+        json_pack("{s:s, s:I}", "crc32", text, "bytes", (json_int_t)hf_bytes(j->full)));
+    return OK;
+}
+
 enum err job_identity(json_t **out, struct job *j)
 {
     uint32_t model_crc, tok_crc;
@@ -255,6 +360,11 @@ enum err job_identity(json_t **out, struct job *j)
         tokenizer_file(j->tokenizer), "crc32", tok_text, "text", text_json(j));
     if (j->import)
         json_object_set(o, STATE_ARTIFACT, j->import->identity);
+    const enum err err = add_given(o, j);
+    if (err) {
+        json_decref(o);
+        return err;
+    }
     if (!o || json_out_of_memory()) {
         json_decref(o);
         FAIL(ERR_MEMORY, "out of memory for the run's identity");

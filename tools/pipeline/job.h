@@ -14,11 +14,13 @@
 /* Options of a job besides its recipe. Strings are borrowed. */
 struct job_options {
     const char *model_dir;
-    bool quiet;                /* print no progress lines */
-    const char *log_json;      /* file for progress; NULL: none */
-    bool plan;                 /* only estimate memory and time */
-    bool json;                 /* print reports as one JSON object */
-    uint64_t shard_bytes;      /* bytes per file of an artifact; 0: the writer's default */
+    const char
+        *weights_from;    /* directory of weights that another tool quantized; or NULL */
+    bool quiet;           /* print no progress lines */
+    const char *log_json; /* file for progress; NULL: none */
+    bool plan;            /* only estimate memory and time */
+    bool json;            /* print reports as one JSON object */
+    uint64_t shard_bytes; /* bytes per file of an artifact; 0: the writer's default */
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 
@@ -30,9 +32,12 @@ struct job_import {
 
 struct job {
     struct job_options options;
-    const char *model_dir; /* borrowed from options */
+    const char *model_dir; /* options.weights_from, or else options.model_dir; borrowed */
     struct recipe recipe;
     struct hf_model *model; /* NULL before job_open_model */
+    /* The full-precision model, if options.model_dir is not the directory of given weights;
+     * else NULL, and model is it. */
+    struct hf_model *full;
     struct arch arch;
     struct dev *dev;
     struct tokenizer *tokenizer;
@@ -63,6 +68,8 @@ enum err job_open_recipe(struct job *j, const struct recipe *recipe,
                          const struct job_options *options);
 void job_close(struct job *j);
 
+/* With weights that another tool quantized it also sets weights.* of the recipe: ERR_USAGE for a
+ * key that says something else. ERR_MISMATCH if the full-precision model has other sizes. */
 enum err job_open_model(struct job *j);
 /* Also fills settings and refine, with compute resolved. */
 enum err job_open_device(struct job *j);
@@ -85,5 +92,9 @@ enum err job_draw_windows(struct job *j);
  * imported artifact if there is one. Reads the whole checkpoint once, unless
  * options.model_crc is known. Release *out with json_decref. */
 enum err job_identity(json_t **out, struct job *j);
+/* Makes what the identity and the manifest say of weights that another tool quantized, {"format",
+ * "projections", "groups", "rounded_scales", "mirrored_groups"}: a new reference. NULL: the job
+ * has none, or memory is out. */
+json_t *job_given_json(const struct job *j);
 
 #endif

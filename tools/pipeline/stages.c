@@ -157,7 +157,7 @@ static json_t *calibration_json(const struct state *s, const struct calib_summar
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
  * "artifact", "state", "refinement", "calibration", "license"}. Without a state: the version, how
  * the scales were made, and the license. */
-static enum err provenance(char **out, const struct state *s, const char *model_dir)
+static enum err provenance(char **out, const struct state *s, const struct job *j)
 {
     struct calib_summary sum;
     char mark[STATE_MARK];
@@ -179,9 +179,14 @@ static enum err provenance(char **out, const struct state *s, const char *model_
             json_object_set_new(o, "refinement", state_refinement_json(&sum.refinement));
         json_object_set_new(o, "calibration", calibration_json(s, &sum));
     } else {
-        json_object_set_new(o, "calibration", json_string("none: round to nearest"));
+        json_t *given = job_given_json(j);
+        json_object_set_new(o, "calibration",
+                            json_string(given ? "none: the weights are another tool's"
+                                              : "none: round to nearest"));
+        if (given)
+            json_object_set_new(o, STATE_WEIGHTS_FROM, given);
     }
-    const enum err err = add_license(o, model_dir);
+    const enum err err = add_license(o, j->model_dir);
     *out = err ? NULL : json_text(o, JSON_REAL_PRECISION(17));
     json_decref(o);
     FAIL_IF(!err && !*out, ERR_MEMORY, "out of memory for the manifest");
@@ -199,10 +204,12 @@ static enum err config_text(char **out, const struct recipe *r)
     return OK;
 }
 
-/* Sets the recipe to what rounding to nearest does, since the artifact records it. */
+/* Sets the recipe to what rounding to nearest does, since the artifact records it. Given weights
+ * stay given. */
 static void without_learning(struct recipe *r)
 {
-    r->weight_method = WEIGHT_RTN;
+    if (r->weight_method != WEIGHT_GIVEN)
+        r->weight_method = WEIGHT_RTN;
     r->weight_round = ROUND_NEAREST;
     r->kv_method = KV_TOKEN;
     r->learn = false;
@@ -213,7 +220,7 @@ static enum err settings_of(struct artifact_settings *out, char **config, char *
                             struct job *j, const struct recipe *r, const struct state *s)
 {
     TRY(config_text(config, r));
-    TRY(provenance(from, s, j->model_dir));
+    TRY(provenance(from, s, j));
     struct weight_spec weights = recipe_weight_spec(r);
     weights.refined = recipe_refines(r);
     *out = (struct artifact_settings){
@@ -301,11 +308,14 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
     TRY(manifest_open(&m, dir));
     const json_t *from = json_object_get(m->root, "provenance");
     TRY_OUT(job_identity(&identity, j));
-    have = json_pack(
-        "{s:O?, s:O?, s:O?, s:O?, s:O*}", "config", json_object_get(m->root, "config"),
-        "checkpoint", json_object_get(from, "checkpoint"), "tokenizer",
-        json_object_get(from, "tokenizer"), "text", json_object_get(from, "text"),
-        STATE_ARTIFACT, json_object_get(from, STATE_ARTIFACT));
+    have =
+        json_pack("{s:O?, s:O?, s:O?, s:O?, s:O*, s:O*, s:O*}", "config",
+                  json_object_get(m->root, "config"), "checkpoint",
+                  json_object_get(from, "checkpoint"), "tokenizer",
+                  json_object_get(from, "tokenizer"), "text", json_object_get(from, "text"),
+                  STATE_ARTIFACT, json_object_get(from, STATE_ARTIFACT), STATE_WEIGHTS_FROM,
+                  json_object_get(from, STATE_WEIGHTS_FROM), STATE_FULL_PRECISION,
+                  json_object_get(from, STATE_FULL_PRECISION));
     if (!have)
         FAIL_OUT(ERR_FORMAT, "%s: provenance is incomplete", dir);
     err = state_compare(dir, have, identity);

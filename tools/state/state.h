@@ -28,6 +28,10 @@ struct state; /* opaque; one thread */
 /* The part of an identity that names the artifact whose blocks were imported; absent from a
  * calibration's. */
 #define STATE_ARTIFACT "artifact"
+/* The parts of an identity that describe weights another tool quantized, and the full-precision
+ * model if that is another checkpoint; absent without. */
+#define STATE_WEIGHTS_FROM "weights_from"
+#define STATE_FULL_PRECISION "full_precision"
 
 /* Writes whether dir looks like a state, with a manifest.json of ours. Any other directory
  * gives false. ERR_MEMORY, ERR_IO or ERR_USAGE if that cannot be determined. */

@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Weights that other tools packed (--weights-from): test_import.py WKVQ.
+
+foreign.py packs random codes, zero points and scales; the artifact must hold exactly these, read by
+tests/convert/check_artifact.py. All other tensors keep their bytes. Calibration and refinement must change
+only what they may, and an export to the same format must return the tool's own tensors."""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
+import check_artifact as reader
+import foreign
+import tiny
+
+TRAIN = ["--data", "t.txt", "--set", "calibration.samples=4", "--set", "calibration.seqlen=64", "--set",
+         "calibration.epochs=2", "--set", "crr.blocks=1"]
+REFINE = ["--set", "refine.samples=4", "--set", "refine.seqlen=64", "--set", "refine.guard=2"]
+
+
+class Bench:
+    def __init__(self, wkvq, folder):
+        self.wkvq, self.folder, self.count = wkvq, folder, 0
+        tiny.make_text(folder / "t.txt")
+
+    def run(self, *args, status=0):
+        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
+        assert done.returncode == status, f"{args}: exit {done.returncode}, want {status}\n{done.stderr.decode()}"
+        return done.stderr.decode()
+
+    def place(self, name):
+        self.count += 1
+        return self.folder / f"{self.count}-{name}"
+
+    def make(self, **what):
+        path = self.place("foreign")
+        return path, foreign.make(path, **what)
+
+    def convert(self, path, *more):
+        out = self.place("artifact")
+        said = self.run("convert", path, "--weights-from", path, "-o", out, *more)
+        return out, said
+
+
+def tensors(folder):
+    return reader.tensors_of(folder, reader.check_manifest(folder))
+
+
+def codes(folder):
+    """{projection: (q, z, h)} of an artifact."""
+    have, out = tensors(folder), {}
+    config = json.loads((folder / "config.json").read_text())
+    spec = config["quantization_config"]["weights"]
+    kinds = [m.split(".")[1] for m in foreign.LINEARS]
+    for (layer, kind), (bits, group) in reader.formats(spec, kinds, config["num_hidden_layers"]).items():
+        name = f"model.layers.{layer}.{foreign.LINEARS[kinds.index(kind)]}"
+        if bits < 16:
+            cols = {"o_proj": 96, "down_proj": 160}.get(kind, 96)
+            out[name] = tuple(reader.read_linear(have, name, cols, bits, group or cols))
+    return out
+
+
+def check_codes(folder, linears, order=None):
+    have = codes(folder)
+    assert have.keys() == linears.keys(), (have.keys(), linears.keys())
+    for name, x in linears.items():
+        applies = order and x.groups == len(order)
+        q, z, h = x.expected(order if applies else None)
+        assert have[name][0] == q, f"{name}: codes differ"
+        assert have[name][1] == z, f"{name}: zero points differ"
+        assert have[name][2] == h, f"{name}: scales differ"
+
+
+VARIANTS = [
+    {},
+    {"symmetric": True},
+    {"symmetric": True, "negative": True},
+    {"group": 0},
+    {"group": 0, "symmetric": True, "dtype": "BF16"},
+    {"dtype": "BF16"},
+    {"bits": 8, "group": 16},
+    {"bits": 2},
+    {"signed_zeros": True},
+    {"cache_scales": True},
+    {"mixed": {"mlp.up_proj": (8, 32), "mlp.gate_proj": (8, 32), "self_attn.v_proj": (4, 0)},
+     "keep": ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]},
+]
+
+
+def test_codes(b):
+    """Every code, zero point and scale of an artifact is the tool's, and verify finds no difference."""
+    for what in VARIANTS:
+        path, linears = b.make(**what)
+        out, said = b.convert(path)
+        check_codes(out, linears)
+        b.run("verify", out, "--against", path)
+        negative = sum(x < 0 for l in linears.values() for x in sum(l.h, []))
+        assert ("negative scale" in said) == (negative > 0), said
+        assert "rounded" not in said, said
+        source = reader.read_safetensors(path / "model.safetensors")
+        for name, t in tensors(out).items():
+            if name in source and not name.endswith(("k_scale", "v_scale")):
+                assert t == source[name], f"{name} was not copied"
+
+
+def test_rounded_scales(b):
+    """Scales that fp16 lacks are rounded, and the largest relative change is said."""
+    path, linears = b.make(dtype="F32")
+    out, said = b.convert(path)
+    check_codes(out, linears)
+    h = [x for l in linears.values() for x in sum(l.h, [])]
+    worst = max(abs(foreign.f16(x) / x - 1) for x in h)
+    assert 0 < worst < 2 ** -11 and f"largest relative change is {worst:.2g}" in said, (worst, said)
+    stated = json.loads((out / "manifest.json").read_text())["provenance"]["weights_from"]
+    assert stated == {"format": "compressed-tensors", "projections": 14, "groups": len(h),
+                      "rounded_scales": sum(foreign.f16(x) != x for x in h), "mirrored_groups": 0}, stated
+
+
+def test_group_order(b):
+    """Whole groups in another order are read; groups of scattered columns are refused."""
+    order = [2, 0, 1]
+    path, linears = b.make(order=order)
+    out, _ = b.convert(path)
+    check_codes(out, linears, order)
+    path, _ = b.make(g_idx=[c % 3 for c in range(96)], mixed={"mlp.down_proj": (4, 0)}, keep=[
+        f"model.layers.{i}.mlp.down_proj" for i in range(2)])
+    said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
+    assert "model.layers.0.mlp.gate_proj.weight_g_idx: columns 0 and 1 are in different groups" in said, said
+
+
+def test_round_trip(b):
+    """An export to the format that the weights came from has the tool's own tensors, byte for byte."""
+    for what in ({}, {"group": 0}, {"bits": 8}):
+        path, linears = b.make(**what)
+        artifact, _ = b.convert(path)
+        back = b.place("back")
+        b.run("export", artifact, "--format", "compressed-tensors", "--kv", "drop", "-o", back)
+        have, want = (reader.read_safetensors(p / "model.safetensors") for p in (back, path))
+        assert have == want, [n for n in want if have.get(n) != want[n]]
+        spec = json.loads((back / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+        assert spec["weights"]["num_bits"] == what.get("bits", 4)
+
+
+def cache_of(folder):
+    return {n: t for n, t in tensors(folder).items() if n.endswith(("_scale", "_shift"))}
+
+
+def test_calibration(b):
+    """The cache learns, from the packed checkpoint alone or from the full-precision one; weights stay."""
+    path, linears = b.make()
+    dense = b.place("dense")
+    tiny.make_model(dense, 3, **foreign.WIDE)
+    plain, _ = b.convert(path)
+    caches = [cache_of(plain)]
+    for model in (path, dense):
+        out = b.place("artifact")
+        b.run("quantize", model, "--weights-from", path, "-o", out, *TRAIN)
+        check_codes(out, linears)
+        caches.append(cache_of(out))
+        stated = json.loads((out / "manifest.json").read_text())["provenance"]
+        assert ("full_precision" in stated) == (model == dense), stated
+        assert stated["weights_from"]["format"] == "compressed-tensors"
+    assert caches[0] != caches[1] != caches[2] != caches[0]
+    # In two steps: the same bytes. The state is that of these two checkpoints.
+    state, out = b.place("state"), b.place("artifact")
+    b.run("calibrate", dense, "--weights-from", path, "-o", state, *TRAIN)
+    b.run("convert", path, "--weights-from", path, "--state", state, "-o", out)
+    assert cache_of(out) == caches[2]
+    b.run("verify", out, "--against", path, "--state", state, "--data", "t.txt")
+    said = b.run("calibrate", path, "--weights-from", path, "-o", state, *TRAIN, status=2)
+    assert "full_precision" in said, said
+
+
+def test_refinement(b):
+    """By default gains and cache are refined; scales only if they are named."""
+    path, linears = b.make()
+    before = tensors(b.convert(path)[0])
+    for learn, scales_stay in (("auto", True), ("norms+cache", True), ("scales+norms+cache", False)):
+        out = b.place("artifact")
+        b.run("quantize", path, "--weights-from", path, "-o", out, *TRAIN, *REFINE, "--set", f"refine.learn={learn}",
+              "--set", "refine.lr_norms=0.01", "--set", "kv.bits=2")
+        have, want = codes(out), {n: x.expected() for n, x in linears.items()}
+        for name in want:
+            assert have[name][:2] == want[name][:2], f"{name}: codes or zero points moved"
+        assert all(have[n][2] == want[n][2] for n in want) == scales_stay, learn
+        norm = "model.layers.0.input_layernorm.weight"
+        assert tensors(out)[norm] != before[norm], f"{learn}: gains were not refined"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(sys.argv[1], pathlib.Path(folder))
+        wanted = sys.argv[2:]
+        for name, test in list(globals().items()):
+            if name.startswith("test_") and (not wanted or name in wanted):
+                test(bench)
+                print(f"{name}: passed", flush=True)
+
+
+if __name__ == "__main__":
+    main()
