@@ -34,8 +34,8 @@ struct heads {
 
 struct attn_args {
     heads q, k[N_FORMS], v[N_FORMS], o, dout;
-    float *lse, *D;   /* [H][T] */
-    int T, H, rep, d; /* rep = H / K: query heads per kv head */
+    GLOBAL(float) lse, D; /* [H][T] */
+    int T, H, rep, d;     /* rep = H / K: query heads per kv head */
     int window, sink, chunk, block;
     bool quantized; /* the keys have two forms */
     float scale;
@@ -113,14 +113,15 @@ __device__ void load_tile(SHARED(T) s, const heads &x, const attn_args &a, int r
     constexpr int VEC = sizes<T>::VEC, LD = D + sizes<T>::PAD, PER_ROW = D / VEC;
     for (int i = (int)threadIdx.x; i < ROWS * PER_ROW; i += sizes<T>::WARPS * WARP_SIZE) {
         const int r = i / PER_ROW, c = i % PER_ROW * VEC;
-        const T *from =
+        const T *first =
             (const T *)x.p + (int64_t)(row + r) * x.ld + (int64_t)head * a.d + c;
+        GLOBAL(const T) from = first;
         const bool there = row + r < a.T;
         if (x.wide && there && c + VEC <= a.d) {
-            SHARED_AS(uint4, s + (r * LD + c))[0] = *(const uint4 *)from;
+            SHARED_AS(uint4, s + (r * LD + c))[0] = load_wide<uint4>(first);
         } else {
             for (int e = 0; e < VEC; e++)
-                s[r * LD + c + e] = there && c + e < a.d ? from[e] : (T)0;
+                s[r * LD + c + e] = there && c + e < a.d ? (T)from[e] : (T)0;
         }
     }
 }
@@ -148,15 +149,17 @@ __device__ __forceinline__ void store_rows(const heads &x, const attn_args &a, i
                                            int head, const float (&c)[NT][4], float scale0,
                                            float scale1)
 {
+    GLOBAL(T) out = (T *)x.p;
     const int g = lane_row(), t = lane_col();
     UNROLL
     for (int n = 0; n < NT; n++)
         UNROLL
     for (int e = 0; e < 4; e++) {
         const int r = row + g + e / 2 * 8, col = n * 8 + t + e % 2;
+        T v;
+        from_float(&v, c[n][e] * (e < 2 ? scale0 : scale1));
         if (r < a.T && col < a.d)
-            from_float((T *)x.p + (int64_t)r * x.ld + (int64_t)head * a.d + col,
-                       c[n][e] * (e < 2 ? scale0 : scale1));
+            out[(int64_t)r * x.ld + (int64_t)head * a.d + col] = v;
     }
 }
 

@@ -29,7 +29,7 @@ constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another 
  * runs. */
 enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
-struct gemm_library; /* cuda_lib.cu, emu/emu_lib.cc */
+struct gemm_library; /* cuda_lib.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
@@ -44,22 +44,27 @@ static inline gpu *gpu_of(struct dev *d)
     return (gpu *)d->priv;
 }
 
-/* Device memory with undefined contents; NULL after dev_fail(). */
+/* Device memory with undefined contents; NULL after dev_fail(). The emulation fills it with
+ * 0xff, which is NaN. */
 void *scratch(struct dev *d, slot s, size_t bytes);
 /* If e is an error, calls dev_fail() and returns false. */
 bool went_well(struct dev *d, cudaError_t e, const char *what);
 /* Checks for a failed launch and records it with dev_fail(). */
 void launched(struct dev *d, const char *what);
+/* Waits for both streams before memory is freed: cudaFree() does not promise to. A failure
+ * is sticky in CUDA, so the next operation reports it. */
+void cuda_wait(struct dev *d);
 /* Waits, then copies device memory to the host; false after dev_fail(). */
 bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
 
 /* Finds a usable GPU and describes it in d->about. ERR_SUPPORT with advice if there is
  * none. */
 enum err find_gpu(struct dev *d);
-enum err copies_open(struct dev *d);
-void copies_close(struct dev *d);
+/* Both streams, and the events between them. */
+enum err streams_open(struct dev *d);
+void streams_close(struct dev *d);
 
-/* The GPU and its emulation differ here: choice of the device, and matrix products. */
+/* Matrix products. */
 enum err lib_open(struct dev *d);
 void lib_close(struct dev *d);
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
@@ -119,15 +124,19 @@ __device__ __forceinline__ uint16_t to_bf16(float v)
 
 __device__ __forceinline__ float get(const view &x, int64_t i)
 {
-    return x.bf16 ? bf16_to_f32(((const uint16_t *)x.p)[i]) : ((const float *)x.p)[i];
+    GLOBAL(const uint16_t) half = (const uint16_t *)x.p;
+    GLOBAL(const float) whole = (const float *)x.p;
+    return x.bf16 ? bf16_to_f32(half[i]) : (float)whole[i];
 }
 
 __device__ __forceinline__ void put(const view &x, int64_t i, float v)
 {
+    GLOBAL(uint16_t) half = (uint16_t *)x.p;
+    GLOBAL(float) whole = (float *)x.p;
     if (x.bf16)
-        ((uint16_t *)x.p)[i] = to_bf16(v);
+        half[i] = to_bf16(v);
     else
-        ((float *)x.p)[i] = v;
+        whole[i] = v;
 }
 
 /* Up to 4 neighbouring elements. get4() and put4() access n of them, 1 to 4; the first is
@@ -144,13 +153,13 @@ __device__ __forceinline__ quad get4(const view &x, int64_t i, int n)
             if (k < n)
                 q.v[k] = get(x, i + k);
     } else if (x.bf16) {
-        const uint2 u = *(const uint2 *)((const uint16_t *)x.p + i);
+        const uint2 u = load_wide<uint2>((const uint16_t *)x.p + i);
         q.v[0] = f32_from_bits(u.x << 16);
         q.v[1] = f32_from_bits(u.x & 0xffff0000u);
         q.v[2] = f32_from_bits(u.y << 16);
         q.v[3] = f32_from_bits(u.y & 0xffff0000u);
     } else {
-        const float4 f = *(const float4 *)((const float *)x.p + i);
+        const float4 f = load_wide<float4>((const float *)x.p + i);
         q.v[0] = f.x;
         q.v[1] = f.y;
         q.v[2] = f.z;
@@ -169,14 +178,14 @@ __device__ __forceinline__ void put4(const view &x, int64_t i, int n, const quad
         uint2 u;
         u.x = to_bf16(q.v[0]) | (unsigned)to_bf16(q.v[1]) << 16;
         u.y = to_bf16(q.v[2]) | (unsigned)to_bf16(q.v[3]) << 16;
-        *(uint2 *)((uint16_t *)x.p + i) = u;
+        store_wide((uint16_t *)x.p + i, u);
     } else {
         float4 f;
         f.x = q.v[0];
         f.y = q.v[1];
         f.z = q.v[2];
         f.w = q.v[3];
-        *(float4 *)((float *)x.p + i) = f;
+        store_wide((float *)x.p + i, f);
     }
 }
 

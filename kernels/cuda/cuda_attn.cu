@@ -126,7 +126,8 @@ template <class T, int D> static void run_attn(struct dev *d, const attn_args &a
     const size_t bytes =
         (size_t)((ROWS + 2 * KEYS) * (D + PAD) + ROWS * (KEYS + PAD)) * sizeof(T);
     const dim3 grid(blocks_all(a.T, ROWS), (unsigned)a.H);
-    cuda_allow_shared(attn_kernel<T, D>, bytes);
+    if (!went_well(d, cuda_allow_shared(attn_kernel<T, D>, bytes), "attn"))
+        return;
     CUDA_LAUNCH((attn_kernel<T, D>), grid, ROWS * 2, bytes, gpu_of(d)->stream, a);
     launched(d, "attn");
 }

@@ -30,8 +30,8 @@ template <class T> __global__ void row_dot_kernel(attn_args a)
     if (i >= (int64_t)a.T * a.H)
         return;
     const int64_t head = i / a.T, t = i % a.T;
-    const T *x = (const T *)a.dout.p + t * a.dout.ld + head * a.d,
-            *y = (const T *)a.o.p + t * a.o.ld + head * a.d;
+    GLOBAL(const T) x = (const T *)a.dout.p + t * a.dout.ld + head * a.d;
+    GLOBAL(const T) y = (const T *)a.o.p + t * a.o.ld + head * a.d;
     float sum = 0;
     for (int c = (int)threadIdx.x % WARP_SIZE; c < a.d; c += WARP_SIZE)
         sum = fmaf(to_float(x[c]), to_float(y[c]), sum);
@@ -155,11 +155,14 @@ static void run_bwd(struct dev *d, const attn_args &a, const grad_views &g)
     const cudaStream_t st = gpu_of(d)->stream;
     const dim3 q_grid(blocks_all(a.T, ROWS), (unsigned)a.H),
         k_grid(q_grid.x, (unsigned)(a.H / a.rep));
+    if (!went_well(d, cuda_allow_shared(query_grad_kernel<T, D>, tiles + operand),
+                   "attn_bwd") ||
+        !went_well(d, cuda_allow_shared(key_grad_kernel<T, D>, tiles + 2 * operand),
+                   "attn_bwd"))
+        return;
     CUDA_LAUNCH(row_dot_kernel<T>, blocks_all((int64_t)a.T * a.H, BLOCK / WARP_SIZE), BLOCK,
                 0, st, a);
-    cuda_allow_shared(query_grad_kernel<T, D>, tiles + operand);
     CUDA_LAUNCH((query_grad_kernel<T, D>), q_grid, ROWS * 2, tiles + operand, st, a, g.dq);
-    cuda_allow_shared(key_grad_kernel<T, D>, tiles + 2 * operand);
     for (int form = FULL; form < (a.quantized ? N_FORMS : QUANTIZED); form++)
         CUDA_LAUNCH((key_grad_kernel<T, D>), k_grid, ROWS * 2, tiles + 2 * operand, st, a,
                     g.dk[form], g.dv[form], form);

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * Asynchronous copies: a second stream, and one event in each direction. */
+ * The stream of compute; asynchronous copies: a second stream, and one event in each
+ * direction. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
 {
 
-enum err copies_open(struct dev *d)
+enum err streams_open(struct dev *d)
 {
     gpu *g = gpu_of(d);
-    cudaError_t e = cudaStreamCreateWithFlags(&g->copies, cudaStreamNonBlocking);
+    cudaError_t e = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&g->copies, cudaStreamNonBlocking);
     if (e == cudaSuccess)
         e = cudaEventCreateWithFlags(&g->computed, cudaEventDisableTiming);
     if (e == cudaSuccess)
@@ -19,9 +22,11 @@ enum err copies_open(struct dev *d)
     return OK;
 }
 
-void copies_close(struct dev *d)
+void streams_close(struct dev *d)
 {
     gpu *g = gpu_of(d);
+    if (g->stream)
+        cudaStreamDestroy(g->stream);
     if (g->copies)
         cudaStreamDestroy(g->copies);
     if (g->computed)
@@ -70,8 +75,9 @@ static void *cuda_host_alloc(struct dev *, size_t bytes)
     return nullptr;
 }
 
-static void cuda_host_free(struct dev *, void *p)
+static void cuda_host_free(struct dev *d, void *p)
 {
+    cuda_wait(d);
     cudaFreeHost(p);
 }
 

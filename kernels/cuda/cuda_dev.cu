@@ -24,17 +24,36 @@ void launched(struct dev *d, const char *what)
     went_well(d, cudaGetLastError(), what);
 }
 
-void *scratch(struct dev *d, slot s, size_t bytes)
+void cuda_wait(struct dev *d)
+{
+    const gpu *g = gpu_of(d);
+    if (g->stream)
+        cudaStreamSynchronize(g->stream);
+    if (g->copies)
+        cudaStreamSynchronize(g->copies);
+}
+
+/* Replaces the memory of a slot, after the work that uses it. */
+static bool grow(struct dev *d, slot s, size_t bytes)
 {
     gpu *g = gpu_of(d);
-    if (bytes <= g->slot_bytes[s])
-        return g->slot[s];
-    cudaFree(g->slot[s]); /* waits for the kernels that use it */
+    if (!went_well(d, cudaStreamSynchronize(g->stream), "working memory"))
+        return false;
+    cudaFree(g->slot[s]);
     g->slot[s] = nullptr;
     g->slot_bytes[s] = 0;
     if (!went_well(d, cudaMalloc(&g->slot[s], bytes), "working memory"))
-        return nullptr;
+        return false;
     g->slot_bytes[s] = bytes;
+    return true;
+}
+
+void *scratch(struct dev *d, slot s, size_t bytes)
+{
+    gpu *g = gpu_of(d);
+    if (bytes > g->slot_bytes[s] && !grow(d, s, bytes))
+        return nullptr;
+    CUDA_SPOIL(g->slot[s], bytes, g->stream);
     return g->slot[s];
 }
 
@@ -56,8 +75,9 @@ static void *cuda_alloc(struct dev *, size_t bytes)
     return nullptr;
 }
 
-static void cuda_free(struct dev *, void *p)
+static void cuda_free(struct dev *d, void *p)
 {
+    cuda_wait(d);
     cudaFree(p);
 }
 
@@ -91,10 +111,11 @@ static void cuda_close(struct dev *d)
     gpu *g = gpu_of(d);
     if (!g)
         return;
+    cuda_wait(d);
     for (int i = 0; i < N_SLOTS; i++)
         cudaFree(g->slot[i]);
-    copies_close(d);
     lib_close(d);
+    streams_close(d);
     mem_free(g);
     d->priv = nullptr;
 }
@@ -126,7 +147,7 @@ static enum err fill(struct dev *d, const char *name)
     d->preferred_act = DT_BF16;
     d->queues = true;
     TRY(find_gpu(d));
-    TRY(copies_open(d));
+    TRY(streams_open(d));
     return lib_open(d);
 }
 
@@ -148,6 +169,7 @@ extern "C" bool cuda_built(void)
 
 extern "C" enum err cuda_emu_fill(struct dev *d)
 {
+    emu_card_opened();
     return cuda_emu::fill(d, "cuda-emu");
 }
 

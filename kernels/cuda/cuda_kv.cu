@@ -17,7 +17,7 @@ constexpr int TOKENS = 16, LANE_CHANNELS = 8, MAX_GROUP = LANE_CHANNELS * WARP_S
 
 struct kv {
     view x;
-    const float *s, *shift; /* NULL: 1 and 0 */
+    GLOBAL(const float) s, shift; /* NULL: 1 and 0 */
     int64_t T, C, d, G, head_groups;
     int bits;
     __device__ float s_at(int64_t c) const
@@ -147,7 +147,7 @@ __global__ void fake_quant_kv_wide_kernel(kv p, view xq)
 
 struct kv_grad {
     view dx, dxq;
-    float *part; /* [tile][2][C]: dls, dshift; NULL to skip */
+    GLOBAL(float) part; /* [tile][2][C]: dls, dshift; NULL to skip */
     bool accumulate;
 };
 
@@ -212,8 +212,8 @@ __global__ void fake_quant_kv_bwd_kernel(kv p, kv_grad o)
 }
 
 /* The second stage: adds the tiles of a channel in ascending order. */
-__global__ void kv_sum_kernel(float *dls, float *dshift, const float *part, int64_t tiles,
-                              int64_t C)
+__global__ void kv_sum_kernel(GLOBAL(float) dls, GLOBAL(float) dshift,
+                              GLOBAL(const float) part, int64_t tiles, int64_t C)
 {
     const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= C)

@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: MIT
  *
- * Choice of the GPU, and matrix products by cuBLAS. cuBLAS is opened with dlopen() when a
- * cuda device is opened, so that the program also runs on machines without CUDA. */
+ * Matrix products by cuBLAS, which is opened by name when a cuda device is opened, so that
+ * the program also runs on machines without CUDA. The emulation has a library of the same
+ * functions (emu/emu_cublas.h). */
 #include "kernels/cuda/cuda.h"
 
 extern "C" {
 #include "kernels/base/mem.h"
 }
 
+#if defined(__CUDACC__)
 #include <cublas_v2.h>
+#else
+#include "kernels/cuda/emu/emu_cublas.h"
+#endif
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,11 +25,15 @@ namespace CUDA_NS
 #define TEXT(x) TEXT2(x)
 #define CUBLAS_FILE "libcublas.so." TEXT(CUBLAS_VER_MAJOR)
 
-/* A fixed workspace, so that the library chooses the same algorithm each time. */
+/* A fixed workspace, so that the library chooses the same algorithm each time. The
+ * emulation's library does not use it. */
+#if defined(__CUDACC__)
 constexpr size_t WORKSPACE = (size_t)64 << 20;
+#else
+constexpr size_t WORKSPACE = 256;
+#endif
 
 struct gemm_library {
-    void *file;
     cublasHandle_t handle;
     void *workspace;
     decltype(&cublasCreate_v2) create;
@@ -32,6 +41,7 @@ struct gemm_library {
     decltype(&cublasSetStream_v2) set_stream;
     decltype(&cublasSetMathMode) set_math;
     decltype(&cublasSetWorkspace_v2) set_workspace;
+    decltype(&cublasGetVersion_v2) get_version;
     decltype(&cublasGetStatusString) status;
     cublasStatus_t (*gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int,
                            int, const void *, const void *, cudaDataType, int, const void *,
@@ -39,9 +49,40 @@ struct gemm_library {
                            cublasComputeType_t, cublasGemmAlgo_t);
 };
 
+#if defined(__CUDACC__)
+
+static enum err open_file(void **file)
+{
+    *file = dlopen(CUBLAS_FILE, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    FAIL_IF(!*file, ERR_SUPPORT,
+            "device cuda: %s; install CUDA %d's cuBLAS, or use --device cpu", dlerror(),
+            CUBLAS_VER_MAJOR);
+    return OK;
+}
+
+static void *symbol_of(void *file, const char *name)
+{
+    return dlsym(file, name);
+}
+
+#else
+
+static enum err open_file(void **file)
+{
+    *file = nullptr;
+    return OK;
+}
+
+static void *symbol_of(void *, const char *name)
+{
+    return emu_cublas_symbol(name);
+}
+
+#endif
+
 template <class F> static enum err symbol(F *out, void *file, const char *name)
 {
-    void *p = dlsym(file, name);
+    void *p = symbol_of(file, name);
     FAIL_IF(!p, ERR_SUPPORT, "device cuda: %s lacks %s", CUBLAS_FILE, name);
     memcpy(out, &p, sizeof(p));
     return OK;
@@ -49,20 +90,19 @@ template <class F> static enum err symbol(F *out, void *file, const char *name)
 
 static enum err open_cublas(gemm_library *l)
 {
-    l->file = dlopen(CUBLAS_FILE, RTLD_NOW | RTLD_LOCAL);
-    FAIL_IF(!l->file, ERR_SUPPORT,
-            "device cuda: %s; install CUDA %d's cuBLAS, or use --device cpu", dlerror(),
-            CUBLAS_VER_MAJOR);
-    TRY(symbol(&l->create, l->file, "cublasCreate_v2"));
-    TRY(symbol(&l->destroy, l->file, "cublasDestroy_v2"));
-    TRY(symbol(&l->set_stream, l->file, "cublasSetStream_v2"));
-    TRY(symbol(&l->set_math, l->file, "cublasSetMathMode"));
-    TRY(symbol(&l->set_workspace, l->file, "cublasSetWorkspace_v2"));
-    TRY(symbol(&l->status, l->file, "cublasGetStatusString"));
-    return symbol(&l->gemm, l->file, "cublasGemmEx");
+    void *file;
+    TRY(open_file(&file));
+    TRY(symbol(&l->create, file, "cublasCreate_v2"));
+    TRY(symbol(&l->destroy, file, "cublasDestroy_v2"));
+    TRY(symbol(&l->set_stream, file, "cublasSetStream_v2"));
+    TRY(symbol(&l->set_math, file, "cublasSetMathMode"));
+    TRY(symbol(&l->set_workspace, file, "cublasSetWorkspace_v2"));
+    TRY(symbol(&l->get_version, file, "cublasGetVersion_v2"));
+    TRY(symbol(&l->status, file, "cublasGetStatusString"));
+    return symbol(&l->gemm, file, "cublasGemmEx");
 }
 
-static enum err start_cublas(gemm_library *l, cudaStream_t stream)
+static enum err start_cublas(gemm_library *l, cudaStream_t stream, int *version)
 {
     cublasStatus_t s = l->create(&l->handle);
     if (s == CUBLAS_STATUS_SUCCESS)
@@ -74,6 +114,8 @@ static enum err start_cublas(gemm_library *l, cudaStream_t stream)
         s = l->set_math(l->handle,
                         (cublasMath_t)(CUBLAS_DEFAULT_MATH |
                                        CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+    if (s == CUBLAS_STATUS_SUCCESS)
+        s = l->get_version(l->handle, version);
     FAIL_IF(s != CUBLAS_STATUS_SUCCESS, ERR_DEVICE,
             "device cuda: cuBLAS does not start: %s", l->status(s));
     return OK;
@@ -82,31 +124,27 @@ static enum err start_cublas(gemm_library *l, cudaStream_t stream)
 enum err lib_open(struct dev *d)
 {
     gpu *g = gpu_of(d);
+    int version = 0;
     TRY(mem_calloc(&g->gemm, 1, sizeof(*g->gemm)));
-    cudaError_t e = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking);
-    if (e == cudaSuccess)
-        e = cudaMalloc(&g->gemm->workspace, WORKSPACE);
-    FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device cuda: %s", cudaGetErrorString(e));
+    if (!went_well(d, cudaMalloc(&g->gemm->workspace, WORKSPACE), "working memory"))
+        return d->failed;
     TRY(open_cublas(g->gemm));
+    TRY(start_cublas(g->gemm, g->stream, &version));
     const size_t n = strlen(d->about);
-    snprintf(d->about + n, sizeof(d->about) - n, "; GEMM: cuBLAS %d.%d", CUBLAS_VER_MAJOR,
-             CUBLAS_VER_MINOR);
-    return start_cublas(g->gemm, g->stream);
+    snprintf(d->about + n, sizeof(d->about) - n, "; GEMM: cuBLAS %d.%d.%d", version / 10000,
+             version / 100 % 100, version % 100);
+    return OK;
 }
 
+/* The library stays mapped: unloading it can crash when the program ends. */
 void lib_close(struct dev *d)
 {
     gpu *g = gpu_of(d);
     gemm_library *l = g->gemm;
     if (l && l->handle)
         l->destroy(l->handle);
-    if (l) {
+    if (l)
         cudaFree(l->workspace);
-        if (l->file)
-            dlclose(l->file);
-    }
-    if (g->stream)
-        cudaStreamDestroy(g->stream);
     mem_free(l);
     g->gemm = nullptr;
 }

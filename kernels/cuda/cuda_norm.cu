@@ -67,7 +67,7 @@ __device__ static int left(int64_t C, int64_t c)
  * of any length. */
 struct norm_row {
     rows_view y, h, x, add;
-    float *s;
+    GLOBAL(float) s;
     view g;
     float eps;
     template <bool WARPS> __device__ void run(int64_t r, int64_t first, int64_t step) const
@@ -114,7 +114,7 @@ static void cuda_rmsnorm(struct dev *d, const struct tensor *y, const struct ten
 /* dx = s (g dy - x s^2 mean(g dy x)). The second term is the path through s. */
 struct norm_bwd_row {
     rows_view dx, dy, x;
-    const float *s;
+    GLOBAL(const float) s;
     view g;
     bool accumulate;
     template <bool WARPS> __device__ void run(int64_t r, int64_t first, int64_t step) const

@@ -11,8 +11,8 @@ constexpr int64_t GAIN_ROWS = 64; /* of a thread of the first stage */
 
 struct stored {
     view w;
-    const uint8_t *codes, *zeros;
-    const uint16_t *scales;
+    GLOBAL(const uint8_t) codes, zeros;
+    GLOBAL(const uint16_t) scales;
     int64_t codes_ld, zeros_ld, scales_ld;
     int64_t rows, cols, G, groups;
     bool packed; /* two codes a byte */
@@ -20,7 +20,7 @@ struct stored {
 
 __device__ static uint8_t code_at(const stored &p, int64_t r, int64_t c)
 {
-    const uint8_t *row = p.codes + r * p.codes_ld;
+    GLOBAL(const uint8_t) row = p.codes + r * p.codes_ld;
     if (!p.packed)
         return row[c];
     return c % 2 ? row[c / 2] >> 4 : row[c / 2] & 15;
@@ -63,8 +63,8 @@ static void cuda_dequantize(struct dev *d, const struct tensor *w,
 }
 
 /* h = fp16(clamp(h0 exp(u))): u is a relative step, so h stays positive. */
-__global__ void scale_steps_kernel(uint16_t *scales, const uint16_t *base, const float *u,
-                                   int64_t n, int significant)
+__global__ void scale_steps_kernel(GLOBAL(uint16_t) scales, GLOBAL(const uint16_t) base,
+                                   GLOBAL(const float) u, int64_t n, int significant)
 {
     const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i < n)
@@ -83,16 +83,17 @@ static void cuda_scale_steps(struct dev *d, const struct tensor *scales,
 }
 
 /* A thread takes the codes of one byte, so that no two threads write to one. */
-__global__ void round_steps_kernel(uint8_t *codes, int64_t codes_ld, uint16_t *offsets,
-                                   int64_t offsets_ld, view grad, int64_t rows,
-                                   int64_t cols, int a_byte, int bits, float step)
+__global__ void round_steps_kernel(GLOBAL(uint8_t) codes, int64_t codes_ld,
+                                   uint16_t *offsets, int64_t offsets_ld, view grad,
+                                   int64_t rows, int64_t cols, int a_byte, int bits,
+                                   float step)
 {
     const int64_t n = (cols + a_byte - 1) / a_byte;
     const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i >= rows * n)
         return;
     const int64_t r = i / n, byte = i - r * n;
-    uint8_t *at = &codes[r * codes_ld + byte];
+    GLOBAL(uint8_t) at = codes + (r * codes_ld + byte);
     int now = 0;
     for (int k = 0; k < a_byte; k++) {
         const int64_t c = byte * a_byte + k;
@@ -121,8 +122,8 @@ static void cuda_round_steps(struct dev *d, const struct tensor *codes,
 
 /* out[r,g] += sum of a b over a group: with a = dL/dw^ and b = w^ the gradient of log h,
  * because w^ = (code - zero) h. */
-__global__ void group_dot_kernel(float *out, int64_t out_ld, view a, view b, int64_t rows,
-                                 int64_t cols, int64_t G, int64_t groups)
+__global__ void group_dot_kernel(GLOBAL(float) out, int64_t out_ld, view a, view b,
+                                 int64_t rows, int64_t cols, int64_t G, int64_t groups)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= rows * groups)
@@ -151,13 +152,13 @@ static void cuda_group_dot(struct dev *d, const struct tensor *out, const struct
 /* Rows of heads: H of C elements at each step of ld. */
 struct gain_args {
     view dy, x;
-    const float *s;
+    GLOBAL(const float) s;
     int64_t H, C, rows;
 };
 
 /* dg[c] = sum_r dy x s, because y = x s g. First stage: part [chunk][C], sums of GAIN_ROWS
  * rows. A fixed split gives a fixed order of the sum; atomics would not. */
-__global__ void gain_kernel(float *part, gain_args a)
+__global__ void gain_kernel(GLOBAL(float) part, gain_args a)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x,
                   chunks = (a.rows + GAIN_ROWS - 1) / GAIN_ROWS;
@@ -174,7 +175,8 @@ __global__ void gain_kernel(float *part, gain_args a)
 }
 
 /* Second stage: adds the chunks of a column in ascending order. */
-__global__ void gain_merge_kernel(float *dg, const float *part, int64_t chunks, int64_t C)
+__global__ void gain_merge_kernel(GLOBAL(float) dg, GLOBAL(const float) part,
+                                  int64_t chunks, int64_t C)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (c >= C)
@@ -204,14 +206,14 @@ static void cuda_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
 }
 
 struct distill_args {
-    float *student, *teacher;
-    const int32_t *target;
+    GLOBAL(float) student, teacher;
+    GLOBAL(const int32_t) target;
     int64_t s_ld, t_ld, rows, cols;
     float kl, ce;
-    double *loss; /* [2][rows] */
+    GLOBAL(double) loss; /* [2][rows] */
 };
 
-__device__ static float row_max(const float *x, int64_t n)
+__device__ static float row_max(GLOBAL(float) x, int64_t n)
 {
     float max = -INFINITY;
     for (int64_t c = threadIdx.x; c < n; c += BLOCK)
@@ -227,7 +229,8 @@ __device__ static float row_max(const float *x, int64_t n)
 __global__ void distill_kernel(distill_args a)
 {
     for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-        float *s = a.student + r * a.s_ld, *t = a.teacher + r * a.t_ld;
+        GLOBAL(float) s = a.student + r * a.s_ld;
+        GLOBAL(float) t = a.teacher + r * a.t_ld;
         const int64_t next = a.target[r];
         const float max_s = row_max(s, a.cols), max_t = row_max(t, a.cols);
         const float at = s[next] - max_s;
@@ -257,7 +260,7 @@ __global__ void distill_kernel(distill_args a)
 }
 
 /* Sums of both rows of loss [2][n] in a fixed order. */
-__global__ void distill_sum_kernel(double *out, const double *loss, int64_t n)
+__global__ void distill_sum_kernel(GLOBAL(double) out, GLOBAL(const double) loss, int64_t n)
 {
     double sum = 0;
     for (int64_t i = threadIdx.x; i < n; i += BLOCK)

@@ -38,7 +38,7 @@ __device__ static double loss_quad(const loss_args &a, int64_t r, int64_t c)
 
 /* First stage: part[b] is the sum of block b. Which elements a block takes follows from the
  * shape alone, so the sum has one order. */
-__global__ void loss_kernel(loss_args a, double *part)
+__global__ void loss_kernel(loss_args a, GLOBAL(double) part)
 {
     const int64_t quads = (a.cols + 3) / 4, n = a.rows * quads;
     double sum = 0;
@@ -51,7 +51,7 @@ __global__ void loss_kernel(loss_args a, double *part)
 }
 
 /* Second stage, one block: *out = sum of part[0..n). */
-__global__ void sum_kernel(double *out, const double *part, int n)
+__global__ void sum_kernel(GLOBAL(double) out, GLOBAL(const double) part, int n)
 {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += BLOCK)
@@ -146,7 +146,8 @@ static bool cuda_all_finite(struct dev *d, const struct tensor *x)
     if (!found)
         return false;
     const cudaStream_t st = gpu_of(d)->stream;
-    cudaMemsetAsync(found, 0, sizeof(int), st);
+    if (!went_well(d, cudaMemsetAsync(found, 0, sizeof(int), st), "all_finite"))
+        return false;
     CUDA_LAUNCH(finite_kernel, blocks_for(rows * ((cols + 3) / 4), BLOCK, SUM_BLOCKS),
                 BLOCK, 0, st, found, view_of(x), rows, cols);
     launched(d, "all_finite");
@@ -155,8 +156,9 @@ static bool cuda_all_finite(struct dev *d, const struct tensor *x)
 
 /* nll = log sum exp(x) - x[target]. The maximum is subtracted before exp, so that large
  * logits do not overflow. One block per row. */
-__global__ void cross_entropy_kernel(float *nll, view x, const int32_t *target,
-                                     int64_t rows, int64_t cols)
+__global__ void cross_entropy_kernel(GLOBAL(float) nll, view x,
+                                     GLOBAL(const int32_t) target, int64_t rows,
+                                     int64_t cols)
 {
     for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
         float max = -INFINITY, sum = 0;
@@ -182,7 +184,7 @@ static void cuda_cross_entropy(struct dev *d, const struct tensor *nll,
 
 /* First stage: minimum and maximum of MINMAX_ROWS rows, in part [chunk][2][cols]. A thread
  * takes a column, so neighbouring threads read neighbouring addresses. */
-__global__ void minmax_kernel(float *part, view x, int64_t rows, int64_t cols)
+__global__ void minmax_kernel(GLOBAL(float) part, view x, int64_t rows, int64_t cols)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x,
                   chunks = (rows + MINMAX_ROWS - 1) / MINMAX_ROWS;
@@ -201,8 +203,8 @@ __global__ void minmax_kernel(float *part, view x, int64_t rows, int64_t cols)
 }
 
 /* Second stage: merges the chunks into what mn and mx hold from earlier samples. */
-__global__ void minmax_merge_kernel(float *mn, float *mx, const float *part, int64_t chunks,
-                                    int64_t cols)
+__global__ void minmax_merge_kernel(GLOBAL(float) mn, GLOBAL(float) mx,
+                                    GLOBAL(const float) part, int64_t chunks, int64_t cols)
 {
     const int64_t c = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
     if (c >= cols)

@@ -11,9 +11,9 @@ namespace CUDA_NS
 /* Operands and groups. */
 struct weights {
     view w, wq, v; /* v.p NULL: offsets are 0 */
-    uint16_t *scales;
-    uint8_t *zeros;
-    const float *a, *b; /* NULL: no clipping */
+    GLOBAL(uint16_t) scales;
+    GLOBAL(uint8_t) zeros;
+    GLOBAL(const float) a, b; /* NULL: no clipping */
     int64_t scales_ld, zeros_ld, a_ld, b_ld;
     int64_t rows, cols, G, groups;
     int bits, scale_bits;
@@ -28,7 +28,7 @@ struct wgroup {
 };
 
 /* sigma(x[i]) with the reference's rounding; 1 if x is NULL. */
-__device__ static float clip_factor(const float *x, int64_t i)
+__device__ static float clip_factor(GLOBAL(const float) x, int64_t i)
 {
     return x ? (float)(1 / (1 + exp(-(double)x[i]))) : 1.0f;
 }
@@ -158,8 +158,9 @@ __device__ static void group_grads(const weights &p, const view &dwq, const wgro
  * h^2, dz/dlo = -1 / h, dh/dhi = 1 / Q = -dh/dlo, each 0 where its result is clamped;
  * dhi/da = max gamma (1 - gamma), dlo/db = min beta (1 - beta). One lane does this in
  * f64. */
-__global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, float *da, int64_t da_ld,
-                                              float *db, int64_t db_ld)
+__global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, GLOBAL(float) da,
+                                              int64_t da_ld, GLOBAL(float) db,
+                                              int64_t db_ld)
 {
     wgroup k;
     int64_t first;

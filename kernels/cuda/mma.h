@@ -59,61 +59,17 @@ template <bool COLS> __device__ __forceinline__ frag_b load_b(SHARED(uint16_t) b
     if (!COLS)
         return frag_b{{pair_at(b, g * ld + t), pair_at(b, g * ld + t + 8)}};
     frag_b f;
-#if defined(__CUDACC__)
-    const unsigned at = (unsigned)__cvta_generic_to_shared(b + (threadIdx.x % 16) * ld);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(f.r[0]), "=r"(f.r[1])
-                 : "r"(at)
-                 : "memory");
-#else
-    for (int i = 0; i < 2; i++)
-        f.r[i] = b[(t + 8 * i) * ld + g] | (unsigned)b[(t + 8 * i + 1) * ld + g] << 16;
-#endif
+    PTX_LDMATRIX("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];", f.r[0],
+                 f.r[1], b + (int)(threadIdx.x % 16) * ld);
     return f;
 }
 
-#if defined(__CUDACC__)
-
 __device__ __forceinline__ void mma_bf16(float *c, const frag_a &a, const frag_b &b)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                 "{%4, %5, %6, %7}, "
-                 "{%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]),
-                   "r"(b.r[1]));
+    PTX_MMA("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};",
+            c[0], c[1], c[2], c[3], a.r[0], a.r[1], a.r[2], a.r[3], b.r[0], b.r[1]);
 }
-
-#else
-
-struct lane_fragments {
-    frag_a a;
-    frag_b b;
-};
-
-static inline float half_of(unsigned pair, int odd)
-{
-    return f32_from_bits(odd ? pair & 0xffff0000u : pair << 16);
-}
-
-/* Element (row, k) is in register (row >= 8) + 2 (k >= 8) of lane 4 (row % 8) + (k % 8) /
- * 2, and (k, n) in register (k >= 8) of lane 4 n + (k % 8) / 2. */
-static inline void mma_bf16(float *c, const frag_a &a, const frag_b &b)
-{
-    const lane_fragments mine = {a, b};
-    const int slot = emu::exchange(&mine, sizeof(mine), __LINE__);
-    for (int e = 0; e < 4; e++)
-        for (int k = 0; k < 16; k++) {
-            const int row = lane_row() + e / 2 * 8, n = lane_col() + e % 2;
-            lane_fragments of_a, of_b;
-            emu::peek(&of_a, sizeof(of_a), row % 8 * 4 + k % 8 / 2, slot);
-            emu::peek(&of_b, sizeof(of_b), n * 4 + k % 8 / 2, slot);
-            c[e] += half_of(of_a.a.r[row / 8 + k / 8 * 2], k % 2) *
-                    half_of(of_b.b.r[k / 8], k % 2);
-        }
-}
-
-#endif
 
 template <bool COLS>
 __device__ __forceinline__ void multiply(float *c, const frag_a &a, SHARED(uint16_t) b,

@@ -82,6 +82,54 @@ static void test_round_trip(void **state)
 {
     for (int i = 0; i < 3; i++)
         round_trip(devices[i]);
+    emu_card()->early_copies = true;
+    round_trip("cuda-emu");
+    emu_card()->early_copies = false;
+}
+
+/* A copy out starts after the operations before it, and one in after those that still read
+ * its target, whether copies run late or early. */
+static void test_copies_follow_compute(void **state)
+{
+    for (int early = 0; early < 2; early++) {
+        emu_card()->early_copies = early;
+        struct dev *d = open_dev("cuda-emu");
+        struct memory m = open_memory(d);
+        float back[N];
+        fill(m.host, 3);
+        assert_int_equal(dev_upload(d, m.a, m.host, sizeof(back)), OK);
+        assert_int_equal(dev_add(d, &m.tb, &m.ta, &m.ta), OK);
+        assert_int_equal(dev_copy_out(d, back, m.b, sizeof(back)), OK);
+        fill(m.host, 5);
+        assert_int_equal(dev_copy_in(d, m.a, m.host, sizeof(back)), OK);
+        assert_int_equal(dev_copy_sync(d), OK);
+        assert_true(all_are(back, 6));
+        assert_int_equal(dev_download(d, back, m.a, sizeof(back)), OK);
+        assert_true(all_are(back, 5));
+        close_memory(d, &m);
+        dev_close(&d);
+    }
+    emu_card()->early_copies = false;
+}
+
+/* Memory is freed after the work that uses it, also the device's own. */
+static void test_memory_outlives_work(void **state)
+{
+    struct dev *d = open_dev("cuda-emu");
+    struct memory m = open_memory(d);
+    double loss;
+    const struct loss_inputs in = {.y = &m.ta, .t = &m.tb, .weight = 1};
+    assert_int_equal(dev_zero(d, m.a, N * sizeof(float)), OK);
+    assert_int_equal(dev_zero(d, m.b, N * sizeof(float)), OK);
+    assert_int_equal(dev_col_minmax(d, &m.ta, &m.tb, &m.ta), OK);
+    assert_int_equal(dev_loss(d, &loss, NULL, &in), OK);
+    assert_int_equal(dev_add(d, &m.tb, &m.ta, &m.ta), OK);
+    dev_free(d, m.a);
+    m.a = NULL;
+    assert_int_equal(dev_copy_out(d, m.host, m.b, N * sizeof(float)), OK);
+    close_memory(d, &m);
+    assert_int_equal(dev_sync(d), OK);
+    dev_close(&d);
 }
 
 /* The emulation delays copies as far as a GPU may. Without the wait the old values are
@@ -90,7 +138,7 @@ static void test_missing_waits_show(void **state)
 {
     struct dev *d = open_dev("cuda-emu");
     struct memory m = open_memory(d);
-    float back[N];
+    float back[N], other[N];
     fill(m.host, 3);
     assert_int_equal(dev_zero(d, m.a, sizeof(back)), OK);
     assert_int_equal(dev_copy_in(d, m.a, m.host, sizeof(back)), OK);
@@ -103,6 +151,7 @@ static void test_missing_waits_show(void **state)
     assert_true(all_are(back, 4));
     assert_int_equal(dev_copy_out(d, back, m.a, sizeof(back)), OK);
     assert_int_equal(dev_zero(d, m.a, sizeof(back)), OK);
+    assert_int_equal(dev_download(d, other, m.b, sizeof(other)), OK);
     assert_int_equal(dev_copy_sync(d), OK);
     assert_true(all_are(back, 0));
     close_memory(d, &m);
@@ -187,6 +236,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_missing_waits_show),
+        cmocka_unit_test(test_copies_follow_compute),
+        cmocka_unit_test(test_memory_outlives_work),
         cmocka_unit_test(test_memory_is_counted),
         cmocka_unit_test(test_cards_that_do_not_do),
         cmocka_unit_test(test_a_failure_stays),

@@ -72,6 +72,12 @@ __global__ void order_kernel(int *order, int *n)
     order[(*n)++] = (int)threadIdx.x;
 }
 
+/* Runs what is queued; false after a report. */
+bool ran(void)
+{
+    return cudaStreamSynchronize(0) == cudaSuccess;
+}
+
 const char *run_sum(plant p, uint64_t seed, float *y)
 {
     static float x[2 * N];
@@ -80,6 +86,7 @@ const char *run_sum(plant p, uint64_t seed, float *y)
     emu_clear();
     emu_set_seed(seed);
     CUDA_LAUNCH(sum_kernel, 2, N, N * sizeof(float), 0, y, x, p);
+    ran();
     return emu_error();
 }
 
@@ -115,10 +122,12 @@ void warps_order_their_lanes(void **)
     emu_clear();
     emu_set_seed(3);
     CUDA_LAUNCH(neighbour_kernel, 1, WARP_SIZE, 0, 0, y, true);
+    assert_true(ran());
     assert_string_equal(emu_error(), "");
     for (int i = 0; i < WARP_SIZE; i++)
         assert_true(y[i] == (float)((i + 1) % WARP_SIZE));
     CUDA_LAUNCH(neighbour_kernel, 1, WARP_SIZE, 0, 0, y, false);
+    assert_false(ran());
     assert_non_null(strstr(emu_error(), "no barrier between"));
     emu_clear();
 }
@@ -128,6 +137,7 @@ void launches_are_checked(void **)
     float y[WARP_SIZE];
     emu_clear();
     CUDA_LAUNCH(neighbour_kernel, 1, 2048, 0, 0, y, true);
+    assert_false(ran());
     assert_non_null(strstr(emu_error(), "1 to 1024 threads"));
     emu_clear();
 }
@@ -138,6 +148,7 @@ void a_seed_changes_the_order(void **)
     for (int i = 0; i < 2; i++) {
         emu_set_seed(i ? 7 : 0);
         CUDA_LAUNCH(order_kernel, 1, 64, 0, 0, order[i], &n[i]);
+        assert_true(ran());
         assert_int_equal(n[i], 64);
     }
     int moved = 0;
@@ -153,6 +164,105 @@ __global__ void store_kernel(int *p)
     p[threadIdx.x] = (int)threadIdx.x;
 }
 
+/* Every thread reads its neighbour's element. `lanes` is the mask of a warp operation that
+ * all lanes take part in. */
+enum mistake { NONE, RACE, MISALIGNED, WRONG_MASK };
+
+__global__ void global_kernel(GLOBAL(float) y, mistake p)
+{
+    const int t = (int)threadIdx.x;
+    if (p == MISALIGNED)
+        (void)load_wide<uint2>(&y.p[1]);
+    const float v = y[t];
+    (void)__shfl_xor_sync(p == WRONG_MASK ? 0xffffu : FULL_WARP, v, 1);
+    y[p == RACE ? 0 : t] = v + 1;
+}
+
+void device_memory_is_watched(void **)
+{
+    static const struct {
+        mistake p;
+        const char *text;
+    } cases[] = {{NONE, ""},
+                 {RACE, "race for device memory"},
+                 {MISALIGNED, "not aligned to its 8 bytes"},
+                 {WRONG_MASK, "mask 0x0000ffff is not that of the lanes that meet"}};
+    alignas(16) static float y[WARP_SIZE];
+    for (const auto &c : cases) {
+        emu_clear();
+        CUDA_LAUNCH(global_kernel, 1, WARP_SIZE, 0, 0, y, c.p);
+        ran();
+        assert_non_null(strstr(emu_error(), c.text));
+        assert_int_equal(*c.text == 0, *emu_error() == 0);
+    }
+    emu_clear();
+}
+
+/* Blocks run one after the other, so a race between two of them shows in the shadows only. */
+__global__ void blocks_kernel(GLOBAL(float) y, bool apart)
+{
+    if (threadIdx.x == 0)
+        y[apart ? (int)blockIdx.x : 0] += 1;
+}
+
+void blocks_race_too(void **)
+{
+    static float y[4];
+    for (int apart = 0; apart < 2; apart++) {
+        emu_clear();
+        CUDA_LAUNCH(blocks_kernel, 4, WARP_SIZE, 0, 0, y, apart);
+        assert_int_equal(ran(), apart);
+    }
+    emu_clear();
+}
+
+void much_shared_memory_must_be_allowed(void **)
+{
+    constexpr size_t BYTES = 64 * 1024;
+    float y[WARP_SIZE];
+    emu_clear();
+    CUDA_LAUNCH(neighbour_kernel, 1, WARP_SIZE, BYTES, 0, y, true);
+    assert_non_null(strstr(emu_error(), "more shared memory than cuda_allow_shared()"));
+    emu_clear();
+    assert_int_equal(cuda_allow_shared(neighbour_kernel, BYTES), cudaSuccess);
+    CUDA_LAUNCH(neighbour_kernel, 1, WARP_SIZE, BYTES, 0, y, true);
+    assert_true(ran());
+}
+
+/* Nothing runs before something waits for it. */
+void work_is_queued(void **)
+{
+    int order[WARP_SIZE], n = 0;
+    void *p = nullptr;
+    emu_clear();
+    CUDA_LAUNCH(order_kernel, 1, WARP_SIZE, 0, 0, order, &n);
+    assert_int_equal(n, 0);
+    assert_true(ran());
+    assert_int_equal(n, WARP_SIZE);
+    assert_int_equal(cudaMalloc(&p, 64), cudaSuccess);
+    assert_int_equal(cudaMemsetAsync(p, 0, 64, 0), cudaSuccess);
+    cudaFree(p);
+    assert_non_null(strstr(emu_error(), "memory is freed while work is queued"));
+    emu_clear();
+}
+
+/* True if a process that reads element i of p from the host dies. */
+bool host_access_is_fatal(const void *p, int i)
+{
+    int status = 0;
+    const pid_t child = fork();
+    if (child == 0) {
+        /* cmocka's handler would continue with the parent's tests */
+        signal(SIGSEGV, SIG_DFL);
+        signal(SIGBUS, SIG_DFL);
+        close(STDERR_FILENO);
+        _exit(((const volatile int *)p)[i] == 12345);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) &&
+           (WTERMSIG(status) == SIGSEGV || WTERMSIG(status) == SIGBUS);
+}
+
 /* Kernels and copies reach device memory, the host does not. */
 void device_memory_is_fenced(void **)
 {
@@ -160,21 +270,30 @@ void device_memory_is_fenced(void **)
     int host[WARP_SIZE] = {0};
     assert_int_equal(cudaMalloc(&p, sizeof(host)), cudaSuccess);
     CUDA_LAUNCH(store_kernel, 1, WARP_SIZE, 0, 0, (int *)p);
+    assert_true(ran());
     assert_int_equal(cudaMemcpyAsync(host, p, sizeof(host), cudaMemcpyDeviceToHost, 0),
                      cudaSuccess);
+    assert_true(ran());
     assert_int_equal(host[31], 31);
-    const pid_t child = fork();
-    if (child == 0) {
-        /* cmocka's handler would continue with the parent's tests */
-        signal(SIGSEGV, SIG_DFL);
-        signal(SIGBUS, SIG_DFL);
-        close(STDERR_FILENO);
-        _exit(((volatile int *)p)[0]); /* 0 if it could be read */
-    }
-    int status = 0;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFSIGNALED(status));
-    assert_true(WTERMSIG(status) == SIGSEGV || WTERMSIG(status) == SIGBUS);
+    assert_true(host_access_is_fatal(p, 0));
+    emu_fence(true); /* even then there is a page after the end that cannot be read */
+    assert_true(host_access_is_fatal(p, WARP_SIZE));
+    assert_false(host_access_is_fatal(p, WARP_SIZE - 1));
+    emu_fence(false);
+    assert_int_equal(cudaFree(p), cudaSuccess);
+}
+
+/* New device memory is NaN. */
+void device_memory_starts_as_nan(void **)
+{
+    void *p = nullptr;
+    float host[WARP_SIZE] = {0};
+    assert_int_equal(cudaMalloc(&p, sizeof(host)), cudaSuccess);
+    assert_int_equal(cudaMemcpyAsync(host, p, sizeof(host), cudaMemcpyDeviceToHost, 0),
+                     cudaSuccess);
+    assert_true(ran());
+    for (float v : host)
+        assert_true(v != v);
     assert_int_equal(cudaFree(p), cudaSuccess);
 }
 
@@ -182,13 +301,19 @@ void device_memory_is_fenced(void **)
 
 int main(void)
 {
+    setenv("EMU_WATCH", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sound_kernels_run),
         cmocka_unit_test(planted_bugs_are_found),
         cmocka_unit_test(warps_order_their_lanes),
         cmocka_unit_test(launches_are_checked),
         cmocka_unit_test(a_seed_changes_the_order),
+        cmocka_unit_test(device_memory_is_watched),
+        cmocka_unit_test(blocks_race_too),
+        cmocka_unit_test(much_shared_memory_must_be_allowed),
+        cmocka_unit_test(work_is_queued),
         cmocka_unit_test(device_memory_is_fenced),
+        cmocka_unit_test(device_memory_starts_as_nan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

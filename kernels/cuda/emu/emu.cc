@@ -18,24 +18,14 @@
  * alternates between them, so that a fast lane's next value does not overwrite what a
  * slow lane still has to read.
  *
- * Races. Shared memory has a shadow: for every UNIT bytes the last writer and the last
- * reader, and the epoch of each. A barrier starts a new epoch of the block, a warp
- * operation one of the warp. Two accesses to the same bytes, one of them a write, are
- * ordered if they have one thread, or different block epochs, or one warp and different
- * warp epochs:
- *
- *   memory   [ .... bytes .... ]
- *   shadows  [w,r][w,r][w,r] ...     w = (thread, epoch, warp epoch) of the last write
- *                                    r = the same of the last read; SEVERAL: more than one
- *
- * Device memory is one range of addresses that is inaccessible outside launches and copies
- * (emu_fence), so that a host access crashes as it would on a machine with a GPU. */
+ * Races in shared memory, and in device memory on request: emu_shadow.h. */
 #include "kernels/cuda/emu/emu.h"
+
+#include "kernels/cuda/emu/emu_shadow.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #if defined(__x86_64__)
 /* Saves the callee-saved registers on the current stack and the stack pointer in *from,
@@ -66,9 +56,8 @@ namespace
 
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 
-constexpr size_t STACK = 128 * 1024, SHARED = 256 * 1024;
-constexpr size_t UNIT = 2; /* bytes that one shadow covers */
-constexpr int MAX_ARRAYS = 32, NOBODY = -1, SEVERAL = -2;
+constexpr size_t STACK = 128 * 1024, SHARED = 99 * 1024;
+constexpr int MAX_ARRAYS = 32;
 
 #if defined(__x86_64__)
 typedef void *context;
@@ -80,16 +69,10 @@ struct fiber {
     context ctx;
     unsigned char *stack;
     state at;
-    int line; /* source line of the barrier or warp operation it waits at */
-    int turn; /* the slot that its next exchange uses */
+    int line;      /* source line of the barrier or warp operation it waits at */
+    unsigned mask; /* of that warp operation */
+    int turn;      /* the slot that its next exchange uses */
     unsigned char slot[2][LANE_BYTES];
-};
-
-/* The last accesses to a unit of shared memory: the thread, NOBODY or SEVERAL, and the
- * epochs of the block and of the thread's warp. */
-struct shadow {
-    int writer, write_epoch, write_warp_epoch;
-    int reader, read_epoch, read_warp_epoch;
 };
 
 /* A static shared array of the block, identified by its declaration. */
@@ -107,12 +90,13 @@ struct machine {
     const char *kernel;
     char error[400];
     bool failed; /* this launch */
+    bool watch;  /* device memory has shadows */
     uint64_t seed, random;
     unsigned char *memory;
     shadow *shadows;
     size_t used, dynamic_bytes;
     array arrays[MAX_ARRAYS];
-    int n_arrays, epoch, warp_epoch[MAX_THREADS / WARP];
+    int n_arrays, block, epoch, warp_epoch[MAX_THREADS / WARP];
 };
 
 machine m;
@@ -239,20 +223,49 @@ bool release(int begin, int end, state at, const char *what)
     return true;
 }
 
+/* Releases the lanes of a warp that wait at one warp operation, first of all lane `first`.
+ * They must be those that its mask names. */
+bool release_lanes(int first)
+{
+    const int begin = first / WARP * WARP;
+    const fiber &f = m.fibers[first];
+    unsigned meet = 0;
+    for (int i = begin; i < m.n && i < begin + WARP; i++)
+        if (m.fibers[i].at == AT_WARP && m.fibers[i].line == f.line)
+            meet |= 1u << (i - begin);
+    for (int i = begin; i < begin + WARP; i++) {
+        const unsigned bit = 1u << (i - begin);
+        if (f.mask & ~meet & bit) {
+            report("the warp operation in line %d, reached by thread %d, is not reached by "
+                   "thread %d",
+                   f.line, first, i);
+            return false;
+        }
+        if ((meet & bit) && (m.fibers[i].mask != f.mask || !(f.mask & bit))) {
+            report(
+                "the warp operation in line %d: its mask 0x%08x is not that of the lanes "
+                "that meet, 0x%08x",
+                f.line, m.fibers[i].mask, meet);
+            return false;
+        }
+    }
+    for (int i = begin; i < m.n && i < begin + WARP; i++)
+        if (meet & 1u << (i - begin))
+            m.fibers[i].at = READY;
+    m.warp_epoch[begin / WARP]++;
+    return true;
+}
+
 /* Called when no fiber is READY: releases all complete warps, else the block's barrier. */
 bool release_waiting(void)
 {
     bool any = false;
-    for (int w = 0; w * WARP < m.n; w++)
-        for (int i = w * WARP; i < m.n && i < (w + 1) * WARP; i++)
-            if (m.fibers[i].at == AT_WARP) {
-                const int end = (w + 1) * WARP < m.n ? (w + 1) * WARP : m.n;
-                if (!release(w * WARP, end, AT_WARP, "the warp operation"))
-                    return false;
-                m.warp_epoch[w]++;
-                any = true;
-                break;
-            }
+    for (int i = 0; i < m.n; i++)
+        if (m.fibers[i].at == AT_WARP) {
+            if (!release_lanes(i))
+                return false;
+            any = true;
+        }
     if (any)
         return true;
     if (!release(0, m.n, AT_BARRIER, "the barrier"))
@@ -272,11 +285,11 @@ void drop_stacks(void)
 
 void run_block(void)
 {
+    memset(m.memory, 0xff, m.used); /* by the block before */
+    for (size_t i = 0; i < m.used / UNIT; i++)
+        m.shadows[i] = UNTOUCHED;
     m.n_arrays = m.epoch = 0;
     m.used = (m.dynamic_bytes + 15) & ~(size_t)15;
-    memset(m.memory, 0xff, SHARED);
-    for (size_t i = 0; i < SHARED / UNIT; i++)
-        m.shadows[i].writer = m.shadows[i].reader = NOBODY;
     for (int i = 0; i < m.n; i++) {
         fiber *f = &m.fibers[i];
         if (!f->stack && !(f->stack = (unsigned char *)malloc(STACK)))
@@ -293,37 +306,59 @@ void run_block(void)
     } while (!m.failed && release_waiting());
 }
 
-const char *check_launch(dim3 grid, dim3 block, size_t shared_bytes)
+const char *wrong_launch(dim3 grid, dim3 block, size_t shared_bytes, size_t allowed)
 {
     const size_t threads = (size_t)block.x * block.y * block.z;
     if (threads == 0 || threads > MAX_THREADS)
         return "a block has 1 to 1024 threads";
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
         return "the grid is empty or too large";
-    return shared_bytes > 99 * 1024 ? "more than 99 KiB of shared memory" : NULL;
+    if (shared_bytes > SHARED)
+        return "more than 99 KiB of shared memory";
+    return shared_bytes > allowed ? "more shared memory than cuda_allow_shared() allowed"
+                                  : NULL;
+}
+
+void open_machine(void)
+{
+    if (m.memory)
+        return;
+    m.memory = (unsigned char *)malloc(SHARED);
+    m.shadows = (shadow *)malloc(SHARED / UNIT * sizeof(shadow));
+    if (!m.memory || !m.shadows)
+        abort();
+    m.used = SHARED;
+    m.watch = getenv("EMU_WATCH");
+    if (getenv("EMU_SEED"))
+        emu_set_seed(strtoull(getenv("EMU_SEED"), NULL, 0));
 }
 
 } // namespace
 
+void mistake(const char *what)
+{
+    m.kernel = "(none)";
+    here.block_idx = dim3(0, 0, 0);
+    report("%s", what);
+}
+
+bool launchable(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                size_t allowed)
+{
+    const char *wrong = wrong_launch(grid, block, shared_bytes, allowed);
+    m.kernel = kernel;
+    here.block_idx = dim3(0, 0, 0);
+    if (wrong)
+        report("%s", wrong);
+    return !wrong;
+}
+
 void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
             void (*body)(void *), void *ctx)
 {
+    open_machine();
     m.kernel = kernel;
     m.failed = false;
-    if (!m.memory) {
-        m.memory = (unsigned char *)malloc(SHARED);
-        m.shadows = (shadow *)malloc(SHARED / UNIT * sizeof(shadow));
-        if (!m.memory || !m.shadows)
-            abort();
-        if (getenv("EMU_SEED"))
-            emu_set_seed(strtoull(getenv("EMU_SEED"), NULL, 0));
-    }
-    here.block_idx = dim3(0, 0, 0);
-    const char *wrong = check_launch(grid, block, shared_bytes);
-    if (wrong) {
-        report("%s", wrong);
-        return;
-    }
     m.n = (int)(block.x * block.y * block.z);
     m.body = body;
     m.ctx = ctx;
@@ -332,13 +367,13 @@ void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
     here.grid_dim = grid;
     const unsigned blocks = grid.x * grid.y * grid.z,
                    start = m.seed ? (unsigned)(next_random() % blocks) : 0;
-    emu_fence(true);
+    shadows_forget();
     for (unsigned i = 0; i < blocks && !m.failed; i++) {
         const unsigned b = (i + start) % blocks;
+        m.block = (int)b;
         here.block_idx = dim3(b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y));
         run_block();
     }
-    emu_fence(false);
     if (m.failed)
         drop_stacks();
 }
@@ -348,15 +383,12 @@ void barrier(int line)
     leave(AT_BARRIER, line);
 }
 
-int exchange(const void *in, size_t bytes, int line)
+int exchange(const void *in, size_t bytes, int line, unsigned mask)
 {
     fiber *f = &m.fibers[m.current];
     const int turn = f->turn;
-    if (m.n % WARP) {
-        report("warp operation in line %d: a block of %d threads", line, m.n);
-        return turn;
-    }
     memcpy(f->slot[turn], in, bytes);
+    f->mask = mask;
     leave(AT_WARP, line);
     f->turn = !turn; /* a slower lane may still read this slot */
     return turn;
@@ -384,7 +416,7 @@ size_t static_shared(const void *declaration, size_t bytes)
     for (int i = 0; i < m.n_arrays; i++)
         if (m.arrays[i].declaration == declaration)
             return m.arrays[i].at;
-    if (m.n_arrays == MAX_ARRAYS || m.used + bytes > 99 * 1024) {
+    if (m.n_arrays == MAX_ARRAYS || m.used + bytes > SHARED) {
         report("too much shared memory: %zu bytes", m.used + bytes);
         return 0;
     }
@@ -399,41 +431,48 @@ void out_of_bounds(long index, long count)
            count);
 }
 
-/* True if this thread's access cannot race with an earlier one by `other`. */
-static bool ordered(int other, int epoch, int warp_epoch)
+void misaligned(const char *what, size_t unit)
 {
-    const int warp = m.current / WARP;
-    return other == NOBODY || other == m.current || epoch != m.epoch ||
-           (other >= 0 && other / WARP == warp && warp_epoch != m.warp_epoch[warp]);
+    report("thread %d: an access to %s memory is not aligned to its %zu bytes", m.current,
+           what, unit);
+}
+
+static mark me(void)
+{
+    return {m.block, m.current, m.epoch, m.warp_epoch[m.current / WARP]};
 }
 
 bool touch(size_t at, size_t bytes, bool write)
 {
-    const int warp = m.current / WARP;
     for (size_t u = at / UNIT; u <= (at + bytes - 1) / UNIT; u++) {
         shadow *s = &m.shadows[u];
-        if (!ordered(s->writer, s->write_epoch, s->write_warp_epoch) ||
-            (write && !ordered(s->reader, s->read_epoch, s->read_warp_epoch))) {
+        if (!record(s, me(), write)) {
             report("threads %d and %d both use byte %zu of shared memory with no barrier "
                    "between",
-                   m.current, s->writer >= 0 ? s->writer : s->reader, at);
+                   m.current, s->write.thread >= 0 ? s->write.thread : s->read.thread, at);
             return false;
         }
-        if (write) {
-            s->writer = m.current;
-            s->write_epoch = m.epoch;
-            s->write_warp_epoch = m.warp_epoch[warp];
-            continue;
-        }
-        const bool first =
-            s->reader == NOBODY || s->reader == m.current || s->read_epoch != m.epoch;
-        /* The last reader of a warp stands for the earlier ones of that warp. */
-        const bool same_warp = s->reader >= 0 && s->reader / WARP == warp;
-        s->reader = first || same_warp ? m.current : SEVERAL;
-        s->read_epoch = m.epoch;
-        s->read_warp_epoch = m.warp_epoch[warp];
     }
     return true;
+}
+
+/* A byte has a shadow of its own, so that neighbouring bytes do not race. */
+void touch_global(const void *p, size_t bytes, bool write)
+{
+    const uintptr_t at = (uintptr_t)p;
+    if (!m.watch)
+        return;
+    if (bytes > 1 && at % bytes) {
+        misaligned("device", bytes);
+        return;
+    }
+    for (uintptr_t u = at / UNIT; u <= (at + bytes - 1) / UNIT; u++) {
+        const uintptr_t key = bytes == 1 ? ~at : u;
+        if (!record(shadow_of(key), me(), write)) {
+            report("threads of one launch race for device memory at %p", p);
+            return;
+        }
+    }
 }
 
 } // namespace emu
@@ -446,60 +485,6 @@ const char *emu_error(void)
 void emu_clear(void)
 {
     emu::m.error[0] = 0;
-}
-
-namespace
-{
-
-/* Device memory: one reserved range of addresses. An allocation starts with a page that
- * holds its length. */
-constexpr size_t ARENA = (size_t)64 << 30, HEAD = 4096;
-unsigned char *arena;
-size_t arena_used;
-
-size_t whole_pages(size_t bytes)
-{
-    return (bytes + HEAD + 4095) & ~(size_t)4095;
-}
-
-} // namespace
-
-void emu_fence(bool open)
-{
-    if (arena_used &&
-        mprotect(arena, arena_used, open ? PROT_READ | PROT_WRITE : PROT_NONE))
-        abort();
-}
-
-void *emu_alloc(size_t bytes)
-{
-    if (!arena) {
-        void *p = mmap(NULL, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                       -1, 0);
-        if (p == MAP_FAILED)
-            return NULL;
-        arena = (unsigned char *)p;
-    }
-    if (bytes > ARENA || whole_pages(bytes) > ARENA - arena_used)
-        return NULL;
-    unsigned char *p = arena + arena_used;
-    arena_used += whole_pages(bytes);
-    emu_fence(true);
-    memcpy(p, &bytes, sizeof(bytes));
-    emu_fence(false);
-    return p + HEAD;
-}
-
-void emu_free(void *p)
-{
-    if (!p)
-        return;
-    unsigned char *head = (unsigned char *)p - HEAD;
-    size_t bytes;
-    emu_fence(true);
-    memcpy(&bytes, head, sizeof(bytes));
-    emu_fence(false);
-    madvise(head, whole_pages(bytes), MADV_DONTNEED);
 }
 
 void emu_set_seed(uint64_t seed)

@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * The emulated card: allocations and their limits, failures, delayed copies. */
+ * The emulated card: allocations and their limits, and failures. */
 #include "kernels/cuda/emu/emu_card.h"
 
+#include "kernels/cuda/emu/emu_queue.h"
 #include "kernels/cuda/emu/emu_runtime.h"
 
+extern "C" {
+#include "kernels/cuda/cuda_fill.h"
+}
+
+#include <map>
 #include <stdlib.h>
 
 namespace
@@ -17,15 +23,8 @@ struct block {
     size_t bytes;
 };
 
-struct copy {
-    void *dst;
-    const void *src;
-    size_t bytes;
-};
-
 block blocks[MOST];
-copy later[64];
-long done; /* copies executed so far */
+std::map<const void *, size_t> shared_bytes; /* allowed, by kernel */
 
 long number(const char *name, long otherwise)
 {
@@ -50,6 +49,7 @@ struct emu_card from_environment(void)
     c.total = (uint64_t)number("EMU_MEMORY", 1L << 34);
     c.pinned = (uint64_t)1 << 34;
     c.fail_at = number("EMU_FAIL_AT", 0);
+    c.early_copies = number("EMU_EARLY_COPIES", 0);
     return c;
 }
 
@@ -61,12 +61,13 @@ struct emu_card *emu_card(void)
     return &card;
 }
 
-void emu_card_closed(void)
+void emu_card_opened(void)
 {
     struct emu_card *c = emu_card();
-    emu_card_copies_done(c->copies);
     c->calls = 0;
     c->failed = cudaSuccess;
+    shared_bytes.clear();
+    emu_clear();
 }
 
 int emu_card_call(void)
@@ -92,14 +93,23 @@ int emu_card_alloc(void **out, size_t bytes)
     return cudaSuccess;
 }
 
-/* Waits for all copies first, as cudaFree does. */
+/* cudaFree() and cudaFreeHost() often wait, but nothing promises it. */
+static void check_idle(void)
+{
+    if (emu::idle())
+        return;
+    emu::mistake("memory is freed while work is queued");
+    for (int s = 0; s < emu::N_STREAMS; s++)
+        emu::run_queue(s, emu::queued(s));
+}
+
 void emu_card_free(void *p)
 {
     struct emu_card *c = emu_card();
     block *b = block_at(p);
     if (!p || !b)
         return;
-    emu_card_copies_done(c->copies);
+    check_idle();
     c->live -= b->bytes;
     *b = {};
     emu_free(p);
@@ -123,26 +133,27 @@ void emu_card_unpin(void *p)
     block *b = block_at(p);
     if (!p || !b)
         return;
-    emu_card_copies_done(emu_card()->copies);
+    check_idle();
     emu_card()->held -= b->bytes;
     *b = {};
     free(p);
 }
 
-void emu_card_copy_later(void *dst, const void *src, size_t bytes)
+void emu::allow_shared(const void *kernel, size_t bytes)
 {
-    struct emu_card *c = emu_card();
-    if (c->copies - done == (long)(sizeof(later) / sizeof(later[0])))
-        emu_card_copies_done(done + 1);
-    later[c->copies++ % 64] = {dst, src, bytes};
+    shared_bytes[kernel] = bytes;
 }
 
-void emu_card_copies_done(long n)
+size_t emu::allowed_shared(const void *kernel)
 {
-    for (; done < n; done++) {
-        const copy &c = later[done % 64];
-        emu_fence(true);
-        memcpy(c.dst, c.src, c.bytes);
-        emu_fence(false);
-    }
+    const auto at = shared_bytes.find(kernel);
+    return at == shared_bytes.end() ? 48 * 1024 : at->second;
+}
+
+/* Registers the device in every program that links this whole library. EMU_NAME=cuda
+ * makes it replace the GPU. */
+__attribute__((constructor)) static void register_emulation(void)
+{
+    const char *name = getenv("EMU_NAME");
+    dev_register(name ? name : "cuda-emu", cuda_emu_fill);
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The functions of the CUDA runtime that kernels/cuda calls, over host memory. Work on the
- * first stream is finished when a call returns. Copies on the second stream happen when
- * something waits for them (emu_card.h). A report of the emulation is the sticky error. */
+ * The functions of the CUDA runtime that kernels/cuda calls, over host memory. Work is
+ * queued (emu_queue.h). A report of the emulation is the sticky error. */
 #ifndef WKVQ_EMU_RUNTIME_H
 #define WKVQ_EMU_RUNTIME_H
 
@@ -13,13 +12,15 @@
 #include <string.h>
 
 typedef int cudaError_t;
-typedef int cudaStream_t; /* 0: compute, 1: copies */
+typedef int cudaStream_t;
 struct emu_event {
-    long copies; /* copies queued when it was recorded on the second stream */
+    int stream;
+    long count; /* pieces of work that were in the stream when it was recorded */
 };
 typedef emu_event *cudaEvent_t;
 enum {
     cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
@@ -128,24 +129,18 @@ static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t byt
     const int e = emu_card_call();
     if (e)
         return e;
-    if (stream) {
-        emu_card_copy_later(dst, src, bytes);
-        return cudaSuccess;
-    }
-    emu_fence(true);
-    memcpy(dst, src, bytes);
-    emu_fence(false);
+    emu_card()->copies += stream == emu::COPIES;
+    emu::queue(stream, [=] { memcpy(dst, src, bytes); });
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t)
+static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes,
+                                          cudaStream_t stream)
 {
     const int e = emu_card_call();
     if (e)
         return e;
-    emu_fence(true);
-    memset(dst, value, bytes);
-    emu_fence(false);
+    emu::queue(stream, [=] { memset(dst, value, bytes); });
     return cudaSuccess;
 }
 
@@ -153,25 +148,25 @@ static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cu
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int)
 {
-    *s = 1; /* stream 0 always exists */
+    *s = emu::open_stream();
     return emu_card_call();
 }
 
-static inline cudaError_t cudaStreamDestroy(cudaStream_t)
+static inline cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
+    emu::close_stream(s);
     return cudaSuccess;
 }
 
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    if (stream)
-        emu_card_copies_done(emu_card()->copies);
+    emu::run_queue(stream, emu::queued(stream));
     return cudaGetLastError();
 }
 
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, int)
 {
-    *e = new emu_event{0};
+    *e = new emu_event{0, 0};
     return emu_card_call();
 }
 
@@ -183,19 +178,22 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream)
 {
-    e->copies = stream ? emu_card()->copies : 0;
+    *e = {stream, emu::queued(stream)};
     return emu_card_call();
 }
 
-static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t e, int)
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t e, int)
 {
-    emu_card_copies_done(e->copies);
+    emu::queue_wait(stream, e->stream, e->count);
     return emu_card_call();
 }
 
-template <class K> cudaError_t cuda_allow_shared(K *, size_t)
+template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
 {
-    return cudaSuccess;
+    if (bytes > 99 * 1024)
+        return cudaErrorInvalidValue;
+    emu::allow_shared((const void *)kernel, bytes);
+    return emu_card_call();
 }
 
 #endif
