@@ -15,6 +15,7 @@ extern "C" {
 #include "kernels/cuda/emu/emu_cublas.h"
 #endif
 #include <dlfcn.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -149,6 +150,17 @@ void lib_close(struct dev *d)
     g->gemm = nullptr;
 }
 
+/* Row stride. A single row may have any ld, but cuBLAS checks that it is large enough. */
+static int64_t row_distance(const struct tensor *x)
+{
+    return x->dim[0] > 1 ? x->ld : x->dim[1];
+}
+
+static bool fits_int(const struct tensor *x)
+{
+    return x->dim[0] <= INT_MAX && x->dim[1] <= INT_MAX && row_distance(x) <= INT_MAX;
+}
+
 /* cuBLAS stores matrices by columns, so it computes C^T = op(B)^T op(A)^T. */
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate)
@@ -158,11 +170,16 @@ void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
     const cudaDataType out = c->dtype == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     const float one = 1, beta = accumulate ? 1.0f : 0.0f;
     const int64_t K = a->dim[kind != GEMM_TN];
-    const cublasStatus_t s =
-        l->gemm(l->handle, kind == GEMM_NT ? CUBLAS_OP_T : CUBLAS_OP_N,
-                kind == GEMM_TN ? CUBLAS_OP_T : CUBLAS_OP_N, (int)c->dim[1], (int)c->dim[0],
-                (int)K, &one, b->data, in, (int)b->ld, a->data, in, (int)a->ld, &beta,
-                c->data, out, (int)c->ld, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (!fits_int(a) || !fits_int(b) || !fits_int(c)) {
+        dev_fail(d, ERR_SUPPORT, "gemm: a matrix has more than %d rows, columns or stride",
+                 INT_MAX);
+        return;
+    }
+    const cublasStatus_t s = l->gemm(
+        l->handle, kind == GEMM_NT ? CUBLAS_OP_T : CUBLAS_OP_N,
+        kind == GEMM_TN ? CUBLAS_OP_T : CUBLAS_OP_N, (int)c->dim[1], (int)c->dim[0], (int)K,
+        &one, b->data, in, (int)row_distance(b), a->data, in, (int)row_distance(a), &beta,
+        c->data, out, (int)row_distance(c), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (s != CUBLAS_STATUS_SUCCESS)
         dev_fail(d, ERR_DEVICE, "gemm: %s", l->status(s));
 }
