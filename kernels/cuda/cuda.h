@@ -60,6 +60,11 @@ bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
 /* Finds a usable GPU and describes it in d->about. ERR_SUPPORT with advice if there is
  * none. */
 enum err find_gpu(struct dev *d);
+/* Opens a shared library and keeps it for the life of the process: the file that the
+ * environment variable names, or the loader's, or one of CUDA's usual folders. NULL if there
+ * is none. */
+void *find_library(const char *name, const char *variable);
+
 /* Both streams, and the events between them. */
 enum err streams_open(struct dev *d);
 void streams_close(struct dev *d);

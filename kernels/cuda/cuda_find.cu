@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * Finds out whether there is a GPU that this device can use. */
+ * Finds out whether there is a GPU that this device can use, and where its libraries are. */
 #include "kernels/cuda/cuda.h"
 
+#include <dlfcn.h>
+#include <glob.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 namespace CUDA_NS
 {
@@ -39,6 +42,59 @@ enum err find_gpu(struct dev *d)
     snprintf(d->about, sizeof(d->about), "%s, %.1f GiB, compute capability %d.%d", p.name,
              (double)p.totalGlobalMem / 1073741824.0, p.major, p.minor);
     return OK;
+}
+
+/* Folders of CUDA's libraries, as patterns: below a folder that the environment names, or
+ * absolute. The loader does not look into toolkits and Python packages. */
+static const struct {
+    const char *variable, *pattern;
+} library_places[] = {{"CUDA_HOME", "/lib64"},
+                      {"CUDA_HOME", "/targets/*/lib"},
+                      {"CUDA_PATH", "/lib64"},
+                      {"VIRTUAL_ENV", "/lib/python3*/site-packages/nvidia/*/lib"},
+                      {"CONDA_PREFIX", "/lib"},
+                      {"CONDA_PREFIX", "/lib/python3*/site-packages/nvidia/*/lib"},
+                      {nullptr, "/usr/local/cuda/lib64"},
+                      {nullptr, "/usr/local/cuda-*/lib64"},
+                      {nullptr, "/usr/local/cuda*/targets/*/lib"},
+                      {"HOME", "/.local/lib/python3*/site-packages/nvidia/*/lib"},
+                      {nullptr, "/usr/local/lib/python3*/*-packages/nvidia/*/lib"},
+                      {nullptr, "/usr/lib/python3*/*-packages/nvidia/*/lib"},
+                      {nullptr, "/opt/conda/lib/python3*/site-packages/nvidia/*/lib"}};
+
+static void *open_library(const char *path)
+{
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+}
+
+static void *open_matching(const char *pattern)
+{
+    glob_t found = {};
+    void *file = nullptr;
+    if (!glob(pattern, 0, nullptr, &found))
+        for (size_t i = 0; i < found.gl_pathc && !file; i++)
+            file = open_library(found.gl_pathv[i]);
+    globfree(&found);
+    return file;
+}
+
+void *find_library(const char *name, const char *variable)
+{
+    char pattern[4096];
+    const char *chosen = getenv(variable);
+    if (chosen && *chosen)
+        return open_library(chosen);
+    void *file = open_library(name);
+    for (size_t i = 0; i < sizeof(library_places) / sizeof(*library_places) && !file; i++) {
+        const char *place = library_places[i].variable;
+        const char *below = place ? getenv(place) : "";
+        if (!below || (place && !*below))
+            continue;
+        snprintf(pattern, sizeof(pattern), "%s%s/%s", below, library_places[i].pattern,
+                 name);
+        file = open_matching(pattern);
+    }
+    return file;
 }
 
 } // namespace CUDA_NS

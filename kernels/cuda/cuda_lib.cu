@@ -54,10 +54,12 @@ struct gemm_library {
 
 static enum err open_file(void **file)
 {
-    *file = dlopen(CUBLAS_FILE, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    *file = find_library(CUBLAS_FILE, "WKVQ_CUBLAS");
     FAIL_IF(!*file, ERR_SUPPORT,
-            "device cuda: %s; install CUDA %d's cuBLAS, or use --device cpu", dlerror(),
-            CUBLAS_VER_MAJOR);
+            "device cuda: %s was not found by the loader, below CUDA_HOME or "
+            "/usr/local/cuda, or in Python's nvidia packages; install CUDA %d's cuBLAS, "
+            "name the file in WKVQ_CUBLAS, or use --device cpu",
+            CUBLAS_FILE, CUBLAS_VER_MAJOR);
     return OK;
 }
 

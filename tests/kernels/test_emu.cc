@@ -11,9 +11,12 @@ extern "C" {
 #include <cmocka.h>
 }
 
-#include "kernels/cuda/port.h"
+#include "kernels/cuda/cuda.h"
 
+#include <dlfcn.h>
 #include <signal.h>
+#include <stdio.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -297,6 +300,32 @@ void device_memory_starts_as_nan(void **)
     assert_int_equal(cudaFree(p), cudaSuccess);
 }
 
+/* A library is found by its path in a variable, and below CUDA_HOME. */
+void libraries_are_found(void **)
+{
+    constexpr char NAME[] = "libwkvq_stand_in.so.9", VARIABLE[] = "WKVQ_STAND_IN";
+    char dir[] = "/tmp/wkvq-emu-XXXXXX", folder[64], file[128];
+    Dl_info any;
+    assert_non_null(mkdtemp(dir));
+    snprintf(folder, sizeof(folder), "%s/lib64", dir);
+    snprintf(file, sizeof(file), "%s/%s", folder, NAME);
+    assert_true(dladdr((void *)_cmocka_run_group_tests, &any));
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(symlink(any.dli_fname, file), 0);
+    unsetenv("CUDA_HOME");
+    assert_null(cuda_emu::find_library(NAME, VARIABLE));
+    setenv("CUDA_HOME", dir, 1);
+    assert_non_null(cuda_emu::find_library(NAME, VARIABLE));
+    setenv(VARIABLE, "/nowhere/lib.so", 1);
+    assert_null(cuda_emu::find_library(NAME, VARIABLE));
+    unsetenv("CUDA_HOME");
+    setenv(VARIABLE, file, 1);
+    assert_non_null(cuda_emu::find_library(NAME, VARIABLE));
+    unlink(file);
+    rmdir(folder);
+    rmdir(dir);
+}
+
 } // namespace
 
 int main(void)
@@ -314,6 +343,7 @@ int main(void)
         cmocka_unit_test(work_is_queued),
         cmocka_unit_test(device_memory_is_fenced),
         cmocka_unit_test(device_memory_starts_as_nan),
+        cmocka_unit_test(libraries_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
