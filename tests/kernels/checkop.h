@@ -39,17 +39,23 @@ struct ck {
     struct ck_block *blocks;
     int n_cases, n_failed, case_failed;
     int every; /* 1; n > 1 runs only every n-th case, for slow tools */
-    bool quiet, bench, skip;
+    bool quiet, bench;
+    bool first; /* the program ends at the first failure */
     double seconds[N_SIDES], began;
     int64_t runs[N_SIDES];
 };
+
+/* What a byte beside a tensor, or of an output, holds: NaN in both act types, so that a read
+ * of it shows. */
+#define CK_POISON 0xff
 
 /* An output of each side, or an input that an operation changes. */
 struct ck_out {
     struct tensor side[N_SIDES];
 };
 
-void ck_begin(struct ck *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* False if --every leaves this case out. */
+bool ck_begin(struct ck *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Checks inputs and guards, and releases the memory. */
 void ck_end(struct ck *c);
 

@@ -14,9 +14,10 @@ struct rope_case {
 
 static void one_rope(struct ck *c, const struct rope_case *k)
 {
-    ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld%s, %s", (long)k->T, (long)k->H, (long)k->d,
-             dtype_name(k->t), (long)k->pad, k->inverse ? ", inverse" : "",
-             ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld%s, %s", (long)k->T, (long)k->H, (long)k->d,
+                  dtype_name(k->t), (long)k->pad, k->inverse ? ", inverse" : "",
+                  ck_pattern_name[k->pattern]))
+        return;
     const int64_t half = k->d / 2;
     const struct tensor cs = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
     const struct tensor sn = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
@@ -56,8 +57,9 @@ static void test_rope(struct ck *c)
 
 static void one_hadamard(struct ck *c, const struct rope_case *k)
 {
-    ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld, %s", (long)k->T, (long)k->H, (long)k->d,
-             dtype_name(k->t), (long)k->pad, ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld, %s", (long)k->T, (long)k->H, (long)k->d,
+                  dtype_name(k->t), (long)k->pad, ck_pattern_name[k->pattern]))
+        return;
     const struct ck_out x = ck_twins(c, ck_3d(k->t, k->T, k->H, k->d, k->pad), k->pattern);
     double *mag = ck_doubles(c, k->T * k->H * k->d);
     for (int64_t i = 0; i < k->T * k->H; i++) {
@@ -102,14 +104,15 @@ struct attn_in {
     float scale;
 };
 
-static void name_case(struct ck *c, const struct attn_case *k)
+static bool begin_case(struct ck *c, const struct attn_case *k)
 {
-    ck_begin(c,
-             "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld "
-             "block %ld, %s",
-             (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
-             k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
-             (long)k->mask.chunk, (long)k->mask.block, ck_pattern_name[k->pattern]);
+    return ck_begin(
+        c,
+        "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld "
+        "block %ld, %s",
+        (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
+        k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
+        (long)k->mask.chunk, (long)k->mask.block, ck_pattern_name[k->pattern]);
 }
 
 static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
@@ -220,7 +223,8 @@ static struct attn_inputs inputs_of(const struct attn_case *k, const struct attn
 
 static void one_attn(struct ck *c, const struct attn_case *k)
 {
-    name_case(c, k);
+    if (!begin_case(c, k))
+        return;
     const struct attn_in in = make_inputs(c, k);
     const struct attn_inputs run = inputs_of(k, &in);
     const struct ck_out o = ck_poisoned(c, ck_3d(k->t, k->T, k->H, k->d, k->pad));
@@ -299,7 +303,8 @@ static struct grads run_bwd(struct ck *c, const struct attn_case *k,
 
 static void one_attn_bwd(struct ck *c, const struct attn_case *k)
 {
-    name_case(c, k);
+    if (!begin_case(c, k))
+        return;
     const struct attn_in in = make_inputs(c, k);
     const struct attn_inputs run = inputs_of(k, &in);
     const struct tensor o = ck_in_empty(c, ck_3d(k->t, k->T, k->H, k->d, 0));

@@ -19,10 +19,11 @@ struct channel_case {
 
 static void name_channel(struct ck *c, const struct channel_case *k)
 {
-    ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s", (long)k->T,
-             (long)k->K, (long)k->d, (long)k->tokens, k->bits, k->accumulate ? ", +=" : "",
-             k->in_place ? ", in place" : "", dtype_name(k->x), dtype_name(k->xq),
-             ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s", (long)k->T,
+                  (long)k->K, (long)k->d, (long)k->tokens, k->bits,
+                  k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
+                  dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]))
+        return;
 }
 
 static void one_channel(struct ck *c, const struct channel_case *k)

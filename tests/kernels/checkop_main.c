@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop [--device NAME] [--op NAME] [--seed N] [--every N] [--bench] [--self-test]: see
- * checkop.h. Without --device it runs cpu, at each instruction set that the machine has.
- * --every: one case of N. Exit status 1 if results differ. */
+ * checkop [--device NAME] [--op NAME,...] [--seed N] [--every N] [--first] [--bench]
+ * [--self-test]: see checkop.h. Without --device it runs cpu, at each instruction set that
+ * the machine has. --every: one case of N. --first: ends at the first failure. Exit status 1
+ * if results differ. */
 #include "kernels/cpu/cpu.h"
 #include "tests/kernels/checkop.h"
 
@@ -33,13 +34,23 @@ static void report(const struct ck *c)
            us[SIDE_REF], us[SIDE_CPU], us[SIDE_CPU] > 0 ? us[SIDE_REF] / us[SIDE_CPU] : 0);
 }
 
+/* True if a list of names, separated by commas, has the name. */
+static bool listed(const char *list, const char *name)
+{
+    const size_t n = strlen(name);
+    for (const char *p = list; p; p = strchr(p, ','), p += p != NULL)
+        if (!strncmp(p, name, n) && (!p[n] || p[n] == ','))
+            return true;
+    return false;
+}
+
 /* Failures of one level; `found` counts the operations that ran. */
 static int run_level(struct ck *c, const char *only, int *found)
 {
     int failed = 0;
     for (size_t g = 0; g < ARRAY_LEN(groups); g++)
         for (const struct ck_test *t = groups[g]; t->op; t++) {
-            if (only && strcmp(only, t->op))
+            if (only && !listed(only, t->op))
                 continue;
             ck_run(c, t);
             report(c);
@@ -88,8 +99,8 @@ static int usage(const char *arg)
 {
     fprintf(stderr,
             "checkop: bad option '%s'\n"
-            "usage: checkop [--device NAME] [--op NAME] [--seed N] [--every N] "
-            "[--bench] [--self-test]\n",
+            "usage: checkop [--device NAME] [--op NAME,...] [--seed N] "
+            "[--every N] [--first] [--bench] [--self-test]\n",
             arg);
     return 2;
 }
@@ -102,6 +113,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--bench"))
             c.bench = true;
+        else if (!strcmp(argv[i], "--first"))
+            c.first = true;
         else if (!strcmp(argv[i], "--self-test"))
             self_test = true;
         else if (!strcmp(argv[i], "--op") && i + 1 < argc)
@@ -115,7 +128,11 @@ int main(int argc, char **argv)
         else
             return usage(argv[i]);
     }
-    printf("seed %llu\n", (unsigned long long)c.seed);
+    char seed[24];
+    snprintf(seed, sizeof(seed), "%llu", (unsigned long long)c.seed);
+    setenv("EMU_SEED", seed, 0);            /* the order of the emulation's threads */
+    setvbuf(stdout, NULL, _IOLBF, 1 << 12); /* a run that is cut keeps what it found */
+    printf("seed %s\n", seed);
     if (self_test)
         return ck_self_test(c.seed) != 0;
     int failed = 0, found = 0;

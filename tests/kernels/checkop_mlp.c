@@ -14,9 +14,10 @@ struct gate_case {
 
 static void name_case(struct ck *c, const struct gate_case *k)
 {
-    ck_begin(c, "%ldx%ld, gu %s, y %s%s, %s", (long)k->rows, (long)k->cols,
-             dtype_name(k->gu), dtype_name(k->y), k->in_place ? ", in place" : "",
-             ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "%ldx%ld, gu %s, y %s%s, %s", (long)k->rows, (long)k->cols,
+                  dtype_name(k->gu), dtype_name(k->y), k->in_place ? ", in place" : "",
+                  ck_pattern_name[k->pattern]))
+        return;
 }
 
 /* Random values larger than the pattern's, to reach both tails of the exponential. */

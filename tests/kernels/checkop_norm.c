@@ -31,10 +31,12 @@ static struct ck_shape of_type(struct ck_shape s, enum dtype t, int64_t pad)
 
 static void name_case(struct ck *c, const struct norm_case *n)
 {
-    ck_begin(c, "%s %ld rows of %ld, pad %ld, other %s%s%s%s, %s", dtype_name(n->x.dtype),
-             (long)norm_rows(&n->x), (long)width(&n->x), (long)n->x.pad, dtype_name(n->y),
-             n->add == DT_OTHER ? "" : ", added", n->accumulate ? ", +=" : "",
-             n->in_place ? ", in place" : "", ck_pattern_name[n->pattern]);
+    if (!ck_begin(c, "%s %ld rows of %ld, pad %ld, other %s%s%s%s, %s",
+                  dtype_name(n->x.dtype), (long)norm_rows(&n->x), (long)width(&n->x),
+                  (long)n->x.pad, dtype_name(n->y), n->add == DT_OTHER ? "" : ", added",
+                  n->accumulate ? ", +=" : "", n->in_place ? ", in place" : "",
+                  ck_pattern_name[n->pattern]))
+        return;
 }
 
 static void one_rmsnorm(struct ck *c, const struct norm_case *n)

@@ -30,13 +30,14 @@ static int64_t groups_of(const struct weight_case *k)
 
 static void name_weight(struct ck *c, const struct weight_case *k)
 {
-    ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s, %s", (long)k->rows,
-             (long)k->cols, (long)k->G, k->bits, k->scale_bits,
-             k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
-             k->wq == DT_OTHER  ? ", no values"
-             : k->wq == DT_BF16 ? ", BF16"
-                                : "",
-             ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s, %s",
+                  (long)k->rows, (long)k->cols, (long)k->G, k->bits, k->scale_bits,
+                  k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
+                  k->wq == DT_OTHER  ? ", no values"
+                  : k->wq == DT_BF16 ? ", BF16"
+                                     : "",
+                  ck_pattern_name[k->pattern]))
+        return;
 }
 
 static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
@@ -259,11 +260,12 @@ struct kv_in {
 
 static void name_kv(struct ck *c, const struct kv_case *k)
 {
-    ck_begin(c, "[%ld,%ld,%ld], groups of %ld, %d bits%s%s%s%s, %s to %s, %s", (long)k->T,
-             (long)k->K, (long)k->d, (long)k->G, k->bits, k->smoothed ? ", smoothed" : "",
-             k->learn ? ", learning" : "", k->accumulate ? ", +=" : "",
-             k->in_place ? ", in place" : "", dtype_name(k->x), dtype_name(k->xq),
-             ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "[%ld,%ld,%ld], groups of %ld, %d bits%s%s%s%s, %s to %s, %s",
+                  (long)k->T, (long)k->K, (long)k->d, (long)k->G, k->bits,
+                  k->smoothed ? ", smoothed" : "", k->learn ? ", learning" : "",
+                  k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
+                  dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]))
+        return;
 }
 
 static struct kv_in kv_inputs(struct ck *c, const struct kv_case *k)
@@ -428,8 +430,9 @@ static void test_fake_quant_kv_bwd(struct ck *c)
 
 static void one_minmax(struct ck *c, struct ck_shape shape, enum ck_pattern p)
 {
-    ck_begin(c, "%ldx%ld %s, %s", (long)shape.dim[0], (long)shape.dim[1],
-             dtype_name(shape.dtype), ck_pattern_name[p]);
+    if (!ck_begin(c, "%ldx%ld %s, %s", (long)shape.dim[0], (long)shape.dim[1],
+                  dtype_name(shape.dtype), ck_pattern_name[p]))
+        return;
     const struct tensor x = ck_in(c, shape, p);
     const struct ck_out mn = ck_twins(c, ck_1d(ck_cols(&x)), PAT_RANDOM);
     const struct ck_out mx = ck_twins(c, ck_1d(ck_cols(&x)), PAT_RANDOM);
@@ -460,7 +463,8 @@ static void test_exp(struct ck *c)
     for (size_t i = 0; i < ARRAY_LEN(n); i++) {
         if (c->bench && i != 3)
             continue;
-        ck_begin(c, "%ld values", (long)n[i]);
+        if (!ck_begin(c, "%ld values", (long)n[i]))
+            return;
         const struct tensor ls = ck_in_range(c, ck_1d(n[i]), -80, 80);
         const struct ck_out y = ck_poisoned(c, ck_1d(n[i]));
         CK_EACH(c, s) ck_ok(c, dev_exp(c->dev[s], &y.side[s], &ls));

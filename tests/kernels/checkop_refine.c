@@ -42,8 +42,9 @@ static void one_dequantize(struct ck *c, const struct group_case *k, int bits, b
                            enum dtype w)
 {
     const int64_t n = weight_groups(k->cols, k->G);
-    ck_begin(c, "%ldx%ld, groups of %ld, %d bits%s, %s", (long)k->rows, (long)k->cols,
-             (long)k->G, bits, packed ? " packed" : "", dtype_name(w));
+    if (!ck_begin(c, "%ldx%ld, groups of %ld, %d bits%s, %s", (long)k->rows, (long)k->cols,
+                  (long)k->G, bits, packed ? " packed" : "", dtype_name(w)))
+        return;
     const struct tensor codes = packed ? bytes_in(c, k->rows, (k->cols + 1) / 2, 256)
                                        : bytes_in(c, k->rows, k->cols, 1 << bits);
     const struct tensor zeros = bytes_in(c, k->rows, n, 1 << bits);
@@ -73,8 +74,9 @@ static void test_dequantize(struct ck *c)
 static void one_scale_steps(struct ck *c, int64_t rows, int64_t groups, int significant,
                             double reach)
 {
-    ck_begin(c, "%ldx%ld, %d bits, steps up to %g", (long)rows, (long)groups, significant,
-             reach);
+    if (!ck_begin(c, "%ldx%ld, %d bits, steps up to %g", (long)rows, (long)groups,
+                  significant, reach))
+        return;
     const struct tensor base = scales_in(c, rows, groups, 0);
     const struct tensor u = ck_in_range(c, ck_2d(DT_F32, rows, groups, 0), -reach, reach);
     const struct ck_out out = ck_poisoned(c, ck_2d(DT_F16, rows, groups, 0));
@@ -157,8 +159,9 @@ static void check_places(struct ck *c, const struct tensor *codes,
 static void one_round_steps(struct ck *c, int64_t rows, int64_t cols, int bits, bool packed,
                             float step)
 {
-    ck_begin(c, "%ldx%ld, %d bits%s, step %g", (long)rows, (long)cols, bits,
-             packed ? " packed" : "", (double)step);
+    if (!ck_begin(c, "%ldx%ld, %d bits%s, step %g", (long)rows, (long)cols, bits,
+                  packed ? " packed" : "", (double)step))
+        return;
     const struct tensor grad = ck_in_empty(c, ck_2d(DT_F32, rows, cols, 3));
     const struct ck_out codes =
         ck_poisoned(c, ck_2d(DT_U8, rows, packed ? (cols + 1) / 2 : cols, 1));
@@ -204,8 +207,9 @@ static void one_group_dot(struct ck *c, const struct group_case *k, enum dtype b
                           enum ck_pattern p)
 {
     const int64_t n = weight_groups(k->cols, k->G), G = k->G ? k->G : k->cols;
-    ck_begin(c, "%ldx%ld, groups of %ld, %s, %s", (long)k->rows, (long)k->cols, (long)k->G,
-             dtype_name(b_type), ck_pattern_name[p]);
+    if (!ck_begin(c, "%ldx%ld, groups of %ld, %s, %s", (long)k->rows, (long)k->cols,
+                  (long)k->G, dtype_name(b_type), ck_pattern_name[p]))
+        return;
     const struct tensor a = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 3), p);
     const struct tensor b = ck_in(c, ck_2d(b_type, k->rows, k->cols, 1), p);
     const struct ck_out out = ck_twins(c, ck_2d(DT_F32, k->rows, n, 2), PAT_RANDOM);
@@ -236,8 +240,9 @@ static void test_group_dot(struct ck *c)
 static void one_gain(struct ck *c, int64_t T, int64_t H, int64_t C, enum dtype t,
                      enum ck_pattern p)
 {
-    ck_begin(c, "%ldx%ldx%ld %s, %s", (long)T, (long)H, (long)C, dtype_name(t),
-             ck_pattern_name[p]);
+    if (!ck_begin(c, "%ldx%ldx%ld %s, %s", (long)T, (long)H, (long)C, dtype_name(t),
+                  ck_pattern_name[p]))
+        return;
     const struct ck_shape shape = H ? ck_3d(t, T, H, C, 3) : ck_2d(t, T, C, 3);
     const int64_t rows = H ? T * H : T;
     const struct tensor dy = ck_in(c, shape, p), x = ck_in(c, shape, p);
@@ -282,8 +287,9 @@ static double reach_of(const struct tensor *x, int64_t r)
 static void one_distill(struct ck *c, int64_t rows, int64_t vocab, float kl, float ce,
                         double spread)
 {
-    ck_begin(c, "%ldx%ld, kl %g, ce %g, logits up to %g", (long)rows, (long)vocab,
-             (double)kl, (double)ce, spread);
+    if (!ck_begin(c, "%ldx%ld, kl %g, ce %g, logits up to %g", (long)rows, (long)vocab,
+                  (double)kl, (double)ce, spread))
+        return;
     const struct tensor first =
         ck_in_range(c, ck_2d(DT_F32, rows, vocab, 0), -spread, spread);
     const struct tensor other =

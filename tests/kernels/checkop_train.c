@@ -16,9 +16,11 @@ struct loss_case {
 
 static void one_loss(struct ck *c, const struct loss_case *k)
 {
-    ck_begin(c, "%s %ldx%ld, y %s, t %s, dy %s%s, %s", k->kind == LOSS_MAE ? "mae" : "mse",
-             (long)k->rows, (long)k->cols, dtype_name(k->y), dtype_name(k->t),
-             dtype_name(k->dy), k->accumulate ? " +=" : "", ck_pattern_name[k->pattern]);
+    if (!ck_begin(c, "%s %ldx%ld, y %s, t %s, dy %s%s, %s",
+                  k->kind == LOSS_MAE ? "mae" : "mse", (long)k->rows, (long)k->cols,
+                  dtype_name(k->y), dtype_name(k->t), dtype_name(k->dy),
+                  k->accumulate ? " +=" : "", ck_pattern_name[k->pattern]))
+        return;
     const struct tensor y = ck_in(c, ck_2d(k->y, k->rows, k->cols, 3), k->pattern);
     const struct tensor t = ck_in(c, ck_2d(k->t, k->rows, k->cols, 1), k->pattern);
     if (k->y == k->t) /* equal elements: sign(0) = 0 */
@@ -93,8 +95,9 @@ static void adamw_magnitude(const struct adamw *o, const struct tensor *g,
 
 static void one_adamw(struct ck *c, int64_t n, const struct adamw *o, enum ck_pattern p)
 {
-    ck_begin(c, "%ld values, step %ld, decay %g, %s", (long)n, (long)o->step,
-             (double)o->weight_decay, ck_pattern_name[p]);
+    if (!ck_begin(c, "%ld values, step %ld, decay %g, %s", (long)n, (long)o->step,
+                  (double)o->weight_decay, ck_pattern_name[p]))
+        return;
     const struct tensor g = ck_in(c, ck_1d(n), p);
     const struct ck_out state[] = {ck_twins(c, ck_1d(n), PAT_RANDOM),
                                    ck_twins(c, ck_1d(n), o->step == 1 ? PAT_ZERO : p),
@@ -132,8 +135,9 @@ static void test_adamw(struct ck *c)
 /* A value at one place, or in the gap between rows, where it must be ignored. */
 static void one_finite(struct ck *c, struct ck_shape shape, int64_t at, float value)
 {
-    ck_begin(c, "%d dims %s, %g at %ld", shape.n_dims, dtype_name(shape.dtype),
-             (double)value, (long)at);
+    if (!ck_begin(c, "%d dims %s, %g at %ld", shape.n_dims, dtype_name(shape.dtype),
+                  (double)value, (long)at))
+        return;
     const struct tensor x = ck_in(c, shape, PAT_RANDOM);
     const int64_t cols = ck_cols(&x);
     if (at >= 0)
@@ -147,7 +151,7 @@ static void one_finite(struct ck *c, struct ck_shape shape, int64_t at, float va
             ck_fail(c, "%s says %s", dev_name(c->dev[s]),
                     finite[s] ? "finite" : "not finite");
     if (at < 0 && shape.pad) /* ck_end() checks it */
-        memset((char *)x.data + (size_t)cols * dtype_bytes(x.dtype), 0xaa,
+        memset((char *)x.data + (size_t)cols * dtype_bytes(x.dtype), CK_POISON,
                dtype_bytes(x.dtype));
     ck_seal(c);
     ck_end(c);
@@ -176,8 +180,9 @@ static void test_all_finite(struct ck *c)
 static void one_entropy(struct ck *c, int64_t rows, int64_t vocab, enum dtype t,
                         enum ck_pattern p)
 {
-    ck_begin(c, "%ldx%ld %s, %s", (long)rows, (long)vocab, dtype_name(t),
-             ck_pattern_name[p]);
+    if (!ck_begin(c, "%ldx%ld %s, %s", (long)rows, (long)vocab, dtype_name(t),
+                  ck_pattern_name[p]))
+        return;
     const struct tensor x = ck_in(c, ck_2d(t, rows, vocab, 3), p);
     struct tensor target = ck_in_empty(c, ck_1d(rows));
     target.dtype = DT_I32;
