@@ -1,65 +1,146 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""mutate.py ROOT NAME MUTANT OUT: writes cuda_NAME.cu of kernels/cuda with a mistake in it and its headers inlined.
-mutate.py --caught COMMAND...: runs the parity test on it.
+"""Mistakes planted in kernels/cuda, which a test must notice. They are all compiled into one copy of the device, in which
+EMU_MUTANT chooses one.
 
-If the parity test does not detect a mutant, the test is too weak. If the text that a mutant replaces is missing, the build
-fails. block_reduce gets another name, so that the linker does not use that of another file.
+mutate.py ROOT OUT...: writes the files OUT, named mutant_FILE after those of kernels/cuda.
+mutate.py --names: prints the mutants, one per line.
+mutate.py --caught NAME CHECKOP COPIES: runs the mutant's test. `none` must pass all of them, one case of 7.
+
+If the text that a mutant replaces is missing, the build fails.
 """
+import os
 import pathlib
 import re
 import subprocess
 import sys
 
-# mutant: (anchor, the text soon after it that is replaced, its replacement)
+COPIES = "copies"  # test_copies; else operations of checkop
+
+# name: (file, anchor, the text soon after it that is replaced, its replacement, test). A statement is left out instead.
 MUTANTS = {
-    "reduce-first-barrier": ("T block_reduce(", "__syncthreads(); /* the readers of an earlier call are done */", ""),
-    "reduce-second-barrier": ("part[threadIdx.x / WARP_SIZE] = v;", "__syncthreads();", ""),
-    "reduce-one-more": ("T r = part[0];", "i < BLOCK / WARP_SIZE", "i <= BLOCK / WARP_SIZE"),
-    "attn-tile-barrier": ("attn_kernel(attn_args a)", "__syncthreads();", ""),
-    "attn-warp-barrier": ("store_operand<T>(sp", "__syncwarp();", ""),
-    "attn-one-key": ("bool has_form(", "j > i ||", "j >= i + 2 ||"),
-    "attn-bwd-barrier": ("key_grad_kernel(attn_args a", "__syncthreads();", ""),
-    "quad-one-more": ("void each_quad(", "cols - c < 4 ?", "cols - c < 3 ?"),
-    "quad-stride": ("void each_quad(", "r += gridDim.y", "r += gridDim.y + 1"),
-    "kv-one-token": ("void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1"),
+    "reduce-first-barrier": ("cuda.h", "T block_reduce(", "__syncthreads();", None, "rmsnorm"),
+    "reduce-second-barrier": ("cuda.h", "part[threadIdx.x / WARP_SIZE] = v;", "__syncthreads();", None, "rmsnorm"),
+    "reduce-one-more": ("cuda.h", "T r = part[0];", "i < BLOCK / WARP_SIZE", "i <= BLOCK / WARP_SIZE", "rmsnorm"),
+    "view-alignment": ("cuda.h", "view view_of(", "ld % 4 == 0", "true", "add"),
+    "quad-past-the-row": ("cuda.h", "void put4(", "n < 4 || !x.wide", "!x.wide", "add"),
+    "attn-one-key": ("attn_tiles.h", "bool has_form(", "j > i", "j >= i + 2", "attn"),
+    "attn-tile-left-out": ("attn_tiles.h", "bool tile_has(", "last > i0 - a.window", "last > i1 - a.window", "attn"),
+    "attn-read-past-the-end": ("attn_tiles.h", "void load_tile(", "row + r < a.T", "row + r <= a.T", "attn"),
+    "attn-alignment": ("attn_tiles.h", "heads heads_of(", "x->ld % vec == 0", "true", "attn"),
+    "ldmatrix-without-trans": ("mma.h", "PTX_LDMATRIX(", '"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"',
+                               '"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"', "attn"),
+    "ldmatrix-lane-address": ("mma.h", "PTX_LDMATRIX(", "threadIdx.x % 16", "threadIdx.x % 8", "attn"),
+    "ldmatrix-register-order": ("mma.h", "PTX_LDMATRIX(", '"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"',
+                                '"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%1, %0}, [%2];"', "attn"),
+    "mma-register-order": ("mma.h", "void mma_bf16(", '''"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"''',
+                           '''"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %6, %5, %7}, {%8, %9}, {%0, %1, %2, %3};"''', "attn"),
+    "mma-fragment": ("mma.h", "frag_a load_a(", "(g + 8) * ld + t", "(g + 8) * ld + t + 8", "attn"),
+    "attn-tile-barrier": ("cuda_attn.cu", "attn_kernel(attn_args a)", "__syncthreads();", None, "attn"),
+    "attn-warp-barrier": ("cuda_attn.cu", "store_operand<T>(sp", "__syncwarp();", None, "attn"),
+    "attn-shuffle-mask": ("cuda_attn.cu", "float row_max(", "FULL_WARP", "0x0000ffffu", "attn"),
+    "attn-shared-not-allowed": ("cuda_attn.cu", "void run_attn(",
+                                '!went_well(d, cuda_allow_shared(attn_kernel<T, D>, bytes), "attn")', "false", "attn"),
+    "attn-block-size": ("cuda_attn.cu", "CUDA_LAUNCH((attn_kernel<T, D>)", "ROWS * 2", "ROWS", "attn"),
+    "attn-bwd-barrier": ("cuda_attn_bwd.cu", "key_grad_kernel(attn_args a", "__syncthreads();", None, "attn_bwd"),
+    "attn-bwd-query-tile": ("cuda_attn_bwd.cu", "key_grad_kernel(attn_args a", "j0 / QUERIES * QUERIES",
+                            "j0 / QUERIES * QUERIES + QUERIES", "attn_bwd"),
+    "attn-bwd-grids-swapped": ("cuda_attn_bwd.cu", "cuda_allow_shared(key_grad_kernel", "q_grid", "k_grid", "attn_bwd"),
+    "channel-last-maximum": ("cuda_channel.cu", "block_of(", "v > mx", "v >= mx", "fake_quant_kv_channel_bwd"),
+    "copy-not-waited-for": ("cuda_copies.cu", "void cuda_copy_wait(",
+                            'went_well(d, cudaStreamWaitEvent(g->stream, g->copied, 0), "wait for copies");', None, COPIES),
+    "copy-before-compute": ("cuda_copies.cu", "void queue_copy(",
+                            'went_well(d, cudaStreamWaitEvent(g->copies, g->computed, 0), "copy")', "true", COPIES),
+    "scratch-freed-in-flight": ("cuda_dev.cu", "bool grow(",
+                                '!went_well(d, cudaStreamSynchronize(g->stream), "working memory")', "false", COPIES),
+    "memory-freed-in-flight": ("cuda_dev.cu", "void cuda_free(", "cuda_wait(d);", None, COPIES),
+    "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
+    "quad-one-more": ("cuda_elem.cu", "void each_quad(", "cols - c < 4", "cols - c < 3", "add"),
+    "quad-stride": ("cuda_elem.cu", "void each_quad(", "gridDim.y", "gridDim.y + 1", "add"),
+    "rope-pair": ("cuda_elem.cu", "struct rope_pairs {", "x2 * co + x1 * si", "x2 * co - x1 * si", "rope"),
+    "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", COPIES),
+    "kv-one-token": ("cuda_kv.cu", "void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1",
+                     "fake_quant_kv_bwd"),
+    "kv-tile-sum": ("cuda_kv.cu", "void kv_sum_kernel(", "i < tiles", "i < tiles - 1", "fake_quant_kv_bwd"),
+    "gemm-leading-dimension": ("cuda_lib.cu", "void lib_gemm(", "(int)row_distance(b)", "(int)b->ld", "gemm"),
+    "gemm-transpose": ("cuda_lib.cu", "void lib_gemm(", "kind == GEMM_TN", "kind == GEMM_NN", "gemm"),
+    "gemm-beta": ("cuda_lib.cu", "void lib_gemm(", "accumulate ? 1.0f : 0.0f", "1.0f", "gemm"),
+    "norm-all-threads-write": ("cuda_norm.cu", "struct norm_row {", "first == 0", "true", "rmsnorm"),
+    "hadamard-sign": ("cuda_norm.cu", "void hadamard_kernel(", "lane & half", "lane & (2 * half)", "hadamard"),
+    "distill-barrier": ("cuda_refine.cu", "const float at = s[next] - max_s;", "__syncthreads();", None, "distill"),
+    "round-steps-nibble": ("cuda_refine.cu", "void round_steps_kernel(", "code << 4 * k", "code << 3 * k", "round_steps"),
+    "group-dot-race": ("cuda_refine.cu", "void group_dot_kernel(", "threadIdx.x % WARP_SIZE == 0", "threadIdx.x % WARP_SIZE < 2",
+                       "group_dot"),
+    "finite-flag-not-cleared": ("cuda_train.cu", "bool cuda_all_finite(",
+                                '!went_well(d, cudaMemsetAsync(found, 0, sizeof(int), st), "all_finite")', "false", "all_finite"),
+    "sum-all-threads-write": ("cuda_train.cu", "void sum_kernel(", "threadIdx.x == 0", "true", "loss"),
+    "weight-columns-left": ("cuda_weight.cu", "int left(", "k.end - c < 4", "k.end - c < 1", "fake_quant_weights"),
+    "weight-grad-outside": ("cuda_weight.cu", "void group_grads(", "q > Q || q < 0", "q > Q", "fake_quant_weights_bwd"),
 }
+HEADERS = sorted({m[0] for m in MUTANTS.values() if m[0].endswith(".h")})
+PRELUDE = "/* written by mutate.py */\nextern int wkvq_mutant;\n"
+CHOICE = """#include <stdlib.h>
+int wkvq_mutant = getenv("EMU_MUTANT") ? atoi(getenv("EMU_MUTANT")) : -1;
+"""
 
 
-def flatten(root, name, seen):
-    """Returns the text of kernels/cuda/NAME with its headers of that folder inlined, each once, except port.h."""
-    out = []
-    for line in (root / "kernels/cuda" / name).read_text().splitlines():
-        m = re.fullmatch(r'#include "kernels/cuda/((?!port\.h)\w+\.h)"', line)
-        if m and m[1] not in ("cuda_fill.h",):
-            if m[1] not in seen:
-                seen.add(m[1])
-                out.append(flatten(root, m[1], seen))
-        else:
-            out.append(line)
-    return "\n".join(out)
-
-
-def main():
-    root, name, mutant, out = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
-    anchor, old, new = MUTANTS[mutant]
-    text = flatten(root, f"cuda_{name}.cu", set())
+def planted(number, name, text):
+    """Returns the text of a file with one more mutant."""
+    file, anchor, old, new, _ = MUTANTS[name]
     begin = text.find(anchor)
     at = text.find(old, begin)
     if begin < 0 or at < 0 or at - begin > 3000:
-        sys.exit(f"mutate.py: {mutant}: no '{old}' soon after '{anchor}' in cuda_{name}.cu: adapt the mutant")
-    text = text[:at] + new + text[at + len(old):]
-    out.write_text(re.sub(r"\bblock_reduce\b", "block_reduce_mutant", text))
+        sys.exit(f"mutate.py: {name}: no '{old}' soon after '{anchor}' in {file}: adapt the mutant")
+    chosen = f"wkvq_mutant == {number}"
+    if new is None:
+        both = f"if (!({chosen})) {{ {old} }}"
+    else:
+        both = f"({chosen} ? ({new}) : ({old}))"
+    return text[:at] + both + text[at + len(old):]
 
 
-def caught(command):
-    """Returns whether the test ran its operation, and found failures of the device rather than of itself."""
-    r = subprocess.run(command, capture_output=True, text=True)
-    found = re.search(r"^([1-9]\d*) failures$", r.stdout, re.M)
-    print(r.stdout[:600], r.stderr[:600], "caught" if found else "NOT CAUGHT", sep="\n")
-    return r.returncode == 1 and found
+def written(root, file):
+    """Returns a file of kernels/cuda with all of its mutants; its headers are the mutants' too."""
+    text = (root / "kernels/cuda" / file).read_text()
+    for number, name in reversed(list(enumerate(MUTANTS))):
+        if MUTANTS[name][0] == file:
+            text = planted(number, name, text)
+    for header in HEADERS:
+        text = text.replace(f'"kernels/cuda/{header}"', f'"mutant_{header}"')
+    choice = CHOICE if file == "cuda_dev.cu" else ""
+    return PRELUDE + choice + (re.sub(r"WKVQ_(\w+_H)\b", r"MUTANT_\1", text) if file.endswith(".h") else text)
 
 
-if sys.argv[1] == "--caught":
-    sys.exit(0 if caught(sys.argv[2:]) else 1)
+def passes(number, command):
+    env = {**os.environ, "EMU_MUTANT": str(number), "EMU_WATCH": "1"}
+    r = subprocess.run(command, capture_output=True, text=True, env=env, timeout=250)
+    print(r.stdout[-1500:], r.stderr[-1500:], sep="\n")
+    if r.returncode not in (0, 1) and r.returncode > 0 and command[0].endswith("checkop_mutants"):
+        sys.exit(f"mutate.py: the test cannot run: exit {r.returncode}")
+    return r.returncode == 0
+
+
+def command_of(test, checkop, copies, every):
+    return [copies] if test == COPIES else [checkop, "--device", "cuda-emu", "--first", "--every", every, "--op", test]
+
+
+def main():
+    if sys.argv[1] == "--names":
+        print("\n".join(MUTANTS))
+    elif sys.argv[1] == "--caught":
+        name, checkop, copies = sys.argv[2:]
+        if name == "none":
+            ops = ",".join(sorted({m[4] for m in MUTANTS.values()} - {COPIES}))
+            sys.exit(not all(passes(-1, command_of(t, checkop, copies, "7")) for t in (COPIES, ops)))
+        caught = not passes(list(MUTANTS).index(name), command_of(MUTANTS[name][4], checkop, copies, "1"))
+        print("caught" if caught else "NOT CAUGHT")
+        sys.exit(not caught)
+    else:
+        for out in map(pathlib.Path, sys.argv[2:]):
+            file = re.sub(r"\.cc$", ".cu", out.name.removeprefix("mutant_"))
+            out.write_text(written(pathlib.Path(sys.argv[1]), file))
+
+
 main()
