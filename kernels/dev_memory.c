@@ -8,6 +8,8 @@ enum err dev_alloc(struct dev *d, void **out, size_t bytes)
     OP_BEGIN(alloc, started);
     WANT(bytes > 0, "alloc: zero bytes");
     void *p = d->ops.alloc(d, bytes);
+    if (!p && d->failed)
+        return d->failed;
     FAIL_IF(!p, ERR_MEMORY, "device %s: out of memory, %zu bytes", d->ops.name, bytes);
     *out = p;
     OP_END(DEV_COPY, started);
@@ -86,6 +88,8 @@ enum err dev_host_alloc(struct dev *d, void **out, size_t bytes)
     OP_BEGIN(host_alloc, started);
     WANT(bytes > 0, "host_alloc: zero bytes");
     void *p = d->ops.host_alloc(d, bytes);
+    if (!p && d->failed)
+        return d->failed;
     FAIL_IF(!p, ERR_MEMORY, "device %s: no page-locked memory, %zu bytes", d->ops.name,
             bytes);
     *out = p;

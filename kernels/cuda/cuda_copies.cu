@@ -66,12 +66,16 @@ static void cuda_copy_sync(struct dev *d)
     went_well(d, cudaStreamSynchronize(gpu_of(d)->copies), "copies");
 }
 
-static void *cuda_host_alloc(struct dev *, size_t bytes)
+static void *cuda_host_alloc(struct dev *d, size_t bytes)
 {
     void *p = nullptr;
-    if (cudaHostAlloc(&p, bytes, cudaHostAllocDefault) == cudaSuccess)
+    const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
+    if (e == cudaSuccess)
         return p;
-    cudaGetLastError();
+    if (e == cudaErrorMemoryAllocation)
+        cudaGetLastError();
+    else
+        went_well(d, e, "page-locked memory");
     return nullptr;
 }
 

@@ -65,13 +65,17 @@ bool fetch(struct dev *d, void *host, const void *src, size_t bytes)
            went_well(d, cudaStreamSynchronize(st), "download");
 }
 
-/* A failed allocation is reported by the caller and is not sticky. */
-static void *cuda_alloc(struct dev *, size_t bytes)
+/* Too little memory is reported by the caller and is not sticky. */
+static void *cuda_alloc(struct dev *d, size_t bytes)
 {
     void *p = nullptr;
-    if (cudaMalloc(&p, bytes) == cudaSuccess)
+    const cudaError_t e = cudaMalloc(&p, bytes);
+    if (e == cudaSuccess)
         return p;
-    cudaGetLastError();
+    if (e == cudaErrorMemoryAllocation)
+        cudaGetLastError();
+    else
+        went_well(d, e, "memory");
     return nullptr;
 }
 

@@ -229,6 +229,15 @@ static void test_a_failure_stays(void **state)
     close_memory(d, &m);
     dev_close(&d);
     round_trip("cuda-emu");
+    /* an allocation that meets a failed device says so, not that memory is short */
+    void *p = NULL;
+    d = open_dev("cuda-emu");
+    emu_card()->fail_at = emu_card()->calls + 1;
+    err_clear();
+    assert_int_equal(dev_alloc(d, &p, 64), ERR_DEVICE);
+    assert_non_null(strstr(err_text(), "memory: an illegal memory access was"));
+    emu_card()->fail_at = 0;
+    dev_close(&d);
 }
 
 int main(void)
