@@ -3,6 +3,8 @@
 
 #include "kernels/base/clock.h"
 #include "kernels/base/half.h"
+#include "kernels/base/limits.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
@@ -23,6 +25,37 @@ enum err bench_open(struct dev **out, enum dtype *act, const char *device, int t
         *act = DT_F32;
     if (!strcmp(compute, "bf16"))
         *act = DT_BF16;
+    return OK;
+}
+
+static enum err refuse_above(uint64_t need, uint64_t has, const char *kind,
+                             const char *limit, const char *smaller)
+{
+    log_verbose("bench needs %.2f GB of %s, %.2f GB are available (limit: %s)",
+                1e-9 * (double)need, kind, 1e-9 * (double)has, limit);
+    FAIL_IF(has && need > has, ERR_USAGE,
+            "%.1f GB of %s are needed, but only %.1f GB are available (limit: %s): give a "
+            "smaller %s",
+            1e-9 * (double)need, kind, 1e-9 * (double)has, limit, smaller);
+    return OK;
+}
+
+enum err bench_fits(uint64_t *left, struct dev *d, uint64_t device_bytes,
+                    uint64_t host_bytes, const char *smaller)
+{
+    uint64_t free_bytes, total;
+    struct limit host;
+    const bool own = dev_memory(d, &free_bytes, &total);
+    limits_memory(&host, "");
+    if (own) {
+        TRY(refuse_above(device_bytes, free_bytes, "GPU memory", "the GPU", smaller));
+    } else {
+        host_bytes += device_bytes;
+        free_bytes = host.amount;
+        device_bytes = host_bytes;
+    }
+    TRY(refuse_above(host_bytes, host.amount, "memory", host.name, smaller));
+    *left = free_bytes > device_bytes ? free_bytes - device_bytes : 0;
     return OK;
 }
 

@@ -29,6 +29,12 @@ size_t bench_weights_bytes(const struct arch *a);
 enum err bench_tensor(struct tensor *t, struct dev *d, enum dtype type, int64_t rows,
                       int64_t cols);
 
+/* ERR_USAGE with advice if the bytes do not fit: those of the device into its own memory, if
+ * it has one, those of the host into the host's, which on other devices holds both. *left:
+ * bytes that remain for the device. smaller: the options that make it fit. */
+enum err bench_fits(uint64_t *left, struct dev *d, uint64_t device_bytes,
+                    uint64_t host_bytes, const char *smaller);
+
 /* Returns the median of n > 0 values, the lower of the middle two. Sorts the values. */
 double bench_median(double *values, int64_t n);
 

@@ -4,8 +4,6 @@
  * matrix products alone. Both have the same shapes, library, threads and run. */
 #include "calib/calib.h"
 #include "data/json.h"
-#include "kernels/base/limits.h"
-#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_data.h"
 #include "tools/bench/bench_gemm.h"
@@ -158,21 +156,14 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     return calib_plan(&c->plan, &c->arch, &c->settings);
 }
 
-/* Returns the larger of the step's memory and that of the products, which run after it. */
+/* The products run after the step, so the larger of both counts. */
 static enum err check_memory(const struct calibrate *c)
 {
     const size_t products = bench_gemm_bytes(&c->arch, &c->settings);
-    size_t need = c->plan.weights_bytes + c->plan.acts_bytes + c->plan.params_bytes;
-    need = (need > products ? need : products) + bench_weights_bytes(&c->arch);
-    struct limit has;
-    limits_memory(&has, "");
-    log_verbose("bench needs %.2f GB, %.2f GB are available (limit: %s)",
-                1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
-    FAIL_IF(has.amount && need > has.amount, ERR_USAGE,
-            "%.1f GB of memory are needed, but only %.1f GB are available (limit: %s): "
-            "give a smaller --blocks or --seqlen",
-            1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
-    return OK;
+    const size_t step = c->plan.weights_bytes + c->plan.acts_bytes + c->plan.params_bytes;
+    uint64_t left;
+    return bench_fits(&left, c->dev, step > products ? step : products,
+                      bench_weights_bytes(&c->arch), "--blocks or --seqlen");
 }
 
 enum err bench_calibrate(struct args *a)

@@ -2,7 +2,6 @@
  *
  * `wkvq bench calibrate --refine`: a step of end-to-end refinement on random weights, by parts. */
 #include "data/json.h"
-#include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_refine.h"
 #include "tools/commands/bench/cmd_bench.h"
@@ -109,16 +108,11 @@ static enum err plan_memory(struct measured *m)
 {
     const struct refine_plan *p = &m->plan;
     const size_t ends = (size_t)(m->arch.vocab * m->arch.d_model) * sizeof(uint16_t);
-    const size_t need = p->codes_bytes + p->params_bytes + p->work_bytes +
-                        p->teacher_bytes + bench_weights_bytes(&m->arch) + ends;
-    struct limit has;
-    limits_memory(&has, "");
-    m->settings.acts_bytes = has.amount > need ? (has.amount - need) / 2 : 0;
-    FAIL_IF(
-        has.amount && need > has.amount, ERR_USAGE,
-        "%.1f GB of memory are needed, but only %.1f GB are available (limit: %s): give a "
-        "smaller --layers or --seqlen",
-        1e-9 * (double)need, 1e-9 * (double)has.amount, has.name);
+    uint64_t left;
+    TRY(bench_fits(&left, m->dev, p->codes_bytes + p->params_bytes + p->work_bytes,
+                   p->teacher_bytes + bench_weights_bytes(&m->arch) + ends,
+                   "--layers or --seqlen"));
+    m->settings.acts_bytes = left / 2;
     return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
 }
 
