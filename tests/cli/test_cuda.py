@@ -85,6 +85,25 @@ def test_cpu_goes_on_where_a_gpu_failed(f):
     assert any(blocks for blocks, _ in kept) and any(partial for _, partial in kept), kept
 
 
+SWEEP = """
+base: {calibration: {samples: 2, seqlen: 12, epochs: 1}, weights.group_size: 16, crr.blocks: 1, run.device: cuda}
+cells: [{name: a}, {name: b, set: {kv.method: token}}]
+eval: {data: text.txt, windows: 1, ctx: 12}
+"""
+
+
+def test_cells_side_by_side_share_the_gpu(f):
+    """Half of a card of 1.5 GiB is less than a context takes."""
+    (f.path / "sweep.yaml").write_text(SWEEP)
+    for parallel, memory, status in ((2, 3 << 29, 1), (1, 3 << 29, 0), (2, 1 << 32, 0)):
+        env = {**os.environ, "EMU_NAME": "cuda", "EMU_MEMORY": str(memory)}
+        done = subprocess.run([f.wkvq, "sweep", "sweep.yaml", "--model", "model", "--data", "text.txt", "-q",
+                               "--parallel", str(parallel), "-o", f"sweep-{parallel}-{memory}"], cwd=f.path, env=env,
+                              capture_output=True, text=True, timeout=250)
+        assert (done.returncode != 0) == (status != 0), (parallel, memory, done.stderr)
+        assert ("but only 0.00 GB are available" in done.stderr) == (status != 0), (parallel, memory, done.stderr)
+
+
 def zeroshot(f, device, **card):
     env = {**os.environ, "EMU_NAME": "cuda", **{f"EMU_{k}": str(v) for k, v in card.items()}}
     return subprocess.run([f.wkvq, "eval", "model", "--task", "zeroshot", "--data", "q.jsonl", "--ctx", "64",

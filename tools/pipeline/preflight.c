@@ -150,6 +150,15 @@ uint64_t preflight_missing(const char *dir, uint64_t need)
 #define CONTEXT_BYTES (UINT64_C(768) << 20)
 #define LOST_BYTES (UINT64_C(256) << 20)
 
+/* The cells of a sweep start at different times, so what is free now says nothing about their
+ * shares. Each has a context of its own. */
+static uint64_t usable_of_card(uint64_t card, uint64_t taken, int64_t cells)
+{
+    if (cells < 2)
+        return minus(card, taken + LOST_BYTES);
+    return minus(card / (uint64_t)cells, CONTEXT_BYTES + LOST_BYTES);
+}
+
 /* Measures the memory of the open device, or takes that of the configured card. */
 static void measure_card(struct plan_estimate *e, const struct job *j)
 {
@@ -163,7 +172,7 @@ static void measure_card(struct plan_estimate *e, const struct job *j)
     e->card_bytes = j->recipe.device_memory ? j->recipe.device_memory : total;
     if (total && e->card_bytes > total)
         e->card_bytes = total;
-    e->usable_bytes = minus(e->card_bytes, taken + LOST_BYTES);
+    e->usable_bytes = usable_of_card(e->card_bytes, taken, j->cells);
 }
 
 static void measure_host(struct plan_estimate *e, const struct job *j)

@@ -54,7 +54,8 @@ static void take_text(struct job *j, struct sweep *s, int text)
     j->tokenizer = NULL;
 }
 
-/* Divides threads and memory among the cells that run at the same time. */
+/* Divides threads and memory among the cells that run at the same time. A GPU is divided
+ * when its memory is known. */
 static void share_machine(struct job *j, const struct sweep *s)
 {
     if (s->parallel < 2)
@@ -62,6 +63,7 @@ static void share_machine(struct job *j, const struct sweep *s)
     const int64_t cores = j->recipe.threads ? j->recipe.threads : s->cores;
     j->recipe.threads = cores / s->parallel > 1 ? cores / s->parallel : 1;
     j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)s->parallel;
+    j->cells = s->parallel;
 }
 
 static enum err open_job(struct job *j, struct cell *c, int text)
