@@ -5,6 +5,8 @@
  *
  *   OUT/results.jsonl         one line per finished cell; replaced atomically
  *   OUT/results.csv           the same figures as a table
+ *   OUT/sweep.json            about the latest run (sweep_record.h)
+ *   OUT/report.html           the page of the results, by `wkvq sweep`
  *   OUT/cells/HASH.state      the calibration of an unfinished cell
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
  *   OUT/cells/HASH            the artifact; kept with --keep
@@ -52,6 +54,7 @@ struct sweep_settings {
     /* Other processes may work on the sweep at the same time: its lock is not kept, and
      * sweep_execute is not called. */
     bool share;
+    const char *command;       /* the user's command, for the record; NULL: none */
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 

@@ -10,9 +10,11 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/eval.h"
+#include "tools/pipeline/inspect_memory.h"
 #include "tools/pipeline/stages.h"
 #include "tools/pipeline/verify_report.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_record.h"
 
 struct cell {
     struct sweep *s;
@@ -208,13 +210,26 @@ static enum err add_artifact(json_t *o, const struct cell *c)
     return OK;
 }
 
+/* Returns the bytes of the weights, and of a token's cache, from shapes alone. The paper
+ * counts projections and cache without scales. */
+static json_t *memory_json(const struct cell *c)
+{
+    const struct arch *a = &c->s->arch;
+    const struct memory_terms t = memory_terms_of(a, &c->weights, &c->kv, 1, 1);
+    const double elements = 2.0 * (double)(a->n_layers * a->n_kv * a->head_dim);
+    return json_pack("{s:I, s:f, s:I, s:I}", "weights",
+                     (json_int_t)(t.projections + t.weight_scales + t.rest), "cache_token",
+                     kv_mean_bits(a, &c->kv) * elements / 8, "paper_weights",
+                     (json_int_t)t.projections, "paper_cache_token", (json_int_t)t.cache);
+}
+
 static enum err result_json(json_t **out, struct cell *c)
 {
     const struct eval_result *r = &c->eval;
     const struct sweep_cell *cell = &c->s->plan.cell[c->run - c->s->run];
     json_t *o = json_pack(
         "{s:s, s:I, s:s, s:o, s:O, s:s, s:f, s:o, s:f, s:I, s:I, s:I, s:o, s:O, s:f, s:f, "
-        "s:f, s:f, s:o}",
+        "s:f, s:f, s:o, s:o, s:o}",
         "name", cell->name, "cell", (json_int_t)(c->run - c->s->run) + 1, "hash",
         c->run->hash, "set", overrides(&cell->set), "identity", c->run->identity, "command",
         c->run->command, "ppl", r->ppl, "stderr", json_finite(r->ppl_stderr), "nll", r->nll,
@@ -223,7 +238,8 @@ static enum err result_json(json_t **out, struct cell *c)
         c->blocks, "seconds", clock_s() - c->start, "calibrate_seconds", c->calibrate_s,
         "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
         kv_mean_bits(&c->s->arch, &c->kv), "bytes",
-        c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null());
+        c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null(),
+        "memory", memory_json(c), "run", sweep_record_cell(c->s, c->run));
     FAIL_IF(!o, ERR_MEMORY, "out of memory for the result");
     const enum err err = c->way == SWEEP_PACKED ? add_artifact(o, c) : OK;
     if (err)

@@ -10,6 +10,7 @@
 #include "tools/cli/stop.h"
 #include "tools/sweep/sweep.h"
 #include "tools/sweep/sweep_gpus.h"
+#include "tools/sweep/sweep_record.h"
 #include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
@@ -242,6 +243,7 @@ enum err sweep_execute(struct sweep *s)
 {
     struct crew c = {.s = s};
     enum err err = OK;
+    TRY(sweep_record_write(s, true));
     stop_watch(STOP_AT_STEP);
     do {
         if (!err && !stop_asked(NULL))

@@ -29,6 +29,7 @@ void set_list_free(struct set_list *l)
 
 void sweep_plan_free(struct sweep_plan *p)
 {
+    mem_free(p->title);
     set_list_free(&p->base);
     set_list_free(&p->budget);
     recipe_files_clear(&p->eval_data);
@@ -212,11 +213,20 @@ static enum err read_eval(struct sweep_plan *p, const struct yaml *map, const ch
     return OK;
 }
 
+static enum err read_title(struct sweep_plan *p, const struct yaml *node, const char *path)
+{
+    FAIL_IF(node->kind != YAML_TEXT || !*node->text, ERR_USAGE,
+            "%s: line %d: title: want a text", path, node->line);
+    return mem_strdup(&p->title, node->text);
+}
+
 static enum err read_part(struct sweep_plan *p, const char *key, const struct yaml *v,
                           const char *path)
 {
-    static const char *const parts[] = {"base", "grid", "cells", "eval"};
+    static const char *const parts[] = {"title", "base", "grid", "cells", "eval"};
     struct nearest best = {0};
+    if (!strcmp(key, "title"))
+        return read_title(p, v, path);
     if (!strcmp(key, "base"))
         return flatten(&p->base, v, "", path);
     if (!strcmp(key, "grid"))
@@ -229,8 +239,10 @@ static enum err read_part(struct sweep_plan *p, const char *key, const struct ya
         nearest_consider(&best, key, parts[i]);
     FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown key '%s'; did you mean '%s'?", path,
             v->line, key, best.word);
-    FAIL(ERR_USAGE, "%s: line %d: unknown key '%s'; want base, grid, cells, eval", path,
-         v->line, key);
+    FAIL(ERR_USAGE,
+         "%s: line %d: unknown key '%s'; want title, base, grid, cells, "
+         "eval",
+         path, v->line, key);
 }
 
 enum err sweep_plan_load(struct sweep_plan *p, const char *path)

@@ -2,6 +2,7 @@
  *
  * The file of a sweep: one base configuration, and the cells that differ from it.
  *
+ *   title: The method, each part taken away   # of the report
  *   base: {calibration: {samples: 32}, crr.blocks: 3}   # sections or dotted keys
  *   grid: {weights.group_size: [64, 128], kv.bits: [4, 8]}   # every combination
  *   cells:
@@ -27,6 +28,7 @@ struct sweep_cell {
 };
 
 struct sweep_plan {
+    char *title; /* owned; NULL: none */
     struct set_list base;
     struct set_list budget; /* overrides the command line; not listed in a cell's set */
     struct recipe_files eval_data;
