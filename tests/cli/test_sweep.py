@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Sweeps and reports on a tiny model: test_sweep.py WKVQ [TEST...]."""
+import calendar
 import csv
-import html.parser
 import json
 import math
 import os
@@ -67,7 +67,7 @@ class Fixture:
 
 def figures(row):
     """Returns the part of a result that interruptions of a cell must not change."""
-    return {k: v for k, v in row.items() if k not in ("seconds", "calibrate_seconds")}
+    return {k: v for k, v in row.items() if k not in ("seconds", "calibrate_seconds", "run")}
 
 
 def close(a, b):
@@ -96,6 +96,34 @@ def test_results(f):
         table = list(csv.DictReader(file))
     assert [t["name"] for t in table] == list(rows)
     assert all(close(float(t["ppl"]), rows[t["name"]]["ppl"]) for t in table)
+
+
+def test_what_was_run(f):
+    """Each result says when, by what and on what; sweep.json has the command and the order of the cells."""
+    for name, row in f.reference().items():
+        run, began = row["run"], time.strptime(row["run"]["finished"], "%Y-%m-%dT%H:%M:%SZ")
+        assert 0 <= time.time() - calendar.timegm(began) < 3600, run
+        assert run["version"] in subprocess.check_output([f.wkvq, "--version"], text=True), run
+        assert run["machine"] and run["cores"] == 1 and run["device"] == "cpu" and run["model"] == "model", run
+        assert run["data"] == ([] if name == "plain" else ["text.txt"]) and run["eval"] == ["eval.txt"], run
+    about = json.loads((f.path / "reference/sweep.json").read_text())
+    # the parser moves operands behind options
+    assert sorted(shlex.split(about["command"])) == sorted(["wkvq", *f.command("reference")[1:]]), about
+    assert about["cells"] == ["full method", EVIL, "plain"] and "title" not in about, about
+
+
+def test_memory_from_shapes(f):
+    """12 * 4 values in each of 2 * 3 rows of a token's cache."""
+    full, _, plain = f.reference().values()
+    config = json.loads((f.path / "model/config.json").read_text())
+    width = config["num_key_value_heads"] * config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    elements = 2 * config["num_hidden_layers"] * width
+    for row in (full, plain):
+        assert close(row["memory"]["cache_token"], row["kv_bits"] * elements / 8), row["memory"]
+    assert plain["memory"]["paper_cache_token"] == 2 * elements
+    # 16 bits a weight, where the checkpoint has 32 and a header
+    share = 2 * plain["memory"]["weights"] / plain["bytes"]
+    assert 0.95 < share < 1, share
 
 
 def test_finished_cells_do_not_run_again(f):
@@ -342,111 +370,6 @@ def test_a_failing_cell_does_not_stop_the_others(f):
     assert len(f.rows("bad")) == 3
 
 
-class Page(html.parser.HTMLParser):
-    """Collects text, tags and attributes of a page, and checks that every tag is closed in order."""
-    VOID = {"meta", "br", "link", "img"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.words, self.links, self.tables, self.count = [], [], [], [], {}
-        self.feed(text)
-        self.close()
-        assert not self.stack, self.stack
-
-    def handle_starttag(self, tag, attrs):
-        self.count[tag] = self.count.get(tag, 0) + 1
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
-        if tag not in self.VOID:
-            self.stack.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
-
-    def handle_endtag(self, tag):
-        assert self.stack and self.stack.pop() == tag, tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-        if self.stack and self.stack[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-
-
-def report(f, *more, env=None):
-    f.reference()
-    path = f.path / "r.html"
-    done = subprocess.run([f.wkvq, "report", "reference/", "-o", "r.html", *more], cwd=f.path,
-                          capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    text = path.read_text()
-    path.unlink()
-    return text, Page(text), done.stderr
-
-
-def test_report(f):
-    rows = f.reference()
-    text, page, _ = report(f)
-    assert not page.links, page.links
-    assert "<b>&amp;" not in text and EVIL in page.tables[0][2], page.tables[0]
-    assert [r[1] for r in page.tables[0][1:]] == list(rows)
-    for shown, row in zip(page.tables[0][1:], rows.values()):
-        assert shown[2] == f"{row['ppl']:.4f}" and shown[4] == f"{row['weight_bits']:.3f}", shown
-    words = "".join(page.words)
-    assert all(row["command"] in words for row in rows.values())
-
-
-def test_report_differences_are_paired(f):
-    rows = f.reference()
-    for base in ("full method", "plain"):
-        _, page, _ = report(f, "--base", base)
-        table = next(t for t in page.tables if "nats" in t[0])
-        assert [r[1] for r in table[1:]] == [n for n in rows if n != base]
-        for _, name, nats, error, *_ in table[1:]:
-            d = [a - b for a, b in zip(rows[name]["window_nll"], rows[base]["window_nll"])]
-            assert abs(float(nats) - statistics.mean(d)) <= 1e-5, (name, nats, d)
-            assert abs(float(error) - statistics.stdev(d) / len(d) ** 0.5) <= 1e-5, (name, error, d)
-
-
-def test_report_with_and_without_gnuplot(f):
-    if shutil.which("gnuplot"):
-        text, page, _ = report(f)
-        assert page.count["svg"] == 6, page.count  # difference, two of bits, a loss, K, V
-        assert "gnuplot was not installed" not in text
-    else:
-        print("  no gnuplot: pictures are not tested")
-    text, page, said = report(f, env={"PATH": "/nowhere"})
-    assert "svg" not in page.count and "gnuplot was not installed" in text and "gnuplot-nox" in said
-
-
-def test_report_of_many_cells(f):
-    """Checks the number of pictures of losses, and the note about cells without one."""
-    if not shutil.which("gnuplot"):
-        print("  no gnuplot: pictures are not tested")
-        return
-    row = f.reference()["full method"]
-    (f.path / "crowd").mkdir()
-    (f.path / "crowd/results.jsonl").write_text("".join(json.dumps(row | {"name": f"cell {i}"}) + "\n" for i in range(50)))
-    f.run([f.wkvq, "report", "crowd", "-o", "crowd.html"])
-    text = (f.path / "crowd.html").read_text()
-    assert "the first 48 cells that learned; results.jsonl has the losses of 2 more" in text
-    assert "Cell 48: cell 47<" in text and "Cell 49: " not in text, text.count("Cell ")
-
-
-def test_report_of_a_damaged_list(f):
-    f.reference()
-    (f.path / "damaged").mkdir()
-    for text, wanted in (('{"name": "a"}\n', "not a cell's result"), ("{", "line 1"),
-                         ('{"name": "a", "identity": {}, "command": "c", "ppl": "x"}\n', "ppl")):
-        (f.path / "damaged" / "results.jsonl").write_text(text)
-        done = f.run([f.wkvq, "report", "damaged"], want=2)
-        assert wanted in done.stderr, done.stderr
-
-
 DEMO = pathlib.Path(__file__).parents[2] / "data" / "demo"
 SWEEPS = DEMO.parents[1] / "configs" / "sweeps"
 
@@ -458,14 +381,14 @@ def test_shipped_sweeps_are_read(f):
                       "-o", "shipped", "--plan"])
         assert "is skipped" not in plan.stderr, plan.stderr
         cells[file.stem] = len(plan.stdout.splitlines())
-    assert cells == {"ablation": 13, "activations": 6, "best": 17, "bits": 20, "group_size": 20, "k": 8, "paper": 7, "window": 8}, cells
+    assert cells == {"ablation": 13, "activations": 6, "best": 17, "bits": 20, "demo": 3, "group_size": 20, "k": 8, "paper": 7, "window": 8}, cells
 
 
 def main(names_of):
     """Runs the functions test_... of a module's globals on one fixture."""
     wkvq = str(pathlib.Path(sys.argv[1]).resolve())
     os.environ.pop("COLUMNS", None)
-    tests = {n: t for n, t in names_of.items() if n.startswith("test_")}
+    tests = {n: t for n, t in names_of.items() if n.startswith("test_") and callable(t)}
     names = sys.argv[2:] or list(tests)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

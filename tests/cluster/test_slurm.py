@@ -187,7 +187,7 @@ class Sweep:
         rows = [json.loads(line) for line in (self.path / out / "results.jsonl").read_text().splitlines()]
         same = self.path / f"same-{out}"
         same.mkdir(exist_ok=True)
-        text = "".join(json.dumps({**r, "seconds": 1.0, "calibrate_seconds": 1.0}) + "\n" for r in rows)
+        text = "".join(json.dumps({**r, "seconds": 1.0, "calibrate_seconds": 1.0, "run": {}}) + "\n" for r in rows)
         (same / "results.jsonl").write_text(text)
         self.command([self.wkvq, "report", same, "-t", "six cells", "-o", self.path / "page.html"])
         return len(rows), (self.path / "page.html").read_text()

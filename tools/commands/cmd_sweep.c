@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 #include "data/json.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
+#include "kernels/base/mem.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
+#include "tools/report/report.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_record.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* clang-format off */
 static const struct opt options[] = {
@@ -14,8 +19,8 @@ static const struct opt options[] = {
     {OPT_TEXT, 'm', "model", "MODEL_DIR", offsetof(struct args, model),
      .help = "Checkpoint of every cell (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
-     .help = "Directory for results.jsonl, results.csv and unfinished states (default: "
-             "none, required)"},
+     .help = "Directory for report.html, results.jsonl, results.csv and unfinished states "
+             "(default: none, required)"},
     {OPT_LIST, 'e', "eval", "FILE", offsetof(struct args, eval_data),
      .help = "Text to evaluate on; repeatable (default: the sweep's eval.data)"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "-1", -1, 1 << 30,
@@ -87,6 +92,23 @@ static enum err print_results(const struct sweep *s, const struct args *a)
     return OK;
 }
 
+/* Writes OUT/report.html. */
+static enum err put_page(const struct sweep *s)
+{
+    char *path = NULL;
+    struct report r = {0};
+    enum err err = file_join(&path, s->out_dir, "report.html");
+    if (!err)
+        err = report_open(&r, s->out_dir, NULL);
+    if (!err)
+        err = report_write(path, &r, NULL, s->out_dir);
+    if (!err)
+        log_info("%s: the page of this sweep", path);
+    report_close(&r);
+    mem_free(path);
+    return err;
+}
+
 /* Does what the options want of an open sweep. */
 static enum err act(struct sweep *s, const struct args *a)
 {
@@ -94,26 +116,46 @@ static enum err act(struct sweep *s, const struct args *a)
         return sweep_print_plan(s);
     FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
             a->cell, a->pos.item[0], s->plan.n_cells);
-    if (a->cell)
+    if (a->cell) {
+        TRY(sweep_record_write(s, false));
         return sweep_execute_cell(s, (int)a->cell - 1);
+    }
     if (a->print_cells) {
         sweep_print_cells(s);
         return OK;
     }
-    if (a->slurm)
+    if (a->slurm) {
+        TRY(sweep_record_write(s, true));
         return sweep_submit(s, a->slurm, a->argc, a->argv);
+    }
     TRY(sweep_execute(s));
+    TRY(put_page(s));
     return print_results(s, a);
+}
+
+/* Writes the user's command as a shell reads it. Release *out with free(). */
+static enum err command_text(char **out, const struct args *a)
+{
+    size_t n;
+    FILE *f = open_memstream(out, &n);
+    FAIL_IF(!f, ERR_MEMORY, "out of memory for the command");
+    fputs(a->argv[0], f);
+    for (int i = 1; i < a->argc; i++)
+        sweep_put_word(f, a->argv[i]);
+    FAIL_IF(fclose(f), ERR_MEMORY, "out of memory for the command");
+    return OK;
 }
 
 static enum err run(struct args *a)
 {
     enum err err = OK;
+    char *command = NULL;
     struct sweep s = {.lock.fd = -1};
     struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the results: give -o OUT");
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
+    TRY_OUT(command_text(&command, a));
     const struct sweep_settings settings = {
         .model_dir = a->model,
         .out_dir = a->out,
@@ -127,10 +169,12 @@ static enum err run(struct args *a)
         .quiet = a->quiet,
         .log_json = a->log_json,
         .plan_only = a->plan,
+        .command = command,
         .share = !a->plan && (a->cell || a->slurm || a->print_cells)};
     TRY_OUT(sweep_open(&s, &settings, &plan));
     err = act(&s, a);
 out:
+    free(command);
     sweep_plan_free(&plan);
     sweep_close(&s);
     return err;
@@ -145,7 +189,8 @@ const struct command cmd_sweep = {
         "is tokenized once. A cell's configuration is --config, then the sweep's base, "
         "then --set, then the cell's own keys. After an interruption or a kill the same "
         "command resumes: finished cells are skipped, and an unfinished one resumes from "
-        "its state. `wkvq report OUT` makes a page of the results, also while cells run. "
+        "its state. At the end, OUT/report.html is a page of the results; `wkvq report` "
+        "makes it again, with another base or title, also while cells run. "
         "configs/sweeps has examples.\n\n"
         "  wkvq sweep configs/sweeps/ablation.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw --windows 12 -o ablation\n"

@@ -1,49 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/report/html.h"
 
+#include "tools/report/html_style.h"
+
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
-
-static const char style[] =
-    ":root{color-scheme:light "
-    "dark;--ink:#1b1f24;--paper:#fff;--soft:#5c6670;--line:#d5dae0;"
-    "--shade:#f4f6f8;--link:#0b5fad}"
-    "@media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--paper:#14171a;--soft:#9aa4ae;"
-    "--line:#353b42;--shade:#1d2226;--link:#7db8f0}"
-    "figure svg{filter:invert(1) hue-rotate(180deg)}}"
-    "*{box-sizing:border-box}"
-    "body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,"
-    "sans-serif}"
-    "main{max-width:72rem;margin:0 auto;padding:1.5rem 1rem 4rem}"
-    "h1{font-size:1.6rem;line-height:1.2;margin:0 0 .5rem}"
-    "h2{font-size:1.2rem;margin:2.5rem 0 .5rem;border-bottom:1px solid var(--line);"
-    "padding-bottom:.25rem}"
-    "p{max-width:46rem}.soft,figcaption{color:var(--soft);font-size:.9rem}"
-    ".scroll{overflow-x:auto;margin:.75rem 0}"
-    "table{border-collapse:collapse;font-size:.92rem;min-width:100%}"
-    "th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;"
-    "vertical-align:top}"
-    "th{font-weight:600;white-space:nowrap;border-bottom-width:2px}"
-    "th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
-    "td.n:first-child,th.n:first-child{width:1%;padding-left:0}"
-    "td:nth-child(2){min-width:8.5rem}"
-    "@media(max-width:40rem){th,td{padding:.3rem .4rem}table{font-size:.85rem}}"
-    "tr:hover td{background:var(--shade)}"
-    "td.set{color:var(--soft);overflow-wrap:anywhere;min-width:10rem}"
-    ".pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),"
-    "1fr));gap:1rem}"
-    "figure{margin:.5rem 0;break-inside:avoid}"
-    "figure svg{width:100%;height:auto;display:block}"
-    "main>figure{max-width:46rem}"
-    "pre{background:var(--shade);border:1px solid var(--line);border-radius:4px;"
-    "padding:.6rem .8rem;font-size:.82rem;white-space:pre-wrap;overflow-wrap:anywhere;"
-    "margin:.25rem 0 1rem}"
-    "h3{font-size:1rem;margin:1rem 0 0}"
-    "@media print{:root{--ink:#000;--paper:#fff;--soft:#444;--line:#bbb;--shade:#fff}"
-    "figure svg{filter:none}body{font-size:10pt}main{max-width:none;padding:0}"
-    ".scroll{overflow:visible}table{font-size:8pt}th{white-space:normal}"
-    "tr,figure,pre{break-inside:avoid}h2,h3{break-after:avoid}}";
 
 void html_begin(FILE *f, const char *title)
 {
@@ -52,7 +14,7 @@ void html_begin(FILE *f, const char *title)
           "<meta name=\"color-scheme\" content=\"light dark\">\n<title>",
           f);
     html_text(f, title);
-    fprintf(f, "</title>\n<style>%s</style>\n</head>\n<body>\n<main>\n<h1>", style);
+    fprintf(f, "</title>\n<style>%s</style>\n</head>\n<body>\n<main>\n<h1>", html_style);
     html_text(f, title);
     fputs("</h1>\n", f);
 }
@@ -64,8 +26,14 @@ void html_end(FILE *f)
 
 void html_text(FILE *f, const char *text)
 {
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        switch (*p) {
+    html_text_bytes(f, text, strlen(text));
+}
+
+void html_text_bytes(FILE *f, const char *text, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        switch (c) {
         case '&':
             fputs("&amp;", f);
             break;
@@ -82,7 +50,7 @@ void html_text(FILE *f, const char *text)
             fputs("&#39;", f);
             break;
         default:
-            fputc(*p < 32 && *p != '\n' ? ' ' : *p, f);
+            fputc(c < 32 && c != '\n' ? ' ' : c, f);
         }
     }
 }
@@ -94,17 +62,38 @@ void html_cell(FILE *f, const char *text)
     fputs("</td>", f);
 }
 
-void html_number(FILE *f, int digits, double x)
+static void put_number(FILE *f, const char *format, int digits, double x)
 {
+    fputs("<td class=\"n\">", f);
     if (isfinite(x))
-        fprintf(f, "<td class=\"n\">%.*f</td>", digits, x);
+        fprintf(f, format, digits, x);
     else
-        fputs("<td class=\"n\">&ndash;</td>", f);
+        fputs("&ndash;", f);
+    fputs("</td>", f);
 }
 
-void html_table(FILE *f, const char *heads)
+void html_number(FILE *f, int digits, double x)
 {
-    fputs("<div class=\"scroll\"><table>\n<thead><tr>", f);
+    put_number(f, "%.*f", digits, x);
+}
+
+void html_signed(FILE *f, int digits, double x)
+{
+    put_number(f, "%+.*f", digits, x);
+}
+
+void html_row_name(FILE *f, const char *text)
+{
+    fputs("<th scope=\"row\">", f);
+    html_text(f, text);
+    fputs("</th>", f);
+}
+
+void html_table(FILE *f, const char *caption, const char *heads)
+{
+    fputs("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"", f);
+    html_text(f, caption);
+    fputs("\"><table>\n<thead><tr>", f);
     for (const char *p = heads; p;) {
         const char *bar = strchr(p, '|');
         const bool words = *p == '<';
@@ -121,11 +110,37 @@ void html_table_end(FILE *f)
     fputs("</tbody>\n</table></div>\n", f);
 }
 
-void html_picture(FILE *f, const char *svg, const char *caption)
+void html_fold(FILE *f, const char *summary)
 {
-    fputs("<figure role=\"img\" aria-label=\"", f);
-    html_text(f, caption);
-    fprintf(f, "\">\n%s\n<figcaption>", svg);
-    html_text(f, caption);
-    fputs("</figcaption>\n</figure>\n", f);
+    fputs("<details>\n<summary>", f);
+    html_text(f, summary);
+    fputs("</summary>\n", f);
+}
+
+void html_fold_end(FILE *f)
+{
+    fputs("</details>\n", f);
+}
+
+static void put_svg(FILE *f, const char *width, const char *svg, const char *alt)
+{
+    fprintf(f, "<div class=\"%s\" role=\"img\" aria-label=\"", width);
+    html_text(f, alt);
+    fprintf(f, "\">\n%s\n</div>\n", svg);
+}
+
+void html_figure(FILE *f, const struct html_picture *p)
+{
+    fprintf(f, "<figure class=\"%s\">\n", p->narrow ? "both" : "one");
+    put_svg(f, "wide", p->wide, p->alt);
+    if (p->narrow)
+        put_svg(f, "narrow", p->narrow, p->alt);
+    fputs("<figcaption>", f);
+    html_text(f, p->caption);
+    fputs("</figcaption>\n", f);
+}
+
+void html_figure_end(FILE *f)
+{
+    fputs("</figure>\n", f);
 }

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/report/plot.h"
 
+#include "tools/report/html.h"
+
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -39,15 +42,18 @@ bool plot_available(void)
 
 enum err plot_begin(struct plot *p, int width, int height)
 {
-    static int pictures; /* ids of pictures in one page must differ */
+    *p = (struct plot){.width = width, .height = height};
+    p->over = open_memstream(&p->over_text, &p->over_bytes);
     p->script = tmpfile();
-    FAIL_IF(!p->script, ERR_IO, "cannot make a temporary file: %s", strerror(errno));
+    if (!p->script || !p->over) {
+        plot_abort(p);
+        FAIL(ERR_IO, "cannot make a temporary file: %s", strerror(errno));
+    }
     fprintf(p->script,
-            "set terminal svg size %d,%d dynamic noenhanced name \"p%d\" font "
-            "\"sans-serif,14\"\n"
-            "set border 3\nset tics nomirror\nset grid lc rgb \"#c8c8c8\"\n"
-            "set key outside right top samplen 1.5\n",
-            width, height, ++pictures);
+            "set terminal svg size %d,%d dynamic noenhanced font \"sans-serif,12\"\n"
+            "set border 3 lc rgb \"#707070\"\nset tics nomirror textcolor rgb \"#000000\"\n"
+            "set grid lc rgb \"#d8d8d8\"\nunset key\n",
+            width, height);
     return OK;
 }
 
@@ -55,8 +61,105 @@ void plot_abort(struct plot *p)
 {
     if (p->script)
         fclose(p->script);
-    p->script = NULL;
+    if (p->over)
+        fclose(p->over);
+    free(p->over_text);
+    *p = (struct plot){0};
 }
+
+/* --- places ------------------------------------------------------------------------- */
+
+/* Writes tics that a logarithmic axis of less than a few decades needs. */
+static void put_log_tics(FILE *f, const char *axis, struct plot_range r)
+{
+    static const double steps[] = {1, 1.5, 2, 3, 5, 7};
+    const double span = r.hi / r.lo;
+    const int by = span < 8 ? 1 : span < 40 ? 2 : 0; /* else powers of ten */
+    const char *comma = "";
+    fprintf(f, "set %stics (", axis);
+    for (double ten = pow(10, floor(log10(r.lo))); ten <= r.hi; ten *= 10)
+        for (size_t i = 0; i < ARRAY_LEN(steps); i += by ? (size_t)by : ARRAY_LEN(steps)) {
+            const double v = ten * steps[i];
+            if (v >= r.lo && v <= r.hi) {
+                fprintf(f, "%s%.9g", comma, v);
+                comma = ", ";
+            }
+        }
+    fprintf(f, ")\nset logscale %s\n", axis);
+}
+
+void plot_axes(struct plot *p, struct box area, struct plot_range x, struct plot_range y)
+{
+    const double w = p->width, h = p->height;
+    p->area = area;
+    p->x = x;
+    p->y = y;
+    fprintf(p->script,
+            "set lmargin at screen %.9g\nset rmargin at screen %.9g\n"
+            "set tmargin at screen %.9g\nset bmargin at screen %.9g\n"
+            "set xrange [%.9g:%.9g]\nset yrange [%.9g:%.9g]\n",
+            area.left / w, area.right / w, 1 - area.top / h, 1 - area.bottom / h, x.lo,
+            x.hi, y.lo, y.hi);
+    if (x.log)
+        put_log_tics(p->script, "x", x);
+    if (y.log)
+        put_log_tics(p->script, "y", y);
+}
+
+/* Returns where a value is between the ends of a range, from 0 to 1. */
+static double share(struct plot_range r, double v)
+{
+    return r.log ? log(v / r.lo) / log(r.hi / r.lo) : (v - r.lo) / (r.hi - r.lo);
+}
+
+double plot_x(const struct plot *p, double x)
+{
+    return p->area.left + share(p->x, x) * (p->area.right - p->area.left);
+}
+
+double plot_y(const struct plot *p, double y)
+{
+    return p->area.bottom - share(p->y, y) * (p->area.bottom - p->area.top);
+}
+
+/* --- text over the picture ---------------------------------------------------------- */
+
+void plot_text(struct plot *p, double x, double y, const char *anchor, const char *text)
+{
+    const int n = label_bytes(text);
+    fprintf(p->over, "<text class=\"name\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", x,
+            y + 0.35 * LABEL_SIZE, anchor);
+    html_text_bytes(p->over, text, (size_t)n);
+    fprintf(p->over, "%s</text>\n", text[n] ? "&#8230;" : "");
+}
+
+static double clamp(double x, double lo, double hi)
+{
+    return x < lo ? lo : x > hi ? hi : x;
+}
+
+/* Draws a line from a point to the nearest place of a name that is not beside it. */
+static void put_leader(struct plot *p, const struct label *l)
+{
+    const double x = clamp(l->x, l->box.left, l->box.right);
+    const double y = clamp(l->y, l->box.top + 2, l->box.bottom - 2);
+    if (hypot(x - l->x, y - l->y) > 10)
+        fprintf(p->over, "<path class=\"leader\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", l->x,
+                l->y, x, y);
+}
+
+void plot_labels(struct plot *p, const struct label *l, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (l[i].placed)
+            put_leader(p, &l[i]);
+    for (int i = 0; i < n; i++)
+        if (l[i].placed)
+            plot_text(p, 0.5 * (l[i].box.left + l[i].box.right),
+                      0.5 * (l[i].box.top + l[i].box.bottom), "middle", l[i].text);
+}
+
+/* --- gnuplot ------------------------------------------------------------------------ */
 
 static bool read_all(char **out, int fd)
 {
@@ -91,23 +194,75 @@ static enum err run(char **text, int script)
     return OK;
 }
 
+/* Returns the bytes of a <title> or <desc> at s, which would name gnuplot's commands; 0 for
+ * anything else. */
+static size_t skipped(const char *s)
+{
+    static const char *const element[][2] = {{"<title>", "</title>"},
+                                             {"<desc>", "</desc>"}};
+    for (size_t i = 0; i < ARRAY_LEN(element); i++) {
+        const char *end = strncmp(s, element[i][0], strlen(element[i][0]))
+                              ? NULL
+                              : strstr(s, element[i][1]);
+        if (end)
+            return (size_t)(end - s) + strlen(element[i][1]);
+    }
+    return 0;
+}
+
+/* Returns whether gnuplot uses the word at s as an id, or as a part of one. */
+static bool is_id(const char *s)
+{
+    static const char *const ids[] = {"gpPt", "gpDot", "gnuplot_", "textbox", "greybox"};
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++)
+        if (!strncmp(s, ids[i], strlen(ids[i])))
+            return true;
+    return false;
+}
+
+/* Copies a picture with what stands over it. Ids get a prefix of their own, because those of
+ * all pictures in a page must differ. */
+static void put_finished(FILE *out, const char *svg, const char *over)
+{
+    static int pictures;
+    const char *end = strstr(svg, "</svg>");
+    pictures++;
+    for (const char *s = svg; s < end;) {
+        const size_t skip = skipped(s);
+        if (skip) {
+            s += skip;
+            continue;
+        }
+        if (is_id(s) && (s[-1] == '#' || s[-1] == '\'' || s[-1] == '"'))
+            fprintf(out, "p%d-", pictures);
+        fputc(*s++, out);
+    }
+    fprintf(out, "%s</svg>", over);
+}
+
+static enum err finish(char **out, const char *text, const char *over)
+{
+    const char *start = strstr(text, "<svg");
+    size_t n;
+    FAIL_IF(!start || !strstr(start, "</svg>"), ERR_IO, "gnuplot wrote no picture");
+    FILE *f = open_memstream(out, &n);
+    FAIL_IF(!f, ERR_MEMORY, "out of memory for a picture");
+    put_finished(f, start, over);
+    FAIL_IF(fclose(f), ERR_MEMORY, "out of memory for a picture");
+    return OK;
+}
+
 enum err plot_end(char **svg, struct plot *p)
 {
     char *text = NULL;
-    const bool written = !fflush(p->script) && !ferror(p->script);
-    rewind(p->script);
+    *svg = NULL;
+    const bool written = !fflush(p->script) && !ferror(p->script) && !fflush(p->over);
     enum err err = lseek(fileno(p->script), 0, SEEK_SET) == 0 && written
                        ? run(&text, fileno(p->script))
                        : err_set(ERR_IO, __FILE__, __LINE__, "cannot write a script");
-    plot_abort(p);
-    char *start = err ? NULL : strstr(text, "<svg");
-    if (!err && (!start || !strstr(start, "</svg>")))
-        err = err_set(ERR_IO, __FILE__, __LINE__, "gnuplot wrote no picture");
-    if (!err) {
-        memmove(text, start, strlen(start) + 1);
-        *svg = text;
-        return OK;
-    }
+    if (!err)
+        err = finish(svg, text, p->over_text);
     free(text);
+    plot_abort(p);
     return err;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * A sweep's results as a page: figures, differences, tables and pictures. */
+ * A sweep's results as a page: what was run, the finding, tables and pictures. */
 #ifndef WKVQ_REPORT_H
 #define WKVQ_REPORT_H
 
@@ -12,11 +12,15 @@
 #include <stdint.h>
 #include <stdio.h>
 
+/* A cell. Figures that its result lacks are NAN. */
 struct report_row {
     const json_t *json; /* borrowed from the report */
     const char *name, *command;
-    double ppl, ppl_stderr, weight_bits, kv_bits, bytes, seconds;
-    double *nll; /* [windows], owned */
+    double ppl, ppl_stderr, weight_bits, kv_bits, seconds;
+    double bytes;  /* of the checkpoint or artifact; counted from shapes if simulated */
+    double cache;  /* bytes per token */
+    bool measured; /* bytes are those of files */
+    double *nll;   /* [windows] mean losses, owned */
     int64_t windows;
     /* difference to the base in nats, paired over windows (minus the base); NAN for the
      * base itself, and if the two were not evaluated on the same windows */
@@ -25,8 +29,9 @@ struct report_row {
 
 struct report {
     json_t *list;
-    struct report_row *row;
-    int n, base; /* index of the reference cell */
+    json_t *about;          /* sweep.json, an object; NULL: there is none */
+    struct report_row *row; /* [n] in the order of the sweep's file */
+    int n, base;            /* index of the reference cell */
 };
 
 /* Reads a sweep's directory. base: name of the reference cell; NULL: the first. Call
@@ -38,15 +43,36 @@ void report_close(struct report *r);
 /* Returns member i of a row's array of figures; NAN if it is missing. */
 double report_figure(const struct report_row *row, const char *array, int64_t i);
 int64_t report_figures(const struct report_row *row, const char *array);
+/* Returns the text at a path of members, such as "run.model"; NULL if there is none. */
+const char *report_text(const json_t *o, const char *path);
+/* Returns whether the cell's weights or cache are quantized. */
+bool report_quantized(const struct report_row *row);
+/* Returns the cell in full precision, or NULL. */
+const struct report_row *report_full_precision(const struct report *r);
+/* Returns the loss of a minus that of b in nats, paired over windows; NAN if they were not
+ * evaluated on the same windows. */
+struct estimate report_difference(const struct report_row *a, const struct report_row *b);
+/* Returns whether a difference exceeds two standard errors. false for NAN. */
+bool report_significant(struct estimate difference);
 
-void report_tables(FILE *f, const struct report *r);
+/* Makes the page's title: "MODEL: TITLE", or the directory's name. Release *out with
+ * mem_free. */
+enum err report_title(char **out, const struct report *r, const char *dir);
+/* Write the parts of the page. */
+void report_finding(FILE *f, const struct report *r);
+void report_facts(FILE *f, const struct report *r);
+void report_results(FILE *f, const struct report *r);
 void report_differences(FILE *f, const struct report *r);
 void report_commands(FILE *f, const struct report *r);
 
 /* Write pictures by gnuplot; an empty picture is omitted. */
-enum err report_pareto(FILE *f, const struct report *r);
+enum err report_sizes(FILE *f, const struct report *r);
 enum err report_difference_picture(FILE *f, const struct report *r);
 enum err report_losses(FILE *f, const struct report *r);
-enum err report_cosines(FILE *f, const struct report *r);
+enum err report_layers(FILE *f, const struct report *r);
+
+/* Writes the page of an open report to path. title NULL: report_title(). */
+enum err report_write(const char *path, const struct report *r, const char *title,
+                      const char *dir);
 
 #endif

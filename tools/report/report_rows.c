@@ -4,6 +4,7 @@
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/report/report.h"
+#include "tools/sweep/sweep_record.h"
 #include "tools/sweep/sweep_results.h"
 
 #include <float.h>
@@ -23,17 +24,62 @@ double report_figure(const struct report_row *row, const char *array, int64_t i)
     return json_is_number(v) ? json_number_value(v) : NAN;
 }
 
+const char *report_text(const json_t *o, const char *path)
+{
+    for (const char *at = path; o; at = strchr(at, '.') + 1) {
+        const size_t n = strcspn(at, ".");
+        o = json_object_getn(o, at, n);
+        if (!at[n])
+            return json_string_value(o);
+    }
+    return NULL;
+}
+
+bool report_quantized(const struct report_row *row)
+{
+    const json_t *config =
+        json_object_get(json_object_get(row->json, "identity"), "config");
+    const json_t *bits = json_object_get(json_object_get(config, "activations"), "bits");
+    return row->weight_bits < 16 || row->kv_bits < 16 ||
+           (json_is_integer(bits) && json_integer_value(bits) < 16);
+}
+
+const struct report_row *report_full_precision(const struct report *r)
+{
+    for (int i = 0; i < r->n; i++)
+        if (!report_quantized(&r->row[i]))
+            return &r->row[i];
+    return NULL;
+}
+
+/* Figures that later versions added. The bytes of a cell that is only simulated are counted
+ * from its shapes. */
+static enum err read_sizes(struct report_row *r, const json_t *o, const char *where)
+{
+    const double big = DBL_MAX;
+    json_t *memory;
+    r->bytes = r->cache = NAN;
+    TRY(json_get_real(&r->bytes, o, "bytes", 0, big, where));
+    r->measured = isfinite(r->bytes);
+    TRY(json_get_object(&memory, o, "memory", where));
+    if (!memory)
+        return OK;
+    if (!r->measured)
+        TRY(json_need_real(&r->bytes, memory, "weights", 0, big, where));
+    return json_need_real(&r->cache, memory, "cache_token", 0, big, where);
+}
+
 static enum err read_figures(struct report_row *r, const json_t *o, const char *where)
 {
     const double big = DBL_MAX;
-    r->ppl_stderr = r->bytes = NAN;
+    r->ppl_stderr = NAN;
     TRY(json_need_string(&r->name, o, "name", where));
     TRY(json_need_string(&r->command, o, "command", where));
     TRY(json_need_real(&r->ppl, o, "ppl", 0, big, where));
     TRY(json_get_real(&r->ppl_stderr, o, "stderr", 0, big, where));
     TRY(json_need_real(&r->weight_bits, o, "weight_bits", 0, 64, where));
     TRY(json_need_real(&r->kv_bits, o, "kv_bits", 0, 64, where));
-    TRY(json_get_real(&r->bytes, o, "bytes", 0, big, where));
+    TRY(read_sizes(r, o, where));
     return json_need_real(&r->seconds, o, "seconds", 0, big, where);
 }
 
@@ -57,6 +103,43 @@ static bool comparable(const struct report_row *a, const struct report_row *b)
     const json_t *x = json_object_get(json_object_get(a->json, "identity"), "eval");
     const json_t *y = json_object_get(json_object_get(b->json, "identity"), "eval");
     return a->windows == b->windows && x && y && json_equal(x, y);
+}
+
+struct estimate report_difference(const struct report_row *a, const struct report_row *b)
+{
+    if (a == b || !comparable(a, b))
+        return (struct estimate){NAN, NAN};
+    return estimate_difference(a->nll, b->nll, b->windows);
+}
+
+bool report_significant(struct estimate difference)
+{
+    return fabs(difference.mean) > 2 * difference.stderr_;
+}
+
+/* Returns the place of a cell in the sweep's file; behind all of them if it has none. */
+static size_t place(const json_t *names, const struct report_row *row)
+{
+    size_t i = 0;
+    for (; i < json_array_size(names); i++) {
+        const char *name = json_string_value(json_array_get(names, i));
+        if (name && !strcmp(name, row->name))
+            break;
+    }
+    return i;
+}
+
+/* Sorts the rows into the order of the sweep's file, since cells may run side by side. */
+static void sort_rows(struct report *r)
+{
+    const json_t *names = json_object_get(r->about, "cells");
+    for (int i = 1; i < r->n; i++) {
+        const struct report_row row = r->row[i];
+        int k = i;
+        for (; k > 0 && place(names, &r->row[k - 1]) > place(names, &row); k--)
+            r->row[k] = r->row[k - 1];
+        r->row[k] = row;
+    }
 }
 
 static enum err find_base(struct report *r, const char *base, const char *dir)
@@ -84,13 +167,11 @@ enum err report_open(struct report *r, const char *dir, const char *base)
         r->n++;
         TRY(read_row(&r->row[i], json_array_get(r->list, i), where));
     }
+    TRY(sweep_record_read(&r->about, dir));
+    sort_rows(r);
     TRY(find_base(r, base, dir));
-    const struct report_row *b = &r->row[r->base];
-    for (int i = 0; i < r->n; i++) {
-        struct report_row *row = &r->row[i];
-        if (i != r->base && comparable(row, b))
-            row->diff = estimate_difference(row->nll, b->nll, b->windows);
-    }
+    for (int i = 0; i < r->n; i++)
+        r->row[i].diff = report_difference(&r->row[i], &r->row[r->base]);
     return OK;
 }
 
@@ -100,5 +181,6 @@ void report_close(struct report *r)
         mem_free(r->row[i].nll);
     mem_free(r->row);
     json_decref(r->list);
+    json_decref(r->about);
     *r = (struct report){0};
 }

@@ -2,15 +2,8 @@
 #include "tools/report/html.h"
 #include "tools/report/report.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <string.h>
-
-/* Returns the number of a row, which names it in pictures. */
-static void put_number(FILE *f, int i)
-{
-    fprintf(f, "<td class=\"n\">%d</td>", i + 1);
-}
 
 static void put_set(FILE *f, const struct report_row *row)
 {
@@ -29,81 +22,56 @@ static void put_set(FILE *f, const struct report_row *row)
 static void put_verdict(FILE *f, const struct report_row *row)
 {
     const json_t *v = json_object_get(row->json, "verified");
-    html_cell(f, json_is_true(v) ? "passed" : json_is_false(v) ? "FAILED" : "");
+    html_cell(f, json_is_true(v) ? "passed" : json_is_false(v) ? "FAILED" : "\xe2\x80\x93");
+}
+
+/* Writes the bytes of weights; those counted from shapes are marked. */
+static void put_bytes(FILE *f, const struct report_row *row)
+{
+    if (isfinite(row->bytes) && !row->measured)
+        fprintf(f, "<td class=\"n\">(%.1f)</td>", 1e-6 * row->bytes);
+    else
+        html_number(f, 1, 1e-6 * row->bytes);
 }
 
 static void put_results(FILE *f, const struct report *r)
 {
-    fputs("<h2>Results</h2>\n", f);
-    html_table(f, "#|<Cell|Perplexity|&plusmn;|W bits|KV bits|MB|s|<Verified|<Sets");
+    html_table(f, "Results",
+               "<Cell|Perplexity|&plusmn;|Weight bits|Cache bits|MB|Cache B/token|s|"
+               "<Verified|<Settings");
     for (int i = 0; i < r->n; i++) {
         const struct report_row *row = &r->row[i];
-        fputs("<tr>", f);
-        put_number(f, i);
-        html_cell(f, row->name);
+        fprintf(f, "<tr%s>", i == r->base ? " class=\"base\"" : "");
+        html_row_name(f, row->name);
         html_number(f, 4, row->ppl);
         html_number(f, 4, row->ppl_stderr);
         html_number(f, 3, row->weight_bits);
         html_number(f, 3, row->kv_bits);
-        html_number(f, 1, 1e-6 * row->bytes);
+        put_bytes(f, row);
+        html_number(f, 0, row->cache);
         html_number(f, 0, row->seconds);
         put_verdict(f, row);
         put_set(f, row);
         fputs("</tr>\n", f);
     }
     html_table_end(f);
-    fputs("<p class=\"soft\">&plusmn; is the standard error over evaluation windows. Bits "
-          "are measured from the bytes of the artifact, including scales and zero "
-          "points.</p>\n",
-          f);
 }
 
-/* Finds the lowest figure of an array and its index. */
-static double lowest(int64_t *at, const struct report_row *row, const char *array)
+void report_results(FILE *f, const struct report *r)
 {
-    double low = NAN;
-    for (int64_t i = 0; i < report_figures(row, array); i++) {
-        const double x = report_figure(row, array, i);
-        if (!(x >= low)) {
-            low = x;
-            *at = i;
-        }
-    }
-    return low;
-}
-
-static void put_worst_heads(FILE *f, const struct report *r)
-{
-    static const char *const arrays[] = {"k_cosine", "v_cosine"};
-    fputs("<h2>Worst heads of the cache</h2>\n<p>Cosine of quantized and full-precision "
-          "keys and values, in the head where it is lowest.</p>\n",
-          f);
-    html_table(f, "#|<Cell|K&#770;|layer|V&#770;|layer");
-    for (int i = 0; i < r->n; i++) {
-        const struct report_row *row = &r->row[i];
-        if (row->kv_bits >= 16 || !report_figures(row, arrays[0]))
-            continue;
-        fputs("<tr>", f);
-        put_number(f, i);
-        html_cell(f, row->name);
-        for (int w = 0; w < 2; w++) {
-            int64_t at = 0;
-            html_number(f, 5, lowest(&at, row, arrays[w]));
-            html_number(f, 0, (double)at);
-        }
-        fputs("</tr>\n", f);
-    }
-    html_table_end(f);
-}
-
-void report_tables(FILE *f, const struct report *r)
-{
-    bool heads = false;
-    put_results(f, r);
+    bool counted = false;
     for (int i = 0; i < r->n; i++)
-        heads |= r->row[i].kv_bits < 16 && report_figures(&r->row[i], "k_cosine");
-    if (heads)
-        put_worst_heads(f, r);
+        counted |= isfinite(r->row[i].bytes) && !r->row[i].measured;
+    fputs("<h2>Results</h2>\n", f);
+    put_results(f, r);
+    fprintf(
+        f,
+        "<p class=\"soft\">&plusmn; is the standard error over evaluation windows. Bits "
+        "include scales and zero points, and are measured on the artifact's "
+        "bytes.%s</p>\n",
+        counted ? " Cells in brackets are only simulated; their bytes are counted from "
+                  "shapes."
+                : "");
 }
 
 /* Returns the verdict; a difference needs more than two standard errors. */
@@ -111,7 +79,7 @@ static const char *judge(const struct report_row *row)
 {
     if (!isfinite(row->diff.mean) || !isfinite(row->diff.stderr_))
         return "";
-    if (!(fabs(row->diff.mean) > 2 * row->diff.stderr_))
+    if (!report_significant(row->diff))
         return "no significant difference";
     return row->diff.mean > 0 ? "worse" : "better";
 }
@@ -120,42 +88,42 @@ void report_differences(FILE *f, const struct report *r)
 {
     if (r->n < 2)
         return;
-    fputs("<h2>Difference to ", f);
-    html_text(f, r->row[r->base].name);
-    fputs("</h2>\n"
-          "<p>Differences are paired: both cells were evaluated on the same windows, so "
-          "common effects cancel. &plusmn; is the standard error of the mean difference "
-          "over windows. The last column reports a difference if it exceeds two of them. "
-          "Consecutive windows of a text are not quite independent, so the standard error "
-          "is a lower bound.</p>\n",
-          f);
-    html_table(f, "#|<Cell|nats|&plusmn;|perplexity %|&plusmn;|Windows|<Verdict");
+    html_table(f, "Differences to the base",
+               "<Cell|nats|&plusmn;|perplexity %|&plusmn;|Windows|<Verdict");
     for (int i = 0; i < r->n; i++) {
         const struct report_row *row = &r->row[i];
         if (i == r->base)
             continue;
         fputs("<tr>", f);
-        put_number(f, i);
-        html_cell(f, row->name);
-        html_number(f, 5, row->diff.mean);
+        html_row_name(f, row->name);
+        html_signed(f, 5, row->diff.mean);
         html_number(f, 5, row->diff.stderr_);
-        html_number(f, 2, 100 * expm1(row->diff.mean));
+        html_signed(f, 2, 100 * expm1(row->diff.mean));
         html_number(f, 2, 100 * exp(row->diff.mean) * row->diff.stderr_);
         html_number(f, 0, isfinite(row->diff.mean) ? (double)row->windows : NAN);
         html_cell(f, judge(row));
         fputs("</tr>\n", f);
     }
     html_table_end(f);
+    fputs(
+        "<p class=\"soft\">Differences are paired: both cells were evaluated on the same "
+        "windows, so common effects cancel. &plusmn; is the standard error of the mean "
+        "difference over windows. A cell is better or worse if the difference exceeds two "
+        "of them. Consecutive windows of a text are not quite independent, so the "
+        "standard error is a lower bound.</p>\n",
+        f);
 }
 
 void report_commands(FILE *f, const struct report *r)
 {
-    fputs("<h2>Commands that reproduce the cells</h2>\n", f);
+    fputs("<h2>Commands</h2>\n", f);
+    html_fold(f, "A command for each cell, which reproduces its figures without the sweep");
     for (int i = 0; i < r->n; i++) {
-        fprintf(f, "<h3>%d. ", i + 1);
+        fputs("<h3>", f);
         html_text(f, r->row[i].name);
         fputs("</h3>\n<pre>", f);
         html_text(f, r->row[i].command);
         fputs("</pre>\n", f);
     }
+    html_fold_end(f);
 }

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Pages of sweeps: test_report.py WKVQ [TEST...]. Their structure, and that figures are those of the JSON."""
+import html.parser
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+
+import test_sweep
+from test_sweep import EVIL
+
+
+class Page(html.parser.HTMLParser):
+    """Collects text, tags and attributes of a page, and checks that every tag is closed in order."""
+    VOID = {"meta", "br", "link", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.words, self.links, self.tables, self.count, self.ids, self.open = [], [], [], [], {}, [], []
+        self.names, self.alts = [], []
+        self.feed(text)
+        self.close()
+        assert not self.stack, self.stack
+        assert len(self.ids) == len(set(self.ids)), "an id twice"
+
+    def take(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [v for k, v in attrs.items() if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        self.ids += [v for k, v in attrs.items() if k == "id"]
+        if attrs.get("role") == "img":
+            self.alts.append(attrs["aria-label"])
+        return attrs
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        attrs = self.take(tag, attrs)
+        if tag not in self.VOID:
+            self.stack.append(tag)
+            self.open.append(attrs)
+        if tag == "text" and attrs.get("class") == "name":
+            self.names.append("")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.take(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack.pop() == tag, tag
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.stack and self.stack[-1] == "text" and self.open[-1].get("class") == "name":
+            self.names[-1] += data
+        cell = next((t for t in reversed(self.stack) if t in ("td", "th", "table")), None)
+        if cell in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    def table(self, *heads):
+        """The rows of the table whose heads include these, by name."""
+        (table,) = [t for t in self.tables if set(heads) <= set(t[0])]
+        return {row[0]: dict(zip(table[0][1:], row[1:])) for row in table[1:]}
+
+
+def report(f, *more, out="reference", env=None):
+    f.reference()
+    path = f.path / "r.html"
+    done = subprocess.run([f.wkvq, "report", f"{out}/", "-o", "r.html", *more], cwd=f.path,
+                          capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    text = path.read_text()
+    path.unlink()
+    return text, Page(text), done.stderr
+
+
+def synthetic(f, out, rows, about=None):
+    """A directory of results that no run made: rows are changes to the result of the full method."""
+    base = f.reference()["full method"]
+    (f.path / out).mkdir()
+    (f.path / out / "results.jsonl").write_text("".join(json.dumps(base | row) + "\n" for row in rows))
+    if about is not None:
+        (f.path / out / "sweep.json").write_text(json.dumps(about))
+
+
+def losses(*nll):
+    """The members of a result that follow from its windows' losses."""
+    return {"window_nll": list(nll), "ppl": math.exp(statistics.mean(nll)), "windows": len(nll)}
+
+
+def test_results(f):
+    rows = f.reference()
+    text, page, _ = report(f)
+    assert not page.links, page.links
+    assert "<b>&amp;" not in text
+    (results,) = [t for t in page.tables if "Settings" in t[0]]
+    assert [r[0] for r in results[1:]] == list(rows)
+    for shown, row in zip(page.table("Settings").values(), rows.values(), strict=True):
+        assert shown["Perplexity"] == f"{row['ppl']:.4f}" and shown["\xb1"] == f"{row['stderr']:.4f}", shown
+        assert shown["Weight bits"] == f"{row['weight_bits']:.3f}" and shown["Cache bits"] == f"{row['kv_bits']:.3f}"
+        assert shown["MB"] == f"{1e-6 * row['bytes']:.1f}", shown
+        assert shown["Cache B/token"] == f"{row['memory']['cache_token']:.0f}", shown
+        assert shown["Settings"] == ", ".join(row["set"]), shown
+    words = "".join(page.words)
+    assert all(row["command"] in words for row in rows.values())
+
+
+def test_what_was_run(f):
+    rows = f.reference()
+    _, page, _ = report(f)
+    words = " ".join("".join(page.words).split())
+    run = rows["plain"]["run"]
+    for part in ("model: reference", "text.txt: 8 samples of 64 tokens, 2 epochs", "eval.txt: 4 windows of 64 tokens",
+                 f"{run['machine']}, 1 core, device cpu", f"wkvq {run['version']}", run["finished"][:10],
+                 "wkvq sweep -m model --data text.txt -o reference -j1 s.yaml"):
+        assert part in words, part
+    assert "<title>Mine</title>" in report(f, "--title", "Mine")[0]
+
+
+def test_no_date_of_today(f):
+    """The page is made from records alone, so it is the same on another day."""
+    first = report(f)[0]
+    row = f.reference()["full method"]
+    later = row["run"] | {"finished": "2031-02-03T04:05:06Z"}
+    synthetic(f, "later", [{"run": later}])
+    assert report(f)[0] == first
+    assert "2031-02-03; 1 cell took" in report(f, out="later")[0]
+
+
+def test_the_finding(f):
+    rows = [{"name": "full", "weight_bits": 16, "kv_bits": 16, "bytes": 1000} | losses(2.0, 2.1, 2.2, 2.3),
+            {"name": "good", "bytes": 250} | losses(2.1, 2.21, 2.3, 2.41),
+            {"name": "equal", "bytes": 250} | losses(2.11, 2.2, 2.32, 2.4),
+            {"name": "bad", "bytes": 250} | losses(2.5, 2.62, 2.71, 2.79)]
+    synthetic(f, "finding", rows)
+    words = " ".join("".join(report(f, out="finding")[1].words).split())
+    assert ("Of 3 cells with weights and cache quantized, good has the lowest perplexity, 9.535, against 8.585 in full "
+            "precision (+0.1050 \xb1 0.0029 nats per token), in 25\xa0% of its bytes." in
+            "".join(report(f, out="finding")[1].words)), words
+    assert "No significant difference to it: equal." in words, words
+    synthetic(f, "finding2", rows[:2] + rows[3:])
+    assert "All others are worse by more than two standard errors." in report(f, out="finding2")[0]
+
+
+def test_order_of_the_file(f):
+    """Cells that ran side by side are listed as in the sweep's file, and the first is the base."""
+    names = ["c", "a", "b"]
+    synthetic(f, "order", [{"name": n} for n in ("b", "c", "a")], {"title": "the order", "cells": names})
+    text, page, _ = report(f, out="order")
+    assert list(page.table("Settings")) == names and "Difference to c" in "".join(page.words)
+    assert "<title>model: the order</title>" in text
+
+
+def test_differences_are_paired(f):
+    rows = f.reference()
+    for base in ("full method", "plain"):
+        _, page, _ = report(f, "--base", base)
+        table = next(t for t in page.tables if "nats" in t[0])
+        assert [r[0] for r in table[1:]] == [n for n in rows if n != base]
+        for name, nats, error, *_ in table[1:]:
+            d = [a - b for a, b in zip(rows[name]["window_nll"], rows[base]["window_nll"])]
+            assert abs(float(nats) - statistics.mean(d)) <= 1e-5, (name, nats, d)
+            assert abs(float(error) - statistics.stdev(d) / len(d) ** 0.5) <= 1e-5, (name, error, d)
+
+
+def test_pictures(f):
+    if not shutil.which("gnuplot"):
+        print("  no gnuplot: pictures are not tested")
+    else:
+        text, page, _ = report(f)
+        # weights, cache, differences, K and V, each for wide and narrow screens; and the losses of one cell
+        assert page.count["svg"] == len(page.alts) == 11, page.count
+        assert page.count["figure"] == page.count["figcaption"] == 6 and all(len(a) > 40 for a in page.alts)
+        assert "gnuplot was not installed" not in text and "GNUPLOT" not in text
+        for name in f.reference():
+            shown = name if len(name) <= 40 else name[:39] + "\u2026"
+            assert page.names.count(shown) >= 4, (name, page.names)
+        first = f.reference()["full method"]
+        errors = [f"{1 - x:.2e}" for x in first["k_cosine"]]
+        (keys, values) = [t for t in page.tables if t[0] == ["Layer"]]
+        assert [row[1] for row in keys[2:]] == errors and keys[1][1] == "full method", keys
+        assert [row[1] for row in values[2:]] == [f"{1 - x:.2e}" for x in first["v_cosine"]]
+    text, page, said = report(f, env={"PATH": "/nowhere"})
+    assert "svg" not in page.count and "gnuplot was not installed" in text and "gnuplot-nox" in said
+
+
+def test_every_name_of_many(f):
+    """All of 20 cells are named in each picture, although many have nearly the same figures."""
+    if not shutil.which("gnuplot"):
+        print("  no gnuplot: pictures are not tested")
+        return
+    rows = [{"name": f"a cell with a name {i:02}", "bytes": 1000000 + 9000 * (i % 5),
+             "memory": {"weights": 9, "cache_token": 300 + 5 * (i % 4)}} | losses(2 + 0.002 * i, 2.1, 2.2, 2.3 + 0.001 * i)
+            for i in range(20)]
+    synthetic(f, "twenty", rows)
+    _, page, _ = report(f, out="twenty")
+    for row in rows:
+        # weights and cache, both twice; the forest of differences has all but the base
+        assert page.names.count(row["name"]) >= 4 + 2 * (row is not rows[0]), (row["name"], page.names.count(row["name"]))
+
+
+def test_many_cells(f):
+    """Checks the number of pictures of losses, and the note about cells without one."""
+    if not shutil.which("gnuplot"):
+        print("  no gnuplot: pictures are not tested")
+        return
+    synthetic(f, "crowd", [{"name": f"cell {i}"} for i in range(50)])
+    text, _, _ = report(f, out="crowd")
+    assert "the first 48 cells that learned; results.jsonl has the losses of 2 more" in text
+    assert "<figcaption>cell 47<" in text and "<figcaption>cell 48<" not in text
+
+
+def test_a_page_of_the_sweep(f):
+    f.reference()
+    text = (f.path / "reference/report.html").read_text()
+    assert text == report(f)[0]
+
+
+def test_an_older_list(f):
+    """Results without records, as earlier versions wrote them, still make a page."""
+    row = {k: v for k, v in f.reference()["full method"].items() if k not in ("run", "memory")}
+    (f.path / "older").mkdir()
+    (f.path / "older/results.jsonl").write_text(json.dumps(row) + "\n")
+    text, page, _ = report(f, out="older")
+    assert "<title>older</title>" in text and page.table("Settings")["full method"]["Cache B/token"] == "\u2013"
+
+
+def test_a_damaged_list(f):
+    f.reference()
+    (f.path / "damaged").mkdir()
+    for text, wanted in (('{"name": "a"}\n', "not a cell's result"), ("{", "line 1"),
+                         ('{"name": "a", "identity": {}, "command": "c", "ppl": "x"}\n', "ppl")):
+        (f.path / "damaged" / "results.jsonl").write_text(text)
+        done = f.run([f.wkvq, "report", "damaged"], want=2)
+        assert wanted in done.stderr, done.stderr
+    synthetic(f, "about", [{}], [])
+    done = f.run([f.wkvq, "report", "about"], want=2)
+    assert "sweep.json: holds no object" in done.stderr, done.stderr
+
+
+if __name__ == "__main__":
+    sys.exit(test_sweep.main(globals()))
