@@ -9,6 +9,7 @@
  * train, hand the result over, and move every stream on by one block. */
 #include "calib/calib.h"
 
+#include "calib/batch/share.h"
 #include "calib/calibration.h"
 #include "calib/model/ends.h"
 #include "calib/model/model.h"
@@ -86,22 +87,25 @@ static enum err check_settings(const struct arch *a, const struct calib_settings
 static enum err open_streams(struct calibration *c)
 {
     const struct calib_settings *s = c->s;
+    struct calib_settings own = *s; /* with this process's samples */
     size_t one;
     char name[32];
-    TRY(stream_bytes(&one, c->arch, s));
+    own.samples = c->share.samples;
+    TRY(stream_bytes(&one, c->arch, &own));
     const enum stream_place place =
         stream_place_of(s, (double)one * (double)(c->n_targets + 1));
     TRY(mem_calloc(&c->target, (size_t)c->n_targets, sizeof(*c->target)));
-    TRY(stream_open(&c->x, c->io, c->dev, c->arch, s, "quantized", place));
+    TRY(stream_open(&c->x, c->io, c->dev, c->arch, &own, "quantized", place));
     for (int64_t j = 0; j < c->n_targets; j++) {
         snprintf(name, sizeof(name), "target-%" PRId64, j);
-        TRY(stream_open(&c->target[j], c->io, c->dev, c->arch, s, name, place));
+        TRY(stream_open(&c->target[j], c->io, c->dev, c->arch, &own, name, place));
     }
     return OK;
 }
 
 static enum err open_calibration(struct calibration *c)
 {
+    TRY(share_open(&c->share, c->s, c->io->ranks));
     TRY(fakequant_open(&c->fq, c->dev, c->arch, c->s));
     TRY(recon_open(&c->recon, c->dev, c->arch, c->s));
     if (c->fq.learn_weights && c->s->weights_init == INIT_SEARCH)
@@ -125,16 +129,29 @@ static void close_calibration(struct calibration *c)
     gptq_close(&c->gptq);
     search_close(&c->search);
     kv_search_close(&c->kv_search);
+    share_close(&c->share);
 }
 
+static enum err stopped_if(const struct calibration *c, bool stop)
+{
+    FAIL_IF(stop, ERR_STOPPED,
+            "stopped before training block %" PRId64 "; finished blocks are saved",
+            c->block);
+    return OK;
+}
+
+/* Several ranks agree to stop only when all have passed their samples. */
 static enum err step_done(struct calibration *c, enum calib_event_kind kind)
 {
     c->units_done++;
     calib_notify(c, kind, 0);
-    FAIL_IF(calib_stop_asked(c), ERR_STOPPED,
-            "stopped before training block %" PRId64 "; finished blocks are saved",
-            c->block);
-    return OK;
+    return stopped_if(c, !c->share.ranks && calib_stop_asked(c));
+}
+
+static enum err pass_done(struct calibration *c, double units)
+{
+    c->units_done = units;
+    return c->share.ranks ? stopped_if(c, share_stop(c)) : OK;
 }
 
 static struct stream *target_of(struct calibration *c, int64_t block)
@@ -147,8 +164,10 @@ static enum err embed_stream(struct calibration *c, struct stream *to,
                              const struct host_mat *embed)
 {
     for (int64_t i = 0; i < c->s->samples; i++) {
+        if (!share_own(&c->share, i))
+            continue;
         TRY(model_embed(c->dev, c->arch, &c->recon.x, embed, c->tokens + i * c->s->seqlen));
-        TRY(stream_write(to, i, &c->recon.x));
+        TRY(stream_write(to, share_local(&c->share, i), &c->recon.x));
     }
     return OK;
 }
@@ -184,8 +203,9 @@ static enum err move_target(struct calibration *c, int64_t b, enum calib_event_k
 {
     const struct block_weights *w;
     const struct tensor *out;
+    const double units = c->units_done + (double)c->s->samples;
     TRY(recon_full(&c->recon, &w, c->src, b));
-    for (int64_t i = 0; i < c->s->samples; i++) {
+    for (int64_t i = 0; i < c->share.samples; i++) {
         c->sample = i;
         TRY(stream_read(target_of(c, b - 1), &c->recon.x, i));
         TRY(stream_prefetch(target_of(c, b - 1), i + 1));
@@ -193,14 +213,15 @@ static enum err move_target(struct calibration *c, int64_t b, enum calib_event_k
         TRY(stream_write(target_of(c, b), i, out));
         TRY(step_done(c, kind));
     }
-    return OK;
+    return pass_done(c, units);
 }
 
 /* Moves the quantized stream through the block in work as it is quantized now. */
 static enum err move_quantized(struct calibration *c, enum calib_event_kind kind)
 {
     const struct tensor *out;
-    for (int64_t i = 0; i < c->s->samples; i++) {
+    const double units = c->units_done + (double)c->s->samples;
+    for (int64_t i = 0; i < c->share.samples; i++) {
         c->sample = i;
         TRY(stream_read(&c->x, &c->recon.x, i));
         TRY(stream_prefetch(&c->x, i + 1));
@@ -208,7 +229,7 @@ static enum err move_quantized(struct calibration *c, enum calib_event_kind kind
         TRY(stream_write(&c->x, i, out));
         TRY(step_done(c, kind));
     }
-    return OK;
+    return pass_done(c, units);
 }
 
 static enum err load_block(struct calibration *c)
@@ -283,13 +304,12 @@ static enum err scan_kv(struct calibration *c,
     plain.spec.sink = 0;
     for (int64_t i = 0; i < c->s->samples; i++) {
         c->sample = i;
-        TRY(stream_read(&c->x, &c->recon.x, i));
-        TRY(stream_prefetch(&c->x, i + 1));
+        TRY(share_read(c, i));
         TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
         TRY(add(c, &plain, ctx));
         TRY(step_done(c, CALIB_PREPARE));
     }
-    return OK;
+    return pass_done(c, c->units_done);
 }
 
 /* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized),
@@ -384,8 +404,7 @@ static enum err gather_inputs(struct calibration *c)
         TRY(gptq_begin(&c->gptq));
     for (int64_t i = 0; i < c->s->samples; i++) {
         c->sample = i;
-        TRY(stream_read(&c->x, &c->recon.x, i));
-        TRY(stream_prefetch(&c->x, i + 1));
+        TRY(share_read(c, i));
         TRY(recon_plain(&c->recon, &c->fq.wq, NULL, &out));
         if (c->search.dev)
             TRY(search_add(&c->search, &c->recon.acts[0]));
@@ -393,7 +412,7 @@ static enum err gather_inputs(struct calibration *c)
             TRY(gptq_add(&c->gptq, &c->recon.acts[0]));
         TRY(step_done(c, CALIB_PREPARE));
     }
-    return OK;
+    return pass_done(c, c->units_done);
 }
 
 /* GPTQ chooses codes or start offsets; the next apply uses them. */

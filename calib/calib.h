@@ -10,6 +10,7 @@
 #define WKVQ_CALIB_H
 
 #include "calib/model/weights.h"
+#include "kernels/base/ranks.h"
 #include "kernels/tensor/quant.h"
 
 enum crr_terms { TERMS_LAST, TERMS_ALL };
@@ -130,6 +131,10 @@ struct calib_io {
     /* Asked after every step of training, of evaluation, and of moving streams; may be
      * NULL. true: the block in training is saved and calib_run returns ERR_STOPPED. */
     bool (*stop)(void *ctx);
+    /* The processes that calibrate together; NULL: this one alone. All of them call calib_run()
+     * with the same arguments, devices of one kind and as many threads, and get the same
+     * blocks. */
+    const struct ranks *ranks;
 };
 
 /* Calibrates all blocks from first_block on; earlier ones are loaded through io.

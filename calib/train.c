@@ -3,6 +3,7 @@
  * Trains one block: epochs of AdamW steps on calibration.batch samples each. The loss over the same first
  * samples is measured at the start and after every epoch, and the best parameters are
  * kept. */
+#include "calib/batch/share.h"
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"
 
@@ -46,7 +47,8 @@ bool calib_stop_asked(const struct calibration *c)
 static enum err stage_target(void *ctx, struct tensor *t, int64_t j)
 {
     struct calibration *c = ctx;
-    return stream_stage(&c->target[(c->block + j) % c->n_targets], t, c->sample);
+    return stream_stage(&c->target[(c->block + j) % c->n_targets], t,
+                        share_local(&c->share, c->sample));
 }
 
 /* *loss of sample i with the applied parameters, times weight; with grads also their
@@ -55,11 +57,12 @@ static enum err sample_loss(struct calibration *c, double *loss, int64_t i, floa
                             bool grads)
 {
     const struct recon_targets t = {c, stage_target, weight};
+    const int64_t at = share_local(&c->share, i);
     c->sample = i;
-    TRY(stream_read(&c->x, &c->recon.x, i));
-    TRY(stream_prefetch(&c->x, i + 1));
+    TRY(stream_read(&c->x, &c->recon.x, at));
+    TRY(stream_prefetch(&c->x, at + 1));
     for (int64_t j = 0; j < c->n_targets; j++)
-        TRY(stream_prefetch(&c->target[j], i + 1));
+        TRY(stream_prefetch(&c->target[j], at + 1));
     return recon_loss(&c->recon, loss, &c->fq, c->src, c->block, &t, grads);
 }
 
@@ -84,26 +87,44 @@ static enum err not_finite(struct calibration *c, const char *what)
          c->block, c->at.epoch, c->at.step, c->sample, what);
 }
 
+/* *sum = the losses of samples first .. first + n in their order, from all ranks, as they stand
+ * in c->share.loss. */
+static enum err sum_losses(struct calibration *c, double *sum, int64_t first, int64_t n)
+{
+    share_losses(&c->share, first, n);
+    *sum = 0;
+    for (int64_t k = 0; k < n; k++) {
+        c->sample = first + k;
+        if (!isfinite(c->share.loss[k]))
+            return not_finite(c, "loss");
+        *sum += c->share.loss[k];
+    }
+    return OK;
+}
+
 /* *mean = loss over the samples that are measured, with the current parameters. A step's
  * own loss is of its samples alone, and from before the step: it cannot tell which parameters are
  * best. */
 static enum err measured_loss(struct calibration *c, double *mean)
 {
     const int64_t n = calib_eval_samples(c->s);
-    double sum = 0, loss;
+    const double unit = (double)(recon_reach(&c->recon, c->block) + 1);
+    const double units = c->units_done + (double)n * unit;
+    double *loss = c->share.loss;
     TRY(fakequant_apply(&c->fq));
     for (int64_t i = 0; i < n; i++) {
-        TRY(sample_loss(c, &loss, i, 1, false));
-        if (!isfinite(loss))
-            return not_finite(c, "loss");
-        sum += loss;
-        c->units_done += (double)(recon_reach(&c->recon, c->block) + 1);
-        calib_notify(c, CALIB_EVAL, loss);
-        if (calib_stop_asked(c))
+        if (!share_own(&c->share, i))
+            continue;
+        TRY(sample_loss(c, &loss[i], i, 1, false));
+        c->units_done += unit;
+        calib_notify(c, CALIB_EVAL, loss[i]);
+        if (!c->share.ranks && isfinite(loss[i]) && calib_stop_asked(c))
             return stopped(c);
     }
-    *mean = sum / (double)n;
-    return OK;
+    c->units_done = units;
+    TRY(sum_losses(c, mean, 0, n));
+    *mean /= (double)n;
+    return c->share.ranks && share_stop(c) ? stopped(c) : OK;
 }
 
 /* Returns the learning rate of a step, counted from 0 over all epochs: base (1 + cos(pi
@@ -133,25 +154,47 @@ static int64_t step_samples(const struct calibration *c, int64_t step)
     return left < c->s->batch ? left : c->s->batch;
 }
 
-/* Adds loss and gradients of sample i of the n of a step, which count 1 / n each. They are
- * checked before the parameters move, so a failure saves the state that led to it. */
-static enum err add_sample(struct calibration *c, double *sum, int64_t i, int64_t n)
+/* Gradients are checked before the parameters move, so a failure saves the state that led to
+ * it. */
+static enum err check_gradients(struct calibration *c)
 {
-    double loss;
     bool bad;
-    char name[128];
-    TRY(sample_loss(c, &loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
-    if (!isfinite(loss))
+    char name[128], what[160];
+    TRY(fakequant_bad_gradient(&c->fq, name, sizeof(name), &bad));
+    if (!bad)
+        return OK;
+    snprintf(what, sizeof(what), "gradient of the %s", name);
+    return not_finite(c, what);
+}
+
+/* Adds loss and gradients of sample i of the n of a step, which count 1 / n each. */
+static enum err add_sample(struct calibration *c, int64_t i, int64_t n)
+{
+    double *loss = &c->share.loss[i];
+    TRY(sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
+    if (c->share.ranks)
+        return share_keep_gradients(c, i);
+    if (!isfinite(*loss))
         return not_finite(c, "loss");
     TRY(fakequant_add_sample(&c->fq, i, n));
-    TRY(fakequant_bad_gradient(&c->fq, name, sizeof(name), &bad));
-    if (bad) {
-        char what[160];
-        snprintf(what, sizeof(what), "gradient of the %s", name);
-        return not_finite(c, what);
+    return check_gradients(c);
+}
+
+/* Leaves the step's gradients and mean loss on every rank. */
+static enum err add_samples(struct calibration *c, double *loss, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (!share_own(&c->share, i))
+            continue;
+        TRY(add_sample(c, i, n));
+        if (!c->share.ranks && i < n - 1 && calib_stop_asked(c))
+            return stopped(c);
     }
-    *sum += loss;
-    return OK;
+    TRY(sum_losses(c, loss, c->at.step * c->s->batch, n));
+    if (!c->share.ranks)
+        return OK;
+    TRY(share_sum_gradients(c, n));
+    return check_gradients(c);
 }
 
 /* One step: W^ from the parameters, the mean loss of its samples, the gradients, AdamW. A
@@ -166,11 +209,7 @@ static enum err train_step(struct calibration *c)
         rate(c, c->s->lr_shift, step), rate(c, round_rate(c), step)};
     double loss = 0;
     TRY(fakequant_apply(&c->fq));
-    for (int64_t i = 0; i < n; i++) {
-        TRY(add_sample(c, &loss, i, n));
-        if (i < n - 1 && calib_stop_asked(c))
-            return stopped(c);
-    }
+    TRY(add_samples(c, &loss, n));
     /* AdamW counts its steps from 1. */
     TRY(fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1));
     TRY(dev_sync(c->dev));
@@ -180,7 +219,7 @@ static enum err train_step(struct calibration *c)
     c->tokens_per_s =
         c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
     calib_notify(c, CALIB_STEP, loss);
-    return calib_stop_asked(c) ? stopped(c) : OK;
+    return share_stop(c) ? stopped(c) : OK;
 }
 
 /* The start is the first candidate for the best, so training never ends with a larger loss

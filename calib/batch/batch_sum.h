@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The gradients that a step of several samples adds up. */
-#ifndef WKVQ_FAKEQUANT_BATCH_H
-#define WKVQ_FAKEQUANT_BATCH_H
+#ifndef WKVQ_BATCH_SUM_H
+#define WKVQ_BATCH_SUM_H
 
 #include "calib/fakequant.h"
 

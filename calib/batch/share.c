@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/batch/share.h"
+
+#include "calib/batch/batch_sum.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Floats of a slice of gradients, over all samples of a step: the buffers have a few times as
+ * many, however large the block is. */
+#define SLICE_FLOATS (1 << 22)
+
+/* Returns the first sample of a batch that rank r has; that of rank R is the batch's size. */
+static int64_t begin_of(const struct share *h, int64_t r)
+{
+    return r * h->batch / h->ranks->size;
+}
+
+enum err share_open(struct share *h, const struct calib_settings *s,
+                    const struct ranks *ranks)
+{
+    *h = (struct share){
+        .ranks = ranks, .batch = s->batch, .to = s->batch, .samples = s->samples};
+    TRY(mem_calloc(&h->loss, (size_t)s->samples, sizeof(*h->loss)));
+    if (!ranks)
+        return OK;
+    FAIL_IF(s->batch < ranks->size, ERR_USAGE,
+            "calibration.batch is %" PRId64 ", but there are %d ranks; each must have a "
+            "sample of every step",
+            s->batch, ranks->size);
+    h->from = begin_of(h, ranks->rank);
+    h->to = begin_of(h, ranks->rank + 1);
+    h->samples = 0;
+    for (int64_t i = 0; i < s->samples; i++)
+        h->samples += share_own(h, i);
+    return mem_calloc(&h->all_loss, (size_t)s->samples * (size_t)ranks->size,
+                      sizeof(*h->all_loss));
+}
+
+void share_close(struct share *h)
+{
+    mem_free(h->loss);
+    mem_free(h->all_loss);
+    mem_free(h->gradient);
+    mem_free(h->buffer);
+    mem_free(h->state);
+    *h = (struct share){0};
+}
+
+bool share_own(const struct share *h, int64_t i)
+{
+    return i % h->batch >= h->from && i % h->batch < h->to;
+}
+
+int64_t share_local(const struct share *h, int64_t i)
+{
+    return i / h->batch * (h->to - h->from) + i % h->batch - h->from;
+}
+
+static int owner_of(const struct share *h, int64_t i)
+{
+    int r = 0;
+    while (begin_of(h, r + 1) <= i % h->batch)
+        r++;
+    return r;
+}
+
+enum err share_read(struct calibration *c, int64_t i)
+{
+    struct share *h = &c->share;
+    const size_t bytes = (size_t)tensor_count(&c->recon.x) * sizeof(float);
+    if (!h->ranks) {
+        TRY(stream_read(&c->x, &c->recon.x, i));
+        return stream_prefetch(&c->x, i + 1);
+    }
+    if (!h->state)
+        TRY(mem_alloc(&h->state, bytes, 1));
+    if (share_own(h, i)) {
+        TRY(stream_read(&c->x, &c->recon.x, share_local(h, i)));
+        TRY(dev_download(c->dev, h->state, c->recon.x.data, bytes));
+    }
+    h->ranks->broadcast(h->state, bytes, owner_of(h, i));
+    TRY(dev_upload(c->dev, c->recon.x.data, h->state, bytes));
+    return dev_sync(c->dev);
+}
+
+void share_losses(struct share *h, int64_t first, int64_t n)
+{
+    if (!h->ranks)
+        return;
+    h->ranks->gather(h->all_loss, h->loss, (size_t)n * sizeof(*h->loss));
+    for (int64_t k = 0; k < n; k++)
+        h->loss[k] = h->all_loss[owner_of(h, first + k) * n + k];
+}
+
+bool share_stop(const struct calibration *c)
+{
+    const struct ranks *r = c->share.ranks;
+    char stop = (char)calib_stop_asked(c), all[RANKS_MAX];
+    if (!r)
+        return stop;
+    r->gather(all, &stop, 1);
+    return memchr(all, 1, (size_t)r->size) != NULL;
+}
+
+/* --- gradients ---------------------------------------------------------------------- */
+
+static int64_t count_gradients(const struct fakequant *f)
+{
+    const struct tensor *grad[FQ_SUMS];
+    int64_t n = 0;
+    fakequant_gradients(f, grad);
+    for (int i = 0; i < FQ_SUMS; i++)
+        n += grad[i] ? tensor_count(grad[i]) : 0;
+    return n;
+}
+
+/* Makes room for the gradients of this rank's samples of a step, for the largest block yet. */
+static enum err make_room(struct share *h, int64_t floats)
+{
+    if (floats <= h->floats)
+        return OK;
+    mem_free(h->gradient);
+    h->gradient = NULL;
+    h->floats = 0;
+    TRY(mem_alloc(&h->gradient, (size_t)(floats * (h->to - h->from)), sizeof(float)));
+    h->floats = floats;
+    return OK;
+}
+
+enum err share_keep_gradients(struct calibration *c, int64_t k)
+{
+    struct share *h = &c->share;
+    const struct tensor *grad[FQ_SUMS];
+    TRY(make_room(h, count_gradients(&c->fq)));
+    float *to = h->gradient + (k - h->from) * h->floats;
+    fakequant_gradients(&c->fq, grad);
+    for (int i = 0; i < FQ_SUMS; i++) {
+        if (!grad[i])
+            continue;
+        const int64_t n = tensor_count(grad[i]);
+        TRY(dev_download(c->dev, to, grad[i]->data, (size_t)n * sizeof(float)));
+        to += n;
+    }
+    return OK;
+}
+
+/* Part p of a slice of n floats, which rank p adds up, begins here; part R is its end. */
+static int64_t part(const struct share *h, int64_t p, int64_t n)
+{
+    return p * n / h->ranks->size;
+}
+
+/* Returns how many of the n samples of a step rank r has. */
+static int64_t samples_of(const struct share *h, int r, int64_t n)
+{
+    const int64_t from = begin_of(h, r), to = begin_of(h, r + 1);
+    return to < n ? to - from : n > from ? n - from : 0;
+}
+
+struct buffers {
+    float *from, *to, *sum, *slice;
+};
+
+/* Sends part p of this rank's samples to rank p, adds up what arrives, and sends the sum to
+ * all: b->slice [n] is the sum of floats [at, at + n) over the samples of the step. */
+static void sum_slice(struct share *h, const struct buffers *b, int64_t at, int64_t n,
+                      int64_t samples)
+{
+    const struct ranks *r = h->ranks;
+    const int64_t mine = part(h, r->rank + 1, n) - part(h, r->rank, n);
+    const int64_t own = samples_of(h, r->rank, samples);
+    int to_n[RANKS_MAX], from_n[RANKS_MAX], sum_n[RANKS_MAX];
+    float *put = b->from;
+    for (int q = 0; q < r->size; q++) {
+        const int64_t begin = part(h, q, n), length = part(h, q + 1, n) - begin;
+        sum_n[q] = (int)length;
+        from_n[q] = (int)(own * length);
+        to_n[q] = (int)(samples_of(h, q, samples) * mine);
+        for (int64_t k = 0; k < own; k++, put += length)
+            memcpy(put, h->gradient + k * h->floats + at + begin,
+                   (size_t)length * sizeof(*put));
+    }
+    r->exchange(b->to, to_n, b->from, from_n);
+    memcpy(b->sum, b->to, (size_t)mine * sizeof(*b->sum));
+    for (int64_t k = 1; k < samples; k++)
+        for (int64_t j = 0; j < mine; j++)
+            b->sum[j] += b->to[k * mine + j];
+    r->join(b->slice, sum_n, b->sum);
+}
+
+static enum err open_buffers(struct buffers *b, struct share *h, int64_t n)
+{
+    const int64_t own = h->to - h->from, most = n / h->ranks->size + 1;
+    if (!h->buffer)
+        TRY(mem_alloc(&h->buffer, (size_t)(own * n + h->batch * most + most + n),
+                      sizeof(*h->buffer)));
+    b->from = h->buffer;
+    b->to = b->from + own * n;
+    b->sum = b->to + h->batch * most;
+    b->slice = b->sum + most;
+    return OK;
+}
+
+enum err share_sum_gradients(struct calibration *c, int64_t n)
+{
+    struct share *h = &c->share;
+    const struct tensor *grad[FQ_SUMS];
+    struct buffers b;
+    const int64_t most = h->batch < SLICE_FLOATS / 4096 ? SLICE_FLOATS / h->batch : 4096;
+    int64_t base = 0;
+    TRY(make_room(h, count_gradients(&c->fq)));
+    TRY(open_buffers(&b, h, most));
+    fakequant_gradients(&c->fq, grad);
+    for (int i = 0; i < FQ_SUMS; i++) {
+        const int64_t count = grad[i] ? tensor_count(grad[i]) : 0;
+        for (int64_t at = 0; at < count; at += most) {
+            const int64_t length = count - at < most ? count - at : most;
+            sum_slice(h, &b, base + at, length, n);
+            TRY(dev_upload(c->dev, (float *)grad[i]->data + at, b.slice,
+                           (size_t)length * sizeof(float)));
+            TRY(dev_sync(c->dev));
+        }
+        base += count;
+    }
+    return OK;
+}

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Calibrations on several ranks. Threads stand for processes: each has a device, callbacks and
+ * streams of its own, and they exchange data in memory. */
+#include "kernels/base/mem.h"
+#include "tests/calib/calib_fixture.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define MOST 4
+#define SAMPLES 7
+
+/* --- a transport between threads ------------------------------------------------------ */
+
+static pthread_barrier_t barrier;
+static const void *shown[MOST]; /* of each rank, between two barriers */
+static const int *counts[MOST];
+static int n_ranks;
+static _Thread_local int me;
+static _Thread_local int64_t sent; /* bytes to other ranks */
+
+static void meet(void)
+{
+    pthread_barrier_wait(&barrier);
+}
+
+static void broadcast(void *data, size_t bytes, int root)
+{
+    shown[me] = data;
+    meet();
+    if (me != root)
+        memcpy(data, shown[root], bytes);
+    meet();
+}
+
+static void gather(void *all, const void *mine, size_t bytes)
+{
+    shown[me] = mine;
+    meet();
+    for (int q = 0; q < n_ranks; q++)
+        memcpy((char *)all + (size_t)q * bytes, shown[q], bytes);
+    meet();
+}
+
+static void exchange(float *to, const int *to_n, const float *from, const int *from_n)
+{
+    shown[me] = from;
+    counts[me] = from_n;
+    meet();
+    for (int q = 0; q < n_ranks; q++) {
+        const float *at = shown[q];
+        for (int k = 0; k < me; k++)
+            at += counts[q][k];
+        assert_int_equal(to_n[q], counts[q][me]);
+        memcpy(to, at, (size_t)to_n[q] * sizeof(*to));
+        to += to_n[q];
+        sent += q == me ? 0 : (int64_t)from_n[q] * (int64_t)sizeof(*to);
+    }
+    meet();
+}
+
+static void join(float *all, const int *n, const float *mine)
+{
+    shown[me] = mine;
+    meet();
+    for (int q = 0; q < n_ranks; q++) {
+        memcpy(all, shown[q], (size_t)n[q] * sizeof(*all));
+        all += n[q];
+    }
+    meet();
+}
+
+/* --- runs ----------------------------------------------------------------------------- */
+
+struct rank {
+    pthread_t thread;
+    struct ranks ranks;
+    struct memory_io io;
+    const struct fixture *f;
+    const struct calib_settings *s;
+    enum err err;
+    char text[256];
+};
+
+static void *work(void *ctx)
+{
+    struct rank *r = ctx;
+    me = r->ranks.rank;
+    r->io.io.ranks = n_ranks > 1 ? &r->ranks : NULL;
+    r->err = run_on("cpu", &r->io, r->f, r->s);
+    snprintf(r->text, sizeof(r->text), "%s", err_text());
+    return NULL;
+}
+
+/* Runs on n ranks whose callbacks are open. All must end alike. */
+static enum err run_ranks(struct rank *r, int n, const struct fixture *f,
+                          const struct calib_settings *s)
+{
+    n_ranks = n;
+    pthread_barrier_init(&barrier, NULL, (unsigned)n);
+    for (int i = 0; i < n; i++) {
+        r[i].f = f;
+        r[i].s = s;
+        r[i].ranks = (struct ranks){i, n, broadcast, gather, exchange, join};
+        assert_int_equal(pthread_create(&r[i].thread, NULL, work, &r[i]), 0);
+    }
+    for (int i = 0; i < n; i++)
+        pthread_join(r[i].thread, NULL);
+    pthread_barrier_destroy(&barrier);
+    for (int i = 1; i < n; i++)
+        assert_int_equal(r[i].err, r[0].err);
+    return r[0].err;
+}
+
+static void open_ranks(struct rank *r, int n)
+{
+    for (int i = 0; i < n; i++)
+        memory_io_open(&r[i].io);
+}
+
+static void close_ranks(struct rank *r, int n)
+{
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(r[i].io.open_streams, 0);
+        assert_false(r[i].io.done_fell);
+        memory_io_close(&r[i].io);
+    }
+}
+
+static struct calib_settings rank_settings(int which)
+{
+    struct calib_settings s = tiny_settings();
+    s.samples = SAMPLES; /* the last step has fewer samples than ranks */
+    s.batch = 5;
+    s.eval_samples = which == 1 ? 3 : 0;
+    s.crr_terms = which ? TERMS_ALL : TERMS_LAST;
+    if (which == 1)
+        s.weights.round = ROUND_LEARNED, s.schedule = SCHEDULE_COSINE;
+    if (which == 2)
+        s.weights_init = INIT_SEARCH, s.kv_init = INIT_SEARCH;
+    if (which == 3)
+        s.weights.method = WEIGHT_GPTQ, s.weights.round = ROUND_LEARNED, s.gptq.damp = 0.01;
+    if (which == 4)
+        s.weights.method = WEIGHT_GPTQ, s.gptq.damp = 0.01, s.act = DT_BF16;
+    if (which == 5)
+        s.memory_bytes = 1;
+    return s;
+}
+
+/* Every rank has the blocks and losses of one process, bit for bit. */
+static void test_the_same_on_any_number(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(1, 3), 9);
+    for (int which = 0; which < 6; which++) {
+        const struct calib_settings s = rank_settings(which);
+        struct memory_io one;
+        calibrate("cpu", &one, &f, &s);
+        for (int n = 2; n <= MOST; n++) {
+            struct rank r[MOST];
+            open_ranks(r, n);
+            must(run_ranks(r, n, &f, &s));
+            for (int i = 0; i < n; i++)
+                assert_true(same_result(&r[i].io, &one));
+            close_ranks(r, n);
+        }
+        memory_io_close(&one);
+    }
+    fixture_close(&f);
+}
+
+/* One rank is asked to stop: all stop at the same place. The state of rank 0 is then resumed by
+ * another number of ranks, which read it. */
+static void test_stopped_and_resumed_by_others(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(0, 2), 9);
+    const struct calib_settings s = rank_settings(1);
+    struct memory_io one;
+    calibrate("cpu", &one, &f, &s);
+    for (int64_t after = 1; after < 40; after += 3) {
+        struct rank a[MOST], b[MOST];
+        const int n = 2 + (int)(after % 3), m = 2 + (int)((after + 1) % 3);
+        open_ranks(a, n);
+        a[n - 1].io.stop_after = after;
+        const enum err err = run_ranks(a, n, &f, &s);
+        assert_true(err == ERR_STOPPED || err == OK);
+        for (int i = 0; i < m; i++) {
+            b[i].io = a[0].io; /* the copies borrow its blocks */
+            b[i].io.io.ctx = &b[i].io;
+            b[i].io.n_partial = a[0].io.n_partial;
+            b[i].io.stop_after = 0;
+        }
+        if (err == ERR_STOPPED) {
+            /* The partial state is freed by the first to save; each needs its own. */
+            for (int i = 0; i < m; i++)
+                for (int k = 0; k < b[i].io.n_partial; k++) {
+                    struct tensor *t = &b[i].io.partial[k].t;
+                    const size_t bytes = (size_t)tensor_count(t) * dtype_bytes(t->dtype);
+                    void *own = NULL;
+                    must(mem_alloc(&own, bytes, 1));
+                    memcpy(own, t->data, bytes);
+                    t->data = own;
+                }
+            must(run_ranks(b, m, &f, &s));
+            for (int i = 0; i < m; i++)
+                assert_true(same_result(&b[i].io, &one));
+            for (int i = 0; i < m; i++) { /* only what it did not borrow */
+                struct memory_io own = b[i].io;
+                memset(own.block, 0, (size_t)a[0].io.n_blocks * sizeof(*own.block));
+                memory_io_close(&own);
+            }
+        }
+        close_ranks(a, n);
+    }
+    memory_io_close(&one);
+    fixture_close(&f);
+}
+
+static void test_more_ranks_than_samples_of_a_step(void **state)
+{
+    struct fixture f;
+    struct rank r[MOST];
+    struct calib_settings s = rank_settings(0);
+    fixture_open(&f, tiny_arch(0, 2), 9);
+    s.batch = 3;
+    open_ranks(r, MOST);
+    assert_int_equal(run_ranks(r, MOST, &f, &s), ERR_USAGE);
+    assert_non_null(strstr(r[3].text, "calibration.batch is 3, but there are 4 ranks"));
+    close_ranks(r, MOST);
+    fixture_close(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_the_same_on_any_number),
+        cmocka_unit_test(test_stopped_and_resumed_by_others),
+        cmocka_unit_test(test_more_ranks_than_samples_of_a_step)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
