@@ -189,4 +189,15 @@ enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct a
                           const struct model_source *src, const struct calib_settings *s,
                           int64_t steps);
 
+/* What a calibration on several ranks needs of each, beside what one process needs. */
+struct calib_ranks_plan {
+    int64_t step_samples;  /* of a step, on the rank that has most */
+    double gradient_bytes; /* host memory for their gradients */
+    double step_bytes;     /* sent by a rank in a step, and as much received */
+    double block_bytes;    /* sent to a rank per block, for start values */
+    double speedup;        /* over one process with an infinitely fast network */
+};
+void calib_plan_ranks(struct calib_ranks_plan *out, const struct arch *a,
+                      const struct calib_settings *s, int ranks);
+
 #endif

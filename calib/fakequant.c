@@ -219,6 +219,18 @@ size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
     return most_bytes(&f) + round_bytes(&f);
 }
 
+int64_t fakequant_gradients_most(const struct arch *a, const struct calib_settings *s)
+{
+    struct fakequant f = {0};
+    int64_t most = 0;
+    plan_kinds(&f, a, s);
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        plan_block(&f, i);
+        most = f.n > most ? f.n : most;
+    }
+    return most + (f.learn_round ? arch_block_params(a) : 0);
+}
+
 /* Lays the block's tensors out in the memory that fakequant_open allocated. */
 static void place_block(struct fakequant *f, int64_t block)
 {

@@ -71,6 +71,10 @@ bool fakequant_learns(const struct fakequant *f, int64_t block);
 /* Returns the device memory apart from master and wq. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 
+/* Returns the floats of the gradients from which a step is computed, in the block that has most:
+ * what the samples of a step add up. */
+int64_t fakequant_gradients_most(const struct arch *a, const struct calib_settings *s);
+
 /* Loads the weights of a block; wq holds them in full precision until fakequant_apply.
  * Errors: as finite_weights. */
 enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_t block);

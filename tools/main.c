@@ -4,6 +4,7 @@
  * status. */
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "tools/cli/launch.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
@@ -111,6 +112,17 @@ static int finish_output(int status)
     return err_exit_status(ERR_IO);
 }
 
+/* Ends the other ranks after an error, which they would wait for. */
+static int leave(int status)
+{
+    if (status) {
+        fflush(NULL);
+        mpi_end_all(status);
+    }
+    mpi_close();
+    return status;
+}
+
 static char help_option[] = "--help";
 
 static int run_command(const struct command *cmd, int argc, char **argv)
@@ -163,7 +175,7 @@ int main(int argc, char **argv)
     }
     const struct command *cmd = find_command(argv[1]);
     if (cmd)
-        return finish_output(run_command(cmd, argc - 1, argv + 1));
+        return leave(finish_output(run_command(cmd, argc - 1, argv + 1)));
     if (print_about(argv[1]))
         return finish_output(0);
     return unknown_command(argv[1]);

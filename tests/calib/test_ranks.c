@@ -5,6 +5,7 @@
 #include "kernels/base/mem.h"
 #include "tests/calib/calib_fixture.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -69,6 +70,7 @@ static void join(float *all, const int *n, const float *mine)
 {
     shown[me] = mine;
     meet();
+    sent += (n_ranks - 1) * n[me] * (int64_t)sizeof(*all);
     for (int q = 0; q < n_ranks; q++) {
         memcpy(all, shown[q], (size_t)n[q] * sizeof(*all));
         all += n[q];
@@ -85,6 +87,7 @@ struct rank {
     const struct fixture *f;
     const struct calib_settings *s;
     enum err err;
+    int64_t sent;
     char text[256];
 };
 
@@ -92,8 +95,10 @@ static void *work(void *ctx)
 {
     struct rank *r = ctx;
     me = r->ranks.rank;
+    sent = 0;
     r->io.io.ranks = n_ranks > 1 ? &r->ranks : NULL;
     r->err = run_on("cpu", &r->io, r->f, r->s);
+    r->sent = sent;
     snprintf(r->text, sizeof(r->text), "%s", err_text());
     return NULL;
 }
@@ -237,11 +242,39 @@ static void test_more_ranks_than_samples_of_a_step(void **state)
     fixture_close(&f);
 }
 
+/* The plan's bytes are those that ranks really send, if all have as many samples. */
+static void test_traffic_is_as_planned(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(1, 2), 9);
+    for (int which = 0; which < 2; which++)
+        for (int n = 2; n <= MOST; n += 2) {
+            struct rank r[MOST];
+            struct calib_ranks_plan plan;
+            struct calib_settings s = rank_settings(which);
+            double all = 0;
+            s.samples = 8, s.batch = 4;
+            calib_plan_ranks(&plan, &f.arch, &s, n);
+            assert_int_equal(plan.step_samples, 4 / n);
+            open_ranks(r, n);
+            must(run_ranks(r, n, &f, &s));
+            for (int i = 0; i < n; i++)
+                all += (double)r[i].sent;
+            const double steps =
+                (double)(f.arch.n_layers * s.epochs * calib_epoch_steps(&s));
+            assert_true(fabs(all - n * steps * plan.step_bytes) <= 1e-9 * all);
+            assert_true(plan.speedup > 1 && plan.speedup < n);
+            close_ranks(r, n);
+        }
+    fixture_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_same_on_any_number),
         cmocka_unit_test(test_stopped_and_resumed_by_others),
-        cmocka_unit_test(test_more_ranks_than_samples_of_a_step)};
+        cmocka_unit_test(test_more_ranks_than_samples_of_a_step),
+        cmocka_unit_test(test_traffic_is_as_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/preflight.h"
+#include "tools/pipeline/ranks/stage_ranks.h"
 #include "tools/pipeline/stages.h"
 
 #include <inttypes.h>
@@ -68,9 +69,16 @@ static enum err run(struct args *a)
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the state: give -o STATE");
     TRY_OUT(state_probe(a->out));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
-    TRY_OUT(stage_prepare(&planned, &j, a->out));
-    if (planned)
+    TRY_OUT(stage_join(&j));
+    if (stage_is_worker(&j)) {
+        err = stage_work(&j, a->out);
         goto out;
+    }
+    TRY_OUT(stage_prepare(&planned, &j, a->out));
+    if (planned) {
+        stage_log_ranks(&j);
+        goto out;
+    }
     TRY_OUT(stage_calibrate(&s, &j, a->out));
     if (state_removing(s))
         FAIL_OUT(

@@ -6,6 +6,7 @@
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/finish.h"
+#include "tools/pipeline/ranks/stage_ranks.h"
 #include "tools/pipeline/stages.h"
 
 /* clang-format off */
@@ -36,11 +37,19 @@ static enum err run(struct args *a)
     bool planned = false;
     TRY_OUT(output_check(&out));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(stage_join(&j));
+    if (stage_is_worker(&j)) {
+        err = stage_work(&j, out.state);
+        goto out;
+    }
     TRY_OUT(recipe_check_runtime(&j.recipe));
     TRY_OUT(stage_prepare(&planned, &j, out.state));
-    if (planned)
+    if (planned) {
+        stage_log_ranks(&j);
         goto out;
+    }
     if (out.no_state) {
+        stage_dismiss(&j);
         err = output_finish_without_state(&out, &j);
         goto out;
     }

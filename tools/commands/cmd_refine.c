@@ -5,6 +5,7 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/launch.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/refine_job.h"
@@ -105,6 +106,19 @@ static enum err refine_artifact(struct job *j, struct refine_source *src,
     return err;
 }
 
+/* Its steps go through the whole model, and are not shared yet. */
+static enum err refuse_ranks(void)
+{
+    const struct ranks *ranks;
+    TRY(mpi_open(&ranks));
+    if (ranks)
+        mpi_close(); /* all of them are here */
+    FAIL_IF(ranks, ERR_SUPPORT,
+            "refinement runs in one process; start it without mpirun, on the state or the "
+            "artifact that the ranks have made");
+    return OK;
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -113,6 +127,7 @@ static enum err run(struct args *a)
     struct output out = command_output(a);
     const struct recipe_input in = command_recipe_input(a);
     const struct job_options job = command_job_options(a, a->pos.item[0]);
+    TRY_OUT(refuse_ranks());
     TRY_OUT(refine_job_open(&j, &src, a->pos.item[1], &in, &job));
     err = j.import ? refine_artifact(&j, &src, &out) : refine_state(&j, &src, a);
 out:

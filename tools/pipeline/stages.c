@@ -10,6 +10,7 @@
 #include "tools/cli/stop.h"
 #include "tools/pipeline/license.h"
 #include "tools/pipeline/preflight.h"
+#include "tools/pipeline/ranks/stage_ranks.h"
 #include "tools/state/state_diff.h"
 
 #include <inttypes.h>
@@ -77,12 +78,15 @@ static enum err calibrate(struct job *j, struct state *s)
     struct calib_io io;
     state_note_device(s, dev_name(j->dev));
     state_calib_io(&io, s, progress_calib, stop_asked, j->progress);
+    io.ranks = j->ranks;
+    TRY(stage_call(j, s));
     stop_watch(STOP_AT_STEP);
     progress_phase(j->progress, "calibrate");
     const enum err err = calib_run(j->dev, &j->arch, hf_source(j->model), &j->settings,
                                    j->windows, state_done(s), &io);
     progress_end(j->progress);
     stop_watch(STOP_AT_ONCE);
+    stage_part(j, err);
     return err;
 }
 
@@ -100,6 +104,8 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
                  state_blocks(s), done < state_blocks(s) ? "; resuming" : "");
     if (done < state_blocks(s))
         err = j->import ? import(j, s) : calibrate(j, s);
+    else
+        stage_dismiss(j);
     if (!err && !state_removing(s))
         err = stage_refine(j, s);
     if (err == ERR_STOPPED && !*err_text())

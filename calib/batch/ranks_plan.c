@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+#include "calib/calib.h"
+#include "calib/fakequant.h"
+
+/* Passes through a block per sample, summed over all blocks: those that ranks share, and those
+ * that each of them repeats for every sample, because start values are sums over samples. */
+static void count_passes(double *shared, double *repeated, const struct arch *a,
+                         const struct calib_settings *s)
+{
+    const double n = (double)s->samples, measured = (double)calib_eval_samples(s);
+    const double kv = s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes(&s->kv)
+                          ? 1 + calib_searches_kv(s)
+                          : 0;
+    const bool inputs = s->weights.method == WEIGHT_GPTQ || s->weights_init == INIT_SEARCH;
+    *shared = *repeated = 0;
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        const int64_t after = a->n_layers - 1 - i;
+        const double chain = (double)((s->crr_blocks < after ? s->crr_blocks : after) + 1);
+        *shared +=
+            chain * ((double)(1 + s->epochs) * measured + 3 * (double)s->epochs * n) +
+            2 * n;
+        *repeated += n * (kv + (weight_quantizes(&s->weights) && inputs));
+    }
+}
+
+void calib_plan_ranks(struct calib_ranks_plan *out, const struct arch *a,
+                      const struct calib_settings *s, int ranks)
+{
+    const double floats = (double)fakequant_gradients_most(a, s);
+    const double others = (double)(ranks - 1) / (double)ranks;
+    struct calib_ranks_plan p = {.step_samples = (s->batch + ranks - 1) / ranks};
+    double shared, repeated;
+    count_passes(&shared, &repeated, a, s);
+    const double share = (double)p.step_samples / (double)s->batch;
+    p.step_bytes = sizeof(float) * floats * ((double)p.step_samples + 1) * others;
+    p.gradient_bytes = sizeof(float) * floats * (double)p.step_samples;
+    p.block_bytes =
+        sizeof(float) * (double)(s->seqlen * a->d_model) * repeated / (double)a->n_layers;
+    p.speedup = (shared + repeated) / (share * shared + repeated);
+    *out = p;
+}
