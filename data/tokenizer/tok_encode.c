@@ -87,7 +87,7 @@ enum err json_tokenizer_encode(struct id_list *out, const struct json_tokenizer 
                                const char *s, size_t n)
 {
     struct encoder e = {.t = t, .out = out};
-    e.run = (struct pre_run){.pre = &t->pre, .word = encode_word, .ctx = &e};
+    e.run = (struct pre_run){.pre = &t->pre, .word = encode_word, .ctx = &e, .bytes = n};
     const enum err err = added_matcher_run(&t->raw, t->added, s, n, encode_raw_part, &e);
     bpe_work_free(&e.work);
     pre_run_free(&e.run);

@@ -106,23 +106,28 @@ static enum err cut_by_scan(struct pre_run *run, int k, scan_fn *scan, const cha
     return OK;
 }
 
-static enum err cut_at_literal(struct pre_run *run, int k, const char *s, size_t n,
+/* A text that a step divides. */
+struct cut {
+    struct pre_run *run;
+    int k;
+    const char *s;
+    bool first;
+};
+
+static enum err cut_piece(void *ctx, size_t start, size_t end)
+{
+    const struct cut *c = ctx;
+    return run_from(c->run, c->k + 1, c->s + start, end - start, c->first && start == 0);
+}
+
+static enum err cut_by_pattern(struct pre_run *run, int k, const char *s, size_t n,
                                bool first)
 {
     const struct pre_step *step = &run->pre->step[k];
-    const size_t length = strlen(step->literal);
-    size_t start = 0, from = 0;
-    for (const char *hit; (hit = find(s + from, n - from, step->literal));) {
-        const size_t at = (size_t)(hit - s);
-        const bool keep = step->behavior == LITERAL_WITH_PREVIOUS;
-        const size_t stop = keep ? at + length : at;
-        from = at + length;
-        TRY(run_from(run, k + 1, s + start, stop - start, first && start == 0));
-        if (step->behavior == LITERAL_ISOLATED)
-            TRY(run_from(run, k + 1, hit, length, first && at == 0));
-        start = step->behavior == LITERAL_WITH_NEXT ? at : from;
-    }
-    return run_from(run, k + 1, s + start, n - start, first && start == 0);
+    struct cut c = {run, k, s, first};
+    if (step->regex && !run->regex)
+        TRY(regex_work_open(&run->regex, run->bytes));
+    return split_text(step, run->regex, s, n, cut_piece, &c);
 }
 
 static bool starts_with(const char *s, size_t n, const char *what)
@@ -142,7 +147,7 @@ static enum err run_metaspace(struct pre_run *run, int k, const char *s, size_t 
         TRY(text_add(t, step->literal, strlen(step->literal)));
     TRY(text_add_replaced(t, s, n, " ", step->literal));
     if (step->split)
-        return cut_at_literal(run, k, t->p, t->n, first);
+        return cut_by_pattern(run, k, t->p, t->n, first);
     return run_from(run, k + 1, t->p, t->n, first);
 }
 
@@ -172,8 +177,8 @@ static enum err run_from(struct pre_run *run, int k, const char *s, size_t n, bo
     switch (run->pre->step[k].kind) {
     case PRE_SCAN:
         return cut_by_scan(run, k, run->pre->step[k].scan, s, n, first);
-    case PRE_LITERAL:
-        return cut_at_literal(run, k, s, n, first);
+    case PRE_SPLIT:
+        return cut_by_pattern(run, k, s, n, first);
     case PRE_METASPACE:
         return run_metaspace(run, k, s, n, first);
     default:
@@ -190,11 +195,14 @@ void pre_run_free(struct pre_run *run)
 {
     for (int i = 0; i < TOK_MAX_STEPS; i++)
         text_free(&run->spare[i]);
+    regex_work_close(&run->regex);
 }
 
 void pre_tokenizer_free(struct pre_tokenizer *p)
 {
-    for (int i = 0; i < p->n; i++)
+    for (int i = 0; i < p->n; i++) {
         mem_free(p->step[i].literal);
+        regex_close(&p->step[i].regex);
+    }
     *p = (struct pre_tokenizer){0};
 }

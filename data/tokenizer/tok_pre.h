@@ -5,6 +5,7 @@
 #ifndef WKVQ_TOK_PRE_H
 #define WKVQ_TOK_PRE_H
 
+#include "data/tokenizer/tok_regex.h"
 #include "data/tokenizer/tok_text.h"
 
 #define TOK_MAX_STEPS 16
@@ -35,25 +36,37 @@ enum err normalizer_run(struct text *out, struct text *spare, const struct norma
                         const char *s, size_t n);
 void normalizer_free(struct normalizer *m);
 
-enum pre_kind { PRE_SCAN, PRE_LITERAL, PRE_BYTE_LEVEL, PRE_METASPACE };
-enum literal_behavior {
-    LITERAL_ISOLATED,
-    LITERAL_REMOVED,
-    LITERAL_WITH_PREVIOUS,
-    LITERAL_WITH_NEXT
+enum pre_kind { PRE_SCAN, PRE_SPLIT, PRE_BYTE_LEVEL, PRE_METASPACE };
+enum split_behavior {
+    SPLIT_ISOLATED,
+    SPLIT_REMOVED,
+    SPLIT_CONTIGUOUS,
+    SPLIT_WITH_PREVIOUS,
+    SPLIT_WITH_NEXT
 };
 enum prepend_scheme { PREPEND_ALWAYS, PREPEND_FIRST, PREPEND_NEVER };
 
 struct pre_step {
     enum pre_kind kind;
-    scan_fn *scan;                  /* PRE_SCAN; PRE_BYTE_LEVEL: its regex, or NULL */
-    bool prefix_space;              /* PRE_BYTE_LEVEL */
-    bool split;                     /* PRE_METASPACE: split before each replacement */
-    enum prepend_scheme prepend;    /* PRE_METASPACE */
-    enum literal_behavior behavior; /* PRE_LITERAL */
-    /* owned, not empty; PRE_LITERAL: the separator; PRE_METASPACE: the replacement */
+    scan_fn *scan;               /* PRE_SCAN; PRE_BYTE_LEVEL: its regex, or NULL */
+    bool prefix_space;           /* PRE_BYTE_LEVEL */
+    bool split;                  /* PRE_METASPACE: split before each replacement */
+    enum prepend_scheme prepend; /* PRE_METASPACE */
+    /* PRE_SPLIT has one of scan, literal, regex and is as pattern. */
+    enum split_behavior behavior;
+    bool invert; /* PRE_SPLIT: gaps count as matches, and matches as gaps */
+    /* owned, not empty; PRE_SPLIT: the separator; PRE_METASPACE: the replacement */
     char *literal;
+    struct regex *regex; /* owned */
+    bool (*is)(int32_t c);
 };
+
+/* Divides s by a step with a pattern, and passes the pieces to each, in order. Pieces may
+ * be empty. work is needed for a regular expression. Returns the first error of each, or
+ * one of regex_next(). */
+enum err split_text(const struct pre_step *step, struct regex_work *work, const char *s,
+                    size_t n, enum err (*each)(void *ctx, size_t start, size_t end),
+                    void *ctx);
 
 struct pre_tokenizer {
     struct pre_step step[TOK_MAX_STEPS];
@@ -65,6 +78,8 @@ struct pre_tokenizer {
 struct pre_run {
     const struct pre_tokenizer *pre;
     struct text spare[TOK_MAX_STEPS]; /* rewritten pieces of each step */
+    struct regex_work *regex;         /* owned; NULL until it is needed */
+    size_t bytes;                     /* of the whole text, for regex_work_open() */
     enum err (*word)(void *ctx, const char *s, size_t n);
     void *ctx;
 };

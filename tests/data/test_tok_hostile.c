@@ -96,11 +96,11 @@ static const struct {
     {NORMAL("\"NFC\""), ERR_FORMAT, "a string"},
     {PRE("{\"type\":\"BertPreTokenizer\"}"), ERR_SUPPORT,
      "pre_tokenizer: BertPreTokenizer"},
-    {PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z]+\"},\"behavior\":"
+    {PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z\"},\"behavior\":"
          "\"Isolated\"}"),
-     ERR_SUPPORT, "[a-z]+"},
-    {PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Contiguous\"}"),
-     ERR_SUPPORT, "Contiguous"},
+     ERR_FORMAT, "the pattern [a-z is not a regular expression"},
+    {PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Merged\"}"),
+     ERR_FORMAT, "behavior is \"Merged\""},
     {PRE("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},"
          "{\"type\":\"Digits\"}]}"),
      ERR_SUPPORT, "after ByteLevel"},

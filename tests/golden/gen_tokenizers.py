@@ -38,6 +38,18 @@ GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
           r"\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# Expressions that only a general engine knows. GPT-4o's is that of gpt-oss and Llama 4, Tekken's that of Mistral Nemo.
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}" + TAIL
+GPT4O = (rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{SHORT}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{SHORT}|\p{{N}}{{1,3}}" + TAIL)
+GPT4 = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
+CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+DEEPSEEK = (r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+            r""" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
+# A class inside a class, which other engines read differently.
+BLOOM = r" ?[^(\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 
 
 def corpus(seed, sentences=3000):
@@ -163,8 +175,8 @@ def byte_level(prefix=False, regex=True):
     return dict(type="ByteLevel", add_prefix_space=prefix, trim_offsets=True, use_regex=regex)
 
 
-def split(regex):
-    return dict(type="Split", pattern=dict(Regex=regex), behavior="Isolated", invert=False)
+def split(regex, behavior="Isolated", invert=False):
+    return dict(type="Split", pattern=dict(Regex=regex), behavior=behavior, invert=invert)
 
 
 def sequence(key, *parts):
@@ -211,6 +223,41 @@ def byte_level_kinds():
     at = dict(type="Split", pattern=dict(String="the"), behavior="MergedWithPrevious", invert=False)
     yield "prefix", document(vocab, merges, added(len(vocab), ("[MASK]", dict(lstrip=True)), ("[LONG]", {}), ("[LONGER]", {})),
                              pre=sequence("pretokenizers", at, runs, byte_level(prefix=True)), decoder=byte_level()), None
+
+
+def pattern_kinds():
+    """Published chains of Split steps, with small vocabularies."""
+    last = byte_level(regex=False)
+    digits = dict(type="Digits", individual_digits=True)
+    chains = dict(
+        gpt4o=[split(GPT4O, "Removed", True), last], tekken=[split(TEKKEN), last], gpt4=[split(GPT4, "Removed", True), last],
+        deepseek3=[split(r"\p{N}{1,3}"), split(CJK), split(DEEPSEEK), last],
+        deepseek2=[split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\s+$"), split(CJK), digits, last],
+        viking=[split(BLOOM), digits, last])
+    for name, steps in chains.items():
+        pre = sequence("pretokenizers", *steps)
+        bare = dict(version="1.0", truncation=None, padding=None, added_tokens=[], normalizer=None, pre_tokenizer=pre,
+                    post_processor=None, decoder=None, model=dict(type="BPE", vocab={}, merges=[]))
+        vocab, merges = train(Tokenizer.from_str(json.dumps(bare)).pre_tokenizer, None, 700, [],
+                              alphabet=pre_tokenizers.ByteLevel.alphabet())
+        yield name, document(vocab, merges, added(len(vocab), "<|endoftext|>"), pre=pre, decoder=byte_level()), {
+            "bos_token": None, "eos_token": "<|endoftext|>"}
+
+
+def split_cases(texts):
+    """What Split makes of some texts, for each kind of pattern, each behavior, and inverted: [pre_tokenizer, pieces per text]."""
+    patterns = [dict(Regex=r) for r in ("the|[0-9]", r"\s+", r"\p{L}+", "a*", r"(?<=e)|\b", "[[:punct:]]", "(?i)B|\u00e9", r"\s+$", QWEN2)]
+    patterns += [dict(String=s) for s in (" ", "the", "a.")]
+    for pattern in patterns:
+        for behavior in ("Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext"):
+            for invert in (False, True):
+                step = dict(type="Split", pattern=pattern, behavior=behavior, invert=invert)
+                doc = document({"a": 0}, [], [], pre=step)
+                pre = Tokenizer.from_str(json.dumps(doc)).pre_tokenizer
+                yield [step, [[piece for piece, _ in pre.pre_tokenize_str(s)] for s in texts]]
+
+
+SPLIT_TEXTS = ["", "the the", "  a  b\n", "a.a.b", "12the3", "caf\u00e9 B\u00c9b", "it's 1,000!", "\u65e5\u672ca \u3042", " \n x \n ", "aaab", "e e"]
 
 
 BYTES = ["<0x%02X>" % b for b in range(256)]
@@ -357,7 +404,8 @@ def main():
     assert len(texts) >= 200 or a.random
     os.makedirs(a.out, exist_ok=True)
     write(os.path.join(a.out, "texts.json"), texts)
-    for name, doc, config in list(byte_level_kinds()) + list(spaced_kinds()):
+    write(os.path.join(a.out, "splits.json"), dict(texts=SPLIT_TEXTS, cases=list(split_cases(SPLIT_TEXTS))))
+    for name, doc, config in [*byte_level_kinds(), *spaced_kinds(), *pattern_kinds()]:
         folder = os.path.join(a.out, name)
         os.makedirs(folder, exist_ok=True)
         write(os.path.join(folder, "tokenizer.json"), doc)

@@ -106,53 +106,46 @@ struct pre_parse {
     bool digits;
 };
 
-static enum err parse_split_string(struct pre_step *step, const char *literal,
-                                   const char *behavior, bool invert, const char *where)
+static enum err parse_behavior(enum split_behavior *out, const char *behavior,
+                               const char *where)
 {
     static const char *const names[] = {
-        [LITERAL_ISOLATED] = "Isolated",
-        [LITERAL_REMOVED] = "Removed",
-        [LITERAL_WITH_PREVIOUS] = "MergedWithPrevious",
-        [LITERAL_WITH_NEXT] = "MergedWithNext",
+        [SPLIT_ISOLATED] = "Isolated",        [SPLIT_REMOVED] = "Removed",
+        [SPLIT_CONTIGUOUS] = "Contiguous",    [SPLIT_WITH_PREVIOUS] = "MergedWithPrevious",
+        [SPLIT_WITH_NEXT] = "MergedWithNext",
     };
-    FAIL_IF(invert, ERR_SUPPORT, "%s: Split with invert on a String is not supported",
-            where);
-    step->kind = PRE_LITERAL;
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         if (strcmp(behavior, names[i]) != 0)
             continue;
-        step->behavior = (enum literal_behavior)i;
-        return mem_strdup(&step->literal, literal);
+        *out = (enum split_behavior)i;
+        return OK;
     }
-    FAIL(ERR_SUPPORT,
-         "%s: Split with behavior %s is not supported (supported: Isolated, Removed, "
-         "MergedWithPrevious, MergedWithNext)",
+    FAIL(ERR_FORMAT,
+         "%s: behavior is \"%.40s\", want Isolated, Removed, Contiguous, "
+         "MergedWithPrevious or MergedWithNext",
          where, behavior);
 }
 
 static enum err parse_split(struct pre_parse *p, struct pre_step *step, const json_t *v,
                             const char *where)
 {
-    const char *string = NULL, *regex = NULL, *behavior = NULL, *family = NULL;
-    bool invert = false;
+    const char *string = NULL, *regex = NULL, *behavior = NULL;
     TRY(parse_pattern(&string, &regex, v, where));
     TRY(json_need_string(&behavior, v, "behavior", where));
-    TRY(json_get_bool(&invert, v, "invert", where));
+    TRY(json_get_bool(&step->invert, v, "invert", where));
+    TRY(parse_behavior(&step->behavior, behavior, where));
+    step->kind = PRE_SPLIT;
     if (!regex)
-        return parse_split_string(step, string, behavior, invert, where);
-    step->scan = scan_of_regex(&family, regex);
-    FAIL_IF(
-        !step->scan, ERR_SUPPORT,
-        "%s: this Split expression is not supported (supported: those of GPT-2, Llama 3 "
-        "and Qwen2): %.200s",
-        where, regex);
-    /* The expressions leave no gaps, so both behaviors make every match a word. */
-    const bool isolated = !strcmp(behavior, "Isolated");
-    FAIL_IF(!isolated && !(invert && !strcmp(behavior, "Removed")), ERR_SUPPORT,
-            "%s: Split with behavior %s is not supported here (supported: Isolated)", where,
-            behavior);
-    step->kind = PRE_SCAN;
-    p->family = family;
+        return mem_strdup(&step->literal, string);
+    step->scan = scan_of_regex(&p->family, regex);
+    if (!step->scan) {
+        p->family = "Split by a pattern";
+        return regex_open(&step->regex, regex, where);
+    }
+    /* The known expressions leave no gaps, so every match is a piece. */
+    if (step->behavior == SPLIT_ISOLATED ||
+        (step->behavior == SPLIT_REMOVED && step->invert))
+        step->kind = PRE_SCAN;
     return OK;
 }
 
@@ -164,7 +157,7 @@ static enum err parse_metaspace(struct pre_step *step, const json_t *v, const ch
     TRY(json_get_bool(&prefix, v, "add_prefix_space", where));
     TRY(json_get_string(&scheme, v, "prepend_scheme", where));
     step->kind = PRE_METASPACE;
-    step->behavior = LITERAL_WITH_NEXT;
+    step->behavior = SPLIT_WITH_NEXT;
     step->split = true;
     TRY(json_get_bool(&step->split, v, "split", where));
     FAIL_IF(!*replacement, ERR_FORMAT, "%s: replacement is empty", where);
