@@ -174,6 +174,17 @@ def packed_seeds(base):
             yield marked(2 * i + 1, (base / folder / "model.safetensors").read_bytes())
 
 
+def split_seeds():
+    """The patterns of the golden tokenizers, and some of what else a pattern may hold."""
+    text = "Two  words, 3.14159 it's caf\u00e9 \u65e5\u672c!!\n\n\ttab AAbb".encode()
+    patterns = ["(?<=a)b|\\Ka", "(?<n>a)\\g<n>?\\k<n>", "(a|aa)+$", "(?>a*)b|[[:alpha:]&&[^x]]", "(?i)stra\u00dfe|\\X", ""]
+    for path in sorted((ROOT / "tests" / "golden" / "tok").glob("*/tokenizer.json")):
+        steps = json.loads(path.read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+        patterns += [s["pattern"]["Regex"] for s in steps.get("pretokenizers", []) if "Regex" in s.get("pattern", {})]
+    for i, pattern in enumerate(patterns):
+        yield marked(i % 5 | (i % 2) << 7, pattern.encode() + b"\0" + text)
+
+
 def all_seeds(base):
     tok = ROOT / "tests" / "golden" / "tok"
     state, artifact = base / "state", base / "artifact"
@@ -215,6 +226,7 @@ def all_seeds(base):
     yield "packed", list(packed_seeds(base))
     yield "choice", [*questions, questions[0].replace(b', "label": 0', b"") + b"\0" + b"1\n"]
     yield "longbench", list(long_rows())
+    yield "split", list(split_seeds())
     yield "mix", [b"v_proj=8:64, 0-3.down_proj=5:128, 29.o_proj=6", b"k=5, 0-3.v=8:32", b"7.q_proj=16:0"]
 
 
