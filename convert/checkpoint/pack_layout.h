@@ -17,4 +17,15 @@
 #define PACK_COMPRESSED_SHAPE ".weight_shape"
 #define PACK_COMPRESSED_G_IDX ".weight_g_idx"
 
+/* GPTQ: its quant_method, which is also its version 1, and version 2. AutoRound has a
+ * quant_method of its own for the layouts of GPTQ and AWQ. */
+#define PACK_GPTQ "gptq"
+#define PACK_GPTQ_V1 "gptq"
+#define PACK_GPTQ_V2 "gptq_v2"
+#define PACK_AUTO_ROUND "auto-round"
+#define PACK_QWEIGHT ".qweight"
+#define PACK_QZEROS ".qzeros"
+#define PACK_SCALES ".scales"
+#define PACK_G_IDX ".g_idx"
+
 #endif

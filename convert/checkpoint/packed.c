@@ -16,16 +16,15 @@
 #define WEIGHT ".weight"
 #define NAME_MAX_LENGTH 200
 
-static const struct packed_layout *const layouts[] = {&packed_compressed};
+static const struct packed_layout *const layouts[] = {&packed_compressed, &packed_gptq};
 
 /* --- config.json -------------------------------------------------------------------- */
 
 /* Returns the layout that o describes, or NULL. */
 static const struct packed_layout *find_layout(const json_t *o)
 {
-    const char *method = json_string_value(json_object_get(o, "quant_method"));
-    for (size_t i = 0; method && i < ARRAY_LEN(layouts); i++)
-        if (!strcmp(method, layouts[i]->about))
+    for (size_t i = 0; i < ARRAY_LEN(layouts); i++)
+        if (layouts[i]->describes(o))
             return layouts[i];
     return NULL;
 }
@@ -34,10 +33,12 @@ static enum err read_description(struct packed_config *c, const json_t *o,
                                  const char *where)
 {
     const char *method = json_string_value(json_object_get(o, "quant_method"));
+    const char *packing = json_string_value(json_object_get(o, "packing_format"));
     c->layout = find_layout(o);
     FAIL_IF(!c->layout, ERR_SUPPORT,
-            "%s: quant_method is \"%.60s\"; packed weights are read from \"%s\"", where,
-            method ? method : "", layouts[0]->about);
+            "%s: quant_method is \"%.60s\"%s%.60s; docs/import.md lists what is read",
+            where, method ? method : "", packing ? ", packing_format " : "",
+            packing ? packing : "");
     return c->layout->read_config(c, o, where);
 }
 
@@ -112,6 +113,20 @@ enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t d
     TRY(check_type(l, PART_SCALES, t == DT_F16 || t == DT_BF16 || t == DT_F32,
                    "F16, BF16 or F32"));
     return check_dims(l, PART_SCALES, dim0, dim1);
+}
+
+enum err packed_find_group(struct packed_lin *l, int64_t groups)
+{
+    const int64_t usual = l->config->scheme[0].group_size;
+    l->format.group_size = usual;
+    if (groups == weight_groups(l->in, usual))
+        return OK;
+    FAIL_IF(groups < 1 || l->in % groups, ERR_FORMAT,
+            "tensor %s has %" PRId64 " groups for %" PRId64
+            " columns, but group_size is %" PRId64 " in config.json",
+            l->part[PART_SCALES].name, groups, l->in, usual ? usual : -1);
+    l->format.group_size = groups == 1 ? 0 : l->in / groups;
+    return OK;
 }
 
 uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at)
@@ -313,15 +328,15 @@ static enum err find_parts(struct packed_lin *l, const struct hf_files *f,
     return OK;
 }
 
-static enum err check_lin(struct packed_lin *l, struct packed *p, const char *where)
+static enum err check_lin(struct packed_lin *l, struct packed_changes *changes)
 {
     struct qlinear q = {0};
-    TRY(l->layout->measure(l, &p->config, where));
+    TRY(l->layout->measure(l));
     if (l->part[PART_G_IDX].data) {
         TRY(packed_check_part(l, PART_G_IDX, DT_I32, l->in, -1));
         TRY(check_g_idx(l));
     }
-    TRY(read_lin(&q, l, false, &p->changes));
+    TRY(read_lin(&q, l, false, changes));
     qlinear_free(&q);
     return OK;
 }
@@ -348,9 +363,10 @@ static enum err find_all(struct packed *p, const struct hf_files *f, const char 
             continue;
         struct packed_lin *l = &p->lin[p->n++];
         l->layout = p->config.layout;
+        l->config = &p->config;
         enum err err = find_parts(l, f, at);
         if (!err)
-            err = check_lin(l, p, dir);
+            err = check_lin(l, &p->changes);
         if (err)
             return err_add(err, "%s: ", st_path(f->file[at->file]));
     }

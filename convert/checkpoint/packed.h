@@ -36,12 +36,16 @@ struct packed_config {
     const struct packed_layout *layout;
     struct packed_scheme scheme[PACKED_SCHEMES_MAX];
     int n_schemes;
+    bool minus_one;   /* stored zero points are z - 1 */
+    bool whole_words; /* the 1 was taken from whole words, borrows included */
+    bool needs_g_idx; /* columns are in activation order */
 };
 
 struct packed_lin {
     const struct packed_layout *layout;
-    char *name;                     /* "model.layers.0.mlp.up_proj.weight", owned */
-    struct st_tensor part[N_PARTS]; /* data NULL: the projection has no such part */
+    const struct packed_config *config; /* borrowed */
+    char *name;                         /* "model.layers.0.mlp.up_proj.weight", owned */
+    struct st_tensor part[N_PARTS];     /* data NULL: the projection has no such part */
     int file[N_PARTS];
     int64_t slot[N_PARTS]; /* where the files' list has it */
     int64_t out, in;
@@ -59,18 +63,19 @@ struct packed_changes {
 struct packed_layout {
     const char *about;         /* "compressed-tensors" */
     const char *tail[N_PARTS]; /* after the projection's name; NULL: no such part */
-    /* Reads o, the format's description. Errors: ERR_SUPPORT, ERR_FORMAT. */
+    /* Returns whether o, a quantization_config, is of this format. */
+    bool (*describes)(const json_t *o);
+    /* Reads o. Errors: ERR_SUPPORT, ERR_FORMAT. */
     enum err (*read_config)(struct packed_config *c, const json_t *o, const char *where);
     /* Checks types and shapes of the parts, and sets out, in, format and symmetric. */
-    enum err (*measure)(struct packed_lin *l, const struct packed_config *c,
-                        const char *where);
+    enum err (*measure)(struct packed_lin *l);
     /* Return the stored scale's place [element], and the zero point of row r in group g. */
     int64_t (*scale_at)(const struct packed_lin *l, int64_t r, int64_t g);
     int (*zero)(const struct packed_lin *l, int64_t r, int64_t g);
     /* codes [n][in] = rows [first, first + n). first: a multiple of PACKED_ROWS. */
     void (*rows)(const struct packed_lin *l, uint8_t *codes, int64_t first, int64_t n);
 };
-extern const struct packed_layout packed_compressed;
+extern const struct packed_layout packed_compressed, packed_gptq;
 
 #define PACKED_ROWS 64 /* rows that one call of `rows` reads, at most */
 
@@ -99,6 +104,9 @@ enum err packed_check_part(const struct packed_lin *l, enum packed_part i, enum 
                            int64_t dim0, int64_t dim1);
 /* The same for the scales, which are F16, BF16 or F32. */
 enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t dim1);
+/* Sets the group size of a row of `groups` groups: that of the first scheme, or else one that
+ * divides the row. ERR_FORMAT if neither does. in must be set. */
+enum err packed_find_group(struct packed_lin *l, int64_t groups);
 uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at);
 
 #endif

@@ -21,6 +21,12 @@
 
 /* --- config.json -------------------------------------------------------------------- */
 
+static bool describes(const json_t *o)
+{
+    const char *method = json_string_value(json_object_get(o, "quant_method"));
+    return method && !strcmp(method, PACK_COMPRESSED);
+}
+
 /* Refuses a member that is present and not null. */
 static enum err refuse_given(const json_t *o, const char *key, const char *why,
                              const char *where)
@@ -138,9 +144,9 @@ static bool fits(const struct packed_lin *l, const struct packed_scheme *s)
            s->symmetric == !l->part[PART_ZEROS].data;
 }
 
-static enum err measure(struct packed_lin *l, const struct packed_config *c,
-                        const char *where)
+static enum err measure(struct packed_lin *l)
 {
+    const struct packed_config *c = l->config;
     const struct packed_scheme *s = &c->scheme[0];
     TRY(read_shape(l));
     for (int i = 0; i < c->n_schemes; i++)
@@ -197,6 +203,7 @@ const struct packed_layout packed_compressed = {
              [PART_ZEROS] = PACK_COMPRESSED_ZEROS,
              [PART_SHAPE] = PACK_COMPRESSED_SHAPE,
              [PART_G_IDX] = PACK_COMPRESSED_G_IDX},
+    .describes = describes,
     .read_config = read_config,
     .measure = measure,
     .scale_at = scale_at,

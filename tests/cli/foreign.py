@@ -20,12 +20,12 @@ LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 class Linear:
     """q [out][in], z and h [out][groups], of one projection, as the tool stores them."""
 
-    def __init__(self, rng, rows, cols, bits, group, symmetric, scale, negative):
+    def __init__(self, rng, rows, cols, bits, group, symmetric, scale, negative, lowest):
         self.rows, self.cols, self.bits, self.group = rows, cols, bits, group or cols
         self.groups = -(-cols // self.group)
         top = (1 << bits) - 1
         self.q = [[rng.randint(0, top) for _ in range(cols)] for _ in range(rows)]
-        self.z = [[1 << bits - 1 if symmetric else rng.randint(0, top) for _ in range(self.groups)] for _ in range(rows)]
+        self.z = [[1 << bits - 1 if symmetric else rng.randint(lowest, top) for _ in range(self.groups)] for _ in range(rows)]
         size = 0.4 / (1 << bits)
         self.h = [[scale(size * rng.uniform(0.5, 1.5)) * (-1 if negative and rng.random() < 0.5 else 1)
                    for _ in range(self.groups)] for _ in range(rows)]
@@ -103,7 +103,34 @@ def compressed(name, x, dtype, symmetric, signed_zeros=False, g_idx=None, **unus
         yield name + ".weight_g_idx", "I32", (x.cols,), struct.pack(f"<{x.cols}i", *g_idx)
 
 
-def compressed_config(formats, ignore, symmetric):
+def gptq(name, x, dtype, symmetric, version=2, words_minus=False, no_g_idx=False, g_idx=None, **unused):
+    """GPTQ. version 1 stores z - 1: of each zero point, or words_minus: of the whole word."""
+    per, top = 32 // x.bits, (1 << x.bits) - 1
+    yield name + ".qweight", "I32", *words(transposed([packed(row, x.bits) for row in x.q]))
+    less = 1 if version == 1 and not words_minus else 0
+    zeros = [packed([z - less for z in column], x.bits) for column in transposed(x.z)]
+    if version == 1 and words_minus:
+        zeros = [[(w - sum(1 << x.bits * i for i in range(per))) % (1 << 32) for w in row] for row in zeros]
+    yield name + ".qzeros", "I32", *words(zeros)
+    yield name + ".scales", dtype, (x.groups, x.rows), floats(flat(transposed(x.h)), dtype)
+    if not no_g_idx:
+        groups = g_idx or [c // x.group for c in range(x.cols)]
+        yield name + ".g_idx", "I32", (x.cols,), struct.pack(f"<{x.cols}i", *groups)
+
+
+def gptq_config(formats, ignore, symmetric, version=2, words_minus=False, auto_round=None, **unused):
+    bits, group = next(iter(formats))
+    config = {"bits": bits, "group_size": group or -1, "sym": symmetric, "desc_act": False}
+    if auto_round:
+        return {"quant_method": "auto-round", "packing_format": auto_round, "data_type": "int", **config}
+    if version == 2:
+        config["checkpoint_format"] = "gptq_v2"
+    elif words_minus:
+        config.update(checkpoint_format="gptq", meta={"quantizer": ["gptqmodel:2.2.0"]})
+    return {"quant_method": "gptq", "lm_head": False, "damp_percent": 0.01, **config}
+
+
+def compressed_config(formats, ignore, symmetric, **unused):
     def weights(bits, group):
         return {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel",
                 "group_size": group or None, "dynamic": False, "actorder": None, "observer": "minmax"}
@@ -115,16 +142,17 @@ def compressed_config(formats, ignore, symmetric):
             "config_groups": groups, "ignore": ["lm_head", *ignore], "kv_cache_scheme": None, "version": "0.17.1"}
 
 
-FORMATS = {"compressed": (compressed, compressed_config)}
+FORMATS = {"compressed": (compressed, compressed_config), "gptq": (gptq, gptq_config)}
 SCALES = {"F16": f16, "BF16": bf16, "F32": f32}
 
 
 def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dtype="F16", negative=False, mixed=None,
-         keep=(), order=None, model=None, drop=(), cache_scales=False,
+         keep=(), order=None, lowest=0, model=None, drop=(), cache_scales=False,
          **options):
     """A checkpoint in the directory path. Returns {projection: Linear}.
     mixed    {"mlp.up_proj": (bits, group)}: other formats, in all layers
     keep     names of projections that stay F32, "model.layers.0.mlp.up_proj"
+    lowest   the smallest zero point
     order    of columns' groups: order[j] is the stored group of columns j * group ...
     model    other values of config.json
     cache_scales  add the scalars of an engine's fp8 cache
@@ -141,7 +169,7 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
             named.append((name, kind, shape, data))
             continue
         b, g = (mixed or {}).get(module, (bits, group))
-        x = linears[base] = Linear(rng, *shape, b, g, symmetric, SCALES[dtype], negative)
+        x = linears[base] = Linear(rng, *shape, b, g, symmetric, SCALES[dtype], negative, lowest)
         formats.setdefault((b, g), []).append(base)
         g_idx = options.get("g_idx")
         if order:
@@ -150,7 +178,7 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
     if cache_scales:
         named += [(f"model.layers.{i}.self_attn.{side}_scale", "F32", (1,), struct.pack("<f", 0.02))
                   for i in range(config["num_hidden_layers"]) for side in "kv"]
-    config["quantization_config"] = describe(formats, sorted(keep), symmetric)
+    config["quantization_config"] = describe(formats, sorted(keep), symmetric, **options)
     (path / "config.json").write_text(json.dumps(config, indent=1))
     tiny.write_safetensors(path / "model.safetensors", [t for t in named if not t[0].endswith(tuple(drop))])
     return linears

@@ -159,7 +159,7 @@ def marked(number, data):
     return bytes([number]) + data
 
 
-PACKED = ["compressed"]  # as fuzz_packed.c has them
+PACKED = ["compressed", "gptq"]  # as fuzz_packed.c has them
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
          "num_hidden_layers": 1, "vocab_size": 4}
 
