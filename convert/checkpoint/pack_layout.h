@@ -28,4 +28,10 @@
 #define PACK_SCALES ".scales"
 #define PACK_G_IDX ".g_idx"
 
+/* AWQ: nibble i of a word holds row 8 j + pack_awq_order[i]. Tensors have GPTQ's names. */
+#define PACK_AWQ "awq"
+#define PACK_AWQ_VERSION "gemm"
+#define PACK_AWQ_ROWS 8
+extern const int pack_awq_order[PACK_AWQ_ROWS];
+
 #endif

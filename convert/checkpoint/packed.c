@@ -16,7 +16,8 @@
 #define WEIGHT ".weight"
 #define NAME_MAX_LENGTH 200
 
-static const struct packed_layout *const layouts[] = {&packed_compressed, &packed_gptq};
+static const struct packed_layout *const layouts[] = {&packed_compressed, &packed_gptq,
+                                                      &packed_awq};
 
 /* --- config.json -------------------------------------------------------------------- */
 

@@ -75,7 +75,7 @@ struct packed_layout {
     /* codes [n][in] = rows [first, first + n). first: a multiple of PACKED_ROWS. */
     void (*rows)(const struct packed_lin *l, uint8_t *codes, int64_t first, int64_t n);
 };
-extern const struct packed_layout packed_compressed, packed_gptq;
+extern const struct packed_layout packed_compressed, packed_gptq, packed_awq;
 
 #define PACKED_ROWS 64 /* rows that one call of `rows` reads, at most */
 

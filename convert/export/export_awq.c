@@ -2,20 +2,19 @@
  *
  * AWQ, gemm version, 4 bits: MLX, vLLM, SGLang, OpenVINO.
  *
- *   NAME.qweight  I32 [in][out / 8]      nibble i of a word: row 8 j + order[i]
+ *   NAME.qweight  I32 [in][out / 8]      nibble i of a word: row 8 j + pack_awq_order[i]
  *   NAME.qzeros   I32 [groups][out / 8]  zero points in the same order
  *   NAME.scales   F16 [groups][out] */
 #include "convert/artifact/bitpack.h"
+#include "convert/checkpoint/pack_layout.h"
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-#define PER_WORD 8
+#define PER_WORD PACK_AWQ_ROWS
 #define STRIPE 128 /* columns that are transposed at a time; a multiple of 8 */
-
-static const int order[PER_WORD] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 /* dst [n][words of t], word j of each row = nibbles from rows 8 j .. 8 j + 7 of
  * codes [8][n]. */
@@ -25,7 +24,7 @@ static void put_word(const struct hub_tensor *t, uint8_t *dst, int64_t j,
     for (int64_t c = 0; c < n; c++) {
         uint32_t word = 0;
         for (int i = 0; i < PER_WORD; i++)
-            word |= (uint32_t)codes[order[i] * n + c] << 4 * i;
+            word |= (uint32_t)codes[pack_awq_order[i] * n + c] << 4 * i;
         memcpy(dst + (size_t)c * t->row_bytes + (size_t)j * sizeof(word), &word,
                sizeof(word));
     }
@@ -95,14 +94,14 @@ static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
             l->name, out);
     how.fill = fill_codes;
     how.step = STRIPE;
-    TRY(hub_add(p, &how, l->name, ".qweight", 2, codes));
+    TRY(hub_add(p, &how, l->name, PACK_QWEIGHT, 2, codes));
     how.fill = fill_zeros;
     how.step = groups;
-    TRY(hub_add(p, &how, l->name, ".qzeros", 2, zeros));
+    TRY(hub_add(p, &how, l->name, PACK_QZEROS, 2, zeros));
     how.fill = fill_scales;
     how.step = 0;
     how.dtype = DT_F16;
-    return hub_add(p, &how, l->name, ".scales", 2, scales);
+    return hub_add(p, &how, l->name, PACK_SCALES, 2, scales);
 }
 
 /* The group size of all quantized projections; -1 for whole rows. */
@@ -121,9 +120,9 @@ static enum err config(json_t **out, const struct export_source *s,
     for (int64_t i = 0; i < s->n_linears; i++)
         if (scheme[i].bits == 16)
             json_array_append_new(keep, json_string(s->linear[i].name));
-    *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", "awq", "bits", 4,
+    *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", PACK_AWQ, "bits", 4,
                      "group_size", (json_int_t)group_size(s, scheme), "zero_point", 1,
-                     "version", "gemm", "modules_to_not_convert", keep);
+                     "version", PACK_AWQ_VERSION, "modules_to_not_convert", keep);
     FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "config.json: out of memory");
     return OK;
 }
@@ -136,7 +135,7 @@ static enum err check(struct export_job *j)
 }
 
 const struct export_format export_awq = {
-    .name = "awq",
+    .name = PACK_AWQ,
     .engines = "MLX, vLLM, SGLang, OpenVINO",
     .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows",
     .check = check,

@@ -130,6 +130,26 @@ def gptq_config(formats, ignore, symmetric, version=2, words_minus=False, auto_r
     return {"quant_method": "gptq", "lm_head": False, "damp_percent": 0.01, **config}
 
 
+def awq(name, x, dtype, symmetric, **unused):
+    """AWQ gemm: 8 rows in a word, interleaved."""
+    def interleaved(column):
+        return [sum(column[at + row] << 4 * i for i, row in enumerate((0, 2, 4, 6, 1, 3, 5, 7)))
+                for at in range(0, len(column), 8)]
+
+    yield name + ".qweight", "I32", *words([interleaved(column) for column in transposed(x.q)])
+    yield name + ".qzeros", "I32", *words([interleaved(column) for column in transposed(x.z)])
+    yield name + ".scales", dtype, (x.groups, x.rows), floats(flat(transposed(x.h)), dtype)
+
+
+def awq_config(formats, ignore, symmetric, auto_round=None, **unused):
+    bits, group = next(iter(formats))
+    if auto_round:
+        return {"quant_method": "auto-round", "packing_format": auto_round, "bits": bits, "group_size": group or -1,
+                "sym": symmetric}
+    return {"quant_method": "awq", "bits": bits, "group_size": group or -1, "zero_point": True, "version": "gemm",
+            "modules_to_not_convert": ["lm_head", *ignore]}
+
+
 def compressed_config(formats, ignore, symmetric, **unused):
     def weights(bits, group):
         return {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel",
@@ -142,7 +162,7 @@ def compressed_config(formats, ignore, symmetric, **unused):
             "config_groups": groups, "ignore": ["lm_head", *ignore], "kv_cache_scheme": None, "version": "0.17.1"}
 
 
-FORMATS = {"compressed": (compressed, compressed_config), "gptq": (gptq, gptq_config)}
+FORMATS = {"compressed": (compressed, compressed_config), "gptq": (gptq, gptq_config), "awq": (awq, awq_config)}
 SCALES = {"F16": f16, "BF16": bf16, "F32": f32}
 
 

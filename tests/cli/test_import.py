@@ -75,8 +75,12 @@ def check_codes(folder, linears, order=None):
         assert have[name][2] == h, f"{name}: scales differ"
 
 
-GPTQ = {"form": "gptq"}
+GPTQ, AWQ = {"form": "gptq"}, {"form": "awq"}
 VARIANTS = [
+    AWQ,
+    {**AWQ, "group": 0, "dtype": "BF16"},
+    {**AWQ, "symmetric": True, "negative": True, "auto_round": "auto_round:auto_awq"},
+    {**AWQ, "group": 16, "keep": ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate_proj"]},
     GPTQ,
     {**GPTQ, "no_g_idx": True, "group": 0},
     {**GPTQ, "version": 1, "symmetric": True},
@@ -145,15 +149,17 @@ def test_group_order(b):
 
 def test_round_trip(b):
     """An export to the format that the weights came from has the tool's own tensors, byte for byte."""
-    for what in ({}, {"group": 0}, {"bits": 8}):
+    for form, what in (("compressed-tensors", {}), ("compressed-tensors", {"group": 0}), ("compressed-tensors", {"bits": 8}),
+                       ("awq", AWQ), ("awq", {**AWQ, "group": 0})):
         path, linears = b.make(**what)
         artifact, _ = b.convert(path)
         back = b.place("back")
-        b.run("export", artifact, "--format", "compressed-tensors", "--kv", "drop", "-o", back)
+        b.run("export", artifact, "--format", form, "--kv", "drop", "-o", back)
         have, want = (reader.read_safetensors(p / "model.safetensors") for p in (back, path))
         assert have == want, [n for n in want if have.get(n) != want[n]]
-        spec = json.loads((back / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
-        assert spec["weights"]["num_bits"] == what.get("bits", 4)
+        again = b.place("again")
+        b.run("convert", back, "--weights-from", back, "-o", again)
+        check_codes(again, linears)
 
 
 def cache_of(folder):

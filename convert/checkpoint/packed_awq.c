@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * AWQ, gemm version, 4 bits: AutoAWQ, GPTQModel, AutoRound, and our own export.
+ *
+ *   NAME.qweight  I32 [in][out / 8]      nibble i of a word: row 8 j + pack_awq_order[i]
+ *   NAME.qzeros   I32 [groups][out / 8]  zero points in the same order
+ *   NAME.scales   F16, BF16, F32 [groups][out] */
+#include "convert/checkpoint/pack_layout.h"
+#include "convert/checkpoint/packed.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <strings.h>
+
+#define BITS 4
+#define GROUP_MAX ((int64_t)1 << 24)
+
+const int pack_awq_order[PACK_AWQ_ROWS] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+static const char *text_of(const json_t *o, const char *key)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+    return text ? text : "";
+}
+
+static bool describes(const json_t *o)
+{
+    const char *method = text_of(o, "quant_method");
+    return !strcmp(method, PACK_AWQ) ||
+           (!strcmp(method, PACK_AUTO_ROUND) &&
+            !strcmp(text_of(o, "packing_format"), "auto_round:auto_awq"));
+}
+
+static enum err read_config(struct packed_config *c, const json_t *o, const char *where)
+{
+    int64_t bits = BITS, group = -1;
+    const char *version = PACK_AWQ_VERSION;
+    TRY(json_need_int(&bits, o, "bits", 1, 64, where));
+    FAIL_IF(bits != BITS, ERR_SUPPORT, "%s: bits is %" PRId64 "; 4 is read", where, bits);
+    TRY(json_get_string(&version, o, "version", where));
+    FAIL_IF(strcasecmp(version, PACK_AWQ_VERSION), ERR_SUPPORT,
+            "%s: version is \"%.40s\"; \"" PACK_AWQ_VERSION "\" is read", where, version);
+    TRY(json_need_int(&group, o, "group_size", -1, GROUP_MAX, where));
+    FAIL_IF(group == 0, ERR_FORMAT,
+            "%s: group_size is 0, want 1 or more, or -1 for the row", where);
+    c->scheme[c->n_schemes++] = (struct packed_scheme){BITS, group < 0 ? 0 : group, 0};
+    return OK;
+}
+
+static enum err measure(struct packed_lin *l)
+{
+    const struct st_tensor *codes = &l->part[PART_CODES], *h = &l->part[PART_SCALES];
+    FAIL_IF(codes->n_dims != 2 || codes->dim[0] < 1 || codes->dim[1] < 1, ERR_FORMAT,
+            "tensor %s has %d dimensions, want [columns, words of the rows]", codes->name,
+            codes->n_dims);
+    l->in = codes->dim[0];
+    l->out = codes->dim[1] * PACK_AWQ_ROWS;
+    l->format.bits = BITS;
+    FAIL_IF(h->n_dims != 2, ERR_FORMAT, "tensor %s has %d dimensions, want [groups, rows]",
+            h->name, h->n_dims);
+    TRY(packed_find_group(l, h->dim[0]));
+    FAIL_IF(!l->part[PART_ZEROS].data, ERR_NOT_FOUND,
+            "tensor %s needs qzeros, which are missing", codes->name);
+    TRY(packed_check_part(l, PART_CODES, DT_I32, l->in, codes->dim[1]));
+    TRY(packed_check_scales(l, h->dim[0], l->out));
+    return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], codes->dim[1]);
+}
+
+static int64_t scale_at(const struct packed_lin *l, int64_t r, int64_t g)
+{
+    return g * l->out + r;
+}
+
+/* Returns the code of row `row`, 0 to 7, of a word. */
+static uint8_t of_word(uint32_t word, int64_t row)
+{
+    int i = 0;
+    while (pack_awq_order[i] != row)
+        i++;
+    return (uint8_t)(word >> BITS * i & 15);
+}
+
+static int zero(const struct packed_lin *l, int64_t r, int64_t g)
+{
+    const int64_t words = l->part[PART_ZEROS].dim[1];
+    return of_word(packed_word(l, PART_ZEROS, g * words + r / PACK_AWQ_ROWS),
+                   r % PACK_AWQ_ROWS);
+}
+
+/* first is a multiple of 8, and so is the number of rows. */
+static void rows(const struct packed_lin *l, uint8_t *codes, int64_t first, int64_t n)
+{
+    const int64_t words = l->part[PART_CODES].dim[1];
+    for (int64_t c = 0; c < l->in; c++)
+        for (int64_t r = 0; r < n; r += PACK_AWQ_ROWS) {
+            const uint32_t word =
+                packed_word(l, PART_CODES, c * words + (first + r) / PACK_AWQ_ROWS);
+            for (int i = 0; i < PACK_AWQ_ROWS; i++)
+                codes[(r + pack_awq_order[i]) * l->in + c] =
+                    (uint8_t)(word >> BITS * i & 15);
+        }
+}
+
+const struct packed_layout packed_awq = {
+    .about = PACK_AWQ,
+    .tail = {[PART_CODES] = PACK_QWEIGHT,
+             [PART_SCALES] = PACK_SCALES,
+             [PART_ZEROS] = PACK_QZEROS},
+    .describes = describes,
+    .read_config = read_config,
+    .measure = measure,
+    .scale_at = scale_at,
+    .zero = zero,
+    .rows = rows,
+};
