@@ -143,14 +143,24 @@ out:
     return err;
 }
 
+/* A GPU's first steps load kernels and let its clock rise. A measurement of fewer than three
+ * steps is only a trial. */
+static int64_t warm_up_steps(struct dev *d, int64_t steps)
+{
+    uint64_t free_bytes, total;
+    return steps >= 3 && dev_memory(d, &free_bytes, &total) ? 3 : 1;
+}
+
 static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
 {
-    TRY(step(b, 1));
-    TRY(median_step(out, b, steps, 2));
+    const int64_t warm_up = warm_up_steps(b->dev, steps);
+    for (int64_t i = 1; i <= warm_up; i++)
+        TRY(step(b, i));
+    TRY(median_step(out, b, steps, warm_up + 1));
     const double step_s = out->step_s;
     if (!dev_set_synchronous(b->dev, true))
         return OK;
-    const enum err err = median_step(out, b, steps, steps + 2);
+    const enum err err = median_step(out, b, steps, steps + warm_up + 1);
     dev_set_synchronous(b->dev, false);
     out->step_s = step_s;
     return err;

@@ -32,8 +32,22 @@ struct copy_quad {
     }
 };
 
+static bool contiguous(const struct tensor *x)
+{
+    return x->n_dims == 1 || x->dim[0] == 1 || x->ld == width_of(x);
+}
+
+/* Bytes that do not change are copied by the driver. */
 static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
+    if (y->dtype == x->dtype && contiguous(x) && contiguous(y)) {
+        const size_t bytes = (size_t)tensor_count(x) * dtype_bytes(x->dtype);
+        went_well(d,
+                  cudaMemcpyAsync(y->data, x->data, bytes, cudaMemcpyDeviceToDevice,
+                                  gpu_of(d)->stream),
+                  "copy");
+        return;
+    }
     run_quads(d, "copy", copy_quad{view_of(y), view_of(x)}, rows_of(x), width_of(x));
 }
 

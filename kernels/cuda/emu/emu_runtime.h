@@ -28,7 +28,11 @@ enum {
     cudaErrorLaunchFailure = 719
 };
 enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocDefault };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice
+};
 enum { EMU_RUNTIME_VERSION = 13000 };
 
 struct cudaDeviceProp {
