@@ -120,7 +120,7 @@ struct ck_test {
 };
 extern const struct ck_test ck_gemm_tests[], ck_norm_tests[], ck_attn_tests[],
     ck_mlp_tests[], ck_quant_tests[], ck_channel_tests[], ck_refine_tests[],
-    ck_train_tests[]; /* end with op NULL */
+    ck_train_tests[], ck_far_tests[]; /* end with op NULL */
 
 /* --- broken kernels, for --self-test ------------------------------------------------- */
 

@@ -16,8 +16,8 @@ static const char *const level_name[N_CPU_LEVELS] = {"plain", "avx2", "avx512",
                                                      "avx512bf16"};
 
 static const struct ck_test *const groups[] = {
-    ck_gemm_tests,  ck_norm_tests,    ck_attn_tests,   ck_mlp_tests,
-    ck_quant_tests, ck_channel_tests, ck_refine_tests, ck_train_tests};
+    ck_gemm_tests,    ck_norm_tests,   ck_attn_tests,  ck_mlp_tests, ck_quant_tests,
+    ck_channel_tests, ck_refine_tests, ck_train_tests, ck_far_tests};
 
 static void report(const struct ck *c)
 {
