@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/export/gguf_keys.h"
 
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/file/file.h"
 
 #include <inttypes.h>
@@ -177,6 +178,12 @@ static enum gguf_type main_type(const struct gguf_plan *p)
     return best;
 }
 
+/* Returns true for a name in UTF-8, as GGUF's strings are, and not for "." and "..". */
+static bool is_name(const char *s)
+{
+    return *s && strcmp(s, ".") != 0 && strcmp(s, "..") != 0 && utf8_valid(s, strlen(s));
+}
+
 /* Returns the model's name: the last part of --base-model, of the checkpoint's own name,
  * or of the artifact's directory. Borrowed. */
 static const char *model_name(const struct export_job *j)
@@ -185,7 +192,7 @@ static const char *model_name(const struct export_job *j)
         json_string_value(json_object_get(j->source->config, "_name_or_path"));
     const char *names[] = {j->options.base_model, own, j->source->dir};
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
-        if (names[i] && *file_base_name(names[i]))
+        if (names[i] && is_name(file_base_name(names[i])))
             return file_base_name(names[i]);
     return "model";
 }

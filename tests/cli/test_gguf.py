@@ -6,6 +6,7 @@ Every block of a file is decoded and compared with the artifact, both by readers
 rows that are interleaved, equal bytes, and what is refused."""
 import json
 import math
+import os
 import pathlib
 import shutil
 import struct
@@ -213,6 +214,10 @@ def check_demo_keys(bench, demo):
     unnamed = gguf_reader.Gguf(bench.export(bench.convert(demo))).keys
     assert unnamed["general.name"].startswith("artifact") and "general.license" not in unnamed
     assert "general.base_model.count" not in unnamed
+    unwritable = bench.folder / os.fsdecode(b"\xff")
+    bench.convert(demo).rename(unwritable)
+    for place in (unwritable, f"{unwritable.name}/."):
+        assert gguf_reader.Gguf(bench.export(place)).keys["general.name"] == "model"
     licensed = bench.path("licensed")
     shutil.copytree(demo, licensed)
     (licensed / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
