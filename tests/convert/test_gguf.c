@@ -2,7 +2,7 @@
  *
  * GGUF's blocks over all scales and zero points, and the writer's contract. The files as a
  * whole are tests/cli/test_gguf.py's. */
-#include "convert/export/gguf_blocks.h"
+#include "convert/export/gguf/gguf_blocks.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/half.h"
 #include "tests/scratch.h"

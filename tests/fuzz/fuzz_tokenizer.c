@@ -2,7 +2,7 @@
  *
  * tokenizer.json, or tokenizer.model with -DFUZZ_FILE: what opens must encode any text, and
  * decode what it encoded. It becomes the keys of a GGUF file, or is refused. */
-#include "convert/export/gguf_vocab.h"
+#include "convert/export/gguf/gguf_vocab.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Types of tensors, with ggml's numbers. Q4_1, Q5_1 and Q8_0 are blocks of 32 columns
- * (convert/export/gguf_blocks.h). */
+ * (convert/export/gguf/gguf_blocks.h). */
 enum gguf_type {
     GGUF_F32 = 0,
     GGUF_F16 = 1,

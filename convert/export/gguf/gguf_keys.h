@@ -5,8 +5,8 @@
 #define WKVQ_GGUF_KEYS_H
 
 #include "convert/export/export.h"
-#include "convert/export/gguf_file.h"
-#include "convert/export/gguf_vocab.h"
+#include "convert/export/gguf/gguf_file.h"
+#include "convert/export/gguf/gguf_vocab.h"
 
 /* A tensor. Its values are those of linear if that is quantized, as codes if its type is one
  * of blocks, and otherwise those of m, of m's type or as F32. */

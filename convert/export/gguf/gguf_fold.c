@@ -6,7 +6,7 @@
  *   bv' = bv - d        bo' = bo + Wo d        d repeated for the query heads of a kv head
  *
  * Products are in f64 with the artifact's values of Wo, and rounded once, to F32. */
-#include "convert/export/gguf_keys.h"
+#include "convert/export/gguf/gguf_keys.h"
 #include "kernels/base/mem.h"
 
 /* out [rows] = the bias as F32, or zeros. */

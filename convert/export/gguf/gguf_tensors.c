@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The tensors of a GGUF file: names, types, shapes and sources. */
-#include "convert/export/gguf_keys.h"
+#include "convert/export/gguf/gguf_keys.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>

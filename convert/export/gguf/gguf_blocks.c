@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/export/gguf_blocks.h"
+#include "convert/export/gguf/gguf_blocks.h"
 
 #include "kernels/base/half.h"
 

@@ -2,8 +2,8 @@
  *
  * GGUF, one file: llama.cpp and what is built on it. */
 #include "convert/export/export_formats.h"
-#include "convert/export/gguf_blocks.h"
-#include "convert/export/gguf_keys.h"
+#include "convert/export/gguf/gguf_blocks.h"
+#include "convert/export/gguf/gguf_keys.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 

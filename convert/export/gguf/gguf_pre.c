@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Which of llama.cpp's tokenizers gives the ids of a tokenizer.json. */
-#include "convert/export/gguf_vocab.h"
+#include "convert/export/gguf/gguf_vocab.h"
 
 #include "kernels/base/mem.h"
 

@@ -13,7 +13,7 @@
 #ifndef WKVQ_GGUF_BLOCKS_H
 #define WKVQ_GGUF_BLOCKS_H
 
-#include "convert/export/gguf_file.h"
+#include "convert/export/gguf/gguf_file.h"
 
 /* One row of a projection, unpacked. */
 struct gguf_row {

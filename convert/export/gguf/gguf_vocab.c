@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/export/gguf_vocab.h"
+#include "convert/export/gguf/gguf_vocab.h"
 
 #include "data/tokenizer/files/tok_model.h"
 #include "data/tokenizer/tokenizer.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/export/gguf_file.h"
+#include "convert/export/gguf/gguf_file.h"
 
 #include "data/tokenizer/tok_text.h"
 #include "kernels/base/file/file.h"

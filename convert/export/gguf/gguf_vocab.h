@@ -10,7 +10,7 @@
 #define WKVQ_GGUF_VOCAB_H
 
 #include "calib/model/arch.h"
-#include "convert/export/gguf_file.h"
+#include "convert/export/gguf/gguf_file.h"
 #include "data/tokenizer/files/tok_json.h"
 #include "data/tokenizer/tok_spm.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/export/gguf_keys.h"
+#include "convert/export/gguf/gguf_keys.h"
 
 #include "data/tokenizer/tok_text.h"
 #include "kernels/base/file/file.h"
