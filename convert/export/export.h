@@ -79,6 +79,7 @@ struct export_options {
     int threads;          /* 0: one per core */
     const char *gguf_weights; /* --weights q4_1 or q8_0; NULL: q4_1 */
     const char *gguf_pre;     /* --gguf-pre NAME: instead of the one found; "none"; NULL */
+    const char *gguf_vocab;   /* --gguf-vocab FILE: copy its tokenizer; NULL */
     /* For the model card or general.* of GGUF; NULL: as the artifact says. */
     const char *base_model, *license;
     /* Outputs of `wkvq eval --json`, an array, for the model card; borrowed, or NULL. */

@@ -268,6 +268,77 @@ def check_refusals(cases):
     cases.refuse(cases.artifact("llama3", vocab=1200), ["BOS token has no row"])
 
 
+# --- the vocabulary of another file ----------------------------------------------------------------------------
+
+
+def text_value(s):
+    data = s if isinstance(s, bytes) else s.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def list_value(kind, items):
+    return struct.pack("<IQ", kind, len(items)) + b"".join(text_value(i) if kind == 8 else i for i in items)
+
+
+def vocab_file(path, *keys, version=2, magic=b"GGUF"):
+    """A GGUF file without tensors. keys: (name, type, bytes of the value)."""
+    body = b"".join(text_value(name) + struct.pack("<I", kind) + value for name, kind, value in keys)
+    path.write_bytes(magic + struct.pack("<IQQ", version, 0, len(keys)) + body)
+    return path
+
+
+def tokenizer_keys(path):
+    return {k: v for k, v in gguf_reader.Gguf(path).keys.items() if k.startswith("tokenizer.")}
+
+
+def check_copied(cases):
+    """All keys of the tokenizer, and only those, for tokenizers that cannot be converted, too."""
+    for name in ("smollm2", "prefix"):
+        artifact = cases.artifact(name)
+        source = cases.export(artifact, "--gguf-pre", "tekken", "--base-model", "x/other")
+        copied = cases.export(artifact, "--gguf-vocab", source)
+        assert tokenizer_keys(copied) == tokenizer_keys(source) and tokenizer_keys(source)["tokenizer.ggml.pre"] == "tekken"
+        assert gguf_reader.Gguf(copied).keys["general.name"] != "other"
+        _, notes = cases.keys(artifact, "--gguf-vocab", source)
+        assert "with the artifact's tokens; its words and merges were not compared" in notes
+    own = pieces(cases.golden / "unigram" / "tokenizer.model")
+    names = [t for t, _, _ in own] + [f"[{i}]" for i in range(VOCAB - len(own))]
+    numbers = [(f"tokenizer.n{kind}", kind, bytes(range(1, size + 1))) for kind, size in
+               ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8))]
+    model, tokens = ("tokenizer.ggml.model", 8, text_value("t5")), ("tokenizer.ggml.tokens", 9, list_value(8, names))
+    good = [("a.key", 9, list_value(10, [bytes(8)] * 3)), model, tokens, *numbers, ("tokenizer.none", 9, list_value(6, []))]
+    file = vocab_file(cases.path("vocab"), *good)
+    unigram = cases.artifact("unigram")
+    have = tokenizer_keys(cases.export(unigram, "--gguf-vocab", file))
+    assert have["tokenizer.ggml.tokens"] == names and have["tokenizer.n10"] == 0x0807060504030201
+    assert len(have) == len(good) - 1 and have["tokenizer.none"] == []
+
+    def refuse(words, *keys, artifact=unigram, **how):
+        cases.refuse(artifact, ["--gguf-vocab ", *words], "--gguf-vocab", vocab_file(cases.path("vocab"), *keys, **how))
+
+    at = next(i for i, (_, _, kind) in enumerate(own) if kind == NORMAL)
+    as_long = names[at][:-1] + "#"
+    other = [*names[:at], as_long, *names[at + 1:]]
+    refuse([f'token {at} is "{as_long}", and "{names[at]}"', "vocabulary of this model"], model, (tokens[0], 9, list_value(8, other)))
+    refuse([f"{VOCAB - 1} tokens", f"{VOCAB} rows"], model, (tokens[0], 9, list_value(8, names[1:])))
+    refuse(["it has no tokenizer"], tokens)
+    refuse(["it has no tokenizer"], ("tokenizer.ggml.model", 8, text_value("none")), tokens)
+    refuse(["items of type 4, want strings"], model, (tokens[0], 9, list_value(4, [bytes(4)] * VOCAB)))
+    refuse(["tokenizer.ggml.model stands there twice"], model, tokens, model)
+    refuse(["a value of type 13"], model, tokens, ("x", 13, b""))
+    wrapped = struct.pack("<IQ", 5, (1 << 62) + 1) + bytes(4)  # 4 bytes, modulo 2^64
+    refuse([f"an array of {(1 << 62) + 1} items"], model, tokens, ("x", 9, wrapped))
+    refuse(["an array of type 9"], model, tokens, ("x", 9, list_value(9, [])))
+    refuse(["more than 64 keys"], model, tokens, *[(f"tokenizer.x{i}", 7, b"\1") for i in range(63)])
+    refuse(["of version 1, want 2 or 3"], model, tokens, version=1)
+    refuse(["not a GGUF file"], model, tokens, magic=b"GGML")
+    refuse(['"', "in the artifact's tokenizer"], model, tokens, artifact=cases.artifact("gpt2"))
+    cases.refuse(unigram, ["nothing: No such file"], "--gguf-vocab", "nothing")
+    cases.refuse(unigram, ["give one of them"], "--gguf-vocab", file, "--gguf-pre", "none")
+    text = cases.run("export", unigram, "--format", "awq", "--gguf-vocab", file, "-o", cases.path("x"), exit=2)
+    assert "--gguf-vocab is for --format gguf" in text, text
+
+
 def main():
     wkvq, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="wkvq-gguf-") as folder:
@@ -289,6 +360,7 @@ def main():
         check_small_embedding(cases)
         check_names(cases)
         check_refusals(cases)
+        check_copied(cases)
     print("gguf vocabulary: as in the tokenizer's files")
 
 

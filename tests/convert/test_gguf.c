@@ -3,8 +3,10 @@
  * GGUF's blocks over all scales and zero points, and the writer's contract. The files as a
  * whole are tests/cli/test_gguf.py's. */
 #include "convert/export/gguf/gguf_blocks.h"
+#include "convert/export/gguf/gguf_copy.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/half.h"
+#include "kernels/base/mem.h"
 #include "tests/scratch.h"
 
 #include <math.h>
@@ -143,12 +145,71 @@ static void test_writer_size(void **state)
     assert_int_equal(bytes % 32, 0);
 }
 
+/* Writes a vocabulary of three tokens to place. */
+static void write_vocab(void)
+{
+    struct gguf_writer *w = NULL;
+    assert_int_equal(gguf_open(&w), OK);
+    assert_int_equal(gguf_key_string(w, "general.name", "x", 1), OK);
+    assert_int_equal(gguf_key_string(w, "tokenizer.ggml.model", "gpt2", 4), OK);
+    assert_int_equal(gguf_list_string(w, "tokenizer.ggml.tokens", 3), OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(gguf_item_string(w, "abc" + i, 1), OK);
+    assert_int_equal(gguf_list_i32(w, "tokenizer.ggml.token_type", 3), OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(gguf_item_i32(w, 1), OK);
+    assert_int_equal(gguf_key_bool(w, "tokenizer.ggml.add_bos_token", true), OK);
+    assert_int_equal(gguf_begin(w, place), OK);
+    assert_int_equal(gguf_commit(&w), OK);
+}
+
+/* Returns what becomes of the vocabulary in n bytes, for a model of three tokens that has
+ * no tokenizer of its own. *keys: those that would be copied. */
+static enum err try_vocab(int *keys, const void *bytes, size_t n)
+{
+    const struct arch arch = {.vocab = 3};
+    const struct export_source s = {.dir = dir, .arch = &arch};
+    struct gguf_copy c = {0};
+    assert_int_equal(file_write_all(place, bytes, n), OK);
+    const enum err err = gguf_copy_open(&c, place, &s);
+    *keys = c.n_keys;
+    assert_false(c.compared);
+    gguf_copy_free(&c);
+    err_clear();
+    return err;
+}
+
+/* Any cut inside the keys is refused, and no changed byte breaks anything. */
+static void test_damaged_vocab(void **state)
+{
+    char *bytes;
+    size_t n;
+    int keys;
+    write_vocab();
+    assert_int_equal(file_read_all(&bytes, &n, place, 4096), OK);
+    assert_int_equal(try_vocab(&keys, bytes, n), OK);
+    assert_int_equal(keys, 4);
+    size_t end = n;
+    while (!bytes[end - 1]) /* what pads the header; the last key is true */
+        end--;
+    for (size_t i = 0; i < n; i++)
+        assert_int_equal(try_vocab(&keys, bytes, i), i < end ? ERR_FORMAT : OK);
+    for (size_t i = 0; i < n; i++)
+        for (int bit = 0; bit < 8; bit++) {
+            bytes[i] = (char)(bytes[i] ^ 1 << bit);
+            const enum err err = try_vocab(&keys, bytes, n);
+            assert_true(err == OK || err == ERR_FORMAT || err == ERR_SUPPORT);
+            bytes[i] = (char)(bytes[i] ^ 1 << bit);
+        }
+    mem_free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_minimum),     cmocka_unit_test(test_rows),
         cmocka_unit_test(test_interleaved), cmocka_unit_test(test_writer_refuses),
-        cmocka_unit_test(test_writer_size),
+        cmocka_unit_test(test_writer_size), cmocka_unit_test(test_damaged_vocab),
     };
     if (!scratch_dir(dir, sizeof(dir)))
         return 1;

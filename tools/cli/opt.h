@@ -39,7 +39,7 @@ struct args {
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
     const char *format, *kv, *dtype, *base_model, *license;
-    const char *gguf_weights, *gguf_pre, *fold;
+    const char *gguf_weights, *gguf_pre, *gguf_vocab, *fold;
     struct text_list eval_report;
     const char *batch, *length; /* repeatable options */
     const char *slurm;          /* NULL: not given */

@@ -44,6 +44,9 @@ static const struct opt options[] = {
      .help = "llama.cpp's name for how a byte-level tokenizer splits text into words, for "
              "--format gguf only; none leaves the tokenizer out (default: the name that "
              "fits the tokenizer)"},
+    {OPT_TEXT, .name = "gguf-vocab", .arg = "FILE", .offset = offsetof(struct args, gguf_vocab),
+     .help = "Copy the tokenizer of another GGUF file, for --format gguf only, such as one of "
+             "llama.cpp's converter with --vocab-only (default: the artifact's tokenizer)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
      .help = "Split the weights into files of at most SIZE, except for --format gguf; 0 means "
@@ -124,8 +127,14 @@ static enum err read_options(struct export_job *j, const struct args *a)
     FAIL_IF(a->dtype && strcmp(a->format, "dense"), ERR_USAGE,
             "--dtype %s is for --format dense; packed formats have one type of tensors",
             a->dtype);
-    FAIL_IF((a->gguf_weights || a->gguf_pre) && strcmp(a->format, "gguf"), ERR_USAGE,
-            "--%s is for --format gguf", a->gguf_weights ? "weights" : "gguf-pre");
+    const char *gguf = a->gguf_weights ? "weights"
+                       : a->gguf_pre   ? "gguf-pre"
+                       : a->gguf_vocab ? "gguf-vocab"
+                                       : NULL;
+    FAIL_IF(gguf && strcmp(a->format, "gguf"), ERR_USAGE, "--%s is for --format gguf",
+            gguf);
+    FAIL_IF(a->gguf_pre && a->gguf_vocab, ERR_USAGE,
+            "--gguf-pre and --gguf-vocab both name the tokenizer; give one of them");
     FAIL_IF(j->format->is_file && (a->shard_bytes || a->eval_report.n), ERR_USAGE,
             "--%s is for directories; --format %s is one file without a model card",
             a->shard_bytes ? "shard" : "eval-report", j->format->name);
@@ -138,6 +147,7 @@ static enum err read_options(struct export_job *j, const struct args *a)
         .license = a->license,
         .gguf_weights = a->gguf_weights,
         .gguf_pre = a->gguf_pre,
+        .gguf_vocab = a->gguf_vocab,
         .fold_v_shift = a->fold != NULL,
     };
     return read_reports(&j->options.eval, &a->eval_report);

@@ -187,7 +187,13 @@ static enum err note_all(struct export_job *j, const struct gguf_plan *p)
     TRY(note_rotation(j));
     TRY(note_unknown(j, p));
     TRY(note_context(j));
-    if (p->vocab.model)
+    if (p->copy.n_keys)
+        TRY(export_note(
+            j, EXPORT_CHANGED, "The tokenizer is that of --gguf-vocab, %s",
+            p->copy.compared
+                ? "with the artifact's tokens; its words and merges were not compared"
+                : "and was not compared with the artifact's"));
+    else if (p->vocab.model)
         TRY(export_note(j, EXPORT_CARRIED, "The tokenizer, as %s with pre-tokenizer %s",
                         p->vocab.model, p->vocab.pre));
     else
@@ -244,6 +250,8 @@ static enum err check_ends(const struct gguf_plan *p)
 static enum err read_vocab(struct gguf_plan *p, const struct export_job *j)
 {
     const char *pre = j->options.gguf_pre;
+    if (j->options.gguf_vocab)
+        return gguf_copy_open(&p->copy, j->options.gguf_vocab, j->source);
     if (pre && !strcmp(pre, "none"))
         return OK;
     return gguf_vocab_read(&p->vocab, j->source->dir, j->source->arch, pre);
@@ -275,6 +283,7 @@ static void release(struct export_job *j)
     if (!p)
         return;
     gguf_vocab_free(&p->vocab);
+    gguf_copy_free(&p->copy);
     gguf_abort(&p->w);
     mem_free(p->item);
     mem_free(p->rope);

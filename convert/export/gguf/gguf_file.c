@@ -95,12 +95,24 @@ static enum err put_string(struct text *t, const char *s, size_t n)
     return text_add(t, s, n);
 }
 
-static enum err put_key(struct gguf_writer *w, const char *key, enum value type)
+static enum err begin_key(struct gguf_writer *w, const char *key)
 {
     FAIL_IF(w->file, ERR_SHAPE, "key %s after the header was written", key);
     FAIL_IF(w->items, ERR_SHAPE, "key %s while a list lacks %" PRIu64 " items", key,
             w->items);
     w->n_keys++;
+    return OK;
+}
+
+enum err gguf_key_stored(struct gguf_writer *w, const void *bytes, size_t n)
+{
+    TRY(begin_key(w, "of a file"));
+    return text_add(&w->keys, bytes, n);
+}
+
+static enum err put_key(struct gguf_writer *w, const char *key, enum value type)
+{
+    TRY(begin_key(w, key));
     TRY(put_string(&w->keys, key, strlen(key)));
     return put_int(&w->keys, type, 4);
 }

@@ -42,6 +42,8 @@ enum err gguf_key_u32(struct gguf_writer *w, const char *key, uint32_t v);
 enum err gguf_key_f32(struct gguf_writer *w, const char *key, float v);
 enum err gguf_key_bool(struct gguf_writer *w, const char *key, bool v);
 enum err gguf_key_string(struct gguf_writer *w, const char *key, const char *s, size_t n);
+/* Adds a key as n bytes of another file: its name, type and value. */
+enum err gguf_key_stored(struct gguf_writer *w, const void *bytes, size_t n);
 /* Start a list of n items, which are then added one by one. */
 enum err gguf_list_i32(struct gguf_writer *w, const char *key, uint64_t n);
 enum err gguf_list_f32(struct gguf_writer *w, const char *key, uint64_t n);

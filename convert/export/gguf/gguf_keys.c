@@ -237,7 +237,9 @@ enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
     TRY(put_sizes(p, j->source->arch));
     TRY(put_factors(p, j->source->arch));
     TRY(put_rope(p, j->source->arch));
-    if (p->vocab.model)
+    if (p->copy.n_keys)
+        TRY(gguf_copy_keys(p->w, &p->copy));
+    else if (p->vocab.model)
         TRY(gguf_vocab_keys(p->w, &p->vocab));
     else
         TRY(put_string(p, "tokenizer.ggml.model", "none"));

@@ -5,6 +5,7 @@
 #define WKVQ_GGUF_KEYS_H
 
 #include "convert/export/export.h"
+#include "convert/export/gguf/gguf_copy.h"
 #include "convert/export/gguf/gguf_file.h"
 #include "convert/export/gguf/gguf_vocab.h"
 
@@ -33,6 +34,7 @@ struct gguf_plan {
     const char *arch; /* "llama", "qwen2", ...; static */
     bool is_llama;    /* the graph turns neighbouring channels, and may have any biases */
     struct gguf_vocab vocab;
+    struct gguf_copy copy;  /* in place of vocab, if it has keys */
     struct gguf_item *item; /* [n] in the file's order, owned */
     size_t n, room;
     float *rope;                /* [head_dim / 2] factors of Llama 3's scaling; owned */
