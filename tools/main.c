@@ -141,7 +141,11 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     else if (a.verbose)
         log_set_level(LOG_VERBOSE);
     err_clear();
-    return report(cause(cmd->run(&a)), cmd->name, a.verbose);
+    enum err err = opt_find_models(&a);
+    if (!err)
+        err = cmd->run(&a);
+    opt_free_models(&a);
+    return report(cause(err), cmd->name, a.verbose);
 }
 
 /* Handles --help, --version and the like. Returns false for any other word. */

@@ -67,7 +67,10 @@ const char *export_base_model(const struct export_job *j)
 {
     if (j->options.base_model)
         return j->options.base_model;
-    const char *id = json_string_value(json_object_get(j->source->config, "_name_or_path"));
+    const json_t *from = json_object_get(j->source->manifest, "provenance");
+    const char *id = json_string_value(json_object_get(from, "base_model"));
+    if (!id)
+        id = json_string_value(json_object_get(j->source->config, "_name_or_path"));
     const char *slash = id ? strchr(id, '/') : NULL;
     const bool known =
         slash && slash > id && slash[1] && !strchr(slash + 1, '/') && is_id(id);

@@ -3,6 +3,7 @@
 
 #include "kernels/base/mem.h"
 #include "tools/cli/choices.h"
+#include "tools/cli/hub_cache.h"
 
 #include <argp.h>
 #include <inttypes.h>
@@ -297,15 +298,50 @@ static void store_defaults(struct parse *p)
     }
 }
 
+static const char hub_help[] =
+    "A model may be named as on the Hugging Face hub, org/name or org/name@revision, if no "
+    "such directory exists. It is read from the local cache, and nothing is downloaded.";
+
+/* Returns what is said about a command after its summary. Release it with free(). */
+static char *details_of(const struct command *cmd)
+{
+    char *text = NULL;
+    const char *own = cmd->details ? cmd->details : "";
+    const int n = asprintf(&text, "%s%s%s", cmd->model ? hub_help : "",
+                           cmd->model && *own ? "\n\n" : "", own);
+    return n < 0 ? NULL : text;
+}
+
+enum err opt_find_models(struct args *a)
+{
+    const int at = a->cmd->model;
+    const char **name[3] = {at > 0 && at <= a->pos.n ? &a->pos.item[at - 1] : NULL,
+                            &a->model, &a->against};
+    for (size_t i = 0; a->cmd->model && i < ARRAY_LEN(name); i++) {
+        if (!name[i] || !*name[i])
+            continue;
+        TRY(hub_find(&a->model_path[i], *name[i]));
+        *name[i] = a->model_path[i];
+    }
+    return OK;
+}
+
+void opt_free_models(struct args *a)
+{
+    for (size_t i = 0; i < ARRAY_LEN(a->model_path); i++)
+        mem_free(a->model_path[i]);
+}
+
 void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv)
 {
     struct parse p = {.args = a, .cmd = cmd};
-    char *doc = NULL;
+    char *doc = NULL, *details = details_of(cmd);
     *a = (struct args){.cmd = cmd, .argc = argc, .argv = argv, .threads = -1};
     add_tables(&p, cmd);
     store_defaults(&p);
-    if (asprintf(&doc, "%s.\v%s", cmd->summary, cmd->details ? cmd->details : "") < 0)
+    if (asprintf(&doc, "%s.\v%s", cmd->summary, details ? details : "") < 0)
         doc = NULL;
+    free(details);
     const struct argp argp = {p.argp, parse_key, cmd->operands, doc, NULL, NULL, NULL};
     argp_err_exit_status = err_exit_status(ERR_USAGE);
     argp_parse(&argp, argc, argv, 0, NULL, &p);
@@ -380,6 +416,8 @@ void opt_print_man(const struct command *cmd)
             free(line);
         }
     }
-    if (cmd->details)
-        print_details(cmd->details);
+    char *details = details_of(cmd);
+    if (details && *details)
+        print_details(details);
+    free(details);
 }

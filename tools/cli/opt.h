@@ -24,6 +24,7 @@ struct args {
     /* all arguments, as the parser has ordered them; argv[0] is the command's name */
     int argc;
     char **argv;
+    char *model_path[3];  /* of opt_find_models(), owned */
     struct text_list pos; /* remaining arguments, such as MODEL_DIR */
     bool json, quiet, verbose;
     const char *log_json;
@@ -85,6 +86,8 @@ struct command {
     /* tables of options, NULL-terminated; each table ends with {0} */
     const struct opt *const *groups;
     int min_pos, max_pos;
+    /* which operand may name a model as on the hub, from 1; -1: only --model; 0: nothing */
+    int model;
     enum err (*run)(struct args *a);
 };
 
@@ -110,6 +113,11 @@ int opt_choice(const char *choices, const char *word);
 const char *opt_choice_name(const char *choices, int index);
 /* Writes "a|b|c" as "a, b, c" to out. */
 void opt_choices_text(char *out, size_t n, const char *choices);
+
+/* Replaces the operand, --model and --against that name a model as on the hub by the
+ * directory in the local cache (hub_cache.h). Call opt_free_models() whatever the result. */
+enum err opt_find_models(struct args *a);
+void opt_free_models(struct args *a);
 
 /* Prints a command's options for shell completion (one per line) or as man page source. */
 void opt_print_words(const struct command *cmd);

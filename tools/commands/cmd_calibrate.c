@@ -106,5 +106,6 @@ const struct command cmd_calibrate = {
     .groups = groups,
     .min_pos = 0,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

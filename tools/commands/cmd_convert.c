@@ -118,5 +118,6 @@ const struct command cmd_convert = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

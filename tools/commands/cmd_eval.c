@@ -327,5 +327,6 @@ const struct command cmd_eval = {
     .groups = groups,
     .min_pos = 0, /* --predictions has no model */
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

@@ -266,5 +266,6 @@ const struct command cmd_export = {
     .groups = groups,
     .min_pos = 0,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

@@ -264,5 +264,6 @@ const struct command cmd_generate = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

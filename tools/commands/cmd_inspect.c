@@ -518,5 +518,6 @@ const struct command cmd_inspect = {
     .groups = groups,
     .min_pos = 0,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

@@ -79,5 +79,6 @@ const struct command cmd_quantize = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

@@ -155,5 +155,6 @@ const struct command cmd_refine = {
     .groups = groups,
     .min_pos = 2,
     .max_pos = 2,
+    .model = 1,
     .run = run,
 };

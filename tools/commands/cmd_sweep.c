@@ -203,5 +203,6 @@ const struct command cmd_sweep = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = -1,
     .run = run,
 };

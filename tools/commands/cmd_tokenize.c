@@ -56,5 +56,6 @@ const struct command cmd_tokenize = {
     .groups = groups,
     .min_pos = 2,
     .max_pos = 2,
+    .model = 1,
     .run = cmd_tokenize_run,
 };

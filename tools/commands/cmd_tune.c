@@ -409,5 +409,6 @@ const struct command cmd_tune = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

@@ -132,5 +132,6 @@ const struct command cmd_verify = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 1,
+    .model = 1,
     .run = run,
 };

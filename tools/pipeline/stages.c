@@ -7,6 +7,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/hub_cache.h"
 #include "tools/cli/stop.h"
 #include "tools/pipeline/license.h"
 #include "tools/pipeline/preflight.h"
@@ -148,6 +149,17 @@ static enum err add_license(json_t *o, const char *model_dir)
     return OK;
 }
 
+/* Adds the name of a model that lies in the hub's cache. */
+static enum err add_base_model(json_t *o, const char *model_dir)
+{
+    char *name;
+    TRY(hub_name_of(&name, model_dir));
+    if (name)
+        json_object_set_new(o, "base_model", json_string(name));
+    mem_free(name);
+    return OK;
+}
+
 /* Returns how the scales were made: a calibration's summary, or what the imported artifact says.
  * A new reference. */
 static json_t *calibration_json(const struct state *s, const struct calib_summary *sum)
@@ -161,7 +173,7 @@ static json_t *calibration_json(const struct state *s, const struct calib_summar
 }
 
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
- * "artifact", "state", "refinement", "calibration", "license"}. Without a state: the version, how
+ * "artifact", "state", "refinement", "calibration", "license", "base_model"}. Without a state: the version, how
  * the scales were made, and the license. */
 static enum err provenance(char **out, const struct state *s, const struct job *j)
 {
@@ -192,7 +204,9 @@ static enum err provenance(char **out, const struct state *s, const struct job *
         if (given)
             json_object_set_new(o, STATE_WEIGHTS_FROM, given);
     }
-    const enum err err = add_license(o, j->model_dir);
+    enum err err = add_license(o, j->model_dir);
+    if (!err)
+        err = add_base_model(o, j->model_dir);
     *out = err ? NULL : json_text(o, JSON_REAL_PRECISION(17));
     json_decref(o);
     FAIL_IF(!err && !*out, ERR_MEMORY, "out of memory for the manifest");

@@ -5,6 +5,7 @@
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/hub_cache.h"
 #include "tools/cli/opt.h"
 
 #include <stdio.h>
@@ -49,6 +50,17 @@ static json_t *file_names(const struct recipe_files *files)
     return list;
 }
 
+/* Returns the model's name on the hub if it lies in its cache, else the path. */
+static json_t *model_name(const char *dir)
+{
+    char *name = NULL;
+    if (hub_name_of(&name, dir))
+        err_clear();
+    json_t *text = json_string(name ? name : dir);
+    mem_free(name);
+    return text;
+}
+
 json_t *sweep_record_cell(const struct sweep *s, const struct sweep_run *run)
 {
     const struct recipe_files none = {0};
@@ -58,12 +70,13 @@ json_t *sweep_record_cell(const struct sweep *s, const struct sweep_run *run)
     const int64_t threads = run->recipe.threads ? run->recipe.threads : s->cores;
     machine_name(machine, sizeof(machine));
     strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    return json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:s, s:o, s:o}", "finished", when, "version",
-        WKVQ_VERSION, "machine", machine, "cores", (json_int_t)threads, "device",
-        opt_choice_name(CHOICES_DEVICE, run->recipe.device), "model", s->model_dir, "data",
-        file_names(run->text < 0 ? &none : &run->recipe.data), "eval",
-        file_names(&s->eval_data));
+    return json_pack("{s:s, s:s, s:s, s:I, s:s, s:o, s:o, s:o}", "finished", when,
+                     "version", WKVQ_VERSION, "machine", machine, "cores",
+                     (json_int_t)threads, "device",
+                     opt_choice_name(CHOICES_DEVICE, run->recipe.device), "model",
+                     model_name(s->model_dir), "data",
+                     file_names(run->text < 0 ? &none : &run->recipe.data), "eval",
+                     file_names(&s->eval_data));
 }
 
 static json_t *cell_names(const struct sweep *s)

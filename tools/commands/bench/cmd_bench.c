@@ -84,5 +84,6 @@ const struct command cmd_bench = {
     .groups = groups,
     .min_pos = 1,
     .max_pos = 2,
+    .model = 2,
     .run = run,
 };
