@@ -149,6 +149,36 @@ def test_the_finding(f):
     assert "All others are worse by more than two standard errors." in report(f, out="finding2")[0]
 
 
+def claim(text, better, *than, by="perplexity"):
+    return {"claim": text, "better": better, "than": list(than), "by": by, "line": 1}
+
+
+def test_claims(f):
+    """Each verdict, and the mean of two cells, against Python's arithmetic."""
+    low, same, high = (2.0, 2.1, 2.2, 2.3), (2.01, 2.09, 2.21, 2.29), (2.4, 2.52, 2.61, 2.69)
+    sizes = lambda weights, cache: {"memory": {"weights": weights, "cache_token": cache}, "ctx": 100}
+    rows = [{"name": "low"} | losses(*low) | sizes(5e6, 1e3), {"name": "same"} | losses(*same) | sizes(5e6, 1e3),
+            {"name": "high"} | losses(*high) | sizes(9e6, 2e4)]
+    claims = [claim("holds", "low", "high"), claim("fails", "high", "low"), claim("open", "low", "same"),
+              claim("nearer", "same", "low", "high"), claim("gone", "low", "nobody"),
+              claim("smaller", "low", "high", by="memory"), claim("larger", "high", "same", by="memory"),
+              claim("equal", "low", "same", by="memory"), claim("in between", "low", "same", "high", by="memory")]
+    synthetic(f, "claims", rows, {"cells": ["low", "same", "high"], "claims": claims})
+    text, page, _ = report(f, out="claims")
+    table = {r[0]: r[1:] for r in next(t for t in page.tables if t[0][0] == "Claim")[1:]}
+    verdict = {name: row[0].split(" ", 1)[-1] if name != "gone" else row[0] for name, row in table.items()}
+    assert verdict == {"holds": "held", "fails": "did not hold", "open": "no significant difference", "nearer": "held",
+                       "gone": "not measured", "smaller": "held", "larger": "did not hold",
+                       "equal": "no significant difference", "in between": "held"}, verdict
+    for name, d in (("holds", [a - b for a, b in zip(low, high)]), ("open", [a - b for a, b in zip(low, same)]),
+                    ("nearer", [a - (b + c) / 2 for a, b, c in zip(same, low, high)])):
+        mean, error = statistics.mean(d), statistics.stdev(d) / 2
+        assert table[name][1:3] == [f"{mean:+.5f}", f"{error:.5f}"], (name, table[name], mean, error)
+    assert table["smaller"][1] == "-5.9" and table["in between"][1] == f"{1e-6 * -2950000.0:+.1f}", table
+    assert ("Of 9 claims, 4 held, 2 did not hold, 2 showed no significant difference and 1 could not be measured." in
+            "".join(page.words))
+
+
 def test_order_of_the_file(f):
     """Cells that ran side by side are listed as in the sweep's file, and the first is the base."""
     names = ["c", "a", "b"]

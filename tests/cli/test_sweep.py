@@ -363,6 +363,26 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     assert "kv.method is channel" in refused.stderr, refused.stderr
 
 
+def test_claims_of_a_file(f):
+    """Claims reach the record; one about no cell, or with other keys, is refused before work."""
+    good = "claims: [{claim: it helps, better: full method, than: [plain, full method], by: memory}]\n"
+    (f.path / "claims.yaml").write_text(SWEEP + good)
+    f.run(f.command("claimed", "--set", "calibration.epochs=1", file="claims.yaml"))
+    (claim,) = json.loads((f.path / "claimed/sweep.json").read_text())["claims"]
+    line = SWEEP.count("\n") + 1
+    assert claim == {"claim": "it helps", "better": "full method", "than": ["plain", "full method"], "by": "memory",
+                     "line": line}, claim
+    for bad, why in (("than: nobody", "a claim about 'nobody', but no cell has this name"),
+                     ("than: [plain, plain, plain]", "than: want a cell's name, or a list of two"),
+                     ("than: plain, by: weight", "by: 'weight' is unknown; want perplexity or memory"),
+                     ("than: plain, when: now", "want claim, better, than and by, nothing else"),
+                     ("by: memory", "want claim, better, than and by")):
+        (f.path / "claims.yaml").write_text(SWEEP + f"claims: [{{claim: it helps, better: plain, {bad}}}]\n")
+        done = f.run(f.command("refused", file="claims.yaml"), want=2)
+        assert f"claims.yaml: line {line}" in done.stderr and why in done.stderr, (bad, done.stderr)
+    assert not (f.path / "refused").exists()
+
+
 def test_a_failing_cell_does_not_stop_the_others(f):
     (f.path / "bad.yaml").write_text(SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}"))
     done = f.run(f.command("bad", file="bad.yaml"), want=2)

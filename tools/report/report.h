@@ -60,6 +60,8 @@ bool report_significant(struct estimate difference);
 enum err report_title(char **out, const struct report *r, const char *dir);
 /* Write the parts of the page. */
 void report_finding(FILE *f, const struct report *r);
+/* Writes how many of the sweep's claims held, or a table of them; nothing without claims. */
+enum err report_claims(FILE *f, const struct report *r, bool summary);
 void report_facts(FILE *f, const struct report *r);
 void report_results(FILE *f, const struct report *r);
 void report_differences(FILE *f, const struct report *r);

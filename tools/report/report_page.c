@@ -30,6 +30,7 @@ static enum err put_page(FILE *f, const struct report *r, const char *title)
 {
     const bool plots = plot_available();
     html_begin(f, title);
+    TRY(report_claims(f, r, true));
     report_finding(f, r);
     report_facts(f, r);
     if (!plots) {
@@ -40,6 +41,7 @@ static enum err put_page(FILE *f, const struct report *r, const char *title)
             "made.</p>\n",
             f);
     }
+    TRY(report_claims(f, r, false));
     report_results(f, r);
     TRY(put_pictures(f, r, plots));
     report_commands(f, r);

@@ -4,6 +4,7 @@
 #include "data/yaml.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/nearest.h"
+#include "tools/sweep/sweep_claims.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ void set_list_free(struct set_list *l)
 void sweep_plan_free(struct sweep_plan *p)
 {
     mem_free(p->title);
+    json_decref(p->claims);
     set_list_free(&p->base);
     set_list_free(&p->budget);
     recipe_files_clear(&p->eval_data);
@@ -223,7 +225,7 @@ static enum err read_title(struct sweep_plan *p, const struct yaml *node, const 
 static enum err read_part(struct sweep_plan *p, const char *key, const struct yaml *v,
                           const char *path)
 {
-    static const char *const parts[] = {"title", "base", "grid", "cells", "eval"};
+    static const char *const parts[] = {"title", "base", "grid", "cells", "claims", "eval"};
     struct nearest best = {0};
     if (!strcmp(key, "title"))
         return read_title(p, v, path);
@@ -233,6 +235,8 @@ static enum err read_part(struct sweep_plan *p, const char *key, const struct ya
         return read_grid(p, v, path);
     if (!strcmp(key, "cells"))
         return read_cells(p, v, path);
+    if (!strcmp(key, "claims"))
+        return sweep_claims_read(p, v, path);
     if (!strcmp(key, "eval"))
         return read_eval(p, v, path);
     for (size_t i = 0; i < ARRAY_LEN(parts); i++)
@@ -240,7 +244,7 @@ static enum err read_part(struct sweep_plan *p, const char *key, const struct ya
     FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown key '%s'; did you mean '%s'?", path,
             v->line, key, best.word);
     FAIL(ERR_USAGE,
-         "%s: line %d: unknown key '%s'; want title, base, grid, cells, "
+         "%s: line %d: unknown key '%s'; want title, base, grid, cells, claims, "
          "eval",
          path, v->line, key);
 }
@@ -258,6 +262,7 @@ enum err sweep_plan_load(struct sweep_plan *p, const char *path)
         TRY_OUT(read_part(p, root->key[i], &root->child[i], path));
     if (!p->n_cells)
         FAIL_OUT(ERR_USAGE, "%s: no cells: give grid or cells", path);
+    TRY_OUT(sweep_claims_check(p, path));
 out:
     yaml_free(&root);
     return err;

@@ -7,11 +7,14 @@
  *   grid: {weights.group_size: [64, 128], kv.bits: [4, 8]}   # every combination
  *   cells:
  *     - {name: token only, set: {kv.method: token}}
+ *   claims: ...            # sweep_claims.h
  *   eval: {data: wiki.test.raw, windows: 12, ctx: 2048} */
 #ifndef WKVQ_SWEEP_PLAN_H
 #define WKVQ_SWEEP_PLAN_H
 
 #include "tools/recipe/recipe.h"
+
+#include <jansson.h>
 
 #define SWEEP_CELLS_MAX 1024
 
@@ -29,6 +32,8 @@ struct sweep_cell {
 
 struct sweep_plan {
     char *title; /* owned; NULL: none */
+    json_t
+        *claims; /* array of {"claim", "better", "than", "by", "line"}, owned; NULL: none */
     struct set_list base;
     struct set_list budget; /* overrides the command line; not listed in a cell's set */
     struct recipe_files eval_data;

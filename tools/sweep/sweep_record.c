@@ -89,8 +89,9 @@ static json_t *cell_names(const struct sweep *s)
 
 static enum err write_record(const struct sweep *s, const char *path)
 {
-    json_t *o = json_pack("{s:s*, s:s*, s:o}", "title", s->plan.title, "command",
-                          s->settings.command, "cells", cell_names(s));
+    json_t *o =
+        json_pack("{s:s*, s:s*, s:O*, s:o}", "title", s->plan.title, "command",
+                  s->settings.command, "claims", s->plan.claims, "cells", cell_names(s));
     char *text = json_text(o, JSON_INDENT(1));
     json_decref(o);
     FAIL_IF(!text, ERR_MEMORY, "out of memory for " RECORD_NAME);

@@ -3,7 +3,8 @@
  * What a sweep's directory says besides figures: OUT/sweep.json about the latest run, and
  * the member run of each result.
  *
- *   sweep.json  {"title", "command", "cells": names in the order of the sweep's file}
+ *   sweep.json  {"title", "command", "claims", "cells": names in the order of the
+ *               sweep's file}
  *   run         {"finished": UTC, "version", "machine", "cores", "device", "model",
  *                "data": files, "eval": files} */
 #ifndef WKVQ_SWEEP_RECORD_H
