@@ -38,7 +38,8 @@ enum err stage_join(struct job *j)
     mpi_share_machine(&here, &threads);
     if (!j->recipe.threads)
         j->recipe.threads = threads;
-    j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)here;
+    if (here > 1) /* else a plan that does not fit is still refused */
+        j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)here;
     if (stage_is_worker(j))
         log_set_level(LOG_ERROR);
     else
