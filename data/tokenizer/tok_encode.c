@@ -24,7 +24,7 @@ struct encoder {
 static enum err encode_fresh(struct encoder *e, struct id_list *out, const char *s,
                              size_t n)
 {
-    if (e->t->pre.byte_level) {
+    if (e->t->pre.byte_level && !e->t->pre.mapped) {
         TRY(byte_level_map(&e->mapped, s, n));
         s = e->mapped.p;
         n = e->mapped.n;

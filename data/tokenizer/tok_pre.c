@@ -96,12 +96,21 @@ void normalizer_free(struct normalizer *m)
 
 static enum err run_from(struct pre_run *run, int k, const char *s, size_t n, bool first);
 
+/* Passes a piece on to the steps after k. Those after ByteLevel see its characters. */
+static enum err pass_piece(struct pre_run *run, int k, const char *s, size_t n, bool first)
+{
+    if (run->pre->step[k].kind != PRE_BYTE_LEVEL || !run->pre->mapped || !n)
+        return run_from(run, k + 1, s, n, first);
+    TRY(byte_level_map(&run->mapped, s, n));
+    return run_from(run, k + 1, run->mapped.p, run->mapped.n, first);
+}
+
 static enum err cut_by_scan(struct pre_run *run, int k, scan_fn *scan, const char *s,
                             size_t n, bool first)
 {
     for (size_t at = 0, length; at < n; at += length) {
         length = scan(s + at, n - at);
-        TRY(run_from(run, k + 1, s + at, length, first && at == 0));
+        TRY(pass_piece(run, k, s + at, length, first && at == 0));
     }
     return OK;
 }
@@ -165,7 +174,7 @@ static enum err run_byte_level(struct pre_run *run, int k, const char *s, size_t
     }
     if (step->scan)
         return cut_by_scan(run, k, step->scan, s, n, first);
-    return run_from(run, k + 1, s, n, first);
+    return pass_piece(run, k, s, n, first);
 }
 
 static enum err run_from(struct pre_run *run, int k, const char *s, size_t n, bool first)
@@ -195,6 +204,7 @@ void pre_run_free(struct pre_run *run)
 {
     for (int i = 0; i < TOK_MAX_STEPS; i++)
         text_free(&run->spare[i]);
+    text_free(&run->mapped);
     regex_work_close(&run->regex);
 }
 

@@ -72,12 +72,14 @@ struct pre_tokenizer {
     struct pre_step step[TOK_MAX_STEPS];
     int n;
     bool byte_level; /* words are bytes, which byte_level_map() maps to characters */
+    bool mapped;     /* byte_level: words are these characters, because steps follow */
 };
 
 /* One text while it passes through the steps. */
 struct pre_run {
     const struct pre_tokenizer *pre;
     struct text spare[TOK_MAX_STEPS]; /* rewritten pieces of each step */
+    struct text mapped;               /* a piece in the byte-level alphabet */
     struct regex_work *regex;         /* owned; NULL until it is needed */
     size_t bytes;                     /* of the whole text, for regex_work_open() */
     enum err (*word)(void *ctx, const char *s, size_t n);

@@ -192,6 +192,19 @@ enum char_class char_class(int32_t c)
     }
 }
 
+bool char_is_punctuation(int32_t c)
+{
+    if (c < 0x80)
+        return c > ' ' && c < 0x7F && char_class(c) == CHAR_OTHER;
+    const utf8proc_category_t k = utf8proc_category(c);
+    return k >= UTF8PROC_CATEGORY_PC && k <= UTF8PROC_CATEGORY_PO;
+}
+
+bool char_is_space(int32_t c)
+{
+    return char_class(c) == CHAR_SPACE;
+}
+
 /* One composed form decomposes into at most this many characters. */
 #define DECOMPOSED_MAX 32
 

@@ -48,6 +48,9 @@ enum char_class char_class(int32_t c);
 /* Returns true if \w of a regular expression matches c: Alphabetic, M*, Nd, Pc,
  * Join_Control. */
 bool char_is_word(int32_t c);
+/* Returns true for ASCII's punctuation, symbols included, and the general category P*. */
+bool char_is_punctuation(int32_t c);
+bool char_is_space(int32_t c); /* White_Space */
 
 /* Appends valid UTF-8 s in normalization form C. Time is linear in n, even for long runs of
  * combining marks. */

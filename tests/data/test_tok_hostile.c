@@ -102,7 +102,7 @@ static const struct {
     {PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Merged\"}"),
      ERR_FORMAT, "behavior is \"Merged\""},
     {PRE("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},"
-         "{\"type\":\"Digits\"}]}"),
+         "{\"type\":\"ByteLevel\"}]}"),
      ERR_SUPPORT, "after ByteLevel"},
     {PRE("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"last\"}"),
      ERR_FORMAT, "last"},

@@ -33,7 +33,7 @@ const char *gguf_pre_of(const struct json_tokenizer *t)
     if (p->n < 1 || p->n > 2)
         return NULL;
     const struct pre_step *last = &p->step[p->n - 1], *first = p->n > 1 ? p->step : NULL;
-    if (last->kind != PRE_BYTE_LEVEL || last->prefix_space)
+    if (last->kind != PRE_BYTE_LEVEL || last->prefix_space || p->mapped)
         return NULL;
     if (first && first->kind != PRE_SCAN)
         return NULL;

@@ -11,7 +11,8 @@
 
 #define MAX_DEPTH 8
 #define KNOWN_NORMALIZERS "NFC, Prepend, Replace with a String, Sequence"
-#define KNOWN_PRE "Split, ByteLevel, Digits, Metaspace, Sequence"
+#define KNOWN_PRE                                                                          \
+    "Split, ByteLevel, Digits, Punctuation, WhitespaceSplit, Metaspace, Sequence"
 #define KNOWN_DECODERS                                                                     \
     "ByteLevel, Replace with a String, ByteFallback, Fuse, Strip, "                        \
     "Metaspace, Sequence"
@@ -149,6 +150,15 @@ static enum err parse_split(struct pre_parse *p, struct pre_step *step, const js
     return OK;
 }
 
+static enum err parse_punctuation(struct pre_step *step, const json_t *v, const char *where)
+{
+    const char *behavior = "Isolated";
+    step->kind = PRE_SPLIT;
+    step->is = char_is_punctuation;
+    TRY(json_get_string(&behavior, v, "behavior", where));
+    return parse_behavior(&step->behavior, behavior, where);
+}
+
 static enum err parse_metaspace(struct pre_step *step, const json_t *v, const char *where)
 {
     const char *replacement = NULL, *scheme = NULL;
@@ -198,8 +208,9 @@ static enum err parse_pre(void *out, const json_t *v, const char *type, const ch
     struct pre_parse *p = out;
     bool individual = false;
     TRY(check_room(p->pre->n, where));
-    FAIL_IF(p->pre->byte_level, ERR_SUPPORT, "%s: %s after ByteLevel is not supported",
-            where, type);
+    FAIL_IF(p->pre->byte_level && !strcmp(type, "ByteLevel"), ERR_SUPPORT,
+            "%s: ByteLevel after ByteLevel is not supported", where);
+    p->pre->mapped = p->pre->byte_level;
     struct pre_step *step = &p->pre->step[p->pre->n++];
     if (!strcmp(type, "Split"))
         return parse_split(p, step, v, where);
@@ -208,6 +219,14 @@ static enum err parse_pre(void *out, const json_t *v, const char *type, const ch
     if (!strcmp(type, "Metaspace")) {
         p->family = "Metaspace";
         return parse_metaspace(step, v, where);
+    }
+    if (!strcmp(type, "Punctuation"))
+        return parse_punctuation(step, v, where);
+    if (!strcmp(type, "WhitespaceSplit")) {
+        step->kind = PRE_SPLIT;
+        step->behavior = SPLIT_REMOVED;
+        step->is = char_is_space;
+        return OK;
     }
     FAIL_IF(strcmp(type, "Digits") != 0, ERR_SUPPORT,
             "%s: %s is not supported (supported: " KNOWN_PRE ")", where, type);
