@@ -43,13 +43,21 @@ struct regex_work {
 
 /* Read after pthread_once(). */
 static int init_code;
+static bool punct_has_symbols; /* [:punct:] matches "$", as in the reference's version */
 static pthread_once_t init_once = PTHREAD_ONCE_INIT;
 
 static void init(void)
 {
+    static const UChar pattern[] = "[[:punct:]]", text[] = "$";
     OnigEncoding utf8 = ONIG_ENCODING_UTF8;
+    regex_t *r = NULL;
     init_code = onig_initialize(&utf8, 1);
     onig_set_parse_depth_limit(MAX_PARSE_DEPTH);
+    if (!onig_new(&r, pattern, pattern + sizeof(pattern) - 1, ONIG_OPTION_NONE,
+                  ONIG_ENCODING_UTF8, ONIG_SYNTAX_DEFAULT, NULL))
+        punct_has_symbols =
+            onig_match(r, text, text + 1, text, NULL, ONIG_OPTION_NONE) == 1;
+    onig_free(r);
 }
 
 static enum err set_name(struct regex *r, const char *pattern, const char *where)
@@ -76,6 +84,10 @@ static enum err compile(struct regex *r, const char *pattern)
     const UChar *const start = (const UChar *)pattern;
     FAIL_IF(pthread_once(&init_once, init) || init_code != ONIG_NORMAL, ERR_MEMORY,
             "Oniguruma does not start");
+    FAIL_IF(!punct_has_symbols && strstr(pattern, "punct:]"), ERR_SUPPORT,
+            "%s has [:punct:], which Oniguruma %s reads in another way than the reference: "
+            "without symbols such as $",
+            r->name, onig_version());
     const int code = onig_new(&r->code, start, start + strlen(pattern), ONIG_OPTION_NONE,
                               ONIG_ENCODING_UTF8, ONIG_SYNTAX_DEFAULT, &info);
     if (code == ONIG_NORMAL)
