@@ -145,7 +145,8 @@ static enum err run_piece(struct text *out, const struct decode_step *step, cons
 {
     switch (step->kind) {
     case DECODE_REPLACE:
-        return text_add_replaced(out, s, n, step->from, step->to);
+        return step->regex ? text_add_matches_replaced(out, s, n, step->regex, step->to)
+                           : text_add_replaced(out, s, n, step->from, step->to);
     case DECODE_STRIP:
         return strip_piece(out, step, s, n);
     case DECODE_METASPACE:
@@ -209,6 +210,7 @@ void decoder_free(struct decoder *d)
     for (int i = 0; i < d->n; i++) {
         mem_free(d->step[i].from);
         mem_free(d->step[i].to);
+        regex_close(&d->step[i].regex);
     }
     *d = (struct decoder){0};
 }

@@ -20,6 +20,7 @@ struct decode_step {
     enum decode_kind kind;
     /* owned; REPLACE: both are set; STRIP, METASPACE: from is the character */
     char *from, *to;
+    struct regex *regex; /* owned; REPLACE: in place of from */
     int64_t start, stop; /* STRIP: the most characters removed from either end of a token */
     bool drop_first;     /* METASPACE: from is removed in the first token */
 };

@@ -55,19 +55,70 @@ enum err text_add_replaced(struct text *out, const char *s, size_t n, const char
     return text_add(out, s, (size_t)(end - s));
 }
 
+enum err text_add_matches_replaced(struct text *out, const char *s, size_t n,
+                                   const struct regex *regex, const char *to)
+{
+    enum err err = OK;
+    struct regex_work *work = NULL;
+    size_t start, end, at = 0;
+    if (!n) /* nothing is searched for in an empty text */
+        return OK;
+    TRY(regex_work_open(&work, n));
+    struct regex_matches m = {.regex = regex, .work = work, .s = s, .n = n};
+    for (bool found;;) {
+        TRY_OUT(regex_next(&found, &start, &end, &m));
+        if (!found)
+            break;
+        TRY_OUT(text_add(out, s + at, start - at));
+        TRY_OUT(text_add(out, to, strlen(to)));
+        at = end;
+    }
+    TRY_OUT(text_add(out, s + at, n - at));
+out:
+    regex_work_close(&work);
+    return err;
+}
+
+static enum err add_stripped(struct text *out, const struct normal_step *step,
+                             const char *s, size_t n)
+{
+    size_t start = 0, end = n, k;
+    int32_t c;
+    while (step->left && start < n) {
+        k = utf8_next(&c, s + start, n - start);
+        if (!char_is_space(c))
+            break;
+        start += k;
+    }
+    while (step->right && end > start) {
+        for (k = 1; k < 4 && k < end - start && ((uint8_t)s[end - k] & 0xC0) == 0x80;)
+            k++;
+        utf8_next(&c, s + end - k, k);
+        if (!char_is_space(c))
+            break;
+        end -= k;
+    }
+    return text_add(out, s + start, end - start);
+}
+
 static enum err normal_step_run(struct text *out, const struct normal_step *step,
                                 const char *s, size_t n)
 {
     out->n = 0;
     switch (step->kind) {
-    case NORMAL_NFC:
-        return text_nfc(out, s, n);
+    case NORMAL_FORM:
+        return text_normalize(out, s, n, step->form);
+    case NORMAL_STRIP:
+        return add_stripped(out, step, s, n);
+    case NORMAL_CHARSMAP:
+        return charsmap_add(out, &step->map, s, n);
     case NORMAL_PREPEND:
         if (n)
             TRY(text_add(out, step->to, strlen(step->to)));
         return text_add(out, s, n);
     default:
-        return text_add_replaced(out, s, n, step->from, step->to);
+        return step->regex ? text_add_matches_replaced(out, s, n, step->regex, step->to)
+                           : text_add_replaced(out, s, n, step->from, step->to);
     }
 }
 
@@ -90,6 +141,8 @@ void normalizer_free(struct normalizer *m)
     for (int i = 0; i < m->n; i++) {
         mem_free(m->step[i].from);
         mem_free(m->step[i].to);
+        regex_close(&m->step[i].regex);
+        charsmap_free(&m->step[i].map);
     }
     *m = (struct normalizer){0};
 }

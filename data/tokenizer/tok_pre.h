@@ -5,6 +5,7 @@
 #ifndef WKVQ_TOK_PRE_H
 #define WKVQ_TOK_PRE_H
 
+#include "data/tokenizer/tok_charsmap.h"
 #include "data/tokenizer/tok_regex.h"
 #include "data/tokenizer/tok_text.h"
 
@@ -19,11 +20,22 @@ scan_fn scan_gpt2, scan_llama3, scan_qwen2, scan_digit, scan_digit_run;
  * NULL if the expression is unknown. *family: a name for messages. */
 scan_fn *scan_of_regex(const char **family, const char *regex);
 
-enum normal_kind { NORMAL_NFC, NORMAL_PREPEND, NORMAL_REPLACE };
+enum normal_kind {
+    NORMAL_FORM,
+    NORMAL_PREPEND,
+    NORMAL_REPLACE,
+    NORMAL_STRIP,
+    NORMAL_CHARSMAP
+};
 
 struct normal_step {
     enum normal_kind kind;
-    char *from, *to; /* owned; PREPEND: to; REPLACE: both, from not empty */
+    enum normal_form form; /* FORM */
+    bool left, right;      /* STRIP: the ends that lose their white space */
+    /* owned; PREPEND: to; REPLACE: to, and either from, not empty, or regex */
+    char *from, *to;
+    struct regex *regex;
+    struct charsmap map; /* CHARSMAP */
 };
 
 struct normalizer {
@@ -102,5 +114,8 @@ enum err byte_level_map(struct text *out, const char *s, size_t n);
 /* Appends s with every `from` (not empty) replaced by `to`. */
 enum err text_add_replaced(struct text *out, const char *s, size_t n, const char *from,
                            const char *to);
+/* The same for every match of a regular expression. Errors: those of regex_next(). */
+enum err text_add_matches_replaced(struct text *out, const char *s, size_t n,
+                                   const struct regex *regex, const char *to);
 
 #endif

@@ -17,6 +17,7 @@ struct spm_info {
     int64_t n_pieces;
     bool is_bpe;       /* false: unigram */
     bool prefix_space; /* a space is added in front of a text */
+    bool normalizes;   /* characters are replaced by a table of the file */
     bool keeps_spaces; /* false: runs of spaces become one, and those at the ends none */
 };
 
@@ -36,9 +37,8 @@ struct spm_piece {
     enum piece_type type;
 };
 
-/* tok_spm_check.c: checks the n bytes of a model file. Messages start with path. Errors:
- * ERR_FORMAT; ERR_SUPPORT for model types other than BPE and unigram, and for a
- * normalization other than identity. */
+/* files/tok_spm_check.c: checks the n bytes of a model file. Messages start with path. Errors:
+ * ERR_FORMAT; ERR_SUPPORT for model types other than BPE and unigram. */
 enum err spm_check(struct spm_info *out, const char *data, size_t n, const char *path);
 
 /* Passes the pieces of a model that has passed spm_check(), in the order of their ids.

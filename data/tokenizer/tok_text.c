@@ -76,6 +76,35 @@ void id_list_free(struct id_list *l)
     *l = (struct id_list){0};
 }
 
+static int base64_value(char c)
+{
+    static const char digits[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const char *at = c ? strchr(digits, c) : NULL;
+    return at ? (int)(at - digits) : -1;
+}
+
+int64_t base64_decode(char *out, const char *s, size_t n)
+{
+    int64_t k = 0;
+    uint32_t bits = 0;
+    const size_t padding = n && s[n - 1] == '=' ? 1 + (n > 1 && s[n - 2] == '=') : 0;
+    if (!n || n % 4)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const int value = i < n - padding ? base64_value(s[i]) : 0;
+        if (value < 0)
+            return -1;
+        bits = bits << 6 | (uint32_t)value;
+        if (i % 4 != 3)
+            continue;
+        for (int shift = 16; shift >= 0; shift -= 8)
+            out[k++] = (char)(bits >> shift & 0xFF);
+        bits = 0;
+    }
+    return k - (int64_t)padding;
+}
+
 /* Returns the number of continuation bytes after lead byte b, or -1 if it is not one. [lo,
  * hi] is the range of the first of them; it excludes overlong forms, surrogates and values
  * above U+10FFFF. */
@@ -213,8 +242,10 @@ struct code_points {
     size_t n, cap;
 };
 
-static enum err decompose(struct code_points *out, const char *s, size_t n)
+static enum err decompose(struct code_points *out, const char *s, size_t n, bool compat)
 {
+    const utf8proc_option_t how =
+        UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0);
     int boundary = UTF8PROC_BOUNDCLASS_START;
     int32_t c;
     for (size_t at = 0; at < n;) {
@@ -225,8 +256,7 @@ static enum err decompose(struct code_points *out, const char *s, size_t n)
             out->cap = cap;
         }
         const utf8proc_ssize_t k =
-            utf8proc_decompose_char(c, out->c + out->n, DECOMPOSED_MAX,
-                                    UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, &boundary);
+            utf8proc_decompose_char(c, out->c + out->n, DECOMPOSED_MAX, how, &boundary);
         FAIL_IF(k < 0 || k > DECOMPOSED_MAX, ERR_FORMAT, "cannot normalize U+%04X: %s",
                 (unsigned)c, utf8proc_errmsg(k));
         out->n += (size_t)k;
@@ -270,10 +300,12 @@ static enum err order_all_marks(struct code_points *p)
     return OK;
 }
 
-static enum err compose(struct text *out, struct code_points *p)
+static enum err write_out(struct text *out, struct code_points *p, bool compose)
 {
-    const utf8proc_ssize_t n = utf8proc_normalize_utf32(p->c, (utf8proc_ssize_t)p->n,
-                                                        UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    const utf8proc_ssize_t n =
+        compose ? utf8proc_normalize_utf32(p->c, (utf8proc_ssize_t)p->n,
+                                           UTF8PROC_STABLE | UTF8PROC_COMPOSE)
+                : (utf8proc_ssize_t)p->n;
     FAIL_IF(n < 0, ERR_FORMAT, "cannot normalize: %s", utf8proc_errmsg(n));
     TRY(text_reserve(out, (size_t)n * 4));
     for (utf8proc_ssize_t i = 0; i < n; i++)
@@ -281,20 +313,28 @@ static enum err compose(struct text *out, struct code_points *p)
     return OK;
 }
 
-enum err text_nfc(struct text *out, const char *s, size_t n)
+enum err text_normalize(struct text *out, const char *s, size_t n, enum normal_form form)
 {
     enum err err = OK;
     struct code_points p = {0};
+    const bool compat = form == FORM_NFKC || form == FORM_NFKD,
+               compose = form == FORM_NFC || form == FORM_NFKC;
+    /* NFC changes nothing below U+0300 (lead byte 0xCC) unless such a character follows. */
+    const uint8_t least = form == FORM_NFC ? 0xCC : 0x80;
     size_t plain = 0;
-    /* Nothing below U+0300 (lead byte 0xCC) changes unless such a character follows. */
-    while (plain < n && (uint8_t)s[plain] < 0xCC)
+    while (plain < n && (uint8_t)s[plain] < least)
         plain++;
     if (plain == n)
         return text_add(out, s, n);
-    TRY_OUT(decompose(&p, s, n));
+    TRY_OUT(decompose(&p, s, n, compat));
     TRY_OUT(order_all_marks(&p));
-    TRY_OUT(compose(out, &p));
+    TRY_OUT(write_out(out, &p, compose));
 out:
     mem_free(p.c);
     return err;
+}
+
+enum err text_nfc(struct text *out, const char *s, size_t n)
+{
+    return text_normalize(out, s, n, FORM_NFC);
 }

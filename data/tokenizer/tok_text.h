@@ -22,6 +22,10 @@ enum err text_add(struct text *t, const char *s, size_t n);
 enum err text_add_char(struct text *t, int32_t c);
 void text_free(struct text *t); /* accepts a zeroed one */
 
+/* Decodes s to out, which has room for 3 n / 4 bytes. Returns their number, or -1 if s is
+ * not base64. */
+int64_t base64_decode(char *out, const char *s, size_t n);
+
 /* A growing list of ids. */
 struct id_list {
     int32_t *id; /* owned */
@@ -52,8 +56,11 @@ bool char_is_word(int32_t c);
 bool char_is_punctuation(int32_t c);
 bool char_is_space(int32_t c); /* White_Space */
 
-/* Appends valid UTF-8 s in normalization form C. Time is linear in n, even for long runs of
+/* Appends valid UTF-8 s in a normalization form. Time is linear in n, even for long runs of
  * combining marks. */
+enum normal_form { FORM_NFC, FORM_NFD, FORM_NFKC, FORM_NFKD };
+enum err text_normalize(struct text *out, const char *s, size_t n, enum normal_form form);
+/* The same for FORM_NFC. */
 enum err text_nfc(struct text *out, const char *s, size_t n);
 
 #endif

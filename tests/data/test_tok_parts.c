@@ -123,6 +123,44 @@ static void test_nfc(void **state)
     check_nfc("\xEF\xAC\x81", "\xEF\xAC\x81"); /* compatibility forms stay */
 }
 
+/* One block of units. Unit 0 leads to unit 'a', which has a value: text "bc". */
+static void test_charsmap(void **state)
+{
+    char data[4 + 1024 + 3] = {[1] = 4, [1028] = 'b', 'c', '\0'};
+    const uint32_t root = 1u << 10, a = 'a' | 1u << 8 | 2u << 10, value = 1u << 31;
+    struct charsmap m = {0};
+    struct text t = {0};
+    memcpy(data + 4, &root, 4);
+    memcpy(data + 4 + 4 * (1 ^ 'a'), &a, 4);
+    memcpy(data + 4 + 4 * (1 ^ 'a' ^ 2), &value, 4);
+    check(charsmap_open(&m, data, sizeof(data)));
+    check(charsmap_add(&t, &m, "xay\xC3\xA9", 5));
+    assert_int_equal(t.n, 6);
+    assert_memory_equal(t.p, "xbcy\xC3\xA9", 6);
+    charsmap_free(&m);
+    text_free(&t);
+    static const struct {
+        size_t at;
+        uint32_t unit;
+    } bad[] = {{4, 256u << 10},                        /* the root's children are outside */
+               {4 + 4 * 7, 1u << 9 | 1u << 10},        /* an offset in units of 256 */
+               {4 + 4 * (1 ^ 'a' ^ 2), 1u << 31 | 3}}; /* a value after the text */
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        uint32_t old;
+        memcpy(&old, data + bad[i].at, 4);
+        memcpy(data + bad[i].at, &bad[i].unit, 4);
+        assert_int_equal(charsmap_open(&m, data, sizeof(data)), ERR_FORMAT);
+        assert_non_null(strstr(err_text(), "points outside"));
+        err_clear();
+        charsmap_free(&m);
+        memcpy(data + bad[i].at, &old, 4);
+    }
+    data[sizeof(data) - 1] = 'd';
+    assert_int_equal(charsmap_open(&m, data, sizeof(data)), ERR_FORMAT);
+    err_clear();
+    charsmap_free(&m);
+}
+
 /* A million combining marks, each pair out of order: sorting by neighbours would take
  * hours, not seconds. */
 static void test_nfc_long(void **state)
@@ -331,11 +369,12 @@ static void test_added_long(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scan),      cmocka_unit_test(test_byte_level),
-        cmocka_unit_test(test_utf8),      cmocka_unit_test(test_nfc),
-        cmocka_unit_test(test_nfc_long),  cmocka_unit_test(test_word_class),
-        cmocka_unit_test(test_dict),      cmocka_unit_test(test_merges),
-        cmocka_unit_test(test_long_word), cmocka_unit_test(test_added_long),
+        cmocka_unit_test(test_scan),       cmocka_unit_test(test_byte_level),
+        cmocka_unit_test(test_utf8),       cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_charsmap),   cmocka_unit_test(test_nfc_long),
+        cmocka_unit_test(test_word_class), cmocka_unit_test(test_dict),
+        cmocka_unit_test(test_merges),     cmocka_unit_test(test_long_word),
+        cmocka_unit_test(test_added_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

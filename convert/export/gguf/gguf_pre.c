@@ -87,7 +87,7 @@ enum err gguf_check_chars(bool *prefix, const struct json_tokenizer *t, const ch
         m->n == 2 && m->step[0].kind == NORMAL_PREPEND && is_space(m->step[0].to);
     const struct normal_step *last = m->n ? &m->step[m->n - 1] : NULL;
     const bool replaces = last && (m->n == 1 || prepends) && last->kind == NORMAL_REPLACE &&
-                          !strcmp(last->from, " ") && is_space(last->to);
+                          last->from && !strcmp(last->from, " ") && is_space(last->to);
     const bool metaspace = !m->n && t->pre.n == 1 && pre->kind == PRE_METASPACE &&
                            is_space(pre->literal) && !pre->split;
     FAIL_IF(!metaspace && !(replaces && !t->pre.n), ERR_SUPPORT,

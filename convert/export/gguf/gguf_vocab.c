@@ -181,7 +181,8 @@ static enum err choose_pre(struct reading *r)
     FAIL_IF(strlen(name) >= sizeof(r->v->pre), ERR_USAGE, "--gguf-pre %.80s is too long",
             name);
     strcpy(r->v->pre, name);
-    if (t->normal.n == 1 && t->normal.step[0].kind == NORMAL_NFC)
+    if (t->normal.n == 1 && t->normal.step[0].kind == NORMAL_FORM &&
+        t->normal.step[0].form == FORM_NFC)
         return note(r->v, "The normalization of text to NFC: llama.cpp does not normalize, "
                           "so text in another form gets other ids");
     FAIL_IF(t->normal.n, ERR_SUPPORT,
@@ -367,6 +368,8 @@ static enum err read_model(struct reading *r)
             "%s: a SentencePiece unigram model; llama.cpp has it only for T5, not for this "
             "architecture (supported: BPE)",
             r->where);
+    FAIL_IF(m->info.normalizes, ERR_SUPPORT,
+            "%s: its normalization has no counterpart in GGUF's llama tokenizer", r->where);
     FAIL_IF(!m->info.keeps_spaces, ERR_SUPPORT,
             "%s: remove_extra_whitespaces has no counterpart in GGUF's llama tokenizer",
             r->where);

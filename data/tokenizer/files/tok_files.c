@@ -59,7 +59,7 @@ static enum err set_words(struct json_tokenizer *t, const struct tok_beside *bes
     FAIL_IF(beside->prefix_space == SAID_YES, ERR_SUPPORT,
             "%s: Qwen2Tokenizer with add_prefix_space is not supported", path);
     set_byte_level(t, "Qwen2", scan_qwen2);
-    t->normal.step[t->normal.n++].kind = NORMAL_NFC;
+    t->normal.step[t->normal.n++].kind = NORMAL_FORM;
     return OK;
 }
 
@@ -134,37 +134,6 @@ out:
 }
 
 /* --- ranks -------------------------------------------------------------------------- */
-
-static int base64_value(char c)
-{
-    static const char digits[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *at = c ? strchr(digits, c) : NULL;
-    return at ? (int)(at - digits) : -1;
-}
-
-/* Decodes s to out, which has room for 3 n / 4 bytes. Returns their number, or -1 if s is
- * not base64. */
-static int64_t base64_decode(char *out, const char *s, size_t n)
-{
-    int64_t k = 0;
-    uint32_t bits = 0;
-    const size_t padding = n && s[n - 1] == '=' ? 1 + (n > 1 && s[n - 2] == '=') : 0;
-    if (!n || n % 4)
-        return -1;
-    for (size_t i = 0; i < n; i++) {
-        const int value = i < n - padding ? base64_value(s[i]) : 0;
-        if (value < 0)
-            return -1;
-        bits = bits << 6 | (uint32_t)value;
-        if (i % 4 != 3)
-            continue;
-        for (int shift = 16; shift >= 0; shift -= 8)
-            out[k++] = (char)(bits >> shift & 0xFF);
-        bits = 0;
-    }
-    return k - (int64_t)padding;
-}
 
 /* Splits a line BASE64 RANK of n bytes. Returns false for any other line. */
 static bool split_rank(size_t *token_bytes, int64_t *rank, const char *s, size_t n)

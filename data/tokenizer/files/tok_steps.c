@@ -10,12 +10,11 @@
 #include <string.h>
 
 #define MAX_DEPTH 8
-#define KNOWN_NORMALIZERS "NFC, Prepend, Replace with a String, Sequence"
+#define KNOWN_NORMALIZERS                                                                  \
+    "NFC, NFD, NFKC, NFKD, Precompiled, Prepend, Replace, Strip, Sequence"
 #define KNOWN_PRE                                                                          \
     "Split, ByteLevel, Digits, Punctuation, WhitespaceSplit, Metaspace, Sequence"
-#define KNOWN_DECODERS                                                                     \
-    "ByteLevel, Replace with a String, ByteFallback, Fuse, Strip, "                        \
-    "Metaspace, Sequence"
+#define KNOWN_DECODERS "ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace, Sequence"
 
 /* Calls parse for a component, or for each part of a Sequence, whose list is named
  * `list`. */
@@ -47,31 +46,43 @@ static enum err check_room(int n, const char *where)
     return OK;
 }
 
-/* Parses pattern: {"String": S}, not empty. {"Regex": R} sets *regex instead, if regex is
- * not NULL. */
+/* Parses pattern: {"String": S}, not empty, or else {"Regex": R}. */
 static enum err parse_pattern(const char **string, const char **regex, const json_t *v,
                               const char *where)
 {
     json_t *pattern = NULL;
     TRY(json_get_object(&pattern, v, "pattern", where));
     FAIL_IF(!pattern, ERR_FORMAT, "%s: pattern is missing", where);
-    const bool is_regex = json_object_get(pattern, "Regex") != NULL;
-    if (is_regex && regex)
+    if (json_object_get(pattern, "Regex"))
         return json_need_string(regex, pattern, "Regex", where);
-    FAIL_IF(is_regex, ERR_SUPPORT,
-            "%s: a pattern that is a Regex is not supported here, only a String", where);
     TRY(json_need_string(string, pattern, "String", where));
     FAIL_IF(!**string, ERR_SUPPORT, "%s: an empty pattern is not supported", where);
     return OK;
 }
 
-static enum err parse_replace(char **from, char **to, const json_t *v, const char *where)
+static enum err parse_replace(char **from, struct regex **regex, char **to, const json_t *v,
+                              const char *where)
 {
-    const char *pattern = NULL, *content = NULL;
-    TRY(parse_pattern(&pattern, NULL, v, where));
+    const char *string = NULL, *pattern = NULL, *content = NULL;
+    TRY(parse_pattern(&string, &pattern, v, where));
     TRY(json_need_string(&content, v, "content", where));
-    TRY(mem_strdup(from, pattern));
-    return mem_strdup(to, content);
+    TRY(mem_strdup(to, content));
+    return pattern ? regex_open(regex, pattern, where) : mem_strdup(from, string);
+}
+
+/* precompiled_charsmap is base64. */
+static enum err parse_charsmap(struct charsmap *out, const json_t *v, const char *where)
+{
+    const char *text = NULL;
+    char *data = NULL;
+    TRY(json_need_string(&text, v, "precompiled_charsmap", where));
+    const size_t n = strlen(text);
+    TRY(mem_alloc(&data, n / 4 * 3 + 4, 1));
+    const int64_t k = base64_decode(data, text, n);
+    const enum err err = k < 0 ? OK : charsmap_open(out, data, (size_t)k);
+    mem_free(data);
+    FAIL_IF(k < 0, ERR_FORMAT, "%s: precompiled_charsmap is not base64", where);
+    return err ? err_add(err, "%s: ", where) : OK;
 }
 
 static enum err parse_normalizer(void *out, const json_t *v, const char *type,
@@ -81,9 +92,24 @@ static enum err parse_normalizer(void *out, const json_t *v, const char *type,
     const char *prepend = NULL;
     TRY(check_room(m->n, where));
     struct normal_step *step = &m->step[m->n++];
-    if (!strcmp(type, "NFC")) {
-        step->kind = NORMAL_NFC;
+    static const char *const forms[] = {
+        [FORM_NFC] = "NFC", [FORM_NFD] = "NFD", [FORM_NFKC] = "NFKC", [FORM_NFKD] = "NFKD"};
+    for (size_t i = 0; i < ARRAY_LEN(forms); i++) {
+        if (strcmp(type, forms[i]) != 0)
+            continue;
+        step->kind = NORMAL_FORM;
+        step->form = (enum normal_form)i;
         return OK;
+    }
+    if (!strcmp(type, "Strip")) {
+        step->kind = NORMAL_STRIP;
+        step->left = step->right = true;
+        TRY(json_get_bool(&step->left, v, "strip_left", where));
+        return json_get_bool(&step->right, v, "strip_right", where);
+    }
+    if (!strcmp(type, "Precompiled")) {
+        step->kind = NORMAL_CHARSMAP;
+        return parse_charsmap(&step->map, v, where);
     }
     if (!strcmp(type, "Prepend")) {
         step->kind = NORMAL_PREPEND;
@@ -93,7 +119,7 @@ static enum err parse_normalizer(void *out, const json_t *v, const char *type,
     FAIL_IF(strcmp(type, "Replace") != 0, ERR_SUPPORT,
             "%s: %s is not supported (supported: " KNOWN_NORMALIZERS ")", where, type);
     step->kind = NORMAL_REPLACE;
-    return parse_replace(&step->from, &step->to, v, where);
+    return parse_replace(&step->from, &step->regex, &step->to, v, where);
 }
 
 enum err normalizer_parse(struct normalizer *out, const json_t *v, const char *where)
@@ -281,7 +307,7 @@ static enum err parse_decoder(void *out, const json_t *v, const char *type,
         return parse_metaspace_decoder(step, v, where);
     if (!strcmp(type, "Replace")) {
         step->kind = DECODE_REPLACE;
-        return parse_replace(&step->from, &step->to, v, where);
+        return parse_replace(&step->from, &step->regex, &step->to, v, where);
     }
     if (!strcmp(type, "ByteLevel"))
         step->kind = DECODE_BYTE_LEVEL;

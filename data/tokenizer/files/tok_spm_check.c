@@ -6,7 +6,9 @@
  *   trainer_spec:    3 model_type (1 unigram, 2 BPE), 35 byte_fallback
  *   normalizer_spec: 2 precompiled_charsmap (empty: identity), 3 add_dummy_prefix,
  *                    4 remove_extra_whitespaces
+ *   ModelProto also has 5 denormalizer_spec, which is like a normalizer_spec.
  * Other fields are skipped and left to the library. */
+#include "data/tokenizer/tok_charsmap.h"
 #include "data/tokenizer/tok_map.h"
 #include "data/tokenizer/tok_spm.h"
 
@@ -58,7 +60,7 @@ struct check {
     size_t n_pieces, n_unknown, n_bytes;
     uint64_t model_type; /* 1 if missing */
     uint64_t byte_fallback;
-    bool prefix_space, keeps_spaces;
+    bool prefix_space, keeps_spaces, normalizes;
 };
 
 /* Returns true for "<0x0A>", in upper case, as the library reads it. */
@@ -136,14 +138,36 @@ static enum err check_trainer(struct check *c, struct bytes b)
     return OK;
 }
 
+/* The library follows the offsets of a table without a check. */
+static enum err check_charsmap(const struct field *f)
+{
+    struct charsmap m = {0};
+    const enum err err = charsmap_open(&m, (const char *)f->data, (size_t)f->n);
+    charsmap_free(&m);
+    return err;
+}
+
+static enum err check_denormalizer(struct bytes b)
+{
+    struct field f;
+    while (b.pos < b.size) {
+        TRY(next_field(&f, &b));
+        if (f.number == 2 && f.wire == 2 && f.n)
+            TRY(check_charsmap(&f));
+    }
+    return OK;
+}
+
 static enum err check_normalizer(struct check *c, struct bytes b)
 {
     struct field f;
     while (b.pos < b.size) {
         TRY(next_field(&f, &b));
-        FAIL_IF(f.number == 2 && f.n > 0, ERR_SUPPORT,
-                "a normalization other than identity is not supported");
-        if (f.number == 3 && f.wire == 0)
+        if (f.number == 2 && f.wire == 2) {
+            c->normalizes = f.n > 0;
+            if (f.n)
+                TRY(check_charsmap(&f));
+        } else if (f.number == 3 && f.wire == 0)
             c->prefix_space = f.value != 0;
         else if (f.number == 4 && f.wire == 0)
             c->keeps_spaces = f.value == 0;
@@ -165,6 +189,8 @@ static enum err check_model(struct check *c, struct bytes b)
             TRY(check_trainer(c, part));
         else if (f.number == 3)
             TRY(check_normalizer(c, part));
+        else if (f.number == 5)
+            TRY(check_denormalizer(part));
     }
     FAIL_IF(!c->n_pieces, ERR_FORMAT, "no pieces: not a SentencePiece model");
     FAIL_IF(c->n_unknown != 1, ERR_FORMAT, "%zu unknown pieces, want 1", c->n_unknown);
@@ -185,7 +211,7 @@ enum err spm_check(struct spm_info *out, const char *data, size_t n, const char 
     if (err)
         return err_add(err, "%s: ", path);
     *out = (struct spm_info){(int64_t)c.n_pieces, c.model_type == 2, c.prefix_space,
-                             c.keeps_spaces};
+                             c.normalizes, c.keeps_spaces};
     return OK;
 }
 
