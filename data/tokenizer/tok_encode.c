@@ -13,6 +13,7 @@ struct encoder {
     const struct json_tokenizer *t;
     struct id_list *out;
     struct bpe_work work;
+    struct unigram_work paths;
     struct pre_run run;
     struct text normal, spare, mapped;
     bool first; /* the current part is at the start of the text */
@@ -29,6 +30,8 @@ static enum err encode_fresh(struct encoder *e, struct id_list *out, const char 
         s = e->mapped.p;
         n = e->mapped.n;
     }
+    if (e->t->unigram.score)
+        return unigram_encode(out, &e->t->unigram, &e->t->bpe, &e->paths, s, n);
     return bpe_encode(out, &e->t->bpe, &e->work, s, n);
 }
 
@@ -90,6 +93,7 @@ enum err json_tokenizer_encode(struct id_list *out, const struct json_tokenizer 
     e.run = (struct pre_run){.pre = &t->pre, .word = encode_word, .ctx = &e, .bytes = n};
     const enum err err = added_matcher_run(&t->raw, t->added, s, n, encode_raw_part, &e);
     bpe_work_free(&e.work);
+    unigram_work_free(&e.paths);
     pre_run_free(&e.run);
     text_free(&e.normal);
     text_free(&e.spare);

@@ -69,7 +69,9 @@ static enum err open_json(struct tokenizer *t, const char *dir, const char *path
     }
     if (!err)
         take_json(t, "tokenizer.json",
-                  t->json->pre.byte_level ? "byte-level BPE" : "SentencePiece-like BPE");
+                  t->json->unigram.score    ? "Unigram"
+                  : t->json->pre.byte_level ? "byte-level BPE"
+                                            : "SentencePiece-like BPE");
     return err;
 }
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * Tokenizers of Hugging Face model directories: tokenizer.json (byte-level BPE with any
- * pattern for words; the SentencePiece-like BPE of Llama-2 and Mistral), or else tokenizer.model (SentencePiece, or Llama 3's ranks of tiktoken), or
- * else vocab.json with merges.txt (GPT-2, Qwen2). Ids equal the reference implementations'.
- * Read-only after opening; one thread. */
+ * pattern for words; the SentencePiece-like BPE of Llama-2 and Mistral; Unigram), or else
+ * tokenizer.model (SentencePiece, or Llama 3's ranks of tiktoken), or else vocab.json with
+ * merges.txt (GPT-2, Qwen2). Ids equal the reference implementations'. Read-only after
+ * opening; one thread. */
 #ifndef WKVQ_TOKENIZER_H
 #define WKVQ_TOKENIZER_H
 

@@ -42,6 +42,13 @@ def protobuf(b):
         yield key >> 3, value
 
 
+def delimited(field, data):
+    n, size = len(data), b""
+    while n > 127:
+        size, n = size + bytes([n & 127 | 128]), n >> 7
+    return bytes([field << 3 | 2]) + size + bytes([n]) + data
+
+
 def pieces(path):
     """(text, score, type) of each piece of a SentencePiece model."""
     out = []
@@ -260,6 +267,14 @@ def check_refusals(cases):
         cases.refuse(cases.artifact(name), ["no counterpart in GGUF", "tokenizer.model", "--gguf-pre none"])
     cases.refuse(cases.artifact("prefix"), ["has no name", "SmolLM", "--gguf-pre NAME"])
     cases.refuse(cases.artifact("unigram"), ["unigram", "supported: BPE"])
+    cases.refuse(cases.artifact("unigram_bytes"), ["Unigram", "supported: BPE"])
+    for name in ("gpt4o", "deepseek3", "falcon"):  # as long as nobody has compared llama.cpp's own expressions with them
+        cases.refuse(cases.artifact(name), ["has no name", "--gguf-pre NAME"])
+    charsmap = dict(protobuf(dict(protobuf((cases.golden / "rules" / "tokenizer.model").read_bytes()))[3]))[2]
+    spec = delimited(3, delimited(2, charsmap))  # the last normalizer_spec counts
+    both = cases.path("normalized.model")
+    both.write_bytes((cases.golden / "spm" / "tokenizer.model").read_bytes() + spec)
+    cases.refuse(cases.artifact(model=both), ["its normalization has no counterpart"])
     cases.refuse(cases.artifact("spm"), ["not a byte-level tokenizer"], "--gguf-pre", "gpt-2")
     cases.refuse(changed("qwen2", lambda s: s["model"].update(ignore_merges=True)), ["has no name"])
     cases.refuse(changed("llama3", two_before), ["adds 2 tokens before"])

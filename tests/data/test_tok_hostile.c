@@ -52,6 +52,7 @@ static void drop(const char *name)
 #define MODEL(more)                                                                        \
     "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2}," more "}"
 #define MERGES "\"merges\":[\"a b\"]"
+#define UNIGRAM(part) "{\"model\":{\"type\":\"Unigram\"," part "}}"
 #define WITH(part) "{" part "," MODEL(MERGES) "}"
 #define PRE(part) WITH("\"pre_tokenizer\":" part)
 #define NORMAL(part) WITH("\"normalizer\":" part)
@@ -68,7 +69,13 @@ static const struct {
     {"{\"model\":3}", ERR_FORMAT, "model is an integer"},
     {"{\"model\":{\"type\":\"BPE\"}}", ERR_FORMAT, "vocab"},
     {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", ERR_SUPPORT, "WordPiece"},
-    {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", ERR_SUPPORT, "supported: BPE"},
+    {UNIGRAM("\"vocab\":[]"), ERR_FORMAT, "vocab is missing or empty"},
+    {UNIGRAM("\"vocab\":{\"a\":0}"), ERR_FORMAT, "vocab is an object"},
+    {UNIGRAM("\"vocab\":[[\"a\"]]"), ERR_FORMAT, "token 0 is not a string with a score"},
+    {UNIGRAM("\"vocab\":[[\"a\",1e400]]"), ERR_FORMAT, "token 0 is not a string"},
+    {UNIGRAM("\"vocab\":[[\"a\",0],[\"a\",0]]"), ERR_FORMAT, "appears twice"},
+    {UNIGRAM("\"vocab\":[[\"\\u0000\",0]]"), ERR_SUPPORT, "token 0 holds a NUL"},
+    {UNIGRAM("\"unk_id\":1,\"vocab\":[[\"a\",0]]"), ERR_FORMAT, "unk_id"},
     {"{\"model\":{\"vocab\":{\"a\":-1},\"merges\":[]}}", ERR_FORMAT, "has id -1"},
     {"{\"model\":{\"vocab\":{\"a\":4000000000},\"merges\":[]}}", ERR_FORMAT, "4000000000"},
     {"{\"model\":{\"vocab\":{\"a\":\"0\"},\"merges\":[]}}", ERR_FORMAT, "a string"},
@@ -86,9 +93,14 @@ static const struct {
     {"{" MODEL(MERGES ",\"end_of_word_suffix\":\"</w>\"") "}", ERR_SUPPORT, "</w>"},
     {"{" MODEL(MERGES ",\"fuse_unk\":1") "}", ERR_FORMAT, "fuse_unk"},
     {NORMAL("{\"type\":\"Lowercase\"}"), ERR_SUPPORT, "normalizer: Lowercase"},
-    {NORMAL("{\"type\":\"NFKC\"}"), ERR_SUPPORT, "supported: NFC"},
-    {NORMAL("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}"),
-     ERR_SUPPORT, "Regex"},
+    {NORMAL("{\"type\":\"Nmt\"}"), ERR_SUPPORT, "supported: NFC"},
+    {NORMAL("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"(\"},\"content\":\"\"}"),
+     ERR_FORMAT, "normalizer: the pattern ("},
+    {NORMAL("{\"type\":\"Precompiled\"}"), ERR_FORMAT, "precompiled_charsmap is missing"},
+    {NORMAL("{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAA\"}"), ERR_FORMAT,
+     "not base64"},
+    {NORMAL("{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"BAAAAAAAAAAA\"}"),
+     ERR_FORMAT, "charsmap: 9 bytes with an array of 4"},
     {NORMAL("{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"\"}"),
      ERR_SUPPORT, "empty pattern"},
     {NORMAL("{\"type\":\"Prepend\"}"), ERR_FORMAT, "prepend is missing"},
@@ -249,6 +261,8 @@ static void test_mutations(void **state)
     mutate_file("llama2", "tokenizer.json", 300);
     mutate_file("spm", "tokenizer.model", 800);
     mutate_file("unigram", "tokenizer.model", 800);
+    mutate_file("rules", "tokenizer.model", 800);
+    mutate_file("unigram_rules", "tokenizer.json", 400);
 }
 
 /* The components are at the start and end of the file, where random places rarely are. */

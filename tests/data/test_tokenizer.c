@@ -18,9 +18,11 @@
 #include <cmocka.h>
 
 static const char *const kinds[] = {
-    "gpt2",  "smollm2", "llama3", "qwen2",     "prefix",    "llama2", "mistral",
-    "flags", "bare",    "spm",    "unigram",   "ranks",     "added",  "decoder",
-    "gpt4o", "tekken",  "gpt4",   "deepseek2", "deepseek3", "viking"};
+    "gpt2",    "smollm2",       "llama3",        "qwen2",         "prefix",
+    "llama2",  "mistral",       "flags",         "bare",          "spm",
+    "unigram", "ranks",         "added",         "decoder",       "gpt4o",
+    "tekken",  "gpt4",          "deepseek2",     "deepseek3",     "viking",
+    "falcon",  "unigram_rules", "unigram_bytes", "unigram_forms", "rules"};
 
 struct golden {
     const char *kind;

@@ -17,6 +17,8 @@ import json
 import os
 import random
 import re
+import struct
+import tempfile
 
 import sentencepiece
 import tiktoken
@@ -233,7 +235,10 @@ def pattern_kinds():
         gpt4o=[split(GPT4O, "Removed", True), last], tekken=[split(TEKKEN), last], gpt4=[split(GPT4, "Removed", True), last],
         deepseek3=[split(r"\p{N}{1,3}"), split(CJK), split(DEEPSEEK), last],
         deepseek2=[split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\s+$"), split(CJK), digits, last],
-        viking=[split(BLOOM), digits, last])
+        viking=[split(BLOOM), digits, last],
+        # Steps after ByteLevel see the characters that stand for bytes.
+        falcon=[dict(type="Punctuation", behavior="Contiguous"), byte_level(), dict(type="Digits", individual_digits=False),
+                split("[0-9][0-9][0-9]")])
     for name, steps in chains.items():
         pre = sequence("pretokenizers", *steps)
         bare = dict(version="1.0", truncation=None, padding=None, added_tokens=[], normalizer=None, pre_tokenizer=pre,
@@ -246,8 +251,14 @@ def pattern_kinds():
 
 def split_cases(texts):
     """What Split makes of some texts, for each kind of pattern, each behavior, and inverted: [pre_tokenizer, pieces per text]."""
-    patterns = [dict(Regex=r) for r in ("the|[0-9]", r"\s+", r"\p{L}+", "a*", r"(?<=e)|\b", "[[:punct:]]", "(?i)B|\u00e9", r"\s+$", QWEN2)]
+    patterns = [dict(Regex=r) for r in ("the|[0-9]", r"\s+", r"\p{L}+", "a*", r"(?<=e)|\b", "(?i)B|\u00e9", r"\s+$", QWEN2)]
     patterns += [dict(String=s) for s in (" ", "the", "a.")]
+    steps = [dict(type="Punctuation", behavior=b) for b in ("Isolated", "Contiguous", "MergedWithNext")] + [
+        dict(type="WhitespaceSplit"), sequence("pretokenizers", dict(type="WhitespaceSplit"), dict(
+            type="Metaspace", replacement="_", prepend_scheme="first", split=True))]
+    for step in steps:
+        pre = Tokenizer.from_str(json.dumps(document({"a": 0}, [], [], pre=step))).pre_tokenizer
+        yield [step, [[piece for piece, _ in pre.pre_tokenize_str(s)] for s in texts]]
     for pattern in patterns:
         for behavior in ("Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext"):
             for invert in (False, True):
@@ -257,7 +268,7 @@ def split_cases(texts):
                 yield [step, [[piece for piece, _ in pre.pre_tokenize_str(s)] for s in texts]]
 
 
-SPLIT_TEXTS = ["", "the the", "  a  b\n", "a.a.b", "12the3", "caf\u00e9 B\u00c9b", "it's 1,000!", "\u65e5\u672ca \u3042", " \n x \n ", "aaab", "e e"]
+SPLIT_TEXTS = ["", "the the", "  a  b\n", "a.a.b", "12the3", "caf\u00e9 B\u00c9b", "it's 1,000!", "\u65e5\u672ca \u3042", " \n x \n ", "aaab", "e e", "(a, b)!? \u00abc\u00bb $1+2~\u2014\u3002 \u20ac"]
 
 
 BYTES = ["<0x%02X>" % b for b in range(256)]
@@ -302,6 +313,77 @@ def sentencepiece_kinds():
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=corpus(2), model_writer=model, **common, **options)
         yield name, model.getvalue()
+
+
+# A small table of normalization: ligatures, wide forms, composition, expansion, removal, and one rule that is a prefix of another.
+RULES = ["\ufb01\tfi", "\ufb03\tffi", "\uff0c\t,", "\uff01\t!", "\uff11\t1", "\uff12\t2", "e\u0301\t\u00e9", "A\u030a\t\u00c5", "\u2122\tTM", "\u00bd\t1/2",
+         "\u0001\t", "\u200b\t", "\u3000\t ", "\u00a0\t ", "\u2026\t...", "\u00e9\u0301\te", "\u0130\ti\u0307", "\U0001f600\t:)", "\t\t "]
+
+
+def with_rules():
+    """A unigram model that normalizes by RULES and joins spaces."""
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as f:
+        for rule in RULES:
+            source, target = rule.rsplit("\t", 1)
+            f.write("\t".join(" ".join("%X" % ord(c) for c in part) for part in (source, target)) + "\n")
+        f.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=corpus(2), model_writer=model, normalization_rule_tsv=f.name, minloglevel=2, num_threads=1,
+            character_coverage=0.995, model_type="unigram", vocab_size=500)
+    return model.getvalue()
+
+
+def fields(data):
+    """The fields of a protobuf message, as far as a model needs them."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        n = {1: 8, 5: 4}.get(key & 7)
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        n = varint() if n is None else n
+        yield key >> 3, data[at:at + n]
+        at += n
+
+
+def unigram_kinds(model):
+    """tokenizer.json files of a SentencePiece model: with its normalization, with bytes, and without an unknown token."""
+    pieces = [dict(fields(value)) for number, value in fields(model) if number == 1]
+    vocab = [[p[1].decode(), struct.unpack("<f", p.get(2, bytes(4)))[0]] for p in pieces]
+    charsmap = next(dict(fields(value))[2] for number, value in fields(model) if number == 3)
+    meta = dict(type="Metaspace", replacement="\u2581", prepend_scheme="always", split=True)
+    first = dict(meta, prepend_scheme="first", split=False)
+    rules = dict(type="Precompiled", precompiled_charsmap=base64.b64encode(charsmap).decode())
+    runs = dict(type="Replace", pattern=dict(Regex=" {2,}"), content=" ")
+
+    def unigram(vocab, normalizer, pre, decoder, unk_id=0, byte_fallback=False, post=None):
+        doc = document({}, [], added(0, "<unk>", "<s>", "</s>"), normalizer=normalizer, pre=pre, decoder=decoder, post=post)
+        doc["model"] = dict(type="Unigram", unk_id=unk_id, vocab=vocab, byte_fallback=byte_fallback)
+        return doc
+
+    yield "unigram_rules", unigram(vocab, sequence("normalizers", rules, dict(type="Strip", strip_left=False, strip_right=True), runs),
+                                   sequence("pretokenizers", dict(type="WhitespaceSplit"), meta), meta, post=template("</s>", 2)), {
+        "bos_token": "</s>", "eos_token": "</s>"}
+    with_bytes = vocab[:3] + [["<0x%02X>" % b, 0.0] for b in range(256)] + vocab[3:]
+    decoder = sequence("decoders", dict(type="Replace", pattern=dict(Regex="\u2581"), content=" "), dict(type="ByteFallback"),
+                       dict(type="Fuse"), dict(type="Strip", content=" ", start=1, stop=0))
+    yield "unigram_bytes", unigram(with_bytes, dict(type="NFKC"), first, decoder, byte_fallback=True), {"bos_token": "<s>", "eos_token": "</s>"}
+    yield "unigram_forms", unigram(vocab[:3] + [[t, -len(t) / 2] for t, _ in vocab[3:]], sequence(
+        "normalizers", dict(type="NFKD"), dict(type="NFD"), dict(type="Strip", strip_left=True, strip_right=False)), None, None), None
 
 
 def special_names(first):
@@ -405,7 +487,8 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     write(os.path.join(a.out, "texts.json"), texts)
     write(os.path.join(a.out, "splits.json"), dict(texts=SPLIT_TEXTS, cases=list(split_cases(SPLIT_TEXTS))))
-    for name, doc, config in [*byte_level_kinds(), *spaced_kinds(), *pattern_kinds()]:
+    ruled = with_rules()
+    for name, doc, config in [*byte_level_kinds(), *spaced_kinds(), *pattern_kinds(), *unigram_kinds(ruled)]:
         folder = os.path.join(a.out, name)
         os.makedirs(folder, exist_ok=True)
         write(os.path.join(folder, "tokenizer.json"), doc)
@@ -423,7 +506,7 @@ def main():
             around=t.num_special_tokens_to_add(False), ids=ids,
             kept=[same(s, t.decode(i, skip_special_tokens=False)) for s, i in zip(texts, ids)],
             plain=[same(s, t.decode(i, skip_special_tokens=True)) for s, i in zip(texts, ids)]))
-    for name, model in sentencepiece_kinds():
+    for name, model in [*sentencepiece_kinds(), ("rules", ruled)]:
         folder = os.path.join(a.out, name)
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "tokenizer.model"), "wb") as f:

@@ -327,6 +327,10 @@ static enum err read_around(struct reading *r)
 static enum err read_json(struct reading *r)
 {
     const struct json_tokenizer *t = r->parts.json;
+    FAIL_IF(t->unigram.score, ERR_SUPPORT,
+            "%s: a Unigram model; llama.cpp has it only for T5, not for this architecture "
+            "(supported: BPE)",
+            r->where);
     TRY(t->pre.byte_level ? read_bytes(r) : read_chars(r));
     TRY(set_all_added(r, t->added, t->n_added));
     return read_around(r);

@@ -100,16 +100,62 @@ static enum err parse_model_flags(struct bpe *b, const json_t *model, const char
     return unk ? mem_strdup(&b->unk_token, unk) : OK;
 }
 
-static enum err parse_model(struct bpe *b, json_t *root, const char *path)
+/* Reads a vocabulary [[token, score], ...], whose order gives the ids. */
+static enum err parse_scored(struct bpe *b, double *score, const json_t *vocab,
+                             const char *where)
 {
+    enum err err = OK;
+    for (size_t i = 0; i < json_array_size(vocab) && !err; i++) {
+        const json_t *v = json_array_get(vocab, i), *token = json_array_get(v, 0),
+                     *value = json_array_get(v, 1);
+        FAIL_IF(json_array_size(v) != 2 || !json_is_string(token) || !json_is_number(value),
+                ERR_FORMAT, "%s: token %zu is not a string with a score", where, i);
+        const char *s = json_string_value(token);
+        FAIL_IF(
+            strlen(s) != json_string_length(token) || strstr(s, JSON_LOST_CHAR),
+            ERR_SUPPORT,
+            "%s: token %zu holds a NUL character or half a surrogate pair, which is not "
+            "supported",
+            where, i);
+        score[i] = json_number_value(value);
+        err = bpe_add_token(b, s, strlen(s), (int64_t)i);
+    }
+    if (!err)
+        err = bpe_index(b);
+    return err ? err_add(err, "%s: ", where) : OK;
+}
+
+static enum err parse_unigram(struct json_tokenizer *t, json_t *model, const char *where)
+{
+    json_t *vocab = NULL;
+    double *score = NULL;
+    int64_t unk = -1;
+    TRY(json_get_array(&vocab, model, "vocab", where));
+    const size_t n = json_array_size(vocab);
+    FAIL_IF(!n, ERR_FORMAT, "%s: vocab is missing or empty", where);
+    TRY(json_get_int(&unk, model, "unk_id", 0, (int64_t)n - 1, where));
+    TRY(json_get_bool(&t->bpe.byte_fallback, model, "byte_fallback", where));
+    TRY(mem_alloc(&score, n, sizeof(*score)));
+    t->unigram.score = score;
+    TRY(parse_scored(&t->bpe, score, vocab, where));
+    t->bpe.unk_id = (int32_t)unk;
+    const enum err err = unigram_build(&t->unigram, &t->bpe, score);
+    return err ? err_add(err, "%s: ", where) : OK;
+}
+
+static enum err parse_model(struct json_tokenizer *t, json_t *root, const char *path)
+{
+    struct bpe *b = &t->bpe;
     char buffer[512];
     const char *where = where_of(buffer, path, "model"), *type = "BPE";
     json_t *model = NULL;
     TRY(json_get_object(&model, root, "model", path));
     FAIL_IF(!model, ERR_FORMAT, "%s: model is missing", path);
     TRY(json_get_string(&type, model, "type", where)); /* old files have none */
+    if (!strcmp(type, "Unigram"))
+        return parse_unigram(t, model, where);
     FAIL_IF(strcmp(type, "BPE") != 0, ERR_SUPPORT,
-            "%s: %s is not supported (supported: BPE)", where, type);
+            "%s: %s is not supported (supported: BPE, Unigram)", where, type);
     TRY(parse_model_flags(b, model, where));
     TRY(parse_vocab(b, model, where));
     return parse_merges(b, model, where);
@@ -260,7 +306,7 @@ static enum err parse_all(struct json_tokenizer *t, json_t *root, const char *pa
     char where[512];
     FAIL_IF(!json_is_object(root), ERR_FORMAT, "%s: holds %s, want an object", path,
             json_kind(root));
-    TRY(parse_model(&t->bpe, root, path));
+    TRY(parse_model(t, root, path));
     TRY(normalizer_parse(&t->normal, component(root, "normalizer"),
                          where_of(where, path, "normalizer")));
     TRY(pre_tokenizer_parse(&t->pre, &t->family, component(root, "pre_tokenizer"),
@@ -300,6 +346,7 @@ void json_tokenizer_close(struct json_tokenizer **pt)
     if (!t)
         return;
     bpe_free(&t->bpe);
+    unigram_free(&t->unigram);
     normalizer_free(&t->normal);
     pre_tokenizer_free(&t->pre);
     for (size_t i = 0; i < t->n_added; i++)

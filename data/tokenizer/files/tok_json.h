@@ -10,9 +10,11 @@
 #include "data/tokenizer/tok_bpe.h"
 #include "data/tokenizer/tok_decode.h"
 #include "data/tokenizer/tok_pre.h"
+#include "data/tokenizer/tok_unigram.h"
 
 struct json_tokenizer {
-    struct bpe bpe;
+    struct bpe bpe;         /* of a Unigram: its vocabulary and flags, without merges */
+    struct unigram unigram; /* empty for BPE */
     struct normalizer normal;
     struct pre_tokenizer pre;
     const char *family; /* of the pre-tokenizer, for reports */
