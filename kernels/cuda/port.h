@@ -98,14 +98,16 @@ template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
 
 template <class V> V load_wide(const void *p)
 {
+    V v;
     emu::touch_global(p, sizeof(V), false);
-    return *(const V *)p;
+    memcpy(&v, p, sizeof(v)); /* a misaligned access is reported, and defined here */
+    return v;
 }
 
 template <class V> void store_wide(void *p, const V &v)
 {
     emu::touch_global(p, sizeof(V), true);
-    *(V *)p = v;
+    memcpy(p, &v, sizeof(v));
 }
 
 #endif
