@@ -109,7 +109,7 @@ def test_names_that_leave_the_cache(f):
     repo = cache(f)
     (f.path / "cache/outside").mkdir()
     for name in ("../tiny", "org/..", "org/../tiny", "/org/tiny", "org/tiny/x", "./tiny", "org/.tiny", "tiny", "org/ti ny",
-                 "org/tiny@../main", "org/tiny@/main", "org/tiny@", f"org/tiny@refs/../../{COMMIT}"):
+                 "org/a..b", "org/tiny@../main", "org/tiny@/main", "org/tiny@", f"org/tiny@refs/../../{COMMIT}"):
         done = inspect(f, name, want=2)
         assert "hf download" not in done.stderr and "snapshots" not in done.stderr, (name, done.stderr)
     assert repo.exists()

@@ -159,7 +159,11 @@ def test_claims(f):
     sizes = lambda weights, cache: {"memory": {"weights": weights, "cache_token": cache}, "ctx": 100}
     rows = [{"name": "low"} | losses(*low) | sizes(5e6, 1e3), {"name": "same"} | losses(*same) | sizes(5e6, 1e3),
             {"name": "high"} | losses(*high) | sizes(9e6, 2e4)]
-    claims = [claim("holds", "low", "high"), claim("fails", "high", "low"), claim("open", "low", "same"),
+    # 1.9 and 2.2 standard errors above
+    rows += [{"name": n} | losses(*(x + by + (0.1 if i % 2 else -0.1) for i, x in enumerate(low)))
+             for n, by in (("near", 0.11), ("far", 0.125))]
+    claims = [claim("two errors", "low", "far"), claim("less", "low", "near"), claim("holds", "low", "high"),
+              claim("fails", "high", "low"), claim("open", "low", "same"),
               claim("nearer", "same", "low", "high"), claim("gone", "low", "nobody"),
               claim("smaller", "low", "high", by="memory"), claim("larger", "high", "same", by="memory"),
               claim("equal", "low", "same", by="memory"), claim("in between", "low", "same", "high", by="memory")]
@@ -167,7 +171,8 @@ def test_claims(f):
     text, page, _ = report(f, out="claims")
     table = {r[0]: r[1:] for r in next(t for t in page.tables if t[0][0] == "Claim")[1:]}
     verdict = {name: row[0].split(" ", 1)[-1] if name != "gone" else row[0] for name, row in table.items()}
-    assert verdict == {"holds": "held", "fails": "did not hold", "open": "no significant difference", "nearer": "held",
+    assert verdict == {"two errors": "held", "less": "no significant difference", "holds": "held",
+                       "fails": "did not hold", "open": "no significant difference", "nearer": "held",
                        "gone": "not measured", "smaller": "held", "larger": "did not hold",
                        "equal": "no significant difference", "in between": "held"}, verdict
     for name, d in (("holds", [a - b for a, b in zip(low, high)]), ("open", [a - b for a, b in zip(low, same)]),
@@ -175,7 +180,7 @@ def test_claims(f):
         mean, error = statistics.mean(d), statistics.stdev(d) / 2
         assert table[name][1:3] == [f"{mean:+.5f}", f"{error:.5f}"], (name, table[name], mean, error)
     assert table["smaller"][1] == "-5.9" and table["in between"][1] == f"{1e-6 * -2950000.0:+.1f}", table
-    assert ("Of 9 claims, 4 held, 2 did not hold, 2 showed no significant difference and 1 could not be measured." in
+    assert ("Of 11 claims, 5 held, 2 did not hold, 3 showed no significant difference and 1 could not be measured." in
             "".join(page.words))
 
 
