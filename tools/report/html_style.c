@@ -65,9 +65,9 @@ const char html_style[] =
     "figure svg{filter:none}body{font-size:10pt;line-height:1.4}"
     "main{max-width:none;padding:0}.finding{font-size:12pt}h1{font-size:17pt}"
     "h2{font-size:12.5pt;margin-top:1.6rem}.scroll{overflow:visible}"
-    "table{font-size:8pt}th,td{padding:.25rem .4rem}td.set{font-size:7.5pt;min-width:7.5rem;overflow-wrap:break-word}tbody th{min-width:7rem}"
+    "table{font-size:8pt}th,td{padding:.25rem .4rem}td.set{font-size:7.5pt;min-width:7.5rem;overflow-wrap:break-word}tbody th{min-width:7rem;background:none}"
     "tr,figure,pre,dl{break-inside:avoid}h2,h3{break-after:avoid}thead{display:"
     "table-header-group}"
-    "details:not([open]){display:none}"
+    "details:not([open]),h2:has(+details:not([open])){display:none}"
     ".pictures{grid-template-columns:1fr 1fr}.both .wide{display:block}"
     ".both .narrow{display:none}}\n";
