@@ -5,6 +5,7 @@
  *   WKVQ_DATA     holds wikitext2/wiki.test.raw and llama2/tokenizer.model
  *   WKVQ_SMOLLM2  is a directory with SmolLM2's tokenizer.json
  *   WKVQ_LLAMA3   is a directory with Llama 3's tokenizer.json
+ *   WKVQ_DEEPSEEK is a directory with DeepSeek-V3's tokenizer.json
  * Skipped without WKVQ_DATA. */
 #include "data/corpus.h"
 #include "data/tokenizer/tokenizer.h"
@@ -29,6 +30,7 @@ static const struct known known[] = {
     {"LLaMA-2", NULL, BOS_AUTO, 341469, 0x494f3725},
     {"SmolLM2", "WKVQ_SMOLLM2", BOS_AUTO, 304978, 0xc5eeb539},
     {"Llama 3", "WKVQ_LLAMA3", BOS_NEVER, 289076, 0xc8082d4a},
+    {"DeepSeek-V3", "WKVQ_DEEPSEEK", BOS_NEVER, 288924, 0x3412a1a2},
 };
 
 #define MAX_SECONDS_PER_MB 2.0
