@@ -160,16 +160,16 @@ def marked(number, data):
 
 
 PACKED = ["compressed", "gptq", "awq"]  # as fuzz_packed.c has them
-SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+NARROW = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
          "num_hidden_layers": 1, "vocab_size": 4}
 
 
 def packed_seeds(base):
     """Both files of a checkpoint in every form, and the weights with all that is optional."""
     for i, form in enumerate(PACKED):
-        foreign.make(base / f"packed-{form}", form, group=8, model=SMALL)
+        foreign.make(base / f"packed-{form}", form, group=8, model=NARROW)
         order = None if form == "awq" else [1, 0]
-        foreign.make(base / f"packed-{form}-order", form, group=8, order=order, dtype="BF16", model=SMALL)
+        foreign.make(base / f"packed-{form}-order", form, group=8, order=order, dtype="BF16", model=NARROW)
         for folder in (f"packed-{form}", f"packed-{form}-order"):
             yield marked(2 * i, (base / folder / "config.json").read_bytes())
             yield marked(2 * i + 1, (base / folder / "model.safetensors").read_bytes())
