@@ -188,6 +188,7 @@ def test_calibration(b):
     b.run("convert", path, "--weights-from", path, "--state", state, "-o", out)
     assert cache_of(out) == caches[2]
     b.run("verify", out, "--against", path, "--state", state, "--data", "t.txt")
+    b.run("eval", path, "--state", state, "--data", "t.txt", "--windows", "1", "--ctx", "64")
     said = b.run("calibrate", path, "--weights-from", path, "-o", state, *TRAIN, status=2)
     assert "full_precision" in said, said
 

@@ -155,6 +155,17 @@ static enum err check_runtime(const struct job *j, const struct args *a)
                 : OK;
 }
 
+/* A state of given weights belongs to a checkpoint that another tool quantized. */
+static enum err expect_given(struct job *j, const char *state_dir)
+{
+    struct state *s = NULL;
+    TRY(state_open_read(&s, state_dir, NULL));
+    if (state_recipe(s)->weight_method == WEIGHT_GIVEN)
+        j->options.weights_from = j->model_dir;
+    state_close(&s);
+    return OK;
+}
+
 static enum err open_model(struct eval *e, const struct args *a)
 {
     struct job *j = e->job;
@@ -169,6 +180,8 @@ static enum err open_model(struct eval *e, const struct args *a)
         TRY(artifact_open(&e->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
     } else {
+        if (a->state)
+            TRY(expect_given(j, a->state));
         TRY(job_open_model(j));
         e->unquantized = e->decode;
         if (e->unquantized)

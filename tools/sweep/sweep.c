@@ -178,6 +178,9 @@ static enum err prepare_cell(struct sweep *s, int i)
     struct recipe *r = &run->recipe;
     TRY(read_recipe(run, s, &s->plan.cell[i]));
     const bool plain = sweep_way(r) == SWEEP_PLAIN;
+    FAIL_IF(r->weight_method == WEIGHT_GIVEN, ERR_USAGE,
+            "weights.method is given, but a sweep takes no --weights-from; quantize these "
+            "weights with `wkvq quantize`");
     FAIL_IF(!r->data.n && !plain, ERR_USAGE,
             "no text to calibrate on: give --data FILE or calibration.data");
     TRY(resolve_compute(run, s));
