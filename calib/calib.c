@@ -236,7 +236,9 @@ static enum err load_block(struct calibration *c)
 {
     struct block_src src;
     TRY(c->src->block(c->src->ctx, c->block, &src));
-    return fakequant_load(&c->fq, &src, c->block);
+    TRY(fakequant_load(&c->fq, &src, c->block));
+    source_drop(c->src, c->block);
+    return OK;
 }
 
 /* Moves the quantized stream through a block that an earlier run finished. */

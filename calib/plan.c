@@ -126,6 +126,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
                      (calib_searches_kv(s) ? kv_search_bytes(a) : 0);
     if (weight_quantizes_head(&s->weights))
         p.host_bytes = (size_t)(a->vocab * a->d_model) * sizeof(float);
+    if (s->weights.method == WEIGHT_GIVEN) /* the values of one block (makes_blocks) */
+        p.host_bytes += block_weights_bytes(a, DT_F32);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

@@ -50,9 +50,19 @@ struct model_source {
     void (*release)(void *ctx, int64_t i);
     /* Block i will be needed next; may be NULL. */
     void (*prefetch)(void *ctx, int64_t i);
+    /* Blocks are made when block() is called, and take memory until they are released: release
+     * one after its last use, not after the model's. */
+    bool makes_blocks;
     /* The full-precision model, where that is another checkpoint's; NULL: this one. */
     const struct model_source *full;
 };
+
+/* Releases block i of a source that makes blocks. */
+static inline void source_drop(const struct model_source *s, int64_t i)
+{
+    if (s->makes_blocks && s->release)
+        s->release(s->ctx, i);
+}
 
 /* Returns the source of the full-precision model. */
 static inline const struct model_source *source_full(const struct model_source *s)

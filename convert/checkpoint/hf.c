@@ -345,7 +345,8 @@ static enum err open_all(struct hf_model *m, const char *dir, bool packed)
     TRY(refuse_packed_rest(m));
     report_extra(m);
     m->source = (struct model_source){
-        m, source_block, source_ends, source_release, source_prefetch, NULL};
+        m,   source_block, source_ends, source_release, source_prefetch, m->given != NULL,
+        NULL};
     return OK;
 }
 
