@@ -211,7 +211,7 @@ def test_refinement(b):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(sys.argv[1], pathlib.Path(folder))
+        bench = Bench(pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(folder))
         wanted = sys.argv[2:]
         for name, test in list(globals().items()):
             if name.startswith("test_") and (not wanted or name in wanted):
