@@ -327,6 +327,7 @@ enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *ls
     WANT(looks_like(o, in->q) && vec(lse, in->q->dim[0] * in->q->dim[1]),
          "attn: want o as q, lse [H,T]");
     WANT(!in->kq || in->mask, "attn: quantized keys need a mask");
+    WANT(in->reach >= 0, "attn: a query that reaches no token");
     d->ops.attn(d, o, lse, in);
     OP_END(DEV_ATTENTION, started);
 }
@@ -342,6 +343,7 @@ enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
              vec(lse, in->q->dim[0] * in->q->dim[1]),
          "attn_bwd: want o, dout as q, lse [H,T]");
     WANT(!in->kq || in->mask, "attn_bwd: quantized keys need a mask");
+    WANT(in->reach >= 0, "attn_bwd: a query that reaches no token");
     WANT(!in->mask || in->mask->chunk <= 1, "attn_bwd: chunk must be <= 1");
     d->ops.attn_bwd(d, grads, dout, o, lse, in);
     OP_END(DEV_ATTENTION_BWD, started);

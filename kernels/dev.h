@@ -187,11 +187,12 @@ struct attn_inputs {
     const struct tensor *k, *v;   /* [T,K,d], in full precision; H is a multiple of K */
     const struct tensor *kq, *vq; /* [T,K,d], quantized; both NULL: nothing is */
     const struct attn_mask *mask; /* chooses between k and kq; may be NULL without kq */
-    float scale;                  /* 1 / sqrt(d) in every supported model */
+    int64_t reach; /* tokens that a query sees, itself included (sliding window); 0: all */
+    float scale;   /* 1 / sqrt(d) in every supported model */
 };
 
 /* Causal attention with grouped heads; head h of q uses head h / (H/K) of keys and values:
- *   S_ij = scale q_i . k'_j  (j <= i)      P = softmax(S)      o_i = sum_j P_ij v'_j
+ *   S_ij = scale q_i . k'_j  (i - reach < j <= i)   P = softmax(S)   o_i = sum_j P_ij v'_j
  * where k'_j, v'_j are k_j, v_j or kq_j, vq_j, as the mask says for the pair (i, j).
  *   o       [T,H,d], type of q
  *   lse     F32 [H,T], log sum_j exp(S_ij): the backward needs it

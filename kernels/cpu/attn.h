@@ -35,6 +35,7 @@ enum form { FULL, QUANTIZED, N_FORMS };
 struct attn_job {
     const struct tensor *q, *k[N_FORMS], *v[N_FORMS];
     struct attn_mask mask;
+    int64_t reach; /* tokens that a query sees; INT64_MAX: all */
     int64_t T, H, K, d, dp, n_blocks, n_splits;
     float scale;
     char *scratch; /* [threads][thread_bytes] */
@@ -67,6 +68,7 @@ INLINE struct attn_job attn_job_of(const struct attn_inputs *in)
     struct attn_job j = {.q = in->q,
                          .k = {in->k, in->kq},
                          .v = {in->v, in->vq},
+                         .reach = in->reach ? in->reach : INT64_MAX,
                          .T = in->q->dim[0],
                          .H = in->q->dim[1],
                          .K = in->k->dim[1],
@@ -122,6 +124,24 @@ INLINE float key_number(int64_t j)
 INLINE vm hidden_lanes(int64_t i, int64_t j)
 {
     return vf_lt(query_numbers(i), vf_set1(key_number(j)));
+}
+
+/* Lanes whose query sees key j, or no longer reaches back to it. */
+INLINE vm reaching_lanes(const struct attn_job *a, int64_t i, int64_t j)
+{
+    const int64_t end = a->reach < INT64_MAX - j ? j + a->reach : INT64_MAX;
+    return vf_lt(query_numbers(i), vf_set1(key_number(end)));
+}
+
+/* True if some pair, or every pair, of a tile is out of reach. */
+INLINE bool leaves_reach(const struct attn_job *a, int64_t qb, int64_t kb)
+{
+    return (qb - kb + 1) * TILE - 1 >= a->reach;
+}
+
+INLINE bool out_of_reach(const struct attn_job *a, int64_t qb, int64_t kb)
+{
+    return (qb - kb - 1) * TILE + 1 >= a->reach;
 }
 
 INLINE vm full_lanes(const struct attn_job *a, int64_t i, int64_t j)

@@ -21,6 +21,9 @@
 /* The score of a pair that must not be seen: below all others, so its weight is 0, but
  * finite, so that no difference of infinities arises. */
 #define HIDDEN -1e30f
+/* The maximum before any pair is seen. Above HIDDEN, so that a query without a pair in the
+ * first tiles adds weights of 0. */
+#define NONE_SEEN -1e29f
 
 struct fwd {
     struct attn_job a;
@@ -81,6 +84,16 @@ static void hide_future(float *S)
         for (int64_t i = 0; i < TILE; i += VL) {
             float *at = S + j * TILE + i;
             vf_store(at, vf_select(hidden_lanes(i, j), vf_set1(HIDDEN), vf_load(at)));
+        }
+}
+
+static void hide_past(const struct attn_job *a, float *S, int64_t i0, int64_t j0)
+{
+    for (int64_t j = 0; j < TILE; j++)
+        for (int64_t i = 0; i < TILE; i += VL) {
+            float *at = S + j * TILE + i;
+            vf_store(at, vf_select(reaching_lanes(a, i0 + i, j0 + j), vf_load(at),
+                                   vf_set1(HIDDEN)));
         }
 }
 
@@ -163,6 +176,8 @@ static void fwd_tile(const struct fwd *f, struct fwd_work *w, int64_t qb, int64_
     }
     if (kb == qb)
         hide_future(w->S);
+    if (leaves_reach(a, qb, kb))
+        hide_past(a, w->S, qb * TILE, kb * TILE);
     softmax_tile(a, w, qb * TILE, kb * TILE, seen == SEES_BOTH);
     tile_product(w->Ot, TILE, dp, TILE, w->Vt[first] + at, TILE, w->P[FULL], TILE, TILE,
                  w->grow);
@@ -196,11 +211,12 @@ static void fwd_head(const struct fwd *f, struct fwd_work *w, int64_t h, int64_t
         pack_operands_of_transpose(w->Qt, w->rows, a->dp);
         memset(w->Ot, 0, (size_t)(TILE * a->dp) * sizeof(*w->Ot));
         for (int64_t i = 0; i < TILE; i++) {
-            w->max[i] = HIDDEN;
+            w->max[i] = NONE_SEEN;
             w->sum[i] = 0;
         }
         for (int64_t kb = 0; kb <= qb; kb++)
-            fwd_tile(f, w, qb, kb);
+            if (!out_of_reach(a, qb, kb))
+                fwd_tile(f, w, qb, kb);
         fwd_finish(f, w, h, qb);
     }
 }

@@ -174,6 +174,7 @@ INLINE void column_grads(const struct attn_job *a, struct bwd_work *w,
 {
     const vf c = vf_set1((float)((double)a->scale * LOG2E)), zero = vf_set1(0);
     const vf D = vf_load(q->D + i), minus = vf_sub(zero, vf_load(q->lse + i));
+    const bool leaves = leaves_reach(a, i0 / TILE, j0 / TILE);
     for (int64_t j = 0; j < TILE; j += 2) {
         vf p[2], dS[2];
         vm full[2];
@@ -182,6 +183,8 @@ INLINE void column_grads(const struct attn_job *a, struct bwd_work *w,
             p[k] = exp2_of(vf_fma(vf_load(w->S[f] + at), c, minus));
             if (i0 == j0)
                 p[k] = vf_select(hidden_lanes(i, j + k), zero, p[k]);
+            if (leaves)
+                p[k] = vf_select(reaching_lanes(a, i0 + i, j0 + j + k), p[k], zero);
             dS[k] = vf_mul(p[k], vf_sub(vf_load(w->dP[f] + at), D));
             if (mixed)
                 full[k] = full_lanes(a, i0 + i, j0 + j + k);
@@ -234,6 +237,12 @@ static void bwd_tile(const struct bwd *b, struct bwd_work *w, int64_t h, int64_t
     const int seen = forms_seen(a, qb, kb);
     const bool mixed = seen == SEES_BOTH;
     const enum form f = seen & SEES_FULL ? FULL : QUANTIZED;
+    float *dQt = dq_part(b, split, h, qb);
+    if (out_of_reach(a, qb, kb)) {
+        if (kb == split)
+            memset(dQt, 0, (size_t)(a->dp * TILE) * sizeof(*dQt));
+        return;
+    }
     score_tile(a, w, &q, f);
     if (mixed) {
         score_tile(a, w, &q, QUANTIZED);
@@ -246,7 +255,6 @@ static void bwd_tile(const struct bwd *b, struct bwd_work *w, int64_t h, int64_t
         else
             column_grads(a, w, &q, f, i0, j0, i, false);
     }
-    float *dQt = dq_part(b, split, h, qb);
     grad_tile(a, w, &q, f, dQt, kb == split);
     if (mixed)
         grad_tile(a, w, &q, QUANTIZED, dQt, false);

@@ -37,6 +37,7 @@ struct attn_args {
     GLOBAL(float) lse, D; /* [H][T] */
     int T, H, rep, d;     /* rep = H / K: query heads per kv head */
     int window, sink, chunk, block;
+    int reach;      /* tokens that a query sees */
     bool quantized; /* the keys have two forms */
     float scale;
 };
@@ -61,7 +62,7 @@ __device__ __forceinline__ int deciding(const attn_args &a, int j)
 
 __device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int form)
 {
-    if (j > i || i >= a.T)
+    if (j > i || i >= a.T || i - j >= a.reach)
         return false;
     const int last = deciding(a, j);
     const bool full = !a.quantized || last > i - a.window || j < a.sink ||
@@ -74,7 +75,7 @@ __device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int f
 __device__ __forceinline__ bool tile_has(const attn_args &a, int i0, int i1, int j0, int j1,
                                          int form)
 {
-    if (j0 > i1)
+    if (j0 > i1 || i0 - j1 >= a.reach)
         return false;
     if (!a.quantized)
         return form == FULL;
@@ -198,6 +199,7 @@ static inline attn_args args_of(const struct attn_inputs *in, const struct tenso
     a.rep = a.H / (int)in->k->dim[1];
     a.d = (int)in->q->dim[2];
     a.quantized = in->kq != nullptr;
+    a.reach = to_int(in->reach ? in->reach : INT64_MAX);
     if (in->mask) {
         a.window = to_int(in->mask->window);
         a.sink = to_int(in->mask->sink);

@@ -94,6 +94,19 @@ static bool is_quantized(const struct attn *a, int64_t i, int64_t j)
     return j <= i - m->window && (m->chunk <= 1 || j / m->chunk != i / m->chunk);
 }
 
+/* The first key that query i sees, and the end of the queries that see key j. */
+static int64_t first_key(const struct attn *a, int64_t i)
+{
+    const int64_t reach = a->in->reach;
+    return reach && i >= reach ? i - reach + 1 : 0;
+}
+
+static int64_t end_query(const struct attn *a, int64_t j)
+{
+    const int64_t reach = a->in->reach;
+    return reach && reach < a->T - j ? j + reach : a->T;
+}
+
 /* S_ij = scale q_i . k'_j. Query head h reads kv head h / (H / K): neighbouring query heads
  * share one (Ainslie et al. 2023). */
 static double score(const struct attn *a, int64_t h, int64_t i, int64_t j)
@@ -110,13 +123,13 @@ static void attend(const struct attn *a, const struct tensor *o, const struct te
                    int64_t h, int64_t i, double *S, double *acc)
 {
     double max = -INFINITY, sum = 0;
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first_key(a, i); j <= i; j++) {
         S[j] = score(a, h, i, j);
         max = fmax(max, S[j]);
     }
     for (int64_t c = 0; c < a->d; c++)
         acc[c] = 0;
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first_key(a, i); j <= i; j++) {
         const struct tensor *v = is_quantized(a, i, j) ? a->in->vq : a->in->v;
         const int64_t v_j = head_at(v, j, h / (a->H / a->K));
         const double e = exp(S[j] - max);
@@ -178,7 +191,7 @@ static void query_grad(const struct attn_grad *g, const struct tensor *dq, int64
     const double D_i = row_dot(g, h, i);
     for (int64_t c = 0; c < a->d; c++)
         acc[c] = 0;
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first_key(a, i); j <= i; j++) {
         double P, dS;
         pair_grad(g, h, i, j, D_i, &P, &dS);
         const struct tensor *k = is_quantized(a, i, j) ? a->in->kq : a->in->k;
@@ -201,7 +214,7 @@ static void key_grad(const struct attn_grad *g, int64_t kv, int64_t j, const dou
     for (int64_t c = 0; c < 4 * d; c++)
         acc[c] = 0;
     for (int64_t h = kv * rep; h < (kv + 1) * rep; h++)
-        for (int64_t i = j; i < a->T; i++) {
+        for (int64_t i = j; i < end_query(a, j); i++) {
             double P, dS;
             pair_grad(g, h, i, j, D[h * a->T + i], &P, &dS);
             double *dk = acc + (is_quantized(a, i, j) ? 2 * d : 0), *dv = dk + d;

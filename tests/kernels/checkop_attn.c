@@ -97,6 +97,7 @@ struct attn_case {
     bool quantized;
     struct attn_mask mask;
     enum ck_pattern pattern;
+    int64_t reach; /* 0: all tokens */
 };
 
 struct attn_in {
@@ -109,10 +110,11 @@ static bool begin_case(struct ck *c, const struct attn_case *k)
     return ck_begin(
         c,
         "T %ld, H %ld, K %ld, d %ld, pad %ld, %s, %s window %ld sink %ld chunk %ld "
-        "block %ld, %s",
+        "block %ld reach %ld, %s",
         (long)k->T, (long)k->H, (long)k->K, (long)k->d, (long)k->pad, dtype_name(k->t),
         k->quantized ? "quantized" : "plain", (long)k->mask.window, (long)k->mask.sink,
-        (long)k->mask.chunk, (long)k->mask.block, ck_pattern_name[k->pattern]);
+        (long)k->mask.chunk, (long)k->mask.block, (long)k->reach,
+        ck_pattern_name[k->pattern]);
 }
 
 static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
@@ -172,6 +174,11 @@ static struct pair pair_of(const struct attn_case *k, const struct attn_in *in, 
     return p;
 }
 
+static int64_t first_seen(const struct attn_case *k, int64_t i)
+{
+    return k->reach && i + 1 > k->reach ? i + 1 - k->reach : 0;
+}
+
 /* Relative error of a weight P, in units of a short sum's. The absolute error of S passes
  * through the exponential, and so does that of the sum, which lse holds. With BF16, P and
  * dS may be rounded by at most 2^-8 before sums of n terms. */
@@ -186,7 +193,7 @@ static double worst_score(const struct attn_case *k, const struct attn_in *in, i
                           int64_t i, double lse)
 {
     double worst = 0;
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = first_seen(k, i); j <= i; j++)
         worst = fmax(worst, pair_of(k, in, h, i, j, lse).S_mag);
     return worst;
 }
@@ -198,7 +205,7 @@ static void forward_magnitude(const struct attn_case *k, const struct attn_in *i
         for (int64_t i = 0; i < k->T; i++) {
             const double lse_i = ck_get(lse, h, i), worst = worst_score(k, in, h, i, lse_i);
             l[h * k->T + i] = 1 + worst + fabs(lse_i);
-            for (int64_t j = 0; j <= i; j++) {
+            for (int64_t j = first_seen(k, i); j <= i; j++) {
                 const struct pair p = pair_of(k, in, h, i, j, lse_i);
                 const double e = p.P * weight_error(k, &p, lse_i, worst, k->d + k->T);
                 for (int64_t c = 0; c < k->d; c++)
@@ -218,6 +225,7 @@ static struct attn_inputs inputs_of(const struct attn_case *k, const struct attn
                                 .kq = k->quantized ? &in->kq : NULL,
                                 .vq = k->quantized ? &in->vq : NULL,
                                 .mask = k->quantized ? &k->mask : NULL,
+                                .reach = k->reach,
                                 .scale = in->scale};
 }
 
@@ -272,7 +280,7 @@ static void backward_magnitude(const struct attn_case *k, const struct attn_in *
         for (int64_t i = 0; i < k->T; i++) {
             const double lse_i = ck_get(lse, h, i), worst = worst_score(k, in, h, i, lse_i);
             const double D = dot(&in->dout, i, h, o, i, h, true);
-            for (int64_t j = 0; j <= i; j++) {
+            for (int64_t j = first_seen(k, i); j <= i; j++) {
                 const struct pair p = pair_of(k, in, h, i, j, lse_i);
                 const double e = weight_error(k, &p, lse_i, worst, n);
                 const double dP = dot(&in->dout, i, h, p.value, j, h / (k->H / k->K), true);
@@ -339,6 +347,26 @@ static const struct attn_mask masks[] = {
 static const enum ck_pattern attn_patterns[] = {PAT_RANDOM, PAT_ZERO,  PAT_ONE,
                                                 PAT_LARGE,  PAT_SMALL, PAT_ALTERNATING};
 
+/* Sliding windows below, at and above the tiles of the devices, in every kind of mask. */
+static void each_reach(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k))
+{
+    static const int64_t reaches[] = {1, 3, 16, 63, 64, 65, 133, 134, 1 << 20};
+    for (size_t i = 0; i < ARRAY_LEN(reaches); i++)
+        for (size_t m = i % 2; m < ARRAY_LEN(masks) + 1; m += 2) {
+            struct attn_case k = {.T = i % 3 ? 134 : 210,
+                                  .H = 2,
+                                  .K = 1,
+                                  .d = 16,
+                                  .t = m % 3 ? DT_F32 : DT_BF16,
+                                  .quantized = m < ARRAY_LEN(masks),
+                                  .pattern = PAT_RANDOM,
+                                  .reach = reaches[i]};
+            if (k.quantized)
+                k.mask = masks[m];
+            one(c, &k);
+        }
+}
+
 static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k),
                       bool chunks)
 {
@@ -347,6 +375,8 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
         one(c, &k);
         return;
     }
+    if (!c->quiet)
+        each_reach(c, one);
     const size_t n_shapes = c->quiet ? 4 : ARRAY_LEN(shapes); /* enough to show a fault */
     for (size_t i = 0; i < n_shapes; i++)
         for (size_t m = 0; m < ARRAY_LEN(masks) + 1; m++) {

@@ -99,6 +99,10 @@ static void attention(void **state)
     refused(dev_attn(dev, &o, &lse, &bad_heads)); /* 6 % 4 */
     struct attn_inputs in = {.q = &q, .k = &k, .v = &k, .scale = 1};
     struct attn_grads grads = {.dq = &q, .dk = &k, .dv = &k};
+    in.reach = -1;
+    refused(dev_attn(dev, &o, &lse, &in));
+    refused(dev_attn_bwd(dev, &grads, &q, &o, &lse, &in));
+    in.reach = 0;
     refused(dev_attn(dev, &k, &lse, &in)); /* o not like q */
     in.kq = &k;
     refused(dev_attn(dev, &o, &lse, &in)); /* kq without vq */
