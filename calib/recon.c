@@ -110,7 +110,7 @@ enum err recon_full(struct recon *r, const struct block_weights **w,
         src = source_full(src);
         r->full_index[slot] = -1;
         TRY(src->block(src->ctx, i, &from));
-        TRY(block_weights_load(&r->full[slot], r->arch, &from));
+        TRY(block_weights_load(&r->full[slot], r->arch, i, &from));
         TRY(finite_weights(&r->full[slot], r->arch, &from, i));
         source_drop(src, i);
         r->full_index[slot] = i;

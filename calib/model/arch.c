@@ -21,7 +21,7 @@ static enum err check_dims(const struct arch *a)
         const char *name;
         int64_t value, max;
     } dim[] = {
-        {"num_hidden_layers", a->n_layers, 4096},
+        {"num_hidden_layers", a->n_layers, ARCH_MAX_LAYERS},
         {"hidden_size", a->d_model, MAX_DIM},
         {"intermediate_size", a->d_ff, MAX_DIM},
         {"num_attention_heads", a->n_heads, 4096},
@@ -120,11 +120,6 @@ enum err arch_check_length(const struct arch *a, int64_t tokens)
             "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
             "; use a shorter length",
             tokens, a->max_positions);
-    const bool sliding = a->sliding_window > 0 && a->sliding_from < a->n_layers;
-    FAIL_IF(sliding && tokens > a->sliding_window, ERR_SUPPORT,
-            "%" PRId64 " tokens are more than the model's sliding_window, %" PRId64
-            ": sliding-window attention is not supported; use a length within the window",
-            tokens, a->sliding_window);
     return OK;
 }
 
@@ -182,6 +177,21 @@ bool arch_has_bias(const struct arch *a, int l)
     default:
         return a->mlp_bias;
     }
+}
+
+int64_t arch_reach(const struct arch *a, int64_t layer)
+{
+    return layer_set_has(&a->sliding, layer) ? a->sliding_window : 0;
+}
+
+int64_t arch_full_attention(const struct arch *a)
+{
+    int64_t n = a->max_positions;
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        const int64_t reach = arch_reach(a, i);
+        n = reach && reach < n ? reach : n;
+    }
+    return n;
 }
 
 float arch_attn_scale(const struct arch *a)

@@ -14,6 +14,22 @@ enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3, ARCH_GRANIT
 enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
 extern const char *const rope_name[]; /* as config.json has them, by enum rope_kind */
 
+/* A set of layers. */
+#define ARCH_MAX_LAYERS 4096
+struct layer_set {
+    uint64_t word[ARCH_MAX_LAYERS / 64];
+};
+
+static inline bool layer_set_has(const struct layer_set *s, int64_t layer)
+{
+    return s->word[layer / 64] >> (layer % 64) & 1;
+}
+
+static inline void layer_set_add(struct layer_set *s, int64_t layer)
+{
+    s->word[layer / 64] |= UINT64_C(1) << (layer % 64);
+}
+
 struct arch {
     enum arch_family family;
     char model_type[16]; /* "llama", "mistral", ...: see hf_config.c */
@@ -41,8 +57,9 @@ struct arch {
     double attn_scale;          /* of the scores q . k */
     double residual_scale;      /* of what attention and MLP add to the residual stream */
     double logit_scale;         /* of the logits */
-    int64_t sliding_window;     /* tokens that a query may look back; 0: unlimited */
-    int64_t sliding_from;       /* first layer with a sliding window */
+    int64_t sliding_window;     /* tokens that a query sees, itself included; 0: all */
+    struct layer_set sliding;   /* layers to which the window applies */
+    struct layer_set no_rope;   /* layers without a rotary embedding */
     int64_t bos, n_eos, eos[8]; /* token ids; bos -1 if none */
     enum dtype dtype;           /* of the checkpoint as config.json says; informative */
 };
@@ -50,8 +67,7 @@ struct arch {
 /* Checks that dims are positive and bounded, heads divisible, and d even. Errors:
  * ERR_SUPPORT, ERR_FORMAT. */
 enum err arch_check(const struct arch *a);
-/* Refuses (ERR_SUPPORT) a length at which sliding-window attention would apply, and one
- * beyond max_positions. The message has field and value. */
+/* Refuses (ERR_SUPPORT) a length beyond max_positions. The message has field and value. */
 enum err arch_check_length(const struct arch *a, int64_t tokens);
 
 /* Return the output and input features of projection l. */
@@ -65,6 +81,10 @@ int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g);
 /* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 
+/* Returns how many tokens a query of this layer sees, itself included; 0: all. */
+int64_t arch_reach(const struct arch *a, int64_t layer);
+/* Returns how many first tokens of a text every layer sees whole, at most max_positions. */
+int64_t arch_full_attention(const struct arch *a);
 /* Returns the factor of the scores q . k. */
 float arch_attn_scale(const struct arch *a);
 /* Returns factor, one of the others in struct arch, with 1 for 0. */

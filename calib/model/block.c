@@ -35,11 +35,11 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
 }
 
 /* Applies rope, then the rotation of kv.rotate. */
-static enum err rotate(struct block_acts *x, const struct arch *a,
+static enum err rotate(struct block_acts *x, const struct arch *a, int64_t layer,
                        const struct block_kv *kv)
 {
     const struct tensor qk = qk_heads(a, x->qkv);
-    TRY(dev_rope(x->dev, &qk, &x->cos, &x->sin, false));
+    TRY(apply_rope(x, a, layer, &qk, false));
     return keys_rotated(kv) ? dev_hadamard(x->dev, &qk) : OK;
 }
 
@@ -65,7 +65,7 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
 
 /* Computes kq and vq. Pre-rope keys are quantized before rope and rotated afterwards, as
  * the runtime does when it reads its cache. */
-static enum err quantize_kv(struct block_acts *x, const struct arch *a,
+static enum err quantize_kv(struct block_acts *x, const struct arch *a, int64_t layer,
                             const struct block_kv *kv)
 {
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
@@ -74,7 +74,7 @@ static enum err quantize_kv(struct block_acts *x, const struct arch *a,
     if (kv->spec.key_stage == KEY_PRE_ROPE) {
         const struct tensor k_pre = tensor_heads(x->k_pre, a->n_kv);
         TRY(quantize_side(x, a, kv, KV_K, &kq, &k_pre));
-        TRY(dev_rope(x->dev, &kq, &x->cos, &x->sin, false));
+        TRY(apply_rope(x, a, layer, &kq, false));
     } else {
         TRY(quantize_side(x, a, kv, KV_K, &kq, &k));
     }
@@ -83,12 +83,16 @@ static enum err quantize_kv(struct block_acts *x, const struct arch *a,
 
 /* Attention over k and v, or over the mixture of full-precision and quantized keys that
  * past-only quantization gives each query (struct attn_mask). */
-static enum err attend(struct block_acts *x, const struct arch *a,
+static enum err attend(struct block_acts *x, const struct arch *a, int64_t layer,
                        const struct block_kv *kv)
 {
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor v = v_heads(a, x->qkv), o = tensor_heads(x->o, a->n_heads);
-    struct attn_inputs in = {.q = &q, .k = &k, .v = &v, .scale = arch_attn_scale(a)};
+    struct attn_inputs in = {.q = &q,
+                             .k = &k,
+                             .v = &v,
+                             .reach = arch_reach(a, layer),
+                             .scale = arch_attn_scale(a)};
     if (!kv_quantized(kv))
         return dev_attn(x->dev, &o, &x->lse, &in);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),
@@ -139,20 +143,20 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
 /* Prepares keys and values of rows [first, T) for attention; rotates their q and k. With
  * keys quantized in blocks of tokens, a block that began before first is quantized as a
  * whole. */
-static enum err make_cache(struct block_acts *acts, const struct arch *a,
+static enum err make_cache(struct block_acts *acts, const struct arch *a, int64_t layer,
                            const struct block_kv *kv, int64_t first)
 {
     struct block_acts tail = acts_from(acts, a, first);
     if (!kv_quantized(kv))
-        return rotate(&tail, a, kv);
+        return rotate(&tail, a, layer, kv);
     if (kv->spec.key_stage == KEY_PRE_ROPE) {
         const struct tensor k_pre = tensor_heads(tail.k_pre, a->n_kv);
         const struct tensor k = k_heads(a, tail.qkv);
         TRY(dev_copy(acts->dev, &k_pre, &k));
     }
-    TRY(rotate(&tail, a, kv));
+    TRY(rotate(&tail, a, layer, kv));
     struct block_acts blocks = acts_from(acts, a, first - first % kv_block(kv));
-    return quantize_kv(&blocks, a, kv);
+    return quantize_kv(&blocks, a, layer, kv);
 }
 
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
@@ -219,10 +223,10 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
     TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &in));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
-    TRY(make_cache(acts, a, kv, first));
+    TRY(make_cache(acts, a, w->layer, kv, first));
     /* This also recomputes queries before `first`: few, and their inputs are still in
      * acts. */
-    TRY(attend(acts, a, kv));
+    TRY(attend(acts, a, w->layer, kv));
     return finish(&tail, s, a, w, kv, &out, &y);
 }
 

@@ -70,7 +70,11 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor v = v_heads(a, x->qkv), dv = v_heads(a, s->dqkv);
     const struct tensor o = tensor_heads(x->o, a->n_heads);
     const struct tensor d_o = tensor_heads(s->d_o, a->n_heads);
-    struct attn_inputs attn = {.q = &q, .k = &k, .v = &v, .scale = arch_attn_scale(a)};
+    struct attn_inputs attn = {.q = &q,
+                               .k = &k,
+                               .v = &v,
+                               .reach = arch_reach(a, w->layer),
+                               .scale = arch_attn_scale(a)};
     struct attn_grads grads = {.dq = &dq, .dk = &dk, .dv = &dv};
     if (!kv_quantized(kv))
         return dev_attn_bwd(d, &grads, &d_o, &o, &x->lse, &attn);
@@ -88,12 +92,12 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
 }
 
 /* The backward of rotations is their inverse: R is its own, and rope turns back. */
-static enum err unrotate(struct block_acts *x, const struct block_kv *kv,
-                         const struct tensor *grad)
+static enum err unrotate(struct block_acts *x, const struct arch *a, int64_t layer,
+                         const struct block_kv *kv, const struct tensor *grad)
 {
     if (keys_rotated(kv))
         TRY(dev_hadamard(x->dev, grad));
-    return dev_rope(x->dev, grad, &x->cos, &x->sin, true);
+    return apply_rope(x, a, layer, grad, true);
 }
 
 /* Parameters of K or V, and their gradients. */
@@ -154,8 +158,8 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
 /* Adds the gradients through the quantizers (dkq, dvq) to s->dqkv and takes it back through
  * rope. */
 static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
-                               const struct arch *a, const struct block_kv *kv,
-                               const struct block_grads *g)
+                               const struct arch *a, int64_t layer,
+                               const struct block_kv *kv, const struct block_grads *g)
 {
     const struct kv_params k_side = {KV_K, &kv->k_s, &kv->k_shift, &g->k_dls, &g->k_dshift};
     const struct kv_params v_side = {KV_V, &kv->v_s, &kv->v_shift, &g->v_dls, &g->v_dshift};
@@ -167,10 +171,10 @@ static enum err quantizers_bwd(struct block_acts *x, struct block_scratch *s,
     TRY(kv_grad(x, a, kv, v_side, &dv, &dvq, &v));
     if (kv->spec.key_stage == KEY_POST_ROPE) {
         TRY(kv_grad(x, a, kv, k_side, &dk, &dkq, &k));
-        return unrotate(x, kv, &dqk);
+        return unrotate(x, a, layer, kv, &dqk);
     }
-    TRY(unrotate(x, kv, &dqk));
-    TRY(unrotate(x, kv, &dkq));
+    TRY(unrotate(x, a, layer, kv, &dqk));
+    TRY(unrotate(x, a, layer, kv, &dkq));
     return kv_grad(x, a, kv, k_side, &dk, &dkq, &k_pre);
 }
 
@@ -222,7 +226,7 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
     TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
     TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
-    TRY(unrotate(acts, NULL, &dqk));
+    TRY(unrotate(acts, a, w->layer, NULL, &dqk));
     TRY(qk_norm_bwd(acts, s, a, w, NULL));
     TRY(show(watch, BLOCK_GRAD_QKV, &s->dqkv));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
@@ -246,9 +250,9 @@ static enum err heads_bwd(struct block_acts *acts, struct block_scratch *s,
     TRY(mlp_bwd(acts, s, a, w, g, dh));
     TRY(attention_bwd(acts, s, a, w, kv, g, dh));
     if (kv_quantized(kv))
-        return quantizers_bwd(acts, s, a, kv, g);
+        return quantizers_bwd(acts, s, a, w->layer, kv, g);
     const struct tensor dqk = qk_heads(a, s->dqkv);
-    return unrotate(acts, kv, &dqk);
+    return unrotate(acts, a, w->layer, kv, &dqk);
 }
 
 enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,

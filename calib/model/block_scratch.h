@@ -87,6 +87,15 @@ static inline bool acts_quantized(const struct block_kv *kv)
     return kv && kv->act_bits && kv->act_bits < 16;
 }
 
+/* Rotates x [T,heads,d], q or k or their gradients, unless layer has no rotary embedding. */
+static inline enum err apply_rope(const struct block_acts *x, const struct arch *a,
+                                  int64_t layer, const struct tensor *heads, bool inverse)
+{
+    return layer_set_has(&a->no_rope, layer)
+               ? OK
+               : dev_rope(x->dev, heads, &x->cos, &x->sin, inverse);
+}
+
 /* y = x [T,n], an input of projections, quantized per token if kv says so, else untouched.
  * y may be x. */
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,

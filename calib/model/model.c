@@ -209,7 +209,7 @@ static enum err quantize_weights(struct model_pass *k, const struct block_quant 
         if (!q->lin[l].scales)
             continue;
         if (!loaded)
-            TRY(block_weights_load(&k->full, k->r->arch, src));
+            TRY(block_weights_load(&k->full, k->r->arch, k->w.layer, src));
         loaded = true;
         TRY(quantize_lin(k, q, l));
     }
@@ -265,7 +265,7 @@ static enum err load_block(struct model_pass *k, int64_t i)
     if (!err && q)
         block_src_set_gains(&views, q);
     if (!err)
-        err = block_weights_load(&k->w, k->r->arch, &views);
+        err = block_weights_load(&k->w, k->r->arch, i, &views);
     if (!err)
         err = quantize_block(k, i, q, &views);
     if (src->release)

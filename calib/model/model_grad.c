@@ -98,7 +98,7 @@ static enum err asked_to_stop(const struct pass *p)
 static enum err load_block(struct pass *p, struct block_src *views, int64_t b)
 {
     TRY(p->src->block(p->src->ctx, b, views));
-    const enum err err = block_weights_load(&p->w, p->arch, views);
+    const enum err err = block_weights_load(&p->w, p->arch, b, views);
     return err ? err_add(err, "block %" PRId64 ": ", b) : OK;
 }
 

@@ -186,9 +186,10 @@ static enum err load_biases(struct block_weights *w, const struct arch *a,
     return OK;
 }
 
-enum err block_weights_load(struct block_weights *w, const struct arch *a,
+enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src)
 {
+    w->layer = layer;
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor dst = block_weights_lin(w, a, l);
         TRY(host_mat_check(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));

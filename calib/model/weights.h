@@ -75,6 +75,7 @@ static inline const struct model_source *source_full(const struct model_source *
  * products. */
 struct block_weights {
     struct dev *dev;
+    int64_t layer;                      /* whose weights these are */
     void *memory;                       /* one allocation */
     struct tensor wqkv, wo, wgu, wdown; /* act type */
     struct tensor norm1, norm2;         /* [D] F32 */
@@ -93,9 +94,9 @@ size_t block_weights_bytes(const struct arch *a, enum dtype act);
 /* Allocates for arch a; contents are undefined until loaded. ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act);
-/* Converts src to the act type and uploads it. Errors: ERR_FORMAT for a missing tensor, or
+/* Converts the weights of a layer to the act type and uploads them. Errors: ERR_FORMAT for a missing tensor, or
  * one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
-enum err block_weights_load(struct block_weights *w, const struct arch *a,
+enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */
 

@@ -80,7 +80,7 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
     const struct model_source *full = source_full(r->src);
     struct block_src src;
     TRY(full->block(full->ctx, b, &src));
-    TRY(block_weights_load(w, r->arch, &src));
+    TRY(block_weights_load(w, r->arch, b, &src));
     for (int64_t i = 0; i < r->teacher.samples; i++) {
         TRY(stream_read(&r->teacher, x, i));
         TRY(stream_prefetch(&r->teacher, i + 1));

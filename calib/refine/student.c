@@ -86,6 +86,7 @@ static enum err enter_layer(struct student *st, int64_t b)
     struct tensor *const norm[] = {&st->w.norm1, &st->w.norm2, &st->w.q_norm,
                                    &st->w.k_norm};
     struct block_src src;
+    st->w.layer = b;
     TRY(st->src->block(st->src->ctx, b, &src));
     TRY(weights_of(st, b, &src));
     TRY(biases_of(st, &src));

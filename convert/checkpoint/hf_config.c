@@ -183,6 +183,9 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     TRY(read_size(&a->d_model, r, "hidden_size", f->hidden));
     TRY(read_size(&a->d_ff, r, "intermediate_size", f->ff));
     TRY(read_size(&a->n_layers, r, "num_hidden_layers", f->layers));
+    FAIL_IF(a->n_layers < 1 || a->n_layers > ARCH_MAX_LAYERS, ERR_FORMAT,
+            "%s: num_hidden_layers is %" PRId64 ", want 1 to %d", r->where, a->n_layers,
+            ARCH_MAX_LAYERS);
     TRY(read_size(&a->vocab, r, "vocab_size", f->vocab));
     TRY(read_heads(a, r));
     a->max_positions = f->positions;
@@ -226,20 +229,18 @@ static enum err read_multipliers(struct arch *a, const struct reader *r)
 
 /* --- sliding windows ---------------------------------------------------------------- */
 
-/* Finds the first layer that layer_types calls sliding; n_layers if there is none. */
-static enum err first_sliding(int64_t *out, const json_t *types, const struct arch *a,
-                              const char *where)
+/* Adds the layers that layer_types calls sliding. */
+static enum err read_layer_types(struct arch *a, const json_t *types, const char *where)
 {
-    *out = a->n_layers;
     FAIL_IF((int64_t)json_array_size(types) < a->n_layers, ERR_FORMAT,
             "%s: layer_types has %zu entries, num_hidden_layers is %" PRId64, where,
             json_array_size(types), a->n_layers);
-    for (int64_t i = a->n_layers - 1; i >= 0; i--) {
+    for (int64_t i = 0; i < a->n_layers; i++) {
         const char *kind = json_string_value(json_array_get(types, (size_t)i));
         FAIL_IF(!kind, ERR_FORMAT, "%s: layer_types[%" PRId64 "] is not a string", where,
                 i);
         if (!strcmp(kind, "sliding_attention"))
-            *out = i;
+            layer_set_add(&a->sliding, i);
         else
             FAIL_IF(strcmp(kind, "full_attention"), ERR_SUPPORT,
                     "%s: layer_types[%" PRId64
@@ -250,13 +251,14 @@ static enum err first_sliding(int64_t *out, const json_t *types, const struct ar
     return OK;
 }
 
-/* Reads the sliding window. The family decides in which layers it applies;
- * arch_check_length() refuses lengths at which it would. */
+/* Reads the sliding window. The family decides in which layers it applies. */
 static enum err read_sliding(struct arch *a, const struct reader *r)
 {
     const struct family *f = r->f;
-    bool used = f->family == ARCH_MISTRAL;
-    json_t *types;
+    const bool all = f->family == ARCH_MISTRAL;
+    bool used = all;
+    int64_t from = all ? 0 : 28;
+    json_t *types = NULL;
     if (f->family == ARCH_LLAMA || f->family == ARCH_GRANITE)
         return OK;
     if (!used)
@@ -266,12 +268,15 @@ static enum err read_sliding(struct arch *a, const struct reader *r)
     /* missing: the class's default; null: none */
     a->sliding_window = json_object_get(r->o, "sliding_window") ? 0 : f->window;
     TRY(json_get_int(&a->sliding_window, r->o, "sliding_window", 0, ANY_HI, r->where));
-    if (f->family == ARCH_MISTRAL)
-        return OK;
-    a->sliding_from = 28;
-    TRY(json_get_int(&a->sliding_from, r->o, "max_window_layers", 0, ANY_HI, r->where));
-    TRY(json_get_array(&types, r->o, "layer_types", r->where));
-    return types ? first_sliding(&a->sliding_from, types, a, r->where) : OK;
+    if (!all) {
+        TRY(json_get_int(&from, r->o, "max_window_layers", 0, ANY_HI, r->where));
+        TRY(json_get_array(&types, r->o, "layer_types", r->where));
+    }
+    if (types)
+        return read_layer_types(a, types, r->where);
+    for (int64_t i = from; a->sliding_window && i < a->n_layers; i++)
+        layer_set_add(&a->sliding, i);
+    return OK;
 }
 
 /* --- the rest ----------------------------------------------------------------------- */

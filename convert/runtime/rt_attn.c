@@ -15,6 +15,9 @@
  *           F32      quantized, the same   F32 for queries    F32, or packed
  *           (sink)   for every query       near enough        without past_only
  *
+ * With a sliding window, spans begin where the chunk's first query begins to see, and the
+ * middle where its last one does.
+ *
  * The middle goes to rt_attn_packed.c where the layer is interleaved; the rest is
  * dequantized tile by tile here. */
 #include "convert/runtime/rt_priv.h"
@@ -33,7 +36,8 @@ struct work {
     const struct rt_attn *a;
     struct rt_attn_scratch *s;
     int64_t query_blocks;   /* of up to QUERIES */
-    int64_t splits, span;   /* of the past, and tokens of one */
+    int64_t base;           /* tokens before it are out of reach of every query */
+    int64_t splits, span;   /* of the past from base on, and tokens of one */
     int64_t partial_floats; /* 2 + d */
     int64_t pieces;
     int threads;
@@ -53,6 +57,13 @@ static int64_t min_i64(int64_t a, int64_t b)
 static float *partial_of(const struct work *w, int64_t t, int64_t h, int64_t split)
 {
     return w->s->partial + ((t * w->a->H + h) * w->splits + split) * w->partial_floats;
+}
+
+/* Returns the first token of the text that query t of the chunk sees. */
+static int64_t first_seen(const struct rt_attn *a, int64_t t)
+{
+    const int64_t first = a->past + t + 1 - a->reach;
+    return a->reach && first > 0 ? first : 0;
 }
 
 /* --- one query against one tile ----------------------------------------------------- */
@@ -88,7 +99,10 @@ static void past_query(const struct work *w, const struct tile *tile, int64_t t,
     const struct rt_attn *a = w->a;
     const int64_t G = a->H / a->cache->K, d = a->cache->d, i = a->past + t;
     const float *k[TILE], *v[TILE];
-    for (int64_t j = 0; j < tile->n; j++) {
+    const int64_t first = first_seen(a, t) - tile->at, skip = first > 0 ? first : 0;
+    if (skip >= tile->n)
+        return;
+    for (int64_t j = skip; j < tile->n; j++) {
         const int64_t at = tile->at + j;
         const float *kf = rt_cache_full(a->cache, a->layer, KV_K, kh, at, i);
         const float *vf = rt_cache_full(a->cache, a->layer, KV_V, kh, at, i);
@@ -96,7 +110,8 @@ static void past_query(const struct work *w, const struct tile *tile, int64_t t,
         v[j] = vf ? vf : tile->v[j];
     }
     for (int64_t h = kh * G; h < (kh + 1) * G; h++)
-        absorb(a, partial_of(w, t, h, split), a->q + (t * a->H + h) * d, k, v, tile->n);
+        absorb(a, partial_of(w, t, h, split), a->q + (t * a->H + h) * d, k + skip, v + skip,
+               tile->n - skip);
 }
 
 /* Without past_only a query sees the chunk's own keys and values packed, except the sink:
@@ -114,13 +129,14 @@ static void see_packed(const struct rt_attn *a, int64_t kh, int64_t at, int64_t 
     rt_cache_tile(c, values, buffer + TILE * c->d, v + skip);
 }
 
-/* Query t against the chunk up to itself. */
+/* Query t against what it sees of the chunk, up to itself. */
 static void chunk_query(const struct work *w, int64_t t, int64_t kh, float *buffer)
 {
     const struct rt_attn *a = w->a;
     const int64_t G = a->H / a->cache->K, d = a->cache->d, C = a->cache->K * d;
     const float *k[TILE], *v[TILE];
-    for (int64_t at = 0; at <= t; at += TILE) {
+    const int64_t first = first_seen(a, t) - a->past;
+    for (int64_t at = first > 0 ? first : 0; at <= t; at += TILE) {
         const int64_t n = t + 1 - at < TILE ? t + 1 - at : TILE;
         for (int64_t j = 0; j < n; j++) {
             k[j] = a->k + (at + j) * C + kh * d;
@@ -187,7 +203,7 @@ static int64_t head_of(const struct work *w, int64_t number)
 static void prefetch_next_piece(const struct work *w, int64_t number)
 {
     const struct rt_attn *a = w->a;
-    const int64_t next = number + w->threads, at = split_of(w, next) * w->span;
+    const int64_t next = number + w->threads, at = w->base + split_of(w, next) * w->span;
     if (next < w->pieces && at < a->past && a->cache->interleaved[a->layer])
         rt_attn_prefetch(a, head_of(w, next), at, min_i64(at + w->span, a->past));
 }
@@ -196,7 +212,7 @@ static struct piece piece_of(const struct work *w, int64_t number, int thread)
 {
     const struct rt_attn *a = w->a;
     const int64_t split = split_of(w, number), block = number / w->splits % w->query_blocks;
-    const int64_t at = min_i64(split * w->span, a->past);
+    const int64_t at = min_i64(w->base + split * w->span, a->past);
     return (struct piece){.kh = head_of(w, number),
                           .split = split,
                           .first = block * QUERIES,
@@ -214,7 +230,8 @@ static void attend_piece(void *ctx, int64_t number, int thread)
     /* Tokens [from, to) are packed for every query of the chunk. */
     int64_t from = p.at_end, to = p.at_end;
     if (a->cache->interleaved[a->layer]) {
-        from = clamp_i64(a->cache->sink, p.at, p.at_end);
+        const int64_t all_see = first_seen(a, p.end - 1), sink = a->cache->sink;
+        from = clamp_i64(all_see > sink ? all_see : sink, p.at, p.at_end);
         to = clamp_i64(a->past - a->cache->recent, from, p.at_end);
     }
     prefetch_next_piece(w, number);
@@ -284,9 +301,11 @@ enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct 
     struct work w = {.a = a, .s = s, .partial_floats = 2 + a->cache->d};
     w.query_blocks = (a->n + QUERIES - 1) / QUERIES;
     /* With few queries, threads share the past instead. */
-    w.splits = a->n <= QUERIES ? (a->past + SPLIT_KEYS - 1) / SPLIT_KEYS : 1;
+    w.base = min_i64(first_seen(a, 0), a->past) / TILE * TILE;
+    const int64_t seen = a->past - w.base;
+    w.splits = a->n <= QUERIES ? (seen + SPLIT_KEYS - 1) / SPLIT_KEYS : 1;
     w.splits = w.splits < 1 ? 1 : w.splits > MAX_SPLITS ? MAX_SPLITS : w.splits;
-    w.span = (a->past + w.splits - 1) / w.splits;
+    w.span = (seen + w.splits - 1) / w.splits;
     w.span = (w.span + TILE - 1) / TILE * TILE; /* spans begin with a strip of keys */
     TRY(make_room(&w, pool));
     w.threads = pool_threads(pool);

@@ -357,7 +357,8 @@ static void unpack_head(const struct rt_cache *c, struct token_head e, float *x)
         c->kern->kv_dequantize(x + begin, codes + begin, f16_to_f32(pair[0]),
                                f16_to_f32(pair[to_m]), of, n);
     }
-    if (e.side == KV_K && c->spec.key_stage == KEY_PRE_ROPE)
+    if (e.side == KV_K && c->spec.key_stage == KEY_PRE_ROPE &&
+        !layer_set_has(&artifact_arch(c->a)->no_rope, e.layer))
         rotate(c, x, e.t);
 }
 

@@ -140,10 +140,11 @@ static void gate_row(void *ctx, int64_t t, int thread)
 
 /* --- a block ------------------------------------------------------------------------ */
 
-static void project_qkv(struct runtime *r, const struct packed_block *b,
-                        const struct rt_norms *v, int64_t n)
+static void project_qkv(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
+    const struct packed_block *b = artifact_block(r->a, layer);
+    const struct rt_norms *v = &r->norms[layer];
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->q, a->k, a->v};
     const struct packed_linear *const p[] = {&b->lin[LIN_Q], &b->lin[LIN_K],
@@ -156,8 +157,10 @@ static void project_qkv(struct runtime *r, const struct packed_block *b,
         rmsnorm(a->k, a->k, v->k_norm, n * m->n_kv, m->head_dim, m->norm_eps);
     }
     memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
-    rotate(r, a->q, m->n_heads, n);
-    rotate(r, a->k, m->n_kv, n);
+    if (!layer_set_has(&m->no_rope, layer)) {
+        rotate(r, a->q, m->n_heads, n);
+        rotate(r, a->k, m->n_kv, n);
+    }
     if (r->cache.spec.rotate & ROTATE_K) {
         hadamard_heads(a->q, n * m->n_heads, m->head_dim);
         hadamard_heads(a->k, n * m->n_kv, m->head_dim);
@@ -177,6 +180,7 @@ static enum err attention(struct runtime *r, int64_t layer, int64_t n)
                                 .n = n,
                                 .H = r->arch->n_heads,
                                 .scale = arch_attn_scale(r->arch),
+                                .reach = arch_reach(r->arch, layer),
                                 .q = a->q,
                                 .k = a->k,
                                 .v = a->v,
@@ -225,7 +229,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     struct rt_acts *a = &r->acts;
     float *const back[] = {a->norm};
     const struct packed_linear *const out[] = {&b->lin[LIN_O]};
-    project_qkv(r, b, &r->norms[layer], n);
+    project_qkv(r, layer, n);
     TRY(attention(r, layer, n));
     r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);

@@ -135,6 +135,7 @@ struct rt_attn {
     const struct rt_kernels *kern;
     int64_t layer, past, n, H; /* past: tokens before the chunk */
     float scale;               /* of the scores q . k */
+    int64_t reach;             /* tokens that a query sees, itself included; 0: all */
     const float *q, *k, *v;    /* [n][H*d], [n][C]: after rope, full precision */
     float *out;                /* [n][H*d] */
 };

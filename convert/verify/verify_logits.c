@@ -330,13 +330,6 @@ static int64_t min_i64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Returns the longest sequence that both sides support. */
-static int64_t longest(const struct arch *a)
-{
-    const bool sliding = a->sliding_window > 0 && a->sliding_from < a->n_layers;
-    return sliding ? min_i64(a->max_positions, a->sliding_window) : a->max_positions;
-}
-
 static void judge_logits(struct verify *v)
 {
     struct verify_report *r = v->r;
@@ -365,7 +358,8 @@ enum err verify_logits(struct verify *v)
     struct states states = {0};
     struct runtime *rt = NULL;
     float *want = NULL;
-    const int64_t n = min_i64(min_i64(v->s->logit_tokens, v->s->n_ids), longest(v->arch));
+    const int64_t n =
+        min_i64(min_i64(v->s->logit_tokens, v->s->n_ids), v->arch->max_positions);
     if (n < 1)
         return OK;
     TRY_OUT(open_simulation(&s, v));
@@ -461,7 +455,7 @@ enum err verify_perplexity(struct verify *v)
 {
     enum err err = OK;
     float *simulated = NULL, *decoded = NULL;
-    const int64_t ctx = min_i64(min_i64(v->s->ctx, v->s->n_ids), longest(v->arch));
+    const int64_t ctx = min_i64(min_i64(v->s->ctx, v->s->n_ids), v->arch->max_positions);
     if (ctx < 2)
         return OK;
     const int64_t windows = min_i64(v->s->windows, v->s->n_ids / ctx);

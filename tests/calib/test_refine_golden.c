@@ -133,6 +133,22 @@ static enum err golden_ends(void *ctx, struct host_mat *embed, struct host_mat *
     return OK;
 }
 
+/* Sliding windows and missing rotary embeddings, by layer. */
+static void read_layers(struct whole *m)
+{
+    float reach[LAYERS], rope[LAYERS];
+    read_into(reach, sizeof(reach), find(m, "reach"));
+    read_into(rope, sizeof(rope), find(m, "rope"));
+    for (int b = 0; b < LAYERS; b++) {
+        if (reach[b] > 0) {
+            m->arch.sliding_window = (int64_t)reach[b];
+            layer_set_add(&m->arch.sliding, b);
+        }
+        if (!(rope[b] > 0))
+            layer_set_add(&m->arch.no_rope, b);
+    }
+}
+
 static void read_config(struct whole *m)
 {
     const int32_t *f = m->field;
@@ -159,6 +175,8 @@ static void read_config(struct whole *m)
     assert_true(f[TOKENS] <= MAX_TOKENS);
     read_into(m->ids, (size_t)(WINDOWS * f[TOKENS]) * sizeof(*m->ids), find(m, "ids"));
     float weights[2], factors[4];
+    if (find(m, "reach"))
+        read_layers(m);
     if (find(m, "factors")) {
         read_into(factors, sizeof(factors), find(m, "factors"));
         m->arch.embed_scale = (double)factors[0];
@@ -426,12 +444,20 @@ static void test_factors(void **state)
     check_devices("factors");
 }
 
+/* A sliding window in one layer, and no rotary embedding in the other. */
+static void test_layers_that_differ(void **state)
+{
+    (void)state;
+    check_devices("layers");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grouped_heads),
         cmocka_unit_test(test_qk_norm_and_mixed_formats),
         cmocka_unit_test(test_factors),
+        cmocka_unit_test(test_layers_that_differ),
     };
     if (!getenv("GOLDEN_REFINE"))
         return 77;

@@ -71,6 +71,22 @@ def test_granite(f):
         assert abs(f.ppl(key) - full) > 1e-3 * full, key
 
 
+def test_sliding_window(f):
+    """A window inside the text, decoded token by token and in chunks, from a cache of several spans."""
+    long = {"num_hidden_layers": 2, "max_position_embeddings": 1400}
+    f.make("window", **named("mistral", sliding_window=600, **long))
+    f.make("whole", **named("mistral", sliding_window=None, **long))
+    f.make("short", **named("mistral", sliding_window=20, **long))
+    f.differ("short", "whole")
+    f.run("convert", "window", "-o", "window.q", "--set", "kv.group_size=8", "--set", "weights.group_size=16")
+    f.run("verify", "window.q", "--against", "window", "--data", "text.txt", "--logit-tokens", "1300", "--ctx", "1200")
+    text = ("--ctx", "1200", "--windows", "1")
+    for chunk in ("40", "300"):
+        have = f.ppl("window.q", *text, "--decode", "--chunk", chunk)
+        want, other = (f.ppl(m, *text, "--chunk", chunk) for m in ("window.q", "whole"))
+        assert abs(have - want) < 1e-4 * want < abs(other - want), (chunk, have, want, other)
+
+
 def main(names_of):
     wkvq, *wanted = names_of
     tests = {n: t for n, t in globals().items() if n.startswith("test_")}

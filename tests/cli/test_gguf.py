@@ -307,6 +307,7 @@ GOLDEN = {
                             "logit_scale": f32(1.7)}),
     "granite_bias": ("granite", {"embedding_scale": 2.5, "attention.scale": 1.0, "residual_scale": 1.0,
                                  "logit_scale": 1.0}),
+    "mistral_window": ("llama", {"context_length": 20}), "qwen2_window": ("qwen2", {"context_length": 7}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,

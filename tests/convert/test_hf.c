@@ -62,7 +62,8 @@ static void test_mistral_defaults(void **state)
     struct arch a = hf_read("mistral", ",\"num_key_value_heads\":2");
     assert_int_equal(a.max_positions, 131072);
     assert_int_equal(a.sliding_window, 4096); /* missing is not null */
-    assert_int_equal(a.sliding_from, 0);
+    assert_int_equal(arch_reach(&a, 0), 4096);
+    assert_int_equal(arch_reach(&a, 1), 4096);
     a = hf_read("mistral", ",\"num_key_value_heads\":null,\"sliding_window\":null,"
                            "\"attention_bias\":true");
     assert_int_equal(a.sliding_window, 0);
@@ -86,13 +87,17 @@ static void test_qwen2_defaults(void **state)
     a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"sliding_window\":100,"
                          "\"use_sliding_window\":true,\"max_window_layers\":1");
     assert_int_equal(a.sliding_window, 100);
-    assert_int_equal(a.sliding_from, 1);
-    assert_int_equal(arch_check_length(&a, 100), OK);
-    err_clear();
-    assert_int_equal(arch_check_length(&a, 101), ERR_SUPPORT);
+    assert_int_equal(arch_reach(&a, 0), 0);
+    assert_int_equal(arch_reach(&a, 1), 100);
+    assert_int_equal(arch_check_length(&a, 101), OK);
+    a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"sliding_window\":100,"
+                         "\"use_sliding_window\":true,\"max_window_layers\":1,"
+                         "\"layer_types\":[\"sliding_attention\",\"full_attention\"]");
+    assert_int_equal(arch_reach(&a, 0), 100); /* layer_types has precedence */
+    assert_int_equal(arch_reach(&a, 1), 0);
     a = hf_read("qwen2", ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
                          "\"layer_types\":[\"full_attention\",\"full_attention\"]");
-    assert_int_equal(a.sliding_from, 2); /* no layer of two */
+    assert_int_equal(arch_full_attention(&a), 32768); /* no layer of two */
     refuse("qwen2", "", ERR_FORMAT, "num_key_value_heads", "32");
 }
 

@@ -93,7 +93,9 @@ def rmsnorm(x, g):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * g
 
 
-def rope(x):
+def rope(x, c):
+    if not c.get("rope", True):
+        return x
     T, _, d = x.shape
     inv = 10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
     angle = torch.arange(T, dtype=torch.float64)[:, None] * inv
@@ -111,7 +113,8 @@ def attention(q, k, v, kq, vq, c):
     window = c["window"] if c["past_only"] else 0
     full = (j > i - window) | (j < c["sink"])
     S = torch.where(full, q @ k.transpose(1, 2), q @ kq.transpose(1, 2)) / c.get("divisor", d**0.5)
-    P = torch.softmax(S.masked_fill(j > i, -torch.inf), dim=-1)
+    unseen = (j > i) | (j <= i - c.get("reach", T))
+    P = torch.softmax(S.masked_fill(unseen, -torch.inf), dim=-1)
     o = torch.where(full, P, 0.0) @ v + torch.where(full, 0.0, P) @ vq
     return o.transpose(0, 1).reshape(T, H * d)
 
@@ -123,14 +126,14 @@ def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     q, k, v = q.view(T, H, d), k.view(T, K, d), v.view(T, K, d)
     if c["qk_norm"]:
         q, k = rmsnorm(q, w["q_norm"]), rmsnorm(k, w["k_norm"])
-    kr, kq, vq = rope(k), None, None
+    kr, kq, vq = rope(k, c), None, None
     if kv:
         bits, group = c["kv_bits"], c["kv_group"]
         k_args = (kv["k_ls"].exp(), kv["k_delta"], bits, group)
-        kq = rope(quant_kv(k, *k_args)) if c["pre_rope"] else quant_kv(kr, *k_args)
+        kq = rope(quant_kv(k, *k_args), c) if c["pre_rope"] else quant_kv(kr, *k_args)
         vq = quant_kv(v, kv["v_ls"].exp(), kv["v_delta"], bits, group)
         seen.update(kq=kq, vq=vq)
-    o = attention(rope(q), kr, v, kr if kq is None else kq, v if vq is None else vq, c)
+    o = attention(rope(q, c), kr, v, kr if kq is None else kq, v if vq is None else vq, c)
     r = c.get("residual", 1.0)
     h = x + r * (o @ w["o"].T) + r * w.get("bo", 0.0)
     n2 = rmsnorm(h, w["norm2"])

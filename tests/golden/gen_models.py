@@ -14,7 +14,8 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+                          SmolLM3Config, SmolLM3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
@@ -80,6 +81,29 @@ MODELS = {
     "granite_bias": ((GraniteForCausalLM, GraniteConfig(**{**BASE, "attention_bias": True, "mlp_bias": True,
                                                            "embedding_multiplier": 2.5,
                                                            "rope_parameters": theta(10000.0)})), "new", "float32", 24, None),
+    "mistral_window": ((MistralForCausalLM, MistralConfig(**{**BASE, "sliding_window": 20, "head_dim": 8,
+                                                             "rope_parameters": theta(10000.0)})),
+                       "old", "float32", 96, None),
+    "qwen2_window": ((Qwen2ForCausalLM, Qwen2Config(**{**BASE, "num_hidden_layers": 3, "use_sliding_window": True,
+                                                       "sliding_window": 7, "max_window_layers": 1,
+                                                       "rope_parameters": theta(10000.0)})),
+                     "old", "float32", 48, None),
+    "qwen3_window": ((Qwen3ForCausalLM, Qwen3Config(**{**BASE, "num_hidden_layers": 3, "head_dim": 16,
+                                                       "use_sliding_window": True, "sliding_window": 1,
+                                                       "layer_types": ["sliding_attention", "full_attention",
+                                                                       "sliding_attention"],
+                                                       "rope_parameters": theta(10000.0)})),
+                     "new", "float32", 24, None),
+    "smollm3": ((SmolLM3ForCausalLM, SmolLM3Config(**{**BASE, "num_hidden_layers": 5, "tie_word_embeddings": True,
+                                                      "pad_token_id": None,
+                                                      "rope_parameters": theta(10000.0)})),
+                "new", "float32", 24, None),
+    "smollm3_window": ((SmolLM3ForCausalLM, SmolLM3Config(**{**BASE, "num_hidden_layers": 3, "attention_bias": True,
+                                                             "pad_token_id": None, "no_rope_layers": [0, 1, 0],
+                                                             "use_sliding_window": True, "sliding_window": 9,
+                                                             "layer_types": None,
+                                                             "rope_parameters": theta(10000.0)})),
+                       "old", "float32", 48, None),
 }
 
 

@@ -32,6 +32,10 @@ CASES = {
                     o_bias=1, mlp_bias=0, qk_norm=0, tied=1, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
                     window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
                     embed=3.0, divisor=4.0, residual=0.5, logits=0.625),
+    "layers": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=28, vocab=30, tokens=9, windows=2, qkv_bias=0,
+                   o_bias=0, mlp_bias=0, qk_norm=0, tied=0, kv_bits=4, kv_group=128, pre_rope=1, past_only=1,
+                   window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
+                   per_layer=[dict(reach=4), dict(rope=False)]),
 }
 FACTORS = ["embed", "divisor", "residual", "logits"]  # scores are divided
 F32_ERROR = 2e-6  # of keys and values in F32, relative to the largest of a group: 17 ulp
@@ -172,8 +176,8 @@ def case(c, seed):
     cache, states, teachers, loss, largest = Cache(), [], [], [], []
     for window in ids:
         x = y = embed[window] * c.get("embed", 1.0)
-        for (w, kv), full in zip(layers, source):
-            x, y = block(x, w, c, kv, {}, cache), block(y, full, c)
+        for (w, kv), full, own in zip(layers, source, c.get("per_layer", [{}] * LAYERS)):
+            x, y = block(x, w, {**c, **own}, kv, {}, cache), block(y, full, {**c, **own})
             states.append(x)
         if not cache.safe:
             return None
@@ -187,6 +191,9 @@ def case(c, seed):
 
     save = {"norm": norm, "states": torch.stack(states), "teacher": torch.stack(teachers), "loss": loss,
             "largest_logit": torch.stack(largest), "weights": torch.tensor([c["kl"], c["ce"]])}
+    if "per_layer" in c:
+        save["reach"] = torch.tensor([own.get("reach", 0) for own in c["per_layer"]])
+        save["rope"] = torch.tensor([own.get("rope", True) for own in c["per_layer"]])
     if "embed" in c:
         save["factors"] = torch.tensor([c[f] for f in FACTORS])
     save.update({"p." + name: x for name, x in p.items()})

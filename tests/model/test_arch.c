@@ -27,8 +27,7 @@ static struct arch small(void)
                          .max_positions = 2048,
                          .norm_eps = 1e-5f,
                          .rope_theta = 10000,
-                         .bos = 1,
-                         .sliding_from = 0};
+                         .bos = 1};
 }
 
 static void good_one_passes(void **state)
@@ -111,12 +110,25 @@ static void length_limits(void **state)
     assert_int_equal(arch_check_length(&a, 0), ERR_USAGE);
     err_clear();
     a.sliding_window = 100;
-    assert_int_equal(arch_check_length(&a, 100), OK);
-    assert_int_equal(arch_check_length(&a, 101), ERR_SUPPORT);
-    assert_non_null(strstr(err_text(), "sliding_window, 100"));
-    err_clear();
-    a.sliding_from = 4; /* no layer slides */
-    assert_int_equal(arch_check_length(&a, 101), OK);
+    layer_set_add(&a.sliding, 0);
+    assert_int_equal(arch_check_length(&a, 2048), OK);
+}
+
+static void sliding_layers(void **state)
+{
+    struct arch a = small();
+    a.sliding_window = 100;
+    assert_int_equal(arch_full_attention(&a), 2048); /* no layer slides */
+    layer_set_add(&a.sliding, 1);
+    layer_set_add(&a.sliding, 3);
+    for (int64_t i = 0; i < 4; i++)
+        assert_int_equal(arch_reach(&a, i), i % 2 ? 100 : 0);
+    assert_int_equal(arch_full_attention(&a), 100);
+    a.sliding_window = 4096; /* longer than any text */
+    assert_int_equal(arch_full_attention(&a), 2048);
+    layer_set_add(&a.no_rope, ARCH_MAX_LAYERS - 1);
+    assert_true(layer_set_has(&a.no_rope, ARCH_MAX_LAYERS - 1));
+    assert_false(layer_set_has(&a.no_rope, ARCH_MAX_LAYERS - 2));
 }
 
 static void projections(void **state)
@@ -284,11 +296,11 @@ static void plain_and_linear(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_one_passes),  cmocka_unit_test(bad_numbers_are_named),
-        cmocka_unit_test(factors),          cmocka_unit_test(length_limits),
-        cmocka_unit_test(projections),      cmocka_unit_test(llama3_scaling),
-        cmocka_unit_test(plain_and_linear), cmocka_unit_test(yarn_scaling),
-        cmocka_unit_test(dynamic_scaling),
+        cmocka_unit_test(good_one_passes), cmocka_unit_test(bad_numbers_are_named),
+        cmocka_unit_test(factors),         cmocka_unit_test(sliding_layers),
+        cmocka_unit_test(length_limits),   cmocka_unit_test(projections),
+        cmocka_unit_test(llama3_scaling),  cmocka_unit_test(plain_and_linear),
+        cmocka_unit_test(yarn_scaling),    cmocka_unit_test(dynamic_scaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

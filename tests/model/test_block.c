@@ -75,7 +75,7 @@ static void bench_open(struct bench *b, const char *device, struct arch a, int64
     *b = (struct bench){.d = open_dev(device), .T = T, .act = act, .quantized = spec};
     fixture_open(&b->f, a, 11);
     must(block_weights_alloc(&b->w, b->d, &a, act));
-    must(block_weights_load(&b->w, &a, &b->f.blocks[0]));
+    must(block_weights_load(&b->w, &a, 0, &b->f.blocks[0]));
     must(block_acts_alloc(&b->acts, b->d, &a, T, act, spec));
     must(block_scratch_open(&b->scratch, b->d, &a, T, act));
     must(block_rope_alloc(&b->cos, &b->sin, b->d, &a, T));
@@ -209,6 +209,11 @@ static void slopes(void **state)
     a.residual_scale = 0.3;
     a.attn_scale = 0.7;
     check_slopes(a, 6);
+    a.sliding_window = 3;
+    layer_set_add(&a.sliding, 0);
+    check_slopes(a, 9);
+    layer_set_add(&a.no_rope, 0);
+    check_slopes(a, 7);
     check_slopes(arch_of(1, 1, 2, 3, 1), 1);
 }
 
@@ -306,6 +311,10 @@ static void compare_kinds(enum dtype act, double bound)
     compare_devices(a, 19, act, &spec, bound);
     a.residual_scale = 0.22;
     a.attn_scale = 0.0625;
+    a.sliding_window = 5;
+    layer_set_add(&a.sliding, 0);
+    compare_devices(a, 70, act, &spec, bound);
+    layer_set_add(&a.no_rope, 0);
     spec.rotate = ROTATE_NONE;
     spec.key_stage = KEY_PRE_ROPE;
     spec.past_only = false;
@@ -440,12 +449,12 @@ static void wrong_weights_are_named(void **state)
     bench_open(&b, "ref", a, 3, DT_F32, NULL);
     struct block_src src = b.f.blocks[0];
     src.lin[LIN_UP].rows = 21;
-    assert_int_equal(block_weights_load(&b.w, &a, &src), ERR_FORMAT);
+    assert_int_equal(block_weights_load(&b.w, &a, 0, &src), ERR_FORMAT);
     assert_non_null(strstr(err_text(), "mlp.up_proj: shape [21, 12], want [20, 12]"));
     err_clear();
     src = b.f.blocks[0];
     src.norm2.data = NULL;
-    assert_int_equal(block_weights_load(&b.w, &a, &src), ERR_FORMAT);
+    assert_int_equal(block_weights_load(&b.w, &a, 0, &src), ERR_FORMAT);
     assert_non_null(strstr(err_text(), "post_attention_layernorm: tensor is missing"));
     err_clear();
     b.kv.spec = (struct kv_spec){.bits = 4, .group_size = 4};

@@ -192,7 +192,7 @@ static void step_open(struct step *s, const char *device, const char *name)
     struct block_weights *const w[] = {&s->master, &s->w0, &s->w1};
     for (int i = 0; i < 3; i++) {
         must(block_weights_alloc(w[i], s->d, a, DT_F32));
-        must(block_weights_load(w[i], a, &src[i == 2]));
+        must(block_weights_load(w[i], a, i == 2, &src[i == 2]));
     }
     must(block_acts_alloc(&s->acts0, s->d, a, T, DT_F32, &s->kv.spec));
     must(block_acts_alloc(&s->acts1, s->d, a, T, DT_F32, NULL));

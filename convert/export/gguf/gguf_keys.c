@@ -56,10 +56,7 @@ enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s)
 
 int64_t gguf_context(const struct arch *a)
 {
-    const bool sliding = a->sliding_window > 0 && a->sliding_from < a->n_layers;
-    int64_t n = a->max_positions;
-    if (sliding && a->sliding_window < n)
-        n = a->sliding_window;
+    const int64_t n = arch_full_attention(a);
     return n < INT32_MAX ? n : INT32_MAX;
 }
 
