@@ -304,16 +304,34 @@ static enum err refuse_artifact(const struct hf_model *m)
     return OK;
 }
 
-/* Refuses packed tensors that no block uses, such as a head's. */
+static enum err refuse_packed(const struct hf_model *m, const struct packed_lin *l)
+{
+    FAIL(ERR_SUPPORT,
+         "%s: tensor %s is packed, but only the projections of a \"%s\" model's layers can "
+         "be; quantize again without it",
+         m->dir, l->part[PART_CODES].name, m->arch.model_type);
+}
+
+/* Refuses a packed embedding or head, before anything reads its values. */
+static enum err refuse_packed_ends(const struct hf_model *m)
+{
+    static const char *const end[] = {EMBED, HEAD};
+    for (size_t i = 0; i < ARRAY_LEN(end); i++) {
+        const struct packed_lin *l = packed_find(&m->packed, end[i]);
+        if (l)
+            return refuse_packed(m, l);
+    }
+    return OK;
+}
+
+/* Refuses other packed tensors that no block uses. */
 static enum err refuse_packed_rest(const struct hf_model *m)
 {
     for (int64_t i = 0; i < m->packed.n; i++) {
         const struct packed_lin *l = &m->packed.lin[i];
         const struct hf_place *p = hf_files_find(&m->files, l->name);
-        FAIL_IF(!m->taken[p - m->files.by_name], ERR_SUPPORT,
-                "%s: tensor %s is packed, but only the projections of a \"%s\" model's "
-                "layers can be; quantize again without it",
-                m->dir, l->part[PART_CODES].name, m->arch.model_type);
+        if (!m->taken[p - m->files.by_name])
+            return refuse_packed(m, l);
     }
     return OK;
 }
@@ -323,6 +341,7 @@ static enum err open_packed(struct hf_model *m, const char *dir)
     TRY(hf_read_packed_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir));
+    TRY(refuse_packed_ends(m));
     return mem_calloc(&m->given, (size_t)m->arch.n_layers, sizeof(*m->given));
 }
 

@@ -167,11 +167,11 @@ SCALES = {"F16": f16, "BF16": bf16, "F32": f32}
 
 
 def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dtype="F16", negative=False, mixed=None,
-         keep=(), order=None, lowest=0, model=None, drop=(), cache_scales=False,
-         **options):
+         keep=(), also=(), order=None, lowest=0, model=None, drop=(), cache_scales=False, **options):
     """A checkpoint in the directory path. Returns {projection: Linear}.
     mixed    {"mlp.up_proj": (bits, group)}: other formats, in all layers
     keep     names of projections that stay F32, "model.layers.0.mlp.up_proj"
+    also     names of other matrices that are packed, "lm_head"
     lowest   the smallest zero point
     order    of columns' groups: order[j] is the stored group of columns j * group ...
     model    other values of config.json
@@ -185,7 +185,7 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
     for name, kind, shape, data in tiny.model_tensors(config, seed):
         base = name.removesuffix(".weight")
         module = ".".join(base.split(".")[3:])
-        if module not in LINEARS or base in keep:
+        if (module not in LINEARS and base not in also) or base in keep:
             named.append((name, kind, shape, data))
             continue
         b, g = (mixed or {}).get(module, (bits, group))
