@@ -27,7 +27,8 @@ struct quant_source {
 };
 
 /* Computes scales and zeros of one layer's block by round to nearest (gamma = beta = 1), in
- * the layer's formats of w. Those of WEIGHT_GIVEN are copied from src; ERR_MISMATCH without. The caller frees *out with block_quant_free(). */
+ * the layer's formats of w. Those of WEIGHT_GIVEN are copied from src; ERR_MISMATCH if it
+ * stores none. The caller frees *out with block_quant_free(). */
 enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
                          const struct block_src *src, int64_t layer,
                          const struct weight_spec *w, const struct kv_spec *kv);
