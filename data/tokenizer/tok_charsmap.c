@@ -38,6 +38,7 @@ static size_t offset_of(uint32_t unit)
  * outside. */
 static enum err check_units(const struct charsmap *m)
 {
+    FAIL_IF(m->unit[0] >> 31, ERR_FORMAT, "charsmap: unit 0 is a value, not the root");
     for (size_t i = 0; i < m->n_units; i++) {
         const uint32_t unit = m->unit[i];
         if (unit >> 31)
@@ -45,8 +46,11 @@ static enum err check_units(const struct charsmap *m)
         const size_t base = i ^ offset_of(unit);
         FAIL_IF((base | 0xFF) >= m->n_units, ERR_FORMAT,
                 "charsmap: unit %zu of %zu points outside", i, m->n_units);
-        FAIL_IF(has_value(unit) && value_of(m->unit[base]) >= m->n_text, ERR_FORMAT,
+        const uint32_t value = has_value(unit) ? value_of(m->unit[base]) : 0;
+        FAIL_IF(value >= m->n_text, ERR_FORMAT,
                 "charsmap: unit %zu points outside the replacements", i);
+        FAIL_IF(((uint8_t)m->text[value] & 0xC0) == 0x80, ERR_FORMAT,
+                "charsmap: unit %zu points into a character of the replacements", i);
     }
     return OK;
 }

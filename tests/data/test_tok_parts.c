@@ -126,7 +126,7 @@ static void test_nfc(void **state)
 /* One block of units. Unit 0 leads to unit 'a', which has a value: text "bc". */
 static void test_charsmap(void **state)
 {
-    char data[4 + 1024 + 3] = {[1] = 4, [1028] = 'b', 'c', '\0'};
+    char data[4 + 1024 + 6] = {[1] = 4, [1028] = 'b', 'c', '\0', '\xC3', '\xA9', '\0'};
     const uint32_t root = 1u << 10, a = 'a' | 1u << 8 | 2u << 10, value = 1u << 31;
     struct charsmap m = {0};
     struct text t = {0};
@@ -142,15 +142,20 @@ static void test_charsmap(void **state)
     static const struct {
         size_t at;
         uint32_t unit;
-    } bad[] = {{4, 256u << 10},                        /* the root's children are outside */
-               {4 + 4 * 7, 1u << 9 | 1u << 10},        /* an offset in units of 256 */
-               {4 + 4 * (1 ^ 'a' ^ 2), 1u << 31 | 3}}; /* a value after the text */
+        const char *why;
+    } bad[] = {{4, 256u << 10, "points outside"}, /* the root's children are outside */
+               {4, UINT32_MAX, "not the root"},
+               /* an offset in units of 256 */
+               {4 + 4 * 7, 1u << 9 | 1u << 10, "points outside"},
+               /* a value after the text, and one inside a character */
+               {4 + 4 * (1 ^ 'a' ^ 2), 1u << 31 | 6, "points outside"},
+               {4 + 4 * (1 ^ 'a' ^ 2), 1u << 31 | 4, "points into a character"}};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         uint32_t old;
         memcpy(&old, data + bad[i].at, 4);
         memcpy(data + bad[i].at, &bad[i].unit, 4);
         assert_int_equal(charsmap_open(&m, data, sizeof(data)), ERR_FORMAT);
-        assert_non_null(strstr(err_text(), "points outside"));
+        assert_non_null(strstr(err_text(), bad[i].why));
         err_clear();
         charsmap_free(&m);
         memcpy(data + bad[i].at, &old, 4);
