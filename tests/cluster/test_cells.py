@@ -110,6 +110,12 @@ def test_a_stopped_cell(f):
     assert [figures(r) for r in f.rows("stopped")] == [figures(r) for r in f.rows("whole")]
 
 
+def test_a_task_has_its_machine_alone(f):
+    """--parallel limits the tasks under Slurm. They divide no threads."""
+    said = f.run(f.command("alone", "-j2", "--parallel", "2", "--cell", "1")).stderr
+    assert ", 2 threads" in said and ", 1 threads" not in said, said
+
+
 def test_results_that_are_not_listed_yet(f):
     """The report and the plan read what a process has left for the one that has the lock."""
     rows = list(f.reference().values())

@@ -268,6 +268,13 @@ static enum err settle_eval(struct sweep *s)
     return OK;
 }
 
+/* A process of a shared sweep runs one cell, and the batch system has given it its share of the
+ * machine. */
+static int64_t cells_here(const struct sweep_settings *own)
+{
+    return own->parallel && !own->share ? own->parallel : 1;
+}
+
 enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                     struct sweep_plan *plan)
 {
@@ -275,7 +282,7 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                         .model_dir = settings->model_dir,
                         .out_dir = settings->out_dir,
                         .plan = *plan,
-                        .parallel = settings->parallel ? settings->parallel : 1,
+                        .parallel = cells_here(settings),
                         .cores = cpus_available(),
                         .lock.fd = -1};
     *plan = (struct sweep_plan){0};

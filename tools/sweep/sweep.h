@@ -46,7 +46,9 @@ struct sweep_settings {
     int n_eval_data;
     int64_t eval_windows; /* 0: all windows; -1: the plan's number */
     int64_t eval_ctx;     /* tokens per window; 0: the plan's number */
-    int64_t parallel;     /* cells at the same time, to SWEEP_PARALLEL_MAX; 0: 1 */
+    /* Cells at the same time, to SWEEP_PARALLEL_MAX; 0: 1. With share, only the limit of
+     * sweep_submit; 0: none. */
+    int64_t parallel;
     bool keep;            /* keep the artifacts */
     bool quiet;           /* print no progress lines */
     const char *log_json; /* file for progress; NULL: none */
