@@ -93,12 +93,12 @@ eval: {data: text.txt, windows: 1, ctx: 12}
 
 
 def test_cells_side_by_side_share_the_gpu(f):
-    """Half of a card of 1.5 GiB is less than a context takes."""
+    """Half of a card of 1.5 GiB is less than a context takes. Each of two cards is large enough for one cell."""
     (f.path / "sweep.yaml").write_text(SWEEP)
-    for parallel, memory, status in ((2, 3 << 29, 1), (1, 3 << 29, 0), (2, 1 << 32, 0)):
-        env = {**os.environ, "EMU_NAME": "cuda", "EMU_MEMORY": str(memory)}
+    for parallel, memory, cards, status in ((2, 3 << 29, "0", 1), (2, 3 << 29, "0,1", 0), (1, 3 << 29, "0", 0), (2, 1 << 32, "0", 0)):
+        env = {**os.environ, "EMU_NAME": "cuda", "EMU_MEMORY": str(memory), "CUDA_VISIBLE_DEVICES": cards}
         done = subprocess.run([f.wkvq, "sweep", "sweep.yaml", "--model", "model", "--data", "text.txt", "-q",
-                               "--parallel", str(parallel), "-o", f"sweep-{parallel}-{memory}"], cwd=f.path, env=env,
+                               "--parallel", str(parallel), "-o", f"sweep-{parallel}-{memory}-{cards}"], cwd=f.path, env=env,
                               capture_output=True, text=True, timeout=250)
         assert (done.returncode != 0) == (status != 0), (parallel, memory, done.stderr)
         assert ("but only 0.00 GB are available" in done.stderr) == (status != 0), (parallel, memory, done.stderr)

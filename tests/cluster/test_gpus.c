@@ -46,10 +46,28 @@ static void a_long_name_changes_nothing(void **state)
     check(list, 1, "");
 }
 
+static void check_cells(const char *list, int64_t parallel, int64_t want)
+{
+    setenv("CUDA_VISIBLE_DEVICES", list, 1);
+    assert_int_equal(sweep_gpu_cells(parallel), want);
+}
+
+static void cells_divide_a_shared_gpu(void **state)
+{
+    (void)state;
+    check_cells("3", 4, 4);
+    check_cells("", 4, 4);
+    check_cells("3,5", 2, 1);
+    check_cells("3,5", 3, 2);
+    check_cells("0,1,2,3", 2, 1);
+    check_cells("0,1", 1, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(slots_take_turns),
                                        cmocka_unit_test(one_gpu_is_for_all),
-                                       cmocka_unit_test(a_long_name_changes_nothing)};
+                                       cmocka_unit_test(a_long_name_changes_nothing),
+                                       cmocka_unit_test(cells_divide_a_shared_gpu)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

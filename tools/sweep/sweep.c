@@ -12,6 +12,7 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/opt.h"
 #include "tools/pipeline/device_compute.h"
+#include "tools/sweep/sweep_gpus.h"
 #include "tools/sweep/sweep_results.h"
 #include "tools/sweep/sweep_share.h"
 
@@ -285,6 +286,7 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                         .parallel = cells_here(settings),
                         .cores = cpus_available(),
                         .lock.fd = -1};
+    s->gpu_cells = sweep_gpu_cells(s->parallel); /* before a cell sees one GPU alone */
     *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));
     TRY(open_model(s));

@@ -90,6 +90,7 @@ struct sweep {
     int n_texts;
     struct sweep_run *run; /* [plan.n_cells] */
     int64_t parallel, cores;
+    int64_t gpu_cells; /* of the parallel ones, those that share a GPU */
     enum recipe_compute
         preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not determined yet */
     json_t *results;  /* array of the objects in results.jsonl */

@@ -65,7 +65,7 @@ static void share_machine(struct job *j, const struct sweep *s)
     const int64_t cores = j->recipe.threads ? j->recipe.threads : s->cores;
     j->recipe.threads = cores / s->parallel > 1 ? cores / s->parallel : 1;
     j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)s->parallel;
-    j->cells = s->parallel;
+    j->cells = s->gpu_cells;
 }
 
 static enum err open_job(struct job *j, struct cell *c, int text)

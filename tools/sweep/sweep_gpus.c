@@ -27,10 +27,21 @@ static int count_entries(const char *list)
     return n;
 }
 
+static int count_gpus(const char *list)
+{
+    return list ? count_entries(list) : count_devices();
+}
+
+int64_t sweep_gpu_cells(int64_t parallel)
+{
+    const int n = count_gpus(getenv("CUDA_VISIBLE_DEVICES"));
+    return n > 1 ? (parallel + n - 1) / n : parallel;
+}
+
 void sweep_gpu(char out[SWEEP_GPU_MAX], int slot)
 {
     const char *list = getenv("CUDA_VISIBLE_DEVICES");
-    const int n = list ? count_entries(list) : count_devices();
+    const int n = count_gpus(list);
     *out = '\0';
     if (n < 2)
         return;
