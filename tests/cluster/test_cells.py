@@ -227,9 +227,9 @@ def test_submission(f):
     same_as_reference(f, out)
     done, words = with_sbatch(f, f.command(out, "--slurm"))
     assert words is None and "all cells are done" in done.stderr, (words, done.stderr)
-    _, words = with_sbatch(f, f.command("all", "--slurm"))
-    assert "--array=1-3" in words, words
-    same_as_reference(f, "all")
+    _, words = with_sbatch(f, f.command("--wrap=id", "--slurm"))
+    assert "--array=1-3" in words and words[-1] == "./--wrap=id/slurm.sh", words
+    same_as_reference(f, "--wrap=id")
 
 
 def test_submission_fails(f):

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define SCRIPT_NAME "slurm.sh"
+
 /* sbatch's arguments, owned and NULL-terminated. */
 struct words {
     char **item;
@@ -148,14 +150,19 @@ static enum err write_files(const char *path, const struct text *t)
     return err;
 }
 
-static enum err make_words(struct words *w, const struct text *t, const char *options,
-                           const char *script)
+/* A name that begins with a dash must not become an option of sbatch. */
+static void put_script_name(FILE *f, const struct text *t)
+{
+    fprintf(f, "%s%s/" SCRIPT_NAME, *t->s->out_dir == '-' ? "./" : "", t->s->out_dir);
+}
+
+static enum err make_words(struct words *w, const struct text *t, const char *options)
 {
     TRY(add_options(w, "sbatch --job-name=wkvq-sweep --requeue --open-mode=append"));
     TRY(add_text(w, put_log, t));
     TRY(add_text(w, put_array, t));
     TRY(add_options(w, options));
-    return add(w, script, strlen(script));
+    return add_text(w, put_script_name, t);
 }
 
 static enum err run_sbatch(void *ctx)
@@ -186,9 +193,9 @@ enum err sweep_submit(const struct sweep *s, const char *options, int argc, char
         log_info("all cells are done");
         return OK;
     }
-    TRY(file_join(&script, s->out_dir, "slurm.sh"));
+    TRY(file_join(&script, s->out_dir, SCRIPT_NAME));
     TRY_OUT(write_files(script, &t));
-    TRY_OUT(make_words(&w, &t, options, script));
+    TRY_OUT(make_words(&w, &t, options));
     if ((err = child_run(run_sbatch, &w))) {
         err_clear();
         FAIL_OUT(err, "nothing was submitted: sbatch failed, and its message is above");
