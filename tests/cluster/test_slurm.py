@@ -195,12 +195,20 @@ class Sweep:
 
 def preempt(slurm, sweep, out):
     """A job of higher priority takes a task's processor on n1. Returns the task."""
-    wait_for("state to be saved on n1", lambda: any(
-        "epoch 2/" in sweep.log(out, task) for task in slurm.tasks("n1")))
-    busy = slurm.tasks("n1")
+    def begun():
+        return [task for task in slurm.tasks("n1") if "epoch 2/" in sweep.log(out, task)]
+
+    wait_for("state to be saved on n1", begun)
+    saved = begun()
     slurm.call("sbatch", "-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 2")
-    wait_for("preempted task", lambda: any("DUE TO PREEMPTION" in sweep.log(out, task) for task in busy))
-    return next(task for task in busy if "DUE TO PREEMPTION" in sweep.log(out, task))
+
+    def preempted():
+        return [task for task in saved if "stopped in block" in sweep.log(out, task)]
+
+    wait_for("preempted task", preempted)
+    task = preempted()[0]
+    assert "DUE TO PREEMPTION" in sweep.log(out, task), sweep.log(out, task)
+    return task
 
 
 def epochs(log):

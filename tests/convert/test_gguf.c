@@ -154,7 +154,7 @@ static void write_vocab(void)
     assert_int_equal(gguf_key_string(w, "tokenizer.ggml.model", "gpt2", 4), OK);
     assert_int_equal(gguf_list_string(w, "tokenizer.ggml.tokens", 3), OK);
     for (int i = 0; i < 3; i++)
-        assert_int_equal(gguf_item_string(w, "abc" + i, 1), OK);
+        assert_int_equal(gguf_item_string(w, &"abc"[i], 1), OK);
     assert_int_equal(gguf_list_i32(w, "tokenizer.ggml.token_type", 3), OK);
     for (int i = 0; i < 3; i++)
         assert_int_equal(gguf_item_i32(w, 1), OK);
