@@ -63,8 +63,8 @@ struct recon_targets {
 /* Returns n for block i: depth, or fewer at the end of the model. */
 int64_t recon_reach(const struct recon *r, int64_t i);
 
-/* *loss of block i, quantized as f says, on r->x, times t->weight. With grads, also the gradients of its
- * parameters into f->g. */
+/* *loss of block i, quantized as f says, on r->x, times t->weight. With grads, also the
+ * gradients of its parameters into f->g. */
 enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
                     const struct model_source *src, int64_t i,
                     const struct recon_targets *t, bool grads);

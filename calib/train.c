@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Trains one block: epochs of AdamW steps on calibration.batch samples each. The loss over the same first
- * samples is measured at the start and after every epoch, and the best parameters are
- * kept. */
+ * Trains one block: epochs of AdamW steps on calibration.batch samples each. The loss over
+ * the same first samples is measured at the start and after every epoch, and the best
+ * parameters are kept. */
 #include "calib/batch/share.h"
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"

@@ -43,9 +43,9 @@ struct corpus {
     int64_t n_skipped;   /* JSON rows that could not be read */
 };
 
-/* Reads n files and joins the documents by "\n\n", or by a space (JOIN_SPACE). The log says how each file was read. "-"
- * is standard input, at most once. Unpacked data is limited to 8 GiB. Above 16 MiB it is
- * also limited to 100 times the packed size.
+/* Reads n files and joins the documents by "\n\n", or by a space (JOIN_SPACE). The log
+ * says how each file was read. "-" is standard input, at most once. Unpacked data is
+ * limited to 8 GiB. Above 16 MiB it is also limited to 100 times the packed size.
  *
  * A row that Python's json module would refuse, or whose field is not text, is skipped and
  * counted. The caller frees *out with corpus_free().

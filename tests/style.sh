@@ -32,6 +32,11 @@ long=$(awk 'FNR == 1 { start = 0 }
     /^[{]/ || /^[A-Za-z].*[)] [{]$/ { start = FNR }
     /^[}]/ { if (start && FNR - start > 60) print FILENAME ":" start; start = 0 }' $sources)
 [ -z "$long" ] || say "style: functions longer than 60 lines: $long"
+# Tables between "clang-format off" and "on" may be wider.
+# shellcheck disable=SC2086
+wide=$(awk 'FNR == 1 { table = 0 } /clang-format off/ { table = 1 } /clang-format on/ { table = 0 }
+    length > 100 && !table { print FILENAME ":" FNR }' $sources)
+[ -z "$wide" ] || say "style: lines of more than 100 columns: $wide"
 full=$(git ls-files kernels data calib convert tools | grep -E '\.(c|h|cc|cu)$' | sed 's:/[^/]*$::' | sort | uniq -c | awk '$1 > 25 { print $2 }')
 [ -z "$full" ] || say "style: folders of more than 25 source files: $full"
 version=$(sed -n "s/^  version: '\(.*\)',/\1/p" meson.build)

@@ -94,8 +94,8 @@ size_t block_weights_bytes(const struct arch *a, enum dtype act);
 /* Allocates for arch a; contents are undefined until loaded. ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act);
-/* Converts the weights of a layer to the act type and uploads them. Errors: ERR_FORMAT for a missing tensor, or
- * one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
+/* Converts the weights of a layer to the act type and uploads them. Errors: ERR_FORMAT for a
+ * missing tensor, or one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */

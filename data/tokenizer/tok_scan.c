@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * The commonest regular expressions of tokenizer.json files as hand-written scanners, which
- * are faster than a general engine. Each
- * alternative of an expression is one step below, tried in the same order. Together they
- * match any text, so there are no gaps between words. */
+ * are faster than a general engine. Each alternative of an expression is one step below,
+ * tried in the same order. Together they match any text, so there are no gaps between
+ * words. */
 #include "data/tokenizer/tok_pre.h"
 
 #include <string.h>

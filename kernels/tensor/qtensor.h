@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The settings of the weight and KV quantizers, and struct block_quant, which calibration hands to packing. All memory is host memory.
+ * The settings of the weight and KV quantizers, and struct block_quant, which calibration
+ * hands to packing. All memory is host memory.
  *
  * "block" in this header is a transformer block (a layer of the model). */
 #ifndef WKVQ_QTENSOR_H

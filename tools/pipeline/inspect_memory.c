@@ -131,9 +131,8 @@ void memory_print(const struct arch *a, const struct memory_row *row, int n,
                 print_row(row[i].name, &t);
             }
         }
-    printf(
-        "rest: embedding and head as the format has them, norms at 16 bits. as paper: projections and cache "
-        "only, without scales\n");
+    printf("rest: embedding and head as the format has them, norms at 16 bits. as paper: "
+           "projections and cache only, without scales\n");
 }
 
 static json_t *row_json(const struct arch *a, const struct memory_row *r, int64_t batch,

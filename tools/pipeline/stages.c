@@ -173,8 +173,8 @@ static json_t *calibration_json(const struct state *s, const struct calib_summar
 }
 
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
- * "artifact", "state", "refinement", "calibration", "license", "base_model"}. Without a state: the version, how
- * the scales were made, and the license. */
+ * "artifact", "weights_from", "state", "refinement", "calibration", "license",
+ * "base_model"}. Without a state: the version, how the scales were made, and the license. */
 static enum err provenance(char **out, const struct state *s, const struct job *j)
 {
     struct calib_summary sum;

@@ -5,8 +5,8 @@
  *
  *   STATE/manifest.json            identity, finished blocks, CRC-32 of files
  *   STATE/block-0000.safetensors   one per finished block: scales, zeros, shift, smoothing
- *   STATE/partial-a.safetensors    the unfinished block or refinement; a and b alternate, so that the
- *   STATE/partial-b.safetensors    one named in the manifest is always complete
+ *   STATE/partial-a.safetensors    the unfinished block or refinement; a and b alternate, so
+ *   STATE/partial-b.safetensors    that the one named in the manifest is always complete
  *   STATE/refined-0000.safetensors one per block after refinement: the same with codes and gains
  *                                  of norms; all or none are in the manifest
  *   STATE/lock                     held (flock) while a process works on the state; also
@@ -38,12 +38,12 @@ struct state; /* opaque; one thread */
 enum err state_is(bool *yes, const char *dir);
 
 /* Creates or resumes the state in dir. identity is a borrowed JSON object, {"config": ...,
- * "checkpoint": ..., "tokenizer": ..., "text": ..., "artifact": ...}, that must equal the state's own. Its
- * settings of refinement may differ while no refinement has begun; they become the state's. Takes
- * the lock and removes leftovers of killed runs. A partly removed state can be opened as
- * well. ERR_MISMATCH names the first differing field with both values. ERR_FORMAT names a
- * damaged file. ERR_USAGE: another process works on the state, or dir contains something
- * else. */
+ * "checkpoint": ..., "tokenizer": ..., "text": ..., "artifact": ...}, that must equal the
+ * state's own. Its settings of refinement may differ while no refinement has begun; they
+ * become the state's. Takes the lock and removes leftovers of killed runs. A partly
+ * removed state can be opened as well. ERR_MISMATCH names the first differing field with
+ * both values. ERR_FORMAT names a damaged file. ERR_USAGE: another process works on the
+ * state, or dir contains something else. */
 enum err state_open(struct state **out, const char *dir, const struct arch *a,
                     const json_t *identity);
 /* Opens an existing state for reading, finished or not. a NULL: accepts any model, but

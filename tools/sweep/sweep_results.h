@@ -11,8 +11,8 @@
 enum err sweep_results_make(const char *out_dir);
 /* Makes OUT, takes its lock, reads results.jsonl, and lists results that a killed run left.
  * With settings.plan_only it reads the same but writes, makes and locks nothing; OUT may be
- * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on it or OUT contains something else.
- * ERR_FORMAT names file and line. */
+ * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on
+ * it or OUT contains something else. ERR_FORMAT names file and line. */
 enum err sweep_results_open(struct sweep *s);
 void sweep_results_close(struct sweep *s);
 /* Returns whether a result with this cell's identity is listed. */
@@ -31,9 +31,9 @@ enum err sweep_results_again(struct sweep *s);
  * process runs the whole sweep, it has OUT's lock, and they stay where they are. */
 enum err sweep_results_join(struct sweep *s);
 /* Reads the results of a directory into an array of objects, those that are not in
- * results.jsonl yet included. They are in the order of their cells. Other processes may add some at the
- * same time. ERR_NOT_FOUND if there is neither results.jsonl nor another result. Release it with
- * json_decref. */
+ * results.jsonl yet included. They are in the order of their cells. Other processes may
+ * add some at the same time. ERR_NOT_FOUND if there is neither results.jsonl nor another
+ * result. Release it with json_decref. */
 enum err sweep_results_read(json_t **out, const char *dir);
 
 #endif
