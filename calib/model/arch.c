@@ -89,9 +89,10 @@ static enum err check_factors(const struct arch *a)
                   {"residual stream", a->residual_scale},
                   {"logits", a->logit_scale}};
     for (size_t i = 0; i < ARRAY_LEN(factor); i++)
-        FAIL_IF(!(factor[i].value >= 0) || !(factor[i].value <= FLT_MAX), ERR_FORMAT,
-                "the factor of the %s is %g, want a finite number above 0", factor[i].name,
-                factor[i].value);
+        FAIL_IF(factor[i].value && !(factor[i].value >= (double)FLT_MIN &&
+                                     factor[i].value <= (double)FLT_MAX),
+                ERR_FORMAT, "the factor of the %s is %g, want %g to %g", factor[i].name,
+                factor[i].value, (double)FLT_MIN, (double)FLT_MAX);
     return OK;
 }
 

@@ -69,6 +69,7 @@ static void bad_numbers_are_named(void **state)
     BAD(attn_scale, -1, ERR_FORMAT, "factor of the scores is -1");
     BAD(residual_scale, NAN, ERR_FORMAT, "factor of the residual stream is nan");
     BAD(logit_scale, 1e39, ERR_FORMAT, "factor of the logits is 1e+39");
+    BAD(logit_scale, 1e-60, ERR_FORMAT, "factor of the logits is 1e-60");
     BAD(rope, ROPE_LINEAR, ERR_FORMAT, "factor is 0");
     BAD(rope, ROPE_DYNAMIC, ERR_FORMAT, "factor is 0");
     struct arch a = small();
