@@ -333,8 +333,3 @@ out:
     mem_free(p.c);
     return err;
 }
-
-enum err text_nfc(struct text *out, const char *s, size_t n)
-{
-    return text_normalize(out, s, n, FORM_NFC);
-}

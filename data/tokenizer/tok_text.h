@@ -60,7 +60,5 @@ bool char_is_space(int32_t c); /* White_Space */
  * combining marks. */
 enum normal_form { FORM_NFC, FORM_NFD, FORM_NFKC, FORM_NFKD };
 enum err text_normalize(struct text *out, const char *s, size_t n, enum normal_form form);
-/* The same for FORM_NFC. */
-enum err text_nfc(struct text *out, const char *s, size_t n);
 
 #endif
