@@ -10,7 +10,7 @@ import test_sweep
 import tiny
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
-PLACES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
+PLACES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
 
 
 def cache(f, name="cache"):
@@ -50,7 +50,7 @@ def test_names(f):
 def test_places(f):
     """The first variable that is set wins, as in the hub's tools."""
     repo = cache(f)
-    for below, variable in (("", "HF_HUB_CACHE"), ("hub", "HF_HOME"), ("huggingface/hub", "XDG_CACHE_HOME"),
+    for below, variable in (("", "HF_HUB_CACHE"), ("", "HUGGINGFACE_HUB_CACHE"), ("hub", "HF_HOME"), ("huggingface/hub", "XDG_CACHE_HOME"),
                             (".cache/huggingface/hub", "HOME")):
         place = f.path / f"by-{variable}"
         (place / below).mkdir(parents=True)
@@ -101,7 +101,8 @@ def test_broken_caches(f):
     shutil.rmtree(snapshot)
     assert "but it is missing" in inspect(f, "org/tiny", want=2, **place).stderr
     (repo / "refs/main").write_text("../../../etc\n")
-    assert "is not a commit of 40 hexadecimal digits" in inspect(f, "org/tiny", want=2, **place).stderr
+    done = inspect(f, "org/tiny", want=2, **place)
+    assert "is not a commit of 40 hexadecimal digits" in done.stderr, done.stderr
 
 
 def test_names_that_leave_the_cache(f):

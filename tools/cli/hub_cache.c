@@ -80,6 +80,7 @@ static enum err cache_dir(char **out)
     static const struct {
         const char *variable, *below;
     } places[] = {{"HF_HUB_CACHE", NULL},
+                  {"HUGGINGFACE_HUB_CACHE", NULL},
                   {"HF_HOME", "hub"},
                   {"XDG_CACHE_HOME", "huggingface/hub"},
                   {"HOME", ".cache/huggingface/hub"}};

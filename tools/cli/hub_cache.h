@@ -6,8 +6,8 @@
  *   CACHE/models--ORG--NAME/refs/REVISION      the commit of a branch or tag, 40 digits
  *   CACHE/models--ORG--NAME/snapshots/COMMIT   the files, links into blobs/
  *
- * CACHE is HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else
- * ~/.cache/huggingface/hub. */
+ * CACHE is HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE, its older name, else HF_HOME/hub, else
+ * XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub. */
 #ifndef WKVQ_HUB_CACHE_H
 #define WKVQ_HUB_CACHE_H
 
