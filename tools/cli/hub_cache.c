@@ -239,6 +239,8 @@ enum err hub_find(char **out, const char *name)
     if (file_exists(name) || !parse(&id, name))
         return mem_strdup(out, name);
     const enum err err = find_in_cache(out, &id);
+    if (err && err != ERR_NOT_FOUND)
+        return err_add(err, "%s, in the hub's cache: ", name);
     if (err)
         return err_add(err,
                        "%s: no such directory, and the hub's cache lacks it; `hf download "
