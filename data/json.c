@@ -342,6 +342,12 @@ enum err json_need_string(const char **out, const json_t *o, const char *key,
     return json_get_string(out, o, key, where);
 }
 
+const char *json_member_text(const json_t *o, const char *key)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+    return text ? text : "";
+}
+
 enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where)
 {
     json_t *v = member(o, key);

@@ -54,6 +54,9 @@ enum err json_get_string(const char **out, const json_t *o, const char *key,
 enum err json_get_object(json_t **out, const json_t *o, const char *key, const char *where);
 enum err json_get_array(json_t **out, const json_t *o, const char *key, const char *where);
 
+/* Returns the string of member key of o, borrowed, or "" if there is none. o may be NULL. */
+const char *json_member_text(const json_t *o, const char *key);
+
 /* Returns a new number, or null for a non-finite one, which JSON lacks. */
 json_t *json_finite(double x);
 /* Returns a new array of n numbers, with null for non-finite ones; NULL if out of

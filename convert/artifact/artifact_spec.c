@@ -239,23 +239,17 @@ static enum err refined_from_json(bool *out, const json_t *o, int64_t version,
     return OK;
 }
 
-static const char *given(const json_t *q, const char *key)
-{
-    const char *text = json_string_value(json_object_get(q, key));
-    return text ? text : "";
-}
-
 bool spec_is_ours(const json_t *q)
 {
     const bool old = json_object_get(q, "quant_method") != NULL;
-    return !strcmp(given(q, old ? "quant_method" : "format"), ARTIFACT_FORMAT);
+    return !strcmp(json_member_text(q, old ? "quant_method" : "format"), ARTIFACT_FORMAT);
 }
 
 static enum err read_version(int64_t *out, const json_t *q, const char *where)
 {
     FAIL_IF(!spec_is_ours(q), ERR_FORMAT,
             "%s: format is \"%.40s\", want \"" ARTIFACT_FORMAT "\" and no quant_method",
-            where, given(q, "format"));
+            where, json_member_text(q, "format"));
     TRY(json_need_int(out, q, "format_version", 1, INT32_MAX, where));
     FAIL_IF(*out > ARTIFACT_VERSION, ERR_SUPPORT,
             "%s: format_version is %" PRId64 ", this program reads up to %d", where, *out,

@@ -33,13 +33,12 @@ static const struct packed_layout *find_layout(const json_t *o)
 static enum err read_description(struct packed_config *c, const json_t *o,
                                  const char *where)
 {
-    const char *method = json_string_value(json_object_get(o, "quant_method"));
-    const char *packing = json_string_value(json_object_get(o, "packing_format"));
+    const char *packing = json_member_text(o, "packing_format");
     c->layout = find_layout(o);
     FAIL_IF(!c->layout, ERR_SUPPORT,
             "%s: quant_method is \"%.60s\"%s%.60s; docs/import.md lists what is read",
-            where, method ? method : "", packing ? ", packing_format " : "",
-            packing ? packing : "");
+            where, json_member_text(o, "quant_method"), *packing ? ", packing_format " : "",
+            packing);
     return c->layout->read_config(c, o, where);
 }
 
@@ -114,6 +113,20 @@ enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t d
     TRY(check_type(l, PART_SCALES, t == DT_F16 || t == DT_BF16 || t == DT_F32,
                    "F16, BF16 or F32"));
     return check_dims(l, PART_SCALES, dim0, dim1);
+}
+
+enum err packed_read_group_size(int64_t *out, const json_t *o, const char *where)
+{
+    TRY(json_need_int(out, o, "group_size", -1, QUANT_GROUP_MAX, where));
+    FAIL_IF(*out == 0, ERR_FORMAT, "%s: group_size is 0, want 1 or more, or -1 for the row",
+            where);
+    *out = *out < 0 ? 0 : *out;
+    return OK;
+}
+
+int64_t packed_scale_by_group(const struct packed_lin *l, int64_t r, int64_t g)
+{
+    return g * l->out + r;
 }
 
 enum err packed_find_group(struct packed_lin *l, int64_t groups)

@@ -104,6 +104,10 @@ enum err packed_check_part(const struct packed_lin *l, enum packed_part i, enum 
                            int64_t dim0, int64_t dim1);
 /* The same for the scales, which are F16, BF16 or F32. */
 enum err packed_check_scales(const struct packed_lin *l, int64_t dim0, int64_t dim1);
+/* Reads group_size of o, 1 or more, or -1 for whole rows: *out = 0. ERR_FORMAT. */
+enum err packed_read_group_size(int64_t *out, const json_t *o, const char *where);
+/* Returns the place of a scale where they are stored [groups][out]. */
+int64_t packed_scale_by_group(const struct packed_lin *l, int64_t r, int64_t g);
 /* Sets the group size of a row of `groups` groups: that of the first scheme, or else one that
  * divides the row. ERR_FORMAT if neither does. in must be set. */
 enum err packed_find_group(struct packed_lin *l, int64_t groups);

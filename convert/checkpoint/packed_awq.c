@@ -13,37 +13,28 @@
 #include <strings.h>
 
 #define BITS 4
-#define GROUP_MAX ((int64_t)1 << 24)
 
 const int pack_awq_order[PACK_AWQ_ROWS] = {0, 2, 4, 6, 1, 3, 5, 7};
 
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *text = json_string_value(json_object_get(o, key));
-    return text ? text : "";
-}
-
 static bool describes(const json_t *o)
 {
-    const char *method = text_of(o, "quant_method");
+    const char *method = json_member_text(o, "quant_method");
     return !strcmp(method, PACK_AWQ) ||
            (!strcmp(method, PACK_AUTO_ROUND) &&
-            !strcmp(text_of(o, "packing_format"), "auto_round:auto_awq"));
+            !strcmp(json_member_text(o, "packing_format"), "auto_round:auto_awq"));
 }
 
 static enum err read_config(struct packed_config *c, const json_t *o, const char *where)
 {
-    int64_t bits = BITS, group = -1;
+    int64_t bits = BITS, group;
     const char *version = PACK_AWQ_VERSION;
     TRY(json_need_int(&bits, o, "bits", 1, 64, where));
     FAIL_IF(bits != BITS, ERR_SUPPORT, "%s: bits is %" PRId64 "; 4 is read", where, bits);
     TRY(json_get_string(&version, o, "version", where));
     FAIL_IF(strcasecmp(version, PACK_AWQ_VERSION), ERR_SUPPORT,
             "%s: version is \"%.40s\"; \"" PACK_AWQ_VERSION "\" is read", where, version);
-    TRY(json_need_int(&group, o, "group_size", -1, GROUP_MAX, where));
-    FAIL_IF(group == 0, ERR_FORMAT,
-            "%s: group_size is 0, want 1 or more, or -1 for the row", where);
-    c->scheme[c->n_schemes++] = (struct packed_scheme){BITS, group < 0 ? 0 : group, 0};
+    TRY(packed_read_group_size(&group, o, where));
+    c->scheme[c->n_schemes++] = (struct packed_scheme){BITS, group, 0};
     return OK;
 }
 
@@ -64,11 +55,6 @@ static enum err measure(struct packed_lin *l)
     TRY(packed_check_part(l, PART_CODES, DT_I32, l->in, codes->dim[1]));
     TRY(packed_check_scales(l, h->dim[0], l->out));
     return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], codes->dim[1]);
-}
-
-static int64_t scale_at(const struct packed_lin *l, int64_t r, int64_t g)
-{
-    return g * l->out + r;
 }
 
 /* Returns the code of row `row`, 0 to 7, of a word. */
@@ -109,7 +95,7 @@ const struct packed_layout packed_awq = {
     .describes = describes,
     .read_config = read_config,
     .measure = measure,
-    .scale_at = scale_at,
+    .scale_at = packed_scale_by_group,
     .zero = zero,
     .rows = rows,
 };

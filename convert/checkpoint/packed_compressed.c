@@ -17,14 +17,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define GROUP_MAX ((int64_t)1 << 24)
-
 /* --- config.json -------------------------------------------------------------------- */
 
 static bool describes(const json_t *o)
 {
-    const char *method = json_string_value(json_object_get(o, "quant_method"));
-    return method && !strcmp(method, PACK_COMPRESSED);
+    return !strcmp(json_member_text(o, "quant_method"), PACK_COMPRESSED);
 }
 
 /* Refuses a member that is present and not null. */
@@ -56,11 +53,7 @@ static enum err read_group_size(int64_t *out, const json_t *w, const char *where
     FAIL_IF(strcmp(strategy, "group"), ERR_SUPPORT,
             "%s: strategy is \"%.40s\"; \"group\" and \"channel\" are read", where,
             strategy);
-    TRY(json_need_int(out, w, "group_size", -1, GROUP_MAX, where));
-    FAIL_IF(*out == 0, ERR_FORMAT, "%s: group_size is 0, want 1 or more, or -1 for the row",
-            where);
-    *out = *out < 0 ? 0 : *out;
-    return OK;
+    return packed_read_group_size(out, w, where);
 }
 
 static enum err read_scheme(struct packed_scheme *s, const json_t *group, const char *where)

@@ -16,15 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GROUP_MAX ((int64_t)1 << 24)
-
 /* --- config.json -------------------------------------------------------------------- */
-
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *text = json_string_value(json_object_get(o, key));
-    return text ? text : "";
-}
 
 /* AutoRound's format in this layout: zero points minus 1, or as they are. Others are refused
  * by name. */
@@ -33,7 +25,7 @@ static bool is_auto_round(const json_t *o)
     static const char *const packing[] = {"auto_round:auto_gptq", "auto_round",
                                           "auto_round:gptqmodel", "auto_round:exllamav2",
                                           "auto_round:tritonv2"};
-    const char *text = text_of(o, "packing_format");
+    const char *text = json_member_text(o, "packing_format");
     for (size_t i = 0; i < ARRAY_LEN(packing); i++)
         if (!strcmp(text, packing[i]))
             return true;
@@ -42,7 +34,7 @@ static bool is_auto_round(const json_t *o)
 
 static bool describes(const json_t *o)
 {
-    const char *method = text_of(o, "quant_method");
+    const char *method = json_member_text(o, "quant_method");
     return !strcmp(method, PACK_GPTQ) ||
            (!strcmp(method, PACK_AUTO_ROUND) && is_auto_round(o));
 }
@@ -60,8 +52,8 @@ static bool made_by_gptqmodel(const json_t *o)
 static enum err read_version(struct packed_config *c, const json_t *o, const char *where)
 {
     const char *format = PACK_GPTQ_V1;
-    if (!strcmp(text_of(o, "quant_method"), PACK_AUTO_ROUND)) {
-        c->minus_one = strstr(text_of(o, "packing_format"), "auto_gptq") != NULL;
+    if (!strcmp(json_member_text(o, "quant_method"), PACK_AUTO_ROUND)) {
+        c->minus_one = strstr(json_member_text(o, "packing_format"), "auto_gptq") != NULL;
         return OK;
     }
     TRY(json_get_string(&format, o, "format", where));
@@ -77,17 +69,15 @@ static enum err read_version(struct packed_config *c, const json_t *o, const cha
 
 static enum err read_config(struct packed_config *c, const json_t *o, const char *where)
 {
-    int64_t bits = 0, group = -1;
+    int64_t bits = 0, group;
     bool order = false;
     TRY(json_need_int(&bits, o, "bits", 1, 64, where));
     FAIL_IF(bits != 2 && bits != 4 && bits != 8, ERR_SUPPORT,
             "%s: bits is %" PRId64 "; 2, 4 and 8 are read", where, bits);
-    TRY(json_need_int(&group, o, "group_size", -1, GROUP_MAX, where));
-    FAIL_IF(group == 0, ERR_FORMAT,
-            "%s: group_size is 0, want 1 or more, or -1 for the row", where);
+    TRY(packed_read_group_size(&group, o, where));
     TRY(json_get_bool(&order, o, "desc_act", where));
     c->needs_g_idx = order;
-    c->scheme[c->n_schemes++] = (struct packed_scheme){(int)bits, group < 0 ? 0 : group, 0};
+    c->scheme[c->n_schemes++] = (struct packed_scheme){(int)bits, group, 0};
     return read_version(c, o, where);
 }
 
@@ -136,11 +126,6 @@ static enum err measure(struct packed_lin *l)
     return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], (l->out + per - 1) / per);
 }
 
-static int64_t scale_at(const struct packed_lin *l, int64_t r, int64_t g)
-{
-    return g * l->out + r;
-}
-
 static int zero(const struct packed_lin *l, int64_t r, int64_t g)
 {
     const struct packed_config *c = l->config;
@@ -175,7 +160,7 @@ const struct packed_layout packed_gptq = {
     .describes = describes,
     .read_config = read_config,
     .measure = measure,
-    .scale_at = scale_at,
+    .scale_at = packed_scale_by_group,
     .zero = zero,
     .rows = rows,
 };

@@ -19,8 +19,7 @@
 /* Writes member `name` of object `part`; "" if one of them is missing. */
 static void copy_text(char out[16], const json_t *o, const char *part, const char *name)
 {
-    const char *text = json_string_value(json_object_get(json_object_get(o, part), name));
-    snprintf(out, 16, "%s", text ? text : "");
+    snprintf(out, 16, "%s", json_member_text(json_object_get(o, part), name));
 }
 
 /* --- a state ------------------------------------------------------------------------ */
