@@ -34,11 +34,16 @@ static enum err read_description(struct packed_config *c, const json_t *o,
                                  const char *where)
 {
     const char *packing = json_member_text(o, "packing_format");
+    int64_t act_bits = 16;
     c->layout = find_layout(o);
     FAIL_IF(!c->layout, ERR_SUPPORT,
             "%s: quant_method is \"%.60s\"%s%.60s; docs/import.md lists what is read",
             where, json_member_text(o, "quant_method"), *packing ? ", packing_format " : "",
             packing);
+    TRY(json_get_int(&act_bits, o, "act_bits", 1, 64, where)); /* of AutoRound */
+    FAIL_IF(act_bits < 16, ERR_SUPPORT,
+            "%s: act_bits is %" PRId64 ", but activations stay unquantized in an artifact",
+            where, act_bits);
     return c->layout->read_config(c, o, where);
 }
 
