@@ -141,6 +141,30 @@ def test_a_signal_stops_all_ranks(f):
     assert f.blocks("signalled") == f.blocks("long") and f.blocks("long") != want
 
 
+def test_ranks_with_another_state(f):
+    """A rank that sees an older state would begin at another step. It waits a minute for the right one."""
+    more = {"more": ["calibration.epochs=40"]}
+    process = f.start(f.wkvq_args("newer", **more))
+    while not list(f.path.glob("newer/partial-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=200)
+    assert process.returncode == 130, process.returncode
+    shutil.copytree(f.path / "newer", f.path / "older")
+    manifest = json.loads((f.path / "older/manifest.json").read_text())
+    process = f.start(f.wkvq_args("newer", **more))
+    while json.loads((f.path / "newer/manifest.json").read_text()).get("partial") == manifest["partial"]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=200)
+    first, second = (f.wkvq_args(out, **more) for out in ("newer", "older"))
+    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], cwd=f.path, env=f.env,
+                          capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "rank 1: the state older is not the one that rank 0 has" in done.stderr, done.stderr
+
+
 def test_ranks_with_another_text(f):
     first, second = (f.wkvq_args("mixed", text=text) for text in ("calibration.txt", "heldout.txt"))
     done = subprocess.run(["mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], cwd=f.path, env=f.env,

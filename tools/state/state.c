@@ -388,6 +388,18 @@ void state_mark(char out[STATE_MARK], const struct state *s)
     snprintf(out, STATE_MARK, "%08" PRIx32, crc);
 }
 
+enum err state_progress_crc(uint32_t *crc, const struct state *s)
+{
+    json_t *o = json_pack("{s:O, s:O}", "done", done_list(s), "partial",
+                          json_object_get(s->manifest, "partial"));
+    char *text = o ? json_text(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    json_decref(o);
+    FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for a checksum", s->dir);
+    *crc = bytes_crc32(0, text, strlen(text));
+    free(text);
+    return OK;
+}
+
 /* Opens a state's manifest without reading its other files. */
 static enum err open_manifest(struct state **out, const char *dir)
 {

@@ -12,6 +12,13 @@
 #include <time.h>
 
 #define NOTHING (-1)
+
+/* Where the ranks begin. */
+struct call {
+    int64_t first;     /* block; NOTHING: there is no calibration */
+    uint32_t progress; /* of rank 0's state */
+};
+
 /* Tenths of a second until another machine surely sees a new directory of a shared disk. */
 #define SEEN_TENTHS 600
 
@@ -84,11 +91,12 @@ static enum err check_alike(const struct job *j)
 
 enum err stage_call(struct job *j, const struct state *s)
 {
-    int64_t first = state_done(s);
+    struct call call = {.first = state_done(s)};
     char ready = 1, all[RANKS_MAX];
     if (!j->ranks)
         return OK;
-    j->ranks->broadcast(&first, sizeof(first), 0);
+    TRY(state_progress_crc(&call.progress, s));
+    j->ranks->broadcast(&call, sizeof(call), 0);
     TRY(check_alike(j));
     j->ranks->gather(all, &ready, 1);
     return OK;
@@ -96,10 +104,10 @@ enum err stage_call(struct job *j, const struct state *s)
 
 void stage_dismiss(struct job *j)
 {
-    int64_t first = NOTHING;
+    struct call call = {.first = NOTHING};
     if (!j->ranks)
         return;
-    j->ranks->broadcast(&first, sizeof(first), 0);
+    j->ranks->broadcast(&call, sizeof(call), 0);
     j->ranks = NULL;
     mpi_close();
 }
@@ -113,12 +121,31 @@ void stage_part(struct job *j, enum err err)
     mpi_close();
 }
 
-/* Opens the state that rank 0 has made, as soon as this machine sees it. */
-static enum err open_seen(struct state **s, struct job *j, const char *state_dir)
+/* Opens the state if it is as far as rank 0's, whose next step the others must join. */
+static enum err open_alike(struct state **s, struct job *j, const char *state_dir,
+                           uint32_t progress)
+{
+    uint32_t seen;
+    TRY(state_open_read(s, state_dir, &j->arch));
+    enum err err = state_progress_crc(&seen, *s);
+    if (!err && seen != progress)
+        err =
+            err_set(ERR_NOT_FOUND, __FILE__, __LINE__,
+                    "rank %d: the state %s is not the one that rank 0 has; all ranks need "
+                    "one -o, on a file system that they share",
+                    j->ranks->rank, state_dir);
+    if (err)
+        state_close(s);
+    return err;
+}
+
+/* Opens the state that rank 0 has, as soon as this machine sees it. */
+static enum err open_seen(struct state **s, struct job *j, const char *state_dir,
+                          uint32_t progress)
 {
     enum err err;
-    for (int i = 0; (err = state_open_read(s, state_dir, &j->arch)) == ERR_NOT_FOUND &&
-                    i < SEEN_TENTHS;
+    for (int i = 0;
+         (err = open_alike(s, j, state_dir, progress)) == ERR_NOT_FOUND && i < SEEN_TENTHS;
          i++) {
         err_clear();
         nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
@@ -171,18 +198,18 @@ static enum err calibrate_beside(struct job *j, struct state *s, int64_t first)
 enum err stage_work(struct job *j, const char *state_dir)
 {
     struct state *s = NULL;
-    int64_t first;
+    struct call call;
     bool planned;
     if (j->options.plan)
         return OK;
     TRY(stage_prepare(&planned, j, state_dir));
-    j->ranks->broadcast(&first, sizeof(first), 0);
+    j->ranks->broadcast(&call, sizeof(call), 0);
     enum err err = OK;
-    if (first >= 0 && first < j->arch.n_layers) {
+    if (call.first >= 0 && call.first < j->arch.n_layers) {
         TRY(check_alike(j));
-        err = open_seen(&s, j, state_dir);
+        err = open_seen(&s, j, state_dir, call.progress);
         if (!err)
-            err = calibrate_beside(j, s, first);
+            err = calibrate_beside(j, s, call.first);
         state_close(&s);
     }
     stage_part(j, err);
