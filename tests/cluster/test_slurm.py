@@ -22,7 +22,7 @@ PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "si
 WAIT = 400  # seconds for any one event; the machine may be busy
 SWEEP = """
 base:
-  calibration: {samples: 8, seqlen: 128, epochs: 6}
+  calibration: {samples: 8, seqlen: 128, epochs: 40}
   run: {threads: 1, compute: f32}
 grid:
   weights.bits: [3, 4]
@@ -195,20 +195,18 @@ class Sweep:
 
 def preempt(slurm, sweep, out):
     """A job of higher priority takes a task's processor on n1. Returns the task."""
-    def begun():
-        return [task for task in slurm.tasks("n1") if "epoch 2/" in sweep.log(out, task)]
-
-    wait_for("state to be saved on n1", begun)
-    saved = begun()
+    wait_for("state to be saved on n1", lambda: any(
+        "epoch 2/" in sweep.log(out, task) for task in slurm.tasks("n1")))
+    busy = slurm.tasks("n1")
     slurm.call("sbatch", "-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 2")
 
-    def preempted():
-        return [task for task in saved if "stopped in block" in sweep.log(out, task)]
+    def stopped():
+        """Tasks that were preempted in a block. One that had not begun a block has nothing to resume."""
+        logs = {task: sweep.log(out, task) for task in busy}
+        return [task for task, log in logs.items() if "DUE TO PREEMPTION" in log and "stopped in block" in log]
 
-    wait_for("preempted task", preempted)
-    task = preempted()[0]
-    assert "DUE TO PREEMPTION" in sweep.log(out, task), sweep.log(out, task)
-    return task
+    wait_for("preempted task", stopped)
+    return stopped()[0]
 
 
 def epochs(log):
