@@ -62,7 +62,8 @@ __device__ __forceinline__ int deciding(const attn_args &a, int j)
 
 __device__ __forceinline__ bool has_form(const attn_args &a, int i, int j, int form)
 {
-    if (j > i || i >= a.T || i - j >= a.reach)
+    /* A later key makes the difference negative, and so the unsigned number large. */
+    if ((unsigned)(i - j) >= (unsigned)a.reach || i >= a.T)
         return false;
     const int last = deciding(a, j);
     const bool full = !a.quantized || last > i - a.window || j < a.sink ||
