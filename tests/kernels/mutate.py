@@ -26,6 +26,8 @@ MUTANTS = {
     "quad-past-the-row": ("cuda.h", "void put4(", "n < 4 || !x.wide", "!x.wide", "add"),
     "attn-one-key": ("attn_tiles.h", "bool has_form(", "(unsigned)(i - j) >= (unsigned)a.reach",
                      "(unsigned)(i - j + 1) >= (unsigned)a.reach + 1u", "attn"),
+    "attn-reach": ("attn_tiles.h", "bool has_form(", "(unsigned)(i - j) >= (unsigned)a.reach",
+                   "(unsigned)(i - j) > (unsigned)a.reach", "attn"),
     "attn-tile-left-out": ("attn_tiles.h", "bool tile_has(", "last > i0 - a.window", "last > i1 - a.window", "attn"),
     "attn-read-past-the-end": ("attn_tiles.h", "void load_tile(", "row + r < a.T", "row + r <= a.T", "attn"),
     "attn-row-in-int": ("attn_tiles.h", "void load_tile(", "(int64_t)(row + r) * x.ld", "(int)((row + r) * (unsigned)x.ld)", "far"),
