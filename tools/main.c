@@ -141,7 +141,9 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     else if (a.verbose)
         log_set_level(LOG_VERBOSE);
     err_clear();
-    enum err err = opt_find_models(&a);
+    enum err err = a.json ? opt_need_utf8(&a, "--json") : OK;
+    if (!err)
+        err = opt_find_models(&a);
     if (!err)
         err = cmd->run(&a);
     opt_free_models(&a);

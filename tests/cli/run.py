@@ -6,7 +6,7 @@ A case is a stanza of lines, ended by a blank one. It runs in a scratch folder o
 
     case NAME
     make KIND ...      prepare input; the make_* functions below list the kinds
-    run ARGS           the command under test
+    run ARGS           the command under test; '\\xff' is that byte
     stdin FILE         is piped into it
     exit N             expected status (default 0)
     stderr TEXT        must occur in stderr, * matches any text within a line; repeatable
@@ -341,7 +341,7 @@ def run_case(wkvq, base, lines):
                 kind, *words = shlex.split(rest)
                 getattr(scratch, "make_" + kind)(*words)
             elif word == "run":
-                args = shlex.split(rest)
+                args = [a.replace("\\xff", "\udcff") for a in shlex.split(rest)]
             elif word == "stdin":
                 stdin = scratch.at(rest).read_bytes()
             elif word not in ("exit", "stderr", "stdout", "no"):

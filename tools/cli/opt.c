@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/cli/opt.h"
 
+#include "data/tokenizer/tok_text.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/choices.h"
 #include "tools/cli/hub_cache.h"
@@ -310,6 +311,18 @@ static char *details_of(const struct command *cmd)
     const int n = asprintf(&text, "%s%s%s", cmd->model ? hub_help : "",
                            cmd->model && *own ? "\n\n" : "", own);
     return n < 0 ? NULL : text;
+}
+
+enum err opt_need_utf8(const struct args *a, const char *what)
+{
+    for (int i = 1; i < a->argc; i++) {
+        const char *text = a->argv[i];
+        FAIL_IF(!utf8_valid(text, strlen(text)), ERR_USAGE,
+                "%s: the argument '%s' is not UTF-8, and JSON cannot hold it; rename the "
+                "file, or reach it through a link with such a name",
+                what, text);
+    }
+    return OK;
 }
 
 enum err opt_find_models(struct args *a)

@@ -114,6 +114,11 @@ const char *opt_choice_name(const char *choices, int index);
 /* Writes "a|b|c" as "a, b, c" to out. */
 void opt_choices_text(char *out, size_t n, const char *choices);
 
+/* ERR_USAGE if an argument is not UTF-8. JSON holds nothing else, so a command that would
+ * write its arguments as JSON checks them before it begins. what names that output, as
+ * "--json". */
+enum err opt_need_utf8(const struct args *a, const char *what);
+
 /* Replaces the operand, --model and --against that name a model as on the hub by the
  * directory in the local cache (hub_cache.h). Call opt_free_models() whatever the result. */
 enum err opt_find_models(struct args *a);

@@ -154,6 +154,7 @@ static enum err run(struct args *a)
     struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the results: give -o OUT");
+    TRY_OUT(opt_need_utf8(a, "a sweep's record"));
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
     TRY_OUT(command_text(&command, a));
     const struct sweep_settings settings = {
