@@ -176,6 +176,21 @@ static enum err measure(struct choices *c)
     return task_lines_finish(c->run.lines);
 }
 
+enum err eval_choices_set(struct zeroshot_set *z, struct eval *e)
+{
+    struct zeroshot_run run = {.e = e, .progress = {.p = e->job->progress}};
+    enum err err = task_lines_open(&run.lines, NULL, "", 17);
+    if (!err)
+        err = zeroshot_expect(z, run.lines);
+    if (!err)
+        err = zeroshot_tokens(&run.progress.total, z, e);
+    if (!err)
+        err = zeroshot_score(z, &run);
+    progress_end(e->job->progress);
+    task_lines_close(&run.lines);
+    return err;
+}
+
 enum err eval_choices(struct eval *e)
 {
     struct choices c = {.run = {.e = e}, .n = e->job->recipe.data.n};

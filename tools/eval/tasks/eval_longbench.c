@@ -134,6 +134,19 @@ static enum err item_crc(uint32_t *crc, const struct longbench_set *s, int64_t i
     return OK;
 }
 
+enum err eval_longbench_crc(uint32_t *crc, const struct longbench_set *set)
+{
+    *crc = 0;
+    for (int64_t i = 0; i < set->n; i++) {
+        uint32_t one;
+        TRY(item_crc(&one, set, i));
+        const uint8_t le[4] = {(uint8_t)one, (uint8_t)(one >> 8), (uint8_t)(one >> 16),
+                               (uint8_t)(one >> 24)};
+        *crc = bytes_crc32(*crc, le, sizeof(le));
+    }
+    return OK;
+}
+
 /* Scores the answer in a line of an earlier run. */
 static enum err take_line(struct part *p, int64_t i, const json_t *line)
 {
@@ -218,6 +231,14 @@ static int64_t left(const struct part *p)
     return n;
 }
 
+static double tokens_left(const struct part *p)
+{
+    double n = 0;
+    for (int64_t i = 0; i < p->set.n; i++)
+        n += p->done[i] ? 0 : (double)p->set.item[i].prompt.n;
+    return n;
+}
+
 static enum err open_runtime(struct bench *b, const struct part *p)
 {
     struct runtime_settings s = {.threads = (int)b->e->job->recipe.threads,
@@ -237,10 +258,12 @@ static enum err answer_all(struct bench *b, struct part *p, const char *path)
     for (int64_t i = 0; i < p->set.n && !err; i++) {
         if (p->done[i])
             continue;
+        TRY_OUT(task_check_stop());
         err = answer(b, p, i);
         if (err)
             err = err_add(err, "%s: question %" PRId64 ": ", path, p->set.item[i].row + 1);
     }
+out:
     runtime_close(&b->rt);
     mem_free(b->ids);
     b->ids = NULL;
@@ -295,9 +318,7 @@ static enum err measure_all(struct bench *b)
     TRY(load_all(b));
     TRY(open_lines(b));
     for (int i = 0; i < b->n; i++)
-        for (int64_t k = 0; k < b->part[i].set.n; k++)
-            b->progress.total +=
-                b->part[i].done[k] ? 0 : (double)b->part[i].set.item[k].prompt.n;
+        b->progress.total += tokens_left(&b->part[i]);
     b->progress.p = b->e->job->progress;
     progress_phase(b->progress.p, "longbench");
     task_progress_add(&b->progress, 0);
@@ -332,5 +353,26 @@ enum err eval_longbench(struct eval *e)
     if (!err)
         err = longbench_report_print(&b.report, e, b.bos);
     close_bench(&b);
+    return err;
+}
+
+enum err eval_longbench_set(double *score, struct eval *e, const struct longbench_set *set,
+                            const char *path)
+{
+    struct part p = {.set = *set, .score = score};
+    struct bench b = {.e = e, .part = &p, .n = 1, .progress = {.p = e->job->progress}};
+    enum err err = OK;
+    TRY(task_lines_open(&b.lines, NULL, "", 9));
+    p.lines = b.lines;
+    TRY_OUT(mem_calloc(&p.done, (size_t)set->n, sizeof(*p.done)));
+    TRY_OUT(mem_alloc(&b.logits, (size_t)e->job->arch.vocab, sizeof(*b.logits)));
+    TRY_OUT(expect(&p));
+    b.progress.total = tokens_left(&p);
+    TRY_OUT(answer_all(&b, &p, path));
+out:
+    progress_end(e->job->progress);
+    task_lines_close(&b.lines);
+    mem_free(p.done);
+    mem_free(b.logits);
     return err;
 }

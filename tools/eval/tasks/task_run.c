@@ -5,6 +5,7 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/opt.h"
+#include "tools/cli/stop.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -123,6 +124,12 @@ void task_progress_add(struct task_progress *t, double tokens)
 {
     t->done += tokens;
     progress_share(t->p, t->total > 0 ? t->done / t->total : 1);
+}
+
+enum err task_check_stop(void)
+{
+    FAIL_IF(stop_asked(NULL), ERR_STOPPED, "interrupted");
+    return OK;
 }
 
 void task_average_add(struct estimate *mean, struct estimate set, int64_t n)

@@ -27,6 +27,9 @@ struct task_progress {
 /* Counts tokens as done, and shows the share. */
 void task_progress_add(struct task_progress *t, double tokens);
 
+/* ERR_STOPPED if a stop was requested by a signal. Called between questions or batches of them. */
+enum err task_check_stop(void);
+
 /* Adds one of n data sets to their mean, which starts as {0, 0}. Each set has the same
  * weight. Their errors are independent; one that is NAN makes the mean's NAN. */
 void task_average_add(struct estimate *mean, struct estimate set, int64_t n);

@@ -143,6 +143,14 @@ static uint32_t question_crc(const struct zeroshot_set *z, int64_t i)
     return add_number(crc, z->set.item[i].gold);
 }
 
+uint32_t zeroshot_crc(const struct zeroshot_set *z)
+{
+    uint32_t crc = 0;
+    for (int64_t i = 0; i < z->set.n; i++)
+        crc = add_number(crc, question_crc(z, i));
+    return crc;
+}
+
 /* Takes the likelihoods of question i from its line. */
 static enum err take_line(struct zeroshot_set *z, int64_t i, const json_t *line)
 {
@@ -194,21 +202,24 @@ enum err zeroshot_put(struct zeroshot_set *z, struct task_lines *lines, int64_t 
 
 /* --- results ------------------------------------------------------------------------ */
 
+bool zeroshot_is_right(const struct question *q, const struct request *r, bool per_char)
+{
+    int best = 0;
+    for (int c = 1; c < q->n; c++) {
+        const double one = per_char ? (double)q->choice[c].chars : 1;
+        const double other = per_char ? (double)q->choice[best].chars : 1;
+        best = r[c].ll / one > r[best].ll / other ? c : best;
+    }
+    return best == q->gold;
+}
+
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r)
 {
     int64_t right = 0, right_norm = 0;
     for (int64_t i = 0; i < s->n; r += s->item[i].n, i++) {
-        const struct question *q = &s->item[i];
-        int best = 0, best_norm = 0;
-        for (int c = 1; c < q->n; c++) {
-            best = r[c].ll > r[best].ll ? c : best;
-            if (r[c].ll / (double)q->choice[c].chars >
-                r[best_norm].ll / (double)q->choice[best_norm].chars)
-                best_norm = c;
-        }
-        right += best == q->gold;
-        right_norm += best_norm == q->gold;
+        right += zeroshot_is_right(&s->item[i], r, false);
+        right_norm += zeroshot_is_right(&s->item[i], r, true);
     }
     const double p = (double)right / (double)s->n, norm = (double)right_norm / (double)s->n;
     *out = (struct zeroshot_result){.n = s->n,

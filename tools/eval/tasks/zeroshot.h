@@ -55,6 +55,10 @@ enum err request_encode(struct request *out, const struct tokenizer *t,
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r);
 
+/* Returns whether the right choice of a question has the largest log-likelihood, or the
+ * largest per character. The first choice wins if equal. r: requests of its choices. */
+bool zeroshot_is_right(const struct question *q, const struct request *r, bool per_char);
+
 /* Bounds of a batch in simulation, in tokens with padding. A batch is written to the output
  * when it is complete, so the first one bounds what a kill can lose. Reading and rounding
  * the weights once more costs about as much as 1000 tokens. */
@@ -71,6 +75,8 @@ int64_t zeroshot_batch_end(struct request *const *order, int64_t n, int64_t firs
 enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char *path,
                        struct label_files *labels);
 void zeroshot_free(struct zeroshot_set *z);
+/* Returns the CRC-32 of all questions: their tokens and right choices. */
+uint32_t zeroshot_crc(const struct zeroshot_set *z);
 /* Adds the questions to the output, and takes the likelihoods that it holds already. */
 enum err zeroshot_expect(struct zeroshot_set *z, struct task_lines *lines);
 /* Writes the line of a question, whose choices are scored now. */

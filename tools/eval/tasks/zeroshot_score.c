@@ -200,7 +200,9 @@ static enum err simulate(struct scoring *s)
         i = b.end;
         if (is_done(s, &b))
             continue;
-        err = simulate_batch(s, sim.run, &b);
+        err = task_check_stop();
+        if (!err)
+            err = simulate_batch(s, sim.run, &b);
         if (!err)
             err = put_lines(s, b.first, b.end);
     }
