@@ -36,7 +36,7 @@ struct args {
     struct text_list stop; /* strings that end the generated text */
     const char *model, *base, *title, *max_increase, *work;
     const char *prompts, *max_gen;
-    struct text_list labels, predictions;
+    struct text_list labels, predictions, eval_text, zeroshot, longbench;
     const char *task, *join, *bos, *prompt, *shape, *compute, *simulate, *score, *device,
         *tokenizer, *text_field;
     const char *format, *kv, *dtype, *base_model, *license;
@@ -48,7 +48,7 @@ struct args {
     bool print_cells;
     bool plan, keep_state, keep, force, decode, stats, memory_table, per_kind, uniform,
         refine;
-    int64_t limit;
+    int64_t limit, task_ctx;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
     int64_t parallel, samples, epochs, blocks, layers, steps, threads, logit_tokens;
     double temperature, top_p, max_kl, max_gap, max_bits, max_kv_bits;

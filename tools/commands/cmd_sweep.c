@@ -7,11 +7,14 @@
 #include "tools/commands/commands.h"
 #include "tools/report/report.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_columns.h"
 #include "tools/sweep/sweep_record.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* clang-format off */
 static const struct opt options[] = {
@@ -28,12 +31,34 @@ static const struct opt options[] = {
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "0",
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens per evaluation window; 0 keeps the sweep's eval.ctx"},
+    {OPT_LIST, .name = "eval-text", .arg = "NAME=FILE", .offset = offsetof(struct args, eval_text),
+     .help = "Further text with a perplexity of its own, as in PTB=ptb.test.txt; repeatable"},
+    {OPT_LIST, .name = "zeroshot", .arg = "FILE", .offset = offsetof(struct args, zeroshot),
+     .help = "Questions of PIQA, ARC, HellaSwag or WinoGrande for every cell, as those of `wkvq "
+             "eval --task zeroshot`, in simulation; repeatable"},
+    {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
+     .help = "File of right answers, one number per line, for a --zeroshot file without them "
+             "(PIQA's dev.jsonl); repeatable, one for each such file, in their order"},
+    {OPT_LIST, .name = "longbench", .arg = "FILE", .offset = offsetof(struct args, longbench),
+     .help = "Questions of LongBench for every cell that the packed runtime can run; repeatable"},
+    {OPT_TEXT, .name = "prompts", .arg = "FILE", .offset = offsetof(struct args, prompts),
+     .help = "LongBench's dataset2prompt.json"},
+    {OPT_TEXT, .name = "max-gen", .arg = "FILE", .offset = offsetof(struct args, max_gen),
+     .help = "LongBench's dataset2maxlen.json"},
+    {OPT_INT, .name = "limit", .arg = "N", .offset = offsetof(struct args, limit), .value = "0",
+     .lo = 0, .hi = 1 << 30,
+     .help = "Use N questions of each file, taken evenly from the whole file; 0 = all"},
+    {OPT_INT, .name = "task-ctx", .arg = "N", .offset = offsetof(struct args, task_ctx),
+     .value = "0", .lo = 0, .hi = 1 << 24,
+     .help = "Tokens of a question; longer ones lose their beginning (--zeroshot) or their "
+             "middle (--longbench). 0 = as --ctx"},
     {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "0", 0, SWEEP_PARALLEL_MAX,
      .help = "Cells at the same time; they share cores and memory budget, and each has a GPU "
              "of its own where there are several. With --slurm, the array's limit. 0 means "
              "1 here and no limit under Slurm"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
-     .help = "Keep every cell's artifact, in OUT/cells"},
+     .help = "Keep every cell's artifact, or else its state, in OUT/cells, so that more "
+             "measures can be added without calibrating again"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print the cells and how far each of them is, and stop"},
     {OPT_HEADING, .help = "Batch systems:"},
@@ -79,6 +104,41 @@ static void print_table(const struct sweep *s)
     json_array_foreach(s->results, i, row) print_row(row);
 }
 
+static void print_figure(const struct sweep_columns *c, int i, const json_t *row)
+{
+    const struct estimate x = sweep_column_value(c, i, row);
+    const double scale = strncmp(c->item[i].key, "acc", 3) ? 1 : 100;
+    const int width = (int)strlen(c->item[i].head);
+    if (isfinite(x.mean))
+        printf("  %*.2f", width, scale * x.mean);
+    else
+        printf("  %*s", width, "-");
+}
+
+/* Prints accuracies and scores in percent. */
+static enum err print_measures(const struct sweep *s)
+{
+    size_t i;
+    json_t *row;
+    struct sweep_columns c;
+    const enum err err = sweep_columns_of(&c, s->results);
+    if (!err && c.n) {
+        printf("\n%-32s", "cell");
+        for (int k = 0; k < c.n; k++)
+            printf("  %s", c.item[k].head);
+        printf("\n");
+        json_array_foreach(s->results, i, row)
+        {
+            printf("%-32s", json_string_value(json_object_get(row, "name")));
+            for (int k = 0; k < c.n; k++)
+                print_figure(&c, k, row);
+            printf("\n");
+        }
+    }
+    sweep_columns_free(&c);
+    return err;
+}
+
 static enum err print_json(const struct sweep *s)
 {
     return json_print(s->results, JSON_COMPACT | JSON_REAL_PRECISION(9));
@@ -89,7 +149,7 @@ static enum err print_results(const struct sweep *s, const struct args *a)
     if (a->json)
         return print_json(s);
     print_table(s);
-    return OK;
+    return print_measures(s);
 }
 
 /* Writes OUT/report.html. */
@@ -163,6 +223,18 @@ static enum err run(struct args *a)
         .recipe = command_recipe_input(a),
         .eval_data = a->eval_data.item,
         .n_eval_data = a->eval_data.n,
+        .eval_texts = a->eval_text.item,
+        .n_eval_texts = a->eval_text.n,
+        .zeroshot = a->zeroshot.item,
+        .n_zeroshot = a->zeroshot.n,
+        .labels = a->labels.item,
+        .n_labels = a->labels.n,
+        .longbench = a->longbench.item,
+        .n_longbench = a->longbench.n,
+        .prompts = a->prompts,
+        .max_gen = a->max_gen,
+        .limit = a->limit,
+        .task_ctx = a->task_ctx,
         .eval_windows = a->windows,
         .eval_ctx = a->ctx,
         .parallel = a->parallel,
@@ -198,6 +270,10 @@ const struct command cmd_sweep = {
         "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw \\\n"
         "      --set calibration.samples=16 -o k\n"
+        "  wkvq sweep configs/sweeps/paper.yaml --model SmolLM2-135M -o paper \\\n"
+        "      --data wiki.train.raw --eval wiki.test.raw --limit 500 \\\n"
+        "      --zeroshot piqa/dev.jsonl --labels piqa/dev-labels.lst \\\n"
+        "      --zeroshot ARC-Challenge-Test.jsonl\n"
         "  wkvq sweep configs/sweeps/k.yaml --model SmolLM2-135M \\\n"
         "      --data wiki.train.raw --eval wiki.test.raw -o k \\\n"
         "      --slurm=\"--cpus-per-task=16 --mem=32G\" --parallel 4\n",

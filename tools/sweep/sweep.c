@@ -13,6 +13,7 @@
 #include "tools/cli/opt.h"
 #include "tools/pipeline/device_compute.h"
 #include "tools/sweep/sweep_gpus.h"
+#include "tools/sweep/sweep_measures.h"
 #include "tools/sweep/sweep_results.h"
 #include "tools/sweep/sweep_share.h"
 
@@ -98,10 +99,8 @@ static enum err resolve_compute(struct sweep_run *run, struct sweep *s)
     return OK;
 }
 
-/* Returns the index of the text with these files and rules. Reads it if no earlier cell
- * did. */
-static enum err find_text(int *out, struct sweep *s, const struct recipe_files *files,
-                          const struct recipe *r)
+enum err sweep_find_text(int *out, struct sweep *s, const struct recipe_files *files,
+                         const struct recipe *r)
 {
     for (int i = 0; i < s->n_texts; i++) {
         struct sweep_text *t = &s->text[i];
@@ -187,9 +186,10 @@ static enum err prepare_cell(struct sweep *s, int i)
     TRY(resolve_compute(run, s));
     run->text = -1;
     if (!plain)
-        TRY(find_text(&run->text, s, &r->data, r));
-    TRY(find_text(&run->eval_text, s, &s->eval_data, r));
+        TRY(sweep_find_text(&run->text, s, &r->data, r));
+    TRY(sweep_find_text(&run->eval_text, s, &s->eval_data, r));
     TRY(identify(run, s));
+    TRY(sweep_measures_ask(s, run));
     run->done = sweep_results_has(s, run);
     return sweep_command(&run->command, s, run);
 }
@@ -232,6 +232,7 @@ static enum err open_out(struct sweep *s, const struct hf_model *m)
     if (err)
         return err_add(err, "--ctx: ");
     TRY(tokenizer_open(&s->tokenizer, s->model_dir));
+    TRY(sweep_measures_open(s));
     TRY(sweep_results_open(s));
     if (!s->settings.model_crc)
         return sweep_share_checkpoint(s, m);
@@ -308,11 +309,13 @@ void sweep_close(struct sweep *s)
     for (int i = 0; s->run && i < s->plan.n_cells; i++) {
         recipe_free(&s->run[i].recipe);
         mem_free(s->run[i].set);
+        sweep_measures_forget(&s->run[i]);
         json_decref(s->run[i].identity);
         mem_free(s->run[i].command);
     }
     mem_free(s->run);
     free_texts(s);
+    sweep_measures_close(s);
     tokenizer_close(&s->tokenizer);
     sweep_results_close(s);
     sweep_plan_free(&s->plan);

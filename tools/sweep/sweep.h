@@ -9,6 +9,7 @@
  *   OUT/report.html           the page of the results, by `wkvq sweep`
  *   OUT/cells/HASH.state      the calibration of an unfinished cell
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
+ *   OUT/cells/HASH.part       a result that lacks measures still (sweep_measures.h)
  *   OUT/cells/HASH            the artifact; kept with --keep
  *   OUT/cells/HASH.lock       held while a process works on the cell; empty
  *   OUT/cells/HASH.failed     the message of a cell's last run that failed
@@ -17,11 +18,14 @@
  *                             that runs a single cell lists results; empty
  *
  * HASH is the hash of the cell's identity: its complete configuration, the checkpoint, both
- * texts and the evaluation. None of these functions is thread-safe. */
+ * texts and the evaluation. Further measures are not part of it, but have identities of their
+ * own. A cell is done if it has a result with all measures asked. None of these functions is
+ * thread-safe. */
 #ifndef WKVQ_SWEEP_H
 #define WKVQ_SWEEP_H
 
 #include "kernels/base/file/lock.h"
+#include "tools/eval/tasks/eval_tasks.h"
 #include "tools/pipeline/job.h"
 #include "tools/sweep/sweep_plan.h"
 
@@ -49,7 +53,19 @@ struct sweep_settings {
     /* Cells at the same time, to SWEEP_PARALLEL_MAX; 0: 1. With share, only the limit of
      * sweep_submit; 0: none. */
     int64_t parallel;
-    bool keep;            /* keep the artifacts */
+    /* Measures besides the perplexity of the evaluation's text (sweep_measures.h) */
+    const char *const *eval_texts; /* [n_eval_texts] NAME=FILE */
+    int n_eval_texts;
+    const char *const *zeroshot; /* [n_zeroshot] files of multiple choice */
+    int n_zeroshot;
+    const char *const *labels; /* [n_labels] of those without labels, in their order */
+    int n_labels;
+    const char *const *longbench; /* [n_longbench] files of LongBench */
+    int n_longbench;
+    const char *prompts, *max_gen; /* LongBench's configuration; NULL: none */
+    int64_t limit;                 /* questions of each file; 0: all */
+    int64_t task_ctx;              /* tokens of a question or prompt; 0: eval_ctx */
+    bool keep;            /* keep the artifacts, and the states of cells that have none */
     bool quiet;           /* print no progress lines */
     const char *log_json; /* file for progress; NULL: none */
     bool plan_only;       /* write nothing; sweep_execute is not called */
@@ -58,6 +74,22 @@ struct sweep_settings {
     bool share;
     const char *command;       /* the user's command, for the record; NULL: none */
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
+};
+
+/* All questions as tokens, with one rule for BOS. */
+struct sweep_questions {
+    int bos;
+    struct zeroshot_set *zeroshot; /* [settings.n_zeroshot] */
+    int *labels;                   /* [settings.n_zeroshot] index of its labels; -1: none */
+    struct longbench_set *longbench; /* [settings.n_longbench] */
+};
+
+/* A measure that is asked of a cell. */
+struct sweep_asked {
+    enum { SWEEP_TEXT, SWEEP_ZEROSHOT, SWEEP_LONGBENCH } kind;
+    int index;        /* of the option's list in settings */
+    int from;         /* of s->text, or of s->questions */
+    json_t *identity; /* owned; with members task and name */
 };
 
 struct sweep_run {
@@ -71,6 +103,8 @@ struct sweep_run {
     int text, eval_text;
     json_t *identity;
     char hash[SWEEP_HASH_MAX];
+    struct sweep_asked *asked; /* [n_asked], owned */
+    int n_asked;
     char *command; /* shell commands that reproduce the cell, owned */
     bool done;
     bool skip; /* sweep_execute does not run it */
@@ -88,6 +122,8 @@ struct sweep {
     struct tokenizer *tokenizer;
     struct sweep_text *text;
     int n_texts;
+    struct sweep_questions *questions; /* [n_questions] */
+    int n_questions;
     struct sweep_run *run; /* [plan.n_cells] */
     int64_t parallel, cores;
     int64_t gpu_cells; /* of the parallel ones, those that share a GPU */
@@ -118,6 +154,11 @@ enum err sweep_execute_cell(struct sweep *s, int i);
 /* Runs one cell in a process that does nothing else. Takes ownership of the texts of s.
  * *out is the result, owned by the caller (json_decref). */
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
+
+/* *out = the index in s->text of the text with these files and the rules of r. Reads it if
+ * no earlier cell did. */
+enum err sweep_find_text(int *out, struct sweep *s, const struct recipe_files *files,
+                         const struct recipe *r);
 
 /* How a configuration is evaluated. */
 enum sweep_way {

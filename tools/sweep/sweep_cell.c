@@ -10,11 +10,14 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/eval.h"
+#include "tools/eval/tasks/task_run.h"
 #include "tools/pipeline/inspect_memory.h"
 #include "tools/pipeline/stages.h"
 #include "tools/pipeline/verify_report.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_measures.h"
 #include "tools/sweep/sweep_record.h"
+#include "tools/sweep/sweep_results.h"
 
 struct cell {
     struct sweep *s;
@@ -29,6 +32,7 @@ struct cell {
     struct eval_result eval;
     double *nll; /* [eval.windows] */
     json_t *blocks;
+    json_t *row; /* the result, as far as it is known; owned */
     double calibrate_s, start;
 };
 
@@ -166,25 +170,6 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
     return job_open_device(j);
 }
 
-static enum err evaluate(struct cell *c)
-{
-    enum err err = OK;
-    struct job j = {0};
-    struct eval e = {
-        .job = &j, .windows = c->s->eval_windows, .ctx = c->s->eval_ctx, .chunk = 1};
-    TRY_OUT(open_job(&j, c, c->run->eval_text));
-    TRY_OUT(open_evaluated(&e, c));
-    TRY_OUT(eval_count_windows(&e));
-    TRY_OUT(mem_calloc(&c->nll, (size_t)e.windows, sizeof(*c->nll)));
-    e.window_nll = c->nll;
-    TRY_OUT(eval_ppl(&c->eval, &e));
-out:
-    artifact_close(&e.artifact);
-    state_close(&e.state);
-    close_job(&j, c, c->run->eval_text);
-    return err;
-}
-
 static json_t *overrides(const struct set_list *set)
 {
     json_t *list = json_array();
@@ -249,6 +234,63 @@ static enum err result_json(json_t **out, struct cell *c)
     return err;
 }
 
+/* Computes the perplexity, with which a result begins. */
+static enum err begin_row(struct cell *c, struct eval *e)
+{
+    TRY(eval_count_windows(e));
+    TRY(mem_calloc(&c->nll, (size_t)e->windows, sizeof(*c->nll)));
+    e->window_nll = c->nll;
+    TRY(eval_ppl(&c->eval, e));
+    TRY(result_json(&c->row, c));
+    return c->run->n_asked ? sweep_results_keep(c->s, c->run, c->row) : OK;
+}
+
+/* Lends another text to the open job. */
+static void change_text(struct job *j, struct sweep *s, int *text, int to)
+{
+    take_text(j, s, *text);
+    give_text(j, s, to);
+    *text = to;
+}
+
+/* Adds the measures that the result lacks. *text is the one that the job has. */
+static enum err add_measures(struct cell *c, struct eval *e, int *text)
+{
+    for (int i = 0; i < c->run->n_asked; i++) {
+        const struct sweep_asked *asked = &c->run->asked[i];
+        json_t *one;
+        if (sweep_measures_has(c->row, c->run, i))
+            continue;
+        TRY(task_check_stop());
+        e->windows = c->s->eval_windows;
+        if (asked->kind == SWEEP_TEXT)
+            change_text(e->job, c->s, text, asked->from);
+        TRY(sweep_measure(&one, c->s, c->run, i, e));
+        TRY(sweep_measures_add(c->row, one));
+        TRY(sweep_results_keep(c->s, c->run, c->row));
+    }
+    return OK;
+}
+
+static enum err evaluate(struct cell *c)
+{
+    enum err err = OK;
+    struct job j = {0};
+    struct eval e = {
+        .job = &j, .windows = c->s->eval_windows, .ctx = c->s->eval_ctx, .chunk = 1};
+    int text = c->run->eval_text;
+    TRY_OUT(open_job(&j, c, text));
+    TRY_OUT(open_evaluated(&e, c));
+    if (!c->row)
+        TRY_OUT(begin_row(c, &e));
+    TRY_OUT(add_measures(c, &e, &text));
+out:
+    artifact_close(&e.artifact);
+    state_close(&e.state);
+    close_job(&j, c, text);
+    return err;
+}
+
 static enum err room(struct cell *c)
 {
     const size_t n = (size_t)c->s->arch.n_layers;
@@ -261,6 +303,12 @@ static enum err room(struct cell *c)
     return OK;
 }
 
+/* Returns whether an earlier run left the artifact of a result that only lacks measures. */
+static bool has_model(const struct cell *c)
+{
+    return c->row && c->way == SWEEP_PACKED && file_is_dir(c->artifact);
+}
+
 enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
 {
     enum err err = OK;
@@ -271,10 +319,12 @@ enum err sweep_cell_run(json_t **out, struct sweep *s, int i)
     c.calibrated = sweep_calibrates(r);
     c.weights = recipe_weight_spec(r);
     c.kv = recipe_kv_spec(r);
-    if (c.calibrated || c.way == SWEEP_PACKED)
+    TRY_OUT(sweep_results_begun(&c.row, s, c.run));
+    if ((c.calibrated || c.way == SWEEP_PACKED) && !has_model(&c))
         TRY_OUT(quantize(&c));
     TRY_OUT(evaluate(&c));
-    TRY_OUT(result_json(out, &c));
+    *out = c.row;
+    c.row = NULL;
 out:
     mem_free(c.artifact);
     mem_free(c.state);
@@ -282,5 +332,6 @@ out:
     mem_free(c.cosine[1]);
     mem_free(c.nll);
     json_decref(c.blocks);
+    json_decref(c.row);
     return err;
 }

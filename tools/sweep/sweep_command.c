@@ -101,13 +101,53 @@ static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *
     put_recipe(f, s, run);
 }
 
+/* Writes the options of a task's questions. */
+static void put_questions(FILE *f, const struct sweep *s, const struct sweep_asked *a)
+{
+    const struct sweep_settings *own = &s->settings;
+    const struct sweep_questions *q = &s->questions[a->from];
+    const bool choices = a->kind == SWEEP_ZEROSHOT;
+    put_option(f, "task", choices ? "zeroshot" : "longbench");
+    put_option(f, "data", choices ? own->zeroshot[a->index] : own->longbench[a->index]);
+    if (choices && q->labels[a->index] >= 0)
+        put_option(f, "labels", own->labels[q->labels[a->index]]);
+    if (!choices) {
+        put_option(f, "prompts", own->prompts);
+        put_option(f, "max-gen", own->max_gen);
+    }
+    if (own->recipe.bos)
+        put_option(f, "bos", own->recipe.bos);
+    fprintf(f, " --limit %" PRId64 " --ctx %" PRId64, own->limit, own->task_ctx);
+}
+
+static enum err put_windows(FILE *f, const struct sweep *s,
+                            const struct recipe_files *files)
+{
+    TRY(put_text(f, s, files));
+    fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
+    return OK;
+}
+
+static enum err put_measures(FILE *f, const struct sweep *s, const struct sweep_run *run)
+{
+    for (int i = 0; i < run->n_asked; i++) {
+        const struct sweep_asked *a = &run->asked[i];
+        fprintf(f, " && ");
+        put_subject(f, s, run);
+        if (a->kind == SWEEP_TEXT)
+            TRY(put_windows(f, s, &s->text[a->from].files));
+        else
+            put_questions(f, s, a);
+    }
+    return OK;
+}
+
 static enum err put_command(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
     TRY(put_making(f, s, run));
     put_subject(f, s, run);
-    TRY(put_text(f, s, &s->eval_data));
-    fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
-    return OK;
+    TRY(put_windows(f, s, &s->eval_data));
+    return put_measures(f, s, run);
 }
 
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run)

@@ -8,6 +8,8 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state.h"
+#include "tools/sweep/sweep_columns.h"
+#include "tools/sweep/sweep_measures.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -47,17 +49,30 @@ static enum err insert(json_t *list, json_t *row)
     return OK;
 }
 
-static bool listed(const json_t *list, const char *hash)
+static size_t measures_of(const json_t *row)
+{
+    return json_array_size(json_object_get(row, "measures"));
+}
+
+/* Inserts a row in place of an earlier one of the same cell, unless that has more measures. A
+ * process may have listed them since the row was read. Takes the row. */
+static enum err replace(json_t *list, json_t *row)
 {
     size_t i;
-    json_t *row;
-    json_array_foreach(list, i, row)
+    json_t *have;
+    const json_t *hash = json_object_get(row, "hash");
+    json_array_foreach(list, i, have)
     {
-        const char *have = json_string_value(json_object_get(row, "hash"));
-        if (have && !strcmp(have, hash))
-            return true;
+        if (!hash || !json_equal(json_object_get(have, "hash"), hash))
+            continue;
+        if (measures_of(have) > measures_of(row)) {
+            json_decref(row);
+            return OK;
+        }
+        json_array_remove(list, i);
+        break;
     }
-    return false;
+    return insert(list, row);
 }
 
 static enum err read_rows(json_t *list, const char *path)
@@ -156,17 +171,12 @@ static enum err add_left(void *list, const char *hash, const char *path)
     return row ? insert(list, row) : OK;
 }
 
-/* Adds the rows of left that list lacks. */
+/* Adds the rows of left. */
 static enum err merge(json_t *list, const json_t *left)
 {
     size_t i;
     json_t *row;
-    json_array_foreach(left, i, row)
-    {
-        const char *hash = json_string_value(json_object_get(row, "hash"));
-        if (!hash || !listed(list, hash))
-            TRY(insert(list, json_incref(row)));
-    }
+    json_array_foreach(left, i, row) TRY(replace(list, json_incref(row)));
     return OK;
 }
 
@@ -233,72 +243,22 @@ out:
     return err;
 }
 
-/* Writes a CSV field as in RFC 4180. */
-static enum err csv_text(struct file_writer *w, const char *text)
-{
-    TRY(file_printf(w, "\""));
-    for (const char *p = text; *p; p++)
-        TRY(file_printf(w, *p == '"' ? "\"\"" : "%c", *p));
-    return file_printf(w, "\"");
-}
-
-static enum err csv_number(struct file_writer *w, const json_t *row, const char *key)
-{
-    const json_t *v = json_object_get(row, key);
-    return json_is_number(v) ? file_printf(w, ",%.9g", json_number_value(v))
-                             : file_printf(w, ",");
-}
-
-static enum err csv_row(struct file_writer *w, const json_t *row)
-{
-    static const char *const columns[] = {"ppl",     "stderr", "nll",    "weight_bits",
-                                          "kv_bits", "bytes",  "seconds"};
-    size_t i;
-    json_t *item;
-    TRY(csv_text(w, json_string_value(json_object_get(row, "name"))));
-    for (size_t c = 0; c < ARRAY_LEN(columns); c++)
-        TRY(csv_number(w, row, columns[c]));
-    TRY(file_printf(w, ",\""));
-    json_array_foreach(json_object_get(row, "set"), i, item)
-    {
-        const char *text = json_string_value(item);
-        for (const char *p = text ? text : ""; *p; p++)
-            TRY(file_printf(w, *p == '"' ? "\"\"" : "%c", *p));
-        if (i + 1 < json_array_size(json_object_get(row, "set")))
-            TRY(file_printf(w, " "));
-    }
-    return file_printf(w, "\"\r\n");
-}
-
 static enum err write_csv(const struct sweep *s)
 {
-    enum err err = OK;
-    struct file_writer *w = NULL;
     char *path = NULL;
-    size_t i;
-    json_t *row;
     TRY(file_join(&path, s->out_dir, "results.csv"));
-    TRY_OUT(file_writer_open(&w, path));
-    TRY_OUT(
-        file_printf(w, "name,ppl,stderr,nll,weight_bits,kv_bits,bytes,seconds,set\r\n"));
-    json_array_foreach(s->results, i, row)
-    {
-        TRY_OUT(csv_row(w, row));
-    }
-    TRY_OUT(file_writer_commit(&w));
-out:
-    file_writer_abort(&w);
+    const enum err err = sweep_columns_csv(path, s->results);
     mem_free(path);
     return err;
 }
 
-enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
-                             const json_t *result)
+static enum err write_result(const struct sweep *s, const struct sweep_run *run,
+                             const json_t *result, const char *suffix)
 {
     char *path = NULL;
     char *text = json_text(result, JSON_COMPACT | JSON_REAL_PRECISION(17));
     FAIL_IF(!text, ERR_MEMORY, "out of memory for the result");
-    enum err err = sweep_path(&path, s, run, ".json");
+    enum err err = sweep_path(&path, s, run, suffix);
     if (!err)
         err = file_write_all(path, text, strlen(text));
     free(text);
@@ -306,19 +266,66 @@ enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
     return err;
 }
 
+enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
+                             const json_t *result)
+{
+    return write_result(s, run, result, ".json");
+}
+
+enum err sweep_results_keep(const struct sweep *s, const struct sweep_run *run,
+                            const json_t *result)
+{
+    return write_result(s, run, result, ".part");
+}
+
+/* Removes what a process that was killed while it wrote NAME left beside it. */
+static void remove_temps(const char *path, const char *name)
+{
+    char tag[OWNER_TAG_MAX];
+    char *cells = NULL, *temp = NULL;
+    DIR *d = file_parent(&cells, path) ? NULL : opendir(cells);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!file_is_temp(tag, e->d_name, name) || owner_of_tag(tag) != OWNER_DEAD)
+            continue;
+        if (!file_join(&temp, cells, e->d_name))
+            unlink(temp);
+        mem_free(temp);
+    }
+    if (d)
+        closedir(d);
+    mem_free(cells);
+}
+
+enum remains { ARTIFACT, STATE, FILES };
+
+/* Removes one of a cell's paths. */
+static void remove_path(const char *path, enum remains kind)
+{
+    if (kind == FILES) {
+        unlink(path);
+        remove_temps(path, file_base_name(path));
+    } else if (kind == STATE ? state_discard(path) : outdir_remove(path)) {
+        log_warn("%s: cannot remove: %s", path, err_text());
+    }
+}
+
+/* Removes what a listed cell needs no longer. --keep keeps its artifact, or else its state. */
 static void remove_files(const struct sweep *s, const char *hash)
 {
-    static const char *const suffix[] = {"", ".state", ".json", ".failed", ".lock"};
-    for (size_t i = s->settings.keep ? 1 : 0; i < ARRAY_LEN(suffix); i++) {
+    static const char *const suffix[] = {"",      ".state",  ".json",
+                                         ".part", ".failed", ".lock"};
+    bool keep = s->settings.keep;
+    for (size_t i = 0; i < ARRAY_LEN(suffix); i++) {
         char *path = NULL;
         struct sweep_run run = {.done = true};
         snprintf(run.hash, sizeof(run.hash), "%s", hash);
         if (sweep_path(&path, s, &run, suffix[i]))
             continue;
-        if (i >= 2)
-            unlink(path);
-        else if (i == 1 ? state_discard(path) : outdir_remove(path))
-            log_warn("%s: cannot remove: %s", path, err_text());
+        const enum remains kind = i < FILES ? (enum remains)i : FILES;
+        if (!keep || kind == FILES)
+            remove_path(path, kind);
+        else if (kind == ARTIFACT && file_is_dir(path))
+            keep = false;
         err_clear();
         mem_free(path);
     }
@@ -331,7 +338,7 @@ static enum err take(struct sweep *s, const char *hash, const char *path)
     json_t *row;
     TRY(read_left(&row, path));
     FAIL_IF(!row, ERR_NOT_FOUND, "%s: no such file", path);
-    TRY(insert(s->results, row));
+    TRY(replace(s->results, row));
     TRY(write_jsonl(s));
     TRY(write_csv(s));
     remove_files(s, hash);
@@ -352,11 +359,7 @@ enum err sweep_results_take(struct sweep *s, const struct sweep_run *run)
 /* Takes over cells/HASH.json of a process that ended, or was killed, before it was listed. */
 static enum err take_left(void *ctx, const char *hash, const char *path)
 {
-    struct sweep *s = ctx;
-    if (!listed(s->results, hash))
-        return take(s, hash, path);
-    remove_files(s, hash);
-    return OK;
+    return take(ctx, hash, path);
 }
 
 static enum err take_all_left(struct sweep *s)
@@ -509,7 +512,26 @@ const json_t *sweep_results_find(const struct sweep *s, const struct sweep_run *
     return NULL;
 }
 
+enum err sweep_results_begun(json_t **out, const struct sweep *s,
+                             const struct sweep_run *run)
+{
+    char *path = NULL;
+    *out = NULL;
+    TRY(sweep_path(&path, s, run, ".part"));
+    const enum err err = file_exists(path) ? read_left(out, path) : OK;
+    mem_free(path);
+    TRY(err);
+    if (*out && !json_equal(json_object_get(*out, "identity"), run->identity)) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    if (!*out)
+        *out = json_deep_copy(sweep_results_find(s, run));
+    return OK;
+}
+
 bool sweep_results_has(const struct sweep *s, const struct sweep_run *run)
 {
-    return sweep_results_find(s, run) != NULL;
+    const json_t *row = sweep_results_find(s, run);
+    return row && sweep_measures_count(row, run) == run->n_asked;
 }

@@ -15,14 +15,21 @@ enum err sweep_results_make(const char *out_dir);
  * it or OUT contains something else. ERR_FORMAT names file and line. */
 enum err sweep_results_open(struct sweep *s);
 void sweep_results_close(struct sweep *s);
-/* Returns whether a result with this cell's identity is listed. */
+/* Returns whether a result with this cell's identity is listed, with all measures asked. */
 bool sweep_results_has(const struct sweep *s, const struct sweep_run *run);
-/* Returns that result, or NULL. Borrowed. */
+/* Returns the result with this identity, or NULL. Borrowed. */
 const json_t *sweep_results_find(const struct sweep *s, const struct sweep_run *run);
 /* Writes the result of a finished cell where the sweep's process finds it. Called in the
  * cell's process. The file is complete or absent at any instant. */
 enum err sweep_results_leave(const struct sweep *s, const struct sweep_run *run,
                              const json_t *result);
+/* Writes a result that lacks measures still, where the cell's next run finds it. */
+enum err sweep_results_keep(const struct sweep *s, const struct sweep_run *run,
+                            const json_t *result);
+/* *out = a copy of what is known of this cell: the result of an interrupted run, or a listed
+ * one that lacks measures; NULL: nothing. Release it with json_decref. */
+enum err sweep_results_begun(json_t **out, const struct sweep *s,
+                             const struct sweep_run *run);
 /* Lists the result that sweep_results_leave() wrote and removes the cell's files. */
 enum err sweep_results_take(struct sweep *s, const struct sweep_run *run);
 /* Reads the results again, because other processes may have added some. */

@@ -4,7 +4,8 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state.h"
-#include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_measures.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -37,6 +38,18 @@ static enum err print_blocks(const struct sweep *s, const struct sweep_run *run)
     return OK;
 }
 
+/* Prints " (2 of 5 further measures)" if the cell has its perplexity. */
+static enum err print_measures(const struct sweep *s, const struct sweep_run *run)
+{
+    json_t *row;
+    TRY(sweep_results_begun(&row, s, run));
+    if (row)
+        printf(" (%d of %d further measures)", sweep_measures_count(row, run),
+               run->n_asked);
+    json_decref(row);
+    return OK;
+}
+
 static enum err print_message(const struct sweep *s, const struct sweep_run *run)
 {
     char *path = NULL, *text = NULL;
@@ -60,6 +73,8 @@ static enum err print_cell(const struct sweep *s, int i)
     printf("%-8s %s  %s", word, run->hash, s->plan.cell[i].name);
     if (!run->done)
         TRY(print_blocks(s, run));
+    if (!run->done && run->n_asked)
+        TRY(print_measures(s, run));
     if (!run->done && failed)
         TRY(print_message(s, run));
     printf("\n");
