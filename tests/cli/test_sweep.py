@@ -17,6 +17,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import processes
 import tiny
 
 EVIL = "a <b>&amp; \"quoted\" 'cell'"
@@ -184,7 +185,7 @@ def signal_first_cell(f, out, number):
         assert process.poll() is None
         time.sleep(0.002)
     (cell,) = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(cell), number)
+    assert processes.send(int(cell), number), "the cell has ended before the signal"
     said = process.communicate(timeout=120)[1]
     return process.returncode, said, [r["name"] for r in f.rows(out)]
 

@@ -17,6 +17,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
+import processes
+
 os.environ["PATH"] += ":/usr/sbin:/sbin"
 PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo", "scancel"]
 WAIT = 400  # seconds for any one event; the machine may be busy
@@ -71,7 +74,11 @@ def environment(pid):
 
 
 def parent(pid):
-    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    """Returns the parent of a process; 0 if the process has ended."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
 
 
 def wait_for(what, condition):
@@ -138,7 +145,7 @@ class Slurm:
         for pid in self.tasks(node).values():
             for victim in (parent(pid), pid):
                 if victim > 1:
-                    os.kill(victim, signal.SIGKILL)
+                    processes.send(victim, signal.SIGKILL)
 
     def stop(self):
         if "slurmctld" in self.daemons:
@@ -152,7 +159,7 @@ class Slurm:
                 daemon.kill()
                 daemon.wait()
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            processes.send(pid, signal.SIGKILL)
         wait_for("end of Slurm's processes", lambda: not self.processes())
 
     def logs(self):
