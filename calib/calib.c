@@ -20,6 +20,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 /* --- settings ----------------------------------------------------------------------- */
 
@@ -58,6 +59,7 @@ static enum err check_formats(const struct arch *a, const struct calib_settings 
     TRY(check_count("kv.group_size", s->kv.group_size, RANGE_KV_GROUP));
     TRY(mix_check_layers(s->kv.mixed, a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(kv_rotate_check(&s->kv, a->head_dim));
+    TRY(kv_target_check(&s->kv, a->head_dim));
     TRY(check_count("kv.window", s->kv.window, RANGE_WINDOW));
     TRY(check_count("kv.sink", s->kv.sink, RANGE_SINK));
     return check_bits("activations.bits", s->act_bits ? s->act_bits : QUANT_BITS_NONE);
@@ -516,6 +518,9 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
                    int64_t first_block, const struct calib_io *io)
 {
     TRY(check_settings(a, s, first_block));
+    FAIL_IF(s->kv.target && !strcmp(dev_name(d), "cuda"), ERR_SUPPORT,
+            "kv.target: the device cuda does not simulate the cache of another engine; set "
+            "run.device to cpu");
     struct calibration c = {
         .dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
     const enum err err = calibrate_all(&c, first_block);

@@ -14,6 +14,8 @@
 #include "kernels/base/pool.h"
 #include "kernels/dev.h"
 
+struct engine_quant;
+
 struct dev_ops {
     const char *name;
     void (*close)(struct dev *d); /* releases d->priv; may be NULL */
@@ -74,6 +76,11 @@ struct dev_ops {
     void (*fake_quant_kv_channel_bwd)(struct dev *d, const struct tensor *dx,
                                       const struct tensor *dxq, const struct tensor *x,
                                       int bits, int64_t tokens, bool accumulate);
+    /* kernels/dev_engine.h */
+    void (*fake_quant_engine)(struct dev *d, const struct tensor *xq,
+                              const struct engine_quant *p);
+    void (*fake_quant_engine_bwd)(struct dev *d, const struct kv_grads *grads,
+                                  const struct tensor *dxq, const struct engine_quant *p);
     void (*col_minmax)(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                        const struct tensor *x);
     void (*exp)(struct dev *d, const struct tensor *s, const struct tensor *ls);

@@ -180,6 +180,11 @@ bool arch_has_bias(const struct arch *a, int l)
     }
 }
 
+bool arch_interleaves_keys(const struct arch *a)
+{
+    return a->family != ARCH_QWEN2 && a->family != ARCH_QWEN3;
+}
+
 int64_t arch_reach(const struct arch *a, int64_t layer)
 {
     return layer_set_has(&a->sliding, layer) ? a->sliding_window : 0;

@@ -53,6 +53,10 @@ static enum err quantize_side(struct block_acts *x, const struct arch *a,
     const struct tensor *const delta = side == KV_K ? &kv->k_shift : &kv->v_shift;
     if (f.bits >= 16)
         return dev_copy(x->dev, y, in);
+    if (kv->spec.target) {
+        const struct engine_quant engine = engine_of(a, kv, side, in);
+        return dev_fake_quant_engine(x->dev, y, &engine);
+    }
     if (side == KV_K && kv->spec.method == KV_CHANNEL)
         return dev_fake_quant_kv_channel(x->dev, y, in, f.bits, f.group_size);
     const struct kv_quant p = {.x = in,

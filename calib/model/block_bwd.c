@@ -147,6 +147,10 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
                                    .dls = wanted ? p.dls : NULL,
                                    .dshift = wanted ? p.ddelta : NULL,
                                    .accumulate = true};
+    if (kv->spec.target) {
+        const struct engine_quant engine = engine_of(a, kv, p.side, in);
+        return dev_fake_quant_engine_bwd(d, &grads, dxq, &engine);
+    }
     const struct kv_quant quant = {.x = in,
                                    .s = kv_param(kv, p.s),
                                    .shift = kv_param(kv, p.delta),

@@ -6,6 +6,7 @@
 #define WKVQ_BLOCK_SCRATCH_H
 
 #include "calib/model/block.h"
+#include "kernels/dev_engine.h"
 
 /* Buffers live only inside one call, so a few of them serve several purposes in turn. */
 struct block_scratch {
@@ -64,6 +65,19 @@ static inline const struct tensor *kv_param(const struct block_kv *kv,
                                             const struct tensor *p)
 {
     return kv->spec.method != KV_CHANNEL_TOKEN || !p->data ? NULL : p;
+}
+
+/* The quantizer of another engine's cache for keys or values `in`. */
+static inline struct engine_quant engine_of(const struct arch *a, const struct block_kv *kv,
+                                            enum kv_side side, const struct tensor *in)
+{
+    return (struct engine_quant){
+        .x = in,
+        .s = kv_param(kv, side == KV_K ? &kv->k_s : &kv->v_s),
+        .shift = kv_param(kv, side == KV_K ? &kv->k_shift : &kv->v_shift),
+        .target = kv->spec.target,
+        .side = side,
+        .interleaved = side == KV_K && arch_interleaves_keys(a)};
 }
 
 /* Returns how many tokens of keys are quantized together; 1: each token by itself. */

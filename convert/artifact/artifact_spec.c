@@ -57,6 +57,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (kv->target)
+        return 7;
     if (w->method == WEIGHT_GIVEN)
         return 6;
     if (weight_quantizes_head(w))
@@ -105,6 +107,12 @@ static bool put_rotate(json_t *o, enum kv_rotate rotate)
     return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
 }
 
+static bool put_target(json_t *o, enum kv_target target)
+{
+    return !target ||
+           !json_object_set_new(o, "target", json_string(kv_target_name[target]));
+}
+
 static bool put_refined(json_t *o, bool refined)
 {
     return !refined || !json_object_set_new(o, "refined", json_true());
@@ -125,7 +133,8 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
     json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
     if (o && (!put_head(o, w) || !put_scale_bits(jw, w->scale_bits) ||
               !put_refined(jw, w->refined) || !put_mix(jw, w->mixed) ||
-              !put_rotate(jkv, kv->rotate) || !put_mix(jkv, kv->mixed))) {
+              !put_rotate(jkv, kv->rotate) || !put_target(jkv, kv->target) ||
+              !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
     }
@@ -191,6 +200,28 @@ static enum err mix_from_json(const struct mix **out, enum mix_of of, const json
             version);
     TRY(mix_parse(&m, of, text, ERR_FORMAT, place));
     *out = m;
+    return OK;
+}
+
+/* Reads the engine that a cache is for. It came with version 7, and decides all other members. */
+static enum err target_from_json(struct kv_spec *kv, const json_t *o, int64_t version,
+                                 const char *where)
+{
+    int target = TARGET_WKVQ;
+    if (!json_object_get(o, "target"))
+        return OK;
+    FAIL_IF(version < 7, ERR_FORMAT, "%s.target needs format_version 7, not %" PRId64,
+            where, version);
+    TRY(need_choice(&target, o, "target", kv_target_name, N_KV_TARGETS, where));
+    kv->target = (enum kv_target)target;
+    const struct kv_spec want = kv_target_spec(kv->target);
+    FAIL_IF(kv->target && (kv->method != want.method || kv->bits != want.bits ||
+                           kv->group_size != want.group_size || kv->rotate != want.rotate ||
+                           kv->key_stage != want.key_stage || kv->mixed ||
+                           kv->past_only != want.past_only || kv->sink != want.sink),
+            ERR_FORMAT,
+            "%s: target is %s, but the other members are not those of its cache", where,
+            kv_target_name[target]);
     return OK;
 }
 
@@ -277,6 +308,7 @@ static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json
     snprintf(place, sizeof(place), "%.500s.kv", where);
     TRY(kv_from_json(kv, jkv, place));
     TRY(mix_from_json(&kv->mixed, MIX_KV, jkv, version, place));
+    TRY(target_from_json(kv, jkv, version, place));
     return spec_check(w, kv, where);
 }
 

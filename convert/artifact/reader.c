@@ -62,6 +62,8 @@ static enum err check_spec(const struct artifact *a)
     const int64_t n = a->arch.n_layers;
     enum err err = kv_rotate_check(&a->kv, a->arch.head_dim);
     if (!err)
+        err = kv_target_check(&a->kv, a->arch.head_dim);
+    if (!err)
         err = mix_check_layers(a->weights.mixed, n, ERR_FORMAT, "weights.mixed");
     if (!err)
         err = mix_check_layers(a->kv.mixed, n, ERR_FORMAT, "kv.mixed");

@@ -382,7 +382,9 @@ static void free_folded(struct hf_model *m)
 enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
 {
     const size_t n = (size_t)m->arch.n_layers;
-    const enum err err = kv_rotate_check(kv, m->arch.head_dim);
+    enum err err = kv_rotate_check(kv, m->arch.head_dim);
+    if (!err)
+        err = kv_target_check(kv, m->arch.head_dim);
     if (err)
         return err_add(err, "%s: ", m->dir);
     FAIL_IF(

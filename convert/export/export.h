@@ -121,6 +121,8 @@ struct export_job {
 #define EXPORT_ENGINE_ROTATES_K 1u
 /* The format can fold the shift of values into biases (--fold v-shift). */
 #define EXPORT_FOLDS_V_SHIFT 2u
+/* Its engine is llama.cpp, for whose caches kv.target calibrates. */
+#define EXPORT_LLAMA_CPP 4u
 
 struct export_format {
     const char *name;    /* of --format */

@@ -121,6 +121,30 @@ static enum err note_rotation(struct export_job *j)
     return OK;
 }
 
+/* The cache is another engine's: notes how to serve it there, and refuses others without --kv
+ * drop. */
+static enum err check_target(struct export_job *j)
+{
+    const enum kv_target target = j->source->kv->target;
+    const char *type = target == TARGET_Q4_1 ? "q4_1" : "q4_0";
+    if (j->format->cache & EXPORT_LLAMA_CPP)
+        return export_note(
+            j, EXPORT_CARRIED,
+            "The weights are calibrated for llama.cpp's cache of type %s and its "
+            "rotation: serve with -fa on -ctk %s -ctv %s, and without "
+            "LLAMA_ATTN_ROT_DISABLE",
+            type, type, type);
+    FAIL_IF(!j->options.drop_cache, ERR_SUPPORT,
+            "%s: kv.target is %s, and the engines of --format %s have another cache; give "
+            "--format gguf, or --kv drop to export the weights for an engine's own cache",
+            j->source->dir, kv_target_name[target], j->format->name);
+    return export_note(
+        j, EXPORT_DROPPED,
+        "The target of the cache's calibration, %s: what the weights lose in "
+        "another cache is not known",
+        kv_target_name[target]);
+}
+
 /* Refuses a calibrated cache without --kv drop, and notes what becomes of it. */
 static enum err check_cache(struct export_job *j)
 {
@@ -130,6 +154,8 @@ static enum err check_cache(struct export_job *j)
     FAIL_IF(j->options.fold_v_shift && !folds, ERR_SUPPORT,
             "--fold v-shift: --format %s cannot hold it; --format gguf can",
             j->format->name);
+    if (kv->target)
+        return check_target(j);
     list_lost(lost, sizeof(lost), j);
     FAIL_IF(*lost && !j->options.drop_cache, ERR_SUPPORT,
             "%s: the cache is calibrated, and --format %s cannot carry %s; give --kv drop "

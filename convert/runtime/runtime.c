@@ -69,6 +69,10 @@ enum err runtime_open(struct runtime **out, const struct artifact *a,
 {
     const struct kv_spec *own = artifact_kv_spec(a);
     struct runtime *r;
+    FAIL_IF(own->target && s->kv_bits != 16, ERR_SUPPORT,
+            "the artifact is for a cache of %s, which this program only simulates: give "
+            "--kv-bits 16 for a cache in full precision, or `wkvq eval` without --decode",
+            kv_target_name[own->target]);
     FAIL_IF(s->kv_bits && s->kv_bits != 16 && own->mixed, ERR_USAGE,
             "a cache of %d bits: the artifact's is mixed; give 16, or none", s->kv_bits);
     FAIL_IF(s->kv_bits && s->kv_bits != 16 && s->kv_bits != own->bits, ERR_USAGE,

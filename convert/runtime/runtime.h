@@ -23,8 +23,9 @@ struct runtime_settings {
 };
 
 /* Borrows a until the runtime is closed. *out is untouched on error. Errors: ERR_MEMORY,
- * ERR_USAGE for kv_bits that the artifact does not have, ERR_SUPPORT for a max_tokens at
- * which the architecture is not implemented. */
+ * ERR_USAGE for kv_bits that the artifact does not have, ERR_SUPPORT for the cache of another
+ * engine (kv.target) unless kv_bits is 16, and for a max_tokens at which the architecture is not
+ * implemented. */
 enum err runtime_open(struct runtime **out, const struct artifact *a,
                       const struct runtime_settings *s);
 /* Accepts NULL and sets NULL. */

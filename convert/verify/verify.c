@@ -214,6 +214,7 @@ static void report_sizes(struct verify *v)
     v->r->weight_bits = sizes.weight_bits;
     v->r->kv_bits = sizes.kv_bits;
     v->r->total_bytes = sizes.total_bytes;
+    v->r->target = artifact_kv_spec(v->a)->target;
 }
 
 static enum err check_same_model(const struct verify *v)

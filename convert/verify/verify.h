@@ -68,6 +68,9 @@ struct verify_report {
     double worst_k_cosine, worst_v_cosine; /* quantization error: K^ and K, worst head */
     int64_t worst_k_layer, worst_k_head, worst_v_layer, worst_v_head;
     double agree_k_cosine, agree_v_cosine; /* K^ of runtime and simulation, worst head */
+    /* The cache is another engine's (kv.target): both ran with one in full precision, and agree_*
+     * compare K and V. */
+    enum kv_target target;
 
     /* Perplexity, with the runtime on its own. */
     double ppl_simulated, ppl_runtime, ppl_gap;

@@ -62,6 +62,7 @@ static enum err open_simulation(struct simulation *s, struct verify *v)
         .act = v->s->act,
         .chunk = 1,
     };
+    s->plain_cache = v->r->target;
     return OK;
 }
 
@@ -95,7 +96,8 @@ static struct comparison compare(const float *want, const float *have, int64_t n
 
 static enum err open_runtime(struct runtime **rt, const struct verify *v, int64_t tokens)
 {
-    const struct runtime_settings s = {.threads = v->s->threads, .max_tokens = tokens};
+    const struct runtime_settings s = {
+        .threads = v->s->threads, .max_tokens = tokens, .kv_bits = v->r->target ? 16 : 0};
     return runtime_open(rt, v->a, &s);
 }
 
@@ -262,7 +264,8 @@ static enum err compare_layers(struct kv_compare *c, struct runtime *rt,
                 quant[w] = here;
             if (c->v->s->layer_cosine[w])
                 c->v->s->layer_cosine[w][i] = here.cosine;
-            worst_head(&agree[w], c, c->sim[w] + i * one, c->have[w], i);
+            worst_head(&agree[w], c, (c->v->r->target ? c->plain : c->sim)[w] + i * one,
+                       c->have[w], i);
         }
     }
     return OK;
@@ -301,10 +304,11 @@ static enum err compare_kv(struct verify *v, struct simulation *s, struct runtim
     struct worst quant[2] = {{1, 0, 0}, {1, 0, 0}}, agree[2] = {{1, 0, 0}, {1, 0, 0}};
     packed_tokens(&c, artifact_kv_spec(v->a));
     TRY_OUT(kv_room(&c));
+    s->plain_cache = false;
     TRY_OUT(model_kv(&s->run, v->s->ids, n, c.sim[0], c.sim[1]));
     s->plain_cache = true;
     TRY_OUT(model_kv(&s->run, v->s->ids, n, c.plain[0], c.plain[1]));
-    s->plain_cache = false;
+    s->plain_cache = v->r->target;
     TRY_OUT(compare_layers(&c, rt, quant, agree));
     r->worst_k_cosine = quant[0].cosine;
     r->worst_k_layer = quant[0].layer;

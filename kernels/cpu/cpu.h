@@ -68,6 +68,7 @@ void ISA_NAME(cpu_fill_norm)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_weight)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_kv)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_channel)(struct dev_ops *o);
+void ISA_NAME(cpu_fill_engine)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_train)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_refine)(struct dev_ops *o);
 void ISA_NAME(cpu_fill_attn)(struct dev_ops *o);

@@ -190,6 +190,7 @@ void ISA_NAME(cpu_fill)(struct dev_ops *o)
     ISA_NAME(cpu_fill_weight)(o);
     ISA_NAME(cpu_fill_kv)(o);
     ISA_NAME(cpu_fill_channel)(o);
+    ISA_NAME(cpu_fill_engine)(o);
     ISA_NAME(cpu_fill_train)(o);
     ISA_NAME(cpu_fill_refine)(o);
     ISA_NAME(cpu_fill_attn)(o);

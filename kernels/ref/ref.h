@@ -42,6 +42,7 @@ void ref_fill_norm(struct dev_ops *o);
 void ref_fill_attn(struct dev_ops *o);
 void ref_fill_quant(struct dev_ops *o);
 void ref_fill_channel(struct dev_ops *o);
+void ref_fill_engine(struct dev_ops *o);
 void ref_fill_train(struct dev_ops *o);
 void ref_fill_mlp(struct dev_ops *o);
 void ref_fill_refine(struct dev_ops *o);

@@ -106,6 +106,7 @@ void ref_fill(struct dev *d)
     ref_fill_mlp(&d->ops);
     ref_fill_quant(&d->ops);
     ref_fill_channel(&d->ops);
+    ref_fill_engine(&d->ops);
     ref_fill_train(&d->ops);
     ref_fill_refine(&d->ops);
     snprintf(d->about, sizeof(d->about), "reference: plain loops, f64 accumulation");

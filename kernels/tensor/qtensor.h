@@ -66,6 +66,12 @@ enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
  * the matrix; keys and queries by dev_hadamard() after the rotary embedding. */
 enum kv_rotate { ROTATE_NONE, ROTATE_V, ROTATE_K, ROTATE_KV };
 
+/* The cache that serves the model: this runtime's, or that of another engine, which calibration
+ * simulates. llama.cpp's types q4_0 and q4_1 (kernels/dev_engine.h). */
+enum kv_target { TARGET_WKVQ, TARGET_Q4_0, TARGET_Q4_1, N_KV_TARGETS };
+/* "wkvq", "llama.cpp-q4_0", ... */
+extern const char *const kv_target_name[N_KV_TARGETS];
+
 struct kv_spec {
     enum kv_method method;
     int bits; /* 2..8, or 16: the cache is not quantized */
@@ -78,6 +84,7 @@ struct kv_spec {
     int64_t sink;   /* first tokens in full precision, >= 0 */
     bool learn;     /* learn shift and smoothing; false keeps their start values */
     enum kv_rotate rotate;
+    enum kv_target target; /* fixes all other members, see kv_target_spec() */
     /* Layers whose keys or values have other bits or group_size; borrowed, may be NULL. */
     const struct mix *mixed;
 };
@@ -94,6 +101,12 @@ bool kv_quantizes(const struct kv_spec *kv);
 bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer);
 /* Sets all bits to 16; the other settings stay. */
 void kv_set_unquantized(struct kv_spec *kv);
+
+/* The settings that describe another engine's cache. */
+struct kv_spec kv_target_spec(enum kv_target target);
+/* ERR_SUPPORT if the engine's cache does not hold, or does not rotate, heads of head_dim
+ * channels. */
+enum err kv_target_check(const struct kv_spec *kv, int64_t head_dim);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);

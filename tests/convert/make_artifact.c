@@ -30,7 +30,8 @@ static enum err make(char **arg, const struct mix *weights, const struct mix *ca
     t.tied = !strcmp(t.type, "qwen3");
     struct artifact_settings s = {
         .weights = {WEIGHT_RTN, atoi(arg[4]), atoll(arg[5])},
-        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE, cache},
+        .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE, TARGET_WKVQ,
+               cache},
         .shard_bytes = strtoull(arg[6], NULL, 10),
         .force = true,
     };

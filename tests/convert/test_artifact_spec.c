@@ -45,6 +45,10 @@ static void oldest_version(void **state)
         assert_int_equal(json_object_get(jw, "refined") != NULL, which >> 3);
         json_decref(o);
     }
+    const struct kv_spec target = kv_target_spec(TARGET_Q4_1);
+    json_t *o = spec_to_json(&w4, &target);
+    assert_int_equal(version_in(o), 7);
+    json_decref(o);
     mix_free(m);
     mix_free(k);
 }
@@ -181,8 +185,8 @@ static void what_is_refused(void **state)
     set(o, "", "format", json_string("gguf"));
     refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
     set(o, "", "format", json_string("wkvq"));
-    set(o, "", "format_version", json_integer(7));
-    refused(o, ERR_SUPPORT, "format_version is 7, this program reads up to 6");
+    set(o, "", "format_version", json_integer(8));
+    refused(o, ERR_SUPPORT, "format_version is 8, this program reads up to 7");
     set(o, "", "format_version", json_integer(3));
     set(o, "weights", "refined", json_true());
     refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");

@@ -4,6 +4,7 @@
  * against ref, forward and backward, in both act types. test_block_golden.c compares what
  * rounding makes non-smooth with PyTorch. */
 #include "kernels/base/mem.h"
+#include "kernels/dev_engine.h"
 #include "tests/model/model_fixture.h"
 
 #include <math.h>
@@ -337,6 +338,45 @@ static void cpu_is_ref_in_bf16(void **state)
     compare_kinds(DT_BF16, 2e-2);
 }
 
+/* --- another engine's cache ---------------------------------------------------------- */
+
+/* Keys and values that attention reads are those of the operation, with llama.cpp's order of
+ * channels where its graph of the family has it, and a token's own are among them. */
+static void engine_cache(void **state)
+{
+    (void)state;
+    for (int family = ARCH_LLAMA; family <= ARCH_QWEN2; family++)
+        for (int target = TARGET_Q4_0; target <= TARGET_Q4_1; target++) {
+            struct arch a = arch_of(2, 1, 64, 40, 72);
+            struct bench b;
+            float own[6 * 64];
+            const struct kv_spec spec = kv_target_spec((enum kv_target)target);
+            a.family = (enum arch_family)family;
+            bench_open(&b, "ref", a, 6, DT_F32, &spec);
+            forward(&b);
+            for (int side = KV_K; side <= KV_V; side++) {
+                const struct tensor x = side == KV_K ? block_keys(&b.acts, &a, &spec)
+                                                     : block_values(&b.acts, &a);
+                const struct tensor in = tensor_heads(x, 1),
+                                    to = tensor_3d(own, DT_F32, 6, 1, 64);
+                const struct engine_quant p = {.x = &in,
+                                               .target = spec.target,
+                                               .side = (enum kv_side)side,
+                                               .interleaved =
+                                                   side == KV_K && family != ARCH_QWEN2};
+                must(dev_fake_quant_engine(b.d, &to, &p));
+                float *have = to_host(b.d, side == KV_K ? &b.acts.kq : &b.acts.vq);
+                assert_memory_equal(have, own, sizeof(own));
+                mem_free(have);
+            }
+            /* The first token sees itself only: its output is its value in the cache. */
+            float *o = to_host(b.d, &b.acts.o);
+            check_error("first token", norm_error(o, own, 64), 1e-6);
+            mem_free(o);
+            bench_close(&b);
+        }
+}
+
 /* --- rotated keys ------------------------------------------------------------------- */
 
 /* In full precision the output and every gradient stay the same; at 8 bits they stay
@@ -481,6 +521,7 @@ int main(void)
         cmocka_unit_test(backward_in_place),
         cmocka_unit_test(cpu_is_ref_in_f32),
         cmocka_unit_test(cpu_is_ref_in_bf16),
+        cmocka_unit_test(engine_cache),
         cmocka_unit_test(rotated_keys),
         cmocka_unit_test(rounded_inputs),
         cmocka_unit_test(rounded_inputs_pass_gradients),

@@ -419,8 +419,8 @@ static void check_shared(const char *device, struct kv_spec kv, int64_t chunk)
 static void what_windows_share_is_computed_once(void **state)
 {
     struct mix *mixed = mix_of(MIXED_CHANNEL);
-    const struct kv_spec plain = {
-        KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE, NULL};
+    const struct kv_spec plain = {KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1,
+                                  .learn = true};
     struct kv_spec kept = plain, pre = plain, full = plain, blocks = plain;
     kept.window = 3;
     kept.sink = 1;

@@ -149,6 +149,9 @@ static enum err check_runtime(const struct job *j, const struct args *a)
 {
     bool both = true;
     TRY(recipe_check_runtime(&j->recipe));
+    FAIL_IF(j->recipe.target, ERR_SUPPORT,
+            "kv.target is %s, whose cache is simulated: leave out --decode",
+            kv_target_name[j->recipe.target]);
     if (a->against)
         TRY(artifact_is(&both, a->against));
     return both ? recipe_check_cpu(&j->recipe, a->decode ? "--decode" : "--task longbench")
@@ -217,6 +220,8 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "activation_bits", eval_act_bits(e), "compute",
         !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
         "window_nll", json_reals(e->window_nll, r->windows), "score", e->settings->score);
+    if (o && eval_target(e))
+        json_object_set_new(o, "kv_target", json_string(kv_target_name[eval_target(e)]));
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -239,6 +244,8 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
                : "no BOS");
     printf("model       %s by %s, chunk %" PRId64 "\n", eval_bits_text(e), eval_method(e),
            e->chunk);
+    if (eval_target(e))
+        printf("cache       that of %s, simulated\n", kv_target_name[eval_target(e)]);
     printf("time        %.1f s\n", r->seconds);
     return OK;
 }

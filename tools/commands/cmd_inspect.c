@@ -198,6 +198,10 @@ static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec
                                                             : "values");
     }
     printf(": %.4f bits per element; ", m->kv_bits);
+    if (kv->target) {
+        printf("that of %s, simulated\n", kv_target_name[kv->target]);
+        return OK;
+    }
     if (kv->past_only)
         printf("full precision for the last %" PRId64 " tokens and the first %" PRId64 "\n",
                kv->window, kv->sink);

@@ -140,6 +140,11 @@ static enum err check_recipe(const struct recipe *r)
             "weights.bits %" PRId64 ", kv.bits %" PRId64 ": tuning group sizes needs both "
             "below 16",
             r->weight_bits, r->kv_bits);
+    FAIL_IF(
+        r->target, ERR_SUPPORT,
+        "kv.target is %s, whose cache has one format; tuning is for wkvq's: set kv.target "
+        "to wkvq",
+        kv_target_name[r->target]);
     FAIL_IF(r->weight_mix || r->kv_mix, ERR_USAGE,
             "%s is chosen by the search; remove it from the configuration",
             r->weight_mix ? "weights.mixed" : "kv.mixed");

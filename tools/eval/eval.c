@@ -69,6 +69,17 @@ void eval_bits(double *weights, double *kv, const struct eval *e)
         *kv = e->kv_bits;
 }
 
+enum kv_target eval_target(const struct eval *e)
+{
+    if (e->kv_bits || e->unquantized || !(e->artifact || e->state || e->rtn))
+        return TARGET_WKVQ;
+    if (e->job->recipe.target)
+        return (enum kv_target)e->job->recipe.target;
+    if (e->artifact)
+        return artifact_kv_spec(e->artifact)->target;
+    return e->state ? (enum kv_target)state_recipe(e->state)->target : TARGET_WKVQ;
+}
+
 json_t *eval_bits_json(double bits)
 {
     return bits == floor(bits) ? json_integer((json_int_t)bits) : json_real(bits);

@@ -57,6 +57,9 @@ enum err eval_count_windows(struct eval *e);
 int64_t eval_targets(const struct eval *e);
 /* Writes the bits in effect, as a mean if they are mixed. */
 void eval_bits(double *weights, double *kv, const struct eval *e);
+/* Returns the engine whose cache is simulated: that of kv.target in the recipe, or else that of
+ * the artifact or state. TARGET_WKVQ: none, or the cache is unquantized. */
+enum kv_target eval_target(const struct eval *e);
 /* Returns bits as JSON, 4 or 4.25. NULL: out of memory. */
 json_t *eval_bits_json(double bits);
 /* Returns the bits of the projections' inputs in simulation; 16: unquantized. */

@@ -16,6 +16,18 @@ static enum err load_rtn(struct eval_sim *s, int64_t i)
     return quant_block_rtn(&s->current, &s->e->job->arch, &src, i, &w, &kv);
 }
 
+/* Replaces the cache that q was calibrated for by an engine's, which does not know its smoothing
+ * and shift. */
+static void take_target(struct block_quant *q, int target)
+{
+    const struct kv_spec own = q->kv;
+    q->kv = kv_target_spec((enum kv_target)target);
+    for (int64_t i = 0; i < q->n_channels && !own.target; i++) {
+        q->k_scale[i] = q->v_scale[i] = 1;
+        q->k_shift[i] = q->v_shift[i] = 0;
+    }
+}
+
 /* Loads the quantization of block i. */
 static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
 {
@@ -31,6 +43,8 @@ static enum err load_block(void *ctx, int64_t i, const struct block_quant **q)
     } else {
         TRY(load_rtn(s, i));
     }
+    if (e->job->recipe.target)
+        take_target(&s->current, e->job->recipe.target);
     if (e->kv_bits) /* always 16, which cmd_eval checks */
         kv_set_unquantized(&s->current.kv);
     *q = &s->current;

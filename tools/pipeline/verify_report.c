@@ -59,6 +59,8 @@ json_t *verify_report_json(const char *artifact, const struct verify_report *r)
         "ppl_tokens", (json_int_t)r->ppl_tokens, "weight_bits", r->weight_bits, "kv_bits",
         r->kv_bits, "bytes", (json_int_t)r->total_bytes, "weights_unchecked",
         (json_int_t)r->weights_unchecked);
+    if (more && r->target)
+        json_object_set_new(more, "kv_target", json_string(kv_target_name[r->target]));
     json_t *cosines = cosines_json(r);
     if (o && more && cosines) {
         json_object_update(o, more);
@@ -107,6 +109,11 @@ static void print_logits(const struct verify_report *r, bool data)
     printf(
         "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head\n",
         r->agree_k_cosine, r->agree_v_cosine);
+    if (r->target)
+        printf(
+            "            both ran without quantizing it: this program simulates the cache of "
+            "%s, but has none\n",
+            kv_target_name[r->target]);
     printf("            quantized and full precision: %.5f (K, layer %" PRId64
            " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
            r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,

@@ -467,7 +467,8 @@ enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
     for (int i = 0; i < in->n_set; i++)
         if (!is_preset(in->set[i]))
             TRY(set_pair(r, in->set[i]));
-    return set_shortcuts(r, in);
+    TRY(set_shortcuts(r, in));
+    return recipe_take_target(r);
 }
 
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
@@ -514,6 +515,7 @@ struct kv_spec recipe_kv_spec(const struct recipe *r)
                             .group_size = r->kv_group,
                             .key_stage = (enum key_stage)r->key_stage,
                             .rotate = (enum kv_rotate)r->rotate,
+                            .target = (enum kv_target)r->target,
                             .past_only = r->past_only,
                             .window = r->window,
                             .sink = r->sink,

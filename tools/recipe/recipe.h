@@ -31,7 +31,7 @@ struct recipe {
     int64_t weight_bits, weight_group, scale_bits, head_bits, head_group;
     double damp;
     bool act_order;
-    int kv_method, kv_init, key_stage, rotate;
+    int kv_method, kv_init, key_stage, rotate, target; /* enum kv_method, ... */
     int64_t kv_bits, kv_group, window, sink;
     bool past_only, learn;
     int64_t activation_bits;
@@ -133,6 +133,9 @@ struct recipe_input {
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
 /* Does the same over the values of r instead of the defaults. */
 enum err recipe_apply(struct recipe *r, const struct recipe_input *in);
+/* Gives the cache the settings of the engine that kv.target names. ERR_USAGE for a key that
+ * has neither its default nor the engine's value. recipe_apply() ends with it. */
+enum err recipe_take_target(struct recipe *r);
 /* Copies a recipe. Initializes r; free it whatever the result. */
 enum err recipe_copy(struct recipe *r, const struct recipe *from);
 

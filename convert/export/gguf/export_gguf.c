@@ -435,7 +435,7 @@ const struct export_format export_gguf = {
     .holds =
         "2 to 7 bits; group sizes that are multiples of 32, also ragged, or whole rows",
     .is_file = true,
-    .cache = EXPORT_ENGINE_ROTATES_K | EXPORT_FOLDS_V_SHIFT,
+    .cache = EXPORT_ENGINE_ROTATES_K | EXPORT_FOLDS_V_SHIFT | EXPORT_LLAMA_CPP,
     .check = check,
     .write = write_file,
     .release = release,

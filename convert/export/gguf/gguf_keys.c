@@ -45,7 +45,7 @@ enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s)
     const struct arch *a = s->arch;
     enum err err = OK;
     p->arch = arch_name(a->family);
-    p->is_llama = a->family != ARCH_QWEN2 && a->family != ARCH_QWEN3;
+    p->is_llama = arch_interleaves_keys(a);
     if (a->rope == ROPE_YARN && !a->rope_truncate)
         err = err_set(ERR_SUPPORT, __FILE__, __LINE__,
                       "rope_scaling.truncate is false: llama.cpp computes yarn with true");
@@ -224,6 +224,8 @@ static enum err put_general(struct gguf_plan *p, const struct export_job *j)
         TRY(put_string(p, "general.quantized_by", product));
     if (crc) /* which artifact this is */
         TRY(put_string(p, "wkvq.manifest_crc32", crc));
+    if (j->source->kv->target) /* the cache to serve it with */
+        TRY(put_string(p, "wkvq.kv_target", kv_target_name[j->source->kv->target]));
     TRY(gguf_key_u32(p->w, "general.file_type", file_type(main_type(p))));
     return gguf_key_u32(p->w, "general.quantization_version", QUANTIZATION_VERSION);
 }

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One head of one token in the cache of another engine: the formulas of kernels/dev_engine.h,
+ * which every device of this machine shares. Private to kernels/.
+ *
+ * The gradient, with x' = R P x, g = R P dxq, e = s g, q a block's codes and d its unrounded
+ * step: straight through, a block has
+ *
+ *   dL/dx~_c = e_c (0 where the code is limited) + [c is d's place] dL/dd dd/dx~_c
+ *   dL/dd    = sum_c e_c (q_c - zero - (x~_c - min) / d), without the last term where limited
+ *   dx' = dL/dx~ / s      dL/dlog s = s g x~^ - dL/dx~ x~      dL/dshift = g - dx'
+ *
+ * and dx = P^T R dx'. */
+#ifndef WKVQ_ENGINE_HEAD_H
+#define WKVQ_ENGINE_HEAD_H
+
+#include "kernels/dev_engine.h"
+#include "kernels/tensor/ggml_block.h"
+#include "kernels/tensor/hadamard.h"
+
+#define ENGINE_ROTATION_MIN 64 /* llama.cpp rotates heads of a multiple of this */
+
+static inline bool engine_head_fits(int64_t d)
+{
+    return d >= ENGINE_ROTATION_MIN && hadamard_fits(d);
+}
+
+/* Returns how many channels are rotated together. */
+static inline int64_t engine_rotation(const struct engine_quant *p)
+{
+    return p->side == KV_K ? p->x->dim[2] : ENGINE_ROTATION_MIN;
+}
+
+/* Returns the channel of a head that is the engine's channel i. */
+static inline int64_t engine_channel(const struct engine_quant *p, int64_t i)
+{
+    return p->interleaved ? i % 2 * (p->x->dim[2] / 2) + i / 2 : i;
+}
+
+static inline float engine_get(const struct tensor *x, int64_t i)
+{
+    return x->dtype == DT_F32 ? ((const float *)x->data)[i]
+                              : bf16_to_f32(((const uint16_t *)x->data)[i]);
+}
+
+/* y [d] = R P of the head that starts at element `at` of x. */
+static inline void engine_read(float *y, const struct engine_quant *p,
+                               const struct tensor *x, int64_t at)
+{
+    const int64_t d = p->x->dim[2], n = engine_rotation(p);
+    for (int64_t i = 0; i < d; i++)
+        y[i] = engine_get(x, at + engine_channel(p, i));
+    for (int64_t i = 0; i < d; i += n)
+        hadamard_f32(y + i, n);
+}
+
+/* The head that starts at element `at` of x = P^T R y, or +=. Overwrites y. */
+static inline void engine_write(const struct tensor *x, int64_t at,
+                                const struct engine_quant *p, float *y, bool add)
+{
+    const int64_t d = p->x->dim[2], n = engine_rotation(p);
+    for (int64_t i = 0; i < d; i += n)
+        hadamard_f32(y + i, n);
+    for (int64_t i = 0; i < d; i++) {
+        const int64_t to = at + engine_channel(p, i);
+        const float v = add ? engine_get(x, to) + y[i] : y[i];
+        if (x->dtype == DT_F32)
+            ((float *)x->data)[to] = v;
+        else
+            ((uint16_t *)x->data)[to] = bf16_from_f32(v);
+    }
+}
+
+/* Returns the values of a vector of channels for a head, or NULL. */
+static inline float *engine_part(const struct tensor *x, int64_t head, int64_t d)
+{
+    float *all = x ? x->data : NULL;
+    return all ? all + head * d : NULL;
+}
+
+/* y [d] = x~ of token t. */
+static inline void engine_smooth(float *y, const struct engine_quant *p, int64_t t,
+                                 int64_t head)
+{
+    const int64_t d = p->x->dim[2];
+    const float *s = engine_part(p->s, head, d), *shift = engine_part(p->shift, head, d);
+    engine_read(y, p, p->x, t * p->x->ld + head * d);
+    for (int64_t i = 0; s && i < d; i++)
+        y[i] = quant_kv_in(y[i], s[i], shift[i]);
+}
+
+/* The cache's value of one head. */
+static inline void engine_head(const struct tensor *xq, const struct engine_quant *p,
+                               int64_t t, int64_t head)
+{
+    const int64_t d = p->x->dim[2];
+    const float *s = engine_part(p->s, head, d), *shift = engine_part(p->shift, head, d);
+    float y[HADAMARD_MAX];
+    engine_smooth(y, p, t, head);
+    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
+        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
+        for (int64_t i = at; i < at + GGML_BLOCK_VALUES; i++) {
+            const float v = ggml_block_value(&b, ggml_block_round(&b, y[i]));
+            y[i] = s ? s[i] * v + shift[i] : v;
+        }
+    }
+    engine_write(xq, t * xq->ld + head * d, p, y, false);
+}
+
+/* e [32] = dL/dx~ of a block with the values x~ [32], from e = dL/dx~^. */
+static inline void engine_block_grad(float *e, const struct ggml_block *b, const float *x)
+{
+    float dd = 0;
+    for (int i = 0; i < GGML_BLOCK_VALUES && b->inverse != 0; i++) {
+        const int code = ggml_block_round(b, x[i]);
+        const float steps = (float)((code > 15 ? 15 : code) - (b->q4_1 ? 0 : 8));
+        dd += e[i] * (code > 15 ? steps : steps - (x[i] - b->min) * b->inverse);
+        e[i] = code > 15 ? 0 : e[i];
+    }
+    /* A clamped d does not move. */
+    if (!(fabsf(b->d) < QUANT_SCALE_MAX))
+        return;
+    e[b->at_max] += b->q4_1 ? dd / 15 : dd / -8;
+    e[b->at_min] -= b->q4_1 ? dd / 15 : 0;
+}
+
+/* The gradients of one head; those of parameters are added to dls and dshift. */
+static inline void engine_head_bwd(const struct kv_grads *grads, const struct tensor *dxq,
+                                   const struct engine_quant *p, int64_t t, int64_t head)
+{
+    const int64_t d = p->x->dim[2];
+    const float *s = engine_part(p->s, head, d);
+    float *dls = engine_part(grads->dls, head, d);
+    float *dshift = engine_part(grads->dshift, head, d);
+    float y[HADAMARD_MAX], g[HADAMARD_MAX], e[HADAMARD_MAX];
+    engine_smooth(y, p, t, head);
+    engine_read(g, p, dxq, t * dxq->ld + head * d);
+    for (int64_t i = 0; i < d; i++)
+        e[i] = s ? s[i] * g[i] : g[i];
+    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
+        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
+        engine_block_grad(e + at, &b, y + at);
+        for (int64_t i = at; dls && i < at + GGML_BLOCK_VALUES; i++) {
+            const float v = ggml_block_value(&b, ggml_block_round(&b, y[i]));
+            dls[i] += s[i] * g[i] * v - e[i] * y[i];
+            dshift[i] += g[i] - e[i] / s[i];
+        }
+    }
+    for (int64_t i = 0; s && i < d; i++)
+        e[i] /= s[i];
+    engine_write(grads->dx, t * grads->dx->ld + head * d, p, e, grads->accumulate);
+}
+
+#endif
