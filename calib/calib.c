@@ -9,7 +9,6 @@
  * train, hand the result over, and move every stream on by one block. */
 #include "calib/calib.h"
 
-#include "calib/batch/share.h"
 #include "calib/calibration.h"
 #include "calib/model/ends.h"
 #include "calib/model/model.h"
@@ -92,7 +91,7 @@ static enum err open_streams(struct calibration *c)
     struct calib_settings own = *s; /* with this process's samples */
     size_t one;
     char name[32];
-    own.samples = c->share.samples;
+    own.samples = share_count(&c->share, s->samples);
     TRY(stream_bytes(&one, c->arch, &own));
     const enum stream_place place =
         stream_place_of(s, (double)one * (double)(c->n_targets + 1));
@@ -107,7 +106,8 @@ static enum err open_streams(struct calibration *c)
 
 static enum err open_calibration(struct calibration *c)
 {
-    TRY(share_open(&c->share, c->s, c->io->ranks));
+    TRY(share_open(&c->share, c->io->ranks, c->s->batch, c->s->samples,
+                   "calibration.batch"));
     TRY(fakequant_open(&c->fq, c->dev, c->arch, c->s));
     TRY(recon_open(&c->recon, c->dev, c->arch, c->s));
     if (c->fq.learn_weights && c->s->weights_init == INIT_SEARCH)
@@ -153,7 +153,7 @@ static enum err step_done(struct calibration *c, enum calib_event_kind kind)
 static enum err pass_done(struct calibration *c, double units)
 {
     c->units_done = units;
-    return c->share.ranks ? stopped_if(c, share_stop(c)) : OK;
+    return c->share.ranks ? stopped_if(c, share_any(&c->share, calib_stop_asked(c))) : OK;
 }
 
 static struct stream *target_of(struct calibration *c, int64_t block)
@@ -207,7 +207,7 @@ static enum err move_target(struct calibration *c, int64_t b, enum calib_event_k
     const struct tensor *out;
     const double units = c->units_done + (double)c->s->samples;
     TRY(recon_full(&c->recon, &w, c->src, b));
-    for (int64_t i = 0; i < c->share.samples; i++) {
+    for (int64_t i = 0; i < c->x.samples; i++) {
         c->sample = i;
         TRY(stream_read(target_of(c, b - 1), &c->recon.x, i));
         TRY(stream_prefetch(target_of(c, b - 1), i + 1));
@@ -223,7 +223,7 @@ static enum err move_quantized(struct calibration *c, enum calib_event_kind kind
 {
     const struct tensor *out;
     const double units = c->units_done + (double)c->s->samples;
-    for (int64_t i = 0; i < c->share.samples; i++) {
+    for (int64_t i = 0; i < c->x.samples; i++) {
         c->sample = i;
         TRY(stream_read(&c->x, &c->recon.x, i));
         TRY(stream_prefetch(&c->x, i + 1));
@@ -232,6 +232,17 @@ static enum err move_quantized(struct calibration *c, enum calib_event_kind kind
         TRY(step_done(c, kind));
     }
     return pass_done(c, units);
+}
+
+/* c->recon.x = sample i of the quantized stream, whichever rank has it. */
+static enum err read_any(struct calibration *c, int64_t i)
+{
+    const int64_t at = share_local(&c->share, i);
+    if (share_own(&c->share, i)) {
+        TRY(stream_read(&c->x, &c->recon.x, at));
+        TRY(stream_prefetch(&c->x, at + 1));
+    }
+    return share_sample(&c->share, c->dev, &c->recon.x, i);
 }
 
 static enum err load_block(struct calibration *c)
@@ -308,7 +319,7 @@ static enum err scan_kv(struct calibration *c,
     plain.spec.sink = 0;
     for (int64_t i = 0; i < c->s->samples; i++) {
         c->sample = i;
-        TRY(share_read(c, i));
+        TRY(read_any(c, i));
         TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
         TRY(add(c, &plain, ctx));
         TRY(step_done(c, CALIB_PREPARE));
@@ -408,7 +419,7 @@ static enum err gather_inputs(struct calibration *c)
         TRY(gptq_begin(&c->gptq));
     for (int64_t i = 0; i < c->s->samples; i++) {
         c->sample = i;
-        TRY(share_read(c, i));
+        TRY(read_any(c, i));
         TRY(recon_plain(&c->recon, &c->fq.wq, NULL, &out));
         if (c->search.dev)
             TRY(search_add(&c->search, &c->recon.acts[0]));

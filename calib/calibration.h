@@ -8,6 +8,7 @@
 #ifndef WKVQ_CALIBRATION_H
 #define WKVQ_CALIBRATION_H
 
+#include "calib/batch/share.h"
 #include "calib/gptq/gptq.h"
 #include "calib/kv_search.h"
 #include "calib/recon.h"
@@ -22,19 +23,6 @@ struct block_position {
     struct calib_block_stats stats;
 };
 
-/* The samples of this process, and what it puts together with others (calib/batch/share.h). */
-struct share {
-    const struct ranks *ranks; /* NULL: one process */
-    int64_t batch, from, to;   /* its samples of a batch: [from, to) */
-    int64_t samples;           /* its samples of all */
-    double *loss;              /* [samples of all] of a step or a measurement */
-    double *all_loss;          /* [ranks][samples of all] */
-    float *gradient;           /* [to - from][floats] of a step */
-    int64_t floats;            /* of the block that has most so far */
-    float *buffer;             /* for sums of gradients */
-    float *state;              /* [T,D] a sample on its way between ranks */
-};
-
 struct calibration {
     struct dev *dev;
     const struct arch *arch;
@@ -42,7 +30,7 @@ struct calibration {
     const struct calib_settings *s;
     const struct calib_io *io;
     const int32_t *tokens; /* [samples][seqlen] */
-    struct share share;
+    struct share share;    /* of the samples of all processes */
     struct fakequant fq;
     struct recon recon;
     struct gptq gptq;           /* open if GPTQ chooses codes or start values */

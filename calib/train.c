@@ -3,7 +3,7 @@
  * Trains one block: epochs of AdamW steps on calibration.batch samples each. The loss over
  * the same first samples is measured at the start and after every epoch, and the best
  * parameters are kept. */
-#include "calib/batch/share.h"
+#include "calib/batch/batch_sum.h"
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"
 
@@ -124,7 +124,7 @@ static enum err measured_loss(struct calibration *c, double *mean)
     c->units_done = units;
     TRY(sum_losses(c, mean, 0, n));
     *mean /= (double)n;
-    return c->share.ranks && share_stop(c) ? stopped(c) : OK;
+    return c->share.ranks && share_any(&c->share, calib_stop_asked(c)) ? stopped(c) : OK;
 }
 
 /* Returns the learning rate of a step, counted from 0 over all epochs: base (1 + cos(pi
@@ -167,13 +167,30 @@ static enum err check_gradients(struct calibration *c)
     return not_finite(c, what);
 }
 
+/* Keeps the gradients of sample i of a step for their sum over the samples of all ranks. */
+static enum err keep_gradients(struct calibration *c, int64_t i)
+{
+    const struct tensor *grad[FQ_SUMS];
+    fakequant_gradients(&c->fq, grad);
+    return share_keep(&c->share, c->dev, grad, FQ_SUMS, i);
+}
+
+/* The block's gradients = their sums over the n samples of a step, as fakequant_add_sample() adds
+ * them up. */
+static enum err sum_gradients(struct calibration *c, int64_t n)
+{
+    const struct tensor *grad[FQ_SUMS];
+    fakequant_gradients(&c->fq, grad);
+    return share_sum(&c->share, c->dev, grad, FQ_SUMS, n);
+}
+
 /* Adds loss and gradients of sample i of the n of a step, which count 1 / n each. */
 static enum err add_sample(struct calibration *c, int64_t i, int64_t n)
 {
     double *loss = &c->share.loss[i];
     TRY(sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
     if (c->share.ranks)
-        return share_keep_gradients(c, i);
+        return keep_gradients(c, i);
     if (!isfinite(*loss))
         return not_finite(c, "loss");
     TRY(fakequant_add_sample(&c->fq, i, n));
@@ -193,7 +210,7 @@ static enum err add_samples(struct calibration *c, double *loss, int64_t n)
     TRY(sum_losses(c, loss, c->at.step * c->s->batch, n));
     if (!c->share.ranks)
         return OK;
-    TRY(share_sum_gradients(c, n));
+    TRY(sum_gradients(c, n));
     return check_gradients(c);
 }
 
@@ -219,7 +236,7 @@ static enum err train_step(struct calibration *c)
     c->tokens_per_s =
         c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
     calib_notify(c, CALIB_STEP, loss);
-    return share_stop(c) ? stopped(c) : OK;
+    return share_any(&c->share, calib_stop_asked(c)) ? stopped(c) : OK;
 }
 
 /* The start is the first candidate for the best, so training never ends with a larger loss

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/batch/share.h"
 
-#include "calib/batch/batch_sum.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -17,24 +16,21 @@ static int64_t begin_of(const struct share *h, int64_t r)
     return r * h->batch / h->ranks->size;
 }
 
-enum err share_open(struct share *h, const struct calib_settings *s,
-                    const struct ranks *ranks)
+enum err share_open(struct share *h, const struct ranks *ranks, int64_t batch, int64_t most,
+                    const char *key)
 {
-    *h = (struct share){
-        .ranks = ranks, .batch = s->batch, .to = s->batch, .samples = s->samples};
-    TRY(mem_calloc(&h->loss, (size_t)s->samples, sizeof(*h->loss)));
+    *h = (struct share){.ranks = ranks, .batch = batch, .to = batch};
+    TRY(mem_calloc(&h->loss, (size_t)most, sizeof(*h->loss)));
     if (!ranks)
         return OK;
-    FAIL_IF(s->batch < ranks->size, ERR_USAGE,
-            "calibration.batch is %" PRId64 ", but there are %d ranks; each must have a "
-            "sample of every step",
-            s->batch, ranks->size);
+    FAIL_IF(batch < ranks->size, ERR_USAGE,
+            "%s is %" PRId64
+            ", but there are %d ranks, and each must have a sample of every "
+            "step; raise it, or start fewer",
+            key, batch, ranks->size);
     h->from = begin_of(h, ranks->rank);
     h->to = begin_of(h, ranks->rank + 1);
-    h->samples = 0;
-    for (int64_t i = 0; i < s->samples; i++)
-        h->samples += share_own(h, i);
-    return mem_calloc(&h->all_loss, (size_t)s->samples * (size_t)ranks->size,
+    return mem_calloc(&h->all_loss, (size_t)most * (size_t)ranks->size,
                       sizeof(*h->all_loss));
 }
 
@@ -58,6 +54,14 @@ int64_t share_local(const struct share *h, int64_t i)
     return i / h->batch * (h->to - h->from) + i % h->batch - h->from;
 }
 
+int64_t share_count(const struct share *h, int64_t n)
+{
+    int64_t own = 0;
+    for (int64_t i = 0; i < n; i++)
+        own += share_own(h, i);
+    return own;
+}
+
 static int owner_of(const struct share *h, int64_t i)
 {
     int r = 0;
@@ -66,23 +70,22 @@ static int owner_of(const struct share *h, int64_t i)
     return r;
 }
 
-enum err share_read(struct calibration *c, int64_t i)
+enum err share_sample(struct share *h, struct dev *d, const struct tensor *x, int64_t i)
 {
-    struct share *h = &c->share;
-    const size_t bytes = (size_t)tensor_count(&c->recon.x) * sizeof(float);
-    if (!h->ranks) {
-        TRY(stream_read(&c->x, &c->recon.x, i));
-        return stream_prefetch(&c->x, i + 1);
-    }
-    if (!h->state)
+    const size_t bytes = (size_t)tensor_count(x) * dtype_bytes(x->dtype);
+    if (!h->ranks)
+        return OK;
+    if (bytes > h->state_bytes) {
+        mem_free(h->state);
+        h->state = NULL;
         TRY(mem_alloc(&h->state, bytes, 1));
-    if (share_own(h, i)) {
-        TRY(stream_read(&c->x, &c->recon.x, share_local(h, i)));
-        TRY(dev_download(c->dev, h->state, c->recon.x.data, bytes));
+        h->state_bytes = bytes;
     }
+    if (share_own(h, i))
+        TRY(dev_download(d, h->state, x->data, bytes));
     h->ranks->broadcast(h->state, bytes, owner_of(h, i));
-    TRY(dev_upload(c->dev, c->recon.x.data, h->state, bytes));
-    return dev_sync(c->dev);
+    TRY(dev_upload(d, x->data, h->state, bytes));
+    return dev_sync(d);
 }
 
 void share_losses(struct share *h, int64_t first, int64_t n)
@@ -94,29 +97,26 @@ void share_losses(struct share *h, int64_t first, int64_t n)
         h->loss[k] = h->all_loss[owner_of(h, first + k) * n + k];
 }
 
-bool share_stop(const struct calibration *c)
+bool share_any(const struct share *h, bool yes)
 {
-    const struct ranks *r = c->share.ranks;
-    char stop = (char)calib_stop_asked(c), all[RANKS_MAX];
-    if (!r)
-        return stop;
-    r->gather(all, &stop, 1);
-    return memchr(all, 1, (size_t)r->size) != NULL;
+    char mine = (char)yes, all[RANKS_MAX];
+    if (!h->ranks)
+        return yes;
+    h->ranks->gather(all, &mine, 1);
+    return memchr(all, 1, (size_t)h->ranks->size) != NULL;
 }
 
 /* --- gradients ---------------------------------------------------------------------- */
 
-static int64_t count_gradients(const struct fakequant *f)
+static int64_t count_floats(const struct tensor *const *grad, int n)
 {
-    const struct tensor *grad[FQ_SUMS];
-    int64_t n = 0;
-    fakequant_gradients(f, grad);
-    for (int i = 0; i < FQ_SUMS; i++)
-        n += grad[i] ? tensor_count(grad[i]) : 0;
-    return n;
+    int64_t floats = 0;
+    for (int i = 0; i < n; i++)
+        floats += grad[i] ? tensor_count(grad[i]) : 0;
+    return floats;
 }
 
-/* Makes room for the gradients of this rank's samples of a step, for the largest block yet. */
+/* Makes room for the gradients of this rank's samples of a step, for the largest yet. */
 static enum err make_room(struct share *h, int64_t floats)
 {
     if (floats <= h->floats)
@@ -129,19 +129,17 @@ static enum err make_room(struct share *h, int64_t floats)
     return OK;
 }
 
-enum err share_keep_gradients(struct calibration *c, int64_t k)
+enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *grad, int n,
+                    int64_t k)
 {
-    struct share *h = &c->share;
-    const struct tensor *grad[FQ_SUMS];
-    TRY(make_room(h, count_gradients(&c->fq)));
+    TRY(make_room(h, count_floats(grad, n)));
     float *to = h->gradient + (k - h->from) * h->floats;
-    fakequant_gradients(&c->fq, grad);
-    for (int i = 0; i < FQ_SUMS; i++) {
+    for (int i = 0; i < n; i++) {
         if (!grad[i])
             continue;
-        const int64_t n = tensor_count(grad[i]);
-        TRY(dev_download(c->dev, to, grad[i]->data, (size_t)n * sizeof(float)));
-        to += n;
+        const int64_t floats = tensor_count(grad[i]);
+        TRY(dev_download(d, to, grad[i]->data, (size_t)floats * sizeof(float)));
+        to += floats;
     }
     return OK;
 }
@@ -203,26 +201,34 @@ static enum err open_buffers(struct buffers *b, struct share *h, int64_t n)
     return OK;
 }
 
-enum err share_sum_gradients(struct calibration *c, int64_t n)
+/* Copies slice, floats [at, at + n) of all gradients in a row, to where they belong. */
+static enum err upload_slice(struct dev *d, const struct tensor *const *to, int tensors,
+                             const float *slice, int64_t at, int64_t n)
 {
-    struct share *h = &c->share;
-    const struct tensor *grad[FQ_SUMS];
-    struct buffers b;
-    const int64_t most = h->batch < SLICE_FLOATS / 4096 ? SLICE_FLOATS / h->batch : 4096;
     int64_t base = 0;
-    TRY(make_room(h, count_gradients(&c->fq)));
+    for (int i = 0; i < tensors; i++) {
+        const int64_t end = base + (to[i] ? tensor_count(to[i]) : 0);
+        const int64_t first = at > base ? at : base, last = at + n < end ? at + n : end;
+        if (first < last)
+            TRY(dev_upload(d, (float *)to[i]->data + (first - base), slice + (first - at),
+                           (size_t)(last - first) * sizeof(*slice)));
+        base = end;
+    }
+    return dev_sync(d);
+}
+
+enum err share_sum(struct share *h, struct dev *d, const struct tensor *const *sum, int n,
+                   int64_t samples)
+{
+    struct buffers b;
+    const int64_t floats = count_floats(sum, n);
+    const int64_t most = h->batch < SLICE_FLOATS / 4096 ? SLICE_FLOATS / h->batch : 4096;
+    TRY(make_room(h, floats));
     TRY(open_buffers(&b, h, most));
-    fakequant_gradients(&c->fq, grad);
-    for (int i = 0; i < FQ_SUMS; i++) {
-        const int64_t count = grad[i] ? tensor_count(grad[i]) : 0;
-        for (int64_t at = 0; at < count; at += most) {
-            const int64_t length = count - at < most ? count - at : most;
-            sum_slice(h, &b, base + at, length, n);
-            TRY(dev_upload(c->dev, (float *)grad[i]->data + at, b.slice,
-                           (size_t)length * sizeof(float)));
-            TRY(dev_sync(c->dev));
-        }
-        base += count;
+    for (int64_t at = 0; at < floats; at += most) {
+        const int64_t length = floats - at < most ? floats - at : most;
+        sum_slice(h, &b, at, length, samples);
+        TRY(upload_slice(d, sum, n, b.slice, at, length));
     }
     return OK;
 }

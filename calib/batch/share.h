@@ -1,40 +1,60 @@
 /* SPDX-License-Identifier: MIT
  *
- * A calibration on several ranks. Each has the parameters and the weights of the block in work,
- * and its own samples of the streams. Of every batch of B samples, rank r of R has those from
+ * Samples that several ranks share. Of every batch of B samples, rank r of R has those from
  * r B / R to (r + 1) B / R, so that all ranks work on every step:
  *
  *   batch    0 . . . . . . .  1 . . . . . . .  2 . . .      B = 8, R = 3
  *   rank     0 0 1 1 1 2 2 2  0 0 1 1 1 2 2 2  0 0 1 1
  *
  * Everything that several ranks contribute to is put together in the order of samples, so no
- * result depends on R. With one process (ranks NULL) it has all samples. */
+ * result depends on R. One process (ranks NULL) has all samples; the functions that put something
+ * together then do nothing. */
 #ifndef WKVQ_SHARE_H
 #define WKVQ_SHARE_H
 
-#include "calib/calibration.h"
+#include "kernels/base/ranks.h"
+#include "kernels/dev.h"
 
-/* Finds this rank's samples in s and makes room. ERR_USAGE: more ranks than samples in a batch.
- * ERR_MEMORY. Close in any case. */
-enum err share_open(struct share *h, const struct calib_settings *s,
-                    const struct ranks *ranks);
-void share_close(struct share *h);
+struct share {
+    const struct ranks *ranks; /* NULL: one process */
+    int64_t batch, from, to;   /* its samples of a batch: [from, to) */
+    double *loss;              /* [most] of a step or a measurement */
+    double *all_loss;          /* [ranks][most] */
+    float *gradient;           /* [to - from][floats] of a step */
+    int64_t floats;            /* of the largest gradients so far */
+    float *buffer;             /* for sums of gradients */
+    void *state;               /* a sample on its way between ranks */
+    size_t state_bytes;
+};
 
-/* Returns whether this rank has sample i, and its index among the rank's samples. */
+/* Finds this process's samples of a batch. most: losses that are put together at a time. key names
+ * the size of the batch in the message. ranks is borrowed. ERR_USAGE: more ranks than samples in a
+ * batch. ERR_MEMORY. Close in any case. */
+enum err share_open(struct share *h, const struct ranks *ranks, int64_t batch, int64_t most,
+                    const char *key);
+void share_close(struct share *h); /* accepts a zeroed or half-built one */
+
+/* Returns whether this process has sample i, and its index among the process's samples. */
 bool share_own(const struct share *h, int64_t i);
 int64_t share_local(const struct share *h, int64_t i);
+/* Returns how many of n samples this process has. */
+int64_t share_count(const struct share *h, int64_t n);
 
-/* c->recon.x = sample i of the quantized stream, whichever rank has it. */
-enum err share_read(struct calibration *c, int64_t i);
+/* x, contiguous on d, becomes what the rank of sample i has in it. ERR_MEMORY, ERR_DEVICE. */
+enum err share_sample(struct share *h, struct dev *d, const struct tensor *x, int64_t i);
 /* h->loss[0 .. n) = the losses of samples first .. first + n, of which each rank has set its
  * own. */
 void share_losses(struct share *h, int64_t first, int64_t n);
-/* Keeps the gradients of sample k of a step; then, once every rank has kept its own, replaces
- * the gradients of the block by their sum over the n samples of the step, in their order, as
- * fakequant_add_sample() would. */
-enum err share_keep_gradients(struct calibration *c, int64_t k);
-enum err share_sum_gradients(struct calibration *c, int64_t n);
-/* Returns whether any rank is asked to stop. All ranks call it. */
-bool share_stop(const struct calibration *c);
+/* Returns whether any rank says yes. */
+bool share_any(const struct share *h, bool yes);
+
+/* Keeps the gradients of sample k of a step, n F32 tensors on d; NULL: none. For several ranks
+ * alone. ERR_MEMORY, ERR_DEVICE. */
+enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *grad, int n,
+                    int64_t k);
+/* Once every rank has kept its own: sum[n] = the sums over the samples of the step, ((g_0 + g_1) +
+ * g_2) + ... For several ranks alone. */
+enum err share_sum(struct share *h, struct dev *d, const struct tensor *const *sum, int n,
+                   int64_t samples);
 
 #endif

@@ -47,11 +47,10 @@ struct block_kv {
 
 /* Gradients of the quantized block's parameters. Data may be NULL: not wanted. */
 struct block_grads {
-    struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten unless add_dw */
+    struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
     struct tensor k_dls, k_dshift, v_dls, v_dshift; /* [K*d], overwritten */
     struct tensor dnorm1, dnorm2;                   /* gains [D], added to */
     struct tensor dq_norm, dk_norm;                 /* gains [d], added to */
-    bool add_dw; /* add to the gradients of weights, as for another window of a batch */
 };
 
 struct block_scratch; /* device buffers of forward and backward, shared by all blocks */

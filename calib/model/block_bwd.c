@@ -21,11 +21,11 @@ static enum err as_operand(struct tensor *g, struct block_scratch *s, const stru
     return block_scale(s->dev, &s->y, a->residual_scale);
 }
 
-/* *dw = dy^T x, or += , unless it is not wanted. */
-static enum err weight_grad(struct dev *d, const struct tensor *dw, bool add,
-                            const struct tensor *dy, const struct tensor *x)
+/* *dw = dy^T x unless it is not wanted. */
+static enum err weight_grad(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                            const struct tensor *x)
 {
-    return dw && dw->data ? dev_gemm(d, GEMM_TN, dw, dy, x, add) : OK;
+    return dw && dw->data ? dev_gemm(d, GEMM_TN, dw, dy, x, false) : OK;
 }
 
 /* dg += the gain's gradient unless it is not wanted. */
@@ -43,10 +43,10 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const str
     struct dev *d = x->dev;
     struct tensor dy;
     TRY(as_operand(&dy, s, a, dh));
-    TRY(weight_grad(d, g ? &g->dwdown : NULL, g && g->add_dw, &dy, &x->m));
+    TRY(weight_grad(d, g ? &g->dwdown : NULL, &dy, &x->m));
     TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
     TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
-    TRY(weight_grad(d, g ? &g->dwgu : NULL, g && g->add_dw, &x->gu, &x->n2));
+    TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
     TRY(gain_grad(d, g ? &g->dnorm2 : NULL, &s->y, &x->h, &x->s2));
     return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm2, true);
@@ -62,7 +62,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
     struct tensor dy, in;
     TRY(as_operand(&dy, s, a, dh));
     TRY(output_input(&in, x, s, kv));
-    TRY(weight_grad(d, g ? &g->dwo : NULL, g && g->add_dw, &dy, &in));
+    TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &in));
     TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
 
     const struct tensor q = q_heads(a, x->qkv), dq = q_heads(a, s->dqkv);
@@ -268,7 +268,7 @@ enum err block_backward_params(struct block_acts *acts, struct block_scratch *s,
     if (!g->dwqkv.data)
         return OK;
     TRY(qk_norm_bwd(acts, s, a, w, g));
-    return weight_grad(acts->dev, &g->dwqkv, g->add_dw, &s->dqkv, &acts->n1);
+    return weight_grad(acts->dev, &g->dwqkv, &s->dqkv, &acts->n1);
 }
 
 enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
@@ -281,7 +281,7 @@ enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
         TRY(dev_copy(d, dx, dout));
     TRY(heads_bwd(acts, s, a, w, kv, g, dx));
     TRY(qk_norm_bwd(acts, s, a, w, g));
-    TRY(weight_grad(d, &g->dwqkv, g->add_dw, &s->dqkv, &acts->n1));
+    TRY(weight_grad(d, &g->dwqkv, &s->dqkv, &acts->n1));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
     TRY(gain_grad(d, &g->dnorm1, &s->y, &acts->x, &acts->s1));
     return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);

@@ -3,13 +3,8 @@
  * The loop of refinement: the teacher's states once, then steps of AdamW over batches of
  * windows, with a look at the guard's windows at the start, after every quarter of the steps
  * and at the end. */
-#include "calib/refine/refine.h"
-
-#include "calib/model/ends.h"
 #include "calib/model/model.h"
-#include "calib/refine/distill.h"
-#include "calib/refine/student.h"
-#include "calib/streams.h"
+#include "calib/refine/refine_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 
@@ -24,39 +19,15 @@
 #define BETA2 0.95f
 #define EPSILON 1e-8f
 
-struct refine {
-    struct dev *dev;
-    const struct arch *arch;
-    const struct model_source *src; /* what is quantized */
-    /* The student's source: src, or where the head is quantized src with the quantized ends. */
-    const struct model_source *served;
-    struct ends_source ends;
-    const struct refine_settings *s;
-    const struct refine_io *io;
-    const int32_t *tokens;
-    struct student st;
-    struct stream teacher; /* normalized last hidden states, act */
-    int64_t *order;        /* [samples] of the epoch in work */
-    int64_t epoch_of_order;
-    struct distiller distill;
-    struct tensor *dx; /* [batch] [T,D] F32 */
-    void *dx_memory;
-    int64_t *chosen;     /* [batch] windows in work */
-    const int32_t **ids; /* [batch] their tokens */
-    uint8_t *best_codes; /* host, as st.codes; NULL: codes are fixed */
-    struct refine_result *out;
-    int64_t step, steps;
-    double units_done, units_total; /* windows through the model once, forward */
-};
-
 static int64_t steps_of_epoch(const struct refine_settings *s)
 {
     return (s->samples + s->batch - 1) / s->batch;
 }
 
+/* Returns whether any process is asked to stop. All of them call it. */
 static bool stopped(const struct refine *r)
 {
-    return r->io->stop && r->io->stop(r->io->ctx);
+    return share_any(&r->share, r->io->stop && r->io->stop(r->io->ctx));
 }
 
 static void tell(struct refine *r, double loss, double guard)
@@ -73,22 +44,33 @@ static void tell(struct refine *r, double loss, double guard)
 
 /* --- the teacher -------------------------------------------------------------------- */
 
+/* A window of this process through the layer in w. */
+static enum err teacher_window(struct refine *r, const struct block_weights *w, int64_t i)
+{
+    const struct tensor *x = student_state(&r->st, 0, 0),
+                        *out = student_state(&r->st, 0, 1);
+    TRY(stream_read(&r->teacher, x, i));
+    if (share_own(&r->share, i + 1))
+        TRY(stream_prefetch(&r->teacher, i + 1));
+    TRY(block_forward(&r->st.acts, r->st.scratch, r->arch, w, NULL, out, x));
+    return stream_write(&r->teacher, i, out);
+}
+
 /* Layer b of the full-precision model over all windows. */
-static enum err teacher_layer(struct refine *r, struct block_weights *w,
-                              const struct tensor *x, const struct tensor *out, int64_t b)
+static enum err teacher_layer(struct refine *r, int64_t b)
 {
     const struct model_source *full = source_full(r->src);
+    const int64_t n = r->teacher.samples;
     struct block_src src;
     TRY(full->block(full->ctx, b, &src));
-    TRY(block_weights_load(w, r->arch, b, &src));
-    for (int64_t i = 0; i < r->teacher.samples; i++) {
-        TRY(stream_read(&r->teacher, x, i));
-        TRY(stream_prefetch(&r->teacher, i + 1));
-        TRY(block_forward(&r->st.acts, r->st.scratch, r->arch, w, NULL, out, x));
-        TRY(stream_write(&r->teacher, i, out));
+    TRY(block_weights_load(&r->st.w, r->arch, b, &src));
+    for (int64_t i = 0; i < n; i++) {
+        if (share_own(&r->share, i))
+            TRY(teacher_window(r, &r->st.w, i));
         r->units_done += 1 / (double)r->arch->n_layers;
-        FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement",
-                r->step);
+        const bool ends_batch = i + 1 == n || (i + 1) % r->s->batch == 0;
+        FAIL_IF(ends_batch && stopped(r), ERR_STOPPED,
+                "stopped at step %" PRId64 " of refinement", r->step);
     }
     tell(r, NAN, NAN);
     if (full->release)
@@ -96,30 +78,50 @@ static enum err teacher_layer(struct refine *r, struct block_weights *w,
     return OK;
 }
 
+static enum err embed_windows(struct refine *r, const struct host_mat *embed)
+{
+    const struct tensor *x = student_state(&r->st, 0, 0);
+    for (int64_t i = 0; i < r->teacher.samples; i++) {
+        if (!share_own(&r->share, i))
+            continue;
+        TRY(model_embed(r->dev, r->arch, x, embed, r->tokens + i * r->s->seqlen));
+        TRY(stream_write(&r->teacher, i, x));
+    }
+    return OK;
+}
+
+/* Leaves the normalized last state of every window in every process, because any process may learn
+ * from it in some epoch. */
+static enum err last_states(struct refine *r, const struct tensor *gain)
+{
+    const struct tensor *x = student_state(&r->st, 0, 0),
+                        *out = student_state(&r->st, 0, 1);
+    for (int64_t i = 0; i < r->teacher.samples; i++) {
+        if (share_own(&r->share, i)) {
+            TRY(stream_read(&r->teacher, x, i));
+            TRY(model_last(r->dev, r->arch, out, &r->distill.s, x, gain));
+        }
+        TRY(share_sample(&r->share, r->dev, out, i));
+        TRY(stream_write(&r->teacher, i, out));
+    }
+    return dev_sync(r->dev);
+}
+
 /* Full-precision states of all windows, layer by layer: each layer is loaded once, and a
  * window's state replaces the one before it. What stays is the normalized last state, D
- * wide. Logits would be V wide, so the head is applied again in every step. */
+ * wide. Logits would be V wide, so the head is applied again in every step. Each process computes
+ * its share of the windows. */
 static enum err teacher_states(struct refine *r)
 {
     const struct model_source *full = source_full(r->src);
     struct host_mat embed, norm, head;
-    const struct tensor *x = student_state(&r->st, 0, 0),
-                        *out = student_state(&r->st, 0, 1);
     struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
     TRY(full->ends(full->ctx, &embed, &norm, &head));
-    for (int64_t i = 0; i < r->teacher.samples; i++) {
-        TRY(model_embed(r->dev, r->arch, x, &embed, r->tokens + i * r->s->seqlen));
-        TRY(stream_write(&r->teacher, i, x));
-    }
+    TRY(embed_windows(r, &embed));
     for (int64_t b = 0; b < r->arch->n_layers; b++)
-        TRY(teacher_layer(r, &r->st.w, x, out, b));
+        TRY(teacher_layer(r, b));
     TRY(host_mat_upload(r->dev, gain, &norm));
-    for (int64_t i = 0; i < r->teacher.samples; i++) {
-        TRY(stream_read(&r->teacher, x, i));
-        TRY(model_last(r->dev, r->arch, out, &r->distill.s, x, gain));
-        TRY(stream_write(&r->teacher, i, out));
-    }
-    return dev_sync(r->dev);
+    return last_states(r, gain);
 }
 
 /* --- the loss ----------------------------------------------------------------------- */
@@ -138,19 +140,31 @@ static enum err forward(struct refine *r, const int64_t *first, int64_t n)
     return student_forward(&r->st, r->ids, n);
 }
 
-/* Mean KL and CE of window i, which went through the student as number `slot` of a batch.
- * grads: also the gradient of its last states, in r->dx[slot]. It is that of the mean over
- * the batch, so the rates do not depend on the size of a batch. */
+/* Mean KL and CE of window i, which went through the student as number `slot`. g: also its
+ * gradients. */
 static enum err window_loss(struct refine *r, double loss[2], int64_t i, int64_t slot,
-                            bool grads)
+                            const struct distill_grads *g)
 {
     struct tensor teacher;
     TRY(stream_stage(&r->teacher, &teacher, i));
     const struct distill_pair p = {student_state(&r->st, slot, r->arch->n_layers),
                                    &r->st.final_norm, &teacher, window(r, i)};
-    const struct distill_grads g = {&r->dx[slot], &r->st.dfinal, r->s->kl, r->s->ce,
+    return distill_loss(&r->distill, loss, &p, g);
+}
+
+/* *loss of a window, and the gradients of its last states, in r->dx[slot], and of the final norm.
+ * They are those of the mean over the batch, so the rates do not depend on the size of a batch. */
+static enum err learn_from(struct refine *r, double *loss, int64_t i, int64_t slot)
+{
+    const int64_t last = r->arch->n_layers;
+    struct student_grads one;
+    double sums[2];
+    TRY(student_begin_window(&r->st, &one, last));
+    const struct distill_grads g = {&r->dx[slot], &one.dnorm[0], r->s->kl, r->s->ce,
                                     1 / (float)r->s->batch};
-    return distill_loss(&r->distill, loss, &p, grads ? &g : NULL);
+    TRY(window_loss(r, sums, i, slot, &g));
+    *loss = ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
+    return student_end_window(&r->st, last, slot);
 }
 
 /* --- steps -------------------------------------------------------------------------- */
@@ -229,18 +243,19 @@ static void choose_batch(struct refine *r)
 /* Mean loss of the chosen windows, and the gradients of their last states. */
 static enum err batch_loss(struct refine *r, double *loss)
 {
+    double *each = r->share.loss;
+    for (int64_t k = r->share.from; k < r->share.to; k++)
+        TRY(learn_from(r, &each[k], r->chosen[k], k - r->share.from));
+    share_losses(&r->share, 0, r->s->batch);
     *loss = 0;
     for (int64_t k = 0; k < r->s->batch; k++) {
-        double sums[2];
-        TRY(window_loss(r, sums, r->chosen[k], k, true));
-        *loss +=
-            ((double)r->s->kl * sums[0] + (double)r->s->ce * sums[1]) / (double)r->s->batch;
+        *loss += each[k];
         FAIL_IF(!isfinite(*loss), ERR_NUMERIC,
                 "refinement, step %" PRId64 ", window %" PRId64
                 ": the loss is not finite; start again with lower rates in refine.lr_*",
                 r->step + 1, r->chosen[k]);
     }
-    return OK;
+    return student_sum_windows(&r->st, r->arch->n_layers);
 }
 
 /* One batch: forward, loss, backward, update. It counts as four passes per window: forward,
@@ -248,13 +263,13 @@ static enum err batch_loss(struct refine *r, double *loss)
  * gradients. */
 static enum err take_step(struct refine *r)
 {
+    const int64_t own = r->share.to - r->share.from;
     double loss;
     choose_batch(r);
-    TRY(dev_zero(r->dev, r->st.g.data, (size_t)tensor_count(&r->st.g) * sizeof(float)));
-    TRY(forward(r, r->chosen, r->s->batch));
-    TRY(batch_loss(r, &loss));
+    TRY(forward(r, r->chosen + r->share.from, own));
     r->st.round_step = rate(r, r->s->lr_round);
-    TRY(student_backward(&r->st, r->dx, r->s->batch));
+    TRY(batch_loss(r, &loss));
+    TRY(student_backward(&r->st, r->dx, own));
     r->units_done += 4 * (double)r->s->batch;
     TRY(update(r));
     TRY(dev_sync(r->dev));
@@ -265,17 +280,23 @@ static enum err take_step(struct refine *r)
 
 /* --- the guard ---------------------------------------------------------------------- */
 
-/* Adds the divergence of guard windows [first, first + n). */
+/* Adds the divergence of guard windows [first, first + n), n at most a batch. */
 static enum err guard_batch(struct refine *r, double *sum, int64_t first, int64_t n)
 {
+    const struct share *h = &r->share;
+    const int64_t end = h->to < n ? h->to : n, own = end - h->from;
     double loss[2];
-    for (int64_t i = 0; i < n; i++)
-        r->chosen[i] = first + i;
-    TRY(forward(r, r->chosen, n));
-    for (int64_t i = 0; i < n; i++) {
-        TRY(window_loss(r, loss, first + i, i, false));
-        *sum += loss[0];
+    for (int64_t k = 0; k < own; k++)
+        r->chosen[k] = first + h->from + k;
+    if (own > 0)
+        TRY(forward(r, r->chosen, own));
+    for (int64_t k = 0; k < own; k++) {
+        TRY(window_loss(r, loss, r->chosen[k], k, NULL));
+        h->loss[h->from + k] = loss[0];
     }
+    share_losses(&r->share, 0, n);
+    for (int64_t k = 0; k < n; k++)
+        *sum += h->loss[k];
     r->units_done += (double)n;
     FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
     return OK;
@@ -352,125 +373,6 @@ static bool looks_after(const struct refine *r, int64_t step)
     return false;
 }
 
-/* --- saving ------------------------------------------------------------------------- */
-
-enum {
-    SAVED_STEP,
-    SAVED_GUARD,
-    SAVED_P,
-    SAVED_M,
-    SAVED_V,
-    SAVED_BEST,
-    SAVED_CODES, /* the last three only where codes learn */
-    SAVED_OFFSETS,
-    SAVED_BEST_CODES,
-    N_SAVED
-};
-static const char *const saved_name[N_SAVED] = {
-    "refine.step", "refine.guard", "refine.p",       "refine.m",         "refine.v",
-    "refine.best", "refine.codes", "refine.offsets", "refine.best_codes"};
-
-static int saved_count(const struct refine *r)
-{
-    return r->best_codes ? N_SAVED : SAVED_CODES;
-}
-
-/* The tensors on the device that are saved. */
-static const struct tensor *saved_tensor(const struct refine *r, int i)
-{
-    const struct tensor *const all[] = {&r->st.p,    &r->st.m,     &r->st.v,
-                                        &r->st.best, &r->st.codes, &r->st.offsets};
-    return all[i - SAVED_P];
-}
-
-static size_t bytes_of(const struct tensor *x)
-{
-    return (size_t)tensor_count(x) * dtype_bytes(x->dtype);
-}
-
-static enum err save_all(struct refine *r, struct named_tensor *t)
-{
-    int64_t position[] = {r->step, r->out->best_step};
-    double loss[] = {r->out->start, r->out->best};
-    t[SAVED_STEP].t = tensor_1d(position, DT_I64, 2);
-    t[SAVED_GUARD].t = tensor_1d(loss, DT_I64, 2); /* the bits of two doubles */
-    for (int i = SAVED_P; i < saved_count(r) && i < SAVED_BEST_CODES; i++) {
-        const struct tensor *from = saved_tensor(r, i);
-        TRY(mem_alloc(&t[i].t.data, bytes_of(from), 1));
-        TRY(dev_download(r->dev, t[i].t.data, from->data, bytes_of(from)));
-        t[i].t = tensor_1d(t[i].t.data, from->dtype, tensor_count(from));
-    }
-    if (r->best_codes)
-        t[SAVED_BEST_CODES].t = tensor_1d(r->best_codes, DT_U8, r->st.codes.dim[0]);
-    for (int i = 0; i < saved_count(r); i++)
-        snprintf(t[i].name, sizeof(t[i].name), "%s", saved_name[i]);
-    return r->io->save(r->io->ctx, t, saved_count(r));
-}
-
-static enum err save(struct refine *r)
-{
-    struct named_tensor *t = NULL;
-    if (!r->io->save)
-        return OK;
-    TRY(mem_calloc(&t, N_SAVED, sizeof(*t)));
-    const enum err err = save_all(r, t);
-    for (int i = SAVED_P; i < SAVED_BEST_CODES; i++)
-        mem_free(t[i].t.data);
-    mem_free(t);
-    return err;
-}
-
-static const struct tensor *find(const struct named_tensor *t, int n, int what,
-                                 int64_t size, enum dtype type)
-{
-    for (int i = 0; i < n; i++)
-        if (!strcmp(t[i].name, saved_name[what]) && t[i].t.dtype == type &&
-            tensor_count(&t[i].t) == size)
-            return &t[i].t;
-    return NULL;
-}
-
-static enum err restore_tensor(struct refine *r, const struct named_tensor *t, int n,
-                               int what)
-{
-    const struct tensor *to =
-        what == SAVED_BEST_CODES ? &r->st.codes : saved_tensor(r, what);
-    const struct tensor *x = find(t, n, what, tensor_count(to), to->dtype);
-    FAIL_IF(!x, ERR_MISMATCH, "the saved refinement has no '%s' of this model's size",
-            saved_name[what]);
-    if (what == SAVED_BEST_CODES) {
-        memcpy(r->best_codes, x->data, bytes_of(x));
-        return OK;
-    }
-    return dev_upload(r->dev, to->data, x->data, bytes_of(x));
-}
-
-static enum err restore(struct refine *r, bool *restored)
-{
-    const struct named_tensor *t = NULL;
-    int n = 0;
-    *restored = false;
-    if (r->io->load)
-        TRY(r->io->load(r->io->ctx, &t, &n));
-    if (!n)
-        return OK;
-    const struct tensor *position = find(t, n, SAVED_STEP, 2, DT_I64);
-    const struct tensor *loss = find(t, n, SAVED_GUARD, 2, DT_I64);
-    FAIL_IF(!position || !loss, ERR_MISMATCH, "the saved refinement lacks its position");
-    r->step = ((const int64_t *)position->data)[0];
-    r->out->best_step = ((const int64_t *)position->data)[1];
-    r->out->start = ((const double *)loss->data)[0];
-    r->out->best = ((const double *)loss->data)[1];
-    FAIL_IF(r->step < 0 || r->step > r->steps, ERR_MISMATCH,
-            "the saved refinement is at step %" PRId64 " of %" PRId64, r->step, r->steps);
-    for (int i = SAVED_P; i < saved_count(r); i++)
-        TRY(restore_tensor(r, t, n, i));
-    TRY(dev_sync(r->dev));
-    r->units_done += 4 * (double)(r->step * r->s->batch);
-    *restored = true;
-    return OK;
-}
-
 /* --- the run ------------------------------------------------------------------------ */
 
 static enum err open_teacher(struct refine *r)
@@ -498,14 +400,17 @@ static enum err open_ends(struct refine *r)
 static enum err open_run(struct refine *r, const struct block_quant *layers)
 {
     const int64_t T = r->s->seqlen, D = r->arch->d_model;
+    const int64_t batch = r->s->batch;
+    TRY(share_open(&r->share, r->io->ranks, batch, batch, "refine.batch"));
+    const int64_t own = r->share.to - r->share.from;
     TRY(open_ends(r));
-    TRY(student_open(&r->st, r->dev, r->arch, r->served, layers, r->s));
+    TRY(student_open(&r->st, r->dev, r->arch, r->served, layers, r->s, &r->share));
     TRY(mem_alloc(&r->order, (size_t)r->s->samples, sizeof(*r->order)));
-    TRY(mem_alloc(&r->chosen, (size_t)r->s->batch, sizeof(*r->chosen)));
-    TRY(mem_alloc(&r->ids, (size_t)r->s->batch, sizeof(*r->ids)));
-    TRY(mem_alloc(&r->dx, (size_t)r->s->batch, sizeof(*r->dx)));
-    TRY(dev_alloc(r->dev, &r->dx_memory, (size_t)(r->s->batch * T * D) * sizeof(float)));
-    for (int64_t i = 0; i < r->s->batch; i++)
+    TRY(mem_alloc(&r->chosen, (size_t)batch, sizeof(*r->chosen)));
+    TRY(mem_alloc(&r->ids, (size_t)own, sizeof(*r->ids)));
+    TRY(mem_alloc(&r->dx, (size_t)own, sizeof(*r->dx)));
+    TRY(dev_alloc(r->dev, &r->dx_memory, (size_t)(own * T * D) * sizeof(float)));
+    for (int64_t i = 0; i < own; i++)
         r->dx[i] = tensor_2d((float *)r->dx_memory + i * T * D, DT_F32, T, D);
     if (r->st.learns_codes)
         TRY(mem_alloc(&r->best_codes, (size_t)r->st.codes.dim[0], 1));
@@ -521,6 +426,7 @@ static void close_run(struct refine *r)
     dev_free(r->dev, r->dx_memory);
     student_close(&r->st);
     ends_source_close(&r->ends);
+    share_close(&r->share);
     mem_free(r->best_codes);
     mem_free(r->dx);
     mem_free(r->ids);
@@ -555,7 +461,7 @@ static enum err steps(struct refine *r, bool restored)
         if (looked)
             TRY(look(r));
         if (looked || stop || r->step % STEPS_PER_SAVE == 0)
-            TRY(save(r));
+            TRY(refine_save(r));
         FAIL_IF(stop, ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
     }
     return restore_best(r);
@@ -584,7 +490,7 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
                     4 * (double)(r.steps * s->batch);
     TRY_OUT(open_run(&r, layers));
     /* First, so that progress begins where the last run ended. */
-    TRY_OUT(restore(&r, &restored));
+    TRY_OUT(refine_restore(&r, &restored));
     TRY_OUT(teacher_states(&r));
     TRY_OUT(steps(&r, restored));
     TRY_OUT(student_export(&r.st, layers));

@@ -66,6 +66,9 @@ struct refine_io {
      * steps, after every look at the guard, and before ERR_STOPPED. */
     enum err (*save)(void *ctx, const struct named_tensor *t, int n);
     enum err (*load)(void *ctx, const struct named_tensor **t, int *n);
+    /* The processes that refine together, as in struct calib_io; NULL: this one alone. Each has its
+     * part of every batch, of the guard's windows and of the teacher's. */
+    const struct ranks *ranks;
 };
 
 struct refine_result {
@@ -97,6 +100,18 @@ struct refine_plan {
 enum err refine_plan(struct refine_plan *out, const struct arch *a,
                      const struct weight_spec *w, const struct kv_spec *kv,
                      const struct refine_settings *s);
+
+/* What a refinement on several ranks needs of each, beside what one process needs. */
+struct refine_ranks_plan {
+    int64_t step_windows;  /* of a step, on the rank that has most */
+    double gradient_bytes; /* host memory for their gradients, of the layer that has most */
+    double step_bytes;     /* sent by a rank in a step, and as much received */
+    double teacher_bytes;  /* received once: the last states of the other ranks' windows */
+    double speedup;        /* over one process with an infinitely fast network */
+};
+void refine_plan_ranks(struct refine_ranks_plan *out, const struct arch *a,
+                       const struct weight_spec *w, const struct kv_spec *kv,
+                       const struct refine_settings *s, int ranks);
 
 /* Refine layers [n_layers] in place: scales, s, shift and gains change; codes are filled in
  * where they followed from the source. tokens host [samples + guard][seqlen]. The best point by

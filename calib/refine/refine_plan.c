@@ -30,36 +30,48 @@ static double head_flops(const struct arch *a, double T)
     return 2 * T * (double)(a->vocab * a->d_model);
 }
 
+/* Returns the groups of a projection, each with a scale that learns. */
+static int64_t lin_groups(const struct arch *a, struct lin_format f, int lin)
+{
+    return f.bits < 16 ? arch_out(a, lin) * weight_groups(arch_in(a, lin), f.group_size)
+                       : 0;
+}
+
+/* Returns the gains of norms and the channels of the cache that learn in a layer. */
+static int64_t layer_vectors(const struct arch *a, const struct kv_spec *kv, int64_t layer)
+{
+    int64_t n = kv->method == KV_CHANNEL_TOKEN ? 4 * a->n_kv * a->head_dim : 0;
+    for (int g = 0; g < N_GAINS; g++)
+        n += arch_gain(a, layer, (enum norm_gain)g);
+    return n;
+}
+
 /* Adds what one projection needs. */
 static void add_lin(struct refine_plan *p, const struct arch *a,
                     const struct refine_settings *s, struct lin_format f, int lin)
 {
     const int64_t out = arch_out(a, lin), in = arch_in(a, lin);
-    const int64_t groups = weight_groups(in, f.group_size);
+    const int64_t groups = lin_groups(a, f, lin);
     if (f.bits >= 16)
         return;
     const size_t codes = (size_t)(out * (f.bits <= 4 ? (in + 1) / 2 : in));
-    p->codes_bytes += codes + (size_t)(3 * out * groups);
+    p->codes_bytes += codes + (size_t)(3 * groups);
     if (s->lr_round > 0) {
         p->codes_bytes += 2 * (size_t)(out * in);
         p->saved_bytes += 2 * codes + 2 * (size_t)(out * in);
     }
-    p->host_bytes += (size_t)(out * in + 3 * out * groups);
-    p->params_bytes += (size_t)(out * groups) * sizeof(float);
+    p->host_bytes += (size_t)(out * in + 3 * groups);
+    p->params_bytes += (size_t)groups * sizeof(float);
 }
 
 static void add_layers(struct refine_plan *p, const struct arch *a,
                        const struct weight_spec *w, const struct kv_spec *kv,
                        const struct refine_settings *s)
 {
-    const int64_t cache = kv->method == KV_CHANNEL_TOKEN ? 4 * a->n_kv * a->head_dim : 0;
     for (int64_t b = 0; b < a->n_layers; b++) {
-        int64_t vectors = cache;
         for (int l = 0; l < N_LIN; l++)
             add_lin(p, a, s, weight_format(w, b, l), l);
-        for (int g = 0; g < N_GAINS; g++)
-            vectors += arch_gain(a, b, (enum norm_gain)g);
-        p->params_bytes += (size_t)vectors * sizeof(float);
+        p->params_bytes += (size_t)layer_vectors(a, kv, b) * sizeof(float);
     }
 }
 
@@ -78,7 +90,7 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.host_bytes += ends_source_bytes(a, s->head);
     p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
-    p.work_bytes = student_work_bytes(a, s->seqlen, s->batch, s->act) +
+    p.work_bytes = student_work_bytes(a, s) +
                    distiller_bytes(a, s->seqlen, s->act,
                                    s->head.bits < 16 || s->other_teacher ? 2 : 1) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
@@ -95,4 +107,36 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
         (double)((REFINE_LOOKS + 1) * s->guard) * (forward + 2 * head_flops(a, T));
     *out = p;
     return OK;
+}
+
+/* Floats that the windows of a step add up: all, and in the layer that has most. */
+static void count_gradients(double *all, double *most, const struct arch *a,
+                            const struct weight_spec *w, const struct kv_spec *kv,
+                            const struct refine_settings *s)
+{
+    *all = *most = 0;
+    for (int64_t b = 0; b < a->n_layers; b++) {
+        int64_t n = layer_vectors(a, kv, b);
+        for (int l = 0; l < N_LIN; l++)
+            n += lin_groups(a, weight_format(w, b, l), l) +
+                 (s->lr_round > 0 ? arch_out(a, l) * arch_in(a, l) : 0);
+        *all += (double)n;
+        *most = (double)n > *most ? (double)n : *most;
+    }
+}
+
+void refine_plan_ranks(struct refine_ranks_plan *out, const struct arch *a,
+                       const struct weight_spec *w, const struct kv_spec *kv,
+                       const struct refine_settings *s, int ranks)
+{
+    const double others = (double)(ranks - 1) / (double)ranks;
+    double all, most;
+    count_gradients(&all, &most, a, w, kv, s);
+    struct refine_ranks_plan p = {.step_windows = (s->batch + ranks - 1) / ranks};
+    p.gradient_bytes = sizeof(float) * most * (double)p.step_windows;
+    p.step_bytes = sizeof(float) * all * ((double)p.step_windows + 1) * others;
+    p.teacher_bytes =
+        sizeof(float) * others * (double)((s->samples + s->guard) * s->seqlen * a->d_model);
+    p.speedup = (double)s->batch / (double)p.step_windows;
+    *out = p;
 }

@@ -129,53 +129,43 @@ enum err student_forward(struct student *st, const int32_t *const *ids, int64_t 
 
 /* --- gradients ---------------------------------------------------------------------- */
 
-/* Where the backward of layer b writes. Gains add up in g directly. The cache's gradients
- * are of one window, so they go to kv_grad first. */
-static struct block_grads grads_of(struct student *st, int64_t b)
+/* Where the backward of a layer writes the gradients of one window. */
+static struct block_grads grads_of(const struct student *st,
+                                   const struct student_grads *one)
 {
-    const struct student_layer *y = &st->layer[b];
-    const int64_t C = student_channels(st->arch);
-    struct block_grads g = {.dwqkv = st->dw.wqkv,
-                            .dwo = st->dw.wo,
-                            .dwgu = st->dw.wgu,
-                            .dwdown = st->dw.wdown,
-                            .dnorm1 = y->dnorm[0],
-                            .dnorm2 = y->dnorm[1],
-                            .dq_norm = y->dnorm[2],
-                            .dk_norm = y->dnorm[3]};
-    struct tensor *const kv[] = {&g.k_dls, &g.v_dls, &g.k_dshift, &g.v_dshift};
-    for (int i = 0; i < 4 && y->smooth[0].data; i++)
-        *kv[i] = tensor_1d((float *)st->kv_grad.data + i * C, DT_F32, C);
-    return g;
+    return (struct block_grads){.dwqkv = st->dw.wqkv,
+                                .dwo = st->dw.wo,
+                                .dwgu = st->dw.wgu,
+                                .dwdown = st->dw.wdown,
+                                .dnorm1 = one->dnorm[0],
+                                .dnorm2 = one->dnorm[1],
+                                .dq_norm = one->dnorm[2],
+                                .dk_norm = one->dnorm[3],
+                                .k_dls = one->dsmooth[0],
+                                .v_dls = one->dsmooth[1],
+                                .k_dshift = one->dshift[0],
+                                .v_dshift = one->dshift[1]};
 }
 
-static enum err add_vector(struct dev *d, const struct tensor *y, const struct tensor *x)
-{
-    const struct tensor to = tensor_2d(y->data, DT_F32, 1, tensor_count(x));
-    const struct tensor from = tensor_2d(x->data, DT_F32, 1, tensor_count(x));
-    return dev_add(d, &to, &to, &from);
-}
-
-/* Adds the gradients of the cache's parameters of one window. */
-static enum err collect_cache(struct student *st, int64_t b, const struct block_grads *g)
-{
-    const struct student_layer *y = &st->layer[b];
-    const struct tensor *const from[] = {&g->k_dls, &g->v_dls, &g->k_dshift, &g->v_dshift};
-    for (int i = 0; i < 4 && y->smooth[0].data; i++)
-        TRY(add_vector(st->dev, i < 2 ? &y->dsmooth[i] : &y->dshift[i - 2], from[i]));
-    return OK;
-}
-
-/* Takes the gradients of a layer's weights, summed over the batch, to its scales and codes. */
-static enum err collect_weights(struct student *st, int64_t b)
+/* Takes the gradients of a layer's weights to its scales. */
+static enum err scale_grads(struct student *st, const struct student_grads *one, int64_t b)
 {
     for (int l = 0; l < N_LIN; l++) {
         const struct student_lin *q = &st->layer[b].lin[l];
         const struct tensor dw = block_weights_lin(&st->dw, st->arch, l);
         const struct tensor w = block_weights_lin(&st->w, st->arch, l);
-        if (!q->codes.data)
-            continue;
-        TRY(dev_group_dot(st->dev, &q->du, &dw, &w, q->format.group_size));
+        if (q->codes.data)
+            TRY(dev_group_dot(st->dev, &one->du[l], &dw, &w, q->format.group_size));
+    }
+    return OK;
+}
+
+/* Moves the codes of layer b against the gradients of its weights. */
+static enum err step_codes(struct student *st, int64_t b)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const struct student_lin *q = &st->layer[b].lin[l];
+        const struct tensor dw = block_weights_lin(&st->dw_sum, st->arch, l);
         if (q->offset.data && st->round_step > 0)
             TRY(dev_round_steps(st->dev, &q->codes, &q->offset, &dw, q->format.bits,
                                 st->round_step));
@@ -183,26 +173,29 @@ static enum err collect_weights(struct student *st, int64_t b)
     return OK;
 }
 
-static enum err backward_layer(struct student *st, const struct tensor *dx, int64_t n,
-                               int64_t b)
+static enum err backward_window(struct student *st, const struct tensor *dx, int64_t b,
+                                int64_t i)
 {
-    struct block_grads g = grads_of(st, b);
-    TRY(enter_layer(st, b));
-    for (int64_t i = 0; i < n; i++) {
-        g.add_dw = i > 0;
-        if (!st->kept)
-            TRY(forward_layer(st, i, b));
-        TRY(block_backward_full(acts_of(st, i, b), st->scratch, st->arch, &st->w, &st->kv,
-                                &g, &dx[i], &dx[i]));
-        TRY(collect_cache(st, b, &g));
-    }
-    return collect_weights(st, b);
+    struct student_grads one;
+    TRY(student_begin_window(st, &one, b));
+    const struct block_grads g = grads_of(st, &one);
+    if (!st->kept)
+        TRY(forward_layer(st, i, b));
+    TRY(block_backward_full(acts_of(st, i, b), st->scratch, st->arch, &st->w, &st->kv, &g,
+                            dx, dx));
+    TRY(scale_grads(st, &one, b));
+    return student_end_window(st, b, i);
 }
 
 enum err student_backward(struct student *st, const struct tensor *dx, int64_t n)
 {
-    for (int64_t b = st->arch->n_layers - 1; b >= 0; b--)
-        TRY(backward_layer(st, dx, n, b));
+    for (int64_t b = st->arch->n_layers - 1; b >= 0; b--) {
+        TRY(enter_layer(st, b));
+        for (int64_t i = 0; i < n; i++)
+            TRY(backward_window(st, &dx[i], b, i));
+        TRY(student_sum_windows(st, b));
+        TRY(step_codes(st, b));
+    }
     return OK;
 }
 

@@ -10,11 +10,15 @@
  *                for each window i    x(i, b + 1) = layer b(x(i, b))
  *   backward:  from the last layer to the first: weights from codes
  *                for each window i    forward again unless its activations were kept; backward;
- *                                     gradients of weights add up over the windows
- *              from those gradients the scales', and the steps of the rounding */
+ *                                     gradients of weights, and from them the scales'
+ *              the sums of gradients over the windows, and the steps of the rounding
+ *
+ * Sums are taken in the order of the batch's windows, whatever process computed them, so each
+ * process may have its own part of a batch. */
 #ifndef WKVQ_STUDENT_H
 #define WKVQ_STUDENT_H
 
+#include "calib/batch/share.h"
 #include "calib/model/block.h"
 #include "calib/refine/refine.h"
 
@@ -40,7 +44,8 @@ struct student {
     const struct arch *arch;
     const struct model_source *src;
     int scale_bits;
-    int64_t T, batch; /* tokens of a window; windows of a step, at most */
+    struct share *share; /* borrowed: the windows of a batch */
+    int64_t T, batch; /* tokens of a window; windows of a step in this process, at most */
     enum dtype act;
     bool learns_codes;
     float round_step;                  /* of the codes in the next backward pass; 0: none */
@@ -59,30 +64,50 @@ struct student {
     struct block_scratch *scratch;
     struct tensor cos, sin;
     struct block_kv kv;
-    void *memory;                   /* of what follows */
-    struct tensor *states;          /* [batch][n_layers + 1] [T,D] F32 */
-    struct tensor kv_s[2], kv_grad; /* [K*d] s of K, V; [4 K*d] of one sample */
+    void *memory;          /* of what follows */
+    struct tensor *states; /* [batch][n_layers + 1] [T,D] F32 */
+    struct tensor kv_s[2]; /* [K*d] s of K, V */
+    /* F32 gradients of one window in the layer in work, or of the final norm: as many floats as the
+     * layer that has most parameters. */
+    struct tensor one;
+    /* F32 gradients of weights, summed over the windows of a batch: dw itself where nothing needs
+     * the sum, where a batch is one window, and where several processes put it together. */
+    struct block_weights dw_sum;
 };
 
 /* Returns the device memory of one layer's weights, gradients and activations, and of the
  * states of a batch. */
-size_t student_work_bytes(const struct arch *a, int64_t T, int64_t batch, enum dtype act);
+size_t student_work_bytes(const struct arch *a, const struct refine_settings *s);
 
 /* Returns the device memory of the activations of a whole batch. */
 size_t student_acts_bytes(const struct arch *a, const struct refine_settings *s);
 
+/* share: the batch of s, and this process's windows of it. */
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
                       const struct model_source *src, const struct block_quant *layers,
-                      const struct refine_settings *s);
+                      const struct refine_settings *s, struct share *share);
 void student_close(struct student *st); /* accepts a zeroed or half-built one */
 
 /* States of n windows, at most a batch, from their tokens ids[n], host [T] each. */
 enum err student_forward(struct student *st, const int32_t *const *ids, int64_t n);
 /* Returns the state [T,D] F32 of window i after layer b - 1; b 0: its embedding. */
 const struct tensor *student_state(const struct student *st, int64_t i, int64_t b);
-/* g += the gradients of the n windows of the last forward pass, from dx[n], [T,D] F32, of the
- * last layer's output; dx is destroyed. If codes learn, they move by round_step. */
+/* g = the gradients of the batch, except for the final norm's, from dx[n], [T,D] F32, of the last
+ * layer's output of this process's n windows of the last forward pass; dx is destroyed. If codes
+ * learn, they move by round_step. */
 enum err student_backward(struct student *st, const struct tensor *dx, int64_t n);
+
+/* Adding up, part by part: a layer, or layer n_layers, which is the final norm. Views of the
+ * gradients of one window, in st->one; data NULL: the part has none. */
+struct student_grads {
+    struct tensor du[N_LIN], dnorm[4], dsmooth[2], dshift[2];
+};
+/* Begins a window: its gradients are zero. */
+enum err student_begin_window(struct student *st, struct student_grads *one, int64_t layer);
+/* Ends window i of this process, and once all are ended leaves the sums over the batch in g and
+ * dw_sum. */
+enum err student_end_window(struct student *st, int64_t layer, int64_t i);
+enum err student_sum_windows(struct student *st, int64_t layer);
 /* Writes what p says into layers [n_layers]. Codes and gains are allocated where they are
  * missing. */
 enum err student_export(struct student *st, struct block_quant *layers);

@@ -147,13 +147,36 @@ static void take_all(struct student *st, const struct block_quant *layers)
     st->first[N_REFINE_KINDS] = at;
 }
 
+static int64_t floats_of(const struct tensor *x, int n)
+{
+    int64_t floats = 0;
+    for (int i = 0; i < n; i++)
+        floats += x[i].data ? tensor_count(&x[i]) : 0;
+    return floats;
+}
+
+/* Returns the floats of the gradients of the layer, or final norm, that has most. */
+static int64_t most_floats(const struct student *st)
+{
+    int64_t most = st->arch->d_model;
+    for (int64_t b = 0; b < st->arch->n_layers; b++) {
+        const struct student_layer *y = &st->layer[b];
+        int64_t n =
+            floats_of(y->dnorm, 4) + floats_of(y->dsmooth, 2) + floats_of(y->dshift, 2);
+        for (int l = 0; l < N_LIN; l++)
+            n += floats_of(&y->lin[l].du, 1);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 static void layout_work(struct student *st, struct carve *c)
 {
     for (int64_t i = 0; i < st->batch * (st->arch->n_layers + 1); i++)
         st->states[i] = carve_2d(c, DT_F32, st->T, st->arch->d_model);
     for (int i = 0; i < 2; i++)
         st->kv_s[i] = carve_1d(c, DT_F32, student_channels(st->arch));
-    st->kv_grad = carve_1d(c, DT_F32, 4 * student_channels(st->arch));
+    st->one = carve_1d(c, DT_F32, most_floats(st));
 }
 
 /* --- codes -------------------------------------------------------------------------- */
@@ -363,6 +386,12 @@ static enum err open_kept(struct student *st)
     return OK;
 }
 
+/* Returns whether the sum of the gradients of weights needs memory of its own. */
+static bool sums_weights(const struct student *st)
+{
+    return st->learns_codes && st->batch > 1 && !st->share->ranks;
+}
+
 static enum err open_work(struct student *st, bool keep)
 {
     const struct arch *a = st->arch;
@@ -375,44 +404,56 @@ static enum err open_work(struct student *st, bool keep)
     layout_work(st, &c);
     TRY(block_weights_alloc(&st->w, st->dev, a, st->act));
     TRY(block_weights_alloc(&st->dw, st->dev, a, DT_F32));
+    st->dw_sum = st->dw;
+    if (sums_weights(st)) {
+        st->dw_sum = (struct block_weights){0};
+        TRY(block_weights_alloc(&st->dw_sum, st->dev, a, DT_F32));
+    }
     TRY(block_scratch_open(&st->scratch, st->dev, a, st->T, st->act));
     TRY(block_rope_alloc(&st->cos, &st->sin, st->dev, a, st->T));
     TRY(open_acts(st, &st->acts));
     return keep ? open_kept(st) : OK;
 }
 
-size_t student_work_bytes(const struct arch *a, int64_t T, int64_t batch, enum dtype act)
+size_t student_work_bytes(const struct arch *a, const struct refine_settings *s)
 {
-    const size_t row = (size_t)T * sizeof(float);
-    return block_weights_bytes(a, act) + block_weights_bytes(a, DT_F32) +
-           block_acts_bytes(a, T, act, true) + block_scratch_bytes(a, T, act) +
+    const size_t row = (size_t)s->seqlen * sizeof(float);
+    const size_t gradients = s->lr_round > 0 && s->batch > 1 ? 2 : 1;
+    return block_weights_bytes(a, s->act) + gradients * block_weights_bytes(a, DT_F32) +
+           block_acts_bytes(a, s->seqlen, s->act, true) +
+           block_scratch_bytes(a, s->seqlen, s->act) +
            (size_t)a->head_dim * row + /* rope */
-           (size_t)(batch * (a->n_layers + 2) * a->d_model) *
+           (size_t)(s->batch * (a->n_layers + 2) * a->d_model) *
                row; /* states, their gradients */
 }
 
 enum err student_open(struct student *st, struct dev *d, const struct arch *a,
                       const struct model_source *src, const struct block_quant *layers,
-                      const struct refine_settings *s)
+                      const struct refine_settings *s, struct share *share)
 {
+    struct refine_settings own = *s; /* with this process's windows of a batch */
+    own.batch = share->to - share->from;
     *st = (struct student){.dev = d,
                            .arch = a,
                            .src = src,
+                           .share = share,
                            .scale_bits = s->scale_bits,
                            .T = s->seqlen,
-                           .batch = s->batch,
+                           .batch = own.batch,
                            .learns_codes = s->lr_round > 0,
                            .act = s->act};
     TRY(arch_check_length(a, s->seqlen));
     TRY(mem_calloc(&st->layer, (size_t)a->n_layers, sizeof(*st->layer)));
     TRY(open_params(st, layers));
-    TRY(open_work(st, student_acts_bytes(a, s) <= s->acts_bytes));
+    TRY(open_work(st, student_acts_bytes(a, &own) <= s->acts_bytes));
     return load_all(st, layers);
 }
 
 void student_close(struct student *st)
 {
     block_weights_free(&st->w);
+    if (st->dw_sum.memory != st->dw.memory)
+        block_weights_free(&st->dw_sum);
     block_weights_free(&st->dw);
     for (int64_t i = 0; st->kept && i < st->batch * st->arch->n_layers; i++)
         block_acts_free(&st->kept[i]);

@@ -219,7 +219,7 @@ static bool same_bytes(const void *x, const void *y, size_t n)
     return !x == !y && (!x || !memcmp(x, y, n));
 }
 
-static bool same_block(const struct block_quant *x, const struct block_quant *y)
+bool same_block(const struct block_quant *x, const struct block_quant *y)
 {
     const size_t C = (size_t)x->n_channels * sizeof(float);
     for (int l = 0; l < N_LIN; l++) {

@@ -48,6 +48,8 @@ void calibrate(const char *device, struct memory_io *m, const struct fixture *f,
 void stop_and_go(struct memory_io *m, const struct fixture *f,
                  const struct calib_settings *s, int64_t every);
 
+/* Whether blocks agree bit for bit, except for gains of norms. */
+bool same_block(const struct block_quant *x, const struct block_quant *y);
 /* Whether all saved blocks (scales, zeros, s, delta) and their losses agree bit for bit. */
 bool same_result(const struct memory_io *x, const struct memory_io *y);
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Calibrations on several ranks. Threads stand for processes: each has a device, callbacks and
- * streams of its own, and they exchange data in memory. */
+ * streams of its own. */
 #include "kernels/base/mem.h"
 #include "tests/calib/calib_fixture.h"
+#include "tests/calib/ranks_fixture.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,75 +14,12 @@
 
 #include <cmocka.h>
 
-#define MOST 4
+#define MOST RANKS_MOST
 #define SAMPLES 7
-
-/* --- a transport between threads ------------------------------------------------------ */
-
-static pthread_barrier_t barrier;
-static const void *shown[MOST]; /* of each rank, between two barriers */
-static const int *counts[MOST];
-static int n_ranks;
-static _Thread_local int me;
-static _Thread_local int64_t sent; /* bytes to other ranks */
-
-static void meet(void)
-{
-    pthread_barrier_wait(&barrier);
-}
-
-static void broadcast(void *data, size_t bytes, int root)
-{
-    shown[me] = data;
-    meet();
-    if (me != root)
-        memcpy(data, shown[root], bytes);
-    meet();
-}
-
-static void gather(void *all, const void *mine, size_t bytes)
-{
-    shown[me] = mine;
-    meet();
-    for (int q = 0; q < n_ranks; q++)
-        memcpy((char *)all + (size_t)q * bytes, shown[q], bytes);
-    meet();
-}
-
-static void exchange(float *to, const int *to_n, const float *from, const int *from_n)
-{
-    shown[me] = from;
-    counts[me] = from_n;
-    meet();
-    for (int q = 0; q < n_ranks; q++) {
-        const float *at = shown[q];
-        for (int k = 0; k < me; k++)
-            at += counts[q][k];
-        assert_int_equal(to_n[q], counts[q][me]);
-        memcpy(to, at, (size_t)to_n[q] * sizeof(*to));
-        to += to_n[q];
-        sent += q == me ? 0 : (int64_t)from_n[q] * (int64_t)sizeof(*to);
-    }
-    meet();
-}
-
-static void join(float *all, const int *n, const float *mine)
-{
-    shown[me] = mine;
-    meet();
-    sent += (n_ranks - 1) * n[me] * (int64_t)sizeof(*all);
-    for (int q = 0; q < n_ranks; q++) {
-        memcpy(all, shown[q], (size_t)n[q] * sizeof(*all));
-        all += n[q];
-    }
-    meet();
-}
 
 /* --- runs ----------------------------------------------------------------------------- */
 
 struct rank {
-    pthread_t thread;
-    struct ranks ranks;
     struct memory_io io;
     const struct fixture *f;
     const struct calib_settings *s;
@@ -91,33 +28,26 @@ struct rank {
     char text[256];
 };
 
-static void *work(void *ctx)
+static void work(void *ctx, const struct ranks *me)
 {
     struct rank *r = ctx;
-    me = r->ranks.rank;
-    sent = 0;
-    r->io.io.ranks = n_ranks > 1 ? &r->ranks : NULL;
+    r->io.io.ranks = me;
     r->err = run_on("cpu", &r->io, r->f, r->s);
-    r->sent = sent;
+    r->sent = ranks_sent();
     snprintf(r->text, sizeof(r->text), "%s", err_text());
-    return NULL;
 }
 
 /* Runs on n ranks whose callbacks are open. All must end alike. */
 static enum err run_ranks(struct rank *r, int n, const struct fixture *f,
                           const struct calib_settings *s)
 {
-    n_ranks = n;
-    pthread_barrier_init(&barrier, NULL, (unsigned)n);
+    void *ctx[MOST];
     for (int i = 0; i < n; i++) {
         r[i].f = f;
         r[i].s = s;
-        r[i].ranks = (struct ranks){i, n, broadcast, gather, exchange, join};
-        assert_int_equal(pthread_create(&r[i].thread, NULL, work, &r[i]), 0);
+        ctx[i] = &r[i];
     }
-    for (int i = 0; i < n; i++)
-        pthread_join(r[i].thread, NULL);
-    pthread_barrier_destroy(&barrier);
+    ranks_run(n, work, ctx);
     for (int i = 1; i < n; i++)
         assert_int_equal(r[i].err, r[0].err);
     return r[0].err;

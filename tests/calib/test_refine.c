@@ -65,7 +65,7 @@ static void memory_refine_open(struct memory_refine *x)
 {
     *x = (struct memory_refine){0};
     memory_io_open(&x->m);
-    x->io = (struct refine_io){&x->m.io, x, event, stop, save, load};
+    x->io = (struct refine_io){&x->m.io, x, event, stop, save, load, NULL};
 }
 
 static bool same_gains(const struct model *x, const struct model *y)
@@ -322,7 +322,7 @@ static void test_resume(void **state)
     memory_refine_open(&x);
     must(run(&x, &want, &whole, &s, "cpu"));
     memory_io_close(&x.m);
-    for (int64_t every = 20; every <= 60; every += 13) {
+    for (int64_t every = 14; every <= 22; every += 4) {
         struct model m;
         enum err err;
         model_open(&m, 1, 4);

@@ -55,6 +55,7 @@ struct whole {
     struct arch arch;
     struct model_source source;
     struct block_quant layers[LAYERS];
+    struct share share;
     struct student st;
     struct distiller head;
     struct tensor teacher[WINDOWS], dx[WINDOWS];
@@ -300,7 +301,8 @@ static void whole_open(struct whole *m, const char *device, const char *name, bo
                                       .acts_bytes = keep ? UINT64_C(1) << 30 : 0};
     for (int b = 0; b < LAYERS; b++)
         read_layer(m, b);
-    must(student_open(&m->st, m->d, &m->arch, &m->source, m->layers, &s));
+    must(share_open(&m->share, NULL, WINDOWS, WINDOWS, "refine.batch"));
+    must(student_open(&m->st, m->d, &m->arch, &m->source, m->layers, &s, &m->share));
     assert_int_equal(m->st.kept != NULL, keep);
     must(distiller_open(&m->head, m->d, &m->arch, &m->source, &m->source, T, DT_F32));
     for (int i = 0; i < WINDOWS; i++) {
@@ -320,6 +322,7 @@ static void whole_close(struct whole *m)
         block_quant_free(&m->layers[b]);
     distiller_close(&m->head);
     student_close(&m->st);
+    share_close(&m->share);
     st_close(&m->file);
     dev_close(&m->d);
 }

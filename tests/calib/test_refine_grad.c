@@ -17,10 +17,11 @@
 
 /* A student, the head, and a teacher's states that are not its own. */
 struct probe {
+    struct share share;
     struct student st;
     struct ends_source ends; /* the student's */
     struct distiller head;
-    struct tensor teacher, dx;
+    struct tensor teacher, dx[2];
     const int32_t *ids;
 };
 
@@ -34,11 +35,13 @@ static void probe_open(struct probe *p, struct model *m, struct dev *d, int head
     const struct model_source *from = &m->f.source;
     must(ends_source_open(&p->ends, from, (struct lin_format){.bits = head_bits}, 1));
     const struct model_source *served = head_bits < 16 ? &p->ends.source : from;
-    must(student_open(&p->st, d, &m->f.arch, served, m->calibrated.block, &s));
+    must(share_open(&p->share, NULL, s.batch, s.batch, "refine.batch"));
+    must(student_open(&p->st, d, &m->f.arch, served, m->calibrated.block, &s, &p->share));
     must(distiller_open(&p->head, d, &m->f.arch, served, from, T, DT_F32));
     float *x = draw(&r, T * D, 1, 0);
     p->teacher = tensor_2d(to_dev(d, x, T * D, DT_F32), DT_F32, T, D);
-    p->dx = dev_2d(d, DT_F32, T, D);
+    for (int i = 0; i < 2; i++)
+        p->dx[i] = dev_2d(d, DT_F32, T, D);
     p->ids = m->ids;
     mem_free(x);
 }
@@ -46,9 +49,11 @@ static void probe_open(struct probe *p, struct model *m, struct dev *d, int head
 static void probe_close(struct probe *p)
 {
     dev_free(p->st.dev, p->teacher.data);
-    dev_free(p->st.dev, p->dx.data);
+    for (int i = 0; i < 2; i++)
+        dev_free(p->st.dev, p->dx[i].data);
     distiller_close(&p->head);
     student_close(&p->st);
+    share_close(&p->share);
     ends_source_close(&p->ends);
 }
 
@@ -58,11 +63,11 @@ static double loss_of(struct probe *p, bool grads)
     double loss[2];
     const struct distill_pair pair = {student_state(&p->st, 0, LAYERS), &p->st.final_norm,
                                       &p->teacher, p->ids};
-    const struct distill_grads g = {&p->dx, &p->st.dfinal, 0.5f, 0.25f, 1};
+    const struct distill_grads g = {p->dx, &p->st.dfinal, 0.5f, 0.25f, 1};
     must(student_forward(&p->st, &p->ids, 1));
     must(distill_loss(&p->head, loss, &pair, grads ? &g : NULL));
     if (grads)
-        must(student_backward(&p->st, &p->dx, 1));
+        must(student_backward(&p->st, p->dx, 1));
     return 0.5 * loss[0] + 0.25 * loss[1];
 }
 
@@ -155,7 +160,25 @@ static void test_gradients(void **state)
     check_gradients(1, 3);
 }
 
-/* Gradients of a second window are added to those of the first. */
+/* The gradients of windows ids[n] in one batch, on the host. */
+static float *batch_gradients(struct probe *p, const int32_t *const *ids, int64_t n)
+{
+    double loss[2];
+    must(student_forward(&p->st, ids, n));
+    for (int64_t i = 0; i < n; i++) {
+        struct student_grads one;
+        must(student_begin_window(&p->st, &one, LAYERS));
+        const struct distill_pair pair = {student_state(&p->st, i, LAYERS),
+                                          &p->st.final_norm, &p->teacher, ids[i]};
+        const struct distill_grads g = {&p->dx[i], &one.dnorm[0], 0.5f, 0.25f, 1};
+        must(distill_loss(&p->head, loss, &pair, &g));
+        must(student_end_window(&p->st, LAYERS, i));
+    }
+    must(student_backward(&p->st, p->dx, n));
+    return to_host(p->st.dev, &p->st.g);
+}
+
+/* The gradients of a batch are the sums of those of its windows, bit for bit. */
 static void test_batch_adds(void **state)
 {
     struct model m;
@@ -164,23 +187,22 @@ static void test_batch_adds(void **state)
     (void)state;
     model_open(&m, 1, 4);
     probe_open(&p, &m, d, 16);
-    loss_of(&p, true);
-    float *one = to_host(d, &p.st.g);
-    loss_of(&p, true);
-    float *two = to_host(d, &p.st.g);
-    const int64_t n = tensor_count(&p.st.g);
-    for (int64_t i = 0; i < n; i++)
-        if (!(fabs((double)two[i] - 2 * (double)one[i]) <= 1e-5 * fabs((double)two[i])))
-            fail_msg("parameter %d: %g once, %g twice", (int)i, (double)one[i],
-                     (double)two[i]);
+    const int32_t *const ids[] = {p.ids, p.ids + T};
+    float *first = batch_gradients(&p, ids, 1), *second = batch_gradients(&p, ids + 1, 1);
+    float *both = batch_gradients(&p, ids, 2);
+    for (int64_t i = 0; i < tensor_count(&p.st.g); i++)
+        if (!(both[i] == first[i] + second[i]))
+            fail_msg("parameter %d: %g and %g, together %g", (int)i, (double)first[i],
+                     (double)second[i], (double)both[i]);
     for (int k = 0; k < N_REFINE_KINDS; k++) {
         double sum = 0;
         for (int64_t i = p.st.first[k]; i < p.st.first[k + 1]; i++)
-            sum += fabs((double)one[i]);
+            sum += fabs((double)first[i]);
         assert_true(sum > 0); /* every kind has a gradient */
     }
-    mem_free(one);
-    mem_free(two);
+    mem_free(first);
+    mem_free(second);
+    mem_free(both);
     probe_close(&p);
     model_close(&m);
     dev_close(&d);

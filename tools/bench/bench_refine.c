@@ -68,7 +68,7 @@ static enum err run(struct timing *t, const struct bench_weights *w,
 {
     const struct calib_io streams = {.stream_open = stream_open,
                                      .stream_close = stream_close};
-    const struct refine_io io = {&streams, t, event, stop, NULL, NULL};
+    const struct refine_io io = {&streams, t, event, stop, NULL, NULL, NULL};
     struct refine_result result;
     int32_t *tokens = NULL;
     TRY(random_tokens(&tokens, (s->samples + s->guard) * s->seqlen, w->arch.vocab));
