@@ -17,9 +17,12 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 import processes
 
-KILLS = 4
+KILLS = 20
 SETTINGS = ["calibration.samples=10", "calibration.seqlen=96", "calibration.epochs=3", "calibration.batch=4",
             "calibration.eval_samples=5", "weights.round=learned", "run.compute=f32", "crr.blocks=1"]
+SHORT = ["calibration.epochs=1", "weights.round=nearest"]
+REFINE = ["refine.samples=10", "refine.seqlen=64", "refine.batch=4", "refine.guard=3", "refine.lr_round=0.02",
+          "refine.learn=scales+norms+cache+rounding"]
 
 
 class Fixture:
@@ -31,8 +34,15 @@ class Fixture:
         sets = [word for s in [*SETTINGS, *more] for word in ("--set", s)]
         return [self.wkvq, command, self.demo, "--data", self.demo / text, "-o", out, "-j1", *sets]
 
+    def refine_args(self, source, *more):
+        sets = [word for s in REFINE for word in ("--set", s)]
+        return [self.wkvq, "refine", self.demo, source, "--data", self.demo / "calibration.txt", "-j1", *sets, *more]
+
     def args(self, n, out, **options):
-        return ["mpirun", "--oversubscribe", "-n", str(n), *self.wkvq_args(out, **options)]
+        return self.ranks(n, self.wkvq_args(out, **options))
+
+    def ranks(self, n, args):
+        return ["mpirun", "--oversubscribe", "-n", str(n), *args]
 
     def start(self, args):
         return subprocess.Popen(args, cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -49,6 +59,25 @@ class Fixture:
         files = {p.name: p.read_bytes() for p in path.glob("block-*")}
         assert len(files) == len(done) == 4, list(files)
         return files, done
+
+    def refined(self, out):
+        """Returns the refined blocks of a state, and what it says of them."""
+        path = self.path / out
+        files = {p.name: p.read_bytes() for p in path.glob("refined-*")}
+        assert len(files) == 4, list(files)
+        return files, json.loads((path / "manifest.json").read_text())["refined"]
+
+    def calibrated(self):
+        """Makes a state that is calibrated alone and not refined."""
+        if not (self.path / "calibrated").exists():
+            self.run(self.wkvq_args("calibrated", more=SHORT))
+        return self.path / "calibrated"
+
+    def refined_reference(self):
+        if not (self.path / "refined").exists():
+            shutil.copytree(self.calibrated(), self.path / "refined")
+            self.run(self.refine_args("refined"))
+        return self.refined("refined")
 
     def reference(self):
         if not (self.path / "reference").exists():
@@ -104,10 +133,38 @@ def test_quantize(f):
         assert (f.path / "alone" / name).read_bytes() == (f.path / "together" / name).read_bytes(), name
 
 
-def kill_a_rank(f, rng, out, within):
+def test_refined_in_place(f):
+    want = f.refined_reference()
+    assert want[1]["best_step"] > 0, want[1]
+    for n in (2, 3, 4):
+        shutil.copytree(f.calibrated(), f.path / f"refined-{n}")
+        f.run(f.ranks(n, f.refine_args(f"refined-{n}")))
+        assert f.refined(f"refined-{n}") == want, n
+
+
+def test_refined_in_one_go(f):
+    """The ranks calibrate and then refine; a finished state stays as it is."""
+    more = {"more": [*SHORT, *REFINE]}
+    done = f.run(f.args(3, "one-go", **more))
+    assert f.blocks("one-go")[0] == f.blocks(f.calibrated())[0] and f.refined("one-go") == f.refined_reference(), done.stderr
+    f.run(f.args(2, "one-go", **more))
+    assert f.refined("one-go") == f.refined_reference()
+
+
+def test_refined_artifact(f):
+    """Rank 0 imports the artifact, and writes the new one."""
+    f.run([f.wkvq, "convert", f.demo, "--state", f.calibrated(), "-o", "artifact"])
+    f.run(f.refine_args("artifact", "-o", "better-1"))
+    done = f.run(f.ranks(2, f.refine_args("artifact", "-o", "better-2")))
+    assert done.stdout.count("verdict     passed") == 1, done.stdout
+    for name in ("model.safetensors", "config.json"):
+        assert (f.path / "better-1" / name).read_bytes() == (f.path / "better-2" / name).read_bytes(), name
+
+
+def kill_a_rank(f, rng, args, within):
     """Kills a random rank at a random instant of a run. All end. Returns False if the run was finished before."""
     n = rng.choice([2, 3, 4])
-    process = f.start(f.args(n, out))
+    process = f.start(f.ranks(n, args))
     wait_for_ranks(process, n)
     time.sleep(rng.uniform(0, within))
     victim = ranks_of(process).get(rng.randrange(n))
@@ -115,24 +172,29 @@ def kill_a_rank(f, rng, out, within):
         processes.send(victim, signal.SIGKILL)
     said = process.communicate(timeout=200)[1]
     assert not ranks_of(process), said
-    assert process.returncode == 0 or any(w in said for w in ("exited on signal 9", "stopped in block", "stopped before")), said
+    assert process.returncode == 0 or any(w in said for w in ("exited on signal 9", "stopped in block", "stopped before", "stopped at step")), said
     return process.returncode != 0
 
 
 def test_killed_ranks(f):
-    """A rank is killed at random instants, and other numbers of ranks resume. A run that finishes first begins again, and
-    is killed within half the time."""
-    want = f.reference()
+    """A rank is killed at random instants of calibration and refinement, and other numbers of ranks resume. A run that
+    finishes first begins again, and is killed within half the time."""
+    f.refined_reference()
     rng = random.Random(11)
-    killed, within = 0, 1.2 * f.seconds
+    args = f.wkvq_args("killed", more=[*SHORT, *REFINE])
+    began = time.monotonic()
+    f.run(f.ranks(3, args))
+    within = 1.2 * (time.monotonic() - began)
+    shutil.rmtree(f.path / "killed")
+    killed, share = 0, 1
     while killed < KILLS:
-        if kill_a_rank(f, rng, "killed", within):
-            killed += 1
+        if kill_a_rank(f, rng, args, share * within):
+            killed, share = killed + 1, 1
         else:
             shutil.rmtree(f.path / "killed")
-            within /= 2
-    f.run(f.args(3, "killed"))
-    assert f.blocks("killed") == want
+            share /= 2
+    f.run(f.ranks(3, args))
+    assert f.blocks("killed")[0] == f.blocks(f.calibrated())[0] and f.refined("killed") == f.refined_reference()
 
 
 def test_a_signal_stops_all_ranks(f):
@@ -149,6 +211,28 @@ def test_a_signal_stops_all_ranks(f):
     resumed = f.run(f.args(2, "signalled", **more)).stderr
     assert "block 1/4, epoch 1/40" not in resumed, resumed
     assert f.blocks("signalled") == f.blocks("long") and f.blocks("long") != want
+
+
+def stop_refinement(f, n, args):
+    """Sends a signal to the last of n ranks once a step is saved. Returns the step at which all stopped."""
+    def saved():
+        return json.loads((f.path / "halted/manifest.json").read_text()).get("partial")
+    before = saved()
+    process = f.start(f.ranks(n, args))
+    while saved() == before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    assert processes.send(ranks_of(process)[n - 1], signal.SIGTERM), "the rank has ended before the signal"
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 130 and said.count("wkvq refine: stopped at step") == 1, said
+    return int(said.split("stopped at step ")[1].split()[0])
+
+
+def test_a_signal_stops_a_refinement(f):
+    shutil.copytree(f.calibrated(), f.path / "halted")
+    args = f.refine_args("halted", "--set", "refine.epochs=200")
+    first = stop_refinement(f, 3, args)
+    assert 0 < first < stop_refinement(f, 2, args), first
 
 
 def test_ranks_with_another_state(f):
@@ -186,16 +270,19 @@ def test_refusals(f):
     done = f.run(f.args(3, "small", more=["calibration.batch=2"]), want=2)
     assert "calibration.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
     assert not (f.path / "small").exists()
-    f.reference()
-    done = f.run(["mpirun", "--oversubscribe", "-n", "2", f.wkvq, "refine", f.demo, "reference", "--data",
-                  f.demo / "calibration.txt"], want=2)
-    assert "refinement runs in one process" in done.stderr, done.stderr
+    done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--set", "refine.batch=2")), want=2)
+    assert "refine.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
+    done = f.run(f.args(3, "small", more=["refine.samples=4", "refine.batch=2"]), want=2)
+    assert "refine.batch is 2, but there are 3 ranks" in done.stderr and not (f.path / "small").exists(), done.stderr
 
 
 def test_plan(f):
     done = f.run([*f.args(2, "planned"), "--plan"])
     assert done.stdout.count("memory ") == 1 and "each rank: 2 of the 4 samples of a step" in done.stderr, done.stderr
     assert "2 ranks are at most 1." in done.stderr and not (f.path / "planned").exists(), done.stderr
+    done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--plan")))
+    assert "refinement, each rank: 2 of the 4 windows of a step" in done.stderr, done.stderr
+    assert "3 ranks are at most 2.00 times" in done.stderr and "calibration, each rank" not in done.stderr, done.stderr
 
 
 def refused_without_mpi(f):

@@ -5,9 +5,9 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "tools/cli/launch.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
+#include "tools/pipeline/ranks/stage_ranks.h"
 #include "tools/pipeline/refine_job.h"
 #include "tools/pipeline/stages.h"
 
@@ -53,6 +53,16 @@ static enum err print_state(const struct job *j, const struct state *s)
     return err;
 }
 
+/* What a rank beside rank 0 does. */
+static enum err work(struct job *j, struct refine_source *src, const char *state_dir)
+{
+    bool planned;
+    if (j->options.plan)
+        return OK;
+    TRY(refine_job_prepare(&planned, j, src, state_dir));
+    return stage_work(j, state_dir);
+}
+
 static enum err refine_state(struct job *j, struct refine_source *src, const struct args *a)
 {
     struct state *s = NULL;
@@ -63,9 +73,14 @@ static enum err refine_state(struct job *j, struct refine_source *src, const str
         "and --force",
         src->dir);
     TRY(state_probe(src->dir));
+    TRY(stage_join(j));
+    if (stage_is_worker(j))
+        return work(j, src, src->dir);
     TRY(refine_job_prepare(&planned, j, src, src->dir));
-    if (planned)
+    if (planned) {
+        stage_log_ranks(j);
         return OK;
+    }
     TRY(stage_calibrate(&s, j, src->dir));
     const enum err err = print_state(j, s);
     state_close(&s);
@@ -94,29 +109,23 @@ static enum err refine_artifact(struct job *j, struct refine_source *src,
     TRY(output_check(out));
     TRY(check_apart(src, out->state));
     TRY(recipe_check_runtime(&j->recipe));
+    TRY(stage_join(j));
+    if (stage_is_worker(j))
+        return work(j, src, out->state);
     TRY(refine_job_prepare(&planned, j, src, out->state));
-    if (planned)
+    if (planned) {
+        stage_log_ranks(j);
         return OK;
-    if (out->no_state)
+    }
+    if (out->no_state) {
+        stage_dismiss(j);
         return output_finish_without_state(out, j);
+    }
     TRY(stage_check_disk(j, out->state, out->dir));
     TRY(stage_calibrate(&s, j, out->state));
     const enum err err = output_finish(out, j, &s);
     state_close(&s);
     return err;
-}
-
-/* Its steps go through the whole model, and are not shared yet. */
-static enum err refuse_ranks(void)
-{
-    const struct ranks *ranks;
-    TRY(mpi_open(&ranks));
-    if (ranks)
-        mpi_close(); /* all of them are here */
-    FAIL_IF(ranks, ERR_SUPPORT,
-            "refinement runs in one process; start it without mpirun, on the state or the "
-            "artifact that the ranks have made");
-    return OK;
 }
 
 static enum err run(struct args *a)
@@ -127,7 +136,6 @@ static enum err run(struct args *a)
     struct output out = command_output(a);
     const struct recipe_input in = command_recipe_input(a);
     const struct job_options job = command_job_options(a, a->pos.item[0]);
-    TRY_OUT(refuse_ranks());
     TRY_OUT(refine_job_open(&j, &src, a->pos.item[1], &in, &job));
     err = j.import ? refine_artifact(&j, &src, &out) : refine_state(&j, &src, a);
 out:

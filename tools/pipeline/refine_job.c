@@ -8,6 +8,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/pipeline/ranks/stage_ranks.h"
 #include "tools/pipeline/stages.h"
 
 #include <inttypes.h>
@@ -257,7 +258,7 @@ enum err refine_job_prepare(bool *planned, struct job *j, struct refine_source *
     TRY(job_check_text(j, "refinement"));
     TRY(job_open_model(j));
     TRY(check_checkpoint(j, src));
-    if (j->import)
+    if (j->import && !stage_is_worker(j))
         TRY(check_artifact(j, src, state_dir));
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));

@@ -87,7 +87,8 @@ static enum err calibrate(struct job *j, struct state *s)
                                    j->windows, state_done(s), &io);
     progress_end(j->progress);
     stop_watch(STOP_AT_ONCE);
-    stage_part(j, err);
+    if (err)
+        stage_part(j, err);
     return err;
 }
 
@@ -105,10 +106,10 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
                  state_blocks(s), done < state_blocks(s) ? "; resuming" : "");
     if (done < state_blocks(s))
         err = j->import ? import(j, s) : calibrate(j, s);
-    else
-        stage_dismiss(j);
     if (!err && !state_removing(s))
         err = stage_refine(j, s);
+    if (!err)
+        stage_dismiss(j);
     if (err == ERR_STOPPED && !*err_text())
         err = err_set(err, __FILE__, __LINE__,
                       "interrupted; the finished work is saved in %s", state_dir);

@@ -22,9 +22,9 @@ enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_
 /* Opens the state (new or resumed), calibrates or imports the missing blocks, and refines if the
  * recipe says so. *s stays open; the caller closes it with state_close. */
 enum err stage_calibrate(struct state **s, struct job *j, const char *state_dir);
-/* Refines the calibrated blocks of s by the job's recipe and saves them in s, unless that is
- * done. ERR_STOPPED: the last step is saved. Errors: those of refine_run, and of the state's
- * files. */
+/* Refines the calibrated blocks of s by the job's recipe, together with other ranks if there are
+ * any, and saves them in s, unless that is done. A rank beside rank 0 saves nothing. ERR_STOPPED:
+ * the last step is saved. Errors: those of refine_run, and of the state's files. */
 enum err stage_refine(struct job *j, struct state *s);
 /* Summary of a calibration. */
 struct calib_summary {

@@ -390,8 +390,9 @@ void state_mark(char out[STATE_MARK], const struct state *s)
 
 enum err state_progress_crc(uint32_t *crc, const struct state *s)
 {
-    json_t *o = json_pack("{s:O, s:O}", "done", done_list(s), "partial",
-                          json_object_get(s->manifest, "partial"));
+    json_t *o =
+        json_pack("{s:O, s:O, s:O}", "done", done_list(s), "partial",
+                  json_object_get(s->manifest, "partial"), "identity", state_identity(s));
     char *text = o ? json_text(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     json_decref(o);
     FAIL_IF(!text, ERR_MEMORY, "%s: out of memory for a checksum", s->dir);

@@ -69,8 +69,8 @@ enum err state_remove_empty(const char *dir);
  * identity and of its blocks' checksums; "" while blocks are missing. */
 #define STATE_MARK 9
 void state_mark(char out[STATE_MARK], const struct state *s);
-/* *crc = a checksum of how far a state is: its finished blocks and its unfinished one, by the
- * checksums of their files. ERR_MEMORY. */
+/* *crc = a checksum of how far a state is: its identity, and its finished blocks and its
+ * unfinished one by the checksums of their files. ERR_MEMORY. */
 enum err state_progress_crc(uint32_t *crc, const struct state *s);
 /* Facts from a state's manifest alone; other files are not read. */
 struct state_look {

@@ -13,9 +13,11 @@
 
 #define NOTHING (-1)
 
-/* Where the ranks begin. */
+/* What the ranks do next. */
 struct call {
-    int64_t first;     /* block; NOTHING: there is no calibration */
+    /* The block that calibration begins with; after the last block: refinement. NOTHING: the rest
+     * is rank 0's. */
+    int64_t first;
     uint32_t progress; /* of rank 0's state */
 };
 
@@ -27,20 +29,34 @@ bool stage_is_worker(const struct job *j)
     return j->ranks && j->ranks->rank > 0;
 }
 
+static enum err check_batch(const char *key, int64_t batch, const struct ranks *ranks)
+{
+    FAIL_IF(
+        batch < ranks->size, ERR_USAGE,
+        "%s is %d, but there are %d ranks, and each must have a sample of every step; raise "
+        "it, or start fewer",
+        key, (int)batch, ranks->size);
+    return OK;
+}
+
+static enum err check_batches(const struct job *j)
+{
+    const struct recipe *r = &j->recipe;
+    if (!j->only_refines)
+        TRY(check_batch("calibration.batch", r->batch, j->ranks));
+    return recipe_refines(r) ? check_batch("refine.batch", r->refine.batch, j->ranks) : OK;
+}
+
 enum err stage_join(struct job *j)
 {
     int64_t here, threads;
     TRY(mpi_open(&j->ranks));
     if (!j->ranks)
         return OK;
-    if (j->recipe.batch < j->ranks->size) {
-        const int n = j->ranks->size;
+    const enum err err = check_batches(j);
+    if (err) {
         mpi_close(); /* all ranks are here */
-        FAIL(
-            ERR_USAGE,
-            "calibration.batch is %d, but there are %d ranks, and each must have a sample of "
-            "every step; raise it, or start fewer",
-            (int)j->recipe.batch, n);
+        return err;
     }
     mpi_share_machine(&here, &threads);
     if (!j->recipe.threads)
@@ -54,22 +70,41 @@ enum err stage_join(struct job *j)
     return OK;
 }
 
-void stage_log_ranks(const struct job *j)
+static void log_calibration(const struct job *j)
 {
     struct calib_ranks_plan p;
-    if (!j->ranks)
-        return;
     calib_plan_ranks(&p, &j->arch, &j->settings, j->ranks->size);
     log_info(
-        "each rank: %d of the %d samples of a step; %.1f MB more of host memory for "
-        "gradients; %.1f MB sent and received a step, and %.1f MB received a block for "
-        "start values",
+        "calibration, each rank: %d of the %d samples of a step; %.1f MB more of host memory "
+        "for gradients; %.1f MB sent and received a step, and %.1f MB received a block for "
+        "start values; %d ranks are at most %.2f times as fast as one with as many threads",
         (int)p.step_samples, (int)j->settings.batch, 1e-6 * p.gradient_bytes,
-        1e-6 * p.step_bytes, 1e-6 * p.block_bytes);
+        1e-6 * p.step_bytes, 1e-6 * p.block_bytes, j->ranks->size, p.speedup);
+}
+
+static void log_refinement(const struct job *j)
+{
+    const struct weight_spec w = recipe_weight_spec(&j->recipe);
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    struct refine_ranks_plan p;
+    refine_plan_ranks(&p, &j->arch, &w, &kv, &j->refine, j->ranks->size);
     log_info(
-        "%d ranks are at most %.2f times as fast as one with as many threads; time and "
-        "streams above are those of one rank alone",
-        j->ranks->size, p.speedup);
+        "refinement, each rank: %d of the %d windows of a step; %.1f MB more of host memory "
+        "for gradients; %.1f MB sent and received a step, and %.1f MB received once for the "
+        "teacher's states; %d ranks are at most %.2f times as fast as one with as many threads",
+        (int)p.step_windows, (int)j->refine.batch, 1e-6 * p.gradient_bytes,
+        1e-6 * p.step_bytes, 1e-6 * p.teacher_bytes, j->ranks->size, p.speedup);
+}
+
+void stage_log_ranks(const struct job *j)
+{
+    if (!j->ranks)
+        return;
+    if (!j->only_refines)
+        log_calibration(j);
+    if (recipe_refines(&j->recipe))
+        log_refinement(j);
+    log_info("time, memory and streams above are those of one rank alone");
 }
 
 /* Devices that compute differently would give every rank other parameters, and nobody would
@@ -183,35 +218,46 @@ static enum err save_no_partial(void *ctx, int64_t block, const struct named_ten
 static enum err calibrate_beside(struct job *j, struct state *s, int64_t first)
 {
     struct calib_io io;
-    char ready = 1, all[RANKS_MAX];
-    TRY(check_identity(s, j));
     state_calib_io(&io, s, NULL, stop_asked, NULL);
     io.save_block = save_no_block;
     io.save_partial = save_no_partial;
     io.ranks = j->ranks;
-    j->ranks->gather(all, &ready, 1);
-    stop_watch(STOP_AT_STEP);
     return calib_run(j->dev, &j->arch, hf_source(j->model), &j->settings, j->windows, first,
                      &io);
 }
 
-enum err stage_work(struct job *j, const char *state_dir)
+/* Does beside rank 0 what it has called for. */
+static enum err take_part(struct job *j, const char *state_dir, const struct call *call)
 {
     struct state *s = NULL;
+    char ready = 1, all[RANKS_MAX];
+    TRY(check_alike(j));
+    TRY(open_seen(&s, j, state_dir, call->progress));
+    enum err err = check_identity(s, j);
+    if (!err) {
+        j->ranks->gather(all, &ready, 1);
+        stop_watch(STOP_AT_STEP);
+        err = call->first < j->arch.n_layers ? calibrate_beside(j, s, call->first)
+                                             : stage_refine(j, s);
+    }
+    state_close(&s);
+    return err;
+}
+
+enum err stage_work(struct job *j, const char *state_dir)
+{
     struct call call;
+    enum err err = OK;
     bool planned;
     if (j->options.plan)
         return OK;
-    TRY(stage_prepare(&planned, j, state_dir));
-    j->ranks->broadcast(&call, sizeof(call), 0);
-    enum err err = OK;
-    if (call.first >= 0 && call.first < j->arch.n_layers) {
-        TRY(check_alike(j));
-        err = open_seen(&s, j, state_dir, call.progress);
-        if (!err)
-            err = calibrate_beside(j, s, call.first);
-        state_close(&s);
-    }
+    if (!j->only_refines)
+        TRY(stage_prepare(&planned, j, state_dir));
+    do {
+        j->ranks->broadcast(&call, sizeof(call), 0);
+        if (call.first != NOTHING)
+            err = take_part(j, state_dir, &call);
+    } while (!err && call.first != NOTHING && call.first < j->arch.n_layers);
     stage_part(j, err);
     if (j->ranks)
         return err;
