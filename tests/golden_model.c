@@ -14,7 +14,8 @@ const char *const golden_name[] = {
     "llama_bias",   "llama_tied_bf16", "llama_f16",    "llama_mlp_bias",
     "yarn",         "yarn_attention",  "yarn_mscale",  "dynamic_rope",
     "tied_twice",   "tied_head_only",  "llama_base",   "granite",
-    "granite_bias", "mistral_window",  "qwen2_window", "qwen3_window"};
+    "granite_bias", "mistral_window",  "qwen2_window", "qwen3_window",
+    "smollm3",      "smollm3_window"};
 const int golden_count = ARRAY_LEN(golden_name);
 
 enum err golden_open(struct golden *g, const char *name)

@@ -182,7 +182,8 @@ bool arch_has_bias(const struct arch *a, int l)
 
 bool arch_interleaves_keys(const struct arch *a)
 {
-    return a->family != ARCH_QWEN2 && a->family != ARCH_QWEN3;
+    return a->family == ARCH_LLAMA || a->family == ARCH_MISTRAL ||
+           a->family == ARCH_GRANITE || a->family == ARCH_SMOLLM3;
 }
 
 int64_t arch_reach(const struct arch *a, int64_t layer)

@@ -10,7 +10,14 @@
 
 #include <stdbool.h>
 
-enum arch_family { ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3, ARCH_GRANITE };
+enum arch_family {
+    ARCH_LLAMA,
+    ARCH_MISTRAL,
+    ARCH_QWEN2,
+    ARCH_QWEN3,
+    ARCH_GRANITE,
+    ARCH_SMOLLM3
+};
 enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
 extern const char *const rope_name[]; /* as config.json has them, by enum rope_kind */
 

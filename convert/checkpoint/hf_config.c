@@ -16,30 +16,60 @@
 
 #define CONFIG_LIMIT (1u << 24)
 
-/* Defaults of transformers' configuration class of a model_type; 0 represents None. */
+/* Which layers a sliding window is for. */
+enum window_rule {
+    WINDOW_NONE, /* the family has none */
+    WINDOW_ALL,  /* all layers */
+    WINDOW_FROM, /* with use_sliding_window, layer_types or those from max_window_layers on */
+    WINDOW_NO_ROPE /* with use_sliding_window, layer_types or those without a rope */
+};
+
+/* Features of a model_type, and the defaults of transformers' configuration class, where 0
+ * represents None. */
 struct family {
     const char *model_type, *architecture;
     enum arch_family family;
     int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
     int64_t bos, eos; /* -1 represents None */
+    double theta;
+    enum window_rule window_rule;
+    bool tied;
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
     bool has_mlp_bias /* the field is read */, qk_norm;
     bool has_multipliers; /* Granite's four fields are read */
+    bool has_no_rope;     /* no_rope_layers and no_rope_layer_interval are read */
 };
 
+/* clang-format off */
 static const struct family families[] = {
-    {"llama", "LlamaForCausalLM", ARCH_LLAMA, 4096, 11008, 32, 32, 0, 0, 32000, 2048, 0, 1,
-     2, true, false, true, false, false},
-    {"mistral", "MistralForCausalLM", ARCH_MISTRAL, 4096, 14336, 32, 32, 8, 0, 32000,
-     131072, 4096, 1, 2, false, false, false, false, false},
-    {"qwen2", "Qwen2ForCausalLM", ARCH_QWEN2, 4096, 22016, 32, 32, 32, 0, 151936, 32768,
-     4096, -1, -1, false, true, false, false, false},
-    {"qwen3", "Qwen3ForCausalLM", ARCH_QWEN3, 4096, 22016, 32, 32, 32, 128, 151936, 32768,
-     4096, -1, -1, true, false, false, true, false},
-    {"granite", "GraniteForCausalLM", ARCH_GRANITE, 4096, 11008, 32, 32, 0, 0, 32000, 2048,
-     0, 1, 2, true, false, true, false, true},
+    {.model_type = "llama", .architecture = "LlamaForCausalLM", .family = ARCH_LLAMA,
+     .hidden = 4096, .ff = 11008, .layers = 32, .heads = 32, .vocab = 32000,
+     .positions = 2048, .bos = 1, .eos = 2, .theta = 1e4,
+     .has_attention_bias = true, .has_mlp_bias = true},
+    {.model_type = "mistral", .architecture = "MistralForCausalLM", .family = ARCH_MISTRAL,
+     .hidden = 4096, .ff = 14336, .layers = 32, .heads = 32, .kv = 8, .vocab = 32000,
+     .positions = 131072, .window = 4096, .bos = 1, .eos = 2, .theta = 1e4,
+     .window_rule = WINDOW_ALL},
+    {.model_type = "qwen2", .architecture = "Qwen2ForCausalLM", .family = ARCH_QWEN2,
+     .hidden = 4096, .ff = 22016, .layers = 32, .heads = 32, .kv = 32, .vocab = 151936,
+     .positions = 32768, .window = 4096, .bos = -1, .eos = -1, .theta = 1e4,
+     .window_rule = WINDOW_FROM, .qkv_bias = true},
+    {.model_type = "qwen3", .architecture = "Qwen3ForCausalLM", .family = ARCH_QWEN3,
+     .hidden = 4096, .ff = 22016, .layers = 32, .heads = 32, .kv = 32, .head_dim = 128,
+     .vocab = 151936, .positions = 32768, .window = 4096, .bos = -1, .eos = -1,
+     .theta = 1e4, .window_rule = WINDOW_FROM, .has_attention_bias = true, .qk_norm = true},
+    {.model_type = "granite", .architecture = "GraniteForCausalLM", .family = ARCH_GRANITE,
+     .hidden = 4096, .ff = 11008, .layers = 32, .heads = 32, .vocab = 32000,
+     .positions = 2048, .bos = 1, .eos = 2, .theta = 1e4,
+     .has_attention_bias = true, .has_mlp_bias = true, .has_multipliers = true},
+    {.model_type = "smollm3", .architecture = "SmolLM3ForCausalLM", .family = ARCH_SMOLLM3,
+     .hidden = 2048, .ff = 11008, .layers = 36, .heads = 16, .kv = 4, .vocab = 128256,
+     .positions = 32768, .bos = 128000, .eos = 128001, .theta = 2e6,
+     .window_rule = WINDOW_NO_ROPE, .tied = true,
+     .has_attention_bias = true, .has_mlp_bias = true, .has_no_rope = true},
 };
-#define FAMILY_NAMES "llama, mistral, qwen2, qwen3 and granite"
+/* clang-format on */
+#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite and smollm3"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -193,6 +223,7 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
                      r->where));
     TRY(json_get_real(&eps, r->o, "rms_norm_eps", -1e300, 1e300, r->where));
     a->norm_eps = (float)eps;
+    a->tied = f->tied;
     TRY(json_get_bool(&a->tied, r->o, "tie_word_embeddings", r->where));
     a->qk_norm = f->qk_norm;
     if (f->has_attention_bias)
@@ -227,14 +258,44 @@ static enum err read_multipliers(struct arch *a, const struct reader *r)
     return OK;
 }
 
-/* --- sliding windows ---------------------------------------------------------------- */
+/* --- layers without a rope, sliding windows ------------------------------------------ */
+
+/* Reads a list that must have an entry for each layer. *list is NULL if it is missing. */
+static enum err read_per_layer(json_t **list, const struct arch *a, const struct reader *r,
+                               const char *key)
+{
+    TRY(json_get_array(list, r->o, key, r->where));
+    FAIL_IF(*list && (int64_t)json_array_size(*list) < a->n_layers, ERR_FORMAT,
+            "%s: %s has %zu entries, num_hidden_layers is %" PRId64, r->where, key,
+            json_array_size(*list), a->n_layers);
+    return OK;
+}
+
+/* Reads which layers have no rope: those with a 0 in no_rope_layers, or every layer whose
+ * number, counted from 1, the interval divides. */
+static enum err read_no_rope(struct arch *a, const struct reader *r)
+{
+    int64_t interval = 4;
+    json_t *list;
+    if (!r->f->has_no_rope)
+        return OK;
+    TRY(read_per_layer(&list, a, r, "no_rope_layers"));
+    TRY(json_get_int(&interval, r->o, "no_rope_layer_interval", 1, ANY_HI, r->where));
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        const json_t *v = json_array_get(list, (size_t)i);
+        const json_int_t has = list ? json_integer_value(v) : (i + 1) % interval;
+        FAIL_IF(list && (!json_is_integer(v) || has < 0 || has > 1), ERR_FORMAT,
+                "%s: no_rope_layers[%" PRId64 "] is not 1 (with a rope) or 0 (without)",
+                r->where, i);
+        if (!has)
+            layer_set_add(&a->no_rope, i);
+    }
+    return OK;
+}
 
 /* Adds the layers that layer_types calls sliding. */
 static enum err read_layer_types(struct arch *a, const json_t *types, const char *where)
 {
-    FAIL_IF((int64_t)json_array_size(types) < a->n_layers, ERR_FORMAT,
-            "%s: layer_types has %zu entries, num_hidden_layers is %" PRId64, where,
-            json_array_size(types), a->n_layers);
     for (int64_t i = 0; i < a->n_layers; i++) {
         const char *kind = json_string_value(json_array_get(types, (size_t)i));
         FAIL_IF(!kind, ERR_FORMAT, "%s: layer_types[%" PRId64 "] is not a string", where,
@@ -251,32 +312,57 @@ static enum err read_layer_types(struct arch *a, const json_t *types, const char
     return OK;
 }
 
+/* Adds the layers of the family's rule. */
+static enum err read_sliding_layers(struct arch *a, const struct reader *r)
+{
+    const enum window_rule rule = r->f->window_rule;
+    int64_t from = rule == WINDOW_FROM ? 28 : 0;
+    json_t *types = NULL;
+    if (rule == WINDOW_FROM)
+        TRY(json_get_int(&from, r->o, "max_window_layers", 0, ANY_HI, r->where));
+    if (rule != WINDOW_ALL)
+        TRY(read_per_layer(&types, a, r, "layer_types"));
+    if (types)
+        return read_layer_types(a, types, r->where);
+    for (int64_t i = from; a->sliding_window && i < a->n_layers; i++)
+        if (rule != WINDOW_NO_ROPE || layer_set_has(&a->no_rope, i))
+            layer_set_add(&a->sliding, i);
+    return OK;
+}
+
+/* Refuses layers that layer_types calls sliding without use_sliding_window: transformers
+ * then gives them a window or not, depending on its implementation of attention. */
+static enum err check_unused(const struct arch *a, const struct reader *r)
+{
+    struct arch given = *a;
+    json_t *types;
+    TRY(read_per_layer(&types, a, r, "layer_types"));
+    if (!types)
+        return OK;
+    TRY(read_layer_types(&given, types, r->where));
+    for (int64_t i = 0; i < a->n_layers; i++)
+        FAIL_IF(layer_set_has(&given.sliding, i), ERR_SUPPORT,
+                "%s: layer_types[%" PRId64 "] is sliding_attention, but use_sliding_window "
+                "is not true",
+                r->where, i);
+    return OK;
+}
+
 /* Reads the sliding window. The family decides in which layers it applies. */
 static enum err read_sliding(struct arch *a, const struct reader *r)
 {
     const struct family *f = r->f;
-    const bool all = f->family == ARCH_MISTRAL;
-    bool used = all;
-    int64_t from = all ? 0 : 28;
-    json_t *types = NULL;
-    if (f->family == ARCH_LLAMA || f->family == ARCH_GRANITE)
+    bool used = f->window_rule == WINDOW_ALL;
+    if (f->window_rule == WINDOW_NONE)
         return OK;
     if (!used)
         TRY(json_get_bool(&used, r->o, "use_sliding_window", r->where));
     if (!used)
-        return OK;
+        return f->window_rule == WINDOW_NO_ROPE ? check_unused(a, r) : OK;
     /* missing: the class's default; null: none */
     a->sliding_window = json_object_get(r->o, "sliding_window") ? 0 : f->window;
     TRY(json_get_int(&a->sliding_window, r->o, "sliding_window", 0, ANY_HI, r->where));
-    if (!all) {
-        TRY(json_get_int(&from, r->o, "max_window_layers", 0, ANY_HI, r->where));
-        TRY(json_get_array(&types, r->o, "layer_types", r->where));
-    }
-    if (types)
-        return read_layer_types(a, types, r->where);
-    for (int64_t i = from; a->sliding_window && i < a->n_layers; i++)
-        layer_set_add(&a->sliding, i);
-    return OK;
+    return read_sliding_layers(a, r);
 }
 
 /* --- the rest ----------------------------------------------------------------------- */
@@ -349,7 +435,9 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));
     TRY(read_multipliers(&a, r));
+    a.rope_theta = r->f->theta;
     TRY(hf_read_rope(&a, r->o, r->where));
+    TRY(read_no_rope(&a, r));
     TRY(read_sliding(&a, r));
     TRY(read_specials(&a, r));
     TRY(read_dtype(&a, r));

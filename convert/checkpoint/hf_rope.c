@@ -132,7 +132,6 @@ enum err hf_read_rope(struct arch *a, const json_t *config, const char *where)
 {
     const char *key = "rope_scaling";
     json_t *o;
-    a->rope_theta = 10000;
     TRY(json_get_real(&a->rope_theta, config, "rope_theta", REAL_LO, REAL_HI, where));
     TRY(check_rotary_share(config, where));
     TRY(json_get_object(&o, config, key, where));

@@ -49,6 +49,12 @@ class Fixture:
         assert packed < 1.3 * full and better < 1.3 * full, (name, full, packed, better)
         return full
 
+    def pass_pre_rope(self, name):
+        """Decoding rotates the dequantized keys of model NAME as the simulation does."""
+        self.run("convert", name, "-o", name + ".p", "--set", "kv.group_size=8", "--set", "weights.group_size=16",
+                 "--set", "kv.key_stage=pre_rope")
+        self.run("verify", name + ".p", "--against", name, "--data", "text.txt")
+
     def differ(self, name, plain):
         """The same weights without what is special about the family have another perplexity."""
         full, other = self.pass_through(name), self.ppl(plain)
@@ -69,6 +75,19 @@ def test_granite(f):
     full = f.ppl("granite")
     for key in factors:
         assert abs(f.ppl(key) - full) > 1e-3 * full, key
+
+
+def test_smollm3(f):
+    """Layers without a rope, one of them with a window."""
+    f.make("smollm3", **named("smollm3", no_rope_layers=[0, 1, 0]))
+    f.make("rope", **named("smollm3", no_rope_layers=[1, 1, 1]))
+    f.make("second", **named("smollm3", no_rope_layer_interval=2))
+    f.differ("smollm3", "rope")
+    full, second = f.ppl("smollm3"), f.ppl("second")
+    assert abs(second - full) > 1e-3 * full, (second, full)
+    f.make("window", **named("smollm3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9))
+    f.differ("window", "second")
+    f.pass_pre_rope("window")
 
 
 def test_sliding_window(f):

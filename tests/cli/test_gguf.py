@@ -81,7 +81,7 @@ def interleaved(rows, head_dim):
 
 
 def turned(a, module, rows):
-    llama = a.config["model_type"] in ("llama", "mistral", "granite")
+    llama = a.config["model_type"] in ("llama", "mistral", "granite", "smollm3")
     return interleaved(rows, a.head_dim) if llama and module in ("self_attn.q_proj", "self_attn.k_proj") else rows
 
 
@@ -308,6 +308,7 @@ GOLDEN = {
     "granite_bias": ("granite", {"embedding_scale": 2.5, "attention.scale": 1.0, "residual_scale": 1.0,
                                  "logit_scale": 1.0}),
     "mistral_window": ("llama", {"context_length": 20}), "qwen2_window": ("qwen2", {"context_length": 7}),
+    "smollm3": ("smollm3", {}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
@@ -451,6 +452,15 @@ def qwen3_with_bias(bench, golden):
     return model
 
 
+def every_second(bench, golden):
+    """SmolLM3 without a rope in every second layer; llama.cpp leaves it out in every fourth."""
+    model = bench.path("second")
+    shutil.copytree(golden / "smollm3", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "no_rope_layers": [1, 0, 1, 0, 1]}))
+    return model
+
+
 def check_refusals(bench, model, golden):
     bits8 = bench.convert(model, "weights.bits=8", "weights.group_size=32")
     bench.refuse(bits8, ["q_proj", "weights.bits 8", "7 or fewer"])
@@ -468,6 +478,8 @@ def check_refusals(bench, model, golden):
     bench.refuse(bench.convert(golden / "qwen2", "weights.bits=16"), ["no tokenizer.json"])
     none = ("--gguf-pre", "none")
     bench.refuse(bench.convert(golden / "yarn_attention", "weights.bits=16"), ["truncate is false"], *none)
+    bench.refuse(bench.convert(golden / "smollm3_window", "weights.bits=16"), ["attention_bias", "smollm3"], *none)
+    bench.refuse(bench.convert(every_second(bench, golden), "weights.bits=16"), ["no_rope_layers", "layer 1"], *none)
     bench.refuse(bench.convert(qwen3_with_bias(bench, golden), "weights.bits=16"), ["attention_bias", "qwen3"], *none)
 
 

@@ -245,6 +245,34 @@ static void test_granite(void **state)
     assert_true(a.residual_scale == 0); /* LlamaConfig has no such field */
 }
 
+/* Layers without a rope: by their list, or each of the interval. They are the sliding ones. */
+static void test_smollm3(void **state)
+{
+    struct arch a = hf_read("smollm3", ",\"num_hidden_layers\":9");
+    for (int64_t i = 0; i < 9; i++)
+        assert_int_equal(layer_set_has(&a.no_rope, i), i == 3 || i == 7);
+    assert_true(a.tied && a.rope_theta == 2e6 && a.n_kv == 4 && !a.o_bias && !a.mlp_bias);
+    assert_int_equal(a.bos, 128000);
+    assert_int_equal(a.eos[0], 128001);
+    assert_string_equal(hf_architecture(&a), "SmolLM3ForCausalLM");
+    a = hf_read("smollm3", ",\"no_rope_layers\":null,\"no_rope_layer_interval\":2,"
+                           "\"use_sliding_window\":true,\"sliding_window\":5,"
+                           "\"tie_word_embeddings\":false");
+    assert_true(!layer_set_has(&a.no_rope, 0) && layer_set_has(&a.no_rope, 1) && !a.tied);
+    assert_int_equal(arch_reach(&a, 0), 0);
+    assert_int_equal(arch_reach(&a, 1), 5);
+    a = hf_read("smollm3", ",\"no_rope_layers\":[0,1,1],\"no_rope_layer_interval\":1,"
+                           "\"use_sliding_window\":true,\"sliding_window\":5,"
+                           "\"layer_types\":[\"full_attention\",\"sliding_attention\"]");
+    assert_true(layer_set_has(&a.no_rope, 0) && !layer_set_has(&a.no_rope, 1));
+    assert_int_equal(arch_reach(&a, 0), 0); /* layer_types has precedence */
+    assert_int_equal(arch_reach(&a, 1), 5);
+    a = hf_read("smollm3", ",\"use_sliding_window\":true,\"no_rope_layer_interval\":1");
+    assert_int_equal(arch_reach(&a, 0), 0); /* no window by default */
+    a = hf_read("llama", ",\"no_rope_layers\":[0,0]");
+    assert_false(layer_set_has(&a.no_rope, 0)); /* LlamaConfig has no such field */
+}
+
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -340,6 +368,13 @@ static const struct {
      ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
      "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
      ERR_SUPPORT, "linear_attention", "layer_types[1]"},
+    {"smollm3", ",\"no_rope_layers\":[1]", ERR_FORMAT, "no_rope_layers has 1", "2"},
+    {"smollm3", ",\"no_rope_layers\":[1,2]", ERR_FORMAT, "no_rope_layers[1]", "without"},
+    {"smollm3", ",\"no_rope_layers\":[1,true]", ERR_FORMAT, "no_rope_layers[1]", "1"},
+    {"smollm3", ",\"no_rope_layers\":4", ERR_FORMAT, "no_rope_layers", "array"},
+    {"smollm3", ",\"no_rope_layer_interval\":0", ERR_FORMAT, "no_rope_layer_interval", "0"},
+    {"smollm3", ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]", ERR_SUPPORT,
+     "layer_types[1]", "use_sliding_window"},
 };
 
 static void test_refused_fields(void **state)
@@ -461,21 +496,14 @@ static void test_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults),
-        cmocka_unit_test(test_mistral_defaults),
-        cmocka_unit_test(test_qwen2_defaults),
-        cmocka_unit_test(test_qwen3_defaults),
-        cmocka_unit_test(test_missing_sizes),
-        cmocka_unit_test(test_generations),
-        cmocka_unit_test(test_yarn),
-        cmocka_unit_test(test_spellings),
-        cmocka_unit_test(test_granite),
-        cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_refused_texts),
-        cmocka_unit_test(test_own_quantization),
-        cmocka_unit_test(test_tensor_checks),
-        cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
+        cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
+        cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
+        cmocka_unit_test(test_granite),        cmocka_unit_test(test_smollm3),
+        cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
+        cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),
         cmocka_unit_test(test_golden_models),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);

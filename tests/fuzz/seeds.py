@@ -72,7 +72,10 @@ def zipped(members, method=zipfile.ZIP_DEFLATED):
 def config_seeds():
     for changes in ({}, {"model_type": "mistral", "sliding_window": 4096},
                     {"model_type": "qwen2", "attention_bias": True},
-                    {"model_type": "qwen3"}, {"tie_word_embeddings": True},
+                    {"model_type": "qwen3"},
+                    {"model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True,
+                     "sliding_window": 8},
+                    {"tie_word_embeddings": True},
                     {"rope_scaling": {"rope_type": "llama3", "factor": 8.0,
                                       "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                       "original_max_position_embeddings": 64}},

@@ -94,16 +94,16 @@ MODELS = {
                                                                        "sliding_attention"],
                                                        "rope_parameters": theta(10000.0)})),
                      "new", "float32", 24, None),
-    "smollm3": ((SmolLM3ForCausalLM, SmolLM3Config(**{**BASE, "num_hidden_layers": 5, "tie_word_embeddings": True,
-                                                      "pad_token_id": None,
-                                                      "rope_parameters": theta(10000.0)})),
-                "new", "float32", 24, None),
     "smollm3_window": ((SmolLM3ForCausalLM, SmolLM3Config(**{**BASE, "num_hidden_layers": 3, "attention_bias": True,
                                                              "pad_token_id": None, "no_rope_layers": [0, 1, 0],
                                                              "use_sliding_window": True, "sliding_window": 9,
                                                              "layer_types": None,
                                                              "rope_parameters": theta(10000.0)})),
                        "old", "float32", 48, None),
+    "smollm3": ((SmolLM3ForCausalLM, SmolLM3Config(**{**BASE, "num_hidden_layers": 5, "tie_word_embeddings": True,
+                                                      "pad_token_id": None,
+                                                      "rope_parameters": theta(10000.0)})),
+                "new", "float32", 24, None),
 }
 
 

@@ -51,9 +51,9 @@ enum err gguf_fold_shift(struct gguf_plan *p, const struct export_source *s)
     const int64_t n_v = arch_out(a, LIN_V), n_o = arch_out(a, LIN_O);
     float *row = NULL, *at = NULL;
     enum err err = OK;
-    FAIL_IF(!p->is_llama, ERR_SUPPORT,
+    FAIL_IF(!p->graph->has_biases, ERR_SUPPORT,
             "%s: --fold v-shift needs a bias of o_proj, which llama.cpp's %s does not have",
-            s->dir, p->arch);
+            s->dir, p->graph->arch);
     TRY_OUT(mem_alloc(&row, (size_t)arch_in(a, LIN_O), sizeof(*row)));
     TRY_OUT(mem_calloc(&p->folded, (size_t)a->n_layers, sizeof(*p->folded)));
     TRY_OUT(mem_alloc(&p->biases, (size_t)(a->n_layers * (n_v + n_o)), sizeof(*at)));

@@ -13,44 +13,61 @@
 
 /* --- the architecture --------------------------------------------------------------- */
 
-static enum err check_qwen(const struct arch *a)
+/* By enum arch_family. */
+static const struct gguf_graph graphs[] = {
+    [ARCH_LLAMA] = {.arch = "llama",
+
+                    .has_llama3 = true,
+                    .has_biases = true},
+    [ARCH_MISTRAL] = {.arch = "llama",
+
+                      .has_llama3 = true,
+                      .has_biases = true},
+    [ARCH_QWEN2] = {.arch = "qwen2", .heads_fill_width = true},
+    [ARCH_QWEN3] = {.arch = "qwen3"},
+    [ARCH_GRANITE] = {.arch = "granite",
+
+                      .has_llama3 = true,
+                      .has_biases = true},
+    [ARCH_SMOLLM3] = {.arch = "smollm3", .no_rope_step = 4},
+};
+
+/* Refuses other layers without a rope than the graph has: each whose number, counted from
+ * 1, its step divides. */
+static enum err check_no_rope(const struct arch *a, int64_t step)
 {
-    FAIL_IF(a->rope == ROPE_LLAMA3, ERR_SUPPORT,
-            "rope_type llama3 with model_type %s: llama.cpp computes it for llama and "
-            "mistral only",
-            a->model_type);
-    FAIL_IF(a->o_bias || a->mlp_bias, ERR_SUPPORT,
-            "%s: llama.cpp has no biases of o_proj and the MLP for model_type %s",
-            a->o_bias ? "attention_bias" : "mlp_bias", a->model_type);
-    FAIL_IF(a->family == ARCH_QWEN2 && a->n_heads * a->head_dim != a->d_model, ERR_SUPPORT,
-            "num_attention_heads %" PRId64 " x head_dim %" PRId64 " is not hidden_size "
-            "%" PRId64 ", which llama.cpp needs for model_type qwen2",
-            a->n_heads, a->head_dim, a->d_model);
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        const bool have = layer_set_has(&a->no_rope, i);
+        FAIL_IF(have != (step && (i + 1) % step == 0), ERR_SUPPORT,
+                "no_rope_layers: layer %" PRId64 " has %s rotary embedding; llama.cpp "
+                "leaves it out in every layer of %" PRId64 " for model_type %s",
+                i, have ? "no" : "a", step, a->model_type);
+    }
     return OK;
 }
 
-/* Returns llama.cpp's name of the architecture. */
-static const char *arch_name(enum arch_family f)
+static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
 {
-    static const char *const name[] = {[ARCH_LLAMA] = "llama",
-                                       [ARCH_MISTRAL] = "llama",
-                                       [ARCH_QWEN2] = "qwen2",
-                                       [ARCH_QWEN3] = "qwen3",
-                                       [ARCH_GRANITE] = "granite"};
-    return name[f];
+    FAIL_IF(a->rope == ROPE_YARN && !a->rope_truncate, ERR_SUPPORT,
+            "rope_scaling.truncate is false: llama.cpp computes yarn with true");
+    FAIL_IF(a->rope == ROPE_LLAMA3 && !g->has_llama3, ERR_SUPPORT,
+            "rope_type llama3 with model_type %s: llama.cpp computes it for llama and "
+            "mistral only",
+            a->model_type);
+    FAIL_IF((a->o_bias || a->mlp_bias) && !g->has_biases, ERR_SUPPORT,
+            "%s: llama.cpp has no biases of o_proj and the MLP for model_type %s",
+            a->o_bias ? "attention_bias" : "mlp_bias", a->model_type);
+    FAIL_IF(g->heads_fill_width && a->n_heads * a->head_dim != a->d_model, ERR_SUPPORT,
+            "num_attention_heads %" PRId64 " x head_dim %" PRId64 " is not hidden_size "
+            "%" PRId64 ", which llama.cpp needs for model_type %s",
+            a->n_heads, a->head_dim, a->d_model, a->model_type);
+    return check_no_rope(a, g->no_rope_step);
 }
 
 enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s)
 {
-    const struct arch *a = s->arch;
-    enum err err = OK;
-    p->arch = arch_name(a->family);
-    p->is_llama = arch_interleaves_keys(a);
-    if (a->rope == ROPE_YARN && !a->rope_truncate)
-        err = err_set(ERR_SUPPORT, __FILE__, __LINE__,
-                      "rope_scaling.truncate is false: llama.cpp computes yarn with true");
-    else if (!p->is_llama)
-        err = check_qwen(a);
+    p->graph = &graphs[s->arch->family];
+    const enum err err = check_graph(p->graph, s->arch);
     return err ? err_add(err, "%s/config.json: ", s->dir) : OK;
 }
 
@@ -65,7 +82,7 @@ int64_t gguf_context(const struct arch *a)
 /* Writes "ARCH.name" to out. */
 static const char *key_of(char out[96], const struct gguf_plan *p, const char *name)
 {
-    snprintf(out, 96, "%s.%s", p->arch, name);
+    snprintf(out, 96, "%s.%s", p->graph->arch, name);
     return out;
 }
 
@@ -214,7 +231,7 @@ static enum err put_general(struct gguf_plan *p, const struct export_job *j)
     const char *crc =
         json_string_value(json_object_get(j->source->manifest, "manifest_crc32"));
     const char *license = export_license(j);
-    TRY(put_string(p, "general.architecture", p->arch));
+    TRY(put_string(p, "general.architecture", p->graph->arch));
     TRY(put_string(p, "general.type", "model"));
     TRY(put_string(p, "general.name", model_name(j)));
     if (license)

@@ -29,10 +29,18 @@ struct gguf_folded {
     float *v, *o; /* [kv heads * head_dim], [hidden_size] */
 };
 
+/* What llama.cpp's graph for a family computes. */
+struct gguf_graph {
+    const char *arch;      /* "llama", "qwen2", ... */
+    bool has_llama3;       /* reads rope_freqs.weight */
+    bool has_biases;       /* of o_proj and the MLP */
+    bool heads_fill_width; /* needs H d = D */
+    int64_t no_rope_step;  /* every layer of so many has no rope; 0: all have one */
+};
+
 /* What a file will hold. */
 struct gguf_plan {
-    const char *arch; /* "llama", "qwen2", ...; static */
-    bool is_llama;    /* the graph turns neighbouring channels, and may have any biases */
+    const struct gguf_graph *graph; /* static */
     struct gguf_vocab vocab;
     struct gguf_copy copy;  /* in place of vocab, if it has keys */
     struct gguf_item *item; /* [n] in the file's order, owned */

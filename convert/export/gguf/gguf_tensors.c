@@ -175,7 +175,7 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     char name[64];
     const struct packed_block *b = artifact_block(s->artifact, layer);
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
-    const int64_t head_dim = p->is_llama ? s->arch->head_dim : 0;
+    const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
     TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"), b->norm1, 0));
     for (int lin = 0; lin < N_LIN; lin++)
         TRY(add_linear(p, &s->linear[layer * N_LIN + lin], only_q8, head_dim));
