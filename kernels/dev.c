@@ -268,10 +268,10 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
                   const struct tensor *sin, bool inverse)
 {
     OP_BEGIN(rope, started);
-    WANT(act(x) && is_3d(x) && x->dim[2] % 2 == 0, "rope: want x [T,H,d], d even");
+    WANT(act(x) && is_3d(x), "rope: want x [T,H,d]");
     WANT(f32(cos) && f32(sin) && is_2d(cos) && same_shape(cos, sin) &&
-             cos->dim[0] >= x->dim[0] && cos->dim[1] == x->dim[2] / 2,
-         "rope: want cos, sin [T,d/2]");
+             cos->dim[0] >= x->dim[0] && cos->dim[1] <= x->dim[2] / 2,
+         "rope: want cos, sin [T,r/2], r at most d");
     d->ops.rope(d, x, cos, sin, inverse);
     OP_END(DEV_ELEMENTWISE, started);
 }

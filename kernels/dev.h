@@ -157,8 +157,8 @@ enum err dev_scale(struct dev *d, const struct tensor *y, float factor);
 
 /* --- attention ----------------------------------------------------------------------- */
 
-/* Rotates x in place (rotary position embedding). With the halves x1, x2 of a head:
- * (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin). x act [T,H,d], d even; cos, sin [T,d/2].
+/* Rotary position embedding in place: (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin), with x1,
+ * x2 the halves of a head's first r channels. x act [T,H,d]; cos, sin [T,r/2], r even, <= d.
  * inverse: rotates back, which is the backward. */
 enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                   const struct tensor *sin, bool inverse);

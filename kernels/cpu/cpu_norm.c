@@ -146,19 +146,19 @@ struct rope {
     bool inverse;
 };
 
-/* Rotates the pairs (x[c], x[c + d/2]) by the token's angle (Su et al. 2021). This is the
+/* Rotates the pairs (x[c], x[c + r/2]) by the token's angle (Su et al. 2021). This is the
  * layout of Hugging Face's checkpoints; the original paper pairs neighbours. The inverse
  * rotation negates the sine. */
 static void rope_row(const void *ctx, int64_t t)
 {
     const struct rope *p = ctx;
-    const int64_t H = p->x->dim[1], half = p->x->dim[2] / 2;
+    const int64_t H = p->x->dim[1], d = p->x->dim[2], half = p->cos->dim[1];
     const float *cos_t = cpu_row(p->cos, t), *sin_t = cpu_row(p->sin, t);
     const bool x16 = cpu_bf16(p->x);
     const vf sign = vf_set1(p->inverse ? -1.0f : 1.0f);
     for (int64_t h = 0; h < H; h++) {
-        void *lo = cpu_at(p->x, t * p->x->ld + 2 * h * half);
-        void *hi = cpu_at(p->x, t * p->x->ld + (2 * h + 1) * half);
+        void *lo = cpu_at(p->x, t * p->x->ld + h * d);
+        void *hi = cpu_at(p->x, t * p->x->ld + h * d + half);
         for (int64_t c = 0; c < half; c += VL) {
             const vf cs = f32_get(cos_t, c, half),
                      sn = vf_mul(f32_get(sin_t, c, half), sign);

@@ -158,18 +158,18 @@ static void cuda_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
     run_quads(d, "silu_gate_bwd", f, dy->dim[0], dy->dim[1]);
 }
 
-/* Rotates the pairs (x[k], x[k + d/2]) of every head by the token's angle (Su et al. 2021),
+/* Rotates the pairs (x[k], x[k + r/2]) of every head by the token's angle (Su et al. 2021),
  * in the layout of Hugging Face's checkpoints. sign -1 rotates back. A row is a token;
- * column c of H * d/2 is one pair of one head. */
+ * column c of H * r/2 is one pair of one head. */
 struct rope_pairs {
     view x;
     const float *cs, *sn;
-    int64_t cs_ld, sn_ld, half;
+    int64_t cs_ld, sn_ld, half, d;
     float sign;
     __device__ void operator()(int64_t r, int64_t c0, int n) const
     {
         for (int64_t c = c0; c < c0 + n; c++) {
-            const int64_t h = c / half, k = c - h * half, at = r * x.ld + 2 * h * half + k;
+            const int64_t h = c / half, k = c - h * half, at = r * x.ld + h * d + k;
             const float x1 = get(x, at), x2 = get(x, at + half);
             const float co = cs[r * cs_ld + k], si = sign * sn[r * sn_ld + k];
             put(x, at, x1 * co - x2 * si);
@@ -181,10 +181,15 @@ struct rope_pairs {
 static void cuda_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                       const struct tensor *sin, bool inverse)
 {
-    const int64_t half = x->dim[2] / 2;
-    const rope_pairs f = {
-        view_of(x), (const float *)cos->data, (const float *)sin->data, cos->ld, sin->ld,
-        half,       inverse ? -1.0f : 1.0f};
+    const int64_t half = cos->dim[1];
+    const rope_pairs f = {view_of(x),
+                          (const float *)cos->data,
+                          (const float *)sin->data,
+                          cos->ld,
+                          sin->ld,
+                          half,
+                          x->dim[2],
+                          inverse ? -1.0f : 1.0f};
     run_quads(d, "rope", f, x->dim[0], x->dim[1] * half);
 }
 

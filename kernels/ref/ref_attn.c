@@ -9,17 +9,17 @@
 
 #include <math.h>
 
-/* Pair c of a head is (x[c], x[c + d/2]), as Hugging Face's checkpoints have it; the paper
+/* Pair c of a head is (x[c], x[c + r/2]), as Hugging Face's checkpoints have it; the paper
  * pairs neighbours. As complex numbers, (x1 + i x2) exp(i angle) is the forward rotation,
  * and the inverse has the negative angle. */
 static void ref_rope(struct dev *d, const struct tensor *x, const struct tensor *cos,
                      const struct tensor *sin, bool inverse)
 {
-    const int64_t H = x->dim[1], half = x->dim[2] / 2;
+    const int64_t H = x->dim[1], half = cos->dim[1];
     for (int64_t t = 0; t < x->dim[0]; t++)
         for (int64_t h = 0; h < H; h++)
             for (int64_t c = 0; c < half; c++) {
-                const int64_t at = t * x->ld + 2 * h * half + c;
+                const int64_t at = t * x->ld + h * x->dim[2] + c;
                 const double x1 = (double)ref_get(x, at),
                              x2 = (double)ref_get(x, at + half);
                 const double cs = (double)ref_get(cos, t * cos->ld + c);

@@ -10,15 +10,16 @@ struct rope_case {
     enum dtype t;
     bool inverse;
     enum ck_pattern pattern;
+    int64_t r; /* channels of a head that are rotated */
 };
 
 static void one_rope(struct ck *c, const struct rope_case *k)
 {
-    if (!ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld%s, %s", (long)k->T, (long)k->H, (long)k->d,
-                  dtype_name(k->t), (long)k->pad, k->inverse ? ", inverse" : "",
-                  ck_pattern_name[k->pattern]))
+    if (!ck_begin(c, "[%ld,%ld,%ld] %s, pad %ld, %ld rotated%s, %s", (long)k->T, (long)k->H,
+                  (long)k->d, dtype_name(k->t), (long)k->pad, (long)k->r,
+                  k->inverse ? ", inverse" : "", ck_pattern_name[k->pattern]))
         return;
-    const int64_t half = k->d / 2;
+    const int64_t half = k->r / 2;
     const struct tensor cs = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
     const struct tensor sn = ck_in_empty(c, ck_2d(DT_F32, k->T + 1, half, 0));
     for (int64_t i = 0; i < (k->T + 1) * half; i++) {
@@ -27,7 +28,7 @@ static void one_rope(struct ck *c, const struct rope_case *k)
         ck_set(&sn, i / half, i % half, sin(angle));
     }
     const struct ck_out x = ck_twins(c, ck_3d(k->t, k->T, k->H, k->d, k->pad), k->pattern);
-    double *mag = ck_doubles(c, k->T * k->H * k->d);
+    double *mag = ck_doubles(c, k->T * k->H * k->d); /* 0 where nothing may change */
     for (int64_t i = 0; i < k->T * k->H * half; i++) {
         const int64_t head = i / half, at = head % k->H * k->d + i % half;
         mag[head * k->d + i % half] = mag[head * k->d + half + i % half] =
@@ -41,10 +42,12 @@ static void one_rope(struct ck *c, const struct rope_case *k)
 
 static void test_rope(struct ck *c)
 {
-    static const int64_t shapes[][4] = {{1, 1, 2, 0},   {3, 2, 8, 5},  {5, 3, 80, 0},
-                                        {2, 4, 64, 16}, {4, 1, 96, 1}, {3, 2, 128, 0}};
+    static const int64_t shapes[][5] = {
+        {1, 1, 2, 0, 2},    {3, 2, 8, 5, 8},     {5, 3, 80, 0, 80},
+        {2, 4, 64, 16, 64}, {4, 1, 96, 1, 96},   {3, 2, 128, 0, 128},
+        {2, 3, 8, 1, 6},    {3, 2, 128, 16, 96}, {2, 1, 7, 0, 2}};
     if (c->bench) {
-        one_rope(c, &(struct rope_case){256, 32, 64, 0, DT_BF16, false, PAT_RANDOM});
+        one_rope(c, &(struct rope_case){256, 32, 64, 0, DT_BF16, false, PAT_RANDOM, 64});
         return;
     }
     for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
@@ -52,7 +55,7 @@ static void test_rope(struct ck *c)
             for (int v = 0; v < 4; v++)
                 one_rope(c, &(struct rope_case){shapes[i][0], shapes[i][1], shapes[i][2],
                                                 shapes[i][3], v & 1 ? DT_BF16 : DT_F32,
-                                                v & 2, (enum ck_pattern)p});
+                                                v & 2, (enum ck_pattern)p, shapes[i][4]});
 }
 
 static void one_hadamard(struct ck *c, const struct rope_case *k)

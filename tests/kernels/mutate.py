@@ -65,6 +65,7 @@ MUTANTS = {
     "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
     "quad-one-more": ("cuda_elem.cu", "void each_quad(", "cols - c < 4", "cols - c < 3", "add"),
     "quad-stride": ("cuda_elem.cu", "void each_quad(", "gridDim.y", "gridDim.y + 1", "add"),
+    "rope-head": ("cuda_elem.cu", "struct rope_pairs {", "h * d + k", "2 * h * half + k", "rope"),
     "rope-pair": ("cuda_elem.cu", "struct rope_pairs {", "x2 * co + x1 * si", "x2 * co - x1 * si", "rope"),
     "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", COPIES),
     "kv-one-token": ("cuda_kv.cu", "void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1",

@@ -81,10 +81,12 @@ static void norms_and_rotation(void **state)
     bad.eps = -1;
     refused(dev_rmsnorm(dev, &x, &s, NULL, &bad));
     refused(dev_rmsnorm_bwd(dev, &x, &x, &x, &s, &g, true)); /* += over dy */
-    const struct tensor odd = f3(2, 2, 5), even = f3(2, 2, 4), cos = f2(2, 2),
+    const struct tensor heads = f3(2, 2, 5), cos = f2(2, 2), wide_cos = f2(2, 3),
                         short_cos = f2(1, 2);
-    refused(dev_rope(dev, &odd, &cos, &cos, false));
-    refused(dev_rope(dev, &even, &short_cos, &short_cos, false));
+    refused(dev_rope(dev, &x, &cos, &cos, false));
+    refused(dev_rope(dev, &heads, &wide_cos, &wide_cos, false));
+    refused(dev_rope(dev, &heads, &short_cos, &short_cos, false));
+    refused(dev_rope(dev, &heads, &cos, &short_cos, false));
     const struct tensor six = f3(2, 2, 6), flat = f2(2, 4);
     refused(dev_hadamard(dev, &six));
     refused(dev_hadamard(dev, &flat));
