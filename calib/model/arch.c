@@ -9,7 +9,8 @@
 #include <inttypes.h>
 #include <math.h>
 
-const char *const rope_name[] = {"default", "linear", "dynamic", "llama3", "yarn"};
+const char *const rope_name[] = {"default", "linear", "dynamic",
+                                 "llama3",  "yarn",   "longrope"};
 
 /* Far above any model of these families, and low enough that a product of three dims fits
  * 63 bits. */
@@ -40,6 +41,11 @@ static enum err check_dims(const struct arch *a)
             a->n_heads, a->n_kv);
     FAIL_IF(a->head_dim % 2, ERR_SUPPORT,
             "head_dim is %" PRId64 ", the rotary embedding needs an even one", a->head_dim);
+    FAIL_IF(a->rotary_dim < 0 || a->rotary_dim > a->head_dim || a->rotary_dim % 2,
+            ERR_SUPPORT,
+            "partial_rotary_factor gives %" PRId64 " of %" PRId64
+            " channels a rotary embedding, want an even number of at least 2",
+            a->rotary_dim, a->head_dim);
     return OK;
 }
 
@@ -52,14 +58,33 @@ static enum err check_llama3(const struct arch *a)
     return OK;
 }
 
+static enum err check_attention_factor(const struct arch *a)
+{
+    FAIL_IF(!(a->rope_attention > 0) || !isfinite(a->rope_attention), ERR_FORMAT,
+            "rope attention_factor is %g, want a number above 0", a->rope_attention);
+    return OK;
+}
+
 static enum err check_yarn(const struct arch *a)
 {
     FAIL_IF(!(a->rope_low > 0) || !(a->rope_high >= a->rope_low) || !isfinite(a->rope_high),
             ERR_FORMAT, "rope beta_slow is %g and beta_fast %g, want 0 < slow <= fast",
             a->rope_low, a->rope_high);
-    FAIL_IF(!(a->rope_attention > 0) || !isfinite(a->rope_attention), ERR_FORMAT,
-            "rope attention_factor is %g, want a number above 0", a->rope_attention);
-    return OK;
+    return check_attention_factor(a);
+}
+
+static enum err check_longrope(const struct arch *a)
+{
+    const int64_t pairs = arch_rotary_dim(a) / 2;
+    FAIL_IF(pairs > ARCH_MAX_PAIRS, ERR_SUPPORT,
+            "rope_type longrope with %" PRId64
+            " pairs of channels; at most %d are supported",
+            pairs, ARCH_MAX_PAIRS);
+    for (int64_t i = 0; i < pairs; i++)
+        FAIL_IF(!(a->rope_short[i] > 0) || !isfinite(a->rope_short[i]), ERR_FORMAT,
+                "rope short_factor[%" PRId64 "] is %g, want a number above 0", i,
+                a->rope_short[i]);
+    return check_attention_factor(a);
 }
 
 static enum err check_rope(const struct arch *a)
@@ -68,6 +93,8 @@ static enum err check_rope(const struct arch *a)
             "rope_theta is %g, want a number above 1", a->rope_theta);
     if (a->rope == ROPE_DEFAULT)
         return OK;
+    if (a->rope == ROPE_LONGROPE)
+        return check_longrope(a);
     FAIL_IF(!(a->rope_factor >= 1) || !isfinite(a->rope_factor), ERR_FORMAT,
             "rope scaling factor is %g, want a number of at least 1", a->rope_factor);
     if (a->rope == ROPE_LINEAR || a->rope == ROPE_DYNAMIC)
@@ -116,6 +143,12 @@ enum err arch_check_length(const struct arch *a, int64_t tokens)
         "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
         ": beyond it rope_type \"dynamic\" rotates every key by the whole length, which "
         "is not supported; use a shorter length",
+        tokens, a->max_positions);
+    FAIL_IF(
+        a->rope == ROPE_LONGROPE && tokens > a->max_positions, ERR_SUPPORT,
+        "%" PRId64 " tokens are more than %" PRId64
+        ", the original_max_position_embeddings: beyond it rope_type \"longrope\" rotates "
+        "every key by long_factor, which is not supported; use a shorter length",
         tokens, a->max_positions);
     FAIL_IF(tokens > a->max_positions, ERR_SUPPORT,
             "%" PRId64 " tokens are more than the model's max_position_embeddings, %" PRId64
@@ -236,12 +269,17 @@ static double scale_llama3(const struct arch *a, double inv)
     return (1 - s) * inv / a->rope_factor + s * inv;
 }
 
-/* Returns the dimension, of d / 2, that turns this many times over the original context:
- * the i with original theta^(-2 i / d) = 2 pi turns, solved for i. */
+int64_t arch_rotary_dim(const struct arch *a)
+{
+    return a->rotary_dim ? a->rotary_dim : a->head_dim;
+}
+
+/* Returns the dimension, of r / 2, that turns this many times over the original context:
+ * the i with original theta^(-2 i / r) = 2 pi turns, solved for i. */
 static double yarn_dim(const struct arch *a, double turns)
 {
     const double wave = (double)a->rope_original / (turns * 2 * M_PI);
-    return (double)a->head_dim * log(wave) / (2 * log(a->rope_theta));
+    return (double)arch_rotary_dim(a) * log(wave) / (2 * log(a->rope_theta));
 }
 
 /* YaRN (Peng et al., arXiv 2309.00071): dimensions that turn often are unchanged and those
@@ -255,18 +293,18 @@ static double scale_yarn(const struct arch *a, int64_t i, double inv)
         to = ceil(to);
     }
     from = fmax(from, 0);
-    to = fmin(to, (double)a->head_dim - 1);
+    to = fmin(to, (double)arch_rotary_dim(a) - 1);
     if (from == to)
         to += 0.001;
     const double s = fmin(fmax(((double)i - from) / (to - from), 0), 1);
     return (1 - s) * inv + s * inv / a->rope_factor;
 }
 
-/* Angle per token of pair i: theta^(-2 i / d) (Su et al. 2021), as the checkpoint's
+/* Angle per token of pair i: theta^(-2 i / r) (Su et al. 2021), as the checkpoint's
  * rope_type changes it. A dynamic rope is the plain one up to the model's own length. */
 double arch_inv_freq(const struct arch *a, int64_t i)
 {
-    const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
+    const double inv = pow(a->rope_theta, -2.0 * (double)i / (double)arch_rotary_dim(a));
     switch (a->rope) {
     case ROPE_LINEAR:
         return inv / a->rope_factor;
@@ -274,17 +312,20 @@ double arch_inv_freq(const struct arch *a, int64_t i)
         return scale_llama3(a, inv);
     case ROPE_YARN:
         return scale_yarn(a, i, inv);
+    case ROPE_LONGROPE:
+        return inv / a->rope_short[i];
     default:
         return inv;
     }
 }
 
-/* In f64, because an F32 angle of 10^5 is off by up to 0.004. YaRN multiplies cos and sin
- * by its attention factor, so that scores get the square. */
+/* In f64, because an F32 angle of 10^5 is off by up to 0.004. YaRN and LongRoPE multiply cos
+ * and sin by their attention factor, so that scores get the square. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
 {
-    const int64_t half = a->head_dim / 2;
-    const double length = a->rope == ROPE_YARN ? a->rope_attention : 1;
+    const int64_t half = arch_rotary_dim(a) / 2;
+    const bool scaled = a->rope == ROPE_YARN || a->rope == ROPE_LONGROPE;
+    const double length = scaled ? a->rope_attention : 1;
     for (int64_t i = 0; i < half; i++) {
         const double inv = arch_inv_freq(a, i);
         for (int64_t t = 0; t < T; t++) {

@@ -16,10 +16,21 @@ enum arch_family {
     ARCH_QWEN2,
     ARCH_QWEN3,
     ARCH_GRANITE,
-    ARCH_SMOLLM3
+    ARCH_SMOLLM3,
+    ARCH_PHI3
 };
-enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
+enum rope_kind {
+    ROPE_DEFAULT,
+    ROPE_LINEAR,
+    ROPE_DYNAMIC,
+    ROPE_LLAMA3,
+    ROPE_YARN,
+    ROPE_LONGROPE
+};
 extern const char *const rope_name[]; /* as config.json has them, by enum rope_kind */
+
+/* Pairs of channels, r / 2, for which a longrope can have factors. */
+#define ARCH_MAX_PAIRS 256
 
 /* A set of layers. */
 #define ARCH_MAX_LAYERS 4096
@@ -41,24 +52,27 @@ struct arch {
     enum arch_family family;
     char model_type[16]; /* "llama", "mistral", ...: see hf_config.c */
     int64_t n_layers;
-    int64_t d_model;  /* D, hidden_size */
-    int64_t d_ff;     /* F, intermediate_size */
-    int64_t n_heads;  /* H */
-    int64_t n_kv;     /* K, divides H */
-    int64_t head_dim; /* d, even; H*d may differ from D */
-    int64_t vocab;    /* V, rows of the embedding */
-    int64_t max_positions;
+    int64_t d_model;       /* D, hidden_size */
+    int64_t d_ff;          /* F, intermediate_size */
+    int64_t n_heads;       /* H */
+    int64_t n_kv;          /* K, divides H */
+    int64_t head_dim;      /* d, even; H*d may differ from D */
+    int64_t vocab;         /* V, rows of the embedding */
+    int64_t max_positions; /* of longrope: those for which rope_short is */
     float norm_eps;
     double rope_theta;
+    int64_t rotary_dim; /* r, channels of a head that a rope rotates, even; 0: d */
     enum rope_kind rope;
     double rope_factor;         /* not of default; of dynamic: beyond max_positions */
     double rope_low, rope_high; /* llama3: frequency factors; yarn: beta_slow, beta_fast */
-    int64_t rope_original;      /* llama3, yarn: original_max_position_embeddings */
-    double rope_attention;      /* yarn: factor of cos and sin */
-    bool rope_truncate;         /* yarn: the ramp starts and ends at integer dimensions */
+    int64_t rope_original; /* llama3, yarn, longrope: original_max_position_embeddings */
+    double rope_attention; /* yarn, longrope: factor of cos and sin */
+    double rope_short[ARCH_MAX_PAIRS]; /* [r/2] longrope: divisors of the angles */
+    bool rope_truncate; /* yarn: the ramp starts and ends at integer dimensions */
     bool qkv_bias, o_bias;
     bool mlp_bias; /* of gate, up and down */
     bool qk_norm, tied;
+    bool fused; /* a checkpoint has q, k, v in one tensor, and gate, up in another */
     /* Factors; 0 stands for what other families have: 1, for scores 1 / sqrt(d). */
     double embed_scale;         /* of the embedding's rows */
     double attn_scale;          /* of the scores q . k */
@@ -100,12 +114,15 @@ float arch_attn_scale(const struct arch *a);
 /* Returns factor, one of the others in struct arch, with 1 for 0. */
 float arch_factor(double factor);
 
-/* Returns the angle per position of pair i, 0 <= i < d/2, with the scaling of the rope kind:
- * rope_theta^(-2 i / d) without one. */
+/* Returns r, the channels of a head that a rope rotates. */
+int64_t arch_rotary_dim(const struct arch *a);
+/* Returns the angle per position of pair i, 0 <= i < r/2, with the scaling of the rope kind:
+ * rope_theta^(-2 i / r) without one. */
 double arch_inv_freq(const struct arch *a, int64_t i);
-/* Computes cos, sin [T, d/2] f32 for positions first .. first + T - 1 in host memory, with
- * angles in f64. Su et al. 2021; llama3 and yarn (Peng et al. 2023) as in transformers'
- * modeling_rope_utils. With yarn both are multiplied by rope_attention. */
+/* Computes cos, sin [T, r/2] f32 for positions first .. first + T - 1 in host memory, with
+ * angles in f64. Su et al. 2021; llama3, yarn (Peng et al. 2023) and longrope (Ding et al.
+ * 2024) as in transformers' modeling_rope_utils. With the last two, both are multiplied by
+ * rope_attention. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
                      float *sin);
 

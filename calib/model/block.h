@@ -29,7 +29,7 @@ struct block_acts {
     struct tensor o, lse; /* [T,H*d] act, [H,T] */
     struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
     struct tensor gu, m;     /* [T,2F] act, [T,F] act */
-    struct tensor cos, sin;  /* [T,d/2] F32, shared by all blocks of a run: borrowed views,
+    struct tensor cos, sin;  /* [T,r/2] F32, shared by all blocks of a run: borrowed views,
                                 set by the caller after block_acts_alloc */
 };
 

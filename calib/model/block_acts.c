@@ -137,7 +137,7 @@ enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
                           const struct arch *a, int64_t T)
 {
     TRY(check_tokens(T));
-    const int64_t half = a->head_dim / 2;
+    const int64_t half = arch_rotary_dim(a) / 2;
     const size_t n = (size_t)T * (size_t)half;
     float *host = NULL;
     void *table = NULL;

@@ -333,7 +333,7 @@ void rt_cache_keep(struct rt_cache *c, const struct rt_new_kv *t)
 /* Applies rope at position t to one head. */
 static void rotate(const struct rt_cache *c, float *x, int64_t t)
 {
-    const int64_t half = c->d / 2;
+    const int64_t half = arch_rotary_dim(artifact_arch(c->a)) / 2;
     const float *co = c->cos + t * half, *si = c->sin + t * half;
     for (int64_t i = 0; i < half; i++) {
         const float a = x[i], b = x[half + i];

@@ -80,12 +80,12 @@ static void rmsnorm(float *y, const float *x, const float *g, int64_t rows, int6
         rmsnorm_row(y + t * n, x + t * n, g, n, eps);
 }
 
-/* Rotary embedding (Su et al. 2021): pair i of a head, (x[i], x[i + d/2]), turns by its
+/* Rotary embedding (Su et al. 2021): pair i of a head, (x[i], x[i + r/2]), turns by its
  * angle at the token's position, which counts from the start of the text, not of the
- * chunk. */
+ * chunk. Channels from r on stay as they are. */
 static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
 {
-    const int64_t d = r->arch->head_dim, half = d / 2;
+    const int64_t d = r->arch->head_dim, half = arch_rotary_dim(r->arch) / 2;
     for (int64_t t = 0; t < n; t++) {
         const float *c = r->cos + (r->length + t) * half;
         const float *s = r->sin + (r->length + t) * half;

@@ -63,7 +63,7 @@ struct rt_plane {
 struct rt_cache {
     const struct artifact *a; /* borrowed: s and delta */
     const struct rt_kernels *kern;
-    const float *cos, *sin; /* [max][d/2], borrowed */
+    const float *cos, *sin; /* [max][r/2], borrowed */
     struct kv_spec spec;
     int64_t layers, max, K, d;
     int64_t recent, sink;    /* tokens kept in F32: the last window - 1, and the first */
@@ -199,7 +199,7 @@ struct runtime {
     struct rt_norms *norms;  /* [layers] */
     const float *final_norm; /* [D] */
     float *vectors;          /* memory of all norms */
-    float *cos, *sin;        /* [max][d/2] */
+    float *cos, *sin;        /* [max][r/2] */
     void (*watch)(void *ctx, int64_t layer, float *x, int64_t n);
     void *watch_ctx;
 };

@@ -43,7 +43,7 @@ static enum err open_vectors(struct runtime *r)
 
 static enum err open_rope(struct runtime *r)
 {
-    const size_t half = (size_t)r->arch->head_dim / 2;
+    const size_t half = (size_t)arch_rotary_dim(r->arch) / 2;
     TRY(mem_alloc(&r->cos, (size_t)r->max, half * sizeof(float)));
     TRY(mem_alloc(&r->sin, (size_t)r->max, half * sizeof(float)));
     arch_rope_table(r->arch, 0, r->max, r->cos, r->sin);

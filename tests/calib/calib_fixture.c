@@ -154,6 +154,7 @@ struct arch tiny_arch(int which, int64_t n_layers)
         a.attn_scale = 0.25;
         a.residual_scale = 0.5;
         a.logit_scale = 0.75;
+        a.rotary_dim = 6;
     }
     if (which == 1) {
         a.family = ARCH_QWEN3;

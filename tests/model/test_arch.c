@@ -275,6 +275,34 @@ static void dynamic_scaling(void **state)
     assert_non_null(strstr(err_text(), "rope_type \"dynamic\""));
 }
 
+/* Three pairs of 8 channels, with a divisor of the angle each. */
+static void longrope_scaling(void **state)
+{
+    struct arch a = small();
+    float c[3], s[3];
+    a.rope = ROPE_LONGROPE;
+    a.rotary_dim = 6;
+    a.rope_attention = 1.25;
+    for (int i = 0; i < 3; i++)
+        a.rope_short[i] = 1 << i;
+    assert_int_equal(arch_check(&a), OK);
+    arch_rope_table(&a, 5, 1, c, s);
+    for (int i = 0; i < 3; i++) {
+        const double angle = 5 * pow(10000, -2.0 * i / 6) / (1 << i);
+        const bool pass = fabs((double)c[i] - 1.25 * cos(angle)) <= 2e-7 &&
+                          fabs((double)s[i] - 1.25 * sin(angle)) <= 2e-7;
+        assert_true(pass);
+    }
+    a.rotary_dim = 10;
+    refused(a, ERR_SUPPORT, "10 of 8 channels");
+    a.rotary_dim = 8;
+    refused(a, ERR_FORMAT, "short_factor[3] is 0");
+    a.rope_short[3] = INFINITY;
+    refused(a, ERR_FORMAT, "short_factor[3] is inf");
+    a.head_dim = a.rotary_dim = 1024;
+    refused(a, ERR_SUPPORT, "512 pairs");
+}
+
 static void plain_and_linear(void **state)
 {
     struct arch a = small();
@@ -297,11 +325,12 @@ static void plain_and_linear(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_one_passes), cmocka_unit_test(bad_numbers_are_named),
-        cmocka_unit_test(factors),         cmocka_unit_test(sliding_layers),
-        cmocka_unit_test(length_limits),   cmocka_unit_test(projections),
-        cmocka_unit_test(llama3_scaling),  cmocka_unit_test(plain_and_linear),
-        cmocka_unit_test(yarn_scaling),    cmocka_unit_test(dynamic_scaling),
+        cmocka_unit_test(good_one_passes),  cmocka_unit_test(bad_numbers_are_named),
+        cmocka_unit_test(factors),          cmocka_unit_test(sliding_layers),
+        cmocka_unit_test(length_limits),    cmocka_unit_test(projections),
+        cmocka_unit_test(llama3_scaling),   cmocka_unit_test(longrope_scaling),
+        cmocka_unit_test(plain_and_linear), cmocka_unit_test(yarn_scaling),
+        cmocka_unit_test(dynamic_scaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -79,8 +79,10 @@ static json_t *rope_json(const struct arch *a)
                           a->rope_theta);
     if (o && a->rope != ROPE_DEFAULT)
         json_object_set_new(o, "factor", json_real(a->rope_factor));
-    if (o && a->rope == ROPE_YARN)
+    if (o && (a->rope == ROPE_YARN || a->rope == ROPE_LONGROPE))
         json_object_set_new(o, "attention_factor", json_real(a->rope_attention));
+    if (o && arch_rotary_dim(a) != a->head_dim)
+        json_object_set_new(o, "rotary_dim", json_integer(a->rotary_dim));
     return o;
 }
 
@@ -103,6 +105,30 @@ static enum err print_json(json_t *o)
     return err;
 }
 
+/* Prints how the rotary embedding differs from the plain one. */
+static void print_rope(const struct arch *a)
+{
+    const bool scaled = a->rope == ROPE_YARN || a->rope == ROPE_LONGROPE;
+    const bool partial = arch_rotary_dim(a) != a->head_dim;
+    if (a->rope == ROPE_DEFAULT && !partial)
+        return;
+    printf("  rope       %s", rope_name[a->rope]);
+    if (partial)
+        printf(", %" PRId64 " of %" PRId64 " channels of a head", a->rotary_dim,
+               a->head_dim);
+    if (a->rope != ROPE_DEFAULT && a->rope != ROPE_LONGROPE)
+        printf(", factor %g", a->rope_factor);
+    if (scaled)
+        printf(", cos and sin times %.4g", a->rope_attention);
+    if (a->rope == ROPE_YARN || a->rope == ROPE_LLAMA3)
+        printf(", from %" PRId64 " positions", a->rope_original);
+    if (a->rope == ROPE_LONGROPE)
+        printf(", with its short factors,");
+    if (a->rope != ROPE_DEFAULT)
+        printf(" to %" PRId64, a->max_positions);
+    putchar('\n');
+}
+
 static void print_arch(const struct arch *a)
 {
     printf("  model      %s, %" PRId64 " layers of width %" PRId64 " and MLP %" PRId64
@@ -110,14 +136,7 @@ static void print_arch(const struct arch *a)
            " tokens%s\n",
            a->model_type, a->n_layers, a->d_model, a->d_ff, a->n_heads, a->head_dim,
            a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
-    if (a->rope == ROPE_DEFAULT)
-        return;
-    printf("  rope       %s, factor %g", rope_name[a->rope], a->rope_factor);
-    if (a->rope == ROPE_YARN)
-        printf(", cos and sin times %.4g", a->rope_attention);
-    if (a->rope == ROPE_YARN || a->rope == ROPE_LLAMA3)
-        printf(", from %" PRId64 " positions", a->rope_original);
-    printf(" to %" PRId64 "\n", a->max_positions);
+    print_rope(a);
 }
 
 static void print_memory(const struct memory *m)
