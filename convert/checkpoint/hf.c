@@ -4,6 +4,7 @@
  * opened. */
 #include "convert/checkpoint/hf_files.h"
 #include "convert/checkpoint/hf_fold.h"
+#include "convert/checkpoint/hf_fused.h"
 #include "convert/checkpoint/hf_given.h"
 
 #include "kernels/base/log.h"
@@ -339,6 +340,11 @@ static enum err refuse_packed_rest(const struct hf_model *m)
 static enum err open_packed(struct hf_model *m, const char *dir)
 {
     TRY(hf_read_packed_config(&m->arch, dir));
+    FAIL_IF(
+        m->arch.fused, ERR_SUPPORT,
+        "%s: model_type \"%s\" has several projections in one tensor, of which packed "
+        "codes are not read; give another checkpoint, or quantize the full-precision one",
+        dir, m->arch.model_type);
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir));
     TRY(refuse_packed_ends(m));
@@ -349,7 +355,8 @@ static enum err open_plain(struct hf_model *m, const char *dir)
 {
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
-    return refuse_artifact(m);
+    TRY(refuse_artifact(m));
+    return m->arch.fused ? hf_split_fused(&m->files, &m->arch, dir) : OK;
 }
 
 static enum err open_all(struct hf_model *m, const char *dir, bool packed)

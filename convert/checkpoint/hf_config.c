@@ -30,14 +30,16 @@ struct family {
     const char *model_type, *architecture;
     enum arch_family family;
     int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
-    int64_t bos, eos; /* -1 represents None */
-    double theta;
+    int64_t bos, eos;  /* -1 represents None */
+    double theta, eps; /* eps 0: 1e-6 */
     enum window_rule window_rule;
     bool tied;
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
     bool has_mlp_bias /* the field is read */, qk_norm;
     bool has_multipliers; /* Granite's four fields are read */
     bool has_no_rope;     /* no_rope_layers and no_rope_layer_interval are read */
+    bool fused;           /* q, k, v and gate, up: as in struct arch */
+    bool is_phi;          /* rope: some of a head's channels, and kinds of its own */
 };
 
 /* clang-format off */
@@ -67,9 +69,13 @@ static const struct family families[] = {
      .positions = 32768, .bos = 128000, .eos = 128001, .theta = 2e6,
      .window_rule = WINDOW_NO_ROPE, .tied = true,
      .has_attention_bias = true, .has_mlp_bias = true, .has_no_rope = true},
+    {.model_type = "phi3", .architecture = "Phi3ForCausalLM", .family = ARCH_PHI3,
+     .hidden = 3072, .ff = 8192, .layers = 32, .heads = 32, .vocab = 32064,
+     .positions = 4096, .bos = 1, .eos = 32000, .theta = 1e4, .eps = 1e-5,
+     .window_rule = WINDOW_ALL, .fused = true, .is_phi = true},
 };
 /* clang-format on */
-#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite and smollm3"
+#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite, smollm3 and phi3"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -209,7 +215,7 @@ static enum err read_heads(struct arch *a, const struct reader *r)
 static enum err read_sizes(struct arch *a, const struct reader *r)
 {
     const struct family *f = r->f;
-    double eps = 1e-6;
+    double eps = f->eps != 0 ? f->eps : 1e-6;
     TRY(read_size(&a->d_model, r, "hidden_size", f->hidden));
     TRY(read_size(&a->d_ff, r, "intermediate_size", f->ff));
     TRY(read_size(&a->n_layers, r, "num_hidden_layers", f->layers));
@@ -226,6 +232,7 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     a->tied = f->tied;
     TRY(json_get_bool(&a->tied, r->o, "tie_word_embeddings", r->where));
     a->qk_norm = f->qk_norm;
+    a->fused = f->fused;
     if (f->has_attention_bias)
         TRY(json_get_bool(&a->o_bias, r->o, "attention_bias", r->where));
     a->qkv_bias = f->qkv_bias || a->o_bias;
@@ -436,7 +443,7 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     TRY(read_sizes(&a, r));
     TRY(read_multipliers(&a, r));
     a.rope_theta = r->f->theta;
-    TRY(hf_read_rope(&a, r->o, r->where));
+    TRY(hf_read_rope(&a, r->o, r->where, r->f->is_phi));
     TRY(read_no_rope(&a, r));
     TRY(read_sliding(&a, r));
     TRY(read_specials(&a, r));

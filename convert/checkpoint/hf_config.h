@@ -19,8 +19,9 @@ static inline bool hf_is_given(const json_t *o, const char *key)
 }
 
 /* Reads the rotary embedding of config o, with the field names of transformers 4 and 5. a's
- * sizes, max_positions, and the default of rope_theta must be set. where: the file's path. Errors: ERR_FORMAT,
- * ERR_SUPPORT. */
-enum err hf_read_rope(struct arch *a, const json_t *o, const char *where);
+ * sizes, max_positions, and the default of rope_theta must be set. where: the file's path.
+ * is_phi: as Phi3Config has it, with longrope and a rope for some of a head's channels.
+ * Errors: ERR_FORMAT, ERR_SUPPORT. */
+enum err hf_read_rope(struct arch *a, const json_t *o, const char *where, bool is_phi);
 
 #endif

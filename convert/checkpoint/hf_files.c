@@ -273,6 +273,7 @@ void hf_files_close(struct hf_files *f)
     mem_free(f->by_name);
     mem_free(f->tensor);
     mem_free(f->names);
+    mem_free(f->part_names);
     *f = (struct hf_files){0};
 }
 

@@ -17,12 +17,14 @@ struct hf_files {
     const char *entry;     /* "model.safetensors" or the index's name; static */
     struct st_file **file; /* [n_files], in name order, owned */
     int n_files;
-    struct hf_place *place; /* all tensors once: by file, then in file order */
+    struct hf_place *place; /* all tensors once: by file, then in file order; parts of fused
+                               tensors come last */
     struct hf_place *by_name;
     int64_t n_places;
     bool base_model;          /* stored names lack "model." */
     struct st_tensor *tensor; /* [n_places] targets of the places */
     char *names;              /* the names that differ from the stored ones, owned */
+    char *part_names;         /* those of the parts of fused tensors, owned */
 };
 
 /* Opens model.safetensors, or else every file that model.safetensors.index.json names.

@@ -4,6 +4,7 @@
  * or rope_parameters (5). Defaults are those of transformers' modeling_rope_utils. */
 #include "convert/checkpoint/hf_config.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,10 +13,13 @@
 #define REAL_LO (-1e300)
 #define REAL_HI 1e300
 
+#define ORIGINAL "original_max_position_embeddings"
+
 /* config.json, and the object in it that describes the scaling. */
 struct rope_reader {
     const json_t *config, *o;
     const char *config_where, *where;
+    bool is_phi;
 };
 
 static enum err get_real(double *out, const struct rope_reader *r, const char *key)
@@ -28,12 +32,25 @@ static enum err need_real(double *out, const struct rope_reader *r, const char *
     return json_need_real(out, r->o, key, REAL_LO, REAL_HI, r->where);
 }
 
-static enum err check_rotary_share(const json_t *o, const char *where)
+/* Reads which share of a head's channels is rotated, from config.json or the object in it.
+ * Such a head has int(d share) rotated channels. */
+static enum err read_rotary_share(struct arch *a, const json_t *o, const char *where,
+                                  bool is_phi)
 {
     double share = 1;
+    if (!hf_is_given(o, "partial_rotary_factor"))
+        return OK;
     TRY(json_get_real(&share, o, "partial_rotary_factor", REAL_LO, REAL_HI, where));
-    FAIL_IF(share != 1, ERR_SUPPORT,
-            "%s: partial_rotary_factor is %g: only whole heads are rotated here (1)", where,
+    FAIL_IF(share != 1 && !is_phi, ERR_SUPPORT,
+            "%s: partial_rotary_factor is %g: with this model_type, only whole heads are "
+            "rotated here (1)",
+            where, share);
+    FAIL_IF(!(share > 0) || !(share <= 1), ERR_FORMAT,
+            "%s: partial_rotary_factor is %g, want a number above 0, at most 1", where,
+            share);
+    a->rotary_dim = (int64_t)((double)a->head_dim * share);
+    FAIL_IF(!a->rotary_dim, ERR_FORMAT,
+            "%s: partial_rotary_factor is %g, which rotates no channel of a head", where,
             share);
     return OK;
 }
@@ -42,10 +59,10 @@ static enum err check_rotary_share(const json_t *o, const char *where)
  * object has precedence, as in transformers. */
 static enum err read_original(struct arch *a, const struct rope_reader *r)
 {
-    static const char key[] = "original_max_position_embeddings";
     a->rope_original = a->max_positions;
-    TRY(json_get_int(&a->rope_original, r->o, key, ANY_LO, ANY_HI, r->where));
-    return json_get_int(&a->rope_original, r->config, key, ANY_LO, ANY_HI, r->config_where);
+    TRY(json_get_int(&a->rope_original, r->o, ORIGINAL, ANY_LO, ANY_HI, r->where));
+    return json_get_int(&a->rope_original, r->config, ORIGINAL, ANY_LO, ANY_HI,
+                        r->config_where);
 }
 
 static enum err read_llama3(struct arch *a, const struct rope_reader *r)
@@ -97,43 +114,103 @@ static enum err read_factor(struct arch *a, const struct rope_reader *r)
     return need_real(&a->rope_factor, r, "factor");
 }
 
+/* Reads a list of r / 2 numbers to out, or only checks it if that is NULL. */
+static enum err read_pair_factors(double *out, const struct arch *a,
+                                  const struct rope_reader *r, const char *key)
+{
+    const size_t pairs = (size_t)arch_rotary_dim(a) / 2;
+    json_t *list;
+    TRY(json_get_array(&list, r->o, key, r->where));
+    FAIL_IF(!list, ERR_FORMAT, "%s: %s is missing", r->where, key);
+    FAIL_IF(
+        json_array_size(list) != pairs, ERR_FORMAT,
+        "%s: %s has %zu numbers, want one for each of the %zu pairs of rotated channels",
+        r->where, key, json_array_size(list), pairs);
+    for (size_t i = 0; i < pairs; i++) {
+        const json_t *x = json_array_get(list, i);
+        FAIL_IF(!json_is_number(x), ERR_FORMAT, "%s: %s[%zu] is %s, want a number",
+                r->where, key, i, json_kind(x));
+        if (out)
+            out[i] = json_number_value(x);
+    }
+    return OK;
+}
+
+/* LongRoPE (Ding et al., arXiv 2402.13753): angles are divided by short_factor in texts of
+ * at most the original length, and by long_factor in longer ones. Only the former are
+ * supported, so max_positions is lowered to that length. */
+static enum err read_longrope(struct arch *a, const struct rope_reader *r)
+{
+    a->rope_original = 4096; /* Phi3Config's; it has precedence over the object's field */
+    TRY(json_get_int(&a->rope_original, r->config, ORIGINAL, ANY_LO, ANY_HI,
+                     r->config_where));
+    FAIL_IF(a->rope_original < 2, ERR_FORMAT,
+            "%s: " ORIGINAL " is %" PRId64 ", want at least 2", r->config_where,
+            a->rope_original);
+    FAIL_IF(arch_rotary_dim(a) / 2 > ARCH_MAX_PAIRS, ERR_SUPPORT,
+            "%s: rope_type longrope with %" PRId64
+            " rotated channels; at most %d are supported",
+            r->where, arch_rotary_dim(a), 2 * ARCH_MAX_PAIRS);
+    TRY(read_pair_factors(a->rope_short, a, r, "short_factor"));
+    TRY(read_pair_factors(NULL, a, r, "long_factor"));
+    a->rope_factor = (double)a->max_positions / (double)a->rope_original;
+    TRY(get_real(&a->rope_factor, r, "factor"));
+    a->rope_attention = a->rope_factor > 1
+                            ? sqrt(1 + log(a->rope_factor) / log((double)a->rope_original))
+                            : 1;
+    if (a->max_positions > a->rope_original)
+        a->max_positions = a->rope_original;
+    return get_real(&a->rope_attention, r, "attention_factor");
+}
+
 static enum err read_nothing(struct arch *a, const struct rope_reader *r)
 {
     return OK;
 }
 
+/* A value of rope_type. */
+struct kind {
+    const char *name;
+    enum rope_kind kind;
+    enum err (*read)(struct arch *a, const struct rope_reader *r);
+};
+
+static const struct kind usual_kinds[] = {
+    {"default", ROPE_DEFAULT, read_nothing}, {"linear", ROPE_LINEAR, read_factor},
+    {"dynamic", ROPE_DYNAMIC, read_factor},  {"llama3", ROPE_LLAMA3, read_llama3},
+    {"yarn", ROPE_YARN, read_yarn},          {NULL}};
+/* "su" and "yarn" are the names that longrope had in phi3's first files. */
+static const struct kind phi_kinds[] = {{"default", ROPE_DEFAULT, read_nothing},
+                                        {"longrope", ROPE_LONGROPE, read_longrope},
+                                        {"su", ROPE_LONGROPE, read_longrope},
+                                        {"yarn", ROPE_LONGROPE, read_longrope},
+                                        {NULL}};
+
 static enum err read_kind(struct arch *a, const struct rope_reader *r)
 {
-    static enum err (*const read[])(struct arch * a, const struct rope_reader *r) = {
-        [ROPE_DEFAULT] = read_nothing, [ROPE_LINEAR] = read_factor,
-        [ROPE_DYNAMIC] = read_factor,  [ROPE_LLAMA3] = read_llama3,
-        [ROPE_YARN] = read_yarn,
-    };
     const char *kind = rope_name[ROPE_DEFAULT];
     TRY(json_get_string(&kind, r->o, "type", r->where));
     TRY(json_get_string(&kind, r->o, "rope_type", r->where));
     TRY(get_real(&a->rope_theta, r, "rope_theta"));
-    TRY(check_rotary_share(r->o, r->where));
-    for (size_t i = 0; i < ARRAY_LEN(read); i++)
-        if (!strcmp(kind, rope_name[i])) {
-            a->rope = (enum rope_kind)i;
-            return read[i](a, r);
+    TRY(read_rotary_share(a, r->o, r->where, r->is_phi));
+    for (const struct kind *k = r->is_phi ? phi_kinds : usual_kinds; k->name; k++)
+        if (!strcmp(kind, k->name)) {
+            a->rope = k->kind;
+            return k->read(a, r);
         }
-    FAIL(
-        ERR_SUPPORT,
-        "%s: rope_type \"%.60s\" is not supported; supported are default, linear, dynamic, "
-        "llama3 and yarn",
-        r->where, kind);
+    FAIL(ERR_SUPPORT, "%s: rope_type \"%.60s\" is not supported; supported are %s",
+         r->where, kind,
+         r->is_phi ? "default and longrope" : "default, linear, dynamic, llama3 and yarn");
 }
 
 /* rope_scaling (transformers 4) wins over rope_parameters (5) unless it is null or empty.
  */
-enum err hf_read_rope(struct arch *a, const json_t *config, const char *where)
+enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, bool is_phi)
 {
     const char *key = "rope_scaling";
     json_t *o;
     TRY(json_get_real(&a->rope_theta, config, "rope_theta", REAL_LO, REAL_HI, where));
-    TRY(check_rotary_share(config, where));
+    TRY(read_rotary_share(a, config, where, is_phi));
     TRY(json_get_object(&o, config, key, where));
     if (!o || json_object_size(o) == 0) {
         key = "rope_parameters";
@@ -147,6 +224,6 @@ enum err hf_read_rope(struct arch *a, const json_t *config, const char *where)
             where, key);
     char place[512];
     snprintf(place, sizeof(place), "%s: %s", where, key);
-    const struct rope_reader r = {config, o, where, place};
+    const struct rope_reader r = {config, o, where, place, is_phi};
     return read_kind(a, &r);
 }

@@ -30,29 +30,38 @@ static void put_word(const struct hub_tensor *t, uint8_t *dst, int64_t j,
     }
 }
 
-/* Columns [first, first + n) of all rows; first is a multiple of STRIPE. */
-static enum err fill_codes(const struct hub_tensor *t, uint8_t *dst, int64_t first,
-                           int64_t n, void *scratch)
+/* Columns [first, first + n) of the rows of one part, which begins at word `at`; first is a
+ * multiple of STRIPE. */
+static void put_codes(const struct hub_tensor *t, uint8_t *dst, int64_t at,
+                      const struct packed_linear *p, int64_t first, int64_t n,
+                      uint8_t *codes)
 {
-    const struct packed_linear *p = t->linear->packed;
     const int64_t row_bytes = bitpack_bytes(p->in, p->bits);
-    uint8_t *codes = scratch;
     for (int64_t j = 0; j < p->out / PER_WORD; j++) {
         for (int64_t i = 0; i < PER_WORD; i++)
             bitpack_unpack_row(codes + i * n,
                                p->qweight + (j * PER_WORD + i) * row_bytes +
                                    first / 8 * p->bits,
                                n, p->bits);
-        put_word(t, dst, j, codes, n);
+        put_word(t, dst, at + j, codes, n);
+    }
+}
+
+static enum err fill_codes(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    int64_t at = 0;
+    for (int k = 0; k < t->n_linears; k++) {
+        put_codes(t, dst, at, t->linear[k].packed, first, n, scratch);
+        at += t->linear[k].packed->out / PER_WORD;
     }
     return OK;
 }
 
-/* All groups at once. */
-static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t first,
-                           int64_t n, void *scratch)
+/* All groups of one part. codes [8][n] */
+static void put_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t at,
+                      const struct packed_linear *p, int64_t n, uint8_t *scratch)
 {
-    const struct packed_linear *p = t->linear->packed;
     uint8_t *zeros = scratch, *codes = zeros + p->groups;
     for (int64_t j = 0; j < p->out / PER_WORD; j++) {
         for (int64_t i = 0; i < PER_WORD; i++) {
@@ -60,7 +69,18 @@ static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t fir
             for (int64_t g = 0; g < n; g++)
                 codes[i * n + g] = zeros[scheme_source_group(p, t->group, g)];
         }
-        put_word(t, dst, j, codes, n);
+        put_word(t, dst, at + j, codes, n);
+    }
+}
+
+/* All groups at once. */
+static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                           int64_t n, void *scratch)
+{
+    int64_t at = 0;
+    for (int k = 0; k < t->n_linears; k++) {
+        put_zeros(t, dst, at, t->linear[k].packed, n, scratch);
+        at += t->linear[k].packed->out / PER_WORD;
     }
     return OK;
 }
@@ -68,40 +88,51 @@ static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t fir
 static enum err fill_scales(const struct hub_tensor *t, uint8_t *dst, int64_t first,
                             int64_t n, void *scratch)
 {
-    const struct packed_linear *p = t->linear->packed;
     for (int64_t g = first; g < first + n; g++)
-        for (int64_t r = 0; r < p->out; r++, dst += 2)
-            memcpy(dst,
-                   p->scales + 2 * (r * p->groups + scheme_source_group(p, t->group, g)),
-                   2);
+        for (int k = 0; k < t->n_linears; k++) {
+            const struct packed_linear *p = t->linear[k].packed;
+            const int64_t from = scheme_source_group(p, t->group, g);
+            for (int64_t r = 0; r < p->out; r++, dst += 2)
+                memcpy(dst, p->scales + 2 * (r * p->groups + from), 2);
+        }
     return OK;
 }
 
-static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
+/* Returns the most groups that a row of a part has. */
+static int64_t most_groups(const struct hub_module *m)
+{
+    int64_t most = 0;
+    for (int k = 0; k < m->n; k++)
+        most = m->part[k].packed->groups > most ? m->part[k].packed->groups : most;
+    return most;
+}
+
+static enum err add_module(struct hub_plan *p, const struct hub_module *m,
                            const struct scheme *s)
 {
-    const int64_t out = l->packed->out, in = l->packed->in;
-    const int64_t groups = scheme_groups(l->packed, s->group);
-    const int64_t codes[] = {in, out / PER_WORD}, zeros[] = {groups, out / PER_WORD};
-    const int64_t scales[] = {groups, out};
-    struct hub_tensor how = {.linear = l, .group = s->group, .dtype = DT_I32};
-    const int64_t need = PER_WORD * (groups > STRIPE ? groups : STRIPE) + l->packed->groups;
+    const int64_t groups = scheme_groups(m->part[0].packed, s->group);
+    const int64_t codes[] = {m->in, m->out / PER_WORD};
+    const int64_t zeros[] = {groups, m->out / PER_WORD}, scales[] = {groups, m->out};
+    struct hub_tensor how = {
+        .linear = m->part, .n_linears = m->n, .group = s->group, .dtype = DT_I32};
+    const int64_t need = PER_WORD * (groups > STRIPE ? groups : STRIPE) + most_groups(m);
     if ((size_t)need > p->scratch)
         p->scratch = (size_t)need;
-    FAIL_IF(out % PER_WORD, ERR_SUPPORT,
+    TRY(hub_module_check_words(m, PER_WORD, PACK_AWQ));
+    FAIL_IF(m->out % PER_WORD, ERR_SUPPORT,
             "%s has %" PRId64 " rows, and --format awq packs 8 of them in a word; use "
             "--format compressed-tensors",
-            l->name, out);
+            m->name, m->out);
     how.fill = fill_codes;
     how.step = STRIPE;
-    TRY(hub_add(p, &how, l->name, PACK_QWEIGHT, 2, codes));
+    TRY(hub_add(p, &how, m->name, PACK_QWEIGHT, 2, codes));
     how.fill = fill_zeros;
     how.step = groups;
-    TRY(hub_add(p, &how, l->name, PACK_QZEROS, 2, zeros));
+    TRY(hub_add(p, &how, m->name, PACK_QZEROS, 2, zeros));
     how.fill = fill_scales;
     how.step = 0;
     how.dtype = DT_F16;
-    return hub_add(p, &how, l->name, PACK_SCALES, 2, scales);
+    return hub_add(p, &how, m->name, PACK_SCALES, 2, scales);
 }
 
 /* The group size of all quantized projections; -1 for whole rows. */
@@ -117,9 +148,7 @@ static enum err config(json_t **out, const struct export_source *s,
                        const struct scheme *scheme, struct scheme head)
 {
     json_t *keep = json_pack("[s]", "lm_head");
-    for (int64_t i = 0; i < s->n_linears; i++)
-        if (scheme[i].bits == 16)
-            json_array_append_new(keep, json_string(s->linear[i].name));
+    hub_add_plain_names(keep, s);
     *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", PACK_AWQ, "bits", 4,
                      "group_size", (json_int_t)group_size(s, scheme), "zero_point", 1,
                      "version", PACK_AWQ_VERSION, "modules_to_not_convert", keep);
@@ -130,7 +159,7 @@ static enum err config(json_t **out, const struct export_source *s,
 static enum err check(struct export_job *j)
 {
     static const struct hub_packing packing = {
-        .most = 4, .one_group = true, .add = add_linear, .config = config};
+        .most = 4, .one_group = true, .add = add_module, .config = config};
     return hub_check_packed(j, &packing);
 }
 

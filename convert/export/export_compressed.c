@@ -75,7 +75,9 @@ static enum err fill_zeros(const struct hub_tensor *t, uint8_t *dst, int64_t fir
 static enum err fill_shape(const struct hub_tensor *t, uint8_t *dst, int64_t first,
                            int64_t n, void *scratch)
 {
-    const int64_t shape[] = {t->linear->packed->out, t->linear->packed->in};
+    int64_t shape[] = {0, t->linear->packed->in};
+    for (int k = 0; k < t->n_linears; k++)
+        shape[0] += t->linear[k].packed->out;
     memcpy(dst, shape, sizeof(shape)); /* all formats are little-endian */
     return OK;
 }
@@ -85,37 +87,46 @@ static int64_t words(int64_t n, int bits)
     return (bitpack_bytes(n, bits) + WORD - 1) / WORD;
 }
 
-static enum err add_linear(struct hub_plan *p, const struct export_linear *l,
+static enum err add_module(struct hub_plan *p, const struct hub_module *m,
                            const struct scheme *s)
 {
-    const int64_t out = l->packed->out, in = l->packed->in;
-    const int64_t groups = scheme_groups(l->packed, s->group);
-    const int64_t packed[] = {out, words(in, s->bits)}, scales[] = {out, groups};
-    const int64_t zeros[] = {words(out, s->bits), groups}, shape[] = {2};
-    struct hub_tensor how = {.linear = l, .bits = s->bits, .group = s->group};
-    if ((size_t)in > p->scratch)
-        p->scratch = (size_t)in;
-    how.dtype = DT_I32;
+    const int64_t groups = scheme_groups(m->part[0].packed, s->group);
+    const int64_t packed[] = {m->out, words(m->in, s->bits)}, scales[] = {m->out, groups};
+    const int64_t zeros[] = {words(m->out, s->bits), groups}, shape[] = {2};
+    struct hub_tensor how = {.linear = m->part,
+                             .n_linears = m->n,
+                             .bits = s->bits,
+                             .group = s->group,
+                             .unit = 1,
+                             .dtype = DT_I32};
+    if ((size_t)m->in > p->scratch)
+        p->scratch = (size_t)m->in;
     how.fill = fill_packed;
-    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_CODES, 2, packed));
+    TRY(hub_add(p, &how, m->name, PACK_COMPRESSED_CODES, 2, packed));
+    how.unit = PACK_WORD_BITS / s->bits;
+    TRY(hub_module_check_words(m, how.unit, PACK_COMPRESSED));
     how.fill = fill_zeros;
-    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_ZEROS, 2, zeros));
+    TRY(hub_add(p, &how, m->name, PACK_COMPRESSED_ZEROS, 2, zeros));
+    how.unit = 1;
     how.dtype = DT_F16;
     how.fill = fill_scales;
-    TRY(hub_add(p, &how, l->name, PACK_COMPRESSED_SCALES, 2, scales));
+    TRY(hub_add(p, &how, m->name, PACK_COMPRESSED_SCALES, 2, scales));
+    how.unit = 0;
     how.dtype = DT_I64;
     how.fill = fill_shape;
-    return hub_add(p, &how, l->name, PACK_COMPRESSED_SHAPE, 1, shape);
+    return hub_add(p, &how, m->name, PACK_COMPRESSED_SHAPE, 1, shape);
 }
 
 /* --- config.json -------------------------------------------------------------------- */
 
-/* *out = the pattern of a projection's names in the layers where its scheme is s; NULL if
- * there is none. The caller frees it with mem_free(). */
+/* *out = the pattern of the names of the module that begins with projection lin, in the layers
+ * where its scheme is s; NULL if there is none. The caller frees it with mem_free(). */
 static enum err pattern(char **out, const struct export_source *src,
                         const struct scheme *scheme, struct scheme s, int lin)
 {
     const int64_t layers = src->arch->n_layers;
+    const struct hub_module m = hub_module_at(src, lin);
+    const char *name = strrchr(m.name, '.') + 1; /* "q_proj" */
     const size_t room = 64 + 8 * (size_t)layers;
     int64_t n = 0;
     size_t used = 0;
@@ -126,15 +137,14 @@ static enum err pattern(char **out, const struct export_source *src,
         return OK;
     TRY(mem_alloc(out, room, 1));
     if (n == layers) {
-        snprintf(*out, room, "re:.*%s$", strchr(lin_module[lin], '.') + 1);
+        snprintf(*out, room, "re:.*%s$", name);
         return OK;
     }
     used += (size_t)snprintf(*out, room, "re:.*layers\\.(");
     for (int64_t i = 0; i < layers; i++)
         if (scheme_same(scheme[i * N_LIN + lin], s))
             used += (size_t)snprintf(*out + used, room - used, "%lld|", (long long)i);
-    snprintf(*out + used - 1, room - used + 1, ")\\..*%s$",
-             strchr(lin_module[lin], '.') + 1);
+    snprintf(*out + used - 1, room - used + 1, ")\\..*%s$", name);
     return OK;
 }
 
@@ -142,7 +152,7 @@ static enum err targets(json_t **out, const struct export_source *src,
                         const struct scheme *scheme, struct scheme s, bool all)
 {
     *out = all ? json_pack("[s]", "Linear") : json_array();
-    for (int lin = 0; lin < N_LIN && !all; lin++) {
+    for (int lin = 0; lin < N_LIN && !all; lin += hub_module_at(src, lin).n) {
         char *text = NULL;
         TRY(pattern(&text, src, scheme, s, lin));
         if (text)
@@ -205,9 +215,7 @@ static enum err config(json_t **out, const struct export_source *src,
     TRY(add_groups(groups, src, scheme, head));
     if (head.bits == 16)
         json_array_append_new(ignore, json_string("lm_head"));
-    for (int64_t i = 0; i < src->n_linears; i++)
-        if (scheme[i].bits == 16)
-            json_array_append_new(ignore, json_string(src->linear[i].name));
+    hub_add_plain_names(ignore, src);
     *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:n}", "quant_method", PACK_COMPRESSED,
                      "format", PACK_COMPRESSED_FORMAT, "quantization_status", "compressed",
                      "config_groups", groups, "ignore", ignore, "kv_cache_scheme");
@@ -257,7 +265,7 @@ static enum err check(struct export_job *j)
 {
     static const struct hub_packing packing = {.most = 8,
                                                .packs_head = true,
-                                               .add = add_linear,
+                                               .add = add_module,
                                                .config = config,
                                                .note = note_weights};
     return hub_check_packed(j, &packing);

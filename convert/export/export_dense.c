@@ -8,11 +8,16 @@
 static enum err add_linears(struct hub_plan *p, const struct export_job *j)
 {
     const struct export_source *s = j->source;
-    for (int64_t i = 0; i < s->n_linears; i++)
-        if (s->linear[i].packed->bits < 16)
-            TRY(hub_add_values(p, &s->linear[i], j->options.dtype));
-    for (int i = 0; i < s->n_ends; i++)
-        TRY(hub_add_values(p, &s->end[i], j->options.dtype));
+    for (int64_t i = 0; i < s->n_linears;) {
+        const struct hub_module m = hub_module_at(s, i);
+        if (!hub_module_is_plain(&m))
+            TRY(hub_add_values(p, &m, j->options.dtype));
+        i += m.n;
+    }
+    for (int i = 0; i < s->n_ends; i++) {
+        const struct hub_module m = hub_module_of(&s->end[i]);
+        TRY(hub_add_values(p, &m, j->options.dtype));
+    }
     return OK;
 }
 

@@ -135,13 +135,41 @@ static enum err add_plain(struct hub_plan *p, const struct st_tensor *t, enum dt
     return hub_add(p, &how, t->name, "", t->n_dims, t->dim);
 }
 
+/* Adds the weight of a module of 16 bits. */
+static enum err add_plain_module(struct hub_plan *p, const struct hub_module *m,
+                                 enum dtype to)
+{
+    const struct st_tensor *t = m->part[0].weight;
+    if (m->n == 1)
+        return add_plain(p, t, to);
+    const bool convert = to != DT_OTHER && t->dtype != to;
+    const int64_t dim[] = {m->out, m->in};
+    const struct hub_tensor how = {.linear = m->part,
+                                   .n_linears = m->n,
+                                   .unit = 1,
+                                   .src = t,
+                                   .dtype = convert ? to : t->dtype,
+                                   .fill = convert ? fill_convert : fill_copy};
+    for (int k = 1; k < m->n; k++)
+        FAIL_IF(m->part[k].weight->dtype != t->dtype, ERR_SUPPORT,
+                "%s and %s are of different types, but are one tensor in a checkpoint; use "
+                "--format dense",
+                t->name, m->part[k].weight->name);
+    if ((size_t)m->in * sizeof(float) > p->scratch)
+        p->scratch = (size_t)m->in * sizeof(float);
+    return hub_add(p, &how, m->name, ".weight", 2, dim);
+}
+
 enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dtype to)
 {
     for (int64_t i = 0; i < s->n_rest; i++)
         TRY(add_plain(p, s->rest[i], to));
-    for (int64_t i = 0; i < s->n_linears; i++)
-        if (s->linear[i].packed->bits == 16)
-            TRY(add_plain(p, s->linear[i].weight, to));
+    for (int64_t i = 0; i < s->n_linears;) {
+        const struct hub_module m = hub_module_at(s, i);
+        if (hub_module_is_plain(&m))
+            TRY(add_plain_module(p, &m, to));
+        i += m.n;
+    }
     return OK;
 }
 
@@ -208,22 +236,22 @@ bool hub_is_exact(enum dtype to, int bits, int scale_bits)
     return bits + scale_bits <= fraction[to];
 }
 
-enum err hub_add_values(struct hub_plan *p, const struct export_linear *l, enum dtype to)
+enum err hub_add_values(struct hub_plan *p, const struct hub_module *m, enum dtype to)
 {
-    const struct hub_tensor how = {.linear = l, .dtype = to, .fill = fill_values};
-    const int64_t dim[] = {l->packed->out, l->packed->in};
-    const size_t need = (size_t)l->packed->in * sizeof(float);
+    const struct hub_tensor how = {
+        .linear = m->part, .n_linears = m->n, .unit = 1, .dtype = to, .fill = fill_values};
+    const int64_t dim[] = {m->out, m->in};
+    const size_t need = (size_t)m->in * sizeof(float);
     if (need > p->scratch)
         p->scratch = need;
-    return hub_add(p, &how, l->name, ".weight", 2, dim);
+    return hub_add(p, &how, m->name, ".weight", 2, dim);
 }
 
 /* --- config.json -------------------------------------------------------------------- */
 
-static enum err check_f16(const struct hub_tensor *t)
+static enum err check_f16(const struct st_tensor *src)
 {
     float x[1024];
-    const struct st_tensor *src = t->src;
     if (!src || !is_float(src->dtype) || src->dtype == DT_F16)
         return OK;
     const size_t unit = dtype_bytes(src->dtype), n = src->bytes / unit;
@@ -266,8 +294,12 @@ enum err hub_finish(struct export_job *j, json_t *quantization, const char *torc
     json_decref(quantization);
     if (err)
         return err;
-    for (size_t i = 0; !strcmp(torch_dtype, "float16") && i < p->tensors.n; i++)
-        TRY(check_f16(&p->how[i]));
+    for (size_t i = 0; !strcmp(torch_dtype, "float16") && i < p->tensors.n; i++) {
+        const struct hub_tensor *t = &p->how[i];
+        TRY(t->linear ? OK : check_f16(t->src));
+        for (int k = 0; t->src && k < t->n_linears; k++)
+            TRY(check_f16(t->linear[k].weight));
+    }
     TRY(hub_card(&p->card, j));
     out_plan_cut(&p->tensors, j->options.shard_bytes);
     return hub_measure(j);

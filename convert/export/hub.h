@@ -9,11 +9,24 @@
 #include "convert/artifact/artifact_plan.h"
 #include "convert/export/export.h"
 
+/* A module of the exported checkpoint: a projection, the embedding, the head, or several
+ * projections that the family's checkpoints have in one (hf_fused.h). */
+struct hub_module {
+    const struct export_linear *part; /* [n] in the order of their rows, borrowed */
+    int n;
+    int64_t out, in;
+    char name[96]; /* "model.layers.3.self_attn.qkv_proj" */
+};
+
 /* How the bytes of a tensor are made: whole rows, by all threads. */
 struct hub_tensor {
-    const struct export_linear *linear; /* NULL: from src */
-    const struct st_tensor *src;        /* borrowed */
-    int64_t rows;                       /* [rows] of row_bytes each */
+    const struct export_linear *linear; /* [n_linears] parts of a module; NULL: from src */
+    int n_linears;
+    /* Rows of a part that are one row of the tensor: a call of fill then gets rows of one
+     * part, as if the tensor had no other. 0: a call gets the tensor with all its parts. */
+    int64_t unit;
+    const struct st_tensor *src; /* borrowed; of a part: its weight of 16 bits */
+    int64_t rows;                /* [rows] of row_bytes each */
     size_t row_bytes;
     int64_t step; /* rows that one call of fill makes, at most */
     /* dst [n][row_bytes] = rows [first, first + n). scratch: the plan's bytes, for this
@@ -35,18 +48,37 @@ struct hub_plan {
     char *card;     /* text of README.md, owned */
 };
 
+/* --- hub_module.c -------------------------------------------------------------------- */
+
+/* Returns the module of one matrix. */
+struct hub_module hub_module_of(const struct export_linear *l);
+/* Returns the module that begins with projection i; the next begins with i + n. */
+struct hub_module hub_module_at(const struct export_source *s, int64_t i);
+/* Returns true if all its parts have 16 bits. */
+bool hub_module_is_plain(const struct hub_module *m);
+/* Appends the names of the modules of 16 bits to list. */
+void hub_add_plain_names(json_t *list, const struct export_source *s);
+/* Refuses (ERR_SUPPORT) a part whose rows end inside a word of so many rows. A module of one
+ * part is never refused. */
+enum err hub_module_check_words(const struct hub_module *m, int64_t rows,
+                                const char *format);
+/* dst = rows [first, first + n) of t by t->fill, part by part. */
+enum err hub_fill(const struct hub_tensor *t, uint8_t *dst, int64_t first, int64_t n,
+                  void *scratch);
+
+/* --- hub.c --------------------------------------------------------------------------- */
+
 /* Returns a new, empty plan, which becomes j->plan. ERR_MEMORY. */
 enum err hub_plan_new(struct hub_plan **out, struct export_job *j);
 /* Adds a tensor NAME TAIL. how->rows and row_bytes are set here; the other fields are the
  * caller's. dim: n_dims numbers. A tensor of one dimension has one row. */
 enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *name,
                  const char *tail, int n_dims, const int64_t *dim);
-/* Adds all tensors of the source that are not projections, and the 16-bit projections,
+/* Adds all tensors of the source that are not projections, and the modules of 16 bits,
  * unchanged (as DT_OTHER) or converted to F32, F16 or BF16. */
 enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dtype to);
-/* Adds NAME.weight, the dequantized values of a quantized matrix as F32, F16
- * or BF16. */
-enum err hub_add_values(struct hub_plan *p, const struct export_linear *l, enum dtype to);
+/* Adds NAME.weight, the dequantized values of a module as F32, F16 or BF16. */
+enum err hub_add_values(struct hub_plan *p, const struct hub_module *m, enum dtype to);
 /* Returns true if the type holds every value of such codes and scales: code - zero has as
  * many bits as a code, and the product as many as both factors together. */
 bool hub_is_exact(enum dtype to, int bits, int scale_bits);
@@ -102,9 +134,8 @@ struct hub_packing {
     int most;        /* bits */
     bool one_group;  /* as in schemes_find() */
     bool packs_head; /* its engines have kernels for a packed head that is not tied */
-    /* Adds the tensors of a quantized projection or head. */
-    enum err (*add)(struct hub_plan *p, const struct export_linear *l,
-                    const struct scheme *s);
+    /* Adds the tensors of a quantized module. */
+    enum err (*add)(struct hub_plan *p, const struct hub_module *m, const struct scheme *s);
     /* *out = quantization_config, a new reference. */
     enum err (*config)(json_t **out, const struct export_source *s,
                        const struct scheme *scheme, struct scheme head);

@@ -53,8 +53,22 @@ static enum err add_ends(struct hub_plan *p, const struct export_source *s,
                          const struct hub_packing *how, enum dtype type, int n,
                          struct scheme head)
 {
-    for (int i = 0; i < s->n_ends; i++)
-        TRY(i < n ? hub_add_values(p, &s->end[i], type) : how->add(p, &s->end[i], &head));
+    for (int i = 0; i < s->n_ends; i++) {
+        const struct hub_module m = hub_module_of(&s->end[i]);
+        TRY(i < n ? hub_add_values(p, &m, type) : how->add(p, &m, &head));
+    }
+    return OK;
+}
+
+static enum err add_modules(struct hub_plan *p, const struct export_source *s,
+                            const struct hub_packing *how, const struct scheme *scheme)
+{
+    for (int64_t i = 0; i < s->n_linears;) {
+        const struct hub_module m = hub_module_at(s, i);
+        if (scheme[i].bits < 16)
+            TRY(how->add(p, &m, &scheme[i]));
+        i += m.n;
+    }
     return OK;
 }
 
@@ -77,9 +91,7 @@ static enum err plan(struct export_job *j, const struct hub_packing *how,
     TRY(note_values(j, type, n_values));
     TRY(note_type(j, type));
     TRY(hub_add_rest(p, s, DT_OTHER));
-    for (int64_t i = 0; i < s->n_linears; i++)
-        if (scheme[i].bits < 16)
-            TRY(how->add(p, &s->linear[i], &scheme[i]));
+    TRY(add_modules(p, s, how, scheme));
     TRY(add_ends(p, s, how, type, n_values, head));
     TRY(how->config(&q, s, scheme, head));
     return hub_finish(j, q, type == DT_BF16 ? "bfloat16" : "float16");

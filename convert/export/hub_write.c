@@ -80,9 +80,9 @@ struct piece {
 static enum err fill(const struct piece *w, int64_t chunk, int thread)
 {
     const int64_t begin = chunk * w->t->step, left = w->rows - begin;
-    return w->t->fill(w->t, w->dst + (size_t)begin * w->t->row_bytes, w->first + begin,
-                      left < w->t->step ? left : w->t->step,
-                      w->scratch + (size_t)thread * w->p->scratch);
+    return hub_fill(w->t, w->dst + (size_t)begin * w->t->row_bytes, w->first + begin,
+                    left < w->t->step ? left : w->t->step,
+                    w->scratch + (size_t)thread * w->p->scratch);
 }
 
 static void fill_chunk(void *ctx, int64_t chunk, int thread)
@@ -135,7 +135,7 @@ static enum err alloc_buffers(struct buffers *b, const struct export_job *j)
     return mem_alloc(&b->scratch, (size_t)pool_threads(j->pool), p->scratch);
 }
 
-/* The last tensor of a projection comes before those of the next, or of none. */
+/* The last tensor of a module comes before those of the next, or of none. */
 static void release_pages(const struct export_job *j, size_t i)
 {
     const struct hub_plan *p = j->plan;
@@ -143,7 +143,8 @@ static void release_pages(const struct export_job *j, size_t i)
     if (!t->linear)
         artifact_release(j->source->artifact, t->src->name);
     else if (i + 1 == p->tensors.n || p->how[i + 1].linear != t->linear)
-        export_release(j->source, t->linear);
+        for (int k = 0; k < t->n_linears; k++)
+            export_release(j->source, &t->linear[k]);
 }
 
 static enum err write_shard(struct export_job *j, const char *dir, size_t first, size_t n)

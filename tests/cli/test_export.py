@@ -26,6 +26,8 @@ COPIED = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 CACHE = re.compile(r"self_attn\.[kv]_(scale|shift)$")
 PACKED = re.compile(r"\.(qweight|scales|zeros)$")
 ENDS = ["model.embed_tokens", "lm_head"]
+FUSED = {"self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+         "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"]}
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
 
@@ -89,6 +91,25 @@ class Artifact:
         for name in ENDS[:1 if self.config["tie_word_embeddings"] else 2] if head else []:
             self.ends[name] = dequantized(tensors, name, self.config["hidden_size"], head["bits"], head["group_size"])
         self.rest = {name: t for name, t in tensors.items() if not CACHE.search(name) and not PACKED.search(name)}
+        for layer in range(self.config["num_hidden_layers"] if self.config["model_type"] == "phi3" else 0):
+            for module, parts in FUSED.items():
+                self.fuse(*(f"model.layers.{layer}.{name}" for name in [module, *parts]))
+
+    def fuse(self, name, *parts):
+        """The rows of a family's fused module, which an artifact has as parts."""
+        plain = [self.rest.pop(p + ".weight") for p in parts if self.bits[p] == 16]
+        self.bits[name] = min(self.bits.pop(p) for p in parts)
+        if len(plain) == len(parts):
+            dtype, (_, cols), _ = plain[0]
+            self.rest[name + ".weight"] = dtype, [sum(t[1][0] for t in plain), cols], b"".join(t[2] for t in plain)
+            return
+        self.values[name] = []
+        for p in parts:
+            if p in self.values:
+                self.values[name] += self.values.pop(p)
+            else:
+                dtype, shape, data = plain.pop(0)
+                self.values[name] += matrix(reader.floats(dtype, data), shape[0])
 
     def columns(self, kind):
         heads, hidden = self.config["num_attention_heads"], self.config["hidden_size"]
@@ -315,6 +336,29 @@ def test_mixed(b, model):
     print("mixed formats: config groups, and what engines fuse")
 
 
+def test_fused(b):
+    """A family whose checkpoints have q, k, v in one module, and gate, up in another."""
+    model = b.place("fused")
+    tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE)
+    mixed = "q_proj=3, 0.v_proj=4:32, 1.o_proj=16, 1.q_proj=16, 1.k_proj=16, 1.v_proj=16, 2.up_proj=2"
+    folder = b.convert(model, weights__group_size=64, weights__mixed=mixed, kv__rotate="v")
+    check_all(b, folder, ("compressed-tensors", "awq", "f32"))
+    q = json.loads((b.export(folder, "compressed-tensors") / "config.json").read_text())["quantization_config"]
+    assert q["ignore"] == ["lm_head", "model.layers.1.self_attn.qkv_proj", "model.layers.1.self_attn.o_proj"]
+    folder = b.convert(model, weights__group_size=64, weights__mixed="1.q_proj=16, 1.gate_proj=8")
+    check_all(b, folder, ("f32", "bf16"))
+    said = b.run("export", folder, "--format", "compressed-tensors", "-o", b.place("x"), status=2).stderr.decode()
+    assert "layers.1.self_attn.q_proj has 16 bits" in said, said
+    narrow = b.place("narrow")
+    tiny.make_model(narrow, model_type="phi3", architectures=["Phi3ForCausalLM"], **{**WIDE, "head_dim": 4})
+    folder = b.convert(narrow, weights__group_size=0)
+    check_all(b, folder, ("f32",))
+    for form in ("compressed-tensors", "awq"):
+        said = b.run("export", folder, "--format", form, "-o", b.place("x"), status=2).stderr.decode()
+        assert f"q_proj has 12 rows, and --format {form} packs 8" in said, said
+    print("fused modules: rows of their parts, in every format")
+
+
 def tied(b, **changes):
     model = b.place("tied")
     tiny.make_model(model, tie_word_embeddings=True, **changes)
@@ -452,6 +496,7 @@ def main():
         test_groups(b, model)
         test_portable(b, golden)
         test_mixed(b, model)
+        test_fused(b)
         test_head(b, model, golden)
         test_odd_widths(b)
         test_families(b, golden)

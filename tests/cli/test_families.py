@@ -90,6 +90,25 @@ def test_smollm3(f):
     f.pass_pre_rope("window")
 
 
+def test_phi3(f):
+    """Fused projections are those of the same rows; some channels of a head have no rope."""
+    long = {"rope_type": "longrope", "short_factor": [1.0, 2.0, 3.0], "long_factor": [9.0, 9.0, 9.0]}
+    f.make("llama")
+    f.make("phi3", **named("phi3"))
+    assert f.ppl("phi3") == f.ppl("llama")
+    part = named("phi3", partial_rotary_factor=0.75, rope_scaling=long)
+    f.make("long", **part, original_max_position_embeddings=128)
+    f.make("default", **named("phi3", partial_rotary_factor=0.75))
+    f.differ("default", "phi3")
+    f.differ("long", "default")
+    f.pass_pre_rope("long")
+    f.make("tight", **part, original_max_position_embeddings=100)
+    full, tight = f.ppl("long"), f.ppl("tight")
+    assert abs(tight - full) > 1e-5 * full, "the attention factor follows from the original length"
+    f.make("rotated", **part, original_max_position_embeddings=128)
+    f.pass_through("rotated", "kv.rotate=kv")
+
+
 def test_sliding_window(f):
     """A window inside the text, decoded token by token and in chunks, from a cache of several spans."""
     long = {"num_hidden_layers": 2, "max_position_embeddings": 1400}

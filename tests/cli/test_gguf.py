@@ -139,8 +139,27 @@ def check_end(a, g, name, tensor, types):
     return 0.0
 
 
+ROPE = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
+
+
+def split_fused(a, g):
+    """Phi3's ffn_up holds the rows of gate, then those of up."""
+    for layer in range(a.config["num_hidden_layers"]):
+        title, (rows, cols), data = g.tensors.pop(f"blk.{layer}.ffn_up.weight")
+        for i, name in enumerate(("ffn_gate", "ffn_up")):
+            g.tensors[f"blk.{layer}.{name}.weight"] = title, (rows // 2, cols), data[i * len(data) // 2:][:len(data) // 2]
+
+
+def sibling_bits(a, layer, module):
+    """Of the projection whose type of block that of the module must be, too; 0: none."""
+    other = {"mlp.gate_proj": "up_proj", "mlp.up_proj": "gate_proj"}.get(module)
+    return a.formats[layer, other][0] if other and a.config["model_type"] == "phi3" else 0
+
+
 def check_weights(a, g, types):
     """Compares all tensors; types: {bits: type}. Returns the worst |error| in units of h."""
+    if a.config["model_type"] == "phi3":
+        split_fused(a, g)
     seen = {"token_embd.weight", "output_norm.weight"}
     worst = check_end(a, g, "model.embed_tokens", "token_embd.weight", types)
     check_vector(a, g, "", "model.norm.weight", "output_norm.weight")
@@ -155,7 +174,7 @@ def check_weights(a, g, types):
             if bits == 16:
                 check_stored(a, g, module, name + ".weight", tensor + ".weight")
             else:
-                assert g.tensors[tensor + ".weight"][0] == types[bits], tensor
+                assert g.tensors[tensor + ".weight"][0] == types[max(bits, sibling_bits(a, layer, module))], tensor
                 worst = max(worst, check_codes(a, g, module, name, tensor + ".weight", bits, group))
             if name + ".bias" in a.tensors:
                 seen.add(tensor + ".bias")
@@ -165,7 +184,7 @@ def check_weights(a, g, types):
             if name in a.tensors:
                 seen.add(f"blk.{layer}.{short}.weight")
                 check_vector(a, g, "", name, f"blk.{layer}.{short}.weight")
-    assert set(g.tensors) - {"rope_freqs.weight"} == seen, set(g.tensors) ^ seen
+    assert set(g.tensors) - ROPE == seen, set(g.tensors) ^ seen
     return worst
 
 
@@ -295,6 +314,12 @@ def f32(x):
     return struct.unpack("<f", struct.pack("<f", x))[0]
 
 
+def longrope(length):
+    """The keys of a longrope of up to 48 tokens in a model of `length`."""
+    return {"rope.scaling.original_context_length": 48,
+            "rope.scaling.attn_factor": f32(math.sqrt(1 + math.log(length / 48) / math.log(48)))}
+
+
 # model: (architecture, setting of weights.mixed, keys of it)
 GOLDEN = {
     "llama1_mha": ("llama", {}), "llama2_gqa": ("llama", {}), "llama_base": ("llama", {}),
@@ -309,6 +334,9 @@ GOLDEN = {
                                  "logit_scale": 1.0}),
     "mistral_window": ("llama", {"context_length": 20}), "qwen2_window": ("qwen2", {"context_length": 7}),
     "smollm3": ("smollm3", {}),
+    "phi3": ("phi3", {"context_length": 20, "rope.dimension_count": 8}),
+    "phi3_longrope": ("phi3", {"context_length": 48, "rope.dimension_count": 8, **longrope(128)}),
+    "phi4_mini": ("phi3", {"context_length": 48, "rope.dimension_count": 12, **longrope(128)}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
@@ -324,6 +352,16 @@ def unfit(config):
     o, hidden = config["num_attention_heads"] * d, config["hidden_size"]
     columns = {"down_proj": config["intermediate_size"], "o_proj": o}
     return [m.split(".")[1] for m in LINEARS if columns.get(m.split(".")[1], hidden) % 32]
+
+
+def check_fused(bench):
+    """Phi3: gate and up are one tensor, in blocks that hold the codes of both."""
+    model = bench.path("fused")
+    tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE)
+    folder = bench.convert(model, "weights.group_size=32", "weights.mixed=gate_proj=5,0.up_proj=3,1.up_proj=6")
+    check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT)
+    folder = bench.convert(model, "weights.group_size=32", "weights.mixed=0.gate_proj=16")
+    bench.refuse(folder, ["layers.0.mlp.gate_proj", "16 and 4 bits", "weights.mixed"])
 
 
 def rope_factors(config):
@@ -354,6 +392,11 @@ def check_family(bench, golden, name, arch, keys):
         assert max(have) > min(have) > 1
     else:
         assert "rope_freqs.weight" not in g.tensors
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    for kind in ("short", "long"):
+        tensor, factors = f"rope_factors_{kind}.weight", (rope or {}).get(kind + "_factor")
+        assert (tensor in g.tensors) == (factors is not None), name
+        assert factors is None or list(g.floats(tensor)) == [f32(x) for x in factors], name
 
 
 # --- the shift of values --------------------------------------------------------------------------------------
@@ -489,6 +532,7 @@ def main():
         bench = Bench(wkvq, folder)
         model = bench.path("tiny")
         tiny.make_model(model, **WIDE)
+        check_fused(bench)
         check_demo(bench, demo)
         check_demo_keys(bench, demo)
         check_widths(bench, model)

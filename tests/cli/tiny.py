@@ -33,17 +33,24 @@ def tensors(config):
     d = config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
     mlp = [("gate_proj", F), ("up_proj", F), ("down_proj", D)] if config.get("mlp_bias") else []
+    fused = config["model_type"] == "phi3"
     yield "model.embed_tokens.weight", (V, D)
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
         yield p + "input_layernorm.weight", (D,)
-        yield p + "self_attn.q_proj.weight", (q, D)
-        yield p + "self_attn.k_proj.weight", (kv, D)
-        yield p + "self_attn.v_proj.weight", (kv, D)
+        if fused:
+            yield p + "self_attn.qkv_proj.weight", (q + 2 * kv, D)
+        else:
+            yield p + "self_attn.q_proj.weight", (q, D)
+            yield p + "self_attn.k_proj.weight", (kv, D)
+            yield p + "self_attn.v_proj.weight", (kv, D)
         yield p + "self_attn.o_proj.weight", (D, q)
         yield p + "post_attention_layernorm.weight", (D,)
-        yield p + "mlp.gate_proj.weight", (F, D)
-        yield p + "mlp.up_proj.weight", (F, D)
+        if fused:
+            yield p + "mlp.gate_up_proj.weight", (2 * F, D)
+        else:
+            yield p + "mlp.gate_proj.weight", (F, D)
+            yield p + "mlp.up_proj.weight", (F, D)
         yield p + "mlp.down_proj.weight", (D, F)
         for name, rows in mlp:
             yield p + f"mlp.{name}.bias", (rows,)

@@ -273,6 +273,40 @@ static void test_smollm3(void **state)
     assert_false(layer_set_has(&a.no_rope, 0)); /* LlamaConfig has no such field */
 }
 
+#define FACTORS "\"short_factor\":[1,2,3,4],\"long_factor\":[5,6,7,8]"
+
+static void test_phi3(void **state)
+{
+    struct arch a = hf_read("phi3", "");
+    assert_true(a.fused && !a.tied && a.norm_eps == 1e-5f && a.rope == ROPE_DEFAULT);
+    assert_int_equal(a.rotary_dim, 0);
+    assert_int_equal(a.sliding_window, 0); /* none by default */
+    assert_int_equal(a.n_kv, 4);
+    assert_int_equal(a.eos[0], 32000);
+    a = hf_read("phi3", ",\"sliding_window\":2047,\"max_position_embeddings\":131072,"
+                        "\"original_max_position_embeddings\":4096,"
+                        "\"rope_scaling\":{\"type\":\"su\"," FACTORS "}");
+    assert_int_equal(a.rope, ROPE_LONGROPE);
+    assert_int_equal(arch_reach(&a, 1), 2047);
+    assert_int_equal(a.max_positions, 4096);
+    assert_true(a.rope_short[3] == 4 && arch_inv_freq(&a, 0) == 1);
+    /* Phi-3-mini-128k: sqrt(1 + ln 32 / ln 4096) */
+    assert_true(fabs(a.rope_attention - 1.1902380714238083) < 1e-12);
+    assert_int_equal(arch_check_length(&a, 4096), OK);
+    assert_int_equal(arch_check_length(&a, 4097), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "long_factor"));
+    a = hf_read("phi3", ",\"partial_rotary_factor\":0.8,\"rope_parameters\":{\"rope_type\":"
+                        "\"longrope\",\"attention_factor\":1.5,\"short_factor\":[1,2,3],"
+                        "\"long_factor\":[1,1,1],\"original_max_position_embeddings\":99},"
+                        "\"original_max_position_embeddings\":512");
+    assert_int_equal(a.rotary_dim, 6); /* of 8 channels, int(6.4) */
+    assert_true(a.rope_attention == 1.5 && a.max_positions == 512);
+    a = hf_read("phi3", ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}");
+    assert_int_equal(a.rotary_dim, 4);
+    a = hf_read("phi3", ",\"attention_bias\":true,\"mlp_bias\":true");
+    assert_false(a.qkv_bias || a.o_bias || a.mlp_bias); /* Phi3Config has no such fields */
+}
+
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -368,6 +402,31 @@ static const struct {
      ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
      "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
      ERR_SUPPORT, "linear_attention", "layer_types[1]"},
+    {"phi3", ",\"partial_rotary_factor\":1.5", ERR_FORMAT, "partial_rotary_factor", "1.5"},
+    {"phi3", ",\"partial_rotary_factor\":0.1", ERR_FORMAT, "partial_rotary_factor",
+     "no chan"},
+    {"phi3", ",\"partial_rotary_factor\":0.7", ERR_SUPPORT, "partial_rotary_factor",
+     "5 of 8"},
+    {"phi3", ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}", ERR_SUPPORT, "linear",
+     "longrope"},
+    {"phi3", ",\"rope_scaling\":{\"type\":\"longrope\"}", ERR_FORMAT, "short_factor",
+     "missing"},
+    {"phi3", ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2,3]}",
+     ERR_FORMAT, "short_factor has 3", "4 pairs"},
+    {"phi3",
+     ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2,3,4],"
+     "\"long_factor\":[1,2,3,\"4\"]}",
+     ERR_FORMAT, "long_factor[3]", "string"},
+    {"phi3",
+     ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2,0,4],"
+     "\"long_factor\":[1,2,3,4]}",
+     ERR_FORMAT, "short_factor[2]", "above 0"},
+    {"phi3",
+     ",\"original_max_position_embeddings\":1,\"rope_scaling\":{\"type\":\"longrope\"," FACTORS
+     "}",
+     ERR_FORMAT, "original_max_position_embeddings", "at least 2"},
+    {"phi3", ",\"rope_scaling\":{\"type\":\"longrope\",\"attention_factor\":0," FACTORS "}",
+     ERR_FORMAT, "attention_factor", "above 0"},
     {"smollm3", ",\"no_rope_layers\":[1]", ERR_FORMAT, "no_rope_layers has 1", "2"},
     {"smollm3", ",\"no_rope_layers\":[1,2]", ERR_FORMAT, "no_rope_layers[1]", "without"},
     {"smollm3", ",\"no_rope_layers\":[1,true]", ERR_FORMAT, "no_rope_layers[1]", "1"},
@@ -496,14 +555,23 @@ static void test_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
-        cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
-        cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
-        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
-        cmocka_unit_test(test_granite),        cmocka_unit_test(test_smollm3),
-        cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
-        cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_llama_defaults),
+        cmocka_unit_test(test_mistral_defaults),
+        cmocka_unit_test(test_qwen2_defaults),
+        cmocka_unit_test(test_qwen3_defaults),
+        cmocka_unit_test(test_missing_sizes),
+        cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),
+        cmocka_unit_test(test_spellings),
+        cmocka_unit_test(test_granite),
+        cmocka_unit_test(test_smollm3),
+        cmocka_unit_test(test_phi3),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_refused_texts),
+        cmocka_unit_test(test_own_quantization),
+        cmocka_unit_test(test_tensor_checks),
+        cmocka_unit_test(test_identity),
         cmocka_unit_test(test_golden_models),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);

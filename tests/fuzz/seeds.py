@@ -75,6 +75,8 @@ def config_seeds():
                     {"model_type": "qwen3"},
                     {"model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True,
                      "sliding_window": 8},
+                    {"model_type": "phi3", "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64,
+                     "rope_scaling": {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}},
                     {"tie_word_embeddings": True},
                     {"rope_scaling": {"rope_type": "llama3", "factor": 8.0,
                                       "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -14,8 +14,8 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
-                          SmolLM3Config, SmolLM3ForCausalLM)
+                          MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
@@ -36,6 +36,16 @@ def theta(value, **kw):
 
 def yarn(**kw):
     return dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=32, **kw)
+
+
+def longrope(pairs, **kw):
+    """LongRoPE for texts of up to 48 tokens. Factors differ by pair, and the long ones from the short ones."""
+    return dict(rope_type="longrope", rope_theta=100.0, original_max_position_embeddings=48,
+                short_factor=[1 + 0.3 * i for i in range(pairs)], long_factor=[2 + i * i for i in range(pairs)], **kw)
+
+
+def phi3(**kw):
+    return Phi3ForCausalLM, Phi3Config(**{**BASE, "pad_token_id": None, "original_max_position_embeddings": 48, **kw})
 
 
 # name: (class, config), generation of config.json, dtype, tokens, save_pretrained's shard size
@@ -104,6 +114,11 @@ MODELS = {
                                                       "pad_token_id": None,
                                                       "rope_parameters": theta(10000.0)})),
                 "new", "float32", 24, None),
+    "phi3": (phi3(num_key_value_heads=4, sliding_window=20, rope_parameters=theta(10000.0)), "old", "float32", 40, None),
+    "phi3_longrope": (phi3(num_hidden_layers=3, sliding_window=128, rope_parameters=longrope(4)), "new", "float32",
+                      48, "20KB"),
+    "phi4_mini": (phi3(hidden_size=64, tie_word_embeddings=True,
+                       rope_parameters=longrope(6, partial_rotary_factor=0.75)), "old", "float16", 48, None),
 }
 
 
@@ -147,9 +162,12 @@ def old_style(config):
     """config.json as transformers 4 wrote it."""
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
-    rope.pop("partial_rotary_factor", None)
+    if (share := rope.pop("partial_rotary_factor", 1)) != 1:
+        config["partial_rotary_factor"] = share
+    if "original_max_position_embeddings" in config:
+        rope.pop("original_max_position_embeddings", None)
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    if rope["rope_type"] in ("linear", "dynamic", "yarn"):  # files of 2023 call it type
+    if rope["rope_type"] in ("linear", "dynamic", "yarn", "longrope"):  # files of 2023 and 2024 call it type
         rope["type"] = rope.pop("rope_type")
     config["torch_dtype"] = config.pop("dtype")
     return config

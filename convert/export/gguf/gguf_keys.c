@@ -15,21 +15,13 @@
 
 /* By enum arch_family. */
 static const struct gguf_graph graphs[] = {
-    [ARCH_LLAMA] = {.arch = "llama",
-
-                    .has_llama3 = true,
-                    .has_biases = true},
-    [ARCH_MISTRAL] = {.arch = "llama",
-
-                      .has_llama3 = true,
-                      .has_biases = true},
+    [ARCH_LLAMA] = {.arch = "llama", .has_llama3 = true, .has_biases = true},
+    [ARCH_MISTRAL] = {.arch = "llama", .has_llama3 = true, .has_biases = true},
     [ARCH_QWEN2] = {.arch = "qwen2", .heads_fill_width = true},
     [ARCH_QWEN3] = {.arch = "qwen3"},
-    [ARCH_GRANITE] = {.arch = "granite",
-
-                      .has_llama3 = true,
-                      .has_biases = true},
+    [ARCH_GRANITE] = {.arch = "granite", .has_llama3 = true, .has_biases = true},
     [ARCH_SMOLLM3] = {.arch = "smollm3", .no_rope_step = 4},
+    [ARCH_PHI3] = {.arch = "phi3", .fuses_gate_up = true, .heads_fill_width = true},
 };
 
 /* Refuses other layers without a rope than the graph has: each whose number, counted from
@@ -118,7 +110,7 @@ static enum err put_sizes(struct gguf_plan *p, const struct arch *a)
         {"attention.key_length", a->head_dim},
         {"attention.value_length", a->head_dim},
         {"vocab_size", a->vocab},
-        {"rope.dimension_count", a->head_dim},
+        {"rope.dimension_count", arch_rotary_dim(a)},
     };
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         TRY(put_u32(p, sizes[i].name, sizes[i].value));
@@ -147,11 +139,20 @@ static enum err put_yarn(struct gguf_plan *p, const struct arch *a)
     return put_f32(p, "rope.scaling.yarn_beta_slow", a->rope_low);
 }
 
+/* llama.cpp takes the short factors, a tensor, up to this length. */
+static enum err put_longrope(struct gguf_plan *p, const struct arch *a)
+{
+    TRY(put_u32(p, "rope.scaling.original_context_length", a->rope_original));
+    return put_f32(p, "rope.scaling.attn_factor", a->rope_attention);
+}
+
 /* Llama 3's scaling is the tensor rope_freqs.weight. A dynamic one is not needed within
  * context_length. */
 static enum err put_rope(struct gguf_plan *p, const struct arch *a)
 {
     char key[96];
+    if (a->rope == ROPE_LONGROPE)
+        return put_longrope(p, a);
     if (a->rope != ROPE_LINEAR && a->rope != ROPE_YARN)
         return OK;
     TRY(put_string(p, key_of(key, p, "rope.scaling.type"), rope_name[a->rope]));
@@ -261,7 +262,10 @@ enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
         TRY(put_string(p, "tokenizer.ggml.model", "none"));
     for (size_t i = 0; i < p->n; i++) {
         const struct gguf_item *t = &p->item[i];
-        const int64_t dim[] = {t->rows, t->cols};
+        const bool goes_on = i + 1 < p->n && t[1].continues;
+        const int64_t dim[] = {t->rows + (goes_on ? t[1].rows : 0), t->cols};
+        if (t->continues)
+            continue;
         TRY(gguf_tensor(p->w, t->name, t->type, t->is_vector ? 1 : 2, dim + t->is_vector));
     }
     return OK;

@@ -22,6 +22,8 @@ struct gguf_item {
     /* Rows, or the elements of a vector, are interleaved head by head as
      * gguf_row_source() says. 0: they stay as stored. */
     int64_t head_dim;
+    bool
+        continues; /* its rows are of the tensor before, which has the same type and cols */
 };
 
 /* Biases of one layer with the shift of values in them. */
@@ -34,6 +36,7 @@ struct gguf_graph {
     const char *arch;      /* "llama", "qwen2", ... */
     bool has_llama3;       /* reads rope_freqs.weight */
     bool has_biases;       /* of o_proj and the MLP */
+    bool fuses_gate_up;    /* ffn_up has the rows of gate, then those of up */
     bool heads_fill_width; /* needs H d = D */
     int64_t no_rope_step;  /* every layer of so many has no rope; 0: all have one */
 };
@@ -45,7 +48,7 @@ struct gguf_plan {
     struct gguf_copy copy;  /* in place of vocab, if it has keys */
     struct gguf_item *item; /* [n] in the file's order, owned */
     size_t n, room;
-    float *rope;                /* [head_dim / 2] factors of Llama 3's scaling; owned */
+    float *rope; /* factors of a scaling, by pair; longrope: short, long; owned */
     struct gguf_folded *folded; /* [layers] NULL: nothing is folded; owned */
     float *biases;              /* their memory, owned */
     struct gguf_writer *w;      /* with all keys and tensors; owned */

@@ -169,6 +169,25 @@ static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, b
                       bias_of(p, l), t.head_dim);
 }
 
+/* Makes the last two items, gate and up, one tensor: with the type that holds both. */
+static enum err fuse_gate_up(struct gguf_plan *p, const struct export_linear *gate,
+                             int64_t layer, bool only_q8)
+{
+    struct gguf_item *const t = &p->item[p->n - 2];
+    const int bits[] = {gate[0].packed->bits, gate[1].packed->bits};
+    const bool quantized = bits[0] < 16 && bits[1] < 16;
+    FAIL_IF(!quantized && (bits[0] != bits[1] || t[0].type != t[1].type), ERR_SUPPORT,
+            "%s and %s are %d and %d bits, but llama.cpp has them in one tensor of one "
+            "type; quantize both or neither (weights.mixed)",
+            gate[0].name, gate[1].name, bits[0], bits[1]);
+    if (quantized)
+        t[0].type = t[1].type =
+            type_of_bits(bits[0] > bits[1] ? bits[0] : bits[1], only_q8);
+    in_layer(t[0].name, layer, lin_names[LIN_UP], ".weight");
+    t[1].continues = true;
+    return OK;
+}
+
 static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,
                           bool only_q8)
 {
@@ -177,8 +196,12 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
     TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"), b->norm1, 0));
-    for (int lin = 0; lin < N_LIN; lin++)
-        TRY(add_linear(p, &s->linear[layer * N_LIN + lin], only_q8, head_dim));
+    for (int lin = 0; lin < N_LIN; lin++) {
+        const struct export_linear *l = &s->linear[layer * N_LIN + lin];
+        TRY(add_linear(p, l, only_q8, head_dim));
+        if (lin == LIN_UP && p->graph->fuses_gate_up)
+            TRY(fuse_gate_up(p, l - 1, layer, only_q8));
+    }
     TRY(add_vector(p, in_layer(name, layer, "attn_q_norm", ".weight"), b->q_norm, 0));
     TRY(add_vector(p, in_layer(name, layer, "attn_k_norm", ".weight"), b->k_norm, 0));
     return add_vector(p, in_layer(name, layer, "ffn_norm", ".weight"), b->norm2, 0);
@@ -199,10 +222,36 @@ static enum err add_rope(struct gguf_plan *p, const struct arch *a)
                       (struct host_mat){p->rope, DT_F32, n, 1, NULL}, 0);
 }
 
+/* Reads long_factor, which arch lacks: it is not used here, but llama.cpp takes it for
+ * contexts beyond the original length. Its length was checked when the artifact was
+ * opened. */
+static void read_long_factors(float *out, int64_t n, const json_t *config)
+{
+    const json_t *o = json_object_get(config, "rope_scaling");
+    if (!json_object_size(o))
+        o = json_object_get(config, "rope_parameters");
+    const json_t *list = json_object_get(o, "long_factor");
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)json_number_value(json_array_get(list, (size_t)i));
+}
+
+static enum err add_longrope(struct gguf_plan *p, const struct export_source *s)
+{
+    const int64_t n = arch_rotary_dim(s->arch) / 2;
+    TRY(mem_alloc(&p->rope, 2 * (size_t)n, sizeof(*p->rope)));
+    for (int64_t i = 0; i < n; i++)
+        p->rope[i] = (float)s->arch->rope_short[i];
+    read_long_factors(p->rope + n, n, s->config);
+    TRY(add_vector(p, "rope_factors_short.weight",
+                   (struct host_mat){p->rope, DT_F32, n, 1, NULL}, 0));
+    return add_vector(p, "rope_factors_long.weight",
+                      (struct host_mat){p->rope + n, DT_F32, n, 1, NULL}, 0);
+}
+
 enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, bool only_q8)
 {
     TRY(add_end(p, s, 0, "token_embd.weight", artifact_embed(s->artifact)->w, only_q8));
-    TRY(add_rope(p, s->arch));
+    TRY(s->arch->rope == ROPE_LONGROPE ? add_longrope(p, s) : add_rope(p, s->arch));
     for (int64_t i = 0; i < s->arch->n_layers; i++)
         TRY(add_layer(p, s, i, only_q8));
     TRY(add_vector(p, "output_norm.weight", artifact_final_norm(s->artifact), 0));
