@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Calibrations by several processes under mpirun: test_mpi.py WKVQ DEMO mpi|none [TEST...].
+"""Calibrations by several processes under mpirun: test_mpi.py WKVQ WKVQ_EMU DEMO mpi|none [TEST...].
 
-With a build without MPI only the refusal is tested, and the exit status is 77."""
+In WKVQ_EMU, `cuda` is the emulation. With a build without MPI only the refusal is tested, and the exit status is 77."""
 import json
 import os
 import pathlib
@@ -16,6 +16,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 import processes
+import tiny
 
 KILLS = 20
 SETTINGS = ["calibration.samples=10", "calibration.seqlen=96", "calibration.epochs=3", "calibration.batch=4",
@@ -26,8 +27,8 @@ REFINE = ["refine.samples=10", "refine.seqlen=64", "refine.batch=4", "refine.gua
 
 
 class Fixture:
-    def __init__(self, wkvq, demo, folder):
-        self.wkvq, self.demo, self.path = wkvq, pathlib.Path(demo), pathlib.Path(folder)
+    def __init__(self, wkvq, emu, demo, folder):
+        self.wkvq, self.emu, self.demo, self.path = wkvq, emu, pathlib.Path(demo), pathlib.Path(folder)
         self.env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
     def wkvq_args(self, out, command="calibrate", text="calibration.txt", more=()):
@@ -113,6 +114,22 @@ def test_same_bytes(f):
     for n in (1, 2, 3, 4):
         f.run(f.args(n, f"ranks-{n}"))
         assert f.blocks(f"ranks-{n}") == want, n
+
+
+def test_emulated_gpus(f):
+    """Each rank has a GPU, from which gradients pass through the host."""
+    tiny.make_model(f.path / "tiny", num_hidden_layers=2)
+    tiny.make_text(f.path / "text.txt", 1500)
+    sets = ["calibration.samples=4", "calibration.seqlen=16", "calibration.epochs=1", "calibration.batch=3",
+            "weights.group_size=16", "weights.round=learned", "crr.blocks=1", "refine.samples=4", "refine.seqlen=16",
+            "refine.batch=3", "refine.guard=2", "refine.learn=scales+norms+cache+rounding"]
+    states = {}
+    for n in (1, 2, 3):
+        out = f.path / f"emulated-{n}"
+        f.run(["env", "EMU_NAME=cuda", *f.ranks(n, [f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device",
+                                                    "cuda", *(w for s in sets for w in ("--set", s))])])
+        states[n] = {p.name: p.read_bytes() for p in out.glob("*-0*.safetensors")}
+    assert len(states[1]) == 4 and states[1] == states[2] == states[3], list(states[1])
 
 
 def test_start_values(f):
@@ -293,16 +310,16 @@ def refused_without_mpi(f):
 
 
 def main():
-    wkvq, demo, build = sys.argv[1:4]
+    *paths, build = sys.argv[1:5]
     with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(str(pathlib.Path(wkvq).resolve()), pathlib.Path(demo).resolve(), folder)
+        f = Fixture(*(str(pathlib.Path(p).resolve()) for p in paths), folder)
         if build == "none":
             refused_without_mpi(f)
         if build == "none" or not shutil.which("mpirun"):
             print("skipped:", "this build has no MPI" if build == "none" else "no mpirun")
             return 77
         failed = 0
-        for name in sys.argv[4:] or [n for n in globals() if n.startswith("test_")]:
+        for name in sys.argv[5:] or [n for n in globals() if n.startswith("test_")]:
             try:
                 globals()[name](f)
                 print(f"ok {name}", flush=True)
