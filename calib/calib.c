@@ -234,14 +234,19 @@ static enum err move_quantized(struct calibration *c, enum calib_event_kind kind
     return pass_done(c, units);
 }
 
-/* c->recon.x = sample i of the quantized stream, whichever rank has it. */
-static enum err read_any(struct calibration *c, int64_t i)
+/* c->recon.x = sample i of the quantized stream, which this rank has. */
+static enum err read_own(struct calibration *c, int64_t i)
 {
     const int64_t at = share_local(&c->share, i);
-    if (share_own(&c->share, i)) {
-        TRY(stream_read(&c->x, &c->recon.x, at));
-        TRY(stream_prefetch(&c->x, at + 1));
-    }
+    TRY(stream_read(&c->x, &c->recon.x, at));
+    return stream_prefetch(&c->x, at + 1);
+}
+
+/* The same, whichever rank has it. */
+static enum err read_any(struct calibration *c, int64_t i)
+{
+    if (share_own(&c->share, i))
+        TRY(read_own(c, i));
     return share_sample(&c->share, c->dev, &c->recon.x, i);
 }
 
@@ -304,13 +309,14 @@ static enum err fill_streams(struct calibration *c, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Passes every sample through the block in full precision, then calls add(), which finds
- * its keys and values in the activations. */
-static enum err scan_kv(struct calibration *c,
+/* Passes samples through the block in full precision, then calls add(), which finds their keys
+ * and values in the activations: every sample, or those of this process. */
+static enum err scan_kv(struct calibration *c, bool every,
                         enum err (*add)(struct calibration *c, const struct block_kv *kv,
                                         void *ctx),
                         void *ctx)
 {
+    const double units = c->units_done + (double)c->s->samples;
     struct block_kv plain = {.spec = c->s->kv, .layer = c->block};
     const struct tensor *out;
     plain.spec.method = KV_TOKEN;
@@ -318,13 +324,15 @@ static enum err scan_kv(struct calibration *c,
     plain.spec.window = 1;
     plain.spec.sink = 0;
     for (int64_t i = 0; i < c->s->samples; i++) {
+        if (!every && !share_own(&c->share, i))
+            continue;
         c->sample = i;
-        TRY(read_any(c, i));
+        TRY(every ? read_any(c, i) : read_own(c, i));
         TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
         TRY(add(c, &plain, ctx));
         TRY(step_done(c, CALIB_PREPARE));
     }
-    return pass_done(c, c->units_done);
+    return pass_done(c, units);
 }
 
 /* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized),
@@ -336,6 +344,29 @@ static enum err add_range(struct calibration *c, const struct block_kv *kv, void
     const struct tensor v = block_values(&c->recon.acts[0], c->arch);
     TRY(dev_col_minmax(c->dev, &range[0], &range[1], &k));
     return dev_col_minmax(c->dev, &range[2], &range[3], &v);
+}
+
+/* host [4][C] = the ranges over the samples of all processes. A minimum does not depend on the
+ * order of samples once zeros have one sign. */
+static enum err join_ranges(struct calibration *c, float *host, int64_t C)
+{
+    const struct ranks *r = c->share.ranks;
+    float *all = NULL;
+    const int64_t n = 4 * C, ranks = r ? r->size : 0;
+    if (r) {
+        TRY(mem_alloc(&all, (size_t)(ranks * n), sizeof(*all)));
+        r->gather(all, host, (size_t)n * sizeof(*host));
+    }
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t q = 0; q < ranks; q++) {
+            const float x = all[q * n + i];
+            if (isnan(x) || (i / C % 2 ? x > host[i] : x < host[i]))
+                host[i] = x;
+        }
+        host[i] += 0.0f;
+    }
+    mem_free(all);
+    return OK;
 }
 
 /* host [4][C] = the ranges over all samples. */
@@ -351,11 +382,11 @@ static enum err scan_to_host(struct calibration *c, float *host, int64_t C)
     for (int64_t i = 0; i < 4; i++)
         range[i] = tensor_1d((float *)memory + i * C, DT_F32, C);
     if (!err)
-        err = scan_kv(c, add_range, range);
+        err = scan_kv(c, false, add_range, range);
     if (!err)
         err = dev_download(c->dev, host, memory, bytes);
     dev_free(c->dev, memory);
-    return err;
+    return err ? err : join_ranges(c, host, C);
 }
 
 static enum err check_range(const struct calibration *c, const float *host, int64_t C)
@@ -383,7 +414,7 @@ static enum err choose_alpha(struct calibration *c, float alpha[2], const float 
     if (!c->kv_search.dev)
         return OK;
     TRY(kv_search_begin(&c->kv_search, mn, mx));
-    TRY(scan_kv(c, add_errors, &c->kv_search));
+    TRY(scan_kv(c, true, add_errors, &c->kv_search));
     kv_search_finish(alpha, &c->kv_search);
     return OK;
 }

@@ -8,9 +8,7 @@ static void count_passes(double *shared, double *repeated, const struct arch *a,
                          const struct calib_settings *s)
 {
     const double n = (double)s->samples, measured = (double)calib_eval_samples(s);
-    const double kv = s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes(&s->kv)
-                          ? 1 + calib_searches_kv(s)
-                          : 0;
+    const bool ranges = s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes(&s->kv);
     const bool inputs = s->weights.method == WEIGHT_GPTQ || s->weights_init == INIT_SEARCH;
     *shared = *repeated = 0;
     for (int64_t i = 0; i < a->n_layers; i++) {
@@ -18,8 +16,8 @@ static void count_passes(double *shared, double *repeated, const struct arch *a,
         const double chain = (double)((s->crr_blocks < after ? s->crr_blocks : after) + 1);
         *shared +=
             chain * ((double)(1 + s->epochs) * measured + 3 * (double)s->epochs * n) +
-            2 * n;
-        *repeated += n * (kv + (weight_quantizes(&s->weights) && inputs));
+            (2 + ranges) * n;
+        *repeated += n * (calib_searches_kv(s) + (weight_quantizes(&s->weights) && inputs));
     }
 }
 
