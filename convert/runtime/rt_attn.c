@@ -2,7 +2,7 @@
  *
  * Causal attention of a chunk over the quantized past and the chunk itself.
  *
- * The unit of work is a piece: one kv head, up to QUERIES queries of the chunk, and one
+ * The unit of work is a piece: one kv head, some queries of the chunk, and one
  * span of the past. A piece leaves a partial softmax for each (query, head):
  *
  *   partial = { maximum m of the scores | sum of exp(s - m) | [d] sum of these times v }
@@ -18,8 +18,9 @@
  * With a sliding window, spans begin where the chunk's first query begins to see, and the
  * middle where its last one does.
  *
- * The middle goes to rt_attn_packed.c where the layer is interleaved; the rest is
- * dequantized tile by tile here. */
+ * Of few queries, the middle goes to rt_attn_packed.c where the layer is interleaved. Many
+ * queries share dequantized tiles of the middle and of the chunk, in rt_attn_block.c. The
+ * rest is computed here, query by query. */
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 
@@ -27,26 +28,27 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES 16     /* of a piece: they share one dequantization of the keys */
-#define TILE RT_TILE   /* tokens dequantized at a time */
-#define SPLIT_KEYS 512 /* tokens of a span, when there are few queries */
+#define QUERIES 16 /* of a piece: they share one dequantization of the keys */
+/* Of a piece for rt_attn_block.c: multiples of 12 fill the registers of the products, and
+ * BLOCK_ROWS (query, head) pairs fit the second-level cache. */
+#define BLOCK_QUERIES 48
+#define BLOCK_ROWS 192
+#define MIN_BLOCK_ROWS 16 /* of a chunk: fewer do not pay for dequantized tiles */
+#define TILE RT_TILE      /* tokens dequantized at a time */
+#define SPLIT_KEYS 512    /* tokens of a span, when there are few queries */
 #define MAX_SPLITS 16
 
 struct work {
     const struct rt_attn *a;
     struct rt_attn_scratch *s;
-    int64_t query_blocks;   /* of up to QUERIES */
+    bool blocks;            /* the chunk has enough queries for rt_attn_block.c */
+    int64_t queries;        /* of a piece, */
+    int64_t query_blocks;   /* and pieces that the chunk's queries make */
     int64_t base;           /* tokens before it are out of reach of every query */
     int64_t splits, span;   /* of the past from base on, and tokens of one */
     int64_t partial_floats; /* 2 + d */
     int64_t pieces;
     int threads;
-};
-
-/* Dequantized keys and values of one head, tokens [at, at + n). */
-struct tile {
-    int64_t at, n;
-    const float *k[TILE], *v[TILE];
 };
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -57,13 +59,6 @@ static int64_t min_i64(int64_t a, int64_t b)
 static float *partial_of(const struct work *w, int64_t t, int64_t h, int64_t split)
 {
     return w->s->partial + ((t * w->a->H + h) * w->splits + split) * w->partial_floats;
-}
-
-/* Returns the first token of the text that query t of the chunk sees. */
-static int64_t first_seen(const struct rt_attn *a, int64_t t)
-{
-    const int64_t first = a->past + t + 1 - a->reach;
-    return a->reach && first > 0 ? first : 0;
 }
 
 /* --- one query against one tile ----------------------------------------------------- */
@@ -93,13 +88,13 @@ static void absorb(const struct rt_attn *a, float *partial, const float *q, cons
 
 /* Query t of the chunk against a tile of the past. Tokens it sees in full precision are
  * taken from their F32 copies. */
-static void past_query(const struct work *w, const struct tile *tile, int64_t t, int64_t kh,
-                       int64_t split)
+static void past_query(const struct work *w, const struct rt_tile *tile, int64_t t,
+                       int64_t kh, int64_t split)
 {
     const struct rt_attn *a = w->a;
     const int64_t G = a->H / a->cache->K, d = a->cache->d, i = a->past + t;
     const float *k[TILE], *v[TILE];
-    const int64_t first = first_seen(a, t) - tile->at, skip = first > 0 ? first : 0;
+    const int64_t first = rt_attn_first_seen(a, t) - tile->at, skip = first > 0 ? first : 0;
     if (skip >= tile->n)
         return;
     for (int64_t j = skip; j < tile->n; j++) {
@@ -129,23 +124,32 @@ static void see_packed(const struct rt_attn *a, int64_t kh, int64_t at, int64_t 
     rt_cache_tile(c, values, buffer + TILE * c->d, v + skip);
 }
 
+/* Tokens [at, at + n) of the chunk, in full precision or packed. */
+static struct rt_tile chunk_tile(const struct rt_attn *a, int64_t kh, int64_t at, int64_t n,
+                                 float *buffer)
+{
+    const int64_t d = a->cache->d, C = a->cache->K * d;
+    struct rt_tile tile = {.at = a->past + at, .n = n};
+    for (int64_t j = 0; j < n; j++) {
+        tile.k[j] = a->k + (at + j) * C + kh * d;
+        tile.v[j] = a->v + (at + j) * C + kh * d;
+    }
+    see_packed(a, kh, at, n, buffer, tile.k, tile.v);
+    return tile;
+}
+
 /* Query t against what it sees of the chunk, up to itself. */
 static void chunk_query(const struct work *w, int64_t t, int64_t kh, float *buffer)
 {
     const struct rt_attn *a = w->a;
-    const int64_t G = a->H / a->cache->K, d = a->cache->d, C = a->cache->K * d;
-    const float *k[TILE], *v[TILE];
-    const int64_t first = first_seen(a, t) - a->past;
+    const int64_t G = a->H / a->cache->K, d = a->cache->d;
+    const int64_t first = rt_attn_first_seen(a, t) - a->past;
     for (int64_t at = first > 0 ? first : 0; at <= t; at += TILE) {
-        const int64_t n = t + 1 - at < TILE ? t + 1 - at : TILE;
-        for (int64_t j = 0; j < n; j++) {
-            k[j] = a->k + (at + j) * C + kh * d;
-            v[j] = a->v + (at + j) * C + kh * d;
-        }
-        see_packed(a, kh, at, n, buffer, k, v);
+        const int64_t n = min_i64(t + 1 - at, TILE);
+        struct rt_tile tile = chunk_tile(a, kh, at, n, buffer);
         for (int64_t h = kh * G; h < (kh + 1) * G; h++)
-            absorb(a, partial_of(w, t, h, w->splits - 1), a->q + (t * a->H + h) * d, k, v,
-                   n);
+            absorb(a, partial_of(w, t, h, w->splits - 1), a->q + (t * a->H + h) * d, tile.k,
+                   tile.v, n);
     }
 }
 
@@ -167,21 +171,59 @@ struct piece {
     float *buffer; /* of this thread */
 };
 
-/* The piece's queries against tokens [from, to), dequantized tile by tile. */
+/* Dequantizes the tile of the past that begins at `at` and ends at `to` at the latest.
+ * block: for rt_attn_block.c, which reads the keys of an interleaved layer itself. */
+static struct rt_tile past_tile(const struct rt_attn *a, const struct piece *p, int64_t at,
+                                int64_t to, bool block)
+{
+    struct rt_tile tile = {.at = at, .n = min_i64(to - at, TILE - at % TILE)};
+    const struct rt_span keys = {a->layer, KV_K, p->kh, at, tile.n};
+    const struct rt_span values = {a->layer, KV_V, p->kh, at, tile.n};
+    tile.packed_keys = block && a->cache->interleaved[a->layer] && at % RT_KEYS == 0;
+    if (!tile.packed_keys)
+        rt_cache_tile(a->cache, keys, p->buffer, tile.k);
+    rt_cache_tile(a->cache, values, p->buffer + TILE * a->cache->d, tile.v);
+    return tile;
+}
+
+/* The piece's queries against tokens [from, to), query by query. */
 static void past_tiles(const struct work *w, const struct piece *p, int64_t from,
                        int64_t to)
 {
-    const struct rt_attn *a = w->a;
-    struct tile tile;
-    for (tile.at = from; tile.at < to; tile.at += tile.n) {
-        tile.n = min_i64(to - tile.at, TILE);
-        const struct rt_span keys = {a->layer, KV_K, p->kh, tile.at, tile.n};
-        const struct rt_span values = {a->layer, KV_V, p->kh, tile.at, tile.n};
-        rt_cache_tile(a->cache, keys, p->buffer, tile.k);
-        rt_cache_tile(a->cache, values, p->buffer + TILE * a->cache->d, tile.v);
+    for (int64_t at = from, n; at < to; at += n) {
+        const struct rt_tile tile = past_tile(w->a, p, at, to, false);
+        n = tile.n;
         for (int64_t t = p->first; t < p->end; t++)
             past_query(w, &tile, t, p->kh, p->split);
     }
+}
+
+/* The piece's queries against packed tokens [from, to) and, in the last split, the chunk. */
+static void block_tiles(const struct work *w, const struct piece *p, int64_t from,
+                        int64_t to)
+{
+    const struct rt_attn *a = w->a;
+    const struct rt_attn_block j = {a,
+                                    p->kh,
+                                    p->first,
+                                    p->end,
+                                    partial_of(w, 0, 0, p->split),
+                                    w->splits * w->partial_floats};
+    float *scratch = p->buffer + 2 * TILE * a->cache->d;
+    const int64_t seen = rt_attn_first_seen(a, p->first) - a->past;
+    rt_attn_block_begin(&j, scratch);
+    for (int64_t at = from, n; at < to; at += n) {
+        const struct rt_tile tile = past_tile(a, p, at, to, true);
+        n = tile.n;
+        rt_attn_block_tile(&j, &tile, scratch);
+    }
+    const int64_t end = p->split + 1 == w->splits ? p->end : 0;
+    for (int64_t at = seen > 0 ? seen / TILE * TILE : 0; at < end; at += TILE) {
+        const struct rt_tile tile =
+            chunk_tile(a, p->kh, at, min_i64(end - at, TILE), p->buffer);
+        rt_attn_block_tile(&j, &tile, scratch);
+    }
+    rt_attn_block_end(&j, scratch);
 }
 
 static int64_t clamp_i64(int64_t x, int64_t lo, int64_t hi)
@@ -215,11 +257,26 @@ static struct piece piece_of(const struct work *w, int64_t number, int thread)
     const int64_t at = min_i64(w->base + split * w->span, a->past);
     return (struct piece){.kh = head_of(w, number),
                           .split = split,
-                          .first = block * QUERIES,
-                          .end = min_i64(a->n, (block + 1) * QUERIES),
+                          .first = block * w->queries,
+                          .end = min_i64(a->n, (block + 1) * w->queries),
                           .at = at,
                           .at_end = min_i64(at + w->span, a->past),
                           .buffer = w->s->tiles + (int64_t)thread * w->s->thread_floats};
+}
+
+/* Splits a piece's tokens at *from and *to: those between are packed for every query. */
+static void find_middle(int64_t *from, int64_t *to, const struct work *w,
+                        const struct piece *p)
+{
+    const struct rt_attn *a = w->a;
+    /* rt_attn_block.c masks what is out of a query's reach. */
+    const int64_t all_see = w->blocks ? p->at : rt_attn_first_seen(a, p->end - 1);
+    const int64_t sink = a->cache->sink;
+    *from = *to = p->at_end;
+    if (!w->blocks && !a->cache->interleaved[a->layer])
+        return;
+    *from = clamp_i64(all_see > sink ? all_see : sink, p->at, p->at_end);
+    *to = clamp_i64(a->past - a->cache->recent, *from, p->at_end);
 }
 
 static void attend_piece(void *ctx, int64_t number, int thread)
@@ -227,24 +284,21 @@ static void attend_piece(void *ctx, int64_t number, int thread)
     const struct work *w = ctx;
     const struct rt_attn *a = w->a;
     const struct piece p = piece_of(w, number, thread);
-    /* Tokens [from, to) are packed for every query of the chunk. */
-    int64_t from = p.at_end, to = p.at_end;
-    if (a->cache->interleaved[a->layer]) {
-        const int64_t all_see = first_seen(a, p.end - 1), sink = a->cache->sink;
-        from = clamp_i64(all_see > sink ? all_see : sink, p.at, p.at_end);
-        to = clamp_i64(a->past - a->cache->recent, from, p.at_end);
-    }
+    int64_t from, to;
+    find_middle(&from, &to, w, &p);
     prefetch_next_piece(w, number);
     for (int64_t t = p.first; t < p.end; t++)
         clear_partials(w, t, p.kh, p.split);
-    if (from < to)
+    if (!w->blocks && from < to)
         rt_attn_packed(&(struct rt_attn_packed){a, p.kh, p.first, p.end, from, to,
                                                 partial_of(w, 0, 0, p.split),
                                                 w->splits * w->partial_floats},
                        p.buffer + 2 * TILE * a->cache->d);
     past_tiles(w, &p, p.at, from);
     past_tiles(w, &p, to, p.at_end);
-    for (int64_t t = p.first; p.split + 1 == w->splits && t < p.end; t++)
+    if (w->blocks)
+        block_tiles(w, &p, from, to);
+    for (int64_t t = p.first; !w->blocks && p.split + 1 == w->splits && t < p.end; t++)
         chunk_query(w, t, p.kh, p.buffer);
 }
 
@@ -274,6 +328,15 @@ static void merge(void *ctx, int64_t t, int thread)
 
 /* --- the whole ---------------------------------------------------------------------- */
 
+/* Returns the queries of a piece for rt_attn_block.c, with so many heads per kv head. */
+static int64_t block_queries(int64_t heads)
+{
+    int64_t queries = BLOCK_QUERIES;
+    while (queries > BLOCK_QUERIES / 8 && queries * heads > BLOCK_ROWS)
+        queries /= 2;
+    return queries;
+}
+
 static enum err make_room(struct work *w, struct pool *pool)
 {
     struct rt_attn_scratch *s = w->s;
@@ -290,7 +353,9 @@ static enum err make_room(struct work *w, struct pool *pool)
     if (s->tiles)
         return OK;
     const struct rt_cache *c = w->a->cache;
-    s->thread_floats = 2 * TILE * c->d + rt_attn_packed_floats(c, QUERIES * w->a->H / c->K);
+    const int64_t G = w->a->H / c->K, packed = rt_attn_packed_floats(c, QUERIES * G);
+    const int64_t block = rt_attn_block_floats(c->d, block_queries(G) * G);
+    s->thread_floats = 2 * TILE * c->d + (packed > block ? packed : block);
     s->thread_floats = (s->thread_floats + 15) / 16 * 16;
     return mem_alloc(&s->tiles, (size_t)pool_threads(pool),
                      (size_t)s->thread_floats * sizeof(float));
@@ -299,9 +364,12 @@ static enum err make_room(struct work *w, struct pool *pool)
 enum err rt_attn_run(const struct rt_attn *a, struct rt_attn_scratch *s, struct pool *pool)
 {
     struct work w = {.a = a, .s = s, .partial_floats = 2 + a->cache->d};
-    w.query_blocks = (a->n + QUERIES - 1) / QUERIES;
+    const int64_t G = a->H / a->cache->K;
+    w.blocks = a->n > 1 && a->n * G >= MIN_BLOCK_ROWS;
+    w.queries = w.blocks ? block_queries(G) : QUERIES;
+    w.query_blocks = (a->n + w.queries - 1) / w.queries;
     /* With few queries, threads share the past instead. */
-    w.base = min_i64(first_seen(a, 0), a->past) / TILE * TILE;
+    w.base = min_i64(rt_attn_first_seen(a, 0), a->past) / TILE * TILE;
     const int64_t seen = a->past - w.base;
     w.splits = a->n <= QUERIES ? (seen + SPLIT_KEYS - 1) / SPLIT_KEYS : 1;
     w.splits = w.splits < 1 ? 1 : w.splits > MAX_SPLITS ? MAX_SPLITS : w.splits;

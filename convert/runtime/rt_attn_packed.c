@@ -96,17 +96,16 @@ static void fold(float *out, const float *q, const struct rt_attn *a,
     }
 }
 
-/* Converts h and m of tokens [at, at + RT_TILE) to F32, as far as the cache goes. */
-static void load_pairs(float *h, float *m, const struct rt_attn_packed *j,
-                       enum kv_side side, int64_t at)
+void rt_attn_pairs(float *h, float *m, const struct rt_attn *a, enum kv_side side,
+                   int64_t kh, int64_t at)
 {
-    const struct rt_cache *c = j->a->cache;
+    const struct rt_cache *c = a->cache;
     const int64_t n = c->max - at < RT_TILE ? c->max - at : RT_TILE;
-    const uint16_t *pair = rt_cache_pairs(c, j->a->layer, side, j->kh) + at;
-    const int64_t groups = rt_cache_plane(c, j->a->layer, side)->groups;
+    const uint16_t *pair = rt_cache_pairs(c, a->layer, side, kh) + at;
+    const int64_t groups = rt_cache_plane(c, a->layer, side)->groups;
     for (int64_t g = 0; g < groups; g++, pair += 2 * c->max) {
-        j->a->kern->to_f32(h + g * RT_TILE, pair, DT_F16, n);
-        j->a->kern->to_f32(m + g * RT_TILE, pair + c->max, DT_F16, n);
+        a->kern->to_f32(h + g * RT_TILE, pair, DT_F16, n);
+        a->kern->to_f32(m + g * RT_TILE, pair + c->max, DT_F16, n);
     }
 }
 
@@ -152,7 +151,7 @@ static void score_tile(const struct rt_attn_packed *j, const struct buffers *b,
 {
     const struct rt_cache *c = j->a->cache;
     const uint8_t *codes = rt_cache_codes(c, j->a->layer, KV_K, j->kh);
-    load_pairs(b->kh, b->km, j, KV_K, at);
+    rt_attn_pairs(b->kh, b->km, j->a, KV_K, j->kh, at);
     for (int64_t t = at; t < end; t += RT_KEYS)
         j->a->kern->kv->score_keys(b->score + t - at, f, codes + t * b->k->code_bytes,
                                    rt_cache_width(c, t), b->kh + t - at, b->km + t - at);
@@ -252,7 +251,7 @@ void rt_attn_packed(const struct rt_attn_packed *j, float *scratch)
         for (int64_t r = 0; r < rows; r++)
             soften(j, &b, r);
         prefetch_tile(j->a, KV_V, j->kh, at + RT_TILE, j->to);
-        load_pairs(b.vh, b.vm, j, KV_V, at);
+        rt_attn_pairs(b.vh, b.vm, j->a, KV_V, j->kh, at);
         clear_outside(b.vh, b.v->groups, 0, before, end - at);
         clear_outside(b.vm, b.v->groups, 0, before, end - at);
         add_values(j, &b, rows, at, end - at);

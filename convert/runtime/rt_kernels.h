@@ -108,6 +108,10 @@ struct rt_kv_kernels {
      * scores of missing tokens are arbitrary. h, m [groups][RT_TILE]. */
     void (*score_keys)(float *score, const struct rt_folded *f, const uint8_t *codes,
                        int64_t width, const float *h, const float *m);
+    /* RT_KEYS columns of a panel: x^ of the d channels of the keys that score_keys reads, up
+     * to rounding; those of missing tokens are arbitrary. */
+    void (*unpack_keys)(float *panel, const uint8_t *codes, int64_t width, const float *h,
+                        const float *m, struct rt_channels c, int64_t group, int64_t d);
     /* p = exp(score - top), 0 for -INFINITY; returns their sum. p may be score. n is a
      * multiple of RT_KEYS. */
     float (*exponentials)(float *p, const float *score, float top, int64_t n);

@@ -126,6 +126,27 @@ static void score_keys(float *score, const struct rt_folded *f, const uint8_t *c
     }
 }
 
+static void unpack_keys(float *panel, const uint8_t *codes, int64_t width, const float *h,
+                        const float *m, struct rt_channels ch, int64_t group, int64_t d)
+{
+    const vtable table = vtable_codes(0);
+    for (int64_t lane = 0; lane < RT_KEYS; lane += VL) {
+        const int64_t left = width > lane ? width - lane : 0;
+        const uint8_t *at = codes + 4 * lane;
+        for (int64_t i = 0; i < d; i += 8, at += 4 * width) {
+            const int64_t pair = i / group * RT_TILE + lane;
+            const vf hi = vf_load(h + pair), mi = vf_load(m + pair);
+            const vi c = vi_load_n(at, left);
+#pragma GCC unroll 8
+            for (int k = 0; k < 8; k++) {
+                const vf x = vf_fma(vtable_get(table, c, k), hi, mi);
+                vf_store(panel + (i + k) * RT_PANEL + lane,
+                         vf_fma(x, vf_set1(ch.s[i + k]), vf_set1(ch.delta[i + k])));
+            }
+        }
+    }
+}
+
 /* --- quantizing a key or value
  * --------------------------------------------------------- */
 
@@ -226,16 +247,11 @@ static float exponentials(float *p, const float *score, float top, int64_t n)
 static float maximum(const float *score, int64_t n)
 {
     vf top = vf_load(score);
-    float lane[VL], best;
     for (int64_t i = VL; i < n; i += VL) {
         const vf v = vf_load(score + i);
         top = vf_select(vf_lt(top, v), v, top);
     }
-    vf_store(lane, top);
-    best = lane[0];
-    for (int i = 1; i < VL; i++)
-        best = lane[i] > best ? lane[i] : best;
-    return best;
+    return vf_hmax(top);
 }
 
 static void scale(float *x, float by, int64_t n)
@@ -387,6 +403,7 @@ static void collect(float *out, const float *acc, int64_t words)
 const struct rt_kv_kernels ISA_NAME(rt_kv_kernels) = {
     .fold = fold,
     .score_keys = score_keys,
+    .unpack_keys = unpack_keys,
     .exponentials = exponentials,
     .maximum = maximum,
     .scale = scale,

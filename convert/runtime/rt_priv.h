@@ -140,6 +140,21 @@ struct rt_attn {
     float *out;                /* [n][H*d] */
 };
 
+/* Returns the first token of the text that query t of the chunk sees. */
+static inline int64_t rt_attn_first_seen(const struct rt_attn *a, int64_t t)
+{
+    const int64_t first = a->past + t + 1 - a->reach;
+    return a->reach && first > 0 ? first : 0;
+}
+
+/* Keys and values of one head in F32, tokens [at, at + n) of the text. */
+struct rt_tile {
+    int64_t at, n;
+    const float *k[RT_TILE], *v[RT_TILE]; /* [d] each, */
+    bool packed_keys; /* or the keys of an interleaved layer's cache; at is then a multiple
+                       * of RT_KEYS, and k is not read */
+};
+
 /* Scratch that grows with the chunk. */
 struct rt_attn_scratch {
     float *partial; /* [n][H][splits][partial_floats] */
@@ -164,11 +179,33 @@ struct rt_attn_packed {
     int64_t partial_step;
 };
 void rt_attn_packed(const struct rt_attn_packed *j, float *scratch);
+/* h, m [groups][RT_TILE] = those of tokens [at, at + RT_TILE) of head kh in F32, as far as
+ * the cache goes; for an interleaved layer only. */
+void rt_attn_pairs(float *h, float *m, const struct rt_attn *a, enum kv_side side,
+                   int64_t kh, int64_t at);
 /* Prefetches the first tile of packed tokens [at, end) of head kh. */
 void rt_attn_prefetch(const struct rt_attn *a, int64_t kh, int64_t at, int64_t end);
 /* Returns the floats of scratch for `rows` (query, head) pairs in any layer; 0 if no layer
  * is interleaved. */
 int64_t rt_attn_packed_floats(const struct rt_cache *c, int64_t rows);
+
+/* --- rt_attn_block.c ---------------------------------------------------------------- */
+
+/* Queries [first, end) of kv head kh. Their partial softmaxes are as in rt_attn_packed. */
+struct rt_attn_block {
+    const struct rt_attn *a;
+    int64_t kh, first, end;
+    float *partial;
+    int64_t partial_step;
+};
+/* Tiles are added between begin and end, which load and store the partial softmaxes. Every
+ * query sees all of a tile's tokens that its reach and the order of the text allow. */
+void rt_attn_block_begin(const struct rt_attn_block *j, float *scratch);
+void rt_attn_block_tile(const struct rt_attn_block *j, const struct rt_tile *tile,
+                        float *scratch);
+void rt_attn_block_end(const struct rt_attn_block *j, float *scratch);
+/* Returns the floats of scratch for `rows` (query, head) pairs. */
+int64_t rt_attn_block_floats(int64_t d, int64_t rows);
 
 /* --- rt_forward.c ------------------------------------------------------------------- */
 

@@ -354,6 +354,27 @@ static void check_fold(const struct rt_kernels *k, int64_t n)
     assert_true(out[n] == 7);
 }
 
+/* The same keys as columns of a panel, next to columns that stay as they are. */
+static void check_unpacked_keys(const struct rt_kernels *k, int64_t d, int64_t group,
+                                int64_t width, const uint8_t *words,
+                                uint8_t code[RT_KEYS][WIDE], const float *h, const float *m)
+{
+    static float panel[WIDE * RT_PANEL], s[WIDE], delta[WIDE];
+    fill(s, d);
+    fill(delta, d);
+    panel[RT_KEYS] = 7;
+    k->kv->unpack_keys(panel, words, width, h, m, (struct rt_channels){s, delta}, group, d);
+    assert_true(panel[RT_KEYS] == 7);
+    for (int64_t t = 0; t < width; t++)
+        for (int64_t i = 0; i < d; i++) {
+            const double hi = (double)h[i / group * RT_TILE + t] * code[t][i];
+            const double mi = (double)m[i / group * RT_TILE + t], si = (double)s[i];
+            near(k, "unpack_keys", d, (double)panel[i * RT_PANEL + t],
+                 si * (hi + mi) + (double)delta[i],
+                 fabs(si) * (fabs(hi) + fabs(mi)) + fabs((double)delta[i]));
+        }
+}
+
 /* Scores of RT_KEYS tokens, or fewer, of a head of d channels. */
 static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int64_t width,
                        int64_t rows)
@@ -374,6 +395,7 @@ static void check_keys(const struct rt_kernels *k, int64_t d, int64_t group, int
     }
     const struct rt_folded f = {q, rows, stride, d, group};
     k->kv->score_keys(score, &f, words, width, h, m);
+    check_unpacked_keys(k, d, group, width, words, code, h, m);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t t = 0; t < width; t++) {
             const float *qr = q + r * stride;
