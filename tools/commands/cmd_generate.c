@@ -111,8 +111,8 @@ static enum err read_prompt(struct generation *g)
     const int64_t n = (int64_t)g->prompt.n, chunk = g->a->chunk;
     g->start = clock_s();
     for (int64_t t = 0; t < n; t += chunk)
-        TRY(runtime_forward(g->rt, g->logits, false, g->prompt.id + t,
-                            n - t < chunk ? n - t : chunk));
+        TRY(runtime_forward(g->rt, n - t > chunk ? NULL : g->logits, false,
+                            g->prompt.id + t, n - t < chunk ? n - t : chunk));
     g->prompt_s = clock_s() - g->start;
     return OK;
 }
