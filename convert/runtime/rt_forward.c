@@ -45,6 +45,7 @@ static enum err acts_alloc(struct rt_acts *a, const struct arch *m, int64_t n)
 /* Grows the activations to n tokens. */
 static enum err make_room(struct runtime *r, int64_t n)
 {
+    TRY(rt_linear_reserve(&r->linear, n));
     if (n <= r->acts.room)
         return OK;
     rt_acts_free(&r->acts);

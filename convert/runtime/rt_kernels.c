@@ -430,5 +430,6 @@ const struct rt_kernels ISA_NAME(rt_kernels) = {
     .unpack = unpack,
     .kv_dequantize = kv_dequantize,
     .panel = &ISA_NAME(rt_panel_kernels),
+    .int16 = &ISA_NAME(rt_int16_kernels),
     .kv = &ISA_NAME(rt_kv_kernels),
 };

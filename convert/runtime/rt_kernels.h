@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The table of the runtime's inner loops. rt_kernels.c and rt_kernels_kv.c are compiled
- * once per instruction set; each build exports one table. Private to convert/runtime.
+ * The table of the runtime's inner loops. The files rt_kernels*.c are compiled once per
+ * instruction set; each build exports one table. Private to convert/runtime.
  *
  * Shared laws: arguments are valid (callers check them), nothing allocates, output does not
  * overlap input unless the comment says so, and a table may be used by any number of
@@ -78,6 +78,44 @@ struct rt_panel_kernels {
     /* Fills n rows of a panel from unpacked rows w [n][in]. */
     void (*fill_rows)(float *panel, const float *w, int64_t in, int64_t n);
     void (*multiply)(const struct rt_panel *p);
+};
+
+/* --- a prompt's products in 16-bit integers ------------------------------------------ */
+
+/* RT_PAD_COLUMNS columns of x share one power of two, the unit, and x = unit X with X a
+ * signed 16-bit integer: |X| <= 2^15, and the largest of a block is at least 2^14. x is off
+ * by at most half a unit, which is 2^-15 of the block's largest |x|; by a whole one where X
+ * would be 2^15. In a block that is not finite the unit is NaN. Sums of products with
+ * (code - z) are exact,
+ *
+ *   |sum over RT_PAD_COLUMNS of (code - z) X| <= 128 255 2^15 < 2^30
+ *
+ * and y = sum over segments of h unit sum, a segment being columns of one block and one
+ * group. Only this sum is rounded. */
+struct rt_int16_panel {
+    float *y;             /* [n][RT_PANEL] */
+    const int16_t *panel; /* [pairs][RT_PANEL][2]: code - z of two columns of each row */
+    const float *h;       /* [RT_PANEL], of the segment's group */
+    const int16_t *x;     /* [n][RT_PAD_COLUMNS], from the segment's first column on */
+    const float *unit;    /* [n], of the segment's block */
+    int64_t n, pairs;     /* of columns, <= RT_PAD_COLUMNS / 2; an odd end has X = 0 */
+    bool add;             /* to y, instead of writing it */
+};
+
+struct rt_int16_kernels {
+    bool faster; /* than the same products in F32 */
+    /* Rounds x [n]: X [RT_PAD_COLUMNS] of a block, 0 from n on, and its unit; those of the
+     * next block follow `step` places of that size further. */
+    void (*round)(int16_t *fixed, float *unit, int64_t step, const float *x, int64_t n);
+    /* Fills columns [from, to) of a panel from rows [row, row + n) of 4-bit codes, from
+     * panel on. Arguments are as for fill_nibbles; rows from n on repeat row n - 1. */
+    void (*fill_nibbles)(int16_t *panel, const struct rt_rows *r, int64_t row, int64_t n,
+                         int64_t from, int64_t to);
+    /* Writes row i of a panel from its codes [in], one per byte, and their zeros. group is
+     * even, or the whole row. */
+    void (*fill_row)(int16_t *panel, int64_t i, const uint8_t *codes, const uint8_t *z,
+                     int64_t in, int64_t group);
+    void (*multiply)(const struct rt_int16_panel *p);
 };
 
 /* --- attention over the packed cache ------------------------------------------------- */
@@ -176,12 +214,14 @@ struct rt_kernels {
     void (*kv_dequantize)(float *x, const uint8_t *codes, float h, float m,
                           struct rt_channels c, int64_t n);
     const struct rt_panel_kernels *panel;
+    const struct rt_int16_kernels *int16;
     const struct rt_kv_kernels *kv;
 };
 
 #ifdef ISA
 extern const struct rt_kernels ISA_NAME(rt_kernels);
 extern const struct rt_panel_kernels ISA_NAME(rt_panel_kernels);
+extern const struct rt_int16_kernels ISA_NAME(rt_int16_kernels);
 extern const struct rt_kv_kernels ISA_NAME(rt_kv_kernels);
 #endif
 

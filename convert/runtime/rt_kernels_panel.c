@@ -15,53 +15,12 @@
  * column of the panel, broadcasts one value of each of PANEL_TOKENS vectors, and keeps
  * PANEL_TOKENS x RT_PANEL sums in registers. */
 #include "convert/runtime/rt_kernels.h"
+#include "convert/runtime/rt_transpose.h"
 #include "kernels/simd/simd.h"
 
 #include <string.h>
 
 /* --- filling ------------------------------------------------------------------------ */
-
-/* words[i], lane r = the i-th 32-bit word of row r: 8 columns of each of VL rows. Rows from
- * n on repeat row n - 1. Each row has bytes > 0 bytes left; those beyond are 0. */
-#if defined(__AVX512F__)
-static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, int64_t n,
-                                   int64_t bytes)
-{
-    const __m512i low =
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    vi other[16];
-    for (int i = 0; i < 16; i++)
-        words[i] = vi_load_bytes_n(p + (i < n ? i : n - 1) * stride, bytes);
-    /* Interleaving rows i and i + 8 four times transposes 16 x 16 words. */
-    for (int stage = 0; stage < 4; stage += 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            const __m512i a = (__m512i)words[i], b = (__m512i)words[i + 8];
-            other[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
-            other[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            const __m512i a = (__m512i)other[i], b = (__m512i)other[i + 8];
-            words[2 * i] = (vi)_mm512_permutex2var_epi32(a, low, b);
-            words[2 * i + 1] = (vi)_mm512_permutex2var_epi32(a, high, b);
-        }
-    }
-}
-#else
-static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, int64_t n,
-                                   int64_t bytes)
-{
-    uint32_t row[VL][VL] = {{0}};
-    for (int i = 0; i < VL; i++)
-        memcpy(row[i], p + (i < n ? i : n - 1) * stride,
-               bytes < 4 * VL ? (size_t)bytes : 4 * VL);
-    for (int w = 0; w < VL; w++)
-        for (int i = 0; i < VL; i++)
-            words[w][i] = (int32_t)row[i][w];
-}
-#endif
 
 /* Loads h and z of group g, a row per lane. Rows from n on repeat row n - 1. */
 static inline void gather_group(vf *h, vf *z, const struct rt_rows *r, int64_t row,

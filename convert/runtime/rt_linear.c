@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Products with packed weights. For one token, codes are decoded as they are read. For
- * several tokens, a panel of rows is unpacked to F32 once and multiplied with every token.
+ * several tokens, a panel of rows is unpacked once and multiplied with every token, in F32 or
+ * in 16-bit integers (rt_linear.int16).
  *
  * The rows of up to three projections of one input are cut into pieces that the threads
  * take in turn. Each row is computed by itself, so no result depends on the cut.
@@ -12,6 +13,8 @@
  *                 unquantized                       rows_plain
  *   more tokens   4 bits, group a multiple of 8     panel->fill_nibbles, then multiply
  *                 any other format                  rows to F32, panel->fill_rows, multiply
+ *   in 16 bits    4 bits, group a multiple of 8     int16->fill_nibbles, then multiply
+ *                 2 to 8 bits, the same groups      rows to bytes, int16->fill_row, multiply
  */
 #include "convert/artifact/bitpack.h"
 #include "convert/runtime/rt_priv.h"
@@ -104,7 +107,28 @@ void rt_linear_close(struct rt_linear *l)
     mem_free(l->interleaved);
     mem_free(l->fixed);
     mem_free(l->scratch);
+    mem_free(l->rounded.x);
+    mem_free(l->rounded.unit);
+    mem_free(l->rounded.sums);
     *l = (struct rt_linear){0};
+}
+
+enum err rt_linear_reserve(struct rt_linear *l, int64_t n)
+{
+    struct rt_rounded *r = &l->rounded;
+    if (!l->int16 || n <= r->room)
+        return OK;
+    mem_free(r->x);
+    mem_free(r->unit);
+    mem_free(r->sums);
+    *r = (struct rt_rounded){0};
+    TRY(mem_alloc(&r->sums, (size_t)pool_threads(l->pool),
+                  (size_t)n * RT_PANEL * sizeof(*r->sums)));
+    TRY(mem_alloc(&r->x, (size_t)n, (size_t)l->widest * sizeof(*r->x)));
+    TRY(mem_alloc(&r->unit, (size_t)n,
+                  (size_t)(l->widest / RT_PAD_COLUMNS) * sizeof(*r->unit)));
+    r->room = n;
+    return OK;
 }
 
 /* --- rows --------------------------------------------------------------------------- */
@@ -129,6 +153,12 @@ static struct rt_row row_of(const struct packed_linear *p, int64_t r,
 static bool takes_dot_nibbles(const struct packed_linear *p)
 {
     return p->bits == 4 && (p->group_size % 8 == 0 || p->groups == 1);
+}
+
+/* Groups begin with a pair of columns. */
+static bool takes_int16(const struct rt_linear *l, const struct packed_linear *p)
+{
+    return l->int16 && p->bits < 16 && (p->group_size % 8 == 0 || p->groups == 1);
 }
 
 static const void *plain_row(const struct host_mat *w, int64_t r)
@@ -285,6 +315,110 @@ static void panel_rows(const struct linear_job *j, const struct packed_linear *p
     }
 }
 
+/* --- in 16-bit integers --------------------------------------------------------------- */
+
+/* Fills a whole panel with rows [first, first + n) of any width but 4 bits. Returns their
+ * h; their codes are only in the panel. */
+static struct rt_rows fill_int16(const struct linear_job *j, const struct packed_linear *p,
+                                 int64_t first, int64_t n, const struct scratch *s)
+{
+    const int64_t group = p->group_size > 0 ? p->group_size : p->in;
+    const int64_t stride = bitpack_bytes(p->in, p->bits);
+    const int64_t zeros = bitpack_bytes(p->groups, p->bits);
+    j->l->kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16, n * p->groups);
+    for (int64_t i = 0; i < n; i++) {
+        uint8_t *z = s->z + i * p->groups;
+        bitpack_unpack_row(z, p->zeros + (first + i) * zeros, p->groups, p->bits);
+        bitpack_unpack_row(s->bytes, p->qweight + (first + i) * stride, p->in, p->bits);
+        j->l->kern->int16->fill_row((int16_t *)s->panel, i, s->bytes, z, p->in, group);
+    }
+    return (struct rt_rows){.h = s->h, .pair_stride = p->groups, .group = group};
+}
+
+/* Adds columns [from, to), of one block of x and one group, to the panel's sums. h: of the
+ * first row and group. */
+static void multiply_int16(const struct linear_job *j, float *sums, const float *h_at,
+                           int64_t h_stride, int64_t n, int64_t from, int64_t to,
+                           const int16_t *panel)
+{
+    const struct rt_rounded *x = &j->l->rounded;
+    const int64_t block = from / RT_PAD_COLUMNS * j->n;
+    float h[RT_PANEL] = {0};
+    for (int64_t i = 0; i < n; i++)
+        h[i] = h_at[i * h_stride];
+    const struct rt_int16_panel args = {.y = sums,
+                                        .panel = panel,
+                                        .h = h,
+                                        .x = x->x + block * RT_PAD_COLUMNS +
+                                             from % RT_PAD_COLUMNS,
+                                        .unit = x->unit + block,
+                                        .n = j->n,
+                                        .pairs = (to - from + 1) / 2,
+                                        .add = from > 0};
+    j->l->kern->int16->multiply(&args);
+}
+
+/* Returns where the segment from column c on ends: with its group, its block, or the row. */
+static int64_t segment_end(int64_t c, int64_t group, int64_t in)
+{
+    const int64_t block = (c / RT_PAD_COLUMNS + 1) * RT_PAD_COLUMNS;
+    const int64_t next = (c / group + 1) * group, end = next < block ? next : block;
+    return end < in ? end : in;
+}
+
+/* sums [j->n][RT_PANEL] of rows [row, row + n) of r. 4-bit codes are unpacked block by
+ * block; of other widths the panel holds the whole rows. */
+static void panel_sums(const struct linear_job *j, float *sums, const struct rt_rows *r,
+                       int64_t row, int64_t n, int64_t in, int16_t *panel)
+{
+    const float *h = r->h + row * r->pair_stride;
+    for (int64_t c = 0, to; c < in; c = to) {
+        const int64_t in_block = c % RT_PAD_COLUMNS, left = in - c;
+        if (r->codes && in_block == 0)
+            j->l->kern->int16->fill_nibbles(
+                panel, r, row, n, c, left < RT_PAD_COLUMNS ? in : c + RT_PAD_COLUMNS);
+        to = segment_end(c, r->group, in);
+        multiply_int16(j, sums, h + c / r->group, r->pair_stride, n, c, to,
+                       panel + (r->codes ? in_block : c) * RT_PANEL);
+    }
+}
+
+/* y[.. first .. end) of several tokens in 16-bit integers, panel by panel. */
+static void int16_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
+                       int64_t first, int64_t end, const struct scratch *s, int thread)
+{
+    float *const sums = j->l->rounded.sums + thread * j->l->rounded.room * RT_PANEL;
+    const bool direct = p->bits == 4;
+    struct rt_rows rows = {0};
+    if (direct)
+        rows = rows_of(j, p, first, end, s);
+    for (int64_t r = first; r < end; r += RT_PANEL) {
+        const int64_t n = end - r < RT_PANEL ? end - r : RT_PANEL;
+        if (!direct)
+            rows = fill_int16(j, p, r, n, s);
+        panel_sums(j, sums, &rows, direct ? r - first : 0, n, p->in, (int16_t *)s->panel);
+        for (int64_t t = 0; t < j->n; t++)
+            memcpy(y + t * p->out + r, sums + t * RT_PANEL, (size_t)n * sizeof(*y));
+    }
+}
+
+static void round_token(void *ctx, int64_t t, int thread)
+{
+    const struct linear_job *j = ctx;
+    const int64_t in = j->p[0]->in;
+    j->l->kern->int16->round(j->l->rounded.x + t * RT_PAD_COLUMNS, j->l->rounded.unit + t,
+                             j->n, j->x + t * in, in);
+}
+
+static void round_x(struct linear_job *j)
+{
+    bool any = false;
+    for (int i = 0; i < j->count; i++)
+        any |= takes_int16(j->l, j->p[i]);
+    if (any)
+        pool_run(j->l->pool, j->n, round_token, j);
+}
+
 static void add_bias(const struct linear_job *j, const struct packed_linear *p, float *y,
                      int64_t first, int64_t end)
 {
@@ -344,7 +478,9 @@ static void run_piece(void *ctx, int64_t piece, int thread)
     float *y = j->y[i];
     const int64_t first = (piece - j->first[i]) * j->rows;
     const int64_t end = p->out - first < j->rows ? p->out : first + j->rows;
-    if (j->n > 1) {
+    if (j->n > 1 && takes_int16(j->l, p)) {
+        int16_rows(j, p, y, first, end, &s, thread);
+    } else if (j->n > 1) {
         panel_rows(j, p, y, first, end, &s);
     } else {
         prefetch_next(j, piece);
@@ -393,5 +529,7 @@ void rt_linear_run(struct rt_linear *l, float *const *y,
         j.first[i + 1] = j.first[i] + (p[i]->out + j.rows - 1) / j.rows;
     if (n == 1)
         interleave_x(&j);
+    else
+        round_x(&j);
     pool_run(l->pool, j.first[count], run_piece, &j);
 }

@@ -24,12 +24,23 @@ static inline void rt_prefetch(const void *p, int64_t bytes)
 
 /* --- rt_linear.c -------------------------------------------------------------------- */
 
+/* Tokens' x in 16-bit integers (rt_kernels.h), and sums of a panel's rows. `room` tokens
+ * fit. */
+struct rt_rounded {
+    int64_t room;
+    float *sums; /* [threads][room][RT_PANEL] */
+    int16_t *x;  /* [rt_padded(in) / RT_PAD_COLUMNS][n][RT_PAD_COLUMNS] */
+    float *unit; /* [rt_padded(in) / RT_PAD_COLUMNS][n] */
+};
+
 /* Scratch for products, sized for the widest projection. */
 struct rt_linear {
     struct pool *pool;
     const struct rt_kernels *kern;
-    int64_t widest, most_groups;      /* columns (padded), and groups per row */
-    float *interleaved, *fixed;       /* one token's x for dot_nibbles, for rows_nibbles */
+    int64_t widest, most_groups; /* columns (padded), and groups per row */
+    float *interleaved, *fixed;  /* one token's x for dot_nibbles, for rows_nibbles */
+    bool int16;                  /* several tokens' x are rounded to 16-bit integers */
+    struct rt_rounded rounded;
     const struct packed_linear *next; /* runs after this one and is prefetched; or NULL */
     void *scratch;                    /* [threads][thread_bytes] */
     size_t thread_bytes;
@@ -38,7 +49,10 @@ struct rt_linear {
 /* Borrows pool and a. Errors: ERR_MEMORY; close in any case. */
 enum err rt_linear_open(struct rt_linear *l, struct pool *pool, const struct artifact *a);
 void rt_linear_close(struct rt_linear *l);
-/* y_i [n][out_i] = x [n][in] W_i^T + bias_i for count <= 3 projections of one input. */
+/* Makes room for products of n tokens. ERR_MEMORY. */
+enum err rt_linear_reserve(struct rt_linear *l, int64_t n);
+/* y_i [n][out_i] = x [n][in] W_i^T + bias_i for count <= 3 projections of one input; n is
+ * at most what was reserved, or 1. */
 void rt_linear_run(struct rt_linear *l, float *const *y,
                    const struct packed_linear *const *p, int count, const float *x,
                    int64_t n);

@@ -4,6 +4,7 @@
 #include "convert/runtime/runtime.h"
 
 #include "convert/runtime/rt_priv.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -52,6 +53,11 @@ static enum err open_rope(struct runtime *r)
     return OK;
 }
 
+bool runtime_rounds(void)
+{
+    return rt_kernels_best()->int16->faster;
+}
+
 static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
 {
     struct kv_spec kv = *artifact_kv_spec(r->a);
@@ -59,6 +65,10 @@ static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
         kv_set_unquantized(&kv);
     TRY(pool_open(&r->pool, s->threads));
     TRY(rt_linear_open(&r->linear, r->pool, r->a));
+    r->linear.int16 = s->act == DT_BF16 && runtime_rounds();
+    if (s->act == DT_BF16 && !r->linear.int16)
+        log_info("this processor lacks AVX512-VNNI: the packed runtime computes in f32, "
+                 "since 16-bit products would not be faster");
     TRY(rt_cache_open(&r->cache, r->a, r->kern, &kv, r->max));
     TRY(open_vectors(r));
     return open_rope(r);

@@ -20,8 +20,15 @@ struct runtime_settings {
     int threads;        /* 0: all cores */
     int64_t max_tokens; /* capacity of the cache */
     int kv_bits;        /* 0: as the artifact says; 16: F32 cache */
+    /* DT_F32, or DT_BF16: a chunk's products with packed weights may round activations to
+     * 16 bits. They become integers that share a power of two in 128 columns, with an error
+     * of at most 2^-14 of the largest; in the norm of such a block that is a fifth of
+     * BF16's. Products of one token, and all on a machine without AVX512-VNNI, stay F32. */
+    enum dtype act;
 };
 
+/* Whether this machine rounds activations if `act` is DT_BF16. */
+bool runtime_rounds(void);
 /* Borrows a until the runtime is closed. *out is untouched on error. Errors: ERR_MEMORY,
  * ERR_USAGE for kv_bits that the artifact does not have, ERR_SUPPORT for the cache of another
  * engine (kv.target) unless kv_bits is 16, and for a max_tokens at which the architecture is not

@@ -211,6 +211,12 @@ static inline double vf_sum64(vf x)
     return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
 }
 
+/* acc += a b, two products of signed 16-bit integers in each lane. */
+static inline vi vi_dot_int16(vi acc, vi a, vi b)
+{
+    return acc + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
 /* Eight 4-bit codes are stored in the 32 bits of a lane, the lowest first. vtable_get()
  * gives code k of every lane minus the zero point. */
 typedef vf vtable;

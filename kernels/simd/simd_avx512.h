@@ -197,6 +197,16 @@ static inline double vf_sum64(vf x)
     return _mm512_reduce_add_pd(_mm512_add_pd(lo, hi));
 }
 
+/* acc += a b, two products of signed 16-bit integers in each lane. */
+static inline vi vi_dot_int16(vi acc, vi a, vi b)
+{
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#else
+    return acc + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#endif
+}
+
 /* The 128 floats of a[8], reordered: those at even places first, then those at odd ones. */
 static inline void vf_even_before_odd(vf *a)
 {

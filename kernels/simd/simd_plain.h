@@ -212,6 +212,12 @@ static inline double vf_sum64(vf x)
     return ((double)x[0] + (double)x[2]) + ((double)x[1] + (double)x[3]);
 }
 
+/* acc += a b, two products of signed 16-bit integers in each lane. */
+static inline vi vi_dot_int16(vi acc, vi a, vi b)
+{
+    return acc + (a >> 16) * (b >> 16) + (a << 16 >> 16) * (b << 16 >> 16);
+}
+
 /* Eight 4-bit codes are stored in the 32 bits of a lane, the lowest first. vtable_get()
  * gives code k of every lane minus the zero point. */
 typedef vf vtable;

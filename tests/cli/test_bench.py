@@ -121,10 +121,12 @@ def check_kernels(wkvq, compute):
     assert by["attn_bwd"]["flops"] == 2.5 * by["attn"]["flops"], by["attn_bwd"]
 
 
-def check_decode(wkvq, depth):
+def check_decode(wkvq, depth, compute):
     """A random W4 g128 + KV4 artifact; V: the rows of an F16 head."""
     s, V, group = SHAPES["smollm2-135m"], 49152, 128
-    r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2")
+    r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2",
+              "--compute", compute)
+    assert r["compute"] in {"auto": ("F32",), "bf16": ("BF16", "F32")}[compute], r  # F32 without AVX512-VNNI
     near = lambda a, b: abs(a - b) <= 1e-6 * b
     C, Hd = s["K"] * s["d"], s["H"] * s["d"]
     linears = [(Hd, s["D"]), (C, s["D"]), (C, s["D"]), (s["D"], Hd), (s["F"], s["D"]),
@@ -177,8 +179,8 @@ def main(wkvq):
     check_refine(wkvq, 2, "bf16")
     check_kernels(wkvq, "f32")
     check_kernels(wkvq, "bf16")
-    check_decode(wkvq, 0)
-    check_decode(wkvq, 5)
+    check_decode(wkvq, 0, "auto")
+    check_decode(wkvq, 5, "bf16")
     check_refused(wkvq)
     check_text(wkvq)
 

@@ -358,6 +358,12 @@ def test_machine_output(f):
                      "--windows", "3", "--json", "--decode"])
     gap = json.loads(decoded.stdout)["nll"] - result["nll"]
     assert abs(gap) <= 2e-3, (result, decoded.stdout)
+    prompt = [json.loads(f.run([f.wkvq, "eval", "machine", "--data", "text.txt", "--ctx", "64", "--windows", "3",
+                                "--json", "--decode", "--chunk", "32", "--set", f"run.compute={compute}"]).stdout)
+              for compute in ("f32", "bf16")]
+    assert prompt[0]["compute"] == "f32" and prompt[1]["compute"] in ("bf16", "f32"), prompt
+    # 16-bit activations move a loss by less than a single rounding of BF16 would
+    assert abs(prompt[0]["nll"] - prompt[1]["nll"]) <= 2e-3, prompt
 
 
 def test_two_threads(f):

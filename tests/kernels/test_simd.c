@@ -131,6 +131,21 @@ static void test_code_tables(void **state)
         }
 }
 
+static void test_int16_products(void **state)
+{
+    int16_t a[2 * VL], b[2 * VL];
+    vi va, vb, acc = (vi){0} + 5;
+    for (int l = 0; l < 2 * VL; l++) {
+        a[l] = (int16_t)(l % 2 ? 255 - l : l - 255);
+        b[l] = (int16_t)(l % 3 ? 32767 - l : l - 32768);
+    }
+    memcpy(&va, a, sizeof(va));
+    memcpy(&vb, b, sizeof(vb));
+    acc = vi_dot_int16(acc, va, vb);
+    for (int l = 0; l < VL; l++)
+        assert_int_equal(acc[l], 5 + a[2 * l] * b[2 * l] + a[2 * l + 1] * b[2 * l + 1]);
+}
+
 static void test_exponentials(void **state)
 {
     for (float at = -103; at < 88; at += 0.37f) {
@@ -174,6 +189,7 @@ int main(void)
         cmocka_unit_test(test_masks),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_code_tables),
+        cmocka_unit_test(test_int16_products),
         cmocka_unit_test(test_exponentials),
 #if VL == 16
         cmocka_unit_test(test_even_before_odd),

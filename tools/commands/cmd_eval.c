@@ -217,9 +217,9 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
         "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos", bos_rule,
         "bos_in_text", bos, "join", join, "text_tokens", (json_int_t)j->ids.n, "text_crc32",
         crc, "weight_bits", eval_bits_json(weight_bits), "kv_bits", eval_bits_json(kv_bits),
-        "activation_bits", eval_act_bits(e), "compute",
-        !e->decode && j->settings.act == DT_BF16 ? "bf16" : "f32", "seconds", r->seconds,
-        "window_nll", json_reals(e->window_nll, r->windows), "score", e->settings->score);
+        "activation_bits", eval_act_bits(e), "compute", eval_compute(e), "seconds",
+        r->seconds, "window_nll", json_reals(e->window_nll, r->windows), "score",
+        e->settings->score);
     if (o && eval_target(e))
         json_object_set_new(o, "kv_target", json_string(kv_target_name[eval_target(e)]));
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
@@ -331,8 +331,9 @@ const struct command cmd_eval = {
         "The text is tokenized once and cut into windows of --ctx tokens without overlap, "
         "as in the literature. In each window the first n-1 tokens predict the last n-1. "
         "With a quantized cache, --chunk 1 is decode: every token sees its past "
-        "quantized. run.compute: auto means f32 here. Questions (zeroshot, longbench) are "
-        "read from the data sets' own JSON lines.\n\n"
+        "quantized. run.compute: auto means f32 here. With bf16, the packed runtime rounds "
+        "the activations of a chunk to 16 bits where that is faster. Questions (zeroshot, "
+        "longbench) are read from the data sets' own JSON lines.\n\n"
         "  wkvq eval SmolLM2-135M --data wiki.test.raw --windows 12\n"
         "  wkvq eval SmolLM2-135M --data wiki.test.raw \\\n"
         "      --simulate rtn --set weights.bits=3\n"

@@ -85,7 +85,8 @@ static enum err open_generation(struct generation *g)
     FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");
     const struct runtime_settings s = {.threads = (int)g->recipe.threads,
                                        .max_tokens = (int64_t)g->prompt.n + a->n_tokens,
-                                       .kv_bits = (int)a->kv_bits};
+                                       .kv_bits = (int)a->kv_bits,
+                                       .act = recipe_runtime_act(&g->recipe)};
     const enum err err = runtime_open(&g->rt, g->artifact, &s);
     if (err)
         return err_add(err, "prompt and --n-tokens: ");
@@ -257,7 +258,8 @@ const struct command cmd_generate = {
     .details =
         "The generated text goes to stdout as it is produced. At the end, stderr gets the "
         "time to the first token and the tokens per second. Prompt and --n-tokens "
-        "together must fit the model's context.\n\n"
+        "together must fit the model's context. With run.compute bf16, activations of the "
+        "prompt are rounded to 16 bits where that is faster; auto means f32 here.\n\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'The capital of France is'\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Q: Why?' --stop 'Q:' --stop $'\\n\\n'\n",

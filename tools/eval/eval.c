@@ -85,6 +85,14 @@ json_t *eval_bits_json(double bits)
     return bits == floor(bits) ? json_integer((json_int_t)bits) : json_real(bits);
 }
 
+const char *eval_compute(const struct eval *e)
+{
+    enum dtype act = e->job->settings.act;
+    if (e->decode)
+        act = runtime_rounds() ? recipe_runtime_act(&e->job->recipe) : DT_F32;
+    return act == DT_BF16 ? "bf16" : "f32";
+}
+
 int eval_act_bits(const struct eval *e)
 {
     const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
@@ -194,7 +202,8 @@ static enum err decode(struct eval *e, double *mean)
     float *logits = NULL;
     const struct runtime_settings s = {.threads = (int)e->job->recipe.threads,
                                        .max_tokens = e->ctx,
-                                       .kv_bits = e->kv_bits};
+                                       .kv_bits = e->kv_bits,
+                                       .act = recipe_runtime_act(&e->job->recipe)};
     TRY(mem_alloc(&logits, (size_t)(e->chunk * e->job->arch.vocab), sizeof(*logits)));
     TRY_OUT(runtime_open(&rt, e->artifact, &s));
     for (int64_t w = 0; w < e->windows; w++) {

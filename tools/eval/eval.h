@@ -64,6 +64,9 @@ enum kv_target eval_target(const struct eval *e);
 json_t *eval_bits_json(double bits);
 /* Returns the bits of the projections' inputs in simulation; 16: unquantized. */
 int eval_act_bits(const struct eval *e);
+/* The type of activations, "f32" or "bf16": the packed runtime's with decode, else the
+ * simulation's. */
+const char *eval_compute(const struct eval *e);
 /* Returns a name such as "W4KV4" or "W4A8KV16"; valid until the next call. */
 const char *eval_bits_text(const struct eval *e);
 const char *eval_method(const struct eval *e);

@@ -47,7 +47,8 @@ static enum err side_open(struct side *s, struct eval *e, int64_t piece)
 {
     const struct runtime_settings settings = {.threads = (int)e->job->recipe.threads,
                                               .max_tokens = e->ctx,
-                                              .kv_bits = e->kv_bits};
+                                              .kv_bits = e->kv_bits,
+                                              .act = recipe_runtime_act(&e->job->recipe)};
     *s = (struct side){.e = e};
     TRY(eval_sim_open(&s->sim, e));
     TRY(mem_alloc(&s->logits, (size_t)piece * (size_t)e->job->arch.vocab, sizeof(float)));

@@ -163,6 +163,8 @@ enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);
 /* Returns how many samples the loss is measured on. 0: all, also if as many are named. */
 int64_t recipe_eval_samples(const struct recipe *r);
+/* The type of activations in the packed runtime: F32 unless run.compute is bf16. */
+enum dtype recipe_runtime_act(const struct recipe *r);
 /* Makes the settings for device d, with compute resolved. memory_bytes is the whole budget;
  * the caller subtracts what is not for streams. */
 struct calib_settings recipe_settings(const struct recipe *r, const struct dev *d);

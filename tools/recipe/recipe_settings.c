@@ -43,6 +43,11 @@ enum err recipe_check_cpu(const struct recipe *r, const char *what)
     return OK;
 }
 
+enum dtype recipe_runtime_act(const struct recipe *r)
+{
+    return r->compute == COMPUTE_BF16 ? DT_BF16 : DT_F32;
+}
+
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a)
 {
     TRY(mix_check_layers(r->weight_mix, a->n_layers, ERR_USAGE, "weights.mixed"));

@@ -2,7 +2,7 @@
  *
  * `wkvq bench decode`: tokens per second of the packed runtime. It reports the bytes that
  * each token must read, and the bandwidth just measured here. It also measures a prompt's
- * products, with packed and with unpacked weights. */
+ * products, with packed weights and --compute, and with unpacked weights in F32. */
 #include "convert/artifact/artifact_random.h"
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
@@ -244,6 +244,13 @@ static enum err open_made_up(struct decode *b)
     return artifact_random(&b->artifact, &arch, &w, &kv, 1);
 }
 
+/* Returns the type of a prompt's activations: F32 unless --compute bf16 can round them. */
+static enum dtype act_of(const struct decode *b)
+{
+    const bool bf16 = !strcmp(b->args->compute, "bf16");
+    return bf16 && runtime_rounds() ? DT_BF16 : DT_F32;
+}
+
 static enum err open_decode(struct decode *b)
 {
     const struct args *a = b->args;
@@ -252,8 +259,10 @@ static enum err open_decode(struct decode *b)
         TRY(open_made_up(b));
     else
         TRY(artifact_open(&b->artifact, a->pos.item[1], ARTIFACT_LOAD));
-    const struct runtime_settings s = {
-        .threads = threads, .max_tokens = a->depth + 1, .kv_bits = (int)a->kv_bits};
+    const struct runtime_settings s = {.threads = threads,
+                                       .max_tokens = a->depth + 1,
+                                       .kv_bits = (int)a->kv_bits,
+                                       .act = act_of(b)};
     TRY(runtime_open(&b->rt, b->artifact, &s));
     TRY(pool_open(&b->pool, threads));
     TRY(mem_alloc(&b->took, (size_t)a->steps, sizeof(*b->took)));
@@ -304,8 +313,8 @@ static void print_text(const struct decode *b, double median, double best)
            1e-9 * bytes / best, 100 * bytes / best / b->read_bps);
     if (b->args->depth)
         printf("before it, in chunks of %d: %.1f tokens/s\n", FILL_CHUNK, fill_rate(b));
-    printf("products of %d tokens: %.1f GFLOP/s, on unpacked weights %.1f: %.1f %%\n",
-           FILL_CHUNK, 1e-9 * chunk_flops(b) / b->packed_s,
+    printf("products of %d tokens, %s: %.1f GFLOP/s, on unpacked weights %.1f: %.1f %%\n",
+           FILL_CHUNK, dtype_name(act_of(b)), 1e-9 * chunk_flops(b) / b->packed_s,
            1e-9 * chunk_flops(b) / b->unpacked_s, 100 * b->unpacked_s / b->packed_s);
 }
 
@@ -313,12 +322,13 @@ static enum err print_json(const struct decode *b, double median, double best)
 {
     const double bytes = (double)(b->weights + b->head + b->cache);
     json_t *o = json_pack(
-        "{s:s, s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
-        "subject", subject(b), "threads", pool_threads(b->pool), "depth",
-        (json_int_t)b->args->depth, "weight_bytes", (json_int_t)b->weights, "head_bytes",
-        (json_int_t)b->head, "cache_bytes", (json_int_t)b->cache, "read_bytes_per_s",
-        b->read_bps, "token_s", median, "best_token_s", best, "tokens_per_s", 1 / median,
-        "share", bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b),
+        "{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+        "subject", subject(b), "threads", pool_threads(b->pool), "compute",
+        dtype_name(act_of(b)), "depth", (json_int_t)b->args->depth, "weight_bytes",
+        (json_int_t)b->weights, "head_bytes", (json_int_t)b->head, "cache_bytes",
+        (json_int_t)b->cache, "read_bytes_per_s", b->read_bps, "token_s", median,
+        "best_token_s", best, "tokens_per_s", 1 / median, "share",
+        bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b),
         "prefill_flops_per_s", chunk_flops(b) / b->packed_s, "unpacked_flops_per_s",
         chunk_flops(b) / b->unpacked_s, "prefill_share", b->unpacked_s / b->packed_s);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));

@@ -242,7 +242,8 @@ static double tokens_left(const struct part *p)
 static enum err open_runtime(struct bench *b, const struct part *p)
 {
     struct runtime_settings s = {.threads = (int)b->e->job->recipe.threads,
-                                 .kv_bits = b->e->kv_bits};
+                                 .kv_bits = b->e->kv_bits,
+                                 .act = recipe_runtime_act(&b->e->job->recipe)};
     for (int64_t i = 0; i < p->set.n; i++)
         if (s.max_tokens < (int64_t)p->set.item[i].prompt.n)
             s.max_tokens = (int64_t)p->set.item[i].prompt.n;

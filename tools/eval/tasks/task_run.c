@@ -78,8 +78,7 @@ enum err task_run_text(char **out, const struct eval *e)
         snprintf(limit, sizeof(limit), "limit %" PRId64, e->settings->limit);
     snprintf(text, sizeof(text),
              "model %08" PRIx32 ", %s by %s%s in %s, ctx %" PRId64 ", %s, bos %s, %s", crc,
-             eval_bits_text(e), eval_method(e), by,
-             !e->decode && e->job->settings.act == DT_BF16 ? "bf16" : "f32", e->ctx, chunk,
+             eval_bits_text(e), eval_method(e), by, eval_compute(e), e->ctx, chunk,
              opt_choice_name(CHOICES_BOS, e->job->recipe.bos), limit);
     return mem_strdup(out, text);
 }

@@ -282,7 +282,8 @@ static enum err decode(struct scoring *s)
     const struct eval *e = s->run->e;
     const struct runtime_settings settings = {.threads = (int)e->job->recipe.threads,
                                               .max_tokens = e->ctx,
-                                              .kv_bits = e->kv_bits};
+                                              .kv_bits = e->kv_bits,
+                                              .act = recipe_runtime_act(&e->job->recipe)};
     TRY(mem_alloc(&logits, (size_t)e->job->arch.vocab, sizeof(*logits)));
     TRY_OUT(runtime_open(&rt, e->artifact, &settings));
     TRY_OUT(decode_all(s, rt, logits));
