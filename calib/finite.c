@@ -26,8 +26,8 @@ enum err finite_weights(const struct block_weights *w, const struct arch *a,
         TRY(check_tensor(w, &x, src->lin[l].name, lin_module[l], block));
         TRY(check_tensor(w, &b, src->bias[l].name, lin_module[l], block));
     }
-    TRY(check_tensor(w, &w->norm1, src->norm1.name, "input_layernorm", block));
-    TRY(check_tensor(w, &w->norm2, src->norm2.name, "post_attention_layernorm", block));
-    TRY(check_tensor(w, &w->q_norm, src->q_norm.name, "q_norm", block));
-    return check_tensor(w, &w->k_norm, src->k_norm.name, "k_norm", block);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        TRY(check_tensor(w, &w->norm[g], src->norm[g].name,
+                         arch_norm_module(a, (enum norm_gain)g), block));
+    return OK;
 }

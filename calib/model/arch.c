@@ -199,6 +199,24 @@ int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g)
     }
 }
 
+int64_t arch_gains(const struct arch *a, int64_t b)
+{
+    int64_t n = 0;
+    for (int g = 0; g < N_GAINS; g++)
+        n += arch_gain(a, b, (enum norm_gain)g);
+    return n;
+}
+
+const char *arch_norm_module(const struct arch *a, enum norm_gain g)
+{
+    static const char *const module[] = {[GAIN_ATTENTION] = "input_layernorm",
+                                         [GAIN_MLP] = "post_attention_layernorm",
+                                         [GAIN_Q] = "self_attn.q_norm",
+                                         [GAIN_K] = "self_attn.k_norm",
+                                         [GAIN_FINAL] = "model.norm"};
+    return module[g];
+}
+
 bool arch_has_bias(const struct arch *a, int l)
 {
     switch (l) {

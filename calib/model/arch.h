@@ -99,6 +99,11 @@ bool arch_has_bias(const struct arch *a, int l);
 /* Returns the length of a norm's gain in layer b; 0 if that layer has no such norm. The final
  * norm counts to the last layer. */
 int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g);
+/* Returns how many gains layer b has in all. */
+int64_t arch_gains(const struct arch *a, int64_t b);
+/* Returns the module of a norm as Hugging Face names it, "input_layernorm", without the
+ * layer's "model.layers.N.". Of GAIN_FINAL: "model.norm". */
+const char *arch_norm_module(const struct arch *a, enum norm_gain g);
 /* Returns the number of weights of the seven projections of one block. */
 int64_t arch_block_params(const struct arch *a);
 

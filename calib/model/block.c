@@ -28,8 +28,10 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
     TRY(project(x->dev, tensor_cols(x->qkv, qk, kv), &x->n1, w, qk, kv));
     const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
     const struct tensor q_raw = q_heads(a, x->qkv_raw), k_raw = k_heads(a, x->qkv_raw);
-    const struct rmsnorm_inputs raw_q = {.x = &q_raw, .g = &w->q_norm, .eps = a->norm_eps};
-    const struct rmsnorm_inputs raw_k = {.x = &k_raw, .g = &w->k_norm, .eps = a->norm_eps};
+    const struct rmsnorm_inputs raw_q = {
+        .x = &q_raw, .g = &w->norm[GAIN_Q], .eps = a->norm_eps};
+    const struct rmsnorm_inputs raw_k = {
+        .x = &k_raw, .g = &w->norm[GAIN_K], .eps = a->norm_eps};
     TRY(dev_rmsnorm(x->dev, &q, &x->sq, NULL, &raw_q));
     return dev_rmsnorm(x->dev, &k, &x->sk, NULL, &raw_k);
 }
@@ -196,7 +198,7 @@ static enum err finish(struct block_acts *t, struct block_scratch *s, const stru
     TRY(block_scale(d, y, a->residual_scale));
     /* h = x + y, n2 = rmsnorm(h) */
     const struct rmsnorm_inputs sum = {
-        .x = &t->x, .add = y, .g = &w->norm2, .eps = a->norm_eps};
+        .x = &t->x, .add = y, .g = &w->norm[GAIN_MLP], .eps = a->norm_eps};
     TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &sum));
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
@@ -223,7 +225,8 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
     acts->x = *rows->x;
     struct block_acts tail = acts_from(acts, a, first);
     const struct tensor y = from(s->y, first), out = from(*rows->out, first);
-    const struct rmsnorm_inputs in = {.x = &tail.x, .g = &w->norm1, .eps = a->norm_eps};
+    const struct rmsnorm_inputs in = {
+        .x = &tail.x, .g = &w->norm[GAIN_ATTENTION], .eps = a->norm_eps};
     TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &in));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));

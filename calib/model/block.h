@@ -49,8 +49,7 @@ struct block_kv {
 struct block_grads {
     struct tensor dwqkv, dwo, dwgu, dwdown;         /* F32, overwritten */
     struct tensor k_dls, k_dshift, v_dls, v_dshift; /* [K*d], overwritten */
-    struct tensor dnorm1, dnorm2;                   /* gains [D], added to */
-    struct tensor dq_norm, dk_norm;                 /* gains [d], added to */
+    struct tensor dnorm[N_BLOCK_GAINS]; /* of gains, by enum norm_gain; added to */
 };
 
 struct block_scratch; /* device buffers of forward and backward, shared by all blocks */

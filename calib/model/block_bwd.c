@@ -48,8 +48,8 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const str
     TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
     TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
-    TRY(gain_grad(d, g ? &g->dnorm2 : NULL, &s->y, &x->h, &x->s2));
-    return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm2, true);
+    TRY(gain_grad(d, g ? &g->dnorm[GAIN_MLP] : NULL, &s->y, &x->h, &x->s2));
+    return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm[GAIN_MLP], true);
 }
 
 /* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */
@@ -191,10 +191,10 @@ static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
         return OK;
     const struct tensor dq = q_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
     const struct tensor q = q_heads(a, x->qkv_raw), k = k_heads(a, x->qkv_raw);
-    TRY(gain_grad(x->dev, g ? &g->dq_norm : NULL, &dq, &q, &x->sq));
-    TRY(gain_grad(x->dev, g ? &g->dk_norm : NULL, &dk, &k, &x->sk));
-    TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->q_norm, false));
-    return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->k_norm, false);
+    TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_Q] : NULL, &dq, &q, &x->sq));
+    TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_K] : NULL, &dk, &k, &x->sk));
+    TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->norm[GAIN_Q], false));
+    return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->norm[GAIN_K], false);
 }
 
 static enum err show(const struct block_watch *watch, enum block_grad what,
@@ -234,7 +234,8 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
     TRY(qk_norm_bwd(acts, s, a, w, NULL));
     TRY(show(watch, BLOCK_GRAD_QKV, &s->dqkv));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
-    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
+    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm[GAIN_ATTENTION],
+                           true);
 }
 
 enum err block_backward(struct block_acts *acts, struct block_scratch *s,
@@ -283,6 +284,7 @@ enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
     TRY(qk_norm_bwd(acts, s, a, w, g));
     TRY(weight_grad(d, &g->dwqkv, &s->dqkv, &acts->n1));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
-    TRY(gain_grad(d, &g->dnorm1, &s->y, &acts->x, &acts->s1));
-    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm1, true);
+    TRY(gain_grad(d, &g->dnorm[GAIN_ATTENTION], &s->y, &acts->x, &acts->s1));
+    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm[GAIN_ATTENTION],
+                           true);
 }

@@ -17,8 +17,6 @@ static void layout(struct block_weights *w, struct carve *c, const struct arch *
     w->wo = carve_2d(c, act, D, a->n_heads * d);
     w->wgu = carve_2d(c, act, 2 * F, D);
     w->wdown = carve_2d(c, act, D, F);
-    w->norm1 = carve_1d(c, DT_F32, D);
-    w->norm2 = carve_1d(c, DT_F32, D);
     if (a->qkv_bias)
         w->bqkv = carve_1d(c, DT_F32, heads * d);
     if (a->o_bias)
@@ -27,9 +25,10 @@ static void layout(struct block_weights *w, struct carve *c, const struct arch *
         w->bgu = carve_1d(c, DT_F32, 2 * F);
         w->bdown = carve_1d(c, DT_F32, D);
     }
-    if (a->qk_norm) {
-        w->q_norm = carve_1d(c, DT_F32, d);
-        w->k_norm = carve_1d(c, DT_F32, d);
+    for (int g = 0; g < N_BLOCK_GAINS; g++) {
+        const int64_t n = arch_gain(a, 0, (enum norm_gain)g);
+        if (n)
+            w->norm[g] = carve_1d(c, DT_F32, n);
     }
 }
 
@@ -160,10 +159,8 @@ void host_mat_set_gain(struct host_mat *norm, const float *gain)
 
 void block_src_set_gains(struct block_src *src, const struct block_quant *q)
 {
-    host_mat_set_gain(&src->norm1, q->gain[GAIN_ATTENTION]);
-    host_mat_set_gain(&src->norm2, q->gain[GAIN_MLP]);
-    host_mat_set_gain(&src->q_norm, q->gain[GAIN_Q]);
-    host_mat_set_gain(&src->k_norm, q->gain[GAIN_K]);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        host_mat_set_gain(&src->norm[g], q->gain[g]);
 }
 
 static enum err load_vec(const struct block_weights *w, const struct tensor *dst,
@@ -195,12 +192,10 @@ enum err block_weights_load(struct block_weights *w, const struct arch *a, int64
         TRY(host_mat_check(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));
         TRY(host_mat_upload(w->dev, &dst, &src->lin[l]));
     }
-    TRY(load_vec(w, &w->norm1, &src->norm1, "input_layernorm"));
-    TRY(load_vec(w, &w->norm2, &src->norm2, "post_attention_layernorm"));
     TRY(load_biases(w, a, src));
-    if (w->q_norm.data) {
-        TRY(load_vec(w, &w->q_norm, &src->q_norm, "q_norm"));
-        TRY(load_vec(w, &w->k_norm, &src->k_norm, "k_norm"));
-    }
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        if (w->norm[g].data)
+            TRY(load_vec(w, &w->norm[g], &src->norm[g],
+                         arch_norm_module(a, (enum norm_gain)g)));
     return OK;
 }

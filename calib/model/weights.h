@@ -24,10 +24,9 @@ enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows
 enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m);
 
 struct block_src {
-    struct host_mat norm1, norm2;   /* input_layernorm, post_attention_layernorm [D] */
-    struct host_mat lin[N_LIN];     /* [out, in] */
-    struct host_mat bias[N_LIN];    /* [out]; as arch_has_bias says */
-    struct host_mat q_norm, k_norm; /* [d], Qwen3 */
+    struct host_mat norm[N_BLOCK_GAINS]; /* by enum norm_gain; as arch_gain says */
+    struct host_mat lin[N_LIN];          /* [out, in] */
+    struct host_mat bias[N_LIN];         /* [out]; as arch_has_bias says */
     /* Scales and zeros of a projection that the checkpoint stores quantized; lin then has the
      * values (q - z) h in F32, from which the codes follow. Borrowed like lin. NULL: none. */
     const struct qlinear *given[N_LIN];
@@ -78,9 +77,8 @@ struct block_weights {
     int64_t layer;                      /* whose weights these are */
     void *memory;                       /* one allocation */
     struct tensor wqkv, wo, wgu, wdown; /* act type */
-    struct tensor norm1, norm2;         /* [D] F32 */
+    struct tensor norm[N_BLOCK_GAINS];  /* F32, by enum norm_gain; data NULL if none */
     struct tensor bqkv, bo, bgu, bdown; /* F32, stacked as the weights; data NULL if none */
-    struct tensor q_norm, k_norm;       /* [d] F32, data NULL if none */
 };
 
 /* Returns the rows of projection l in wqkv, wo, wgu or wdown; borrowed. */

@@ -115,7 +115,8 @@ static enum err teacher_states(struct refine *r)
 {
     const struct model_source *full = source_full(r->src);
     struct host_mat embed, norm, head;
-    struct tensor *const gain = &r->st.w.norm1; /* room; the next layer overwrites it */
+    const struct tensor *gain =
+        &r->st.w.norm[GAIN_ATTENTION]; /* room; the next layer overwrites it */
     TRY(full->ends(full->ctx, &embed, &norm, &head));
     TRY(embed_windows(r, &embed));
     for (int64_t b = 0; b < r->arch->n_layers; b++)

@@ -40,10 +40,8 @@ static int64_t lin_groups(const struct arch *a, struct lin_format f, int lin)
 /* Returns the gains of norms and the channels of the cache that learn in a layer. */
 static int64_t layer_vectors(const struct arch *a, const struct kv_spec *kv, int64_t layer)
 {
-    int64_t n = kv->method == KV_CHANNEL_TOKEN ? 4 * a->n_kv * a->head_dim : 0;
-    for (int g = 0; g < N_GAINS; g++)
-        n += arch_gain(a, layer, (enum norm_gain)g);
-    return n;
+    const int64_t cache = kv->method == KV_CHANNEL_TOKEN ? 4 * a->n_kv * a->head_dim : 0;
+    return cache + arch_gains(a, layer);
 }
 
 /* Adds what one projection needs. */

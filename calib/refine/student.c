@@ -83,16 +83,14 @@ static enum err cache_of(struct student *st, int64_t b)
 static enum err enter_layer(struct student *st, int64_t b)
 {
     const struct student_layer *y = &st->layer[b];
-    struct tensor *const norm[] = {&st->w.norm1, &st->w.norm2, &st->w.q_norm,
-                                   &st->w.k_norm};
     struct block_src src;
     st->w.layer = b;
     TRY(st->src->block(st->src->ctx, b, &src));
     TRY(weights_of(st, b, &src));
     TRY(biases_of(st, &src));
-    for (int i = 0; i < 4; i++)
-        if (y->norm[i].data)
-            TRY(copy_vector(st->dev, norm[i], &y->norm[i]));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        if (y->norm[g].data)
+            TRY(copy_vector(st->dev, &st->w.norm[g], &y->norm[g]));
     return cache_of(st, b);
 }
 
@@ -133,18 +131,16 @@ enum err student_forward(struct student *st, const int32_t *const *ids, int64_t 
 static struct block_grads grads_of(const struct student *st,
                                    const struct student_grads *one)
 {
-    return (struct block_grads){.dwqkv = st->dw.wqkv,
-                                .dwo = st->dw.wo,
-                                .dwgu = st->dw.wgu,
-                                .dwdown = st->dw.wdown,
-                                .dnorm1 = one->dnorm[0],
-                                .dnorm2 = one->dnorm[1],
-                                .dq_norm = one->dnorm[2],
-                                .dk_norm = one->dnorm[3],
-                                .k_dls = one->dsmooth[0],
-                                .v_dls = one->dsmooth[1],
-                                .k_dshift = one->dshift[0],
-                                .v_dshift = one->dshift[1]};
+    struct block_grads g = {.dwqkv = st->dw.wqkv,
+                            .dwo = st->dw.wo,
+                            .dwgu = st->dw.wgu,
+                            .dwdown = st->dw.wdown,
+                            .k_dls = one->dsmooth[0],
+                            .v_dls = one->dsmooth[1],
+                            .k_dshift = one->dshift[0],
+                            .v_dshift = one->dshift[1]};
+    memcpy(g.dnorm, one->dnorm, sizeof(g.dnorm));
+    return g;
 }
 
 /* Takes the gradients of a layer's weights to its scales. */
@@ -260,9 +256,9 @@ static enum err export_layer(struct student *st, int64_t b, struct block_quant *
     for (int l = 0; l < N_LIN; l++)
         if (y->lin[l].codes.data)
             TRY(export_lin(st, &y->lin[l], &q->lin[l]));
-    for (int i = 0; i < 4; i++)
-        if (y->norm[i].data)
-            TRY(export_gain(st, &q->gain[i], &y->norm[i]));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        if (y->norm[g].data)
+            TRY(export_gain(st, &q->gain[g], &y->norm[g]));
     return export_cache(st, y, q);
 }
 

@@ -34,9 +34,10 @@ struct student_lin {
 struct student_layer {
     struct student_lin lin[N_LIN];
     struct kv_spec kv;
-    /* norm1, norm2 [D], q_norm, k_norm [d]; log s of K, V and shift of K, V [K*d]: views of
-     * p and g. data NULL: the layer has none. */
-    struct tensor norm[4], dnorm[4], smooth[2], dsmooth[2], shift[2], dshift[2];
+    /* Gains by enum norm_gain; log s of K, V and shift of K, V [K*d]: views of p and g. data
+     * NULL: the layer has none. */
+    struct tensor norm[N_BLOCK_GAINS], dnorm[N_BLOCK_GAINS];
+    struct tensor smooth[2], dsmooth[2], shift[2], dshift[2];
 };
 
 struct student {
@@ -100,7 +101,7 @@ enum err student_backward(struct student *st, const struct tensor *dx, int64_t n
 /* Adding up, part by part: a layer, or layer n_layers, which is the final norm. Views of the
  * gradients of one window, in st->one; data NULL: the part has none. */
 struct student_grads {
-    struct tensor du[N_LIN], dnorm[4], dsmooth[2], dshift[2];
+    struct tensor du[N_LIN], dnorm[N_BLOCK_GAINS], dsmooth[2], dshift[2];
 };
 /* Begins a window: its gradients are zero. */
 enum err student_begin_window(struct student *st, struct student_grads *one, int64_t layer);

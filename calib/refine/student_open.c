@@ -114,9 +114,11 @@ static void take_norms(struct student *st, int64_t *at)
 {
     const struct arch *a = st->arch;
     for (int64_t b = 0; b < a->n_layers; b++)
-        for (int i = 0; i < (a->qk_norm ? 4 : 2); i++)
-            take(st, at, &st->layer[b].norm[i], &st->layer[b].dnorm[i], 1,
-                 i < 2 ? a->d_model : a->head_dim);
+        for (int g = 0; g < N_BLOCK_GAINS; g++) {
+            const int64_t n = arch_gain(a, b, (enum norm_gain)g);
+            if (n)
+                take(st, at, &st->layer[b].norm[g], &st->layer[b].dnorm[g], 1, n);
+        }
     take(st, at, &st->final_norm, &st->dfinal, 1, a->d_model);
 }
 
@@ -161,8 +163,8 @@ static int64_t most_floats(const struct student *st)
     int64_t most = st->arch->d_model;
     for (int64_t b = 0; b < st->arch->n_layers; b++) {
         const struct student_layer *y = &st->layer[b];
-        int64_t n =
-            floats_of(y->dnorm, 4) + floats_of(y->dsmooth, 2) + floats_of(y->dshift, 2);
+        int64_t n = floats_of(y->dnorm, N_BLOCK_GAINS) + floats_of(y->dsmooth, 2) +
+                    floats_of(y->dshift, 2);
         for (int l = 0; l < N_LIN; l++)
             n += floats_of(&y->lin[l].du, 1);
         most = n > most ? n : most;
@@ -312,11 +314,9 @@ static enum err load_layer(struct student *st, int64_t b, const struct block_qua
         if (y->lin[l].codes.data)
             TRY(load_lin(st, &y->lin[l], &q->lin[l], &src.lin[l]));
     block_src_set_gains(&src, q);
-    const struct host_mat *const norm[] = {&src.norm1, &src.norm2, &src.q_norm,
-                                           &src.k_norm};
-    for (int i = 0; i < 4; i++)
-        if (y->norm[i].data)
-            TRY(host_mat_upload(st->dev, &y->norm[i], norm[i]));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        if (y->norm[g].data)
+            TRY(host_mat_upload(st->dev, &y->norm[g], &src.norm[g]));
     if (learns_cache(q))
         TRY(load_cache(st, y, q));
     if (st->src->release)

@@ -5,7 +5,7 @@
 #include "calib/refine/student_priv.h"
 
 /* Scales, norms, smoothing and shift of a layer, and its stacked weights. */
-#define PARTS_MAX (N_LIN + 4 + 2 + 2 + 4)
+#define PARTS_MAX (N_LIN + N_BLOCK_GAINS + 2 + 2 + 4)
 
 /* The gradients of one window, and where their sums over the batch go. */
 struct parts {
@@ -54,8 +54,8 @@ static void list_parts(struct parts *p, struct student_grads *views,
     }
     for (int l = 0; l < N_LIN; l++)
         views->du[l] = add_part(p, st, &y->lin[l].du);
-    for (int i = 0; i < 4; i++)
-        views->dnorm[i] = add_part(p, st, &y->dnorm[i]);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        views->dnorm[g] = add_part(p, st, &y->dnorm[g]);
     for (int i = 0; i < 2; i++) {
         views->dsmooth[i] = add_part(p, st, &y->dsmooth[i]);
         views->dshift[i] = add_part(p, st, &y->dshift[i]);

@@ -4,20 +4,19 @@
 #include "convert/artifact/reader_check.h"
 #include "kernels/base/mem.h"
 
+#include <string.h>
+
 static enum err bind_block(struct artifact *a, const struct model_source *src, int64_t i)
 {
     struct block_src s;
     struct packed_block *b = &a->block[i];
     const int64_t channels = a->arch.n_kv * a->arch.head_dim;
     TRY(src->block(src->ctx, i, &s));
-    *b = (struct packed_block){.norm1 = s.norm1,
-                               .norm2 = s.norm2,
-                               .q_norm = s.q_norm,
-                               .k_norm = s.k_norm,
-                               .k_scale = a->channels,
+    *b = (struct packed_block){.k_scale = a->channels,
                                .k_shift = a->channels + channels,
                                .v_scale = a->channels,
                                .v_shift = a->channels + channels};
+    memcpy(b->norm, s.norm, sizeof(b->norm));
     for (int l = 0; l < N_LIN; l++)
         b->lin[l] = (struct packed_linear){.out = arch_out(&a->arch, l),
                                            .in = arch_in(&a->arch, l),

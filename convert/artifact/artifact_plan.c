@@ -25,29 +25,30 @@ static int64_t layer_of(const char *name, const char **rest)
     return *end == '.' ? (int64_t)layer : -1;
 }
 
+/* Returns true if name is "MODULE.weight". */
+static bool is_weight_of(const char *name, const char *module)
+{
+    const size_t n = strlen(module);
+    return !strncmp(name, module, n) && !strcmp(name + n, ".weight");
+}
+
 /* Returns the projection whose weight is named, or -1. */
 static int linear_of(const char *rest)
 {
-    for (int i = 0; i < N_LIN; i++) {
-        const size_t n = strlen(lin_module[i]);
-        if (!strncmp(rest, lin_module[i], n) && !strcmp(rest + n, ".weight"))
+    for (int i = 0; i < N_LIN; i++)
+        if (is_weight_of(rest, lin_module[i]))
             return i;
-    }
     return -1;
 }
 
 /* Returns the norm whose gain is named, or -1. rest: as layer_of() gives it, or the whole name
  * of a tensor outside the layers. */
-static int gain_of(const char *rest)
+static int gain_of(const struct arch *a, const char *rest)
 {
-    static const char *const name[] = {[GAIN_ATTENTION] = "input_layernorm.weight",
-                                       [GAIN_MLP] = "post_attention_layernorm.weight",
-                                       [GAIN_Q] = "self_attn.q_norm.weight",
-                                       [GAIN_K] = "self_attn.k_norm.weight",
-                                       [GAIN_FINAL] = "model.norm.weight"};
-    for (int i = 0; i < N_GAINS; i++)
-        if (!strcmp(rest, name[i]))
-            return i;
+    for (int g = 0; g < N_GAINS; g++)
+        if (arch_gain(a, a->n_layers - 1, (enum norm_gain)g) &&
+            is_weight_of(rest, arch_norm_module(a, (enum norm_gain)g)))
+            return g;
     return -1;
 }
 
@@ -161,7 +162,7 @@ static enum err add_source_tensor(struct out_plan *p, const struct arch *a,
     if (a->tied && !strcmp(src->name, "lm_head.weight"))
         return OK;
     const int gain =
-        w->refined && layer < a->n_layers ? gain_of(layer < 0 ? src->name : rest) : -1;
+        w->refined && layer < a->n_layers ? gain_of(a, layer < 0 ? src->name : rest) : -1;
     if (gain >= 0)
         return add_gain(p, src, layer < 0 ? a->n_layers : layer, (enum norm_gain)gain);
     if (lin >= 0 && weight_format(w, layer, lin).bits < 16)

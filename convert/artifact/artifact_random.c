@@ -114,11 +114,10 @@ static void lay_out(struct artifact *a, struct parts *p)
         for (int l = 0; l < N_LIN; l++)
             b.lin[l] = random_linear(p, arch_out(m, l), arch_in(m, l),
                                      weight_format(&a->weights, i, l));
-        b.norm1 = ones(p, m->d_model);
-        b.norm2 = ones(p, m->d_model);
-        if (m->qk_norm) {
-            b.q_norm = ones(p, m->head_dim);
-            b.k_norm = ones(p, m->head_dim);
+        for (int g = 0; g < N_BLOCK_GAINS; g++) {
+            const int64_t n = arch_gain(m, i, (enum norm_gain)g);
+            if (n)
+                b.norm[g] = ones(p, n);
         }
         a->block[i] = b;
     }

@@ -279,14 +279,13 @@ static enum err copy_linear(struct qlinear *q, const struct packed_linear *p, bo
 static enum err copy_gains(struct block_quant *q, const struct artifact *a, int64_t i)
 {
     const struct packed_block *b = &a->block[i];
-    const struct host_mat *const from[] = {&b->norm1, &b->norm2, &b->q_norm, &b->k_norm,
-                                           &a->final_norm};
     for (int g = 0; g < N_GAINS; g++) {
         const size_t n = (size_t)arch_gain(&a->arch, i, (enum norm_gain)g);
         if (!n)
             continue;
         TRY(mem_alloc(&q->gain[g], n, sizeof(float)));
-        host_to_f32(q->gain[g], from[g]->data, from[g]->dtype, (int64_t)n);
+        const struct host_mat *from = g == GAIN_FINAL ? &a->final_norm : &b->norm[g];
+        host_to_f32(q->gain[g], from->data, from->dtype, (int64_t)n);
     }
     return OK;
 }
@@ -390,8 +389,9 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
     FAIL_IF(i < 0 || i >= a->arch.n_layers, ERR_SHAPE, "block %" PRId64 " of %" PRId64, i,
             a->arch.n_layers);
     const struct packed_block *b = &a->block[i];
-    struct block_src s = {b->norm1, b->norm2, {{0}}, {{0}}, b->q_norm, b->k_norm};
+    struct block_src s = {0};
     TRY(unpack_block(a, i));
+    memcpy(s.norm, b->norm, sizeof(s.norm));
     const float *w = a->unpacked[i];
     for (int l = 0; l < N_LIN; w += unpacked_count(b, l), l++) {
         s.lin[l] = b->lin[l].w;

@@ -24,7 +24,7 @@ struct packed_linear {
 
 struct packed_block {
     struct packed_linear lin[N_LIN];
-    struct host_mat norm1, norm2, q_norm, k_norm;
+    struct host_mat norm[N_BLOCK_GAINS]; /* by enum norm_gain; data NULL: none */
     const float *k_scale, *k_shift, *v_scale, *v_shift; /* [K*d], owned by the artifact */
 };
 

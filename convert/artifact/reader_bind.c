@@ -192,17 +192,14 @@ static enum err bind_cache(struct artifact *a, int64_t layer)
 static enum err bind_block(struct artifact *a, int64_t layer)
 {
     struct packed_block *b = &a->block[layer];
-    struct place p = {a, layer, "input_layernorm", ".weight"};
     for (int l = 0; l < N_LIN; l++)
         TRY(bind_linear(a, layer, l));
-    TRY(need_plain(&b->norm1, &p, a->arch.d_model, 0));
-    p.module = "post_attention_layernorm";
-    TRY(need_plain(&b->norm2, &p, a->arch.d_model, 0));
-    if (a->arch.qk_norm) {
-        p.module = "self_attn.q_norm";
-        TRY(need_plain(&b->q_norm, &p, a->arch.head_dim, 0));
-        p.module = "self_attn.k_norm";
-        TRY(need_plain(&b->k_norm, &p, a->arch.head_dim, 0));
+    for (int g = 0; g < N_BLOCK_GAINS; g++) {
+        const enum norm_gain gain = (enum norm_gain)g;
+        const struct place p = {a, layer, arch_norm_module(&a->arch, gain), ".weight"};
+        const int64_t n = arch_gain(&a->arch, layer, gain);
+        if (n)
+            TRY(need_plain(&b->norm[g], &p, n, 0));
     }
     return bind_cache(a, layer);
 }

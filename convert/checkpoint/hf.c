@@ -123,27 +123,27 @@ static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, 
     return take(&b->bias[l], m, name, out_side(a, l), no_side);
 }
 
-static enum err take_vector(struct host_mat *out, struct hf_model *m, int64_t i,
-                            const char *what, struct side n)
+static enum err take_norm(struct block_src *b, struct hf_model *m, int64_t i,
+                          enum norm_gain g)
 {
+    const bool of_head = g == GAIN_Q || g == GAIN_K;
+    const struct side n = {of_head ? "head_dim" : "hidden_size", arch_gain(&m->arch, i, g)};
     char name[96];
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i, what);
-    return take(out, m, name, n, no_side);
+    if (!n.n)
+        return OK;
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
+             arch_norm_module(&m->arch, g));
+    return take(&b->norm[g], m, name, n, no_side);
 }
 
 static enum err take_block(struct hf_model *m, int64_t i)
 {
-    const struct side width = {"hidden_size", m->arch.d_model};
-    const struct side head = {"head_dim", m->arch.head_dim};
     struct block_src *b = &m->block[i];
-    TRY(take_vector(&b->norm1, m, i, "input_layernorm", width));
-    TRY(take_vector(&b->norm2, m, i, "post_attention_layernorm", width));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        TRY(take_norm(b, m, i, (enum norm_gain)g));
     for (int l = 0; l < N_LIN; l++)
         TRY(take_linear(b, m, i, l));
-    if (!m->arch.qk_norm)
-        return OK;
-    TRY(take_vector(&b->q_norm, m, i, "self_attn.q_norm", head));
-    return take_vector(&b->k_norm, m, i, "self_attn.k_norm", head);
+    return OK;
 }
 
 /* Handles a model without a head. In most families the embedding is the head, but neither

@@ -150,12 +150,12 @@ static void project_qkv(struct runtime *r, int64_t layer, int64_t n)
     float *const y[] = {a->q, a->k, a->v};
     const struct packed_linear *const p[] = {&b->lin[LIN_Q], &b->lin[LIN_K],
                                              &b->lin[LIN_V]};
-    rmsnorm(a->norm, a->x, v->norm1, n, m->d_model, m->norm_eps);
+    rmsnorm(a->norm, a->x, v->norm[GAIN_ATTENTION], n, m->d_model, m->norm_eps);
     r->linear.next = &b->lin[LIN_O];
     rt_linear_run(&r->linear, y, p, 3, a->norm, n);
     if (m->qk_norm) {
-        rmsnorm(a->q, a->q, v->q_norm, n * m->n_heads, m->head_dim, m->norm_eps);
-        rmsnorm(a->k, a->k, v->k_norm, n * m->n_kv, m->head_dim, m->norm_eps);
+        rmsnorm(a->q, a->q, v->norm[GAIN_Q], n * m->n_heads, m->head_dim, m->norm_eps);
+        rmsnorm(a->k, a->k, v->norm[GAIN_K], n * m->n_kv, m->head_dim, m->norm_eps);
     }
     memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
     if (!layer_set_has(&m->no_rope, layer)) {
@@ -215,7 +215,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     const struct packed_linear *next =
         last ? packed_head(r) : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
     struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
-    rmsnorm(a->norm, a->x, v->norm2, n, m->d_model, m->norm_eps);
+    rmsnorm(a->norm, a->x, v->norm[GAIN_MLP], n, m->d_model, m->norm_eps);
     r->linear.next = &b->lin[LIN_DOWN];
     rt_linear_run(&r->linear, y, p, 2, a->norm, n);
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);

@@ -223,9 +223,9 @@ int64_t rt_attn_block_floats(int64_t d, int64_t rows);
 
 /* --- rt_forward.c ------------------------------------------------------------------- */
 
-/* Norm weights of a decoder block; NULL where the architecture has none. */
+/* Norm weights of a decoder block, by enum norm_gain; NULL where the architecture has none. */
 struct rt_norms {
-    const float *norm1, *norm2, *q_norm, *k_norm;
+    const float *norm[N_BLOCK_GAINS];
 };
 
 /* Activations of a chunk of up to `room` tokens. */

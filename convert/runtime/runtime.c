@@ -27,16 +27,17 @@ static const float *put(float **at, const struct host_mat *v)
 static enum err open_vectors(struct runtime *r)
 {
     const struct arch *m = r->arch;
-    const size_t of_block = (size_t)(2 * m->d_model + 2 * m->head_dim);
+    size_t n = 0;
+    for (int64_t i = 0; i < m->n_layers; i++)
+        n += (size_t)arch_gains(m, i);
     const struct host_mat last = artifact_final_norm(r->a);
     TRY(mem_calloc(&r->norms, (size_t)m->n_layers, sizeof(*r->norms)));
-    TRY(mem_alloc(&r->vectors, (size_t)m->n_layers * of_block + (size_t)m->d_model,
-                  sizeof(float)));
+    TRY(mem_alloc(&r->vectors, n, sizeof(float)));
     float *at = r->vectors;
     for (int64_t i = 0; i < m->n_layers; i++) {
         const struct packed_block *b = artifact_block(r->a, i);
-        r->norms[i] = (struct rt_norms){put(&at, &b->norm1), put(&at, &b->norm2),
-                                        put(&at, &b->q_norm), put(&at, &b->k_norm)};
+        for (int g = 0; g < N_BLOCK_GAINS; g++)
+            r->norms[i].norm[g] = put(&at, &b->norm[g]);
     }
     r->final_norm = put(&at, &last);
     return OK;

@@ -98,10 +98,8 @@ static void check_block(struct verify *v, int64_t i)
         check_matrix(v, &b->lin[l]);
         check_plain(v, &b->lin[l].bias);
     }
-    check_plain(v, &b->norm1);
-    check_plain(v, &b->norm2);
-    check_plain(v, &b->q_norm);
-    check_plain(v, &b->k_norm);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        check_plain(v, &b->norm[g]);
     if (kv_quantizes(artifact_kv_spec(v->a))) {
         check_channels(v, b->k_scale, b->k_shift, i, 'k');
         check_channels(v, b->v_scale, b->v_shift, i, 'v');

@@ -239,10 +239,8 @@ static enum err check_block(struct verify *v, int64_t i)
             TRY(check_plain(v, &b->lin[l].w, &src.lin[l], &q->lin[l]));
         check_same(v, &b->lin[l].bias, &src.bias[l]);
     }
-    check_gain(v, &b->norm1, &src.norm1, q->gain[GAIN_ATTENTION]);
-    check_gain(v, &b->norm2, &src.norm2, q->gain[GAIN_MLP]);
-    check_gain(v, &b->q_norm, &src.q_norm, q->gain[GAIN_Q]);
-    check_gain(v, &b->k_norm, &src.k_norm, q->gain[GAIN_K]);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        check_gain(v, &b->norm[g], &src.norm[g], q->gain[g]);
     if (i == v->arch->n_layers - 1)
         TRY(check_final_norm(v, q));
     if (kv_quantizes(artifact_kv_spec(v->a))) {

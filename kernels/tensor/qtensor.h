@@ -127,8 +127,9 @@ struct qlinear {
 };
 
 /* The gains of norms that refinement trains: of attention's input, the MLP's input, queries and
- * keys (Qwen3), and the norm before the head. */
+ * keys (Qwen3), and the norm before the head. The first N_BLOCK_GAINS belong to a block. */
 enum norm_gain { GAIN_ATTENTION, GAIN_MLP, GAIN_Q, GAIN_K, GAIN_FINAL, N_GAINS };
+#define N_BLOCK_GAINS GAIN_FINAL
 
 /* The result of calibrating one block. */
 struct block_quant {

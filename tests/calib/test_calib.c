@@ -363,7 +363,7 @@ static void test_non_finite_weight_is_named(void **state)
         const struct calib_settings s = tiny_settings();
         fixture_open(&f, tiny_arch(1, 4), 11);
         struct block_src *b = &f.blocks[3];
-        const struct host_mat *const mats[] = {&b->lin[LIN_GATE], &b->q_norm,
+        const struct host_mat *const mats[] = {&b->lin[LIN_GATE], &b->norm[GAIN_Q],
                                                &b->bias[LIN_V], &b->bias[LIN_UP]};
         const char *const names[] = {"mlp.gate_proj", "q_norm", "layers.3.v.bias",
                                      "layers.3.up.bias"};

@@ -113,10 +113,10 @@ static enum err golden_block(void *ctx, int64_t i, struct block_src *out)
 {
     const struct whole *m = ctx;
     const int b = (int)i;
-    *out = (struct block_src){.norm1 = mat_of(find(m, "%d.norm1", b)),
-                              .norm2 = mat_of(find(m, "%d.norm2", b)),
-                              .q_norm = mat_of(find(m, "%d.q_norm", b)),
-                              .k_norm = mat_of(find(m, "%d.k_norm", b))};
+    *out = (struct block_src){.norm[GAIN_ATTENTION] = mat_of(find(m, "%d.norm1", b)),
+                              .norm[GAIN_MLP] = mat_of(find(m, "%d.norm2", b)),
+                              .norm[GAIN_Q] = mat_of(find(m, "%d.q_norm", b)),
+                              .norm[GAIN_K] = mat_of(find(m, "%d.k_norm", b))};
     for (int l = 0; l < N_LIN; l++) {
         out->lin[l] = mat_of(find(m, "%d.%s", b, lin_name[l]));
         out->bias[l] = mat_of(find(m, "%d.b%s", b, lin_name[l]));

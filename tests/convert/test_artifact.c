@@ -135,8 +135,9 @@ static void check_block(const struct artifact *a, const struct model_source *src
         assert_true(have.k_scale[c] == 1 && have.v_scale[c] == 1);
         assert_true(have.k_shift[c] == 0 && have.v_shift[c] == 0);
     }
-    assert_memory_equal(artifact_block(a, i)->norm2.data, b.norm2.data,
-                        (size_t)b.norm2.rows * dtype_bytes(b.norm2.dtype));
+    assert_memory_equal(artifact_block(a, i)->norm[GAIN_MLP].data, b.norm[GAIN_MLP].data,
+                        (size_t)b.norm[GAIN_MLP].rows *
+                            dtype_bytes(b.norm[GAIN_MLP].dtype));
     block_quant_free(&want);
     block_quant_free(&have);
 }
@@ -213,7 +214,7 @@ static void test_families(void **state)
         ok(artifact_open(&a, out_dir, 0));
         const struct packed_block *b = artifact_block(a, 10);
         assert_int_equal(b->lin[LIN_V].bias.data != NULL, i == 1);
-        assert_int_equal(b->q_norm.data != NULL, i == 2);
+        assert_int_equal(b->norm[GAIN_Q].data != NULL, i == 2);
         artifact_close(&a);
         remove_all();
     }

@@ -388,8 +388,9 @@ static void exercise(struct artifact *a)
         struct block_quant q;
         ok(src->block(src->ctx, i, &b));
         ok(artifact_block_quant(&q, a, i));
-        (void)bytes_crc32(0, b.norm1.data,
-                          (size_t)b.norm1.rows * dtype_bytes(b.norm1.dtype));
+        (void)bytes_crc32(0, b.norm[GAIN_ATTENTION].data,
+                          (size_t)b.norm[GAIN_ATTENTION].rows *
+                              dtype_bytes(b.norm[GAIN_ATTENTION].dtype));
         block_quant_free(&q);
         src->release(src->ctx, i);
     }

@@ -146,7 +146,7 @@ static void test_block(void **state)
     const struct weight_spec spec = {WEIGHT_RTN, 4, 32};
     const struct kv_spec kv = {.bits = 4};
     const struct arch a = {.n_kv = 1, .head_dim = 4};
-    struct block_src src = {{0}, {0}, {{0}}, {{0}}, {0}, {0}};
+    struct block_src src = {0};
     for (int l = 0; l < N_LIN; l++)
         src.lin[l] = (struct host_mat){w, DT_F32, ROWS, COLS, "w"};
     struct block_quant one, two;

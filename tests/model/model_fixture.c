@@ -46,8 +46,8 @@ static struct host_mat draw_mat(struct fixture *f, struct rng *r, int64_t rows,
 static void draw_block(struct fixture *f, struct rng *r, struct block_src *b)
 {
     const struct arch *a = &f->arch;
-    b->norm1 = draw_mat(f, r, a->d_model, 1, 0.2, 1);
-    b->norm2 = draw_mat(f, r, a->d_model, 1, 0.2, 1);
+    b->norm[GAIN_ATTENTION] = draw_mat(f, r, a->d_model, 1, 0.2, 1);
+    b->norm[GAIN_MLP] = draw_mat(f, r, a->d_model, 1, 0.2, 1);
     for (int l = 0; l < N_LIN; l++)
         b->lin[l] = draw_mat(f, r, arch_out(a, l), arch_in(a, l),
                              1 / sqrt((double)arch_in(a, l)), 0);
@@ -55,8 +55,8 @@ static void draw_block(struct fixture *f, struct rng *r, struct block_src *b)
         if (arch_has_bias(a, l))
             b->bias[l] = draw_mat(f, r, arch_out(a, l), 1, 0.3, 0);
     if (a->qk_norm) {
-        b->q_norm = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
-        b->k_norm = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
+        b->norm[GAIN_Q] = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
+        b->norm[GAIN_K] = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
     }
 }
 

@@ -493,7 +493,7 @@ static void wrong_weights_are_named(void **state)
     assert_non_null(strstr(err_text(), "mlp.up_proj: shape [21, 12], want [20, 12]"));
     err_clear();
     src = b.f.blocks[0];
-    src.norm2.data = NULL;
+    src.norm[GAIN_MLP].data = NULL;
     assert_int_equal(block_weights_load(&b.w, &a, 0, &src), ERR_FORMAT);
     assert_non_null(strstr(err_text(), "post_attention_layernorm: tensor is missing"));
     err_clear();

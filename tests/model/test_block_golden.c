@@ -101,14 +101,14 @@ static void compare(const struct step *s, const struct tensor *got, const char *
 static struct block_src source_of(const struct step *s, int i)
 {
     struct block_src b = {0};
-    b.norm1 = mat_of(find(s, "block%d.norm1", i));
-    b.norm2 = mat_of(find(s, "block%d.norm2", i));
+    b.norm[GAIN_ATTENTION] = mat_of(find(s, "block%d.norm1", i));
+    b.norm[GAIN_MLP] = mat_of(find(s, "block%d.norm2", i));
     for (int l = 0; l < N_LIN; l++) {
         b.lin[l] = mat_of(find(s, "block%d.%s", i, lin_name[l]));
         b.bias[l] = mat_of(find(s, "block%d.b%s", i, lin_name[l]));
     }
-    b.q_norm = mat_of(find(s, "block%d.q_norm", i));
-    b.k_norm = mat_of(find(s, "block%d.k_norm", i));
+    b.norm[GAIN_Q] = mat_of(find(s, "block%d.q_norm", i));
+    b.norm[GAIN_K] = mat_of(find(s, "block%d.k_norm", i));
     return b;
 }
 

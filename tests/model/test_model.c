@@ -234,7 +234,7 @@ static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
     struct cache *k = &n->cache[layer];
     const struct kv_format kf = kv_format(&bq->kv, layer, KV_K);
     double y[D], q[H * HD], o[H * HD], gate[F], up[F];
-    norm(y, x, &b->norm1);
+    norm(y, x, &b->norm[GAIN_ATTENTION]);
     project(n, layer, LIN_Q, q, y);
     project(n, layer, LIN_K, k->k[t], y);
     project(n, layer, LIN_V, k->v[t], y);
@@ -249,7 +249,7 @@ static void decode_layer(struct naive *n, int layer, double *x, int64_t t)
     project(n, layer, LIN_O, y, o);
     for (int c = 0; c < D; c++)
         x[c] += y[c];
-    norm(y, x, &b->norm2);
+    norm(y, x, &b->norm[GAIN_MLP]);
     project(n, layer, LIN_GATE, gate, y);
     project(n, layer, LIN_UP, up, y);
     for (int f = 0; f < F; f++)

@@ -111,7 +111,8 @@ static enum err weights_block(void *ctx, int64_t i, struct block_src *out)
         out->lin[l] = (struct host_mat){at, DT_BF16, rows, cols, "weight"};
         at += rows * cols;
     }
-    out->norm1 = out->norm2 = (struct host_mat){at, DT_BF16, D, 1, "norm"};
+    out->norm[GAIN_ATTENTION] = out->norm[GAIN_MLP] =
+        (struct host_mat){at, DT_BF16, D, 1, "norm"};
     return OK;
 }
 
@@ -158,7 +159,7 @@ static enum err weights_ends(void *ctx, struct host_mat *embed, struct host_mat 
     *embed =
         (struct host_mat){w->embedding, DT_BF16, w->arch.vocab, w->arch.d_model, "embed"};
     *head = *embed;
-    *norm = block.norm1;
+    *norm = block.norm[GAIN_ATTENTION];
     return OK;
 }
 

@@ -72,16 +72,17 @@ struct memory_terms memory_terms_of(const struct arch *a, const struct weight_sp
                                     const struct kv_spec *kv, int64_t batch, int64_t length)
 {
     struct memory_terms t = {0};
-    const uint64_t D = (uint64_t)a->d_model;
     const uint64_t tokens = (uint64_t)batch * (uint64_t)length;
-    uint64_t codes = 0;
+    uint64_t codes = 0, gains = 0;
+    for (int64_t i = 0; i < a->n_layers; i++)
+        gains += (uint64_t)arch_gains(a, i);
     for (int64_t i = 0; i < 2 * a->n_layers; i++)
         codes +=
             (uint64_t)kv_row_code_bytes(a, kv_format(kv, i / 2, (enum kv_side)(i % 2)));
     add_weights(&t, a, w);
     t.rest = (a->tied ? 1 : 2) *
                  (uint64_t)shape_linear_bytes(a->vocab, a->d_model, head_format(w)) +
-             2 * D * (uint64_t)(2 * a->n_layers + 1);
+             2 * gains;
     t.cache = tokens * codes;
     t.cache_scales = tokens * ((uint64_t)kv_token_bytes(a, kv) - codes);
     return t;

@@ -195,16 +195,18 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     const struct packed_block *b = artifact_block(s->artifact, layer);
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
-    TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"), b->norm1, 0));
+    TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"),
+                   b->norm[GAIN_ATTENTION], 0));
     for (int lin = 0; lin < N_LIN; lin++) {
         const struct export_linear *l = &s->linear[layer * N_LIN + lin];
         TRY(add_linear(p, l, only_q8, head_dim));
         if (lin == LIN_UP && p->graph->fuses_gate_up)
             TRY(fuse_gate_up(p, l - 1, layer, only_q8));
     }
-    TRY(add_vector(p, in_layer(name, layer, "attn_q_norm", ".weight"), b->q_norm, 0));
-    TRY(add_vector(p, in_layer(name, layer, "attn_k_norm", ".weight"), b->k_norm, 0));
-    return add_vector(p, in_layer(name, layer, "ffn_norm", ".weight"), b->norm2, 0);
+    TRY(add_vector(p, in_layer(name, layer, "attn_q_norm", ".weight"), b->norm[GAIN_Q], 0));
+    TRY(add_vector(p, in_layer(name, layer, "attn_k_norm", ".weight"), b->norm[GAIN_K], 0));
+    return add_vector(p, in_layer(name, layer, "ffn_norm", ".weight"), b->norm[GAIN_MLP],
+                      0);
 }
 
 /* Llama 3 divides the angles of slow pairs by these factors. */
