@@ -185,15 +185,27 @@ int64_t arch_in(const struct arch *a, int l)
     }
 }
 
+/* Returns the length of the gain of queries or keys, which have this many heads. */
+static int64_t qk_gain(const struct arch *a, int64_t heads)
+{
+    if (a->qk_norm == QK_NORM_NONE)
+        return 0;
+    return a->qk_norm == QK_NORM_ALL ? heads * a->head_dim : a->head_dim;
+}
+
 int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g)
 {
     switch (g) {
     case GAIN_ATTENTION:
     case GAIN_MLP:
-        return a->d_model;
+        return a->norms == NORMS_BEFORE ? a->d_model : 0;
+    case GAIN_ATTENTION_OUT:
+    case GAIN_MLP_OUT:
+        return a->norms == NORMS_BEHIND ? a->d_model : 0;
     case GAIN_Q:
+        return qk_gain(a, a->n_heads);
     case GAIN_K:
-        return a->qk_norm ? a->head_dim : 0;
+        return qk_gain(a, a->n_kv);
     default:
         return b == a->n_layers - 1 ? a->d_model : 0;
     }
@@ -209,10 +221,13 @@ int64_t arch_gains(const struct arch *a, int64_t b)
 
 const char *arch_norm_module(const struct arch *a, enum norm_gain g)
 {
+    /* LLaMA's second norm is named after its place behind attention, but belongs to the MLP. */
     static const char *const module[] = {[GAIN_ATTENTION] = "input_layernorm",
                                          [GAIN_MLP] = "post_attention_layernorm",
                                          [GAIN_Q] = "self_attn.q_norm",
                                          [GAIN_K] = "self_attn.k_norm",
+                                         [GAIN_ATTENTION_OUT] = "post_attention_layernorm",
+                                         [GAIN_MLP_OUT] = "post_feedforward_layernorm",
                                          [GAIN_FINAL] = "model.norm"};
     return module[g];
 }

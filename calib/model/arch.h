@@ -17,8 +17,15 @@ enum arch_family {
     ARCH_QWEN3,
     ARCH_GRANITE,
     ARCH_SMOLLM3,
-    ARCH_PHI3
+    ARCH_PHI3,
+    ARCH_OLMO2
 };
+/* Where attention and the MLP have their norms: before them, or behind them, on what they add to
+ * the residual stream. */
+enum norm_place { NORMS_BEFORE, NORMS_BEHIND };
+/* What the norm of queries and keys covers: there is none, each head by itself, or all heads of a
+ * token together. */
+enum qk_norm { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_ALL };
 enum rope_kind {
     ROPE_DEFAULT,
     ROPE_LINEAR,
@@ -71,8 +78,10 @@ struct arch {
     bool rope_truncate; /* yarn: the ramp starts and ends at integer dimensions */
     bool qkv_bias, o_bias;
     bool mlp_bias; /* of gate, up and down */
-    bool qk_norm, tied;
+    bool tied;
     bool fused; /* a checkpoint has q, k, v in one tensor, and gate, up in another */
+    enum norm_place norms;
+    enum qk_norm qk_norm;
     /* Factors; 0 stands for what other families have: 1, for scores 1 / sqrt(d). */
     double embed_scale;         /* of the embedding's rows */
     double attn_scale;          /* of the scores q . k */

@@ -4,6 +4,25 @@
  * here. */
 #include "calib/model/block_scratch.h"
 
+/* n1 = rmsnorm(x), or x itself if norms stand behind. */
+static enum err attention_input(struct block_acts *x, const struct arch *a,
+                                const struct block_weights *w)
+{
+    const struct tensor *g = &w->norm[GAIN_ATTENTION];
+    const struct rmsnorm_inputs in = {.x = &x->x, .g = g, .eps = a->norm_eps};
+    return g->data ? dev_rmsnorm(x->dev, &x->n1, &x->s1, NULL, &in)
+                   : dev_copy(x->dev, &x->n1, &x->x);
+}
+
+/* y = rmsnorm(raw), s as it is stored: the norm behind a part. g without data: there is none. */
+static enum err norm_behind(struct dev *d, const struct arch *a, const struct tensor *y,
+                            const struct tensor *s, const struct tensor *raw,
+                            const struct tensor *g)
+{
+    const struct rmsnorm_inputs in = {.x = raw, .g = g, .eps = a->norm_eps};
+    return g->data ? dev_rmsnorm(d, y, s, NULL, &in) : OK;
+}
+
 /* Rows [first, first + n) of qkv = n1 wqkv^T + bqkv, into columns of y. */
 static enum err project(struct dev *d, struct tensor y, const struct tensor *n1,
                         const struct block_weights *w, int64_t first, int64_t n)
@@ -26,8 +45,10 @@ static enum err project_qkv(struct block_acts *x, const struct arch *a,
         return project(x->dev, x->qkv, &x->n1, w, 0, qk + kv);
     TRY(project(x->dev, x->qkv_raw, &x->n1, w, 0, qk));
     TRY(project(x->dev, tensor_cols(x->qkv, qk, kv), &x->n1, w, qk, kv));
-    const struct tensor q = q_heads(a, x->qkv), k = k_heads(a, x->qkv);
-    const struct tensor q_raw = q_heads(a, x->qkv_raw), k_raw = k_heads(a, x->qkv_raw);
+    const struct tensor q = normed_heads(a, q_heads(a, x->qkv));
+    const struct tensor k = normed_heads(a, k_heads(a, x->qkv));
+    const struct tensor q_raw = normed_heads(a, q_heads(a, x->qkv_raw));
+    const struct tensor k_raw = normed_heads(a, k_heads(a, x->qkv_raw));
     const struct rmsnorm_inputs raw_q = {
         .x = &q_raw, .g = &w->norm[GAIN_Q], .eps = a->norm_eps};
     const struct rmsnorm_inputs raw_k = {
@@ -135,14 +156,14 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
                                    int64_t first)
 {
     struct block_acts t = *acts;
-    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1,  &t.qkv_raw, &t.qkv, &t.k_pre,
-                                  &t.kq, &t.vq, &t.o,   &t.h,       &t.n2,  &t.s2,
-                                  &t.gu, &t.m,  &t.cos, &t.sin};
+    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre, &t.kq,
+                                  &t.vq, &t.o,  &t.y1, &t.t1,      &t.h,   &t.n2,    &t.s2,
+                                  &t.gu, &t.m,  &t.y2, &t.t2,      &t.cos, &t.sin};
     t.T -= first;
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         *all[i] = from(*all[i], first);
-    t.sq = from(t.sq, first * a->n_heads);
-    t.sk = from(t.sk, first * a->n_kv);
+    t.sq = from(t.sq, first * normed_vectors(a, a->n_heads));
+    t.sk = from(t.sk, first * normed_vectors(a, a->n_kv));
     return t;
 }
 
@@ -182,35 +203,53 @@ enum err output_input(struct tensor *in, struct block_acts *x, struct block_scra
     return quantize_input(x->dev, kv, in, &x->o);
 }
 
-/* Output projection, MLP and both residual sums of rows t. y is scratch:
- *   h = x + r Wo o      out = h + r Wdown (silu(Wgate n2) * (Wup n2)),  n2 = rmsnorm(h)
- * One norm operation forms h as well, which saves a pass over the residual stream. */
-static enum err finish(struct block_acts *t, struct block_scratch *s, const struct arch *a,
-                       const struct block_weights *w, const struct block_kv *kv,
-                       const struct tensor *out, const struct tensor *y)
+/* y = r Wo o of rows t, normalized if the norm stands behind. */
+static enum err attention_out(struct block_acts *t, struct block_scratch *s,
+                              const struct arch *a, const struct block_weights *w,
+                              const struct block_kv *kv, const struct tensor *y)
 {
     struct dev *d = t->dev;
     struct tensor o;
+    const struct tensor *raw = t->y1.data ? &t->y1 : y;
     TRY(output_input(&o, t, s, kv));
-    TRY(dev_gemm(d, GEMM_NT, y, &o, &w->wo, false));
+    TRY(dev_gemm(d, GEMM_NT, raw, &o, &w->wo, false));
     if (w->bo.data)
-        TRY(dev_bias(d, y, &w->bo));
-    TRY(block_scale(d, y, a->residual_scale));
-    /* h = x + y, n2 = rmsnorm(h) */
-    const struct rmsnorm_inputs sum = {
-        .x = &t->x, .add = y, .g = &w->norm[GAIN_MLP], .eps = a->norm_eps};
-    TRY(dev_rmsnorm(d, &t->n2, &t->s2, &t->h, &sum));
+        TRY(dev_bias(d, raw, &w->bo));
+    TRY(norm_behind(d, a, y, &t->t1, raw, &w->norm[GAIN_ATTENTION_OUT]));
+    return block_scale(d, y, a->residual_scale);
+}
+
+/* h = x + y, and n2 = rmsnorm(h), or h itself if norms stand behind. One norm operation forms h
+ * as well, which saves a pass over the residual stream. */
+static enum err mlp_input(struct block_acts *t, const struct arch *a,
+                          const struct block_weights *w, const struct tensor *y)
+{
+    const struct tensor *g = &w->norm[GAIN_MLP];
+    const struct rmsnorm_inputs sum = {.x = &t->x, .add = y, .g = g, .eps = a->norm_eps};
+    if (g->data)
+        return dev_rmsnorm(t->dev, &t->n2, &t->s2, &t->h, &sum);
+    TRY(dev_add(t->dev, &t->h, &t->x, y));
+    return dev_copy(t->dev, &t->n2, &t->h);
+}
+
+/* y = r Wdown (silu(Wgate n2) * (Wup n2)) of rows t, normalized if the norm stands behind. */
+static enum err mlp(struct block_acts *t, const struct arch *a,
+                    const struct block_weights *w, const struct block_kv *kv,
+                    const struct tensor *y)
+{
+    struct dev *d = t->dev;
+    const struct tensor *raw = t->y2.data ? &t->y2 : y;
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
     if (w->bgu.data)
         TRY(dev_bias(d, &t->gu, &w->bgu));
     TRY(dev_silu_gate(d, &t->m, &t->gu));
     TRY(quantize_input(d, kv, &t->m, &t->m));
-    TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
+    TRY(dev_gemm(d, GEMM_NT, raw, &t->m, &w->wdown, false));
     if (w->bdown.data)
-        TRY(dev_bias(d, y, &w->bdown));
-    TRY(block_scale(d, y, a->residual_scale));
-    return dev_add(d, out, &t->h, y);
+        TRY(dev_bias(d, raw, &w->bdown));
+    TRY(norm_behind(d, a, y, &t->t2, raw, &w->norm[GAIN_MLP_OUT]));
+    return block_scale(d, y, a->residual_scale);
 }
 
 enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
@@ -225,16 +264,17 @@ enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
     acts->x = *rows->x;
     struct block_acts tail = acts_from(acts, a, first);
     const struct tensor y = from(s->y, first), out = from(*rows->out, first);
-    const struct rmsnorm_inputs in = {
-        .x = &tail.x, .g = &w->norm[GAIN_ATTENTION], .eps = a->norm_eps};
-    TRY(dev_rmsnorm(acts->dev, &tail.n1, &tail.s1, NULL, &in));
+    TRY(attention_input(&tail, a, w));
     TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
     TRY(project_qkv(&tail, a, w));
     TRY(make_cache(acts, a, w->layer, kv, first));
     /* This also recomputes queries before `first`: few, and their inputs are still in
      * acts. */
     TRY(attend(acts, a, w->layer, kv));
-    return finish(&tail, s, a, w, kv, &out, &y);
+    TRY(attention_out(&tail, s, a, w, kv, &y));
+    TRY(mlp_input(&tail, a, w, &y));
+    TRY(mlp(&tail, a, w, kv, &y));
+    return dev_add(acts->dev, &out, &tail.h, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,

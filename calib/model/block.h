@@ -5,7 +5,8 @@
  *   h   = x + r Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
  *   out = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
  *
- * r is the architecture's residual_scale, 1 in most families. */
+ * r is the architecture's residual_scale, 1 in most families. With NORMS_BEHIND, n1 = x and n2 = h,
+ * and rmsnorm applies to what Wo and Wdown return. */
 #ifndef WKVQ_BLOCK_H
 #define WKVQ_BLOCK_H
 
@@ -22,13 +23,15 @@ struct block_acts {
     struct tensor n1, s1; /* [T,D] act, [T] */
     struct tensor
         qkv_raw;          /* [T,(H+K)d] act, q and k before their norm; only with qk_norm */
-    struct tensor sq, sk; /* [T*H], [T*K]: only with qk_norm */
+    struct tensor sq, sk; /* [T*H], [T*K], or [T] of all heads: only with qk_norm */
     struct tensor qkv;    /* [T,(H+2K)d] act, q and k rotated */
     struct tensor k_pre;  /* [T,K*d] act, key before rope; only for pre-rope KV */
     struct tensor kq, vq; /* [T,K*d] act, fake-quantized; only for the quantized block */
     struct tensor o, lse; /* [T,H*d] act, [H,T] */
+    struct tensor y1, t1; /* [T,D] act, [T]: Wo o; only with a norm behind attention */
     struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
     struct tensor gu, m;     /* [T,2F] act, [T,F] act */
+    struct tensor y2, t2;    /* [T,D] act, [T]: Wdown m; only with a norm behind the MLP */
     struct tensor cos, sin;  /* [T,r/2] F32, shared by all blocks of a run: borrowed views,
                                 set by the caller after block_acts_alloc */
 };

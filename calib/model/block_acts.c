@@ -20,10 +20,16 @@ static void acts_layout(struct block_acts *x, struct carve *c, const struct arch
     const int64_t H = a->n_heads, K = a->n_kv;
     x->n1 = carve_2d(c, x->act, T, D);
     x->s1 = carve_1d(c, DT_F32, T);
+    if (a->norms == NORMS_BEHIND) {
+        x->y1 = carve_2d(c, x->act, T, D);
+        x->t1 = carve_1d(c, DT_F32, T);
+        x->y2 = carve_2d(c, x->act, T, D);
+        x->t2 = carve_1d(c, DT_F32, T);
+    }
     if (a->qk_norm) {
         x->qkv_raw = carve_2d(c, x->act, T, (H + K) * d);
-        x->sq = carve_1d(c, DT_F32, T * H);
-        x->sk = carve_1d(c, DT_F32, T * K);
+        x->sq = carve_1d(c, DT_F32, T * normed_vectors(a, H));
+        x->sk = carve_1d(c, DT_F32, T * normed_vectors(a, K));
     }
     x->qkv = carve_2d(c, x->act, T, (H + 2 * K) * d);
     if (want.k_pre)

@@ -35,6 +35,52 @@ static enum err gain_grad(struct dev *d, const struct tensor *dg, const struct t
     return dg && dg->data ? dev_rmsnorm_gain_bwd(d, dg, dy, x, s) : OK;
 }
 
+/* A norm of the block: its gain, and the input and s of its forward. */
+struct normed {
+    enum norm_gain gain;
+    const struct tensor *x, *s;
+};
+
+/* dx += the gradient of a part's input, dn [T,D] of what its norm returned, or of the input itself
+ * if no norm stands before it. Adds the gradient of the norm's gain. */
+static enum err input_bwd(struct dev *d, const struct block_weights *w,
+                          const struct block_grads *g, struct normed n,
+                          const struct tensor *dx, const struct tensor *dn)
+{
+    const struct tensor *gain = &w->norm[n.gain];
+    if (!gain->data)
+        return dev_add(d, dx, dx, dn);
+    TRY(gain_grad(d, g ? &g->dnorm[n.gain] : NULL, dn, n.x, n.s));
+    return dev_rmsnorm_bwd(d, dx, dn, n.x, n.s, gain, true);
+}
+
+/* *dy = the gradient of what a product returned: that of what was added to the residual stream,
+ * taken through the norm if one stands behind the product. It is dh itself, or in s->y. Adds the
+ * gradient of the norm's gain. */
+static enum err output_bwd(struct tensor *dy, struct block_scratch *s, const struct arch *a,
+                           const struct block_weights *w, const struct block_grads *g,
+                           struct normed n, const struct tensor *dh)
+{
+    const struct tensor *gain = &w->norm[n.gain];
+    TRY(as_operand(dy, s, a, dh));
+    if (!gain->data)
+        return OK;
+    TRY(gain_grad(s->dev, g ? &g->dnorm[n.gain] : NULL, dy, n.x, n.s));
+    TRY(dev_rmsnorm_bwd(s->dev, &s->y, dy, n.x, n.s, gain, false));
+    *dy = s->y;
+    return OK;
+}
+
+static struct normed after_attention(const struct block_acts *x)
+{
+    return (struct normed){GAIN_ATTENTION_OUT, &x->y1, &x->t1};
+}
+
+static struct normed after_mlp(const struct block_acts *x)
+{
+    return (struct normed){GAIN_MLP_OUT, &x->y2, &x->t2};
+}
+
 /* dh += the MLP's share, out = h + r Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
 static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const struct arch *a,
                         const struct block_weights *w, const struct block_grads *g,
@@ -42,14 +88,14 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const str
 {
     struct dev *d = x->dev;
     struct tensor dy;
-    TRY(as_operand(&dy, s, a, dh));
+    TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), dh));
     TRY(weight_grad(d, g ? &g->dwdown : NULL, &dy, &x->m));
     TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
     TRY(dev_silu_gate_bwd(d, &x->gu, &s->dm, &x->gu));
     TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
-    TRY(gain_grad(d, g ? &g->dnorm[GAIN_MLP] : NULL, &s->y, &x->h, &x->s2));
-    return dev_rmsnorm_bwd(d, dh, &s->y, &x->h, &x->s2, &w->norm[GAIN_MLP], true);
+    const struct normed before = {GAIN_MLP, &x->h, &x->s2};
+    return input_bwd(d, w, g, before, dh, &s->y);
 }
 
 /* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */
@@ -60,7 +106,7 @@ static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
 {
     struct dev *d = x->dev;
     struct tensor dy, in;
-    TRY(as_operand(&dy, s, a, dh));
+    TRY(output_bwd(&dy, s, a, w, g, after_attention(x), dh));
     TRY(output_input(&in, x, s, kv));
     TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &in));
     TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
@@ -115,14 +161,6 @@ static enum err start_params(struct dev *d, const struct kv_params *p, bool *wan
     const size_t bytes = (size_t)tensor_count(p->dls) * sizeof(float);
     TRY(dev_zero(d, p->dls->data, bytes));
     return dev_zero(d, p->ddelta->data, bytes);
-}
-
-/* [T,H,d] heads as [T,H*d]. */
-static struct tensor side_by_side(const struct tensor *x)
-{
-    struct tensor y = tensor_2d(x->data, x->dtype, x->dim[0], x->dim[1] * x->dim[2]);
-    y.ld = x->ld;
-    return y;
 }
 
 /* Adds the gradient through the quantizer to dx, and computes those of the parameters if
@@ -189,8 +227,10 @@ static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
 {
     if (!a->qk_norm)
         return OK;
-    const struct tensor dq = q_heads(a, s->dqkv), dk = k_heads(a, s->dqkv);
-    const struct tensor q = q_heads(a, x->qkv_raw), k = k_heads(a, x->qkv_raw);
+    const struct tensor dq = normed_heads(a, q_heads(a, s->dqkv));
+    const struct tensor dk = normed_heads(a, k_heads(a, s->dqkv));
+    const struct tensor q = normed_heads(a, q_heads(a, x->qkv_raw));
+    const struct tensor k = normed_heads(a, k_heads(a, x->qkv_raw));
     TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_Q] : NULL, &dq, &q, &x->sq));
     TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_K] : NULL, &dk, &k, &x->sk));
     TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->norm[GAIN_Q], false));
@@ -203,16 +243,27 @@ static enum err show(const struct block_watch *watch, enum block_grad what,
     return watch ? watch->grad(watch->ctx, what, g) : OK;
 }
 
-/* Shows the gradient of what a product added to the residual stream. */
-static enum err show_added(const struct block_watch *watch, enum block_grad what,
-                           struct block_scratch *s, const struct arch *a,
-                           const struct tensor *dh)
+/* Shows the gradient of a product's output, in front of the norm if one stands behind. */
+static enum err show_output(const struct block_watch *watch, enum block_grad what,
+                            struct block_scratch *s, const struct arch *a,
+                            const struct block_weights *w, struct normed n,
+                            const struct tensor *dh)
 {
     struct tensor g;
     if (!watch)
         return OK;
-    TRY(as_operand(&g, s, a, dh));
+    TRY(output_bwd(&g, s, a, w, NULL, n, dh));
     return show(watch, what, &g);
+}
+
+/* dx += the gradient of the block's input, from that of q, k and v in s->dqkv. */
+static enum err qkv_bwd(struct block_acts *x, struct block_scratch *s,
+                        const struct block_weights *w, const struct block_grads *g,
+                        const struct tensor *dx)
+{
+    const struct normed before = {GAIN_ATTENTION, &x->x, &x->s1};
+    TRY(dev_gemm(x->dev, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
+    return input_bwd(x->dev, w, g, before, dx, &s->y);
 }
 
 enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
@@ -223,19 +274,17 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
     struct dev *d = acts->dev;
     if (dx->data != dout->data)
         TRY(dev_copy(d, dx, dout));
-    TRY(show_added(watch, BLOCK_GRAD_DOWN, s, a, dx));
+    TRY(show_output(watch, BLOCK_GRAD_DOWN, s, a, w, after_mlp(acts), dx));
     TRY(mlp_bwd(acts, s, a, w, NULL, dx));
     TRY(show(watch, BLOCK_GRAD_GATE_UP, &acts->gu));
-    TRY(show_added(watch, BLOCK_GRAD_O, s, a, dx));
+    TRY(show_output(watch, BLOCK_GRAD_O, s, a, w, after_attention(acts), dx));
     TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
     TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
     TRY(unrotate(acts, a, w->layer, NULL, &dqk));
     TRY(qk_norm_bwd(acts, s, a, w, NULL));
     TRY(show(watch, BLOCK_GRAD_QKV, &s->dqkv));
-    TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
-    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm[GAIN_ATTENTION],
-                           true);
+    return qkv_bwd(acts, s, w, NULL, dx);
 }
 
 enum err block_backward(struct block_acts *acts, struct block_scratch *s,
@@ -283,8 +332,5 @@ enum err block_backward_full(struct block_acts *acts, struct block_scratch *s,
     TRY(heads_bwd(acts, s, a, w, kv, g, dx));
     TRY(qk_norm_bwd(acts, s, a, w, g));
     TRY(weight_grad(d, &g->dwqkv, &s->dqkv, &acts->n1));
-    TRY(dev_gemm(d, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
-    TRY(gain_grad(d, &g->dnorm[GAIN_ATTENTION], &s->y, &acts->x, &acts->s1));
-    return dev_rmsnorm_bwd(d, dx, &s->y, &acts->x, &acts->s1, &w->norm[GAIN_ATTENTION],
-                           true);
+    return qkv_bwd(acts, s, w, g, dx);
 }

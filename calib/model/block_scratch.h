@@ -43,6 +43,26 @@ static inline struct tensor qk_heads(const struct arch *a, struct tensor qkv)
     return tensor_heads(tensor_cols(qkv, 0, heads * a->head_dim), heads);
 }
 
+/* Returns into how many vectors the q/k norm divides the heads of a token. */
+static inline int64_t normed_vectors(const struct arch *a, int64_t heads)
+{
+    return a->qk_norm == QK_NORM_ALL ? 1 : heads;
+}
+
+/* [T,H,d] heads as [T,H*d]. */
+static inline struct tensor side_by_side(const struct tensor *x)
+{
+    struct tensor y = tensor_2d(x->data, x->dtype, x->dim[0], x->dim[1] * x->dim[2]);
+    y.ld = x->ld;
+    return y;
+}
+
+/* q or k [T,heads,d] as its norm sees them: so, or [T,1,heads*d] if it covers all heads. */
+static inline struct tensor normed_heads(const struct arch *a, struct tensor x)
+{
+    return tensor_heads(side_by_side(&x), normed_vectors(a, x.dim[1]));
+}
+
 /* Returns true if kv.rotate applies to keys: in full precision too, so that caches
  * compare. */
 static inline bool keys_rotated(const struct block_kv *kv)

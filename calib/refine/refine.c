@@ -115,8 +115,9 @@ static enum err teacher_states(struct refine *r)
 {
     const struct model_source *full = source_full(r->src);
     struct host_mat embed, norm, head;
-    const struct tensor *gain =
-        &r->st.w.norm[GAIN_ATTENTION]; /* room; the next layer overwrites it */
+    const bool behind = r->arch->norms == NORMS_BEHIND;
+    const struct tensor *gain = /* room; the next layer overwrites it */
+        &r->st.w.norm[behind ? GAIN_MLP_OUT : GAIN_MLP];
     TRY(full->ends(full->ctx, &embed, &norm, &head));
     TRY(embed_windows(r, &embed));
     for (int64_t b = 0; b < r->arch->n_layers; b++)

@@ -123,11 +123,20 @@ static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, 
     return take(&b->bias[l], m, name, out_side(a, l), no_side);
 }
 
+/* Returns the fields of config.json that determine the length of a norm's gain. */
+static const char *norm_field(const struct arch *a, enum norm_gain g)
+{
+    if (g != GAIN_Q && g != GAIN_K)
+        return "hidden_size";
+    if (a->qk_norm == QK_NORM_HEAD)
+        return "head_dim";
+    return out_side(a, g == GAIN_Q ? LIN_Q : LIN_K).field;
+}
+
 static enum err take_norm(struct block_src *b, struct hf_model *m, int64_t i,
                           enum norm_gain g)
 {
-    const bool of_head = g == GAIN_Q || g == GAIN_K;
-    const struct side n = {of_head ? "head_dim" : "hidden_size", arch_gain(&m->arch, i, g)};
+    const struct side n = {norm_field(&m->arch, g), arch_gain(&m->arch, i, g)};
     char name[96];
     if (!n.n)
         return OK;

@@ -35,11 +35,13 @@ struct family {
     enum window_rule window_rule;
     bool tied;
     bool has_attention_bias /* the field is read */, qkv_bias /* whatever the field */;
-    bool has_mlp_bias /* the field is read */, qk_norm;
+    bool has_mlp_bias;    /* the field is read */
     bool has_multipliers; /* Granite's four fields are read */
     bool has_no_rope;     /* no_rope_layers and no_rope_layer_interval are read */
     bool fused;           /* q, k, v and gate, up: as in struct arch */
     bool is_phi;          /* rope: some of a head's channels, and kinds of its own */
+    enum norm_place norms;
+    enum qk_norm qk_norm;
 };
 
 /* clang-format off */
@@ -59,7 +61,8 @@ static const struct family families[] = {
     {.model_type = "qwen3", .architecture = "Qwen3ForCausalLM", .family = ARCH_QWEN3,
      .hidden = 4096, .ff = 22016, .layers = 32, .heads = 32, .kv = 32, .head_dim = 128,
      .vocab = 151936, .positions = 32768, .window = 4096, .bos = -1, .eos = -1,
-     .theta = 1e4, .window_rule = WINDOW_FROM, .has_attention_bias = true, .qk_norm = true},
+     .theta = 1e4, .window_rule = WINDOW_FROM, .has_attention_bias = true,
+     .qk_norm = QK_NORM_HEAD},
     {.model_type = "granite", .architecture = "GraniteForCausalLM", .family = ARCH_GRANITE,
      .hidden = 4096, .ff = 11008, .layers = 32, .heads = 32, .vocab = 32000,
      .positions = 2048, .bos = 1, .eos = 2, .theta = 1e4,
@@ -73,9 +76,13 @@ static const struct family families[] = {
      .hidden = 3072, .ff = 8192, .layers = 32, .heads = 32, .vocab = 32064,
      .positions = 4096, .bos = 1, .eos = 32000, .theta = 1e4, .eps = 1e-5,
      .window_rule = WINDOW_ALL, .fused = true, .is_phi = true},
+    {.model_type = "olmo2", .architecture = "Olmo2ForCausalLM", .family = ARCH_OLMO2,
+     .hidden = 4096, .ff = 11008, .layers = 32, .heads = 32, .vocab = 50304,
+     .positions = 2048, .bos = -1, .eos = 50279, .theta = 1e4, .eps = 1e-5,
+     .has_attention_bias = true, .norms = NORMS_BEHIND, .qk_norm = QK_NORM_ALL},
 };
 /* clang-format on */
-#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite, smollm3 and phi3"
+#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite, smollm3, phi3 and olmo2"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -233,6 +240,7 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     TRY(json_get_bool(&a->tied, r->o, "tie_word_embeddings", r->where));
     a->qk_norm = f->qk_norm;
     a->fused = f->fused;
+    a->norms = f->norms;
     if (f->has_attention_bias)
         TRY(json_get_bool(&a->o_bias, r->o, "attention_bias", r->where));
     a->qkv_bias = f->qkv_bias || a->o_bias;

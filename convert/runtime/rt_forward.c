@@ -5,7 +5,8 @@
  *   h = x + r Wo attn(rope(norm(Wq n1)), rope(norm(Wk n1)), Wv n1),  n1 = rmsnorm(x)
  *   x = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
  *
- * r, the embedding's factor and that of the logits are 1 in most families.
+ * r, the embedding's factor and that of the logits are 1 in most families. OLMo 2 has n1 = x and
+ * n2 = h, and rmsnorm of what Wo and Wdown return instead.
  *
  * Written from the formulas, not from calib/model: verification compares the two, so they
  * must not share mistakes. */
@@ -141,22 +142,54 @@ static void gate_row(void *ctx, int64_t t, int thread)
 
 /* --- a block ------------------------------------------------------------------------ */
 
+/* Returns the input [n][D] of attention or the MLP: the residual stream through the norm before
+ * it, or the stream itself if there is none. */
+static const float *part_input(struct runtime *r, int64_t layer, enum norm_gain before,
+                               int64_t n)
+{
+    const float *g = r->norms[layer].norm[before];
+    if (!g)
+        return r->acts.x;
+    rmsnorm(r->acts.norm, r->acts.x, g, n, r->arch->d_model, r->arch->norm_eps);
+    return r->acts.norm;
+}
+
+/* Adds the output of attention or the MLP, in acts.norm, to the residual stream: through the norm
+ * behind it if there is one. */
+static void add_output(struct runtime *r, int64_t layer, enum norm_gain behind, int64_t n)
+{
+    const struct arch *m = r->arch;
+    const float *g = r->norms[layer].norm[behind];
+    float *y = r->acts.norm;
+    if (g)
+        rmsnorm(y, y, g, n, m->d_model, m->norm_eps);
+    add(r->acts.x, y, arch_factor(m->residual_scale), n * m->d_model);
+}
+
+/* The norm of queries or keys x [n][heads*d], of each head or of all of them together. g NULL:
+ * there is none. */
+static void norm_heads(const struct arch *m, float *x, const float *g, int64_t heads,
+                       int64_t n)
+{
+    const bool together = m->qk_norm == QK_NORM_ALL;
+    const int64_t rows = together ? n : n * heads;
+    if (g)
+        rmsnorm(x, x, g, rows, together ? heads * m->head_dim : m->head_dim, m->norm_eps);
+}
+
 static void project_qkv(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
     const struct packed_block *b = artifact_block(r->a, layer);
-    const struct rt_norms *v = &r->norms[layer];
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->q, a->k, a->v};
     const struct packed_linear *const p[] = {&b->lin[LIN_Q], &b->lin[LIN_K],
                                              &b->lin[LIN_V]};
-    rmsnorm(a->norm, a->x, v->norm[GAIN_ATTENTION], n, m->d_model, m->norm_eps);
+    const float *x = part_input(r, layer, GAIN_ATTENTION, n);
     r->linear.next = &b->lin[LIN_O];
-    rt_linear_run(&r->linear, y, p, 3, a->norm, n);
-    if (m->qk_norm) {
-        rmsnorm(a->q, a->q, v->norm[GAIN_Q], n * m->n_heads, m->head_dim, m->norm_eps);
-        rmsnorm(a->k, a->k, v->norm[GAIN_K], n * m->n_kv, m->head_dim, m->norm_eps);
-    }
+    rt_linear_run(&r->linear, y, p, 3, x, n);
+    norm_heads(m, a->q, r->norms[layer].norm[GAIN_Q], m->n_heads, n);
+    norm_heads(m, a->k, r->norms[layer].norm[GAIN_K], m->n_kv, n);
     memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
     if (!layer_set_has(&m->no_rope, layer)) {
         rotate(r, a->q, m->n_heads, n);
@@ -206,7 +239,6 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
 {
     const struct arch *m = r->arch;
     const struct packed_block *b = artifact_block(r->a, layer);
-    const struct rt_norms *v = &r->norms[layer];
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
     const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
@@ -215,13 +247,13 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     const struct packed_linear *next =
         last ? packed_head(r) : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
     struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
-    rmsnorm(a->norm, a->x, v->norm[GAIN_MLP], n, m->d_model, m->norm_eps);
+    const float *x = part_input(r, layer, GAIN_MLP, n);
     r->linear.next = &b->lin[LIN_DOWN];
-    rt_linear_run(&r->linear, y, p, 2, a->norm, n);
+    rt_linear_run(&r->linear, y, p, 2, x, n);
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
     r->linear.next = next;
     rt_linear_run(&r->linear, back, down, 1, a->gate, n);
-    add(a->x, a->norm, arch_factor(m->residual_scale), n * m->d_model);
+    add_output(r, layer, GAIN_MLP_OUT, n);
 }
 
 static enum err block(struct runtime *r, int64_t layer, int64_t n)
@@ -234,7 +266,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     TRY(attention(r, layer, n));
     r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);
-    add(a->x, a->norm, arch_factor(r->arch->residual_scale), n * r->arch->d_model);
+    add_output(r, layer, GAIN_ATTENTION_OUT, n);
     mlp(r, layer, n);
     return OK;
 }

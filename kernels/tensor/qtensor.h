@@ -127,8 +127,18 @@ struct qlinear {
 };
 
 /* The gains of norms that refinement trains: of attention's input, the MLP's input, queries and
- * keys (Qwen3), and the norm before the head. The first N_BLOCK_GAINS belong to a block. */
-enum norm_gain { GAIN_ATTENTION, GAIN_MLP, GAIN_Q, GAIN_K, GAIN_FINAL, N_GAINS };
+ * keys, what attention and the MLP add to the residual stream, and the norm before the head. Each
+ * architecture has some of them. The first N_BLOCK_GAINS belong to a block. */
+enum norm_gain {
+    GAIN_ATTENTION,
+    GAIN_MLP,
+    GAIN_Q,
+    GAIN_K,
+    GAIN_ATTENTION_OUT,
+    GAIN_MLP_OUT,
+    GAIN_FINAL,
+    N_GAINS
+};
 #define N_BLOCK_GAINS GAIN_FINAL
 
 /* The result of calibrating one block. */
@@ -139,8 +149,8 @@ struct block_quant {
     float *k_scale, *k_shift;  /* [n_channels] smoothing and shift of keys, owned */
     float *v_scale, *v_shift;  /* [n_channels] of values, owned; all are 1 and 0, except
                                   under KV_CHANNEL_TOKEN */
-    /* Refined gains [D], [D], [d], [d], [D], owned. NULL: the checkpoint's. The final norm's
-     * is in the last layer. */
+    /* Refined gains, owned; arch_gain() returns their lengths. NULL: the checkpoint's. The final
+     * norm's is in the last layer. */
     float *gain[N_GAINS];
 };
 

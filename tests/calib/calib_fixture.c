@@ -156,10 +156,17 @@ struct arch tiny_arch(int which, int64_t n_layers)
         a.logit_scale = 0.75;
         a.rotary_dim = 6;
     }
+    if (which == 3) {
+        a.family = ARCH_OLMO2;
+        snprintf(a.model_type, sizeof(a.model_type), "olmo2");
+        a.norms = NORMS_BEHIND;
+        a.qk_norm = QK_NORM_ALL;
+    }
     if (which == 1) {
         a.family = ARCH_QWEN3;
         snprintf(a.model_type, sizeof(a.model_type), "qwen3");
-        a.qk_norm = a.qkv_bias = a.mlp_bias = true;
+        a.qk_norm = QK_NORM_HEAD;
+        a.qkv_bias = a.mlp_bias = true;
         a.head_dim = 16;
         a.n_kv = 1;
     }

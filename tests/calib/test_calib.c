@@ -121,6 +121,7 @@ static void test_gains_and_reports_truly(void **state)
         check_losses(which, 2, TERMS_LAST, LOSS_MAE, 1);
         check_losses(which, 0, TERMS_ALL, LOSS_MAE, 2);
     }
+    check_losses(3, 2, TERMS_ALL, LOSS_MSE, 1);
 }
 
 static bool finite_block(const struct block_quant *q)

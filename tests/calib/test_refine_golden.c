@@ -109,14 +109,21 @@ static float *floats(const struct st_tensor *t, int64_t first, int64_t n)
     return x;
 }
 
+/* As the generator names them. */
+static const char *const norm_name[N_BLOCK_GAINS] = {[GAIN_ATTENTION] = "norm1",
+                                                     [GAIN_MLP] = "norm2",
+                                                     [GAIN_Q] = "q_norm",
+                                                     [GAIN_K] = "k_norm",
+                                                     [GAIN_ATTENTION_OUT] = "behind1",
+                                                     [GAIN_MLP_OUT] = "behind2"};
+
 static enum err golden_block(void *ctx, int64_t i, struct block_src *out)
 {
     const struct whole *m = ctx;
     const int b = (int)i;
-    *out = (struct block_src){.norm[GAIN_ATTENTION] = mat_of(find(m, "%d.norm1", b)),
-                              .norm[GAIN_MLP] = mat_of(find(m, "%d.norm2", b)),
-                              .norm[GAIN_Q] = mat_of(find(m, "%d.q_norm", b)),
-                              .norm[GAIN_K] = mat_of(find(m, "%d.k_norm", b))};
+    *out = (struct block_src){0};
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        out->norm[g] = mat_of(find(m, "%d.%s", b, norm_name[g]));
     for (int l = 0; l < N_LIN; l++) {
         out->lin[l] = mat_of(find(m, "%d.%s", b, lin_name[l]));
         out->bias[l] = mat_of(find(m, "%d.b%s", b, lin_name[l]));
@@ -169,6 +176,7 @@ static void read_config(struct whole *m)
                             .qkv_bias = f[QKV_BIAS],
                             .o_bias = f[O_BIAS],
                             .mlp_bias = f[MLP_BIAS],
+                            .norms = find(m, "0.norm1") ? NORMS_BEFORE : NORMS_BEHIND,
                             .qk_norm = f[QK_NORM],
                             .tied = f[TIED]};
     must(arch_check(&m->arch));
@@ -247,13 +255,12 @@ static void add_param(struct whole *m, double bound, struct tensor p, struct ten
 
 static void list_params(struct whole *m)
 {
-    static const char *const norm[] = {"norm1", "norm2", "q_norm", "k_norm"};
     for (int b = 0; b < LAYERS; b++) {
         const struct student_layer *y = &m->st.layer[b];
         for (int l = 0; l < N_LIN; l++)
             add_param(m, GRAD_BOUND, y->lin[l].u, y->lin[l].du, "%d.u.%s", b, lin_name[l]);
-        for (int i = 0; i < 4; i++)
-            add_param(m, GRAD_BOUND, y->norm[i], y->dnorm[i], "%d.%s", b, norm[i]);
+        for (int g = 0; g < N_BLOCK_GAINS; g++)
+            add_param(m, GRAD_BOUND, y->norm[g], y->dnorm[g], "%d.%s", b, norm_name[g]);
         for (int i = 0; i < 2; i++) {
             add_param(m, CACHE_BOUND, y->smooth[i], y->dsmooth[i], "%d.smooth_%c", b,
                       "kv"[i]);
@@ -454,6 +461,13 @@ static void test_layers_that_differ(void **state)
     check_devices("layers");
 }
 
+/* Norms behind attention and the MLP, and norms of all heads of a token together. */
+static void test_norms_behind(void **state)
+{
+    (void)state;
+    check_devices("behind");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -461,6 +475,7 @@ int main(void)
         cmocka_unit_test(test_qk_norm_and_mixed_formats),
         cmocka_unit_test(test_factors),
         cmocka_unit_test(test_layers_that_differ),
+        cmocka_unit_test(test_norms_behind),
     };
     if (!getenv("GOLDEN_REFINE"))
         return 77;

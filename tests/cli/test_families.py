@@ -109,6 +109,14 @@ def test_phi3(f):
     f.pass_through("rotated", "kv.rotate=kv")
 
 
+def test_olmo2(f):
+    """Calibration, refinement and decoding of norms behind; tests/golden has their logits."""
+    f.make("olmo2", **named("olmo2"), rms_norm_eps=1e-5)
+    full = f.pass_through("olmo2")
+    f.make("other", **named("olmo2"), rms_norm_eps=0.1)
+    assert abs(f.ppl("other") - full) > 1e-3 * full, "the norms change nothing"
+
+
 def test_sliding_window(f):
     """A window inside the text, decoded token by token and in chunks, from a cache of several spans."""
     long = {"num_hidden_layers": 2, "max_position_embeddings": 1400}

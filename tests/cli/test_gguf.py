@@ -25,6 +25,8 @@ LINEARS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_att
            "mlp.down_proj": "ffn_down"}
 VECTORS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
            "self_attn.k_norm": "attn_k_norm"}
+BEHIND = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
+          "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2,
         "head_dim": 16, "num_hidden_layers": 2}
 
@@ -179,7 +181,7 @@ def check_weights(a, g, types):
             if name + ".bias" in a.tensors:
                 seen.add(tensor + ".bias")
                 check_vector(a, g, module, name + ".bias", tensor + ".bias")
-        for module, short in VECTORS.items():
+        for module, short in (BEHIND if a.config["model_type"] == "olmo2" else VECTORS).items():
             name = f"model.layers.{layer}.{module}.weight"
             if name in a.tensors:
                 seen.add(f"blk.{layer}.{short}.weight")
@@ -337,6 +339,7 @@ GOLDEN = {
     "phi3": ("phi3", {"context_length": 20, "rope.dimension_count": 8}),
     "phi3_longrope": ("phi3", {"context_length": 48, "rope.dimension_count": 8, **longrope(128)}),
     "phi4_mini": ("phi3", {"context_length": 48, "rope.dimension_count": 12, **longrope(128)}),
+    "olmo2": ("olmo2", {"rope.freq_base": 5e5}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
@@ -504,6 +507,17 @@ def every_second(bench, golden):
     return model
 
 
+def tied_olmo2(bench, golden):
+    """OLMo 2 whose head is its embedding, which llama.cpp does not have."""
+    model = bench.path("tied")
+    shutil.copytree(golden / "olmo2", model)
+    config = json.loads((model / "config.json").read_text())
+    named = artifact_reader.read_safetensors(golden / "olmo2" / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    tiny.write_safetensors(model / "model.safetensors", [(n, *t) for n, t in named.items() if n != "lm_head.weight"])
+    return model
+
+
 def check_refusals(bench, model, golden):
     bits8 = bench.convert(model, "weights.bits=8", "weights.group_size=32")
     bench.refuse(bits8, ["q_proj", "weights.bits 8", "7 or fewer"])
@@ -523,6 +537,8 @@ def check_refusals(bench, model, golden):
     bench.refuse(bench.convert(golden / "yarn_attention", "weights.bits=16"), ["truncate is false"], *none)
     bench.refuse(bench.convert(golden / "smollm3_window", "weights.bits=16"), ["attention_bias", "smollm3"], *none)
     bench.refuse(bench.convert(every_second(bench, golden), "weights.bits=16"), ["no_rope_layers", "layer 1"], *none)
+    bench.refuse(bench.convert(golden / "olmo2_bias", "weights.bits=16"), ["attention_bias", "olmo2"], *none)
+    bench.refuse(bench.convert(tied_olmo2(bench, golden), "weights.bits=16"), ["tie_word_embeddings", "olmo2"], *none)
     bench.refuse(bench.convert(qwen3_with_bias(bench, golden), "weights.bits=16"), ["attention_bias", "qwen3"], *none)
 
 

@@ -32,12 +32,18 @@ def tensors(config):
     D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     d = config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
+    behind = config["model_type"] == "olmo2"
     mlp = [("gate_proj", F), ("up_proj", F), ("down_proj", D)] if config.get("mlp_bias") else []
     fused = config["model_type"] == "phi3"
     yield "model.embed_tokens.weight", (V, D)
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
-        yield p + "input_layernorm.weight", (D,)
+        if behind:
+            yield p + "post_feedforward_layernorm.weight", (D,)
+            yield p + "self_attn.q_norm.weight", (q,)
+            yield p + "self_attn.k_norm.weight", (kv,)
+        else:
+            yield p + "input_layernorm.weight", (D,)
         if fused:
             yield p + "self_attn.qkv_proj.weight", (q + 2 * kv, D)
         else:

@@ -199,8 +199,8 @@ static void test_mixed(void **state)
 
 static void test_families(void **state)
 {
-    static const char *const types[] = {"llama", "qwen2", "qwen3"};
-    static const enum dtype dtypes[] = {DT_F32, DT_F16, DT_BF16};
+    static const char *const types[] = {"llama", "qwen2", "qwen3", "olmo2"};
+    static const enum dtype dtypes[] = {DT_F32, DT_F16, DT_BF16, DT_F32};
     for (size_t i = 0; i < ARRAY_LEN(types); i++) {
         struct tiny_model t = tiny_default;
         t.type = types[i];
@@ -214,7 +214,9 @@ static void test_families(void **state)
         ok(artifact_open(&a, out_dir, 0));
         const struct packed_block *b = artifact_block(a, 10);
         assert_int_equal(b->lin[LIN_V].bias.data != NULL, i == 1);
-        assert_int_equal(b->norm[GAIN_Q].data != NULL, i == 2);
+        assert_int_equal(b->norm[GAIN_Q].data != NULL, i >= 2);
+        assert_int_equal(b->norm[GAIN_MLP].data != NULL, i < 3);
+        assert_int_equal(b->norm[GAIN_MLP_OUT].data != NULL, i == 3);
         artifact_close(&a);
         remove_all();
     }

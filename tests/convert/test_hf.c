@@ -307,6 +307,23 @@ static void test_phi3(void **state)
     assert_false(a.qkv_bias || a.o_bias || a.mlp_bias); /* Phi3Config has no such fields */
 }
 
+/* Norms behind attention and the MLP, and norms of all heads together. */
+static void test_olmo2(void **state)
+{
+    struct arch a = hf_read("olmo2", "");
+    assert_true(a.family == ARCH_OLMO2 && a.norms == NORMS_BEHIND);
+    assert_true(a.qk_norm == QK_NORM_ALL && !a.qkv_bias && !a.o_bias);
+    assert_string_equal(hf_architecture(&a), "Olmo2ForCausalLM");
+    assert_int_equal(arch_gain(&a, 0, GAIN_ATTENTION), 0);
+    assert_int_equal(arch_gain(&a, 0, GAIN_MLP_OUT), a.d_model);
+    assert_int_equal(arch_gain(&a, 0, GAIN_Q), a.n_heads * a.head_dim);
+    assert_int_equal(arch_gain(&a, 0, GAIN_K), a.n_kv * a.head_dim);
+    a = hf_read("olmo2", ",\"attention_bias\":true,\"mlp_bias\":true");
+    assert_true(a.qkv_bias && a.o_bias && !a.mlp_bias); /* no such field */
+    a = hf_read("olmo2", ",\"rms_norm_eps\":null");
+    assert_true(a.norm_eps == 1e-5f);
+}
+
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -503,6 +520,8 @@ static void test_tensor_checks(void **state)
     hf_refuse_open(ERR_NOT_FOUND, "model.layers.0.self_attn.q_proj.bias", "missing");
     hf_read("qwen3", ",\"num_key_value_heads\":4,\"head_dim\":8");
     hf_refuse_open(ERR_NOT_FOUND, "model.layers.0.self_attn.q_norm.weight", "missing");
+    hf_read("olmo2", "");
+    hf_refuse_open(ERR_NOT_FOUND, "model.layers.0.self_attn.q_norm.weight", "missing");
     hf_drop("model.safetensors");
 }
 
@@ -555,23 +574,15 @@ static void test_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults),
-        cmocka_unit_test(test_mistral_defaults),
-        cmocka_unit_test(test_qwen2_defaults),
-        cmocka_unit_test(test_qwen3_defaults),
-        cmocka_unit_test(test_missing_sizes),
-        cmocka_unit_test(test_generations),
-        cmocka_unit_test(test_yarn),
-        cmocka_unit_test(test_spellings),
-        cmocka_unit_test(test_granite),
-        cmocka_unit_test(test_smollm3),
-        cmocka_unit_test(test_phi3),
-        cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_refused_texts),
-        cmocka_unit_test(test_own_quantization),
-        cmocka_unit_test(test_tensor_checks),
-        cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
+        cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
+        cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
+        cmocka_unit_test(test_granite),        cmocka_unit_test(test_smollm3),
+        cmocka_unit_test(test_phi3),           cmocka_unit_test(test_olmo2),
+        cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
+        cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),
         cmocka_unit_test(test_golden_models),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);

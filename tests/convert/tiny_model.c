@@ -73,6 +73,11 @@ static enum err add_extras(struct maker *k, int64_t i)
         TRY(add_in_layer(k, i, "self_attn.q_norm.weight", m->head_dim, 0, 1));
         TRY(add_in_layer(k, i, "self_attn.k_norm.weight", m->head_dim, 0, 1));
     }
+    if (!strcmp(m->type, "olmo2")) {
+        TRY(add_in_layer(k, i, "self_attn.q_norm.weight", q, 0, 1));
+        TRY(add_in_layer(k, i, "self_attn.k_norm.weight", kv, 0, 1));
+        TRY(add_in_layer(k, i, "post_feedforward_layernorm.weight", m->d_model, 0, 1));
+    }
     return OK;
 }
 
@@ -80,7 +85,8 @@ static enum err add_layer(struct maker *k, int64_t i)
 {
     const struct tiny_model *m = k->m;
     const int64_t q = m->n_heads * m->head_dim, kv = m->n_kv * m->head_dim;
-    TRY(add_in_layer(k, i, "input_layernorm.weight", m->d_model, 0, 1));
+    if (strcmp(m->type, "olmo2"))
+        TRY(add_in_layer(k, i, "input_layernorm.weight", m->d_model, 0, 1));
     TRY(add_in_layer(k, i, "post_attention_layernorm.weight", m->d_model, 0, 1));
     TRY(add_in_layer(k, i, "self_attn.q_proj.weight", q, m->d_model, 0));
     TRY(add_in_layer(k, i, "self_attn.k_proj.weight", kv, m->d_model, 0));
@@ -115,7 +121,8 @@ static enum err write_config(const char *dir, const struct tiny_model *m)
     static const char *const architecture[][2] = {{"llama", "LlamaForCausalLM"},
                                                   {"mistral", "MistralForCausalLM"},
                                                   {"qwen2", "Qwen2ForCausalLM"},
-                                                  {"qwen3", "Qwen3ForCausalLM"}};
+                                                  {"qwen3", "Qwen3ForCausalLM"},
+                                                  {"olmo2", "Olmo2ForCausalLM"}};
     char text[1024];
     const char *class = "";
     for (size_t i = 0; i < ARRAY_LEN(architecture); i++)

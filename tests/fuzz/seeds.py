@@ -72,7 +72,7 @@ def zipped(members, method=zipfile.ZIP_DEFLATED):
 def config_seeds():
     for changes in ({}, {"model_type": "mistral", "sliding_window": 4096},
                     {"model_type": "qwen2", "attention_bias": True},
-                    {"model_type": "qwen3"},
+                    {"model_type": "qwen3"}, {"model_type": "olmo2"},
                     {"model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True,
                      "sliding_window": 8},
                     {"model_type": "phi3", "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64,

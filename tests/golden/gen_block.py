@@ -119,12 +119,18 @@ def attention(q, k, v, kq, vq, c):
     return o.transpose(0, 1).reshape(T, H * d)
 
 
+def norm_if(x, w, name):
+    return rmsnorm(x, w[name]) if name in w else x
+
+
 def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     T, H, K, d = c["tokens"], c["n_heads"], c["n_kv"], c["head_dim"]
-    n1 = rmsnorm(x, w["norm1"])
+    n1 = norm_if(x, w, "norm1")
     q, k, v = (n1 @ w[l].T + w.get("b" + l, 0.0) for l in "qkv")
+    if c["qk_norm"] == 2:  # of all heads of a token together
+        q, k = rmsnorm(q, w["q_norm"]), rmsnorm(k, w["k_norm"])
     q, k, v = q.view(T, H, d), k.view(T, K, d), v.view(T, K, d)
-    if c["qk_norm"]:
+    if c["qk_norm"] == 1:
         q, k = rmsnorm(q, w["q_norm"]), rmsnorm(k, w["k_norm"])
     kr, kq, vq = rope(k, c), None, None
     if kv:
@@ -135,10 +141,11 @@ def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
         seen.update(kq=kq, vq=vq)
     o = attention(rope(q, c), kr, v, kr if kq is None else kq, v if vq is None else vq, c)
     r = c.get("residual", 1.0)
-    h = x + r * (o @ w["o"].T) + r * w.get("bo", 0.0)
-    n2 = rmsnorm(h, w["norm2"])
+    h = x + r * norm_if(o @ w["o"].T + w.get("bo", 0.0), w, "behind1")
+    n2 = norm_if(h, w, "norm2")
     gate, up = (n2 @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
-    return h + r * ((torch.nn.functional.silu(gate) * up) @ w["down"].T) + r * w.get("bdown", 0.0)
+    y = (torch.nn.functional.silu(gate) * up) @ w["down"].T + w.get("bdown", 0.0)
+    return h + r * norm_if(y, w, "behind2")
 
 
 def shape_of(lin, c):

@@ -14,8 +14,9 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM)
+                          MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Phi3Config, Phi3ForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
@@ -119,6 +120,11 @@ MODELS = {
                       48, "20KB"),
     "phi4_mini": (phi3(hidden_size=64, tie_word_embeddings=True,
                        rope_parameters=longrope(6, partial_rotary_factor=0.75)), "old", "float16", 48, None),
+    "olmo2": ((Olmo2ForCausalLM, Olmo2Config(**{**BASE, "pad_token_id": None, "rope_parameters": theta(500000.0)})),
+              "new", "float32", 24, None),
+    "olmo2_bias": ((Olmo2ForCausalLM, Olmo2Config(**{**BASE, "pad_token_id": None, "num_key_value_heads": 4,
+                                                     "attention_bias": True, "rope_parameters": theta(10000.0)})),
+                   "old", "bfloat16", 24, None),
 }
 
 

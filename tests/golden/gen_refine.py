@@ -3,12 +3,13 @@
 """Golden values of end-to-end refinement: losses between a quantized model of two layers and its
 teacher in full precision, and every parameter's gradient by PyTorch autograd in f64. Written from
 docs/method.md, independently of the C code; a layer is gen_block.py's. Needs torch and safetensors;
-writes refine_*.safetensors beside itself for tests/calib/test_refine_golden.c.
+writes refine_*.safetensors beside itself for tests/calib/test_refine_golden.c; names as arguments choose cases.
 
 Models are drawn until every rounding is far enough from a tie that float32 must round the same way.
 """
 import itertools
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -36,7 +37,11 @@ CASES = {
                    o_bias=0, mlp_bias=0, qk_norm=0, tied=0, kv_bits=4, kv_group=128, pre_rope=1, past_only=1,
                    window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
                    per_layer=[dict(reach=4), dict(rope=False)]),
+    "behind": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=28, vocab=30, tokens=7, windows=2, qkv_bias=1,
+                   o_bias=1, mlp_bias=0, qk_norm=2, tied=0, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
+                   window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25, behind=True),
 }
+NORMS = ("norm1", "norm2", "q_norm", "k_norm", "behind1", "behind2")
 FACTORS = ["embed", "divisor", "residual", "logits"]  # scores are divided
 F32_ERROR = 2e-6  # of keys and values in F32, relative to the largest of a group: 17 ulp
 CODE_MARGIN = 1e-4  # in steps: a group's range has 15 of them, and each 2e-6 of it is 3e-5
@@ -82,9 +87,10 @@ def draw_half(g, *shape, scale=1.0):
 def draw_layer(g, c):
     """A layer's weights in full precision, exact in fp16; gains and biases exact in f32."""
     w = {l: draw_half(g, *shape_of(l, c), scale=shape_of(l, c)[1] ** -0.5) for l in LINS}
-    sizes = {"norm1": c["d_model"], "norm2": c["d_model"]}
+    sizes = {n: c["d_model"] for n in (("behind1", "behind2") if c.get("behind") else ("norm1", "norm2"))}
     if c["qk_norm"]:
-        sizes.update(q_norm=c["head_dim"], k_norm=c["head_dim"])
+        q, k = (c["n_heads"], c["n_kv"]) if c["qk_norm"] == 2 else (1, 1)
+        sizes.update(q_norm=q * c["head_dim"], k_norm=k * c["head_dim"])
     w.update({n: draw(g, size, scale=0.2, shift=1.0) for n, size in sizes.items()})
     biased = "qkv" * c["qkv_bias"] + "o" * c["o_bias"]
     for l in [*biased, *(["gate", "up", "down"] if c["mlp_bias"] else [])]:
@@ -129,7 +135,7 @@ def draw_params(g, c, source, norm, quantized):
         for l in LINS:
             if l in quantized[b]:
                 p[f"{b}.u.{l}"] = draw_steps(g, quantized[b][l][1], c["scale_bits"])
-        for name in ("norm1", "norm2", "q_norm", "k_norm"):
+        for name in NORMS:
             if name in w:
                 p[f"{b}.{name}"] = (w[name] + draw(g, *w[name].shape, scale=0.1)).float().double()
         for side in "kv":
@@ -147,7 +153,7 @@ def student_layer(c, b, w, quantized, p):
         h = round_scale(h0 * u.exp(), c["scale_bits"]) * torch.exp(u - u.detach())
         group, cols = format_of(c, b, l)[1], codes.shape[1]
         y[l] = (codes - columns(z, group, cols)) * columns(h, group, cols)
-    y.update({n: p[f"{b}.{n}"] for n in ("norm1", "norm2", "q_norm", "k_norm") if n in w})
+    y.update({n: p[f"{b}.{n}"] for n in NORMS if n in w})
     kv = {f"{s}_{to}": p[f"{b}.{of}_{s}"] for s in "kv" for of, to in (("smooth", "ls"), ("shift", "delta"))}
     return y, kv
 
@@ -217,6 +223,8 @@ def main():
     assert EPS == 1e-5
     torch.set_num_threads(1)
     for name, c in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         for seed in itertools.count():
             tensors = case(c, seed)
             if tensors:

@@ -43,21 +43,28 @@ static struct host_mat draw_mat(struct fixture *f, struct rng *r, int64_t rows,
     return (struct host_mat){.data = data, .dtype = DT_F32, .rows = rows, .cols = cols};
 }
 
+/* Gains from .. to - 1, those that the architecture has. */
+static void draw_norms(struct fixture *f, struct rng *r, struct block_src *b, int from,
+                       int to)
+{
+    for (int g = from; g < to; g++) {
+        const int64_t n = arch_gain(&f->arch, 0, (enum norm_gain)g);
+        if (n)
+            b->norm[g] = draw_mat(f, r, n, 1, 0.2, 1);
+    }
+}
+
 static void draw_block(struct fixture *f, struct rng *r, struct block_src *b)
 {
     const struct arch *a = &f->arch;
-    b->norm[GAIN_ATTENTION] = draw_mat(f, r, a->d_model, 1, 0.2, 1);
-    b->norm[GAIN_MLP] = draw_mat(f, r, a->d_model, 1, 0.2, 1);
+    draw_norms(f, r, b, GAIN_ATTENTION, GAIN_Q);
     for (int l = 0; l < N_LIN; l++)
         b->lin[l] = draw_mat(f, r, arch_out(a, l), arch_in(a, l),
                              1 / sqrt((double)arch_in(a, l)), 0);
     for (int l = 0; l < N_LIN; l++)
         if (arch_has_bias(a, l))
             b->bias[l] = draw_mat(f, r, arch_out(a, l), 1, 0.3, 0);
-    if (a->qk_norm) {
-        b->norm[GAIN_Q] = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
-        b->norm[GAIN_K] = draw_mat(f, r, a->head_dim, 1, 0.2, 1);
-    }
+    draw_norms(f, r, b, GAIN_Q, N_BLOCK_GAINS);
 }
 
 static enum err fixture_block(void *ctx, int64_t i, struct block_src *out)

@@ -202,7 +202,7 @@ static void slopes(void **state)
     check_slopes(a, 7);
     a.qkv_bias = a.o_bias = true;
     check_slopes(a, 5);
-    a.qk_norm = true;
+    a.qk_norm = QK_NORM_HEAD;
     a.qkv_bias = false;
     check_slopes(a, 9);
     a.mlp_bias = true;
@@ -215,6 +215,10 @@ static void slopes(void **state)
     check_slopes(a, 9);
     layer_set_add(&a.no_rope, 0);
     check_slopes(a, 7);
+    a.norms = NORMS_BEHIND;
+    check_slopes(a, 6);
+    a.qk_norm = QK_NORM_ALL;
+    check_slopes(a, 6);
     check_slopes(arch_of(1, 1, 2, 3, 1), 1);
 }
 
@@ -307,7 +311,8 @@ static void compare_kinds(enum dtype act, double bound)
         compare_devices(a, 37, act, &blocks, bound);
     }
     spec.mixed = NULL;
-    a.qkv_bias = a.o_bias = a.mlp_bias = a.qk_norm = true;
+    a.qkv_bias = a.o_bias = a.mlp_bias = true;
+    a.qk_norm = QK_NORM_HEAD;
     spec.rotate = ROTATE_K;
     compare_devices(a, 19, act, &spec, bound);
     a.residual_scale = 0.22;
@@ -326,6 +331,12 @@ static void compare_kinds(enum dtype act, double bound)
         compare_devices(a, 21, act, &spec, bound);
         mix_free(mixed[i]);
     }
+    spec.mixed = NULL;
+    a.norms = NORMS_BEHIND;
+    compare_devices(a, 22, act, &spec, bound);
+    a.qk_norm = QK_NORM_ALL;
+    compare_devices(a, 22, act, NULL, bound);
+    compare_devices(a, 22, act, &spec, bound);
 }
 
 static void cpu_is_ref_in_f32(void **state)
@@ -384,7 +395,7 @@ static void engine_cache(void **state)
 static void rotated_keys(void **state)
 {
     struct arch a = arch_of(4, 2, 16, 40, 56);
-    a.qk_norm = true;
+    a.qk_norm = QK_NORM_HEAD;
     struct kv_spec spec = {.method = KV_CHANNEL_TOKEN, .bits = 16, .rotate = ROTATE_K};
     spec.past_only = true;
     spec.window = 1;

@@ -10,11 +10,13 @@
 
 #define MAX_TENSORS (3 * N_LIN + 4 + N_GAINS)
 
-static const char *const gain_name[] = {[GAIN_ATTENTION] = "attention_norm",
-                                        [GAIN_MLP] = "mlp_norm",
-                                        [GAIN_Q] = "q_norm",
-                                        [GAIN_K] = "k_norm",
-                                        [GAIN_FINAL] = "final_norm"};
+static const char *const gain_name[N_GAINS] = {[GAIN_ATTENTION] = "attention_norm",
+                                               [GAIN_MLP] = "mlp_norm",
+                                               [GAIN_Q] = "q_norm",
+                                               [GAIN_K] = "k_norm",
+                                               [GAIN_ATTENTION_OUT] = "attention_out_norm",
+                                               [GAIN_MLP_OUT] = "mlp_out_norm",
+                                               [GAIN_FINAL] = "final_norm"};
 
 struct tensor_list {
     struct named_tensor t[MAX_TENSORS];

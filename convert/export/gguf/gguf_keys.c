@@ -22,6 +22,7 @@ static const struct gguf_graph graphs[] = {
     [ARCH_GRANITE] = {.arch = "granite", .has_llama3 = true, .has_biases = true},
     [ARCH_SMOLLM3] = {.arch = "smollm3", .no_rope_step = 4},
     [ARCH_PHI3] = {.arch = "phi3", .fuses_gate_up = true, .heads_fill_width = true},
+    [ARCH_OLMO2] = {.arch = "olmo2", .heads_fill_width = true, .has_own_head = true},
 };
 
 /* Refuses other layers without a rope than the graph has: each whose number, counted from
@@ -53,6 +54,9 @@ static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
             "num_attention_heads %" PRId64 " x head_dim %" PRId64 " is not hidden_size "
             "%" PRId64 ", which llama.cpp needs for model_type %s",
             a->n_heads, a->head_dim, a->d_model, a->model_type);
+    FAIL_IF(g->has_own_head && a->tied, ERR_SUPPORT,
+            "tie_word_embeddings: llama.cpp wants a head of its own for model_type %s",
+            a->model_type);
     return check_no_rope(a, g->no_rope_step);
 }
 

@@ -38,6 +38,7 @@ struct gguf_graph {
     bool has_biases;       /* of o_proj and the MLP */
     bool fuses_gate_up;    /* ffn_up has the rows of gate, then those of up */
     bool heads_fill_width; /* needs H d = D */
+    bool has_own_head;     /* none that is tied to the embedding */
     int64_t no_rope_step;  /* every layer of so many has no rope; 0: all have one */
 };
 

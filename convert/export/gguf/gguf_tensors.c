@@ -188,6 +188,15 @@ static enum err fuse_gate_up(struct gguf_plan *p, const struct export_linear *ga
     return OK;
 }
 
+static const char *const norm_names[N_BLOCK_GAINS] = {
+    [GAIN_ATTENTION] = "attn_norm",
+    [GAIN_MLP] = "ffn_norm",
+    [GAIN_Q] = "attn_q_norm",
+    [GAIN_K] = "attn_k_norm",
+    [GAIN_ATTENTION_OUT] = "post_attention_norm",
+    [GAIN_MLP_OUT] = "post_ffw_norm",
+};
+
 static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,
                           bool only_q8)
 {
@@ -195,18 +204,15 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     const struct packed_block *b = artifact_block(s->artifact, layer);
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
-    TRY(add_vector(p, in_layer(name, layer, "attn_norm", ".weight"),
-                   b->norm[GAIN_ATTENTION], 0));
     for (int lin = 0; lin < N_LIN; lin++) {
         const struct export_linear *l = &s->linear[layer * N_LIN + lin];
         TRY(add_linear(p, l, only_q8, head_dim));
         if (lin == LIN_UP && p->graph->fuses_gate_up)
             TRY(fuse_gate_up(p, l - 1, layer, only_q8));
     }
-    TRY(add_vector(p, in_layer(name, layer, "attn_q_norm", ".weight"), b->norm[GAIN_Q], 0));
-    TRY(add_vector(p, in_layer(name, layer, "attn_k_norm", ".weight"), b->norm[GAIN_K], 0));
-    return add_vector(p, in_layer(name, layer, "ffn_norm", ".weight"), b->norm[GAIN_MLP],
-                      0);
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        TRY(add_vector(p, in_layer(name, layer, norm_names[g], ".weight"), b->norm[g], 0));
+    return OK;
 }
 
 /* Llama 3 divides the angles of slow pairs by these factors. */
