@@ -34,7 +34,7 @@ ARC = [{"question": {"stem": f"Why {i}?", "choices": [{"text": t, "label": k} fo
 ZEROSHOT = ["--zeroshot", "piqa.jsonl", "--labels", "labels.lst", "--zeroshot", "arc_easy.jsonl"]
 LONGBENCH = ["--longbench", "qasper.jsonl", "--longbench", "lcc.jsonl", "--prompts", "prompts.json",
              "--max-gen", "lengths.json"]
-ALL = ["--eval-text", "PTB=other.txt", *ZEROSHOT, *LONGBENCH, "--task-ctx", "200"]
+ALL = ["--eval-text", "PTB=other.txt", "--eval-join", "space", *ZEROSHOT, *LONGBENCH, "--task-ctx", "200"]
 NAMES = ["PTB", "piqa", "arc_easy", "qasper", "lcc"]
 
 

@@ -3,6 +3,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/choices.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/report/report.h"
@@ -33,6 +34,10 @@ static const struct opt options[] = {
      .help = "Tokens per evaluation window; 0 keeps the sweep's eval.ctx"},
     {OPT_LIST, .name = "eval-text", .arg = "NAME=FILE", .offset = offsetof(struct args, eval_text),
      .help = "Further text with a perplexity of its own, as in PTB=ptb.test.txt; repeatable"},
+    {OPT_TEXT, .name = "eval-join", .arg = "HOW", .offset = offsetof(struct args, eval_join),
+     .choices = CHOICES_JOIN,
+     .help = "How the lines of --eval-text become one text, as --join says it of the other "
+             "texts; space: Penn Treebank's sentences (default: as --join)"},
     {OPT_LIST, .name = "zeroshot", .arg = "FILE", .offset = offsetof(struct args, zeroshot),
      .help = "Questions of PIQA, ARC, HellaSwag or WinoGrande for every cell, as those of `wkvq "
              "eval --task zeroshot`, in simulation; repeatable"},
@@ -225,6 +230,7 @@ static enum err run(struct args *a)
         .n_eval_data = a->eval_data.n,
         .eval_texts = a->eval_text.item,
         .n_eval_texts = a->eval_text.n,
+        .eval_join = a->eval_join,
         .zeroshot = a->zeroshot.item,
         .n_zeroshot = a->zeroshot.n,
         .labels = a->labels.item,

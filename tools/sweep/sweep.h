@@ -56,6 +56,7 @@ struct sweep_settings {
     /* Measures besides the perplexity of the evaluation's text (sweep_measures.h) */
     const char *const *eval_texts; /* [n_eval_texts] NAME=FILE */
     int n_eval_texts;
+    const char *eval_join; /* a word of CHOICES_JOIN for them; NULL: as the cell's text */
     const char *const *zeroshot; /* [n_zeroshot] files of multiple choice */
     int n_zeroshot;
     const char *const *labels; /* [n_labels] of those without labels, in their order */

@@ -43,7 +43,9 @@ static void put_recipe(FILE *f, const struct sweep *s, const struct sweep_run *r
         put_option(f, "set", run->set[i]);
 }
 
-static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
+/* join NULL: as configured */
+static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files,
+                         const char *join)
 {
     for (int i = 0; i < files->n; i++) {
         char *text;
@@ -53,8 +55,8 @@ static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_fil
     }
     if (s->settings.recipe.text_field)
         put_option(f, "text-field", s->settings.recipe.text_field);
-    if (s->settings.recipe.join)
-        put_option(f, "join", s->settings.recipe.join);
+    if (join || s->settings.recipe.join)
+        put_option(f, "join", join ? join : s->settings.recipe.join);
     if (s->settings.recipe.bos)
         put_option(f, "bos", s->settings.recipe.bos);
     return OK;
@@ -72,7 +74,7 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     sweep_put_word(f, s->model_dir);
     if (calibrated)
-        TRY(put_text(f, s, &r->data));
+        TRY(put_text(f, s, &r->data, NULL));
     put_recipe(f, s, run);
     /* stored because another machine may prefer another type */
     if (calibrated && r->compute == COMPUTE_AUTO)
@@ -121,9 +123,9 @@ static void put_questions(FILE *f, const struct sweep *s, const struct sweep_ask
 }
 
 static enum err put_windows(FILE *f, const struct sweep *s,
-                            const struct recipe_files *files)
+                            const struct recipe_files *files, const char *join)
 {
-    TRY(put_text(f, s, files));
+    TRY(put_text(f, s, files, join));
     fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
     return OK;
 }
@@ -135,7 +137,7 @@ static enum err put_measures(FILE *f, const struct sweep *s, const struct sweep_
         fprintf(f, " && ");
         put_subject(f, s, run);
         if (a->kind == SWEEP_TEXT)
-            TRY(put_windows(f, s, &s->text[a->from].files));
+            TRY(put_windows(f, s, &s->text[a->from].files, s->settings.eval_join));
         else
             put_questions(f, s, a);
     }
@@ -146,7 +148,7 @@ static enum err put_command(FILE *f, const struct sweep *s, const struct sweep_r
 {
     TRY(put_making(f, s, run));
     put_subject(f, s, run);
-    TRY(put_windows(f, s, &s->eval_data));
+    TRY(put_windows(f, s, &s->eval_data, NULL));
     return put_measures(f, s, run);
 }
 

@@ -5,6 +5,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/opt.h"
 
 #include <ctype.h>
 #include <inttypes.h>
@@ -44,6 +45,8 @@ enum err sweep_measures_open(struct sweep *s)
 {
     const struct sweep_settings *own = &s->settings;
     TRY(check_texts(own));
+    FAIL_IF(own->eval_join && !own->n_eval_texts, ERR_USAGE,
+            "--eval-join is for --eval-text");
     FAIL_IF(own->n_labels && !own->n_zeroshot, ERR_USAGE, "--labels is for --zeroshot");
     FAIL_IF((own->prompts || own->max_gen) && !own->n_longbench, ERR_USAGE,
             "--%s is for --longbench", own->prompts ? "prompts" : "max-gen");
@@ -194,7 +197,10 @@ static enum err ask_text(struct sweep *s, struct sweep_run *run, int i)
     char *path = (char *)(uintptr_t)(text + name + 1), crc[16];
     const struct recipe_files files = {.path = &path, .n = 1};
     struct sweep_asked asked = {.kind = SWEEP_TEXT, .index = i};
-    TRY(sweep_find_text(&asked.from, s, &files, &run->recipe));
+    struct recipe r = run->recipe; /* borrows from run->recipe, so it is never freed */
+    if (s->settings.eval_join)
+        r.join = opt_choice(CHOICES_JOIN, s->settings.eval_join);
+    TRY(sweep_find_text(&asked.from, s, &files, &r));
     const struct texts *t = &s->text[asked.from].texts;
     snprintf(crc, sizeof(crc), "%08" PRIx32, t->crc);
     asked.identity =
