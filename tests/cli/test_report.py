@@ -184,6 +184,66 @@ def test_claims(f):
             "".join(page.words))
 
 
+def measured(acc, score, nll, *, other_text=False):
+    """The members of a result with a text, two zero-shot sets and two of LongBench; acc and score: {set: figures}."""
+    share = lambda x: {"n": len(x), "rows": 90, "chance": 0.5, "acc": statistics.mean(x), "right": x, "right_norm": None,
+                       "acc_stderr": statistics.stdev(x) / len(x) ** 0.5, "acc_norm": None, "acc_norm_stderr": None}
+    points = lambda x: {"metric": "F1", "n": len(x), "rows": 90, "score": statistics.mean(x), "scores": x,
+                        "stderr": statistics.stdev(x) / len(x) ** 0.5}
+    named = [("ppl", "PTB", losses(*nll) | {"stderr": 0.1})]
+    named += [("zeroshot", n, share(x)) for n, x in acc.items()] + [("longbench", n, points(x)) for n, x in score.items()]
+    return {"measures": [{"task": t, "name": n, "identity": {"task": t, "crc32": "1" if other_text and t == "ppl" else "0"}} | m
+                         for t, n, m in named]}
+
+
+def paired(a, b):
+    d = [x - y for x, y in zip(a, b, strict=True)]
+    return statistics.mean(d), statistics.stdev(d) / len(d) ** 0.5
+
+
+def test_measures(f):
+    """Tables, and claims by every measure: paired over windows and questions, against Python's arithmetic."""
+    acc = [{"piqa": [1, 1, 0, 1, 1, 1, 0, 1, 1, 1], "winogrande": [1, 0, 1, 1, 1, 1, 1, 1]},
+           {"piqa": [0, 1, 0, 0, 0, 0, 0, 1, 0, 0], "winogrande": [0, 0, 0, 0, 1, 0, 0, 0]}]
+    score = [{"qasper": [10.0, 0.0, 30.0], "lcc": [50.0, 20.0]}, {"qasper": [12.0, 1.0, 28.0], "lcc": [49.0, 21.0]}]
+    nll = [(2.0, 2.1, 2.2, 2.3), (2.3, 2.42, 2.49, 2.61)]
+    rows = [{"name": n} | losses(*nll[i]) | measured(acc[i], score[i], nll[i]) for i, n in enumerate(("good", "bad"))]
+    rows += [{"name": "bare"} | losses(*nll[1])]
+    rows += [{"name": "other"} | losses(*nll[1]) | measured(acc[1], score[1], nll[1], other_text=True)]
+    claims = [claim("all", "good", "bad", by="quality"), claim("none", "good", "bare", by="quality"),
+              claim("mean", "good", "good", "bad", by="zeroshot"), claim("worse", "bad", "good", by="zeroshot"),
+              claim("changed", "good", "other", by="quality")]
+    synthetic(f, "measures", rows, {"cells": [r["name"] for r in rows], "claims": claims})
+    _, page, _ = report(f, out="measures")
+    table = next(t for t in page.tables if t[0][0] == "Claim")[1:]
+    shown = [[c.split(" ", 1)[-1] if c[0] in "\u2713\u2717\u2248" else c for c in row[-4:]] for row in table]
+    sets = [[paired(acc[0][n], acc[1][n]) for n in acc[0]], [paired(score[0][n], score[1][n]) for n in score[0]]]
+    (zero, zero_error), (long, long_error) = [(sum(m for m, _ in s) / 2, math.hypot(*(e for _, e in s)) / 2) for s in sets]
+    text = paired(*nll)
+    units = ["nats per token", "nats per token, PTB", "points of zero-shot accuracy", "points of LongBench"]
+    row = lambda verdict, mean, error, digits, unit: [verdict, f"{mean:+.{digits}f}", f"{error:.{digits}f}", unit]
+    held = [row("held", *text, 5, units[0]), row("held", *text, 5, units[1])]
+    tasks = [row("held", 100 * zero, 100 * zero_error, 2, units[2]),
+             row("no significant difference", long, long_error, 2, units[3])]
+    assert shown[:4] == held + tasks, shown[:4]
+    nothing = [["not measured", "\u2013", "\u2013", u] for u in units]
+    assert shown[4:8] == held[:1] + nothing[1:], shown[4:8]
+    assert shown[8] == row("held", 50 * zero, 50 * zero_error, 2, units[2]), shown[8]
+    assert shown[9] == row("did not hold", -100 * zero, 100 * zero_error, 2, units[2]), shown[9]
+    assert shown[10:] == [held[0], nothing[1], *tasks], "another text cannot be paired"
+    words = " ".join("".join(page.words).split())
+    assert ("Of 5 claims, by perplexity 3 held; by perplexity of PTB 1 held and 2 could not be measured; by zero-shot "
+            "accuracy 3 held, 1 did not hold and 1 could not be measured; by LongBench 2 showed no significant "
+            "difference and 1 could not be measured.") in words, words[:600]
+    cells = page.table("WinoGrande")
+    assert cells["good"]["PIQA"] == "80.00 \xb1 13.33" and cells["bare"]["PIQA"] == "\u2013", cells
+    assert cells["good"]["Average"].startswith(f"{50 * (0.8 + 7 / 8):.2f} \xb1"), cells
+    assert "With 18 questions, a difference is significant from about" in words
+    assert "better than guessing on" not in words
+    assert "guessing on piqa (guessing: 50.0 %), winogrande" in " ".join(
+        "".join(report(f, "--base", "bad", out="measures")[1].words).split())
+
+
 def test_order_of_the_file(f):
     """Cells that ran side by side are listed as in the sweep's file, and the first is the base."""
     names = ["c", "a", "b"]

@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "tools/eval/statistics.h"
+#include "tools/sweep/sweep_columns.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -29,9 +30,10 @@ struct report_row {
 
 struct report {
     json_t *list;
-    json_t *about;          /* sweep.json, an object; NULL: there is none */
-    struct report_row *row; /* [n] in the order of the sweep's file */
-    int n, base;            /* index of the reference cell */
+    json_t *about;                /* sweep.json, an object; NULL: there is none */
+    struct sweep_columns columns; /* of the further texts and tasks */
+    struct report_row *row;       /* [n] in the order of the sweep's file */
+    int n, base;                  /* index of the reference cell */
 };
 
 /* Reads a sweep's directory. base: name of the reference cell; NULL: the first. Call
@@ -52,6 +54,29 @@ const struct report_row *report_full_precision(const struct report *r);
 /* Returns the loss of a minus that of b in nats, paired over windows; NAN if they were not
  * evaluated on the same windows. */
 struct estimate report_difference(const struct report_row *a, const struct report_row *b);
+/* By what two cells are compared. */
+struct report_measure {
+    enum { REPORT_TEXT, REPORT_ZEROSHOT, REPORT_LONGBENCH, REPORT_MEMORY } kind;
+    const char *name; /* of a further text, borrowed; NULL: the text of the sweep */
+};
+/* *out = the figure of a minus the mean of those of b and c (c NULL: that of b), and its
+ * paired standard error.
+ *
+ *   REPORT_TEXT       nats per token, paired over windows
+ *   REPORT_ZEROSHOT   points of accuracy: for each set the mean over its questions of
+ *                     100 ([a is right] - [b is right]), with the standard error of these
+ *                     differences (for one set that is McNemar's comparison); then the mean
+ *                     over the sets, whose errors are independent
+ *   REPORT_LONGBENCH  points of the score, likewise
+ *   REPORT_MEMORY     bytes of weights and of the cache of one text of ctx tokens, counted
+ *                     from shapes; the error is 0
+ *
+ * NAN if a cell lacks the measure, or was asked something else. ERR_MEMORY. */
+enum err report_compare(struct estimate *out, const struct report *r,
+                        const struct report_measure *m, const struct report_row *a,
+                        const struct report_row *b, const struct report_row *c);
+/* Returns whether any cell has the measure. */
+bool report_has_measure(const struct report *r, const struct report_measure *m);
 /* Returns whether a difference exceeds two standard errors. false for NAN. */
 bool report_significant(struct estimate difference);
 
@@ -64,6 +89,8 @@ void report_finding(FILE *f, const struct report *r);
 enum err report_claims(FILE *f, const struct report *r, bool summary);
 void report_facts(FILE *f, const struct report *r);
 void report_results(FILE *f, const struct report *r);
+/* Writes tables of further texts and of tasks, and what they cannot show; nothing without. */
+enum err report_measures(FILE *f, const struct report *r);
 void report_differences(FILE *f, const struct report *r);
 void report_commands(FILE *f, const struct report *r);
 

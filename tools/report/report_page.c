@@ -43,6 +43,7 @@ static enum err put_page(FILE *f, const struct report *r, const char *title)
     }
     TRY(report_claims(f, r, false));
     report_results(f, r);
+    TRY(report_measures(f, r));
     TRY(put_pictures(f, r, plots));
     report_commands(f, r);
     html_end(f);

@@ -168,6 +168,7 @@ enum err report_open(struct report *r, const char *dir, const char *base)
         TRY(read_row(&r->row[i], json_array_get(r->list, i), where));
     }
     TRY(sweep_record_read(&r->about, dir));
+    TRY(sweep_columns_of(&r->columns, r->list));
     sort_rows(r);
     TRY(find_base(r, base, dir));
     for (int i = 0; i < r->n; i++)
@@ -180,6 +181,7 @@ void report_close(struct report *r)
     for (int i = 0; i < r->n; i++)
         mem_free(r->row[i].nll);
     mem_free(r->row);
+    sweep_columns_free(&r->columns);
     json_decref(r->list);
     json_decref(r->about);
     *r = (struct report){0};

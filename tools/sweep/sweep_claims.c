@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define MEASURES "perplexity|memory"
+#define MEASURES "quality|perplexity|zeroshot|longbench|memory"
 
 static enum err need_text(const char **out, const struct yaml *map, const char *key,
                           const char *path)
@@ -42,7 +42,7 @@ static enum err read_than(json_t **out, const struct yaml *map, const char *path
 
 static enum err read_claim(struct sweep_plan *p, const struct yaml *map, const char *path)
 {
-    const char *text = NULL, *better = NULL, *by = "perplexity";
+    const char *text = NULL, *better = NULL, *by = "quality";
     json_t *than = NULL;
     FAIL_IF(map->kind != YAML_MAP, ERR_USAGE, "%s: line %d: want a claim with its keys",
             path, map->line);
@@ -50,9 +50,11 @@ static enum err read_claim(struct sweep_plan *p, const struct yaml *map, const c
     TRY(need_text(&better, map, "better", path));
     if (yaml_child(map, "by"))
         TRY(need_text(&by, map, "by", path));
-    FAIL_IF(opt_choice(MEASURES, by) < 0, ERR_USAGE,
-            "%s: line %d: by: '%s' is unknown; want perplexity or memory", path, map->line,
-            by);
+    FAIL_IF(
+        opt_choice(MEASURES, by) < 0, ERR_USAGE,
+        "%s: line %d: by: '%s' is unknown; want quality, perplexity, zeroshot, longbench "
+        "or memory",
+        path, map->line, by);
     FAIL_IF(map->n != (yaml_child(map, "by") ? 4u : 3u), ERR_USAGE,
             "%s: line %d: want claim, better, than and by, nothing else", path, map->line);
     const enum err err = read_than(&than, map, path);

@@ -6,6 +6,9 @@
  *     - {claim: past-only quantization helps, better: full method, than: without POQ,
  *        by: perplexity}
  *
+ * by: quality (the default: every text and task that was measured), perplexity (of the sweep's
+ * text), zeroshot, longbench, memory.
+ *
  * than may list two cells: the claim is then about the mean of both, so that "better than the
  * mean of A and B" says "nearer to A than to B". */
 #ifndef WKVQ_SWEEP_CLAIMS_H

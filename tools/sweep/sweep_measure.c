@@ -49,17 +49,26 @@ static json_t *right_json(const struct zeroshot_set *z, bool per_char)
     return list;
 }
 
+/* Returns the mean share of right answers of who guesses. */
+static double chance_of(const struct question_set *s)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < s->n; i++)
+        sum += 1.0 / s->item[i].n;
+    return sum / (double)s->n;
+}
+
 static json_t *zeroshot_json(const struct zeroshot_set *z)
 {
     struct zeroshot_result r;
     const bool norm = z->set.normalized;
     zeroshot_reduce(&r, &z->set, z->request);
     return json_pack(
-        "{s:I, s:I, s:f, s:o, s:o, s:o, s:o, s:o}", "n", (json_int_t)r.n, "rows",
-        (json_int_t)z->set.rows, "acc", r.acc, "acc_stderr", json_finite(r.acc_stderr),
-        "acc_norm", norm ? json_real(r.norm) : json_null(), "acc_norm_stderr",
-        norm ? json_finite(r.norm_stderr) : json_null(), "right", right_json(z, false),
-        "right_norm", norm ? right_json(z, true) : json_null());
+        "{s:I, s:I, s:f, s:f, s:o, s:o, s:o, s:o, s:o}", "n", (json_int_t)r.n, "rows",
+        (json_int_t)z->set.rows, "chance", chance_of(&z->set), "acc", r.acc, "acc_stderr",
+        json_finite(r.acc_stderr), "acc_norm", norm ? json_real(r.norm) : json_null(),
+        "acc_norm_stderr", norm ? json_finite(r.norm_stderr) : json_null(), "right",
+        right_json(z, false), "right_norm", norm ? right_json(z, true) : json_null());
 }
 
 static enum err measure_zeroshot(json_t **out, struct zeroshot_set *z, struct eval *e)

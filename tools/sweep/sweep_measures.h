@@ -5,12 +5,13 @@
  *
  *   {"task": "ppl", "name", "identity", "ppl", "stderr", "nll", "tokens", "windows", "ctx",
  *    "window_nll"}
- *   {"task": "zeroshot", "name", "identity", "n", "rows", "acc", "acc_stderr", "acc_norm",
- *    "acc_norm_stderr", "right", "right_norm"}
+ *   {"task": "zeroshot", "name", "identity", "n", "rows", "chance", "acc", "acc_stderr",
+ *    "acc_norm", "acc_norm_stderr", "right", "right_norm"}
  *   {"task": "longbench", "name", "identity", "metric", "n", "rows", "cut", "score",
  *    "stderr", "scores"}
  *
- * and "seconds". Accuracies are in [0,1], scores in percent. right and right_norm hold 0 or
+ * and "seconds". Accuracies and chance, that of a
+ * guess, are in [0,1], scores in percent. right and right_norm hold 0 or
  * 1 for each question, scores a percentage, so that two cells can be compared in pairs.
  * Members are null where a set has no acc_norm. identity is all that was asked; a result
  * with another one is not this measure. */
