@@ -4,6 +4,7 @@
  * with the weights of block 0 for every block. */
 #include "calib/calib.h"
 
+#include "calib/batch/batch_sum.h"
 #include "calib/calibration.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
@@ -21,6 +22,7 @@ struct bench {
     const struct model_source *from;
     void *target_memory;
     struct tensor target; /* [T,D] act */
+    struct share share;   /* a sample of a step for each rank */
 };
 
 static enum err block_zero(void *ctx, int64_t i, struct block_src *out)
@@ -57,15 +59,18 @@ out:
 }
 
 static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
-                           const struct model_source *src, const struct calib_settings *s)
+                           const struct model_source *src, const struct calib_settings *s,
+                           const struct ranks *ranks)
 {
     struct block_src block;
+    const int64_t samples = ranks ? ranks->size : 1;
     b->dev = d;
     b->s = s;
     b->arch = *a;
     b->arch.n_layers = s->crr_blocks + 1;
     b->same = (struct model_source){.ctx = (void *)(uintptr_t)src, .block = block_zero};
     TRY(arch_check_length(a, s->seqlen));
+    TRY(share_open(&b->share, ranks, samples, samples, "the number of samples"));
     TRY(fakequant_open(&b->f, d, &b->arch, s));
     TRY(recon_open(&b->r, d, &b->arch, s));
     TRY(fill(b));
@@ -79,6 +84,18 @@ static void close_bench(struct bench *b)
     fakequant_close(&b->f);
     recon_close(&b->r);
     dev_free(b->dev, b->target_memory);
+    share_close(&b->share);
+}
+
+/* Adds up the gradients of the ranks' samples. */
+static enum err sum_gradients(struct bench *b)
+{
+    const struct tensor *grad[FQ_SUMS];
+    if (!b->share.ranks)
+        return OK;
+    fakequant_gradients(&b->f, grad);
+    TRY(share_keep(&b->share, b->dev, grad, FQ_SUMS, b->share.from));
+    return share_sum(&b->share, b->dev, grad, FQ_SUMS, b->share.batch);
 }
 
 static enum err step(struct bench *b, int64_t number)
@@ -90,6 +107,7 @@ static enum err step(struct bench *b, int64_t number)
     char name[128];
     TRY(fakequant_apply(&b->f));
     TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f, 0)));
+    TRY(sum_gradients(b));
     TRY(fakequant_bad_gradient(&b->f, name, sizeof(name), &bad));
     TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number));
     return dev_sync(b->dev);
@@ -98,12 +116,18 @@ static enum err step(struct bench *b, int64_t number)
 /* Times one step by the clock and by the device's counters of its parts. */
 static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t number)
 {
+    const struct ranks *r = b->share.ranks;
+    struct ranks_cost before = {0}, after = {0};
     double part[N_DEV_PARTS];
+    if (r)
+        r->cost(&before);
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i);
     const double begin = clock_s();
     TRY(step(b, number));
     const double all = clock_s() - begin;
+    if (r)
+        r->cost(&after);
     for (int i = 0; i < N_DEV_PARTS; i++)
         part[i] = dev_part_seconds(b->dev, (enum dev_part)i) - part[i];
     *out = (struct calib_bench){.step_s = all,
@@ -115,7 +139,10 @@ static enum err timed_step(struct calib_bench *out, struct bench *b, int64_t num
                                 .loss_s = part[DEV_LOSS],
                                 .optimizer_s = part[DEV_OPTIMIZER],
                                 .norm_rope_act_s = part[DEV_ELEMENTWISE],
-                                .copy_s = part[DEV_COPY]};
+                                .copy_s = part[DEV_COPY],
+                                .cost = {after.wait_s - before.wait_s,
+                                         after.transfer_s - before.transfer_s,
+                                         after.sent_bytes - before.sent_bytes}};
     return OK;
 }
 
@@ -158,24 +185,26 @@ static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)
         TRY(step(b, i));
     TRY(median_step(out, b, steps, warm_up + 1));
     const double step_s = out->step_s;
+    const struct ranks_cost cost = out->cost;
     if (!dev_set_synchronous(b->dev, true))
         return OK;
     const enum err err = median_step(out, b, steps, steps + warm_up + 1);
     dev_set_synchronous(b->dev, false);
     out->step_s = step_s;
+    out->cost = cost;
     return err;
 }
 
 enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,
                           const struct model_source *src, const struct calib_settings *s,
-                          int64_t steps)
+                          int64_t steps, const struct ranks *ranks)
 {
     struct bench b = {0};
     struct calib_settings own = *s;
     /* A step of GPTQ costs as much as one of rounded weights, which need no codes. */
     if (own.weights.method == WEIGHT_GPTQ)
         own.weights.method = WEIGHT_RTN;
-    enum err err = open_bench(&b, d, a, src, &own);
+    enum err err = open_bench(&b, d, a, src, &own, ranks);
     if (!err)
         err = measure(out, &b, steps);
     if (b.dev)

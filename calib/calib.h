@@ -184,11 +184,13 @@ struct calib_bench {
     /* Its parts by dev_part_seconds; the rest is spent between operations. */
     double linear_gemm_s, attention_fwd_s, attention_bwd_s, fakequant_s, loss_s,
         optimizer_s, norm_rope_act_s, copy_s;
+    struct ranks_cost cost; /* of step_s; 0 without ranks */
 };
-/* Errors: as calib_run. */
+/* ranks: the processes that share the samples of the step, one each; NULL: this one alone.
+ * Errors: as calib_run. */
 enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct arch *a,
                           const struct model_source *src, const struct calib_settings *s,
-                          int64_t steps);
+                          int64_t steps, const struct ranks *ranks);
 
 /* What a calibration on several ranks needs of each, beside what one process needs. */
 struct calib_ranks_plan {

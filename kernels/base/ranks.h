@@ -11,6 +11,13 @@
 
 #define RANKS_MAX 1024
 
+/* What the functions of struct ranks have cost this process so far. */
+struct ranks_cost {
+    double wait_s;     /* until the other ranks had come, if that is measured */
+    double transfer_s; /* else with the wait */
+    double sent_bytes; /* to other ranks */
+};
+
 struct ranks {
     int rank, size; /* 0 <= rank < size, 1 < size <= RANKS_MAX */
     /* data [bytes] of rank root goes to all. */
@@ -22,6 +29,7 @@ struct ranks {
     void (*exchange)(float *to, const int *to_n, const float *from, const int *from_n);
     /* all = mine of every rank, one after another; rank q has n[q] floats. */
     void (*join)(float *all, const int *n, const float *mine);
+    void (*cost)(struct ranks_cost *out); /* may be NULL; not collective */
 };
 
 #endif

@@ -125,7 +125,7 @@ static void test_bench_has_its_parts(void **state)
     struct dev *d = open_dev("cpu");
     fixture_open(&f, tiny_arch(1, 3), 32);
     s.seqlen = 48, s.crr_blocks = 5; /* more blocks than the model has */
-    must(calib_bench_step(&b, d, &f.arch, &f.source, &s, 4));
+    must(calib_bench_step(&b, d, &f.arch, &f.source, &s, 4, NULL));
     const double parts[] = {b.linear_gemm_s,  b.attention_fwd_s, b.attention_bwd_s,
                             b.fakequant_s,    b.loss_s,          b.optimizer_s,
                             b.norm_rope_act_s};

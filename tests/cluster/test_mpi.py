@@ -302,6 +302,15 @@ def test_plan(f):
     assert "3 ranks are at most 2.00 times" in done.stderr and "calibration, each rank" not in done.stderr, done.stderr
 
 
+def test_bench(f):
+    """Rank 0 alone prints, for all ranks."""
+    for more in (["--blocks", "0"], ["--refine", "--layers", "1"]):
+        done = f.run(f.ranks(2, [f.wkvq, "bench", "calibrate", "--seqlen", "32", "--steps", "1", "-j1", "--json", *more]))
+        each = json.loads(done.stdout)["ranks"]
+        assert len(each) == 2 and each[0]["sent_bytes"] == each[1]["sent_bytes"] > 0, each
+        assert all(r["compute_s"] > 0 and r["wait_s"] > 0 and r["transfer_s"] > 0 for r in each), each
+
+
 def refused_without_mpi(f):
     done = subprocess.run(f.wkvq_args("none"), cwd=f.path, env={**f.env, "OMPI_COMM_WORLD_SIZE": "2"}, capture_output=True,
                           text=True, timeout=100)

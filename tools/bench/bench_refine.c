@@ -17,21 +17,43 @@ struct timing {
     double begin, part[N_DEV_PARTS]; /* at the last event */
     double *step_s, *part_s;         /* [steps], [N_DEV_PARTS][steps] */
     int64_t steps, done;             /* done: -1 before the warm-up */
+    const struct ranks *ranks;
+    struct ranks_cost spent, sum; /* at the last event; of the steps that are measured */
+    double sum_s;
 };
+
+/* Takes what the ranks spent since the last event. */
+static void take_cost(struct timing *t, bool measured)
+{
+    struct ranks_cost now, was = t->spent;
+    if (!t->ranks)
+        return;
+    t->ranks->cost(&now);
+    t->spent = now;
+    if (!measured)
+        return;
+    t->sum.wait_s += now.wait_s - was.wait_s;
+    t->sum.transfer_s += now.transfer_s - was.transfer_s;
+    t->sum.sent_bytes += now.sent_bytes - was.sent_bytes;
+}
 
 static void event(void *ctx, const struct refine_event *e)
 {
     struct timing *t = ctx;
     const double now = clock_s();
     const bool step = isfinite(e->loss);
+    const bool measured = step && t->done >= 0 && t->done < t->steps;
     for (int i = 0; i < N_DEV_PARTS; i++) {
         const double part = dev_part_seconds(t->dev, (enum dev_part)i);
-        if (step && t->done >= 0 && t->done < t->steps)
+        if (measured)
             t->part_s[i * t->steps + t->done] = part - t->part[i];
         t->part[i] = part;
     }
-    if (step && t->done >= 0 && t->done < t->steps)
+    if (measured) {
         t->step_s[t->done] = now - t->begin;
+        t->sum_s += now - t->begin;
+    }
+    take_cost(t, measured);
     t->done += step;
     t->begin = now;
 }
@@ -68,7 +90,7 @@ static enum err run(struct timing *t, const struct bench_weights *w,
 {
     const struct calib_io streams = {.stream_open = stream_open,
                                      .stream_close = stream_close};
-    const struct refine_io io = {&streams, t, event, stop, NULL, NULL, NULL};
+    const struct refine_io io = {&streams, t, event, stop, NULL, NULL, t->ranks};
     struct refine_result result;
     int32_t *tokens = NULL;
     TRY(random_tokens(&tokens, (s->samples + s->guard) * s->seqlen, w->arch.vocab));
@@ -100,6 +122,10 @@ static enum err make_layers(struct block_quant **out, const struct bench_weights
 static void take_medians(struct bench_refine *out, const struct timing *t)
 {
     out->step_s = bench_median(t->step_s, t->steps);
+    const double n = (double)t->steps;
+    out->mean_s = t->sum_s / n;
+    out->cost = (struct ranks_cost){t->sum.wait_s / n, t->sum.transfer_s / n,
+                                    t->sum.sent_bytes / n};
     for (int i = 0; i < N_DEV_PARTS; i++)
         out->part_s[i] = bench_median(t->part_s + i * t->steps, t->steps);
 }
@@ -107,10 +133,10 @@ static void take_medians(struct bench_refine *out, const struct timing *t)
 enum err bench_refine_step(struct bench_refine *out, struct dev *d,
                            const struct bench_weights *w, const struct weight_spec *weights,
                            const struct kv_spec *kv, const struct refine_settings *s,
-                           int64_t steps)
+                           int64_t steps, const struct ranks *ranks)
 {
     enum err err = OK;
-    struct timing t = {.dev = d, .steps = steps, .done = -1};
+    struct timing t = {.dev = d, .steps = steps, .done = -1, .ranks = ranks};
     struct refine_settings own = *s;
     struct block_quant *layers = NULL;
     own.samples = 2 * own.batch;

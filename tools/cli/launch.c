@@ -27,6 +27,10 @@ enum err mpi_open(const struct ranks **out)
     return OK;
 }
 
+void mpi_measure(void)
+{
+}
+
 void mpi_close(void)
 {
 }
@@ -43,6 +47,7 @@ void mpi_share_machine(int64_t *ranks, int64_t *threads)
 
 #else
 
+#include "kernels/base/clock.h"
 #include "kernels/base/limits.h"
 
 #include <mpi.h>
@@ -52,19 +57,57 @@ void mpi_share_machine(int64_t *ranks, int64_t *threads)
 #define PIECE ((size_t)1 << 30) /* MPI counts in int */
 
 static struct ranks world;
-static bool open_now;
+static struct ranks_cost spent;
+static bool open_now, measuring;
+
+/* Returns when a transfer begins. */
+static double begin_transfer(void)
+{
+    const double begin = clock_s();
+    if (!measuring)
+        return begin;
+    MPI_Barrier(MPI_COMM_WORLD);
+    const double now = clock_s();
+    spent.wait_s += now - begin;
+    return now;
+}
+
+static void end_transfer(double begin, size_t sent)
+{
+    spent.transfer_s += clock_s() - begin;
+    spent.sent_bytes += (double)sent;
+}
+
+static void cost(struct ranks_cost *out)
+{
+    *out = spent;
+}
+
+void mpi_measure(void)
+{
+    measuring = true;
+}
+
+static size_t others(void)
+{
+    return (size_t)world.size - 1;
+}
 
 static void broadcast(void *data, size_t bytes, int root)
 {
+    const double begin = begin_transfer();
     for (size_t at = 0; at < bytes; at += PIECE) {
         const size_t n = bytes - at < PIECE ? bytes - at : PIECE;
         MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, MPI_COMM_WORLD);
     }
+    end_transfer(begin, world.rank == root ? others() * bytes : 0);
 }
 
 static void gather(void *all, const void *mine, size_t bytes)
 {
+    const double begin = begin_transfer();
     MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD);
+    end_transfer(begin, others() * bytes);
 }
 
 /* at[q] = where the part of rank q begins if parts of n[q] follow each other. */
@@ -77,18 +120,24 @@ static void places(int *at, const int *n)
 
 static void exchange(float *to, const int *to_n, const float *from, const int *from_n)
 {
-    int to_at[RANKS_MAX], from_at[RANKS_MAX];
+    const double begin = begin_transfer();
+    int to_at[RANKS_MAX], from_at[RANKS_MAX], sent = 0;
     places(to_at, to_n);
     places(from_at, from_n);
     MPI_Alltoallv(from, from_n, from_at, MPI_FLOAT, to, to_n, to_at, MPI_FLOAT,
                   MPI_COMM_WORLD);
+    for (int q = 0; q < world.size; q++)
+        sent += q == world.rank ? 0 : from_n[q];
+    end_transfer(begin, (size_t)sent * sizeof(*from));
 }
 
 static void join(float *all, const int *n, const float *mine)
 {
+    const double begin = begin_transfer();
     int at[RANKS_MAX];
     places(at, n);
     MPI_Allgatherv(mine, n[world.rank], MPI_FLOAT, all, n, at, MPI_FLOAT, MPI_COMM_WORLD);
+    end_transfer(begin, others() * (size_t)n[world.rank] * sizeof(*mine));
 }
 
 enum err mpi_open(const struct ranks **out)
@@ -108,6 +157,7 @@ enum err mpi_open(const struct ranks **out)
     world.gather = gather;
     world.exchange = exchange;
     world.join = join;
+    world.cost = cost;
     if (world.size > 1)
         *out = &world;
     else

@@ -14,6 +14,9 @@
  * Only the main thread may call the functions of *out. ERR_SUPPORT: this build has no MPI, or
  * there are more than RANKS_MAX processes. */
 enum err mpi_open(const struct ranks **out);
+/* From now on each function of *out first waits for all ranks, so that its cost tells waiting from
+ * transfer. */
+void mpi_measure(void);
 /* Ends the use of MPI; every rank calls it. The process continues by itself. */
 void mpi_close(void);
 /* Ends all processes with the exit status, if MPI is still in use: after an error that the

@@ -407,7 +407,7 @@ enum err preflight_print_plan(struct job *j)
     if (plan_fits(&e)) {
         log_info("measuring a training step");
         TRY(calib_bench_step(&e.step, j->dev, &j->arch, hf_source(j->model), &j->settings,
-                             1));
+                             1, NULL));
         e.measured = true;
     }
     if (recipe_files_shared(&j->recipe.data)) {

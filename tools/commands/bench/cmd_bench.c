@@ -72,13 +72,16 @@ const struct command cmd_bench = {
         "types, library and threads. Attention's products are timed as T x T per head and "
         "half of the time is counted, as the causal mask needs one half. Weights and "
         "activations are random; times are medians. On a GPU the parts come from a "
-        "separate step that waits after each operation. decode: measures the packed "
+        "separate step that waits after each operation. Under mpirun, each rank has a "
+        "sample of the step, and what it computes, waits for and sends is printed. "
+        "decode: measures the packed "
         "runtime token by token, and compares the bytes that it must read with the "
         "machine's bandwidth. Without ARTIFACT it uses random weights of the shape in W4 "
         "g128 and KV4. Then it measures a chunk's products with packed and with unpacked "
         "weights.\n\n"
         "  wkvq bench kernels\n"
         "  wkvq bench calibrate --shape llama-2-7b --blocks 0 --compute f32\n"
+        "  mpirun -n 4 wkvq bench calibrate --refine\n"
         "  wkvq bench decode SmolLM2-135M-w4kv4 --depth 1800 --steps 50\n"
         "  wkvq bench decode --shape tinyllama-1.1b\n",
     .groups = groups,

@@ -7,6 +7,7 @@
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_data.h"
 #include "tools/bench/bench_gemm.h"
+#include "tools/bench/bench_ranks.h"
 #include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
 
@@ -24,6 +25,8 @@ struct calibrate {
     double run_flops; /* of the extrapolated run */
     struct calib_bench step;
     struct bench_gemm gemm;
+    const struct ranks *ranks; /* NULL: one process */
+    struct bench_rank each[RANKS_MAX];
 };
 
 static const struct {
@@ -104,6 +107,8 @@ static void print_text(const struct calibrate *c, const struct args *a)
     print_gemm("attention, halved", c->gemm.attention_s, c->gemm.attention_flops);
     print_gemm("all", gemm_only(c), c->gemm.linear_flops + c->gemm.attention_flops);
     printf("  %.1f %% of the step\n", 100 * gemm_only(c) / c->step.step_s);
+    if (c->ranks)
+        bench_print_ranks(c->each, c->ranks->size);
 }
 
 static json_t *parts_json(const struct calibrate *c)
@@ -131,6 +136,8 @@ static enum err print_json(const struct calibrate *c, const struct args *a)
         c->gemm.linear_flops + c->gemm.attention_flops, "gemm_only_linear_s",
         c->gemm.linear_s, "gemm_only_attention_s", c->gemm.attention_s, "gemm_only_share",
         gemm_only(c) / c->step.step_s);
+    if (c->ranks)
+        json_object_set_new(o, "ranks", bench_ranks_json(c->each, c->ranks->size));
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -171,14 +178,22 @@ enum err bench_calibrate(struct args *a)
     struct calibrate c = {0};
     struct bench_weights w = {0};
     enum dtype act;
+    int64_t here;
     enum err err = OK;
     TRY_OUT(arch_of_shape(&c.arch, a->shape));
+    TRY_OUT(bench_join(&c.ranks, &a->threads, &here));
     TRY_OUT(bench_open(&c.dev, &act, a->device, (int)a->threads, a->compute));
     TRY_OUT(settings_of(&c, a, act));
     TRY_OUT(check_memory(&c));
     TRY_OUT(bench_weights_open(&w, &c.arch));
-    TRY_OUT(calib_bench_step(&c.step, c.dev, &c.arch, &w.source, &c.settings, a->steps));
+    TRY_OUT(calib_bench_step(&c.step, c.dev, &c.arch, &w.source, &c.settings, a->steps,
+                             c.ranks));
     TRY_OUT(bench_gemm_step(&c.gemm, c.dev, &c.arch, &c.settings, a->steps));
+    if (c.ranks)
+        bench_gather_ranks(c.each, c.ranks,
+                           &(struct bench_rank){c.step.step_s, c.step.cost});
+    if (c.ranks && c.ranks->rank > 0)
+        goto out;
     if (a->json)
         TRY_OUT(print_json(&c, a));
     else

@@ -3,6 +3,7 @@
  * `wkvq bench calibrate --refine`: a step of end-to-end refinement on random weights, by parts. */
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "tools/bench/bench_ranks.h"
 #include "tools/bench/bench_refine.h"
 #include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
@@ -18,6 +19,9 @@ struct measured {
     struct refine_settings settings;
     struct refine_plan plan;
     struct bench_refine step;
+    const struct ranks *ranks; /* NULL: one process */
+    int64_t here;              /* processes on this machine */
+    struct bench_rank each[RANKS_MAX];
 };
 
 static const struct {
@@ -61,6 +65,8 @@ static void print_text(const struct measured *m, const struct args *a)
     print_part(m, "rest", rest_seconds(m));
     printf("  %-24s %10.2f ms  %8.1f GFLOP  %8.1f GFLOP/s\n", "step", 1e3 * m->step.step_s,
            1e-9 * flops, 1e-9 * flops / m->step.step_s);
+    if (m->ranks)
+        bench_print_ranks(m->each, m->ranks->size);
 }
 
 static enum err print_json(const struct measured *m, const struct args *a)
@@ -78,6 +84,8 @@ static enum err print_json(const struct measured *m, const struct args *a)
         json_object_set_new(p, parts[i].key, json_real(m->step.part_s[parts[i].part]));
     json_object_set_new(p, "rest_s", json_real(rest_seconds(m)));
     json_object_set_new(o, "parts", p);
+    if (m->ranks)
+        json_object_set_new(o, "ranks", bench_ranks_json(m->each, m->ranks->size));
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
@@ -88,6 +96,8 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
 {
     struct recipe r;
     recipe_init(&r);
+    if (m->ranks && r.refine.batch < m->ranks->size)
+        r.refine.batch = m->ranks->size;
     r.refine.samples = r.refine.batch;
     m->weights = recipe_weight_spec(&r);
     m->kv = recipe_kv_spec(&r);
@@ -103,7 +113,8 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
     return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
 }
 
-/* Gives the activations half of the memory that is left, and plans with them. */
+/* Gives the activations half of the memory that is left, divided among the processes of this
+ * machine, and plans with them. */
 static enum err plan_memory(struct measured *m)
 {
     const struct refine_plan *p = &m->plan;
@@ -112,7 +123,7 @@ static enum err plan_memory(struct measured *m)
     TRY(bench_fits(&left, m->dev, p->codes_bytes + p->params_bytes + p->work_bytes,
                    p->teacher_bytes + bench_weights_bytes(&m->arch) + ends,
                    "--layers or --seqlen"));
-    m->settings.acts_bytes = left / 2;
+    m->settings.acts_bytes = left / 2 / (uint64_t)m->here;
     return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
 }
 
@@ -123,13 +134,19 @@ enum err bench_refine(struct args *a)
     enum dtype act;
     enum err err = OK;
     TRY_OUT(arch_of_shape(&m.arch, a->shape));
+    TRY_OUT(bench_join(&m.ranks, &a->threads, &m.here));
     TRY_OUT(bench_open(&m.dev, &act, a->device, (int)a->threads, a->compute));
     TRY_OUT(settings_of(&m, a, act));
     TRY_OUT(plan_memory(&m));
     TRY_OUT(bench_weights_open(&w, &m.arch));
     TRY_OUT(bench_weights_add_ends(&w));
-    TRY_OUT(
-        bench_refine_step(&m.step, m.dev, &w, &m.weights, &m.kv, &m.settings, a->steps));
+    TRY_OUT(bench_refine_step(&m.step, m.dev, &w, &m.weights, &m.kv, &m.settings, a->steps,
+                              m.ranks));
+    if (m.ranks)
+        bench_gather_ranks(m.each, m.ranks,
+                           &(struct bench_rank){m.step.mean_s, m.step.cost});
+    if (m.ranks && m.ranks->rank > 0)
+        goto out;
     if (a->json)
         TRY_OUT(print_json(&m, a));
     else
