@@ -346,17 +346,42 @@ static enum err refuse_packed_rest(const struct hf_model *m)
     return OK;
 }
 
+/* Splits what is packed in the fused module that begins with projection lin. */
+static enum err split_packed(struct hf_model *m, int64_t layer, const struct hf_fused *u)
+{
+    char whole[96], name[N_LIN][96];
+    const char *part[N_LIN];
+    int64_t rows[N_LIN];
+    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
+    for (int k = 0; k < u->n; k++) {
+        const int l = u->first + k;
+        snprintf(name[k], sizeof(name[k]), "model.layers.%" PRId64 ".%s.weight", layer,
+                 lin_module[l]);
+        part[k] = name[k];
+        rows[k] = arch_out(&m->arch, l);
+    }
+    return packed_split(&m->packed, whole, u->n, part, rows);
+}
+
+/* Splits the fused tensors, and those of them that are packed. */
+static enum err split_all(struct hf_model *m)
+{
+    TRY(hf_split_fused(&m->files, &m->arch, m->dir));
+    for (int64_t i = 0; m->packed.n && i < m->arch.n_layers; i++)
+        for (int l = 0; l < N_LIN; l++) {
+            const struct hf_fused *u = hf_fused_at(l);
+            TRY(u ? split_packed(m, i, u) : OK);
+        }
+    return OK;
+}
+
 static enum err open_packed(struct hf_model *m, const char *dir)
 {
     TRY(hf_read_packed_config(&m->arch, dir));
-    FAIL_IF(
-        m->arch.fused, ERR_SUPPORT,
-        "%s: model_type \"%s\" has several projections in one tensor, of which packed "
-        "codes are not read; give another checkpoint, or quantize the full-precision one",
-        dir, m->arch.model_type);
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir));
     TRY(refuse_packed_ends(m));
+    TRY(m->arch.fused ? split_all(m) : OK);
     return mem_calloc(&m->given, (size_t)m->arch.n_layers, sizeof(*m->given));
 }
 
@@ -365,7 +390,7 @@ static enum err open_plain(struct hf_model *m, const char *dir)
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
     TRY(refuse_artifact(m));
-    return m->arch.fused ? hf_split_fused(&m->files, &m->arch, dir) : OK;
+    return m->arch.fused ? split_all(m) : OK;
 }
 
 static enum err open_all(struct hf_model *m, const char *dir, bool packed)

@@ -74,7 +74,7 @@ static enum err append(struct split *s, struct hf_place whole, int64_t layer, in
     *t = *whole.t;
     t->name = s->name;
     t->dim[0] = arch_out(s->a, l);
-    t->data = whole.t->data + (size_t)row * row_bytes;
+    t->data = whole.t->data ? whole.t->data + (size_t)row * row_bytes : NULL; /* packed */
     t->bytes = (size_t)t->dim[0] * row_bytes;
     s->f->place[s->n++] = (struct hf_place){t, whole.file};
     s->name += ROOM;

@@ -245,9 +245,10 @@ static enum err read_groups(struct qlinear *q, uint8_t *mirror, const struct pac
                             struct packed_changes *changes)
 {
     const int64_t G = group_columns(l);
-    for (int64_t r = 0; r < q->out; r++)
+    for (int64_t i = 0; i < q->out; i++)
         for (int64_t j = 0; j < q->groups; j++) {
-            const int64_t at = r * q->groups + j, g = stored_group(l, j * G);
+            const int64_t at = i * q->groups + j, g = stored_group(l, j * G);
+            const int64_t r = l->first + i;
             const float x = scale_value(l, r, g);
             TRY(take_scale(&q->scales[at], l, x, r, g));
             TRY(take_zero(&q->zeros[at], l, r, g));
@@ -268,7 +269,7 @@ static void read_codes(struct qlinear *q, const uint8_t *mirror, const struct pa
 {
     const int64_t G = group_columns(l);
     for (int64_t first = 0; first < q->out; first += PACKED_ROWS)
-        l->layout->rows(l, q->codes + first * q->in, first,
+        l->layout->rows(l, q->codes + first * q->in, l->first + first,
                         q->out - first < PACKED_ROWS ? q->out - first : PACKED_ROWS);
     for (int64_t at = 0; at < q->out * q->groups; at++) {
         const int64_t begin = at % q->groups * G;
@@ -285,7 +286,7 @@ static enum err read_lin(struct qlinear *out, const struct packed_lin *l, bool c
     enum err err = OK;
     struct qlinear q = {0};
     uint8_t *mirror = NULL;
-    TRY_OUT(qlinear_alloc(&q, l->out, l->in, l->format));
+    TRY_OUT(qlinear_alloc(&q, l->rows, l->in, l->format));
     TRY_OUT(mem_alloc(&mirror, (size_t)(q.out * q.groups), 1));
     TRY_OUT(read_groups(&q, mirror, l, changes));
     if (codes) {
@@ -351,6 +352,7 @@ static enum err check_lin(struct packed_lin *l, struct packed_changes *changes)
 {
     struct qlinear q = {0};
     TRY(l->layout->measure(l));
+    l->rows = l->out;
     if (l->part[PART_G_IDX].data) {
         TRY(packed_check_part(l, PART_G_IDX, DT_I32, l->in, -1));
         TRY(check_g_idx(l));
@@ -436,6 +438,44 @@ const struct packed_lin *packed_find(const struct packed *p, const char *weight)
     if (!p->n)
         return NULL;
     return bsearch(&key, p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+}
+
+/* Sets *to to a part of l, which has its own name. */
+static enum err take_rows(struct packed_lin *to, const struct packed_lin *l,
+                          const char *name, int64_t first, int64_t rows)
+{
+    FAIL_IF(first % PACKED_ALIGN || rows % PACKED_ALIGN, ERR_SUPPORT,
+            "tensor %s: its part %s is rows %" PRId64 " to %" PRId64
+            ", but packed codes can be split at multiples of %d only",
+            l->part[PART_CODES].name, name, first, first + rows, PACKED_ALIGN);
+    *to = *l;
+    to->first = first;
+    to->rows = rows;
+    to->name = NULL;
+    return mem_strdup(&to->name, name);
+}
+
+enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
+                      const int64_t *rows)
+{
+    const struct packed_lin *found = packed_find(p, whole);
+    if (!found)
+        return OK;
+    const int64_t at = found - p->lin;
+    TRY(mem_resize(&p->lin, (size_t)p->n, (size_t)(p->n + n - 1), sizeof(*p->lin)));
+    struct packed_lin l = p->lin[at];
+    enum err err = OK;
+    int64_t first = 0;
+    p->lin[at].name = NULL;
+    for (int k = 0; k < n && !err; first += rows[k++]) {
+        struct packed_lin *to = k ? &p->lin[p->n] : &p->lin[at];
+        err = take_rows(to, &l, part[k], first, rows[k]);
+        p->n += k > 0;
+    }
+    mem_free(l.name);
+    if (!err)
+        qsort(p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+    return err;
 }
 
 enum err packed_open(struct packed *out, struct hf_files *f, const char *dir)

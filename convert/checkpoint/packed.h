@@ -48,7 +48,8 @@ struct packed_lin {
     struct st_tensor part[N_PARTS];     /* data NULL: the projection has no such part */
     int file[N_PARTS];
     int64_t slot[N_PARTS]; /* where the files' list has it */
-    int64_t out, in;
+    int64_t out, in;       /* of the stored tensors */
+    int64_t first, rows;   /* the projection is rows [first, first + rows) of them */
     struct lin_format format;
     bool symmetric;
 };
@@ -72,12 +73,13 @@ struct packed_layout {
     /* Return the stored scale's place [element], and the zero point of row r in group g. */
     int64_t (*scale_at)(const struct packed_lin *l, int64_t r, int64_t g);
     int (*zero)(const struct packed_lin *l, int64_t r, int64_t g);
-    /* codes [n][in] = rows [first, first + n). first: a multiple of PACKED_ROWS. */
+    /* codes [n][in] = stored rows [first, first + n). first: a multiple of PACKED_ALIGN. */
     void (*rows)(const struct packed_lin *l, uint8_t *codes, int64_t first, int64_t n);
 };
 extern const struct packed_layout packed_compressed, packed_gptq, packed_awq;
 
 #define PACKED_ROWS 64 /* rows that one call of `rows` reads, at most */
+#define PACKED_ALIGN 8
 
 struct packed {
     struct packed_config config;
@@ -91,6 +93,11 @@ struct packed {
  * ERR_NOT_FOUND with the tensor's name. Close in any case. */
 enum err packed_open(struct packed *out, struct hf_files *f, const char *dir);
 void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
+/* Replaces the projection whose weight is named `whole`, if there is one, by n projections
+ * that are its rows: part k has the name part[k] and rows[k] rows, which add up to its own.
+ * Errors: ERR_SUPPORT for rows that are no multiple of PACKED_ALIGN; ERR_MEMORY. */
+enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
+                      const int64_t *rows);
 /* Returns the projection whose weight is named, or NULL. */
 const struct packed_lin *packed_find(const struct packed *p, const char *weight);
 /* *q = scales, zeros and codes; groups of negative scale are mirrored. The caller frees it

@@ -15,6 +15,8 @@ WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "
         "head_dim": 32, "num_hidden_layers": 2}
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
            "mlp.down_proj"]
+FUSED = ["self_attn.qkv_proj", "mlp.gate_up_proj"]  # of phi3
+PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 
 
 class Linear:
@@ -185,7 +187,7 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
     for name, kind, shape, data in tiny.model_tensors(config, seed):
         base = name.removesuffix(".weight")
         module = ".".join(base.split(".")[3:])
-        if (module not in LINEARS and base not in also) or base in keep:
+        if (module not in LINEARS + FUSED and base not in also) or base in keep:
             named.append((name, kind, shape, data))
             continue
         b, g = (mixed or {}).get(module, (bits, group))

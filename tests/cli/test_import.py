@@ -121,6 +121,56 @@ def test_codes(b):
                 assert t == source[name], f"{name} was not copied"
 
 
+class Part:
+    """Rows of a fused projection."""
+
+    def __init__(self, whole, begin, rows):
+        self.whole, self.begin, self.end, self.groups = whole, begin, begin + rows, whole.groups
+
+    def expected(self, order=None):
+        return tuple(x[self.begin:self.end] for x in self.whole.expected(order))
+
+
+def parts(linears):
+    """Fused projections as the ones that their rows are: 96, 32 and 32 for q, k and v, 160 for gate and up."""
+    out = {}
+    for name, x in linears.items():
+        base, fused = name.rpartition(".")[0], name.rpartition(".")[2]
+        rows = {"qkv_proj": {"q_proj": 96, "k_proj": 32, "v_proj": 32}, "gate_up_proj": {"gate_proj": 160, "up_proj": 160}}
+        begin = 0
+        for kind, n in rows.get(fused, {}).items():
+            out[f"{base}.{kind}"] = Part(x, begin, n)
+            begin += n
+        if not begin:
+            out[name] = x
+    return out
+
+
+FUSED_VARIANTS = [
+    {},
+    {"bits": 8, "symmetric": True, "negative": True},
+    {"keep": ["model.layers.0.self_attn.qkv_proj"], "mixed": {"mlp.gate_up_proj": (8, 0)}},
+    {**AWQ, "keep": ["model.layers.1.mlp.gate_up_proj"]},
+    {**GPTQ, "version": 1, "lowest": 1},
+]
+
+
+def test_fused(b):
+    """Packed projections that a family has in one tensor are split, and an export joins them again."""
+    for what in FUSED_VARIANTS:
+        path, linears = b.make(model=foreign.PHI3, **what)
+        out, _ = b.convert(path)
+        check_codes(out, parts(linears))
+        b.run("verify", out, "--against", path)
+        form = {"compressed": "compressed-tensors", "awq": "awq"}.get(what.get("form", "compressed"))
+        if not form or "symmetric" in what:
+            continue
+        back = b.place("export")
+        b.run("export", out, "--format", form, "--kv", "drop", "-o", back)
+        have, want = (reader.read_safetensors(p / "model.safetensors") for p in (back, path))
+        assert have == want, [n for n in want if have.get(n) != want[n]]
+
+
 def test_rounded_scales(b):
     """Scales that fp16 lacks are rounded, and the largest relative change is said."""
     path, linears = b.make(dtype="F32")
