@@ -48,6 +48,8 @@ static enum err read_rotary_share(struct arch *a, const json_t *o, const char *w
     FAIL_IF(!(share > 0) || !(share <= 1), ERR_FORMAT,
             "%s: partial_rotary_factor is %g, want a number above 0, at most 1", where,
             share);
+    if (a->head_dim > INT32_MAX) /* refused by arch_check() */
+        return OK;
     a->rotary_dim = (int64_t)((double)a->head_dim * share);
     FAIL_IF(!a->rotary_dim, ERR_FORMAT,
             "%s: partial_rotary_factor is %g, which rotates no channel of a head", where,
