@@ -106,6 +106,8 @@ def test_results(f):
         assert shown["Perplexity"] == f"{row['ppl']:.4f}" and shown["\xb1"] == f"{row['stderr']:.4f}", shown
         assert shown["Weight bits"] == f"{row['weight_bits']:.3f}" and shown["Cache bits"] == f"{row['kv_bits']:.3f}"
         assert shown["MB"] == f"{1e-6 * row['bytes']:.1f}", shown
+        memory = row["memory"]["weights"] + row["ctx"] * row["memory"]["cache_token"]
+        assert shown["Memory MB"] == f"{1e-6 * memory:.1f}", shown
         assert shown["Cache B/token"] == f"{row['memory']['cache_token']:.0f}", shown
         assert shown["Settings"] == ", ".join(row["set"]), shown
     words = "".join(page.words)

@@ -17,11 +17,12 @@
 struct report_row {
     const json_t *json; /* borrowed from the report */
     const char *name, *command;
-    double ppl, ppl_stderr, weight_bits, kv_bits, seconds;
-    double bytes;  /* of the checkpoint or artifact; counted from shapes if simulated */
-    double cache;  /* bytes per token */
-    bool measured; /* bytes are those of files */
-    double *nll;   /* [windows] mean losses, owned */
+    double ppl, ppl_stderr, weight_bits, kv_bits;
+    double seconds; /* of all that was measured */
+    double bytes;   /* of the checkpoint or artifact; counted from shapes if simulated */
+    double cache;   /* bytes per token */
+    bool measured;  /* bytes are those of files */
+    double *nll;    /* [windows] mean losses, owned */
     int64_t windows;
     /* difference to the base in nats, paired over windows (minus the base); NAN for the
      * base itself, and if the two were not evaluated on the same windows */
@@ -75,6 +76,9 @@ struct report_measure {
 enum err report_compare(struct estimate *out, const struct report *r,
                         const struct report_measure *m, const struct report_row *a,
                         const struct report_row *b, const struct report_row *c);
+/* Returns the bytes of weights and of the cache of one text of the evaluation's length; NAN
+ * for a result that lacks them. */
+double report_memory(const struct report_row *row);
 /* Returns whether any cell has the measure. */
 bool report_has_measure(const struct report *r, const struct report_measure *m);
 /* Returns whether a difference exceeds two standard errors. false for NAN. */

@@ -96,9 +96,8 @@ static enum err pair_windows(struct estimate *out, const struct trio *t)
                 json_object_get(t->c->json, "window_nll"));
 }
 
-/* Returns the bytes of weights and of the cache at the length of the evaluation, counted from
- * shapes, so that all cells are counted alike. */
-static double memory_of(const struct report_row *row)
+/* All cells are counted from shapes, and so alike. */
+double report_memory(const struct report_row *row)
 {
     const json_t *memory = json_object_get(row->json, "memory");
     return json_number_value(json_object_get(memory, "weights")) +
@@ -116,7 +115,8 @@ enum err report_compare(struct estimate *out, const struct report *r,
     case REPORT_LONGBENCH:
         return pair_sets(out, r, &t, "longbench", "score", "scores", 1);
     case REPORT_MEMORY:
-        *out = (struct estimate){memory_of(a) - 0.5 * (memory_of(t.b) + memory_of(t.c)), 0};
+        *out = (struct estimate){
+            report_memory(a) - 0.5 * (report_memory(t.b) + report_memory(t.c)), 0};
         return OK;
     default:
         return m->name ? pair_measure(out, &t, "ppl", m->name, "window_nll")

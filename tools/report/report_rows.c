@@ -69,6 +69,17 @@ static enum err read_sizes(struct report_row *r, const json_t *o, const char *wh
     return json_need_real(&r->cache, memory, "cache_token", 0, big, where);
 }
 
+/* Returns the time of the measures beside the perplexity. */
+static double measures_s(const json_t *o)
+{
+    size_t i;
+    double sum = 0;
+    const json_t *m;
+    json_array_foreach(json_object_get(o, "measures"), i, m) sum +=
+        json_number_value(json_object_get(m, "seconds"));
+    return sum;
+}
+
 static enum err read_figures(struct report_row *r, const json_t *o, const char *where)
 {
     const double big = DBL_MAX;
@@ -80,7 +91,9 @@ static enum err read_figures(struct report_row *r, const json_t *o, const char *
     TRY(json_need_real(&r->weight_bits, o, "weight_bits", 0, 64, where));
     TRY(json_need_real(&r->kv_bits, o, "kv_bits", 0, 64, where));
     TRY(read_sizes(r, o, where));
-    return json_need_real(&r->seconds, o, "seconds", 0, big, where);
+    TRY(json_need_real(&r->seconds, o, "seconds", 0, big, where));
+    r->seconds += measures_s(o);
+    return OK;
 }
 
 static enum err read_row(struct report_row *r, const json_t *o, const char *where)

@@ -36,9 +36,10 @@ static void put_bytes(FILE *f, const struct report_row *row)
 
 static void put_results(FILE *f, const struct report *r)
 {
-    html_table(f, "Results",
-               "<Cell|Perplexity|&plusmn;|Weight bits|Cache bits|MB|Cache B/token|s|"
-               "<Verified|<Settings");
+    html_table(
+        f, "Results",
+        "<Cell|Perplexity|&plusmn;|Weight bits|Cache bits|MB|Cache B/token|Memory MB|s|"
+        "<Verified|<Settings");
     for (int i = 0; i < r->n; i++) {
         const struct report_row *row = &r->row[i];
         fprintf(f, "<tr%s>", i == r->base ? " class=\"base\"" : "");
@@ -49,6 +50,7 @@ static void put_results(FILE *f, const struct report *r)
         html_number(f, 3, row->kv_bits);
         put_bytes(f, row);
         html_number(f, 0, row->cache);
+        html_number(f, 1, 1e-6 * report_memory(row));
         html_number(f, 0, row->seconds);
         put_verdict(f, row);
         put_set(f, row);
@@ -68,7 +70,8 @@ void report_results(FILE *f, const struct report *r)
         f,
         "<p class=\"soft\">&plusmn; is the standard error over evaluation windows. Bits "
         "include scales and zero points, and are measured on the artifact's "
-        "bytes.%s</p>\n",
+        "bytes.%s Memory is that of weights, and of the cache for one text of the "
+        "evaluation's length, counted from shapes.</p>\n",
         counted ? " Cells in brackets are only simulated; their bytes are counted from "
                   "shapes."
                 : "");
