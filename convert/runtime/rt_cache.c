@@ -342,10 +342,28 @@ static void rotate(const struct rt_cache *c, float *x, int64_t t)
     }
 }
 
+/* Values of an interleaved layer: a group's codes lie together. */
+static void unpack_interleaved(const struct rt_cache *c, struct token_head e, float *x)
+{
+    const struct rt_plane *p = e.plane;
+    const struct rt_channels ch = rt_cache_channels(c, e.layer, e.side, e.kh);
+    const uint8_t *codes = codes_of(c, p, e.kh);
+    for (int64_t g = 0, i = 0, to_m; g < p->groups; g++, i += p->group) {
+        const uint16_t *pair = pair_at(c, e, g, &to_m);
+        c->kern->kv->unpack_values(x + i, codes + word_at(c, p, e.side, e.t, i / 8),
+                                   f16_to_f32(pair[0]), f16_to_f32(pair[to_m]),
+                                   (struct rt_channels){ch.s + i, ch.delta + i}, p->group);
+    }
+}
+
 static void unpack_head(const struct rt_cache *c, struct token_head e, float *x)
 {
     const struct rt_plane *p = e.plane;
     const struct rt_channels ch = rt_cache_channels(c, e.layer, e.side, e.kh);
+    if (c->interleaved[e.layer] && e.side == KV_V) {
+        unpack_interleaved(c, e, x);
+        return;
+    }
     uint8_t codes[MAX_HEAD], row[MAX_HEAD];
     bitpack_unpack_row(codes, get_codes(c, e, row), c->d, p->bits);
     for (int64_t g = 0; g < p->groups; g++) {

@@ -150,6 +150,9 @@ struct rt_kv_kernels {
      * to rounding; those of missing tokens are arbitrary. */
     void (*unpack_keys)(float *panel, const uint8_t *codes, int64_t width, const float *h,
                         const float *m, struct rt_channels c, int64_t group, int64_t d);
+    /* x [n] = x^ of one group of a value, from its packed codes; n is a multiple of 8. */
+    void (*unpack_values)(float *x, const uint8_t *codes, float h, float m,
+                          struct rt_channels c, int64_t n);
     /* p = exp(score - top), 0 for -INFINITY; returns their sum. p may be score. n is a
      * multiple of RT_KEYS. */
     float (*exponentials)(float *p, const float *score, float top, int64_t n);

@@ -147,6 +147,38 @@ static void unpack_keys(float *panel, const uint8_t *codes, int64_t width, const
     }
 }
 
+/* Returns the words that hold the codes of channels [i, i + VL) of n, one in each lane. */
+static inline vi words_of(const uint8_t *codes, int64_t i, int64_t n)
+{
+    int32_t word;
+    memcpy(&word, codes + i / 8 * 4, sizeof(word));
+    vi v = (vi){0} + word;
+#if VL > 8
+    static const int32_t second[VL] = {0,  0,  0,  0,  0,  0,  0,  0,
+                                       -1, -1, -1, -1, -1, -1, -1, -1};
+    vi high;
+    memcpy(&high, second, sizeof(high));
+    if (n - i > 8)
+        memcpy(&word, codes + i / 8 * 4 + 4, sizeof(word));
+    v = (v & ~high) | (((vi){0} + word) & high);
+#endif
+    return v;
+}
+
+/* x^ in the order of quant_kv_out, bit for bit. */
+static void unpack_values(float *x, const uint8_t *codes, float h, float m,
+                          struct rt_channels c, int64_t n)
+{
+    const vi lane = __builtin_convertvector(vf_iota(), vi);
+    for (int64_t i = 0; i < n; i += VL) {
+        const vi shift = ((lane + (int32_t)(i % 8)) & 7) * 4;
+        const vi code = words_of(codes, i, n) >> shift & 15;
+        const vf low = vf_mul(vf_set1(h), __builtin_convertvector(code, vf));
+        const vf v = vf_mul(f32_get(c.s, i, n), vf_add(vf_set1(m), low));
+        f32_put(x, i, n, vf_add(v, f32_get(c.delta, i, n)));
+    }
+}
+
 /* --- quantizing a key or value
  * --------------------------------------------------------- */
 
@@ -404,6 +436,7 @@ const struct rt_kv_kernels ISA_NAME(rt_kv_kernels) = {
     .fold = fold,
     .score_keys = score_keys,
     .unpack_keys = unpack_keys,
+    .unpack_values = unpack_values,
     .exponentials = exponentials,
     .maximum = maximum,
     .scale = scale,

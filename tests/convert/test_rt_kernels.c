@@ -283,8 +283,8 @@ static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64
 
 static void check_kv(const struct rt_kernels *k, int64_t n)
 {
-    static uint8_t codes[MAX];
-    static float s[MAX], delta[MAX], x[MAX];
+    static uint8_t codes[MAX], packed[MAX];
+    static float s[MAX], delta[MAX], x[MAX + 1];
     fill(s, n);
     fill(delta, n);
     for (int64_t i = 0; i < n; i++)
@@ -292,6 +292,13 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
     k->kv_dequantize(x, codes, 0.25f, -1.7f, (struct rt_channels){s, delta}, n);
     for (int64_t i = 0; i < n; i++)
         assert_true(x[i] == quant_kv_out(codes[i], 0.25f, -1.7f, s[i], delta[i]));
+    n = n / 8 * 8;
+    bitpack_row(packed, codes, n, 4);
+    x[n] = 7;
+    k->kv->unpack_values(x, packed, 0.3f, -1.7f, (struct rt_channels){s, delta}, n);
+    for (int64_t i = 0; i < n; i++)
+        assert_true(x[i] == quant_kv_out(codes[i], 0.3f, -1.7f, s[i], delta[i]));
+    assert_true(x[n] == 7);
 }
 
 /* A group's codes and pair, bit for bit. One of its channels may lie far outside, and all
