@@ -335,13 +335,30 @@ static enum err scan_kv(struct calibration *c, bool every,
     return pass_done(c, units);
 }
 
+/* Returns the values of the last forward pass. Those for another engine's cache are its own
+ * rotated channels, for which smoothing and shift are; they replace vq. */
+static enum err values_to_smooth(struct calibration *c, const struct block_kv *kv,
+                                 struct tensor *out)
+{
+    const struct block_acts *x = &c->recon.acts[0];
+    const struct tensor v = block_values(x, c->arch);
+    *out = v;
+    if (!kv->spec.target)
+        return OK;
+    *out = x->vq;
+    TRY(dev_copy(c->dev, out, &v));
+    const struct tensor parts = tensor_heads(*out, out->dim[1] / KV_TARGET_V_ROTATION);
+    return dev_hadamard(c->dev, &parts);
+}
+
 /* Updates range [4][K*d] on the device: minima and maxima of K (where it is quantized),
  * then of V. */
 static enum err add_range(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
     const struct tensor *range = ctx;
     const struct tensor k = block_keys(&c->recon.acts[0], c->arch, &kv->spec);
-    const struct tensor v = block_values(&c->recon.acts[0], c->arch);
+    struct tensor v;
+    TRY(values_to_smooth(c, kv, &v));
     TRY(dev_col_minmax(c->dev, &range[0], &range[1], &k));
     return dev_col_minmax(c->dev, &range[2], &range[3], &v);
 }

@@ -298,13 +298,16 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
     const struct tensor *const delta = side == KV_K ? &f->kv.k_shift : &f->kv.v_shift;
     const int64_t C = kv_channels(f->arch);
     const size_t bytes = (size_t)C * sizeof(float);
-    if (!mn || kv_format(&f->kv.spec, f->kv.layer, side).bits >= 16) {
+    const bool fixed = side == KV_K && f->kv.spec.target;
+    if (!mn || fixed || kv_format(&f->kv.spec, f->kv.layer, side).bits >= 16) {
         TRY(dev_zero(f->dev, ls->data, bytes));
         return dev_zero(f->dev, delta->data, bytes);
     }
     float *host = NULL;
     TRY(mem_alloc(&host, 2 * (size_t)C, sizeof(*host)));
     kv_smooth(host, host + C, mn, mx, C, alpha ? alpha[side] : KV_ALPHA);
+    for (int64_t c = 0; c < C && f->kv.spec.target && !arch_holds_value_shift(f->arch); c++)
+        host[C + c] = 0;
     enum err err = dev_upload(f->dev, ls->data, host, bytes);
     if (!err)
         err = dev_upload(f->dev, delta->data, host + C, bytes);

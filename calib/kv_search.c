@@ -12,6 +12,7 @@
 
 #include "calib/model/carve.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_engine.h"
 
 #include <math.h>
 
@@ -112,9 +113,10 @@ enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
 /* Adds the errors of all alphas for x [T,K*d]; y of the same shape is scratch. The error is
  * that of the cache, mean (x^ - x)^2. The block's own output would need a forward pass for
  * each alpha. */
-static enum err add_side(struct kv_search *k, int side, struct kv_format f,
+static enum err add_side(struct kv_search *k, int side, const struct block_kv *kv,
                          const struct tensor *y, const struct tensor *x)
 {
+    const struct kv_format f = kv_format(&kv->spec, kv->layer, (enum kv_side)side);
     const struct tensor to = tensor_heads(*y, k->arch->n_kv);
     const struct tensor from = tensor_heads(*x, k->arch->n_kv);
     const int64_t group = kv_group(k->arch->head_dim, f.group_size);
@@ -125,7 +127,13 @@ static enum err add_side(struct kv_search *k, int side, struct kv_format f,
                                    .shift = &k->delta[side],
                                    .bits = f.bits,
                                    .group_size = group};
-        TRY(dev_fake_quant_kv(k->dev, &to, &p));
+        const struct engine_quant engine = {.x = &from,
+                                            .s = p.s,
+                                            .shift = p.shift,
+                                            .target = kv->spec.target,
+                                            .side = (enum kv_side)side};
+        TRY(kv->spec.target ? dev_fake_quant_engine(k->dev, &to, &engine)
+                            : dev_fake_quant_kv(k->dev, &to, &p));
         const struct loss_inputs mse = {.y = y, .t = x, .kind = LOSS_MSE, .weight = 1};
         TRY(dev_loss(k->dev, &loss, NULL, &mse));
         k->error[side][i] += loss;
@@ -138,8 +146,9 @@ enum err kv_search_add(struct kv_search *k, const struct block_acts *x,
 {
     const struct tensor keys = block_keys(x, k->arch, &kv->spec);
     const struct tensor values = block_values(x, k->arch);
-    TRY(add_side(k, KV_K, kv_format(&kv->spec, kv->layer, KV_K), &x->kq, &keys));
-    return add_side(k, KV_V, kv_format(&kv->spec, kv->layer, KV_V), &x->vq, &values);
+    if (!kv->spec.target) /* else keys have no smoothing */
+        TRY(add_side(k, KV_K, kv, &x->kq, &keys));
+    return add_side(k, KV_V, kv, &x->vq, &values);
 }
 
 /* The paper's 0.5 wins ties, and wins where every error is NaN. */

@@ -147,6 +147,12 @@ static float round_rate(const struct calibration *c)
     return 1 / (float)(c->s->epochs * calib_epoch_steps(c->s));
 }
 
+/* Returns the rate of the shift, which does not learn where no bias could hold it. */
+static float shift_rate(const struct calibration *c)
+{
+    return c->s->kv.target && !arch_holds_value_shift(c->arch) ? 0 : c->s->lr_shift;
+}
+
 /* Returns how many samples a step of the epoch has, or had. */
 static int64_t step_samples(const struct calibration *c, int64_t step)
 {
@@ -223,7 +229,7 @@ static enum err train_step(struct calibration *c)
     const double begin = clock_s();
     const float lr[N_FQ_RATES] = {
         rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
-        rate(c, c->s->lr_shift, step), rate(c, round_rate(c), step)};
+        rate(c, shift_rate(c), step), rate(c, round_rate(c), step)};
     double loss = 0;
     TRY(fakequant_apply(&c->fq));
     TRY(add_samples(c, &loss, n));

@@ -18,17 +18,15 @@
 #include "kernels/tensor/ggml_block.h"
 #include "kernels/tensor/hadamard.h"
 
-#define ENGINE_ROTATION_MIN 64 /* llama.cpp rotates heads of a multiple of this */
-
 static inline bool engine_head_fits(int64_t d)
 {
-    return d >= ENGINE_ROTATION_MIN && hadamard_fits(d);
+    return d >= KV_TARGET_V_ROTATION && hadamard_fits(d);
 }
 
 /* Returns how many channels are rotated together. */
 static inline int64_t engine_rotation(const struct engine_quant *p)
 {
-    return p->side == KV_K ? p->x->dim[2] : ENGINE_ROTATION_MIN;
+    return p->side == KV_K ? p->x->dim[2] : KV_TARGET_V_ROTATION;
 }
 
 /* Returns the channel of a head that is the engine's channel i. */

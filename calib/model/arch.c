@@ -252,6 +252,11 @@ bool arch_interleaves_keys(const struct arch *a)
            a->family == ARCH_GRANITE || a->family == ARCH_SMOLLM3;
 }
 
+bool arch_holds_value_shift(const struct arch *a)
+{
+    return a->family == ARCH_LLAMA;
+}
+
 int64_t arch_reach(const struct arch *a, int64_t layer)
 {
     return layer_set_has(&a->sliding, layer) ? a->sliding_window : 0;

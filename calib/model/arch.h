@@ -119,6 +119,9 @@ int64_t arch_block_params(const struct arch *a);
 /* Returns true if llama.cpp's graph of the family turns neighbouring channels of queries and
  * keys, 2 i and 2 i + 1, where ours turns i and i + d / 2: its channels are then interleaved. */
 bool arch_interleaves_keys(const struct arch *a);
+/* Returns true if checkpoints of the family may have the biases of v_proj and o_proj that hold a
+ * shift of values, in llama.cpp, too. */
+bool arch_holds_value_shift(const struct arch *a);
 /* Returns how many tokens a query of this layer sees, itself included; 0: all. */
 int64_t arch_reach(const struct arch *a, int64_t layer);
 /* Returns how many first tokens of a text every layer sees whole, at most max_positions. */

@@ -181,6 +181,7 @@ static enum err kv_grad(struct block_acts *x, const struct arch *a,
     }
     if (p.side == KV_K && kv->spec.method == KV_CHANNEL)
         return dev_fake_quant_kv_channel_bwd(d, dx, dxq, in, f.bits, f.group_size, true);
+    wanted = wanted && !(kv->spec.target && p.side == KV_K);
     const struct kv_grads grads = {.dx = dx,
                                    .dls = wanted ? p.dls : NULL,
                                    .dshift = wanted ? p.ddelta : NULL,

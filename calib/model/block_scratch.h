@@ -87,17 +87,17 @@ static inline const struct tensor *kv_param(const struct block_kv *kv,
     return kv->spec.method != KV_CHANNEL_TOKEN || !p->data ? NULL : p;
 }
 
-/* The quantizer of another engine's cache for keys or values `in`. */
+/* The quantizer of another engine's cache for keys or values `in`. Only values have smoothing and
+ * shift, which weights can hold: those of keys would have to pass the rotary embedding. */
 static inline struct engine_quant engine_of(const struct arch *a, const struct block_kv *kv,
                                             enum kv_side side, const struct tensor *in)
 {
-    return (struct engine_quant){
-        .x = in,
-        .s = kv_param(kv, side == KV_K ? &kv->k_s : &kv->v_s),
-        .shift = kv_param(kv, side == KV_K ? &kv->k_shift : &kv->v_shift),
-        .target = kv->spec.target,
-        .side = side,
-        .interleaved = side == KV_K && arch_interleaves_keys(a)};
+    return (struct engine_quant){.x = in,
+                                 .s = side == KV_K ? NULL : kv_param(kv, &kv->v_s),
+                                 .shift = side == KV_K ? NULL : kv_param(kv, &kv->v_shift),
+                                 .target = kv->spec.target,
+                                 .side = side,
+                                 .interleaved = side == KV_K && arch_interleaves_keys(a)};
 }
 
 /* Returns how many tokens of keys are quantized together; 1: each token by itself. */

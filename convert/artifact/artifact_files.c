@@ -75,9 +75,7 @@ out:
     return err;
 }
 
-/* Makes the configuration agree with the artifact's tensors, where the checkpoint's does
- * not: ties, and a model without the class of its head, as hf_open() found them. */
-static bool set_truth(json_t *o, const struct arch *a)
+bool artifact_config_truth(json_t *o, const struct arch *a)
 {
     static const char tie[] = "tie_word_embeddings", classes[] = "architectures";
     const char *name = hf_architecture(a);
@@ -101,7 +99,7 @@ static enum err write_config(struct manifest_file *file, const char *dir,
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
     json_object_del(o, "compression_config"); /* of a checkpoint with given weights */
-    if (!set_truth(o, a) ||
+    if (!artifact_config_truth(o, a) ||
         json_object_set_new(o, "quantization_config", spec_to_json(&s->weights, &s->kv)))
         FAIL_OUT(ERR_MEMORY, "%s: out of memory", path);
     TRY_OUT(put_json(file, dir, "config.json", o));

@@ -464,12 +464,20 @@ int64_t kv_row_bytes(const struct arch *a, struct kv_format f)
     return kv_row_code_bytes(a, f) + 4 * pairs;
 }
 
+/* The same in one layer's cache. llama.cpp's q4_0 has a scale and no minimum. */
+static int64_t layer_row_bytes(const struct arch *a, const struct kv_spec *kv,
+                               int64_t layer, enum kv_side side)
+{
+    const struct kv_format f = kv_format(kv, layer, side);
+    const int64_t codes = kv_row_code_bytes(a, f), pairs = kv_row_bytes(a, f) - codes;
+    return codes + (kv->target == TARGET_Q4_0 ? pairs / 2 : pairs);
+}
+
 int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv)
 {
     int64_t bytes = 0;
     for (int64_t i = 0; i < a->n_layers; i++)
-        bytes += kv_row_bytes(a, kv_format(kv, i, KV_K)) +
-                 kv_row_bytes(a, kv_format(kv, i, KV_V));
+        bytes += layer_row_bytes(a, kv, i, KV_K) + layer_row_bytes(a, kv, i, KV_V);
     return bytes;
 }
 
@@ -479,7 +487,8 @@ static double row_bits(const struct arch *a, const struct kv_spec *kv, int64_t l
     const struct kv_format f = kv_format(kv, layer, side);
     if (side == KV_K && kv->method == KV_CHANNEL && f.bits < 16)
         return (double)f.bits + 32.0 / (double)f.group_size;
-    return 8.0 * (double)kv_row_bytes(a, f) / (double)(a->n_kv * a->head_dim);
+    return 8.0 * (double)layer_row_bytes(a, kv, layer, side) /
+           (double)(a->n_kv * a->head_dim);
 }
 
 double kv_mean_bits(const struct arch *a, const struct kv_spec *kv)

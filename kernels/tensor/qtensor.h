@@ -102,6 +102,8 @@ bool kv_quantizes_layer(const struct kv_spec *kv, int64_t layer);
 /* Sets all bits to 16; the other settings stay. */
 void kv_set_unquantized(struct kv_spec *kv);
 
+/* Channels of values that llama.cpp rotates together. */
+#define KV_TARGET_V_ROTATION 64
 /* The settings that describe another engine's cache. */
 struct kv_spec kv_target_spec(enum kv_target target);
 /* ERR_SUPPORT if the engine's cache does not hold, or does not rotate, heads of head_dim

@@ -10,6 +10,7 @@ extern const struct command cmd_quantize;
 extern const struct command cmd_calibrate;
 extern const struct command cmd_refine;
 extern const struct command cmd_convert;
+extern const struct command cmd_fold;
 extern const struct command cmd_verify;
 extern const struct command cmd_export;
 extern const struct command cmd_eval;

@@ -17,12 +17,13 @@ static enum err load_rtn(struct eval_sim *s, int64_t i)
 }
 
 /* Replaces the cache that q was calibrated for by an engine's, which does not know its smoothing
- * and shift. */
+ * and shift. What a fold learned for another engine's cache is no longer for its channels. */
 static void take_target(struct block_quant *q, int target)
 {
-    const struct kv_spec own = q->kv;
+    if ((int)q->kv.target == target)
+        return;
     q->kv = kv_target_spec((enum kv_target)target);
-    for (int64_t i = 0; i < q->n_channels && !own.target; i++) {
+    for (int64_t i = 0; i < q->n_channels; i++) {
         q->k_scale[i] = q->v_scale[i] = 1;
         q->k_shift[i] = q->v_shift[i] = 0;
     }

@@ -32,6 +32,11 @@ enum err recipe_check_runtime(const struct recipe *r)
     FAIL_IF(recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
             "kv.method is channel, but the packed runtime quantizes per token; simulate "
             "it by `wkvq calibrate`, then `wkvq eval --state`");
+    FAIL_IF(
+        r->target && r->kv_method == KV_CHANNEL_TOKEN, ERR_SUPPORT,
+        "kv.target is %s and no weights are quantized, so smoothing and shift of values are "
+        "learned for the weights: let `wkvq calibrate` do so, then `wkvq fold`",
+        kv_target_name[r->target]);
     return OK;
 }
 
@@ -101,6 +106,11 @@ enum err recipe_check_refine(const struct recipe *r)
         recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
         "kv.method is channel, but refinement simulates a cache quantized per token; set "
         "refine.samples to 0");
+    FAIL_IF(
+        r->target && r->kv_method == KV_CHANNEL_TOKEN, ERR_SUPPORT,
+        "kv.target is %s and no weights are quantized: there is a fold to learn, but nothing "
+        "to refine; set refine.samples to 0",
+        kv_target_name[r->target]);
     FAIL_IF(!recipe_quantizes_kv(r) && !weight_quantizes(&w), ERR_USAGE,
             "refine.samples is %" PRId64
             ", but neither weights nor cache are quantized, so "

@@ -6,13 +6,14 @@
 
 #include <string.h>
 
-/* What kv_target_spec() has, as one types it. A key at its default follows. */
+/* What kv_target_spec() has, as one types it. A key at its default follows. The method is token,
+ * except where weights are not quantized: then smoothing and shift of values are learned, to be
+ * folded into the weights before those are quantized (`wkvq fold`). */
 static const struct {
     const char *key, *value;
-} fixed[] = {
-    {"kv.method", "token"}, {"kv.bits", "4"},          {"kv.group_size", "32"},
-    {"kv.mixed", ""},       {"kv.past_only", "false"}, {"kv.key_stage", "post_rope"},
-    {"kv.window", "1"},     {"kv.sink", "0"},          {"kv.rotate", "none"}};
+} fixed[] = {{"kv.bits", "4"},          {"kv.group_size", "32"},       {"kv.mixed", ""},
+             {"kv.past_only", "false"}, {"kv.key_stage", "post_rope"}, {"kv.window", "1"},
+             {"kv.sink", "0"},          {"kv.rotate", "none"}};
 
 static const struct recipe_key *key_of(const char *name)
 {
@@ -43,7 +44,10 @@ out:
 
 enum err recipe_take_target(struct recipe *r)
 {
-    for (size_t i = 0; r->target && i < ARRAY_LEN(fixed); i++)
+    const struct weight_spec w = recipe_weight_spec(r);
+    if (!r->target)
+        return OK;
+    for (size_t i = 0; i < ARRAY_LEN(fixed); i++)
         TRY(fix(r, fixed[i].key, fixed[i].value));
-    return OK;
+    return fix(r, "kv.method", weight_quantizes(&w) ? "token" : "channel_token");
 }

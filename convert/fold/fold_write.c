@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Writes a folded checkpoint: the source's tensors in their order, those that change in F32, and
+ * then the biases that it did not have. */
+#include "convert/artifact/artifact_files.h"
+#include "convert/fold/fold.h"
+#include "convert/output/outdir.h"
+#include "data/json.h"
+#include "kernels/base/file/file.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_MAX ((size_t)16 << 20)
+
+/* What becomes of a tensor. The biases of q and k are there because engines create all four or
+ * none. */
+enum part { PART_COPY, PART_V, PART_O, PART_V_BIAS, PART_O_BIAS, PART_ZERO, N_PARTS };
+
+struct item {
+    enum part part;
+    int64_t layer;
+    const struct st_tensor *src; /* NULL: the checkpoint has no such tensor */
+    char name[128];
+};
+
+struct fold {
+    struct hf_model *m;
+    const struct arch *a;
+    float **s, **shift; /* [n_layers][K*d], owned */
+    bool biases;
+    struct item *item; /* [n_items] */
+    struct st_entry *entry;
+    int64_t n_items;
+    float *values, *bias; /* the largest tensor; [D] */
+};
+
+/* --- what to write ------------------------------------------------------------------- */
+
+static enum err take_layer(struct fold *f, int64_t i, const struct block_quant *q)
+{
+    const int64_t n = f->a->n_kv * f->a->head_dim;
+    FAIL_IF(q->n_channels != n, ERR_MISMATCH,
+            "block %" PRId64 ": the fold has %" PRId64 " channels, the model %" PRId64, i,
+            q->n_channels, n);
+    TRY(mem_alloc(&f->s[i], (size_t)n, sizeof(float)));
+    TRY(mem_alloc(&f->shift[i], (size_t)n, sizeof(float)));
+    for (int64_t c = 0; c < n; c++) {
+        f->s[i][c] = q->v_scale[c];
+        f->shift[i][c] = q->v_shift[c];
+        f->biases = f->biases || q->v_shift[c] != 0;
+        FAIL_IF(!(q->v_scale[c] > 0 && isfinite(q->v_scale[c]) && isfinite(q->v_shift[c])),
+                ERR_FORMAT,
+                "block %" PRId64 ": channel %" PRId64 " has scale %g and shift %g", i, c,
+                (double)q->v_scale[c], (double)q->v_shift[c]);
+    }
+    return OK;
+}
+
+static enum err take_layers(struct fold *f, const struct quant_source *q)
+{
+    const size_t n = (size_t)f->a->n_layers;
+    TRY(mem_calloc(&f->s, n, sizeof(*f->s)));
+    TRY(mem_calloc(&f->shift, n, sizeof(*f->shift)));
+    for (int64_t i = 0; i < f->a->n_layers; i++) {
+        const struct block_quant *of;
+        TRY(q->block(q->ctx, i, &of));
+        TRY(take_layer(f, i, of));
+    }
+    FAIL_IF(f->biases && !arch_holds_value_shift(f->a), ERR_SUPPORT,
+            "the state has a shift of values, but a %s model has no biases for it",
+            f->a->model_type);
+    return OK;
+}
+
+static void part_name(char *out, size_t n, int64_t layer, const char *tail)
+{
+    snprintf(out, n, "model.layers.%" PRId64 ".self_attn.%s", layer, tail);
+}
+
+static enum part part_of(int64_t *layer, const char *name, const struct arch *a)
+{
+    static const char *const tail[N_PARTS] = {[PART_V] = "v_proj.weight",
+                                              [PART_O] = "o_proj.weight",
+                                              [PART_V_BIAS] = "v_proj.bias",
+                                              [PART_O_BIAS] = "o_proj.bias"};
+    char own[128];
+    for (*layer = 0; *layer < a->n_layers; ++*layer)
+        for (int p = PART_V; p <= PART_O_BIAS; p++) {
+            part_name(own, sizeof(own), *layer, tail[p]);
+            if (!strcmp(own, name))
+                return (enum part)p;
+        }
+    return PART_COPY;
+}
+
+/* Adds a tensor of n_dims dimensions, F32 unless it is copied. */
+static void add(struct fold *f, struct item item, int n_dims, const int64_t *dim)
+{
+    struct st_entry e = {.dtype = item.part == PART_COPY ? item.src->dtype : DT_F32,
+                         .n_dims = n_dims};
+    for (int i = 0; i < n_dims; i++)
+        e.dim[i] = dim[i];
+    f->item[f->n_items] = item;
+    e.name = f->item[f->n_items].name;
+    f->entry[f->n_items++] = e;
+}
+
+static void add_missing_biases(struct fold *f, int64_t layer)
+{
+    static const struct {
+        const char *tail;
+        enum part part;
+        int lin;
+    } bias[] = {{"q_proj.bias", PART_ZERO, LIN_Q},
+                {"k_proj.bias", PART_ZERO, LIN_K},
+                {"v_proj.bias", PART_V_BIAS, LIN_V},
+                {"o_proj.bias", PART_O_BIAS, LIN_O}};
+    for (size_t i = 0; i < ARRAY_LEN(bias); i++) {
+        struct item item = {.part = bias[i].part, .layer = layer};
+        const int64_t n = arch_out(f->a, bias[i].lin);
+        part_name(item.name, sizeof(item.name), layer, bias[i].tail);
+        if (!hf_find(f->m, item.name))
+            add(f, item, 1, &n);
+    }
+}
+
+static enum err list_items(struct fold *f)
+{
+    const int64_t n = hf_tensor_count(f->m);
+    const size_t most = (size_t)(n + 4 * f->a->n_layers);
+    TRY(mem_calloc(&f->item, most, sizeof(*f->item)));
+    TRY(mem_calloc(&f->entry, most, sizeof(*f->entry)));
+    for (int64_t i = 0; i < n; i++) {
+        struct item item = {.src = hf_tensor_at(f->m, i)};
+        FAIL_IF(strlen(item.src->name) >= sizeof(item.name) ||
+                    item.src->n_dims > TENSOR_MAX_DIMS || !dtype_bytes(item.src->dtype),
+                ERR_SUPPORT, "tensor %.100s: its name, shape or type cannot be copied",
+                item.src->name);
+        snprintf(item.name, sizeof(item.name), "%s", item.src->name);
+        item.part = part_of(&item.layer, item.name, f->a);
+        add(f, item, item.src->n_dims, item.src->dim);
+    }
+    for (int64_t i = 0; i < f->a->n_layers && f->biases; i++)
+        add_missing_biases(f, i);
+    return OK;
+}
+
+/* --- writing ------------------------------------------------------------------------- */
+
+static enum err write_item(struct fold *f, struct st_writer *w, const struct item *t)
+{
+    const struct arch *a = f->a;
+    const struct model_source *source = hf_source(f->m);
+    const int64_t C = a->n_kv * a->head_dim;
+    const float *s = f->s[t->layer < a->n_layers ? t->layer : 0];
+    const float *shift = f->shift[t->layer < a->n_layers ? t->layer : 0];
+    struct block_src b;
+    if (t->part == PART_COPY) {
+        TRY(st_write(w, t->src->data, t->src->bytes));
+        hf_release(f->m, t->src);
+        return OK;
+    }
+    TRY(source->block(source->ctx, t->layer, &b));
+    switch (t->part) {
+    case PART_V:
+        TRY(fold_v(f->values, &b.lin[LIN_V], s));
+        return st_write(w, f->values, (size_t)(C * a->d_model) * sizeof(float));
+    case PART_O:
+        fold_o(f->values, f->bias, &b, a, s, shift);
+        return st_write(w, f->values,
+                        (size_t)(a->d_model * a->n_heads * a->head_dim) * sizeof(float));
+    case PART_V_BIAS:
+        fold_v_bias(f->values, &b.bias[LIN_V], s, shift, C);
+        return st_write(w, f->values, (size_t)C * sizeof(float));
+    case PART_O_BIAS:
+        fold_o(f->values, f->bias, &b, a, s, shift);
+        return st_write(w, f->bias, (size_t)a->d_model * sizeof(float));
+    case PART_ZERO:
+    default: {
+        const int64_t n = arch_out(a, strstr(t->name, "q_proj") ? LIN_Q : LIN_K);
+        memset(f->values, 0, (size_t)n * sizeof(float));
+        return st_write(w, f->values, (size_t)n * sizeof(float));
+    }
+    }
+}
+
+static enum err write_tensors(struct fold *f, const char *dir, uint64_t *bytes)
+{
+    static const char name[] = "model.safetensors";
+    const int64_t H = f->a->n_heads * f->a->head_dim, D = f->a->d_model;
+    struct st_writer *w = NULL;
+    char *path = NULL;
+    enum err err = OK;
+    TRY(file_join(&path, dir, name));
+    TRY_OUT(mem_alloc(&f->values, (size_t)(H > D ? H : D), (size_t)D * sizeof(float)));
+    TRY_OUT(mem_alloc(&f->bias, (size_t)D, sizeof(float)));
+    TRY_OUT(st_writer_open(&w, path, f->entry, f->n_items, NULL, 0));
+    for (int64_t i = 0; i < f->n_items; i++)
+        TRY_OUT(write_item(f, w, &f->item[i]));
+    *bytes = st_writer_file_bytes(w);
+    TRY_OUT(st_writer_commit(&w));
+out:
+    st_writer_abort(&w);
+    mem_free(path);
+    return err;
+}
+
+static enum err write_config(const struct fold *f, const char *dir, const char *model_dir)
+{
+    enum err err = OK;
+    char *from = NULL, *to = NULL, *text = NULL;
+    json_t *o = NULL;
+    TRY_OUT(file_join(&from, model_dir, "config.json"));
+    TRY_OUT(file_join(&to, dir, "config.json"));
+    TRY_OUT(json_load_file_lenient(&o, from, CONFIG_MAX, JSON_REPEATS_LAST));
+    bool done = artifact_config_truth(o, f->a);
+    if (f->biases)
+        done = done && !json_object_set_new(o, "attention_bias", json_true());
+    text = done ? json_text_restored(o, JSON_INDENT(2)) : NULL;
+    if (!text)
+        FAIL_OUT(ERR_MEMORY, "%s: out of memory", to);
+    TRY_OUT(file_write_all(to, text, strlen(text)));
+out:
+    free(text);
+    json_decref(o);
+    mem_free(from);
+    mem_free(to);
+    return err;
+}
+
+static void release(struct fold *f)
+{
+    for (int64_t i = 0; f->s && f->shift && i < f->a->n_layers; i++) {
+        mem_free(f->s[i]);
+        mem_free(f->shift[i]);
+    }
+    mem_free(f->s);
+    mem_free(f->shift);
+    mem_free(f->item);
+    mem_free(f->entry);
+    mem_free(f->values);
+    mem_free(f->bias);
+}
+
+enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_model *m,
+                    const char *model_dir, const struct quant_source *q)
+{
+    enum err err = OK;
+    struct fold f = {.m = m, .a = hf_arch(m)};
+    struct outdir dir = {0};
+    struct manifest_file copied[ARTIFACT_FILES_MAX];
+    size_t n;
+    TRY_OUT(take_layers(&f, q));
+    TRY_OUT(list_items(&f));
+    TRY_OUT(outdir_open(&dir, out_dir, false));
+    TRY_OUT(write_tensors(&f, dir.tmp, &out->bytes));
+    TRY_OUT(write_config(&f, dir.tmp, model_dir));
+    TRY_OUT(artifact_copy_tokenizer(dir.tmp, model_dir, copied, &n));
+    TRY_OUT(outdir_commit(&dir));
+    out->biases = f.biases;
+out:
+    outdir_abort(&dir);
+    release(&f);
+    return err;
+}
