@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A calibration and a refinement by two ranks in two network namespaces, as on two machines, whose link of 1 Gbit/s loses
+1 % of the packets: test_network.py WKVQ WKVQ_EMU DEMO mpi|none.
+
+mpirun starts its daemon in the second namespace by a script in the place of ssh. Exits with 77 where namespaces, traffic
+control or nftables are not allowed or not installed."""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from test_mpi import REFINE, SHORT, Fixture
+
+ADDRESS = ["10.77.0.1", "10.77.0.2"]
+LOSE = "add table inet t; add chain inet t c { type filter hook input priority 0; }; " \
+       "add rule inet t c ip saddr 10.77.0.0/24 numgen random mod 100 < 1 counter drop"
+# The host names differ, because ranks on one host would share memory. The first word is the host's address.
+AGENT = """#!/bin/sh
+shift
+exec ip netns exec {space} unshare --uts sh -c 'hostname second && exec sh -c "$0"' "$*"
+"""
+
+
+def call(*args, space=None):
+    inside = ["ip", "netns", "exec", space] if space else []
+    return subprocess.run([*inside, *args], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+class Link:
+    def __init__(self):
+        self.spaces = [f"wkvq-{os.getpid()}-{i}" for i in range(2)]
+
+    def open(self):
+        for space in self.spaces:
+            call("ip", "netns", "add", space)
+        first, second = self.spaces
+        call("ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        for space, address in zip(self.spaces, ADDRESS):
+            call("ip", "addr", "add", f"{address}/24", "dev", "eth0", space=space)
+            for device in ("lo", "eth0"):
+                call("ip", "link", "set", device, "up", space=space)
+            call("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit", "burst", "128kb", "latency", "50ms", space=space)
+            call("nft", LOSE, space=space)
+
+    def lost(self):
+        """Returns the number of packets that each end has lost."""
+        return [int(re.search(r"counter packets (\d+)", call("nft", "list", "ruleset", space=s))[1]) for s in self.spaces]
+
+    def close(self):
+        for space in self.spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+
+
+def ranks(f, link, args):
+    agent = f.path / "agent"
+    agent.write_text(AGENT.format(space=link.spaces[1]))
+    agent.chmod(0o755)
+    mca = {"plm_rsh_agent": agent, "btl": "tcp,self", "btl_tcp_if_include": "eth0", "oob_tcp_if_include": "eth0"}
+    return ["ip", "netns", "exec", link.spaces[0], "mpirun", *(w for k, v in mca.items() for w in ("--mca", k, str(v))),
+            "--host", ",".join(f"{a}:1" for a in ADDRESS), "--wdir", str(f.path),
+            *(w for n in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") for w in ("-x", n)), *args]
+
+
+def compare(f, link):
+    more = [*SHORT, *REFINE]
+    f.run(f.wkvq_args("alone", more=more))
+    done = f.run(ranks(f, link, f.wkvq_args("apart", more=more)))
+    assert "2 ranks of 1 threads" in done.stderr, done.stderr
+    assert f.blocks("alone") == f.blocks("apart") and f.refined("alone") == f.refined("apart")
+    lost = link.lost()
+    print("packets lost by the two ends:", *lost)
+    assert all(n > 0 for n in lost), lost
+
+
+def main():
+    *paths, build = sys.argv[1:5]
+    missing = [p for p in ("mpirun", "ip", "tc", "nft", "unshare") if not shutil.which(p)]
+    if build == "none" or missing:
+        print("skipped: this build has no MPI" if build == "none" else f"skipped: no {', '.join(missing)}")
+        return 77
+    link = Link()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                link.open()
+            except subprocess.CalledProcessError as e:
+                print("skipped:", e.stderr.strip() or e)
+                return 77
+            compare(Fixture(*(str(pathlib.Path(p).resolve()) for p in paths), folder), link)
+    finally:
+        link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
