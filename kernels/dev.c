@@ -349,24 +349,25 @@ enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
     OP_END(DEV_ATTENTION_BWD, started);
 }
 
-enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+enum err dev_gate(struct dev *d, enum gate_act kind, const struct tensor *y,
+                  const struct tensor *gu)
 {
-    OP_BEGIN(silu_gate, started);
+    OP_BEGIN(gate, started);
     WANT(act(y) && act(gu) && is_2d(y) && is_2d(gu) && gu->dim[0] == y->dim[0] &&
              gu->dim[1] == 2 * y->dim[1],
-         "silu_gate: want y [R,F], gu [R,2F]");
-    d->ops.silu_gate(d, y, gu);
+         "gate: want y [R,F], gu [R,2F]");
+    d->ops.gate(d, kind, y, gu);
     OP_END(DEV_ELEMENTWISE, started);
 }
 
-enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
-                           const struct tensor *gu)
+enum err dev_gate_bwd(struct dev *d, enum gate_act kind, const struct tensor *dgu,
+                      const struct tensor *dy, const struct tensor *gu)
 {
-    OP_BEGIN(silu_gate_bwd, started);
+    OP_BEGIN(gate_bwd, started);
     WANT(act(dy) && act(gu) && act(dgu) && is_2d(dy) && is_2d(gu) && same_shape(dgu, gu) &&
              gu->dim[0] == dy->dim[0] && gu->dim[1] == 2 * dy->dim[1],
-         "silu_gate_bwd: want dy [R,F], dgu, gu [R,2F]");
-    d->ops.silu_gate_bwd(d, dgu, dy, gu);
+         "gate_bwd: want dy [R,F], dgu, gu [R,2F]");
+    d->ops.gate_bwd(d, kind, dgu, dy, gu);
     OP_END(DEV_ELEMENTWISE, started);
 }
 

@@ -23,6 +23,7 @@
 #ifndef WKVQ_DEV_H
 #define WKVQ_DEV_H
 
+#include "kernels/tensor/gate.h"
 #include "kernels/tensor/qtensor.h"
 #include "kernels/tensor/tensor.h"
 
@@ -215,12 +216,13 @@ enum err dev_attn_bwd(struct dev *d, const struct attn_grads *grads,
 
 /* --- MLP ----------------------------------------------------------------------------- */
 
-/* y[r,f] = silu(gu[r,f]) gu[r,F+f] with silu(x) = x / (1 + exp(-x)). y act [R,F],
- * gu act [R,2F]. */
-enum err dev_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu);
+/* y[r,f] = act(gu[r,f]) gu[r,F+f], with the activation of enum gate_act. y act [R,F], gu act
+ * [R,2F]. */
+enum err dev_gate(struct dev *d, enum gate_act act, const struct tensor *y,
+                  const struct tensor *gu);
 /* dgu [R,2F] from dy [R,F], gu. dgu may be gu. */
-enum err dev_silu_gate_bwd(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
-                           const struct tensor *gu);
+enum err dev_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu,
+                      const struct tensor *dy, const struct tensor *gu);
 
 /* --- fake quantization --------------------------------------------------------------- */
 

@@ -53,9 +53,10 @@ struct dev_ops {
     void (*attn_bwd)(struct dev *d, const struct attn_grads *grads,
                      const struct tensor *dout, const struct tensor *o,
                      const struct tensor *lse, const struct attn_inputs *in);
-    void (*silu_gate)(struct dev *d, const struct tensor *y, const struct tensor *gu);
-    void (*silu_gate_bwd)(struct dev *d, const struct tensor *dgu, const struct tensor *dy,
-                          const struct tensor *gu);
+    void (*gate)(struct dev *d, enum gate_act act, const struct tensor *y,
+                 const struct tensor *gu);
+    void (*gate_bwd)(struct dev *d, enum gate_act act, const struct tensor *dgu,
+                     const struct tensor *dy, const struct tensor *gu);
     void (*fake_quant_weights)(struct dev *d, const struct tensor *wq,
                                const struct tensor *scales, const struct tensor *zeros,
                                const struct weight_quant *p);

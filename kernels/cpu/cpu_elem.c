@@ -9,7 +9,8 @@
 struct elem {
     const struct tensor *y, *a, *b;
     int64_t cols;
-    float factor; /* of scale */
+    float factor;      /* of scale */
+    enum gate_act act; /* of gates */
 };
 
 static void copy_part(const void *ctx, int64_t begin, int64_t end)
@@ -121,9 +122,28 @@ static void cpu_zero(struct dev *d, void *dst, size_t bytes)
     memset((char *)dst + whole, 0, bytes - whole);
 }
 
-/* y = g sigma(g) u. A row of gu is F values of g, the gate projection, then F of u, the up
+/* Clamps g so that its powers stay finite. */
+static vf gelu_clamp(vf g)
+{
+    return vf_min(vf_set1(GELU_MAX), vf_max(vf_set1(-GELU_MAX), g));
+}
+
+/* z and z' of act(g) = g sigma(z). */
+static vf gate_arg(enum gate_act act, vf g)
+{
+    const vf x = gelu_clamp(g), b = vf_set1((float)GELU_B), a = vf_set1((float)GELU_A);
+    return act == GATE_SILU ? g : vf_mul(x, vf_fma(vf_mul(x, x), b, a));
+}
+
+static vf gate_slope(enum gate_act act, vf g)
+{
+    const vf x = gelu_clamp(g), b = vf_set1(3 * (float)GELU_B), a = vf_set1((float)GELU_A);
+    return act == GATE_SILU ? vf_set1(1) : vf_fma(vf_mul(x, x), b, a);
+}
+
+/* y = g sigma(z) u. A row of gu is F values of g, the gate projection, then F of u, the up
  * projection. */
-static void silu_row(const void *ctx, int64_t r)
+static void gate_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;
     const int64_t F = e->cols;
@@ -132,21 +152,23 @@ static void silu_row(const void *ctx, int64_t r)
     const bool y16 = cpu_bf16(e->y), gu16 = cpu_bf16(e->a);
     for (int64_t f = 0; f < F; f += VL) {
         const vf g = act_get(g_r, gu16, f, F), u = act_get(u_r, gu16, f, F);
-        act_put(y_r, y16, f, F, vf_mul(vf_mul(g, vf_sigmoid(g)), u));
+        const vf sig = vf_sigmoid(gate_arg(e->act, g));
+        act_put(y_r, y16, f, F, vf_mul(vf_mul(g, sig), u));
     }
 }
 
-static void cpu_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+static void cpu_gate(struct dev *d, enum gate_act act, const struct tensor *y,
+                     const struct tensor *gu)
 {
-    const struct elem e = {.y = y, .a = gu, .cols = y->dim[1]};
-    cpu_run_rows(d, y->dim[0], 4 * e.cols, silu_row, &e);
+    const struct elem e = {.y = y, .a = gu, .cols = y->dim[1], .act = act};
+    cpu_run_rows(d, y->dim[0], 4 * e.cols, gate_row, &e);
 }
 
-/* With sigma' = sigma (1 - sigma), the derivative of g sigma(g) is sigma (1 + g (1 -
+/* With sigma' = sigma (1 - sigma), the derivative of g sigma(z) is sigma (1 + g z' (1 -
  * sigma)), so
- *   dg = dy u sigma(g) (1 + g (1 - sigma(g)))      du = dy g sigma(g)
+ *   dg = dy u sigma(z) (1 + g z' (1 - sigma(z)))      du = dy g sigma(z)
  * Each vector is read before it is written, so dgu may be gu. */
-static void silu_bwd_row(const void *ctx, int64_t r)
+static void gate_bwd_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;
     const int64_t F = e->cols;
@@ -157,18 +179,19 @@ static void silu_bwd_row(const void *ctx, int64_t r)
     const vf one = vf_set1(1.0f);
     for (int64_t f = 0; f < F; f += VL) {
         const vf g = act_get(g_r, gu16, f, F), u = act_get(u_r, gu16, f, F);
-        const vf dy = act_get(dy_r, dy16, f, F), sig = vf_sigmoid(g);
-        const vf slope = vf_fma(g, vf_sub(one, sig), one);
+        const vf dy = act_get(dy_r, dy16, f, F), sig = vf_sigmoid(gate_arg(e->act, g));
+        const vf left = vf_sub(one, sig);
+        const vf slope = vf_fma(vf_mul(g, gate_slope(e->act, g)), left, one);
         act_put(dg_r, d16, f, F, vf_mul(vf_mul(vf_mul(dy, u), sig), slope));
         act_put(du_r, d16, f, F, vf_mul(vf_mul(dy, g), sig));
     }
 }
 
-static void cpu_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
-                              const struct tensor *dy, const struct tensor *gu)
+static void cpu_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu,
+                         const struct tensor *dy, const struct tensor *gu)
 {
-    const struct elem e = {.y = dgu, .a = gu, .b = dy, .cols = dy->dim[1]};
-    cpu_run_rows(d, dy->dim[0], 6 * e.cols, silu_bwd_row, &e);
+    const struct elem e = {.y = dgu, .a = gu, .b = dy, .cols = dy->dim[1], .act = act};
+    cpu_run_rows(d, dy->dim[0], 6 * e.cols, gate_bwd_row, &e);
 }
 
 void ISA_NAME(cpu_fill_elem)(struct dev_ops *o)
@@ -179,8 +202,8 @@ void ISA_NAME(cpu_fill_elem)(struct dev_ops *o)
     o->add = cpu_add;
     o->scale = cpu_scale;
     o->exp = cpu_exp;
-    o->silu_gate = cpu_silu_gate;
-    o->silu_gate_bwd = cpu_silu_gate_bwd;
+    o->gate = cpu_gate;
+    o->gate_bwd = cpu_gate_bwd;
 }
 
 void ISA_NAME(cpu_fill)(struct dev_ops *o)

@@ -100,17 +100,31 @@ __device__ static float sigmoid(float x)
     return 1 / (1 + expf(-x));
 }
 
-/* y = g sigma(g) u. A row of gu is F values of g, then F of u. If F is no multiple of 4, a
+/* z and z' of act(g) = g sigma(z). g is clamped so that its powers stay finite. */
+__device__ static float gate_arg(enum gate_act act, float g)
+{
+    const float x = fminf(GELU_MAX, fmaxf(-GELU_MAX, g));
+    return act == GATE_SILU ? g : x * ((float)GELU_A + (float)GELU_B * (x * x));
+}
+
+__device__ static float gate_slope(enum gate_act act, float g)
+{
+    const float x = fminf(GELU_MAX, fmaxf(-GELU_MAX, g));
+    return act == GATE_SILU ? 1 : (float)GELU_A + 3 * (float)GELU_B * (x * x);
+}
+
+/* y = g sigma(z) u. A row of gu is F values of g, then F of u. If F is no multiple of 4, a
  * quad of u is not aligned and is read element by element. */
-struct silu_quad {
+struct gate_quad {
     view y, gu;
     int64_t F;
+    enum gate_act act;
     __device__ void operator()(int64_t r, int64_t c, int n) const
     {
         quad g = get4(gu, r * gu.ld + c, n);
         const quad u = F % 4 ? quad_at(r, F + c, n) : get4(gu, r * gu.ld + F + c, n);
         for (int k = 0; k < 4; k++)
-            g.v[k] = g.v[k] * sigmoid(g.v[k]) * u.v[k];
+            g.v[k] = g.v[k] * sigmoid(gate_arg(act, g.v[k])) * u.v[k];
         put4(y, r * y.ld + c, n, g);
     }
     __device__ quad quad_at(int64_t r, int64_t c, int n) const
@@ -121,17 +135,18 @@ struct silu_quad {
     }
 };
 
-static void cuda_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+static void cuda_gate(struct dev *d, enum gate_act act, const struct tensor *y,
+                      const struct tensor *gu)
 {
-    run_quads(d, "silu_gate", silu_quad{view_of(y), view_of(gu), y->dim[1]}, y->dim[0],
+    run_quads(d, "gate", gate_quad{view_of(y), view_of(gu), y->dim[1], act}, y->dim[0],
               y->dim[1]);
 }
 
-/* dg = dy u sigma(g) (1 + g (1 - sigma(g))), du = dy g sigma(g). A thread reads g and u
+/* dg = dy u sigma(z) (1 + g z' (1 - sigma(z))), du = dy g sigma(z). A thread reads g and u
  * before it writes their gradients, so dgu may be gu. */
-struct silu_bwd_quad {
+struct gate_bwd_quad {
     view dgu, dy;
-    silu_quad fwd; /* its gu */
+    gate_quad fwd; /* its gu */
     __device__ void operator()(int64_t r, int64_t c, int n) const
     {
         const view &gu = fwd.gu;
@@ -139,8 +154,9 @@ struct silu_bwd_quad {
         quad g = get4(gu, r * gu.ld + c, n), u = fwd.quad_at(r, F + c, n);
         const quad dq = get4(dy, r * dy.ld + c, n);
         for (int k = 0; k < 4; k++) {
-            const float x = g.v[k], sig = sigmoid(x);
-            g.v[k] = dq.v[k] * u.v[k] * sig * (1 + x * (1 - sig));
+            const float x = g.v[k], sig = sigmoid(gate_arg(fwd.act, x));
+            const float slope = x * gate_slope(fwd.act, x);
+            g.v[k] = dq.v[k] * u.v[k] * sig * (1 + slope * (1 - sig));
             u.v[k] = dq.v[k] * x * sig;
         }
         view up = dgu;
@@ -150,12 +166,12 @@ struct silu_bwd_quad {
     }
 };
 
-static void cuda_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
-                               const struct tensor *dy, const struct tensor *gu)
+static void cuda_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu,
+                          const struct tensor *dy, const struct tensor *gu)
 {
-    const silu_bwd_quad f = {
-        view_of(dgu), view_of(dy), {view_of(dy), view_of(gu), dy->dim[1]}};
-    run_quads(d, "silu_gate_bwd", f, dy->dim[0], dy->dim[1]);
+    const gate_bwd_quad f = {
+        view_of(dgu), view_of(dy), {view_of(dy), view_of(gu), dy->dim[1], act}};
+    run_quads(d, "gate_bwd", f, dy->dim[0], dy->dim[1]);
 }
 
 /* Rotates the pairs (x[k], x[k + r/2]) of every head by the token's angle (Su et al. 2021),
@@ -216,8 +232,8 @@ void fill_elem(struct dev_ops *o)
     o->add = cuda_add;
     o->scale = cuda_scale;
     o->bias = cuda_bias;
-    o->silu_gate = cuda_silu_gate;
-    o->silu_gate_bwd = cuda_silu_gate_bwd;
+    o->gate = cuda_gate;
+    o->gate_bwd = cuda_gate_bwd;
     o->rope = cuda_rope;
     o->exp = cuda_exp;
 }

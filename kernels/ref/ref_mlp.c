@@ -10,21 +10,33 @@ static double sigmoid(double x)
     return 1 / (1 + exp(-x));
 }
 
-static void ref_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+/* The argument of the sigmoid, and its slope. */
+static double gate_arg(enum gate_act act, double g)
+{
+    return act == GATE_SILU ? g : g * (GELU_A + GELU_B * g * g);
+}
+
+static double gate_slope(enum gate_act act, double g)
+{
+    return act == GATE_SILU ? 1 : GELU_A + 3 * GELU_B * g * g;
+}
+
+static void ref_gate(struct dev *d, enum gate_act act, const struct tensor *y,
+                     const struct tensor *gu)
 {
     const int64_t F = y->dim[1];
     for (int64_t r = 0; r < y->dim[0]; r++)
         for (int64_t f = 0; f < F; f++) {
             const double g = (double)ref_get(gu, r * gu->ld + f);
             const double u = (double)ref_get(gu, r * gu->ld + F + f);
-            ref_set(y, r * y->ld + f, g * sigmoid(g) * u);
+            ref_set(y, r * y->ld + f, g * sigmoid(gate_arg(act, g)) * u);
         }
 }
 
-/* y = silu(g) u, so dg = dy u silu'(g) and du = dy silu(g), where silu'(g) = sig(g) (1 + g
- * (1 - sig(g))) because sig' = sig (1 - sig). */
-static void ref_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
-                              const struct tensor *dy, const struct tensor *gu)
+/* y = act(g) u, so dg = dy u act'(g) and du = dy act(g). With act(g) = g s(z), act'(g) =
+ * s(z) (1 + g z' (1 - s(z))) because s' = s (1 - s). */
+static void ref_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu,
+                         const struct tensor *dy, const struct tensor *gu)
 {
     const int64_t F = dy->dim[1];
     for (int64_t r = 0; r < dy->dim[0]; r++)
@@ -32,14 +44,15 @@ static void ref_silu_gate_bwd(struct dev *d, const struct tensor *dgu,
             const double g = (double)ref_get(gu, r * gu->ld + f);
             const double u = (double)ref_get(gu, r * gu->ld + F + f);
             const double dy_rf = (double)ref_get(dy, r * dy->ld + f);
-            const double sig = sigmoid(g);
-            ref_set(dgu, r * dgu->ld + f, dy_rf * u * sig * (1 + g * (1 - sig)));
+            const double sig = sigmoid(gate_arg(act, g));
+            const double slope = sig + g * gate_slope(act, g) * sig * (1 - sig);
+            ref_set(dgu, r * dgu->ld + f, dy_rf * u * slope);
             ref_set(dgu, r * dgu->ld + F + f, dy_rf * g * sig);
         }
 }
 
 void ref_fill_mlp(struct dev_ops *o)
 {
-    o->silu_gate = ref_silu_gate;
-    o->silu_gate_bwd = ref_silu_gate_bwd;
+    o->gate = ref_gate;
+    o->gate_bwd = ref_gate_bwd;
 }

@@ -103,10 +103,11 @@ static void bad_attn_bwd(struct dev *d, const struct attn_grads *grads,
     damage(grads->dkq ? grads->dkq : grads->dk, in->v);
 }
 
-static void bad_silu_gate(struct dev *d, const struct tensor *y, const struct tensor *gu)
+static void bad_gate(struct dev *d, enum gate_act act, const struct tensor *y,
+                     const struct tensor *gu)
 {
     if (fault != FAULT_SKIP)
-        real.silu_gate(d, y, gu);
+        real.gate(d, act, y, gu);
     damage(y, gu);
 }
 
@@ -155,7 +156,7 @@ static void break_ops(struct dev_ops *o)
     o->rmsnorm = bad_rmsnorm;
     o->attn = bad_attn;
     o->attn_bwd = bad_attn_bwd;
-    o->silu_gate = bad_silu_gate;
+    o->gate = bad_gate;
     o->fake_quant_weights = bad_fake_quant_weights;
     o->fake_quant_kv = bad_fake_quant_kv;
     o->adamw = bad_adamw;
@@ -201,8 +202,8 @@ static int judge_op(struct ck *c, const char *op)
 int ck_self_test(uint64_t seed)
 {
     static const char *const ops[] = {
-        "gemm",      "add",           "rmsnorm", "attn", "attn_bwd", "fake_quant_weights",
-        "silu_gate", "fake_quant_kv", "adamw",   "loss"};
+        "gemm", "add",           "rmsnorm", "attn", "attn_bwd", "fake_quant_weights",
+        "gate", "fake_quant_kv", "adamw",   "loss"};
     struct ck c = {.seed = seed, .level = "self-test", .quiet = true};
     int wrong = 0;
     for (int s = 0; s < N_SIDES; s++)

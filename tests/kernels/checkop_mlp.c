@@ -7,6 +7,7 @@
 
 struct gate_case {
     int64_t rows, cols;
+    enum gate_act act;
     enum dtype y, gu;
     bool in_place;
     enum ck_pattern pattern;
@@ -14,9 +15,9 @@ struct gate_case {
 
 static void name_case(struct ck *c, const struct gate_case *k)
 {
-    if (!ck_begin(c, "%ldx%ld, gu %s, y %s%s, %s", (long)k->rows, (long)k->cols,
-                  dtype_name(k->gu), dtype_name(k->y), k->in_place ? ", in place" : "",
-                  ck_pattern_name[k->pattern]))
+    if (!ck_begin(c, "%s %ldx%ld, gu %s, y %s%s, %s", k->act == GATE_SILU ? "silu" : "gelu",
+                  (long)k->rows, (long)k->cols, dtype_name(k->gu), dtype_name(k->y),
+                  k->in_place ? ", in place" : "", ck_pattern_name[k->pattern]))
         return;
 }
 
@@ -32,11 +33,24 @@ static struct tensor gate_input(struct ck *c, const struct gate_case *k)
     return gu;
 }
 
-/* sigma(g) for a magnitude. Near the end of F32's range its relative error grows without
- * bound, while the absolute error stays below the smallest normal number. */
-static double sigmoid_magnitude(double g)
+/* z of sigma(z), and its slope, in magnitude. */
+static double gate_arg(const struct gate_case *k, double g)
 {
-    return 1 / (1 + exp(-g)) + 0x1p-126 * 0x1p22;
+    return k->act == GATE_SILU ? g : g * (GELU_A + GELU_B * g * g);
+}
+
+static double gate_slope(const struct gate_case *k, double g)
+{
+    return k->act == GATE_SILU ? 1 : GELU_A + 3 * GELU_B * g * g;
+}
+
+/* sigma(z) for a magnitude. Near the end of F32's range its relative error grows without
+ * bound, while the absolute error stays below the smallest normal number. GELU's z is rounded,
+ * and an error of z is one of sigma's exponential. */
+static double sigmoid_magnitude(const struct gate_case *k, double g)
+{
+    const double z = gate_arg(k, g), rounding = k->act == GATE_SILU ? 0 : fabs(z);
+    return (1 + rounding) / (1 + exp(-z)) + 0x1p-126 * 0x1p22;
 }
 
 static void one_gate(struct ck *c, const struct gate_case *k)
@@ -47,10 +61,10 @@ static void one_gate(struct ck *c, const struct gate_case *k)
     for (int64_t i = 0; i < k->rows * k->cols; i++) {
         const double g = ck_get(&gu, i / k->cols, i % k->cols);
         const double u = ck_get(&gu, i / k->cols, k->cols + i % k->cols);
-        mag[i] = fabs(g * u) * sigmoid_magnitude(g);
+        mag[i] = fabs(g * u) * sigmoid_magnitude(k, g);
     }
     const struct ck_out y = ck_poisoned(c, ck_2d(k->y, k->rows, k->cols, 5));
-    CK_EACH(c, s) ck_ok(c, dev_silu_gate(c->dev[s], &y.side[s], &gu));
+    CK_EACH(c, s) ck_ok(c, dev_gate(c->dev[s], k->act, &y.side[s], &gu));
     ck_close(c, "y", &y, mag, 4);
     ck_end(c);
 }
@@ -67,13 +81,13 @@ static void one_gate_bwd(struct ck *c, const struct gate_case *k)
     for (int64_t r = 0; r < k->rows; r++)
         for (int64_t f = 0; f < F; f++) {
             const double g = ck_get(&gu, r, f), u = ck_get(&gu, r, F + f);
-            const double d = fabs(ck_get(&dy, r, f)), sig = sigmoid_magnitude(g);
-            mag[2 * r * F + f] = d * fabs(u) * sig * (1 + fabs(g));
+            const double d = fabs(ck_get(&dy, r, f)), sig = sigmoid_magnitude(k, g);
+            mag[2 * r * F + f] = d * fabs(u) * sig * (1 + fabs(g) * gate_slope(k, g));
             mag[(2 * r + 1) * F + f] = d * fabs(g) * sig;
         }
     CK_EACH(c, s)
-    ck_ok(c, dev_silu_gate_bwd(c->dev[s], &dgu.side[s], &dy,
-                               k->in_place ? &dgu.side[s] : &gu));
+    ck_ok(c, dev_gate_bwd(c->dev[s], k->act, &dgu.side[s], &dy,
+                          k->in_place ? &dgu.side[s] : &gu));
     ck_close(c, "dgu", &dgu, mag, 4);
     ck_end(c);
 }
@@ -83,14 +97,16 @@ static void each(struct ck *c, void (*one)(struct ck *c, const struct gate_case 
 {
     static const int64_t sizes[][2] = {{1, 1}, {1, 31}, {4, 16}, {3, 129}};
     if (c->bench) {
-        one(c, &(struct gate_case){256, 2048, DT_BF16, DT_BF16, false, PAT_RANDOM});
+        one(c,
+            &(struct gate_case){256, 2048, GATE_SILU, DT_BF16, DT_BF16, false, PAT_RANDOM});
         return;
     }
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         for (int p = 0; p < N_PATTERNS; p++)
-            for (int v = 0; v < 4; v++) {
+            for (int v = 0; v < 8; v++) {
                 struct gate_case k = {sizes[i][0],
                                       sizes[i][1],
+                                      v & 4 ? GATE_GELU : GATE_SILU,
                                       v & 1 ? DT_BF16 : DT_F32,
                                       v & 2 ? DT_BF16 : DT_F32,
                                       false,
@@ -102,15 +118,15 @@ static void each(struct ck *c, void (*one)(struct ck *c, const struct gate_case 
             }
 }
 
-static void test_silu_gate(struct ck *c)
+static void test_gate(struct ck *c)
 {
     each(c, one_gate, false);
 }
 
-static void test_silu_gate_bwd(struct ck *c)
+static void test_gate_bwd(struct ck *c)
 {
     each(c, one_gate_bwd, true);
 }
 
 const struct ck_test ck_mlp_tests[] = {
-    {"silu_gate", test_silu_gate}, {"silu_gate_bwd", test_silu_gate_bwd}, {NULL, NULL}};
+    {"gate", test_gate}, {"gate_bwd", test_gate_bwd}, {NULL, NULL}};

@@ -285,13 +285,14 @@ static void attention_with_masks(void **state)
 }
 
 struct gate {
+    enum gate_act act;
     struct var gu, y, dy, dgu;
 };
 
 static double gate_loss(void *ctx)
 {
     struct gate *g = ctx;
-    assert_int_equal(dev_silu_gate(dev, &g->y.t, &g->gu.t), OK);
+    assert_int_equal(dev_gate(dev, g->act, &g->y.t, &g->gu.t), OK);
     return weighted(&g->y, &g->dy);
 }
 
@@ -302,8 +303,11 @@ static void gates(void **state)
     random_2d(&g.dy, 4, 7);
     set_dims(&g.y, 2, 4, 7, 0);
     set_dims(&g.dgu, 2, 4, 14, 0);
-    assert_int_equal(dev_silu_gate_bwd(dev, &g.dgu.t, &g.dy.t, &g.gu.t), OK);
-    check_gradient("dgu", &g.gu, &g.dgu, gate_loss, &g);
+    for (int act = GATE_SILU; act <= GATE_GELU; act++) {
+        g.act = (enum gate_act)act;
+        assert_int_equal(dev_gate_bwd(dev, g.act, &g.dgu.t, &g.dy.t, &g.gu.t), OK);
+        check_gradient("dgu", &g.gu, &g.dgu, gate_loss, &g);
+    }
 }
 
 struct loss {

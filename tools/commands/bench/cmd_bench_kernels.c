@@ -93,13 +93,13 @@ static enum err run_rope(struct bench *b)
 static enum err run_silu(struct bench *b)
 {
     b->bytes = bytes_of(&b->gu) + bytes_of(&b->m);
-    return dev_silu_gate(b->dev, &b->m, &b->gu);
+    return dev_gate(b->dev, GATE_SILU, &b->m, &b->gu);
 }
 
 static enum err run_silu_bwd(struct bench *b)
 {
     b->bytes = 2 * bytes_of(&b->gu) + bytes_of(&b->dm);
-    return dev_silu_gate_bwd(b->dev, &b->dgu, &b->dm, &b->gu);
+    return dev_gate_bwd(b->dev, GATE_SILU, &b->dgu, &b->dm, &b->gu);
 }
 
 static struct weight_quant weight_of(const struct bench *b)
@@ -280,8 +280,8 @@ static const struct {
     {"rmsnorm_bwd", run_rmsnorm_bwd},
     {"add", run_add},
     {"rope", run_rope},
-    {"silu_gate", run_silu},
-    {"silu_gate_bwd", run_silu_bwd},
+    {"gate", run_silu},
+    {"gate_bwd", run_silu_bwd},
     {"fake_quant_weights", run_fake_quant_weights},
     {"fake_quant_stored", run_fake_quant_stored},
     {"fake_quant_weights_bwd", run_fake_quant_weights_bwd},
