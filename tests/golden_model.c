@@ -16,7 +16,8 @@ const char *const golden_name[] = {
     "tied_twice",   "tied_head_only",  "llama_base",   "granite",
     "granite_bias", "mistral_window",  "qwen2_window", "qwen3_window",
     "smollm3",      "smollm3_window",  "phi3",         "phi3_longrope",
-    "phi4_mini",    "olmo2",           "olmo2_bias"};
+    "phi4_mini",    "olmo2",           "olmo2_bias",   "gemma3",
+    "gemma3_old"};
 const int golden_count = ARRAY_LEN(golden_name);
 
 enum err golden_open(struct golden *g, const char *name)

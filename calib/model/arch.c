@@ -91,6 +91,10 @@ static enum err check_rope(const struct arch *a)
 {
     FAIL_IF(!(a->rope_theta > 1) || !isfinite(a->rope_theta), ERR_FORMAT,
             "rope_theta is %g, want a number above 1", a->rope_theta);
+    FAIL_IF(a->rope_theta_sliding != 0 &&
+                (!(a->rope_theta_sliding > 1) || !isfinite(a->rope_theta_sliding)),
+            ERR_FORMAT, "rope_local_base_freq is %g, want a number above 1",
+            a->rope_theta_sliding);
     if (a->rope == ROPE_DEFAULT)
         return OK;
     if (a->rope == ROPE_LONGROPE)
@@ -198,10 +202,10 @@ int64_t arch_gain(const struct arch *a, int64_t b, enum norm_gain g)
     switch (g) {
     case GAIN_ATTENTION:
     case GAIN_MLP:
-        return a->norms == NORMS_BEFORE ? a->d_model : 0;
+        return a->norms != NORMS_BEHIND ? a->d_model : 0;
     case GAIN_ATTENTION_OUT:
     case GAIN_MLP_OUT:
-        return a->norms == NORMS_BEHIND ? a->d_model : 0;
+        return a->norms != NORMS_BEFORE ? a->d_model : 0;
     case GAIN_Q:
         return qk_gain(a, a->n_heads);
     case GAIN_K:
@@ -229,6 +233,8 @@ const char *arch_norm_module(const struct arch *a, enum norm_gain g)
                                          [GAIN_ATTENTION_OUT] = "post_attention_layernorm",
                                          [GAIN_MLP_OUT] = "post_feedforward_layernorm",
                                          [GAIN_FINAL] = "model.norm"};
+    if (g == GAIN_MLP && a->norms == NORMS_AROUND)
+        return "pre_feedforward_layernorm";
     return module[g];
 }
 
@@ -359,7 +365,8 @@ double arch_inv_freq(const struct arch *a, int64_t i)
 
 /* In f64, because an F32 angle of 10^5 is off by up to 0.004. YaRN and LongRoPE multiply cos
  * and sin by their attention factor, so that scores get the square. */
-void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
+static void fill_rope(const struct arch *a, int64_t first, int64_t T, float *c, float *s,
+                      int64_t columns)
 {
     const int64_t half = arch_rotary_dim(a) / 2;
     const bool scaled = a->rope == ROPE_YARN || a->rope == ROPE_LONGROPE;
@@ -368,10 +375,33 @@ void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, f
         const double inv = arch_inv_freq(a, i);
         for (int64_t t = 0; t < T; t++) {
             const double angle = (double)(first + t) * inv;
-            c[t * half + i] = (float)(length * cos(angle));
-            s[t * half + i] = (float)(length * sin(angle));
+            c[t * columns + i] = (float)(length * cos(angle));
+            s[t * columns + i] = (float)(length * sin(angle));
         }
     }
+}
+
+int64_t arch_rope_columns(const struct arch *a)
+{
+    return arch_rotary_dim(a) / 2 * (a->rope_theta_sliding != 0 ? 2 : 1);
+}
+
+int64_t arch_rope_column(const struct arch *a, int64_t layer)
+{
+    const bool own = a->rope_theta_sliding != 0 && layer_set_has(&a->sliding, layer);
+    return own ? arch_rotary_dim(a) / 2 : 0;
+}
+
+void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, float *s)
+{
+    const int64_t columns = arch_rope_columns(a), half = arch_rotary_dim(a) / 2;
+    struct arch sliding = *a;
+    fill_rope(a, first, T, c, s, columns);
+    if (a->rope_theta_sliding == 0)
+        return;
+    sliding.rope = ROPE_DEFAULT;
+    sliding.rope_theta = a->rope_theta_sliding;
+    fill_rope(&sliding, first, T, c + half, s + half, columns);
 }
 
 const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,

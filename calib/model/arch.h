@@ -5,6 +5,7 @@
 #ifndef WKVQ_ARCH_H
 #define WKVQ_ARCH_H
 
+#include "kernels/tensor/gate.h"
 #include "kernels/tensor/qtensor.h"
 #include "kernels/tensor/tensor.h"
 
@@ -18,11 +19,12 @@ enum arch_family {
     ARCH_GRANITE,
     ARCH_SMOLLM3,
     ARCH_PHI3,
-    ARCH_OLMO2
+    ARCH_OLMO2,
+    ARCH_GEMMA3
 };
-/* Where attention and the MLP have their norms: before them, or behind them, on what they add to
- * the residual stream. */
-enum norm_place { NORMS_BEFORE, NORMS_BEHIND };
+/* Where attention and the MLP have their norms: before them, behind them, on what they add to the
+ * residual stream, or both. */
+enum norm_place { NORMS_BEFORE, NORMS_BEHIND, NORMS_AROUND };
 /* What the norm of queries and keys covers: there is none, each head by itself, or all heads of a
  * token together. */
 enum qk_norm { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_ALL };
@@ -68,7 +70,8 @@ struct arch {
     int64_t max_positions; /* of longrope: those for which rope_short is */
     float norm_eps;
     double rope_theta;
-    int64_t rotary_dim; /* r, channels of a head that a rope rotates, even; 0: d */
+    double rope_theta_sliding; /* of sliding layers, without scaling; 0: as others */
+    int64_t rotary_dim;        /* r, channels of a head that a rope rotates, even; 0: d */
     enum rope_kind rope;
     double rope_factor;         /* not of default; of dynamic: beyond max_positions */
     double rope_low, rope_high; /* llama3: frequency factors; yarn: beta_slow, beta_fast */
@@ -82,6 +85,8 @@ struct arch {
     bool fused; /* a checkpoint has q, k, v in one tensor, and gate, up in another */
     enum norm_place norms;
     enum qk_norm qk_norm;
+    bool gain_plus_one; /* norms multiply by 1 + their weight */
+    enum gate_act gate;
     /* Factors; 0 stands for what other families have: 1, for scores 1 / sqrt(d). */
     double embed_scale;         /* of the embedding's rows */
     double attn_scale;          /* of the scores q . k */
@@ -136,8 +141,13 @@ int64_t arch_rotary_dim(const struct arch *a);
 /* Returns the angle per position of pair i, 0 <= i < r/2, with the scaling of the rope kind:
  * rope_theta^(-2 i / r) without one. */
 double arch_inv_freq(const struct arch *a, int64_t i);
-/* Computes cos, sin [T, r/2] f32 for positions first .. first + T - 1 in host memory, with
- * angles in f64. Su et al. 2021; llama3, yarn (Peng et al. 2023) and longrope (Ding et al.
+/* Returns the columns of a rotary table: r/2, or twice that if sliding layers have a rope of their
+ * own, whose columns are the second half. */
+int64_t arch_rope_columns(const struct arch *a);
+/* Returns the first column of a layer's rope. */
+int64_t arch_rope_column(const struct arch *a, int64_t layer);
+/* Computes cos, sin [T, arch_rope_columns] f32 for positions first .. first + T - 1 in host memory,
+ * with angles in f64. Su et al. 2021; llama3, yarn (Peng et al. 2023) and longrope (Ding et al.
  * 2024) as in transformers' modeling_rope_utils. With the last two, both are multiplied by
  * rope_attention. */
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,

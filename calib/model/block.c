@@ -243,7 +243,7 @@ static enum err mlp(struct block_acts *t, const struct arch *a,
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
     if (w->bgu.data)
         TRY(dev_bias(d, &t->gu, &w->bgu));
-    TRY(dev_gate(d, GATE_SILU, &t->m, &t->gu));
+    TRY(dev_gate(d, a->gate, &t->m, &t->gu));
     TRY(quantize_input(d, kv, &t->m, &t->m));
     TRY(dev_gemm(d, GEMM_NT, raw, &t->m, &w->wdown, false));
     if (w->bdown.data)

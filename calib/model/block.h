@@ -32,8 +32,9 @@ struct block_acts {
     struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
     struct tensor gu, m;     /* [T,2F] act, [T,F] act */
     struct tensor y2, t2;    /* [T,D] act, [T]: Wdown m; only with a norm behind the MLP */
-    struct tensor cos, sin;  /* [T,r/2] F32, shared by all blocks of a run: borrowed views,
-                                set by the caller after block_acts_alloc */
+    /* [T,arch_rope_columns] F32, shared by all blocks of a run: borrowed views, set by the
+     * caller after block_acts_alloc */
+    struct tensor cos, sin;
 };
 
 /* How the block's KV cache and the inputs of its projections are quantized. NULL in calls:

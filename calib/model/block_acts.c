@@ -20,7 +20,7 @@ static void acts_layout(struct block_acts *x, struct carve *c, const struct arch
     const int64_t H = a->n_heads, K = a->n_kv;
     x->n1 = carve_2d(c, x->act, T, D);
     x->s1 = carve_1d(c, DT_F32, T);
-    if (a->norms == NORMS_BEHIND) {
+    if (a->norms != NORMS_BEFORE) {
         x->y1 = carve_2d(c, x->act, T, D);
         x->t1 = carve_1d(c, DT_F32, T);
         x->y2 = carve_2d(c, x->act, T, D);
@@ -143,8 +143,8 @@ enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
                           const struct arch *a, int64_t T)
 {
     TRY(check_tokens(T));
-    const int64_t half = arch_rotary_dim(a) / 2;
-    const size_t n = (size_t)T * (size_t)half;
+    const int64_t columns = arch_rope_columns(a);
+    const size_t n = (size_t)T * (size_t)columns;
     float *host = NULL;
     void *table = NULL;
     enum err err = mem_alloc(&host, 2 * n, sizeof(*host));
@@ -153,8 +153,8 @@ enum err block_rope_alloc(struct tensor *cos, struct tensor *sin, struct dev *d,
     arch_rope_table(a, 0, T, host, host + n);
     TRY_OUT(dev_alloc(d, &table, 2 * n * sizeof(*host)));
     TRY_OUT(dev_upload(d, table, host, 2 * n * sizeof(*host)));
-    *cos = tensor_2d(table, DT_F32, T, half);
-    *sin = tensor_2d((float *)table + n, DT_F32, T, half);
+    *cos = tensor_2d(table, DT_F32, T, columns);
+    *sin = tensor_2d((float *)table + n, DT_F32, T, columns);
     table = NULL;
 out:
     dev_free(d, table);

@@ -91,7 +91,7 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const str
     TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), dh));
     TRY(weight_grad(d, g ? &g->dwdown : NULL, &dy, &x->m));
     TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
-    TRY(dev_gate_bwd(d, GATE_SILU, &x->gu, &s->dm, &x->gu));
+    TRY(dev_gate_bwd(d, a->gate, &x->gu, &s->dm, &x->gu));
     TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
     TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
     const struct normed before = {GAIN_MLP, &x->h, &x->s2};

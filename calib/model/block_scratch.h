@@ -125,9 +125,11 @@ static inline bool acts_quantized(const struct block_kv *kv)
 static inline enum err apply_rope(const struct block_acts *x, const struct arch *a,
                                   int64_t layer, const struct tensor *heads, bool inverse)
 {
-    return layer_set_has(&a->no_rope, layer)
-               ? OK
-               : dev_rope(x->dev, heads, &x->cos, &x->sin, inverse);
+    const int64_t first = arch_rope_column(a, layer), n = arch_rotary_dim(a) / 2;
+    const struct tensor cos = tensor_cols(x->cos, first, n);
+    const struct tensor sin = tensor_cols(x->sin, first, n);
+    return layer_set_has(&a->no_rope, layer) ? OK
+                                             : dev_rope(x->dev, heads, &cos, &sin, inverse);
 }
 
 /* y = x [T,n], an input of projections, quantized per token if kv says so, else untouched.

@@ -379,7 +379,7 @@ static enum err head_load(struct head *e, struct model_pass *k)
     host_mat_set_gain(&norm, k->final_gain);
     TRY(host_mat_check(&w, "head", V, D));
     TRY(head_alloc(e, k));
-    TRY(host_mat_upload(k->r->dev, &e->norm, &norm));
+    TRY(host_gain_upload(k->r->dev, &e->norm, &norm, k->r->arch));
     return host_mat_upload(k->r->dev, &e->w, &w);
 }
 

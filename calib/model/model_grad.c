@@ -167,7 +167,7 @@ static enum err head_load(struct head *e, struct pass *p)
     c = (struct carve){.base = e->memory};
     head_layout(e, &c, p);
     TRY(mem_alloc(&e->host, (size_t)tensor_count(&e->logits), sizeof(*e->host)));
-    TRY(host_mat_upload(p->dev, &e->norm, &norm));
+    TRY(host_gain_upload(p->dev, &e->norm, &norm, p->arch));
     return host_mat_upload(p->dev, &e->w, &w);
 }
 

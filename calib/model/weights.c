@@ -163,6 +163,22 @@ void block_src_set_gains(struct block_src *src, const struct block_quant *q)
         host_mat_set_gain(&src->norm[g], q->gain[g]);
 }
 
+enum err host_gain_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m,
+                          const struct arch *a)
+{
+    const int64_t n = tensor_count(dst);
+    float *gain = NULL;
+    if (!a->gain_plus_one)
+        return host_mat_upload(d, dst, m);
+    TRY(mem_alloc(&gain, (size_t)n, sizeof(*gain)));
+    host_to_f32(gain, m->data, m->dtype, n);
+    for (int64_t i = 0; i < n; i++)
+        gain[i] += 1;
+    const enum err err = dev_upload(d, dst->data, gain, (size_t)n * sizeof(*gain));
+    mem_free(gain);
+    return err;
+}
+
 static enum err load_vec(const struct block_weights *w, const struct tensor *dst,
                          const struct host_mat *m, const char *what)
 {
@@ -183,6 +199,14 @@ static enum err load_biases(struct block_weights *w, const struct arch *a,
     return OK;
 }
 
+static enum err load_gain(struct block_weights *w, const struct arch *a,
+                          const struct block_src *src, enum norm_gain g)
+{
+    const struct tensor *dst = &w->norm[g];
+    TRY(host_mat_check(&src->norm[g], arch_norm_module(a, g), dst->dim[0], 1));
+    return host_gain_upload(w->dev, dst, &src->norm[g], a);
+}
+
 enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src)
 {
@@ -195,7 +219,6 @@ enum err block_weights_load(struct block_weights *w, const struct arch *a, int64
     TRY(load_biases(w, a, src));
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (w->norm[g].data)
-            TRY(load_vec(w, &w->norm[g], &src->norm[g],
-                         arch_norm_module(a, (enum norm_gain)g)));
+            TRY(load_gain(w, a, src, (enum norm_gain)g));
     return OK;
 }

@@ -32,6 +32,10 @@ struct block_src {
     const struct qlinear *given[N_LIN];
 };
 
+/* The same for the weight of a norm, dst F32 [n]: 1 + m if a->gain_plus_one. */
+enum err host_gain_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m,
+                          const struct arch *a);
+
 /* Points norm at a refined gain, F32; NULL: norm stays the checkpoint's. The gain is borrowed. */
 void host_mat_set_gain(struct host_mat *norm, const float *gain);
 /* Does that for the norms of one layer. */

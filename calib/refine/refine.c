@@ -122,7 +122,7 @@ static enum err teacher_states(struct refine *r)
     TRY(embed_windows(r, &embed));
     for (int64_t b = 0; b < r->arch->n_layers; b++)
         TRY(teacher_layer(r, b));
-    TRY(host_mat_upload(r->dev, gain, &norm));
+    TRY(host_gain_upload(r->dev, gain, &norm, r->arch));
     return last_states(r, gain);
 }
 

@@ -247,7 +247,13 @@ static enum err export_gain(struct student *st, float **to, const struct tensor 
     const size_t n = (size_t)tensor_count(x);
     if (!*to)
         TRY(mem_alloc(to, n, sizeof(**to)));
-    return dev_download(st->dev, *to, x->data, n * sizeof(**to));
+    TRY(dev_download(st->dev, *to, x->data, n * sizeof(**to)));
+    if (!st->arch->gain_plus_one)
+        return OK;
+    TRY(dev_sync(st->dev));
+    for (size_t i = 0; i < n; i++)
+        (*to)[i] -= 1;
+    return OK;
 }
 
 static enum err export_layer(struct student *st, int64_t b, struct block_quant *q)

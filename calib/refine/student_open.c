@@ -316,7 +316,7 @@ static enum err load_layer(struct student *st, int64_t b, const struct block_qua
     block_src_set_gains(&src, q);
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (y->norm[g].data)
-            TRY(host_mat_upload(st->dev, &y->norm[g], &src.norm[g]));
+            TRY(host_gain_upload(st->dev, &y->norm[g], &src.norm[g], st->arch));
     if (learns_cache(q))
         TRY(load_cache(st, y, q));
     if (st->src->release)
@@ -337,7 +337,7 @@ static enum err load_all(struct student *st, const struct block_quant *layers)
     TRY(st->src->ends(st->src->ctx, &embed, &norm, &head));
     TRY(host_mat_check(&norm, "final norm", st->arch->d_model, 1));
     host_mat_set_gain(&norm, layers[st->arch->n_layers - 1].gain[GAIN_FINAL]);
-    return host_mat_upload(st->dev, &st->final_norm, &norm);
+    return host_gain_upload(st->dev, &st->final_norm, &norm, st->arch);
 }
 
 /* --- opening ------------------------------------------------------------------------ */

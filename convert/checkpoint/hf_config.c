@@ -7,10 +7,12 @@
 
 #include "convert/artifact/artifact_spec.h"
 #include "data/json.h"
+#include "kernels/base/half.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 #include <strings.h>
 
@@ -21,7 +23,8 @@ enum window_rule {
     WINDOW_NONE, /* the family has none */
     WINDOW_ALL,  /* all layers */
     WINDOW_FROM, /* with use_sliding_window, layer_types or those from max_window_layers on */
-    WINDOW_NO_ROPE /* with use_sliding_window, layer_types or those without a rope */
+    WINDOW_NO_ROPE, /* with use_sliding_window, layer_types or those without a rope */
+    WINDOW_PATTERN  /* layer_types, or all but each of sliding_window_pattern */
 };
 
 /* Features of a model_type, and the defaults of transformers' configuration class, where 0
@@ -40,6 +43,7 @@ struct family {
     bool has_no_rope;     /* no_rope_layers and no_rope_layer_interval are read */
     bool fused;           /* q, k, v and gate, up: as in struct arch */
     bool is_phi;          /* rope: some of a head's channels, and kinds of its own */
+    bool is_gemma;        /* see read_gemma() */
     enum norm_place norms;
     enum qk_norm qk_norm;
 };
@@ -80,9 +84,15 @@ static const struct family families[] = {
      .hidden = 4096, .ff = 11008, .layers = 32, .heads = 32, .vocab = 50304,
      .positions = 2048, .bos = -1, .eos = 50279, .theta = 1e4, .eps = 1e-5,
      .has_attention_bias = true, .norms = NORMS_BEHIND, .qk_norm = QK_NORM_ALL},
+    {.model_type = "gemma3_text", .architecture = "Gemma3ForCausalLM", .family = ARCH_GEMMA3,
+     .hidden = 2304, .ff = 9216, .layers = 26, .heads = 8, .kv = 4, .head_dim = 256,
+     .vocab = 262208, .positions = 131072, .window = 4096, .bos = 2, .eos = 1, .theta = 1e6,
+     .window_rule = WINDOW_PATTERN, .tied = true, .has_attention_bias = true,
+     .norms = NORMS_AROUND, .qk_norm = QK_NORM_HEAD, .is_gemma = true},
 };
 /* clang-format on */
-#define FAMILY_NAMES "llama, mistral, qwen2, qwen3, granite, smollm3, phi3 and olmo2"
+#define FAMILY_NAMES                                                                       \
+    "llama, mistral, qwen2, qwen3, granite, smollm3, phi3, olmo2 and gemma3_text"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -170,7 +180,15 @@ static enum err check_dense(const struct reader *r)
 
 static enum err check_activation(const struct reader *r)
 {
-    const char *act = "silu";
+    const char *act = r->f->is_gemma ? "gelu_pytorch_tanh" : "silu";
+    if (r->f->is_gemma) {
+        TRY(json_get_string(&act, r->o, "hidden_activation", r->where));
+        FAIL_IF(strcmp(act, "gelu_pytorch_tanh"), ERR_SUPPORT,
+                "%s: hidden_activation \"%.60s\" is not supported; supported with this "
+                "model_type is \"gelu_pytorch_tanh\"",
+                r->where, act);
+        return OK;
+    }
     TRY(json_get_string(&act, r->o, "hidden_act", r->where));
     FAIL_IF(strcmp(act, "silu") && strcmp(act, "swish"), ERR_SUPPORT,
             "%s: hidden_act \"%.60s\" is not supported; supported is \"silu\"", r->where,
@@ -273,6 +291,43 @@ static enum err read_multipliers(struct arch *a, const struct reader *r)
     return OK;
 }
 
+/* Refuses settings of Gemma 3 that change the mathematics: soft caps of scores and logits, which
+ * Gemma 2 has, and attention to later tokens. */
+static enum err refuse_gemma(const struct reader *r)
+{
+    static const char *const cap[] = {"attn_logit_softcapping", "final_logit_softcapping"};
+    bool both_ways = false;
+    for (size_t i = 0; i < ARRAY_LEN(cap); i++)
+        FAIL_IF(hf_is_given(r->o, cap[i]), ERR_SUPPORT,
+                "%s: %s is given; soft caps are not supported", r->where, cap[i]);
+    TRY(json_get_bool(&both_ways, r->o, "use_bidirectional_attention", r->where));
+    FAIL_IF(both_ways, ERR_SUPPORT,
+            "%s: use_bidirectional_attention is true; only causal attention is supported",
+            r->where);
+    return OK;
+}
+
+/* Reads what Gemma 3 has beside norms and windows. transformers keeps the factor of the embedding,
+ * the root of its width, in the type of the weights. */
+static enum err read_gemma(struct arch *a, const struct reader *r)
+{
+    double scalar = 256;
+    if (!r->f->is_gemma)
+        return OK;
+    TRY(refuse_gemma(r));
+    TRY(json_get_real(&scalar, r->o, "query_pre_attn_scalar", -1e300, 1e300, r->where));
+    FAIL_IF(!(scalar > 0), ERR_FORMAT,
+            "%s: query_pre_attn_scalar is %g, want a number above 0", r->where, scalar);
+    const float width = (float)sqrt((double)a->d_model);
+    a->attn_scale = 1 / sqrt(scalar);
+    a->embed_scale = (double)(a->dtype == DT_BF16  ? bf16_to_f32(bf16_from_f32(width))
+                              : a->dtype == DT_F16 ? f16_to_f32(f16_from_f32(width))
+                                                   : width);
+    a->gain_plus_one = true;
+    a->gate = GATE_GELU;
+    return OK;
+}
+
 /* --- layers without a rope, sliding windows ------------------------------------------ */
 
 /* Reads a list that must have an entry for each layer. *list is NULL if it is missing. */
@@ -328,6 +383,17 @@ static enum err read_layer_types(struct arch *a, const json_t *types, const char
 }
 
 /* Adds the layers of the family's rule. */
+/* Every layer of so many is not a sliding one. */
+static enum err read_pattern(struct arch *a, const struct reader *r)
+{
+    int64_t step = 6;
+    TRY(json_get_int(&step, r->o, "sliding_window_pattern", 1, ANY_HI, r->where));
+    for (int64_t i = 0; i < a->n_layers; i++)
+        if ((i + 1) % step)
+            layer_set_add(&a->sliding, i);
+    return OK;
+}
+
 static enum err read_sliding_layers(struct arch *a, const struct reader *r)
 {
     const enum window_rule rule = r->f->window_rule;
@@ -339,6 +405,8 @@ static enum err read_sliding_layers(struct arch *a, const struct reader *r)
         TRY(read_per_layer(&types, a, r, "layer_types"));
     if (types)
         return read_layer_types(a, types, r->where);
+    if (rule == WINDOW_PATTERN)
+        return read_pattern(a, r);
     for (int64_t i = from; a->sliding_window && i < a->n_layers; i++)
         if (rule != WINDOW_NO_ROPE || layer_set_has(&a->no_rope, i))
             layer_set_add(&a->sliding, i);
@@ -367,7 +435,7 @@ static enum err check_unused(const struct arch *a, const struct reader *r)
 static enum err read_sliding(struct arch *a, const struct reader *r)
 {
     const struct family *f = r->f;
-    bool used = f->window_rule == WINDOW_ALL;
+    bool used = f->window_rule == WINDOW_ALL || f->window_rule == WINDOW_PATTERN;
     if (f->window_rule == WINDOW_NONE)
         return OK;
     if (!used)
@@ -449,13 +517,15 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));
+    TRY(read_dtype(&a, r));
     TRY(read_multipliers(&a, r));
+    TRY(read_gemma(&a, r));
     a.rope_theta = r->f->theta;
+    a.rope_theta_sliding = r->f->is_gemma ? 1e4 : 0;
     TRY(hf_read_rope(&a, r->o, r->where, r->f->is_phi));
     TRY(read_no_rope(&a, r));
     TRY(read_sliding(&a, r));
     TRY(read_specials(&a, r));
-    TRY(read_dtype(&a, r));
     const enum err err = arch_check(&a);
     if (err)
         return err_add(err, "%s: ", r->where);

@@ -205,6 +205,29 @@ static enum err read_kind(struct arch *a, const struct rope_reader *r)
          r->is_phi ? "default and longrope" : "default, linear, dynamic, llama3 and yarn");
 }
 
+/* Reads rope_parameters of two kinds of layers; r->o becomes that of the full ones, NULL: none.
+ * Sliding layers differ by their base alone. */
+static enum err read_by_layer(struct arch *a, struct rope_reader *r, const char *key)
+{
+    const char *kind = rope_name[ROPE_DEFAULT];
+    json_t *full, *sliding;
+    FAIL_IF(a->rope_theta_sliding == 0, ERR_SUPPORT,
+            "%s: %s differs between kinds of layers; supported is one for all layers",
+            r->config_where, key);
+    TRY(json_get_object(&full, r->o, "full_attention", r->where));
+    TRY(json_get_object(&sliding, r->o, "sliding_attention", r->where));
+    r->o = full;
+    if (!sliding)
+        return OK;
+    TRY(json_get_string(&kind, sliding, "rope_type", r->where));
+    FAIL_IF(strcmp(kind, rope_name[ROPE_DEFAULT]), ERR_SUPPORT,
+            "%s: sliding_attention: rope_type \"%.60s\" is not supported; supported is "
+            "default",
+            r->where, kind);
+    return json_get_real(&a->rope_theta_sliding, sliding, "rope_theta", REAL_LO, REAL_HI,
+                         r->where);
+}
+
 /* rope_scaling (transformers 4) wins over rope_parameters (5) unless it is null or empty.
  */
 enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, bool is_phi)
@@ -212,6 +235,9 @@ enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, b
     const char *key = "rope_scaling";
     json_t *o;
     TRY(json_get_real(&a->rope_theta, config, "rope_theta", REAL_LO, REAL_HI, where));
+    if (a->rope_theta_sliding != 0)
+        TRY(json_get_real(&a->rope_theta_sliding, config, "rope_local_base_freq", REAL_LO,
+                          REAL_HI, where));
     TRY(read_rotary_share(a, config, where, is_phi));
     TRY(json_get_object(&o, config, key, where));
     if (!o || json_object_size(o) == 0) {
@@ -220,12 +246,10 @@ enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, b
     }
     if (!o || json_object_size(o) == 0)
         return OK;
-    FAIL_IF(hf_is_given(o, "full_attention") || hf_is_given(o, "sliding_attention"),
-            ERR_SUPPORT,
-            "%s: %s differs between kinds of layers; supported is one for all layers",
-            where, key);
     char place[512];
     snprintf(place, sizeof(place), "%s: %s", where, key);
-    const struct rope_reader r = {config, o, where, place, is_phi};
-    return read_kind(a, &r);
+    struct rope_reader r = {config, o, where, place, is_phi};
+    if (hf_is_given(o, "full_attention") || hf_is_given(o, "sliding_attention"))
+        TRY(read_by_layer(a, &r, key));
+    return r.o ? read_kind(a, &r) : OK;
 }

@@ -331,10 +331,12 @@ void rt_cache_keep(struct rt_cache *c, const struct rt_new_kv *t)
 /* --- reading ------------------------------------------------------------------------ */
 
 /* Applies rope at position t to one head. */
-static void rotate(const struct rt_cache *c, float *x, int64_t t)
+static void rotate(const struct rt_cache *c, float *x, int64_t layer, int64_t t)
 {
-    const int64_t half = arch_rotary_dim(artifact_arch(c->a)) / 2;
-    const float *co = c->cos + t * half, *si = c->sin + t * half;
+    const struct arch *m = artifact_arch(c->a);
+    const int64_t half = arch_rotary_dim(m) / 2;
+    const int64_t at = t * arch_rope_columns(m) + arch_rope_column(m, layer);
+    const float *co = c->cos + at, *si = c->sin + at;
     for (int64_t i = 0; i < half; i++) {
         const float a = x[i], b = x[half + i];
         x[i] = a * co[i] - b * si[i];
@@ -377,7 +379,7 @@ static void unpack_head(const struct rt_cache *c, struct token_head e, float *x)
     }
     if (e.side == KV_K && c->spec.key_stage == KEY_PRE_ROPE &&
         !layer_set_has(&artifact_arch(c->a)->no_rope, e.layer))
-        rotate(c, x, e.t);
+        rotate(c, x, e.layer, e.t);
 }
 
 void rt_cache_tile(const struct rt_cache *c, struct rt_span s, float *tile,

@@ -85,12 +85,15 @@ static void rmsnorm(float *y, const float *x, const float *g, int64_t rows, int6
 /* Rotary embedding (Su et al. 2021): pair i of a head, (x[i], x[i + r/2]), turns by its
  * angle at the token's position, which counts from the start of the text, not of the
  * chunk. Channels from r on stay as they are. */
-static void rotate(const struct runtime *r, float *x, int64_t heads, int64_t n)
+static void rotate(const struct runtime *r, int64_t layer, float *x, int64_t heads,
+                   int64_t n)
 {
     const int64_t d = r->arch->head_dim, half = arch_rotary_dim(r->arch) / 2;
+    const int64_t columns = arch_rope_columns(r->arch);
+    const int64_t column = arch_rope_column(r->arch, layer);
     for (int64_t t = 0; t < n; t++) {
-        const float *c = r->cos + (r->length + t) * half;
-        const float *s = r->sin + (r->length + t) * half;
+        const int64_t at = (r->length + t) * columns + column;
+        const float *c = r->cos + at, *s = r->sin + at;
         for (int64_t h = 0; h < heads; h++) {
             float *lo = x + (t * heads + h) * d, *hi = lo + half;
             for (int64_t i = 0; i < half; i++) {
@@ -126,8 +129,9 @@ static void scale(float *x, double factor, int64_t n)
         x[i] *= by;
 }
 
-/* gate = silu(gate) up, a row of `width` per token. */
+/* gate = act(gate) up, a row of `width` per token. */
 struct gate_job {
+    enum gate_act act;
     const struct rt_kernels *kern;
     float *gate;
     const float *up;
@@ -137,7 +141,7 @@ struct gate_job {
 static void gate_row(void *ctx, int64_t t, int thread)
 {
     const struct gate_job *j = ctx;
-    j->kern->kv->silu_gate(j->gate + t * j->width, j->up + t * j->width, j->width);
+    j->kern->kv->gate(j->act, j->gate + t * j->width, j->up + t * j->width, j->width);
 }
 
 /* --- a block ------------------------------------------------------------------------ */
@@ -192,8 +196,8 @@ static void project_qkv(struct runtime *r, int64_t layer, int64_t n)
     norm_heads(m, a->k, r->norms[layer].norm[GAIN_K], m->n_kv, n);
     memcpy(a->k_pre, a->k, (size_t)(n * m->n_kv * m->head_dim) * sizeof(float));
     if (!layer_set_has(&m->no_rope, layer)) {
-        rotate(r, a->q, m->n_heads, n);
-        rotate(r, a->k, m->n_kv, n);
+        rotate(r, layer, a->q, m->n_heads, n);
+        rotate(r, layer, a->k, m->n_kv, n);
     }
     if (r->cache.spec.rotate & ROTATE_K) {
         hadamard_heads(a->q, n * m->n_heads, m->head_dim);
@@ -246,7 +250,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     const bool last = layer + 1 == m->n_layers;
     const struct packed_linear *next =
         last ? packed_head(r) : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
-    struct gate_job gate = {r->kern, a->gate, a->up, m->d_ff};
+    struct gate_job gate = {m->gate, r->kern, a->gate, a->up, m->d_ff};
     const float *x = part_input(r, layer, GAIN_MLP, n);
     r->linear.next = &b->lin[LIN_DOWN];
     rt_linear_run(&r->linear, y, p, 2, x, n);

@@ -11,6 +11,7 @@
 #define WKVQ_RT_KERNELS_H
 
 #include "kernels/simd/isa.h"
+#include "kernels/tensor/gate.h"
 #include "kernels/tensor/tensor.h"
 
 #include <stdbool.h>
@@ -169,8 +170,8 @@ struct rt_kv_kernels {
                        const uint8_t *codes, int64_t n, int64_t words);
     /* out [8 words] = the channel sums that acc holds in the order of its vectors. */
     void (*collect)(float *out, const float *acc, int64_t words);
-    /* g = silu(g) u */
-    void (*silu_gate)(float *g, const float *u, int64_t n);
+    /* g = act(g) u */
+    void (*gate)(enum gate_act act, float *g, const float *u, int64_t n);
     /* Quantizes one group of a key or value, x and c [n], n >= 1: codes [n] of `bits` (2 to
      * 8) bits, one per byte, and h and m as F16. Bit for bit the values that
      * kernels/tensor/quant.h defines. */

@@ -311,6 +311,29 @@ static void silu_gate(float *g, const float *u, int64_t n)
         g[i] = g[i] / (1 + expf(-g[i])) * u[i];
 }
 
+/* x / (1 + exp(-z)), z = x (A + B x^2). The exponent is clamped to 88, below which F32 has the
+ * quotient. */
+static void gelu_gate(float *g, const float *u, int64_t n)
+{
+    const float a = (float)GELU_A, b = (float)GELU_B;
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vf x = vf_load(g + i), high = vf_set1(88), z = x * (a + b * x * x);
+        const vf e = exp_of(vf_select(vf_lt(high, -z), high, -z));
+        vf_store(g + i, x / (1 + e) * vf_load(u + i));
+    }
+    for (; i < n; i++)
+        g[i] = g[i] / (1 + expf(-g[i] * (a + b * g[i] * g[i]))) * u[i];
+}
+
+static void gate(enum gate_act act, float *g, const float *u, int64_t n)
+{
+    if (act == GATE_SILU)
+        silu_gate(g, u, n);
+    else
+        gelu_gate(g, u, n);
+}
+
 /* --- values: lanes are words of channels -------------------------------------------- */
 
 /* Returns how many tokens share a vector. Only a power of two of words divides one; else a
@@ -443,6 +466,6 @@ const struct rt_kv_kernels ISA_NAME(rt_kv_kernels) = {
     .multiply = multiply,
     .add_values = add_values,
     .collect = collect,
-    .silu_gate = silu_gate,
+    .gate = gate,
     .quantize = quantize,
 };

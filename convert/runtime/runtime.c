@@ -12,13 +12,16 @@
 
 /* --- opening ------------------------------------------------------------------------ */
 
-/* Converts v to F32 at *at and advances it; NULL if the model has no such vector. */
-static const float *put(float **at, const struct host_mat *v)
+/* Converts the weight of a norm to the gain at *at and advances it; NULL if the model has no such
+ * norm. */
+static const float *put(float **at, const struct host_mat *v, const struct arch *m)
 {
     if (!v->data)
         return NULL;
     float *p = *at;
     host_to_f32(p, v->data, v->dtype, v->rows);
+    for (int64_t i = 0; m->gain_plus_one && i < v->rows; i++)
+        p[i] += 1;
     *at += v->rows;
     return p;
 }
@@ -37,17 +40,17 @@ static enum err open_vectors(struct runtime *r)
     for (int64_t i = 0; i < m->n_layers; i++) {
         const struct packed_block *b = artifact_block(r->a, i);
         for (int g = 0; g < N_BLOCK_GAINS; g++)
-            r->norms[i].norm[g] = put(&at, &b->norm[g]);
+            r->norms[i].norm[g] = put(&at, &b->norm[g], m);
     }
-    r->final_norm = put(&at, &last);
+    r->final_norm = put(&at, &last, m);
     return OK;
 }
 
 static enum err open_rope(struct runtime *r)
 {
-    const size_t half = (size_t)arch_rotary_dim(r->arch) / 2;
-    TRY(mem_alloc(&r->cos, (size_t)r->max, half * sizeof(float)));
-    TRY(mem_alloc(&r->sin, (size_t)r->max, half * sizeof(float)));
+    const size_t columns = (size_t)arch_rope_columns(r->arch);
+    TRY(mem_alloc(&r->cos, (size_t)r->max, columns * sizeof(float)));
+    TRY(mem_alloc(&r->sin, (size_t)r->max, columns * sizeof(float)));
     arch_rope_table(r->arch, 0, r->max, r->cos, r->sin);
     r->cache.cos = r->cos;
     r->cache.sin = r->sin;

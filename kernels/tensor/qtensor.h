@@ -151,8 +151,8 @@ struct block_quant {
     float *k_scale, *k_shift;  /* [n_channels] smoothing and shift of keys, owned */
     float *v_scale, *v_shift;  /* [n_channels] of values, owned; all are 1 and 0, except
                                   under KV_CHANNEL_TOKEN */
-    /* Refined gains, owned; arch_gain() returns their lengths. NULL: the checkpoint's. The final
-     * norm's is in the last layer. */
+    /* Refined weights of norms, in the form that the checkpoint has, owned; arch_gain() returns
+     * their lengths. NULL: the checkpoint's. The final norm's is in the last layer. */
     float *gain[N_GAINS];
 };
 

@@ -155,6 +155,13 @@ static void read_layers(struct whole *m)
         if (!(rope[b] > 0))
             layer_set_add(&m->arch.no_rope, b);
     }
+    if (!find(m, "theta"))
+        return;
+    float theta[LAYERS]; /* of Gemma 3's first layer, which slides */
+    read_into(theta, sizeof(theta), find(m, "theta"));
+    m->arch.rope_theta_sliding = (double)theta[0];
+    m->arch.gain_plus_one = true;
+    m->arch.gate = GATE_GELU;
 }
 
 static void read_config(struct whole *m)
@@ -176,7 +183,9 @@ static void read_config(struct whole *m)
                             .qkv_bias = f[QKV_BIAS],
                             .o_bias = f[O_BIAS],
                             .mlp_bias = f[MLP_BIAS],
-                            .norms = find(m, "0.norm1") ? NORMS_BEFORE : NORMS_BEHIND,
+                            .norms = !find(m, "0.norm1")    ? NORMS_BEHIND
+                                     : find(m, "0.behind1") ? NORMS_AROUND
+                                                            : NORMS_BEFORE,
                             .qk_norm = f[QK_NORM],
                             .tied = f[TIED]};
     must(arch_check(&m->arch));
@@ -370,7 +379,7 @@ static void make_teacher(struct whole *m)
     const struct tensor gain = tensor_1d(dev_2d(m->d, DT_F32, 1, D).data, DT_F32, D);
     float nll[WINDOWS * MAX_TOKENS];
     must(model_nll(&run, m->ids, WINDOWS, T, nll));
-    must(host_mat_upload(m->d, &gain, &norm));
+    must(host_gain_upload(m->d, &gain, &norm, &m->arch));
     for (int i = 0; i < WINDOWS; i++) {
         must(model_last(m->d, &m->arch, &m->teacher[i], &m->head.s, &m->teacher[i], &gain));
         compare(m, &m->teacher[i], find(m, "teacher"), i * T * D, STATE_BOUND);
@@ -461,6 +470,14 @@ static void test_layers_that_differ(void **state)
     check_devices("layers");
 }
 
+/* Norms around attention and the MLP, which multiply by 1 + their weight, GELU, and a rope of its
+ * own in the layer with a sliding window. */
+static void test_norms_around(void **state)
+{
+    (void)state;
+    check_devices("around");
+}
+
 /* Norms behind attention and the MLP, and norms of all heads of a token together. */
 static void test_norms_behind(void **state)
 {
@@ -476,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_factors),
         cmocka_unit_test(test_layers_that_differ),
         cmocka_unit_test(test_norms_behind),
+        cmocka_unit_test(test_norms_around),
     };
     if (!getenv("GOLDEN_REFINE"))
         return 77;

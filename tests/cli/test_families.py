@@ -117,6 +117,20 @@ def test_olmo2(f):
     assert abs(f.ppl("other") - full) > 1e-3 * full, "the norms change nothing"
 
 
+def test_gemma3(f):
+    """Norms around, two ropes, windows in all but some layers. Each setting changes the perplexity."""
+    base = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "sliding_window": 20,
+            "sliding_window_pattern": 2, "query_pre_attn_scalar": 16, "rope_local_base_freq": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    f.make("gemma3", **base)
+    full = f.pass_through("gemma3")
+    f.pass_pre_rope("gemma3")
+    for key, value in (("sliding_window", 10), ("sliding_window_pattern", 3), ("query_pre_attn_scalar", 8),
+                       ("rope_local_base_freq", 10000.0), ("rope_scaling", None), ("torch_dtype", "bfloat16")):
+        f.make(key, **{**base, key: value})
+        assert abs(f.ppl(key) - full) > (1e-6 if key == "torch_dtype" else 1e-4) * full, key
+
+
 def test_sliding_window(f):
     """A window inside the text, decoded token by token and in chunks, from a cache of several spans."""
     long = {"num_hidden_layers": 2, "max_position_embeddings": 1400}

@@ -25,8 +25,12 @@ LINEARS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_att
            "mlp.down_proj": "ffn_down"}
 VECTORS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
            "self_attn.k_norm": "attn_k_norm"}
+AROUND = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm",
+          "post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
+          "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 BEHIND = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
           "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+NORMS = {"olmo2": BEHIND, "gemma3_text": AROUND}
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2,
         "head_dim": 16, "num_hidden_layers": 2}
 
@@ -116,7 +120,9 @@ def check_stored(a, g, module, name, tensor):
 def check_vector(a, g, module, name, tensor):
     dtype, _, data = a.tensors[name]
     assert g.tensors[tensor][0] == "F32", tensor
-    assert turned(a, module, artifact_reader.floats(dtype, data)) == g.floats(tensor), tensor
+    plus = a.config["model_type"] == "gemma3_text" and name.endswith("norm.weight")
+    want = [f32(x + plus) for x in artifact_reader.floats(dtype, data)]
+    assert turned(a, module, want) == g.floats(tensor), tensor
 
 
 def check_values(a, g, name, tensor, bits, group):
@@ -181,7 +187,7 @@ def check_weights(a, g, types):
             if name + ".bias" in a.tensors:
                 seen.add(tensor + ".bias")
                 check_vector(a, g, module, name + ".bias", tensor + ".bias")
-        for module, short in (BEHIND if a.config["model_type"] == "olmo2" else VECTORS).items():
+        for module, short in NORMS.get(a.config["model_type"], VECTORS).items():
             name = f"model.layers.{layer}.{module}.weight"
             if name in a.tensors:
                 seen.add(f"blk.{layer}.{short}.weight")
@@ -402,6 +408,24 @@ def check_family(bench, golden, name, arch, keys):
         assert factors is None or list(g.floats(tensor)) == [f32(x) for x in factors], name
 
 
+def check_gemma3(bench):
+    """What llama.cpp has as constants is in these settings; norms have 1 + their weight."""
+    model, name = bench.folder / "gemma", {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    fits = {**name, "num_hidden_layers": 7, "sliding_window": 20, "query_pre_attn_scalar": 8}
+    tiny.make_model(model, rope_scaling={"rope_type": "linear", "factor": 4.0}, **fits)
+    (model / "tokenizer.json").unlink()
+    check_family(bench, bench.folder, "gemma", "gemma3", {"attention.sliding_window": 20, "rope.freq_base": 1e4,
+                                                          "rope.scaling.type": "linear", "rope.scaling.factor": 4.0})
+    for key, value, words in (("layer_types", ["full_attention"] * 7, "layer 0 is full"),
+                              ("rope_local_base_freq", 500.0, "rope_local_base_freq is 500"),
+                              ("query_pre_attn_scalar", 16, "query_pre_attn_scalar is 16"),
+                              ("sliding_window", None, "sliding_window is missing")):
+        other = bench.path("gemma")
+        tiny.make_model(other, **{**fits, key: value})
+        (other / "tokenizer.json").unlink()
+        bench.refuse(bench.convert(other, "weights.bits=16"), [words], "--gguf-pre", "none")
+
+
 # --- the shift of values --------------------------------------------------------------------------------------
 
 
@@ -555,6 +579,7 @@ def main():
         check_head(bench, model)
         for name, (arch, keys) in GOLDEN.items():
             check_family(bench, golden, name, arch, keys)
+        check_gemma3(bench)
         check_fold(bench, model, golden)
         check_refusals(bench, model, golden)
     print("gguf: every block equals the artifact's")

@@ -32,7 +32,7 @@ def tensors(config):
     D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     d = config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
-    behind = config["model_type"] == "olmo2"
+    behind, around = config["model_type"] == "olmo2", config["model_type"] == "gemma3_text"
     mlp = [("gate_proj", F), ("up_proj", F), ("down_proj", D)] if config.get("mlp_bias") else []
     fused = config["model_type"] == "phi3"
     yield "model.embed_tokens.weight", (V, D)
@@ -44,6 +44,11 @@ def tensors(config):
             yield p + "self_attn.k_norm.weight", (kv,)
         else:
             yield p + "input_layernorm.weight", (D,)
+        if around:
+            yield p + "pre_feedforward_layernorm.weight", (D,)
+            yield p + "post_feedforward_layernorm.weight", (D,)
+            yield p + "self_attn.q_norm.weight", (d,)
+            yield p + "self_attn.k_norm.weight", (d,)
         if fused:
             yield p + "self_attn.qkv_proj.weight", (q + 2 * kv, D)
         else:

@@ -307,23 +307,6 @@ static void test_phi3(void **state)
     assert_false(a.qkv_bias || a.o_bias || a.mlp_bias); /* Phi3Config has no such fields */
 }
 
-/* Norms behind attention and the MLP, and norms of all heads together. */
-static void test_olmo2(void **state)
-{
-    struct arch a = hf_read("olmo2", "");
-    assert_true(a.family == ARCH_OLMO2 && a.norms == NORMS_BEHIND);
-    assert_true(a.qk_norm == QK_NORM_ALL && !a.qkv_bias && !a.o_bias);
-    assert_string_equal(hf_architecture(&a), "Olmo2ForCausalLM");
-    assert_int_equal(arch_gain(&a, 0, GAIN_ATTENTION), 0);
-    assert_int_equal(arch_gain(&a, 0, GAIN_MLP_OUT), a.d_model);
-    assert_int_equal(arch_gain(&a, 0, GAIN_Q), a.n_heads * a.head_dim);
-    assert_int_equal(arch_gain(&a, 0, GAIN_K), a.n_kv * a.head_dim);
-    a = hf_read("olmo2", ",\"attention_bias\":true,\"mlp_bias\":true");
-    assert_true(a.qkv_bias && a.o_bias && !a.mlp_bias); /* no such field */
-    a = hf_read("olmo2", ",\"rms_norm_eps\":null");
-    assert_true(a.norm_eps == 1e-5f);
-}
-
 static void test_specials(void **state)
 {
     struct arch a = hf_read("llama", ",\"bos_token_id\":[7],\"eos_token_id\":[5,6,9]");
@@ -350,6 +333,23 @@ static const struct {
     {"granite", ",\"attention_multiplier\":\"1\"", ERR_FORMAT, "attention_multiplier",
      "string"},
     {"granite", ",\"logits_scaling\":1e-60", ERR_FORMAT, "logits", "1e+60"},
+    {"gemma3_text", ",\"final_logit_softcapping\":30.0", ERR_SUPPORT,
+     "final_logit_softcapping", "soft caps"},
+    {"gemma3_text", ",\"attn_logit_softcapping\":50.0", ERR_SUPPORT,
+     "attn_logit_softcapping", "soft caps"},
+    {"gemma3_text", ",\"use_bidirectional_attention\":true", ERR_SUPPORT,
+     "use_bidirectional_attention", "causal"},
+    {"gemma3_text", ",\"query_pre_attn_scalar\":0", ERR_FORMAT, "query_pre_attn_scalar",
+     "above 0"},
+    {"gemma3_text", ",\"hidden_activation\":\"silu\"", ERR_SUPPORT, "hidden_activation",
+     "gelu_pytorch_tanh"},
+    {"gemma3_text", ",\"sliding_window_pattern\":0", ERR_FORMAT, "sliding_window_pattern",
+     "0"},
+    {"gemma3_text", ",\"rope_local_base_freq\":1", ERR_FORMAT, "rope_local_base_freq",
+     "above 1"},
+    {"gemma3_text", ",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"yarn\"}}",
+     ERR_SUPPORT, "sliding_attention", "yarn"},
+    {"gemma2", "", ERR_SUPPORT, "gemma2", "gemma3_text"},
     {"granitemoe", "", ERR_SUPPORT, "granitemoe", "granite"},
     {"gpt2", "", ERR_SUPPORT, "gpt2", "llama, mistral"},
     {"mixtral", "", ERR_SUPPORT, "mixtral", "qwen3"},
@@ -574,15 +574,23 @@ static void test_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_mistral_defaults),
-        cmocka_unit_test(test_qwen2_defaults), cmocka_unit_test(test_qwen3_defaults),
-        cmocka_unit_test(test_missing_sizes),  cmocka_unit_test(test_generations),
-        cmocka_unit_test(test_yarn),           cmocka_unit_test(test_spellings),
-        cmocka_unit_test(test_granite),        cmocka_unit_test(test_smollm3),
-        cmocka_unit_test(test_phi3),           cmocka_unit_test(test_olmo2),
-        cmocka_unit_test(test_specials),       cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_refused_texts),  cmocka_unit_test(test_own_quantization),
-        cmocka_unit_test(test_tensor_checks),  cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_llama_defaults),
+        cmocka_unit_test(test_mistral_defaults),
+        cmocka_unit_test(test_qwen2_defaults),
+        cmocka_unit_test(test_qwen3_defaults),
+        cmocka_unit_test(test_missing_sizes),
+        cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_yarn),
+        cmocka_unit_test(test_spellings),
+        cmocka_unit_test(test_granite),
+        cmocka_unit_test(test_smollm3),
+        cmocka_unit_test(test_phi3),
+        cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_refused_texts),
+        cmocka_unit_test(test_own_quantization),
+        cmocka_unit_test(test_tensor_checks),
+        cmocka_unit_test(test_identity),
         cmocka_unit_test(test_golden_models),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);

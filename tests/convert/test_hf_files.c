@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * Checkpoints whose files disagree with config.json or with the index. */
+ * Checkpoints whose files disagree with config.json or with the index. config.json of OLMo 2 and
+ * Gemma 3. */
 #include "convert/checkpoint/hf_files.h"
 #include "tests/convert/hf_fixture.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -306,6 +308,53 @@ static void test_no_weights(void **state)
     }
 }
 
+/* Norms behind attention and the MLP, and norms of all heads together. */
+static void test_olmo2(void **state)
+{
+    struct arch a = hf_read("olmo2", "");
+    assert_true(a.family == ARCH_OLMO2 && a.norms == NORMS_BEHIND);
+    assert_true(a.qk_norm == QK_NORM_ALL && !a.qkv_bias && !a.o_bias);
+    assert_string_equal(hf_architecture(&a), "Olmo2ForCausalLM");
+    assert_int_equal(arch_gain(&a, 0, GAIN_ATTENTION), 0);
+    assert_int_equal(arch_gain(&a, 0, GAIN_MLP_OUT), a.d_model);
+    assert_int_equal(arch_gain(&a, 0, GAIN_Q), a.n_heads * a.head_dim);
+    assert_int_equal(arch_gain(&a, 0, GAIN_K), a.n_kv * a.head_dim);
+    a = hf_read("olmo2", ",\"attention_bias\":true,\"mlp_bias\":true");
+    assert_true(a.qkv_bias && a.o_bias && !a.mlp_bias); /* no such field */
+    a = hf_read("olmo2", ",\"rms_norm_eps\":null");
+    assert_true(a.norm_eps == 1e-5f);
+}
+
+/* Both generations of config.json; the factor of the embedding in the checkpoint's type. */
+static void test_gemma3(void **state)
+{
+    struct arch a =
+        hf_read("gemma3_text", ",\"num_hidden_layers\":7,\"sliding_window\":512,"
+                               "\"rope_scaling\":{\"rope_type\":\"linear\","
+                               "\"factor\":8.0},\"torch_dtype\":\"bfloat16\"");
+    assert_true(a.norms == NORMS_AROUND && a.qk_norm == QK_NORM_HEAD && a.gain_plus_one);
+    assert_true(a.gate == GATE_GELU && a.tied && a.attn_scale == 1.0 / 16);
+    assert_true(a.embed_scale == 5.65625); /* sqrt(32) in bfloat16 */
+    assert_true(a.rope == ROPE_LINEAR && a.rope_factor == 8 && a.rope_theta_sliding == 1e4);
+    for (int64_t i = 0; i < 7; i++)
+        assert_int_equal(arch_reach(&a, i), i == 5 ? 0 : 512);
+    assert_string_equal(arch_norm_module(&a, GAIN_MLP), "pre_feedforward_layernorm");
+    assert_string_equal(hf_architecture(&a), "Gemma3ForCausalLM");
+    a = hf_read("gemma3_text",
+                ",\"layer_types\":[\"full_attention\",\"sliding_attention\"],"
+                "\"query_pre_attn_scalar\":64,\"rope_parameters\":{"
+                "\"full_attention\":{\"rope_type\":\"default\",\"rope_theta\":5e5},"
+                "\"sliding_attention\":{\"rope_theta\":100.0}}");
+    assert_true(a.rope_theta == 5e5 && a.rope_theta_sliding == 100 &&
+                a.attn_scale == 0.125);
+    assert_true(fabs(a.embed_scale - sqrt(32)) < 1e-6);
+    assert_int_equal(arch_reach(&a, 0), 0);
+    assert_int_equal(arch_reach(&a, 1), 4096);
+    assert_int_equal(arch_rope_column(&a, 0), 0);
+    assert_int_equal(arch_rope_column(&a, 1), a.head_dim / 2);
+    assert_int_equal(arch_rope_columns(&a), a.head_dim);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +363,7 @@ int main(void)
         cmocka_unit_test(test_wrapped),        cmocka_unit_test(test_shards),
         cmocka_unit_test(test_listed_head),    cmocka_unit_test(test_copies),
         cmocka_unit_test(test_not_downloaded), cmocka_unit_test(test_no_weights),
+        cmocka_unit_test(test_olmo2),          cmocka_unit_test(test_gemma3),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);
 }

@@ -455,7 +455,7 @@ static void check_values(const struct rt_kernels *k, int64_t channels, int64_t n
 
 static void check_exponentials(const struct rt_kernels *k)
 {
-    static float x[RT_TILE], p[RT_TILE], u[RT_TILE];
+    static float x[RT_TILE], p[RT_TILE], q[RT_TILE], u[RT_TILE];
     double total = 0;
     fill(x, RT_TILE);
     for (int64_t i = 0; i < RT_TILE; i++)
@@ -479,10 +479,15 @@ static void check_exponentials(const struct rt_kernels *k)
         fill(u, n);
         for (int64_t i = 0; i < n; i++)
             p[i] = isinf(x[i]) ? -100 : x[i];
-        const float first = p[0];
-        k->kv->silu_gate(p, u, n);
-        const double want = (double)first / (1 + exp(-(double)first)) * (double)u[0];
-        near(k, "silu_gate", n, (double)p[0], want, fabs(want));
+        const double first = (double)p[0], by = (double)u[0];
+        const double z = first * (GELU_A + GELU_B * first * first);
+        memcpy(q, p, sizeof(p));
+        k->kv->gate(GATE_SILU, p, u, n);
+        k->kv->gate(GATE_GELU, q, u, n);
+        const double silu = first / (1 + exp(-first)) * by;
+        const double gelu = first / (1 + exp(-z)) * by;
+        near(k, "silu", n, (double)p[0], silu, fabs(silu));
+        near(k, "gelu", n, (double)q[0], gelu, fabs(gelu));
     }
 }
 

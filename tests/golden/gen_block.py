@@ -97,7 +97,7 @@ def rope(x, c):
     if not c.get("rope", True):
         return x
     T, _, d = x.shape
-    inv = 10000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    inv = c.get("theta", 10000.0) ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
     angle = torch.arange(T, dtype=torch.float64)[:, None] * inv
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     x1, x2 = x[..., : d // 2], x[..., d // 2 :]
@@ -144,7 +144,8 @@ def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     h = x + r * norm_if(o @ w["o"].T + w.get("bo", 0.0), w, "behind1")
     n2 = norm_if(h, w, "norm2")
     gate, up = (n2 @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
-    y = (torch.nn.functional.silu(gate) * up) @ w["down"].T + w.get("bdown", 0.0)
+    act = torch.nn.functional.gelu(gate, approximate="tanh") if c.get("gelu") else torch.nn.functional.silu(gate)
+    y = (act * up) @ w["down"].T + w.get("bdown", 0.0)
     return h + r * norm_if(y, w, "behind2")
 
 

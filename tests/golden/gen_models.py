@@ -13,10 +13,10 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Phi3Config, Phi3ForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
-                          SmolLM3ForCausalLM)
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM, LlamaConfig,
+                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM,
+                          Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+                          SmolLM3Config, SmolLM3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
@@ -29,6 +29,14 @@ GRANITE = dict(embedding_multiplier=3.0, attention_multiplier=0.15, residual_mul
 
 def llama(**kw):
     return LlamaForCausalLM, LlamaConfig(**{**BASE, **kw})
+
+
+def gemma3(**kw):
+    ropes = {"full_attention": dict(rope_type="linear", factor=4.0, rope_theta=1000.0),
+             "sliding_attention": theta(100.0)}
+    return Gemma3ForCausalLM, Gemma3TextConfig(**{**BASE, "head_dim": 16, "query_pre_attn_scalar": 24,
+                                                  "tie_word_embeddings": True, "pad_token_id": None,
+                                                  "rope_parameters": ropes, **kw})
 
 
 def theta(value, **kw):
@@ -125,6 +133,10 @@ MODELS = {
     "olmo2_bias": ((Olmo2ForCausalLM, Olmo2Config(**{**BASE, "pad_token_id": None, "num_key_value_heads": 4,
                                                      "attention_bias": True, "rope_parameters": theta(10000.0)})),
                    "old", "bfloat16", 24, None),
+    "gemma3": (gemma3(num_hidden_layers=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                      sliding_window=9), "new", "float32", 48, None),
+    "gemma3_old": (gemma3(num_hidden_layers=5, sliding_window=7, query_pre_attn_scalar=16, sliding_window_pattern=2),
+                   "old", "bfloat16", 48, None),
 }
 
 
@@ -155,7 +167,7 @@ def randomize(model, seed):
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=g)
             if "norm" in name:
-                p.copy_(1 + 0.3 * noise)
+                p.copy_(0.3 * noise + (-0.6 if "gemma" in model.config.model_type else 1))
             elif name.endswith("bias"):
                 p.copy_(0.5 * noise)
             elif "embed" in name:
@@ -167,13 +179,18 @@ def randomize(model, seed):
 def old_style(config):
     """config.json as transformers 4 wrote it."""
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:  # Gemma 3
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("layer_types").index("full_attention") + 1
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     if (share := rope.pop("partial_rotary_factor", 1)) != 1:
         config["partial_rotary_factor"] = share
     if "original_max_position_embeddings" in config:
         rope.pop("original_max_position_embeddings", None)
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    if rope["rope_type"] in ("linear", "dynamic", "yarn", "longrope"):  # files of 2023 and 2024 call it type
+    older = config["model_type"] != "gemma3_text"  # files of 2023 and 2024 call it type
+    if older and rope["rope_type"] in ("linear", "dynamic", "yarn", "longrope"):
         rope["type"] = rope.pop("rope_type")
     config["torch_dtype"] = config.pop("dtype")
     return config
@@ -195,6 +212,8 @@ def generate(out, name, spec, seed):
     if style == "old":
         file.write_text(json.dumps(old_style(written), indent=2, sort_keys=True) + "\n")
     loaded = cls.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    if hasattr(loaded.model.embed_tokens, "embed_scale"):  # as a model of the checkpoint's type has it
+        loaded.model.embed_tokens.embed_scale = loaded.model.embed_tokens.embed_scale.to(getattr(torch, dtype)).float()
     ids = torch.randint(0, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed + 1))
     with torch.no_grad():
         logits = loaded(ids).logits[0]

@@ -39,7 +39,13 @@ CASES = {
                    per_layer=[dict(reach=4), dict(rope=False)]),
     "behind": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=28, vocab=30, tokens=7, windows=2, qkv_bias=1,
                    o_bias=1, mlp_bias=0, qk_norm=2, tied=0, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
-                   window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25, behind=True),
+                   window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
+                   norms=("behind1", "behind2")),
+    "around": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=28, vocab=30, tokens=9, windows=2, qkv_bias=0,
+                   o_bias=0, mlp_bias=0, qk_norm=1, tied=1, kv_bits=4, kv_group=128, pre_rope=1, past_only=1,
+                   window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
+                   norms=("norm1", "norm2", "behind1", "behind2"), plus=1.0, gelu=True,
+                   per_layer=[dict(reach=4, theta=100.0), dict()]),
 }
 NORMS = ("norm1", "norm2", "q_norm", "k_norm", "behind1", "behind2")
 FACTORS = ["embed", "divisor", "residual", "logits"]  # scores are divided
@@ -87,7 +93,7 @@ def draw_half(g, *shape, scale=1.0):
 def draw_layer(g, c):
     """A layer's weights in full precision, exact in fp16; gains and biases exact in f32."""
     w = {l: draw_half(g, *shape_of(l, c), scale=shape_of(l, c)[1] ** -0.5) for l in LINS}
-    sizes = {n: c["d_model"] for n in (("behind1", "behind2") if c.get("behind") else ("norm1", "norm2"))}
+    sizes = {n: c["d_model"] for n in c.get("norms", ("norm1", "norm2"))}
     if c["qk_norm"]:
         q, k = (c["n_heads"], c["n_kv"]) if c["qk_norm"] == 2 else (1, 1)
         sizes.update(q_norm=q * c["head_dim"], k_norm=k * c["head_dim"])
@@ -195,7 +201,8 @@ def case(c, seed):
     loss = torch.stack(loss)
     (loss @ torch.tensor([c["kl"], c["ce"]]).double()).mean().backward()
 
-    save = {"norm": norm, "states": torch.stack(states), "teacher": torch.stack(teachers), "loss": loss,
+    plus = c.get("plus", 0.0)  # gains are 1 + the stored weights
+    save = {"norm": norm - plus, "states": torch.stack(states), "teacher": torch.stack(teachers), "loss": loss,
             "largest_logit": torch.stack(largest), "weights": torch.tensor([c["kl"], c["ce"]])}
     if "per_layer" in c:
         save["reach"] = torch.tensor([own.get("reach", 0) for own in c["per_layer"]])
@@ -204,7 +211,10 @@ def case(c, seed):
         save["factors"] = torch.tensor([c[f] for f in FACTORS])
     save.update({"p." + name: x for name, x in p.items()})
     save.update({"d." + name: x.grad for name, x in p.items()})
-    save.update({f"{b}.{n}": x for b, w in enumerate(source) for n, x in w.items() if n not in LINS})
+    save.update({f"{b}.{n}": x - plus if n in NORMS else x for b, w in enumerate(source) for n, x in w.items()
+                 if n not in LINS})
+    if plus:
+        save["theta"] = torch.tensor([own.get("theta", 0.0) for own in c["per_layer"]])
     save = {name: x.detach().float().numpy() for name, x in save.items()}
     halves = {"embed": embed, **({} if c["tied"] else {"head": head})}
     halves.update({f"{b}.{l}": w[l] for b, w in enumerate(source) for l in LINS})

@@ -407,7 +407,7 @@ static enum err write_vector(struct export_job *j, struct gguf_writer *w,
     TRY(mem_alloc(&x, 2 * n, sizeof(*x)));
     host_to_f32(x, t->m.data, t->m.dtype, t->cols);
     for (int64_t i = 0; i < t->cols; i++)
-        x[(int64_t)n + i] = x[source_row(t, i)];
+        x[(int64_t)n + i] = x[source_row(t, i)] + (t->plus_one ? 1 : 0);
     err = gguf_write(w, x + n, n * sizeof(*x));
     mem_free(x);
     export_advance(j, n * sizeof(float));

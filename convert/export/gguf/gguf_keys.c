@@ -22,6 +22,7 @@ static const struct gguf_graph graphs[] = {
     [ARCH_GRANITE] = {.arch = "granite", .has_llama3 = true, .has_biases = true},
     [ARCH_SMOLLM3] = {.arch = "smollm3", .no_rope_step = 4},
     [ARCH_PHI3] = {.arch = "phi3", .fuses_gate_up = true, .heads_fill_width = true},
+    [ARCH_GEMMA3] = {.arch = "gemma3", .full_step = 6},
     [ARCH_OLMO2] = {.arch = "olmo2", .heads_fill_width = true, .has_own_head = true},
 };
 
@@ -36,6 +37,32 @@ static enum err check_no_rope(const struct arch *a, int64_t step)
                 "leaves it out in every layer of %" PRId64 " for model_type %s",
                 i, have ? "no" : "a", step, a->model_type);
     }
+    return OK;
+}
+
+/* Refuses what llama.cpp has as constants of gemma3: which layers slide, the base of their rope,
+ * and the factor of the scores, which in the largest model is of the mean width of a head. */
+static enum err check_gemma(const struct gguf_graph *g, const struct arch *a)
+{
+    const int64_t width = a->n_layers == 62 ? a->d_model / a->n_heads : a->head_dim;
+    for (int64_t i = 0; i < a->n_layers; i++)
+        FAIL_IF(layer_set_has(&a->sliding, i) != ((i + 1) % g->full_step != 0), ERR_SUPPORT,
+                "layer_types: layer %" PRId64 " is %s; llama.cpp has a full one in every "
+                "%" PRId64 " layers of model_type %s",
+                i, layer_set_has(&a->sliding, i) ? "sliding" : "full", g->full_step,
+                a->model_type);
+    FAIL_IF(a->rope_theta_sliding != 1e4, ERR_SUPPORT,
+            "rope_local_base_freq is %g, which llama.cpp has as 10000",
+            a->rope_theta_sliding);
+    FAIL_IF(a->rope != ROPE_DEFAULT && a->rope != ROPE_LINEAR, ERR_SUPPORT,
+            "rope_type %s with model_type %s: llama.cpp computes default and linear",
+            rope_name[a->rope], a->model_type);
+    FAIL_IF(fabs(a->attn_scale * sqrt((double)width) - 1) > 1e-6, ERR_SUPPORT,
+            "query_pre_attn_scalar is %g, which llama.cpp has as %" PRId64,
+            1 / (a->attn_scale * a->attn_scale), width);
+    FAIL_IF(a->sliding_window < 1, ERR_SUPPORT,
+            "sliding_window is missing, which llama.cpp needs for model_type %s",
+            a->model_type);
     return OK;
 }
 
@@ -57,6 +84,8 @@ static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
     FAIL_IF(g->has_own_head && a->tied, ERR_SUPPORT,
             "tie_word_embeddings: llama.cpp wants a head of its own for model_type %s",
             a->model_type);
+    if (g->full_step)
+        TRY(check_gemma(g, a));
     return check_no_rope(a, g->no_rope_step);
 }
 
@@ -69,7 +98,8 @@ enum err gguf_check_arch(struct gguf_plan *p, const struct export_source *s)
 
 int64_t gguf_context(const struct arch *a)
 {
-    const int64_t n = arch_full_attention(a);
+    const bool windows = graphs[a->family].full_step != 0;
+    const int64_t n = windows ? a->max_positions : arch_full_attention(a);
     return n < INT32_MAX ? n : INT32_MAX;
 }
 
@@ -118,6 +148,8 @@ static enum err put_sizes(struct gguf_plan *p, const struct arch *a)
     };
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         TRY(put_u32(p, sizes[i].name, sizes[i].value));
+    if (p->graph->full_step)
+        TRY(put_u32(p, "attention.sliding_window", a->sliding_window));
     TRY(put_f32(p, "attention.layer_norm_rms_epsilon", (double)a->norm_eps));
     return put_f32(p, "rope.freq_base", a->rope_theta);
 }

@@ -16,6 +16,7 @@ struct gguf_item {
     enum gguf_type type;
     int64_t rows, cols;
     bool is_vector; /* rows is 1 */
+    bool plus_one;  /* of a vector: 1 is added to its elements */
     /* NULL: not a projection's weight, nor the quantized embedding or head */
     const struct export_linear *linear;
     struct host_mat m; /* borrowed from the artifact or the plan */
@@ -39,7 +40,10 @@ struct gguf_graph {
     bool fuses_gate_up;    /* ffn_up has the rows of gate, then those of up */
     bool heads_fill_width; /* needs H d = D */
     bool has_own_head;     /* none that is tied to the embedding */
-    int64_t no_rope_step;  /* every layer of so many has no rope; 0: all have one */
+    /* Gemma's: every layer of so many sees the whole text, the others a window, which it computes;
+     * 0: computes no windows */
+    int64_t full_step;
+    int64_t no_rope_step; /* every layer of so many has no rope; 0: all have one */
 };
 
 /* What a file will hold. */

@@ -73,6 +73,16 @@ static enum err add_vector(struct gguf_plan *p, const char *name, struct host_ma
     return add(p, &t);
 }
 
+/* Adds the weight of a norm, as what llama.cpp multiplies by. */
+static enum err add_gain(struct gguf_plan *p, const char *name, struct host_mat m,
+                         const struct arch *a)
+{
+    TRY(add_vector(p, name, m, 0));
+    if (m.data && a->gain_plus_one)
+        p->item[p->n - 1].plus_one = true;
+    return OK;
+}
+
 /* Adds a matrix as it is stored. */
 static enum err add_matrix(struct gguf_plan *p, const char *name, struct host_mat m)
 {
@@ -211,7 +221,8 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
             TRY(fuse_gate_up(p, l - 1, layer, only_q8));
     }
     for (int g = 0; g < N_BLOCK_GAINS; g++)
-        TRY(add_vector(p, in_layer(name, layer, norm_names[g], ".weight"), b->norm[g], 0));
+        TRY(add_gain(p, in_layer(name, layer, norm_names[g], ".weight"), b->norm[g],
+                     s->arch));
     return OK;
 }
 
@@ -262,7 +273,7 @@ enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, b
     TRY(s->arch->rope == ROPE_LONGROPE ? add_longrope(p, s) : add_rope(p, s->arch));
     for (int64_t i = 0; i < s->arch->n_layers; i++)
         TRY(add_layer(p, s, i, only_q8));
-    TRY(add_vector(p, "output_norm.weight", artifact_final_norm(s->artifact), 0));
+    TRY(add_gain(p, "output_norm.weight", artifact_final_norm(s->artifact), s->arch));
     return s->arch->tied
                ? OK
                : add_end(p, s, 1, "output.weight", artifact_head(s->artifact)->w, only_q8);
