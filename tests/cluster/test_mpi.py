@@ -293,10 +293,19 @@ def test_refusals(f):
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr and not (f.path / "small").exists(), done.stderr
 
 
+def test_one_rank_refuses(f):
+    """A rank alone has a configuration that is refused, as from a file of its own machine. All end."""
+    batches = [f.wkvq_args("refused", more=[f"calibration.batch={n}"]) for n in (4, 1)]
+    for first, second in (batches, batches[::-1]):
+        done = f.run(["timeout", "60", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
+        assert "calibration.batch is 1, but there are 2 ranks" in done.stderr or "refuses its configuration" in done.stderr, done.stderr
+    assert not (f.path / "refused").exists()
+
+
 def test_plan(f):
     done = f.run([*f.args(2, "planned"), "--plan"])
     assert done.stdout.count("memory ") == 1 and "each rank: 2 of the 4 samples of a step" in done.stderr, done.stderr
-    assert "2 ranks are at most 1." in done.stderr and not (f.path / "planned").exists(), done.stderr
+    assert "2 ranks are at most 2.00 times" in done.stderr and not (f.path / "planned").exists(), done.stderr
     done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--plan")))
     assert "refinement, each rank: 2 of the 4 windows of a step" in done.stderr, done.stderr
     assert "3 ranks are at most 2.00 times" in done.stderr and "calibration, each rank" not in done.stderr, done.stderr

@@ -47,13 +47,27 @@ static enum err check_batches(const struct job *j)
     return recipe_refines(r) ? check_batch("refine.batch", r->refine.batch, j->ranks) : OK;
 }
 
+/* Every rank refuses if one does: the others would wait for it, and it for them. */
+static enum err check_every_rank(const struct job *j)
+{
+    const enum err err = check_batches(j);
+    char refused = err != OK, all[RANKS_MAX];
+    j->ranks->gather(all, &refused, 1);
+    for (int r = 0; r < j->ranks->size && !err; r++)
+        FAIL_IF(all[r], ERR_MISMATCH,
+                "rank %d refuses its configuration, and rank %d does not; all ranks must "
+                "read the same files",
+                r, j->ranks->rank);
+    return err;
+}
+
 enum err stage_join(struct job *j)
 {
     int64_t here, threads;
     TRY(mpi_open(&j->ranks));
     if (!j->ranks)
         return OK;
-    const enum err err = check_batches(j);
+    const enum err err = check_every_rank(j);
     if (err) {
         mpi_close(); /* all ranks are here */
         return err;
