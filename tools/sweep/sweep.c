@@ -118,6 +118,16 @@ enum err sweep_find_text(int *out, struct sweep *s, const struct recipe_files *f
     return sweep_share_text(t, s, r);
 }
 
+enum err sweep_check_text(const struct sweep *s, int text, const char *name)
+{
+    const size_t n = s->text[text].texts.ids.n;
+    FAIL_IF(batch_windows((int64_t)n, s->eval_ctx) < 1, ERR_USAGE,
+            "%s: the text has %zu tokens, fewer than one window of --ctx %" PRId64
+            "; give more text or a smaller --ctx",
+            name, n, s->eval_ctx);
+    return OK;
+}
+
 /* FNV-1a */
 void sweep_hash(char out[SWEEP_HASH_MAX], const char *text)
 {
@@ -188,6 +198,7 @@ static enum err prepare_cell(struct sweep *s, int i)
     if (!plain)
         TRY(sweep_find_text(&run->text, s, &r->data, r));
     TRY(sweep_find_text(&run->eval_text, s, &s->eval_data, r));
+    TRY(sweep_check_text(s, run->eval_text, s->eval_data.path[0]));
     TRY(identify(run, s));
     TRY(sweep_measures_ask(s, run));
     run->done = sweep_results_has(s, run);

@@ -161,6 +161,9 @@ enum err sweep_cell_run(json_t **out, struct sweep *s, int i);
 enum err sweep_find_text(int *out, struct sweep *s, const struct recipe_files *files,
                          const struct recipe *r);
 
+/* ERR_USAGE: an evaluation's text, called `name`, has no whole window. */
+enum err sweep_check_text(const struct sweep *s, int text, const char *name);
+
 /* How a configuration is evaluated. */
 enum sweep_way {
     SWEEP_PLAIN, /* the checkpoint; only its activations may be rounded */
@@ -177,7 +180,6 @@ bool sweep_calibrates(const struct recipe *r);
 /* Writes the shell commands that reproduce the cell's figures. Release *out with
  * mem_free. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
-
 /* Prints a line per cell: whether it is done, begun (with its finished blocks), failed (with
  * its message) or to do, its hash, and its name. */
 enum err sweep_print_plan(const struct sweep *s);

@@ -201,6 +201,7 @@ static enum err ask_text(struct sweep *s, struct sweep_run *run, int i)
     if (s->settings.eval_join)
         r.join = opt_choice(CHOICES_JOIN, s->settings.eval_join);
     TRY(sweep_find_text(&asked.from, s, &files, &r));
+    TRY(sweep_check_text(s, asked.from, path));
     const struct texts *t = &s->text[asked.from].texts;
     snprintf(crc, sizeof(crc), "%08" PRIx32, t->crc);
     asked.identity =
