@@ -66,11 +66,11 @@ def without_time(row):
     return row
 
 
-def evaluate(f, row, part):
+def evaluate(f, row, part, out="reference"):
     """Returns the result of one of the commands that a cell's record gives."""
     (text,) = [c for c in row["command"].split(" && ") if part in c]
     words = text.replace("wkvq", f.wkvq, 1).replace(
-        row["hash"], f"reference/cells/{row['hash']}" + (".state" if row["name"] == "W4A4" else ""))
+        row["hash"], f"{out}/cells/{row['hash']}" + (".state" if row["name"] == "W4A4" else ""))
     return json.loads(f.run([*words.split(), "--json", "-q", "-j1"]).stdout)
 
 
@@ -117,6 +117,18 @@ def test_columns(f):
         else:
             mean = (have["qasper"]["score"] + have["lcc"]["score"]) / 2
             assert abs(float(line["longbench"]) - mean) <= 1e-6, line
+
+
+def test_commands_read_texts_alike(f):
+    """How a cell reads a text and computes is in the commands, though an artifact and a state do not say it."""
+    (f.path / "read.yaml").write_text(SWEEP.replace(
+        "samples: 4", "join: space, bos: never, samples: 4").replace("  crr", "  run.compute: bf16\n  crr"))
+    f.run(f.command("read", "--keep", "--eval-text", "PTB=other.txt", file="read.yaml"))
+    for row in f.rows("read"):
+        assert row["command"].count(" --join space --bos never --windows") == 2, row["command"]
+        for part, want in (("eval.txt", row["ppl"]), ("other.txt", measures(row)["PTB"]["ppl"])):
+            got = evaluate(f, row, part, "read")
+            assert test_sweep.close(got["ppl"], want) and got["compute"] == "bf16", (row["name"], got["ppl"], want)
 
 
 def test_limit(f):
@@ -177,6 +189,7 @@ def test_more_measures_later(f):
         assert row["seconds"] == was["seconds"] and row["measures"], row
         assert without_time(row)["measures"] == one["measures"]
         assert {**without_time(row), "measures": 0, "command": 0} == {**without_time(was), "measures": 0, "command": 0}
+        assert row["command"] == one["command"], "its commands compute all of its figures"
     again = f.run(f.command("kept", "--keep", *ALL))
     assert "cell 1 of" not in again.stderr, again.stderr
     # another limit replaces a set and leaves the others

@@ -180,6 +180,11 @@ bool sweep_calibrates(const struct recipe *r);
 /* Writes the shell commands that reproduce the cell's figures. Release *out with
  * mem_free. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
+/* Adds the command of measure i of those asked to the commands of a result, unless they have it:
+ * the result may be of a run without this measure. */
+enum err sweep_command_add(json_t *row, const struct sweep *s, const struct sweep_run *run,
+                           int i);
+
 /* Prints a line per cell: whether it is done, begun (with its finished blocks), failed (with
  * its message) or to do, its hash, and its name. */
 enum err sweep_print_plan(const struct sweep *s);

@@ -267,6 +267,7 @@ static enum err add_measures(struct cell *c, struct eval *e, int *text)
             change_text(e->job, c->s, text, asked->from);
         TRY(sweep_measure(&one, c->s, c->run, i, e));
         TRY(sweep_measures_add(c->row, one));
+        TRY(sweep_command_add(c->row, c->s, c->run, i));
         TRY(sweep_results_keep(c->s, c->run, c->row));
     }
     return OK;

@@ -43,9 +43,7 @@ static void put_recipe(FILE *f, const struct sweep *s, const struct sweep_run *r
         put_option(f, "set", run->set[i]);
 }
 
-/* join NULL: as configured */
-static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files,
-                         const char *join)
+static enum err put_files(FILE *f, const struct recipe_files *files)
 {
     for (int i = 0; i < files->n; i++) {
         char *text;
@@ -53,13 +51,28 @@ static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_fil
         put_option(f, "data", text);
         mem_free(text);
     }
+    return OK;
+}
+
+/* Writes the text that a cell is calibrated on; its configuration has the rest. */
+static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
+{
+    TRY(put_files(f, files));
     if (s->settings.recipe.text_field)
         put_option(f, "text-field", s->settings.recipe.text_field);
-    if (join || s->settings.recipe.join)
-        put_option(f, "join", join ? join : s->settings.recipe.join);
+    if (s->settings.recipe.join)
+        put_option(f, "join", s->settings.recipe.join);
     if (s->settings.recipe.bos)
         put_option(f, "bos", s->settings.recipe.bos);
     return OK;
+}
+
+/* Writes a key of the cell's configuration as an option, unless it has its default: an artifact
+ * and a state do not tell `wkvq eval` how to read a text. */
+static void put_choice(FILE *f, const char *option, const char *choices, int value)
+{
+    if (value)
+        put_option(f, option, opt_choice_name(choices, value));
 }
 
 /* Writes the command that makes the artifact or state, followed by "&&". Writes nothing
@@ -74,7 +87,7 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     sweep_put_word(f, s->model_dir);
     if (calibrated)
-        TRY(put_text(f, s, &r->data, NULL));
+        TRY(put_text(f, s, &r->data));
     put_recipe(f, s, run);
     /* stored because another machine may prefer another type */
     if (calibrated && r->compute == COMPUTE_AUTO)
@@ -84,18 +97,22 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     return OK;
 }
 
-/* Writes the operand of `wkvq eval`. */
+/* Writes the operand of `wkvq eval`. run.compute of an artifact or a state is not that of their
+ * evaluation. */
 static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
     const struct recipe *r = &run->recipe;
+    const char *compute =
+        run->eval_compute == COMPUTE_BF16 ? " --set run.compute=bf16" : "";
     fprintf(f, "wkvq eval");
     if (sweep_way(r) == SWEEP_PACKED) {
         sweep_put_word(f, run->hash);
+        fputs(compute, f);
         return;
     }
     sweep_put_word(f, s->model_dir);
     if (sweep_way(r) == SWEEP_SIMULATED && sweep_needs_calibration(r)) {
-        fprintf(f, " --state %s", run->hash);
+        fprintf(f, " --state %s%s", run->hash, compute);
         return;
     }
     if (sweep_way(r) == SWEEP_SIMULATED)
@@ -104,7 +121,8 @@ static void put_subject(FILE *f, const struct sweep *s, const struct sweep_run *
 }
 
 /* Writes the options of a task's questions. */
-static void put_questions(FILE *f, const struct sweep *s, const struct sweep_asked *a)
+static void put_questions(FILE *f, const struct sweep *s, const struct sweep_run *run,
+                          const struct sweep_asked *a)
 {
     const struct sweep_settings *own = &s->settings;
     const struct sweep_questions *q = &s->questions[a->from];
@@ -117,30 +135,36 @@ static void put_questions(FILE *f, const struct sweep *s, const struct sweep_ask
         put_option(f, "prompts", own->prompts);
         put_option(f, "max-gen", own->max_gen);
     }
-    if (own->recipe.bos)
-        put_option(f, "bos", own->recipe.bos);
+    put_choice(f, "bos", CHOICES_BOS, run->recipe.bos);
     fprintf(f, " --limit %" PRId64 " --ctx %" PRId64, own->limit, own->task_ctx);
 }
 
-static enum err put_windows(FILE *f, const struct sweep *s,
+/* join NULL: as the cell's text */
+static enum err put_windows(FILE *f, const struct sweep *s, const struct sweep_run *run,
                             const struct recipe_files *files, const char *join)
 {
-    TRY(put_text(f, s, files, join));
+    const struct recipe *r = &run->recipe;
+    TRY(put_files(f, files));
+    if (*r->text_field)
+        put_option(f, "text-field", r->text_field);
+    if (join)
+        put_option(f, "join", join);
+    else
+        put_choice(f, "join", CHOICES_JOIN, r->join);
+    put_choice(f, "bos", CHOICES_BOS, r->bos);
     fprintf(f, " --windows %" PRId64 " --ctx %" PRId64, s->eval_windows, s->eval_ctx);
     return OK;
 }
 
-static enum err put_measures(FILE *f, const struct sweep *s, const struct sweep_run *run)
+/* Writes the command of measure i of those asked. */
+static enum err put_measure(FILE *f, const struct sweep *s, const struct sweep_run *run,
+                            int i)
 {
-    for (int i = 0; i < run->n_asked; i++) {
-        const struct sweep_asked *a = &run->asked[i];
-        fprintf(f, " && ");
-        put_subject(f, s, run);
-        if (a->kind == SWEEP_TEXT)
-            TRY(put_windows(f, s, &s->text[a->from].files, s->settings.eval_join));
-        else
-            put_questions(f, s, a);
-    }
+    const struct sweep_asked *a = &run->asked[i];
+    put_subject(f, s, run);
+    if (a->kind == SWEEP_TEXT)
+        return put_windows(f, s, run, &s->text[a->from].files, s->settings.eval_join);
+    put_questions(f, s, run, a);
     return OK;
 }
 
@@ -148,17 +172,23 @@ static enum err put_command(FILE *f, const struct sweep *s, const struct sweep_r
 {
     TRY(put_making(f, s, run));
     put_subject(f, s, run);
-    TRY(put_windows(f, s, &s->eval_data, NULL));
-    return put_measures(f, s, run);
+    TRY(put_windows(f, s, run, &s->eval_data, NULL));
+    for (int i = 0; i < run->n_asked; i++) {
+        fprintf(f, " && ");
+        TRY(put_measure(f, s, run, i));
+    }
+    return OK;
 }
 
-enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run)
+/* i: of a measure; -1: all commands. */
+static enum err command_text(char **out, const struct sweep *s, const struct sweep_run *run,
+                             int i)
 {
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     FAIL_IF(!f, ERR_MEMORY, "out of memory for a command");
-    enum err err = put_command(f, s, run);
+    enum err err = i < 0 ? put_command(f, s, run) : put_measure(f, s, run, i);
     const bool failed = ferror(f);
     if (fclose(f) || failed)
         err = err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for a command");
@@ -166,4 +196,34 @@ enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run
         err = mem_strdup(out, text);
     free(text);
     return err;
+}
+
+enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run)
+{
+    return command_text(out, s, run, -1);
+}
+
+/* Returns whether one of the commands, which "&&" joins, is this one. */
+static bool has_command(const char *all, const char *one)
+{
+    const size_t n = strlen(one);
+    for (const char *at = all; (at = strstr(at, one)); at++)
+        if (at[n] == '\0' || at[n] == ' ')
+            return true;
+    return false;
+}
+
+enum err sweep_command_add(json_t *row, const struct sweep *s, const struct sweep_run *run,
+                           int i)
+{
+    const char *had = json_string_value(json_object_get(row, "command"));
+    char *one;
+    TRY(command_text(&one, s, run, i));
+    const int failed =
+        had && !has_command(had, one)
+            ? json_object_set_new(row, "command", json_sprintf("%s && %s", had, one))
+            : 0;
+    mem_free(one);
+    FAIL_IF(failed, ERR_MEMORY, "out of memory for a command");
+    return OK;
 }
