@@ -268,11 +268,14 @@ static enum err check_f16(const struct st_tensor *src)
     return OK;
 }
 
+/* auto_map names a checkpoint's own Python files, which are not exported. Engines that trust
+ * remote code would not find them; without it they use their own class of the model_type. */
 static enum err set_config(struct hub_plan *p, const struct export_source *s, json_t *q,
                            const char *torch_dtype)
 {
     json_t *o = json_copy(s->config);
     bool done = o && !json_object_set_new(o, "torch_dtype", json_string(torch_dtype));
+    json_object_del(o, "auto_map");
     if (done && json_object_get(o, "dtype"))
         done = !json_object_set_new(o, "dtype", json_string(torch_dtype));
     if (done && q)

@@ -236,7 +236,7 @@ def check_directory(artifact, folder, dtype, quantized):
     q = config.pop("quantization_config", None)
     assert (q is not None) == quantized
     assert config.pop("torch_dtype") == dtype and config.pop("dtype", dtype) == dtype
-    assert config == {k: v for k, v in artifact.config.items() if k not in ("dtype", "torch_dtype")}
+    assert config == {k: v for k, v in artifact.config.items() if k not in ("auto_map", "dtype", "torch_dtype")}
     return q
 
 
@@ -339,7 +339,8 @@ def test_mixed(b, model):
 def test_fused(b):
     """A family whose checkpoints have q, k, v in one module, and gate, up in another."""
     model = b.place("fused")
-    tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE)
+    tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE,
+                    auto_map={"AutoConfig": "configuration_phi3.Phi3Config"})
     mixed = "q_proj=3, 0.v_proj=4:32, 1.o_proj=16, 1.q_proj=16, 1.k_proj=16, 1.v_proj=16, 2.up_proj=2"
     folder = b.convert(model, weights__group_size=64, weights__mixed=mixed, kv__rotate="v")
     check_all(b, folder, ("compressed-tensors", "awq", "f32"))
