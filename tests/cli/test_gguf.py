@@ -151,17 +151,32 @@ ROPE = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.wei
 
 
 def split_fused(a, g):
-    """Phi3's ffn_up holds the rows of gate, then those of up."""
+    """Phi3's attn_qkv holds the rows of q, k, v, unless only some are quantized, and ffn_up those of gate, up."""
+    kv = a.config["hidden_size"] // a.config["num_attention_heads"] * a.config["num_key_value_heads"]
     for layer in range(a.config["num_hidden_layers"]):
-        title, (rows, cols), data = g.tensors.pop(f"blk.{layer}.ffn_up.weight")
-        for i, name in enumerate(("ffn_gate", "ffn_up")):
-            g.tensors[f"blk.{layer}.{name}.weight"] = title, (rows // 2, cols), data[i * len(data) // 2:][:len(data) // 2]
+        bits = [a.formats[layer, m][0] for m in ("q_proj", "k_proj", "v_proj")]
+        fused = {"ffn_up": {"ffn_gate": a.config["intermediate_size"], "ffn_up": a.config["intermediate_size"]}}
+        if max(bits) < 16 or min(bits) == 16:
+            fused["attn_qkv"] = {"attn_q": a.config["hidden_size"], "attn_k": kv, "attn_v": kv}
+        for whole, parts in fused.items():
+            title, (rows, cols), data = g.tensors.pop(f"blk.{layer}.{whole}.weight")
+            assert rows == sum(parts.values())
+            row_bytes = len(data) // rows
+            for name, n in parts.items():
+                g.tensors[f"blk.{layer}.{name}.weight"] = title, (n, cols), data[:n * row_bytes]
+                data = data[n * row_bytes:]
+
+
+FUSED = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 def sibling_bits(a, layer, module):
-    """Of the projection whose type of block that of the module must be, too; 0: none."""
-    other = {"mlp.gate_proj": "up_proj", "mlp.up_proj": "gate_proj"}.get(module)
-    return a.formats[layer, other][0] if other and a.config["model_type"] == "phi3" else 0
+    """The most bits of the projections that are in one tensor with the module; 0: none."""
+    name = module.split(".")[1]
+    if a.config["model_type"] != "phi3":
+        return 0
+    bits = [a.formats[layer, m][0] for group in FUSED if name in group for m in group]
+    return max(bits, default=0) % 16
 
 
 def check_weights(a, g, types):
@@ -364,10 +379,11 @@ def unfit(config):
 
 
 def check_fused(bench):
-    """Phi3: gate and up are one tensor, in blocks that hold the codes of both."""
+    """Phi3: q, k, v and gate, up are one tensor, in blocks that hold the codes of all."""
     model = bench.path("fused")
     tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE)
-    folder = bench.convert(model, "weights.group_size=32", "weights.mixed=gate_proj=5,0.up_proj=3,1.up_proj=6")
+    folder = bench.convert(model, "weights.group_size=32", "weights.mixed=gate_proj=5,0.up_proj=3,1.up_proj=6,"
+                           "0.q_proj=3,0.k_proj=6,1.v_proj=16")
     check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT)
     folder = bench.convert(model, "weights.group_size=32", "weights.mixed=0.gate_proj=16")
     bench.refuse(folder, ["layers.0.mlp.gate_proj", "16 and 4 bits", "weights.mixed"])

@@ -21,7 +21,7 @@ static const struct gguf_graph graphs[] = {
     [ARCH_QWEN3] = {.arch = "qwen3"},
     [ARCH_GRANITE] = {.arch = "granite", .has_llama3 = true, .has_biases = true},
     [ARCH_SMOLLM3] = {.arch = "smollm3", .no_rope_step = 4},
-    [ARCH_PHI3] = {.arch = "phi3", .fuses_gate_up = true, .heads_fill_width = true},
+    [ARCH_PHI3] = {.arch = "phi3", .fuses = true, .heads_fill_width = true},
     [ARCH_GEMMA3] = {.arch = "gemma3", .full_step = 6},
     [ARCH_OLMO2] = {.arch = "olmo2", .heads_fill_width = true, .has_own_head = true},
 };
@@ -298,10 +298,11 @@ enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
         TRY(put_string(p, "tokenizer.ggml.model", "none"));
     for (size_t i = 0; i < p->n; i++) {
         const struct gguf_item *t = &p->item[i];
-        const bool goes_on = i + 1 < p->n && t[1].continues;
-        const int64_t dim[] = {t->rows + (goes_on ? t[1].rows : 0), t->cols};
+        int64_t dim[] = {t->rows, t->cols};
         if (t->continues)
             continue;
+        for (size_t k = i + 1; k < p->n && p->item[k].continues; k++)
+            dim[0] += p->item[k].rows;
         TRY(gguf_tensor(p->w, t->name, t->type, t->is_vector ? 1 : 2, dim + t->is_vector));
     }
     return OK;

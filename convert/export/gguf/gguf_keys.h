@@ -34,10 +34,10 @@ struct gguf_folded {
 
 /* What llama.cpp's graph for a family computes. */
 struct gguf_graph {
-    const char *arch;      /* "llama", "qwen2", ... */
-    bool has_llama3;       /* reads rope_freqs.weight */
-    bool has_biases;       /* of o_proj and the MLP */
-    bool fuses_gate_up;    /* ffn_up has the rows of gate, then those of up */
+    const char *arch; /* "llama", "qwen2", ... */
+    bool has_llama3;  /* reads rope_freqs.weight */
+    bool has_biases;  /* of o_proj and the MLP */
+    bool fuses;       /* attn_qkv has the rows of q, k, v, and ffn_up those of gate, up */
     bool heads_fill_width; /* needs H d = D */
     bool has_own_head;     /* none that is tied to the embedding */
     /* Gemma's: every layer of so many sees the whole text, the others a window, which it computes;

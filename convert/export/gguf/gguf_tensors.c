@@ -179,23 +179,46 @@ static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, b
                       bias_of(p, l), t.head_dim);
 }
 
-/* Makes the last two items, gate and up, one tensor: with the type that holds both. */
-static enum err fuse_gate_up(struct gguf_plan *p, const struct export_linear *gate,
-                             int64_t layer, bool only_q8)
+/* Makes the last n items, projections without a bias, one tensor of the type that holds all of
+ * them. Returns false, and changes nothing, if no type does: some are not quantized. */
+static bool fuse(struct gguf_plan *p, int n, const char *name, bool only_q8)
 {
-    struct gguf_item *const t = &p->item[p->n - 2];
-    const int bits[] = {gate[0].packed->bits, gate[1].packed->bits};
-    const bool quantized = bits[0] < 16 && bits[1] < 16;
-    FAIL_IF(!quantized && (bits[0] != bits[1] || t[0].type != t[1].type), ERR_SUPPORT,
+    struct gguf_item *const t = &p->item[p->n - (size_t)n];
+    int most = 0;
+    bool alike = true;
+    for (int k = 0; k < n; k++) {
+        const int bits = t[k].linear->packed->bits;
+        most = bits > most ? bits : most;
+        alike = alike && t[k].type == t[0].type;
+    }
+    if (most == 16 && !alike)
+        return false;
+    for (int k = 0; k < n; k++) {
+        t[k].type = most < 16 ? type_of_bits(most, only_q8) : t[k].type;
+        t[k].continues = k > 0;
+    }
+    in_layer(t[0].name, t[0].linear->layer, name, ".weight");
+    return true;
+}
+
+static enum err fuse_gate_up(struct gguf_plan *p, bool only_q8)
+{
+    const struct export_linear *gate = p->item[p->n - 2].linear,
+                               *up = p->item[p->n - 1].linear;
+    FAIL_IF(!fuse(p, 2, lin_names[LIN_UP], only_q8), ERR_SUPPORT,
             "%s and %s are %d and %d bits, but llama.cpp has them in one tensor of one "
             "type; quantize both or neither (weights.mixed)",
-            gate[0].name, gate[1].name, bits[0], bits[1]);
-    if (quantized)
-        t[0].type = t[1].type =
-            type_of_bits(bits[0] > bits[1] ? bits[0] : bits[1], only_q8);
-    in_layer(t[0].name, layer, lin_names[LIN_UP], ".weight");
-    t[1].continues = true;
+            gate->name, up->name, gate->packed->bits, up->packed->bits);
     return OK;
+}
+
+/* Fuses what the family's files have in one tensor. q, k and v stay apart if no type holds them;
+ * llama.cpp has read that since April 2026. */
+static enum err fuse_after(struct gguf_plan *p, int lin, bool only_q8)
+{
+    if (p->graph->fuses && lin == LIN_V)
+        fuse(p, 3, "attn_qkv", only_q8);
+    return p->graph->fuses && lin == LIN_UP ? fuse_gate_up(p, only_q8) : OK;
 }
 
 static const char *const norm_names[N_BLOCK_GAINS] = {
@@ -217,8 +240,7 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     for (int lin = 0; lin < N_LIN; lin++) {
         const struct export_linear *l = &s->linear[layer * N_LIN + lin];
         TRY(add_linear(p, l, only_q8, head_dim));
-        if (lin == LIN_UP && p->graph->fuses_gate_up)
-            TRY(fuse_gate_up(p, l - 1, layer, only_q8));
+        TRY(fuse_after(p, lin, only_q8));
     }
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         TRY(add_gain(p, in_layer(name, layer, norm_names[g], ".weight"), b->norm[g],
