@@ -31,7 +31,8 @@ struct fold_report {
 };
 
 /* Writes the folded checkpoint: one file of tensors, config.json and the tokenizer's files. The
- * folded tensors are F32, all others keep their bytes. Without any shift, no bias is added.
+ * folded tensors are F32, all others keep their bytes. Projections that the family has in one
+ * tensor are one again. Without any shift, no bias is added.
  * Errors: ERR_USAGE if out_dir exists and is not empty, ERR_MISMATCH if q has other channels,
  * ERR_SUPPORT for a shift where the architecture holds none, ERR_IO, ERR_MEMORY. */
 enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_model *m,

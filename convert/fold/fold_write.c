@@ -3,6 +3,7 @@
  * Writes a folded checkpoint: the source's tensors in their order, those that change in F32, and
  * then the biases that it did not have. */
 #include "convert/artifact/artifact_files.h"
+#include "convert/checkpoint/hf_fused.h"
 #include "convert/fold/fold.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
@@ -18,8 +19,17 @@
 #define CONFIG_MAX ((size_t)16 << 20)
 
 /* What becomes of a tensor. The biases of q and k are there because engines create all four or
- * none. */
-enum part { PART_COPY, PART_V, PART_O, PART_V_BIAS, PART_O_BIAS, PART_ZERO, N_PARTS };
+ * none. PART_WIDEN: q or k as F32, beside v in one tensor. */
+enum part {
+    PART_COPY,
+    PART_V,
+    PART_O,
+    PART_V_BIAS,
+    PART_O_BIAS,
+    PART_ZERO,
+    PART_WIDEN,
+    N_PARTS
+};
 
 struct item {
     enum part part;
@@ -33,9 +43,9 @@ struct fold {
     const struct arch *a;
     float **s, **shift; /* [n_layers][K*d], owned */
     bool biases;
-    struct item *item; /* [n_items] */
-    struct st_entry *entry;
-    int64_t n_items;
+    struct item *item;      /* [n_items] */
+    struct st_entry *entry; /* [n_entries] of one item each, or of several in a row */
+    int64_t n_items, n_entries;
     float *values, *bias; /* the largest tensor; [D] */
 };
 
@@ -106,8 +116,47 @@ static void add(struct fold *f, struct item item, int n_dims, const int64_t *dim
     for (int i = 0; i < n_dims; i++)
         e.dim[i] = dim[i];
     f->item[f->n_items] = item;
-    e.name = f->item[f->n_items].name;
-    f->entry[f->n_items++] = e;
+    e.name = f->item[f->n_items++].name;
+    f->entry[f->n_entries++] = e;
+}
+
+/* Returns the projection whose weight this is, and its layer; -1: it is another tensor. */
+static int linear_of(int64_t *layer, const char *name, const struct arch *a)
+{
+    char own[128];
+    for (*layer = 0; *layer < a->n_layers; ++*layer)
+        for (int l = 0; l < N_LIN; l++) {
+            snprintf(own, sizeof(own), "model.layers.%" PRId64 ".%s.weight", *layer,
+                     lin_module[l]);
+            if (!strcmp(own, name))
+                return l;
+        }
+    return -1;
+}
+
+/* Adds a tensor of a family that has several projections in one. Its parts follow each other, as
+ * hf_split_fused() made them. */
+static void add_fused(struct fold *f, struct item item)
+{
+    int64_t layer, dim[] = {0, 0};
+    const int lin = linear_of(&layer, item.name, f->a);
+    const struct hf_fused *u = lin < 0 ? NULL : hf_fused_at(lin);
+    if (lin == LIN_Q || lin == LIN_K)
+        item.part = PART_WIDEN;
+    if (lin < 0 || lin == LIN_O || lin == LIN_DOWN) {
+        add(f, item, item.src->n_dims, item.src->dim);
+        return;
+    }
+    if (!u) { /* its first part announced it */
+        f->item[f->n_items++] = item;
+        return;
+    }
+    for (int l = u->first; l < u->first + u->n; l++)
+        dim[0] += arch_out(f->a, l);
+    dim[1] = arch_in(f->a, lin);
+    snprintf(item.name, sizeof(item.name), "model.layers.%" PRId64 ".%s.weight", layer,
+             u->module);
+    add(f, item, 2, dim);
 }
 
 static void add_missing_biases(struct fold *f, int64_t layer)
@@ -143,7 +192,10 @@ static enum err list_items(struct fold *f)
                 item.src->name);
         snprintf(item.name, sizeof(item.name), "%s", item.src->name);
         item.part = part_of(&item.layer, item.name, f->a);
-        add(f, item, item.src->n_dims, item.src->dim);
+        if (f->a->fused)
+            add_fused(f, item);
+        else
+            add(f, item, item.src->n_dims, item.src->dim);
     }
     for (int64_t i = 0; i < f->a->n_layers && f->biases; i++)
         add_missing_biases(f, i);
@@ -164,6 +216,12 @@ static enum err write_item(struct fold *f, struct st_writer *w, const struct ite
         TRY(st_write(w, t->src->data, t->src->bytes));
         hf_release(f->m, t->src);
         return OK;
+    }
+    if (t->part == PART_WIDEN) {
+        const int64_t n = t->src->dim[0] * t->src->dim[1];
+        host_to_f32(f->values, t->src->data, t->src->dtype, n);
+        hf_release(f->m, t->src);
+        return st_write(w, f->values, (size_t)n * sizeof(float));
     }
     TRY(source->block(source->ctx, t->layer, &b));
     switch (t->part) {
@@ -199,7 +257,7 @@ static enum err write_tensors(struct fold *f, const char *dir, uint64_t *bytes)
     TRY(file_join(&path, dir, name));
     TRY_OUT(mem_alloc(&f->values, (size_t)(H > D ? H : D), (size_t)D * sizeof(float)));
     TRY_OUT(mem_alloc(&f->bias, (size_t)D, sizeof(float)));
-    TRY_OUT(st_writer_open(&w, path, f->entry, f->n_items, NULL, 0));
+    TRY_OUT(st_writer_open(&w, path, f->entry, f->n_entries, NULL, 0));
     for (int64_t i = 0; i < f->n_items; i++)
         TRY_OUT(write_item(f, w, &f->item[i]));
     *bytes = st_writer_file_bytes(w);
@@ -218,6 +276,7 @@ static enum err write_config(const struct fold *f, const char *dir, const char *
     TRY_OUT(file_join(&from, model_dir, "config.json"));
     TRY_OUT(file_join(&to, dir, "config.json"));
     TRY_OUT(json_load_file_lenient(&o, from, CONFIG_MAX, JSON_REPEATS_LAST));
+    json_object_del(o, "auto_map"); /* names Python files that are not copied */
     bool done = artifact_config_truth(o, f->a);
     if (f->biases)
         done = done && !json_object_set_new(o, "attention_bias", json_true());

@@ -133,6 +133,7 @@ def check_fold(bench, model, target, biases):
     names, before = tensor_names(bench.folder / folded), tensor_names(bench.folder / model)
     added = {f"model.layers.{i}.self_attn.{x}_proj.bias" for i in range(2) for x in "qkvo"}
     assert names == before | (added if biases else set()), names ^ before
+    assert "auto_map" not in json.loads((bench.folder / folded / "config.json").read_text())
     own, _ = bench.nll(model)
     same, _ = bench.nll(folded)
     assert abs(own - same) <= 1e-5, (own, same)  # f32, products rounded once
@@ -186,6 +187,9 @@ def main():
         tiny.make_model(bench.folder / "q", seed=2, **MODEL, model_type="mistral",
                         architectures=["MistralForCausalLM"], sliding_window=None)
         check_fold(bench, "q", "llama.cpp-q4_0", biases=False)
+        tiny.make_model(bench.folder / "fused", seed=3, **{**MODEL, "hidden_size": 128}, model_type="phi3",
+                        architectures=["Phi3ForCausalLM"], auto_map={"AutoConfig": "own.Config"})
+        check_fold(bench, "fused", "llama.cpp-q4_0", biases=False)
         check_refused(bench)
     print("ok")
 
