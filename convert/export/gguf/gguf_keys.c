@@ -71,8 +71,8 @@ static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
     FAIL_IF(a->rope == ROPE_YARN && !a->rope_truncate, ERR_SUPPORT,
             "rope_scaling.truncate is false: llama.cpp computes yarn with true");
     FAIL_IF(a->rope == ROPE_LLAMA3 && !g->has_llama3, ERR_SUPPORT,
-            "rope_type llama3 with model_type %s: llama.cpp computes it for llama and "
-            "mistral only",
+            "rope_type llama3 with model_type %s: llama.cpp computes it for llama, mistral "
+            "and granite only",
             a->model_type);
     FAIL_IF((a->o_bias || a->mlp_bias) && !g->has_biases, ERR_SUPPORT,
             "%s: llama.cpp has no biases of o_proj and the MLP for model_type %s",
