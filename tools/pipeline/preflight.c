@@ -92,23 +92,11 @@ static void report_cache(const struct job *j)
     }
 }
 
-/* Refuses to learn what `wkvq fold` could not write. */
-static enum err check_fold(const struct job *j)
-{
-    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
-    FAIL_IF(j->arch.fused && kv.target && kv.method == KV_CHANNEL_TOKEN, ERR_SUPPORT,
-            "kv.target with unquantized weights is for `wkvq fold`, which cannot write a "
-            "\"%s\" checkpoint: its v_proj is in one tensor with others",
-            j->arch.model_type);
-    return OK;
-}
-
 enum err preflight_shapes(const struct job *j)
 {
     const enum err err = arch_check_length(&j->arch, j->recipe.seqlen);
     if (err)
         return err_add(err, "calibration.seqlen: ");
-    TRY(check_fold(j));
     report_weight_groups(j);
     report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
