@@ -14,6 +14,7 @@
 #include "calib/model/model.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_engine.h"
 #include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
@@ -577,9 +578,7 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
                    int64_t first_block, const struct calib_io *io)
 {
     TRY(check_settings(a, s, first_block));
-    FAIL_IF(s->kv.target && !strcmp(dev_name(d), "cuda"), ERR_SUPPORT,
-            "kv.target: the device cuda does not simulate the cache of another engine; set "
-            "run.device to cpu");
+    TRY(dev_engine_check(d, s->kv.target));
     struct calibration c = {
         .dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
     const enum err err = calibrate_all(&c, first_block);

@@ -6,6 +6,15 @@
 #include "kernels/dev_begin.h"
 #include "kernels/engine_head.h"
 
+enum err dev_engine_check(const struct dev *d, enum kv_target target)
+{
+    FAIL_IF(target != TARGET_WKVQ && !d->ops.fake_quant_engine, ERR_SUPPORT,
+            "kv.target: the device %s does not simulate the cache of another engine; set "
+            "run.device to cpu",
+            d->ops.name);
+    return OK;
+}
+
 /* An act tensor [T,K,d] of x's shape. */
 static bool like(const struct tensor *y, const struct tensor *x)
 {

@@ -17,6 +17,10 @@ struct engine_quant {
     bool interleaved;
 };
 
+/* ERR_SUPPORT if the device lacks these operations. A run with a target asks before its work
+ * begins. */
+enum err dev_engine_check(const struct dev *d, enum kv_target target);
+
 /* xq = what attention reads from the engine's cache, in the basis of x. With P the order of
  * channels and R the engine's rotation (llama.cpp: Hadamard, over the whole head for keys and
  * over 64 channels at a time for values),

@@ -58,10 +58,17 @@ static enum err check_llama3(const struct arch *a)
     return OK;
 }
 
+/* Returns true if x is a normal positive number also in F32. */
+static bool positive_f32(double x)
+{
+    return x >= (double)FLT_MIN && x <= (double)FLT_MAX;
+}
+
 static enum err check_attention_factor(const struct arch *a)
 {
-    FAIL_IF(!(a->rope_attention > 0) || !isfinite(a->rope_attention), ERR_FORMAT,
-            "rope attention_factor is %g, want a number above 0", a->rope_attention);
+    FAIL_IF(!positive_f32(a->rope_attention), ERR_FORMAT,
+            "rope attention_factor is %g, want %g to %g", a->rope_attention,
+            (double)FLT_MIN, (double)FLT_MAX);
     return OK;
 }
 
@@ -81,9 +88,9 @@ static enum err check_longrope(const struct arch *a)
             " pairs of channels; at most %d are supported",
             pairs, ARCH_MAX_PAIRS);
     for (int64_t i = 0; i < pairs; i++)
-        FAIL_IF(!(a->rope_short[i] > 0) || !isfinite(a->rope_short[i]), ERR_FORMAT,
-                "rope short_factor[%" PRId64 "] is %g, want a number above 0", i,
-                a->rope_short[i]);
+        FAIL_IF(!positive_f32(a->rope_short[i]), ERR_FORMAT,
+                "rope short_factor[%" PRId64 "] is %g, want %g to %g", i, a->rope_short[i],
+                (double)FLT_MIN, (double)FLT_MAX);
     return check_attention_factor(a);
 }
 
@@ -120,9 +127,8 @@ static enum err check_factors(const struct arch *a)
                   {"residual stream", a->residual_scale},
                   {"logits", a->logit_scale}};
     for (size_t i = 0; i < ARRAY_LEN(factor); i++)
-        FAIL_IF(factor[i].value && !(factor[i].value >= (double)FLT_MIN &&
-                                     factor[i].value <= (double)FLT_MAX),
-                ERR_FORMAT, "the factor of the %s is %g, want %g to %g", factor[i].name,
+        FAIL_IF(factor[i].value && !positive_f32(factor[i].value), ERR_FORMAT,
+                "the factor of the %s is %g, want %g to %g", factor[i].name,
                 factor[i].value, (double)FLT_MIN, (double)FLT_MAX);
     return OK;
 }

@@ -7,6 +7,7 @@
 #include "calib/refine/refine_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
+#include "kernels/dev_engine.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -486,6 +487,8 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
                        .epoch_of_order = -1};
     bool restored;
     TRY(check(s));
+    for (int64_t i = 0; i < a->n_layers; i++)
+        TRY(dev_engine_check(d, layers[i].kv.target));
     r.steps = s->epochs * steps_of_epoch(s);
     r.units_total = (double)(s->samples + s->guard) +
                     (double)((REFINE_LOOKS + 1) * s->guard) +

@@ -51,6 +51,17 @@ def test_cards_that_do_not_do(f):
     assert not (f.path / "none").exists(), "a refused run has left a state"
 
 
+def test_caches_of_other_engines(f):
+    """cuda has no kernel for them; eval and the calibration say so before they begin."""
+    tiny.make_model(f.path / "wide", num_hidden_layers=1, head_dim=64)
+    keys = [w for s in [*SETTINGS, "kv.target=llama.cpp-q4_0"] for w in ("--set", s)]
+    for command in (["calibrate", "wide", "-o", "none"], ["eval", "wide", "--simulate", "rtn", "--ctx", "12"]):
+        done = subprocess.run([f.wkvq, *command, "--data", "text.txt", "--device", "cuda", *keys], cwd=f.path,
+                              env={**os.environ, "EMU_NAME": "cuda"}, capture_output=True, text=True, timeout=250)
+        expect(done, 2, "kv.target: the device cuda-emu does not simulate the cache of another engine")
+        assert not (f.path / "none").exists(), done.stderr
+
+
 def test_plan_fits_or_says_so(f):
     done = f.calibrate("none", "cuda", "--plan", "--json", MEMORY=1 << 19)
     expect(done, 0)

@@ -2,6 +2,7 @@
 #include "tools/eval/eval_sim.h"
 
 #include "convert/artifact/writer.h"
+#include "kernels/dev_engine.h"
 
 static enum err load_rtn(struct eval_sim *s, int64_t i)
 {
@@ -78,6 +79,7 @@ enum err eval_sim_open(struct eval_sim *s, struct eval *e)
 {
     const bool quantized = e->artifact || e->state || e->rtn;
     *s = (struct eval_sim){.e = e};
+    TRY(dev_engine_check(e->job->dev, eval_target(e)));
     TRY(rotate_values(e));
     TRY(open_source(s));
     s->quant = (struct model_quant){.ctx = s, .block = load_block};

@@ -7,6 +7,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_engine.h"
 #include "tools/cli/hub_cache.h"
 #include "tools/cli/stop.h"
 #include "tools/pipeline/license.h"
@@ -41,6 +42,7 @@ enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
     *planned = j->options.plan;
     TRY(adopt_from_state(j, state_dir));
     TRY(job_open_device(j));
+    TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
     TRY(preflight_resources(&plan, j, state_dir));
     return *planned ? preflight_print_plan(j) : OK;
 }
