@@ -231,12 +231,14 @@ static void put_claims(FILE *f, const struct claims *all)
     html_table_end(f);
     fputs(
         "<p class=\"soft\">A claim says that one cell is better than another, or than the "
-        "mean of two, which is: nearer to the better of them. If it is, the difference of "
-        "losses and of memory is below 0, and that of accuracy and scores above. It held "
-        "or did not hold if the difference exceeds two standard errors, paired over "
-        "windows or questions; where two cells do not differ at all, about one judgement in 20 "
-        "does so by chance. Memory is that of weights, and of the cache for one text of "
-        "the evaluation's length, counted from shapes without an error.</p>\n",
+        "mean of two, which is: nearer to the better of them. If it is, the difference "
+        "of losses and of memory is below 0, and that of accuracy and scores above. It "
+        "held or did not hold if the difference exceeds two standard errors, paired "
+        "over windows or questions. Where two cells do not differ at all, about one "
+        "judgement in 20 does so by chance; with 12 windows it is one in 14, with 4 "
+        "windows one in 7, and more where few questions are answered differently. "
+        "Memory is that of weights, and of the cache for one text of the evaluation's "
+        "length, counted from shapes without an error.</p>\n",
         f);
 }
 
