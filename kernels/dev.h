@@ -53,7 +53,7 @@ double dev_gemm_seconds(struct dev *d, bool reset);
 
 /* Parts of the work, for measurements. FAKE_QUANT contains all fake quantizers and exp,
  * LOSS also cross entropy, OPTIMIZER also the test for finite values. ELEMENTWISE is
- * norms, rope, silu, add and bias; COPY is conversions and transfers. */
+ * norms, rope, gate, add and bias; COPY is conversions and transfers. */
 enum dev_part {
     DEV_GEMM,
     DEV_ATTENTION,
