@@ -240,6 +240,9 @@ def test_measures(f):
     cells = page.table("WinoGrande")
     assert cells["good"]["PIQA"] == "80.00 \xb1 13.33" and cells["bare"]["PIQA"] == "\u2013", cells
     assert cells["good"]["Average"].startswith(f"{50 * (0.8 + 7 / 8):.2f} \xb1"), cells
+    texts = page.table("PTB")
+    assert texts["other"]["PTB"].endswith(" *") and not texts["bad"]["PTB"].endswith("*"), texts
+    assert "A figure with * is of another text" in words
     assert "With 18 questions, a difference is significant from about" in words
     assert "better than guessing on" not in words
     assert "guessing on piqa (guessing: 50.0 %), winogrande" in " ".join(

@@ -76,6 +76,8 @@ struct report_measure {
 enum err report_compare(struct estimate *out, const struct report *r,
                         const struct report_measure *m, const struct report_row *a,
                         const struct report_row *b, const struct report_row *c);
+/* Returns whether two measures are of the same text or questions; false for NULL. */
+bool report_same_question(const json_t *a, const json_t *b);
 /* Returns the bytes of weights and of the cache of one text of the evaluation's length; NAN
  * for a result that lacks them. */
 double report_memory(const struct report_row *row);

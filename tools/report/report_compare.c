@@ -39,7 +39,7 @@ static enum err pair(struct estimate *out, const json_t *a, const json_t *b,
     return OK;
 }
 
-static bool same_question(const json_t *a, const json_t *b)
+bool report_same_question(const json_t *a, const json_t *b)
 {
     const json_t *x = json_object_get(a, "identity"), *y = json_object_get(b, "identity");
     return x && y && json_equal(x, y);
@@ -53,7 +53,7 @@ static enum err pair_measure(struct estimate *out, const struct trio *t, const c
                  *b = sweep_measure_of(t->b->json, task, name),
                  *c = sweep_measure_of(t->c->json, task, name);
     *out = NOTHING;
-    if (!same_question(a, b) || !same_question(a, c))
+    if (!report_same_question(a, b) || !report_same_question(a, c))
         return OK;
     return pair(out, json_object_get(a, key), json_object_get(b, key),
                 json_object_get(c, key));

@@ -45,7 +45,33 @@ static bool shown(const struct table *t, const struct sweep_column *c)
     return !strcmp(c->task, t->task) && (c->name == NULL || strcmp(c->key, "acc_norm"));
 }
 
-static void put_value(FILE *f, struct estimate x, double scale)
+/* Returns whether column k of a row has a figure of another text or of other questions than
+ * the base's; of a mean, whether one of its sets has. */
+static bool is_other(const struct report *r, int k, const struct report_row *row)
+{
+    const struct sweep_column *mean = &r->columns.item[k];
+    bool other = false;
+    for (int i = 0; i < r->columns.n; i++) {
+        const struct sweep_column *c = mean->name ? mean : &r->columns.item[i];
+        if (!c->name || strcmp(c->task, mean->task))
+            continue;
+        const json_t *a = sweep_measure_of(row->json, c->task, c->name),
+                     *b = sweep_measure_of(r->row[r->base].json, c->task, c->name);
+        other |= a && b && !report_same_question(a, b);
+    }
+    return other;
+}
+
+static bool has_others(const struct report *r)
+{
+    for (int i = 0; i < r->n; i++)
+        for (int k = 0; k < r->columns.n; k++)
+            if (is_other(r, k, &r->row[i]))
+                return true;
+    return false;
+}
+
+static void put_value(FILE *f, struct estimate x, double scale, bool other)
 {
     fputs("<td class=\"n\">", f);
     if (isfinite(x.mean))
@@ -54,7 +80,7 @@ static void put_value(FILE *f, struct estimate x, double scale)
         fputs("&ndash;", f);
     if (isfinite(x.mean) && isfinite(x.stderr_))
         fprintf(f, " &plusmn; %.2f", scale * x.stderr_);
-    fputs("</td>", f);
+    fputs(other && isfinite(x.mean) ? " *</td>" : "</td>", f);
 }
 
 /* Writes the heads as html_table() wants them. Release *out with free(). */
@@ -90,7 +116,7 @@ static enum err put_table(FILE *f, const struct report *r, const struct table *t
             for (int k = 0; k < r->columns.n; k++)
                 if (shown(t, &r->columns.item[k]))
                     put_value(f, sweep_column_value(&r->columns, k, r->row[i].json),
-                              t->scale);
+                              t->scale, is_other(r, k, &r->row[i]));
             fputs("</tr>\n", f);
         }
         html_table_end(f);
@@ -187,6 +213,10 @@ static void put_legend(FILE *f, const struct report *r)
         "of an average takes the sets' errors as independent. An average gives each set "
         "the same weight.",
         f);
+    if (has_others(r))
+        fputs(" A figure with * is of another text or other questions than the base's: the "
+              "two cannot be compared.",
+              f);
     if (report_has_measure(r, &zeroshot))
         fputs(" Accuracy: the right choice has the largest log-likelihood (acc). "
               "Normalized: divided by its characters (acc_norm; of WinoGrande, acc).",
