@@ -127,8 +127,10 @@ def test_other_runs(f):
 def test_two_at_once(f):
     """A second process on the same output is refused."""
     f.fresh()
+    out = f.path / OUT
     with subprocess.Popen(f.zeroshot(), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
-        while not (f.path / OUT).exists():
+        # A file without a line may not be locked yet.
+        while not (out.exists() and out.stat().st_size) and p.poll() is None:
             time.sleep(0.002)
         p.send_signal(signal.SIGSTOP)
         done = subprocess.run(f.zeroshot(), cwd=f.path, capture_output=True, timeout=300)

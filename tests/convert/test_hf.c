@@ -437,13 +437,13 @@ static const struct {
     {"phi3",
      ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2,0,4],"
      "\"long_factor\":[1,2,3,4]}",
-     ERR_FORMAT, "short_factor[2]", "above 0"},
+     ERR_FORMAT, "short_factor[2]", "want 1.17549e-38"},
     {"phi3",
      ",\"original_max_position_embeddings\":1,\"rope_scaling\":{\"type\":\"longrope\"," FACTORS
      "}",
      ERR_FORMAT, "original_max_position_embeddings", "at least 2"},
     {"phi3", ",\"rope_scaling\":{\"type\":\"longrope\",\"attention_factor\":0," FACTORS "}",
-     ERR_FORMAT, "attention_factor", "above 0"},
+     ERR_FORMAT, "attention_factor", "want 1.17549e-38"},
     {"smollm3", ",\"no_rope_layers\":[1]", ERR_FORMAT, "no_rope_layers has 1", "2"},
     {"smollm3", ",\"no_rope_layers\":[1,2]", ERR_FORMAT, "no_rope_layers[1]", "without"},
     {"smollm3", ",\"no_rope_layers\":[1,true]", ERR_FORMAT, "no_rope_layers[1]", "1"},
