@@ -9,18 +9,22 @@
 #include <stdio.h>
 
 struct race {
-    atomic_int here;
+    atomic_int here, turn;
     long sum;
 };
 
-/* Relaxed: waiting for each other must not order the additions. */
+/* Both threads must be here, and then they add one after the other: the sanitizer overlooks
+ * two accesses at the very same time. Relaxed, because waiting must not order the
+ * additions. */
 static void add(void *ctx, int64_t chunk, int thread)
 {
     struct race *r = ctx;
     atomic_fetch_add_explicit(&r->here, 1, memory_order_relaxed);
-    while (atomic_load_explicit(&r->here, memory_order_relaxed) < 2)
+    while (atomic_load_explicit(&r->here, memory_order_relaxed) < 2 ||
+           atomic_load_explicit(&r->turn, memory_order_relaxed) < chunk)
         sched_yield();
     r->sum += chunk + 1;
+    atomic_fetch_add_explicit(&r->turn, 1, memory_order_relaxed);
 }
 
 int main(void)
