@@ -111,8 +111,8 @@ static enum err open_calibration(struct calibration *c)
                    "calibration.batch"));
     TRY(fakequant_open(&c->fq, c->dev, c->arch, c->s));
     TRY(recon_open(&c->recon, c->dev, c->arch, c->s));
-    if (c->fq.learn_weights && c->s->weights_init == INIT_SEARCH)
-        TRY(search_open(&c->search, c->dev, c->arch, c->s));
+    if (calib_searches_weights(c->s))
+        TRY(search_open(&c->search, c->dev, c->arch, c->s, &c->share));
     if (calib_searches_kv(c->s))
         TRY(kv_search_open(&c->kv_search, c->dev, c->arch));
     if (c->fq.gptq || c->fq.gptq_start)
@@ -243,14 +243,6 @@ static enum err read_own(struct calibration *c, int64_t i)
     return stream_prefetch(&c->x, at + 1);
 }
 
-/* The same, whichever rank has it. */
-static enum err read_any(struct calibration *c, int64_t i)
-{
-    if (share_own(&c->share, i))
-        TRY(read_own(c, i));
-    return share_sample(&c->share, c->dev, &c->recon.x, i);
-}
-
 static enum err load_block(struct calibration *c)
 {
     struct block_src src;
@@ -310,9 +302,9 @@ static enum err fill_streams(struct calibration *c, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Passes samples through the block in full precision, then calls add(), which finds their keys
- * and values in the activations: every sample, or those of this process. */
-static enum err scan_kv(struct calibration *c, bool every,
+/* Passes this process's samples through the block in full precision, then calls add(), which finds
+ * their keys and values in the activations. kv is NULL if another process has the sample. */
+static enum err scan_kv(struct calibration *c,
                         enum err (*add)(struct calibration *c, const struct block_kv *kv,
                                         void *ctx),
                         void *ctx)
@@ -325,13 +317,15 @@ static enum err scan_kv(struct calibration *c, bool every,
     plain.spec.window = 1;
     plain.spec.sink = 0;
     for (int64_t i = 0; i < c->s->samples; i++) {
-        if (!every && !share_own(&c->share, i))
-            continue;
+        const bool own = share_own(&c->share, i);
         c->sample = i;
-        TRY(every ? read_any(c, i) : read_own(c, i));
-        TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
-        TRY(add(c, &plain, ctx));
-        TRY(step_done(c, CALIB_PREPARE));
+        if (own) {
+            TRY(read_own(c, i));
+            TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
+        }
+        TRY(add(c, own ? &plain : NULL, ctx));
+        if (own)
+            TRY(step_done(c, CALIB_PREPARE));
     }
     return pass_done(c, units);
 }
@@ -357,8 +351,10 @@ static enum err values_to_smooth(struct calibration *c, const struct block_kv *k
 static enum err add_range(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
     const struct tensor *range = ctx;
-    const struct tensor k = block_keys(&c->recon.acts[0], c->arch, &kv->spec);
     struct tensor v;
+    if (!kv)
+        return OK;
+    const struct tensor k = block_keys(&c->recon.acts[0], c->arch, &kv->spec);
     TRY(values_to_smooth(c, kv, &v));
     TRY(dev_col_minmax(c->dev, &range[0], &range[1], &k));
     return dev_col_minmax(c->dev, &range[2], &range[3], &v);
@@ -400,7 +396,7 @@ static enum err scan_to_host(struct calibration *c, float *host, int64_t C)
     for (int64_t i = 0; i < 4; i++)
         range[i] = tensor_1d((float *)memory + i * C, DT_F32, C);
     if (!err)
-        err = scan_kv(c, false, add_range, range);
+        err = scan_kv(c, add_range, range);
     if (!err)
         err = dev_download(c->dev, host, memory, bytes);
     dev_free(c->dev, memory);
@@ -419,7 +415,9 @@ static enum err check_range(const struct calibration *c, const float *host, int6
 
 static enum err add_errors(struct calibration *c, const struct block_kv *kv, void *ctx)
 {
-    return kv_search_add(ctx, &c->recon.acts[0], kv);
+    if (kv)
+        TRY(kv_search_measure(ctx, &c->recon.acts[0], kv));
+    return kv_search_add(ctx, &c->share, c->sample, c->s->samples);
 }
 
 /* Chooses the smoothing exponents of K and V; range [4][C] as add_range has it. */
@@ -432,7 +430,7 @@ static enum err choose_alpha(struct calibration *c, float alpha[2], const float 
     if (!c->kv_search.dev)
         return OK;
     TRY(kv_search_begin(&c->kv_search, mn, mx));
-    TRY(scan_kv(c, true, add_errors, &c->kv_search));
+    TRY(scan_kv(c, add_errors, &c->kv_search));
     kv_search_finish(alpha, &c->kv_search);
     return OK;
 }
@@ -457,26 +455,39 @@ static enum err start_values(struct calibration *c)
 
 /* --- from the inputs of projections --------------------------------------------------- */
 
+/* Adds the inputs of sample i: to GPTQ's products, of which every rank has all samples, and to the
+ * moments of the search of the clipping. */
+static enum err add_inputs(struct calibration *c, int64_t i)
+{
+    const struct tensor *out;
+    const bool own = share_own(&c->share, i), reads = own || c->gptq.dev;
+    if (own)
+        TRY(read_own(c, i));
+    if (c->gptq.dev)
+        TRY(share_sample(&c->share, c->dev, &c->recon.x, i));
+    if (reads)
+        TRY(recon_plain(&c->recon, &c->fq.wq, NULL, &out));
+    if (c->search.dev)
+        TRY(search_add(&c->search, &c->recon.acts[0], i));
+    if (c->gptq.dev)
+        TRY(gptq_add(&c->gptq, &c->recon.acts[0]));
+    return reads ? step_done(c, CALIB_PREPARE) : OK;
+}
+
 /* Collects the second moments of the projections' inputs, from the full-precision block on
  * the quantized stream: for GPTQ and for the search of the clipping. */
 static enum err gather_inputs(struct calibration *c)
 {
-    const struct tensor *out;
+    const double units = c->units_done + (double)c->s->samples;
     if (c->search.dev)
         search_begin(&c->search);
     if (c->gptq.dev)
         TRY(gptq_begin(&c->gptq));
     for (int64_t i = 0; i < c->s->samples; i++) {
         c->sample = i;
-        TRY(read_any(c, i));
-        TRY(recon_plain(&c->recon, &c->fq.wq, NULL, &out));
-        if (c->search.dev)
-            TRY(search_add(&c->search, &c->recon.acts[0]));
-        if (c->gptq.dev)
-            TRY(gptq_add(&c->gptq, &c->recon.acts[0]));
-        TRY(step_done(c, CALIB_PREPARE));
+        TRY(add_inputs(c, i));
     }
-    return pass_done(c, c->units_done);
+    return pass_done(c, units);
 }
 
 /* GPTQ chooses codes or start offsets; the next apply uses them. */

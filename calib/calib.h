@@ -70,6 +70,9 @@ struct calib_settings {
  * needed. */
 bool calib_learns_weights(const struct calib_settings *s);
 
+/* Returns true if the start of the clipping is searched. */
+bool calib_searches_weights(const struct calib_settings *s);
+
 /* Returns true if the start of the smoothing is searched. */
 bool calib_searches_kv(const struct calib_settings *s);
 
@@ -197,7 +200,7 @@ struct calib_ranks_plan {
     int64_t step_samples;  /* of a step, on the rank that has most */
     double gradient_bytes; /* host memory for their gradients */
     double step_bytes;     /* sent by a rank in a step, and as much received */
-    double block_bytes;    /* sent to a rank per block, for start values */
+    double block_bytes;    /* received by a rank per block, for start values */
     double speedup;        /* over one process with an infinitely fast network */
 };
 void calib_plan_ranks(struct calib_ranks_plan *out, const struct arch *a,

@@ -93,7 +93,7 @@ static enum err begin_side(struct kv_search *k, int side, const float *mn, const
             host[c] = expf(host[c]);
         TRY(dev_upload(k->dev, k->s[side][i].data, host, bytes));
         TRY(dev_sync(k->dev));
-        k->error[side][i] = 0;
+        k->sample[side][i] = k->error[side][i] = 0;
     }
     TRY(dev_upload(k->dev, k->delta[side].data, host + C, bytes));
     return dev_sync(k->dev);
@@ -110,17 +110,16 @@ enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
     return err;
 }
 
-/* Adds the errors of all alphas for x [T,K*d]; y of the same shape is scratch. The error is
+/* Sets the errors of all alphas for x [T,K*d]; y of the same shape is scratch. The error is
  * that of the cache, mean (x^ - x)^2. The block's own output would need a forward pass for
  * each alpha. */
-static enum err add_side(struct kv_search *k, int side, const struct block_kv *kv,
-                         const struct tensor *y, const struct tensor *x)
+static enum err measure_side(struct kv_search *k, int side, const struct block_kv *kv,
+                             const struct tensor *y, const struct tensor *x)
 {
     const struct kv_format f = kv_format(&kv->spec, kv->layer, (enum kv_side)side);
     const struct tensor to = tensor_heads(*y, k->arch->n_kv);
     const struct tensor from = tensor_heads(*x, k->arch->n_kv);
     const int64_t group = kv_group(k->arch->head_dim, f.group_size);
-    double loss;
     for (int i = 0; i < KV_SEARCH_GRID && f.bits < 16; i++) {
         const struct kv_quant p = {.x = &from,
                                    .s = &k->s[side][i],
@@ -135,20 +134,24 @@ static enum err add_side(struct kv_search *k, int side, const struct block_kv *k
         TRY(kv->spec.target ? dev_fake_quant_engine(k->dev, &to, &engine)
                             : dev_fake_quant_kv(k->dev, &to, &p));
         const struct loss_inputs mse = {.y = y, .t = x, .kind = LOSS_MSE, .weight = 1};
-        TRY(dev_loss(k->dev, &loss, NULL, &mse));
-        k->error[side][i] += loss;
+        TRY(dev_loss(k->dev, &k->sample[side][i], NULL, &mse));
     }
     return OK;
 }
 
-enum err kv_search_add(struct kv_search *k, const struct block_acts *x,
-                       const struct block_kv *kv)
+enum err kv_search_measure(struct kv_search *k, const struct block_acts *x,
+                           const struct block_kv *kv)
 {
     const struct tensor keys = block_keys(x, k->arch, &kv->spec);
     const struct tensor values = block_values(x, k->arch);
     if (!kv->spec.target) /* else keys have no smoothing */
-        TRY(add_side(k, KV_K, kv, &x->kq, &keys));
-    return add_side(k, KV_V, kv, &x->vq, &values);
+        TRY(measure_side(k, KV_K, kv, &x->kq, &keys));
+    return measure_side(k, KV_V, kv, &x->vq, &values);
+}
+
+enum err kv_search_add(struct kv_search *k, struct share *share, int64_t i, int64_t n)
+{
+    return share_add(share, &k->error[0][0], &k->sample[0][0], 2 * KV_SEARCH_GRID, i, n);
 }
 
 /* The paper's 0.5 wins ties, and wins where every error is NaN. */

@@ -3,10 +3,12 @@
  * Searches the start values of the smoothing (kv.init: search): the exponent alpha of s =
  * max |x - delta| ^ alpha, one for the keys and one for the values of a block. The best
  * alpha of the grid 0, 1/8 .. 1 minimizes the mean of (x^ - x)^2 over the samples. The
- * paper uses 1/2. */
+ * paper uses 1/2. Each process computes the errors of its own samples; their sums are the same for
+ * all (share_add). */
 #ifndef WKVQ_KV_SEARCH_H
 #define WKVQ_KV_SEARCH_H
 
+#include "calib/batch/share.h"
 #include "calib/model/block.h"
 
 #define KV_SEARCH_GRID 9
@@ -17,6 +19,7 @@ struct kv_search {
     const struct arch *arch;
     void *memory;
     struct tensor s[2][KV_SEARCH_GRID], delta[2]; /* [K*d] F32, of K and of V */
+    double sample[2][KV_SEARCH_GRID];             /* errors of one sample */
     double error[2][KV_SEARCH_GRID];              /* sums over samples */
 };
 
@@ -35,10 +38,13 @@ void kv_smooth(float *ls, float *delta, const float *mn, const float *mx, int64_
 /* Starts a block whose keys and values (index KV_K, KV_V) lie in [mn, mx], host [K*d]. */
 enum err kv_search_begin(struct kv_search *k, const float *const mn[2],
                          const float *const mx[2]);
-/* Adds a sample: keys and values as a forward pass with kv left them in x. Overwrites x->kq
- * and x->vq. */
-enum err kv_search_add(struct kv_search *k, const struct block_acts *x,
-                       const struct block_kv *kv);
+/* Sets k->sample to the errors of a sample: keys and values as a forward pass with kv left them in
+ * x. Overwrites x->kq and x->vq. */
+enum err kv_search_measure(struct kv_search *k, const struct block_acts *x,
+                           const struct block_kv *kv);
+/* Adds k->sample, which is of sample i, for each of the n samples in turn; it is not read if
+ * another process has the sample. ERR_MEMORY. */
+enum err kv_search_add(struct kv_search *k, struct share *share, int64_t i, int64_t n);
 /* alpha = the best of the grid; KV_ALPHA where the cache is unquantized. */
 void kv_search_finish(float alpha[2], const struct kv_search *k);
 

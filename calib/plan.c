@@ -31,6 +31,14 @@ bool calib_learns_weights(const struct calib_settings *s)
            (s->weights.method == WEIGHT_LWC || s->weights.round == ROUND_LEARNED);
 }
 
+bool calib_searches_weights(const struct calib_settings *s)
+{
+    const bool clips =
+        s->weights.method == WEIGHT_LWC ||
+        (s->weights.method == WEIGHT_GPTQ && s->weights.round == ROUND_LEARNED);
+    return s->weights_init == INIT_SEARCH && weight_quantizes(&s->weights) && clips;
+}
+
 bool calib_searches_kv(const struct calib_settings *s)
 {
     return s->kv_init == INIT_SEARCH && s->kv.method == KV_CHANNEL_TOKEN &&

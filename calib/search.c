@@ -6,6 +6,7 @@
 #include "kernels/tensor/clip.h"
 
 #include <math.h>
+#include <string.h>
 
 /* The first factor stands for 1, which has no finite logit. */
 #define MOST 0.99f
@@ -34,9 +35,17 @@ static int64_t largest(const struct arch *a)
     return n;
 }
 
+int64_t search_columns(const struct arch *a)
+{
+    int64_t n = 0;
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        n += arch_in(a, reader_of[i]);
+    return n;
+}
+
 size_t search_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    if (!weight_quantizes(&s->weights) || s->weights_init != INIT_SEARCH)
+    if (!calib_searches_weights(s))
         return 0;
     /* The stage; during the search, one weight and its two logits per group. */
     return (size_t)(s->seqlen * widest(a)) * dtype_bytes(s->act) +
@@ -44,13 +53,13 @@ size_t search_bytes(const struct arch *a, const struct calib_settings *s)
 }
 
 enum err search_open(struct search *k, struct dev *d, const struct arch *a,
-                     const struct calib_settings *s)
+                     const struct calib_settings *s, struct share *share)
 {
-    *k = (struct search){.dev = d, .arch = a, .s = s};
+    *k = (struct search){
+        .dev = d, .arch = a, .s = s, .share = share, .columns = search_columns(a)};
     TRY(pool_open(&k->pool, dev_threads(d)));
-    for (int i = 0; i < SEARCH_INPUTS; i++)
-        TRY(mem_calloc(&k->moment[i], (size_t)arch_in(a, reader_of[i]),
-                       sizeof(*k->moment[i])));
+    TRY(mem_calloc(&k->sample, (size_t)k->columns, sizeof(*k->sample)));
+    TRY(mem_calloc(&k->sum, (size_t)k->columns, sizeof(*k->sum)));
     char *stage = NULL;
     TRY(mem_alloc(&stage, (size_t)(s->seqlen * widest(a)), dtype_bytes(s->act)));
     k->stage = stage;
@@ -60,17 +69,15 @@ enum err search_open(struct search *k, struct dev *d, const struct arch *a,
 void search_close(struct search *k)
 {
     pool_close(&k->pool);
-    for (int i = 0; i < SEARCH_INPUTS; i++)
-        mem_free(k->moment[i]);
+    mem_free(k->sample);
+    mem_free(k->sum);
     mem_free(k->stage);
     *k = (struct search){0};
 }
 
 void search_begin(struct search *k)
 {
-    for (int i = 0; i < SEARCH_INPUTS; i++)
-        for (int64_t c = 0; c < arch_in(k->arch, reader_of[i]); c++)
-            k->moment[i][c] = 0;
+    memset(k->sum, 0, (size_t)k->columns * sizeof(*k->sum));
 }
 
 /* Returns element i of the stage as F32. */
@@ -81,8 +88,8 @@ static float stage_at(const struct search *k, enum dtype t, int64_t i)
     return t == DT_BF16 ? bf16_to_f32(h[i]) : f[i];
 }
 
-/* Adds the squares of x [T,n], which may have padded rows. */
-static enum err add_input(struct search *k, double *moment, const struct tensor *x)
+/* moment [n] = sums of the squares of x [T,n], which may have padded rows. */
+static enum err sum_squares(struct search *k, double *moment, const struct tensor *x)
 {
     const int64_t T = x->dim[0], n = x->dim[1];
     const size_t row = (size_t)n * dtype_bytes(x->dtype);
@@ -92,6 +99,7 @@ static enum err add_input(struct search *k, double *moment, const struct tensor 
                          (const char *)x->data +
                              (size_t)(i * x->ld) * dtype_bytes(x->dtype),
                          (size_t)(T / pieces) * row));
+    memset(moment, 0, (size_t)n * sizeof(*moment));
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < n; c++) {
             const double v = (double)stage_at(k, x->dtype, t * n + c);
@@ -100,13 +108,25 @@ static enum err add_input(struct search *k, double *moment, const struct tensor 
     return OK;
 }
 
-enum err search_add(struct search *k, const struct block_acts *acts)
+enum err search_add(struct search *k, const struct block_acts *acts, int64_t i)
 {
     const struct tensor *const x[SEARCH_INPUTS] = {&acts->n1, &acts->o, &acts->n2,
                                                    &acts->m};
-    for (int i = 0; i < SEARCH_INPUTS; i++)
-        TRY(add_input(k, k->moment[i], x[i]));
-    return OK;
+    double *moment = k->sample;
+    for (int l = 0; l < SEARCH_INPUTS && share_own(k->share, i); l++) {
+        TRY(sum_squares(k, moment, x[l]));
+        moment += x[l]->dim[1];
+    }
+    return share_add(k->share, k->sum, k->sample, k->columns, i, k->s->samples);
+}
+
+/* Returns the moments of the input of projection l, summed over samples. */
+static const double *moments_of(const struct search *k, int l)
+{
+    const double *moment = k->sum;
+    for (int i = 0; i < input_of[l]; i++)
+        moment += arch_in(k->arch, reader_of[i]);
+    return moment;
 }
 
 /* One projection, whose rows the threads share. */
@@ -149,7 +169,7 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
     enum err err = OK;
     TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
     struct rows j = {.format = f->format[l],
-                     .moment = k->moment[input_of[l]],
+                     .moment = moments_of(k, l),
                      .w = host,
                      .a = host + n,
                      .b = host + n + n_groups,

@@ -41,6 +41,7 @@ void share_close(struct share *h)
     mem_free(h->gradient);
     mem_free(h->buffer);
     mem_free(h->state);
+    mem_free(h->row);
     *h = (struct share){0};
 }
 
@@ -70,17 +71,27 @@ static int owner_of(const struct share *h, int64_t i)
     return r;
 }
 
+/* Makes room for bytes at *p, which has *room; its contents are lost if it grows. */
+static enum err grow(void **p, size_t *room, size_t bytes)
+{
+    char *larger = NULL;
+    if (bytes <= *room)
+        return OK;
+    mem_free(*p);
+    *p = NULL;
+    *room = 0;
+    TRY(mem_alloc(&larger, bytes, 1));
+    *p = larger;
+    *room = bytes;
+    return OK;
+}
+
 enum err share_sample(struct share *h, struct dev *d, const struct tensor *x, int64_t i)
 {
     const size_t bytes = (size_t)tensor_count(x) * dtype_bytes(x->dtype);
     if (!h->ranks)
         return OK;
-    if (bytes > h->state_bytes) {
-        mem_free(h->state);
-        h->state = NULL;
-        TRY(mem_alloc(&h->state, bytes, 1));
-        h->state_bytes = bytes;
-    }
+    TRY(grow(&h->state, &h->state_bytes, bytes));
     if (share_own(h, i))
         TRY(dev_download(d, h->state, x->data, bytes));
     h->ranks->broadcast(h->state, bytes, owner_of(h, i));
@@ -95,6 +106,35 @@ void share_losses(struct share *h, int64_t first, int64_t n)
     h->ranks->gather(h->all_loss, h->loss, (size_t)n * sizeof(*h->loss));
     for (int64_t k = 0; k < n; k++)
         h->loss[k] = h->all_loss[owner_of(h, first + k) * n + k];
+}
+
+static void add_row(double *sum, const double *x, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++)
+        sum[c] += x[c];
+}
+
+/* A row is sent when the batch is through, since every rank must compute its own before it waits
+ * for those of others. */
+enum err share_add(struct share *h, double *sum, const double *x, int64_t n, int64_t i,
+                   int64_t samples)
+{
+    const int64_t own = h->to - h->from, at = i % h->batch;
+    const size_t bytes = (size_t)n * sizeof(*x);
+    if (!h->ranks) {
+        add_row(sum, x, n);
+        return OK;
+    }
+    TRY(grow(&h->row, &h->row_bytes, (size_t)(own + 1) * bytes));
+    double *row = h->row, *arrived = row + own * n;
+    if (share_own(h, i))
+        memcpy(row + (at - h->from) * n, x, bytes);
+    for (int64_t k = 0; k <= at && (at == h->batch - 1 || i == samples - 1); k++) {
+        double *one = share_own(h, k) ? row + (k - h->from) * n : arrived;
+        h->ranks->broadcast(one, bytes, owner_of(h, k));
+        add_row(sum, one, n);
+    }
+    return OK;
 }
 
 bool share_any(const struct share *h, bool yes)

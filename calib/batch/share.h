@@ -25,6 +25,8 @@ struct share {
     float *buffer;             /* for sums of gradients */
     void *state;               /* a sample on its way between ranks */
     size_t state_bytes;
+    void *row; /* [to - from + 1] numbers of its samples of a batch, then of another's */
+    size_t row_bytes;
 };
 
 /* Finds this process's samples of a batch. most: losses that are put together at a time. key names
@@ -45,6 +47,11 @@ enum err share_sample(struct share *h, struct dev *d, const struct tensor *x, in
 /* h->loss[0 .. n) = the losses of samples first .. first + n, of which each rank has set its
  * own. */
 void share_losses(struct share *h, int64_t first, int64_t n);
+/* sum[n] += x[n] of every sample, in the order of samples. Called for each sample i of `samples`
+ * in turn; x is read where this process has it. Sums are complete after a batch's last sample, or
+ * the very last. ERR_MEMORY. */
+enum err share_add(struct share *h, double *sum, const double *x, int64_t n, int64_t i,
+                   int64_t samples);
 /* Returns whether any rank says yes. */
 bool share_any(const struct share *h, bool yes);
 

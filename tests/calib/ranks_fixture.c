@@ -13,7 +13,7 @@ static const void *shown[RANKS_MOST]; /* of each rank, between two barriers */
 static const int *counts[RANKS_MOST];
 static int n_ranks;
 static _Thread_local int me;
-static _Thread_local int64_t sent; /* bytes to other ranks */
+static _Thread_local int64_t sent, received; /* bytes to, from other ranks */
 
 static void meet(void)
 {
@@ -24,8 +24,10 @@ static void broadcast(void *data, size_t bytes, int root)
 {
     shown[me] = data;
     meet();
-    if (me != root)
+    if (me != root) {
         memcpy(data, shown[root], bytes);
+        received += (int64_t)bytes;
+    }
     meet();
 }
 
@@ -72,6 +74,11 @@ int64_t ranks_sent(void)
     return sent;
 }
 
+int64_t ranks_received(void)
+{
+    return received;
+}
+
 struct thread {
     pthread_t id;
     struct ranks ranks;
@@ -83,7 +90,7 @@ static void *run_thread(void *arg)
 {
     const struct thread *t = arg;
     me = t->ranks.rank;
-    sent = 0;
+    sent = received = 0;
     t->work(t->ctx, t->ranks.size > 1 ? &t->ranks : NULL);
     return NULL;
 }

@@ -12,7 +12,9 @@ enum { RANKS_MOST = 4 };
 
 /* Calls work(ctx[i], rank i) on n threads, and waits for all. The rank is NULL if n is 1. */
 void ranks_run(int n, void (*work)(void *ctx, const struct ranks *me), void *const *ctx);
-/* Returns the bytes that the calling rank has sent to others in exchange() and join(). */
+/* Returns the bytes that the calling rank has sent to others in exchange() and join(), and those
+ * that it has received in broadcast(). */
 int64_t ranks_sent(void);
+int64_t ranks_received(void);
 
 #endif

@@ -133,6 +133,7 @@ static void test_every_projection_by_its_own_input(void **state)
 {
     struct fixture model;
     struct calib_settings s = tiny_settings();
+    struct share alone;
     struct search k;
     struct fakequant f;
     struct block_acts acts = {0};
@@ -146,7 +147,9 @@ static void test_every_projection_by_its_own_input(void **state)
     must(fakequant_open(&f, d, &model.arch, &s));
     must(fakequant_load(&f, &model.blocks[0], 0));
     must(fakequant_start(&f, NULL, NULL, NULL, NULL, NULL));
-    must(search_open(&k, d, &model.arch, &s));
+    s.samples = 2;
+    must(share_open(&alone, NULL, 1, 1, ""));
+    must(search_open(&k, d, &model.arch, &s, &alone));
 
     struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.n2, &acts.m};
     const int reads[N_LIN] = {[LIN_O] = 1, [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
@@ -156,8 +159,8 @@ static void test_every_projection_by_its_own_input(void **state)
         search_begin(&k);
         for (int i = 0; i < SEARCH_INPUTS; i++)
             moment[i] = draw_inputs(x[i], d, &r, arch_in(&model.arch, some_reader[i]));
-        must(search_add(&k, &acts));
-        must(search_add(&k, &acts));
+        for (int64_t i = 0; i < s.samples; i++)
+            must(search_add(&k, &acts, i));
         must(search_finish(&k, &f));
         for (int l = 0; l < N_LIN; l++)
             check_lin(d, &f, l, moment[reads[l]]);
@@ -167,6 +170,7 @@ static void test_every_projection_by_its_own_input(void **state)
         }
     }
     search_close(&k);
+    share_close(&alone);
     fakequant_close(&f);
     fixture_close(&model);
     dev_close(&d);

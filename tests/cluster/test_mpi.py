@@ -133,7 +133,7 @@ def test_emulated_gpus(f):
 
 
 def test_start_values(f):
-    """Searches and GPTQ read the samples of all ranks."""
+    """Searches add up the samples of all ranks, and GPTQ reads them."""
     for name, more in {"search": ["weights.init=search", "kv.init=search", "weights.round=nearest"],
                        "gptq": ["weights.method=gptq"]}.items():
         f.run(f.wkvq_args(f"{name}-1", more=more))
