@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * How every public operation begins and ends: the checks and the clock that all of them
- * share. Private to kernels/. */
+ * share, and questions about tensors that several ask. Private to kernels/. */
 #ifndef WKVQ_DEV_BEGIN_H
 #define WKVQ_DEV_BEGIN_H
 
@@ -38,5 +38,25 @@
         d->part_seconds[part] += clock_s() - (started);                                    \
         return d->failed;                                                                  \
     } while (0)
+
+static inline bool is_type(const struct tensor *x, enum dtype t)
+{
+    return x && x->data && x->dtype == t;
+}
+
+static inline bool is_act(const struct tensor *x)
+{
+    return is_type(x, DT_F32) || is_type(x, DT_BF16);
+}
+
+static inline bool matrix(const struct tensor *x, int64_t rows, int64_t cols)
+{
+    return x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols && x->ld >= cols;
+}
+
+static inline bool contiguous(const struct tensor *x)
+{
+    return x->n_dims == 2 && x->ld == x->dim[1];
+}
 
 #endif

@@ -108,6 +108,11 @@ struct dev_ops {
     void (*distill)(struct dev *d, double loss[2], const struct tensor *student,
                     const struct tensor *teacher, const struct tensor *target, float kl,
                     float ce);
+    /* kernels/dev_experts.h */
+    void (*gather)(struct dev *d, const struct tensor *y, const struct tensor *x,
+                   const struct tensor *index, const struct tensor *weight);
+    void (*gather_dot)(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                       const struct tensor *x, const struct tensor *index);
 };
 
 struct dev {

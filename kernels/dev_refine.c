@@ -5,26 +5,6 @@
 
 #include "kernels/dev_begin.h"
 
-static bool is_type(const struct tensor *x, enum dtype t)
-{
-    return x && x->data && x->dtype == t;
-}
-
-static bool is_act(const struct tensor *x)
-{
-    return is_type(x, DT_F32) || is_type(x, DT_BF16);
-}
-
-static bool matrix(const struct tensor *x, int64_t rows, int64_t cols)
-{
-    return x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols && x->ld >= cols;
-}
-
-static bool contiguous(const struct tensor *x)
-{
-    return x->n_dims == 2 && x->ld == x->dim[1];
-}
-
 enum err dev_dequantize(struct dev *d, const struct tensor *w, const struct tensor *codes,
                         const struct tensor *scales, const struct tensor *zeros,
                         int64_t group_size)

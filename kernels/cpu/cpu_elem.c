@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Elementwise operations: one pass over memory each. */
+ * Elementwise operations, and the rows of a mixture of experts: one pass over memory each. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/simd/simd.h"
 
@@ -194,8 +194,68 @@ static void cpu_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *
     cpu_run_rows(d, dy->dim[0], 6 * e.cols, gate_bwd_row, &e);
 }
 
+/* Rows of x that belong to a row of y, or of dy. */
+struct gather {
+    const struct tensor *y, *x, *index;
+    float *weight; /* [R,J]; NULL: 1 */
+};
+
+/* Returns the row of x that is the j-th of row r. */
+static const void *gathered_row(const struct gather *g, int64_t r, int64_t j)
+{
+    const int32_t *index = g->index->data;
+    return cpu_row(g->x, index[r * g->index->dim[1] + j]);
+}
+
+/* y[r] = sum_j weight[r,j] x[index[r,j]] */
+static void gather_row(const void *ctx, int64_t r)
+{
+    const struct gather *g = ctx;
+    const int64_t J = g->index->dim[1], C = g->y->dim[1];
+    const bool y16 = cpu_bf16(g->y), x16 = cpu_bf16(g->x);
+    for (int64_t c = 0; c < C; c += VL) {
+        vf sum = vf_set1(0);
+        for (int64_t j = 0; j < J; j++) {
+            const vf w = vf_set1(g->weight ? g->weight[r * J + j] : 1);
+            sum = vf_fma(w, act_get(gathered_row(g, r, j), x16, c, C), sum);
+        }
+        act_put(cpu_row(g->y, r), y16, c, C, sum);
+    }
+}
+
+static void cpu_gather(struct dev *d, const struct tensor *y, const struct tensor *x,
+                       const struct tensor *index, const struct tensor *weight)
+{
+    const struct gather g = {y, x, index, weight ? weight->data : NULL};
+    cpu_run_rows(d, y->dim[0], index->dim[1] * y->dim[1], gather_row, &g);
+}
+
+/* weight[r,j] = sum_c y[r,c] x[index[r,j],c], where y is the gradient of a gathered row. */
+static void gather_dot_row(const void *ctx, int64_t r)
+{
+    const struct gather *g = ctx;
+    const int64_t J = g->index->dim[1], C = g->y->dim[1];
+    const bool y16 = cpu_bf16(g->y), x16 = cpu_bf16(g->x);
+    for (int64_t j = 0; j < J; j++) {
+        const void *x = gathered_row(g, r, j), *y = cpu_row(g->y, r);
+        vf sum = vf_set1(0);
+        for (int64_t c = 0; c < C; c += VL)
+            sum = vf_fma(act_get(y, y16, c, C), act_get(x, x16, c, C), sum);
+        g->weight[r * J + j] = vf_sum(sum);
+    }
+}
+
+static void cpu_gather_dot(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                           const struct tensor *x, const struct tensor *index)
+{
+    const struct gather g = {dy, x, index, dw->data};
+    cpu_run_rows(d, dy->dim[0], index->dim[1] * dy->dim[1], gather_dot_row, &g);
+}
+
 void ISA_NAME(cpu_fill_elem)(struct dev_ops *o)
 {
+    o->gather = cpu_gather;
+    o->gather_dot = cpu_gather_dot;
     o->zero = cpu_zero;
     o->copy = cpu_copy;
     o->bias = cpu_bias;

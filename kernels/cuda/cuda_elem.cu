@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Operations without sums: copy and conversion, bias, add, scale, rotary embedding, gated
- * SiLU, exp. A thread takes four neighbouring elements of a row. */
+ * Operations on elements: copy and conversion, bias, add, scale, rotary embedding, gated
+ * SiLU, exp. A thread takes four neighbouring elements of a row. Also the rows of a mixture of
+ * experts. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -226,8 +227,78 @@ static void cuda_exp(struct dev *d, const struct tensor *s, const struct tensor 
     run_quads(d, "exp", exp_quad{view_of(s), view_of(ls)}, 1, tensor_count(ls));
 }
 
+/* The rows of x that belong to row r of y, or of its gradient: index[r J + j], j < J. */
+struct gathered {
+    view x;
+    GLOBAL(const int32_t) index;
+    int64_t J;
+    __device__ int64_t row(int64_t r, int64_t j) const
+    {
+        return index[r * J + j] * x.ld;
+    }
+};
+
+/* y[r] = sum_j weight[r,j] x[index[r,j]]. weight NULL: 1. */
+struct gather_quad {
+    view y;
+    gathered g;
+    GLOBAL(const float) weight;
+    __device__ void operator()(int64_t r, int64_t c, int n) const
+    {
+        quad sum = {{0, 0, 0, 0}};
+        for (int64_t j = 0; j < g.J; j++) {
+            const quad q = get4(g.x, g.row(r, j) + c, n);
+            const float w = weight ? (float)weight[r * g.J + j] : 1.0f;
+            for (int k = 0; k < 4; k++)
+                sum.v[k] = fmaf(w, q.v[k], sum.v[k]);
+        }
+        put4(y, r * y.ld + c, n, sum);
+    }
+};
+
+static gathered rows_at(const struct tensor *x, const struct tensor *index)
+{
+    return gathered{view_of(x), (const int32_t *)index->data, index->dim[1]};
+}
+
+static void cuda_gather(struct dev *d, const struct tensor *y, const struct tensor *x,
+                        const struct tensor *index, const struct tensor *weight)
+{
+    const gather_quad f = {view_of(y), rows_at(x, index),
+                           weight ? (const float *)weight->data : nullptr};
+    run_quads(d, "gather", f, y->dim[0], y->dim[1]);
+}
+
+/* dw[r,j] = sum_c dy[r,c] x[index[r,j],c]. A warp takes a pair (r, j). */
+__global__ void gather_dot_kernel(GLOBAL(float) dw, view dy, gathered g, int64_t n,
+                                  int64_t cols)
+{
+    const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
+    if (i >= n)
+        return;
+    const int64_t r = i / g.J, at = g.row(r, i - r * g.J);
+    float sum = 0;
+    for (int64_t c = threadIdx.x % WARP_SIZE; c < cols; c += WARP_SIZE)
+        sum = fmaf(get(dy, r * dy.ld + c), get(g.x, at + c), sum);
+    sum = warp_reduce(sum, add_op());
+    if (threadIdx.x % WARP_SIZE == 0)
+        dw[i] = sum;
+}
+
+static void cuda_gather_dot(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                            const struct tensor *x, const struct tensor *index)
+{
+    const int64_t n = tensor_count(dw);
+    CUDA_LAUNCH(gather_dot_kernel, blocks_all(n, BLOCK / WARP_SIZE), BLOCK, 0,
+                gpu_of(d)->stream, (float *)dw->data, view_of(dy), rows_at(x, index), n,
+                dy->dim[1]);
+    launched(d, "gather_dot");
+}
+
 void fill_elem(struct dev_ops *o)
 {
+    o->gather = cuda_gather;
+    o->gather_dot = cuda_gather_dot;
     o->copy = cuda_copy;
     o->add = cuda_add;
     o->scale = cuda_scale;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The gated MLP's activation (Shazeer 2020, SwiGLU). */
+ * The gated MLP's activation (Shazeer 2020, SwiGLU), and the rows of a mixture of experts. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>
@@ -51,8 +51,43 @@ static void ref_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *
         }
 }
 
+static int64_t index_at(const struct tensor *index, int64_t r, int64_t j)
+{
+    return ((const int32_t *)index->data)[r * index->dim[1] + j];
+}
+
+static void ref_gather(struct dev *d, const struct tensor *y, const struct tensor *x,
+                       const struct tensor *index, const struct tensor *weight)
+{
+    const int64_t J = index->dim[1];
+    for (int64_t r = 0; r < y->dim[0]; r++)
+        for (int64_t c = 0; c < y->dim[1]; c++) {
+            double sum = 0;
+            for (int64_t j = 0; j < J; j++)
+                sum += (weight ? (double)ref_get(weight, r * J + j) : 1) *
+                       (double)ref_get(x, index_at(index, r, j) * x->ld + c);
+            ref_set(y, r * y->ld + c, sum);
+        }
+}
+
+static void ref_gather_dot(struct dev *d, const struct tensor *dw, const struct tensor *dy,
+                           const struct tensor *x, const struct tensor *index)
+{
+    const int64_t J = index->dim[1];
+    for (int64_t r = 0; r < dy->dim[0]; r++)
+        for (int64_t j = 0; j < J; j++) {
+            double sum = 0;
+            for (int64_t c = 0; c < dy->dim[1]; c++)
+                sum += (double)ref_get(dy, r * dy->ld + c) *
+                       (double)ref_get(x, index_at(index, r, j) * x->ld + c);
+            ref_set(dw, r * J + j, sum);
+        }
+}
+
 void ref_fill_mlp(struct dev_ops *o)
 {
+    o->gather = ref_gather;
+    o->gather_dot = ref_gather_dot;
     o->gate = ref_gate;
     o->gate_bwd = ref_gate_bwd;
 }

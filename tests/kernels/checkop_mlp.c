@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop: the MLP's gate. */
+ * checkop: the MLP's gate, and the rows of a mixture of experts. */
+#include "kernels/dev_experts.h"
 #include "tests/kernels/checkop.h"
 
 #include <math.h>
@@ -128,5 +129,103 @@ static void test_gate_bwd(struct ck *c)
     each(c, one_gate_bwd, true);
 }
 
-const struct ck_test ck_mlp_tests[] = {
-    {"gate", test_gate}, {"gate_bwd", test_gate_bwd}, {NULL, NULL}};
+struct gather_case {
+    int64_t rows, choices, from, cols; /* R, J, N, C */
+    enum dtype y, x;
+    bool weighted; /* dev_gather only */
+    enum ck_pattern pattern;
+};
+
+/* Rows of x for each row, among them the first, the last, and one twice. */
+static struct tensor gather_index(struct ck *c, const struct gather_case *k)
+{
+    struct tensor index = ck_in_empty(c, ck_2d(DT_F32, k->rows, k->choices, 0));
+    int32_t *at = index.data;
+    index.dtype = DT_I32;
+    for (int64_t i = 0; i < k->rows * k->choices; i++)
+        at[i] = (int32_t)(i % 3 ? (int64_t)rng_below(&c->rng, (uint64_t)k->from)
+                                : i % 2 * (k->from - 1));
+    return index;
+}
+
+static bool begin_gather(struct ck *c, const struct gather_case *k)
+{
+    return ck_begin(c, "%ldx%ld from %ldx%ld, x %s, y %s%s, %s", (long)k->rows,
+                    (long)k->choices, (long)k->from, (long)k->cols, dtype_name(k->x),
+                    dtype_name(k->y), k->weighted ? ", weighted" : "",
+                    ck_pattern_name[k->pattern]);
+}
+
+static void one_gather(struct ck *c, const struct gather_case *k)
+{
+    if (!begin_gather(c, k))
+        return;
+    const struct tensor x = ck_in(c, ck_2d(k->x, k->from, k->cols, 3), k->pattern);
+    const struct tensor index = gather_index(c, k);
+    const struct tensor weight =
+        ck_in(c, ck_2d(DT_F32, k->rows, k->choices, 0), PAT_RANDOM);
+    double *mag = ck_doubles(c, k->rows * k->cols);
+    for (int64_t i = 0; i < k->rows * k->choices; i++)
+        for (int64_t col = 0; col < k->cols; col++)
+            mag[i / k->choices * k->cols + col] +=
+                fabs(ck_get(&x, ((const int32_t *)index.data)[i], col) *
+                     (k->weighted ? (double)((const float *)weight.data)[i] : 1));
+    const struct ck_out y = ck_poisoned(c, ck_2d(k->y, k->rows, k->cols, 5));
+    CK_EACH(c, s)
+    ck_ok(c, dev_gather(c->dev[s], &y.side[s], &x, &index, k->weighted ? &weight : NULL));
+    ck_close(c, "y", &y, mag, k->choices);
+    ck_end(c);
+}
+
+static void one_gather_dot(struct ck *c, const struct gather_case *k)
+{
+    if (k->weighted || !begin_gather(c, k))
+        return;
+    const struct tensor x = ck_in(c, ck_2d(k->x, k->from, k->cols, 3), k->pattern);
+    const struct tensor dy = ck_in(c, ck_2d(k->y, k->rows, k->cols, 1), PAT_RANDOM);
+    const struct tensor index = gather_index(c, k);
+    double *mag = ck_doubles(c, k->rows * k->choices);
+    for (int64_t i = 0; i < k->rows * k->choices; i++)
+        for (int64_t col = 0; col < k->cols; col++)
+            mag[i] += fabs(ck_get(&x, ((const int32_t *)index.data)[i], col) *
+                           ck_get(&dy, i / k->choices, col));
+    const struct ck_out dw = ck_poisoned(c, ck_2d(DT_F32, k->rows, k->choices, 0));
+    CK_EACH(c, s) ck_ok(c, dev_gather_dot(c->dev[s], &dw.side[s], &dy, &x, &index));
+    ck_close(c, "dw", &dw, mag, k->cols);
+    ck_end(c);
+}
+
+static void each_gather(struct ck *c,
+                        void (*one)(struct ck *c, const struct gather_case *k))
+{
+    static const int64_t sizes[][4] = {
+        {1, 1, 1, 1}, {5, 1, 3, 31}, {4, 8, 32, 20}, {7, 2, 5, 129}};
+    if (c->bench) {
+        one(c,
+            &(struct gather_case){256, 8, 2048, 2048, DT_BF16, DT_BF16, false, PAT_RANDOM});
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
+        for (int p = 0; p < N_PATTERNS; p++)
+            for (int v = 0; v < 8; v++)
+                one(c, &(struct gather_case){sizes[i][0], sizes[i][1], sizes[i][2],
+                                             sizes[i][3], v & 1 ? DT_BF16 : DT_F32,
+                                             v & 2 ? DT_BF16 : DT_F32, v & 4,
+                                             (enum ck_pattern)p});
+}
+
+static void test_gather(struct ck *c)
+{
+    each_gather(c, one_gather);
+}
+
+static void test_gather_dot(struct ck *c)
+{
+    each_gather(c, one_gather_dot);
+}
+
+const struct ck_test ck_mlp_tests[] = {{"gate", test_gate},
+                                       {"gate_bwd", test_gate_bwd},
+                                       {"gather", test_gather},
+                                       {"gather_dot", test_gather_dot},
+                                       {NULL, NULL}};

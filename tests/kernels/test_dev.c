@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "config.h"
+#include "kernels/dev_experts.h"
 #include "kernels/dev_ops.h"
 
 #include <string.h>
@@ -61,6 +62,27 @@ static void matrices(void **state)
     refused(dev_add(dev, &c, &a, &c));
     refused(dev_scale(dev, &bias, 2));
     refused(dev_copy(dev, &c, &a));
+}
+
+/* A buffer of its own for x: dev_gather reads rows of it while it writes others. */
+static void experts(void **state)
+{
+    static float rows[8];
+    static int32_t at[3] = {0, 1, 1};
+    const struct tensor y = f2(3, 4), x = tensor_2d(rows, DT_F32, 2, 4), wide = f2(3, 5);
+    const struct tensor index = tensor_2d(at, DT_I32, 3, 1), w = f2(3, 1), w_bad = f2(3, 2);
+    struct tensor spaced = index;
+    spaced.ld = 2;
+    assert_int_equal(dev_gather(dev, &y, &x, &index, NULL), OK);
+    refused(dev_gather(dev, &y, &y, &index, NULL)); /* onto itself */
+    refused(dev_gather(dev, &wide, &x, &index, NULL));
+    refused(dev_gather(dev, &y, &x, &w, NULL)); /* an index that is not of integers */
+    refused(dev_gather(dev, &y, &x, &spaced, NULL));
+    refused(dev_gather(dev, &y, &x, &index, &w_bad));
+    assert_int_equal(dev_gather_dot(dev, &w, &y, &x, &index), OK);
+    refused(dev_gather_dot(dev, &w_bad, &y, &x, &index));
+    refused(dev_gather_dot(dev, &w, &wide, &x, &index));
+    refused(dev_gather_dot(dev, &w, &y, &x, &w));
 }
 
 static void norms_and_rotation(void **state)
@@ -253,10 +275,15 @@ int main(void)
     if (DEBUG_ABORT) /* refusals abort */
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(matrices),      cmocka_unit_test(norms_and_rotation),
-        cmocka_unit_test(attention),     cmocka_unit_test(quantizers),
-        cmocka_unit_test(training),      cmocka_unit_test(devices),
-        cmocka_unit_test(failures_stay), cmocka_unit_test(cuda_opens_or_says_why),
+        cmocka_unit_test(matrices),
+        cmocka_unit_test(experts),
+        cmocka_unit_test(norms_and_rotation),
+        cmocka_unit_test(attention),
+        cmocka_unit_test(quantizers),
+        cmocka_unit_test(training),
+        cmocka_unit_test(devices),
+        cmocka_unit_test(failures_stay),
+        cmocka_unit_test(cuda_opens_or_says_why),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
