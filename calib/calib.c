@@ -62,7 +62,8 @@ static enum err check_formats(const struct arch *a, const struct calib_settings 
     TRY(kv_target_check(&s->kv, a->head_dim));
     TRY(check_count("kv.window", s->kv.window, RANGE_WINDOW));
     TRY(check_count("kv.sink", s->kv.sink, RANGE_SINK));
-    return check_bits("activations.bits", s->act_bits ? s->act_bits : QUANT_BITS_NONE);
+    return check_bits("activations.bits",
+                      s->weights.act_bits ? s->weights.act_bits : QUANT_BITS_NONE);
 }
 
 static enum err check_settings(const struct arch *a, const struct calib_settings *s,

@@ -53,8 +53,7 @@ struct calib_settings {
     struct gptq_settings gptq;      /* for WEIGHT_GPTQ only */
     struct kv_spec kv;
     enum start_values kv_init; /* of the smoothing */
-    int act_bits; /* of the projections' inputs, simulated: 2..8; 0 or 16: unquantized */
-    int64_t crr_blocks; /* k: full-precision blocks after the one in work */
+    int64_t crr_blocks;        /* k: full-precision blocks after the one in work */
     enum crr_terms crr_terms;
     enum loss_kind crr_loss;
     float lr_round; /* of the rounding offsets; 0: 1 / steps of a block */

@@ -60,7 +60,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
 {
     f->arch = a;
     f->weights = s->weights;
-    f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->act_bits};
+    f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->weights.act_bits};
     f->quantize_weights = weight_quantizes(&s->weights);
     f->quantize_kv = kv_quantizes(&s->kv);
     const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;

@@ -32,6 +32,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
             QUANT_SCALE_BITS);
     FAIL_IF(w->head_bits && !quant_bits_setting_ok(w->head_bits), ERR_FORMAT,
             "%s: head.bits is %d, want 2 to 8 or 16", where, w->head_bits);
+    FAIL_IF(w->act_bits && !quant_bits_setting_ok(w->act_bits), ERR_FORMAT,
+            "%s: activations.bits is %d, want 2 to 8 or 16", where, w->act_bits);
     FAIL_IF(w->head_group < 0 || w->head_group > COUNT_MAX, ERR_FORMAT,
             "%s: head.group_size is %" PRId64 ", want 0 (the row) or more", where,
             w->head_group);
@@ -57,6 +59,8 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (weight_rounds_inputs(w))
+        return 8;
     if (kv->target)
         return 7;
     if (w->method == WEIGHT_GIVEN)
@@ -102,6 +106,12 @@ static bool put_head(json_t *o, const struct weight_spec *w)
            !json_array_clear(json_object_get(o, "modules_to_not_convert"));
 }
 
+static bool put_activations(json_t *o, const struct weight_spec *w)
+{
+    return !weight_rounds_inputs(w) ||
+           !json_object_set_new(o, "activations", json_pack("{s:i}", "bits", w->act_bits));
+}
+
 static bool put_rotate(json_t *o, enum kv_rotate rotate)
 {
     return !rotate || !json_object_set_new(o, "rotate", json_string(rotate_names[rotate]));
@@ -131,10 +141,10 @@ json_t *spec_to_json(const struct weight_spec *w, const struct kv_spec *kv)
         (json_int_t)kv->window, "sink", (json_int_t)kv->sink, "learn", (int)kv->learn,
         "modules_to_not_convert", "lm_head");
     json_t *jw = json_object_get(o, "weights"), *jkv = json_object_get(o, "kv");
-    if (o && (!put_head(o, w) || !put_scale_bits(jw, w->scale_bits) ||
-              !put_refined(jw, w->refined) || !put_mix(jw, w->mixed) ||
-              !put_rotate(jkv, kv->rotate) || !put_target(jkv, kv->target) ||
-              !put_mix(jkv, kv->mixed))) {
+    if (o && (!put_head(o, w) || !put_activations(o, w) ||
+              !put_scale_bits(jw, w->scale_bits) || !put_refined(jw, w->refined) ||
+              !put_mix(jw, w->mixed) || !put_rotate(jkv, kv->rotate) ||
+              !put_target(jkv, kv->target) || !put_mix(jkv, kv->mixed))) {
         json_decref(o);
         return NULL;
     }
@@ -177,6 +187,21 @@ static enum err head_from_json(struct weight_spec *w, const json_t *q, int64_t v
     snprintf(place, sizeof(place), "%.500s.head", where);
     TRY(need_bits(&w->head_bits, o, place));
     return json_need_int(&w->head_group, o, "group_size", 0, COUNT_MAX, place);
+}
+
+/* Reads how the projections' inputs are rounded. It came with version 8. */
+static enum err activations_from_json(struct weight_spec *w, const json_t *q,
+                                      int64_t version, const char *where)
+{
+    json_t *o = NULL;
+    char place[600];
+    TRY(json_get_object(&o, q, "activations", where));
+    if (!o)
+        return OK;
+    FAIL_IF(version < 8, ERR_FORMAT, "%s.activations needs format_version 8, not %" PRId64,
+            where, version);
+    snprintf(place, sizeof(place), "%.500s.activations", where);
+    return need_bits(&w->act_bits, o, place);
 }
 
 static enum err need_bool(bool *out, const json_t *o, const char *key, const char *where)
@@ -305,6 +330,7 @@ static enum err read_parts(struct weight_spec *w, struct kv_spec *kv, const json
     TRY(mix_from_json(&w->mixed, MIX_WEIGHTS, jw, version, place));
     TRY(refined_from_json(&w->refined, jw, version, place));
     TRY(head_from_json(w, q, version, where));
+    TRY(activations_from_json(w, q, version, where));
     snprintf(place, sizeof(place), "%.500s.kv", where);
     TRY(kv_from_json(kv, jkv, place));
     TRY(mix_from_json(&kv->mixed, MIX_KV, jkv, version, place));

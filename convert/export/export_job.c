@@ -180,10 +180,23 @@ static enum err check_cache(struct export_job *j)
 
 /* --- the three steps ---------------------------------------------------------------- */
 
+/* Rounded inputs serve comparisons in this program; no format says how they are rounded. */
+static enum err check_inputs(const struct export_job *j)
+{
+    const struct weight_spec *w = j->source->weights;
+    FAIL_IF(
+        weight_rounds_inputs(w), ERR_SUPPORT,
+        "%s: activations.bits is %d, but the engines of --format %s round the inputs of "
+        "projections in their own way; export an artifact made with activations.bits=16",
+        j->source->dir, w->act_bits, j->format->name);
+    return OK;
+}
+
 enum err export_check(struct export_job *j)
 {
     TRY(check_id(j->options.base_model, "base-model"));
     TRY(check_id(j->options.license, "license"));
+    TRY(check_inputs(j));
     TRY(check_cache(j));
     return j->format->check(j);
 }

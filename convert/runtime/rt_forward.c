@@ -13,6 +13,7 @@
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/hadamard.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -144,18 +145,52 @@ static void gate_row(void *ctx, int64_t t, int thread)
     j->kern->kv->gate(j->act, j->gate + t * j->width, j->up + t * j->width, j->width);
 }
 
+/* activations.bits: each token's x becomes what codes in one group stand for. */
+struct round_job {
+    float *x; /* [n][width] */
+    int64_t width;
+    int bits;
+};
+
+static void round_row(void *ctx, int64_t t, int thread)
+{
+    const struct round_job *j = ctx;
+    float *x = j->x + t * j->width, lo = x[0], hi = x[0];
+    for (int64_t i = 1; i < j->width; i++) {
+        lo = x[i] < lo ? x[i] : lo;
+        hi = x[i] > hi ? x[i] : hi;
+    }
+    const float h = f16_to_f32(quant_kv_scale(lo, hi, j->bits));
+    const float m = f16_to_f32(quant_kv_min(lo));
+    for (int64_t i = 0; i < j->width; i++)
+        x[i] = quant_kv_out(quant_kv_code(x[i], h, m, j->bits), h, m, 1, 0);
+}
+
+static void round_inputs(struct runtime *r, float *x, int64_t width, int64_t n)
+{
+    struct round_job j = {x, width, r->act_bits};
+    if (r->act_bits)
+        pool_run(n > 1 ? r->pool : NULL, n, round_row, &j);
+}
+
 /* --- a block ------------------------------------------------------------------------ */
 
 /* Returns the input [n][D] of attention or the MLP: the residual stream through the norm before
- * it, or the stream itself if there is none. */
+ * it, or the stream itself if there is none. What is rounded is a copy of the stream. */
 static const float *part_input(struct runtime *r, int64_t layer, enum norm_gain before,
                                int64_t n)
 {
     const float *g = r->norms[layer].norm[before];
-    if (!g)
+    const int64_t D = r->arch->d_model;
+    float *y = r->acts.norm;
+    if (!g && !r->act_bits)
         return r->acts.x;
-    rmsnorm(r->acts.norm, r->acts.x, g, n, r->arch->d_model, r->arch->norm_eps);
-    return r->acts.norm;
+    if (g)
+        rmsnorm(y, r->acts.x, g, n, D, r->arch->norm_eps);
+    else
+        memcpy(y, r->acts.x, (size_t)(n * D) * sizeof(*y));
+    round_inputs(r, y, D, n);
+    return y;
 }
 
 /* Adds the output of attention or the MLP, in acts.norm, to the residual stream: through the norm
@@ -255,6 +290,7 @@ static void mlp(struct runtime *r, int64_t layer, int64_t n)
     r->linear.next = &b->lin[LIN_DOWN];
     rt_linear_run(&r->linear, y, p, 2, x, n);
     pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
+    round_inputs(r, a->gate, m->d_ff, n);
     r->linear.next = next;
     rt_linear_run(&r->linear, back, down, 1, a->gate, n);
     add_output(r, layer, GAIN_MLP_OUT, n);
@@ -268,6 +304,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     const struct packed_linear *const out[] = {&b->lin[LIN_O]};
     project_qkv(r, layer, n);
     TRY(attention(r, layer, n));
+    round_inputs(r, a->o, r->arch->n_heads * r->arch->head_dim, n);
     r->linear.next = &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);
     add_output(r, layer, GAIN_ATTENTION_OUT, n);

@@ -247,6 +247,7 @@ struct runtime {
     struct rt_cache cache;
     struct rt_attn_scratch attn;
     struct rt_acts acts;
+    int act_bits;            /* of projections' inputs, 2..8; 0: they are not rounded */
     struct rt_norms *norms;  /* [layers] */
     const float *final_norm; /* [D] */
     float *vectors;          /* memory of all norms */

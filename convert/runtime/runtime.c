@@ -6,6 +6,7 @@
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -64,9 +65,12 @@ bool runtime_rounds(void)
 
 static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
 {
+    const struct weight_spec *w = artifact_weight_spec(r->a);
     struct kv_spec kv = *artifact_kv_spec(r->a);
     if (s->kv_bits == 16)
         kv_set_unquantized(&kv);
+    if (weight_rounds_inputs(w) && s->act_bits != QUANT_BITS_NONE)
+        r->act_bits = w->act_bits;
     TRY(pool_open(&r->pool, s->threads));
     TRY(rt_linear_open(&r->linear, r->pool, r->a));
     r->linear.int16 = s->act == DT_BF16 && runtime_rounds();

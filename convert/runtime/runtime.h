@@ -20,6 +20,7 @@ struct runtime_settings {
     int threads;        /* 0: all cores */
     int64_t max_tokens; /* capacity of the cache */
     int kv_bits;        /* 0: as the artifact says; 16: F32 cache */
+    int act_bits; /* of projections' inputs. 0: as the artifact says; 16: not rounded */
     /* DT_F32, or DT_BF16: a chunk's products with packed weights may round activations to
      * 16 bits. They become integers that share a power of two in 128 columns, with an error
      * of at most 2^-14 of the largest; in the norm of such a block that is a fifth of

@@ -213,6 +213,7 @@ static void report_sizes(struct verify *v)
     v->r->kv_bits = sizes.kv_bits;
     v->r->total_bytes = sizes.total_bytes;
     v->r->target = artifact_kv_spec(v->a)->target;
+    v->r->inputs_left = weight_rounds_inputs(artifact_weight_spec(v->a));
 }
 
 static enum err check_same_model(const struct verify *v)

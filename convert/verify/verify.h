@@ -71,6 +71,9 @@ struct verify_report {
     /* The cache is another engine's (kv.target): both ran with one in full precision, and agree_*
      * compare K and V. */
     enum kv_target target;
+    /* The artifact rounds inputs of projections (activations.bits), but both ran without it: each
+     * of their differences would flip codes in the projections after it. */
+    bool inputs_left;
 
     /* Perplexity, with the runtime on its own. */
     double ppl_simulated, ppl_runtime, ppl_gap;

@@ -96,8 +96,10 @@ static struct comparison compare(const float *want, const float *have, int64_t n
 
 static enum err open_runtime(struct runtime **rt, const struct verify *v, int64_t tokens)
 {
-    const struct runtime_settings s = {
-        .threads = v->s->threads, .max_tokens = tokens, .kv_bits = v->r->target ? 16 : 0};
+    const struct runtime_settings s = {.threads = v->s->threads,
+                                       .max_tokens = tokens,
+                                       .kv_bits = v->r->target ? 16 : 0,
+                                       .act_bits = 16};
     return runtime_open(rt, v->a, &s);
 }
 

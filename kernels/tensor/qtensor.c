@@ -42,6 +42,11 @@ bool weight_quantizes_head(const struct weight_spec *w)
     return head_format(w).bits < 16;
 }
 
+bool weight_rounds_inputs(const struct weight_spec *w)
+{
+    return w->act_bits && w->act_bits < QUANT_BITS_NONE;
+}
+
 bool weight_quantizes(const struct weight_spec *w)
 {
     return w->bits < 16 || mix_quantizes(w->mixed);

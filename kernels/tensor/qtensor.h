@@ -38,7 +38,13 @@ struct weight_spec {
     /* Scales and gains of norms were refined end to end. Codes then no longer follow from the
      * source weight and its scale, and gains are F32. */
     bool refined;
+    /* Inputs of the projections of all layers: 2..8 bits, each token rounded by itself; 0 or 16:
+     * not rounded. The method leaves them alone. They are for comparisons with W4A4. */
+    int act_bits;
 };
+
+/* Returns true if the inputs of projections are rounded. */
+bool weight_rounds_inputs(const struct weight_spec *w);
 
 /* How one layer's projection is quantized. */
 struct lin_format {

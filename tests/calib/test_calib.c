@@ -159,10 +159,10 @@ static void vary_training(struct calib_settings *s, int which)
         s->epochs = 0;
         break;
     case 22:
-        s->act_bits = 8;
+        s->weights.act_bits = 8;
         break;
     case 23:
-        s->act_bits = 4, s->kv.bits = 16;
+        s->weights.act_bits = 4, s->kv.bits = 16;
         break;
     default:
         s->act = DT_BF16;

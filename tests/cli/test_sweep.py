@@ -314,7 +314,7 @@ def test_command_reproduces(f):
     assert all(map(close, json.loads(done.stdout)["window_nll"], row["window_nll"]))
 
 
-def test_rounded_activations_are_simulated(f):
+def test_rounded_activations(f):
     text = SWEEP[:SWEEP.index("cells:")] + """cells:
   - {name: A16, set: {kv.method: token}}
   - {name: learned A4, set: {kv.method: token, activations.bits: 4}}
@@ -326,7 +326,8 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     f.run(f.command("act", file="act.yaml"))
     rows = {r["name"]: r for r in f.rows("act")}
     packed, learned, rtn, plain = rows.values()
-    assert learned["bytes"] is None and rtn["bytes"] is None and packed["bytes"] > 0
+    assert learned["verified"] and rtn["verified"] and learned["bytes"] > 0 and rtn["bytes"] > 0
+    assert learned["verify"]["activations_rounded"] is False and "activations_rounded" not in packed["verify"]
     assert close(learned["weight_bits"], packed["weight_bits"]) and close(rtn["kv_bits"], packed["kv_bits"])
     assert len(learned["blocks"]) == 3 and not rtn["blocks"]
     assert plain["weight_bits"] == plain["kv_bits"] == 16

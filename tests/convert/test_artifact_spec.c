@@ -176,6 +176,32 @@ static void given_weights(void **state)
     json_decref(o);
 }
 
+/* Readers before version 8 would leave the inputs of projections as they are. */
+static void rounded_inputs(void **state)
+{
+    struct weight_spec w = w4, back;
+    struct kv_spec kv;
+    for (int bits = 2; bits <= 16; bits += bits == 8 ? 8 : 1) {
+        w.act_bits = bits;
+        json_t *o = spec_to_json(&w, &kv4);
+        assert_int_equal(version_in(o), bits < 16 ? 8 : 1);
+        assert_int_equal(json_object_get(o, "activations") != NULL, bits < 16);
+        assert_int_equal(spec_from_json(&back, &kv, o, "test"), OK);
+        assert_int_equal(back.act_bits, bits < 16 ? bits : 0);
+        json_decref(o);
+    }
+    w.act_bits = 4;
+    json_t *o = spec_to_json(&w, &kv4);
+    set(o, "activations", "bits", json_integer(9));
+    refused(o, ERR_FORMAT, "activations.bits is 9, want 2 to 8 or 16");
+    set(o, "activations", "bits", json_integer(1));
+    refused(o, ERR_FORMAT, "config.json.activations: bits is 1");
+    set(o, "activations", "bits", json_integer(4));
+    set(o, "", "format_version", json_integer(7));
+    refused(o, ERR_FORMAT, "config.json.activations needs format_version 8, not 7");
+    json_decref(o);
+}
+
 static void what_is_refused(void **state)
 {
     json_t *o = spec_to_json(&w4, &kv4);
@@ -185,8 +211,8 @@ static void what_is_refused(void **state)
     set(o, "", "format", json_string("gguf"));
     refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
     set(o, "", "format", json_string("wkvq"));
-    set(o, "", "format_version", json_integer(8));
-    refused(o, ERR_SUPPORT, "format_version is 8, this program reads up to 7");
+    set(o, "", "format_version", json_integer(9));
+    refused(o, ERR_SUPPORT, "format_version is 9, this program reads up to 8");
     set(o, "", "format_version", json_integer(3));
     set(o, "weights", "refined", json_true());
     refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");
@@ -225,13 +251,10 @@ static void what_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(oldest_version),
-        cmocka_unit_test(there_and_back),
-        cmocka_unit_test(scale_bits),
-        cmocka_unit_test(earlier_artifacts),
-        cmocka_unit_test(head),
-        cmocka_unit_test(given_weights),
-        cmocka_unit_test(what_is_refused),
+        cmocka_unit_test(oldest_version), cmocka_unit_test(there_and_back),
+        cmocka_unit_test(scale_bits),     cmocka_unit_test(earlier_artifacts),
+        cmocka_unit_test(head),           cmocka_unit_test(given_weights),
+        cmocka_unit_test(rounded_inputs), cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

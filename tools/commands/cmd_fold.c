@@ -30,6 +30,10 @@ static enum err check_state(const struct state *s, const char *dir)
         "--state: %s holds nothing to fold: calibrate with weights.bits=16 and a kv.target "
         "other than wkvq, as in --set kv.target=llama.cpp-q4_0",
         dir);
+    FAIL_IF(
+        state_recipe(s)->activation_bits < 16, ERR_SUPPORT,
+        "--state: %s was calibrated with activations.bits=%d, which a checkpoint cannot hold",
+        dir, (int)state_recipe(s)->activation_bits);
     return OK;
 }
 

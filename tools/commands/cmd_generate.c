@@ -77,7 +77,7 @@ static enum err open_generation(struct generation *g)
     for (int i = 0; i < a->stop.n; i++)
         FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
     TRY(command_recipe(&g->recipe, a));
-    TRY(recipe_check_runtime(&g->recipe));
+    TRY(recipe_check_packed(&g->recipe));
     TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
     TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
     TRY(tokenizer_open(&g->tokenizer, dir));

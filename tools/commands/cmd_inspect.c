@@ -234,6 +234,9 @@ static enum err print_spec(const struct artifact_sizes *m, const struct weight_s
                            const struct kv_spec *kv)
 {
     TRY(print_weights(m, w));
+    if (weight_rounds_inputs(w))
+        printf("  inputs     of projections rounded to %d bits, each token by itself\n",
+               w->act_bits);
     return print_cache(m, kv);
 }
 

@@ -96,7 +96,10 @@ const char *eval_compute(const struct eval *e)
 int eval_act_bits(const struct eval *e)
 {
     const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
-    return e->decode ? 16 : (int)r->activation_bits;
+    const struct weight_spec *w = e->artifact ? artifact_weight_spec(e->artifact) : NULL;
+    if (w && weight_rounds_inputs(w))
+        return w->act_bits;
+    return e->decode ? QUANT_BITS_NONE : (int)r->activation_bits;
 }
 
 const char *eval_bits_text(const struct eval *e)

@@ -61,6 +61,8 @@ json_t *verify_report_json(const char *artifact, const struct verify_report *r)
         (json_int_t)r->weights_unchecked);
     if (more && r->target)
         json_object_set_new(more, "kv_target", json_string(kv_target_name[r->target]));
+    if (more && r->inputs_left)
+        json_object_set_new(more, "activations_rounded", json_false());
     json_t *cosines = cosines_json(r);
     if (o && more && cosines) {
         json_object_update(o, more);
@@ -114,6 +116,10 @@ static void print_logits(const struct verify_report *r, bool data)
             "            both ran without quantizing it: this program simulates the cache of "
             "%s, but has none\n",
             kv_target_name[r->target]);
+    if (r->inputs_left)
+        printf(
+            "activations both ran without rounding them: codes flipped in one projection "
+            "would hide errors of the next\n");
     printf("            quantized and full precision: %.5f (K, layer %" PRId64
            " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
            r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,

@@ -505,6 +505,7 @@ struct weight_spec recipe_weight_spec(const struct recipe *r)
                                 .scale_bits = (int)r->scale_bits,
                                 .head_bits = (int)r->head_bits,
                                 .head_group = r->head_group,
+                                .act_bits = (int)r->activation_bits,
                                 .mixed = r->weight_mix};
 }
 

@@ -152,6 +152,8 @@ struct kv_spec recipe_kv_spec(const struct recipe *r);
 bool recipe_quantizes_kv(const struct recipe *r);
 /* Returns ERR_SUPPORT for settings that only the simulation supports. */
 enum err recipe_check_runtime(const struct recipe *r);
+/* The same, and for settings that an artifact must have for the packed runtime to follow them. */
+enum err recipe_check_packed(const struct recipe *r);
 /* Returns ERR_USAGE unless run.device is the CPU, where the packed runtime runs. what: "the
  * packed runtime" or a part of it, for the message. */
 enum err recipe_check_cpu(const struct recipe *r, const char *what);

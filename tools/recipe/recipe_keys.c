@@ -106,8 +106,8 @@ const struct recipe_key recipe_key[] = {
              "llama.cpp's of type q4_0 or q4_1, which decides every other key of kv"},
 
     {"activations.bits", KEY_BITS, AT(activation_bits), "16",
-     .help = "bits of the projections' inputs, rounded per token, in simulation only "
-             "(calibrate, eval); 16 leaves them unquantized"},
+     .help = "bits of the projections' inputs, rounded per token, for comparisons with W4A4; "
+             "16 leaves them unquantized"},
 
     {"crr.blocks", KEY_INT, AT(crr_blocks), "5", RANGE_CRR_BLOCKS,
      .help = "number of full-precision blocks after the trained one that the loss passes "
@@ -393,7 +393,7 @@ void recipe_print_reference(FILE *f)
            "# --set weights.group_size=64. Printed by `wkvq --print-reference`.\n"
            "#\n"
            "# preset: NAME at the top sets several keys first: paper-w4 (weights only),\n"
-           "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations as well, in simulation),\n"
+           "# paper-w4kv4 (WKVQuant), paper-w4a4 (activations as well, for comparison),\n"
            "# kivi-like (cache only, keys per channel, in simulation).\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];

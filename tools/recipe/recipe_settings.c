@@ -25,10 +25,6 @@ int64_t recipe_eval_samples(const struct recipe *r)
 
 enum err recipe_check_runtime(const struct recipe *r)
 {
-    FAIL_IF(r->activation_bits < 16, ERR_SUPPORT,
-            "activations.bits is %d, but the packed runtime does not quantize activations; "
-            "simulate it by `wkvq calibrate`, then `wkvq eval --state`",
-            (int)r->activation_bits);
     FAIL_IF(recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
             "kv.method is channel, but the packed runtime quantizes per token; simulate "
             "it by `wkvq calibrate`, then `wkvq eval --state`");
@@ -37,6 +33,17 @@ enum err recipe_check_runtime(const struct recipe *r)
         "kv.target is %s and no weights are quantized, so smoothing and shift of values are "
         "learned for the weights: let `wkvq calibrate` do so, then `wkvq fold`",
         kv_target_name[r->target]);
+    return OK;
+}
+
+enum err recipe_check_packed(const struct recipe *r)
+{
+    TRY(recipe_check_runtime(r));
+    FAIL_IF(
+        r->activation_bits < 16, ERR_SUPPORT,
+        "activations.bits is %d, but the packed runtime rounds inputs as the artifact says; "
+        "make one by `wkvq quantize --set activations.bits=%d`",
+        (int)r->activation_bits, (int)r->activation_bits);
     return OK;
 }
 
@@ -73,7 +80,6 @@ struct calib_settings recipe_settings(const struct recipe *r, const struct dev *
         .gptq = {.damp = r->damp, .act_order = r->act_order},
         .kv = recipe_kv_spec(r),
         .kv_init = (enum start_values)r->kv_init,
-        .act_bits = (int)r->activation_bits,
         .crr_blocks = r->crr_blocks,
         .crr_terms = (enum crr_terms)r->crr_terms,
         .crr_loss = (enum loss_kind)r->crr_loss,

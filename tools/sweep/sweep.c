@@ -27,7 +27,7 @@ enum sweep_way sweep_way(const struct recipe *r)
     if (!weight_quantizes(&w) && !weight_quantizes_head(&w) && !recipe_quantizes_kv(r))
         return SWEEP_PLAIN;
     const bool by_channel = recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL;
-    return r->activation_bits < 16 || by_channel ? SWEEP_SIMULATED : SWEEP_PACKED;
+    return by_channel ? SWEEP_SIMULATED : SWEEP_PACKED;
 }
 
 bool sweep_needs_calibration(const struct recipe *r)

@@ -166,11 +166,9 @@ enum err sweep_check_text(const struct sweep *s, int text, const char *name);
 
 /* How a configuration is evaluated. */
 enum sweep_way {
-    SWEEP_PLAIN, /* the checkpoint; only its activations may be rounded */
-    /* unsupported by the packed runtime: rounded activations, or keys quantized per
-     * channel */
-    SWEEP_SIMULATED,
-    SWEEP_PACKED /* converted, verified and evaluated as an artifact */
+    SWEEP_PLAIN,     /* the checkpoint; only its activations may be rounded */
+    SWEEP_SIMULATED, /* keys quantized per channel, which the packed runtime lacks */
+    SWEEP_PACKED     /* converted, verified and evaluated as an artifact */
 };
 enum sweep_way sweep_way(const struct recipe *r);
 /* Returns whether the recipe learns or collects anything on a text. */
