@@ -131,6 +131,13 @@ def test_limit(f):
     f.run(f.command("limited", *ZEROSHOT, "--limit", "4", "--task-ctx", "200"))
     have = measures(f.rows("limited")[0])
     assert [(have[n]["n"], have[n]["rows"]) for n in ("piqa", "arc_easy")] == [(4, 12), (4, 9)], have
+    f.run(f.command("limited", *ZEROSHOT, "--limit", "5", "--task-ctx", "200"))
+    row = f.rows("limited")[0]
+    have = measures(row)
+    assert [have[n]["n"] for n in ("piqa", "arc_easy")] == [5, 5], have
+    commands = row["command"].split(" && ")
+    assert commands[2:] == [have["piqa"]["command"], have["arc_easy"]["command"]], commands
+    assert all("--limit 5" in c for c in commands[2:]), commands
 
 
 def killed_at(f, out, args, count):

@@ -178,10 +178,12 @@ bool sweep_calibrates(const struct recipe *r);
 /* Writes the shell commands that reproduce the cell's figures. Release *out with
  * mem_free. */
 enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run *run);
-/* Adds the command of measure i of those asked to the commands of a result, unless they have it:
- * the result may be of a run without this measure. */
-enum err sweep_command_add(json_t *row, const struct sweep *s, const struct sweep_run *run,
-                           int i);
+/* Writes the one of measure i of those asked. */
+enum err sweep_command_measure(char **out, const struct sweep *s,
+                               const struct sweep_run *run, int i);
+/* Puts a measure's command among those of a result, in place of `old`: that of the measure that
+ * it replaces, or NULL. A result that has it, as one of a run with this measure, stays. */
+enum err sweep_command_replace(json_t *row, const char *old, const char *one);
 
 /* Prints a line per cell: whether it is done, begun (with its finished blocks), failed (with
  * its message) or to do, its hash, and its name. */

@@ -253,22 +253,31 @@ static void change_text(struct job *j, struct sweep *s, int *text, int to)
     *text = to;
 }
 
+/* Makes measure i and adds it to the result. */
+static enum err add_measure(struct cell *c, struct eval *e, int i)
+{
+    char *command = NULL;
+    json_t *one;
+    TRY(sweep_command_measure(&command, c->s, c->run, i));
+    enum err err = sweep_measure(&one, c->s, c->run, i, e);
+    if (!err)
+        err = sweep_measures_add(c->row, one, command);
+    mem_free(command);
+    return err ? err : sweep_results_keep(c->s, c->run, c->row);
+}
+
 /* Adds the measures that the result lacks. *text is the one that the job has. */
 static enum err add_measures(struct cell *c, struct eval *e, int *text)
 {
     for (int i = 0; i < c->run->n_asked; i++) {
         const struct sweep_asked *asked = &c->run->asked[i];
-        json_t *one;
         if (sweep_measures_has(c->row, c->run, i))
             continue;
         TRY(task_check_stop());
         e->windows = c->s->eval_windows;
         if (asked->kind == SWEEP_TEXT)
             change_text(e->job, c->s, text, asked->from);
-        TRY(sweep_measure(&one, c->s, c->run, i, e));
-        TRY(sweep_measures_add(c->row, one));
-        TRY(sweep_command_add(c->row, c->s, c->run, i));
-        TRY(sweep_results_keep(c->s, c->run, c->row));
+        TRY(add_measure(c, e, i));
     }
     return OK;
 }

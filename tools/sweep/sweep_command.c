@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define JOINED " && "
+
 void sweep_put_word(FILE *f, const char *word)
 {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -75,7 +77,7 @@ static void put_choice(FILE *f, const char *option, const char *choices, int val
         put_option(f, option, opt_choice_name(choices, value));
 }
 
-/* Writes the command that makes the artifact or state, followed by "&&". Writes nothing
+/* Writes the command that makes the artifact or state, followed by JOINED. Writes nothing
  * where `wkvq eval` alone suffices. */
 static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_run *run)
 {
@@ -93,7 +95,7 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     if (calibrated && r->compute == COMPUTE_AUTO)
         fprintf(f, " --set run.compute=%s",
                 opt_choice_name(CHOICES_COMPUTE, (int)run->compute));
-    fprintf(f, " -o %s && ", run->hash);
+    fprintf(f, " -o %s" JOINED, run->hash);
     return OK;
 }
 
@@ -174,7 +176,7 @@ static enum err put_command(FILE *f, const struct sweep *s, const struct sweep_r
     put_subject(f, s, run);
     TRY(put_windows(f, s, run, &s->eval_data, NULL));
     for (int i = 0; i < run->n_asked; i++) {
-        fprintf(f, " && ");
+        fputs(JOINED, f);
         TRY(put_measure(f, s, run, i));
     }
     return OK;
@@ -203,27 +205,34 @@ enum err sweep_command(char **out, const struct sweep *s, const struct sweep_run
     return command_text(out, s, run, -1);
 }
 
-/* Returns whether one of the commands, which "&&" joins, is this one. */
-static bool has_command(const char *all, const char *one)
+enum err sweep_command_measure(char **out, const struct sweep *s,
+                               const struct sweep_run *run, int i)
+{
+    return command_text(out, s, run, i);
+}
+
+/* Returns one of the commands of a result, or NULL if it is not among them. */
+static const char *find_command(const char *all, const char *one)
 {
     const size_t n = strlen(one);
     for (const char *at = all; (at = strstr(at, one)); at++)
-        if (at[n] == '\0' || at[n] == ' ')
-            return true;
-    return false;
+        if (at[n] == '\0' || !strncmp(at + n, JOINED, strlen(JOINED)))
+            return at;
+    return NULL;
 }
 
-enum err sweep_command_add(json_t *row, const struct sweep *s, const struct sweep_run *run,
-                           int i)
+enum err sweep_command_replace(json_t *row, const char *old, const char *one)
 {
     const char *had = json_string_value(json_object_get(row, "command"));
-    char *one;
-    TRY(command_text(&one, s, run, i));
-    const int failed =
-        had && !has_command(had, one)
-            ? json_object_set_new(row, "command", json_sprintf("%s && %s", had, one))
-            : 0;
-    mem_free(one);
-    FAIL_IF(failed, ERR_MEMORY, "out of memory for a command");
+    const char *at = had && old ? find_command(had, old) : NULL;
+    json_t *now;
+    if (!had || find_command(had, one))
+        return OK;
+    if (at)
+        now = json_sprintf("%.*s%s%s", (int)(at - had), had, one, at + strlen(old));
+    else
+        now = json_sprintf("%s" JOINED "%s", had, one);
+    FAIL_IF(json_object_set_new(row, "command", now), ERR_MEMORY,
+            "out of memory for a command");
     return OK;
 }

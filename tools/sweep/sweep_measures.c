@@ -289,18 +289,30 @@ static bool same_measure(const json_t *a, const json_t *b)
            json_equal(json_object_get(a, "name"), json_object_get(b, "name"));
 }
 
-enum err sweep_measures_add(json_t *row, json_t *measure)
+/* Returns the place of the measure that this one replaces, or that of the end. */
+static size_t place_of(const json_t *list, const json_t *measure)
+{
+    size_t i = 0;
+    while (i < json_array_size(list) && !same_measure(json_array_get(list, i), measure))
+        i++;
+    return i;
+}
+
+enum err sweep_measures_add(json_t *row, json_t *measure, const char *command)
 {
     json_t *list = json_object_get(row, "measures");
     if (!list) {
         list = json_array();
         json_object_set_new(row, "measures", list);
     }
-    size_t i = 0;
-    while (i < json_array_size(list) && !same_measure(json_array_get(list, i), measure))
-        i++;
-    const int failed = i < json_array_size(list) ? json_array_set_new(list, i, measure)
-                                                 : json_array_append_new(list, measure);
-    FAIL_IF(failed, ERR_MEMORY, "out of memory for the result");
-    return OK;
+    const size_t i = place_of(list, measure);
+    const json_t *old = json_array_get(list, i);
+    const enum err err = sweep_command_replace(
+        row, json_string_value(json_object_get(old, "command")), command);
+    const int failed =
+        json_object_set_new(measure, "command", json_string(command)) ||
+        (old ? json_array_set(list, i, measure) : json_array_append(list, measure));
+    json_decref(measure);
+    FAIL_IF(!err && failed, ERR_MEMORY, "out of memory for the result");
+    return err;
 }

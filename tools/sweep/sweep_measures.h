@@ -39,7 +39,8 @@ int sweep_measures_count(const json_t *row, const struct sweep_run *run);
  * eval_tasks.h. */
 enum err sweep_measure(json_t **out, const struct sweep *s, const struct sweep_run *run,
                        int i, struct eval *e);
-/* Adds a measure to a result, in place of one with the same task and name, and takes it. */
-enum err sweep_measures_add(json_t *row, json_t *measure);
+/* Adds a measure to a result, and the command that reproduces it to the result's; both in place of
+ * one with the same task and name. Takes the measure. */
+enum err sweep_measures_add(json_t *row, json_t *measure, const char *command);
 
 #endif
