@@ -11,13 +11,12 @@
 
 #include <stdbool.h>
 
-/* Instruction sets that the device has kernels for; each contains those before it. */
-enum cpu_level { CPU_PLAIN, CPU_AVX2, CPU_AVX512, CPU_AVX512BF16, N_CPU_LEVELS };
-
-/* The highest level that this build has and this processor supports. */
-enum cpu_level cpu_best_level(void);
-/* Limits the level of devices opened from now on; for tests. */
-void cpu_set_level(enum cpu_level level);
+/* True if this build has kernels of the device for the set and this processor runs them. */
+bool cpu_has_isa(enum isa isa);
+/* The last such set. */
+enum isa cpu_best_isa(void);
+/* Devices opened from now on use no set after isa; for tests. N_ISAS: all sets. */
+void cpu_limit_isa(enum isa isa);
 
 /* Working memory that is kept between calls, so that only the first call with a shape
  * allocates. An operation owns the slots it uses while it runs. */
@@ -26,7 +25,6 @@ enum cpu_slot { SLOT_A, SLOT_B, SLOT_C, SLOT_D, SLOT_GEMM, N_SLOTS };
 struct cpu_gemm; /* opaque: cpu_gemm.c */
 
 struct cpu {
-    enum cpu_level level;
     struct cpu_gemm *gemm;
     struct dev_ops ref; /* for shapes that have no kernel here */
     void *slot[N_SLOTS];
@@ -46,7 +44,8 @@ void cpu_run_flat(struct dev *d, int64_t n,
                   void (*part)(const void *ctx, int64_t begin, int64_t end),
                   const void *ctx);
 
-enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool *pool);
+/* isa: the last set that the device uses. */
+enum err cpu_gemm_open(struct cpu_gemm **out, enum isa isa, struct pool *pool);
 void cpu_gemm_close(struct cpu_gemm **g);
 /* "bf16 GEMM: ...; f32 GEMM: ..." */
 void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes);

@@ -11,19 +11,44 @@
  * enough that all threads end at about the same time. */
 #define CHUNK_ELEMS 32768
 
-static enum cpu_level level_limit = N_CPU_LEVELS - 1;
+static enum isa last_isa = N_ISAS;
 
-enum cpu_level cpu_best_level(void)
+/* Each set's kernels, NULL where there are none; `attention` replaces some of them. */
+static const struct {
+    void (*kernels)(struct dev_ops *o);
+    void (*attention)(struct dev_ops *o);
+} fill[N_ISAS] = {
+    [ISA_PLAIN] = {cpu_fill_plain},
+#if defined(__x86_64__)
+    [ISA_AVX2] = {cpu_fill_avx2},
+    [ISA_AVX512] = {cpu_fill_avx512},
+    [ISA_AVX512BF16] = {cpu_fill_avx512bf16, cpu_fill_attn_pairs_avx512bf16},
+#endif
+};
+
+bool cpu_has_isa(enum isa isa)
 {
-    return isa_supported(ISA_AVX512BF16) ? CPU_AVX512BF16
-           : isa_supported(ISA_AVX512)   ? CPU_AVX512
-           : isa_supported(ISA_AVX2)     ? CPU_AVX2
-                                         : CPU_PLAIN;
+    return fill[isa].kernels && isa_supported(isa);
 }
 
-void cpu_set_level(enum cpu_level level)
+/* The last set up to `limit` that the device has. */
+static enum isa best_up_to(enum isa limit)
 {
-    level_limit = level;
+    enum isa best = ISA_PLAIN;
+    for (enum isa isa = ISA_PLAIN; isa < N_ISAS && isa <= limit; isa++)
+        if (cpu_has_isa(isa))
+            best = isa;
+    return best;
+}
+
+enum isa cpu_best_isa(void)
+{
+    return best_up_to(N_ISAS);
+}
+
+void cpu_limit_isa(enum isa isa)
+{
+    last_isa = isa;
 }
 
 void *cpu_scratch(struct dev *d, enum cpu_slot slot, size_t bytes)
@@ -97,34 +122,25 @@ static void cpu_close(struct dev *d)
     d->priv = NULL;
 }
 
-static void fill_level(struct dev_ops *o, enum cpu_level level)
+static void fill_table(struct dev_ops *o, enum isa isa)
 {
-    cpu_fill_plain(o);
-#if defined(__x86_64__)
-    if (level >= CPU_AVX2)
-        cpu_fill_avx2(o);
-    if (level >= CPU_AVX512)
-        cpu_fill_avx512(o);
-    if (level >= CPU_AVX512BF16) {
-        cpu_fill_avx512bf16(o);
-        cpu_fill_attn_pairs_avx512bf16(o);
-    }
-#endif
+    fill[isa].kernels(o);
+    if (fill[isa].attention)
+        fill[isa].attention(o);
 }
 
 enum err cpu_fill(struct dev *d, int threads)
 {
     struct cpu *c = NULL;
     TRY(mem_calloc(&c, 1, sizeof(*c)));
-    const enum cpu_level best = cpu_best_level();
+    const enum isa isa = best_up_to(last_isa);
     c->ref = d->ops;
-    c->level = best < level_limit ? best : level_limit;
     d->priv = c;
     d->ops.name = "cpu";
     d->ops.close = cpu_close;
     TRY(pool_open(&d->pool, threads));
-    TRY(cpu_gemm_open(&c->gemm, c->level, d->pool));
-    fill_level(&d->ops, c->level);
+    TRY(cpu_gemm_open(&c->gemm, isa, d->pool));
+    fill_table(&d->ops, isa);
     d->ops.gemm = cpu_gemm;
     d->preferred_act = cpu_gemm_has_bf16(c->gemm) ? DT_BF16 : DT_F32;
     cpu_gemm_about(c->gemm, d->about, sizeof(d->about));

@@ -33,7 +33,7 @@ struct cpu_gemm {
     int threads;
 };
 
-enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool *pool)
+enum err cpu_gemm_open(struct cpu_gemm **out, enum isa isa, struct pool *pool)
 {
     struct cpu_gemm *g = NULL;
     TRY(mem_calloc(&g, 1, sizeof(*g)));
@@ -47,7 +47,7 @@ enum err cpu_gemm_open(struct cpu_gemm **out, enum cpu_level level, struct pool 
     }
     if (err)
         err_clear(); /* there are others */
-    g->bf16 = g->onednn && level >= CPU_AVX512BF16;
+    g->bf16 = g->onednn && isa == ISA_AVX512BF16;
     if (!g->blas)
         log_warn(
             "libopenblas.so.0 not found (package libopenblas0): F32 matrix products by "

@@ -61,10 +61,9 @@ static void keep_load_error(const char *text)
 
 static void load(void)
 {
-    const enum cpu_level best = cpu_best_level();
-    const char *core = best >= CPU_AVX512 ? "SkylakeX"
-                       : best >= CPU_AVX2 ? "Haswell"
-                                          : NULL;
+    const char *core = isa_supported(ISA_AVX512) ? "SkylakeX"
+                       : isa_supported(ISA_AVX2) ? "Haswell"
+                                                 : NULL;
     if (core && !getenv("OPENBLAS_CORETYPE"))
         lib.about.steered = !setenv("OPENBLAS_CORETYPE", core, 0);
     /* The device's threads call it; threads of its own would only spin. */

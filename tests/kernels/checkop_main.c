@@ -12,9 +12,6 @@
 #include <string.h>
 #include <time.h>
 
-static const char *const level_name[N_CPU_LEVELS] = {"plain", "avx2", "avx512",
-                                                     "avx512bf16"};
-
 static const struct ck_test *const groups[] = {
     ck_gemm_tests,    ck_norm_tests,   ck_attn_tests,  ck_mlp_tests, ck_quant_tests,
     ck_channel_tests, ck_refine_tests, ck_train_tests, ck_far_tests};
@@ -78,10 +75,11 @@ out:
 static enum err run_levels(struct ck *c, const char *only, int *failed, int *found)
 {
     enum err err = OK;
-    const int best = cpu_best_level();
-    for (int level = c->bench ? best : CPU_PLAIN; level <= best; level++) {
-        cpu_set_level((enum cpu_level)level);
-        c->level = level_name[level];
+    for (enum isa isa = c->bench ? cpu_best_isa() : ISA_PLAIN; isa < N_ISAS; isa++) {
+        if (!cpu_has_isa(isa))
+            continue;
+        cpu_limit_isa(isa);
+        c->level = isa_text(isa);
         TRY_OUT(dev_open(&c->dev[SIDE_REF], &(struct dev_settings){"ref", 1}));
         TRY_OUT(dev_open(&c->dev[SIDE_CPU], &(struct dev_settings){"cpu", 2}));
         printf("%s: %s\n", c->level, dev_about(c->dev[SIDE_CPU]));

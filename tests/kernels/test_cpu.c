@@ -154,20 +154,22 @@ static void test_products_repeat(void **state)
 
 static void test_about(void **state)
 {
-    for (int level = CPU_PLAIN; level <= (int)cpu_best_level(); level++) {
+    for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++) {
         struct dev *d;
-        cpu_set_level((enum cpu_level)level);
+        if (!cpu_has_isa(isa))
+            continue;
+        cpu_limit_isa(isa);
         assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 2}), OK);
         assert_non_null(strstr(dev_about(d), "bf16 GEMM: "));
         assert_non_null(strstr(dev_about(d), "; f32 GEMM: "));
         assert_non_null(strstr(dev_about(d), "threads: 2"));
         assert_int_equal(dev_threads(d), 2);
-        if (level < CPU_AVX512BF16)
+        if (isa != ISA_AVX512BF16)
             assert_int_equal(dev_preferred_act(d), DT_F32);
         dev_close(&d);
         assert_null(d);
     }
-    cpu_set_level(N_CPU_LEVELS - 1);
+    cpu_limit_isa(N_ISAS);
 }
 
 int main(void)
