@@ -6,6 +6,8 @@
 extern const struct rt_kernels rt_kernels_plain;
 #if defined(__x86_64__)
 extern const struct rt_kernels rt_kernels_avx2, rt_kernels_avx512, rt_kernels_avx512vnni;
+#elif defined(__aarch64__)
+extern const struct rt_kernels rt_kernels_neon;
 #endif
 
 const struct rt_kernels *rt_kernels_of(enum isa isa)
@@ -16,6 +18,8 @@ const struct rt_kernels *rt_kernels_of(enum isa isa)
         [ISA_AVX2] = &rt_kernels_avx2,
         [ISA_AVX512] = &rt_kernels_avx512,
         [ISA_AVX512VNNI] = &rt_kernels_avx512vnni,
+#elif defined(__aarch64__)
+        [ISA_NEON] = &rt_kernels_neon,
 #endif
     };
     return isa_supported(isa) ? table[isa] : NULL;
@@ -23,7 +27,8 @@ const struct rt_kernels *rt_kernels_of(enum isa isa)
 
 const struct rt_kernels *rt_kernels_best(void)
 {
-    static const enum isa fastest_first[] = {ISA_AVX512VNNI, ISA_AVX512, ISA_AVX2};
+    static const enum isa fastest_first[] = {ISA_AVX512VNNI, ISA_AVX512, ISA_AVX2,
+                                             ISA_NEON};
     for (size_t i = 0; i < ARRAY_LEN(fastest_first); i++)
         if (rt_kernels_of(fastest_first[i]))
             return rt_kernels_of(fastest_first[i]);

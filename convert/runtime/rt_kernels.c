@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Products of rows of weights with one vector: the decode path. Compiled once per
- * instruction set with -DISA=plain, avx2, avx512 or avx512vnni (kernels/simd/isa.h).
+ * instruction set with -DISA=plain, avx2, avx512, avx512vnni or neon (kernels/simd/isa.h).
  *
  * Decoding reads every weight once per token, so these loops run at the speed of memory
  * and must not spend instructions on moving codes about. A row stores column 0 in the low
@@ -200,7 +200,7 @@ static inline vf lane_sums(vi codes, vf zero, const float *x)
 /* --- several rows by one vector ----------------------------------------------------- */
 
 /* Rows that share a load of x: as many as fit their sums, codes and tables in registers. */
-#define ROWS_AT_ONCE (VL == 16 ? 4 : 2)
+#define ROWS_AT_ONCE (VREGS == 32 ? 4 : 2)
 
 /* Sums of each row. Named members, since gcc may keep an array in memory. */
 struct sums {

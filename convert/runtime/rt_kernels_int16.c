@@ -136,7 +136,7 @@ static void fill_row(int16_t *panel, int64_t i, const uint8_t *codes, const uint
 
 #define PANEL_VECTORS (RT_PANEL / VL)
 /* As in rt_kernels_panel.c. */
-#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 2 : 1)
+#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 || VREGS == 32 ? 2 : 1)
 #define MAX_TOKENS 12
 
 static inline vi load_vi(const int16_t *p)

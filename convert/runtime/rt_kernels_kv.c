@@ -424,7 +424,8 @@ INLINE void add_value_lanes(const struct value_lanes *j, const int rows)
             vf_store(j->acc + r * j->apart + k * VL, s[8 * r + k]);
 }
 
-#define QUERIES_AT_ONCE (VL == 16 ? 3 : 1) /* whose accumulators fit into the registers */
+/* Queries whose accumulators fit into the registers. */
+#define QUERIES_AT_ONCE (VREGS == 32 ? 3 : 1)
 
 static void add_values(float *acc, int64_t apart, const float *w, int64_t rows,
                        const uint8_t *codes, int64_t n, int64_t words)

@@ -81,7 +81,7 @@ static void fill_rows(float *panel, const float *w, int64_t in, int64_t n)
 #define PANEL_VECTORS (RT_PANEL / VL)
 /* Vectors of x per step: their sums, one column of the panel and one value of x fill the
  * registers. */
-#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : 1)
+#define PANEL_TOKENS (VL == 16 ? 12 : VL == 8 ? 3 : VREGS == 32 ? 2 : 1)
 #define MAX_TOKENS 12
 
 /* y [m][RT_PANEL] = or += m vectors of x from vector t on. Each pointer serves three

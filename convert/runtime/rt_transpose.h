@@ -37,6 +37,23 @@ static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, 
         }
     }
 }
+#elif defined(__aarch64__) && !defined(SIMD_PLAIN)
+static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, int64_t n,
+                                   int64_t bytes)
+{
+    vi row[4];
+    for (int i = 0; i < 4; i++)
+        row[i] = vi_load_bytes_n(p + (i < n ? i : n - 1) * stride, bytes);
+    /* Pairs of words of two rows, and then pairs of these. */
+    for (int i = 0; i < 2; i++) {
+        const int64x2_t low = vreinterpretq_s64_s32(i ? vtrn2q_s32(row[0], row[1])
+                                                      : vtrn1q_s32(row[0], row[1]));
+        const int64x2_t high = vreinterpretq_s64_s32(i ? vtrn2q_s32(row[2], row[3])
+                                                       : vtrn1q_s32(row[2], row[3]));
+        words[i] = vreinterpretq_s32_s64(vtrn1q_s64(low, high));
+        words[i + 2] = vreinterpretq_s32_s64(vtrn2q_s64(low, high));
+    }
+}
 #else
 static inline void load_transposed(vi *words, const uint8_t *p, int64_t stride, int64_t n,
                                    int64_t bytes)

@@ -47,7 +47,7 @@ typedef float elem;
 
 /* The block of C in registers: rows, and vectors per row. */
 #define BLOCK_ROWS 4
-#define BLOCK_VECS (VL == 16 ? 4 : 2)
+#define BLOCK_VECS (VREGS == 32 ? 4 : 2)
 
 #if ATTN_PAIRS
 INLINE vf multiply_add(vf c, __m512i a, __m512i b)

@@ -58,6 +58,7 @@ void cpu_fill_plain(struct dev_ops *o);
 void cpu_fill_avx2(struct dev_ops *o);
 void cpu_fill_avx512(struct dev_ops *o);
 void cpu_fill_avx512bf16(struct dev_ops *o);
+void cpu_fill_neon(struct dev_ops *o);
 /* Attention by products of BF16 pairs. */
 void cpu_fill_attn_pairs_avx512bf16(struct dev_ops *o);
 

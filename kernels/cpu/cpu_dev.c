@@ -23,6 +23,8 @@ static const struct {
     [ISA_AVX2] = {cpu_fill_avx2},
     [ISA_AVX512] = {cpu_fill_avx512},
     [ISA_AVX512BF16] = {cpu_fill_avx512bf16, cpu_fill_attn_pairs_avx512bf16},
+#elif defined(__aarch64__)
+    [ISA_NEON] = {cpu_fill_neon},
 #endif
 };
 

@@ -33,6 +33,11 @@ bool isa_supported(enum isa isa)
         return isa == ISA_PLAIN;
     }
 }
+#elif defined(__aarch64__)
+bool isa_supported(enum isa isa)
+{
+    return isa == ISA_PLAIN || isa == ISA_NEON;
+}
 #else
 bool isa_supported(enum isa isa)
 {
@@ -42,7 +47,7 @@ bool isa_supported(enum isa isa)
 
 const char *isa_text(enum isa isa)
 {
-    static const char *const text[N_ISAS] = {"plain", "avx2", "avx512", "avx512vnni",
-                                             "avx512bf16"};
+    static const char *const text[N_ISAS] = {"plain",      "avx2",       "avx512",
+                                             "avx512vnni", "avx512bf16", "neon"};
     return text[isa];
 }

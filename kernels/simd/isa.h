@@ -16,20 +16,21 @@
 
 #include <stdbool.h>
 
-/* Ascending: a processor that supports AVX-512 supports the sets before it. The last two
- * each extend AVX-512. */
+/* Ascending within a family: a processor that supports AVX-512 supports AVX2. The last sets
+ * of each family extend AVX-512, or NEON, and not each other. */
 enum isa {
     ISA_PLAIN,      /* any processor */
-    ISA_AVX2,       /* AVX2, FMA, F16C */
+    ISA_AVX2,       /* x86-64: AVX2, FMA, F16C */
     ISA_AVX512,     /* AVX-512 F, BW, VL, DQ */
     ISA_AVX512VNNI, /* products of pairs of 16-bit integers */
     ISA_AVX512BF16, /* products of pairs of BF16 */
+    ISA_NEON,       /* any aarch64 */
     N_ISAS
 };
 
 /* True if this build has kernels for the set and this processor can run them. */
 bool isa_supported(enum isa isa);
-/* "plain", "avx2", "avx512", "avx512vnni" or "avx512bf16"; static. */
+/* "plain", "avx2", "avx512vnni" and so on; static. */
 const char *isa_text(enum isa isa);
 
 #define ISA_JOIN_EXPANDED(name, isa) name##_##isa

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Vectors of VL floats, for kernels that are written once and compiled once per instruction
- * set (kernels/simd/isa.h). The flags of the compilation choose one of three headers:
+ * set (kernels/simd/isa.h). The flags of the compilation choose one of four headers:
  *
- *     simd_avx512.h   VL = 16      simd_avx2.h   VL = 8      simd_plain.h   VL = 4
+ *     simd_avx512.h   VL = 16, x86-64      simd_neon.h    VL = 4, aarch64
+ *     simd_avx2.h     VL = 8,  x86-64      simd_plain.h   VL = 4, any processor
+ *
+ * VREGS is the number of vectors that its registers hold.
  *
  * Types: vf holds VL floats, vi VL int32_t, vm a mask with one truth value per lane, and
  * vtable a table that 4-bit codes index. vf and vi are the compiler's vector types, so the
@@ -14,7 +17,7 @@
  * Functions that end in _n read or write the first n lanes only, n <= VL or clamped to
  * it; the lanes that are not read are 0. Memory needs no alignment.
  *
- * Each of the three headers defines:
+ * Each of these headers defines:
  *
  *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vi_load_n
  *     vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max vf_min vf_sqrt vf_abs vf_rint vf_ldexp
@@ -40,6 +43,8 @@
 #include "kernels/simd/simd_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "kernels/simd/simd_avx2.h"
+#elif defined(__aarch64__) && !defined(SIMD_PLAIN)
+#include "kernels/simd/simd_neon.h"
 #else
 #include "kernels/simd/simd_plain.h"
 #endif

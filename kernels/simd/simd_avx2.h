@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define VL 8
+#define VREGS 16
 typedef __m256 vf;
 typedef __m256 vm; /* all ones or all zeros per lane */
 typedef int32_t vi __attribute__((vector_size(4 * VL)));

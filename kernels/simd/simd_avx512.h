@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define VL 16
+#define VREGS 32
 typedef __m512 vf;
 typedef __mmask16 vm;
 typedef int32_t vi __attribute__((vector_size(4 * VL)));

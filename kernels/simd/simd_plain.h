@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define VL 4
+#define VREGS 16
 #define EACH_LANE for (int l = 0; l < VL; l++)
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
