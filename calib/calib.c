@@ -119,7 +119,8 @@ static enum err open_calibration(struct calibration *c)
     if (c->fq.gptq || c->fq.gptq_start)
         TRY(gptq_open(&c->gptq, c->dev, c->arch, c->s));
     c->n_targets = c->s->crr_terms == TERMS_ALL ? c->recon.depth + 1 : 1;
-    return open_streams(c);
+    TRY(open_streams(c));
+    return share_link(&c->share, c->dev, fakequant_gradients_most(c->arch, c->s));
 }
 
 static void close_calibration(struct calibration *c)

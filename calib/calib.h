@@ -197,7 +197,7 @@ enum err calib_bench_step(struct calib_bench *out, struct dev *d, const struct a
 /* What a calibration on several ranks needs of each, beside what one process needs. */
 struct calib_ranks_plan {
     int64_t step_samples;  /* of a step, on the rank that has most */
-    double gradient_bytes; /* host memory for their gradients */
+    double gradient_bytes; /* memory for their gradients: the host's, or of linked GPUs */
     double step_bytes;     /* sent by a rank in a step, and as much received */
     double block_bytes;    /* received by a rank per block, for start values */
     double speedup;        /* over one process with an infinitely fast network */

@@ -15,6 +15,7 @@
 #include "kernels/dev.h"
 
 struct engine_quant;
+struct ranks;
 
 struct dev_ops {
     const char *name;
@@ -33,6 +34,12 @@ struct dev_ops {
     void (*copy_sync)(struct dev *d);
     void *(*host_alloc)(struct dev *d, size_t bytes);
     void (*host_free)(struct dev *d, void *p);
+    /* kernels/dev_link.h; NULL if the device works in host memory. about holds DEV_LINK_TEXT
+     * bytes. */
+    bool (*link)(struct dev *d, const struct ranks *r, char *about);
+    void (*unlink)(struct dev *d);
+    void (*transfer)(struct dev *d, float *const *to, const int64_t *to_n,
+                     const float *const *from, const int64_t *from_n);
     void (*copy)(struct dev *d, const struct tensor *y, const struct tensor *x);
     void (*gemm)(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                  const struct tensor *a, const struct tensor *b, bool accumulate);
@@ -121,8 +128,9 @@ struct dev {
     void *priv;        /* the implementation's own */
     enum err failed;   /* sticky */
     enum dtype preferred_act;
-    bool queues;      /* operations return before their work is done */
-    bool synchronous; /* dev_set_synchronous(): they wait for it */
+    bool link_tried, linked; /* with the devices of other ranks */
+    bool queues;             /* operations return before their work is done */
+    bool synchronous;        /* dev_set_synchronous(): they wait for it */
     double gemm_seconds;
     double part_seconds[N_DEV_PARTS]; /* by enum dev_part */
     char about[256];

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/batch/share.h"
 
+#include "calib/batch/linked_sum.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_link.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -10,8 +13,8 @@
  * many, however large the block is. */
 #define SLICE_FLOATS (1 << 22)
 
-/* Returns the first sample of a batch that rank r has; that of rank R is the batch's size. */
-static int64_t begin_of(const struct share *h, int64_t r)
+/* That of rank R is the batch's size. */
+int64_t share_begin(const struct share *h, int64_t r)
 {
     return r * h->batch / h->ranks->size;
 }
@@ -28,8 +31,8 @@ enum err share_open(struct share *h, const struct ranks *ranks, int64_t batch, i
             ", but there are %d ranks, and each must have a sample of every "
             "step; raise it, or start fewer",
             key, batch, ranks->size);
-    h->from = begin_of(h, ranks->rank);
-    h->to = begin_of(h, ranks->rank + 1);
+    h->from = share_begin(h, ranks->rank);
+    h->to = share_begin(h, ranks->rank + 1);
     return mem_calloc(&h->all_loss, (size_t)most * (size_t)ranks->size,
                       sizeof(*h->all_loss));
 }
@@ -42,6 +45,7 @@ void share_close(struct share *h)
     mem_free(h->buffer);
     mem_free(h->state);
     mem_free(h->row);
+    linked_close(&h->linked);
     *h = (struct share){0};
 }
 
@@ -66,7 +70,7 @@ int64_t share_count(const struct share *h, int64_t n)
 static int owner_of(const struct share *h, int64_t i)
 {
     int r = 0;
-    while (begin_of(h, r + 1) <= i % h->batch)
+    while (share_begin(h, r + 1) <= i % h->batch)
         r++;
     return r;
 }
@@ -148,7 +152,7 @@ bool share_any(const struct share *h, bool yes)
 
 /* --- gradients ---------------------------------------------------------------------- */
 
-static int64_t count_floats(const struct tensor *const *grad, int n)
+int64_t share_floats(const struct tensor *const *grad, int n)
 {
     int64_t floats = 0;
     for (int i = 0; i < n; i++)
@@ -169,10 +173,25 @@ static enum err make_room(struct share *h, int64_t floats)
     return OK;
 }
 
+enum err share_link(struct share *h, struct dev *d, int64_t floats)
+{
+    bool made;
+    if (!h->ranks || !dev_linked(d) || !floats)
+        return OK;
+    TRY(linked_open(&h->linked, h, d, floats, &made));
+    if (!share_any(h, !made))
+        return OK;
+    linked_close(&h->linked);
+    log_info("gradients pass through host memory: a rank has too little device memory");
+    return OK;
+}
+
 enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *grad, int n,
                     int64_t k)
 {
-    TRY(make_room(h, count_floats(grad, n)));
+    if (h->linked.dev)
+        return linked_keep(h, grad, n, k);
+    TRY(make_room(h, share_floats(grad, n)));
     float *to = h->gradient + (k - h->from) * h->floats;
     for (int i = 0; i < n; i++) {
         if (!grad[i])
@@ -184,16 +203,15 @@ enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *
     return OK;
 }
 
-/* Part p of a slice of n floats, which rank p adds up, begins here; part R is its end. */
-static int64_t part(const struct share *h, int64_t p, int64_t n)
+/* Rank p adds up this part of a slice; part R is its end. */
+int64_t share_part(const struct share *h, int64_t p, int64_t n)
 {
     return p * n / h->ranks->size;
 }
 
-/* Returns how many of the n samples of a step rank r has. */
-static int64_t samples_of(const struct share *h, int r, int64_t n)
+int64_t share_samples(const struct share *h, int r, int64_t n)
 {
-    const int64_t from = begin_of(h, r), to = begin_of(h, r + 1);
+    const int64_t from = share_begin(h, r), to = share_begin(h, r + 1);
     return to < n ? to - from : n > from ? n - from : 0;
 }
 
@@ -207,15 +225,15 @@ static void sum_slice(struct share *h, const struct buffers *b, int64_t at, int6
                       int64_t samples)
 {
     const struct ranks *r = h->ranks;
-    const int64_t mine = part(h, r->rank + 1, n) - part(h, r->rank, n);
-    const int64_t own = samples_of(h, r->rank, samples);
+    const int64_t mine = share_part(h, r->rank + 1, n) - share_part(h, r->rank, n);
+    const int64_t own = share_samples(h, r->rank, samples);
     int to_n[RANKS_MAX], from_n[RANKS_MAX], sum_n[RANKS_MAX];
     float *put = b->from;
     for (int q = 0; q < r->size; q++) {
-        const int64_t begin = part(h, q, n), length = part(h, q + 1, n) - begin;
+        const int64_t begin = share_part(h, q, n), length = share_part(h, q + 1, n) - begin;
         sum_n[q] = (int)length;
         from_n[q] = (int)(own * length);
-        to_n[q] = (int)(samples_of(h, q, samples) * mine);
+        to_n[q] = (int)(share_samples(h, q, samples) * mine);
         for (int64_t k = 0; k < own; k++, put += length)
             memcpy(put, h->gradient + k * h->floats + at + begin,
                    (size_t)length * sizeof(*put));
@@ -241,34 +259,42 @@ static enum err open_buffers(struct buffers *b, struct share *h, int64_t n)
     return OK;
 }
 
-/* Copies slice, floats [at, at + n) of all gradients in a row, to where they belong. */
-static enum err upload_slice(struct dev *d, const struct tensor *const *to, int tensors,
-                             const float *slice, int64_t at, int64_t n)
+enum err share_place(struct dev *d, const struct tensor *const *to, int tensors,
+                     const struct slice *x, slice_put *put)
 {
     int64_t base = 0;
     for (int i = 0; i < tensors; i++) {
         const int64_t end = base + (to[i] ? tensor_count(to[i]) : 0);
-        const int64_t first = at > base ? at : base, last = at + n < end ? at + n : end;
+        const int64_t first = x->at > base ? x->at : base;
+        const int64_t last = x->at + x->n < end ? x->at + x->n : end;
         if (first < last)
-            TRY(dev_upload(d, (float *)to[i]->data + (first - base), slice + (first - at),
-                           (size_t)(last - first) * sizeof(*slice)));
+            TRY(put(d, (float *)to[i]->data + (first - base), x->sum + (first - x->at),
+                    last - first));
         base = end;
     }
-    return dev_sync(d);
+    return OK;
+}
+
+static enum err upload(struct dev *d, float *to, const float *from, int64_t n)
+{
+    return dev_upload(d, to, from, (size_t)n * sizeof(*from));
 }
 
 enum err share_sum(struct share *h, struct dev *d, const struct tensor *const *sum, int n,
                    int64_t samples)
 {
     struct buffers b;
-    const int64_t floats = count_floats(sum, n);
+    const int64_t floats = share_floats(sum, n);
     const int64_t most = h->batch < SLICE_FLOATS / 4096 ? SLICE_FLOATS / h->batch : 4096;
+    if (h->linked.dev)
+        return linked_add_up(h, sum, n, samples);
     TRY(make_room(h, floats));
     TRY(open_buffers(&b, h, most));
     for (int64_t at = 0; at < floats; at += most) {
         const int64_t length = floats - at < most ? floats - at : most;
         sum_slice(h, &b, at, length, samples);
-        TRY(upload_slice(d, sum, n, b.slice, at, length));
+        TRY(share_place(d, sum, n, &(struct slice){b.slice, at, length}, upload));
+        TRY(dev_sync(d));
     }
     return OK;
 }

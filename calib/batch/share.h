@@ -15,6 +15,17 @@
 #include "kernels/base/ranks.h"
 #include "kernels/dev.h"
 
+/* Gradients that stay on linked devices (kernels/dev_link.h), and buffers for their sums; all
+ * device memory. */
+struct linked_sum {
+    struct dev *dev; /* NULL: gradients pass through host memory */
+    void *memory;
+    float *gradient; /* [to - from][floats] of a step */
+    float *arrived;  /* [batch][part of a slice]: this rank's, of all samples */
+    float *slice;    /* [slice_floats] sums of a slice */
+    int64_t floats, slice_floats;
+};
+
 struct share {
     const struct ranks *ranks; /* NULL: one process */
     int64_t batch, from, to;   /* its samples of a batch: [from, to) */
@@ -25,8 +36,9 @@ struct share {
     float *buffer;             /* for sums of gradients */
     void *state;               /* a sample on its way between ranks */
     size_t state_bytes;
-    void *row; /* [to - from + 1] numbers of its samples of a batch, then of another's */
+    void *row; /* [to - from + 1] numbers of its samples, then of another's */
     size_t row_bytes;
+    struct linked_sum linked;
 };
 
 /* Finds this process's samples of a batch. most: losses that are put together at a time. key names
@@ -55,6 +67,10 @@ enum err share_add(struct share *h, double *sum, const double *x, int64_t n, int
 /* Returns whether any rank says yes. */
 bool share_any(const struct share *h, bool yes);
 
+/* If d is linked with the devices of all ranks, and each has memory for it, gradients of up to
+ * `floats` numbers of a sample stay on d from now on. Else they pass through host memory. Every
+ * rank calls it, before the first step. ERR_DEVICE. */
+enum err share_link(struct share *h, struct dev *d, int64_t floats);
 /* Keeps the gradients of sample k of a step, n F32 tensors on d; NULL: none. For several ranks
  * alone. ERR_MEMORY, ERR_DEVICE. */
 enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *grad, int n,

@@ -419,7 +419,8 @@ static enum err open_run(struct refine *r, const struct block_quant *layers)
         TRY(mem_alloc(&r->best_codes, (size_t)r->st.codes.dim[0], 1));
     TRY(distiller_open(&r->distill, r->dev, r->arch, r->served, source_full(r->src), T,
                        r->s->act));
-    return open_teacher(r);
+    TRY(open_teacher(r));
+    return share_link(&r->share, r->dev, student_gradients_most(&r->st));
 }
 
 static void close_run(struct refine *r)

@@ -103,6 +103,8 @@ enum err student_backward(struct student *st, const struct tensor *dx, int64_t n
 struct student_grads {
     struct tensor du[N_LIN], dnorm[N_BLOCK_GAINS], dsmooth[2], dshift[2];
 };
+/* Returns the floats of the gradients of the largest part. */
+int64_t student_gradients_most(const struct student *st);
 /* Begins a window: its gradients are zero. */
 enum err student_begin_window(struct student *st, struct student_grads *one, int64_t layer);
 /* Ends window i of this process, and once all are ended leaves the sums over the batch in g and

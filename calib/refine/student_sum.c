@@ -64,6 +64,11 @@ static void list_parts(struct parts *p, struct student_grads *views,
         add_weights(p, st);
 }
 
+int64_t student_gradients_most(const struct student *st)
+{
+    return tensor_count(&st->one) + (st->learns_codes ? arch_block_params(st->arch) : 0);
+}
+
 enum err student_begin_window(struct student *st, struct student_grads *one, int64_t layer)
 {
     struct parts p;

@@ -30,6 +30,7 @@ constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another 
 enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
 struct gemm_library; /* cuda_lib.cu */
+struct rank_link;    /* cuda_link.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
@@ -37,6 +38,7 @@ struct gpu {
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;
+    rank_link *link;
 };
 
 static inline gpu *gpu_of(struct dev *d)
@@ -75,7 +77,11 @@ void lib_close(struct dev *d);
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate);
 
+/* Frees what there is of a link; other ranks are not waited for. */
+void link_close(struct dev *d);
+
 void fill_copies(struct dev_ops *o);
+void fill_link(struct dev_ops *o);
 void fill_elem(struct dev_ops *o);
 void fill_norm(struct dev_ops *o);
 void fill_weight(struct dev_ops *o);

@@ -118,6 +118,7 @@ static void cuda_close(struct dev *d)
     cuda_wait(d);
     for (int i = 0; i < N_SLOTS; i++)
         cudaFree(g->slot[i]);
+    link_close(d);
     lib_close(d);
     streams_close(d);
     mem_free(g);
@@ -140,6 +141,7 @@ static enum err fill(struct dev *d, const char *name)
     d->ops.sync = cuda_sync;
     d->ops.gemm = lib_gemm;
     fill_copies(&d->ops);
+    fill_link(&d->ops);
     fill_elem(&d->ops);
     fill_norm(&d->ops);
     fill_weight(&d->ops);

@@ -116,20 +116,51 @@ def test_same_bytes(f):
         assert f.blocks(f"ranks-{n}") == want, n
 
 
+def emulated(f, n, out, *env, more=(), want=0):
+    """Calibrates and refines on n emulated GPUs. Returns what is said."""
+    if not (f.path / "tiny").exists():
+        tiny.make_model(f.path / "tiny", num_hidden_layers=2)
+        tiny.make_text(f.path / "text.txt", 1500)
+    sets = ["calibration.samples=5", "calibration.seqlen=16", "calibration.epochs=1", "calibration.batch=4",
+            "weights.group_size=16", "weights.round=learned", "crr.blocks=1", "refine.samples=5", "refine.seqlen=16",
+            "refine.batch=4", "refine.guard=2", "refine.learn=scales+norms+cache+rounding", *more]
+    return f.run(["env", "EMU_NAME=cuda", *env, *f.ranks(n, [
+        f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device", "cuda", *(w for s in sets for w in ("--set", s))])],
+        want).stderr
+
+
+def emulated_state(f, out):
+    files = {p.name: p.read_bytes() for p in (f.path / out).glob("*-0*.safetensors")}
+    assert len(files) == 4, list(files)
+    return files
+
+
 def test_emulated_gpus(f):
-    """Each rank has a GPU, from which gradients pass through the host."""
-    tiny.make_model(f.path / "tiny", num_hidden_layers=2)
-    tiny.make_text(f.path / "text.txt", 1500)
-    sets = ["calibration.samples=4", "calibration.seqlen=16", "calibration.epochs=1", "calibration.batch=3",
-            "weights.group_size=16", "weights.round=learned", "crr.blocks=1", "refine.samples=4", "refine.seqlen=16",
-            "refine.batch=3", "refine.guard=2", "refine.learn=scales+norms+cache+rounding"]
-    states = {}
-    for n in (1, 2, 3):
-        out = f.path / f"emulated-{n}"
-        f.run(["env", "EMU_NAME=cuda", *f.ranks(n, [f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device",
-                                                    "cuda", *(w for s in sets for w in ("--set", s))])])
-        states[n] = {p.name: p.read_bytes() for p in out.glob("*-0*.safetensors")}
-    assert len(states[1]) == 4 and states[1] == states[2] == states[3], list(states[1])
+    """Each rank has a GPU. Gradients go between them by the stand-in of NCCL, else through the host."""
+    emulated(f, 1, "emulated-1")
+    want = emulated_state(f, "emulated-1")
+    for n in (2, 3, 4):
+        said = emulated(f, n, f"linked-{n}", "EMU_NCCL=1")
+        assert said.count("gradients go from GPU to GPU by NCCL 2.29.0") == 1 and "host memory" not in said, said
+        assert emulated_state(f, f"linked-{n}") == want, n
+    said = emulated(f, 3, "host")
+    why = "rank 0: libnccl.so.2 was not found; install NCCL, or name the file in WKVQ_NCCL"
+    assert said.count(f"gradients pass through host memory: {why}") == 1 and "GPU to GPU" not in said, said
+    assert emulated_state(f, "host") == want
+
+
+def test_gpus_that_cannot_be_linked(f):
+    short = ["calibration.epochs=0", "refine.samples=0", "crr.blocks=0", "calibration.samples=4"]
+    for name, setting, why in (("same", "EMU_NUMBER=7", "ranks 0 and 1 have the same GPU"),
+                               ("fails", "EMU_NCCL_FAILS_IN=1", "rank 1: NCCL does not start: unhandled system error")):
+        said = emulated(f, 2, name, "EMU_NCCL=1", setting, more=short)
+        assert said.count(f"gradients pass through host memory: {why}") == 1 and "GPU to GPU" not in said, said
+
+
+def test_a_transfer_fails(f):
+    """One rank finds it, and all end."""
+    said = emulated(f, 2, "broken", "EMU_NCCL=1", "EMU_NCCL_FAILS_IN=4", want=1)
+    assert "transfer between GPUs: unhandled system error" in said, said
 
 
 def test_start_values(f):

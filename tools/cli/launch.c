@@ -2,6 +2,8 @@
 #include "tools/cli/launch.h"
 
 #include "config.h"
+#include "kernels/base/log.h"
+#include "kernels/dev_link.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
@@ -11,6 +13,16 @@
 static bool is_launched(void)
 {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE") || getenv("PMIX_RANK");
+}
+
+void mpi_link_devices(struct dev *d, const struct ranks *r)
+{
+    char about[DEV_LINK_TEXT];
+    const bool linked = r && dev_link(d, r, about);
+    if (r && *about && linked)
+        log_info("gradients go from GPU to GPU by %s", about);
+    else if (r && *about)
+        log_info("gradients pass through host memory: %s", about);
 }
 
 #if !HAVE_MPI

@@ -12,6 +12,7 @@ extern "C" {
 
 #include <map>
 #include <stdlib.h>
+#include <unistd.h>
 
 namespace
 {
@@ -50,6 +51,9 @@ struct emu_card from_environment(void)
     c.pinned = (uint64_t)1 << 34;
     c.fail_at = number("EMU_FAIL_AT", 0);
     c.early_copies = number("EMU_EARLY_COPIES", 0);
+    c.number = number("EMU_NUMBER", getpid());
+    c.has_nccl = number("EMU_NCCL", 0);
+    c.nccl_fails_in = (int)number("EMU_NCCL_FAILS_IN", 0);
     return c;
 }
 

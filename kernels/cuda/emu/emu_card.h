@@ -19,13 +19,17 @@ struct emu_card {
     int failed;                /* the sticky error */
     long copies;               /* queued on the second stream so far */
     bool early_copies;         /* the second stream runs as early as it may, else late */
+    long number;               /* of the card, the same for processes that share it */
+    bool has_nccl;             /* the library is there (emu_nccl.h) */
+    int nccl_fails_in;         /* its calls until one fails on rank 1; 0: none does */
 };
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 /* The only card. Tests may change it while no device is open. EMU_DEVICES, EMU_DRIVER,
- * EMU_MEMORY, EMU_FAIL_AT and EMU_EARLY_COPIES in the environment set its start values. */
+ * EMU_MEMORY, EMU_FAIL_AT, EMU_EARLY_COPIES, EMU_NUMBER (by default the process's id), EMU_NCCL and
+ * EMU_NCCL_FAILS_IN in the environment set its start values. */
 struct emu_card *emu_card(void);
 /* Called before a device is opened: forgets calls, failures and reports. */
 void emu_card_opened(void);

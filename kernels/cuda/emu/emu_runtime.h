@@ -37,6 +37,9 @@ enum { EMU_RUNTIME_VERSION = 13000 };
 
 struct cudaDeviceProp {
     char name[64];
+    struct {
+        char bytes[16];
+    } uuid;
     int major, minor;
     size_t totalGlobalMem;
 };
@@ -89,10 +92,12 @@ static inline cudaError_t cudaGetDeviceCount(int *n)
 
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
+    *p = cudaDeviceProp();
     snprintf(p->name, sizeof(p->name), "CUDA kernels emulated on the CPU");
     p->major = emu_card()->major;
     p->minor = emu_card()->minor;
     p->totalGlobalMem = (size_t)emu_card()->total;
+    snprintf(p->uuid.bytes, sizeof(p->uuid.bytes), "%ld", emu_card()->number);
     return cudaSuccess;
 }
 

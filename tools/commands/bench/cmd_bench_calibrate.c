@@ -5,9 +5,11 @@
 #include "calib/calib.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_link.h"
 #include "tools/bench/bench_data.h"
 #include "tools/bench/bench_gemm.h"
 #include "tools/bench/bench_ranks.h"
+#include "tools/cli/launch.h"
 #include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
 
@@ -183,6 +185,7 @@ enum err bench_calibrate(struct args *a)
     TRY_OUT(arch_of_shape(&c.arch, a->shape));
     TRY_OUT(bench_join(&c.ranks, &a->threads, &here));
     TRY_OUT(bench_open(&c.dev, &act, a->device, (int)a->threads, a->compute));
+    mpi_link_devices(c.dev, c.ranks);
     TRY_OUT(settings_of(&c, a, act));
     TRY_OUT(check_memory(&c));
     TRY_OUT(bench_weights_open(&w, &c.arch));
@@ -192,6 +195,7 @@ enum err bench_calibrate(struct args *a)
     if (c.ranks)
         bench_gather_ranks(c.each, c.ranks,
                            &(struct bench_rank){c.step.step_s, c.step.cost});
+    dev_unlink(c.dev);
     if (c.ranks && c.ranks->rank > 0)
         goto out;
     if (a->json)

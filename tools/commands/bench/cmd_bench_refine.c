@@ -3,8 +3,10 @@
  * `wkvq bench calibrate --refine`: a step of end-to-end refinement on random weights, by parts. */
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_link.h"
 #include "tools/bench/bench_ranks.h"
 #include "tools/bench/bench_refine.h"
+#include "tools/cli/launch.h"
 #include "tools/commands/bench/cmd_bench.h"
 #include "tools/recipe/recipe.h"
 
@@ -136,6 +138,7 @@ enum err bench_refine(struct args *a)
     TRY_OUT(arch_of_shape(&m.arch, a->shape));
     TRY_OUT(bench_join(&m.ranks, &a->threads, &m.here));
     TRY_OUT(bench_open(&m.dev, &act, a->device, (int)a->threads, a->compute));
+    mpi_link_devices(m.dev, m.ranks);
     TRY_OUT(settings_of(&m, a, act));
     TRY_OUT(plan_memory(&m));
     TRY_OUT(bench_weights_open(&w, &m.arch));
@@ -145,6 +148,7 @@ enum err bench_refine(struct args *a)
     if (m.ranks)
         bench_gather_ranks(m.each, m.ranks,
                            &(struct bench_rank){m.step.mean_s, m.step.cost});
+    dev_unlink(m.dev);
     if (m.ranks && m.ranks->rank > 0)
         goto out;
     if (a->json)

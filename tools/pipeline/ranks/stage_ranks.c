@@ -3,6 +3,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/dev_link.h"
 #include "tools/cli/launch.h"
 #include "tools/cli/stop.h"
 #include "tools/pipeline/stages.h"
@@ -89,9 +90,10 @@ static void log_calibration(const struct job *j)
     struct calib_ranks_plan p;
     calib_plan_ranks(&p, &j->arch, &j->settings, j->ranks->size);
     log_info(
-        "calibration, each rank: %d of the %d samples of a step; %.1f MB more of host memory "
-        "for gradients; %.1f MB sent and received a step, and %.1f MB received a block for "
-        "start values; %d ranks are at most %.2f times as fast as one with as many threads",
+        "calibration, each rank: %d of the %d samples of a step; %.1f MB more for gradients, "
+        "of linked GPUs or of the host; %.1f MB sent and received a step, and %.1f MB "
+        "received a block for start values; %d ranks are at most %.2f times as fast as one "
+        "with as many threads",
         (int)p.step_samples, (int)j->settings.batch, 1e-6 * p.gradient_bytes,
         1e-6 * p.step_bytes, 1e-6 * p.block_bytes, j->ranks->size, p.speedup);
 }
@@ -103,9 +105,10 @@ static void log_refinement(const struct job *j)
     struct refine_ranks_plan p;
     refine_plan_ranks(&p, &j->arch, &w, &kv, &j->refine, j->ranks->size);
     log_info(
-        "refinement, each rank: %d of the %d windows of a step; %.1f MB more of host memory "
-        "for gradients; %.1f MB sent and received a step, and %.1f MB received once for the "
-        "teacher's states; %d ranks are at most %.2f times as fast as one with as many threads",
+        "refinement, each rank: %d of the %d windows of a step; %.1f MB more for gradients, "
+        "of linked GPUs or of the host; %.1f MB sent and received a step, and %.1f MB "
+        "received once for the teacher's states; %d ranks are at most %.2f times as fast as "
+        "one with as many threads",
         (int)p.step_windows, (int)j->refine.batch, 1e-6 * p.gradient_bytes,
         1e-6 * p.step_bytes, 1e-6 * p.teacher_bytes, j->ranks->size, p.speedup);
 }
@@ -148,7 +151,16 @@ enum err stage_call(struct job *j, const struct state *s)
     j->ranks->broadcast(&call, sizeof(call), 0);
     TRY(check_alike(j));
     j->ranks->gather(all, &ready, 1);
+    mpi_link_devices(j->dev, j->ranks);
     return OK;
+}
+
+/* Every rank calls it at the same place. */
+static void part(struct job *j)
+{
+    dev_unlink(j->dev);
+    j->ranks = NULL;
+    mpi_close();
 }
 
 void stage_dismiss(struct job *j)
@@ -157,8 +169,7 @@ void stage_dismiss(struct job *j)
     if (!j->ranks)
         return;
     j->ranks->broadcast(&call, sizeof(call), 0);
-    j->ranks = NULL;
-    mpi_close();
+    part(j);
 }
 
 /* A stop and a value that is not finite are found by all ranks at the same place. */
@@ -166,8 +177,7 @@ void stage_part(struct job *j, enum err err)
 {
     if (!j->ranks || (err && err != ERR_STOPPED && err != ERR_NUMERIC))
         return; /* main() ends them all after the message */
-    j->ranks = NULL;
-    mpi_close();
+    part(j);
 }
 
 /* Opens the state if it is as far as rank 0's, whose next step the others must join. */
@@ -250,6 +260,7 @@ static enum err take_part(struct job *j, const char *state_dir, const struct cal
     enum err err = check_identity(s, j);
     if (!err) {
         j->ranks->gather(all, &ready, 1);
+        mpi_link_devices(j->dev, j->ranks);
         stop_watch(STOP_AT_STEP);
         err = call->first < j->arch.n_layers ? calibrate_beside(j, s, call->first)
                                              : stage_refine(j, s);
