@@ -13,9 +13,9 @@
  * columns to its sum. Sums are exact, and end with the segment. */
 #include "convert/runtime/rt_kernels.h"
 #include "convert/runtime/rt_transpose.h"
+#include "convert/runtime/rt_unit.h"
 #include "kernels/simd/simd.h"
 
-#include <math.h>
 #include <string.h>
 
 typedef int16_t v16 __attribute__((vector_size(2 * VL)));
@@ -23,29 +23,9 @@ typedef int16_t vpair __attribute__((vector_size(4 * VL)));
 
 /* --- x ------------------------------------------------------------------------------ */
 
-/* Returns 2^-15 of the power of two above all |x|; NaN if one is not finite. */
-static inline float unit_of(const float *x)
-{
-    int32_t most = 0;
-    for (int i = 0; i < RT_PAD_COLUMNS; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, sizeof(bits));
-        bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
-    }
-    const int32_t exponent = most >> 23;
-    if (exponent == 255)
-        return NAN;
-    /* The unit stays a normal number, so tiny vectors get fewer bits. */
-    const int32_t bits = ((exponent < 15 ? 15 : exponent) - 14) << 23;
-    float unit;
-    memcpy(&unit, &bits, sizeof(unit));
-    return unit;
-}
-
 static inline float round_block(int16_t *fixed, const float *x)
 {
-    const float unit = unit_of(x);
+    const float unit = block_unit(x, 15);
     const vf by = vf_set1(1 / unit), top = vf_set1(32767);
     const vf round = vf_set1(12582912.0f); /* 1.5 2^23: adding it rounds to an integer */
     for (int i = 0; i < RT_PAD_COLUMNS; i += VL) {
