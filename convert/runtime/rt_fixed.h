@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rows of 4-bit codes times a vector in fixed point, for AVX512-VNNI. Included by
- * rt_kernels.c in place of its F32 rows; private to that file.
+ * Rows of 4-bit codes times a vector in fixed point, for AVX512-VNNI and for the dot
+ * products of aarch64. Included by rt_kernels.c in place of its F32 rows; private to that
+ * file.
  *
  * RT_PAD_COLUMNS = 128 columns of x share one power of two, sigma:
  *
@@ -13,7 +14,8 @@
  *
  *   total += h (sigma low_sum + 65536 sigma high_sum)
  *
- * How X is laid out and multiplied depends on the instructions. rt_fixed_vnni.h defines
+ * How X is laid out and multiplied depends on the instructions. One of the two headers
+ * below defines
  *
  *   struct fixed_columns    RT_PAD_COLUMNS columns of x, in RT_FIXED_FLOATS floats
  *   fix_columns()           writes it
@@ -34,7 +36,11 @@ struct fixed_rows {
     int64_t stride, pair_stride;
 };
 
+#if defined(__AVX512VNNI__)
 #include "convert/runtime/rt_fixed_vnni.h"
+#else
+#include "convert/runtime/rt_fixed_dot.h"
+#endif
 
 static void interleave_rows(float *interleaved, const float *x, int64_t n)
 {

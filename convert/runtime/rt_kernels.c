@@ -18,7 +18,7 @@
  * (code - z) x over a group and multiplies by h at its end.
  *
  * ROWS_AT_ONCE rows share each load of x; their sums stay in registers. With AVX512-VNNI,
- * rt_fixed.h replaces these sums by integer ones. */
+ * and with the dot products of aarch64, rt_fixed.h replaces these sums by integer ones. */
 #include "convert/runtime/rt_kernels.h"
 
 #include "convert/artifact/bitpack.h"
@@ -207,7 +207,7 @@ struct sums {
     vf a, b, c, d;
 };
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
 #include "convert/runtime/rt_fixed.h"
 #else
 /* Adds column k of each lane of up to four rows; x is loaded once for all of them. Even and

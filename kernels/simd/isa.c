@@ -3,6 +3,11 @@
  * Which instruction sets this processor has. */
 #include "kernels/simd/isa.h"
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #if defined(__x86_64__)
 static bool has_avx2(void)
 {
@@ -36,7 +41,13 @@ bool isa_supported(enum isa isa)
 #elif defined(__aarch64__)
 bool isa_supported(enum isa isa)
 {
-    return isa == ISA_PLAIN || isa == ISA_NEON;
+    const unsigned long has = getauxval(AT_HWCAP);
+    switch (isa) {
+    case ISA_NEONDOT:
+        return has & HWCAP_ASIMDDP;
+    default:
+        return isa == ISA_PLAIN || isa == ISA_NEON;
+    }
 }
 #else
 bool isa_supported(enum isa isa)
@@ -47,7 +58,7 @@ bool isa_supported(enum isa isa)
 
 const char *isa_text(enum isa isa)
 {
-    static const char *const text[N_ISAS] = {"plain",      "avx2",       "avx512",
-                                             "avx512vnni", "avx512bf16", "neon"};
+    static const char *const text[N_ISAS] = {"plain",      "avx2", "avx512", "avx512vnni",
+                                             "avx512bf16", "neon", "neondot"};
     return text[isa];
 }

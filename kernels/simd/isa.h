@@ -25,6 +25,7 @@ enum isa {
     ISA_AVX512VNNI, /* products of pairs of 16-bit integers */
     ISA_AVX512BF16, /* products of pairs of BF16 */
     ISA_NEON,       /* any aarch64 */
+    ISA_NEONDOT,    /* products of four 8-bit integers */
     N_ISAS
 };
 
