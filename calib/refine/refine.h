@@ -96,15 +96,17 @@ struct refine_plan {
     double flops_per_step, attention_flops_per_step;
     double total_flops; /* with the teacher and the guard */
 };
-/* w, kv: formats of the layers. ERR_FORMAT for sizes that do not fit a size_t. */
+/* w, kv: formats of the layers. ranks: processes that share each step's windows; sizes are those of
+ * the one that has most, operations those of all. 1: one process. ERR_FORMAT for sizes that do not
+ * fit a size_t. */
 enum err refine_plan(struct refine_plan *out, const struct arch *a,
                      const struct weight_spec *w, const struct kv_spec *kv,
-                     const struct refine_settings *s);
+                     const struct refine_settings *s, int ranks);
 
 /* What a refinement on several ranks needs of each, beside what one process needs. */
 struct refine_ranks_plan {
     int64_t step_windows;  /* of a step, on the rank that has most */
-    double gradient_bytes; /* host memory for their gradients, of the layer that has most */
+    double gradient_bytes; /* memory for their gradients, of the layer that has most */
     double step_bytes;     /* sent by a rank in a step, and as much received */
     double teacher_bytes;  /* received once: the last states of the other ranks' windows */
     double speedup;        /* over one process with an infinitely fast network */

@@ -73,9 +73,15 @@ static void add_layers(struct refine_plan *p, const struct arch *a,
     }
 }
 
+/* Returns the windows of a step of the rank that has most. */
+static int64_t windows_of_rank(const struct refine_settings *s, int ranks)
+{
+    return (s->batch + ranks - 1) / ranks;
+}
+
 enum err refine_plan(struct refine_plan *out, const struct arch *a,
                      const struct weight_spec *w, const struct kv_spec *kv,
-                     const struct refine_settings *s)
+                     const struct refine_settings *s, int ranks)
 {
     const struct calib_settings stream = {
         .samples = s->samples + s->guard, .seqlen = s->seqlen, .act = s->act};
@@ -88,11 +94,13 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.host_bytes += ends_source_bytes(a, s->head);
     p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
-    p.work_bytes = student_work_bytes(a, s) +
+    struct refine_settings own = *s; /* with the windows of the rank that has most */
+    own.batch = windows_of_rank(s, ranks);
+    p.work_bytes = student_work_bytes(a, &own, ranks > 1) +
                    distiller_bytes(a, s->seqlen, s->act,
                                    s->head.bits < 16 || s->other_teacher ? 2 : 1) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);
-    p.acts_bytes = student_acts_bytes(a, s);
+    p.acts_bytes = student_acts_bytes(a, &own);
     p.keeps_acts = p.acts_bytes <= s->acts_bytes;
     const double passes = p.keeps_acts ? 1 : 2;
     p.attention_flops_per_step =
@@ -130,7 +138,7 @@ void refine_plan_ranks(struct refine_ranks_plan *out, const struct arch *a,
     const double others = (double)(ranks - 1) / (double)ranks;
     double all, most;
     count_gradients(&all, &most, a, w, kv, s);
-    struct refine_ranks_plan p = {.step_windows = (s->batch + ranks - 1) / ranks};
+    struct refine_ranks_plan p = {.step_windows = windows_of_rank(s, ranks)};
     p.gradient_bytes = sizeof(float) * most * (double)p.step_windows;
     p.step_bytes = sizeof(float) * all * ((double)p.step_windows + 1) * others;
     p.teacher_bytes =

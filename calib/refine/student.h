@@ -77,8 +77,9 @@ struct student {
 };
 
 /* Returns the device memory of one layer's weights, gradients and activations, and of the
- * states of a batch. */
-size_t student_work_bytes(const struct arch *a, const struct refine_settings *s);
+ * states of a batch: the windows of this process. shared: there are others. */
+size_t student_work_bytes(const struct arch *a, const struct refine_settings *s,
+                          bool shared);
 
 /* Returns the device memory of the activations of a whole batch. */
 size_t student_acts_bytes(const struct arch *a, const struct refine_settings *s);

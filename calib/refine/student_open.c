@@ -415,10 +415,11 @@ static enum err open_work(struct student *st, bool keep)
     return keep ? open_kept(st) : OK;
 }
 
-size_t student_work_bytes(const struct arch *a, const struct refine_settings *s)
+size_t student_work_bytes(const struct arch *a, const struct refine_settings *s,
+                          bool shared)
 {
     const size_t row = (size_t)s->seqlen * sizeof(float);
-    const size_t gradients = s->lr_round > 0 && s->batch > 1 ? 2 : 1;
+    const size_t gradients = s->lr_round > 0 && s->batch > 1 && !shared ? 2 : 1;
     return block_weights_bytes(a, s->act) + gradients * block_weights_bytes(a, DT_F32) +
            block_acts_bytes(a, s->seqlen, s->act, true) +
            block_scratch_bytes(a, s->seqlen, s->act) +

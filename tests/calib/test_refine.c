@@ -154,7 +154,7 @@ static void check_saved(const struct memory_refine *x, const struct model *m,
     struct refine_plan plan;
     c.weights.bits = 3;
     c.kv.bits = 4;
-    must(refine_plan(&plan, &m->f.arch, &c.weights, &c.kv, s));
+    must(refine_plan(&plan, &m->f.arch, &c.weights, &c.kv, s, 1));
     print_message("saved %zu bytes, planned %zu\n", x->saved, plan.saved_bytes);
     assert_in_range(x->saved, plan.saved_bytes,
                     plan.saved_bytes + 32 + 3 * 64 * LAYERS * N_LIN);
@@ -226,7 +226,7 @@ static void check_head(int which)
     for (int i = 0; i < 2; i++) {
         s.head.bits = i ? 2 : 16;
         s.epochs = i ? 12 : 1;
-        must(refine_plan(&plan[i], &a, &c.weights, &c.kv, &s));
+        must(refine_plan(&plan[i], &a, &c.weights, &c.kv, &s, 1));
         model_open(&m, which, 4);
         memory_refine_open(&x);
         must(run(&x, i ? &quantized : &plain, &m, &s, "cpu"));

@@ -225,6 +225,27 @@ static void test_traffic_is_as_planned(void **state)
     }
 }
 
+/* A rank needs the memory of its windows; one process also sums of whole weights. */
+static void test_memory_is_a_share(void **state)
+{
+    struct calib_settings c = tiny_settings();
+    struct refine_settings s = refine_settings();
+    struct refine_plan half, shared;
+    const struct arch a = tiny_arch(1, LAYERS);
+    s.lr_round = 0;
+    s.batch = 2;
+    must(refine_plan(&half, &a, &c.weights, &c.kv, &s, 1));
+    s.batch = 4;
+    must(refine_plan(&shared, &a, &c.weights, &c.kv, &s, 2));
+    assert_true(shared.work_bytes == half.work_bytes &&
+                shared.acts_bytes == half.acts_bytes);
+    s.lr_round = 0.02f;
+    must(refine_plan(&shared, &a, &c.weights, &c.kv, &s, 2));
+    must(refine_plan(&half, &a, &c.weights, &c.kv, &s, 1));
+    assert_true(shared.work_bytes + block_weights_bytes(&a, DT_F32) < half.work_bytes);
+    assert_true(shared.total_flops == half.total_flops && shared.steps == half.steps);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,6 +254,7 @@ int main(void)
         cmocka_unit_test(test_not_finite_on_all),
         cmocka_unit_test(test_more_ranks_than_windows_of_a_step),
         cmocka_unit_test(test_traffic_is_as_planned),
+        cmocka_unit_test(test_memory_is_a_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -340,6 +340,10 @@ def test_plan(f):
     done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--plan")))
     assert "refinement, each rank: 2 of the 4 windows of a step" in done.stderr, done.stderr
     assert "3 ranks are at most 2.00 times" in done.stderr and "calibration, each rank" not in done.stderr, done.stderr
+    plan = f.refine_args(f.calibrated(), "--plan", "--json")
+    alone, shared = (json.loads(f.run(args).stdout)["refinement"] for args in (plan, f.ranks(2, plan)))
+    assert shared["activations_bytes"] * 2 == alone["activations_bytes"] > 0, (alone, shared)
+    assert shared["device_bytes"] < alone["device_bytes"] and shared["total_flops"] == alone["total_flops"], (alone, shared)
 
 
 def test_bench(f):

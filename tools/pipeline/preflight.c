@@ -223,10 +223,11 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     const struct weight_spec w = recipe_weight_spec(&j->recipe);
     const struct kv_spec kv = recipe_kv_spec(&j->recipe);
     const uint64_t budget = recipe_memory(&j->recipe);
+    const int ranks = j->ranks ? j->ranks->size : 1;
     e->refines = recipe_refines(&j->recipe);
     if (!e->refines)
         return OK;
-    TRY(refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine));
+    TRY(refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine, ranks));
     j->refine.memory_bytes =
         minus(budget, e->own_memory ? plan_refine_host_bytes(&e->refine)
                                     : plan_refine_fixed_bytes(&e->refine));
@@ -235,7 +236,7 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     j->refine.acts_bytes =
         e->own_memory ? minus(e->usable_bytes, plan_refine_device_bytes(&e->refine))
                       : minus(j->refine.memory_bytes, streams);
-    return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine);
+    return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine, ranks);
 }
 
 static enum err check_refine_fit(const struct plan_estimate *e, const struct job *j)

@@ -112,7 +112,8 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
             m->arch.n_layers);
     if (a->layers)
         m->arch.n_layers = a->layers;
-    return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
+    return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings,
+                       m->ranks ? m->ranks->size : 1);
 }
 
 /* Gives the activations half of the memory that is left, divided among the processes of this
@@ -126,7 +127,8 @@ static enum err plan_memory(struct measured *m)
                    p->teacher_bytes + bench_weights_bytes(&m->arch) + ends,
                    "--layers or --seqlen"));
     m->settings.acts_bytes = left / 2 / (uint64_t)m->here;
-    return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings);
+    return refine_plan(&m->plan, &m->arch, &m->weights, &m->kv, &m->settings,
+                       m->ranks ? m->ranks->size : 1);
 }
 
 enum err bench_refine(struct args *a)

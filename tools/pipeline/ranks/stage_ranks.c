@@ -121,7 +121,9 @@ void stage_log_ranks(const struct job *j)
         log_calibration(j);
     if (recipe_refines(&j->recipe))
         log_refinement(j);
-    log_info("time, memory and streams above are those of one rank alone");
+    log_info(
+        "time above is that of one rank alone, as a calibration's memory and streams are; a "
+        "refinement's memory is that of a rank");
 }
 
 /* Devices that compute differently would give every rank other parameters, and nobody would
