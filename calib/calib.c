@@ -312,7 +312,7 @@ static enum err scan_kv(struct calibration *c,
                         void *ctx)
 {
     const double units = c->units_done + (double)c->s->samples;
-    struct block_kv plain = {.spec = c->s->kv, .layer = c->block};
+    struct block_kv plain = {.spec = c->s->kv, .layer = c->block, .scale = {1, 1}};
     const struct tensor *out;
     plain.spec.method = KV_TOKEN;
     plain.spec.past_only = true;
@@ -332,15 +332,15 @@ static enum err scan_kv(struct calibration *c,
     return pass_done(c, units);
 }
 
-/* Returns the values of the last forward pass. Those for another engine's cache are its own
- * rotated channels, for which smoothing and shift are; they replace vq. */
+/* Returns the values of the last forward pass. Those for a cache that values can be folded for are
+ * its own rotated channels, for which smoothing and shift are; they replace vq. */
 static enum err values_to_smooth(struct calibration *c, const struct block_kv *kv,
                                  struct tensor *out)
 {
     const struct block_acts *x = &c->recon.acts[0];
     const struct tensor v = block_values(x, c->arch);
     *out = v;
-    if (!kv->spec.target)
+    if (!kv_target_folds(kv->spec.target))
         return OK;
     *out = x->vq;
     TRY(dev_copy(c->dev, out, &v));

@@ -27,6 +27,7 @@
 #include "calib/finite.h"
 #include "calib/kv_search.h"
 #include "calib/model/carve.h"
+#include "kernels/tensor/fp8.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -60,7 +61,8 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
 {
     f->arch = a;
     f->weights = s->weights;
-    f->kv = (struct block_kv){.spec = s->kv, .act_bits = s->weights.act_bits};
+    f->kv =
+        (struct block_kv){.spec = s->kv, .scale = {1, 1}, .act_bits = s->weights.act_bits};
     f->quantize_weights = weight_quantizes(&s->weights);
     f->quantize_kv = kv_quantizes(&s->kv);
     const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
@@ -289,8 +291,18 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
 
 /* --- start values ------------------------------------------------------------------- */
 
+/* Returns the scale with which FP8 just holds the largest of n ranges; 1 if all values are 0. */
+static float scale_of_ranges(const float *mn, const float *mx, int64_t n)
+{
+    float most = 0;
+    for (int64_t c = 0; c < n; c++)
+        most = fmaxf(most, fmaxf(mx[c], -mn[c]));
+    const float scale = most / FP8_MAX;
+    return scale > 0 ? scale : 1;
+}
+
 /* Starts log s and delta of keys or values from their ranges; at 0 (s = 1) where that side
- * is unquantized or no range is given. */
+ * is unquantized or no range is given. A scale of the tensor does not learn. */
 static enum err start_side(struct fakequant *f, enum kv_side side, const float *mn,
                            const float *mx, const float *alpha)
 {
@@ -298,7 +310,9 @@ static enum err start_side(struct fakequant *f, enum kv_side side, const float *
     const struct tensor *const delta = side == KV_K ? &f->kv.k_shift : &f->kv.v_shift;
     const int64_t C = kv_channels(f->arch);
     const size_t bytes = (size_t)C * sizeof(float);
-    const bool fixed = side == KV_K && f->kv.spec.target;
+    const bool scaled = kv_target_has_scales(f->kv.spec.target);
+    const bool fixed = scaled || (side == KV_K && f->kv.spec.target);
+    f->kv.scale[side] = scaled && mn ? scale_of_ranges(mn, mx, C) : 1;
     if (!mn || fixed || kv_format(&f->kv.spec, f->kv.layer, side).bits >= 16) {
         TRY(dev_zero(f->dev, ls->data, bytes));
         return dev_zero(f->dev, delta->data, bytes);

@@ -37,6 +37,15 @@ static enum err export_lin(struct fakequant *f, struct qlinear *q, int l)
     return f->gptq ? export_codes(f, q, l) : OK;
 }
 
+/* The same smoothing in every channel is one scale for the tensor. */
+static void export_tensor_scales(const struct fakequant *f, struct block_quant *q)
+{
+    for (int64_t c = 0; c < q->n_channels; c++) {
+        q->k_scale[c] = f->kv.scale[KV_K];
+        q->v_scale[c] = f->kv.scale[KV_V];
+    }
+}
+
 static enum err export_kv(struct fakequant *f, struct block_quant *q)
 {
     const size_t bytes = (size_t)q->n_channels * sizeof(float);
@@ -56,8 +65,10 @@ enum err fakequant_export(struct fakequant *f, struct block_quant *q)
     for (int l = 0; l < N_LIN; l++)
         if (f->format[l].bits < 16)
             TRY_OUT(export_lin(f, &fresh.lin[l], l));
-    if (kv_quantizes_layer(&f->kv.spec, f->kv.layer) &&
-        f->kv.spec.method == KV_CHANNEL_TOKEN)
+    if (kv_target_has_scales(f->kv.spec.target))
+        export_tensor_scales(f, &fresh);
+    else if (kv_quantizes_layer(&f->kv.spec, f->kv.layer) &&
+             f->kv.spec.method == KV_CHANNEL_TOKEN)
         TRY_OUT(export_kv(f, &fresh));
     *q = fresh;
     return OK;
@@ -136,6 +147,8 @@ enum err fakequant_import(struct fakequant *f, const struct block_quant *q)
     if (!f->quantize_kv)
         return dev_sync(f->dev);
     const size_t bytes = (size_t)(f->arch->n_kv * f->arch->head_dim) * sizeof(float);
+    f->kv.scale[KV_K] = q->k_scale[0];
+    f->kv.scale[KV_V] = q->v_scale[0];
     TRY(dev_upload(f->dev, f->kv.k_s.data, q->k_scale, bytes));
     TRY(dev_upload(f->dev, f->kv.v_s.data, q->v_scale, bytes));
     TRY(dev_upload(f->dev, f->kv.k_shift.data, q->k_shift, bytes));

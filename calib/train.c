@@ -298,7 +298,7 @@ enum err calib_train_block(struct calibration *c)
 
 int calib_kv_passes(const struct calibration *c, int64_t block)
 {
-    if (c->s->kv.method != KV_CHANNEL_TOKEN || !kv_quantizes_layer(&c->s->kv, block))
+    if (!kv_needs_ranges(&c->s->kv) || !kv_quantizes_layer(&c->s->kv, block))
         return 0;
     return c->kv_search.dev ? 2 : 1;
 }

@@ -6,6 +6,8 @@
 #include "kernels/dev_begin.h"
 #include "kernels/engine_head.h"
 
+#include <math.h>
+
 enum err dev_engine_check(const struct dev *d, enum kv_target target)
 {
     FAIL_IF(target != TARGET_WKVQ && !d->ops.fake_quant_engine, ERR_SUPPORT,
@@ -40,8 +42,10 @@ static bool of_channels(const struct tensor *a, const struct tensor *b,
 static bool fits(const struct engine_quant *p)
 {
     const struct tensor *x = p->x;
-    return like(x, x) && p->target != TARGET_WKVQ && engine_head_fits(x->dim[2]) &&
-           of_channels(p->s, p->shift, x);
+    return like(x, x) && p->target != TARGET_WKVQ && engine_head_fits(p) &&
+           of_channels(p->s, p->shift, x) &&
+           (!kv_target_has_scales(p->target) ||
+            (!p->s && p->scale > 0 && isfinite(p->scale)));
 }
 
 enum err dev_fake_quant_engine(struct dev *d, const struct tensor *xq,
@@ -49,8 +53,8 @@ enum err dev_fake_quant_engine(struct dev *d, const struct tensor *xq,
 {
     OP_BEGIN(fake_quant_engine, started);
     WANT(fits(p) && like(xq, p->x),
-         "fake_quant_engine: want xq, x [T,K,d], d a power of two from 64 on, s and shift "
-         "[K*d] or neither, and a target");
+         "fake_quant_engine: want xq, x [T,K,d], d as the target's check says, s and shift "
+         "[K*d] or neither or a scale, and a target");
     d->ops.fake_quant_engine(d, xq, p);
     OP_END(DEV_FAKE_QUANT, started);
 }
@@ -61,8 +65,8 @@ enum err dev_fake_quant_engine_bwd(struct dev *d, const struct kv_grads *grads,
     OP_BEGIN(fake_quant_engine_bwd, started);
     WANT(
         fits(p) && like(dxq, p->x) && like(grads->dx, p->x),
-        "fake_quant_engine_bwd: want dx, dxq, x [T,K,d], d a power of two from 64 on, s and "
-        "shift [K*d] or neither, and a target");
+        "fake_quant_engine_bwd: want dx, dxq, x [T,K,d], d as the target's check says, s and "
+        "shift [K*d] or neither or a scale, and a target");
     WANT(of_channels(grads->dls, grads->dshift, p->x) && (!grads->dls || p->s),
          "fake_quant_engine_bwd: want dls, dshift [K*d] or neither, with s and shift");
     WANT(!grads->accumulate || grads->dx->data != dxq->data,

@@ -9,9 +9,10 @@
 
 /* Keys or values, and the engine's cache that holds them. */
 struct engine_quant {
-    const struct tensor *x; /* act [T,K,d], d a power of two from 64 to HADAMARD_MAX */
+    const struct tensor *x;         /* act [T,K,d], a d that kv_target_check() accepts */
     const struct tensor *s, *shift; /* [K*d], of rotated channels; both NULL: 1 and 0 */
-    enum kv_target target;          /* not TARGET_WKVQ */
+    float scale;           /* of the tensor, with kv_target_has_scales(), else unused */
+    enum kv_target target; /* not TARGET_WKVQ */
     enum kv_side side;
     /* The engine's channel 2 i + p of a head is channel p d / 2 + i here. */
     bool interleaved;
@@ -27,13 +28,14 @@ enum err dev_engine_check(const struct dev *d, enum kv_target target);
  *
  *   x~ = (R P x - shift) / s      xq = P^T R (s x~^ + shift)
  *
- * where x~^ is x~ as blocks of kernels/tensor/ggml_block.h. xq act [T,K,d]; it may be x. All
- * devices compute the same bits. */
+ * where x~^ is x~ as blocks of kernels/tensor/ggml_block.h. FP8 has neither P nor R, s is the
+ * scale, shift is 0, and x~^ = fp8_round(x~). xq act [T,K,d]; it may be x. All devices compute the
+ * same bits. */
 enum err dev_fake_quant_engine(struct dev *d, const struct tensor *xq,
                                const struct engine_quant *p);
 /* All gradients from dxq, act [T,K,d], straight through the rounding of codes and fp16. A code
  * that is limited to 15 has a gradient only through d. d's goes to the first channel that its
- * block's d follows from. */
+ * block's d follows from. A value beyond FP8's range has none. */
 enum err dev_fake_quant_engine_bwd(struct dev *d, const struct kv_grads *grads,
                                    const struct tensor *dxq, const struct engine_quant *p);
 

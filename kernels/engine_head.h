@@ -15,18 +15,31 @@
 #define WKVQ_ENGINE_HEAD_H
 
 #include "kernels/dev_engine.h"
+#include "kernels/tensor/fp8.h"
 #include "kernels/tensor/ggml_block.h"
 #include "kernels/tensor/hadamard.h"
 
-static inline bool engine_head_fits(int64_t d)
+#include <string.h>
+
+static inline bool engine_head_fits(const struct engine_quant *p)
 {
-    return d >= KV_TARGET_V_ROTATION && hadamard_fits(d);
+    const struct kv_spec kv = kv_target_spec(p->target);
+    return kv_target_fits(&kv, p->x->dim[2]);
 }
 
-/* Returns how many channels are rotated together. */
+/* Returns how many channels are rotated together; 0: none are. */
 static inline int64_t engine_rotation(const struct engine_quant *p)
 {
+    if (!kv_target_folds(p->target))
+        return 0;
     return p->side == KV_K ? p->x->dim[2] : KV_TARGET_V_ROTATION;
+}
+
+static inline void engine_rotate(float *y, const struct engine_quant *p)
+{
+    const int64_t n = engine_rotation(p);
+    for (int64_t i = 0; n && i < p->x->dim[2]; i += n)
+        hadamard_f32(y + i, n);
 }
 
 /* Returns the channel of a head that is the engine's channel i. */
@@ -45,21 +58,17 @@ static inline float engine_get(const struct tensor *x, int64_t i)
 static inline void engine_read(float *y, const struct engine_quant *p,
                                const struct tensor *x, int64_t at)
 {
-    const int64_t d = p->x->dim[2], n = engine_rotation(p);
-    for (int64_t i = 0; i < d; i++)
+    for (int64_t i = 0; i < p->x->dim[2]; i++)
         y[i] = engine_get(x, at + engine_channel(p, i));
-    for (int64_t i = 0; i < d; i += n)
-        hadamard_f32(y + i, n);
+    engine_rotate(y, p);
 }
 
 /* The head that starts at element `at` of x = P^T R y, or +=. Overwrites y. */
 static inline void engine_write(const struct tensor *x, int64_t at,
                                 const struct engine_quant *p, float *y, bool add)
 {
-    const int64_t d = p->x->dim[2], n = engine_rotation(p);
-    for (int64_t i = 0; i < d; i += n)
-        hadamard_f32(y + i, n);
-    for (int64_t i = 0; i < d; i++) {
+    engine_rotate(y, p);
+    for (int64_t i = 0; i < p->x->dim[2]; i++) {
         const int64_t to = at + engine_channel(p, i);
         const float v = add ? engine_get(x, to) + y[i] : y[i];
         if (x->dtype == DT_F32)
@@ -82,9 +91,26 @@ static inline void engine_smooth(float *y, const struct engine_quant *p, int64_t
 {
     const int64_t d = p->x->dim[2];
     const float *s = engine_part(p->s, head, d), *shift = engine_part(p->shift, head, d);
+    const bool scaled = kv_target_has_scales(p->target);
     engine_read(y, p, p->x, t * p->x->ld + head * d);
-    for (int64_t i = 0; s && i < d; i++)
-        y[i] = quant_kv_in(y[i], s[i], shift[i]);
+    for (int64_t i = 0; (s || scaled) && i < d; i++)
+        y[i] = scaled ? y[i] / p->scale : quant_kv_in(y[i], s[i], shift[i]);
+}
+
+/* y [d] = x~^ from x~. */
+static inline void engine_round(float *y, const struct engine_quant *p)
+{
+    const int64_t d = p->x->dim[2];
+    if (p->target == TARGET_FP8) {
+        for (int64_t i = 0; i < d; i++)
+            y[i] = fp8_round(y[i]);
+        return;
+    }
+    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
+        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
+        for (int64_t i = at; i < at + GGML_BLOCK_VALUES; i++)
+            y[i] = ggml_block_value(&b, ggml_block_round(&b, y[i]));
+    }
 }
 
 /* The cache's value of one head. */
@@ -93,15 +119,12 @@ static inline void engine_head(const struct tensor *xq, const struct engine_quan
 {
     const int64_t d = p->x->dim[2];
     const float *s = engine_part(p->s, head, d), *shift = engine_part(p->shift, head, d);
+    const bool scaled = kv_target_has_scales(p->target);
     float y[HADAMARD_MAX];
     engine_smooth(y, p, t, head);
-    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
-        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
-        for (int64_t i = at; i < at + GGML_BLOCK_VALUES; i++) {
-            const float v = ggml_block_value(&b, ggml_block_round(&b, y[i]));
-            y[i] = s ? s[i] * v + shift[i] : v;
-        }
-    }
+    engine_round(y, p);
+    for (int64_t i = 0; (s || scaled) && i < d; i++)
+        y[i] = scaled ? p->scale * y[i] : s[i] * y[i] + shift[i];
     engine_write(xq, t * xq->ld + head * d, p, y, false);
 }
 
@@ -122,7 +145,23 @@ static inline void engine_block_grad(float *e, const struct ggml_block *b, const
     e[b->at_min] -= b->q4_1 ? dd / 15 : 0;
 }
 
-/* The gradients of one head; those of parameters are added to dls and dshift. */
+/* e [d] = dL/dx~ from e = dL/dx~^, with x~ in y [d]. */
+static inline void engine_round_grad(float *e, const struct engine_quant *p, const float *y)
+{
+    const int64_t d = p->x->dim[2];
+    if (p->target == TARGET_FP8) {
+        for (int64_t i = 0; i < d; i++)
+            e[i] = fabsf(y[i]) <= FP8_MAX ? e[i] : 0;
+        return;
+    }
+    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
+        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
+        engine_block_grad(e + at, &b, y + at);
+    }
+}
+
+/* The gradients of one head; those of parameters are added to dls and dshift. With a scale for the
+ * tensor, dL/dx is dL/dx~^ where FP8 holds x: the scale divides and multiplies. */
 static inline void engine_head_bwd(const struct kv_grads *grads, const struct tensor *dxq,
                                    const struct engine_quant *p, int64_t t, int64_t head)
 {
@@ -130,19 +169,18 @@ static inline void engine_head_bwd(const struct kv_grads *grads, const struct te
     const float *s = engine_part(p->s, head, d);
     float *dls = engine_part(grads->dls, head, d);
     float *dshift = engine_part(grads->dshift, head, d);
-    float y[HADAMARD_MAX], g[HADAMARD_MAX], e[HADAMARD_MAX];
+    float y[HADAMARD_MAX], v[HADAMARD_MAX], g[HADAMARD_MAX], e[HADAMARD_MAX];
     engine_smooth(y, p, t, head);
+    memcpy(v, y, (size_t)d * sizeof(*v));
+    if (dls)
+        engine_round(v, p);
     engine_read(g, p, dxq, t * dxq->ld + head * d);
     for (int64_t i = 0; i < d; i++)
         e[i] = s ? s[i] * g[i] : g[i];
-    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
-        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
-        engine_block_grad(e + at, &b, y + at);
-        for (int64_t i = at; dls && i < at + GGML_BLOCK_VALUES; i++) {
-            const float v = ggml_block_value(&b, ggml_block_round(&b, y[i]));
-            dls[i] += s[i] * g[i] * v - e[i] * y[i];
-            dshift[i] += g[i] - e[i] / s[i];
-        }
+    engine_round_grad(e, p, y);
+    for (int64_t i = 0; dls && i < d; i++) {
+        dls[i] += s[i] * g[i] * v[i] - e[i] * y[i];
+        dshift[i] += g[i] - e[i] / s[i];
     }
     for (int64_t i = 0; s && i < d; i++)
         e[i] /= s[i];

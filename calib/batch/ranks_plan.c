@@ -15,7 +15,7 @@ static void count_passes(double *shared, double *repeated, const struct arch *a,
                          const struct calib_settings *s)
 {
     const double n = (double)s->samples, measured = (double)calib_eval_samples(s);
-    const bool ranges = s->kv.method == KV_CHANNEL_TOKEN && kv_quantizes(&s->kv);
+    const bool ranges = kv_needs_ranges(&s->kv);
     const bool inputs = calib_searches_weights(s) && !runs_gptq(s);
     *shared = *repeated = 0;
     for (int64_t i = 0; i < a->n_layers; i++) {

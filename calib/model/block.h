@@ -43,6 +43,7 @@ struct block_kv {
     struct kv_spec spec;
     int64_t layer; /* number of the block: formats may differ by layer */
     struct tensor k_s, k_shift, v_s, v_shift; /* [K*d] F32; data NULL: 1 and 0 */
+    float scale[2]; /* by enum kv_side, positive; only with kv_target_has_scales() */
     /* 2..8: inputs of projections, per token, like the cache without s and delta; their
      * gradient is passed straight through. 0, 16: unquantized. */
     int act_bits;

@@ -95,9 +95,12 @@ static inline struct engine_quant engine_of(const struct arch *a, const struct b
     return (struct engine_quant){.x = in,
                                  .s = side == KV_K ? NULL : kv_param(kv, &kv->v_s),
                                  .shift = side == KV_K ? NULL : kv_param(kv, &kv->v_shift),
+                                 .scale = kv->scale[side],
                                  .target = kv->spec.target,
                                  .side = side,
-                                 .interleaved = side == KV_K && arch_interleaves_keys(a)};
+                                 .interleaved = side == KV_K &&
+                                                kv_target_folds(kv->spec.target) &&
+                                                arch_interleaves_keys(a)};
 }
 
 /* Returns how many tokens of keys are quantized together; 1: each token by itself. */

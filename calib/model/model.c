@@ -223,6 +223,8 @@ static enum err load_kv(struct model_pass *k, const struct block_quant *q)
             "KV parameters are for %" PRId64 " channels, the model has %" PRId64,
             q->n_channels, n);
     const size_t bytes = (size_t)n * sizeof(float);
+    k->kv.scale[KV_K] = q->k_scale[0];
+    k->kv.scale[KV_V] = q->v_scale[0];
     TRY(dev_upload(k->r->dev, k->kv.k_s.data, q->k_scale, bytes));
     TRY(dev_upload(k->r->dev, k->kv.k_shift.data, q->k_shift, bytes));
     TRY(dev_upload(k->r->dev, k->kv.v_s.data, q->v_scale, bytes));

@@ -70,7 +70,10 @@ static enum err cache_of(struct student *st, int64_t b)
     const struct student_layer *y = &st->layer[b];
     struct tensor *const s[] = {&st->kv.k_s, &st->kv.v_s};
     struct tensor *const shift[] = {&st->kv.k_shift, &st->kv.v_shift};
-    st->kv = (struct block_kv){.spec = y->kv, .layer = b, .chunk = 1};
+    st->kv = (struct block_kv){.spec = y->kv,
+                               .layer = b,
+                               .scale = {y->kv_scale[KV_K], y->kv_scale[KV_V]},
+                               .chunk = 1};
     for (int i = 0; i < 2 && y->smooth[i].data; i++) {
         TRY(dev_exp(st->dev, &st->kv_s[i], &y->smooth[i]));
         *s[i] = st->kv_s[i];

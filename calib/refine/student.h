@@ -34,6 +34,7 @@ struct student_lin {
 struct student_layer {
     struct student_lin lin[N_LIN];
     struct kv_spec kv;
+    float kv_scale[2]; /* as in struct block_kv */
     /* Gains by enum norm_gain; log s of K, V and shift of K, V [K*d]: views of p and g. data
      * NULL: the layer has none. */
     struct tensor norm[N_BLOCK_GAINS], dnorm[N_BLOCK_GAINS];

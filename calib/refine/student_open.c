@@ -309,6 +309,8 @@ static enum err load_layer(struct student *st, int64_t b, const struct block_qua
     struct student_layer *y = &st->layer[b];
     struct block_src src;
     y->kv = q->kv;
+    y->kv_scale[KV_K] = q->k_scale[0];
+    y->kv_scale[KV_V] = q->v_scale[0];
     TRY(st->src->block(st->src->ctx, b, &src));
     for (int l = 0; l < N_LIN; l++)
         if (y->lin[l].codes.data)

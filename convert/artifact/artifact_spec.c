@@ -56,13 +56,21 @@ enum err spec_check(const struct weight_spec *w, const struct kv_spec *kv,
     return OK;
 }
 
+/* Returns the first format version that knows this engine. */
+static int target_version(enum kv_target target)
+{
+    return !target ? 1 : kv_target_folds(target) ? 7 : 9;
+}
+
 /* Returns the first format version that can express these settings. */
 static int version_of(const struct weight_spec *w, const struct kv_spec *kv)
 {
+    if (target_version(kv->target) > 8)
+        return target_version(kv->target);
     if (weight_rounds_inputs(w))
         return 8;
     if (kv->target)
-        return 7;
+        return target_version(kv->target);
     if (w->method == WEIGHT_GIVEN)
         return 6;
     if (weight_quantizes_head(w))
@@ -239,6 +247,10 @@ static enum err target_from_json(struct kv_spec *kv, const json_t *o, int64_t ve
             where, version);
     TRY(need_choice(&target, o, "target", kv_target_name, N_KV_TARGETS, where));
     kv->target = (enum kv_target)target;
+    const int first = target_version(kv->target);
+    FAIL_IF(version < first, ERR_FORMAT,
+            "%s.target: %s needs format_version %d, not %" PRId64, where,
+            kv_target_name[target], first, version);
     const struct kv_spec want = kv_target_spec(kv->target);
     FAIL_IF(kv->target && (kv->method != want.method || kv->bits != want.bits ||
                            kv->group_size != want.group_size || kv->rotate != want.rotate ||

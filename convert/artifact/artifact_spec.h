@@ -9,8 +9,9 @@
 
 #define ARTIFACT_FORMAT "wkvq" /* format, and in earlier artifacts quant_method */
 /* Of the format: 2 added kv.rotate, 3 mixed formats, 4 refinement (F32 gains of norms), 5 a
- * quantized head, 6 given weights, 7 kv.target, 8 rounded inputs of projections. */
-#define ARTIFACT_VERSION 8
+ * quantized head, 6 given weights, 7 kv.target with llama.cpp's caches, 8 rounded inputs of
+ * projections, 9 other targets. */
+#define ARTIFACT_VERSION 9
 
 /* Returns true if a quantization_config is that of an artifact. It has the member `format`
  * and no quant_method: transformers skips a quant_method that it does not know, and fills

@@ -464,13 +464,15 @@ int64_t kv_row_bytes(const struct arch *a, struct kv_format f)
     return kv_row_code_bytes(a, f) + 4 * pairs;
 }
 
-/* The same in one layer's cache. llama.cpp's q4_0 has a scale and no minimum. */
+/* The same in one layer's cache. llama.cpp's q4_0 has a scale and no minimum, and FP8 neither. */
 static int64_t layer_row_bytes(const struct arch *a, const struct kv_spec *kv,
                                int64_t layer, enum kv_side side)
 {
     const struct kv_format f = kv_format(kv, layer, side);
     const int64_t codes = kv_row_code_bytes(a, f), pairs = kv_row_bytes(a, f) - codes;
-    return codes + (kv->target == TARGET_Q4_0 ? pairs / 2 : pairs);
+    return codes + (kv->target == TARGET_FP8    ? 0
+                    : kv->target == TARGET_Q4_0 ? pairs / 2
+                                                : pairs);
 }
 
 int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv)

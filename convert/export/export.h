@@ -109,8 +109,9 @@ struct export_job {
     /* Set by export_check(). */
     struct export_note note[EXPORT_NOTES_MAX];
     int n_notes;
-    uint64_t bytes; /* of all files to write */
-    void *plan;     /* the format's own; released by export_job_free() */
+    bool carries_target; /* the cache of kv.target is that of the format's engines */
+    uint64_t bytes;      /* of all files to write */
+    void *plan;          /* the format's own; released by export_job_free() */
 
     /* During export_write(). */
     struct pool *pool;
@@ -121,8 +122,9 @@ struct export_job {
 #define EXPORT_ENGINE_ROTATES_K 1u
 /* The format can fold the shift of values into biases (--fold v-shift). */
 #define EXPORT_FOLDS_V_SHIFT 2u
-/* Its engine is llama.cpp, for whose caches kv.target calibrates. */
+/* Caches of kv.target: the format's engine is llama.cpp; it holds the scales of an FP8 cache. */
 #define EXPORT_LLAMA_CPP 4u
+#define EXPORT_FP8_SCALES 8u
 
 struct export_format {
     const char *name;    /* of --format */

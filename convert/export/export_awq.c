@@ -144,9 +144,10 @@ static int64_t group_size(const struct export_source *s, const struct scheme *sc
     return -1;
 }
 
-static enum err config(json_t **out, const struct export_source *s,
+static enum err config(json_t **out, const struct export_job *j,
                        const struct scheme *scheme, struct scheme head)
 {
+    const struct export_source *s = j->source;
     json_t *keep = json_pack("[s]", "lm_head");
     hub_add_plain_names(keep, s);
     *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", PACK_AWQ, "bits", 4,

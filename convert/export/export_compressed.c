@@ -8,7 +8,10 @@
  *   NAME.weight_shape       I64 [2]  out, in
  *
  * Codes and zero points are unsigned, as in the artifact; the library subtracts 2^(b-1) from
- * both. At 4 and 8 bits a packed row is the artifact's row and its padding. */
+ * both. At 4 and 8 bits a packed row is the artifact's row and its padding. A cache in FP8
+ * (kv.target) has kv_cache_scheme and, per layer,
+ *
+ *   self_attn.k_scale, self_attn.v_scale  F32 [1] */
 #include "convert/artifact/bitpack.h"
 #include "convert/checkpoint/pack_layout.h"
 #include "convert/export/export_formats.h"
@@ -117,6 +120,30 @@ static enum err add_module(struct hub_plan *p, const struct hub_module *m,
     return hub_add(p, &how, m->name, PACK_COMPRESSED_SHAPE, 1, shape);
 }
 
+/* The first channel's smoothing, which is that of all. */
+static enum err fill_cache_scale(const struct hub_tensor *t, uint8_t *dst, int64_t first,
+                                 int64_t n, void *scratch)
+{
+    memcpy(dst, t->src->data, sizeof(float));
+    return OK;
+}
+
+static enum err add_cache(struct hub_plan *p, const struct export_job *j)
+{
+    static const char *const name[] = {"k_scale", "v_scale"};
+    const int64_t one = 1;
+    for (int64_t layer = 0; layer < j->source->arch->n_layers; layer++)
+        for (size_t i = 0; i < ARRAY_LEN(name); i++) {
+            struct hub_tensor how = {.dtype = DT_F32, .fill = fill_cache_scale};
+            char full[96];
+            snprintf(full, sizeof(full), "model.layers.%lld.self_attn.%s", (long long)layer,
+                     name[i]);
+            how.src = artifact_find(j->source->artifact, full);
+            TRY(hub_add(p, &how, full, "", 1, &one));
+        }
+    return OK;
+}
+
 /* --- config.json -------------------------------------------------------------------- */
 
 /* *out = the pattern of the names of the module that begins with projection lin, in the layers
@@ -208,17 +235,27 @@ static enum err add_groups(json_t *groups, const struct export_source *src,
     return OK;
 }
 
-static enum err config(json_t **out, const struct export_source *src,
+/* The scheme of an FP8 cache, or null. */
+static json_t *cache_json(const struct export_job *j)
+{
+    return j->carries_target
+               ? json_pack("{s:i, s:s, s:s, s:b, s:b}", "num_bits", 8, "type", "float",
+                           "strategy", "tensor", "symmetric", 1, "dynamic", 0)
+               : json_null();
+}
+
+static enum err config(json_t **out, const struct export_job *j,
                        const struct scheme *scheme, struct scheme head)
 {
     json_t *groups = json_object(), *ignore = json_array();
-    TRY(add_groups(groups, src, scheme, head));
+    TRY(add_groups(groups, j->source, scheme, head));
     if (head.bits == 16)
         json_array_append_new(ignore, json_string("lm_head"));
-    hub_add_plain_names(ignore, src);
-    *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:n}", "quant_method", PACK_COMPRESSED,
+    hub_add_plain_names(ignore, j->source);
+    *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:o}", "quant_method", PACK_COMPRESSED,
                      "format", PACK_COMPRESSED_FORMAT, "quantization_status", "compressed",
-                     "config_groups", groups, "ignore", ignore, "kv_cache_scheme");
+                     "config_groups", groups, "ignore", ignore, "kv_cache_scheme",
+                     cache_json(j));
     FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "config.json: out of memory");
     return OK;
 }
@@ -267,6 +304,7 @@ static enum err check(struct export_job *j)
                                                .packs_head = true,
                                                .add = add_module,
                                                .config = config,
+                                               .cache = add_cache,
                                                .note = note_weights};
     return hub_check_packed(j, &packing);
 }
@@ -274,7 +312,10 @@ static enum err check(struct export_job *j)
 const struct export_format export_compressed = {
     .name = PACK_COMPRESSED,
     .engines = "transformers, vLLM, SGLang",
-    .holds = "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats",
+    .holds =
+        "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; the "
+        "scales of an FP8 cache",
+    .cache = EXPORT_FP8_SCALES,
     .check = check,
     .write = hub_write,
     .release = hub_release,

@@ -121,23 +121,37 @@ static enum err note_rotation(struct export_job *j)
     return OK;
 }
 
+/* What serves each kv.target: the formats, and how to. */
+static const struct {
+    unsigned cache; /* of struct export_format */
+    const char *format, *how;
+} served[N_KV_TARGETS] = {
+    [TARGET_Q4_0] = {EXPORT_LLAMA_CPP, "gguf",
+                     "llama.cpp's cache of type q4_0 and its rotation: serve with -fa on "
+                     "-ctk q4_0 -ctv q4_0, and without LLAMA_ATTN_ROT_DISABLE"},
+    [TARGET_Q4_1] = {EXPORT_LLAMA_CPP, "gguf",
+                     "llama.cpp's cache of type q4_1 and its rotation: serve with -fa on "
+                     "-ctk q4_1 -ctv q4_1, and without LLAMA_ATTN_ROT_DISABLE"},
+    [TARGET_FP8] = {
+        EXPORT_FP8_SCALES, "compressed-tensors",
+        "an FP8 cache with the scales k_scale and v_scale of every layer: serve "
+        "with --kv-cache-dtype fp8 (vLLM) or fp8_e4m3 (SGLang)"}};
+
 /* The cache is another engine's: notes how to serve it there, and refuses others without --kv
- * drop. */
+ * drop, which also leaves out scales that the format could hold. */
 static enum err check_target(struct export_job *j)
 {
     const enum kv_target target = j->source->kv->target;
-    const char *type = target == TARGET_Q4_1 ? "q4_1" : "q4_0";
-    if (j->format->cache & EXPORT_LLAMA_CPP)
-        return export_note(
-            j, EXPORT_CARRIED,
-            "The weights are calibrated for llama.cpp's cache of type %s and its "
-            "rotation: serve with -fa on -ctk %s -ctv %s, and without "
-            "LLAMA_ATTN_ROT_DISABLE",
-            type, type, type);
-    FAIL_IF(!j->options.drop_cache, ERR_SUPPORT,
-            "%s: kv.target is %s, and the engines of --format %s have another cache; give "
-            "--format gguf, or --kv drop to export the weights for an engine's own cache",
-            j->source->dir, kv_target_name[target], j->format->name);
+    const bool fits = j->format->cache & served[target].cache;
+    j->carries_target = fits && !(j->options.drop_cache && kv_target_has_scales(target));
+    if (j->carries_target)
+        return export_note(j, EXPORT_CARRIED, "The weights are calibrated for %s",
+                           served[target].how);
+    FAIL_IF(
+        !j->options.drop_cache, ERR_SUPPORT,
+        "%s: kv.target is %s, which is no cache of --format %s; give --format %s, or --kv "
+        "drop to export the weights for an engine's own cache",
+        j->source->dir, kv_target_name[target], j->format->name, served[target].format);
     return export_note(
         j, EXPORT_DROPPED,
         "The target of the cache's calibration, %s: what the weights lose in "

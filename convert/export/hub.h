@@ -137,8 +137,10 @@ struct hub_packing {
     /* Adds the tensors of a quantized module. */
     enum err (*add)(struct hub_plan *p, const struct hub_module *m, const struct scheme *s);
     /* *out = quantization_config, a new reference. */
-    enum err (*config)(json_t **out, const struct export_source *s,
+    enum err (*config)(json_t **out, const struct export_job *j,
                        const struct scheme *scheme, struct scheme head);
+    /* Adds the tensors of a cache with j->carries_target; may be NULL. */
+    enum err (*cache)(struct hub_plan *p, const struct export_job *j);
     /* Adds notes; may be NULL. */
     enum err (*note)(struct export_job *j, const struct scheme *scheme, struct scheme head);
 };

@@ -93,7 +93,9 @@ static enum err plan(struct export_job *j, const struct hub_packing *how,
     TRY(hub_add_rest(p, s, DT_OTHER));
     TRY(add_modules(p, s, how, scheme));
     TRY(add_ends(p, s, how, type, n_values, head));
-    TRY(how->config(&q, s, scheme, head));
+    if (how->cache && j->carries_target)
+        TRY(how->cache(p, j));
+    TRY(how->config(&q, j, scheme, head));
     return hub_finish(j, q, type == DT_BF16 ? "bfloat16" : "float16");
 }
 

@@ -106,34 +106,6 @@ enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim)
     return OK;
 }
 
-const char *const kv_target_name[N_KV_TARGETS] = {[TARGET_WKVQ] = "wkvq",
-                                                  [TARGET_Q4_0] = "llama.cpp-q4_0",
-                                                  [TARGET_Q4_1] = "llama.cpp-q4_1"};
-
-/* A block of llama.cpp's is 32 channels of a token, and every query reads its own key and value
- * from the cache, too. */
-struct kv_spec kv_target_spec(enum kv_target target)
-{
-    return (struct kv_spec){.method = KV_TOKEN,
-                            .bits = 4,
-                            .group_size = 32,
-                            .key_stage = KEY_POST_ROPE,
-                            .past_only = false,
-                            .window = 1,
-                            .target = target};
-}
-
-enum err kv_target_check(const struct kv_spec *kv, int64_t head_dim)
-{
-    FAIL_IF(
-        kv->target && (head_dim < 64 || !hadamard_fits(head_dim)), ERR_SUPPORT,
-        "kv.target: llama.cpp rotates heads of a multiple of 64 channels, and only powers of "
-        "two from 64 to %d are simulated; this model's have %" PRId64
-        "; set kv.target to wkvq",
-        HADAMARD_MAX, head_dim);
-    return OK;
-}
-
 enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in, struct lin_format format)
 {
     struct qlinear r = {.out = out,

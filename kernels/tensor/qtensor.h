@@ -73,8 +73,9 @@ enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
 enum kv_rotate { ROTATE_NONE, ROTATE_V, ROTATE_K, ROTATE_KV };
 
 /* The cache that serves the model: this runtime's, or that of another engine, which calibration
- * simulates. llama.cpp's types q4_0 and q4_1 (kernels/dev_engine.h). */
-enum kv_target { TARGET_WKVQ, TARGET_Q4_0, TARGET_Q4_1, N_KV_TARGETS };
+ * simulates (kernels/dev_engine.h): llama.cpp's types q4_0 and q4_1, and the FP8 of vLLM, SGLang
+ * and TensorRT-LLM. */
+enum kv_target { TARGET_WKVQ, TARGET_Q4_0, TARGET_Q4_1, TARGET_FP8, N_KV_TARGETS };
 /* "wkvq", "llama.cpp-q4_0", ... */
 extern const char *const kv_target_name[N_KV_TARGETS];
 
@@ -113,8 +114,17 @@ void kv_set_unquantized(struct kv_spec *kv);
 /* The settings that describe another engine's cache. */
 struct kv_spec kv_target_spec(enum kv_target target);
 /* ERR_SUPPORT if the engine's cache does not hold, or does not rotate, heads of head_dim
- * channels. */
+ * channels; kv_target_fits() is false then. */
+bool kv_target_fits(const struct kv_spec *kv, int64_t head_dim);
 enum err kv_target_check(const struct kv_spec *kv, int64_t head_dim);
+/* True for llama.cpp's caches: a smoothing and a shift of rotated values can be learned and folded
+ * into the weights (`wkvq fold`). */
+bool kv_target_folds(enum kv_target target);
+/* True if the cache has one calibrated scale for a layer's keys and one for its values. Smoothing
+ * is then that scale in every channel, and shift 0. */
+bool kv_target_has_scales(enum kv_target target);
+/* True if parameters of the cache start from the ranges of keys and values. */
+bool kv_needs_ranges(const struct kv_spec *kv);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);
@@ -156,7 +166,7 @@ struct block_quant {
     int64_t n_channels;        /* kv heads * head_dim */
     float *k_scale, *k_shift;  /* [n_channels] smoothing and shift of keys, owned */
     float *v_scale, *v_shift;  /* [n_channels] of values, owned; all are 1 and 0, except
-                                  under KV_CHANNEL_TOKEN */
+                                  under KV_CHANNEL_TOKEN and kv_target_has_scales() */
     /* Refined weights of norms, in the form that the checkpoint has, owned; arch_gain() returns
      * their lengths. NULL: the checkpoint's. The final norm's is in the last layer. */
     float *gain[N_GAINS];

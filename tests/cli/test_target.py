@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""A cache of llama.cpp as the target (kv.target): test_target.py WKVQ.
+"""The cache of another engine as the target (kv.target): test_target.py WKVQ.
 
 The settings that follow from it, what simulates it, the same weights with and without a state, what the
 packed runtime and the exports say, and what is refused."""
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
@@ -48,20 +49,26 @@ def kv_of(bench, artifact):
     return config["quantization_config"]
 
 
+# What kv.target decides in an artifact, its format version, and bits per element.
+LLAMA_CPP = {"method": "token", "bits": 4, "group_size": 32, "key_stage": "post_rope", "past_only": False, "window": 1,
+             "sink": 0}
+SETTINGS = {"llama.cpp-q4_0": (7, LLAMA_CPP, 4.5), "llama.cpp-q4_1": (7, LLAMA_CPP, 5),
+            "fp8": (9, {**LLAMA_CPP, "bits": 8, "group_size": 512}, 8)}
+
+
 def check_settings(bench, artifact, target):
     q = kv_of(bench, artifact)
-    assert q["format_version"] == 7, q
-    want = {"method": "token", "bits": 4, "group_size": 32, "key_stage": "post_rope", "past_only": False, "window": 1,
-            "sink": 0, "target": target}
-    assert {key: q["kv"][key] for key in want} == want, q
+    version, settings, bits = SETTINGS[target]
+    want = {**settings, "target": target}
+    assert q["format_version"] == version and {key: q["kv"][key] for key in want} == want, q
     text = bench.run("inspect", artifact)
     assert f"that of {target}, simulated" in text, text
-    assert f"{4.5 if target.endswith('_0') else 5:.4f} bits per element" in text, text
+    assert f"{bits:.4f} bits per element" in text, text
 
 
 def check_simulation(bench, artifact, target):
     """The artifact's cache is simulated, as --simulate rtn does for its checkpoint. Another artifact can be
-    evaluated in it, and it differs from the full-precision cache and from the other type."""
+    evaluated in it, and it differs from the full-precision cache and from another engine's."""
     own, report = bench.nll(artifact)
     assert report["kv_target"] == target and report["method"] == "simulation", report
     rtn, _ = bench.nll("m", "--simulate", "rtn", *sets(f"kv.target={target}", "weights.group_size=32"))
@@ -69,9 +76,10 @@ def check_simulation(bench, artifact, target):
     plain, report = bench.nll(artifact, "--kv-bits", 16)
     assert "kv_target" not in report and plain != own, report
     assert abs(plain - own) < 0.3, (plain, own)
-    other = next(t for t in TARGETS if t != target)
+    other = next(t for t in SETTINGS if t != target)
     assert bench.nll(artifact, "--set", f"kv.target={other}")[0] not in (own, plain)
-    assert bench.nll("untargeted", "--set", f"kv.target={target}")[0] == own
+    elsewhere, report = bench.nll("untargeted", "--set", f"kv.target={target}")
+    assert elsewhere == own and report["kv_bits"] == SETTINGS[target][1]["bits"], report
 
 
 def check_runtime(bench, artifact, target):
@@ -99,6 +107,51 @@ def check_export(bench, artifact, target):
         assert f"The target of the cache's calibration, {target}" in card, card
 
 
+def tensors(path):
+    """Offsets and shapes of a file's tensors, and its data."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def floats(path, name):
+    header, data = tensors(path)
+    begin, end = header[name]["data_offsets"]
+    assert header[name]["dtype"] == "F32", header[name]
+    return struct.unpack(f"<{(end - begin) // 4}f", data[begin:end])
+
+
+def check_scales(bench):
+    """The artifact has one scale for a layer's keys and one for its values, and compressed-tensors carries them.
+    Without calibration the scale is 1, as in an engine that finds none in a checkpoint."""
+    def scales(artifact, layer, side):
+        return floats(bench.folder / artifact / "model.safetensors", f"model.layers.{layer}.self_attn.{side}_scale")
+    text = bench.run("export", "fp8-calibrated", "--format", "compressed-tensors", "-o", "fp8-ct")
+    assert "serve with --kv-cache-dtype fp8" in text, text
+    assert "serve with --kv-cache-dtype fp8" in (bench.folder / "fp8-ct" / "README.md").read_text()
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    assert kv_of(bench, "fp8-ct")["kv_cache_scheme"] == scheme
+    seen = set()
+    for layer in range(2):
+        for side in "kv":
+            own = scales("fp8-calibrated", layer, side)
+            assert set(own) == {own[0]} and 0 < own[0] < 1, own
+            assert scales("fp8-ct", layer, side) == own[:1], own
+            assert set(scales("fp8-rtn", layer, side)) == {1.0}
+            seen.add(own[0])
+    assert len(seen) == 4, seen
+    bench.run("export", "fp8-calibrated", "--format", "compressed-tensors", "--kv", "drop", "-o", "fp8-dropped")
+    assert kv_of(bench, "fp8-dropped")["kv_cache_scheme"] is None
+    header, _ = tensors(bench.folder / "fp8-dropped" / "model.safetensors")
+    assert not any("k_scale" in name or "v_scale" in name for name in header), header
+    for form in ("dense", "awq", "gguf"):
+        text = bench.run("export", "fp8-calibrated", "--format", form, "-o", "refused", status=2)
+        assert "kv.target is fp8" in text and "--format compressed-tensors, or --kv drop" in text, text
+        assert not (bench.folder / "refused").exists()
+    bench.run("export", "fp8-calibrated", "--format", "gguf", "--gguf-pre", "none", "--kv", "drop", "-o", "fp8.gguf")
+    assert "wkvq.kv_target" not in gguf_reader.Gguf(bench.folder / "fp8.gguf").keys
+
+
 def check_calibrated(bench, target):
     """Calibrated and refined: the state, its artifact and the simulation of both agree."""
     args = ["--data", "t.txt", *sets(*SMALL, *REFINE, f"kv.target={target}", "kv.learn=true")]
@@ -118,8 +171,7 @@ FOLD = ["weights.bits=16", "calibration.samples=3", "calibration.seqlen=24", "ca
 
 
 def tensor_names(path):
-    data = (path / "model.safetensors").read_bytes()
-    return {n for n in json.loads(data[8:8 + int.from_bytes(data[:8], "little")]) if n != "__metadata__"}
+    return set(tensors(path / "model.safetensors")[0]) - {"__metadata__"}
 
 
 def check_fold(bench, model, target, biases):
@@ -172,14 +224,16 @@ def main():
         tiny.make_model(bench.folder / "m", **MODEL)
         tiny.make_text(bench.folder / "t.txt")
         bench.run("convert", "m", "-o", "untargeted", "-q", *sets("weights.group_size=32"))
-        for target in TARGETS:
+        for target in SETTINGS:
             artifact = f"{target}-rtn"
             bench.run("convert", "m", "-o", artifact, "-q", *sets(f"kv.target={target}", "weights.group_size=32"))
             check_settings(bench, artifact, target)
             check_simulation(bench, artifact, target)
             check_runtime(bench, artifact, target)
-            check_export(bench, artifact, target)
             check_calibrated(bench, target)
+        check_scales(bench)
+        for target in TARGETS:
+            check_export(bench, f"{target}-rtn", target)
             check_fold(bench, "m", target, biases=True)
         tiny.make_model(bench.folder / "q", seed=2, **MODEL, model_type="mistral",
                         architectures=["MistralForCausalLM"], sliding_window=None)

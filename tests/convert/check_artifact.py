@@ -132,6 +132,8 @@ def check_end(tensors, source, name, spec):
 
 
 def version_of(spec):
+    if not spec["kv"].get("target", "llama.cpp").startswith("llama.cpp"):
+        return 9
     if "activations" in spec:
         return 8
     if "target" in spec["kv"]:

@@ -45,10 +45,12 @@ static void oldest_version(void **state)
         assert_int_equal(json_object_get(jw, "refined") != NULL, which >> 3);
         json_decref(o);
     }
-    const struct kv_spec target = kv_target_spec(TARGET_Q4_1);
-    json_t *o = spec_to_json(&w4, &target);
-    assert_int_equal(version_in(o), 7);
-    json_decref(o);
+    for (int i = TARGET_Q4_0; i < N_KV_TARGETS; i++) {
+        const struct kv_spec target = kv_target_spec((enum kv_target)i);
+        json_t *o = spec_to_json(&w4, &target);
+        assert_int_equal(version_in(o), i <= TARGET_Q4_1 ? 7 : 9);
+        json_decref(o);
+    }
     mix_free(m);
     mix_free(k);
 }
@@ -211,8 +213,8 @@ static void what_is_refused(void **state)
     set(o, "", "format", json_string("gguf"));
     refused(o, ERR_FORMAT, "format is \"gguf\", want \"wkvq\"");
     set(o, "", "format", json_string("wkvq"));
-    set(o, "", "format_version", json_integer(9));
-    refused(o, ERR_SUPPORT, "format_version is 9, this program reads up to 8");
+    set(o, "", "format_version", json_integer(10));
+    refused(o, ERR_SUPPORT, "format_version is 10, this program reads up to 9");
     set(o, "", "format_version", json_integer(3));
     set(o, "weights", "refined", json_true());
     refused(o, ERR_FORMAT, "config.json.weights.refined needs format_version 4, not 3");

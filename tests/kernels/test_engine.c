@@ -349,6 +349,87 @@ static void test_backward(void **state)
     each_case(check_backward, false);
 }
 
+/* --- FP8 ----------------------------------------------------------------------------- */
+
+/* The value of a positive code: bits 6 to 3 are the exponent with bias 7, bits 2 to 0 the
+ * fraction. */
+static double fp8_value(int code)
+{
+    const int exponent = code >> 3, fraction = code & 7;
+    return exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+}
+
+/* Searches all codes for the nearest value; of two, the one of the even code. */
+static double fp8_nearest(double x)
+{
+    int best = 0;
+    for (int code = 0; code < 127; code++) { /* code 127 is NaN */
+        const double gap = fabs(fabs(x) - fp8_value(code));
+        const double least = fabs(fabs(x) - fp8_value(best));
+        if (gap < least || (gap == least && code % 2 == 0))
+            best = code;
+    }
+    return copysign(fp8_value(best), x);
+}
+
+/* Neither order nor rotation: every value by itself, with one scale. Values of d = 6 show that
+ * heads need not be a power of two. The gradient passes where the value is in range. */
+static void test_fp8(void **state)
+{
+    (void)state;
+    enum { D = 6, N = 2 * K * D };
+    const float scale = 0.03f;
+    for (size_t dev = 0; dev < ARRAY_LEN(device); dev++) {
+        struct dev *d = open_device(device[dev]);
+        float x[N], y[N], g[N], dx[N];
+        struct rng r;
+        rng_seed(&r, 3);
+        for (int i = 0; i < N; i++) {
+            const float u = (float)rng_uniform(&r) - 0.5f;
+            x[i] = i % 5 ? u : 80 * u; /* up to 40, FP8 holds 448 * 0.03 = 13.44 */
+            g[i] = (float)rng_uniform(&r);
+        }
+        const struct tensor in = tensor_3d(x, DT_F32, 2, K, D),
+                            to = tensor_3d(y, DT_F32, 2, K, D),
+                            up = tensor_3d(g, DT_F32, 2, K, D),
+                            down = tensor_3d(dx, DT_F32, 2, K, D);
+        const struct engine_quant p = {
+            .x = &in, .scale = scale, .target = TARGET_FP8, .interleaved = false};
+        const struct kv_grads grads = {.dx = &down};
+        assert_int_equal(dev_fake_quant_engine(d, &to, &p), OK);
+        assert_int_equal(dev_fake_quant_engine_bwd(d, &grads, &up, &p), OK);
+        int beyond = 0;
+        for (int i = 0; i < N; i++) {
+            assert_true(y[i] == (float)fp8_nearest((double)(x[i] / scale)) * scale);
+            const bool held = fabsf(x[i] / scale) <= 448;
+            assert_true(dx[i] == (held ? g[i] : 0));
+            beyond += !held;
+        }
+        assert_true(beyond > 0 && beyond < N / 2);
+        dev_close(&d);
+    }
+}
+
+/* A scale must be positive and finite, and there is nothing to smooth beside it. */
+static void test_fp8_refused(void **state)
+{
+    (void)state;
+    struct dev *d = open_device("ref");
+    float x[64] = {0}, s[64] = {0};
+    const struct tensor in = tensor_3d(x, DT_F32, 1, 1, 64), of = tensor_1d(s, DT_F32, 64);
+    const float scale[] = {0, -1, NAN, INFINITY, 1};
+    for (size_t i = 0; i < ARRAY_LEN(scale); i++) {
+        const bool smooth = i == ARRAY_LEN(scale) - 1;
+        const struct engine_quant p = {.x = &in,
+                                       .s = smooth ? &of : NULL,
+                                       .shift = smooth ? &of : NULL,
+                                       .scale = scale[i],
+                                       .target = TARGET_FP8};
+        assert_int_equal(dev_fake_quant_engine(d, &in, &p), ERR_SHAPE);
+    }
+    dev_close(&d);
+}
+
 /* The rotation is llama.cpp's: a matrix that doubles, [[m, m], [m, -m]], from 1 / sqrt(n). */
 static void test_rotation(void **state)
 {
@@ -415,9 +496,10 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forward),  cmocka_unit_test(test_backward),
-        cmocka_unit_test(test_rotation), cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_forward),     cmocka_unit_test(test_backward),
+        cmocka_unit_test(test_rotation),    cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_fp8_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,7 +28,7 @@ static enum err check_state(const struct state *s, const char *dir)
     FAIL_IF(
         !kv.target || kv.method != KV_CHANNEL_TOKEN, ERR_USAGE,
         "--state: %s holds nothing to fold: calibrate with weights.bits=16 and a kv.target "
-        "other than wkvq, as in --set kv.target=llama.cpp-q4_0",
+        "of llama.cpp, as in --set kv.target=llama.cpp-q4_0",
         dir);
     FAIL_IF(
         state_recipe(s)->activation_bits < 16, ERR_SUPPORT,

@@ -207,7 +207,10 @@ static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec
 {
     printf("  cache      %d bits", kv->bits);
     if (kv_quantizes(kv)) {
-        print_group(", groups of ", kv->group_size, "the whole head");
+        if (kv_target_has_scales(kv->target))
+            printf(", a scale for keys and one for values");
+        else
+            print_group(", groups of ", kv->group_size, "the whole head");
         TRY(print_mix(kv->mixed));
         printf(", keys %s the rotary embedding",
                kv->key_stage == KEY_PRE_ROPE ? "before" : "after");

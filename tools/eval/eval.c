@@ -65,6 +65,8 @@ void eval_bits(double *weights, double *kv, const struct eval *e)
         *weights = mean_weight_bits(&w, &e->job->arch);
         *kv = mean_code_bits(&cache, n);
     }
+    if (eval_target(e))
+        *kv = kv_target_spec(eval_target(e)).bits;
     if (e->kv_bits)
         *kv = e->kv_bits;
 }

@@ -4,16 +4,9 @@
 #include "kernels/base/mem.h"
 #include "tools/recipe/recipe.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
-
-/* What kv_target_spec() has, as one types it. A key at its default follows. The method is token,
- * except where weights are not quantized: then smoothing and shift of values are learned, to be
- * folded into the weights before those are quantized (`wkvq fold`). */
-static const struct {
-    const char *key, *value;
-} fixed[] = {{"kv.bits", "4"},          {"kv.group_size", "32"},       {"kv.mixed", ""},
-             {"kv.past_only", "false"}, {"kv.key_stage", "post_rope"}, {"kv.window", "1"},
-             {"kv.sink", "0"},          {"kv.rotate", "none"}};
 
 static const struct recipe_key *key_of(const char *name)
 {
@@ -42,12 +35,29 @@ out:
     return err;
 }
 
+static enum err fix_number(struct recipe *r, const char *name, int64_t value)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%" PRId64, value);
+    return fix(r, name, text);
+}
+
+/* The method is token, except where weights are not quantized and smoothing and shift of values
+ * can be learned, to be folded into the weights before those are quantized (`wkvq fold`). */
 enum err recipe_take_target(struct recipe *r)
 {
     const struct weight_spec w = recipe_weight_spec(r);
+    const struct kv_spec kv = kv_target_spec((enum kv_target)r->target);
+    const bool folds = !weight_quantizes(&w) && kv_target_folds(kv.target);
     if (!r->target)
         return OK;
-    for (size_t i = 0; i < ARRAY_LEN(fixed); i++)
-        TRY(fix(r, fixed[i].key, fixed[i].value));
-    return fix(r, "kv.method", weight_quantizes(&w) ? "token" : "channel_token");
+    TRY(fix_number(r, "kv.bits", kv.bits));
+    TRY(fix_number(r, "kv.group_size", kv.group_size));
+    TRY(fix(r, "kv.mixed", ""));
+    TRY(fix(r, "kv.past_only", kv.past_only ? "true" : "false"));
+    TRY(fix(r, "kv.key_stage", "post_rope"));
+    TRY(fix_number(r, "kv.window", kv.window));
+    TRY(fix_number(r, "kv.sink", kv.sink));
+    TRY(fix(r, "kv.rotate", "none"));
+    return fix(r, "kv.method", folds ? "channel_token" : "token");
 }

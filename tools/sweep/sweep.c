@@ -33,9 +33,10 @@ enum sweep_way sweep_way(const struct recipe *r)
 bool sweep_needs_calibration(const struct recipe *r)
 {
     const struct weight_spec w = recipe_weight_spec(r);
+    const struct kv_spec kv = recipe_kv_spec(r);
     return (weight_quantizes(&w) &&
             (r->weight_method != WEIGHT_RTN || r->weight_round == ROUND_LEARNED)) ||
-           (recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL_TOKEN);
+           kv_needs_ranges(&kv);
 }
 
 bool sweep_calibrates(const struct recipe *r)

@@ -278,7 +278,7 @@ static enum err put_general(struct gguf_plan *p, const struct export_job *j)
         TRY(put_string(p, "general.quantized_by", product));
     if (crc) /* which artifact this is */
         TRY(put_string(p, "wkvq.manifest_crc32", crc));
-    if (j->source->kv->target) /* the cache to serve it with */
+    if (j->carries_target) /* the cache to serve it with */
         TRY(put_string(p, "wkvq.kv_target", kv_target_name[j->source->kv->target]));
     TRY(gguf_key_u32(p->w, "general.file_type", file_type(main_type(p))));
     return gguf_key_u32(p->w, "general.quantization_version", QUANTIZATION_VERSION);
