@@ -27,17 +27,14 @@ void pack_rows(elem *dst, const struct tensor *x, int64_t t0, int64_t h, int64_t
 }
 
 /* With BF16 a word holds one channel of two neighbouring tokens, the even one low: the
- * instruction multiplies such pairs (vdpbf16ps). With F32 rows stay as they are. */
+ * instruction multiplies such pairs (vdpbf16ps, bfdot). With F32 rows stay as they are. */
 void pack_operands(uint32_t *dst, const elem *src, int64_t dp)
 {
 #if ATTN_PAIRS
     for (int64_t k = 0; k < TILE / 2; k++)
         for (int64_t c = 0; c < dp; c += VL) {
-            const elem *a = src + 2 * k * dp + c, *b = a + dp;
-            const __m512i lo = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)a));
-            const __m512i hi = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)b));
-            _mm512_storeu_si512(dst + k * dp + c,
-                                _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+            const elem *a = src + 2 * k * dp + c;
+            pairs_zip(dst + k * dp + c, a, a + dp);
         }
 #else
     memcpy(dst, src, (size_t)(TILE * dp) * sizeof(*dst));

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Products of tiles for attention: the inner loops. Compiled with ATTN_PAIRS=1 for
- * processors that multiply pairs of BF16 (AVX512-BF16), and with ATTN_PAIRS=0 for F32.
+ * processors that multiply pairs of BF16 (AVX512-BF16, BF16 of aarch64), and with
+ * ATTN_PAIRS=0 for F32.
  *
  * A product is C[M,N] += A[M,K] B[K,N]. A is stored by rows. B is stored as "operands": a
  * 32-bit word holds DEPTH consecutive k of one column (two BF16 or one F32).
@@ -36,6 +37,7 @@
 #define PAD 16
 
 #if ATTN_PAIRS
+#include "kernels/cpu/attn_pairs.h"
 typedef uint16_t elem;
 #define DEPTH 2
 #define ATTN_NAME(name) ISA_NAME(name##_pairs)
@@ -50,13 +52,10 @@ typedef float elem;
 #define BLOCK_VECS (VREGS == 32 ? 4 : 2)
 
 #if ATTN_PAIRS
-INLINE vf multiply_add(vf c, __m512i a, __m512i b)
-{
-    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
-}
-#define word_all(p) _mm512_set1_epi32((int)*(const uint32_t *)(p))
-#define word_load(p) _mm512_loadu_si512(p)
-typedef __m512i word_vec;
+#define multiply_add pairs_multiply_add
+#define word_all pairs_all
+#define word_load pairs_load
+typedef pairs word_vec;
 #else
 INLINE vf multiply_add(vf c, vf a, vf b)
 {
@@ -135,11 +134,7 @@ INLINE vf exp2_of(vf x)
 INLINE void put_operands(uint32_t *B, vf a, vf b)
 {
 #if ATTN_PAIRS
-    const __m512i mix =
-        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
-                         7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-    _mm512_storeu_si512(B, _mm512_permutexvar_epi16(mix, both));
+    pairs_put(B, a, b);
 #else
     vf_store((float *)B, a);
 #endif
@@ -149,7 +144,7 @@ INLINE void put_operands(uint32_t *B, vf a, vf b)
 INLINE void put_elems(elem *A, vf x)
 {
 #if ATTN_PAIRS
-    _mm256_storeu_si256((__m256i *)A, (__m256i)_mm512_cvtneps_pbh(x));
+    pairs_put_one(A, x);
 #else
     vf_store(A, x);
 #endif

@@ -59,8 +59,10 @@ void cpu_fill_avx2(struct dev_ops *o);
 void cpu_fill_avx512(struct dev_ops *o);
 void cpu_fill_avx512bf16(struct dev_ops *o);
 void cpu_fill_neon(struct dev_ops *o);
+void cpu_fill_neonbf16(struct dev_ops *o);
 /* Attention by products of BF16 pairs. */
 void cpu_fill_attn_pairs_avx512bf16(struct dev_ops *o);
+void cpu_fill_attn_pairs_neonbf16(struct dev_ops *o);
 
 #ifdef ISA
 void ISA_NAME(cpu_fill_elem)(struct dev_ops *o);

@@ -25,6 +25,7 @@ static const struct {
     [ISA_AVX512BF16] = {cpu_fill_avx512bf16, cpu_fill_attn_pairs_avx512bf16},
 #elif defined(__aarch64__)
     [ISA_NEON] = {cpu_fill_neon},
+    [ISA_NEONBF16] = {cpu_fill_neonbf16, cpu_fill_attn_pairs_neonbf16},
 #endif
 };
 

@@ -41,10 +41,12 @@ bool isa_supported(enum isa isa)
 #elif defined(__aarch64__)
 bool isa_supported(enum isa isa)
 {
-    const unsigned long has = getauxval(AT_HWCAP);
+    const unsigned long has = getauxval(AT_HWCAP), has2 = getauxval(AT_HWCAP2);
     switch (isa) {
     case ISA_NEONDOT:
         return has & HWCAP_ASIMDDP;
+    case ISA_NEONBF16:
+        return has2 & HWCAP2_BF16;
     default:
         return isa == ISA_PLAIN || isa == ISA_NEON;
     }
@@ -58,7 +60,7 @@ bool isa_supported(enum isa isa)
 
 const char *isa_text(enum isa isa)
 {
-    static const char *const text[N_ISAS] = {"plain",      "avx2", "avx512", "avx512vnni",
-                                             "avx512bf16", "neon", "neondot"};
+    static const char *const text[N_ISAS] = {"plain",      "avx2", "avx512",  "avx512vnni",
+                                             "avx512bf16", "neon", "neondot", "neonbf16"};
     return text[isa];
 }

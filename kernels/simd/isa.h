@@ -26,6 +26,7 @@ enum isa {
     ISA_AVX512BF16, /* products of pairs of BF16 */
     ISA_NEON,       /* any aarch64 */
     ISA_NEONDOT,    /* products of four 8-bit integers */
+    ISA_NEONBF16,   /* products of pairs of BF16 */
     N_ISAS
 };
 

@@ -50,11 +50,15 @@ static inline vf vf_load_bf16_n(const uint16_t *p, int64_t n)
 /* Rounds as bf16_from_f32(): ties to even, subnormals kept, NaN made quiet. */
 static inline void vf_store_bf16(uint16_t *p, vf x)
 {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    vst1_u16(p, vreinterpret_u16_bf16(vcvt_bf16_f32(x)));
+#else
     const uint32x4_t u = vreinterpretq_u32_f32(x);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
     const uint32x4_t even = vaddq_u32(vaddq_u32(u, odd), vdupq_n_u32(0x7fff));
     const uint32x4_t quiet = vorrq_u32(u, vdupq_n_u32(0x400000));
     vst1_u16(p, vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), even, quiet), 16));
+#endif
 }
 
 static inline void vf_store_bf16_n(uint16_t *p, vf x, int64_t n)

@@ -81,6 +81,20 @@ static void test_conversions(void **state)
     }
 }
 
+static void test_bf16_rounding(void **state)
+{
+    static const uint32_t special[] = {0x7fc00001, 0x7f800001, 0xffa12345, 0x7f800000,
+                                       0x7f7fffff, 0x00018000, 0x80007fff, 0x3f808000,
+                                       0x3f818000, 0x3f808001, 0x80000000, 0x00000001};
+    for (size_t i = 0; i < sizeof(special) / sizeof(*special); i++) {
+        const float f = f32_from_bits(special[i]);
+        uint16_t h[VL];
+        vf_store_bf16(h, vf_set1(f));
+        for (int l = 0; l < VL; l++)
+            assert_int_equal(h[l], bf16_from_f32(f));
+    }
+}
+
 static void test_masks(void **state)
 {
     for (int n = 0; n <= VL; n++) {
@@ -186,6 +200,7 @@ int main(void)
         cmocka_unit_test(test_partial_loads),
         cmocka_unit_test(test_partial_stores),
         cmocka_unit_test(test_conversions),
+        cmocka_unit_test(test_bf16_rounding),
         cmocka_unit_test(test_masks),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_code_tables),
