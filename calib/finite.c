@@ -23,9 +23,10 @@ enum err finite_weights(const struct block_weights *w, const struct arch *a,
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor x = block_weights_lin(w, a, l);
         const struct tensor b = block_weights_bias(w, a, l);
-        TRY(check_tensor(w, &x, src->lin[l].name, lin_module[l], block));
+        TRY(check_tensor(w, &x, src->lin[l].name, arch_lin_module(a, l), block));
         TRY(check_tensor(w, &b, src->bias[l].name, lin_module[l], block));
     }
+    TRY(check_tensor(w, &w->router, src->router.name, "router", block));
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         TRY(check_tensor(w, &w->norm[g], src->norm[g].name,
                          arch_norm_module(a, (enum norm_gain)g), block));

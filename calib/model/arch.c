@@ -133,9 +133,23 @@ static enum err check_factors(const struct arch *a)
     return OK;
 }
 
+static enum err check_experts(const struct arch *a)
+{
+    FAIL_IF(a->n_experts < 0 || a->n_experts > ARCH_MAX_EXPERTS, ERR_FORMAT,
+            "num_experts is %" PRId64 ", want 1 to %d", a->n_experts, ARCH_MAX_EXPERTS);
+    FAIL_IF(a->n_experts && (a->n_active < 1 || a->n_active > a->n_experts ||
+                             a->n_active > ARCH_MAX_ACTIVE),
+            ERR_FORMAT,
+            "num_experts_per_tok is %" PRId64
+            ", want 1 to %d and at most num_experts, %" PRId64,
+            a->n_active, ARCH_MAX_ACTIVE, a->n_experts);
+    return OK;
+}
+
 enum err arch_check(const struct arch *a)
 {
     TRY(check_dims(a));
+    TRY(check_experts(a));
     FAIL_IF(!(a->norm_eps > 0) || !(a->norm_eps < 1), ERR_FORMAT,
             "rms_norm_eps is %g, want a number between 0 and 1", (double)a->norm_eps);
     FAIL_IF(a->sliding_window < 0, ERR_FORMAT, "sliding_window is %" PRId64,
@@ -167,6 +181,34 @@ enum err arch_check_length(const struct arch *a, int64_t tokens)
     return OK;
 }
 
+static bool of_experts(const struct arch *a, int l)
+{
+    return a->n_experts && (l == LIN_GATE || l == LIN_UP || l == LIN_DOWN);
+}
+
+int64_t arch_stacked(const struct arch *a, int l)
+{
+    return of_experts(a, l) ? a->n_experts : 1;
+}
+
+int64_t arch_mlp_rows(const struct arch *a)
+{
+    return a->n_experts ? a->n_active : 1;
+}
+
+const char *arch_lin_module(const struct arch *a, int l)
+{
+    static const char *const stacked[] = {[LIN_GATE] = "mlp.experts.gate_proj",
+                                          [LIN_UP] = "mlp.experts.up_proj",
+                                          [LIN_DOWN] = "mlp.experts.down_proj"};
+    return of_experts(a, l) ? stacked[l] : lin_module[l];
+}
+
+const char *arch_router_module(const struct arch *a)
+{
+    return a->family == ARCH_MIXTRAL ? "block_sparse_moe.gate" : "mlp.gate";
+}
+
 int64_t arch_out(const struct arch *a, int l)
 {
     switch (l) {
@@ -177,7 +219,9 @@ int64_t arch_out(const struct arch *a, int l)
         return a->n_kv * a->head_dim;
     case LIN_GATE:
     case LIN_UP:
-        return a->d_ff;
+        return a->d_ff * arch_stacked(a, l);
+    case LIN_DOWN:
+        return a->d_model * arch_stacked(a, l);
     default:
         return a->d_model;
     }
@@ -303,6 +347,16 @@ int64_t arch_block_params(const struct arch *a)
     return n;
 }
 
+int64_t arch_token_params(const struct arch *a)
+{
+    int64_t n = 0;
+    for (int l = 0; l < N_LIN; l++) {
+        const int64_t all = arch_out(a, l) * arch_in(a, l), stacked = arch_stacked(a, l);
+        n += stacked > 1 ? all / stacked * a->n_active : all;
+    }
+    return n;
+}
+
 /* Llama 3: long wavelengths are scaled by factor and short ones are unchanged; between them
  * is a linear blend in turns = original / wavelength, the rotations over the original
  * context. A pair that never completes a turn has seen only a part of its angles in
@@ -419,7 +473,10 @@ const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,
     } field[] = {
         {"num_hidden_layers", a->n_layers, b->n_layers},
         {"hidden_size", a->d_model, b->d_model},
-        {"intermediate_size", a->d_ff, b->d_ff},
+        {a->n_experts ? "moe_intermediate_size" : "intermediate_size", a->d_ff, b->d_ff},
+        {"num_experts", a->n_experts, b->n_experts},
+        {"num_experts_per_tok", a->n_active, b->n_active},
+        {"norm_topk_prob", a->norm_active, b->norm_active},
         {"num_attention_heads", a->n_heads, b->n_heads},
         {"num_key_value_heads", a->n_kv, b->n_kv},
         {"head_dim", a->head_dim, b->head_dim},

@@ -20,7 +20,9 @@ enum arch_family {
     ARCH_SMOLLM3,
     ARCH_PHI3,
     ARCH_OLMO2,
-    ARCH_GEMMA3
+    ARCH_GEMMA3,
+    ARCH_QWEN3_MOE,
+    ARCH_MIXTRAL
 };
 /* Where attention and the MLP have their norms: before them, behind them, on what they add to the
  * residual stream, or both. */
@@ -40,6 +42,10 @@ extern const char *const rope_name[]; /* as config.json has them, by enum rope_k
 
 /* Pairs of channels, r / 2, for which a longrope can have factors. */
 #define ARCH_MAX_PAIRS 256
+
+/* Bounds of experts that keep every product of sizes in 63 bits. */
+#define ARCH_MAX_EXPERTS 1024
+#define ARCH_MAX_ACTIVE 64
 
 /* A set of layers. */
 #define ARCH_MAX_LAYERS 4096
@@ -61,12 +67,15 @@ struct arch {
     enum arch_family family;
     char model_type[16]; /* "llama", "mistral", ...: see hf_config.c */
     int64_t n_layers;
-    int64_t d_model;       /* D, hidden_size */
-    int64_t d_ff;          /* F, intermediate_size */
-    int64_t n_heads;       /* H */
-    int64_t n_kv;          /* K, divides H */
-    int64_t head_dim;      /* d, even; H*d may differ from D */
-    int64_t vocab;         /* V, rows of the embedding */
+    int64_t d_model;   /* D, hidden_size */
+    int64_t d_ff;      /* F, intermediate_size; of one expert, if there are several */
+    int64_t n_experts; /* E, MLPs of a layer among which a router chooses; 0: one for all */
+    int64_t n_active;  /* k, experts that it chooses for a token */
+    bool norm_active;  /* the chosen experts' weights are divided by their sum */
+    int64_t n_heads;   /* H */
+    int64_t n_kv;      /* K, divides H */
+    int64_t head_dim;  /* d, even; H*d may differ from D */
+    int64_t vocab;     /* V, rows of the embedding */
     int64_t max_positions; /* of longrope: those for which rope_short is */
     float norm_eps;
     double rope_theta;
@@ -105,9 +114,21 @@ enum err arch_check(const struct arch *a);
 /* Refuses (ERR_SUPPORT) a length beyond max_positions. The message has field and value. */
 enum err arch_check_length(const struct arch *a, int64_t tokens);
 
-/* Return the output and input features of projection l. */
+/* Return the output and input features of projection l. Those of the experts of a layer count as
+ * one with more rows: rows [e F, (e + 1) F) of gate and up, and [e D, (e + 1) D) of down, are
+ * expert e's. */
 int64_t arch_out(const struct arch *a, int l);
 int64_t arch_in(const struct arch *a, int l);
+/* Returns the module of projection l in artifacts: Hugging Face's name of it without the layer's
+ * "model.layers.N.", "mlp.experts.gate_proj" for those of all experts together. */
+const char *arch_lin_module(const struct arch *a, int l);
+/* Returns the module of the router as Hugging Face names it, as above: "mlp.gate". */
+const char *arch_router_module(const struct arch *a);
+/* Returns the experts of a layer whose projections l are one with more rows, 1 if there are
+ * none. */
+int64_t arch_stacked(const struct arch *a, int l);
+/* Returns how many rows of the MLP's activations a token has: k, or 1 without experts. */
+int64_t arch_mlp_rows(const struct arch *a);
 /* Returns true if projection l adds a bias. */
 bool arch_has_bias(const struct arch *a, int l);
 /* Returns the length of a norm's gain in layer b; 0 if that layer has no such norm. The final
@@ -118,8 +139,10 @@ int64_t arch_gains(const struct arch *a, int64_t b);
 /* Returns the module of a norm as Hugging Face names it, "input_layernorm", without the
  * layer's "model.layers.N.". Of GAIN_FINAL: "model.norm". */
 const char *arch_norm_module(const struct arch *a, enum norm_gain g);
-/* Returns the number of weights of the seven projections of one block. */
+/* Returns the number of weights of the seven projections of one block, and of those with which a
+ * token is multiplied. */
 int64_t arch_block_params(const struct arch *a);
+int64_t arch_token_params(const struct arch *a);
 
 /* Returns true if llama.cpp's graph of the family turns neighbouring channels of queries and
  * keys, 2 i and 2 i + 1, where ours turns i and i + d / 2: its channels are then interleaved. */

@@ -156,14 +156,16 @@ static struct block_acts acts_from(const struct block_acts *acts, const struct a
                                    int64_t first)
 {
     struct block_acts t = *acts;
-    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre, &t.kq,
-                                  &t.vq, &t.o,  &t.y1, &t.t1,      &t.h,   &t.n2,    &t.s2,
-                                  &t.gu, &t.m,  &t.y2, &t.t2,      &t.cos, &t.sin};
+    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre,
+                                  &t.kq, &t.vq, &t.o,  &t.y1,      &t.t1,  &t.h,
+                                  &t.n2, &t.s2, &t.y2, &t.t2,      &t.cos, &t.sin};
     t.T -= first;
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         *all[i] = from(*all[i], first);
     t.sq = from(t.sq, first * normed_vectors(a, a->n_heads));
     t.sk = from(t.sk, first * normed_vectors(a, a->n_kv));
+    t.gu = from(t.gu, first * arch_mlp_rows(a));
+    t.m = from(t.m, first * arch_mlp_rows(a));
     return t;
 }
 
@@ -232,7 +234,22 @@ static enum err mlp_input(struct block_acts *t, const struct arch *a,
     return dev_copy(t->dev, &t->n2, &t->h);
 }
 
-/* y = r Wdown (silu(Wgate n2) * (Wup n2)) of rows t, normalized if the norm stands behind. */
+/* y = Wdown (silu(Wgate n2) * (Wup n2)) of rows t. */
+static enum err one_mlp(struct block_acts *t, const struct arch *a,
+                        const struct block_weights *w, const struct block_kv *kv,
+                        const struct tensor *y)
+{
+    struct dev *d = t->dev;
+    TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
+    if (w->bgu.data)
+        TRY(dev_bias(d, &t->gu, &w->bgu));
+    TRY(dev_gate(d, a->gate, &t->m, &t->gu));
+    TRY(quantize_input(d, kv, &t->m, &t->m));
+    TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
+    return w->bdown.data ? dev_bias(d, y, &w->bdown) : OK;
+}
+
+/* y = r times the MLP of rows t, normalized if the norm stands behind. */
 static enum err mlp(struct block_acts *t, const struct arch *a,
                     const struct block_weights *w, const struct block_kv *kv,
                     const struct tensor *y)
@@ -240,14 +257,7 @@ static enum err mlp(struct block_acts *t, const struct arch *a,
     struct dev *d = t->dev;
     const struct tensor *raw = t->y2.data ? &t->y2 : y;
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
-    TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
-    if (w->bgu.data)
-        TRY(dev_bias(d, &t->gu, &w->bgu));
-    TRY(dev_gate(d, a->gate, &t->m, &t->gu));
-    TRY(quantize_input(d, kv, &t->m, &t->m));
-    TRY(dev_gemm(d, GEMM_NT, raw, &t->m, &w->wdown, false));
-    if (w->bdown.data)
-        TRY(dev_bias(d, raw, &w->bdown));
+    TRY((a->n_experts ? experts_forward : one_mlp)(t, a, w, kv, raw));
     TRY(norm_behind(d, a, y, &t->t2, raw, &w->norm[GAIN_MLP_OUT]));
     return block_scale(d, y, a->residual_scale);
 }

@@ -6,11 +6,26 @@
  *   out = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
  *
  * r is the architecture's residual_scale, 1 in most families. With NORMS_BEHIND, n1 = x and n2 = h,
- * and rmsnorm applies to what Wo and Wdown return. */
+ * and rmsnorm applies to what Wo and Wdown return. With experts, the MLP is the weighted sum of
+ * experts.c. */
 #ifndef WKVQ_BLOCK_H
 #define WKVQ_BLOCK_H
 
+#include "calib/model/route.h"
 #include "calib/model/weights.h"
+
+/* What a mixture of experts needs of T tokens and R = T k rows, a row for each expert that a token
+ * goes to, in the order of route.h. */
+struct expert_acts {
+    struct route route; /* host */
+    struct tensor x, y; /* [R,D] act: n2 of the rows' tokens, and what the experts return */
+    struct tensor logits;     /* [T,E] F32, of the router, or their gradients */
+    struct tensor dlogits;    /* [T,E] act */
+    struct tensor slot;       /* [T,k] I32, rows */
+    struct tensor token;      /* [R,1] I32 */
+    struct tensor weight;     /* [T,k] F32, or gradients of the weights */
+    struct tensor row_weight; /* [R,1] F32 */
+};
 
 /* Every activation that backward needs, sized once for T tokens in one allocation; act is
  * F32 or BF16. Backward overwrites them: one backward per forward. */
@@ -30,8 +45,9 @@ struct block_acts {
     struct tensor o, lse; /* [T,H*d] act, [H,T] */
     struct tensor y1, t1; /* [T,D] act, [T]: Wo o; only with a norm behind attention */
     struct tensor h, n2, s2; /* [T,D] F32, [T,D] act, [T] */
-    struct tensor gu, m;     /* [T,2F] act, [T,F] act */
-    struct tensor y2, t2;    /* [T,D] act, [T]: Wdown m; only with a norm behind the MLP */
+    struct tensor gu, m;     /* [T,2F] act, [T,F] act; with experts R rows */
+    struct expert_acts experts;
+    struct tensor y2, t2; /* [T,D] act, [T]: Wdown m; only with a norm behind the MLP */
     /* [T,arch_rope_columns] F32, shared by all blocks of a run: borrowed views, set by the
      * caller after block_acts_alloc */
     struct tensor cos, sin;

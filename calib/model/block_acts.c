@@ -2,7 +2,6 @@
  *
  * Memory of a block's forward and backward: one layout each, allocated at once. */
 #include "calib/model/block_scratch.h"
-#include "calib/model/carve.h"
 
 #include <inttypes.h>
 
@@ -43,8 +42,9 @@ static void acts_layout(struct block_acts *x, struct carve *c, const struct arch
     x->h = carve_2d(c, DT_F32, T, D);
     x->n2 = carve_2d(c, x->act, T, D);
     x->s2 = carve_1d(c, DT_F32, T);
-    x->gu = carve_2d(c, x->act, T, 2 * F);
-    x->m = carve_2d(c, x->act, T, F);
+    x->gu = carve_2d(c, x->act, T * arch_mlp_rows(a), 2 * F);
+    x->m = carve_2d(c, x->act, T * arch_mlp_rows(a), F);
+    experts_layout(&x->experts, c, a, T, x->act);
 }
 
 size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool quantized)
@@ -74,14 +74,19 @@ enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct a
     TRY(dev_alloc(d, &fresh.memory, c.used));
     c = (struct carve){.base = fresh.memory};
     acts_layout(&fresh, &c, a, want);
-    *acts = fresh;
-    return OK;
+    const enum err err = a->n_experts ? route_alloc(&fresh.experts.route, a, T) : OK;
+    if (err)
+        dev_free(d, fresh.memory);
+    else
+        *acts = fresh;
+    return err;
 }
 
 void block_acts_free(struct block_acts *acts)
 {
     if (acts->dev)
         dev_free(acts->dev, acts->memory);
+    route_free(&acts->experts.route);
     *acts = (struct block_acts){0};
 }
 
@@ -90,15 +95,19 @@ void block_acts_free(struct block_acts *acts)
 static void scratch_layout(struct block_scratch *s, struct carve *c, const struct arch *a,
                            int64_t T, enum dtype act)
 {
-    const int64_t d = a->head_dim, H = a->n_heads, K = a->n_kv;
-    const int64_t wide = a->d_ff > H * d ? a->d_ff : H * d;
+    const int64_t d = a->head_dim, H = a->n_heads, K = a->n_kv, k = arch_mlp_rows(a);
+    const int64_t wide = k * a->d_ff > H * d ? k * a->d_ff : H * d;
     s->y = carve_2d(c, act, T, a->d_model);
     const struct tensor w = carve_2d(c, act, T, wide);
-    s->dm = tensor_2d(w.data, act, T, a->d_ff);
+    s->dm = tensor_2d(w.data, act, T * k, a->d_ff);
     s->d_o = tensor_2d(w.data, act, T, H * d);
     s->dqkv = carve_2d(c, act, T, (H + 2 * K) * d);
     s->dkq = carve_2d(c, act, T, K * d);
     s->dvq = carve_2d(c, act, T, K * d);
+    if (!a->n_experts)
+        return;
+    s->dx = carve_2d(c, DT_F32, T * k, a->d_model);
+    s->dn = carve_2d(c, DT_F32, T, a->d_model);
 }
 
 size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act)

@@ -81,21 +81,29 @@ static struct normed after_mlp(const struct block_acts *x)
     return (struct normed){GAIN_MLP_OUT, &x->y2, &x->t2};
 }
 
-/* dh += the MLP's share, out = h + r Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
+/* s->y = the gradient of n2 from dy, that of Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
+static enum err one_mlp_bwd(struct block_acts *x, struct block_scratch *s,
+                            const struct arch *a, const struct block_weights *w,
+                            const struct block_grads *g, const struct tensor *dy)
+{
+    struct dev *d = x->dev;
+    TRY(weight_grad(d, g ? &g->dwdown : NULL, dy, &x->m));
+    TRY(dev_gemm(d, GEMM_NN, &s->dm, dy, &w->wdown, false));
+    TRY(dev_gate_bwd(d, a->gate, &x->gu, &s->dm, &x->gu));
+    TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
+    return dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false);
+}
+
+/* dh += the MLP's share, out = h + r MLP(n2). */
 static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const struct arch *a,
                         const struct block_weights *w, const struct block_grads *g,
                         const struct tensor *dh)
 {
-    struct dev *d = x->dev;
+    const struct normed before = {GAIN_MLP, &x->h, &x->s2};
     struct tensor dy;
     TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), dh));
-    TRY(weight_grad(d, g ? &g->dwdown : NULL, &dy, &x->m));
-    TRY(dev_gemm(d, GEMM_NN, &s->dm, &dy, &w->wdown, false));
-    TRY(dev_gate_bwd(d, a->gate, &x->gu, &s->dm, &x->gu));
-    TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
-    TRY(dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false)); /* dn2 */
-    const struct normed before = {GAIN_MLP, &x->h, &x->s2};
-    return input_bwd(d, w, g, before, dh, &s->y);
+    TRY((a->n_experts ? experts_bwd : one_mlp_bwd)(x, s, a, w, g, &dy));
+    return input_bwd(x->dev, w, g, before, dh, a->n_experts ? &s->dn : &s->y);
 }
 
 /* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */

@@ -6,6 +6,7 @@
 #define WKVQ_BLOCK_SCRATCH_H
 
 #include "calib/model/block.h"
+#include "calib/model/carve.h"
 #include "kernels/dev_engine.h"
 
 /* Buffers live only inside one call, so a few of them serve several purposes in turn. */
@@ -14,6 +15,7 @@ struct block_scratch {
     void *memory;
     struct tensor y;        /* [T,D] act: a sum's summand, or its gradient */
     struct tensor dm, d_o;  /* [T,F], [T,H*d] act: one memory, dm is done before d_o */
+    struct tensor dx, dn;   /* [R,D], [T,D] F32: only with experts; dm then has R rows */
     struct tensor dqkv;     /* [T,(H+2K)d] act */
     struct tensor dkq, dvq; /* [T,K*d] act */
 };
@@ -139,6 +141,22 @@ static inline enum err apply_rope(const struct block_acts *x, const struct arch 
  * y may be x. */
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
                         const struct tensor *x);
+/* --- experts.c ---------------------------------------------------------------------- */
+
+/* Places what a mixture of experts needs of T tokens; nothing without experts. */
+void experts_layout(struct expert_acts *e, struct carve *c, const struct arch *a, int64_t T,
+                    enum dtype act);
+/* y [T,D] act = the weighted sum of the experts, from x->n2. */
+enum err experts_forward(struct block_acts *x, const struct arch *a,
+                         const struct block_weights *w, const struct block_kv *kv,
+                         const struct tensor *y);
+/* s->dn = the gradient of n2 from dy [T,D], through the experts and the router's weights; which
+ * experts were chosen is constant. With g also the gradients of weights, 0 for an expert that no
+ * token went to. */
+enum err experts_bwd(struct block_acts *x, struct block_scratch *s, const struct arch *a,
+                     const struct block_weights *w, const struct block_grads *g,
+                     const struct tensor *dy);
+
 /* *in = input of wo: o itself, which backward of attention needs unchanged, or o quantized,
  * in s->d_o. */
 enum err output_input(struct tensor *in, struct block_acts *x, struct block_scratch *s,

@@ -11,12 +11,14 @@
 static void layout(struct block_weights *w, struct carve *c, const struct arch *a,
                    enum dtype act)
 {
-    const int64_t D = a->d_model, F = a->d_ff, d = a->head_dim;
+    const int64_t D = a->d_model, F = arch_out(a, LIN_GATE), d = a->head_dim;
     const int64_t heads = a->n_heads + 2 * a->n_kv;
     w->wqkv = carve_2d(c, act, heads * d, D);
     w->wo = carve_2d(c, act, D, a->n_heads * d);
     w->wgu = carve_2d(c, act, 2 * F, D);
-    w->wdown = carve_2d(c, act, D, F);
+    w->wdown = carve_2d(c, act, arch_out(a, LIN_DOWN), a->d_ff);
+    if (a->n_experts)
+        w->router = carve_2d(c, act, a->n_experts, D);
     if (a->qkv_bias)
         w->bqkv = carve_1d(c, DT_F32, heads * d);
     if (a->o_bias)
@@ -71,9 +73,9 @@ struct tensor block_weights_lin(const struct block_weights *w, const struct arch
     case LIN_O:
         return w->wo;
     case LIN_GATE:
-        return tensor_rows(w->wgu, 0, a->d_ff);
+        return tensor_rows(w->wgu, 0, arch_out(a, LIN_GATE));
     case LIN_UP:
-        return tensor_rows(w->wgu, a->d_ff, a->d_ff);
+        return tensor_rows(w->wgu, arch_out(a, LIN_GATE), arch_out(a, LIN_UP));
     default:
         return w->wdown;
     }
@@ -115,13 +117,21 @@ enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows
                         int64_t cols)
 {
     const char *name = m->name ? m->name : what;
-    FAIL_IF(!m->data, ERR_FORMAT, "%s: tensor is missing", name);
+    FAIL_IF(!host_mat_given(m), ERR_FORMAT, "%s: tensor is missing", name);
     FAIL_IF(m->dtype != DT_F32 && m->dtype != DT_F16 && m->dtype != DT_BF16, ERR_FORMAT,
             "%s: type %s, want F32, F16 or BF16", name, dtype_name(m->dtype));
     FAIL_IF(m->rows != rows || m->cols != cols, ERR_FORMAT,
             "%s: shape [%" PRId64 ", %" PRId64 "], want [%" PRId64 ", %" PRId64 "]", name,
             m->rows, m->cols, rows, cols);
     return OK;
+}
+
+const void *host_mat_row(const struct host_mat *m, int64_t r)
+{
+    const size_t bytes = (size_t)m->cols * dtype_bytes(m->dtype);
+    if (m->data)
+        return (const char *)m->data + (size_t)r * bytes;
+    return (const char *)m->part[r / m->part_rows] + (size_t)(r % m->part_rows) * bytes;
 }
 
 static enum err upload_part(struct dev *d, const struct tensor *dst,
@@ -136,8 +146,23 @@ static enum err upload_part(struct dev *d, const struct tensor *dst,
     return dev_upload(d, (char *)dst->data + (size_t)first * to, stage, (size_t)n * to);
 }
 
+/* Uploads part by part. */
+static enum err upload_parts(struct dev *d, const struct tensor *dst,
+                             const struct host_mat *m)
+{
+    for (int64_t r = 0; r < m->rows; r += m->part_rows) {
+        const struct tensor to = tensor_rows(*dst, r, m->part_rows);
+        const struct host_mat part = {
+            host_mat_row(m, r), m->dtype, m->part_rows, m->cols, m->name, NULL, 0};
+        TRY(host_mat_upload(d, &to, &part));
+    }
+    return OK;
+}
+
 enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct host_mat *m)
 {
+    if (!m->data)
+        return upload_parts(d, dst, m);
     const int64_t n = tensor_count(dst);
     const int64_t step = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
     void *stage = NULL;
@@ -213,8 +238,13 @@ enum err block_weights_load(struct block_weights *w, const struct arch *a, int64
     w->layer = layer;
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor dst = block_weights_lin(w, a, l);
-        TRY(host_mat_check(&src->lin[l], lin_module[l], arch_out(a, l), arch_in(a, l)));
+        TRY(host_mat_check(&src->lin[l], arch_lin_module(a, l), arch_out(a, l),
+                           arch_in(a, l)));
         TRY(host_mat_upload(w->dev, &dst, &src->lin[l]));
+    }
+    if (a->n_experts) {
+        TRY(host_mat_check(&src->router, "router", a->n_experts, a->d_model));
+        TRY(host_mat_upload(w->dev, &w->router, &src->router));
     }
     TRY(load_biases(w, a, src));
     for (int g = 0; g < N_BLOCK_GAINS; g++)

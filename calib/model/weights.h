@@ -14,7 +14,19 @@ struct host_mat {
     enum dtype dtype;
     int64_t rows, cols; /* vectors: rows = n, cols = 1 */
     const char *name;   /* tensor name, for messages; borrowed */
+    /* If data is NULL: rows that lie in several places, rows / part_rows parts of part_rows rows
+     * each, as the experts of a layer do; borrowed. */
+    const void *const *part;
+    int64_t part_rows;
 };
+
+/* Returns true if m has values, in one place or in parts. */
+static inline bool host_mat_given(const struct host_mat *m)
+{
+    return m->data || m->part;
+}
+/* Returns row r of m. The rows up to the end of its part follow it. */
+const void *host_mat_row(const struct host_mat *m, int64_t r);
 
 /* Returns ERR_FORMAT unless m has data, one of the types above, and shape [rows, cols]. The
  * message names m->name, or `what` if that is NULL. */
@@ -26,6 +38,7 @@ enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct h
 struct block_src {
     struct host_mat norm[N_BLOCK_GAINS]; /* by enum norm_gain; as arch_gain says */
     struct host_mat lin[N_LIN];          /* [out, in] */
+    struct host_mat router;              /* [E, D]; data NULL without experts */
     struct host_mat bias[N_LIN];         /* [out]; as arch_has_bias says */
     /* Scales and zeros of a projection that the checkpoint stores quantized; lin then has the
      * values (q - z) h in F32, from which the codes follow. Borrowed like lin. NULL: none. */
@@ -75,12 +88,13 @@ static inline const struct model_source *source_full(const struct model_source *
 
 /* One block on a device, with all weights that forward and backward need. Rows of q, k and
  * v are stacked in wqkv [(H+2K)d, D], and gate over up in wgu [2F, D], for fewer, larger
- * products. */
+ * products. Of experts, wgu is [2EF, D] and wdown [ED, F]. */
 struct block_weights {
     struct dev *dev;
     int64_t layer;                      /* whose weights these are */
     void *memory;                       /* one allocation */
     struct tensor wqkv, wo, wgu, wdown; /* act type */
+    struct tensor router;               /* [E,D] act type; data NULL without experts */
     struct tensor norm[N_BLOCK_GAINS];  /* F32, by enum norm_gain; data NULL if none */
     struct tensor bqkv, bo, bgu, bdown; /* F32, stacked as the weights; data NULL if none */
 };

@@ -65,6 +65,9 @@ static void draw_block(struct fixture *f, struct rng *r, struct block_src *b)
         if (arch_has_bias(a, l))
             b->bias[l] = draw_mat(f, r, arch_out(a, l), 1, 0.3, 0);
     draw_norms(f, r, b, GAIN_Q, N_BLOCK_GAINS);
+    if (a->n_experts)
+        b->router =
+            draw_mat(f, r, a->n_experts, a->d_model, 1.5 / sqrt((double)a->d_model), 0);
 }
 
 static enum err fixture_block(void *ctx, int64_t i, struct block_src *out)
