@@ -81,6 +81,10 @@ int64_t calib_eval_samples(const struct calib_settings *s);
 /* Returns the steps of an epoch: samples / batch, rounded up. */
 int64_t calib_epoch_steps(const struct calib_settings *s);
 
+/* Refuses settings that do not go with a mixture of experts: weights.method gptq and
+ * weights.init search. ERR_SUPPORT. */
+enum err calib_check_experts(const struct arch *a, const struct calib_settings *s);
+
 /* Statistics of one block. Losses are means of the loss that training minimizes over the
  * first calib_eval_samples() samples. */
 struct calib_block_stats {
@@ -89,6 +93,7 @@ struct calib_block_stats {
     int64_t best_epoch;                      /* 0: no epoch was better than the start */
     int64_t n_epochs;                        /* entries of epoch_loss */
     double epoch_loss[CALIB_EPOCHS_MAX + 1]; /* after each epoch */
+    bool unreached[ARCH_MAX_EXPERTS]; /* experts without a gradient: rounded to nearest */
     double seconds, seconds_gemm; /* over all runs that worked on it, resumed ones too */
 };
 

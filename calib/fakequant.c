@@ -131,8 +131,8 @@ static void place_clip(struct fakequant *f, struct carve *c)
     const int64_t d = a->head_dim, heads = a->n_heads + 2 * a->n_kv;
     f->grads.dwqkv = carve_2d(c, DT_F32, heads * d, a->d_model);
     f->grads.dwo = carve_2d(c, DT_F32, a->d_model, a->n_heads * d);
-    f->grads.dwgu = carve_2d(c, DT_F32, 2 * a->d_ff, a->d_model);
-    f->grads.dwdown = carve_2d(c, DT_F32, a->d_model, a->d_ff);
+    f->grads.dwgu = carve_2d(c, DT_F32, 2 * arch_out(a, LIN_GATE), a->d_model);
+    f->grads.dwdown = carve_2d(c, DT_F32, arch_out(a, LIN_DOWN), a->d_ff);
 }
 
 /* Places s, log s and delta; log s and delta are part of p where they learn. */
@@ -245,6 +245,7 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
                         const struct calib_settings *s)
 {
     *f = (struct fakequant){.dev = d};
+    TRY(calib_check_experts(a, s));
     plan_kinds(f, a, s);
     const size_t bytes = most_bytes(f);
     if (bytes)
@@ -500,7 +501,7 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
         if (!packs(f, l))
             continue;
         const struct tensor dw = lin_grad(f, l);
-        TRY(check(f, &dw, "weight", lin_module[l], name, bytes, bad));
+        TRY(check(f, &dw, "weight", arch_lin_module(f->arch, l), name, bytes, bad));
     }
     if (!f->n || *bad)
         return OK;
@@ -508,8 +509,10 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
     if (finite)
         return OK;
     for (int l = 0; l < N_LIN; l++) {
-        TRY(check(f, &f->da[l], "upper clipping", lin_module[l], name, bytes, bad));
-        TRY(check(f, &f->db[l], "lower clipping", lin_module[l], name, bytes, bad));
+        TRY(check(f, &f->da[l], "upper clipping", arch_lin_module(f->arch, l), name, bytes,
+                  bad));
+        TRY(check(f, &f->db[l], "lower clipping", arch_lin_module(f->arch, l), name, bytes,
+                  bad));
     }
     TRY(check(f, &f->grads.k_dls, "smoothing", "keys", name, bytes, bad));
     TRY(check(f, &f->grads.v_dls, "smoothing", "values", name, bytes, bad));

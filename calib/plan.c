@@ -45,6 +45,21 @@ bool calib_searches_kv(const struct calib_settings *s)
            kv_quantizes(&s->kv);
 }
 
+enum err calib_check_experts(const struct arch *a, const struct calib_settings *s)
+{
+    const bool gptq = s->weights.method == WEIGHT_GPTQ;
+    FAIL_IF(
+        a->n_experts && gptq, ERR_SUPPORT,
+        "weights.method is gptq, which is not supported for a mixture of experts; set it "
+        "to lwc or rtn");
+    FAIL_IF(
+        a->n_experts && s->weights.method == WEIGHT_LWC && s->weights_init == INIT_SEARCH,
+        ERR_SUPPORT,
+        "weights.init is search, which is not supported for a mixture of experts; set it "
+        "to paper");
+    return OK;
+}
+
 /* Returns the flops of causal attention forward: two products over T (T + 1) / 2 pairs of
  * tokens, d wide. */
 static double attention_flops(const struct arch *a, double T)
@@ -54,7 +69,7 @@ static double attention_flops(const struct arch *a, double T)
 
 static double linear_flops(const struct arch *a, double T)
 {
-    return 2 * T * (double)arch_block_params(a);
+    return 2 * T * (double)arch_token_params(a);
 }
 
 /* Returns the flops of a training step through the block in work and n blocks after it. The

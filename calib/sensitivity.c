@@ -444,6 +444,9 @@ enum err sensitivity_measure(struct sensitivity *s, struct dev *d, const struct 
                                     .block = visit_block,
                                     .stop = visit_stop};
     const size_t layers = (size_t)a->n_layers;
+    FAIL_IF(a->n_experts, ERR_SUPPORT,
+            "the sensitivity of projections is not measured for a mixture of experts; set "
+            "weights.mixed by hand");
     TRY(mem_calloc(&s->weight, layers * N_LIN * (size_t)s->n_weight, sizeof(*s->weight)));
     TRY(mem_calloc(&s->kv, layers * 2 * (size_t)s->n_kv, sizeof(*s->kv)));
     enum err err = open_measure(&m);

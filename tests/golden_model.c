@@ -8,16 +8,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const golden_name[] = {
-    "llama1_mha",   "llama2_gqa",      "llama3_rope",  "llama3_rope_old",
-    "linear_rope",  "mistral",         "qwen2",        "qwen3",
-    "llama_bias",   "llama_tied_bf16", "llama_f16",    "llama_mlp_bias",
-    "yarn",         "yarn_attention",  "yarn_mscale",  "dynamic_rope",
-    "tied_twice",   "tied_head_only",  "llama_base",   "granite",
-    "granite_bias", "mistral_window",  "qwen2_window", "qwen3_window",
-    "smollm3",      "smollm3_window",  "phi3",         "phi3_longrope",
-    "phi4_mini",    "olmo2",           "olmo2_bias",   "gemma3",
-    "gemma3_old"};
+const char *const golden_name[] = {"llama1_mha",
+                                   "llama2_gqa",
+                                   "llama3_rope",
+                                   "llama3_rope_old",
+                                   "linear_rope",
+                                   "mistral",
+                                   "qwen2",
+                                   "qwen3",
+                                   "llama_bias",
+                                   "llama_tied_bf16",
+                                   "llama_f16",
+                                   "llama_mlp_bias",
+                                   "yarn",
+                                   "yarn_attention",
+                                   "yarn_mscale",
+                                   "dynamic_rope",
+                                   "tied_twice",
+                                   "tied_head_only",
+                                   "llama_base",
+                                   "granite",
+                                   "granite_bias",
+                                   "mistral_window",
+                                   "qwen2_window",
+                                   "qwen3_window",
+                                   "smollm3",
+                                   "smollm3_window",
+                                   "phi3",
+                                   "phi3_longrope",
+                                   "phi4_mini",
+                                   "olmo2",
+                                   "olmo2_bias",
+                                   "gemma3",
+                                   "gemma3_old",
+                                   "qwen3_moe",
+                                   "qwen3_moe_plain",
+                                   "mixtral"};
 const int golden_count = ARRAY_LEN(golden_name);
 
 enum err golden_open(struct golden *g, const char *name)

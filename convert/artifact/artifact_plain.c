@@ -17,6 +17,7 @@ static enum err bind_block(struct artifact *a, const struct model_source *src, i
                                .v_scale = a->channels,
                                .v_shift = a->channels + channels};
     memcpy(b->norm, s.norm, sizeof(b->norm));
+    b->router = s.router;
     for (int l = 0; l < N_LIN; l++)
         b->lin[l] = (struct packed_linear){.out = arch_out(&a->arch, l),
                                            .in = arch_in(&a->arch, l),

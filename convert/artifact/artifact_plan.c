@@ -33,10 +33,10 @@ static bool is_weight_of(const char *name, const char *module)
 }
 
 /* Returns the projection whose weight is named, or -1. */
-static int linear_of(const char *rest)
+static int linear_of(const struct arch *a, const char *rest)
 {
     for (int i = 0; i < N_LIN; i++)
-        if (is_weight_of(rest, lin_module[i]))
+        if (is_weight_of(rest, arch_lin_module(a, i)))
             return i;
     return -1;
 }
@@ -158,7 +158,7 @@ static enum err add_source_tensor(struct out_plan *p, const struct arch *a,
 {
     const char *rest = "";
     const int64_t layer = layer_of(src->name, &rest);
-    const int lin = layer >= 0 && layer < a->n_layers ? linear_of(rest) : -1;
+    const int lin = layer >= 0 && layer < a->n_layers ? linear_of(a, rest) : -1;
     if (a->tied && !strcmp(src->name, "lm_head.weight"))
         return OK;
     const int gain =

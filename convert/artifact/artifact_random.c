@@ -114,6 +114,8 @@ static void lay_out(struct artifact *a, struct parts *p)
         for (int l = 0; l < N_LIN; l++)
             b.lin[l] = random_linear(p, arch_out(m, l), arch_in(m, l),
                                      weight_format(&a->weights, i, l));
+        if (m->n_experts)
+            b.router = random_f16(p, m->n_experts, m->d_model);
         for (int g = 0; g < N_BLOCK_GAINS; g++) {
             const int64_t n = arch_gain(m, i, (enum norm_gain)g);
             if (n)

@@ -97,11 +97,6 @@ bool quant_row_codes(uint8_t *codes, const float *w, const uint16_t *scales,
     return true;
 }
 
-static const uint8_t *row_of(const struct host_mat *m, int64_t r)
-{
-    return (const uint8_t *)m->data + (size_t)r * (size_t)m->cols * dtype_bytes(m->dtype);
-}
-
 static enum err not_finite(const struct host_mat *m, int64_t r)
 {
     FAIL(ERR_FORMAT, "%s: row %" PRId64 " holds a value that is not finite", m->name, r);
@@ -122,7 +117,7 @@ static void rtn_rows(void *ctx, int64_t chunk, int thread)
     const int64_t end = begin + RTN_ROWS < k->m->rows ? begin + RTN_ROWS : k->m->rows;
     float *row = k->row + thread * n;
     for (int64_t r = begin; r < end; r++) {
-        host_to_f32(row, row_of(k->m, r), k->m->dtype, n);
+        host_to_f32(row, host_mat_row(k->m, r), k->m->dtype, n);
         if (!quant_row_rtn(k->q->scales + r * k->q->groups, k->q->zeros + r * k->q->groups,
                            row, n, k->q->format))
             atomic_store(&k->bad, r);

@@ -344,12 +344,28 @@ static void unpack_row(float *w, const struct packed_linear *p, int64_t r)
 
 void packed_linear_unpack_row(float *w, const struct packed_linear *p, int64_t row)
 {
-    const size_t row_bytes = (size_t)p->in * dtype_bytes(p->w.dtype);
     if (p->bits == 16)
-        host_to_f32(w, (const uint8_t *)p->w.data + (size_t)row * row_bytes, p->w.dtype,
-                    p->in);
+        host_to_f32(w, host_mat_row(&p->w, row), p->w.dtype, p->in);
     else
         unpack_row(w, p, row);
+}
+
+struct packed_linear packed_linear_rows(const struct packed_linear *p, int64_t first,
+                                        int64_t n)
+{
+    struct packed_linear rows = *p;
+    rows.out = n;
+    rows.bias = (struct host_mat){0};
+    if (p->bits == 16) {
+        rows.w.data = host_mat_row(&p->w, first);
+        rows.w.part = NULL;
+        rows.w.rows = n;
+        return rows;
+    }
+    rows.qweight += first * bitpack_bytes(p->in, p->bits);
+    rows.scales += 2 * first * p->groups;
+    rows.zeros += first * bitpack_bytes(p->groups, p->bits);
+    return rows;
 }
 
 void packed_linear_unpack(float *w, const struct packed_linear *p)
@@ -392,6 +408,7 @@ static enum err source_block(void *ctx, int64_t i, struct block_src *out)
     struct block_src s = {0};
     TRY(unpack_block(a, i));
     memcpy(s.norm, b->norm, sizeof(s.norm));
+    s.router = b->router;
     const float *w = a->unpacked[i];
     for (int l = 0; l < N_LIN; w += unpacked_count(b, l), l++) {
         s.lin[l] = b->lin[l].w;

@@ -25,6 +25,7 @@ struct packed_linear {
 struct packed_block {
     struct packed_linear lin[N_LIN];
     struct host_mat norm[N_BLOCK_GAINS]; /* by enum norm_gain; data NULL: none */
+    struct host_mat router;              /* [E][D]; data NULL without experts */
     const float *k_scale, *k_shift, *v_scale, *v_shift; /* [K*d], owned by the artifact */
 };
 
@@ -68,6 +69,9 @@ enum err artifact_block_quant(struct block_quant *out, const struct artifact *a,
 /* w [out][in], or [in] of one row = the dequantized weight, F32. */
 void packed_linear_unpack(float *w, const struct packed_linear *p);
 void packed_linear_unpack_row(float *w, const struct packed_linear *p, int64_t row);
+/* Returns rows [first, first + n) of p without their bias, as views; inside one part of w. */
+struct packed_linear packed_linear_rows(const struct packed_linear *p, int64_t first,
+                                        int64_t n);
 /* Returns the bytes of its tensors, without the bias. */
 uint64_t packed_linear_bytes(const struct packed_linear *p);
 /* Returns a source of the dequantized weights (F32), on which the simulation can run

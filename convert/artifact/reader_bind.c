@@ -151,7 +151,7 @@ static enum err bind_matrix(struct packed_linear *l, struct place p, int64_t out
 static enum err bind_linear(struct artifact *a, int64_t layer, int lin)
 {
     struct packed_linear *l = &a->block[layer].lin[lin];
-    struct place p = {a, layer, lin_module[lin], ".bias"};
+    struct place p = {a, layer, arch_lin_module(&a->arch, lin), ".bias"};
     TRY(bind_matrix(l, p, arch_out(&a->arch, lin), arch_in(&a->arch, lin),
                     weight_format(&a->weights, layer, lin)));
     return arch_has_bias(&a->arch, lin) ? need_plain(&l->bias, &p, l->out, 0) : OK;
@@ -216,6 +216,9 @@ static enum err bind_block(struct artifact *a, int64_t layer)
         if (n)
             TRY(need_plain(&b->norm[g], &p, n, 0));
     }
+    const struct place router = {a, layer, arch_router_module(&a->arch), ".weight"};
+    if (a->arch.n_experts)
+        TRY(need_plain(&b->router, &router, a->arch.n_experts, a->arch.d_model));
     return bind_cache(a, layer);
 }
 

@@ -207,10 +207,30 @@ static enum err carried_bytes(const uint8_t **out, struct writer *w,
     return OK;
 }
 
+/* Copies the weights of all experts of a layer, one after the other. */
+static enum err write_experts(struct writer *w, struct st_writer *f,
+                              const struct out_tensor *t)
+{
+    TRY(load_block(w, t->layer));
+    for (int l = 0; l < N_LIN; l++) {
+        const struct host_mat *m = &w->src.lin[l];
+        if (!m->part || strcmp(m->name, t->name))
+            continue;
+        const size_t bytes = t->bytes / (size_t)(m->rows / m->part_rows);
+        for (int64_t r = 0; r < m->rows; r += m->part_rows) {
+            TRY(st_write(f, host_mat_row(m, r), bytes));
+            report(w, bytes);
+        }
+    }
+    return OK;
+}
+
 static enum err write_carried(struct writer *w, struct st_writer *f,
                               const struct out_tensor *t)
 {
     const uint8_t *data;
+    if (!t->src->data)
+        return write_experts(w, f, t);
     TRY(carried_bytes(&data, w, t));
     for (size_t at = 0; at < t->bytes;) {
         const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
@@ -246,10 +266,7 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
             bitpack_row(p->w->packed + i * p->row_bytes, p->q->codes + r * n, n, bits);
             continue;
         }
-        host_to_f32(row,
-                    (const uint8_t *)p->m->data +
-                        (size_t)r * (size_t)n * dtype_bytes(p->m->dtype),
-                    p->m->dtype, n);
+        host_to_f32(row, host_mat_row(p->m, r), p->m->dtype, n);
         if (!quant_row_codes(codes, row, p->q->scales + r * p->q->groups,
                              p->q->zeros + r * p->q->groups, n, bits,
                              p->q->format.group_size))

@@ -2,6 +2,7 @@
  *
  * Finds and checks all weights of a Hugging Face model directory when the model is
  * opened. */
+#include "convert/checkpoint/hf_experts.h"
 #include "convert/checkpoint/hf_files.h"
 #include "convert/checkpoint/hf_fold.h"
 #include "convert/checkpoint/hf_fused.h"
@@ -21,6 +22,7 @@ struct hf_model {
     struct arch arch;
     char *dir;
     struct hf_files files;
+    struct hf_experts experts;
     struct block_src *block; /* [n_layers] */
     struct host_mat embed, norm, head;
     bool *taken; /* [files.n_places], by name: the architecture uses the tensor */
@@ -77,14 +79,14 @@ static enum err check_tensor(const struct st_tensor *t, const char *where, struc
 static enum err take(struct host_mat *out, struct hf_model *m, const char *name,
                      struct side rows, struct side cols)
 {
-    const struct hf_place *p = hf_files_find(&m->files, name);
-    FAIL_IF(!p, ERR_NOT_FOUND,
-            "%s/%s: tensor %s is missing; a \"%s\" model of %" PRId64
-            " layers needs it (config.json: num_hidden_layers)",
-            m->dir, m->files.entry, name, m->arch.model_type, m->arch.n_layers);
+    const struct hf_place *p;
+    TRY(hf_files_need(&p, &m->files, name, m->dir, &m->arch));
     TRY(check_tensor(p->t, st_path(m->files.file[p->file]), rows, cols));
-    *out = (struct host_mat){p->t->data, p->t->dtype, rows.n, cols.field ? cols.n : 1,
-                             p->t->name};
+    *out = (struct host_mat){.data = p->t->data,
+                             .dtype = p->t->dtype,
+                             .rows = rows.n,
+                             .cols = cols.field ? cols.n : 1,
+                             .name = p->t->name};
     m->taken[p - m->files.by_name] = true;
     return OK;
 }
@@ -115,8 +117,10 @@ static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, 
 {
     const struct arch *a = &m->arch;
     char name[96];
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i, lin_module[l]);
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
+             arch_lin_module(a, l));
     TRY(take(&b->lin[l], m, name, out_side(a, l), in_side(a, l)));
+    hf_experts_set(&b->lin[l], &m->experts, a, i, l);
     if (!arch_has_bias(a, l))
         return OK;
     snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.bias", i, lin_module[l]);
@@ -145,6 +149,18 @@ static enum err take_norm(struct block_src *b, struct hf_model *m, int64_t i,
     return take(&b->norm[g], m, name, n, no_side);
 }
 
+static enum err take_router(struct block_src *b, struct hf_model *m, int64_t i)
+{
+    const struct side rows = {"num_experts", m->arch.n_experts};
+    const struct side cols = {"hidden_size", m->arch.d_model};
+    char name[96];
+    if (!rows.n)
+        return OK;
+    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
+             arch_router_module(&m->arch));
+    return take(&b->router, m, name, rows, cols);
+}
+
 static enum err take_block(struct hf_model *m, int64_t i)
 {
     struct block_src *b = &m->block[i];
@@ -152,7 +168,7 @@ static enum err take_block(struct hf_model *m, int64_t i)
         TRY(take_norm(b, m, i, (enum norm_gain)g));
     for (int l = 0; l < N_LIN; l++)
         TRY(take_linear(b, m, i, l));
-    return OK;
+    return take_router(b, m, i);
 }
 
 /* Handles a model without a head. In most families the embedding is the head, but neither
@@ -267,7 +283,7 @@ static void for_tensor(const struct hf_model *m, const char *name,
 {
     const struct hf_place *p = hf_files_find(&m->files, name);
     const struct packed_lin *packed = packed_find(&m->packed, name);
-    if (p && !packed)
+    if (p && !packed && p->t->data) /* not joined */
         tell(m->files.file[p->file], p->t);
     for (int k = 0; packed && k < N_PARTS; k++)
         if (packed->part[k].data)
@@ -277,8 +293,13 @@ static void for_tensor(const struct hf_model *m, const char *name,
 static void for_weights(const struct hf_model *m, int64_t i,
                         void (*tell)(const struct st_file *f, const struct st_tensor *t))
 {
-    for (int l = 0; l < N_LIN; l++)
-        for_tensor(m, m->block[i].lin[l].name, tell);
+    for (int l = 0; l < N_LIN; l++) {
+        const struct host_mat *w = &m->block[i].lin[l];
+        if (w->part)
+            hf_experts_tell(&m->experts, &m->files, w, tell);
+        else
+            for_tensor(m, w->name, tell);
+    }
 }
 
 static void source_release(void *ctx, int64_t i)
@@ -378,6 +399,10 @@ static enum err split_all(struct hf_model *m)
 static enum err open_packed(struct hf_model *m, const char *dir)
 {
     TRY(hf_read_packed_config(&m->arch, dir));
+    FAIL_IF(m->arch.n_experts, ERR_SUPPORT,
+            "%s: the packed weights of experts are not read; use the full-precision "
+            "checkpoint",
+            dir);
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir));
     TRY(refuse_packed_ends(m));
@@ -390,6 +415,8 @@ static enum err open_plain(struct hf_model *m, const char *dir)
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
     TRY(refuse_artifact(m));
+    if (m->arch.n_experts)
+        return hf_join_experts(&m->experts, &m->files, &m->arch, m->dir);
     return m->arch.fused ? split_all(m) : OK;
 }
 
@@ -478,6 +505,7 @@ void hf_close(struct hf_model **pm)
     mem_free(m->given);
     packed_close(&m->packed);
     hf_files_close(&m->files);
+    hf_experts_close(&m->experts);
     mem_free(m->taken);
     mem_free(m->block);
     mem_free(m->dir);

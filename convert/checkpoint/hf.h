@@ -21,6 +21,11 @@ enum err hf_read_packed_config(struct arch *out, const char *model_dir);
  * "LlamaForCausalLM". */
 const char *hf_architecture(const struct arch *a);
 
+/* Writes the module of an expert's projection (gate, up or down) as checkpoints of the family have
+ * it: "model.layers.0.mlp.experts.5.gate_proj". */
+void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t layer, int lin,
+                      int64_t expert);
+
 struct hf_model; /* opaque */
 
 /* Opens config and weights. All tensors that the architecture needs are found, and their

@@ -4,6 +4,7 @@
  * configuration class of the model_type; a missing size is logged. A setting that changes
  * the mathematics and is not supported is refused, never ignored. */
 #include "convert/checkpoint/hf_config.h"
+#include "convert/checkpoint/hf_experts.h"
 
 #include "convert/artifact/artifact_spec.h"
 #include "data/json.h"
@@ -22,6 +23,7 @@
 enum window_rule {
     WINDOW_NONE, /* the family has none */
     WINDOW_ALL,  /* all layers */
+    WINDOW_USED, /* all layers, with use_sliding_window */
     WINDOW_FROM, /* with use_sliding_window, layer_types or those from max_window_layers on */
     WINDOW_NO_ROPE, /* with use_sliding_window, layer_types or those without a rope */
     WINDOW_PATTERN  /* layer_types, or all but each of sliding_window_pattern */
@@ -32,7 +34,8 @@ enum window_rule {
 struct family {
     const char *model_type, *architecture;
     enum arch_family family;
-    int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
+    int64_t hidden, ff /* 0: of experts, see hf_experts.c */, layers, heads, kv, head_dim,
+        vocab, positions, window;
     int64_t bos, eos;  /* -1 represents None */
     double theta, eps; /* eps 0: 1e-6 */
     enum window_rule window_rule;
@@ -89,10 +92,20 @@ static const struct family families[] = {
      .vocab = 262208, .positions = 131072, .window = 4096, .bos = 2, .eos = 1, .theta = 1e6,
      .window_rule = WINDOW_PATTERN, .tied = true, .has_attention_bias = true,
      .norms = NORMS_AROUND, .qk_norm = QK_NORM_HEAD, .is_gemma = true},
+    {.model_type = "qwen3_moe", .architecture = "Qwen3MoeForCausalLM",
+     .family = ARCH_QWEN3_MOE, .hidden = 2048, .layers = 24, .heads = 32, .kv = 4,
+     .vocab = 151936, .positions = 32768, .window = 4096, .bos = -1, .eos = -1,
+     .theta = 1e4, .window_rule = WINDOW_USED, .has_attention_bias = true,
+     .qk_norm = QK_NORM_HEAD},
+    {.model_type = "mixtral", .architecture = "MixtralForCausalLM", .family = ARCH_MIXTRAL,
+     .hidden = 4096, .layers = 32, .heads = 32, .kv = 8, .vocab = 32000,
+     .positions = 131072, .bos = 1, .eos = 2, .theta = 1e6, .eps = 1e-5,
+     .window_rule = WINDOW_ALL},
 };
 /* clang-format on */
 #define FAMILY_NAMES                                                                       \
-    "llama, mistral, qwen2, qwen3, granite, smollm3, phi3, olmo2 and gemma3_text"
+    "llama, mistral, qwen2, qwen3, granite, smollm3, phi3, olmo2, gemma3_text, qwen3_moe " \
+    "and mixtral"
 
 const char *hf_architecture(const struct arch *a)
 {
@@ -163,21 +176,6 @@ static enum err check_unquantized(const struct reader *r)
     return OK;
 }
 
-static enum err check_dense(const struct reader *r)
-{
-    static const char *const key[] = {"num_local_experts", "num_experts",
-                                      "n_routed_experts", "moe_intermediate_size"};
-    for (size_t i = 0; i < ARRAY_LEN(key); i++) {
-        const json_t *v = json_object_get(r->o, key[i]);
-        const json_int_t n = json_integer_value(v);
-        FAIL_IF(n > 1, ERR_SUPPORT,
-                "%s: %s is %" JSON_INTEGER_FORMAT
-                ": mixtures of experts are not supported, only dense models",
-                r->where, key[i], n);
-    }
-    return OK;
-}
-
 static enum err check_activation(const struct reader *r)
 {
     const char *act = r->f->is_gemma ? "gelu_pytorch_tanh" : "silu";
@@ -242,7 +240,8 @@ static enum err read_sizes(struct arch *a, const struct reader *r)
     const struct family *f = r->f;
     double eps = f->eps != 0 ? f->eps : 1e-6;
     TRY(read_size(&a->d_model, r, "hidden_size", f->hidden));
-    TRY(read_size(&a->d_ff, r, "intermediate_size", f->ff));
+    if (f->ff) /* without, hf_read_experts() reads it */
+        TRY(read_size(&a->d_ff, r, "intermediate_size", f->ff));
     TRY(read_size(&a->n_layers, r, "num_hidden_layers", f->layers));
     FAIL_IF(a->n_layers < 1 || a->n_layers > ARCH_MAX_LAYERS, ERR_FORMAT,
             "%s: num_hidden_layers is %" PRId64 ", want 1 to %d", r->where, a->n_layers,
@@ -401,7 +400,7 @@ static enum err read_sliding_layers(struct arch *a, const struct reader *r)
     json_t *types = NULL;
     if (rule == WINDOW_FROM)
         TRY(json_get_int(&from, r->o, "max_window_layers", 0, ANY_HI, r->where));
-    if (rule != WINDOW_ALL)
+    if (rule != WINDOW_ALL && rule != WINDOW_USED)
         TRY(read_per_layer(&types, a, r, "layer_types"));
     if (types)
         return read_layer_types(a, types, r->where);
@@ -512,11 +511,11 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     TRY(check_architecture(r));
     if (!packed)
         TRY(check_unquantized(r));
-    TRY(check_dense(r));
     TRY(check_activation(r));
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));
+    TRY(hf_read_experts(&a, r->o, r->where));
     TRY(read_dtype(&a, r));
     TRY(read_multipliers(&a, r));
     TRY(read_gemma(&a, r));

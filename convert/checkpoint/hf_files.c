@@ -207,6 +207,17 @@ static enum err add_prefix(struct hf_files *f)
     return OK;
 }
 
+enum err hf_files_need(const struct hf_place **out, const struct hf_files *f,
+                       const char *name, const char *dir, const struct arch *a)
+{
+    *out = hf_files_find(f, name);
+    FAIL_IF(!*out, ERR_NOT_FOUND,
+            "%s/%s: tensor %s is missing; a \"%s\" model of %" PRId64
+            " layers needs it (config.json: num_hidden_layers)",
+            dir, f->entry, name, a->model_type, a->n_layers);
+    return OK;
+}
+
 void hf_files_rename(struct hf_files *f, const char *from, const char *to)
 {
     const struct hf_place *p = hf_files_find(f, from);

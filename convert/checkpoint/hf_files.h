@@ -34,6 +34,9 @@ struct hf_files {
 enum err hf_files_open(struct hf_files *out, const char *dir);
 void hf_files_close(struct hf_files *f); /* accepts a zeroed or half-built one */
 const struct hf_place *hf_files_find(const struct hf_files *f, const char *name);
+/* Finds a tensor that a model of arch a needs. ERR_NOT_FOUND with name and dir if it is missing. */
+enum err hf_files_need(const struct hf_place **out, const struct hf_files *f,
+                       const char *name, const char *dir, const struct arch *a);
 /* Renames tensor `from`, which must exist, to `to`, which must not. Places found before
  * become invalid. to: static. */
 void hf_files_rename(struct hf_files *f, const char *from, const char *to);

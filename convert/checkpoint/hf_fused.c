@@ -47,11 +47,7 @@ static enum err find(const struct hf_place **out, const struct split *s,
     char name[ROOM];
     const int64_t rows = rows_of(u, s->a), cols = arch_in(s->a, u->first);
     snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
-    *out = hf_files_find(s->f, name);
-    FAIL_IF(!*out, ERR_NOT_FOUND,
-            "%s/%s: tensor %s is missing; a \"%s\" model of %" PRId64
-            " layers needs it (config.json: num_hidden_layers)",
-            s->dir, s->f->entry, name, s->a->model_type, s->a->n_layers);
+    TRY(hf_files_need(out, s->f, name, s->dir, s->a));
     const struct st_tensor *t = (*out)->t;
     FAIL_IF(t->n_dims != 2 || t->dim[0] != rows || t->dim[1] != cols, ERR_FORMAT,
             "%s: tensor %s has %d dimensions and %" PRId64 " x %" PRId64

@@ -20,6 +20,9 @@ struct export_linear {
     /* Views into the mapped files. At 16 bits only w is set. The bias is in rest, too. */
     const struct packed_linear *packed;
     const struct st_tensor *weight; /* the stored weight at 16 bits, else NULL */
+    /* Of one expert, its rows, at which the two above then point. */
+    struct packed_linear rows;
+    struct st_tensor part;
 };
 
 /* True for each part of the cache's calibration that is not the identity. */
@@ -38,7 +41,7 @@ struct export_source {
     json_t *config;   /* config.json without quantization_config, owned */
     json_t *manifest; /* manifest.json, owned */
     struct export_linear
-        *linear; /* [n_linears] every projection, by layer and lin; owned */
+        *linear; /* [n_linears] every projection, by layer, lin and expert; owned */
     int64_t n_linears;
     /* The quantized embedding, and the quantized head unless it is tied. */
     struct export_linear end[2];
@@ -131,6 +134,7 @@ struct export_format {
     const char *engines; /* that load it, for `--format list` */
     const char *holds;   /* what it can hold, one line */
     bool is_file;        /* -o names a file, not a directory */
+    bool holds_experts;  /* each as modules of their own */
     unsigned cache;      /* EXPORT_ENGINE_*, EXPORT_FOLDS_* */
     /* Refuses what the format cannot hold: ERR_SUPPORT, with field, value, and what would
      * work. Notes what becomes of the weights; export_check() has done so for the cache.

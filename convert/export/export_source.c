@@ -3,6 +3,7 @@
  * Opens an artifact for export: which tensors are projections, the cache's calibration, or
  * anything else. */
 #include "convert/artifact/bitpack.h"
+#include "convert/checkpoint/hf.h"
 #include "convert/export/export.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
@@ -27,21 +28,51 @@ static enum err read_json(struct export_source *s)
     return json_parse(&s->manifest, text, strlen(text), s->dir);
 }
 
-static enum err list_linears(struct export_source *s)
+/* A projection of a layer. */
+static void add_linear(struct export_source *s, int64_t layer, int lin)
 {
     char weight[128];
-    TRY(mem_calloc(&s->linear, (size_t)s->arch->n_layers * N_LIN, sizeof(*s->linear)));
-    for (int64_t layer = 0; layer < s->arch->n_layers; layer++)
-        for (int lin = 0; lin < N_LIN; lin++) {
-            struct export_linear *l = &s->linear[s->n_linears++];
-            l->layer = layer;
-            l->lin = lin;
-            l->packed = &artifact_block(s->artifact, layer)->lin[lin];
-            snprintf(l->name, sizeof(l->name), "model.layers.%" PRId64 ".%s", layer,
-                     lin_module[lin]);
-            snprintf(weight, sizeof(weight), "%s.weight", l->name);
-            l->weight = l->packed->bits == 16 ? artifact_find(s->artifact, weight) : NULL;
+    struct export_linear *l = &s->linear[s->n_linears++];
+    l->layer = layer;
+    l->lin = lin;
+    l->packed = &artifact_block(s->artifact, layer)->lin[lin];
+    snprintf(l->name, sizeof(l->name), "model.layers.%" PRId64 ".%s", layer,
+             arch_lin_module(s->arch, lin));
+    snprintf(weight, sizeof(weight), "%s.weight", l->name);
+    l->weight = l->packed->bits == 16 ? artifact_find(s->artifact, weight) : NULL;
+}
+
+/* Makes l, a projection of all experts of a layer, that of one. */
+static void narrow_to_expert(struct export_linear *l, const struct arch *a, int64_t e)
+{
+    const int64_t n = l->packed->out / a->n_experts;
+    l->rows = packed_linear_rows(l->packed, e * n, n);
+    l->packed = &l->rows;
+    hf_expert_module(l->name, sizeof(l->name), a, l->layer, l->lin, e);
+    if (!l->weight)
+        return;
+    l->part = *l->weight;
+    l->part.dim[0] = n;
+    l->part.bytes /= (size_t)a->n_experts;
+    l->part.data += (size_t)e * l->part.bytes;
+    l->weight = &l->part;
+}
+
+static enum err list_linears(struct export_source *s)
+{
+    const struct arch *a = s->arch;
+    int64_t n = 0;
+    for (int lin = 0; lin < N_LIN; lin++)
+        n += a->n_layers * arch_stacked(a, lin);
+    TRY(mem_calloc(&s->linear, (size_t)n, sizeof(*s->linear)));
+    for (int64_t i = 0; i < a->n_layers * N_LIN; i++) {
+        const int lin = (int)(i % N_LIN);
+        for (int64_t e = 0; e < arch_stacked(a, lin); e++) {
+            add_linear(s, i / N_LIN, lin);
+            if (a->n_experts && lin >= LIN_GATE)
+                narrow_to_expert(&s->linear[s->n_linears - 1], a, e);
         }
+    }
     return OK;
 }
 
@@ -80,10 +111,10 @@ static bool is_weight_of(const char *name, const char *module)
     return false;
 }
 
-static bool is_weight(const char *tail)
+static bool is_weight(const struct arch *a, const char *tail)
 {
     for (int lin = 0; lin < N_LIN; lin++)
-        if (is_weight_of(tail, lin_module[lin]))
+        if (is_weight_of(tail, arch_lin_module(a, lin)))
             return true;
     return false;
 }
@@ -102,7 +133,7 @@ static bool is_known(const struct export_source *s, const char *name)
     const long long layer = strtoll(name + strlen(prefix), &end, 10);
     if (*end != '.' || layer < 0 || layer >= s->arch->n_layers)
         return false;
-    return is_cache(end + 1) || is_weight(end + 1);
+    return is_cache(end + 1) || is_weight(s->arch, end + 1);
 }
 
 static enum err list_rest(struct export_source *s)

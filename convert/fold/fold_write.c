@@ -314,6 +314,9 @@ enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_mode
     struct outdir dir = {0};
     struct manifest_file copied[ARTIFACT_FILES_MAX];
     size_t n;
+    if (f.a->n_experts)
+        FAIL_OUT(ERR_SUPPORT, "%s: a fold is not written for a mixture of experts",
+                 model_dir);
     TRY_OUT(take_layers(&f, q));
     TRY_OUT(list_items(&f));
     TRY_OUT(outdir_open(&dir, out_dir, false));

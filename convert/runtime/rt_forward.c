@@ -6,7 +6,7 @@
  *   x = h + r Wdown (silu(Wgate n2) * (Wup n2)),                     n2 = rmsnorm(h)
  *
  * r, the embedding's factor and that of the logits are 1 in most families. OLMo 2 has n1 = x and
- * n2 = h, and rmsnorm of what Wo and Wdown return instead.
+ * n2 = h, and rmsnorm of what Wo and Wdown return instead. Experts are in rt_experts.c.
  *
  * Written from the formulas, not from calib/model: verification compares the two, so they
  * must not share mistakes. */
@@ -23,10 +23,24 @@
 
 void rt_acts_free(struct rt_acts *a)
 {
-    float *const p[] = {a->x, a->norm, a->q, a->o, a->k, a->k_pre, a->v, a->gate, a->up};
+    const struct rt_experts *e = &a->experts;
+    float *const p[] = {a->x,    a->norm, a->q, a->o,     a->k, a->k_pre, a->v,
+                        a->gate, a->up,   e->p, e->share, e->x, e->y,     e->sum};
     for (size_t i = 0; i < ARRAY_LEN(p); i++)
         mem_free(p[i]);
+    mem_free(e->token);
     *a = (struct rt_acts){0};
+}
+
+static enum err experts_alloc(struct rt_experts *e, const struct arch *m, int64_t n)
+{
+    float **const by_expert[] = {&e->p, &e->share},
+                  **const wide[] = {&e->x, &e->y, &e->sum};
+    for (size_t i = 0; i < ARRAY_LEN(by_expert); i++)
+        TRY(mem_alloc(by_expert[i], (size_t)n, (size_t)m->n_experts * sizeof(float)));
+    for (size_t i = 0; i < ARRAY_LEN(wide); i++)
+        TRY(mem_alloc(wide[i], (size_t)n, (size_t)m->d_model * sizeof(float)));
+    return mem_alloc(&e->token, (size_t)n, sizeof(*e->token));
 }
 
 static enum err acts_alloc(struct rt_acts *a, const struct arch *m, int64_t n)
@@ -41,7 +55,7 @@ static enum err acts_alloc(struct rt_acts *a, const struct arch *m, int64_t n)
     for (size_t i = 0; i < ARRAY_LEN(part); i++)
         TRY(mem_alloc(part[i].p, (size_t)n, (size_t)part[i].width * sizeof(float)));
     a->room = n;
-    return OK;
+    return m->n_experts ? experts_alloc(&a->experts, m, n) : OK;
 }
 
 /* Grows the activations to n tokens. */
@@ -272,27 +286,40 @@ static const struct packed_linear *packed_head(const struct runtime *r)
     return head->bits < 16 ? head : NULL;
 }
 
-/* x += r Wdown (silu(Wgate n2) * (Wup n2)). Each product names the next one, so that its
- * weights are prefetched; after the last layer, that is a packed head. */
-static void mlp(struct runtime *r, int64_t layer, int64_t n)
+void rt_gate(struct runtime *r, int64_t n)
 {
-    const struct arch *m = r->arch;
+    struct gate_job gate = {r->arch->gate, r->kern, r->acts.gate, r->acts.up,
+                            r->arch->d_ff};
+    pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
+    round_inputs(r, r->acts.gate, r->arch->d_ff, n);
+}
+
+/* acts.norm = Wdown (silu(Wgate x) * (Wup x)). Each product names the next one, so that its
+ * weights are prefetched; after the last layer, that is a packed head. */
+static void one_mlp(struct runtime *r, int64_t layer, const float *x, int64_t n)
+{
     const struct packed_block *b = artifact_block(r->a, layer);
     struct rt_acts *a = &r->acts;
     float *const y[] = {a->gate, a->up}, *const back[] = {a->norm};
     const struct packed_linear *const p[] = {&b->lin[LIN_GATE], &b->lin[LIN_UP]};
     const struct packed_linear *const down[] = {&b->lin[LIN_DOWN]};
-    const bool last = layer + 1 == m->n_layers;
+    const bool last = layer + 1 == r->arch->n_layers;
     const struct packed_linear *next =
         last ? packed_head(r) : &artifact_block(r->a, layer + 1)->lin[LIN_Q];
-    struct gate_job gate = {m->gate, r->kern, a->gate, a->up, m->d_ff};
-    const float *x = part_input(r, layer, GAIN_MLP, n);
     r->linear.next = &b->lin[LIN_DOWN];
     rt_linear_run(&r->linear, y, p, 2, x, n);
-    pool_run(n > 1 ? r->pool : NULL, n, gate_row, &gate);
-    round_inputs(r, a->gate, m->d_ff, n);
+    rt_gate(r, n);
     r->linear.next = next;
     rt_linear_run(&r->linear, back, down, 1, a->gate, n);
+}
+
+static void mlp(struct runtime *r, int64_t layer, int64_t n)
+{
+    const float *x = part_input(r, layer, GAIN_MLP, n);
+    if (r->arch->n_experts)
+        rt_experts_run(r, layer, x, n);
+    else
+        one_mlp(r, layer, x, n);
     add_output(r, layer, GAIN_MLP_OUT, n);
 }
 
@@ -305,7 +332,7 @@ static enum err block(struct runtime *r, int64_t layer, int64_t n)
     project_qkv(r, layer, n);
     TRY(attention(r, layer, n));
     round_inputs(r, a->o, r->arch->n_heads * r->arch->head_dim, n);
-    r->linear.next = &b->lin[LIN_GATE];
+    r->linear.next = r->arch->n_experts ? NULL : &b->lin[LIN_GATE];
     rt_linear_run(&r->linear, back, out, 1, a->o, n);
     add_output(r, layer, GAIN_ATTENTION_OUT, n);
     mlp(r, layer, n);
@@ -355,9 +382,13 @@ enum err runtime_products(struct runtime *r, int64_t n)
     memset(a->o, 0, (size_t)(n * Hd) * sizeof(float));
     for (int64_t i = 0; i < r->arch->n_layers; i++) {
         const struct packed_block *b = artifact_block(r->a, i);
+        struct packed_linear one[N_LIN];
         const struct packed_linear *p[N_LIN];
-        for (int l = 0; l < N_LIN; l++)
-            p[l] = &b->lin[l];
+        for (int l = 0; l < N_LIN; l++) {
+            one[l] =
+                packed_linear_rows(&b->lin[l], 0, b->lin[l].out / arch_stacked(r->arch, l));
+            p[l] = &one[l];
+        }
         float *const qkv[] = {a->q, a->k, a->v}, *const up[] = {a->gate, a->up};
         rt_linear_run(&r->linear, qkv, p + LIN_Q, 3, a->norm, n);
         rt_linear_run(&r->linear, &a->x, p + LIN_O, 1, a->o, n);

@@ -223,9 +223,19 @@ int64_t rt_attn_block_floats(int64_t d, int64_t rows);
 
 /* --- rt_forward.c ------------------------------------------------------------------- */
 
-/* Norm weights of a decoder block, by enum norm_gain; NULL where the architecture has none. */
+/* Norm weights of a decoder block, by enum norm_gain, and the router [E][D]; NULL where the
+ * architecture has none. */
 struct rt_norms {
     const float *norm[N_BLOCK_GAINS];
+    const float *router;
+};
+
+/* What a mixture of experts needs for a chunk of tokens. */
+struct rt_experts {
+    float *p, *share; /* [n][E]: the router's probabilities, the weights of the chosen */
+    float *x, *y,
+        *sum;       /* [n][D]: one expert's inputs and outputs, and the sum over experts */
+    int64_t *token; /* [n] of that expert */
 };
 
 /* Activations of a chunk of up to `room` tokens. */
@@ -235,6 +245,7 @@ struct rt_acts {
     float *q, *o;         /* [n][H*d] */
     float *k, *k_pre, *v; /* [n][C] */
     float *gate, *up;     /* [n][F] */
+    struct rt_experts experts;
 };
 
 struct runtime {
@@ -256,6 +267,10 @@ struct runtime {
     void *watch_ctx;
 };
 
+/* acts.gate = act(acts.gate) acts.up of n tokens, rounded as inputs of projections are. */
+void rt_gate(struct runtime *r, int64_t n);
+/* acts.norm [n][D] = the weighted sum of a layer's experts for x [n][D], which may be acts.norm. */
+void rt_experts_run(struct runtime *r, int64_t layer, const float *x, int64_t n);
 /* Runs n tokens through all blocks; their hidden states are in acts.x. Errors: ERR_MEMORY,
  * ERR_FORMAT for an id outside the vocabulary. */
 enum err rt_forward(struct runtime *r, const int32_t *ids, int64_t n);

@@ -27,13 +27,25 @@ static const float *put(float **at, const struct host_mat *v, const struct arch 
     return p;
 }
 
-/* Norm weights in F32. */
+/* Converts a router to F32 at *at and advances it; NULL if the model has none. */
+static const float *put_router(float **at, const struct host_mat *v)
+{
+    const int64_t n = v->rows * v->cols;
+    if (!v->data)
+        return NULL;
+    float *p = *at;
+    host_to_f32(p, v->data, v->dtype, n);
+    *at += n;
+    return p;
+}
+
+/* Weights of norms and routers in F32. */
 static enum err open_vectors(struct runtime *r)
 {
     const struct arch *m = r->arch;
     size_t n = 0;
     for (int64_t i = 0; i < m->n_layers; i++)
-        n += (size_t)arch_gains(m, i);
+        n += (size_t)arch_gains(m, i) + (size_t)(m->n_experts * m->d_model);
     const struct host_mat last = artifact_final_norm(r->a);
     TRY(mem_calloc(&r->norms, (size_t)m->n_layers, sizeof(*r->norms)));
     TRY(mem_alloc(&r->vectors, n, sizeof(float)));
@@ -42,6 +54,7 @@ static enum err open_vectors(struct runtime *r)
         const struct packed_block *b = artifact_block(r->a, i);
         for (int g = 0; g < N_BLOCK_GAINS; g++)
             r->norms[i].norm[g] = put(&at, &b->norm[g], m);
+        r->norms[i].router = put_router(&at, &b->router);
     }
     r->final_norm = put(&at, &last, m);
     return OK;

@@ -98,6 +98,7 @@ static void check_block(struct verify *v, int64_t i)
         check_matrix(v, &b->lin[l]);
         check_plain(v, &b->lin[l].bias);
     }
+    check_plain(v, &b->router);
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         check_plain(v, &b->norm[g]);
     if (kv_quantizes(artifact_kv_spec(v->a))) {

@@ -81,10 +81,8 @@ static void check_row(void *ctx, int64_t r, int thread)
     const struct packed_linear *p = j->p;
     const struct row_scratch s = scratch_of(j, thread);
     struct row_result *out = &j->result[r];
-    const size_t unit = dtype_bytes(j->src->dtype);
     *out = (struct row_result){.first = -1};
-    host_to_f32(s.w, (const char *)j->src->data + (size_t)(r * p->in) * unit, j->src->dtype,
-                p->in);
+    host_to_f32(s.w, host_mat_row(j->src, r), j->src->dtype, p->in);
     if (j->q->codes)
         memcpy(s.want, j->q->codes + r * p->in, (size_t)p->in);
     else
@@ -146,13 +144,25 @@ static enum err check_codes(struct verify *v, const struct packed_linear *p,
     return OK;
 }
 
-static int64_t differing_values(const void *a, const void *b, int64_t n, size_t unit)
+/* Returns how many values of row r differ; a and b have one type and shape. */
+static int64_t differing_in_row(const struct host_mat *a, const struct host_mat *b,
+                                int64_t r)
+{
+    const size_t unit = dtype_bytes(a->dtype);
+    const char *x = host_mat_row(a, r), *y = host_mat_row(b, r);
+    int64_t count = 0;
+    if (!memcmp(x, y, (size_t)a->cols * unit))
+        return 0;
+    for (size_t i = 0; i < (size_t)a->cols; i++)
+        count += memcmp(x + i * unit, y + i * unit, unit) != 0;
+    return count;
+}
+
+static int64_t differing_values(const struct host_mat *a, const struct host_mat *b)
 {
     int64_t count = 0;
-    if (!memcmp(a, b, (size_t)n * unit))
-        return 0;
-    for (size_t i = 0; i < (size_t)n; i++)
-        count += memcmp((const char *)a + i * unit, (const char *)b + i * unit, unit) != 0;
+    for (int64_t r = 0; r < a->rows; r++)
+        count += differing_in_row(a, b, r);
     return count;
 }
 
@@ -160,16 +170,16 @@ static int64_t differing_values(const void *a, const void *b, int64_t n, size_t 
 static void check_same(struct verify *v, const struct host_mat *have,
                        const struct host_mat *want)
 {
-    const int64_t n = want->data ? want->rows * want->cols : 0;
-    if (!want->data && !have->data)
+    const bool wanted = host_mat_given(want);
+    const int64_t n = wanted ? want->rows * want->cols : 0;
+    if (!wanted && !have->data)
         return;
     v->r->weights_compared += n;
-    const bool alike = have->data && want->data && have->dtype == want->dtype &&
+    const bool alike = have->data && wanted && have->dtype == want->dtype &&
                        have->rows == want->rows && have->cols == want->cols;
-    const int64_t differing =
-        alike ? differing_values(have->data, want->data, n, dtype_bytes(want->dtype))
-        : n   ? n
-              : have->rows * have->cols;
+    const int64_t differing = alike ? differing_values(have, want)
+                              : n   ? n
+                                    : have->rows * have->cols;
     if (!differing)
         return;
     v->r->weights_differing += differing;
@@ -239,6 +249,7 @@ static enum err check_block(struct verify *v, int64_t i)
             TRY(check_plain(v, &b->lin[l].w, &src.lin[l], &q->lin[l]));
         check_same(v, &b->lin[l].bias, &src.bias[l]);
     }
+    check_same(v, &b->router, &src.router);
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         check_gain(v, &b->norm[g], &src.norm[g], q->gain[g]);
     if (i == v->arch->n_layers - 1)

@@ -162,6 +162,15 @@ struct arch tiny_arch(int which, int64_t n_layers)
         a.norms = NORMS_BEHIND;
         a.qk_norm = QK_NORM_ALL;
     }
+    if (which == 4) {
+        a.family = ARCH_QWEN3_MOE;
+        snprintf(a.model_type, sizeof(a.model_type), "qwen3_moe");
+        a.qk_norm = QK_NORM_HEAD;
+        a.d_ff = 16;
+        a.n_experts = 12;
+        a.n_active = 2;
+        a.norm_active = true;
+    }
     if (which == 1) {
         a.family = ARCH_QWEN3;
         snprintf(a.model_type, sizeof(a.model_type), "qwen3");

@@ -32,7 +32,7 @@ void memory_io_close(struct memory_io *m);
 
 /* Tiny architectures: 0 = llama (GQA), 1 = qwen3-like (q/k norm, biases, H*d != D), 2 = granite
  * with a rope for some channels of a head, 3 = olmo2 (norms behind, q/k norm
- * of all heads). */
+ * of all heads), 4 = qwen3_moe. */
 struct arch tiny_arch(int which, int64_t n_layers);
 struct calib_settings tiny_settings(void);
 /* tokens [samples][seqlen] */

@@ -122,6 +122,8 @@ static void test_gains_and_reports_truly(void **state)
         check_losses(which, 0, TERMS_ALL, LOSS_MAE, 2);
     }
     check_losses(3, 2, TERMS_ALL, LOSS_MSE, 1);
+    check_losses(4, 0, TERMS_LAST, LOSS_MAE, 0);
+    check_losses(4, 2, TERMS_ALL, LOSS_MSE, 0);
 }
 
 static bool finite_block(const struct block_quant *q)

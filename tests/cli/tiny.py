@@ -35,6 +35,10 @@ def tensors(config):
     behind, around = config["model_type"] == "olmo2", config["model_type"] == "gemma3_text"
     mlp = [("gate_proj", F), ("up_proj", F), ("down_proj", D)] if config.get("mlp_bias") else []
     fused = config["model_type"] == "phi3"
+    experts = config.get("num_experts", config.get("num_local_experts", 0))
+    router, parts = (("mlp.gate", ("gate_proj", "up_proj", "down_proj")) if config["model_type"] == "qwen3_moe" else
+                     ("block_sparse_moe.gate", ("w1", "w3", "w2")))
+    F = config.get("moe_intermediate_size", F)
     yield "model.embed_tokens.weight", (V, D)
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
@@ -47,6 +51,7 @@ def tensors(config):
         if around:
             yield p + "pre_feedforward_layernorm.weight", (D,)
             yield p + "post_feedforward_layernorm.weight", (D,)
+        if around or config["model_type"] == "qwen3_moe":
             yield p + "self_attn.q_norm.weight", (d,)
             yield p + "self_attn.k_norm.weight", (d,)
         if fused:
@@ -57,12 +62,18 @@ def tensors(config):
             yield p + "self_attn.v_proj.weight", (kv, D)
         yield p + "self_attn.o_proj.weight", (D, q)
         yield p + "post_attention_layernorm.weight", (D,)
-        if fused:
+        if experts:
+            yield p + router + ".weight", (experts, D)
+            for e in range(experts):
+                for part, shape in zip(parts, ((F, D), (F, D), (D, F))):
+                    yield p + f"{router.split('.')[0]}.experts.{e}.{part}.weight", shape
+        elif fused:
             yield p + "mlp.gate_up_proj.weight", (2 * F, D)
         else:
             yield p + "mlp.gate_proj.weight", (F, D)
             yield p + "mlp.up_proj.weight", (F, D)
-        yield p + "mlp.down_proj.weight", (D, F)
+        if not experts:
+            yield p + "mlp.down_proj.weight", (D, F)
         for name, rows in mlp:
             yield p + f"mlp.{name}.bias", (rows,)
     yield "model.norm.weight", (D,)
@@ -72,7 +83,8 @@ def tensors(config):
 def values(rng, name, count):
     if "norm" in name:
         return [1 + 0.1 * rng.gauss(0, 1) for _ in range(count)]
-    return [0.15 * rng.gauss(0, 1) for _ in range(count)]
+    size = 1 if name.endswith(("mlp.gate.weight", "moe.gate.weight")) else 0.15  # routers choose clearly
+    return [size * rng.gauss(0, 1) for _ in range(count)]
 
 
 def write_safetensors(path, named):

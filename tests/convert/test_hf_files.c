@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Checkpoints whose files disagree with config.json or with the index. config.json of OLMo 2 and
- * Gemma 3. */
+ * Checkpoints whose files disagree with config.json or with the index. config.json of OLMo 2,
+ * Gemma 3 and mixtures of experts. */
 #include "convert/checkpoint/hf_files.h"
 #include "tests/convert/hf_fixture.h"
 
@@ -14,6 +14,33 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+static void test_mixture_defaults(void **state)
+{
+    struct arch a = hf_read("qwen3_moe", ",\"num_key_value_heads\":2");
+    assert_int_equal(a.n_experts, 128);
+    assert_int_equal(a.n_active, 8);
+    assert_int_equal(a.d_ff, 768); /* not intermediate_size */
+    assert_true(a.qk_norm == QK_NORM_HEAD && !a.norm_active && !a.sliding_window);
+    assert_int_equal(arch_out(&a, LIN_UP), 128 * 768);
+    assert_int_equal(arch_out(&a, LIN_DOWN), 128 * a.d_model);
+    assert_int_equal(arch_in(&a, LIN_DOWN), 768);
+    assert_int_equal(arch_token_params(&a) - arch_out(&a, LIN_Q) * a.d_model * 2 -
+                         arch_out(&a, LIN_K) * a.d_model * 2,
+                     3 * 8 * 768 * a.d_model);
+    a = hf_read("qwen3_moe",
+                ",\"num_key_value_heads\":2,\"num_local_experts\":6,\"num_experts\":5,"
+                "\"num_experts_per_tok\":3,\"norm_topk_prob\":true,"
+                "\"use_sliding_window\":true,\"sliding_window\":100");
+    assert_int_equal(a.n_experts, 6); /* transformers 5 writes it under this name */
+    assert_true(a.norm_active);
+    assert_int_equal(arch_reach(&a, 1), 100); /* all layers */
+    a = hf_read("mixtral", ",\"num_key_value_heads\":2");
+    assert_int_equal(a.n_experts, 8);
+    assert_int_equal(a.n_active, 2);
+    assert_int_equal(a.d_ff, 48);
+    assert_true(a.norm_active && !a.sliding_window);
+}
 
 static void test_extra_tensors(void **state)
 {
@@ -358,12 +385,19 @@ static void test_gemma3(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_extra_tensors),  cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_head_only),      cmocka_unit_test(test_base_model),
-        cmocka_unit_test(test_wrapped),        cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_listed_head),    cmocka_unit_test(test_copies),
-        cmocka_unit_test(test_not_downloaded), cmocka_unit_test(test_no_weights),
-        cmocka_unit_test(test_olmo2),          cmocka_unit_test(test_gemma3),
+        cmocka_unit_test(test_mixture_defaults),
+        cmocka_unit_test(test_extra_tensors),
+        cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_head_only),
+        cmocka_unit_test(test_base_model),
+        cmocka_unit_test(test_wrapped),
+        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_listed_head),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_not_downloaded),
+        cmocka_unit_test(test_no_weights),
+        cmocka_unit_test(test_olmo2),
+        cmocka_unit_test(test_gemma3),
     };
     return cmocka_run_group_tests(tests, hf_make_dir, hf_drop_dir);
 }

@@ -73,6 +73,8 @@ def config_seeds():
     for changes in ({}, {"model_type": "mistral", "sliding_window": 4096},
                     {"model_type": "qwen2", "attention_bias": True},
                     {"model_type": "qwen3"}, {"model_type": "olmo2"},
+                    {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": []},
+                    {"model_type": "mixtral", "num_local_experts": 4},
                     {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"],
                      "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0},
                                          "sliding_attention": {"rope_theta": 10000.0}}},

@@ -14,9 +14,10 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM, LlamaConfig,
-                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM,
-                          Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
-                          SmolLM3Config, SmolLM3ForCausalLM)
+                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM,
+                          Olmo2Config, Olmo2ForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+                          Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM)
 
 BASE = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=72, max_position_embeddings=128, rms_norm_eps=1e-5,
@@ -55,6 +56,12 @@ def longrope(pairs, **kw):
 
 def phi3(**kw):
     return Phi3ForCausalLM, Phi3Config(**{**BASE, "pad_token_id": None, "original_max_position_embeddings": 48, **kw})
+
+
+def qwen3_moe(**kw):
+    return Qwen3MoeForCausalLM, Qwen3MoeConfig(**{**BASE, "num_hidden_layers": 2, "head_dim": 16, "num_experts": 6,
+                                                  "num_experts_per_tok": 3, "moe_intermediate_size": 16,
+                                                  "rope_parameters": theta(1000000.0), **kw})
 
 
 # name: (class, config), generation of config.json, dtype, tokens, save_pretrained's shard size
@@ -137,6 +144,13 @@ MODELS = {
                       sliding_window=9), "new", "float32", 48, None),
     "gemma3_old": (gemma3(num_hidden_layers=5, sliding_window=7, query_pre_attn_scalar=16, sliding_window_pattern=2),
                    "old", "bfloat16", 48, None),
+    "qwen3_moe": (qwen3_moe(norm_topk_prob=True), "new", "float32", 24, None),
+    "qwen3_moe_plain": (qwen3_moe(norm_topk_prob=False, num_experts_per_tok=2, attention_bias=True,
+                                  use_sliding_window=True, sliding_window=9), "old", "bfloat16", 24, "20KB"),
+    "mixtral": ((MixtralForCausalLM, MixtralConfig(**{**BASE, "intermediate_size": 24, "num_local_experts": 4,
+                                                      "num_experts_per_tok": 2, "head_dim": None,
+                                                      "rope_parameters": theta(10000.0)})),
+                "new", "float32", 24, None),
 }
 
 
@@ -173,7 +187,7 @@ def randomize(model, seed):
             elif "embed" in name:
                 p.copy_(noise)
             else:
-                p.copy_(1.3 * noise / p.shape[1] ** 0.5)
+                p.copy_(1.3 * noise / p.shape[-1] ** 0.5)
 
 
 def old_style(config):
@@ -193,6 +207,8 @@ def old_style(config):
     if older and rope["rope_type"] in ("linear", "dynamic", "yarn", "longrope"):
         rope["type"] = rope.pop("rope_type")
     config["torch_dtype"] = config.pop("dtype")
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
     return config
 
 

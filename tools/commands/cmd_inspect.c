@@ -88,13 +88,18 @@ static json_t *rope_json(const struct arch *a)
 
 static json_t *arch_json(const struct arch *a)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:o}",
+    json_t *experts =
+        a->n_experts
+            ? json_pack("{s:I, s:I, s:b}", "number", (json_int_t)a->n_experts, "per_token",
+                        (json_int_t)a->n_active, "normalized", (int)a->norm_active)
+            : NULL;
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:o, s:o*}",
                      "model_type", a->model_type, "layers", (json_int_t)a->n_layers,
                      "hidden_size", (json_int_t)a->d_model, "intermediate_size",
                      (json_int_t)a->d_ff, "heads", (json_int_t)a->n_heads, "kv_heads",
                      (json_int_t)a->n_kv, "head_dim", (json_int_t)a->head_dim, "vocab_size",
                      (json_int_t)a->vocab, "max_positions", (json_int_t)a->max_positions,
-                     "tied", (int)a->tied, "rope", rope_json(a));
+                     "tied", (int)a->tied, "rope", rope_json(a), "experts", experts);
 }
 
 /* Prints o and releases it. NULL: ERR_MEMORY. */
@@ -136,6 +141,12 @@ static void print_arch(const struct arch *a)
            " tokens%s\n",
            a->model_type, a->n_layers, a->d_model, a->d_ff, a->n_heads, a->head_dim,
            a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
+    if (a->n_experts)
+        printf("  experts    %" PRId64 " in a layer, %" PRId64
+               " for a token; %.1f M of %.1f M "
+               "weights of a layer's projections are used for a token\n",
+               a->n_experts, a->n_active, 1e-6 * (double)arch_token_params(a),
+               1e-6 * (double)arch_block_params(a));
     print_rope(a);
 }
 

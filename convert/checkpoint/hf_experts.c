@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT */
+#include "convert/checkpoint/hf_experts.h"
+
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define ROOM 128 /* bytes for a name */
+#define N_KINDS 3
+_Static_assert(LIN_UP == LIN_GATE + 1 && LIN_DOWN == LIN_GATE + 2,
+               "the MLP's projections follow each other in enum lin");
+
+/* How a family's configuration and tensors are named. */
+struct mixture {
+    enum arch_family family;
+    int64_t n_experts, n_active, d_ff; /* transformers' defaults */
+    const char *size;                  /* the field of an expert's d_ff */
+    bool norm;                         /* whatever norm_topk_prob */
+    const char *module;                /* of the experts, inside a layer */
+    const char *lin[N_KINDS];          /* gate, up and down of an expert */
+};
+
+static const struct mixture mixtures[] = {
+    {.family = ARCH_QWEN3_MOE,
+     .n_experts = 128,
+     .n_active = 8,
+     .d_ff = 768,
+     .size = "moe_intermediate_size",
+     .module = "mlp.experts",
+     .lin = {"gate_proj", "up_proj", "down_proj"}},
+    {.family = ARCH_MIXTRAL,
+     .n_experts = 8,
+     .n_active = 2,
+     .d_ff = 14336,
+     .size = "intermediate_size",
+     .norm = true,
+     .module = "block_sparse_moe.experts",
+     .lin = {"w1", "w3", "w2"}},
+};
+
+static const struct mixture *mixture_of(const struct arch *a)
+{
+    for (size_t i = 0; i < ARRAY_LEN(mixtures); i++)
+        if (mixtures[i].family == a->family)
+            return &mixtures[i];
+    return NULL;
+}
+
+/* --- config.json -------------------------------------------------------------------- */
+
+static enum err refuse_experts(const json_t *o, const char *where)
+{
+    static const char *const key[] = {"num_local_experts", "num_experts",
+                                      "n_routed_experts", "moe_intermediate_size"};
+    for (size_t i = 0; i < ARRAY_LEN(key); i++) {
+        const json_int_t n = json_integer_value(json_object_get(o, key[i]));
+        FAIL_IF(n > 1, ERR_SUPPORT,
+                "%s: %s is %" JSON_INTEGER_FORMAT
+                ": mixtures of experts are supported of qwen3_moe and mixtral only",
+                where, key[i], n);
+    }
+    return OK;
+}
+
+/* Refuses layers with one MLP for all tokens among those with experts. */
+static enum err refuse_dense_layers(const json_t *o, const char *where)
+{
+    int64_t step = 1;
+    json_t *list = NULL;
+    TRY(json_get_int(&step, o, "decoder_sparse_step", ANY_LO, ANY_HI, where));
+    FAIL_IF(step != 1, ERR_SUPPORT,
+            "%s: decoder_sparse_step is %" PRId64
+            "; supported is 1, experts in every layer",
+            where, step);
+    TRY(json_get_array(&list, o, "mlp_only_layers", where));
+    FAIL_IF(json_array_size(list) > 0, ERR_SUPPORT,
+            "%s: mlp_only_layers has %zu layers; supported is none, experts in every layer",
+            where, json_array_size(list));
+    return OK;
+}
+
+enum err hf_read_experts(struct arch *a, const json_t *o, const char *where)
+{
+    const struct mixture *x = mixture_of(a);
+    if (!x)
+        return refuse_experts(o, where);
+    TRY(refuse_dense_layers(o, where));
+    a->n_experts = x->n_experts;
+    a->n_active = x->n_active;
+    a->d_ff = x->d_ff;
+    a->norm_active = x->norm;
+    const char *count =
+        hf_is_given(o, "num_local_experts") ? "num_local_experts" : "num_experts";
+    TRY(json_get_int(&a->n_experts, o, count, ANY_LO, ANY_HI, where));
+    FAIL_IF(a->n_experts < 1, ERR_FORMAT, "%s: %s is %" PRId64 ", want at least 1", where,
+            count, a->n_experts);
+    TRY(json_get_int(&a->n_active, o, "num_experts_per_tok", ANY_LO, ANY_HI, where));
+    TRY(json_get_int(&a->d_ff, o, x->size, ANY_LO, ANY_HI, where));
+    return x->norm ? OK : json_get_bool(&a->norm_active, o, "norm_topk_prob", where);
+}
+
+void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t layer, int lin,
+                      int64_t expert)
+{
+    const struct mixture *x = mixture_of(a);
+    snprintf(out, size, "model.layers.%" PRId64 ".%s.%" PRId64 ".%s", layer, x->module,
+             expert, x->lin[lin - LIN_GATE]);
+}
+
+/* --- tensors ------------------------------------------------------------------------ */
+
+/* Joining, in two passes: names change only after the last one was looked up. */
+struct join {
+    struct hf_experts *x;
+    struct hf_files *f;
+    const struct arch *a;
+    const char *dir;
+    int64_t *slot; /* [layers][3][E] in f->tensor */
+};
+
+static int64_t at(const struct arch *a, int64_t layer, int kind, int64_t expert)
+{
+    return (layer * N_KINDS + kind) * a->n_experts + expert;
+}
+
+/* Checks an expert's tensor against config.json, and its type against that of expert 0. */
+static enum err check_part(const struct join *j, const struct hf_part *p,
+                           const struct hf_part *first, int kind)
+{
+    const int l = LIN_GATE + kind;
+    const int64_t rows = arch_out(j->a, l) / j->a->n_experts, cols = arch_in(j->a, l);
+    const char *where = st_path(j->f->file[p->file]);
+    FAIL_IF(p->t.n_dims != 2 || p->t.dim[0] != rows || p->t.dim[1] != cols, ERR_FORMAT,
+            "%s: tensor %s has %d dimensions and %" PRId64 " x %" PRId64
+            " numbers, config.json wants [%" PRId64 ", %" PRId64 "]",
+            where, p->t.name, p->t.n_dims, p->t.n_dims ? p->t.dim[0] : 1,
+            p->t.n_dims > 1 ? p->t.dim[1] : 1, rows, cols);
+    FAIL_IF(p->t.dtype != first->t.dtype, ERR_FORMAT,
+            "%s: tensor %s has dtype %s, but expert 0 has %s", where, p->t.name,
+            p->t.dtype_name, first->t.dtype_name);
+    return OK;
+}
+
+static enum err find_part(struct join *j, int64_t layer, int kind, int64_t e)
+{
+    const int64_t i = at(j->a, layer, kind, e);
+    struct hf_part *p = &j->x->from[i];
+    const struct hf_place *place;
+    char module[ROOM], name[ROOM + 8];
+    hf_expert_module(module, sizeof(module), j->a, layer, LIN_GATE + kind, e);
+    snprintf(name, sizeof(name), "%s.weight", module);
+    TRY(hf_files_need(&place, j->f, name, j->dir, j->a));
+    j->slot[i] = place->t - j->f->tensor;
+    *p = (struct hf_part){*place->t, place->file};
+    j->x->data[i] = p->t.data;
+    return check_part(j, p, &j->x->from[at(j->a, layer, kind, 0)], kind);
+}
+
+/* Gives the tensor of expert 0 all rows and the name of them, and takes the others' names. */
+static void join_kind(struct join *j, int64_t layer, int kind, char *name)
+{
+    const int64_t E = j->a->n_experts, i = at(j->a, layer, kind, 0);
+    struct st_tensor *t = &j->f->tensor[j->slot[i]];
+    snprintf(name, ROOM, "model.layers.%" PRId64 ".%s.weight", layer,
+             arch_lin_module(j->a, LIN_GATE + kind));
+    t->name = name;
+    t->dim[0] *= E;
+    t->bytes *= (size_t)E;
+    t->data = NULL;
+    for (int64_t e = 1; e < E; e++)
+        j->f->tensor[j->slot[i + e]].name = NULL;
+}
+
+static enum err join_all(struct join *j)
+{
+    const struct arch *a = j->a;
+    char *name = j->x->names;
+    for (int64_t layer = 0; layer < a->n_layers; layer++)
+        for (int64_t i = 0; i < N_KINDS * a->n_experts; i++)
+            TRY(find_part(j, layer, (int)(i / a->n_experts), i % a->n_experts));
+    for (int64_t layer = 0; layer < a->n_layers; layer++)
+        for (int kind = 0; kind < N_KINDS; kind++, name += ROOM)
+            join_kind(j, layer, kind, name);
+    hf_files_compact(j->f);
+    return OK;
+}
+
+enum err hf_join_experts(struct hf_experts *x, struct hf_files *f, const struct arch *a,
+                         const char *dir)
+{
+    enum err err = OK;
+    struct join j = {.x = x, .f = f, .a = a, .dir = dir};
+    const size_t layers = (size_t)a->n_layers;
+    const size_t n = layers * N_KINDS * (size_t)a->n_experts;
+    TRY_OUT(mem_calloc(&x->from, n, sizeof(*x->from)));
+    TRY_OUT(mem_calloc(&x->data, n, sizeof(*x->data)));
+    TRY_OUT(mem_calloc(&x->names, layers * N_KINDS, ROOM));
+    TRY_OUT(mem_alloc(&j.slot, n, sizeof(*j.slot)));
+    TRY_OUT(join_all(&j));
+out:
+    mem_free(j.slot);
+    return err;
+}
+
+void hf_experts_close(struct hf_experts *x)
+{
+    mem_free(x->from);
+    mem_free(x->data);
+    mem_free(x->names);
+    *x = (struct hf_experts){0};
+}
+
+void hf_experts_set(struct host_mat *m, const struct hf_experts *x, const struct arch *a,
+                    int64_t layer, int lin)
+{
+    const int64_t stacked = arch_stacked(a, lin);
+    if (!x->data || lin < LIN_GATE)
+        return;
+    m->data = NULL;
+    m->part = x->data + at(a, layer, lin - LIN_GATE, 0);
+    m->part_rows = m->rows / stacked;
+}
+
+void hf_experts_tell(const struct hf_experts *x, const struct hf_files *f,
+                     const struct host_mat *m,
+                     void (*tell)(const struct st_file *f, const struct st_tensor *t))
+{
+    const struct hf_part *from = x->from + (m->part - x->data);
+    for (int64_t e = 0; e < m->rows / m->part_rows; e++)
+        tell(f->file[from[e].file], &from[e].t);
+}
