@@ -110,6 +110,14 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
 enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */
 
+/* unreached [E] = experts of which nothing has moved, because no sample of any step sent a token to
+ * them; false without experts, and where none of their weights learns. Before
+ * fakequant_restore_best(). */
+enum err fakequant_unreached(struct fakequant *f, bool *unreached);
+/* Sets the clipping of these experts to none, gamma = beta = 1, so that they are rounded to
+ * nearest; their offsets are 0 since the start. After fakequant_restore_best(). */
+enum err fakequant_clip_none(struct fakequant *f, const bool *unreached);
+
 /* Returns a view of projection l's offsets, F32 [out, in]: the current ones or the best.
  * Empty without learn_round. */
 struct tensor fakequant_offsets(const struct fakequant *f, int l, bool best);

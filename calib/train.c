@@ -282,7 +282,9 @@ static enum err train(struct calibration *c)
             TRY(train_step(c));
         TRY(end_epoch(c));
     }
-    return fakequant_restore_best(&c->fq);
+    TRY(fakequant_unreached(&c->fq, c->at.stats.unreached));
+    TRY(fakequant_restore_best(&c->fq));
+    return fakequant_clip_none(&c->fq, c->at.stats.unreached);
 }
 
 enum err calib_train_block(struct calibration *c)

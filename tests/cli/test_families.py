@@ -36,11 +36,16 @@ class Fixture:
         """Makes a model NAME. A setting None takes the field of tiny.CONFIG away."""
         tiny.make_model(self.path / name, **settings)
 
+    def quantize(self, name, *more):
+        """Makes and verifies the artifact NAME.q; returns what `quantize --json` prints."""
+        sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
+        said = self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", "--json", *sets)
+        self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
+        return json.loads(said)
+
     def pass_through(self, name, *more):
         """Returns the perplexities of model NAME, its artifact, and the refined artifact."""
-        sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
-        self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", *sets)
-        self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
+        self.quantize(name, *more)
         refined = [w for pair in REFINE for w in ("--set", pair)]
         self.run("refine", name, name + ".q", "--data", "text.txt", "-o", name + ".r", "-j1", *refined)
         self.run("verify", name + ".r", "--against", name, "--data", "text.txt")
@@ -129,6 +134,41 @@ def test_gemma3(f):
                        ("rope_local_base_freq", 10000.0), ("rope_scaling", None), ("torch_dtype", "bfloat16")):
         f.make(key, **{**base, key: value})
         assert abs(f.ppl(key) - full) > (1e-6 if key == "torch_dtype" else 1e-4) * full, key
+
+
+def pass_experts(f, name):
+    """A mixture is calibrated, decoded alone and in chunks, and exported with a module for each expert."""
+    said = f.quantize(name)
+    full, packed = f.ppl(name), f.ppl(name + ".q")
+    assert packed < 1.3 * full, (name, full, packed)
+    assert abs(f.ppl(name + ".q", "--decode", "--chunk", "8") - f.ppl(name + ".q", "--chunk", "8")) < 1e-3 * packed
+    f.run("generate", name + ".q", "-p", "a small", "-n", "70", "--temperature", "0")
+    f.run("export", name + ".q", "--format", "dense", "--dtype", "f32", "--kv", "drop", "-o", name + ".d")
+    f.run("convert", name + ".d", "-o", name + ".plain", "--set", "weights.bits=16", "--set", "kv.bits=16")
+    dense, cache = f.ppl(name + ".d"), f.ppl(name + ".q", "--kv-bits", "16")
+    assert abs(dense - cache) < 1e-5 * cache and f.ppl(name + ".plain") == dense, (dense, cache)
+    f.run("verify", name + ".plain", "--against", name + ".d", "--data", "text.txt")
+    return said
+
+
+def test_qwen3_moe(f):
+    base = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 12,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    f.make("moe", **base)
+    said = pass_experts(f, "moe")
+    manifest = json.loads((f.path / "moe.q" / "manifest.json").read_text())
+    unreached = said["unreached_experts"]
+    assert manifest["provenance"]["calibration"]["unreached_experts"] == unreached
+    assert all(0 <= e < 12 for layer in unreached for e in layer["experts"]), unreached
+    full = f.ppl("moe")
+    for key, value in (("num_experts_per_tok", 3), ("norm_topk_prob", False)):
+        f.make(key, **{**base, key: value})
+        assert abs(f.ppl(key) - full) > 1e-4 * full, key
+
+
+def test_mixtral(f):
+    f.make("mixtral", **named("mixtral", num_local_experts=4, num_experts_per_tok=2))
+    pass_experts(f, "mixtral")
 
 
 def test_sliding_window(f):

@@ -42,15 +42,18 @@ static enum err print_result(const struct job *j, const struct state *s)
                  "average, %.1f MB, peak memory %.2f GB",
                  state_dir(s), sum.blocks, sum.gained, 100 * sum.mean_gain,
                  1e-6 * (double)state_bytes(s), 1e-9 * (double)mem_peak_bytes());
+        calib_summary_print_unreached(&sum);
+        calib_summary_free(&sum);
         return OK;
     }
-    json_t *o =
-        json_pack("{s:s, s:I, s:I, s:f, s:I, s:I}", "state", state_dir(s), "blocks",
-                  (json_int_t)sum.blocks, "gained", (json_int_t)sum.gained, "mean_gain",
-                  sum.mean_gain, "state_bytes", (json_int_t)state_bytes(s),
-                  "peak_memory_bytes", (json_int_t)mem_peak_bytes());
+    json_t *o = json_pack("{s:s, s:I, s:I, s:f, s:I, s:I, s:O*}", "state", state_dir(s),
+                          "blocks", (json_int_t)sum.blocks, "gained",
+                          (json_int_t)sum.gained, "mean_gain", sum.mean_gain, "state_bytes",
+                          (json_int_t)state_bytes(s), "peak_memory_bytes",
+                          (json_int_t)mem_peak_bytes(), "unreached_experts", sum.unreached);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
+    calib_summary_free(&sum);
     return err;
 }
 

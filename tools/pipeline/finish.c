@@ -113,6 +113,8 @@ static enum err print_json(const struct output *o, const struct calib_summary *s
         json_object_update_new(
             more, json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum->blocks, "gained",
                             (json_int_t)sum->gained, "mean_gain", sum->mean_gain));
+    if (sum->unreached)
+        json_object_set(more, "unreached_experts", sum->unreached);
     if (sum->refined)
         json_object_set_new(more, "refinement",
                             json_pack("{s:f, s:f}", "start", sum->refinement.start, "best",
@@ -137,6 +139,7 @@ static enum err print_result(const struct output *o, const struct calib_summary 
                " blocks improved, loss reduced by %.1f%% on "
                "average\n",
                sum->gained, sum->blocks, 100 * sum->mean_gain);
+    calib_summary_print_unreached(sum);
     if (sum->refined)
         printf(
             "refined     divergence from full precision %.4f -> %.4f nats on unseen windows\n",
@@ -159,12 +162,16 @@ enum err output_finish(struct output *o, struct job *j, struct state **s)
     const bool removing = state_removing(*s);
     struct calib_summary sum;
     struct verify_report report = {0};
+    enum err err = OK;
     TRY(stage_summary(&sum, *s));
     if (!removing)
-        TRY(stage_convert(j, *s, o->dir, o->replace));
-    TRY(stage_verify(&report, j, removing ? NULL : *s, o->dir, NULL));
-    TRY(print_result(o, &sum, &report));
-    TRY(check_passed(o, &report));
+        TRY_OUT(stage_convert(j, *s, o->dir, o->replace));
+    TRY_OUT(stage_verify(&report, j, removing ? NULL : *s, o->dir, NULL));
+    TRY_OUT(print_result(o, &sum, &report));
+    TRY_OUT(check_passed(o, &report));
+out:
+    calib_summary_free(&sum);
+    TRY(err);
     return o->keep_state && !removing ? OK : state_remove(s);
 }
 
@@ -173,11 +180,16 @@ enum err output_finish_without_state(struct output *o, struct job *j)
     struct calib_summary sum;
     struct verify_report report = {0};
     bool own;
+    enum err err = OK;
     TRY(stage_artifact_is(&own, &sum, j, o->dir));
-    FAIL_IF(!own, ERR_USAGE,
-            "%s: contains an artifact of another job; overwrite it with --force", o->dir);
-    TRY(stage_verify(&report, j, NULL, o->dir, NULL));
-    TRY(print_result(o, &sum, &report));
-    TRY(check_passed(o, &report));
-    return state_remove_empty(o->state);
+    if (!own)
+        FAIL_OUT(ERR_USAGE,
+                 "%s: contains an artifact of another job; overwrite it with --force",
+                 o->dir);
+    TRY_OUT(stage_verify(&report, j, NULL, o->dir, NULL));
+    TRY_OUT(print_result(o, &sum, &report));
+    TRY_OUT(check_passed(o, &report));
+out:
+    calib_summary_free(&sum);
+    return err ? err : state_remove_empty(o->state);
 }

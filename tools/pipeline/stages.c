@@ -123,6 +123,43 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     return OK;
 }
 
+/* Adds the experts of a block that calibration did not reach, if there are any. */
+static void add_unreached(json_t **list, const struct calib_block_stats *st)
+{
+    json_t *experts = json_array();
+    for (int64_t e = 0; e < ARCH_MAX_EXPERTS; e++)
+        if (st->unreached[e])
+            json_array_append_new(experts, json_integer(e));
+    if (json_array_size(experts)) {
+        if (!*list)
+            *list = json_array();
+        json_array_append_new(*list, json_pack("{s:I, s:O}", "layer", (json_int_t)st->block,
+                                               "experts", experts));
+    }
+    json_decref(experts);
+}
+
+void calib_summary_free(struct calib_summary *sum)
+{
+    json_decref(sum->unreached);
+    *sum = (struct calib_summary){0};
+}
+
+void calib_summary_print_unreached(const struct calib_summary *sum)
+{
+    size_t i, k;
+    json_t *layer, *e;
+    json_array_foreach(sum->unreached, i, layer)
+    {
+        const json_t *experts = json_object_get(layer, "experts");
+        printf("unreached   layer %lld: %zu experts, rounded to nearest:",
+               (long long)json_integer_value(json_object_get(layer, "layer")),
+               json_array_size(experts));
+        json_array_foreach(experts, k, e) printf(" %lld", (long long)json_integer_value(e));
+        putchar('\n');
+    }
+}
+
 enum err stage_summary(struct calib_summary *out, const struct state *s)
 {
     struct calib_summary sum = {.blocks = state_done(s)};
@@ -133,6 +170,7 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
         sum.gained += st.best_epoch > 0;
         if (st.start_loss > 0)
             sum.mean_gain += (1 - st.best_loss / st.start_loss) / (double)sum.blocks;
+        add_unreached(&sum.unreached, &st);
     }
     sum.refined = state_refined(s);
     if (sum.refined)
@@ -171,8 +209,9 @@ static json_t *calibration_json(const struct state *s, const struct calib_summar
     const json_t *from = json_object_get(artifact, "provenance");
     if (artifact)
         return json_deep_copy(json_object_get(from, "calibration"));
-    return json_pack("{s:I, s:I, s:f}", "blocks", (json_int_t)sum->blocks, "gained",
-                     (json_int_t)sum->gained, "mean_gain", sum->mean_gain);
+    return json_pack("{s:I, s:I, s:f, s:O*}", "blocks", (json_int_t)sum->blocks, "gained",
+                     (json_int_t)sum->gained, "mean_gain", sum->mean_gain,
+                     "unreached_experts", sum->unreached);
 }
 
 /* Makes the artifact's provenance, {"wkvq": version, "checkpoint", "tokenizer", "text",
@@ -199,6 +238,7 @@ static enum err provenance(char **out, const struct state *s, const struct job *
         if (sum.refined)
             json_object_set_new(o, "refinement", state_refinement_json(&sum.refinement));
         json_object_set_new(o, "calibration", calibration_json(s, &sum));
+        calib_summary_free(&sum);
     } else {
         json_t *given = job_given_json(j);
         json_object_set_new(o, "calibration",
@@ -351,7 +391,8 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
     *sum = (struct calib_summary){
         .blocks = json_integer_value(json_object_get(calibration, "blocks")),
         .gained = json_integer_value(json_object_get(calibration, "gained")),
-        .mean_gain = json_number_value(json_object_get(calibration, "mean_gain"))};
+        .mean_gain = json_number_value(json_object_get(calibration, "mean_gain")),
+        .unreached = json_incref(json_object_get(calibration, "unreached_experts"))};
     sum->imported = j->import != NULL;
     const json_t *refinement = json_object_get(from, "refinement");
     sum->refined = refinement != NULL;

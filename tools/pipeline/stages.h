@@ -34,8 +34,15 @@ struct calib_summary {
     bool imported; /* the blocks are an artifact's, and the numbers above are 0 */
     bool refined;
     struct state_refinement refinement; /* zero unless refined */
+    /* Experts that calibration did not reach, [{"layer": 0, "experts": [3, 5]}], as in reports and
+     * provenance; owned, NULL: none. */
+    json_t *unreached;
 };
+/* Release with calib_summary_free(). */
 enum err stage_summary(struct calib_summary *out, const struct state *s);
+void calib_summary_free(struct calib_summary *sum); /* accepts a zeroed one */
+/* Says which experts calibration did not reach, a line for each layer that has some. */
+void calib_summary_print_unreached(const struct calib_summary *sum);
 
 /* Writes the mark (state_mark) of the state that the artifact in dir was made from. "" if
  * dir has no artifact or one rounded to nearest. */

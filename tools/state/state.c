@@ -512,6 +512,22 @@ uint64_t state_bytes(const struct state *s)
     return sum + (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
 }
 
+/* Reads the experts that calibration did not reach; missing: none. */
+static enum err read_unreached(struct calib_block_stats *st, const json_t *entry,
+                               const char *where)
+{
+    json_t *list = NULL;
+    TRY(json_get_array(&list, entry, STATE_UNREACHED, where));
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *v = json_array_get(list, i);
+        const json_int_t e = json_integer_value(v);
+        FAIL_IF(!json_is_integer(v) || e < 0 || e >= ARCH_MAX_EXPERTS, ERR_FORMAT,
+                "%s: " STATE_UNREACHED "[%zu] is not the number of an expert", where, i);
+        st->unreached[e] = true;
+    }
+    return OK;
+}
+
 enum err state_stats(struct calib_block_stats *out, const struct state *s, int64_t i)
 {
     struct calib_block_stats st = {.block = i};
@@ -529,6 +545,7 @@ enum err state_stats(struct calib_block_stats *out, const struct state *s, int64
     for (size_t e = 0; e < n; e++)
         st.epoch_loss[e] = json_number_value(json_array_get(losses, e));
     st.n_epochs = (int64_t)n;
+    TRY(read_unreached(&st, entry, where));
     *out = st;
     return OK;
 }

@@ -32,6 +32,8 @@ struct state; /* opaque; one thread */
  * model if that is another checkpoint; absent without. */
 #define STATE_WEIGHTS_FROM "weights_from"
 #define STATE_FULL_PRECISION "full_precision"
+/* The experts of a finished block that calibration did not reach; absent if there are none. */
+#define STATE_UNREACHED "unreached_experts"
 
 /* Writes whether dir looks like a state, with a manifest.json of ours. Any other directory
  * gives false. ERR_MEMORY, ERR_IO or ERR_USAGE if that cannot be determined. */

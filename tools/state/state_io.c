@@ -101,6 +101,18 @@ static json_t *losses_json(const struct calib_block_stats *stats)
     return list;
 }
 
+/* Adds the experts that calibration did not reach, if there are any. */
+static void note_unreached(json_t *entry, const struct calib_block_stats *stats)
+{
+    json_t *list = json_array();
+    for (int64_t e = 0; e < ARCH_MAX_EXPERTS; e++)
+        if (stats->unreached[e])
+            json_array_append_new(list, json_integer(e));
+    if (json_array_size(list))
+        json_object_set(entry, STATE_UNREACHED, list);
+    json_decref(list);
+}
+
 /* Records the device that computed a block, since it determines the last bits. */
 static void note_device(const struct state *s, json_t *entry)
 {
@@ -154,6 +166,7 @@ static enum err save_block(void *ctx, int64_t block, const struct block_quant *q
     json_object_set_new(entry, "best_loss", json_real(stats->best_loss));
     json_object_set_new(entry, "best_epoch", json_integer(stats->best_epoch));
     json_object_set_new(entry, "epoch_loss", losses_json(stats));
+    note_unreached(entry, stats);
     note_device(s, entry);
     FAIL_IF(json_array_append_new(done, entry), ERR_MEMORY,
             "%s: out of memory for the manifest", s->dir);
