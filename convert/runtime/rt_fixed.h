@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Rows of 4-bit codes times a vector in fixed point, for AVX512-VNNI and for the dot
- * products of aarch64. Included by rt_kernels.c in place of its F32 rows; private to that
+ * Rows of 4-bit codes times a vector in fixed point, for AVX512-VNNI and for the products
+ * of bytes of aarch64. Included by rt_kernels.c in place of its F32 rows; private to that
  * file.
  *
  * RT_PAD_COLUMNS = 128 columns of x share one power of two, sigma:
@@ -14,12 +14,13 @@
  *
  *   total += h (sigma low_sum + 65536 sigma high_sum)
  *
- * How X is laid out and multiplied depends on the instructions. One of the two headers
- * below defines
+ * How X is laid out and multiplied depends on the instructions. One of the headers below
+ * defines
  *
  *   struct fixed_columns    RT_PAD_COLUMNS columns of x, in RT_FIXED_FLOATS floats
  *   fix_columns()           writes it
- *   fixed_rows_step()       adds that many columns of four rows to their sums */
+ *   fixed_rows_step()       adds that many columns of four rows to their sums
+ *   fixed_store()           writes the four sums */
 #ifndef WKVQ_RT_FIXED_H
 #define WKVQ_RT_FIXED_H
 
@@ -39,7 +40,12 @@ struct fixed_rows {
 #if defined(__AVX512VNNI__)
 #include "convert/runtime/rt_fixed_vnni.h"
 #else
+#include "convert/runtime/rt_fixed_digits.h"
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "convert/runtime/rt_fixed_matrix.h"
+#else
 #include "convert/runtime/rt_fixed_dot.h"
+#endif
 #endif
 
 static void interleave_rows(float *interleaved, const float *x, int64_t n)
@@ -80,7 +86,7 @@ INLINE void fixed_four_rows(float *y, const struct rt_rows *r, int64_t row,
     }
     if (r->in % RT_PAD_COLUMNS)
         fixed_rows_step(&total, at, x, (r->in % RT_PAD_COLUMNS + 1) / 2);
-    vf_sum4(y + row, total.a, total.b, total.c, total.d);
+    fixed_store(y + row, &total);
 }
 
 static inline void add_rows(float *y, const struct rt_rows *r, int64_t row,

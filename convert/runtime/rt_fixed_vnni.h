@@ -139,4 +139,9 @@ INLINE void fixed_rows_step(struct sums *total, struct fixed_rows r,
     total->d = fixed_add(total->d, low.d, high.d, r.h[3 * r.pair_stride], x);
 }
 
+INLINE void fixed_store(float *y, const struct sums *total)
+{
+    vf_sum4(y, total->a, total->b, total->c, total->d);
+}
+
 #endif

@@ -45,6 +45,8 @@ bool isa_supported(enum isa isa)
     switch (isa) {
     case ISA_NEONDOT:
         return has & HWCAP_ASIMDDP;
+    case ISA_NEONI8MM:
+        return has & HWCAP_ASIMDDP && has2 & HWCAP2_I8MM;
     case ISA_NEONBF16:
         return has2 & HWCAP2_BF16;
     default:
@@ -60,7 +62,8 @@ bool isa_supported(enum isa isa)
 
 const char *isa_text(enum isa isa)
 {
-    static const char *const text[N_ISAS] = {"plain",      "avx2", "avx512",  "avx512vnni",
-                                             "avx512bf16", "neon", "neondot", "neonbf16"};
+    static const char *const text[N_ISAS] = {"plain",      "avx2",       "avx512",
+                                             "avx512vnni", "avx512bf16", "neon",
+                                             "neondot",    "neoni8mm",   "neonbf16"};
     return text[isa];
 }

@@ -16,8 +16,8 @@
 
 #include <stdbool.h>
 
-/* Ascending within a family: a processor that supports AVX-512 supports AVX2. The last sets
- * of each family extend AVX-512, or NEON, and not each other. */
+/* Ascending within a family: a processor that supports AVX-512 supports AVX2. The sets
+ * after AVX-512 and after NEON extend these, and each other only where it is said. */
 enum isa {
     ISA_PLAIN,      /* any processor */
     ISA_AVX2,       /* x86-64: AVX2, FMA, F16C */
@@ -26,6 +26,7 @@ enum isa {
     ISA_AVX512BF16, /* products of pairs of BF16 */
     ISA_NEON,       /* any aarch64 */
     ISA_NEONDOT,    /* products of four 8-bit integers */
+    ISA_NEONI8MM,   /* NEONDOT, and products of 8-bit matrices */
     ISA_NEONBF16,   /* products of pairs of BF16 */
     N_ISAS
 };
