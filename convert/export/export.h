@@ -23,6 +23,7 @@ struct export_linear {
     /* Of one expert, its rows, at which the two above then point. */
     struct packed_linear rows;
     struct st_tensor part;
+    char part_name[104]; /* name and ".weight" */
 };
 
 /* True for each part of the cache's calibration that is not the identity. */

@@ -51,7 +51,9 @@ static void narrow_to_expert(struct export_linear *l, const struct arch *a, int6
     hf_expert_module(l->name, sizeof(l->name), a, l->layer, l->lin, e);
     if (!l->weight)
         return;
+    snprintf(l->part_name, sizeof(l->part_name), "%s.weight", l->name);
     l->part = *l->weight;
+    l->part.name = l->part_name;
     l->part.dim[0] = n;
     l->part.bytes /= (size_t)a->n_experts;
     l->part.data += (size_t)e * l->part.bytes;

@@ -28,6 +28,9 @@ PACKED = re.compile(r"\.(qweight|scales|zeros)$")
 ENDS = ["model.embed_tokens", "lm_head"]
 FUSED = {"self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
          "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"]}
+# The modules of an expert, in the order of gate, up, down, which the artifact has as one for all experts of a layer.
+EXPERTS = {"qwen3_moe": ("mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
+           "mixtral": ("block_sparse_moe.experts", ["w1", "w3", "w2"])}
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
 
@@ -80,8 +83,11 @@ class Artifact:
         spec, head = whole["weights"], whole.get("head")
         self.values, self.bits, self.ends = {}, {}, {}
         self.head_bits = head["bits"] if head else 16
+        self.experts = EXPERTS.get(self.config["model_type"])
         for (layer, kind), (bits, group) in reader.formats(spec, KINDS, self.config["num_hidden_layers"]).items():
             module = reader.LINEARS[KINDS.index(kind)]
+            if self.experts and module.startswith("mlp."):
+                module = module.replace("mlp.", "mlp.experts.")
             name = f"model.layers.{layer}.{module}"
             self.bits[name] = bits
             if bits == 16:
@@ -94,6 +100,23 @@ class Artifact:
         for layer in range(self.config["num_hidden_layers"] if self.config["model_type"] == "phi3" else 0):
             for module, parts in FUSED.items():
                 self.fuse(*(f"model.layers.{layer}.{name}" for name in [module, *parts]))
+        for layer in range(self.config["num_hidden_layers"] if self.experts else 0):
+            for module, part in zip(EXPERTS["qwen3_moe"][1], self.experts[1]):
+                self.split(layer, module, part)
+
+    def split(self, layer, module, part):
+        """The weights of each expert, of a module that the artifact has for all of them."""
+        name, folder = f"model.layers.{layer}.mlp.experts.{module}", self.experts[0]
+        count = self.config.get("num_experts") or self.config["num_local_experts"]
+        bits, plain, values = self.bits.pop(name), self.rest.pop(name + ".weight", None), self.values.pop(name, None)
+        for e in range(count):
+            one = f"model.layers.{layer}.{folder}.{e}.{part}"
+            self.bits[one] = bits
+            if plain:
+                dtype, (rows, cols), data = plain
+                self.rest[one + ".weight"] = dtype, [rows // count, cols], reader.rows_of(data, count)[e]
+            else:
+                self.values[one] = values[e * len(values) // count:(e + 1) * len(values) // count]
 
     def fuse(self, name, *parts):
         """The rows of a family's fused module, which an artifact has as parts."""
@@ -115,7 +138,8 @@ class Artifact:
         heads, hidden = self.config["num_attention_heads"], self.config["hidden_size"]
         if kind == "o_proj":
             return heads * (self.config.get("head_dim") or hidden // heads)
-        return self.config["intermediate_size"] if kind == "down_proj" else hidden
+        width = self.config.get("moe_intermediate_size") or self.config["intermediate_size"]
+        return width if kind == "down_proj" else hidden
 
 
 # --- the second readers ---
@@ -280,7 +304,10 @@ def check_dense(artifact, folder, dtype):
 def check_all(b, folder, formats=("compressed-tensors", "awq", "f16", "bf16", "f32")):
     artifact = Artifact(folder)
     for form in formats:
-        if form in ("compressed-tensors", "awq"):
+        if form in ("compressed-tensors", "awq") and artifact.experts:
+            refused = b.run("export", folder, "--format", form, "-o", b.place(form), status=2).stderr.decode()
+            assert "mixture of experts" in refused, refused
+        elif form in ("compressed-tensors", "awq"):
             check_packed(artifact, b.export(folder, form), form)
         else:
             check_dense(artifact, b.export(folder, "dense", "--dtype", form), form.upper())
@@ -293,6 +320,8 @@ def bytes_in(folder):
 def test_families(b, golden):
     for model in sorted(p for p in golden.iterdir() if p.is_dir()):
         check_all(b, b.convert(model, weights__group_size=0))
+    check_all(b, b.convert(golden / "qwen3_moe_plain", weights__bits=16))
+    check_all(b, b.convert(golden / "mixtral", weights__group_size=8, weights__mixed="up_proj=16"))
     print("families: every tensor of every export")
 
 
