@@ -256,6 +256,7 @@ static bool same_stats(const struct calib_block_stats *x, const struct calib_blo
 {
     return x->start_loss == y->start_loss && x->best_loss == y->best_loss &&
            x->best_epoch == y->best_epoch && x->n_epochs == y->n_epochs &&
+           !memcmp(x->unreached, y->unreached, sizeof(x->unreached)) &&
            !memcmp(x->epoch_loss, y->epoch_loss, (size_t)x->n_epochs * sizeof(double));
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Calibration of a mixture of experts: those that no token reaches. */
+ * Calibration of a mixture of experts: those that no token reaches, and what it needs. */
 #include "tests/calib/calib_fixture.h"
 
 #include <setjmp.h>
@@ -55,8 +55,40 @@ static void test_unreached_experts(void **state)
     fixture_close(&f);
 }
 
+/* Qwen3-30B-A3B: memory is that of all experts, work that of a token's. */
+static void test_plan(void **state)
+{
+    struct arch a = {.family = ARCH_QWEN3_MOE,
+                     .n_layers = 48,
+                     .d_model = 2048,
+                     .d_ff = 768,
+                     .n_experts = 128,
+                     .n_active = 8,
+                     .n_heads = 32,
+                     .n_kv = 4,
+                     .head_dim = 128,
+                     .vocab = 151936,
+                     .max_positions = 40960,
+                     .qk_norm = QK_NORM_HEAD};
+    struct calib_settings s = tiny_settings();
+    struct calib_plan all, few;
+    const double attention = 2048.0 * 128 * (32 + 2 * 4 + 32), expert = 3.0 * 768 * 2048;
+    s.seqlen = 2048, s.act = DT_BF16, s.crr_blocks = 0;
+    assert_true((double)arch_block_params(&a) == attention + 128 * expert);
+    assert_true((double)arch_token_params(&a) == attention + 8 * expert);
+    must(calib_plan(&all, &a, &s));
+    a.n_experts = 8;
+    must(calib_plan(&few, &a, &s));
+    assert_true(all.flops_per_step == few.flops_per_step);
+    /* a master in F32, and the block in BF16 as it is quantized */
+    const double more = (double)all.weights_bytes - (double)few.weights_bytes;
+    assert_true(more >= 6 * 120 * expert && more <= 8.1 * 120 * expert);
+    assert_true((double)all.params_bytes - (double)few.params_bytes >= 4 * 120 * expert);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_unreached_experts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_unreached_experts),
+                                       cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
