@@ -182,7 +182,8 @@ enum err share_link(struct share *h, struct dev *d, int64_t floats)
     if (!share_any(h, !made))
         return OK;
     linked_close(&h->linked);
-    log_info("gradients pass through host memory: a rank has too little device memory");
+    if (!h->ranks->rank)
+        log_info("gradients pass through host memory: a rank has too little device memory");
     return OK;
 }
 

@@ -19,10 +19,10 @@ void mpi_link_devices(struct dev *d, const struct ranks *r)
 {
     char about[DEV_LINK_TEXT];
     const bool linked = r && dev_link(d, r, about);
-    if (r && *about && linked)
-        log_info("gradients go from GPU to GPU by %s", about);
-    else if (r && *about)
-        log_info("gradients pass through host memory: %s", about);
+    if (r && *about && !r->rank)
+        log_info(linked ? "gradients go from GPU to GPU by %s"
+                        : "gradients pass through host memory: %s",
+                 about);
 }
 
 #if !HAVE_MPI

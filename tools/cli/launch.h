@@ -27,7 +27,7 @@ void mpi_end_all(int status);
  * its processors, shared with the processes that may use the same ones, and the least number
  * of any machine, because the threads decide the last bits. Every rank calls it. */
 void mpi_share_machine(int64_t *ranks, int64_t *threads);
-/* Links the GPUs of all ranks if that is possible, and reports which way gradients go
+/* Links the GPUs of all ranks if that is possible, and rank 0 reports which way gradients go
  * (kernels/dev_link.h). r NULL: nothing. Every rank calls it. */
 void mpi_link_devices(struct dev *d, const struct ranks *r);
 
