@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Saves and restores the block in work as named host tensors: parameters, moments, the best
- * so far, and the position in training. Losses are stored as the bits of their doubles. */
+ * so far, start values that do not learn, and the position in training. Losses are stored as
+ * the bits of their doubles. */
 #include "calib/calibration.h"
 
 #include "kernels/base/mem.h"
@@ -14,12 +15,18 @@ enum { POS_VERSION, POS_MEASURED, POS_EPOCH, POS_STEP, POS_BEST, POS_EPOCHS, N_P
 /* From LOSS_EPOCHS on one loss per epoch. Seconds are those of all runs so far. */
 enum { LOSS_START, LOSS_BEST, LOSS_SECONDS, LOSS_GEMM_SECONDS, LOSS_EPOCHS };
 
-#define PARTIAL_VERSION 2
+#define PARTIAL_VERSION 3 /* a block saved by an earlier version begins again */
 #define N_LOSSES (LOSS_EPOCHS + (int)ARRAY_LEN(((struct calib_block_stats *)0)->epoch_loss))
 #define N_VECTORS 4
-#define N_TENSORS (N_VECTORS + 2 * N_LIN + 2)
+#define N_CACHE 4
+#define N_TENSORS (N_VECTORS + 2 * N_LIN + N_CACHE + 3)
+
+/* By enum kv_side: the scales of a cache that has one for a whole tensor. */
+#define N_SCALES ((int64_t)ARRAY_LEN(((struct block_kv *)0)->scale))
 
 static const char *const vector_name[N_VECTORS] = {"p", "m", "v", "best"};
+
+static const char *const cache_name[N_CACHE] = {"k_ls", "v_ls", "k_shift", "v_shift"};
 
 static void name_tensor(struct named_tensor *t, const char *name, struct tensor x)
 {
@@ -43,8 +50,9 @@ static void pack_position(const struct block_position *at, int64_t *pos, int64_t
     memcpy(&loss[LOSS_EPOCHS], s->epoch_loss, sizeof(s->epoch_loss));
 }
 
-/* Lists the device tensors to save: the vectors, and the offsets of learned rounding.
- * Returns how many there are. */
+/* Lists the device tensors to save: the vectors, the offsets of learned rounding, and a cache's
+ * smoothing and shift that do not learn and so are not among the vectors. Returns how many there
+ * are. */
 static int list_device(struct named_tensor *t, const struct fakequant *f)
 {
     const struct tensor *const vector[N_VECTORS] = {&f->p, &f->m, &f->v, &f->best};
@@ -57,6 +65,9 @@ static int list_device(struct named_tensor *t, const struct fakequant *f)
                     fakequant_offsets(f, l, i % 2));
         strcat(t[n++].name, lin_name[l]);
     }
+    const struct tensor fixed[N_CACHE] = {f->k_ls, f->v_ls, f->kv.k_shift, f->kv.v_shift};
+    for (int i = 0; i < N_CACHE && f->quantize_kv && !f->learn_kv; i++)
+        name_tensor(&t[n++], cache_name[i], fixed[i]);
     return n;
 }
 
@@ -88,6 +99,7 @@ enum err calib_save_partial(struct calibration *c)
     pack_position(&c->at, pos, loss);
     name_tensor(&t[n++], "position", tensor_1d(pos, DT_I64, N_POS));
     name_tensor(&t[n++], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
+    name_tensor(&t[n++], "kv_scale", tensor_1d(c->fq.kv.scale, DT_F32, N_SCALES));
     err = c->io->save_partial(c->io->ctx, c->block, t, n);
 out:
     mem_free(host);
@@ -136,15 +148,19 @@ enum err calib_load_partial(struct calibration *c, bool *restored)
 {
     struct named_tensor want[N_TENSORS];
     const struct named_tensor *t;
-    const struct tensor *x, *pos, *loss;
+    const struct tensor *x, *pos, *loss, *scale;
     int n = 0;
     *restored = false;
     TRY(c->io->load_partial(c->io->ctx, c->block, &t, &n));
     if (!n)
         return OK;
     TRY(find(&pos, t, n, "position", DT_I64, N_POS));
+    if (((const int64_t *)pos->data)[POS_VERSION] < PARTIAL_VERSION)
+        return OK;
     TRY(find(&loss, t, n, "losses", DT_I64, N_LOSSES));
+    TRY(find(&scale, t, n, "kv_scale", DT_F32, N_SCALES));
     TRY(unpack_position(&c->at, c->s, pos->data, loss->data));
+    memcpy(c->fq.kv.scale, scale->data, sizeof(c->fq.kv.scale));
     const int n_want = list_device(want, &c->fq);
     for (int i = 0; i < n_want; i++) {
         const int64_t count = tensor_count(&want[i].t);

@@ -84,6 +84,7 @@ static enum err load_block(void *ctx, int64_t block, struct block_quant *q)
 static enum err save_partial(void *ctx, int64_t block, const struct named_tensor *t, int n)
 {
     struct memory_io *m = ctx;
+    assert_true(n <= MEMORY_TENSORS);
     drop_partial(m);
     m->partial_block = block;
     for (int i = 0; i < n; i++) {

@@ -8,7 +8,7 @@
 #include "tests/model/model_fixture.h"
 
 #define MEMORY_BLOCKS 8
-#define MEMORY_TENSORS 24
+#define MEMORY_TENSORS 32
 
 /* struct calib_io over plain memory. */
 struct memory_io {

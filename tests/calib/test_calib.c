@@ -332,8 +332,12 @@ static struct calib_settings resume_case(int which)
         s.gptq.damp = 0.01;
     if (which == 7 || which == 8)
         s.kv.bits = 16; /* weights rounded to nearest: only offsets learn */
-    if (which >= 8)
+    if (which >= 8 && which < 10)
         s.weights_init = INIT_SEARCH;
+    if (which == 10) /* the cache keeps its start values while the weights learn */
+        s.kv.learn = false;
+    if (which == 11)
+        s.kv = kv_target_spec(TARGET_FP8);
     return s;
 }
 
@@ -358,7 +362,7 @@ static void stop_and_resume(struct arch a, int from, int to)
 
 static void test_stopped_and_resumed(void **state)
 {
-    stop_and_resume(tiny_arch(1, 3), 0, 10);
+    stop_and_resume(tiny_arch(1, 3), 0, 12);
     stop_and_resume(tiny_arch(4, 2), 0, 2);
     stop_and_resume(tiny_arch(4, 2), 6, 7);
 }
