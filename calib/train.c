@@ -282,6 +282,8 @@ static enum err train(struct calibration *c)
             TRY(train_step(c));
         TRY(end_epoch(c));
     }
+    if (!c->s->epochs) /* no step says which experts tokens reach */
+        return OK;
     TRY(fakequant_unreached(&c->fq, c->at.stats.unreached));
     TRY(fakequant_restore_best(&c->fq));
     return fakequant_clip_none(&c->fq, c->at.stats.unreached);
