@@ -223,7 +223,7 @@ static void put_legend(FILE *f, const struct report *r)
               f);
     if (report_has_measure(r, &longbench))
         fputs(" LongBench's answers are those of the packed runtime; cells that it cannot "
-              "run, such as those with rounded activations, have none.",
+              "run, such as those with keys by channel, have none.",
               f);
     fputs("</p>\n", f);
 }

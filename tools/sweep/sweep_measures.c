@@ -225,8 +225,8 @@ static enum err ask_questions(struct sweep *s, struct sweep_run *run, int from)
     const struct sweep_questions *q = &s->questions[from];
     const struct recipe *r = &run->recipe;
     const enum sweep_way way = sweep_way(r);
-    const bool answers =
-        way == SWEEP_PACKED || (way == SWEEP_PLAIN && r->activation_bits == 16);
+    const bool answers = (way == SWEEP_PACKED && !r->target) ||
+                         (way == SWEEP_PLAIN && r->activation_bits == 16);
     for (int i = 0; i < s->settings.n_zeroshot; i++)
         TRY(ask(run,
                 (struct sweep_asked){SWEEP_ZEROSHOT, i, from,
