@@ -169,17 +169,6 @@ static enum err expect_given(struct job *j, const char *state_dir)
     return OK;
 }
 
-/* An artifact's own rounding of inputs stays as it is. */
-static enum err check_inputs(const struct eval *e)
-{
-    const struct weight_spec *w = artifact_weight_spec(e->artifact);
-    const int asked = (int)e->job->recipe.activation_bits;
-    FAIL_IF(weight_rounds_inputs(w) && asked < 16 && asked != w->act_bits, ERR_USAGE,
-            "activations.bits is %d, but the artifact's is %d; leave the setting out",
-            asked, w->act_bits);
-    return OK;
-}
-
 static enum err open_model(struct eval *e, const struct args *a)
 {
     struct job *j = e->job;
@@ -193,7 +182,7 @@ static enum err open_model(struct eval *e, const struct args *a)
         /* Refuses damaged weights, whose result would look valid. */
         TRY(artifact_open(&e->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(e->artifact);
-        TRY(check_inputs(e));
+        TRY(eval_check_inputs(e));
     } else {
         if (a->state)
             TRY(expect_given(j, a->state));

@@ -104,6 +104,16 @@ int eval_act_bits(const struct eval *e)
     return e->decode ? QUANT_BITS_NONE : (int)r->activation_bits;
 }
 
+enum err eval_check_inputs(const struct eval *e)
+{
+    const struct weight_spec *w = artifact_weight_spec(e->artifact);
+    const int asked = (int)e->job->recipe.activation_bits;
+    FAIL_IF(weight_rounds_inputs(w) && asked < 16 && asked != w->act_bits, ERR_USAGE,
+            "%s: activations.bits is %d, but the artifact's is %d; leave the setting out",
+            e->job->model_dir, asked, w->act_bits);
+    return OK;
+}
+
 const char *eval_bits_text(const struct eval *e)
 {
     static char text[64];

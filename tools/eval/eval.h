@@ -64,6 +64,8 @@ enum kv_target eval_target(const struct eval *e);
 json_t *eval_bits_json(double bits);
 /* Returns the bits of the projections' inputs in simulation; 16: unquantized. */
 int eval_act_bits(const struct eval *e);
+/* An artifact's own rounding of inputs stays as it is: ERR_USAGE if the recipe has another. */
+enum err eval_check_inputs(const struct eval *e);
 /* The type of activations, "f32" or "bf16": the packed runtime's with decode, else the
  * simulation's. */
 const char *eval_compute(const struct eval *e);

@@ -25,6 +25,7 @@ static enum err open_second(struct eval *b, const struct eval *a)
     if (artifact) {
         TRY(artifact_open(&b->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
         j->arch = *artifact_arch(b->artifact);
+        TRY(eval_check_inputs(b));
         b->decode = a->decode;
         b->kv_bits = a->kv_bits;
     } else {
