@@ -207,7 +207,7 @@ struct sums {
     vf a, b, c, d;
 };
 
-#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#if defined(__AVX512VNNI__) || (defined(__ARM_FEATURE_DOTPROD) && !defined(SIMD_PLAIN))
 #include "convert/runtime/rt_fixed.h"
 #else
 /* Adds column k of each lane of up to four rows; x is loaded once for all of them. Even and

@@ -88,8 +88,9 @@ static enum err open_parts(struct runtime *r, const struct runtime_settings *s)
     TRY(rt_linear_open(&r->linear, r->pool, r->a));
     r->linear.int16 = s->act == DT_BF16 && runtime_rounds();
     if (s->act == DT_BF16 && !r->linear.int16)
-        log_info("this processor lacks AVX512-VNNI: the packed runtime computes in f32, "
-                 "since 16-bit products would not be faster");
+        log_info(
+            "the packed runtime computes in f32: this processor has no instructions that "
+            "would make 16-bit products faster");
     TRY(rt_cache_open(&r->cache, r->a, r->kern, &kv, r->max));
     TRY(open_vectors(r));
     return open_rope(r);
