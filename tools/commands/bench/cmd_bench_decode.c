@@ -193,16 +193,18 @@ static enum err packed_products(struct decode *b)
     return OK;
 }
 
-/* Multiplies y = x W^T in F32, once for each block, with the same W. */
+/* Multiplies y = x W^T in F32, once for each block, with the same W; that of one expert where a
+ * layer has several, as runtime_products() does. */
 static enum err unpacked_linear(struct decode *b, struct dev *dev, int l)
 {
     const struct arch *m = artifact_arch(b->artifact);
+    const int64_t rows = arch_out(m, l) / arch_stacked(m, l);
     struct tensor x = {0}, w = {0}, y = {0};
     double best = 0;
     enum err err = OK;
     TRY_OUT(bench_tensor(&x, dev, DT_F32, FILL_CHUNK, arch_in(m, l)));
-    TRY_OUT(bench_tensor(&w, dev, DT_F32, arch_out(m, l), arch_in(m, l)));
-    TRY_OUT(bench_tensor(&y, dev, DT_F32, FILL_CHUNK, arch_out(m, l)));
+    TRY_OUT(bench_tensor(&w, dev, DT_F32, rows, arch_in(m, l)));
+    TRY_OUT(bench_tensor(&y, dev, DT_F32, FILL_CHUNK, rows));
     for (int i = 0; i < PRODUCT_PASSES; i++) {
         const double start = clock_s();
         for (int64_t block = 0; block < m->n_layers; block++)
