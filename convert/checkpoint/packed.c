@@ -42,7 +42,8 @@ static enum err read_description(struct packed_config *c, const json_t *o,
             packing);
     TRY(json_get_int(&act_bits, o, "act_bits", 1, 64, where)); /* of AutoRound */
     FAIL_IF(act_bits < 16, ERR_SUPPORT,
-            "%s: act_bits is %" PRId64 ", but activations stay unquantized in an artifact",
+            "%s: act_bits is %" PRId64
+            ", but given weights are read without rounded activations",
             where, act_bits);
     return c->layout->read_config(c, o, where);
 }
