@@ -28,13 +28,15 @@ enum err dev_engine_check(const struct dev *d, enum kv_target target);
  *
  *   x~ = (R P x - shift) / s      xq = P^T R (s x~^ + shift)
  *
- * where x~^ is x~ as blocks of kernels/tensor/ggml_block.h. FP8 has neither P nor R, s is the
- * scale, shift is 0, and x~^ = fp8_round(x~). xq act [T,K,d]; it may be x. All devices compute the
- * same bits. */
+ * where x~^ is x~ as blocks of kernels/tensor/engine_block.h. Only llama.cpp has a P. quanto and
+ * FP8 have no R; FP8 has s = scale, shift = 0 and x~^ = fp8_round(x~). vLLM's R for 4 bits is H D,
+ * with fixed random signs D and H the signs of a Hadamard matrix over n channels, n the largest
+ * power of two that divides d; its inverse D H / n stands for P^T R. xq act [T,K,d]; it may be x.
+ * All devices compute the same bits. */
 enum err dev_fake_quant_engine(struct dev *d, const struct tensor *xq,
                                const struct engine_quant *p);
 /* All gradients from dxq, act [T,K,d], straight through the rounding of codes and fp16. A code
- * that is limited to 15 has a gradient only through d. d's goes to the first channel that its
+ * that is limited to 0 or 15 has a gradient only through d. d's goes to the first channel that its
  * block's d follows from. A value beyond FP8's range has none. */
 enum err dev_fake_quant_engine_bwd(struct dev *d, const struct kv_grads *grads,
                                    const struct tensor *dxq, const struct engine_quant *p);

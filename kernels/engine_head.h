@@ -3,20 +3,21 @@
  * One head of one token in the cache of another engine: the formulas of kernels/dev_engine.h,
  * which every device of this machine shares. Private to kernels/.
  *
- * The gradient, with x' = R P x, g = R P dxq, e = s g, q a block's codes and d its unrounded
- * step: straight through, a block has
+ * The gradient, with x' = R P x, g = R P dxq, e = s g, q a block's codes and d its unrounded step
+ * (where R is not orthogonal but sqrt(n) times it, the factors of g and dx cancel): straight
+ * through, a block has
  *
  *   dL/dx~_c = e_c (0 where the code is limited) + [c is d's place] dL/dd dd/dx~_c
  *   dL/dd    = sum_c e_c (q_c - zero - (x~_c - min) / d), without the last term where limited
  *   dx' = dL/dx~ / s      dL/dlog s = s g x~^ - dL/dx~ x~      dL/dshift = g - dx'
  *
- * and dx = P^T R dx'. */
+ * and dx = P^T R dx'. vLLM's zero is taken to be constant. */
 #ifndef WKVQ_ENGINE_HEAD_H
 #define WKVQ_ENGINE_HEAD_H
 
 #include "kernels/dev_engine.h"
+#include "kernels/tensor/engine_block.h"
 #include "kernels/tensor/fp8.h"
-#include "kernels/tensor/ggml_block.h"
 #include "kernels/tensor/hadamard.h"
 
 #include <string.h>
@@ -30,16 +31,52 @@ static inline bool engine_head_fits(const struct engine_quant *p)
 /* Returns how many channels are rotated together; 0: none are. */
 static inline int64_t engine_rotation(const struct engine_quant *p)
 {
+    const int64_t d = p->x->dim[2];
+    if (p->target == TARGET_VLLM_INT4)
+        return d & -d;
     if (!kv_target_folds(p->target))
         return 0;
-    return p->side == KV_K ? p->x->dim[2] : KV_TARGET_V_ROTATION;
+    return p->side == KV_K ? d : KV_TARGET_V_ROTATION;
 }
 
+/* Returns the sign by which vLLM multiplies channel i of n that it rotates together. Bit i says
+ * that it is -1: torch.bernoulli of 1/2 from a generator with the seed 0x9E3779B9, whose first
+ * draws do not depend on how many follow. */
+static inline float engine_sign(int64_t i)
+{
+    static const uint32_t minus[HADAMARD_MAX / 32] = {
+        0x9a8ca6f2, 0x7f7fca4e, 0x59bbc293, 0x9480abc7, 0xb55b747e, 0x54503bbe,
+        0xcdf467b7, 0x05dfbc5f, 0xb291e3cc, 0x57563834, 0xe46ae225, 0x67fc4ca6,
+        0xcfc78691, 0x32d9dff1, 0x365fdb89, 0x75625346};
+    return minus[i / 32] >> i % 32 & 1 ? -1.0f : 1.0f;
+}
+
+/* y = R y. vLLM's R has a factor sqrt(n), n the channels that it rotates together. */
 static inline void engine_rotate(float *y, const struct engine_quant *p)
 {
-    const int64_t n = engine_rotation(p);
-    for (int64_t i = 0; n && i < p->x->dim[2]; i += n)
-        hadamard_f32(y + i, n);
+    const int64_t n = engine_rotation(p), d = p->x->dim[2];
+    if (p->target == TARGET_VLLM_INT4)
+        for (int64_t i = 0; i < d; i++)
+            y[i] *= engine_sign(i % n);
+    for (int64_t i = 0; n && i < d; i += n)
+        if (p->target == TARGET_VLLM_INT4)
+            hadamard_sums_f32(y + i, n);
+        else
+            hadamard_f32(y + i, n);
+}
+
+/* y = the inverse of R times y. */
+static inline void engine_rotate_back(float *y, const struct engine_quant *p)
+{
+    const int64_t n = engine_rotation(p), d = p->x->dim[2];
+    if (p->target != TARGET_VLLM_INT4) {
+        engine_rotate(y, p);
+        return;
+    }
+    for (int64_t i = 0; i < d; i += n)
+        hadamard_sums_f32(y + i, n);
+    for (int64_t i = 0; i < d; i++)
+        y[i] *= engine_sign(i % n) / (float)n;
 }
 
 /* Returns the channel of a head that is the engine's channel i. */
@@ -67,7 +104,7 @@ static inline void engine_read(float *y, const struct engine_quant *p,
 static inline void engine_write(const struct tensor *x, int64_t at,
                                 const struct engine_quant *p, float *y, bool add)
 {
-    engine_rotate(y, p);
+    engine_rotate_back(y, p);
     for (int64_t i = 0; i < p->x->dim[2]; i++) {
         const int64_t to = at + engine_channel(p, i);
         const float v = add ? engine_get(x, to) + y[i] : y[i];
@@ -106,10 +143,11 @@ static inline void engine_round(float *y, const struct engine_quant *p)
             y[i] = fp8_round(y[i]);
         return;
     }
-    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
-        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
-        for (int64_t i = at; i < at + GGML_BLOCK_VALUES; i++)
-            y[i] = ggml_block_value(&b, ggml_block_round(&b, y[i]));
+    const int64_t n = engine_block_values(p->target, d);
+    for (int64_t at = 0; at < d; at += n) {
+        const struct engine_block b = engine_block_of(y + at, n, p->target);
+        for (int64_t i = at; i < at + n; i++)
+            y[i] = engine_block_value(&b, engine_block_round(&b, y[i]));
     }
 }
 
@@ -128,21 +166,19 @@ static inline void engine_head(const struct tensor *xq, const struct engine_quan
     engine_write(xq, t * xq->ld + head * d, p, y, false);
 }
 
-/* e [32] = dL/dx~ of a block with the values x~ [32], from e = dL/dx~^. */
-static inline void engine_block_grad(float *e, const struct ggml_block *b, const float *x)
+/* e [n] = dL/dx~ of a block with the values x~ [n], from e = dL/dx~^. */
+static inline void engine_block_grad(float *e, const struct engine_block *b, const float *x,
+                                     int64_t n)
 {
     float dd = 0;
-    for (int i = 0; i < GGML_BLOCK_VALUES && b->inverse != 0; i++) {
-        const int code = ggml_block_round(b, x[i]);
-        const float steps = (float)((code > 15 ? 15 : code) - (b->q4_1 ? 0 : 8));
-        dd += e[i] * (code > 15 ? steps : steps - (x[i] - b->min) * b->inverse);
-        e[i] = code > 15 ? 0 : e[i];
+    for (int64_t i = 0; i < n && b->inverse != 0; i++) {
+        const int code = engine_block_round(b, x[i]), q = engine_block_limit(code);
+        const float steps = (float)q - b->zero;
+        dd += e[i] * (q != code ? steps : steps - (x[i] - b->min) * b->inverse);
+        e[i] = q != code ? 0 : e[i];
     }
-    /* A clamped d does not move. */
-    if (!(fabsf(b->d) < QUANT_SCALE_MAX))
-        return;
-    e[b->at_max] += b->q4_1 ? dd / 15 : dd / -8;
-    e[b->at_min] -= b->q4_1 ? dd / 15 : 0;
+    e[b->at_max] += dd * b->by_max;
+    e[b->at_min] += dd * b->by_min;
 }
 
 /* e [d] = dL/dx~ from e = dL/dx~^, with x~ in y [d]. */
@@ -154,9 +190,10 @@ static inline void engine_round_grad(float *e, const struct engine_quant *p, con
             e[i] = fabsf(y[i]) <= FP8_MAX ? e[i] : 0;
         return;
     }
-    for (int64_t at = 0; at < d; at += GGML_BLOCK_VALUES) {
-        const struct ggml_block b = ggml_block_of(y + at, p->target == TARGET_Q4_1);
-        engine_block_grad(e + at, &b, y + at);
+    const int64_t n = engine_block_values(p->target, d);
+    for (int64_t at = 0; at < d; at += n) {
+        const struct engine_block b = engine_block_of(y + at, n, p->target);
+        engine_block_grad(e + at, &b, y + at, n);
     }
 }
 

@@ -105,9 +105,13 @@ static inline struct engine_quant engine_of(const struct arch *a, const struct b
                                                 arch_interleaves_keys(a)};
 }
 
-/* Returns how many tokens of keys are quantized together; 1: each token by itself. */
+/* Returns how many tokens of keys are quantized together; 1: each token by itself. With a residual
+ * of another engine, keys and values are quantized token by token, but not before their block is
+ * complete. */
 static inline int64_t kv_block(const struct block_kv *kv)
 {
+    if (kv->spec.target)
+        return kv_target_residual(kv->spec.target);
     const struct kv_format f = side_format(kv, KV_K);
     return kv->spec.method == KV_CHANNEL && f.bits < 16 ? f.group_size : 1;
 }

@@ -129,6 +129,9 @@ struct export_job {
 /* Caches of kv.target: the format's engine is llama.cpp; it holds the scales of an FP8 cache. */
 #define EXPORT_LLAMA_CPP 4u
 #define EXPORT_FP8_SCALES 8u
+/* vLLM, or transformers, loads the format and has a cache of its own to serve it with. */
+#define EXPORT_VLLM 16u
+#define EXPORT_TRANSFORMERS 32u
 
 struct export_format {
     const char *name;    /* of --format */

@@ -168,6 +168,7 @@ const struct export_format export_awq = {
     .name = PACK_AWQ,
     .engines = "MLX, vLLM, SGLang, OpenVINO",
     .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows",
+    .cache = EXPORT_VLLM,
     .check = check,
     .write = hub_write,
     .release = hub_release,

@@ -131,8 +131,9 @@ static enum err fill_cache_scale(const struct hub_tensor *t, uint8_t *dst, int64
 static enum err add_cache(struct hub_plan *p, const struct export_job *j)
 {
     static const char *const name[] = {"k_scale", "v_scale"};
-    const int64_t one = 1;
-    for (int64_t layer = 0; layer < j->source->arch->n_layers; layer++)
+    const int64_t one = 1, n = j->source->arch->n_layers;
+    for (int64_t layer = 0; kv_target_has_scales(j->source->kv->target) && layer < n;
+         layer++)
         for (size_t i = 0; i < ARRAY_LEN(name); i++) {
             struct hub_tensor how = {.dtype = DT_F32, .fill = fill_cache_scale};
             char full[96];
@@ -238,7 +239,7 @@ static enum err add_groups(json_t *groups, const struct export_source *src,
 /* The scheme of an FP8 cache, or null. */
 static json_t *cache_json(const struct export_job *j)
 {
-    return j->carries_target
+    return j->carries_target && kv_target_has_scales(j->source->kv->target)
                ? json_pack("{s:i, s:s, s:s, s:b, s:b}", "num_bits", 8, "type", "float",
                            "strategy", "tensor", "symmetric", 1, "dynamic", 0)
                : json_null();
@@ -315,7 +316,7 @@ const struct export_format export_compressed = {
     .holds =
         "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; the "
         "scales of an FP8 cache",
-    .cache = EXPORT_FP8_SCALES,
+    .cache = EXPORT_FP8_SCALES | EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .check = check,
     .write = hub_write,
     .release = hub_release,

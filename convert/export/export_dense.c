@@ -60,6 +60,7 @@ const struct export_format export_dense = {
     .engines = "every engine of Hugging Face checkpoints",
     .holds = "values as F16, BF16 or F32 (--dtype), all bits and groups; no smaller than "
              "the checkpoint",
+    .cache = EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .holds_experts = true,
     .check = check,
     .write = hub_write,

@@ -132,10 +132,18 @@ static const struct {
     [TARGET_Q4_1] = {EXPORT_LLAMA_CPP, "gguf",
                      "llama.cpp's cache of type q4_1 and its rotation: serve with -fa on "
                      "-ctk q4_1 -ctv q4_1, and without LLAMA_ATTN_ROT_DISABLE"},
-    [TARGET_FP8] = {
-        EXPORT_FP8_SCALES, "compressed-tensors",
-        "an FP8 cache with the scales k_scale and v_scale of every layer: serve "
-        "with --kv-cache-dtype fp8 (vLLM) or fp8_e4m3 (SGLang)"}};
+    [TARGET_FP8] =
+        {EXPORT_FP8_SCALES, "compressed-tensors",
+         "an FP8 cache with the scales k_scale and v_scale of every layer: serve "
+         "with --kv-cache-dtype fp8 (vLLM) or fp8_e4m3 (SGLang)"},
+    [TARGET_QUANTO4] = {EXPORT_TRANSFORMERS, "compressed-tensors or dense",
+                        "transformers' QuantizedCache: generate with "
+                        "cache_implementation=\"quantized\" and cache_config={\"backend\": "
+                        "\"quanto\", \"nbits\": 4}"},
+    [TARGET_VLLM_INT4] = {EXPORT_VLLM, "compressed-tensors, awq or dense",
+                          "vLLM's cache with 4 bits: serve with --kv-cache-dtype "
+                          "int4_per_token_head on a GPU; on a CPU vLLM 0.32 takes this "
+                          "option and computes something else"}};
 
 /* The cache is another engine's: notes how to serve it there, and refuses others without --kv
  * drop, which also leaves out scales that the format could hold. */

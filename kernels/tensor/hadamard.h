@@ -33,10 +33,9 @@ static inline float hadamard_sign(int64_t i, int64_t j)
     return both & 1 ? -1.0f : 1.0f;
 }
 
-/* Transforms x [n] in place with n log2 n additions. */
-static inline void hadamard_f32(float *x, int64_t n)
+/* Transforms x [n] in place with n log2 n additions, by the matrix of signs: not normalized. */
+static inline void hadamard_sums_f32(float *x, int64_t n)
 {
-    const float scale = hadamard_scale(n);
     for (int64_t half = 1; half < n; half *= 2)
         for (int64_t at = 0; at < n; at += 2 * half)
             for (int64_t i = at; i < at + half; i++) {
@@ -44,6 +43,13 @@ static inline void hadamard_f32(float *x, int64_t n)
                 x[i] = a + b;
                 x[i + half] = a - b;
             }
+}
+
+/* Transforms x [n] in place by the normalized matrix. */
+static inline void hadamard_f32(float *x, int64_t n)
+{
+    const float scale = hadamard_scale(n);
+    hadamard_sums_f32(x, n);
     for (int64_t i = 0; i < n; i++)
         x[i] *= scale;
 }

@@ -73,9 +73,17 @@ enum key_stage { KEY_POST_ROPE, KEY_PRE_ROPE };
 enum kv_rotate { ROTATE_NONE, ROTATE_V, ROTATE_K, ROTATE_KV };
 
 /* The cache that serves the model: this runtime's, or that of another engine, which calibration
- * simulates (kernels/dev_engine.h): llama.cpp's types q4_0 and q4_1, and the FP8 of vLLM, SGLang
- * and TensorRT-LLM. */
-enum kv_target { TARGET_WKVQ, TARGET_Q4_0, TARGET_Q4_1, TARGET_FP8, N_KV_TARGETS };
+ * simulates (kernels/dev_engine.h): llama.cpp's types q4_0 and q4_1, the FP8 of vLLM, SGLang and
+ * TensorRT-LLM, transformers' QuantizedCache with quanto, and vLLM's int4_per_token_head. */
+enum kv_target {
+    TARGET_WKVQ,
+    TARGET_Q4_0,
+    TARGET_Q4_1,
+    TARGET_FP8,
+    TARGET_QUANTO4,
+    TARGET_VLLM_INT4,
+    N_KV_TARGETS
+};
 /* "wkvq", "llama.cpp-q4_0", ... */
 extern const char *const kv_target_name[N_KV_TARGETS];
 
@@ -123,6 +131,11 @@ bool kv_target_folds(enum kv_target target);
 /* True if the cache has one calibrated scale for a layer's keys and one for its values. Smoothing
  * is then that scale in every channel, and shift 0. */
 bool kv_target_has_scales(enum kv_target target);
+/* Tokens that the cache collects in full precision before it quantizes them together; a query sees
+ * those that began with its own in full precision. 1: each token is quantized by itself. */
+int64_t kv_target_residual(enum kv_target target);
+/* ERR_USAGE if in a window of T tokens no query reads anything quantized; name: of T's setting. */
+enum err kv_target_check_length(const char *name, enum kv_target target, int64_t T);
 /* True if parameters of the cache start from the ranges of keys and values. */
 bool kv_needs_ranges(const struct kv_spec *kv);
 

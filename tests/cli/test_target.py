@@ -18,9 +18,10 @@ import tiny  # noqa: E402
 MODEL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
          "head_dim": 64, "num_hidden_layers": 2}
 TARGETS = {"llama.cpp-q4_0": "q4_0", "llama.cpp-q4_1": "q4_1"}
-SMALL = ["calibration.samples=3", "calibration.seqlen=24", "calibration.epochs=1", "crr.blocks=0",
+LENGTH = 160  # more than transformers keeps in full precision
+SMALL = ["calibration.samples=3", f"calibration.seqlen={LENGTH}", "calibration.epochs=1", "crr.blocks=0",
          "weights.group_size=32", "weights.scale_bits=7", "run.compute=f32"]
-REFINE = ["refine.samples=4", "refine.seqlen=24", "refine.guard=2"]
+REFINE = ["refine.samples=4", f"refine.seqlen={LENGTH}", "refine.guard=2"]
 
 
 class Bench:
@@ -34,7 +35,7 @@ class Bench:
 
     def nll(self, *args):
         """Loss and report of `wkvq eval` on four windows, in f32."""
-        text = self.run("eval", *args, "--data", "t.txt", "--ctx", 24, "--windows", 4, "--json", "-q",
+        text = self.run("eval", *args, "--data", "t.txt", "--ctx", LENGTH, "--windows", 4, "--json", "-q",
                         "--set", "run.compute=f32")
         done = json.loads(text)
         return done["nll"], done
@@ -53,7 +54,12 @@ def kv_of(bench, artifact):
 LLAMA_CPP = {"method": "token", "bits": 4, "group_size": 32, "key_stage": "post_rope", "past_only": False, "window": 1,
              "sink": 0}
 SETTINGS = {"llama.cpp-q4_0": (7, LLAMA_CPP, 4.5), "llama.cpp-q4_1": (7, LLAMA_CPP, 5),
-            "fp8": (9, {**LLAMA_CPP, "bits": 8, "group_size": 512}, 8)}
+            "fp8": (9, {**LLAMA_CPP, "bits": 8, "group_size": 512}, 8),
+            "transformers-quanto4": (9, {**LLAMA_CPP, "group_size": 64, "past_only": True}, 4.5),
+            "vllm-int4": (9, {**LLAMA_CPP, "group_size": 512}, 4.5)}
+# Formats that carry the target, and a part of what the export says.
+ENGINES = {"transformers-quanto4": (("compressed-tensors", "dense"), 'cache_implementation="quantized"'),
+           "vllm-int4": (("compressed-tensors", "awq", "dense"), "--kv-cache-dtype int4_per_token_head")}
 
 
 def check_settings(bench, artifact, target):
@@ -152,6 +158,33 @@ def check_scales(bench):
     assert "wkvq.kv_target" not in gguf_reader.Gguf(bench.folder / "fp8.gguf").keys
 
 
+def check_engines(bench):
+    """The formats that carry a target say how to serve it; the others refuse it."""
+    for target, (formats, words) in ENGINES.items():
+        for form in ("compressed-tensors", "awq", "dense", "gguf"):
+            out = f"{target}-{form}"
+            if form in formats:
+                text = bench.run("export", f"{target}-rtn", "--format", form, "-o", out)
+                assert words in text and words in (bench.folder / out / "README.md").read_text(), text
+                scheme = json.loads((bench.folder / out / "config.json").read_text()).get("quantization_config", {})
+                assert scheme.get("kv_cache_scheme") is None, scheme
+            else:
+                text = bench.run("export", f"{target}-rtn", "--format", form, "-o", "refused", status=2)
+                assert f"kv.target is {target}, which is no cache of --format {form}" in text, text
+                assert not (bench.folder / "refused").exists()
+
+
+def check_residual(bench):
+    """transformers keeps 128 tokens in full precision, and quantizes them together: up to there it changes nothing."""
+    def nll(ctx, *options):
+        text = bench.run("eval", "untargeted", "--data", "t.txt", "--ctx", ctx, "--windows", 2, "--json", "-q",
+                         "--set", "run.compute=f32", *options)
+        return json.loads(text)["nll"]
+    quanto = sets("kv.target=transformers-quanto4")
+    assert nll(128, *quanto) == nll(128, "--kv-bits", 16)
+    assert nll(130, *quanto) != nll(130, "--kv-bits", 16)
+
+
 def check_calibrated(bench, target):
     """Calibrated and refined: the state, its artifact and the simulation of both agree."""
     args = ["--data", "t.txt", *sets(*SMALL, *REFINE, f"kv.target={target}", "kv.learn=true")]
@@ -232,6 +265,8 @@ def main():
             check_runtime(bench, artifact, target)
             check_calibrated(bench, target)
         check_scales(bench)
+        check_engines(bench)
+        check_residual(bench)
         for target in TARGETS:
             check_export(bench, f"{target}-rtn", target)
             check_fold(bench, "m", target, biases=True)

@@ -477,7 +477,7 @@ static void test_extremes(void **state)
     dev_close(&d);
 }
 
-/* Shapes that the engine's cache does not have. */
+/* Shapes that llama.cpp's cache does not have. */
 static void test_refused(void **state)
 {
     (void)state;

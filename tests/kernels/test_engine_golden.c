@@ -60,6 +60,22 @@ static void test_fp8(void **state)
     check("fp8.x", "fp8.y", TARGET_FP8, KV_K);
 }
 
+static void test_quanto4(void **state)
+{
+    (void)state;
+    check("quanto4_64.x", "quanto4_64.y", TARGET_QUANTO4, KV_K);
+    check("quanto4_128.x", "quanto4_128.y", TARGET_QUANTO4, KV_V);
+}
+
+/* Heads of 96 channels are rotated 32 at a time. */
+static void test_vllm_int4(void **state)
+{
+    (void)state;
+    check("vllm_int4_64.x", "vllm_int4_64.y", TARGET_VLLM_INT4, KV_K);
+    check("vllm_int4_96.x", "vllm_int4_96.y", TARGET_VLLM_INT4, KV_V);
+    check("vllm_int4_128.x", "vllm_int4_128.y", TARGET_VLLM_INT4, KV_V);
+}
+
 static int open_golden(void **state)
 {
     (void)state;
@@ -78,6 +94,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_quanto4),
+        cmocka_unit_test(test_vllm_int4),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }

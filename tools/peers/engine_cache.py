@@ -12,6 +12,9 @@ mean loss of `wkvq eval` with that of transformers, both in F32, over WINDOWS (8
   export with --kv drop is the measure: the losses with and without that cache must differ by more than the simulation
   and transformers do.
 
+- transformers-quanto4: the dense export, with QuantizedCache: a prompt of 128 tokens, then token by token. Needs
+  optimum-quanto, too.
+
 Sums have another order there, so a value at a tie may round to its other neighbour."""
 import json
 import os
@@ -86,7 +89,22 @@ def fp8(wkvq, artifact, text, work):
     return mean_loss(work / "scaled", text, by_scales), mean_loss(work / "plain", text, whole_window)
 
 
-TARGETS = {"fp8": fp8}
+PROMPT = 128  # as many tokens as the cache keeps in full precision, so that it quantizes where the simulation does
+
+
+def by_quanto(model, ids):
+    cache = transformers.QuantizedCache("quanto", model.config, nbits=4)
+    rows = [model(ids[None, :PROMPT], past_key_values=cache).logits[0]]
+    rows += [model(ids[None, t:t + 1], past_key_values=cache).logits[0] for t in range(PROMPT, len(ids) - 1)]
+    return token_losses(torch.cat(rows), ids)
+
+
+def quanto4(wkvq, artifact, text, work):
+    run(wkvq, "export", artifact, "--format", "dense", "--dtype", "f32", "-q", "-o", work / "dense")
+    return mean_loss(work / "dense", text, by_quanto), mean_loss(work / "dense", text, whole_window)
+
+
+TARGETS = {"fp8": fp8, "transformers-quanto4": quanto4}
 
 
 def main():

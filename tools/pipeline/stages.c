@@ -49,11 +49,12 @@ enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
 
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
 {
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
     TRY(job_check_text(j, "calibration"));
+    TRY(kv_target_check_length("calibration.seqlen", kv.target, j->recipe.seqlen));
     TRY(recipe_check_refine(&j->recipe));
     TRY(job_open_model(j));
     TRY(preflight_shapes(j));
-    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));

@@ -101,10 +101,11 @@ const struct recipe_key recipe_key[] = {
     {"kv.rotate", KEY_CHOICE, AT(rotate), "none", .choices = "none|v|k|kv",
      .help = "rotate values, keys or both by a Hadamard matrix inside each head before "
              "quantization; head_dim must be a power of two"},
-    {"kv.target", KEY_CHOICE, AT(target), "wkvq", .choices = "wkvq|llama.cpp-q4_0|llama.cpp-q4_1|fp8", .omit_default = true,
+    {"kv.target", KEY_CHOICE, AT(target), "wkvq", .choices = "wkvq|llama.cpp-q4_0|llama.cpp-q4_1|fp8|transformers-quanto4|vllm-int4", .omit_default = true,
      .help = "the cache that will serve the model, and that is simulated: this program's, "
-             "llama.cpp's of type q4_0 or q4_1, or vLLM's and SGLang's FP8; another "
-             "engine's decides every other key of kv"},
+             "llama.cpp's of type q4_0 or q4_1, vLLM's and SGLang's FP8, transformers' "
+             "with quanto and 4 bits, or vLLM's int4_per_token_head; another engine's "
+             "decides every other key of kv"},
 
     {"activations.bits", KEY_BITS, AT(activation_bits), "16",
      .help = "bits of the projections' inputs, rounded per token, for comparisons with W4A4; "

@@ -117,6 +117,8 @@ enum err recipe_check_refine(const struct recipe *r)
         "kv.target is %s and no weights are quantized: there is a fold to learn, but nothing "
         "to refine; set refine.samples to 0",
         kv_target_name[r->target]);
+    TRY(kv_target_check_length("refine.seqlen", (enum kv_target)r->target,
+                               r->refine.seqlen));
     FAIL_IF(!recipe_quantizes_kv(r) && !weight_quantizes(&w), ERR_USAGE,
             "refine.samples is %" PRId64
             ", but neither weights nor cache are quantized, so "
