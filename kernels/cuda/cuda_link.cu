@@ -34,6 +34,7 @@ struct rank_link {
 struct report {
     char trouble[DEV_LINK_TEXT - 32]; /* "": none */
     char gpu[16];                     /* unlike that of any other GPU */
+    int version;                      /* of NCCL */
 };
 
 static void trouble(report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -98,6 +99,8 @@ static void open_nccl(rank_link *l, report *r)
     symbol(&l->lib.send, r, file, "ncclSend");
     symbol(&l->lib.receive, r, file, "ncclRecv");
     symbol(&l->lib.text, r, file, "ncclGetErrorString");
+    if (!r->trouble[0] && l->lib.version(&r->version) != NCCL_SUCCESS)
+        trouble(r, "%s does not say its version", NCCL_FILE);
 }
 
 static void identify_gpu(report *r)
@@ -122,20 +125,26 @@ static bool all_well(const rank_link *l, report *all, const report *mine, char *
     return true;
 }
 
-/* NCCL refuses ranks that share a GPU, some of its versions only after a time. */
-static bool all_differ(const rank_link *l, const report *all, char *about)
+/* Returns whether ranks may join: NCCL refuses those that share a GPU, some of its versions only
+ * after a time, and versions need not understand each other. */
+static bool all_fit(const rank_link *l, const report *all, char *about)
 {
-    for (int q = 1; q < l->ranks->size; q++)
+    for (int q = 1; q < l->ranks->size; q++) {
         for (int p = 0; p < q; p++)
             if (!memcmp(all[p].gpu, all[q].gpu, sizeof(all[p].gpu))) {
                 snprintf(about, DEV_LINK_TEXT, "ranks %d and %d have the same GPU", p, q);
                 return false;
             }
+        if (all[q].version != all[0].version) {
+            snprintf(about, DEV_LINK_TEXT, "ranks 0 and %d have other versions of NCCL", q);
+            return false;
+        }
+    }
     return true;
 }
 
-/* The group's name travels by the ranks' own transport. */
-static void join_group(rank_link *l, report *r)
+/* Returns whether rank 0 could name the group. The name travels by the ranks' own transport. */
+static bool name_group(const rank_link *l, nccl_id *id, char *about)
 {
     struct {
         nccl_id id;
@@ -144,26 +153,42 @@ static void join_group(rank_link *l, report *r)
     if (l->ranks->rank == 0)
         made.result = l->lib.make_id(&made.id);
     l->ranks->broadcast(&made, sizeof(made), 0);
-    if (made.result == NCCL_SUCCESS)
-        made.result = l->lib.join(&l->comm, l->ranks->size, made.id, l->ranks->rank);
+    *id = made.id;
     if (made.result != NCCL_SUCCESS)
-        trouble(r, "NCCL does not start: %s", l->lib.text(made.result));
+        snprintf(about, DEV_LINK_TEXT, "rank 0: NCCL names no group: %s",
+                 l->lib.text(made.result));
+    return made.result == NCCL_SUCCESS;
 }
 
-static bool link_ranks(rank_link *l, report *all, char *about)
+/* Before 2.9, a version was 1000 major + 100 minor + patch. */
+static void say_version(char *about, int v)
+{
+    const int major = v < 10000 ? v / 1000 : v / 10000;
+    const int minor = v < 10000 ? v % 1000 / 100 : v % 10000 / 100;
+    snprintf(about, DEV_LINK_TEXT, "NCCL %d.%d.%d", major, minor, v % 100);
+}
+
+/* A rank that cannot join fails the device, which ends all ranks: the others wait for it inside
+ * NCCL, where no message of ours reaches them. */
+static bool link_ranks(struct dev *d, rank_link *l, report *all, char *about)
 {
     report mine = {};
-    int version = 0;
+    nccl_id id;
     open_nccl(l, &mine);
     identify_gpu(&mine);
-    if (!all_well(l, all, &mine, about) || !all_differ(l, all, about))
+    if (!all_well(l, all, &mine, about) || !all_fit(l, all, about) ||
+        !name_group(l, &id, about))
         return false;
-    join_group(l, &mine);
-    if (!all_well(l, all, &mine, about))
+    const int e = l->lib.join(&l->comm, l->ranks->size, id, l->ranks->rank);
+    if (e != NCCL_SUCCESS) {
+        dev_fail(
+            d, ERR_DEVICE,
+            "NCCL does not start: %s; WKVQ_NCCL=none in the environment sends gradients "
+            "through host memory",
+            l->lib.text(e));
         return false;
-    l->lib.version(&version);
-    snprintf(about, DEV_LINK_TEXT, "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
-             version % 100);
+    }
+    say_version(about, mine.version);
     return true;
 }
 
@@ -178,7 +203,7 @@ static bool cuda_link(struct dev *d, const struct ranks *r, char *about)
         return false;
     }
     g->link->ranks = r;
-    const bool linked = link_ranks(g->link, all, about);
+    const bool linked = link_ranks(d, g->link, all, about);
     mem_free(all);
     if (!linked)
         link_close(d);
