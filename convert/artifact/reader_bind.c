@@ -174,16 +174,19 @@ static enum err bind_channels(const struct artifact *a, int64_t layer, float *to
     return OK;
 }
 
-/* Refuses channels x [n] of a cache that has one scale for all of them: they must be equal. */
-static enum err check_one_scale(const struct artifact *a, int64_t layer, const float *x,
-                                int64_t n, const char *what)
+/* Refuses channels of a cache with one scale for all of them, unless their scales [n] are equal
+ * and their shifts [n] 0. what: k or v. */
+static enum err check_one_scale(const struct artifact *a, int64_t layer, const float *scale,
+                                const float *shift, int64_t n, char what)
 {
-    for (int64_t i = 1; i < n && kv_target_has_scales(a->kv.target); i++)
-        FAIL_IF(x[i] != x[0], ERR_FORMAT,
-                "%s: block %" PRId64 ": kv.target is %s, which has one scale, but channel "
-                "%" PRId64 " of %s is %g and the first is %g",
-                a->dir, layer, kv_target_name[a->kv.target], i, what, (double)x[i],
-                (double)x[0]);
+    for (int64_t i = 0; i < n && kv_target_has_scales(a->kv.target); i++)
+        FAIL_IF(scale[i] != scale[0] || shift[i] != 0, ERR_FORMAT,
+                "%s: block %" PRId64
+                ": kv.target is %s, which has one scale and no shift, but "
+                "channel %" PRId64 " of %c has the scale %g and the shift %g, and the "
+                "first has the scale %g",
+                a->dir, layer, kv_target_name[a->kv.target], i, what, (double)scale[i],
+                (double)shift[i], (double)scale[0]);
     return OK;
 }
 
@@ -200,8 +203,8 @@ static enum err bind_cache(struct artifact *a, int64_t layer)
     TRY(bind_channels(a, layer, at + n, ".k_shift", false));
     TRY(bind_channels(a, layer, at + 2 * n, ".v_scale", true));
     TRY(bind_channels(a, layer, at + 3 * n, ".v_shift", false));
-    TRY(check_one_scale(a, layer, b->k_scale, n, "k_scale"));
-    return check_one_scale(a, layer, b->v_scale, n, "v_scale");
+    TRY(check_one_scale(a, layer, b->k_scale, b->k_shift, n, 'k'));
+    return check_one_scale(a, layer, b->v_scale, b->v_shift, n, 'v');
 }
 
 static enum err bind_block(struct artifact *a, int64_t layer)

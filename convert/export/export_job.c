@@ -152,9 +152,12 @@ static enum err check_target(struct export_job *j)
     const enum kv_target target = j->source->kv->target;
     const bool fits = j->format->cache & served[target].cache;
     j->carries_target = fits && !(j->options.drop_cache && kv_target_has_scales(target));
+    const struct export_calibrated *c = &j->source->calibrated;
+    const bool uncalibrated = kv_target_has_scales(target) && !c->k_scale && !c->v_scale;
     if (j->carries_target)
-        return export_note(j, EXPORT_CARRIED, "The weights are calibrated for %s",
-                           served[target].how);
+        return export_note(
+            j, EXPORT_CARRIED, "The weights are for %s%s", served[target].how,
+            uncalibrated ? "; these scales are 1, since nothing was calibrated" : "");
     FAIL_IF(
         !j->options.drop_cache, ERR_SUPPORT,
         "%s: kv.target is %s, which is no cache of --format %s; give --format %s, or --kv "

@@ -146,6 +146,8 @@ def check_scales(bench):
             assert set(scales("fp8-rtn", layer, side)) == {1.0}
             seen.add(own[0])
     assert len(seen) == 4, seen
+    plain = bench.run("export", "fp8-rtn", "--format", "compressed-tensors", "-o", "fp8-plain")
+    assert "these scales are 1" in plain and "these scales are 1" not in text, (plain, text)
     bench.run("export", "fp8-calibrated", "--format", "compressed-tensors", "--kv", "drop", "-o", "fp8-dropped")
     assert kv_of(bench, "fp8-dropped")["kv_cache_scheme"] is None
     header, _ = tensors(bench.folder / "fp8-dropped" / "model.safetensors")
