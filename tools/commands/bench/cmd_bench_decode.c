@@ -126,17 +126,23 @@ static uint64_t mat_bytes(const struct host_mat *m)
     return m->data ? (uint64_t)(m->rows * m->cols) * dtype_bytes(m->dtype) : 0;
 }
 
-/* Counts every weight once, the head as stored, and the cache of all earlier tokens. Norms
- * and activations stay in the first-level cache and are not counted. */
+/* Returns the bytes of a projection that a token reads: of several experts those of its own. */
+static uint64_t read_bytes(const struct arch *a, const struct packed_linear *p, int l)
+{
+    const uint64_t all = packed_linear_bytes(p) + mat_bytes(&p->w);
+    const int64_t stacked = arch_stacked(a, l);
+    return stacked > 1 ? all / (uint64_t)stacked * (uint64_t)a->n_active : all;
+}
+
+/* Counts every weight that a token reads, the head as stored, and the cache of all earlier
+ * tokens. Norms and activations stay in the first-level cache and are not counted. */
 static void count_bytes(struct decode *b)
 {
     const struct arch *arch = artifact_arch(b->artifact);
-    struct artifact_sizes sizes;
-    artifact_measure(&sizes, b->artifact);
-    b->weights = sizes.quantized_bytes;
+    b->weights = 0;
     for (int64_t i = 0; i < arch->n_layers; i++)
         for (int l = 0; l < N_LIN; l++)
-            b->weights += mat_bytes(&artifact_block(b->artifact, i)->lin[l].w);
+            b->weights += read_bytes(arch, &artifact_block(b->artifact, i)->lin[l], l);
     b->head = packed_linear_bytes(artifact_head(b->artifact));
     b->cache = b->args->kv_bits == 16 ? (uint64_t)(b->args->depth * arch->n_layers * 2 *
                                                    arch->n_kv * arch->head_dim) *
@@ -293,11 +299,14 @@ static const char *subject(const struct decode *b)
     return b->args->pos.n < 2 ? b->args->shape : b->args->pos.item[1];
 }
 
+/* Of what runtime_products() multiplies. */
 static double chunk_flops(const struct decode *b)
 {
-    struct artifact_sizes sizes;
-    artifact_measure(&sizes, b->artifact);
-    return 2.0 * FILL_CHUNK * (double)sizes.quantized_weights;
+    const struct arch *a = artifact_arch(b->artifact);
+    double weights = 0;
+    for (int l = 0; l < N_LIN; l++)
+        weights += (double)(arch_out(a, l) / arch_stacked(a, l) * arch_in(a, l));
+    return 2.0 * FILL_CHUNK * weights * (double)a->n_layers;
 }
 
 static void print_text(const struct decode *b, double median, double best)
