@@ -255,7 +255,8 @@ static enum err target_from_json(struct kv_spec *kv, const json_t *o, int64_t ve
     FAIL_IF(kv->target && (kv->method != want.method || kv->bits != want.bits ||
                            kv->group_size != want.group_size || kv->rotate != want.rotate ||
                            kv->key_stage != want.key_stage || kv->mixed ||
-                           kv->past_only != want.past_only || kv->sink != want.sink),
+                           kv->past_only != want.past_only || kv->sink != want.sink ||
+                           (want.past_only && kv->window != want.window)),
             ERR_FORMAT,
             "%s: target is %s, but the other members are not those of its cache", where,
             kv_target_name[target]);
