@@ -196,17 +196,21 @@ static enum err check_activation(const struct reader *r)
 
 /* --- sizes -------------------------------------------------------------------------- */
 
-/* Reads a size that real files always have. If it is missing, transformers' default is used
- * and logged. */
+enum err hf_read_size(int64_t *out, const json_t *o, const char *key, int64_t otherwise,
+                      const char *where)
+{
+    *out = otherwise;
+    if (!hf_is_given(o, key))
+        log_warn("%s: %s is missing, taken as %" PRId64
+                 " as transformers takes it for \"%s\"",
+                 where, key, otherwise, json_member_text(o, "model_type"));
+    return json_get_int(out, o, key, ANY_LO, ANY_HI, where);
+}
+
 static enum err read_size(int64_t *out, const struct reader *r, const char *key,
                           int64_t otherwise)
 {
-    *out = otherwise;
-    if (!hf_is_given(r->o, key))
-        log_warn("%s: %s is missing, taken as %" PRId64
-                 " as transformers takes it for \"%s\"",
-                 r->where, key, otherwise, r->f->model_type);
-    return json_get_int(out, r->o, key, ANY_LO, ANY_HI, r->where);
+    return hf_read_size(out, r->o, key, otherwise, r->where);
 }
 
 static enum err read_heads(struct arch *a, const struct reader *r)

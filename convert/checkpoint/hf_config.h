@@ -18,6 +18,11 @@ static inline bool hf_is_given(const json_t *o, const char *key)
     return v && !json_is_null(v);
 }
 
+/* Reads a size that real files always have. If it is missing, transformers' default is used
+ * and logged. where: the file's path. */
+enum err hf_read_size(int64_t *out, const json_t *o, const char *key, int64_t otherwise,
+                      const char *where);
+
 /* Reads the rotary embedding of config o, with the field names of transformers 4 and 5. a's
  * sizes, max_positions, and the default of rope_theta must be set. where: the file's path.
  * is_phi: as Phi3Config has it, with longrope and a rope for some of a head's channels.

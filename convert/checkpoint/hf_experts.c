@@ -88,17 +88,14 @@ enum err hf_read_experts(struct arch *a, const json_t *o, const char *where)
     if (!x)
         return refuse_experts(o, where);
     TRY(refuse_dense_layers(o, where));
-    a->n_experts = x->n_experts;
-    a->n_active = x->n_active;
-    a->d_ff = x->d_ff;
     a->norm_active = x->norm;
     const char *count =
         hf_is_given(o, "num_local_experts") ? "num_local_experts" : "num_experts";
-    TRY(json_get_int(&a->n_experts, o, count, ANY_LO, ANY_HI, where));
+    TRY(hf_read_size(&a->n_experts, o, count, x->n_experts, where));
     FAIL_IF(a->n_experts < 1, ERR_FORMAT, "%s: %s is %" PRId64 ", want at least 1", where,
             count, a->n_experts);
-    TRY(json_get_int(&a->n_active, o, "num_experts_per_tok", ANY_LO, ANY_HI, where));
-    TRY(json_get_int(&a->d_ff, o, x->size, ANY_LO, ANY_HI, where));
+    TRY(hf_read_size(&a->n_active, o, "num_experts_per_tok", x->n_active, where));
+    TRY(hf_read_size(&a->d_ff, o, x->size, x->d_ff, where));
     return x->norm ? OK : json_get_bool(&a->norm_active, o, "norm_topk_prob", where);
 }
 
