@@ -247,6 +247,11 @@ enum err eval_count_windows(struct eval *e)
         e->windows = all;
     if (e->chunk > e->ctx)
         e->chunk = e->ctx;
+    if (e->ctx <= kv_target_residual(eval_target(e)))
+        log_warn("--ctx %" PRId64
+                 ": the cache of %s keeps so many tokens in full precision, "
+                 "so nothing of it is quantized",
+                 e->ctx, kv_target_name[eval_target(e)]);
     return OK;
 }
 
