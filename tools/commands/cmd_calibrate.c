@@ -33,6 +33,11 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
+static void say(const char *line)
+{
+    log_info("%s", line);
+}
+
 static enum err print_result(const struct job *j, const struct state *s)
 {
     struct calib_summary sum;
@@ -42,7 +47,7 @@ static enum err print_result(const struct job *j, const struct state *s)
                  "average, %.1f MB, peak memory %.2f GB",
                  state_dir(s), sum.blocks, sum.gained, 100 * sum.mean_gain,
                  1e-6 * (double)state_bytes(s), 1e-9 * (double)mem_peak_bytes());
-        calib_summary_print_unreached(&sum);
+        calib_summary_say_unreached(&sum, say);
         calib_summary_free(&sum);
         return OK;
     }

@@ -126,6 +126,11 @@ static enum err print_json(const struct output *o, const struct calib_summary *s
     return err;
 }
 
+static void print_line(const char *line)
+{
+    puts(line);
+}
+
 static enum err print_result(const struct output *o, const struct calib_summary *sum,
                              const struct verify_report *v)
 {
@@ -139,7 +144,7 @@ static enum err print_result(const struct output *o, const struct calib_summary 
                " blocks improved, loss reduced by %.1f%% on "
                "average\n",
                sum->gained, sum->blocks, 100 * sum->mean_gain);
-    calib_summary_print_unreached(sum);
+    calib_summary_say_unreached(sum, print_line);
     if (sum->refined)
         printf(
             "refined     divergence from full precision %.4f -> %.4f nats on unseen windows\n",

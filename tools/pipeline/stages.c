@@ -146,28 +146,38 @@ void calib_summary_free(struct calib_summary *sum)
     *sum = (struct calib_summary){0};
 }
 
-void calib_summary_print_unreached(const struct calib_summary *sum)
+void calib_summary_say_unreached(const struct calib_summary *sum,
+                                 void (*say)(const char *line))
 {
     size_t i, k;
     json_t *layer, *e;
     json_array_foreach(sum->unreached, i, layer)
     {
         const json_t *experts = json_object_get(layer, "experts");
-        printf("unreached   layer %lld: %zu experts, rounded to nearest:",
-               (long long)json_integer_value(json_object_get(layer, "layer")),
-               json_array_size(experts));
-        json_array_foreach(experts, k, e) printf(" %lld", (long long)json_integer_value(e));
-        putchar('\n');
+        char *line = NULL;
+        size_t n;
+        FILE *f = open_memstream(&line, &n);
+        if (!f)
+            return;
+        fprintf(f, "unreached   layer %lld: %zu experts, rounded to nearest:",
+                (long long)json_integer_value(json_object_get(layer, "layer")),
+                json_array_size(experts));
+        json_array_foreach(experts, k, e)
+            fprintf(f, " %lld", (long long)json_integer_value(e));
+        if (!fclose(f))
+            say(line);
+        free(line);
     }
 }
 
 enum err stage_summary(struct calib_summary *out, const struct state *s)
 {
+    enum err err = OK;
     struct calib_summary sum = {.blocks = state_done(s)};
     sum.imported = json_object_get(state_identity(s), STATE_ARTIFACT) != NULL;
     for (int64_t i = 0; i < sum.blocks; i++) {
         struct calib_block_stats st;
-        TRY(state_stats(&st, s, i));
+        TRY_OUT(state_stats(&st, s, i));
         sum.gained += st.best_epoch > 0;
         if (st.start_loss > 0)
             sum.mean_gain += (1 - st.best_loss / st.start_loss) / (double)sum.blocks;
@@ -175,9 +185,12 @@ enum err stage_summary(struct calib_summary *out, const struct state *s)
     }
     sum.refined = state_refined(s);
     if (sum.refined)
-        TRY(state_refinement(&sum.refinement, s));
+        TRY_OUT(state_refinement(&sum.refinement, s));
     *out = sum;
     return OK;
+out:
+    calib_summary_free(&sum);
+    return err;
 }
 
 /* Adds the license that the checkpoint states, if it does. */
@@ -388,6 +401,8 @@ enum err stage_artifact_is(bool *yes, struct calib_summary *sum, struct job *j,
         err_clear();
         err = OK;
     }
+    if (err)
+        goto out;
     const json_t *calibration = json_object_get(from, "calibration");
     *sum = (struct calib_summary){
         .blocks = json_integer_value(json_object_get(calibration, "blocks")),

@@ -42,7 +42,8 @@ struct calib_summary {
 enum err stage_summary(struct calib_summary *out, const struct state *s);
 void calib_summary_free(struct calib_summary *sum); /* accepts a zeroed one */
 /* Says which experts calibration did not reach, a line for each layer that has some. */
-void calib_summary_print_unreached(const struct calib_summary *sum);
+void calib_summary_say_unreached(const struct calib_summary *sum,
+                                 void (*say)(const char *line));
 
 /* Writes the mark (state_mark) of the state that the artifact in dir was made from. "" if
  * dir has no artifact or one rounded to nearest. */
