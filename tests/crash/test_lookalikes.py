@@ -191,8 +191,8 @@ def draw(rng, job):
 
 
 def is_finished(job, folder):
-    """Was the kill after a quantize's last call? The artifact is whole then, and the state is gone."""
-    return job.name.startswith("quantize") and (folder / "out/manifest.json").exists() and not (
+    """Was the kill after the last call of a quantize or refine? The artifact is whole then, and the state is gone."""
+    return job.name.startswith(("quantize", "refine")) and (folder / "out/manifest.json").exists() and not (
         (folder / "out.state").exists() or (folder / "out/.wkvq-state").exists())
 
 
