@@ -116,7 +116,7 @@ def test_same_bytes(f):
         assert f.blocks(f"ranks-{n}") == want, n
 
 
-def emulated(f, n, out, *env, more=(), want=0):
+def emulated(f, n, out, *env, more=(), want=0, wrap=()):
     """Calibrates and refines on n emulated GPUs. Returns what is said."""
     if not (f.path / "tiny").exists():
         tiny.make_model(f.path / "tiny", num_hidden_layers=2)
@@ -125,7 +125,7 @@ def emulated(f, n, out, *env, more=(), want=0):
             "weights.group_size=16", "weights.round=learned", "crr.blocks=1", "refine.samples=5", "refine.seqlen=16",
             "refine.batch=4", "refine.guard=2", "refine.learn=scales+norms+cache+rounding", *more]
     return f.run(["env", "EMU_NAME=cuda", *env, *f.ranks(n, [
-        f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device", "cuda", *(w for s in sets for w in ("--set", s))])],
+        *wrap, f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device", "cuda", *(w for s in sets for w in ("--set", s))])],
         want).stderr
 
 
@@ -140,7 +140,7 @@ def test_emulated_gpus(f):
     emulated(f, 1, "emulated-1")
     want = emulated_state(f, "emulated-1")
     for n in (2, 3, 4):
-        said = emulated(f, n, f"linked-{n}", "EMU_NCCL=1")
+        said = emulated(f, n, f"linked-{n}", "EMU_NCCL=22900")
         assert said.count("gradients go from GPU to GPU by NCCL 2.29.0") == 1 and "host memory" not in said, said
         assert emulated_state(f, f"linked-{n}") == want, n
     said = emulated(f, 3, "host")
@@ -151,17 +151,21 @@ def test_emulated_gpus(f):
 
 def test_gpus_that_cannot_be_linked(f):
     short = ["calibration.epochs=0", "refine.samples=0", "crr.blocks=0", "calibration.samples=4"]
-    said = emulated(f, 2, "same", "EMU_NCCL=1", "EMU_NUMBER=7", more=short)
+    said = emulated(f, 2, "same", "EMU_NCCL=22900", "EMU_NUMBER=7", more=short)
     why = "ranks 0 and 1 have the same GPU"
     assert said.count(f"gradients pass through host memory: {why}") == 1 and "GPU to GPU" not in said, said
+    differ = ["sh", "-c", 'EMU_NCCL=$((22900 + OMPI_COMM_WORLD_RANK)) exec "$0" "$@"']
+    said = emulated(f, 2, "differ", more=short, wrap=differ)
+    assert "host memory: ranks 0 and 1 have other versions of NCCL" in said and "GPU to GPU" not in said, said
+    assert "by NCCL 2.7.8" in emulated(f, 2, "old", "EMU_NCCL=2708", more=short)
     # the others would wait for this rank inside NCCL
-    said = emulated(f, 2, "fails", "EMU_NCCL=1", "EMU_NCCL_FAILS_IN=1", more=short, want=1)
+    said = emulated(f, 2, "fails", "EMU_NCCL=22900", "EMU_NCCL_FAILS_IN=1", more=short, want=1)
     assert "NCCL does not start: unhandled system error; WKVQ_NCCL=none" in said, said
 
 
 def test_a_transfer_fails(f):
     """One rank finds it, and all end."""
-    said = emulated(f, 2, "broken", "EMU_NCCL=1", "EMU_NCCL_FAILS_IN=4", want=1)
+    said = emulated(f, 2, "broken", "EMU_NCCL=22900", "EMU_NCCL_FAILS_IN=4", want=1)
     assert "transfer between GPUs: unhandled system error" in said, said
 
 

@@ -52,7 +52,7 @@ struct emu_card from_environment(void)
     c.fail_at = number("EMU_FAIL_AT", 0);
     c.early_copies = number("EMU_EARLY_COPIES", 0);
     c.number = number("EMU_NUMBER", getpid());
-    c.has_nccl = number("EMU_NCCL", 0);
+    c.nccl = (int)number("EMU_NCCL", 0);
     c.nccl_fails_in = (int)number("EMU_NCCL_FAILS_IN", 0);
     return c;
 }

@@ -20,7 +20,7 @@ struct emu_card {
     long copies;               /* queued on the second stream so far */
     bool early_copies;         /* the second stream runs as early as it may, else late */
     long number;               /* of the card, the same for processes that share it */
-    bool has_nccl;             /* the library is there (emu_nccl.h) */
+    int nccl;                  /* version of the library (emu_nccl.h); 0: it is not there */
     int nccl_fails_in;         /* its calls until one fails on rank 1; 0: none does */
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The part of NCCL that kernels/cuda calls, on the host: what a group sends is moved by the
- * functions of struct ranks at its end. It is there if emu_card()->has_nccl. */
+ * functions of struct ranks at its end. It is there if emu_card()->nccl is not 0. */
 #ifndef WKVQ_EMU_NCCL_H
 #define WKVQ_EMU_NCCL_H
 
