@@ -121,15 +121,10 @@ out:
 
 /* --- bytes read per token ------------------------------------------------------------- */
 
-static uint64_t mat_bytes(const struct host_mat *m)
-{
-    return m->data ? (uint64_t)(m->rows * m->cols) * dtype_bytes(m->dtype) : 0;
-}
-
 /* Returns the bytes of a projection that a token reads: of several experts those of its own. */
 static uint64_t read_bytes(const struct arch *a, const struct packed_linear *p, int l)
 {
-    const uint64_t all = packed_linear_bytes(p) + mat_bytes(&p->w);
+    const uint64_t all = packed_linear_bytes(p);
     const int64_t stacked = arch_stacked(a, l);
     return stacked > 1 ? all / (uint64_t)stacked * (uint64_t)a->n_active : all;
 }
