@@ -26,9 +26,9 @@ struct search {
     struct pool *pool;
     struct share *share;
     int64_t columns; /* of all inputs */
-    double *
-        sample; /* [columns] sums of x_i^2 over a sample's tokens, one input after another */
-    double *sum; /* [columns] over samples */
+    double
+        *sample; /* host [columns], inputs in a row: sums of x_i^2 over a sample's tokens */
+    double *sum; /* host [columns], over samples */
     void *stage; /* host [T][columns of an input] act, one input of one sample */
 };
 

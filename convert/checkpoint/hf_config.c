@@ -34,8 +34,8 @@ enum window_rule {
 struct family {
     const char *model_type, *architecture;
     enum arch_family family;
-    int64_t hidden, ff /* 0: of experts, see hf_experts.c */, layers, heads, kv, head_dim,
-        vocab, positions, window;
+    /* ff 0: the size is that of an expert, which hf_read_experts() reads. */
+    int64_t hidden, ff, layers, heads, kv, head_dim, vocab, positions, window;
     int64_t bos, eos;  /* -1 represents None */
     double theta, eps; /* eps 0: 1e-6 */
     enum window_rule window_rule;
