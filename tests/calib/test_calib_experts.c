@@ -51,6 +51,15 @@ static void test_unreached_experts(void **state)
                              e >= 2);
         }
     memory_io_close(&m);
+    /* Without a step nothing says which ones tokens reach, and all keep their start values. */
+    s.weights.method = WEIGHT_LWC;
+    s.epochs = 0;
+    calibrate("ref", &m, &f, &s);
+    for (int64_t e = 0; e < a.n_experts; e++) {
+        assert_false(m.stats[0].unreached[e]);
+        assert_false(same_expert(&m.block[0], &nearest.block[0], a.n_experts, e));
+    }
+    memory_io_close(&m);
     memory_io_close(&nearest);
     fixture_close(&f);
 }

@@ -6,8 +6,13 @@ Speed is not judged. Figures must be finite and positive, and agree with each ot
 flops that are computed here from the shapes."""
 import json
 import math
+import pathlib
 import subprocess
 import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
 
 T = 32
 SHAPES = {
@@ -147,6 +152,20 @@ def check_decode(wkvq, depth, compute):
     assert (r["prefill_tokens_per_s"] > 0) == (depth > 0), r
 
 
+def check_decode_experts(wkvq):
+    """A token reads the weights of its own experts, however many there are; the rest is that of a layer."""
+    bytes_of = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for experts in (2, 6):
+            model, artifact = f"{folder}/{experts}", f"{folder}/{experts}.q"
+            tiny.make_model(model, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=experts,
+                            num_experts_per_tok=2, moe_intermediate_size=16)
+            subprocess.run([wkvq, "convert", model, "-o", artifact, "-q", "--set", "weights.group_size=16",
+                            "--set", "kv.group_size=8"], check=True, timeout=100)
+            bytes_of[experts] = bench(wkvq, "decode", artifact, "--depth", "3", "--steps", "1")["weight_bytes"]
+    assert bytes_of[2] == bytes_of[6], bytes_of
+
+
 def check_refused(wkvq):
     for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
                        (["calibrate", "--refine", "--layers", "31"], "--layers 31"),
@@ -181,6 +200,7 @@ def main(wkvq):
     check_kernels(wkvq, "bf16")
     check_decode(wkvq, 0, "auto")
     check_decode(wkvq, 5, "bf16")
+    check_decode_experts(wkvq)
     check_refused(wkvq)
     check_text(wkvq)
 
