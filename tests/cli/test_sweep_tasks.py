@@ -127,6 +127,18 @@ def test_commands_read_texts_alike(f):
             assert test_sweep.close(got["ppl"], want) and got["compute"] == "bf16", (row["name"], got["ppl"], want)
 
 
+def test_a_cache_without_answers(f):
+    """The packed runtime has no cache of another engine, so such a cell has every measure but LongBench's."""
+    cells = SWEEP[:SWEEP.index("cells:")].replace("  kv.group_size: 8\n", "") + """cells:
+  - {name: fp8, set: {kv.target: fp8}}
+eval: {data: eval.txt, windows: 2, ctx: 64}
+"""
+    (f.path / "target.yaml").write_text(cells)
+    done = f.run(f.command("target", *ZEROSHOT, *LONGBENCH, "--limit", "2", "--task-ctx", "200", file="target.yaml"))
+    assert "cell 'fp8' has no figures of LongBench" in done.stderr, done.stderr
+    assert list(measures(f.rows("target")[0])) == ["piqa", "arc_easy"]
+
+
 def test_limit(f):
     f.run(f.command("limited", *ZEROSHOT, "--limit", "4", "--task-ctx", "200"))
     have = measures(f.rows("limited")[0])
