@@ -116,14 +116,14 @@ static void print_logits(const struct verify_report *r, bool data)
             "            both ran without quantizing it: this program simulates the cache of "
             "%s, but has none\n",
             kv_target_name[r->target]);
-    if (r->inputs_left)
-        printf(
-            "activations both ran without rounding them: codes flipped in one projection "
-            "would hide errors of the next\n");
     printf("            quantized and full precision: %.5f (K, layer %" PRId64
            " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
            r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,
            r->worst_v_layer, r->worst_v_head);
+    if (r->inputs_left)
+        printf(
+            "activations both ran without rounding them: codes flipped in one projection "
+            "would hide errors of the next\n");
 }
 
 static void print_perplexity(const struct verify_report *r, bool data)
