@@ -299,9 +299,10 @@ def test_a_kill_before_the_lock(f):
 
 def test_parallel_gives_the_same(f):
     want = f.reference()
-    f.run(f.command("beside", "--parallel", "3"))
+    f.run(f.command("beside", "--parallel", "3", "-j6"))
     got = {r["name"]: r for r in f.rows("beside")}
     assert {n: figures(r) for n, r in got.items()} == {n: figures(r) for n, r in want.items()}
+    assert {r["run"]["cores"] for r in got.values()} == {2}, "threads of a cell, not of all three"
 
 
 def test_command_reproduces(f):

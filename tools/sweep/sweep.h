@@ -141,6 +141,10 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                     struct sweep_plan *plan);
 void sweep_close(struct sweep *s);
 
+/* Returns the threads of a cell of recipe r: its own, or this machine's, divided among the cells
+ * that run at the same time. */
+int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r);
+
 /* Runs all cells without a result, up to s->parallel at the same time. A failed cell keeps
  * its state and does not stop the others. At the end the first failure is returned, with
  * the number of failures. */

@@ -60,14 +60,19 @@ static void take_text(struct job *j, struct sweep *s, int text)
     j->tokenizer = NULL;
 }
 
+int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r)
+{
+    const int64_t threads = (r->threads ? r->threads : s->cores) / s->parallel;
+    return threads > 1 ? threads : 1;
+}
+
 /* Divides threads and memory among the cells that run at the same time. A GPU is divided
  * when its memory is known. */
 static void share_machine(struct job *j, const struct sweep *s)
 {
     if (s->parallel < 2)
         return;
-    const int64_t cores = j->recipe.threads ? j->recipe.threads : s->cores;
-    j->recipe.threads = cores / s->parallel > 1 ? cores / s->parallel : 1;
+    j->recipe.threads = sweep_cell_threads(s, &j->recipe);
     j->recipe.memory = recipe_memory(&j->recipe) / (uint64_t)s->parallel;
     j->cells = s->gpu_cells;
 }

@@ -67,12 +67,11 @@ json_t *sweep_record_cell(const struct sweep *s, const struct sweep_run *run)
     char machine[256], when[32];
     struct tm utc;
     const time_t now = time(NULL);
-    const int64_t threads = run->recipe.threads ? run->recipe.threads : s->cores;
     machine_name(machine, sizeof(machine));
     strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     return json_pack("{s:s, s:s, s:s, s:I, s:s, s:o, s:o, s:o}", "finished", when,
                      "version", WKVQ_VERSION, "machine", machine, "cores",
-                     (json_int_t)threads, "device",
+                     (json_int_t)sweep_cell_threads(s, &run->recipe), "device",
                      opt_choice_name(CHOICES_DEVICE, run->recipe.device), "model",
                      model_name(s->model_dir), "data",
                      file_names(run->text < 0 ? &none : &run->recipe.data), "eval",
