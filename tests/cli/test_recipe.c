@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -526,6 +527,11 @@ static void scale_bits(void **state)
     recipe_free(&r);
 }
 
+static int remove_file(void **state)
+{
+    return unlink(yaml_file);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -548,5 +554,5 @@ int main(void)
         cmocka_unit_test(many_files),
         cmocka_unit_test(a_long_path_keeps_its_line),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, remove_file);
 }
