@@ -205,6 +205,14 @@ void out_plan_cut(struct out_plan *p, uint64_t limit)
     p->n_shards = shard + 1;
 }
 
+size_t out_plan_shard_end(const struct out_plan *p, size_t first)
+{
+    size_t end = first;
+    while (end < p->n && p->tensor[end].shard == p->tensor[first].shard)
+        end++;
+    return end;
+}
+
 enum err out_plan_make(struct out_plan *out, const struct hf_model *m,
                        const struct artifact_settings *s)
 {

@@ -53,6 +53,8 @@ void out_plan_free(struct out_plan *p);
 enum err out_plan_add(struct out_plan *p, const struct out_tensor *t);
 /* Assigns shards of at most `limit` bytes (0: 5e9) with at least one tensor each. */
 void out_plan_cut(struct out_plan *p, uint64_t limit);
+/* Returns the end of the shard whose first tensor is number `first`. */
+size_t out_plan_shard_end(const struct out_plan *p, size_t first);
 /* Opens the file of one shard in dir for its n tensors, the first of which is t. dir NULL:
  * nothing is written; only the header's size is computed. */
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,

@@ -409,12 +409,9 @@ static enum err measure_shard(struct writer *w, struct out_tensor *t, size_t n)
 static enum err each_shard(struct writer *w,
                            enum err (*fn)(struct writer *w, struct out_tensor *t, size_t n))
 {
-    for (size_t i = 0; i < w->plan.n;) {
-        size_t end = i;
-        while (end < w->plan.n && w->plan.tensor[end].shard == w->plan.tensor[i].shard)
-            end++;
+    for (size_t i = 0, end; i < w->plan.n; i = end) {
+        end = out_plan_shard_end(&w->plan, i);
         TRY(fn(w, &w->plan.tensor[i], end - i));
-        i = end;
     }
     return OK;
 }

@@ -21,8 +21,7 @@ static enum err each_shard(struct export_job *j, const char *dir,
 {
     const struct out_plan *p = &((struct hub_plan *)j->plan)->tensors;
     for (size_t i = 0, end; i < p->n; i = end) {
-        for (end = i; end < p->n && p->tensor[end].shard == p->tensor[i].shard;)
-            end++;
+        end = out_plan_shard_end(p, i);
         TRY(fn(j, dir, i, end - i));
     }
     return OK;
