@@ -24,18 +24,25 @@ void fold_v_bias(float *out, const struct host_mat *bias, const float *s,
 void fold_o(float *out, float *bias, const struct block_src *b, const struct arch *a,
             const float *s, const float *shift);
 
+struct fold_options {
+    uint64_t shard_bytes;                      /* of a file of tensors, at most; 0: 5e9 */
+    void (*progress)(void *ctx, double share); /* may be NULL */
+    void *progress_ctx;
+};
+
 /* What fold_write() did. */
 struct fold_report {
     bool biases; /* the checkpoint has biases now, and config.json says so */
     uint64_t bytes;
 };
 
-/* Writes the folded checkpoint: one file of tensors, config.json and the tokenizer's files. The
+/* Writes the folded checkpoint: tensors, config.json and the tokenizer's files. The
  * folded tensors are F32, all others keep their bytes. Projections that the family has in one
  * tensor are one again. Without any shift, no bias is added.
  * Errors: ERR_USAGE if out_dir exists and is not empty, ERR_MISMATCH if q has other channels,
  * ERR_SUPPORT for a shift where the architecture holds none, ERR_IO, ERR_MEMORY. */
 enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_model *m,
-                    const char *model_dir, const struct quant_source *q);
+                    const char *model_dir, const struct quant_source *q,
+                    const struct fold_options *options);
 
 #endif

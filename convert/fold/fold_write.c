@@ -3,6 +3,7 @@
  * Writes a folded checkpoint: the source's tensors in their order, those that change in F32, and
  * then the biases that it did not have. */
 #include "convert/artifact/artifact_files.h"
+#include "convert/artifact/artifact_plan.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/fold/fold.h"
 #include "convert/output/outdir.h"
@@ -36,6 +37,7 @@ struct item {
     int64_t layer;
     const struct st_tensor *src; /* NULL: the checkpoint has no such tensor */
     char name[128];
+    size_t tensor; /* in the plan; several items in a row may be parts of one */
 };
 
 struct fold {
@@ -43,10 +45,12 @@ struct fold {
     const struct arch *a;
     float **s, **shift; /* [n_layers][K*d], owned */
     bool biases;
-    struct item *item;      /* [n_items] */
-    struct st_entry *entry; /* [n_entries] of one item each, or of several in a row */
-    int64_t n_items, n_entries;
+    struct item *item; /* [n_items] */
+    int64_t n_items;
+    struct out_plan plan;
     float *values, *bias; /* the largest tensor; [D] */
+    const struct fold_options *options;
+    uint64_t done, total; /* bytes of tensors */
 };
 
 /* --- what to write ------------------------------------------------------------------- */
@@ -108,16 +112,24 @@ static enum part part_of(int64_t *layer, const char *name, const struct arch *a)
     return PART_COPY;
 }
 
-/* Adds a tensor of n_dims dimensions, F32 unless it is copied. */
-static void add(struct fold *f, struct item item, int n_dims, const int64_t *dim)
+/* Adds a part of the plan's last tensor. */
+static void add_part(struct fold *f, struct item item)
 {
-    struct st_entry e = {.dtype = item.part == PART_COPY ? item.src->dtype : DT_F32,
-                         .n_dims = n_dims};
+    item.tensor = f->plan.n - 1;
+    f->item[f->n_items++] = item;
+}
+
+/* Adds a tensor of n_dims dimensions, F32 unless it is copied, and its first part. */
+static enum err add(struct fold *f, struct item item, int n_dims, const int64_t *dim)
+{
+    struct out_tensor t = {.dtype = item.part == PART_COPY ? item.src->dtype : DT_F32,
+                           .n_dims = n_dims};
     for (int i = 0; i < n_dims; i++)
-        e.dim[i] = dim[i];
-    f->item[f->n_items] = item;
-    e.name = f->item[f->n_items++].name;
-    f->entry[f->n_entries++] = e;
+        t.dim[i] = dim[i];
+    snprintf(t.name, sizeof(t.name), "%s", item.name);
+    TRY(out_plan_add(&f->plan, &t));
+    add_part(f, item);
+    return OK;
 }
 
 /* Returns the projection whose weight this is, and its layer; -1: it is another tensor. */
@@ -136,30 +148,28 @@ static int linear_of(int64_t *layer, const char *name, const struct arch *a)
 
 /* Adds a tensor of a family that has several projections in one. Its parts follow each other, as
  * hf_split_fused() made them. */
-static void add_fused(struct fold *f, struct item item)
+static enum err add_fused(struct fold *f, struct item item)
 {
     int64_t layer, dim[] = {0, 0};
     const int lin = linear_of(&layer, item.name, f->a);
     const struct hf_fused *u = lin < 0 ? NULL : hf_fused_at(lin);
     if (lin == LIN_Q || lin == LIN_K)
         item.part = PART_WIDEN;
-    if (lin < 0 || lin == LIN_O || lin == LIN_DOWN) {
-        add(f, item, item.src->n_dims, item.src->dim);
-        return;
-    }
+    if (lin < 0 || lin == LIN_O || lin == LIN_DOWN)
+        return add(f, item, item.src->n_dims, item.src->dim);
     if (!u) { /* its first part announced it */
-        f->item[f->n_items++] = item;
-        return;
+        add_part(f, item);
+        return OK;
     }
     for (int l = u->first; l < u->first + u->n; l++)
         dim[0] += arch_out(f->a, l);
     dim[1] = arch_in(f->a, lin);
     snprintf(item.name, sizeof(item.name), "model.layers.%" PRId64 ".%s.weight", layer,
              u->module);
-    add(f, item, 2, dim);
+    return add(f, item, 2, dim);
 }
 
-static void add_missing_biases(struct fold *f, int64_t layer)
+static enum err add_missing_biases(struct fold *f, int64_t layer)
 {
     static const struct {
         const char *tail;
@@ -174,8 +184,9 @@ static void add_missing_biases(struct fold *f, int64_t layer)
         const int64_t n = arch_out(f->a, bias[i].lin);
         part_name(item.name, sizeof(item.name), layer, bias[i].tail);
         if (!hf_find(f->m, item.name))
-            add(f, item, 1, &n);
+            TRY(add(f, item, 1, &n));
     }
+    return OK;
 }
 
 static enum err list_items(struct fold *f)
@@ -183,7 +194,6 @@ static enum err list_items(struct fold *f)
     const int64_t n = hf_tensor_count(f->m);
     const size_t most = (size_t)(n + 4 * f->a->n_layers);
     TRY(mem_calloc(&f->item, most, sizeof(*f->item)));
-    TRY(mem_calloc(&f->entry, most, sizeof(*f->entry)));
     for (int64_t i = 0; i < n; i++) {
         struct item item = {.src = hf_tensor_at(f->m, i)};
         FAIL_IF(strlen(item.src->name) >= sizeof(item.name) ||
@@ -192,17 +202,27 @@ static enum err list_items(struct fold *f)
                 item.src->name);
         snprintf(item.name, sizeof(item.name), "%s", item.src->name);
         item.part = part_of(&item.layer, item.name, f->a);
-        if (f->a->fused)
-            add_fused(f, item);
-        else
-            add(f, item, item.src->n_dims, item.src->dim);
+        TRY(f->a->fused ? add_fused(f, item)
+                        : add(f, item, item.src->n_dims, item.src->dim));
     }
     for (int64_t i = 0; i < f->a->n_layers && f->biases; i++)
-        add_missing_biases(f, i);
+        TRY(add_missing_biases(f, i));
+    out_plan_cut(&f->plan, f->options->shard_bytes);
+    for (size_t i = 0; i < f->plan.n; i++)
+        f->total += f->plan.tensor[i].bytes;
     return OK;
 }
 
 /* --- writing ------------------------------------------------------------------------- */
+
+static enum err put(struct fold *f, struct st_writer *w, const void *data, size_t n)
+{
+    TRY(st_write(w, data, n));
+    f->done += n;
+    if (f->options->progress)
+        f->options->progress(f->options->progress_ctx, (double)f->done / (double)f->total);
+    return OK;
+}
 
 static enum err write_item(struct fold *f, struct st_writer *w, const struct item *t)
 {
@@ -213,7 +233,7 @@ static enum err write_item(struct fold *f, struct st_writer *w, const struct ite
     const float *shift = f->shift[t->layer < a->n_layers ? t->layer : 0];
     struct block_src b;
     if (t->part == PART_COPY) {
-        TRY(st_write(w, t->src->data, t->src->bytes));
+        TRY(put(f, w, t->src->data, t->src->bytes));
         hf_release(f->m, t->src);
         return OK;
     }
@@ -221,51 +241,61 @@ static enum err write_item(struct fold *f, struct st_writer *w, const struct ite
         const int64_t n = t->src->dim[0] * t->src->dim[1];
         host_to_f32(f->values, t->src->data, t->src->dtype, n);
         hf_release(f->m, t->src);
-        return st_write(w, f->values, (size_t)n * sizeof(float));
+        return put(f, w, f->values, (size_t)n * sizeof(float));
     }
     TRY(source->block(source->ctx, t->layer, &b));
     switch (t->part) {
     case PART_V:
         TRY(fold_v(f->values, &b.lin[LIN_V], s));
-        return st_write(w, f->values, (size_t)(C * a->d_model) * sizeof(float));
+        return put(f, w, f->values, (size_t)(C * a->d_model) * sizeof(float));
     case PART_O:
         fold_o(f->values, f->bias, &b, a, s, shift);
-        return st_write(w, f->values,
-                        (size_t)(a->d_model * a->n_heads * a->head_dim) * sizeof(float));
+        return put(f, w, f->values,
+                   (size_t)(a->d_model * a->n_heads * a->head_dim) * sizeof(float));
     case PART_V_BIAS:
         fold_v_bias(f->values, &b.bias[LIN_V], s, shift, C);
-        return st_write(w, f->values, (size_t)C * sizeof(float));
+        return put(f, w, f->values, (size_t)C * sizeof(float));
     case PART_O_BIAS:
         fold_o(f->values, f->bias, &b, a, s, shift);
-        return st_write(w, f->bias, (size_t)a->d_model * sizeof(float));
+        return put(f, w, f->bias, (size_t)a->d_model * sizeof(float));
     case PART_ZERO:
     default: {
         const int64_t n = arch_out(a, strstr(t->name, "q_proj") ? LIN_Q : LIN_K);
         memset(f->values, 0, (size_t)n * sizeof(float));
-        return st_write(w, f->values, (size_t)n * sizeof(float));
+        return put(f, w, f->values, (size_t)n * sizeof(float));
     }
     }
 }
 
-static enum err write_tensors(struct fold *f, const char *dir, uint64_t *bytes)
+/* Writes tensors [first, end) of the plan, and their items, the next of which is *item. */
+static enum err write_shard(struct fold *f, const char *dir, uint64_t *bytes, size_t first,
+                            size_t end, int64_t *item)
 {
-    static const char name[] = "model.safetensors";
-    const int64_t H = f->a->n_heads * f->a->head_dim, D = f->a->d_model;
-    struct st_writer *w = NULL;
-    char *path = NULL;
     enum err err = OK;
-    TRY(file_join(&path, dir, name));
-    TRY_OUT(mem_alloc(&f->values, (size_t)(H > D ? H : D), (size_t)D * sizeof(float)));
-    TRY_OUT(mem_alloc(&f->bias, (size_t)D, sizeof(float)));
-    TRY_OUT(st_writer_open(&w, path, f->entry, f->n_entries, NULL, 0));
-    for (int64_t i = 0; i < f->n_items; i++)
-        TRY_OUT(write_item(f, w, &f->item[i]));
-    *bytes = st_writer_file_bytes(w);
+    struct st_writer *w = NULL;
+    TRY_OUT(out_shard_open(&w, dir, &f->plan, &f->plan.tensor[first], end - first));
+    for (; *item < f->n_items && f->item[*item].tensor < end; ++*item)
+        TRY_OUT(write_item(f, w, &f->item[*item]));
+    *bytes += st_writer_file_bytes(w);
     TRY_OUT(st_writer_commit(&w));
 out:
     st_writer_abort(&w);
-    mem_free(path);
     return err;
+}
+
+static enum err write_tensors(struct fold *f, const char *dir, uint64_t *bytes)
+{
+    const int64_t H = f->a->n_heads * f->a->head_dim, D = f->a->d_model;
+    struct manifest_file index;
+    int64_t item = 0;
+    *bytes = 0;
+    TRY(mem_alloc(&f->values, (size_t)(H > D ? H : D), (size_t)D * sizeof(float)));
+    TRY(mem_alloc(&f->bias, (size_t)D, sizeof(float)));
+    for (size_t i = 0, end; i < f->plan.n; i = end) {
+        end = out_plan_shard_end(&f->plan, i);
+        TRY(write_shard(f, dir, bytes, i, end, &item));
+    }
+    return f->plan.n_shards > 1 ? artifact_write_index(dir, &f->plan, &index) : OK;
 }
 
 static enum err write_config(const struct fold *f, const char *dir, const char *model_dir)
@@ -301,16 +331,17 @@ static void release(struct fold *f)
     mem_free(f->s);
     mem_free(f->shift);
     mem_free(f->item);
-    mem_free(f->entry);
+    out_plan_free(&f->plan);
     mem_free(f->values);
     mem_free(f->bias);
 }
 
 enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_model *m,
-                    const char *model_dir, const struct quant_source *q)
+                    const char *model_dir, const struct quant_source *q,
+                    const struct fold_options *options)
 {
     enum err err = OK;
-    struct fold f = {.m = m, .a = hf_arch(m)};
+    struct fold f = {.m = m, .a = hf_arch(m), .options = options};
     struct outdir dir = {0};
     struct manifest_file copied[ARTIFACT_FILES_MAX];
     size_t n;

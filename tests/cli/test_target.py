@@ -239,6 +239,37 @@ def check_fold(bench, model, target, biases):
     bench.run("export", artifact, "--format", "gguf", "--gguf-pre", "none", "-o", f"{artifact}.gguf")
 
 
+def named_bytes(folder):
+    """The bytes, type and shape of every tensor of a checkpoint, and the file that has it."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        header, data = tensors(path)
+        for name, t in header.items():
+            if name != "__metadata__":
+                assert name not in found, name
+                begin, end = t["data_offsets"]
+                found[name] = data[begin:end], t["dtype"], t["shape"], path.name
+    return found
+
+
+def check_sharded(bench, model, target):
+    """Files of a bounded size hold the same tensors as one file, and are read again."""
+    folded, shards = f"{model}-{target}-folded", f"{model}-{target}-shards"
+    done = json.loads(bench.run("fold", model, "--state", f"{model}-{target}.fold", "-o", shards, "--shard", "100K",
+                                "--json", "-q"))
+    files = {f.name: f.stat().st_size for f in (bench.folder / shards).glob("*.safetensors")}
+    assert len(files) > 2 and sum(files.values()) == done["bytes"], (files, done)
+    whole, parts = named_bytes(bench.folder / folded), named_bytes(bench.folder / shards)
+    assert {n: t[:3] for n, t in whole.items()} == {n: t[:3] for n, t in parts.items()}
+    index = json.loads((bench.folder / shards / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {n: t[3] for n, t in parts.items()}
+    assert index["metadata"]["total_size"] == sum(len(t[0]) for t in parts.values())
+    for name, size in files.items():
+        own = [len(t[0]) for t in parts.values() if t[3] == name]
+        assert sum(own) <= 100 << 10 or len(own) == 1, (name, own)
+    assert bench.nll(shards)[0] == bench.nll(folded)[0]
+
+
 def check_refused(bench):
     """What is no fold, and what a fold is not."""
     state, target = "m-llama.cpp-q4_0.fold", "llama.cpp-q4_0"
@@ -280,6 +311,8 @@ def main():
         tiny.make_model(bench.folder / "fused", seed=3, **{**MODEL, "hidden_size": 128}, model_type="phi3",
                         architectures=["Phi3ForCausalLM"], auto_map={"AutoConfig": "own.Config"})
         check_fold(bench, "fused", "llama.cpp-q4_0", biases=False)
+        for model in "m", "fused":
+            check_sharded(bench, model, "llama.cpp-q4_0")
         check_refused(bench)
     print("ok")
 

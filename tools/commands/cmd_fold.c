@@ -3,6 +3,8 @@
 #include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/stages.h"
@@ -16,6 +18,9 @@ static const struct opt options[] = {
              "of values are folded (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the checkpoint (default: none, required)"},
+    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
+     .value = "0",
+     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
     {0},
 };
 /* clang-format on */
@@ -53,6 +58,20 @@ static enum err print_result(const struct args *a, const struct fold_report *r)
     return err;
 }
 
+static enum err write_fold(struct fold_report *r, const struct args *a, struct job *j,
+                           struct state *s)
+{
+    const struct fold_options how = {.shard_bytes = a->shard_bytes,
+                                     .progress = progress_share,
+                                     .progress_ctx = j->progress};
+    stop_watch(STOP_AT_ONCE);
+    progress_phase(j->progress, "fold");
+    const enum err err =
+        fold_write(r, a->out, j->model, j->model_dir, state_source(s), &how);
+    progress_end(j->progress);
+    return err;
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -67,7 +86,7 @@ static enum err run(struct args *a)
     TRY_OUT(state_open_read(&s, a->state, &j.arch));
     TRY_OUT(check_state(s, a->state));
     TRY_OUT(stage_check_checkpoint(s, &j));
-    TRY_OUT(fold_write(&r, a->out, j.model, j.model_dir, state_source(s)));
+    TRY_OUT(write_fold(&r, a, &j, s));
     TRY_OUT(print_result(a, &r));
 out:
     state_close(&s);
