@@ -7,10 +7,10 @@
 Needs torch, transformers and compressed-tensors; exits with 77 without them. Exports the artifact, and compares the
 mean loss of `wkvq eval` with that of transformers, both in F32, over WINDOWS (8) windows of CTX (256) tokens:
 
-- fp8: the compressed-tensors export, loaded with its k_scale and v_scale. transformers 5.24 does not use them, so
-  the cache here is one whose keys and values compressed-tensors rounds as the file's kv_cache_scheme says. The same
-  export with --kv drop is the measure: the losses with and without that cache must differ by more than the simulation
-  and transformers do.
+- fp8: the compressed-tensors export, loaded with its k_scale and v_scale. transformers 5.24 does not use them (5.19
+  does), so the cache here is one whose keys and values compressed-tensors rounds as the file's kv_cache_scheme says.
+  The same export with --kv drop is the measure: the losses with and without that cache must differ by more than the
+  simulation and transformers do.
 
 - transformers-quanto4: the dense export, with QuantizedCache: a prompt of 128 tokens, then token by token. Needs
   optimum-quanto, too.
@@ -59,23 +59,37 @@ def mean_loss(folder, text, losses_of):
     return torch.cat(parts).mean().item()
 
 
+def to_nearest(x, scale, how):
+    return fake_quantize(x, scale, None, how)
+
+
+def toward_zero(x, scale, _):
+    """The next float8 (E4M3) that is not larger than x, as vLLM 0.32 computes on a CPU."""
+    x = (x / scale).clamp(-448, 448)
+    bits = x.to(torch.float8_e4m3fn).view(torch.uint8)
+    is_larger = bits.view(torch.float8_e4m3fn).to(x.dtype).abs() > x.abs()
+    return (bits - is_larger.to(torch.uint8)).view(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
 class ScaledCache(transformers.DynamicCache):
     """A cache that rounds keys and values with the scales that the model's attention has loaded."""
-    def __init__(self, model, scheme):
+    def __init__(self, model, rounded):
         super().__init__()
         self.attention = [layer.self_attn for layer in model.model.layers]
-        self.how = QuantizationArgs(**scheme)
+        for attention in self.attention:
+            attention.quantization_enabled = False  # with transformers 5.19, compressed-tensors rounds by itself
+        self.how = QuantizationArgs(**model.config.quantization_config.to_dict()["kv_cache_scheme"])
+        self.rounded = rounded
 
     def update(self, keys, values, layer, *rest, **options):
         attention = self.attention[layer]
-        keys = fake_quantize(keys, attention.k_scale, None, self.how)
-        values = fake_quantize(values, attention.v_scale, None, self.how)
+        keys = self.rounded(keys, attention.k_scale, self.how)
+        values = self.rounded(values, attention.v_scale, self.how)
         return super().update(keys, values, layer, *rest, **options)
 
 
-def by_scales(model, ids):
-    cache = ScaledCache(model, model.config.quantization_config.to_dict()["kv_cache_scheme"])
-    return token_losses(model(ids[None], past_key_values=cache).logits[0, :-1], ids)
+def by_scales(model, ids, rounded=to_nearest):
+    return token_losses(model(ids[None], past_key_values=ScaledCache(model, rounded)).logits[0, :-1], ids)
 
 
 def simulated(wkvq, artifact, text, *options):

