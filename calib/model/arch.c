@@ -305,7 +305,8 @@ bool arch_has_bias(const struct arch *a, int l)
 bool arch_interleaves_keys(const struct arch *a)
 {
     return a->family == ARCH_LLAMA || a->family == ARCH_MISTRAL ||
-           a->family == ARCH_GRANITE || a->family == ARCH_SMOLLM3;
+           a->family == ARCH_GRANITE || a->family == ARCH_SMOLLM3 ||
+           a->family == ARCH_MIXTRAL;
 }
 
 bool arch_holds_value_shift(const struct arch *a)

@@ -68,7 +68,7 @@ void export_row_zeros(uint8_t *zeros, const struct packed_linear *p, int64_t row
 void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t row);
 /* Returns one scale, fp16. */
 uint16_t export_scale(const struct packed_linear *p, int64_t row, int64_t group);
-/* Releases the pages of its tensors. */
+/* Releases the pages of its tensors; of experts' projections, when l is the last expert's. */
 void export_release(const struct export_source *s, const struct export_linear *l);
 /* Returns the significant bits, at most 11, that hold every scale of the artifact. */
 int export_scale_bits(const struct export_source *s);
@@ -138,7 +138,7 @@ struct export_format {
     const char *engines; /* that load it, for `--format list` */
     const char *holds;   /* what it can hold, one line */
     bool is_file;        /* -o names a file, not a directory */
-    bool holds_experts;  /* each as modules of their own */
+    bool holds_experts;  /* of a mixture */
     unsigned cache;      /* EXPORT_ENGINE_*, EXPORT_FOLDS_* */
     /* Refuses what the format cannot hold: ERR_SUPPORT, with field, value, and what would
      * work. Notes what becomes of the weights; export_check() has done so for the cache.

@@ -235,9 +235,17 @@ void export_row_scales(uint16_t *scales, const struct packed_linear *p, int64_t 
 void export_release(const struct export_source *s, const struct export_linear *l)
 {
     static const char *const tail[] = {".qweight", ".scales", ".zeros", ".weight"};
+    const bool of_layer = l->layer >= 0;
     char name[128];
+    if (of_layer && l + 1 < s->linear + s->n_linears && l[1].layer == l->layer &&
+        l[1].lin == l->lin)
+        return;
     for (size_t i = 0; i < ARRAY_LEN(tail); i++) {
-        snprintf(name, sizeof(name), "%s%s", l->name, tail[i]);
+        if (of_layer)
+            snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s%s", l->layer,
+                     arch_lin_module(s->arch, l->lin), tail[i]);
+        else
+            snprintf(name, sizeof(name), "%s%s", l->name, tail[i]);
         artifact_release(s->artifact, name);
     }
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A GGUF reader written from the format's description, in the standard library."""
+import math
 import struct
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -34,7 +35,7 @@ class Gguf:
             assert name not in self.tensors, name
             title, columns, block = TYPES[kind]
             assert shape[-1] % columns == 0, name
-            size = shape[-1] // columns * block * (shape[0] if len(shape) == 2 else 1)
+            size = shape[-1] // columns * block * math.prod(shape[:-1])
             self.tensors[name] = title, shape, self.raw[start + offset:start + offset + size]
             end = -(-(offset + size) // ALIGNMENT) * ALIGNMENT
             assert not any(self.raw[start + offset + size:start + end]), f"padding of {name}"

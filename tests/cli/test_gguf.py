@@ -87,7 +87,7 @@ def interleaved(rows, head_dim):
 
 
 def turned(a, module, rows):
-    llama = a.config["model_type"] in ("llama", "mistral", "granite", "smollm3")
+    llama = a.config["model_type"] in ("llama", "mistral", "granite", "smollm3", "mixtral")
     return interleaved(rows, a.head_dim) if llama and module in ("self_attn.q_proj", "self_attn.k_proj") else rows
 
 
@@ -170,6 +170,30 @@ def split_fused(a, g):
 FUSED = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
+ROUTERS = {"qwen3_moe": "mlp.gate", "mixtral": "block_sparse_moe.gate"}
+
+
+def stack_experts(a, g, router):
+    """Checks the routers, and leaves the experts of a layer as one matrix on both sides."""
+    shape = {t: (f, h) if t != "ffn_down" else (h, f) for t in ("ffn_gate", "ffn_up", "ffn_down")
+             for f, h in [(a.config.get("moe_intermediate_size", a.config["intermediate_size"]), a.config["hidden_size"])]}
+    n = a.config.get("num_experts", a.config.get("num_local_experts"))
+    for layer in range(a.config["num_hidden_layers"]):
+        dtype, dims, data = a.tensors[f"model.layers.{layer}.{router}.weight"]
+        tensor = f"blk.{layer}.ffn_gate_inp.weight"
+        assert g.tensors[tensor][:2] == ("F32", [n, a.config["hidden_size"]]) and dims == g.tensors[tensor][1], tensor
+        assert [f32(x) for x in artifact_reader.floats(dtype, data)] == g.floats(tensor), tensor
+        del g.tensors[tensor]
+        for short, (rows, cols) in shape.items():
+            title, have, data = g.tensors.pop(f"blk.{layer}.{short}_exps.weight")
+            assert have == [n, rows, cols], (short, have)
+            g.tensors[f"blk.{layer}.{short}.weight"] = title, [n * rows, cols], data
+    for name in [t for t in a.tensors if ".mlp.experts." in t]:
+        dtype, dims, data = a.tensors.pop(name)
+        dims = [dims[0] * dims[1], dims[2]] if len(dims) == 3 else dims
+        a.tensors[name.replace(".experts", "")] = dtype, dims, data
+
+
 def sibling_bits(a, layer, module):
     """The most bits of the projections that are in one tensor with the module; 0: none."""
     name = module.split(".")[1]
@@ -183,6 +207,8 @@ def check_weights(a, g, types):
     """Compares all tensors; types: {bits: type}. Returns the worst |error| in units of h."""
     if a.config["model_type"] == "phi3":
         split_fused(a, g)
+    if a.config["model_type"] in ROUTERS:
+        stack_experts(a, g, ROUTERS[a.config["model_type"]])
     seen = {"token_embd.weight", "output_norm.weight"}
     worst = check_end(a, g, "model.embed_tokens", "token_embd.weight", types)
     check_vector(a, g, "", "model.norm.weight", "output_norm.weight")
@@ -362,6 +388,8 @@ GOLDEN = {
     "phi4_mini": ("phi3", {"context_length": 48, "rope.dimension_count": 12, **longrope(128)}),
     "olmo2": ("olmo2", {"rope.freq_base": 5e5}),
     "qwen2": ("qwen2", {"rope.freq_base": 1e6}), "qwen3": ("qwen3", {}),
+    "qwen3_moe": ("qwen3moe", {"expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 16}),
+    "mixtral": ("llama", {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24}),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.0,
                        "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 32.0,
                        "rope.scaling.yarn_beta_slow": 1.0}),
@@ -374,7 +402,7 @@ def unfit(config):
     """The projections whose rows are no multiple of 32 columns."""
     d = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     o, hidden = config["num_attention_heads"] * d, config["hidden_size"]
-    columns = {"down_proj": config["intermediate_size"], "o_proj": o}
+    columns = {"down_proj": config.get("moe_intermediate_size", config["intermediate_size"]), "o_proj": o}
     return [m.split(".")[1] for m in LINEARS if columns.get(m.split(".")[1], hidden) % 32]
 
 
@@ -387,6 +415,23 @@ def check_fused(bench):
     check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT)
     folder = bench.convert(model, "weights.group_size=32", "weights.mixed=0.gate_proj=16")
     bench.refuse(folder, ["layers.0.mlp.gate_proj", "16 and 4 bits", "weights.mixed"])
+
+
+MIXTURE = {**WIDE, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 5,
+           "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+
+
+def check_experts(bench):
+    """The experts of a layer are one tensor, whatever the format; and weights that are not divided by their sum."""
+    model, plain = bench.path("mixture"), bench.path("mixture")
+    tiny.make_model(model, **MIXTURE)
+    for settings in (["weights.mixed=gate_proj=5,0.up_proj=16,down_proj=6:64"], ["weights.bits=16"], ["head.bits=4"]):
+        folder = bench.convert(model, "weights.group_size=32", *settings)
+        first = bench.export(folder, "-j1")
+        assert first.read_bytes() == bench.export(folder, "-j3").read_bytes(), "not the same bytes twice"
+        check_weights(Artifact(folder), gguf_reader.Gguf(first), DEFAULT)
+    tiny.make_model(plain, **{**MIXTURE, "norm_topk_prob": False})
+    bench.refuse(bench.convert(plain, "weights.bits=16"), ["norm_topk_prob is false", "qwen3_moe"])
 
 
 def rope_factors(config):
@@ -589,6 +634,7 @@ def main():
         model = bench.path("tiny")
         tiny.make_model(model, **WIDE)
         check_fused(bench)
+        check_experts(bench)
         check_demo(bench, demo)
         check_demo_keys(bench, demo)
         check_widths(bench, model)

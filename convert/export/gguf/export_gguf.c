@@ -397,16 +397,15 @@ out:
     return err;
 }
 
-/* Vectors are small. */
-static enum err write_vector(struct export_job *j, struct gguf_writer *w,
-                             const struct gguf_item *t)
+static enum err write_widened(struct export_job *j, struct gguf_writer *w,
+                              const struct gguf_item *t)
 {
-    const size_t n = (size_t)t->cols;
+    const size_t n = (size_t)(t->rows * t->cols);
     float *x = NULL;
     enum err err = OK;
     TRY(mem_alloc(&x, 2 * n, sizeof(*x)));
-    host_to_f32(x, t->m.data, t->m.dtype, t->cols);
-    for (int64_t i = 0; i < t->cols; i++)
+    host_to_f32(x, t->m.data, t->m.dtype, (int64_t)n);
+    for (int64_t i = 0; i < (int64_t)n; i++)
         x[(int64_t)n + i] = x[source_row(t, i)] + (t->plus_one ? 1 : 0);
     err = gguf_write(w, x + n, n * sizeof(*x));
     mem_free(x);
@@ -424,7 +423,7 @@ static enum err write_file(struct export_job *j, const char *out)
     TRY(gguf_begin(p->w, out));
     for (size_t i = 0; i < p->n; i++) {
         const struct gguf_item *t = &p->item[i];
-        TRY(t->is_vector ? write_vector(j, p->w, t) : write_matrix(j, p->w, t));
+        TRY(t->widens ? write_widened(j, p->w, t) : write_matrix(j, p->w, t));
     }
     return gguf_commit(&p->w);
 }
@@ -435,6 +434,7 @@ const struct export_format export_gguf = {
     .holds =
         "2 to 7 bits; group sizes that are multiples of 32, also ragged, or whole rows",
     .is_file = true,
+    .holds_experts = true,
     .cache = EXPORT_ENGINE_ROTATES_K | EXPORT_FOLDS_V_SHIFT | EXPORT_LLAMA_CPP,
     .check = check,
     .write = write_file,

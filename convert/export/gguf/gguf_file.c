@@ -197,7 +197,8 @@ enum err gguf_item_string(struct gguf_writer *w, const char *s, size_t n)
 enum err gguf_tensor(struct gguf_writer *w, const char *name, enum gguf_type t, int n_dims,
                      const int64_t *dim)
 {
-    const uint64_t k = w->n_tensors, rows = n_dims > 1 ? (uint64_t)dim[0] : 1;
+    const uint64_t k = w->n_tensors;
+    uint64_t rows = 1;
     FAIL_IF(w->file || w->items, ERR_SHAPE, "tensor %s is announced too late", name);
     if ((k & (k - 1)) == 0) /* a power of two: the table is full */
         TRY(mem_resize(&w->bytes, k, k ? 2 * k : 1, sizeof(*w->bytes)));
@@ -207,6 +208,8 @@ enum err gguf_tensor(struct gguf_writer *w, const char *name, enum gguf_type t, 
         TRY(put_int(&w->infos, (uint64_t)dim[i], 8));
     TRY(put_int(&w->infos, t, 4));
     TRY(put_int(&w->infos, w->data, 8));
+    for (int i = 0; i < n_dims - 1; i++)
+        rows *= (uint64_t)dim[i];
     w->bytes[k] = rows * gguf_row_bytes(t, dim[n_dims - 1]);
     w->data += padded(w->bytes[k]);
     w->n_tensors++;

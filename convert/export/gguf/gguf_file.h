@@ -52,8 +52,8 @@ enum err gguf_item_i32(struct gguf_writer *w, int32_t v);
 enum err gguf_item_f32(struct gguf_writer *w, float v);
 enum err gguf_item_string(struct gguf_writer *w, const char *s, size_t n);
 
-/* Announces a tensor of n_dims 1 or 2: dim [rows, columns], or [columns]. Errors as for
- * keys. */
+/* Announces a tensor of n_dims 1 to 3: dim [columns], [rows, columns], or [matrices, rows,
+ * columns]. Errors as for keys. */
 enum err gguf_tensor(struct gguf_writer *w, const char *name, enum gguf_type t, int n_dims,
                      const int64_t *dim);
 /* Returns the size of the complete file, for what has been added so far. */

@@ -24,6 +24,8 @@ static const struct gguf_graph graphs[] = {
     [ARCH_PHI3] = {.arch = "phi3", .fuses = true, .heads_fill_width = true},
     [ARCH_GEMMA3] = {.arch = "gemma3", .full_step = 6},
     [ARCH_OLMO2] = {.arch = "olmo2", .heads_fill_width = true, .has_own_head = true},
+    [ARCH_QWEN3_MOE] = {.arch = "qwen3moe", .renormalizes = true},
+    [ARCH_MIXTRAL] = {.arch = "llama", .has_llama3 = true, .renormalizes = true},
 };
 
 /* Refuses other layers without a rope than the graph has: each whose number, counted from
@@ -84,6 +86,11 @@ static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
     FAIL_IF(g->has_own_head && a->tied, ERR_SUPPORT,
             "tie_word_embeddings: llama.cpp wants a head of its own for model_type %s",
             a->model_type);
+    FAIL_IF(
+        a->n_experts && a->norm_active != g->renormalizes, ERR_SUPPORT,
+        "norm_topk_prob is false: llama.cpp divides the weights of the chosen experts by "
+        "their sum for model_type %s",
+        a->model_type);
     if (g->full_step)
         TRY(check_gemma(g, a));
     return check_no_rope(a, g->no_rope_step);
@@ -148,6 +155,11 @@ static enum err put_sizes(struct gguf_plan *p, const struct arch *a)
     };
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         TRY(put_u32(p, sizes[i].name, sizes[i].value));
+    if (a->n_experts) {
+        TRY(put_u32(p, "expert_count", a->n_experts));
+        TRY(put_u32(p, "expert_used_count", a->n_active));
+        TRY(put_u32(p, "expert_feed_forward_length", a->d_ff));
+    }
     if (p->graph->full_step)
         TRY(put_u32(p, "attention.sliding_window", a->sliding_window));
     TRY(put_f32(p, "attention.layer_norm_rms_epsilon", (double)a->norm_eps));
@@ -213,20 +225,14 @@ static uint32_t file_type(enum gguf_type t)
 /* Returns the type of most weights of the projections. */
 static enum gguf_type main_type(const struct gguf_plan *p)
 {
-    enum gguf_type best = GGUF_F32;
-    int64_t most = 0;
-    for (size_t i = 0; i < p->n; i++) {
-        int64_t n = 0;
-        for (size_t k = 0; k < p->n; k++)
-            if (p->item[k].linear && p->item[k].linear->layer >= 0 &&
-                p->item[k].type == p->item[i].type)
-                n += p->item[k].rows * p->item[k].cols;
-        if (n > most) {
-            most = n;
-            best = p->item[i].type;
-        }
-    }
-    return best;
+    int64_t n[GGUF_BF16 + 1] = {0};
+    int best = GGUF_F32;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->item[i].linear && p->item[i].linear->layer >= 0)
+            n[p->item[i].type] += p->item[i].rows * p->item[i].cols;
+    for (int t = 0; t <= GGUF_BF16; t++)
+        best = n[t] > n[best] ? t : best;
+    return (enum gguf_type)best;
 }
 
 /* Returns true for a name in UTF-8, as GGUF's strings are, and not for "." and "..". */
@@ -284,6 +290,20 @@ static enum err put_general(struct gguf_plan *p, const struct export_job *j)
     return gguf_key_u32(p->w, "general.quantization_version", QUANTIZATION_VERSION);
 }
 
+/* Announces the tensors, each with the rows of the items that continue it. */
+static enum err announce(struct gguf_plan *p)
+{
+    for (size_t i = 0, end; i < p->n; i = end) {
+        const struct gguf_item *t = &p->item[i];
+        int64_t rows = t->rows;
+        for (end = i + 1; end < p->n && p->item[end].continues; end++)
+            rows += p->item[end].rows;
+        const int64_t dim[] = {rows / t->rows, t->n_dims < 3 ? rows : t->rows, t->cols};
+        TRY(gguf_tensor(p->w, t->name, t->type, t->n_dims, dim + 3 - t->n_dims));
+    }
+    return OK;
+}
+
 enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
 {
     TRY(put_general(p, j));
@@ -296,14 +316,5 @@ enum err gguf_add_keys(struct gguf_plan *p, const struct export_job *j)
         TRY(gguf_vocab_keys(p->w, &p->vocab));
     else
         TRY(put_string(p, "tokenizer.ggml.model", "none"));
-    for (size_t i = 0; i < p->n; i++) {
-        const struct gguf_item *t = &p->item[i];
-        int64_t dim[] = {t->rows, t->cols};
-        if (t->continues)
-            continue;
-        for (size_t k = i + 1; k < p->n && p->item[k].continues; k++)
-            dim[0] += p->item[k].rows;
-        TRY(gguf_tensor(p->w, t->name, t->type, t->is_vector ? 1 : 2, dim + t->is_vector));
-    }
-    return OK;
+    return announce(p);
 }

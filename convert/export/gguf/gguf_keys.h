@@ -15,8 +15,9 @@ struct gguf_item {
     char name[64]; /* "blk.3.attn_q.weight" */
     enum gguf_type type;
     int64_t rows, cols;
-    bool is_vector; /* rows is 1 */
-    bool plus_one;  /* of a vector: 1 is added to its elements */
+    int n_dims;  /* of the tensor: 1, its rows is 1; 2; 3, it is a matrix of each expert */
+    bool widens; /* small and unquantized: its values become F32 */
+    bool plus_one; /* where it widens: 1 is added to its elements */
     /* NULL: not a projection's weight, nor the quantized embedding or head */
     const struct export_linear *linear;
     struct host_mat m; /* borrowed from the artifact or the plan */
@@ -34,10 +35,11 @@ struct gguf_folded {
 
 /* What llama.cpp's graph for a family computes. */
 struct gguf_graph {
-    const char *arch; /* "llama", "qwen2", ... */
-    bool has_llama3;  /* reads rope_freqs.weight */
-    bool has_biases;  /* of o_proj and the MLP */
-    bool fuses;       /* attn_qkv has the rows of q, k, v, and ffn_up those of gate, up */
+    const char *arch;  /* "llama", "qwen2", ... */
+    bool has_llama3;   /* reads rope_freqs.weight */
+    bool has_biases;   /* of o_proj and the MLP */
+    bool fuses;        /* attn_qkv has the rows of q, k, v, and ffn_up those of gate, up */
+    bool renormalizes; /* of experts: divides their weights by the sum */
     bool heads_fill_width; /* needs H d = D */
     bool has_own_head;     /* none that is tied to the embedding */
     /* Gemma's: every layer of so many sees the whole text, the others a window, which it computes;

@@ -14,6 +14,9 @@ static const char *const lin_names[N_LIN] = {
     [LIN_O] = "attn_output", [LIN_GATE] = "ffn_gate", [LIN_UP] = "ffn_up",
     [LIN_DOWN] = "ffn_down",
 };
+/* Of all experts of a layer. */
+static const char *const expert_names[N_LIN] = {
+    [LIN_GATE] = "ffn_gate_exps", [LIN_UP] = "ffn_up_exps", [LIN_DOWN] = "ffn_down_exps"};
 
 /* --- types -------------------------------------------------------------------------- */
 
@@ -64,7 +67,8 @@ static enum err add(struct gguf_plan *p, const struct gguf_item *t)
 static enum err add_vector(struct gguf_plan *p, const char *name, struct host_mat m,
                            int64_t head_dim)
 {
-    struct gguf_item t = {.type = GGUF_F32, .rows = 1, .cols = m.rows, .is_vector = true};
+    struct gguf_item t = {
+        .type = GGUF_F32, .rows = 1, .cols = m.rows, .n_dims = 1, .widens = true};
     if (!m.data)
         return OK;
     snprintf(t.name, sizeof(t.name), "%s", name);
@@ -86,7 +90,8 @@ static enum err add_gain(struct gguf_plan *p, const char *name, struct host_mat 
 /* Adds a matrix as it is stored. */
 static enum err add_matrix(struct gguf_plan *p, const char *name, struct host_mat m)
 {
-    struct gguf_item t = {.type = type_of(m.dtype), .rows = m.rows, .cols = m.cols};
+    struct gguf_item t = {
+        .type = type_of(m.dtype), .rows = m.rows, .cols = m.cols, .n_dims = 2};
     snprintf(t.name, sizeof(t.name), "%s", name);
     t.m = m;
     return add(p, &t);
@@ -133,7 +138,8 @@ static enum err add_end(struct gguf_plan *p, const struct export_source *s, int 
     const struct export_linear *l = &s->end[i];
     if (!s->n_ends)
         return add_matrix(p, name, w);
-    struct gguf_item t = {.rows = l->packed->out, .cols = l->packed->in, .linear = l};
+    struct gguf_item t = {
+        .rows = l->packed->out, .cols = l->packed->in, .n_dims = 2, .linear = l};
     snprintf(t.name, sizeof(t.name), "%s", name);
     TRY(type_of_end(&t.type, l->packed, only_q8));
     return add(p, &t);
@@ -160,23 +166,58 @@ static struct host_mat bias_of(const struct gguf_plan *p, const struct export_li
     return bias;
 }
 
-static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
-                           int64_t head_dim)
+/* Adds the weight of a projection, or that of one expert. */
+static enum err add_weight(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
+                           const char *name)
 {
-    char name[64];
     const struct packed_linear *q = l->packed;
-    struct gguf_item t = {.rows = q->out, .cols = q->in, .linear = l, .m = q->w};
-    const bool turned = l->lin == LIN_Q || l->lin == LIN_K;
-    in_layer(t.name, l->layer, lin_names[l->lin], ".weight");
-    t.head_dim = turned ? head_dim : 0;
-    t.type = type_of(q->w.dtype);
+    struct gguf_item t = {.type = type_of(q->w.dtype),
+                          .rows = q->out,
+                          .cols = q->in,
+                          .n_dims = 2,
+                          .linear = l,
+                          .m = q->w};
+    in_layer(t.name, l->layer, name, ".weight");
     if (q->bits < 16) {
         TRY(check_blocks(l));
         t.type = type_of_bits(q->bits, only_q8);
     }
-    TRY(add(p, &t));
+    return add(p, &t);
+}
+
+/* Adds a projection of all n experts of a layer as one tensor. */
+static enum err add_experts(struct gguf_plan *p, const struct export_linear *l, int64_t n,
+                            bool only_q8)
+{
+    for (int64_t e = 0; e < n; e++) {
+        TRY(add_weight(p, &l[e], only_q8, expert_names[l->lin]));
+        p->item[p->n - 1].n_dims = 3;
+        p->item[p->n - 1].continues = e > 0;
+    }
+    return OK;
+}
+
+/* llama.cpp's own files have routers in F32. */
+static enum err add_router(struct gguf_plan *p, int64_t layer, struct host_mat m)
+{
+    char name[64];
+    if (!m.data)
+        return OK;
+    TRY(add_matrix(p, in_layer(name, layer, "ffn_gate_inp", ".weight"), m));
+    p->item[p->n - 1].type = GGUF_F32;
+    p->item[p->n - 1].widens = true;
+    return OK;
+}
+
+static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
+                           int64_t head_dim)
+{
+    char name[64];
+    const int64_t turned = l->lin == LIN_Q || l->lin == LIN_K ? head_dim : 0;
+    TRY(add_weight(p, l, only_q8, lin_names[l->lin]));
+    p->item[p->n - 1].head_dim = turned;
     return add_vector(p, in_layer(name, l->layer, lin_names[l->lin], ".bias"),
-                      bias_of(p, l), t.head_dim);
+                      bias_of(p, l), turned);
 }
 
 /* Makes the last n items, projections without a bias, one tensor of the type that holds all of
@@ -230,18 +271,22 @@ static const char *const norm_names[N_BLOCK_GAINS] = {
     [GAIN_MLP_OUT] = "post_ffw_norm",
 };
 
+/* Adds layer number `layer`, whose projections begin at l. */
 static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,
-                          bool only_q8)
+                          const struct export_linear *l, bool only_q8)
 {
     char name[64];
     const struct packed_block *b = artifact_block(s->artifact, layer);
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
     for (int lin = 0; lin < N_LIN; lin++) {
-        const struct export_linear *l = &s->linear[layer * N_LIN + lin];
-        TRY(add_linear(p, l, only_q8, head_dim));
+        const int64_t n = arch_stacked(s->arch, lin);
+        TRY(s->arch->n_experts && lin >= LIN_GATE ? add_experts(p, l, n, only_q8)
+                                                  : add_linear(p, l, only_q8, head_dim));
         TRY(fuse_after(p, lin, only_q8));
+        l += n;
     }
+    TRY(add_router(p, layer, b->router));
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         TRY(add_gain(p, in_layer(name, layer, norm_names[g], ".weight"), b->norm[g],
                      s->arch));
@@ -294,7 +339,8 @@ enum err gguf_list_tensors(struct gguf_plan *p, const struct export_source *s, b
     TRY(add_end(p, s, 0, "token_embd.weight", artifact_embed(s->artifact)->w, only_q8));
     TRY(s->arch->rope == ROPE_LONGROPE ? add_longrope(p, s) : add_rope(p, s->arch));
     for (int64_t i = 0; i < s->arch->n_layers; i++)
-        TRY(add_layer(p, s, i, only_q8));
+        TRY(add_layer(p, s, i, &s->linear[i * (s->n_linears / s->arch->n_layers)],
+                      only_q8));
     TRY(add_gain(p, "output_norm.weight", artifact_final_norm(s->artifact), s->arch));
     return s->arch->tied
                ? OK
