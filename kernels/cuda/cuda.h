@@ -31,6 +31,7 @@ enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
 struct gemm_library; /* cuda_lib.cu */
 struct rank_link;    /* cuda_link.cu */
+struct attn_library; /* cuda_cudnn.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
@@ -39,6 +40,7 @@ struct gpu {
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;
     rank_link *link;
+    attn_library *dnn; /* NULL: own kernels only */
 };
 
 static inline gpu *gpu_of(struct dev *d)
@@ -76,6 +78,11 @@ enum err lib_open(struct dev *d);
 void lib_close(struct dev *d);
 void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
               const struct tensor *a, const struct tensor *b, bool accumulate);
+
+/* Attention by cuDNN. Opening it fails only without host memory; d->about says whether it is
+ * there. */
+enum err dnn_open(struct dev *d);
+void dnn_close(struct dev *d);
 
 /* Frees what there is of a link; other ranks are not waited for. */
 void link_close(struct dev *d);

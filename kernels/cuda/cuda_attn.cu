@@ -19,6 +19,7 @@
  * Layout in registers: kernels/cuda/mma.h. A row of S is spread over the 4 lanes of a
  * group, so its maximum and sum take two exchanges. */
 #include "kernels/cuda/attn_tiles.h"
+#include "kernels/cuda/cudnn.h"
 
 namespace CUDA_NS
 {
@@ -136,6 +137,8 @@ static void cuda_attn(struct dev *d, const struct tensor *o, const struct tensor
                       const struct attn_inputs *in)
 {
     if (!attn_supported(d, in->q))
+        return;
+    if (parts_attn(d, o, lse, in))
         return;
     attn_args a = args_of(in, lse);
     a.o = heads_of(o);

@@ -19,6 +19,7 @@
  * Each gradient has one writer, so the order of all sums is fixed. Shared memory holds,
  * beside the four tiles, one operand per warp for dS (and one for P in key_grad_kernel). */
 #include "kernels/cuda/attn_tiles.h"
+#include "kernels/cuda/cudnn.h"
 
 namespace CUDA_NS
 {
@@ -174,6 +175,8 @@ static void cuda_attn_bwd(struct dev *d, const struct attn_grads *grads,
                           const struct tensor *lse, const struct attn_inputs *in)
 {
     if (!attn_supported(d, in->q))
+        return;
+    if (parts_attn_bwd(d, grads, dout, o, lse, in))
         return;
     attn_args a = args_of(in, lse);
     a.o = heads_of(o);

@@ -119,6 +119,7 @@ static void cuda_close(struct dev *d)
     for (int i = 0; i < N_SLOTS; i++)
         cudaFree(g->slot[i]);
     link_close(d);
+    dnn_close(d);
     lib_close(d);
     streams_close(d);
     mem_free(g);
@@ -154,7 +155,8 @@ static enum err fill(struct dev *d, const char *name)
     d->queues = true;
     TRY(find_gpu(d));
     TRY(streams_open(d));
-    return lib_open(d);
+    TRY(lib_open(d));
+    return dnn_open(d);
 }
 
 } // namespace CUDA_NS

@@ -4,6 +4,7 @@
 #include "tests/kernels/checkop.h"
 
 #include <math.h>
+#include <string.h>
 
 struct rope_case {
     int64_t T, H, d, pad;
@@ -100,7 +101,9 @@ struct attn_case {
     bool quantized;
     struct attn_mask mask;
     enum ck_pattern pattern;
-    int64_t reach; /* 0: all tokens */
+    int64_t reach;    /* 0: all tokens */
+    int64_t grad_pad; /* of dq; the other gradients have twice as much */
+    bool parts; /* sums over parts of the keys and queries may be rounded (dev_attn()) */
 };
 
 struct attn_in {
@@ -184,12 +187,13 @@ static int64_t first_seen(const struct attn_case *k, int64_t i)
 
 /* Relative error of a weight P, in units of a short sum's. The absolute error of S passes
  * through the exponential, and so does that of the sum, which lse holds. With BF16, P and
- * dS may be rounded by at most 2^-8 before sums of n terms. */
+ * dS may be rounded by at most 2^-8 before sums of n terms. In parts, so may the sum over a
+ * head's queries, and that over the past. */
 static double weight_error(const struct attn_case *k, const struct pair *p, double lse,
                            double worst_S, int64_t n)
 {
     const double rounding = k->t == DT_BF16 ? 0x1p-8 / close_tolerance(DT_BF16, n).sum : 0;
-    return 1 + p->S_mag + worst_S + fabs(lse) + rounding;
+    return 1 + p->S_mag + worst_S + fabs(lse) + rounding * (k->parts ? 3 : 1);
 }
 
 static double worst_score(const struct attn_case *k, const struct attn_in *in, int64_t h,
@@ -297,8 +301,8 @@ static struct grads run_bwd(struct ck *c, const struct attn_case *k,
                             const struct tensor *lse)
 {
     const struct attn_inputs run = inputs_of(k, in);
-    const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, 1);
-    const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2);
+    const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, k->grad_pad);
+    const struct ck_shape ks = ck_3d(k->t, k->T, k->K, k->d, 2 * k->grad_pad);
     const struct grads g = {ck_poisoned(c, qs), ck_poisoned(c, ks), ck_poisoned(c, ks),
                             ck_poisoned(c, ks), ck_poisoned(c, ks)};
     CK_EACH(c, s)
@@ -363,7 +367,8 @@ static void each_reach(struct ck *c, void (*one)(struct ck *c, const struct attn
                                   .t = m % 3 ? DT_F32 : DT_BF16,
                                   .quantized = m < ARRAY_LEN(masks),
                                   .pattern = PAT_RANDOM,
-                                  .reach = reaches[i]};
+                                  .reach = reaches[i],
+                                  .grad_pad = 1};
             if (k.quantized)
                 k.mask = masks[m];
             one(c, &k);
@@ -373,7 +378,15 @@ static void each_reach(struct ck *c, void (*one)(struct ck *c, const struct attn
 static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k),
                       bool chunks)
 {
-    struct attn_case k = {256, 8, 2, 64, 0, DT_BF16, true, {1, 0, 0, 0}, PAT_RANDOM};
+    struct attn_case k = {.T = 256,
+                          .H = 8,
+                          .K = 2,
+                          .d = 64,
+                          .t = DT_BF16,
+                          .quantized = true,
+                          .mask = {.window = 1},
+                          .pattern = PAT_RANDOM,
+                          .grad_pad = 1};
     if (c->bench) {
         one(c, &k);
         return;
@@ -396,7 +409,8 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
                                        .pad = shapes[i][4],
                                        .t = DT_F32,
                                        .quantized = m < ARRAY_LEN(masks),
-                                       .pattern = attn_patterns[p]};
+                                       .pattern = attn_patterns[p],
+                                       .grad_pad = 1};
                 if (k.quantized)
                     k.mask = masks[m];
                 one(c, &k);
@@ -408,9 +422,51 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
         }
 }
 
+/* Shapes and masks for which the cuda device asks cuDNN, and some beside them: BF16 in rows of
+ * whole 16 bytes, windows up to T and above, up to four query heads to a kv head. A GPU asks it
+ * from 512 tokens on, the emulation always. */
+static void each_part(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k))
+{
+    static const int64_t part_shapes[][4] = {{1, 2, 1, 8},   {5, 4, 2, 64},
+                                             {23, 6, 2, 80}, {40, 3, 3, 128},
+                                             {70, 4, 1, 16}, {530, 2, 1, 64}};
+    static const struct attn_mask part_masks[] = {{0, 0, 0, 0},  {0, 4, 0, 0}, {1, 0, 0, 0},
+                                                  {1, 4, 0, 0},  {3, 0, 1, 1}, {3, 6, 0, 0},
+                                                  {16, 4, 0, 0}, {17, 4, 0, 0}};
+    const size_t n =
+        c->bench ? 0 : ARRAY_LEN(part_shapes) - (strcmp(c->level, "cuda") != 0);
+    for (size_t i = 0; i < n; i++)
+        for (size_t m = 0; m < ARRAY_LEN(part_masks) + 1; m++) {
+            struct attn_case k = {.T = part_shapes[i][0],
+                                  .H = part_shapes[i][1],
+                                  .K = part_shapes[i][2],
+                                  .d = part_shapes[i][3],
+                                  .pad = (int64_t)(m % 3) * 8,
+                                  .t = DT_BF16,
+                                  .quantized = m < ARRAY_LEN(part_masks),
+                                  .pattern = m % 4 == 3 ? PAT_LARGE : PAT_RANDOM,
+                                  .reach = m % 2 ? part_shapes[i][0] : 0,
+                                  .grad_pad = (int64_t)(i % 2) * 8,
+                                  .parts = true};
+            if (k.quantized)
+                k.mask = part_masks[m];
+            one(c, &k);
+        }
+}
+
 static void test_attn(struct ck *c)
 {
     each_attn(c, one_attn, true);
+}
+
+static void test_parts(struct ck *c)
+{
+    each_part(c, one_attn);
+}
+
+static void test_parts_bwd(struct ck *c)
+{
+    each_part(c, one_attn_bwd);
 }
 
 static void test_attn_bwd(struct ck *c)
@@ -422,4 +478,6 @@ const struct ck_test ck_attn_tests[] = {{"rope", test_rope},
                                         {"hadamard", test_hadamard},
                                         {"attn", test_attn},
                                         {"attn_bwd", test_attn_bwd},
+                                        {"attn_parts", test_parts},
+                                        {"attn_parts_bwd", test_parts_bwd},
                                         {NULL, NULL}};

@@ -74,6 +74,13 @@ MUTANTS = {
     "gemm-leading-dimension": ("cuda_lib.cu", "void lib_gemm(", "(int)row_distance(b)", "(int)b->ld", "gemm"),
     "gemm-transpose": ("cuda_lib.cu", "void lib_gemm(", "kind == GEMM_TN", "kind == GEMM_NN", "gemm"),
     "gemm-beta": ("cuda_lib.cu", "void lib_gemm(", "accumulate ? 1.0f : 0.0f", "1.0f", "gemm"),
+    "parts-window": ("cuda_parts.cu", "int64_t first_recent(", "t - a.w + 1", "t - a.w", "attn_parts"),
+    "parts-sink-kept-quantized": ("cuda_parts.cu", "void past_keys_kernel(", "t < sink", "t < 0", "attn_parts"),
+    "parts-past-forgotten": ("cuda_parts.cu", "void recent_kernel(", "sum = 1;", None, "attn_parts"),
+    "parts-lse-row": ("cuda_parts.cu", "void past_lse_kernel(", "a.w + i % a.past", "i % a.past", "attn_parts_bwd"),
+    "parts-sink-gradient": ("cuda_parts.cu", "void recent_key_kernel(", "j < a.sink || j >= a.past", "j >= a.past", "attn_parts_bwd"),
+    "plan-order-of-sums": ("cuda_plan.cu", "bool keeps_order(", "notes[i] == NOTE_NONDETERMINISTIC", "false", "attn_parts"),
+    "plan-mask": ("cuda_plan.cu", "wire mask(", "PW_GE", "PW_ADD", "attn_parts"),
     "norm-all-threads-write": ("cuda_norm.cu", "struct norm_row {", "first == 0", "true", "rmsnorm"),
     "hadamard-sign": ("cuda_norm.cu", "void hadamard_kernel(", "lane & half", "lane & (2 * half)", "hadamard"),
     "distill-barrier": ("cuda_refine.cu", "const float at = s[next] - max_s;", "__syncthreads();", None, "distill"),
@@ -122,6 +129,8 @@ def written(root, file):
 
 def passes(number, command):
     env = {**os.environ, "EMU_MUTANT": str(number), "EMU_WATCH": "1"}
+    if "attn_parts" in command[-1]:
+        env |= {"EMU_MAJOR": "9", "EMU_CUDNN": "92600"}
     r = subprocess.run(command, capture_output=True, text=True, env=env, timeout=250)
     print(r.stdout[-1500:], r.stderr[-1500:], sep="\n")
     if r.returncode not in (0, 1) and r.returncode > 0 and command[0].endswith("checkop_mutants"):

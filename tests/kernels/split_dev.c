@@ -35,9 +35,11 @@ struct split {
     double scale;
 };
 
+/* In F32, as the roundings of BF16 would hide mistakes. */
 static bool splits(const struct attn_inputs *in)
 {
-    return in->kq && !in->reach && in->mask->chunk <= 1 && in->mask->block <= 1;
+    return in->kq && in->q->dtype == DT_F32 && !in->reach && in->mask->chunk <= 1 &&
+           in->mask->block <= 1;
 }
 
 static struct split split_of(const struct attn_inputs *in)

@@ -46,7 +46,7 @@ struct emu_card from_environment(void)
     struct emu_card c = {};
     c.devices = (int)number("EMU_DEVICES", 1);
     c.driver = (int)number("EMU_DRIVER", 13000);
-    c.major = 8;
+    c.major = (int)number("EMU_MAJOR", 8);
     c.total = (uint64_t)number("EMU_MEMORY", 1L << 34);
     c.pinned = (uint64_t)1 << 34;
     c.fail_at = number("EMU_FAIL_AT", 0);
@@ -54,6 +54,7 @@ struct emu_card from_environment(void)
     c.number = number("EMU_NUMBER", getpid());
     c.nccl = (int)number("EMU_NCCL", 0);
     c.nccl_fails_in = (int)number("EMU_NCCL_FAILS_IN", 0);
+    c.cudnn = (int)number("EMU_CUDNN", 0);
     return c;
 }
 

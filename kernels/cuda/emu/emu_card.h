@@ -21,15 +21,18 @@ struct emu_card {
     bool early_copies;         /* the second stream runs as early as it may, else late */
     long number;               /* of the card, the same for processes that share it */
     int nccl;                  /* version of the library (emu_nccl.h); 0: it is not there */
-    int nccl_fails_in;         /* its calls until one fails on rank 1; 0: none does */
+    int cudnn;          /* version of the library (emu_cudnn.h); 0: it is not there */
+    bool cudnn_refuses; /* it supports no graph */
+    long cudnn_runs;    /* plans that it has executed */
+    int nccl_fails_in;  /* its calls until one fails on rank 1; 0: none does */
 };
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 /* The only card. Tests may change it while no device is open. EMU_DEVICES, EMU_DRIVER,
- * EMU_MEMORY, EMU_FAIL_AT, EMU_EARLY_COPIES, EMU_NUMBER (by default the process's id), EMU_NCCL and
- * EMU_NCCL_FAILS_IN in the environment set its start values. */
+ * EMU_MEMORY, EMU_FAIL_AT, EMU_EARLY_COPIES, EMU_NUMBER (by default the process's id), EMU_NCCL,
+ * EMU_NCCL_FAILS_IN, EMU_MAJOR and EMU_CUDNN in the environment set its start values. */
 struct emu_card *emu_card(void);
 /* Called before a device is opened: forgets calls, failures and reports. */
 void emu_card_opened(void);

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Opens cuDNN by name and keeps its plans of attention, one per shape. Without the library, or
+ * where it has no plan, kernels/cuda's own attention is used. The emulation has a library of the
+ * same functions (emu/emu_cudnn.h). */
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cudnn.h"
+
+extern "C" {
+#include "kernels/base/log.h"
+#include "kernels/base/mem.h"
+}
+
+#if !defined(__CUDACC__)
+#include "kernels/cuda/emu/emu_cudnn.h"
+#endif
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace CUDA_NS
+{
+
+#define CUDNN_FILE "libcudnn.so.9"
+
+/* Before 9.10, the pattern of a causal mask has another constant. */
+constexpr size_t OLDEST = 91000;
+/* The compute capability for which the plans have been checked. */
+constexpr int MAJOR = 9, MINOR = 0;
+constexpr int MOST_PLANS = 8;
+/* Working memory that a plan may take. The backward's grows with the square of the tokens; this
+ * is enough for 4096 of them and 40 heads. */
+constexpr int64_t MOST_WORKSPACE = (int64_t)3 << 29;
+
+struct attn_library {
+    cudnn lib;
+    cudnn_handle handle;
+    plan plans[MOST_PLANS];
+    int n_plans, oldest; /* the oldest one is replaced */
+    void *workspace;     /* shared by all plans */
+    int64_t workspace_bytes;
+};
+
+#if defined(__CUDACC__)
+
+static bool open_file(void **file)
+{
+    *file = find_library(CUDNN_FILE, "WKVQ_CUDNN");
+    return *file != nullptr;
+}
+
+static void *symbol_of(void *file, const char *name)
+{
+    return dlsym(file, name);
+}
+
+#else
+
+static bool open_file(void **file)
+{
+    *file = nullptr;
+    return emu_card()->cudnn;
+}
+
+static void *symbol_of(void *, const char *name)
+{
+    return emu_cudnn_symbol(name);
+}
+
+#endif
+
+template <class F> static bool symbol(F *out, void *file, const char *name)
+{
+    void *p = symbol_of(file, name);
+    memcpy(out, &p, sizeof(p));
+    return p;
+}
+
+static bool open_symbols(cudnn *l, void *file)
+{
+    return symbol(&l->version, file, "cudnnGetVersion") &&
+           symbol(&l->create, file, "cudnnCreate") &&
+           symbol(&l->destroy, file, "cudnnDestroy") &&
+           symbol(&l->set_stream, file, "cudnnSetStream") &&
+           symbol(&l->text, file, "cudnnGetErrorString") &&
+           symbol(&l->make, file, "cudnnBackendCreateDescriptor") &&
+           symbol(&l->drop, file, "cudnnBackendDestroyDescriptor") &&
+           symbol(&l->finalize, file, "cudnnBackendFinalize") &&
+           symbol(&l->set, file, "cudnnBackendSetAttribute") &&
+           symbol(&l->get, file, "cudnnBackendGetAttribute") &&
+           symbol(&l->execute, file, "cudnnBackendExecute");
+}
+
+/* Why the library is not used, for the line about the device. */
+static bool unusable(char why[64], const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+static bool unusable(char why[64], const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(why, 64, fmt, args);
+    va_end(args);
+    return false;
+}
+
+static bool fits_gpu(char why[64])
+{
+    cudaDeviceProp p;
+    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess)
+        return unusable(why, "the GPU does not say what it is");
+    if (p.major != MAJOR || p.minor != MINOR)
+        return unusable(why, "cuDNN is used on compute capability %d.%d", MAJOR, MINOR);
+    return true;
+}
+
+static bool start(attn_library *l, cudaStream_t stream, char why[64])
+{
+    void *file;
+    if (!fits_gpu(why))
+        return false;
+    if (!open_file(&file))
+        return unusable(why, "no %s", CUDNN_FILE);
+    if (!open_symbols(&l->lib, file))
+        return unusable(why, "%s lacks a function", CUDNN_FILE);
+    const size_t v = l->lib.version();
+    if (v < OLDEST)
+        return unusable(why, "cuDNN %zu.%zu is too old", v / 10000, v / 100 % 100);
+    int status = l->lib.create(&l->handle);
+    if (status == CUDNN_OK)
+        status = l->lib.set_stream(l->handle, stream);
+    return status == CUDNN_OK || unusable(why, "cuDNN: %s", l->lib.text(status));
+}
+
+enum err dnn_open(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    char why[64] = "";
+    TRY(mem_calloc(&g->dnn, 1, sizeof(*g->dnn)));
+    const bool usable = start(g->dnn, g->stream, why);
+    const size_t n = strlen(d->about), v = usable ? g->dnn->lib.version() : 0;
+    if (usable)
+        snprintf(d->about + n, sizeof(d->about) - n, "; attention: cuDNN %zu.%zu.%zu",
+                 v / 10000, v / 100 % 100, v % 100);
+    else
+        snprintf(d->about + n, sizeof(d->about) - n, "; attention: own kernels (%s)", why);
+    if (!usable)
+        dnn_close(d);
+    return OK;
+}
+
+/* The library stays mapped, as cuBLAS does. */
+void dnn_close(struct dev *d)
+{
+    gpu *g = gpu_of(d);
+    attn_library *l = g->dnn;
+    if (!l)
+        return;
+    for (int i = 0; i < l->n_plans; i++)
+        plan_drop(&l->lib, &l->plans[i]);
+    if (l->handle)
+        l->lib.destroy(l->handle);
+    cudaFree(l->workspace);
+    mem_free(l);
+    g->dnn = nullptr;
+}
+
+/* Where the next plan goes. A plan that is replaced may still be running. */
+static plan *free_plan(struct dev *d, attn_library *l)
+{
+    if (l->n_plans < MOST_PLANS)
+        return &l->plans[l->n_plans++];
+    plan *p = &l->plans[l->oldest];
+    l->oldest = (l->oldest + 1) % MOST_PLANS;
+    cuda_wait(d);
+    plan_drop(&l->lib, p);
+    return p;
+}
+
+/* Whether there is working memory for a plan. A card without it has that for own kernels. */
+static bool reserve(struct dev *d, attn_library *l, int64_t bytes)
+{
+    void *p = nullptr;
+    if (bytes <= l->workspace_bytes)
+        return true;
+    if (bytes > MOST_WORKSPACE)
+        return false;
+    const cudaError_t e = cudaMalloc(&p, (size_t)bytes);
+    if (e == cudaErrorMemoryAllocation)
+        cudaGetLastError();
+    if (e != cudaSuccess)
+        return false;
+    cuda_wait(d);
+    cudaFree(l->workspace);
+    l->workspace = p;
+    l->workspace_bytes = bytes;
+    return true;
+}
+
+const plan *dnn_plan(struct dev *d, const plan_shape *shape)
+{
+    attn_library *l = gpu_of(d)->dnn;
+    if (!l)
+        return nullptr;
+    for (int i = 0; i < l->n_plans; i++)
+        if (!memcmp(&l->plans[i].shape, shape, sizeof(*shape)))
+            return l->plans[i].ready ? &l->plans[i] : nullptr;
+    plan *p = free_plan(d, l);
+    plan_make(&l->lib, l->handle, nullptr, shape, p);
+    const bool lacks_memory = p->ready && !reserve(d, l, p->workspace);
+    if (!p->ready || lacks_memory)
+        log_info("attention of %lld tokens with own kernels: cuDNN %s", (long long)shape->n,
+                 lacks_memory ? "needs too much memory" : l->lib.text(p->status));
+    if (lacks_memory)
+        plan_drop(&l->lib, p);
+    return p->ready ? p : nullptr;
+}
+
+bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float scale)
+{
+    const attn_library *l = gpu_of(d)->dnn;
+    const int status = plan_run(&l->lib, l->handle, p, at, scale, l->workspace);
+    if (status != CUDNN_OK)
+        dev_fail(
+            d, ERR_DEVICE,
+            "attention: cuDNN: %s; WKVQ_CUDNN=none in the environment uses own kernels",
+            l->lib.text(status));
+    return status == CUDNN_OK;
+}
+
+} // namespace CUDA_NS

@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/emu/emu_cudnn.h"
+
+#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/emu/emu_graph.h"
+
+#include <map>
+#include <vector>
+
+using namespace CUDA_NS;
+using emu::dnn_array;
+using emu::dnn_op;
+
+struct CUDA_NS::cudnnContext {
+    cudaStream_t stream;
+};
+
+namespace
+{
+
+enum { BAD_PARAM = 2000, MISALIGNED = 2003, NOT_FINAL = 2004, FAILED = 5000 };
+
+/* What has been set, by attribute. */
+struct descriptor {
+    int kind;
+    bool final;
+    std::map<int, std::vector<char>> values;
+    int order; /* of the engine of a configuration: 0 has no fixed one */
+};
+
+template <class T> const T *value(const descriptor *d, int attribute)
+{
+    const auto at = d->values.find(attribute);
+    return at == d->values.end() || at->second.size() < sizeof(T)
+               ? NULL
+               : (const T *)at->second.data();
+}
+
+const descriptor *linked(const descriptor *d, int attribute)
+{
+    const cudnn_descriptor *p = value<cudnn_descriptor>(d, attribute);
+    return p ? (const descriptor *)*p : NULL;
+}
+
+template <class T> T number(const descriptor *d, int attribute, T otherwise)
+{
+    const T *p = d ? value<T>(d, attribute) : NULL;
+    return p ? *p : otherwise;
+}
+
+size_t size_of(int type)
+{
+    switch (type) {
+    case OF_BOOL:
+    case OF_CHAR:
+        return 1;
+    case OF_INT64:
+    case OF_POINTER:
+    case OF_DESCRIPTOR:
+    case OF_HANDLE:
+        return 8;
+    default:
+        return 4;
+    }
+}
+
+size_t version()
+{
+    return (size_t)emu_card()->cudnn;
+}
+
+int create(cudnn_handle *out)
+{
+    *out = new cudnnContext{emu::DEFAULT};
+    return emu_card_call() ? FAILED : CUDNN_OK;
+}
+
+int destroy(cudnn_handle h)
+{
+    delete h;
+    return CUDNN_OK;
+}
+
+int set_stream(cudnn_handle h, cudaStream_t s)
+{
+    h->stream = s;
+    return CUDNN_OK;
+}
+
+const char *text(int status)
+{
+    return status == CUDNN_OK            ? "CUDNN_STATUS_SUCCESS"
+           : status == CUDNN_UNSUPPORTED ? "CUDNN_STATUS_NOT_SUPPORTED"
+           : status == FAILED            ? "CUDNN_STATUS_EXECUTION_FAILED"
+                                         : "CUDNN_STATUS_BAD_PARAM";
+}
+
+int make(int kind, cudnn_descriptor *out)
+{
+    *out = new descriptor{kind, false, {}, 0};
+    return CUDNN_OK;
+}
+
+int drop(cudnn_descriptor d)
+{
+    delete (descriptor *)d;
+    return CUDNN_OK;
+}
+
+int set(cudnn_descriptor to, int attribute, int type, int64_t n, const void *p)
+{
+    descriptor *d = (descriptor *)to;
+    if (d->final || !p || n < 1)
+        return BAD_PARAM;
+    const char *bytes = (const char *)p;
+    d->values[attribute].assign(bytes, bytes + (size_t)n * size_of(type));
+    if (type == OF_DESCRIPTOR)
+        for (int64_t i = 0; i < n; i++)
+            if (!((const descriptor *const *)p)[i]->final)
+                return NOT_FINAL;
+    return CUDNN_OK;
+}
+
+dnn_array array_of(const descriptor *d)
+{
+    dnn_array a = {};
+    if (!d)
+        return a;
+    a.id = number<int64_t>(d, TENSOR_ID, -1);
+    a.type = number<int>(d, TENSOR_TYPE, DNN_F32);
+    a.is_virtual = number<bool>(d, TENSOR_IS_VIRTUAL, false);
+    a.is_value = number<bool>(d, TENSOR_IS_VALUE, false);
+    memcpy(a.dim, value<int64_t>(d, TENSOR_DIMENSIONS), sizeof(a.dim));
+    memcpy(a.stride, value<int64_t>(d, TENSOR_STRIDES), sizeof(a.stride));
+    return a;
+}
+
+/* An operation with its tensors; those it lacks have id 0 and no dimensions. */
+dnn_op op_of(const descriptor *d)
+{
+    switch (d->kind) {
+    case DNN_POINTWISE_OP: {
+        const descriptor *how = linked(d, POINTWISE_OP_DESC);
+        return {emu::DNN_OP_POINTWISE,
+                number<int>(how, POINTWISE_MODE, -1),
+                number<int64_t>(how, POINTWISE_AXIS, -1),
+                array_of(linked(d, POINTWISE_OP_X)),
+                array_of(linked(d, POINTWISE_OP_B)),
+                array_of(linked(d, POINTWISE_OP_T)),
+                array_of(linked(d, POINTWISE_OP_Y))};
+    }
+    case DNN_REDUCTION_OP:
+        return {emu::DNN_OP_REDUCTION,
+                number<int>(linked(d, REDUCTION_OP_DESC), REDUCTION_OPERATOR, -1),
+                -1,
+                array_of(linked(d, REDUCTION_OP_X)),
+                {},
+                {},
+                array_of(linked(d, REDUCTION_OP_Y))};
+    case DNN_MATMUL_OP:
+        return {emu::DNN_OP_MATMUL,
+                0,
+                -1,
+                array_of(linked(d, MATMUL_OP_A)),
+                array_of(linked(d, MATMUL_OP_B)),
+                {},
+                array_of(linked(d, MATMUL_OP_C))};
+    default:
+        return {emu::DNN_OP_RESHAPE,
+                0,
+                -1,
+                array_of(linked(d, RESHAPE_OP_X)),
+                {},
+                {},
+                array_of(linked(d, RESHAPE_OP_Y))};
+    }
+}
+
+std::vector<dnn_op> ops_of(const descriptor *graph)
+{
+    std::vector<dnn_op> ops;
+    const std::vector<char> &bytes = graph->values.at(GRAPH_OPS);
+    for (size_t i = 0; i < bytes.size() / sizeof(cudnn_descriptor); i++)
+        ops.push_back(op_of(((const descriptor *const *)bytes.data())[i]));
+    return ops;
+}
+
+bool is_tensor_whole(const descriptor *d)
+{
+    return value<int64_t[4]>(d, TENSOR_DIMENSIONS) &&
+           value<int64_t[4]>(d, TENSOR_STRIDES) && value<int64_t>(d, TENSOR_ID) &&
+           value<int>(d, TENSOR_TYPE) && value<int64_t>(d, TENSOR_ALIGNMENT);
+}
+
+int finalize(cudnn_descriptor of)
+{
+    descriptor *d = (descriptor *)of;
+    if (d->kind == DNN_TENSOR && !is_tensor_whole(d))
+        return BAD_PARAM;
+    if (d->kind == DNN_GRAPH && !value<cudnn_handle>(d, GRAPH_HANDLE))
+        return BAD_PARAM;
+    if (d->kind == DNN_GRAPH && !emu::dnn_fits(ops_of(d)))
+        return BAD_PARAM;
+    if (d->kind == DNN_PLAN &&
+        (!linked(d, PLAN_CONFIG) || !value<cudnn_handle>(d, PLAN_HANDLE)))
+        return BAD_PARAM;
+    if (d->kind == DNN_PLAN && emu_card()->cudnn_refuses)
+        return CUDNN_UNSUPPORTED;
+    d->final = true;
+    return CUDNN_OK;
+}
+
+/* Two configurations for a graph; only the second engine's sums have a fixed order. */
+int find_configs(const descriptor *d, int64_t most, int64_t *n, descriptor **out)
+{
+    *n = most < 2 ? most : 2;
+    for (int64_t i = 0; i < *n; i++) {
+        out[i]->values[HEURISTICS_GRAPH] = d->values.at(HEURISTICS_GRAPH);
+        out[i]->order = (int)i;
+        out[i]->final = true;
+    }
+    return CUDNN_OK;
+}
+
+int get(const void *of, int attribute, int, int64_t most, int64_t *n, void *p)
+{
+    const descriptor *d = (const descriptor *)of;
+    if (!d->final || most < 1)
+        return NOT_FINAL;
+    *n = 1;
+    switch (attribute) {
+    case HEURISTICS_RESULTS:
+        return find_configs(d, most, n, (descriptor **)p);
+    case CONFIG_ENGINE:
+        (*(descriptor **)p)->order = d->order;
+        (*(descriptor **)p)->final = true;
+        return CUDNN_OK;
+    case ENGINE_NOTES:
+        *(int *)p = NOTE_NONDETERMINISTIC;
+        *n = d->order == 0;
+        return CUDNN_OK;
+    case PLAN_WORKSPACE:
+        *(int64_t *)p = 256;
+        return CUDNN_OK;
+    default:
+        return BAD_PARAM;
+    }
+}
+
+/* Where each tensor is. Constants are read when the plan is executed, as by cuDNN. */
+bool bind(std::vector<dnn_op> *ops, const descriptor *pack)
+{
+    const std::vector<char> &ids = pack->values.at(PACK_IDS);
+    const std::vector<char> &pointers = pack->values.at(PACK_POINTERS);
+    if (ids.size() != pointers.size())
+        return false;
+    for (dnn_op &op : *ops)
+        for (dnn_array *a : {&op.x, &op.b, &op.t, &op.y}) {
+            for (size_t i = 0; i < ids.size() / 8; i++)
+                if (((const int64_t *)ids.data())[i] == a->id)
+                    a->p = ((void *const *)pointers.data())[i];
+            if (a->dim[0] && !a->is_virtual &&
+                (!a->p || (uintptr_t)a->p % (a->is_value ? 4 : 16)))
+                return false;
+            if (a->is_value)
+                a->constant = *(const float *)a->p;
+        }
+    return true;
+}
+
+int execute(cudnn_handle h, cudnn_descriptor plan, cudnn_descriptor pack)
+{
+    const descriptor *config = linked((const descriptor *)plan, PLAN_CONFIG);
+    std::vector<dnn_op> ops = ops_of(linked(config, HEURISTICS_GRAPH));
+    if (!((const descriptor *)pack)->final)
+        return NOT_FINAL;
+    if (!bind(&ops, (const descriptor *)pack))
+        return MISALIGNED;
+    if (emu_card_call())
+        return FAILED;
+    const bool spoilt = config->order == 0;
+    emu_card()->cudnn_runs++;
+    emu::queue(h->stream, [=] { emu::dnn_run(ops, spoilt); });
+    return CUDNN_OK;
+}
+
+} // namespace
+
+void *emu_cudnn_symbol(const char *name)
+{
+    static const struct {
+        const char *name;
+        void *f;
+    } symbols[] = {{"cudnnGetVersion", (void *)version},
+                   {"cudnnCreate", (void *)create},
+                   {"cudnnDestroy", (void *)destroy},
+                   {"cudnnSetStream", (void *)set_stream},
+                   {"cudnnGetErrorString", (void *)text},
+                   {"cudnnBackendCreateDescriptor", (void *)make},
+                   {"cudnnBackendDestroyDescriptor", (void *)drop},
+                   {"cudnnBackendFinalize", (void *)finalize},
+                   {"cudnnBackendSetAttribute", (void *)set},
+                   {"cudnnBackendGetAttribute", (void *)get},
+                   {"cudnnBackendExecute", (void *)execute}};
+    for (const auto &s : symbols)
+        if (!strcmp(s.name, name))
+            return s.f;
+    return NULL;
+}

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Which attention the cuda device computes with cuDNN, and what it says about it. Values are
+ * compared by checkop. */
+#include "kernels/cuda/emu/emu_card.h"
+#include "kernels/dev.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { H = 4, K = 2, D = 16, MOST_T = 64, N_TENSORS = 13 };
+
+/* Tensors of one attention in the card's memory, each large enough for MOST_T tokens. */
+struct attention {
+    void *p[N_TENSORS];
+    struct tensor q, k, v, kq, vq, o, dout, lse, dq, dk, dv, dkq, dvq;
+};
+
+static struct dev *open_dev(void)
+{
+    struct dev *d = NULL;
+    const struct dev_settings s = {"cuda-emu", 1};
+    assert_int_equal(dev_open(&d, &s), OK);
+    return d;
+}
+
+static void *filled(struct dev *d, enum dtype t)
+{
+    uint16_t host[MOST_T * H * D * 2];
+    void *p = NULL;
+    for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++)
+        host[i] = (uint16_t)(0x3e00 + rand() % 256); /* BF16 of 0.125 to 0.5 */
+    if (t == DT_F32)
+        memset(host, 0, sizeof(host));
+    assert_int_equal(dev_alloc(d, &p, sizeof(host)), OK);
+    assert_int_equal(dev_upload(d, p, host, sizeof(host)), OK);
+    return p;
+}
+
+static struct attention open_attention(struct dev *d, int64_t T, enum dtype t)
+{
+    struct attention a;
+    struct tensor *const all[N_TENSORS] = {&a.q,  &a.k,    &a.v,   &a.kq, &a.vq,
+                                           &a.o,  &a.dout, &a.lse, &a.dq, &a.dk,
+                                           &a.dv, &a.dkq,  &a.dvq};
+    srand(1);
+    for (int i = 0; i < N_TENSORS; i++) {
+        const bool queries =
+            all[i] == &a.q || all[i] == &a.o || all[i] == &a.dout || all[i] == &a.dq;
+        a.p[i] = filled(d, t);
+        *all[i] = all[i] == &a.lse ? tensor_2d(a.p[i], DT_F32, H, T)
+                                   : tensor_3d(a.p[i], t, T, queries ? H : K, D);
+    }
+    return a;
+}
+
+static void close_attention(struct dev *d, struct attention *a)
+{
+    for (int i = 0; i < N_TENSORS; i++)
+        dev_free(d, a->p[i]);
+}
+
+static enum err forward(struct dev *d, const struct attention *a, const struct attn_mask *m,
+                        int64_t reach)
+{
+    return dev_attn(
+        d, &a->o, &a->lse,
+        &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, reach, 0.25f});
+}
+
+static enum err backward(struct dev *d, const struct attention *a,
+                         const struct attn_mask *m)
+{
+    return dev_attn_bwd(
+        d, &(struct attn_grads){&a->dq, &a->dk, &a->dv, &a->dkq, &a->dvq}, &a->dout, &a->o,
+        &a->lse, &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, 0, 0.25f});
+}
+
+/* Plans that a forward executes. */
+static long forward_runs(int64_t T, enum dtype t, const struct attn_mask *m, int64_t reach)
+{
+    struct dev *d = open_dev();
+    struct attention a = open_attention(d, T, t);
+    const long before = emu_card()->cudnn_runs;
+    assert_int_equal(forward(d, &a, m, reach), OK);
+    assert_int_equal(dev_sync(d), OK);
+    close_attention(d, &a);
+    dev_close(&d);
+    return emu_card()->cudnn_runs - before;
+}
+
+static void test_what_it_is_asked_for(void **state)
+{
+    const struct attn_mask one = {.window = 1}, sinks = {.window = 3, .sink = 4};
+    const struct attn_mask wide = {.window = 17}, blocks = {.window = 1, .block = 4},
+                           chunks = {.window = 1, .chunk = 5};
+    assert_int_equal(forward_runs(40, DT_BF16, &one, 0), 1);
+    assert_int_equal(forward_runs(40, DT_BF16, &sinks, 0), 1);
+    assert_int_equal(forward_runs(40, DT_BF16, &one, 40), 1);
+    assert_int_equal(forward_runs(40, DT_BF16, &one, 39), 0);
+    assert_int_equal(forward_runs(40, DT_BF16, &wide, 0), 0);
+    assert_int_equal(forward_runs(40, DT_BF16, &blocks, 0), 0);
+    assert_int_equal(forward_runs(40, DT_BF16, &chunks, 0), 0);
+    assert_int_equal(forward_runs(3, DT_BF16, &sinks, 0), 0); /* no key is quantized */
+    assert_int_equal(forward_runs(40, DT_F32, &one, 0), 0);
+}
+
+/* More shapes than plans are kept, then the same again. */
+static void test_plans_are_replaced(void **state)
+{
+    const struct attn_mask m = {.window = 1};
+    struct dev *d = open_dev();
+    struct attention a = open_attention(d, MOST_T, DT_BF16);
+    const long before = emu_card()->cudnn_runs;
+    for (int64_t i = 0; i < 20; i++) {
+        struct attention part = a;
+        struct tensor *const all[] = {&part.q,  &part.k,  &part.v,
+                                      &part.kq, &part.vq, &part.o};
+        for (size_t t = 0; t < sizeof(all) / sizeof(*all); t++)
+            *all[t] = tensor_rows(*all[t], 0, 2 + i % 10);
+        part.lse = tensor_2d(a.lse.data, DT_F32, H, 2 + i % 10);
+        assert_int_equal(forward(d, &part, &m, 0), OK);
+    }
+    assert_int_equal(dev_sync(d), OK);
+    assert_int_equal(emu_card()->cudnn_runs - before, 20);
+    close_attention(d, &a);
+    dev_close(&d);
+    assert_int_equal(emu_card()->live, 0);
+}
+
+static void test_same_bytes_twice(void **state)
+{
+    static uint16_t got[2][MOST_T * H * D];
+    const struct attn_mask m = {.window = 1, .sink = 4};
+    for (int i = 0; i < 2; i++) {
+        struct dev *d = open_dev();
+        struct attention a = open_attention(d, MOST_T, DT_BF16);
+        const long before = emu_card()->cudnn_runs;
+        assert_int_equal(forward(d, &a, &m, 0), OK);
+        assert_int_equal(backward(d, &a, &m), OK);
+        assert_int_equal(dev_download(d, got[i], a.dq.data, sizeof(got[i])), OK);
+        assert_int_equal(emu_card()->cudnn_runs - before, 2);
+        close_attention(d, &a);
+        dev_close(&d);
+    }
+    assert_memory_equal(got[0], got[1], sizeof(got[0]));
+}
+
+static void says(const char *what)
+{
+    const struct attn_mask m = {.window = 1};
+    struct dev *d = open_dev();
+    if (!strstr(dev_about(d), what))
+        fail_msg("'%s' lacks '%s'", dev_about(d), what);
+    dev_close(&d);
+    if (!strstr(what, "9.26"))
+        assert_int_equal(forward_runs(8, DT_BF16, &m, 0), 0);
+}
+
+static void test_own_kernels(void **state)
+{
+    struct emu_card *c = emu_card();
+    const struct attn_mask m = {.window = 1};
+    const struct emu_card was = *c;
+    says("; attention: cuDNN 9.26.0");
+    c->cudnn = 0;
+    says("; attention: own kernels (no libcudnn.so.9)");
+    c->cudnn = 90501;
+    says("; attention: own kernels (cuDNN 9.5 is too old)");
+    c->cudnn = was.cudnn;
+    c->major = 8;
+    says("; attention: own kernels (cuDNN is used on compute capability 9.0)");
+    c->major = was.major;
+    c->cudnn_refuses = true;
+    assert_int_equal(forward_runs(8, DT_BF16, &m, 0), 0);
+    c->cudnn_refuses = false;
+}
+
+/* A card without the plan's memory still computes. */
+static void test_too_little_memory(void **state)
+{
+    const struct attn_mask m = {.window = 1};
+    const uint64_t total = emu_card()->total;
+    struct dev *d = open_dev();
+    struct attention a = open_attention(d, 8, DT_BF16);
+    const long before = emu_card()->cudnn_runs;
+    emu_card()->total = emu_card()->live + 255;
+    assert_int_equal(forward(d, &a, &m, 0), OK);
+    emu_card()->total = total;
+    assert_int_equal(dev_sync(d), OK);
+    assert_int_equal(emu_card()->cudnn_runs, before);
+    close_attention(d, &a);
+    dev_close(&d);
+}
+
+static void test_failure_says_what_to_do(void **state)
+{
+    const struct attn_mask m = {.window = 1};
+    struct dev *d = open_dev();
+    struct attention a = open_attention(d, 8, DT_BF16);
+    assert_int_equal(forward(d, &a, &m, 0), OK);
+    emu_card()->fail_at = emu_card()->calls + 1;
+    err_clear();
+    assert_int_equal(forward(d, &a, &m, 0), ERR_DEVICE);
+    assert_non_null(
+        strstr(err_text(), "WKVQ_CUDNN=none in the environment uses own kernels"));
+    emu_card()->fail_at = 0;
+    close_attention(d, &a);
+    dev_close(&d);
+}
+
+static int present(void **state)
+{
+    emu_card()->major = 9;
+    emu_card()->cudnn = 92600;
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_it_is_asked_for),
+        cmocka_unit_test(test_plans_are_replaced),
+        cmocka_unit_test(test_same_bytes_twice),
+        cmocka_unit_test(test_own_kernels),
+        cmocka_unit_test(test_too_little_memory),
+        cmocka_unit_test(test_failure_says_what_to_do),
+    };
+    return cmocka_run_group_tests(tests, present, NULL);
+}
