@@ -286,8 +286,7 @@ void drop_stacks(void)
 void run_block(void)
 {
     memset(m.memory, 0xff, m.used); /* by the block before */
-    for (size_t i = 0; i < m.used / UNIT; i++)
-        m.shadows[i] = UNTOUCHED;
+    memset((void *)m.shadows, 0xff, m.used / UNIT * sizeof(shadow)); /* UNTOUCHED */
     m.n_arrays = m.epoch = 0;
     m.used = (m.dynamic_bytes + 15) & ~(size_t)15;
     for (int i = 0; i < m.n; i++) {
@@ -444,9 +443,10 @@ static mark me(void)
 
 bool touch(size_t at, size_t bytes, bool write)
 {
+    const mark by = me();
     for (size_t u = at / UNIT; u <= (at + bytes - 1) / UNIT; u++) {
         shadow *s = &m.shadows[u];
-        if (!record(s, me(), write)) {
+        if (!record(s, by, write)) {
             report("threads %d and %d both use byte %zu of shared memory with no barrier "
                    "between",
                    m.current, s->write.thread >= 0 ? s->write.thread : s->read.thread, at);

@@ -29,10 +29,12 @@ struct shadow {
     mark write, read;
 };
 
-constexpr shadow UNTOUCHED = {{0, NOBODY, 0, 0}, {0, NOBODY, 0, 0}};
+/* All bits are set, so that memset() makes many of them. */
+constexpr shadow UNTOUCHED = {{-1, NOBODY, -1, -1}, {-1, NOBODY, -1, -1}};
 
-/* True if an access by `me` cannot race with the earlier one. */
-inline bool ordered(const mark &earlier, const mark &me)
+/* True if an access by `me` cannot race with the earlier one. Marks are passed by value, because
+ * UBSan would check every use of a reference, of which each emulated access makes a dozen. */
+inline bool ordered(mark earlier, mark me)
 {
     if (earlier.thread == NOBODY)
         return true;
@@ -45,25 +47,25 @@ inline bool ordered(const mark &earlier, const mark &me)
 }
 
 /* Checks and records an access; false if it races. */
-inline bool record(shadow *s, const mark &me, bool write)
+inline bool record(shadow *s, mark me, bool write)
 {
-    if (!ordered(s->write, me) || (write && !ordered(s->read, me)))
+    const mark was = s->read;
+    if (!ordered(s->write, me) || (write && !ordered(was, me)))
         return false;
     if (write) {
         s->write = me;
         return true;
     }
-    const mark was = s->read;
     const bool one_block = was.thread == NOBODY || was.block == me.block;
     const bool first =
         was.thread == NOBODY || was.thread == me.thread || was.epoch != me.epoch;
     /* The last reader of a warp stands for the earlier ones of that warp. */
     const bool same_warp = was.thread >= 0 && was.thread / WARP == me.thread / WARP;
-    s->read = me;
     if (!one_block)
-        s->read.block = MANY_BLOCKS;
+        me.block = MANY_BLOCKS;
     if (!first && !same_warp)
-        s->read.thread = SEVERAL;
+        me.thread = SEVERAL;
+    s->read = me;
     return true;
 }
 
