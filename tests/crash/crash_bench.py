@@ -18,6 +18,12 @@ SMALL = {"calibration.samples": 4, "calibration.seqlen": 24, "calibration.epochs
          "weights.group_size": 16, "kv.group_size": 8, "crr.blocks": 1}
 
 
+def make_model(folder, **changes):
+    """A model so small that a run is mostly calls of the system and of the allocator. Its positions limit the tokens that
+    verification decodes one by one."""
+    tiny.make_model(folder, num_hidden_layers=2, max_position_embeddings=32, **changes)
+
+
 class Wrong(Exception):
     """An error of a crashed, failed or resumed run."""
 

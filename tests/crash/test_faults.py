@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from crash_bench import SMALL, Job, Wrong, in_threads, scratch, settings, tiny
+from crash_bench import SMALL, Job, Wrong, in_threads, make_model, scratch, settings, tiny
 
 # The faults of each kind of call.
 ERRORS = {
@@ -37,7 +37,7 @@ TEXT = {"ENOSPC": "No space left", "EIO": "Input/output error", "ENOMEM": "emory
 
 
 def make_jobs(wkvq, folder):
-    tiny.make_model(folder / "model", num_hidden_layers=2)
+    make_model(folder / "model")
     tiny.make_text(folder / "text.txt", 400)
     model, text = str(folder / "model"), str(folder / "text.txt")
     make = [wkvq, "quantize", model, "--data", text, "-o", "out", "--keep-state", *settings(SMALL)]

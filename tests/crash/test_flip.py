@@ -9,7 +9,7 @@ import random
 import struct
 import sys
 
-from crash_bench import SMALL, Job, scratch, settings, tiny
+from crash_bench import SMALL, Job, make_model, scratch, settings, tiny
 
 
 def tensor_at(data, place):
@@ -47,7 +47,7 @@ def main():
     with scratch() as name:
         folder = pathlib.Path(name) / "job"
         folder.mkdir()
-        tiny.make_model(folder / "model", num_hidden_layers=2)
+        make_model(folder / "model")
         tiny.make_text(folder / "text.txt", 400)
         Job("make", [wkvq, "quantize", "model", "--data", "text.txt", "-o", "out", "--keep-state",
                      "-j1", *settings(SMALL)]).learn(folder)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from crash_bench import SMALL, first_difference, scratch, settings, tiny, tree
+from crash_bench import SMALL, first_difference, make_model, scratch, settings, tiny, tree
 
 NOBODY = 65534
 
@@ -28,8 +28,8 @@ class Bench:
 
     def __init__(self, wkvq, folder):
         self.wkvq, self.folder = wkvq, folder
-        tiny.make_model(folder / "model", num_hidden_layers=2)
-        tiny.make_model(folder / "other", seed=2, num_hidden_layers=2)
+        make_model(folder / "model")
+        make_model(folder / "other", seed=2)
         tiny.make_text(folder / "text.txt", 400)
         self.rounding = settings({"weights.group_size": 16, "kv.group_size": 8})
         self.learning = ["--data", str(folder / "text.txt"), *settings(SMALL)]
