@@ -5,13 +5,16 @@
     gguf_check.py tokens     GGUF ARTIFACT TEXTS.json [TEXT...]
     gguf_check.py generate   GGUF [PROMPT]
     gguf_check.py perplexity GGUF TEXT [OTHER.gguf]
+    gguf_check.py cache      ARTIFACT TEXT [OTHER]
     gguf_check.py models     tests/golden/models
     gguf_check.py tokenizers tests/golden/tok
 
 tokens compares ids with those of `wkvq tokenize`, on each string of a JSON list and on whole files.
 generate prints 24 tokens, chosen greedily. perplexity is over the second half of each of WINDOWS
 windows of WINDOW tokens, as llama-perplexity counts; with a second file it also prints the ratio and
-its standard error, and fails if it is off 1 by more than LIMIT. models exports every model, unquantized,
+its standard error, and fails if it is off 1 by more than LIMIT. cache compares the mean loss of WINDOWS windows in the
+cache of an artifact's kv.target, simulated by `wkvq eval` and in llama.cpp, which has the artifact's values in F32;
+with another artifact also the losses of both in llama.cpp, paired. models exports every model, unquantized,
 and compares logits with those of transformers. tokenizers exports every tokenizer and compares ids with
 those of its reference, on texts in NFC without the names of special tokens. Environment: WKVQ (the program), WINDOWS (4),
 WINDOW (512), LIMIT (0.03), THREADS (1). Exits with 77 without the package llama-cpp-python."""
@@ -48,8 +51,13 @@ def log(level, text, _):
         sys.stderr.write(text.decode(errors="replace"))
 
 
+GGML_F32, GGML_Q4_0, GGML_Q4_1 = 0, 2, 3
+CACHES = {"llama.cpp-q4_0": GGML_Q4_0, "llama.cpp-q4_1": GGML_Q4_1}
+
+
 class Model:
-    def __init__(self, path, vocab_only=False, context=WINDOW, f32_cache=False):
+    """cache: the type of the cache's keys and values; None: llama.cpp's default. A quantized one needs flash attention."""
+    def __init__(self, path, vocab_only=False, context=WINDOW, cache=None):
         lc.llama_log_set(log, ctypes.c_void_p())
         lc.llama_backend_init()
         how = lc.llama_model_default_params()
@@ -62,9 +70,9 @@ class Model:
             how = lc.llama_context_default_params()
             how.n_ctx = how.n_batch = how.n_ubatch = context
             how.n_threads = how.n_threads_batch = THREADS
-            if f32_cache:
-                how.type_k = how.type_v = 0
-                how.flash_attn_type = 0
+            if cache is not None:
+                how.type_k = how.type_v = cache
+                how.flash_attn_type = int(cache != GGML_F32)
             self.context = lc.llama_init_from_model(self.model, how)
             self.n_vocab = lc.llama_vocab_n_tokens(self.vocab)
 
@@ -160,6 +168,44 @@ def perplexity(gguf, text, other=None):
     return 0 if abs(ratio - 1) <= LIMIT else 1
 
 
+def values(artifact, folder):
+    """A GGUF file of the artifact's values in F32, for which llama.cpp rounds no activations."""
+    dense, plain, gguf = (folder / f"{pathlib.Path(artifact).name}.{kind}" for kind in ("dense", "plain", "gguf"))
+    for job in (["export", artifact, "--format", "dense", "--dtype", "f32", "--kv", "drop", "-o", dense],
+                ["convert", dense, "-o", plain, "--set", "weights.bits=16", "--set", "kv.bits=16"],
+                ["export", plain, "--format", "gguf", "-o", gguf]):
+        subprocess.run([WKVQ, *job, "-q"], check=True, capture_output=True)
+    return gguf
+
+
+def window_losses(gguf, cache, ids):
+    """The mean loss of each window."""
+    model, out = Model(gguf, context=WINDOW, cache=cache), []
+    for window in (ids[w * WINDOW:(w + 1) * WINDOW] for w in range(WINDOWS)):
+        rows = model.logits(window)[:-1].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        chosen = rows[np.arange(len(rows)), window[1:]]
+        out.append((np.log(np.exp(rows).sum(axis=1)) - chosen).mean())
+    return np.array(out)
+
+
+def check_cache(artifact, text, other=None):
+    target = json.loads(pathlib.Path(artifact, "config.json").read_text())["quantization_config"]["kv"]["target"]
+    ids = own_ids(artifact, text)
+    simulated = json.loads(subprocess.run(
+        [WKVQ, "eval", artifact, "--data", text, "--ctx", str(WINDOW), "--windows", str(WINDOWS), "--json", "-q",
+         "--set", "run.compute=f32"], check=True, capture_output=True).stdout)["nll"]
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = values(artifact, pathlib.Path(folder))
+        served, exact = (window_losses(gguf, c, ids) for c in (CACHES[target], GGML_F32))
+        print(f"{target}: simulated {simulated:.6f}, llama.cpp {served.mean():.6f} nats; with a cache in F32 {exact.mean():.6f}")
+        if other:
+            rest = window_losses(values(other, pathlib.Path(folder)), CACHES[target], ids)
+            d = served - rest
+            print(f"{other}: llama.cpp {rest.mean():.6f}; difference {d.mean():+.6f} +- {d.std(ddof=1) / math.sqrt(d.size):.6f}")
+    return 0 if abs(simulated - served.mean()) <= 0.2 * abs(served.mean() - exact.mean()) else 1
+
+
 def read_safetensors(path):
     raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
@@ -199,7 +245,7 @@ def golden_error(model, folder):
     golden = read_safetensors(model / "golden.safetensors")
     if json.loads((model / "config.json").read_text())["model_type"] == "phi3":
         keep_short_factors(gguf)
-    peer = Model(gguf, context=len(golden["ids"]), f32_cache=True)
+    peer = Model(gguf, context=len(golden["ids"]), cache=GGML_F32)
     n = min(len(golden["ids"]), lc.llama_model_n_ctx_train(peer.model))
     want, have = golden["logits"][:n], peer.logits(golden["ids"].tolist()[:n])
     return float(np.abs(have - want).max() / np.abs(want).max())
@@ -245,5 +291,6 @@ def check_tokenizers(folder):
 
 
 if __name__ == "__main__":
-    job = {"tokenizers": check_tokenizers, "models": check_models, "tokens": check_tokens, "generate": generate, "perplexity": perplexity}.get("".join(sys.argv[1:2]))
+    job = {"tokenizers": check_tokenizers, "models": check_models, "tokens": check_tokens, "generate": generate,
+           "perplexity": perplexity, "cache": check_cache}.get("".join(sys.argv[1:2]))
     sys.exit(job(*sys.argv[2:]) if job else __doc__)
