@@ -80,7 +80,8 @@ enum err hub_add_rest(struct hub_plan *p, const struct export_source *s, enum dt
 /* Adds NAME.weight, the dequantized values of a module as F32, F16 or BF16. */
 enum err hub_add_values(struct hub_plan *p, const struct hub_module *m, enum dtype to);
 /* Returns true if the type holds every value of such codes and scales: code - zero has as
- * many bits as a code, and the product as many as both factors together. */
+ * many bits as a code, and the product as many as both factors together. With bits 0, returns
+ * true if it holds the scales. */
 bool hub_is_exact(enum dtype to, int bits, int scale_bits);
 /* Completes the plan: config.json with `quantization` (NULL: none; the reference is
  * consumed) and torch_dtype, the model card, shards, and j->bytes. Refuses values that

@@ -13,23 +13,38 @@ static int count_values(const struct export_source *s, const struct hub_packing 
     return s->n_ends == 2 && packs ? 1 : s->n_ends;
 }
 
-/* Returns torch_dtype. Engines convert scales and values to it, and bfloat16 holds 8
- * significant bits. n_values: as from count_values(). */
+/* Returns torch_dtype. Engines convert scales and values to it. n_values: as from
+ * count_values(). */
 static enum dtype compute_type(const struct export_source *s, int n_values)
 {
     const int bits = export_scale_bits(s);
-    const bool fits =
-        bits <= 8 && (!n_values || hub_is_exact(DT_BF16, s->weights->head_bits, bits));
+    const bool fits = hub_is_exact(DT_BF16, 0, bits) &&
+                      (!n_values || hub_is_exact(DT_BF16, s->weights->head_bits, bits));
     return s->arch->dtype == DT_BF16 && fits ? DT_BF16 : DT_F16;
+}
+
+/* vLLM 0.32 refuses Gemma 3 in float16 as numerically unstable, and `--dtype auto` then takes
+ * bfloat16 without an error. */
+static enum err note_gemma(struct export_job *j)
+{
+    return hub_is_exact(DT_BF16, 0, export_scale_bits(j->source))
+               ? export_note(j, EXPORT_CARRIED,
+                             "The scales, also in bfloat16, in which vLLM computes Gemma 3")
+               : export_note(j, EXPORT_CHANGED,
+                             "vLLM computes Gemma 3 in bfloat16 alone, which rounds the "
+                             "scales: calibrate with weights.scale_bits 7 for it");
 }
 
 static enum err note_type(struct export_job *j, enum dtype type)
 {
-    if (j->source->arch->dtype != DT_BF16 || type == DT_BF16)
+    if (type == DT_BF16)
         return OK;
-    return export_note(j, EXPORT_CHANGED,
-                       "torch_dtype is float16, not the checkpoint's bfloat16, which would "
-                       "round the scales");
+    if (j->source->arch->dtype == DT_BF16)
+        TRY(export_note(
+            j, EXPORT_CHANGED,
+            "torch_dtype is float16, not the checkpoint's bfloat16, which would "
+            "round the scales"));
+    return j->source->arch->family == ARCH_GEMMA3 ? note_gemma(j) : OK;
 }
 
 static enum err note_values(struct export_job *j, enum dtype type, int n)

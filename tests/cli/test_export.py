@@ -353,6 +353,20 @@ def test_portable(b, golden):
     print("portable scales: exact in both 16-bit types")
 
 
+def test_gemma(b, golden):
+    """vLLM computes Gemma 3 in bfloat16, which holds scales of 7 bits."""
+    for scale_bits, want in ((11, "changed  vLLM computes Gemma 3 in bfloat16 alone, which rounds the scales"),
+                             (7, "carried  The scales, also in bfloat16, in which vLLM computes Gemma 3")):
+        folder = b.convert(golden / "gemma3", weights__group_size=0, weights__scale_bits=scale_bits)
+        for name in ("compressed-tensors", "awq"):
+            said = b.run("export", folder, "--format", name, "--plan").stdout.decode()
+            assert want in said, said
+    folder = b.convert(golden / "gemma3_old", weights__group_size=0, weights__scale_bits=7)
+    said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
+    assert "Gemma" not in said, said  # torch_dtype is bfloat16
+    print("Gemma 3: what bfloat16 does to scales")
+
+
 def test_mixed(b, model):
     mixed = "q_proj=3, 1.o_proj=16, down_proj=8:128, 0.v_proj=4:32, 2.gate_proj=16, 2.up_proj=16, 1.up_proj=5:0"
     folder = b.convert(model, weights__group_size=64, weights__mixed=mixed)
@@ -525,6 +539,7 @@ def main():
         tiny.make_text(text)
         test_groups(b, model)
         test_portable(b, golden)
+        test_gemma(b, golden)
         test_mixed(b, model)
         test_fused(b)
         test_head(b, model, golden)
