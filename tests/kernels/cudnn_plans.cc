@@ -83,13 +83,23 @@ cudnn_descriptor describe(const cudnn *l, const card *c)
     return status == CUDNN_OK ? d : NULL;
 }
 
+/* Elements between tokens, as a block has them: queries beside keys and values in full precision,
+ * and the quantized ones alone. Without a past, at T = 2048, nothing is quantized. */
+int64_t distance(const shape *s, plan_tensor t)
+{
+    const bool keys = t == PLAN_K || t == PLAN_V || t == PLAN_DK || t == PLAN_DV;
+    if (t == PLAN_LSE)
+        return 0;
+    if (t == PLAN_Q || t == PLAN_DQ || (keys && s->n == 2048))
+        return (s->H + 2 * s->K) * s->d;
+    return (keys ? s->K : s->H) * s->d;
+}
+
 bool has_plan(const cudnn *l, cudnn_descriptor device, const shape *s, bool backward)
 {
     plan_shape p = {s->n, s->H, s->K, s->d, {}, backward};
-    for (int t = 0; t < PLAN_LSE; t++)
-        p.ld[t] = (t == PLAN_K || t == PLAN_V ? s->K : s->H) * s->d;
-    p.ld[PLAN_DO] = p.ld[PLAN_DQ] = s->H * s->d;
-    p.ld[PLAN_DK] = p.ld[PLAN_DV] = s->K * s->d;
+    for (int t = 0; t < PLAN_LSE + 1 + backward * 4; t++)
+        p.ld[t] = distance(s, (plan_tensor)t);
     plan made;
     plan_make(l, NULL, device, &p, &made);
     const bool ready = made.ready;
