@@ -25,7 +25,7 @@ PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "si
 WAIT = 400  # seconds for any one event; the machine may be busy
 SWEEP = """
 base:
-  calibration: {samples: 8, seqlen: 128, epochs: 40}
+  calibration: {samples: 8, seqlen: 128, epochs: 12}
   run: {threads: 1, compute: f32}
 grid:
   weights.bits: [3, 4]
