@@ -24,8 +24,10 @@ namespace CUDA_NS
 
 #define CUDNN_FILE "libcudnn.so.9"
 
-/* Before 9.10, the pattern of a causal mask has another constant. */
-constexpr size_t OLDEST = 91000;
+/* 9.15.1. Up to 9.15.0, the backward of a length that is not a multiple of 128 accesses memory
+ * outside its tensors without a padding mask, and 9.10.0 and 9.10.1 have other bugs: so NVIDIA's
+ * frontend, scaled_dot_product_flash_attention.h. */
+constexpr size_t OLDEST = 91501;
 /* The compute capability for which the plans have been checked. */
 constexpr int MAJOR = 9, MINOR = 0;
 constexpr int MOST_PLANS = 8;
@@ -125,7 +127,8 @@ static bool start(attn_library *l, cudaStream_t stream, char why[64])
         return unusable(why, "%s lacks a function", CUDNN_FILE);
     const size_t v = l->lib.version();
     if (v < OLDEST)
-        return unusable(why, "cuDNN %zu.%zu is too old", v / 10000, v / 100 % 100);
+        return unusable(why, "cuDNN %zu.%zu.%zu is older than 9.15.1", v / 10000,
+                        v / 100 % 100, v % 100);
     int status = l->lib.create(&l->handle);
     if (status == CUDNN_OK)
         status = l->lib.set_stream(l->handle, stream);

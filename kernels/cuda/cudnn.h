@@ -2,7 +2,7 @@
  *
  * The part of cuDNN that this device calls: its graph API, and plans of attention made with it. The
  * library is opened by name, and its header is not needed to build. These declarations are those of
- * its binary interface since version 9.10. tests/kernels/cudnn_values.cc compares them with the
+ * its binary interface since version 9.15. tests/kernels/cudnn_values.cc compares them with the
  * header where there is one. */
 #ifndef WKVQ_CUDNN_H
 #define WKVQ_CUDNN_H

@@ -150,15 +150,29 @@ static void test_same_bytes_twice(void **state)
     assert_memory_equal(got[0], got[1], sizeof(got[0]));
 }
 
-static void says(const char *what)
+static void says(const char *what, long runs)
 {
     const struct attn_mask m = {.window = 1};
     struct dev *d = open_dev();
     if (!strstr(dev_about(d), what))
         fail_msg("'%s' lacks '%s'", dev_about(d), what);
     dev_close(&d);
-    if (!strstr(what, "9.26"))
-        assert_int_equal(forward_runs(8, DT_BF16, &m, 0), 0);
+    assert_int_equal(forward_runs(8, DT_BF16, &m, 0), runs);
+}
+
+/* The first version that is used, and those before it with known bugs. */
+static void test_versions(void **state)
+{
+    const int was = emu_card()->cudnn;
+    emu_card()->cudnn = 91000;
+    says("; attention: own kernels (cuDNN 9.10.0 is older than 9.15.1)", 0);
+    emu_card()->cudnn = 91002;
+    says("; attention: own kernels (cuDNN 9.10.2 is older than 9.15.1)", 0);
+    emu_card()->cudnn = 91500;
+    says("; attention: own kernels (cuDNN 9.15.0 is older than 9.15.1)", 0);
+    emu_card()->cudnn = 91501;
+    says("; attention: cuDNN 9.15.1", 1);
+    emu_card()->cudnn = was;
 }
 
 static void test_own_kernels(void **state)
@@ -166,14 +180,12 @@ static void test_own_kernels(void **state)
     struct emu_card *c = emu_card();
     const struct attn_mask m = {.window = 1};
     const struct emu_card was = *c;
-    says("; attention: cuDNN 9.26.0");
+    says("; attention: cuDNN 9.26.0", 1);
     c->cudnn = 0;
-    says("; attention: own kernels (no libcudnn.so.9)");
-    c->cudnn = 90501;
-    says("; attention: own kernels (cuDNN 9.5 is too old)");
+    says("; attention: own kernels (no libcudnn.so.9)", 0);
     c->cudnn = was.cudnn;
     c->major = 8;
-    says("; attention: own kernels (cuDNN is used on compute capability 9.0)");
+    says("; attention: own kernels (cuDNN is used on compute capability 9.0)", 0);
     c->major = was.major;
     c->cudnn_refuses = true;
     assert_int_equal(forward_runs(8, DT_BF16, &m, 0), 0);
@@ -226,6 +238,7 @@ int main(void)
         cmocka_unit_test(test_what_it_is_asked_for),
         cmocka_unit_test(test_plans_are_replaced),
         cmocka_unit_test(test_same_bytes_twice),
+        cmocka_unit_test(test_versions),
         cmocka_unit_test(test_own_kernels),
         cmocka_unit_test(test_too_little_memory),
         cmocka_unit_test(test_failure_says_what_to_do),
