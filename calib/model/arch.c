@@ -181,14 +181,14 @@ enum err arch_check_length(const struct arch *a, int64_t tokens)
     return OK;
 }
 
-static bool of_experts(const struct arch *a, int l)
+bool arch_of_experts(const struct arch *a, int l)
 {
     return a->n_experts && (l == LIN_GATE || l == LIN_UP || l == LIN_DOWN);
 }
 
 int64_t arch_stacked(const struct arch *a, int l)
 {
-    return of_experts(a, l) ? a->n_experts : 1;
+    return arch_of_experts(a, l) ? a->n_experts : 1;
 }
 
 int64_t arch_mlp_rows(const struct arch *a)
@@ -201,7 +201,7 @@ const char *arch_lin_module(const struct arch *a, int l)
     static const char *const stacked[] = {[LIN_GATE] = "mlp.experts.gate_proj",
                                           [LIN_UP] = "mlp.experts.up_proj",
                                           [LIN_DOWN] = "mlp.experts.down_proj"};
-    return of_experts(a, l) ? stacked[l] : lin_module[l];
+    return arch_of_experts(a, l) ? stacked[l] : lin_module[l];
 }
 
 const char *arch_router_module(const struct arch *a)

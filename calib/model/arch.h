@@ -124,6 +124,8 @@ int64_t arch_in(const struct arch *a, int l);
 const char *arch_lin_module(const struct arch *a, int l);
 /* Returns the module of the router as Hugging Face names it, as above: "mlp.gate". */
 const char *arch_router_module(const struct arch *a);
+/* Returns true for a projection that each expert of a layer has. */
+bool arch_of_experts(const struct arch *a, int l);
 /* Returns the experts of a layer whose projections l are one with more rows, 1 if there are
  * none. */
 int64_t arch_stacked(const struct arch *a, int l);

@@ -58,8 +58,9 @@ static enum err check(struct export_job *j)
 const struct export_format export_dense = {
     .name = "dense",
     .engines = "every engine of Hugging Face checkpoints",
-    .holds = "values as F16, BF16 or F32 (--dtype), all bits and groups; no smaller than "
-             "the checkpoint",
+    .holds =
+        "values as F16, BF16 or F32 (--dtype), all bits and groups, mixtures of experts; "
+        "no smaller than the checkpoint",
     .cache = EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .holds_experts = true,
     .check = check,

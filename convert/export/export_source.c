@@ -28,6 +28,12 @@ static enum err read_json(struct export_source *s)
     return json_parse(&s->manifest, text, strlen(text), s->dir);
 }
 
+/* Writes the module of a layer's projection l, which is that of all experts together. */
+static void module_of(char out[96], const struct arch *a, int64_t layer, int l)
+{
+    snprintf(out, 96, "model.layers.%" PRId64 ".%s", layer, arch_lin_module(a, l));
+}
+
 /* A projection of a layer. */
 static void add_linear(struct export_source *s, int64_t layer, int lin)
 {
@@ -36,8 +42,7 @@ static void add_linear(struct export_source *s, int64_t layer, int lin)
     l->layer = layer;
     l->lin = lin;
     l->packed = &artifact_block(s->artifact, layer)->lin[lin];
-    snprintf(l->name, sizeof(l->name), "model.layers.%" PRId64 ".%s", layer,
-             arch_lin_module(s->arch, lin));
+    module_of(l->name, s->arch, layer, lin);
     snprintf(weight, sizeof(weight), "%s.weight", l->name);
     l->weight = l->packed->bits == 16 ? artifact_find(s->artifact, weight) : NULL;
 }
@@ -71,7 +76,7 @@ static enum err list_linears(struct export_source *s)
         const int lin = (int)(i % N_LIN);
         for (int64_t e = 0; e < arch_stacked(a, lin); e++) {
             add_linear(s, i / N_LIN, lin);
-            if (a->n_experts && lin >= LIN_GATE)
+            if (arch_of_experts(a, lin))
                 narrow_to_expert(&s->linear[s->n_linears - 1], a, e);
         }
     }
@@ -236,16 +241,14 @@ void export_release(const struct export_source *s, const struct export_linear *l
 {
     static const char *const tail[] = {".qweight", ".scales", ".zeros", ".weight"};
     const bool of_layer = l->layer >= 0;
-    char name[128];
+    char name[128], module[96];
     if (of_layer && l + 1 < s->linear + s->n_linears && l[1].layer == l->layer &&
         l[1].lin == l->lin)
         return;
+    if (of_layer)
+        module_of(module, s->arch, l->layer, l->lin);
     for (size_t i = 0; i < ARRAY_LEN(tail); i++) {
-        if (of_layer)
-            snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s%s", l->layer,
-                     arch_lin_module(s->arch, l->lin), tail[i]);
-        else
-            snprintf(name, sizeof(name), "%s%s", l->name, tail[i]);
+        snprintf(name, sizeof(name), "%s%s", of_layer ? module : l->name, tail[i]);
         artifact_release(s->artifact, name);
     }
 }

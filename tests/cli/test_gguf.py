@@ -545,7 +545,7 @@ def check_folded(a, g):
 def check_fold(bench, model, golden):
     shifts = [0.01 * (i * i % 17 - 8) for i in range(97)]
     for source, mixed in ((model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16"),
-                          (golden / "granite", "down_proj=16")):
+                          (golden / "mixtral", "down_proj=16"), (golden / "granite", "down_proj=16")):
         folder = bench.convert(source, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
         more = () if source == model else ("--gguf-pre", "none")
         turn = iter(shifts * 100)

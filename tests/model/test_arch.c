@@ -322,14 +322,34 @@ static void plain_and_linear(void **state)
     assert_true(pass);
 }
 
+/* llama.cpp's converter interleaves the rows of q and k in these families, and in no others. */
+static void neighbours_turn_in_llamas_graphs(void **state)
+{
+    static const enum arch_family turned[] = {ARCH_LLAMA, ARCH_MISTRAL, ARCH_GRANITE,
+                                              ARCH_SMOLLM3, ARCH_MIXTRAL};
+    for (int f = ARCH_LLAMA; f <= ARCH_MIXTRAL; f++) {
+        bool want = false;
+        for (size_t i = 0; i < ARRAY_LEN(turned); i++)
+            want = want || f == (int)turned[i];
+        const struct arch a = {.family = (enum arch_family)f};
+        assert_int_equal(arch_interleaves_keys(&a), want);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_one_passes),  cmocka_unit_test(bad_numbers_are_named),
-        cmocka_unit_test(factors),          cmocka_unit_test(sliding_layers),
-        cmocka_unit_test(length_limits),    cmocka_unit_test(projections),
-        cmocka_unit_test(llama3_scaling),   cmocka_unit_test(longrope_scaling),
-        cmocka_unit_test(plain_and_linear), cmocka_unit_test(yarn_scaling),
+        cmocka_unit_test(neighbours_turn_in_llamas_graphs),
+        cmocka_unit_test(good_one_passes),
+        cmocka_unit_test(bad_numbers_are_named),
+        cmocka_unit_test(factors),
+        cmocka_unit_test(sliding_layers),
+        cmocka_unit_test(length_limits),
+        cmocka_unit_test(projections),
+        cmocka_unit_test(llama3_scaling),
+        cmocka_unit_test(longrope_scaling),
+        cmocka_unit_test(plain_and_linear),
+        cmocka_unit_test(yarn_scaling),
         cmocka_unit_test(dynamic_scaling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

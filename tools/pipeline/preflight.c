@@ -103,10 +103,9 @@ enum err preflight_shapes(const struct job *j)
             "experts; set it to 0");
     const enum kv_target target = (enum kv_target)j->recipe.target;
     FAIL_IF(
-        j->arch.n_experts && (kv_target_folds(target) || kv_target_has_scales(target)),
-        ERR_SUPPORT,
-        "kv.target is %s, and a mixture of experts is exported as a dense checkpoint alone, "
-        "which does not serve that cache; leave the target out",
+        j->arch.n_experts && kv_target_has_scales(target), ERR_SUPPORT,
+        "kv.target is %s, whose scales --format compressed-tensors carries, and that is "
+        "not written for a mixture of experts; leave the target out",
         kv_target_name[target]);
     report_weight_groups(j);
     report_cache(j);

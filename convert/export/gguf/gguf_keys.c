@@ -25,7 +25,10 @@ static const struct gguf_graph graphs[] = {
     [ARCH_GEMMA3] = {.arch = "gemma3", .full_step = 6},
     [ARCH_OLMO2] = {.arch = "olmo2", .heads_fill_width = true, .has_own_head = true},
     [ARCH_QWEN3_MOE] = {.arch = "qwen3moe", .renormalizes = true},
-    [ARCH_MIXTRAL] = {.arch = "llama", .has_llama3 = true, .renormalizes = true},
+    [ARCH_MIXTRAL] = {.arch = "llama",
+                      .has_llama3 = true,
+                      .has_biases = true,
+                      .renormalizes = true},
 };
 
 /* Refuses other layers without a rope than the graph has: each whose number, counted from

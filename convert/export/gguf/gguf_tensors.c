@@ -281,8 +281,8 @@ static enum err add_layer(struct gguf_plan *p, const struct export_source *s, in
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
     for (int lin = 0; lin < N_LIN; lin++) {
         const int64_t n = arch_stacked(s->arch, lin);
-        TRY(s->arch->n_experts && lin >= LIN_GATE ? add_experts(p, l, n, only_q8)
-                                                  : add_linear(p, l, only_q8, head_dim));
+        TRY(arch_of_experts(s->arch, lin) ? add_experts(p, l, n, only_q8)
+                                          : add_linear(p, l, only_q8, head_dim));
         TRY(fuse_after(p, lin, only_q8));
         l += n;
     }
