@@ -115,7 +115,7 @@ class Job:
         done = self.run(folder)
         if done.returncode == 2 and b"--force" in done.stderr and self.args[1] == "convert":
             done = self.run(folder, more=["--force"])  # died after its artifact was in place
-        if done.returncode == 2 and b"exists and holds" in done.stderr and self.args[1] == "export":
+        if done.returncode == 2 and b"exists and holds" in done.stderr and self.args[1] in ("export", "fold"):
             done.returncode = 0  # the same, and a finished export is not replaced
         if done.returncode:
             raise Wrong(f"resumed: exit {done.returncode}: {done.stderr.decode()}")
