@@ -30,7 +30,7 @@ try:
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 except ImportError as missing:
-    print(f"engine_cache.py: {missing}")
+    print(f"engine_cache.py: {missing}", file=sys.stderr)
     sys.exit(77)
 
 WINDOWS = int(os.environ.get("WINDOWS", "8"))

@@ -36,12 +36,21 @@ def windows(tokenizer, text):
     return [ids[w * WINDOW:(w + 1) * WINDOW] for w in range(WINDOWS)]
 
 
+def plain_losses(model, ids):
+    import torch
+    rows = torch.log_softmax(model(ids[None]).logits[0, :-1].double(), -1)
+    return -rows.gather(1, ids[1:, None])[:, 0]
+
+
 def window_losses():
-    """How transformers computes the losses of a window, as engine_cache.py does."""
+    """How transformers computes the losses of a window. A rounded cache is that of engine_cache.py, and needs its packages."""
+    if CACHE == "auto":
+        return plain_losses
+    if CACHE not in ("fp8", "fp8-toward-zero"):
+        sys.exit(f"engine_loss.py: CACHE is {CACHE}, want auto, fp8 or fp8-toward-zero for transformers")
     import engine_cache
-    return {"auto": engine_cache.whole_window,
-            "fp8": engine_cache.by_scales,
-            "fp8-toward-zero": lambda *a: engine_cache.by_scales(*a, rounded=engine_cache.toward_zero)}[CACHE]
+    rounded = engine_cache.to_nearest if CACHE == "fp8" else engine_cache.toward_zero
+    return lambda model, ids: engine_cache.by_scales(model, ids, rounded=rounded)
 
 
 def by_transformers(folder, text):
@@ -49,10 +58,10 @@ def by_transformers(folder, text):
     import transformers
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    losses_of, losses = window_losses(), []
     torch.set_num_threads(int(THREADS))
     dtype = getattr(torch, os.environ.get("DTYPE", "float32"))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    losses_of, losses = window_losses(), []
     for ids in windows(transformers.AutoTokenizer.from_pretrained(folder), text):
         with torch.no_grad():
             losses += losses_of(model, torch.tensor(ids))[WINDOW // 2:].tolist()

@@ -175,6 +175,9 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results = {}
+    unknown = [name for name in sys.argv[2:] if name not in CASES]
+    if unknown:
+        sys.exit(f"export_vllm.py: no case {', '.join(unknown)}, want some of: {'; '.join(CASES)}")
     for seed, (name, case) in enumerate(CASES.items()):
         if not sys.argv[2:] or name in sys.argv[2:]:
             results[name] = result(sys.argv[1], case, seed)
