@@ -120,7 +120,7 @@ def test_what_was_run(f):
     words = " ".join("".join(page.words).split())
     run = rows["plain"]["run"]
     for part in ("model: reference", "text.txt: 8 samples of 64 tokens, 2 epochs", "eval.txt: 4 windows of 64 tokens",
-                 f"{run['machine']}, 1 core, device cpu", f"wkvq {run['version']}", run["finished"][:10],
+                 f"{run['machine']}, 1 thread, device cpu", f"wkvq {run['version']}", run["finished"][:10],
                  "wkvq sweep -m model --data text.txt -o reference -j1 s.yaml"):
         assert part in words, part
     assert "<title>Mine</title>" in report(f, "--title", "Mine")[0]

@@ -84,10 +84,11 @@ static void check_no_tie(double steps, double margin)
         fail_msg("a number is %.1e steps from a tie: take another window_seed", from_tie);
 }
 
-/* Returns x in units of the last place that fp16 has for it. */
+/* Returns x in units of the last place that fp16 has for it, at least that of subnormals. */
 static double f16_steps(float x)
 {
-    return x == 0 ? 0 : (double)ldexpf(x, 10 - ilogbf(x));
+    const int exponent = x == 0 || ilogbf(x) < -14 ? -14 : ilogbf(x);
+    return (double)ldexpf(x, 10 - exponent);
 }
 
 /* *h, *m = scale and minimum of the values between mn and mx. */

@@ -220,7 +220,7 @@ static void machine_text(char *out, size_t n, const struct report_row *row)
     const char *machine = report_text(run, "machine"), *device = report_text(run, "device");
     const json_t *cores = json_object_get(run, "cores");
     if (machine && device && json_is_integer(cores))
-        snprintf(out, n, "%s, %" PRId64 " core%s, device %s", machine,
+        snprintf(out, n, "%s, %" PRId64 " thread%s, device %s", machine,
                  (int64_t)json_integer_value(cores),
                  json_integer_value(cores) == 1 ? "" : "s", device);
 }

@@ -5,7 +5,8 @@
  *
  *   sweep.json  {"title", "command", "claims", "cells": names in the order of the
  *               sweep's file}
- *   run         {"finished": UTC, "version", "machine", "cores", "device", "model",
+ *   run         {"finished": UTC, "version", "machine", "cores": threads of the cell,
+ *                "device", "model",
  *                "data": files, "eval": files} */
 #ifndef WKVQ_SWEEP_RECORD_H
 #define WKVQ_SWEEP_RECORD_H
