@@ -9,6 +9,7 @@
 #include "calib/recon.h"
 #include "calib/search.h"
 #include "calib/streams.h"
+#include "kernels/attn_memory.h"
 
 /* Attention of a training step, in forward passes: backward recomputes S and has four
  * products for forward's two, which makes 2.5. */
@@ -116,11 +117,11 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
     return sum;
 }
 
-/* Returns a bound of what operations allocate inside the device: mostly the sums of
- * backward attention (per query a head's width of F32 on the cpu, one F32 on a GPU). */
+/* Returns a bound of what operations allocate inside the device: mostly attention. */
 static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    return (size_t)(s->seqlen * a->n_heads * a->head_dim) * sizeof(float) + (64u << 10);
+    return (64u << 10) +
+           (size_t)attn_inside_bytes(s->seqlen, a->n_heads, a->n_kv, a->head_dim, s->act);
 }
 
 uint64_t calib_plan_device_bytes(const struct calib_plan *p)

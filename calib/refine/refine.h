@@ -81,7 +81,8 @@ struct refine_result {
 struct refine_plan {
     size_t codes_bytes;  /* device: packed codes, scales and zeros of all layers */
     size_t params_bytes; /* device: parameters, gradients, moments and the best point */
-    /* Device: one layer's weights, gradients and activations; states; head. */
+    /* Device: one layer's weights, gradients and activations; what attention keeps inside the
+     * device, at most; states; head. */
     size_t work_bytes;
     size_t
         acts_bytes;  /* device: activations of all layers for one step, if they are kept */

@@ -48,9 +48,9 @@ static inline gpu *gpu_of(struct dev *d)
     return (gpu *)d->priv;
 }
 
-/* Device memory with undefined contents; NULL after dev_fail(). The emulation fills it with
- * 0xff, which is NaN. */
-void *scratch(struct dev *d, slot s, size_t bytes);
+/* Device memory with undefined contents; NULL after dev_fail(), whose message begins with `what`.
+ * The emulation fills it with 0xff, which is NaN. */
+void *scratch(struct dev *d, slot s, size_t bytes, const char *what = "working memory");
 /* If e is an error, calls dev_fail() and returns false. */
 bool went_well(struct dev *d, cudaError_t e, const char *what);
 /* Checks for a failed launch and records it with dev_fail(). */

@@ -7,6 +7,7 @@
 #include "kernels/cuda/cudnn.h"
 
 extern "C" {
+#include "kernels/attn_memory.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 }
@@ -31,17 +32,12 @@ constexpr size_t OLDEST = 91501;
 /* The compute capability for which the plans have been checked. */
 constexpr int MAJOR = 9, MINOR = 0;
 constexpr int MOST_PLANS = 8;
-/* Working memory that a plan may take. The backward's grows with the square of the tokens; this
- * is enough for 4096 of them and 40 heads. */
-constexpr int64_t MOST_WORKSPACE = (int64_t)3 << 29;
 
 struct attn_library {
     cudnn lib;
     cudnn_handle handle;
     plan plans[MOST_PLANS];
     int n_plans, oldest; /* the oldest one is replaced */
-    void *workspace;     /* shared by all plans */
-    int64_t workspace_bytes;
 };
 
 #if defined(__CUDACC__)
@@ -163,7 +159,6 @@ void dnn_close(struct dev *d)
         plan_drop(&l->lib, &l->plans[i]);
     if (l->handle)
         l->lib.destroy(l->handle);
-    cudaFree(l->workspace);
     mem_free(l);
     g->dnn = nullptr;
 }
@@ -180,24 +175,21 @@ static plan *free_plan(struct dev *d, attn_library *l)
     return p;
 }
 
-/* Whether there is working memory for a plan. A card without it has that for own kernels. */
-static bool reserve(struct dev *d, attn_library *l, int64_t bytes)
+/* The working memory that has been counted for a plan of this shape. */
+static int64_t most_workspace(const plan_shape *s)
 {
-    void *p = nullptr;
-    if (bytes <= l->workspace_bytes)
-        return true;
-    if (bytes > MOST_WORKSPACE)
-        return false;
-    const cudaError_t e = cudaMalloc(&p, (size_t)bytes);
-    if (e == cudaErrorMemoryAllocation)
-        cudaGetLastError();
-    if (e != cudaSuccess)
-        return false;
-    cuda_wait(d);
-    cudaFree(l->workspace);
-    l->workspace = p;
-    l->workspace_bytes = bytes;
-    return true;
+    return s->backward ? cudnn_workspace(s->n, s->H, s->K, s->d) : CUDNN_FORWARD_WORKSPACE;
+}
+
+static void make_plan(attn_library *l, const plan_shape *shape, plan *p)
+{
+    plan_make(&l->lib, l->handle, nullptr, shape, p);
+    const bool greedy = p->ready && p->workspace > most_workspace(shape);
+    if (!p->ready || greedy)
+        log_info("attention of %lld tokens with own kernels: cuDNN %s", (long long)shape->n,
+                 greedy ? "needs more memory than a plan counts" : l->lib.text(p->status));
+    if (greedy)
+        plan_drop(&l->lib, p);
 }
 
 const plan *dnn_plan(struct dev *d, const plan_shape *shape)
@@ -209,20 +201,20 @@ const plan *dnn_plan(struct dev *d, const plan_shape *shape)
         if (!memcmp(&l->plans[i].shape, shape, sizeof(*shape)))
             return l->plans[i].ready ? &l->plans[i] : nullptr;
     plan *p = free_plan(d, l);
-    plan_make(&l->lib, l->handle, nullptr, shape, p);
-    const bool lacks_memory = p->ready && !reserve(d, l, p->workspace);
-    if (!p->ready || lacks_memory)
-        log_info("attention of %lld tokens with own kernels: cuDNN %s", (long long)shape->n,
-                 lacks_memory ? "needs too much memory" : l->lib.text(p->status));
-    if (lacks_memory)
-        plan_drop(&l->lib, p);
+    make_plan(l, shape, p);
     return p->ready ? p : nullptr;
 }
 
 bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float scale)
 {
     const attn_library *l = gpu_of(d)->dnn;
-    const int status = plan_run(&l->lib, l->handle, p, at, scale, l->workspace);
+    void *workspace = nullptr;
+    if (p->workspace) {
+        workspace = scratch(d, SLOT_B, (size_t)p->workspace, DNN_MEMORY);
+        if (!workspace)
+            return false;
+    }
+    const int status = plan_run(&l->lib, l->handle, p, at, scale, workspace);
     if (status != CUDNN_OK)
         dev_fail(
             d, ERR_DEVICE,

@@ -34,24 +34,24 @@ void cuda_wait(struct dev *d)
 }
 
 /* Replaces the memory of a slot, after the work that uses it. */
-static bool grow(struct dev *d, slot s, size_t bytes)
+static bool grow(struct dev *d, slot s, size_t bytes, const char *what)
 {
     gpu *g = gpu_of(d);
-    if (!went_well(d, cudaStreamSynchronize(g->stream), "working memory"))
+    if (!went_well(d, cudaStreamSynchronize(g->stream), what))
         return false;
     cudaFree(g->slot[s]);
     g->slot[s] = nullptr;
     g->slot_bytes[s] = 0;
-    if (!went_well(d, cudaMalloc(&g->slot[s], bytes), "working memory"))
+    if (!went_well(d, cudaMalloc(&g->slot[s], bytes), what))
         return false;
     g->slot_bytes[s] = bytes;
     return true;
 }
 
-void *scratch(struct dev *d, slot s, size_t bytes)
+void *scratch(struct dev *d, slot s, size_t bytes, const char *what)
 {
     gpu *g = gpu_of(d);
-    if (bytes > g->slot_bytes[s] && !grow(d, s, bytes))
+    if (bytes > g->slot_bytes[s] && !grow(d, s, bytes, what))
         return nullptr;
     CUDA_SPOIL(g->slot[s], bytes, g->stream);
     return g->slot[s];

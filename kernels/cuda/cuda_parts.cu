@@ -19,14 +19,16 @@
 #include "kernels/cuda/attn_tiles.h"
 #include "kernels/cuda/cudnn.h"
 
+extern "C" {
+#include "kernels/attn_memory.h"
+}
+
 namespace CUDA_NS
 {
 
-/* The window up to which recent keys cost less than they save, and the tokens from which making a
- * plan pays: it takes about half a second of the host. The emulation has plans at once. */
-constexpr int64_t MOST_RECENT = 16;
+/* The emulation has plans at once. */
 #if defined(__CUDACC__)
-constexpr int64_t LEAST_TOKENS = 512;
+constexpr int64_t LEAST_TOKENS = CUDNN_LEAST_TOKENS;
 #else
 constexpr int64_t LEAST_TOKENS = 1;
 #endif
@@ -218,7 +220,7 @@ static bool has_parts(struct dev *d, const struct attn_inputs *in, parts *p)
     p->past = p->T - p->w;
     p->sink = !m ? 0 : m->sink < p->past ? m->sink : p->past;
     return gpu_of(d)->dnn && in->q->dtype == DT_BF16 && p->d % 8 == 0 &&
-           p->T >= LEAST_TOKENS && p->past > 0 && p->w <= MOST_RECENT &&
+           p->T >= LEAST_TOKENS && p->past > 0 && p->w <= CUDNN_MOST_WINDOW &&
            (!in->reach || in->reach >= p->T) && (!m || (m->chunk <= 1 && m->block <= 1));
 }
 
@@ -265,15 +267,18 @@ static parts_memory carve_all(const parts *p, carving *c)
     return m;
 }
 
-/* Finds the plan and takes memory; false if there is none of either. */
-static bool prepare(struct dev *d, parts *p, parts_memory *m)
+static bool find_plan(struct dev *d, parts *p)
+{
+    p->of = dnn_plan(d, &p->shape);
+    return p->of;
+}
+
+/* False after dev_fail(). */
+static bool take_memory(struct dev *d, const parts *p, parts_memory *m)
 {
     carving c = {nullptr, 0};
-    p->of = dnn_plan(d, &p->shape);
-    if (!p->of)
-        return false;
     carve_all(p, &c);
-    c.base = (char *)scratch(d, SLOT_A, c.used);
+    c.base = (char *)scratch(d, SLOT_A, c.used, DNN_MEMORY);
     c.used = 0;
     if (c.base)
         *m = carve_all(p, &c);
@@ -344,8 +349,10 @@ bool parts_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
 {
     parts p;
     parts_memory m;
-    if (!has_parts(d, in, &p) || !give_inputs(&p, o, lse) || !prepare(d, &p, &m))
+    if (!has_parts(d, in, &p) || !give_inputs(&p, o, lse) || !find_plan(d, &p))
         return false;
+    if (!take_memory(d, &p, &m))
+        return true;
     if (p.sink)
         join_sinks(d, &p, &m);
     p.at[PLAN_LSE] = p.w ? m.past_lse : (float *)lse->data;
@@ -386,9 +393,11 @@ bool parts_attn_bwd(struct dev *d, const struct attn_grads *grads,
 {
     parts p;
     parts_memory m;
-    if (!has_parts(d, in, &p) || !give_inputs(&p, o, lse) || !give_grads(&p, grads, dout) ||
-        !prepare(d, &p, &m))
+    if (!has_parts(d, in, &p) || !cudnn_takes(p.T, p.H, p.K, p.d) ||
+        !give_inputs(&p, o, lse) || !give_grads(&p, grads, dout) || !find_plan(d, &p))
         return false;
+    if (!take_memory(d, &p, &m))
+        return true;
     const parts_args a = args_of(&p, o, lse, &m);
     if (p.sink)
         join_sinks(d, &p, &m);

@@ -192,15 +192,21 @@ int plan_run(const cudnn *lib, cudnn_handle h, const plan *p,
 
 /* --- the plans of a device: cuda_cudnn.cu ---------------------------------------------- */
 
-/* The plan for a shape, made at its first use, with its working memory; NULL if there is none. */
+/* What a failed allocation for this attention says. */
+#define DNN_MEMORY                                                                         \
+    "memory for attention with cuDNN (a smaller seqlen, or WKVQ_CUDNN=none in the "        \
+    "environment, needs less)"
+
+/* The plan for a shape, made at its first use; NULL if there is none. That depends on the shape,
+ * the library and the kind of GPU alone. */
 const plan *dnn_plan(struct dev *d, const plan_shape *shape);
-/* Queues it; false after dev_fail(). */
+/* Queues it, with working memory in SLOT_B; false after dev_fail(). */
 bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float scale);
 
 /* --- attention in parts: cuda_parts.cu ------------------------------------------------- */
 
 /* Like the operations of kernels/dev_ops.h. False: cuDNN does not compute this attention, and
- * nothing has been done. */
+ * nothing has been done. True: it is queued, or has failed (dev_fail()). */
 bool parts_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
                 const struct attn_inputs *in);
 bool parts_attn_bwd(struct dev *d, const struct attn_grads *grads,

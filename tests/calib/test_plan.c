@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The plan's bytes and flops, and the parts of a measured step. */
+#include "calib/refine/refine.h"
+#include "kernels/attn_memory.h"
 #include "kernels/base/mem.h"
 #include "tests/calib/calib_fixture.h"
 
@@ -56,6 +58,47 @@ static void test_memory_of_a_quantized_embedding(void **state)
     assert_int_equal(plain.host_bytes, 0);
     assert_int_equal(quantized.host_bytes, a.vocab * a.d_model * 4);
     assert_int_equal(quantized.weights_bytes, plain.weights_bytes);
+}
+
+/* What cuDNN works in: dS of a llama-2-7b's 32 heads, 2048 tokens each. In F32, for shorter samples
+ * and where it would be too much, attention has other kernels. */
+static void test_memory_of_attention(void **state)
+{
+    const int64_t H = 32, d = 128, T = 2048, dS = 2 * H * T * T;
+    const int64_t little = 1 << 16, parts = 4 * T * H * d + 8 * T * H * 17;
+    const int64_t beside = parts + 4096 + little;
+    (void)state;
+    assert_int_equal(attn_inside_bytes(T, H, H, d, DT_BF16), dS + beside);
+    assert_int_equal(attn_inside_bytes(T - 1, H, H, d, DT_BF16),
+                     dS + beside - 4 * H * d - 8 * H * 17);
+    assert_int_equal(attn_inside_bytes(T, H, 8, d, DT_BF16),
+                     dS + 4 * H * T * d + beside - 4 * T * 24 * d);
+    assert_int_equal(attn_inside_bytes(T, H, H, d, DT_F32), 4 * T * H * d);
+    assert_int_equal(attn_inside_bytes(511, H, H, d, DT_BF16), 4 * 511 * H * d);
+    assert_int_equal(attn_inside_bytes(8192, H, H, d, DT_BF16), 4 * parts + 4096 + little);
+}
+
+/* Calibration and refinement count it. */
+static void test_plans_count_attention(void **state)
+{
+    struct arch a = tiny_arch(0, 2);
+    struct calib_settings s = tiny_settings();
+    struct calib_plan p[2];
+    struct refine_plan r[2];
+    (void)state;
+    s.act = DT_BF16;
+    for (int i = 0; i < 2; i++) {
+        const struct refine_settings rs = {
+            .samples = 1, .seqlen = 511 + i, .batch = 1, .act = DT_BF16};
+        s.seqlen = 511 + i;
+        must(calib_plan(&p[i], &a, &s));
+        must(refine_plan(&r[i], &a, &s.weights, &s.kv, &rs, 1));
+    }
+    const size_t dS = 2 * 4 * 512 * 512; /* where it begins to be used */
+    assert_true(p[1].acts_bytes > p[0].acts_bytes + dS);
+    assert_true(p[1].acts_bytes < p[0].acts_bytes + 2 * dS);
+    assert_true(r[1].work_bytes > r[0].work_bytes + dS);
+    assert_true(r[1].work_bytes < r[0].work_bytes + 2 * dS);
 }
 
 static void test_memory_does_not_grow_with_blocks(void **state)
@@ -197,6 +240,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
         cmocka_unit_test(test_memory_of_a_quantized_embedding),
+        cmocka_unit_test(test_memory_of_attention),
+        cmocka_unit_test(test_plans_count_attention),
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_flops_of_fewer_measured_samples),

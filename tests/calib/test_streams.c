@@ -103,6 +103,40 @@ static void test_memory_is_what_was_planned(void **state)
     fixture_close(&f);
 }
 
+/* The same with cuDNN, whose working memory is most of what so small a model needs. */
+static void test_memory_with_cudnn_is_what_was_planned(void **state)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_plan p;
+    struct arch small = tiny_arch(0, 1);
+    struct calib_settings s = tiny_settings();
+    const struct emu_card was = *emu_card();
+    if (was.early_copies) /* they change nothing here */
+        skip();
+    small.d_model = 16, small.n_heads = 2, small.n_kv = 1, small.max_positions = 512;
+    fixture_open(&f, small, 45);
+    s.samples = 1, s.seqlen = 512, s.epochs = 1, s.act = DT_BF16;
+    send_home(&s, ON_DEVICE);
+    must(calib_plan(&p, &f.arch, &s));
+    memory_io_open(&m);
+    m.stop_after = 5; /* after the first backward */
+    emu_card()->major = 9;
+    emu_card()->cudnn = 92600;
+    emu_card()->peak = 0;
+    assert_int_equal(run_clean("cuda-emu", &m, &f, &s), ERR_STOPPED);
+    const double planned = (double)calib_plan_device_bytes(&p),
+                 workspace = 2 * 2 * 512 * (512 + 2 * 8), used = (double)emu_card()->peak;
+    print_message("planned %.0f, at most %.0f, of which cuDNN %.0f\n", planned, used,
+                  workspace);
+    assert_true(emu_card()->cudnn_runs > was.cudnn_runs);
+    assert_true(used <= planned && used >= planned - workspace / 2);
+    emu_card()->major = was.major;
+    emu_card()->cudnn = was.cudnn;
+    memory_io_close(&m);
+    fixture_close(&f);
+}
+
 /* A complete run on the device, to count its calls and to get its losses. */
 static long whole_run(struct memory_io *m, const struct fixture *f,
                       const struct calib_settings *s, const char *device)
@@ -181,6 +215,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bytes_wherever_streams_live),
         cmocka_unit_test(test_memory_is_what_was_planned),
+        cmocka_unit_test(test_memory_with_cudnn_is_what_was_planned),
         cmocka_unit_test(test_cpu_ends_what_a_gpu_began),
         cmocka_unit_test(test_too_little_memory),
     };

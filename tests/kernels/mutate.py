@@ -60,7 +60,7 @@ MUTANTS = {
     "copy-before-compute": ("cuda_copies.cu", "void queue_copy(",
                             'went_well(d, cudaStreamWaitEvent(g->copies, g->computed, 0), "copy")', "true", COPIES),
     "scratch-freed-in-flight": ("cuda_dev.cu", "bool grow(",
-                                '!went_well(d, cudaStreamSynchronize(g->stream), "working memory")', "false", COPIES),
+                                '!went_well(d, cudaStreamSynchronize(g->stream), what)', "false", COPIES),
     "memory-freed-in-flight": ("cuda_dev.cu", "void cuda_free(", "cuda_wait(d);", None, COPIES),
     "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
     "quad-one-more": ("cuda_elem.cu", "void each_quad(", "cols - c < 4", "cols - c < 3", "add"),

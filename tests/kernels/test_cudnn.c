@@ -192,21 +192,27 @@ static void test_own_kernels(void **state)
     c->cudnn_refuses = false;
 }
 
-/* A card without the plan's memory still computes. */
+/* Memory for the keys with sinks, or for cuDNN itself, is missing: an error, as with any
+ * operation, and no other algorithm. */
 static void test_too_little_memory(void **state)
 {
-    const struct attn_mask m = {.window = 1};
-    const uint64_t total = emu_card()->total;
-    struct dev *d = open_dev();
-    struct attention a = open_attention(d, 8, DT_BF16);
-    const long before = emu_card()->cudnn_runs;
-    emu_card()->total = emu_card()->live + 255;
-    assert_int_equal(forward(d, &a, &m, 0), OK);
-    emu_card()->total = total;
-    assert_int_equal(dev_sync(d), OK);
-    assert_int_equal(emu_card()->cudnn_runs, before);
-    close_attention(d, &a);
-    dev_close(&d);
+    const struct attn_mask m = {.window = 1, .sink = 4};
+    const uint64_t total = emu_card()->total, room[] = {4096, 100000};
+    for (size_t i = 0; i < sizeof(room) / sizeof(*room); i++) {
+        struct dev *d = open_dev();
+        struct attention a = open_attention(d, MOST_T, DT_BF16);
+        const long before = emu_card()->cudnn_runs;
+        err_clear();
+        emu_card()->total = emu_card()->live + room[i];
+        assert_int_equal(backward(d, &a, &m), ERR_MEMORY);
+        assert_non_null(strstr(err_text(), "a smaller seqlen, or WKVQ_CUDNN=none"));
+        emu_card()->total = total;
+        assert_int_equal(dev_sync(d), ERR_MEMORY);
+        assert_int_equal(emu_card()->cudnn_runs, before);
+        close_attention(d, &a);
+        dev_close(&d);
+    }
+    assert_int_equal(emu_card()->live, 0);
 }
 
 static void test_failure_says_what_to_do(void **state)
@@ -215,6 +221,7 @@ static void test_failure_says_what_to_do(void **state)
     struct dev *d = open_dev();
     struct attention a = open_attention(d, 8, DT_BF16);
     assert_int_equal(forward(d, &a, &m, 0), OK);
+    assert_int_equal(dev_sync(d), OK);
     emu_card()->fail_at = emu_card()->calls + 1;
     err_clear();
     assert_int_equal(forward(d, &a, &m, 0), ERR_DEVICE);

@@ -185,6 +185,11 @@ std::vector<dnn_op> ops_of(const descriptor *graph)
     return ops;
 }
 
+std::vector<dnn_op> ops_of_plan(const descriptor *plan)
+{
+    return ops_of(linked(linked(plan, PLAN_CONFIG), HEURISTICS_GRAPH));
+}
+
 bool is_tensor_whole(const descriptor *d)
 {
     return value<int64_t[4]>(d, TENSOR_DIMENSIONS) &&
@@ -222,6 +227,26 @@ int find_configs(const descriptor *d, int64_t most, int64_t *n, descriptor **out
     return CUDNN_OK;
 }
 
+int64_t in_tiles(int64_t n)
+{
+    return (n + 127) / 128 * 128;
+}
+
+/* Bytes in which the library works: a few always, for dS of a backward, in whole tiles, and for
+ * gradients of each head where heads share keys. */
+int64_t workspace_of(const std::vector<dnn_op> &ops)
+{
+    int64_t dS = 0, shared = 0;
+    for (const dnn_op &op : ops) {
+        const int64_t *dim = op.x.dim, N = in_tiles(dim[2]);
+        if (op.kind == emu::DNN_OP_RESHAPE && dim[2] == dim[3] && dS < 2 * dim[1] * N * N)
+            dS = 2 * dim[1] * N * N;
+        if (op.kind == emu::DNN_OP_REDUCTION && op.y.dim[1] < dim[1])
+            shared += 2 * dim[1] * N * dim[3];
+    }
+    return 256 + dS + shared;
+}
+
 int get(const void *of, int attribute, int, int64_t most, int64_t *n, void *p)
 {
     const descriptor *d = (const descriptor *)of;
@@ -240,7 +265,7 @@ int get(const void *of, int attribute, int, int64_t most, int64_t *n, void *p)
         *n = d->order == 0;
         return CUDNN_OK;
     case PLAN_WORKSPACE:
-        *(int64_t *)p = 256;
+        *(int64_t *)p = workspace_of(ops_of_plan(d));
         return CUDNN_OK;
     default:
         return BAD_PARAM;
@@ -271,16 +296,24 @@ bool bind(std::vector<dnn_op> *ops, const descriptor *pack)
 int execute(cudnn_handle h, cudnn_descriptor plan, cudnn_descriptor pack)
 {
     const descriptor *config = linked((const descriptor *)plan, PLAN_CONFIG);
-    std::vector<dnn_op> ops = ops_of(linked(config, HEURISTICS_GRAPH));
-    if (!((const descriptor *)pack)->final)
+    std::vector<dnn_op> ops = ops_of_plan((const descriptor *)plan);
+    void *const *workspace = value<void *>((const descriptor *)pack, PACK_WORKSPACE);
+    const size_t bytes = (size_t)workspace_of(ops);
+    if (!((const descriptor *)plan)->final || !((const descriptor *)pack)->final)
         return NOT_FINAL;
+    if (!workspace || (bytes && !*workspace))
+        return BAD_PARAM;
     if (!bind(&ops, (const descriptor *)pack))
         return MISALIGNED;
     if (emu_card_call())
         return FAILED;
     const bool spoilt = config->order == 0;
     emu_card()->cudnn_runs++;
-    emu::queue(h->stream, [=] { emu::dnn_run(ops, spoilt); });
+    void *const scratch = *workspace;
+    emu::queue(h->stream, [=] {
+        memset(scratch, 0xff, bytes);
+        emu::dnn_run(ops, spoilt);
+    });
     return CUDNN_OK;
 }
 
