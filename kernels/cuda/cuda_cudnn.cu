@@ -18,6 +18,7 @@ extern "C" {
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 namespace CUDA_NS
@@ -42,6 +43,24 @@ struct attn_library {
 
 #if defined(__CUDACC__)
 
+/* CUDNN_FILE loads this one by itself when it is first called, and ends the program if it cannot.
+ * Most of what is called here is in it. */
+#define CUDNN_PART "libcudnn_graph.so.9"
+
+/* Loads the part from the folder of a file that is open. */
+static bool open_part(void *file)
+{
+    char path[4096];
+    Dl_info at;
+    void *version = dlsym(file, "cudnnGetVersion");
+    if (!version || !dladdr(version, &at))
+        return false;
+    const char *slash = strrchr(at.dli_fname, '/');
+    const int folder = slash ? (int)(slash + 1 - at.dli_fname) : 0;
+    snprintf(path, sizeof(path), "%.*s%s", folder, at.dli_fname, CUDNN_PART);
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+}
+
 static bool open_file(void **file)
 {
     *file = find_library(CUDNN_FILE, "WKVQ_CUDNN");
@@ -55,10 +74,16 @@ static void *symbol_of(void *file, const char *name)
 
 #else
 
+static bool open_part(void *)
+{
+    return true;
+}
+
 static bool open_file(void **file)
 {
+    const char *chosen = getenv("WKVQ_CUDNN");
     *file = nullptr;
-    return emu_card()->cudnn;
+    return emu_card()->cudnn && !(chosen && *chosen);
 }
 
 static void *symbol_of(void *, const char *name)
@@ -112,15 +137,24 @@ static bool fits_gpu(char why[64])
     return true;
 }
 
-static bool start(attn_library *l, cudaStream_t stream, char why[64])
+static bool open_library(cudnn *l, char why[64])
 {
     void *file;
-    if (!fits_gpu(why))
-        return false;
+    const char *chosen = getenv("WKVQ_CUDNN");
+    if (chosen && !strcmp(chosen, "none"))
+        return unusable(why, "WKVQ_CUDNN is none");
     if (!open_file(&file))
-        return unusable(why, "no %s", CUDNN_FILE);
-    if (!open_symbols(&l->lib, file))
-        return unusable(why, "%s lacks a function", CUDNN_FILE);
+        return unusable(why, chosen && *chosen ? "the file in WKVQ_CUDNN cannot be opened"
+                                               : "no " CUDNN_FILE);
+    if (!open_part(file))
+        return unusable(why, "the parts of %s are missing", CUDNN_FILE);
+    return open_symbols(l, file) || unusable(why, "%s lacks a function", CUDNN_FILE);
+}
+
+static bool start(attn_library *l, cudaStream_t stream, char why[64])
+{
+    if (!fits_gpu(why) || !open_library(&l->lib, why))
+        return false;
     const size_t v = l->lib.version();
     if (v < OLDEST)
         return unusable(why, "cuDNN %zu.%zu.%zu is older than 9.15.1", v / 10000,
@@ -181,12 +215,19 @@ static int64_t most_workspace(const plan_shape *s)
     return s->backward ? cudnn_workspace(s->n, s->H, s->K, s->d) : CUDNN_FORWARD_WORKSPACE;
 }
 
+/* Says once for a shape what computes it. */
 static void make_plan(attn_library *l, const plan_shape *shape, plan *p)
 {
     plan_make(&l->lib, l->handle, nullptr, shape, p);
     const bool greedy = p->ready && p->workspace > most_workspace(shape);
-    if (!p->ready || greedy)
-        log_info("attention of %lld tokens with own kernels: cuDNN %s", (long long)shape->n,
+    const char *what = shape->backward ? "backward" : "forward";
+    if (plan_lacks_memory(p))
+        return;
+    if (p->ready && !greedy)
+        log_verbose("attention %s of %lld tokens: cuDNN", what, (long long)shape->n);
+    else
+        log_info("attention %s of %lld tokens: own kernels, because cuDNN %s", what,
+                 (long long)shape->n,
                  greedy ? "needs more memory than a plan counts" : l->lib.text(p->status));
     if (greedy)
         plan_drop(&l->lib, p);
@@ -202,6 +243,8 @@ const plan *dnn_plan(struct dev *d, const plan_shape *shape)
             return l->plans[i].ready ? &l->plans[i] : nullptr;
     plan *p = free_plan(d, l);
     make_plan(l, shape, p);
+    if (!p->ready && plan_lacks_memory(p))
+        dev_fail(d, ERR_MEMORY, "%s: %s", DNN_MEMORY, l->lib.text(p->status));
     return p->ready ? p : nullptr;
 }
 
@@ -215,7 +258,9 @@ bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float
             return false;
     }
     const int status = plan_run(&l->lib, l->handle, p, at, scale, workspace);
-    if (status != CUDNN_OK)
+    /* After an earlier kernel's failure, every call fails. */
+    if (status != CUDNN_OK &&
+        went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "attention"))
         dev_fail(
             d, ERR_DEVICE,
             "attention: cuDNN: %s; WKVQ_CUDNN=none in the environment uses own kernels",

@@ -350,7 +350,7 @@ bool parts_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
     parts p;
     parts_memory m;
     if (!has_parts(d, in, &p) || !give_inputs(&p, o, lse) || !find_plan(d, &p))
-        return false;
+        return d->failed;
     if (!take_memory(d, &p, &m))
         return true;
     if (p.sink)
@@ -395,7 +395,7 @@ bool parts_attn_bwd(struct dev *d, const struct attn_grads *grads,
     parts_memory m;
     if (!has_parts(d, in, &p) || !cudnn_takes(p.T, p.H, p.K, p.d) ||
         !give_inputs(&p, o, lse) || !give_grads(&p, grads, dout) || !find_plan(d, &p))
-        return false;
+        return d->failed;
     if (!take_memory(d, &p, &m))
         return true;
     const parts_args a = args_of(&p, o, lse, &m);

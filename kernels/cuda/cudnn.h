@@ -23,6 +23,7 @@ typedef void *cudnn_descriptor;
 
 constexpr int CUDNN_OK = 0;             /* of cudnnStatus_t */
 constexpr int CUDNN_UNSUPPORTED = 3000; /* and up to 3999, by reason */
+constexpr int CUDNN_NO_HOST_MEMORY = 4003, CUDNN_NO_DEVICE_MEMORY = 4004;
 
 /* Kinds of descriptors, of cudnnBackendDescriptorType_t. */
 enum cudnn_kind {
@@ -185,6 +186,8 @@ struct plan {
  * The sums of a plan have one order: cuda_plan.cu says why. p->ready is NULL without a plan. */
 void plan_make(const cudnn *lib, cudnn_handle h, cudnn_descriptor device,
                const plan_shape *shape, plan *p);
+/* Whether memory was missing, so that there may be a plan another time. */
+bool plan_lacks_memory(const plan *p);
 void plan_drop(const cudnn *lib, plan *p);
 /* Queues a plan on the handle's stream. at: the memory of each tensor that the shape has. */
 int plan_run(const cudnn *lib, cudnn_handle h, const plan *p,
@@ -197,8 +200,8 @@ int plan_run(const cudnn *lib, cudnn_handle h, const plan *p,
     "memory for attention with cuDNN (a smaller seqlen, or WKVQ_CUDNN=none in the "        \
     "environment, needs less)"
 
-/* The plan for a shape, made at its first use; NULL if there is none. That depends on the shape,
- * the library and the kind of GPU alone. */
+/* The plan for a shape, made at its first use; NULL if there is none, or after dev_fail() if memory
+ * was missing. Else that depends on the shape, the library and the kind of GPU alone. */
 const plan *dnn_plan(struct dev *d, const plan_shape *shape);
 /* Queues it, with working memory in SLOT_B; false after dev_fail(). */
 bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float scale);

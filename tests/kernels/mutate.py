@@ -5,7 +5,7 @@ EMU_MUTANT chooses one.
 
 mutate.py ROOT OUT...: writes the files OUT, named mutant_FILE after those of kernels/cuda.
 mutate.py --names: prints the mutants, one per line.
-mutate.py --caught NAME CHECKOP COPIES: runs the mutant's test. `none` must pass all of them, one case of 7.
+mutate.py --caught NAME CHECKOP COPIES CUDNN: runs the mutant's test. `none` must pass all of them, one case of 7.
 
 If the text that a mutant replaces is missing, the build fails.
 """
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 
-COPIES = "copies"  # test_copies; else operations of checkop
+COPIES, CUDNN = "copies", "cudnn"  # test_copies, test_cudnn; else operations of checkop
 
 # name: (file, anchor, the text soon after it that is replaced, its replacement, test). A statement is left out instead.
 MUTANTS = {
@@ -79,6 +79,12 @@ MUTANTS = {
     "parts-past-forgotten": ("cuda_parts.cu", "void recent_kernel(", "sum = 1;", None, "attn_parts"),
     "parts-lse-row": ("cuda_parts.cu", "void past_lse_kernel(", "a.w + i % a.past", "i % a.past", "attn_parts_bwd"),
     "parts-sink-gradient": ("cuda_parts.cu", "void recent_key_kernel(", "j < a.sink || j >= a.past", "j >= a.past", "attn_parts_bwd"),
+    "cudnn-old-accepted": ("cuda_cudnn.cu", "bool start(", "v < OLDEST", "false", CUDNN),
+    "plan-dropped-in-flight": ("cuda_cudnn.cu", "plan *free_plan(", "cuda_wait(d);", None, CUDNN),
+    "plan-memory": ("cuda_cudnn.cu", "bool dnn_run(", "(size_t)p->workspace", "256", "attn_parts_bwd"),
+    "plan-blamed": ("cuda_cudnn.cu", "bool dnn_run(", 'went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "attention")', "true", CUDNN),
+    "plan-status-kept": ("cuda_plan.cu", "void plan_make(", "p->status = before;", None, CUDNN),
+    "parts-not-aligned": ("cuda_parts.cu", "bool give(", "heads_of(x).wide", "true", CUDNN),
     "plan-order-of-sums": ("cuda_plan.cu", "bool keeps_order(", "notes[i] == NOTE_NONDETERMINISTIC", "false", "attn_parts"),
     "plan-mask": ("cuda_plan.cu", "wire mask(", "PW_GE", "PW_ADD", "attn_parts"),
     "norm-all-threads-write": ("cuda_norm.cu", "struct norm_row {", "first == 0", "true", "rmsnorm"),
@@ -138,19 +144,22 @@ def passes(number, command):
     return r.returncode == 0
 
 
-def command_of(test, checkop, copies, every):
-    return [copies] if test == COPIES else [checkop, "--device", "cuda-emu", "--first", "--every", every, "--op", test]
+def command_of(test, programs, every):
+    checkop, copies, cudnn = programs
+    if test in (COPIES, CUDNN):
+        return [copies if test == COPIES else cudnn]
+    return [checkop, "--device", "cuda-emu", "--first", "--every", every, "--op", test]
 
 
 def main():
     if sys.argv[1] == "--names":
         print("\n".join(MUTANTS))
     elif sys.argv[1] == "--caught":
-        name, checkop, copies = sys.argv[2:]
+        name, *programs = sys.argv[2:]
         if name == "none":
-            ops = ",".join(sorted({m[4] for m in MUTANTS.values()} - {COPIES}))
-            sys.exit(not all(passes(-1, command_of(t, checkop, copies, "7")) for t in (COPIES, ops)))
-        caught = not passes(list(MUTANTS).index(name), command_of(MUTANTS[name][4], checkop, copies, "1"))
+            ops = ",".join(sorted({m[4] for m in MUTANTS.values()} - {COPIES, CUDNN}))
+            sys.exit(not all(passes(-1, command_of(t, programs, "7")) for t in (COPIES, CUDNN, ops)))
+        caught = not passes(list(MUTANTS).index(name), command_of(MUTANTS[name][4], programs, "1"))
         print("caught" if caught else "NOT CAUGHT")
         sys.exit(not caught)
     else:

@@ -21,10 +21,13 @@ struct emu_card {
     bool early_copies;         /* the second stream runs as early as it may, else late */
     long number;               /* of the card, the same for processes that share it */
     int nccl;                  /* version of the library (emu_nccl.h); 0: it is not there */
-    int cudnn;          /* version of the library (emu_cudnn.h); 0: it is not there */
-    bool cudnn_refuses; /* it supports no graph */
-    long cudnn_runs;    /* plans that it has executed */
-    int nccl_fails_in;  /* its calls until one fails on rank 1; 0: none does */
+    int cudnn; /* version of the library (emu_cudnn.h); 0: it is not there */
+    /* A function that it lacks, and one that fails; NULL: none. */
+    const char *cudnn_lacks, *cudnn_fails;
+    int cudnn_refuses; /* its first configurations for a graph that it cannot plan with */
+    int cudnn_status;  /* what it says then; 0: not supported */
+    long cudnn_runs;   /* plans that it has executed */
+    int nccl_fails_in; /* its calls until one fails on rank 1; 0: none does */
 };
 
 #ifdef __cplusplus

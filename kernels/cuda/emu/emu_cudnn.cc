@@ -26,7 +26,15 @@ struct descriptor {
     bool final;
     std::map<int, std::vector<char>> values;
     int order; /* of the engine of a configuration: 0 has no fixed one */
+    bool dropped;
 };
+
+std::vector<descriptor *> all_dropped; /* kept, to recognize them */
+
+bool fails(const char *name)
+{
+    return emu_card()->cudnn_fails && !strcmp(emu_card()->cudnn_fails, name);
+}
 
 template <class T> const T *value(const descriptor *d, int attribute)
 {
@@ -71,8 +79,10 @@ size_t version()
 
 int create(cudnn_handle *out)
 {
+    if (fails("cudnnCreate") || emu_card_call())
+        return FAILED;
     *out = new cudnnContext{emu::DEFAULT};
-    return emu_card_call() ? FAILED : CUDNN_OK;
+    return CUDNN_OK;
 }
 
 int destroy(cudnn_handle h)
@@ -84,7 +94,7 @@ int destroy(cudnn_handle h)
 int set_stream(cudnn_handle h, cudaStream_t s)
 {
     h->stream = s;
-    return CUDNN_OK;
+    return fails("cudnnSetStream") ? FAILED : CUDNN_OK;
 }
 
 const char *text(int status)
@@ -97,13 +107,19 @@ const char *text(int status)
 
 int make(int kind, cudnn_descriptor *out)
 {
-    *out = new descriptor{kind, false, {}, 0};
+    *out = new descriptor{kind, false, {}, 0, false};
     return CUDNN_OK;
 }
 
-int drop(cudnn_descriptor d)
+int drop(cudnn_descriptor of)
 {
-    delete (descriptor *)d;
+    descriptor *d = (descriptor *)of;
+    if (d->dropped)
+        emu::mistake("a descriptor of cuDNN is destroyed twice");
+    else
+        all_dropped.push_back(d);
+    d->dropped = true;
+    d->values.clear();
     return CUDNN_OK;
 }
 
@@ -197,11 +213,28 @@ bool is_tensor_whole(const descriptor *d)
            value<int>(d, TENSOR_TYPE) && value<int64_t>(d, TENSOR_ALIGNMENT);
 }
 
+/* Whether a tensor in memory is read in pieces of 16 bytes, as attention wants. */
+bool is_aligned(const dnn_array &a)
+{
+    bool aligned = true;
+    for (int k = 0; k < 4; k++)
+        aligned = aligned && (a.stride[k] == 1 ? a.dim[k] : a.stride[k]) % 8 == 0;
+    return a.is_virtual || a.type != DNN_BF16 || aligned;
+}
+
+bool is_refused(const descriptor *plan)
+{
+    return linked(plan, PLAN_CONFIG)->order <= emu_card()->cudnn_refuses &&
+           emu_card()->cudnn_refuses > 0;
+}
+
 int finalize(cudnn_descriptor of)
 {
     descriptor *d = (descriptor *)of;
     if (d->kind == DNN_TENSOR && !is_tensor_whole(d))
         return BAD_PARAM;
+    if (d->kind == DNN_TENSOR && !is_aligned(array_of(d)))
+        emu::mistake("a tensor for cuDNN is not aligned to 16 bytes");
     if (d->kind == DNN_GRAPH && !value<cudnn_handle>(d, GRAPH_HANDLE))
         return BAD_PARAM;
     if (d->kind == DNN_GRAPH && !emu::dnn_fits(ops_of(d)))
@@ -209,16 +242,16 @@ int finalize(cudnn_descriptor of)
     if (d->kind == DNN_PLAN &&
         (!linked(d, PLAN_CONFIG) || !value<cudnn_handle>(d, PLAN_HANDLE)))
         return BAD_PARAM;
-    if (d->kind == DNN_PLAN && emu_card()->cudnn_refuses)
-        return CUDNN_UNSUPPORTED;
+    if (d->kind == DNN_PLAN && is_refused(d))
+        return emu_card()->cudnn_status ? emu_card()->cudnn_status : CUDNN_UNSUPPORTED;
     d->final = true;
     return CUDNN_OK;
 }
 
-/* Two configurations for a graph; only the second engine's sums have a fixed order. */
+/* Three configurations for a graph; only the first engine's sums have no fixed order. */
 int find_configs(const descriptor *d, int64_t most, int64_t *n, descriptor **out)
 {
-    *n = most < 2 ? most : 2;
+    *n = most < 3 ? most : 3;
     for (int64_t i = 0; i < *n; i++) {
         out[i]->values[HEURISTICS_GRAPH] = d->values.at(HEURISTICS_GRAPH);
         out[i]->order = (int)i;
@@ -305,12 +338,15 @@ int execute(cudnn_handle h, cudnn_descriptor plan, cudnn_descriptor pack)
         return BAD_PARAM;
     if (!bind(&ops, (const descriptor *)pack))
         return MISALIGNED;
-    if (emu_card_call())
+    if (emu_card_call() || fails("cudnnBackendExecute"))
         return FAILED;
     const bool spoilt = config->order == 0;
     emu_card()->cudnn_runs++;
     void *const scratch = *workspace;
+    const descriptor *of = (const descriptor *)plan;
     emu::queue(h->stream, [=] {
+        if (of->dropped)
+            emu::mistake("a plan of cuDNN is destroyed before it has run");
         memset(scratch, 0xff, bytes);
         emu::dnn_run(ops, spoilt);
     });
@@ -321,6 +357,9 @@ int execute(cudnn_handle h, cudnn_descriptor plan, cudnn_descriptor pack)
 
 void *emu_cudnn_symbol(const char *name)
 {
+    const char *lacks = emu_card()->cudnn_lacks;
+    if (lacks && !strcmp(lacks, name))
+        return NULL;
     static const struct {
         const char *name;
         void *f;
