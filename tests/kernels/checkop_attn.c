@@ -103,6 +103,7 @@ struct attn_case {
     enum ck_pattern pattern;
     int64_t reach;    /* 0: all tokens */
     int64_t grad_pad; /* of dq; the other gradients have twice as much */
+    bool cold;        /* all logits are near -120: hidden keys would outweigh the others */
     bool parts; /* sums over parts of the keys and queries may be rounded (dev_attn()) */
 };
 
@@ -123,6 +124,15 @@ static bool begin_case(struct ck *c, const struct attn_case *k)
         ck_pattern_name[k->pattern]);
 }
 
+/* Makes every element about value, from random ones. */
+static void fill_near(const struct tensor *x, double value)
+{
+    const int64_t cols = x->dim[1] * x->dim[2];
+    for (int64_t i = 0; i < x->dim[0] * cols; i++)
+        ck_set(x, i / cols, i % cols,
+               value * (1 + 0.02 * sin(ck_get(x, i / cols, i % cols))));
+}
+
 static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
 {
     const struct ck_shape qs = ck_3d(k->t, k->T, k->H, k->d, k->pad);
@@ -134,6 +144,11 @@ static struct attn_in make_inputs(struct ck *c, const struct attn_case *k)
                          .vq = ck_in(c, ks, k->pattern),
                          .dout = ck_in(c, qs, PAT_RANDOM),
                          .scale = (float)(1 / sqrt((double)k->d))};
+    if (k->cold) {
+        fill_near(&in.q, -sqrt(120 / sqrt((double)k->d)));
+        fill_near(&in.k, sqrt(120 / sqrt((double)k->d)));
+        fill_near(&in.kq, sqrt(120 / sqrt((double)k->d)));
+    }
     if (k->pattern == PAT_LARGE) /* logits of a few hundred: one key has all the weight */
         in.scale *= 1e-6f;
     return in;
@@ -422,36 +437,70 @@ static void each_attn(struct ck *c, void (*one)(struct ck *c, const struct attn_
         }
 }
 
+static const struct attn_mask part_masks[] = {{0, 0, 0, 0},  {0, 4, 0, 0}, {1, 0, 0, 0},
+                                              {1, 4, 0, 0},  {3, 0, 1, 1}, {3, 6, 0, 0},
+                                              {16, 4, 0, 0}, {17, 4, 0, 0}};
+
+/* Case m of a shape; the last one is without a quantized form. */
+static struct attn_case part_case(const int64_t shape[4], size_t i, size_t m)
+{
+    struct attn_case k = {.T = shape[0],
+                          .H = shape[1],
+                          .K = shape[2],
+                          .d = shape[3],
+                          .pad = (int64_t)(m % 3) * 8,
+                          .t = DT_BF16,
+                          .quantized = m < ARRAY_LEN(part_masks),
+                          .pattern = m % 4 == 3 ? PAT_LARGE : PAT_RANDOM,
+                          .reach = m % 2 ? shape[0] : 0,
+                          .grad_pad = (int64_t)(i % 2) * 8,
+                          .parts = true};
+    if (k.quantized)
+        k.mask = part_masks[m];
+    return k;
+}
+
+/* Lengths of the past that end in the middle of a library's tile, one before its end, and at it.
+ * The zeros that fill the tile would outweigh all keys. */
+static void each_cold(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k),
+                      int64_t tokens)
+{
+    static const int64_t lengths[] = {64, 127, 128};
+    for (size_t i = 0; i < ARRAY_LEN(lengths); i++) {
+        const int64_t shape[] = {tokens + lengths[i] + 1, 2, 1, 16};
+        struct attn_case k = part_case(shape, 0, 2);
+        k.cold = true;
+        one(c, &k);
+    }
+}
+
 /* Shapes and masks for which the cuda device asks cuDNN, and some beside them: BF16 in rows of
  * whole 16 bytes, windows up to T and above, up to four query heads to a kv head. A GPU asks it
- * from 512 tokens on, the emulation always. */
+ * from 512 tokens on, the emulation always. The large shapes are for a GPU alone and come first, so
+ * that they are among one case of ten. All but one have a single mask, of window 1, because the
+ * reference takes long. */
 static void each_part(struct ck *c, void (*one)(struct ck *c, const struct attn_case *k))
 {
-    static const int64_t part_shapes[][4] = {{1, 2, 1, 8},   {5, 4, 2, 64},
-                                             {23, 6, 2, 80}, {40, 3, 3, 128},
-                                             {70, 4, 1, 16}, {530, 2, 1, 64}};
-    static const struct attn_mask part_masks[] = {{0, 0, 0, 0},  {0, 4, 0, 0}, {1, 0, 0, 0},
-                                                  {1, 4, 0, 0},  {3, 0, 1, 1}, {3, 6, 0, 0},
-                                                  {16, 4, 0, 0}, {17, 4, 0, 0}};
-    const size_t n =
-        c->bench ? 0 : ARRAY_LEN(part_shapes) - (strcmp(c->level, "cuda") != 0);
-    for (size_t i = 0; i < n; i++)
-        for (size_t m = 0; m < ARRAY_LEN(part_masks) + 1; m++) {
-            struct attn_case k = {.T = part_shapes[i][0],
-                                  .H = part_shapes[i][1],
-                                  .K = part_shapes[i][2],
-                                  .d = part_shapes[i][3],
-                                  .pad = (int64_t)(m % 3) * 8,
-                                  .t = DT_BF16,
-                                  .quantized = m < ARRAY_LEN(part_masks),
-                                  .pattern = m % 4 == 3 ? PAT_LARGE : PAT_RANDOM,
-                                  .reach = m % 2 ? part_shapes[i][0] : 0,
-                                  .grad_pad = (int64_t)(i % 2) * 8,
-                                  .parts = true};
-            if (k.quantized)
-                k.mask = part_masks[m];
+    static const int64_t small[][4] = {
+        {1, 2, 1, 8}, {5, 4, 2, 64}, {23, 6, 2, 80}, {40, 3, 3, 128}, {70, 4, 1, 16}};
+    static const int64_t large[][4] = {
+        {530, 2, 1, 64}, {513, 2, 2, 128}, {577, 4, 2, 128}, {640, 2, 2, 96}};
+    const bool gpu = !strcmp(c->level, "cuda");
+    const size_t all = ARRAY_LEN(part_masks) + 1;
+    struct attn_case k;
+    if (c->bench)
+        return;
+    for (size_t i = 0; gpu && i < ARRAY_LEN(large); i++)
+        for (size_t m = i ? 2 : 0; m < (i ? 3 : all); m++) {
+            k = part_case(large[i], i + 1, m);
             one(c, &k);
         }
+    for (size_t i = 0; i < ARRAY_LEN(small); i++)
+        for (size_t m = 0; m < all; m++) {
+            k = part_case(small[i], i, m);
+            one(c, &k);
+        }
+    each_cold(c, one, gpu ? 512 : 0);
 }
 
 static void test_attn(struct ck *c)
