@@ -190,6 +190,9 @@ struct attn_inputs {
     const struct attn_mask *mask; /* chooses between k and kq; may be NULL without kq */
     int64_t reach; /* tokens that a query sees, itself included (sliding window); 0: all */
     float scale;   /* 1 / sqrt(d) in every supported model */
+    /* T changes from call to call, so nothing that takes long is prepared for this one. The same
+     * inputs with the same value give the same bits. */
+    bool varies;
 };
 
 /* Causal attention with grouped heads; head h of q uses head h / (H/K) of keys and values:

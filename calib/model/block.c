@@ -119,7 +119,8 @@ static enum err attend(struct block_acts *x, const struct arch *a, int64_t layer
                              .k = &k,
                              .v = &v,
                              .reach = arch_reach(a, layer),
-                             .scale = arch_attn_scale(a)};
+                             .scale = arch_attn_scale(a),
+                             .varies = x->varies};
     if (!kv_quantized(kv))
         return dev_attn(x->dev, &o, &x->lse, &in);
     const struct tensor kq = tensor_heads(x->kq, a->n_kv),

@@ -34,7 +34,8 @@ struct block_acts {
     void *memory;
     int64_t T;
     enum dtype act;
-    struct tensor x;      /* [T,D] F32 residual in: a view set by block_forward */
+    bool varies;     /* other acts have another T (dev_attn()); false after allocation */
+    struct tensor x; /* [T,D] F32 residual in: a view set by block_forward */
     struct tensor n1, s1; /* [T,D] act, [T] */
     struct tensor
         qkv_raw;          /* [T,(H+K)d] act, q and k before their norm; only with qk_norm */

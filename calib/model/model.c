@@ -119,6 +119,7 @@ static enum err pass_fill(struct model_pass *k, const int32_t *ids)
                          r->quant ? &any_kv : NULL));
     TRY(block_scratch_open(&k->scratch, r->dev, r->arch, k->T, r->act));
     TRY(block_rope_alloc(&k->cos, &k->sin, r->dev, r->arch, k->T));
+    k->acts.varies = true; /* a task has many lengths */
     k->acts.cos = k->cos;
     k->acts.sin = k->sin;
     if (r->quant)

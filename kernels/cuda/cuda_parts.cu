@@ -219,7 +219,7 @@ static bool has_parts(struct dev *d, const struct attn_inputs *in, parts *p)
     p->w = m ? m->window : 0;
     p->past = p->T - p->w;
     p->sink = !m ? 0 : m->sink < p->past ? m->sink : p->past;
-    return gpu_of(d)->dnn && in->q->dtype == DT_BF16 && p->d % 8 == 0 &&
+    return gpu_of(d)->dnn && !in->varies && in->q->dtype == DT_BF16 && p->d % 8 == 0 &&
            p->T >= LEAST_TOKENS && p->past > 0 && p->w <= CUDNN_MOST_WINDOW &&
            (!in->reach || in->reach >= p->T) && (!m || (m->chunk <= 1 && m->block <= 1));
 }

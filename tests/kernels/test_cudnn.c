@@ -72,7 +72,7 @@ static enum err forward(struct dev *d, const struct attention *a, const struct a
 {
     return dev_attn(
         d, &a->o, &a->lse,
-        &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, reach, 0.25f});
+        &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, reach, 0.25f, false});
 }
 
 static enum err backward(struct dev *d, const struct attention *a,
@@ -80,7 +80,8 @@ static enum err backward(struct dev *d, const struct attention *a,
 {
     return dev_attn_bwd(
         d, &(struct attn_grads){&a->dq, &a->dk, &a->dv, &a->dkq, &a->dvq}, &a->dout, &a->o,
-        &a->lse, &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, 0, 0.25f});
+        &a->lse,
+        &(struct attn_inputs){&a->q, &a->k, &a->v, &a->kq, &a->vq, m, 0, 0.25f, false});
 }
 
 /* Plans that a forward executes. */
@@ -110,6 +111,23 @@ static void test_what_it_is_asked_for(void **state)
     assert_int_equal(forward_runs(40, DT_BF16, &chunks, 0), 0);
     assert_int_equal(forward_runs(3, DT_BF16, &sinks, 0), 0); /* no key is quantized */
     assert_int_equal(forward_runs(40, DT_F32, &one, 0), 0);
+}
+
+/* No plan is made for a length that will hardly come again. */
+static void test_lengths_that_vary(void **state)
+{
+    struct dev *d = open_dev();
+    struct attention a = open_attention(d, 40, DT_BF16);
+    struct attn_inputs in = {
+        .q = &a.q, .k = &a.k, .v = &a.v, .scale = 0.25f, .varies = true};
+    const long before = emu_card()->cudnn_runs;
+    assert_int_equal(dev_attn(d, &a.o, &a.lse, &in), OK);
+    assert_int_equal(emu_card()->cudnn_runs, before);
+    in.varies = false;
+    assert_int_equal(dev_attn(d, &a.o, &a.lse, &in), OK);
+    assert_int_equal(emu_card()->cudnn_runs, before + 1);
+    close_attention(d, &a);
+    dev_close(&d);
 }
 
 /* Rows, or heads, that are no multiple of 16 bytes. */
@@ -358,6 +376,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_it_is_asked_for),
+        cmocka_unit_test(test_lengths_that_vary),
         cmocka_unit_test(test_what_is_not_aligned),
         cmocka_unit_test(test_plans_are_replaced),
         cmocka_unit_test(test_same_bytes_twice),
