@@ -417,6 +417,13 @@ def check_fused(bench):
     bench.refuse(folder, ["layers.0.mlp.gate_proj", "16 and 4 bits", "weights.mixed"])
 
 
+def to_f16(tensors):
+    for name, (dtype, shape, data) in tensors.items():
+        assert dtype == "F32", name
+        values = struct.unpack(f"<{len(data) // 4}f", data)
+        tensors[name] = "F16", shape, struct.pack(f"<{len(values)}e", *values)
+
+
 MIXTURE = {**WIDE, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 5,
            "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 
@@ -430,6 +437,10 @@ def check_experts(bench):
         first = bench.export(folder, "-j1")
         assert first.read_bytes() == bench.export(folder, "-j3").read_bytes(), "not the same bytes twice"
         check_weights(Artifact(folder), gguf_reader.Gguf(first), DEFAULT)
+    folder = bench.convert(remake(bench, to_f16, **MIXTURE), "weights.bits=16")
+    g = gguf_reader.Gguf(bench.export(folder))
+    assert {g.tensors[f"blk.0.{t}.weight"][0] for t in ("attn_q", "ffn_up_exps")} == {"F16"}
+    check_weights(Artifact(folder), g, DEFAULT)  # the router is F32 nevertheless
     tiny.make_model(plain, **{**MIXTURE, "norm_topk_prob": False})
     bench.refuse(bench.convert(plain, "weights.bits=16"), ["norm_topk_prob is false", "qwen3_moe"])
 
