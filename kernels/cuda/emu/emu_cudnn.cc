@@ -5,6 +5,7 @@
 #include "kernels/cuda/emu/emu_graph.h"
 
 #include <map>
+#include <memory>
 #include <vector>
 
 using namespace CUDA_NS;
@@ -29,7 +30,7 @@ struct descriptor {
     bool dropped;
 };
 
-std::vector<descriptor *> all_dropped; /* kept, to recognize them */
+std::vector<std::unique_ptr<descriptor>> all_dropped; /* kept, to recognize them */
 
 bool fails(const char *name)
 {
@@ -117,7 +118,7 @@ int drop(cudnn_descriptor of)
     if (d->dropped)
         emu::mistake("a descriptor of cuDNN is destroyed twice");
     else
-        all_dropped.push_back(d);
+        all_dropped.emplace_back(d);
     d->dropped = true;
     d->values.clear();
     return CUDNN_OK;
