@@ -3,6 +3,7 @@
  * Streams on the emulated GPU, in page-locked memory, in plain memory and on disk: the same
  * bytes from each, and as much memory as planned. Also calibrations on a GPU that fails in
  * the middle, which the cpu finishes. */
+#include "calib/model/model.h"
 #include "kernels/base/mem.h"
 #include "kernels/cuda/emu/emu_card.h"
 #include "tests/calib/calib_fixture.h"
@@ -137,6 +138,30 @@ static void test_memory_with_cudnn_is_what_was_planned(void **state)
     fixture_close(&f);
 }
 
+/* Evaluation has windows of many lengths, so it asks cuDNN for nothing. */
+static void test_evaluation_makes_no_plans(void **state)
+{
+    struct arch small = tiny_arch(0, 1);
+    const struct emu_card was = *emu_card();
+    const int32_t ids[24] = {1, 2, 3};
+    float nll[23];
+    struct fixture f;
+    small.d_model = 16, small.n_heads = 2, small.n_kv = 1; /* rows that cuDNN could take */
+    fixture_open(&f, small, 46);
+    emu_card()->major = 9;
+    emu_card()->cudnn = 92600;
+    struct dev *d = open_dev("cuda-emu");
+    const struct model_run r = {
+        .dev = d, .arch = &f.arch, .src = &f.source, .act = DT_BF16, .chunk = 1};
+    must(model_nll(&r, ids, 1, 24, nll));
+    assert_non_null(strstr(dev_about(d), "cuDNN 9.26"));
+    assert_int_equal(emu_card()->cudnn_runs, was.cudnn_runs);
+    dev_close(&d);
+    emu_card()->major = was.major;
+    emu_card()->cudnn = was.cudnn;
+    fixture_close(&f);
+}
+
 /* A complete run on the device, to count its calls and to get its losses. */
 static long whole_run(struct memory_io *m, const struct fixture *f,
                       const struct calib_settings *s, const char *device)
@@ -216,6 +241,7 @@ int main(void)
         cmocka_unit_test(test_same_bytes_wherever_streams_live),
         cmocka_unit_test(test_memory_is_what_was_planned),
         cmocka_unit_test(test_memory_with_cudnn_is_what_was_planned),
+        cmocka_unit_test(test_evaluation_makes_no_plans),
         cmocka_unit_test(test_cpu_ends_what_a_gpu_began),
         cmocka_unit_test(test_too_little_memory),
     };
