@@ -15,7 +15,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_reader  # noqa: E402
 import tiny  # noqa: E402
-from test_gguf import Bench  # noqa: E402
+from gguf_bench import Bench  # noqa: E402
 
 VOCAB = 1500  # more than any of the tokenizers has
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
