@@ -1,181 +1,302 @@
 /* SPDX-License-Identifier: MIT
  *
  * Fake quantization of weights: learnable clipping, its gradient, and stored scales,
- * bit-equal to kernels/tensor/quant.h. One warp per group; a lane takes four neighbouring
- * columns at a time. kernels/ref/ref_quant.c states the formulas. */
+ * bit-equal to kernels/tensor/quant.h. kernels/ref/ref_quant.c states the formulas.
+ *
+ * A warp takes 128 columns of a group at a time, as 32 quads of four neighbours. One lane per
+ * quad would leave every lane with the work that there is once a group, so short groups have
+ * 4 lanes with 8 quads each, and a warp has 8 groups. Sums are added as if each quad had a lane
+ * of its own, hence in the same order with any number of lanes. */
 #include "kernels/cuda/cuda.h"
+
+#include <limits.h>
 
 namespace CUDA_NS
 {
 
 /* Operands and groups. */
 struct weights {
-    view w, wq, v; /* v.p NULL: offsets are 0 */
+    view w, wq, v; /* wq.p NULL: no values wanted; v.p NULL: offsets are 0 */
     GLOBAL(uint16_t) scales;
     GLOBAL(uint8_t) zeros;
     GLOBAL(const float) a, b; /* NULL: no clipping */
     int64_t scales_ld, zeros_ld, a_ld, b_ld;
-    int64_t rows, cols, G, groups;
+    int64_t cols, G, groups, all; /* groups of a row, and of all rows */
     int bits, scale_bits;
 };
 
-/* One group: columns [begin, end) of row r. */
-struct wgroup {
-    int64_t r, g, begin, end;
-    float min, max, gamma, beta, lo, hi, h;
-    uint16_t scale;
-    uint8_t z;
+/* --- layouts -------------------------------------------------------------------------- */
+
+/* A row of any type and alignment. */
+struct any_row {
+    view x;
+    int64_t at;
+    __device__ any_row(const view &x, int64_t r) : x(x), at(r * x.ld)
+    {
+    }
+    __device__ quad get(int64_t c, int n) const
+    {
+        return get4(x, at + c, n);
+    }
+    __device__ void put(int64_t c, int n, const quad &q) const
+    {
+        put4(x, at + c, n, q);
+    }
 };
 
-/* sigma(x[i]) with the reference's rounding; 1 if x is NULL. */
-__device__ static float clip_factor(GLOBAL(const float) x, int64_t i)
+/* A row of whole, aligned quads, BF16 or F32. */
+template <bool BF16> struct quad_row {
+    view x;
+    __device__ quad_row(const view &of, int64_t r)
+        : x{(char *)of.p + r * of.ld * (BF16 ? 2 : 4), 0, BF16, true}
+    {
+    }
+    __device__ quad get(int c, int) const
+    {
+        return get4(x, c, 4);
+    }
+    __device__ void put(int c, int, const quad &q) const
+    {
+        put4(x, c, 4, q);
+    }
+};
+
+/* What a kernel may assume: nothing, or short groups in whole quads, and the type of wq. */
+struct any_layout {
+    static constexpr int LANES = WARP_SIZE;
+    typedef int64_t column;
+    typedef any_row row, wq_row;
+};
+template <bool BF16> struct quad_layout {
+    static constexpr int LANES = 4;
+    typedef int column;
+    typedef quad_row<false> row;
+    typedef quad_row<BF16> wq_row;
+};
+
+/* The longest short group: its lanes take four turns. */
+constexpr int64_t SHORT_GROUP = 512;
+
+/* --- a group -------------------------------------------------------------------------- */
+
+/* A group's grid: w^ = h clamp(round(w / h), least, most), where least = -z, most = Q - z. */
+struct wgrid {
+    float h, inverse, least, most;
+};
+
+/* One group. This lane has quads from column `first` on. */
+template <class L> struct wgroup {
+    int64_t r;
+    typename L::column g, first, end;
+    bool writes; /* this lane writes what there is once a group */
+    float min, max, gamma, beta, lo, hi;
+    uint16_t scale;
+    uint8_t z;
+    wgrid grid;
+};
+
+/* Finds the group of this lane. Lanes past the last group have one without columns, because all
+ * lanes of a warp must reach the reductions. */
+template <class L> __device__ static wgroup<L> own_group(const weights &p)
 {
-    return x ? (float)(1 / (1 + exp(-(double)x[i]))) : 1.0f;
+    const uint64_t i = (uint64_t)blockIdx.x * (BLOCK / L::LANES) + threadIdx.x / L::LANES;
+    const bool exists = i < (uint64_t)p.all;
+    const uint64_t at = exists ? i : 0, row = at / (uint64_t)p.groups;
+    const int lane = threadIdx.x % L::LANES;
+    wgroup<L> k;
+    k.r = (int64_t)row;
+    k.g = (typename L::column)(at - row * (uint64_t)p.groups);
+    const typename L::column begin = k.g * (typename L::column)p.G,
+                             left = (typename L::column)p.cols - begin;
+    k.first = begin + 4 * lane;
+    k.end = begin + (left < p.G ? left : (typename L::column)p.G);
+    k.end = exists ? k.end : begin;
+    k.writes = exists && lane == 0;
+    return k;
 }
 
-/* Finds the group of this warp, and the first column of this lane. False if there is
- * none. */
-__device__ static bool warp_group(const weights &p, wgroup *k, int64_t *first)
+/* Calls f(c, n, j) for every quad of this lane: n columns from c on. j counts the quads of a
+ * turn. */
+template <class L, class F>
+__device__ __forceinline__ static void each_quad_of(const wgroup<L> &k, F f)
 {
-    const int64_t i = (int64_t)blockIdx.x * (BLOCK / WARP_SIZE) + threadIdx.x / WARP_SIZE;
-    if (i >= p.rows * p.groups)
-        return false;
-    k->r = i / p.groups;
-    k->g = i - k->r * p.groups;
-    k->begin = k->g * p.G;
-    k->end = k->begin + p.G < p.cols ? k->begin + p.G : p.cols;
-    *first = k->begin + (int64_t)(threadIdx.x % WARP_SIZE) * 4;
-    return true;
+    for (typename L::column first = k.first; first < k.end; first += 4 * WARP_SIZE)
+        UNROLL
+    for (int j = 0; j < WARP_SIZE / L::LANES; j++) {
+        const typename L::column c = first + 4 * L::LANES * j;
+        if (c < k.end)
+            f(c, k.end - c < 4 ? (int)(k.end - c) : 4, j);
+    }
 }
 
-/* Columns, at most 4, that a lane at column c has. */
-__device__ static int left(const wgroup &k, int64_t c)
+/* As warp_reduce(), over the lanes of a group. All lanes of the warp must call it. */
+template <class L, class Op> __device__ static float group_reduce(float v, Op op)
 {
-    return k.end - c < 4 ? (int)(k.end - c) : 4;
+    for (int o = L::LANES / 2; o; o /= 2)
+        v = op(v, __shfl_xor_sync(FULL_WARP, v, o));
+    return v;
+}
+
+/* Adds a group's sums, part[j] for the quads j of this lane's turns. */
+template <class L> __device__ static float add_quads(float *part)
+{
+    UNROLL
+    for (int half = WARP_SIZE / L::LANES / 2; half; half /= 2)
+        UNROLL
+    for (int j = 0; j < half; j++)
+        part[j] += part[j + half];
+    return group_reduce<L>(part[0], add_op());
+}
+
+/* gamma = sigma(a) and beta = sigma(b) with the reference's rounding, in f64: odd lanes
+ * compute one, even lanes the other. */
+template <class L> __device__ static void clip_factors(const weights &p, wgroup<L> *k)
+{
+    k->gamma = k->beta = 1;
+    if (!p.a)
+        return;
+    const bool odd = threadIdx.x % 2;
+    const double x =
+        odd ? (double)p.b[k->r * p.b_ld + k->g] : (double)p.a[k->r * p.a_ld + k->g];
+    const float own = (float)(1 / (1 + exp(-x)));
+    const float other = __shfl_xor_sync(FULL_WARP, own, 1);
+    k->gamma = odd ? other : own;
+    k->beta = odd ? own : other;
+}
+
+/* least is computed as an integer, so that it is +0 where z is 0. */
+__device__ static wgrid grid_of(float h, uint8_t z, int bits)
+{
+    return wgrid{h, 1 / h, (float)-(int)z, (float)((1 << bits) - 1 - z)};
 }
 
 /* Computes range, scale and zero of the group. All lanes take part and get the result. */
-__device__ static void measure(const weights &p, wgroup *k, int64_t first)
+template <class L> __device__ static void measure(const weights &p, wgroup<L> *k)
 {
+    const typename L::row w(p.w, k->r);
     float mn = 0, mx = 0;
-    for (int64_t c = first; c < k->end; c += 4 * WARP_SIZE) {
-        const quad q = get4(p.w, k->r * p.w.ld + c, left(*k, c));
+    each_quad_of(*k, [&](typename L::column c, int n, int) {
+        const quad q = w.get(c, n);
         for (int i = 0; i < 4; i++) {
-            mn = q.v[i] < mn ? q.v[i] : mn;
-            mx = q.v[i] > mx ? q.v[i] : mx;
+            mn = fminf(mn, q.v[i]);
+            mx = fmaxf(mx, q.v[i]);
         }
-    }
-    k->min = warp_reduce(mn, min_op());
-    k->max = warp_reduce(mx, max_op());
-    k->gamma = clip_factor(p.a, k->r * p.a_ld + k->g);
-    k->beta = clip_factor(p.b, k->r * p.b_ld + k->g);
+    });
+    k->min = group_reduce<L>(mn, min_op()) + 0.0f; /* fminf() may choose -0 */
+    k->max = group_reduce<L>(mx, max_op()) + 0.0f;
+    clip_factors(p, k);
     k->lo = k->beta * k->min;
     k->hi = k->gamma * k->max;
     k->scale = quant_weight_scale(k->lo, k->hi, p.bits, p.scale_bits);
-    k->h = f16_to_f32(k->scale);
-    k->z = quant_weight_zero(k->lo, k->h, p.bits);
-}
-
-/* Rounding offsets of n columns from c on. */
-__device__ static quad offsets(const weights &p, const wgroup &k, int64_t c, int n)
-{
-    if (p.v.p)
-        return get4(p.v, k.r * p.v.ld + c, n);
-    return quad();
-}
-
-/* w^ = (q - z) h for this lane's columns, by quant.h's functions for one value. */
-__device__ static void apply(const weights &p, const wgroup &k, int64_t first)
-{
-    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
-        const int n = left(k, c);
-        const quad v = offsets(p, k, c, n);
-        quad q = get4(p.w, k.r * p.w.ld + c, n);
-        for (int i = 0; i < 4; i++)
-            q.v[i] = quant_weight_value(
-                quant_weight_code_offset(q.v[i], v.v[i], k.h, k.z, p.bits), k.z, k.h);
-        put4(p.wq, k.r * p.wq.ld + c, n, q);
-    }
-}
-
-__global__ void fake_quant_weights_kernel(weights p)
-{
-    wgroup k;
-    int64_t first;
-    if (!warp_group(p, &k, &first))
-        return;
-    measure(p, &k, first);
-    if (threadIdx.x % WARP_SIZE == 0) {
-        p.scales[k.r * p.scales_ld + k.g] = k.scale;
-        p.zeros[k.r * p.zeros_ld + k.g] = k.z;
-    }
-    if (p.wq.p)
-        apply(p, k, first);
+    const float h = f16_to_f32(k->scale);
+    k->z = quant_weight_zero(k->lo, h, p.bits);
+    k->grid = grid_of(h, k->z, p.bits);
 }
 
 /* Reads the stored scale and zero of the group. */
-__device__ static void read_stored(const weights &p, wgroup *k)
+template <class L> __device__ static void read_stored(const weights &p, wgroup<L> *k)
 {
-    k->h = f16_to_f32(p.scales[k->r * p.scales_ld + k->g]);
-    k->z = p.zeros[k->r * p.zeros_ld + k->g];
+    const float h = f16_to_f32(p.scales[k->r * p.scales_ld + k->g]);
+    k->grid = grid_of(h, p.zeros[k->r * p.zeros_ld + k->g], p.bits);
 }
 
-__global__ void fake_quant_stored_kernel(weights p)
+/* --- an element ----------------------------------------------------------------------- */
+
+/* The bits of w / h (docs/decisions.md, "A quotient by fp16 needs one correction"). Values
+ * whose product with 1 / h could overflow are clamped: their codes are clamped in any case. */
+__device__ static float quotient(float w, const wgrid &g)
 {
-    wgroup k;
-    int64_t first;
-    if (!warp_group(p, &k, &first))
-        return;
-    read_stored(p, &k);
-    apply(p, k, first);
+    const float x = fminf(fmaxf(w, -0x1p100f), 0x1p100f);
+    const float q = x * g.inverse;
+    return fmaf(fmaf(-q, g.h, x), g.inverse, q);
 }
 
-/* Sums over the group, with g = dL/dw^, u = w / h and r = round(u + v):
- *   *dh = sum g (r - u), or g (clamped code - z) where r + z is outside 0..Q, at fixed z
- *   *dz = -h sum g over the codes outside
- * Lanes add their columns first; warp_reduce() then adds the lanes in a fixed order. */
-__device__ static void group_grads(const weights &p, const view &dwq, const wgroup &k,
-                                   int64_t first, float *dh, float *dz)
+/* Adding 1.5 * 2^23 rounds |x| < 2^22 to nearest, ties to even, as rintf does. Two additions
+ * are faster than the instruction. */
+constexpr float ROUNDER = 0x1.8p23f;
+
+/* round(x), where it lies in the range of codes. Farther away it may be another
+ * number outside of that range. */
+__device__ static float rounded(float x)
 {
-    const float Q = (float)((1 << p.bits) - 1), z = (float)k.z;
-    float sum_h = 0, sum_z = 0;
-    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
-        const int n = left(k, c);
-        const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
+    return x + ROUNDER - ROUNDER;
+}
+
+__device__ static float clamped(float code, const wgrid &g)
+{
+    return fminf(fmaxf(code, g.least), g.most);
+}
+
+/* Rounding offsets of n columns from c on. */
+template <class L>
+__device__ static quad offsets(const weights &p, const wgroup<L> &k, typename L::column c,
+                               int n)
+{
+    if (p.v.p)
+        return typename L::row(p.v, k.r).get(c, n);
+    return quad();
+}
+
+/* --- kernels -------------------------------------------------------------------------- */
+
+template <class L, class F> __global__ void weight_kernel(F f)
+{
+    f.template run<L>();
+}
+
+/* Writes w^ of this lane's columns. */
+template <class L> __device__ static void apply(const weights &p, const wgroup<L> &k)
+{
+    const typename L::row w(p.w, k.r);
+    const typename L::wq_row wq(p.wq, k.r);
+    each_quad_of(k, [&](typename L::column c, int n, int) {
         const quad v = offsets(p, k, c, n);
-        for (int i = 0; i < 4; i++) {
-            const float u = w.v[i] / k.h, round = rintf(u + v.v[i]), q = round + z;
-            const bool outside = q > Q || q < 0;
-            sum_h += g.v[i] * (outside ? (q > Q ? Q : 0) - z : round - u);
-            sum_z -= outside ? g.v[i] * k.h : 0;
-        }
-    }
-    *dh = warp_reduce(sum_h, add_op());
-    *dz = warp_reduce(sum_z, add_op());
+        quad q = w.get(c, n);
+        for (int i = 0; i < 4; i++)
+            q.v[i] = clamped(rounded(quotient(q.v[i], k.grid) + v.v[i]), k.grid) * k.grid.h;
+        wq.put(c, n, q);
+    });
 }
+
+struct clip_weights {
+    static constexpr bool VALUES = true;
+    weights p;
+    template <class L> __device__ void run() const
+    {
+        wgroup<L> k = own_group<L>(p);
+        measure(p, &k);
+        if (k.writes) {
+            p.scales[k.r * p.scales_ld + k.g] = k.scale;
+            p.zeros[k.r * p.zeros_ld + k.g] = k.z;
+        }
+        if (p.wq.p)
+            apply(p, k);
+    }
+};
+
+struct stored_weights {
+    static constexpr bool VALUES = true;
+    weights p;
+    template <class L> __device__ void run() const
+    {
+        wgroup<L> k = own_group<L>(p);
+        read_stored(p, &k);
+        apply(p, k);
+    }
+};
 
 /* Chain rule from h and z to the clipping parameters, as in docs/method.md: dz/dh = lo /
  * h^2, dz/dlo = -1 / h, dh/dhi = 1 / Q = -dh/dlo, each 0 where its result is clamped;
- * dhi/da = max gamma (1 - gamma), dlo/db = min beta (1 - beta). One lane does this in
- * f64. */
-__global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, GLOBAL(float) da,
-                                              int64_t da_ld, GLOBAL(float) db,
-                                              int64_t db_ld)
+ * dhi/da = max gamma (1 - gamma), dlo/db = min beta (1 - beta). In f64. */
+template <class L>
+__device__ static void clip_grads(const wgroup<L> &k, int bits, float sum_h, float sum_z,
+                                  float *da, float *db)
 {
-    wgroup k;
-    int64_t first;
-    if (!warp_group(p, &k, &first))
-        return;
-    measure(p, &k, first);
-    float sum_h, sum_z;
-    group_grads(p, dwq, k, first, &sum_h, &sum_z);
-    if (threadIdx.x % WARP_SIZE)
-        return;
-    const float Q = (float)((1 << p.bits) - 1),
+    const float Q = (float)((1 << bits) - 1),
                 raw = (k.hi - k.lo) / Q; /* h before clamp and rounding */
-    const double h = (double)k.h, dz = (double)sum_z;
+    const double h = (double)k.grid.h, dz = (double)sum_z;
     double dh = (double)sum_h, dlo = 0, dhi = 0;
-    if (rintf(-k.lo / k.h) <= Q) { /* z is not clamped */
+    if (rintf(-k.lo / k.grid.h) <= Q) { /* z is not clamped */
         dh += dz * (double)k.lo / (h * h);
         dlo -= dz / h;
     }
@@ -184,47 +305,100 @@ __global__ void fake_quant_weights_bwd_kernel(weights p, view dwq, GLOBAL(float)
         dlo -= dh / (double)Q;
     }
     const double gamma = (double)k.gamma, beta = (double)k.beta;
-    da[k.r * da_ld + k.g] = (float)(dhi * (double)k.max * gamma * (1 - gamma));
-    db[k.r * db_ld + k.g] = (float)(dlo * (double)k.min * beta * (1 - beta));
+    *da = (float)(dhi * (double)k.max * gamma * (1 - gamma));
+    *db = (float)(dlo * (double)k.min * beta * (1 - beta));
 }
 
-/* v -= rate sign(dL/dw^), clamped to [-1/2, 1/2] (SignRound, Cheng et al. 2023). */
-__global__ void round_step_kernel(weights p, view dwq, float rate)
-{
-    wgroup k;
-    int64_t first;
-    if (!warp_group(p, &k, &first))
-        return;
-    read_stored(p, &k);
-    for (int64_t c = first; c < k.end; c += 4 * WARP_SIZE) {
-        const int n = left(k, c);
-        const quad w = get4(p.w, k.r * p.w.ld + c, n), g = get4(dwq, k.r * dwq.ld + c, n);
-        quad v = get4(p.v, k.r * p.v.ld + c, n);
-        for (int i = 0; i < 4; i++)
-            v.v[i] =
-                quant_weight_offset_step(v.v[i], g.v[i], w.v[i], k.h, k.z, rate, p.bits);
-        put4(p.v, k.r * p.v.ld + c, n, v);
+struct clip_weights_bwd {
+    static constexpr bool VALUES = false;
+    weights p;
+    view dwq;
+    GLOBAL(float) da, db;
+    int64_t da_ld, db_ld;
+
+    /* Sums over the group, with g = dL/dw^, u = w / h and r = round(u + v):
+     *   *dh = sum g (r - u), or g (clamped code - z) where r + z is outside 0..Q, at fixed z
+     *   *dz = -h sum g over the codes outside */
+    template <class L> __device__ void sums(const wgroup<L> &k, float *dh, float *dz) const
+    {
+        const typename L::row w(p.w, k.r), dwq_r(dwq, k.r);
+        float sum_h[WARP_SIZE / L::LANES] = {}, sum_z[WARP_SIZE / L::LANES] = {};
+        each_quad_of(k, [&](typename L::column c, int n, int j) {
+            const quad x = w.get(c, n), g = dwq_r.get(c, n), v = offsets(p, k, c, n);
+            for (int i = 0; i < 4; i++) {
+                const float u = quotient(x.v[i], k.grid), round = rounded(u + v.v[i]),
+                            kept = clamped(round, k.grid);
+                const bool outside = kept != round;
+                sum_h[j] += g.v[i] * (outside ? kept : round - u);
+                sum_z[j] -= outside ? g.v[i] * k.grid.h : 0;
+            }
+        });
+        *dh = add_quads<L>(sum_h);
+        *dz = add_quads<L>(sum_z);
     }
+
+    template <class L> __device__ void run() const
+    {
+        wgroup<L> k = own_group<L>(p);
+        float sum_h, sum_z, dgamma, dbeta;
+        measure(p, &k);
+        sums(k, &sum_h, &sum_z);
+        if (!k.writes)
+            return;
+        clip_grads(k, p.bits, sum_h, sum_z, &dgamma, &dbeta);
+        da[k.r * da_ld + k.g] = dgamma;
+        db[k.r * db_ld + k.g] = dbeta;
+    }
+};
+
+/* v -= rate sign(dL/dw^), clamped to [-1/2, 1/2] (SignRound, Cheng et al. 2023), as
+ * quant_weight_offset_step(). */
+struct step_offsets {
+    static constexpr bool VALUES = false;
+    weights p;
+    view dwq;
+    float rate;
+    template <class L> __device__ void run() const
+    {
+        wgroup<L> k = own_group<L>(p);
+        read_stored(p, &k);
+        const typename L::row w(p.w, k.r), dwq_r(dwq, k.r), v_r(p.v, k.r);
+        each_quad_of(k, [&](typename L::column c, int n, int) {
+            const quad x = w.get(c, n), g = dwq_r.get(c, n);
+            quad v = v_r.get(c, n);
+            for (int i = 0; i < 4; i++) {
+                const float round = rounded(quotient(x.v[i], k.grid) + v.v[i]);
+                const float step = clamped(round, k.grid) == round ? rate : 0;
+                v.v[i] += g.v[i] > 0 ? -step : g.v[i] < 0 ? step : 0;
+                v.v[i] = quant_clamp(v.v[i], -0.5f, 0.5f);
+            }
+            v_r.put(c, n, v);
+        });
+    }
+};
+
+/* Returns true if x's quads are aligned in each group. */
+static bool whole_quads(const view &x, const weights &p)
+{
+    return x.wide && (p.G % 4 == 0 || p.groups == 1);
 }
 
 static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
                           const struct tensor *scales, const struct tensor *zeros)
 {
     weights p = {};
-    p.w = view_of(q->w);
-    p.wq = view_of(wq);
-    p.v = view_of(q->v);
-    p.rows = q->w->dim[0];
     p.cols = q->w->dim[1];
     p.G = q->group_size ? q->group_size : p.cols;
     p.groups = (p.cols + p.G - 1) / p.G;
+    p.all = q->w->dim[0] * p.groups;
     p.bits = q->bits;
     p.scale_bits = q->scale_bits;
-    const bool aligned =
-        p.G % 4 == 0 || p.groups == 1; /* groups start at a multiple of four */
-    p.w.wide = p.w.wide && aligned;
-    p.wq.wide = p.wq.wide && aligned;
-    p.v.wide = p.v.wide && aligned;
+    view *const views[] = {&p.w, &p.wq, &p.v};
+    const struct tensor *const tensors[] = {q->w, wq, q->v};
+    for (int i = 0; i < 3; i++) {
+        *views[i] = view_of(tensors[i]);
+        views[i]->wide = whole_quads(*views[i], p);
+    }
     if (scales) {
         p.scales = (uint16_t *)scales->data;
         p.scales_ld = scales->ld;
@@ -240,28 +414,59 @@ static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
     return p;
 }
 
-/* One warp for every group. */
-static unsigned grid_of(const weights &p)
+/* The gradient of the weights, as the kernels read it. */
+static view grad_of(const struct tensor *dwq, const weights &p)
 {
-    return blocks_all(p.rows * p.groups, BLOCK / WARP_SIZE);
+    view g = view_of(dwq);
+    g.wide = whole_quads(g, p);
+    return g;
+}
+
+/* Returns true if each tensor given has whole quads in short groups, so that quad_layout
+ * fits. */
+static bool is_quads(const weights &p, const view *also)
+{
+    const view *const views[] = {&p.w, &p.wq, &p.v, also};
+    bool fits = p.cols % 4 == 0 && p.cols <= INT_MAX / 2 && p.G <= SHORT_GROUP;
+    for (const view *x : views)
+        fits = fits && (!x || !x->p || x->wide);
+    return fits;
+}
+
+template <class L, class F>
+static void launch_groups(struct dev *d, const char *what, const F &f)
+{
+    CUDA_LAUNCH((weight_kernel<L, F>), blocks_all(f.p.all, BLOCK / L::LANES), BLOCK, 0,
+                gpu_of(d)->stream, f);
+    launched(d, what);
+}
+
+/* also: what f reads besides its weights, or NULL. */
+template <class F>
+static void run_groups(struct dev *d, const char *what, const F &f, const view *also)
+{
+    if (!is_quads(f.p, also))
+        return launch_groups<any_layout>(d, what, f);
+    if constexpr (F::VALUES)
+        if (f.p.wq.bf16)
+            return launch_groups<quad_layout<true>>(d, what, f);
+    launch_groups<quad_layout<false>>(d, what, f);
 }
 
 static void cuda_fake_quant_weights(struct dev *d, const struct tensor *wq,
                                     const struct tensor *scales, const struct tensor *zeros,
                                     const struct weight_quant *q)
 {
-    const weights p = weights_of(q, wq, scales, zeros);
-    CUDA_LAUNCH(fake_quant_weights_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "fake_quant_weights");
+    const clip_weights f = {weights_of(q, wq, scales, zeros)};
+    run_groups(d, "fake_quant_weights", f, nullptr);
 }
 
 static void cuda_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                    const struct tensor *scales, const struct tensor *zeros,
                                    const struct weight_quant *q)
 {
-    const weights p = weights_of(q, wq, scales, zeros);
-    CUDA_LAUNCH(fake_quant_stored_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p);
-    launched(d, "fake_quant_stored");
+    const stored_weights f = {weights_of(q, wq, scales, zeros)};
+    run_groups(d, "fake_quant_stored", f, nullptr);
 }
 
 static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
@@ -269,11 +474,9 @@ static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                         const struct weight_quant *q)
 {
     const weights p = weights_of(q, nullptr, nullptr, nullptr);
-    view g = view_of(dwq);
-    g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
-    CUDA_LAUNCH(fake_quant_weights_bwd_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p,
-                g, (float *)da->data, da->ld, (float *)db->data, db->ld);
-    launched(d, "fake_quant_weights_bwd");
+    const clip_weights_bwd f = {
+        p, grad_of(dwq, p), (float *)da->data, (float *)db->data, da->ld, db->ld};
+    run_groups(d, "fake_quant_weights_bwd", f, &f.dwq);
 }
 
 static void cuda_round_step(struct dev *d, const struct tensor *dwq,
@@ -281,10 +484,8 @@ static void cuda_round_step(struct dev *d, const struct tensor *dwq,
                             const struct weight_quant *q, float rate)
 {
     const weights p = weights_of(q, nullptr, scales, zeros);
-    view g = view_of(dwq);
-    g.wide = g.wide && (p.G % 4 == 0 || p.groups == 1);
-    CUDA_LAUNCH(round_step_kernel, grid_of(p), BLOCK, 0, gpu_of(d)->stream, p, g, rate);
-    launched(d, "round_step");
+    const step_offsets f = {p, grad_of(dwq, p), rate};
+    run_groups(d, "round_step", f, &f.dwq);
 }
 
 void fill_weight(struct dev_ops *o)

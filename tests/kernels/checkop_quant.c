@@ -17,6 +17,8 @@ struct weight_case {
     enum ck_pattern pattern;
     bool offset; /* v is given */
     int scale_bits;
+    bool whole; /* rows lie at multiples of four elements */
+    enum { WEIGHT_ANY, WEIGHT_TIES, WEIGHT_HUGE } values;
 };
 
 struct weight_in {
@@ -30,23 +32,49 @@ static int64_t groups_of(const struct weight_case *k)
 
 static void name_weight(struct ck *c, const struct weight_case *k)
 {
-    if (!ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s, %s",
+    static const char *const values[] = {"", ", ties", ", huge"};
+    if (!ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s%s%s, %s",
                   (long)k->rows, (long)k->cols, (long)k->G, k->bits, k->scale_bits,
                   k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
                   k->wq == DT_OTHER  ? ", no values"
                   : k->wq == DT_BF16 ? ", BF16"
                                      : "",
+                  k->whole ? ", whole quads" : "", values[k->values],
                   ck_pattern_name[k->pattern]))
         return;
+}
+
+/* Rows and columns of the weights. */
+static struct ck_shape shape_of(const struct weight_case *k, enum dtype t, int64_t pad)
+{
+    return ck_2d(t, k->rows, k->cols, k->whole ? 4 : pad);
+}
+
+/* Ties: every weight lies between two codes, at (n + 1/2) h, with another h in each row; 1 / h
+ * is inexact for most. Huge: w / h overflows, with the clipping that weight_inputs() gives. */
+static struct tensor weight_values(struct ck *c, const struct weight_case *k)
+{
+    if (k->values == WEIGHT_ANY)
+        return ck_in(c, shape_of(k, DT_F32, 3), k->pattern);
+    const struct tensor w = ck_in_empty(c, shape_of(k, DT_F32, 3));
+    const double last = (1 << k->bits) - 1;
+    for (int64_t r = 0; r < k->rows; r++)
+        for (int64_t i = 0; i < k->cols; i++) {
+            const double h = (double)f16_to_f32((uint16_t)(0x2001 + 13 * r));
+            const double tie = (fmod((double)i, last + 1) - last / 2) * h;
+            ck_set(&w, r, i, k->values == WEIGHT_TIES ? tie : i % 2 ? 3e38 : -2e38);
+        }
+    return w;
 }
 
 static struct weight_in weight_inputs(struct ck *c, const struct weight_case *k)
 {
     const struct ck_shape g = ck_2d(DT_F32, k->rows, groups_of(k), 2);
-    return (struct weight_in){
-        ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 3), k->pattern), ck_in_range(c, g, -2, 6),
-        ck_in_range(c, g, -2, 6),
-        ck_in_range(c, ck_2d(DT_F32, k->rows, k->cols, 2), -0.5, 0.5)};
+    const double least = k->values == WEIGHT_HUGE ? -100 : -2,
+                 most = k->values == WEIGHT_HUGE ? -99 : 6;
+    return (struct weight_in){weight_values(c, k), ck_in_range(c, g, least, most),
+                              ck_in_range(c, g, least, most),
+                              ck_in_range(c, shape_of(k, DT_F32, 2), -0.5, 0.5)};
 }
 
 /* The inputs as the operation takes them: with clipping parameters, and with offsets in
@@ -70,8 +98,7 @@ static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
     if (!k->learned)
         p.a = p.b = NULL;
     const bool values = k->wq != DT_OTHER;
-    const struct ck_out wq =
-        ck_poisoned(c, ck_2d(values ? k->wq : DT_F32, k->rows, k->cols, 5));
+    const struct ck_out wq = ck_poisoned(c, shape_of(k, values ? k->wq : DT_F32, 5));
     const struct ck_out sc = ck_poisoned(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct ck_out z = ck_poisoned(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
     CK_EACH(c, s)
@@ -92,7 +119,7 @@ static void one_apply(struct ck *c, const struct weight_case *k)
     const struct weight_quant p = quant_of(k, &in);
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
-    const struct ck_shape shape = ck_2d(k->wq, k->rows, k->cols, 5);
+    const struct ck_shape shape = shape_of(k, k->wq, 5);
     const struct ck_out wq = ck_poisoned(c, shape);
     struct ck_out clipped = ck_poisoned(c, shape);
     ck_ok(c,
@@ -143,7 +170,7 @@ static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k
     name_weight(c, k);
     const struct weight_in in = weight_inputs(c, k);
     const struct weight_quant p = quant_of(k, &in);
-    const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
+    const struct tensor dwq = ck_in(c, shape_of(k, DT_F32, 1), PAT_RANDOM);
     const struct ck_shape shape = ck_2d(DT_F32, k->rows, groups_of(k), 4);
     const struct ck_out da = ck_poisoned(c, shape), db = ck_poisoned(c, shape);
     const int64_t n = k->rows * groups_of(k);
@@ -162,6 +189,49 @@ static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k
 static const int64_t weight_shapes[][3] = {{1, 1, 0},     {1, 37, 16}, {5, 64, 32},
                                            {3, 130, 128}, {4, 50, 0},  {2, 9, 1},
                                            {3, 24, 100}};
+
+/* Short groups in whole quads, which a kernel may take another way: several of a warp, ragged
+ * ones, the longest, the shortest; and groups that end within quads. */
+static const int64_t whole_shapes[][3] = {
+    {3, 384, 128}, {2, 260, 64}, {1, 1024, 512}, {17, 4, 4}, {2, 36, 6}};
+
+static void each_whole(struct ck *c, void (*one)(struct ck *c, const struct weight_case *k),
+                       bool bf16)
+{
+    for (size_t i = 0; i < ARRAY_LEN(whole_shapes); i++)
+        for (int p = 0; p < N_PATTERNS; p++) {
+            struct weight_case k = {.rows = whole_shapes[i][0],
+                                    .cols = whole_shapes[i][1],
+                                    .G = whole_shapes[i][2],
+                                    .bits = 2 + (int)(p + i) % 7,
+                                    .learned = true,
+                                    .wq = DT_F32,
+                                    .pattern = (enum ck_pattern)p,
+                                    .whole = true};
+            one(c, &k);
+            k.offset = true;
+            k.wq = bf16 ? DT_BF16 : DT_F32;
+            one(c, &k);
+        }
+}
+
+/* Forward with values where a quotient must be exact, or could overflow. */
+static void each_edge(struct ck *c, void (*one)(struct ck *c, const struct weight_case *k))
+{
+    for (int whole = 0; whole < 2 && !c->bench; whole++) {
+        struct weight_case k = {.rows = 64,
+                                .cols = 16,
+                                .bits = 4,
+                                .wq = DT_F32,
+                                .whole = whole,
+                                .values = WEIGHT_TIES};
+        one(c, &k);
+        k.learned = true;
+        k.rows = 2;
+        k.values = WEIGHT_HUGE;
+        one(c, &k);
+    }
+}
 
 static void each_weight(struct ck *c,
                         void (*one)(struct ck *c, const struct weight_case *k), bool plain,
@@ -200,16 +270,19 @@ static void each_weight(struct ck *c,
                 if (no_values)
                     one(c, &k);
             }
+    each_whole(c, one, bf16);
 }
 
 static void test_fake_quant_weights(struct ck *c)
 {
     each_weight(c, one_fake_quant_weights, true, true, true);
+    each_edge(c, one_fake_quant_weights);
 }
 
 static void test_apply(struct ck *c)
 {
     each_weight(c, one_apply, false, false, true);
+    each_edge(c, one_apply);
 }
 
 /* v is read and written: each side has a copy of its own with the same start values. */
@@ -219,10 +292,10 @@ static void one_round_step(struct ck *c, const struct weight_case *k)
     const struct weight_in in = weight_inputs(c, k);
     struct weight_quant p = quant_of(k, &in);
     p.v = NULL;
-    const struct tensor dwq = ck_in(c, ck_2d(DT_F32, k->rows, k->cols, 1), PAT_RANDOM);
+    const struct tensor dwq = ck_in(c, shape_of(k, DT_F32, 1), PAT_RANDOM);
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
     const struct tensor z = ck_in_empty(c, ck_2d(DT_U8, k->rows, groups_of(k), 1));
-    const struct ck_out v = ck_poisoned(c, ck_2d(DT_F32, k->rows, k->cols, 5));
+    const struct ck_out v = ck_poisoned(c, shape_of(k, DT_F32, 5));
     ck_ok(c, dev_fake_quant_weights(c->dev[SIDE_REF], NULL, &sc, &z, &p));
     CK_EACH(c, s)
     {

@@ -96,8 +96,18 @@ MUTANTS = {
     "finite-flag-not-cleared": ("cuda_train.cu", "bool cuda_all_finite(",
                                 '!went_well(d, cudaMemsetAsync(found, 0, sizeof(int), st), "all_finite")', "false", "all_finite"),
     "sum-all-threads-write": ("cuda_train.cu", "void sum_kernel(", "threadIdx.x == 0", "true", "loss"),
-    "weight-columns-left": ("cuda_weight.cu", "int left(", "k.end - c < 4", "k.end - c < 1", "fake_quant_weights"),
-    "weight-grad-outside": ("cuda_weight.cu", "void group_grads(", "q > Q || q < 0", "q > Q", "fake_quant_weights_bwd"),
+    "weight-columns-left": ("cuda_weight.cu", "each_quad_of(", "k.end - c < 4", "k.end - c < 1", "fake_quant_weights"),
+    "weight-grad-outside": ("cuda_weight.cu", "struct clip_weights_bwd", "kept != round", "kept < round", "fake_quant_weights_bwd"),
+    "weight-lanes-of-a-group": ("cuda_weight.cu", "wgroup<L> own_group(", "threadIdx.x / L::LANES", "threadIdx.x / (L::LANES + 1)",
+                                "fake_quant_weights"),
+    "weight-past-the-last-group": ("cuda_weight.cu", "wgroup<L> own_group(", "exists && lane == 0", "lane == 0", "fake_quant_weights"),
+    "weight-gamma-of-the-neighbour": ("cuda_weight.cu", "void clip_factors(", "odd ? other : own", "own", "fake_quant_weights"),
+    "weight-quotient": ("cuda_weight.cu", "float quotient(", "fmaf(fmaf(-q, g.h, x), g.inverse, q)", "q", "fake_quant_weights"),
+    "weight-quotient-overflow": ("cuda_weight.cu", "float quotient(", "fminf(fmaxf(w, -0x1p100f), 0x1p100f)", "w",
+                                 "fake_quant_weights"),
+    "weight-whole-quads": ("cuda_weight.cu", "bool whole_quads(", "p.G % 4 == 0", "true", "fake_quant_weights"),
+    "weight-grad-quads": ("cuda_weight.cu", "float add_quads(", "j < half", "j < half - 1", "fake_quant_weights_bwd"),
+    "weight-step-outside": ("cuda_weight.cu", "struct step_offsets", "clamped(round, k.grid) == round", "true", "round_step"),
 }
 HEADERS = sorted({m[0] for m in MUTANTS.values() if m[0].endswith(".h")})
 PRELUDE = "/* written by mutate.py */\nextern int wkvq_mutant;\n"
