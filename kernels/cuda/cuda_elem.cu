@@ -1,37 +1,127 @@
 /* SPDX-License-Identifier: MIT
  *
  * Operations on elements: copy and conversion, bias, add, scale, rotary embedding, gated
- * SiLU, exp. A thread takes four neighbouring elements of a row. Also the rows of a mixture of
- * experts. */
+ * SiLU, exp. A thread takes eight neighbouring elements of a row, or four. Also the rows of a
+ * mixture of experts. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
 {
 
-/* Calls f(r, c, n) for pieces of n <= 4 columns of every row. */
-template <class F> __global__ void each_quad(F f, int64_t rows, int64_t cols)
+/* --- pieces of a row ------------------------------------------------------------------ */
+
+/* N neighbouring elements. */
+template <int N> struct elements {
+    float v[N];
+};
+
+/* True if there is no tensor, or its rows have accesses of 16 bytes at each multiple of eight
+ * elements. */
+static bool in_octs(const view &x)
 {
-    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
-        for (int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; c < cols;
-             c += (int64_t)gridDim.x * blockDim.x * 4)
-            f(r, c, cols - c < 4 ? (int)(cols - c) : 4);
+    return !x.p || (x.ld % (x.bf16 ? 8 : 4) == 0 && (uintptr_t)x.p % 16 == 0);
 }
 
-template <class F>
-static void run_quads(struct dev *d, const char *what, F f, int64_t rows, int64_t cols)
+/* Eight BF16 elements from i on. */
+__device__ static elements<8> get_half8(const view &x, int64_t i)
 {
-    const dim3 grid(blocks_for(cols, 4 * BLOCK), blocks_for(rows, 1));
-    CUDA_LAUNCH(each_quad<F>, grid, BLOCK, 0, gpu_of(d)->stream, f, rows, cols);
+    const uint4 u = load_wide<uint4>((const uint16_t *)x.p + i);
+    const unsigned pair[4] = {u.x, u.y, u.z, u.w};
+    elements<8> q;
+    for (int k = 0; k < 8; k++)
+        q.v[k] = f32_from_bits(k % 2 ? pair[k / 2] & 0xffff0000u : pair[k / 2] << 16);
+    return q;
+}
+
+__device__ static void put_half8(const view &x, int64_t i, const elements<8> &q)
+{
+    unsigned pair[4];
+    for (int k = 0; k < 4; k++)
+        pair[k] = to_bf16(q.v[2 * k]) | (unsigned)to_bf16(q.v[2 * k + 1]) << 16;
+    uint4 u;
+    u.x = pair[0];
+    u.y = pair[1];
+    u.z = pair[2];
+    u.w = pair[3];
+    store_wide((uint16_t *)x.p + i, u);
+}
+
+/* Access n <= 4 elements as get4() and put4(), or all of eight where in_octs() allows it. */
+template <int N>
+__device__ __forceinline__ elements<N> get_some(const view &x, int64_t i, int n)
+{
+    if constexpr (N == 8)
+        if (x.bf16)
+            return get_half8(x, i);
+    elements<N> q;
+    for (int part = 0; part < N; part += 4) {
+        const quad four = get4(x, i + part, N == 8 ? 4 : n);
+        for (int k = 0; k < 4; k++)
+            q.v[part + k] = four.v[k];
+    }
+    return q;
+}
+
+template <int N>
+__device__ __forceinline__ void put_some(const view &x, int64_t i, int n,
+                                         const elements<N> &q)
+{
+    if constexpr (N == 8)
+        if (x.bf16)
+            return put_half8(x, i, q);
+    for (int part = 0; part < N; part += 4) {
+        quad four;
+        for (int k = 0; k < 4; k++)
+            four.v[k] = q.v[part + k];
+        put4(x, i + part, N == 8 ? 4 : n, four);
+    }
+}
+
+/* Calls f.run<N>(r, c, n) for pieces of n <= N columns of every row. */
+template <int N, class F> __global__ void each_piece(F f, int64_t rows, int64_t cols)
+{
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
+        for (int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * N; c < cols;
+             c += (int64_t)gridDim.x * blockDim.x * N)
+            f.template run<N>(r, c, cols - c < N ? (int)(cols - c) : N);
+}
+
+template <int N, class F>
+static void launch_pieces(struct dev *d, const F &f, int64_t rows, int64_t cols)
+{
+    const int64_t warps = (cols + N * WARP_SIZE - 1) / (N * WARP_SIZE);
+    const unsigned threads =
+        warps < BLOCK / WARP_SIZE ? (unsigned)warps * WARP_SIZE : BLOCK;
+    const dim3 grid(blocks_for(cols, N * (int64_t)threads), blocks_for(rows, 1));
+    CUDA_LAUNCH((each_piece<N, F>), grid, threads, 0, gpu_of(d)->stream, f, rows, cols);
+}
+
+/* Eight columns a thread, so that BF16 is accessed in 16 bytes, where all tensors allow it
+ * (F::octs); else four. */
+template <class F>
+static void run_pieces(struct dev *d, const char *what, const F &f, int64_t rows,
+                       int64_t cols)
+{
+    if (cols % 8 == 0 && f.octs())
+        launch_pieces<8>(d, f, rows, cols);
+    else
+        launch_pieces<4>(d, f, rows, cols);
     launched(d, what);
 }
 
-struct copy_quad {
+struct copy_piece {
     view y, x;
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+    bool octs() const
     {
-        put4(y, r * y.ld + c, n, get4(x, r * x.ld + c, n));
+        return in_octs(y) && in_octs(x);
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        put_some<N>(y, r * y.ld + c, n, get_some<N>(x, r * x.ld + c, n));
     }
 };
+
+/* --- operations ----------------------------------------------------------------------- */
 
 static bool contiguous(const struct tensor *x)
 {
@@ -49,26 +139,31 @@ static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor
                   "copy");
         return;
     }
-    run_quads(d, "copy", copy_quad{view_of(y), view_of(x)}, rows_of(x), width_of(x));
+    run_pieces(d, "copy", copy_piece{view_of(y), view_of(x)}, rows_of(x), width_of(x));
 }
 
 /* y = a + b. With ld 0, one row of b is added to every row. */
-struct add_quad {
+struct add_piece {
     view y, a, b;
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+    bool octs() const
     {
-        quad q = get4(a, r * a.ld + c, n);
-        const quad p = get4(b, r * b.ld + c, n);
-        for (int k = 0; k < 4; k++)
+        return in_octs(y) && in_octs(a) && in_octs(b);
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        elements<N> q = get_some<N>(a, r * a.ld + c, n);
+        const elements<N> p = get_some<N>(b, r * b.ld + c, n);
+        for (int k = 0; k < N; k++)
             q.v[k] += p.v[k];
-        put4(y, r * y.ld + c, n, q);
+        put_some<N>(y, r * y.ld + c, n, q);
     }
 };
 
 static void cuda_add(struct dev *d, const struct tensor *y, const struct tensor *a,
                      const struct tensor *b)
 {
-    run_quads(d, "add", add_quad{view_of(y), view_of(a), view_of(b)}, y->dim[0], y->dim[1]);
+    run_pieces(d, "add", add_piece{view_of(y), view_of(a), view_of(b)}, y->dim[0],
+               y->dim[1]);
 }
 
 static void cuda_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
@@ -76,24 +171,28 @@ static void cuda_bias(struct dev *d, const struct tensor *y, const struct tensor
     view v = view_of(b);
     v.ld = 0;
     v.wide = (uintptr_t)b->data % 16 == 0;
-    run_quads(d, "bias", add_quad{view_of(y), view_of(y), v}, y->dim[0], y->dim[1]);
+    run_pieces(d, "bias", add_piece{view_of(y), view_of(y), v}, y->dim[0], y->dim[1]);
 }
 
-struct scale_quad {
+struct scale_piece {
     view y;
     float factor;
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+    bool octs() const
     {
-        quad q = get4(y, r * y.ld + c, n);
-        for (int k = 0; k < 4; k++)
+        return in_octs(y);
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        elements<N> q = get_some<N>(y, r * y.ld + c, n);
+        for (int k = 0; k < N; k++)
             q.v[k] *= factor;
-        put4(y, r * y.ld + c, n, q);
+        put_some<N>(y, r * y.ld + c, n, q);
     }
 };
 
 static void cuda_scale(struct dev *d, const struct tensor *y, float factor)
 {
-    run_quads(d, "scale", scale_quad{view_of(y), factor}, y->dim[0], y->dim[1]);
+    run_pieces(d, "scale", scale_piece{view_of(y), factor}, y->dim[0], y->dim[1]);
 }
 
 __device__ static float sigmoid(float x)
@@ -114,84 +213,123 @@ __device__ static float gate_slope(enum gate_act act, float g)
     return act == GATE_SILU ? 1 : (float)GELU_A + 3 * (float)GELU_B * (x * x);
 }
 
-/* y = g sigma(z) u. A row of gu is F values of g, then F of u. If F is no multiple of 4, a
- * quad of u is not aligned and is read element by element. */
-struct gate_quad {
-    view y, gu;
-    int64_t F;
-    enum gate_act act;
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+/* A row of gu is F values of g, then F of u. If F is no multiple of 4, a piece of u is not
+ * aligned and is accessed element by element. */
+struct gate_rows {
+    view g, u;
+    gate_rows(const struct tensor *gu, int64_t F) : g(view_of(gu)), u(g)
     {
-        quad g = get4(gu, r * gu.ld + c, n);
-        const quad u = F % 4 ? quad_at(r, F + c, n) : get4(gu, r * gu.ld + F + c, n);
-        for (int k = 0; k < 4; k++)
-            g.v[k] = g.v[k] * sigmoid(gate_arg(act, g.v[k])) * u.v[k];
-        put4(y, r * y.ld + c, n, g);
+        u.p = (char *)u.p + F * (u.bf16 ? 2 : 4);
+        u.wide = g.wide && F % 4 == 0;
     }
-    __device__ quad quad_at(int64_t r, int64_t c, int n) const
+    bool octs() const
     {
-        view narrow = gu;
-        narrow.wide = false;
-        return get4(narrow, r * gu.ld + c, n);
+        return in_octs(g) && in_octs(u);
+    }
+};
+
+/* y = g sigma(z) u. */
+struct gate_piece {
+    view y;
+    gate_rows in;
+    enum gate_act act;
+    bool octs() const
+    {
+        return in_octs(y) && in.octs();
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        elements<N> g = get_some<N>(in.g, r * in.g.ld + c, n);
+        const elements<N> u = get_some<N>(in.u, r * in.u.ld + c, n);
+        for (int k = 0; k < N; k++)
+            g.v[k] = g.v[k] * sigmoid(gate_arg(act, g.v[k])) * u.v[k];
+        put_some<N>(y, r * y.ld + c, n, g);
     }
 };
 
 static void cuda_gate(struct dev *d, enum gate_act act, const struct tensor *y,
                       const struct tensor *gu)
 {
-    run_quads(d, "gate", gate_quad{view_of(y), view_of(gu), y->dim[1], act}, y->dim[0],
-              y->dim[1]);
+    const gate_piece f = {view_of(y), gate_rows(gu, y->dim[1]), act};
+    run_pieces(d, "gate", f, y->dim[0], y->dim[1]);
 }
 
 /* dg = dy u sigma(z) (1 + g z' (1 - sigma(z))), du = dy g sigma(z). A thread reads g and u
  * before it writes their gradients, so dgu may be gu. */
-struct gate_bwd_quad {
-    view dgu, dy;
-    gate_quad fwd; /* its gu */
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+struct gate_bwd_piece {
+    view dy;
+    gate_rows in, out;
+    enum gate_act act;
+    bool octs() const
     {
-        const view &gu = fwd.gu;
-        const int64_t F = fwd.F;
-        quad g = get4(gu, r * gu.ld + c, n), u = fwd.quad_at(r, F + c, n);
-        const quad dq = get4(dy, r * dy.ld + c, n);
-        for (int k = 0; k < 4; k++) {
-            const float x = g.v[k], sig = sigmoid(gate_arg(fwd.act, x));
-            const float slope = x * gate_slope(fwd.act, x);
+        return in_octs(dy) && in.octs() && out.octs();
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        elements<N> g = get_some<N>(in.g, r * in.g.ld + c, n),
+                    u = get_some<N>(in.u, r * in.u.ld + c, n);
+        const elements<N> dq = get_some<N>(dy, r * dy.ld + c, n);
+        for (int k = 0; k < N; k++) {
+            const float x = g.v[k], sig = sigmoid(gate_arg(act, x));
+            const float slope = x * gate_slope(act, x);
             g.v[k] = dq.v[k] * u.v[k] * sig * (1 + slope * (1 - sig));
             u.v[k] = dq.v[k] * x * sig;
         }
-        view up = dgu;
-        up.wide = dgu.wide && F % 4 == 0;
-        put4(dgu, r * dgu.ld + c, n, g);
-        put4(up, r * dgu.ld + F + c, n, u);
+        put_some<N>(out.g, r * out.g.ld + c, n, g);
+        put_some<N>(out.u, r * out.u.ld + c, n, u);
     }
 };
 
 static void cuda_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu,
                           const struct tensor *dy, const struct tensor *gu)
 {
-    const gate_bwd_quad f = {
-        view_of(dgu), view_of(dy), {view_of(dy), view_of(gu), dy->dim[1], act}};
-    run_quads(d, "gate_bwd", f, dy->dim[0], dy->dim[1]);
+    const int64_t F = dy->dim[1];
+    const gate_bwd_piece f = {view_of(dy), gate_rows(gu, F), gate_rows(dgu, F), act};
+    run_pieces(d, "gate_bwd", f, dy->dim[0], F);
 }
 
 /* Rotates the pairs (x[k], x[k + r/2]) of every head by the token's angle (Su et al. 2021),
  * in the layout of Hugging Face's checkpoints. sign -1 rotates back. A row is a token;
  * column c of H * r/2 is one pair of one head. */
 struct rope_pairs {
-    view x;
-    const float *cs, *sn;
-    int64_t cs_ld, sn_ld, half, d;
+    view x, cs, sn;
+    int64_t half, d;
     float sign;
-    __device__ void operator()(int64_t r, int64_t c0, int n) const
+    /* Eight pairs are then of one head. */
+    bool octs() const
     {
-        for (int64_t c = c0; c < c0 + n; c++) {
-            const int64_t h = c / half, k = c - h * half, at = r * x.ld + h * d + k;
-            const float x1 = get(x, at), x2 = get(x, at + half);
-            const float co = cs[r * cs_ld + k], si = sign * sn[r * sn_ld + k];
-            put(x, at, x1 * co - x2 * si);
-            put(x, at + half, x2 * co + x1 * si);
+        return in_octs(x) && in_octs(cs) && in_octs(sn) && half % 8 == 0 && d % 8 == 0;
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c0, int n) const
+    {
+        if constexpr (N == 8)
+            rotate8(r, (uint64_t)c0);
+        else
+            for (int64_t c = c0; c < c0 + n; c++)
+                rotate(r, c);
+    }
+    __device__ void rotate(int64_t r, int64_t c) const
+    {
+        const int64_t h = c / half, k = c - h * half, at = r * x.ld + h * d + k;
+        const float x1 = get(x, at), x2 = get(x, at + half);
+        const float co = get(cs, r * cs.ld + k), si = sign * get(sn, r * sn.ld + k);
+        put(x, at, x1 * co - x2 * si);
+        put(x, at + half, x2 * co + x1 * si);
+    }
+    __device__ void rotate8(int64_t r, uint64_t c) const
+    {
+        const uint64_t h = c / (uint64_t)half, k = c - h * (uint64_t)half;
+        const int64_t at = r * x.ld + (int64_t)h * d + (int64_t)k;
+        elements<8> x1 = get_some<8>(x, at, 8), x2 = get_some<8>(x, at + half, 8);
+        const elements<8> co = get_some<8>(cs, r * cs.ld + (int64_t)k, 8),
+                          si = get_some<8>(sn, r * sn.ld + (int64_t)k, 8);
+        for (int i = 0; i < 8; i++) {
+            const float a = x1.v[i], b = x2.v[i], s = sign * si.v[i];
+            x1.v[i] = a * co.v[i] - b * s;
+            x2.v[i] = b * co.v[i] + a * s;
         }
+        put_some<8>(x, at, 8, x1);
+        put_some<8>(x, at + half, 8, x2);
     }
 };
 
@@ -199,32 +337,30 @@ static void cuda_rope(struct dev *d, const struct tensor *x, const struct tensor
                       const struct tensor *sin, bool inverse)
 {
     const int64_t half = cos->dim[1];
-    const rope_pairs f = {view_of(x),
-                          (const float *)cos->data,
-                          (const float *)sin->data,
-                          cos->ld,
-                          sin->ld,
-                          half,
-                          x->dim[2],
-                          inverse ? -1.0f : 1.0f};
-    run_quads(d, "rope", f, x->dim[0], x->dim[1] * half);
+    const rope_pairs f = {view_of(x), view_of(cos), view_of(sin),
+                          half,       x->dim[2],    inverse ? -1.0f : 1.0f};
+    run_pieces(d, "rope", f, x->dim[0], x->dim[1] * half);
 }
 
-struct exp_quad {
+struct exp_piece {
     view s, ls;
-    __device__ void operator()(int64_t, int64_t c, int n) const
+    bool octs() const
     {
-        quad q = get4(ls, c, n);
-        for (int k = 0; k < 4; k++)
+        return in_octs(s) && in_octs(ls);
+    }
+    template <int N> __device__ void run(int64_t, int64_t c, int n) const
+    {
+        elements<N> q = get_some<N>(ls, c, n);
+        for (int k = 0; k < N; k++)
             q.v[k] = expf(q.v[k]);
-        put4(s, c, n, q);
+        put_some<N>(s, c, n, q);
     }
 };
 
 /* The operation needs equal counts, not equal shapes. */
 static void cuda_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 {
-    run_quads(d, "exp", exp_quad{view_of(s), view_of(ls)}, 1, tensor_count(ls));
+    run_pieces(d, "exp", exp_piece{view_of(s), view_of(ls)}, 1, tensor_count(ls));
 }
 
 /* The rows of x that belong to row r of y, or of its gradient: index[r J + j], j < J. */
@@ -239,20 +375,24 @@ struct gathered {
 };
 
 /* y[r] = sum_j weight[r,j] x[index[r,j]]. weight NULL: 1. */
-struct gather_quad {
+struct gather_piece {
     view y;
     gathered g;
     GLOBAL(const float) weight;
-    __device__ void operator()(int64_t r, int64_t c, int n) const
+    bool octs() const
     {
-        quad sum = {{0, 0, 0, 0}};
+        return in_octs(y) && in_octs(g.x);
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        elements<N> sum = {};
         for (int64_t j = 0; j < g.J; j++) {
-            const quad q = get4(g.x, g.row(r, j) + c, n);
+            const elements<N> q = get_some<N>(g.x, g.row(r, j) + c, n);
             const float w = weight ? (float)weight[r * g.J + j] : 1.0f;
-            for (int k = 0; k < 4; k++)
+            for (int k = 0; k < N; k++)
                 sum.v[k] = fmaf(w, q.v[k], sum.v[k]);
         }
-        put4(y, r * y.ld + c, n, sum);
+        put_some<N>(y, r * y.ld + c, n, sum);
     }
 };
 
@@ -264,9 +404,9 @@ static gathered rows_at(const struct tensor *x, const struct tensor *index)
 static void cuda_gather(struct dev *d, const struct tensor *y, const struct tensor *x,
                         const struct tensor *index, const struct tensor *weight)
 {
-    const gather_quad f = {view_of(y), rows_at(x, index),
-                           weight ? (const float *)weight->data : nullptr};
-    run_quads(d, "gather", f, y->dim[0], y->dim[1]);
+    const gather_piece f = {view_of(y), rows_at(x, index),
+                            weight ? (const float *)weight->data : nullptr};
+    run_pieces(d, "gather", f, y->dim[0], y->dim[1]);
 }
 
 /* dw[r,j] = sum_c dy[r,c] x[index[r,j],c]. A warp takes a pair (r, j). */

@@ -65,6 +65,12 @@ struct ck_shape {
     int n_dims;
     int64_t dim[3], pad;
 };
+/* pad, or 8 for rows of 16 n columns, which then lie at multiples of 8 elements, as wide accesses
+ * want them. Rows of 8 n columns at other distances exclude such accesses. */
+static inline int64_t ck_pad(int64_t cols, int64_t pad)
+{
+    return cols % 16 ? pad : 8;
+}
 struct ck_shape ck_1d(int64_t n);
 struct ck_shape ck_2d(enum dtype t, int64_t rows, int64_t cols, int64_t pad);
 struct ck_shape ck_3d(enum dtype t, int64_t n0, int64_t n1, int64_t n2, int64_t pad);

@@ -44,9 +44,9 @@ static void one_rope(struct ck *c, const struct rope_case *k)
 static void test_rope(struct ck *c)
 {
     static const int64_t shapes[][5] = {
-        {1, 1, 2, 0, 2},    {3, 2, 8, 5, 8},     {5, 3, 80, 0, 80},
-        {2, 4, 64, 16, 64}, {4, 1, 96, 1, 96},   {3, 2, 128, 0, 128},
-        {2, 3, 8, 1, 6},    {3, 2, 128, 16, 96}, {2, 1, 7, 0, 2}};
+        {1, 1, 2, 0, 2},   {3, 2, 8, 5, 8},     {5, 3, 80, 0, 80}, {2, 4, 64, 16, 64},
+        {4, 1, 96, 1, 96}, {3, 2, 128, 0, 128}, {2, 3, 8, 1, 6},   {3, 2, 128, 16, 96},
+        {2, 1, 7, 0, 2},   {3, 2, 8, 8, 8}};
     if (c->bench) {
         one_rope(c, &(struct rope_case){256, 32, 64, 0, DT_BF16, false, PAT_RANDOM, 64});
         return;

@@ -128,10 +128,11 @@ static void one_add(struct ck *c, int64_t rows, int64_t cols, int types, bool in
                   dtype_name(ta), dtype_name(tb), in_place ? ", y is a" : "",
                   ck_pattern_name[p]))
         return;
-    const struct tensor a = ck_in(c, ck_2d(ta, rows, cols, 3), p);
-    const struct tensor b = ck_in(c, ck_2d(tb, rows, cols, 7), p);
-    const struct ck_out y =
-        in_place ? ck_copies(c, &a, 5) : ck_poisoned(c, ck_2d(ty, rows, cols, 5));
+    const struct tensor a = ck_in(c, ck_2d(ta, rows, cols, ck_pad(cols, 3)), p);
+    const struct tensor b = ck_in(c, ck_2d(tb, rows, cols, ck_pad(cols, 7)), p);
+    const struct ck_out y = in_place
+                                ? ck_copies(c, &a, ck_pad(cols, 5))
+                                : ck_poisoned(c, ck_2d(ty, rows, cols, ck_pad(cols, 5)));
     double *mag = ck_doubles(c, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++)
         mag[i] =
@@ -200,7 +201,7 @@ static void one_copy(struct ck *c, struct ck_shape from, enum dtype to, enum ck_
     }
     struct ck_shape shape = from;
     shape.dtype = to;
-    shape.pad = from.n_dims == 1 ? 0 : 2;
+    shape.pad = from.n_dims == 1 ? 0 : from.pad == 8 ? 8 : 2;
     const struct ck_out y = ck_poisoned(c, shape);
     CK_EACH(c, s) ck_ok(c, dev_copy(c->dev[s], &y.side[s], &x));
     ck_bits(c, "y", &y);

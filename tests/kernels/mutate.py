@@ -31,7 +31,7 @@ MUTANTS = {
     "attn-tile-left-out": ("attn_tiles.h", "bool tile_has(", "last > i0 - a.window", "last > i1 - a.window", "attn"),
     "attn-read-past-the-end": ("attn_tiles.h", "void load_tile(", "row + r < a.T", "row + r <= a.T", "attn"),
     "attn-row-in-int": ("attn_tiles.h", "void load_tile(", "(int64_t)(row + r) * x.ld", "(int)((row + r) * (unsigned)x.ld)", "far"),
-    "quad-row-in-int": ("cuda_elem.cu", "struct add_quad {", "r * b.ld + c", "(int)((unsigned)r * (unsigned)b.ld) + c", "far"),
+    "quad-row-in-int": ("cuda_elem.cu", "struct add_piece {", "r * b.ld + c", "(int)((unsigned)r * (unsigned)b.ld) + c", "far"),
     "kv-row-in-int": ("cuda_kv.cu", "float in(int64_t t, int64_t c) const", "t * x.ld + c", "(int)((unsigned)t * (unsigned)x.ld) + c", "far"),
     "attn-alignment": ("attn_tiles.h", "heads heads_of(", "x->ld % vec == 0", "true", "attn"),
     "ldmatrix-without-trans": ("mma.h", "PTX_LDMATRIX(", '"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"',
@@ -63,8 +63,8 @@ MUTANTS = {
                                 '!went_well(d, cudaStreamSynchronize(g->stream), what)', "false", COPIES),
     "memory-freed-in-flight": ("cuda_dev.cu", "void cuda_free(", "cuda_wait(d);", None, COPIES),
     "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
-    "quad-one-more": ("cuda_elem.cu", "void each_quad(", "cols - c < 4", "cols - c < 3", "add"),
-    "quad-stride": ("cuda_elem.cu", "void each_quad(", "gridDim.y", "gridDim.y + 1", "add"),
+    "quad-one-more": ("cuda_elem.cu", "void each_piece(", "cols - c < N", "cols - c < N - 1", "add"),
+    "quad-stride": ("cuda_elem.cu", "void each_piece(", "gridDim.y", "gridDim.y + 1", "add"),
     "rope-head": ("cuda_elem.cu", "struct rope_pairs {", "h * d + k", "2 * h * half + k", "rope"),
     "rope-pair": ("cuda_elem.cu", "struct rope_pairs {", "x2 * co + x1 * si", "x2 * co - x1 * si", "rope"),
     "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", COPIES),
@@ -108,6 +108,11 @@ MUTANTS = {
     "weight-whole-quads": ("cuda_weight.cu", "bool whole_quads(", "p.G % 4 == 0", "true", "fake_quant_weights"),
     "weight-grad-quads": ("cuda_weight.cu", "float add_quads(", "j < half", "j < half - 1", "fake_quant_weights_bwd"),
     "weight-step-outside": ("cuda_weight.cu", "struct step_offsets", "clamped(round, k.grid) == round", "true", "round_step"),
+    "oct-alignment": ("cuda_elem.cu", "bool in_octs(", "x.ld % (x.bf16 ? 8 : 4) == 0", "true", "add"),
+    "oct-order": ("cuda_elem.cu", "void put_half8(", "u.z = pair[2]", "u.z = pair[3]", "add"),
+    "gate-up-alignment": ("cuda_elem.cu", "gate_rows(const struct tensor", "F % 4 == 0", "true", "gate_bwd"),
+    "rope-octs-of-two-heads": ("cuda_elem.cu", "struct rope_pairs {", "half % 8 == 0", "true", "rope"),
+    "rope-oct-pair": ("cuda_elem.cu", "struct rope_pairs {", "b * co.v[i] + a * s", "b * co.v[i] - a * s", "rope"),
 }
 HEADERS = sorted({m[0] for m in MUTANTS.values() if m[0].endswith(".h")})
 PRELUDE = "/* written by mutate.py */\nextern int wkvq_mutant;\n"
