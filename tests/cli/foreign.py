@@ -26,7 +26,7 @@ class Linear:
         self.rows, self.cols, self.bits, self.group = rows, cols, bits, group or cols
         self.groups = -(-cols // self.group)
         top = (1 << bits) - 1
-        self.q = [[rng.randint(0, top) for _ in range(cols)] for _ in range(rows)]
+        self.q = [rng.choices(range(top + 1), k=cols) for _ in range(rows)]
         self.z = [[1 << bits - 1 if symmetric else rng.randint(lowest, top) for _ in range(self.groups)] for _ in range(rows)]
         size = 0.4 / (1 << bits)
         self.h = [[scale(size * rng.uniform(0.5, 1.5)) * (-1 if negative and rng.random() < 0.5 else 1)

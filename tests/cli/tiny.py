@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A tiny random LLaMA with a byte-level tokenizer, and text for it, made with the standard
 library, for the tests of the command line. Same arguments, same bytes."""
+import functools
 import json
 import pathlib
 import random
@@ -100,9 +101,15 @@ def write_safetensors(path, named):
 
 
 def model_tensors(config, seed):
+    return list(drawn(tuple(tensors(config)), seed))
+
+
+@functools.cache
+def drawn(shapes, seed):
+    """Kept, because tests make the same model many times, and drawing takes most of the time."""
     rng = random.Random(seed)
     named = []
-    for name, shape in tensors(config):
+    for name, shape in shapes:
         count = 1
         for n in shape:
             count *= n
