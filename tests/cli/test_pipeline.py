@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
-RECIPE = ["calibration.samples=24", "calibration.seqlen=96", "calibration.epochs=10",
+RECIPE = ["calibration.samples=24", "calibration.seqlen=96", "calibration.epochs=5",
           "weights.group_size=12", "kv.group_size=8", "crr.blocks=1"]
 
 
