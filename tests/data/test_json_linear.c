@@ -7,6 +7,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +46,20 @@ void *__wrap_malloc(size_t n)
     return __real_malloc(n);
 }
 
+/* Repeats part, with a running number for each %d, to `bytes` or a little more. Returns the
+ * length of the text, which has n bytes before. */
+static size_t repeat(char *text, size_t n, size_t bytes, const char *part)
+{
+    const size_t once = strlen(part);
+    const bool numbered = strchr(part, '%');
+    for (int i = 0; n < bytes; i++) {
+        if (!numbered)
+            memcpy(text + n, part, once);
+        n += numbered ? (size_t)snprintf(text + n, 256, part, i, i) : once;
+    }
+    return n;
+}
+
 /* head, then part with a running number for each %d, up to `bytes`, then tail. */
 static void check(size_t bytes, const char *head, const char *part, const char *tail,
                   enum err want)
@@ -54,8 +69,7 @@ static void check(size_t bytes, const char *head, const char *part, const char *
     json_t *v = NULL;
     assert_non_null(text);
     memcpy(text, head, n);
-    for (int i = 0; n < bytes; i++)
-        n += (size_t)snprintf(text + n, 256, part, i, i);
+    n = repeat(text, n, bytes, part);
     memcpy(text + n, tail, strlen(tail));
     n += strlen(tail);
     err_clear();
