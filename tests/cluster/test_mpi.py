@@ -29,7 +29,9 @@ REFINE = ["refine.samples=10", "refine.seqlen=64", "refine.batch=4", "refine.gua
 class Fixture:
     def __init__(self, wkvq, emu, demo, folder):
         self.wkvq, self.emu, self.demo, self.path = wkvq, emu, pathlib.Path(demo), pathlib.Path(folder)
-        self.env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        # ranks that wait would take the processors from other ranks and tests
+        self.env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                    "OMPI_MCA_mpi_yield_when_idle": "1"}
 
     def wkvq_args(self, out, command="calibrate", text="calibration.txt", more=()):
         sets = [word for s in [*SETTINGS, *more] for word in ("--set", s)]
@@ -291,7 +293,7 @@ def test_a_signal_stops_a_refinement(f):
 
 
 def test_ranks_with_another_state(f):
-    """A rank that sees an older state would begin at another step. It waits a minute for the right one."""
+    """A rank that sees an older state would begin at another step. It waits for the right one."""
     more = {"more": ["calibration.epochs=40"]}
     process = f.start(f.wkvq_args("newer", **more))
     while not list(f.path.glob("newer/partial-*")):
@@ -309,9 +311,10 @@ def test_ranks_with_another_state(f):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=200)
     first, second = (f.wkvq_args(out, **more) for out in ("newer", "older"))
-    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], cwd=f.path, env=f.env,
-                          capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2 and "rank 1: the state older is not the one that rank 0 has" in done.stderr, done.stderr
+    began = time.monotonic()
+    done = f.run(["env", "WKVQ_STATE_WAIT=2", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
+    assert "rank 1: the state older is not the one that rank 0 has" in done.stderr, done.stderr
+    assert time.monotonic() - began >= 2
 
 
 def test_ranks_with_another_text(f):
@@ -329,6 +332,12 @@ def test_refusals(f):
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
     done = f.run(f.args(3, "small", more=["refine.samples=4", "refine.batch=2"]), want=2)
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr and not (f.path / "small").exists(), done.stderr
+
+
+def test_time_to_wait_is_refused(f):
+    for value in ("", "soon", "-1", "1e3", "86401"):
+        done = f.run(["env", f"WKVQ_STATE_WAIT={value}", *f.args(2, "small")], want=2)
+        assert f'WKVQ_STATE_WAIT is "{value}", not a number of seconds' in done.stderr and not (f.path / "small").exists(), done.stderr
 
 
 def test_one_rank_refuses(f):

@@ -9,6 +9,7 @@
 #include "tools/pipeline/stages.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -22,8 +23,10 @@ struct call {
     uint32_t progress; /* of rank 0's state */
 };
 
-/* Tenths of a second until another machine surely sees a new directory of a shared disk. */
-#define SEEN_TENTHS 600
+/* Seconds until another machine surely sees a new directory of a shared disk; WKVQ_STATE_WAIT
+ * is for disks that take longer. */
+#define SEEN_S 60
+#define SEEN_S_MAX 86400
 
 bool stage_is_worker(const struct job *j)
 {
@@ -48,10 +51,28 @@ static enum err check_batches(const struct job *j)
     return recipe_refines(r) ? check_batch("refine.batch", r->refine.batch, j->ranks) : OK;
 }
 
+static enum err seen_seconds(int64_t *seconds)
+{
+    const char *given = getenv("WKVQ_STATE_WAIT");
+    char *end = NULL;
+    *seconds = given ? strtoll(given, &end, 10) : SEEN_S;
+    FAIL_IF(given && (end == given || *end || *seconds < 0 || *seconds > SEEN_S_MAX),
+            ERR_USAGE, "WKVQ_STATE_WAIT is \"%s\", not a number of seconds from 0 to %d",
+            given, SEEN_S_MAX);
+    return OK;
+}
+
+static enum err check_rank(const struct job *j)
+{
+    int64_t seconds;
+    TRY(seen_seconds(&seconds));
+    return check_batches(j);
+}
+
 /* Every rank refuses if one does: the others would wait for it, and it for them. */
 static enum err check_every_rank(const struct job *j)
 {
-    const enum err err = check_batches(j);
+    const enum err err = check_rank(j);
     char refused = err != OK, all[RANKS_MAX];
     j->ranks->gather(all, &refused, 1);
     for (int r = 0; r < j->ranks->size && !err; r++)
@@ -205,8 +226,10 @@ static enum err open_seen(struct state **s, struct job *j, const char *state_dir
                           uint32_t progress)
 {
     enum err err;
-    for (int i = 0;
-         (err = open_alike(s, j, state_dir, progress)) == ERR_NOT_FOUND && i < SEEN_TENTHS;
+    int64_t seconds;
+    TRY(seen_seconds(&seconds));
+    for (int64_t i = 0;
+         (err = open_alike(s, j, state_dir, progress)) == ERR_NOT_FOUND && i < 10 * seconds;
          i++) {
         err_clear();
         nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
