@@ -11,6 +11,7 @@
 #include "kernels/base/bytes.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "tests/base/dead.h"
 #include "tests/scratch.h"
 
 #include <dirent.h>
@@ -207,6 +208,55 @@ static void a_taken_temporary_name(void **state)
     mem_free(path);
 }
 
+static int write_and_die(void *ctx)
+{
+    struct file_writer *w = NULL;
+    return file_writer_open(&w, ctx) || file_write(w, "half", 4);
+}
+
+static char *make_file(const char *name)
+{
+    char *path = in_dir(name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fclose(f);
+    return path;
+}
+
+/* What killed writers of a name left is removed by the next writer of it, and nothing else:
+ * not what a living process writes, a directory, a link, nor another name's file. */
+static void what_a_dead_writer_left(void **state)
+{
+    char *path = in_dir("a"), tag[OWNER_TAG_MAX], dead[OWNER_TAG_MAX], name[5][100];
+    struct file_writer *w = NULL;
+    owner_tag(tag);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(dead_run(write_and_die, path), 0);
+        assert_int_equal(entries(), 1); /* the second removed what the first had left */
+    }
+    assert_int_equal(dead_tag(dead), 0);
+    snprintf(name[0], sizeof(name[0]), "a.tmp.%s", tag);
+    snprintf(name[1], sizeof(name[1]), "b.tmp.%s", dead);
+    snprintf(name[2], sizeof(name[2]), "a.tmp.%s.txt", dead);
+    snprintf(name[3], sizeof(name[3]), "a.tmp.%s", dead);
+    snprintf(name[4], sizeof(name[4]), "a.tmp.%s.1", dead);
+    for (int i = 0; i < 3; i++)
+        mem_free(make_file(name[i]));
+    char *folder = in_dir(name[3]), *link = in_dir(name[4]);
+    assert_int_equal(mkdir(folder, 0755), 0);
+    assert_int_equal(symlink("nowhere", link), 0);
+    assert_int_equal(file_writer_probe(path), OK);
+    assert_int_equal(entries(), 5);
+    assert_int_equal(file_writer_open(&w, path), OK);
+    assert_int_equal(file_writer_commit(&w), OK);
+    assert_int_equal(entries(), 6);
+    assert_int_equal(rmdir(folder), 0);
+    assert_int_equal(unlink(link), 0);
+    mem_free(folder);
+    mem_free(link);
+    mem_free(path);
+}
+
 /* A link stays a link, and a device is written directly: a rename would replace both. */
 static void links_and_devices(void **state)
 {
@@ -397,6 +447,7 @@ int main(void)
         CASE(what_cannot_be_read),
         CASE(what_cannot_be_written),
         CASE(a_taken_temporary_name),
+        CASE(what_a_dead_writer_left),
         CASE(links_and_devices),
         CASE(only_known_names_are_removed),
         CASE(temporary_names),

@@ -216,7 +216,6 @@ def trial(b, job, instants):
         wrong = changed(before) or (None if ended else f"exit {process.returncode}: {err.decode()}")
         if not wrong and job.name not in ("sweep", "tune"):
             left = [p.name for p in folder.iterdir() if p not in before and p.name not in ("out", "st", "ck", "ex", *job.out)]
-            left = [n for n in left if not any(n.startswith(o + ".tmp.") and "." in o for o in job.out)]
             wrong = f"left behind: {left}" if left else None
         return hits, f"{job.name} killed at {instants}, then run: {wrong}" if wrong else None
 

@@ -278,24 +278,6 @@ enum err sweep_results_keep(const struct sweep *s, const struct sweep_run *run,
     return write_result(s, run, result, ".part");
 }
 
-/* Removes what a process that was killed while it wrote NAME left beside it. */
-static void remove_temps(const char *path, const char *name)
-{
-    char tag[OWNER_TAG_MAX];
-    char *cells = NULL, *temp = NULL;
-    DIR *d = file_parent(&cells, path) ? NULL : opendir(cells);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        if (!file_is_temp(tag, e->d_name, name) || owner_of_tag(tag) != OWNER_DEAD)
-            continue;
-        if (!file_join(&temp, cells, e->d_name))
-            unlink(temp);
-        mem_free(temp);
-    }
-    if (d)
-        closedir(d);
-    mem_free(cells);
-}
-
 enum remains { ARTIFACT, STATE, FILES };
 
 /* Removes one of a cell's paths. */
@@ -303,7 +285,7 @@ static void remove_path(const char *path, enum remains kind)
 {
     if (kind == FILES) {
         unlink(path);
-        remove_temps(path, file_base_name(path));
+        (void)file_remove_dead_temps(path);
     } else if (kind == STATE ? state_discard(path) : outdir_remove(path)) {
         log_warn("%s: cannot remove: %s", path, err_text());
     }

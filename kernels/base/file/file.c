@@ -144,13 +144,14 @@ static enum err follow_link(char **out, const char *path)
     return err;
 }
 
-/* Opens a new file beside w->path. If its name exists, it belongs to another process, and
- * the next name is tried. */
+/* Opens a new file beside w->path, after what killed writers of it left has made room. If
+ * its name exists, it belongs to another process, and the next name is tried. */
 static enum err open_beside(struct file_writer *w)
 {
     char tag[OWNER_TAG_MAX];
     const size_t room = strlen(w->path) + sizeof(tag) + 32;
     char *tmp = NULL;
+    TRY(file_remove_dead_temps(w->path));
     owner_tag(tag);
     TRY(mem_alloc(&tmp, room, 1));
     for (int i = 0; w->fd < 0; i++) {

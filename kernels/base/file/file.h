@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Files: read-only maps, and writers that give a file its name only when it is complete. A
- * writer writes NAME.tmp.TAG (kernels/base/owner.h), fsyncs it, renames it to NAME and
- * fsyncs the directory. Functions on different files may run in different threads. */
+ * Files: read-only maps, and writers that give a file its name only when it is complete. A writer
+ * first removes what dead writers of NAME left, writes NAME.tmp.TAG (kernels/base/owner.h), fsyncs
+ * it, renames it to NAME and fsyncs the directory. Thread-safe for different files. */
 #ifndef WKVQ_FILE_H
 #define WKVQ_FILE_H
 
@@ -84,6 +84,10 @@ enum err file_remove_known(char **left, const char *dir, file_known_fn *known,
 /* True if entry is "NAME.tmp.TAG" or "NAME.tmp.TAG.N", as a writer of NAME names its
  * temporary file; tag receives TAG. */
 bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name);
+/* Removes the temporary files of path, which is not a link, whose writers have ended without
+ * removing them: regular files beside it, called as file_is_temp() says, with the tag of a
+ * dead process. What cannot be listed or removed stays, without an error. ERR_MEMORY. */
+enum err file_remove_dead_temps(const char *path);
 /* True for a regular file that is not a link. */
 bool file_is_plain(const char *path);
 /* Checks that a file could be written into directory path, which may be missing, by trying

@@ -125,6 +125,27 @@ bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name)
     return owner_of_tag(tag) != OWNER_UNKNOWN;
 }
 
+static bool is_dead_temp(DIR *d, const char *entry, const char *name)
+{
+    char tag[OWNER_TAG_MAX];
+    return file_is_temp(tag, entry, name) && owner_of_tag(tag) == OWNER_DEAD &&
+           plain_entry(dirfd(d), entry);
+}
+
+enum err file_remove_dead_temps(const char *path)
+{
+    char *parent = NULL;
+    TRY(file_parent(&parent, path));
+    DIR *d = opendir(parent);
+    mem_free(parent);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (is_dead_temp(d, e->d_name, file_base_name(path)))
+            unlinkat(dirfd(d), e->d_name, 0);
+    if (d)
+        closedir(d);
+    return OK;
+}
+
 bool file_is_plain(const char *path)
 {
     struct stat st;
