@@ -224,6 +224,11 @@ def check_experts(bench):
     check_weights(Artifact(folder), g, DEFAULT)  # the router is F32 nevertheless
     tiny.make_model(plain, **{**MIXTURE, "norm_topk_prob": False})
     bench.refuse(bench.convert(plain, "weights.bits=16"), ["norm_topk_prob is false", "qwen3_moe"])
+    for experts, said in ((512, False), (513, True)):  # llama.cpp's older limit
+        model = bench.path("mixture")
+        tiny.make_model(model, **{**MIXTURE, "num_experts": experts, "num_hidden_layers": 1, "moe_intermediate_size": 4})
+        text = str(notes(bench, bench.convert(model, "weights.bits=16")))
+        assert said == (f"{experts} experts of a layer: llama.cpp before" in text), text
 
 
 def rope_factors(config):

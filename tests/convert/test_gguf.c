@@ -115,6 +115,14 @@ static void test_writer_refuses(void **state)
     assert_int_equal(gguf_begin(w, place), ERR_SHAPE);
     assert_int_equal(gguf_item_i32(w, 2), OK);
     assert_int_equal(gguf_item_i32(w, 3), ERR_SHAPE); /* one too many */
+    const int64_t dims[] = {1, 1, 1, 1, 1};
+    char name[GGUF_NAME_BYTES + 1];
+    memset(name, 'n', GGUF_NAME_BYTES);
+    name[GGUF_NAME_BYTES] = '\0';
+    assert_int_equal(gguf_tensor(w, name, GGUF_F32, 2, dim), ERR_SHAPE);
+    assert_int_equal(gguf_tensor(w, "", GGUF_F32, 2, dim), ERR_SHAPE);
+    assert_int_equal(gguf_tensor(w, "x", GGUF_F32, GGUF_MAX_DIMS + 1, dims), ERR_SHAPE);
+    assert_int_equal(gguf_tensor(w, "x", GGUF_F32, 0, dims), ERR_SHAPE);
     assert_int_equal(gguf_tensor(w, "x", GGUF_F32, 2, dim), OK);
     assert_int_equal(gguf_begin(w, place), OK);
     assert_int_equal(gguf_key_bool(w, "late", true), ERR_SHAPE);

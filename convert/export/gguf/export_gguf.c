@@ -179,6 +179,17 @@ static enum err note_context(struct export_job *j)
                : OK;
 }
 
+static enum err note_experts(struct export_job *j)
+{
+    const int64_t n = j->source->arch->n_experts;
+    return n > GGUF_MAX_EXPERTS_BEFORE
+               ? export_note(j, EXPORT_CARRIED,
+                             "%" PRId64 " experts of a layer: llama.cpp before August 2026 "
+                             "has at most %d, and stops",
+                             n, GGUF_MAX_EXPERTS_BEFORE)
+               : OK;
+}
+
 static enum err note_all(struct export_job *j, const struct gguf_plan *p)
 {
     TRY(note_types(j, p));
@@ -187,6 +198,7 @@ static enum err note_all(struct export_job *j, const struct gguf_plan *p)
     TRY(note_rotation(j));
     TRY(note_unknown(j, p));
     TRY(note_context(j));
+    TRY(note_experts(j));
     if (p->copy.n_keys)
         TRY(export_note(
             j, EXPORT_CHANGED, "The tokenizer is that of --gguf-vocab, %s",

@@ -200,6 +200,10 @@ enum err gguf_tensor(struct gguf_writer *w, const char *name, enum gguf_type t, 
     const uint64_t k = w->n_tensors;
     uint64_t rows = 1;
     FAIL_IF(w->file || w->items, ERR_SHAPE, "tensor %s is announced too late", name);
+    FAIL_IF(!*name || strlen(name) >= GGUF_NAME_BYTES, ERR_SHAPE,
+            "tensor %.80s: a name has 1 to %d bytes", name, GGUF_NAME_BYTES - 1);
+    FAIL_IF(n_dims < 1 || n_dims > GGUF_MAX_DIMS, ERR_SHAPE,
+            "tensor %s: %d dimensions, want 1 to %d", name, n_dims, GGUF_MAX_DIMS);
     if ((k & (k - 1)) == 0) /* a power of two: the table is full */
         TRY(mem_resize(&w->bytes, k, k ? 2 * k : 1, sizeof(*w->bytes)));
     TRY(put_string(&w->infos, name, strlen(name)));

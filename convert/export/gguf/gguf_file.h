@@ -21,7 +21,9 @@ enum gguf_type {
     GGUF_Q8_0 = 8,
     GGUF_BF16 = 30
 };
-#define GGUF_BLOCK 32 /* columns */
+#define GGUF_BLOCK 32      /* columns */
+#define GGUF_NAME_BYTES 64 /* of a tensor's name with its NUL: ggml's GGML_MAX_NAME */
+#define GGUF_MAX_DIMS 4    /* ggml's GGML_MAX_DIMS */
 
 /* "Q4_1" */
 const char *gguf_type_name(enum gguf_type t);
@@ -52,8 +54,9 @@ enum err gguf_item_i32(struct gguf_writer *w, int32_t v);
 enum err gguf_item_f32(struct gguf_writer *w, float v);
 enum err gguf_item_string(struct gguf_writer *w, const char *s, size_t n);
 
-/* Announces a tensor of n_dims 1 to 3: dim [columns], [rows, columns], or [matrices, rows,
- * columns]. Errors as for keys. */
+/* Announces a tensor of n_dims 1 to GGUF_MAX_DIMS: dim [columns], [rows, columns], or
+ * [matrices, rows, columns]. Errors as for keys; also ERR_SHAPE for a name or dimensions that
+ * ggml's readers refuse. */
 enum err gguf_tensor(struct gguf_writer *w, const char *name, enum gguf_type t, int n_dims,
                      const int64_t *dim);
 /* Returns the size of the complete file, for what has been added so far. */

@@ -71,8 +71,13 @@ static enum err check_gemma(const struct gguf_graph *g, const struct arch *a)
     return OK;
 }
 
+_Static_assert(ARCH_MAX_EXPERTS <= GGUF_MAX_EXPERTS, "check_graph() must refuse experts");
+
 static enum err check_graph(const struct gguf_graph *g, const struct arch *a)
 {
+    FAIL_IF(a->n_layers > GGUF_MAX_LAYERS, ERR_SUPPORT,
+            "num_hidden_layers is %" PRId64 ", and llama.cpp has at most %d", a->n_layers,
+            GGUF_MAX_LAYERS);
     FAIL_IF(a->rope == ROPE_YARN && !a->rope_truncate, ERR_SUPPORT,
             "rope_scaling.truncate is false: llama.cpp computes yarn with true");
     FAIL_IF(a->rope == ROPE_LLAMA3 && !g->has_llama3, ERR_SUPPORT,

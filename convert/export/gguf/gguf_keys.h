@@ -9,10 +9,16 @@
 #include "convert/export/gguf/gguf_file.h"
 #include "convert/export/gguf/gguf_vocab.h"
 
+/* Limits of llama.cpp, LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of its src/llama-hparams.h. The
+ * second was lower before August 2026. */
+#define GGUF_MAX_LAYERS 512
+#define GGUF_MAX_EXPERTS 1024
+#define GGUF_MAX_EXPERTS_BEFORE 512
+
 /* A tensor. Its values are those of linear if that is quantized, as codes if its type is one
  * of blocks, and otherwise those of m, of m's type or as F32. */
 struct gguf_item {
-    char name[64]; /* "blk.3.attn_q.weight" */
+    char name[GGUF_NAME_BYTES]; /* "blk.3.attn_q.weight" */
     enum gguf_type type;
     int64_t rows, cols;
     int n_dims;  /* of the tensor: 1, its rows is 1; 2; 3, it is a matrix of each expert */

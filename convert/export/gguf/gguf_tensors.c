@@ -146,9 +146,10 @@ static enum err add_end(struct gguf_plan *p, const struct export_source *s, int 
 }
 
 /* "blk.LAYER.NAME" */
-static const char *in_layer(char out[64], int64_t layer, const char *name, const char *tail)
+static const char *in_layer(char out[GGUF_NAME_BYTES], int64_t layer, const char *name,
+                            const char *tail)
 {
-    snprintf(out, 64, "blk.%" PRId64 ".%s%s", layer, name, tail);
+    snprintf(out, GGUF_NAME_BYTES, "blk.%" PRId64 ".%s%s", layer, name, tail);
     return out;
 }
 
@@ -200,7 +201,7 @@ static enum err add_experts(struct gguf_plan *p, const struct export_linear *l, 
 /* llama.cpp's own files have routers in F32. */
 static enum err add_router(struct gguf_plan *p, int64_t layer, struct host_mat m)
 {
-    char name[64];
+    char name[GGUF_NAME_BYTES];
     if (!m.data)
         return OK;
     TRY(add_matrix(p, in_layer(name, layer, "ffn_gate_inp", ".weight"), m));
@@ -212,7 +213,7 @@ static enum err add_router(struct gguf_plan *p, int64_t layer, struct host_mat m
 static enum err add_linear(struct gguf_plan *p, const struct export_linear *l, bool only_q8,
                            int64_t head_dim)
 {
-    char name[64];
+    char name[GGUF_NAME_BYTES];
     const int64_t turned = l->lin == LIN_Q || l->lin == LIN_K ? head_dim : 0;
     TRY(add_weight(p, l, only_q8, lin_names[l->lin]));
     p->item[p->n - 1].head_dim = turned;
@@ -275,7 +276,7 @@ static const char *const norm_names[N_BLOCK_GAINS] = {
 static enum err add_layer(struct gguf_plan *p, const struct export_source *s, int64_t layer,
                           const struct export_linear *l, bool only_q8)
 {
-    char name[64];
+    char name[GGUF_NAME_BYTES];
     const struct packed_block *b = artifact_block(s->artifact, layer);
     /* llama.cpp turns neighbouring channels in these models, Hugging Face the halves. */
     const int64_t head_dim = arch_interleaves_keys(s->arch) ? s->arch->head_dim : 0;
