@@ -544,6 +544,11 @@ uint64_t hf_bytes(const struct hf_model *m)
     return n;
 }
 
+const struct st_tensor *hf_stored_at(const struct hf_model *m, int64_t i)
+{
+    return hf_files_stored(&m->files, i);
+}
+
 int64_t hf_tensor_count(const struct hf_model *m)
 {
     return m->files.n_places;

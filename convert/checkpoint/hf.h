@@ -68,7 +68,10 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
 enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);
 /* Returns the size of all weight files in bytes. */
 uint64_t hf_bytes(const struct hf_model *m);
-/* Give access to every stored tensor once. Names are those of a causal language model. A
+/* Returns tensor i of the files, as they have it; NULL beyond the last. */
+const struct st_tensor *hf_stored_at(const struct hf_model *m, int64_t i);
+/* Give access to every tensor once, after fused ones are split and the experts of a layer joined.
+ * Names are those of a causal language model. A
  * base model's files lack the prefix "model.". A head that is also the embedding is called
  * model.embed_tokens.weight. */
 int64_t hf_tensor_count(const struct hf_model *m);

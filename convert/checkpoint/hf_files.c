@@ -111,6 +111,14 @@ void hf_files_compact(struct hf_files *f)
     sort_names(f);
 }
 
+const struct st_tensor *hf_files_stored(const struct hf_files *f, int64_t i)
+{
+    int k = 0;
+    for (; k < f->n_files && i >= st_count(f->file[k]); k++)
+        i -= st_count(f->file[k]);
+    return k < f->n_files ? st_at(f->file[k], i) : NULL;
+}
+
 /* Keeps the later of two places with the same tensor, as transformers does. */
 static enum err drop_copies(struct hf_files *f)
 {

@@ -45,6 +45,8 @@ void hf_files_compact(struct hf_files *f);
 /* Returns true if type, shape and bytes are equal. Pages that were read are released. */
 bool hf_files_same(const struct hf_files *f, const struct hf_place *a,
                    const struct hf_place *b);
+/* Returns tensor i of the files, in their order and as they have it; NULL beyond the last. */
+const struct st_tensor *hf_files_stored(const struct hf_files *f, int64_t i);
 /* Updates *crc with every file's size and header. deep: with the data, too. */
 enum err hf_files_crc(uint32_t *crc, const struct hf_files *f, bool deep);
 

@@ -153,6 +153,28 @@ def test_mlp_bias(f):
     f.run("generate", "bias.q", "-p", "the", "-n", "4")
 
 
+def test_inspected(f):
+    """What is in the file, and what fused tensors and experts become."""
+    experts = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4,
+               "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+    for name, changes, read, part, shape, line in (
+            ("plain", {}, 30, "mlp.up_proj", [48, 32], "30 tensors\n"),
+            ("fused", {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, 30, "self_attn.v_proj", [16, 32],
+             "21 tensors\n"),
+            ("experts", experts, 39, "mlp.experts.up_proj", [64, 32], "66 tensors\n")):
+        f.model(name, **changes)
+        stored = f.names(name) - {"__metadata__"}
+        o = json.loads(f.run("inspect", name, "--json", "--tensors").stdout)
+        seen = o.get("tensors_read", o["tensors"])
+        assert set(o["tensors"]) == stored and o["tensors_count"] == len(stored), o
+        assert o["tensors_count_read"] == len(seen) == read, o
+        assert seen[f"model.layers.2.{part}.weight"]["shape"] == shape, seen
+        assert sum(t["bytes"] for t in seen.values()) == sum(t["bytes"] for t in o["tensors"].values()), o
+        text = f.run("inspect", name, "--tensors").stdout
+        assert line in text and (f"read as    {read} tensors" in text) == (name != "plain"), text
+        assert text.count(f" model.layers.2.{part}.weight ") == 1, text
+
+
 def test_rope(f):
     """The kinds of rotary embedding, with keys quantized before it and after it."""
     f.model("plain")

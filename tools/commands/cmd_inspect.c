@@ -9,6 +9,7 @@
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/commands.h"
+#include "tools/commands/inspect_tensors.h"
 #include "tools/pipeline/inspect_memory.h"
 #include "tools/state/state.h"
 
@@ -343,61 +344,17 @@ out:
 
 /* --- checkpoint --------------------------------------------------------------------- */
 
-struct contents {
-    int64_t tensors, weights; /* elements, as stored */
-    uint64_t bytes;           /* number of tensors */
-};
-
-static struct contents count_tensors(const struct hf_model *m)
-{
-    struct contents c = {.tensors = hf_tensor_count(m)};
-    for (int64_t i = 0; i < c.tensors; i++) {
-        const struct st_tensor *t = hf_tensor_at(m, i);
-        int64_t n = 1;
-        for (int k = 0; k < t->n_dims; k++)
-            n *= t->dim[k]; /* cannot fail: the reader checked it against the file's size */
-        c.weights += n;
-        c.bytes += t->bytes;
-    }
-    return c;
-}
-
-/* Writes "[512,64]" to out. */
-static void shape_text(char out[200], const struct st_tensor *t)
-{
-    size_t n = 0;
-    out[n++] = '[';
-    for (int k = 0; k < t->n_dims && n < 170; k++)
-        n += (size_t)sprintf(out + n, "%s%" PRId64, k ? "," : "", t->dim[k]);
-    strcpy(out + n, "]");
-}
-
-static json_t *tensors_json(const struct hf_model *m)
-{
-    json_t *list = json_object();
-    for (int64_t i = 0; i < hf_tensor_count(m); i++) {
-        const struct st_tensor *t = hf_tensor_at(m, i);
-        json_t *shape = json_array();
-        for (int k = 0; k < t->n_dims; k++)
-            json_array_append_new(shape, json_integer(t->dim[k]));
-        json_object_set_new(list, t->name,
-                            json_pack("{s:s, s:o, s:I}", "dtype", t->dtype_name, "shape",
-                                      shape, "bytes", (json_int_t)t->bytes));
-    }
-    return list;
-}
-
 static json_t *checkpoint_json(const struct args *a, const struct hf_model *m,
-                               const struct contents *c, const struct memory *mem)
+                               const struct inspect_contents *c, const struct memory *mem)
 {
-    json_t *o =
-        json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:f, s:f, s:o}", "kind", "checkpoint",
-                  "path", a->pos.item[0], "model", arch_json(hf_arch(m)), "tensors_count",
-                  (json_int_t)c->tensors, "weights", (json_int_t)c->weights, "total_bytes",
-                  (json_int_t)hf_bytes(m), "weight_bits",
-                  c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0, "kv_bits",
-                  16.0, "memory", memory_json(mem));
-    if (o && a->stats && json_object_set_new(o, "tensors", tensors_json(m))) {
+    json_t *o = json_pack(
+        "{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:o}", "kind", "checkpoint", "path",
+        a->pos.item[0], "model", arch_json(hf_arch(m)), "tensors_count",
+        (json_int_t)c->stored, "tensors_count_read", (json_int_t)c->read, "weights",
+        (json_int_t)c->weights, "total_bytes", (json_int_t)hf_bytes(m), "weight_bits",
+        c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0, "kv_bits", 16.0,
+        "memory", memory_json(mem));
+    if (o && a->stats && !inspect_add_tensors(o, m)) {
         json_decref(o);
         return NULL;
     }
@@ -409,7 +366,7 @@ static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
     enum err err = OK;
     struct hf_model *m = NULL;
     TRY(hf_open(&m, a->pos.item[0]));
-    const struct contents c = count_tensors(m);
+    const struct inspect_contents c = inspect_contents(m);
     const struct arch *arch = hf_arch(m);
     mem->arch = arch;
     mem->weights = c.bytes;
@@ -422,8 +379,9 @@ static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
         goto out;
     }
     printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
-           MB * (double)hf_bytes(m), c.tensors);
+           MB * (double)hf_bytes(m), c.stored);
     print_arch(arch);
+    inspect_print_reading(arch, &c);
     printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits per weight\n",
            1e-6 * (double)c.weights,
            1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
@@ -431,12 +389,8 @@ static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
     print_memory(mem);
     if (a->memory_table)
         memory_print(arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
-    for (int64_t i = 0; i < c.tensors && a->stats; i++) {
-        const struct st_tensor *t = hf_tensor_at(m, i);
-        char shape[200];
-        shape_text(shape, t);
-        printf("  %-60s %-4s %-16s %12zu bytes\n", t->name, t->dtype_name, shape, t->bytes);
-    }
+    if (a->stats)
+        inspect_print_tensors(m);
 out:
     hf_close(&m);
     return err;
