@@ -249,6 +249,26 @@ def test_measures(f):
         "".join(report(f, "--base", "bad", out="measures")[1].words).split())
 
 
+def test_one_set(f):
+    """Two cells on one zero-shot set: McNemar's exact test, by binomial coefficients here."""
+    base = [1, 0] * 6
+    acc = {"base": base, "five": [1] * 10 + [1, 0], "six": [1] * 12, "same": base[::-1]}
+    rows = [{"name": n} | losses(2.0, 2.1) | measured({"piqa": x}, {}, (2.0, 2.1)) for n, x in acc.items()]
+    cases = (("five", ["base"], "no significant difference", "0.062"), ("six", ["base"], "held", "0.031"),
+             ("base", ["six"], "did not hold", "0.031"), ("same", ["base"], "no significant difference", "1.000"),
+             ("five", ["base", "base"], "held", None))  # the mean of two is judged by its standard error
+    synthetic(f, "one", rows, {"cells": list(acc), "claims": [claim(f"c{i}", c[0], *c[1], by="zeroshot")
+                                                              for i, c in enumerate(cases)]})
+    _, page, _ = report(f, out="one")
+    table = next(t for t in page.tables if t[0][0] == "Claim")[1:]
+    for (better, than, verdict, p), row in zip(cases, table, strict=True):
+        mean, error = paired(acc[better], acc[than[0]])
+        unit = "points of zero-shot accuracy" + (f", exact p {p}" if p else "")
+        assert row[1].split(" ", 1)[1] == verdict, row
+        assert row[2:] == [f"{100 * mean:+.2f}", f"{100 * error:.2f}", unit], row
+        assert (abs(mean) > 2 * error) == (verdict != "no significant difference") or better == "five", row
+
+
 def test_order_of_the_file(f):
     """Cells that ran side by side are listed as in the sweep's file, and the first is the base."""
     names = ["c", "a", "b"]

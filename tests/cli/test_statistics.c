@@ -52,6 +52,21 @@ static void shares_are_means_of_zeros_and_ones(void **state)
     assert_true(isnan(share_stderr(1, 1)));
 }
 
+/* By hand, by Python's fractions for large counts, and beyond the smallest power of 1/2. */
+static void mcnemar(void **state)
+{
+    near(mcnemar_exact(0, 0), 1);
+    near(mcnemar_exact(1, 0), 1);
+    near(mcnemar_exact(3, 3), 1);
+    near(mcnemar_exact(5, 0), 2.0 / 32);
+    near(mcnemar_exact(2, 9), 2.0 * (1 + 11 + 55) / 2048);
+    near(mcnemar_exact(9, 2), mcnemar_exact(2, 9));
+    assert_true(fabs(mcnemar_exact(120, 80) - 0.0056851559967503055) <= 1e-12);
+    assert_true(fabs(mcnemar_exact(5200, 5000) - 0.04878796312682245) <= 1e-9);
+    assert_true(mcnemar_exact(3000, 1000) >= 0 && mcnemar_exact(3000, 1000) < 1e-200);
+    near(LEVEL_OF_TWO_ERRORS, erfc(sqrt(2)));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -59,6 +74,7 @@ int main(void)
         cmocka_unit_test(few_figures),
         cmocka_unit_test(differences_are_paired),
         cmocka_unit_test(shares_are_means_of_zeros_and_ones),
+        cmocka_unit_test(mcnemar),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,3 +37,15 @@ double share_stderr(double p, int64_t n)
 {
     return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;
 }
+
+/* C(n, k) / 2^n follows from the term before, as a logarithm, because 2^-n underflows. */
+double mcnemar_exact(int64_t x, int64_t y)
+{
+    const int64_t n = x + y, fewer = x < y ? x : y;
+    double log_term = -(double)n * log(2), sum = 0;
+    for (int64_t k = 0; k <= fewer; k++) {
+        sum += exp(log_term);
+        log_term += log((double)(n - k) / (double)(k + 1));
+    }
+    return fmin(1, 2 * sum);
+}

@@ -66,8 +66,7 @@ struct report_measure {
  *   REPORT_TEXT       nats per token, paired over windows
  *   REPORT_ZEROSHOT   points of accuracy: for each set the mean over its questions of
  *                     100 ([a is right] - [b is right]), with the standard error of these
- *                     differences (for one set that is McNemar's comparison); then the mean
- *                     over the sets, whose errors are independent
+ *                     differences; then the mean over the sets, whose errors are independent
  *   REPORT_LONGBENCH  points of the score, likewise
  *   REPORT_MEMORY     bytes of weights and of the cache of one text of ctx tokens, counted
  *                     from shapes; the error is 0
@@ -76,6 +75,11 @@ struct report_measure {
 enum err report_compare(struct estimate *out, const struct report *r,
                         const struct report_measure *m, const struct report_row *a,
                         const struct report_row *b, const struct report_row *c);
+/* Returns the p of mcnemar_exact() for the accuracies of a and b on the sweep's one zero-shot
+ * set. NAN if there are several sets, for other measures, and for what report_compare() cannot
+ * compare. */
+double report_compare_exactly(const struct report *r, const struct report_measure *m,
+                              const struct report_row *a, const struct report_row *b);
 /* Returns whether two measures are of the same text or questions; false for NULL. */
 bool report_same_question(const json_t *a, const json_t *b);
 /* Returns the bytes of weights and of the cache of one text of the evaluation's length; NAN

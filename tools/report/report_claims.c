@@ -26,6 +26,7 @@ struct claim {
     struct report_measure by;
     int rows; /* of this claim, in its first row; else 0 */
     struct estimate difference;
+    double exact; /* p of McNemar's test; NAN: two standard errors decide */
     enum verdict verdict;
 };
 
@@ -50,13 +51,19 @@ static bool rises(const struct report_measure *m)
     return m->kind == REPORT_ZEROSHOT || m->kind == REPORT_LONGBENCH;
 }
 
+/* Two cells on one zero-shot set are judged by the exact test: where few questions are answered
+ * differently, the standard error says too little. */
 static enum err judge(struct claim *c, const struct report *r)
 {
     TRY(report_compare(&c->difference, r, &c->by, c->better, c->than[0], c->than[1]));
+    if (!c->than[1])
+        c->exact = report_compare_exactly(r, &c->by, c->better, c->than[0]);
     const struct estimate x = c->difference;
+    const bool apart =
+        isnan(c->exact) ? report_significant(x) : c->exact <= LEVEL_OF_TWO_ERRORS;
     const bool better = rises(&c->by) ? x.mean > 0 : x.mean < 0;
     c->verdict = !isfinite(x.mean) || !isfinite(x.stderr_) ? UNMEASURED
-                 : !report_significant(x)                  ? OPEN
+                 : !apart                                  ? OPEN
                  : better                                  ? HELD
                                                            : FAILED;
     return OK;
@@ -116,6 +123,7 @@ static enum err read_claim(struct claims *all, const json_t *o, const struct rep
         .better = find(r, json_object_get(o, "better")),
         .than = {find(r, json_array_get(than, 0)), find(r, json_array_get(than, 1))},
         .difference = {NAN, NAN},
+        .exact = NAN,
         .verdict = UNMEASURED};
     FAIL_IF(!c.text || !by, ERR_FORMAT, "sweep.json: a claim without its texts");
     if (json_array_size(than) > 1 && !c.than[1])
@@ -123,16 +131,18 @@ static enum err read_claim(struct claims *all, const json_t *o, const struct rep
     return add_claim(all, &c, r, by);
 }
 
-static void put_unit(FILE *f, const struct report_measure *m)
+static void put_unit(FILE *f, const struct claim *c)
 {
     static const char *const unit[] = {"nats per token", "points of zero-shot accuracy",
                                        "points of LongBench", "MB of memory"};
     fputs("<td>", f);
-    html_text(f, unit[m->kind]);
-    if (m->name) {
+    html_text(f, unit[c->by.kind]);
+    if (c->by.name) {
         fputs(", ", f);
-        html_text(f, m->name);
+        html_text(f, c->by.name);
     }
+    if (!isnan(c->exact))
+        fprintf(f, ", exact p %.3f", c->exact);
     fputs("</td>", f);
 }
 
@@ -150,7 +160,7 @@ static void put_claim(FILE *f, const struct claim *c)
             verdicts[c->verdict].text);
     html_signed(f, digits, (memory ? 1e-6 : 1) * c->difference.mean);
     html_number(f, digits, memory ? NAN : c->difference.stderr_);
-    put_unit(f, &c->by);
+    put_unit(f, c);
     fputs("</tr>\n", f);
 }
 
@@ -234,7 +244,11 @@ static void put_claims(FILE *f, const struct claims *all)
         "mean of two, which is: nearer to the better of them. If it is, the difference "
         "of losses and of memory is below 0, and that of accuracy and scores above. It "
         "held or did not hold if the difference exceeds two standard errors, paired "
-        "over windows or questions. Where two cells do not differ at all, about one "
+        "over windows or questions. Two cells on one zero-shot set are judged by McNemar's "
+        "exact test instead: how likely (p) a difference as large is if each question that "
+        "only one of them answers rightly were either's with probability 1/2; p must be at "
+        "most 0.046, which is what two standard errors are. Where two cells do not differ at "
+        "all, about one "
         "judgement in 20 does so by chance; with 12 windows it is one in 14, with 4 "
         "windows one in 7, and more where few questions are answered differently. "
         "Memory is that of weights, and of the cache for one text of the evaluation's "

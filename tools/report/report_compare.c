@@ -84,6 +84,37 @@ static enum err pair_sets(struct estimate *out, const struct report *r,
     return OK;
 }
 
+/* Returns the name of the task's set if it has only one, else NULL. */
+static const char *only_set(const struct report *r, const char *task, const char *key)
+{
+    const char *name = NULL;
+    int sets = 0;
+    for (int i = 0; i < r->columns.n; i++)
+        if (is_set(&r->columns.item[i], task, key)) {
+            name = r->columns.item[i].name;
+            sets++;
+        }
+    return sets == 1 ? name : NULL;
+}
+
+double report_compare_exactly(const struct report *r, const struct report_measure *m,
+                              const struct report_row *a, const struct report_row *b)
+{
+    int64_t only_a = 0, only_b = 0;
+    const char *name = m->kind == REPORT_ZEROSHOT ? only_set(r, "zeroshot", "acc") : NULL;
+    const json_t *x = name ? sweep_measure_of(a->json, "zeroshot", name) : NULL,
+                 *y = name ? sweep_measure_of(b->json, "zeroshot", name) : NULL;
+    const json_t *right = json_object_get(x, "right"), *of_b = json_object_get(y, "right");
+    const size_t n = json_array_size(right);
+    if (!report_same_question(x, y) || !n || json_array_size(of_b) != n)
+        return NAN;
+    for (size_t i = 0; i < n; i++) {
+        only_a += number(right, i) > number(of_b, i);
+        only_b += number(right, i) < number(of_b, i);
+    }
+    return mcnemar_exact(only_a, only_b);
+}
+
 /* Of the sweep's own text. */
 static enum err pair_windows(struct estimate *out, const struct trio *t)
 {
