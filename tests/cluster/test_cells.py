@@ -68,6 +68,27 @@ def test_cells_at_the_same_time(f):
     assert "is done" in done.stderr and "perplexity" not in done.stderr, done.stderr
 
 
+def test_a_cell_that_another_process_finished(f):
+    """The sweep waits in its first cell while another process ends the last one, which is then not run again."""
+    out = f.path / "shared-cell"
+    process = subprocess.Popen(f.command("shared-cell"), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    try:
+        while not list(out.glob("cells/*.lock")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGSTOP)
+        f.run(f.command("shared-cell", "--cell", "3"))
+        (left,) = out.glob("cells/*.json")
+        row = json.loads(left.read_text())
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0 and f"cell '{row['name']}': another process has finished it" in said, said
+    assert f.rows("shared-cell")[2] == row, "the cell ran again"
+    same_as_reference(f, "shared-cell")
+
+
 def test_print_cells(f):
     want = list(f.reference().values())
     lines = f.run(f.command("printed", "--print-cells")).stdout.splitlines()

@@ -85,15 +85,29 @@ static enum err hold(struct lock *l, const struct sweep *s, int i, int tenths)
     return err;
 }
 
+/* Looks again for the result of a cell that is held, so nobody else can finish it meanwhile. */
+static enum err is_finished(bool *yes, struct sweep *s, int i)
+{
+    TRY(sweep_results_again(s));
+    *yes = sweep_results_has(s, &s->run[i]);
+    return OK;
+}
+
 static enum err cell_process(void *ctx)
 {
     const struct order *o = ctx;
     struct lock l = {.fd = -1};
+    bool had = false;
     if (*o->gpu)
         setenv("CUDA_VISIBLE_DEVICES", o->gpu, 1);
     enum err err = hold(&l, o->s, o->cell, CELL_TENTHS);
     if (!err)
+        err = is_finished(&had, o->s, o->cell);
+    if (!err && !had)
         err = run_cell(o->s, o->cell);
+    if (!err && had)
+        log_info("cell '%s': another process has finished it",
+                 o->s->plan.cell[o->cell].name);
     lock_release(&l);
     return err ? err_add(err, "cell '%s': ", o->s->plan.cell[o->cell].name) : OK;
 }
@@ -265,11 +279,11 @@ static enum err drop_lock(const struct sweep *s, int i)
     return OK;
 }
 
-/* The cell is held, so nobody else can finish it meanwhile. */
 static enum err work_alone(struct sweep *s, int i)
 {
-    TRY(sweep_results_again(s));
-    if (sweep_results_has(s, &s->run[i])) {
+    bool had;
+    TRY(is_finished(&had, s, i));
+    if (had) {
         TRY(drop_lock(s, i));
     } else {
         log_info("cell %d of %d: %s", i + 1, s->plan.n_cells, s->plan.cell[i].name);

@@ -366,7 +366,7 @@ static enum err take_lock(struct sweep *s, int tenths)
 enum err sweep_results_again(struct sweep *s)
 {
     json_t *list;
-    TRY(s->lock.fd < 0 ? read_all(&list, s->out_dir) : read_list(&list, s->out_dir));
+    TRY(read_all(&list, s->out_dir));
     json_decref(s->results);
     s->results = list;
     return OK;

@@ -32,7 +32,8 @@ enum err sweep_results_begun(json_t **out, const struct sweep *s,
                              const struct sweep_run *run);
 /* Lists the result that sweep_results_leave() wrote and removes the cell's files. */
 enum err sweep_results_take(struct sweep *s, const struct sweep_run *run);
-/* Reads the results again, because other processes may have added some. */
+/* Reads the results again, those that are not listed yet too, because other processes may have
+ * added some. */
 enum err sweep_results_again(struct sweep *s);
 /* For settings.share: reads the results again, and lists those that processes left. If another
  * process runs the whole sweep, it has OUT's lock, and they stay where they are. */
