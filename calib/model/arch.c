@@ -8,6 +8,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 
 const char *const rope_name[] = {"default", "linear", "dynamic",
                                  "llama3",  "yarn",   "longrope"};
@@ -465,30 +466,110 @@ void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *c, f
     fill_rope(&sliding, first, T, c + half, s + half, columns);
 }
 
-const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,
+/* --- comparison --------------------------------------------------------------------- */
+
+struct field {
+    const char *name;
+    double a, b; /* whole numbers are exact up to 2^53 */
+};
+
+static bool first_of(struct arch_difference *out, const struct field *f, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (f[i].a != f[i].b) {
+            snprintf(out->field, sizeof(out->field), "%s", f[i].name);
+            out->a = f[i].a;
+            out->b = f[i].b;
+            return true;
+        }
+    return false;
+}
+
+static bool shapes_differ(struct arch_difference *out, const struct arch *a,
+                          const struct arch *b)
+{
+    const struct field f[] = {
+        {"num_hidden_layers", (double)a->n_layers, (double)b->n_layers},
+        {"hidden_size", (double)a->d_model, (double)b->d_model},
+        {a->n_experts ? "moe_intermediate_size" : "intermediate_size", (double)a->d_ff,
+         (double)b->d_ff},
+        {"num_experts", (double)a->n_experts, (double)b->n_experts},
+        {"num_experts_per_tok", (double)a->n_active, (double)b->n_active},
+        {"norm_topk_prob", a->norm_active, b->norm_active},
+        {"num_attention_heads", (double)a->n_heads, (double)b->n_heads},
+        {"num_key_value_heads", (double)a->n_kv, (double)b->n_kv},
+        {"head_dim", (double)a->head_dim, (double)b->head_dim},
+        {"vocab_size", (double)a->vocab, (double)b->vocab},
+        {"attention_bias", a->qkv_bias + a->o_bias, b->qkv_bias + b->o_bias},
+        {"mlp_bias", a->mlp_bias, b->mlp_bias},
+    };
+    return first_of(out, f, ARRAY_LEN(f));
+}
+
+/* Positions count only where angles depend on them. */
+static double rope_positions(const struct arch *a)
+{
+    return a->rope == ROPE_DYNAMIC || a->rope == ROPE_LONGROPE ? (double)a->max_positions
+                                                               : 0;
+}
+
+static bool values_differ(struct arch_difference *out, const struct arch *a,
+                          const struct arch *b)
+{
+    const struct field f[] = {
+        {"rms_norm_eps", (double)a->norm_eps, (double)b->norm_eps},
+        {"hidden_act", a->gate, b->gate},
+        {"embedding_multiplier", a->embed_scale, b->embed_scale},
+        {"attention_multiplier", a->attn_scale, b->attn_scale},
+        {"residual_multiplier", a->residual_scale, b->residual_scale},
+        {"logits_scaling", a->logit_scale, b->logit_scale},
+        {"rope_theta", a->rope_theta, b->rope_theta},
+        {"rope_local_base_freq", a->rope_theta_sliding, b->rope_theta_sliding},
+        {"partial_rotary_factor", (double)arch_rotary_dim(a) / (double)a->head_dim,
+         (double)arch_rotary_dim(b) / (double)b->head_dim},
+        {"rope_type", a->rope, b->rope},
+        {"max_position_embeddings", rope_positions(a), rope_positions(b)},
+        {"rope_scaling.factor", a->rope_factor, b->rope_factor},
+        {"rope_scaling.low_freq_factor", a->rope_low, b->rope_low},
+        {"rope_scaling.high_freq_factor", a->rope_high, b->rope_high},
+        {"rope_scaling.original_max_position_embeddings", (double)a->rope_original,
+         (double)b->rope_original},
+        {"rope_scaling.attention_factor", a->rope_attention, b->rope_attention},
+        {"rope_scaling.truncate", a->rope_truncate, b->rope_truncate},
+    };
+    return first_of(out, f, ARRAY_LEN(f));
+}
+
+static double window_of(const struct arch *a, int64_t layer)
+{
+    return layer_set_has(&a->sliding, layer) ? (double)a->sliding_window : 0;
+}
+
+/* Compares what layers and pairs of channels have of their own. */
+static bool lists_differ(struct arch_difference *out, const struct arch *a,
                          const struct arch *b)
 {
-    const struct {
-        const char *name;
-        int64_t a, b;
-    } field[] = {
-        {"num_hidden_layers", a->n_layers, b->n_layers},
-        {"hidden_size", a->d_model, b->d_model},
-        {a->n_experts ? "moe_intermediate_size" : "intermediate_size", a->d_ff, b->d_ff},
-        {"num_experts", a->n_experts, b->n_experts},
-        {"num_experts_per_tok", a->n_active, b->n_active},
-        {"norm_topk_prob", a->norm_active, b->norm_active},
-        {"num_attention_heads", a->n_heads, b->n_heads},
-        {"num_key_value_heads", a->n_kv, b->n_kv},
-        {"head_dim", a->head_dim, b->head_dim},
-        {"vocab_size", a->vocab, b->vocab},
-    };
-    for (size_t i = 0; i < ARRAY_LEN(field); i++) {
-        if (field[i].a == field[i].b)
-            continue;
-        *in_a = field[i].a;
-        *in_b = field[i].b;
-        return field[i].name;
+    char name[sizeof(out->field)];
+    for (int64_t i = 0; i < a->n_layers; i++) {
+        snprintf(name, sizeof(name), "layer %" PRId64 ": sliding_window", i);
+        if (first_of(out, &(struct field){name, window_of(a, i), window_of(b, i)}, 1))
+            return true;
+        snprintf(name, sizeof(name), "layer %" PRId64 ": no_rope_layers", i);
+        if (first_of(out,
+                     &(struct field){name, layer_set_has(&a->no_rope, i),
+                                     layer_set_has(&b->no_rope, i)},
+                     1))
+            return true;
     }
-    return NULL;
+    for (int i = 0; i < ARCH_MAX_PAIRS && a->rope == ROPE_LONGROPE; i++) {
+        snprintf(name, sizeof(name), "rope_scaling.short_factor[%d]", i);
+        if (first_of(out, &(struct field){name, a->rope_short[i], b->rope_short[i]}, 1))
+            return true;
+    }
+    return false;
+}
+
+bool arch_differs(struct arch_difference *out, const struct arch *a, const struct arch *b)
+{
+    return shapes_differ(out, a, b) || values_differ(out, a, b) || lists_differ(out, a, b);
 }

@@ -178,9 +178,13 @@ int64_t arch_rope_column(const struct arch *a, int64_t layer);
 void arch_rope_table(const struct arch *a, int64_t first, int64_t T, float *cos,
                      float *sin);
 
-/* Returns the first size of a model in which a and b differ, as config.json names it, with its
- * values in both; NULL: none. */
-const char *arch_differs(int64_t *in_a, int64_t *in_b, const struct arch *a,
-                         const struct arch *b);
+/* A field of config.json with its values in two models. */
+struct arch_difference {
+    char field[64]; /* "rope_theta", "layer 3: sliding_window" */
+    double a, b;
+};
+/* Finds the first field that decides what a model of the same family computes and in which a and
+ * b differ; false: none. Not compared are token ids, the dtype, and limits of the length. */
+bool arch_differs(struct arch_difference *out, const struct arch *a, const struct arch *b);
 
 #endif

@@ -220,17 +220,16 @@ static void report_sizes(struct verify *v)
 static enum err check_same_model(const struct verify *v)
 {
     const struct arch *have = v->arch, *want = hf_arch(v->model);
-    int64_t in_artifact, in_model;
+    struct arch_difference d;
     FAIL_IF(
         have->family != want->family, ERR_MISMATCH,
         "%s is a \"%s\" model, but the artifact holds a \"%s\" model; give the checkpoint that "
         "it was made from",
         v->s->against, want->model_type, have->model_type);
-    const char *field = arch_differs(&in_artifact, &in_model, have, want);
-    FAIL_IF(field, ERR_MISMATCH,
-            "%s has %s %" PRId64 ", but the artifact has %" PRId64
-            ": it was not made from this checkpoint",
-            v->s->against, field, in_model, in_artifact);
+    FAIL_IF(arch_differs(&d, have, want), ERR_MISMATCH,
+            "%s has %s %.9g, but the artifact has %.9g: it was not made from this "
+            "checkpoint",
+            v->s->against, d.field, d.b, d.a);
     return OK;
 }
 

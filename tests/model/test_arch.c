@@ -323,6 +323,67 @@ static void plain_and_linear(void **state)
 }
 
 /* llama.cpp's converter interleaves the rows of q and k in these families, and in no others. */
+/* Checks that b, which differs from a in one field, is told from it by that field's name. */
+static void told_apart(const struct arch *a, const struct arch *b, const char *field,
+                       double in_a, double in_b)
+{
+    struct arch_difference d;
+    assert_true(arch_differs(&d, a, b));
+    assert_string_equal(d.field, field);
+    assert_true(d.a == in_a && d.b == in_b);
+}
+
+#define TOLD(member, value, field)                                                         \
+    do {                                                                                   \
+        struct arch other = a;                                                             \
+        other.member = value;                                                              \
+        told_apart(&a, &other, field, (double)a.member, (double)other.member);             \
+    } while (0)
+
+static void differences(void **state)
+{
+    struct arch a = small();
+    struct arch_difference d;
+    a.rope = ROPE_LONGROPE;
+    a.sliding_window = 64;
+    layer_set_add(&a.sliding, 2);
+    struct arch b = a;
+    b.bos = 7; /* no numbers of the model depend on it */
+    b.dtype = DT_F16;
+    assert_false(arch_differs(&d, &a, &b));
+    TOLD(n_layers, 3, "num_hidden_layers");
+    TOLD(n_active, 1, "num_experts_per_tok");
+    TOLD(mlp_bias, true, "mlp_bias");
+    TOLD(norm_eps, 1e-6f, "rms_norm_eps");
+    TOLD(gate, a.gate + 1, "hidden_act");
+    TOLD(embed_scale, 2, "embedding_multiplier");
+    TOLD(attn_scale, 0.1, "attention_multiplier");
+    TOLD(residual_scale, 0.2, "residual_multiplier");
+    TOLD(logit_scale, 8, "logits_scaling");
+    TOLD(rope_theta, 5e5, "rope_theta");
+    TOLD(rope_theta_sliding, 1e4, "rope_local_base_freq");
+    TOLD(rope, ROPE_YARN, "rope_type");
+    TOLD(rope_factor, 4, "rope_scaling.factor");
+    TOLD(rope_low, 1, "rope_scaling.low_freq_factor");
+    TOLD(rope_high, 4, "rope_scaling.high_freq_factor");
+    TOLD(rope_original, 32, "rope_scaling.original_max_position_embeddings");
+    TOLD(rope_attention, 1.2, "rope_scaling.attention_factor");
+    TOLD(rope_truncate, true, "rope_scaling.truncate");
+    TOLD(max_positions, 4096, "max_position_embeddings");
+    TOLD(rope_short[3], 2, "rope_scaling.short_factor[3]");
+    TOLD(sliding_window, 32, "layer 2: sliding_window");
+    b = a;
+    layer_set_add(&b.no_rope, 1);
+    told_apart(&a, &b, "layer 1: no_rope_layers", 0, 1);
+    b = a;
+    b.rotary_dim = 4;
+    told_apart(&a, &b, "partial_rotary_factor", 1, 0.5);
+    a.rope = b.rope = ROPE_DEFAULT; /* positions are then a limit of the length */
+    b.rotary_dim = 0;
+    b.max_positions = 4096;
+    assert_false(arch_differs(&d, &a, &b));
+}
+
 static void neighbours_turn_in_llamas_graphs(void **state)
 {
     static const enum arch_family turned[] = {ARCH_LLAMA, ARCH_MISTRAL, ARCH_GRANITE,
@@ -340,6 +401,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(neighbours_turn_in_llamas_graphs),
+        cmocka_unit_test(differences),
         cmocka_unit_test(good_one_passes),
         cmocka_unit_test(bad_numbers_are_named),
         cmocka_unit_test(factors),

@@ -72,16 +72,14 @@ static enum err is_same_dir(bool *same, const char *a, const char *b)
 static enum err check_architecture(const struct job *j)
 {
     const struct arch *have = hf_arch(j->model), *want = hf_arch(j->full);
-    int64_t x, y;
+    struct arch_difference d;
     FAIL_IF(have->family != want->family, ERR_MISMATCH,
             "%s is a \"%s\" model and %s a \"%s\" model; give the checkpoint that was "
             "quantized",
             j->model_dir, have->model_type, j->options.model_dir, want->model_type);
-    const char *field = arch_differs(&x, &y, have, want);
-    FAIL_IF(field, ERR_MISMATCH,
-            "%s has %s %" PRId64 " and %s has %" PRId64
-            "; give the checkpoint that was quantized",
-            j->model_dir, field, x, j->options.model_dir, y);
+    FAIL_IF(arch_differs(&d, have, want), ERR_MISMATCH,
+            "%s has %s %.9g and %s has %.9g; give the checkpoint that was quantized",
+            j->model_dir, d.field, d.a, j->options.model_dir, d.b);
     return OK;
 }
 
