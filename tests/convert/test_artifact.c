@@ -11,7 +11,6 @@
 #include "kernels/base/rng.h"
 #include "kernels/tensor/quant.h"
 #include "tests/convert/tiny_model.h"
-#include "tests/scratch.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -27,7 +26,9 @@
 
 #include <cmocka.h>
 
-static char dir[96], model_dir[128], out_dir[128], other_dir[128];
+#include "tests/convert/dir_fixture.h"
+
+static char model_dir[128], out_dir[128], other_dir[128];
 
 static void remove_all(void)
 {
@@ -38,7 +39,7 @@ static void remove_all(void)
 
 static int set_up(void **state)
 {
-    if (!scratch_dir(dir, sizeof(dir)))
+    if (make_dir(state))
         return -1;
     snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
     snprintf(out_dir, sizeof(out_dir), "%s/out", dir);
@@ -51,12 +52,6 @@ static int tear_down(void **state)
 {
     remove_all();
     return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
 }
 
 static void refused(enum err have, enum err want, const char *word)

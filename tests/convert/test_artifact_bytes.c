@@ -10,8 +10,8 @@
 
 #include "convert/artifact/writer.h"
 #include "kernels/base/file/file.h"
+#include "tests/convert/dir_fixture.h"
 #include "tests/convert/tiny_model.h"
-#include "tests/scratch.h"
 
 #include <dirent.h>
 #include <inttypes.h>
@@ -19,11 +19,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char dir[96], model_dir[128], out_dir[128];
+static char model_dir[128], out_dir[128];
 
 static int set_up(void **state)
 {
-    if (!scratch_dir(dir, sizeof(dir)))
+    if (make_dir(state))
         return -1;
     snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
     snprintf(out_dir, sizeof(out_dir), "%s/out", dir);
@@ -36,12 +36,6 @@ static int tear_down(void **state)
     (void)scratch_remove(model_dir);
     (void)scratch_remove(out_dir);
     return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
 }
 
 static uint64_t bytes_of_files(const char *path)

@@ -10,7 +10,6 @@
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "tests/convert/tiny_model.h"
-#include "tests/scratch.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -22,13 +21,9 @@
 
 #include <cmocka.h>
 
-static char dir[96], model_dir[128], out_dir[128], path[200];
+#include "tests/convert/dir_fixture.h"
 
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
-}
+static char model_dir[128], out_dir[128], path[200];
 
 static const char *in_out(const char *name)
 {
@@ -42,7 +37,7 @@ static int set_up(void **state)
         .weights = {WEIGHT_RTN, 4, 16},
         .kv = {KV_TOKEN, 4, 4, KEY_POST_ROPE, true, 1, 0, true, ROTATE_NONE}};
     struct hf_model *m = NULL;
-    if (!scratch_dir(dir, sizeof(dir)))
+    if (make_dir(state))
         return -1;
     snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
     snprintf(out_dir, sizeof(out_dir), "%s/out", dir);

@@ -6,7 +6,6 @@
 #include "convert/runtime/runtime.h"
 #include "kernels/base/mem.h"
 #include "tests/convert/golden_artifact.h"
-#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -17,28 +16,11 @@
 
 #include <cmocka.h>
 
+#include "tests/convert/dir_fixture.h"
+
 /* Relative to the range of the logits. Nothing else is quantized, so no code is at an edge;
  * sums differ in their order alone. */
 #define BOUND 1e-5
-
-static char dir[64];
-
-static int make_dir(void **state)
-{
-    strcpy(dir, "/tmp/test_rt_head.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int drop_dir(void **state)
-{
-    return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
-}
 
 /* [T][V] logits of the packed runtime, chunk by chunk. */
 static void decode(float *logits, const struct golden *g, int64_t chunk)

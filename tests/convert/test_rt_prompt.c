@@ -7,7 +7,6 @@
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 #include "tests/convert/golden_artifact.h"
-#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -19,6 +18,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "tests/convert/dir_fixture.h"
 
 /* Bounds, relative to the range of the logits.
  *
@@ -38,25 +39,6 @@
 #define PREFIX 150
 #define CHUNK 40
 #define FEW 4 /* queries with so few heads are attended to one by one */
-
-static char dir[64];
-
-static int make_dir(void **state)
-{
-    strcpy(dir, "/tmp/test_rt_prompt.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int drop_dir(void **state)
-{
-    return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
-}
 
 static struct runtime *open_runtime(const struct artifact *a, int64_t tokens, int threads,
                                     enum dtype act)

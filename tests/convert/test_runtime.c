@@ -5,7 +5,6 @@
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "tests/convert/golden_artifact.h"
-#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -18,31 +17,14 @@
 
 #include <cmocka.h>
 
+#include "tests/convert/dir_fixture.h"
+
 /* Relative to the range of the logits. Keys and values agree except for the last bits. Near
  * the edge between two codes, both sides may choose different codes, and later logits move
  * by a part of the quantization error. So most tokens must agree to BOUND, and the worst to
  * FLIP. Any mistake in the attention mask moves them by 0.1. */
 #define BOUND 1e-5
 #define FLIP 1e-3
-
-static char dir[64];
-
-static int make_dir(void **state)
-{
-    strcpy(dir, "/tmp/test_runtime.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int drop_dir(void **state)
-{
-    return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
-}
 
 static struct kv_spec kv(int bits, int64_t group, enum key_stage stage, int64_t window,
                          int64_t sink)

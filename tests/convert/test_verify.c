@@ -9,7 +9,6 @@
 #include "kernels/base/rng.h"
 #include "kernels/tensor/quant.h"
 #include "tests/convert/golden_artifact.h"
-#include "tests/scratch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -22,24 +21,7 @@
 
 #include <cmocka.h>
 
-static char dir[64];
-
-static int make_dir(void **state)
-{
-    strcpy(dir, "/tmp/test_verify.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int drop_dir(void **state)
-{
-    return !scratch_remove(dir);
-}
-
-static void ok(enum err e)
-{
-    if (e)
-        fail_msg("%s (%s)", err_text(), err_where());
-}
+#include "tests/convert/dir_fixture.h"
 
 /* --- damage ------------------------------------------------------------------------- */
 
