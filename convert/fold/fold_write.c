@@ -224,47 +224,61 @@ static enum err put(struct fold *f, struct st_writer *w, const void *data, size_
     return OK;
 }
 
-static enum err write_item(struct fold *f, struct st_writer *w, const struct item *t)
+/* *values = the n numbers of a folded or added tensor. The block's pages are then released: a
+ * fold holds those of one block at most. */
+static enum err fold_item(const float **values, int64_t *n, const struct fold *f,
+                          const struct item *t)
 {
     const struct arch *a = f->a;
     const struct model_source *source = hf_source(f->m);
-    const int64_t C = a->n_kv * a->head_dim;
-    const float *s = f->s[t->layer < a->n_layers ? t->layer : 0];
-    const float *shift = f->shift[t->layer < a->n_layers ? t->layer : 0];
+    const float *s = f->s[t->layer], *shift = f->shift[t->layer];
     struct block_src b;
+    TRY(source->block(source->ctx, t->layer, &b));
+    *values = f->values;
+    switch (t->part) {
+    case PART_V:
+        *n = a->n_kv * a->head_dim * a->d_model;
+        TRY(fold_v(f->values, &b.lin[LIN_V], s));
+        break;
+    case PART_O:
+        *n = a->d_model * a->n_heads * a->head_dim;
+        fold_o(f->values, f->bias, &b, a, s, shift);
+        break;
+    case PART_V_BIAS:
+        *n = a->n_kv * a->head_dim;
+        fold_v_bias(f->values, &b.bias[LIN_V], s, shift, *n);
+        break;
+    case PART_O_BIAS:
+        *n = a->d_model;
+        *values = f->bias;
+        fold_o(f->values, f->bias, &b, a, s, shift);
+        break;
+    case PART_ZERO:
+    default:
+        *n = arch_out(a, strstr(t->name, "q_proj") ? LIN_Q : LIN_K);
+        memset(f->values, 0, (size_t)*n * sizeof(float));
+    }
+    source->release(source->ctx, t->layer);
+    return OK;
+}
+
+static enum err write_item(struct fold *f, struct st_writer *w, const struct item *t)
+{
+    const float *values = f->values;
+    int64_t n;
     if (t->part == PART_COPY) {
         TRY(put(f, w, t->src->data, t->src->bytes));
         hf_release(f->m, t->src);
         return OK;
     }
     if (t->part == PART_WIDEN) {
-        const int64_t n = t->src->dim[0] * t->src->dim[1];
+        n = t->src->dim[0] * t->src->dim[1];
         host_to_f32(f->values, t->src->data, t->src->dtype, n);
         hf_release(f->m, t->src);
-        return put(f, w, f->values, (size_t)n * sizeof(float));
+    } else {
+        TRY(fold_item(&values, &n, f, t));
     }
-    TRY(source->block(source->ctx, t->layer, &b));
-    switch (t->part) {
-    case PART_V:
-        TRY(fold_v(f->values, &b.lin[LIN_V], s));
-        return put(f, w, f->values, (size_t)(C * a->d_model) * sizeof(float));
-    case PART_O:
-        fold_o(f->values, f->bias, &b, a, s, shift);
-        return put(f, w, f->values,
-                   (size_t)(a->d_model * a->n_heads * a->head_dim) * sizeof(float));
-    case PART_V_BIAS:
-        fold_v_bias(f->values, &b.bias[LIN_V], s, shift, C);
-        return put(f, w, f->values, (size_t)C * sizeof(float));
-    case PART_O_BIAS:
-        fold_o(f->values, f->bias, &b, a, s, shift);
-        return put(f, w, f->bias, (size_t)a->d_model * sizeof(float));
-    case PART_ZERO:
-    default: {
-        const int64_t n = arch_out(a, strstr(t->name, "q_proj") ? LIN_Q : LIN_K);
-        memset(f->values, 0, (size_t)n * sizeof(float));
-        return put(f, w, f->values, (size_t)n * sizeof(float));
-    }
-    }
+    return put(f, w, values, (size_t)n * sizeof(float));
 }
 
 /* Writes tensors [first, end) of the plan, and their items, the next of which is *item. */
