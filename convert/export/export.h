@@ -88,6 +88,9 @@ struct export_options {
     const char *base_model, *license;
     /* Outputs of `wkvq eval --json`, an array, for the model card; borrowed, or NULL. */
     json_t *eval;
+    /* Keys of the calibration that differ from their defaults, an object, for the model card;
+     * borrowed, or NULL: not known. */
+    const json_t *changes;
 };
 
 enum export_fate { EXPORT_CARRIED, EXPORT_CHANGED, EXPORT_DROPPED };

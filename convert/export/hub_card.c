@@ -78,6 +78,19 @@ static enum err settings(FILE *f, const struct export_job *j)
     return err;
 }
 
+static enum err changes(FILE *f, const struct export_job *j)
+{
+    const json_t *o = j->options.changes;
+    if (!o)
+        return OK;
+    fprintf(f, "\n### Different from the defaults\n\n%s",
+            json_object_size(o) ? "All other keys that affect the result have their "
+                                  "defaults (`wkvq --print-reference`):\n\n"
+                                : "Nothing: all keys that affect the result have their "
+                                  "defaults (`wkvq --print-reference`).\n");
+    return json_object_size(o) ? put_json(f, o) : OK;
+}
+
 /* Prints one measurement of `wkvq eval --json`: the model's part m of report o. */
 static enum err put_measurement(FILE *f, const json_t *o, const json_t *m)
 {
@@ -139,16 +152,27 @@ static void command(FILE *f, const struct export_job *j)
 {
     static const char *const type[] = {
         [DT_F32] = "f32", [DT_F16] = "f16", [DT_BF16] = "bf16"};
+    const struct export_options *o = &j->options;
     const bool dense = !strcmp(j->format->name, "dense");
-    fprintf(f, "\n## Command\n\n```\nwkvq export ARTIFACT --format %s%s%s%s -o OUT\n```\n",
-            j->format->name, dense ? " --dtype " : "", dense ? type[j->options.dtype] : "",
-            j->options.drop_cache ? " --kv drop" : "");
+    fprintf(f, "\n## Command\n\n```\nwkvq export ARTIFACT --format %s%s%s%s",
+            j->format->name, dense ? " --dtype " : "", dense ? type[o->dtype] : "",
+            o->drop_cache ? " --kv drop" : "");
+    if (o->shard_bytes)
+        fprintf(f, " --shard %" PRIu64, o->shard_bytes);
+    if (o->base_model)
+        fprintf(f, " --base-model %s", o->base_model);
+    if (o->license)
+        fprintf(f, " --license %s", o->license);
+    for (size_t i = 0; i < json_array_size(o->eval); i++)
+        fprintf(f, " --eval-report FILE");
+    fprintf(f, " -o OUT\n```\n");
 }
 
 static enum err write_card(FILE *f, const struct export_job *j)
 {
     front_matter(f, j);
     TRY(settings(f, j));
+    TRY(changes(f, j));
     TRY(measurements(f, j));
     command(f, j);
     return provenance(f, j->source);

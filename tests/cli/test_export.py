@@ -485,8 +485,9 @@ def test_card(b, model, text):
     assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | full precision, 3 windows of 64 tokens |" in body
     assert f"| {folder.name} | 4 | 4 | {measured['model']['ppl']:.4f} | simulation, 3 windows of 64 tokens |" in body
     seal = json.loads((folder / "manifest.json").read_text())["manifest_crc32"]
-    assert f'"manifest_crc32": "{seal}"' in body and "wkvq export ARTIFACT --format awq -o OUT" in body
+    assert f'"manifest_crc32": "{seal}"' in body and "wkvq export ARTIFACT --format awq --base-model" in body
     assert "- dropped: The cache's format" in body
+    assert "--base-model some-org/Some-Model --license apache-2.0 --eval-report FILE -o OUT" in body
     for card, license in (("---\nlicense: mit\ntags:\n- x\n---\n# M\n", "mit"), ("---\nlicense: [a, b]\n---\n", None),
                           ("---\nlicense: \"a\\nb\"\n---\n", None), ("---\nlicense: mit\n", None), ("license: mit\n", None)):
         (model / "README.md").write_text(card)
@@ -510,6 +511,11 @@ def test_cache(b, model, text):
     assert b"dropped: The cache's calibration (" + parts.encode() in done.stderr
     assert b"carried: The rotation of values is in the weights" in done.stderr
     check_packed(Artifact(folder), b.folder / "yes", "awq")
+    body = (b.folder / "yes" / "README.md").read_text()
+    listed = json.loads(re.search(r"### Different from the defaults.*?```json\n(.*?)```", body, re.S)[1])
+    assert listed.pop("run.compute") in ("f32", "bf16"), "what auto chose"
+    assert listed == {"calibration.seqlen": 32, "calibration.samples": 2, "calibration.epochs": 1, "crr.blocks": 0,
+                      "weights.group_size": 32, "kv.rotate": "kv"}, listed
     assert "wkvq export ARTIFACT --format awq --kv drop -o OUT" in (b.folder / "yes" / "README.md").read_text()
     print("calibrated cache: refused, or dropped and said")
 

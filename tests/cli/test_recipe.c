@@ -307,6 +307,38 @@ static void json_and_back(void **state)
     recipe_free(&back);
 }
 
+/* Every key that affects the result is a change once it has another value, and none is before. */
+static void changes(void **state)
+{
+    struct recipe r;
+    json_t *o;
+    recipe_init(&r);
+    assert_int_equal(recipe_changes(&o, &r), OK);
+    assert_int_equal(json_object_size(o), 0);
+    json_decref(o);
+    static const char *const set[][2] = {{"weights.bits", "3"},       {"kv.rotate", "kv"},
+                                         {"refine.lr_norms", "0.01"}, {"crr.blocks", "0"},
+                                         {"kv.mixed", "v=8:8"},       {"run.threads", "3"}};
+    for (size_t i = 0; i < ARRAY_LEN(set); i++)
+        assert_int_equal(recipe_set(&r, set[i][0], set[i][1], ""), OK);
+    assert_int_equal(recipe_changes(&o, &r), OK);
+    for (size_t i = 0; i + 1 < ARRAY_LEN(set); i++)
+        assert_non_null(json_object_get(o, set[i][0]));
+    assert_int_equal(json_object_size(o), ARRAY_LEN(set) - 1); /* not run.threads */
+    json_decref(o);
+    /* 16 of more samples is what auto does */
+    assert_int_equal(recipe_set(&r, "calibration.eval_samples", "16", ""), OK);
+    assert_int_equal(recipe_changes(&o, &r), OK);
+    assert_null(json_object_get(o, "calibration.eval_samples"));
+    json_decref(o);
+    assert_int_equal(recipe_set(&r, "calibration.eval_samples", "17", ""), OK);
+    assert_int_equal(recipe_changes(&o, &r), OK);
+    assert_int_equal(json_integer_value(json_object_get(o, "calibration.eval_samples")),
+                     17);
+    json_decref(o);
+    recipe_free(&r);
+}
+
 /* A number of measured samples as the identity has it; 0: it has none. */
 static int64_t measured_in_identity(const char *samples, const char *measured)
 {
@@ -545,6 +577,7 @@ int main(void)
         cmocka_unit_test(presets),
         cmocka_unit_test(set_refuses),
         cmocka_unit_test(json_and_back),
+        cmocka_unit_test(changes),
         cmocka_unit_test(scale_bits),
         cmocka_unit_test(measured_samples),
         cmocka_unit_test(mixes),

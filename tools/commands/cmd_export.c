@@ -8,6 +8,7 @@
 #include "tools/cli/progress.h"
 #include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
+#include "tools/recipe/recipe.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -153,6 +154,28 @@ static enum err read_options(struct export_job *j, const struct args *a)
     return read_reports(&j->options.eval, &a->eval_report);
 }
 
+/* *out = the artifact's settings that differ from their defaults; NULL if it does not have them in
+ * a form that this version reads. Release it with json_decref. */
+static enum err read_changes(json_t **out, const struct export_source *s)
+{
+    struct recipe r;
+    const json_t *config = json_object_get(s->manifest, "config");
+    *out = NULL;
+    if (!json_is_object(config))
+        return OK;
+    recipe_init(&r);
+    enum err err = recipe_load_json(&r, config, s->dir);
+    if (!err)
+        err = recipe_changes(out, &r);
+    else if (err == ERR_FORMAT) {
+        log_warn("%s; a model card does not list the settings", err_text());
+        err_clear();
+        err = OK;
+    }
+    recipe_free(&r);
+    return err;
+}
+
 /* --- results ------------------------------------------------------------------------ */
 
 static json_t *notes_json(const struct export_job *j)
@@ -228,6 +251,7 @@ static enum err run(struct args *a)
     enum err err = OK;
     struct export_job j = {0};
     struct export_source *s = NULL;
+    json_t *changes = NULL;
     if (a->format && !strcmp(a->format, "list"))
         return print_formats(a);
     TRY(find_format(&j.format, a->format));
@@ -237,6 +261,8 @@ static enum err run(struct args *a)
     TRY_OUT(outdir_recover(a->pos.item[0]));
     TRY_OUT(export_open(&s, a->pos.item[0]));
     j.source = s;
+    TRY_OUT(read_changes(&changes, s));
+    j.options.changes = changes;
     TRY_OUT(export_check(&j));
     if (a->plan && !a->json)
         printf("%s as %s:\n", s->dir, j.format->name);
@@ -245,6 +271,7 @@ static enum err run(struct args *a)
         TRY_OUT(write_export(&j, a));
 out:
     json_decref(j.options.eval);
+    json_decref(changes);
     export_job_free(&j);
     export_close(&s);
     return err;

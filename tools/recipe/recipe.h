@@ -142,6 +142,9 @@ enum err recipe_copy(struct recipe *r, const struct recipe *from);
 /* Makes {"calibration": {...}, ...}. identity: only the keys that affect the result.
  * Release *out with json_decref. */
 enum err recipe_json(json_t **out, const struct recipe *r, bool identity);
+/* Makes {"kv.rotate": "kv", ...}: the keys that affect the result and whose effect is not that of
+ * their default. Release *out with json_decref. */
+enum err recipe_changes(json_t **out, const struct recipe *r);
 /* Writes the value of a key as one would type it. Release *out with mem_free. */
 enum err recipe_text(char **out, const struct recipe *r, const struct recipe_key *k);
 

@@ -346,6 +346,32 @@ enum err recipe_json(json_t **out, const struct recipe *r, bool identity)
     return OK;
 }
 
+/* Returns whether the key has the effect of its default, which is that of others for auto. */
+static bool acts_as_default(const struct recipe *r, const struct recipe_key *k)
+{
+    struct recipe plain = *r;
+    plain.eval_samples = RECIPE_AUTO;
+    return k->kind == KEY_COUNT ? recipe_eval_samples(r) == recipe_eval_samples(&plain)
+                                : is_default(r, k);
+}
+
+enum err recipe_changes(json_t **out, const struct recipe *r)
+{
+    json_t *o = json_object();
+    for (int i = 0; o && i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        if (k->affects_speed_only || acts_as_default(r, k))
+            continue;
+        if (json_object_set_new(o, k->name, value_json(r, k))) {
+            json_decref(o);
+            o = NULL;
+        }
+    }
+    FAIL_IF(!o, ERR_MEMORY, "out of memory for the configuration");
+    *out = o;
+    return OK;
+}
+
 /* Writes the allowed values for the reference, such as "1 to 255" or "rtn, lwc, gptq". */
 static void range_text(char *out, size_t n, const struct recipe_key *k)
 {
