@@ -83,6 +83,13 @@ static enum err run_add(struct bench *b)
     return dev_add(b->dev, &b->h, &b->x, &b->dy);
 }
 
+/* Values keep their size over any number of runs. */
+static enum err run_scale(struct bench *b)
+{
+    b->bytes = 2 * bytes_of(&b->y);
+    return dev_scale(b->dev, &b->y, -1);
+}
+
 static enum err run_rope(struct bench *b)
 {
     const struct tensor q = heads(&b->qkv, 0, b->arch.n_heads, b->arch.head_dim);
@@ -279,6 +286,7 @@ static const struct {
     {"rmsnorm", run_rmsnorm},
     {"rmsnorm_bwd", run_rmsnorm_bwd},
     {"add", run_add},
+    {"scale", run_scale},
     {"rope", run_rope},
     {"gate", run_silu},
     {"gate_bwd", run_silu_bwd},
