@@ -105,7 +105,7 @@ def vllm_int4(ops, d):
 def main():
     ops = vllm_ops(sys.argv[1])
     pairs = {"fp8": fp8()} | {f"quanto4_{d}": quanto4(d) for d in (64, 128)}
-    pairs |= {f"vllm_int4_{d}": vllm_int4(ops, d) for d in (64, 96, 128)}
+    pairs |= {f"vllm_int4_{d}": vllm_int4(ops, d) for d in (64, 96, 128, 256)}
     named = {f"{name}.{part}": value for name, pair in pairs.items() for part, value in zip("xy", pair, strict=True)}
     save_file({k: v.contiguous() for k, v in named.items()}, pathlib.Path(__file__).parent / "engine.safetensors")
 

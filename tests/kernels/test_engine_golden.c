@@ -67,13 +67,15 @@ static void test_quanto4(void **state)
     check("quanto4_128.x", "quanto4_128.y", TARGET_QUANTO4, KV_V);
 }
 
-/* Heads of 96 channels are rotated 32 at a time. */
+/* Heads of 96 channels are rotated 32 at a time. Those of 256 need signs that no smaller head
+ * has. */
 static void test_vllm_int4(void **state)
 {
     (void)state;
     check("vllm_int4_64.x", "vllm_int4_64.y", TARGET_VLLM_INT4, KV_K);
     check("vllm_int4_96.x", "vllm_int4_96.y", TARGET_VLLM_INT4, KV_V);
     check("vllm_int4_128.x", "vllm_int4_128.y", TARGET_VLLM_INT4, KV_V);
+    check("vllm_int4_256.x", "vllm_int4_256.y", TARGET_VLLM_INT4, KV_K);
 }
 
 static int open_golden(void **state)
