@@ -129,8 +129,10 @@ def check_kernels(wkvq, compute):
 def check_decode(wkvq, depth, compute):
     """A random W4 g128 + KV4 artifact; V: the rows of an F16 head."""
     s, V, group = SHAPES["smollm2-135m"], 49152, 128
+    chunk = 2 if depth else 128
     r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2",
-              "--compute", compute)
+              "--compute", compute, *(["--chunk", str(chunk)] if depth else []))
+    assert r["chunk"] == chunk, r
     assert r["compute"] in {"auto": ("F32",), "bf16": ("BF16", "F32")}[compute], r  # F32 without AVX512-VNNI
     near = lambda a, b: abs(a - b) <= 1e-6 * b
     C, Hd = s["K"] * s["d"], s["H"] * s["d"]

@@ -19,8 +19,6 @@
 #define READ_BYTES ((int64_t)256 << 20)
 #define READ_CHUNK ((int64_t)1 << 20)
 #define READ_PASSES 9
-/* Tokens of the text before the measured ones that are processed at a time. */
-#define FILL_CHUNK 128
 #define PRODUCT_PASSES 5
 
 struct decode {
@@ -155,16 +153,21 @@ static int32_t id_at(const struct decode *b, int64_t t)
 
 static enum err fill_cache(struct decode *b)
 {
-    int32_t ids[FILL_CHUNK];
+    const int64_t depth = b->args->depth, chunk = b->args->chunk;
+    int32_t *ids = NULL;
+    enum err err = OK;
+    TRY(mem_alloc(&ids, (size_t)depth, sizeof(*ids)));
+    for (int64_t t = 0; t < depth; t++)
+        ids[t] = id_at(b, t);
     const double start = clock_s();
-    for (int64_t t = 0, n; t < b->args->depth; t += n) {
-        n = b->args->depth - t < FILL_CHUNK ? b->args->depth - t : FILL_CHUNK;
-        for (int64_t i = 0; i < n; i++)
-            ids[i] = id_at(b, t + i);
-        TRY(runtime_forward(b->rt, b->logits, false, ids, n));
-    }
+    for (int64_t t = 0; t < depth; t += chunk)
+        TRY_OUT(runtime_forward(b->rt, b->logits, false, ids + t,
+                                depth - t < chunk ? depth - t : chunk));
     b->fill_s = clock_s() - start;
-    return runtime_mark(b->rt);
+    err = runtime_mark(b->rt);
+out:
+    mem_free(ids);
+    return err;
 }
 
 /* Measures each token at the same depth, by truncating the cache again. */
@@ -187,7 +190,7 @@ static enum err packed_products(struct decode *b)
 {
     for (int i = 0; i < PRODUCT_PASSES; i++) {
         const double start = clock_s();
-        TRY(runtime_products(b->rt, FILL_CHUNK));
+        TRY(runtime_products(b->rt, b->args->chunk));
         const double took = clock_s() - start;
         b->packed_s = !i || took < b->packed_s ? took : b->packed_s;
     }
@@ -203,9 +206,9 @@ static enum err unpacked_linear(struct decode *b, struct dev *dev, int l)
     struct tensor x = {0}, w = {0}, y = {0};
     double best = 0;
     enum err err = OK;
-    TRY_OUT(bench_tensor(&x, dev, DT_F32, FILL_CHUNK, arch_in(m, l)));
+    TRY_OUT(bench_tensor(&x, dev, DT_F32, b->args->chunk, arch_in(m, l)));
     TRY_OUT(bench_tensor(&w, dev, DT_F32, rows, arch_in(m, l)));
-    TRY_OUT(bench_tensor(&y, dev, DT_F32, FILL_CHUNK, rows));
+    TRY_OUT(bench_tensor(&y, dev, DT_F32, b->args->chunk, rows));
     for (int i = 0; i < PRODUCT_PASSES; i++) {
         const double start = clock_s();
         for (int64_t block = 0; block < m->n_layers; block++)
@@ -301,7 +304,7 @@ static double chunk_flops(const struct decode *b)
     double weights = 0;
     for (int l = 0; l < N_LIN; l++)
         weights += (double)(arch_out(a, l) / arch_stacked(a, l) * arch_in(a, l));
-    return 2.0 * FILL_CHUNK * weights * (double)a->n_layers;
+    return 2.0 * (double)b->args->chunk * weights * (double)a->n_layers;
 }
 
 static void print_text(const struct decode *b, double median, double best)
@@ -318,9 +321,11 @@ static void print_text(const struct decode *b, double median, double best)
     printf("best    %8.3f ms  %7.1f tokens/s  %5.1f GB/s  %5.1f %%\n", 1e3 * best, 1 / best,
            1e-9 * bytes / best, 100 * bytes / best / b->read_bps);
     if (b->args->depth)
-        printf("before it, in chunks of %d: %.1f tokens/s\n", FILL_CHUNK, fill_rate(b));
-    printf("products of %d tokens, %s: %.1f GFLOP/s, on unpacked weights %.1f: %.1f %%\n",
-           FILL_CHUNK, dtype_name(act_of(b)), 1e-9 * chunk_flops(b) / b->packed_s,
+        printf("before it, in chunks of %" PRId64 ": %.1f tokens/s\n", b->args->chunk,
+               fill_rate(b));
+    printf("products of %" PRId64 " tokens, %s: %.1f GFLOP/s, on unpacked weights %.1f: "
+           "%.1f %%\n",
+           b->args->chunk, dtype_name(act_of(b)), 1e-9 * chunk_flops(b) / b->packed_s,
            1e-9 * chunk_flops(b) / b->unpacked_s, 100 * b->unpacked_s / b->packed_s);
 }
 
@@ -328,13 +333,13 @@ static enum err print_json(const struct decode *b, double median, double best)
 {
     const double bytes = (double)(b->weights + b->head + b->cache);
     json_t *o = json_pack(
-        "{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
+        "{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
         "subject", subject(b), "threads", pool_threads(b->pool), "compute",
-        dtype_name(act_of(b)), "depth", (json_int_t)b->args->depth, "weight_bytes",
-        (json_int_t)b->weights, "head_bytes", (json_int_t)b->head, "cache_bytes",
-        (json_int_t)b->cache, "read_bytes_per_s", b->read_bps, "token_s", median,
-        "best_token_s", best, "tokens_per_s", 1 / median, "share",
-        bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b),
+        dtype_name(act_of(b)), "chunk", (json_int_t)b->args->chunk, "depth",
+        (json_int_t)b->args->depth, "weight_bytes", (json_int_t)b->weights, "head_bytes",
+        (json_int_t)b->head, "cache_bytes", (json_int_t)b->cache, "read_bytes_per_s",
+        b->read_bps, "token_s", median, "best_token_s", best, "tokens_per_s", 1 / median,
+        "share", bytes / median / b->read_bps, "prefill_tokens_per_s", fill_rate(b),
         "prefill_flops_per_s", chunk_flops(b) / b->packed_s, "unpacked_flops_per_s",
         chunk_flops(b) / b->unpacked_s, "prefill_share", b->unpacked_s / b->packed_s);
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
