@@ -126,6 +126,7 @@ speed() {
             decode "$artifact" $threads 0
             decode "$artifact" $threads "$depth"
             peer -p "$depth" -n 0 -t $threads -fa 1 -ctk f16 -ctv f16
+            "$wkvq" bench decode "$artifact" --depth "$depth" --steps 1 --compute bf16 --chunk 512 -j $threads -q --json >>"$out"
             peer -p "$depth" -n 0 -t $threads -fa 1 -ctk q4_0 -ctv q4_0
         done
         echo "round $i of ${ROUNDS:-5}" >&2

@@ -188,6 +188,8 @@ def measured(line):
         if line["n_gen"] and line["type_k"] == "f16":
             name += ", flash attention" if line["flash_attn"] not in (0, False, "off") else ", no flash attention"
         yield (name, line["n_threads"], line["n_depth"] if line["n_gen"] else "prompt"), line["avg_ts"]
+    elif line.get("compute") == "BF16":
+        yield (f"wkvq W4 g128 + KV4, bf16, chunks of {line['chunk']}", line["threads"], "prompt"), line["prefill_tokens_per_s"]
     elif "token_s" in line:
         yield ("wkvq W4 g128 + KV4", line["threads"], line["depth"]), line["tokens_per_s"]
         if line["depth"]:
