@@ -311,12 +311,15 @@ static void interleave_rows(float *interleaved, const float *x, int64_t n)
 }
 #endif
 
-static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
-                         const float *interleaved)
+/* Computes y [n] with a function that writes at_once rows from `row` on. */
+INLINE void all_rows(void (*some)(float *y, const struct rt_rows *r, int64_t row,
+                                  const float *x),
+                     const int64_t at_once, float *y, const struct rt_rows *r, int64_t n,
+                     const float *x)
 {
     int64_t row = 0;
-    for (; row + ROWS_AT_ONCE <= n; row += ROWS_AT_ONCE)
-        add_rows(y, r, row, interleaved);
+    for (; row + at_once <= n; row += at_once)
+        some(y, r, row, x);
     if (row == n)
         return;
     /* The rest one by one: with stride 0 a row fills all places. */
@@ -326,9 +329,78 @@ static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
         last.codes = r->codes + row * r->code_stride;
         last.z = r->z + row * r->pair_stride;
         last.h = r->h + row * r->pair_stride;
-        add_rows(one, &last, 0, interleaved);
+        some(one, &last, 0, x);
         y[row] = one[0];
     }
+}
+
+static void rows_nibbles(float *y, const struct rt_rows *r, int64_t n,
+                         const float *interleaved)
+{
+    all_rows(add_rows, ROWS_AT_ONCE, y, r, n, interleaved);
+}
+
+/* --- rows of bytes ------------------------------------------------------------------ */
+
+/* Their sums and zeros fit 16 registers too. */
+#define BYTE_ROWS 4
+#define BYTE_STEP CACHE_LINE /* columns */
+
+/* sum += (code - z) x over VL columns of four rows. */
+INLINE void add_bytes(struct sums *sum, const uint8_t *p, int64_t stride,
+                      const struct sums *z, vf x)
+{
+    sum->a = vf_fma(vf_load_u8(p) - z->a, x, sum->a);
+    sum->b = vf_fma(vf_load_u8(p + stride) - z->b, x, sum->b);
+    sum->c = vf_fma(vf_load_u8(p + 2 * stride) - z->c, x, sum->c);
+    sum->d = vf_fma(vf_load_u8(p + 3 * stride) - z->d, x, sum->d);
+}
+
+/* The same over n < VL columns. Their codes are copied, since nothing may be read behind
+ * the last row. */
+static inline void add_last_bytes(struct sums *sum, const uint8_t *p, int64_t stride,
+                                  const struct sums *z, const float *x, int64_t n)
+{
+    uint8_t last[BYTE_ROWS][VL] = {0};
+    for (int64_t i = 0; i < BYTE_ROWS; i++)
+        memcpy(last[i], p + i * stride, (size_t)n);
+    add_bytes(sum, last[0], VL, z, vf_load_n(x, n));
+}
+
+/* Writes y[row .. row + BYTE_ROWS). */
+static inline void add_byte_rows(float *y, const struct rt_rows *r, int64_t row,
+                                 const float *x)
+{
+    const int64_t stride = r->code_stride, pairs = r->pair_stride;
+    const uint8_t *p = r->codes + row * stride, *z = r->z + row * pairs, *ahead = p;
+    const float *h = r->h + row * pairs;
+    struct sums total = {0};
+    for (int64_t g = 0, c = 0; c < r->in; g++, z++, h++) {
+        const int64_t end = r->in - c < r->group ? r->in : c + r->group;
+        const struct sums zero = {vf_set1(z[0]), vf_set1(z[pairs]), vf_set1(z[2 * pairs]),
+                                  vf_set1(z[3 * pairs])};
+        struct sums sum = {0};
+        for (; c + BYTE_STEP <= end; c += BYTE_STEP) {
+            ahead = prefetch_lines(ahead, BYTE_ROWS);
+            for (int64_t i = c; i < c + BYTE_STEP; i += VL)
+                add_bytes(&sum, p + i, stride, &zero, vf_load(x + i));
+        }
+        for (; c + VL <= end; c += VL)
+            add_bytes(&sum, p + c, stride, &zero, vf_load(x + c));
+        if (c < end)
+            add_last_bytes(&sum, p + c, stride, &zero, x + c, end - c);
+        c = end;
+        total.a = vf_fma(sum.a, vf_set1(h[0]), total.a);
+        total.b = vf_fma(sum.b, vf_set1(h[pairs]), total.b);
+        total.c = vf_fma(sum.c, vf_set1(h[2 * pairs]), total.c);
+        total.d = vf_fma(sum.d, vf_set1(h[3 * pairs]), total.d);
+    }
+    vf_sum4(y + row, total.a, total.b, total.c, total.d);
+}
+
+static void rows_bytes(float *y, const struct rt_rows *r, int64_t n, const float *x)
+{
+    all_rows(add_byte_rows, BYTE_ROWS, y, r, n, x);
 }
 
 /* --- one row at a time -------------------------------------------------------------- */
@@ -372,26 +444,6 @@ static const uint8_t *as_bytes(const struct rt_row *r, uint8_t *bytes)
     return bytes;
 }
 
-static float dot_codes(const struct rt_row *r, const float *x, uint8_t *bytes)
-{
-    const uint8_t *q = as_bytes(r, bytes);
-    vf s = {0};
-    float tails = 0;
-    for (int64_t g = 0, c = 0; c < r->in; g++) {
-        const int64_t end = r->in - c < r->group ? r->in : c + r->group;
-        const vf zero = vf_set1(r->z[g]);
-        vf v = {0};
-        float tail = 0;
-        for (; c + VL <= end; c += VL)
-            v = vf_fma(vf_load_u8(q + c) - zero, vf_load(x + c), v);
-        for (; c < end; c++)
-            tail += (float)(q[c] - r->z[g]) * x[c];
-        s = vf_fma(v, vf_set1(r->h[g]), s);
-        tails += tail * r->h[g];
-    }
-    return vf_sum(s) + tails;
-}
-
 static void unpack(float *w, const struct rt_row *r, uint8_t *bytes)
 {
     const uint8_t *q = as_bytes(r, bytes);
@@ -426,7 +478,7 @@ const struct rt_kernels ISA_NAME(rt_kernels) = {
     .interleave_rows = interleave_rows,
     .rows_nibbles = rows_nibbles,
     .dot_nibbles = dot_nibbles,
-    .dot_codes = dot_codes,
+    .rows_bytes = rows_bytes,
     .unpack = unpack,
     .kv_dequantize = kv_dequantize,
     .panel = &ISA_NAME(rt_panel_kernels),

@@ -28,7 +28,7 @@ struct rt_row {
     int bits;
 };
 
-/* Consecutive rows of one 4-bit projection. */
+/* Consecutive rows of one projection, of 4-bit codes or of codes in bytes. */
 struct rt_rows {
     const uint8_t *codes; /* of the first row */
     const uint8_t *z;     /* [rows][pair_stride], one per byte */
@@ -210,8 +210,8 @@ struct rt_kernels {
     /* Returns one 4-bit row times x. group is a multiple of 8, or the whole row.
      * lanes [2 * rt_padded(in) / 8] is scratch. */
     float (*dot_nibbles)(const struct rt_row *r, const float *interleaved, float *lanes);
-    /* Returns one row times x, of any bit width and group. bytes [in] is scratch. */
-    float (*dot_codes)(const struct rt_row *r, const float *x, uint8_t *bytes);
+    /* y [n] = n rows of one code per byte times x, of any group. */
+    void (*rows_bytes)(float *y, const struct rt_rows *r, int64_t n, const float *x);
     /* w [in] = w^ of the row. bytes [in] is scratch. */
     void (*unpack)(float *w, const struct rt_row *r, uint8_t *bytes);
     /* x [n] = x^ of one group of a cached key or value, codes one per byte. */

@@ -9,7 +9,8 @@
  *
  *   one token     4 bits, group a multiple of 128   rows_nibbles, several rows at once
  *                 4 bits, group a multiple of 8     dot_nibbles, row by row
- *                 any other format                  dot_codes, row by row
+ *                 8 bits                            rows_bytes, several rows at once
+ *                 any other format                  unpacked to bytes, then rows_bytes
  *                 unquantized                       rows_plain
  *   more tokens   4 bits, group a multiple of 8     panel->fill_nibbles, then multiply
  *                 any other format                  rows to F32, panel->fill_rows, multiply
@@ -34,7 +35,8 @@
  * fit the first-level cache. A multiple of RT_PAD_COLUMNS. */
 #define PANEL_COLUMNS 256
 
-/* Rows unpacked to F32 at a time, for formats that do not go into a panel directly. */
+/* Rows unpacked at a time, to bytes or F32, for formats that the kernels do not read
+ * directly. */
 #define UNPACKED_ROWS 4
 
 /* Bytes of codes prefetched before a piece begins; the kernels prefetch the rest. */
@@ -58,14 +60,15 @@ struct scratch {
     float *w;       /* [UNPACKED_ROWS][widest] */
     float *h;       /* [MAX_PIECE_ROWS][most_groups] */
     uint8_t *z;     /* [MAX_PIECE_ROWS][most_groups + 1] */
-    uint8_t *bytes; /* [widest] */
+    uint8_t *bytes; /* [UNPACKED_ROWS][widest] */
 };
 
 static size_t scratch_bytes(const struct rt_linear *l)
 {
     const size_t groups = (size_t)l->most_groups, widest = (size_t)l->widest;
     const size_t n = (UNPACKED_ROWS + RT_PANEL) * widest * sizeof(float) +
-                     MAX_PIECE_ROWS * (groups * sizeof(float) + groups + 1) + widest;
+                     MAX_PIECE_ROWS * (groups * sizeof(float) + groups + 1) +
+                     UNPACKED_ROWS * widest;
     return (n + MEM_ALIGN + 63) / MEM_ALIGN * MEM_ALIGN;
 }
 
@@ -231,6 +234,45 @@ static struct rt_rows rows_of(const struct linear_job *j, const struct packed_li
                             .groups = p->groups};
 }
 
+/* Returns rows [first, first + n) of 8 bits, or of any other width unpacked to bytes; then n
+ * is at most UNPACKED_ROWS. */
+static struct rt_rows byte_rows_of(const struct linear_job *j,
+                                   const struct packed_linear *p, int64_t first, int64_t n,
+                                   const struct scratch *s)
+{
+    const int64_t stride = bitpack_bytes(p->in, p->bits),
+                  zeros = bitpack_bytes(p->groups, p->bits);
+    struct rt_rows rows = {.codes = p->qweight + first * stride,
+                           .h = s->h,
+                           .code_stride = p->in,
+                           .z = p->zeros + first * zeros,
+                           .pair_stride = p->groups,
+                           .in = p->in,
+                           .group = p->groups > 1 ? p->group_size : p->in,
+                           .groups = p->groups};
+    j->l->kern->to_f32(s->h, p->scales + 2 * first * p->groups, DT_F16, n * p->groups);
+    if (p->bits == 8)
+        return rows;
+    for (int64_t i = 0; i < n; i++) {
+        bitpack_unpack_row(s->bytes + i * p->in, rows.codes + i * stride, p->in, p->bits);
+        bitpack_unpack_row(s->z + i * p->groups, rows.z + i * zeros, p->groups, p->bits);
+    }
+    rows.codes = s->bytes;
+    rows.z = s->z;
+    return rows;
+}
+
+static void dot_byte_rows(const struct linear_job *j, const struct packed_linear *p,
+                          float *y, int64_t first, int64_t end, const struct scratch *s)
+{
+    const int64_t step = p->bits == 8 ? MAX_PIECE_ROWS : UNPACKED_ROWS;
+    for (int64_t r = first; r < end; r += step) {
+        const int64_t n = end - r < step ? end - r : step;
+        const struct rt_rows rows = byte_rows_of(j, p, r, n, s);
+        j->l->kern->rows_bytes(y + r, &rows, n, j->x);
+    }
+}
+
 /* y[first .. end) of one token. */
 static void dot_rows(const struct linear_job *j, const struct packed_linear *p, float *y,
                      int64_t first, int64_t end, const struct scratch *s)
@@ -246,10 +288,13 @@ static void dot_rows(const struct linear_job *j, const struct packed_linear *p, 
         kern->rows_nibbles(y + first, &rows, end - first, j->l->fixed);
         return;
     }
+    if (!takes_dot_nibbles(p)) {
+        dot_byte_rows(j, p, y, first, end, s);
+        return;
+    }
     for (int64_t r = first; r < end; r++) {
         const struct rt_row row = row_of(p, r, s, kern);
-        y[r] = takes_dot_nibbles(p) ? kern->dot_nibbles(&row, j->l->interleaved, s->w)
-                                    : kern->dot_codes(&row, j->x, s->bytes);
+        y[r] = kern->dot_nibbles(&row, j->l->interleaved, s->w);
     }
 }
 

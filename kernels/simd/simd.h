@@ -19,10 +19,10 @@
  *
  * Each of these headers defines:
  *
- *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vi_load_n
- *     vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max vf_min vf_sqrt vf_abs vf_rint vf_ldexp
- *     vf_lt vf_finite vf_select vm_and vm_or vm_all vm_first vf_sum vf_sum4 vf_sum64
- *     vf_hmax vf_hmin vi_dot_int16 vtable_codes vtable_get
+ *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vf_load_u8
+ *     vi_load_n vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max vf_min vf_sqrt vf_abs
+ *     vf_rint vf_ldexp vf_lt vf_finite vf_select vm_and vm_or vm_all vm_first vf_sum
+ *     vf_sum4 vf_sum64 vf_hmax vf_hmin vi_dot_int16 vtable_codes vtable_get
  *
  * simd_avx512.h alone has vf_even_before_odd(). */
 #ifndef WKVQ_SIMD_H
@@ -61,14 +61,6 @@ static inline vf vf_load(const void *p)
 static inline void vf_store(float *p, vf x)
 {
     memcpy(p, &x, sizeof(x));
-}
-
-/* VL unsigned bytes as floats. */
-static inline vf vf_load_u8(const uint8_t *p)
-{
-    vu8 b;
-    memcpy(&b, p, sizeof(b));
-    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 }
 
 /* Elements [c, c + VL) of a row of F32 or BF16 that ends at `end`. */

@@ -84,6 +84,13 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
     return v;
 }
 
+/* VL unsigned bytes as floats. By intrinsics: gcc 12 takes a conversion of vectors to lanes
+ * of four times the width apart, byte by byte. */
+static inline vf vf_load_u8(const uint8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+
 static inline vf vf_set1(float x)
 {
     return _mm256_set1_ps(x);

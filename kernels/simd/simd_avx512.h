@@ -87,6 +87,13 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
     return (vi)_mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, p);
 }
 
+/* VL unsigned bytes as floats. By intrinsics: gcc 12 takes a conversion of vectors to lanes
+ * of four times the width apart, byte by byte. */
+static inline vf vf_load_u8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
+}
+
 static inline vf vf_set1(float x)
 {
     return _mm512_set1_ps(x);

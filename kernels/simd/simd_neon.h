@@ -93,6 +93,15 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
     return vld1q_s32(t);
 }
 
+/* VL unsigned bytes as floats. */
+static inline vf vf_load_u8(const uint8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof(four));
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+
 static inline vf vf_set1(float x)
 {
     return vdupq_n_f32(x);

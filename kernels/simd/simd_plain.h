@@ -87,6 +87,12 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
     return v;
 }
 
+/* VL unsigned bytes as floats. */
+static inline vf vf_load_u8(const uint8_t *p)
+{
+    return (vf){p[0], p[1], p[2], p[3]};
+}
+
 static inline vf vf_set1(float x)
 {
     return (vf){x, x, x, x};

@@ -107,7 +107,6 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
         want += (double)p.w[i] * (double)x[i];
         size += fabs((double)p.w[i] * (double)x[i]);
     }
-    near(k, "dot_codes", n, (double)k->dot_codes(&p.row, x, p.scratch), want, size);
     k->unpack(w, &p.row, p.scratch);
     assert_memory_equal(w, p.w, (size_t)n * sizeof(*w)); /* bit for bit */
     if (bits != 4 || (group % 8 && group < n))
@@ -169,6 +168,51 @@ static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, in
     k->rows_nibbles(y, &rows, n, interleaved);
     for (int64_t r = 0; r < n; r++)
         near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
+}
+
+/* n_rows rows of bytes at once, which end where their memory does. */
+static void check_byte_rows(const struct rt_kernels *k, int64_t in, int64_t group,
+                            int64_t n)
+{
+    static uint8_t codes[11 * MAX], zeros[11 * MAX];
+    static float h[11 * MAX], x[MAX];
+    static struct packed p;
+    const int64_t row_groups = (in + group - 1) / group;
+    uint8_t *first = codes + sizeof(codes) - n * in;
+    const struct rt_rows rows = {.codes = first,
+                                 .z = zeros,
+                                 .h = h,
+                                 .code_stride = in,
+                                 .pair_stride = row_groups,
+                                 .in = in,
+                                 .group = group,
+                                 .groups = row_groups};
+    double want[11] = {0}, size[11] = {0};
+    float y[12] = {[11] = 7};
+    fill(x, in);
+    for (int64_t r = 0; r < n; r++) {
+        make_packed(&p, in, group, 8);
+        memcpy(first + r * in, p.codes, (size_t)in);
+        memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
+        memcpy(zeros + r * row_groups, p.z, (size_t)row_groups);
+        for (int64_t i = 0; i < in; i++) {
+            want[r] += (double)p.w[i] * (double)x[i];
+            size[r] += fabs((double)p.w[i] * (double)x[i]);
+        }
+    }
+    k->rows_bytes(y, &rows, n, x);
+    for (int64_t r = 0; r < n; r++)
+        near(k, "rows_bytes", in, (double)y[r], want[r], size[r]);
+    assert_true(y[11] == 7);
+    const float last = y[n - 1];
+    const struct rt_rows alone = {.codes = first + (n - 1) * in,
+                                  .z = zeros + (n - 1) * row_groups,
+                                  .h = h + (n - 1) * row_groups,
+                                  .in = in,
+                                  .group = group,
+                                  .groups = row_groups};
+    k->rows_bytes(y, &alone, 1, x);
+    assert_true(y[0] == last); /* the same bits whatever is computed beside it */
 }
 
 /* One row of MAX columns by x: compares rows_nibbles with the sum in f64. */
@@ -547,6 +591,8 @@ static void check_all(const struct rt_kernels *k)
             check_rows(k, lengths[i], lengths[i], n);
             check_rows(k, lengths[i], 8, n);
             check_rows(k, lengths[i], 40, n);
+            for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++)
+                check_byte_rows(k, lengths[i], groups[g], n + 3);
         }
         for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++)
             for (int bits = 2; bits <= 8; bits++)
