@@ -29,6 +29,16 @@ static void fill(float *x, int64_t n)
         x[i] = (float)rng_normal(&rng);
 }
 
+/* *want = the exact product, *size = the sum of its terms' sizes. */
+static void exact(double *want, double *size, const float *w, const float *x, int64_t n)
+{
+    *want = *size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        *want += (double)w[i] * (double)x[i];
+        *size += fabs((double)w[i] * (double)x[i]);
+    }
+}
+
 /* Checks |have - want| against the error of n additions of terms of this size. */
 static void near(const struct rt_kernels *k, const char *what, int64_t n, double have,
                  double want, double size)
@@ -45,11 +55,8 @@ static void check_plain(const struct rt_kernels *k, int64_t n)
     const enum dtype type[] = {DT_F32, DT_F16, DT_BF16};
     fill(x, n);
     fill(w, n);
-    double want = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        want += (double)w[i] * (double)x[i];
-        size += fabs((double)w[i] * (double)x[i]);
-    }
+    double want, size;
+    exact(&want, &size, w, x, n);
     near(k, "dot", n, (double)k->dot(w, x, n), want, size);
     for (int64_t i = 0; i < n; i++) { /* one byte off: any alignment */
         const uint16_t f16 = f16_from_f32(w[i]), bf16 = bf16_from_f32(w[i]);
@@ -102,11 +109,8 @@ static void check_packed(const struct rt_kernels *k, int64_t n, int64_t group, i
         lanes[MAX + RT_PAD_COLUMNS];
     make_packed(&p, n, group, bits);
     fill(x, n);
-    double want = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        want += (double)p.w[i] * (double)x[i];
-        size += fabs((double)p.w[i] * (double)x[i]);
-    }
+    double want, size;
+    exact(&want, &size, p.w, x, n);
     k->unpack(w, &p.row, p.scratch);
     assert_memory_equal(w, p.w, (size_t)n * sizeof(*w)); /* bit for bit */
     if (bits != 4 || (group % 8 && group < n))
@@ -130,89 +134,73 @@ static void check_unpacked(const struct rt_kernels *k, const struct rt_rows *r,
             assert_true(panel[c * RT_PANEL + i] == w[(row + i) * r->in + c]);
 }
 
-/* n_rows rows at once; every row has its own codes, scales and zeros. */
-static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
+/* Rows with their own codes, scales and zeros, and their exact products with x. The codes end
+ * where their memory does. */
+struct some_rows {
+    uint8_t codes[11 * MAX], zeros[11 * MAX];
+    float h[11 * MAX], x[MAX], w[11 * MAX];
+    double want[11], size[11];
+    struct rt_rows rows;
+};
+
+static void make_rows(struct some_rows *s, int64_t in, int64_t group, int64_t n, int bits)
 {
-    static uint8_t codes[11 * MAX], zeros[11 * MAX];
-    static float h[11 * MAX], x[MAX], interleaved[2 * MAX], w[11 * MAX];
     static struct packed p;
-    const int64_t row_groups = (in + group - 1) / group;
-    const struct rt_rows rows = {.codes = codes,
-                                 .z = zeros,
-                                 .h = h,
-                                 .code_stride = bitpack_bytes(in, 4),
-                                 .pair_stride = row_groups,
-                                 .in = in,
-                                 .group = row_groups > 1 ? group : rt_padded(in),
-                                 .groups = row_groups};
-    double want[11] = {0}, size[11] = {0};
-    float y[11];
-    fill(x, in);
+    const int64_t groups_ = (in + group - 1) / group, bytes = bitpack_bytes(in, bits);
+    uint8_t *codes = s->codes + sizeof(s->codes) - n * bytes;
+    s->rows = (struct rt_rows){.codes = codes,
+                               .z = s->zeros,
+                               .h = s->h,
+                               .code_stride = bytes,
+                               .pair_stride = groups_,
+                               .in = in,
+                               .group = groups_ > 1 ? group : rt_padded(in),
+                               .groups = groups_};
+    fill(s->x, in);
     for (int64_t r = 0; r < n; r++) {
-        make_packed(&p, in, group, 4);
-        memcpy(codes + r * rows.code_stride, p.bytes, (size_t)rows.code_stride);
-        memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
-        memcpy(zeros + r * rows.pair_stride, p.z, (size_t)row_groups);
-        memcpy(w + r * in, p.w, (size_t)in * sizeof(*w));
-        for (int64_t i = 0; i < in; i++) {
-            want[r] += (double)p.w[i] * (double)x[i];
-            size[r] += fabs((double)p.w[i] * (double)x[i]);
-        }
+        make_packed(&p, in, group, bits);
+        memcpy(codes + r * bytes, p.bytes, (size_t)bytes);
+        memcpy(s->h + r * groups_, p.h, (size_t)groups_ * sizeof(*p.h));
+        memcpy(s->zeros + r * groups_, p.z, (size_t)groups_);
+        memcpy(s->w + r * in, p.w, (size_t)in * sizeof(*p.w));
+        exact(&s->want[r], &s->size[r], p.w, s->x, in);
     }
-    check_unpacked(k, &rows, w, 0, n);
-    check_unpacked(k, &rows, w, n - 1, 1);
-    if (group % RT_PAD_COLUMNS && row_groups > 1)
-        return;
-    assert_true(rt_interleaved_floats(in) <= 2 * MAX);
-    k->interleave_rows(interleaved, x, in);
-    k->rows_nibbles(y, &rows, n, interleaved);
-    for (int64_t r = 0; r < n; r++)
-        near(k, "rows_nibbles", in, (double)y[r], want[r], size[r]);
 }
 
-/* n_rows rows of bytes at once, which end where their memory does. */
+/* n rows of 4 bits at once. */
+static void check_rows(const struct rt_kernels *k, int64_t in, int64_t group, int64_t n)
+{
+    static struct some_rows s;
+    static float interleaved[2 * MAX];
+    float y[11];
+    make_rows(&s, in, group, n, 4);
+    check_unpacked(k, &s.rows, s.w, 0, n);
+    check_unpacked(k, &s.rows, s.w, n - 1, 1);
+    if (group % RT_PAD_COLUMNS && s.rows.groups > 1)
+        return;
+    assert_true(rt_interleaved_floats(in) <= 2 * MAX);
+    k->interleave_rows(interleaved, s.x, in);
+    k->rows_nibbles(y, &s.rows, n, interleaved);
+    for (int64_t r = 0; r < n; r++)
+        near(k, "rows_nibbles", in, (double)y[r], s.want[r], s.size[r]);
+}
+
+/* n rows of bytes at once, then the last alone: its bits do not depend on the others. */
 static void check_byte_rows(const struct rt_kernels *k, int64_t in, int64_t group,
                             int64_t n)
 {
-    static uint8_t codes[11 * MAX], zeros[11 * MAX];
-    static float h[11 * MAX], x[MAX];
-    static struct packed p;
-    const int64_t row_groups = (in + group - 1) / group;
-    uint8_t *first = codes + sizeof(codes) - n * in;
-    const struct rt_rows rows = {.codes = first,
-                                 .z = zeros,
-                                 .h = h,
-                                 .code_stride = in,
-                                 .pair_stride = row_groups,
-                                 .in = in,
-                                 .group = group,
-                                 .groups = row_groups};
-    double want[11] = {0}, size[11] = {0};
-    float y[12] = {[11] = 7};
-    fill(x, in);
-    for (int64_t r = 0; r < n; r++) {
-        make_packed(&p, in, group, 8);
-        memcpy(first + r * in, p.codes, (size_t)in);
-        memcpy(h + r * row_groups, p.h, (size_t)row_groups * sizeof(*h));
-        memcpy(zeros + r * row_groups, p.z, (size_t)row_groups);
-        for (int64_t i = 0; i < in; i++) {
-            want[r] += (double)p.w[i] * (double)x[i];
-            size[r] += fabs((double)p.w[i] * (double)x[i]);
-        }
-    }
-    k->rows_bytes(y, &rows, n, x);
+    static struct some_rows s;
+    float y[12], alone[2] = {0, 7};
+    make_rows(&s, in, group, n, 8);
+    y[n] = 7;
+    k->rows_bytes(y, &s.rows, n, s.x);
     for (int64_t r = 0; r < n; r++)
-        near(k, "rows_bytes", in, (double)y[r], want[r], size[r]);
-    assert_true(y[11] == 7);
-    const float last = y[n - 1];
-    const struct rt_rows alone = {.codes = first + (n - 1) * in,
-                                  .z = zeros + (n - 1) * row_groups,
-                                  .h = h + (n - 1) * row_groups,
-                                  .in = in,
-                                  .group = group,
-                                  .groups = row_groups};
-    k->rows_bytes(y, &alone, 1, x);
-    assert_true(y[0] == last); /* the same bits whatever is computed beside it */
+        near(k, "rows_bytes", in, (double)y[r], s.want[r], s.size[r]);
+    s.rows.codes += (n - 1) * s.rows.code_stride;
+    s.rows.z += (n - 1) * s.rows.pair_stride;
+    s.rows.h += (n - 1) * s.rows.pair_stride;
+    k->rows_bytes(alone, &s.rows, 1, s.x);
+    assert_true(alone[0] == y[n - 1] && alone[1] == 7 && y[n] == 7);
 }
 
 /* One row of MAX columns by x: compares rows_nibbles with the sum in f64. */
@@ -230,11 +218,7 @@ static float one_row(const struct rt_kernels *k, const float *x, double *want, d
                                  .in = MAX,
                                  .group = RT_PAD_COLUMNS,
                                  .groups = (MAX + RT_PAD_COLUMNS - 1) / RT_PAD_COLUMNS};
-    *want = *size = 0;
-    for (int64_t i = 0; i < MAX; i++) {
-        *want += (double)p.w[i] * (double)x[i];
-        *size += fabs((double)p.w[i] * (double)x[i]);
-    }
+    exact(want, size, p.w, x, MAX);
     k->interleave_rows(interleaved, x, MAX);
     k->rows_nibbles(&y, &rows, 1, interleaved);
     return y;
@@ -287,11 +271,8 @@ static void check_plain_rows(const struct rt_kernels *k, int64_t in, int64_t n)
         }
         k->rows_plain(y, half, type ? DT_BF16 : DT_F16, n, x, in);
         for (int64_t r = 0; r < n; r++) {
-            double want = 0, size = 0;
-            for (int64_t i = 0; i < in; i++) {
-                want += (double)w[r * in + i] * (double)x[i];
-                size += fabs((double)w[r * in + i] * (double)x[i]);
-            }
+            double want, size;
+            exact(&want, &size, w + r * in, x, in);
             near(k, "rows_plain", in, (double)y[r], want, size);
         }
     }
@@ -315,12 +296,8 @@ static void check_panel(const struct rt_kernels *k, int64_t in, int64_t n, int64
     assert_true(y[rows] == behind);
     for (int64_t t = 0; t < n; t++)
         for (int64_t i = 0; i < rows; i++) {
-            double want = 0, size = 0;
-            for (int64_t c = 0; c < in; c++) {
-                const double p = (double)w[i * in + c] * (double)x[t * in + c];
-                want += p;
-                size += fabs(p);
-            }
+            double want, size;
+            exact(&want, &size, w + i * in, x + t * in, in);
             near(k, "panel", in, (double)y[t * 40 + i], want, size);
         }
 }
