@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/finite.h"
 
+#include "kernels/tensor/host_finite.h"
+
 #include <inttypes.h>
 
 static enum err check_tensor(const struct block_weights *w, const struct tensor *x,
@@ -31,4 +33,18 @@ enum err finite_weights(const struct block_weights *w, const struct arch *a,
         TRY(check_tensor(w, &w->norm[g], src->norm[g].name,
                          arch_norm_module(a, (enum norm_gain)g), block));
     return OK;
+}
+
+static enum err check_end(const struct host_mat *m)
+{
+    return host_check_finite(m->name, m->data, m->dtype, m->rows * m->cols, m->cols);
+}
+
+enum err finite_ends(const struct model_source *src)
+{
+    struct host_mat embed, norm, head;
+    TRY(src->ends(src->ctx, &embed, &norm, &head));
+    TRY(check_end(&embed));
+    TRY(check_end(&norm));
+    return head.data == embed.data ? OK : check_end(&head);
 }

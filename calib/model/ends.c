@@ -3,6 +3,7 @@
 
 #include "kernels/base/mem.h"
 #include "kernels/tensor/clip.h"
+#include "kernels/tensor/host_finite.h"
 #include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
@@ -19,14 +20,6 @@ struct rows {
     float *row;               /* [threads][cols] */
     atomic_int_least64_t bad; /* a row with a non-finite value, -1: none */
 };
-
-static bool all_finite(const float *w, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        if (!isfinite(w[i]))
-            return false;
-    return true;
-}
 
 /* Sets scale and zero of every group of row r, and its values if wanted. */
 static void quantize_row(const struct rows *j, int64_t r, const float *w)
@@ -57,7 +50,7 @@ static void quantize_rows(void *ctx, int64_t chunk, int thread)
     float *row = j->row + thread * n;
     for (int64_t r = begin; r < end; r++) {
         host_to_f32(row, (const char *)j->m->data + (size_t)r * row_bytes, j->m->dtype, n);
-        if (all_finite(row, n))
+        if (host_find_nonfinite(row, DT_F32, n) < 0)
             quantize_row(j, r, row);
         else
             atomic_store(&j->bad, r);

@@ -146,6 +146,8 @@ enum err artifact_open(struct artifact **out, const char *dir, unsigned how)
     TRY_OUT(open_files(a, how & ARTIFACT_LOAD));
     TRY_OUT(reader_check_manifest(a, how & ARTIFACT_CHECK));
     TRY_OUT(reader_bind(a));
+    if (how & ARTIFACT_CHECK)
+        TRY_OUT(reader_check_finite(a));
     TRY_OUT(mem_calloc(&a->unpacked, (size_t)a->arch.n_layers, sizeof(float *)));
     a->source = (struct model_source){a, source_block, source_ends, source_release};
     *out = a;

@@ -35,7 +35,8 @@ struct artifact; /* opaque */
  * (artifact_open refuses it then). Any other directory is simply not an artifact. Errors:
  * ERR_MEMORY, ERR_IO, ERR_USAGE if that cannot be determined. */
 enum err artifact_is(bool *yes, const char *dir);
-/* Flags of artifact_open. Compare every tensor's CRC with the manifest's. */
+/* Flags of artifact_open. Compare every tensor's CRC with the manifest's, and refuse values of
+ * unquantized ones that are not finite. */
 #define ARTIFACT_CHECK 1u
 /* Copy the tensors into (huge-page) memory if they need at most half of what the system has
  * available; otherwise, or if allocation fails, map the files. For callers that read the

@@ -5,6 +5,7 @@
 
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/host_finite.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -138,4 +139,22 @@ enum err reader_check_manifest(const struct artifact *a, bool check_crc)
         if (a->file[k])
             err = check_tensor_file(a, k);
     return err;
+}
+
+static enum err check_finite(const struct st_file *f, const struct st_tensor *t)
+{
+    const size_t unit = dtype_bytes(t->dtype);
+    const enum err err =
+        host_check_finite(t->name, t->data, t->dtype, unit ? (int64_t)(t->bytes / unit) : 0,
+                          t->n_dims == 2 ? t->dim[1] : 1);
+    st_release(f, t);
+    return err ? err_add(err, "%s: ", st_path(f)) : OK;
+}
+
+enum err reader_check_finite(const struct artifact *a)
+{
+    for (size_t k = 0; k < a->manifest->n_files; k++)
+        for (int64_t i = 0; a->file[k] && i < st_count(a->file[k]); i++)
+            TRY(check_finite(a->file[k], st_at(a->file[k], i)));
+    return OK;
 }

@@ -33,6 +33,8 @@ enum err reader_bind(struct artifact *a);
 enum err reader_check_config(const struct artifact *a);
 /* Compares file sizes and tensors with the manifest, and CRCs if check_crc. */
 enum err reader_check_manifest(const struct artifact *a, bool check_crc);
+/* Checks that no value of an F32, F16 or BF16 tensor is NaN or infinite. */
+enum err reader_check_finite(const struct artifact *a);
 /* Returns the tensor, or NULL; *file is the name of its file. */
 const struct st_tensor *reader_find(const struct artifact *a, const char *name,
                                     const char **file);

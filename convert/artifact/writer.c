@@ -11,6 +11,7 @@
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
+#include "kernels/tensor/host_finite.h"
 #include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
@@ -207,6 +208,13 @@ static enum err carried_bytes(const uint8_t **out, struct writer *w,
     return OK;
 }
 
+/* Refuses a copied value that is NaN or infinite, n bytes of tensor t. */
+static enum err check_finite(const struct out_tensor *t, const void *data, size_t n)
+{
+    return host_check_finite(t->name, data, t->dtype, (int64_t)(n / dtype_bytes(t->dtype)),
+                             t->n_dims == 2 ? t->dim[1] : 1);
+}
+
 /* Copies the weights of all experts of a layer, one after the other. */
 static enum err write_experts(struct writer *w, struct st_writer *f,
                               const struct out_tensor *t)
@@ -218,6 +226,7 @@ static enum err write_experts(struct writer *w, struct st_writer *f,
             continue;
         const size_t bytes = t->bytes / (size_t)(m->rows / m->part_rows);
         for (int64_t r = 0; r < m->rows; r += m->part_rows) {
+            TRY(check_finite(t, host_mat_row(m, r), bytes));
             TRY(st_write(f, host_mat_row(m, r), bytes));
             report(w, bytes);
         }
@@ -232,6 +241,7 @@ static enum err write_carried(struct writer *w, struct st_writer *f,
     if (!t->src->data)
         return write_experts(w, f, t);
     TRY(carried_bytes(&data, w, t));
+    TRY(check_finite(t, data, t->bytes));
     for (size_t at = 0; at < t->bytes;) {
         const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
         TRY(st_write(f, data + at, n));

@@ -7,6 +7,7 @@
 #include "convert/verify/verify_priv.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/host_finite.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -26,28 +27,17 @@ void verify_differs(struct verify *v, const char *fmt, ...)
 
 /* --- structure ---------------------------------------------------------------------- */
 
-#define PIECE 4096 /* values converted at a time */
-
 /* Checks that every value of an unquantized tensor is finite. */
 static void check_plain(struct verify *v, const struct host_mat *w)
 {
-    const size_t unit = dtype_bytes(w->dtype);
-    const int64_t n = w->rows * w->cols;
-    float x[PIECE];
     if (!w->data)
         return;
     v->r->n_tensors++;
-    for (int64_t i = 0; i < n; i += PIECE) {
-        const int64_t count = n - i < PIECE ? n - i : PIECE;
-        host_to_f32(x, (const char *)w->data + (size_t)i * unit, w->dtype, count);
-        for (int64_t k = 0; k < count; k++)
-            if (!isfinite(x[k])) {
-                v->r->structure = VERIFY_FAIL;
-                verify_differs(v, "%s: value %" PRId64 " is %g", w->name, i + k,
-                               (double)x[k]);
-                return;
-            }
-    }
+    if (!host_check_finite(w->name, w->data, w->dtype, w->rows * w->cols, w->cols))
+        return;
+    v->r->structure = VERIFY_FAIL;
+    verify_differs(v, "%s", err_text());
+    err_clear();
 }
 
 /* Checks that every scale of a packed matrix is positive and finite. */

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "kernels/base/half.h"
+#include "kernels/tensor/host_finite.h"
 #include "kernels/tensor/qtensor.h"
 #include "kernels/tensor/quant.h"
 #include "kernels/tensor/tensor.h"
@@ -185,12 +186,52 @@ static void codes_through_values(void **state)
     assert_null(q.codes);
 }
 
+/* Every place of a vector longer than the piece that is searched at a time, at odd addresses; the
+ * largest finite value is not found. */
+static void nonfinite(void **state)
+{
+    enum { N = 4096 + 40 };
+    static uint8_t room[4 * N + 1];
+    static const struct {
+        enum dtype t;
+        uint32_t largest, bad[3]; /* NaN, infinity, minus infinity */
+    } of[] = {{DT_F32, 0x7f7fffff, {0x7f800001, 0x7f800000, 0xff800000}},
+              {DT_F16, 0x7bff, {0x7e01, 0x7c00, 0xfc00}},
+              {DT_BF16, 0x7f7f, {0x7fc0, 0x7f80, 0xff80}}};
+    static const int place[] = {0, 1, 4095, 4096, N - 1};
+    for (size_t i = 0; i < sizeof(of) / sizeof(of[0]); i++) {
+        const size_t unit = dtype_bytes(of[i].t);
+        uint8_t *x = room + 1;
+        for (int k = 0; k < N; k++)
+            memcpy(x + (size_t)k * unit, &of[i].largest, unit);
+        assert_int_equal(host_find_nonfinite(x, of[i].t, N), -1);
+        assert_int_equal(host_check_finite("t", x, of[i].t, N, 8), OK);
+        for (int k = 0; k < 15; k++) {
+            uint8_t *at = x + (size_t)place[k % 5] * unit;
+            memcpy(at, &of[i].bad[k / 5], unit);
+            assert_int_equal(host_find_nonfinite(x, of[i].t, N), place[k % 5]);
+            memcpy(at, &of[i].largest, unit);
+        }
+        memcpy(x + 13 * unit, &of[i].bad[1], unit);
+        assert_int_equal(host_check_finite("t", x, of[i].t, N, 8), ERR_FORMAT);
+        assert_string_equal(err_text(),
+                            "tensor t: row 1, column 5 is inf, want a finite number");
+        err_clear();
+        assert_int_equal(host_check_finite("t", x, of[i].t, N, 1), ERR_FORMAT);
+        assert_string_equal(err_text(),
+                            "tensor t: element 13 is inf, want a finite number");
+        err_clear();
+    }
+    assert_int_equal(host_find_nonfinite(room, DT_U8, N), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(views),
         cmocka_unit_test(groups),
         cmocka_unit_test(host_conversions),
+        cmocka_unit_test(nonfinite),
         cmocka_unit_test(weights_by_hand),
         cmocka_unit_test(scales_rounded),
         cmocka_unit_test(degenerate_groups),

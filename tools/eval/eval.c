@@ -275,8 +275,10 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     }
     mem_free(mean);
     TRY(err);
-    FAIL_IF(!isfinite(r.nll), ERR_FORMAT,
-            "%s: the mean loss is %g, so a weight is not finite; `wkvq convert` names it",
-            e->job->model_dir, r.nll);
+    FAIL_IF(
+        !isfinite(r.nll), ERR_FORMAT,
+        "%s: the mean loss is %g, so a weight of a block is not finite, which `wkvq convert` "
+        "names, or activations are beyond the range of run.compute",
+        e->job->model_dir, r.nll);
     return OK;
 }

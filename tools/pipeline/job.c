@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/job.h"
 
+#include "calib/finite.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
@@ -129,6 +130,9 @@ enum err job_open_model(struct job *j)
     const bool given = j->options.weights_from || j->recipe.weight_method == WEIGHT_GIVEN;
     TRY(given ? open_given(j) : hf_open(&j->model, j->model_dir));
     j->arch = *hf_arch(j->model);
+    TRY(finite_ends(hf_source(j->model)));
+    if (j->full)
+        TRY(finite_ends(hf_source(j->full)));
     TRY(mix_check_layers(j->recipe.kv_mix, j->arch.n_layers, ERR_USAGE, "kv.mixed"));
     log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
                 j->arch.model_type, j->arch.n_layers, j->arch.d_model,

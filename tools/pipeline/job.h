@@ -70,8 +70,10 @@ enum err job_open_recipe(struct job *j, const struct recipe *recipe,
                          const struct job_options *options);
 void job_close(struct job *j);
 
-/* With weights that another tool quantized it also sets weights.* of the recipe: ERR_USAGE for a
- * key that says something else. ERR_MISMATCH if the full-precision model has other sizes. */
+/* Also reads the weights outside the blocks: ERR_FORMAT if one is not finite, as no later step
+ * would name it. With weights that another tool quantized it also sets weights.* of the recipe:
+ * ERR_USAGE for a key that says something else. ERR_MISMATCH if the full-precision model has other
+ * sizes. */
 enum err job_open_model(struct job *j);
 /* Also fills settings and refine, with compute resolved. */
 enum err job_open_device(struct job *j);
