@@ -195,10 +195,12 @@ static enum err compare_decode(struct verify *v, struct runtime *rt, struct stat
     enum err err = OK;
     runtime_reset(rt);
     runtime_watch(rt, s ? watch : NULL, s);
-    for (int64_t t = 0; t < n && !err; t++) {
+    for (int64_t t = 0; t < n; t++) {
         if (s)
             s->t = t;
         err = runtime_forward(rt, have, false, v->s->ids + t, 1);
+        if (err)
+            break;
         const struct comparison c = compare(want + t * V, have, V);
         if (s) {
             take_comparison(v->r, &c, t, n);
