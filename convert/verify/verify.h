@@ -22,7 +22,9 @@ struct verify_settings {
     const struct quant_source *state;
     const int32_t *ids; /* [n_ids] text; NULL: logits and perplexity are skipped */
     int64_t n_ids;
-    int64_t logit_tokens; /* tokens of the logits part, default 256 */
+    int64_t
+        logit_tokens; /* of the logits part, default 256; up to four times as many if so many are
+                           * needed until the cache packs some */
     int64_t windows, ctx; /* of the perplexity part, defaults 1 and 512 */
     double max_kl;        /* nats, mean over tokens; default 1e-3 */
     /* Relative, beyond three standard errors of the difference; default 0.005. */
@@ -31,8 +33,8 @@ struct verify_settings {
     double min_cosine;      /* of K^ and V^, runtime and simulation; default 0.999 */
     enum dtype act;         /* of the simulation: DT_F32 or DT_BF16 */
     int threads;            /* 0: all cores */
-    /* [layers] each, written: cosine of K^ and K, of V^ and V, worst head. NULL: not
-     * wanted. */
+    /* [layers] each, written: cosine of K^ and K, of V^ and V, worst head; NaN if no token was
+     * packed. NULL: not wanted. */
     double *layer_cosine[2];
 };
 
@@ -65,6 +67,9 @@ struct verify_report {
      * flip (docs/decisions.md). Reported, not judged. */
     double free_kl;
     int64_t free_top1;
+    /* Tokens that the cache held packed, which the cosines compare. 0: none, since sink and window
+     * cover all tokens; the cosines are NaN and not judged. */
+    int64_t cache_tokens;
     double worst_k_cosine, worst_v_cosine; /* quantization error: K^ and K, worst head */
     int64_t worst_k_layer, worst_k_head, worst_v_layer, worst_v_head;
     double agree_k_cosine, agree_v_cosine; /* K^ of runtime and simulation, worst head */

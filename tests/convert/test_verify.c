@@ -150,6 +150,7 @@ static void check_passes(const char *model, int bits, struct kv_spec kv)
     assert_int_equal(r.ppl_tokens, s.g.T - 1);
     assert_true(fabs(r.mean_kl) <= 1e-6 && r.max_logit_diff <= 1e-3);
     assert_true(r.agree_k_cosine >= 0.9999 && r.agree_v_cosine >= 0.9999);
+    assert_int_equal(r.cache_tokens, s.g.T - kv.sink - (kv.window - 1));
     /* the cache is quantized, and by the right amount */
     assert_true(r.worst_k_cosine < 0.99999 && r.worst_k_cosine > 0.7);
     assert_true(r.worst_v_cosine < 0.99999 && r.worst_v_cosine > 0.7);
@@ -230,6 +231,42 @@ static void test_alone(void **state)
     r = run(&s);
     assert_true(r.passed && r.logits == VERIFY_SKIP && r.perplexity == VERIFY_SKIP);
     assert_int_equal(r.structure, VERIFY_PASS);
+    close_subject(&s);
+}
+
+/* A window or sink that covers all tokens leaves none to compare, which is not a perfect cosine. A
+ * text that is long enough is decoded until some are packed. */
+static void test_nothing_packed(void **state)
+{
+    struct subject s;
+    struct kv_spec far = kv4;
+    double cosine[2][2] = {{0}};
+    for (int sink = 0; sink < 2; sink++) {
+        far.window = sink ? 1 : 100000;
+        far.sink = sink ? 100000 : 0;
+        open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, far);
+        s.settings.layer_cosine[0] = cosine[0];
+        s.settings.layer_cosine[1] = cosine[1];
+        const struct verify_report r = run(&s);
+        assert_true(r.passed && r.logits == VERIFY_PASS);
+        assert_int_equal(r.cache_tokens, 0);
+        assert_true(isnan(r.agree_k_cosine) && isnan(r.agree_v_cosine));
+        assert_true(isnan(r.worst_k_cosine) && isnan(r.worst_v_cosine));
+        assert_true(isnan(cosine[0][0]) && isnan(cosine[1][0]));
+        close_subject(&s);
+    }
+    far.window = 8;
+    far.sink = 0;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, far);
+    s.settings.logit_tokens = 6;
+    struct verify_report r = run(&s);
+    assert_int_equal(r.logit_tokens, 6); /* 71 are more than four times as many */
+    assert_int_equal(r.cache_tokens, 0);
+    s.settings.logit_tokens = 18;
+    r = run(&s);
+    assert_true(s.g.T < 71 && r.passed);
+    assert_int_equal(r.logit_tokens, s.g.T);
+    assert_int_equal(r.cache_tokens, s.g.T - 7);
     close_subject(&s);
 }
 
@@ -463,13 +500,21 @@ static void test_other_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_head),        cmocka_unit_test(test_passes),
-        cmocka_unit_test(test_mixed),       cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_crc),         cmocka_unit_test(test_nibble),
-        cmocka_unit_test(test_carried),     cmocka_unit_test(test_scale),
-        cmocka_unit_test(test_zero),        cmocka_unit_test(test_shift),
-        cmocka_unit_test(test_norm),        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_other_model), cmocka_unit_test(test_scale_bits),
+        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_passes),
+        cmocka_unit_test(test_mixed),
+        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_crc),
+        cmocka_unit_test(test_nibble),
+        cmocka_unit_test(test_carried),
+        cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_zero),
+        cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_scale_bits),
+        cmocka_unit_test(test_nothing_packed),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

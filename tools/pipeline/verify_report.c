@@ -27,13 +27,13 @@ static json_t *parts_json(const struct verify_report *r)
 static json_t *cosines_json(const struct verify_report *r)
 {
     return json_pack(
-        "{s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "worst_k_cosine",
-        number(r->logits, r->worst_k_cosine), "worst_k_layer", (json_int_t)r->worst_k_layer,
-        "worst_k_head", (json_int_t)r->worst_k_head, "worst_v_cosine",
-        number(r->logits, r->worst_v_cosine), "worst_v_layer", (json_int_t)r->worst_v_layer,
-        "worst_v_head", (json_int_t)r->worst_v_head, "agree_k_cosine",
-        number(r->logits, r->agree_k_cosine), "agree_v_cosine",
-        number(r->logits, r->agree_v_cosine));
+        "{s:I, s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "cache_tokens",
+        (json_int_t)r->cache_tokens, "worst_k_cosine", number(r->logits, r->worst_k_cosine),
+        "worst_k_layer", (json_int_t)r->worst_k_layer, "worst_k_head",
+        (json_int_t)r->worst_k_head, "worst_v_cosine", number(r->logits, r->worst_v_cosine),
+        "worst_v_layer", (json_int_t)r->worst_v_layer, "worst_v_head",
+        (json_int_t)r->worst_v_head, "agree_k_cosine", number(r->logits, r->agree_k_cosine),
+        "agree_v_cosine", number(r->logits, r->agree_v_cosine));
 }
 
 json_t *verify_report_json(const char *artifact, const struct verify_report *r)
@@ -89,6 +89,29 @@ static void print_weights(const struct verify_report *r, bool against, bool stat
                r->weights_unchecked);
 }
 
+static void print_cache(const struct verify_report *r)
+{
+    if (!r->cache_tokens) {
+        printf(
+            "cache       not checked: none of these tokens is packed, as kv.sink and kv.window "
+            "keep them in full precision; a longer --logit-tokens reaches packed ones\n");
+        return;
+    }
+    printf(
+        "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head, over "
+        "%" PRId64 " tokens\n",
+        r->agree_k_cosine, r->agree_v_cosine, r->cache_tokens);
+    if (r->target)
+        printf(
+            "            both ran without quantizing it: this program simulates the cache of "
+            "%s, but has none\n",
+            kv_target_name[r->target]);
+    printf("            quantized and full precision: %.5f (K, layer %" PRId64
+           " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
+           r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,
+           r->worst_v_layer, r->worst_v_head);
+}
+
 static void print_logits(const struct verify_report *r, bool data)
 {
     if (r->logits == VERIFY_SKIP) {
@@ -108,18 +131,7 @@ static void print_logits(const struct verify_report *r, bool data)
     printf("            free-running: KL %.3g, same top token for %" PRId64 " (codes "
            "flipped by rounding add up)\n",
            r->free_kl, r->free_top1);
-    printf(
-        "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head\n",
-        r->agree_k_cosine, r->agree_v_cosine);
-    if (r->target)
-        printf(
-            "            both ran without quantizing it: this program simulates the cache of "
-            "%s, but has none\n",
-            kv_target_name[r->target]);
-    printf("            quantized and full precision: %.5f (K, layer %" PRId64
-           " head %" PRId64 "), %.5f (V, layer %" PRId64 " head %" PRId64 ")\n",
-           r->worst_k_cosine, r->worst_k_layer, r->worst_k_head, r->worst_v_cosine,
-           r->worst_v_layer, r->worst_v_head);
+    print_cache(r);
     if (r->inputs_left)
         printf(
             "activations both ran without rounding them: codes flipped in one projection "
