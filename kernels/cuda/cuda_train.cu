@@ -29,7 +29,10 @@ __device__ static double loss_quad(const loss_args &a, int64_t r, int64_t c)
     for (int i = 0; i < 4; i++) {
         const float v = e.v[i] - t.v[i];
         sum += a.mse ? (double)v * (double)v : (double)fabsf(v);
-        out.v[i] += a.mse ? 2 * a.k * v : a.k * (float)((v > 0) - (v < 0));
+        /* NaN and infinity must reach the gradient. */
+        out.v[i] += a.mse         ? 2 * a.k * v
+                    : isfinite(v) ? a.k * (float)((v > 0) - (v < 0))
+                                  : a.k * v;
     }
     if (a.dy.p)
         put4(a.dy, r * a.dy.ld + c, n, out);

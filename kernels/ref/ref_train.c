@@ -6,7 +6,15 @@
 #include <math.h>
 
 /* weight mean |e| or weight mean e^2 of e = y - t. With k = weight / (R C), the gradient in
- * y is k sign(e), sign(0) = 0, or 2 k e. */
+ * y is k sign(e), sign(0) = 0, or 2 k e. A NaN or an infinity reaches the gradient, as k e, so that
+ * a step with it is refused. */
+static double loss_slope(const struct loss_inputs *in, double k, double e)
+{
+    if (in->kind == LOSS_MSE)
+        return 2 * k * e;
+    return isfinite(e) ? k * ((e > 0) - (e < 0)) : k * e;
+}
+
 static double ref_loss(struct dev *d, const struct tensor *dy, const struct loss_inputs *in)
 {
     const struct tensor *y = in->y, *t = in->t;
@@ -19,9 +27,7 @@ static double ref_loss(struct dev *d, const struct tensor *dy, const struct loss
                 (double)ref_get(y, r * y->ld + c) - (double)ref_get(t, r * t->ld + c);
             sum += in->kind == LOSS_MAE ? fabs(e) : e * e;
             if (dy)
-                ref_put(dy, r * dy->ld + c,
-                        in->kind == LOSS_MAE ? k * ((e > 0) - (e < 0)) : 2 * k * e,
-                        in->accumulate);
+                ref_put(dy, r * dy->ld + c, loss_slope(in, k, e), in->accumulate);
         }
     return k * sum;
 }

@@ -50,6 +50,42 @@ static void one_loss(struct ck *c, const struct loss_case *k)
     ck_end(c);
 }
 
+/* A difference that is not finite gives a gradient that is not finite, and the loss likewise. */
+static void one_lost_loss(struct ck *c, enum loss_kind kind, double lost, int64_t at)
+{
+    if (!ck_begin(c, "%s with %g at %ld", kind == LOSS_MAE ? "mae" : "mse", lost, (long)at))
+        return;
+    const struct tensor y = ck_in(c, ck_2d(DT_F32, 3, 37, 0), PAT_RANDOM);
+    const struct tensor t = ck_in(c, ck_2d(DT_F32, 3, 37, 0), PAT_RANDOM);
+    const struct ck_out dy = ck_poisoned(c, ck_2d(DT_F32, 3, 37, 0));
+    const struct loss_inputs in = {.y = &y, .t = &t, .kind = kind, .weight = 1};
+    ck_set(&y, 1, at, lost);
+    CK_EACH(c, s)
+    {
+        double loss = 0;
+        ck_ok(c, dev_loss(c->dev[s], &loss, &dy.side[s], &in));
+        if (isfinite(loss))
+            ck_fail(c, "the loss is %g", loss);
+        for (int64_t i = 0; i < 3 * 37; i++) {
+            const double g = ck_get(&dy.side[s], i / 37, i % 37);
+            if (isfinite(g) == (i == 37 + at))
+                ck_fail(c, "side %d: the gradient of element %ld is %g", s, (long)i, g);
+        }
+    }
+    ck_end(c);
+}
+
+static void test_lost_loss(struct ck *c)
+{
+    static const double lost[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < ARRAY_LEN(lost); i++)
+        for (int64_t at = 0; at < 37;
+             at += 12) { /* in a vector, and in the rest of a row */
+            one_lost_loss(c, LOSS_MAE, lost[i], at);
+            one_lost_loss(c, LOSS_MSE, lost[i], at);
+        }
+}
+
 static void test_loss(struct ck *c)
 {
     static const int64_t sizes[][2] = {{1, 1}, {1, 37}, {5, 16}, {7, 129}};
@@ -59,6 +95,7 @@ static void test_loss(struct ck *c)
                                         PAT_RANDOM});
         return;
     }
+    test_lost_loss(c);
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
         for (int p = 0; p < N_PATTERNS; p++)
             for (int v = 0; v < 8; v++)
