@@ -293,9 +293,9 @@ static double token_error(const struct tokens *j, int64_t t, const struct mix_fo
     double sum = 0;
     for (int64_t k = 0; k < a->n_kv; k++) {
         double error = 0;
-        for (int64_t c = k * d; c < (k + 1) * d; c += g)
-            error += channels_error(j->x + t * channels(a) + c, j->s + c, j->delta + c, g,
-                                    f->bits);
+        for (int64_t c = 0; c < d; c += g)
+            error += channels_error(j->x + t * channels(a) + k * d + c, j->s + k * d + c,
+                                    j->delta + k * d + c, d - c < g ? d - c : g, f->bits);
         sum += j->g2[t * a->n_kv + k] * error;
     }
     return sum;

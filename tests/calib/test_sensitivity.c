@@ -154,7 +154,7 @@ static void test_gradients(void **state)
 /* --- estimates ---------------------------------------------------------------------- */
 
 static const struct mix_format formats[] = {{2, 8}, {3, 8}, {4, 8}, {4, 0}, {8, 8}};
-static const struct mix_format kv_formats[] = {{2, 4}, {4, 4}, {4, 8}, {8, 4}};
+static const struct mix_format kv_formats[] = {{2, 4}, {4, 4}, {4, 8}, {8, 4}, {4, 5}};
 
 static void measure(struct sensitivity *s, struct fixture *f, struct dev *d,
                     enum kv_rotate rotate)
@@ -261,6 +261,8 @@ static void test_estimates(void **state)
     for (int i = 0; i < 3 * 2; i++) {
         const double *e = s.kv + i * s.n_kv;
         assert_true(e[0] > 4 * e[1] && e[1] > 50 * e[3] && e[3] > 0 && e[2] > e[1]);
+        /* groups of 5 and 3 of a head's 8 channels, none of the next head's */
+        assert_true(e[4] > e[1] && e[4] < e[2]);
     }
     const double got = s.weight[(2 * N_LIN + LIN_DOWN) * s.n_weight + 2];
     check_error("down by its formula", fabs(got / written_out(&f, d) - 1), 1e-9);
