@@ -9,6 +9,7 @@
 #include "convert/artifact/quantize.h"
 #include "convert/output/outdir.h"
 #include "kernels/base/half.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
 #include "kernels/tensor/host_finite.h"
@@ -91,6 +92,24 @@ static enum err check_linear(const struct writer *w, const struct qlinear *q, in
     return OK;
 }
 
+/* Warns about scales that were clamped: what their weights have beyond them is lost. */
+static void warn_clamped(const struct qlinear *q, int scale_bits, const char *name)
+{
+    /* the largest finite fp16 in so many bits */
+    const uint16_t top = quant_scale_round(0x7bff, scale_bits);
+    const int64_t n = q->out * q->groups;
+    int64_t clamped = 0;
+    for (int64_t i = 0; q->scales && i < n; i++)
+        clamped += q->scales[i] >= top;
+    if (clamped)
+        log_warn(
+            "%s: %" PRId64 " of %" PRId64
+            " scales are %g, the largest that fp16 holds, so larger weights lose their "
+            "size; scale the tensor down in the checkpoint, or leave it at 16 bits with "
+            "weights.mixed",
+            name, clamped, n, (double)f16_to_f32(top));
+}
+
 static enum err check_channels(const struct writer *w, const float *scale,
                                const float *shift, const char *which)
 {
@@ -127,6 +146,11 @@ static enum err check_block(const struct writer *w)
             w->layer, w->q->n_channels, channels);
     for (int i = 0; i < N_LIN; i++)
         TRY(check_linear(w, &w->q->lin[i], i));
+    for (int i = 0; i < N_LIN; i++)
+        if (!w->src.given[i])
+            warn_clamped(&w->q->lin[i],
+                         weight_format(&w->s->weights, w->layer, i).scale_bits,
+                         w->src.lin[i].name);
     TRY(check_gains(w));
     TRY(check_channels(w, w->q->k_scale, w->q->k_shift, "keys"));
     return check_channels(w, w->q->v_scale, w->q->v_shift, "values");
@@ -168,7 +192,9 @@ static enum err load_end(struct writer *w, int lin)
     if (q->scales)
         return OK;
     TRY(src->ends(src->ctx, &w->end[0], &norm, &w->end[1]));
-    return ends_quantize(q, w->pool, &w->end[lin - OUT_EMBED], head_format(&w->s->weights));
+    TRY(ends_quantize(q, w->pool, &w->end[lin - OUT_EMBED], head_format(&w->s->weights)));
+    warn_clamped(q, q->format.scale_bits, w->end[lin - OUT_EMBED].name);
+    return OK;
 }
 
 /* The quantized matrix of a packed tensor, and its source. */

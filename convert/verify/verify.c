@@ -176,6 +176,8 @@ static struct verify_settings with_defaults(const struct verify_settings *given)
         s.max_block_error = 0.01;
     if (!(s.min_cosine > 0))
         s.min_cosine = 0.999;
+    if (!(s.min_head_cosine > 0))
+        s.min_head_cosine = 0.5;
     return s;
 }
 

@@ -31,8 +31,11 @@ struct verify_settings {
     double max_ppl_gap;
     double max_block_error; /* share of what a block adds; default 0.01 */
     double min_cosine;      /* of K^ and V^, runtime and simulation; default 0.999 */
-    enum dtype act;         /* of the simulation: DT_F32 or DT_BF16 */
-    int threads;            /* 0: all cores */
+    /* Of K^ and K, V^ and V: a head below it is warned about, not judged; default 0.5, where the
+     * best multiple of what is stored misses three quarters of the energy. */
+    double min_head_cosine;
+    enum dtype act; /* of the simulation: DT_F32 or DT_BF16 */
+    int threads;    /* 0: all cores */
     /* [layers] each, written: cosine of K^ and K, of V^ and V, worst head; NaN if no token was
      * packed. NULL: not wanted. */
     double *layer_cosine[2];
@@ -72,6 +75,7 @@ struct verify_report {
     int64_t cache_tokens;
     double worst_k_cosine, worst_v_cosine; /* quantization error: K^ and K, worst head */
     int64_t worst_k_layer, worst_k_head, worst_v_layer, worst_v_head;
+    int64_t low_heads; /* below min_head_cosine, of keys and of values */
     double agree_k_cosine, agree_v_cosine; /* K^ of runtime and simulation, worst head */
     /* The cache is another engine's (kv.target): both ran with one in full precision, and agree_*
      * compare K and V. */

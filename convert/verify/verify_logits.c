@@ -13,6 +13,7 @@
  *   runtime      x_0 -> block 0  | x_1 -> block 1  | ...    each output against x_(i+1) */
 #include "convert/runtime/runtime.h"
 #include "convert/verify/verify_priv.h"
+#include "kernels/base/log.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
 
@@ -235,6 +236,7 @@ static double cosine(const float *a, const float *b, int64_t from, int64_t to, i
 struct worst {
     double cosine;
     int64_t layer, head;
+    int64_t low; /* heads below min_head_cosine */
 };
 
 struct kv_compare {
@@ -250,8 +252,9 @@ static void worst_head(struct worst *w, const struct kv_compare *c, const float 
     const int64_t K = c->v->arch->n_kv, d = c->v->arch->head_dim;
     for (int64_t kh = 0; kh < K; kh++) {
         const double x = cosine(a, b, c->from, c->to, K * d, kh, d);
+        w->low += !(x >= c->v->s->min_head_cosine);
         if (!(x >= w->cosine))
-            *w = (struct worst){x, layer, kh};
+            *w = (struct worst){x, layer, kh, w->low};
     }
 }
 
@@ -262,8 +265,9 @@ static enum err compare_layers(struct kv_compare *c, struct runtime *rt,
     for (int64_t i = 0; i < c->v->arch->n_layers; i++) {
         TRY(runtime_kv(rt, i, c->have[0], c->have[1]));
         for (int w = 0; w < 2; w++) {
-            struct worst here = {1, i, 0};
+            struct worst here = {1, i, 0, 0};
             worst_head(&here, c, c->sim[w] + i * one, c->plain[w] + i * one, i);
+            c->v->r->low_heads += here.low;
             if (!(here.cosine >= quant[w].cosine))
                 quant[w] = here;
             if (c->v->s->layer_cosine[w])
@@ -323,7 +327,8 @@ static enum err compare_kv(struct verify *v, struct simulation *s, struct runtim
     enum err err = OK;
     struct verify_report *r = v->r;
     struct kv_compare c = {.v = v, .n = n};
-    struct worst quant[2] = {{1, 0, 0}, {1, 0, 0}}, agree[2] = {{1, 0, 0}, {1, 0, 0}};
+    struct worst quant[2] = {{.cosine = 1}, {.cosine = 1}},
+                 agree[2] = {{.cosine = 1}, {.cosine = 1}};
     packed_tokens(&c, artifact_kv_spec(v->a));
     r->cache_tokens = c.to - c.from;
     if (!r->cache_tokens) {
@@ -382,6 +387,24 @@ static void judge_logits(struct verify *v)
                        r->agree_k_cosine, r->agree_v_cosine);
 }
 
+/* Warns about a cache that lost what it stores. Its runtime agrees with the simulation, so the
+ * artifact has what the configuration says. */
+static void warn_low_heads(const struct verify *v)
+{
+    const struct verify_report *r = v->r;
+    const bool keys = !(r->worst_k_cosine >= r->worst_v_cosine);
+    if (r->low_heads)
+        log_warn(
+            "the quantized cache of %" PRId64
+            " heads has a cosine to full precision below %g; the lowest is %.3f (%s of "
+            "layer %" PRId64 ", head %" PRId64
+            "): give the cache more bits, or look at these weights",
+            r->low_heads, v->s->min_head_cosine,
+            keys ? r->worst_k_cosine : r->worst_v_cosine, keys ? "keys" : "values",
+            keys ? r->worst_k_layer : r->worst_v_layer,
+            keys ? r->worst_k_head : r->worst_v_head);
+}
+
 /* Enough packed tokens for a comparison, and how much longer than asked the text may become for
  * them: states and logits of all tokens are in memory. */
 #define PACKED_TOKENS 64
@@ -425,6 +448,7 @@ enum err verify_logits(struct verify *v)
     v->r->logit_tokens = n;
     worst_block(v->r, &states);
     judge_logits(v);
+    warn_low_heads(v);
 out:
     states_close(&states);
     mem_free(want);

@@ -155,6 +155,7 @@ static void check_passes(const char *model, int bits, struct kv_spec kv)
     assert_true(r.worst_k_cosine < 0.99999 && r.worst_k_cosine > 0.7);
     assert_true(r.worst_v_cosine < 0.99999 && r.worst_v_cosine > 0.7);
     assert_true(isfinite(r.ppl_runtime) && r.ppl_gap <= 1e-3);
+    assert_int_equal(r.low_heads, 0);
     close_subject(&s);
 }
 
@@ -224,6 +225,11 @@ static void test_alone(void **state)
     s.settings.state = NULL;
     struct verify_report r = run(&s);
     assert_true(r.passed && r.weights == VERIFY_PASS && r.logits == VERIFY_PASS);
+    s.settings.min_head_cosine = 1; /* no quantized head has it: a warning, not a failure */
+    r = run(&s);
+    assert_true(r.passed);
+    assert_int_equal(r.low_heads,
+                     2 * hf_arch(s.g.model)->n_layers * hf_arch(s.g.model)->n_kv);
     s.settings.against = NULL;
     r = run(&s);
     assert_true(r.passed && r.weights == VERIFY_SKIP && r.logits == VERIFY_PASS);

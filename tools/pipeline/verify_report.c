@@ -27,13 +27,14 @@ static json_t *parts_json(const struct verify_report *r)
 static json_t *cosines_json(const struct verify_report *r)
 {
     return json_pack(
-        "{s:I, s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "cache_tokens",
-        (json_int_t)r->cache_tokens, "worst_k_cosine", number(r->logits, r->worst_k_cosine),
-        "worst_k_layer", (json_int_t)r->worst_k_layer, "worst_k_head",
-        (json_int_t)r->worst_k_head, "worst_v_cosine", number(r->logits, r->worst_v_cosine),
-        "worst_v_layer", (json_int_t)r->worst_v_layer, "worst_v_head",
-        (json_int_t)r->worst_v_head, "agree_k_cosine", number(r->logits, r->agree_k_cosine),
-        "agree_v_cosine", number(r->logits, r->agree_v_cosine));
+        "{s:I, s:I, s:o, s:I, s:I, s:o, s:I, s:I, s:o, s:o}", "cache_tokens",
+        (json_int_t)r->cache_tokens, "low_heads", (json_int_t)r->low_heads,
+        "worst_k_cosine", number(r->logits, r->worst_k_cosine), "worst_k_layer",
+        (json_int_t)r->worst_k_layer, "worst_k_head", (json_int_t)r->worst_k_head,
+        "worst_v_cosine", number(r->logits, r->worst_v_cosine), "worst_v_layer",
+        (json_int_t)r->worst_v_layer, "worst_v_head", (json_int_t)r->worst_v_head,
+        "agree_k_cosine", number(r->logits, r->agree_k_cosine), "agree_v_cosine",
+        number(r->logits, r->agree_v_cosine));
 }
 
 json_t *verify_report_json(const char *artifact, const struct verify_report *r)
