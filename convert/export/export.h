@@ -60,6 +60,9 @@ struct export_source {
 enum err export_open(struct export_source **out, const char *dir);
 void export_close(struct export_source **s);
 
+/* Returns the place in s->linear of projection lin of a layer, or that of its first expert. */
+int64_t export_linear_at(const struct export_source *s, int64_t layer, int lin);
+
 /* Unpack one row of a matrix of 2 to 8 bits. codes [in], zeros and scales [groups];
  * scales are fp16. The weight at column c is (code - zero) scale of group
  * c / group_size. */

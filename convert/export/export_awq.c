@@ -138,7 +138,7 @@ static enum err add_module(struct hub_plan *p, const struct hub_module *m,
 /* The group size of all quantized projections; -1 for whole rows. */
 static int64_t group_size(const struct export_source *s, const struct scheme *scheme)
 {
-    for (int64_t i = 0; i < s->n_linears; i++)
+    for (int64_t i = 0; i < s->arch->n_layers * N_LIN; i++)
         if (scheme[i].bits < 16 && scheme[i].group)
             return scheme[i].group;
     return -1;

@@ -147,17 +147,26 @@ static enum err add_cache(struct hub_plan *p, const struct export_job *j)
 
 /* --- config.json -------------------------------------------------------------------- */
 
+/* Writes the last part of the name of the module that begins with projection lin, as a pattern.
+ * transformers knows the experts' config group by this word. */
+static void name_pattern(char out[96], const struct export_source *src, int lin)
+{
+    const struct hub_module m = hub_module_at(src, export_linear_at(src, 0, lin));
+    const bool experts = arch_of_experts(src->arch, lin);
+    snprintf(out, 96, "%s", experts ? "experts\\..*" : strrchr(m.name, '.') + 1);
+}
+
 /* *out = the pattern of the names of the module that begins with projection lin, in the layers
  * where its scheme is s; NULL if there is none. The caller frees it with mem_free(). */
 static enum err pattern(char **out, const struct export_source *src,
                         const struct scheme *scheme, struct scheme s, int lin)
 {
     const int64_t layers = src->arch->n_layers;
-    const struct hub_module m = hub_module_at(src, lin);
-    const char *name = strrchr(m.name, '.') + 1; /* "q_proj" */
-    const size_t room = 64 + 8 * (size_t)layers;
+    const size_t room = 64 + 96 + 8 * (size_t)layers;
+    char name[96]; /* "q_proj" */
     int64_t n = 0;
     size_t used = 0;
+    name_pattern(name, src, lin);
     *out = NULL;
     for (int64_t i = 0; i < layers; i++)
         n += scheme_same(scheme[i * N_LIN + lin], s);
@@ -176,11 +185,19 @@ static enum err pattern(char **out, const struct export_source *src,
     return OK;
 }
 
+/* Returns the projections that one pattern names, from lin on. */
+static int count_named(const struct export_source *src, int lin)
+{
+    return arch_of_experts(src->arch, lin)
+               ? N_LIN - LIN_GATE
+               : hub_module_at(src, export_linear_at(src, 0, lin)).n;
+}
+
 static enum err targets(json_t **out, const struct export_source *src,
                         const struct scheme *scheme, struct scheme s, bool all)
 {
     *out = all ? json_pack("[s]", "Linear") : json_array();
-    for (int lin = 0; lin < N_LIN && !all; lin += hub_module_at(src, lin).n) {
+    for (int lin = 0; lin < N_LIN && !all; lin += count_named(src, lin)) {
         char *text = NULL;
         TRY(pattern(&text, src, scheme, s, lin));
         if (text)
@@ -193,7 +210,7 @@ static enum err targets(json_t **out, const struct export_source *src,
 static int64_t count_schemes(const struct export_source *src, const struct scheme *scheme)
 {
     int64_t n = 0;
-    for (int64_t i = 0; i < src->n_linears; i++)
+    for (int64_t i = 0; i < src->arch->n_layers * N_LIN; i++)
         n += scheme_is_new(scheme, i);
     return n;
 }
@@ -224,7 +241,7 @@ static enum err add_groups(json_t *groups, const struct export_source *src,
                            const struct scheme *scheme, struct scheme head)
 {
     const bool all = count_schemes(src, scheme) == 1 && head.bits == 16;
-    for (int64_t i = 0; i < src->n_linears; i++) {
+    for (int64_t i = 0; i < src->arch->n_layers * N_LIN; i++) {
         json_t *list;
         if (!scheme_is_new(scheme, i))
             continue;
@@ -252,6 +269,8 @@ static enum err config(json_t **out, const struct export_job *j,
     TRY(add_groups(groups, j->source, scheme, head));
     if (head.bits == 16)
         json_array_append_new(ignore, json_string("lm_head"));
+    if (j->source->arch->n_experts) /* the router */
+        json_array_append_new(ignore, json_string("re:.*\\.gate$"));
     hub_add_plain_names(ignore, j->source);
     *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:o}", "quant_method", PACK_COMPRESSED,
                      "format", PACK_COMPRESSED_FORMAT, "quantization_status", "compressed",
@@ -276,19 +295,32 @@ static enum err note_head(struct export_job *j, struct scheme head)
         head.bits, group);
 }
 
+/* What versions of engines lack: of transformers by a run, of vLLM by its source. */
+static enum err note_experts(struct export_job *j, bool wide)
+{
+    return export_note(
+        j, EXPORT_CARRIED,
+        "Experts, each with its zero points: vLLM 0.32 has kernels for them on GPUs%s; "
+        "transformers 4.57 reads them, and 5.24 refuses them (\"Asymmetric quant requires "
+        "zero-point values\")",
+        wide ? ", but none for 8 bits" : "");
+}
+
 static enum err note_weights(struct export_job *j, const struct scheme *scheme,
                              struct scheme head)
 {
     const bool packs_head = head.bits < 16;
     const int64_t n = count_schemes(j->source, scheme) + packs_head;
     bool wide = false;
-    for (int64_t i = 0; i < j->source->n_linears; i++)
+    for (int64_t i = 0; i < j->source->arch->n_layers * N_LIN; i++)
         wide = wide || scheme[i].bits == 8;
     if (wide)
         TRY(export_note(
             j, EXPORT_CARRIED,
             "8-bit projections: vLLM needs a Machete or Humming kernel for them "
             "and has none on CPUs"));
+    if (j->source->arch->n_experts)
+        TRY(note_experts(j, wide));
     if (packs_head)
         TRY(note_head(j, head));
     return n < 2
@@ -316,6 +348,7 @@ const struct export_format export_compressed = {
     .holds =
         "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; the "
         "scales of an FP8 cache",
+    .holds_experts = true,
     .cache = EXPORT_FP8_SCALES | EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .check = check,
     .write = hub_write,

@@ -224,7 +224,7 @@ enum err export_check(struct export_job *j)
     TRY(check_inputs(j));
     FAIL_IF(j->source->arch->n_experts && !j->format->holds_experts, ERR_SUPPORT,
             "%s: --format %s is not written for a mixture of experts (model_type %s); use "
-            "--format gguf or dense",
+            "--format compressed-tensors, gguf or dense",
             j->source->dir, j->format->name, j->source->arch->model_type);
     TRY(check_cache(j));
     return j->format->check(j);

@@ -65,12 +65,20 @@ static void narrow_to_expert(struct export_linear *l, const struct arch *a, int6
     l->weight = &l->part;
 }
 
+int64_t export_linear_at(const struct export_source *s, int64_t layer, int lin)
+{
+    int64_t before = 0, all = 0; /* in a layer */
+    for (int l = 0; l < N_LIN; l++) {
+        before += l < lin ? arch_stacked(s->arch, l) : 0;
+        all += arch_stacked(s->arch, l);
+    }
+    return layer * all + before;
+}
+
 static enum err list_linears(struct export_source *s)
 {
     const struct arch *a = s->arch;
-    int64_t n = 0;
-    for (int lin = 0; lin < N_LIN; lin++)
-        n += a->n_layers * arch_stacked(a, lin);
+    const int64_t n = export_linear_at(s, a->n_layers, 0);
     TRY(mem_calloc(&s->linear, (size_t)n, sizeof(*s->linear)));
     for (int64_t i = 0; i < a->n_layers * N_LIN; i++) {
         const int lin = (int)(i % N_LIN);

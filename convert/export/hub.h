@@ -56,10 +56,12 @@ struct hub_module hub_module_of(const struct export_linear *l);
 struct hub_module hub_module_at(const struct export_source *s, int64_t i);
 /* Returns true if all its parts have 16 bits. */
 bool hub_module_is_plain(const struct hub_module *m);
-/* Appends the names of the modules of 16 bits to list. */
+/* Appends the names of the modules of 16 bits to list; for the experts of a layer, a pattern of
+ * compressed-tensors. */
 void hub_add_plain_names(json_t *list, const struct export_source *s);
-/* Refuses (ERR_SUPPORT) a part whose rows end inside a word of so many rows. A module of one
- * part is never refused. */
+/* Refuses (ERR_SUPPORT) a part whose rows end inside a word of so many rows, and such an expert's
+ * projection, as engines put those of gate and up together. Another module of one part is never
+ * refused. */
 enum err hub_module_check_words(const struct hub_module *m, int64_t rows,
                                 const char *format);
 /* dst = rows [first, first + n) of t by t->fill, part by part. */
@@ -111,15 +113,18 @@ struct scheme {
     int64_t group; /* columns; 0: whole rows */
 };
 
-/* Sets scheme [n_linears], and notes what changes. most: 4 or 8 bits. one_group: all
+/* Sets scheme [n_layers][N_LIN], and notes what changes. most: 4 or 8 bits. one_group: all
  * projections get the same group size. Refuses more bits, groups below 32 columns, and
- * projections that engines fuse (q, k, v; gate, up) if only some are quantized. */
+ * projections that engines fuse (q, k, v; gate, up; those of experts) if only some are
+ * quantized. */
 enum err schemes_find(struct scheme *scheme, struct export_job *j, int most,
                       bool one_group);
 /* *out = that of the quantized head, which is not tied; at most 4 bits. Refuses groups below
  * 32 columns. */
 enum err scheme_of_head(struct scheme *out, const struct export_job *j);
 bool scheme_same(struct scheme a, struct scheme b);
+/* Returns that of a projection of a layer, or of one expert's. */
+struct scheme scheme_of(const struct scheme *scheme, const struct export_linear *l);
 /* Returns true if scheme[i] is quantized and no earlier one is the same. */
 bool scheme_is_new(const struct scheme *scheme, int64_t i);
 /* Returns the artifact's group that holds exported group g. */
@@ -129,8 +134,8 @@ int64_t scheme_groups(const struct packed_linear *p, int64_t group);
 
 /* --- hub_packed.c -------------------------------------------------------------------- */
 
-/* A format of packed codes. scheme [n_linears] in all functions; head: that of the head, 16
- * bits if it is not packed. */
+/* A format of packed codes. scheme [n_layers][N_LIN] in all functions; head: that of the head,
+ * 16 bits if it is not packed. */
 struct hub_packing {
     int most;        /* bits */
     bool one_group;  /* as in schemes_find() */

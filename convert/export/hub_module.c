@@ -35,11 +35,31 @@ bool hub_module_is_plain(const struct hub_module *m)
     return plain;
 }
 
+static bool is_of_expert(const struct export_linear *l)
+{
+    return l->packed == &l->rows;
+}
+
+/* All experts of a layer, by the first projection of the first one. */
+static void add_experts(json_t *list, const struct export_source *s,
+                        const struct export_linear *l)
+{
+    char pattern[64];
+    if (l != &s->linear[export_linear_at(s, l->layer, LIN_GATE)])
+        return;
+    snprintf(pattern, sizeof(pattern), "re:.*layers\\.%" PRId64 "\\..*experts\\..*",
+             l->layer);
+    json_array_append_new(list, json_string(pattern));
+}
+
 void hub_add_plain_names(json_t *list, const struct export_source *s)
 {
     for (int64_t i = 0; i < s->n_linears;) {
         const struct hub_module m = hub_module_at(s, i);
-        if (hub_module_is_plain(&m))
+        const bool plain = hub_module_is_plain(&m);
+        if (plain && is_of_expert(m.part))
+            add_experts(list, s, m.part);
+        else if (plain)
             json_array_append_new(list, json_string(m.name));
         i += m.n;
     }
@@ -48,7 +68,8 @@ void hub_add_plain_names(json_t *list, const struct export_source *s)
 enum err hub_module_check_words(const struct hub_module *m, int64_t rows,
                                 const char *format)
 {
-    for (int k = 0; m->n > 1 && k < m->n; k++)
+    const bool whole = m->n > 1 || is_of_expert(m->part);
+    for (int k = 0; whole && k < m->n; k++)
         FAIL_IF(m->part[k].packed->out % rows, ERR_SUPPORT,
                 "%s has %" PRId64 " rows, and --format %s packs %" PRId64
                 " of %s in a word; use --format dense",

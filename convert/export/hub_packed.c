@@ -80,8 +80,9 @@ static enum err add_modules(struct hub_plan *p, const struct export_source *s,
 {
     for (int64_t i = 0; i < s->n_linears;) {
         const struct hub_module m = hub_module_at(s, i);
-        if (scheme[i].bits < 16)
-            TRY(how->add(p, &m, &scheme[i]));
+        const struct scheme to = scheme_of(scheme, m.part);
+        if (to.bits < 16)
+            TRY(how->add(p, &m, &to));
         i += m.n;
     }
     return OK;
@@ -119,7 +120,8 @@ enum err hub_check_packed(struct export_job *j, const struct hub_packing *how)
     struct scheme *scheme;
     FAIL_IF(!weight_quantizes(j->source->weights), ERR_SUPPORT,
             "weights.bits is 16: there is nothing to pack; use --format dense");
-    TRY(mem_calloc(&scheme, (size_t)j->source->n_linears, sizeof(*scheme)));
+    const size_t n = (size_t)j->source->arch->n_layers * N_LIN;
+    TRY(mem_calloc(&scheme, n, sizeof(*scheme)));
     const enum err err = plan(j, how, scheme);
     mem_free(scheme);
     return err;

@@ -17,6 +17,12 @@ static const int fused[N_LIN] = {
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3,
 };
 
+/* Experts have one kernel, which takes one format for all three products. */
+static int set_of(const struct arch *a, int lin)
+{
+    return arch_of_experts(a, lin) ? fused[LIN_GATE] : fused[lin];
+}
+
 static int64_t gcd(int64_t a, int64_t b)
 {
     while (b) {
@@ -74,15 +80,16 @@ static enum err check_bits(const struct export_job *j, const struct export_linea
     return OK;
 }
 
-/* Refuses a set of which only some are quantized. l [N_LIN]: of one layer. */
-static enum err check_set(const struct export_linear *l, int set)
+/* Refuses a set of a layer of which only some are quantized. */
+static enum err check_set(const struct export_source *s, int64_t layer, int set)
 {
     const struct export_linear *full = NULL, *packed = NULL;
     for (int i = 0; i < N_LIN; i++) {
-        if (fused[i] == set && l[i].packed->bits == 16)
-            full = &l[i];
-        else if (fused[i] == set)
-            packed = &l[i];
+        const struct export_linear *l = &s->linear[export_linear_at(s, layer, i)];
+        if (set_of(s->arch, i) == set && l->packed->bits == 16)
+            full = l;
+        else if (set_of(s->arch, i) == set)
+            packed = l;
     }
     FAIL_IF(full && packed, ERR_SUPPORT,
             "%s has 16 bits and %s %d, but engines fuse them and need one format; quantize "
@@ -91,23 +98,25 @@ static enum err check_set(const struct export_linear *l, int set)
     return OK;
 }
 
-/* Gives the projections of a set the most bits and the smallest group among them. scheme,
- * l [N_LIN]: of one layer. */
-static enum err unify(struct scheme *scheme, const struct export_linear *l, int set)
+/* Gives the projections of a set the most bits and the smallest group among them. scheme
+ * [N_LIN]: of one layer. */
+static enum err unify(struct scheme *scheme, const struct export_source *s, int64_t layer,
+                      int set)
 {
     struct scheme all = {0};
     bool rows = true;
-    TRY(check_set(l, set));
+    TRY(check_set(s, layer, set));
     for (int i = 0; i < N_LIN; i++) {
-        if (fused[i] != set)
+        if (set_of(s->arch, i) != set)
             continue;
+        const int64_t in = arch_in(s->arch, i);
         all.bits = scheme[i].bits > all.bits ? scheme[i].bits : all.bits;
-        all.group = gcd(all.group, scheme[i].group ? scheme[i].group : l[i].packed->in);
+        all.group = gcd(all.group, scheme[i].group ? scheme[i].group : in);
         rows = rows && !scheme[i].group;
     }
     all.group = rows ? 0 : gcd(all.group, GROUP_MAX);
     for (int i = 0; i < N_LIN; i++)
-        if (fused[i] == set)
+        if (set_of(s->arch, i) == set)
             scheme[i] = all;
     return OK;
 }
@@ -131,12 +140,13 @@ static enum err note_changes(struct export_job *j, const struct scheme *scheme)
     const struct export_source *s = j->source;
     for (int64_t i = 0; i < s->n_linears; i++) {
         const struct packed_linear *p = s->linear[i].packed;
+        const struct scheme to = scheme_of(scheme, &s->linear[i]);
         if (p->bits == 16)
             continue;
-        wider += scheme[i].bits > p->bits;
-        if (scheme_groups(p, scheme[i].group) != p->groups) {
+        wider += to.bits > p->bits;
+        if (scheme_groups(p, to.group) != p->groups) {
             smaller++;
-            least = scheme[i].group < least ? scheme[i].group : least;
+            least = to.group < least ? to.group : least;
         }
     }
     if (smaller)
@@ -153,22 +163,31 @@ static enum err note_changes(struct export_job *j, const struct scheme *scheme)
     return OK;
 }
 
+/* The experts of a layer have one scheme, so that the first one stands for all. */
+static const struct export_linear *linear_of_scheme(const struct export_source *s,
+                                                    int64_t i)
+{
+    return &s->linear[export_linear_at(s, i / N_LIN, (int)(i % N_LIN))];
+}
+
 enum err schemes_find(struct scheme *scheme, struct export_job *j, int most, bool one_group)
 {
     const struct export_source *s = j->source;
-    for (int64_t i = 0; i < s->n_linears; i++) {
-        const struct packed_linear *p = s->linear[i].packed;
-        TRY(check_bits(j, &s->linear[i], most));
-        scheme[i] = (struct scheme){p->bits <= 4 ? 4 : p->bits <= 8 ? 8 : 16, 0};
-        if (p->bits < 16)
-            scheme[i].group = class_group(s, p, one_group);
+    const int64_t n = s->arch->n_layers * N_LIN;
+    for (int64_t i = 0; i < n; i++) {
+        const struct export_linear *l = linear_of_scheme(s, i);
+        TRY(check_bits(j, l, most));
+        const int bits = l->packed->bits;
+        scheme[i] = (struct scheme){bits <= 4 ? 4 : bits <= 8 ? 8 : 16, 0};
+        if (bits < 16)
+            scheme[i].group = class_group(s, l->packed, one_group);
     }
-    for (int64_t i = 0; i < s->n_linears; i += N_LIN) {
-        TRY(unify(scheme + i, s->linear + i, fused[LIN_Q]));
-        TRY(unify(scheme + i, s->linear + i, fused[LIN_GATE]));
+    for (int64_t layer = 0; layer < s->arch->n_layers; layer++) {
+        TRY(unify(scheme + layer * N_LIN, s, layer, fused[LIN_Q]));
+        TRY(unify(scheme + layer * N_LIN, s, layer, fused[LIN_GATE]));
     }
-    for (int64_t i = 0; i < s->n_linears; i++)
-        TRY(check_group(j, &s->linear[i], &scheme[i]));
+    for (int64_t i = 0; i < n; i++)
+        TRY(check_group(j, linear_of_scheme(s, i), &scheme[i]));
     return note_changes(j, scheme);
 }
 
@@ -178,6 +197,11 @@ enum err scheme_of_head(struct scheme *out, const struct export_job *j)
     *out =
         (struct scheme){4, whole_rows(l->packed) ? 0 : gcd(finest(l->packed), GROUP_MAX)};
     return check_group(j, l, out);
+}
+
+struct scheme scheme_of(const struct scheme *scheme, const struct export_linear *l)
+{
+    return scheme[l->layer * N_LIN + l->lin];
 }
 
 bool scheme_same(struct scheme a, struct scheme b)

@@ -139,7 +139,7 @@ class Artifact:
         if kind == "o_proj":
             return heads * (self.config.get("head_dim") or hidden // heads)
         width = self.config.get("moe_intermediate_size") or self.config["intermediate_size"]
-        return width if kind == "down_proj" else hidden
+        return width if kind in ("down_proj", "w2") else hidden
 
 
 # --- the second readers ---
@@ -304,7 +304,7 @@ def check_dense(artifact, folder, dtype):
 def check_all(b, folder, formats=("compressed-tensors", "awq", "f16", "bf16", "f32")):
     artifact = Artifact(folder)
     for form in formats:
-        if form in ("compressed-tensors", "awq") and artifact.experts:
+        if form == "awq" and artifact.experts:
             refused = b.run("export", folder, "--format", form, "-o", b.place(form), status=2).stderr.decode()
             assert "mixture of experts" in refused, refused
         elif form in ("compressed-tensors", "awq"):
@@ -320,9 +320,26 @@ def bytes_in(folder):
 def test_families(b, golden):
     for model in sorted(p for p in golden.iterdir() if p.is_dir()):
         check_all(b, b.convert(model, weights__group_size=0))
-    check_all(b, b.convert(golden / "qwen3_moe_plain", weights__bits=16))
-    check_all(b, b.convert(golden / "mixtral", weights__group_size=8, weights__mixed="up_proj=16"))
+    check_all(b, b.convert(golden / "qwen3_moe_plain", weights__bits=16), ("awq", "f16", "bf16", "f32"))
+    check_all(b, b.convert(golden / "mixtral", weights__group_size=8, weights__mixed="up_proj=16"), ("awq", "f32"))
     print("families: every tensor of every export")
+
+
+def test_experts(b, golden):
+    """One format for the experts of a layer, which engines compute in one kernel, or none."""
+    plain = ", ".join(f"1.{kind}_proj=16" for kind in ("gate", "up", "down"))
+    for model, mixed, groups in (("qwen3_moe", "0.down_proj=8", 2), ("mixtral", plain, 1),
+                                 ("mixtral", plain.replace("1.", ""), 1)):
+        folder = b.convert(golden / model, weights__group_size=0, weights__mixed=mixed)
+        packed = b.export(folder, "compressed-tensors")
+        check_packed(Artifact(folder), packed, "compressed-tensors")
+        config = json.loads((packed / "config.json").read_text())["quantization_config"]
+        assert len(config["config_groups"]) == groups, config
+        router = f"model.layers.0.{'mlp' if model == 'qwen3_moe' else 'block_sparse_moe'}.gate"
+        assert any(re.match(i[3:], router) for i in config["ignore"] if i.startswith("re:")), config
+        wide = config["config_groups"].get("group_1", {"targets": []})["targets"]
+        assert wide == ["re:.*layers\\.(0)\\..*experts\\..*$"] * (groups - 1), wide
+    print("experts: formats of layers, 16 bits, the router")
 
 
 def test_groups(b, model):
@@ -551,6 +568,7 @@ def main():
         test_head(b, model, golden)
         test_odd_widths(b)
         test_families(b, golden)
+        test_experts(b, golden)
         test_same_bytes(b, model)
         test_card(b, model, text)
         test_cache(b, model, text)
