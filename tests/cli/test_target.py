@@ -204,7 +204,7 @@ def check_calibrated(bench, target):
 
 
 def check_mixture(bench):
-    """A mixture of experts is calibrated for llama.cpp's cache, and exported with it."""
+    """A mixture of experts is calibrated for llama.cpp's cache and for FP8, and exported with it."""
     config = {**MODEL, "num_experts_per_tok": 2, "max_position_embeddings": 256}
     tiny.make_model(bench.folder / "mixture", seed=4, **config, num_local_experts=3, model_type="mixtral",
                     architectures=["MixtralForCausalLM"])
@@ -215,6 +215,12 @@ def check_mixture(bench):
     assert abs(bench.nll("mixture", "--state", "mixture.state")[0] - bench.nll("mixture-q")[0]) <= 1e-5
     text = bench.run("export", "mixture-q", "--format", "gguf", "-o", "mixture.gguf")
     assert "llama.cpp's cache of type q4_0" in text, text
+    fp8 = sets(*SMALL, "refine.samples=0", "kv.target=fp8", "weights.group_size=32")
+    bench.run("quantize", "mixture", "--data", "t.txt", *fp8, "-o", "mixture-fp8", "-q")
+    bench.run("export", "mixture-fp8", "--format", "compressed-tensors", "-o", "mixture-ct")
+    assert kv_of(bench, "mixture-ct")["kv_cache_scheme"]["type"] == "float"
+    names = tensor_names(bench.folder / "mixture-ct")
+    assert {f"model.layers.{i}.self_attn.{side}_scale" for i in range(2) for side in "kv"} <= names, names
 
 
 FOLD = ["weights.bits=16", "calibration.samples=3", "calibration.seqlen=24", "calibration.epochs=2", "crr.blocks=0",

@@ -101,12 +101,6 @@ enum err preflight_shapes(const struct job *j)
     FAIL_IF(j->arch.n_experts && recipe_refines(&j->recipe), ERR_SUPPORT,
             "refine.samples is not 0, but refinement is not supported for a mixture of "
             "experts; set it to 0");
-    const enum kv_target target = (enum kv_target)j->recipe.target;
-    FAIL_IF(
-        j->arch.n_experts && kv_target_has_scales(target), ERR_SUPPORT,
-        "kv.target is %s, whose scales --format compressed-tensors carries, and that is "
-        "not written for a mixture of experts; leave the target out",
-        kv_target_name[target]);
     report_weight_groups(j);
     report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
