@@ -488,8 +488,6 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
                        .epoch_of_order = -1};
     bool restored;
     TRY(check(s));
-    FAIL_IF(a->n_experts, ERR_SUPPORT,
-            "refinement is not supported for a mixture of experts");
     for (int64_t i = 0; i < a->n_layers; i++)
         TRY(dev_engine_check(d, layers[i].kv.target));
     r.steps = s->epochs * steps_of_epoch(s);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Estimates the needs of a refinement. For T tokens of a sample, P weights of the projections,
- * and V words of D channels:
+ * Estimates the needs of a refinement. For T tokens of a sample, P weights of the projections that
+ * a token passes, and V words of D channels:
  *
  *   student       forward 2 P T, gradients 4 P T, and forward again 2 P T if activations were not
  *                 kept
@@ -23,7 +23,7 @@ static double attention_flops(const struct arch *a, double T)
 
 static double linear_flops(const struct arch *a, double T)
 {
-    return 2 * T * (double)(arch_block_params(a) * a->n_layers);
+    return 2 * T * (double)(arch_token_params(a) * a->n_layers);
 }
 
 static double head_flops(const struct arch *a, double T)

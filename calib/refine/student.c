@@ -45,9 +45,11 @@ static enum err weights_of(struct student *st, int64_t b, const struct block_src
     return OK;
 }
 
-/* Biases do not learn. */
-static enum err biases_of(struct student *st, const struct block_src *src)
+/* What does not learn: biases, and the router of experts. */
+static enum err fixed_of(struct student *st, const struct block_src *src)
 {
+    if (st->arch->n_experts)
+        TRY(host_mat_upload(st->dev, &st->w.router, &src->router));
     for (int l = 0; l < N_LIN; l++) {
         const struct tensor b = block_weights_bias(&st->w, st->arch, l);
         if (b.data)
@@ -90,7 +92,7 @@ static enum err enter_layer(struct student *st, int64_t b)
     st->w.layer = b;
     TRY(st->src->block(st->src->ctx, b, &src));
     TRY(weights_of(st, b, &src));
-    TRY(biases_of(st, &src));
+    TRY(fixed_of(st, &src));
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (y->norm[g].data)
             TRY(copy_vector(st->dev, &st->w.norm[g], &y->norm[g]));

@@ -232,8 +232,7 @@ static void stage_row(struct lin_stage *s, const struct qlinear *q,
                       const struct host_mat *m, int64_t r)
 {
     const int64_t bytes = student_code_bytes(q);
-    host_to_f32(s->w, (const char *)m->data + (size_t)(r * q->in) * dtype_bytes(m->dtype),
-                m->dtype, q->in);
+    host_to_f32(s->w, host_mat_row(m, r), m->dtype, q->in);
     row_codes(s->row, s->w, q, r);
     if (bytes == q->in)
         memcpy(s->codes + r * bytes, s->row, (size_t)bytes);

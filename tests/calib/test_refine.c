@@ -210,6 +210,7 @@ static void test_runs(void **state)
     check_run(1, "cuda-emu", 0);
     check_run(0, "cpu", 0.02f);
     check_run(1, "cuda-emu", 0.02f);
+    check_run(4, "cpu", 0.02f);
 }
 
 /* A quantized head is the student's alone: it adds to the loss at the start, and what learns

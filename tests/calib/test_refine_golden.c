@@ -124,6 +124,7 @@ static enum err golden_block(void *ctx, int64_t i, struct block_src *out)
     *out = (struct block_src){0};
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         out->norm[g] = mat_of(find(m, "%d.%s", b, norm_name[g]));
+    out->router = mat_of(find(m, "%d.router", b));
     for (int l = 0; l < N_LIN; l++) {
         out->lin[l] = mat_of(find(m, "%d.%s", b, lin_name[l]));
         out->bias[l] = mat_of(find(m, "%d.b%s", b, lin_name[l]));
@@ -164,6 +165,15 @@ static void read_layers(struct whole *m)
     m->arch.gate = GATE_GELU;
 }
 
+static void read_experts(struct arch *a, const struct st_tensor *t)
+{
+    float of[3];
+    read_into(of, sizeof(of), t);
+    a->n_experts = (int64_t)of[0];
+    a->n_active = (int64_t)of[1];
+    a->norm_active = of[2] > 0;
+}
+
 static void read_config(struct whole *m)
 {
     const int32_t *f = m->field;
@@ -188,6 +198,8 @@ static void read_config(struct whole *m)
                                                             : NORMS_BEFORE,
                             .qk_norm = f[QK_NORM],
                             .tied = f[TIED]};
+    if (find(m, "experts"))
+        read_experts(&m->arch, find(m, "experts"));
     must(arch_check(&m->arch));
     m->source = (struct model_source){.ctx = m, .block = golden_block, .ends = golden_ends};
     assert_true(f[TOKENS] <= MAX_TOKENS);
@@ -485,6 +497,20 @@ static void test_norms_behind(void **state)
     check_devices("behind");
 }
 
+/* Experts whose weights are divided by their sum, and a router, which does not learn. */
+static void test_experts(void **state)
+{
+    (void)state;
+    check_devices("experts");
+}
+
+/* The same with undivided weights; most experts get no token, so their scales no gradient. */
+static void test_experts_without_tokens(void **state)
+{
+    (void)state;
+    check_devices("experts_plain");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -494,6 +520,8 @@ int main(void)
         cmocka_unit_test(test_layers_that_differ),
         cmocka_unit_test(test_norms_behind),
         cmocka_unit_test(test_norms_around),
+        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_experts_without_tokens),
     };
     if (!getenv("GOLDEN_REFINE"))
         return 77;

@@ -43,12 +43,16 @@ class Fixture:
         self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
         return json.loads(said)
 
-    def pass_through(self, name, *more):
-        """Returns the perplexities of model NAME, its artifact, and the refined artifact."""
-        self.quantize(name, *more)
+    def refine(self, name):
+        """Makes and verifies the artifact NAME.r from NAME.q."""
         refined = [w for pair in REFINE for w in ("--set", pair)]
         self.run("refine", name, name + ".q", "--data", "text.txt", "-o", name + ".r", "-j1", *refined)
         self.run("verify", name + ".r", "--against", name, "--data", "text.txt")
+
+    def pass_through(self, name, *more):
+        """Returns the perplexities of model NAME, its artifact, and the refined artifact."""
+        self.quantize(name, *more)
+        self.refine(name)
         self.run("generate", name + ".r", "-p", "a small", "-n", "70", "--temperature", "0")
         full, packed, better = (self.ppl(name + end) for end in ("", ".q", ".r"))
         assert packed < 1.3 * full and better < 1.3 * full, (name, full, packed, better)
@@ -137,10 +141,11 @@ def test_gemma3(f):
 
 
 def pass_experts(f, name):
-    """A mixture is calibrated, decoded alone and in chunks, and exported with a module for each expert."""
+    """A mixture is calibrated, refined, decoded alone and in chunks, and exported with a module for each expert."""
     said = f.quantize(name)
-    full, packed = f.ppl(name), f.ppl(name + ".q")
-    assert packed < 1.3 * full, (name, full, packed)
+    f.refine(name)
+    full, packed, better = (f.ppl(name + end) for end in ("", ".q", ".r"))
+    assert packed < 1.3 * full and better < 1.3 * full, (name, full, packed, better)
     assert abs(f.ppl(name + ".q", "--decode", "--chunk", "8") - f.ppl(name + ".q", "--chunk", "8")) < 1e-3 * packed
     f.run("generate", name + ".q", "-p", "a small", "-n", "70", "--temperature", "0")
     f.run("export", name + ".q", "--format", "dense", "--dtype", "f32", "--kv", "drop", "-o", name + ".d")

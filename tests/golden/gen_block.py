@@ -123,6 +123,25 @@ def norm_if(x, w, name):
     return rmsnorm(x, w[name]) if name in w else x
 
 
+def mlp(n, w, c):
+    gate, up = (n @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
+    act = torch.nn.functional.gelu(gate, approximate="tanh") if c.get("gelu") else torch.nn.functional.silu(gate)
+    return (act * up) @ w["down"].T + w.get("bdown", 0.0)
+
+
+def mixture(n, w, c, seen):
+    """c["active"] of c["experts"] MLPs, whose weights lie one after the other."""
+    p = torch.softmax(n @ w["router"].T, dim=1)
+    ranked, chosen = p.sort(dim=1, descending=True)
+    k = c["active"]
+    seen["margin"] = (ranked[:, k - 1] / ranked[:, k] - 1).min().item()
+    g = ranked[:, :k] / (ranked[:, :k].sum(1, keepdim=True) if c["norm_active"] else 1.0)
+    parts = {l: w[l].chunk(c["experts"]) for l in ("gate", "up", "down")}
+    rows = [sum(g[t, j] * mlp(n[t], {l: parts[l][chosen[t, j]] for l in parts}, c) for j in range(k))
+            for t in range(len(n))]
+    return torch.stack(rows)
+
+
 def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     T, H, K, d = c["tokens"], c["n_heads"], c["n_kv"], c["head_dim"]
     n1 = norm_if(x, w, "norm1")
@@ -143,15 +162,15 @@ def block(x, w, c, kv=None, seen=None, quant_kv=quant_kv):
     r = c.get("residual", 1.0)
     h = x + r * norm_if(o @ w["o"].T + w.get("bo", 0.0), w, "behind1")
     n2 = norm_if(h, w, "norm2")
-    gate, up = (n2 @ w[l].T + w.get("b" + l, 0.0) for l in ("gate", "up"))
-    act = torch.nn.functional.gelu(gate, approximate="tanh") if c.get("gelu") else torch.nn.functional.silu(gate)
-    y = (act * up) @ w["down"].T + w.get("bdown", 0.0)
+    y = mixture(n2, w, c, seen) if "experts" in c else mlp(n2, w, c)
     return h + r * norm_if(y, w, "behind2")
 
 
 def shape_of(lin, c):
     q, kv, D, F = c["n_heads"] * c["head_dim"], c["n_kv"] * c["head_dim"], c["d_model"], c["d_ff"]
-    return {"q": (q, D), "k": (kv, D), "v": (kv, D), "o": (D, q), "gate": (F, D), "up": (F, D), "down": (D, F)}[lin]
+    E = c.get("experts", 1)
+    return {"q": (q, D), "k": (kv, D), "v": (kv, D), "o": (D, q), "gate": (E * F, D), "up": (E * F, D),
+            "down": (E * D, F)}[lin]
 
 
 def draw(g, *shape, scale=1.0, shift=0.0):

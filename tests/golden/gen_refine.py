@@ -46,10 +46,21 @@ CASES = {
                    window=1, sink=0, scale_bits=11, formats=(4, 16), other={}, kl=0.75, ce=0.25,
                    norms=("norm1", "norm2", "behind1", "behind2"), plus=1.0, gelu=True,
                    per_layer=[dict(reach=4, theta=100.0), dict()]),
+    "experts": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=12, vocab=30, tokens=8, windows=2, qkv_bias=0,
+                    o_bias=0, mlp_bias=0, qk_norm=1, tied=0, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
+                    window=1, sink=0, scale_bits=11, formats=(4, 16), other={"down": (16, 0)}, kl=0.75, ce=0.25,
+                    experts=5, active=2, norm_active=1),
+    # More experts than choices: some get no token, and no gradient.
+    "experts_plain": dict(n_heads=4, n_kv=2, head_dim=8, d_model=20, d_ff=8, vocab=30, tokens=7, windows=2, qkv_bias=0,
+                          o_bias=0, mlp_bias=0, qk_norm=0, tied=1, kv_bits=4, kv_group=128, pre_rope=0, past_only=1,
+                          window=1, sink=0, scale_bits=7, formats=(3, 16), other={}, kl=0.5, ce=1.0,
+                          experts=30, active=2, norm_active=0),
 }
 NORMS = ("norm1", "norm2", "q_norm", "k_norm", "behind1", "behind2")
+EXPERTS = ["experts", "active", "norm_active"]
 FACTORS = ["embed", "divisor", "residual", "logits"]  # scores are divided
 F32_ERROR = 2e-6  # of keys and values in F32, relative to the largest of a group: 17 ulp
+CHOICE_MARGIN = 1e-4  # of the last chosen expert's probability over the next
 CODE_MARGIN = 1e-4  # in steps: a group's range has 15 of them, and each 2e-6 of it is 3e-5
 
 
@@ -101,6 +112,8 @@ def draw_layer(g, c):
     biased = "qkv" * c["qkv_bias"] + "o" * c["o_bias"]
     for l in [*biased, *(["gate", "up", "down"] if c["mlp_bias"] else [])]:
         w["b" + l] = draw(g, shape_of(l, c)[0], scale=0.3)
+    if "experts" in c:
+        w["router"] = draw(g, c["experts"], c["d_model"], scale=1.5 * c["d_model"] ** -0.5)
     return w
 
 
@@ -189,8 +202,11 @@ def case(c, seed):
     for window in ids:
         x = y = embed[window] * c.get("embed", 1.0)
         for (w, kv), full, own in zip(layers, source, c.get("per_layer", [{}] * LAYERS)):
-            x, y = block(x, w, {**c, **own}, kv, {}, cache), block(y, full, {**c, **own})
+            seen, teacher = {}, {}
+            x, y = block(x, w, {**c, **own}, kv, seen, cache), block(y, full, {**c, **own}, seen=teacher)
             states.append(x)
+            if min(s.get("margin", 1) for s in (seen, teacher)) < CHOICE_MARGIN:
+                return None
         if not cache.safe:
             return None
         by = c.get("logits", 1.0)
@@ -209,6 +225,8 @@ def case(c, seed):
         save["rope"] = torch.tensor([own.get("rope", True) for own in c["per_layer"]])
     if "embed" in c:
         save["factors"] = torch.tensor([c[f] for f in FACTORS])
+    if "experts" in c:
+        save["experts"] = torch.tensor([c[f] for f in EXPERTS])
     save.update({"p." + name: x for name, x in p.items()})
     save.update({"d." + name: x.grad for name, x in p.items()})
     save.update({f"{b}.{n}": x - plus if n in NORMS else x for b, w in enumerate(source) for n, x in w.items()

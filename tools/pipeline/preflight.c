@@ -98,9 +98,6 @@ enum err preflight_shapes(const struct job *j)
     if (err)
         return err_add(err, "calibration.seqlen: ");
     TRY(calib_check_experts(&j->arch, &j->settings));
-    FAIL_IF(j->arch.n_experts && recipe_refines(&j->recipe), ERR_SUPPORT,
-            "refine.samples is not 0, but refinement is not supported for a mixture of "
-            "experts; set it to 0");
     report_weight_groups(j);
     report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
