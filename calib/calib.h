@@ -81,8 +81,7 @@ int64_t calib_eval_samples(const struct calib_settings *s);
 /* Returns the steps of an epoch: samples / batch, rounded up. */
 int64_t calib_epoch_steps(const struct calib_settings *s);
 
-/* Refuses settings that do not go with a mixture of experts: weights.method gptq and
- * weights.init search. ERR_SUPPORT. */
+/* Refuses weights.method gptq for a mixture of experts. ERR_SUPPORT. */
 enum err calib_check_experts(const struct arch *a, const struct calib_settings *s);
 
 /* Statistics of one block. Losses are means of the loss that training minimizes over the

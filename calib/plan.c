@@ -53,11 +53,6 @@ enum err calib_check_experts(const struct arch *a, const struct calib_settings *
         a->n_experts && gptq, ERR_SUPPORT,
         "weights.method is gptq, which is not supported for a mixture of experts; set it "
         "to lwc or rtn");
-    FAIL_IF(
-        a->n_experts && s->weights.method == WEIGHT_LWC && s->weights_init == INIT_SEARCH,
-        ERR_SUPPORT,
-        "weights.init is search, which is not supported for a mixture of experts; set it "
-        "to paper");
     return OK;
 }
 

@@ -35,11 +35,17 @@ static int64_t largest(const struct arch *a)
     return n;
 }
 
+/* Returns the columns of the moments of input i: each expert that reads it has its own. */
+static int64_t columns_of(const struct arch *a, int i)
+{
+    return arch_in(a, reader_of[i]) * arch_stacked(a, reader_of[i]);
+}
+
 int64_t search_columns(const struct arch *a)
 {
     int64_t n = 0;
     for (int i = 0; i < SEARCH_INPUTS; i++)
-        n += arch_in(a, reader_of[i]);
+        n += columns_of(a, i);
     return n;
 }
 
@@ -108,30 +114,61 @@ static enum err sum_squares(struct search *k, double *moment, const struct tenso
     return OK;
 }
 
+/* The same of the rows of each expert in x [T k,n]; moment [E][n]. */
+static enum err sum_experts(struct search *k, double *moment, const struct block_acts *acts,
+                            const struct tensor *x)
+{
+    const int64_t n = x->dim[1], *first = acts->experts.route.first;
+    memset(moment, 0, (size_t)(k->arch->n_experts * n) * sizeof(*moment));
+    for (int64_t e = 0; e < k->arch->n_experts; e++) {
+        const int64_t rows = first[e + 1] - first[e];
+        const struct tensor own = rows ? tensor_rows(*x, first[e], rows) : *x;
+        if (rows)
+            TRY(sum_squares(k, moment + e * n, &own));
+    }
+    return OK;
+}
+
 enum err search_add(struct search *k, const struct block_acts *acts, int64_t i)
 {
-    const struct tensor *const x[SEARCH_INPUTS] = {&acts->n1, &acts->o, &acts->n2,
-                                                   &acts->m};
+    const struct tensor *const n2 = k->arch->n_experts ? &acts->experts.x : &acts->n2;
+    const struct tensor *const x[SEARCH_INPUTS] = {&acts->n1, &acts->o, n2, &acts->m};
     double *moment = k->sample;
     for (int l = 0; l < SEARCH_INPUTS && share_own(k->share, i); l++) {
-        TRY(sum_squares(k, moment, x[l]));
-        moment += x[l]->dim[1];
+        TRY(arch_of_experts(k->arch, reader_of[l]) ? sum_experts(k, moment, acts, x[l])
+                                                   : sum_squares(k, moment, x[l]));
+        moment += columns_of(k->arch, l);
     }
     return share_add(k->share, k->sum, k->sample, k->columns, i, k->s->samples);
 }
 
 /* Returns the moments of the input of projection l, summed over samples. */
-static const double *moments_of(const struct search *k, int l)
+static double *moments_of(const struct search *k, int l)
 {
-    const double *moment = k->sum;
+    double *moment = k->sum;
     for (int i = 0; i < input_of[l]; i++)
-        moment += arch_in(k->arch, reader_of[i]);
+        moment += columns_of(k->arch, i);
     return moment;
+}
+
+/* Sets the moments of experts that no token reached to 1: all their columns count alike. */
+static void fill_unreached(struct search *k, int l)
+{
+    const int64_t n = arch_in(k->arch, l);
+    double *moment = moments_of(k, l);
+    for (int64_t e = 0; e < k->arch->n_experts; e++, moment += n) {
+        bool reached = false;
+        for (int64_t c = 0; c < n; c++)
+            reached = reached || moment[c] > 0;
+        for (int64_t c = 0; c < n && !reached; c++)
+            moment[c] = 1;
+    }
 }
 
 /* One projection, whose rows the threads share. */
 struct rows {
-    const double *moment;
+    const double *moment; /* [in], for each part_rows rows */
+    int64_t part_rows;
     const float *w;
     float *a, *b;
     int64_t in, group, groups;
@@ -151,7 +188,7 @@ static void search_row(void *ctx, int64_t r, int thread)
         const int64_t first = g * j->group, left = j->in - first;
         float gamma, beta;
         const struct clip_group group = {.w = j->w + r * j->in + first,
-                                         .m = j->moment + first,
+                                         .m = j->moment + r / j->part_rows * j->in + first,
                                          .n = left < j->group ? left : j->group,
                                          .format = j->format};
         clip_search(&gamma, &beta, &group, MOST);
@@ -170,6 +207,7 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
     TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
     struct rows j = {.format = f->format[l],
                      .moment = moments_of(k, l),
+                     .part_rows = w.dim[0] / arch_stacked(k->arch, l),
                      .w = host,
                      .a = host + n,
                      .b = host + n + n_groups,
@@ -189,6 +227,9 @@ out:
 
 enum err search_finish(struct search *k, struct fakequant *f)
 {
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        if (arch_of_experts(k->arch, reader_of[i]))
+            fill_unreached(k, reader_of[i]);
     for (int l = 0; l < N_LIN; l++)
         if (f->format[l].bits < 16)
             TRY(search_lin(k, f, l));

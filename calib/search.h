@@ -7,7 +7,8 @@
  *   sum_i E[x_i^2] (W_i - W^_i)^2
  *
  * with inputs taken as uncorrelated. The second moments of a block's four inputs are
- * collected sample by sample while the block is in full precision. Each process computes those of
+ * collected sample by sample while the block is in full precision, of each expert over the tokens
+ * that reach it. Each process computes those of
  * its own samples; the sums over samples are the same for all (share_add). */
 #ifndef WKVQ_SEARCH_H
 #define WKVQ_SEARCH_H
@@ -25,7 +26,7 @@ struct search {
     const struct calib_settings *s;
     struct pool *pool;
     struct share *share;
-    int64_t columns; /* of all inputs */
+    int64_t columns; /* of all inputs; of those of experts, E times */
     double
         *sample; /* host [columns], inputs in a row: sums of x_i^2 over a sample's tokens */
     double *sum; /* host [columns], over samples */

@@ -90,8 +90,9 @@ static void test_search_finds_the_least(void **state)
 #define T 8
 
 /* Inputs [T, n] of a projection, of which a few columns are large. Returns the columns'
- * sums of squares; release with mem_free. */
-static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64_t n)
+ * sums of squares, of rows first to last - 1; release with mem_free. */
+static double *draw_rows(struct tensor *x, struct dev *d, struct rng *r, int64_t n,
+                         int64_t first, int64_t last)
 {
     double *moment = NULL;
     must(mem_calloc(&moment, (size_t)n, sizeof(*moment)));
@@ -99,19 +100,27 @@ static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64
     const int64_t loud = (int64_t)rng_below(r, 5);
     for (int64_t i = 0; i < T * n; i++) {
         host[i] *= i % n % 5 == loud ? 20 : 0.05f;
-        moment[i % n] += (double)host[i] * (double)host[i];
+        if (i / n >= first && i / n < last)
+            moment[i % n] += (double)host[i] * (double)host[i];
     }
     *x = tensor_2d(to_dev(d, host, T * n, DT_F32), DT_F32, T, n);
     mem_free(host);
     return moment;
 }
 
-static void check_lin(struct dev *d, const struct fakequant *f, int l, const double *moment)
+static double *draw_inputs(struct tensor *x, struct dev *d, struct rng *r, int64_t n)
+{
+    return draw_rows(x, d, r, n, 0, T);
+}
+
+/* Checks rows first to last - 1 of projection l. */
+static void check_rows(struct dev *d, const struct fakequant *f, int l, int64_t first,
+                       int64_t last, const double *moment)
 {
     const struct tensor wt = block_weights_lin(&f->master, f->arch, l);
     const int64_t in = wt.dim[1], G = f->format[l].group_size, groups = f->a[l].dim[1];
     float *w = to_host(d, &wt), *a = to_host(d, &f->a[l]), *b = to_host(d, &f->b[l]);
-    for (int64_t r = 0; r < wt.dim[0]; r++)
+    for (int64_t r = first; r < last; r++)
         for (int64_t g = 0; g < groups; g++) {
             const int64_t n = (g + 1) * G < in ? G : in - g * G;
             float gamma, beta;
@@ -125,6 +134,11 @@ static void check_lin(struct dev *d, const struct fakequant *f, int l, const dou
     mem_free(w);
     mem_free(a);
     mem_free(b);
+}
+
+static void check_lin(struct dev *d, const struct fakequant *f, int l, const double *moment)
+{
+    check_rows(d, f, l, 0, arch_out(f->arch, l), moment);
 }
 
 /* Each projection's clipping follows from the moments of its own input over two samples.
@@ -176,12 +190,76 @@ static void test_every_projection_by_its_own_input(void **state)
     dev_close(&d);
 }
 
+/* Experts' clipping follows from the rows that are theirs; that of expert 1, which has none, from
+ * columns that count alike. */
+static void test_every_expert_by_its_own_tokens(void **state)
+{
+    enum { E = 3 };
+    struct fixture model;
+    struct calib_settings s = tiny_settings();
+    struct share alone;
+    struct search k;
+    struct fakequant f;
+    struct block_acts acts = {0};
+    struct dev *d = open_dev("cpu");
+    struct arch a = tiny_arch(4, 1);
+    int64_t first[E + 1] = {0, 3, 3, T};
+    struct rng r;
+    rng_seed(&r, 10);
+    a.n_experts = E;
+    s.seqlen = T;
+    s.samples = 1;
+    s.weights_init = INIT_SEARCH;
+    fixture_open(&model, a, 46);
+    must(fakequant_open(&f, d, &model.arch, &s));
+    must(fakequant_load(&f, &model.blocks[0], 0));
+    must(fakequant_start(&f, NULL, NULL, NULL, NULL, NULL));
+    must(share_open(&alone, NULL, 1, 1, ""));
+    must(search_open(&k, d, &model.arch, &s, &alone));
+    acts.experts.route.first = first;
+
+    struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.experts.x, &acts.m};
+    const int reader[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
+    double *plain = draw_inputs(x[0], d, &r, a.d_model), *moment[E];
+    mem_free(draw_inputs(x[1], d, &r, arch_in(&a, LIN_O)));
+    for (int i = 2; i < SEARCH_INPUTS; i++) {
+        const int l = reader[i];
+        for (int e = 0; e < E; e++) {
+            struct rng same = r;
+            dev_free(d, x[i]->data);
+            moment[e] = draw_rows(x[i], d, &same, arch_in(&a, l), first[e], first[e + 1]);
+            for (int64_t c = 0; c < arch_in(&a, l) && e == 1; c++)
+                moment[e][c] = 1;
+        }
+        dev_free(d, x[5 - i]->data); /* the other one has no effect */
+        mem_free(draw_inputs(x[5 - i], d, &r, arch_in(&a, reader[5 - i])));
+        search_begin(&k);
+        must(search_add(&k, &acts, 0));
+        must(search_finish(&k, &f));
+        for (int e = 0; e < E; e++) {
+            const int64_t n = arch_out(&a, l) / E;
+            check_rows(d, &f, l, e * n, (e + 1) * n, moment[e]);
+            mem_free(moment[e]);
+        }
+        check_lin(d, &f, LIN_Q, plain);
+    }
+    mem_free(plain);
+    for (int i = 0; i < SEARCH_INPUTS; i++)
+        dev_free(d, x[i]->data);
+    search_close(&k);
+    share_close(&alone);
+    fakequant_close(&f);
+    fixture_close(&model);
+    dev_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_search_weighs_inputs),
         cmocka_unit_test(test_search_finds_the_least),
         cmocka_unit_test(test_every_projection_by_its_own_input),
+        cmocka_unit_test(test_every_expert_by_its_own_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
