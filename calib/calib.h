@@ -81,9 +81,6 @@ int64_t calib_eval_samples(const struct calib_settings *s);
 /* Returns the steps of an epoch: samples / batch, rounded up. */
 int64_t calib_epoch_steps(const struct calib_settings *s);
 
-/* Refuses weights.method gptq for a mixture of experts. ERR_SUPPORT. */
-enum err calib_check_experts(const struct arch *a, const struct calib_settings *s);
-
 /* Statistics of one block. Losses are means of the loss that training minimizes over the
  * first calib_eval_samples() samples. */
 struct calib_block_stats {

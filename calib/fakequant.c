@@ -245,7 +245,6 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
                         const struct calib_settings *s)
 {
     *f = (struct fakequant){.dev = d};
-    TRY(calib_check_experts(a, s));
     plan_kinds(f, a, s);
     const size_t bytes = most_bytes(f);
     if (bytes)

@@ -60,8 +60,8 @@ struct fakequant {
     struct block_weights wq; /* act type: the weights that the block computes with */
 };
 
-/* d and a are borrowed. Errors here and below, unless noted: ERR_MEMORY, ERR_DEVICE. ERR_SUPPORT:
- * calib_check_experts(). Close in any case. */
+/* d and a are borrowed. Errors here and below, unless noted: ERR_MEMORY, ERR_DEVICE. Close in any
+ * case. */
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
                         const struct calib_settings *s);
 void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */

@@ -46,16 +46,6 @@ bool calib_searches_kv(const struct calib_settings *s)
            kv_quantizes(&s->kv);
 }
 
-enum err calib_check_experts(const struct arch *a, const struct calib_settings *s)
-{
-    const bool gptq = s->weights.method == WEIGHT_GPTQ;
-    FAIL_IF(
-        a->n_experts && gptq, ERR_SUPPORT,
-        "weights.method is gptq, which is not supported for a mixture of experts; set it "
-        "to lwc or rtn");
-    return OK;
-}
-
 /* Returns the flops of causal attention forward: two products over T (T + 1) / 2 pairs of
  * tokens, d wide. */
 static double attention_flops(const struct arch *a, double T)

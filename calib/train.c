@@ -284,7 +284,8 @@ static enum err train(struct calibration *c)
     }
     if (!c->s->epochs) /* no step says which experts tokens reach */
         return OK;
-    TRY(fakequant_unreached(&c->fq, c->at.stats.unreached));
+    if (!c->fq.gptq) /* which has named them */
+        TRY(fakequant_unreached(&c->fq, c->at.stats.unreached));
     TRY(fakequant_restore_best(&c->fq));
     return fakequant_clip_none(&c->fq, c->at.stats.unreached);
 }

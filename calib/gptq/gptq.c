@@ -6,7 +6,8 @@
  *
  *   H = 2 / samples sum x x^T
  *
- * for all rows alike. gptq_solve.c minimizes it greedily, column by column. */
+ * for all rows alike. gptq_solve.c minimizes it greedily, column by column. Each expert of a
+ * mixture has a Hessian of the tokens that reached it, or 1, which is rounding to nearest. */
 #include "calib/gptq/gptq.h"
 
 #include "calib/model/carve.h"
@@ -41,7 +42,8 @@ static void layout(struct gptq *g, struct carve *c, const struct arch *a)
 {
     for (int l = 0; l < N_LIN; l++)
         if (!l || input_of[l] != input_of[l - 1])
-            g->h[input_of[l]] = carve_2d(c, DT_F32, arch_in(a, l), arch_in(a, l));
+            g->h[input_of[l]] =
+                carve_2d(c, DT_F32, arch_stacked(a, l) * arch_in(a, l), arch_in(a, l));
     g->work.block = carve_2d(c, DT_F32, extent_of(a).out, GPTQ_COLUMNS);
 }
 
@@ -112,12 +114,36 @@ enum err gptq_begin(struct gptq *g)
 
 /* H += x^T x of a sample [T,n], summed where the activations are; the factor 2 / samples
  * follows once at the end. */
+static enum err add_product(struct gptq *g, const struct tensor *h, const struct tensor *x)
+{
+    return dev_gemm(g->dev, GEMM_TN, h, x, x, true);
+}
+
+/* The same of each expert's rows of x [T k,n]; h [E n,n]. */
+static enum err add_experts(struct gptq *g, const struct tensor *h, const struct tensor *x,
+                            const int64_t *first)
+{
+    const int64_t n = x->dim[1];
+    for (int64_t e = 0; e < g->arch->n_experts; e++) {
+        const int64_t rows = first[e + 1] - first[e];
+        const struct tensor of_h = tensor_rows(*h, e * n, n);
+        const struct tensor of_x = rows ? tensor_rows(*x, first[e], rows) : *x;
+        TRY(rows ? add_product(g, &of_h, &of_x) : OK);
+    }
+    return OK;
+}
+
 enum err gptq_add(struct gptq *g, const struct block_acts *acts)
 {
-    const struct tensor *const x[GPTQ_INPUTS] = {&acts->n1, &acts->o, &acts->n2, &acts->m};
-    for (int i = 0; i < GPTQ_INPUTS; i++)
-        TRY(dev_gemm(g->dev, GEMM_TN, &g->h[i], x[i], x[i], true));
-    return OK;
+    TRY(add_product(g, &g->h[0], &acts->n1));
+    TRY(add_product(g, &g->h[1], &acts->o));
+    if (g->arch->n_experts) {
+        const int64_t *first = acts->experts.route.first;
+        TRY(add_experts(g, &g->h[2], &acts->experts.x, first));
+        return add_experts(g, &g->h[3], &acts->m, first);
+    }
+    TRY(add_product(g, &g->h[2], &acts->n2));
+    return add_product(g, &g->h[3], &acts->m);
 }
 
 /* Downloads H = 2 / samples sum x x^T as F64. */
@@ -152,57 +178,115 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
     return err;
 }
 
-/* Starts the offsets at the codes of GPTQ under the scales of the clipping. Their own
- * memory holds the copy of the weight that GPTQ overwrites. */
-static enum err start_offsets(struct gptq *g, struct fakequant *f, int l, struct qlinear *q)
+/* Makes H 1 if it is 0, because no token reached the expert: then codes are the nearest. Returns
+ * true if it was not. */
+static bool reached(struct gptq_input *x)
 {
-    const struct tensor w = block_weights_lin(&f->master, g->arch, l);
-    const struct tensor spent = fakequant_offsets(f, l, false);
-    g->work.scaled = true;
-    TRY(fakequant_scales(f, q, l));
-    TRY(dev_copy(g->dev, &spent, &w));
-    TRY(gptq_linear(&g->work, q, &spent, &g->input, &g->s->gptq));
-    return fakequant_start_at(f, l, q);
+    bool any = false;
+    for (int64_t i = 0; i < x->n; i++)
+        any = any || x->h[i * x->n + i] > 0;
+    for (int64_t i = 0; i < x->n && !any; i++)
+        x->h[i * x->n + i] = 1;
+    return any;
 }
 
-static enum err solve(struct gptq *g, struct fakequant *f, int l)
+/* A projection in work: its codes, and the weight that GPTQ overwrites. */
+struct target {
+    int lin;
+    struct qlinear q;
+    struct tensor w;
+};
+
+/* The offsets' own memory holds a copy of the weight where GPTQ only starts them, under the
+ * scales of the clipping. */
+static enum err target_open(struct target *t, struct gptq *g, struct fakequant *f, int l)
 {
-    struct qlinear q = {0};
     const struct tensor w = block_weights_lin(&f->master, g->arch, l);
-    TRY(qlinear_alloc(&q, arch_out(g->arch, l), arch_in(g->arch, l), f->format[l]));
-    enum err err = qlinear_alloc_codes(&q);
-    if (!err && f->gptq_start)
-        err = start_offsets(g, f, l, &q);
-    else if (!err)
-        err = gptq_linear(&g->work, &q, &w, &g->input, &g->s->gptq);
-    if (!err && !f->gptq_start)
-        return fakequant_fix(f, l, &q);
-    qlinear_free(&q);
+    *t = (struct target){.lin = l, .w = w};
+    TRY(qlinear_alloc(&t->q, arch_out(g->arch, l), arch_in(g->arch, l), f->format[l]));
+    TRY(qlinear_alloc_codes(&t->q));
+    if (!f->gptq_start)
+        return OK;
+    g->work.scaled = true;
+    t->w = fakequant_offsets(f, l, false);
+    TRY(fakequant_scales(f, &t->q, l));
+    return dev_copy(g->dev, &t->w, &w);
+}
+
+/* Rows [first, first + n) of q, borrowed. */
+static struct qlinear rows_of(const struct qlinear *q, int64_t first, int64_t n)
+{
+    struct qlinear part = *q;
+    part.out = n;
+    part.scales += first * q->groups;
+    part.zeros += first * q->groups;
+    part.codes += first * q->in;
+    return part;
+}
+
+/* Chooses codes of the rows of expert e, or of all rows without experts. */
+static enum err solve(struct gptq *g, const struct target *t, int64_t e)
+{
+    const int64_t n = t->q.out / arch_stacked(g->arch, t->lin);
+    struct qlinear q = rows_of(&t->q, e * n, n);
+    const struct tensor w = tensor_rows(t->w, e * n, n);
+    return gptq_linear(&g->work, &q, &w, &g->input, &g->s->gptq);
+}
+
+/* Factors a Hessian; its factor replaces it in memory. *unreached becomes true for an expert that
+ * has none. */
+static enum err factor(struct gptq *g, const struct tensor *h, bool experts,
+                       bool *unreached)
+{
+    TRY(download_hessian(g, h));
+    if (experts && !reached(&g->input))
+        *unreached = true;
+    TRY(gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev)));
+    return upload_factor(g, h);
+}
+
+/* Chooses the codes of n projections that read input i, each Hessian factored once. */
+static enum err solve_all(struct gptq *g, const struct target *t, int n, int i,
+                          bool *unreached)
+{
+    const int64_t in = g->h[i].dim[1], parts = g->h[i].dim[0] / in;
+    for (int64_t e = 0; e < parts; e++) {
+        const struct tensor h = tensor_rows(g->h[i], e * in, in);
+        enum err err = factor(g, &h, parts > 1, &unreached[e]);
+        int k = 0;
+        while (!err && k < n)
+            err = solve(g, &t[k++], e);
+        if (err)
+            return err_add(err, "%s: ", arch_lin_module(g->arch, t[k ? k - 1 : 0].lin));
+    }
+    return OK;
+}
+
+/* The projections that read input i. */
+static enum err finish_input(struct gptq *g, struct fakequant *f, int i, bool *unreached)
+{
+    struct target t[N_LIN];
+    int n = 0;
+    enum err err = OK;
+    for (int l = 0; l < N_LIN && !err; l++)
+        if (input_of[l] == i && f->format[l].bits < 16)
+            err = target_open(&t[n++], g, f, l);
+    if (!err && n)
+        err = solve_all(g, t, n, i, unreached);
+    for (int k = 0; k < n; k++) {
+        if (!err)
+            err = f->gptq_start ? fakequant_start_at(f, t[k].lin, &t[k].q)
+                                : fakequant_fix(f, t[k].lin, &t[k].q);
+        qlinear_free(&t[k].q);
+    }
     return err;
 }
 
-/* Projections come in the order of their inputs, so each Hessian is factored once. Its
- * factor replaces it in memory. */
-enum err gptq_finish(struct gptq *g, struct fakequant *f)
+enum err gptq_finish(struct gptq *g, struct fakequant *f, bool *unreached)
 {
     if (f->gptq_start)
         TRY(fakequant_apply(f));
-    for (int l = 0, factored = -1; l < N_LIN; l++) {
-        const struct tensor *h = &g->h[input_of[l]];
-        enum err err = OK;
-        if (f->format[l].bits >= 16)
-            continue;
-        if (input_of[l] != factored) {
-            TRY(download_hessian(g, h));
-            err = gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev));
-            if (!err)
-                err = upload_factor(g, h);
-            factored = input_of[l];
-        }
-        if (!err)
-            err = solve(g, f, l);
-        if (err)
-            return err_add(err, "%s: ", lin_module[l]);
-    }
+    for (int i = 0; i < GPTQ_INPUTS; i++)
+        TRY(finish_input(g, f, i, unreached));
     return OK;
 }

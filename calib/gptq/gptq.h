@@ -17,8 +17,9 @@ struct gptq {
     const struct arch *arch;
     const struct calib_settings *s;
     struct pool *pool;
-    void *memory;                 /* on the device */
-    struct tensor h[GPTQ_INPUTS]; /* F32 [n, n]: sum of x x^T, later U */
+    void *memory; /* on the device */
+    /* F32 [n, n]: sum of x x^T, later U; of experts [E n, n], by their own tokens */
+    struct tensor h[GPTQ_INPUTS];
     struct gptq_work work;
     struct gptq_input input; /* shared by the projections in work */
 };
@@ -35,8 +36,9 @@ enum err gptq_begin(struct gptq *g);
 /* Adds the inputs that the forward pass of a sample left in acts. */
 enum err gptq_add(struct gptq *g, const struct block_acts *acts);
 /* Quantizes all projections of f's block from its F32 weights; with f->gptq_start it sets
- * the start of the rounding offsets instead, under the scales of the clipping. Errors:
- * ERR_NUMERIC if a Hessian cannot be factored, ERR_MEMORY, ERR_DEVICE. */
-enum err gptq_finish(struct gptq *g, struct fakequant *f);
+ * the start of the rounding offsets instead, under the scales of the clipping. Experts without
+ * tokens are rounded to nearest, and unreached [E] is set for them. Errors: ERR_NUMERIC if a
+ * Hessian cannot be factored, ERR_MEMORY, ERR_DEVICE. */
+enum err gptq_finish(struct gptq *g, struct fakequant *f, bool *unreached);
 
 #endif

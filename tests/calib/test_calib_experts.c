@@ -51,6 +51,16 @@ static void test_unreached_experts(void **state)
                              e >= 2);
         }
     memory_io_close(&m);
+    s.weights.method = WEIGHT_GPTQ;
+    s.gptq.damp = 0.01;
+    calibrate("ref", &m, &f, &s);
+    for (int64_t i = 0; i < a.n_layers; i++)
+        for (int64_t e = 0; e < a.n_experts; e++)
+            assert_int_equal(m.stats[i].unreached[e], e >= 2);
+    for (int64_t e = 0; e < a.n_experts; e++)
+        assert_int_equal(same_expert(&m.block[0], &nearest.block[0], a.n_experts, e),
+                         e >= 2);
+    memory_io_close(&m);
     /* Without a step nothing says which ones tokens reach, and all keep their start values. */
     s.weights.method = WEIGHT_LWC;
     s.epochs = 0;

@@ -6,7 +6,7 @@
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
-#include "tests/model/model_fixture.h"
+#include "tests/calib/calib_fixture.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -231,6 +231,97 @@ static void test_refused(void **state)
     err_clear();
 }
 
+enum { E = 3, ROWS = 40 };
+
+/* x [ROWS, n] of small integers, of which F32 holds all sums of products. */
+static struct tensor draw_integers(struct dev *d, struct rng *r, float *host, int64_t n)
+{
+    for (int64_t i = 0; i < ROWS * n; i++)
+        host[i] = (float)(int64_t)rng_below(r, 7) - 3;
+    return tensor_2d(to_dev(d, host, ROWS * n, DT_F32), DT_F32, ROWS, n);
+}
+
+/* h [n][n] = the products of rows first to last - 1 of x, or 1 without any. */
+static void products(float *h, const float *x, int64_t n, int64_t first, int64_t last)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) {
+            h[i * n + j] = first == last && i == j ? 1 : 0;
+            for (int64_t t = first; t < last; t++)
+                h[i * n + j] += x[t * n + i] * x[t * n + j];
+        }
+}
+
+/* Expert e's part of projection l is what GPTQ makes of it under h alone. */
+static void check_expert(struct dev *d, const struct fakequant *f, const float *weight,
+                         const struct calib_settings *s, int l, int64_t e, const float *h)
+{
+    struct layer x = {.s = s->gptq, .spec = s->weights};
+    const struct qlinear *q = &f->fixed[l];
+    const int64_t n = q->out / E;
+    solve(&x, d, weight + e * n * q->in, h, n, q->in);
+    assert_memory_equal(x.q.codes, q->codes + e * n * q->in, (size_t)(n * q->in));
+    assert_memory_equal(x.q.zeros, q->zeros + e * n * q->groups, (size_t)(n * q->groups));
+    assert_memory_equal(x.q.scales, q->scales + e * n * q->groups,
+                        (size_t)(n * q->groups) * sizeof(*q->scales));
+    layer_close(&x);
+}
+
+/* Each expert has the Hessian of its own rows; one without rows is rounded to nearest and named. */
+static void test_experts(void **state)
+{
+    static float x[2][ROWS * 64], h[64 * 64];
+    int64_t first[E + 1] = {0, 25, 25, ROWS};
+    struct arch a = tiny_arch(4, 1);
+    struct calib_settings s = tiny_settings();
+    struct fixture model;
+    struct fakequant f;
+    struct gptq g;
+    struct block_acts acts = {0};
+    struct dev *d = open_dev("cpu");
+    bool unreached[ARCH_MAX_EXPERTS] = {false};
+    float *weight[N_LIN];
+    struct rng r;
+    rng_seed(&r, 11);
+    a.n_experts = E;
+    s.samples = 2; /* the factor of H is 1 */
+    s.weights.method = WEIGHT_GPTQ;
+    s.gptq.damp = 0.01;
+    fixture_open(&model, a, 47);
+    must(fakequant_open(&f, d, &model.arch, &s));
+    must(fakequant_load(&f, &model.blocks[0], 0));
+    must(gptq_open(&g, d, &model.arch, &s));
+    assert_true(a.d_model <= 64 && arch_in(&a, LIN_O) <= 64 && a.d_ff <= 64);
+    acts.n1 = draw_integers(d, &r, x[0], a.d_model);
+    acts.o = draw_integers(d, &r, x[0], arch_in(&a, LIN_O));
+    acts.experts.x = draw_integers(d, &r, x[0], a.d_model);
+    acts.m = draw_integers(d, &r, x[1], a.d_ff);
+    acts.experts.route.first = first;
+    for (int l = LIN_GATE; l <= LIN_DOWN; l++) {
+        const struct tensor w = block_weights_lin(&f.master, &model.arch, l);
+        weight[l] = to_host(d, &w);
+    }
+    must(gptq_begin(&g));
+    must(gptq_add(&g, &acts));
+    must(gptq_finish(&g, &f, unreached));
+    for (int64_t e = 0; e < E; e++) {
+        assert_int_equal(unreached[e], e == 1);
+        for (int l = LIN_GATE; l <= LIN_DOWN; l++) {
+            products(h, x[l == LIN_DOWN], arch_in(&a, l), first[e], first[e + 1]);
+            check_expert(d, &f, weight[l], &s, l, e, h);
+        }
+    }
+    for (int l = LIN_GATE; l <= LIN_DOWN; l++)
+        mem_free(weight[l]);
+    const struct tensor *const all[] = {&acts.n1, &acts.o, &acts.experts.x, &acts.m};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        dev_free(d, all[i]->data);
+    gptq_close(&g);
+    fakequant_close(&f);
+    fixture_close(&model);
+    dev_close(&d);
+}
+
 static int open_golden(void **state)
 {
     const char *path = getenv("GOLDEN_GPTQ");
@@ -246,10 +337,9 @@ static int close_golden(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),
-        cmocka_unit_test(test_diagonal_and_gain),
-        cmocka_unit_test(test_scale_bits),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_golden),     cmocka_unit_test(test_diagonal_and_gain),
+        cmocka_unit_test(test_scale_bits), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_experts),
     };
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }

@@ -97,7 +97,6 @@ enum err preflight_shapes(const struct job *j)
     const enum err err = arch_check_length(&j->arch, j->recipe.seqlen);
     if (err)
         return err_add(err, "calibration.seqlen: ");
-    TRY(calib_check_experts(&j->arch, &j->settings));
     report_weight_groups(j);
     report_cache(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
