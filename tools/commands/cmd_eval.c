@@ -69,7 +69,7 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "simulate", .arg = "HOW", .offset = offsetof(struct args, simulate),
      .value = "none", .choices = "none|rtn",
      .help = "rtn: round a checkpoint's weights and cache to nearest as weights.* and "
-             "kv.* say, without writing an artifact"},
+             "kv.* say, without writing an artifact. Without it, such keys are refused"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Evaluate a checkpoint under this calibration's scales (default: none)"},
     {0},
@@ -169,6 +169,30 @@ static enum err expect_given(struct job *j, const char *state_dir)
     return OK;
 }
 
+/* Refuses keys of the quantization that this evaluation would ignore. */
+static enum err check_keys(const struct eval *e, const struct args *a)
+{
+    const struct recipe_input in = command_recipe_input(a);
+    const bool simulated = !e->decode;
+    const struct recipe_fixed state = {
+        .recipe = e->state ? state_recipe(e->state) : NULL,
+        .name = a->state,
+        .takes_target = true,
+        .advice = "leave the key out, or give --simulate rtn instead of --state"};
+    const struct recipe_fixed plain = {
+        .name = a->pos.item[0],
+        .rounds_inputs = simulated,
+        .takes_target = simulated && a->against, /* of the second model */
+        .advice = simulated
+                      ? "add --simulate rtn to round it by this key, or leave the key out"
+                      : "make an artifact with `wkvq convert`, or leave the key out"};
+    if (e->rtn)
+        return OK;
+    if (e->artifact && !e->unquantized)
+        return command_check_artifact(a, e->artifact, simulated);
+    return recipe_check_fixed(e->state ? &state : &plain, &in);
+}
+
 static enum err open_model(struct eval *e, const struct args *a)
 {
     struct job *j = e->job;
@@ -195,6 +219,7 @@ static enum err open_model(struct eval *e, const struct args *a)
         TRY(state_open_read(&e->state, a->state, &j->arch));
         TRY(stage_check_checkpoint(e->state, j));
     }
+    TRY(check_keys(e, a));
     const enum err err = arch_check_length(&j->arch, a->ctx);
     return err ? err_add(err, "--ctx: ") : OK;
 }

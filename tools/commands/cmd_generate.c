@@ -80,6 +80,7 @@ static enum err open_generation(struct generation *g)
     TRY(recipe_check_packed(&g->recipe));
     TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
     TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
+    TRY(command_check_artifact(a, g->artifact, false));
     TRY(tokenizer_open(&g->tokenizer, dir));
     TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));
     FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");

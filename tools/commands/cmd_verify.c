@@ -54,6 +54,17 @@ static enum err read_text(struct job *j)
     return job_read_text(j);
 }
 
+static enum err check_keys(const struct args *a)
+{
+    struct artifact *art = NULL;
+    if (!a->config && !a->set.n)
+        return OK;
+    TRY(artifact_open(&art, a->pos.item[0], 0));
+    const enum err err = command_check_artifact(a, art, false);
+    artifact_close(&art);
+    return err;
+}
+
 static enum err open_state(struct state **s, const struct args *a)
 {
     struct artifact *art = NULL;
@@ -103,6 +114,7 @@ static enum err run(struct args *a)
     struct verify_report r;
     TRY(command_check_cpu(a, "verify"));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
+    TRY_OUT(check_keys(a));
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/commands/command_job.h"
 
+#include "data/json.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -59,4 +61,38 @@ struct output command_output(const struct args *a)
                            .keep_state = a->keep_state,
                            .json = a->json,
                            .start = (double)time(NULL)};
+}
+
+/* Initializes r; free it whatever the result. */
+static enum err manifest_recipe(struct recipe *r, const struct artifact *art)
+{
+    const char *text = artifact_manifest(art);
+    json_t *root = NULL;
+    recipe_init(r);
+    TRY(json_parse(&root, text, strlen(text), "manifest.json"));
+    const enum err err =
+        recipe_load_json(r, json_object_get(root, "config"), "manifest.json");
+    json_decref(root);
+    return err;
+}
+
+enum err command_check_artifact(const struct args *a, const struct artifact *art,
+                                bool simulated)
+{
+    const struct recipe_input in = command_recipe_input(a);
+    struct recipe own = {0};
+    const struct recipe_fixed f = {
+        .recipe = &own,
+        .name = a->pos.item[0],
+        .rounds_inputs = simulated && !weight_rounds_inputs(artifact_weight_spec(art)),
+        .takes_target = simulated,
+        .advice = "leave the key out, or try it on the checkpoint by `wkvq eval MODEL "
+                  "--simulate rtn`"};
+    if (!a->config && !a->set.n)
+        return OK;
+    enum err err = manifest_recipe(&own, art);
+    if (!err)
+        err = recipe_check_fixed(&f, &in);
+    recipe_free(&own);
+    return err;
 }

@@ -5,6 +5,7 @@
 #ifndef WKVQ_COMMAND_JOB_H
 #define WKVQ_COMMAND_JOB_H
 
+#include "convert/artifact/reader.h"
 #include "tools/cli/opt.h"
 #include "tools/pipeline/finish.h"
 #include "tools/pipeline/job.h"
@@ -23,5 +24,9 @@ struct output command_output(const struct args *a);
 /* Returns ERR_USAGE if --device names another device than the CPU. what: "convert", which
  * runs there only. */
 enum err command_check_cpu(const struct args *a, const char *what);
+/* Returns ERR_USAGE if --config or --set has a key of the quantization that differs from the
+ * artifact's own. simulated: activations.bits and kv.target still have an effect. */
+enum err command_check_artifact(const struct args *a, const struct artifact *art,
+                                bool simulated);
 
 #endif

@@ -454,7 +454,7 @@ static bool is_preset(const char *pair)
     return !strncmp(pair, "preset=", 7);
 }
 
-enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
+enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
 {
     const char *preset = NULL;
     for (int i = 0; i < in->n_set; i++)
@@ -467,7 +467,12 @@ enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
     for (int i = 0; i < in->n_set; i++)
         if (!is_preset(in->set[i]))
             TRY(set_pair(r, in->set[i]));
-    TRY(set_shortcuts(r, in));
+    return set_shortcuts(r, in);
+}
+
+enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
+{
+    TRY(recipe_apply_typed(r, in));
     return recipe_take_target(r);
 }
 

@@ -133,6 +133,8 @@ struct recipe_input {
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
 /* Does the same over the values of r instead of the defaults. */
 enum err recipe_apply(struct recipe *r, const struct recipe_input *in);
+/* The same without recipe_take_target(): only what was typed. */
+enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in);
 /* Gives the cache the settings of the engine that kv.target names. ERR_USAGE for a key that
  * has neither its default nor the engine's value. recipe_apply() ends with it. */
 enum err recipe_take_target(struct recipe *r);
@@ -163,6 +165,19 @@ enum err recipe_check_cpu(const struct recipe *r, const char *what);
 /* Sets weights.* to what the packed weights of m are. dir: m's, for messages. ERR_USAGE for a key
  * that says something else and is not at its default. */
 enum err recipe_take_formats(struct recipe *r, const struct hf_model *m, const char *dir);
+
+/* What a command runs whose quantization is decided already, so that keys cannot choose it. */
+struct recipe_fixed {
+    const struct recipe *recipe; /* its configuration; NULL: full precision */
+    const char *name;            /* of the artifact, state or checkpoint, for messages */
+    bool rounds_inputs;          /* activations.bits still has an effect */
+    bool takes_target;           /* kv.target still replaces the cache */
+    const char *advice;          /* what to do instead, the end of the message */
+};
+
+/* Returns ERR_USAGE if in sets a key of weights, head, kv or activations that has no effect on f
+ * and differs from it. In full precision, no key of a side matters once its bits are set to 16. */
+enum err recipe_check_fixed(const struct recipe_fixed *f, const struct recipe_input *in);
 /* Returns ERR_USAGE if a mix names a layer that the model lacks. */
 enum err recipe_check_layers(const struct recipe *r, const struct arch *a);
 const char *recipe_device(const struct recipe *r);
