@@ -548,7 +548,7 @@ enum err artifact_write(const char *out_dir, struct hf_model *m, const char *mod
     w.progress_ctx = progress_ctx;
     TRY_OUT(hf_rotate_values(m, &s->kv));
     TRY_OUT(prepare(&w));
-    TRY_OUT(outdir_open(&w.dir, out_dir, s->force));
+    TRY_OUT(outdir_open(&w.dir, out_dir, s->force ? OUTDIR_REPLACE : OUTDIR_KEEP));
     TRY_OUT(write_all(&w, model_dir));
     TRY_OUT(outdir_commit(&w.dir));
 out:

@@ -190,7 +190,7 @@ enum err hub_write(struct export_job *j, const char *out)
 {
     enum err err = OK;
     struct outdir dir = {0};
-    TRY_OUT(outdir_open(&dir, out, false));
+    TRY_OUT(outdir_open(&dir, out, OUTDIR_NEW));
     TRY_OUT(write_all(j, &dir));
     TRY_OUT(outdir_commit(&dir));
 out:

@@ -364,7 +364,7 @@ enum err fold_write(struct fold_report *out, const char *out_dir, struct hf_mode
                  model_dir);
     TRY_OUT(take_layers(&f, q));
     TRY_OUT(list_items(&f));
-    TRY_OUT(outdir_open(&dir, out_dir, false));
+    TRY_OUT(outdir_open(&dir, out_dir, OUTDIR_NEW));
     TRY_OUT(write_tensors(&f, dir.tmp, &out->bytes));
     TRY_OUT(write_config(&f, dir.tmp, model_dir));
     TRY_OUT(artifact_copy_tokenizer(dir.tmp, model_dir, copied, &n));

@@ -85,7 +85,7 @@ static enum err whole_artifact(bool *yes, const char *dir)
     return OK;
 }
 
-static enum err check_existing(const char *dir, bool force, bool *replace)
+static enum err check_existing(const char *dir, enum outdir_policy policy, bool *replace)
 {
     enum err err = OK;
     struct manifest *m = NULL;
@@ -102,9 +102,10 @@ static enum err check_existing(const char *dir, bool force, bool *replace)
     TRY_OUT(whole_artifact(&artifact, dir));
     if (!artifact)
         TRY_OUT(refuse_foreign(dir, name));
-    if (!force)
-        FAIL_OUT(ERR_USAGE, "%s: holds an artifact already; overwrite it with --force",
-                 dir);
+    if (policy != OUTDIR_REPLACE)
+        FAIL_OUT(ERR_USAGE, "%s: holds an artifact already; %s", dir,
+                 policy == OUTDIR_KEEP ? "overwrite it with --force"
+                                       : "choose another directory, or remove it");
     TRY_OUT(manifest_open(&m, dir));
     mem_free(name);
     name = NULL;
@@ -135,19 +136,19 @@ static enum err make_stage(struct outdir *d)
     return stage_make(d);
 }
 
-static enum err begin(struct outdir *d, const char *out_dir, bool force)
+static enum err begin(struct outdir *d, const char *out_dir, enum outdir_policy policy)
 {
     TRY(outdir_resolve(&d->final, out_dir));
     TRY(stage_tidy(d->final));
-    return check_existing(d->final, force, &d->replace);
+    return check_existing(d->final, policy, &d->replace);
 }
 
-enum err outdir_open(struct outdir *out, const char *out_dir, bool force)
+enum err outdir_open(struct outdir *out, const char *out_dir, enum outdir_policy policy)
 {
     enum err err = OK;
     struct outdir d = {0};
     char *parent = NULL;
-    TRY_OUT(begin(&d, out_dir, force));
+    TRY_OUT(begin(&d, out_dir, policy));
     TRY_OUT(file_parent(&parent, d.final));
     TRY_OUT(file_make_dir(parent));
     TRY_OUT(make_stage(&d));
@@ -168,12 +169,12 @@ enum err outdir_recover(const char *out_dir)
     return err;
 }
 
-enum err outdir_probe(const char *out_dir, bool force)
+enum err outdir_probe(const char *out_dir, enum outdir_policy policy)
 {
     enum err err = OK;
     struct outdir d = {0};
     char *parent = NULL;
-    TRY_OUT(begin(&d, out_dir, force));
+    TRY_OUT(begin(&d, out_dir, policy));
     TRY_OUT(file_parent(&parent, d.final));
     err = file_is_dir(parent) ? make_stage(&d) : file_probe_dir(parent);
 out:
@@ -253,7 +254,8 @@ enum err outdir_commit(struct outdir *d)
     sync_dir(d->tmp);
     TRY_OUT(file_parent(&parent, d->final));
     /* Minutes have passed: files that somebody else has put there are not moved. */
-    TRY_OUT(check_existing(d->final, d->replace, &replace_now));
+    TRY_OUT(
+        check_existing(d->final, d->replace ? OUTDIR_REPLACE : OUTDIR_KEEP, &replace_now));
     d->replace = replace_now;
     TRY_OUT(put_in_place(d));
     sync_dir(parent);

@@ -29,11 +29,18 @@ struct outdir {
     bool replace; /* final is an artifact to replace */
 };
 
+/* What happens to an artifact in the output directory. */
+enum outdir_policy {
+    OUTDIR_KEEP,    /* it is refused, and the message names --force */
+    OUTDIR_REPLACE, /* it is replaced */
+    OUTDIR_NEW      /* it is refused by a command that has no --force */
+};
+
 /* Creates the staging directory for out_dir, which must be missing or empty, or, with
- * force, an artifact with only the files of its manifest. Before, it finishes or removes
+ * OUTDIR_REPLACE, an artifact with only the files of its manifest. Before, it finishes or removes
  * what killed processes of this host left there. Errors: ERR_USAGE for any other out_dir, a
  * place that this user cannot write, and a dangling link; ERR_IO, ERR_MEMORY. */
-enum err outdir_open(struct outdir *out, const char *out_dir, bool force);
+enum err outdir_open(struct outdir *out, const char *out_dir, enum outdir_policy policy);
 /* Writes the model card into the staging directory. d must not replace an artifact.
  * ERR_IO. */
 enum err outdir_write_card(const struct outdir *d, const char *text);
@@ -42,7 +49,7 @@ enum err outdir_write_card(const struct outdir *d, const char *text);
 enum err outdir_recover(const char *out_dir);
 /* Returns what outdir_open() and outdir_commit() would return. The staging directory is
  * created and removed; missing parents are not created. */
-enum err outdir_probe(const char *out_dir, bool force);
+enum err outdir_probe(const char *out_dir, enum outdir_policy policy);
 /* Puts the files in place, durably, and releases d whatever the result. On error the staging
  * directory is removed and out_dir has its previous content. If the disk refuses that too,
  * the staging directory keeps it, and outdir_recover() moves it back. */

@@ -112,7 +112,7 @@ static void the_old_artifact_survives(void **state)
 /* Opens a staging directory of out_dir, and returns paths inside it. */
 static void open_stage(struct outdir *d, char stage[200], char card[240])
 {
-    assert_int_equal(outdir_open(d, out_dir, false), OK);
+    assert_int_equal(outdir_open(d, out_dir, OUTDIR_NEW), OK);
     snprintf(stage, 200, "%s", d->stage);
     snprintf(card, 240, "%s/data/%s", stage, OUTDIR_CARD);
 }

@@ -303,7 +303,7 @@ enum err synth_write(const char *out_dir, const struct synth_settings *s,
     struct synth y = {.s = s, .progress = progress, .progress_ctx = progress_ctx};
     TRY_OUT(prepare(&y));
     TRY_OUT(file_check_space(out_dir, y.total, "the checkpoint"));
-    TRY_OUT(outdir_open(&y.dir, out_dir, false));
+    TRY_OUT(outdir_open(&y.dir, out_dir, OUTDIR_NEW));
     TRY_OUT(write_all(&y));
     TRY_OUT(outdir_commit(&y.dir));
 out:

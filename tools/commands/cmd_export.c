@@ -240,7 +240,7 @@ static enum err write_export(struct export_job *j, const struct args *a)
 static enum err probe(const char *out, const struct export_format *f)
 {
     if (!f->is_file)
-        return outdir_probe(out, false);
+        return outdir_probe(out, OUTDIR_NEW);
     FAIL_IF(file_is_regular(out), ERR_USAGE, "%s exists; remove it, or choose another name",
             out);
     return file_writer_probe(out);

@@ -80,7 +80,7 @@ static enum err run(struct args *a)
     struct fold_report r = {0};
     FAIL_IF(!a->state, ERR_USAGE, "nothing to fold: give --state STATE");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the checkpoint: give -o OUT");
-    TRY_OUT(outdir_probe(a->out, false));
+    TRY_OUT(outdir_probe(a->out, OUTDIR_NEW));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
     TRY_OUT(state_open_read(&s, a->state, &j.arch));

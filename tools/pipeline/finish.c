@@ -93,7 +93,7 @@ enum err output_check(struct output *o)
     TRY(outdir_recover(o->dir));
     TRY(look_at_state(o));
     if (!o->finished)
-        TRY(outdir_probe(o->dir, o->replace));
+        TRY(outdir_probe(o->dir, o->replace ? OUTDIR_REPLACE : OUTDIR_KEEP));
     return state_probe(o->state);
 }
 
