@@ -10,6 +10,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 /* clang-format off */
 static const struct opt options[] = {
@@ -98,6 +99,46 @@ static enum err verify(struct verify_report *r, const struct job *j, const struc
     return verify_run(r, j->model_dir, &settings);
 }
 
+/* Writes what the manifest says of the artifact's checkpoint. was: its CRC; "" if it has none,
+ * because its scales follow from the weights alone. */
+static enum err read_checkpoint(char was[16], bool *given, const char *dir)
+{
+    json_t *root = NULL;
+    struct artifact *art = NULL;
+    TRY(artifact_open(&art, dir, 0));
+    const char *text = artifact_manifest(art);
+    const enum err err = json_parse(&root, text, strlen(text), "manifest.json");
+    const json_t *from = json_object_get(root, "provenance");
+    snprintf(was, 16, "%s", json_member_text(json_object_get(from, "checkpoint"), "crc32"));
+    *given = artifact_weight_spec(art)->method == WEIGHT_GIVEN;
+    json_decref(root);
+    artifact_close(&art);
+    return err;
+}
+
+/* Withholds the verdict on weights that differ if they are another checkpoint's. A copy of the
+ * same weights in other files passes, so the CRC is asked only where some differ. */
+static enum err check_checkpoint(const struct args *a, const struct verify_report *r)
+{
+    char was[16], is[16];
+    bool given;
+    struct hf_model *m = NULL;
+    uint32_t crc = 0;
+    if (r->weights != VERIFY_FAIL)
+        return OK;
+    TRY(read_checkpoint(was, &given, a->pos.item[0]));
+    TRY((given ? hf_open_packed : hf_open)(&m, a->against));
+    const enum err err = hf_identity(&crc, m, true);
+    hf_close(&m);
+    TRY(err);
+    snprintf(is, sizeof(is), "%08" PRIx32, crc);
+    FAIL_IF(*was && strcmp(was, is), ERR_MISMATCH,
+            "%s is not the checkpoint that %s was made from: checkpoint.crc32 is %s in the "
+            "manifest and %s in %s",
+            a->against, a->pos.item[0], was, is, a->against);
+    return OK;
+}
+
 static enum err print_json(const char *artifact, const struct verify_report *r)
 {
     json_t *o = verify_report_json(artifact, r);
@@ -118,6 +159,7 @@ static enum err run(struct args *a)
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));
+    TRY_OUT(check_checkpoint(a, &r));
     if (a->json)
         TRY_OUT(print_json(a->pos.item[0], &r));
     else
@@ -139,7 +181,8 @@ const struct command cmd_verify = {
         "Four parts: 1. files, checksums and finite values. 2. Every packed weight "
         "against the checkpoint, bit for bit (--against). 3. Logits and cache of the "
         "packed runtime, token by token, against the simulation (--data). 4. Its "
-        "perplexity against the simulation's. The exit status is 3 if a part fails.\n\n"
+        "perplexity against the simulation's. The exit status is 3 if a part fails, and 2 if "
+        "weights differ because --against is another checkpoint than the manifest says.\n\n"
         "  wkvq verify SmolLM2-135M-w4kv4 --against SmolLM2-135M --data wiki.test.raw\n",
     .groups = groups,
     .min_pos = 1,
