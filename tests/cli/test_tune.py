@@ -3,6 +3,8 @@
 """Tuning of formats on a tiny model and on the demo model: test_tune.py WKVQ [TEST...]."""
 import json
 import pathlib
+import re
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -25,10 +27,11 @@ def config_of(path):
     return found
 
 
-def quantize_as_tuned(f, config, trial):
-    """The written configuration has the bits of the trial that it was recommended for."""
-    out = f.run([f.wkvq, "quantize", "model", "--data", "text.txt", "--config", config, "-o", "by-tune", "--json",
-                 "--force", "--set", "calibration.samples=4", "--set", "calibration.seqlen=32", "-j1"])
+def quantize_as_tuned(f, done, trial):
+    """The printed command works as it is, and has the bits of the trial that it was recommended for."""
+    (printed,) = re.findall(r"next, run `wkvq (.*)`", done.stderr)
+    out = f.run([f.wkvq, *shlex.split(printed), "--json", "--set", "calibration.samples=4",
+                 "--set", "calibration.seqlen=32", "-j1"])
     got = json.loads(out.stdout)
     assert close(got["weight_bits"], trial["weight_bits"]) and close(got["kv_bits"], trial["kv_bits"]), (got, trial)
 
@@ -57,7 +60,7 @@ def test_tune_by_bits(f):
     assert len(best) == 1 and best[0]["ppl"] == min(t["ppl"] for t in trials)
     check_recommended(f, "b.yaml", best[0])
     assert config_of(f.path / "b.yaml")["refine.samples"] == "7"
-    quantize_as_tuned(f, "b.yaml", best[0])
+    quantize_as_tuned(f, done, best[0])
     assert "estimating the loss of each format" in done.stderr
     cells = len(trials) + 1  # and full precision
     assert f"cell {cells} of {cells}: " in done.stderr, done.stderr
@@ -72,13 +75,14 @@ def test_tune_layers(f):
     """Formats by layer; a damaged estimate is computed again."""
     command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json",
                "--set", "calibration.samples=99", *TUNE]
-    trials = json.loads(f.run(command).stdout)
+    done = f.run(command)
+    trials = json.loads(done.stdout)
     (mixed,) = {t["weights_mixed"] for t in trials if t["weights_mixed"]}
     rules = [r.strip() for r in mixed.split(",")]
     assert any(r[0].isdigit() for r in rules), rules
     best = next(t for t in trials if t["recommended"])
     check_recommended(f, "l.yaml", best)
-    quantize_as_tuned(f, "l.yaml", best)
+    quantize_as_tuned(f, done, best)
     estimate = f.path / "l.yaml.work" / "sensitivity.json"
     whole = estimate.read_text()
     estimate.write_text(whole[:100])

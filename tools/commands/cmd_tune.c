@@ -292,6 +292,42 @@ static enum err set_choices(struct recipe *r, const struct tune *t)
     return OK;
 }
 
+/* Makes a name for the artifact of a configuration: FILE.yaml without its ending. */
+static enum err name_artifact(char **out, const char *path)
+{
+    const size_t n = strlen(path);
+    TRY(mem_alloc(out, n + sizeof("-wkvq"), 1));
+    const size_t keep = n > 5 && !strcmp(path + n - 5, ".yaml") ? n - 5 : n;
+    sprintf(*out, "%.*s-wkvq", (int)keep, path);
+    return OK;
+}
+
+/* Writes a command that quantizes by the recommended configuration. Release *out with free(). */
+static enum err next_command(char **out, const struct tune *t, const struct recipe *r,
+                             const char *path)
+{
+    size_t n;
+    enum err err;
+    char *name = NULL;
+    FILE *f = open_memstream(out, &n);
+    FAIL_IF(!f, ERR_MEMORY, "out of memory for the command");
+    fputs("wkvq quantize", f);
+    sweep_put_word(f, t->sweep.model_dir);
+    fputs(" --config", f);
+    sweep_put_word(f, path);
+    err = sweep_put_text(f, &t->sweep, &r->data);
+    if (!err)
+        err = name_artifact(&name, path);
+    if (!err) {
+        fputs(" -o", f);
+        sweep_put_word(f, name);
+    }
+    mem_free(name);
+    if (fclose(f) && !err)
+        err = err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for the command");
+    return err;
+}
+
 static enum err write_config(struct tune *t, struct recipe *r, const char *path)
 {
     struct file_writer *w = NULL;
@@ -312,9 +348,12 @@ static enum err write_config(struct tune *t, struct recipe *r, const char *path)
         err = file_writer_commit(&w);
     file_writer_abort(&w);
     TRY(err);
-    log_info("%s: written; next, run `wkvq quantize %s --config %s`", path,
-             t->sweep.model_dir, path);
-    return OK;
+    char *command = NULL;
+    err = next_command(&command, t, r, path);
+    if (!err)
+        log_info("%s: written; next, run `%s`", path, command);
+    free(command);
+    return err;
 }
 
 static enum err work_dir(char **out, const struct args *a)

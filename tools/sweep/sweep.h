@@ -203,6 +203,9 @@ void sweep_print_cells(const struct sweep *s);
 enum err sweep_submit(const struct sweep *s, const char *options, int argc, char **argv);
 /* Writes a blank and a word, quoted so that a shell reads it unchanged. */
 void sweep_put_word(FILE *f, const char *word);
+/* Writes the options of a text that is calibrated on: its files, and how it was said on the command
+ * line to read them. ERR_MEMORY. */
+enum err sweep_put_text(FILE *f, const struct sweep *s, const struct recipe_files *files);
 /* Writes the hash of a text, which names files. */
 void sweep_hash(char out[SWEEP_HASH_MAX], const char *text);
 /* Makes the path OUT/cells/HASH followed by suffix. Release *out with mem_free. */

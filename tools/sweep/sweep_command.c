@@ -56,8 +56,7 @@ static enum err put_files(FILE *f, const struct recipe_files *files)
     return OK;
 }
 
-/* Writes the text that a cell is calibrated on; its configuration has the rest. */
-static enum err put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
+enum err sweep_put_text(FILE *f, const struct sweep *s, const struct recipe_files *files)
 {
     TRY(put_files(f, files));
     if (s->settings.recipe.text_field)
@@ -89,7 +88,7 @@ static enum err put_making(FILE *f, const struct sweep *s, const struct sweep_ru
     fprintf(f, "wkvq %s", !packed ? "calibrate" : calibrated ? "quantize" : "convert");
     sweep_put_word(f, s->model_dir);
     if (calibrated)
-        TRY(put_text(f, s, &r->data));
+        TRY(sweep_put_text(f, s, &r->data));
     put_recipe(f, s, run);
     /* stored because another machine may prefer another type */
     if (calibrated && r->compute == COMPUTE_AUTO)
