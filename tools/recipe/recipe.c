@@ -8,6 +8,7 @@
 #include "tools/cli/nearest.h"
 #include "tools/cli/opt.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -473,7 +474,13 @@ enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
 enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
 {
     TRY(recipe_apply_typed(r, in));
-    return recipe_take_target(r);
+    TRY(recipe_take_target(r));
+    FAIL_IF(recipe_quantizes_kv(r) && r->window > 1 && !r->past_only, ERR_USAGE,
+            "kv.window is %" PRId64
+            ", but kv.past_only is false, which quantizes every token at once; set "
+            "kv.past_only to true, or kv.window to 1",
+            r->window);
+    return OK;
 }
 
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
