@@ -264,12 +264,11 @@ static enum err set_files(struct recipe_files *files, const char *name,
     return recipe_files_check(files, where);
 }
 
-/* Sets one "key: value" of a section. */
-static enum err set_node(struct recipe *r, const char *section, const char *name,
-                         const struct yaml *node, const char *path)
+/* Sets one key; full: its name with the section. */
+static enum err set_node(struct recipe *r, const char *full, const struct yaml *node,
+                         const char *path)
 {
-    char full[128], where[512];
-    snprintf(full, sizeof(full), "%s.%s", section, name);
+    char where[512];
     snprintf(where, sizeof(where), "%.400s: line %d", path, node->line);
     const struct recipe_key *k = find_key(full);
     if (!k)
@@ -306,7 +305,12 @@ static bool is_section(const char *name)
 static enum err unknown_section(const char *name, const char *path, int line)
 {
     struct nearest best = {0};
+    char where[512];
     char section[32], closest[32];
+    if (strchr(name, '.')) {
+        snprintf(where, sizeof(where), "%.400s: line %d", path, line);
+        return unknown_key(name, where);
+    }
     for (int i = 0; i < recipe_n_keys; i++) {
         section_of(section, &recipe_key[i]);
         nearest_consider(&best, name, section);
@@ -322,16 +326,22 @@ static enum err unknown_section(const char *name, const char *path, int line)
          line, name);
 }
 
+/* Sets the keys of a section, or a key that is written with its section. */
 static enum err set_section(struct recipe *r, const char *name, const struct yaml *node,
                             const char *path)
 {
+    char full[128];
+    if (find_key(name)) /* "kv.bits: 4" */
+        return set_node(r, name, node, path);
     if (!is_section(name))
         return unknown_section(name, path, node->line);
     FAIL_IF(node->kind != YAML_MAP, ERR_USAGE,
             "%s: line %d: %s: want keys below it, as in '%s: {KEY: VALUE}'", path,
             node->line, name, name);
-    for (size_t i = 0; i < node->n; i++)
-        TRY(set_node(r, name, node->key[i], &node->child[i], path));
+    for (size_t i = 0; i < node->n; i++) {
+        snprintf(full, sizeof(full), "%s.%s", name, node->key[i]);
+        TRY(set_node(r, full, &node->child[i], path));
+    }
     return OK;
 }
 
