@@ -137,26 +137,19 @@ static void close_calibration(struct calibration *c)
     share_close(&c->share);
 }
 
-static enum err stopped_if(const struct calibration *c, bool stop)
-{
-    FAIL_IF(stop, ERR_STOPPED,
-            "stopped before training block %" PRId64 "; finished blocks are saved",
-            c->block);
-    return OK;
-}
-
 /* Several ranks agree to stop only when all have passed their samples. */
 static enum err step_done(struct calibration *c, enum calib_event_kind kind)
 {
     c->units_done++;
     calib_notify(c, kind, 0);
-    return stopped_if(c, !c->share.ranks && calib_stop_asked(c));
+    return calib_stopped_if(c, !c->share.ranks && calib_stop_asked(c));
 }
 
 static enum err pass_done(struct calibration *c, double units)
 {
     c->units_done = units;
-    return c->share.ranks ? stopped_if(c, share_any(&c->share, calib_stop_asked(c))) : OK;
+    return c->share.ranks ? calib_stopped_if(c, share_any(&c->share, calib_stop_asked(c)))
+                          : OK;
 }
 
 static struct stream *target_of(struct calibration *c, int64_t block)
@@ -544,6 +537,7 @@ static enum err calibrate_block(struct calibration *c)
     c->units_done = units + calib_block_units(c, c->block);
     calib_take_time(c);
     TRY(hand_over(c));
+    c->n_finished = c->block + 1;
     calib_notify(c, CALIB_BLOCK, c->at.stats.best_loss);
     return OK;
 }
@@ -592,8 +586,13 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
 {
     TRY(check_settings(a, s, first_block));
     TRY(dev_engine_check(d, s->kv.target));
-    struct calibration c = {
-        .dev = d, .arch = a, .src = src, .s = s, .io = io, .tokens = tokens};
+    struct calibration c = {.dev = d,
+                            .arch = a,
+                            .src = src,
+                            .s = s,
+                            .io = io,
+                            .tokens = tokens,
+                            .n_finished = first_block};
     const enum err err = calibrate_all(&c, first_block);
     close_calibration(&c);
     return err;

@@ -41,6 +41,7 @@ struct calibration {
     struct stream *target;
     int64_t n_targets;
     int64_t block, sample; /* in work */
+    int64_t n_finished;    /* blocks that are saved */
     struct block_position at;
     double units_done, units_total; /* forward passes of one block and sample */
     double tokens_per_s;
@@ -61,6 +62,8 @@ enum err calib_load_partial(struct calibration *c, bool *restored);
 void calib_notify(struct calibration *c, enum calib_event_kind kind, double loss);
 /* Returns true if the caller asks to stop. */
 bool calib_stop_asked(const struct calibration *c);
+/* Returns ERR_STOPPED, with the number of finished blocks, if stop. */
+enum err calib_stopped_if(const struct calibration *c, bool stop);
 
 /* Returns the number of extra forward passes that collect KV ranges (0 to 2). */
 int calib_kv_passes(const struct calibration *c, int64_t block);

@@ -66,13 +66,22 @@ static enum err sample_loss(struct calibration *c, double *loss, int64_t i, floa
     return recon_loss(&c->recon, loss, &c->fq, c->src, c->block, &t, grads);
 }
 
+enum err calib_stopped_if(const struct calibration *c, bool stop)
+{
+    FAIL_IF(stop, ERR_STOPPED,
+            "stopped with %" PRId64 " of %" PRId64 " blocks finished and saved",
+            c->n_finished, c->arch->n_layers);
+    return OK;
+}
+
 /* Saves the block in work and returns ERR_STOPPED. */
 static enum err stopped(struct calibration *c)
 {
     if (fakequant_learns(&c->fq, c->block))
         TRY(calib_save_partial(c));
-    FAIL(ERR_STOPPED, "stopped in block %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
-         c->block, c->at.epoch, c->at.step);
+    FAIL(ERR_STOPPED,
+         "stopped in block %" PRId64 " of %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
+         c->block + 1, c->arch->n_layers, c->at.epoch, c->at.step);
 }
 
 /* Saves the state that led to a non-finite value and reports where it is. */
