@@ -91,12 +91,26 @@ static void the_first_of_equals_wins(void **state)
     assert_true(out.norm == 0);
 }
 
+static void a_question_counts_once_however_many_choices_are_cut(void **state)
+{
+    struct choice c[2] = {{.chars = 1}, {.chars = 1}};
+    struct question q[3] = {
+        {.choice = c, .n = 2}, {.choice = c, .n = 2}, {.choice = c, .n = 2}};
+    const struct question_set s = {.item = q, .n = 3};
+    const struct request r[6] = {{.cut = true}, {.cut = true}, {0},
+                                 {0},           {0},           {.cut = true}};
+    struct zeroshot_result out;
+    zeroshot_reduce(&out, &s, r);
+    assert_int_equal(out.cut, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(batches_pad_little),
         cmocka_unit_test(a_question_is_a_batch),
         cmocka_unit_test(the_first_of_equals_wins),
+        cmocka_unit_test(a_question_counts_once_however_many_choices_are_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/zeroshot.h"
@@ -31,10 +32,10 @@ static json_t *part_json(const struct part *p)
     const struct zeroshot_result *r = &p->r;
     const bool norm = p->z.set.normalized;
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:f, s:o, s:o, s:o, s:f}", "set", p->z.set.name, "file",
-        p->z.path, "n", (json_int_t)r->n, "rows", (json_int_t)p->z.set.rows, "acc", r->acc,
-        "acc_stderr", json_finite(r->acc_stderr), "acc_norm",
-        norm ? json_real(r->norm) : json_null(), "acc_norm_stderr",
+        "{s:s, s:s, s:I, s:I, s:I, s:f, s:o, s:o, s:o, s:f}", "set", p->z.set.name, "file",
+        p->z.path, "n", (json_int_t)r->n, "rows", (json_int_t)p->z.set.rows, "cut",
+        (json_int_t)r->cut, "acc", r->acc, "acc_stderr", json_finite(r->acc_stderr),
+        "acc_norm", norm ? json_real(r->norm) : json_null(), "acc_norm_stderr",
         norm ? json_finite(r->norm_stderr) : json_null(), "seconds", p->seconds);
 }
 
@@ -55,6 +56,8 @@ static void print_part(const struct part *p)
     print_share("acc", p->r.acc, p->r.acc_stderr);
     if (s->normalized)
         print_share("acc_norm", p->r.norm, p->r.norm_stderr);
+    if (p->r.cut)
+        printf("  %" PRId64 " cut at the front", p->r.cut);
     printf("  %.1f s  %s\n", p->seconds, file_base_name(p->z.path));
     fflush(stdout);
 }
@@ -170,6 +173,11 @@ static enum err measure(struct choices *c)
         part->seconds = clock_s() - start;
         zeroshot_reduce(&part->r, &part->z.set, part->z.request);
         progress_end(p->p);
+        if (part->r.cut)
+            log_warn("%s: %" PRId64 " of %" PRId64
+                     " questions are longer than --ctx %" PRId64
+                     " and lost their beginning; give a larger --ctx",
+                     part->z.path, part->r.cut, part->r.n, c->run.e->ctx);
         if (!c->run.e->settings->json)
             print_part(part);
     }

@@ -19,6 +19,7 @@ static void cut_front(struct request *r, int64_t limit)
     memmove(r->ids, r->ids + drop, (size_t)(r->n - drop) * sizeof(*r->ids));
     r->n -= drop;
     r->ctx -= drop;
+    r->cut = true;
 }
 
 enum err request_encode(struct request *out, const struct tokenizer *t,
@@ -213,16 +214,26 @@ bool zeroshot_is_right(const struct question *q, const struct request *r, bool p
     return best == q->gold;
 }
 
+static bool is_cut(const struct question *q, const struct request *r)
+{
+    bool cut = false;
+    for (int c = 0; c < q->n; c++)
+        cut = cut || r[c].cut;
+    return cut;
+}
+
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r)
 {
-    int64_t right = 0, right_norm = 0;
+    int64_t right = 0, right_norm = 0, cut = 0;
     for (int64_t i = 0; i < s->n; r += s->item[i].n, i++) {
         right += zeroshot_is_right(&s->item[i], r, false);
         right_norm += zeroshot_is_right(&s->item[i], r, true);
+        cut += is_cut(&s->item[i], r);
     }
     const double p = (double)right / (double)s->n, norm = (double)right_norm / (double)s->n;
     *out = (struct zeroshot_result){.n = s->n,
+                                    .cut = cut,
                                     .acc = p,
                                     .acc_stderr = share_stderr(p, s->n),
                                     .norm = norm,

@@ -18,6 +18,7 @@ struct request {
     int64_t question;
     int choice;
     int64_t longest; /* n of the question's longest choice */
+    bool cut;        /* tokens were dropped at the front */
     double ll;       /* sum of log p over the scored ids, in nats */
 };
 
@@ -33,7 +34,7 @@ struct zeroshot_set {
 };
 
 struct zeroshot_result {
-    int64_t n;
+    int64_t n, cut; /* questions; those of which a choice lost its beginning */
     double acc, acc_stderr, norm, norm_stderr; /* standard errors; NAN for one question */
 };
 
