@@ -203,6 +203,20 @@ static enum err first_row(struct loading *l, const json_t *row, const struct tas
     return mem_calloc(&l->set.item, (size_t)r->taken, sizeof(*l->set.item));
 }
 
+/* Refuses a template that leaves out what a question is about. Rows of a set without questions
+ * (lcc) have an empty input. */
+static enum err check_template(const struct loading *l, const json_t *row)
+{
+    const char *input = json_string_value(json_object_get(row, "input"));
+    FAIL_IF(!strstr(l->format, "{context}"), ERR_FORMAT,
+            "%s: %s: the prompt has no {context}, so the model would not see the text",
+            l->config->prompts_path, l->set.task->name);
+    FAIL_IF(input && *input && !strstr(l->format, "{input}"), ERR_FORMAT,
+            "%s: %s: the prompt has no {input}, so the model would not see the question",
+            l->config->prompts_path, l->set.task->name);
+    return OK;
+}
+
 static enum err add_row(struct loading *l, const json_t *row, const struct task_rows *r)
 {
     const struct longbench_task *task;
@@ -225,8 +239,9 @@ static enum err add_row(struct loading *l, const json_t *row, const struct task_
     TRY(longbench_prompt(&prompt, l->format, row, where));
     const enum err err = encode(item, l->tokenizer, prompt, l->bos, l->ctx);
     mem_free(prompt);
-    FAIL_IF(!err && !item->prompt.n, ERR_FORMAT, "%s: its prompt has no tokens", where);
-    return err;
+    TRY(err);
+    FAIL_IF(!item->prompt.n, ERR_FORMAT, "%s: its prompt has no tokens", where);
+    return check_template(l, row);
 }
 
 static enum err load_rows(struct loading *l, struct task_rows *r)
