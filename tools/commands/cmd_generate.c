@@ -42,6 +42,9 @@ static const struct opt options[] = {
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
      .help = "16 leaves the cache in full precision; 0 follows the artifact"},
+    {OPT_FLAG, .name = "no-check", .offset = offsetof(struct args, no_check),
+     .help = "Start sooner, without comparing the checksums of the weights; text of damaged "
+             "weights can look valid"},
     {OPT_FLAG, .name = "stats", .offset = offsetof(struct args, stats),
      .help = "Print the size of the cache on stderr at the end"},
     {0},
@@ -79,7 +82,8 @@ static enum err open_generation(struct generation *g)
     TRY(command_recipe(&g->recipe, a));
     TRY(recipe_check_packed(&g->recipe));
     TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
-    TRY(artifact_open(&g->artifact, dir, ARTIFACT_LOAD));
+    TRY(artifact_open(&g->artifact, dir,
+                      a->no_check ? ARTIFACT_LOAD : ARTIFACT_CHECK | ARTIFACT_LOAD));
     TRY(command_check_artifact(a, g->artifact, false));
     TRY(tokenizer_open(&g->tokenizer, dir));
     TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));
