@@ -220,6 +220,9 @@ static enum err open_model(struct eval *e, const struct args *a)
         TRY(stage_check_checkpoint(e->state, j));
     }
     TRY(check_keys(e, a));
+    const struct kv_spec cache = kv_target_spec((enum kv_target)j->recipe.target);
+    if (j->recipe.target)
+        TRY(kv_target_check(&cache, j->arch.head_dim));
     const enum err err = arch_check_length(&j->arch, a->ctx);
     return err ? err_add(err, "--ctx: ") : OK;
 }
