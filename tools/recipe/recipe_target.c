@@ -24,10 +24,12 @@ static enum err fix(struct recipe *r, const char *name, const char *value)
     enum err err = OK;
     TRY(recipe_text(&text, r, k));
     if (strcmp(text, value) != 0 && strcmp(text, k->value) != 0)
-        FAIL_OUT(ERR_USAGE,
-                 "%s is %s, but kv.target is %s, whose cache has %s; leave the key out, or "
-                 "set kv.target to wkvq",
-                 name, text, kv_target_name[r->target], *value ? value : "one format");
+        FAIL_OUT(
+            ERR_USAGE,
+            "%s is %s, but kv.target is %s, whose cache has %s; give `--set %s=%s`, or "
+            "set kv.target to wkvq",
+            name, text, kv_target_name[r->target], *value ? value : "one format", name,
+            value);
     if (k->kind != KEY_MIX)
         TRY_OUT(recipe_set(r, name, value, "kv.target"));
 out:
