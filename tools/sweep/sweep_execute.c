@@ -157,6 +157,17 @@ static void say_result(const struct sweep *s, int i)
              json_number_value(json_object_get(row, "kv_bits")));
 }
 
+/* Returns whether the cell left a state. */
+static bool has_state(const struct crew *c, int i)
+{
+    char *path = NULL;
+    if (sweep_path(&path, c->s, &c->s->run[i], ".state"))
+        return false;
+    const bool yes = file_is_dir(path);
+    mem_free(path);
+    return yes;
+}
+
 /* Reports the result of a finished process. A failed cell has logged its message, and the
  * other cells continue. */
 static void failed(struct crew *c, int i, enum err err, const char *why)
@@ -164,7 +175,8 @@ static void failed(struct crew *c, int i, enum err err, const char *why)
     const char *name = c->s->plan.cell[i].name;
     if (why)
         log_error("cell '%s': %s", name, why);
-    log_warn("cell '%s': %s; its state is kept", name, err_name(err));
+    log_warn("cell '%s': %s%s", name, err_name(err),
+             has_state(c, i) ? "; its state is kept" : "");
     if (!c->failed++) {
         c->first = err;
         c->first_cell = i;
@@ -178,9 +190,8 @@ static void ended_badly(struct crew *c, int i, const struct child_end *end)
     char why[128];
     if (end->err == ERR_STOPPED) {
         c->interrupted++;
-        log_warn("cell '%s': interrupted; its state is kept, and the same command resumes "
-                 "it",
-                 c->s->plan.cell[i].name);
+        log_warn("cell '%s': interrupted; the same command %s", c->s->plan.cell[i].name,
+                 has_state(c, i) ? "resumes it from its state" : "runs it again");
         return;
     }
     snprintf(why, sizeof(why), "its process %s", end->why);
