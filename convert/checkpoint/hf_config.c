@@ -170,7 +170,8 @@ static enum err check_unquantized(const struct reader *r)
         FAIL_IF(
             i > 0 || !spec_is_ours(q), ERR_SUPPORT,
             "%s: %s is present (quant_method %.60s): the weights are already quantized; "
-            "use the full-precision checkpoint, or take its codes with --weights-from",
+            "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
+            "DIR --weights-from DIR -o OUT`",
             r->where, key[i], method ? method : "not given");
     }
     return OK;
