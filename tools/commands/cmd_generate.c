@@ -72,6 +72,20 @@ struct generation {
     double prompt_s;
 };
 
+/* The most likely token does not depend on how others would be drawn. */
+static void warn_of_greedy(const struct args *a)
+{
+    const char *name = a->top_k       ? "top-k"
+                       : a->top_p < 1 ? "top-p"
+                       : a->seed      ? "seed"
+                                      : NULL;
+    if (name && !(a->temperature > 0))
+        log_warn(
+            "--%s has no effect at temperature 0, which takes the most likely token; give "
+            "--temperature T as well",
+            name);
+}
+
 static enum err open_generation(struct generation *g)
 {
     const struct args *a = g->a;
@@ -79,6 +93,7 @@ static enum err open_generation(struct generation *g)
     FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
     for (int i = 0; i < a->stop.n; i++)
         FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
+    warn_of_greedy(a);
     TRY(command_recipe(&g->recipe, a));
     TRY(recipe_check_packed(&g->recipe));
     TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
