@@ -135,6 +135,11 @@ def test_finished_cells_do_not_run_again(f):
     assert (f.path / "reference" / "results.jsonl").read_bytes() == before
     plan = f.run(f.command("reference", "--plan")).stdout.splitlines()
     assert len(plan) == 3 and all(line.startswith("done") for line in plan), plan
+    plan = json.loads(f.run(f.command("reference", "--plan", "--json")).stdout)
+    assert [(c["cell"], c["status"]) for c in plan] == [(i, "done") for i in (1, 2, 3)], plan
+    assert json.loads(f.run(f.command("reference", "--print-cells", "--json")).stdout) == []
+    todo = json.loads(f.run(f.command("reference", "--print-cells", "--json", "--set", "calibration.epochs=1")).stdout)
+    assert [c["status"] for c in todo] == ["to do"] * 3 and all(c["hash"] and c["name"] for c in todo), todo
 
 
 def test_other_text_is_another_cell(f):

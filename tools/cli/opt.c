@@ -22,7 +22,7 @@
 const struct opt opt_report[] = {
     {OPT_HEADING, .help = "Output:"},
     {OPT_FLAG, .name = "json", .offset = offsetof(struct args, json),
-     .help = "Print one JSON object on standard output and nothing else"},
+     .help = "Print one JSON value on standard output and nothing else"},
     {OPT_FLAG, 'q', "quiet", .offset = offsetof(struct args, quiet),
      .help = "Print only warnings and errors on standard error"},
     {OPT_FLAG, 'v', "verbose", .offset = offsetof(struct args, verbose),

@@ -178,7 +178,7 @@ static enum err put_page(const struct sweep *s)
 static enum err act(struct sweep *s, const struct args *a)
 {
     if (a->plan)
-        return sweep_print_plan(s);
+        return a->json ? sweep_print_json(s, false) : sweep_print_plan(s);
     FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
             a->cell, a->pos.item[0], s->plan.n_cells);
     if (a->cell) {
@@ -186,6 +186,8 @@ static enum err act(struct sweep *s, const struct args *a)
         return sweep_execute_cell(s, (int)a->cell - 1);
     }
     if (a->print_cells) {
+        if (a->json)
+            return sweep_print_json(s, true);
         sweep_print_cells(s);
         return OK;
     }

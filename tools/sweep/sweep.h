@@ -195,6 +195,9 @@ enum err sweep_print_plan(const struct sweep *s);
 /* Prints the number, hash and name of each cell that is not done, separated by tabs. Numbers
  * count the cells of the file from 1. */
 void sweep_print_cells(const struct sweep *s);
+/* Prints a JSON list of cells: number, hash, name, and status (done, failed, begun, to do).
+ * undone_only: without those that are done. */
+enum err sweep_print_json(const struct sweep *s, bool undone_only);
 /* Submits one array job of the cells that are not done to Slurm, with sbatch. The array's tasks
  * run `wkvq sweep --cell N` with the arguments argv [argc] of this command, without the program's
  * name. options: more options of sbatch, separated by blanks; they win. s->settings.parallel, if

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Prints how far a sweep is, from the files of its cells. */
+#include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state.h"
@@ -63,13 +64,23 @@ static enum err print_message(const struct sweep *s, const struct sweep_run *run
     return OK;
 }
 
+/* Writes how far a cell is, in a word. */
+static enum err status_of(const char **word, bool *failed, const struct sweep *s,
+                          const struct sweep_run *run)
+{
+    bool begun;
+    TRY(exists(failed, s, run, ".failed"));
+    TRY(exists(&begun, s, run, ".lock"));
+    *word = run->done ? "done" : *failed ? "failed" : begun ? "begun" : "to do";
+    return OK;
+}
+
 static enum err print_cell(const struct sweep *s, int i)
 {
     const struct sweep_run *run = &s->run[i];
-    bool failed, begun;
-    TRY(exists(&failed, s, run, ".failed"));
-    TRY(exists(&begun, s, run, ".lock"));
-    const char *word = run->done ? "done" : failed ? "failed" : begun ? "begun" : "to do";
+    const char *word;
+    bool failed;
+    TRY(status_of(&word, &failed, s, run));
     printf("%-8s %s  %s", word, run->hash, s->plan.cell[i].name);
     if (!run->done)
         TRY(print_blocks(s, run));
@@ -93,4 +104,24 @@ void sweep_print_cells(const struct sweep *s)
     for (int i = 0; i < s->plan.n_cells; i++)
         if (!s->run[i].done)
             printf("%d\t%s\t%s\n", i + 1, s->run[i].hash, s->plan.cell[i].name);
+}
+
+enum err sweep_print_json(const struct sweep *s, bool undone_only)
+{
+    enum err err = OK;
+    json_t *list = json_array();
+    for (int i = 0; i < s->plan.n_cells; i++) {
+        const char *word;
+        bool failed;
+        if (undone_only && s->run[i].done)
+            continue;
+        TRY_OUT(status_of(&word, &failed, s, &s->run[i]));
+        json_array_append_new(list, json_pack("{s:i, s:s, s:s, s:s}", "cell", i + 1, "hash",
+                                              s->run[i].hash, "name", s->plan.cell[i].name,
+                                              "status", word));
+    }
+    err = json_print(list, JSON_COMPACT);
+out:
+    json_decref(list);
+    return err;
 }
