@@ -85,24 +85,32 @@ HALF_FN uint16_t quant_weight_scale(float lo, float hi, int bits, int significan
                              significant);
 }
 
+/* The code of a rounded number: clamp(x, 0, Q), and 0 for NaN, whose conversion to an integer C
+ * leaves undefined. */
+HALF_FN uint8_t quant_code_of(float x, int bits)
+{
+    const float q = (float)((1 << bits) - 1);
+    return (uint8_t)(x > 0 ? x < q ? x : q : 0.0f);
+}
+
 /* z = clamp(round(-lo / h), 0, Q) */
 HALF_FN uint8_t quant_weight_zero(float lo, float h, int bits)
 {
-    return (uint8_t)quant_clamp(rintf(-lo / h), 0, (float)((1 << bits) - 1));
+    return quant_code_of(rintf(-lo / h), bits);
 }
 
 /* q = clamp(round(w / h) + z, 0, Q) */
 HALF_FN uint8_t quant_weight_code(float w, float h, uint8_t z, int bits)
 {
     const float q = rintf(w / h) + (float)z;
-    return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
+    return quant_code_of(q, bits);
 }
 
 /* The same with a learned offset v: q = clamp(round(w / h + v) + z, 0, Q) */
 HALF_FN uint8_t quant_weight_code_offset(float w, float v, float h, uint8_t z, int bits)
 {
     const float q = rintf(w / h + v) + (float)z;
-    return (uint8_t)quant_clamp(q, 0, (float)((1 << bits) - 1));
+    return quant_code_of(q, bits);
 }
 
 /* One signed step of an offset v, given the gradient g in w^; the result is clamped to
@@ -176,7 +184,7 @@ HALF_FN uint8_t quant_kv_code(float xt, float h, float m, int bits)
 {
     if (!(h > 0))
         return 0;
-    return (uint8_t)quant_clamp(rintf((xt - m) / h), 0, (float)((1 << bits) - 1));
+    return quant_code_of(rintf((xt - m) / h), bits);
 }
 
 /* x^ = s (m + h q) + shift */

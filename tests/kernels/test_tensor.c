@@ -158,6 +158,24 @@ static void kv_by_hand(void **state)
     assert_true(quant_kv_out(0, h, m, 2, 10) == 8);
 }
 
+/* Every code is defined, whatever the activation or weight: NaN gives 0, infinities the ends. */
+static void codes_of_nonfinite(void **state)
+{
+    for (int bits = QUANT_BITS_MIN; bits <= QUANT_BITS_MAX; bits++) {
+        const int Q = (1 << bits) - 1;
+        assert_int_equal(quant_kv_code(NAN, 1, 0, bits), 0);
+        assert_int_equal(quant_kv_code(INFINITY, 1, 0, bits), Q);
+        assert_int_equal(quant_kv_code(-INFINITY, 1, 0, bits), 0);
+        assert_int_equal(quant_kv_code(1, NAN, 0, bits), 0);
+        assert_int_equal(quant_weight_code(NAN, 1, 1, bits), 0);
+        assert_int_equal(quant_weight_code(INFINITY, 1, 0, bits), Q);
+        assert_int_equal(quant_weight_code_offset(NAN, 0, 1, 1, bits), 0);
+        assert_int_equal(quant_weight_zero(NAN, 1, bits), 0);
+        assert_int_equal(quant_kv_code(-0.0f, 1, 0, bits), 0);
+        assert_int_equal(quant_kv_code(0x1p-149f, 1, 0, bits), 0);
+    }
+}
+
 /* Chosen codes survive the conversion to values and back, at every fp16 scale: the
  * smallest, those with all bits set, the largest. 3 columns a group, the last group
  * ragged. */
@@ -236,6 +254,7 @@ int main(void)
         cmocka_unit_test(scales_rounded),
         cmocka_unit_test(degenerate_groups),
         cmocka_unit_test(kv_by_hand),
+        cmocka_unit_test(codes_of_nonfinite),
         cmocka_unit_test(codes_through_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
