@@ -28,7 +28,7 @@ static bool aborts(int sig)
 static void on_signal(int sig)
 {
     if (phase_now == STOP_AT_ONCE) {
-        say("\ninterrupted; run the same command again to continue\n");
+        say("\ninterrupted; run the same command again\n");
         _exit(130);
     }
     if (!asked) {
