@@ -119,7 +119,7 @@ static enum err measurements(FILE *f, const struct export_job *j)
         return OK;
     fprintf(f, "\n## Perplexity\n\nMeasured by `wkvq eval` before the export, with the "
                "artifact's own cache.\n\n"
-               "| model | weight bits | cache bits | perplexity | how |\n"
+               "| model | bits of weight codes | of cache codes | perplexity | how |\n"
                "| --- | --- | --- | --- | --- |\n");
     json_array_foreach(j->options.eval, i, report)
     {
