@@ -105,11 +105,25 @@ static enum err find_format(const struct export_format **out, const char *name)
 
 /* --- options ------------------------------------------------------------------------ */
 
+/* Releases o if it is refused. */
+static enum err check_report(json_t *o, const char *path)
+{
+    const bool ok = json_object_get(o, "model") && json_object_get(o, "windows");
+    if (!ok)
+        json_decref(o);
+    FAIL_IF(!ok, ERR_FORMAT,
+            "%s: not what `wkvq eval --json` prints of a text: model or windows is missing",
+            path);
+    return OK;
+}
+
 static enum err read_reports(json_t **out, const struct text_list *files)
 {
     json_t *list = json_array(), *o;
     for (int i = 0; i < files->n; i++) {
-        const enum err err = json_load_file_strict(&o, files->item[i], REPORT_MAX);
+        enum err err = json_load_file_strict(&o, files->item[i], REPORT_MAX);
+        if (!err)
+            err = check_report(o, files->item[i]);
         if (err) {
             json_decref(list);
             return err;
