@@ -225,6 +225,15 @@ static enum err drop_twin(struct sweep *s, int i)
     return OK;
 }
 
+/* Adds where a cell is defined to the message of err. */
+static enum err at_cell(enum err err, const struct sweep *s, int i)
+{
+    const struct sweep_cell *c = &s->plan.cell[i];
+    if (!s->plan.path)
+        return err_add(err, "cell '%s': ", c->name);
+    return err_add(err, "%s: line %d: cell '%s': ", s->plan.path, c->line, c->name);
+}
+
 static enum err prepare_cells(struct sweep *s)
 {
     for (int i = 0; i < s->plan.n_cells; i++) {
@@ -232,7 +241,7 @@ static enum err prepare_cells(struct sweep *s)
         if (!err)
             err = drop_twin(s, i);
         if (err)
-            return err_add(err, "cell '%s': ", s->plan.cell[i].name);
+            return at_cell(err, s, i);
     }
     return OK;
 }
@@ -255,9 +264,6 @@ static enum err open_out(struct sweep *s, const struct hf_model *m)
 static enum err open_model(struct sweep *s)
 {
     struct hf_model *m = NULL;
-    TRY(file_check_link(s->model_dir));
-    FAIL_IF(!file_is_dir(s->model_dir), ERR_NOT_FOUND, "%s: no such directory",
-            s->model_dir);
     TRY(hf_open(&m, s->model_dir));
     s->arch = *hf_arch(m);
     s->model_bytes = hf_bytes(m);

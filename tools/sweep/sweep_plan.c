@@ -253,7 +253,7 @@ enum err sweep_plan_load(struct sweep_plan *p, const char *path)
 {
     enum err err = OK;
     struct yaml *root = NULL;
-    *p = (struct sweep_plan){.eval_ctx = 2048};
+    *p = (struct sweep_plan){.path = path, .eval_ctx = 2048};
     TRY(yaml_load_file(&root, path));
     if (root->kind != YAML_MAP)
         FAIL_OUT(ERR_USAGE, "%s: line %d: want base, grid or cells at the top", path,

@@ -31,7 +31,8 @@ struct sweep_cell {
 };
 
 struct sweep_plan {
-    char *title; /* owned; NULL: none */
+    const char *path; /* of the file, borrowed; NULL: made by `wkvq tune` */
+    char *title;      /* owned; NULL: none */
     json_t
         *claims; /* array of {"claim", "better", "than", "by", "line"}, owned; NULL: none */
     struct set_list base;
