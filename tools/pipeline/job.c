@@ -18,6 +18,10 @@ static enum err open_place(struct job *j)
     const struct job_options *o = &j->options;
     j->model_dir = o->weights_from ? o->weights_from : o->model_dir;
     TRY(file_check_link(j->model_dir));
+    FAIL_IF(
+        file_exists(j->model_dir) && !file_is_dir(j->model_dir), ERR_USAGE,
+        "%s: not a directory; give the directory of a Hugging Face model or of an artifact",
+        j->model_dir);
     FAIL_IF(!file_is_dir(j->model_dir), ERR_NOT_FOUND, "%s: no such directory",
             j->model_dir);
     return progress_open(&j->progress, o->quiet, o->log_json);

@@ -176,8 +176,8 @@ static enum err open_source(struct refine_source *src, struct recipe *base)
     if (is)
         return open_artifact(src, base);
     TRY(state_is(&is, src->dir));
-    FAIL_IF(!is, file_is_dir(src->dir) ? ERR_USAGE : ERR_NOT_FOUND,
-            file_is_dir(src->dir)
+    FAIL_IF(!is, file_exists(src->dir) ? ERR_USAGE : ERR_NOT_FOUND,
+            file_exists(src->dir)
                 ? "%s: neither the state of a calibration nor an artifact of wkvq"
                 : "%s: no such directory",
             src->dir);
