@@ -13,7 +13,9 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Returns what to do about each kind of failure. The message before it says what was
  * wrong. */
@@ -125,6 +127,16 @@ static int leave(int status)
 
 static char help_option[] = "--help";
 
+/* argp ends the process by itself after --help. */
+static bool parsing;
+
+static void finish_help(void)
+{
+    const int status = parsing ? finish_output(0) : 0;
+    if (status)
+        _exit(status);
+}
+
 static int run_command(const struct command *cmd, int argc, char **argv)
 {
     struct args a;
@@ -135,7 +147,9 @@ static int run_command(const struct command *cmd, int argc, char **argv)
         if (!strcmp(argv[i], "-h")) /* argp accepts -? only */
             argv[i] = help_option;
     }
+    parsing = !atexit(finish_help);
     opt_parse(&a, cmd, argc, argv);
+    parsing = false;
     if (a.quiet)
         log_set_level(LOG_WARN);
     else if (a.verbose)

@@ -114,8 +114,9 @@ def test_closed_outputs(f):
         assert done.returncode == 1, (args, done)
         assert done.stderr.count(b"cannot write to standard output: Broken pipe") == 1, done.stderr
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([f.wkvq, "inspect", "reference"], cwd=f.path, stdout=full, stderr=subprocess.PIPE, timeout=60)
-    assert done.returncode == 1 and b"No space left" in done.stderr, done
+        for args in (["inspect", "reference"], ["inspect", "--help"], ["--help"]):
+            done = subprocess.run([f.wkvq, *args], cwd=f.path, stdout=full, stderr=subprocess.PIPE, timeout=60)
+            assert done.returncode == 1 and done.stderr.count(b"No space left") == 1, (args, done)
 
 
 def test_advice_after_a_loss_that_is_not_finite(f):
