@@ -18,7 +18,7 @@
 #define FORMAT "wkvq-owner 1"
 
 struct owner {
-    char host[72], boot[48], pidns[48];
+    char host[72], boot[48], spaces[96]; /* the namespaces of pids and of time */
     long pid;
     unsigned long long start; /* clock ticks since boot; 0: not known */
 };
@@ -65,6 +65,26 @@ static bool process_stat(long pid, char *letter, unsigned long long *start)
                        letter, start) == 2;
 }
 
+/* Appends the name of a namespace of this process; nothing where the kernel has no such one. */
+static void add_space(struct owner *o, const char *path)
+{
+    const size_t used = strlen(o->spaces);
+    const ssize_t n = readlink(path, o->spaces + used, sizeof(o->spaces) - used - 1);
+    o->spaces[used + (size_t)(n > 0 ? n : 0)] = '\0';
+}
+
+/* Is /proc that of this process's own PID namespace? Elsewhere its numbers are those of other
+ * processes. */
+static bool proc_is_ours(void)
+{
+    char self[32], pid[32];
+    const ssize_t n = readlink("/proc/self", self, sizeof(self) - 1);
+    self[n > 0 ? n : 0] = '\0';
+    snprintf(pid, sizeof(pid), "%ld", (long)getpid());
+    return !strcmp(self, pid);
+}
+
+/* The start time of a process, as /proc has it, depends on the reader's namespace of time. */
 static void find_self(struct owner *o)
 {
     char letter;
@@ -72,19 +92,19 @@ static void find_self(struct owner *o)
     if (gethostname(o->host, sizeof(o->host) - 1))
         o->host[0] = '\0';
     read_text(o->boot, sizeof(o->boot), "/proc/sys/kernel/random/boot_id", 0);
-    const ssize_t n = readlink("/proc/self/ns/pid", o->pidns, sizeof(o->pidns) - 1);
-    o->pidns[n > 0 ? n : 0] = '\0';
+    add_space(o, "/proc/self/ns/pid");
+    add_space(o, "/proc/self/ns/time");
     make_word(o->host);
     make_word(o->boot);
-    make_word(o->pidns);
-    if (!process_stat(o->pid, &letter, &o->start))
+    make_word(o->spaces);
+    if (!proc_is_ours() || !process_stat(o->pid, &letter, &o->start))
         o->start = 0;
 }
 
 static bool same_place(const struct owner *a, const struct owner *b)
 {
     return *a->boot && !strcmp(a->host, b->host) && !strcmp(a->boot, b->boot) &&
-           !strcmp(a->pidns, b->pidns);
+           !strcmp(a->spaces, b->spaces);
 }
 
 /* Returns the state of a process of this host. A process that has ended but still waits for
@@ -95,7 +115,7 @@ static enum owner_state look_at(long pid, unsigned long long start)
     unsigned long long now = 0;
     if (kill((pid_t)pid, 0) && errno == ESRCH)
         return OWNER_DEAD;
-    if (!process_stat(pid, &letter, &now))
+    if (!proc_is_ours() || !process_stat(pid, &letter, &now))
         return OWNER_ALIVE;
     if (letter == 'Z' || letter == 'X' || (start && now && start != now))
         return OWNER_DEAD;
@@ -107,9 +127,9 @@ static enum owner_state look_at(long pid, unsigned long long start)
 static void put_tag(char out[OWNER_TAG_MAX], const struct owner *place, long pid,
                     unsigned long long start)
 {
-    char text[256];
+    char text[320];
     const int n = snprintf(text, sizeof(text), "%s %s %s %s %ld %llx", FORMAT, place->host,
-                           place->boot, place->pidns, pid, start);
+                           place->boot, place->spaces, pid, start);
     snprintf(out, OWNER_TAG_MAX, "%ld-%llx-%08" PRIx32, pid, start,
              bytes_crc32(0, text, (size_t)n));
 }
@@ -199,7 +219,7 @@ static void put_mark(char text[OWNER_TEXT_MAX])
     find_self(&o);
     snprintf(text, OWNER_TEXT_MAX,
              FORMAT "\nhost %s\nboot %s\npidns %s\npid %ld\nstart %llu\n", o.host, o.boot,
-             o.pidns, o.pid, o.start);
+             o.spaces, o.pid, o.start);
 }
 
 enum err owner_mark(bool *taken, const char *path)
@@ -223,8 +243,8 @@ static bool parse_mark(struct owner *o, const char *text)
     *o = (struct owner){0};
     /* Values may be empty, so each line is parsed separately. */
     const char *p = text;
-    char *const word[3] = {o->host, o->boot, o->pidns};
-    static const size_t room[3] = {sizeof(o->host), sizeof(o->boot), sizeof(o->pidns)};
+    char *const word[3] = {o->host, o->boot, o->spaces};
+    static const size_t room[3] = {sizeof(o->host), sizeof(o->boot), sizeof(o->spaces)};
     static const char *const head[3] = {FORMAT "\nhost ", "\nboot ", "\npidns "};
     for (int i = 0; i < 3; i++) {
         if (strncmp(p, head[i], strlen(head[i])))
