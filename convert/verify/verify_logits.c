@@ -410,17 +410,19 @@ static void warn_low_heads(const struct verify *v)
 #define PACKED_TOKENS 64
 #define MOST_TIMES 4
 
-/* Returns how many tokens to decode: so many that some of them are packed, if text and model are
- * long enough. */
+/* Returns how many tokens to decode: the setting, or if the cache would pack none of them, so many
+ * that it packs some, as far as text and model go. */
 static int64_t tokens_to_decode(const struct verify *v)
 {
     const struct kv_spec *kv = artifact_kv_spec(v->a);
     const int64_t asked = v->s->logit_tokens;
     int64_t sink;
-    int64_t want = kept_tokens(&sink, kv);
-    want += kv->method == KV_CHANNEL && kv->group_size > PACKED_TOKENS ? kv->group_size
-                                                                       : PACKED_TOKENS;
-    const int64_t n = want > asked && want <= MOST_TIMES * asked ? want : asked;
+    const int64_t kept = kept_tokens(&sink, kv);
+    const int64_t block =
+        kv->method == KV_CHANNEL ? kv->group_size : 1; /* packed at once */
+    const int64_t want = kept + (block > PACKED_TOKENS ? block : PACKED_TOKENS);
+    const bool none = kv_quantizes(kv) && asked < kept + block;
+    const int64_t n = none && want <= MOST_TIMES * asked ? want : asked;
     return min_i64(min_i64(n, v->s->n_ids), v->arch->max_positions);
 }
 

@@ -24,7 +24,7 @@ static const struct opt options[] = {
     {OPT_INT, .name = "logit-tokens", .arg = "N", .offset = offsetof(struct args, logit_tokens),
      .value = "256", .lo = 1, .hi = 1 << 20,
      .help = "Tokens of part 3, which decodes them one by one and compares logits and "
-             "cache"},
+             "cache; up to four times as many where sink and window would leave none packed"},
     {OPT_INT, 'w', "windows", "N", offsetof(struct args, windows), "1", 1, 1 << 20,
      .help = "Windows of part 4, which compares perplexity by decode with that of the "
              "simulation"},
