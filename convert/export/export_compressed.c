@@ -295,9 +295,18 @@ static enum err note_head(struct export_job *j, struct scheme head)
         head.bits, group);
 }
 
-/* What versions of engines lack: of transformers by a run, of vLLM by its source. */
-static enum err note_experts(struct export_job *j, bool wide)
+/* What versions of engines lack: of transformers by a run, of vLLM by its source. Nothing to say
+ * where no expert is packed. */
+static enum err note_experts(struct export_job *j, const struct scheme *scheme)
 {
+    bool packed = false, wide = false;
+    for (int64_t i = 0; i < j->source->arch->n_layers; i++) {
+        const int bits = scheme[i * N_LIN + LIN_GATE].bits; /* those of up and down too */
+        packed = packed || bits < 16;
+        wide = wide || bits == 8;
+    }
+    if (!packed)
+        return OK;
     return export_note(
         j, EXPORT_CARRIED,
         "Experts, each with its zero points: vLLM 0.32 has kernels for them on GPUs%s; "
@@ -320,7 +329,7 @@ static enum err note_weights(struct export_job *j, const struct scheme *scheme,
             "8-bit projections: vLLM needs a Machete or Humming kernel for them "
             "and has none on CPUs"));
     if (j->source->arch->n_experts)
-        TRY(note_experts(j, wide));
+        TRY(note_experts(j, scheme));
     if (packs_head)
         TRY(note_head(j, head));
     return n < 2
