@@ -488,7 +488,8 @@ static enum err gather_inputs(struct calibration *c)
 /* GPTQ chooses codes or start offsets; the next apply uses them. */
 static enum err choose_codes(struct calibration *c)
 {
-    const enum err err = gptq_finish(&c->gptq, &c->fq, c->at.stats.unreached);
+    const enum err err =
+        gptq_finish(&c->gptq, &c->fq, c->fq.gptq_start ? NULL : c->at.stats.unreached);
     return err ? err_add(err, "block %" PRId64 ", ", c->block) : OK;
 }
 

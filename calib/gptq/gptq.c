@@ -239,7 +239,7 @@ static enum err factor(struct gptq *g, const struct tensor *h, bool experts,
                        bool *unreached)
 {
     TRY(download_hessian(g, h));
-    if (experts && !reached(&g->input))
+    if (experts && unreached && !reached(&g->input))
         *unreached = true;
     TRY(gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev)));
     return upload_factor(g, h);
@@ -252,7 +252,7 @@ static enum err solve_all(struct gptq *g, const struct target *t, int n, int i,
     const int64_t in = g->h[i].dim[1], parts = g->h[i].dim[0] / in;
     for (int64_t e = 0; e < parts; e++) {
         const struct tensor h = tensor_rows(g->h[i], e * in, in);
-        enum err err = factor(g, &h, parts > 1, &unreached[e]);
+        enum err err = factor(g, &h, parts > 1, unreached ? unreached + e : NULL);
         int k = 0;
         while (!err && k < n)
             err = solve(g, &t[k++], e);

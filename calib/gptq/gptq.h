@@ -37,8 +37,9 @@ enum err gptq_begin(struct gptq *g);
 enum err gptq_add(struct gptq *g, const struct block_acts *acts);
 /* Quantizes all projections of f's block from its F32 weights; with f->gptq_start it sets
  * the start of the rounding offsets instead, under the scales of the clipping. Experts without
- * tokens are rounded to nearest, and unreached [E] is set for them. Errors: ERR_NUMERIC if a
- * Hessian cannot be factored, ERR_MEMORY, ERR_DEVICE. */
+ * tokens are rounded to nearest, and unreached [E] is set for them; it is NULL where training
+ * follows, whose steps say so. Errors: ERR_NUMERIC if a Hessian cannot be factored, ERR_MEMORY,
+ * ERR_DEVICE. */
 enum err gptq_finish(struct gptq *g, struct fakequant *f, bool *unreached);
 
 #endif

@@ -61,6 +61,14 @@ static void test_unreached_experts(void **state)
         assert_int_equal(same_expert(&m.block[0], &nearest.block[0], a.n_experts, e),
                          e >= 2);
     memory_io_close(&m);
+    /* As start values of a training without steps they name none. */
+    s.weights.round = ROUND_LEARNED;
+    s.epochs = 0;
+    calibrate("ref", &m, &f, &s);
+    for (int64_t e = 0; e < a.n_experts; e++)
+        assert_false(m.stats[0].unreached[e]);
+    memory_io_close(&m);
+    s.weights.round = ROUND_NEAREST;
     /* Without a step nothing says which ones tokens reach, and all keep their start values. */
     s.weights.method = WEIGHT_LWC;
     s.epochs = 0;
