@@ -20,7 +20,8 @@ static const int input_of[N_LIN] = {
     [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
     [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
 
-/* Largest dimensions of any projection, for buffers that serve one at a time. */
+/* Largest dimensions of any projection, of one expert's where there are several, for buffers that
+ * serve one at a time. */
 struct extent {
     int64_t out, in, weight;
 };
@@ -29,7 +30,7 @@ static struct extent extent_of(const struct arch *a)
 {
     struct extent e = {0};
     for (int l = 0; l < N_LIN; l++) {
-        const int64_t out = arch_out(a, l), in = arch_in(a, l);
+        const int64_t out = arch_out(a, l) / arch_stacked(a, l), in = arch_in(a, l);
         const int64_t wide = in > GPTQ_COLUMNS ? in : GPTQ_COLUMNS;
         e.out = out > e.out ? out : e.out;
         e.in = in > e.in ? in : e.in;
