@@ -241,14 +241,17 @@ static struct tensor draw_integers(struct dev *d, struct rng *r, float *host, in
     return tensor_2d(to_dev(d, host, ROWS * n, DT_F32), DT_F32, ROWS, n);
 }
 
-/* h [n][n] = the products of rows first to last - 1 of x, or 1 without any. */
-static void products(float *h, const float *x, int64_t n, int64_t first, int64_t last)
+/* h [n][n] = the products of rows first to last - 1 of x in two samples, or 1 without any. */
+static void products(float *h, const float *x, int64_t n, const int64_t first[2],
+                     const int64_t last[2])
 {
+    const bool none = first[0] == last[0] && first[1] == last[1];
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < n; j++) {
-            h[i * n + j] = first == last && i == j ? 1 : 0;
-            for (int64_t t = first; t < last; t++)
-                h[i * n + j] += x[t * n + i] * x[t * n + j];
+            h[i * n + j] = none && i == j ? 1 : 0;
+            for (int k = 0; k < 2; k++)
+                for (int64_t t = first[k]; t < last[k]; t++)
+                    h[i * n + j] += x[t * n + i] * x[t * n + j];
         }
 }
 
@@ -271,7 +274,7 @@ static void check_expert(struct dev *d, const struct fakequant *f, const float *
 static void test_experts(void **state)
 {
     static float x[2][ROWS * 64], h[64 * 64];
-    int64_t first[E + 1] = {0, 25, 25, ROWS};
+    int64_t first[2][E + 1] = {{0, 25, 25, ROWS}, {0, 0, 0, ROWS}}; /* of two samples */
     struct arch a = tiny_arch(4, 1);
     struct calib_settings s = tiny_settings();
     struct fixture model;
@@ -296,18 +299,22 @@ static void test_experts(void **state)
     acts.o = draw_integers(d, &r, x[0], arch_in(&a, LIN_O));
     acts.experts.x = draw_integers(d, &r, x[0], a.d_model);
     acts.m = draw_integers(d, &r, x[1], a.d_ff);
-    acts.experts.route.first = first;
     for (int l = LIN_GATE; l <= LIN_DOWN; l++) {
         const struct tensor w = block_weights_lin(&f.master, &model.arch, l);
         weight[l] = to_host(d, &w);
     }
     must(gptq_begin(&g));
-    must(gptq_add(&g, &acts));
+    for (int i = 0; i < 2; i++) {
+        acts.experts.route.first = first[i];
+        must(gptq_add(&g, &acts));
+    }
     must(gptq_finish(&g, &f, unreached));
     for (int64_t e = 0; e < E; e++) {
         assert_int_equal(unreached[e], e == 1);
         for (int l = LIN_GATE; l <= LIN_DOWN; l++) {
-            products(h, x[l == LIN_DOWN], arch_in(&a, l), first[e], first[e + 1]);
+            products(h, x[l == LIN_DOWN], arch_in(&a, l),
+                     (int64_t[]){first[0][e], first[1][e]},
+                     (int64_t[]){first[0][e + 1], first[1][e + 1]});
             check_expert(d, &f, weight[l], &s, l, e, h);
         }
     }

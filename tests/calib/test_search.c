@@ -190,8 +190,19 @@ static void test_every_projection_by_its_own_input(void **state)
     dev_close(&d);
 }
 
-/* Experts' clipping follows from the rows that are theirs; that of expert 1, which has none, from
- * columns that count alike. */
+/* Draws x again, and adds the moments of its rows range[0] to range[1] - 1. */
+static void add_moment(double *sum, struct tensor *x, struct dev *d, struct rng same,
+                       int64_t n, const int64_t range[2])
+{
+    dev_free(d, x->data);
+    double *moment = draw_rows(x, d, &same, n, range[0], range[1]);
+    for (int64_t c = 0; c < n; c++)
+        sum[c] += moment[c];
+    mem_free(moment);
+}
+
+/* Experts' clipping follows from the rows that are theirs in all samples; that of expert 1, which
+ * has none, from columns that count alike. Expert 0 has ever fewer, and none in the last. */
 static void test_every_expert_by_its_own_tokens(void **state)
 {
     enum { E = 3 };
@@ -203,12 +214,12 @@ static void test_every_expert_by_its_own_tokens(void **state)
     struct block_acts acts = {0};
     struct dev *d = open_dev("cpu");
     struct arch a = tiny_arch(4, 1);
-    int64_t first[E + 1] = {0, 3, 3, T};
+    int64_t first[3][E + 1] = {{0, 3, 3, T}, {0, 1, 1, T}, {0, 0, 0, T}}; /* of samples */
     struct rng r;
     rng_seed(&r, 10);
     a.n_experts = E;
     s.seqlen = T;
-    s.samples = 1;
+    s.samples = 3;
     s.weights_init = INIT_SEARCH;
     fixture_open(&model, a, 46);
     must(fakequant_open(&f, d, &model.arch, &s));
@@ -216,7 +227,6 @@ static void test_every_expert_by_its_own_tokens(void **state)
     must(fakequant_start(&f, NULL, NULL, NULL, NULL, NULL));
     must(share_open(&alone, NULL, 1, 1, ""));
     must(search_open(&k, d, &model.arch, &s, &alone));
-    acts.experts.route.first = first;
 
     struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.experts.x, &acts.m};
     const int reader[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
@@ -225,16 +235,19 @@ static void test_every_expert_by_its_own_tokens(void **state)
     for (int i = 2; i < SEARCH_INPUTS; i++) {
         const int l = reader[i];
         for (int e = 0; e < E; e++) {
-            struct rng same = r;
-            dev_free(d, x[i]->data);
-            moment[e] = draw_rows(x[i], d, &same, arch_in(&a, l), first[e], first[e + 1]);
+            must(mem_calloc(&moment[e], (size_t)arch_in(&a, l), sizeof(*moment[e])));
+            for (int64_t n = 0; n < s.samples; n++)
+                add_moment(moment[e], x[i], d, r, arch_in(&a, l), &first[n][e]);
             for (int64_t c = 0; c < arch_in(&a, l) && e == 1; c++)
                 moment[e][c] = 1;
         }
         dev_free(d, x[5 - i]->data); /* the other one has no effect */
         mem_free(draw_inputs(x[5 - i], d, &r, arch_in(&a, reader[5 - i])));
         search_begin(&k);
-        must(search_add(&k, &acts, 0));
+        for (int64_t n = 0; n < s.samples; n++) {
+            acts.experts.route.first = first[n];
+            must(search_add(&k, &acts, n));
+        }
         must(search_finish(&k, &f));
         for (int e = 0; e < E; e++) {
             const int64_t n = arch_out(&a, l) / E;
