@@ -142,7 +142,7 @@ static void put_unit(FILE *f, const struct claim *c)
         html_text(f, c->by.name);
     }
     if (!isnan(c->exact))
-        fprintf(f, ", exact p %.3f", c->exact);
+        fprintf(f, ", exact p %.4f", c->exact);
     fputs("</td>", f);
 }
 
@@ -247,10 +247,9 @@ static void put_claims(FILE *f, const struct claims *all)
         "over windows or questions. Two cells on one zero-shot set are judged by McNemar's "
         "exact test instead: how likely (p) a difference as large is if each question that "
         "only one of them answers rightly were either's with probability 1/2; p must be at "
-        "most 0.046, which is what two standard errors are. Where two cells do not differ at "
-        "all, about one "
-        "judgement in 20 does so by chance; with 12 windows it is one in 14, with 4 "
-        "windows one in 7, and more where few questions are answered differently. "
+        "most 0.0455, which is what two standard errors are. Where two cells do not differ at "
+        "all, about one judgement in 20 does so by chance; with 12 windows it is one in 14, "
+        "with 4 windows one in 7, and more where few questions are answered differently. "
         "Memory is that of weights, and of the cache for one text of the evaluation's "
         "length, counted from shapes without an error.</p>\n",
         f);
