@@ -67,6 +67,13 @@ static enum err open_simulation(struct simulation *s, struct verify *v)
     return OK;
 }
 
+/* Returns whether a figure, which is larger where it is worse, replaces the worst one so far. NaN
+ * is the worst of all: it replaces every other figure, and stays. */
+static bool is_worse(double x, double worst)
+{
+    return !isnan(worst) && !(x <= worst);
+}
+
 /* --- comparing logits --------------------------------------------------------------- */
 
 struct comparison {
@@ -84,7 +91,7 @@ static struct comparison compare(const float *want, const float *have, int64_t n
     int64_t top_w = 0, top_h = 0;
     for (int64_t i = 0; i < n; i++) {
         const double w = (double)want[i], h = (double)have[i], d = fabs(w - h);
-        c.diff = d <= c.diff ? c.diff : d; /* NaN replaces any difference */
+        c.diff = is_worse(d, c.diff) ? d : c.diff;
         lo = w < lo ? w : lo;
         hi = w > hi ? w : hi;
         top_w = want[i] > want[top_w] ? i : top_w;
@@ -169,8 +176,8 @@ static void take_comparison(struct verify_report *r, const struct comparison *c,
     const double diff = c->diff / c->range;
     r->mean_kl += c->kl / (double)n;
     r->top1_agree += c->same_top;
-    r->max_logit_diff = diff <= r->max_logit_diff ? r->max_logit_diff : diff;
-    if (t == 0 || !(c->kl <= r->worst_kl)) {
+    r->max_logit_diff = is_worse(diff, r->max_logit_diff) ? diff : r->max_logit_diff;
+    if (t == 0 || is_worse(c->kl, r->worst_kl)) {
         r->worst_kl = c->kl;
         r->worst_token = t;
     }
@@ -179,7 +186,7 @@ static void take_comparison(struct verify_report *r, const struct comparison *c,
 static void worst_block(struct verify_report *r, const struct states *s)
 {
     for (int64_t i = 0; i < s->layers; i++)
-        if (!(s->error[i] <= r->worst_block_error)) {
+        if (is_worse(s->error[i], r->worst_block_error)) {
             r->worst_block_error = s->error[i];
             r->worst_block = i;
         }
@@ -253,7 +260,7 @@ static void worst_head(struct worst *w, const struct kv_compare *c, const float 
     for (int64_t kh = 0; kh < K; kh++) {
         const double x = cosine(a, b, c->from, c->to, K * d, kh, d);
         w->low += !(x >= c->v->s->min_head_cosine);
-        if (!(x >= w->cosine))
+        if (is_worse(-x, -w->cosine))
             *w = (struct worst){x, layer, kh, w->low};
     }
 }
@@ -268,7 +275,7 @@ static enum err compare_layers(struct kv_compare *c, struct runtime *rt,
             struct worst here = {1, i, 0, 0};
             worst_head(&here, c, c->sim[w] + i * one, c->plain[w] + i * one, i);
             c->v->r->low_heads += here.low;
-            if (!(here.cosine >= quant[w].cosine))
+            if (is_worse(-here.cosine, -quant[w].cosine))
                 quant[w] = here;
             if (c->v->s->layer_cosine[w])
                 c->v->s->layer_cosine[w][i] = here.cosine;

@@ -478,6 +478,26 @@ static void test_norm(void **state)
     close_subject(&s);
 }
 
+/* A gain above 1e38 overflows in the first block of the runtime, whose next block starts from the
+ * simulation's states again: what is not a number stays the worst figure. */
+static void test_overflow_of_the_first_block(void **state)
+{
+    struct subject s;
+    open_subject(&s, "llama1_mha", WEIGHT_LWC, 4, kv4);
+    const char *name = "model.layers.0.input_layernorm.weight";
+    const uint8_t *gain = hf_find(s.g.model, name)->data;
+    size_t i = 0;
+    while (!(gain[i + 3] == 0x3f && gain[i + 2] < 0x80)) /* in [0.5, 1) */
+        i += sizeof(float);
+    damage(name, i + 3, 0x40, true);
+    const struct verify_report r = run(&s);
+    assert_int_equal(r.structure, VERIFY_PASS);
+    assert_int_equal(r.logits, VERIFY_FAIL);
+    assert_true(isnan(r.worst_block_error) && isnan(r.agree_k_cosine));
+    assert_int_equal(r.worst_block, 0);
+    close_subject(&s);
+}
+
 static void test_not_finite(void **state)
 {
     struct subject s;
@@ -524,6 +544,7 @@ int main(void)
         cmocka_unit_test(test_zero),
         cmocka_unit_test(test_shift),
         cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_overflow_of_the_first_block),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_other_model),
         cmocka_unit_test(test_scale_bits),
