@@ -399,14 +399,14 @@ static void judge_logits(struct verify *v)
 static void warn_low_heads(const struct verify *v)
 {
     const struct verify_report *r = v->r;
-    const bool keys = !(r->worst_k_cosine >= r->worst_v_cosine);
+    const bool keys = is_worse(-r->worst_k_cosine, -r->worst_v_cosine);
     if (r->low_heads)
         log_warn(
             "the quantized cache of %" PRId64
-            " heads has a cosine to full precision below %g; the lowest is %.3f (%s of "
+            " head%s has a cosine to full precision below %g; the lowest is %.3f (%s of "
             "layer %" PRId64 ", head %" PRId64
             "): give the cache more bits, or look at these weights",
-            r->low_heads, v->s->min_head_cosine,
+            r->low_heads, r->low_heads == 1 ? "" : "s", v->s->min_head_cosine,
             keys ? r->worst_k_cosine : r->worst_v_cosine, keys ? "keys" : "values",
             keys ? r->worst_k_layer : r->worst_v_layer,
             keys ? r->worst_k_head : r->worst_v_head);
