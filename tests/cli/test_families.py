@@ -11,6 +11,8 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
+import check_artifact as reader
 import tiny
 
 RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
@@ -156,16 +158,38 @@ def pass_experts(f, name):
     return said
 
 
+def experts_of(folder, count):
+    """Returns {(layer, expert): [bytes of each of its packed tensors]}."""
+    found = {}
+    for name, (_, _, data) in reader.tensors_of(folder, reader.check_manifest(folder)).items():
+        size = len(data) // count
+        for e in range(count if ".experts." in name else 0):
+            found.setdefault((int(name.split(".")[2]), e), []).append(data[e * size:(e + 1) * size])
+    return found
+
+
+def check_unreached(f, name, said, nearest, count):
+    """The experts that calibration says it did not reach, and no others, are rounded to nearest."""
+    have, want = experts_of(f.path / (name + ".q"), count), experts_of(f.path / nearest, count)
+    unreached = said["unreached_experts"]
+    named = {(layer["layer"], e) for layer in unreached for e in layer["experts"]}
+    assert named and named == {expert for expert in have if have[expert] == want[expert]}, (name, unreached)
+    manifest = json.loads((f.path / (name + ".q") / "manifest.json").read_text())
+    assert manifest["provenance"]["calibration"]["unreached_experts"] == unreached
+
+
 def test_qwen3_moe(f):
     base = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 12,
             "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
     f.make("moe", **base)
     said = pass_experts(f, "moe")
-    manifest = json.loads((f.path / "moe.q" / "manifest.json").read_text())
-    unreached = said["unreached_experts"]
-    assert manifest["provenance"]["calibration"]["unreached_experts"] == unreached
-    assert all(0 <= e < 12 for layer in unreached for e in layer["experts"]), unreached
+    f.run("convert", "moe", "-o", "nearest", "--set", "kv.group_size=8", "--set", "weights.group_size=16")
+    check_unreached(f, "moe", said, "nearest", 12)
     full = f.ppl("moe")
+    for name, setting in (("gptq", "weights.method=gptq"), ("search", "weights.init=search")):
+        f.make(name, **base)
+        check_unreached(f, name, f.quantize(name, setting), "nearest", 12)
+        assert f.ppl(name + ".q") < 1.3 * full, name
     for key, value in (("num_experts_per_tok", 3), ("norm_topk_prob", False)):
         f.make(key, **{**base, key: value})
         assert abs(f.ppl(key) - full) > 1e-4 * full, key
