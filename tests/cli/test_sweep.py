@@ -137,9 +137,25 @@ def test_finished_cells_do_not_run_again(f):
     assert len(plan) == 3 and all(line.startswith("done") for line in plan), plan
     plan = json.loads(f.run(f.command("reference", "--plan", "--json")).stdout)
     assert [(c["cell"], c["status"]) for c in plan] == [(i, "done") for i in (1, 2, 3)], plan
+    assert all(c[key] is None for c in plan for key in ("blocks", "measures", "message")), plan
     assert json.loads(f.run(f.command("reference", "--print-cells", "--json")).stdout) == []
     todo = json.loads(f.run(f.command("reference", "--print-cells", "--json", "--set", "calibration.epochs=1")).stdout)
     assert [c["status"] for c in todo] == ["to do"] * 3 and all(c["hash"] and c["name"] for c in todo), todo
+
+
+def test_plan_of_a_failure(f):
+    """The first line of a cell's message; a byte that is not UTF-8, which a file's name may have, is replaced."""
+    cells = f.path / "shown" / "cells"
+    cells.mkdir(parents=True)
+    (f.path / "shown" / "lock").touch()
+    first, second, third = json.loads(f.run(f.command("shown", "--plan", "--json")).stdout)
+    (cells / (second["hash"] + ".failed")).write_bytes(b"part-\xff.txt: no such file\nmore")
+    want = [first, {**second, "status": "failed", "message": "part-\ufffd.txt: no such file"}, third]
+    for option in ("--plan", "--print-cells"):
+        assert json.loads(f.run(f.command("shown", option, "--json")).stdout) == want, option
+    line = f.run(f.command("shown", "--plan")).stdout.splitlines()[1]
+    assert line == f"failed   {second['hash']}  {EVIL}: {want[1]['message']}", line
+    assert first["status"] == third["status"] == "to do" and first["message"] is None, first
 
 
 def test_other_text_is_another_cell(f):

@@ -171,6 +171,18 @@ def killed_at(f, out, args, count):
     return part
 
 
+def check_plan(f, sets, part, count):
+    """--plan prints how far the killed cell is, which may have had one more measure before it died."""
+    plan = json.loads(f.run([*f.command("killed", *sets), "--plan", "--json"]).stdout)
+    (cell,) = [c for c in plan if c["hash"] == part["hash"]]
+    assert cell["blocks"] == ({"done": 3, "total": 3} if part["blocks"] else None), cell
+    measures = cell["measures"]["done"]
+    assert count <= measures <= 3 == cell["measures"]["total"] and cell["status"] == "begun", cell
+    said = f"{part['name']} {'(3 of 3 blocks) ' if part['blocks'] else ''}({measures} of 3 further measures)\n"
+    text = f.run([*f.command("killed", *sets), "--plan"]).stdout
+    assert said in text, (said, text)
+
+
 def test_killed_and_resumed(f):
     """A finished set is not repeated, which its time shows, and all figures are those of a run without a kill."""
     test_tasks.write_rows(f.path / "long.jsonl", test_tasks.piqa_lines(120, 3))
@@ -178,8 +190,7 @@ def test_killed_and_resumed(f):
     f.run(f.command("whole", *sets))
     for count in (0, 1, 2):
         part = killed_at(f, "killed", sets, count)
-        done = f.run([*f.command("killed", *sets), "--plan"]).stdout
-        assert f"{part['name']} ({'3 of 3 blocks) (' if part['blocks'] else ''}" in done, done
+        check_plan(f, sets, part, count)
         f.run(f.command("killed", *sets))
         (row,) = [r for r in f.rows("killed") if r["hash"] == part["hash"]]
         assert row["seconds"] == part["seconds"] and row["run"] == part["run"], "the perplexity was computed again"

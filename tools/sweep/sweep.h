@@ -189,14 +189,15 @@ enum err sweep_command_measure(char **out, const struct sweep *s,
  * it replaces, or NULL. A result that has it, as one of a run with this measure, stays. */
 enum err sweep_command_replace(json_t *row, const char *old, const char *one);
 
-/* Prints a line per cell: whether it is done, begun (with its finished blocks), failed (with
- * its message) or to do, its hash, and its name. */
+/* Prints a line per cell: whether it is done, begun, failed or to do, its hash and name. One that
+ * is not done has its finished blocks and further measures, if any, and its failure's message. */
 enum err sweep_print_plan(const struct sweep *s);
 /* Prints the number, hash and name of each cell that is not done, separated by tabs. Numbers
  * count the cells of the file from 1. */
 void sweep_print_cells(const struct sweep *s);
-/* Prints a JSON list of cells: number, hash, name, and status (done, failed, begun, to do).
- * undone_only: without those that are done. */
+/* Prints a JSON list of cells: number, hash, name, status (done, failed, begun, to do), what
+ * sweep_print_plan() prints of blocks and measures, {"done": 3, "total": 30}, and the message of a
+ * failure; null where there is none. undone_only: without those that are done. */
 enum err sweep_print_json(const struct sweep *s, bool undone_only);
 /* Submits one array job of the cells that are not done to Slurm, with sbatch. The array's tasks
  * run `wkvq sweep --cell N` with the arguments argv [argc] of this command, without the program's
