@@ -116,8 +116,9 @@ static enum err read_checkpoint(char was[16], bool *given, const char *dir)
     return err;
 }
 
-/* Withholds the verdict on weights that differ if they are another checkpoint's. A copy of the
- * same weights in other files passes, so the CRC is asked only where some differ. */
+/* Fails if weights differ and --against has other files than the checkpoint of the manifest: this
+ * explains the difference, so the artifact may be sound. A copy of the same weights in other
+ * files passes, so the CRC is asked only where some differ. */
 static enum err check_checkpoint(const struct args *a, const struct verify_report *r)
 {
     char was[16], is[16];
@@ -133,8 +134,8 @@ static enum err check_checkpoint(const struct args *a, const struct verify_repor
     TRY(err);
     snprintf(is, sizeof(is), "%08" PRIx32, crc);
     FAIL_IF(*was && strcmp(was, is), ERR_MISMATCH,
-            "%s is not the checkpoint that %s was made from: checkpoint.crc32 is %s in the "
-            "manifest and %s in %s",
+            "%s: its config.json or tensor files are not those that %s was made from: "
+            "checkpoint.crc32 is %s in the manifest and %s in %s",
             a->against, a->pos.item[0], was, is, a->against);
     return OK;
 }
@@ -145,6 +146,14 @@ static enum err print_json(const char *artifact, const struct verify_report *r)
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
+}
+
+static enum err print_report(const struct args *a, const struct verify_report *r)
+{
+    if (a->json)
+        return print_json(a->pos.item[0], r);
+    verify_report_print(r, a->against, a->state, a->data.n > 0);
+    return OK;
 }
 
 static enum err run(struct args *a)
@@ -159,11 +168,8 @@ static enum err run(struct args *a)
     TRY_OUT(read_text(&j));
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));
+    TRY_OUT(print_report(a, &r));
     TRY_OUT(check_checkpoint(a, &r));
-    if (a->json)
-        TRY_OUT(print_json(a->pos.item[0], &r));
-    else
-        verify_report_print(&r, a->against, a->state, a->data.n > 0);
     if (!r.passed)
         err = err_set(ERR_VERIFY, __FILE__, __LINE__, "%s: verification failed: %s",
                       a->pos.item[0], r.first_difference);
@@ -182,7 +188,8 @@ const struct command cmd_verify = {
         "against the checkpoint, bit for bit (--against). 3. Logits and cache of the "
         "packed runtime, token by token, against the simulation (--data). 4. Its "
         "perplexity against the simulation's. The exit status is 3 if a part fails, and 2 if "
-        "weights differ because --against is another checkpoint than the manifest says.\n\n"
+        "weights differ and the manifest says that --against has other files than the artifact "
+        "was made from.\n\n"
         "  wkvq verify SmolLM2-135M-w4kv4 --against SmolLM2-135M --data wiki.test.raw\n",
     .groups = groups,
     .min_pos = 1,
