@@ -224,10 +224,11 @@ static char *make_file(const char *name)
 }
 
 /* What killed writers of a name left is removed by the next writer of it, and nothing else:
- * not what a living process writes, a directory, a link, nor another name's file. */
+ * not what a living process or one of another host writes, a pipe, a link to a file, nor another
+ * name's file. */
 static void what_a_dead_writer_left(void **state)
 {
-    char *path = in_dir("a"), tag[OWNER_TAG_MAX], dead[OWNER_TAG_MAX], name[5][100];
+    char *path = in_dir("a"), tag[OWNER_TAG_MAX], dead[OWNER_TAG_MAX], name[6][100];
     struct file_writer *w = NULL;
     owner_tag(tag);
     for (int i = 0; i < 2; i++) {
@@ -240,19 +241,21 @@ static void what_a_dead_writer_left(void **state)
     snprintf(name[2], sizeof(name[2]), "a.tmp.%s.txt", dead);
     snprintf(name[3], sizeof(name[3]), "a.tmp.%s", dead);
     snprintf(name[4], sizeof(name[4]), "a.tmp.%s.1", dead);
+    snprintf(name[5], sizeof(name[5]), "a.tmp.%s", dead);
+    char *crc_end = name[5] + strlen(name[5]) - 1; /* the CRC is of host and boot */
+    *crc_end = *crc_end == '0' ? '1' : '0';
     for (int i = 0; i < 3; i++)
         mem_free(make_file(name[i]));
-    char *folder = in_dir(name[3]), *link = in_dir(name[4]);
-    assert_int_equal(mkdir(folder, 0755), 0);
-    assert_int_equal(symlink("nowhere", link), 0);
+    mem_free(make_file(name[5]));
+    char *pipe_path = in_dir(name[3]), *link = in_dir(name[4]);
+    assert_int_equal(mkfifo(pipe_path, 0600), 0);
+    assert_int_equal(symlink(name[1], link), 0);
     assert_int_equal(file_writer_probe(path), OK);
-    assert_int_equal(entries(), 5);
+    assert_int_equal(entries(), 6);
     assert_int_equal(file_writer_open(&w, path), OK);
     assert_int_equal(file_writer_commit(&w), OK);
-    assert_int_equal(entries(), 6);
-    assert_int_equal(rmdir(folder), 0);
-    assert_int_equal(unlink(link), 0);
-    mem_free(folder);
+    assert_int_equal(entries(), 7);
+    mem_free(pipe_path);
     mem_free(link);
     mem_free(path);
 }
