@@ -68,7 +68,8 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
 enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);
 /* Returns the size of all weight files in bytes. */
 uint64_t hf_bytes(const struct hf_model *m);
-/* Returns tensor i of the files, as they have it; NULL beyond the last. */
+/* Returns tensor i of the files, as they have it; NULL beyond the last. One that is in two files
+ * counts once. */
 const struct st_tensor *hf_stored_at(const struct hf_model *m, int64_t i);
 /* Give access to every tensor once, after fused ones are split and the experts of a layer joined.
  * Names are those of a causal language model. A

@@ -113,10 +113,7 @@ void hf_files_compact(struct hf_files *f)
 
 const struct st_tensor *hf_files_stored(const struct hf_files *f, int64_t i)
 {
-    int k = 0;
-    for (; k < f->n_files && i >= st_count(f->file[k]); k++)
-        i -= st_count(f->file[k]);
-    return k < f->n_files ? st_at(f->file[k], i) : NULL;
+    return i < f->n_stored ? f->stored[i] : NULL;
 }
 
 /* Keeps the later of two places with the same tensor, as transformers does. */
@@ -143,6 +140,16 @@ static enum err drop_copies(struct hf_files *f)
              " tensors are in two files, with the same bytes; the first is %s",
              st_path(f->file[0]), copies, first);
     hf_files_compact(f);
+    return OK;
+}
+
+/* Notes the tensors before any is renamed, split or joined. */
+static enum err list_stored(struct hf_files *f)
+{
+    TRY(mem_alloc(&f->stored, (size_t)f->n_places, sizeof(*f->stored)));
+    for (int64_t i = 0; i < f->n_places; i++)
+        f->stored[i] = st_find(f->file[f->place[i].file], f->place[i].t->name);
+    f->n_stored = f->n_places;
     return OK;
 }
 
@@ -272,6 +279,7 @@ enum err hf_files_open(struct hf_files *out, const char *dir)
     TRY_OUT(file_join(&index, dir, INDEX));
     TRY_OUT(open_found(&f, dir, single, index));
     TRY_OUT(drop_copies(&f));
+    TRY_OUT(list_stored(&f));
     TRY_OUT(refuse_wrapped(&f));
     TRY_OUT(lacks_prefix(&f) ? add_prefix(&f) : OK);
     *out = f;
@@ -289,6 +297,7 @@ void hf_files_close(struct hf_files *f)
         st_close(&f->file[i]);
     mem_free(f->file);
     mem_free(f->place);
+    mem_free(f->stored);
     mem_free(f->by_name);
     mem_free(f->tensor);
     mem_free(f->names);

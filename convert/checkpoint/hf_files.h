@@ -21,6 +21,8 @@ struct hf_files {
                                tensors come last */
     struct hf_place *by_name;
     int64_t n_places;
+    const struct st_tensor **stored; /* [n_stored] by place, as the files have them */
+    int64_t n_stored;
     bool base_model;          /* stored names lack "model." */
     struct st_tensor *tensor; /* [n_places] targets of the places */
     char *names;              /* the names that differ from the stored ones, owned */
@@ -45,7 +47,8 @@ void hf_files_compact(struct hf_files *f);
 /* Returns true if type, shape and bytes are equal. Pages that were read are released. */
 bool hf_files_same(const struct hf_files *f, const struct hf_place *a,
                    const struct hf_place *b);
-/* Returns tensor i of the files, in their order and as they have it; NULL beyond the last. */
+/* Returns tensor i of the files, in their order and as they have it; NULL beyond the last. One that
+ * is in two files counts once. */
 const struct st_tensor *hf_files_stored(const struct hf_files *f, int64_t i);
 /* Updates *crc with every file's size and header. deep: with the data, too. */
 enum err hf_files_crc(uint32_t *crc, const struct hf_files *f, bool deep);

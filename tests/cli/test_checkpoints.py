@@ -18,6 +18,7 @@ import tiny
 RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
           "weights.group_size=16", "kv.group_size=8"]
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
 
 
@@ -122,18 +123,22 @@ def test_base_model(f):
     f.same("base", "plain")
 
 
+def shard(folder, tensors, end, begin, where):
+    """Puts tensors[:end] and tensors[begin:] in place of the single file of the model in folder."""
+    (folder / "model.safetensors").unlink()
+    tiny.write_safetensors(folder / "a.safetensors", tensors[:end])
+    tiny.write_safetensors(folder / "b.safetensors", tensors[begin:])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
 def test_index(f):
     """An index that disagrees with the shards, and shards that share a tensor."""
     f.model("plain", drop(HEAD), tie_word_embeddings=True)
     f.model("shards", drop(HEAD), tie_word_embeddings=True)
-    folder = f.path / "shards"
-    (folder / "model.safetensors").unlink()
     tensors = drop(HEAD)(tiny.model_tensors(tiny.CONFIG, 1))
-    tiny.write_safetensors(folder / "a.safetensors", tensors[:12])
-    tiny.write_safetensors(folder / "b.safetensors", tensors[9:])
     where = {t[0]: "a.safetensors" for t in tensors[:5]}
-    where |= {tensors[7][0]: "b.safetensors", HEAD: "b.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    folder = shard(f.path / "shards", tensors, 12, 9, where | {tensors[7][0]: "b.safetensors", HEAD: "b.safetensors"})
     for name in ("plain", "shards"):
         said = f.quantize(name)
     assert "3 tensors are in two files, with the same bytes" in said, said
@@ -159,8 +164,7 @@ def test_inspected(f):
                "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
     for name, changes, read, part, shape, line in (
             ("plain", {}, 30, "mlp.up_proj", [48, 32], "30 tensors\n"),
-            ("fused", {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, 30, "self_attn.v_proj", [16, 32],
-             "21 tensors\n"),
+            ("fused", PHI3, 30, "self_attn.v_proj", [16, 32], "21 tensors\n"),
             ("experts", experts, 39, "mlp.experts.up_proj", [64, 32], "66 tensors\n")):
         f.model(name, **changes)
         stored = f.names(name) - {"__metadata__"}
@@ -173,6 +177,21 @@ def test_inspected(f):
         text = f.run("inspect", name, "--tensors").stdout
         assert line in text and (f"read as    {read} tensors" in text) == (name != "plain"), text
         assert text.count(f" model.layers.2.{part}.weight ") == 1, text
+
+
+def test_shared_tensors_inspected(f):
+    """Fused tensors in two files, two of them in both, are those of a single file."""
+    def contents(name):
+        o = json.loads(f.run("inspect", name, "--json", "--tensors").stdout)
+        return {key: value for key, value in o.items() if key.startswith("tensors") or key == "weights"}
+
+    f.model("single", **PHI3)
+    f.model("shards", **PHI3)
+    tensors = tiny.model_tensors({**tiny.CONFIG, **PHI3}, 1)
+    shard(f.path / "shards", tensors, 12, 10, {tensors[0][0]: "a.safetensors", tensors[-1][0]: "b.safetensors"})
+    assert contents("shards") == contents("single")
+    assert contents("single")["tensors_count"] == len(tensors) == 21
+    assert f.run("inspect", "shards", "--tensors").stdout.count(f" {tensors[11][0]} ") == 1
 
 
 def test_rope(f):
