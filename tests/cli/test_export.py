@@ -19,6 +19,7 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
 import check_artifact as reader
+import run
 import tiny
 
 KINDS = [module.split(".")[1] for module in reader.LINEARS]
@@ -516,6 +517,19 @@ def test_card(b, model, text):
     print("model card: front matter, measurements, provenance")
 
 
+def test_unknown_settings(b, model):
+    """Settings of a later version are missing in a model card, which only an export of a directory has."""
+    folder = b.convert(model, weights__group_size=32, kv__method="token")
+    path = folder / "manifest.json"
+    doc = json.loads(path.read_text())
+    doc["config"]["colour"] = "red"
+    path.write_bytes(run.sealed(doc))
+    for form, more, warns in (("dense", [], True), ("dense", ["--plan"], True), ("gguf", ["--gguf-pre", "none"], False)):
+        said = b.run("export", folder, "--format", form, "-o", b.place(form), *more).stderr.decode()
+        assert ("colour" in said and "a model card does not list the settings" in said) == warns, said
+    print("settings of a later version: a warning where a model card is written")
+
+
 def test_cache(b, model, text):
     folder = b.place("calibrated")
     b.run("quantize", model, "-q", "--data", text, "-o", folder, "--set", "calibration.seqlen=32", "--set",
@@ -571,6 +585,7 @@ def main():
         test_experts(b, golden)
         test_same_bytes(b, model)
         test_card(b, model, text)
+        test_unknown_settings(b, model)
         test_cache(b, model, text)
         test_range(b)
 

@@ -275,7 +275,8 @@ static enum err run(struct args *a)
     TRY_OUT(outdir_recover(a->pos.item[0]));
     TRY_OUT(export_open(&s, a->pos.item[0]));
     j.source = s;
-    TRY_OUT(read_changes(&changes, s));
+    if (!j.format->is_file) /* a file has no model card */
+        TRY_OUT(read_changes(&changes, s));
     j.options.changes = changes;
     TRY_OUT(export_check(&j));
     if (a->plan && !a->json)
