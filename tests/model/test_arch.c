@@ -322,7 +322,6 @@ static void plain_and_linear(void **state)
     assert_true(pass);
 }
 
-/* llama.cpp's converter interleaves the rows of q and k in these families, and in no others. */
 /* Checks that b, which differs from a in one field, is told from it by that field's name. */
 static void told_apart(const struct arch *a, const struct arch *b, const char *field,
                        double in_a, double in_b)
@@ -384,6 +383,7 @@ static void differences(void **state)
     assert_false(arch_differs(&d, &a, &b));
 }
 
+/* llama.cpp's converter interleaves the rows of q and k in these families, and in no others. */
 static void neighbours_turn_in_llamas_graphs(void **state)
 {
     static const enum arch_family turned[] = {ARCH_LLAMA, ARCH_MISTRAL, ARCH_GRANITE,
