@@ -33,11 +33,12 @@ static char model_dir[128], artifact_dir[128], out_dir[128];
 static long resident(const char *file)
 {
     char line[512];
+    unsigned long first, end;
     long all = 0, kib;
     bool inside = false;
     FILE *f = fopen("/proc/self/smaps", "r");
     while (f && fgets(line, sizeof(line), f)) {
-        if (strchr(line, '-') && strchr(line, '/'))
+        if (sscanf(line, "%lx-%lx ", &first, &end) == 2) /* a mapping, of no file too */
             inside = strstr(line, file) != NULL;
         else if (inside && sscanf(line, "Rss: %ld kB", &kib) == 1)
             all += kib;
