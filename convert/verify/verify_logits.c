@@ -425,10 +425,8 @@ static int64_t tokens_to_decode(const struct verify *v)
     const int64_t asked = v->s->logit_tokens;
     int64_t sink;
     const int64_t kept = kept_tokens(&sink, kv);
-    const int64_t block =
-        kv->method == KV_CHANNEL ? kv->group_size : 1; /* packed at once */
-    const int64_t want = kept + (block > PACKED_TOKENS ? block : PACKED_TOKENS);
-    const bool none = kv_quantizes(kv) && asked < kept + block;
+    const int64_t want = kept + PACKED_TOKENS;
+    const bool none = kv_quantizes(kv) && asked <= kept;
     const int64_t n = none && want <= MOST_TIMES * asked ? want : asked;
     return min_i64(min_i64(n, v->s->n_ids), v->arch->max_positions);
 }
