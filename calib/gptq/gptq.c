@@ -180,15 +180,15 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
 }
 
 /* Makes H 1 if it is 0, because no token reached the expert: then codes are the nearest. Returns
- * true if it was not. */
-static bool reached(struct gptq_input *x)
+ * true if it was. */
+static bool fill_unreached(struct gptq_input *x)
 {
     bool any = false;
     for (int64_t i = 0; i < x->n; i++)
         any = any || x->h[i * x->n + i] > 0;
     for (int64_t i = 0; i < x->n && !any; i++)
         x->h[i * x->n + i] = 1;
-    return any;
+    return !any;
 }
 
 /* A projection in work: its codes, and the weight that GPTQ overwrites. */
@@ -234,13 +234,14 @@ static enum err solve(struct gptq *g, const struct target *t, int64_t e)
     return gptq_linear(&g->work, &q, &w, &g->input, &g->s->gptq);
 }
 
-/* Factors a Hessian; its factor replaces it in memory. *unreached becomes true for an expert that
- * has none. */
+/* Factors a Hessian; its factor replaces it in memory. *unreached, which may be NULL, becomes true
+ * for an expert that has none. */
 static enum err factor(struct gptq *g, const struct tensor *h, bool experts,
                        bool *unreached)
 {
     TRY(download_hessian(g, h));
-    if (experts && unreached && !reached(&g->input))
+    const bool none = experts && fill_unreached(&g->input);
+    if (none && unreached)
         *unreached = true;
     TRY(gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev)));
     return upload_factor(g, h);

@@ -23,6 +23,31 @@ static bool same_expert(const struct block_quant *x, const struct block_quant *y
     return same;
 }
 
+/* Returns true if all codes of expert e are the nearest to the weights. */
+static bool nearest_codes(const struct block_quant *b, const struct block_src *src,
+                          int64_t experts, int64_t e)
+{
+    bool same = true;
+    for (int l = LIN_GATE; l <= LIN_DOWN; l++) {
+        const struct qlinear *q = &b->lin[l];
+        const int64_t n = q->out / experts;
+        assert_non_null(q->codes);
+        for (int64_t r = e * n; r < (e + 1) * n; r++)
+            for (int64_t c = 0; c < q->in; c++) {
+                const int64_t g = r * q->groups + c / q->format.group_size;
+                float w;
+                host_to_f32(&w,
+                            (const char *)host_mat_row(&src->lin[l], r) +
+                                (size_t)c * dtype_bytes(src->lin[l].dtype),
+                            src->lin[l].dtype, 1);
+                same = same && q->codes[r * q->in + c] ==
+                                   quant_weight_code(w, f16_to_f32(q->scales[g]),
+                                                     q->zeros[g], q->format.bits);
+            }
+    }
+    return same;
+}
+
 /* Routers of experts 2 and 3 are those of 0 and 1, so that each is as probable as the other; the
  * lower number has precedence. Experts that no token reaches are named, and those alone are as
  * rounding to nearest leaves them. */
@@ -61,12 +86,15 @@ static void test_unreached_experts(void **state)
         assert_int_equal(same_expert(&m.block[0], &nearest.block[0], a.n_experts, e),
                          e >= 2);
     memory_io_close(&m);
-    /* As start values of a training without steps they name none. */
+    /* As start values of a training without steps they name none, and the codes of such experts
+     * are the nearest under the clipping of the start. */
     s.weights.round = ROUND_LEARNED;
     s.epochs = 0;
     calibrate("ref", &m, &f, &s);
-    for (int64_t e = 0; e < a.n_experts; e++)
+    for (int64_t e = 0; e < a.n_experts; e++) {
         assert_false(m.stats[0].unreached[e]);
+        assert_int_equal(nearest_codes(&m.block[0], &f.blocks[0], a.n_experts, e), e >= 2);
+    }
     memory_io_close(&m);
     s.weights.round = ROUND_NEAREST;
     /* Without a step nothing says which ones tokens reach, and all keep their start values. */
