@@ -59,7 +59,8 @@ struct calib_settings {
     float lr_round; /* of the rounding offsets; 0: 1 / steps of a block */
     float lr_clip, lr_smooth, lr_shift, weight_decay;
     enum lr_schedule schedule;
-    enum dtype act; /* resolved run.compute: DT_F32 or DT_BF16 */
+    enum dtype act;  /* resolved run.compute: DT_F32 or DT_BF16 */
+    int cpu_threads; /* of the cpu device, for calib_plan(); 0: a GPU computes */
     /* Budgets of all streams together: device memory (0 where it has none of its own), then
      * host memory. Streams above both go to disk. */
     uint64_t device_bytes, memory_bytes;

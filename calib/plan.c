@@ -9,7 +9,6 @@
 #include "calib/recon.h"
 #include "calib/search.h"
 #include "calib/streams.h"
-#include "kernels/attn_memory.h"
 
 /* Attention of a training step, in forward passes: backward recomputes S and has four
  * products for forward's two, which makes 2.5. */
@@ -105,8 +104,7 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
 /* Returns a bound of what operations allocate inside the device: mostly attention. */
 static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    return (64u << 10) +
-           (size_t)attn_inside_bytes(s->seqlen, a->n_heads, a->n_kv, a->head_dim, s->act);
+    return (64u << 10) + block_inside_bytes(a, s->seqlen, s->act, s->cpu_threads);
 }
 
 uint64_t calib_plan_device_bytes(const struct calib_plan *p)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * What attention allocates inside a device, beside its operands. The cuda device chooses between
- * cuDNN and its own kernels by these limits, so by shapes alone: the bytes of a run do not depend
- * on the memory that happens to be free, and a plan counts what the run will need. */
+ * What attention allocates inside a device, beside its operands. A plan counts it by shapes and
+ * threads alone. The cuda device chooses between cuDNN and its own kernels by these limits: the
+ * bytes of a run do not depend on the memory that happens to be free. */
 #ifndef WKVQ_ATTN_MEMORY_H
 #define WKVQ_ATTN_MEMORY_H
 
@@ -39,18 +39,16 @@ static inline int64_t parts_bytes(int64_t T, int64_t H, int64_t K, int64_t d)
     return 4 * T * K * d + 8 * T * H * (1 + CUDNN_MOST_WINDOW) + 4096;
 }
 
-/* Returns an upper bound, in bytes, of what attention with its backward allocates inside any
- * device: sums on the cpu, or cuDNN's part on a GPU. */
-static inline int64_t attn_inside_bytes(int64_t T, int64_t H, int64_t K, int64_t d,
-                                        enum dtype act)
-{
-    const int64_t sums = T * H * d * (int64_t)sizeof(float);
-    if (act != DT_BF16 || T < CUDNN_LEAST_TOKENS)
-        return sums;
-    const int64_t workspace =
-        cudnn_takes(T, H, K, d) ? cudnn_workspace(T, H, K, d) : CUDNN_FORWARD_WORKSPACE;
-    const int64_t parts = parts_bytes(T, H, K, d) + workspace;
-    return parts > sums ? parts : sums;
-}
+/* Sizes of attention over a sample: tokens, query heads, key-value heads, head width, and the type
+ * of its operands. */
+struct attn_shape {
+    int64_t T, H, K, d;
+    enum dtype act;
+};
+
+/* Returns an upper bound, in bytes, of what attention with its backward allocates inside a device,
+ * with keys and values in both forms. cpu_threads: of the cpu device, where each thread has working
+ * memory of its own; 0: on a GPU, sums or cuDNN's part. */
+int64_t attn_inside_bytes(const struct attn_shape *s, int cpu_threads);
 
 #endif

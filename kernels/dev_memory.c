@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Memory of a device, and copies between it and the host. */
+#include "kernels/attn_memory.h"
 #include "kernels/dev_begin.h"
 
 enum err dev_alloc(struct dev *d, void **out, size_t bytes)
@@ -100,4 +101,21 @@ void dev_host_free(struct dev *d, void *p)
 {
     if (p)
         d->ops.host_free(d, p);
+}
+
+static int64_t attn_gpu_bytes(const struct attn_shape *s)
+{
+    const int64_t T = s->T, H = s->H, K = s->K, d = s->d;
+    const int64_t sums = T * H * d * (int64_t)sizeof(float);
+    if (s->act != DT_BF16 || T < CUDNN_LEAST_TOKENS)
+        return sums;
+    const int64_t workspace =
+        cudnn_takes(T, H, K, d) ? cudnn_workspace(T, H, K, d) : CUDNN_FORWARD_WORKSPACE;
+    const int64_t parts = parts_bytes(T, H, K, d) + workspace;
+    return parts > sums ? parts : sums;
+}
+
+int64_t attn_inside_bytes(const struct attn_shape *s, int cpu_threads)
+{
+    return cpu_threads ? cpu_attn_bytes(s, cpu_threads) : attn_gpu_bytes(s);
 }

@@ -14,6 +14,7 @@
 #include "kernels/base/pool.h"
 #include "kernels/dev.h"
 
+struct attn_shape;
 struct engine_quant;
 struct ranks;
 
@@ -60,6 +61,8 @@ struct dev_ops {
     void (*attn_bwd)(struct dev *d, const struct attn_grads *grads,
                      const struct tensor *dout, const struct tensor *o,
                      const struct tensor *lse, const struct attn_inputs *in);
+    /* What the two entries before allocate with that many threads; set by the cpu device only. */
+    int64_t (*attn_bytes)(const struct attn_shape *s, int threads);
     void (*gate)(struct dev *d, enum gate_act act, const struct tensor *y,
                  const struct tensor *gu);
     void (*gate_bwd)(struct dev *d, enum gate_act act, const struct tensor *dgu,
@@ -143,6 +146,10 @@ void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
 /* Each fills d->ops, and what it needs of priv, pool, about and preferred_act. */
 void ref_fill(struct dev *d);
 enum err cpu_fill(struct dev *d, int threads);
+
+/* Returns the bytes that attention with its backward allocates in a cpu device with that many
+ * threads, which need not exist. */
+int64_t cpu_attn_bytes(const struct attn_shape *s, int threads);
 
 /* Makes dev_open() accept one more name, for a device that only tests link. */
 void dev_register(const char *name, enum err (*fill)(struct dev *d));

@@ -2,6 +2,7 @@
  *
  * Memory of a block's forward and backward: one layout each, allocated at once. */
 #include "calib/model/block_scratch.h"
+#include "kernels/attn_memory.h"
 
 #include <inttypes.h>
 
@@ -116,6 +117,13 @@ size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act)
     struct carve c = {0};
     scratch_layout(&s, &c, a, T, act);
     return c.used;
+}
+
+size_t block_inside_bytes(const struct arch *a, int64_t T, enum dtype act, int cpu_threads)
+{
+    const struct attn_shape s = {
+        .T = T, .H = a->n_heads, .K = a->n_kv, .d = a->head_dim, .act = act};
+    return (size_t)attn_inside_bytes(&s, cpu_threads);
 }
 
 enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,

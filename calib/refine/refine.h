@@ -42,6 +42,7 @@ struct refine_settings {
     struct lin_format head;   /* of the quantized model's embedding and head */
     bool other_teacher;       /* the full-precision model is another checkpoint's */
     enum dtype act;
+    int cpu_threads;       /* as in struct calib_settings */
     uint64_t seed;         /* of the order of samples */
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */
     /* Of the device, for the activations of a step. If all layers' fit, backward uses them;

@@ -12,7 +12,6 @@
 #include "calib/refine/refine.h"
 #include "calib/refine/student.h"
 #include "calib/streams.h"
-#include "kernels/attn_memory.h"
 
 #define ATTENTION_BACKWARD 2.5 /* in forward passes */
 
@@ -97,12 +96,11 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.params_bytes *= 5;
     struct refine_settings own = *s; /* with the windows of the rank that has most */
     own.batch = windows_of_rank(s, ranks);
-    p.work_bytes =
-        student_work_bytes(a, &own, ranks > 1) +
-        (size_t)attn_inside_bytes(s->seqlen, a->n_heads, a->n_kv, a->head_dim, s->act) +
-        distiller_bytes(a, s->seqlen, s->act,
-                        s->head.bits < 16 || s->other_teacher ? 2 : 1) +
-        2 * (p.teacher_bytes / (size_t)stream.samples);
+    p.work_bytes = student_work_bytes(a, &own, ranks > 1) +
+                   block_inside_bytes(a, s->seqlen, s->act, s->cpu_threads) +
+                   distiller_bytes(a, s->seqlen, s->act,
+                                   s->head.bits < 16 || s->other_teacher ? 2 : 1) +
+                   2 * (p.teacher_bytes / (size_t)stream.samples);
     p.acts_bytes = student_acts_bytes(a, &own);
     p.keeps_acts = p.acts_bytes <= s->acts_bytes;
     const double passes = p.keeps_acts ? 1 : 2;

@@ -27,6 +27,7 @@
 #ifndef WKVQ_ATTN_H
 #define WKVQ_ATTN_H
 
+#include "kernels/attn_memory.h"
 #include "kernels/cpu/attn_tile.h"
 
 /* The two forms of a key and its value. */
@@ -37,6 +38,7 @@ struct attn_job {
     struct attn_mask mask;
     int64_t reach; /* tokens that a query sees; INT64_MAX: all */
     int64_t T, H, K, d, dp, n_blocks, n_splits;
+    int n_forms; /* that keys and values have */
     float scale;
     char *scratch; /* [threads][thread_bytes] */
     size_t thread_bytes;
@@ -63,19 +65,28 @@ INLINE int64_t attn_splits(int64_t K, int64_t n_blocks, int threads, int per_thr
     return least(n, n_blocks);
 }
 
+/* A job of which only the sizes are known: what its working memory follows from. */
+INLINE struct attn_job attn_job_sized(const struct attn_shape *s)
+{
+    return (struct attn_job){.T = s->T,
+                             .H = s->H,
+                             .K = s->K,
+                             .d = s->d,
+                             .dp = (s->d + PAD - 1) / PAD * PAD,
+                             .n_blocks = (s->T + TILE - 1) / TILE,
+                             .n_forms = N_FORMS};
+}
+
 INLINE struct attn_job attn_job_of(const struct attn_inputs *in)
 {
-    struct attn_job j = {.q = in->q,
-                         .k = {in->k, in->kq},
-                         .v = {in->v, in->vq},
-                         .reach = in->reach ? in->reach : INT64_MAX,
-                         .T = in->q->dim[0],
-                         .H = in->q->dim[1],
-                         .K = in->k->dim[1],
-                         .d = in->q->dim[2],
-                         .dp = (in->q->dim[2] + PAD - 1) / PAD * PAD,
-                         .n_blocks = (in->q->dim[0] + TILE - 1) / TILE,
-                         .scale = in->scale};
+    struct attn_job j = attn_job_sized(&(struct attn_shape){
+        .T = in->q->dim[0], .H = in->q->dim[1], .K = in->k->dim[1], .d = in->q->dim[2]});
+    j.q = in->q;
+    j.k[FULL] = in->k, j.k[QUANTIZED] = in->kq;
+    j.v[FULL] = in->v, j.v[QUANTIZED] = in->vq;
+    j.reach = in->reach ? in->reach : INT64_MAX;
+    j.scale = in->scale;
+    j.n_forms = in->kq ? N_FORMS : 1;
     if (in->kq)
         j.mask = *in->mask;
     return j;
@@ -182,12 +193,19 @@ INLINE struct arena thread_arena(const struct attn_job *a, int thread)
 }
 
 #if ATTN_PAIRS /* the F32 kernels: for inputs that are not BF16 */
+int64_t ISA_NAME(cpu_attn_bytes)(const struct attn_shape *s, int threads);
 void ISA_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                         const struct attn_inputs *in);
 void ISA_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
                             const struct tensor *dout, const struct tensor *o,
                             const struct tensor *lse, const struct attn_inputs *in);
 #endif
+/* Bytes of the backward: the threads' working memory in SLOT_A and the sums in SLOT_B. */
+struct bwd_bytes {
+    size_t work, sums;
+};
+struct bwd_bytes ATTN_NAME(cpu_attn_bwd_bytes)(const struct attn_shape *s, int threads);
+int64_t ATTN_NAME(cpu_attn_bytes)(const struct attn_shape *s, int threads);
 void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                          const struct attn_inputs *in);
 void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,

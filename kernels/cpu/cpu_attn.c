@@ -48,7 +48,7 @@ static struct fwd_work fwd_carve(const struct attn_job *a, struct arena *r)
     const int64_t block = TILE * a->dp / DEPTH;
     struct fwd_work w = {0};
     for (int f = 0; f < N_FORMS; f++) {
-        const int64_t n = a->k[f] ? a->n_blocks * block : 0;
+        const int64_t n = f < a->n_forms ? a->n_blocks * block : 0;
         w.K[f] = take(r, n);
         w.Vt[f] = take(r, n);
         w.P[f] = take(r, TILE / DEPTH * TILE);
@@ -235,6 +235,26 @@ static void fwd_chunk(void *ctx, int64_t chunk, int thread)
         fwd_head(f, &w, h, chunk % a->n_splits);
 }
 
+static size_t fwd_thread_bytes(const struct attn_job *a)
+{
+    struct arena count = {0};
+    fwd_carve(a, &count);
+    return count.used;
+}
+
+/* The forward works in the same slot as the backward, but has no sums. */
+int64_t ATTN_NAME(cpu_attn_bytes)(const struct attn_shape *s, int threads)
+{
+#if ATTN_PAIRS
+    if (s->act != DT_BF16)
+        return ISA_NAME(cpu_attn_bytes)(s, threads);
+#endif
+    const struct attn_job a = attn_job_sized(s);
+    const size_t fwd = fwd_thread_bytes(&a) * (size_t)threads;
+    const struct bwd_bytes bwd = ATTN_NAME(cpu_attn_bwd_bytes)(s, threads);
+    return (int64_t)((fwd > bwd.work ? fwd : bwd.work) + bwd.sums);
+}
+
 void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct tensor *lse,
                          const struct attn_inputs *in)
 {
@@ -247,9 +267,7 @@ void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct ten
     const int threads = pool_threads(d->pool);
     struct fwd f = {.a = attn_job_of(in), .o = o, .lse = lse};
     f.a.n_splits = attn_splits(f.a.K, f.a.n_blocks, threads, 8);
-    struct arena count = {0};
-    fwd_carve(&f.a, &count);
-    f.a.thread_bytes = count.used;
+    f.a.thread_bytes = fwd_thread_bytes(&f.a);
     f.a.scratch = cpu_scratch(d, SLOT_A, f.a.thread_bytes * (size_t)threads);
     if (f.a.scratch)
         pool_run(d->pool, f.a.K * f.a.n_splits, fwd_chunk, &f);
@@ -257,6 +275,7 @@ void ATTN_NAME(cpu_attn)(struct dev *d, const struct tensor *o, const struct ten
 
 void ATTN_NAME(cpu_fill_attn)(struct dev_ops *o)
 {
+    o->attn_bytes = ATTN_NAME(cpu_attn_bytes);
     o->attn = ATTN_NAME(cpu_attn);
     o->attn_bwd = ATTN_NAME(cpu_attn_bwd);
 }

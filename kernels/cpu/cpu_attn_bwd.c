@@ -314,6 +314,24 @@ static void query_chunk(void *ctx, int64_t chunk, int thread)
     put_block(a, b->dq, qb * TILE, h, rows, a->scale);
 }
 
+/* Sets the job's splits and the bytes of a thread, and returns the bytes of both slots. */
+static struct bwd_bytes bwd_cut(struct attn_job *a, int threads)
+{
+    struct arena count = {0};
+    a->n_splits = least(attn_splits(a->K, a->n_blocks, threads, 4), MAX_SPLITS);
+    bwd_carve(a, &count);
+    a->thread_bytes = count.used;
+    const size_t parts = (size_t)(a->n_splits * a->H * a->n_blocks);
+    return (struct bwd_bytes){.work = count.used * (size_t)threads,
+                              .sums = parts * (size_t)(a->dp * TILE) * sizeof(float)};
+}
+
+struct bwd_bytes ATTN_NAME(cpu_attn_bwd_bytes)(const struct attn_shape *s, int threads)
+{
+    struct attn_job a = attn_job_sized(s);
+    return bwd_cut(&a, threads);
+}
+
 void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
                              const struct tensor *dout, const struct tensor *o,
                              const struct tensor *lse, const struct attn_inputs *in)
@@ -324,7 +342,6 @@ void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
         return;
     }
 #endif
-    const int threads = pool_threads(d->pool);
     struct bwd b = {.a = attn_job_of(in),
                     .dq = grads->dq,
                     .dk = {grads->dk, grads->dkq},
@@ -332,14 +349,9 @@ void ATTN_NAME(cpu_attn_bwd)(struct dev *d, const struct attn_grads *grads,
                     .dout = dout,
                     .o = o,
                     .lse = lse};
-    b.a.n_splits = least(attn_splits(b.a.K, b.a.n_blocks, threads, 4), MAX_SPLITS);
-    struct arena count = {0};
-    bwd_carve(&b.a, &count);
-    b.a.thread_bytes = count.used;
-    b.a.scratch = cpu_scratch(d, SLOT_A, b.a.thread_bytes * (size_t)threads);
-    b.dQt = cpu_scratch(d, SLOT_B,
-                        (size_t)(b.a.n_splits * b.a.H * b.a.n_blocks * b.a.dp * TILE) *
-                            sizeof(float));
+    const struct bwd_bytes bytes = bwd_cut(&b.a, pool_threads(d->pool));
+    b.a.scratch = cpu_scratch(d, SLOT_A, bytes.work);
+    b.dQt = cpu_scratch(d, SLOT_B, bytes.sums);
     if (!b.a.scratch || !b.dQt)
         return;
     pool_run(d->pool, b.a.K * b.a.n_splits, bwd_chunk, &b);

@@ -132,6 +132,13 @@ static void fill_table(struct dev_ops *o, enum isa isa)
         fill[isa].attention(o);
 }
 
+int64_t cpu_attn_bytes(const struct attn_shape *s, int threads)
+{
+    struct dev_ops o = {0};
+    fill_table(&o, best_up_to(last_isa));
+    return o.attn_bytes(s, threads);
+}
+
 enum err cpu_fill(struct dev *d, int threads)
 {
     struct cpu *c = NULL;

@@ -60,6 +60,11 @@ static void test_memory_of_a_quantized_embedding(void **state)
     assert_int_equal(quantized.weights_bytes, plain.weights_bytes);
 }
 
+static int64_t on_gpu(int64_t T, int64_t H, int64_t K, int64_t d, enum dtype act)
+{
+    return attn_inside_bytes(&(struct attn_shape){T, H, K, d, act}, 0);
+}
+
 /* What cuDNN works in: dS of a llama-2-7b's 32 heads, 2048 tokens each. In F32, for shorter samples
  * and where it would be too much, attention has other kernels. */
 static void test_memory_of_attention(void **state)
@@ -68,14 +73,36 @@ static void test_memory_of_attention(void **state)
     const int64_t little = 1 << 16, parts = 4 * T * H * d + 8 * T * H * 17;
     const int64_t beside = parts + 4096 + little;
     (void)state;
-    assert_int_equal(attn_inside_bytes(T, H, H, d, DT_BF16), dS + beside);
-    assert_int_equal(attn_inside_bytes(T - 1, H, H, d, DT_BF16),
-                     dS + beside - 4 * H * d - 8 * H * 17);
-    assert_int_equal(attn_inside_bytes(T, H, 8, d, DT_BF16),
+    assert_int_equal(on_gpu(T, H, H, d, DT_BF16), dS + beside);
+    assert_int_equal(on_gpu(T - 1, H, H, d, DT_BF16), dS + beside - 4 * H * d - 8 * H * 17);
+    assert_int_equal(on_gpu(T, H, 8, d, DT_BF16),
                      dS + 4 * H * T * d + beside - 4 * T * 24 * d);
-    assert_int_equal(attn_inside_bytes(T, H, H, d, DT_F32), 4 * T * H * d);
-    assert_int_equal(attn_inside_bytes(511, H, H, d, DT_BF16), 4 * 511 * H * d);
-    assert_int_equal(attn_inside_bytes(8192, H, H, d, DT_BF16), 4 * parts + 4096 + little);
+    assert_int_equal(on_gpu(T, H, H, d, DT_F32), 4 * T * H * d);
+    assert_int_equal(on_gpu(511, H, H, d, DT_BF16), 4 * 511 * H * d);
+    assert_int_equal(on_gpu(8192, H, H, d, DT_BF16), 4 * parts + 4096 + little);
+}
+
+/* On the cpu both plans count what attention takes with that many threads, and nothing else
+ * differs. */
+static void test_plans_count_threads(void **state)
+{
+    struct arch a = tiny_arch(0, 2);
+    struct calib_settings s = tiny_settings();
+    struct refine_settings rs = {.samples = 1, .seqlen = 200, .batch = 1, .act = DT_F32};
+    const struct attn_shape shape = {200, a.n_heads, a.n_kv, a.head_dim, DT_F32};
+    struct calib_plan p[2];
+    struct refine_plan r[2];
+    (void)state;
+    s.seqlen = 200, s.act = DT_F32;
+    for (int i = 0; i < 2; i++) {
+        s.cpu_threads = rs.cpu_threads = i ? 64 : 1;
+        must(calib_plan(&p[i], &a, &s));
+        must(refine_plan(&r[i], &a, &s.weights, &s.kv, &rs, 1));
+    }
+    const int64_t more = attn_inside_bytes(&shape, 64) - attn_inside_bytes(&shape, 1);
+    assert_true(more > 32 * attn_inside_bytes(&shape, 1));
+    assert_int_equal(p[1].acts_bytes - p[0].acts_bytes, more);
+    assert_int_equal(r[1].work_bytes - r[0].work_bytes, more);
 }
 
 /* Calibration and refinement count it. */
@@ -242,6 +269,7 @@ int main(void)
         cmocka_unit_test(test_memory_of_a_quantized_embedding),
         cmocka_unit_test(test_memory_of_attention),
         cmocka_unit_test(test_plans_count_attention),
+        cmocka_unit_test(test_plans_count_threads),
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_flops_of_fewer_measured_samples),

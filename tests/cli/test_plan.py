@@ -4,6 +4,7 @@
 
 Every command that has the option is run where its output does not exist and where it does; names,
 contents and times of all files and folders are the same afterwards."""
+import json
 import os
 import pathlib
 import subprocess
@@ -36,6 +37,20 @@ def snapshot(folder):
     return found
 
 
+def check_threads(wkvq):
+    """Each thread of the cpu device has working memory of its own, which the plan counts; a GPU's does not depend on
+    the host's threads."""
+    def activations(device, threads):
+        command = [wkvq, "calibrate", "--plan", "--shape", "smollm2-135m", "--json", "-j", str(threads), "--device", device,
+                   "--set", "run.device_memory=24G", "--set", "refine.samples=4"]
+        plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return plan["activations_bytes"], plan["refinement"]["device_bytes"]
+
+    one, many = activations("cpu", 1), activations("cpu", 64)
+    assert all(more - least > 63 << 20 for least, more in zip(one, many)), (one, many)
+    assert activations("cuda", 1) == activations("cuda", 64)
+
+
 def main():
     wkvq = str(pathlib.Path(sys.argv[1]).resolve())
     commands = {
@@ -46,6 +61,7 @@ def main():
         "sweep": [wkvq, "sweep", "s.yaml", "-m", "model", "--data", "text.txt", "-o", "made/sweep", "-j1"],
         "export": [wkvq, "export", "source", "--format", "dense", "-o", "made/dense"],
     }
+    check_threads(wkvq)
     texts = {name: subprocess.run([wkvq, name, "--help"], capture_output=True, text=True, check=True).stdout
              for name in subprocess.run([wkvq, "--completion"], capture_output=True, text=True, check=True).stdout
              .split('compgen -W "')[1].split('"')[0].split() if not name.startswith("-") and name != "help"}

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/attn_memory.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
@@ -152,6 +153,31 @@ static void test_products_repeat(void **state)
     teardown(&a);
 }
 
+/* The planned bytes are those that forward and backward allocated, to the byte, on every
+ * instruction set, with threads that share one key-value head and with one thread. */
+static void test_planned_memory_is_allocated(void **state)
+{
+    const int threads[] = {1, 2, 5, 16};
+    (void)state;
+    for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++)
+        for (int which = 0; which < 8 && cpu_has_isa(isa); which++) {
+            struct attention a;
+            const enum dtype type = which % 2 ? DT_BF16 : DT_F32;
+            const struct attn_shape shape = {T, H, 1, D, type};
+            cpu_limit_isa(isa);
+            setup(&a, threads[which / 2], type);
+            run(&a);
+            const struct cpu *cpu = a.dev->priv;
+            size_t used = 0;
+            for (int slot = 0; slot < N_SLOTS; slot++)
+                used += cpu->slot_bytes[slot];
+            assert_true(used > 0);
+            assert_int_equal(attn_inside_bytes(&shape, threads[which / 2]), used);
+            teardown(&a);
+        }
+    cpu_limit_isa(N_ISAS);
+}
+
 static void test_about(void **state)
 {
     for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++) {
@@ -178,6 +204,7 @@ int main(void)
         cmocka_unit_test(test_repeats),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_products_repeat),
+        cmocka_unit_test(test_planned_memory_is_allocated),
         cmocka_unit_test(test_about),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

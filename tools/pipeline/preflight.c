@@ -183,6 +183,14 @@ static void measure_host(struct plan_estimate *e, const struct job *j)
     e->threads = e->threads_set ? j->recipe.threads : (int64_t)e->cpus.amount;
 }
 
+/* Returns the threads of the cpu device that computes, or will; 0: a GPU does. */
+static int cpu_threads(const struct plan_estimate *e, const struct job *j)
+{
+    if (e->own_memory)
+        return 0;
+    return j->dev ? dev_threads(j->dev) : (int)e->threads;
+}
+
 /* Makes the calibration's settings those of one step at the shapes of refinement, whose speed is
  * measured for a plan. */
 static void resemble_refinement(struct calib_settings *s, const struct refine_settings *r)
@@ -202,6 +210,8 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     measure_host(e, j);
     e->plan = plan;
     e->only_refines = j->only_refines;
+    s->cpu_threads = cpu_threads(e, j);
+    j->refine.cpu_threads = s->cpu_threads;
     if (j->only_refines)
         resemble_refinement(s, &j->refine);
     s->device_bytes = 0;
