@@ -150,6 +150,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     parsing = !atexit(finish_help);
     opt_parse(&a, cmd, argc, argv);
     parsing = false;
+    stop_watch(STOP_AT_ONCE);
     if (a.quiet)
         log_set_level(LOG_WARN);
     else if (a.verbose)

@@ -4,11 +4,13 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from test_pipeline import Fixture, wait_for_event
@@ -90,6 +92,36 @@ def test_ignored_signals_stay_ignored(f):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130, process.returncode
+
+
+def handles(process, sig):
+    """Whether the process has a handler of its own for the signal."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16)
+    return caught >> (sig - 1) & 1
+
+
+def test_commands_that_keep_nothing_say_so(f):
+    """They read a text that does not end, or measure for longer than the test waits."""
+    f.reference()
+    small = ["--set", "calibration.samples=4", "--set", "calibration.seqlen=32"]
+    for args, sig in ((["eval", "model", "--data", "-", "--ctx", "64"], signal.SIGINT),
+                      (["quantize", "model", "--data", "-", "-o", "no", "--plan", *small], signal.SIGTERM),
+                      (["verify", "reference", "--against", "model", "--data", "-"], signal.SIGINT),
+                      (["tokenize", "model", "-"], signal.SIGHUP),
+                      (["bench", "kernels"], signal.SIGTERM)):
+        process = subprocess.Popen([f.wkvq, *args], cwd=f.path, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        while process.poll() is None and not handles(process, sig):
+            time.sleep(0.001)
+        process.send_signal(sig)
+        process.wait(60)
+        said = process.stderr.read()
+        process.stdin.close()
+        process.stderr.close()
+        assert process.returncode == 130, (args, process.returncode, said)
+        assert said.count(b"interrupted; nothing of the work is kept, and the same command starts over") == 1, (args, said)
+        assert not (f.path / "no").exists()
 
 
 def closed_pipe():

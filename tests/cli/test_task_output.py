@@ -56,8 +56,9 @@ class Fixture(test_tasks.Fixture):
     def fresh(self):
         (self.path / OUT).unlink(missing_ok=True)
 
-    def kill_after_a_line(self, command):
-        """Kills the command once its output has a further line; how many lines there are then."""
+    def kill_after_a_line(self, command, sig=signal.SIGKILL):
+        """Kills the command once its output has a further line; how many lines there are then. SIGINT is answered with
+        what is kept."""
         path = self.path / OUT
         before = path.stat().st_size if path.exists() else 0
         with subprocess.Popen(command, cwd=self.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as p:
@@ -65,8 +66,11 @@ class Fixture(test_tasks.Fixture):
             while not (path.exists() and path.stat().st_size > before) and p.poll() is None:
                 assert time.monotonic() < end, "no line appears"
                 time.sleep(0.002)
-            p.kill()
-            assert p.wait() == -signal.SIGKILL, (p.returncode, p.stderr.read())
+            p.send_signal(sig)
+            _, said = p.communicate()
+            assert p.returncode == (130 if sig == signal.SIGINT else -sig), (p.returncode, said)
+            kept = f"interrupted; {OUT} has the finished work, and the same command continues from there\n"
+            assert said.endswith(kept.encode()) == (sig == signal.SIGINT), said
         return path.read_bytes().count(b"\n")
 
 
@@ -79,7 +83,7 @@ def test_kill(f):
     assert 0 < lines < 900, lines
     with (f.path / OUT).open("ab") as out:  # a line that the kill cut
         out.write(want[1][:30])
-    assert lines < f.kill_after_a_line(f.zeroshot()) < 900
+    assert lines < f.kill_after_a_line(f.zeroshot(), signal.SIGINT) < 900
     assert f.bytes(f.zeroshot()) == want
     done = subprocess.run([*f.zeroshot(), "--threads", "1"], cwd=f.path, capture_output=True, timeout=300)
     assert json.loads(done.stdout)["sets"][0]["acc"] == want[0]["sets"][0]["acc"]

@@ -4,6 +4,7 @@
 #include "kernels/base/error.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,6 +12,8 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
 
 static volatile sig_atomic_t asked;
 static volatile sig_atomic_t phase_now;
+static char kept[4096];
+static volatile sig_atomic_t keeps; /* kept is whole */
 
 static void say(const char *text)
 {
@@ -25,10 +28,21 @@ static bool aborts(int sig)
     return sig == SIGINT || sig == SIGTERM;
 }
 
+static void say_what_is_kept(void)
+{
+    say("\ninterrupted; ");
+    if (keeps) {
+        say(kept);
+        say(" has the finished work, and the same command continues from there\n");
+    } else {
+        say("nothing of the work is kept, and the same command starts over\n");
+    }
+}
+
 static void on_signal(int sig)
 {
     if (phase_now == STOP_AT_ONCE) {
-        say("\ninterrupted; run the same command again\n");
+        say_what_is_kept();
         _exit(130);
     }
     if (!asked) {
@@ -56,6 +70,13 @@ void stop_watch(enum stop_phase phase)
     for (size_t i = 0; i < ARRAY_LEN(watched); i++)
         if (!is_ignored(watched[i]))
             sigaction(watched[i], &act, NULL);
+}
+
+void stop_keeps(const char *path)
+{
+    keeps = 0;
+    const int n = snprintf(kept, sizeof(kept), "%s", path);
+    keeps = n > 0 && (size_t)n < sizeof(kept);
 }
 
 void stop_ignore_broken_output(void)

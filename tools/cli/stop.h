@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * Signals that end the program. The first SIGINT, SIGTERM, SIGHUP or SIGXCPU requests a
- * stop at the next safe point. Another SIGINT or SIGTERM ends the program at once. A signal
- * that was ignored when the program started (nohup) stays ignored. */
+ * Signals that end the program: SIGINT, SIGTERM, SIGHUP and SIGXCPU. Every command ends with status
+ * 130 and a message that says what it keeps. Where work can be saved in the middle, the first
+ * signal requests a stop at the next safe point, and another SIGINT or SIGTERM ends the program at
+ * once. A signal that was ignored when the program started (nohup) stays ignored. */
 #ifndef WKVQ_STOP_H
 #define WKVQ_STOP_H
 
 #include <stdbool.h>
 
 /* STOP_AT_STEP: a signal stops the work at its next safe point. STOP_AT_ONCE: the first
- * signal ends the process with status 130, because all work is redone from complete
- * files. */
+ * signal ends the process, because all work is redone from complete files. */
 enum stop_phase { STOP_AT_STEP, STOP_AT_ONCE };
 
 void stop_watch(enum stop_phase phase);
+/* Names the file or directory from which the same command continues, for the message of
+ * STOP_AT_ONCE. Without a call nothing is kept. path is copied. */
+void stop_keeps(const char *path);
 /* Turns a closed pipe (SIGPIPE) and a file size limit (SIGXFSZ) into errors of write. */
 void stop_ignore_broken_output(void);
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */

@@ -6,7 +6,6 @@
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/cli/progress.h"
-#include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
 #include "tools/recipe/recipe.h"
 
@@ -235,7 +234,6 @@ static enum err write_export(struct export_job *j, const struct args *a)
 {
     struct progress *p = NULL;
     TRY(progress_open(&p, a->quiet, a->log_json));
-    stop_watch(STOP_AT_ONCE);
     progress_phase(p, "export");
     j->progress = progress_share;
     j->progress_ctx = p;

@@ -4,7 +4,6 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/cli/progress.h"
-#include "tools/cli/stop.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/stages.h"
@@ -64,7 +63,6 @@ static enum err write_fold(struct fold_report *r, const struct args *a, struct j
     const struct fold_options how = {.shard_bytes = a->shard_bytes,
                                      .progress = progress_share,
                                      .progress_ctx = j->progress};
-    stop_watch(STOP_AT_ONCE);
     progress_phase(j->progress, "fold");
     const enum err err =
         fold_write(r, a->out, j->model, j->model_dir, state_source(s), &how);

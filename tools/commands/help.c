@@ -32,7 +32,7 @@ void help_print(FILE *f)
                "version.\n"
                "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 verification "
                "failed,\n"
-               "130 interrupted with the state saved.\n");
+               "130 interrupted (the message says what is kept).\n");
 }
 
 void help_print_version(void)

@@ -103,6 +103,7 @@ enum err stage_calibrate(struct state **out, struct job *j, const char *state_di
     enum err err = state_open(&s, state_dir, &j->arch, identity);
     json_decref(identity);
     TRY(err);
+    stop_keeps(state_dir);
     const int64_t done = state_done(s);
     if (done && !j->import)
         log_info("%s: %" PRId64 " of %" PRId64 " blocks are calibrated%s", state_dir, done,

@@ -269,6 +269,7 @@ enum err sweep_execute(struct sweep *s)
     struct crew c = {.s = s};
     enum err err = OK;
     TRY(sweep_record_write(s, true));
+    stop_keeps(s->out_dir);
     stop_watch(STOP_AT_STEP);
     do {
         if (!err && !stop_asked(NULL))

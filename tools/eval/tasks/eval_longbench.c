@@ -7,6 +7,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/longbench.h"
 #include "tools/eval/tasks/longbench_report.h"
@@ -194,6 +195,7 @@ static enum err open_directory(struct bench *b, const char *dir)
     TRY(file_make_dir(dir));
     for (int i = 0; i < b->n; i++)
         TRY(open_in_directory(b, &b->part[i], dir));
+    stop_keeps(dir);
     return OK;
 }
 

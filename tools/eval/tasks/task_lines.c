@@ -5,6 +5,7 @@
 #include "kernels/base/file/lock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -122,6 +123,7 @@ static enum err open_growing(struct task_lines *l)
     TRY(read_earlier(l));
     l->fd = open(l->real, O_WRONLY | O_APPEND | O_CLOEXEC);
     FAIL_IF(l->fd < 0, file_place_error(), "%s: %s", l->path, strerror(errno));
+    stop_keeps(l->path);
     return OK;
 }
 
