@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/export/export.h"
+#include "convert/export/gguf/gguf_vocab.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/nearest.h"
 #include "tools/cli/progress.h"
 #include "tools/commands/commands.h"
 #include "tools/recipe/recipe.h"
@@ -133,6 +135,28 @@ static enum err read_reports(json_t **out, const struct text_list *files)
     return OK;
 }
 
+/* llama.cpp does not load a file with another name. The tokenizer of a newer one is copied. */
+static enum err check_pre(const char *pre)
+{
+    struct nearest best = {0};
+    bool known = !strcmp(pre, "none");
+    const char *name;
+    for (size_t i = 0; !known && (name = gguf_pre_name(i)); i++) {
+        known = !strcmp(pre, name);
+        nearest_consider(&best, pre, name);
+    }
+    FAIL_IF(!known && best.word, ERR_USAGE,
+            "--gguf-pre %.80s: llama.cpp has no such name; did you mean %s?", pre,
+            best.word);
+    FAIL_IF(
+        !known, ERR_USAGE,
+        "--gguf-pre %.80s: llama.cpp has no such name; without the option a fitting one "
+        "is chosen, as gpt-2, smollm, llama-bpe, dbrx or qwen2; none leaves the tokenizer "
+        "out, and --gguf-vocab FILE copies one that llama.cpp's converter made",
+        pre);
+    return OK;
+}
+
 static enum err read_options(struct export_job *j, const struct args *a)
 {
     static const enum dtype type[] = {DT_F16, DT_BF16, DT_F32};
@@ -147,6 +171,7 @@ static enum err read_options(struct export_job *j, const struct args *a)
                                        : NULL;
     FAIL_IF(gguf && strcmp(a->format, "gguf"), ERR_USAGE, "--%s is for --format gguf",
             gguf);
+    TRY(a->gguf_pre ? check_pre(a->gguf_pre) : OK);
     FAIL_IF(a->gguf_pre && a->gguf_vocab, ERR_USAGE,
             "--gguf-pre and --gguf-vocab both name the tokenizer; give one of them");
     FAIL_IF(j->format->is_file && (a->shard_bytes || a->eval_report.n), ERR_USAGE,

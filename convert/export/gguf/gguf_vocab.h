@@ -49,6 +49,8 @@ void gguf_vocab_free(struct gguf_vocab *v); /* accepts a zeroed one */
 
 /* --- gguf_pre.c --------------------------------------------------------------------- */
 
+/* Returns name i of those that llama.cpp loads, in alphabetical order; NULL after the last. */
+const char *gguf_pre_name(size_t i);
 /* *out = the name under which llama.cpp splits words like byte-level t, NULL if it knows
  * none; static. */
 const char *gguf_pre_of(const struct json_tokenizer *t);
