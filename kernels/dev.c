@@ -124,6 +124,7 @@ void dev_close(struct dev **pd)
     struct dev *d = *pd;
     if (!d)
         return;
+    dev_close_stage(d);
     if (d->ops.close)
         d->ops.close(d);
     pool_close(&d->pool);
@@ -173,8 +174,9 @@ bool dev_set_synchronous(struct dev *d, bool on)
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
     OP_BEGIN(copy, started);
-    WANT(act(y) && act(x) && same_shape(y, x) && rows_fit(x) && rows_fit(y),
-         "copy: want act y, x of one shape");
+    WANT(act(y) && (act(x) || is_type(x, DT_F16)) && same_shape(y, x) && rows_fit(x) &&
+             rows_fit(y),
+         "copy: want act y and act or F16 x of one shape");
     d->ops.copy(d, y, x);
     OP_END(DEV_COPY, started);
 }

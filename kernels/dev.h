@@ -82,6 +82,13 @@ void dev_free(struct dev *d, void *p);
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
+/* Uploads elements of type `from` (F32, F16 or BF16, any alignment) as those of y, act and
+ * contiguous: the values of host_to_f32() and host_to_bf16(). The host may change host_src at once.
+ * A device with memory of its own keeps DEV_UPLOAD_BYTES of it from the first call on, and as much
+ * of the host's, page-locked unless that is short. */
+enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_src,
+                       enum dtype from);
+#define DEV_UPLOAD_BYTES (4 << 20)
 /* Waits for all queued work; returns the device's failure, if there was one. */
 enum err dev_sync(struct dev *d);
 
@@ -106,7 +113,8 @@ enum err dev_copy_sync(struct dev *d);
 enum err dev_host_alloc(struct dev *d, void **out, size_t bytes);
 void dev_host_free(struct dev *d, void *p); /* p may be NULL */
 
-/* y = x, converted between F32 and BF16. y and x have one shape, each its own ld. */
+/* y = x, converted between F32 and BF16, or from F16, which x alone may be. y and x have one shape,
+ * each its own ld. */
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x);
 
 /* --- linear algebra ------------------------------------------------------------------ */

@@ -17,6 +17,7 @@
 struct attn_shape;
 struct engine_quant;
 struct ranks;
+struct upload_stage; /* dev_upload.c */
 
 struct dev_ops {
     const char *name;
@@ -127,9 +128,10 @@ struct dev_ops {
 
 struct dev {
     struct dev_ops ops;
-    struct pool *pool; /* NULL for ref */
-    void *priv;        /* the implementation's own */
-    enum err failed;   /* sticky */
+    struct pool *pool;          /* NULL for ref */
+    void *priv;                 /* the implementation's own */
+    enum err failed;            /* sticky */
+    struct upload_stage *stage; /* NULL until dev_upload_as() needs it */
     enum dtype preferred_act;
     bool link_tried, linked; /* with the devices of other ranks */
     bool queues;             /* operations return before their work is done */
@@ -142,6 +144,9 @@ struct dev {
 /* Records a failure from inside an operation: the first one stays. */
 void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Frees what dev_upload_as() keeps. */
+void dev_close_stage(struct dev *d);
 
 /* Each fills d->ops, and what it needs of priv, pool, about and preferred_act. */
 void ref_fill(struct dev *d);

@@ -13,9 +13,23 @@ struct elem {
     enum gate_act act; /* of gates */
 };
 
+/* n elements from F16, those of x from at on. */
+static void copy_half(void *y, enum dtype to, const struct tensor *x, int64_t at, int64_t n)
+{
+    const uint16_t *half = (const uint16_t *)x->data + at;
+    if (to == DT_BF16)
+        host_to_bf16(y, half, DT_F16, n);
+    else
+        host_to_f32(y, half, DT_F16, n);
+}
+
 static void copy_part(const void *ctx, int64_t begin, int64_t end)
 {
     const struct elem *e = ctx;
+    if (e->a->dtype == DT_F16) {
+        copy_half(cpu_at(e->y, begin), e->y->dtype, e->a, begin, end - begin);
+        return;
+    }
     for (int64_t i = begin; i < end; i += VL)
         act_put(e->y->data, cpu_bf16(e->y), i, end,
                 act_get(e->a->data, cpu_bf16(e->a), i, end));
@@ -26,6 +40,10 @@ static void copy_row(const void *ctx, int64_t r)
 {
     const struct elem *e = ctx;
     void *y_r = cpu_row(e->y, r);
+    if (e->a->dtype == DT_F16) {
+        copy_half(y_r, e->y->dtype, e->a, r * e->a->ld, e->cols);
+        return;
+    }
     const void *x_r = cpu_row(e->a, r);
     const bool y16 = cpu_bf16(e->y), x16 = cpu_bf16(e->a);
     if (y16 == x16) {

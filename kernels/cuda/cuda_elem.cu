@@ -121,6 +121,31 @@ struct copy_piece {
     }
 };
 
+/* y = x, of F16. */
+struct half_piece {
+    view y, x;
+    bool octs() const
+    {
+        return in_octs(y) && x.ld % 8 == 0 && (uintptr_t)x.p % 16 == 0;
+    }
+    template <int N> __device__ void run(int64_t r, int64_t c, int n) const
+    {
+        const uint16_t *from = (const uint16_t *)x.p + r * x.ld + c;
+        elements<N> q = {};
+        if constexpr (N == 8) {
+            const uint4 u = load_wide<uint4>(from);
+            const unsigned pair[4] = {u.x, u.y, u.z, u.w};
+            for (int k = 0; k < 8; k++)
+                q.v[k] = f16_to_f32((uint16_t)(pair[k / 2] >> k % 2 * 16));
+        } else {
+            GLOBAL(const uint16_t) half = from;
+            for (int k = 0; k < n; k++)
+                q.v[k] = f16_to_f32(half[k]);
+        }
+        put_some<N>(y, r * y.ld + c, n, q);
+    }
+};
+
 /* --- operations ----------------------------------------------------------------------- */
 
 static bool contiguous(const struct tensor *x)
@@ -139,7 +164,11 @@ static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor
                   "copy");
         return;
     }
-    run_pieces(d, "copy", copy_piece{view_of(y), view_of(x)}, rows_of(x), width_of(x));
+    const int64_t rows = rows_of(x), cols = width_of(x);
+    if (x->dtype == DT_F16)
+        run_pieces(d, "copy", half_piece{view_of(y), view_of(x)}, rows, cols);
+    else
+        run_pieces(d, "copy", copy_piece{view_of(y), view_of(x)}, rows, cols);
 }
 
 /* y = a + b. With ld 0, one row of b is added to every row. */

@@ -9,11 +9,14 @@
 #include "kernels/base/half.h"
 #include "kernels/dev_ops.h"
 
-/* Element i of an act tensor's memory. ref_set() rounds to its type, ref_put() may add. */
+/* Element i of the memory of an act tensor, or of an F16 one. ref_set() rounds to its type,
+ * ref_put() may add. */
 static inline float ref_get(const struct tensor *x, int64_t i)
 {
-    return x->dtype == DT_F32 ? ((const float *)x->data)[i]
-                              : bf16_to_f32(((const uint16_t *)x->data)[i]);
+    const uint16_t *half = x->data;
+    if (x->dtype == DT_F32)
+        return ((const float *)x->data)[i];
+    return x->dtype == DT_F16 ? f16_to_f32(half[i]) : bf16_to_f32(half[i]);
 }
 
 static inline void ref_set(const struct tensor *x, int64_t i, double v)

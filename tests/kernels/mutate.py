@@ -109,6 +109,8 @@ MUTANTS = {
     "weight-grad-quads": ("cuda_weight.cu", "float add_quads(", "j < half", "j < half - 1", "fake_quant_weights_bwd"),
     "weight-step-outside": ("cuda_weight.cu", "struct step_offsets", "clamped(round, k.grid) == round", "true", "round_step"),
     "oct-alignment": ("cuda_elem.cu", "bool in_octs(", "x.ld % (x.bf16 ? 8 : 4) == 0", "true", "add"),
+    "half-pair-order": ("cuda_elem.cu", "struct half_piece {", "k % 2 * 16", "(k + 1) % 2 * 16", "copy"),
+    "half-alignment": ("cuda_elem.cu", "struct half_piece {", "x.ld % 8 == 0", "true", "copy"),
     "oct-order": ("cuda_elem.cu", "void put_half8(", "u.z = pair[2]", "u.z = pair[3]", "add"),
     "gate-up-alignment": ("cuda_elem.cu", "gate_rows(const struct tensor", "F % 4 == 0", "true", "gate_bwd"),
     "rope-octs-of-two-heads": ("cuda_elem.cu", "struct rope_pairs {", "half % 8 == 0", "true", "rope"),

@@ -5,8 +5,10 @@
 #include "kernels/cuda/emu/emu_card.h"
 #include "kernels/dev.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -158,6 +160,134 @@ static void test_missing_waits_show(void **state)
     dev_close(&d);
 }
 
+/* Elements of every bit pattern of the type's upper half, at an odd address. */
+static uint8_t *some_elements(enum dtype t, int64_t n)
+{
+    const size_t size = dtype_bytes(t);
+    uint8_t *raw = malloc((size_t)n * size + 1);
+    assert_non_null(raw);
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)i * 2654435761u;
+        const uint16_t half = (uint16_t)(bits >> 16);
+        memcpy(raw + 1 + (size_t)i * size, t == DT_F32 ? (const void *)&bits : &half, size);
+    }
+    return raw;
+}
+
+/* Uploads n elements and compares them with the conversion on the host. A NaN is a NaN. The source
+ * is spoiled as soon as the upload returns, and what was in the target is still read before it. */
+static void upload_as(struct dev *d, enum dtype from, enum dtype to, int64_t n)
+{
+    const size_t bytes = (size_t)n * dtype_bytes(to);
+    uint8_t *raw = some_elements(from, n);
+    char *want = malloc(bytes), *got = malloc(bytes), *p = NULL;
+    assert_true(want && got);
+    if (to == DT_F32)
+        host_to_f32((float *)want, raw + 1, from, n);
+    else
+        host_to_bf16((uint16_t *)want, raw + 1, from, n);
+    assert_int_equal(dev_alloc(d, (void **)&p, 2 * bytes), OK);
+    const struct tensor y = tensor_1d(p, to, n), old = tensor_1d(p + bytes, to, n);
+    assert_int_equal(dev_zero(d, p, bytes), OK);
+    assert_int_equal(dev_copy(d, &old, &y), OK);
+    assert_int_equal(dev_upload_as(d, &y, raw + 1, from), OK);
+    memset(raw, 0x55, (size_t)n * dtype_bytes(from) + 1);
+    assert_int_equal(dev_download(d, got, p, bytes), OK);
+    for (int64_t i = 0; i < n; i++) {
+        float a, b;
+        host_to_f32(&a, got + (size_t)i * dtype_bytes(to), to, 1);
+        host_to_f32(&b, want + (size_t)i * dtype_bytes(to), to, 1);
+        assert_true(isnan(b) ? isnan(a) : memcmp(&a, &b, sizeof(a)) == 0);
+    }
+    assert_int_equal(dev_download(d, got, p + bytes, bytes), OK);
+    for (size_t i = 0; i < bytes; i++)
+        assert_int_equal(got[i], 0);
+    dev_free(d, p);
+    free(raw);
+    free(want);
+    free(got);
+}
+
+/* From every type to every act type, one after the other through the same buffers: few elements,
+ * then several pieces with an odd rest. */
+static void uploads_on(const char *name)
+{
+    static const enum dtype from[] = {DT_F32, DT_F16, DT_BF16}, to[] = {DT_F32, DT_BF16};
+    const int64_t piece = DEV_UPLOAD_BYTES / 4; /* of 16 bits */
+    struct dev *d = open_dev(name);
+    for (int i = 0; i < 6; i++) {
+        upload_as(d, from[i % 3], to[i / 3], 1);
+        upload_as(d, from[i % 3], to[i / 3], 1000 + i);
+    }
+    upload_as(d, DT_F16, DT_F32, piece);
+    upload_as(d, DT_F16, DT_F32, 3 * piece + 77);
+    upload_as(d, DT_F32, DT_BF16, 2 * piece + 8);
+    dev_close(&d);
+    assert_int_equal(emu_card()->live, 0);
+    assert_int_equal(emu_card()->held, 0);
+}
+
+static void test_uploads_convert(void **state)
+{
+    uploads_on("cpu");
+    for (int early = 0; early < 2; early++) {
+        emu_card()->early_copies = early;
+        uploads_on("cuda-emu");
+    }
+    emu_card()->early_copies = false;
+}
+
+/* Bytes that cross: 16 bits an element where the source or the target has no more. */
+static void test_uploads_cross_in_16_bits(void **state)
+{
+    static const struct {
+        enum dtype from, to;
+        size_t bytes;
+    } cases[] = {{DT_F16, DT_F32, 2},  {DT_BF16, DT_F32, 2}, {DT_F16, DT_BF16, 2},
+                 {DT_F32, DT_BF16, 2}, {DT_F32, DT_F32, 4},  {DT_BF16, DT_BF16, 2}};
+    struct dev *d = open_dev("cuda-emu");
+    struct memory m = open_memory(d);
+    static const float zeros[N];
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        const struct tensor y = tensor_1d(m.a, cases[i].to, N);
+        const uint64_t before = emu_card()->crossed;
+        assert_int_equal(dev_upload_as(d, &y, zeros, cases[i].from), OK);
+        assert_int_equal(emu_card()->crossed - before, N * cases[i].bytes);
+    }
+    close_memory(d, &m);
+    dev_close(&d);
+}
+
+/* Whatever call fails, and whichever memory is short, nothing stays allocated. Ordinary memory
+ * replaces page-locked memory. */
+static void test_uploads_that_fail(void **state)
+{
+    struct emu_card *c = emu_card();
+    const struct emu_card was = *c;
+    static float raw[DEV_UPLOAD_BYTES / 4 * 2];
+    for (int kind = 0; kind < 16; kind++) {
+        struct dev *d = open_dev("cuda-emu");
+        void *p = NULL;
+        assert_int_equal(dev_alloc(d, &p, sizeof(raw)), OK);
+        const struct tensor y = tensor_1d(p, DT_F32, DEV_UPLOAD_BYTES / 4 * 2);
+        c->total = kind == 0 ? c->live + DEV_UPLOAD_BYTES - 1 : was.total;
+        c->pinned = kind == 1 ? DEV_UPLOAD_BYTES - 1 : was.pinned;
+        c->fail_at = kind > 1 ? c->calls + kind - 1 : 0;
+        err_clear();
+        assert_int_equal(dev_upload_as(d, &y, raw, DT_F32), kind == 0   ? ERR_MEMORY
+                                                            : kind == 1 ? OK
+                                                                        : ERR_DEVICE);
+        c->fail_at = 0;
+        dev_free(d, p);
+        dev_close(&d);
+        assert_int_equal(c->live, 0);
+        assert_int_equal(c->held, 0);
+    }
+    c->total = was.total;
+    c->pinned = was.pinned;
+    round_trip("cuda-emu");
+}
+
 static void test_memory_is_counted(void **state)
 {
     uint64_t free_bytes, total, after;
@@ -247,6 +377,9 @@ int main(void)
         cmocka_unit_test(test_missing_waits_show),
         cmocka_unit_test(test_copies_follow_compute),
         cmocka_unit_test(test_memory_outlives_work),
+        cmocka_unit_test(test_uploads_convert),
+        cmocka_unit_test(test_uploads_cross_in_16_bits),
+        cmocka_unit_test(test_uploads_that_fail),
         cmocka_unit_test(test_memory_is_counted),
         cmocka_unit_test(test_cards_that_do_not_do),
         cmocka_unit_test(test_a_failure_stays),

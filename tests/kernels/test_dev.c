@@ -62,6 +62,15 @@ static void matrices(void **state)
     refused(dev_add(dev, &c, &a, &c));
     refused(dev_scale(dev, &bias, 2));
     refused(dev_copy(dev, &c, &a));
+    static uint16_t f16[15];
+    const struct tensor source = tensor_2d(f16, DT_F16, 3, 5);
+    assert_int_equal(dev_copy(dev, &c, &source), OK);
+    refused(dev_copy(dev, &source, &c));
+    struct tensor apart = c;
+    apart.ld++;
+    refused(dev_upload_as(dev, &apart, mem, DT_F32));
+    refused(dev_upload_as(dev, &source, mem, DT_F32));
+    refused(dev_upload_as(dev, &c, mem, DT_I32));
 }
 
 /* A buffer of its own for x: dev_gather reads rows of it while it writes others. */

@@ -18,6 +18,7 @@ struct emu_card {
     long fail_at;              /* this call and all later ones fail; 0: none */
     int failed;                /* the sticky error */
     long copies;               /* queued on the second stream so far */
+    uint64_t crossed;          /* bytes from the host to the card so far */
     bool early_copies;         /* the second stream runs as early as it may, else late */
     long number;               /* of the card, the same for processes that share it */
     int nccl;                  /* version of the library (emu_nccl.h); 0: it is not there */

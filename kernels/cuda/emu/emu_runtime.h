@@ -133,11 +133,12 @@ static inline cudaError_t cudaFreeHost(void *p)
 }
 
 static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes,
-                                          cudaMemcpyKind, cudaStream_t stream)
+                                          cudaMemcpyKind kind, cudaStream_t stream)
 {
     const int e = emu_card_call();
     if (e)
         return e;
+    emu_card()->crossed += kind == cudaMemcpyHostToDevice ? bytes : 0;
     emu_card()->copies += stream == emu::COPIES;
     emu::queue(stream, [=] { memcpy(dst, src, bytes); });
     return cudaSuccess;

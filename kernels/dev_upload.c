@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Uploads with conversion. To a device with memory of its own, elements cross in 16 bits where
+ * either side has no more, in pieces that take turns in two buffers on each side:
+ *
+ *   host_src -> locked[0] -> memory[0] -> y       a piece is read
+ *            -> locked[1] -> memory[1] -> y       while the one before crosses
+ *
+ * The device converts a piece while the next one crosses. Types of 16 bits are not converted on the
+ * host at all. */
+#include "kernels/base/mem.h"
+#include "kernels/dev_begin.h"
+
+#include <string.h>
+
+struct upload_stage {
+    char *locked, *memory; /* DEV_UPLOAD_BYTES each: page-locked, and of the device */
+    bool ordinary;         /* locked is not: page-locked memory was short */
+    int turn;              /* the half that the next piece takes */
+};
+
+#define HALF (DEV_UPLOAD_BYTES / 2)
+
+/* A copy from ordinary memory is right as well, but the host may wait for it. */
+static enum err open_locked(struct dev *d, struct upload_stage *s)
+{
+    const enum err err = dev_host_alloc(d, (void **)&s->locked, DEV_UPLOAD_BYTES);
+    if (err != ERR_MEMORY)
+        return err;
+    err_clear();
+    s->ordinary = true;
+    return mem_alloc(&s->locked, DEV_UPLOAD_BYTES, 1);
+}
+
+static enum err open_stage(struct dev *d)
+{
+    if (!d->stage)
+        TRY(mem_calloc(&d->stage, 1, sizeof(*d->stage)));
+    if (!d->stage->memory)
+        TRY(dev_alloc(d, (void **)&d->stage->memory, DEV_UPLOAD_BYTES));
+    return d->stage->locked ? OK : open_locked(d, d->stage);
+}
+
+void dev_close_stage(struct dev *d)
+{
+    if (!d->stage)
+        return;
+    dev_free(d, d->stage->memory); /* first: it waits for copies that are queued */
+    if (d->stage->ordinary)
+        mem_free(d->stage->locked);
+    else
+        dev_host_free(d, d->stage->locked);
+    mem_free(d->stage);
+    d->stage = NULL;
+}
+
+static void convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n)
+{
+    if (to == DT_F32)
+        host_to_f32(dst, src, from, n);
+    else if (to == DT_BF16)
+        host_to_bf16(dst, src, from, n);
+    else
+        memcpy(dst, src, (size_t)n * dtype_bytes(to));
+}
+
+static struct tensor elements(void *data, enum dtype t, int64_t first, int64_t n)
+{
+    return tensor_1d((char *)data + (size_t)first * dtype_bytes(t), t, n);
+}
+
+/* When a piece starts to cross, the host has seen the one before arrive. So it may fill that one's
+ * half again, and the device may convert it. A copy starts after the operations queued before it,
+ * so no conversion still reads the half that a piece arrives in. */
+static void upload_in_pieces(struct dev *d, const struct tensor *y, const char *src,
+                             enum dtype from)
+{
+    const enum dtype crosses = y->dtype == DT_BF16 && from == DT_F32 ? DT_BF16 : from;
+    const int64_t n = tensor_count(y), most = HALF / (int64_t)dtype_bytes(crosses);
+    struct upload_stage *s = d->stage;
+    struct tensor to, arrived;
+    for (int64_t i = 0; i < n && !d->failed; i += most) {
+        const int64_t m = n - i < most ? n - i : most;
+        void *locked = s->locked + s->turn * HALF, *memory = s->memory + s->turn * HALF;
+        convert(locked, crosses, src + (size_t)i * dtype_bytes(from), from, m);
+        d->ops.copy_sync(d);
+        d->ops.copy_in(d, memory, locked, (size_t)m * dtype_bytes(crosses));
+        if (i)
+            d->ops.copy(d, &to, &arrived);
+        to = elements(y->data, y->dtype, i, m);
+        arrived = elements(memory, crosses, 0, m);
+        s->turn = !s->turn;
+    }
+    if (d->failed)
+        return;
+    d->ops.copy_wait(d);
+    d->ops.copy(d, &to, &arrived);
+}
+
+static bool packed(const struct tensor *x)
+{
+    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld * x->dim[0] == tensor_count(x);
+}
+
+enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_src,
+                       enum dtype from)
+{
+    OP_BEGIN(copy, started);
+    WANT(is_act(y) && packed(y) && tensor_count(y) > 0,
+         "upload_as: want a contiguous act tensor");
+    WANT(from == DT_F32 || from == DT_F16 || from == DT_BF16,
+         "upload_as: want F32, F16 or BF16 elements, not %s", dtype_name(from));
+    if (!d->ops.memory) {
+        convert(y->data, y->dtype, host_src, from, tensor_count(y));
+    } else {
+        TRY(open_stage(d));
+        upload_in_pieces(d, y, host_src, from);
+    }
+    OP_END(DEV_COPY, started);
+}
