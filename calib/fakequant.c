@@ -285,7 +285,10 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
         TRY(block_weights_load(&f->master, f->arch, block, src));
     if (f->given)
         TRY(fakequant_take_given(f, src));
-    TRY(block_weights_load(&f->wq, f->arch, block, src));
+    if (f->quantize_weights)
+        TRY(block_weights_convert(&f->wq, &f->master));
+    else
+        TRY(block_weights_load(&f->wq, f->arch, block, src));
     return finite_weights(&f->wq, f->arch, src, block);
 }
 

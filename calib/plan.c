@@ -110,7 +110,8 @@ static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 uint64_t calib_plan_device_bytes(const struct calib_plan *p)
 {
     const uint64_t fixed = (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes;
-    return fixed + (p->streams == STREAM_DEVICE ? p->stream_bytes : p->slot_bytes);
+    return fixed + DEV_UPLOAD_BYTES +
+           (p->streams == STREAM_DEVICE ? p->stream_bytes : p->slot_bytes);
 }
 
 enum err calib_plan(struct calib_plan *out, const struct arch *a,

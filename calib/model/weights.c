@@ -110,9 +110,6 @@ struct tensor block_weights_bias(const struct block_weights *w, const struct arc
 
 /* --- loading ------------------------------------------------------------------------ */
 
-/* Elements converted at a time, so that a weight never exists twice in full. */
-#define STAGE_ELEMENTS (INT64_C(1) << 20)
-
 enum err host_mat_check(const struct host_mat *m, const char *what, int64_t rows,
                         int64_t cols)
 {
@@ -134,18 +131,6 @@ const void *host_mat_row(const struct host_mat *m, int64_t r)
     return (const char *)m->part[r / m->part_rows] + (size_t)(r % m->part_rows) * bytes;
 }
 
-static enum err upload_part(struct dev *d, const struct tensor *dst,
-                            const struct host_mat *m, void *stage, int64_t first, int64_t n)
-{
-    const size_t to = dtype_bytes(dst->dtype), from = dtype_bytes(m->dtype);
-    const char *src = (const char *)m->data + (size_t)first * from;
-    if (dst->dtype == DT_BF16)
-        host_to_bf16(stage, src, m->dtype, n);
-    else
-        host_to_f32(stage, src, m->dtype, n);
-    return dev_upload(d, (char *)dst->data + (size_t)first * to, stage, (size_t)n * to);
-}
-
 /* Uploads part by part. */
 static enum err upload_parts(struct dev *d, const struct tensor *dst,
                              const struct host_mat *m)
@@ -163,15 +148,7 @@ enum err host_mat_upload(struct dev *d, const struct tensor *dst, const struct h
 {
     if (!m->data)
         return upload_parts(d, dst, m);
-    const int64_t n = tensor_count(dst);
-    const int64_t step = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
-    void *stage = NULL;
-    TRY(mem_alloc(&stage, (size_t)step, sizeof(float)));
-    enum err err = OK;
-    for (int64_t i = 0; i < n && !err; i += step)
-        err = upload_part(d, dst, m, stage, i, n - i < step ? n - i : step);
-    mem_free(stage);
-    return err;
+    return dev_upload_as(d, dst, m->data, m->dtype);
 }
 
 void host_mat_set_gain(struct host_mat *norm, const float *gain)
@@ -250,5 +227,27 @@ enum err block_weights_load(struct block_weights *w, const struct arch *a, int64
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (w->norm[g].data)
             TRY(load_gain(w, a, src, (enum norm_gain)g));
+    return OK;
+}
+
+static enum err convert(struct dev *d, const struct tensor *to, const struct tensor *from)
+{
+    return to->data ? dev_copy(d, to, from) : OK;
+}
+
+enum err block_weights_convert(struct block_weights *w, const struct block_weights *x)
+{
+    w->layer = x->layer;
+    TRY(convert(w->dev, &w->wqkv, &x->wqkv));
+    TRY(convert(w->dev, &w->wo, &x->wo));
+    TRY(convert(w->dev, &w->wgu, &x->wgu));
+    TRY(convert(w->dev, &w->wdown, &x->wdown));
+    TRY(convert(w->dev, &w->router, &x->router));
+    TRY(convert(w->dev, &w->bqkv, &x->bqkv));
+    TRY(convert(w->dev, &w->bo, &x->bo));
+    TRY(convert(w->dev, &w->bgu, &x->bgu));
+    TRY(convert(w->dev, &w->bdown, &x->bdown));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        TRY(convert(w->dev, &w->norm[g], &x->norm[g]));
     return OK;
 }

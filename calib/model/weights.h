@@ -114,6 +114,8 @@ enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struc
  * missing tensor, or one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src);
+/* Makes w, of the same model and device, what block_weights_load() made x, which is F32. */
+enum err block_weights_convert(struct block_weights *w, const struct block_weights *x);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */
 
 #endif

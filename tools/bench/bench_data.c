@@ -48,6 +48,7 @@ enum err bench_fits(uint64_t *left, struct dev *d, uint64_t device_bytes,
     const bool own = dev_memory(d, &free_bytes, &total);
     limits_memory(&host, "");
     if (own) {
+        device_bytes += DEV_UPLOAD_BYTES;
         TRY(refuse_above(device_bytes, free_bytes, "GPU memory", "the GPU", smaller));
     } else {
         host_bytes += device_bytes;

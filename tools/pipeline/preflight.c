@@ -217,7 +217,7 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     s->device_bytes = 0;
     TRY(calib_plan(plan, &j->arch, s));
     const uint64_t fixed = plan_fixed_bytes(plan);
-    s->device_bytes = minus(e->usable_bytes, fixed);
+    s->device_bytes = minus(e->usable_bytes, fixed + DEV_UPLOAD_BYTES);
     s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
     TRY(calib_plan(plan, &j->arch, s));
     if (!e->own_memory && !j->only_refines && fixed > budget)
@@ -243,9 +243,9 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
                                     : plan_refine_fixed_bytes(&e->refine));
     e->teacher_on_disk = e->refine.teacher_bytes > j->refine.memory_bytes;
     const uint64_t streams = e->teacher_on_disk ? 0 : e->refine.teacher_bytes;
-    j->refine.acts_bytes =
-        e->own_memory ? minus(e->usable_bytes, plan_refine_device_bytes(&e->refine))
-                      : minus(j->refine.memory_bytes, streams);
+    j->refine.acts_bytes = e->own_memory
+                               ? minus(e->usable_bytes, plan_refine_card_bytes(&e->refine))
+                               : minus(j->refine.memory_bytes, streams);
     return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine, ranks);
 }
 
@@ -253,10 +253,10 @@ static enum err check_refine_fit(const struct plan_estimate *e, const struct job
 {
     const struct refine_plan *p = &e->refine;
     FAIL_IF(
-        e->own_memory && plan_refine_device_bytes(p) > e->usable_bytes, ERR_USAGE,
+        e->own_memory && plan_refine_card_bytes(p) > e->usable_bytes, ERR_USAGE,
         "refinement needs %.2f GB of GPU memory, but only %.2f GB are available; give a "
         "smaller refine.seqlen, set refine.samples to 0, or use --device cpu",
-        1e-9 * (double)plan_refine_device_bytes(p), 1e-9 * (double)e->usable_bytes);
+        1e-9 * (double)plan_refine_card_bytes(p), 1e-9 * (double)e->usable_bytes);
     FAIL_IF(
         !j->recipe.memory, ERR_USAGE,
         "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "

@@ -18,7 +18,7 @@ static double host_bytes(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
-    return streams + (e->own_memory ? (double)p->host_bytes
+    return streams + (e->own_memory ? (double)p->host_bytes + DEV_UPLOAD_BYTES
                                     : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
@@ -41,6 +41,11 @@ uint64_t plan_refine_device_bytes(const struct refine_plan *p)
     return (uint64_t)p->codes_bytes + p->params_bytes + p->work_bytes;
 }
 
+uint64_t plan_refine_card_bytes(const struct refine_plan *p)
+{
+    return plan_refine_device_bytes(p) + DEV_UPLOAD_BYTES;
+}
+
 uint64_t plan_refine_host_bytes(const struct refine_plan *p)
 {
     return (uint64_t)p->host_bytes + p->saved_bytes;
@@ -55,7 +60,7 @@ static bool refine_fits(const struct plan_estimate *e)
 {
     const uint64_t memory = e->memory.amount;
     if (e->own_memory)
-        return plan_refine_device_bytes(&e->refine) <= e->usable_bytes &&
+        return plan_refine_card_bytes(&e->refine) <= e->usable_bytes &&
                (!memory || plan_refine_host_bytes(&e->refine) <= memory);
     return !memory || plan_refine_fixed_bytes(&e->refine) <= memory;
 }
@@ -193,6 +198,7 @@ static void print_card(const struct plan_estimate *e)
              plan_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
     print_parts(p);
+    print_size("  upload", DEV_UPLOAD_BYTES, ", and as much page-locked");
     if (p->streams == STREAM_DEVICE)
         print_size("  streams", (double)p->stream_bytes, "");
     else

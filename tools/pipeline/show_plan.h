@@ -34,9 +34,11 @@ struct plan_estimate {
 /* Returns the bytes that must be in memory: weights, activations and parameters of the
  * blocks being trained. */
 uint64_t plan_fixed_bytes(const struct calib_plan *p);
-/* Returns the same for refinement: of the device; of the host, the layers and the copy of the
- * progress that is saved; both together. */
+/* Returns the same for refinement: of the device; with what a device with its own memory needs
+ * besides; of the host, the layers and the copy of the progress that is saved; device and host
+ * together. */
 uint64_t plan_refine_device_bytes(const struct refine_plan *p);
+uint64_t plan_refine_card_bytes(const struct refine_plan *p);
 uint64_t plan_refine_host_bytes(const struct refine_plan *p);
 uint64_t plan_refine_fixed_bytes(const struct refine_plan *p);
 /* Returns the bytes of streams on disk at a time: calibration closes its own before refinement
