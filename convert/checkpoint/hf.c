@@ -396,7 +396,7 @@ static enum err split_all(struct hf_model *m)
     return OK;
 }
 
-static enum err open_packed(struct hf_model *m, const char *dir)
+static enum err open_packed(struct hf_model *m, const char *dir, const char *wants)
 {
     TRY(hf_read_packed_config(&m->arch, dir));
     FAIL_IF(m->arch.n_experts, ERR_SUPPORT,
@@ -404,7 +404,7 @@ static enum err open_packed(struct hf_model *m, const char *dir)
             "checkpoint",
             dir);
     TRY(hf_files_open(&m->files, dir));
-    TRY(packed_open(&m->packed, &m->files, dir));
+    TRY(packed_open(&m->packed, &m->files, dir, wants));
     TRY(refuse_packed_ends(m));
     TRY(m->arch.fused ? split_all(m) : OK);
     return mem_calloc(&m->given, (size_t)m->arch.n_layers, sizeof(*m->given));
@@ -420,10 +420,10 @@ static enum err open_plain(struct hf_model *m, const char *dir)
     return m->arch.fused ? split_all(m) : OK;
 }
 
-static enum err open_all(struct hf_model *m, const char *dir, bool packed)
+static enum err open_all(struct hf_model *m, const char *dir, const char *wants)
 {
     TRY(mem_strdup(&m->dir, dir));
-    TRY(packed ? open_packed(m, dir) : open_plain(m, dir));
+    TRY(wants ? open_packed(m, dir, wants) : open_plain(m, dir));
     TRY(mem_calloc(&m->taken, (size_t)m->files.n_places, sizeof(*m->taken)));
     TRY(mem_calloc(&m->block, (size_t)m->arch.n_layers, sizeof(*m->block)));
     TRY(take_ends(m));
@@ -470,11 +470,12 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
     return OK;
 }
 
-static enum err open_model(struct hf_model **out, const char *model_dir, bool packed)
+/* wants: as in hf_open_packed(); NULL: weights that are not quantized. */
+static enum err open_model(struct hf_model **out, const char *model_dir, const char *wants)
 {
     struct hf_model *m;
     TRY(mem_calloc(&m, 1, sizeof(*m)));
-    const enum err err = open_all(m, model_dir, packed);
+    const enum err err = open_all(m, model_dir, wants);
     if (err) {
         hf_close(&m);
         return err;
@@ -485,12 +486,12 @@ static enum err open_model(struct hf_model **out, const char *model_dir, bool pa
 
 enum err hf_open(struct hf_model **out, const char *model_dir)
 {
-    return open_model(out, model_dir, false);
+    return open_model(out, model_dir, NULL);
 }
 
-enum err hf_open_packed(struct hf_model **out, const char *model_dir)
+enum err hf_open_packed(struct hf_model **out, const char *model_dir, const char *wants)
 {
-    return open_model(out, model_dir, true);
+    return open_model(out, model_dir, wants);
 }
 
 void hf_close(struct hf_model **pm)

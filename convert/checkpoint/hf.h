@@ -34,9 +34,9 @@ struct hf_model; /* opaque */
 enum err hf_open(struct hf_model **out, const char *model_dir);
 /* Opens a checkpoint whose projections another tool quantized, in a format of docs/import.md.
  * The source then returns the values of their codes in F32, with scales and zeros. Errors:
- * those of hf_open(); ERR_USAGE if it is not quantized; ERR_SUPPORT and ERR_FORMAT name the
- * tensor. */
-enum err hf_open_packed(struct hf_model **out, const char *model_dir);
+ * those of hf_open(); ERR_USAGE if it is not quantized, whose message ends with `wants`: what
+ * needs such a checkpoint, and how to name it; ERR_SUPPORT and ERR_FORMAT name the tensor. */
+enum err hf_open_packed(struct hf_model **out, const char *model_dir, const char *wants);
 void hf_close(struct hf_model **m);
 /* Returns how the checkpoint stores a projection; 16 bits if it is not quantized. */
 struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin);

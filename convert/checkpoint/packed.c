@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/packed.h"
 
+#include "convert/artifact/artifact_spec.h"
 #include "kernels/base/half.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -48,7 +49,7 @@ static enum err read_description(struct packed_config *c, const json_t *o,
     return c->layout->read_config(c, o, where);
 }
 
-static enum err read_config(struct packed_config *c, const char *dir)
+static enum err read_config(struct packed_config *c, const char *dir, const char *wants)
 {
     enum err err = OK;
     char *path = NULL, where[600];
@@ -60,9 +61,15 @@ static enum err read_config(struct packed_config *c, const char *dir)
     q = json_object_get(o, key);
     if (!json_is_object(q))
         FAIL_OUT(ERR_USAGE,
-                 "%s: no quantization_config, so its weights are not quantized; "
-                 "--weights-from wants a checkpoint that another tool quantized",
-                 path);
+                 "%s: no quantization_config, so its weights are not quantized; %s", path,
+                 wants);
+    if (spec_is_ours(q))
+        FAIL_OUT(
+            ERR_USAGE,
+            "%s: this is a wkvq artifact; to take its codes, write them as a checkpoint: "
+            "`wkvq export %.200s --format compressed-tensors --kv drop -o DIR`, then give "
+            "--weights-from DIR",
+            dir, dir);
     snprintf(where, sizeof(where), "%.500s: %s", path, key);
     err = read_description(c, q, where);
 out:
@@ -479,9 +486,10 @@ enum err packed_split(struct packed *p, const char *whole, int n, const char *co
     return err;
 }
 
-enum err packed_open(struct packed *out, struct hf_files *f, const char *dir)
+enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,
+                     const char *wants)
 {
-    TRY(read_config(&out->config, dir));
+    TRY(read_config(&out->config, dir, wants));
     TRY(find_all(out, f, dir));
     for (int64_t i = 0; i < out->n; i++)
         replace(f, &out->lin[i]);

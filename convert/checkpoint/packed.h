@@ -90,8 +90,9 @@ struct packed {
 
 /* Finds the packed projections of the open files, checks all that can be checked without
  * reading codes, and replaces their tensors in f. Errors: ERR_SUPPORT, ERR_FORMAT,
- * ERR_NOT_FOUND with the tensor's name. Close in any case. */
-enum err packed_open(struct packed *out, struct hf_files *f, const char *dir);
+ * ERR_NOT_FOUND with the tensor's name; ERR_USAGE as hf_open_packed() has it. Close in any case. */
+enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,
+                     const char *wants);
 void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
 /* Replaces the projection whose weight is named `whole`, if there is one, by n projections
  * that are its rows: part k has the name part[k] and rows[k] rows, which add up to its own.

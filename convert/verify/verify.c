@@ -235,7 +235,8 @@ static enum err run_parts(struct verify *v, const char *dir)
     report_sizes(v);
     if (v->s->against) {
         const bool given = artifact_weight_spec(v->a)->method == WEIGHT_GIVEN;
-        TRY((given ? hf_open_packed : hf_open)(&v->model, v->s->against));
+        TRY(given ? hf_open_packed(&v->model, v->s->against, VERIFY_WANTS_GIVEN)
+                  : hf_open(&v->model, v->s->against));
         TRY(check_same_model(v));
         TRY(hf_rotate_values(v->model, artifact_kv_spec(v->a)));
     }

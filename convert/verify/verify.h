@@ -14,6 +14,10 @@
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
 
+/* The end of a message of hf_open_packed(). */
+#define VERIFY_WANTS_GIVEN                                                                 \
+    "the artifact's were quantized by another tool: give their checkpoint as --against"
+
 /* All pointers are borrowed for the call. A limit that is not above 0 takes its default. */
 struct verify_settings {
     const char *against; /* MODEL_DIR; NULL: the weights are skipped */

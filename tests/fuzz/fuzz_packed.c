@@ -65,7 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     for (size_t k = 0; k < N_FILES; k++)
         fuzz_put(file[k], content[of][k], size[of][k]);
     fuzz_put(file[which], data + 1, n - 1);
-    const enum err e = hf_open_packed(&m, fuzz_path(""));
+    const enum err e = hf_open_packed(&m, fuzz_path(""), "the fuzzer wants others");
     fuzz_check(e);
     if (!e)
         read_all(m);

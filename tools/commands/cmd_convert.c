@@ -42,6 +42,10 @@ static enum err open_state(struct state **s, const struct job *j, const struct a
     TRY(state_check_finished(*s));
     FAIL_IF(a->config || a->set.n, ERR_USAGE,
             "--state brings its own configuration; omit --config and --set");
+    FAIL_IF(state_recipe(*s)->weight_method == WEIGHT_GIVEN && !a->weights_from, ERR_USAGE,
+            "%s: its weights were quantized by another tool; add --weights-from DIR, their "
+            "checkpoint",
+            a->state);
     return stage_check_checkpoint(*s, j);
 }
 

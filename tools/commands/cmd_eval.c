@@ -163,8 +163,10 @@ static enum err expect_given(struct job *j, const char *state_dir)
 {
     struct state *s = NULL;
     TRY(state_open_read(&s, state_dir, NULL));
-    if (state_recipe(s)->weight_method == WEIGHT_GIVEN)
+    if (state_recipe(s)->weight_method == WEIGHT_GIVEN) {
         j->options.weights_from = j->model_dir;
+        j->options.source = state_dir;
+    }
     state_close(&s);
     return OK;
 }

@@ -128,7 +128,8 @@ static enum err check_checkpoint(const struct args *a, const struct verify_repor
     if (r->weights != VERIFY_FAIL)
         return OK;
     TRY(read_checkpoint(was, &given, a->pos.item[0]));
-    TRY((given ? hf_open_packed : hf_open)(&m, a->against));
+    TRY(given ? hf_open_packed(&m, a->against, VERIFY_WANTS_GIVEN)
+              : hf_open(&m, a->against));
     const enum err err = hf_identity(&crc, m, true);
     hf_close(&m);
     TRY(err);

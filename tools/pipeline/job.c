@@ -90,7 +90,7 @@ static enum err check_architecture(const struct job *j)
 
 static enum err open_full(struct job *j)
 {
-    bool same;
+    bool same = false;
     TRY(is_same_dir(&same, j->model_dir, j->options.model_dir));
     if (same)
         return OK;
@@ -122,7 +122,13 @@ static void say(const struct job *j)
 
 static enum err open_given(struct job *j)
 {
-    TRY(hf_open_packed(&j->model, j->model_dir));
+    char wants[600] = "--weights-from wants a checkpoint that another tool quantized";
+    if (j->options.source)
+        snprintf(wants, sizeof(wants),
+                 "those of %.400s were quantized by another tool: give their checkpoint%s",
+                 j->options.source,
+                 j->options.weights_from ? "" : ", as --weights-from DIR");
+    TRY(hf_open_packed(&j->model, j->model_dir, wants));
     TRY(recipe_take_formats(&j->recipe, j->model, j->model_dir));
     TRY(open_full(j));
     say(j);

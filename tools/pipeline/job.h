@@ -15,12 +15,14 @@
 struct job_options {
     const char *model_dir;
     const char
-        *weights_from;    /* directory of weights that another tool quantized; or NULL */
-    bool quiet;           /* print no progress lines */
-    const char *log_json; /* file for progress; NULL: none */
-    bool plan;            /* only estimate memory and time */
-    bool json;            /* print reports as one JSON object */
-    uint64_t shard_bytes; /* bytes per file of an artifact; 0: the writer's default */
+        *weights_from; /* directory of weights that another tool quantized; or NULL */
+    const char
+        *source; /* state or artifact that brings the recipe, for messages; or NULL */
+    bool quiet;  /* print no progress lines */
+    const char *log_json;      /* file for progress; NULL: none */
+    bool plan;                 /* only estimate memory and time */
+    bool json;                 /* print reports as one JSON object */
+    uint64_t shard_bytes;      /* bytes per file of an artifact; 0: the writer's default */
     const uint32_t *model_crc; /* hf_identity of model_dir if known, else NULL */
 };
 

@@ -193,6 +193,7 @@ enum err refine_job_open(struct job *j, struct refine_source *src, const char *d
     TRY_OUT(open_source(src, &base));
     TRY_OUT(configure(&r, src, &base, in));
     TRY_OUT(job_open_recipe(j, &r, options));
+    j->options.source = src->dir;
     j->only_refines = true;
     j->import = src->import.artifact ? &src->import : NULL;
 out:
