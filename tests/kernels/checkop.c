@@ -37,11 +37,24 @@ static void *must_have(void *p)
     return p;
 }
 
+/* A fixed distance would meet the same types and patterns again and again. Of the first `every`
+ * cases the first is drawn, so that each operation has one. */
+static bool drawn(const struct ck *c, int number)
+{
+    struct rng r;
+    if (c->every <= 1)
+        return true;
+    rng_seed(&r, c->seed + (uint64_t)(number / c->every));
+    const uint64_t at = rng_below(&r, (uint64_t)c->every);
+    return number % c->every == (number < c->every ? 0 : (int)at);
+}
+
 bool ck_begin(struct ck *c, const char *fmt, ...)
 {
-    const int number = c->n_cases++;
-    if (c->every > 1 && number % c->every)
+    const int number = c->n_listed++;
+    if (!drawn(c, number))
         return false;
+    c->n_cases++;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(c->name, sizeof(c->name), fmt, ap);
@@ -319,7 +332,7 @@ void ck_bits(struct ck *c, const char *what, const struct ck_out *o)
 void ck_run(struct ck *c, const struct ck_test *t)
 {
     c->op = t->op;
-    c->n_cases = c->n_failed = 0;
+    c->n_listed = c->n_cases = c->n_failed = 0;
     memset(c->seconds, 0, sizeof(c->seconds));
     memset(c->runs, 0, sizeof(c->runs));
     t->run(c);

@@ -37,8 +37,8 @@ struct ck {
     uint64_t seed;
     struct rng rng; /* restarted from seed and case number, so that cases are independent */
     struct ck_block *blocks;
-    int n_cases, n_failed, case_failed;
-    int every; /* 1; n > 1 runs only every n-th case, for slow tools */
+    int n_listed, n_cases, n_failed, case_failed; /* n_cases: that ran */
+    int every; /* 1; n > 1 runs one case of n, drawn with the seed, for slow tools */
     bool quiet, bench;
     bool first; /* the program ends at the first failure */
     double seconds[N_SIDES], began;
@@ -55,7 +55,8 @@ struct ck_out {
 };
 
 /* False if --every leaves this case out. */
-bool ck_begin(struct ck *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool ck_begin(struct ck *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3), warn_unused_result));
 /* Checks inputs and guards, and releases the memory. */
 void ck_end(struct ck *c);
 

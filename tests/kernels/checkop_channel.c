@@ -17,18 +17,18 @@ struct channel_case {
     enum ck_pattern pattern;
 };
 
-static void name_channel(struct ck *c, const struct channel_case *k)
+static bool begin_channel(struct ck *c, const struct channel_case *k)
 {
-    if (!ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s", (long)k->T,
-                  (long)k->K, (long)k->d, (long)k->tokens, k->bits,
-                  k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
-                  dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]))
-        return;
+    return ck_begin(c, "[%ld,%ld,%ld], blocks of %ld, %d bits%s%s, %s to %s, %s",
+                    (long)k->T, (long)k->K, (long)k->d, (long)k->tokens, k->bits,
+                    k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
+                    dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]);
 }
 
 static void one_channel(struct ck *c, const struct channel_case *k)
 {
-    name_channel(c, k);
+    if (!begin_channel(c, k))
+        return;
     const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
     const struct ck_out xq = k->in_place
                                  ? ck_copies(c, &x, 3)
@@ -68,7 +68,8 @@ static void channel_magnitude(double *mag, const struct channel_case *k,
 
 static void one_channel_bwd(struct ck *c, const struct channel_case *k)
 {
-    name_channel(c, k);
+    if (!begin_channel(c, k))
+        return;
     const struct tensor x = ck_in(c, ck_3d(k->x, k->T, k->K, k->d, 3), k->pattern);
     const struct ck_shape shape = ck_3d(k->xq, k->T, k->K, k->d, 2);
     const struct tensor dxq = ck_in(c, shape, PAT_RANDOM);

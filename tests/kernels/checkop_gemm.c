@@ -147,8 +147,9 @@ static void one_add(struct ck *c, int64_t rows, int64_t cols, int types, bool in
 static void one_scale(struct ck *c, int64_t rows, int64_t cols, int64_t pad, enum dtype t,
                       float factor, enum ck_pattern p)
 {
-    ck_begin(c, "%ldx%ld, pad %ld, %s, by %g, %s", (long)rows, (long)cols, (long)pad,
-             dtype_name(t), (double)factor, ck_pattern_name[p]);
+    if (!ck_begin(c, "%ldx%ld, pad %ld, %s, by %g, %s", (long)rows, (long)cols, (long)pad,
+                  dtype_name(t), (double)factor, ck_pattern_name[p]))
+        return;
     const struct ck_out y = ck_twins(c, ck_2d(t, rows, cols, pad), p);
     CK_EACH(c, s) ck_ok(c, dev_scale(c->dev[s], &y.side[s], factor));
     ck_close(c, "y", &y, NULL, 1);

@@ -14,12 +14,12 @@ struct gate_case {
     enum ck_pattern pattern;
 };
 
-static void name_case(struct ck *c, const struct gate_case *k)
+static bool begin_case(struct ck *c, const struct gate_case *k)
 {
-    if (!ck_begin(c, "%s %ldx%ld, gu %s, y %s%s, %s", k->act == GATE_SILU ? "silu" : "gelu",
-                  (long)k->rows, (long)k->cols, dtype_name(k->gu), dtype_name(k->y),
-                  k->in_place ? ", in place" : "", ck_pattern_name[k->pattern]))
-        return;
+    return ck_begin(c, "%s %ldx%ld, gu %s, y %s%s, %s",
+                    k->act == GATE_SILU ? "silu" : "gelu", (long)k->rows, (long)k->cols,
+                    dtype_name(k->gu), dtype_name(k->y), k->in_place ? ", in place" : "",
+                    ck_pattern_name[k->pattern]);
 }
 
 /* Elements after each row of gu: with them rows are aligned for wide accesses to g and u, to g
@@ -64,7 +64,8 @@ static double sigmoid_magnitude(const struct gate_case *k, double g)
 
 static void one_gate(struct ck *c, const struct gate_case *k)
 {
-    name_case(c, k);
+    if (!begin_case(c, k))
+        return;
     const struct tensor gu = gate_input(c, k);
     double *mag = ck_doubles(c, k->rows * k->cols);
     for (int64_t i = 0; i < k->rows * k->cols; i++) {
@@ -81,7 +82,8 @@ static void one_gate(struct ck *c, const struct gate_case *k)
 
 static void one_gate_bwd(struct ck *c, const struct gate_case *k)
 {
-    name_case(c, k);
+    if (!begin_case(c, k))
+        return;
     const int64_t F = k->cols;
     const struct tensor gu = gate_input(c, k);
     const struct tensor dy = ck_in(c, ck_2d(k->y, k->rows, F, ck_pad(F, 1)), PAT_RANDOM);

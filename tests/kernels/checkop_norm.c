@@ -29,19 +29,19 @@ static struct ck_shape of_type(struct ck_shape s, enum dtype t, int64_t pad)
     return s;
 }
 
-static void name_case(struct ck *c, const struct norm_case *n)
+static bool begin_case(struct ck *c, const struct norm_case *n)
 {
-    if (!ck_begin(c, "%s %ld rows of %ld, pad %ld, other %s%s%s%s, %s",
-                  dtype_name(n->x.dtype), (long)norm_rows(&n->x), (long)width(&n->x),
-                  (long)n->x.pad, dtype_name(n->y), n->add == DT_OTHER ? "" : ", added",
-                  n->accumulate ? ", +=" : "", n->in_place ? ", in place" : "",
-                  ck_pattern_name[n->pattern]))
-        return;
+    return ck_begin(c, "%s %ld rows of %ld, pad %ld, other %s%s%s%s, %s",
+                    dtype_name(n->x.dtype), (long)norm_rows(&n->x), (long)width(&n->x),
+                    (long)n->x.pad, dtype_name(n->y), n->add == DT_OTHER ? "" : ", added",
+                    n->accumulate ? ", +=" : "", n->in_place ? ", in place" : "",
+                    ck_pattern_name[n->pattern]);
 }
 
 static void one_rmsnorm(struct ck *c, const struct norm_case *n)
 {
-    name_case(c, n);
+    if (!begin_case(c, n))
+        return;
     const int64_t C = width(&n->x), R = norm_rows(&n->x);
     const bool with_add = n->add != DT_OTHER;
     const struct tensor x = ck_in(c, n->x, n->pattern);
@@ -101,7 +101,8 @@ static double *bwd_magnitude(struct ck *c, const struct tensor *dy, const struct
 
 static void one_rmsnorm_bwd(struct ck *c, const struct norm_case *n)
 {
-    name_case(c, n);
+    if (!begin_case(c, n))
+        return;
     const int64_t C = width(&n->x), R = norm_rows(&n->x);
     const struct tensor x = ck_in(c, n->x, n->pattern);
     const struct tensor dy = ck_in(c, of_type(n->x, n->y, 1), n->pattern);

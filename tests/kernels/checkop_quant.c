@@ -30,18 +30,17 @@ static int64_t groups_of(const struct weight_case *k)
     return weight_groups(k->cols, k->G);
 }
 
-static void name_weight(struct ck *c, const struct weight_case *k)
+static bool begin_weight(struct ck *c, const struct weight_case *k)
 {
     static const char *const values[] = {"", ", ties", ", huge"};
-    if (!ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s%s%s, %s",
-                  (long)k->rows, (long)k->cols, (long)k->G, k->bits, k->scale_bits,
-                  k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
-                  k->wq == DT_OTHER  ? ", no values"
-                  : k->wq == DT_BF16 ? ", BF16"
-                                     : "",
-                  k->whole ? ", whole quads" : "", values[k->values],
-                  ck_pattern_name[k->pattern]))
-        return;
+    return ck_begin(c, "%ldx%ld, groups of %ld, %d bits, scales of %d, %s%s%s%s%s, %s",
+                    (long)k->rows, (long)k->cols, (long)k->G, k->bits, k->scale_bits,
+                    k->learned ? "clipped" : "nearest", k->offset ? ", offsets" : "",
+                    k->wq == DT_OTHER  ? ", no values"
+                    : k->wq == DT_BF16 ? ", BF16"
+                                       : "",
+                    k->whole ? ", whole quads" : "", values[k->values],
+                    ck_pattern_name[k->pattern]);
 }
 
 /* Rows and columns of the weights. */
@@ -92,7 +91,8 @@ static struct weight_quant quant_of(const struct weight_case *k, const struct we
 
 static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
 {
-    name_weight(c, k);
+    if (!begin_weight(c, k))
+        return;
     const struct weight_in in = weight_inputs(c, k);
     struct weight_quant p = quant_of(k, &in);
     if (!k->learned)
@@ -114,7 +114,8 @@ static void one_fake_quant_weights(struct ck *c, const struct weight_case *k)
 /* Stored scales and zeros give what dev_fake_quant_weights gave. */
 static void one_apply(struct ck *c, const struct weight_case *k)
 {
-    name_weight(c, k);
+    if (!begin_weight(c, k))
+        return;
     const struct weight_in in = weight_inputs(c, k);
     const struct weight_quant p = quant_of(k, &in);
     const struct tensor sc = ck_in_empty(c, ck_2d(DT_F16, k->rows, groups_of(k), 1));
@@ -167,7 +168,8 @@ static void clip_magnitude(const struct weight_case *k, const struct weight_in *
 
 static void one_fake_quant_weights_bwd(struct ck *c, const struct weight_case *k)
 {
-    name_weight(c, k);
+    if (!begin_weight(c, k))
+        return;
     const struct weight_in in = weight_inputs(c, k);
     const struct weight_quant p = quant_of(k, &in);
     const struct tensor dwq = ck_in(c, shape_of(k, DT_F32, 1), PAT_RANDOM);
@@ -288,7 +290,8 @@ static void test_apply(struct ck *c)
 /* v is read and written: each side has a copy of its own with the same start values. */
 static void one_round_step(struct ck *c, const struct weight_case *k)
 {
-    name_weight(c, k);
+    if (!begin_weight(c, k))
+        return;
     const struct weight_in in = weight_inputs(c, k);
     struct weight_quant p = quant_of(k, &in);
     p.v = NULL;
@@ -331,14 +334,13 @@ struct kv_in {
     struct tensor x, s, shift;
 };
 
-static void name_kv(struct ck *c, const struct kv_case *k)
+static bool begin_kv(struct ck *c, const struct kv_case *k)
 {
-    if (!ck_begin(c, "[%ld,%ld,%ld], groups of %ld, %d bits%s%s%s%s, %s to %s, %s",
-                  (long)k->T, (long)k->K, (long)k->d, (long)k->G, k->bits,
-                  k->smoothed ? ", smoothed" : "", k->learn ? ", learning" : "",
-                  k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
-                  dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]))
-        return;
+    return ck_begin(c, "[%ld,%ld,%ld], groups of %ld, %d bits%s%s%s%s, %s to %s, %s",
+                    (long)k->T, (long)k->K, (long)k->d, (long)k->G, k->bits,
+                    k->smoothed ? ", smoothed" : "", k->learn ? ", learning" : "",
+                    k->accumulate ? ", +=" : "", k->in_place ? ", in place" : "",
+                    dtype_name(k->x), dtype_name(k->xq), ck_pattern_name[k->pattern]);
 }
 
 static struct kv_in kv_inputs(struct ck *c, const struct kv_case *k)
@@ -350,7 +352,8 @@ static struct kv_in kv_inputs(struct ck *c, const struct kv_case *k)
 
 static void one_fake_quant_kv(struct ck *c, const struct kv_case *k)
 {
-    name_kv(c, k);
+    if (!begin_kv(c, k))
+        return;
     const struct kv_in in = kv_inputs(c, k);
     const struct ck_out xq = k->in_place
                                  ? ck_copies(c, &in.x, 3)
@@ -425,7 +428,8 @@ static struct kv_mag kv_magnitudes(struct ck *c, const struct kv_case *k,
 
 static void one_fake_quant_kv_bwd(struct ck *c, const struct kv_case *k)
 {
-    name_kv(c, k);
+    if (!begin_kv(c, k))
+        return;
     const struct kv_in in = kv_inputs(c, k);
     const struct ck_shape shape = ck_3d(k->xq, k->T, k->K, k->d, 2);
     const struct tensor dxq = ck_in(c, shape, PAT_RANDOM);
