@@ -68,6 +68,7 @@ typedef ucontext_t context;
 struct fiber {
     context ctx;
     unsigned char *stack;
+    unsigned x, y, z; /* thread_idx */
     state at;
     int line;      /* source line of the barrier or warp operation it waits at */
     unsigned mask; /* of that warp operation */
@@ -171,6 +172,19 @@ void entry(void)
 
 /* --- one block ----------------------------------------------------------------------- */
 
+void place_threads(dim3 block)
+{
+    int n = 0;
+    for (unsigned z = 0; z < block.z; z++)
+        for (unsigned y = 0; y < block.y; y++)
+            for (unsigned x = 0; x < block.x; x++, n++) {
+                m.fibers[n].x = x;
+                m.fibers[n].y = y;
+                m.fibers[n].z = z;
+            }
+    m.n = n;
+}
+
 uint64_t next_random(void)
 {
     m.random ^= m.random << 13;
@@ -179,25 +193,35 @@ uint64_t next_random(void)
     return m.random;
 }
 
-void shuffle_order(int *order, int n)
+/* A random number below n, nearly uniform: the upper half of a product, as a division takes longer
+ * than the switch to a fiber. */
+unsigned random_below(unsigned n)
 {
-    for (int i = 0; i < n; i++)
-        order[i] = i;
+    return (unsigned)((next_random() >> 32) * n >> 32);
+}
+
+/* Writes the READY threads in the order in which they run. Returns their number. */
+int ready_order(int *order)
+{
+    int n = 0;
+    for (int i = 0; i < m.n; i++)
+        if (m.fibers[i].at == READY)
+            order[n++] = i;
     for (int i = n - 1; m.seed && i > 0; i--) {
-        const int j = (int)(next_random() % (uint64_t)(i + 1));
+        const unsigned j = random_below((unsigned)i + 1);
         const int t = order[i];
         order[i] = order[j];
         order[j] = t;
     }
+    return n;
 }
 
 void run_fiber(int i)
 {
-    const dim3 b = here.block_dim;
+    fiber *f = &m.fibers[i];
     m.current = here.thread = i;
-    here.thread_idx =
-        dim3((unsigned)i % b.x, (unsigned)i / b.x % b.y, (unsigned)i / (b.x * b.y));
-    switch_to(&m.scheduler, &m.fibers[i].ctx);
+    here.thread_idx = dim3(f->x, f->y, f->z);
+    switch_to(&m.scheduler, &f->ctx);
 }
 
 /* Makes threads [begin, end) READY if all of them wait in state `at` at the same line.
@@ -298,10 +322,9 @@ void run_block(void)
     }
     int order[MAX_THREADS];
     do {
-        shuffle_order(order, m.n);
-        for (int i = 0; i < m.n && !m.failed; i++)
-            if (m.fibers[order[i]].at == READY)
-                run_fiber(order[i]);
+        const int n = ready_order(order);
+        for (int i = 0; i < n && !m.failed; i++)
+            run_fiber(order[i]);
     } while (!m.failed && release_waiting());
 }
 
@@ -358,14 +381,14 @@ void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
     open_machine();
     m.kernel = kernel;
     m.failed = false;
-    m.n = (int)(block.x * block.y * block.z);
+    place_threads(block);
     m.body = body;
     m.ctx = ctx;
     m.dynamic_bytes = shared_bytes;
     here.block_dim = block;
     here.grid_dim = grid;
     const unsigned blocks = grid.x * grid.y * grid.z,
-                   start = m.seed ? (unsigned)(next_random() % blocks) : 0;
+                   start = m.seed ? random_below(blocks) : 0;
     shadows_forget();
     for (unsigned i = 0; i < blocks && !m.failed; i++) {
         const unsigned b = (i + start) % blocks;
@@ -377,6 +400,15 @@ void launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes,
         drop_stacks();
 }
 
+/* Most values are of 4 bytes, and a call of memcpy() takes longer than the rest. */
+static inline void copy(void *to, const void *from, size_t bytes)
+{
+    if (bytes == 4)
+        memcpy(to, from, 4);
+    else
+        memcpy(to, from, bytes);
+}
+
 void barrier(int line)
 {
     leave(AT_BARRIER, line);
@@ -386,7 +418,7 @@ int exchange(const void *in, size_t bytes, int line, unsigned mask)
 {
     fiber *f = &m.fibers[m.current];
     const int turn = f->turn;
-    memcpy(f->slot[turn], in, bytes);
+    copy(f->slot[turn], in, bytes);
     f->mask = mask;
     leave(AT_WARP, line);
     f->turn = !turn; /* a slower lane may still read this slot */
@@ -395,7 +427,7 @@ int exchange(const void *in, size_t bytes, int line, unsigned mask)
 
 void peek(void *out, size_t bytes, int from, int slot)
 {
-    memcpy(out, m.fibers[m.current / WARP * WARP + from].slot[slot], bytes);
+    copy(out, m.fibers[m.current / WARP * WARP + from].slot[slot], bytes);
 }
 
 /* --- shared memory ------------------------------------------------------------------- */

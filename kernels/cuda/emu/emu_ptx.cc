@@ -110,16 +110,17 @@ void ptx_mma(const char *text, float *const (&c)[4], const unsigned (&a)[4],
     const int lane = here.thread % WARP, g = lane / 4, t = lane % 4 * 2;
     const lane_fragments mine = {{a[0], a[1], a[2], a[3], b[0], b[1]}};
     const int slot = exchange(&mine, sizeof(mine), line, ALL_LANES);
+    lane_fragments of_a[4], of_b[2][4]; /* of row g, and of columns t and t + 1 */
+    for (int q = 0; q < 4; q++) {
+        peek(&of_a[q], sizeof(of_a[q]), 4 * g + q, slot);
+        for (int n = 0; n < 2; n++)
+            peek(&of_b[n][q], sizeof(of_b[n][q]), 4 * (t + n) + q, slot);
+    }
     for (int e = 0; e < 4; e++)
-        for (int k = 0; k < 16; k++) {
-            const int row = g + e / 2 * 8, n = t + e % 2;
-            lane_fragments of_a, of_b;
-            peek(&of_a, sizeof(of_a), row % 8 * 4 + k % 8 / 2, slot);
-            peek(&of_b, sizeof(of_b), n * 4 + k % 8 / 2, slot);
+        for (int k = 0; k < 16; k++)
             *c[i.operand[e] & 3] +=
-                half_of(reg_of(i, 4, row / 8 + k / 8 * 2, of_a), k % 2) *
-                half_of(reg_of(i, 8, k / 8, of_b), k % 2);
-        }
+                half_of(reg_of(i, 4, e / 2 + k / 8 * 2, of_a[k % 8 / 2]), k % 2) *
+                half_of(reg_of(i, 8, k / 8, of_b[e % 2][k % 8 / 2]), k % 2);
 }
 
 } // namespace emu

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * The shadows of device memory: a hash table with open addressing. An entry of an earlier
- * launch counts as empty. */
+ * The shadows of device memory: pages of them in a hash table with open addressing. A page of an
+ * earlier launch counts as empty. Most accesses are near the one before, so its page is tried
+ * first. */
 #include "kernels/cuda/emu/emu_shadow.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace emu
@@ -12,32 +14,49 @@ namespace emu
 namespace
 {
 
-struct entry {
-    uintptr_t unit;
+constexpr size_t PAGE = 32; /* units */
+
+struct page {
+    uintptr_t number; /* of its first unit, divided by PAGE */
     uint64_t launch;
-    shadow s;
+    shadow s[PAGE];
 };
 
-std::vector<entry> table;
+std::vector<page> table;
 size_t used;
-uint64_t launches = 1; /* 0: an entry was never used */
+uint64_t launches = 1; /* 0: a page was never used */
+page *last;            /* of the access before; NULL after the table has changed */
 
-entry *find(uintptr_t unit)
+page *find(uintptr_t number)
 {
     const size_t mask = table.size() - 1;
-    size_t at = (unit * 0x9e3779b97f4a7c15u >> 20) & mask;
-    while (table[at].launch == launches && table[at].unit != unit)
+    size_t at = (number * 0x9e3779b97f4a7c15u >> 20) & mask;
+    while (table[at].launch == launches && table[at].number != number)
         at = (at + 1) & mask;
     return &table[at];
 }
 
 void grow(void)
 {
-    std::vector<entry> old(table.empty() ? 4096 : 2 * table.size());
+    std::vector<page> old(table.empty() ? 256 : 2 * table.size());
     old.swap(table);
-    for (const entry &e : old)
-        if (e.launch == launches)
-            *find(e.unit) = e;
+    for (const page &p : old)
+        if (p.launch == launches)
+            *find(p.number) = p;
+}
+
+page *page_of(uintptr_t number)
+{
+    if (2 * (used + 1) > table.size())
+        grow();
+    page *p = find(number);
+    if (p->launch != launches) {
+        p->number = number;
+        p->launch = launches;
+        std::fill(p->s, p->s + PAGE, UNTOUCHED);
+        used++;
+    }
+    return p;
 }
 
 } // namespace
@@ -46,18 +65,15 @@ void shadows_forget(void)
 {
     launches++;
     used = 0;
+    last = NULL;
 }
 
 shadow *shadow_of(uintptr_t unit)
 {
-    if (2 * (used + 1) > table.size())
-        grow();
-    entry *e = find(unit);
-    if (e->launch != launches) {
-        *e = {unit, launches, UNTOUCHED};
-        used++;
-    }
-    return &e->s;
+    const uintptr_t number = unit / PAGE;
+    if (!last || last->number != number)
+        last = page_of(number);
+    return &last->s[unit % PAGE];
 }
 
 } // namespace emu
