@@ -13,10 +13,13 @@
 
 /* True if this build has kernels of the device for the set and this processor runs them. */
 bool cpu_has_isa(enum isa isa);
-/* The last such set. */
+/* The set that devices opened now use: the last such one, but not AVX512BF16 where F32 is faster. */
 enum isa cpu_best_isa(void);
-/* Devices opened from now on use no set after isa; for tests. N_ISAS: all sets. */
+/* Devices opened from now on use no set after isa, and isa itself even if it is slower; for tests.
+ * N_ISAS: any set. */
 void cpu_limit_isa(enum isa isa);
+/* True unless such a limit is in force. */
+bool cpu_uses_all_isas(void);
 
 /* Working memory that is kept between calls, so that only the first call with a shape
  * allocates. An operation owns the slots it uses while it runs. */

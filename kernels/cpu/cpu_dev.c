@@ -44,9 +44,15 @@ static enum isa best_up_to(enum isa limit)
     return best;
 }
 
+bool cpu_uses_all_isas(void)
+{
+    return last_isa == N_ISAS;
+}
+
 enum isa cpu_best_isa(void)
 {
-    return best_up_to(N_ISAS);
+    const bool pairs = !cpu_uses_all_isas() || isa_bf16_pays();
+    return best_up_to(pairs ? last_isa : ISA_AVX512VNNI);
 }
 
 void cpu_limit_isa(enum isa isa)
@@ -143,7 +149,7 @@ enum err cpu_fill(struct dev *d, int threads)
 {
     struct cpu *c = NULL;
     TRY(mem_calloc(&c, 1, sizeof(*c)));
-    const enum isa isa = best_up_to(last_isa);
+    const enum isa isa = cpu_best_isa();
     c->ref = d->ops;
     d->priv = c;
     d->ops.name = "cpu";

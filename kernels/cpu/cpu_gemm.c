@@ -29,9 +29,18 @@
 struct cpu_gemm {
     const struct openblas *blas; /* NULL: not there */
     struct onednn *onednn;       /* NULL: not there */
-    bool bf16;                   /* the processor has BF16 instructions for oneDNN */
+    bool bf16;                   /* BF16 is multiplied as such, by oneDNN */
+    bool tiles;                  /* in AMX units */
     int threads;
 };
+
+/* BF16 is multiplied as such where that is faster than F32: in AMX units, or by the instructions of
+ * the set in use. AMX needs no kernels of ours, only a processor that may use every set. */
+static void choose_bf16(struct cpu_gemm *g, enum isa isa)
+{
+    g->tiles = g->onednn && cpu_uses_all_isas() && onednn_has_tiles();
+    g->bf16 = g->tiles || (g->onednn && isa == ISA_AVX512BF16);
+}
 
 enum err cpu_gemm_open(struct cpu_gemm **out, enum isa isa, struct pool *pool)
 {
@@ -47,7 +56,7 @@ enum err cpu_gemm_open(struct cpu_gemm **out, enum isa isa, struct pool *pool)
     }
     if (err)
         err_clear(); /* there are others */
-    g->bf16 = g->onednn && isa == ISA_AVX512BF16;
+    choose_bf16(g, isa);
     if (!g->blas)
         log_warn(
             "libopenblas.so.0 not found (package libopenblas0): F32 matrix products by "
@@ -74,6 +83,7 @@ bool cpu_gemm_has_bf16(const struct cpu_gemm *g)
 void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes)
 {
     char f32[96] = "plain loops", bf16[64] = "as f32, no AVX512-BF16", version[32];
+    const bool slow = isa_supported(ISA_AVX512BF16);
     onednn_version(version, sizeof(version));
     if (g->blas)
         snprintf(f32, sizeof(f32), "OpenBLAS %s %s%s", g->blas->version, g->blas->core,
@@ -81,9 +91,12 @@ void cpu_gemm_about(const struct cpu_gemm *g, char *text, size_t bytes)
     else if (g->onednn)
         snprintf(f32, sizeof(f32), "oneDNN %s, no OpenBLAS found", version);
     if (g->bf16)
-        snprintf(bf16, sizeof(bf16), "oneDNN %s, AVX512-BF16", version);
+        snprintf(bf16, sizeof(bf16), "oneDNN %s, %s", version,
+                 g->tiles ? "AMX" : "AVX512-BF16");
     else if (!g->onednn)
         snprintf(bf16, sizeof(bf16), "as f32, no oneDNN");
+    else if (slow)
+        snprintf(bf16, sizeof(bf16), "as f32, which is faster here");
     snprintf(text, bytes, "bf16 GEMM: %s; f32 GEMM: %s; threads: %d", bf16, f32,
              g->threads);
 }

@@ -51,6 +51,9 @@ enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
                      const struct gemm_tile *t);
 /* Threads may run one kernel at the same time, each with its own number. */
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c);
+/* True if the library multiplies BF16 in AMX units: the processor has them and the system lets this
+ * process use them. */
+bool onednn_has_tiles(void);
 /* Writes the version, such as "2.6.3". */
 void onednn_version(char *text, size_t bytes);
 

@@ -336,6 +336,13 @@ bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *
     return gemm_guarded(run_guarded, &x) && x.ok;
 }
 
+bool onednn_has_tiles(void)
+{
+    /* Each bit of a set stands for an extension, so newer sets contain these bits as well. */
+    const unsigned amx = dnnl_cpu_isa_avx512_core_amx;
+    return ((unsigned)dnnl_get_effective_cpu_isa() & amx) == amx;
+}
+
 void onednn_version(char *text, size_t bytes)
 {
     const dnnl_version_t *v = dnnl_version();
@@ -361,6 +368,11 @@ enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
 }
 
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
+{
+    return false;
+}
+
+bool onednn_has_tiles(void)
 {
     return false;
 }

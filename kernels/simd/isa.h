@@ -31,6 +31,9 @@ enum isa {
     N_ISAS
 };
 
+/* True if this processor's products of pairs of BF16 (ISA_AVX512BF16, ISA_NEONBF16) are faster than
+ * those of F32. */
+bool isa_bf16_pays(void);
 /* True if this build has kernels for the set and this processor can run them. */
 bool isa_supported(enum isa isa);
 /* "plain", "avx2", "avx512vnni" and so on; static. */

@@ -12,6 +12,7 @@
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
 
 #include <math.h>
 #include <string.h>
@@ -198,6 +199,28 @@ static void test_about(void **state)
     cpu_limit_isa(N_ISAS);
 }
 
+/* BF16 is preferred only where its products are faster than F32's, and is otherwise multiplied in
+ * F32. A limit uses its set all the same, so that its kernels can be tested. */
+static void test_preferred_type(void **state)
+{
+    const bool pairs = cpu_has_isa(ISA_AVX512BF16);
+    const bool fast = onednn_has_tiles() || (pairs && isa_bf16_pays());
+    struct dev *d;
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 1}), OK);
+    assert_int_equal(dev_preferred_act(d), fast ? DT_BF16 : DT_F32);
+    assert_int_equal(!strstr(dev_about(d), "bf16 GEMM: as f32"), fast);
+    assert_int_equal(!!strstr(dev_about(d), "faster here"), pairs && !fast);
+    dev_close(&d);
+    if (!pairs)
+        return;
+    cpu_limit_isa(ISA_AVX512BF16);
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 1}), OK);
+    assert_int_equal(dev_preferred_act(d), DT_BF16);
+    assert_non_null(strstr(dev_about(d), "AVX512-BF16"));
+    dev_close(&d);
+    cpu_limit_isa(N_ISAS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -206,6 +229,7 @@ int main(void)
         cmocka_unit_test(test_products_repeat),
         cmocka_unit_test(test_planned_memory_is_allocated),
         cmocka_unit_test(test_about),
+        cmocka_unit_test(test_preferred_type),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

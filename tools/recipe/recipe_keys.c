@@ -170,7 +170,7 @@ const struct recipe_key recipe_key[] = {
              "group"},
     {"run.compute", KEY_CHOICE, AT(compute), "auto", .choices = CHOICES_COMPUTE,
      .help = "type of activations and matrix operands; auto selects bf16 where the "
-             "processor multiplies it natively, and f32 for evaluation and the packed "
+             "device multiplies it faster than f32, and f32 for evaluation and the packed "
              "runtime"},
     {"run.memory", KEY_BYTES, AT(memory), "auto", .affects_speed_only = true,
      .help = "memory budget of the process, as in 8G; larger streams go to disk; auto: "
