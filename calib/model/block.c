@@ -145,48 +145,73 @@ struct tensor block_values(const struct block_acts *acts, const struct arch *a)
     return tensor_cols(acts->qkv, H + C, C);
 }
 
-/* --- rows --------------------------------------------------------------------------- */
-
-static struct tensor from(struct tensor x, int64_t first)
+/* Prepares q, k and v for attention: rotates them, and quantizes keys and values. */
+static enum err make_cache(struct block_acts *x, const struct arch *a, int64_t layer,
+                           const struct block_kv *kv)
 {
-    return x.data ? tensor_rows(x, first, x.dim[0] - first) : x;
+    if (!kv_quantized(kv))
+        return rotate(x, a, layer, kv);
+    if (kv->spec.key_stage == KEY_PRE_ROPE) {
+        const struct tensor k_pre = tensor_heads(x->k_pre, a->n_kv);
+        const struct tensor k = k_heads(a, x->qkv);
+        TRY(dev_copy(x->dev, &k_pre, &k));
+    }
+    TRY(rotate(x, a, layer, kv));
+    return quantize_kv(x, a, layer, kv);
 }
 
-/* Rows [first, T) of all activations but lse. */
-static struct block_acts acts_from(const struct block_acts *acts, const struct arch *a,
-                                   int64_t first)
+/* --- sequences ---------------------------------------------------------------------- */
+
+static struct tensor cut(struct tensor x, int64_t first, int64_t n)
+{
+    return x.data ? tensor_rows(x, first, n) : x;
+}
+
+/* Rows [first, first + n) of all activations but x, and the rotary tables of n positions. lse has
+ * no rows of tokens; attention writes it and nothing of a forward reads it. */
+static struct block_acts acts_rows(const struct block_acts *acts, const struct arch *a,
+                                   int64_t first, int64_t n)
 {
     struct block_acts t = *acts;
-    struct tensor *const all[] = {&t.x,  &t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre,
-                                  &t.kq, &t.vq, &t.o,  &t.y1,      &t.t1,  &t.h,
-                                  &t.n2, &t.s2, &t.y2, &t.t2,      &t.cos, &t.sin};
-    t.T -= first;
+    struct tensor *const all[] = {&t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre,
+                                  &t.kq, &t.vq, &t.o,       &t.y1,  &t.t1,
+                                  &t.h,  &t.n2, &t.s2,      &t.y2,  &t.t2};
+    const int64_t q = normed_vectors(a, a->n_heads), k = normed_vectors(a, a->n_kv);
+    const int64_t mlp = arch_mlp_rows(a);
+    t.T = n;
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
-        *all[i] = from(*all[i], first);
-    t.sq = from(t.sq, first * normed_vectors(a, a->n_heads));
-    t.sk = from(t.sk, first * normed_vectors(a, a->n_kv));
-    t.gu = from(t.gu, first * arch_mlp_rows(a));
-    t.m = from(t.m, first * arch_mlp_rows(a));
+        *all[i] = cut(*all[i], first, n);
+    t.sq = cut(t.sq, first * q, n * q);
+    t.sk = cut(t.sk, first * k, n * k);
+    t.gu = cut(t.gu, first * mlp, n * mlp);
+    t.m = cut(t.m, first * mlp, n * mlp);
+    t.lse = tensor_2d(t.lse.data, DT_F32, a->n_heads, n);
     return t;
 }
 
-/* Prepares keys and values of rows [first, T) for attention; rotates their q and k. With
- * keys quantized in blocks of tokens, a block that began before first is quantized as a
- * whole. */
-static enum err make_cache(struct block_acts *acts, const struct arch *a, int64_t layer,
-                           const struct block_kv *kv, int64_t first)
+/* Copies rows [from, from + n) of x to rows [to, to + n) of y. */
+static enum err copy_rows(struct dev *d, const struct tensor *y, int64_t to,
+                          const struct tensor *x, int64_t from, int64_t n)
 {
-    struct block_acts tail = acts_from(acts, a, first);
-    if (!kv_quantized(kv))
-        return rotate(&tail, a, layer, kv);
-    if (kv->spec.key_stage == KEY_PRE_ROPE) {
-        const struct tensor k_pre = tensor_heads(tail.k_pre, a->n_kv);
-        const struct tensor k = k_heads(a, tail.qkv);
-        TRY(dev_copy(acts->dev, &k_pre, &k));
-    }
-    TRY(rotate(&tail, a, layer, kv));
-    struct block_acts blocks = acts_from(acts, a, first - first % kv_block(kv));
-    return quantize_kv(&blocks, a, layer, kv);
+    const struct tensor target = tensor_rows(*y, to, n), source = tensor_rows(*x, from, n);
+    return n ? dev_copy(d, &target, &source) : OK;
+}
+
+/* Attention of one sequence, in the rows behind the R packed ones: they receive its q, k and v as
+ * projected, because a token's position and its block of the cache are those in the sequence. */
+static enum err attend_sequence(struct block_acts *acts, const struct arch *a,
+                                int64_t layer, const struct block_kv *kv, int64_t R,
+                                const struct sequence *q)
+{
+    struct dev *d = acts->dev;
+    struct block_acts t = acts_rows(acts, a, R, q->past + q->n);
+    t.cos = tensor_rows(acts->cos, 0, t.T);
+    t.sin = tensor_rows(acts->sin, 0, t.T);
+    TRY(copy_rows(d, &t.qkv, 0, &acts->qkv, q->from, q->past));
+    TRY(copy_rows(d, &t.qkv, q->past, &acts->qkv, q->first, q->n));
+    TRY(make_cache(&t, a, layer, kv));
+    TRY(attend(&t, a, layer, kv));
+    return copy_rows(d, &acts->o, q->first, &t.o, q->past, q->n);
 }
 
 enum err quantize_input(struct dev *d, const struct block_kv *kv, const struct tensor *y,
@@ -263,29 +288,35 @@ static enum err mlp(struct block_acts *t, const struct arch *a,
     return block_scale(d, y, a->residual_scale);
 }
 
-enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
-                            const struct arch *a, const struct block_weights *w,
-                            const struct block_kv *kv, const struct block_rows *rows)
+/* Returns ERR_SHAPE if acts have no room for a cache that kv quantizes. */
+static enum err check_cache(const struct block_acts *acts, const struct block_kv *kv)
 {
-    const int64_t first = rows->first;
     FAIL_IF(kv_quantized(kv) && (!acts->kq.data ||
                                  (kv->spec.key_stage == KEY_PRE_ROPE && !acts->k_pre.data)),
             ERR_SHAPE,
             "block: activations were allocated without room for a quantized cache");
-    acts->x = *rows->x;
-    struct block_acts tail = acts_from(acts, a, first);
-    const struct tensor y = from(s->y, first), out = from(*rows->out, first);
-    TRY(attention_input(&tail, a, w));
-    TRY(quantize_input(acts->dev, kv, &tail.n1, &tail.n1));
-    TRY(project_qkv(&tail, a, w));
-    TRY(make_cache(acts, a, w->layer, kv, first));
-    /* This also recomputes queries before `first`: few, and their inputs are still in
-     * acts. */
-    TRY(attend(acts, a, w->layer, kv));
-    TRY(attention_out(&tail, s, a, w, kv, &y));
-    TRY(mlp_input(&tail, a, w, &y));
-    TRY(mlp(&tail, a, w, kv, &y));
-    return dev_add(acts->dev, &out, &tail.h, &y);
+    return OK;
+}
+
+/* What comes before attention: q, k, v of x->x. */
+static enum err before_attention(struct block_acts *x, const struct arch *a,
+                                 const struct block_weights *w, const struct block_kv *kv)
+{
+    TRY(attention_input(x, a, w));
+    TRY(quantize_input(x->dev, kv, &x->n1, &x->n1));
+    return project_qkv(x, a, w);
+}
+
+/* What comes after attention: out from x->x and x->o. */
+static enum err behind_attention(struct block_acts *x, struct block_scratch *s,
+                                 const struct arch *a, const struct block_weights *w,
+                                 const struct block_kv *kv, const struct tensor *out)
+{
+    const struct tensor y = tensor_rows(s->y, 0, x->T);
+    TRY(attention_out(x, s, a, w, kv, &y));
+    TRY(mlp_input(x, a, w, &y));
+    TRY(mlp(x, a, w, kv, &y));
+    return dev_add(x->dev, out, &x->h, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,
@@ -293,6 +324,24 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x)
 {
-    const struct block_rows all = {out, x, 0};
-    return block_forward_from(acts, s, a, w, kv, &all);
+    TRY(check_cache(acts, kv));
+    acts->x = *x;
+    TRY(before_attention(acts, a, w, kv));
+    TRY(make_cache(acts, a, w->layer, kv));
+    TRY(attend(acts, a, w->layer, kv));
+    return behind_attention(acts, s, a, w, kv, out);
+}
+
+enum err block_forward_packed(struct block_acts *acts, struct block_scratch *s,
+                              const struct arch *a, const struct block_weights *w,
+                              const struct block_kv *kv, const struct packed_rows *rows)
+{
+    const int64_t R = rows->x->dim[0];
+    struct block_acts packed = acts_rows(acts, a, 0, R);
+    TRY(check_cache(acts, kv));
+    packed.x = *rows->x;
+    TRY(before_attention(&packed, a, w, kv));
+    for (int64_t i = 0; i < rows->n; i++)
+        TRY(attend_sequence(acts, a, w->layer, kv, R, &rows->sequence[i]));
+    return behind_attention(&packed, s, a, w, kv, rows->out);
 }

@@ -106,16 +106,23 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x);
 
-/* The same for rows [first, T) only. Rows before first are those of the previous forward
- * with these acts, which still hold their keys and values; out is not written there. No
- * backward follows. */
-struct block_rows {
-    const struct tensor *out, *x; /* [T,D] F32 */
-    int64_t first;
+/* A text among the rows of several. Its tokens are the first `past` ones of an earlier text, whose
+ * rows begin at `from` and have no past themselves, and then rows [first, first + n) of its own. */
+struct sequence {
+    int64_t from, past, first, n;
 };
-enum err block_forward_from(struct block_acts *acts, struct block_scratch *s,
-                            const struct arch *a, const struct block_weights *w,
-                            const struct block_kv *kv, const struct block_rows *rows);
+
+/* Texts whose rows go through projections and MLP together; attention sees each by itself. */
+struct packed_rows {
+    const struct tensor *out, *x; /* [R,D] F32 */
+    const struct sequence *sequence;
+    int64_t n;
+};
+/* The forward of packed rows. acts has room for R tokens and the longest sequence behind them, s
+ * for R; the rotary tables reach as far as the longest sequence. No backward follows. */
+enum err block_forward_packed(struct block_acts *acts, struct block_scratch *s,
+                              const struct arch *a, const struct block_weights *w,
+                              const struct block_kv *kv, const struct packed_rows *rows);
 
 /* Return the keys (at the stage where kv quantizes them) and values of the last forward in
  * full precision. Views, [T,K*d] act. */

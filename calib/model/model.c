@@ -11,47 +11,17 @@
  *          ^                           |
  *          +------ block writes here --+          views are swapped, nothing is copied
  *
- * A window may share its first tokens with the previous one (shared). Their hidden states
- * are then copied from it, and the block computes only the rows after them; keys and values
- * of the shared rows are still in the activations. Everything that runs the model uses one
- * struct model_pass: logits, losses, logits by pieces, and keys and values. */
-#include "calib/model/model.h"
-
+ * Everything that runs the model uses one struct model_pass: logits, losses, losses of packed
+ * windows (model_packed.c), logits by pieces, and keys and values. */
 #include "calib/model/block_scratch.h"
-#include "calib/model/carve.h"
+#include "calib/model/model_priv.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-/* Bytes of logits in memory at a time. */
-#define LOGITS_BYTES (INT64_C(64) << 20)
-
-struct model_pass {
-    const struct model_run *r;
-    int64_t n, T;           /* windows, tokens of one */
-    bool keep_cache;        /* quantize keys and values even if no query reads them back */
-    struct block_weights w; /* of the block in work, act type */
-    struct block_weights full; /* its F32 source; only with r->quant */
-    struct block_acts acts;
-    struct block_scratch *scratch;
-    struct tensor cos, sin;
-    void *x;          /* memory of h */
-    struct tensor *h; /* [n + 1] hidden states [T,D] F32: one per window, and the spare */
-    struct block_kv kv;
-    void *kv_params;   /* 4 [K*d] */
-    float *final_gain; /* host [D], owned: the final norm's if r->quant refines it */
-    int64_t done, total;
-};
-
-/* Returns how many tokens window i shares with the previous one. */
-static int64_t window_shared(const struct model_pass *k, int64_t i)
-{
-    return k->r->shared && i > 0 ? k->r->shared[i] : 0;
-}
-
 /* --- opening ------------------------------------------------------------------------ */
 
-static void pass_close(struct model_pass *k)
+void pass_close(struct model_pass *k)
 {
     struct dev *d = k->r->dev;
     block_weights_free(&k->w);
@@ -107,18 +77,14 @@ static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
 static enum err pass_fill(struct model_pass *k, const int32_t *ids)
 {
     const struct model_run *r = k->r;
-    for (int64_t i = 0; i < k->n; i++)
-        FAIL_IF(window_shared(k, i) < 0 || window_shared(k, i) >= k->T, ERR_SHAPE,
-                "window %" PRId64 " shares %" PRId64 " of %" PRId64 " tokens", i,
-                window_shared(k, i), k->T);
     FAIL_IF(k->n < 1, ERR_USAGE, "no window of %" PRId64 " tokens to run the model on",
             k->T);
-    TRY(arch_check_length(r->arch, k->T));
+    TRY(arch_check_length(r->arch, k->longest));
     TRY(block_weights_alloc(&k->w, r->dev, r->arch, r->act));
-    TRY(block_acts_alloc(&k->acts, r->dev, r->arch, k->T, r->act,
-                         r->quant ? &any_kv : NULL));
+    TRY(block_acts_alloc(&k->acts, r->dev, r->arch, k->T + (k->packed ? k->longest : 0),
+                         r->act, r->quant ? &any_kv : NULL));
     TRY(block_scratch_open(&k->scratch, r->dev, r->arch, k->T, r->act));
-    TRY(block_rope_alloc(&k->cos, &k->sin, r->dev, r->arch, k->T));
+    TRY(block_rope_alloc(&k->cos, &k->sin, r->dev, r->arch, k->longest));
     k->acts.varies = true; /* a task has many lengths */
     k->acts.cos = k->cos;
     k->acts.sin = k->sin;
@@ -128,17 +94,22 @@ static enum err pass_fill(struct model_pass *k, const int32_t *ids)
     return embed_windows(k, ids);
 }
 
-static enum err pass_open(struct model_pass *k, const struct model_run *r,
-                          const int32_t *ids, int64_t n, int64_t T)
+enum err pass_open(struct model_pass *k, const struct model_run *r, const int32_t *ids,
+                   int64_t n, int64_t T, const struct packed_windows *packed)
 {
-    *k = (struct model_pass){.r = r, .n = n, .T = T, .total = (r->arch->n_layers + 1) * n};
+    *k = (struct model_pass){.r = r,
+                             .n = n,
+                             .T = T,
+                             .packed = packed,
+                             .longest = packed ? packed->longest : T,
+                             .total = (r->arch->n_layers + 1) * n};
     const enum err err = pass_fill(k, ids);
     if (err)
         pass_close(k);
     return err;
 }
 
-static void pass_step(struct model_pass *k)
+void pass_step(struct model_pass *k)
 {
     k->done++;
     if (k->r->progress)
@@ -276,19 +247,19 @@ static enum err load_block(struct model_pass *k, int64_t i)
     return err ? err_add(err, "block %" PRId64 ": ", i) : OK;
 }
 
-/* Returns how the block in work quantizes its cache. A window that is one chunk reads
+/* Returns how the block in work quantizes its cache. A text that is one chunk reads
  * nothing back, so there is nothing to simulate unless the caller wants the cache
  * itself. */
 static const struct block_kv *block_cache(struct model_pass *k)
 {
     const int64_t chunk = k->r->chunk;
-    const bool whole = chunk <= 0 || chunk >= k->T;
+    const bool whole = chunk <= 0 || chunk >= k->longest;
     k->kv.act_bits = k->r->act_bits;
     if (!kv_quantized(&k->kv) || (whole && k->kv.spec.past_only && !k->keep_cache)) {
         kv_set_unquantized(&k->kv.spec);
         return &k->kv;
     }
-    k->kv.chunk = whole ? k->T : chunk;
+    k->kv.chunk = whole ? k->longest : chunk;
     return &k->kv;
 }
 
@@ -297,7 +268,7 @@ static enum err show_hidden(struct model_pass *k, int64_t i, int64_t block)
 {
     const size_t n = (size_t)(k->T * k->r->arch->d_model);
     float *host;
-    if (!k->r->hidden)
+    if (!k->r->hidden || k->packed)
         return OK;
     TRY(mem_alloc(&host, n, sizeof(*host)));
     const enum err err = dev_download(k->r->dev, host, k->h[i].data, n * sizeof(*host));
@@ -307,25 +278,34 @@ static enum err show_hidden(struct model_pass *k, int64_t i, int64_t block)
     return err;
 }
 
+/* out = the block in work of x, of window i. */
+static enum err run_block(struct model_pass *k, int64_t i, const struct tensor *out,
+                          const struct tensor *x)
+{
+    const struct model_run *r = k->r;
+    const struct block_kv *kv = block_cache(k);
+    if (!k->packed)
+        return block_forward(&k->acts, k->scratch, r->arch, &k->w, kv, out, x);
+    const struct packed_windows *p = k->packed;
+    const int64_t n = packed_window_rows(p, i);
+    const struct tensor to = tensor_rows(*out, 0, n), from = tensor_rows(*x, 0, n);
+    const struct packed_rows rows = {&to, &from, p->sequence + p->start[i],
+                                     p->start[i + 1] - p->start[i]};
+    return block_forward_packed(&k->acts, k->scratch, r->arch, &k->w, kv, &rows);
+}
+
 /* Runs window i through the block in work, into the spare, and swaps the two. */
 static enum err pass_window(struct model_pass *k, int64_t i)
 {
     const struct tensor x = k->h[i], spare = k->h[k->n];
-    const int64_t first = window_shared(k, i);
-    const struct block_rows rows = {&spare, &x, first};
-    TRY(block_forward_from(&k->acts, k->scratch, k->r->arch, &k->w, block_cache(k), &rows));
-    if (first) {
-        const struct tensor to = tensor_rows(spare, 0, first);
-        const struct tensor same = tensor_rows(k->h[i - 1], 0, first);
-        TRY(dev_copy(k->r->dev, &to, &same));
-    }
+    TRY(run_block(k, i, &spare, &x));
     k->h[i] = spare;
     k->h[k->n] = x;
     pass_step(k);
     return OK;
 }
 
-static enum err pass_blocks(struct model_pass *k)
+enum err pass_blocks(struct model_pass *k)
 {
     for (int64_t i = 0; i < k->n; i++)
         TRY(show_hidden(k, i, -1));
@@ -339,119 +319,38 @@ static enum err pass_blocks(struct model_pass *k)
     return OK;
 }
 
-/* --- the head ----------------------------------------------------------------------- */
+/* --- runs --------------------------------------------------------------------------- */
 
-struct head {
-    void *memory;
-    struct tensor norm, w;     /* [D] F32, [V,D] act */
-    struct tensor logits;      /* [piece,V] F32 */
-    struct tensor target, nll; /* I32, F32 [T] */
-    float *out;                /* host: logits [n][T][V], or NULL */
-    float *nll_out;            /* host: losses [n][T-1], or NULL; one of the two is set */
-    const int32_t *ids;        /* host [n][T] */
+/* Where a run writes: host logits [n][T][V], or losses [n][T-1]. One of the two is set. */
+struct run_output {
+    float *logits, *nll;
 };
 
-static void head_layout(struct head *e, struct carve *c, const struct model_pass *k)
+static enum err put_window(struct model_pass *k, struct head *e, const int32_t *ids,
+                           int64_t i, const struct run_output *out)
 {
-    const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
-    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
-    e->w = carve_2d(c, k->r->act, V, D);
-    e->norm = carve_1d(c, DT_F32, D);
-    e->logits = carve_2d(c, DT_F32, fit < 1 ? 1 : fit > k->T ? k->T : fit, V);
-    e->target = carve_1d(c, DT_I32, k->T);
-    e->nll = carve_1d(c, DT_F32, k->T);
-}
-
-static enum err head_alloc(struct head *e, struct model_pass *k)
-{
-    struct carve c = {0};
-    head_layout(e, &c, k);
-    TRY(dev_alloc(k->r->dev, &e->memory, c.used));
-    c = (struct carve){.base = e->memory};
-    head_layout(e, &c, k);
-    return OK;
-}
-
-static enum err head_load(struct head *e, struct model_pass *k)
-{
-    const struct model_source *src = k->r->src;
-    const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
-    struct host_mat embed, norm, w;
-    TRY(src->ends(src->ctx, &embed, &norm, &w));
-    TRY(host_mat_check(&norm, "final norm", D, 1));
-    host_mat_set_gain(&norm, k->final_gain);
-    TRY(host_mat_check(&w, "head", V, D));
-    TRY(head_alloc(e, k));
-    TRY(host_gain_upload(k->r->dev, &e->norm, &norm, k->r->arch));
-    return host_mat_upload(k->r->dev, &e->w, &w);
-}
-
-/* Computes rows [t, t + rows) of window i, whose normalized states are in k->acts.n1. */
-static enum err head_piece(struct head *e, struct model_pass *k, int64_t i, int64_t t,
-                           int64_t rows)
-{
-    struct dev *d = k->r->dev;
-    const int64_t V = k->r->arch->vocab;
-    const struct tensor x = tensor_rows(k->acts.n1, t, rows);
-    const struct tensor logits = tensor_rows(e->logits, 0, rows);
-    TRY(dev_gemm(d, GEMM_NT, &logits, &x, &e->w, false));
-    if (e->out)
-        return dev_download(d, e->out + (i * k->T + t) * V, logits.data,
-                            (size_t)(rows * V) * sizeof(float));
-    const struct tensor target = tensor_rows(e->target, t, rows);
-    const struct tensor nll = tensor_rows(e->nll, t, rows);
-    return dev_cross_entropy(d, &nll, &logits, &target);
-}
-
-/* Copies the losses that window i shares with the previous one; returns how many. The last
- * shared token predicts a token that differs. */
-static int64_t copy_nll(struct head *e, const struct model_pass *k, int64_t i)
-{
-    const int64_t rows = k->T - 1, shared = window_shared(k, i);
-    if (!e->nll_out || shared < 2)
-        return 0;
-    memcpy(e->nll_out + i * rows, e->nll_out + (i - 1) * rows,
-           (size_t)(shared - 1) * sizeof(*e->nll_out));
-    return shared - 1;
-}
-
-static enum err head_window(struct head *e, struct model_pass *k, int64_t i)
-{
-    struct dev *d = k->r->dev;
-    const int64_t piece = e->logits.dim[0], rows = e->out ? k->T : k->T - 1;
-    const int64_t first = copy_nll(e, k, i);
-    TRY(model_last(d, k->r->arch, &k->acts.n1, &k->acts.s1, &k->h[i], &e->norm));
-    if (e->nll_out)
-        TRY(dev_upload(d, e->target.data, e->ids + i * k->T + 1,
-                       (size_t)rows * sizeof(*e->ids)));
-    for (int64_t t = first; t < rows; t += piece)
-        TRY(head_piece(e, k, i, t, rows - t < piece ? rows - t : piece));
-    if (e->nll_out)
-        TRY(dev_download(d, e->nll_out + i * rows + first,
-                         tensor_rows(e->nll, first, rows - first).data,
-                         (size_t)(rows - first) * sizeof(*e->nll_out)));
+    const struct tensor predicting = tensor_rows(k->h[i], 0, k->T - 1);
+    const int64_t logits = k->T * k->r->arch->vocab;
+    if (out->logits)
+        TRY(head_logits(e, k, &k->h[i], out->logits + i * logits));
+    else
+        TRY(head_nll(e, k, &predicting, ids + i * k->T + 1, out->nll + i * (k->T - 1)));
     pass_step(k);
     return OK;
 }
 
-static enum err pass_head(struct head *e, struct model_pass *k)
-{
-    enum err err = head_load(e, k);
-    for (int64_t i = 0; i < k->n && !err; i++)
-        err = head_window(e, k, i);
-    dev_free(k->r->dev, e->memory);
-    return err;
-}
-
-/* --- runs --------------------------------------------------------------------------- */
-
-static enum err run_model(const struct model_run *r, int64_t n, int64_t T, struct head *e)
+static enum err run_model(const struct model_run *r, const int32_t *ids, int64_t n,
+                          int64_t T, const struct run_output *out)
 {
     struct model_pass k;
-    TRY(pass_open(&k, r, e->ids, n, T));
+    struct head e = {0};
+    TRY(pass_open(&k, r, ids, n, T, NULL));
     enum err err = pass_blocks(&k);
     if (!err)
-        err = pass_head(e, &k);
+        err = head_load(&e, &k);
+    for (int64_t i = 0; i < n && !err; i++)
+        err = put_window(&k, &e, ids, i, out);
+    dev_free(r->dev, e.memory);
     pass_close(&k);
     return err;
 }
@@ -459,16 +358,14 @@ static enum err run_model(const struct model_run *r, int64_t n, int64_t T, struc
 enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_windows,
                       int64_t T, float *logits)
 {
-    struct head e = {.out = logits, .ids = ids};
-    return run_model(r, n_windows, T, &e);
+    return run_model(r, ids, n_windows, T, &(struct run_output){.logits = logits});
 }
 
 enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
                    int64_t T, float *nll)
 {
     FAIL_IF(T < 2, ERR_USAGE, "a window of %" PRId64 " tokens predicts nothing; want 2", T);
-    struct head e = {.nll_out = nll, .ids = ids};
-    return run_model(r, n_windows, T, &e);
+    return run_model(r, ids, n_windows, T, &(struct run_output){.nll = nll});
 }
 
 /* --- logits by pieces --------------------------------------------------------------- */
@@ -477,7 +374,6 @@ struct model_states {
     struct model_run run;
     struct model_pass pass;
     struct head head;
-    int64_t window; /* whose normalized states are in pass.acts.n1; -1: none */
 };
 
 static enum err states_fill(struct model_states *s)
@@ -494,8 +390,7 @@ enum err model_states_open(struct model_states **out, const struct model_run *r,
     struct model_states *s;
     TRY(mem_calloc(&s, 1, sizeof(*s)));
     s->run = *r;
-    s->window = -1;
-    enum err err = pass_open(&s->pass, &s->run, ids, n_windows, T);
+    enum err err = pass_open(&s->pass, &s->run, ids, n_windows, T, NULL);
     if (err) {
         mem_free(s);
         return err;
@@ -519,36 +414,15 @@ void model_states_close(struct model_states **ps)
     mem_free(s);
 }
 
-static enum err states_window(struct model_states *s, int64_t i)
-{
-    struct model_pass *k = &s->pass;
-    if (s->window == i)
-        return OK;
-    s->window = -1;
-    TRY(model_last(s->run.dev, s->run.arch, &k->acts.n1, &k->acts.s1, &k->h[i],
-                   &s->head.norm));
-    s->window = i;
-    return OK;
-}
-
 enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64_t rows,
                              float *logits)
 {
-    struct dev *d = s->run.dev;
-    const int64_t V = s->run.arch->vocab, piece = s->head.logits.dim[0];
     FAIL_IF(i < 0 || i >= s->pass.n || t < 0 || rows > s->pass.T - t, ERR_SHAPE,
             "tokens %" PRId64 " + %" PRId64 " of window %" PRId64 ": there are %" PRId64
             " windows of %" PRId64,
             t, rows, i, s->pass.n, s->pass.T);
-    TRY(states_window(s, i));
-    for (int64_t r = 0; r < rows; r += piece) {
-        const int64_t n = rows - r < piece ? rows - r : piece;
-        const struct tensor x = tensor_rows(s->pass.acts.n1, t + r, n);
-        const struct tensor y = tensor_rows(s->head.logits, 0, n);
-        TRY(dev_gemm(d, GEMM_NT, &y, &x, &s->head.w, false));
-        TRY(dev_download(d, logits + r * V, y.data, (size_t)(n * V) * sizeof(float)));
-    }
-    return OK;
+    const struct tensor x = tensor_rows(s->pass.h[i], t, rows);
+    return head_logits(&s->head, &s->pass, &x, logits);
 }
 
 /* --- keys and values ---------------------------------------------------------------- */
@@ -587,7 +461,7 @@ enum err model_kv(const struct model_run *r, const int32_t *ids, int64_t T, floa
                   float *values)
 {
     struct model_pass k;
-    TRY(pass_open(&k, r, ids, 1, T));
+    TRY(pass_open(&k, r, ids, 1, T, NULL));
     k.keep_cache = true;
     void *stage = NULL;
     const size_t n = (size_t)T * (size_t)(r->arch->n_kv * r->arch->head_dim);

@@ -48,9 +48,6 @@ struct model_run {
     /* Tokens of a prefill chunk: inside the current chunk the cache is in full precision.
      * 1: decoding; <= 0 or >= T: the whole window. */
     int64_t chunk;
-    /* [n_windows]: how many first tokens (< T) of a window equal those of the previous one;
-     * they are computed once. NULL: none. */
-    const int64_t *shared;
     int act_bits; /* of the projections' inputs in every block, as struct block_kv has it */
     /* Called with the share done, in [0, 1]; may be NULL. */
     void (*progress)(void *ctx, double share);
@@ -68,6 +65,24 @@ enum err model_logits(const struct model_run *r, const int32_t *ids, int64_t n_w
 enum err model_nll(const struct model_run *r, const int32_t *ids, int64_t n_windows,
                    int64_t T, float *nll);
 
+/* Windows of R rows that hold several texts of any length, so that their products are computed
+ * together and what texts begin with in common once. */
+struct packed_windows {
+    int64_t n, rows; /* windows, R */
+    int64_t longest; /* tokens of a text at most */
+    const struct sequence
+        *sequence;         /* of all windows, in the order of their rows; own rows of a
+                                      * window follow each other without gaps */
+    const int64_t *start;  /* [n + 1] the first sequence of each window */
+    const int32_t *ids;    /* [n][R], valid ids in unused rows too */
+    const int32_t *target; /* [n][R]: the id whose loss a row gives; -1: none */
+};
+/* nll host [n][R] F32: -log p(target), as model_nll() has it for a text alone; 0 without a
+ * target. r->chunk counts in the tokens of each text; r->hidden is not called. ERR_SHAPE for
+ * sequences that do not fit their window. */
+enum err model_nll_packed(const struct model_run *r, const struct packed_windows *w,
+                          float *nll);
+
 /* Logits by pieces, to compare two models whose logits do not fit into memory together.
  * Opening runs all windows through the blocks and keeps their last hidden states on the
  * device; r->dev and r->src must outlive it. */
@@ -75,7 +90,7 @@ struct model_states; /* opaque */
 enum err model_states_open(struct model_states **out, const struct model_run *r,
                            const int32_t *ids, int64_t n_windows, int64_t T);
 void model_states_close(struct model_states **s);
-/* logits host [rows][V] F32 of tokens [t, t + rows) of window i; cheapest in order. */
+/* logits host [rows][V] F32 of tokens [t, t + rows) of window i. */
 enum err model_states_logits(struct model_states *s, int64_t i, int64_t t, int64_t rows,
                              float *logits);
 

@@ -13,7 +13,8 @@
 
 /* True if this build has kernels of the device for the set and this processor runs them. */
 bool cpu_has_isa(enum isa isa);
-/* The set that devices opened now use: the last such one, but not AVX512BF16 where F32 is faster. */
+/* The set that devices opened now use: the last such one, but not AVX512BF16 where F32 is
+ * faster. */
 enum isa cpu_best_isa(void);
 /* Devices opened from now on use no set after isa, and isa itself even if it is slower; for tests.
  * N_ISAS: any set. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The batches of multiple choice in simulation, and its accuracies. */
+ * The packed windows of multiple choice in simulation, and its accuracies. */
 #include "tools/eval/tasks/zeroshot.h"
 
 #include <math.h>
@@ -10,68 +10,129 @@
 
 #include <cmocka.h>
 
-#define QUESTIONS 3000
-#define CHOICES 2
+#define CHOICES 3
+#define LONGEST 1500
 
-/* Lengths as sorted questions have them, falling from `longest` to about 15, a few long and
- * most short; the second choice is the shorter one. */
-static int64_t fill(struct request *r, struct request **order, int64_t longest)
-{
-    for (int64_t i = 0; i < QUESTIONS * CHOICES; i++) {
-        const int64_t question = i / CHOICES;
-        const double x = (double)question / QUESTIONS;
-        const int64_t n = 15 + (int64_t)((double)longest * pow(1 - x, 6));
-        r[i] = (struct request){.question = question, .longest = n};
-        r[i].n = n - (i % CHOICES) * 3;
-        order[i] = &r[i];
-    }
-    return QUESTIONS * CHOICES;
-}
+/* Questions of three choices. A context is one id of the question, repeated; behind it each choice
+ * has ids of its own. */
+struct questions {
+    struct request r[300];
+    int32_t ids[300][LONGEST];
+    int64_t n;
+};
 
-/* Checks one batch and returns how much of it is padding. */
-static int64_t check_batch(struct request **order, int64_t n, int64_t first, int64_t end)
+static void add_question(struct questions *q, int64_t ctx, const int64_t *length)
 {
-    const int64_t T = order[first]->longest;
-    int64_t padding = 0;
-    assert_true(end > first && end <= n);
-    assert_true(end == n || order[end]->question != order[end - 1]->question);
-    for (int64_t i = first; i < end; i++)
-        padding += T - order[i]->n;
-    if (end - first > CHOICES) {
-        assert_true(padding <= ZEROSHOT_BATCH_PADDING);
-        assert_true((end - first) * T <= ZEROSHOT_BATCH_TOKENS);
-    }
-    return padding;
-}
-
-static void batches_pad_little(void **state)
-{
-    static struct request r[QUESTIONS * CHOICES];
-    static struct request *order[QUESTIONS * CHOICES];
-    const int64_t longest[] = {20, 250, 2000};
-    for (size_t k = 0; k < ARRAY_LEN(longest); k++) {
-        const int64_t n = fill(r, order, longest[k]);
-        int64_t tokens = 0, padding = 0, batches = 0;
-        for (int64_t i = 0, end; i < n; i = end, batches++) {
-            end = zeroshot_batch_end(order, n, i);
-            padding += check_batch(order, n, i, end);
-        }
-        for (int64_t i = 0; i < n; i++)
-            tokens += order[i]->n;
-        assert_true(6 * padding < tokens);
-        assert_true(batches <= 4 + 2 * tokens / ZEROSHOT_BATCH_TOKENS + padding / 500);
+    for (int c = 0; c < CHOICES; c++) {
+        const int64_t i = q->n++;
+        for (int64_t t = 0; t < ctx + length[c]; t++)
+            q->ids[i][t] = (int32_t)(t < ctx ? 1000 + i / CHOICES : 10 * i + t - ctx + 1);
+        q->r[i] = (struct request){.ids = q->ids[i],
+                                   .n = ctx + length[c],
+                                   .ctx = ctx,
+                                   .question = i / CHOICES,
+                                   .choice = c};
     }
 }
 
-static void a_question_is_a_batch(void **state)
+/* Returns token t of the text of request i, read from its rows. */
+static int32_t token_at(const struct zeroshot_windows *w, int64_t i, int64_t t)
 {
-    struct request r[4] = {{.question = 3, .longest = 40000, .n = 40000},
-                           {.question = 3, .longest = 40000, .n = 10},
-                           {.question = 1, .longest = 30, .n = 30},
-                           {.question = 1, .longest = 30, .n = 29}};
-    struct request *order[4] = {&r[0], &r[1], &r[2], &r[3]};
-    assert_int_equal(zeroshot_batch_end(order, 4, 0), 2);
-    assert_int_equal(zeroshot_batch_end(order, 4, 2), 4);
+    const struct sequence *q = &w->sequence[i];
+    const int32_t *ids = w->ids + w->window[i] * w->w.rows;
+    return t < q->past ? ids[q->from + t] : ids[q->first + t - q->past];
+}
+
+/* Checks that the rows of request i are its inputs, and that they score what it scores. */
+static void check_request(const struct zeroshot_windows *w, const struct request *r,
+                          int64_t i)
+{
+    const struct sequence *q = &w->sequence[i];
+    const int32_t *target = w->target + w->window[i] * w->w.rows;
+    assert_int_equal(q->past + q->n, r->n - 1);
+    for (int64_t t = 0; t < r->n - 1; t++)
+        assert_int_equal(token_at(w, i, t), r->ids[t]);
+    for (int64_t t = q->past; t < r->n - 1; t++)
+        assert_int_equal(target[q->first + t - q->past],
+                         t + 1 < r->ctx ? -1 : r->ids[t + 1]);
+    assert_true(q->past < r->ctx);
+}
+
+/* Returns the sum of rows, and checks that each window has what the model wants. */
+static int64_t check_windows(const struct zeroshot_windows *w, const struct questions *q)
+{
+    int64_t rows = 0;
+    assert_int_equal(w->start[w->w.n], q->n);
+    for (int64_t i = 0; i < q->n; i++) {
+        const bool first = w->start[w->window[i]] == i;
+        const struct sequence *s = &w->sequence[i], *before = first ? NULL : s - 1;
+        assert_int_equal(s->first, first ? 0 : before->first + before->n);
+        assert_true(s->first + s->n <= w->w.rows);
+        check_request(w, &q->r[i], i);
+        rows += s->n;
+    }
+    return rows;
+}
+
+/* Losses that name their row, so that every sum tells which rows it is of. */
+static void check_sums(const struct zeroshot_windows *w, struct questions *q)
+{
+    const int64_t rows = w->w.n * w->w.rows;
+    float *nll = malloc((size_t)rows * sizeof(*nll));
+    assert_non_null(nll);
+    for (int64_t r = 0; r < rows; r++)
+        nll[r] = w->target[r] < 0 ? NAN : (float)w->target[r];
+    zeroshot_unpack(w, q->r, q->n, nll);
+    for (int64_t i = 0; i < q->n; i++) {
+        double want = 0;
+        for (int64_t t = q->r[i].ctx; t < q->r[i].n; t++)
+            want -= q->r[i].ids[t];
+        assert_true(q->r[i].ll == want);
+    }
+    free(nll);
+}
+
+static int64_t pack(struct questions *q, int64_t *windows)
+{
+    struct zeroshot_windows w;
+    assert_int_equal(zeroshot_pack(&w, q->r, q->n), OK);
+    const int64_t rows = check_windows(&w, q);
+    check_sums(&w, q);
+    *windows = w.w.n;
+    zeroshot_windows_free(&w);
+    return rows;
+}
+
+static void choices_share_their_context(void **state)
+{
+    static struct questions q;
+    int64_t windows, want = 0;
+    for (int i = 0; i < 100; i++) {
+        const int64_t ctx = 1 + 7 * i % 90, length[CHOICES] = {1 + i % 5, 9, 30};
+        add_question(&q, ctx, length);
+        /* The row of the context's last token predicts, so each choice has its own. */
+        want += ctx - 1 + 3 + (length[0] - 1) + (length[1] - 1) + (length[2] - 1);
+        assert_int_equal(zeroshot_question_rows(&q.r[3 * (int64_t)i], CHOICES),
+                         ctx + length[0] + length[1] + length[2] - 1);
+    }
+    assert_int_equal(pack(&q, &windows), want);
+    assert_int_equal(windows, (want + ZEROSHOT_WINDOW_ROWS - 1) / ZEROSHOT_WINDOW_ROWS);
+}
+
+static void a_question_may_be_longer_than_a_window(void **state)
+{
+    static struct questions q;
+    const int64_t length[CHOICES] = {700, 700, 700}, one[CHOICES] = {1, 1, 1};
+    int64_t windows;
+    add_question(&q, 20, one);
+    add_question(&q, 300, length);
+    add_question(&q, 20, one);
+    add_question(&q, LONGEST - 700, length);
+    /* Windows have room for the longest text, 1499 rows. No window holds two choices of a long
+     * question, and the third question follows the second's last choice. */
+    const int64_t rows = pack(&q, &windows);
+    assert_int_equal(windows, 7);
+    assert_int_equal(rows, 22 + 3 * 999 + 22 + 3 * 1499);
 }
 
 static void the_first_of_equals_wins(void **state)
@@ -107,8 +168,8 @@ static void a_question_counts_once_however_many_choices_are_cut(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(batches_pad_little),
-        cmocka_unit_test(a_question_is_a_batch),
+        cmocka_unit_test(choices_share_their_context),
+        cmocka_unit_test(a_question_may_be_longer_than_a_window),
         cmocka_unit_test(the_first_of_equals_wins),
         cmocka_unit_test(a_question_counts_once_however_many_choices_are_cut),
     };

@@ -331,69 +331,6 @@ static void check_against_naive(const char *device, bool quant_w, enum cache_kin
     mix_free(mixed);
 }
 
-/* Windows with a common beginning: computed once and shared, or computed again. */
-static void check_shared(const char *device, struct kv_spec kv, int64_t chunk)
-{
-    const int64_t shared[WINDOWS] = {0, 6, 2};
-    float nll[2][WINDOWS * (T - 1)], logits[2][WINDOWS * T * V];
-    struct quantized m;
-    quantized_open(&m);
-    for (int i = 0; i < LAYERS; i++)
-        m.q[i].kv = kv;
-    for (int w = 1; w < WINDOWS; w++)
-        memcpy(m.ids + w * T, m.ids + (w - 1) * T, (size_t)shared[w] * sizeof(*m.ids));
-    struct dev *d = open_dev(device);
-    struct model_run r = {.dev = d,
-                          .arch = &m.f.arch,
-                          .src = &m.f.source,
-                          .quant = &m.quant,
-                          .act = DT_F32,
-                          .chunk = chunk};
-    for (int i = 0; i < 2; i++) {
-        r.shared = i ? shared : NULL;
-        must(model_nll(&r, m.ids, WINDOWS, T, nll[i]));
-        must(model_logits(&r, m.ids, WINDOWS, T, logits[i]));
-    }
-    check_error("nll, shared", max_error(nll[1], nll[0], WINDOWS * (T - 1)), TOLERANCE);
-    check_error("logits, shared", max_error(logits[1], logits[0], WINDOWS * T * V),
-                TOLERANCE);
-    const int64_t whole[WINDOWS] = {0, T, 0};
-    r.shared = whole;
-    assert_int_equal(model_nll(&r, m.ids, WINDOWS, T, nll[0]), ERR_SHAPE);
-    err_clear();
-    dev_close(&d);
-    quantized_close(&m);
-}
-
-static void what_windows_share_is_computed_once(void **state)
-{
-    struct mix *mixed = mix_of(MIXED_CHANNEL);
-    const struct kv_spec plain = {KV_CHANNEL_TOKEN, KV_BITS, 4, KEY_POST_ROPE, true, 1,
-                                  .learn = true};
-    struct kv_spec kept = plain, pre = plain, full = plain, blocks = plain;
-    kept.window = 3;
-    kept.sink = 1;
-    pre.key_stage = KEY_PRE_ROPE;
-    struct kv_spec blocks_pre = pre;
-    full.bits = 16;
-    blocks.method = KV_CHANNEL;
-    blocks_pre.method = KV_CHANNEL;
-    blocks_pre.group_size = 5;
-    struct kv_spec of_layers = blocks_pre;
-    of_layers.mixed = mixed;
-    const char *const device[] = {"ref", "cpu"};
-    for (size_t i = 0; i < ARRAY_LEN(device); i++) {
-        check_shared(device[i], plain, 1);
-        check_shared(device[i], kept, 1);
-        check_shared(device[i], pre, 4);
-        check_shared(device[i], full, 1);
-        check_shared(device[i], blocks, 1);
-        check_shared(device[i], blocks_pre, 1);
-        check_shared(device[i], of_layers, 1);
-    }
-    mix_free(mixed);
-}
-
 static void check_on(const char *device)
 {
     check_against_naive(device, false, PLAIN_CACHE, 1);
@@ -541,7 +478,6 @@ int main(void)
         cmocka_unit_test(simulation_is_token_by_token),
         cmocka_unit_test(simulation_is_token_by_token_on_cpu),
         cmocka_unit_test(caches_are_those_of_decode),
-        cmocka_unit_test(what_windows_share_is_computed_once),
         cmocka_unit_test(progress_ends_at_one),
         cmocka_unit_test(bad_input_is_refused),
     };

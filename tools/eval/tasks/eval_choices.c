@@ -158,11 +158,8 @@ static enum err open_lines(struct choices *c)
 static enum err measure(struct choices *c)
 {
     struct task_progress *p = &c->run.progress;
-    for (int i = 0; i < c->n; i++) {
-        double tokens;
-        TRY(zeroshot_tokens(&tokens, &c->part[i].z, c->run.e));
-        p->total += tokens;
-    }
+    for (int i = 0; i < c->n; i++)
+        p->total += zeroshot_tokens(&c->part[i].z, c->run.e);
     p->p = c->run.e->job->progress;
     progress_phase(p->p, "zeroshot");
     task_progress_add(p, 0);
@@ -190,8 +187,7 @@ enum err eval_choices_set(struct zeroshot_set *z, struct eval *e)
     enum err err = task_lines_open(&run.lines, NULL, "", 17);
     if (!err)
         err = zeroshot_expect(z, run.lines);
-    if (!err)
-        err = zeroshot_tokens(&run.progress.total, z, e);
+    run.progress.total = err ? 0 : zeroshot_tokens(z, e);
     if (!err)
         err = zeroshot_score(z, &run);
     progress_end(e->job->progress);

@@ -64,16 +64,12 @@ static enum err encode_question(struct request *r, const struct question_set *s,
 {
     const enum bos_rule bos = (enum bos_rule)e->job->recipe.bos;
     const struct question *q = &s->item[i];
-    int64_t longest = 0;
     for (int c = 0; c < q->n; c++) {
         TRY(request_encode(&r[c], e->job->tokenizer, &q->choice[c], bos, e->ctx - 1));
         TRY(check_ids(&r[c], e));
         r[c].question = i;
         r[c].choice = c;
-        longest = r[c].n > longest ? r[c].n : longest;
     }
-    for (int c = 0; c < q->n; c++)
-        r[c].longest = longest;
     return OK;
 }
 

@@ -5,6 +5,7 @@
 #ifndef WKVQ_ZEROSHOT_H
 #define WKVQ_ZEROSHOT_H
 
+#include "calib/model/model.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/eval/eval.h"
 #include "tools/eval/tasks/choice.h"
@@ -17,9 +18,8 @@ struct request {
     int64_t n, ctx;
     int64_t question;
     int choice;
-    int64_t longest; /* n of the question's longest choice */
-    bool cut;        /* tokens were dropped at the front */
-    double ll;       /* sum of log p over the scored ids, in nats */
+    bool cut;  /* tokens were dropped at the front */
+    double ll; /* sum of log p over the scored ids, in nats */
 };
 
 /* The questions of one file, as tokens. */
@@ -60,17 +60,6 @@ void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
  * largest per character. The first choice wins if equal. r: requests of its choices. */
 bool zeroshot_is_right(const struct question *q, const struct request *r, bool per_char);
 
-/* Bounds of a batch in simulation, in tokens with padding. A batch is written to the output
- * when it is complete, so the first one bounds what a kill can lose. Reading and rounding
- * the weights once more costs about as much as 1000 tokens. */
-#define ZEROSHOT_BATCH_TOKENS 32768
-#define ZEROSHOT_BATCH_PADDING 1024
-/* Returns where the batch ends that starts at `first` of an order by falling length. A batch
- * has whole questions, and windows as long as its first. It ends before its padding or its
- * tokens exceed their bound, but has at least one question. It depends on lengths alone, so
- * that a resumed run computes the same batches. */
-int64_t zeroshot_batch_end(struct request *const *order, int64_t n, int64_t first);
-
 /* Loads and tokenizes one file. Release z with zeroshot_free() after an error as well.
  * Requires the job's tokenizer. */
 enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char *path,
@@ -82,11 +71,42 @@ uint32_t zeroshot_crc(const struct zeroshot_set *z);
 enum err zeroshot_expect(struct zeroshot_set *z, struct task_lines *lines);
 /* Writes the line of a question, whose choices are scored now. */
 enum err zeroshot_put(struct zeroshot_set *z, struct task_lines *lines, int64_t question);
-/* *out = how many tokens are still to be computed, as progress counts them. ERR_MEMORY. */
-enum err zeroshot_tokens(double *out, struct zeroshot_set *z, const struct eval *e);
+/* Returns how many tokens are still to be computed, as progress counts them. */
+double zeroshot_tokens(const struct zeroshot_set *z, const struct eval *e);
 
 /* Scores what is not done. e->chunk 0, for the packed runtime: the context as one chunk,
  * then token by token. ERR_NUMERIC for a likelihood that is not finite. */
 enum err zeroshot_score(struct zeroshot_set *z, struct zeroshot_run *run);
+
+/* --- packed windows ----------------------------------------------------------------- */
+
+/* Rows of a window, unless a text is longer. Products of that many rows run at full speed. */
+#define ZEROSHOT_WINDOW_ROWS 1024
+/* Rows of a batch at which it ends. A batch is written to the output when it is complete, so
+ * this bounds what a kill can lose; reading and rounding the weights once more costs about as
+ * much as 1000 rows. */
+#define ZEROSHOT_BATCH_ROWS 32768
+
+/* Requests as sequences. Inputs of request i are its ids [0, n - 1); the last id is only
+ * predicted. */
+struct zeroshot_windows {
+    struct packed_windows w;   /* its arrays are those below */
+    struct sequence *sequence; /* [n requests] */
+    int64_t *start;            /* [w.n + 1] */
+    int32_t *ids, *target;     /* [w.n][w.rows] */
+    int64_t *window;           /* [n requests] the window of each */
+};
+
+/* Returns how many tokens at the start of both are equal, at most `most`. */
+int64_t zeroshot_shared(const struct request *a, const struct request *b, int64_t most);
+/* Returns the rows that the n choices r of a question take in one window. */
+int64_t zeroshot_question_rows(const struct request *r, int64_t n);
+/* Packs the requests r [n], whole questions one after the other, in this order. Release out with
+ * zeroshot_windows_free() after an error as well. ERR_MEMORY. */
+enum err zeroshot_pack(struct zeroshot_windows *out, const struct request *r, int64_t n);
+void zeroshot_windows_free(struct zeroshot_windows *w);
+/* Sets ll of the requests that were packed, from nll [w.n][w.rows] of the windows. */
+void zeroshot_unpack(const struct zeroshot_windows *w, struct request *r, int64_t n,
+                     const float *nll);
 
 #endif
