@@ -181,10 +181,9 @@ enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
     OP_END(DEV_COPY, started);
 }
 
-enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
-                  const struct tensor *a, const struct tensor *b, bool accumulate)
+static enum err check_gemm(enum gemm_kind kind, const struct tensor *c,
+                           const struct tensor *a, const struct tensor *b, bool accumulate)
 {
-    OP_BEGIN(gemm, started);
     WANT(act(a) && act(b) && act(c) && is_2d(a) && is_2d(b) && is_2d(c) &&
              a->dtype == b->dtype,
          "gemm: want 2-D act tensors, a and b of one type");
@@ -196,7 +195,34 @@ enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
          "gemm: [%" PRId64 ",%" PRId64 "] x [%" PRId64 ",%" PRId64
          "] does not give [%" PRId64 ",%" PRId64 "]",
          m, k, kb, n, c->dim[0], c->dim[1]);
+    return OK;
+}
+
+enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
+                  const struct tensor *a, const struct tensor *b, bool accumulate)
+{
+    OP_BEGIN(gemm, started);
+    TRY(check_gemm(kind, c, a, b, accumulate));
     d->ops.gemm(d, kind, c, a, b, accumulate);
+    OP_END(DEV_GEMM, started);
+}
+
+enum err dev_gemm_add(struct dev *d, enum gemm_kind kind, const struct tensor *y,
+                      const struct tensor *x, const struct tensor *a,
+                      const struct tensor *b, const struct tensor *part)
+{
+    OP_BEGIN(gemm, started);
+    TRY(check_gemm(kind, part, a, b, false));
+    WANT(f32(y) && f32(x) && is_2d(y) && is_2d(x) && same_shape(y, part) &&
+             same_shape(x, part),
+         "gemm_add: want y, x F32, of the product's shape");
+    WANT(y->data != x->data || y->ld == x->ld, "gemm_add: y is x with another stride");
+    WANT(part->data != y->data && part->data != x->data, "gemm_add: part is y or x");
+    if (!d->ops.gemm_add) {
+        TRY(dev_gemm(d, kind, part, a, b, false));
+        return dev_add(d, y, x, part);
+    }
+    d->ops.gemm_add(d, kind, y, x, a, b, part);
     OP_END(DEV_GEMM, started);
 }
 

@@ -130,6 +130,15 @@ enum gemm_kind {
 enum err dev_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                   const struct tensor *a, const struct tensor *b, bool accumulate);
 
+/* y = x + A B, where A B is a product as above, and this sum its only use.
+ *   y, x  F32 [M,N]; y may be x, with its ld
+ *   part  working memory: what dev_gemm() could write A B to
+ * A B is rounded to part's type before the sum. A device that adds inside the product does not
+ * round. */
+enum err dev_gemm_add(struct dev *d, enum gemm_kind kind, const struct tensor *y,
+                      const struct tensor *x, const struct tensor *a,
+                      const struct tensor *b, const struct tensor *part);
+
 /* y[r,c] += b[c]. y act [R,C] (ld), b [C]. */
 enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b);
 

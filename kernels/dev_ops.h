@@ -45,6 +45,10 @@ struct dev_ops {
     void (*copy)(struct dev *d, const struct tensor *y, const struct tensor *x);
     void (*gemm)(struct dev *d, enum gemm_kind kind, const struct tensor *c,
                  const struct tensor *a, const struct tensor *b, bool accumulate);
+    /* NULL: dev_gemm_add() calls gemm and add. */
+    void (*gemm_add)(struct dev *d, enum gemm_kind kind, const struct tensor *y,
+                     const struct tensor *x, const struct tensor *a, const struct tensor *b,
+                     const struct tensor *part);
     void (*bias)(struct dev *d, const struct tensor *y, const struct tensor *b);
     void (*rmsnorm)(struct dev *d, const struct tensor *y, const struct tensor *s,
                     const struct tensor *h, const struct rmsnorm_inputs *in);

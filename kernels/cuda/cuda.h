@@ -19,6 +19,7 @@ extern "C" {
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #endif
+#include <string.h>
 
 namespace CUDA_NS
 {
@@ -30,6 +31,7 @@ constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another 
 enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
 struct gemm_library; /* cuda_lib.cu */
+struct sum_library;  /* cuda_lib.cu */
 struct rank_link;    /* cuda_link.cu */
 struct attn_library; /* cuda_cudnn.cu */
 
@@ -39,6 +41,7 @@ struct gpu {
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;
+    sum_library *sums; /* NULL: sums are added after their products */
     rank_link *link;
     attn_library *dnn; /* NULL: own kernels only */
 };
@@ -68,16 +71,27 @@ enum err find_gpu(struct dev *d);
  * environment variable names, or the loader's, or one of CUDA's usual folders. NULL if there
  * is none. */
 void *find_library(const char *name, const char *variable);
+/* why = the reason for which an optional library is not used, for the line about the device.
+ * Returns false. */
+constexpr size_t WHY_TEXT = 64;
+bool unusable(char why[WHY_TEXT], const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Sets a pointer to a function of a library; false if p is NULL, because the library lacks it. */
+template <class F> static inline bool set_function(F *out, void *p)
+{
+    memcpy(out, &p, sizeof(p));
+    return p;
+}
 
 /* Both streams, and the events between them. */
 enum err streams_open(struct dev *d);
 void streams_close(struct dev *d);
 
-/* Matrix products. */
+/* Matrix products. Opening fails without cuBLAS. d->about says whether cuBLASLt, for sums, is
+ * there. */
 enum err lib_open(struct dev *d);
 void lib_close(struct dev *d);
-void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
-              const struct tensor *a, const struct tensor *b, bool accumulate);
+void fill_lib(struct dev_ops *o);
 
 /* Attention by cuDNN. Opening it fails only without host memory; d->about says whether it is
  * there. */

@@ -16,7 +16,6 @@ extern "C" {
 #include "kernels/cuda/emu/emu_cudnn.h"
 #endif
 #include <dlfcn.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,9 +94,7 @@ static void *symbol_of(void *, const char *name)
 
 template <class F> static bool symbol(F *out, void *file, const char *name)
 {
-    void *p = symbol_of(file, name);
-    memcpy(out, &p, sizeof(p));
-    return p;
+    return set_function(out, symbol_of(file, name));
 }
 
 static bool open_symbols(cudnn *l, void *file)
@@ -115,19 +112,7 @@ static bool open_symbols(cudnn *l, void *file)
            symbol(&l->execute, file, "cudnnBackendExecute");
 }
 
-/* Why the library is not used, for the line about the device. */
-static bool unusable(char why[64], const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-static bool unusable(char why[64], const char *fmt, ...)
-{
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(why, 64, fmt, args);
-    va_end(args);
-    return false;
-}
-
-static bool fits_gpu(char why[64])
+static bool fits_gpu(char why[WHY_TEXT])
 {
     cudaDeviceProp p;
     if (cudaGetDeviceProperties(&p, 0) != cudaSuccess)
@@ -137,7 +122,7 @@ static bool fits_gpu(char why[64])
     return true;
 }
 
-static bool open_library(cudnn *l, char why[64])
+static bool open_library(cudnn *l, char why[WHY_TEXT])
 {
     void *file;
     const char *chosen = getenv("WKVQ_CUDNN");
@@ -151,7 +136,7 @@ static bool open_library(cudnn *l, char why[64])
     return open_symbols(l, file) || unusable(why, "%s lacks a function", CUDNN_FILE);
 }
 
-static bool start(attn_library *l, cudaStream_t stream, char why[64])
+static bool start(attn_library *l, cudaStream_t stream, char why[WHY_TEXT])
 {
     if (!fits_gpu(why) || !open_library(&l->lib, why))
         return false;
@@ -168,7 +153,7 @@ static bool start(attn_library *l, cudaStream_t stream, char why[64])
 enum err dnn_open(struct dev *d)
 {
     gpu *g = gpu_of(d);
-    char why[64] = "";
+    char why[WHY_TEXT] = "";
     TRY(mem_calloc(&g->dnn, 1, sizeof(*g->dnn)));
     const bool usable = start(g->dnn, g->stream, why);
     const size_t n = strlen(d->about), v = usable ? g->dnn->lib.version() : 0;

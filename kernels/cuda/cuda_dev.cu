@@ -140,7 +140,7 @@ static enum err fill(struct dev *d, const char *name)
     d->ops.download = cuda_download;
     d->ops.zero = cuda_zero;
     d->ops.sync = cuda_sync;
-    d->ops.gemm = lib_gemm;
+    fill_lib(&d->ops);
     fill_copies(&d->ops);
     fill_link(&d->ops);
     fill_elem(&d->ops);

@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <glob.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -95,6 +96,15 @@ void *find_library(const char *name, const char *variable)
         file = open_matching(pattern);
     }
     return file;
+}
+
+bool unusable(char why[WHY_TEXT], const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(why, WHY_TEXT, fmt, args);
+    va_end(args);
+    return false;
 }
 
 } // namespace CUDA_NS

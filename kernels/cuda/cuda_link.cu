@@ -76,10 +76,8 @@ static void *symbol_of(void *, const char *name)
 
 template <class F> static void symbol(F *out, report *r, void *file, const char *name)
 {
-    void *p = symbol_of(file, name);
-    if (!p)
+    if (!set_function(out, symbol_of(file, name)))
         trouble(r, "%s lacks %s", NCCL_FILE, name);
-    memcpy(out, &p, sizeof(p));
 }
 
 static void open_nccl(rank_link *l, report *r)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * checkop: copy, gemm, bias, add, memory. */
+ * checkop: copy, gemm, sums of products, bias, add, memory. */
 #include "tests/kernels/checkop.h"
 
 #include <math.h>
@@ -99,6 +99,76 @@ static void test_gemm(struct ck *c)
                                                     gemm_types[t].in, gemm_types[t].out,
                                                     gemm_types[t].accumulate,
                                                     (enum ck_pattern)p});
+                }
+}
+
+/* A product that is added to x: y = x + A B. */
+struct sum_case {
+    enum gemm_kind kind;
+    int64_t m, n, k, pad;
+    enum dtype in, part;
+    bool in_place; /* y is x */
+    enum ck_pattern pattern;
+};
+
+/* Adds to the terms' magnitude what makes the tolerance hold the rounding of A B to part's type:
+ * one side may round, or both to neighbouring values. */
+static void add_rounding(double *mag, const struct sum_case *g, const struct tensor *part)
+{
+    const double per_magnitude = close_tolerance(DT_F32, g->k).sum;
+    for (int64_t i = 0; i < g->m * g->n; i++)
+        mag[i] += close_tolerance(g->part, 1).rel * fabs(ck_get(part, i / g->n, i % g->n)) /
+                  per_magnitude;
+}
+
+static void one_gemm_add(struct ck *c, const struct sum_case *g)
+{
+    if (!ck_begin(c, "%s %ldx%ldx%ld, pad %ld, %s, product %s%s, %s", kind_name[g->kind],
+                  (long)g->m, (long)g->n, (long)g->k, (long)g->pad, dtype_name(g->in),
+                  dtype_name(g->part), g->in_place ? ", in place" : "",
+                  ck_pattern_name[g->pattern]))
+        return;
+    const bool ta = g->kind == GEMM_TN, tb = g->kind == GEMM_NT;
+    struct tensor a =
+        ck_in(c, ck_2d(g->in, ta ? g->k : g->m, ta ? g->m : g->k, g->pad), g->pattern);
+    struct tensor b =
+        ck_in(c, ck_2d(g->in, tb ? g->n : g->k, tb ? g->k : g->n, 2 * g->pad), g->pattern);
+    const struct tensor x = ck_in(c, ck_2d(DT_F32, g->m, g->n, 3 * g->pad), g->pattern);
+    const struct ck_out y = g->in_place ? ck_copies(c, &x, g->pad)
+                                        : ck_poisoned(c, ck_2d(DT_F32, g->m, g->n, g->pad));
+    const struct ck_out part = ck_poisoned(c, ck_2d(g->part, g->m, g->n, 0));
+    const struct gemm_case product = {.kind = g->kind, .m = g->m, .n = g->n, .k = g->k};
+    double *mag = c->bench ? NULL : gemm_magnitude(c, &product, &a, &b, &x);
+    CK_EACH(c, s)
+    ck_ok(c, dev_gemm_add(c->dev[s], g->kind, &y.side[s], g->in_place ? &y.side[s] : &x, &a,
+                          &b, &part.side[s]));
+    if (mag)
+        add_rounding(mag, g, &part.side[SIDE_REF]);
+    ck_close(c, "y", &y, mag, g->k);
+    ck_end(c);
+}
+
+static void test_gemm_add(struct ck *c)
+{
+    static const int64_t shapes[][3] = {
+        {1, 1, 1}, {1, 48, 33}, {7, 5, 3}, {33, 16, 129}, {64, 96, 80}};
+    static const enum dtype types[][2] = {
+        {DT_F32, DT_F32}, {DT_BF16, DT_F32}, {DT_BF16, DT_BF16}};
+    if (c->bench) {
+        one_gemm_add(c, &(struct sum_case){GEMM_NT, 128, 576, 576, 0, DT_BF16, DT_BF16,
+                                           false, PAT_RANDOM});
+        return;
+    }
+    for (int kind = GEMM_NT; kind <= GEMM_TN; kind++)
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
+            for (size_t t = 0; t < 2 * ARRAY_LEN(types); t++)
+                for (int p = 0; p < N_PATTERNS; p++) {
+                    if (p != PAT_RANDOM && i != 2)
+                        continue;
+                    one_gemm_add(c, &(struct sum_case){
+                                        (enum gemm_kind)kind, shapes[i][0], shapes[i][1],
+                                        shapes[i][2], (int64_t)i % 3 * 5, types[t / 2][0],
+                                        types[t / 2][1], t % 2, (enum ck_pattern)p});
                 }
 }
 
@@ -316,10 +386,7 @@ static void test_scale(struct ck *c)
                           (enum ck_pattern)p);
 }
 
-const struct ck_test ck_gemm_tests[] = {{"memory", test_memory},
-                                        {"copy", test_copy},
-                                        {"gemm", test_gemm},
-                                        {"bias", test_bias},
-                                        {"add", test_add},
-                                        {"scale", test_scale},
-                                        {NULL, NULL}};
+const struct ck_test ck_gemm_tests[] = {
+    {"memory", test_memory},     {"copy", test_copy}, {"gemm", test_gemm},
+    {"gemm_add", test_gemm_add}, {"bias", test_bias}, {"add", test_add},
+    {"scale", test_scale},       {NULL, NULL}};

@@ -73,6 +73,29 @@ static void matrices(void **state)
     refused(dev_upload_as(dev, &c, mem, DT_I32));
 }
 
+static void sums_of_products(void **state)
+{
+    static float x_mem[64], part_mem[64];
+    const struct tensor a = f2(3, 4), b = f2(5, 4), y = f2(3, 5), short_y = f2(2, 5),
+                        half_y = h2(3, 5), ha = h2(3, 4), hb = h2(5, 4);
+    const struct tensor x = tensor_2d(x_mem, DT_F32, 3, 5);
+    const struct tensor part = tensor_2d(part_mem, DT_F32, 3, 5);
+    const struct tensor half_part = tensor_2d(part_mem, DT_BF16, 3, 5);
+    struct tensor spaced = x;
+    spaced.ld = 6;
+    assert_int_equal(dev_gemm_add(dev, GEMM_NT, &y, &x, &a, &b, &part), OK);
+    assert_int_equal(dev_gemm_add(dev, GEMM_NT, &x, &x, &a, &b, &part), OK);
+    assert_int_equal(dev_gemm_add(dev, GEMM_NT, &y, &x, &ha, &hb, &half_part), OK);
+    refused(dev_gemm_add(dev, GEMM_NT, &short_y, &x, &a, &b, &part));
+    refused(dev_gemm_add(dev, GEMM_NT, &y, &short_y, &a, &b, &part));
+    refused(dev_gemm_add(dev, GEMM_NT, &half_y, &x, &ha, &hb, &half_part)); /* bf16 sum */
+    refused(dev_gemm_add(dev, GEMM_NT, &y, &half_y, &ha, &hb, &half_part));
+    refused(dev_gemm_add(dev, GEMM_NT, &y, &x, &a, &b, &half_part)); /* bf16 from f32 */
+    refused(dev_gemm_add(dev, GEMM_NN, &y, &x, &a, &b, &part));
+    refused(dev_gemm_add(dev, GEMM_NT, &spaced, &x, &a, &b, &part)); /* two strides */
+    refused(dev_gemm_add(dev, GEMM_NT, &y, &x, &a, &b, &x));         /* nowhere to work */
+}
+
 /* A buffer of its own for x: dev_gather reads rows of it while it writes others. */
 static void experts(void **state)
 {
@@ -284,15 +307,11 @@ int main(void)
     if (DEBUG_ABORT) /* refusals abort */
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(matrices),
-        cmocka_unit_test(experts),
-        cmocka_unit_test(norms_and_rotation),
-        cmocka_unit_test(attention),
-        cmocka_unit_test(quantizers),
-        cmocka_unit_test(training),
-        cmocka_unit_test(devices),
-        cmocka_unit_test(failures_stay),
-        cmocka_unit_test(cuda_opens_or_says_why),
+        cmocka_unit_test(matrices),      cmocka_unit_test(sums_of_products),
+        cmocka_unit_test(experts),       cmocka_unit_test(norms_and_rotation),
+        cmocka_unit_test(attention),     cmocka_unit_test(quantizers),
+        cmocka_unit_test(training),      cmocka_unit_test(devices),
+        cmocka_unit_test(failures_stay), cmocka_unit_test(cuda_opens_or_says_why),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -55,6 +55,7 @@ struct emu_card from_environment(void)
     c.nccl = (int)number("EMU_NCCL", 0);
     c.nccl_fails_in = (int)number("EMU_NCCL_FAILS_IN", 0);
     c.cudnn = (int)number("EMU_CUDNN", 0);
+    c.cublaslt = (int)number("EMU_CUBLASLT", 130200);
     return c;
 }
 

@@ -29,6 +29,11 @@ struct emu_card {
     int cudnn_status;  /* what it says then; 0: not supported */
     long cudnn_runs;   /* plans that it has executed */
     int nccl_fails_in; /* its calls until one fails on rank 1; 0: none does */
+    int cublaslt;      /* version of the library (emu_cublaslt.h); 0: it is not there */
+    /* A function that it lacks, and one that fails; NULL: none. */
+    const char *cublaslt_lacks, *cublaslt_fails;
+    bool cublaslt_refuses; /* it has no algorithm */
+    long cublaslt_runs;    /* products that it has computed */
 };
 
 #ifdef __cplusplus
@@ -36,7 +41,8 @@ extern "C" {
 #endif
 /* The only card. Tests may change it while no device is open. EMU_DEVICES, EMU_DRIVER,
  * EMU_MEMORY, EMU_FAIL_AT, EMU_EARLY_COPIES, EMU_NUMBER (by default the process's id), EMU_NCCL,
- * EMU_NCCL_FAILS_IN, EMU_MAJOR and EMU_CUDNN in the environment set its start values. */
+ * EMU_NCCL_FAILS_IN, EMU_MAJOR, EMU_CUDNN and EMU_CUBLASLT in the environment set its start
+ * values. */
 struct emu_card *emu_card(void);
 /* Called before a device is opened: forgets calls, failures and reports. */
 void emu_card_opened(void);

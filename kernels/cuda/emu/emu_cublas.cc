@@ -11,21 +11,11 @@ struct emu_cublas {
     cudaStream_t stream;
 };
 
+using emu::matrix;
+using emu::product;
+
 namespace
 {
-
-struct matrix {
-    void *p;
-    cudaDataType type;
-    int64_t ld;
-    bool transposed;
-};
-
-struct product {
-    matrix a, b, c;
-    int64_t m, n, k;
-    float alpha, beta;
-};
 
 float get(const matrix &x, int64_t row, int64_t col)
 {
@@ -43,32 +33,40 @@ void put(const matrix &x, int64_t row, int64_t col, float v)
         ((uint16_t *)x.p)[at] = bf16_from_f32(v);
 }
 
-/* With beta 0, C is not read: it may hold NaN. */
-void run(const product &p)
-{
-    for (int64_t j = 0; j < p.n; j++)
-        for (int64_t i = 0; i < p.m; i++) {
-            double sum = 0;
-            for (int64_t l = 0; l < p.k; l++)
-                sum += (double)get(p.a, i, l) * (double)get(p.b, l, j);
-            const float v = (float)((double)p.alpha * sum);
-            put(p.c, i, j, p.beta != 0 ? v + p.beta * get(p.c, i, j) : v);
-        }
-}
-
 /* Rows as stored: those of a column, which ld counts. */
-bool fits(const matrix &x, int64_t rows, int64_t cols)
+bool fits(const matrix &x)
 {
-    const int64_t stored = x.transposed ? cols : rows;
-    return x.p && x.ld >= (stored > 1 ? stored : 1);
-}
-
-bool types_fit(const product &p)
-{
-    return p.a.type == p.b.type && (p.c.type == p.a.type || p.c.type == CUDA_R_32F);
+    const int64_t stored = x.transposed ? x.cols : x.rows;
+    return x.rows >= 0 && x.cols >= 0 && x.ld >= (stored > 1 ? stored : 1);
 }
 
 } // namespace
+
+bool emu::shapes_fit(const product &p)
+{
+    return fits(p.a) && fits(p.b) && fits(p.c) && fits(p.d) && p.a.cols == p.b.rows &&
+           p.d.rows == p.a.rows && p.d.cols == p.b.cols && p.c.rows == p.d.rows &&
+           p.c.cols == p.d.cols;
+}
+
+bool emu::types_fit(const product &p)
+{
+    return p.a.type == p.b.type && p.c.type == p.d.type &&
+           (p.d.type == p.a.type || p.d.type == CUDA_R_32F);
+}
+
+/* With beta 0, C is not read: it may hold NaN. */
+void emu::multiply(const product &p)
+{
+    for (int64_t j = 0; j < p.d.cols; j++)
+        for (int64_t i = 0; i < p.d.rows; i++) {
+            double sum = 0;
+            for (int64_t l = 0; l < p.a.cols; l++)
+                sum += (double)get(p.a, i, l) * (double)get(p.b, l, j);
+            const float v = (float)((double)p.alpha * sum);
+            put(p.d, i, j, p.beta != 0 ? v + p.beta * get(p.c, i, j) : v);
+        }
+}
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
 {
@@ -125,19 +123,18 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
                             cudaDataType type_c, int ldc, cublasComputeType_t,
                             cublasGemmAlgo_t)
 {
-    const product p = {{const_cast<void *>(A), type_a, lda, op_a == CUBLAS_OP_T},
-                       {const_cast<void *>(B), type_b, ldb, op_b == CUBLAS_OP_T},
-                       {C, type_c, ldc, false},
-                       m,
-                       n,
-                       k,
+    const matrix c = {C, type_c, m, n, ldc, false};
+    const product p = {{const_cast<void *>(A), type_a, m, k, lda, op_a == CUBLAS_OP_T},
+                       {const_cast<void *>(B), type_b, k, n, ldb, op_b == CUBLAS_OP_T},
+                       c,
+                       c,
                        *(const float *)alpha,
                        *(const float *)beta};
-    if (m < 0 || n < 0 || k < 0 || !fits(p.a, m, k) || !fits(p.b, k, n) || !fits(p.c, m, n))
+    if (!A || !B || !C || !emu::shapes_fit(p))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (!types_fit(p))
+    if (!emu::types_fit(p))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    emu::queue(h->stream, [=] { run(p); });
+    emu::queue(h->stream, [=] { emu::multiply(p); });
     return CUBLAS_STATUS_SUCCESS;
 }
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * The part of cuBLAS that kernels/cuda calls, on the host: matrices stored by columns, with
- * cuBLAS's checks of leading dimensions and types. */
+ * cuBLAS's checks of leading dimensions and types. emu_cublaslt.h has that of cuBLASLt. */
 #ifndef WKVQ_EMU_CUBLAS_H
 #define WKVQ_EMU_CUBLAS_H
 
 #include "kernels/cuda/emu/emu_runtime.h"
 
-enum { CUBLAS_VER_MAJOR = 13 };
+#define CUBLAS_VER_MAJOR 13
 
 typedef enum {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -43,5 +43,29 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
 
 /* The function of this name; NULL without. */
 void *emu_cublas_symbol(const char *name);
+
+namespace emu
+{
+
+/* An operand, [rows, cols] after it has been transposed. */
+struct matrix {
+    void *p;
+    cudaDataType type;
+    int64_t rows, cols, ld; /* ld: elements from a stored column to the next */
+    bool transposed;
+};
+
+/* D = alpha A B + beta C. */
+struct product {
+    matrix a, b, c, d;
+    float alpha, beta;
+};
+
+/* Whether dimensions and leading dimensions fit, and types. */
+bool shapes_fit(const product &p);
+bool types_fit(const product &p);
+void multiply(const product &p);
+
+} // namespace emu
 
 #endif
