@@ -260,32 +260,53 @@ static enum err mlp_input(struct block_acts *t, const struct arch *a,
     return dev_copy(t->dev, &t->n2, &t->h);
 }
 
-/* y = Wdown (silu(Wgate n2) * (Wup n2)) of rows t. */
-static enum err one_mlp(struct block_acts *t, const struct arch *a,
-                        const struct block_weights *w, const struct block_kv *kv,
-                        const struct tensor *y)
+/* m = act(Wgate n2) * (Wup n2) of rows t, as Wdown reads it. */
+static enum err gated(struct block_acts *t, const struct arch *a,
+                      const struct block_weights *w, const struct block_kv *kv)
 {
     struct dev *d = t->dev;
     TRY(dev_gemm(d, GEMM_NT, &t->gu, &t->n2, &w->wgu, false));
     if (w->bgu.data)
         TRY(dev_bias(d, &t->gu, &w->bgu));
     TRY(dev_gate(d, a->gate, &t->m, &t->gu));
-    TRY(quantize_input(d, kv, &t->m, &t->m));
-    TRY(dev_gemm(d, GEMM_NT, y, &t->m, &w->wdown, false));
-    return w->bdown.data ? dev_bias(d, y, &w->bdown) : OK;
+    return quantize_input(d, kv, &t->m, &t->m);
 }
 
-/* y = r times the MLP of rows t, normalized if the norm stands behind. */
-static enum err mlp(struct block_acts *t, const struct arch *a,
-                    const struct block_weights *w, const struct block_kv *kv,
-                    const struct tensor *y)
+/* y = Wdown m of rows t. */
+static enum err one_mlp(struct block_acts *t, const struct arch *a,
+                        const struct block_weights *w, const struct block_kv *kv,
+                        const struct tensor *y)
+{
+    TRY(gated(t, a, w, kv));
+    TRY(dev_gemm(t->dev, GEMM_NT, y, &t->m, &w->wdown, false));
+    return w->bdown.data ? dev_bias(t->dev, y, &w->bdown) : OK;
+}
+
+/* Returns whether nothing stands between the product with Wdown and the residual sum. */
+static bool sum_follows_product(const struct block_acts *t, const struct arch *a,
+                                const struct block_weights *w)
+{
+    return !a->n_experts && !w->bdown.data && !t->y2.data &&
+           arch_factor(a->residual_scale) == 1;
+}
+
+/* out = h + r MLP(n2) of rows t, where the MLP is normalized if the norm stands behind. y is
+ * overwritten. */
+static enum err add_mlp(struct block_acts *t, const struct arch *a,
+                        const struct block_weights *w, const struct block_kv *kv,
+                        const struct tensor *out, const struct tensor *y)
 {
     struct dev *d = t->dev;
     const struct tensor *raw = t->y2.data ? &t->y2 : y;
     TRY(quantize_input(d, kv, &t->n2, &t->n2));
+    if (sum_follows_product(t, a, w)) {
+        TRY(gated(t, a, w, kv));
+        return dev_gemm_add(d, GEMM_NT, out, &t->h, &t->m, &w->wdown, y);
+    }
     TRY((a->n_experts ? experts_forward : one_mlp)(t, a, w, kv, raw));
     TRY(norm_behind(d, a, y, &t->t2, raw, &w->norm[GAIN_MLP_OUT]));
-    return block_scale(d, y, a->residual_scale);
+    TRY(block_scale(d, y, a->residual_scale));
+    return dev_add(d, out, &t->h, y);
 }
 
 /* Returns ERR_SHAPE if acts have no room for a cache that kv quantizes. */
@@ -315,8 +336,7 @@ static enum err behind_attention(struct block_acts *x, struct block_scratch *s,
     const struct tensor y = tensor_rows(s->y, 0, x->T);
     TRY(attention_out(x, s, a, w, kv, &y));
     TRY(mlp_input(x, a, w, &y));
-    TRY(mlp(x, a, w, kv, &y));
-    return dev_add(x->dev, out, &x->h, &y);
+    return add_mlp(x, a, w, kv, out, &y);
 }
 
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,

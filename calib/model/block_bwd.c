@@ -54,6 +54,18 @@ static enum err input_bwd(struct dev *d, const struct block_weights *w,
     return dev_rmsnorm_bwd(d, dx, dn, n.x, n.s, gain, true);
 }
 
+/* The same from dy, the gradient of what the product with `weight` returned. */
+static enum err product_input_bwd(struct block_scratch *s, const struct block_weights *w,
+                                  const struct block_grads *g, struct normed n,
+                                  const struct tensor *dx, const struct tensor *dy,
+                                  const struct tensor *weight)
+{
+    if (!w->norm[n.gain].data)
+        return dev_gemm_add(s->dev, GEMM_NN, dx, dx, dy, weight, &s->y);
+    TRY(dev_gemm(s->dev, GEMM_NN, &s->y, dy, weight, false));
+    return input_bwd(s->dev, w, g, n, dx, &s->y);
+}
+
 /* *dy = the gradient of what a product returned: that of what was added to the residual stream,
  * taken through the norm if one stands behind the product. It is dh itself, or in s->y. Adds the
  * gradient of the norm's gain. */
@@ -81,17 +93,16 @@ static struct normed after_mlp(const struct block_acts *x)
     return (struct normed){GAIN_MLP_OUT, &x->y2, &x->t2};
 }
 
-/* s->y = the gradient of n2 from dy, that of Wdown m, m = silu(gate) up, [gate up] = Wgu n2. */
-static enum err one_mlp_bwd(struct block_acts *x, struct block_scratch *s,
-                            const struct arch *a, const struct block_weights *w,
-                            const struct block_grads *g, const struct tensor *dy)
+/* x->gu = the gradient of [gate up] = Wgu n2 from dy, that of Wdown m, m = silu(gate) up. */
+static enum err gated_bwd(struct block_acts *x, struct block_scratch *s,
+                          const struct arch *a, const struct block_weights *w,
+                          const struct block_grads *g, const struct tensor *dy)
 {
     struct dev *d = x->dev;
     TRY(weight_grad(d, g ? &g->dwdown : NULL, dy, &x->m));
     TRY(dev_gemm(d, GEMM_NN, &s->dm, dy, &w->wdown, false));
     TRY(dev_gate_bwd(d, a->gate, &x->gu, &s->dm, &x->gu));
-    TRY(weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2));
-    return dev_gemm(d, GEMM_NN, &s->y, &x->gu, &w->wgu, false);
+    return weight_grad(d, g ? &g->dwgu : NULL, &x->gu, &x->n2);
 }
 
 /* dh += the MLP's share, out = h + r MLP(n2). */
@@ -102,8 +113,10 @@ static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const str
     const struct normed before = {GAIN_MLP, &x->h, &x->s2};
     struct tensor dy;
     TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), dh));
-    TRY((a->n_experts ? experts_bwd : one_mlp_bwd)(x, s, a, w, g, &dy));
-    return input_bwd(x->dev, w, g, before, dh, a->n_experts ? &s->dn : &s->y);
+    TRY((a->n_experts ? experts_bwd : gated_bwd)(x, s, a, w, g, &dy));
+    if (a->n_experts)
+        return input_bwd(x->dev, w, g, before, dh, &s->dn);
+    return product_input_bwd(s, w, g, before, dh, &x->gu, &w->wgu);
 }
 
 /* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */
@@ -271,8 +284,7 @@ static enum err qkv_bwd(struct block_acts *x, struct block_scratch *s,
                         const struct tensor *dx)
 {
     const struct normed before = {GAIN_ATTENTION, &x->x, &x->s1};
-    TRY(dev_gemm(x->dev, GEMM_NN, &s->y, &s->dqkv, &w->wqkv, false)); /* dn1 */
-    return input_bwd(x->dev, w, g, before, dx, &s->y);
+    return product_input_bwd(s, w, g, before, dx, &s->dqkv, &w->wqkv);
 }
 
 enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
