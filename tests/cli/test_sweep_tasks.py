@@ -201,6 +201,42 @@ def test_killed_and_resumed(f):
         subprocess.run(["rm", "-r", str(f.path / "killed")], check=True)
 
 
+def killed_with_answers(f, out, args, count):
+    """Kills a sweep once a cell has answered `count` questions of a measure; returns the file of its answers."""
+    process = subprocess.Popen(f.command(out, *args), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while True:
+        for path in (f.path / out).glob("cells/*.answers"):
+            if len(path.read_bytes().splitlines()) >= count:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return path
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.001)
+
+
+def test_answers_are_kept(f):
+    """A killed cell takes the answers that it has, which a right answer among them shows: this model gives none."""
+    rows = [json.loads(line) for line in (f.path / "qasper.jsonl").read_text().splitlines()]
+    (f.path / "more").mkdir(exist_ok=True)
+    test_tasks.write_rows(f.path / "more/qasper.jsonl", (rows * 20)[:40])
+    sets = ["--longbench", "more/qasper.jsonl", *LONGBENCH[4:], "--task-ctx", "200"]
+    path = killed_with_answers(f, "answers", sets, 2)
+    lines = path.read_text().splitlines()
+    mark = json.loads(lines[0])
+    mark["pred"] = mark["answers"][0]
+    path.write_text("\n".join([json.dumps(mark), *lines[1:2], ""]))
+    f.run(f.command("answers", *sets))
+    (row,) = [r for r in f.rows("answers") if r["hash"] == path.stem]
+    scores = measures(row)["qasper"]["scores"]
+    assert [i for i, s in enumerate(scores) if s == 100] == [mark["question"]], scores
+    assert len(scores) == 40 and not list((f.path / "answers/cells").iterdir())
+    # answers to other questions are no use
+    path = killed_with_answers(f, "others", sets, 2)
+    f.run(f.command("others", *sets, "--limit", "3"))
+    (row,) = [r for r in f.rows("others") if r["hash"] == path.stem]
+    assert len(measures(row)["qasper"]["scores"]) == 3 and not list((f.path / "others/cells").iterdir())
+
+
 def test_more_measures_later(f):
     """A cell with its perplexity computes what is missing alone; with --keep it is not calibrated again."""
     want = [without_time(r) for r in f.reference().values()]

@@ -10,6 +10,7 @@
  *   OUT/cells/HASH.state      the calibration of an unfinished cell
  *   OUT/cells/HASH.json       a result that is not in results.jsonl yet
  *   OUT/cells/HASH.part       a result that lacks measures still (sweep_measures.h)
+ *   OUT/cells/HASH.answers    answers of the measure in work (task_lines.h)
  *   OUT/cells/HASH            the artifact; kept with --keep
  *   OUT/cells/HASH.lock       held while a process works on the cell; empty
  *   OUT/cells/HASH.failed     the message of a cell's last run that failed
@@ -31,8 +32,9 @@
 
 #include <stdio.h>
 
-#define SWEEP_PARALLEL_MAX 64 /* cells at the same time */
-#define SWEEP_HASH_MAX 20     /* bytes of a hash's text, with the NUL */
+#define SWEEP_PARALLEL_MAX 64    /* cells at the same time */
+#define SWEEP_HASH_MAX 20        /* bytes of a hash's text, with the NUL */
+#define SWEEP_ANSWERS ".answers" /* of a cell's file of answers */
 
 /* A tokenized text, shared by all cells that read it. */
 struct sweep_text {

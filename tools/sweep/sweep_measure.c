@@ -8,6 +8,8 @@
 #include "tools/sweep/sweep_measures.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 /* --- texts -------------------------------------------------------------------------- */
 
@@ -71,9 +73,10 @@ static json_t *zeroshot_json(const struct zeroshot_set *z)
         right_json(z, false), "right_norm", norm ? right_json(z, true) : json_null());
 }
 
-static enum err measure_zeroshot(json_t **out, struct zeroshot_set *z, struct eval *e)
+static enum err measure_zeroshot(json_t **out, struct zeroshot_set *z, struct eval *e,
+                                 const struct task_kept *kept)
 {
-    TRY(eval_choices_set(z, e));
+    TRY(eval_choices_set(z, e, kept));
     *out = zeroshot_json(z);
     return OK;
 }
@@ -93,11 +96,11 @@ static json_t *longbench_json(const struct longbench_set *set, const double *per
 }
 
 static enum err answer_all(json_t **out, const struct longbench_set *set, struct eval *e,
-                           const char *path)
+                           const char *path, const struct task_kept *kept)
 {
     double *score;
     TRY(mem_calloc(&score, (size_t)set->n, sizeof(*score)));
-    const enum err err = eval_longbench_set(score, e, set, path);
+    const enum err err = eval_longbench_set(score, e, set, path, kept);
     for (int64_t i = 0; i < set->n; i++)
         score[i] *= 100;
     if (!err)
@@ -108,7 +111,8 @@ static enum err answer_all(json_t **out, const struct longbench_set *set, struct
 
 /* A checkpoint answers in full precision. */
 static enum err measure_longbench(json_t **out, const struct longbench_set *set,
-                                  const struct eval *with, const char *path)
+                                  const struct eval *with, const char *path,
+                                  const struct task_kept *kept)
 {
     struct artifact *plain = NULL;
     struct eval e = *with;
@@ -120,23 +124,48 @@ static enum err measure_longbench(json_t **out, const struct longbench_set *set,
         e.artifact = plain;
         e.unquantized = true;
     }
-    const enum err err = answer_all(out, set, &e, path);
+    const enum err err = answer_all(out, set, &e, path, kept);
     artifact_close(&plain);
     return err;
 }
 
 /* --- all ---------------------------------------------------------------------------- */
 
-static enum err measure(json_t **out, const struct sweep *s, const struct sweep_asked *a,
-                        struct eval *e)
+static enum err measure_questions(json_t **out, const struct sweep *s,
+                                  const struct sweep_asked *a, struct eval *e,
+                                  const struct task_kept *kept)
 {
-    const struct sweep_questions *q = a->kind == SWEEP_TEXT ? NULL : &s->questions[a->from];
-    if (!q)
-        return measure_text(out, e);
+    const struct sweep_questions *q = &s->questions[a->from];
     if (a->kind == SWEEP_ZEROSHOT)
-        return measure_zeroshot(out, &q->zeroshot[a->index], e);
+        return measure_zeroshot(out, &q->zeroshot[a->index], e, kept);
     return measure_longbench(out, &q->longbench[a->index], e,
-                             s->settings.longbench[a->index]);
+                             s->settings.longbench[a->index], kept);
+}
+
+/* Keeps the answers of a measure in the cell's file until the measure is complete, so that an
+ * interrupted cell continues behind them. */
+static enum err measure_kept(json_t **out, const struct sweep *s,
+                             const struct sweep_run *run, const struct sweep_asked *a,
+                             struct eval *e)
+{
+    enum err err = OK;
+    char *path = NULL, *text = json_text(a->identity, JSON_SORT_KEYS | JSON_COMPACT);
+    if (!text)
+        FAIL_OUT(ERR_MEMORY, "out of memory for the identity of a measure");
+    TRY_OUT(sweep_path(&path, s, run, SWEEP_ANSWERS));
+    const struct task_kept kept = {path, text};
+    TRY_OUT(measure_questions(out, s, a, e, &kept));
+    unlink(path);
+out:
+    mem_free(path);
+    free(text);
+    return err;
+}
+
+static enum err measure(json_t **out, const struct sweep *s, const struct sweep_run *run,
+                        const struct sweep_asked *a, struct eval *e)
+{
+    return a->kind == SWEEP_TEXT ? measure_text(out, e) : measure_kept(out, s, run, a, e);
 }
 
 enum err sweep_measure(json_t **out, const struct sweep *s, const struct sweep_run *run,
@@ -145,7 +174,7 @@ enum err sweep_measure(json_t **out, const struct sweep *s, const struct sweep_r
     const struct sweep_asked *a = &run->asked[i];
     const double start = clock_s();
     json_t *figures = NULL;
-    TRY(measure(&figures, s, a, e));
+    TRY(measure(&figures, s, run, a, e));
     *out = json_pack("{s:O, s:O, s:O, s:f}", "task", json_object_get(a->identity, "task"),
                      "name", json_object_get(a->identity, "name"), "identity", a->identity,
                      "seconds", clock_s() - start);

@@ -294,8 +294,8 @@ static void remove_path(const char *path, enum remains kind)
 /* Removes what a listed cell needs no longer. --keep keeps its artifact, or else its state. */
 static void remove_files(const struct sweep *s, const char *hash)
 {
-    static const char *const suffix[] = {"",      ".state",  ".json",
-                                         ".part", ".failed", ".lock"};
+    static const char *const suffix[] = {"",        ".state",      ".json", ".part",
+                                         ".failed", SWEEP_ANSWERS, ".lock"};
     bool keep = s->settings.keep;
     for (size_t i = 0; i < ARRAY_LEN(suffix); i++) {
         char *path = NULL;

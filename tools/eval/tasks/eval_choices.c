@@ -181,12 +181,15 @@ static enum err measure(struct choices *c)
     return task_lines_finish(c->run.lines);
 }
 
-enum err eval_choices_set(struct zeroshot_set *z, struct eval *e)
+enum err eval_choices_set(struct zeroshot_set *z, struct eval *e,
+                          const struct task_kept *kept)
 {
     struct zeroshot_run run = {.e = e, .progress = {.p = e->job->progress}};
-    enum err err = task_lines_open(&run.lines, NULL, "", 17);
+    enum err err = task_lines_open_kept(&run.lines, kept, 17);
     if (!err)
         err = zeroshot_expect(z, run.lines);
+    if (!err)
+        err = task_lines_check(run.lines);
     run.progress.total = err ? 0 : zeroshot_tokens(z, e);
     if (!err)
         err = zeroshot_score(z, &run);

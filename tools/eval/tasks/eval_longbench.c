@@ -360,16 +360,17 @@ enum err eval_longbench(struct eval *e)
 }
 
 enum err eval_longbench_set(double *score, struct eval *e, const struct longbench_set *set,
-                            const char *path)
+                            const char *path, const struct task_kept *kept)
 {
     struct part p = {.set = *set, .score = score};
     struct bench b = {.e = e, .part = &p, .n = 1, .progress = {.p = e->job->progress}};
     enum err err = OK;
-    TRY(task_lines_open(&b.lines, NULL, "", 9));
+    TRY(task_lines_open_kept(&b.lines, kept, 9));
     p.lines = b.lines;
     TRY_OUT(mem_calloc(&p.done, (size_t)set->n, sizeof(*p.done)));
     TRY_OUT(mem_alloc(&b.logits, (size_t)e->job->arch.vocab, sizeof(*b.logits)));
     TRY_OUT(expect(&p));
+    TRY_OUT(task_lines_check(p.lines));
     b.progress.total = tokens_left(&p);
     TRY_OUT(answer_all(&b, &p, path));
 out:

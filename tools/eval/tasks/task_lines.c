@@ -155,6 +155,20 @@ enum err task_lines_open(struct task_lines **out, const char *path, const char *
     return err ? err_add(err, "-o: ") : OK;
 }
 
+enum err task_lines_open_kept(struct task_lines **out, const struct task_kept *kept,
+                              int digits)
+{
+    if (!kept)
+        return task_lines_open(out, NULL, "", digits);
+    const enum err err = task_lines_open(out, kept->path, kept->run, digits);
+    if (err != ERR_MISMATCH)
+        return err;
+    err_clear();
+    FAIL_IF(unlink(kept->path), ERR_IO, "%s: cannot remove: %s", kept->path,
+            strerror(errno));
+    return task_lines_open(out, kept->path, kept->run, digits);
+}
+
 void task_lines_close(struct task_lines **pl)
 {
     struct task_lines *l = *pl;

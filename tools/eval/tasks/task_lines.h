@@ -21,6 +21,13 @@ struct task_lines; /* opaque */
  * ERR_MISMATCH if path holds lines of another run, or anything else; ERR_USAGE, ERR_IO. */
 enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
                          int digits);
+/* A file for a measure in work, which is removed when the measure is complete. */
+struct task_kept {
+    const char *path, *run; /* borrowed */
+};
+/* Opens such a file; one of another run is removed first. kept NULL: lines are only counted. */
+enum err task_lines_open_kept(struct task_lines **out, const struct task_kept *kept,
+                              int digits);
 /* Releases the file with the lines that it has. Accepts NULL. */
 void task_lines_close(struct task_lines **l);
 
