@@ -7,7 +7,7 @@
 
 #include "convert/output/outdir.h"
 
-#define STAGE_INSIDE ".wkvq" /* OUT/.wkvq.tmp.TAG */
+#define STAGE_INSIDE FILE_STAGE_INSIDE
 
 /* --- outdir_place.c ----------------------------------------------------------------- */
 

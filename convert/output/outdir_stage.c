@@ -79,7 +79,7 @@ enum err stage_make(struct outdir *d)
     TRY_OUT(make_named(&d->stage, base));
     TRY_OUT(file_join(&owner, d->stage, "owner"));
     TRY_OUT(owner_mark(&taken, owner));
-    TRY_OUT(file_join(&d->tmp, d->stage, "data"));
+    TRY_OUT(file_join(&d->tmp, d->stage, FILE_STAGE_DATA));
     TRY_OUT(file_make_new_dir(&taken, d->tmp));
 out:
     mem_free(base);
@@ -174,7 +174,7 @@ enum err stage_remove(const char *stage)
                  stage);
         return OK;
     }
-    TRY(remove_part(&all, stage, "data", with_card));
+    TRY(remove_part(&all, stage, FILE_STAGE_DATA, with_card));
     TRY(remove_part(&all, stage, "old", false));
     if (all)
         TRY(file_remove_known(NULL, stage, note_name, NULL));
@@ -312,7 +312,7 @@ static enum err go_forward(const char *stage, const char *final, const char *com
     const char *list = text;
     if (!next_name(&list, kind))
         kind[0] = '\0';
-    TRY_OUT(file_join(&data, stage, "data"));
+    TRY_OUT(file_join(&data, stage, FILE_STAGE_DATA));
     if (!strcmp(kind, "replace"))
         TRY_OUT(retire(stage, final));
     TRY_OUT(move_listed(data, final, list));
@@ -329,7 +329,7 @@ static enum err take_new_back(const char *stage, const char *final, const char *
 {
     enum err err = OK;
     char *data = NULL, name[NAME_MAX_BYTES];
-    TRY(file_join(&data, stage, "data"));
+    TRY(file_join(&data, stage, FILE_STAGE_DATA));
     while (!err && next_name(&list, name)) {
         char *path = NULL;
         TRY_OUT(file_join(&path, data, name));

@@ -15,10 +15,12 @@
 #include "tests/scratch.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -421,6 +423,63 @@ static void a_pointer_of_git_lfs_is_recognized(void **state)
     assert_false(file_is_lfs_pointer(NULL, 0));
 }
 
+static void is_final(const char *path, const char *want)
+{
+    char name[256];
+    file_final_name(name, path);
+    assert_string_equal(name, want);
+}
+
+static void a_temporary_name_is_not_shown(void **state)
+{
+    char tag[OWNER_TAG_MAX], path[256];
+    owner_tag(tag);
+    snprintf(path, sizeof(path), "a/model.tmp.%s", tag);
+    is_final(path, "a/model");
+    snprintf(path, sizeof(path), "/a.tmp.%s.3", tag);
+    is_final(path, "/a");
+    snprintf(path, sizeof(path), "x/a.tmp.%s/data/data.tmp.%s", tag, tag);
+    is_final(path, "x/a/data");
+    snprintf(path, sizeof(path), "x/.wkvq.tmp.%s/data/model", tag);
+    is_final(path, "x/model");
+    snprintf(path, sizeof(path), "data/a.tmp.%s/owner", tag);
+    is_final(path, "data/a/owner");
+    is_final("x/data/a.tmp.old/data/b", "x/data/a.tmp.old/data/b");
+    is_final("", "");
+    is_final("/", "/");
+}
+
+static void advises(int why, enum err kind, const char *cause, const char *advice)
+{
+    char tag[OWNER_TAG_MAX], name[256], want[512];
+    owner_tag(tag);
+    snprintf(name, sizeof(name), "%s/out.tmp.%s/data/file", dir, tag);
+    assert_int_equal(file_write_error(name, why), kind);
+    snprintf(want, sizeof(want), "%s/out/file: cannot write: %s; ", dir, cause);
+    assert_memory_equal(err_text(), want, strlen(want));
+    if (!strstr(err_text(), advice))
+        fail_msg("%s\nlacks: %s", err_text(), advice);
+    err_clear();
+}
+
+static void a_failed_write_says_what_to_do(void **state)
+{
+    char disk[128];
+    struct rlimit old, small;
+    snprintf(disk, sizeof(disk), "the disk of %s has ", dir);
+    advises(ENOSPC, ERR_IO, "No space left on device", disk);
+    advises(ENOSPC, ERR_IO, "No space left on device", " MB free: free some space there");
+    advises(EACCES, ERR_USAGE, "Permission denied", "change the mode of its directory");
+    advises(EROFS, ERR_USAGE, "Read-only file system", "name a place that can be written");
+    advises(EIO, ERR_IO, "Input/output error", "check the disk");
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = (struct rlimit){12345, old.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    advises(EFBIG, ERR_IO, "File too large",
+            "files may have at most 12345 bytes: raise the limit");
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+}
+
 static void a_link_to_nothing_is_named(void **state)
 {
     char *path = in_dir("link");
@@ -458,6 +517,8 @@ int main(void)
         CASE(directories),
         CASE(names),
         CASE(a_pointer_of_git_lfs_is_recognized),
+        CASE(a_temporary_name_is_not_shown),
+        CASE(a_failed_write_says_what_to_do),
         CASE(a_link_to_nothing_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

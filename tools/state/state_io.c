@@ -39,7 +39,7 @@ static enum err nameless_file(int *out, const struct state *s, const char *name,
     TRY(state_path(&path, s, file));
     const int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
-        FAIL_OUT(ERR_IO, "%s: cannot write: %s", path, strerror(errno));
+        TRY_OUT(file_write_error(path, errno));
     unlink(path);
     const int full = posix_fallocate(fd, 0, (off_t)bytes);
     if (full) {

@@ -158,8 +158,7 @@ static enum err open_beside(struct file_writer *w)
         snprintf(tmp, room, i ? "%s.tmp.%s.%d" : "%s.tmp.%s", w->path, tag, i);
         w->fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
         if (w->fd < 0 && errno != EEXIST) {
-            const enum err err = err_set(file_place_error(), __FILE__, __LINE__,
-                                         "%s: cannot write: %s", tmp, strerror(errno));
+            const enum err err = file_write_error(tmp, errno);
             mem_free(tmp);
             return err;
         }
@@ -177,9 +176,7 @@ static enum err open_for_writing(struct file_writer *w)
     if (!there || S_ISREG(st.st_mode))
         return open_beside(w);
     w->fd = open(w->path, O_WRONLY | O_CLOEXEC);
-    FAIL_IF(w->fd < 0, file_place_error(), "%s: cannot write: %s", w->path,
-            strerror(errno));
-    return OK;
+    return w->fd < 0 ? file_write_error(w->path, errno) : OK;
 }
 
 enum err file_writer_open(struct file_writer **out, const char *path)
@@ -229,7 +226,8 @@ static enum err write_fully(struct file_writer *w, const uint8_t *p, size_t n)
         const ssize_t done = write(w->fd, p, n);
         if (done < 0 && errno == EINTR)
             continue;
-        FAIL_IF(done < 0, ERR_IO, "%s: write failed: %s", written_name(w), strerror(errno));
+        if (done < 0)
+            return file_write_error(written_name(w), errno);
         p += done;
         n -= (size_t)done;
     }
@@ -302,15 +300,15 @@ enum err file_writer_commit(struct file_writer **pw)
     struct file_writer *w = *pw;
     TRY_OUT(flush(w));
     if (w->tmp && fsync(w->fd))
-        FAIL_OUT(ERR_IO, "%s: fsync failed: %s", w->tmp, strerror(errno));
+        TRY_OUT(file_write_error(w->tmp, errno));
     const int bad = close(w->fd);
     w->fd = -1;
     if (bad)
-        FAIL_OUT(ERR_IO, "%s: close failed: %s", written_name(w), strerror(errno));
+        TRY_OUT(file_write_error(written_name(w), errno));
     if (!w->tmp)
         goto out;
     if (rename(w->tmp, w->path))
-        FAIL_OUT(ERR_IO, "%s: cannot rename to %s: %s", w->tmp, w->path, strerror(errno));
+        TRY_OUT(file_write_error(w->tmp, errno));
     mem_free(w->tmp);
     w->tmp = NULL;
     TRY_OUT(sync_parent(w->path));

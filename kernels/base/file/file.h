@@ -66,6 +66,17 @@ int64_t file_size(const char *path);
 /* ERR_USAGE where errno says that this user cannot write at the place that the command line
  * names, else ERR_IO. */
 enum err file_place_error(void);
+/* A writer of the directory NAME fills NAME.tmp.TAG/data, or NAME/.wkvq.tmp.TAG/data inside a
+ * directory that must stay (convert/output/outdir.h). */
+#define FILE_STAGE_DATA "data"
+#define FILE_STAGE_INSIDE ".wkvq"
+/* Writes the name that a temporary path of a writer gets at the end, which messages give; path
+ * itself if it is not temporary. out has strlen(path) + 1 bytes. */
+void file_final_name(char *out, const char *path);
+/* Records that path, which may be temporary, cannot be written: its final name, the cause `why`, an
+ * errno, and what to do, with the disk's free space or the limit on file sizes. Returns the code
+ * of file_place_error(). */
+enum err file_write_error(const char *path, int why);
 /* Makes a directory and its parents; existing ones are kept. ERR_IO. */
 enum err file_make_dir(const char *path);
 /* ERR_NOT_FOUND, with the target's name, if path is a symbolic link without a target.

@@ -27,8 +27,7 @@ enum err file_make_dir(const char *path)
         const char keep = *s;
         *s = '\0';
         if (mkdir(p, 0755) && errno != EEXIST)
-            FAIL_OUT(file_place_error(), "%s: cannot make directory: %s", p,
-                     strerror(errno));
+            TRY_OUT(file_write_error(p, errno));
         *s = keep;
         if (!keep)
             break;
@@ -46,9 +45,7 @@ enum err file_make_new_dir(bool *taken, const char *path)
     if (!mkdir(path, 0755))
         return OK;
     *taken = errno == EEXIST;
-    FAIL_IF(!*taken, file_place_error(), "%s: cannot make directory: %s", path,
-            strerror(errno));
-    return OK;
+    return *taken ? OK : file_write_error(path, errno);
 }
 
 static bool plain_entry(int dir, const char *name)

@@ -2,6 +2,7 @@
 #include "kernels/base/file/owner.h"
 
 #include "kernels/base/bytes.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
 #include <ctype.h>
@@ -179,13 +180,15 @@ static enum err write_new(bool *taken, const char *path, const char *text)
     *taken = fd < 0 && errno == EEXIST;
     if (*taken)
         return OK;
-    FAIL_IF(fd < 0, ERR_IO, "%s: cannot write: %s", path, strerror(errno));
+    if (fd < 0)
+        return file_write_error(path, errno);
     int why = write_fully(fd, text) ? 0 : errno;
     if (close(fd) && !why)
         why = errno;
     if (why)
         unlink(path);
-    FAIL_IF(why, ERR_IO, "%s: write failed: %s", path, strerror(why));
+    if (why)
+        return file_write_error(path, why);
     return OK;
 }
 

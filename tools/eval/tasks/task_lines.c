@@ -106,9 +106,7 @@ static enum err read_earlier(struct task_lines *l)
     const enum err err = store_all(&end, l, text, n);
     mem_free(text);
     TRY(err);
-    FAIL_IF(end < n && truncate(l->real, (off_t)end), ERR_IO, "%s: %s", l->path,
-            strerror(errno));
-    return OK;
+    return end < n && truncate(l->real, (off_t)end) ? file_write_error(l->path, errno) : OK;
 }
 
 /* --- opening ------------------------------------------------------------------------ */
@@ -122,7 +120,8 @@ static enum err open_growing(struct task_lines *l)
     TRY(lock_take(&l->lock, l->real, "this output", 0));
     TRY(read_earlier(l));
     l->fd = open(l->real, O_WRONLY | O_APPEND | O_CLOEXEC);
-    FAIL_IF(l->fd < 0, file_place_error(), "%s: %s", l->path, strerror(errno));
+    if (l->fd < 0)
+        return file_write_error(l->path, errno);
     stop_keeps(l->path);
     return OK;
 }
@@ -263,9 +262,9 @@ static enum err append(struct task_lines *l, const char *text)
     free(line);
     if (put == n)
         return OK;
-    FAIL_IF(put > 0 && ftruncate(l->fd, before), ERR_IO, "%s: %s", l->path,
-            strerror(errno));
-    FAIL(ERR_IO, "%s: %s; the lines before this one are kept", l->path, strerror(why));
+    if (put > 0 && ftruncate(l->fd, before))
+        return file_write_error(l->path, errno);
+    return err_add(file_write_error(l->path, why), "the lines before this one are kept; ");
 }
 
 enum err task_lines_put(struct task_lines *l, int64_t number, json_t *o)
