@@ -148,6 +148,8 @@ def test_memory_is_checked_before_the_work(f):
     done = f.run(args, want=2, limit=tight)
     assert "GB of memory, but only" in done.stderr and "(limit: RLIMIT_AS (ulimit -v))" in done.stderr, done.stderr
     assert not (f.path / "wide.state").exists()
+    done = f.run([*args, "--set", "run.compute=f32"], want=2, limit=tight)
+    assert "set run.compute to bf16, or raise the limit" in done.stderr, done.stderr
     text = f.run([*args, "--plan"], limit=tight).stdout
     assert "IT DOES NOT FIT" in text, text
     tried = f.run([*args, "--memory", "8G"], want=None, limit=tight)

@@ -249,22 +249,29 @@ static enum err place_refinement(struct plan_estimate *e, struct job *j)
     return refine_plan(&e->refine, &j->arch, &w, &kv, &j->refine, ranks);
 }
 
+/* Returns a further way out of too little memory, for a list: half as large activations. */
+static const char *or_bf16(const struct job *j)
+{
+    return j->settings.act == DT_F32 ? ", set run.compute to bf16" : "";
+}
+
 static enum err check_refine_fit(const struct plan_estimate *e, const struct job *j)
 {
     const struct refine_plan *p = &e->refine;
     FAIL_IF(
         e->own_memory && plan_refine_card_bytes(p) > e->usable_bytes, ERR_USAGE,
         "refinement needs %.2f GB of GPU memory, but only %.2f GB are available; give a "
-        "smaller refine.seqlen, set refine.samples to 0, or use --device cpu",
-        1e-9 * (double)plan_refine_card_bytes(p), 1e-9 * (double)e->usable_bytes);
+        "smaller refine.seqlen%s, set refine.samples to 0, or use --device cpu",
+        1e-9 * (double)plan_refine_card_bytes(p), 1e-9 * (double)e->usable_bytes,
+        or_bf16(j));
     FAIL_IF(
         !j->recipe.memory, ERR_USAGE,
         "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "
-        "a smaller refine.seqlen, set refine.samples to 0, or raise the limit; --memory SIZE "
-        "tries it all the same",
+        "a smaller refine.seqlen%s, set refine.samples to 0, or raise the limit; --memory "
+        "SIZE tries it all the same",
         1e-9 * (double)(e->own_memory ? plan_refine_host_bytes(p)
                                       : plan_refine_fixed_bytes(p)),
-        1e-9 * (double)e->memory.amount, e->memory.name);
+        1e-9 * (double)e->memory.amount, e->memory.name, or_bf16(j));
     return OK;
 }
 
@@ -273,18 +280,18 @@ static enum err check_fit(const struct plan_estimate *e, const struct job *j)
     FAIL_IF(
         e->own_memory && calib_plan_device_bytes(e->plan) > e->usable_bytes, ERR_USAGE,
         "one block and the %" PRId64 " after it need %.2f GB of GPU memory, but only "
-        "%.2f GB are available; give a smaller crr.blocks or calibration.seqlen, or use "
+        "%.2f GB are available; give a smaller crr.blocks or calibration.seqlen%s, or use "
         "--device cpu",
         j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(e->plan),
-        1e-9 * (double)e->usable_bytes);
+        1e-9 * (double)e->usable_bytes, or_bf16(j));
     FAIL_IF(
         !e->own_memory && !j->recipe.memory && plan_fixed_bytes(e->plan) > e->memory.amount,
         ERR_USAGE,
         "one block and the %" PRId64 " after it need %.3f GB of memory, but only %.3f GB "
-        "are available (limit: %s); give a smaller crr.blocks or calibration.seqlen, or "
+        "are available (limit: %s); give a smaller crr.blocks or calibration.seqlen%s, or "
         "raise the limit; --memory SIZE tries it all the same",
         j->recipe.crr_blocks, 1e-9 * (double)plan_fixed_bytes(e->plan),
-        1e-9 * (double)e->memory.amount, e->memory.name);
+        1e-9 * (double)e->memory.amount, e->memory.name, or_bf16(j));
     return OK;
 }
 
