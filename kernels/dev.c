@@ -46,12 +46,18 @@ static bool same_shape(const struct tensor *a, const struct tensor *b)
     return true;
 }
 
-static bool rows_fit(const struct tensor *x)
+/* Elements of one row: the product of all dimensions after the first. */
+static int64_t row_width(const struct tensor *x)
 {
     int64_t width = 1;
     for (int i = 1; i < x->n_dims; i++)
         width *= x->dim[i];
-    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld >= width;
+    return width;
+}
+
+static bool rows_fit(const struct tensor *x)
+{
+    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld >= row_width(x);
 }
 
 static bool is_2d(const struct tensor *x)
@@ -67,15 +73,6 @@ static bool is_3d(const struct tensor *x)
 static bool vec(const struct tensor *x, int64_t n)
 {
     return f32(x) && tensor_count(x) == n;
-}
-
-/* Elements of one row: the product of all dimensions after the first. */
-static int64_t row_width(const struct tensor *x)
-{
-    int64_t width = 1;
-    for (int i = 1; i < x->n_dims; i++)
-        width *= x->dim[i];
-    return width;
 }
 
 /* The device that dev_register() has added. */
@@ -259,18 +256,23 @@ enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor 
     OP_END(DEV_ELEMENTWISE, started);
 }
 
-enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
-                         const struct tensor *x, const struct tensor *s,
-                         const struct tensor *g, bool accumulate)
+enum err dev_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
+                         const struct tensor *dy, const struct tensor *x,
+                         const struct tensor *s, const struct tensor *g)
 {
     OP_BEGIN(rmsnorm_bwd, started);
+    const struct tensor *dx = grads->dx, *copy = grads->copy;
     WANT(act(dx) && act(dy) && act(x) && (is_2d(x) || is_3d(x)) && same_shape(dx, x) &&
              same_shape(dy, x),
          "rmsnorm_bwd: want dx, dy, x of one shape");
     WANT(vec(s, norm_rows(x)) && vec(g, x->dim[x->n_dims - 1]),
          "rmsnorm_bwd: want s [R], g [C]");
-    WANT(!accumulate || dx->data != dy->data, "rmsnorm_bwd: dx is dy while accumulating");
-    d->ops.rmsnorm_bwd(d, dx, dy, x, s, g, accumulate);
+    WANT(!grads->accumulate || dx->data != dy->data,
+         "rmsnorm_bwd: dx is dy while accumulating");
+    WANT(!copy || (f32(dx) && act(copy) && same_shape(copy, dx) && rows_fit(copy) &&
+                   copy->data != dx->data),
+         "rmsnorm_bwd: with a copy want dx F32, and the copy of its shape elsewhere");
+    d->ops.rmsnorm_bwd(d, grads, dy, x, s, g);
     OP_END(DEV_ELEMENTWISE, started);
 }
 

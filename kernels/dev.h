@@ -160,12 +160,20 @@ struct rmsnorm_inputs {
  *   h       F32 [R,C], NULL exactly if add is; may be x */
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
                      const struct tensor *h, const struct rmsnorm_inputs *in);
-/* dx (+)= s (g dy - x s^2 mean_c(g dy x)), with s as the forward stored it.
- * accumulate: dx +=. dx, dy and x are act [R,C] or [T,H,d]; dx may be dy unless
- * accumulating. */
-enum err dev_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
-                         const struct tensor *x, const struct tensor *s,
-                         const struct tensor *g, bool accumulate);
+/* Gradient of the loss in what is normalized. */
+struct rmsnorm_grads {
+    const struct tensor *dx; /* act [R,C] or [T,H,d]; may be dy unless accumulating */
+    /* act, as dx, which is F32: gets dx once more, as dev_copy() would; may be dy. NULL: not
+     * wanted. */
+    const struct tensor *copy;
+    bool accumulate; /* dx += instead of dx = */
+};
+
+/* dx (+)= s (g dy - x s^2 mean_c(g dy x)), with s as the forward stored it. dy and x are act
+ * [R,C] or [T,H,d]. */
+enum err dev_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
+                         const struct tensor *dy, const struct tensor *x,
+                         const struct tensor *s, const struct tensor *g);
 
 /* y = a + b (y may be a or b), [R,C], each act. */
 enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,

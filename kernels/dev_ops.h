@@ -52,9 +52,9 @@ struct dev_ops {
     void (*bias)(struct dev *d, const struct tensor *y, const struct tensor *b);
     void (*rmsnorm)(struct dev *d, const struct tensor *y, const struct tensor *s,
                     const struct tensor *h, const struct rmsnorm_inputs *in);
-    void (*rmsnorm_bwd)(struct dev *d, const struct tensor *dx, const struct tensor *dy,
-                        const struct tensor *x, const struct tensor *s,
-                        const struct tensor *g, bool accumulate);
+    void (*rmsnorm_bwd)(struct dev *d, const struct rmsnorm_grads *grads,
+                        const struct tensor *dy, const struct tensor *x,
+                        const struct tensor *s, const struct tensor *g);
     void (*add)(struct dev *d, const struct tensor *y, const struct tensor *a,
                 const struct tensor *b);
     void (*scale)(struct dev *d, const struct tensor *y, float factor);

@@ -7,17 +7,30 @@
 #include "calib/model/block_scratch.h"
 #include "kernels/dev_refine.h"
 
-/* The gradient of what a product added to the residual stream, in the act type: r dh. That
- * is dh itself in F32 if r = 1, else a copy in s->y. */
-static enum err as_operand(struct tensor *g, struct block_scratch *s, const struct arch *a,
-                           const struct tensor *dh)
+/* The gradient of the residual stream. */
+struct stream_grad {
+    const struct tensor *dh; /* F32 [T,D] */
+    bool wants_copy; /* a norm before a part writes it to s->y as well, in the act type */
+    bool in_y;       /* s->y has it */
+};
+
+/* Returns true if products take dh as it is: in F32, where r = 1. */
+static bool is_operand(const struct block_scratch *s, const struct arch *a)
 {
-    if (s->y.dtype == DT_F32 && arch_factor(a->residual_scale) == 1) {
-        *g = *dh;
+    return s->y.dtype == DT_F32 && arch_factor(a->residual_scale) == 1;
+}
+
+/* The gradient of what a product added to the residual stream, in the act type: r dh. That
+ * is dh itself or in s->y, which may then be overwritten. */
+static enum err as_operand(struct tensor *g, struct block_scratch *s, const struct arch *a,
+                           struct stream_grad *stream)
+{
+    *g = is_operand(s, a) ? *stream->dh : s->y;
+    if (is_operand(s, a))
         return OK;
-    }
-    *g = s->y;
-    TRY(dev_copy(s->dev, &s->y, dh));
+    if (!stream->in_y)
+        TRY(dev_copy(s->dev, &s->y, stream->dh));
+    stream->in_y = false;
     return block_scale(s->dev, &s->y, a->residual_scale);
 }
 
@@ -41,29 +54,32 @@ struct normed {
     const struct tensor *x, *s;
 };
 
-/* dx += the gradient of a part's input, dn [T,D] of what its norm returned, or of the input itself
+/* dh += the gradient of a part's input, dn [T,D] of what its norm returned, or of the input itself
  * if no norm stands before it. Adds the gradient of the norm's gain. */
-static enum err input_bwd(struct dev *d, const struct block_weights *w,
+static enum err input_bwd(struct block_scratch *s, const struct block_weights *w,
                           const struct block_grads *g, struct normed n,
-                          const struct tensor *dx, const struct tensor *dn)
+                          struct stream_grad *stream, const struct tensor *dn)
 {
-    const struct tensor *gain = &w->norm[n.gain];
+    const struct tensor *gain = &w->norm[n.gain], *dh = stream->dh;
+    const struct rmsnorm_grads grads = {dh, stream->wants_copy ? &s->y : NULL, true};
     if (!gain->data)
-        return dev_add(d, dx, dx, dn);
-    TRY(gain_grad(d, g ? &g->dnorm[n.gain] : NULL, dn, n.x, n.s));
-    return dev_rmsnorm_bwd(d, dx, dn, n.x, n.s, gain, true);
+        return dev_add(s->dev, dh, dh, dn);
+    TRY(gain_grad(s->dev, g ? &g->dnorm[n.gain] : NULL, dn, n.x, n.s));
+    stream->in_y = stream->wants_copy;
+    return dev_rmsnorm_bwd(s->dev, &grads, dn, n.x, n.s, gain);
 }
 
 /* The same from dy, the gradient of what the product with `weight` returned. */
 static enum err product_input_bwd(struct block_scratch *s, const struct block_weights *w,
                                   const struct block_grads *g, struct normed n,
-                                  const struct tensor *dx, const struct tensor *dy,
+                                  struct stream_grad *stream, const struct tensor *dy,
                                   const struct tensor *weight)
 {
+    const struct tensor *dh = stream->dh;
     if (!w->norm[n.gain].data)
-        return dev_gemm_add(s->dev, GEMM_NN, dx, dx, dy, weight, &s->y);
+        return dev_gemm_add(s->dev, GEMM_NN, dh, dh, dy, weight, &s->y);
     TRY(dev_gemm(s->dev, GEMM_NN, &s->y, dy, weight, false));
-    return input_bwd(s->dev, w, g, n, dx, &s->y);
+    return input_bwd(s, w, g, n, stream, &s->y);
 }
 
 /* *dy = the gradient of what a product returned: that of what was added to the residual stream,
@@ -71,14 +87,15 @@ static enum err product_input_bwd(struct block_scratch *s, const struct block_we
  * gradient of the norm's gain. */
 static enum err output_bwd(struct tensor *dy, struct block_scratch *s, const struct arch *a,
                            const struct block_weights *w, const struct block_grads *g,
-                           struct normed n, const struct tensor *dh)
+                           struct normed n, struct stream_grad *stream)
 {
     const struct tensor *gain = &w->norm[n.gain];
-    TRY(as_operand(dy, s, a, dh));
+    const struct rmsnorm_grads grads = {.dx = &s->y};
+    TRY(as_operand(dy, s, a, stream));
     if (!gain->data)
         return OK;
     TRY(gain_grad(s->dev, g ? &g->dnorm[n.gain] : NULL, dy, n.x, n.s));
-    TRY(dev_rmsnorm_bwd(s->dev, &s->y, dy, n.x, n.s, gain, false));
+    TRY(dev_rmsnorm_bwd(s->dev, &grads, dy, n.x, n.s, gain));
     *dy = s->y;
     return OK;
 }
@@ -108,26 +125,27 @@ static enum err gated_bwd(struct block_acts *x, struct block_scratch *s,
 /* dh += the MLP's share, out = h + r MLP(n2). */
 static enum err mlp_bwd(struct block_acts *x, struct block_scratch *s, const struct arch *a,
                         const struct block_weights *w, const struct block_grads *g,
-                        const struct tensor *dh)
+                        struct stream_grad *stream)
 {
     const struct normed before = {GAIN_MLP, &x->h, &x->s2};
     struct tensor dy;
-    TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), dh));
+    TRY(output_bwd(&dy, s, a, w, g, after_mlp(x), stream));
     TRY((a->n_experts ? experts_bwd : gated_bwd)(x, s, a, w, g, &dy));
+    stream->wants_copy = !is_operand(s, a); /* for attention */
     if (a->n_experts)
-        return input_bwd(x->dev, w, g, before, dh, &s->dn);
-    return product_input_bwd(s, w, g, before, dh, &x->gu, &w->wgu);
+        return input_bwd(s, w, g, before, stream, &s->dn);
+    return product_input_bwd(s, w, g, before, stream, &x->gu, &w->wgu);
 }
 
 /* Gradients of q, k, v as attention saw them into s->dqkv, and of kq, vq. h = x + r Wo o. */
 static enum err attention_bwd(struct block_acts *x, struct block_scratch *s,
                               const struct arch *a, const struct block_weights *w,
                               const struct block_kv *kv, const struct block_grads *g,
-                              const struct tensor *dh)
+                              struct stream_grad *stream)
 {
     struct dev *d = x->dev;
     struct tensor dy, in;
-    TRY(output_bwd(&dy, s, a, w, g, after_attention(x), dh));
+    TRY(output_bwd(&dy, s, a, w, g, after_attention(x), stream));
     TRY(output_input(&in, x, s, kv));
     TRY(weight_grad(d, g ? &g->dwo : NULL, &dy, &in));
     TRY(dev_gemm(d, GEMM_NN, &s->d_o, &dy, &w->wo, false));
@@ -255,8 +273,9 @@ static enum err qk_norm_bwd(struct block_acts *x, struct block_scratch *s,
     const struct tensor k = normed_heads(a, k_heads(a, x->qkv_raw));
     TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_Q] : NULL, &dq, &q, &x->sq));
     TRY(gain_grad(x->dev, g ? &g->dnorm[GAIN_K] : NULL, &dk, &k, &x->sk));
-    TRY(dev_rmsnorm_bwd(x->dev, &dq, &dq, &q, &x->sq, &w->norm[GAIN_Q], false));
-    return dev_rmsnorm_bwd(x->dev, &dk, &dk, &k, &x->sk, &w->norm[GAIN_K], false);
+    const struct rmsnorm_grads to_q = {.dx = &dq}, to_k = {.dx = &dk};
+    TRY(dev_rmsnorm_bwd(x->dev, &to_q, &dq, &q, &x->sq, &w->norm[GAIN_Q]));
+    return dev_rmsnorm_bwd(x->dev, &to_k, &dk, &k, &x->sk, &w->norm[GAIN_K]);
 }
 
 static enum err show(const struct block_watch *watch, enum block_grad what,
@@ -269,12 +288,12 @@ static enum err show(const struct block_watch *watch, enum block_grad what,
 static enum err show_output(const struct block_watch *watch, enum block_grad what,
                             struct block_scratch *s, const struct arch *a,
                             const struct block_weights *w, struct normed n,
-                            const struct tensor *dh)
+                            struct stream_grad *stream)
 {
     struct tensor g;
     if (!watch)
         return OK;
-    TRY(output_bwd(&g, s, a, w, NULL, n, dh));
+    TRY(output_bwd(&g, s, a, w, NULL, n, stream));
     return show(watch, what, &g);
 }
 
@@ -284,7 +303,8 @@ static enum err qkv_bwd(struct block_acts *x, struct block_scratch *s,
                         const struct tensor *dx)
 {
     const struct normed before = {GAIN_ATTENTION, &x->x, &x->s1};
-    return product_input_bwd(s, w, g, before, dx, &s->dqkv, &w->wqkv);
+    struct stream_grad stream = {.dh = dx};
+    return product_input_bwd(s, w, g, before, &stream, &s->dqkv, &w->wqkv);
 }
 
 enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s,
@@ -293,13 +313,14 @@ enum err block_backward_watched(struct block_acts *acts, struct block_scratch *s
                                 const struct block_watch *watch)
 {
     struct dev *d = acts->dev;
+    struct stream_grad stream = {.dh = dx};
     if (dx->data != dout->data)
         TRY(dev_copy(d, dx, dout));
-    TRY(show_output(watch, BLOCK_GRAD_DOWN, s, a, w, after_mlp(acts), dx));
-    TRY(mlp_bwd(acts, s, a, w, NULL, dx));
+    TRY(show_output(watch, BLOCK_GRAD_DOWN, s, a, w, after_mlp(acts), &stream));
+    TRY(mlp_bwd(acts, s, a, w, NULL, &stream));
     TRY(show(watch, BLOCK_GRAD_GATE_UP, &acts->gu));
-    TRY(show_output(watch, BLOCK_GRAD_O, s, a, w, after_attention(acts), dx));
-    TRY(attention_bwd(acts, s, a, w, NULL, NULL, dx));
+    TRY(show_output(watch, BLOCK_GRAD_O, s, a, w, after_attention(acts), &stream));
+    TRY(attention_bwd(acts, s, a, w, NULL, NULL, &stream));
     TRY(show(watch, BLOCK_GRAD_ATTENTION, &s->dqkv));
     const struct tensor dqk = qk_heads(a, s->dqkv);
     TRY(unrotate(acts, a, w->layer, NULL, &dqk));
@@ -322,8 +343,9 @@ static enum err heads_bwd(struct block_acts *acts, struct block_scratch *s,
                           const struct block_kv *kv, const struct block_grads *g,
                           const struct tensor *dh)
 {
-    TRY(mlp_bwd(acts, s, a, w, g, dh));
-    TRY(attention_bwd(acts, s, a, w, kv, g, dh));
+    struct stream_grad stream = {.dh = dh};
+    TRY(mlp_bwd(acts, s, a, w, g, &stream));
+    TRY(attention_bwd(acts, s, a, w, kv, g, &stream));
     if (kv_quantized(kv))
         return quantizers_bwd(acts, s, a, w->layer, kv, g);
     const struct tensor dqk = qk_heads(a, s->dqkv);

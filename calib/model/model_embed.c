@@ -63,5 +63,5 @@ enum err model_last_bwd(struct dev *d, const struct arch *a, const struct last_g
     TRY(block_scale(d, g->dy, a->logit_scale));
     if (g->dgain)
         TRY(dev_rmsnorm_gain_bwd(d, g->dgain, g->dy, x, s));
-    return dev_rmsnorm_bwd(d, g->dx, g->dy, x, s, gain, false);
+    return dev_rmsnorm_bwd(d, &(struct rmsnorm_grads){.dx = g->dx}, g->dy, x, s, gain);
 }

@@ -10,7 +10,7 @@
 
 /* One call. In the backward, y is dx and add is dy. */
 struct norm {
-    const struct tensor *y, *s, *h, *x, *add, *g;
+    const struct tensor *y, *s, *h, *x, *add, *g, *copy;
     float eps;
     int64_t C;
     bool accumulate;
@@ -116,27 +116,32 @@ static void rmsnorm_bwd_row(const void *ctx, int64_t r)
     const void *dy_r = cpu_at(n->add, norm_at(n->add, r));
     const void *x_r = cpu_at(n->x, norm_at(n->x, r));
     void *dx_r = cpu_at(n->y, norm_at(n->y, r));
+    void *copy_r = n->copy ? cpu_at(n->copy, norm_at(n->copy, r)) : NULL;
     const bool dy16 = cpu_bf16(n->add), x16 = cpu_bf16(n->x), dx16 = cpu_bf16(n->y);
+    const bool copy16 = copy_r && cpu_bf16(n->copy);
     for (int64_t c = 0; c < C; c += VL) {
         const vf gdy = vf_mul(f32_get(n->g->data, c, C), act_get(dy_r, dy16, c, C));
         vf dx = vf_mul(s, vf_fma(k, act_get(x_r, x16, c, C), gdy));
         if (n->accumulate)
             dx = vf_add(dx, act_get(dx_r, dx16, c, C));
         act_put(dx_r, dx16, c, C, dx);
+        if (copy_r)
+            act_put(copy_r, copy16, c, C, dx);
     }
 }
 
-static void cpu_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
-                            const struct tensor *x, const struct tensor *s,
-                            const struct tensor *g, bool accumulate)
+static void cpu_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
+                            const struct tensor *dy, const struct tensor *x,
+                            const struct tensor *s, const struct tensor *g)
 {
-    const struct norm n = {.y = dx,
+    const struct norm n = {.y = grads->dx,
                            .s = s,
                            .x = x,
                            .add = dy,
                            .g = g,
+                           .copy = grads->copy,
                            .C = x->dim[x->n_dims - 1],
-                           .accumulate = accumulate};
+                           .accumulate = grads->accumulate};
     cpu_run_rows(d, norm_rows(x), 2 * n.C, rmsnorm_bwd_row, &n);
 }
 

@@ -113,7 +113,7 @@ static void cuda_rmsnorm(struct dev *d, const struct tensor *y, const struct ten
 
 /* dx = s (g dy - x s^2 mean(g dy x)). The second term is the path through s. */
 struct norm_bwd_row {
-    rows_view dx, dy, x;
+    rows_view dx, copy, dy, x;
     GLOBAL(const float) s;
     view g;
     bool accumulate;
@@ -139,17 +139,19 @@ struct norm_bwd_row {
             for (int k = 0; k < 4; k++)
                 out.v[k] += s_r * (w.v[k] * q.v[k] - mean * v.v[k]);
             put4(dx.x, dx.at(r) + c, n, out);
+            if (copy.x.p)
+                put4(copy.x, copy.at(r) + c, n, out);
         }
     }
 };
 
-static void cuda_rmsnorm_bwd(struct dev *d, const struct tensor *dx,
+static void cuda_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
                              const struct tensor *dy, const struct tensor *x,
-                             const struct tensor *s, const struct tensor *g,
-                             bool accumulate)
+                             const struct tensor *s, const struct tensor *g)
 {
-    const norm_bwd_row f = {norm_rows(dx),          norm_rows(dy), norm_rows(x),
-                            (const float *)s->data, view_of(g),    accumulate};
+    const norm_bwd_row f = {norm_rows(grads->dx), norm_rows(grads->copy), norm_rows(dy),
+                            norm_rows(x),         (const float *)s->data, view_of(g),
+                            grads->accumulate};
     run_rows(d, "rmsnorm_bwd", f, tensor_count(s), f.x.C);
 }
 

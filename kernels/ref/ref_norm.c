@@ -49,10 +49,11 @@ static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tens
 
 /* y = x s g with s = (mean x^2 + eps)^(-1/2), so ds/dx_c = -s^3 x_c / C and
  * dx_c = s (g_c dy_c - x_c s^2 / C sum_j g_j dy_j x_j). */
-static void ref_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct tensor *dy,
-                            const struct tensor *x, const struct tensor *s,
-                            const struct tensor *g, bool accumulate)
+static void ref_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
+                            const struct tensor *dy, const struct tensor *x,
+                            const struct tensor *s, const struct tensor *g)
 {
+    const struct tensor *dx = grads->dx, *copy = grads->copy;
     const int64_t C = x->dim[x->n_dims - 1];
     for (int64_t r = 0; r < n_rows(x); r++) {
         const int64_t x_r = row_at(x, r), dy_r = row_at(dy, r), dx_r = row_at(dx, r);
@@ -62,11 +63,14 @@ static void ref_rmsnorm_bwd(struct dev *d, const struct tensor *dx, const struct
                    (double)ref_get(x, x_r + c);
         const double s_r = (double)ref_get(s, r);
         const double k = s_r * s_r * dot / (double)C;
-        for (int64_t c = 0; c < C; c++)
+        for (int64_t c = 0; c < C; c++) {
             ref_put(dx, dx_r + c,
                     s_r * ((double)ref_get(g, c) * (double)ref_get(dy, dy_r + c) -
                            k * (double)ref_get(x, x_r + c)),
-                    accumulate);
+                    grads->accumulate);
+            if (copy)
+                ref_set(copy, row_at(copy, r) + c, (double)ref_get(dx, dx_r + c));
+        }
     }
 }
 

@@ -123,9 +123,44 @@ static void one_rmsnorm_bwd(struct ck *c, const struct norm_case *n)
     const double *mag =
         bwd_magnitude(c, &dy, &x, &s_in, &g, n->accumulate ? &dx.side[0] : NULL);
     CK_EACH(c, s)
-    ck_ok(c, dev_rmsnorm_bwd(c->dev[s], &dx.side[s], n->in_place ? &dx.side[s] : &dy, &x,
-                             &s_in, &g, n->accumulate));
+    {
+        const struct rmsnorm_grads grads = {.dx = &dx.side[s], .accumulate = n->accumulate};
+        ck_ok(c, dev_rmsnorm_bwd(c->dev[s], &grads, n->in_place ? &dx.side[s] : &dy, &x,
+                                 &s_in, &g));
+    }
     ck_close(c, "dx", &dx, mag, C);
+    ck_end(c);
+}
+
+/* With a copy of dx, in dy's place: it has the bits of dev_copy(), and dx those without one. */
+static void one_rmsnorm_copy(struct ck *c, const struct norm_case *n)
+{
+    if (!ck_begin(c, "%ld rows of %ld, pad %ld, a copy in %s%s, %s", (long)norm_rows(&n->x),
+                  (long)width(&n->x), (long)n->x.pad, dtype_name(n->y),
+                  n->accumulate ? ", +=" : "", ck_pattern_name[n->pattern]))
+        return;
+    const int64_t C = width(&n->x), R = norm_rows(&n->x);
+    const struct tensor x = ck_in(c, n->x, n->pattern);
+    const struct tensor dy = ck_in(c, of_type(n->x, n->y, 1), n->pattern);
+    const struct tensor g = ck_in(c, ck_1d(C), PAT_RANDOM);
+    const struct tensor s_in = ck_in_range(c, ck_1d(R), 0.5, 2);
+    const struct ck_out copied = ck_copies(c, &dy, 3);
+    const struct ck_out want = ck_poisoned(c, of_type(n->x, n->y, 2));
+    const struct ck_out dx = ck_twins(c, of_type(n->x, DT_F32, 2), PAT_RANDOM);
+    const struct ck_out plain = ck_copies(c, &dx.side[0], 4);
+    CK_EACH(c, s)
+    {
+        struct dev *d = c->dev[s];
+        const struct rmsnorm_grads with = {&dx.side[s], &copied.side[s], n->accumulate},
+                                   without = {&plain.side[s], NULL, n->accumulate};
+        ck_ok(c, dev_rmsnorm_bwd(d, &with, &copied.side[s], &x, &s_in, &g));
+        ck_ok(c, dev_rmsnorm_bwd(d, &without, &dy, &x, &s_in, &g));
+        ck_ok(c, dev_copy(d, &want.side[s], &plain.side[s]));
+    }
+    for (int s = 0; s < N_SIDES && !c->bench; s++) {
+        ck_bits(c, "dx", &(struct ck_out){{plain.side[s], dx.side[s]}});
+        ck_bits(c, "copy", &(struct ck_out){{want.side[s], copied.side[s]}});
+    }
     ck_end(c);
 }
 
@@ -180,6 +215,11 @@ static void test_rmsnorm_bwd(struct ck *c)
                     c, &(struct norm_case){shape_at(i, v & 1 ? DT_BF16 : DT_F32),
                                            v & 2 ? DT_BF16 : DT_F32, DT_OTHER,
                                            (enum ck_pattern)p, v / 4 == 1, v / 4 == 2});
+    for (size_t i = 0; i < 6; i++)
+        for (int v = 0; v < 4; v++)
+            one_rmsnorm_copy(c, &(struct norm_case){shape_at(i, DT_F32),
+                                                    v & 1 ? DT_BF16 : DT_F32, DT_OTHER,
+                                                    PAT_RANDOM, v / 2, false});
 }
 
 const struct ck_test ck_norm_tests[] = {

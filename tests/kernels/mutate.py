@@ -94,6 +94,8 @@ MUTANTS = {
     "plan-order-of-sums": ("cuda_plan.cu", "bool keeps_order(", "notes[i] == NOTE_NONDETERMINISTIC", "false", "attn_parts"),
     "plan-mask": ("cuda_plan.cu", "wire mask(", "PW_GE", "PW_ADD", "attn_parts"),
     "norm-all-threads-write": ("cuda_norm.cu", "struct norm_row {", "first == 0", "true", "rmsnorm"),
+    "norm-copy-of-dy": ("cuda_norm.cu", "put4(dx.x, dx.at(r) + c, n, out);", "put4(copy.x, copy.at(r) + c, n, out)",
+                        "put4(copy.x, copy.at(r) + c, n, q)", "rmsnorm_bwd"),
     "hadamard-sign": ("cuda_norm.cu", "void hadamard_kernel(", "lane & half", "lane & (2 * half)", "hadamard"),
     "distill-barrier": ("cuda_refine.cu", "const float at = s[next] - max_s;", "__syncthreads();", None, "distill"),
     "round-steps-nibble": ("cuda_refine.cu", "void round_steps_kernel(", "code << 4 * k", "code << 3 * k", "round_steps"),

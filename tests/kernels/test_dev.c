@@ -134,7 +134,17 @@ static void norms_and_rotation(void **state)
     bad = in;
     bad.eps = -1;
     refused(dev_rmsnorm(dev, &x, &s, NULL, &bad));
-    refused(dev_rmsnorm_bwd(dev, &x, &x, &x, &s, &g, true)); /* += over dy */
+    static float elsewhere[64];
+    const struct tensor copy = tensor_2d(elsewhere, DT_BF16, x.dim[0], x.dim[1]);
+    const struct tensor list = tensor_1d(elsewhere, DT_F32, tensor_count(&x));
+    const struct rmsnorm_grads fit = {&x, &copy, false}, over_dy = {&x, NULL, true},
+                               no_f32 = {&x_half, &copy, false}, itself = {&x, &x, false},
+                               other = {&x, &list, false};
+    assert_int_equal(dev_rmsnorm_bwd(dev, &fit, &x, &x, &s, &g), OK);
+    refused(dev_rmsnorm_bwd(dev, &over_dy, &x, &x, &s, &g));
+    refused(dev_rmsnorm_bwd(dev, &no_f32, &x, &x, &s, &g));
+    refused(dev_rmsnorm_bwd(dev, &itself, &x, &x, &s, &g));
+    refused(dev_rmsnorm_bwd(dev, &other, &x, &x, &s, &g));
     const struct tensor heads = f3(2, 2, 5), cos = f2(2, 2), wide_cos = f2(2, 3),
                         short_cos = f2(1, 2);
     refused(dev_rope(dev, &x, &cos, &cos, false));

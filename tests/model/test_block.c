@@ -61,6 +61,37 @@ static void backward_in_place(void **state)
     bench_close(&b);
 }
 
+static enum err ignore(void *ctx, enum block_grad what, const struct tensor *g)
+{
+    return OK;
+}
+
+/* A watched backward converts the gradient of the residual stream for each product. Otherwise the
+ * norm before the MLP writes the second of these operands: the same bits. */
+static void watched_backward(void **state)
+{
+    static const struct block_watch watch = {.grad = ignore};
+    static const double scales[] = {1, 0.3};
+    for (size_t i = 0; i < 2 * ARRAY_LEN(scales); i++) {
+        struct bench b;
+        struct arch a = arch_of(4, 2, 4, 12, 20);
+        a.residual_scale = scales[i / 2];
+        bench_open(&b, "cpu", a, 6, i % 2 ? DT_BF16 : DT_F32, NULL);
+        const struct tensor dx = dev_2d(b.d, DT_F32, 6, a.d_model);
+        forward(&b);
+        must(block_backward(&b.acts, b.scratch, &a, &b.w, &dx, &b.dout));
+        forward(&b);
+        must(
+            block_backward_watched(&b.acts, b.scratch, &a, &b.w, &b.dout, &b.dout, &watch));
+        float *alone = to_host(b.d, &dx), *watched = to_host(b.d, &b.dout);
+        assert_memory_equal(alone, watched, (size_t)tensor_count(&dx) * sizeof(*alone));
+        mem_free(alone);
+        mem_free(watched);
+        dev_free(b.d, dx.data);
+        bench_close(&b);
+    }
+}
+
 /* --- cpu against ref ---------------------------------------------------------------- */
 
 static void compare_kinds(enum dtype act, double bound)
@@ -305,6 +336,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slopes),
         cmocka_unit_test(backward_in_place),
+        cmocka_unit_test(watched_backward),
         cmocka_unit_test(cpu_is_ref_in_f32),
         cmocka_unit_test(cpu_is_ref_in_bf16),
         cmocka_unit_test(engine_cache),

@@ -74,7 +74,8 @@ static enum err run_rmsnorm(struct bench *b)
 static enum err run_rmsnorm_bwd(struct bench *b)
 {
     b->bytes = 3 * bytes_of(&b->h) + bytes_of(&b->dy);
-    return dev_rmsnorm_bwd(b->dev, &b->h, &b->dy, &b->x, &b->s, &b->gain, true);
+    const struct rmsnorm_grads grads = {.dx = &b->h, .accumulate = true};
+    return dev_rmsnorm_bwd(b->dev, &grads, &b->dy, &b->x, &b->s, &b->gain);
 }
 
 static enum err run_add(struct bench *b)
