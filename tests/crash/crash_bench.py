@@ -60,6 +60,34 @@ def whole_tensors(data):
     return 8 + n + max(ends, default=0) == len(data)
 
 
+class Server:
+    """wkvq-fault of one thread. It forks for each run, which saves the loading of its libraries (fault.c)."""
+
+    of = threading.local()
+
+    def __init__(self, wkvq):
+        self.folder = tempfile.TemporaryDirectory(prefix="wkvq-fault-")
+        self.out, self.err = (pathlib.Path(self.folder.name) / name for name in ("out", "err"))
+        self.process = subprocess.Popen([wkvq], env={**os.environ, "FAULT_SERVER": "1"}, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE)
+
+    def run(self, args, cwd, fault, count):
+        assert all(args) and len(args) < 100, args
+        words = [cwd, self.out, self.err, fault, count, *args[1:], ""]
+        self.process.stdin.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+        self.process.stdin.flush()
+        status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        return subprocess.CompletedProcess(args, status, self.out.read_bytes(), self.err.read_bytes())
+
+
+def run_fault(args, cwd, fault="", count=""):
+    """Runs args[0], a wkvq-fault, in a folder. fault, count: for fault.c."""
+    servers = vars(Server.of)
+    if args[0] not in servers:
+        servers[args[0]] = Server(args[0])
+    return servers[args[0]].run([str(a) for a in args], cwd, fault, count)
+
+
 class Job:
     """A command that makes folders; before: folders that exist when it starts (name -> folder to copy)."""
 
@@ -71,17 +99,15 @@ class Job:
         for name, source in self.before.items():
             shutil.copytree(source, pathlib.Path(folder) / name)
 
-    def run(self, folder, more=(), **environment):
-        env = dict(os.environ, **environment)
-        return subprocess.run([*self.args, *more], cwd=folder, env=env, capture_output=True,
-                              timeout=600)
+    def run(self, folder, more=(), fault="", count=""):
+        return run_fault([*self.args, *more], folder, fault, count)
 
     def learn(self, folder):
         """Runs once undisturbed, for the expected bytes and the number of calls of each kind."""
         self.lay_out(folder)
         self.old = tree(folder)
         count = pathlib.Path(folder).parent / (self.name + ".calls")
-        done = self.run(folder, FAULT_COUNT=str(count))
+        done = self.run(folder, count=count)
         if done.returncode:
             raise SystemExit(f"{self.name}: exit {done.returncode}\n{done.stderr.decode()}")
         self.want = self.blocks = tree(folder)

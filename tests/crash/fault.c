@@ -5,6 +5,7 @@
  *
  *   FAULT=KIND:N:ACTION  the Nth call (from 1) of KIND; N+ for that one and all later ones
  *   FAULT_COUNT=FILE     at the end, one line "KIND calls" a kind
+ *   FAULT_SERVER=1       no run of its own: serve()
  *
  * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
  * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE, EACCES, ENOSYS, ENOLCK,
@@ -24,6 +25,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum kind {
@@ -93,13 +95,89 @@ int __wrap_main(int argc, char **argv);
 
 /* Not a constructor: calls during the start of libraries (CUDA's allocates) are neither
  * counted nor failed. */
-int __wrap_main(int argc, char **argv)
+static int begin(int argc, char **argv)
 {
     const char *text = getenv("FAULT");
     if (text)
         parse(text);
     started = true;
     return __real_main(argc, argv);
+}
+
+/* A run: strings with a zero at the end, of which the last one is empty. */
+struct request {
+    char *cwd, *out, *err, *fault, *count; /* "": no FAULT, no FAULT_COUNT */
+    int argc;
+    char *argv[100];
+};
+
+/* The next string of the standard input. After the last one the server ends. */
+static char *next_string(void)
+{
+    char *s = NULL;
+    size_t room = 0;
+    if (getdelim(&s, &room, 0, stdin) < 0)
+        _exit(0);
+    return s;
+}
+
+static struct request next_request(char *program)
+{
+    struct request r = {.argc = 1, .argv = {program}};
+    char **const first[] = {&r.cwd, &r.out, &r.err, &r.fault, &r.count};
+    for (size_t i = 0; i < sizeof(first) / sizeof(first[0]); i++)
+        *first[i] = next_string();
+    char *s = next_string();
+    for (; *s && r.argc + 1 < (int)(sizeof(r.argv) / sizeof(r.argv[0])); s = next_string())
+        r.argv[r.argc++] = s;
+    free(s);
+    return r;
+}
+
+static void redirect(int fd, const char *path, int flags)
+{
+    const int file = open(path, flags, 0600);
+    if (file < 0 || dup2(file, fd) < 0 || close(file))
+        _exit(121);
+}
+
+static int run_request(struct request *r)
+{
+    redirect(0, "/dev/null", O_RDONLY);
+    redirect(1, r->out, O_WRONLY | O_CREAT | O_TRUNC);
+    redirect(2, r->err, O_WRONLY | O_CREAT | O_TRUNC);
+    if (chdir(r->cwd) || (*r->fault && setenv("FAULT", r->fault, 1)) ||
+        (*r->count && setenv("FAULT_COUNT", r->count, 1)))
+        _exit(121);
+    return begin(r->argc, r->argv);
+}
+
+/* Runs each request in a process of its own, which begins where main would: the libraries, which
+ * take as long to load as a small run does, are loaded once. Writes the status of waitpid(), a line
+ * a request. */
+static void serve(char *program)
+{
+    for (;;) {
+        struct request r = next_request(program);
+        int status = 0;
+        const pid_t child = fork();
+        if (child == 0)
+            exit(run_request(&r));
+        if (child < 0 || waitpid(child, &status, 0) != child)
+            _exit(121);
+        dprintf(1, "%d\n", status);
+        for (char **s = (char *[]){r.cwd, r.out, r.err, r.fault, r.count, NULL}; *s; s++)
+            free(*s);
+        while (r.argc > 1)
+            free(r.argv[--r.argc]);
+    }
+}
+
+int __wrap_main(int argc, char **argv)
+{
+    if (getenv("FAULT_SERVER"))
+        serve(argv[0]);
+    return begin(argc, argv);
 }
 
 /* Runs as a destructor: main has returned, and no call of this function is counted. */

@@ -73,7 +73,7 @@ def draw_chains(rng, jobs, instants):
 def run_killed(job, folder, instant):
     """Returns True if the run was killed, False if it had ended before."""
     if isinstance(instant, str):
-        return job.run(folder, FAULT=instant).returncode == -signal.SIGKILL
+        return job.run(folder, fault=instant).returncode == -signal.SIGKILL
     process = subprocess.Popen(job.args, cwd=folder, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     time.sleep(instant)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from crash_bench import SMALL, first_difference, make_model, scratch, settings, tiny, tree
+from crash_bench import SMALL, first_difference, make_model, run_fault, scratch, settings, tiny, tree
 
 NOBODY = 65534
 
@@ -45,11 +45,14 @@ class Bench:
 
     def run(self, *args, cwd, want=0, user=None, fault=None):
         """user: an unprivileged one. fault: for fault.c; want None: any exit status."""
-        env = dict(os.environ, **({"FAULT": fault} if fault else {}))
-        as_user = dict(user=NOBODY, group=NOBODY, extra_groups=[]) if user and os.geteuid() == 0 else {}
         threads = [] if args[0] == "inspect" else ["-j1"]
-        done = subprocess.run([self.wkvq, *map(str, args), *threads], cwd=cwd, env=env, capture_output=True, text=True,
-                              timeout=120, check=False, **as_user)
+        command = [self.wkvq, *map(str, args), *threads]
+        if user and os.geteuid() == 0:
+            done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=120, check=False, user=NOBODY,
+                                  group=NOBODY, extra_groups=[])
+        else:
+            done = run_fault(command, cwd, fault or "")
+        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
         if want is not None and done.returncode != want:
             raise AssertionError(f"{' '.join(map(str, args))}: exit {done.returncode}, want {want}\n{done.stderr}")
         return done
