@@ -221,6 +221,13 @@ static enum err run_gemm_nn(struct bench *b)
     return dev_gemm(b->dev, GEMM_NN, &b->y, &b->gu, &b->wact, false);
 }
 
+/* The product of gemm_nn with a residual sum. */
+static enum err run_gemm_add(struct bench *b)
+{
+    b->flops = 4.0 * (double)b->T * (double)b->F * (double)b->D;
+    return dev_gemm_add(b->dev, GEMM_NN, &b->h, &b->x, &b->gu, &b->wact, &b->y);
+}
+
 static enum err run_gemm_tn(struct bench *b)
 {
     b->flops = 4.0 * (double)b->T * (double)b->F * (double)b->D;
@@ -279,6 +286,7 @@ static const struct {
 } operations[] = {
     {"gemm_nt", run_gemm_nt},
     {"gemm_nn", run_gemm_nn},
+    {"gemm_add", run_gemm_add},
     {"gemm_tn", run_gemm_tn},
     {"attn", run_attn},
     {"attn_bwd", run_attn_bwd},
