@@ -184,6 +184,21 @@ def test_packed(f):
         assert differs, "a quantized cache does not show"
 
 
+def test_contexts_of_a_question(f):
+    """Contexts may differ in length, and one may be the beginning of another, in either order."""
+    f.run("convert", "model", "-o", "plain", "-q", "--set", "weights.group_size=8", "--set", "kv.group_size=8")
+    options = [("red house", "red"), ("red", "red house"), ("a", "bcd")]
+    write_rows(f.path / "contexts.jsonl", [{"sentence": "He saw the _ twice.", "option1": a, "option2": b, "answer": "1"}
+                                           for a, b in options])
+    args = ["--kv-bits", "16", "--chunk", "1"]
+    _, simulated = f.evaluate("plain", *args, files=["contexts.jsonl"])
+    _, packed = f.evaluate("plain", "--decode", *args, files=["contexts.jsonl"])
+    for a, b in zip(simulated, packed, strict=True):
+        for x, y in zip(a["ll"], b["ll"], strict=True):
+            near(x, y, 1e-3, "packed runtime against simulation")
+    near(simulated[0]["ll"][1], simulated[1]["ll"][0], 1e-3, "the other order")
+
+
 def piqa_lines(n, seed=1, label=True):
     """Questions of very different lengths."""
     draw = random.Random(seed)

@@ -236,20 +236,13 @@ static void show_share(void *ctx, double share)
     b->shown = share * b->rows;
 }
 
-static int64_t used_rows(const struct packed_windows *w)
-{
-    int64_t rows = 0;
-    for (int64_t i = 0; i < w->start[w->n]; i++)
-        rows += w->sequence[i].n;
-    return rows;
-}
-
-/* Runs the windows of a batch in parts that fit the memory; nll [w->n][w->rows]. */
+/* Runs the windows of a batch in parts that fit the memory; nll [w->n][w->rows]. tokens: of the
+ * batch, as progress counts them. */
 static enum err run_windows(struct scoring *s, struct model_run run,
-                            const struct packed_windows *w, float *nll)
+                            const struct packed_windows *w, double tokens, float *nll)
 {
     const int64_t fit = eval_sim_windows(s->run->e, w->rows);
-    const double share = (double)used_rows(w) / (double)w->n;
+    const double share = tokens / (double)w->n;
     for (int64_t i = 0; i < w->n; i += fit) {
         struct packed_windows part = *w;
         part.n = w->n - i < fit ? w->n - i : fit;
@@ -264,6 +257,15 @@ static enum err run_windows(struct scoring *s, struct model_run run,
     return OK;
 }
 
+/* Returns the tokens of questions [first, end), as progress counts them. */
+static double batch_tokens(const struct zeroshot_set *z, int64_t first, int64_t end)
+{
+    double rows = 0;
+    for (int64_t q = first; q < end; q++)
+        rows += (double)question_rows(z, q);
+    return rows;
+}
+
 /* Scores questions [first, end). */
 static enum err simulate_batch(struct scoring *s, const struct model_run *run,
                                int64_t first, int64_t end)
@@ -275,7 +277,7 @@ static enum err simulate_batch(struct scoring *s, const struct model_run *run,
     enum err err = OK;
     TRY_OUT(zeroshot_pack(&w, r, n));
     TRY_OUT(mem_alloc(&nll, (size_t)(w.w.n * w.w.rows), sizeof(*nll)));
-    TRY_OUT(run_windows(s, *run, &w.w, nll));
+    TRY_OUT(run_windows(s, *run, &w.w, batch_tokens(s->z, first, end), nll));
     zeroshot_unpack(&w, r, n, nll);
 out:
     mem_free(nll);
@@ -309,7 +311,7 @@ static int64_t shared(const struct request *r, int64_t n)
 {
     int64_t same = r[0].ctx - 1;
     for (int64_t i = 1; i < n; i++)
-        same = zeroshot_shared(&r[0], &r[i], same);
+        same = zeroshot_shared(&r[0], &r[i], min64(same, r[i].ctx - 1));
     return same;
 }
 
@@ -406,8 +408,7 @@ double zeroshot_tokens(const struct zeroshot_set *z, const struct eval *e)
         end = e->decode ? q + 1 : batch_end(z, q);
         if (is_done(z, q, end))
             continue;
-        for (int64_t i = q; i < end; i++)
-            tokens += e->decode ? question_tokens(z, i) : (double)question_rows(z, i);
+        tokens += e->decode ? question_tokens(z, q) : batch_tokens(z, q, end);
     }
     return tokens;
 }
