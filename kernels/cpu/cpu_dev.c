@@ -141,7 +141,7 @@ static void fill_table(struct dev_ops *o, enum isa isa)
 int64_t cpu_attn_bytes(const struct attn_shape *s, int threads)
 {
     struct dev_ops o = {0};
-    fill_table(&o, best_up_to(last_isa));
+    fill_table(&o, cpu_best_isa());
     return o.attn_bytes(s, threads);
 }
 

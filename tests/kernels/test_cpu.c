@@ -155,13 +155,14 @@ static void test_products_repeat(void **state)
 }
 
 /* The planned bytes are those that forward and backward allocated, to the byte, on every
- * instruction set, with threads that share one key-value head and with one thread. */
+ * instruction set and on the one that a device chooses, with threads that share one key-value
+ * head and with one thread. */
 static void test_planned_memory_is_allocated(void **state)
 {
     const int threads[] = {1, 2, 5, 16};
     (void)state;
-    for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++)
-        for (int which = 0; which < 8 && cpu_has_isa(isa); which++) {
+    for (enum isa isa = ISA_PLAIN; isa <= N_ISAS; isa++)
+        for (int which = 0; which < 8 && (isa == N_ISAS || cpu_has_isa(isa)); which++) {
             struct attention a;
             const enum dtype type = which % 2 ? DT_BF16 : DT_F32;
             const struct attn_shape shape = {T, H, 1, D, type};
