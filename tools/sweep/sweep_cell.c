@@ -268,7 +268,11 @@ static enum err add_measure(struct cell *c, struct eval *e, int i)
     if (!err)
         err = sweep_measures_add(c->row, one, command);
     mem_free(command);
-    return err ? err : sweep_results_keep(c->s, c->run, c->row);
+    if (!err)
+        err = sweep_results_keep(c->s, c->run, c->row);
+    if (!err)
+        sweep_measure_done(c->s, c->run);
+    return err;
 }
 
 /* Adds the measures that the result lacks. *text is the one that the job has. */

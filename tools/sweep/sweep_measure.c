@@ -142,8 +142,8 @@ static enum err measure_questions(json_t **out, const struct sweep *s,
                              s->settings.longbench[a->index], kept);
 }
 
-/* Keeps the answers of a measure in the cell's file until the measure is complete, so that an
- * interrupted cell continues behind them. */
+/* Keeps the answers of a measure in the cell's file, so that an interrupted cell continues behind
+ * them. */
 static enum err measure_kept(json_t **out, const struct sweep *s,
                              const struct sweep_run *run, const struct sweep_asked *a,
                              struct eval *e)
@@ -155,7 +155,6 @@ static enum err measure_kept(json_t **out, const struct sweep *s,
     TRY_OUT(sweep_path(&path, s, run, SWEEP_ANSWERS));
     const struct task_kept kept = {path, text};
     TRY_OUT(measure_questions(out, s, a, e, &kept));
-    unlink(path);
 out:
     mem_free(path);
     free(text);
@@ -184,4 +183,13 @@ enum err sweep_measure(json_t **out, const struct sweep *s, const struct sweep_r
         return OK;
     json_decref(*out);
     FAIL(ERR_MEMORY, "out of memory for the result");
+}
+
+void sweep_measure_done(const struct sweep *s, const struct sweep_run *run)
+{
+    char *path = NULL;
+    if (!sweep_path(&path, s, run, SWEEP_ANSWERS))
+        unlink(path);
+    err_clear(); /* the next measure removes it as well */
+    mem_free(path);
 }

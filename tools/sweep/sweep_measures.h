@@ -39,6 +39,8 @@ int sweep_measures_count(const json_t *row, const struct sweep_run *run);
  * eval_tasks.h. */
 enum err sweep_measure(json_t **out, const struct sweep *s, const struct sweep_run *run,
                        int i, struct eval *e);
+/* Removes the answers that sweep_measure() kept. Call it when the result is on the disk. */
+void sweep_measure_done(const struct sweep *s, const struct sweep_run *run);
 /* Adds a measure to a result, and the command that reproduces it to the result's; both in place of
  * one with the same task and name. Takes the measure. */
 enum err sweep_measures_add(json_t *row, json_t *measure, const char *command);
