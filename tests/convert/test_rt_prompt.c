@@ -185,7 +185,7 @@ static double divergence(const struct subject *s, int64_t tokens)
     for (int64_t t = 0; t < tokens; t++) {
         const float *p = s->f32 + t * n, *q = s->int16 + t * n;
         const double kl = kl_divergence(p, log_sum_exp(p, n), q, log_sum_exp(q, n), n);
-        worst = kl <= worst ? worst : kl; /* NaN becomes the worst */
+        worst = isnan(worst) || kl <= worst ? worst : kl; /* NaN stays */
     }
     return worst;
 }
