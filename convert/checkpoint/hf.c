@@ -149,6 +149,12 @@ static enum err take_norm(struct block_src *b, struct hf_model *m, int64_t i,
     return take(&b->norm[g], m, name, n, no_side);
 }
 
+static void router_name(char *out, size_t size, const struct hf_model *m, int64_t i)
+{
+    snprintf(out, size, "model.layers.%" PRId64 ".%s.weight", i,
+             arch_router_module(&m->arch));
+}
+
 static enum err take_router(struct block_src *b, struct hf_model *m, int64_t i)
 {
     const struct side rows = {"num_experts", m->arch.n_experts};
@@ -156,8 +162,7 @@ static enum err take_router(struct block_src *b, struct hf_model *m, int64_t i)
     char name[96];
     if (!rows.n)
         return OK;
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
-             arch_router_module(&m->arch));
+    router_name(name, sizeof(name), m, i);
     return take(&b->router, m, name, rows, cols);
 }
 
@@ -285,9 +290,8 @@ static void for_tensor(const struct hf_model *m, const char *name,
     const struct packed_lin *packed = packed_find(&m->packed, name);
     if (p && !packed && p->t->data) /* not joined */
         tell(m->files.file[p->file], p->t);
-    for (int k = 0; packed && k < N_PARTS; k++)
-        if (packed->part[k].data)
-            tell(m->files.file[packed->file[k]], &packed->part[k]);
+    if (packed)
+        packed_tell(packed, &m->files, tell);
 }
 
 static void for_weights(const struct hf_model *m, int64_t i,
@@ -295,7 +299,7 @@ static void for_weights(const struct hf_model *m, int64_t i,
 {
     for (int l = 0; l < N_LIN; l++) {
         const struct host_mat *w = &m->block[i].lin[l];
-        if (w->part)
+        if (w->part && !packed_find(&m->packed, w->name))
             hf_experts_tell(&m->experts, &m->files, w, tell);
         else
             for_tensor(m, w->name, tell);
@@ -335,22 +339,26 @@ static enum err refuse_artifact(const struct hf_model *m)
     return OK;
 }
 
-static enum err refuse_packed(const struct hf_model *m, const struct packed_lin *l)
+/* Refuses a tensor that is packed but no projection. */
+static enum err refuse_packed(const struct hf_model *m, const char *name)
 {
-    FAIL(ERR_SUPPORT,
-         "%s: tensor %s is packed, but only the projections of a \"%s\" model's layers can "
-         "be; quantize again without it",
-         m->dir, l->part[PART_CODES].name, m->arch.model_type);
+    const struct packed_lin *l = packed_find(&m->packed, name);
+    FAIL_IF(l, ERR_SUPPORT,
+            "%s: tensor %s is packed, but only the projections of a \"%s\" model's layers "
+            "can be; quantize again without it",
+            m->dir, l->part[PART_CODES].name, m->arch.model_type);
+    return OK;
 }
 
-/* Refuses a packed embedding or head, before anything reads its values. */
+/* Refuses those whose values are read before the others are looked at. */
 static enum err refuse_packed_ends(const struct hf_model *m)
 {
-    static const char *const end[] = {EMBED, HEAD};
-    for (size_t i = 0; i < ARRAY_LEN(end); i++) {
-        const struct packed_lin *l = packed_find(&m->packed, end[i]);
-        if (l)
-            return refuse_packed(m, l);
+    char name[96];
+    TRY(refuse_packed(m, EMBED));
+    TRY(refuse_packed(m, HEAD));
+    for (int64_t i = 0; m->arch.n_experts && i < m->arch.n_layers; i++) {
+        router_name(name, sizeof(name), m, i);
+        TRY(refuse_packed(m, name));
     }
     return OK;
 }
@@ -362,51 +370,28 @@ static enum err refuse_packed_rest(const struct hf_model *m)
         const struct packed_lin *l = &m->packed.lin[i];
         const struct hf_place *p = hf_files_find(&m->files, l->name);
         if (!m->taken[p - m->files.by_name])
-            return refuse_packed(m, l);
+            return refuse_packed(m, l->name);
     }
     return OK;
 }
 
-/* Splits what is packed in the fused module that begins with projection lin. */
-static enum err split_packed(struct hf_model *m, int64_t layer, const struct hf_fused *u)
+/* Makes the projections of a block from the tensors of experts and from fused ones. */
+static enum err split_or_join(struct hf_model *m)
 {
-    char whole[96], name[N_LIN][96];
-    const char *part[N_LIN];
-    int64_t rows[N_LIN];
-    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
-    for (int k = 0; k < u->n; k++) {
-        const int l = u->first + k;
-        snprintf(name[k], sizeof(name[k]), "model.layers.%" PRId64 ".%s.weight", layer,
-                 lin_module[l]);
-        part[k] = name[k];
-        rows[k] = arch_out(&m->arch, l);
-    }
-    return packed_split(&m->packed, whole, u->n, part, rows);
-}
-
-/* Splits the fused tensors, and those of them that are packed. */
-static enum err split_all(struct hf_model *m)
-{
-    TRY(hf_split_fused(&m->files, &m->arch, m->dir));
-    for (int64_t i = 0; m->packed.n && i < m->arch.n_layers; i++)
-        for (int l = 0; l < N_LIN; l++) {
-            const struct hf_fused *u = hf_fused_at(l);
-            TRY(u ? split_packed(m, i, u) : OK);
-        }
-    return OK;
+    if (m->arch.n_experts)
+        return hf_join_experts(&m->experts, &m->files, &m->arch, m->dir);
+    return m->arch.fused ? hf_split_fused(&m->files, &m->arch, m->dir) : OK;
 }
 
 static enum err open_packed(struct hf_model *m, const char *dir, const char *wants)
 {
     TRY(hf_read_packed_config(&m->arch, dir));
-    FAIL_IF(m->arch.n_experts, ERR_SUPPORT,
-            "%s: the packed weights of experts are not read; use the full-precision "
-            "checkpoint",
-            dir);
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir, wants));
     TRY(refuse_packed_ends(m));
-    TRY(m->arch.fused ? split_all(m) : OK);
+    TRY(hf_join_packed(&m->packed, &m->arch)); /* before the tensors, for better messages */
+    TRY(split_or_join(m));
+    TRY(m->arch.fused ? hf_split_packed(&m->packed, &m->arch) : OK);
     return mem_calloc(&m->given, (size_t)m->arch.n_layers, sizeof(*m->given));
 }
 
@@ -415,9 +400,7 @@ static enum err open_plain(struct hf_model *m, const char *dir)
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
     TRY(refuse_artifact(m));
-    if (m->arch.n_experts)
-        return hf_join_experts(&m->experts, &m->files, &m->arch, m->dir);
-    return m->arch.fused ? split_all(m) : OK;
+    return split_or_join(m);
 }
 
 static enum err open_all(struct hf_model *m, const char *dir, const char *wants)
@@ -583,7 +566,7 @@ bool hf_packed(struct hf_packed *out, const struct hf_model *m)
     if (!m->given)
         return false;
     *out = (struct hf_packed){.format = m->packed.config.layout->about,
-                              .n_linears = m->packed.n,
+                              .n_linears = packed_count(&m->packed),
                               .groups = c->groups,
                               .rounded = c->rounded,
                               .mirrored = c->mirrored,

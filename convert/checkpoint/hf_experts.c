@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/hf_experts.h"
 
+#include "convert/checkpoint/packed.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
@@ -199,6 +200,119 @@ enum err hf_join_experts(struct hf_experts *x, struct hf_files *f, const struct 
     TRY_OUT(join_all(&j));
 out:
     mem_free(j.slot);
+    return err;
+}
+
+/* --- packed ------------------------------------------------------------------------- */
+
+/* *packed = how many of the projections are packed. ERR_SUPPORT unless those have one format. */
+static enum err check_alike(int64_t *packed, const struct packed *p, int64_t n,
+                            const char *const *part)
+{
+    const struct packed_lin *first = NULL;
+    *packed = 0;
+    for (int64_t k = 0; k < n; k++) {
+        const struct packed_lin *l = packed_find(p, part[k]);
+        if (!l)
+            continue;
+        first = first ? first : l;
+        (*packed)++;
+        FAIL_IF(l->format.bits != first->format.bits ||
+                    l->format.group_size != first->format.group_size || l->in != first->in,
+                ERR_SUPPORT,
+                "%s has %d bits in groups of %" PRId64 " and %" PRId64
+                " columns, but %s has %d, %" PRId64 " and %" PRId64
+                "; the experts of a layer must have one format",
+                l->name, l->format.bits, l->format.group_size, l->in, first->name,
+                first->format.bits, first->format.group_size, first->in);
+    }
+    return OK;
+}
+
+/* Moves a projection to *to; its place in p is left without a name. */
+static void move(struct packed_lin *to, struct packed *p, const char *name)
+{
+    struct packed_lin *from = &p->lin[packed_find(p, name) - p->lin];
+    *to = *from;
+    from->rows = -1; /* the name stays for the search until all are moved */
+}
+
+/* Drops the places of moved projections and adds l. */
+static void replace_moved(struct packed *p, const struct packed_lin *l)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->n; i++)
+        if (p->lin[i].rows >= 0)
+            p->lin[n++] = p->lin[i];
+    p->lin[n++] = *l;
+    p->n = n;
+    packed_sort(p);
+}
+
+/* Replaces the n projections whose weights are named part[k] by one of all their rows, whose
+ * weight is named `whole`. */
+static enum err join_packed(struct packed *p, const char *whole, int64_t n,
+                            const char *const *part)
+{
+    struct packed_lin l = {.n_joined = n};
+    int64_t packed;
+    TRY(check_alike(&packed, p, n, part));
+    if (!packed)
+        return OK;
+    FAIL_IF(packed < n, ERR_SUPPORT,
+            "%s: %" PRId64 " of %" PRId64
+            " experts are packed; pack all of them or none, in each of gate, up and down",
+            whole, packed, n);
+    TRY(mem_alloc(&l.joined, (size_t)n, sizeof(*l.joined)));
+    const enum err err = mem_strdup(&l.name, whole);
+    if (err) {
+        mem_free(l.joined);
+        return err;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        move(&l.joined[k], p, part[k]);
+        l.rows += l.joined[k].rows;
+    }
+    l.layout = l.joined[0].layout;
+    l.config = l.joined[0].config;
+    l.format = l.joined[0].format;
+    l.in = l.joined[0].in;
+    l.out = l.rows;
+    replace_moved(p, &l);
+    return OK;
+}
+
+/* Joins gate, up or down (kind) of a layer. name [E][ROOM] and part [E] are working memory. */
+static enum err join_packed_kind(struct packed *p, const struct arch *a, int64_t layer,
+                                 int kind, char *name, const char **part)
+{
+    char whole[ROOM];
+    for (int64_t e = 0; e < a->n_experts; e++) {
+        char module[ROOM - 8];
+        hf_expert_module(module, sizeof(module), a, layer, LIN_GATE + kind, e);
+        snprintf(name + e * ROOM, ROOM, "%s.weight", module);
+        part[e] = name + e * ROOM;
+    }
+    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer,
+             arch_lin_module(a, LIN_GATE + kind));
+    return join_packed(p, whole, a->n_experts, part);
+}
+
+enum err hf_join_packed(struct packed *p, const struct arch *a)
+{
+    enum err err = OK;
+    char *name = NULL;
+    const char **part = NULL;
+    const size_t E = (size_t)a->n_experts;
+    if (!E)
+        return OK;
+    TRY_OUT(mem_alloc(&name, E, ROOM));
+    TRY_OUT(mem_alloc(&part, E, sizeof(*part)));
+    for (int64_t i = 0; i < a->n_layers * N_KINDS; i++)
+        TRY_OUT(join_packed_kind(p, a, i / N_KINDS, (int)(i % N_KINDS), name, part));
+out:
+    mem_free(name);
+    mem_free(part);
     return err;
 }
 

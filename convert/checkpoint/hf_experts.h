@@ -7,6 +7,8 @@
 #include "convert/checkpoint/hf_config.h"
 #include "convert/checkpoint/hf_files.h"
 
+struct packed; /* packed.h */
+
 /* Reads the experts of a->family into a: num_experts (or num_local_experts),
  * num_experts_per_tok, norm_topk_prob, and the size of one. Of a family without experts, it
  * refuses them. where: the file's path. Errors: ERR_SUPPORT, ERR_FORMAT. */
@@ -31,6 +33,10 @@ struct hf_experts {
  * ERR_MEMORY. Close in any case. */
 enum err hf_join_experts(struct hf_experts *x, struct hf_files *f, const struct arch *a,
                          const char *dir);
+/* Joins the packed projections of the experts of each layer alike. Those of gate, up or down
+ * stay if none of them is packed. Nothing to do without experts. Errors: ERR_SUPPORT if some of a
+ * layer's are packed and some not, or differ in bits, group size or columns; ERR_MEMORY. */
+enum err hf_join_packed(struct packed *p, const struct arch *a);
 void hf_experts_close(struct hf_experts *x); /* accepts a zeroed or half-built one */
 
 /* Points m, the weight of projection lin in a layer, at its parts; nothing to do for q, k, v, o

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/hf_fused.h"
 
+#include "convert/checkpoint/packed.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -142,4 +143,30 @@ enum err hf_split_fused(struct hf_files *f, const struct arch *a, const char *di
     const enum err err = split_all(&s);
     mem_free(s.whole);
     return err;
+}
+
+/* Splits what is packed in fused module u of a layer. */
+static enum err split_packed(struct packed *p, const struct arch *a, int64_t layer,
+                             const struct hf_fused *u)
+{
+    char whole[ROOM], name[N_LIN][ROOM];
+    const char *part[N_LIN];
+    int64_t rows[N_LIN];
+    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
+    for (int k = 0; k < u->n; k++) {
+        const int l = u->first + k;
+        snprintf(name[k], sizeof(name[k]), "model.layers.%" PRId64 ".%s.weight", layer,
+                 lin_module[l]);
+        part[k] = name[k];
+        rows[k] = arch_out(a, l);
+    }
+    return packed_split(p, whole, u->n, part, rows);
+}
+
+enum err hf_split_packed(struct packed *p, const struct arch *a)
+{
+    for (int64_t i = 0; p->n && i < a->n_layers; i++)
+        for (size_t k = 0; k < ARRAY_LEN(fused); k++)
+            TRY(split_packed(p, a, i, &fused[k]));
+    return OK;
 }

@@ -6,6 +6,8 @@
 
 #include "convert/checkpoint/hf_files.h"
 
+struct packed; /* packed.h */
+
 /* A module of several projections, whose rows follow each other in its weight. */
 struct hf_fused {
     const char *module; /* "self_attn.qkv_proj", as lin_module has the others */
@@ -21,5 +23,8 @@ const struct hf_fused *hf_fused_at(int lin);
  * other families have. Places found before become invalid. dir: for messages. Errors:
  * ERR_NOT_FOUND for a missing tensor, ERR_FORMAT for another shape, ERR_MEMORY. */
 enum err hf_split_fused(struct hf_files *f, const struct arch *a, const char *dir);
+
+/* Splits the packed ones alike. Errors: those of packed_split(). */
+enum err hf_split_packed(struct packed *p, const struct arch *a);
 
 #endif

@@ -43,6 +43,7 @@ enum err given_block_make(struct given_block *g, struct block_src *b,
         if (!g->values[l])
             continue;
         b->lin[l].data = g->values[l];
+        b->lin[l].part = NULL;
         b->given[l] = &g->lin[l];
     }
     return OK;

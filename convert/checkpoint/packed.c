@@ -309,10 +309,40 @@ out:
     return err;
 }
 
+/* Copies part, whose rows begin at `row` of q. */
+static void put_rows(struct qlinear *q, const struct qlinear *part, int64_t row)
+{
+    const size_t groups = (size_t)(part->out * part->groups);
+    memcpy(q->scales + row * q->groups, part->scales, groups * sizeof(*q->scales));
+    memcpy(q->zeros + row * q->groups, part->zeros, groups);
+    memcpy(q->codes + row * q->in, part->codes, (size_t)(part->out * part->in));
+}
+
+static enum err read_joined(struct qlinear *out, const struct packed_lin *l)
+{
+    enum err err = OK;
+    struct qlinear q = {0};
+    int64_t row = 0;
+    TRY_OUT(qlinear_alloc(&q, l->rows, l->in, l->format));
+    TRY_OUT(qlinear_alloc_codes(&q));
+    for (int64_t k = 0; k < l->n_joined; k++) {
+        struct qlinear part;
+        TRY_OUT(packed_read(&part, &l->joined[k]));
+        put_rows(&q, &part, row);
+        row += part.out;
+        qlinear_free(&part);
+    }
+    *out = q;
+    return OK;
+out:
+    qlinear_free(&q);
+    return err;
+}
+
 enum err packed_read(struct qlinear *q, const struct packed_lin *l)
 {
     struct packed_changes changes = {0};
-    return read_lin(q, l, true, &changes);
+    return l->joined ? read_joined(q, l) : read_lin(q, l, true, &changes);
 }
 
 /* --- finding ------------------------------------------------------------------------ */
@@ -376,6 +406,11 @@ static int compare_lin(const void *pa, const void *pb)
     return strcmp(a->name, b->name);
 }
 
+void packed_sort(struct packed *p)
+{
+    qsort(p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+}
+
 static enum err find_all(struct packed *p, const struct hf_files *f, const char *dir)
 {
     const char *tail = p->config.layout->tail[PART_CODES];
@@ -399,7 +434,7 @@ static enum err find_all(struct packed *p, const struct hf_files *f, const char 
         if (err)
             return err_add(err, "%s: ", st_path(f->file[at->file]));
     }
-    qsort(p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+    packed_sort(p);
     return OK;
 }
 
@@ -448,6 +483,24 @@ const struct packed_lin *packed_find(const struct packed *p, const char *weight)
     return bsearch(&key, p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
 }
 
+int64_t packed_count(const struct packed *p)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->n; i++)
+        n += p->lin[i].joined ? p->lin[i].n_joined : 1;
+    return n;
+}
+
+void packed_tell(const struct packed_lin *l, const struct hf_files *f,
+                 void (*tell)(const struct st_file *f, const struct st_tensor *t))
+{
+    for (int64_t k = 0; k < l->n_joined; k++)
+        packed_tell(&l->joined[k], f, tell);
+    for (int i = 0; i < N_PARTS; i++)
+        if (l->part[i].data)
+            tell(f->file[l->file[i]], &l->part[i]);
+}
+
 /* Sets *to to a part of l, which has its own name. */
 static enum err take_rows(struct packed_lin *to, const struct packed_lin *l,
                           const char *name, int64_t first, int64_t rows)
@@ -482,7 +535,7 @@ enum err packed_split(struct packed *p, const char *whole, int n, const char *co
     }
     mem_free(l.name);
     if (!err)
-        qsort(p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
+        packed_sort(p);
     return err;
 }
 
@@ -500,8 +553,13 @@ enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,
 
 void packed_close(struct packed *p)
 {
-    for (int64_t i = 0; i < p->n; i++)
-        mem_free(p->lin[i].name);
+    for (int64_t i = 0; i < p->n; i++) {
+        struct packed_lin *l = &p->lin[i];
+        for (int64_t k = 0; k < l->n_joined; k++)
+            mem_free(l->joined[k].name);
+        mem_free(l->joined);
+        mem_free(l->name);
+    }
     mem_free(p->lin);
     *p = (struct packed){0};
 }

@@ -52,6 +52,10 @@ struct packed_lin {
     int64_t first, rows;   /* the projection is rows [first, first + rows) of them */
     struct lin_format format;
     bool symmetric;
+    /* [n_joined], owned: projections whose rows follow each other here, as those of experts; this
+     * one then has no parts. NULL: it is none of several. */
+    struct packed_lin *joined;
+    int64_t n_joined;
 };
 
 /* What reading changes, over all projections. */
@@ -99,11 +103,20 @@ void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
  * Errors: ERR_SUPPORT for rows that are no multiple of PACKED_ALIGN; ERR_MEMORY. */
 enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
                       const int64_t *rows);
+/* Returns the number of projections before any was joined. */
+int64_t packed_count(const struct packed *p);
 /* Returns the projection whose weight is named, or NULL. */
 const struct packed_lin *packed_find(const struct packed *p, const char *weight);
 /* *q = scales, zeros and codes; groups of negative scale are mirrored. The caller frees it
  * with qlinear_free(). */
 enum err packed_read(struct qlinear *q, const struct packed_lin *l);
+
+/* Calls tell for the tensors that l's parts are, and their files. */
+void packed_tell(const struct packed_lin *l, const struct hf_files *f,
+                 void (*tell)(const struct st_file *f, const struct st_tensor *t));
+
+/* Puts the projections of p into the order of their names, after a change. */
+void packed_sort(struct packed *p);
 
 /* --- for layouts -------------------------------------------------------------------- */
 

@@ -17,6 +17,14 @@ LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
            "mlp.down_proj"]
 FUSED = ["self_attn.qkv_proj", "mlp.gate_up_proj"]  # of phi3
 PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+# The families with experts: other values of config.json, and an expert's modules for gate, up and down.
+EXPERTS = {
+    "qwen3_moe": ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3,
+                   "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+                  "mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
+    "mixtral": ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 3,
+                 "num_experts_per_tok": 2, "intermediate_size": 64}, "block_sparse_moe.experts", ["w1", "w3", "w2"]),
+}
 
 
 class Linear:
@@ -187,7 +195,7 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
     for name, kind, shape, data in tiny.model_tensors(config, seed):
         base = name.removesuffix(".weight")
         module = ".".join(base.split(".")[3:])
-        if (module not in LINEARS + FUSED and base not in also) or base in keep:
+        if (module not in LINEARS + FUSED and ".experts." not in module and base not in also) or base in keep:
             named.append((name, kind, shape, data))
             continue
         b, g = (mixed or {}).get(module, (bits, group))

@@ -212,6 +212,75 @@ def test_round_trip(b):
         check_codes(again, linears)
 
 
+EXPERT_VARIANTS = [
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"bits": 8, "symmetric": True, "negative": True}),
+    ("qwen3_moe", {**AWQ, "keep": [f"model.layers.1.mlp.experts.{e}.up_proj" for e in range(3)]}),
+    ("mixtral", {"group": 0}),
+    ("mixtral", {**GPTQ, "version": 1, "lowest": 1}),
+]
+
+
+def check_experts(folder, family, linears):
+    """A projection of a layer has the rows of its experts, one expert after the other."""
+    have, (_, module, names) = tensors(folder), foreign.EXPERTS[family]
+    for layer in range(2):
+        for name, own in zip(foreign.EXPERTS["qwen3_moe"][2], names):
+            experts = [f"model.layers.{layer}.{module}.{e}.{own}" for e in range(3)]
+            joined = f"model.layers.{layer}.mlp.experts.{name}"
+            if experts[0] not in linears:
+                assert joined + ".weight" in have, joined
+                continue
+            parts_of = [linears[e] for e in experts]
+            x = parts_of[0]
+            got = reader.read_linear(have, joined, x.cols, x.bits, x.group)
+            want = [sum(part, []) for part in zip(*(e.expected() for e in parts_of))]
+            for i, what in enumerate(("codes", "zero points", "scales")):
+                assert got[i] == want[i], f"{joined}: {what} differ"
+
+
+def test_experts(b):
+    """Packed experts become one projection of a layer, and an export has each expert's own tensors again."""
+    for family, what in EXPERT_VARIANTS:
+        path, linears = b.make(model=foreign.EXPERTS[family][0], **what)
+        out, said = b.convert(path)
+        check_experts(out, family, linears)
+        assert f"{len(linears)} projections from" in said, said
+        b.run("verify", out, "--against", path)
+        if what.get("form", "compressed") != "compressed" or "symmetric" in what:
+            continue
+        back = b.place("export")
+        b.run("export", out, "--format", "compressed-tensors", "--kv", "drop", "-o", back)
+        have, want = (reader.read_safetensors(p / "model.safetensors") for p in (back, path))
+        assert have == want, [n for n in want if have.get(n) != want[n]]
+
+
+def test_experts_learn(b):
+    """The cache of a mixture is calibrated and refined under given weights, whose codes stay."""
+    model = foreign.EXPERTS["qwen3_moe"][0]
+    path, linears = b.make(model=model)
+    dense, out = b.place("dense"), b.place("artifact")
+    tiny.make_model(dense, 3, **{**foreign.WIDE, **model})
+    b.run("quantize", dense, "--weights-from", path, "-o", out, *TRAIN, *REFINE)
+    check_experts(out, "qwen3_moe", linears)
+    assert cache_of(out) != cache_of(b.convert(path)[0])
+
+
+def test_experts_that_do_not_fit(b):
+    """Experts of a layer have one format, or none of them is packed."""
+    model = foreign.EXPERTS["qwen3_moe"][0]
+    for what, text in (
+            ({"keep": ["model.layers.1.mlp.experts.2.up_proj"]}, "layers.1.mlp.experts.up_proj.weight: 2 of 3 experts are packed"),
+            ({"mixed": {"mlp.experts.1.down_proj": (8, 32)}},
+             "mlp.experts.1.down_proj.weight has 8 bits in groups of 32 and 64 columns, but model.layers.0.mlp.experts.0."
+             "down_proj.weight has 4, 32 and 64"),
+            ({"drop": ["layers.0.mlp.experts.1.gate_proj.weight_packed"]}, "2 of 3 experts are packed"),
+            ({"also": ["model.layers.0.mlp.gate"]}, "model.layers.0.mlp.gate.weight_packed is packed, but only the projections")):
+        path, _ = b.make(model=model, **what)
+        said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
+        assert text in said, said
+
+
 def cache_of(folder):
     return {n: t for n, t in tensors(folder).items() if n.endswith(("_scale", "_shift"))}
 
