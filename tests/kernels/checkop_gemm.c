@@ -43,6 +43,14 @@ static void set_row_strides(const struct gemm_case *g, struct tensor *t[4])
             t[i]->ld = 0;
 }
 
+static void gemm_operands(struct ck *c, const struct gemm_case *g, struct tensor *a,
+                          struct tensor *b)
+{
+    const bool ta = g->kind == GEMM_TN, tb = g->kind == GEMM_NT;
+    *a = ck_in(c, ck_2d(g->in, ta ? g->k : g->m, ta ? g->m : g->k, g->pad), g->pattern);
+    *b = ck_in(c, ck_2d(g->in, tb ? g->n : g->k, tb ? g->k : g->n, 2 * g->pad), g->pattern);
+}
+
 static void one_gemm(struct ck *c, const struct gemm_case *g)
 {
     if (!ck_begin(c, "%s %ldx%ldx%ld, pad %ld, %s to %s%s, %s", kind_name[g->kind],
@@ -50,11 +58,8 @@ static void one_gemm(struct ck *c, const struct gemm_case *g)
                   dtype_name(g->out), g->accumulate ? " +=" : "",
                   ck_pattern_name[g->pattern]))
         return;
-    const bool ta = g->kind == GEMM_TN, tb = g->kind == GEMM_NT;
-    struct tensor a =
-        ck_in(c, ck_2d(g->in, ta ? g->k : g->m, ta ? g->m : g->k, g->pad), g->pattern);
-    struct tensor b =
-        ck_in(c, ck_2d(g->in, tb ? g->n : g->k, tb ? g->k : g->n, 2 * g->pad), g->pattern);
+    struct tensor a, b;
+    gemm_operands(c, g, &a, &b);
     const struct ck_shape shape = ck_2d(g->out, g->m, g->n, g->pad);
     struct ck_out o =
         g->accumulate ? ck_twins(c, shape, g->pattern) : ck_poisoned(c, shape);
@@ -102,45 +107,33 @@ static void test_gemm(struct ck *c)
                 }
 }
 
-/* A product that is added to x: y = x + A B. */
-struct sum_case {
-    enum gemm_kind kind;
-    int64_t m, n, k, pad;
-    enum dtype in, part;
-    bool in_place; /* y is x */
-    enum ck_pattern pattern;
-};
-
 /* Adds to the terms' magnitude what makes the tolerance hold the rounding of A B to part's type:
  * one side may round, or both to neighbouring values. */
-static void add_rounding(double *mag, const struct sum_case *g, const struct tensor *part)
+static void add_rounding(double *mag, const struct gemm_case *g, const struct tensor *part)
 {
     const double per_magnitude = close_tolerance(DT_F32, g->k).sum;
     for (int64_t i = 0; i < g->m * g->n; i++)
-        mag[i] += close_tolerance(g->part, 1).rel * fabs(ck_get(part, i / g->n, i % g->n)) /
+        mag[i] += close_tolerance(g->out, 1).rel * fabs(ck_get(part, i / g->n, i % g->n)) /
                   per_magnitude;
 }
 
-static void one_gemm_add(struct ck *c, const struct sum_case *g)
+/* y = x + A B, with a product of type g->out. in_place: y is x. */
+static void one_gemm_add(struct ck *c, const struct gemm_case *g, bool in_place)
 {
     if (!ck_begin(c, "%s %ldx%ldx%ld, pad %ld, %s, product %s%s, %s", kind_name[g->kind],
                   (long)g->m, (long)g->n, (long)g->k, (long)g->pad, dtype_name(g->in),
-                  dtype_name(g->part), g->in_place ? ", in place" : "",
+                  dtype_name(g->out), in_place ? ", in place" : "",
                   ck_pattern_name[g->pattern]))
         return;
-    const bool ta = g->kind == GEMM_TN, tb = g->kind == GEMM_NT;
-    struct tensor a =
-        ck_in(c, ck_2d(g->in, ta ? g->k : g->m, ta ? g->m : g->k, g->pad), g->pattern);
-    struct tensor b =
-        ck_in(c, ck_2d(g->in, tb ? g->n : g->k, tb ? g->k : g->n, 2 * g->pad), g->pattern);
+    struct tensor a, b;
+    gemm_operands(c, g, &a, &b);
     const struct tensor x = ck_in(c, ck_2d(DT_F32, g->m, g->n, 3 * g->pad), g->pattern);
-    const struct ck_out y = g->in_place ? ck_copies(c, &x, g->pad)
-                                        : ck_poisoned(c, ck_2d(DT_F32, g->m, g->n, g->pad));
-    const struct ck_out part = ck_poisoned(c, ck_2d(g->part, g->m, g->n, 0));
-    const struct gemm_case product = {.kind = g->kind, .m = g->m, .n = g->n, .k = g->k};
-    double *mag = c->bench ? NULL : gemm_magnitude(c, &product, &a, &b, &x);
+    const struct ck_out y = in_place ? ck_copies(c, &x, g->pad)
+                                     : ck_poisoned(c, ck_2d(DT_F32, g->m, g->n, g->pad));
+    const struct ck_out part = ck_poisoned(c, ck_2d(g->out, g->m, g->n, 0));
+    double *mag = c->bench ? NULL : gemm_magnitude(c, g, &a, &b, &x);
     CK_EACH(c, s)
-    ck_ok(c, dev_gemm_add(c->dev[s], g->kind, &y.side[s], g->in_place ? &y.side[s] : &x, &a,
+    ck_ok(c, dev_gemm_add(c->dev[s], g->kind, &y.side[s], in_place ? &y.side[s] : &x, &a,
                           &b, &part.side[s]));
     if (mag)
         add_rounding(mag, g, &part.side[SIDE_REF]);
@@ -155,8 +148,10 @@ static void test_gemm_add(struct ck *c)
     static const enum dtype types[][2] = {
         {DT_F32, DT_F32}, {DT_BF16, DT_F32}, {DT_BF16, DT_BF16}};
     if (c->bench) {
-        one_gemm_add(c, &(struct sum_case){GEMM_NT, 128, 576, 576, 0, DT_BF16, DT_BF16,
-                                           false, PAT_RANDOM});
+        one_gemm_add(c,
+                     &(struct gemm_case){GEMM_NT, 128, 576, 576, 0, DT_BF16, DT_BF16, false,
+                                         PAT_RANDOM},
+                     false);
         return;
     }
     for (int kind = GEMM_NT; kind <= GEMM_TN; kind++)
@@ -165,10 +160,12 @@ static void test_gemm_add(struct ck *c)
                 for (int p = 0; p < N_PATTERNS; p++) {
                     if (p != PAT_RANDOM && i != 2)
                         continue;
-                    one_gemm_add(c, &(struct sum_case){
-                                        (enum gemm_kind)kind, shapes[i][0], shapes[i][1],
-                                        shapes[i][2], (int64_t)i % 3 * 5, types[t / 2][0],
-                                        types[t / 2][1], t % 2, (enum ck_pattern)p});
+                    one_gemm_add(c,
+                                 &(struct gemm_case){
+                                     (enum gemm_kind)kind, shapes[i][0], shapes[i][1],
+                                     shapes[i][2], (int64_t)i % 3 * 5, types[t / 2][0],
+                                     types[t / 2][1], false, (enum ck_pattern)p},
+                                 t % 2);
                 }
 }
 
