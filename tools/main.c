@@ -4,6 +4,7 @@
  * status. */
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "tools/cli/cure.h"
 #include "tools/cli/launch.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/stop.h"
@@ -17,8 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Returns what to do about each kind of failure. The message before it says what was
- * wrong. */
+/* Returns what to do about each kind of failure, for messages that only say what was wrong. */
 static const char *remedy(enum err e)
 {
     switch (e) {
@@ -72,7 +72,9 @@ static int report(enum err e, const char *name, bool verbose)
     fprintf(stderr, "wkvq %s: %s\n", name, *text ? text : err_name(e));
     if (verbose)
         fprintf(stderr, "(%s error, found at %s)\n", err_name(e), err_where());
-    fprintf(stderr, "%s `wkvq %s --help` lists the options.\n", remedy(e), name);
+    if (!cure_is_in(text))
+        fprintf(stderr, "%s ", remedy(e));
+    fprintf(stderr, "`wkvq %s --help` lists the options.\n", name);
     return err_exit_status(e);
 }
 

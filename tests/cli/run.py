@@ -11,6 +11,7 @@ A case is a stanza of lines, ended by a blank one. It runs in a scratch folder o
     exit N             expected status (default 0)
     stderr TEXT        must occur in stderr, * matches any text within a line; repeatable
     stdout TEXT        the same for stdout
+    silent TEXT        must not occur in stderr
     no PATH            must not exist afterwards
 
 If the status is 2, stdout must be empty unless the case has a line for it, and stderr must end in at
@@ -324,6 +325,8 @@ def check(done, lines, scratch):
     for word, rest in lines:
         if word == "stderr" and not occurs(rest, err):
             yield f"stderr lacks: {rest}"
+        if word == "silent" and occurs(rest, err):
+            yield f"stderr has: {rest}"
         if word == "stdout" and not occurs(rest, out):
             yield f"stdout lacks: {rest}"
         if word == "no" and scratch.at(rest).exists():
@@ -344,7 +347,7 @@ def run_case(wkvq, base, lines):
                 args = [a.replace("\\xff", "\udcff") for a in shlex.split(rest)]
             elif word == "stdin":
                 stdin = scratch.at(rest).read_bytes()
-            elif word not in ("exit", "stderr", "stdout", "no"):
+            elif word not in ("exit", "stderr", "silent", "stdout", "no"):
                 raise SystemExit(f"unknown line: {word} {rest}")
         try:
             done = scratch.run(args, stdin)
