@@ -7,12 +7,14 @@
 
 #include <string.h>
 
+#define DEFAULT_SHAPE "smollm2-135m"
+
 /* clang-format off */
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Benchmark:"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
-     .value = "smollm2-135m", .choices = SHAPE_CHOICES,
-     .help = "Shape to measure at"},
+     .choices = SHAPE_CHOICES,
+     .help = "Shape to measure at (default: " DEFAULT_SHAPE ", unless an artifact is given)"},
     {OPT_INT, .name = "seqlen", .arg = "N", .offset = offsetof(struct args, seqlen),
      .value = "2048", .lo = 2, .hi = 1 << 20, .help = "Tokens of a step"},
     {OPT_INT, .name = "blocks", .arg = "K", .offset = offsetof(struct args, blocks),
@@ -51,6 +53,13 @@ static enum err run(struct args *a)
     const char *what = a->pos.item[0];
     FAIL_IF(a->pos.n > 1 && strcmp(what, "decode"), ERR_USAGE,
             "bench %s %s: only `bench decode` accepts an artifact", what, a->pos.item[1]);
+    FAIL_IF(
+        a->pos.n > 1 && a->shape, ERR_USAGE,
+        "bench decode %s --shape %s: the artifact has a shape of its own; omit --shape, or "
+        "the artifact to decode random weights",
+        a->pos.item[1], a->shape);
+    if (!a->shape)
+        a->shape = DEFAULT_SHAPE;
     FAIL_IF((a->refine || a->layers) && strcmp(what, "calibrate"), ERR_USAGE,
             "bench %s: --refine and --layers belong to `bench calibrate`", what);
     FAIL_IF(a->layers && !a->refine, ERR_USAGE, "--layers needs --refine");
