@@ -14,6 +14,10 @@ trap 'rm -rf "$dir"' EXIT
 "$1" inspect "$dir/model" --json >"$dir/model.json"
 "$1" inspect "$dir/artifact" --json --memory --batch 3,1 --length 10 >"$dir/artifact.json"
 "$1" inspect --shape llama-2-13b --json --batch 1 --length 2048,8192 >"$dir/shape.json"
+"$1" inspect "$dir/artifact" --memory --batch 1 --length 10 >"$dir/memory.txt"
+grep -q 'batch 1, length 10, kB of 10^3 bytes' "$dir/memory.txt"
+if grep -E '^  (FP16|W4).* 0\.00 +[0-9.]+$' "$dir/memory.txt"; then exit 1; fi # the total
+"$1" inspect --shape llama-2-13b --batch 1 --length 2048 | grep -q 'length 2048, GB of 10^9 bytes'
 python3 - "$dir" <<'END'
 import json, pathlib, sys
 dir = pathlib.Path(sys.argv[1])

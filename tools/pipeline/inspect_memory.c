@@ -11,7 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define GB 1e-9
+/* Decimal units of a table. */
+struct unit {
+    double bytes;
+    const char *name, *power;
+};
 
 /* Formats in groups of 128, as in the default recipe. W4A4's activations are temporary, so
  * it stores the same as W4KV4. */
@@ -98,40 +102,63 @@ uint64_t memory_paper(const struct memory_terms *t)
     return t->projections + t->cache;
 }
 
-/* Writes a table cell in GB. */
-static void print_cell(uint64_t bytes, int width)
+/* Returns the largest unit of which every row has at least half a one, so that its parts show. */
+static const struct unit *unit_for(uint64_t least)
 {
-    printf(" %*.2f", width, GB * (double)bytes);
+    static const struct unit units[] = {
+        {1e9, "GB", "10^9"}, {1e6, "MB", "10^6"}, {1e3, "kB", "10^3"}};
+    size_t i = 0;
+    while (i + 1 < ARRAY_LEN(units) && (double)least < 0.5 * units[i].bytes)
+        i++;
+    return &units[i];
 }
 
-static void print_row(const char *name, const struct memory_terms *t)
+static void print_cell(const struct unit *u, uint64_t bytes, int width)
+{
+    printf(" %*.2f", width, (double)bytes / u->bytes);
+}
+
+static void print_row(const struct unit *u, const char *name, const struct memory_terms *t)
 {
     printf("  %-8s", name);
-    print_cell(t->projections, 11);
-    print_cell(t->weight_scales, 7);
-    print_cell(t->rest, 6);
-    print_cell(t->cache, 8);
-    print_cell(t->cache_scales, 7);
-    print_cell(memory_total(t), 9);
-    print_cell(memory_paper(t), 9);
+    print_cell(u, t->projections, 11);
+    print_cell(u, t->weight_scales, 7);
+    print_cell(u, t->rest, 6);
+    print_cell(u, t->cache, 8);
+    print_cell(u, t->cache_scales, 7);
+    print_cell(u, memory_total(t), 9);
+    print_cell(u, memory_paper(t), 9);
     printf("\n");
+}
+
+/* The rows of one batch and length. */
+static void print_table(const struct arch *a, const struct memory_row *row, int n,
+                        int64_t batch, int64_t length)
+{
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < n; i++) {
+        const struct memory_terms t =
+            memory_terms_of(a, &row[i].weights, &row[i].kv, batch, length);
+        least = memory_total(&t) < least ? memory_total(&t) : least;
+    }
+    const struct unit *u = unit_for(least);
+    printf("batch %" PRId64 ", length %" PRId64 ", %s of %s bytes\n"
+           "           projections  scales   rest    cache  scales     total  "
+           "as paper\n",
+           batch, length, u->name, u->power);
+    for (int i = 0; i < n; i++) {
+        const struct memory_terms t =
+            memory_terms_of(a, &row[i].weights, &row[i].kv, batch, length);
+        print_row(u, row[i].name, &t);
+    }
 }
 
 void memory_print(const struct arch *a, const struct memory_row *row, int n,
                   const struct memory_list *batch, const struct memory_list *length)
 {
     for (int b = 0; b < batch->n; b++)
-        for (int l = 0; l < length->n; l++) {
-            printf("batch %" PRId64 ", length %" PRId64 ", GB of 10^9 bytes\n"
-                   "           projections  scales   rest    cache  scales     total  "
-                   "as paper\n",
-                   batch->value[b], length->value[l]);
-            for (int i = 0; i < n; i++) {
-                const struct memory_terms t = memory_terms_of(
-                    a, &row[i].weights, &row[i].kv, batch->value[b], length->value[l]);
-                print_row(row[i].name, &t);
-            }
-        }
+        for (int l = 0; l < length->n; l++)
+            print_table(a, row, n, batch->value[b], length->value[l]);
     printf("rest: embedding and head as the format has them, norms at 16 bits. as paper: "
            "projections and cache only, without scales\n");
 }
