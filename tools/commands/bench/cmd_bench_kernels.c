@@ -37,7 +37,7 @@ struct bench {
     int64_t T, D, F, G;                        /* G: groups per row of w */
     struct tensor x, h, y, dy, s, gain;        /* [T,D] F32, F32, act, act; [T]; [D] */
     struct tensor gu, dgu, m, dm;              /* [T,2F], [T,2F], [T,F], [T,F] act */
-    struct tensor w, dw, wq, wact;             /* [2F,D] F32, F32, act, act */
+    struct tensor w, dw, v, wq, wact;          /* [2F,D] F32, F32, F32, act, act */
     struct tensor scales, zeros, a, b, da, db; /* [2F,G] */
     struct tensor moment;                      /* second operand of a [2F,G] operation */
     struct tensor qkv, dqkv, kq, vq, dkq, dvq, o, d_o, lse;
@@ -98,6 +98,14 @@ static enum err run_rope(struct bench *b)
     return dev_rope(b->dev, &q, &b->cos, &b->sin, false);
 }
 
+/* A matrix that is its own inverse, so values keep their size. */
+static enum err run_hadamard(struct bench *b)
+{
+    const struct tensor q = heads(&b->qkv, 0, b->arch.n_heads, b->arch.head_dim);
+    b->bytes = 2 * bytes_of(&q);
+    return dev_hadamard(b->dev, &q);
+}
+
 static enum err run_silu(struct bench *b)
 {
     b->bytes = bytes_of(&b->gu) + bytes_of(&b->m);
@@ -131,6 +139,15 @@ static enum err run_fake_quant_weights_bwd(struct bench *b)
     return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &p);
 }
 
+static enum err run_round_step(struct bench *b)
+{
+    struct weight_quant p = weight_of(b);
+    p.v = &b->v;
+    b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 2 * bytes_of(&b->v) +
+               bytes_of(&b->scales) + bytes_of(&b->zeros);
+    return dev_round_step(b->dev, &b->dw, &b->scales, &b->zeros, &p, 1e-3f);
+}
+
 static enum err run_fake_quant_stored(struct bench *b)
 {
     const struct weight_quant p = weight_of(b);
@@ -146,6 +163,13 @@ static enum err run_fake_quant_kv(struct bench *b)
         .x = &k, .s = &b->ks, .shift = &b->kd, .bits = BITS, .group_size = GROUP};
     b->bytes = 2 * bytes_of(&b->kq);
     return dev_fake_quant_kv(b->dev, &b->kq, &p);
+}
+
+static enum err run_fake_quant_kv_channel(struct bench *b)
+{
+    const struct tensor k = heads(&b->qkv, b->arch.n_heads, b->arch.n_kv, b->arch.head_dim);
+    b->bytes = 2 * bytes_of(&b->kq);
+    return dev_fake_quant_kv_channel(b->dev, &b->kq, &k, BITS, GROUP);
 }
 
 static enum err run_fake_quant_kv_bwd(struct bench *b)
@@ -297,12 +321,15 @@ static const struct {
     {"add", run_add},
     {"scale", run_scale},
     {"rope", run_rope},
+    {"hadamard", run_hadamard},
     {"gate", run_silu},
     {"gate_bwd", run_silu_bwd},
     {"fake_quant_weights", run_fake_quant_weights},
     {"fake_quant_stored", run_fake_quant_stored},
     {"fake_quant_weights_bwd", run_fake_quant_weights_bwd},
+    {"round_step", run_round_step},
     {"fake_quant_kv", run_fake_quant_kv},
+    {"fake_quant_kv_channel", run_fake_quant_kv_channel},
     {"fake_quant_kv_bwd", run_fake_quant_kv_bwd},
     {"col_minmax", run_minmax},
     {"exp", run_exp},
@@ -442,6 +469,7 @@ static enum err fill(struct bench *b)
         {&b->dm, act, T, F},
         {&b->w, DT_F32, 2 * F, D},
         {&b->dw, DT_F32, 2 * F, D},
+        {&b->v, DT_F32, 2 * F, D},
         {&b->wq, act, 2 * F, D},
         {&b->wact, act, 2 * F, D},
         {&b->scales, DT_BF16, 2 * F, G},
@@ -480,11 +508,12 @@ static enum err fill(struct bench *b)
 static void release(struct bench *b)
 {
     struct tensor *const all[] = {
-        &b->x,      &b->h,   &b->y,   &b->dy,  &b->s,    &b->gain,   &b->gu,   &b->dgu,
-        &b->moment, &b->m,   &b->dm,  &b->w,   &b->dw,   &b->wq,     &b->wact, &b->scales,
-        &b->zeros,  &b->a,   &b->b,   &b->da,  &b->db,   &b->qkv,    &b->dqkv, &b->kq,
-        &b->vq,     &b->dkq, &b->dvq, &b->o,   &b->d_o,  &b->lse,    &b->cos,  &b->sin,
-        &b->ks,     &b->kd,  &b->dks, &b->dkd, &b->bias, &b->logits, &b->nll,  &b->target};
+        &b->x,    &b->h,      &b->y,      &b->dy,  &b->s,      &b->gain, &b->gu,
+        &b->dgu,  &b->moment, &b->m,      &b->dm,  &b->w,      &b->dw,   &b->wq,
+        &b->wact, &b->scales, &b->zeros,  &b->a,   &b->b,      &b->da,   &b->db,
+        &b->qkv,  &b->dqkv,   &b->kq,     &b->vq,  &b->dkq,    &b->dvq,  &b->o,
+        &b->d_o,  &b->lse,    &b->cos,    &b->sin, &b->ks,     &b->kd,   &b->dks,
+        &b->dkd,  &b->bias,   &b->logits, &b->nll, &b->target, &b->v};
     for (size_t i = 0; b->dev && i < ARRAY_LEN(all); i++)
         dev_free(b->dev, all[i]->data);
     dev_close(&b->dev);
