@@ -3,6 +3,7 @@
 
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
+#include "kernels/tensor/rounder.h"
 
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -10,10 +11,6 @@
 
 #define LANES 16
 #define RTN_ROWS 16 /* of a unit of work */
-
-/* Adding 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf does, and leaves
- * the integer in the low bits; it needs no SSE4.1. */
-#define ROUNDER 0x1.8p23f
 
 /* Returns c ? a : b. Compilers turn the plain form into branches, which do not
  * vectorize. */

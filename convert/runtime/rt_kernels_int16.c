@@ -15,6 +15,7 @@
 #include "convert/runtime/rt_transpose.h"
 #include "convert/runtime/rt_unit.h"
 #include "kernels/simd/simd.h"
+#include "kernels/tensor/rounder.h"
 
 #include <string.h>
 
@@ -27,10 +28,10 @@ static inline float round_block(int16_t *fixed, const float *x)
 {
     const float unit = block_unit(x, 15);
     const vf by = vf_set1(1 / unit), top = vf_set1(32767);
-    const vf round = vf_set1(12582912.0f); /* 1.5 2^23: adding it rounds to an integer */
+    const vf round = vf_set1(ROUNDER);
     for (int i = 0; i < RT_PAD_COLUMNS; i += VL) {
         const vf v = vf_min(vf_mul(vf_load(x + i), by), top);
-        const vi whole = (vi)vf_add(v, round) - 0x4b400000;
+        const vi whole = (vi)vf_add(v, round) - ROUNDER_BITS;
         const v16 short_ = __builtin_convertvector(whole, v16);
         memcpy(fixed + i, &short_, sizeof(short_));
     }

@@ -21,6 +21,7 @@
 #include "convert/runtime/rt_kernels.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
+#include "kernels/tensor/rounder.h"
 
 #include <math.h>
 
@@ -211,8 +212,7 @@ static inline void min_and_max(float *mn, float *mx, const float *x, struct rt_c
 static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const float *x,
                      struct rt_channels c, int64_t n, int bits)
 {
-    /* Adding and subtracting 1.5 2^23 rounds to nearest, ties to even. */
-    const vf round = vf_set1(12582912.0f);
+    const vf round = vf_set1(ROUNDER);
     const vf top = vf_set1((float)((1 << bits) - 1));
     const int64_t whole = n / VL * VL;
     float mn = quant_kv_in(x[0], c.s[0], c.delta[0]), mx = mn;
@@ -248,7 +248,7 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
  * Scores need no subnormal results, so this is cheaper than vf_exp. */
 static inline vf exp_of(vf x)
 {
-    const vf least = vf_set1(-87.33654f), round = vf_set1(12582912.0f); /* 1.5 2^23 */
+    const vf least = vf_set1(-87.33654f), round = vf_set1(ROUNDER);
     const vm tiny = vf_lt(x, least);
     const vf y = vf_select(tiny, least, x);
     const vf n = vf_fma(y, vf_set1(1.44269504f), round) - round;

@@ -8,6 +8,7 @@
  * 4 lanes with 8 quads each, and a warp has 8 groups. Sums are added as if each quad had a lane
  * of its own, hence in the same order with any number of lanes. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/tensor/rounder.h"
 
 #include <limits.h>
 
@@ -210,10 +211,6 @@ __device__ static float quotient(float w, const wgrid &g)
     const float q = x * g.inverse;
     return fmaf(fmaf(-q, g.h, x), g.inverse, q);
 }
-
-/* Adding 1.5 * 2^23 rounds |x| < 2^22 to nearest, ties to even, as rintf does. Two additions
- * are faster than the instruction. */
-constexpr float ROUNDER = 0x1.8p23f;
 
 /* round(x), where it lies in the range of codes. Farther away it may be another
  * number outside of that range. */

@@ -8,15 +8,12 @@
 
 #include "kernels/base/half.h"
 #include "kernels/tensor/quant.h"
+#include "kernels/tensor/rounder.h"
 
 #include <math.h>
 
 #define N_FACTORS 12
 #define LANES 16
-
-/* Adding 1.5 * 2^23 rounds |u| < 2^22 to nearest, ties to even, as rintf does; compilers
- * vectorize it for any CPU. */
-#define ROUNDER 0x1.8p23f
 
 /* A group with its range, which includes 0. */
 struct ranged {
