@@ -424,16 +424,16 @@ enum err recipe_load_json(struct recipe *r, const json_t *config, const char *wh
     return OK;
 }
 
-static enum err set_pair(struct recipe *r, const char *pair)
+/* where: "--set", or the place in a file. */
+static enum err set_pair(struct recipe *r, const char *pair, const char *where)
 {
-    char name[128], where[200];
+    char name[128];
     const char *equals = strchr(pair, '=');
     FAIL_IF(!equals || equals == pair, ERR_USAGE,
-            "--set %s: want KEY=VALUE, as in --set weights.group_size=64", pair);
-    FAIL_IF((size_t)(equals - pair) >= sizeof(name), ERR_USAGE, "--set: key too long: %s",
-            pair);
+            "%s %s: want KEY=VALUE, as in --set weights.group_size=64", where, pair);
+    FAIL_IF((size_t)(equals - pair) >= sizeof(name), ERR_USAGE, "%s: key too long: %s",
+            where, pair);
     snprintf(name, sizeof(name), "%.*s", (int)(equals - pair), pair);
-    snprintf(where, sizeof(where), "--set");
     return recipe_set(r, name, equals + 1, where);
 }
 
@@ -465,19 +465,24 @@ static bool is_preset(const char *pair)
     return !strncmp(pair, "preset=", 7);
 }
 
+static const char *place_of(const struct recipe_input *in, int i)
+{
+    return in->set_from ? in->set_from[i] : "--set";
+}
+
 enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
 {
-    const char *preset = NULL;
+    int preset = -1;
     for (int i = 0; i < in->n_set; i++)
         if (is_preset(in->set[i]))
-            preset = in->set[i];
-    if (preset)
-        TRY(set_pair(r, preset));
+            preset = i;
+    if (preset >= 0)
+        TRY(set_pair(r, in->set[preset], place_of(in, preset)));
     if (in->config)
-        TRY(load_yaml(r, in->config, preset));
+        TRY(load_yaml(r, in->config, preset < 0 ? NULL : in->set[preset]));
     for (int i = 0; i < in->n_set; i++)
         if (!is_preset(in->set[i]))
-            TRY(set_pair(r, in->set[i]));
+            TRY(set_pair(r, in->set[i], place_of(in, i)));
     return set_shortcuts(r, in);
 }
 

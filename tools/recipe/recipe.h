@@ -120,6 +120,8 @@ struct recipe_input {
     const char *config;     /* YAML file; NULL: the defaults */
     const char *const *set; /* [n_set] "KEY=VALUE"; the last of a key wins */
     int n_set;
+    const char *const
+        *set_from; /* [n_set] where each was found, for messages; NULL: --set */
     /* Shortcuts for a key each; they override set. */
     int64_t threads;                              /* -1: not given */
     uint64_t memory;                              /* 0: not given */

@@ -75,13 +75,23 @@ static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
                             const struct sweep_cell *cell)
 {
     struct recipe_input in = s->settings.recipe;
+    const int base = s->plan.base.n, n_typed = in.n_set;
     TRY(add_list(run, &s->plan.base));
     TRY(add_sets(run, in.set, in.n_set));
     TRY(add_list(run, &s->plan.budget));
     TRY(add_list(run, &cell->set));
     in.set = run->set;
     in.n_set = run->n_set;
-    return recipe_from_input(&run->recipe, &in);
+    const char **from = NULL;
+    if (s->plan.path && run->n_set) {
+        TRY(mem_alloc(&from, (size_t)run->n_set, sizeof(*from)));
+        for (int i = 0; i < run->n_set; i++)
+            from[i] = i < base ? "base" : i < base + n_typed ? "--set" : "set";
+    }
+    in.set_from = from;
+    const enum err err = recipe_from_input(&run->recipe, &in);
+    mem_free(from);
+    return err;
 }
 
 /* Determines the device's preferred type once for all cells. A cell without calibration is
