@@ -97,6 +97,7 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
         sum += samples * epochs * step_flops(a, s, depth_of(a, s, i));
         /* The loss at the start and after each epoch; start values; both streams. */
         sum += forward_flops(a, s) * ((1 + epochs) * chain * measured + 3 * samples);
+        sum += gptq_flops(a, s, i);
     }
     return sum;
 }

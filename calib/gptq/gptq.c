@@ -61,6 +61,29 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s)
            (size_t)(e.in * e.in) * 12;
 }
 
+double gptq_flops(const struct arch *a, const struct calib_settings *s, int64_t block)
+{
+    const double T = (double)(s->samples * s->seqlen);
+    bool summed[GPTQ_INPUTS] = {false}, factored[GPTQ_INPUTS] = {false};
+    double sum = 0;
+    if (!weight_quantizes(&s->weights) || s->weights.method != WEIGHT_GPTQ)
+        return 0;
+    for (int l = 0; l < N_LIN; l++) {
+        const double n = (double)arch_in(a, l), experts = (double)arch_stacked(a, l);
+        const int i = input_of[l];
+        if (!summed[i])
+            sum += 2 * n * n * T * (experts > 1 ? (double)a->n_active : 1);
+        summed[i] = true;
+        if (weight_format(&s->weights, block, l).bits >= 16)
+            continue;
+        if (!factored[i])
+            sum += experts * 2 / 3 * n * n * n;
+        factored[i] = true;
+        sum += (double)arch_out(a, l) * n * n;
+    }
+    return sum;
+}
+
 static enum err open_host(struct gptq *g)
 {
     const struct extent e = extent_of(g->arch);

@@ -31,6 +31,11 @@ void gptq_close(struct gptq *g); /* accepts a zeroed or half-built one */
 /* Returns its memory, device and host together. */
 size_t gptq_bytes(const struct arch *a, const struct calib_settings *s);
 
+/* Returns its flops in a block: the sums x x^T over all samples; for each input with a projection
+ * that is quantized 2/3 n^3 for the factor of n columns; and n^2 a row of such projections. 0
+ * without GPTQ. */
+double gptq_flops(const struct arch *a, const struct calib_settings *s, int64_t block);
+
 /* Starts a block: clears the moments. */
 enum err gptq_begin(struct gptq *g);
 /* Adds the inputs that the forward pass of a sample left in acts. */

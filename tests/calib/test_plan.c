@@ -187,6 +187,30 @@ static void test_flops_of_fewer_measured_samples(void **state)
     assert_true(none.total_flops == all.total_flops);
 }
 
+/* GPTQ beside rounding, for the tiny model's shapes: four Hessians of all samples, their factors,
+ * and n^2 a row. What stays in full precision is summed, but not solved. */
+static void test_flops_of_gptq(void **state)
+{
+    const struct arch a = tiny_arch(0, 3);
+    struct calib_settings s = tiny_settings();
+    struct calib_plan rtn, gptq;
+    const double T = (double)(s.samples * s.seqlen), D = (double)a.d_model,
+                 F = (double)a.d_ff, Q = (double)(a.n_heads * a.head_dim),
+                 K = (double)(a.n_kv * a.head_dim);
+    (void)state;
+    s.weights.method = WEIGHT_RTN;
+    must(calib_plan(&rtn, &a, &s));
+    s.weights.method = WEIGHT_GPTQ;
+    must(calib_plan(&gptq, &a, &s));
+    const double sums = 2 * T * (2 * D * D + Q * Q + F * F);
+    const double factors = 2.0 / 3 * (2 * D * D * D + Q * Q * Q + F * F * F);
+    const double rows = (Q + 2 * K + 2 * F) * D * D + D * Q * Q + D * F * F;
+    const double more = gptq.total_flops - rtn.total_flops;
+    const double want = 3 * (sums + factors + rows);
+    const bool pass = fabs(more - want) <= 1e-9 * gptq.total_flops;
+    assert_true(pass);
+}
+
 static void test_bench_has_its_parts(void **state)
 {
     struct fixture f;
@@ -273,6 +297,7 @@ int main(void)
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_flops_of_fewer_measured_samples),
+        cmocka_unit_test(test_flops_of_gptq),
         cmocka_unit_test(test_bench_has_its_parts),
         cmocka_unit_test(test_next_weights_are_announced),
     };
