@@ -223,6 +223,11 @@ def epochs(log):
 
 def check(slurm, sweep):
     sweep.run("cluster", "--slurm=--chdir=" + str(sweep.path), "--parallel", "3")
+    # The nodes have room for all four tasks, so that only the limit holds the fourth back.
+    wait_for("three tasks", lambda: len(slurm.tasks()) >= 3)
+    assert "ArrayTaskThrottle=3" in slurm.call("scontrol", "show", "job"), "the limit of --parallel is missing"
+    held = slurm.call("squeue", "-h", "-r", "-t", "PENDING", "-o", "%r").split()
+    assert len(slurm.tasks()) == 3 and held == ["JobArrayTaskLimit"], (slurm.tasks(), held)
     preempted = preempt(slurm, sweep, "cluster")
     print(f"task {preempted} was preempted", flush=True)
 
@@ -235,8 +240,6 @@ def check(slurm, sweep):
     slurm.lose("n2")
     print(f"n2 was lost with tasks {lost}", flush=True)
     while slurm.call("squeue", "-h").strip():
-        running = slurm.tasks()
-        assert len(running) <= 3, running
         words = sweep.plan("cluster")
         assert len(words) == 4 and "failed" not in words, words
         if "done" in words:
