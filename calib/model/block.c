@@ -162,29 +162,26 @@ static enum err make_cache(struct block_acts *x, const struct arch *a, int64_t l
 
 /* --- sequences ---------------------------------------------------------------------- */
 
-static struct tensor cut(struct tensor x, int64_t first, int64_t n)
+static struct tensor cut(struct tensor x, int64_t n)
 {
-    return x.data ? tensor_rows(x, first, n) : x;
+    return x.data ? tensor_rows(x, 0, n) : x;
 }
 
-/* Rows [first, first + n) of all activations but x, and the rotary tables of n positions. lse has
- * no rows of tokens; attention writes it and nothing of a forward reads it. */
+/* Rows [0, n) of all activations but x. lse, which nothing of a forward reads, is laid out anew. */
 static struct block_acts acts_rows(const struct block_acts *acts, const struct arch *a,
-                                   int64_t first, int64_t n)
+                                   int64_t n)
 {
     struct block_acts t = *acts;
     struct tensor *const all[] = {&t.n1, &t.s1, &t.qkv_raw, &t.qkv, &t.k_pre,
                                   &t.kq, &t.vq, &t.o,       &t.y1,  &t.t1,
                                   &t.h,  &t.n2, &t.s2,      &t.y2,  &t.t2};
-    const int64_t q = normed_vectors(a, a->n_heads), k = normed_vectors(a, a->n_kv);
-    const int64_t mlp = arch_mlp_rows(a);
     t.T = n;
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
-        *all[i] = cut(*all[i], first, n);
-    t.sq = cut(t.sq, first * q, n * q);
-    t.sk = cut(t.sk, first * k, n * k);
-    t.gu = cut(t.gu, first * mlp, n * mlp);
-    t.m = cut(t.m, first * mlp, n * mlp);
+        *all[i] = cut(*all[i], n);
+    t.sq = cut(t.sq, n * normed_vectors(a, a->n_heads));
+    t.sk = cut(t.sk, n * normed_vectors(a, a->n_kv));
+    t.gu = cut(t.gu, n * arch_mlp_rows(a));
+    t.m = cut(t.m, n * arch_mlp_rows(a));
     t.lse = tensor_2d(t.lse.data, DT_F32, a->n_heads, n);
     return t;
 }
@@ -197,16 +194,16 @@ static enum err copy_rows(struct dev *d, const struct tensor *y, int64_t to,
     return n ? dev_copy(d, &target, &source) : OK;
 }
 
-/* Attention of one sequence, in the rows behind the R packed ones: they receive its q, k and v as
- * projected, because a token's position and its block of the cache are those in the sequence. */
-static enum err attend_sequence(struct block_acts *acts, const struct arch *a,
-                                int64_t layer, const struct block_kv *kv, int64_t R,
-                                const struct sequence *q)
+/* Attention of one sequence. text receives its q, k and v as projected, because a token's position
+ * and its block of the cache are those in the sequence. */
+static enum err attend_sequence(struct block_acts *acts, const struct block_acts *text,
+                                const struct arch *a, int64_t layer,
+                                const struct block_kv *kv, const struct sequence *q)
 {
     struct dev *d = acts->dev;
-    struct block_acts t = acts_rows(acts, a, R, q->past + q->n);
-    t.cos = tensor_rows(acts->cos, 0, t.T);
-    t.sin = tensor_rows(acts->sin, 0, t.T);
+    struct block_acts t = acts_rows(text, a, q->past + q->n);
+    t.cos = tensor_rows(text->cos, 0, t.T);
+    t.sin = tensor_rows(text->sin, 0, t.T);
     TRY(copy_rows(d, &t.qkv, 0, &acts->qkv, q->from, q->past));
     TRY(copy_rows(d, &t.qkv, q->past, &acts->qkv, q->first, q->n));
     TRY(make_cache(&t, a, layer, kv));
@@ -356,12 +353,11 @@ enum err block_forward_packed(struct block_acts *acts, struct block_scratch *s,
                               const struct arch *a, const struct block_weights *w,
                               const struct block_kv *kv, const struct packed_rows *rows)
 {
-    const int64_t R = rows->x->dim[0];
-    struct block_acts packed = acts_rows(acts, a, 0, R);
-    TRY(check_cache(acts, kv));
+    struct block_acts packed = acts_rows(acts, a, rows->x->dim[0]);
+    TRY(check_cache(rows->text, kv));
     packed.x = *rows->x;
     TRY(before_attention(&packed, a, w, kv));
     for (int64_t i = 0; i < rows->n; i++)
-        TRY(attend_sequence(acts, a, w->layer, kv, R, &rows->sequence[i]));
+        TRY(attend_sequence(&packed, rows->text, a, w->layer, kv, &rows->sequence[i]));
     return behind_attention(&packed, s, a, w, kv, rows->out);
 }

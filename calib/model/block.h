@@ -89,6 +89,9 @@ size_t block_acts_bytes(const struct arch *a, int64_t T, enum dtype act, bool qu
  * Errors: ERR_MEMORY, ERR_USAGE for a T that is out of range. */
 enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
                           int64_t T, enum dtype act, const struct kv_spec *kv);
+/* Activations of attention alone, for the texts of packed rows. Errors as above. */
+enum err block_text_alloc(struct block_acts *text, struct dev *d, const struct arch *a,
+                          int64_t T, enum dtype act, const struct kv_spec *kv);
 void block_acts_free(struct block_acts *acts); /* accepts a zeroed one */
 
 enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,
@@ -117,9 +120,9 @@ struct packed_rows {
     const struct tensor *out, *x; /* [R,D] F32 */
     const struct sequence *sequence;
     int64_t n;
+    struct block_acts *text; /* working memory for the longest, with its rotary tables */
 };
-/* The forward of packed rows. acts has room for R tokens and the longest sequence behind them, s
- * for R; the rotary tables reach as far as the longest sequence. No backward follows. */
+/* The forward of packed rows. acts and s have room for R tokens. No backward follows. */
 enum err block_forward_packed(struct block_acts *acts, struct block_scratch *s,
                               const struct arch *a, const struct block_weights *w,
                               const struct block_kv *kv, const struct packed_rows *rows);

@@ -10,14 +10,34 @@
 #define MAX_TOKENS (INT64_C(1) << 31)
 
 struct wants {
-    bool kv, k_pre;
+    bool kv, k_pre, attention_alone;
 };
+
+/* What attention reads and writes. */
+static void attention_layout(struct block_acts *x, struct carve *c, const struct arch *a,
+                             struct wants want)
+{
+    const int64_t T = x->T, d = a->head_dim, H = a->n_heads, K = a->n_kv;
+    x->qkv = carve_2d(c, x->act, T, (H + 2 * K) * d);
+    if (want.k_pre)
+        x->k_pre = carve_2d(c, x->act, T, K * d);
+    if (want.kv) {
+        x->kq = carve_2d(c, x->act, T, K * d);
+        x->vq = carve_2d(c, x->act, T, K * d);
+    }
+    x->o = carve_2d(c, x->act, T, H * d);
+    x->lse = carve_2d(c, DT_F32, H, T);
+}
 
 static void acts_layout(struct block_acts *x, struct carve *c, const struct arch *a,
                         struct wants want)
 {
     const int64_t T = x->T, D = a->d_model, F = a->d_ff, d = a->head_dim;
     const int64_t H = a->n_heads, K = a->n_kv;
+    if (want.attention_alone) {
+        attention_layout(x, c, a, want);
+        return;
+    }
     x->n1 = carve_2d(c, x->act, T, D);
     x->s1 = carve_1d(c, DT_F32, T);
     if (a->norms != NORMS_BEFORE) {
@@ -31,15 +51,7 @@ static void acts_layout(struct block_acts *x, struct carve *c, const struct arch
         x->sq = carve_1d(c, DT_F32, T * normed_vectors(a, H));
         x->sk = carve_1d(c, DT_F32, T * normed_vectors(a, K));
     }
-    x->qkv = carve_2d(c, x->act, T, (H + 2 * K) * d);
-    if (want.k_pre)
-        x->k_pre = carve_2d(c, x->act, T, K * d);
-    if (want.kv) {
-        x->kq = carve_2d(c, x->act, T, K * d);
-        x->vq = carve_2d(c, x->act, T, K * d);
-    }
-    x->o = carve_2d(c, x->act, T, H * d);
-    x->lse = carve_2d(c, DT_F32, H, T);
+    attention_layout(x, c, a, want);
     x->h = carve_2d(c, DT_F32, T, D);
     x->n2 = carve_2d(c, x->act, T, D);
     x->s2 = carve_1d(c, DT_F32, T);
@@ -62,25 +74,44 @@ static enum err check_tokens(int64_t T)
     return OK;
 }
 
-enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
-                          int64_t T, enum dtype act, const struct kv_spec *kv)
+static struct wants wants_of(const struct kv_spec *kv)
+{
+    const bool quantized = kv && kv_quantizes(kv);
+    return (struct wants){.kv = quantized,
+                          .k_pre = quantized && kv->key_stage == KEY_PRE_ROPE};
+}
+
+static enum err alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
+                      int64_t T, enum dtype act, struct wants want)
 {
     TRY(check_tokens(T));
-    const bool quantized = kv && kv_quantizes(kv);
-    const struct wants want = {.kv = quantized,
-                               .k_pre = quantized && kv->key_stage == KEY_PRE_ROPE};
     struct block_acts fresh = {.dev = d, .T = T, .act = act};
     struct carve c = {0};
     acts_layout(&fresh, &c, a, want);
     TRY(dev_alloc(d, &fresh.memory, c.used));
     c = (struct carve){.base = fresh.memory};
     acts_layout(&fresh, &c, a, want);
-    const enum err err = a->n_experts ? route_alloc(&fresh.experts.route, a, T) : OK;
+    const bool routes = a->n_experts && !want.attention_alone;
+    const enum err err = routes ? route_alloc(&fresh.experts.route, a, T) : OK;
     if (err)
         dev_free(d, fresh.memory);
     else
         *acts = fresh;
     return err;
+}
+
+enum err block_acts_alloc(struct block_acts *acts, struct dev *d, const struct arch *a,
+                          int64_t T, enum dtype act, const struct kv_spec *kv)
+{
+    return alloc(acts, d, a, T, act, wants_of(kv));
+}
+
+enum err block_text_alloc(struct block_acts *text, struct dev *d, const struct arch *a,
+                          int64_t T, enum dtype act, const struct kv_spec *kv)
+{
+    struct wants want = wants_of(kv);
+    want.attention_alone = true;
+    return alloc(text, d, a, T, act, want);
 }
 
 void block_acts_free(struct block_acts *acts)

@@ -27,6 +27,7 @@ void pass_close(struct model_pass *k)
     block_weights_free(&k->w);
     block_weights_free(&k->full);
     block_acts_free(&k->acts);
+    block_acts_free(&k->text);
     block_scratch_close(&k->scratch);
     dev_free(d, k->cos.data);
     dev_free(d, k->x);
@@ -74,6 +75,21 @@ static enum err embed_windows(struct model_pass *k, const int32_t *ids)
 /* Blocks may differ in what is quantized, so activations have room for everything. */
 static const struct kv_spec any_kv = {.bits = 8, .key_stage = KEY_PRE_ROPE};
 
+/* In packed windows, only the texts have a cache and a rotary embedding. */
+static enum err open_acts(struct model_pass *k)
+{
+    const struct model_run *r = k->r;
+    const struct kv_spec *kv = r->quant ? &any_kv : NULL;
+    struct block_acts *rotated = k->packed ? &k->text : &k->acts;
+    TRY(block_acts_alloc(&k->acts, r->dev, r->arch, k->T, r->act, k->packed ? NULL : kv));
+    if (k->packed)
+        TRY(block_text_alloc(&k->text, r->dev, r->arch, k->longest, r->act, kv));
+    rotated->varies = true; /* a task has many lengths */
+    rotated->cos = k->cos;
+    rotated->sin = k->sin;
+    return OK;
+}
+
 static enum err pass_fill(struct model_pass *k, const int32_t *ids)
 {
     const struct model_run *r = k->r;
@@ -81,13 +97,9 @@ static enum err pass_fill(struct model_pass *k, const int32_t *ids)
             k->T);
     TRY(arch_check_length(r->arch, k->longest));
     TRY(block_weights_alloc(&k->w, r->dev, r->arch, r->act));
-    TRY(block_acts_alloc(&k->acts, r->dev, r->arch, k->T + (k->packed ? k->longest : 0),
-                         r->act, r->quant ? &any_kv : NULL));
     TRY(block_scratch_open(&k->scratch, r->dev, r->arch, k->T, r->act));
     TRY(block_rope_alloc(&k->cos, &k->sin, r->dev, r->arch, k->longest));
-    k->acts.varies = true; /* a task has many lengths */
-    k->acts.cos = k->cos;
-    k->acts.sin = k->sin;
+    TRY(open_acts(k));
     if (r->quant)
         TRY(open_quant(k));
     TRY(open_states(k));
@@ -290,7 +302,7 @@ static enum err run_block(struct model_pass *k, int64_t i, const struct tensor *
     const int64_t n = packed_window_rows(p, i);
     const struct tensor to = tensor_rows(*out, 0, n), from = tensor_rows(*x, 0, n);
     const struct packed_rows rows = {&to, &from, p->sequence + p->start[i],
-                                     p->start[i + 1] - p->start[i]};
+                                     p->start[i + 1] - p->start[i], &k->text};
     return block_forward_packed(&k->acts, k->scratch, r->arch, &k->w, kv, &rows);
 }
 

@@ -16,6 +16,7 @@ struct model_pass {
     struct block_weights w; /* of the block in work, act type */
     struct block_weights full; /* its F32 source; only with r->quant */
     struct block_acts acts;
+    struct block_acts text; /* of one text at a time; only with packed */
     struct block_scratch *scratch;
     struct tensor cos, sin;
     void *x;          /* memory of h */
