@@ -95,6 +95,8 @@ enum err dev_sync(struct dev *d);
 /* True if the device has memory of its own. *free and *total are then its bytes, or 0 if
  * they are unknown. */
 bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total);
+/* Returns the threads of a device that works in the host's memory; 0: it has its own. */
+int dev_host_threads(struct dev *d);
 
 /* Asynchronous copies. They run in order in a queue of their own, beside compute; on a
  * device that works in host memory they happen at once. A copy starts after the

@@ -56,6 +56,12 @@ bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total)
     return d->ops.memory && d->ops.memory(d, free, total);
 }
 
+int dev_host_threads(struct dev *d)
+{
+    uint64_t free, total;
+    return dev_memory(d, &free, &total) ? 0 : dev_threads(d);
+}
+
 enum err dev_copy_in(struct dev *d, void *dst, const void *host_src, size_t bytes)
 {
     OP_BEGIN(copy_in, started);

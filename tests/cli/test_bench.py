@@ -7,6 +7,7 @@ flops that are computed here from the shapes."""
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -194,6 +195,16 @@ def check_text(wkvq):
         assert word in done.stdout, done.stdout
 
 
+def check_memory_of_threads(wkvq):
+    """The memory that is checked grows with the threads of the cpu device, as attention's does."""
+    needs = []
+    for threads in ("1", "96"):
+        done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", str(T), "--blocks", "0", "--steps", "1", "-v",
+                               "-j", threads], capture_output=True, text=True, timeout=300)
+        needs.append(float(re.search(r"bench needs ([0-9.]+) GB", done.stderr)[1]))
+    assert needs[0] + 0.03 < needs[1], needs
+
+
 def main(wkvq):
     check_calibrate(wkvq, 0, "f32")
     check_calibrate(wkvq, 2, "bf16")
@@ -206,6 +217,7 @@ def main(wkvq):
     check_decode_experts(wkvq)
     check_refused(wkvq)
     check_text(wkvq)
+    check_memory_of_threads(wkvq)
 
 
 main(sys.argv[1])

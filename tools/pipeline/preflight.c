@@ -186,9 +186,9 @@ static void measure_host(struct plan_estimate *e, const struct job *j)
 /* Returns the threads of the cpu device that computes, or will; 0: a GPU does. */
 static int cpu_threads(const struct plan_estimate *e, const struct job *j)
 {
-    if (e->own_memory)
-        return 0;
-    return j->dev ? dev_threads(j->dev) : (int)e->threads;
+    if (j->dev)
+        return dev_host_threads(j->dev);
+    return e->own_memory ? 0 : (int)e->threads;
 }
 
 /* Makes the calibration's settings those of one step at the shapes of refinement, whose speed is

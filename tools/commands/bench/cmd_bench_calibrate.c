@@ -153,6 +153,7 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     c->settings = recipe_settings(&r, c->dev);
     recipe_free(&r);
     c->settings.act = act;
+    c->settings.cpu_threads = dev_host_threads(c->dev);
     c->settings.seqlen = a->seqlen;
     c->settings.crr_blocks = a->blocks;
     FAIL_IF(c->arch.n_layers <= a->blocks, ERR_USAGE,

@@ -106,6 +106,7 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
     m->settings = recipe_refine_settings(&r, m->dev);
     recipe_free(&r);
     m->settings.act = act;
+    m->settings.cpu_threads = dev_host_threads(m->dev);
     m->settings.seqlen = a->seqlen;
     FAIL_IF(a->layers > m->arch.n_layers, ERR_USAGE,
             "--layers %" PRId64 ": %s has %" PRId64 " layers", a->layers, a->shape,
