@@ -15,7 +15,7 @@ enum stop_phase { STOP_AT_STEP, STOP_AT_ONCE };
 
 void stop_watch(enum stop_phase phase);
 /* Names the file or directory from which the same command continues, for the message of
- * STOP_AT_ONCE. Without a call nothing is kept. path is copied. */
+ * STOP_AT_ONCE. Without a call, this run has kept nothing so far. path is copied. */
 void stop_keeps(const char *path);
 /* Turns a closed pipe (SIGPIPE) and a file size limit (SIGXFSZ) into errors of write. */
 void stop_ignore_broken_output(void);

@@ -122,7 +122,6 @@ static enum err open_growing(struct task_lines *l)
     l->fd = open(l->real, O_WRONLY | O_APPEND | O_CLOEXEC);
     if (l->fd < 0)
         return file_write_error(l->path, errno);
-    stop_keeps(l->path);
     return OK;
 }
 
@@ -137,8 +136,8 @@ static enum err open_all(struct task_lines *l, const char *run)
     return file_exists(l->path) && !file_is_regular(l->path) ? OK : open_growing(l);
 }
 
-enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
-                         int digits)
+static enum err open_lines(struct task_lines **out, const char *path, const char *run,
+                           int digits)
 {
     struct task_lines *l;
     TRY(mem_calloc(&l, 1, sizeof(*l)));
@@ -151,21 +150,32 @@ enum err task_lines_open(struct task_lines **out, const char *path, const char *
         task_lines_close(&l);
     else
         *out = l;
-    return err ? err_add(err, "-o: ") : OK;
+    return err;
+}
+
+enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
+                         int digits)
+{
+    const enum err err = open_lines(out, path, run, digits);
+    if (err)
+        return err_add(err, "-o: ");
+    if ((*out)->fd >= 0)
+        stop_keeps(path);
+    return OK;
 }
 
 enum err task_lines_open_kept(struct task_lines **out, const struct task_kept *kept,
                               int digits)
 {
     if (!kept)
-        return task_lines_open(out, NULL, "", digits);
-    const enum err err = task_lines_open(out, kept->path, kept->run, digits);
+        return open_lines(out, NULL, "", digits);
+    const enum err err = open_lines(out, kept->path, kept->run, digits);
     if (err != ERR_MISMATCH)
         return err;
     err_clear();
     FAIL_IF(unlink(kept->path), ERR_IO, "%s: cannot remove: %s", kept->path,
             strerror(errno));
-    return task_lines_open(out, kept->path, kept->run, digits);
+    return open_lines(out, kept->path, kept->run, digits);
 }
 
 void task_lines_close(struct task_lines **pl)
