@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static char dir[96], path[160], owner[176];
+static char dir[96], path[400], owner[416];
 static int flock_errno; /* 0: as the system does */
 static int busy;        /* so many calls fail because another process holds the lock */
 static bool unlink_first;
@@ -195,6 +195,18 @@ static void a_link_is_no_lock(void **state)
     assert_false(file_exists(owner));
 }
 
+/* The name of the owner's file is too long, which no waiting mends. This would wait for a day. */
+static void a_place_without_room_is_not_waited_for(void **state)
+{
+    struct lock l;
+    const size_t begin = strlen(dir) + 1;
+    flock_errno = ENOLCK;
+    memset(path + begin, 'x', 252);
+    path[begin + 252] = 0;
+    assert_int_equal(lock_take(&l, path, "this state", 864000), ERR_USAGE);
+    assert_non_null(strstr(err_text(), strerror(ENAMETOOLONG)));
+}
+
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -209,6 +221,7 @@ int main(void)
         CASE(an_unknown_owner_is_not),
         CASE(what_is_not_mine_stays),
         CASE(a_link_is_no_lock),
+        CASE(a_place_without_room_is_not_waited_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

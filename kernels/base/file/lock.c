@@ -55,7 +55,9 @@ out:
     return err;
 }
 
-static enum err try_by_file(struct lock *l, const char *path, const char *what)
+/* *held: another process has the file, if this fails with ERR_USAGE. A place that cannot be written
+ * gives ERR_USAGE as well. */
+static enum err try_by_file(struct lock *l, bool *held, const char *path, const char *what)
 {
     enum err err = OK;
     char *file = NULL, about[OWNER_TEXT_MAX];
@@ -63,9 +65,11 @@ static enum err try_by_file(struct lock *l, const char *path, const char *what)
     TRY(mem_alloc(&file, strlen(path) + sizeof(LOCK_OWNER_SUFFIX), 1));
     sprintf(file, "%s%s", path, LOCK_OWNER_SUFFIX);
     for (int i = 0; taken && i < 2; i++) {
+        *held = false;
         TRY_OUT(owner_mark(&taken, file));
         if (!taken)
             break;
+        *held = true;
         const enum owner_state state = owner_of_mark(file, about);
         if (state != OWNER_DEAD)
             TRY_OUT(refuse(file, what, state, about));
@@ -86,7 +90,8 @@ out:
 static enum err take_by_file(struct lock *l, const char *path, const char *what, int tenths)
 {
     enum err err;
-    while ((err = try_by_file(l, path, what)) == ERR_USAGE && tenths-- > 0) {
+    bool held = false;
+    while ((err = try_by_file(l, &held, path, what)) == ERR_USAGE && held && tenths-- > 0) {
         err_clear();
         nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
     }

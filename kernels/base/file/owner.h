@@ -28,7 +28,7 @@ enum owner_state owner_of_tag(const char *tag);
 
 /* Writes this process's mark as the new file path, which appears complete if the file
  * system has hard links. *taken: the name exists already, and nothing was written. Errors:
- * ERR_IO, ERR_MEMORY. */
+ * ERR_USAGE for a place that cannot be written, ERR_IO, ERR_MEMORY. */
 enum err owner_mark(bool *taken, const char *path);
 /* Returns true if this process wrote the mark in path. */
 bool owner_mark_is_mine(const char *path);
