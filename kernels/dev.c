@@ -162,12 +162,6 @@ double dev_part_seconds(const struct dev *d, enum dev_part part)
     return d->part_seconds[part];
 }
 
-bool dev_set_synchronous(struct dev *d, bool on)
-{
-    d->synchronous = d->queues && on;
-    return d->queues;
-}
-
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
     OP_BEGIN(copy, started);
@@ -555,14 +549,20 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
     OP_END(DEV_FAKE_QUANT, started);
 }
 
-enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
-                  const struct loss_inputs *in)
+enum err dev_check_loss(const struct tensor *dy, const struct loss_inputs *in)
 {
-    OP_BEGIN(loss, started);
     const struct tensor *y = in->y, *t = in->t;
     WANT(act(y) && act(t) && is_2d(y) && same_shape(y, t), "loss: want y, t [R,C]");
     WANT(!dy || (act(dy) && same_shape(dy, y) && (!in->accumulate || f32(dy))),
          "loss: want dy [R,C], F32 to accumulate");
+    return OK;
+}
+
+enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
+                  const struct loss_inputs *in)
+{
+    OP_BEGIN(loss, started);
+    TRY(dev_check_loss(dy, in));
     *loss = d->ops.loss(d, dy, in);
     OP_END(DEV_LOSS, started);
 }
@@ -574,7 +574,8 @@ enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g
     WANT(f32(p) && vec(g, tensor_count(p)) && vec(m, tensor_count(p)) &&
              vec(v, tensor_count(p)) && o->step >= 1,
          "adamw: want p, g, m, v F32 of one size, step >= 1");
-    d->ops.adamw(d, p, g, m, v, o);
+    if (d->ops.memory || !o->unless || !*o->unless)
+        d->ops.adamw(d, p, g, m, v, o);
     OP_END(DEV_OPTIMIZER, started);
 }
 

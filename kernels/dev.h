@@ -45,6 +45,8 @@ int dev_threads(const struct dev *d);
 /* One line on which libraries and instructions were chosen, and why ("bf16 GEMM: oneDNN
  * 2.6.3 avx512_core_bf16; ..."). Owned by d. */
 const char *dev_about(const struct dev *d);
+/* Returns true if operations may return before their work is done. */
+bool dev_queues(const struct dev *d);
 /* The act type that `compute: auto` stands for on this device. */
 enum dtype dev_preferred_act(const struct dev *d);
 /* Seconds spent in dev_gemm() since the last reset, 0 on a device that does not measure.
@@ -362,6 +364,9 @@ enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* counts from 1 */
+    /* Nothing changes if this is not 0 when the step's turn comes; memory of the device, as
+     * kernels/dev_report.h has it. NULL: 0. */
+    const int32_t *unless;
 };
 /* One step of AdamW on p, with gradient g and moments m, v, all F32 [n] (Loshchilov, Hutter
  * 2019): p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */

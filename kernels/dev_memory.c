@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Memory of a device, and copies between it and the host. */
+ * Memory of a device, copies between it and the host, and the wait for its work. */
 #include "kernels/attn_memory.h"
 #include "kernels/dev_begin.h"
 
@@ -48,6 +48,17 @@ enum err dev_sync(struct dev *d)
     OP_BEGIN(sync, started);
     d->ops.sync(d);
     OP_END(DEV_COPY, started);
+}
+
+bool dev_queues(const struct dev *d)
+{
+    return d->queues && !d->synchronous;
+}
+
+bool dev_set_synchronous(struct dev *d, bool on)
+{
+    d->synchronous = d->queues && on;
+    return d->queues;
 }
 
 bool dev_memory(struct dev *d, uint64_t *free, uint64_t *total)

@@ -104,6 +104,12 @@ struct dev_ops {
     void (*adamw)(struct dev *d, const struct tensor *p, const struct tensor *g,
                   const struct tensor *m, const struct tensor *v, const struct adamw *o);
     bool (*all_finite)(struct dev *d, const struct tensor *x);
+    /* kernels/dev_report.h; NULL if the device works in host memory. */
+    void (*loss_to)(struct dev *d, double *loss, int32_t *bad, const struct tensor *dy,
+                    const struct loss_inputs *in);
+    void (*find_bad)(struct dev *d, int32_t *bad, const struct tensor *x);
+    void (*send)(struct dev *d, void *host, const void *src, size_t bytes, int slot);
+    void (*sent)(struct dev *d, int slot); /* waits for the last send of a slot */
     void (*cross_entropy)(struct dev *d, const struct tensor *nll, const struct tensor *x,
                           const struct tensor *target);
     /* kernels/dev_refine.h */
@@ -149,6 +155,8 @@ struct dev {
 void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* Checks the arguments of a loss: ERR_SHAPE. */
+enum err dev_check_loss(const struct tensor *dy, const struct loss_inputs *in);
 /* Frees what dev_upload_as() keeps. */
 void dev_close_stage(struct dev *d);
 

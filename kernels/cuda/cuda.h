@@ -12,6 +12,7 @@
 
 extern "C" {
 #include "kernels/dev_ops.h"
+#include "kernels/dev_report.h"
 #include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
 }
@@ -37,7 +38,8 @@ struct attn_library; /* cuda_cudnn.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
-    cudaEvent_t computed, copied; /* copies wait for `computed`, compute for `copied` */
+    cudaEvent_t computed, copied;   /* copies wait for `computed`, compute for `copied` */
+    cudaEvent_t sent[REPORT_SLOTS]; /* the host waits for these */
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     gemm_library *gemm;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The stream of compute; asynchronous copies: a second stream, and one event in each
- * direction. */
+ * direction. Reports leave in the stream of compute, each with an event that the host waits
+ * for. */
 #include "kernels/cuda/cuda.h"
 
 namespace CUDA_NS
@@ -17,6 +18,8 @@ enum err streams_open(struct dev *d)
         e = cudaEventCreateWithFlags(&g->computed, cudaEventDisableTiming);
     if (e == cudaSuccess)
         e = cudaEventCreateWithFlags(&g->copied, cudaEventDisableTiming);
+    for (int i = 0; i < REPORT_SLOTS && e == cudaSuccess; i++)
+        e = cudaEventCreateWithFlags(&g->sent[i], cudaEventDisableTiming);
     FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device %s: %s", d->ops.name,
             cudaGetErrorString(e));
     return OK;
@@ -33,6 +36,9 @@ void streams_close(struct dev *d)
         cudaEventDestroy(g->computed);
     if (g->copied)
         cudaEventDestroy(g->copied);
+    for (cudaEvent_t e : g->sent)
+        if (e)
+            cudaEventDestroy(e);
 }
 
 static void queue_copy(struct dev *d, void *dst, const void *src, size_t bytes,
@@ -64,6 +70,19 @@ static void cuda_copy_wait(struct dev *d)
 static void cuda_copy_sync(struct dev *d)
 {
     went_well(d, cudaStreamSynchronize(gpu_of(d)->copies), "copies");
+}
+
+static void cuda_send(struct dev *d, void *host, const void *src, size_t bytes, int slot)
+{
+    gpu *g = gpu_of(d);
+    if (went_well(d, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, g->stream),
+                  "report"))
+        went_well(d, cudaEventRecord(g->sent[slot], g->stream), "report");
+}
+
+static void cuda_sent(struct dev *d, int slot)
+{
+    went_well(d, cudaEventSynchronize(gpu_of(d)->sent[slot]), "report");
 }
 
 static void *cuda_host_alloc(struct dev *d, size_t bytes)
@@ -102,6 +121,8 @@ void fill_copies(struct dev_ops *o)
     o->copy_out = cuda_copy_out;
     o->copy_wait = cuda_copy_wait;
     o->copy_sync = cuda_copy_sync;
+    o->send = cuda_send;
+    o->sent = cuda_sent;
     o->host_alloc = cuda_host_alloc;
     o->host_free = cuda_host_free;
 }

@@ -53,41 +53,62 @@ __global__ void loss_kernel(loss_args a, GLOBAL(double) part)
         part[blockIdx.x] = sum;
 }
 
-/* Second stage, one block: *out = sum of part[0..n). */
-__global__ void sum_kernel(GLOBAL(double) out, GLOBAL(const double) part, int n)
+/* Second stage, one block: *out = k times the sum of part[0..n). Sets *bad, unless NULL, if that is
+ * not finite. */
+__global__ void sum_kernel(GLOBAL(double) out, GLOBAL(const double) part, int n, double k,
+                           GLOBAL(int32_t) bad)
 {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += BLOCK)
         sum += part[i];
     sum = block_reduce(sum, add_op());
-    if (threadIdx.x == 0)
-        *out = sum;
+    if (threadIdx.x == 0) {
+        *out = k * sum;
+        if (bad && !isfinite(k * sum))
+            *bad = 1;
+    }
 }
 
-static double cuda_loss(struct dev *d, const struct tensor *dy,
-                        const struct loss_inputs *in)
+/* part: memory for SUM_BLOCKS partial sums. */
+static void queue_loss(struct dev *d, double *loss, int32_t *bad, double *part,
+                       const struct tensor *dy, const struct loss_inputs *in)
 {
     const int64_t R = in->y->dim[0], C = in->y->dim[1];
     const double k = (double)in->weight / ((double)R * (double)C);
     const loss_args a = {view_of(in->y), view_of(in->t),       view_of(dy),   R, C,
                          (float)k,       in->kind == LOSS_MSE, in->accumulate};
     const unsigned blocks = blocks_for(R * ((C + 3) / 4), BLOCK, SUM_BLOCKS);
-    double *part = (double *)scratch(d, SLOT_A, (SUM_BLOCKS + 1) * sizeof(double));
-    double sum = 0;
-    if (!part)
-        return 0;
     const cudaStream_t st = gpu_of(d)->stream;
     CUDA_LAUNCH(loss_kernel, blocks, BLOCK, 0, st, a, part);
-    CUDA_LAUNCH(sum_kernel, 1, BLOCK, 0, st, part + SUM_BLOCKS, part, (int)blocks);
+    CUDA_LAUNCH(sum_kernel, 1, BLOCK, 0, st, loss, part, (int)blocks, k, bad);
     launched(d, "loss");
-    fetch(d, &sum, part + SUM_BLOCKS, sizeof(sum));
-    return k * sum;
+}
+
+static double cuda_loss(struct dev *d, const struct tensor *dy,
+                        const struct loss_inputs *in)
+{
+    double *part = (double *)scratch(d, SLOT_A, (SUM_BLOCKS + 1) * sizeof(double));
+    double loss = 0;
+    if (!part)
+        return 0;
+    queue_loss(d, part + SUM_BLOCKS, nullptr, part, dy, in);
+    fetch(d, &loss, part + SUM_BLOCKS, sizeof(loss));
+    return loss;
+}
+
+static void cuda_loss_to(struct dev *d, double *loss, int32_t *bad, const struct tensor *dy,
+                         const struct loss_inputs *in)
+{
+    double *part = (double *)scratch(d, SLOT_A, (SUM_BLOCKS + 1) * sizeof(double));
+    if (part)
+        queue_loss(d, loss, bad, part, dy, in);
 }
 
 struct adamw_args {
     view p, g, m, v;
     int64_t n;
     float b1, b2, fix1, fix2, lr, eps, decay;
+    const int32_t *unless;
 };
 
 /* AdamW (Loshchilov, Hutter 2019) on four elements. fix1 and fix2, 1 - beta^step, remove
@@ -95,7 +116,7 @@ struct adamw_args {
 __global__ void adamw_kernel(adamw_args a)
 {
     const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * 4;
-    if (i >= a.n)
+    if (i >= a.n || (a.unless && *a.unless))
         return;
     const int n = a.n - i < 4 ? (int)(a.n - i) : 4;
     quad p = get4(a.p, i, n), m = get4(a.m, i, n), v = get4(a.v, i, n);
@@ -118,9 +139,9 @@ static void cuda_adamw(struct dev *d, const struct tensor *p, const struct tenso
     const int64_t n = tensor_count(p);
     const float fix1 = (float)(1 - pow((double)o->beta1, (double)o->step));
     const float fix2 = (float)(1 - pow((double)o->beta2, (double)o->step));
-    const adamw_args a = {view_of(p), view_of(g), view_of(m), view_of(v),
-                          n,          o->beta1,   o->beta2,   fix1,
-                          fix2,       o->lr,      o->eps,     o->weight_decay};
+    const adamw_args a = {view_of(p), view_of(g),      view_of(m), view_of(v), n,
+                          o->beta1,   o->beta2,        fix1,       fix2,       o->lr,
+                          o->eps,     o->weight_decay, o->unless};
     CUDA_LAUNCH(adamw_kernel, blocks_all(n, 4 * BLOCK), BLOCK, 0, gpu_of(d)->stream, a);
     launched(d, "adamw");
 }
@@ -141,9 +162,16 @@ __global__ void finite_kernel(int *found, view x, int64_t rows, int64_t cols)
         *found = 1;
 }
 
-static bool cuda_all_finite(struct dev *d, const struct tensor *x)
+static void cuda_find_bad(struct dev *d, int32_t *found, const struct tensor *x)
 {
     const int64_t rows = rows_of(x), cols = width_of(x);
+    CUDA_LAUNCH(finite_kernel, blocks_for(rows * ((cols + 3) / 4), BLOCK, SUM_BLOCKS),
+                BLOCK, 0, gpu_of(d)->stream, found, view_of(x), rows, cols);
+    launched(d, "all_finite");
+}
+
+static bool cuda_all_finite(struct dev *d, const struct tensor *x)
+{
     int *found = (int *)scratch(d, SLOT_RESULT, sizeof(int));
     int host = 0;
     if (!found)
@@ -151,9 +179,7 @@ static bool cuda_all_finite(struct dev *d, const struct tensor *x)
     const cudaStream_t st = gpu_of(d)->stream;
     if (!went_well(d, cudaMemsetAsync(found, 0, sizeof(int), st), "all_finite"))
         return false;
-    CUDA_LAUNCH(finite_kernel, blocks_for(rows * ((cols + 3) / 4), BLOCK, SUM_BLOCKS),
-                BLOCK, 0, st, found, view_of(x), rows, cols);
-    launched(d, "all_finite");
+    cuda_find_bad(d, found, x);
     return fetch(d, &host, found, sizeof(host)) && !host;
 }
 
@@ -241,6 +267,8 @@ static void cuda_col_minmax(struct dev *d, const struct tensor *mn, const struct
 void fill_train(struct dev_ops *o)
 {
     o->loss = cuda_loss;
+    o->loss_to = cuda_loss_to;
+    o->find_bad = cuda_find_bad;
     o->adamw = cuda_adamw;
     o->all_finite = cuda_all_finite;
     o->cross_entropy = cuda_cross_entropy;

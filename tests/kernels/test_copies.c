@@ -3,7 +3,7 @@
  * Copies beside compute, on every device; and the messages of the cuda device for no GPU,
  * an old driver, too little memory, and a failing call of the runtime. */
 #include "kernels/cuda/emu/emu_card.h"
-#include "kernels/dev.h"
+#include "kernels/dev_report.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -288,6 +288,127 @@ static void test_uploads_that_fail(void **state)
     round_trip("cuda-emu");
 }
 
+/* Reports the loss of m's tensors, which are `value` and 0, and returns what dev_loss() says. */
+static double report_value(struct dev_report *r, struct memory *m, int64_t at, float value)
+{
+    float x[N];
+    double want;
+    const struct loss_inputs in = {.y = &m->ta, .t = &m->tb, .weight = 0.3f};
+    fill(x, value);
+    assert_int_equal(dev_upload(r->dev, m->a, x, sizeof(x)), OK);
+    assert_int_equal(dev_zero(r->dev, m->b, sizeof(x)), OK);
+    assert_int_equal(dev_report_loss(r, at, NULL, &in), OK);
+    assert_int_equal(dev_loss(r->dev, &want, NULL, &in), OK);
+    return want;
+}
+
+static void check_report(struct dev_report *r, int slot, double first, double second,
+                         bool want_bad)
+{
+    const double *loss;
+    bool bad;
+    assert_int_equal(dev_report_read(r, slot, &loss, &bad), OK);
+    assert_true(loss[0] == first && loss[1] == second);
+    assert_int_equal(bad, want_bad);
+}
+
+/* One step of AdamW from 1 with gradient 1, unless the report is bad. */
+static bool moves(struct dev_report *r, struct memory *m)
+{
+    const struct adamw o = {.lr = 0.1f,
+                            .beta1 = 0.9f,
+                            .beta2 = 0.9f,
+                            .eps = 1e-8f,
+                            .step = 1,
+                            .unless = r->bad};
+    float x[N];
+    struct memory moments = open_memory(r->dev);
+    fill(x, 1);
+    assert_int_equal(dev_upload(r->dev, m->a, x, sizeof(x)), OK);
+    assert_int_equal(dev_upload(r->dev, m->b, x, sizeof(x)), OK);
+    assert_int_equal(dev_upload(r->dev, moments.a, x, sizeof(x)), OK);
+    assert_int_equal(dev_upload(r->dev, moments.b, x, sizeof(x)), OK);
+    assert_int_equal(dev_adamw(r->dev, &m->ta, &m->tb, &moments.ta, &moments.tb, &o), OK);
+    assert_int_equal(dev_download(r->dev, x, m->a, sizeof(x)), OK);
+    const bool moved = !all_are(x, 1);
+    assert_int_equal(dev_download(r->dev, x, moments.b, sizeof(x)), OK);
+    close_memory(r->dev, &moments);
+    return moved;
+}
+
+/* Reports are those of their own time, whatever was queued behind them, and stay bad. */
+static void reports_on(const char *name)
+{
+    struct dev *d = open_dev(name);
+    struct memory m = open_memory(d);
+    struct dev_report r;
+    assert_int_equal(dev_report_open(&r, d, 2), OK);
+    const double two = report_value(&r, &m, 0, 2), five = report_value(&r, &m, 1, 5);
+    assert_int_equal(dev_report_send(&r, 1), OK);
+    const double three = report_value(&r, &m, 0, 3);
+    assert_int_equal(dev_report_check(&r, &m.ta), OK);
+    assert_int_equal(dev_report_send(&r, 0), OK);
+    assert_true(moves(&r, &m) && two > 0 && two < three && three < five);
+    const double seven = report_value(&r, &m, 0, 7);
+    check_report(&r, 1, two, five, false);
+    check_report(&r, 0, three, five, false);
+    const double infinite = report_value(&r, &m, 1, INFINITY);
+    assert_int_equal(dev_report_send(&r, 0), OK);
+    report_value(&r, &m, 1, 5);
+    assert_int_equal(dev_report_send(&r, 1), OK);
+    check_report(&r, 0, seven, infinite, true);
+    check_report(&r, 1, seven, five, true);
+    assert_false(moves(&r, &m));
+    dev_report_close(&r);
+    /* a tensor that is not finite */
+    float x[N] = {0};
+    x[N - 1] = NAN;
+    assert_int_equal(dev_report_open(&r, d, 1), OK);
+    assert_int_equal(dev_upload(d, m.a, x, sizeof(x)), OK);
+    assert_int_equal(dev_report_check(&r, &m.tb), OK);
+    assert_true(moves(&r, &m));
+    assert_int_equal(dev_upload(d, m.a, x, sizeof(x)), OK);
+    assert_int_equal(dev_report_check(&r, &m.ta), OK);
+    assert_false(moves(&r, &m));
+    dev_report_close(&r);
+    close_memory(d, &m);
+    dev_close(&d);
+}
+
+static void test_reports(void **state)
+{
+    for (int i = 0; i < 3; i++)
+        reports_on(devices[i]);
+    emu_card()->early_copies = true;
+    reports_on("cuda-emu");
+    emu_card()->early_copies = false;
+    assert_int_equal(emu_card()->live, 0);
+    assert_int_equal(emu_card()->held, 0);
+}
+
+/* The host waits for a report's own copy, and finds what is not the device's memory there. */
+static void test_a_report_is_waited_for(void **state)
+{
+    struct dev *d = open_dev("cuda-emu");
+    struct memory m = open_memory(d);
+    struct dev_report r;
+    const double *loss;
+    bool bad;
+    assert_int_equal(dev_report_open(&r, d, 1), OK);
+    const struct loss_inputs in = {.y = &m.ta, .t = &m.tb, .weight = 1};
+    assert_int_equal(dev_zero(d, m.a, N * sizeof(float)), OK);
+    assert_int_equal(dev_zero(d, m.b, N * sizeof(float)), OK);
+    assert_int_equal(dev_report_loss(&r, 0, NULL, &in), OK);
+    memset(r.copy[0], 0x55, dev_report_bytes(1));
+    assert_int_equal(dev_report_send(&r, 0), OK);
+    assert_int_equal(*(const uint8_t *)r.copy[0], 0x55); /* nothing waits yet */
+    assert_int_equal(dev_report_read(&r, 0, &loss, &bad), OK);
+    assert_true(*loss == 0 && !bad);
+    dev_report_close(&r);
+    close_memory(d, &m);
+    dev_close(&d);
+}
+
 static void test_memory_is_counted(void **state)
 {
     uint64_t free_bytes, total, after;
@@ -380,6 +501,8 @@ int main(void)
         cmocka_unit_test(test_uploads_convert),
         cmocka_unit_test(test_uploads_cross_in_16_bits),
         cmocka_unit_test(test_uploads_that_fail),
+        cmocka_unit_test(test_reports),
+        cmocka_unit_test(test_a_report_is_waited_for),
         cmocka_unit_test(test_memory_is_counted),
         cmocka_unit_test(test_cards_that_do_not_do),
         cmocka_unit_test(test_a_failure_stays),

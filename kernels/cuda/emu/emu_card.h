@@ -18,11 +18,12 @@ struct emu_card {
     long fail_at;              /* this call and all later ones fail; 0: none */
     int failed;                /* the sticky error */
     long copies;               /* queued on the second stream so far */
-    uint64_t crossed;          /* bytes from the host to the card so far */
-    bool early_copies;         /* the second stream runs as early as it may, else late */
-    long number;               /* of the card, the same for processes that share it */
-    int nccl;                  /* version of the library (emu_nccl.h); 0: it is not there */
-    int cudnn; /* version of the library (emu_cudnn.h); 0: it is not there */
+    long waits;        /* calls so far in which the host waited for a stream or an event */
+    uint64_t crossed;  /* bytes from the host to the card so far */
+    bool early_copies; /* the second stream runs as early as it may, else late */
+    long number;       /* of the card, the same for processes that share it */
+    int nccl;          /* version of the library (emu_nccl.h); 0: it is not there */
+    int cudnn;         /* version of the library (emu_cudnn.h); 0: it is not there */
     /* A function that it lacks, and one that fails; NULL: none. */
     const char *cudnn_lacks, *cudnn_fails;
     int cudnn_refuses; /* its first configurations for a graph that it cannot plan with */

@@ -170,6 +170,7 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
+    emu_card()->waits++;
     emu::run_queue(stream, emu::queued(stream));
     return cudaGetLastError();
 }
@@ -190,6 +191,13 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream)
 {
     *e = {stream, emu::queued(stream)};
     return emu_card_call();
+}
+
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    emu_card()->waits++;
+    emu::run_queue(e->stream, e->count);
+    return cudaGetLastError();
 }
 
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t e, int)
