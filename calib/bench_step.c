@@ -99,18 +99,28 @@ static enum err sum_gradients(struct bench *b)
     return share_sum(&b->share, b->dev, grad, FQ_SUMS, b->share.batch);
 }
 
+/* Checks the gradients as a training step does; late: without a wait. */
+static enum err check_gradients(struct bench *b, bool late)
+{
+    bool bad;
+    char name[128];
+    return late ? fakequant_report_gradients(&b->f, &b->r.report)
+                : fakequant_bad_gradient(&b->f, name, sizeof(name), &bad);
+}
+
+/* A step that is read late (late.c) has only the wait at its end, which times it. */
 static enum err step(struct bench *b, int64_t number)
 {
     const float lr[N_FQ_RATES] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift, 1e-3f};
-    const struct recon_targets t = {b, stage, 1};
+    const bool late = recon_reads_late(&b->r, &b->f, b->share.ranks);
+    const struct recon_targets t = {b, stage, 1, late, 0};
     double loss;
-    bool bad;
-    char name[128];
     TRY(fakequant_apply(&b->f));
     TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f, 0)));
     TRY(sum_gradients(b));
-    TRY(fakequant_bad_gradient(&b->f, name, sizeof(name), &bad));
-    TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number));
+    TRY(check_gradients(b, late));
+    TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number,
+                       late ? b->r.report.bad : NULL));
     return dev_sync(b->dev);
 }
 

@@ -4,6 +4,7 @@
  *
  *   calib.c    the loop over blocks, start values, streams moving on
  *   train.c    training of one block, and progress
+ *   late.c     steps whose results are read one step late
  *   partial.c  the block in work saved and restored */
 #ifndef WKVQ_CALIBRATION_H
 #define WKVQ_CALIBRATION_H
@@ -21,6 +22,15 @@ struct block_position {
     int64_t epoch;
     int64_t step; /* done in this epoch; calib_epoch_steps(): only its loss is missing */
     struct calib_block_stats stats;
+};
+
+/* Steps that are queued and not yet read; that of report slot i in step[i]. */
+struct late {
+    int first, queued; /* the slot of the oldest, and how many there are */
+    struct {
+        int64_t step, n; /* of the epoch, and how many samples it has */
+    } step[REPORT_SLOTS];
+    double read; /* when the last one was read, or its queueing began */
 };
 
 struct calibration {
@@ -43,6 +53,7 @@ struct calibration {
     int64_t block, sample; /* in work */
     int64_t n_finished;    /* blocks that are saved */
     struct block_position at;
+    struct late late;
     double units_done, units_total; /* forward passes of one block and sample */
     double tokens_per_s;
     double clock; /* when the block's seconds were last taken */
@@ -52,6 +63,27 @@ struct calibration {
  * the best parameters are applied afterwards. Errors: ERR_STOPPED and ERR_NUMERIC with the
  * partial state saved, ERR_DEVICE, those of the callbacks. */
 enum err calib_train_block(struct calibration *c);
+
+/* One step, whose results the host waits for. A stop between samples leaves the step undone. */
+enum err calib_train_step(struct calibration *c);
+/* *loss of sample i with the applied parameters, times weight; with grads also their
+ * gradients. late_at: where the losses of its terms go in the report; -1: the host waits. */
+enum err calib_sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
+                           bool grads, int64_t late_at);
+/* Returns how many samples a step of the epoch has, or had. */
+int64_t calib_step_samples(const struct calibration *c, int64_t step);
+/* Moves the parameters by the gradients of the step in work, unless *unless (fakequant_step). */
+enum err calib_move_parameters(struct calibration *c, const int32_t *unless);
+/* Counts a step of n samples that began at a time, and tells the caller of it. */
+void calib_step_done(struct calibration *c, int64_t n, double begin, double loss);
+/* Saves the block in work and returns ERR_STOPPED. */
+enum err calib_stopped(struct calibration *c);
+
+/* As calib_train_step(), but returns when the step is queued. Tells the caller of the step before.
+ * ERR_NUMERIC as calib_train_step(), of this step or the one before, from the state before it. */
+enum err late_train_step(struct calibration *c);
+/* Reads all steps that are queued, and tells the caller of them. Errors as late_train_step(). */
+enum err late_settle(struct calibration *c);
 
 /* Save, restore the block in work through the caller's callbacks. *restored = false: there
  * was nothing to restore. */

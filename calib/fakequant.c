@@ -457,7 +457,7 @@ static enum err step_offsets(struct fakequant *f, float rate)
 /* Offsets step by the sign of their gradient, everything else by AdamW. Each kind of
  * parameter lies in one piece of p and has its own rate. */
 enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
-                        int64_t step)
+                        int64_t step, const int32_t *unless)
 {
     if (f->learn_round)
         TRY(step_offsets(f, lr[FQ_ROUND]));
@@ -468,7 +468,8 @@ enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float w
                                 .beta2 = 0.999f,
                                 .eps = 1e-8f,
                                 .weight_decay = weight_decay,
-                                .step = step};
+                                .step = step,
+                                .unless = unless};
         if (!n)
             continue;
         const struct tensor p = slice(&f->p, at, n), g = slice(&f->g, at, n);
@@ -520,6 +521,11 @@ enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, b
     TRY(check(f, &f->grads.v_dls, "smoothing", "values", name, bytes, bad));
     TRY(check(f, &f->grads.k_dshift, "shift", "keys", name, bytes, bad));
     return check(f, &f->grads.v_dshift, "shift", "values", name, bytes, bad);
+}
+
+enum err fakequant_report_gradients(const struct fakequant *f, struct dev_report *r)
+{
+    return f->n ? dev_report_check(r, &f->g) : OK;
 }
 
 enum err fakequant_keep_best(struct fakequant *f)

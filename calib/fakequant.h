@@ -21,6 +21,7 @@
 
 #include "calib/calib.h"
 #include "calib/model/block.h"
+#include "kernels/dev_report.h"
 
 /* Kinds of parameters, each with its own learning rate. */
 enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
@@ -101,11 +102,14 @@ enum err fakequant_clip_grads(struct fakequant *f);
  * written its own. After the last, their sum has the place of its own gradients. It is
  * ((g_0 + g_1) + g_2) + ..., whatever computed them. Needs sums where n > 1. */
 enum err fakequant_add_sample(struct fakequant *f, int64_t i, int64_t n);
-/* Takes one AdamW step with a learning rate per kind; step counts from 1. */
+/* Takes one AdamW step with a learning rate per kind; step counts from 1. unless: as that of struct
+ * adamw; NULL if rounding is learned. */
 enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
-                        int64_t step);
+                        int64_t step, const int32_t *unless);
 /* *bad = some gradient is not finite; name [bytes] then describes the first one. */
 enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad);
+/* The same for a report, without a wait and a name. Without learned rounding. */
+enum err fakequant_report_gradients(const struct fakequant *f, struct dev_report *r);
 
 enum err fakequant_keep_best(struct fakequant *f);    /* best = p */
 enum err fakequant_restore_best(struct fakequant *f); /* p = best */

@@ -28,6 +28,7 @@ size_t recon_bytes(const struct arch *a, const struct calib_settings *s)
     return (size_t)(n + 3) * state + rope + block_acts_bytes(a, s->seqlen, s->act, true) +
            (size_t)n * block_acts_bytes(a, s->seqlen, s->act, false) +
            block_scratch_bytes(a, s->seqlen, s->act) +
+           dev_report_bytes(s->batch * (n + 1)) +
            (size_t)full_slots(n) * block_weights_bytes(a, s->act);
 }
 
@@ -70,6 +71,17 @@ static enum err open_states(struct recon *r)
     return OK;
 }
 
+/* Steps wait where page-locked memory is too short for a report. */
+static enum err open_report(struct recon *r, const struct calib_settings *s)
+{
+    const enum err err = dev_report_open(&r->report, r->dev, s->batch * (r->depth + 1));
+    if (err != ERR_MEMORY)
+        return err;
+    err_clear();
+    dev_report_close(&r->report);
+    return OK;
+}
+
 enum err recon_open(struct recon *r, struct dev *d, const struct arch *a,
                     const struct calib_settings *s)
 {
@@ -80,7 +92,8 @@ enum err recon_open(struct recon *r, struct dev *d, const struct arch *a,
                         .depth = depth_of(a, s),
                         .T = s->seqlen};
     TRY(open_blocks(r, s));
-    return open_states(r);
+    TRY(open_states(r));
+    return dev_queues(d) ? open_report(r, s) : OK;
 }
 
 void recon_close(struct recon *r)
@@ -90,6 +103,7 @@ void recon_close(struct recon *r)
     for (int64_t j = 0; r->full && j < full_slots(r->depth); j++)
         block_weights_free(&r->full[j]);
     block_scratch_close(&r->scratch);
+    dev_report_close(&r->report);
     if (r->dev) {
         dev_free(r->dev, r->states);
         dev_free(r->dev, r->cos.data);
@@ -138,14 +152,25 @@ int64_t recon_reach(const struct recon *r, int64_t i)
     return r->depth < after ? r->depth : after;
 }
 
-/* Adds term j, the error of out_j against the full-precision model's, to *loss, and its
- * gradient to r->dy. first: writes r->dy. With all n + 1 terms each counts 1 / (n + 1), so
+bool recon_reads_late(const struct recon *r, const struct fakequant *f,
+                      const struct ranks *ranks)
+{
+    return r->report.dev && !ranks && !f->learn_round;
+}
+
+int64_t recon_terms(const struct recon *r, int64_t i)
+{
+    return r->terms == TERMS_ALL ? recon_reach(r, i) + 1 : 1;
+}
+
+/* Adds term j, the error of out_j against the full-precision model's, to *loss or the report, and
+ * its gradient to r->dy. first: writes r->dy. With all n + 1 terms each counts 1 / (n + 1), so
  * losses of both kinds of `crr.terms` have one magnitude. */
 static enum err add_term(struct recon *r, double *loss, const struct recon_targets *t,
                          int64_t j, int64_t n, bool grads, bool first)
 {
     struct tensor target;
-    double share;
+    double share = 0;
     const float share_of_term = r->terms == TERMS_ALL ? 1.0f / (float)(n + 1) : 1.0f;
     TRY(t->stage(t->ctx, &target, j));
     const struct loss_inputs term = {.y = &r->out[j],
@@ -153,7 +178,10 @@ static enum err add_term(struct recon *r, double *loss, const struct recon_targe
                                      .kind = r->loss,
                                      .weight = share_of_term * t->weight,
                                      .accumulate = !first};
-    TRY(dev_loss(r->dev, &share, grads ? &r->dy : NULL, &term));
+    const struct tensor *dy = grads ? &r->dy : NULL;
+    if (t->late)
+        return dev_report_loss(&r->report, t->late_at + n - j, dy, &term);
+    TRY(dev_loss(r->dev, &share, dy, &term));
     *loss += share;
     return OK;
 }

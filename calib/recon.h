@@ -32,6 +32,8 @@ struct recon {
     struct tensor x, dy;        /* [T,D] F32: input, and gradient of an output */
     struct tensor *out;         /* [depth + 1] outputs [T,D] F32 of the blocks */
     struct tensor cos, sin;
+    /* Losses of a step, one of each term of each sample; closed on a device that does not queue. */
+    struct dev_report report;
 };
 
 /* d and a are borrowed. Errors: ERR_MEMORY, ERR_DEVICE; close in any case. */
@@ -58,13 +60,24 @@ struct recon_targets {
     void *ctx;
     enum err (*stage)(void *ctx, struct tensor *t, int64_t j);
     float weight; /* of this sample's loss and gradients: 1, or less in a step of several */
+    bool late;    /* the terms' losses go to the report, and nothing waits */
+    int64_t late_at; /* there, the first of them */
 };
 
 /* Returns n for block i: depth, or fewer at the end of the model. */
 int64_t recon_reach(const struct recon *r, int64_t i);
 
-/* *loss of block i, quantized as f says, on r->x, times t->weight. With grads, also the
- * gradients of its parameters into f->g. */
+/* Returns true if the results of training steps can be read late: on a device that queues work, in
+ * one process, which has no losses to exchange, and without learned rounding, whose offsets move in
+ * any case. */
+bool recon_reads_late(const struct recon *r, const struct fakequant *f,
+                      const struct ranks *ranks);
+/* Returns how many terms the loss of block i has. */
+int64_t recon_terms(const struct recon *r, int64_t i);
+
+/* *loss of block i, quantized as f says, on r->x, times t->weight; 0 if t->late, else the sum of
+ * its terms in the order of the report. With grads, also the gradients of its parameters into
+ * f->g. */
 enum err recon_loss(struct recon *r, double *loss, struct fakequant *f,
                     const struct model_source *src, int64_t i,
                     const struct recon_targets *t, bool grads);

@@ -51,12 +51,10 @@ static enum err stage_target(void *ctx, struct tensor *t, int64_t j)
                         share_local(&c->share, c->sample));
 }
 
-/* *loss of sample i with the applied parameters, times weight; with grads also their
- * gradients. */
-static enum err sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
-                            bool grads)
+enum err calib_sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
+                           bool grads, int64_t late_at)
 {
-    const struct recon_targets t = {c, stage_target, weight};
+    const struct recon_targets t = {c, stage_target, weight, late_at >= 0, late_at};
     const int64_t at = share_local(&c->share, i);
     c->sample = i;
     TRY(stream_read(&c->x, &c->recon.x, at));
@@ -74,8 +72,7 @@ enum err calib_stopped_if(const struct calibration *c, bool stop)
     return OK;
 }
 
-/* Saves the block in work and returns ERR_STOPPED. */
-static enum err stopped(struct calibration *c)
+enum err calib_stopped(struct calibration *c)
 {
     if (fakequant_learns(&c->fq, c->block))
         TRY(calib_save_partial(c));
@@ -124,16 +121,17 @@ static enum err measured_loss(struct calibration *c, double *mean)
     for (int64_t i = 0; i < n; i++) {
         if (!share_own(&c->share, i))
             continue;
-        TRY(sample_loss(c, &loss[i], i, 1, false));
+        TRY(calib_sample_loss(c, &loss[i], i, 1, false, -1));
         c->units_done += unit;
         calib_notify(c, CALIB_EVAL, loss[i]);
         if (!c->share.ranks && isfinite(loss[i]) && calib_stop_asked(c))
-            return stopped(c);
+            return calib_stopped(c);
     }
     c->units_done = units;
     TRY(sum_losses(c, mean, 0, n));
     *mean /= (double)n;
-    return c->share.ranks && share_any(&c->share, calib_stop_asked(c)) ? stopped(c) : OK;
+    return c->share.ranks && share_any(&c->share, calib_stop_asked(c)) ? calib_stopped(c)
+                                                                       : OK;
 }
 
 /* Returns the learning rate of a step, counted from 0 over all epochs: base (1 + cos(pi
@@ -162,8 +160,7 @@ static float shift_rate(const struct calibration *c)
     return c->s->kv.target && !arch_holds_value_shift(c->arch) ? 0 : c->s->lr_shift;
 }
 
-/* Returns how many samples a step of the epoch has, or had. */
-static int64_t step_samples(const struct calibration *c, int64_t step)
+int64_t calib_step_samples(const struct calibration *c, int64_t step)
 {
     const int64_t left = c->s->samples - step * c->s->batch;
     return left < c->s->batch ? left : c->s->batch;
@@ -203,7 +200,8 @@ static enum err sum_gradients(struct calibration *c, int64_t n)
 static enum err add_sample(struct calibration *c, int64_t i, int64_t n)
 {
     double *loss = &c->share.loss[i];
-    TRY(sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
+    TRY(calib_sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true,
+                          -1));
     if (c->share.ranks)
         return keep_gradients(c, i);
     if (!isfinite(*loss))
@@ -220,7 +218,7 @@ static enum err add_samples(struct calibration *c, double *loss, int64_t n)
             continue;
         TRY(add_sample(c, i, n));
         if (!c->share.ranks && i < n - 1 && calib_stop_asked(c))
-            return stopped(c);
+            return calib_stopped(c);
     }
     TRY(sum_losses(c, loss, c->at.step * c->s->batch, n));
     if (!c->share.ranks)
@@ -229,29 +227,39 @@ static enum err add_samples(struct calibration *c, double *loss, int64_t n)
     return check_gradients(c);
 }
 
-/* One step: W^ from the parameters, the mean loss of its samples, the gradients, AdamW. A
- * stop between samples leaves the step undone. */
-static enum err train_step(struct calibration *c)
+enum err calib_move_parameters(struct calibration *c, const int32_t *unless)
 {
     const int64_t step = c->at.epoch * calib_epoch_steps(c->s) + c->at.step;
-    const int64_t n = step_samples(c, c->at.step);
-    const double begin = clock_s();
     const float lr[N_FQ_RATES] = {
         rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
         rate(c, shift_rate(c), step), rate(c, round_rate(c), step)};
-    double loss = 0;
-    TRY(fakequant_apply(&c->fq));
-    TRY(add_samples(c, &loss, n));
     /* AdamW counts its steps from 1. */
-    TRY(fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1));
-    TRY(dev_sync(c->dev));
-    c->at.step++;
+    return fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1, unless);
+}
+
+void calib_step_done(struct calibration *c, int64_t n, double begin, double loss)
+{
     c->units_done += 3 * (double)n * (double)(recon_reach(&c->recon, c->block) + 1);
     const double rate_now = (double)(n * c->s->seqlen) / (clock_s() - begin);
     c->tokens_per_s =
         c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
     calib_notify(c, CALIB_STEP, loss);
-    return share_any(&c->share, calib_stop_asked(c)) ? stopped(c) : OK;
+}
+
+/* One step: W^ from the parameters, the mean loss of its samples, the gradients, AdamW. A
+ * stop between samples leaves the step undone. */
+enum err calib_train_step(struct calibration *c)
+{
+    const int64_t n = calib_step_samples(c, c->at.step);
+    const double begin = clock_s();
+    double loss = 0;
+    TRY(fakequant_apply(&c->fq));
+    TRY(add_samples(c, &loss, n));
+    TRY(calib_move_parameters(c, NULL));
+    TRY(dev_sync(c->dev));
+    c->at.step++;
+    calib_step_done(c, n, begin, loss);
+    return share_any(&c->share, calib_stop_asked(c)) ? calib_stopped(c) : OK;
 }
 
 /* The start is the first candidate for the best, so training never ends with a larger loss
@@ -286,9 +294,11 @@ static enum err end_epoch(struct calibration *c)
 
 static enum err train(struct calibration *c)
 {
+    const bool late = recon_reads_late(&c->recon, &c->fq, c->share.ranks);
     while (c->at.epoch < c->s->epochs) {
         while (c->at.step < calib_epoch_steps(c->s))
-            TRY(train_step(c));
+            TRY(late ? late_train_step(c) : calib_train_step(c));
+        TRY(late_settle(c));
         TRY(end_epoch(c));
     }
     if (!c->s->epochs) /* no step says which experts tokens reach */

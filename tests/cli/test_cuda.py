@@ -76,7 +76,7 @@ def test_plan_fits_or_says_so(f):
 def test_cpu_goes_on_where_a_gpu_failed(f):
     """Fails at calls of a complete run, late enough that a block or a part of one is saved."""
     kept = set()
-    for call in (300, 600, 900, 1200):
+    for call in (200, 300, 400, 500, 600, 700, 900):
         state = f"failed-{call}"
         done = f.calibrate(state, "cuda", FAIL_AT=call)
         expect(done, 1, "device cuda", "an illegal memory access was encountered",
