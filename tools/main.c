@@ -64,6 +64,13 @@ static enum err cause(enum err e)
     return err_add(ERR_MEMORY, "out of memory, and therefore: ");
 }
 
+/* Returns whether the message says what to do. That of a device has the words of its operations and
+ * its driver, which say what failed. */
+static bool has_cure(enum err e, const char *text)
+{
+    return e != ERR_DEVICE && cure_is_in(text);
+}
+
 static int report(enum err e, const char *name, bool verbose)
 {
     const char *text = err_text();
@@ -72,7 +79,7 @@ static int report(enum err e, const char *name, bool verbose)
     fprintf(stderr, "wkvq %s: %s\n", name, *text ? text : err_name(e));
     if (verbose)
         fprintf(stderr, "(%s error, found at %s)\n", err_name(e), err_where());
-    if (!cure_is_in(text))
+    if (!has_cure(e, text))
         fprintf(stderr, "%s ", remedy(e));
     fprintf(stderr, "`wkvq %s --help` lists the options.\n", name);
     return err_exit_status(e);
