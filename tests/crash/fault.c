@@ -147,8 +147,9 @@ static int run_request(struct request *r)
     redirect(1, r->out, O_WRONLY | O_CREAT | O_TRUNC);
     redirect(2, r->err, O_WRONLY | O_CREAT | O_TRUNC);
     if (chdir(r->cwd) || (*r->fault && setenv("FAULT", r->fault, 1)) ||
-        (*r->count && setenv("FAULT_COUNT", r->count, 1)))
+        (*r->count && setenv("FAULT_COUNT", r->count, 1)) || unsetenv("FAULT_SERVER"))
         _exit(121);
+    alarm(300); /* a run that does not end fails as the fault that it is */
     return begin(r->argc, r->argv);
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""One flipped bit in a state or an artifact: test_flip.py WKVQ [--flips N] [--seed S]. Bits of every tensor of
+"""One flipped bit in a state or an artifact: test_flip.py WKVQ_FAULT [--flips N] [--seed S]. Bits of every tensor of
 the artifact and of every file of both are flipped at seeded places. The message names the file, and an artifact's tensor."""
 import argparse
 import json
