@@ -157,13 +157,31 @@ static enum err find_part(struct join *j, int64_t layer, int kind, int64_t e)
     return check_part(j, p, &j->x->from[at(j->a, layer, kind, 0)], kind);
 }
 
+/* Writes the name of the tensor that stands for all experts of a layer. */
+static void joined_name(char name[ROOM], const struct arch *a, int64_t layer, int kind)
+{
+    snprintf(name, ROOM, "model.layers.%" PRId64 ".%s.weight", layer,
+             arch_lin_module(a, LIN_GATE + kind));
+}
+
+/* Refuses a stored tensor of that name: the one that is made would share it. */
+static enum err check_name(const struct join *j, int64_t layer, int kind)
+{
+    char name[ROOM];
+    joined_name(name, j->a, layer, kind);
+    FAIL_IF(hf_files_find(j->f, name), ERR_FORMAT,
+            "%s: tensor %s stands beside those of single experts; delete the one that does "
+            "not belong to the checkpoint",
+            j->dir, name);
+    return OK;
+}
+
 /* Gives the tensor of expert 0 all rows and the name of them, and takes the others' names. */
 static void join_kind(struct join *j, int64_t layer, int kind, char *name)
 {
     const int64_t E = j->a->n_experts, i = at(j->a, layer, kind, 0);
     struct st_tensor *t = &j->f->tensor[j->slot[i]];
-    snprintf(name, ROOM, "model.layers.%" PRId64 ".%s.weight", layer,
-             arch_lin_module(j->a, LIN_GATE + kind));
+    joined_name(name, j->a, layer, kind);
     t->name = name;
     t->dim[0] *= E;
     t->bytes *= (size_t)E;
@@ -176,6 +194,8 @@ static enum err join_all(struct join *j)
 {
     const struct arch *a = j->a;
     char *name = j->x->names;
+    for (int64_t i = 0; i < a->n_layers * N_KINDS; i++)
+        TRY(check_name(j, i / N_KINDS, (int)(i % N_KINDS)));
     for (int64_t layer = 0; layer < a->n_layers; layer++)
         for (int64_t i = 0; i < N_KINDS * a->n_experts; i++)
             TRY(find_part(j, layer, (int)(i / a->n_experts), i % a->n_experts));
@@ -293,8 +313,7 @@ static enum err join_packed_kind(struct packed *p, const struct arch *a, int64_t
         snprintf(name + e * ROOM, ROOM, "%s.weight", module);
         part[e] = name + e * ROOM;
     }
-    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer,
-             arch_lin_module(a, LIN_GATE + kind));
+    joined_name(whole, a, layer, kind);
     return join_packed(p, whole, a->n_experts, part);
 }
 

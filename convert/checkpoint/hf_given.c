@@ -3,6 +3,8 @@
 
 #include "kernels/base/mem.h"
 
+#include <inttypes.h>
+
 static enum err make_values(float **out, struct qlinear *q)
 {
     const int64_t dim[] = {q->out, q->in};
@@ -40,8 +42,13 @@ enum err given_block_make(struct given_block *g, struct block_src *b,
         }
     }
     for (int l = 0; l < N_LIN; l++) {
+        const struct qlinear *q = &g->lin[l];
         if (!g->values[l])
             continue;
+        FAIL_IF(q->out != b->lin[l].rows || q->in != b->lin[l].cols, ERR_FORMAT,
+                "tensor %s has [%" PRId64 ", %" PRId64 "], the model [%" PRId64 ", %" PRId64
+                "]",
+                b->lin[l].name, q->out, q->in, b->lin[l].rows, b->lin[l].cols);
         b->lin[l].data = g->values[l];
         b->lin[l].part = NULL;
         b->given[l] = &g->lin[l];

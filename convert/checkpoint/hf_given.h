@@ -15,8 +15,8 @@ struct given_block {
 };
 
 /* Points b's packed projections at their values and b->given at their scales and zeros. Both
- * are views of g, which given_block_free() releases. Errors: ERR_MEMORY, those of
- * packed_read(). */
+ * are views of g, which given_block_free() releases. Errors: ERR_MEMORY, ERR_FORMAT
+ * for another shape than b's, those of packed_read(). */
 enum err given_block_make(struct given_block *g, struct block_src *b,
                           const struct packed *p);
 void given_block_free(struct given_block *g);

@@ -177,7 +177,7 @@ SCALES = {"F16": f16, "BF16": bf16, "F32": f32}
 
 
 def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dtype="F16", negative=False, mixed=None,
-         keep=(), also=(), order=None, lowest=0, model=None, drop=(), cache_scales=False, **options):
+         keep=(), also=(), order=None, lowest=0, model=None, drop=(), cache_scales=False, beside=None, **options):
     """A checkpoint in the directory path. Returns {projection: Linear}.
     mixed    {"mlp.up_proj": (bits, group)}: other formats, in all layers
     keep     names of projections that stay F32, "model.layers.0.mlp.up_proj"
@@ -186,7 +186,8 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
     order    of columns' groups: order[j] is the stored group of columns j * group ...
     model    other values of config.json
     cache_scales  add the scalars of an engine's fp8 cache
-    drop     ends of names of tensors that are left out"""
+    drop     ends of names of tensors that are left out
+    beside   the name of a further packed matrix, of 8 rows of 32"""
     pack, describe = FORMATS[form]
     path, rng, linears, named = pathlib.Path(path), random.Random(seed), {}, []
     formats = {}
@@ -205,6 +206,9 @@ def make(path, form="compressed", seed=3, bits=4, group=32, symmetric=False, dty
         if order:
             g_idx = [order[c // x.group] if x.groups == len(order) else c // x.group for c in range(x.cols)]
         named += pack(base, x, dtype, symmetric, **{**options, "g_idx": g_idx})
+    if beside:
+        named += pack(beside, Linear(rng, 8, 32, bits, 32, symmetric, SCALES[dtype], negative, lowest), dtype, symmetric,
+                      **options)
     if cache_scales:
         named += [(f"model.layers.{i}.self_attn.{side}_scale", "F32", (1,), struct.pack("<f", 0.02))
                   for i in range(config["num_hidden_layers"]) for side in "kv"]

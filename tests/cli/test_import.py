@@ -275,6 +275,11 @@ def test_experts_that_do_not_fit(b):
              "mlp.experts.1.down_proj.weight has 8 bits in groups of 32 and 64 columns, but model.layers.0.mlp.experts.0."
              "down_proj.weight has 4, 32 and 64"),
             ({"drop": ["layers.0.mlp.experts.1.gate_proj.weight_packed"]}, "2 of 3 experts are packed"),
+            ({"beside": "model.layers.1.mlp.experts.up_proj"},
+             "tensor model.layers.1.mlp.experts.up_proj.weight stands beside those of single experts"),
+            ({"beside": "model.layers.0.mlp.experts.gate_proj", "keep": [
+                f"model.layers.0.mlp.experts.{e}.gate_proj" for e in range(3)]},
+             "tensor model.layers.0.mlp.experts.gate_proj.weight stands beside those of single experts"),
             ({"also": ["model.layers.0.mlp.gate"]}, "model.layers.0.mlp.gate.weight_packed is packed, but only the projections")):
         path, _ = b.make(model=model, **what)
         said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
