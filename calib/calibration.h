@@ -74,7 +74,8 @@ enum err calib_sample_loss(struct calibration *c, double *loss, int64_t i, float
 int64_t calib_step_samples(const struct calibration *c, int64_t step);
 /* Moves the parameters by the gradients of the step in work, unless *unless (fakequant_step). */
 enum err calib_move_parameters(struct calibration *c, const int32_t *unless);
-/* Counts a step of n samples that began at a time, and tells the caller of it. */
+/* Counts a step of n samples that began at a time, and tells the caller of it. begin < 0: its time
+ * says nothing of the speed. */
 void calib_step_done(struct calibration *c, int64_t n, double begin, double loss);
 /* Saves the block in work and returns ERR_STOPPED. */
 enum err calib_stopped(struct calibration *c);

@@ -58,8 +58,8 @@ static enum err repeat(struct calibration *c, int64_t step)
          c->block, c->at.epoch, step);
 }
 
-/* Reads the oldest report. */
-static enum err read_step(struct calibration *c)
+/* Reads the oldest report. timed: the time since the last reading is that of a step. */
+static enum err read_step(struct calibration *c, bool timed)
 {
     struct late *l = &c->late;
     const int64_t step = l->step[l->first].step, n = l->step[l->first].n;
@@ -71,15 +71,18 @@ static enum err read_step(struct calibration *c)
     l->first = (l->first + 1) % REPORT_SLOTS;
     l->queued--;
     c->sample = step * c->s->batch + n - 1;
-    calib_step_done(c, n, l->read, step_loss(c, loss, n));
+    calib_step_done(c, n, timed ? l->read : -1, step_loss(c, loss, n));
     l->read = clock_s();
     return OK;
 }
 
+/* The last step may have been done for long when the one before it is read, so its time counts only
+ * where there is no other. */
 enum err late_settle(struct calibration *c)
 {
+    const bool timed = c->tokens_per_s <= 0 || calib_epoch_steps(c->s) == 1;
     while (c->late.queued)
-        TRY(read_step(c));
+        TRY(read_step(c, timed));
     return OK;
 }
 
@@ -107,6 +110,6 @@ enum err late_train_step(struct calibration *c)
     l->step[slot].n = n;
     l->queued++;
     if (l->queued == REPORT_SLOTS)
-        TRY(read_step(c));
+        TRY(read_step(c, true));
     return calib_stop_asked(c) ? settle_and_stop(c) : OK;
 }

@@ -239,10 +239,11 @@ enum err calib_move_parameters(struct calibration *c, const int32_t *unless)
 
 void calib_step_done(struct calibration *c, int64_t n, double begin, double loss)
 {
-    c->units_done += 3 * (double)n * (double)(recon_reach(&c->recon, c->block) + 1);
     const double rate_now = (double)(n * c->s->seqlen) / (clock_s() - begin);
-    c->tokens_per_s =
-        c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
+    c->units_done += 3 * (double)n * (double)(recon_reach(&c->recon, c->block) + 1);
+    if (begin >= 0)
+        c->tokens_per_s =
+            c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
     calib_notify(c, CALIB_STEP, loss);
 }
 
