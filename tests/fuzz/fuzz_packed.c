@@ -47,8 +47,9 @@ static void read_all(struct hf_model *m)
         const enum err e = src->block(src->ctx, i, &b);
         fuzz_check(e);
         for (int l = 0; l < N_LIN && !e; l++) {
-            fuzz_use(b.lin[l].data,
-                     (size_t)(b.lin[l].rows * b.lin[l].cols) * dtype_bytes(b.lin[l].dtype));
+            const struct host_mat *w = &b.lin[l];
+            for (int64_t r = 0; r < w->rows; r++)
+                fuzz_use(host_mat_row(w, r), (size_t)w->cols * dtype_bytes(w->dtype));
             if (b.given[l])
                 fuzz_use(b.given[l]->zeros, (size_t)(b.given[l]->out * b.given[l]->groups));
         }

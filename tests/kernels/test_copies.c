@@ -326,12 +326,16 @@ static bool moves(struct dev_report *r, struct memory *m)
     fill(x, 1);
     assert_int_equal(dev_upload(r->dev, m->a, x, sizeof(x)), OK);
     assert_int_equal(dev_upload(r->dev, m->b, x, sizeof(x)), OK);
+    fill(x, 0);
     assert_int_equal(dev_upload(r->dev, moments.a, x, sizeof(x)), OK);
     assert_int_equal(dev_upload(r->dev, moments.b, x, sizeof(x)), OK);
     assert_int_equal(dev_adamw(r->dev, &m->ta, &m->tb, &moments.ta, &moments.tb, &o), OK);
     assert_int_equal(dev_download(r->dev, x, m->a, sizeof(x)), OK);
     const bool moved = !all_are(x, 1);
+    assert_int_equal(dev_download(r->dev, x, moments.a, sizeof(x)), OK);
+    assert_int_equal(!all_are(x, 0), moved);
     assert_int_equal(dev_download(r->dev, x, moments.b, sizeof(x)), OK);
+    assert_int_equal(!all_are(x, 0), moved);
     close_memory(r->dev, &moments);
     return moved;
 }
