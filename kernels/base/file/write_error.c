@@ -66,6 +66,7 @@ static void advise_space(char *out, size_t size, const char *path)
                  "; the disk of %.300s has %.1f MB free: free some space there, or name a "
                  "place on another disk",
                  dir, 1e-6 * (double)fs.f_bavail * (double)fs.f_frsize);
+    err_clear(); /* the message to come is the one that counts */
     mem_free(parent);
     mem_free(dir);
 }
