@@ -7,8 +7,8 @@
 
 #include <stdbool.h>
 
-/* True if a part of text after "; " or ": " begins with an imperative, perhaps after "or": "no text;
- * give --data FILE", "; did you mean 'quantize'?", ": `wkvq calibrate` ...". */
+/* True if a part of text after "; " or ": " begins with an imperative, perhaps after "or": "no
+ * text; give --data FILE", "; did you mean 'quantize'?", ": `wkvq calibrate` ...". */
 bool cure_is_in(const char *text);
 
 #endif
