@@ -120,7 +120,7 @@ def test_commands_that_keep_nothing_say_so(f):
         process.stdin.close()
         process.stderr.close()
         assert process.returncode == 130, (args, process.returncode, said)
-        assert said.count(b"interrupted; this run has kept nothing, and the same command begins where it began") == 1, (args, said)
+        assert said.count(b"interrupted; nothing was kept since this run began; run the same command again") == 1, (args, said)
         assert not (f.path / "no").exists()
 
 

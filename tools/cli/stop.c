@@ -35,7 +35,7 @@ static void say_what_is_kept(void)
         say(kept);
         say(" has the finished work, and the same command continues from there\n");
     } else {
-        say("this run has kept nothing, and the same command begins where it began\n");
+        say("nothing was kept since this run began; run the same command again\n");
     }
 }
 
