@@ -63,7 +63,7 @@ static enum err gather(struct model_pass *k, const int32_t *target, int64_t i,
 {
     const struct tensor *x = &k->h[i], *spare = &k->h[k->n];
     s->n = 0;
-    for (int64_t t = 0, end; t < k->T; t = end) {
+    for (int64_t t = 0, end; t < k->T; t = end + 1) {
         for (end = t; end < k->T && target[end] >= 0; end++)
             s->target[s->n + end - t] = target[end];
         if (end > t) {
@@ -72,8 +72,6 @@ static enum err gather(struct model_pass *k, const int32_t *target, int64_t i,
             TRY(dev_copy(k->r->dev, &to, &from));
         }
         s->n += end - t;
-        if (end == t)
-            end++;
     }
     return OK;
 }

@@ -14,17 +14,19 @@
 #define TOLERANCE 2e-6
 
 /* Texts of several lengths in two packed windows; some begin as an earlier one does. */
-#define TEXTS 5
+#define TEXTS 6
 #define ROWS 20
-static const struct sequence text[TEXTS] = {
-    {0, 0, 0, T}, {0, 6, T, 3}, {0, 2, T + 3, 5}, {0, 0, 0, 4}, {0, 0, 4, T}};
+static const struct sequence text[TEXTS] = {{0, 0, 0, T}, {0, 6, T, 3}, {0, 2, T + 3, 5},
+                                            {0, 0, 0, 4}, {0, 0, 4, T}, {4, 5, 4 + T, 3}};
 static const int64_t text_start[] = {0, 3, TEXTS}; /* of windows */
 
-/* The ids of text i: those that it shares come from the first text of its window. */
+/* The ids of text i: those that it shares come from an earlier text of its window. */
 static void text_ids(int32_t *ids, const struct quantized *m, int64_t i)
 {
     const struct sequence *q = &text[i];
-    const int64_t base = i < text_start[1] ? 0 : text_start[1];
+    int64_t base = i < text_start[1] ? 0 : text_start[1];
+    while (text[base].first != q->from)
+        base++;
     memcpy(ids, m->ids + base, (size_t)q->past * sizeof(*ids));
     memcpy(ids + q->past, m->ids + i, (size_t)q->n * sizeof(*ids));
 }
@@ -110,6 +112,12 @@ static void packed_windows_are_checked(void **state)
         assert_int_equal(model_nll_packed(&r, &w, nll), ERR_SHAPE);
         err_clear();
     }
+    /* The second text has a past itself, so the third cannot begin with its rows. */
+    const struct sequence chain[] = {{0, 0, 0, 4}, {0, 2, 4, 3}, {4, 2, 7, 3}};
+    const int64_t start_3[] = {0, 3};
+    const struct packed_windows chained = {1, 10, T, chain, start_3, ids, target};
+    assert_int_equal(model_nll_packed(&r, &chained, nll), ERR_SHAPE);
+    err_clear();
     const struct packed_windows none = {.rows = 10, .start = start};
     assert_int_equal(model_nll_packed(&r, &none, nll), ERR_USAGE);
     err_clear();
