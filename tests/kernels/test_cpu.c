@@ -15,6 +15,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Three blocks of tiles and a remainder, one kv head for three query heads. */
@@ -200,6 +201,26 @@ static void test_about(void **state)
     cpu_limit_isa(N_ISAS);
 }
 
+/* Intel's processors from Sapphire Rapids on, family 6 and model 143, are slow with pairs of BF16;
+ * AMD's are not. Of others this says nothing. */
+static void test_where_pairs_pay(void **state)
+{
+    char line[256], maker[32] = "";
+    int model = 0, family = 0;
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof(line), f) && line[0] != '\n') {
+        sscanf(line, "vendor_id : %31s", maker);
+        sscanf(line, "cpu family : %d", &family);
+        sscanf(line, "model : %d", &model);
+    }
+    if (f)
+        fclose(f);
+    const bool slow = !strcmp(maker, "GenuineIntel") && family == 6 && model >= 143;
+    if (!slow && strcmp(maker, "AuthenticAMD"))
+        skip();
+    assert_int_equal(isa_bf16_pays(), !slow);
+}
+
 /* BF16 is preferred only where its products are faster than F32's, and is otherwise multiplied in
  * F32. A limit uses its set all the same, so that its kernels can be tested. */
 static void test_preferred_type(void **state)
@@ -230,6 +251,7 @@ int main(void)
         cmocka_unit_test(test_products_repeat),
         cmocka_unit_test(test_planned_memory_is_allocated),
         cmocka_unit_test(test_about),
+        cmocka_unit_test(test_where_pairs_pay),
         cmocka_unit_test(test_preferred_type),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
