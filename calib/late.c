@@ -48,7 +48,6 @@ static double step_loss(const struct calibration *c, const double *loss, int64_t
 /* Takes a step again that met a value that is not finite. The parameters are those before it. */
 static enum err repeat(struct calibration *c, int64_t step)
 {
-    c->late.queued = 0;
     c->at.step = step;
     TRY(calib_train_step(c));
     FAIL(ERR_NUMERIC,

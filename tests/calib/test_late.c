@@ -18,7 +18,7 @@ enum { MOST_EVENTS = 300 };
 struct happened {
     enum calib_event_kind kind;
     int64_t block, epoch, sample;
-    double loss, done;
+    double loss, done, tokens_per_s;
     long waits; /* of the host, so far */
 };
 
@@ -37,8 +37,9 @@ static void record(void *ctx, const struct calib_event *e)
     if (e->kind != CALIB_STEP && e->kind != CALIB_EVAL && e->kind != CALIB_EPOCH)
         return;
     assert_true(r->n < MOST_EVENTS);
-    r->event[r->n++] = (struct happened){e->kind, e->block, e->epoch,         e->sample,
-                                         e->loss, e->done,  emu_card()->waits};
+    r->event[r->n++] =
+        (struct happened){e->kind, e->block, e->epoch,        e->sample,
+                          e->loss, e->done,  e->tokens_per_s, emu_card()->waits};
 }
 
 static void recorder_open(struct recorder *r)
@@ -106,6 +107,20 @@ static void check_waits(const struct recorder *late)
     assert_true(pairs > 3);
 }
 
+/* The last step of an epoch is read right after the one before it, so its time is not counted. */
+static void check_speeds(const struct recorder *late)
+{
+    int ends = 0;
+    for (int i = 1; i + 1 < late->n; i++) {
+        const struct happened *e = &late->event[i];
+        if (e[-1].kind != CALIB_STEP || e[0].kind != CALIB_STEP || e[1].kind == CALIB_STEP)
+            continue;
+        assert_true(e[0].tokens_per_s > 0 && e[0].tokens_per_s == e[-1].tokens_per_s);
+        ends++;
+    }
+    assert_true(ends > 1);
+}
+
 static void test_late_steps_are_the_same(void **state)
 {
     struct fixture f;
@@ -118,6 +133,7 @@ static void test_late_steps_are_the_same(void **state)
         must(run(&late, &f, &s, false));
         must(run(&waiting, &f, &s, true));
         check_same_events(&late, &waiting);
+        check_speeds(&late);
         assert_true(same_result(&late.m, &waiting.m));
         assert_false(late.m.done_fell);
         if (s.batch == 1)
