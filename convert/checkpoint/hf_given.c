@@ -50,7 +50,6 @@ enum err given_block_make(struct given_block *g, struct block_src *b,
                 "]",
                 b->lin[l].name, q->out, q->in, b->lin[l].rows, b->lin[l].cols);
         b->lin[l].data = g->values[l];
-        b->lin[l].part = NULL;
         b->given[l] = &g->lin[l];
     }
     return OK;

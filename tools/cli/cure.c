@@ -3,7 +3,6 @@
 
 #include "kernels/base/error.h"
 
-#include <ctype.h>
 #include <string.h>
 
 /* The words with which messages say what to do. */

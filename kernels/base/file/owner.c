@@ -185,11 +185,10 @@ static enum err write_new(bool *taken, const char *path, const char *text)
     int why = write_fully(fd, text) ? 0 : errno;
     if (close(fd) && !why)
         why = errno;
-    if (why)
-        unlink(path);
-    if (why)
-        return file_write_error(path, why);
-    return OK;
+    if (!why)
+        return OK;
+    unlink(path);
+    return file_write_error(path, why);
 }
 
 /* Writes a complete file under another name and links it: like O_EXCL, link() refuses an

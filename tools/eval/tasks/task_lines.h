@@ -21,11 +21,13 @@ struct task_lines; /* opaque */
  * ERR_MISMATCH if path holds lines of another run, or anything else; ERR_USAGE, ERR_IO. */
 enum err task_lines_open(struct task_lines **out, const char *path, const char *run,
                          int digits);
-/* A file for a measure in work, which is removed when the measure is complete. */
+/* A file that keeps the answers of a measure in work, for a sweep. The caller removes it once the
+ * measure's result is on the disk. */
 struct task_kept {
-    const char *path, *run; /* borrowed */
+    const char *path, *run; /* borrowed; as task_lines_open() has them */
 };
-/* Opens such a file; one of another run is removed first. kept NULL: lines are only counted. */
+/* Opens such a file. One that holds lines of another run, or anything else, is removed first. kept
+ * NULL: lines are only counted. Errors as task_lines_open(), but for ERR_MISMATCH. */
 enum err task_lines_open_kept(struct task_lines **out, const struct task_kept *kept,
                               int digits);
 /* Releases the file with the lines that it has. Accepts NULL. */
