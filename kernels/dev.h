@@ -229,6 +229,7 @@ struct attn_inputs {
  * where k'_j, v'_j are k_j, v_j or kq_j, vq_j, as the mask says for the pair (i, j).
  *   o       [T,H,d], type of q
  *   lse     F32 [H,T], log sum_j exp(S_ij): the backward needs it
+ * A probability P_ij below 2^-64 may be taken as 0.
  * With BF16 inputs, P (and dS in the backward) may be rounded to BF16 before its product, and
  * so may sums over the past, or over the queries of one head, before others are added. */
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,

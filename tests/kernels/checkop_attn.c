@@ -203,12 +203,15 @@ static int64_t first_seen(const struct attn_case *k, int64_t i)
 /* Relative error of a weight P, in units of a short sum's. The absolute error of S passes
  * through the exponential, and so does that of the sum, which lse holds. With BF16, P and
  * dS may be rounded by at most 2^-8 before sums of n terms. In parts, so may the sum over a
- * head's queries, and that over the past. */
+ * head's queries, and that over the past. A weight below 2^-64, with some room for rounding, may
+ * be missing. */
 static double weight_error(const struct attn_case *k, const struct pair *p, double lse,
                            double worst_S, int64_t n)
 {
-    const double rounding = k->t == DT_BF16 ? 0x1p-8 / close_tolerance(DT_BF16, n).sum : 0;
-    return 1 + p->S_mag + worst_S + fabs(lse) + rounding * (k->parts ? 3 : 1);
+    const double unit = close_tolerance(k->t, n).sum;
+    const double rounding = k->t == DT_BF16 ? 0x1p-8 / unit : 0;
+    return 1 + p->S_mag + worst_S + fabs(lse) + rounding * (k->parts ? 3 : 1) +
+           (p->P < 0x1.01p-64 ? 1 / unit : 0);
 }
 
 static double worst_score(const struct attn_case *k, const struct attn_in *in, int64_t h,

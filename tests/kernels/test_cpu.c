@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "kernels/attn_memory.h"
+#include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
@@ -131,6 +132,67 @@ static void test_threads(void **state)
     teardown(&many);
 }
 
+/* Writes the values of `from` [T,heads,D] as tensor `to`. */
+static void put(struct attention *a, int to, const float *from)
+{
+    const size_t bytes = (size_t)tensor_count(&a->t[to]) * sizeof(float);
+    void *p;
+    assert_int_equal(dev_alloc(a->dev, &p, bytes), OK);
+    assert_int_equal(dev_upload(a->dev, p, from, bytes), OK);
+    const struct tensor f = tensor_3d(p, DT_F32, T, heads_of(to), D);
+    assert_int_equal(dev_copy(a->dev, &a->t[to], &f), OK);
+    dev_free(a->dev, p);
+}
+
+static float value(const struct tensor *t, int64_t i)
+{
+    return t->dtype == DT_F32 ? ((const float *)t->data)[i]
+                              : bf16_to_f32(((const uint16_t *)t->data)[i]);
+}
+
+/* Key 0 lies 50 nats below the others, key 1 lies 35 below. No query before the third has a
+ * gradient, so a value's gradient is what later queries see of it: nothing of the first, whose
+ * probability is below 2^-64, and something of the second. */
+static void check_negligible_probabilities(enum dtype type)
+{
+    static float q[N], k[T * D], dout[N];
+    struct attention a;
+    setup(&a, 2, type);
+    for (int i = 0; i < T * H; i++)
+        q[i * D] = sqrtf(D);
+    k[0] = -50;
+    k[D] = -35;
+    for (int i = 2 * H * D; i < N; i++)
+        dout[i] = 1;
+    put(&a, Q, q);
+    put(&a, K, k);
+    put(&a, DO, dout);
+    struct tensor *t = a.t;
+    const struct attn_inputs in = {
+        .q = &t[Q], .k = &t[K], .v = &t[V], .scale = 1 / sqrtf(D)};
+    const struct attn_grads grads = {.dq = &t[DQ], .dk = &t[DK], .dv = &t[DV]};
+    assert_int_equal(dev_attn(a.dev, &t[O], &a.lse, &in), OK);
+    assert_int_equal(dev_attn_bwd(a.dev, &grads, &t[DO], &t[O], &a.lse, &in), OK);
+    for (int c = 0; c < D; c++) {
+        const float first = value(&t[DV], c), second = value(&t[DV], D + c);
+        assert_true(first == 0);
+        assert_true(second > 0 && second < 1e-12f);
+    }
+    teardown(&a);
+}
+
+static void test_negligible_probabilities_are_zero(void **state)
+{
+    for (enum isa isa = ISA_PLAIN; isa < N_ISAS; isa++) {
+        if (!cpu_has_isa(isa))
+            continue;
+        cpu_limit_isa(isa);
+        check_negligible_probabilities(DT_F32);
+        check_negligible_probabilities(DT_BF16);
+    }
+    cpu_limit_isa(N_ISAS);
+}
+
 static void test_products_repeat(void **state)
 {
     enum { M = 130, P = 200 };
@@ -248,6 +310,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_repeats),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_negligible_probabilities_are_zero),
         cmocka_unit_test(test_products_repeat),
         cmocka_unit_test(test_planned_memory_is_allocated),
         cmocka_unit_test(test_about),
