@@ -89,7 +89,9 @@ template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
     emu::queue_launch(                                                                     \
         #kernel, (const void *)(kernel), (grid), (block), (shared_bytes), (stream),        \
         [](auto... args) { kernel(args...); }, __VA_ARGS__)
-#define CUDA_SPOIL(p, bytes, stream) emu::queue(stream, [=] { memset(p, 0xff, bytes); })
+#define CUDA_SPOIL(p, bytes, stream)                                                       \
+    emu::queue(                                                                            \
+        stream, [=] { memset(p, 0xff, bytes); }, false)
 #define GLOBAL(T) emu::global<T>
 #define PTX_LDMATRIX(text, r0, r1, row)                                                    \
     emu::ptx_ldmatrix(text, {&(r0), &(r1)}, row, __LINE__)

@@ -12,6 +12,7 @@ extern "C" {
 
 #include <map>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 namespace
@@ -71,7 +72,7 @@ void emu_card_opened(void)
 {
     struct emu_card *c = emu_card();
     c->calls = 0;
-    c->failed = cudaSuccess;
+    c->failed = c->last = c->capture_error = cudaSuccess;
     shared_bytes.clear();
     emu_clear();
 }
@@ -84,19 +85,47 @@ int emu_card_call(void)
     return c->failed;
 }
 
+int emu_card_call_outside(void)
+{
+    struct emu_card *c = emu_card();
+    const int e = emu_card_call();
+    if (e || emu::captured() < 0)
+        return e;
+    return c->last = c->capture_error = cudaErrorStreamCaptureUnsupported;
+}
+
+int emu_card_graph_call(const char *name)
+{
+    struct emu_card *c = emu_card();
+    const int e = emu_card_call();
+    if (e || !c->graph_fails || strcmp(c->graph_fails, name))
+        return e;
+    return c->last = cudaErrorNotSupported;
+}
+
 int emu_card_alloc(void **out, size_t bytes)
 {
     struct emu_card *c = emu_card();
     block *b = block_at(NULL);
     *out = NULL;
-    if (emu_card_call())
-        return c->failed;
+    const int e = emu_card_call_outside();
+    if (e)
+        return e;
     if (!b || bytes > c->total - c->live || !(*out = emu_alloc(bytes)))
         return cudaErrorMemoryAllocation;
     *b = {*out, bytes};
     c->live += bytes;
     c->peak = c->live > c->peak ? c->live : c->peak;
     return cudaSuccess;
+}
+
+/* Freeing memory spoils a capture, and does not happen. */
+static bool spoils(void)
+{
+    struct emu_card *c = emu_card();
+    if (emu::captured() >= 0)
+        c->last = c->capture_error = cudaErrorStreamCaptureUnsupported;
+    return emu::captured() >= 0;
 }
 
 /* cudaFree() and cudaFreeHost() often wait, but nothing promises it. */
@@ -113,7 +142,7 @@ void emu_card_free(void *p)
 {
     struct emu_card *c = emu_card();
     block *b = block_at(p);
-    if (!p || !b)
+    if (!p || !b || spoils())
         return;
     check_idle();
     c->live -= b->bytes;
@@ -125,8 +154,9 @@ int emu_card_pin(void **out, size_t bytes)
 {
     struct emu_card *c = emu_card();
     block *b = block_at(NULL);
-    if (emu_card_call())
-        return c->failed;
+    const int e = emu_card_call_outside();
+    if (e)
+        return e;
     if (!b || bytes > c->pinned - c->held || !(*out = malloc(bytes)))
         return cudaErrorMemoryAllocation;
     *b = {*out, bytes};
@@ -137,7 +167,7 @@ int emu_card_pin(void **out, size_t bytes)
 void emu_card_unpin(void *p)
 {
     block *b = block_at(p);
-    if (!p || !b)
+    if (!p || !b || spoils())
         return;
     check_idle();
     emu_card()->held -= b->bytes;

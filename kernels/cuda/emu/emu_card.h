@@ -18,12 +18,18 @@ struct emu_card {
     long fail_at;              /* this call and all later ones fail; 0: none */
     int failed;                /* the sticky error */
     long copies;               /* queued on the second stream so far */
-    long waits;        /* calls so far in which the host waited for a stream or an event */
-    uint64_t crossed;  /* bytes from the host to the card so far */
-    bool early_copies; /* the second stream runs as early as it may, else late */
-    long number;       /* of the card, the same for processes that share it */
-    int nccl;          /* version of the library (emu_nccl.h); 0: it is not there */
-    int cudnn;         /* version of the library (emu_cudnn.h); 0: it is not there */
+    long waits; /* calls so far in which the host waited for a stream or an event */
+    long
+        launches; /* kernels, copies, products and graphs started on the first stream so far */
+    long graphs;             /* of which are graphs */
+    int last;                /* the error that cudaGetLastError() returns and forgets */
+    int capture_error;       /* what has spoilt the capture that is going on */
+    const char *graph_fails; /* a function of captures and graphs that fails; NULL: none */
+    uint64_t crossed;        /* bytes from the host to the card so far */
+    bool early_copies;       /* the second stream runs as early as it may, else late */
+    long number;             /* of the card, the same for processes that share it */
+    int nccl;                /* version of the library (emu_nccl.h); 0: it is not there */
+    int cudnn;               /* version of the library (emu_cudnn.h); 0: it is not there */
     /* A function that it lacks, and one that fails; NULL: none. */
     const char *cudnn_lacks, *cudnn_fails;
     int cudnn_refuses; /* its first configurations for a graph that it cannot plan with */
@@ -31,7 +37,7 @@ struct emu_card {
     long cudnn_runs;   /* plans that it has executed */
     int nccl_fails_in; /* its calls until one fails on rank 1; 0: none does */
     int cublaslt;      /* version of the library (emu_cublaslt.h); 0: it is not there */
-    /* A function that it lacks, and one that fails; NULL: none. */
+    /* A function that it lacks, and one that fails, or "capture": products in one; NULL: none. */
     const char *cublaslt_lacks, *cublaslt_fails;
     bool cublaslt_refuses; /* it has no algorithm */
     long cublaslt_runs;    /* products that it has computed */
@@ -49,6 +55,10 @@ struct emu_card *emu_card(void);
 void emu_card_opened(void);
 /* Counts a runtime call and returns its error. */
 int emu_card_call(void);
+/* The same of a call that a capture does not allow, and which spoils it. */
+int emu_card_call_outside(void);
+/* The same of the functions of captures and graphs. */
+int emu_card_graph_call(const char *name);
 /* cudaMalloc and cudaFree. Freeing memory while work is queued is reported. */
 int emu_card_alloc(void **out, size_t bytes);
 void emu_card_free(void *p);

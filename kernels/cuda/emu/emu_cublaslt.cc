@@ -216,7 +216,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op,
         !as_aligned(p, algo) || !workspace || bytes < algo->data[BYTES] ||
         (C == D && c->ld != d->ld))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (fails("cublasLtMatmul"))
+    if (fails("cublasLtMatmul") || (fails("capture") && stream == emu::captured()))
         return CUBLAS_STATUS_NOT_INITIALIZED;
     emu_card()->cublaslt_runs++;
     const size_t needs = algo->data[BYTES];

@@ -25,6 +25,8 @@ struct stream {
 };
 
 stream streams[N_STREAMS];
+int captured_stream = -1;
+std::shared_ptr<recording> recorded;
 
 void finish(stream *s)
 {
@@ -89,8 +91,13 @@ void close_stream(int stream)
     streams[stream].open = false;
 }
 
-void queue(int stream, std::function<void()> work)
+void queue(int stream, std::function<void()> work, bool counts)
 {
+    if (stream == captured_stream) {
+        recorded->push_back(std::move(work));
+        return;
+    }
+    emu_card()->launches += counts && stream == COMPUTE;
     append(stream, {std::move(work), 0, 0});
 }
 
@@ -112,6 +119,23 @@ void run_queue(int stream, long count)
     while (streams[stream].done < count)
         run_first(stream);
     emu_fence(false);
+}
+
+void capture_begin(int stream)
+{
+    captured_stream = stream;
+    recorded = std::make_shared<recording>();
+}
+
+int captured(void)
+{
+    return captured_stream;
+}
+
+std::shared_ptr<recording> capture_end(void)
+{
+    captured_stream = -1;
+    return std::move(recorded);
 }
 
 bool idle(void)

@@ -7,6 +7,8 @@
 #define WKVQ_EMU_QUEUE_H
 
 #include <functional>
+#include <memory>
+#include <vector>
 
 namespace emu
 {
@@ -17,8 +19,8 @@ enum { DEFAULT, COMPUTE, COPIES, N_STREAMS };
 int open_stream(void);
 /* Finishes its work. */
 void close_stream(int stream);
-/* Appends work to a stream. */
-void queue(int stream, std::function<void()> work);
+/* Appends work to a stream. counts: as a launch; else it is the emulation's own. */
+void queue(int stream, std::function<void()> work, bool counts = true);
 /* Work appended to a stream so far. */
 long queued(int stream);
 /* Appends a wait for the first `count` pieces of another stream's work. */
@@ -27,6 +29,13 @@ void queue_wait(int stream, int other, long count);
 void run_queue(int stream, long count);
 /* True if no work is left. */
 bool idle(void);
+
+/* A capture records what is appended to one stream instead of queueing it. */
+typedef std::vector<std::function<void()>> recording;
+void capture_begin(int stream);
+/* The stream that is captured; -1: none. */
+int captured(void);
+std::shared_ptr<recording> capture_end(void);
 
 } // namespace emu
 

@@ -15,7 +15,8 @@ typedef int cudaError_t;
 typedef int cudaStream_t;
 struct emu_event {
     int stream;
-    long count; /* pieces of work that were in the stream when it was recorded */
+    long count;    /* pieces of work that were in the stream when it was recorded */
+    bool captured; /* recorded in a capture, so that only the graph knows it */
 };
 typedef emu_event *cudaEvent_t;
 enum {
@@ -25,8 +26,17 @@ enum {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorIllegalAddress = 700,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureIsolation = 905
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+struct emu_graph {
+    std::shared_ptr<emu::recording> work;
+};
+typedef emu_graph *cudaGraph_t, *cudaGraphExec_t;
 enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocDefault };
 enum cudaMemcpyKind {
     cudaMemcpyHostToDevice,
@@ -44,10 +54,18 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
 };
 
-static inline cudaError_t cudaGetLastError(void)
+/* The sticky error. */
+static inline cudaError_t emu_failure(void)
 {
     const int e = emu_card_call();
     return e ? e : *emu_error() ? (int)cudaErrorLaunchFailure : (int)cudaSuccess;
+}
+
+static inline cudaError_t cudaGetLastError(void)
+{
+    const int e = emu_failure(), last = emu_card()->last;
+    emu_card()->last = cudaSuccess;
+    return e ? e : last;
 }
 
 static inline const char *cudaGetErrorString(cudaError_t e)
@@ -63,6 +81,14 @@ static inline const char *cudaGetErrorString(cudaError_t e)
         return "no CUDA-capable device is detected";
     case cudaErrorIllegalAddress:
         return "an illegal memory access was encountered";
+    case cudaErrorNotSupported:
+        return "operation not supported";
+    case cudaErrorStreamCaptureUnsupported:
+        return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+        return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureIsolation:
+        return "dependency created on uncaptured work in another stream";
     default:
         return emu_error();
     }
@@ -132,10 +158,18 @@ static inline cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
+/* The error of a call that queues work. */
+static inline cudaError_t emu_queue_call(cudaStream_t stream)
+{
+    const int e = emu_card_call();
+    const bool spoilt = stream == emu::captured() && emu_card()->capture_error;
+    return e ? e : spoilt ? (int)cudaErrorStreamCaptureInvalidated : (int)cudaSuccess;
+}
+
 static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes,
                                           cudaMemcpyKind kind, cudaStream_t stream)
 {
-    const int e = emu_card_call();
+    const int e = emu_queue_call(stream);
     if (e)
         return e;
     emu_card()->crossed += kind == cudaMemcpyHostToDevice ? bytes : 0;
@@ -147,7 +181,7 @@ static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t byt
 static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes,
                                           cudaStream_t stream)
 {
-    const int e = emu_card_call();
+    const int e = emu_queue_call(stream);
     if (e)
         return e;
     emu::queue(stream, [=] { memset(dst, value, bytes); });
@@ -170,14 +204,16 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
+    if (stream == emu::captured())
+        return emu_card_call_outside();
     emu_card()->waits++;
     emu::run_queue(stream, emu::queued(stream));
-    return cudaGetLastError();
+    return emu_failure();
 }
 
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, int)
 {
-    *e = new emu_event{0, 0};
+    *e = new emu_event{0, 0, false};
     return emu_card_call();
 }
 
@@ -189,21 +225,91 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream)
 {
-    *e = {stream, emu::queued(stream)};
+    *e = {stream, emu::queued(stream), stream == emu::captured()};
     return emu_card_call();
 }
 
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
+    if (e->captured)
+        return emu_card_call_outside();
     emu_card()->waits++;
     emu::run_queue(e->stream, e->count);
-    return cudaGetLastError();
+    return emu_failure();
 }
 
+/* CUDA would let a second stream join a capture; nothing here wants that. */
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t e, int)
 {
+    if (e->captured != (stream == emu::captured())) {
+        emu_card()->last = emu_card()->capture_error = cudaErrorStreamCaptureIsolation;
+        return cudaErrorStreamCaptureIsolation;
+    }
+    if (e->captured)
+        return emu_card_call();
     emu::queue_wait(stream, e->stream, e->count);
     return emu_card_call();
+}
+
+/* --- graphs -------------------------------------------------------------------------- */
+
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
+{
+    const int e = emu_card_graph_call("cudaStreamBeginCapture");
+    if (e)
+        return e;
+    emu_card()->capture_error = cudaSuccess;
+    emu::capture_begin(stream);
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+{
+    const auto work = emu::capture_end();
+    const int e = emu_card_graph_call("cudaStreamEndCapture");
+    *graph = nullptr;
+    if (e)
+        return e;
+    if (emu_card()->capture_error)
+        return emu_card()->last = cudaErrorStreamCaptureInvalidated;
+    *graph = new emu_graph{work};
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph,
+                                               unsigned long long)
+{
+    const int e = emu_card_graph_call("cudaGraphInstantiate");
+    *out = e ? nullptr : new emu_graph(*graph);
+    return e;
+}
+
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    if (!emu::idle())
+        emu::mistake("a graph is dropped while work is queued");
+    delete exec;
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    const int e = emu_card_graph_call("cudaGraphLaunch");
+    if (e)
+        return e;
+    const auto all = exec->work;
+    emu_card()->graphs++;
+    emu::queue(stream, [=] {
+        for (const auto &work : *all)
+            work();
+    });
+    return cudaSuccess;
 }
 
 template <class K> cudaError_t cuda_allow_shared(K *kernel, size_t bytes)
