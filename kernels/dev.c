@@ -567,18 +567,6 @@ enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
     OP_END(DEV_LOSS, started);
 }
 
-enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g,
-                   const struct tensor *m, const struct tensor *v, const struct adamw *o)
-{
-    OP_BEGIN(adamw, started);
-    WANT(f32(p) && vec(g, tensor_count(p)) && vec(m, tensor_count(p)) &&
-             vec(v, tensor_count(p)) && o->step >= 1,
-         "adamw: want p, g, m, v F32 of one size, step >= 1");
-    if (d->ops.memory || !o->unless || !*o->unless)
-        d->ops.adamw(d, p, g, m, v, o);
-    OP_END(DEV_OPTIMIZER, started);
-}
-
 enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x)
 {
     OP_BEGIN(all_finite, started);

@@ -82,6 +82,10 @@ enum err dev_alloc(struct dev *d, void **out, size_t bytes);
 void dev_free(struct dev *d, void *p);
 /* Copies from and to host memory, and waits for the copy. */
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes);
+/* Queues the write of a few bytes, a multiple of 4 up to DEV_PUT_BYTES, to dst, which is aligned to
+ * 4. The host may change host_src at once. */
+enum err dev_put(struct dev *d, void *dst, const void *host_src, size_t bytes);
+#define DEV_PUT_BYTES 128
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 /* Uploads elements of type `from` (F32, F16 or BF16, any alignment) as those of y, act and
@@ -362,12 +366,21 @@ struct loss_inputs {
 enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
                   const struct loss_inputs *in);
 
+/* fix1 and fix2, 1 - beta^step, remove the bias of moments that start at 0. */
+struct adamw_rates {
+    float lr, fix1, fix2;
+    int64_t step;
+};
+
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* counts from 1 */
     /* Nothing changes if this is not 0 when the step's turn comes; memory of the device, as
      * kernels/dev_report.h has it. NULL: 0. */
     const int32_t *unless;
+    /* Replace lr and step: read from memory of the device when the step's turn comes
+     * (kernels/dev_step.h). NULL: lr and step count. */
+    const struct adamw_rates *rates;
 };
 /* One step of AdamW on p, with gradient g and moments m, v, all F32 [n] (Loshchilov, Hutter
  * 2019): p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */

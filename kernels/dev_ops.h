@@ -28,8 +28,13 @@ struct dev_ops {
     void (*download)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*zero)(struct dev *d, void *dst, size_t bytes);
     void (*sync)(struct dev *d);
+    /* kernels/dev_step.h; NULL: work is called each time. Returns the error of work, or
+     * d->failed. */
+    enum err (*repeat)(struct dev *d, int64_t key, enum err (*work)(void *ctx), void *ctx);
+    void (*forget)(struct dev *d);
     /* NULL if the device works in host memory. */
     bool (*memory)(struct dev *d, uint64_t *free, uint64_t *total);
+    void (*put)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*copy_in)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*copy_out)(struct dev *d, void *dst, const void *src, size_t bytes);
     void (*copy_wait)(struct dev *d);
@@ -148,7 +153,7 @@ struct dev {
     bool synchronous;        /* dev_set_synchronous(): they wait for it */
     double gemm_seconds;
     double part_seconds[N_DEV_PARTS]; /* by enum dev_part */
-    char about[256];
+    char about[512];
 };
 
 /* Records a failure from inside an operation: the first one stays. */

@@ -13,6 +13,7 @@
 extern "C" {
 #include "kernels/dev_ops.h"
 #include "kernels/dev_report.h"
+#include "kernels/dev_step.h"
 #include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
 }
@@ -35,6 +36,7 @@ struct gemm_library; /* cuda_lib.cu */
 struct sum_library;  /* cuda_lib.cu */
 struct rank_link;    /* cuda_link.cu */
 struct attn_library; /* cuda_cudnn.cu */
+struct graph_store;  /* cuda_copies.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
@@ -46,6 +48,9 @@ struct gpu {
     sum_library *sums; /* NULL: sums are added after their products */
     rank_link *link;
     attn_library *dnn; /* NULL: own kernels only */
+    graph_store *graphs;
+    bool capturing; /* operations are recorded for a graph, and nothing may wait */
+    long moved;     /* how often memory was replaced that a graph may use */
 };
 
 static inline gpu *gpu_of(struct dev *d)
@@ -63,6 +68,9 @@ void launched(struct dev *d, const char *what);
 /* Waits for both streams before memory is freed: cudaFree() does not promise to. A failure
  * is sticky in CUDA, so the next operation reports it. */
 void cuda_wait(struct dev *d);
+/* After a failed call of a library: false after dev_fail() if an earlier kernel is to blame, since
+ * then every call fails. A capture cannot ask. */
+bool earlier_work_went_well(struct dev *d, const char *what);
 /* Waits, then copies device memory to the host; false after dev_fail(). */
 bool fetch(struct dev *d, void *host, const void *src, size_t bytes);
 
@@ -88,6 +96,10 @@ template <class F> static inline bool set_function(F *out, void *p)
 /* Both streams, and the events between them. */
 enum err streams_open(struct dev *d);
 void streams_close(struct dev *d);
+
+/* Graphs of repeated steps. d->about, of which this writes the end, says whether there are any. */
+enum err graphs_open(struct dev *d);
+void graphs_close(struct dev *d);
 
 /* Matrix products. Opening fails without cuBLAS. d->about says whether cuBLASLt, for sums, is
  * there. */

@@ -190,6 +190,7 @@ static plan *free_plan(struct dev *d, attn_library *l)
     plan *p = &l->plans[l->oldest];
     l->oldest = (l->oldest + 1) % MOST_PLANS;
     cuda_wait(d);
+    gpu_of(d)->moved++;
     plan_drop(&l->lib, p);
     return p;
 }
@@ -243,9 +244,7 @@ bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float
             return false;
     }
     const int status = plan_run(&l->lib, l->handle, p, at, scale, workspace);
-    /* After an earlier kernel's failure, every call fails. */
-    if (status != CUDNN_OK &&
-        went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "attention"))
+    if (status != CUDNN_OK && earlier_work_went_well(d, "attention"))
         dev_fail(
             d, ERR_DEVICE,
             "attention: cuDNN: %s; WKVQ_CUDNN=none in the environment uses own kernels",

@@ -33,6 +33,12 @@ void cuda_wait(struct dev *d)
         cudaStreamSynchronize(g->copies);
 }
 
+bool earlier_work_went_well(struct dev *d, const char *what)
+{
+    const gpu *g = gpu_of(d);
+    return g->capturing || went_well(d, cudaStreamSynchronize(g->stream), what);
+}
+
 /* Replaces the memory of a slot, after the work that uses it. */
 static bool grow(struct dev *d, slot s, size_t bytes, const char *what)
 {
@@ -42,6 +48,7 @@ static bool grow(struct dev *d, slot s, size_t bytes, const char *what)
     cudaFree(g->slot[s]);
     g->slot[s] = nullptr;
     g->slot_bytes[s] = 0;
+    g->moved++;
     if (!went_well(d, cudaMalloc(&g->slot[s], bytes), what))
         return false;
     g->slot_bytes[s] = bytes;
@@ -116,6 +123,7 @@ static void cuda_close(struct dev *d)
     if (!g)
         return;
     cuda_wait(d);
+    graphs_close(d);
     for (int i = 0; i < N_SLOTS; i++)
         cudaFree(g->slot[i]);
     link_close(d);
@@ -156,7 +164,8 @@ static enum err fill(struct dev *d, const char *name)
     TRY(find_gpu(d));
     TRY(streams_open(d));
     TRY(lib_open(d));
-    return dnn_open(d);
+    TRY(dnn_open(d));
+    return graphs_open(d);
 }
 
 } // namespace CUDA_NS

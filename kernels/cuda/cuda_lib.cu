@@ -416,9 +416,7 @@ static void run_sum(struct dev *d, const sum_plan *p,
         g->sums->handle, p->op, &one, t[SUM_A]->data, p->layout[SUM_A], t[SUM_B]->data,
         p->layout[SUM_B], &one, t[SUM_X]->data, p->layout[SUM_X], t[SUM_Y]->data,
         p->layout[SUM_Y], &p->algo, g->gemm->workspace, WORKSPACE, g->stream);
-    /* After an earlier kernel's failure, every call fails. */
-    if (s != CUBLAS_STATUS_SUCCESS &&
-        went_well(d, cudaStreamSynchronize(g->stream), "gemm"))
+    if (s != CUBLAS_STATUS_SUCCESS && earlier_work_went_well(d, "gemm"))
         dev_fail(
             d, ERR_DEVICE,
             "gemm: cuBLASLt: %s; WKVQ_CUBLASLT=none in the environment adds sums by own "

@@ -107,25 +107,27 @@ static void cuda_loss_to(struct dev *d, double *loss, int32_t *bad, const struct
 struct adamw_args {
     view p, g, m, v;
     int64_t n;
-    float b1, b2, fix1, fix2, lr, eps, decay;
+    float b1, b2, eps, decay;
+    adamw_rates own;
     const int32_t *unless;
+    const adamw_rates *rates; /* NULL: own */
 };
 
-/* AdamW (Loshchilov, Hutter 2019) on four elements. fix1 and fix2, 1 - beta^step, remove
- * the bias of moments that start at 0. The decay does not pass through the moments. */
+/* AdamW (Loshchilov, Hutter 2019) on four elements. The decay does not pass through the moments. */
 __global__ void adamw_kernel(adamw_args a)
 {
     const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * 4;
     if (i >= a.n || (a.unless && *a.unless))
         return;
     const int n = a.n - i < 4 ? (int)(a.n - i) : 4;
+    const adamw_rates r = a.rates ? *a.rates : a.own;
     quad p = get4(a.p, i, n), m = get4(a.m, i, n), v = get4(a.v, i, n);
     const quad g = get4(a.g, i, n);
     for (int k = 0; k < 4; k++) {
         m.v[k] = a.b1 * m.v[k] + (1 - a.b1) * g.v[k];
         v.v[k] = a.b2 * v.v[k] + (1 - a.b2) * g.v[k] * g.v[k];
-        const float step = m.v[k] / a.fix1 / (sqrtf(v.v[k] / a.fix2) + a.eps);
-        p.v[k] -= a.lr * (step + a.decay * p.v[k]);
+        const float step = m.v[k] / r.fix1 / (sqrtf(v.v[k] / r.fix2) + a.eps);
+        p.v[k] -= r.lr * (step + a.decay * p.v[k]);
     }
     put4(a.p, i, n, p);
     put4(a.m, i, n, m);
@@ -137,11 +139,9 @@ static void cuda_adamw(struct dev *d, const struct tensor *p, const struct tenso
                        const struct adamw *o)
 {
     const int64_t n = tensor_count(p);
-    const float fix1 = (float)(1 - pow((double)o->beta1, (double)o->step));
-    const float fix2 = (float)(1 - pow((double)o->beta2, (double)o->step));
-    const adamw_args a = {view_of(p), view_of(g),      view_of(m), view_of(v), n,
-                          o->beta1,   o->beta2,        fix1,       fix2,       o->lr,
-                          o->eps,     o->weight_decay, o->unless};
+    const adamw_args a = {
+        view_of(p), view_of(g), view_of(m),      view_of(v),         n,         o->beta1,
+        o->beta2,   o->eps,     o->weight_decay, dev_adamw_rates(o), o->unless, o->rates};
     CUDA_LAUNCH(adamw_kernel, blocks_all(n, 4 * BLOCK), BLOCK, 0, gpu_of(d)->stream, a);
     launched(d, "adamw");
 }

@@ -5,7 +5,7 @@ EMU_MUTANT chooses one.
 
 mutate.py ROOT OUT...: writes the files OUT, named mutant_FILE after those of kernels/cuda.
 mutate.py --names: prints the mutants, one per line.
-mutate.py --caught NAME CHECKOP COPIES CUDNN: runs the mutant's test. `none` must pass all of them, one case of 7.
+mutate.py --caught NAME CHECKOP COPIES CUDNN STEPS: runs the mutant's test. `none` must pass all of them, one case of 7.
 
 If the text that a mutant replaces is missing, the build fails.
 """
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 
-COPIES, CUDNN = "copies", "cudnn"  # test_copies, test_cudnn; else operations of checkop
+COPIES, CUDNN, STEPS = PROGRAMS = "copies", "cudnn", "steps"  # test_copies, test_cudnn, test_steps; else operations of checkop
 
 # name: (file, anchor, the text soon after it that is replaced, its replacement, test). A statement is left out instead.
 MUTANTS = {
@@ -68,6 +68,18 @@ MUTANTS = {
     "bad-loss-not-noticed": ("cuda_train.cu", "void sum_kernel(", "bad && !isfinite(k * sum)", "false", COPIES),
     "bad-step-moves": ("cuda_train.cu", "void adamw_kernel(", "(a.unless && *a.unless)", "false", COPIES),
     "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
+    "graph-of-another-key": ("cuda_copies.cu", "repeated *find_step(", "s->step[i].key == key", "true", STEPS),
+    "graph-of-old-memory": ("cuda_copies.cu", "enum err cuda_repeat(", "s->moved != g->moved", "false", STEPS),
+    "graph-first-step-left-out": ("cuda_copies.cu", "enum err queue_first(", "work(ctx)", "OK", STEPS),
+    "graph-recorded-but-not-started": ("cuda_copies.cu", "r->graph = record(d, work, ctx);", "start(d, r->graph)", "true", STEPS),
+    "graph-dropped-in-flight": ("cuda_copies.cu", "void cuda_forget(", "cuda_wait(d);", None, STEPS),
+    "graph-not-forgotten": ("cuda_copies.cu", "cudaGraphExecDestroy(s->step[i].graph);", "s->n = 0;", None, STEPS),
+    "capture-failure-kept": ("cuda_copies.cu", "enum err queue_instead(", "d->failed = OK;", None, STEPS),
+    "capture-error-kept": ("cuda_copies.cu", "enum err queue_instead(", "cudaGetLastError();", None, STEPS),
+    "capture-tried-again": ("cuda_copies.cu", "void stop_graphs(", "gpu_of(d)->graphs->off = true;", None, STEPS),
+    "capture-waits": ("cuda_dev.cu", "bool earlier_work_went_well(", "g->capturing", "false", STEPS),
+    "rates-of-the-capture": ("cuda_train.cu", "void adamw_kernel(", "a.rates ? *a.rates : a.own", "a.own", STEPS),
+    "put-one-word-less": ("cuda_copies.cu", "void put_kernel(", "threadIdx.x < n", "threadIdx.x + 1 < n", STEPS),
     "quad-one-more": ("cuda_elem.cu", "void each_piece(", "cols - c < N", "cols - c < N - 1", "add"),
     "quad-stride": ("cuda_elem.cu", "void each_piece(", "gridDim.y", "gridDim.y + 1", "add"),
     "rope-head": ("cuda_elem.cu", "struct rope_pairs {", "h * d + k", "2 * h * half + k", "rope"),
@@ -93,7 +105,7 @@ MUTANTS = {
     "cudnn-old-accepted": ("cuda_cudnn.cu", "bool start(", "v < OLDEST", "false", CUDNN),
     "plan-dropped-in-flight": ("cuda_cudnn.cu", "plan *free_plan(", "cuda_wait(d);", None, CUDNN),
     "plan-memory": ("cuda_cudnn.cu", "bool dnn_run(", "(size_t)p->workspace", "256", "attn_parts_bwd"),
-    "plan-blamed": ("cuda_cudnn.cu", "bool dnn_run(", 'went_well(d, cudaStreamSynchronize(gpu_of(d)->stream), "attention")', "true", CUDNN),
+    "plan-blamed": ("cuda_cudnn.cu", "bool dnn_run(", 'earlier_work_went_well(d, "attention")', "true", CUDNN),
     "plan-status-kept": ("cuda_plan.cu", "void plan_make(", "p->status = before;", None, CUDNN),
     "parts-not-aligned": ("cuda_parts.cu", "bool give(", "heads_of(x).wide", "true", CUDNN),
     "plan-order-of-sums": ("cuda_plan.cu", "bool keeps_order(", "notes[i] == NOTE_NONDETERMINISTIC", "false", "attn_parts"),
@@ -175,9 +187,9 @@ def passes(number, command):
 
 
 def command_of(test, programs, every):
-    checkop, copies, cudnn = programs
-    if test in (COPIES, CUDNN):
-        return [copies if test == COPIES else cudnn]
+    checkop, *others = programs
+    if test in PROGRAMS:
+        return [others[PROGRAMS.index(test)]]
     return [checkop, "--device", "cuda-emu", "--first", "--every", every, "--op", test]
 
 
@@ -187,8 +199,8 @@ def main():
     elif sys.argv[1] == "--caught":
         name, *programs = sys.argv[2:]
         if name == "none":
-            ops = ",".join(sorted({m[4] for m in MUTANTS.values()} - {COPIES, CUDNN}))
-            sys.exit(not all(passes(-1, command_of(t, programs, "7")) for t in (COPIES, CUDNN, ops)))
+            ops = ",".join(sorted({m[4] for m in MUTANTS.values()} - {*PROGRAMS}))
+            sys.exit(not all(passes(-1, command_of(t, programs, "7")) for t in (*PROGRAMS, ops)))
         caught = not passes(list(MUTANTS).index(name), command_of(MUTANTS[name][4], programs, "1"))
         print("caught" if caught else "NOT CAUGHT")
         sys.exit(not caught)
