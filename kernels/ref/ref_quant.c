@@ -68,6 +68,8 @@ static struct wgroup weight_group(const struct weight_quant *p, int64_t r, int64
         k.min = fminf(k.min, ref_get(w, r * w->ld + c));
         k.max = fmaxf(k.max, ref_get(w, r * w->ld + c));
     }
+    k.min += 0.0f; /* of 0 and -0, fminf() and fmaxf() may choose either */
+    k.max += 0.0f;
     k.gamma = sigmoid_at(p->a, r, g);
     k.beta = sigmoid_at(p->b, r, g);
     k.lo = k.beta * k.min;
