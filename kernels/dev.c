@@ -404,8 +404,8 @@ static bool per_group(const struct tensor *x, const struct weight_quant *p, enum
 
 static bool weight_fits(const struct weight_quant *p)
 {
-    return f32(p->w) && is_2d(p->w) && quant_bits_ok(p->bits) && p->group_size >= 0 &&
-           p->scale_bits >= 0 && p->scale_bits <= QUANT_SCALE_BITS;
+    return (act(p->w) || is_type(p->w, DT_F16)) && is_2d(p->w) && quant_bits_ok(p->bits) &&
+           p->group_size >= 0 && p->scale_bits >= 0 && p->scale_bits <= QUANT_SCALE_BITS;
 }
 
 static bool offsets_fit(const struct weight_quant *p)
@@ -419,8 +419,8 @@ enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
 {
     OP_BEGIN(fake_quant_weights, started);
     WANT(weight_fits(p) && !p->a == !p->b,
-         "fake_quant_weights: want w F32 [N,C], 2 to 8 bits, scales of 1 to 11, a "
-         "and b together");
+         "fake_quant_weights: want w F32, F16 or BF16 [N,C], 2 to 8 bits, scales of 1 to "
+         "11, a and b together");
     WANT(per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "fake_quant_weights: want scales F16, zeros U8 [N,groups]");
     WANT(!p->a || (per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32)),
@@ -438,7 +438,8 @@ enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
     OP_BEGIN(fake_quant_stored, started);
     WANT(weight_fits(p) && act(wq) && same_shape(wq, p->w) &&
              per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
-         "fake_quant_stored: want w F32, wq [N,C], scales F16, zeros U8 [N,groups]");
+         "fake_quant_stored: want w F32, F16 or BF16, wq [N,C], scales F16, zeros U8 "
+         "[N,groups]");
     WANT(offsets_fit(p), "fake_quant_stored: want v F32 [N,C]");
     d->ops.fake_quant_stored(d, wq, scales, zeros, p);
     OP_END(DEV_FAKE_QUANT, started);
@@ -452,7 +453,8 @@ enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     WANT(weight_fits(p) && f32(dwq) && same_shape(dwq, p->w) &&
              per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32) &&
              per_group(da, p, DT_F32) && per_group(db, p, DT_F32),
-         "fake_quant_weights_bwd: want w, dwq F32 [N,C], a, b, da, db F32 [N,groups]");
+         "fake_quant_weights_bwd: want w F32, F16 or BF16, dwq F32 [N,C], a, b, da, db F32 "
+         "[N,groups]");
     WANT(offsets_fit(p), "fake_quant_weights_bwd: want v F32 [N,C]");
     d->ops.fake_quant_weights_bwd(d, da, db, dwq, p);
     OP_END(DEV_FAKE_QUANT, started);
@@ -465,7 +467,8 @@ enum err dev_round_step(struct dev *d, const struct tensor *dwq,
     OP_BEGIN(round_step, started);
     WANT(weight_fits(p) && p->v && offsets_fit(p) && f32(dwq) && same_shape(dwq, p->w) &&
              per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
-         "round_step: want v, dwq, w F32 [N,C], scales F16, zeros U8 [N,groups]");
+         "round_step: want w F32, F16 or BF16, v, dwq F32 [N,C], scales F16, zeros U8 "
+         "[N,groups]");
     d->ops.round_step(d, dwq, scales, zeros, p, rate);
     OP_END(DEV_OPTIMIZER, started);
 }

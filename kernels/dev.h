@@ -88,13 +88,16 @@ enum err dev_put(struct dev *d, void *dst, const void *host_src, size_t bytes);
 #define DEV_PUT_BYTES 128
 enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
 enum err dev_zero(struct dev *d, void *dst, size_t bytes);
-/* Uploads elements of type `from` (F32, F16 or BF16, any alignment) as those of y, act and
- * contiguous: the values of host_to_f32() and host_to_bf16(). The host may change host_src at once.
- * A device with memory of its own keeps DEV_UPLOAD_BYTES of it from the first call on, and as much
- * of the host's, page-locked unless that is short. */
+/* Uploads elements of type `from` (F32, F16 or BF16, any alignment) as those of y, act or of that
+ * type, and contiguous: the values of host_to_f32() and host_to_bf16(). The host may change
+ * host_src at once. A device with memory of its own keeps DEV_UPLOAD_BYTES of it from the first
+ * call on, and as much of the host's, page-locked unless that is short. */
 enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_src,
                        enum dtype from);
 #define DEV_UPLOAD_BYTES (4 << 20)
+/* Downloads the elements of x, which is F32, F16 or BF16 and contiguous, as F32, and waits for the
+ * copy. */
+enum err dev_download_f32(struct dev *d, float *host_dst, const struct tensor *x);
 /* Waits for all queued work; returns the device's failure, if there was one. */
 enum err dev_sync(struct dev *d);
 
@@ -266,7 +269,7 @@ enum err dev_gate_bwd(struct dev *d, enum gate_act act, const struct tensor *dgu
 /* A weight and how it is quantized. Groups are G consecutive columns of a row; the last one
  * of a row may be shorter. */
 struct weight_quant {
-    const struct tensor *w;     /* F32 [N,C] */
+    const struct tensor *w;     /* F32, F16 or BF16 [N,C], read as F32 */
     const struct tensor *a, *b; /* F32 [N,n], clipping parameters; both NULL: no clipping */
     const struct tensor *v;     /* F32 [N,C], offsets inside the rounding; NULL: all 0 */
     int bits;                   /* 2 to 8 */

@@ -7,7 +7,7 @@
  *            -> locked[1] -> memory[1] -> y       while the one before crosses
  *
  * The device converts a piece while the next one crosses. Types of 16 bits are not converted on the
- * host at all. */
+ * host at all. Elements that keep their type arrive in y itself. */
 #include "kernels/base/mem.h"
 #include "kernels/dev_begin.h"
 
@@ -76,16 +76,19 @@ static void upload_in_pieces(struct dev *d, const struct tensor *y, const char *
                              enum dtype from)
 {
     const enum dtype crosses = y->dtype == DT_BF16 && from == DT_F32 ? DT_BF16 : from;
+    const bool keeps = y->dtype == from;
     const int64_t n = tensor_count(y), most = HALF / (int64_t)dtype_bytes(crosses);
     struct upload_stage *s = d->stage;
     struct tensor to, arrived;
     for (int64_t i = 0; i < n && !d->failed; i += most) {
         const int64_t m = n - i < most ? n - i : most;
-        void *locked = s->locked + s->turn * HALF, *memory = s->memory + s->turn * HALF;
+        char *locked = s->locked + s->turn * HALF, *memory = s->memory + s->turn * HALF;
+        if (keeps)
+            memory = elements(y->data, from, i, m).data;
         convert(locked, crosses, src + (size_t)i * dtype_bytes(from), from, m);
         d->ops.copy_sync(d);
         d->ops.copy_in(d, memory, locked, (size_t)m * dtype_bytes(crosses));
-        if (i)
+        if (i && !keeps)
             d->ops.copy(d, &to, &arrived);
         to = elements(y->data, y->dtype, i, m);
         arrived = elements(memory, crosses, 0, m);
@@ -94,7 +97,8 @@ static void upload_in_pieces(struct dev *d, const struct tensor *y, const char *
     if (d->failed)
         return;
     d->ops.copy_wait(d);
-    d->ops.copy(d, &to, &arrived);
+    if (!keeps)
+        d->ops.copy(d, &to, &arrived);
 }
 
 static bool packed(const struct tensor *x)
@@ -106,8 +110,8 @@ enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_s
                        enum dtype from)
 {
     OP_BEGIN(copy, started);
-    WANT(is_act(y) && packed(y) && tensor_count(y) > 0,
-         "upload_as: want a contiguous act tensor");
+    WANT((is_act(y) || is_type(y, from)) && packed(y) && tensor_count(y) > 0,
+         "upload_as: want a contiguous act tensor, or one of the source's type");
     WANT(from == DT_F32 || from == DT_F16 || from == DT_BF16,
          "upload_as: want F32, F16 or BF16 elements, not %s", dtype_name(from));
     if (!d->ops.memory) {
@@ -117,4 +121,21 @@ enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_s
         upload_in_pieces(d, y, host_src, from);
     }
     OP_END(DEV_COPY, started);
+}
+
+/* Elements of 16 bits arrive in the upper half of host_dst: value i is written below every element
+ * after i, so none is overwritten before it is read. */
+enum err dev_download_f32(struct dev *d, float *host_dst, const struct tensor *x)
+{
+    FAIL_IF(d->failed, d->failed, "download_f32: device %s has already failed",
+            d->ops.name);
+    WANT((is_act(x) || is_type(x, DT_F16)) && packed(x) && tensor_count(x) > 0,
+         "download_f32: want a contiguous tensor of F32, F16 or BF16");
+    const int64_t n = tensor_count(x);
+    const size_t bytes = (size_t)n * dtype_bytes(x->dtype);
+    char *raw = (char *)host_dst + ((size_t)n * sizeof(*host_dst) - bytes);
+    TRY(dev_download(d, raw, x->data, bytes));
+    if (x->dtype != DT_F32)
+        host_to_f32(host_dst, raw, x->dtype, n);
+    return OK;
 }

@@ -16,6 +16,28 @@ struct weight {
     float rate;
 };
 
+/* A row of weights in the type that the checkpoint has. */
+struct weight_row {
+    const void *data;
+    enum dtype type;
+};
+
+static struct weight_row weights_of(const struct weight *k, int64_t r)
+{
+    const size_t bytes = dtype_bytes(k->w->dtype);
+    return (struct weight_row){(const char *)k->w->data + (size_t)(r * k->w->ld) * bytes,
+                               k->w->dtype};
+}
+
+/* Elements [c, c + VL) of a row that ends at `end`. */
+static inline vf weights_get(struct weight_row w, int64_t c, int64_t end)
+{
+    const uint16_t *half = w.data;
+    if (w.type != DT_F16)
+        return act_get(w.data, w.type == DT_BF16, c, end);
+    return end - c >= VL ? vf_load_f16(half + c) : vf_load_f16_n(half + c, end - c);
+}
+
 /* A group's range before clipping, and its clipping factors. */
 struct range {
     float min, max, beta, gamma;
@@ -35,10 +57,10 @@ static float sigmoid_of(const struct tensor *x, int64_t r, int64_t g)
 static struct range group_range(const struct weight *k, int64_t r, int64_t g, int64_t begin,
                                 int64_t end)
 {
-    const float *w_r = cpu_row(k->w, r);
+    const struct weight_row w_r = weights_of(k, r);
     vf lo = vf_set1(0), hi = vf_set1(0);
     for (int64_t c = begin; c < end; c += VL) {
-        const vf w = f32_get(w_r, c, end);
+        const vf w = weights_get(w_r, c, end);
         lo = vf_min(lo, w);
         hi = vf_max(hi, w);
     }
@@ -70,13 +92,14 @@ static vf rounded(vf u, const float *v_r, int64_t c, int64_t end)
 static void quantize_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                            float h, uint8_t z)
 {
-    const float *w_r = cpu_row(k->w, r), *v_r = offsets_of(k, r);
+    const struct weight_row w_r = weights_of(k, r);
+    const float *v_r = offsets_of(k, r);
     void *wq_r = cpu_row(k->wq, r);
     const bool wq16 = cpu_bf16(k->wq);
     const vf vh = vf_set1(h), vz = vf_set1((float)z),
              Q = vf_set1((float)((1 << k->bits) - 1));
     for (int64_t c = begin; c < end; c += VL) {
-        const vf u = rounded(vf_div(f32_get(w_r, c, end), vh), v_r, c, end);
+        const vf u = rounded(vf_div(weights_get(w_r, c, end), vh), v_r, c, end);
         const vf q = clamp_code(vf_add(u, vz), Q);
         act_put(wq_r, wq16, c, end, vf_mul(vf_sub(q, vz), vh));
     }
@@ -151,12 +174,13 @@ static void cpu_fake_quant_stored(struct dev *d, const struct tensor *wq,
 static void group_grads(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                         float h, uint8_t z, float *dh, float *dz)
 {
-    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r), *v_r = offsets_of(k, r);
+    const struct weight_row w_r = weights_of(k, r);
+    const float *dw_r = cpu_row(k->wq, r), *v_r = offsets_of(k, r);
     const vf vh = vf_set1(h), vz = vf_set1((float)z), zero = vf_set1(0);
     const vf Q = vf_set1((float)((1 << k->bits) - 1));
     vf sum_h = zero, sum_z = zero;
     for (int64_t c = begin; c < end; c += VL) {
-        const vf g = f32_get(dw_r, c, end), u = vf_div(f32_get(w_r, c, end), vh);
+        const vf g = f32_get(dw_r, c, end), u = vf_div(weights_get(w_r, c, end), vh);
         const vf round = rounded(u, v_r, c, end), q = vf_add(round, vz),
                  kept = clamp_code(q, Q);
         const vm out = vm_or(vf_lt(q, zero), vf_lt(Q, q));
@@ -214,13 +238,14 @@ static void cpu_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
 static void step_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                        float h, uint8_t z)
 {
-    const float *w_r = cpu_row(k->w, r), *dw_r = cpu_row(k->wq, r);
+    const struct weight_row w_r = weights_of(k, r);
+    const float *dw_r = cpu_row(k->wq, r);
     float *v_r = offsets_of(k, r);
     const vf vh = vf_set1(h), vz = vf_set1((float)z), zero = vf_set1(0);
     const vf Q = vf_set1((float)((1 << k->bits) - 1)), rate = vf_set1(k->rate);
     for (int64_t c = begin; c < end; c += VL) {
         const vf g = f32_get(dw_r, c, end), v = f32_get(v_r, c, end);
-        const vf q = vf_add(rounded(vf_div(f32_get(w_r, c, end), vh), v_r, c, end), vz);
+        const vf q = vf_add(rounded(vf_div(weights_get(w_r, c, end), vh), v_r, c, end), vz);
         const vm out = vm_or(vf_lt(q, zero), vf_lt(Q, q));
         const vf step = vf_select(out, zero, rate);
         vf to = vf_select(vf_lt(zero, g), vf_sub(v, step), v);

@@ -20,6 +20,7 @@ extern "C" {
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #endif
 #include <string.h>
 
@@ -165,6 +166,15 @@ __device__ __forceinline__ uint16_t to_bf16(float v)
     return __bfloat16_as_ushort(__float2bfloat16_rn(v));
 #else
     return bf16_from_f32(v);
+#endif
+}
+
+__device__ __forceinline__ float from_f16(uint16_t h)
+{
+#if defined(__CUDACC__)
+    return __half2float(__ushort_as_half(h));
+#else
+    return f16_to_f32(h);
 #endif
 }
 

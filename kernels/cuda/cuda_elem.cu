@@ -136,11 +136,11 @@ struct half_piece {
             const uint4 u = load_wide<uint4>(from);
             const unsigned pair[4] = {u.x, u.y, u.z, u.w};
             for (int k = 0; k < 8; k++)
-                q.v[k] = f16_to_f32((uint16_t)(pair[k / 2] >> k % 2 * 16));
+                q.v[k] = from_f16((uint16_t)(pair[k / 2] >> k % 2 * 16));
         } else {
             GLOBAL(const uint16_t) half = from;
             for (int k = 0; k < n; k++)
-                q.v[k] = f16_to_f32(half[k]);
+                q.v[k] = from_f16(half[k]);
         }
         put_some<N>(y, r * y.ld + c, n, q);
     }

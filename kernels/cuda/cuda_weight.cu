@@ -18,6 +18,7 @@ namespace CUDA_NS
 /* Operands and groups. */
 struct weights {
     view w, wq, v; /* wq.p NULL: no values wanted; v.p NULL: offsets are 0 */
+    bool f16;      /* w is F16, which its view takes for BF16 */
     GLOBAL(uint16_t) scales;
     GLOBAL(uint8_t) zeros;
     GLOBAL(const float) a, b; /* NULL: no clipping */
@@ -45,6 +46,38 @@ struct any_row {
     }
 };
 
+/* As get4(), of F16. */
+__device__ __forceinline__ static quad get4_f16(const view &x, int64_t i, int n)
+{
+    GLOBAL(const uint16_t) half = (const uint16_t *)x.p;
+    quad q = {{0, 0, 0, 0}};
+    if (n < 4 || !x.wide) {
+        for (int k = 0; k < 4; k++)
+            if (k < n)
+                q.v[k] = from_f16(half[i + k]);
+    } else {
+        const uint2 u = load_wide<uint2>((const uint16_t *)x.p + i);
+        q.v[0] = from_f16((uint16_t)u.x);
+        q.v[1] = from_f16((uint16_t)(u.x >> 16));
+        q.v[2] = from_f16((uint16_t)u.y);
+        q.v[3] = from_f16((uint16_t)(u.y >> 16));
+    }
+    return q;
+}
+
+/* A row of weights of any type and alignment. */
+struct any_weights {
+    any_row row;
+    bool f16;
+    __device__ any_weights(const weights &p, int64_t r) : row(p.w, r), f16(p.f16)
+    {
+    }
+    __device__ quad get(int64_t c, int n) const
+    {
+        return f16 ? get4_f16(row.x, row.at + c, n) : row.get(c, n);
+    }
+};
+
 /* A row of whole, aligned quads, BF16 or F32. */
 template <bool BF16> struct quad_row {
     view x;
@@ -62,17 +95,42 @@ template <bool BF16> struct quad_row {
     }
 };
 
-/* What a kernel may assume: nothing, or short groups in whole quads, and the type of wq. */
+/* The types of weights. HALF: of 16 bits. */
+struct f32_weights {
+    static constexpr bool HALF = false, F16 = false;
+};
+struct bf16_weights {
+    static constexpr bool HALF = true, F16 = false;
+};
+struct f16_weights {
+    static constexpr bool HALF = true, F16 = true;
+};
+
+/* A row of weights in whole, aligned quads, whose type is known. */
+template <class T> struct quad_weights {
+    quad_row<T::HALF> row;
+    __device__ quad_weights(const weights &p, int64_t r) : row(p.w, r)
+    {
+    }
+    __device__ quad get(int c, int n) const
+    {
+        return T::F16 ? get4_f16(row.x, c, 4) : row.get(c, n);
+    }
+};
+
+/* What a kernel may assume: nothing, or short groups in whole quads, and the types of w and wq. */
 struct any_layout {
     static constexpr int LANES = WARP_SIZE;
     typedef int64_t column;
     typedef any_row row, wq_row;
+    typedef any_weights source_row;
 };
-template <bool BF16> struct quad_layout {
+template <class W, bool BF16> struct quad_layout {
     static constexpr int LANES = 4;
     typedef int column;
     typedef quad_row<false> row;
     typedef quad_row<BF16> wq_row;
+    typedef quad_weights<W> source_row;
 };
 
 /* The longest short group: its lanes take four turns. */
@@ -174,7 +232,7 @@ __device__ static wgrid grid_of(float h, uint8_t z, int bits)
 /* Computes range, scale and zero of the group. All lanes take part and get the result. */
 template <class L> __device__ static void measure(const weights &p, wgroup<L> *k)
 {
-    const typename L::row w(p.w, k->r);
+    const typename L::source_row w(p, k->r);
     float mn = 0, mx = 0;
     each_quad_of(*k, [&](typename L::column c, int n, int) {
         const quad q = w.get(c, n);
@@ -244,7 +302,7 @@ template <class L, class F> __global__ void weight_kernel(F f)
 /* Writes w^ of this lane's columns. */
 template <class L> __device__ static void apply(const weights &p, const wgroup<L> &k)
 {
-    const typename L::row w(p.w, k.r);
+    const typename L::source_row w(p, k.r);
     const typename L::wq_row wq(p.wq, k.r);
     each_quad_of(k, [&](typename L::column c, int n, int) {
         const quad v = offsets(p, k, c, n);
@@ -318,7 +376,8 @@ struct clip_weights_bwd {
      *   *dz = -h sum g over the codes outside */
     template <class L> __device__ void sums(const wgroup<L> &k, float *dh, float *dz) const
     {
-        const typename L::row w(p.w, k.r), dwq_r(dwq, k.r);
+        const typename L::source_row w(p, k.r);
+        const typename L::row dwq_r(dwq, k.r);
         float sum_h[WARP_SIZE / L::LANES] = {}, sum_z[WARP_SIZE / L::LANES] = {};
         each_quad_of(k, [&](typename L::column c, int n, int j) {
             const quad x = w.get(c, n), g = dwq_r.get(c, n), v = offsets(p, k, c, n);
@@ -359,7 +418,8 @@ struct step_offsets {
     {
         wgroup<L> k = own_group<L>(p);
         read_stored(p, &k);
-        const typename L::row w(p.w, k.r), dwq_r(dwq, k.r), v_r(p.v, k.r);
+        const typename L::source_row w(p, k.r);
+        const typename L::row dwq_r(dwq, k.r), v_r(p.v, k.r);
         each_quad_of(k, [&](typename L::column c, int n, int) {
             const quad x = w.get(c, n), g = dwq_r.get(c, n);
             quad v = v_r.get(c, n);
@@ -390,8 +450,11 @@ static weights weights_of(const struct weight_quant *q, const struct tensor *wq,
     p.all = q->w->dim[0] * p.groups;
     p.bits = q->bits;
     p.scale_bits = q->scale_bits;
+    struct tensor w = *q->w;
+    p.f16 = w.dtype == DT_F16;
+    w.dtype = p.f16 ? DT_BF16 : w.dtype;
     view *const views[] = {&p.w, &p.wq, &p.v};
-    const struct tensor *const tensors[] = {q->w, wq, q->v};
+    const struct tensor *const tensors[] = {&w, wq, q->v};
     for (int i = 0; i < 3; i++) {
         *views[i] = view_of(tensors[i]);
         views[i]->wide = whole_quads(*views[i], p);
@@ -438,16 +501,26 @@ static void launch_groups(struct dev *d, const char *what, const F &f)
     launched(d, what);
 }
 
+template <class W, class F>
+static void launch_quads(struct dev *d, const char *what, const F &f)
+{
+    if constexpr (F::VALUES)
+        if (f.p.wq.bf16)
+            return launch_groups<quad_layout<W, true>>(d, what, f);
+    launch_groups<quad_layout<W, false>>(d, what, f);
+}
+
 /* also: what f reads besides its weights, or NULL. */
 template <class F>
 static void run_groups(struct dev *d, const char *what, const F &f, const view *also)
 {
     if (!is_quads(f.p, also))
         return launch_groups<any_layout>(d, what, f);
-    if constexpr (F::VALUES)
-        if (f.p.wq.bf16)
-            return launch_groups<quad_layout<true>>(d, what, f);
-    launch_groups<quad_layout<false>>(d, what, f);
+    if (f.p.f16)
+        return launch_quads<f16_weights>(d, what, f);
+    if (f.p.w.bf16)
+        return launch_quads<bf16_weights>(d, what, f);
+    launch_quads<f32_weights>(d, what, f);
 }
 
 static void cuda_fake_quant_weights(struct dev *d, const struct tensor *wq,

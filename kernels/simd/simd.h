@@ -89,6 +89,13 @@ static inline void act_put(void *row, bool bf16, int64_t c, int64_t end, vf x)
     }
 }
 
+static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
+{
+    uint16_t t[VL] = {0};
+    memcpy(t, p, (size_t)(n < VL ? n : VL) * sizeof(*t));
+    return vf_load_f16(t);
+}
+
 /* The same for F32 alone. */
 static inline vf f32_get(const float *row, int64_t c, int64_t end)
 {

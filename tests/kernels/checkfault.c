@@ -165,9 +165,9 @@ static void break_ops(struct dev_ops *o)
 
 static const struct ck_test *find_test(const char *op)
 {
-    const struct ck_test *const groups[] = {ck_gemm_tests, ck_norm_tests,  ck_attn_tests,
-                                            ck_mlp_tests,  ck_quant_tests, ck_channel_tests,
-                                            ck_train_tests};
+    const struct ck_test *const groups[] = {
+        ck_gemm_tests,   ck_norm_tests,  ck_attn_tests,    ck_mlp_tests,
+        ck_weight_tests, ck_quant_tests, ck_channel_tests, ck_train_tests};
     for (size_t g = 0; g < ARRAY_LEN(groups); g++)
         for (const struct ck_test *t = groups[g]; t->op; t++)
             if (!strcmp(t->op, op))

@@ -174,9 +174,10 @@ double *ck_doubles(struct ck *c, int64_t n)
 
 double ck_get(const struct tensor *x, int64_t row, int64_t col)
 {
-    const int64_t i = row * x->ld + col;
-    return (double)(x->dtype == DT_F32 ? ((const float *)x->data)[i]
-                                       : bf16_to_f32(((const uint16_t *)x->data)[i]));
+    const size_t at = (size_t)(row * x->ld + col) * dtype_bytes(x->dtype);
+    float v;
+    host_to_f32(&v, (const char *)x->data + at, x->dtype, 1);
+    return (double)v;
 }
 
 void ck_set(const struct tensor *x, int64_t row, int64_t col, double v)
@@ -185,7 +186,8 @@ void ck_set(const struct tensor *x, int64_t row, int64_t col, double v)
     if (x->dtype == DT_F32)
         ((float *)x->data)[i] = (float)v;
     else
-        ((uint16_t *)x->data)[i] = bf16_from_f32((float)v);
+        ((uint16_t *)x->data)[i] =
+            x->dtype == DT_F16 ? f16_from_f32((float)v) : bf16_from_f32((float)v);
 }
 
 static double pattern_value(struct ck *c, enum ck_pattern p, int64_t row, int64_t col)

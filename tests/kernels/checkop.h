@@ -89,7 +89,7 @@ struct ck_out ck_twins(struct ck *c, struct ck_shape s, enum ck_pattern p);
 /* ... with the values of x. */
 struct ck_out ck_copies(struct ck *c, const struct tensor *x, int64_t pad);
 
-double ck_get(const struct tensor *x, int64_t row, int64_t col); /* act types */
+double ck_get(const struct tensor *x, int64_t row, int64_t col); /* act types, F16 */
 void ck_set(const struct tensor *x, int64_t row, int64_t col, double v);
 int64_t ck_rows(const struct tensor *x);
 int64_t ck_cols(const struct tensor *x);
@@ -126,8 +126,8 @@ struct ck_test {
     void (*run)(struct ck *c);
 };
 extern const struct ck_test ck_gemm_tests[], ck_norm_tests[], ck_attn_tests[],
-    ck_mlp_tests[], ck_quant_tests[], ck_channel_tests[], ck_refine_tests[],
-    ck_train_tests[], ck_far_tests[]; /* end with op NULL */
+    ck_mlp_tests[], ck_weight_tests[], ck_quant_tests[], ck_channel_tests[],
+    ck_refine_tests[], ck_train_tests[], ck_far_tests[]; /* end with op NULL */
 
 /* --- broken kernels, for --self-test ------------------------------------------------- */
 

@@ -13,8 +13,8 @@
 #include <time.h>
 
 static const struct ck_test *const groups[] = {
-    ck_gemm_tests,    ck_norm_tests,   ck_attn_tests,  ck_mlp_tests, ck_quant_tests,
-    ck_channel_tests, ck_refine_tests, ck_train_tests, ck_far_tests};
+    ck_gemm_tests,  ck_norm_tests,    ck_attn_tests,   ck_mlp_tests,   ck_weight_tests,
+    ck_quant_tests, ck_channel_tests, ck_refine_tests, ck_train_tests, ck_far_tests};
 
 static void report(const struct ck *c)
 {

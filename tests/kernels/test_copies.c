@@ -182,14 +182,18 @@ static void upload_as(struct dev *d, enum dtype from, enum dtype to, int64_t n)
     uint8_t *raw = some_elements(from, n);
     char *want = malloc(bytes), *got = malloc(bytes), *p = NULL;
     assert_true(want && got);
-    if (to == DT_F32)
+    if (to == DT_F16)
+        memcpy(want, raw + 1, bytes);
+    else if (to == DT_F32)
         host_to_f32((float *)want, raw + 1, from, n);
     else
         host_to_bf16((uint16_t *)want, raw + 1, from, n);
     assert_int_equal(dev_alloc(d, (void **)&p, 2 * bytes), OK);
-    const struct tensor y = tensor_1d(p, to, n), old = tensor_1d(p + bytes, to, n);
+    const enum dtype bits = to == DT_F16 ? DT_BF16 : to; /* zeros are zeros in both */
+    const struct tensor y = tensor_1d(p, to, n), from_y = tensor_1d(p, bits, n);
+    const struct tensor old = tensor_1d(p + bytes, bits, n);
     assert_int_equal(dev_zero(d, p, bytes), OK);
-    assert_int_equal(dev_copy(d, &old, &y), OK);
+    assert_int_equal(dev_copy(d, &old, &from_y), OK);
     assert_int_equal(dev_upload_as(d, &y, raw + 1, from), OK);
     memset(raw, 0x55, (size_t)n * dtype_bytes(from) + 1);
     assert_int_equal(dev_download(d, got, p, bytes), OK);
@@ -219,6 +223,8 @@ static void uploads_on(const char *name)
         upload_as(d, from[i % 3], to[i / 3], 1);
         upload_as(d, from[i % 3], to[i / 3], 1000 + i);
     }
+    upload_as(d, DT_F16, DT_F16, 1000);
+    upload_as(d, DT_F16, DT_F16, 2 * piece + 5);
     upload_as(d, DT_F16, DT_F32, piece);
     upload_as(d, DT_F16, DT_F32, 3 * piece + 77);
     upload_as(d, DT_F32, DT_BF16, 2 * piece + 8);
@@ -237,6 +243,41 @@ static void test_uploads_convert(void **state)
     emu_card()->early_copies = false;
 }
 
+/* Elements of each type arrive in F32, however many, and no byte beside them is written. */
+static void downloads_on(const char *name)
+{
+    static const enum dtype types[] = {DT_F32, DT_F16, DT_BF16};
+    struct dev *d = open_dev(name);
+    for (int k = 0; k < 12; k++) {
+        const enum dtype t = types[k % 3];
+        const int64_t n = (int64_t[]){1, 2, 3, 1001}[k / 3];
+        uint8_t *raw = some_elements(t, n);
+        float *want = malloc((size_t)n * sizeof(*want));
+        float *got = malloc((size_t)(n + 1) * sizeof(*got));
+        void *p = NULL;
+        assert_true(want && got);
+        host_to_f32(want, raw + 1, t, n);
+        got[n] = 7;
+        assert_int_equal(dev_alloc(d, &p, (size_t)n * dtype_bytes(t)), OK);
+        assert_int_equal(dev_upload(d, p, raw + 1, (size_t)n * dtype_bytes(t)), OK);
+        const struct tensor x = tensor_1d(p, t, n);
+        assert_int_equal(dev_download_f32(d, got, &x), OK);
+        assert_memory_equal(got, want, (size_t)n * sizeof(*want));
+        assert_true(got[n] == 7);
+        dev_free(d, p);
+        free(raw);
+        free(want);
+        free(got);
+    }
+    dev_close(&d);
+}
+
+static void test_downloads_convert(void **state)
+{
+    for (int i = 0; i < 3; i++)
+        downloads_on(devices[i]);
+}
+
 /* Bytes that cross: 16 bits an element where the source or the target has no more. */
 static void test_uploads_cross_in_16_bits(void **state)
 {
@@ -244,7 +285,8 @@ static void test_uploads_cross_in_16_bits(void **state)
         enum dtype from, to;
         size_t bytes;
     } cases[] = {{DT_F16, DT_F32, 2},  {DT_BF16, DT_F32, 2}, {DT_F16, DT_BF16, 2},
-                 {DT_F32, DT_BF16, 2}, {DT_F32, DT_F32, 4},  {DT_BF16, DT_BF16, 2}};
+                 {DT_F32, DT_BF16, 2}, {DT_F32, DT_F32, 4},  {DT_BF16, DT_BF16, 2},
+                 {DT_F16, DT_F16, 2}};
     struct dev *d = open_dev("cuda-emu");
     struct memory m = open_memory(d);
     static const float zeros[N];
@@ -503,6 +545,7 @@ int main(void)
         cmocka_unit_test(test_copies_follow_compute),
         cmocka_unit_test(test_memory_outlives_work),
         cmocka_unit_test(test_uploads_convert),
+        cmocka_unit_test(test_downloads_convert),
         cmocka_unit_test(test_uploads_cross_in_16_bits),
         cmocka_unit_test(test_uploads_that_fail),
         cmocka_unit_test(test_reports),

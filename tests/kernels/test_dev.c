@@ -71,6 +71,8 @@ static void matrices(void **state)
     refused(dev_upload_as(dev, &apart, mem, DT_F32));
     refused(dev_upload_as(dev, &source, mem, DT_F32));
     refused(dev_upload_as(dev, &c, mem, DT_I32));
+    refused(dev_upload_as(dev, &source, mem, DT_BF16));
+    refused(dev_download_f32(dev, mem, &apart));
 }
 
 static void sums_of_products(void **state)
@@ -206,6 +208,10 @@ static void quantizers(void **state)
     p.b = NULL;
     refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
     p.a = p.b = &flat; /* rows would be lost */
+    refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
+    p = good;
+    const struct tensor whole = tensor_2d(mem, DT_I32, 3, 40);
+    p.w = &whole;
     refused(dev_fake_quant_weights(dev, NULL, &s, &z, &p));
     p = good;
     refused(dev_fake_quant_stored(dev, &a, &s, &z, &p));
