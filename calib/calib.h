@@ -59,7 +59,10 @@ struct calib_settings {
     float lr_round; /* of the rounding offsets; 0: 1 / steps of a block */
     float lr_clip, lr_smooth, lr_shift, weight_decay;
     enum lr_schedule schedule;
-    enum dtype act;  /* resolved run.compute: DT_F32 or DT_BF16 */
+    enum dtype act; /* resolved run.compute: DT_F32 or DT_BF16 */
+    /* The types of the source's projections (struct model_source), in which the device keeps their
+     * full precision. Results do not depend on them. */
+    enum dtype stored[N_LIN];
     int cpu_threads; /* of the cpu device, for calib_plan(); 0: a GPU computes */
     /* Budgets of all streams together: device memory (0 where it has none of its own), then
      * host memory. Streams above both go to disk. */
@@ -155,7 +158,7 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
 /* The needs of a calibration, for --plan and preflight. Weights, activations and parameters
  * are counted as device memory whatever the device. */
 struct calib_plan {
-    size_t weights_bytes; /* k + 1 blocks in the act type, and the F32 master of one */
+    size_t weights_bytes; /* k + 1 blocks in the act type, and the master copy of one */
     /* Activations kept for k + 1 blocks, scratch, and an upper bound of what attention and
      * reductions keep inside the device. */
     size_t acts_bytes;

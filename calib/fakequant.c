@@ -214,6 +214,15 @@ static size_t most_bytes(const struct fakequant *planned)
     return most;
 }
 
+void fakequant_master_types(enum dtype lin[N_LIN], const struct calib_settings *s)
+{
+    const bool gptq_fixes =
+        s->weights.method == WEIGHT_GPTQ && s->weights.round != ROUND_LEARNED;
+    const bool changes = gptq_fixes || s->weights.method == WEIGHT_GIVEN;
+    for (int l = 0; l < N_LIN; l++)
+        lin[l] = changes ? DT_F32 : s->stored[l];
+}
+
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s)
 {
     struct fakequant f = {0};
@@ -245,7 +254,9 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
                         const struct calib_settings *s)
 {
     *f = (struct fakequant){.dev = d};
+    enum dtype master[N_LIN];
     plan_kinds(f, a, s);
+    fakequant_master_types(master, s);
     const size_t bytes = most_bytes(f);
     if (bytes)
         TRY(dev_alloc(d, &f->memory, bytes));
@@ -253,7 +264,7 @@ enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a
     if (f->learn_round)
         TRY(round_open(f));
     if (f->quantize_weights)
-        TRY(block_weights_alloc(&f->master, d, a, DT_F32));
+        TRY(block_weights_alloc_as(&f->master, d, a, master));
     return block_weights_alloc(&f->wq, d, a, s->act);
 }
 

@@ -55,7 +55,7 @@ struct fakequant {
     struct block_grads grads;    /* written by block_backward_params */
     /* Only with sums: those of g, and with learn_round of the gradients of weights. */
     struct tensor sum[FQ_SUMS];
-    struct block_weights master; /* F32 weights; only with quantize_weights */
+    struct block_weights master; /* full precision; only with quantize_weights */
     /* F32 rounding offsets, current and best; only with learn_round. */
     struct block_weights offset, offset_best;
     struct block_weights wq; /* act type: the weights that the block computes with */
@@ -69,6 +69,9 @@ void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one
 /* Return whether anything of a block is quantized, and whether anything learns. */
 bool fakequant_quantizes(const struct fakequant *f, int64_t block);
 bool fakequant_learns(const struct fakequant *f, int64_t block);
+/* Sets the types of master's projections: those of the source, or F32 where other values are
+ * written into master. */
+void fakequant_master_types(enum dtype lin[N_LIN], const struct calib_settings *s);
 /* Returns the device memory apart from master and wq. */
 size_t fakequant_bytes(const struct arch *a, const struct calib_settings *s);
 

@@ -77,20 +77,17 @@ out:
     return err;
 }
 
-/* Replaces the weights by the values of chosen codes. Rounding then finds these codes
- * again: (q - z) h / h is q - z up to an error far below 1/2. */
-static enum err import_values(struct fakequant *f, const struct qlinear *q, int l)
+/* Writes the values (q - z) h of chosen codes to w, projection l of master or wq. */
+static enum err write_values(const struct fakequant *f, const struct tensor *w,
+                             const struct qlinear *q, int l)
 {
-    const struct tensor w = block_weights_lin(&f->master, f->arch, l);
-    const size_t n = (size_t)tensor_count(&w);
+    const size_t n = (size_t)tensor_count(w);
     float *host = NULL;
-    FAIL_IF(!q->codes || q->in != w.dim[1], ERR_MISMATCH,
+    FAIL_IF(!q->codes || q->in != w->dim[1], ERR_MISMATCH,
             "%s: saved codes do not fit the model", arch_lin_module(f->arch, l));
     TRY(mem_alloc(&host, n, sizeof(*host)));
     qlinear_values(host, q);
-    enum err err = dev_upload(f->dev, w.data, host, n * sizeof(*host));
-    if (!err)
-        err = dev_sync(f->dev);
+    const enum err err = dev_upload_as(f->dev, w, host, DT_F32);
     mem_free(host);
     return err;
 }
@@ -117,23 +114,26 @@ enum err fakequant_take_given(struct fakequant *f, const struct block_src *src)
     return dev_sync(f->dev);
 }
 
-/* Takes over *q, whose scales and codes GPTQ chose, and makes them what apply computes. */
+/* Takes over *q, whose scales and codes GPTQ chose, and makes them what apply computes: with the
+ * codes' values as weights, rounding finds these codes again, as (q - z) h / h is q - z up to an
+ * error far below 1/2. */
 enum err fakequant_fix(struct fakequant *f, int l, struct qlinear *q)
 {
     qlinear_free(&f->fixed[l]);
     f->fixed[l] = *q;
     *q = (struct qlinear){0};
     TRY(import_scales(f, &f->fixed[l], l));
-    return import_values(f, &f->fixed[l], l);
+    const struct tensor w = block_weights_lin(&f->master, f->arch, l);
+    return write_values(f, &w, &f->fixed[l], l);
 }
 
 static enum err import_lin(struct fakequant *f, const struct qlinear *q, int l)
 {
-    TRY(import_scales(f, q, l));
-    if (weight_chooses_codes(&f->weights))
-        TRY(import_values(f, q, l));
     const struct tensor w = block_weights_lin(&f->master, f->arch, l);
     const struct tensor wq = block_weights_lin(&f->wq, f->arch, l);
+    TRY(import_scales(f, q, l));
+    if (weight_chooses_codes(&f->weights))
+        return write_values(f, &wq, q, l);
     const struct weight_quant p = {
         .w = &w, .bits = f->format[l].bits, .group_size = f->format[l].group_size};
     return dev_fake_quant_stored(f->dev, &wq, &f->scales[l], &f->zeros[l], &p);

@@ -95,7 +95,7 @@ enum err fakequant_start_at(struct fakequant *f, int l, const struct qlinear *q)
     enum err err = OK;
     TRY(mem_alloc(&host, 2 * (size_t)tensor_count(&w), sizeof(*host)));
     float *host_v = host + tensor_count(&w);
-    TRY_OUT(dev_download(f->dev, host, w.data, f32_bytes(&w)));
+    TRY_OUT(dev_download_f32(f->dev, host, &w));
     start_rows(host_v, host, q);
     TRY_OUT(dev_upload(f->dev, v.data, host_v, f32_bytes(&v)));
     err = dev_sync(f->dev);
@@ -124,7 +124,7 @@ enum err round_codes(const struct fakequant *f, struct qlinear *q, int l)
     TRY(qlinear_alloc_codes(q));
     TRY(mem_alloc(&host, 2 * (size_t)tensor_count(&w), sizeof(*host)));
     float *host_v = host + tensor_count(&w);
-    TRY_OUT(dev_download(f->dev, host, w.data, f32_bytes(&w)));
+    TRY_OUT(dev_download_f32(f->dev, host, &w));
     TRY_OUT(dev_download(f->dev, host_v, v.data, f32_bytes(&v)));
     code_rows(q, host, host_v);
 out:

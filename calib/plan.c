@@ -4,6 +4,7 @@
  * from the shapes. */
 #include "calib/calib.h"
 
+#include "calib/fakequant.h"
 #include "calib/gptq/gptq.h"
 #include "calib/kv_search.h"
 #include "calib/recon.h"
@@ -115,6 +116,13 @@ uint64_t calib_plan_device_bytes(const struct calib_plan *p)
            (p->streams == STREAM_DEVICE ? p->stream_bytes : p->slot_bytes);
 }
 
+static size_t master_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    enum dtype lin[N_LIN];
+    fakequant_master_types(lin, s);
+    return weight_quantizes(&s->weights) ? block_weights_bytes_as(a, lin) : 0;
+}
+
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s)
 {
@@ -128,8 +136,7 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     p.streams = stream_place_of(s, (double)p.n_streams * (double)stream);
     p.slot_bytes = 2 * (size_t)p.n_streams * (stream / (size_t)s->samples);
     const size_t full = (size_t)(depth > 1 ? depth : 1) * one_set;
-    const bool master = weight_quantizes(&s->weights);
-    p.weights_bytes = full + one_set + (master ? block_weights_bytes(a, DT_F32) : 0);
+    p.weights_bytes = full + one_set + master_bytes(a, s);
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
     p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s) +
                      (calib_searches_kv(s) ? kv_search_bytes(a) : 0);

@@ -215,7 +215,7 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
                      .groups = f->a[l].dim[1]};
     j.group = f->format[l].group_size ? f->format[l].group_size : j.in;
     const size_t bytes = (size_t)n_groups * sizeof(*host);
-    TRY_OUT(dev_download(k->dev, host, w.data, (size_t)n * sizeof(*host)));
+    TRY_OUT(dev_download_f32(k->dev, host, &w));
     pool_run(k->pool, w.dim[0], search_row, &j);
     TRY_OUT(dev_upload(k->dev, f->a[l].data, j.a, bytes));
     TRY_OUT(dev_upload(k->dev, f->b[l].data, j.b, bytes));

@@ -8,17 +8,26 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+/* Returns the type of projections first .. last together. */
+static enum dtype type_of(const enum dtype lin[N_LIN], int first, int last)
+{
+    for (int l = first; l < last; l++)
+        if (lin[l] != lin[last])
+            return DT_F32;
+    return lin[last];
+}
+
 static void layout(struct block_weights *w, struct carve *c, const struct arch *a,
-                   enum dtype act)
+                   const enum dtype lin[N_LIN], enum dtype router)
 {
     const int64_t D = a->d_model, F = arch_out(a, LIN_GATE), d = a->head_dim;
     const int64_t heads = a->n_heads + 2 * a->n_kv;
-    w->wqkv = carve_2d(c, act, heads * d, D);
-    w->wo = carve_2d(c, act, D, a->n_heads * d);
-    w->wgu = carve_2d(c, act, 2 * F, D);
-    w->wdown = carve_2d(c, act, arch_out(a, LIN_DOWN), a->d_ff);
+    w->wqkv = carve_2d(c, type_of(lin, LIN_Q, LIN_V), heads * d, D);
+    w->wo = carve_2d(c, lin[LIN_O], D, a->n_heads * d);
+    w->wgu = carve_2d(c, type_of(lin, LIN_GATE, LIN_UP), 2 * F, D);
+    w->wdown = carve_2d(c, lin[LIN_DOWN], arch_out(a, LIN_DOWN), a->d_ff);
     if (a->n_experts)
-        w->router = carve_2d(c, act, a->n_experts, D);
+        w->router = carve_2d(c, router, a->n_experts, D);
     if (a->qkv_bias)
         w->bqkv = carve_1d(c, DT_F32, heads * d);
     if (a->o_bias)
@@ -34,23 +43,55 @@ static void layout(struct block_weights *w, struct carve *c, const struct arch *
     }
 }
 
-size_t block_weights_bytes(const struct arch *a, enum dtype act)
+static size_t bytes_of(const struct arch *a, const enum dtype lin[N_LIN], enum dtype router)
 {
     struct block_weights w = {0};
     struct carve c = {0};
-    layout(&w, &c, a, act);
+    layout(&w, &c, a, lin, router);
     return c.used;
+}
+
+static enum err alloc_of(struct block_weights *w, struct dev *d, const struct arch *a,
+                         const enum dtype lin[N_LIN], enum dtype router)
+{
+    struct block_weights fresh = {.dev = d};
+    TRY(dev_alloc(d, &fresh.memory, bytes_of(a, lin, router)));
+    struct carve c = {.base = fresh.memory};
+    layout(&fresh, &c, a, lin, router);
+    *w = fresh;
+    return OK;
+}
+
+static void fill(enum dtype lin[N_LIN], enum dtype act)
+{
+    for (int l = 0; l < N_LIN; l++)
+        lin[l] = act;
+}
+
+size_t block_weights_bytes(const struct arch *a, enum dtype act)
+{
+    enum dtype lin[N_LIN];
+    fill(lin, act);
+    return bytes_of(a, lin, act);
 }
 
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act)
 {
-    struct block_weights fresh = {.dev = d};
-    TRY(dev_alloc(d, &fresh.memory, block_weights_bytes(a, act)));
-    struct carve c = {.base = fresh.memory};
-    layout(&fresh, &c, a, act);
-    *w = fresh;
-    return OK;
+    enum dtype lin[N_LIN];
+    fill(lin, act);
+    return alloc_of(w, d, a, lin, act);
+}
+
+size_t block_weights_bytes_as(const struct arch *a, const enum dtype stored[N_LIN])
+{
+    return bytes_of(a, stored, DT_F32);
+}
+
+enum err block_weights_alloc_as(struct block_weights *w, struct dev *d,
+                                const struct arch *a, const enum dtype stored[N_LIN])
+{
+    return alloc_of(w, d, a, stored, DT_F32);
 }
 
 void block_weights_free(struct block_weights *w)

@@ -71,6 +71,8 @@ struct model_source {
     bool makes_blocks;
     /* The full-precision model, where that is another checkpoint's; NULL: this one. */
     const struct model_source *full;
+    /* DT_F16 or DT_BF16: projection l of every block has this type. DT_F32 promises nothing. */
+    enum dtype stored[N_LIN];
 };
 
 /* Releases block i of a source that makes blocks. */
@@ -93,7 +95,7 @@ struct block_weights {
     struct dev *dev;
     int64_t layer;                      /* whose weights these are */
     void *memory;                       /* one allocation */
-    struct tensor wqkv, wo, wgu, wdown; /* act type */
+    struct tensor wqkv, wo, wgu, wdown; /* act type, or that of block_weights_alloc_as() */
     struct tensor router;               /* [E,D] act type; data NULL without experts */
     struct tensor norm[N_BLOCK_GAINS];  /* F32, by enum norm_gain; data NULL if none */
     struct tensor bqkv, bo, bgu, bdown; /* F32, stacked as the weights; data NULL if none */
@@ -110,11 +112,18 @@ size_t block_weights_bytes(const struct arch *a, enum dtype act);
 /* Allocates for arch a; contents are undefined until loaded. ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_alloc(struct block_weights *w, struct dev *d, const struct arch *a,
                              enum dtype act);
+/* The same for weights that are not computed with, in the types that projections are stored in:
+ * F32, F16 or BF16. Those stacked in one matrix have F32 if theirs differ. The router has F32. */
+size_t block_weights_bytes_as(const struct arch *a, const enum dtype stored[N_LIN]);
+enum err block_weights_alloc_as(struct block_weights *w, struct dev *d,
+                                const struct arch *a, const enum dtype stored[N_LIN]);
 /* Converts the weights of a layer to the act type and uploads them. Errors: ERR_FORMAT for a
- * missing tensor, or one whose shape or type does not fit a; ERR_MEMORY, ERR_DEVICE. */
+ * missing tensor, or one whose shape or type does not fit a; ERR_SHAPE for F16 weights from another
+ * type; ERR_MEMORY, ERR_DEVICE. */
 enum err block_weights_load(struct block_weights *w, const struct arch *a, int64_t layer,
                             const struct block_src *src);
-/* Makes w, of the same model and device, what block_weights_load() made x, which is F32. */
+/* Makes w, of the same model and device, what block_weights_load() made x, which is F32 or has the
+ * types that projections are stored in. */
 enum err block_weights_convert(struct block_weights *w, const struct block_weights *x);
 void block_weights_free(struct block_weights *w); /* accepts a zeroed one */
 

@@ -272,6 +272,18 @@ bool same_result(const struct memory_io *x, const struct memory_io *y)
     return true;
 }
 
+void check_same_partial(const struct memory_io *x, const struct memory_io *y)
+{
+    assert_int_equal(x->n_partial, y->n_partial);
+    for (int i = 0; i < x->n_partial; i++) {
+        const struct named_tensor *a = &x->partial[i], *b = &y->partial[i];
+        const size_t bytes = (size_t)tensor_count(&a->t) * dtype_bytes(a->t.dtype);
+        assert_string_equal(a->name, b->name);
+        if (strcmp(a->name, "losses")) /* they include seconds */
+            assert_memory_equal(a->t.data, b->t.data, bytes);
+    }
+}
+
 enum err run_on(const char *device, struct memory_io *m, const struct fixture *f,
                 const struct calib_settings *s)
 {

@@ -144,18 +144,6 @@ static void test_late_steps_are_the_same(void **state)
     fixture_close(&f);
 }
 
-static void check_same_partial(const struct memory_io *x, const struct memory_io *y)
-{
-    assert_int_equal(x->n_partial, y->n_partial);
-    for (int i = 0; i < x->n_partial; i++) {
-        const struct named_tensor *a = &x->partial[i], *b = &y->partial[i];
-        const size_t bytes = (size_t)tensor_count(&a->t) * dtype_bytes(a->t.dtype);
-        assert_string_equal(a->name, b->name);
-        if (strcmp(a->name, "losses")) /* they include seconds */
-            assert_memory_equal(a->t.data, b->t.data, bytes);
-    }
-}
-
 /* The step is named, and the parameters before it are saved, though others were queued behind
  * it. */
 static void test_a_bad_step_moves_nothing(void **state)

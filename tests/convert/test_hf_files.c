@@ -64,6 +64,44 @@ static void test_extra_tensors(void **state)
     hf_drop("model.safetensors");
 }
 
+static void check_stored(struct hf_model *m, enum dtype v, enum dtype o, enum dtype rest)
+{
+    const enum dtype *stored = hf_source(m)->stored;
+    for (int l = 0; l < N_LIN; l++)
+        assert_int_equal(stored[l], l == LIN_V ? v : l == LIN_O ? o : rest);
+}
+
+/* The types of projections: of all blocks together, and F32 for those that rotation turns. */
+static void test_stored_types(void **state)
+{
+    struct hf_spec s;
+    struct hf_model *m = NULL;
+    struct kv_spec kv = {.method = KV_TOKEN, .bits = 4, .rotate = ROTATE_V};
+    hf_read("llama", "");
+    hf_llama_tensors(&s);
+    hf_write("model.safetensors", &s, 0, s.n);
+    assert_int_equal(hf_open(&m, hf_dir), OK);
+    check_stored(m, DT_F16, DT_F16, DT_F16);
+    assert_int_equal(hf_rotate_values(m, &kv), OK);
+    check_stored(m, DT_F32, DT_F32, DT_F16);
+    kv.rotate = ROTATE_K;
+    assert_int_equal(hf_rotate_values(m, &kv), OK);
+    check_stored(m, DT_F16, DT_F16, DT_F16);
+    hf_close(&m);
+    for (int layer = 0; layer < 2; layer++)
+        for (int l = 0; l < N_LIN; l++) {
+            char name[96];
+            snprintf(name, sizeof(name), "model.layers.%d.%s.weight", layer, lin_module[l]);
+            if (l != LIN_O || layer == 1) /* its types differ between layers */
+                hf_entry(&s, name)->dtype = l == LIN_V ? DT_F32 : DT_BF16;
+        }
+    hf_write("model.safetensors", &s, 0, s.n);
+    assert_int_equal(hf_open(&m, hf_dir), OK);
+    check_stored(m, DT_F32, DT_F32, DT_BF16);
+    hf_close(&m);
+    hf_drop("model.safetensors");
+}
+
 /* Opens the directory and checks that the log contains the word. */
 static struct hf_model *open_saying(const char *word)
 {
@@ -387,6 +425,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixture_defaults),
         cmocka_unit_test(test_extra_tensors),
+        cmocka_unit_test(test_stored_types),
         cmocka_unit_test(test_tied),
         cmocka_unit_test(test_head_only),
         cmocka_unit_test(test_base_model),

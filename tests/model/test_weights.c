@@ -119,20 +119,27 @@ static void check_projection(const struct block_weights *w, const struct arch *a
     }
 }
 
-/* Loads one block, directly and by way of F32, and compares all bytes with those on ref. */
+/* Loads one block, directly and by way of F32 or of the types that it is stored in, and compares
+ * all bytes with those on ref. */
 static void load_on(const char *name, const struct arch *a, const struct block_src *src,
                     enum dtype act, char **want)
 {
     struct dev *d = open_dev(name);
-    struct block_weights master = {0}, w[2] = {{0}};
+    struct block_weights master[2] = {{0}}, w[3] = {{0}};
+    enum dtype stored[N_LIN];
     const size_t bytes = block_weights_bytes(a, act);
-    open_weights(&master, d, a, DT_F32);
-    for (int i = 0; i < 2; i++)
+    for (int l = 0; l < N_LIN; l++)
+        stored[l] = src->lin[l].dtype;
+    open_weights(&master[0], d, a, DT_F32);
+    must(block_weights_alloc_as(&master[1], d, a, stored));
+    for (int i = 0; i < 3; i++)
         open_weights(&w[i], d, a, act);
     must(block_weights_load(&w[0], a, 7, src));
-    must(block_weights_load(&master, a, 7, src));
-    must(block_weights_convert(&w[1], &master));
     for (int i = 0; i < 2; i++) {
+        must(block_weights_load(&master[i], a, 7, src));
+        must(block_weights_convert(&w[1 + i], &master[i]));
+    }
+    for (int i = 0; i < 3; i++) {
         char *got = bytes_of(&w[i], bytes);
         assert_int_equal(w[i].layer, 7);
         for (int l = 0; l < N_LIN; l++)
@@ -145,7 +152,8 @@ static void load_on(const char *name, const struct arch *a, const struct block_s
             *want = got;
         block_weights_free(&w[i]);
     }
-    block_weights_free(&master);
+    block_weights_free(&master[0]);
+    block_weights_free(&master[1]);
     dev_close(&d);
 }
 
@@ -167,8 +175,31 @@ static void loaded_bytes_are_the_hosts(void **state)
     fixture_close(&f);
 }
 
+/* Projections in one matrix have one type: F32 where theirs differ. */
+static void stacked_types(void **state)
+{
+    const struct arch a = large_arch();
+    enum dtype stored[N_LIN];
+    struct block_weights w;
+    struct dev *d = open_dev("ref");
+    for (int l = 0; l < N_LIN; l++)
+        stored[l] = l == LIN_UP ? DT_F32 : l == LIN_O ? DT_BF16 : DT_F16;
+    must(block_weights_alloc_as(&w, d, &a, stored));
+    assert_true(w.wqkv.dtype == DT_F16 && w.wo.dtype == DT_BF16 && w.wgu.dtype == DT_F32 &&
+                w.wdown.dtype == DT_F16);
+    assert_true(w.router.dtype == DT_F32);
+    block_weights_free(&w);
+    stored[LIN_UP] = DT_F16;
+    stored[LIN_V] = DT_BF16;
+    must(block_weights_alloc_as(&w, d, &a, stored));
+    assert_true(w.wqkv.dtype == DT_F32 && w.wgu.dtype == DT_F16);
+    block_weights_free(&w);
+    dev_close(&d);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(loaded_bytes_are_the_hosts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(loaded_bytes_are_the_hosts),
+                                       cmocka_unit_test(stacked_types)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

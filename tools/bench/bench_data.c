@@ -109,7 +109,7 @@ static enum err weights_block(void *ctx, int64_t i, struct block_src *out)
     *out = (struct block_src){0};
     for (int l = 0; l < N_LIN; l++) {
         const int64_t rows = arch_out(&w->arch, l), cols = arch_in(&w->arch, l);
-        out->lin[l] = (struct host_mat){at, DT_BF16, rows, cols, "weight"};
+        out->lin[l] = (struct host_mat){at, BENCH_STORED, rows, cols, "weight"};
         at += rows * cols;
     }
     out->norm[GAIN_ATTENTION] = out->norm[GAIN_MLP] =

@@ -11,6 +11,9 @@
 enum err bench_open(struct dev **out, enum dtype *act, const char *device, int threads,
                     const char *compute);
 
+/* The type of projections. */
+#define BENCH_STORED DT_BF16
+
 /* A model whose blocks all have the same BF16 weights, normal * 0.02; norms are 1. */
 struct bench_weights {
     struct arch arch;

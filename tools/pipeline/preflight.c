@@ -200,6 +200,15 @@ static void resemble_refinement(struct calib_settings *s, const struct refine_se
     s->crr_blocks = 0;
 }
 
+/* Takes the types of the source's weights. Models of known shapes are published in 16 bits. */
+static void take_stored(struct calib_settings *s, const struct job *j)
+{
+    for (int l = 0; l < N_LIN; l++) {
+        const bool turned = (s->kv.rotate & ROTATE_V) && (l == LIN_V || l == LIN_O);
+        s->stored[l] = j->model ? hf_source(j->model)->stored[l] : turned ? DT_F32 : DT_F16;
+    }
+}
+
 /* Gives the streams the memory that the rest leaves. */
 static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
                               struct job *j)
@@ -211,6 +220,7 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     e->plan = plan;
     e->only_refines = j->only_refines;
     s->cpu_threads = cpu_threads(e, j);
+    take_stored(s, j);
     j->refine.cpu_threads = s->cpu_threads;
     if (j->only_refines)
         resemble_refinement(s, &j->refine);

@@ -154,6 +154,8 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     recipe_free(&r);
     c->settings.act = act;
     c->settings.cpu_threads = dev_host_threads(c->dev);
+    for (int l = 0; l < N_LIN; l++)
+        c->settings.stored[l] = BENCH_STORED;
     c->settings.seqlen = a->seqlen;
     c->settings.crr_blocks = a->blocks;
     FAIL_IF(c->arch.n_layers <= a->blocks, ERR_USAGE,

@@ -38,6 +38,7 @@ struct bench {
     struct tensor x, h, y, dy, s, gain;        /* [T,D] F32, F32, act, act; [T]; [D] */
     struct tensor gu, dgu, m, dm;              /* [T,2F], [T,2F], [T,F], [T,F] act */
     struct tensor w, dw, v, wq, wact;          /* [2F,D] F32, F32, F32, act, act */
+    struct tensor stored;                      /* [2F,D] as a checkpoint has weights */
     struct tensor scales, zeros, a, b, da, db; /* [2F,G] */
     struct tensor moment;                      /* second operand of a [2F,G] operation */
     struct tensor qkv, dqkv, kq, vq, dkq, dvq, o, d_o, lse;
@@ -121,13 +122,13 @@ static enum err run_silu_bwd(struct bench *b)
 static struct weight_quant weight_of(const struct bench *b)
 {
     return (struct weight_quant){
-        .w = &b->w, .a = &b->a, .b = &b->b, .bits = BITS, .group_size = GROUP};
+        .w = &b->stored, .a = &b->a, .b = &b->b, .bits = BITS, .group_size = GROUP};
 }
 
 static enum err run_fake_quant_weights(struct bench *b)
 {
     const struct weight_quant p = weight_of(b);
-    b->bytes = bytes_of(&b->w) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
+    b->bytes = bytes_of(&b->stored) + bytes_of(&b->wq) + 2 * bytes_of(&b->a) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
     return dev_fake_quant_weights(b->dev, &b->wq, &b->scales, &b->zeros, &p);
 }
@@ -135,7 +136,7 @@ static enum err run_fake_quant_weights(struct bench *b)
 static enum err run_fake_quant_weights_bwd(struct bench *b)
 {
     const struct weight_quant p = weight_of(b);
-    b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
+    b->bytes = bytes_of(&b->stored) + bytes_of(&b->dw) + 4 * bytes_of(&b->a);
     return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &p);
 }
 
@@ -143,7 +144,7 @@ static enum err run_round_step(struct bench *b)
 {
     struct weight_quant p = weight_of(b);
     p.v = &b->v;
-    b->bytes = bytes_of(&b->w) + bytes_of(&b->dw) + 2 * bytes_of(&b->v) +
+    b->bytes = bytes_of(&b->stored) + bytes_of(&b->dw) + 2 * bytes_of(&b->v) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
     return dev_round_step(b->dev, &b->dw, &b->scales, &b->zeros, &p, 1e-3f);
 }
@@ -151,8 +152,8 @@ static enum err run_round_step(struct bench *b)
 static enum err run_fake_quant_stored(struct bench *b)
 {
     const struct weight_quant p = weight_of(b);
-    b->bytes =
-        bytes_of(&b->w) + bytes_of(&b->wq) + bytes_of(&b->scales) + bytes_of(&b->zeros);
+    b->bytes = bytes_of(&b->stored) + bytes_of(&b->wq) + bytes_of(&b->scales) +
+               bytes_of(&b->zeros);
     return dev_fake_quant_stored(b->dev, &b->wq, &b->scales, &b->zeros, &p);
 }
 
@@ -468,6 +469,7 @@ static enum err fill(struct bench *b)
         {&b->m, act, T, F},
         {&b->dm, act, T, F},
         {&b->w, DT_F32, 2 * F, D},
+        {&b->stored, BENCH_STORED, 2 * F, D},
         {&b->dw, DT_F32, 2 * F, D},
         {&b->v, DT_F32, 2 * F, D},
         {&b->wq, act, 2 * F, D},
@@ -513,7 +515,7 @@ static void release(struct bench *b)
         &b->wact, &b->scales, &b->zeros,  &b->a,   &b->b,      &b->da,   &b->db,
         &b->qkv,  &b->dqkv,   &b->kq,     &b->vq,  &b->dkq,    &b->dvq,  &b->o,
         &b->d_o,  &b->lse,    &b->cos,    &b->sin, &b->ks,     &b->kd,   &b->dks,
-        &b->dkd,  &b->bias,   &b->logits, &b->nll, &b->target, &b->v};
+        &b->dkd,  &b->bias,   &b->logits, &b->nll, &b->target, &b->v,    &b->stored};
     for (size_t i = 0; b->dev && i < ARRAY_LEN(all); i++)
         dev_free(b->dev, all[i]->data);
     dev_close(&b->dev);
