@@ -23,6 +23,8 @@ struct bench {
     void *target_memory;
     struct tensor target; /* [T,D] act */
     struct share share;   /* a sample of a step for each rank */
+    bool late;            /* steps are those of late.c; the only wait is that at the end */
+    struct fq_step move;
 };
 
 static enum err block_zero(void *ctx, int64_t i, struct block_src *out)
@@ -58,6 +60,19 @@ out:
     return err;
 }
 
+/* Steps are late where those of a calibration are. */
+static enum err choose_steps(struct bench *b)
+{
+    b->late = recon_reads_late(&b->r, &b->f, b->share.ranks);
+    b->move =
+        (struct fq_step){.lr = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift, 1e-3f},
+                         .weight_decay = b->s->weight_decay,
+                         .unless = b->late ? b->r.report.bad : NULL};
+    return b->late ? dev_alloc(b->dev, (void **)&b->move.rates,
+                               N_FQ_KINDS * sizeof(*b->move.rates))
+                   : OK;
+}
+
 static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
                            const struct model_source *src, const struct calib_settings *s,
                            const struct ranks *ranks)
@@ -77,11 +92,14 @@ static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
     TRY(src->block(src->ctx, 0, &block));
     TRY(fakequant_load(&b->f, &block, 0));
     TRY(share_link(&b->share, d, fakequant_gradients_most(&b->arch, s)));
+    TRY(choose_steps(b));
     return fakequant_start(&b->f, NULL, NULL, NULL, NULL, NULL);
 }
 
 static void close_bench(struct bench *b)
 {
+    dev_forget(b->dev);
+    dev_free(b->dev, b->move.rates);
     fakequant_close(&b->f);
     recon_close(&b->r);
     dev_free(b->dev, b->target_memory);
@@ -99,28 +117,33 @@ static enum err sum_gradients(struct bench *b)
     return share_sum(&b->share, b->dev, grad, FQ_SUMS, b->share.batch);
 }
 
-/* Checks the gradients as a training step does; late: without a wait. */
-static enum err check_gradients(struct bench *b, bool late)
+/* Checks the gradients as a training step does. */
+static enum err check_gradients(struct bench *b)
 {
     bool bad;
     char name[128];
-    return late ? fakequant_report_gradients(&b->f, &b->r.report)
-                : fakequant_bad_gradient(&b->f, name, sizeof(name), &bad);
+    return b->late ? fakequant_report_gradients(&b->f, &b->r.report)
+                   : fakequant_bad_gradient(&b->f, name, sizeof(name), &bad);
 }
 
-/* A step that is read late (late.c) has only the wait at its end, which times it. */
-static enum err step(struct bench *b, int64_t number)
+static enum err compute(void *ctx)
 {
-    const float lr[N_FQ_RATES] = {b->s->lr_clip, b->s->lr_smooth, b->s->lr_shift, 1e-3f};
-    const bool late = recon_reads_late(&b->r, &b->f, b->share.ranks);
-    const struct recon_targets t = {b, stage, 1, late, 0};
+    struct bench *b = ctx;
+    const struct recon_targets t = {b, stage, 1, b->late, 0};
     double loss;
     TRY(fakequant_apply(&b->f));
     TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f, 0)));
     TRY(sum_gradients(b));
-    TRY(check_gradients(b, late));
-    TRY(fakequant_step(&b->f, lr, b->s->weight_decay, number,
-                       late ? b->r.report.bad : NULL));
+    TRY(check_gradients(b));
+    return fakequant_step(&b->f, &b->move);
+}
+
+static enum err step(struct bench *b, int64_t number)
+{
+    b->move.step = number;
+    if (b->late)
+        TRY(fakequant_put_rates(&b->f, &b->move));
+    TRY(b->late && !b->arch.n_experts ? dev_repeat(b->dev, 0, compute, b) : compute(b));
     return dev_sync(b->dev);
 }
 

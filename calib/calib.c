@@ -119,12 +119,14 @@ static enum err open_calibration(struct calibration *c)
     if (c->fq.gptq || c->fq.gptq_start)
         TRY(gptq_open(&c->gptq, c->dev, c->arch, c->s));
     c->n_targets = c->s->crr_terms == TERMS_ALL ? c->recon.depth + 1 : 1;
+    TRY(late_open(c));
     TRY(open_streams(c));
     return share_link(&c->share, c->dev, fakequant_gradients_most(c->arch, c->s));
 }
 
 static void close_calibration(struct calibration *c)
 {
+    late_close(c);
     stream_close(&c->x);
     for (int64_t j = 0; c->target && j < c->n_targets; j++)
         stream_close(&c->target[j]);
@@ -150,11 +152,6 @@ static enum err pass_done(struct calibration *c, double units)
     c->units_done = units;
     return c->share.ranks ? calib_stopped_if(c, share_any(&c->share, calib_stop_asked(c)))
                           : OK;
-}
-
-static struct stream *target_of(struct calibration *c, int64_t block)
-{
-    return &c->target[(block + c->n_targets) % c->n_targets];
 }
 
 /* Fills a stream with the samples' rows of an embedding. */
@@ -191,7 +188,7 @@ static enum err embed_samples(struct calibration *c)
     const struct model_source *full = source_full(c->src);
     struct host_mat embed, norm, head;
     TRY(full->ends(full->ctx, &embed, &norm, &head));
-    TRY(embed_stream(c, target_of(c, -1), &embed));
+    TRY(embed_stream(c, calib_target(c, -1), &embed));
     TRY(c->src->ends(c->src->ctx, &embed, &norm, &head));
     return embed_quantized(c, &embed);
 }
@@ -205,10 +202,10 @@ static enum err move_target(struct calibration *c, int64_t b, enum calib_event_k
     TRY(recon_full(&c->recon, &w, c->src, b));
     for (int64_t i = 0; i < c->x.samples; i++) {
         c->sample = i;
-        TRY(stream_read(target_of(c, b - 1), &c->recon.x, i));
-        TRY(stream_prefetch(target_of(c, b - 1), i + 1));
+        TRY(stream_read(calib_target(c, b - 1), &c->recon.x, i));
+        TRY(stream_prefetch(calib_target(c, b - 1), i + 1));
         TRY(recon_plain(&c->recon, w, NULL, &out));
-        TRY(stream_write(target_of(c, b), i, out));
+        TRY(stream_write(calib_target(c, b), i, out));
         TRY(step_done(c, kind));
     }
     return pass_done(c, units);

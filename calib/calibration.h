@@ -31,6 +31,11 @@ struct late {
         int64_t step, n; /* of the epoch, and how many samples it has */
     } step[REPORT_SLOTS];
     double read; /* when the last one was read, or its queueing began */
+    /* Memory of the device where each step finds what differs from the step before; NULL: steps are
+     * not late. */
+    void *memory;
+    struct adamw_rates *rates; /* [N_FQ_KINDS] */
+    struct tensor target;      /* [n_targets T, D] act: of the sample in work */
 };
 
 struct calibration {
@@ -66,20 +71,26 @@ enum err calib_train_block(struct calibration *c);
 
 /* One step, whose results the host waits for. A stop between samples leaves the step undone. */
 enum err calib_train_step(struct calibration *c);
-/* *loss of sample i with the applied parameters, times weight; with grads also their
- * gradients. late_at: where the losses of its terms go in the report; -1: the host waits. */
-enum err calib_sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
-                           bool grads, int64_t late_at);
+/* Returns the stream of a block's outputs; -1: of the embedding. */
+struct stream *calib_target(struct calibration *c, int64_t block);
+/* Starts copying this process's sample `at`, if there is one, to the device. */
+enum err calib_prefetch_sample(struct calibration *c, int64_t at);
 /* Returns how many samples a step of the epoch has, or had. */
 int64_t calib_step_samples(const struct calibration *c, int64_t step);
-/* Moves the parameters by the gradients of the step in work, unless *unless (fakequant_step). */
-enum err calib_move_parameters(struct calibration *c, const int32_t *unless);
+/* Returns how parameters move in the step in work. */
+struct fq_step calib_next_move(const struct calibration *c);
 /* Counts a step of n samples that began at a time, and tells the caller of it. begin < 0: its time
  * says nothing of the speed. */
 void calib_step_done(struct calibration *c, int64_t n, double begin, double loss);
 /* Saves the block in work and returns ERR_STOPPED. */
 enum err calib_stopped(struct calibration *c);
 
+/* Device memory of late steps, whose streams have n_targets targets. */
+size_t late_bytes(const struct arch *a, const struct calib_settings *s, int64_t n_targets);
+/* Allocates it if steps can be late (recon_reads_late). Errors: ERR_MEMORY, ERR_DEVICE; close in
+ * any case. */
+enum err late_open(struct calibration *c);
+void late_close(struct calibration *c);
 /* As calib_train_step(), but returns when the step is queued. Tells the caller of the step before.
  * ERR_NUMERIC as calib_train_step(), of this step or the one before, from the state before it. */
 enum err late_train_step(struct calibration *c);

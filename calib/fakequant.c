@@ -465,27 +465,44 @@ static enum err step_offsets(struct fakequant *f, float rate)
     return OK;
 }
 
+static struct adamw adamw_of(const struct fq_step *s, int kind)
+{
+    return (struct adamw){.lr = s->lr[kind],
+                          .beta1 = 0.9f,
+                          .beta2 = 0.999f,
+                          .eps = 1e-8f,
+                          .weight_decay = s->weight_decay,
+                          .step = s->step,
+                          .unless = s->unless,
+                          .rates = s->rates ? &s->rates[kind] : NULL};
+}
+
+enum err fakequant_put_rates(struct fakequant *f, const struct fq_step *s)
+{
+    struct adamw_rates rates[N_FQ_KINDS];
+    for (int kind = 0; kind < N_FQ_KINDS; kind++) {
+        const struct adamw o = adamw_of(s, kind);
+        rates[kind] = dev_adamw_rates(&o);
+    }
+    return dev_put(f->dev, s->rates, rates, sizeof(rates));
+}
+
 /* Offsets step by the sign of their gradient, everything else by AdamW. Each kind of
  * parameter lies in one piece of p and has its own rate. */
-enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
-                        int64_t step, const int32_t *unless)
+enum err fakequant_step(struct fakequant *f, const struct fq_step *s)
 {
+    int64_t at = 0;
     if (f->learn_round)
-        TRY(step_offsets(f, lr[FQ_ROUND]));
-    for (int64_t kind = 0, at = 0; kind < N_FQ_KINDS; at += f->count[kind++]) {
+        TRY(step_offsets(f, s->lr[FQ_ROUND]));
+    for (int kind = 0; kind < N_FQ_KINDS; kind++) {
         const int64_t n = f->count[kind];
-        const struct adamw o = {.lr = lr[kind],
-                                .beta1 = 0.9f,
-                                .beta2 = 0.999f,
-                                .eps = 1e-8f,
-                                .weight_decay = weight_decay,
-                                .step = step,
-                                .unless = unless};
+        const struct adamw o = adamw_of(s, kind);
         if (!n)
             continue;
         const struct tensor p = slice(&f->p, at, n), g = slice(&f->g, at, n);
         const struct tensor m = slice(&f->m, at, n), v = slice(&f->v, at, n);
         TRY(dev_adamw(f->dev, &p, &g, &m, &v, &o));
+        at += n;
     }
     return OK;
 }

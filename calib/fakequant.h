@@ -22,12 +22,24 @@
 #include "calib/calib.h"
 #include "calib/model/block.h"
 #include "kernels/dev_report.h"
+#include "kernels/dev_step.h"
 
 /* Kinds of parameters, each with its own learning rate. */
 enum fq_kind { FQ_CLIP, FQ_SMOOTH, FQ_SHIFT, N_FQ_KINDS };
 enum { FQ_SUMS = 5 }; /* g, dwqkv, dwo, dwgu, dwdown */
 /* Learning rates: those of the kinds, then that of the rounding offsets. */
 enum { FQ_ROUND = N_FQ_KINDS, N_FQ_RATES };
+
+/* How parameters move in a step. */
+struct fq_step {
+    float lr[N_FQ_RATES];
+    float weight_decay;
+    int64_t step;          /* counts from 1 */
+    const int32_t *unless; /* as that of struct adamw; NULL if rounding is learned */
+    /* [N_FQ_KINDS], memory of the device: the rates of fakequant_put_rates() replace those here.
+     * NULL: those here count. */
+    struct adamw_rates *rates;
+};
 
 struct fakequant {
     struct dev *dev;
@@ -105,10 +117,10 @@ enum err fakequant_clip_grads(struct fakequant *f);
  * written its own. After the last, their sum has the place of its own gradients. It is
  * ((g_0 + g_1) + g_2) + ..., whatever computed them. Needs sums where n > 1. */
 enum err fakequant_add_sample(struct fakequant *f, int64_t i, int64_t n);
-/* Takes one AdamW step with a learning rate per kind; step counts from 1. unless: as that of struct
- * adamw; NULL if rounding is learned. */
-enum err fakequant_step(struct fakequant *f, const float lr[N_FQ_RATES], float weight_decay,
-                        int64_t step, const int32_t *unless);
+/* Takes one AdamW step. */
+enum err fakequant_step(struct fakequant *f, const struct fq_step *s);
+/* Queues the write of the rates of s to s->rates, from where steps behind it read them. */
+enum err fakequant_put_rates(struct fakequant *f, const struct fq_step *s);
 /* *bad = some gradient is not finite; name [bytes] then describes the first one. */
 enum err fakequant_bad_gradient(struct fakequant *f, char *name, size_t bytes, bool *bad);
 /* The same for a report, without a wait and a name. Without learned rounding. */

@@ -4,6 +4,7 @@
  * from the shapes. */
 #include "calib/calib.h"
 
+#include "calib/calibration.h"
 #include "calib/fakequant.h"
 #include "calib/gptq/gptq.h"
 #include "calib/kv_search.h"
@@ -138,6 +139,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     const size_t full = (size_t)(depth > 1 ? depth : 1) * one_set;
     p.weights_bytes = full + one_set + master_bytes(a, s);
     p.acts_bytes = recon_bytes(a, s) - full + inside_bytes(a, s);
+    if (!s->cpu_threads) /* a GPU's */
+        p.acts_bytes += late_bytes(a, s, p.n_streams - 1);
     p.params_bytes = fakequant_bytes(a, s) + gptq_bytes(a, s) + search_bytes(a, s) +
                      (calib_searches_kv(s) ? kv_search_bytes(a) : 0);
     if (weight_quantizes_head(&s->weights))

@@ -53,7 +53,7 @@ enum err stream_prefetch(struct stream *st, int64_t i);
 /* *x = view [T,D] act of sample i, valid until sample i + 2 or i - 2 is staged or
  * prefetched. */
 enum err stream_stage(struct stream *st, struct tensor *x, int64_t i);
-/* Copies sample i to x [T,D] F32 on the device. */
+/* Copies sample i to x [T,D] act on the device. */
 enum err stream_read(struct stream *st, const struct tensor *x, int64_t i);
 /* Copies x [T,D] F32 to sample i. */
 enum err stream_write(struct stream *st, int64_t i, const struct tensor *x);

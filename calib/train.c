@@ -43,24 +43,37 @@ bool calib_stop_asked(const struct calibration *c)
     return c->io->stop && c->io->stop(c->io->ctx);
 }
 
+struct stream *calib_target(struct calibration *c, int64_t block)
+{
+    return &c->target[(block + c->n_targets) % c->n_targets];
+}
+
 /* recon_targets: target j of the sample in work. */
 static enum err stage_target(void *ctx, struct tensor *t, int64_t j)
 {
     struct calibration *c = ctx;
-    return stream_stage(&c->target[(c->block + j) % c->n_targets], t,
+    return stream_stage(calib_target(c, c->block + j), t,
                         share_local(&c->share, c->sample));
 }
 
-enum err calib_sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
-                           bool grads, int64_t late_at)
+enum err calib_prefetch_sample(struct calibration *c, int64_t at)
 {
-    const struct recon_targets t = {c, stage_target, weight, late_at >= 0, late_at};
+    TRY(stream_prefetch(&c->x, at));
+    for (int64_t j = 0; j < c->n_targets; j++)
+        TRY(stream_prefetch(&c->target[j], at));
+    return OK;
+}
+
+/* *loss of sample i with the applied parameters, times weight; with grads also their
+ * gradients. */
+static enum err sample_loss(struct calibration *c, double *loss, int64_t i, float weight,
+                            bool grads)
+{
+    const struct recon_targets t = {c, stage_target, weight, false, 0};
     const int64_t at = share_local(&c->share, i);
     c->sample = i;
     TRY(stream_read(&c->x, &c->recon.x, at));
-    TRY(stream_prefetch(&c->x, at + 1));
-    for (int64_t j = 0; j < c->n_targets; j++)
-        TRY(stream_prefetch(&c->target[j], at + 1));
+    TRY(calib_prefetch_sample(c, at + 1));
     return recon_loss(&c->recon, loss, &c->fq, c->src, c->block, &t, grads);
 }
 
@@ -121,7 +134,7 @@ static enum err measured_loss(struct calibration *c, double *mean)
     for (int64_t i = 0; i < n; i++) {
         if (!share_own(&c->share, i))
             continue;
-        TRY(calib_sample_loss(c, &loss[i], i, 1, false, -1));
+        TRY(sample_loss(c, &loss[i], i, 1, false));
         c->units_done += unit;
         calib_notify(c, CALIB_EVAL, loss[i]);
         if (!c->share.ranks && isfinite(loss[i]) && calib_stop_asked(c))
@@ -200,8 +213,7 @@ static enum err sum_gradients(struct calibration *c, int64_t n)
 static enum err add_sample(struct calibration *c, int64_t i, int64_t n)
 {
     double *loss = &c->share.loss[i];
-    TRY(calib_sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true,
-                          -1));
+    TRY(sample_loss(c, loss, c->at.step * c->s->batch + i, 1.0f / (float)n, true));
     if (c->share.ranks)
         return keep_gradients(c, i);
     if (!isfinite(*loss))
@@ -227,14 +239,14 @@ static enum err add_samples(struct calibration *c, double *loss, int64_t n)
     return check_gradients(c);
 }
 
-enum err calib_move_parameters(struct calibration *c, const int32_t *unless)
+struct fq_step calib_next_move(const struct calibration *c)
 {
     const int64_t step = c->at.epoch * calib_epoch_steps(c->s) + c->at.step;
-    const float lr[N_FQ_RATES] = {
-        rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
-        rate(c, shift_rate(c), step), rate(c, round_rate(c), step)};
-    /* AdamW counts its steps from 1. */
-    return fakequant_step(&c->fq, lr, c->s->weight_decay, step + 1, unless);
+    return (struct fq_step){
+        .lr = {rate(c, c->s->lr_clip, step), rate(c, c->s->lr_smooth, step),
+               rate(c, shift_rate(c), step), rate(c, round_rate(c), step)},
+        .weight_decay = c->s->weight_decay,
+        .step = step + 1}; /* AdamW counts its steps from 1. */
 }
 
 void calib_step_done(struct calibration *c, int64_t n, double begin, double loss)
@@ -254,9 +266,10 @@ enum err calib_train_step(struct calibration *c)
     const int64_t n = calib_step_samples(c, c->at.step);
     const double begin = clock_s();
     double loss = 0;
+    const struct fq_step move = calib_next_move(c);
     TRY(fakequant_apply(&c->fq));
     TRY(add_samples(c, &loss, n));
-    TRY(calib_move_parameters(c, NULL));
+    TRY(fakequant_step(&c->fq, &move));
     TRY(dev_sync(c->dev));
     c->at.step++;
     calib_step_done(c, n, begin, loss);
@@ -295,7 +308,8 @@ static enum err end_epoch(struct calibration *c)
 
 static enum err train(struct calibration *c)
 {
-    const bool late = recon_reads_late(&c->recon, &c->fq, c->share.ranks);
+    const bool late = c->late.rates;
+    dev_forget(c->dev); /* the steps of the block before */
     while (c->at.epoch < c->s->epochs) {
         while (c->at.step < calib_epoch_steps(c->s))
             TRY(late ? late_train_step(c) : calib_train_step(c));

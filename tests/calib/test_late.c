@@ -1,25 +1,29 @@
 /* SPDX-License-Identifier: MIT
  *
- * Steps whose results are read one step late, on the emulated GPU, against steps that wait for
- * each: the same events with the same losses, the same blocks, the same message and state after a
- * value that is not finite, and the same result after any stop. */
+ * Steps whose results are read one step late, on the emulated GPU, as graphs and by single
+ * launches, against steps that wait for each result: the same events with the same losses, the
+ * same blocks, the same message and state after a value that is not finite, and the same result
+ * after any stop. */
 #include "kernels/cuda/emu/emu_card.h"
 #include "tests/calib/calib_fixture.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
 enum { MOST_EVENTS = 300 };
 
+enum how { GRAPHS, SINGLE, WAITING, N_HOWS };
+
 struct happened {
     enum calib_event_kind kind;
     int64_t block, epoch, sample;
     double loss, done, tokens_per_s;
-    long waits; /* of the host, so far */
+    long waits, launches, graphs; /* of the host, so far */
 };
 
 /* A memory_io that also keeps the events of training. */
@@ -38,8 +42,10 @@ static void record(void *ctx, const struct calib_event *e)
         return;
     assert_true(r->n < MOST_EVENTS);
     r->event[r->n++] =
-        (struct happened){e->kind, e->block, e->epoch,        e->sample,
-                          e->loss, e->done,  e->tokens_per_s, emu_card()->waits};
+        (struct happened){e->kind,           e->block,          e->epoch,
+                          e->sample,         e->loss,           e->done,
+                          e->tokens_per_s,   emu_card()->waits, emu_card()->launches,
+                          emu_card()->graphs};
 }
 
 static void recorder_open(struct recorder *r)
@@ -50,14 +56,15 @@ static void recorder_open(struct recorder *r)
     r->m.io.event = record;
 }
 
-/* waits: every operation does, so no step is read late. */
+/* WAITING: every operation does, so no step is read late. */
 static enum err run(struct recorder *r, const struct fixture *f,
-                    const struct calib_settings *s, bool waits)
+                    const struct calib_settings *s, enum how how)
 {
     int32_t tokens[4096];
+    setenv("WKVQ_GRAPHS", how == SINGLE ? "none" : "", 1);
     struct dev *d = open_dev("cuda-emu");
-    assert_true(dev_set_synchronous(d, waits));
-    assert_int_equal(dev_queues(d), !waits);
+    assert_true(dev_set_synchronous(d, how == WAITING));
+    assert_int_equal(dev_queues(d), how != WAITING);
     tiny_tokens(tokens, s, &f->arch);
     err_clear();
     r->m.last_done = 0;
@@ -86,7 +93,10 @@ static struct calib_settings settings_of(int which)
 {
     struct calib_settings s = tiny_settings();
     s.samples = 5, s.seqlen = 7;
-    s.device_bytes = UINT64_C(1) << 30;
+    if (which & 2)
+        s.memory_bytes = UINT64_C(1) << 30;
+    else
+        s.device_bytes = UINT64_C(1) << 30;
     s.batch = which & 1 ? 2 : 1;
     s.crr_terms = which & 2 ? TERMS_ALL : TERMS_LAST;
     s.act = which & 1 ? DT_BF16 : DT_F32;
@@ -121,25 +131,53 @@ static void check_speeds(const struct recorder *late)
     assert_true(ends > 1);
 }
 
+/* Launches of a step in the middle of an epoch, of one sample, in a block. By a graph they are its
+ * rates, its input and n targets, the graph, and its report. */
+static long check_launches(const struct recorder *r, int64_t block, bool graphs, long n)
+{
+    for (int i = 2; i < r->n; i++) {
+        const struct happened *e = &r->event[i];
+        if (e->block != block || e[0].kind != CALIB_STEP || e[-1].kind != CALIB_STEP ||
+            e[-2].kind != CALIB_STEP || e->sample < 3)
+            continue;
+        const long launches = e[0].launches - e[-1].launches;
+        assert_int_equal(e[0].graphs - e[-1].graphs, graphs);
+        if (graphs)
+            assert_int_equal(launches, 4 + n);
+        return launches;
+    }
+    fail();
+    return 0;
+}
+
 static void test_late_steps_are_the_same(void **state)
 {
     struct fixture f;
     fixture_open(&f, tiny_arch(0, 2), 51);
-    for (int which = 1; which < 3; which++) { /* batches, and all terms */
-        static struct recorder late, waiting;
+    for (int which = 1; which < 3; which++) { /* batches, and all terms from the host */
+        static struct recorder r[N_HOWS];
         const struct calib_settings s = settings_of(which);
-        recorder_open(&late);
-        recorder_open(&waiting);
-        must(run(&late, &f, &s, false));
-        must(run(&waiting, &f, &s, true));
-        check_same_events(&late, &waiting);
-        check_speeds(&late);
-        assert_true(same_result(&late.m, &waiting.m));
-        assert_false(late.m.done_fell);
-        if (s.batch == 1)
-            check_waits(&late);
-        memory_io_close(&late.m);
-        memory_io_close(&waiting.m);
+        for (int how = 0; how < N_HOWS; how++) {
+            const long before = emu_card()->graphs;
+            recorder_open(&r[how]);
+            must(run(&r[how], &f, &s, (enum how)how));
+            assert_int_equal(emu_card()->graphs > before, how == GRAPHS);
+            check_same_events(&r[how], &r[0]);
+            assert_true(same_result(&r[how].m, &r[0].m));
+            if (how != WAITING)
+                check_speeds(&r[how]);
+            if (how != WAITING && s.batch == 1)
+                check_waits(&r[how]);
+            assert_false(r[how].m.done_fell);
+        }
+        for (int64_t block = 0; block < 2 && s.batch == 1; block++) {
+            const long few = check_launches(&r[GRAPHS], block, true, 2 - block);
+            const long many = check_launches(&r[SINGLE], block, false, 2 - block);
+            print_message("launches of a step: %ld, by a graph %ld\n", many, few);
+            assert_true(many > 10 * few);
+        }
+        for (int how = 0; how < N_HOWS; how++)
+            memory_io_close(&r[how].m);
     }
     fixture_close(&f);
 }
@@ -156,9 +194,9 @@ static void test_a_bad_step_moves_nothing(void **state)
     fixture_open(&f, tiny_arch(0, 2), 11);
     recorder_open(&late);
     recorder_open(&waiting);
-    assert_int_equal(run(&late, &f, &s, false), ERR_NUMERIC);
+    assert_int_equal(run(&late, &f, &s, GRAPHS), ERR_NUMERIC);
     snprintf(said, sizeof(said), "%s", err_text());
-    assert_int_equal(run(&waiting, &f, &s, true), ERR_NUMERIC);
+    assert_int_equal(run(&waiting, &f, &s, WAITING), ERR_NUMERIC);
     assert_string_equal(said, err_text());
     assert_non_null(strstr(said, "block 0, epoch 0, step 1 (sample "));
     assert_int_equal(late.m.n_blocks, 0);
@@ -182,16 +220,16 @@ static void test_a_stop_hides_no_bad_step(void **state)
     s.lr_shift = s.lr_smooth = 1e30f;
     fixture_open(&f, tiny_arch(0, 2), 11);
     recorder_open(&r);
-    assert_int_equal(run(&r, &f, &s, false), ERR_NUMERIC);
+    assert_int_equal(run(&r, &f, &s, GRAPHS), ERR_NUMERIC);
     snprintf(said, sizeof(said), "%s", err_text());
     asked = r.m.asked;
     memory_io_close(&r.m);
     for (int64_t after = asked - 2; after <= asked; after++) {
         recorder_open(&r);
         r.m.stop_after = after;
-        stops += run(&r, &f, &s, false) == ERR_STOPPED;
+        stops += run(&r, &f, &s, GRAPHS) == ERR_STOPPED;
         r.m.stop_after = 0;
-        assert_int_equal(run(&r, &f, &s, false), ERR_NUMERIC);
+        assert_int_equal(run(&r, &f, &s, GRAPHS), ERR_NUMERIC);
         assert_string_equal(said, err_text());
         memory_io_close(&r.m);
     }
@@ -209,12 +247,12 @@ static void test_stops_save_whole_steps(void **state)
     fixture_open(&f, tiny_arch(0, 1), 53);
     recorder_open(&whole);
     recorder_open(&parts);
-    must(run(&whole, &f, &s, false));
+    must(run(&whole, &f, &s, GRAPHS));
     for (int64_t after = 14; err == ERR_STOPPED; after += 3) {
         parts.m.asked = 0;
         parts.m.stop_after = after;
         parts.n = 0;
-        err = run(&parts, &f, &s, false);
+        err = run(&parts, &f, &s, GRAPHS);
         assert_false(parts.m.done_fell);
     }
     must(err);

@@ -196,7 +196,7 @@ static void test_cpu_ends_what_a_gpu_began(void **state)
     send_home(&s, LOCKED);
     const long calls = whole_run(&gpu, &f, &s, "cuda-emu");
     /* just opened; in block 0 after an epoch; in block 1 before and after one */
-    const long where[] = {12, calls * 2 / 5, calls * 7 / 10, calls * 9 / 10};
+    const long where[] = {12, calls * 59 / 100, calls * 3 / 4, calls * 19 / 20};
     for (size_t i = 0; i < ARRAY_LEN(where); i++) {
         memory_io_open(&m);
         emu_card()->fail_at = where[i];
