@@ -165,8 +165,8 @@ struct calib_plan {
     size_t params_bytes; /* parameters, gradients, moments, fake-quant weights */
     size_t slot_bytes;   /* device buffers of streams that are stored elsewhere */
     size_t stream_bytes; /* all streams */
-    /* Host, whatever the device: values of a quantized embedding, while samples enter, and of one
-     * block of given weights. */
+    /* Host, whatever the device: values of a quantized embedding, while samples enter, and one
+     * block of given weights, with scales, zeros and codes. */
     size_t host_bytes;
     enum stream_place streams;
     int64_t n_streams;

@@ -124,6 +124,26 @@ static size_t master_bytes(const struct arch *a, const struct calib_settings *s)
     return weight_quantizes(&s->weights) ? block_weights_bytes_as(a, lin) : 0;
 }
 
+/* Returns the host's bytes of one block of given weights (makes_blocks): values in F32, scales and
+ * zeros, and the codes of the projection whose values are made. */
+static size_t given_bytes(const struct arch *a, const struct weight_spec *w)
+{
+    size_t most = 0, codes = 0;
+    for (int64_t b = 0; b < a->n_layers; b++) {
+        size_t groups = 0;
+        for (int l = 0; l < N_LIN; l++) {
+            const int64_t out = arch_out(a, l), in = arch_in(a, l);
+            const struct lin_format f = weight_format(w, b, l);
+            if (f.bits >= 16)
+                continue;
+            groups += (size_t)(out * weight_groups(in, f.group_size));
+            codes = (size_t)(out * in) > codes ? (size_t)(out * in) : codes;
+        }
+        most = groups > most ? groups : most;
+    }
+    return block_weights_bytes(a, DT_F32) + codes + 3 * most;
+}
+
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s)
 {
@@ -145,8 +165,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
                      (calib_searches_kv(s) ? kv_search_bytes(a) : 0);
     if (weight_quantizes_head(&s->weights))
         p.host_bytes = (size_t)(a->vocab * a->d_model) * sizeof(float);
-    if (s->weights.method == WEIGHT_GIVEN) /* the values of one block (makes_blocks) */
-        p.host_bytes += block_weights_bytes(a, DT_F32);
+    if (s->weights.method == WEIGHT_GIVEN)
+        p.host_bytes += given_bytes(a, &s->weights);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

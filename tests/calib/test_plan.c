@@ -60,6 +60,31 @@ static void test_memory_of_a_quantized_embedding(void **state)
     assert_int_equal(quantized.weights_bytes, plain.weights_bytes);
 }
 
+/* Given weights: values in F32, scales of 2 bytes and zeros of 1 in the layer that has most, and
+ * one projection's codes. What stays in full precision has values only. */
+static void test_memory_of_given_weights(void **state)
+{
+    struct calib_settings s = tiny_settings();
+    const struct arch a = tiny_arch(0, 6); /* D = 24, F = 40, Q = 32, K = 16 */
+    struct calib_plan own, given;
+    (void)state;
+    must(calib_plan(&own, &a, &s));
+    s.weights.method = WEIGHT_GIVEN;
+    must(calib_plan(&given, &a, &s));
+    const int64_t groups = (32 + 2 * 16) * 2 + 24 * 2 + 2 * 40 * 2 + 24 * 3;
+    assert_int_equal(own.host_bytes, 0);
+    assert_int_equal(given.host_bytes,
+                     block_weights_bytes(&a, DT_F32) + 40 * 24 + 3 * (size_t)groups);
+    struct mix *mixed = NULL;
+    must(mix_parse(&mixed, MIX_WEIGHTS,
+                   "2.q_proj=4:8, gate_proj=16, up_proj=16, down_proj=16", ERR_USAGE, ""));
+    s.weights.mixed = mixed;
+    must(calib_plan(&given, &a, &s));
+    mix_free(mixed);
+    assert_int_equal(given.host_bytes, block_weights_bytes(&a, DT_F32) + 32 * 24 +
+                                           3 * (32 * 3 + 2 * 16 * 2 + 24 * 2));
+}
+
 static int64_t on_gpu(int64_t T, int64_t H, int64_t K, int64_t d, enum dtype act)
 {
     return attn_inside_bytes(&(struct attn_shape){T, H, K, d, act}, 0);
@@ -291,6 +316,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
         cmocka_unit_test(test_memory_of_a_quantized_embedding),
+        cmocka_unit_test(test_memory_of_given_weights),
         cmocka_unit_test(test_memory_of_attention),
         cmocka_unit_test(test_plans_count_attention),
         cmocka_unit_test(test_plans_count_threads),
