@@ -249,31 +249,42 @@ static enum err check_alike(int64_t *packed, const struct packed *p, int64_t n,
     return OK;
 }
 
-/* Moves a projection to *to; its place in p is left without a name. */
+/* Projections that are joined, to take the places of their parts when all are. Until then p has
+ * its order and all names, by which it is searched. */
+struct joining {
+    struct packed *p;
+    struct packed_lin *lin; /* [n] */
+    int64_t n;
+};
+
+/* Moves a projection to *to. Its place in p is marked. */
 static void move(struct packed_lin *to, struct packed *p, const char *name)
 {
     struct packed_lin *from = &p->lin[packed_find(p, name) - p->lin];
     *to = *from;
-    from->rows = -1; /* the name stays for the search until all are moved */
+    from->rows = -1;
 }
 
-/* Drops the places of moved projections and adds l. */
-static void replace_moved(struct packed *p, const struct packed_lin *l)
+/* Drops the marked places and adds the joined projections, of which each has left at least one. */
+static void replace_moved(struct joining *j)
 {
+    struct packed *p = j->p;
     int64_t n = 0;
     for (int64_t i = 0; i < p->n; i++)
         if (p->lin[i].rows >= 0)
             p->lin[n++] = p->lin[i];
-    p->lin[n++] = *l;
+    for (int64_t i = 0; i < j->n; i++)
+        p->lin[n++] = j->lin[i];
     p->n = n;
     packed_sort(p);
 }
 
-/* Replaces the n projections whose weights are named part[k] by one of all their rows, whose
- * weight is named `whole`. */
-static enum err join_packed(struct packed *p, const char *whole, int64_t n,
+/* Joins the n projections whose weights are named part[k] to one of all their rows, whose weight
+ * is named `whole`. */
+static enum err join_packed(struct joining *j, const char *whole, int64_t n,
                             const char *const *part)
 {
+    struct packed *p = j->p;
     struct packed_lin l = {.n_joined = n};
     int64_t packed;
     TRY(check_alike(&packed, p, n, part));
@@ -298,12 +309,12 @@ static enum err join_packed(struct packed *p, const char *whole, int64_t n,
     l.format = l.joined[0].format;
     l.in = l.joined[0].in;
     l.out = l.rows;
-    replace_moved(p, &l);
+    j->lin[j->n++] = l;
     return OK;
 }
 
 /* Joins gate, up or down (kind) of a layer. name [E][ROOM] and part [E] are working memory. */
-static enum err join_packed_kind(struct packed *p, const struct arch *a, int64_t layer,
+static enum err join_packed_kind(struct joining *j, const struct arch *a, int64_t layer,
                                  int kind, char *name, const char **part)
 {
     char whole[ROOM];
@@ -314,7 +325,7 @@ static enum err join_packed_kind(struct packed *p, const struct arch *a, int64_t
         part[e] = name + e * ROOM;
     }
     joined_name(whole, a, layer, kind);
-    return join_packed(p, whole, a->n_experts, part);
+    return join_packed(j, whole, a->n_experts, part);
 }
 
 enum err hf_join_packed(struct packed *p, const struct arch *a)
@@ -323,13 +334,18 @@ enum err hf_join_packed(struct packed *p, const struct arch *a)
     char *name = NULL;
     const char **part = NULL;
     const size_t E = (size_t)a->n_experts;
+    const int64_t kinds = a->n_layers * N_KINDS;
+    struct joining j = {.p = p};
     if (!E)
         return OK;
     TRY_OUT(mem_alloc(&name, E, ROOM));
     TRY_OUT(mem_alloc(&part, E, sizeof(*part)));
-    for (int64_t i = 0; i < a->n_layers * N_KINDS; i++)
-        TRY_OUT(join_packed_kind(p, a, i / N_KINDS, (int)(i % N_KINDS), name, part));
+    TRY_OUT(mem_alloc(&j.lin, (size_t)kinds, sizeof(*j.lin)));
+    for (int64_t i = 0; i < kinds; i++)
+        TRY_OUT(join_packed_kind(&j, a, i / N_KINDS, (int)(i % N_KINDS), name, part));
 out:
+    replace_moved(&j); /* also after a failure: each projection then has one owner */
+    mem_free(j.lin);
     mem_free(name);
     mem_free(part);
     return err;
