@@ -425,14 +425,14 @@ static void a_pointer_of_git_lfs_is_recognized(void **state)
 
 static void is_final(const char *path, const char *want)
 {
-    char name[256];
+    char name[400];
     file_final_name(name, path);
     assert_string_equal(name, want);
 }
 
 static void a_temporary_name_is_not_shown(void **state)
 {
-    char tag[OWNER_TAG_MAX], path[256];
+    char tag[OWNER_TAG_MAX], path[400], want[400];
     owner_tag(tag);
     snprintf(path, sizeof(path), "a/model.tmp.%s", tag);
     is_final(path, "a/model");
@@ -446,6 +446,12 @@ static void a_temporary_name_is_not_shown(void **state)
     is_final(path, "data/a/owner");
     is_final("x/data/a.tmp.old/data/b", "x/data/a.tmp.old/data/b");
     is_final("", "");
+    snprintf(path, sizeof(path), "x/a.tmp.b.tmp.%s", tag);
+    is_final(path, "x/a.tmp.b");
+    snprintf(path, sizeof(path), "x/%0240d.tmp.%s/file", 7, tag);
+    assert_true(strlen(path) > 250);
+    snprintf(want, sizeof(want), "x/%0240d/file", 7);
+    is_final(path, want);
     is_final("/", "/");
 }
 
@@ -472,6 +478,7 @@ static void a_failed_write_says_what_to_do(void **state)
     advises(EACCES, ERR_USAGE, "Permission denied", "change the mode of its directory");
     advises(EROFS, ERR_USAGE, "Read-only file system", "name a place that can be written");
     advises(EIO, ERR_IO, "Input/output error", "check the disk");
+    advises(ENAMETOOLONG, ERR_USAGE, "File name too long", "give a shorter name");
     getrlimit(RLIMIT_FSIZE, &old);
     small = (struct rlimit){12345, old.rlim_max};
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);

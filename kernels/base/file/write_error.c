@@ -12,22 +12,18 @@
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 
-/* Returns the end of name's part before ".tmp.TAG", or n if it has none. */
+/* Returns the length of name [n] before its last ".tmp.TAG", or n if it has none. The name may be
+ * longer than any file's, and have ".tmp." in itself. */
 static size_t plain_length(const char *name, size_t n)
 {
-    char entry[256], tag[OWNER_TAG_MAX];
-    if (n >= sizeof(entry))
-        return n;
-    memcpy(entry, name, n);
-    entry[n] = '\0';
-    const char *tmp = strstr(entry, ".tmp.");
-    if (!tmp)
-        return n;
-    const size_t keep = (size_t)(tmp - entry);
-    char plain[256];
-    memcpy(plain, entry, keep);
-    plain[keep] = '\0';
-    return file_is_temp(tag, entry, plain) ? keep : n;
+    char end[OWNER_TAG_MAX + 32], tag[OWNER_TAG_MAX];
+    for (size_t k = 1; k < sizeof(end) && k <= n; k++) {
+        memcpy(end, name + n - k, k);
+        end[k] = '\0';
+        if (file_is_temp(tag, end, ""))
+            return n - k;
+    }
+    return n;
 }
 
 static bool is_word(const char *part, size_t n, const char *word)
@@ -99,6 +95,12 @@ static void advise(char *out, size_t size, const char *path, int why)
         snprintf(out, size, "; name a place that can be written");
     else if (why == ENOENT || why == ENOTDIR)
         snprintf(out, size, "; make its directory, or name another place");
+    else if (why == ENAMETOOLONG)
+        snprintf(
+            out, size,
+            "; give a shorter name: while a file is written, its name has up to %d bytes "
+            "more",
+            (int)(strlen(".tmp.") + OWNER_TAG_MAX));
     else if (why == EIO)
         snprintf(out, size, "; check the disk, or name a place on another one");
 }
