@@ -388,11 +388,14 @@ static uint64_t state_need(const struct plan_estimate *e, const struct job *j)
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)
 {
     struct plan_estimate e = {0};
+    *plan = (struct calib_plan){0};
+    j->state_bytes = 0;
+    if (j->only_converts)
+        return OK;
     TRY(place_streams(plan, &e, j));
     TRY(place_refinement(&e, j));
     if (!j->options.plan)
         TRY(check_memory(&e, j));
-    j->state_bytes = 0;
     if (is_finished(j, dir))
         return OK;
     j->state_bytes = preflight_missing(dir, state_need(&e, j));

@@ -11,9 +11,9 @@
 enum err preflight_shapes(const struct job *j);
 /* Estimates memory and disk of a calibration whose state goes to dir. Sets
  * settings.device_bytes and settings.memory_bytes to the bytes left for streams, and
- * j->state_bytes to the bytes that the state still needs. Requires j->dev. ERR_USAGE if the
- * GPU has too little memory, or the host if there is no GPU; not with --plan or a
- * run.memory. ERR_IO: too little disk space. */
+ * j->state_bytes to the bytes that the state still needs. A job that only converts needs nothing
+ * of this. Requires j->dev. ERR_USAGE if the GPU has too little memory, or the host if there is no
+ * GPU; not with --plan or a run.memory. ERR_IO: too little disk space. */
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir);
 /* Checks that the artifact of that calibration, `bytes` large, fits on the disk of out_dir.
  * ERR_IO. */

@@ -141,6 +141,7 @@ static enum err quantize(struct cell *c)
     const double start = clock_s();
     TRY_OUT(open_job(&j, c, c->run->text));
     j.recipe.compute = (int)c->run->compute;
+    j.only_converts = !c->calibrated;
     TRY_OUT(stage_prepare(&planned, &j, c->state));
     if (c->calibrated)
         TRY_OUT(stage_calibrate(&s, &j, c->state));
