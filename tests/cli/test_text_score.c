@@ -132,12 +132,40 @@ static void data_sets(void **state)
     assert_null(longbench_find("trec", 4));
 }
 
+static const char *set_of(const char *file, const char *row)
+{
+    const struct longbench_task *task = NULL;
+    json_t *o = json_loads(row, 0, NULL);
+    assert_non_null(o);
+    err_clear();
+    if (longbench_row_task(&task, o, file, "here"))
+        task = NULL;
+    json_decref(o);
+    return task ? task->name : "none";
+}
+
+/* A row's own field counts before its file's name, of which only known ends are cut. */
+static void data_sets_of_rows(void **state)
+{
+    (void)state;
+    assert_string_equal(set_of("x.jsonl", "{\"dataset\": \"lcc\"}"), "lcc");
+    assert_string_equal(set_of("qasper.jsonl", "{\"set\": \"lcc\"}"), "lcc");
+    assert_string_equal(set_of("qasper.jsonl", "{}"), "qasper");
+    assert_string_equal(set_of("qasper.JSON.gz", "{}"), "qasper");
+    assert_string_equal(set_of("qasper.tar.zst", "{}"), "qasper");
+    assert_string_equal(set_of("qasper", "{}"), "qasper");
+    assert_string_equal(set_of("qasper.old.jsonl", "{}"), "none");
+    assert_non_null(strstr(err_text(), "data set \"qasper.old.jsonl\" is not supported"));
+    assert_string_equal(set_of("qasper.jsonl.bak", "{}"), "none");
+    assert_string_equal(set_of(".jsonl", "{}"), "none");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(words),       cmocka_unit_test(code),
         cmocka_unit_test(first_lines), cmocka_unit_test(broken_text_is_read),
-        cmocka_unit_test(data_sets),
+        cmocka_unit_test(data_sets),   cmocka_unit_test(data_sets_of_rows),
     };
     return cmocka_run_group_tests(tests, load, drop);
 }

@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <string.h>
+#include <strings.h>
 
 #define CONFIG_LIMIT (1 << 20)
 
@@ -139,13 +140,29 @@ static enum err encode(struct longbench_item *item, const struct tokenizer *t,
 
 /* --- files -------------------------------------------------------------------------- */
 
+/* Returns the length of a file's name without the ends of its format and of its compression. */
+static size_t plain_length(const char *name)
+{
+    static const char *const ends[] = {".jsonl", ".ndjson", ".json", ".txt", ".gz", ".xz",
+                                       ".zst",   ".bz2",    ".zip",  ".tar", ".tgz"};
+    size_t n = strlen(name), before;
+    do {
+        before = n;
+        for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
+            const size_t k = strlen(ends[i]);
+            if (n > k && !strncasecmp(name + n - k, ends[i], k))
+                n -= k;
+        }
+    } while (n < before);
+    return n;
+}
+
 enum err longbench_row_task(const struct longbench_task **out, const json_t *row,
                             const char *name, const char *where)
 {
     TRY(json_get_string(&name, row, "set", where));
     TRY(json_get_string(&name, row, "dataset", where));
-    const size_t n = strcspn(name, ".");
-    *out = longbench_find(name, n);
+    *out = longbench_find(name, plain_length(name));
     if (*out)
         return OK;
     FAIL(ERR_SUPPORT,

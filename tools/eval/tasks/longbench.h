@@ -54,7 +54,8 @@ enum err longbench_load(struct longbench_set *out, const char *path,
                         enum bos_rule bos, int64_t ctx, int64_t limit);
 void longbench_free(struct longbench_set *s); /* accepts a zeroed one */
 
-/* Finds the data set of a row: its field dataset (or set), else name up to the first dot.
+/* Finds the data set of a row: its field dataset (or set), else the file's name without
+ * ".jsonl", ".json.gz" and the like.
  * ERR_SUPPORT for another one. */
 enum err longbench_row_task(const struct longbench_task **out, const json_t *row,
                             const char *name, const char *where);
