@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *const form[] = {"compressed", "gptq", "awq"};
+static const char *const form[] = {"compressed", "gptq", "awq", "experts"};
 static const char *const file[] = {"config.json", "model.safetensors"};
 
 #define N_FILES ARRAY_LEN(file)

@@ -169,18 +169,21 @@ def marked(number, data):
     return bytes([number]) + data
 
 
-PACKED = ["compressed", "gptq", "awq"]  # as fuzz_packed.c has them
 NARROW = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-         "num_hidden_layers": 1, "vocab_size": 4}
+          "num_hidden_layers": 1, "vocab_size": 4}
+MIXTURE = {**NARROW, **foreign.EXPERTS["qwen3_moe"][0], "moe_intermediate_size": 16}
+# As fuzz_packed.c has them, with what foreign.make() makes them of.
+PACKED = {"compressed": {}, "gptq": {}, "awq": {}, "experts": {"form": "gptq", "model": MIXTURE}}
 
 
 def packed_seeds(base):
     """Both files of a checkpoint in every form, and the weights with all that is optional."""
-    for i, form in enumerate(PACKED):
-        foreign.make(base / f"packed-{form}", form, group=8, model=NARROW)
-        order = None if form == "awq" else [1, 0]
-        foreign.make(base / f"packed-{form}-order", form, group=8, order=order, dtype="BF16", model=NARROW)
-        for folder in (f"packed-{form}", f"packed-{form}-order"):
+    for i, name in enumerate(PACKED):
+        how = {"form": name, "group": 8, "model": NARROW, **PACKED[name]}
+        order = None if name == "awq" else [1, 0]
+        foreign.make(base / f"packed-{name}", **how)
+        foreign.make(base / f"packed-{name}-order", order=order, dtype="BF16", **how)
+        for folder in (f"packed-{name}", f"packed-{name}-order"):
             yield marked(2 * i, (base / folder / "config.json").read_bytes())
             yield marked(2 * i + 1, (base / folder / "model.safetensors").read_bytes())
 
