@@ -64,6 +64,7 @@ struct calib_settings {
      * full precision. Results do not depend on them. */
     enum dtype stored[N_LIN];
     int cpu_threads; /* of the cpu device, for calib_plan(); 0: a GPU computes */
+    bool widens;     /* the cpu device multiplies BF16 operands in F32, for calib_plan() */
     /* Budgets of all streams together: device memory (0 where it has none of its own), then
      * host memory. Streams above both go to disk. */
     uint64_t device_bytes, memory_bytes;

@@ -104,10 +104,13 @@ static double all_flops(const struct arch *a, const struct calib_settings *s)
     return sum;
 }
 
-/* Returns a bound of what operations allocate inside the device: mostly attention. */
+/* Returns a bound of what operations allocate inside the device: mostly attention, and products
+ * where they widen their operands. */
 static size_t inside_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    return (64u << 10) + block_inside_bytes(a, s->seqlen, s->act, s->cpu_threads);
+    const bool widens = s->widens && s->act == DT_BF16;
+    return (64u << 10) + block_inside_bytes(a, s->seqlen, s->act, s->cpu_threads) +
+           (widens ? block_widened_bytes(a, s->seqlen) : 0);
 }
 
 uint64_t calib_plan_device_bytes(const struct calib_plan *p)

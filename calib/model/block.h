@@ -101,6 +101,8 @@ size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act);
 /* Returns an upper bound of what attention allocates inside a device: the cpu device with that many
  * threads, or a GPU with cpu_threads 0. */
 size_t block_inside_bytes(const struct arch *a, int64_t T, enum dtype act, int cpu_threads);
+/* Returns the most that a product of a block takes where BF16 operands are widened to F32 first. */
+size_t block_widened_bytes(const struct arch *a, int64_t T);
 
 /* out [T,D] F32 = block(x [T,D] F32). They do not overlap; x must live until backward. kv
  * NULL: full precision. Errors: ERR_SHAPE if acts has no room for a quantized cache. */

@@ -157,6 +157,22 @@ size_t block_inside_bytes(const struct arch *a, int64_t T, enum dtype act, int c
     return (size_t)attn_inside_bytes(&s, cpu_threads);
 }
 
+/* Forward widens x [T,in], W [out,in] and y [T,out], and backward the same shapes. Each expert has
+ * products of its own, of T tokens at most. */
+size_t block_widened_bytes(const struct arch *a, int64_t T)
+{
+    const int64_t D = a->d_model, q = arch_out(a, LIN_Q), F = a->d_ff;
+    const int64_t qkv = q + 2 * arch_out(a, LIN_K);
+    const int64_t product[][2] = {{qkv, D}, {D, q}, {2 * F, D}, {D, F}};
+    int64_t most = 0;
+    for (size_t i = 0; i < ARRAY_LEN(product); i++) {
+        const int64_t out = product[i][0], in = product[i][1];
+        const int64_t n = T * in + out * in + T * out;
+        most = n > most ? n : most;
+    }
+    return (size_t)most * sizeof(float);
+}
+
 enum err block_scratch_open(struct block_scratch **out, struct dev *d, const struct arch *a,
                             int64_t T, enum dtype act)
 {

@@ -12,11 +12,17 @@
 /* Logits that exist at a time, of one of the two models. */
 #define LOGITS_BYTES (INT64_C(48) << 20)
 
+/* Returns the rows of T whose logits exist at a time. */
+static int64_t piece_of(const struct arch *a, int64_t T)
+{
+    const int64_t fit = LOGITS_BYTES / (a->vocab * (int64_t)sizeof(float));
+    return fit < 1 ? 1 : fit > T ? T : fit;
+}
+
 static void layout(struct distiller *x, struct carve *c, enum dtype act, int heads)
 {
     const int64_t D = x->arch->d_model, V = x->arch->vocab;
-    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
-    const int64_t rows = fit < 1 ? 1 : fit > x->T ? x->T : fit;
+    const int64_t rows = piece_of(x->arch, x->T);
     for (int i = 0; i < 2; i++)
         x->head[i] = i < heads ? carve_2d(c, act, V, D) : x->head[0];
     x->y = carve_2d(c, act, x->T, D);
@@ -33,6 +39,12 @@ size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act, int head
     struct carve c = {0};
     layout(&x, &c, act, heads);
     return c.used;
+}
+
+size_t distiller_widened_bytes(const struct arch *a, int64_t T)
+{
+    const int64_t D = a->d_model, V = a->vocab, rows = piece_of(a, T);
+    return (size_t)(rows * D + V * D + rows * V) * sizeof(float);
 }
 
 static enum err load_head(struct distiller *x, const struct tensor *to,

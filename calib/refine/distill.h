@@ -20,6 +20,8 @@ struct distiller {
 
 /* Returns its device memory, with one head or two. */
 size_t distiller_bytes(const struct arch *a, int64_t T, enum dtype act, int heads);
+/* Returns what its products take where BF16 operands are widened to F32 first. */
+size_t distiller_widened_bytes(const struct arch *a, int64_t T);
 /* student and teacher: the sources of their heads; one and the same for one head. */
 enum err distiller_open(struct distiller *x, struct dev *d, const struct arch *a,
                         const struct model_source *student,

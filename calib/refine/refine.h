@@ -43,6 +43,7 @@ struct refine_settings {
     bool other_teacher;       /* the full-precision model is another checkpoint's */
     enum dtype act;
     int cpu_threads;       /* as in struct calib_settings */
+    bool widens;           /* as there */
     uint64_t seed;         /* of the order of samples */
     uint64_t memory_bytes; /* of the host, for the teacher's states; above it, on disk */
     /* Of the device, for the activations of a step. If all layers' fit, backward uses them;

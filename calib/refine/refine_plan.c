@@ -79,6 +79,16 @@ static int64_t windows_of_rank(const struct refine_settings *s, int ranks)
     return (s->batch + ranks - 1) / ranks;
 }
 
+/* Returns the most that a product takes where operands are widened. */
+static size_t widened_bytes(const struct arch *a, const struct refine_settings *s)
+{
+    const size_t block = block_widened_bytes(a, s->seqlen);
+    const size_t head = distiller_widened_bytes(a, s->seqlen);
+    if (!s->widens || s->act != DT_BF16)
+        return 0;
+    return block > head ? block : head;
+}
+
 enum err refine_plan(struct refine_plan *out, const struct arch *a,
                      const struct weight_spec *w, const struct kv_spec *kv,
                      const struct refine_settings *s, int ranks)
@@ -98,6 +108,7 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     own.batch = windows_of_rank(s, ranks);
     p.work_bytes = student_work_bytes(a, &own, ranks > 1) +
                    block_inside_bytes(a, s->seqlen, s->act, s->cpu_threads) +
+                   widened_bytes(a, s) +
                    distiller_bytes(a, s->seqlen, s->act,
                                    s->head.bits < 16 || s->other_teacher ? 2 : 1) +
                    2 * (p.teacher_bytes / (size_t)stream.samples);

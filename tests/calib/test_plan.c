@@ -130,6 +130,39 @@ static void test_plans_count_threads(void **state)
     assert_int_equal(r[1].work_bytes - r[0].work_bytes, more);
 }
 
+/* The plan counts what the largest product widens, and nothing in F32. With refinement it may be
+ * that of the head. */
+static void test_plans_count_widened_products(void **state)
+{
+    struct arch a = tiny_arch(1, 3); /* q, k and v together have 96 rows */
+    struct calib_settings s = tiny_settings();
+    struct calib_plan p[4];
+    struct refine_plan r[4];
+    (void)state;
+    s.seqlen = 48;
+    for (int i = 0; i < 4; i++) {
+        s.act = i < 2 ? DT_BF16 : DT_F32;
+        s.widens = i % 2;
+        const struct refine_settings rs = {
+            .samples = 1, .seqlen = 48, .batch = 1, .act = s.act, .widens = s.widens};
+        must(calib_plan(&p[i], &a, &s));
+        must(refine_plan(&r[i], &a, &s.weights, &s.kv, &rs, 1));
+    }
+    const size_t qkv = (48 * 24 + 96 * 24 + 48 * 96) * 4;
+    assert_int_equal(p[1].acts_bytes - p[0].acts_bytes, qkv);
+    assert_int_equal(r[1].work_bytes - r[0].work_bytes, qkv);
+    assert_int_equal(p[3].acts_bytes, p[2].acts_bytes);
+    assert_int_equal(r[3].work_bytes, r[2].work_bytes);
+    a.vocab = 100;
+    for (int i = 0; i < 2; i++) {
+        const struct refine_settings rs = {
+            .samples = 1, .seqlen = 48, .batch = 1, .act = DT_BF16, .widens = i};
+        must(refine_plan(&r[i], &a, &s.weights, &s.kv, &rs, 1));
+    }
+    assert_int_equal(r[1].work_bytes - r[0].work_bytes,
+                     (48 * 24 + 100 * 24 + 48 * 100) * 4);
+}
+
 /* Calibration and refinement count it. */
 static void test_plans_count_attention(void **state)
 {
@@ -320,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_memory_of_attention),
         cmocka_unit_test(test_plans_count_attention),
         cmocka_unit_test(test_plans_count_threads),
+        cmocka_unit_test(test_plans_count_widened_products),
         cmocka_unit_test(test_memory_does_not_grow_with_blocks),
         cmocka_unit_test(test_flops_of_a_known_shape),
         cmocka_unit_test(test_flops_of_fewer_measured_samples),

@@ -305,6 +305,27 @@ static void test_preferred_type(void **state)
     cpu_limit_isa(N_ISAS);
 }
 
+/* Without products of BF16, the operands of one are widened to F32, and so is a result of BF16:
+ * what the memory plan counts. */
+static void test_memory_of_a_widened_product(void **state)
+{
+    enum { ROWS = 5, OUT = 7, IN = 11 };
+    static uint16_t x[ROWS * IN], w[OUT * IN], y[ROWS * OUT];
+    const struct tensor a = tensor_2d(x, DT_BF16, ROWS, IN),
+                        b = tensor_2d(w, DT_BF16, OUT, IN),
+                        c = tensor_2d(y, DT_BF16, ROWS, OUT);
+    struct dev *d;
+    cpu_limit_isa(ISA_PLAIN);
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cpu", 1}), OK);
+    const bool widens = dev_preferred_act(d) == DT_F32; /* not with tiles of AMX */
+    assert_int_equal(dev_gemm(d, GEMM_NT, &c, &a, &b, false), OK);
+    const struct cpu *cpu = d->priv;
+    assert_int_equal(cpu->slot_bytes[SLOT_GEMM],
+                     widens ? (ROWS * IN + OUT * IN + ROWS * OUT) * 4 : 0);
+    dev_close(&d);
+    cpu_limit_isa(N_ISAS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -316,6 +337,7 @@ int main(void)
         cmocka_unit_test(test_about),
         cmocka_unit_test(test_where_pairs_pay),
         cmocka_unit_test(test_preferred_type),
+        cmocka_unit_test(test_memory_of_a_widened_product),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

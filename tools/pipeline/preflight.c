@@ -209,6 +209,12 @@ static void take_stored(struct calib_settings *s, const struct job *j)
     }
 }
 
+/* Returns whether the cpu device multiplies BF16 in F32. Without a device, it may. */
+static bool widens(const struct calib_settings *s, const struct job *j)
+{
+    return s->cpu_threads && (!j->dev || dev_preferred_act(j->dev) == DT_F32);
+}
+
 /* Gives the streams the memory that the rest leaves. */
 static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
                               struct job *j)
@@ -222,6 +228,7 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     s->cpu_threads = cpu_threads(e, j);
     take_stored(s, j);
     j->refine.cpu_threads = s->cpu_threads;
+    s->widens = j->refine.widens = widens(s, j);
     if (j->only_refines)
         resemble_refinement(s, &j->refine);
     s->device_bytes = 0;
