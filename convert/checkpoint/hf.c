@@ -323,16 +323,15 @@ static void source_prefetch(void *ctx, int64_t i)
     for_weights(ctx, i, st_prefetch);
 }
 
-/* Says in which 16-bit type each projection is stored, if all blocks have the same. Blocks that are
- * made have values in F32. */
+/* Says in which 16-bit type each projection is stored, if all blocks have the same. A rotation
+ * keeps it (fold_values); values made of given codes are F32. */
 static void set_stored(struct hf_model *m)
 {
     for (int l = 0; l < N_LIN; l++) {
         enum dtype t = m->block[0].lin[l].dtype;
         for (int64_t i = 1; i < m->arch.n_layers; i++)
             t = m->block[i].lin[l].dtype == t ? t : DT_F32;
-        const bool turned = m->rotated && (l == LIN_V || l == LIN_O);
-        m->source.stored[l] = m->given || turned ? DT_F32 : t;
+        m->source.stored[l] = m->given ? DT_F32 : t;
     }
 }
 
@@ -461,7 +460,6 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
         "are given; set kv.rotate to k or none",
         m->dir);
     m->rotated = kv->rotate & ROTATE_V;
-    set_stored(m);
     if (!m->rotated)
         free_folded(m);
     else if (!m->rotated_memory) {

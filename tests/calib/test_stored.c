@@ -82,20 +82,20 @@ static void stored_close(struct stored *m)
     fixture_close(&m->f);
 }
 
-/* All projections of one type, or as where values are rotated. */
-static void set_types(struct calib_settings *s, enum dtype t, bool turned)
+/* All projections of one type, or v and o of another. */
+static void set_types(struct calib_settings *s, enum dtype t, bool mixed)
 {
     for (int l = 0; l < N_LIN; l++)
-        s->stored[l] = turned && (l == LIN_V || l == LIN_O) ? DT_F32 : t;
+        s->stored[l] = mixed && (l == LIN_V || l == LIN_O) ? DT_F32 : t;
 }
 
 /* Runs to a stop in the middle of the second block, compares what is saved, and resumes. */
-static void check_way(const char *device, size_t way, int arch, enum dtype t, bool turned)
+static void check_way(const char *device, size_t way, int arch, enum dtype t, bool mixed)
 {
     struct memory_io m[2];
     struct stored model;
     struct calib_settings s[2] = {settings_of(way), settings_of(way)};
-    set_types(&s[0], t, turned);
+    set_types(&s[0], t, mixed);
     stored_open(&model, arch, &s[0]);
     for (int i = 0; i < 2; i++) {
         memory_io_open(&m[i]);
@@ -139,16 +139,16 @@ static void test_plans_count_it(void **state)
     for (size_t way = 0; way < ARRAY_LEN(ways); way++) {
         const bool fixed = ways[way].method == WEIGHT_GPTQ && !ways[way].round;
         struct calib_settings s = settings_of(way);
-        struct calib_plan whole, half, turned, given;
+        struct calib_plan whole, half, mixed, given;
         must(calib_plan(&whole, &a, &s));
         set_types(&s, DT_F16, false);
         must(calib_plan(&half, &a, &s));
         set_types(&s, DT_BF16, true);
-        must(calib_plan(&turned, &a, &s));
+        must(calib_plan(&mixed, &a, &s));
         s.weights.method = WEIGHT_GIVEN;
         must(calib_plan(&given, &a, &s));
         assert_int_equal(whole.weights_bytes - half.weights_bytes, fixed ? 0 : 2 * all);
-        assert_int_equal(whole.weights_bytes - turned.weights_bytes,
+        assert_int_equal(whole.weights_bytes - mixed.weights_bytes,
                          fixed ? 0 : 2 * (all - qkv - o));
         assert_int_equal(given.weights_bytes, whole.weights_bytes);
         assert_int_equal(half.params_bytes, whole.params_bytes);

@@ -203,10 +203,8 @@ static void resemble_refinement(struct calib_settings *s, const struct refine_se
 /* Takes the types of the source's weights. Models of known shapes are published in 16 bits. */
 static void take_stored(struct calib_settings *s, const struct job *j)
 {
-    for (int l = 0; l < N_LIN; l++) {
-        const bool turned = (s->kv.rotate & ROTATE_V) && (l == LIN_V || l == LIN_O);
-        s->stored[l] = j->model ? hf_source(j->model)->stored[l] : turned ? DT_F32 : DT_F16;
-    }
+    for (int l = 0; l < N_LIN; l++)
+        s->stored[l] = j->model ? hf_source(j->model)->stored[l] : DT_F16;
 }
 
 /* Returns whether the cpu device multiplies BF16 in F32. Without a device, it may. */
