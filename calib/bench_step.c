@@ -204,12 +204,14 @@ out:
     return err;
 }
 
-/* A GPU's first steps load kernels and let its clock rise. A measurement of fewer than three
- * steps is only a trial. */
+/* A GPU's first step loads kernels, its second one records them (kernels/dev_step.h), and its clock
+ * rises. A measurement of fewer than three steps is only a trial. */
 static int64_t warm_up_steps(struct dev *d, int64_t steps)
 {
     uint64_t free_bytes, total;
-    return steps >= 3 && dev_memory(d, &free_bytes, &total) ? 3 : 1;
+    if (!dev_memory(d, &free_bytes, &total))
+        return 1;
+    return steps >= 3 ? 3 : 2;
 }
 
 static enum err measure(struct calib_bench *out, struct bench *b, int64_t steps)

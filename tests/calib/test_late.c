@@ -265,6 +265,22 @@ static void test_stops_save_whole_steps(void **state)
     fixture_close(&f);
 }
 
+/* A plan's only measured step is not the one that records a graph. */
+static void test_a_trial_times_a_graph(void **state)
+{
+    struct fixture f;
+    struct calib_bench b;
+    const struct calib_settings s = settings_of(0);
+    struct dev *d = open_dev("cuda-emu");
+    const long before = emu_card()->graphs;
+    fixture_open(&f, tiny_arch(0, 2), 54);
+    must(calib_bench_step(&b, d, &f.arch, &f.source, &s, 1, NULL));
+    /* the last step to warm up, and the one that is measured */
+    assert_int_equal(emu_card()->graphs - before, 2);
+    fixture_close(&f);
+    dev_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -272,6 +288,7 @@ int main(void)
         cmocka_unit_test(test_a_bad_step_moves_nothing),
         cmocka_unit_test(test_a_stop_hides_no_bad_step),
         cmocka_unit_test(test_stops_save_whole_steps),
+        cmocka_unit_test(test_a_trial_times_a_graph),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
