@@ -33,11 +33,11 @@ constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another 
  * runs. */
 enum slot { SLOT_A, SLOT_B, SLOT_RESULT, N_SLOTS };
 
-struct gemm_library; /* cuda_lib.cu */
-struct sum_library;  /* cuda_lib.cu */
-struct rank_link;    /* cuda_link.cu */
-struct attn_library; /* cuda_cudnn.cu */
-struct graph_store;  /* cuda_copies.cu */
+struct gemm_library; /* lib/cuda_lib.cu */
+struct sum_library;  /* lib/cuda_lib.cu */
+struct rank_link;    /* lib/cuda_link.cu */
+struct attn_library; /* lib/cuda_cudnn.cu */
+struct graph_store;  /* cuda_graph.cu */
 
 struct gpu {
     cudaStream_t stream, copies;
@@ -101,6 +101,7 @@ void streams_close(struct dev *d);
 /* Graphs of repeated steps. d->about, of which this writes the end, says whether there are any. */
 enum err graphs_open(struct dev *d);
 void graphs_close(struct dev *d);
+void fill_graph(struct dev_ops *o);
 
 /* Matrix products. Opening fails without cuBLAS. d->about says whether cuBLASLt, for sums, is
  * there. */

@@ -19,7 +19,7 @@
  * Layout in registers: kernels/cuda/mma.h. A row of S is spread over the 4 lanes of a
  * group, so its maximum and sum take two exchanges. */
 #include "kernels/cuda/attn_tiles.h"
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 namespace CUDA_NS
 {

@@ -19,7 +19,7 @@
  * Each gradient has one writer, so the order of all sums is fixed. Shared memory holds,
  * beside the four tiles, one operand per warp for dS (and one for P in key_grad_kernel). */
 #include "kernels/cuda/attn_tiles.h"
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 namespace CUDA_NS
 {

@@ -150,6 +150,7 @@ static enum err fill(struct dev *d, const char *name)
     d->ops.sync = cuda_sync;
     fill_lib(&d->ops);
     fill_copies(&d->ops);
+    fill_graph(&d->ops);
     fill_link(&d->ops);
     fill_elem(&d->ops);
     fill_norm(&d->ops);

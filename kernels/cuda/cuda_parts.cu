@@ -17,7 +17,7 @@
  *
  * One warp has a query, or a key, of one head; each lane has four channels. */
 #include "kernels/cuda/attn_tiles.h"
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 extern "C" {
 #include "kernels/attn_memory.h"

@@ -8,7 +8,7 @@
  * it. */
 #include "kernels/cuda/port.h"
 
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 extern "C" {
 #include "kernels/attn_memory.h"

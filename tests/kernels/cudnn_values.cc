@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * The constants and types of kernels/cuda/cudnn.h are those of cuDNN's header. Only compiled, where
- * that header is: by tools/peers/cudnn_plans.sh. */
+ * The constants and types of kernels/cuda/lib/cudnn.h are those of cuDNN's header. Only compiled,
+ * where that header is: by tools/peers/cudnn_plans.sh. */
 #include <cudnn_graph.h>
 
 #define CUDA_NS cuda_gpu
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 using namespace cuda_gpu;
 

@@ -68,15 +68,15 @@ MUTANTS = {
     "bad-loss-not-noticed": ("cuda_train.cu", "void sum_kernel(", "bad && !isfinite(k * sum)", "false", COPIES),
     "bad-step-moves": ("cuda_train.cu", "void adamw_kernel(", "(a.unless && *a.unless)", "false", COPIES),
     "upload-not-waited-for": ("cuda_dev.cu", "void cuda_upload(", "cudaStreamSynchronize(st)", "cudaSuccess", COPIES),
-    "graph-of-another-key": ("cuda_copies.cu", "repeated *find_step(", "s->step[i].key == key", "true", STEPS),
-    "graph-of-old-memory": ("cuda_copies.cu", "enum err cuda_repeat(", "s->moved != g->moved", "false", STEPS),
-    "graph-first-step-left-out": ("cuda_copies.cu", "enum err queue_first(", "work(ctx)", "OK", STEPS),
-    "graph-recorded-but-not-started": ("cuda_copies.cu", "r->graph = record(d, work, ctx);", "start(d, r->graph)", "true", STEPS),
-    "graph-dropped-in-flight": ("cuda_copies.cu", "void cuda_forget(", "cuda_wait(d);", None, STEPS),
-    "graph-not-forgotten": ("cuda_copies.cu", "cudaGraphExecDestroy(s->step[i].graph);", "s->n = 0;", None, STEPS),
-    "capture-failure-kept": ("cuda_copies.cu", "enum err queue_instead(", "d->failed = OK;", None, STEPS),
-    "capture-error-kept": ("cuda_copies.cu", "enum err queue_instead(", "cudaGetLastError();", None, STEPS),
-    "capture-tried-again": ("cuda_copies.cu", "void stop_graphs(", "gpu_of(d)->graphs->off = true;", None, STEPS),
+    "graph-of-another-key": ("cuda_graph.cu", "repeated *find_step(", "s->step[i].key == key", "true", STEPS),
+    "graph-of-old-memory": ("cuda_graph.cu", "enum err cuda_repeat(", "s->moved != g->moved", "false", STEPS),
+    "graph-first-step-left-out": ("cuda_graph.cu", "enum err queue_first(", "work(ctx)", "OK", STEPS),
+    "graph-recorded-but-not-started": ("cuda_graph.cu", "r->graph = record(d, work, ctx);", "start(d, r->graph)", "true", STEPS),
+    "graph-dropped-in-flight": ("cuda_graph.cu", "void cuda_forget(", "cuda_wait(d);", None, STEPS),
+    "graph-not-forgotten": ("cuda_graph.cu", "cudaGraphExecDestroy(s->step[i].graph);", "s->n = 0;", None, STEPS),
+    "capture-failure-kept": ("cuda_graph.cu", "enum err queue_instead(", "d->failed = OK;", None, STEPS),
+    "capture-error-kept": ("cuda_graph.cu", "enum err queue_instead(", "cudaGetLastError();", None, STEPS),
+    "capture-tried-again": ("cuda_graph.cu", "void stop_graphs(", "gpu_of(d)->graphs->off = true;", None, STEPS),
     "capture-waits": ("cuda_dev.cu", "bool earlier_work_went_well(", "g->capturing", "false", STEPS),
     "rates-of-the-capture": ("cuda_train.cu", "void adamw_kernel(", "a.rates ? *a.rates : a.own", "a.own", STEPS),
     "put-one-word-less": ("cuda_copies.cu", "void put_kernel(", "threadIdx.x < n", "threadIdx.x + 1 < n", STEPS),
@@ -164,8 +164,9 @@ def planted(number, name, text):
 
 
 def written(root, file):
-    """Returns a file of kernels/cuda with all of its mutants; its headers are the mutants' too."""
-    text = (root / "kernels/cuda" / file).read_text()
+    """Returns a file below kernels/cuda with all of its mutants; its headers are the mutants' too."""
+    [path] = (root / "kernels/cuda").rglob(file)
+    text = path.read_text()
     for number, name in reversed(list(enumerate(MUTANTS))):
         if MUTANTS[name][0] == file:
             text = planted(number, name, text)

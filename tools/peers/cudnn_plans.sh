@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# Check the plans of attention (kernels/cuda/cuda_plan.cu) with the real cuDNN, without a GPU: constants against its header,
+# Check the plans of attention (kernels/cuda/lib/cuda_plan.cu) with the real cuDNN, without a GPU: constants against its header,
 # and whether it has a plan for the supported models on an H100 and an H200. Nothing is executed.
 # PYTHON=v/bin/python tools/peers/cudnn_plans.sh BUILD: v has nvidia-cudnn-cu13, nvidia-cuda-nvrtc and -runtime, BUILD is a build directory.
 # Without a driver, a stand-in takes its place, made from the names in the CUDA toolkit's stub: cuDNN loads one to finish a plan.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/emu/emu_cudnn.h"
 
-#include "kernels/cuda/cudnn.h"
 #include "kernels/cuda/emu/emu_graph.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 #include <map>
 #include <memory>

@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/emu/emu_runtime.h"
 
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 extern "C" {
 #include "kernels/base/half.h"

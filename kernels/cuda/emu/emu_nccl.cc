@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/emu/emu_nccl.h"
 
-#include "kernels/cuda/nccl.h"
+#include "kernels/cuda/lib/nccl.h"
 
 #include <vector>
 

@@ -17,7 +17,7 @@
  * on a GPU of compute capability 9.0, so the pattern decides. */
 #include "kernels/cuda/port.h"
 
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 #include <math.h>
 #include <string.h>

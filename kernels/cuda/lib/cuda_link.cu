@@ -4,7 +4,7 @@
  * used: its reductions add in an order that depends on the number of ranks. The emulation has a
  * library of the same functions (emu/emu_nccl.h). */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/nccl.h"
+#include "kernels/cuda/lib/nccl.h"
 
 extern "C" {
 #include "kernels/base/mem.h"

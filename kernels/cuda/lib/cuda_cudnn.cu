@@ -4,7 +4,7 @@
  * where it has no plan, kernels/cuda's own attention is used. The emulation has a library of the
  * same functions (emu/emu_cudnn.h). */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/cudnn.h"
+#include "kernels/cuda/lib/cudnn.h"
 
 extern "C" {
 #include "kernels/attn_memory.h"
