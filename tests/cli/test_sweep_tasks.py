@@ -50,7 +50,7 @@ class Fixture(test_sweep.Fixture):
 
     def reference(self):
         if not (self.path / "reference").exists():
-            self.run(self.command("reference", *ALL, "--keep"))
+            self.run(self.command("reference", *ALL, "--keep", "--log-json", "log"))
         return {r["name"]: r for r in self.rows("reference")}
 
 
@@ -94,6 +94,15 @@ def test_figures(f):
             (want,) = evaluate(f, row, name)["sets"]
             test_tasks.near(have[name]["score"], want["score"], 1e-6, name)
             test_tasks.near(statistics.mean(have[name]["scores"]), want["score"], 1e-6, name)
+
+
+def test_phases(f):
+    """Progress names the set that is measured, also in a cell that had no phase before it."""
+    f.reference()
+    lines = [json.loads(line) for line in (f.path / "log").read_text().splitlines()]
+    phases = [line["phase"] for line in lines if line.get("event") == "phase"]
+    for name in NAMES[1:]:
+        assert phases.count(name) == len(f.reference()), (name, phases)
 
 
 def test_columns(f):

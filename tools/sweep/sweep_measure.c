@@ -5,6 +5,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/progress.h"
 #include "tools/sweep/sweep_measures.h"
 
 #include <inttypes.h>
@@ -154,6 +155,8 @@ static enum err measure_kept(json_t **out, const struct sweep *s,
         FAIL_OUT(ERR_MEMORY, "out of memory for the identity of a measure");
     TRY_OUT(sweep_path(&path, s, run, SWEEP_ANSWERS));
     const struct task_kept kept = {path, text};
+    progress_phase(e->job->progress,
+                   json_string_value(json_object_get(a->identity, "name")));
     TRY_OUT(measure_questions(out, s, a, e, &kept));
 out:
     mem_free(path);
