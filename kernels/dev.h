@@ -82,12 +82,12 @@ enum err dev_alloc(struct dev *d, void **out, size_t bytes);
 void dev_free(struct dev *d, void *p);
 /* Copies from and to host memory, and waits for the copy. */
 enum err dev_upload(struct dev *d, void *dst, const void *host_src, size_t bytes);
+enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
+enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 /* Queues the write of a few bytes, a multiple of 4 up to DEV_PUT_BYTES, to dst, which is aligned to
  * 4. The host may change host_src at once. */
 enum err dev_put(struct dev *d, void *dst, const void *host_src, size_t bytes);
 #define DEV_PUT_BYTES 128
-enum err dev_download(struct dev *d, void *host_dst, const void *src, size_t bytes);
-enum err dev_zero(struct dev *d, void *dst, size_t bytes);
 /* Uploads elements of type `from` (F32, F16 or BF16, any alignment) as those of y, act or of that
  * type, and contiguous: the values of host_to_f32() and host_to_bf16(). The host may change
  * host_src at once. A device with memory of its own keeps DEV_UPLOAD_BYTES of it from the first

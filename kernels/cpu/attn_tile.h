@@ -116,8 +116,8 @@ INLINE void tile_product(float *C, int64_t ldc, int64_t M, int64_t N, const elem
 }
 
 /* 2^x with a relative error of 2e-7; 0 where x is below -64. A probability that small changes
- * no sum in F32. Kept, it would make subnormal numbers, each of which costs a processor some
- * hundred cycles: where attention is sharp, most of a step. */
+ * no sum in F32. Kept, it would make subnormal numbers, with which processors of Intel are
+ * so slow that they took most of a step where attention is sharp. */
 INLINE vf exp2_of(vf x)
 {
     const vf least = vf_set1(-64.0f), y = vf_max(least, x);

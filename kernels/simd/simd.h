@@ -63,6 +63,14 @@ static inline void vf_store(float *p, vf x)
     memcpy(p, &x, sizeof(x));
 }
 
+/* The first n of VL elements; the others are 0. */
+static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
+{
+    uint16_t t[VL] = {0};
+    memcpy(t, p, (size_t)(n < VL ? n : VL) * sizeof(*t));
+    return vf_load_f16(t);
+}
+
 /* Elements [c, c + VL) of a row of F32 or BF16 that ends at `end`. */
 static inline vf act_get(const void *row, bool bf16, int64_t c, int64_t end)
 {
@@ -87,13 +95,6 @@ static inline void act_put(void *row, bool bf16, int64_t c, int64_t end, vf x)
     } else {
         vf_store_n(f + c, x, end - c);
     }
-}
-
-static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
-{
-    uint16_t t[VL] = {0};
-    memcpy(t, p, (size_t)(n < VL ? n : VL) * sizeof(*t));
-    return vf_load_f16(t);
 }
 
 /* The same for F32 alone. */

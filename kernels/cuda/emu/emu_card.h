@@ -20,9 +20,9 @@ struct emu_card {
     long copies;               /* queued on the second stream so far */
     long waits; /* calls so far in which the host waited for a stream or an event */
     long
-        launches; /* kernels, copies, products and graphs started on the first stream so far */
-    long graphs;             /* of which are graphs */
-    int last;                /* the error that cudaGetLastError() returns and forgets */
+        launches; /* started on the first stream so far: kernels, copies, products, graphs */
+    long graphs;  /* of which are graphs */
+    int last;     /* the error that cudaGetLastError() returns and forgets */
     int capture_error;       /* what has spoilt the capture that is going on */
     const char *graph_fails; /* a function of captures and graphs that fails; NULL: none */
     uint64_t crossed;        /* bytes from the host to the card so far */
