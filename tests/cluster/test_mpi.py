@@ -76,6 +76,12 @@ class Fixture:
             self.run(self.wkvq_args("calibrated", more=SHORT))
         return self.path / "calibrated"
 
+    def artifact(self):
+        """Makes the artifact of that state."""
+        if not (self.path / "artifact").exists():
+            self.run([self.wkvq, "convert", self.demo, "--state", self.calibrated(), "-o", "artifact"])
+        return self.path / "artifact"
+
     def refined_reference(self):
         if not (self.path / "refined").exists():
             shutil.copytree(self.calibrated(), self.path / "refined")
@@ -209,9 +215,8 @@ def test_refined_in_one_go(f):
 
 def test_refined_artifact(f):
     """Rank 0 imports the artifact, and writes the new one."""
-    f.run([f.wkvq, "convert", f.demo, "--state", f.calibrated(), "-o", "artifact"])
-    f.run(f.refine_args("artifact", "-o", "better-1"))
-    done = f.run(f.ranks(2, f.refine_args("artifact", "-o", "better-2")))
+    f.run(f.refine_args(f.artifact(), "-o", "better-1"))
+    done = f.run(f.ranks(2, f.refine_args(f.artifact(), "-o", "better-2")))
     assert done.stdout.count("verdict     passed") == 1, done.stdout
     for name in ("model.safetensors", "config.json"):
         assert (f.path / "better-1" / name).read_bytes() == (f.path / "better-2" / name).read_bytes(), name
@@ -332,6 +337,17 @@ def test_refusals(f):
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
     done = f.run(f.args(3, "small", more=["refine.samples=4", "refine.batch=2"]), want=2)
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr and not (f.path / "small").exists(), done.stderr
+
+
+def test_a_place_that_is_taken(f):
+    """Rank 0 alone looks at the places that a run writes to, and ends all."""
+    (f.path / "taken").mkdir()
+    (f.path / "taken" / "notes.txt").write_text("mine")
+    for args in (f.wkvq_args("taken"), f.wkvq_args("taken", command="quantize"), f.refine_args(f.artifact(), "-o", "taken")):
+        done = f.run(["timeout", "60", *f.ranks(3, args)], want=2)
+        assert done.stderr.count("notes.txt") == 1, done.stderr
+        assert [p.name for p in (f.path / "taken").iterdir()] == ["notes.txt"], args
+        assert not list(f.path.glob("taken.*")), args
 
 
 def test_time_to_wait_is_refused(f):

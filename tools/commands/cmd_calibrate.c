@@ -75,13 +75,13 @@ static enum err run(struct args *a)
     FAIL_IF(a->shape, ERR_USAGE, "--shape needs --plan and excludes MODEL_DIR");
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the state: give -o STATE");
-    TRY_OUT(state_probe(a->out));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_join(&j));
     if (stage_is_worker(&j)) {
         err = stage_work(&j, a->out);
         goto out;
     }
+    TRY_OUT(state_probe(a->out));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
     if (planned) {
         stage_log_ranks(&j);

@@ -35,13 +35,14 @@ static enum err run(struct args *a)
     struct state *s = NULL;
     struct output out = command_output(a);
     bool planned = false;
-    TRY_OUT(output_check(&out));
+    TRY_OUT(output_place(&out));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_join(&j));
     if (stage_is_worker(&j)) {
         err = stage_work(&j, out.state);
         goto out;
     }
+    TRY_OUT(output_check(&out));
     TRY_OUT(recipe_check_runtime(&j.recipe));
     TRY_OUT(stage_prepare(&planned, &j, out.state));
     if (planned) {

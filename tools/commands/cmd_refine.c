@@ -72,10 +72,10 @@ static enum err refine_state(struct job *j, struct refine_source *src, const str
         "%s is a state, which is refined in place; omit -o, --state, --keep-state, --shard "
         "and --force",
         src->dir);
-    TRY(state_probe(src->dir));
     TRY(stage_join(j));
     if (stage_is_worker(j))
         return work(j, src, src->dir);
+    TRY(state_probe(src->dir));
     TRY(refine_job_prepare(&planned, j, src, src->dir));
     if (planned) {
         stage_log_ranks(j);
@@ -106,12 +106,13 @@ static enum err refine_artifact(struct job *j, struct refine_source *src,
     bool planned;
     if (out->dir)
         TRY(check_apart(src, out->dir));
-    TRY(output_check(out));
+    TRY(output_place(out));
     TRY(check_apart(src, out->state));
     TRY(recipe_check_runtime(&j->recipe));
     TRY(stage_join(j));
     if (stage_is_worker(j))
         return work(j, src, out->state);
+    TRY(output_check(out));
     TRY(refine_job_prepare(&planned, j, src, out->state));
     if (planned) {
         stage_log_ranks(j);

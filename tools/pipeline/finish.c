@@ -81,15 +81,17 @@ out:
     return err;
 }
 
-enum err output_check(struct output *o)
+enum err output_place(struct output *o)
 {
     FAIL_IF(!o->dir, ERR_USAGE, "no directory for the artifact: give -o OUT");
-    if (o->given_state) {
-        TRY(check_apart(o->dir, o->given_state));
-        TRY(mem_strdup(&o->state, o->given_state));
-    } else {
-        TRY(outdir_state(&o->state, o->dir));
-    }
+    if (!o->given_state)
+        return outdir_state(&o->state, o->dir);
+    TRY(check_apart(o->dir, o->given_state));
+    return mem_strdup(&o->state, o->given_state);
+}
+
+enum err output_check(struct output *o)
+{
     TRY(outdir_recover(o->dir));
     TRY(look_at_state(o));
     if (!o->finished)

@@ -12,14 +12,17 @@ struct output {
     const char *dir, *given_state; /* of the artifact; --state, NULL: the default place */
     bool force, keep_state, json;
     double start; /* time(), from which the report counts its seconds */
+    char *state;  /* directory of the state, set by output_place; release with mem_free */
     /* Set by output_check. */
-    char *state;   /* directory of the state; release with mem_free */
     bool replace;  /* --force, or the artifact was written from this very state */
     bool finished; /* the artifact is verified, and a killed run was removing the state */
     bool no_state; /* finished, and the state's directory is empty */
 };
 
-/* Checks that artifact and state can be written, before hours of work. ERR_USAGE. */
+/* Determines the state's directory. ERR_USAGE: none can be, or it is inside the artifact's. */
+enum err output_place(struct output *o);
+/* Checks that artifact and state can be written, before hours of work. It tidies what killed runs
+ * left and tries to write, so of several ranks only rank 0 may call it. ERR_USAGE. */
 enum err output_check(struct output *o);
 /* Writes "one is inside the other" of two directories, real paths compared. ERR_USAGE as for
  * outdir_resolve. */
