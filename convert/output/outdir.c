@@ -56,7 +56,8 @@ static enum err first_foreign(char **out, const char *dir, const struct manifest
     DIR *d = opendir(dir);
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
     for (struct dirent *e; !*out && !err && (e = readdir(d));)
-        if (!dot(e->d_name) && !expected(dirfd(d), e->d_name, known))
+        if (!dot(e->d_name) && !expected(dirfd(d), e->d_name, known) &&
+            !file_vanished(dirfd(d), e->d_name))
             err = mem_strdup(out, e->d_name);
     closedir(d);
     return err;

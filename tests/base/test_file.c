@@ -327,6 +327,26 @@ static void only_known_names_are_removed(void **state)
     mem_free(deep);
 }
 
+/* What is gone belongs to nobody. A link without a target is still there. */
+static void vanished_entries(void **state)
+{
+    char *file = in_dir("v"), *link = in_dir("w");
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    assert_int_equal(file_write_all(file, "x", 1), OK);
+    assert_int_equal(symlink("nowhere", link), 0);
+    assert_false(file_vanished(dirfd(d), "v"));
+    assert_false(file_vanished(dirfd(d), "w"));
+    assert_int_equal(unlink(file), 0);
+    assert_int_equal(unlink(link), 0);
+    assert_true(file_vanished(dirfd(d), "v"));
+    assert_true(file_vanished(dirfd(d), "w"));
+    assert_false(file_vanished(-1, "v")); /* cannot be looked at */
+    closedir(d);
+    mem_free(file);
+    mem_free(link);
+}
+
 static void temporary_names(void **state)
 {
     char tag[OWNER_TAG_MAX], mine[OWNER_TAG_MAX], name[120];
@@ -519,6 +539,7 @@ int main(void)
         CASE(what_a_dead_writer_left),
         CASE(links_and_devices),
         CASE(only_known_names_are_removed),
+        CASE(vanished_entries),
         CASE(temporary_names),
         CASE(a_place_is_probed),
         CASE(directories),

@@ -9,10 +9,12 @@
 #include "tools/state/state.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -306,6 +308,24 @@ static void a_new_state_takes_nothing_for_its_own(void **ignored)
     }
 }
 
+/* Ranks that are started together try one place at the same time. */
+static void two_processes_may_try_a_state_at_once(void **ignored)
+{
+    struct state *s;
+    assert_int_equal(open_as(&s, NULL), OK);
+    state_close(&s);
+    const pid_t parent = getpid(), other = fork();
+    assert_true(other >= 0);
+    while (!other) /* until it is killed */
+        if (state_probe(dir) || getppid() != parent)
+            _exit(1);
+    for (int i = 0; i < 3000; i++)
+        assert_int_equal(state_probe(dir), OK);
+    assert_int_equal(waitpid(other, NULL, WNOHANG), 0);
+    assert_int_equal(kill(other, SIGKILL), 0);
+    assert_int_equal(waitpid(other, NULL, 0), other);
+}
+
 static void removal_keeps_what_is_not_its_own(void **ignored)
 {
     struct state *s;
@@ -414,6 +434,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(streams_are_zero_and_writable, clean, clean),
         cmocka_unit_test_setup_teardown(other_directories_are_left_alone, clean, clean),
         cmocka_unit_test_setup_teardown(look_alikes_are_refused_and_stay, clean, clean),
+        cmocka_unit_test_setup_teardown(two_processes_may_try_a_state_at_once, clean,
+                                        clean),
         cmocka_unit_test_setup_teardown(a_new_state_takes_nothing_for_its_own, clean,
                                         clean),
         cmocka_unit_test_setup_teardown(removal_keeps_what_is_not_its_own, clean, clean),

@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define BLOCKS_LIMIT 100000 /* block numbers of any state, as in a manifest */
@@ -76,22 +77,25 @@ static bool temp_name(char tag[OWNER_TAG_MAX], const char *name, int64_t blocks)
            file_is_temp(tag, name, plain);
 }
 
-/* Returns whether a file belongs to the state. The lock file is empty, which distinguishes
- * it from another file named lock. */
+/* Returns whether a file belongs to the state. The lock file is empty, which distinguishes it from
+ * another file named lock. A temporary file that another process has removed by now counts as the
+ * state's. One look decides, because that process may make the file again at once. */
 static bool own_file(const struct state *s, const char *name, int64_t blocks)
 {
+    struct stat st;
     char *path = NULL, tag[OWNER_TAG_MAX];
     const bool named =
         blocks ? file_name(name, blocks) : lock_name(name) || !strcmp(name, STATE_MANIFEST);
     if ((!named && !temp_name(tag, name, blocks)) || state_path(&path, s, name))
         return false;
-    bool own = file_is_plain(path);
+    const bool there = !lstat(path, &st), gone = !there && errno == ENOENT;
+    bool own = there && S_ISREG(st.st_mode);
     if (own && !strcmp(name, "lock"))
-        own = file_size(path) == 0;
+        own = st.st_size == 0;
     if (own && !strcmp(name, "lock" LOCK_OWNER_SUFFIX))
         own = owner_of_mark(path, NULL) != OWNER_UNKNOWN;
     mem_free(path);
-    return own;
+    return own || gone;
 }
 
 enum err state_check_names(const struct state *s)
@@ -105,7 +109,8 @@ enum err state_check_names(const struct state *s)
     DIR *d = opendir(s->dir);
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", s->dir, strerror(errno));
     for (struct dirent *e; !err && (e = readdir(d));)
-        if (!is_dot(e->d_name) && !own_file(s, e->d_name, blocks))
+        if (!is_dot(e->d_name) && !own_file(s, e->d_name, blocks) &&
+            !file_vanished(dirfd(d), e->d_name))
             err = err_set(ERR_USAGE, __FILE__, __LINE__,
                           "%s: contains '%s', which is not a file of %s; name an empty or "
                           "new directory",
@@ -124,7 +129,8 @@ enum err state_is_empty(bool *yes, const char *dir)
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
     *yes = true;
     for (struct dirent *e; *yes && (e = readdir(d));)
-        *yes = is_dot(e->d_name) || (lock_name(e->d_name) && own_file(&s, e->d_name, 0));
+        *yes = is_dot(e->d_name) || (lock_name(e->d_name) && own_file(&s, e->d_name, 0)) ||
+               file_vanished(dirfd(d), e->d_name);
     closedir(d);
     return OK;
 }

@@ -101,6 +101,9 @@ bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name);
 enum err file_remove_dead_temps(const char *path);
 /* True for a regular file that is not a link. */
 bool file_is_plain(const char *path);
+/* True if dir, a descriptor, no longer holds name: another process has removed it since the
+ * directory was read. Such an entry belongs to nobody, and no check may refuse it. */
+bool file_vanished(int dir, const char *name);
 /* Checks that a file could be written into directory path, which may be missing, by trying
  * it in the nearest existing directory without leaving a file. Errors: ERR_USAGE,
  * ERR_IO. */

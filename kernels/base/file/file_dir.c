@@ -54,6 +54,12 @@ static bool plain_entry(int dir, const char *name)
     return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode);
 }
 
+bool file_vanished(int dir, const char *name)
+{
+    struct stat st;
+    return fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && errno == ENOENT;
+}
+
 static enum err remove_entries(char **left, DIR *d, const char *path, file_known_fn *known,
                                const void *ctx)
 {
@@ -61,7 +67,7 @@ static enum err remove_entries(char **left, DIR *d, const char *path, file_known
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
             continue;
         if (!known(ctx, e->d_name) || !plain_entry(dirfd(d), e->d_name)) {
-            if (!*left)
+            if (!*left && !file_vanished(dirfd(d), e->d_name))
                 TRY(mem_strdup(left, e->d_name));
             continue;
         }
