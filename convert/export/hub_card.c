@@ -106,7 +106,8 @@ static enum err put_measurement(FILE *f, const json_t *o, const json_t *m)
     TRY(json_need_int(&windows, o, "windows", 1, INT64_MAX, where));
     TRY(json_need_int(&ctx, o, "ctx", 1, INT64_MAX, where));
     fprintf(f,
-            "| %.80s | %g | %g | %.4f | %s, %" PRId64 " windows of %" PRId64 " tokens |\n",
+            "| %.80s | %.4g | %.4g | %.4f | %s, %" PRId64 " windows of %" PRId64
+            " tokens |\n",
             file_base_name(model), weights, cache, ppl, method, windows, ctx);
     return OK;
 }
@@ -119,7 +120,7 @@ static enum err measurements(FILE *f, const struct export_job *j)
         return OK;
     fprintf(f, "\n## Perplexity\n\nMeasured by `wkvq eval` before the export, with the "
                "artifact's own cache.\n\n"
-               "| model | bits of weight codes | of cache codes | perplexity | how |\n"
+               "| model | bits per weight | per cache element | perplexity | how |\n"
                "| --- | --- | --- | --- | --- |\n");
     json_array_foreach(j->options.eval, i, report)
     {

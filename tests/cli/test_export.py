@@ -501,7 +501,9 @@ def test_card(b, model, text):
     assert keys["base_model"] == "some-org/Some-Model" and keys["license"] == "apache-2.0"
     assert tags == ["wkvq", "awq", "4-bit"]
     assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | full precision, 3 windows of 64 tokens |" in body
-    assert f"| {folder.name} | 4 | 4 | {measured['model']['ppl']:.4f} | simulation, 3 windows of 64 tokens |" in body
+    bits = [f"{measured['model'][key]:.4g}" for key in ("weight_bits", "kv_bits")]
+    assert 4 < float(bits[0]) < 5 and 4 < float(bits[1]) <= 6, bits
+    assert f"| {folder.name} | {' | '.join(bits)} | {measured['model']['ppl']:.4f} | simulation, 3 windows of 64 tokens |" in body
     seal = json.loads((folder / "manifest.json").read_text())["manifest_crc32"]
     assert f'"manifest_crc32": "{seal}"' in body and "wkvq export ARTIFACT --format awq --base-model" in body
     assert "- dropped: The cache's format" in body

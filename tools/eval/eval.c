@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/eval/eval.h"
 
+#include "convert/artifact/sizes.h"
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
 #include "kernels/base/clock.h"
@@ -51,24 +52,38 @@ static double mean_code_bits(const struct kv_spec *kv, int64_t n_layers)
     return sum / (double)(2 * n_layers);
 }
 
-void eval_bits(double *weights, double *kv, const struct eval *e)
+/* Writes the formats in effect. */
+static void formats(struct weight_spec *w, struct kv_spec *kv, const struct eval *e)
 {
-    const int64_t n = e->job->arch.n_layers;
-    *weights = *kv = 16;
+    const struct kv_spec unquantized = {.bits = QUANT_BITS_NONE};
+    *w = (struct weight_spec){.bits = QUANT_BITS_NONE};
+    *kv = unquantized;
     if (e->artifact) {
-        *weights = mean_weight_bits(artifact_weight_spec(e->artifact), &e->job->arch);
-        *kv = mean_code_bits(artifact_kv_spec(e->artifact), n);
+        *w = *artifact_weight_spec(e->artifact);
+        *kv = *artifact_kv_spec(e->artifact);
     } else if (e->rtn || e->state) {
         const struct recipe *r = e->state ? state_recipe(e->state) : &e->job->recipe;
-        const struct weight_spec w = recipe_weight_spec(r);
-        const struct kv_spec cache = recipe_kv_spec(r);
-        *weights = mean_weight_bits(&w, &e->job->arch);
-        *kv = mean_code_bits(&cache, n);
+        *w = recipe_weight_spec(r);
+        *kv = recipe_kv_spec(r);
     }
     if (eval_target(e))
-        *kv = kv_target_spec(eval_target(e)).bits;
+        *kv = kv_target_spec(eval_target(e));
     if (e->kv_bits)
-        *kv = e->kv_bits;
+        *kv = unquantized;
+}
+
+void eval_bits(double *weights, double *kv, const struct eval *e)
+{
+    struct weight_spec w;
+    struct kv_spec cache;
+    struct artifact_sizes sizes;
+    formats(&w, &cache, e);
+    *weights = shape_weight_bits(&e->job->arch, &w);
+    *kv = kv_mean_bits(&e->job->arch, &cache);
+    if (!e->artifact || e->unquantized)
+        return;
+    artifact_measure(&sizes, e->artifact);
+    *weights = sizes.weight_bits;
 }
 
 enum kv_target eval_target(const struct eval *e)
@@ -80,11 +95,6 @@ enum kv_target eval_target(const struct eval *e)
     if (e->artifact)
         return artifact_kv_spec(e->artifact)->target;
     return e->state ? (enum kv_target)state_recipe(e->state)->target : TARGET_WKVQ;
-}
-
-json_t *eval_bits_json(double bits)
-{
-    return bits == floor(bits) ? json_integer((json_int_t)bits) : json_real(bits);
 }
 
 const char *eval_compute(const struct eval *e)
@@ -117,9 +127,12 @@ enum err eval_check_inputs(const struct eval *e)
 const char *eval_bits_text(const struct eval *e)
 {
     static char text[64];
-    double weights, kv;
+    struct weight_spec w;
+    struct kv_spec cache;
     const int act = eval_act_bits(e);
-    eval_bits(&weights, &kv, e);
+    formats(&w, &cache, e);
+    const double weights = mean_weight_bits(&w, &e->job->arch);
+    const double kv = mean_code_bits(&cache, e->job->arch.n_layers);
     if (act < 16)
         snprintf(text, sizeof(text), "W%.3gA%dKV%.3g", weights, act, kv);
     else

@@ -55,13 +55,13 @@ enum err eval_ppl(struct eval_result *out, struct eval *e);
 enum err eval_count_windows(struct eval *e);
 /* Returns the number of scored predictions per window. */
 int64_t eval_targets(const struct eval *e);
-/* Writes the bits in effect, as a mean if they are mixed. */
+/* Writes the bits of a weight and of a cache element, scales and zero points included: those of an
+ * artifact as `wkvq inspect` measures it, else of the simulated formats, with 16 for what is not
+ * quantized. */
 void eval_bits(double *weights, double *kv, const struct eval *e);
 /* Returns the engine whose cache is simulated: that of kv.target in the recipe, or else that of
  * the artifact or state. TARGET_WKVQ: none, or the cache is unquantized. */
 enum kv_target eval_target(const struct eval *e);
-/* Returns bits as JSON, 4 or 4.25. NULL: out of memory. */
-json_t *eval_bits_json(double bits);
 /* Returns the bits of the projections' inputs in simulation; 16: unquantized. */
 int eval_act_bits(const struct eval *e);
 /* An artifact's own rounding of inputs stays as it is: ERR_USAGE if the recipe has another. */
@@ -69,7 +69,8 @@ enum err eval_check_inputs(const struct eval *e);
 /* The type of activations, "f32" or "bf16": the packed runtime's with decode, else the
  * simulation's. */
 const char *eval_compute(const struct eval *e);
-/* Returns a name such as "W4KV4" or "W4A8KV16"; valid until the next call. */
+/* Returns a name such as "W4KV4" or "W4A8KV16", by the bits of the codes alone, as a mean if they
+ * are mixed; valid until the next call. */
 const char *eval_bits_text(const struct eval *e);
 const char *eval_method(const struct eval *e);
 /* Returns -log p(target) in nats from logits [vocab]. */

@@ -60,11 +60,10 @@ static json_t *side_json(const struct eval *e, struct estimate nll)
 {
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    return json_pack("{s:s, s:s, s:o, s:o, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
-                     "method", eval_method(e), "weight_bits", eval_bits_json(weight_bits),
-                     "kv_bits", eval_bits_json(kv_bits), "activation_bits",
-                     eval_act_bits(e), "nll", nll.mean, "nll_stderr",
-                     json_finite(nll.stderr_), "ppl", exp(nll.mean));
+    return json_pack("{s:s, s:s, s:f, s:f, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+                     "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
+                     kv_bits, "activation_bits", eval_act_bits(e), "nll", nll.mean,
+                     "nll_stderr", json_finite(nll.stderr_), "ppl", exp(nll.mean));
 }
 
 static enum err print_json(const struct eval *a, const struct eval *b,

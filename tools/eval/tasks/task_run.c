@@ -107,12 +107,12 @@ enum err task_add_model(json_t *o, const struct eval *e, bool bos)
 {
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    json_t *model = json_pack(
-        "{s:s, s:s, s:o, s:o, s:i, s:I, s:I, s:s, s:b}", "model", e->job->model_dir,
-        "method", eval_method(e), "weight_bits", eval_bits_json(weight_bits), "kv_bits",
-        eval_bits_json(kv_bits), "activation_bits", eval_act_bits(e), "ctx",
-        (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
-        opt_choice_name(CHOICES_BOS, e->job->recipe.bos), "bos_in_text", bos);
+    json_t *model =
+        json_pack("{s:s, s:s, s:f, s:f, s:i, s:I, s:I, s:s, s:b}", "model",
+                  e->job->model_dir, "method", eval_method(e), "weight_bits", weight_bits,
+                  "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "ctx",
+                  (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
+                  opt_choice_name(CHOICES_BOS, e->job->recipe.bos), "bos_in_text", bos);
     const int failed = !model || json_object_update_missing(o, model);
     json_decref(model);
     FAIL_IF(failed, ERR_MEMORY, "out of memory for the result");
