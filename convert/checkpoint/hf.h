@@ -21,6 +21,8 @@ enum err hf_read_packed_config(struct arch *out, const char *model_dir);
  * "LlamaForCausalLM". */
 const char *hf_architecture(const struct arch *a);
 
+/* Writes the module that holds the experts of a layer, "model.layers.0.mlp.experts". */
+void hf_experts_module(char *out, size_t size, const struct arch *a, int64_t layer);
 /* Writes the module of an expert's projection (gate, up or down) as checkpoints of the family have
  * it: "model.layers.0.mlp.experts.5.gate_proj". */
 void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t layer, int lin,

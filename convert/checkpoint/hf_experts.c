@@ -100,6 +100,11 @@ enum err hf_read_experts(struct arch *a, const json_t *o, const char *where)
     return x->norm ? OK : json_get_bool(&a->norm_active, o, "norm_topk_prob", where);
 }
 
+void hf_experts_module(char *out, size_t size, const struct arch *a, int64_t layer)
+{
+    snprintf(out, size, "model.layers.%" PRId64 ".%s", layer, mixture_of(a)->module);
+}
+
 void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t layer, int lin,
                       int64_t expert)
 {

@@ -144,7 +144,6 @@ struct export_format {
     const char *engines; /* that load it, for `--format list` */
     const char *holds;   /* what it can hold, one line */
     bool is_file;        /* -o names a file, not a directory */
-    bool holds_experts;  /* of a mixture */
     unsigned cache;      /* EXPORT_ENGINE_*, EXPORT_FOLDS_* */
     /* Refuses what the format cannot hold: ERR_SUPPORT, with field, value, and what would
      * work. Notes what becomes of the weights; export_check() has done so for the cache.

@@ -11,6 +11,7 @@
 #include "convert/export/hub.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #define PER_WORD PACK_AWQ_ROWS
@@ -135,6 +136,18 @@ static enum err add_module(struct hub_plan *p, const struct hub_module *m,
     return hub_add(p, &how, m->name, PACK_SCALES, 2, scales);
 }
 
+/* The routers of a mixture. Engines look for a name inside that of a module, so "gate" alone would
+ * also keep gate_up_proj as it is. */
+static void add_routers(json_t *keep, const struct arch *a)
+{
+    char name[64];
+    for (int64_t i = 0; i < (a->n_experts ? a->n_layers : 0); i++) {
+        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s", i,
+                 arch_router_module(a));
+        json_array_append_new(keep, json_string(name));
+    }
+}
+
 /* The group size of all quantized projections; -1 for whole rows. */
 static int64_t group_size(const struct export_source *s, const struct scheme *scheme)
 {
@@ -149,7 +162,8 @@ static enum err config(json_t **out, const struct export_job *j,
 {
     const struct export_source *s = j->source;
     json_t *keep = json_pack("[s]", "lm_head");
-    hub_add_plain_names(keep, s);
+    add_routers(keep, s->arch);
+    hub_add_plain_names(keep, s, false);
     *out = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", PACK_AWQ, "bits", 4,
                      "group_size", (json_int_t)group_size(s, scheme), "zero_point", 1,
                      "version", PACK_AWQ_VERSION, "modules_to_not_convert", keep);
@@ -157,10 +171,29 @@ static enum err config(json_t **out, const struct export_job *j,
     return OK;
 }
 
+/* What engines do with experts, by their sources. Nothing to say where no expert is packed. */
+static enum err note(struct export_job *j, const struct scheme *scheme, struct scheme head)
+{
+    bool packed = false, rows = false;
+    for (int64_t i = 0; j->source->arch->n_experts && i < j->source->arch->n_layers; i++) {
+        const struct scheme s = scheme[i * N_LIN + LIN_GATE]; /* that of up and down too */
+        packed = packed || s.bits < 16;
+        rows = rows || (s.bits < 16 && !s.group);
+    }
+    if (!packed)
+        return OK;
+    return export_note(
+        j, EXPORT_CARRIED,
+        rows ? "Experts in whole rows: no engine is known to read them in this "
+               "format; vLLM and SGLang want groups of 32, 64 or 128 columns"
+             : "Experts, each by itself: vLLM and SGLang read them on GPUs; "
+               "transformers and MLX were not tried");
+}
+
 static enum err check(struct export_job *j)
 {
     static const struct hub_packing packing = {
-        .most = 4, .one_group = true, .add = add_module, .config = config};
+        .most = 4, .one_group = true, .add = add_module, .config = config, .note = note};
     return hub_check_packed(j, &packing);
 }
 

@@ -271,7 +271,7 @@ static enum err config(json_t **out, const struct export_job *j,
         json_array_append_new(ignore, json_string("lm_head"));
     if (j->source->arch->n_experts) /* the router */
         json_array_append_new(ignore, json_string("re:.*\\.gate$"));
-    hub_add_plain_names(ignore, j->source);
+    hub_add_plain_names(ignore, j->source, true);
     *out = json_pack("{s:s, s:s, s:s, s:o, s:o, s:o}", "quant_method", PACK_COMPRESSED,
                      "format", PACK_COMPRESSED_FORMAT, "quantization_status", "compressed",
                      "config_groups", groups, "ignore", ignore, "kv_cache_scheme",
@@ -357,7 +357,6 @@ const struct export_format export_compressed = {
     .holds =
         "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; the "
         "scales of an FP8 cache",
-    .holds_experts = true,
     .cache = EXPORT_FP8_SCALES | EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .check = check,
     .write = hub_write,

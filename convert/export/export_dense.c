@@ -62,7 +62,6 @@ const struct export_format export_dense = {
         "values as F16, BF16 or F32 (--dtype), all bits and groups, mixtures of experts; "
         "no smaller than the checkpoint",
     .cache = EXPORT_VLLM | EXPORT_TRANSFORMERS,
-    .holds_experts = true,
     .check = check,
     .write = hub_write,
     .release = hub_release,

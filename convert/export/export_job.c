@@ -222,10 +222,6 @@ enum err export_check(struct export_job *j)
     TRY(check_id(j->options.base_model, "base-model"));
     TRY(check_id(j->options.license, "license"));
     TRY(check_inputs(j));
-    FAIL_IF(j->source->arch->n_experts && !j->format->holds_experts, ERR_SUPPORT,
-            "%s: --format %s is not written for a mixture of experts (model_type %s); use "
-            "--format compressed-tensors, gguf or dense",
-            j->source->dir, j->format->name, j->source->arch->model_type);
     TRY(check_cache(j));
     return j->format->check(j);
 }

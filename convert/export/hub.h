@@ -56,9 +56,9 @@ struct hub_module hub_module_of(const struct export_linear *l);
 struct hub_module hub_module_at(const struct export_source *s, int64_t i);
 /* Returns true if all its parts have 16 bits. */
 bool hub_module_is_plain(const struct hub_module *m);
-/* Appends the names of the modules of 16 bits to list; for the experts of a layer, a pattern of
- * compressed-tensors. */
-void hub_add_plain_names(json_t *list, const struct export_source *s);
+/* Appends the names of the modules of 16 bits to list. All experts of a layer are one entry: with
+ * patterns a pattern of compressed-tensors, else the name of the module that holds them. */
+void hub_add_plain_names(json_t *list, const struct export_source *s, bool patterns);
 /* Refuses (ERR_SUPPORT) a part whose rows end inside a word of so many rows, and such an expert's
  * projection, as engines put those of gate and up together. Another module of one part is never
  * refused. */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "convert/checkpoint/hf.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/export/hub.h"
 
@@ -42,23 +43,26 @@ static bool is_of_expert(const struct export_linear *l)
 
 /* All experts of a layer, by the first projection of the first one. */
 static void add_experts(json_t *list, const struct export_source *s,
-                        const struct export_linear *l)
+                        const struct export_linear *l, bool patterns)
 {
-    char pattern[64];
+    char text[sizeof(l->name)];
     if (l != &s->linear[export_linear_at(s, l->layer, LIN_GATE)])
         return;
-    snprintf(pattern, sizeof(pattern), "re:.*layers\\.%" PRId64 "\\..*experts\\..*",
-             l->layer);
-    json_array_append_new(list, json_string(pattern));
+    if (patterns)
+        snprintf(text, sizeof(text), "re:.*layers\\.%" PRId64 "\\..*experts\\..*",
+                 l->layer);
+    else
+        hf_experts_module(text, sizeof(text), s->arch, l->layer);
+    json_array_append_new(list, json_string(text));
 }
 
-void hub_add_plain_names(json_t *list, const struct export_source *s)
+void hub_add_plain_names(json_t *list, const struct export_source *s, bool patterns)
 {
     for (int64_t i = 0; i < s->n_linears;) {
         const struct hub_module m = hub_module_at(s, i);
         const bool plain = hub_module_is_plain(&m);
         if (plain && is_of_expert(m.part))
-            add_experts(list, s, m.part);
+            add_experts(list, s, m.part, patterns);
         else if (plain)
             json_array_append_new(list, json_string(m.name));
         i += m.n;

@@ -216,6 +216,8 @@ EXPERT_VARIANTS = [
     ("qwen3_moe", {}),
     ("qwen3_moe", {"bits": 8, "symmetric": True, "negative": True}),
     ("qwen3_moe", {**AWQ, "keep": [f"model.layers.1.mlp.experts.{e}.up_proj" for e in range(3)]}),
+    ("qwen3_moe", AWQ),
+    ("mixtral", {**AWQ, "group": 0}),
     ("mixtral", {"group": 0}),
     ("mixtral", {**GPTQ, "version": 1, "lowest": 1}),
 ]
@@ -247,10 +249,11 @@ def test_experts(b):
         check_experts(out, family, linears)
         assert f"{len(linears)} projections from" in said, said
         b.run("verify", out, "--against", path)
-        if what.get("form", "compressed") != "compressed" or "symmetric" in what:
+        form = {"compressed": "compressed-tensors", "awq": "awq"}.get(what.get("form", "compressed"))
+        if not form or "symmetric" in what or "keep" in what:
             continue
         back = b.place("export")
-        b.run("export", out, "--format", "compressed-tensors", "--kv", "drop", "-o", back)
+        b.run("export", out, "--format", form, "--kv", "drop", "-o", back)
         have, want = (reader.read_safetensors(p / "model.safetensors") for p in (back, path))
         assert have == want, [n for n in want if have.get(n) != want[n]]
 

@@ -447,7 +447,6 @@ const struct export_format export_gguf = {
         "2 to 7 bits; group sizes that are multiples of 32, also ragged, or whole rows; "
         "mixtures of experts",
     .is_file = true,
-    .holds_experts = true,
     .cache = EXPORT_ENGINE_ROTATES_K | EXPORT_FOLDS_V_SHIFT | EXPORT_LLAMA_CPP,
     .check = check,
     .write = write_file,
