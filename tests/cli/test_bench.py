@@ -199,7 +199,7 @@ def check_memory_of_threads(wkvq):
     """The memory that is checked grows with the threads of the cpu device, as attention's does."""
     needs = []
     for threads in ("1", "96"):
-        done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", str(T), "--blocks", "0", "--steps", "1", "-v",
+        done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", "256", "--blocks", "0", "--steps", "1", "-v",
                                "-j", threads], capture_output=True, text=True, timeout=300)
         needs.append(float(re.search(r"bench needs ([0-9.]+) GB", done.stderr)[1]))
     assert needs[0] + 0.03 < needs[1], needs
