@@ -32,25 +32,36 @@ def windows(ids, samples, seqlen, seed):
     return [torch.tensor([ids[s : s + seqlen]]) for s in starts]
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(what, samples):
+    """The command line of a program that quantizes with the windows of `wkvq calibrate`."""
+    ap = argparse.ArgumentParser(description=what)
     ap.add_argument("model")
     ap.add_argument("out", type=pathlib.Path)
     ap.add_argument("--wkvq", required=True)
     ap.add_argument("--data", type=pathlib.Path, required=True)
-    ap.add_argument("--samples", type=int, default=32)
+    ap.add_argument("--samples", type=int, default=samples)
     ap.add_argument("--seqlen", type=int, default=1024)
     ap.add_argument("--seed", type=int, default=0)
-    ap.add_argument("--iters", type=int, default=100)
-    ap.add_argument("--batch", type=int, default=2)
     ap.add_argument("--group", type=int, default=128)
     ap.add_argument("--threads", type=int, default=2)
+    return ap
+
+
+def open_model(a):
+    """Returns the model and its windows, as the command line says."""
+    torch.set_num_threads(a.threads)
+    model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
+    return model, windows(ids_of(a.wkvq, a.model, a.data), a.samples, a.seqlen, a.seed)
+
+
+def main():
+    ap = options(__doc__.split("\n")[0], samples=32)
+    ap.add_argument("--iters", type=int, default=100)
+    ap.add_argument("--batch", type=int, default=2)
     a = ap.parse_args()
 
-    torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
-    model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32)
-    samples = windows(ids_of(a.wkvq, a.model, a.data), a.samples, a.seqlen, a.seed)
+    model, samples = open_model(a)
     start, used = time.monotonic(), os.times().user
     rounder = AutoRound(model, AutoTokenizer.from_pretrained(a.model), scheme="W4A16", bits=4, group_size=a.group, sym=False,
                         iters=a.iters, batch_size=a.batch, nsamples=a.samples, seqlen=a.seqlen, dataset=samples,
