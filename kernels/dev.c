@@ -70,11 +70,6 @@ static bool is_3d(const struct tensor *x)
     return x->n_dims == 3 && x->dim[0] > 0 && x->dim[1] > 0 && x->dim[2] > 0 && rows_fit(x);
 }
 
-static bool vec(const struct tensor *x, int64_t n)
-{
-    return f32(x) && tensor_count(x) == n;
-}
-
 /* The device that dev_register() has added. */
 static struct {
     const char *name;
@@ -147,6 +142,11 @@ const char *dev_about(const struct dev *d)
 enum dtype dev_preferred_act(const struct dev *d)
 {
     return d->preferred_act;
+}
+
+bool dev_widens(const struct dev *d)
+{
+    return d->widens;
 }
 
 double dev_gemm_seconds(struct dev *d, bool reset)

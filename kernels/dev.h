@@ -49,6 +49,8 @@ const char *dev_about(const struct dev *d);
 bool dev_queues(const struct dev *d);
 /* The act type that `compute: auto` stands for on this device. */
 enum dtype dev_preferred_act(const struct dev *d);
+/* Returns true if products widen BF16 operands to F32 in memory first. */
+bool dev_widens(const struct dev *d);
 /* Seconds spent in dev_gemm() since the last reset, 0 on a device that does not measure.
  * Products inside attention are not included. */
 double dev_gemm_seconds(struct dev *d, bool reset);

@@ -49,6 +49,12 @@ static inline bool is_act(const struct tensor *x)
     return is_type(x, DT_F32) || is_type(x, DT_BF16);
 }
 
+/* F32 of n elements, whatever their shape. */
+static inline bool vec(const struct tensor *x, int64_t n)
+{
+    return is_type(x, DT_F32) && tensor_count(x) == n;
+}
+
 static inline bool matrix(const struct tensor *x, int64_t rows, int64_t cols)
 {
     return x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols && x->ld >= cols;

@@ -148,6 +148,7 @@ struct dev {
     enum err failed;            /* sticky */
     struct upload_stage *stage; /* NULL until dev_upload_as() needs it */
     enum dtype preferred_act;
+    bool widens;             /* dev_widens() */
     bool link_tried, linked; /* with the devices of other ranks */
     bool queues;             /* operations return before their work is done */
     bool synchronous;        /* dev_set_synchronous(): they wait for it */
@@ -165,7 +166,7 @@ enum err dev_check_loss(const struct tensor *dy, const struct loss_inputs *in);
 /* Frees what dev_upload_as() keeps. */
 void dev_close_stage(struct dev *d);
 
-/* Each fills d->ops, and what it needs of priv, pool, about and preferred_act. */
+/* Each fills d->ops, and what it needs of priv, pool, about, preferred_act and widens. */
 void ref_fill(struct dev *d);
 enum err cpu_fill(struct dev *d, int threads);
 

@@ -42,11 +42,6 @@ struct adamw_rates dev_adamw_rates(const struct adamw *o)
                                 .step = o->step};
 }
 
-static bool vec(const struct tensor *x, int64_t n)
-{
-    return is_type(x, DT_F32) && tensor_count(x) == n;
-}
-
 static void adamw_here(struct dev *d, const struct tensor *p, const struct tensor *g,
                        const struct tensor *m, const struct tensor *v,
                        const struct adamw *o)

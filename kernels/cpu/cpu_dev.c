@@ -158,7 +158,8 @@ enum err cpu_fill(struct dev *d, int threads)
     TRY(cpu_gemm_open(&c->gemm, isa, d->pool));
     fill_table(&d->ops, isa);
     d->ops.gemm = cpu_gemm;
-    d->preferred_act = cpu_gemm_has_bf16(c->gemm) ? DT_BF16 : DT_F32;
+    d->widens = !cpu_gemm_has_bf16(c->gemm);
+    d->preferred_act = d->widens ? DT_F32 : DT_BF16;
     cpu_gemm_about(c->gemm, d->about, sizeof(d->about));
     return OK;
 }

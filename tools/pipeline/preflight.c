@@ -207,10 +207,10 @@ static void take_stored(struct calib_settings *s, const struct job *j)
         s->stored[l] = j->model ? hf_source(j->model)->stored[l] : DT_F16;
 }
 
-/* Returns whether the cpu device multiplies BF16 in F32. Without a device, it may. */
+/* Returns whether products may widen their operands: without a device, on any CPU. */
 static bool widens(const struct calib_settings *s, const struct job *j)
 {
-    return s->cpu_threads && (!j->dev || dev_preferred_act(j->dev) == DT_F32);
+    return j->dev ? dev_widens(j->dev) : s->cpu_threads > 0;
 }
 
 /* Gives the streams the memory that the rest leaves. */

@@ -154,7 +154,7 @@ static enum err settings_of(struct calibrate *c, const struct args *a, enum dtyp
     recipe_free(&r);
     c->settings.act = act;
     c->settings.cpu_threads = dev_host_threads(c->dev);
-    c->settings.widens = c->settings.cpu_threads && dev_preferred_act(c->dev) == DT_F32;
+    c->settings.widens = dev_widens(c->dev);
     for (int l = 0; l < N_LIN; l++)
         c->settings.stored[l] = BENCH_STORED;
     c->settings.seqlen = a->seqlen;

@@ -107,7 +107,7 @@ static enum err settings_of(struct measured *m, const struct args *a, enum dtype
     recipe_free(&r);
     m->settings.act = act;
     m->settings.cpu_threads = dev_host_threads(m->dev);
-    m->settings.widens = m->settings.cpu_threads && dev_preferred_act(m->dev) == DT_F32;
+    m->settings.widens = dev_widens(m->dev);
     m->settings.seqlen = a->seqlen;
     FAIL_IF(a->layers > m->arch.n_layers, ERR_USAGE,
             "--layers %" PRId64 ": %s has %" PRId64 " layers", a->layers, a->shape,
