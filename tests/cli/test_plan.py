@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: MIT
 """--plan writes nothing: test_plan.py WKVQ.
 
-Every command that has the option is run where its output does not exist and where it does; names,
-contents and times of all files and folders are the same afterwards."""
+Every command that has the option is run where its output does not exist and where it does. Names and
+contents of all files and folders, and times of files, are the same afterwards. A place of an output that exists is
+probed with an entry of a writer's temporary name. The kernel's list of what a folder saw must hold nothing else, so
+that a file which is created and removed again is found too."""
+import ctypes
 import json
 import os
 import pathlib
+import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,17 +29,67 @@ SMALL = [word for pair in ("calibration.samples=4", "calibration.seqlen=32", "ca
          for word in ("--set", pair)] + ["-j1"]
 
 
+# What a command may probe: create once under the temporary name of a writer, and remove.
+PROBED = {
+    "quantize": {"made/artifact", "made/state/manifest.json"},
+    "calibrate": {"made/calibrated/manifest.json"},
+    "refine": {"made/refined", "made/refined.state/manifest.json"},
+    "sweep": set(),
+    "export": {"made/dense"},
+}
+CREATED, REMOVED, MOVED, IS_FOLDER, LOST = 0x100, 0x200, 0xC0, 0x40000000, 0x4000  # of <sys/inotify.h>
+
+
+class Watch:
+    """Lists entries that are created, removed or renamed in a folder and the folders below it."""
+
+    def __init__(self, folder):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = self.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+        self.folders = {self.call("inotify_add_watch", self.fd, os.fsencode(path), CREATED | REMOVED | MOVED):
+                        path.relative_to(folder) for path in [folder, *folder.rglob("*")] if path.is_dir()}
+
+    def call(self, name, *args):
+        result = getattr(self.libc, name)(*args)
+        if result < 0:
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+        return result
+
+    def end(self):
+        """Returns the list of (kind, path) in order, and ends."""
+        seen = []
+        try:
+            while data := os.read(self.fd, 1 << 16):
+                at = 0
+                while at < len(data):
+                    watch, mask, _, size = struct.unpack_from("iIII", data, at)
+                    assert not mask & LOST, "events were lost"
+                    name = os.fsdecode(data[at + 16:at + 16 + size].rstrip(b"\0"))
+                    seen.append((mask & ~IS_FOLDER, str(self.folders[watch] / name)))
+                    at += 16 + size
+        except BlockingIOError:  # all have been read
+            pass
+        os.close(self.fd)
+        return seen
+
+
 def snapshot(folder):
-    """Every path below: kind, size, time of the last change, contents. A folder's time shows files
-    that were created and removed."""
+    """Every path below: kind, and of files size, time of the last change, and contents."""
     found = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         s = path.lstat()
-        content = path.read_bytes() if path.is_file() else None
-        # The place of an output is probed with a file that is removed again, which changes a folder's time alone.
-        time_of = s.st_mtime_ns if content is not None else 0
-        found[str(path.relative_to(folder))] = (s.st_mode, s.st_size if content is not None else 0, time_of, content)
+        of_file = (s.st_size, s.st_mtime_ns, path.read_bytes()) if path.is_file() else None
+        found[str(path.relative_to(folder))] = (s.st_mode, of_file)
     return found
+
+
+def probes(events, allowed):
+    """Returns which of the allowed paths were probed: each once, by an entry that is gone. Fails on anything else."""
+    created = [re.sub(r"\.tmp\.[^/]+$", "", path) for kind, path in events if kind == CREATED]
+    assert len(set(created)) == len(created) and set(created) <= allowed, events
+    assert sorted(e[1] for e in events if e[0] == REMOVED) == sorted(e[1] for e in events if e[0] == CREATED), events
+    assert all(kind in (CREATED, REMOVED) and ".tmp." in path for kind, path in events), events
+    return set(created)
 
 
 def check_threads(wkvq):
@@ -77,15 +132,18 @@ def main():
         subprocess.run([wkvq, "convert", "model", "-o", "rounded", "--set", "weights.group_size=12"], cwd=folder,
                        check=True, capture_output=True)
 
+        probed = set()
+
         def check(command, when):
-            before = snapshot(folder)
+            before, watch = snapshot(folder), Watch(folder)
             time.sleep(0.01)
             done = subprocess.run([*commands[command], "--plan"], cwd=folder, capture_output=True, text=True)
             refused = command == "export" and when == "finished work there"  # it never replaces an export
             assert done.returncode == (2 if refused else 0) and bool(done.stdout) != refused, (command, when, done.stderr)
-            after = snapshot(folder)
+            after, events = snapshot(folder), watch.end()
             changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
             assert not changed, f"{command} --plan, {when}, changed {changed}"
+            probed.update(probes(events, PROBED[command] if when != "nothing there" else set()))
             print(f"ok {command} --plan, {when}", flush=True)
             return done.stdout
 
@@ -107,6 +165,7 @@ def main():
         (out / "results.jsonl").unlink()
         plan = check("sweep", "an unlisted result there").splitlines()
         assert [p.split()[0] for p in plan] == ["done", "to"], plan
+        assert probed == set().union(*PROBED.values()), probed
 
 
 if __name__ == "__main__":
