@@ -106,13 +106,14 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* One product and its grid. Kernels are indexed [row edge][column edge]. */
+/* One product and its grid. */
 struct product {
     const struct cpu_gemm *g;
     struct gemm_tile whole;
     const struct tensor *a, *b, *c;
     int64_t m, n, step_m, step_n, n_cols;
-    struct onednn_kernel *kernel[2][2];
+    /* Of the four kinds of tiles: at the edge of rows 2, at the edge of columns 1, in sum. */
+    struct onednn_kernel *kernel[ONEDNN_TILES_MAX];
     atomic_bool failed;
 };
 
@@ -126,7 +127,7 @@ static void tile_chunk(void *ctx, int64_t chunk, int thread)
     const void *a = cpu_at(p->a, t.kind == GEMM_TN ? m0 : m0 * t.lda);
     const void *b = cpu_at(p->b, t.kind == GEMM_NT ? n0 * t.ldb : n0);
     void *c = cpu_at(p->c, m0 * t.ldc + n0);
-    struct onednn_kernel *k = p->kernel[t.m < p->step_m][t.n < p->step_n];
+    struct onednn_kernel *k = p->kernel[2 * (t.m < p->step_m) + (t.n < p->step_n)];
     if (!k)
         openblas_tile(&t, a, b, c);
     else if (!onednn_run(k, thread, a, b, c))
@@ -180,17 +181,17 @@ static struct product cut(const struct cpu_gemm *g, enum gemm_kind kind,
 /* *all is set to true if every tile has a kernel. */
 static enum err find_kernels(bool *all, struct product *p)
 {
-    *all = true;
-    for (int i = 0; i < 4; i++) {
+    struct gemm_tile t[ONEDNN_TILES_MAX];
+    for (int i = 0; i < ONEDNN_TILES_MAX; i++) {
         const bool edge_m = i >> 1, edge_n = i & 1;
-        struct gemm_tile t = p->whole;
-        t.m = edge_m ? p->m % p->step_m : p->step_m;
-        t.n = edge_n ? p->n % p->step_n : p->step_n;
-        if (!t.m || !t.n)
-            continue;
-        TRY(onednn_find(&p->kernel[edge_m][edge_n], p->g->onednn, &t));
-        *all &= p->kernel[edge_m][edge_n] != NULL;
+        t[i] = p->whole;
+        t[i].m = edge_m ? p->m % p->step_m : p->step_m;
+        t[i].n = edge_n ? p->n % p->step_n : p->step_n;
     }
+    TRY(onednn_find(p->kernel, p->g->onednn, t, ONEDNN_TILES_MAX));
+    *all = true;
+    for (int i = 0; i < ONEDNN_TILES_MAX; i++)
+        *all &= !t[i].m || !t[i].n || p->kernel[i];
     return OK;
 }
 

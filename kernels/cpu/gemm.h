@@ -46,9 +46,11 @@ struct onednn_kernel; /* opaque; prepared for one shape; owned by struct onednn 
 /* ERR_SUPPORT if this build or machine has no oneDNN; ERR_MEMORY. */
 enum err onednn_open(struct onednn **out, int threads);
 void onednn_close(struct onednn **o);
-/* *out = the kernel for a tile, cached; NULL if oneDNN has none. ERR_MEMORY. */
+/* out[i] = the kernel for tile t[i], cached; NULL if oneDNN has none or the tile is empty. All
+ * n, at most ONEDNN_TILES_MAX, are valid until the next call. ERR_MEMORY. */
+#define ONEDNN_TILES_MAX 4
 enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
-                     const struct gemm_tile *t);
+                     const struct gemm_tile *t, int n);
 /* Threads may run one kernel at the same time, each with its own number. */
 bool onednn_run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c);
 /* True if the library multiplies BF16 in AMX units: the processor has them and the system lets this

@@ -268,34 +268,67 @@ static bool same_tile(const struct gemm_tile *a, const struct gemm_tile *b)
            a->out == b->out && a->accumulate == b->accumulate;
 }
 
-enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
-                     const struct gemm_tile *t)
+static struct onednn_kernel *cached(struct onednn *o, const struct gemm_tile *t)
 {
-    bool made = false;
-    *out = NULL;
     for (int i = 0; i < o->n_kernels; i++)
-        if (same_tile(&o->kernel[i].tile, t)) {
-            *out = &o->kernel[i];
-            return OK;
-        }
-    /* A primitive fixes its number of threads when it is made. */
-    if (o->omp_set_num_threads)
-        o->omp_set_num_threads(1);
+        if (same_tile(&o->kernel[i].tile, t))
+            return &o->kernel[i];
+    return NULL;
+}
+
+static bool is_among(struct onednn_kernel *const *held, int n,
+                     const struct onednn_kernel *k)
+{
+    for (int i = 0; i < n; i++)
+        if (held[i] == k)
+            return true;
+    return false;
+}
+
+/* Returns an entry that none of held[n] is: an unused one, or the oldest one, emptied. */
+static struct onednn_kernel *free_entry(struct onednn *o, struct onednn_kernel *const *held,
+                                        int n)
+{
+    while (is_among(held, n, &o->kernel[o->next]))
+        o->next = (o->next + 1) % MAX_KERNELS;
     struct onednn_kernel *k = &o->kernel[o->next];
     if (o->n_kernels < MAX_KERNELS)
         o->n_kernels++;
     else
         kernel_clear(k);
     o->next = (o->next + 1) % MAX_KERNELS;
+    return k;
+}
+
+/* *out = a new kernel in entry k, or NULL if oneDNN has none. */
+static enum err fill_entry(struct onednn_kernel **out, struct onednn *o,
+                           struct onednn_kernel *k, const struct gemm_tile *t)
+{
+    bool made = false;
+    /* A primitive fixes its number of threads when it is made. */
+    if (o->omp_set_num_threads)
+        o->omp_set_num_threads(1);
     *k = (struct onednn_kernel){.tile = *t, .owner = o};
     const enum err err = kernel_make(&made, o, k);
-    if (!err && made) {
-        *out = k;
-        return OK;
+    *out = k;
+    if (err || !made) {
+        kernel_clear(k);
+        k->owner = o;
+        *out = NULL;
     }
-    kernel_clear(k);
-    k->owner = o;
     return err;
+}
+
+enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
+                     const struct gemm_tile *t, int n)
+{
+    /* All that are there come first, so that no new one takes the place of one of them. */
+    for (int i = 0; i < n; i++)
+        out[i] = t[i].m && t[i].n ? cached(o, &t[i]) : NULL;
+    for (int i = 0; i < n; i++)
+        if (t[i].m && t[i].n && !out[i])
+            TRY(fill_entry(&out[i], o, free_entry(o, out, n), &t[i]));
+    return OK;
 }
 
 static bool run(struct onednn_kernel *k, int thread, const void *a, const void *b, void *c)
@@ -361,9 +394,10 @@ void onednn_close(struct onednn **o)
 }
 
 enum err onednn_find(struct onednn_kernel **out, struct onednn *o,
-                     const struct gemm_tile *t)
+                     const struct gemm_tile *t, int n)
 {
-    *out = NULL;
+    for (int i = 0; i < n; i++)
+        out[i] = NULL;
     return OK;
 }
 

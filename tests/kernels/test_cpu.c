@@ -326,6 +326,37 @@ static void test_memory_of_a_widened_product(void **state)
     cpu_limit_isa(N_ISAS);
 }
 
+/* c = a b^T of one row, where every element is 8. */
+static void run_row(struct onednn_kernel *kernel)
+{
+    float a[8], b[16 * 8], c[2 * 16] = {0};
+    for (int i = 0; i < 16 * 8; i++)
+        a[i % 8] = b[i] = 1;
+    assert_true(onednn_run(kernel, 0, a, b, c));
+    for (int i = 0; i < 2 * 16; i++)
+        assert_float_equal(c[i], i < 16 ? 8 : 0, 0);
+}
+
+/* The kernels of one product stay valid, also where the cache is full and a new shape would take
+ * the entry of one of them, which is the oldest. */
+static void test_kernels_of_a_product_stay(void **state)
+{
+    enum { ENTRIES = 512 };
+    const struct gemm_tile row = {GEMM_NT, 1, 16, 8, 8, 8, 16, DT_F32, DT_F32, false};
+    struct gemm_tile t[] = {row, row};
+    struct onednn_kernel *k[2];
+    struct onednn *o;
+    if (onednn_open(&o, 1))
+        skip();
+    assert_int_equal(onednn_find(k, o, t, 1), OK);
+    for (t[1].m = 2; t[1].m <= ENTRIES; t[1].m++)
+        assert_int_equal(onednn_find(&k[1], o, &t[1], 1), OK);
+    assert_int_equal(onednn_find(k, o, t, 2), OK);
+    assert_ptr_not_equal(k[0], k[1]);
+    run_row(k[0]);
+    onednn_close(&o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -338,6 +369,7 @@ int main(void)
         cmocka_unit_test(test_where_pairs_pay),
         cmocka_unit_test(test_preferred_type),
         cmocka_unit_test(test_memory_of_a_widened_product),
+        cmocka_unit_test(test_kernels_of_a_product_stay),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
