@@ -31,6 +31,11 @@ static bool stopped(const struct refine *r)
     return share_any(&r->share, r->io->stop && r->io->stop(r->io->ctx));
 }
 
+static enum err refine_stopped(const struct refine *r)
+{
+    FAIL(ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
+}
+
 static void tell(struct refine *r, double loss, double guard)
 {
     const struct refine_event e = {.step = r->step,
@@ -70,8 +75,8 @@ static enum err teacher_layer(struct refine *r, int64_t b)
             TRY(teacher_window(r, &r->st.w, i));
         r->units_done += 1 / (double)r->arch->n_layers;
         const bool ends_batch = i + 1 == n || (i + 1) % r->s->batch == 0;
-        FAIL_IF(ends_batch && stopped(r), ERR_STOPPED,
-                "stopped at step %" PRId64 " of refinement", r->step);
+        if (ends_batch && stopped(r))
+            return refine_stopped(r);
     }
     tell(r, NAN, NAN);
     if (full->release)
@@ -301,8 +306,7 @@ static enum err guard_batch(struct refine *r, double *sum, int64_t first, int64_
     for (int64_t k = 0; k < n; k++)
         *sum += h->loss[k];
     r->units_done += (double)n;
-    FAIL_IF(stopped(r), ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
-    return OK;
+    return stopped(r) ? refine_stopped(r) : OK;
 }
 
 /* Mean divergence over the guard's windows. KL alone judges, whatever the training loss is:
@@ -455,18 +459,36 @@ static enum err check(const struct refine_settings *s)
     return OK;
 }
 
+/* Saves the last step before the run stops. */
+static enum err save_and_stop(struct refine *r)
+{
+    TRY(refine_save(r));
+    return refine_stopped(r);
+}
+
+/* What follows a step: a look at the guard and a saved state where they are due. */
+static enum err after_step(struct refine *r)
+{
+    const bool looks = looks_after(r, r->step);
+    if (stopped(r))
+        return save_and_stop(r);
+    if (looks) {
+        const enum err err = look(r);
+        if (err)
+            return err == ERR_STOPPED ? save_and_stop(r) : err;
+    }
+    return looks || r->step % STEPS_PER_SAVE == 0 ? refine_save(r) : OK;
+}
+
+/* A run that stopped between a step and the look behind it looks when it is resumed. A second look
+ * at the same parameters changes nothing. */
 static enum err steps(struct refine *r, bool restored)
 {
-    if (!restored)
+    if (!restored || looks_after(r, r->step))
         TRY(look(r));
     while (r->step < r->steps) {
         TRY(take_step(r));
-        const bool looked = looks_after(r, r->step), stop = stopped(r);
-        if (looked)
-            TRY(look(r));
-        if (looked || stop || r->step % STEPS_PER_SAVE == 0)
-            TRY(refine_save(r));
-        FAIL_IF(stop, ERR_STOPPED, "stopped at step %" PRId64 " of refinement", r->step);
+        TRY(after_step(r));
     }
     return restore_best(r);
 }
