@@ -170,6 +170,7 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
         p.host_bytes = (size_t)(a->vocab * a->d_model) * sizeof(float);
     if (s->weights.method == WEIGHT_GIVEN)
         p.host_bytes += given_bytes(a, &s->weights);
+    p.host_bytes += source_rotated_bytes(a, &s->kv);
     p.flops_per_step = step_flops(a, s, depth);
     p.attention_flops_per_step =
         (double)(depth + 1) * ATTENTION_PASSES * attention_flops(a, (double)s->seqlen);

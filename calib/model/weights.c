@@ -222,6 +222,13 @@ enum err host_gain_upload(struct dev *d, const struct tensor *dst, const struct 
     return err;
 }
 
+size_t source_rotated_bytes(const struct arch *a, const struct kv_spec *kv)
+{
+    const int64_t v = arch_out(a, LIN_V) * (arch_in(a, LIN_V) + 1);
+    const int64_t o = arch_out(a, LIN_O) * arch_in(a, LIN_O);
+    return kv->rotate & ROTATE_V ? (size_t)(v + o) * sizeof(float) : 0;
+}
+
 static enum err load_vec(const struct block_weights *w, const struct tensor *dst,
                          const struct host_mat *m, const char *what)
 {

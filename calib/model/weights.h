@@ -82,6 +82,10 @@ static inline void source_drop(const struct model_source *s, int64_t i)
         s->release(s->ctx, i);
 }
 
+/* Returns an upper bound of the host memory of a block that a source makes for kv.rotate: it turns
+ * the rows of v_proj and the columns of o_proj. */
+size_t source_rotated_bytes(const struct arch *a, const struct kv_spec *kv);
+
 /* Returns the source of the full-precision model. */
 static inline const struct model_source *source_full(const struct model_source *s)
 {

@@ -81,7 +81,8 @@ struct refine_result {
 
 /* The needs of a refinement. Device bytes are counted whatever the device. */
 struct refine_plan {
-    size_t codes_bytes;  /* device: packed codes, scales and zeros of all layers */
+    /* Device: packed codes, scales and zeros, routers and biases of all layers. */
+    size_t codes_bytes;
     size_t params_bytes; /* device: parameters, gradients, moments and the best point */
     /* Device: one layer's weights, gradients and activations; what attention keeps inside the
      * device, at most; states; head. */

@@ -62,6 +62,15 @@ static void add_lin(struct refine_plan *p, const struct arch *a,
     p->params_bytes += (size_t)groups * sizeof(float);
 }
 
+/* Returns the bytes of what does not learn in a layer: its router and its biases. */
+static size_t unlearned_bytes(const struct arch *a, enum dtype act)
+{
+    size_t bytes = (size_t)(a->n_experts * a->d_model) * dtype_bytes(act);
+    for (int l = 0; l < N_LIN; l++)
+        bytes += arch_has_bias(a, l) ? (size_t)arch_out(a, l) * sizeof(float) : 0;
+    return bytes;
+}
+
 static void add_layers(struct refine_plan *p, const struct arch *a,
                        const struct weight_spec *w, const struct kv_spec *kv,
                        const struct refine_settings *s)
@@ -69,6 +78,7 @@ static void add_layers(struct refine_plan *p, const struct arch *a,
     for (int64_t b = 0; b < a->n_layers; b++) {
         for (int l = 0; l < N_LIN; l++)
             add_lin(p, a, s, weight_format(w, b, l), l);
+        p->codes_bytes += unlearned_bytes(a, s->act);
         p->params_bytes += (size_t)layer_vectors(a, kv, b) * sizeof(float);
     }
 }
@@ -101,7 +111,7 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     struct refine_plan p = {.steps = s->epochs * per_epoch};
     TRY(stream_bytes(&p.teacher_bytes, a, &stream));
     add_layers(&p, a, w, kv, s);
-    p.host_bytes += ends_source_bytes(a, s->head);
+    p.host_bytes += ends_source_bytes(a, s->head) + source_rotated_bytes(a, kv);
     p.saved_bytes += 4 * p.params_bytes;
     p.params_bytes *= 5;
     struct refine_settings own = *s; /* with the windows of the rank that has most */

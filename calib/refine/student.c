@@ -26,18 +26,15 @@ static enum err scales_now(struct student *st, const struct student_lin *q,
     return dev_scale_steps(st->dev, scales, &q->base, &q->u, st->scale_bits);
 }
 
-/* Writes all projections of layer b: dequantized from codes, or the checkpoint's own where
- * a projection is unquantized. */
-static enum err weights_of(struct student *st, int64_t b, const struct block_src *src)
+/* Writes the projections of layer b that have codes. */
+static enum err packed_weights(struct student *st, int64_t b)
 {
     for (int l = 0; l < N_LIN; l++) {
         const struct student_lin *q = &st->layer[b].lin[l];
         const struct tensor w = block_weights_lin(&st->w, st->arch, l);
         struct tensor scales;
-        if (!q->codes.data) {
-            TRY(host_mat_upload(st->dev, &w, &src->lin[l]));
+        if (!q->codes.data)
             continue;
-        }
         TRY(scales_now(st, q, &scales));
         TRY(dev_dequantize(st->dev, &w, &q->codes, &scales, &q->zeros,
                            q->format.group_size));
@@ -45,16 +42,19 @@ static enum err weights_of(struct student *st, int64_t b, const struct block_src
     return OK;
 }
 
-/* What does not learn: biases, and the router of experts. */
-static enum err fixed_of(struct student *st, const struct block_src *src)
+/* Writes the projections of layer b that are unquantized, from the source. */
+static enum err source_weights(struct student *st, int64_t b)
 {
-    if (st->arch->n_experts)
-        TRY(host_mat_upload(st->dev, &st->w.router, &src->router));
+    struct block_src src;
+    if (!st->layer[b].asks)
+        return OK;
+    TRY(st->src->block(st->src->ctx, b, &src));
     for (int l = 0; l < N_LIN; l++) {
-        const struct tensor b = block_weights_bias(&st->w, st->arch, l);
-        if (b.data)
-            TRY(host_mat_upload(st->dev, &b, &src->bias[l]));
+        const struct tensor w = block_weights_lin(&st->w, st->arch, l);
+        if (!st->layer[b].lin[l].codes.data)
+            TRY(host_mat_upload(st->dev, &w, &src.lin[l]));
     }
+    source_drop(st->src, b);
     return OK;
 }
 
@@ -63,6 +63,19 @@ static enum err copy_vector(struct dev *d, const struct tensor *y, const struct 
     const struct tensor to = tensor_2d(y->data, DT_F32, 1, tensor_count(x));
     const struct tensor from = tensor_2d(x->data, DT_F32, 1, tensor_count(x));
     return dev_copy(d, &to, &from);
+}
+
+/* What does not learn: biases, and the router of experts. */
+static enum err fixed_of(struct student *st, const struct student_layer *y)
+{
+    if (y->router.data)
+        TRY(dev_copy(st->dev, &st->w.router, &y->router));
+    for (int l = 0; l < N_LIN; l++) {
+        const struct tensor b = block_weights_bias(&st->w, st->arch, l);
+        if (b.data)
+            TRY(copy_vector(st->dev, &b, &y->bias[l]));
+    }
+    return OK;
 }
 
 /* Sets up the fake-quantized cache of layer b. chunk 1 is decoding: every token sees the
@@ -88,11 +101,10 @@ static enum err cache_of(struct student *st, int64_t b)
 static enum err enter_layer(struct student *st, int64_t b)
 {
     const struct student_layer *y = &st->layer[b];
-    struct block_src src;
     st->w.layer = b;
-    TRY(st->src->block(st->src->ctx, b, &src));
-    TRY(weights_of(st, b, &src));
-    TRY(fixed_of(st, &src));
+    TRY(packed_weights(st, b));
+    TRY(source_weights(st, b));
+    TRY(fixed_of(st, y));
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (y->norm[g].data)
             TRY(copy_vector(st->dev, &st->w.norm[g], &y->norm[g]));

@@ -33,6 +33,9 @@ struct student_lin {
 
 struct student_layer {
     struct student_lin lin[N_LIN];
+    bool
+        asks; /* a projection is unquantized: its weights come from the source every time */
+    struct tensor router, bias[N_LIN]; /* [E,D] act, [out] F32; data NULL: there is none */
     struct kv_spec kv;
     float kv_scale[2]; /* as in struct block_kv */
     /* Gains by enum norm_gain; log s of K, V and shift of K, V [K*d]: views of p and g. data

@@ -3,7 +3,8 @@
  * Makes a student: lays out its memory, and fills it from calibrated layers. One allocation holds
  * what is fixed or integer, by kind, so that all codes are one tensor to save and to restore:
  *
- *   fixed   | codes of all projections | scales and zeros | offsets, if codes learn |
+ *   fixed   | codes of all projections | scales and zeros | routers and biases |
+ *           | offsets, if codes learn |
  *   params  | p | g | m | v | best |    each: u of all groups, gains, log s, shift */
 #include "calib/refine/student_priv.h"
 
@@ -74,11 +75,25 @@ static void layout_scales(struct student *st, struct carve *c,
     st->scales = carve_1d(c, DT_F16, most);
 }
 
+static void layout_unlearned(struct student *st, struct carve *c)
+{
+    const struct arch *a = st->arch;
+    for (int64_t b = 0; b < a->n_layers; b++) {
+        struct student_layer *y = &st->layer[b];
+        if (a->n_experts)
+            y->router = carve_2d(c, st->act, a->n_experts, a->d_model);
+        for (int l = 0; l < N_LIN; l++)
+            if (arch_has_bias(a, l))
+                y->bias[l] = carve_1d(c, DT_F32, arch_out(a, l));
+    }
+}
+
 static void layout_fixed(struct student *st, struct carve *c,
                          const struct block_quant *layers)
 {
     st->codes = layout_region(st, c, layers, DT_U8, view_codes, student_code_bytes);
     layout_scales(st, c, layers);
+    layout_unlearned(st, c);
     if (st->learns_codes)
         st->offsets = layout_region(st, c, layers, DT_F16, view_offset, in_of);
 }
@@ -303,6 +318,17 @@ out:
     return err;
 }
 
+static enum err load_unlearned(struct student *st, const struct student_layer *y,
+                               const struct block_src *src)
+{
+    if (y->router.data)
+        TRY(host_mat_upload(st->dev, &y->router, &src->router));
+    for (int l = 0; l < N_LIN; l++)
+        if (y->bias[l].data)
+            TRY(host_mat_upload(st->dev, &y->bias[l], &src->bias[l]));
+    return OK;
+}
+
 static enum err load_layer(struct student *st, int64_t b, const struct block_quant *q)
 {
     struct student_layer *y = &st->layer[b];
@@ -311,9 +337,13 @@ static enum err load_layer(struct student *st, int64_t b, const struct block_qua
     y->kv_scale[KV_K] = q->k_scale[0];
     y->kv_scale[KV_V] = q->v_scale[0];
     TRY(st->src->block(st->src->ctx, b, &src));
-    for (int l = 0; l < N_LIN; l++)
+    for (int l = 0; l < N_LIN; l++) {
         if (y->lin[l].codes.data)
             TRY(load_lin(st, &y->lin[l], &q->lin[l], &src.lin[l]));
+        else
+            y->asks = true;
+    }
+    TRY(load_unlearned(st, y, &src));
     block_src_set_gains(&src, q);
     for (int g = 0; g < N_BLOCK_GAINS; g++)
         if (y->norm[g].data)

@@ -460,6 +460,7 @@ enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv)
         "are given; set kv.rotate to k or none",
         m->dir);
     m->rotated = kv->rotate & ROTATE_V;
+    m->source.makes_blocks = m->given || m->rotated;
     if (!m->rotated)
         free_folded(m);
     else if (!m->rotated_memory) {

@@ -45,6 +45,23 @@ static void test_streams_of_the_plan_are_those_of_the_run(void **state)
     }
 }
 
+/* A rotation of values makes v_proj with its bias and o_proj of a block anew. */
+static void test_memory_of_rotated_values(void **state)
+{
+    struct calib_settings s = tiny_settings();
+    const struct arch a = tiny_arch(1, 6);
+    struct calib_plan plain, rotated;
+    (void)state;
+    must(calib_plan(&plain, &a, &s));
+    s.kv.rotate = ROTATE_K;
+    must(calib_plan(&rotated, &a, &s));
+    assert_int_equal(rotated.host_bytes, plain.host_bytes);
+    s.kv.rotate = ROTATE_K | ROTATE_V;
+    must(calib_plan(&rotated, &a, &s));
+    assert_int_equal(rotated.host_bytes - plain.host_bytes,
+                     (16 * (24 + 1) + 24 * 64) * sizeof(float));
+}
+
 /* A quantized embedding is made once in F32, beside the streams. */
 static void test_memory_of_a_quantized_embedding(void **state)
 {
@@ -348,6 +365,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams_of_the_plan_are_those_of_the_run),
+        cmocka_unit_test(test_memory_of_rotated_values),
         cmocka_unit_test(test_memory_of_a_quantized_embedding),
         cmocka_unit_test(test_memory_of_given_weights),
         cmocka_unit_test(test_memory_of_attention),

@@ -19,6 +19,7 @@ struct memory_refine {
     struct memory_io m; /* streams, and the saved tensors as a partial of block -1 */
     struct refine_io io;
     int64_t looks, asked, stop_after;
+    int64_t step; /* the last one that was told */
     double last_done;
     bool done_fell, done_jumped;
     size_t saved; /* bytes that the last save was given */
@@ -36,6 +37,7 @@ static void event(void *ctx, const struct refine_event *e)
     if (x->last_done > 0 && e->done - x->last_done > JUMP)
         x->done_jumped = true;
     x->last_done = e->done;
+    x->step = e->step;
 }
 
 static bool stop(void *ctx)
@@ -90,6 +92,80 @@ static enum err run(struct memory_refine *x, struct refine_result *out, struct m
                                     s, m->ids, &x->io);
     dev_close(&d);
     return err;
+}
+
+/* A source that makes blocks, over another. */
+struct making {
+    struct model_source source, from;
+    int64_t asked, held, most; /* calls of block(), and blocks that were not released */
+    bool made[LAYERS];
+};
+
+static enum err make_block(void *ctx, int64_t i, struct block_src *out)
+{
+    struct making *m = ctx;
+    m->asked++;
+    m->held += !m->made[i];
+    m->made[i] = true;
+    m->most = m->held > m->most ? m->held : m->most;
+    return m->from.block(m->from.ctx, i, out);
+}
+
+static void release_block(void *ctx, int64_t i)
+{
+    struct making *m = ctx;
+    m->held -= m->made[i];
+    m->made[i] = false;
+}
+
+static enum err ends_of_making(void *ctx, struct host_mat *embed, struct host_mat *norm,
+                               struct host_mat *head)
+{
+    const struct making *m = ctx;
+    return m->from.ends(m->from.ctx, embed, norm, head);
+}
+
+static void refine_making(struct making *making, struct model *m)
+{
+    const struct refine_settings s = refine_settings();
+    struct memory_refine x;
+    struct refine_result out;
+    *making = (struct making){.from = m->f.source, .source = m->f.source};
+    making->source.ctx = making;
+    making->source.block = make_block;
+    making->source.ends = ends_of_making;
+    making->source.release = release_block;
+    making->source.makes_blocks = true;
+    m->f.source = making->source;
+    memory_refine_open(&x);
+    must(run(&x, &out, m, &s, "cpu"));
+    memory_io_close(&x.m);
+    m->f.source = making->from;
+}
+
+/* Made blocks take memory: one exists at a time, none is left, and no step needs one where all
+ * projections have codes. */
+static void test_made_blocks_are_released(void **state)
+{
+    const int shape[] = {0, 1, 4}; /* plain, with biases, with experts */
+    struct making making;
+    struct model m;
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(shape); i++) {
+        model_open(&m, shape[i], 4);
+        refine_making(&making, &m);
+        assert_int_equal(making.most, 1);
+        assert_int_equal(making.held, 0);
+        assert_int_equal(making.asked, 2 * LAYERS); /* by the student and by the teacher */
+        model_close(&m);
+    }
+    model_open(&m, 1, 4);
+    qlinear_free(&m.calibrated.block[1].lin[LIN_DOWN]);
+    refine_making(&making, &m);
+    assert_int_equal(making.most, 1);
+    assert_int_equal(making.held, 0);
+    assert_true(making.asked > 2 * LAYERS);
+    model_close(&m);
 }
 
 /* Each count just below and just above its range. */
@@ -309,7 +385,16 @@ static void test_kept_activations(void **state)
     model_close(&m[1]);
 }
 
-/* Stopped at every call of stop() in turn and resumed: the same bytes. */
+/* Returns the step that the saved state is at; 0: there is none. */
+static int64_t saved_step(const struct memory_refine *x)
+{
+    for (int i = 0; i < x->m.n_partial; i++)
+        if (!strcmp(x->m.partial[i].name, "refine.step"))
+            return *(const int64_t *)x->m.partial[i].t.data;
+    return 0;
+}
+
+/* Stopped at every call of stop() in turn and resumed: no step is lost, and the same bytes. */
 static void test_resume(void **state)
 {
     struct model whole;
@@ -336,6 +421,8 @@ static void test_resume(void **state)
             stops += err == ERR_STOPPED;
             assert_true(!err || err == ERR_STOPPED);
             err_clear();
+            if (err)
+                assert_int_equal(saved_step(&x), x.step);
             every += err == ERR_STOPPED; /* preparation is repeated: get further */
         } while (err);
         for (int64_t b = 0; b < LAYERS; b++)
@@ -361,6 +448,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_settings_are_checked),
         cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_made_blocks_are_released),
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_guard),
         cmocka_unit_test(test_kept_activations),

@@ -89,8 +89,10 @@ static void test_stored_types(void **state)
     hf_write("model.safetensors", &s, 0, s.n);
     assert_int_equal(hf_open(&m, hf_dir), OK);
     check_stored(m, DT_F16, DT_F16, DT_F16);
+    assert_false(hf_source(m)->makes_blocks);
     assert_int_equal(hf_rotate_values(m, &kv), OK);
     check_stored(m, DT_F16, DT_F16, DT_F16);
+    assert_true(hf_source(m)->makes_blocks);
     hf_close(&m);
     for (int layer = 0; layer < 2; layer++)
         for (int l = 0; l < N_LIN; l++) {
