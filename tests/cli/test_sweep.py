@@ -387,6 +387,40 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     assert "kv.method is channel" in refused.stderr, refused.stderr
 
 
+def test_bits_above_a_mix(f):
+    """Bits or a group size of a cell, or of --set, end the rules of an earlier layer, and commands say so."""
+    (f.path / "tuned.yaml").write_text('weights: {bits: 4, mixed: "q_proj=8"}\nkv: {bits: 4, mixed: "v=8"}\n')
+    text = SWEEP[:SWEEP.index("cells:")].replace("  weights.group_size: 12\n  kv.group_size: 8\n", "  kv.method: token\n  weights.method: rtn\n")
+    (f.path / "mix.yaml").write_text(text + """cells:
+  - {name: tuned}
+  - {name: groups, set: {weights.group_size: 12}}
+  - {name: rules, set: {weights.bits: 3, weights.mixed: v_proj=6}}
+  - {name: fp, set: {weights.bits: 16, kv.bits: 16}}
+eval: {data: eval.txt, windows: 4, ctx: 64}
+""")
+    done = f.run(f.command("mix", "-c", "tuned.yaml", file="mix.yaml"))
+    assert "rules of weights.mixed end in 2 of 4 cells, from 'groups' on" in done.stderr, done.stderr
+    assert "rules of kv.mixed end in 1 of 4 cells, from 'fp' on" in done.stderr, done.stderr
+    rows = {r["name"]: r for r in f.rows("mix")}
+    tuned, groups, rules, fp = rows.values()
+    mixed = {n: (r["identity"]["config"]["weights"].get("mixed"), r["identity"]["config"]["kv"].get("mixed")) for n, r in rows.items()}
+    assert mixed == {"tuned": ("q_proj=8", "v=8"), "groups": (None, "v=8"), "rules": ("v_proj=6", "v=8"), "fp": (None, None)}, mixed
+    assert fp["weight_bits"] == fp["kv_bits"] == 16 and groups["set"] == ["weights.group_size=12"], fp
+    for row in rows.values():
+        for part in row["command"].split(" && "):
+            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+        assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
+    (f.path / "base.yaml").write_text(text.replace("base:", "base:\n  kv.mixed: k=6") + "cells: [{name: a}, {name: b, set: {kv.bits: 3}}]\neval: {data: eval.txt, windows: 4, ctx: 64}\n")
+    f.run(f.command("based", "-c", "tuned.yaml", "--set", "weights.bits=5", file="base.yaml"))
+    configs = [r["identity"]["config"] for r in f.rows("based")]
+    assert ["mixed" in c["weights"] for c in configs] == [False, False], configs
+    assert [c["kv"].get("mixed") for c in configs] == ["k=6", None], configs
+    done = f.run([f.wkvq, "eval", "model", "--simulate", "rtn", "-c", "tuned.yaml", "--set", "weights.bits=16", "--set",
+                  "kv.bits=16", "-d", "eval.txt", "--ctx", "64", "--windows", "4", "-j1"])
+    assert "W16KV16" in done.stdout and done.stderr.count("so the rules of weights.mixed in tuned.yaml no longer apply") == 1, done
+    assert f"{fp['ppl']:.3f}" in done.stdout, (done.stdout, fp)
+
+
 def test_claims_of_a_file(f):
     """Claims reach the record; one about no cell, or with other keys, is refused before work."""
     good = "claims: [{claim: it helps, better: full method, than: [plain, full method], by: memory}]\n"

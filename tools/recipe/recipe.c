@@ -470,7 +470,8 @@ static const char *place_of(const struct recipe_input *in, int i)
     return in->set_from ? in->set_from[i] : "--set";
 }
 
-enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
+/* say: prints what --set ends. */
+static enum err apply_typed(struct recipe *r, const struct recipe_input *in, bool say)
 {
     int preset = -1;
     for (int i = 0; i < in->n_set; i++)
@@ -480,15 +481,21 @@ enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
         TRY(set_pair(r, in->set[preset], place_of(in, preset)));
     if (in->config)
         TRY(load_yaml(r, in->config, preset < 0 ? NULL : in->set[preset]));
+    recipe_end_mixes(r, in, say);
     for (int i = 0; i < in->n_set; i++)
         if (!is_preset(in->set[i]))
             TRY(set_pair(r, in->set[i], place_of(in, i)));
     return set_shortcuts(r, in);
 }
 
-enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
+enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in)
 {
-    TRY(recipe_apply_typed(r, in));
+    return apply_typed(r, in, false);
+}
+
+static enum err apply(struct recipe *r, const struct recipe_input *in, bool say)
+{
+    TRY(apply_typed(r, in, say));
     TRY(recipe_take_target(r));
     FAIL_IF(recipe_quantizes_kv(r) && r->window > 1 && !r->past_only, ERR_USAGE,
             "kv.window is %" PRId64
@@ -498,10 +505,15 @@ enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
     return OK;
 }
 
+enum err recipe_apply(struct recipe *r, const struct recipe_input *in)
+{
+    return apply(r, in, false);
+}
+
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in)
 {
     recipe_init(r);
-    return recipe_apply(r, in);
+    return apply(r, in, true);
 }
 
 static enum err copy_mix(struct mix **out, enum mix_of of, const struct mix *from)

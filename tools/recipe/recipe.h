@@ -131,15 +131,25 @@ struct recipe_input {
 };
 
 /* Makes a recipe in this order: defaults, the preset of set or else of config, config, set
- * in order, shortcuts. Initializes r; free it whatever the result. */
+ * in order, shortcuts. set is a layer above config: if it has bits or a group size of a side and
+ * no mix, config's mix of that side ends, and a line says so. Initializes r; free it whatever the
+ * result. */
 enum err recipe_from_input(struct recipe *r, const struct recipe_input *in);
-/* Does the same over the values of r instead of the defaults. */
+/* Does the same over the values of r instead of the defaults, without that line. */
 enum err recipe_apply(struct recipe *r, const struct recipe_input *in);
 /* The same without recipe_take_target(): only what was typed. */
 enum err recipe_apply_typed(struct recipe *r, const struct recipe_input *in);
 /* Gives the cache the settings of the engine that kv.target names. ERR_USAGE for a key that
  * has neither its default nor the engine's value. recipe_apply() ends with it. */
 enum err recipe_take_target(struct recipe *r);
+/* Returns the key by which a layer of "KEY=VALUE" strings ends the mix of earlier layers: bits or
+ * group size of the side. NULL: it has neither, or a mix of its own. */
+const char *recipe_ends_mix(enum mix_of of, const char *const *set, int n);
+bool recipe_has_mix(const struct recipe *r, enum mix_of of);
+/* Removes the mixes of r that in->set ends. say: prints a line for each. */
+void recipe_end_mixes(struct recipe *r, const struct recipe_input *in, bool say);
+/* Returns "weights.mixed" or "kv.mixed". */
+const char *recipe_mix_key(enum mix_of of);
 /* Copies a recipe. Initializes r; free it whatever the result. */
 enum err recipe_copy(struct recipe *r, const struct recipe *from);
 

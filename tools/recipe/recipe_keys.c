@@ -51,7 +51,8 @@ const struct recipe_key recipe_key[] = {
     {"weights.mixed", KEY_MIX, AT(weight_mix), "", .of = MIX_WEIGHTS, .omit_default = true,
      .help = "other bits and group sizes for some projections, in some layers: "
              "'[LAYERS.]KIND=BITS[:GROUP], ...', as in 'v_proj=8:64, 0-3.down_proj=5:128, "
-             "29.o_proj=6'; the last matching rule wins"},
+             "29.o_proj=6'; the last matching rule wins; a file's rules end where --set or a cell "
+             "gives weights.bits or weights.group_size alone"},
     {"weights.damp", KEY_REAL, AT(damp), "0.01", RANGE_DAMP,
      .help = "gptq: value added to the Hessian's diagonal, as a share of the diagonal's "
              "mean"},

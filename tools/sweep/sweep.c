@@ -53,20 +53,55 @@ enum err sweep_path(char **out, const struct sweep *s, const struct sweep_run *r
     return OK;
 }
 
-static enum err add_sets(struct sweep_run *run, const char *const *item, int n)
+static enum err add_key(struct sweep_run *run, const char *pair, const char *from)
 {
     const size_t had = (size_t)run->n_set;
-    if (!n)
-        return OK;
-    TRY(mem_resize(&run->set, had, had + (size_t)n, sizeof(*run->set)));
-    for (int i = 0; i < n; i++)
-        run->set[run->n_set++] = item[i];
+    TRY(mem_resize(&run->set, had, had + 1, sizeof(*run->set)));
+    TRY(mem_resize(&run->from, had, had + 1, sizeof(*run->from)));
+    run->set[had] = pair;
+    run->from[had] = from;
+    run->n_set++;
     return OK;
 }
 
-static enum err add_list(struct sweep_run *run, const struct set_list *l)
+/* Ends the mixes of earlier layers that the layer set [n] ends (recipe_ends_mix). The list says so
+ * by an empty mix, because on a cell's command line all keys are one layer. */
+static enum err end_mixes(struct sweep_run *run, const struct sweep *s,
+                          const char *const *set, int n, const char *from)
 {
-    return add_sets(run, (const char *const *)l->item, l->n);
+    static const char *const none[] = {
+        [MIX_WEIGHTS] = "weights.mixed=", [MIX_KV] = "kv.mixed="};
+    struct recipe_input in = s->settings.recipe;
+    struct recipe before;
+    in.set = run->set;
+    in.n_set = run->n_set;
+    in.set_from = s->plan.path ? run->from : NULL;
+    recipe_init(&before);
+    enum err err = recipe_apply_typed(&before, &in);
+    for (int of = 0; of < 2 && !err; of++) {
+        if (!recipe_has_mix(&before, of) || !recipe_ends_mix(of, set, n))
+            continue;
+        run->ends[of] = true;
+        err = add_key(run, none[of], from);
+    }
+    recipe_free(&before);
+    return err;
+}
+
+static enum err add_layer(struct sweep_run *run, const struct sweep *s,
+                          const char *const *set, int n, const char *from)
+{
+    if (recipe_ends_mix(MIX_WEIGHTS, set, n) || recipe_ends_mix(MIX_KV, set, n))
+        TRY(end_mixes(run, s, set, n, from));
+    for (int i = 0; i < n; i++)
+        TRY(add_key(run, set[i], from));
+    return OK;
+}
+
+static enum err add_list(struct sweep_run *run, const struct sweep *s,
+                         const struct set_list *l, const char *from)
+{
+    return add_layer(run, s, (const char *const *)l->item, l->n, from);
 }
 
 /* Applies --config, the base, the command line's keys and the cell's keys, in this order.
@@ -75,23 +110,14 @@ static enum err read_recipe(struct sweep_run *run, const struct sweep *s,
                             const struct sweep_cell *cell)
 {
     struct recipe_input in = s->settings.recipe;
-    const int base = s->plan.base.n, n_typed = in.n_set;
-    TRY(add_list(run, &s->plan.base));
-    TRY(add_sets(run, in.set, in.n_set));
-    TRY(add_list(run, &s->plan.budget));
-    TRY(add_list(run, &cell->set));
+    TRY(add_list(run, s, &s->plan.base, "base"));
+    TRY(add_layer(run, s, in.set, in.n_set, "--set"));
+    TRY(add_list(run, s, &s->plan.budget, "set"));
+    TRY(add_list(run, s, &cell->set, "set"));
     in.set = run->set;
     in.n_set = run->n_set;
-    const char **from = NULL;
-    if (s->plan.path && run->n_set) {
-        TRY(mem_alloc(&from, (size_t)run->n_set, sizeof(*from)));
-        for (int i = 0; i < run->n_set; i++)
-            from[i] = i < base ? "base" : i < base + n_typed ? "--set" : "set";
-    }
-    in.set_from = from;
-    const enum err err = recipe_from_input(&run->recipe, &in);
-    mem_free(from);
-    return err;
+    in.set_from = s->plan.path && run->n_set ? run->from : NULL;
+    return recipe_from_input(&run->recipe, &in);
 }
 
 /* Determines the device's preferred type once for all cells. A cell without calibration is
@@ -244,6 +270,21 @@ static enum err at_cell(enum err err, const struct sweep *s, int i)
     return err_add(err, "%s: line %d: cell '%s': ", s->plan.path, c->line, c->name);
 }
 
+/* Says where a mix of --config, base or --set does not apply. A search has said so before. */
+static void say_ended(const struct sweep *s, enum mix_of of)
+{
+    const char *first = NULL;
+    int n = 0;
+    for (int i = 0; i < s->plan.n_cells; i++)
+        if (s->run[i].ends[of] && !n++)
+            first = s->plan.cell[i].name;
+    if (n && s->plan.path)
+        log_info(
+            "the rules of %s end in %d of %d cells, from '%s' on: bits or a group size "
+            "set after them are those of all layers",
+            recipe_mix_key(of), n, s->plan.n_cells, first);
+}
+
 static enum err prepare_cells(struct sweep *s)
 {
     for (int i = 0; i < s->plan.n_cells; i++) {
@@ -253,6 +294,8 @@ static enum err prepare_cells(struct sweep *s)
         if (err)
             return at_cell(err, s, i);
     }
+    say_ended(s, MIX_WEIGHTS);
+    say_ended(s, MIX_KV);
     return OK;
 }
 
@@ -337,6 +380,7 @@ void sweep_close(struct sweep *s)
     for (int i = 0; s->run && i < s->plan.n_cells; i++) {
         recipe_free(&s->run[i].recipe);
         mem_free(s->run[i].set);
+        mem_free(s->run[i].from);
         sweep_measures_forget(&s->run[i]);
         json_decref(s->run[i].identity);
         mem_free(s->run[i].command);

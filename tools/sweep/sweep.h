@@ -99,7 +99,9 @@ struct sweep_run {
     struct recipe recipe; /* as configured */
     /* [n_set] all overrides in order; the list is owned, its strings are borrowed */
     const char **set;
+    const char **from; /* [n_set] where each was found, for messages; owned */
     int n_set;
+    bool ends[2]; /* by enum mix_of: a layer ends the mix of an earlier one */
     /* The resolved run.compute. "auto" is the device's preferred type in calibration, and
      * f32 in evaluation, as in `wkvq eval`. */
     enum recipe_compute compute, eval_compute;

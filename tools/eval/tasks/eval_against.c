@@ -20,7 +20,8 @@ static enum err open_second(struct eval *b, const struct eval *a)
                       .dev = a->job->dev,
                       .settings = a->job->settings,
                       .progress = a->job->progress};
-    TRY(recipe_from_input(&j->recipe, &a->settings->recipe));
+    recipe_init(&j->recipe); /* the first job said what its layers end */
+    TRY(recipe_apply(&j->recipe, &a->settings->recipe));
     TRY(artifact_is(&artifact, j->model_dir));
     if (artifact) {
         TRY(artifact_open(&b->artifact, j->model_dir, ARTIFACT_CHECK | ARTIFACT_LOAD));
