@@ -105,6 +105,18 @@ def test_tune_refuses(f):
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):
         done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
         assert wanted in done.stderr, done.stderr
+    # what no group size reaches names the bits that do, and these bits are within the bound
+    for key in ("weights.bits", "kv.bits"):
+        bounds = ["--max-bits=6"] if key == "weights.bits" else ["--max-bits=16", "--max-kv-bits=6"]
+        wide = [f.wkvq, "tune", "model", "-o", "r.yaml", *TUNE, "--set", f"{key}=8", "--uniform"]
+        done = f.run([*wide, *bounds], want=2)
+        (bits, least) = re.search(rf"give --set {key}=(\d) \(at least ([\d.]+)\)", done.stderr).groups()
+        assert int(bits) < 6 and float(least) <= 6 and "these shapes need at least" in done.stderr, done.stderr
+        low = f.run([*wide, *(b.replace("=6", "=1.5") for b in bounds)], want=2)
+        assert f"even with --set {key}=2 these shapes need" in low.stderr, low.stderr
+    # a share is not taken for a percentage before all trials
+    share = f.run([f.wkvq, "tune", "model", "--max-ppl-increase=0.05", "-o", "r.yaml", *TUNE], want=2)
+    assert "write 0.05% if that many percent are meant, or 5% if it is a share" in share.stderr, share.stderr
     assert not (f.path / "r.yaml").exists() and not (f.path / "r.yaml.work").exists()
 
 
@@ -122,7 +134,7 @@ def test_tune_by_increase(f):
     # A bound of half the coarsest format's increase needs at least one step.
     bound = first["increase"] / 2
     assert 0.01 < bound < 1, first
-    trials = json.loads(tune_demo(f, "i.yaml", 100 * bound).stdout)
+    trials = json.loads(tune_demo(f, "i.yaml", f"{100 * bound}%").stdout)
     best = next(t for t in trials if t["recommended"])
     assert trials[0] == first | {"recommended": False} and len(trials) > 1 and best["increase"] <= bound, trials
     bits = [t["weight_bits"] + t["kv_bits"] for t in trials if t["increase"] <= bound]

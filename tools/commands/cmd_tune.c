@@ -16,16 +16,17 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Tuning:"},
     {OPT_REAL, .name = "max-bits", .arg = "BITS", .offset = offsetof(struct args, max_bits),
-     .value = "0", .lo = 0, .hi = 16,
-     .help = "Minimize perplexity with at most BITS effective bits per weight, as in 4.3"},
+     .lo = 0, .hi = 16,
+     .help = "Minimize perplexity with at most BITS effective bits per weight, as in 4.3; "
+             "this goal or the one of --max-ppl-increase is required"},
     {OPT_REAL, .name = "max-kv-bits", .arg = "BITS",
-     .offset = offsetof(struct args, max_kv_bits), .value = "0", .lo = 0, .hi = 16,
-     .help = "The same bound for a cache element; 0: as --max-bits, or the least that the "
-             "heads allow"},
+     .offset = offsetof(struct args, max_kv_bits), .lo = 0, .hi = 16,
+     .help = "The same bound for a cache element (default: that of --max-bits, or the "
+             "least that the heads allow)"},
     {OPT_TEXT, .name = "max-ppl-increase", .arg = "PERCENT",
      .offset = offsetof(struct args, max_increase),
      .help = "Minimize bits with at most this much more perplexity than full precision, "
-             "as in 2%"},
+             "as in 2%; the other goal"},
     {OPT_FLAG, .name = "per-kind", .offset = offsetof(struct args, per_kind),
      .help = "With --max-bits: mixes use one format for a kind of projection or cache in "
              "all layers, instead of one per layer"},
@@ -57,9 +58,24 @@ static const struct opt options[] = {
 static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
-static enum err read_goal(struct tune_settings *t, const struct args *a)
+/* Below 1, a number may be meant as a share: 0.05 for 5%. */
+static enum err read_increase(double *out, const char *text)
 {
     char *end;
+    const double percent = strtod(text, &end);
+    const bool sign = *end == '%';
+    FAIL_IF(end == text || end[sign] || !(percent >= 0 && percent <= 1e6), ERR_USAGE,
+            "--max-ppl-increase=%s: want a percentage, as in 2%%", text);
+    FAIL_IF(!sign && percent > 0 && percent < 1, ERR_USAGE,
+            "--max-ppl-increase=%s: write %s%% if that many percent are meant, or %g%% if "
+            "it is a share",
+            text, text, 100 * percent);
+    *out = percent / 100;
+    return OK;
+}
+
+static enum err read_goal(struct tune_settings *t, const struct args *a)
+{
     FAIL_IF((a->max_bits > 0) == (a->max_increase != NULL), ERR_USAGE,
             "want exactly one goal: --max-bits BITS or --max-ppl-increase PERCENT");
     FAIL_IF(a->max_increase && a->max_kv_bits > 0, ERR_USAGE,
@@ -68,14 +84,7 @@ static enum err read_goal(struct tune_settings *t, const struct args *a)
             "--per-kind needs --max-bits and excludes --uniform");
     t->max_bits = a->max_bits;
     t->max_kv_bits = a->max_kv_bits;
-    if (!a->max_increase)
-        return OK;
-    const double percent = strtod(a->max_increase, &end);
-    end += *end == '%';
-    FAIL_IF(end == a->max_increase || *end || !(percent >= 0 && percent <= 1e6), ERR_USAGE,
-            "--max-ppl-increase=%s: want a percentage, as in 2%%", a->max_increase);
-    t->max_increase = percent / 100;
-    return OK;
+    return a->max_increase ? read_increase(&t->max_increase, a->max_increase) : OK;
 }
 
 static enum err add_number(struct set_list *l, const char *key, int64_t value)
@@ -162,12 +171,15 @@ static enum err read_model(struct arch *a, uint32_t *crc, const char *model_dir)
     return err;
 }
 
+/* Refuses a bound that no group size keeps, before anything is written. */
 static enum err find_mixes(struct tune *t, const struct recipe *r, const struct arch *a)
 {
     int w, k;
-    if (!(t->settings.max_bits > 0) || t->settings.uniform)
+    if (!(t->settings.max_bits > 0))
         return OK;
     TRY(tune_bounds(&w, &k, t));
+    if (t->settings.uniform)
+        return OK;
     const double bound =
         t->settings.max_kv_bits > 0 ? t->settings.max_kv_bits : t->settings.max_bits;
     const double least = t->kv.size[k].bits;

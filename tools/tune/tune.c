@@ -29,6 +29,8 @@ void tune_weight_sizes(struct tune_sizes *out, const struct arch *a, int bits)
             out->size[out->n++] = weight_size(a, bits, group[i]);
     }
     out->size[out->n++] = weight_size(a, bits, 0);
+    for (int b = QUANT_BITS_MIN; b <= QUANT_BITS_MAX; b++)
+        out->least[b] = weight_size(a, b, 0).bits;
 }
 
 void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv_spec *kv)
@@ -41,6 +43,10 @@ void tune_kv_sizes(struct tune_sizes *out, const struct arch *a, const struct kv
             continue;
         out->size[out->n++] = (struct tune_size){s.group_size, kv_mean_bits(a, &s)};
     }
+    struct kv_spec whole = *kv;
+    whole.group_size = a->head_dim;
+    for (whole.bits = QUANT_BITS_MIN; whole.bits <= QUANT_BITS_MAX; whole.bits++)
+        out->least[whole.bits] = kv_mean_bits(a, &whole);
 }
 
 /* --- trials ------------------------------------------------------------------------- */
@@ -147,24 +153,40 @@ static int first_within(const struct tune_sizes *s, double bound)
     return -1;
 }
 
+/* No group size of the configuration's bits is within the bound: says which bits are. Mixes go
+ * beyond these bits by themselves, but a search compares them with one format. */
+static enum err refuse_bound(const struct tune_sizes *s, const char *option, double bound,
+                             const char *key, const char *what)
+{
+    int bits = QUANT_BITS_MAX;
+    while (bits >= QUANT_BITS_MIN && !(s->least[bits] <= bound))
+        bits--;
+    FAIL_IF(
+        bits < QUANT_BITS_MIN, ERR_USAGE,
+        "--%s %g: even with --set %s=%d these shapes need at least %.3f bits per %s; give "
+        "a larger bound",
+        option, bound, key, QUANT_BITS_MIN, s->least[QUANT_BITS_MIN], what);
+    FAIL(ERR_USAGE,
+         "--%s %g: these shapes need at least %.3f bits per %s at the configuration's %s; "
+         "give --set %s=%d (at least %.3f), from which mixes go up and down",
+         option, bound, s->size[s->n - 1].bits, what, key, key, bits, s->least[bits]);
+}
+
 enum err tune_bounds(int *w, int *k, const struct tune *t)
 {
-    const struct tune_size *least_w = &t->weights.size[t->weights.n - 1];
-    const struct tune_size *least_k = &t->kv.size[t->kv.n - 1];
-    *w = first_within(&t->weights, t->settings.max_bits);
-    FAIL_IF(*w < 0, ERR_USAGE,
-            "--max-bits %g: these shapes need at least %.3f bits per weight at the "
-            "configuration's weights.bits",
-            t->settings.max_bits, least_w->bits);
-    *k = first_within(&t->kv, t->settings.max_kv_bits ? t->settings.max_kv_bits
-                                                      : t->settings.max_bits);
-    FAIL_IF(*k < 0 && t->settings.max_kv_bits > 0, ERR_USAGE,
-            "--max-kv-bits %g: these heads need at least %.3f bits per cache element at "
-            "the configuration's kv.bits",
-            t->settings.max_kv_bits, least_k->bits);
+    const struct tune_settings *own = &t->settings;
+    *w = first_within(&t->weights, own->max_bits);
+    if (*w < 0)
+        return refuse_bound(&t->weights, "max-bits", own->max_bits, "weights.bits",
+                            "weight");
+    *k = first_within(&t->kv, own->max_kv_bits > 0 ? own->max_kv_bits : own->max_bits);
+    if (*k < 0 && own->max_kv_bits > 0)
+        return refuse_bound(&t->kv, "max-kv-bits", own->max_kv_bits, "kv.bits",
+                            "cache element");
     if (*k < 0) {
         *k = t->kv.n - 1;
-        log_info("cache: these heads need at least %.3f bits per element", least_k->bits);
+        log_info("cache: these heads need at least %.3f bits per element",
+                 t->kv.size[*k].bits);
     }
     return OK;
 }

@@ -6,6 +6,7 @@
 #ifndef WKVQ_TUNE_H
 #define WKVQ_TUNE_H
 
+#include "kernels/tensor/quant.h"
 #include "tools/sweep/sweep.h"
 
 #define TUNE_SIZES 8
@@ -27,6 +28,8 @@ struct tune_sizes {
     struct tune_size size[TUNE_SIZES];
     int n;
     struct tune_mix mix;
+    /* by weights.bits or kv.bits from QUANT_BITS_MIN on: the bits of the coarsest groups */
+    double least[QUANT_BITS_MAX + 1];
 };
 
 /* Computes the sizes for the configuration's bits on a's shapes. */
