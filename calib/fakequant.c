@@ -15,7 +15,7 @@
  *
  * fakequant_clip_grads sums these over a group and chains them to gamma and beta, and by
  * gamma' = gamma (1 - gamma) to a and b. The offsets' gradient is dL/dW^ h inside the
- * range, of which a step uses the sign (dev_round_step). The cache's gradients, for log s
+ * range, of which a step uses the sign (dev_offset_step). The cache's gradients, for log s
  * and delta, come from block_backward_params directly.
  *
  * Blocks may differ in formats, so each lays its own parameters out in memory that is sized
@@ -460,7 +460,7 @@ static enum err step_offsets(struct fakequant *f, float rate)
         const struct tensor dw = lin_grad(f, l), v = fakequant_offsets(f, l, false);
         struct weight_quant p = lin_quant(f, l, &w);
         p.v = &v;
-        TRY(dev_round_step(f->dev, &dw, &f->scales[l], &f->zeros[l], &p, rate));
+        TRY(dev_offset_step(f->dev, &dw, &f->scales[l], &f->zeros[l], &p, rate));
     }
     return OK;
 }

@@ -460,16 +460,16 @@ enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     OP_END(DEV_FAKE_QUANT, started);
 }
 
-enum err dev_round_step(struct dev *d, const struct tensor *dwq,
-                        const struct tensor *scales, const struct tensor *zeros,
-                        const struct weight_quant *p, float rate)
+enum err dev_offset_step(struct dev *d, const struct tensor *dwq,
+                         const struct tensor *scales, const struct tensor *zeros,
+                         const struct weight_quant *p, float rate)
 {
-    OP_BEGIN(round_step, started);
+    OP_BEGIN(offset_step, started);
     WANT(weight_fits(p) && p->v && offsets_fit(p) && f32(dwq) && same_shape(dwq, p->w) &&
              per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
-         "round_step: want w F32, F16 or BF16, v, dwq F32 [N,C], scales F16, zeros U8 "
+         "offset_step: want w F32, F16 or BF16, v, dwq F32 [N,C], scales F16, zeros U8 "
          "[N,groups]");
-    d->ops.round_step(d, dwq, scales, zeros, p, rate);
+    d->ops.offset_step(d, dwq, scales, zeros, p, rate);
     OP_END(DEV_OPTIMIZER, started);
 }
 

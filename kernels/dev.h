@@ -303,9 +303,9 @@ enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
  * v -= rate sign(dwq), clamped to [-1/2, 1/2]. Offsets whose code is clamped keep their
  * value. (The gradient in v is h dwq, and h > 0.) scales and zeros are those of the w^ in
  * which dwq is the gradient; p's a and b are not read. */
-enum err dev_round_step(struct dev *d, const struct tensor *dwq,
-                        const struct tensor *scales, const struct tensor *zeros,
-                        const struct weight_quant *p, float rate);
+enum err dev_offset_step(struct dev *d, const struct tensor *dwq,
+                         const struct tensor *scales, const struct tensor *zeros,
+                         const struct weight_quant *p, float rate);
 
 /* Keys or values and how they are quantized: per token and group of G channels inside a
  * head, after a static shift and smoothing per channel. */

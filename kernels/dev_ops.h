@@ -86,9 +86,9 @@ struct dev_ops {
     void (*fake_quant_weights_bwd)(struct dev *d, const struct tensor *da,
                                    const struct tensor *db, const struct tensor *dwq,
                                    const struct weight_quant *p);
-    void (*round_step)(struct dev *d, const struct tensor *dwq, const struct tensor *scales,
-                       const struct tensor *zeros, const struct weight_quant *p,
-                       float rate);
+    void (*offset_step)(struct dev *d, const struct tensor *dwq,
+                        const struct tensor *scales, const struct tensor *zeros,
+                        const struct weight_quant *p, float rate);
     void (*fake_quant_kv)(struct dev *d, const struct tensor *xq, const struct kv_quant *p);
     void (*fake_quant_kv_bwd)(struct dev *d, const struct kv_grads *grads,
                               const struct tensor *dxq, const struct kv_quant *p);
@@ -123,9 +123,9 @@ struct dev_ops {
                        int64_t group_size);
     void (*scale_steps)(struct dev *d, const struct tensor *scales,
                         const struct tensor *base, const struct tensor *u, int significant);
-    void (*round_steps)(struct dev *d, const struct tensor *codes,
-                        const struct tensor *offsets, const struct tensor *grad, int bits,
-                        float step);
+    void (*code_step)(struct dev *d, const struct tensor *codes,
+                      const struct tensor *offsets, const struct tensor *grad, int bits,
+                      float step);
     void (*group_dot)(struct dev *d, const struct tensor *out, const struct tensor *a,
                       const struct tensor *b, int64_t group_size);
     void (*rmsnorm_gain_bwd)(struct dev *d, const struct tensor *dg,

@@ -49,21 +49,21 @@ enum err dev_group_dot(struct dev *d, const struct tensor *out, const struct ten
     OP_END(DEV_FAKE_QUANT, started);
 }
 
-enum err dev_round_steps(struct dev *d, const struct tensor *codes,
-                         const struct tensor *offsets, const struct tensor *grad, int bits,
-                         float step)
+enum err dev_code_step(struct dev *d, const struct tensor *codes,
+                       const struct tensor *offsets, const struct tensor *grad, int bits,
+                       float step)
 {
-    OP_BEGIN(round_steps, started);
-    WANT(is_type(grad, DT_F32) && grad->n_dims == 2, "round_steps: want grad F32 [N,C]");
+    OP_BEGIN(code_step, started);
+    WANT(is_type(grad, DT_F32) && grad->n_dims == 2, "code_step: want grad F32 [N,C]");
     const int64_t N = grad->dim[0], C = grad->dim[1];
     WANT(is_type(codes, DT_U8) &&
              (matrix(codes, N, C) || (bits <= 4 && matrix(codes, N, (C + 1) / 2))),
-         "round_steps: want codes U8 [N,C], or [N,ceil(C/2)] of up to 4 bits");
+         "code_step: want codes U8 [N,C], or [N,ceil(C/2)] of up to 4 bits");
     WANT(is_type(offsets, DT_F16) && matrix(offsets, N, C),
-         "round_steps: want offsets F16 [N,C]");
+         "code_step: want offsets F16 [N,C]");
     WANT(bits >= 2 && bits <= 8 && step > 0 && step < 1,
-         "round_steps: want 2 to 8 bits and a step between 0 and 1");
-    d->ops.round_steps(d, codes, offsets, grad, bits, step);
+         "code_step: want 2 to 8 bits and a step between 0 and 1");
+    d->ops.code_step(d, codes, offsets, grad, bits, step);
     OP_END(DEV_OPTIMIZER, started);
 }
 

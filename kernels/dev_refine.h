@@ -33,9 +33,9 @@ enum err dev_group_dot(struct dev *d, const struct tensor *out, const struct ten
  * one where o leaves its interval and the grid has another code; o stops at the interval's end
  * elsewhere. codes U8, in place, [N,C] or two a byte as in dev_dequantize; offsets F16 [N,C], in
  * place; grad F32 [N,C], dL/dw or dL/dx, whose signs agree. 0 < step < 1; 2 <= bits <= 8. */
-enum err dev_round_steps(struct dev *d, const struct tensor *codes,
-                         const struct tensor *offsets, const struct tensor *grad, int bits,
-                         float step);
+enum err dev_code_step(struct dev *d, const struct tensor *codes,
+                       const struct tensor *offsets, const struct tensor *grad, int bits,
+                       float step);
 
 /* dg[c] += sum_r dy[r,c] x[r,c] s[r]: the gain's gradient of dev_rmsnorm, whose x and s
  * these are. dg [C]; dy, x act, 2-D or 3-D as in dev_rmsnorm; s [R]. */

@@ -275,7 +275,7 @@ static enum err take_step(struct refine *r)
     double loss;
     choose_batch(r);
     TRY(forward(r, r->chosen + r->share.from, own));
-    r->st.round_step = rate(r, r->s->lr_round);
+    r->st.code_step = rate(r, r->s->lr_round);
     TRY(batch_loss(r, &loss));
     TRY(student_backward(&r->st, r->dx, own));
     r->units_done += 4 * (double)r->s->batch;

@@ -179,9 +179,9 @@ static enum err step_codes(struct student *st, int64_t b)
     for (int l = 0; l < N_LIN; l++) {
         const struct student_lin *q = &st->layer[b].lin[l];
         const struct tensor dw = block_weights_lin(&st->dw_sum, st->arch, l);
-        if (q->offset.data && st->round_step > 0)
-            TRY(dev_round_steps(st->dev, &q->codes, &q->offset, &dw, q->format.bits,
-                                st->round_step));
+        if (q->offset.data && st->code_step > 0)
+            TRY(dev_code_step(st->dev, &q->codes, &q->offset, &dw, q->format.bits,
+                              st->code_step));
     }
     return OK;
 }

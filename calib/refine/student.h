@@ -27,7 +27,7 @@ struct student_lin {
     struct lin_format format;
     struct tensor codes;       /* U8 [out][in], or two a byte [out][ceil(in/2)] */
     struct tensor base, zeros; /* F16, U8 [out][groups]: h0 and z */
-    struct tensor offset; /* F16 [out][in], see dev_round_steps; data NULL: fixed codes */
+    struct tensor offset; /* F16 [out][in], see dev_code_step; data NULL: fixed codes */
     struct tensor u, du;  /* F32 [out][groups], views of p and g */
 };
 
@@ -53,7 +53,7 @@ struct student {
     int64_t T, batch; /* tokens of a window; windows of a step in this process, at most */
     enum dtype act;
     bool learns_codes;
-    float round_step;                  /* of the codes in the next backward pass; 0: none */
+    float code_step;                   /* of the codes in the next backward pass; 0: none */
     struct student_layer *layer;       /* [n_layers] */
     struct tensor final_norm, dfinal;  /* [D], views of p and g */
     int64_t first[N_REFINE_KINDS + 1]; /* floats before each kind in p */
@@ -100,7 +100,7 @@ enum err student_forward(struct student *st, const int32_t *const *ids, int64_t 
 const struct tensor *student_state(const struct student *st, int64_t i, int64_t b);
 /* g = the gradients of the batch, except for the final norm's, from dx[n], [T,D] F32, of the last
  * layer's output of this process's n windows of the last forward pass; dx is destroyed. If codes
- * learn, they move by round_step. */
+ * learn, they move by code_step. */
 enum err student_backward(struct student *st, const struct tensor *dx, int64_t n);
 
 /* Adding up, part by part: a layer, or layer n_layers, which is the final norm. Views of the

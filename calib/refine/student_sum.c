@@ -60,7 +60,7 @@ static void list_parts(struct parts *p, struct student_grads *views,
         views->dsmooth[i] = add_part(p, st, &y->dsmooth[i]);
         views->dshift[i] = add_part(p, st, &y->dshift[i]);
     }
-    if (st->round_step > 0)
+    if (st->code_step > 0)
         add_weights(p, st);
 }
 

@@ -93,49 +93,49 @@ static void cpu_scale_steps(struct dev *d, const struct tensor *scales,
     cpu_run_flat(d, tensor_count(scales), scale_steps_part, &j);
 }
 
-struct round {
+struct code_step {
     const struct tensor *codes, *offsets, *grad;
     int bits;
     float step;
 };
 
 /* A row of codes, one a byte. */
-static void round_bytes(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
-                        const struct round *j)
+static void step_bytes(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
+                       const struct code_step *j)
 {
     for (int64_t c = 0; c < n; c++)
-        codes[c] = (uint8_t)quant_round_step(codes[c], &offset[c],
-                                             quant_signed_step(grad[c], j->step), j->bits);
+        codes[c] = (uint8_t)quant_code_step(codes[c], &offset[c],
+                                            quant_signed_step(grad[c], j->step), j->bits);
 }
 
 /* A row of codes, two a byte. */
-static void round_nibbles(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
-                          const struct round *j)
+static void step_nibbles(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
+                         const struct code_step *j)
 {
     for (int64_t c = 0; c < n; c++) {
         const int shift = c % 2 * 4, code = codes[c / 2] >> shift & 15;
-        const int now = quant_round_step(code, &offset[c],
-                                         quant_signed_step(grad[c], j->step), j->bits);
+        const int now =
+            quant_code_step(code, &offset[c], quant_signed_step(grad[c], j->step), j->bits);
         codes[c / 2] = (uint8_t)(codes[c / 2] ^ (code ^ now) << shift);
     }
 }
 
-static void round_row(const void *ctx, int64_t r)
+static void code_row(const void *ctx, int64_t r)
 {
-    const struct round *j = ctx;
+    const struct code_step *j = ctx;
     const int64_t C = j->grad->dim[1];
     uint8_t *codes = (uint8_t *)j->codes->data + r * j->codes->ld;
     uint16_t *offset = (uint16_t *)j->offsets->data + r * j->offsets->ld;
-    (j->codes->dim[1] == C ? round_bytes : round_nibbles)(codes, offset,
-                                                          cpu_row(j->grad, r), C, j);
+    (j->codes->dim[1] == C ? step_bytes : step_nibbles)(codes, offset, cpu_row(j->grad, r),
+                                                        C, j);
 }
 
-static void cpu_round_steps(struct dev *d, const struct tensor *codes,
-                            const struct tensor *offsets, const struct tensor *grad,
-                            int bits, float step)
+static void cpu_code_step(struct dev *d, const struct tensor *codes,
+                          const struct tensor *offsets, const struct tensor *grad, int bits,
+                          float step)
 {
-    const struct round j = {codes, offsets, grad, bits, step};
-    cpu_run_rows(d, grad->dim[0], 4 * grad->dim[1], round_row, &j);
+    const struct code_step j = {codes, offsets, grad, bits, step};
+    cpu_run_rows(d, grad->dim[0], 4 * grad->dim[1], code_row, &j);
 }
 
 /* out[r,g] += sum of a b over a group. w^ = (code - zero) h, so dw^/dlog h = w^. With a =
@@ -313,7 +313,7 @@ void ISA_NAME(cpu_fill_refine)(struct dev_ops *o)
 {
     o->dequantize = cpu_dequantize;
     o->scale_steps = cpu_scale_steps;
-    o->round_steps = cpu_round_steps;
+    o->code_step = cpu_code_step;
     o->group_dot = cpu_group_dot;
     o->rmsnorm_gain_bwd = cpu_rmsnorm_gain_bwd;
     o->distill = cpu_distill;

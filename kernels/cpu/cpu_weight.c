@@ -234,7 +234,7 @@ static void cpu_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     cpu_run_rows(d, p->w->dim[0], 3 * k.C, fake_quant_weights_bwd_row, &k);
 }
 
-/* One signed step of the offsets of a group, as quant_weight_offset_step(). */
+/* One signed step of the offsets of a group, as quant_offset_step(). */
 static void step_group(const struct weight *k, int64_t r, int64_t begin, int64_t end,
                        float h, uint8_t z)
 {
@@ -259,9 +259,9 @@ static void step_row(const void *ctx, int64_t r)
     stored_groups(ctx, r, step_group);
 }
 
-static void cpu_round_step(struct dev *d, const struct tensor *dwq,
-                           const struct tensor *scales, const struct tensor *zeros,
-                           const struct weight_quant *p, float rate)
+static void cpu_offset_step(struct dev *d, const struct tensor *dwq,
+                            const struct tensor *scales, const struct tensor *zeros,
+                            const struct weight_quant *p, float rate)
 {
     struct weight k = weight_of(p);
     k.wq = dwq, k.scales = scales, k.zeros = zeros, k.rate = rate;
@@ -273,5 +273,5 @@ void ISA_NAME(cpu_fill_weight)(struct dev_ops *o)
     o->fake_quant_weights = cpu_fake_quant_weights;
     o->fake_quant_stored = cpu_fake_quant_stored;
     o->fake_quant_weights_bwd = cpu_fake_quant_weights_bwd;
-    o->round_step = cpu_round_step;
+    o->offset_step = cpu_offset_step;
 }

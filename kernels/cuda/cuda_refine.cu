@@ -83,10 +83,9 @@ static void cuda_scale_steps(struct dev *d, const struct tensor *scales,
 }
 
 /* A thread takes the codes of one byte, so that no two threads write to one. */
-__global__ void round_steps_kernel(GLOBAL(uint8_t) codes, int64_t codes_ld,
-                                   uint16_t *offsets, int64_t offsets_ld, view grad,
-                                   int64_t rows, int64_t cols, int a_byte, int bits,
-                                   float step)
+__global__ void code_step_kernel(GLOBAL(uint8_t) codes, int64_t codes_ld, uint16_t *offsets,
+                                 int64_t offsets_ld, view grad, int64_t rows, int64_t cols,
+                                 int a_byte, int bits, float step)
 {
     const int64_t n = (cols + a_byte - 1) / a_byte;
     const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
@@ -100,24 +99,24 @@ __global__ void round_steps_kernel(GLOBAL(uint8_t) codes, int64_t codes_ld,
         int code = a_byte == 1 ? *at : *at >> 4 * k & 15;
         if (c < cols)
             code =
-                quant_round_step(code, &offsets[r * offsets_ld + c],
-                                 quant_signed_step(get(grad, r * grad.ld + c), step), bits);
+                quant_code_step(code, &offsets[r * offsets_ld + c],
+                                quant_signed_step(get(grad, r * grad.ld + c), step), bits);
         now |= code << 4 * k;
     }
     *at = (uint8_t)now;
 }
 
-static void cuda_round_steps(struct dev *d, const struct tensor *codes,
-                             const struct tensor *offsets, const struct tensor *grad,
-                             int bits, float step)
+static void cuda_code_step(struct dev *d, const struct tensor *codes,
+                           const struct tensor *offsets, const struct tensor *grad,
+                           int bits, float step)
 {
     const int64_t C = grad->dim[1], rows = grad->dim[0];
     const int a_byte = codes->dim[1] == C ? 1 : 2;
-    CUDA_LAUNCH(round_steps_kernel, blocks_all(rows * ((C + a_byte - 1) / a_byte), BLOCK),
+    CUDA_LAUNCH(code_step_kernel, blocks_all(rows * ((C + a_byte - 1) / a_byte), BLOCK),
                 BLOCK, 0, gpu_of(d)->stream, (uint8_t *)codes->data, codes->ld,
                 (uint16_t *)offsets->data, offsets->ld, view_of(grad), rows, C, a_byte,
                 bits, step);
-    launched(d, "round_steps");
+    launched(d, "code_step");
 }
 
 /* out[r,g] += sum of a b over a group: with a = dL/dw^ and b = w^ the gradient of log h,
@@ -300,7 +299,7 @@ void fill_refine(struct dev_ops *o)
 {
     o->dequantize = cuda_dequantize;
     o->scale_steps = cuda_scale_steps;
-    o->round_steps = cuda_round_steps;
+    o->code_step = cuda_code_step;
     o->group_dot = cuda_group_dot;
     o->rmsnorm_gain_bwd = cuda_rmsnorm_gain_bwd;
     o->distill = cuda_distill;

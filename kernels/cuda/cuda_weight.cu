@@ -408,7 +408,7 @@ struct clip_weights_bwd {
 };
 
 /* v -= rate sign(dL/dw^), clamped to [-1/2, 1/2] (SignRound, Cheng et al. 2023), as
- * quant_weight_offset_step(). */
+ * quant_offset_step(). */
 struct step_offsets {
     static constexpr bool VALUES = false;
     weights p;
@@ -549,13 +549,13 @@ static void cuda_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     run_groups(d, "fake_quant_weights_bwd", f, &f.dwq);
 }
 
-static void cuda_round_step(struct dev *d, const struct tensor *dwq,
-                            const struct tensor *scales, const struct tensor *zeros,
-                            const struct weight_quant *q, float rate)
+static void cuda_offset_step(struct dev *d, const struct tensor *dwq,
+                             const struct tensor *scales, const struct tensor *zeros,
+                             const struct weight_quant *q, float rate)
 {
     const weights p = weights_of(q, nullptr, scales, zeros);
     const step_offsets f = {p, grad_of(dwq, p), rate};
-    run_groups(d, "round_step", f, &f.dwq);
+    run_groups(d, "offset_step", f, &f.dwq);
 }
 
 void fill_weight(struct dev_ops *o)
@@ -563,7 +563,7 @@ void fill_weight(struct dev_ops *o)
     o->fake_quant_weights = cuda_fake_quant_weights;
     o->fake_quant_stored = cuda_fake_quant_stored;
     o->fake_quant_weights_bwd = cuda_fake_quant_weights_bwd;
-    o->round_step = cuda_round_step;
+    o->offset_step = cuda_offset_step;
 }
 
 } // namespace CUDA_NS

@@ -168,9 +168,9 @@ static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
         }
 }
 
-static void ref_round_step(struct dev *d, const struct tensor *dwq,
-                           const struct tensor *scales, const struct tensor *zeros,
-                           const struct weight_quant *p, float rate)
+static void ref_offset_step(struct dev *d, const struct tensor *dwq,
+                            const struct tensor *scales, const struct tensor *zeros,
+                            const struct weight_quant *p, float rate)
 {
     const int64_t G = columns_of(p);
     const struct tensor *w = p->w, *v = p->v;
@@ -180,7 +180,7 @@ static void ref_round_step(struct dev *d, const struct tensor *dwq,
                 f16_to_f32(((const uint16_t *)scales->data)[r * scales->ld + c / G]);
             const uint8_t z = ((const uint8_t *)zeros->data)[r * zeros->ld + c / G];
             ref_set(v, r * v->ld + c,
-                    (double)quant_weight_offset_step(
+                    (double)quant_offset_step(
                         ref_get(v, r * v->ld + c), ref_get(dwq, r * dwq->ld + c),
                         ref_get(w, r * w->ld + c), h, z, rate, p->bits));
         }
@@ -345,7 +345,7 @@ void ref_fill_quant(struct dev_ops *o)
     o->fake_quant_weights = ref_fake_quant_weights;
     o->fake_quant_stored = ref_fake_quant_stored;
     o->fake_quant_weights_bwd = ref_fake_quant_weights_bwd;
-    o->round_step = ref_round_step;
+    o->offset_step = ref_offset_step;
     o->fake_quant_kv = ref_fake_quant_kv;
     o->fake_quant_kv_bwd = ref_fake_quant_kv_bwd;
     o->col_minmax = ref_col_minmax;

@@ -58,9 +58,9 @@ static void set_code(const struct tensor *codes, int64_t cols, int64_t r, int64_
         row[c / 2] = (uint8_t)((row[c / 2] & 0xf0) | code);
 }
 
-static void ref_round_steps(struct dev *d, const struct tensor *codes,
-                            const struct tensor *offsets, const struct tensor *grad,
-                            int bits, float step)
+static void ref_code_step(struct dev *d, const struct tensor *codes,
+                          const struct tensor *offsets, const struct tensor *grad, int bits,
+                          float step)
 {
     const int64_t C = grad->dim[1];
     for (int64_t r = 0; r < grad->dim[0]; r++)
@@ -68,7 +68,7 @@ static void ref_round_steps(struct dev *d, const struct tensor *codes,
             const float x = quant_signed_step(ref_get(grad, r * grad->ld + c), step);
             uint16_t *offset = (uint16_t *)offsets->data + r * offsets->ld + c;
             set_code(codes, C, r, c,
-                     quant_round_step(code_at(codes, C, r, c), offset, x, bits));
+                     quant_code_step(code_at(codes, C, r, c), offset, x, bits));
         }
 }
 
@@ -142,7 +142,7 @@ void ref_fill_refine(struct dev_ops *o)
 {
     o->dequantize = ref_dequantize;
     o->scale_steps = ref_scale_steps;
-    o->round_steps = ref_round_steps;
+    o->code_step = ref_code_step;
     o->group_dot = ref_group_dot;
     o->rmsnorm_gain_bwd = ref_rmsnorm_gain_bwd;
     o->distill = ref_distill;

@@ -115,8 +115,8 @@ HALF_FN uint8_t quant_weight_code_offset(float w, float v, float h, uint8_t z, i
 
 /* One signed step of an offset v, given the gradient g in w^; the result is clamped to
  * [-1/2, 1/2]. If the code is clamped, v has no gradient and keeps its value. */
-HALF_FN float quant_weight_offset_step(float v, float g, float w, float h, uint8_t z,
-                                       float rate, int bits)
+HALF_FN float quant_offset_step(float v, float g, float w, float h, uint8_t z, float rate,
+                                int bits)
 {
     const float q = rintf(w / h + v) + (float)z;
     const float step = q < 0 || q > (float)((1 << bits) - 1) ? 0 : rate;
@@ -138,9 +138,9 @@ HALF_FN uint16_t quant_scale_step(uint16_t h, float u, int significant)
                              significant);
 }
 
-/* Moves a code and its offset, fp16 bits, by x on the grid, |x| < 1 (dev_round_steps). Returns the
+/* Moves a code and its offset, fp16 bits, by x on the grid, |x| < 1 (dev_code_step). Returns the
  * code. */
-HALF_FN int quant_round_step(int code, uint16_t *offset, float x, int bits)
+HALF_FN int quant_code_step(int code, uint16_t *offset, float x, int bits)
 {
     float o = f16_to_f32(*offset) + x;
     if (o > 0.5f && code < (1 << bits) - 1) {

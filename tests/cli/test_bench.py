@@ -104,7 +104,7 @@ def check_refine(wkvq, layers, compute):
 OPERATIONS = {
     "gemm_nt", "gemm_nn", "gemm_add", "gemm_tn", "bias", "attn", "attn_bwd", "copy", "rmsnorm",
     "rmsnorm_bwd", "add", "scale", "rope", "hadamard", "gate", "gate_bwd", "fake_quant_weights",
-    "fake_quant_stored", "fake_quant_weights_bwd", "round_step", "fake_quant_kv", "fake_quant_kv_channel",
+    "fake_quant_stored", "fake_quant_weights_bwd", "offset_step", "fake_quant_kv", "fake_quant_kv_channel",
     "fake_quant_kv_bwd",
     "col_minmax", "exp", "loss", "adamw", "all_finite", "cross_entropy",
 }

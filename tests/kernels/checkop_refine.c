@@ -156,8 +156,8 @@ static void check_places(struct ck *c, const struct tensor *codes,
     }
 }
 
-static void one_round_steps(struct ck *c, int64_t rows, int64_t cols, int bits, bool packed,
-                            float step)
+static void one_code_step(struct ck *c, int64_t rows, int64_t cols, int bits, bool packed,
+                          float step)
 {
     if (!ck_begin(c, "%ldx%ld, %d bits%s, step %g", (long)rows, (long)cols, bits,
                   packed ? " packed" : "", (double)step))
@@ -176,8 +176,7 @@ static void one_round_steps(struct ck *c, int64_t rows, int64_t cols, int bits, 
                     (double)f16_to_f32(((const uint16_t *)o->data)[r * o->ld + k]);
     }
     CK_EACH(c, s)
-    ck_ok(c,
-          dev_round_steps(c->dev[s], &codes.side[s], &offsets.side[s], &grad, bits, step));
+    ck_ok(c, dev_code_step(c->dev[s], &codes.side[s], &offsets.side[s], &grad, bits, step));
     ck_bits(c, "codes", &codes);
     ck_bits(c, "offsets", &offsets);
     if (!c->bench)
@@ -186,20 +185,20 @@ static void one_round_steps(struct ck *c, int64_t rows, int64_t cols, int bits, 
     ck_end(c);
 }
 
-static void test_round_steps(struct ck *c)
+static void test_code_step(struct ck *c)
 {
     static const float steps[] = {1e-3f, 0.25f, 0.9f};
     if (c->bench) {
-        one_round_steps(c, 2048, 2048, 4, true, 0.01f);
+        one_code_step(c, 2048, 2048, 4, true, 0.01f);
         return;
     }
     for (size_t i = 0; i < ARRAY_LEN(group_cases); i++)
         for (size_t k = 0; k < ARRAY_LEN(steps); k++) {
             const int64_t rows = group_cases[i].rows, cols = group_cases[i].cols;
-            one_round_steps(c, rows, cols, 4, true, steps[k]);
-            one_round_steps(c, rows, cols, 4, false, steps[k]);
-            one_round_steps(c, rows, cols, 8, false, steps[k]);
-            one_round_steps(c, rows, cols, 3, false, steps[k]);
+            one_code_step(c, rows, cols, 4, true, steps[k]);
+            one_code_step(c, rows, cols, 4, false, steps[k]);
+            one_code_step(c, rows, cols, 8, false, steps[k]);
+            one_code_step(c, rows, cols, 3, false, steps[k]);
         }
 }
 
@@ -336,7 +335,7 @@ static void test_distill(struct ck *c)
 
 const struct ck_test ck_refine_tests[] = {{"dequantize", test_dequantize},
                                           {"scale_steps", test_scale_steps},
-                                          {"round_steps", test_round_steps},
+                                          {"code_step", test_code_step},
                                           {"group_dot", test_group_dot},
                                           {"rmsnorm_gain_bwd", test_gain},
                                           {"distill", test_distill},

@@ -288,7 +288,7 @@ static void test_apply(struct ck *c)
 }
 
 /* v is read and written: each side has a copy of its own with the same start values. */
-static void one_round_step(struct ck *c, const struct weight_case *k)
+static void one_offset_step(struct ck *c, const struct weight_case *k)
 {
     if (!begin_weight(c, k))
         return;
@@ -304,15 +304,15 @@ static void one_round_step(struct ck *c, const struct weight_case *k)
     {
         p.v = &v.side[s];
         ck_ok(c, dev_copy(c->dev[s], &v.side[s], &in.v));
-        ck_ok(c, dev_round_step(c->dev[s], &dwq, &sc, &z, &p, 0.125f));
+        ck_ok(c, dev_offset_step(c->dev[s], &dwq, &sc, &z, &p, 0.125f));
     }
     ck_bits(c, "v", &v);
     ck_end(c);
 }
 
-static void test_round_step(struct ck *c)
+static void test_offset_step(struct ck *c)
 {
-    each_weight(c, one_round_step, false, false, false);
+    each_weight(c, one_offset_step, false, false, false);
 }
 
 static void test_fake_quant_weights_bwd(struct ck *c)
@@ -350,7 +350,7 @@ static void write_side(struct ck *c, struct dev *d, const struct written *x, int
     ck_ok(c, dev_fake_quant_weights_bwd(d, &x->da.side[i], &x->db.side[i], dwq, &p));
     p.v = &x->v.side[i];
     ck_ok(c, dev_copy(d, &x->v.side[i], v));
-    ck_ok(c, dev_round_step(d, dwq, sc, z, &p, 0.125f));
+    ck_ok(c, dev_offset_step(d, dwq, sc, z, &p, 0.125f));
     ck_ok(c, dev_sync(d));
 }
 
@@ -411,7 +411,7 @@ static void test_weight_type(struct ck *c)
 const struct ck_test ck_weight_tests[] = {
     {"fake_quant_weights", test_fake_quant_weights},
     {"fake_quant_stored", test_apply},
-    {"round_step", test_round_step},
+    {"offset_step", test_offset_step},
     {"fake_quant_weights_bwd", test_fake_quant_weights_bwd},
     {"weight_type", test_weight_type},
     {NULL, NULL}};

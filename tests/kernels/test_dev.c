@@ -217,7 +217,7 @@ static void quantizers(void **state)
     refused(dev_fake_quant_stored(dev, &a, &s, &z, &p));
     p.v = &a;
     refused(dev_fake_quant_stored(dev, &w, &s, &z, &p));
-    refused(dev_round_step(dev, &w, &s, &z, &p, 0.1f));
+    refused(dev_offset_step(dev, &w, &s, &z, &p, 0.1f));
     const struct tensor x = f3(2, 3, 8), c = tensor_1d(mem, DT_F32, 24),
                         c_bad = tensor_1d(mem, DT_F32, 8);
     struct kv_quant kv = {.x = &x, .s = &c, .bits = 4, .group_size = 8};

@@ -140,13 +140,13 @@ static enum err run_fake_quant_weights_bwd(struct bench *b)
     return dev_fake_quant_weights_bwd(b->dev, &b->da, &b->db, &b->dw, &p);
 }
 
-static enum err run_round_step(struct bench *b)
+static enum err run_offset_step(struct bench *b)
 {
     struct weight_quant p = weight_of(b);
     p.v = &b->v;
     b->bytes = bytes_of(&b->stored) + bytes_of(&b->dw) + 2 * bytes_of(&b->v) +
                bytes_of(&b->scales) + bytes_of(&b->zeros);
-    return dev_round_step(b->dev, &b->dw, &b->scales, &b->zeros, &p, 1e-3f);
+    return dev_offset_step(b->dev, &b->dw, &b->scales, &b->zeros, &p, 1e-3f);
 }
 
 static enum err run_fake_quant_stored(struct bench *b)
@@ -328,7 +328,7 @@ static const struct {
     {"fake_quant_weights", run_fake_quant_weights},
     {"fake_quant_stored", run_fake_quant_stored},
     {"fake_quant_weights_bwd", run_fake_quant_weights_bwd},
-    {"round_step", run_round_step},
+    {"offset_step", run_offset_step},
     {"fake_quant_kv", run_fake_quant_kv},
     {"fake_quant_kv_channel", run_fake_quant_kv_channel},
     {"fake_quant_kv_bwd", run_fake_quant_kv_bwd},
