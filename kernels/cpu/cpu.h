@@ -24,7 +24,7 @@ bool cpu_uses_all_isas(void);
 
 /* Working memory that is kept between calls, so that only the first call with a shape
  * allocates. An operation owns the slots it uses while it runs. */
-enum cpu_slot { SLOT_A, SLOT_B, SLOT_C, SLOT_D, SLOT_GEMM, N_SLOTS };
+enum cpu_slot { SLOT_A, SLOT_B, SLOT_GEMM, N_SLOTS };
 
 struct cpu_gemm; /* opaque: cpu_gemm.c */
 
