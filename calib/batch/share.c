@@ -11,7 +11,7 @@
 
 /* Floats of a slice of gradients, over all samples of a step: the buffers have a few times as
  * many, however large the block is. */
-#define SLICE_FLOATS (1 << 22)
+#define SAMPLES_FLOATS (1 << 22)
 
 /* That of rank R is the batch's size. */
 int64_t share_begin(const struct share *h, int64_t r)
@@ -286,7 +286,8 @@ enum err share_sum(struct share *h, struct dev *d, const struct tensor *const *s
 {
     struct buffers b;
     const int64_t floats = share_floats(sum, n);
-    const int64_t most = h->batch < SLICE_FLOATS / 4096 ? SLICE_FLOATS / h->batch : 4096;
+    const int64_t most =
+        h->batch < SAMPLES_FLOATS / 4096 ? SAMPLES_FLOATS / h->batch : 4096;
     if (h->linked.dev)
         return linked_add_up(h, sum, n, samples);
     TRY(make_room(h, floats));
