@@ -210,7 +210,7 @@ static double group_error(const float *w, const double *x2, int64_t n, int bits,
 /* Returns the error of row r in a format: the sum over its groups. */
 static double row_error(const struct rows *j, int64_t r, const struct mix_format *f)
 {
-    const int64_t g = f->group_size > 0 && f->group_size < j->in ? f->group_size : j->in;
+    const int64_t g = weight_group(j->in, f->group_size);
     double sum = 0;
     for (int64_t i = 0; i < j->in; i += g) {
         const int64_t n = j->in - i < g ? j->in - i : g;

@@ -85,15 +85,6 @@ static inline bool cpu_bf16(const struct tensor *x)
     return x->dtype == DT_BF16;
 }
 
-/* Elements of one row: the product of all dimensions after the first. */
-static inline int64_t cpu_width(const struct tensor *x)
-{
-    int64_t w = 1;
-    for (int i = 1; i < x->n_dims; i++)
-        w *= x->dim[i];
-    return w;
-}
-
 /* Address of element i of an act tensor. */
 static inline void *cpu_at(const struct tensor *x, int64_t i)
 {

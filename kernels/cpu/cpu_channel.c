@@ -77,7 +77,7 @@ static void quantize_unit(const void *ctx, int64_t unit)
 
 static int64_t units(struct kv_channel *k)
 {
-    k->C = cpu_width(k->x);
+    k->C = tensor_width(k->x);
     k->vectors = (k->C + VL - 1) / VL;
     return k->x->dim[0] / k->tokens * k->vectors;
 }

@@ -56,7 +56,7 @@ static void copy_row(const void *ctx, int64_t r)
 
 static void cpu_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
-    const struct elem e = {.y = y, .a = x, .cols = cpu_width(x)};
+    const struct elem e = {.y = y, .a = x, .cols = tensor_width(x)};
     if (x->n_dims == 1)
         cpu_run_flat(d, x->dim[0], copy_part, &e);
     else
@@ -94,7 +94,7 @@ static void add_row(const void *ctx, int64_t r)
 static void cpu_add(struct dev *d, const struct tensor *y, const struct tensor *a,
                     const struct tensor *b)
 {
-    const struct elem e = {.y = y, .a = a, .b = b, .cols = cpu_width(y)};
+    const struct elem e = {.y = y, .a = a, .b = b, .cols = tensor_width(y)};
     cpu_run_rows(d, y->dim[0], e.cols, add_row, &e);
 }
 

@@ -23,7 +23,7 @@ static void cpu_fake_quant_engine(struct dev *d, const struct tensor *xq,
                                   const struct engine_quant *p)
 {
     const struct engine k = {.p = p, .xq = xq};
-    cpu_run_rows(d, p->x->dim[0], 16 * cpu_width(p->x), engine_token, &k);
+    cpu_run_rows(d, p->x->dim[0], 16 * tensor_width(p->x), engine_token, &k);
 }
 
 static void engine_bwd(const void *ctx, int64_t head)

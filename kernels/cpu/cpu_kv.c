@@ -122,7 +122,7 @@ static void cpu_fake_quant_kv(struct dev *d, const struct tensor *xq,
 {
     struct kv k = kv_of(p);
     k.xq = xq;
-    cpu_run_rows(d, p->x->dim[0], 4 * cpu_width(p->x), fake_quant_kv_row, &k);
+    cpu_run_rows(d, p->x->dim[0], 4 * tensor_width(p->x), fake_quant_kv_row, &k);
 }
 
 static float act_at(const void *row, bool bf16, int64_t c)
@@ -256,7 +256,7 @@ static void cpu_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
         if (!k.part)
             return;
     }
-    cpu_run_rows(d, chunks, TOKENS * 8 * cpu_width(p->x), fake_quant_kv_bwd_chunk, &k);
+    cpu_run_rows(d, chunks, TOKENS * 8 * tensor_width(p->x), fake_quant_kv_bwd_chunk, &k);
     if (grads->dls) {
         sum_parts(&k, chunks, 0, grads->dls->data);
         sum_parts(&k, chunks, 1, grads->dshift->data);

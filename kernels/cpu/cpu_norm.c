@@ -3,6 +3,7 @@
  * RMSNorm, rotary embedding and Hadamard rotation. A thread takes a row at a time; the
  * second pass over a row finds it in the L1 cache. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/norm_rows.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/hadamard.h"
 
@@ -15,20 +16,6 @@ struct norm {
     int64_t C;
     bool accumulate;
 };
-
-/* Start of normalized row r. In a 3-D view a row is a head; heads of a token are
- * contiguous. */
-static int64_t norm_at(const struct tensor *x, int64_t r)
-{
-    if (x->n_dims == 2)
-        return r * x->ld;
-    return r / x->dim[1] * x->ld + r % x->dim[1] * x->dim[2];
-}
-
-static int64_t norm_rows(const struct tensor *x)
-{
-    return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
-}
 
 /* Returns the sum of squares of row r of x. With add, h = x + add is stored and used: the
  * residual connection needs no pass over memory of its own. Two sums, because a chain of
@@ -178,7 +165,7 @@ static void cpu_rope(struct dev *d, const struct tensor *x, const struct tensor 
                      const struct tensor *sin, bool inverse)
 {
     const struct rope p = {.x = x, .cos = cos, .sin = sin, .inverse = inverse};
-    cpu_run_rows(d, x->dim[0], cpu_width(x), rope_row, &p);
+    cpu_run_rows(d, x->dim[0], tensor_width(x), rope_row, &p);
 }
 
 /* sign[j] is row j of the Hadamard matrix of VL. */
@@ -234,7 +221,7 @@ static void cpu_hadamard(struct dev *d, const struct tensor *x)
     for (int i = 0; i < VL; i++)
         for (int j = 0; j < VL; j++)
             p.sign[i][j] = hadamard_sign(i, j);
-    cpu_run_rows(d, x->dim[0], cpu_width(x), hadamard_row, &p);
+    cpu_run_rows(d, x->dim[0], tensor_width(x), hadamard_row, &p);
 }
 
 void ISA_NAME(cpu_fill_norm)(struct dev_ops *o)

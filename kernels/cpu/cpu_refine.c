@@ -2,6 +2,7 @@
  *
  * End-to-end refinement on the CPU: a row of a weight, or of logits, at a time. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/norm_rows.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 
@@ -14,11 +15,6 @@
 /* Columns of the gain's gradient that one thread takes at a time: no sum is shared, and
  * each runs over the rows in order. */
 #define GAIN_COLS 64
-
-static int64_t group_of(int64_t group_size, int64_t cols)
-{
-    return group_size > 0 && group_size < cols ? group_size : cols;
-}
 
 /* w^ = (code - zero) h, from stored codes and scales. */
 struct dequantize {
@@ -65,7 +61,8 @@ static void cpu_dequantize(struct dev *d, const struct tensor *w,
                            const struct tensor *codes, const struct tensor *scales,
                            const struct tensor *zeros, int64_t group_size)
 {
-    const struct dequantize j = {w, codes, scales, zeros, group_of(group_size, w->dim[1])};
+    const struct dequantize j = {w, codes, scales, zeros,
+                                 weight_group(w->dim[1], group_size)};
     cpu_run_rows(d, w->dim[0], w->dim[1], dequantize_row, &j);
 }
 
@@ -165,15 +162,14 @@ static void group_dot_row(const void *ctx, int64_t r)
 static void cpu_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
                           const struct tensor *b, int64_t group_size)
 {
-    const struct dot j = {out, a, b, group_of(group_size, a->dim[1])};
+    const struct dot j = {out, a, b, weight_group(a->dim[1], group_size)};
     cpu_run_rows(d, a->dim[0], a->dim[1], group_dot_row, &j);
 }
 
-/* dg[c] += sum_r dy[r,c] x[r,c] s[r], because y = x s g. Rows may be heads: H of C elements
- * in a token. */
+/* dg[c] += sum_r dy[r,c] x[r,c] s[r], because y = x s g. */
 struct gain {
     const struct tensor *dg, *dy, *x, *s;
-    int64_t C, H, rows;
+    int64_t C, rows;
 };
 
 /* Columns [k GAIN_COLS, ...) over all rows, in the order of the rows. */
@@ -187,9 +183,8 @@ static void gain_cols(const void *ctx, int64_t k)
     for (int64_t c = first; c < end; c += VL) {
         vf sum = vf_set1(0);
         for (int64_t r = 0; r < j->rows; r++) {
-            const int64_t head = r % j->H * j->C;
-            const vf dy = act_get(cpu_at(j->dy, r / j->H * j->dy->ld + head), dy16, c, end);
-            const vf x = act_get(cpu_at(j->x, r / j->H * j->x->ld + head), x16, c, end);
+            const vf dy = act_get(cpu_at(j->dy, norm_at(j->dy, r)), dy16, c, end);
+            const vf x = act_get(cpu_at(j->x, norm_at(j->x, r)), x16, c, end);
             const vf s = vf_set1(((const float *)j->s->data)[r]);
             sum = vf_fma(vf_mul(dy, x), s, sum);
         }
@@ -201,8 +196,8 @@ static void cpu_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
                                  const struct tensor *dy, const struct tensor *x,
                                  const struct tensor *s)
 {
-    const int64_t H = x->n_dims == 3 ? x->dim[1] : 1, C = x->dim[x->n_dims - 1];
-    const struct gain j = {dg, dy, x, s, C, H, x->dim[0] * H};
+    const int64_t C = x->dim[x->n_dims - 1];
+    const struct gain j = {dg, dy, x, s, C, norm_rows(x)};
     cpu_run_rows(d, (C + GAIN_COLS - 1) / GAIN_COLS, j.rows * GAIN_COLS, gain_cols, &j);
 }
 

@@ -160,9 +160,8 @@ static bool cpu_all_finite(struct dev *d, const struct tensor *x)
         }
         rows = tensor_2d(x->data, x->dtype, whole, FINITE_COLS);
     }
-    struct finite f = {.x = &rows,
-                       .rows = rows.n_dims == 1 ? 1 : rows.dim[0],
-                       .cols = rows.n_dims == 1 ? rows.dim[0] : cpu_width(&rows)};
+    struct finite f = {
+        .x = &rows, .rows = tensor_n_rows(&rows), .cols = tensor_width(&rows)};
     f.row_ok = cpu_scratch(d, SLOT_A, (size_t)f.rows);
     if (!f.row_ok)
         return false;
@@ -200,7 +199,7 @@ static void minmax_block(const void *ctx, int64_t block)
 static void cpu_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                            const struct tensor *x)
 {
-    const struct minmax m = {mn, mx, x, cpu_width(x)};
+    const struct minmax m = {mn, mx, x, tensor_width(x)};
     cpu_run_rows(d, (m.C + MINMAX_COLS - 1) / MINMAX_COLS, x->dim[0] * MINMAX_COLS,
                  minmax_block, &m);
 }

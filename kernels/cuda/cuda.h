@@ -138,19 +138,6 @@ struct view {
     bool bf16, wide;
 };
 
-static inline int64_t width_of(const struct tensor *x)
-{
-    int64_t w = 1;
-    for (int i = 1; i < x->n_dims; i++)
-        w *= x->dim[i];
-    return x->n_dims == 1 ? x->dim[0] : w;
-}
-
-static inline int64_t rows_of(const struct tensor *x)
-{
-    return x->n_dims == 1 ? 1 : x->dim[0];
-}
-
 static inline view view_of(const struct tensor *x)
 {
     if (!x)

@@ -150,7 +150,7 @@ struct half_piece {
 
 static bool contiguous(const struct tensor *x)
 {
-    return x->n_dims == 1 || x->dim[0] == 1 || x->ld == width_of(x);
+    return x->n_dims == 1 || x->dim[0] == 1 || x->ld == tensor_width(x);
 }
 
 /* Bytes that do not change are copied by the driver. */
@@ -164,7 +164,7 @@ static void cuda_copy(struct dev *d, const struct tensor *y, const struct tensor
                   "copy");
         return;
     }
-    const int64_t rows = rows_of(x), cols = width_of(x);
+    const int64_t rows = tensor_n_rows(x), cols = tensor_width(x);
     if (x->dtype == DT_F16)
         run_pieces(d, "copy", half_piece{view_of(y), view_of(x)}, rows, cols);
     else

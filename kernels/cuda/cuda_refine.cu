@@ -44,7 +44,7 @@ static void cuda_dequantize(struct dev *d, const struct tensor *w,
                             const struct tensor *codes, const struct tensor *scales,
                             const struct tensor *zeros, int64_t group_size)
 {
-    const int64_t C = w->dim[1], G = group_size > 0 && group_size < C ? group_size : C;
+    const int64_t C = w->dim[1], G = weight_group(C, group_size);
     const stored p = {view_of(w),
                       (const uint8_t *)codes->data,
                       (const uint8_t *)zeros->data,
@@ -140,7 +140,7 @@ __global__ void group_dot_kernel(GLOBAL(float) out, int64_t out_ld, view a, view
 static void cuda_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
                            const struct tensor *b, int64_t group_size)
 {
-    const int64_t C = a->dim[1], G = group_size > 0 && group_size < C ? group_size : C;
+    const int64_t C = a->dim[1], G = weight_group(C, group_size);
     const int64_t groups = (C + G - 1) / G;
     CUDA_LAUNCH(group_dot_kernel, blocks_all(a->dim[0] * groups, BLOCK / WARP_SIZE), BLOCK,
                 0, gpu_of(d)->stream, (float *)out->data, out->ld, view_of(a), view_of(b),

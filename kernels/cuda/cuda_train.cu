@@ -164,7 +164,7 @@ __global__ void finite_kernel(int *found, view x, int64_t rows, int64_t cols)
 
 static void cuda_find_bad(struct dev *d, int32_t *found, const struct tensor *x)
 {
-    const int64_t rows = rows_of(x), cols = width_of(x);
+    const int64_t rows = tensor_n_rows(x), cols = tensor_width(x);
     CUDA_LAUNCH(finite_kernel, blocks_for(rows * ((cols + 3) / 4), BLOCK, SUM_BLOCKS),
                 BLOCK, 0, gpu_of(d)->stream, found, view_of(x), rows, cols);
     launched(d, "all_finite");
@@ -251,7 +251,7 @@ __global__ void minmax_merge_kernel(GLOBAL(float) mn, GLOBAL(float) mx,
 static void cuda_col_minmax(struct dev *d, const struct tensor *mn, const struct tensor *mx,
                             const struct tensor *x)
 {
-    const int64_t rows = x->dim[0], cols = width_of(x),
+    const int64_t rows = x->dim[0], cols = tensor_width(x),
                   chunks = (rows + MINMAX_ROWS - 1) / MINMAX_ROWS;
     float *part = (float *)scratch(d, SLOT_A, (size_t)(2 * chunks * cols) * sizeof(float));
     if (!part)

@@ -32,15 +32,6 @@ static inline void ref_put(const struct tensor *x, int64_t i, double v, bool acc
     ref_set(x, i, accumulate ? v + (double)ref_get(x, i) : v);
 }
 
-/* Elements of one row: the product of all dimensions after the first. */
-static inline int64_t ref_width(const struct tensor *x)
-{
-    int64_t w = 1;
-    for (int i = 1; i < x->n_dims; i++)
-        w *= x->dim[i];
-    return w;
-}
-
 void ref_fill_norm(struct dev_ops *o);
 void ref_fill_attn(struct dev_ops *o);
 void ref_fill_quant(struct dev_ops *o);

@@ -39,7 +39,7 @@ static struct block block_of(const struct tensor *x, int64_t c, int64_t begin, i
 static void ref_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
                                       const struct tensor *x, int bits, int64_t tokens)
 {
-    const int64_t C = ref_width(x), whole = x->dim[0] / tokens * tokens;
+    const int64_t C = tensor_width(x), whole = x->dim[0] / tokens * tokens;
     for (int64_t begin = 0; begin < whole; begin += tokens)
         for (int64_t c = 0; c < C; c++) {
             const struct block b = block_of(x, c, begin, begin + tokens, bits);
@@ -79,7 +79,7 @@ static void ref_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx
                                           const struct tensor *dxq, const struct tensor *x,
                                           int bits, int64_t tokens, bool accumulate)
 {
-    const int64_t C = ref_width(x), whole = x->dim[0] / tokens * tokens;
+    const int64_t C = tensor_width(x), whole = x->dim[0] / tokens * tokens;
     for (int64_t begin = 0; begin < whole; begin += tokens)
         for (int64_t c = 0; c < C; c++) {
             const struct block b = block_of(x, c, begin, begin + tokens, bits);

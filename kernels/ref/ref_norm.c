@@ -1,23 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * RMSNorm (Zhang, Sennrich 2019), rows of a matrix or heads of a [T,H,d] view. */
+#include "kernels/norm_rows.h"
 #include "kernels/ref/ref.h"
 
 #include <math.h>
-
-/* Start of normalized row r. In a 3-D view a row is a head; heads of a token are
- * contiguous. */
-static int64_t row_at(const struct tensor *x, int64_t r)
-{
-    if (x->n_dims == 2)
-        return r * x->ld;
-    return r / x->dim[1] * x->ld + r % x->dim[1] * x->dim[2];
-}
-
-static int64_t n_rows(const struct tensor *x)
-{
-    return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
-}
 
 /* s = 1 / sqrt(mean x^2 + eps), y = x s g. With add, x + add is stored in h first and
  * normalized instead: a residual connection and its norm in one operation. */
@@ -26,14 +13,14 @@ static void ref_rmsnorm(struct dev *d, const struct tensor *y, const struct tens
 {
     const struct tensor *x = in->x, *add = in->add, *g = in->g;
     const int64_t C = x->dim[x->n_dims - 1];
-    for (int64_t r = 0; r < n_rows(x); r++) {
+    for (int64_t r = 0; r < norm_rows(x); r++) {
         if (add)
             for (int64_t c = 0; c < C; c++)
                 ref_set(h, r * h->ld + c,
                         (double)ref_get(x, r * x->ld + c) +
                             (double)ref_get(add, r * add->ld + c));
         const struct tensor *from = add ? h : x;
-        const int64_t x_r = row_at(from, r), y_r = row_at(y, r);
+        const int64_t x_r = norm_at(from, r), y_r = norm_at(y, r);
         double sum = 0;
         for (int64_t c = 0; c < C; c++) {
             const double v = (double)ref_get(from, x_r + c);
@@ -55,8 +42,8 @@ static void ref_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
 {
     const struct tensor *dx = grads->dx, *copy = grads->copy;
     const int64_t C = x->dim[x->n_dims - 1];
-    for (int64_t r = 0; r < n_rows(x); r++) {
-        const int64_t x_r = row_at(x, r), dy_r = row_at(dy, r), dx_r = row_at(dx, r);
+    for (int64_t r = 0; r < norm_rows(x); r++) {
+        const int64_t x_r = norm_at(x, r), dy_r = norm_at(dy, r), dx_r = norm_at(dx, r);
         double dot = 0;
         for (int64_t c = 0; c < C; c++)
             dot += (double)ref_get(g, c) * (double)ref_get(dy, dy_r + c) *
@@ -69,7 +56,7 @@ static void ref_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
                            k * (double)ref_get(x, x_r + c)),
                     grads->accumulate);
             if (copy)
-                ref_set(copy, row_at(copy, r) + c, (double)ref_get(dx, dx_r + c));
+                ref_set(copy, norm_at(copy, r) + c, (double)ref_get(dx, dx_r + c));
         }
     }
 }

@@ -57,7 +57,7 @@ static int64_t columns_of(const struct weight_quant *p)
     return p->group_size ? p->group_size : p->w->dim[1];
 }
 
-static struct wgroup weight_group(const struct weight_quant *p, int64_t r, int64_t g)
+static struct wgroup wgroup_at(const struct weight_quant *p, int64_t r, int64_t g)
 {
     const struct tensor *w = p->w;
     const int64_t G = columns_of(p);
@@ -101,7 +101,7 @@ static void ref_fake_quant_weights(struct dev *d, const struct tensor *wq,
 {
     for (int64_t r = 0; r < p->w->dim[0]; r++)
         for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
-            const struct wgroup k = weight_group(p, r, g);
+            const struct wgroup k = wgroup_at(p, r, g);
             ((uint16_t *)scales->data)[r * scales->ld + g] = k.scale;
             ((uint8_t *)zeros->data)[r * zeros->ld + g] = k.z;
             if (wq)
@@ -149,7 +149,7 @@ static void ref_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
     const float Q = (float)((1 << p->bits) - 1);
     for (int64_t r = 0; r < p->w->dim[0]; r++)
         for (int64_t g = 0; g * columns_of(p) < p->w->dim[1]; g++) {
-            const struct wgroup k = weight_group(p, r, g);
+            const struct wgroup k = wgroup_at(p, r, g);
             const float raw = (k.hi - k.lo) / Q; /* h before clamp and rounding */
             const double h = (double)k.h;
             double dh, dz, dlo = 0, dhi = 0;
@@ -241,7 +241,7 @@ static void ref_fake_quant_kv(struct dev *d, const struct tensor *xq,
                               const struct kv_quant *p)
 {
     for (int64_t t = 0; t < p->x->dim[0]; t++)
-        for (int64_t c = 0, end; c < ref_width(p->x); c = end) {
+        for (int64_t c = 0, end; c < tensor_width(p->x); c = end) {
             end = group_end(p, c);
             const struct kvgroup k = kv_group_of(p, t, c, end);
             for (int64_t i = c; i < end; i++) {
@@ -295,7 +295,7 @@ static void kv_group_grad(const struct kv_work *w, const struct kvgroup *k)
 static void ref_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
                                   const struct tensor *dxq, const struct kv_quant *p)
 {
-    const int64_t C = ref_width(p->x);
+    const int64_t C = tensor_width(p->x);
     double *sums = NULL;
     if (grads->dls && mem_calloc(&sums, 2 * (size_t)C, sizeof(*sums))) {
         dev_fail(d, ERR_MEMORY, "fake_quant_kv_bwd: no memory for %lld channels",
@@ -325,7 +325,7 @@ static void ref_col_minmax(struct dev *d, const struct tensor *mn, const struct 
                            const struct tensor *x)
 {
     for (int64_t r = 0; r < x->dim[0]; r++)
-        for (int64_t c = 0; c < ref_width(x); c++) {
+        for (int64_t c = 0; c < tensor_width(x); c++) {
             const float v = ref_get(x, r * x->ld + c);
             if (v < ref_get(mn, c))
                 ref_set(mn, c, (double)v);

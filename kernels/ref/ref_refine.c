@@ -2,15 +2,11 @@
  *
  * End-to-end refinement: values of fixed codes, scales by relative steps, and the
  * gradients that reach them. */
+#include "kernels/norm_rows.h"
 #include "kernels/ref/ref.h"
 #include "kernels/tensor/quant.h"
 
 #include <math.h>
-
-static int64_t group_of(int64_t group_size, int64_t cols)
-{
-    return group_size > 0 && group_size < cols ? group_size : cols;
-}
 
 /* A row of two codes a byte is shorter than the weight's: that tells the layouts apart. */
 static uint8_t code_at(const struct tensor *codes, int64_t cols, int64_t r, int64_t c)
@@ -27,7 +23,7 @@ static void ref_dequantize(struct dev *d, const struct tensor *w,
                            const struct tensor *codes, const struct tensor *scales,
                            const struct tensor *zeros, int64_t group_size)
 {
-    const int64_t C = w->dim[1], G = group_of(group_size, C);
+    const int64_t C = w->dim[1], G = weight_group(C, group_size);
     for (int64_t r = 0; r < w->dim[0]; r++)
         for (int64_t c = 0; c < C; c++) {
             const uint16_t h = ((const uint16_t *)scales->data)[r * scales->ld + c / G];
@@ -76,7 +72,7 @@ static void ref_code_step(struct dev *d, const struct tensor *codes,
 static void ref_group_dot(struct dev *d, const struct tensor *out, const struct tensor *a,
                           const struct tensor *b, int64_t group_size)
 {
-    const int64_t C = a->dim[1], G = group_of(group_size, C);
+    const int64_t C = a->dim[1], G = weight_group(C, group_size);
     for (int64_t r = 0; r < a->dim[0]; r++)
         for (int64_t g = 0; g * G < C; g++) {
             double sum = 0;
@@ -87,19 +83,16 @@ static void ref_group_dot(struct dev *d, const struct tensor *out, const struct 
         }
 }
 
-/* y = x s g, so dL/dg_c = sum_r dy x s. Rows as in ref_norm.c. */
+/* y = x s g, so dL/dg_c = sum_r dy x s. */
 static void ref_rmsnorm_gain_bwd(struct dev *d, const struct tensor *dg,
                                  const struct tensor *dy, const struct tensor *x,
                                  const struct tensor *s)
 {
-    const int64_t C = x->dim[x->n_dims - 1];
-    const int64_t H = x->n_dims == 3 ? x->dim[1] : 1, rows = x->dim[0] * H;
-    for (int64_t c = 0; c < C; c++) {
+    for (int64_t c = 0; c < x->dim[x->n_dims - 1]; c++) {
         double sum = 0;
-        for (int64_t r = 0; r < rows; r++)
-            sum += (double)ref_get(dy, r / H * dy->ld + r % H * C + c) *
-                   (double)ref_get(x, r / H * x->ld + r % H * C + c) *
-                   (double)ref_get(s, r);
+        for (int64_t r = 0; r < norm_rows(x); r++)
+            sum += (double)ref_get(dy, norm_at(dy, r) + c) *
+                   (double)ref_get(x, norm_at(x, r) + c) * (double)ref_get(s, r);
         ref_put(dg, c, sum, true);
     }
 }

@@ -53,8 +53,7 @@ static void ref_adamw(struct dev *d, const struct tensor *p, const struct tensor
 
 static bool ref_all_finite(struct dev *d, const struct tensor *x)
 {
-    const int64_t rows = x->n_dims == 1 ? 1 : x->dim[0];
-    const int64_t cols = x->n_dims == 1 ? x->dim[0] : ref_width(x);
+    const int64_t rows = tensor_n_rows(x), cols = tensor_width(x);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < cols; c++)
             if (!isfinite(ref_get(x, r * x->ld + c)))

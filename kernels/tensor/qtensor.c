@@ -88,9 +88,14 @@ int64_t weight_groups(int64_t in, int64_t group_size)
     return group_size > 0 ? (in + group_size - 1) / group_size : 1;
 }
 
+int64_t weight_group(int64_t in, int64_t group_size)
+{
+    return group_size > 0 && group_size < in ? group_size : in;
+}
+
 int64_t kv_group(int64_t head_dim, int64_t group_size)
 {
-    return group_size > 0 && group_size < head_dim ? group_size : head_dim;
+    return weight_group(head_dim, group_size);
 }
 
 enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim)

@@ -141,6 +141,8 @@ bool kv_needs_ranges(const struct kv_spec *kv);
 
 /* Groups in a row of `in` columns. */
 int64_t weight_groups(int64_t in, int64_t group_size);
+/* Columns of a weight's group: group_size capped at `in`, or `in` if it is 0. */
+int64_t weight_group(int64_t in, int64_t group_size);
 /* Channels of a KV group: group_size capped at head_dim, or head_dim if it is 0. */
 int64_t kv_group(int64_t head_dim, int64_t group_size);
 

@@ -74,6 +74,19 @@ int64_t tensor_count(const struct tensor *x)
     return n;
 }
 
+int64_t tensor_n_rows(const struct tensor *x)
+{
+    return x->n_dims == 1 ? 1 : x->dim[0];
+}
+
+int64_t tensor_width(const struct tensor *x)
+{
+    int64_t width = x->dim[x->n_dims - 1];
+    for (int i = 1; i < x->n_dims - 1; i++)
+        width *= x->dim[i];
+    return width;
+}
+
 /* f16_to_f32 without branches, so that compilers vectorize the loop. */
 static float f16_wide(uint16_t h)
 {

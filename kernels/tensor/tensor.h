@@ -41,6 +41,10 @@ struct tensor tensor_rows(struct tensor x, int64_t first, int64_t n);
 /* A 2-D view [T, H*d] as a 3-D view [T, H, d], in the same memory. */
 struct tensor tensor_heads(struct tensor x, int64_t heads);
 int64_t tensor_count(const struct tensor *x);
+/* A view as rows of contiguous elements: those of a matrix, the tokens of a 3-D view, or one
+ * vector. */
+int64_t tensor_n_rows(const struct tensor *x);
+int64_t tensor_width(const struct tensor *x); /* elements of such a row */
 
 /* A named tensor in host memory; states and artifacts are lists of them. */
 struct named_tensor {
