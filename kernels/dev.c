@@ -6,6 +6,7 @@
 #include "kernels/base/mem.h"
 #include "kernels/cuda/cuda_fill.h"
 #include "kernels/dev_begin.h"
+#include "kernels/norm_rows.h"
 #include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
 
@@ -24,50 +25,6 @@ void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
     va_end(ap);
     if (!d->failed)
         d->failed = err_set(e, __FILE__, __LINE__, "device %s: %s", d->ops.name, text);
-}
-
-static bool act(const struct tensor *x)
-{
-    return x && x->data && (x->dtype == DT_F32 || x->dtype == DT_BF16);
-}
-
-static bool f32(const struct tensor *x)
-{
-    return x && x->data && x->dtype == DT_F32;
-}
-
-static bool same_shape(const struct tensor *a, const struct tensor *b)
-{
-    if (a->n_dims != b->n_dims)
-        return false;
-    for (int i = 0; i < a->n_dims; i++)
-        if (a->dim[i] != b->dim[i])
-            return false;
-    return true;
-}
-
-/* Elements of one row: the product of all dimensions after the first. */
-static int64_t row_width(const struct tensor *x)
-{
-    int64_t width = 1;
-    for (int i = 1; i < x->n_dims; i++)
-        width *= x->dim[i];
-    return width;
-}
-
-static bool rows_fit(const struct tensor *x)
-{
-    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld >= row_width(x);
-}
-
-static bool is_2d(const struct tensor *x)
-{
-    return x->n_dims == 2 && x->dim[0] > 0 && x->dim[1] > 0 && rows_fit(x);
-}
-
-static bool is_3d(const struct tensor *x)
-{
-    return x->n_dims == 3 && x->dim[0] > 0 && x->dim[1] > 0 && x->dim[2] > 0 && rows_fit(x);
 }
 
 /* The device that dev_register() has added. */
@@ -165,8 +122,7 @@ double dev_part_seconds(const struct dev *d, enum dev_part part)
 enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 {
     OP_BEGIN(copy, started);
-    WANT(act(y) && (act(x) || is_type(x, DT_F16)) && same_shape(y, x) && rows_fit(x) &&
-             rows_fit(y),
+    WANT(is_act(y) && (is_act(x) || is_type(x, DT_F16)) && same_shape(y, x),
          "copy: want act y and act or F16 x of one shape");
     d->ops.copy(d, y, x);
     OP_END(DEV_COPY, started);
@@ -175,7 +131,7 @@ enum err dev_copy(struct dev *d, const struct tensor *y, const struct tensor *x)
 static enum err check_gemm(enum gemm_kind kind, const struct tensor *c,
                            const struct tensor *a, const struct tensor *b, bool accumulate)
 {
-    WANT(act(a) && act(b) && act(c) && is_2d(a) && is_2d(b) && is_2d(c) &&
+    WANT(is_act(a) && is_act(b) && is_act(c) && is_2d(a) && is_2d(b) && is_2d(c) &&
              a->dtype == b->dtype,
          "gemm: want 2-D act tensors, a and b of one type");
     WANT(c->dtype == DT_F32 || (a->dtype == DT_BF16 && !accumulate),
@@ -204,7 +160,7 @@ enum err dev_gemm_add(struct dev *d, enum gemm_kind kind, const struct tensor *y
 {
     OP_BEGIN(gemm, started);
     TRY(check_gemm(kind, part, a, b, false));
-    WANT(f32(y) && f32(x) && is_2d(y) && is_2d(x) && same_shape(y, part) &&
+    WANT(is_f32(y) && is_f32(x) && is_2d(y) && is_2d(x) && same_shape(y, part) &&
              same_shape(x, part),
          "gemm_add: want y, x F32, of the product's shape");
     WANT(y->data != x->data || y->ld == x->ld, "gemm_add: y is x with another stride");
@@ -220,15 +176,9 @@ enum err dev_gemm_add(struct dev *d, enum gemm_kind kind, const struct tensor *y
 enum err dev_bias(struct dev *d, const struct tensor *y, const struct tensor *b)
 {
     OP_BEGIN(bias, started);
-    WANT(act(y) && is_2d(y) && vec(b, y->dim[1]), "bias: want y [R,C], b [C]");
+    WANT(is_act(y) && is_2d(y) && vec(b, y->dim[1]), "bias: want y [R,C], b [C]");
     d->ops.bias(d, y, b);
     OP_END(DEV_ELEMENTWISE, started);
-}
-
-/* Rows that are normalized: T of a matrix, T * H of a 3-D view. */
-static int64_t norm_rows(const struct tensor *x)
-{
-    return x->n_dims == 3 ? x->dim[0] * x->dim[1] : x->dim[0];
 }
 
 enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor *s,
@@ -236,13 +186,13 @@ enum err dev_rmsnorm(struct dev *d, const struct tensor *y, const struct tensor 
 {
     OP_BEGIN(rmsnorm, started);
     const struct tensor *x = in->x, *add = in->add;
-    WANT(act(x) && act(y) && (is_2d(x) || is_3d(x)) && same_shape(x, y) && rows_fit(y),
+    WANT(is_act(x) && is_act(y) && (is_2d(x) || is_3d(x)) && same_shape(x, y),
          "rmsnorm: want y, x of one shape [R,C] or [T,H,d]");
     WANT(vec(s, norm_rows(x)) && vec(in->g, x->dim[x->n_dims - 1]),
          "rmsnorm: want s [R], g [C]");
     WANT(!h == !add, "rmsnorm: h and add go together");
     if (add)
-        WANT(is_2d(x) && f32(x) && f32(h) && act(add) && same_shape(h, x) &&
+        WANT(is_2d(x) && is_f32(x) && is_f32(h) && is_act(add) && same_shape(h, x) &&
                  same_shape(add, x),
              "rmsnorm: with add want x, h F32 [R,C], add [R,C]");
     WANT(in->eps >= 0, "rmsnorm: eps must not be negative");
@@ -256,15 +206,15 @@ enum err dev_rmsnorm_bwd(struct dev *d, const struct rmsnorm_grads *grads,
 {
     OP_BEGIN(rmsnorm_bwd, started);
     const struct tensor *dx = grads->dx, *copy = grads->copy;
-    WANT(act(dx) && act(dy) && act(x) && (is_2d(x) || is_3d(x)) && same_shape(dx, x) &&
-             same_shape(dy, x),
+    WANT(is_act(dx) && is_act(dy) && is_act(x) && (is_2d(x) || is_3d(x)) &&
+             same_shape(dx, x) && same_shape(dy, x),
          "rmsnorm_bwd: want dx, dy, x of one shape");
     WANT(vec(s, norm_rows(x)) && vec(g, x->dim[x->n_dims - 1]),
          "rmsnorm_bwd: want s [R], g [C]");
     WANT(!grads->accumulate || dx->data != dy->data,
          "rmsnorm_bwd: dx is dy while accumulating");
-    WANT(!copy || (f32(dx) && act(copy) && same_shape(copy, dx) && rows_fit(copy) &&
-                   copy->data != dx->data),
+    WANT(!copy ||
+             (is_f32(dx) && is_act(copy) && same_shape(copy, dx) && copy->data != dx->data),
          "rmsnorm_bwd: with a copy want dx F32, and the copy of its shape elsewhere");
     d->ops.rmsnorm_bwd(d, grads, dy, x, s, g);
     OP_END(DEV_ELEMENTWISE, started);
@@ -274,7 +224,8 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
                  const struct tensor *b)
 {
     OP_BEGIN(add, started);
-    WANT(act(y) && act(a) && act(b) && is_2d(y) && same_shape(y, a) && same_shape(y, b),
+    WANT(is_act(y) && is_act(a) && is_act(b) && is_2d(y) && same_shape(y, a) &&
+             same_shape(y, b),
          "add: want y, a, b [R,C]");
     d->ops.add(d, y, a, b);
     OP_END(DEV_ELEMENTWISE, started);
@@ -283,7 +234,7 @@ enum err dev_add(struct dev *d, const struct tensor *y, const struct tensor *a,
 enum err dev_scale(struct dev *d, const struct tensor *y, float factor)
 {
     OP_BEGIN(scale, started);
-    WANT(act(y) && is_2d(y), "scale: want y [R,C]");
+    WANT(is_act(y) && is_2d(y), "scale: want y [R,C]");
     d->ops.scale(d, y, factor);
     OP_END(DEV_ELEMENTWISE, started);
 }
@@ -292,8 +243,8 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
                   const struct tensor *sin, bool inverse)
 {
     OP_BEGIN(rope, started);
-    WANT(act(x) && is_3d(x), "rope: want x [T,H,d]");
-    WANT(f32(cos) && f32(sin) && is_2d(cos) && same_shape(cos, sin) &&
+    WANT(is_act(x) && is_3d(x), "rope: want x [T,H,d]");
+    WANT(is_f32(cos) && is_f32(sin) && is_2d(cos) && same_shape(cos, sin) &&
              cos->dim[0] >= x->dim[0] && cos->dim[1] <= x->dim[2] / 2,
          "rope: want cos, sin [T,r/2], r at most d");
     d->ops.rope(d, x, cos, sin, inverse);
@@ -303,7 +254,7 @@ enum err dev_rope(struct dev *d, const struct tensor *x, const struct tensor *co
 enum err dev_hadamard(struct dev *d, const struct tensor *x)
 {
     OP_BEGIN(hadamard, started);
-    WANT(act(x) && is_3d(x) && hadamard_fits(x->dim[2]),
+    WANT(is_act(x) && is_3d(x) && hadamard_fits(x->dim[2]),
          "hadamard: want x [T,H,d], d a power of two from 2 to %d", HADAMARD_MAX);
     d->ops.hadamard(d, x);
     OP_END(DEV_ELEMENTWISE, started);
@@ -314,15 +265,15 @@ static bool attn_fits(const struct tensor *q, const struct tensor *k,
                       const struct tensor *v, const struct tensor *kq,
                       const struct tensor *vq)
 {
-    if (!act(q) || !act(k) || !act(v) || !is_3d(q) || !is_3d(k) || !same_shape(k, v) ||
-        !is_3d(v))
+    if (!is_act(q) || !is_act(k) || !is_act(v) || !is_3d(q) || !is_3d(k) ||
+        !same_shape(k, v) || !is_3d(v))
         return false;
     if (k->dtype != q->dtype || v->dtype != q->dtype || k->dim[0] != q->dim[0] ||
         k->dim[2] != q->dim[2] || q->dim[1] % k->dim[1])
         return false;
     if (!kq != !vq)
         return false;
-    return !kq || (act(kq) && act(vq) && same_shape(kq, k) && same_shape(vq, k) &&
+    return !kq || (is_act(kq) && is_act(vq) && same_shape(kq, k) && same_shape(vq, k) &&
                    kq->dtype == q->dtype && vq->dtype == q->dtype);
 }
 
@@ -340,7 +291,7 @@ static bool grads_fit(const struct attn_grads *g, const struct attn_inputs *in)
 
 static bool looks_like(const struct tensor *x, const struct tensor *q)
 {
-    return act(x) && same_shape(x, q) && x->dtype == q->dtype;
+    return is_act(x) && same_shape(x, q) && x->dtype == q->dtype;
 }
 
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
@@ -377,7 +328,7 @@ enum err dev_gate(struct dev *d, enum gate_act kind, const struct tensor *y,
                   const struct tensor *gu)
 {
     OP_BEGIN(gate, started);
-    WANT(act(y) && act(gu) && is_2d(y) && is_2d(gu) && gu->dim[0] == y->dim[0] &&
+    WANT(is_act(y) && is_act(gu) && is_2d(y) && is_2d(gu) && gu->dim[0] == y->dim[0] &&
              gu->dim[1] == 2 * y->dim[1],
          "gate: want y [R,F], gu [R,2F]");
     d->ops.gate(d, kind, y, gu);
@@ -388,8 +339,9 @@ enum err dev_gate_bwd(struct dev *d, enum gate_act kind, const struct tensor *dg
                       const struct tensor *dy, const struct tensor *gu)
 {
     OP_BEGIN(gate_bwd, started);
-    WANT(act(dy) && act(gu) && act(dgu) && is_2d(dy) && is_2d(gu) && same_shape(dgu, gu) &&
-             gu->dim[0] == dy->dim[0] && gu->dim[1] == 2 * dy->dim[1],
+    WANT(is_act(dy) && is_act(gu) && is_act(dgu) && is_2d(dy) && is_2d(gu) &&
+             same_shape(dgu, gu) && gu->dim[0] == dy->dim[0] &&
+             gu->dim[1] == 2 * dy->dim[1],
          "gate_bwd: want dy [R,F], dgu, gu [R,2F]");
     d->ops.gate_bwd(d, kind, dgu, dy, gu);
     OP_END(DEV_ELEMENTWISE, started);
@@ -398,19 +350,19 @@ enum err dev_gate_bwd(struct dev *d, enum gate_act kind, const struct tensor *dg
 /* x [N,n] with one entry for each group of p's weight. */
 static bool per_group(const struct tensor *x, const struct weight_quant *p, enum dtype t)
 {
-    return x && x->data && x->dtype == t && is_2d(x) && x->dim[0] == p->w->dim[0] &&
-           x->dim[1] == weight_groups(p->w->dim[1], p->group_size);
+    return is_matrix(x, t, p->w->dim[0], weight_groups(p->w->dim[1], p->group_size));
 }
 
 static bool weight_fits(const struct weight_quant *p)
 {
-    return (act(p->w) || is_type(p->w, DT_F16)) && is_2d(p->w) && quant_bits_ok(p->bits) &&
-           p->group_size >= 0 && p->scale_bits >= 0 && p->scale_bits <= QUANT_SCALE_BITS;
+    return (is_act(p->w) || is_type(p->w, DT_F16)) && is_2d(p->w) &&
+           quant_bits_ok(p->bits) && p->group_size >= 0 && p->scale_bits >= 0 &&
+           p->scale_bits <= QUANT_SCALE_BITS;
 }
 
 static bool offsets_fit(const struct weight_quant *p)
 {
-    return !p->v || (f32(p->v) && same_shape(p->v, p->w));
+    return !p->v || (is_f32(p->v) && same_shape(p->v, p->w));
 }
 
 enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
@@ -425,7 +377,7 @@ enum err dev_fake_quant_weights(struct dev *d, const struct tensor *wq,
          "fake_quant_weights: want scales F16, zeros U8 [N,groups]");
     WANT(!p->a || (per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32)),
          "fake_quant_weights: want a, b F32 [N,groups]");
-    WANT(!wq || (act(wq) && same_shape(wq, p->w)), "fake_quant_weights: want wq [N,C]");
+    WANT(!wq || (is_act(wq) && same_shape(wq, p->w)), "fake_quant_weights: want wq [N,C]");
     WANT(offsets_fit(p), "fake_quant_weights: want v F32 [N,C]");
     d->ops.fake_quant_weights(d, wq, scales, zeros, p);
     OP_END(DEV_FAKE_QUANT, started);
@@ -436,7 +388,7 @@ enum err dev_fake_quant_stored(struct dev *d, const struct tensor *wq,
                                const struct weight_quant *p)
 {
     OP_BEGIN(fake_quant_stored, started);
-    WANT(weight_fits(p) && act(wq) && same_shape(wq, p->w) &&
+    WANT(weight_fits(p) && is_act(wq) && same_shape(wq, p->w) &&
              per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "fake_quant_stored: want w F32, F16 or BF16, wq [N,C], scales F16, zeros U8 "
          "[N,groups]");
@@ -450,7 +402,7 @@ enum err dev_fake_quant_weights_bwd(struct dev *d, const struct tensor *da,
                                     const struct weight_quant *p)
 {
     OP_BEGIN(fake_quant_weights_bwd, started);
-    WANT(weight_fits(p) && f32(dwq) && same_shape(dwq, p->w) &&
+    WANT(weight_fits(p) && is_f32(dwq) && same_shape(dwq, p->w) &&
              per_group(p->a, p, DT_F32) && per_group(p->b, p, DT_F32) &&
              per_group(da, p, DT_F32) && per_group(db, p, DT_F32),
          "fake_quant_weights_bwd: want w F32, F16 or BF16, dwq F32 [N,C], a, b, da, db F32 "
@@ -465,7 +417,7 @@ enum err dev_offset_step(struct dev *d, const struct tensor *dwq,
                          const struct weight_quant *p, float rate)
 {
     OP_BEGIN(offset_step, started);
-    WANT(weight_fits(p) && p->v && offsets_fit(p) && f32(dwq) && same_shape(dwq, p->w) &&
+    WANT(weight_fits(p) && p->v && offsets_fit(p) && is_f32(dwq) && same_shape(dwq, p->w) &&
              per_group(scales, p, DT_F16) && per_group(zeros, p, DT_U8),
          "offset_step: want w F32, F16 or BF16, v, dwq F32 [N,C], scales F16, zeros U8 "
          "[N,groups]");
@@ -473,17 +425,10 @@ enum err dev_offset_step(struct dev *d, const struct tensor *dwq,
     OP_END(DEV_OPTIMIZER, started);
 }
 
-/* a and b are vectors with one entry for each channel of x, or both are NULL. */
-static bool per_channel(const struct tensor *a, const struct tensor *b,
-                        const struct tensor *x)
-{
-    return !a == !b && (!a || (vec(a, row_width(x)) && vec(b, row_width(x))));
-}
-
 enum err dev_fake_quant_kv(struct dev *d, const struct tensor *xq, const struct kv_quant *p)
 {
     OP_BEGIN(fake_quant_kv, started);
-    WANT(act(p->x) && act(xq) && is_3d(p->x) && same_shape(p->x, xq) && rows_fit(xq) &&
+    WANT(is_act(p->x) && is_act(xq) && is_3d(p->x) && same_shape(p->x, xq) &&
              quant_bits_ok(p->bits),
          "fake_quant_kv: want xq, x [T,K,d], 2 to 8 bits");
     WANT(per_channel(p->s, p->shift, p->x),
@@ -496,7 +441,7 @@ enum err dev_fake_quant_kv_bwd(struct dev *d, const struct kv_grads *grads,
                                const struct tensor *dxq, const struct kv_quant *p)
 {
     OP_BEGIN(fake_quant_kv_bwd, started);
-    WANT(act(p->x) && act(grads->dx) && act(dxq) && is_3d(p->x) &&
+    WANT(is_act(p->x) && is_act(grads->dx) && is_act(dxq) && is_3d(p->x) &&
              same_shape(grads->dx, p->x) && same_shape(dxq, p->x) && quant_bits_ok(p->bits),
          "fake_quant_kv_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits");
     WANT(per_channel(p->s, p->shift, p->x),
@@ -513,8 +458,8 @@ enum err dev_fake_quant_kv_channel(struct dev *d, const struct tensor *xq,
                                    const struct tensor *x, int bits, int64_t tokens)
 {
     OP_BEGIN(fake_quant_kv_channel, started);
-    WANT(act(x) && act(xq) && is_3d(x) && same_shape(x, xq) && rows_fit(xq) &&
-             quant_bits_ok(bits) && tokens > 0,
+    WANT(is_act(x) && is_act(xq) && is_3d(x) && same_shape(x, xq) && quant_bits_ok(bits) &&
+             tokens > 0,
          "fake_quant_kv_channel: want xq, x [T,K,d], 2 to 8 bits, tokens > 0");
     d->ops.fake_quant_kv_channel(d, xq, x, bits, tokens);
     OP_END(DEV_FAKE_QUANT, started);
@@ -525,7 +470,7 @@ enum err dev_fake_quant_kv_channel_bwd(struct dev *d, const struct tensor *dx,
                                        int bits, int64_t tokens, bool accumulate)
 {
     OP_BEGIN(fake_quant_kv_channel_bwd, started);
-    WANT(act(x) && act(dx) && act(dxq) && is_3d(x) && same_shape(dx, x) &&
+    WANT(is_act(x) && is_act(dx) && is_act(dxq) && is_3d(x) && same_shape(dx, x) &&
              same_shape(dxq, x) && quant_bits_ok(bits) && tokens > 0,
          "fake_quant_kv_channel_bwd: want dx, dxq, x [T,K,d], 2 to 8 bits, tokens > 0");
     WANT(!accumulate || dx->data != dxq->data,
@@ -538,7 +483,8 @@ enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct ten
                         const struct tensor *x)
 {
     OP_BEGIN(col_minmax, started);
-    WANT(act(x) && (is_2d(x) || is_3d(x)) && vec(mn, row_width(x)) && vec(mx, row_width(x)),
+    WANT(is_act(x) && (is_2d(x) || is_3d(x)) && vec(mn, tensor_width(x)) &&
+             vec(mx, tensor_width(x)),
          "col_minmax: want x [R,C], mn, mx [C]");
     d->ops.col_minmax(d, mn, mx, x);
     OP_END(DEV_ELEMENTWISE, started);
@@ -547,7 +493,7 @@ enum err dev_col_minmax(struct dev *d, const struct tensor *mn, const struct ten
 enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 {
     OP_BEGIN(exp, started);
-    WANT(f32(s) && f32(ls) && tensor_count(s) == tensor_count(ls), "exp: want s, ls [C]");
+    WANT(is_f32(ls) && contiguous(ls) && vec(s, tensor_count(ls)), "exp: want s, ls [C]");
     d->ops.exp(d, s, ls);
     OP_END(DEV_FAKE_QUANT, started);
 }
@@ -555,8 +501,8 @@ enum err dev_exp(struct dev *d, const struct tensor *s, const struct tensor *ls)
 enum err dev_check_loss(const struct tensor *dy, const struct loss_inputs *in)
 {
     const struct tensor *y = in->y, *t = in->t;
-    WANT(act(y) && act(t) && is_2d(y) && same_shape(y, t), "loss: want y, t [R,C]");
-    WANT(!dy || (act(dy) && same_shape(dy, y) && (!in->accumulate || f32(dy))),
+    WANT(is_act(y) && is_act(t) && is_2d(y) && same_shape(y, t), "loss: want y, t [R,C]");
+    WANT(!dy || (is_act(dy) && same_shape(dy, y) && (!in->accumulate || is_f32(dy))),
          "loss: want dy [R,C], F32 to accumulate");
     return OK;
 }
@@ -573,7 +519,7 @@ enum err dev_loss(struct dev *d, double *loss, const struct tensor *dy,
 enum err dev_all_finite(struct dev *d, bool *finite, const struct tensor *x)
 {
     OP_BEGIN(all_finite, started);
-    WANT(act(x) && rows_fit(x), "all_finite: want an act tensor");
+    WANT(is_act(x), "all_finite: want an act tensor");
     *finite = d->ops.all_finite(d, x);
     OP_END(DEV_OPTIMIZER, started);
 }
@@ -582,8 +528,7 @@ enum err dev_cross_entropy(struct dev *d, const struct tensor *nll, const struct
                            const struct tensor *target)
 {
     OP_BEGIN(cross_entropy, started);
-    WANT(act(x) && is_2d(x) && vec(nll, x->dim[0]) && target && target->dtype == DT_I32 &&
-             tensor_count(target) == x->dim[0],
+    WANT(is_act(x) && is_2d(x) && vec(nll, x->dim[0]) && flat(target, DT_I32, x->dim[0]),
          "cross_entropy: want x [R,V], nll [R], target I32 [R]");
     d->ops.cross_entropy(d, nll, x, target);
     OP_END(DEV_LOSS, started);

@@ -39,9 +39,25 @@
         return d->failed;                                                                  \
     } while (0)
 
+/* Questions about operands. Backends trust their arguments, so every operation checks the type of
+ * every operand, by is_type() or what is made of it. That covers the stride; same_shape(), is_2d()
+ * and is_3d() do not. */
+
+/* Rows, or the tokens of a 3-D view, lie apart. A vector has no stride, and that of one row counts
+ * for nothing. */
+static inline bool rows_fit(const struct tensor *x)
+{
+    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld >= tensor_width(x);
+}
+
 static inline bool is_type(const struct tensor *x, enum dtype t)
 {
-    return x && x->data && x->dtype == t;
+    return x && x->data && x->dtype == t && rows_fit(x);
+}
+
+static inline bool is_f32(const struct tensor *x)
+{
+    return is_type(x, DT_F32);
 }
 
 static inline bool is_act(const struct tensor *x)
@@ -49,20 +65,53 @@ static inline bool is_act(const struct tensor *x)
     return is_type(x, DT_F32) || is_type(x, DT_BF16);
 }
 
-/* F32 of n elements, whatever their shape. */
-static inline bool vec(const struct tensor *x, int64_t n)
-{
-    return is_type(x, DT_F32) && tensor_count(x) == n;
-}
-
-static inline bool matrix(const struct tensor *x, int64_t rows, int64_t cols)
-{
-    return x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols && x->ld >= cols;
-}
-
 static inline bool contiguous(const struct tensor *x)
 {
-    return x->n_dims == 2 && x->ld == x->dim[1];
+    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld == tensor_width(x);
+}
+
+/* n elements of type t without gaps, whatever their shape. */
+static inline bool flat(const struct tensor *x, enum dtype t, int64_t n)
+{
+    return is_type(x, t) && contiguous(x) && tensor_count(x) == n;
+}
+
+static inline bool vec(const struct tensor *x, int64_t n)
+{
+    return flat(x, DT_F32, n);
+}
+
+static inline bool same_shape(const struct tensor *a, const struct tensor *b)
+{
+    if (a->n_dims != b->n_dims)
+        return false;
+    for (int i = 0; i < a->n_dims; i++)
+        if (a->dim[i] != b->dim[i])
+            return false;
+    return true;
+}
+
+static inline bool is_matrix(const struct tensor *x, enum dtype t, int64_t rows,
+                             int64_t cols)
+{
+    return is_type(x, t) && x->n_dims == 2 && x->dim[0] == rows && x->dim[1] == cols;
+}
+
+static inline bool is_2d(const struct tensor *x)
+{
+    return x->n_dims == 2 && x->dim[0] > 0 && x->dim[1] > 0;
+}
+
+static inline bool is_3d(const struct tensor *x)
+{
+    return x->n_dims == 3 && x->dim[0] > 0 && x->dim[1] > 0 && x->dim[2] > 0;
+}
+
+/* a and b have one entry for each channel of x [T,K,d], or both are NULL. */
+static inline bool per_channel(const struct tensor *a, const struct tensor *b,
+                               const struct tensor *x)
+{
+    return !a == !b && (!a || (vec(a, tensor_width(x)) && vec(b, tensor_width(x))));
 }
 
 #endif

@@ -60,7 +60,7 @@ enum err dev_adamw(struct dev *d, const struct tensor *p, const struct tensor *g
                    const struct tensor *m, const struct tensor *v, const struct adamw *o)
 {
     OP_BEGIN(adamw, started);
-    WANT(is_type(p, DT_F32) && vec(g, tensor_count(p)) && vec(m, tensor_count(p)) &&
+    WANT(is_f32(p) && contiguous(p) && vec(g, tensor_count(p)) && vec(m, tensor_count(p)) &&
              vec(v, tensor_count(p)) && (o->rates || o->step >= 1),
          "adamw: want p, g, m, v F32 of one size, step >= 1");
     if (d->ops.memory)

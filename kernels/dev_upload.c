@@ -101,16 +101,11 @@ static void upload_in_pieces(struct dev *d, const struct tensor *y, const char *
         d->ops.copy(d, &to, &arrived);
 }
 
-static bool packed(const struct tensor *x)
-{
-    return x->n_dims == 1 || x->dim[0] <= 1 || x->ld * x->dim[0] == tensor_count(x);
-}
-
 enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_src,
                        enum dtype from)
 {
     OP_BEGIN(copy, started);
-    WANT((is_act(y) || is_type(y, from)) && packed(y) && tensor_count(y) > 0,
+    WANT((is_act(y) || is_type(y, from)) && contiguous(y) && tensor_count(y) > 0,
          "upload_as: want a contiguous act tensor, or one of the source's type");
     WANT(from == DT_F32 || from == DT_F16 || from == DT_BF16,
          "upload_as: want F32, F16 or BF16 elements, not %s", dtype_name(from));
@@ -129,7 +124,7 @@ enum err dev_download_f32(struct dev *d, float *host_dst, const struct tensor *x
 {
     FAIL_IF(d->failed, d->failed, "download_f32: device %s has already failed",
             d->ops.name);
-    WANT((is_act(x) || is_type(x, DT_F16)) && packed(x) && tensor_count(x) > 0,
+    WANT((is_act(x) || is_type(x, DT_F16)) && contiguous(x) && tensor_count(x) > 0,
          "download_f32: want a contiguous tensor of F32, F16 or BF16");
     const int64_t n = tensor_count(x);
     const size_t bytes = (size_t)n * dtype_bytes(x->dtype);
