@@ -23,13 +23,16 @@ void dev_forget(struct dev *d)
 
 enum err dev_put(struct dev *d, void *dst, const void *host_src, size_t bytes)
 {
+    FAIL_IF(d->failed, d->failed, "put: device %s has already failed", d->ops.name);
+    WANT(dst && host_src && (uintptr_t)dst % 4 == 0,
+         "put: want a source, and dst aligned to 4");
+    WANT(bytes > 0 && bytes <= DEV_PUT_BYTES && bytes % 4 == 0,
+         "put: want 4 to %d bytes, a multiple of 4", DEV_PUT_BYTES);
     if (!d->ops.memory) {
         memcpy(dst, host_src, bytes);
         return OK;
     }
     OP_BEGIN(put, started);
-    WANT(bytes > 0 && bytes <= DEV_PUT_BYTES && bytes % 4 == 0,
-         "put: want 4 to %d bytes, a multiple of 4", DEV_PUT_BYTES);
     d->ops.put(d, dst, host_src, bytes);
     OP_END(DEV_COPY, started);
 }

@@ -394,6 +394,21 @@ static void refinement(void **state)
     refused(dev_distill(dev, loss, &w, &n_w, &target, 1, 1));
 }
 
+static void few_bytes(void **state)
+{
+    float to[64] = {0};
+    char *inside = (char *)to + 2;
+    mem[0] = 5;
+    assert_int_equal(dev_put(dev, to, mem, sizeof(*to)), OK);
+    assert_true(to[0] == 5);
+    refused(dev_put(dev, NULL, mem, sizeof(*to)));
+    refused(dev_put(dev, to, NULL, sizeof(*to)));
+    refused(dev_put(dev, inside, mem, sizeof(*to)));
+    refused(dev_put(dev, to, mem, 0));
+    refused(dev_put(dev, to, mem, 6));
+    refused(dev_put(dev, to, mem, DEV_PUT_BYTES + 4));
+}
+
 static void devices(void **state)
 {
     struct dev *d = NULL;
@@ -463,13 +478,21 @@ int main(void)
     if (DEBUG_ABORT) /* refusals abort */
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(matrices),         cmocka_unit_test(sums_of_products),
-        cmocka_unit_test(experts),          cmocka_unit_test(norms_and_rotation),
-        cmocka_unit_test(attention),        cmocka_unit_test(quantizers),
-        cmocka_unit_test(training),         cmocka_unit_test(narrow_elements),
-        cmocka_unit_test(narrow_attention), cmocka_unit_test(narrow_quantizers),
-        cmocka_unit_test(refinement),       cmocka_unit_test(devices),
-        cmocka_unit_test(failures_stay),    cmocka_unit_test(cuda_opens_or_says_why),
+        cmocka_unit_test(matrices),
+        cmocka_unit_test(sums_of_products),
+        cmocka_unit_test(experts),
+        cmocka_unit_test(norms_and_rotation),
+        cmocka_unit_test(attention),
+        cmocka_unit_test(quantizers),
+        cmocka_unit_test(training),
+        cmocka_unit_test(narrow_elements),
+        cmocka_unit_test(narrow_attention),
+        cmocka_unit_test(narrow_quantizers),
+        cmocka_unit_test(refinement),
+        cmocka_unit_test(few_bytes),
+        cmocka_unit_test(devices),
+        cmocka_unit_test(failures_stay),
+        cmocka_unit_test(cuda_opens_or_says_why),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
