@@ -7,6 +7,8 @@ tests/convert/check_artifact.py. All other tensors keep their bytes. Calibration
 only what they may, and an export to the same format must return the tool's own tensors."""
 import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -287,6 +289,19 @@ def test_experts_that_do_not_fit(b):
         path, _ = b.make(model=model, **what)
         said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
         assert text in said, said
+
+
+def test_conflicts(b):
+    """All keys that given weights decide otherwise are in one message, whose options then work."""
+    path, _ = b.make()
+    wrong = {"weights.scale_bits": "7", "weights.group_size": "64", "weights.mixed": "q_proj=8", "weights.bits": "8",
+             "weights.round": "learned", "kv.rotate": "kv"}
+    convert = ["convert", path, "--weights-from", path, *(w for k, v in wrong.items() for w in ("--set", f"{k}={v}"))]
+    said = b.run(*convert, "-o", b.place("no"), status=2)
+    assert all(f"{key} is {value} (" in said for key, value in wrong.items()), said
+    (cure,) = re.findall(r"or add((?: --set [a-z_.]+=\S*)+)$", said, re.M)
+    assert cure.count("--set") == len(wrong), cure
+    b.run(*convert, "-o", b.place("cured"), *shlex.split(cure))
 
 
 def cache_of(folder):

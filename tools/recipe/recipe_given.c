@@ -92,23 +92,38 @@ static enum err set_formats(struct recipe *r, const struct hf_model *m)
     return OK;
 }
 
-/* Refuses a key that is neither at its default nor what the weights are. */
-static enum err check_key(const struct recipe *was, const struct recipe *is,
-                          const struct recipe_key *k, const char *dir)
+/* Keys that differ from what given weights decide, and the --set options that change them. */
+struct conflicts {
+    int n;
+    char is[400], cure[400];
+};
+
+/* why: what they have instead, or why they cannot have this. */
+static void add_conflict(struct conflicts *c, const char *key, const char *typed,
+                         const char *why, const char *cure)
+{
+    const size_t is = strlen(c->is), n = strlen(c->cure);
+    snprintf(c->is + is, sizeof(c->is) - is, "%s%s is %.60s (%.70s)", c->n ? ", " : "", key,
+             typed, why);
+    snprintf(c->cure + n, sizeof(c->cure) - n, " --set %s=%s", key, cure);
+    c->n++;
+}
+
+/* Adds a key that is neither at its default nor what the weights are. A mix that is not theirs
+ * is best left out. */
+static enum err compare_key(struct conflicts *c, const struct recipe *was,
+                            const struct recipe *is, const struct recipe_key *k)
 {
     enum err err = OK;
     struct recipe fresh = {0};
-    char *typed = NULL, *given = NULL, *usual = NULL;
+    char *typed = NULL, *given = NULL, *usual = NULL, there[80];
     recipe_init(&fresh);
     TRY_OUT(recipe_text(&typed, was, k));
     TRY_OUT(recipe_text(&given, is, k));
     TRY_OUT(recipe_text(&usual, &fresh, k));
+    snprintf(there, sizeof(there), "%.60s there", *given ? given : "none");
     if (strcmp(typed, given) && strcmp(typed, usual))
-        FAIL_OUT(
-            ERR_USAGE,
-            "%s is %s, but the weights of %s have %s; --weights-from sets this key, so "
-            "omit it",
-            k->name, *typed ? typed : "not set", dir, *given ? given : "none");
+        add_conflict(c, k->name, typed, there, k->kind == KEY_MIX ? "" : given);
 out:
     recipe_free(&fresh);
     mem_free(typed);
@@ -117,18 +132,36 @@ out:
     return err;
 }
 
+/* A rotation of values is a product with v_proj and o_proj, whose codes are given. */
+static void compare_rotation(struct conflicts *c, const struct recipe *was)
+{
+    static const char why[] = "the rotation of values changes v_proj and o_proj";
+    if (was->rotate == ROTATE_KV)
+        add_conflict(c, "kv.rotate", "kv", why, "k");
+    else if (was->rotate == ROTATE_V)
+        add_conflict(c, "kv.rotate", "v", why, "none");
+}
+
 enum err recipe_take_formats(struct recipe *r, const struct hf_model *m, const char *dir)
 {
     static const char *const keys[] = {"weights.method",     "weights.bits",
                                        "weights.group_size", "weights.scale_bits",
                                        "weights.mixed",      "weights.round"};
     struct recipe was = {0};
+    struct conflicts c = {0};
     TRY(recipe_copy(&was, r));
     enum err err = set_formats(r, m);
     for (int i = 0; i < recipe_n_keys && !err; i++)
         for (size_t k = 0; k < ARRAY_LEN(keys) && !err; k++)
             if (!strcmp(recipe_key[i].name, keys[k]))
-                err = check_key(&was, r, &recipe_key[i], dir);
+                err = compare_key(&c, &was, r, &recipe_key[i]);
+    compare_rotation(&c, &was);
     recipe_free(&was);
-    return err;
+    TRY(err);
+    FAIL_IF(
+        c.n, ERR_USAGE,
+        "the weights of %.200s are given and decide what they are: %s; leave %s out, or "
+        "add%s",
+        dir, c.is, c.n > 1 ? "these keys" : "this key", c.cure);
+    return OK;
 }
