@@ -121,7 +121,8 @@ struct export_job {
     int n_notes;
     bool carries_target; /* the cache of kv.target is that of the format's engines */
     uint64_t bytes;      /* of all files to write */
-    void *plan;          /* the format's own; released by export_job_free() */
+    double weight_bits; /* per weight of all projections, scales and zero points included */
+    void *plan;         /* the format's own; released by export_job_free() */
 
     /* During export_write(). */
     struct pool *pool;
@@ -179,6 +180,8 @@ enum err export_note(struct export_job *j, enum export_fate fate, const char *fm
  * neither is known. Borrowed from the options or the source. */
 const char *export_base_model(const struct export_job *j);
 const char *export_license(const struct export_job *j);
+/* Sets j->weight_bits from the bytes that all projections take in the export. */
+void export_set_bits(struct export_job *j, uint64_t bytes);
 /* Counts n more bytes of tensors as done. */
 void export_advance(struct export_job *j, uint64_t n);
 

@@ -217,6 +217,14 @@ static enum err check_inputs(const struct export_job *j)
     return OK;
 }
 
+void export_set_bits(struct export_job *j, uint64_t bytes)
+{
+    int64_t weights = 0;
+    for (int64_t i = 0; i < j->source->n_linears; i++)
+        weights += j->source->linear[i].packed->out * j->source->linear[i].packed->in;
+    j->weight_bits = 8.0 * (double)bytes / (double)weights;
+}
+
 enum err export_check(struct export_job *j)
 {
     TRY(check_id(j->options.base_model, "base-model"));

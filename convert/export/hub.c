@@ -55,6 +55,7 @@ enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *n
     }
     struct hub_tensor *h = &p->how[p->tensors.n - 1];
     *h = *how;
+    h->projection = how->linear && how->linear->layer >= 0;
     h->rows = n_dims > 1 ? dim[0] : 1;
     h->row_bytes =
         h->rows ? p->tensors.tensor[p->tensors.n - 1].bytes / (size_t)h->rows : 0;
@@ -140,8 +141,11 @@ static enum err add_plain_module(struct hub_plan *p, const struct hub_module *m,
                                  enum dtype to)
 {
     const struct st_tensor *t = m->part[0].weight;
-    if (m->n == 1)
-        return add_plain(p, t, to);
+    if (m->n == 1) {
+        TRY(add_plain(p, t, to));
+        p->how[p->tensors.n - 1].projection = true;
+        return OK;
+    }
     const bool convert = to != DT_OTHER && t->dtype != to;
     const int64_t dim[] = {m->out, m->in};
     const struct hub_tensor how = {.linear = m->part,
@@ -290,6 +294,17 @@ static enum err set_config(struct hub_plan *p, const struct export_source *s, js
     return err;
 }
 
+/* Returns the bytes of the projections' codes, scales, zero points and values. compressed-tensors'
+ * shapes are I64. */
+static uint64_t projection_bytes(const struct hub_plan *p)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < p->tensors.n; i++)
+        if (p->how[i].projection && p->how[i].dtype != DT_I64)
+            bytes += p->tensors.tensor[i].bytes;
+    return bytes;
+}
+
 enum err hub_finish(struct export_job *j, json_t *quantization, const char *torch_dtype)
 {
     struct hub_plan *p = j->plan;
@@ -303,6 +318,7 @@ enum err hub_finish(struct export_job *j, json_t *quantization, const char *torc
         for (int k = 0; t->src && k < t->n_linears; k++)
             TRY(check_f16(t->linear[k].weight));
     }
+    export_set_bits(j, projection_bytes(p));
     TRY(hub_card(&p->card, j));
     out_plan_cut(&p->tensors, j->options.shard_bytes);
     return hub_measure(j);

@@ -36,6 +36,7 @@ struct hub_tensor {
                      void *scratch);
     int64_t group;    /* the format's own: columns of an exported group, 0: whole rows */
     int bits;         /* the format's own: bits of an exported code */
+    bool projection;  /* set by hub.c: part of a layer's projection */
     enum dtype dtype; /* of the exported tensor */
 };
 

@@ -59,9 +59,11 @@ static enum err settings(FILE *f, const struct export_job *j)
     artifact_measure(&size, s->artifact);
     fprintf(
         f,
-        "Format `%s`, exported by wkvq %s for %s. The artifact has %.3f bits per weight, "
-        "scales and zero points included.\n\n## What the export holds\n\n",
-        j->format->name, WKVQ_VERSION, j->format->engines, size.weight_bits);
+        "Format `%s`, exported by wkvq %s for %s. Its projections take %.3f bits per weight, "
+        "scales and zero points included; those of the artifact take %.3f.\n\n"
+        "## What the export holds\n\n",
+        j->format->name, WKVQ_VERSION, j->format->engines, j->weight_bits,
+        size.weight_bits);
     for (int i = 0; i < j->n_notes; i++)
         fprintf(f, "- %s: %s.\n", export_fate_name[j->note[i].fate], j->note[i].text);
     json_t *spec = spec_to_json(s->weights, s->kv);

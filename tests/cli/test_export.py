@@ -474,6 +474,39 @@ def test_odd_widths(b):
     print("odd widths: padded words")
 
 
+def projection_bits(folder, artifact):
+    """Bits per weight of all tensors of the projections. The shapes of compressed-tensors are none of them."""
+    parts = {n: t[2] for n, t in tensors_in(folder).items()
+             if n.startswith(tuple(f"{m}." for m in artifact.bits)) and not n.endswith((".weight_shape", ".bias"))}
+    shapes = [[len(artifact.values[n]), len(artifact.values[n][0])] if bits < 16 else artifact.rest[f"{n}.weight"][1]
+              for n, bits in artifact.bits.items()]
+    assert len(parts) >= len(artifact.bits)
+    return 8 * sum(map(len, parts.values())) / sum(rows * cols for rows, cols in shapes)
+
+
+def test_bits(b, model):
+    """The bits per weight of --plan, the command and the card are those of the tensors that were written."""
+    mixed = "o_proj=16, down_proj=8, gate_proj=3, up_proj=3"
+    for settings, forms in (({}, ("compressed-tensors", "awq", "dense")), ({"weights__mixed": mixed}, ("compressed-tensors", "dense"))):
+        folder = b.convert(model, weights__group_size=64, kv__method="token", **settings)
+        own = json.loads(b.run("inspect", folder, "--json").stdout)["weight_bits"]
+        for form in forms:
+            out = b.place(form)
+            done = json.loads(b.run("export", folder, "--format", form, "-o", out, "--json").stdout)
+            want = projection_bits(out, Artifact(folder))
+            assert abs(done["weight_bits"] - want) < 1e-6 and abs(done["artifact_weight_bits"] - own) < 1e-6, (done, want, own)
+            plan = b.run("export", folder, "--format", form, "--plan").stdout.decode()
+            assert f"{want:.3f} bits per weight of the projections" in plan and f"{own:.3f} in the artifact" in plan, plan
+            card = (out / "README.md").read_text()
+            assert f"take {want:.3f} bits per weight" in card and f"those of the artifact take {own:.3f}." in card, card
+            assert form == "dense" or own < want < 16, (form, own, want)
+    for kind, bits in (("q4_1", 5), ("q8_0", 8.5)):
+        folder = b.convert(model, weights__group_size=32, kv__method="token")
+        plan = b.run("export", folder, "--format", "gguf", "--gguf-pre", "none", "--weights", kind, "--plan", "--json")
+        assert json.loads(plan.stdout)["weight_bits"] == bits, plan.stdout
+    print("bits per weight: those of the written tensors")
+
+
 def test_same_bytes(b, model):
     folder = b.convert(model, weights__group_size=64)
     for form in ("compressed-tensors", "awq", "dense"):
@@ -590,6 +623,7 @@ def main():
         test_odd_widths(b)
         test_families(b, golden)
         test_experts(b, golden)
+        test_bits(b, model)
         test_same_bytes(b, model)
         test_card(b, model, text)
         test_unknown_settings(b, model)

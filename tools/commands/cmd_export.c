@@ -226,12 +226,21 @@ static json_t *notes_json(const struct export_job *j)
     return list;
 }
 
+static double artifact_bits(const struct export_job *j)
+{
+    struct artifact_sizes size;
+    artifact_measure(&size, j->source->artifact);
+    return size.weight_bits;
+}
+
 static enum err print_json(const struct export_job *j, const struct args *a)
 {
-    json_t *o = json_pack("{s:s, s:s, s:s?, s:I, s:o}", "artifact", j->source->dir,
-                          "format", j->format->name, "export", a->plan ? NULL : a->out,
-                          "bytes", (json_int_t)j->bytes, "notes", notes_json(j));
-    const enum err err = json_print(o, 0);
+    json_t *o =
+        json_pack("{s:s, s:s, s:s?, s:I, s:f, s:f, s:o}", "artifact", j->source->dir,
+                  "format", j->format->name, "export", a->plan ? NULL : a->out, "bytes",
+                  (json_int_t)j->bytes, "weight_bits", j->weight_bits,
+                  "artifact_weight_bits", artifact_bits(j), "notes", notes_json(j));
+    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
 }
@@ -250,6 +259,9 @@ static enum err print_notes(const struct export_job *j, const struct args *a)
         return OK;
     if (a->json)
         return print_json(j, a);
+    printf("  weights  %.3f bits per weight of the projections, scales and zero points "
+           "included; %.3f in the artifact\n",
+           j->weight_bits, artifact_bits(j));
     printf("  size     %.1f MB, in the format of %s\n", 1e-6 * (double)j->bytes,
            j->format->engines);
     return OK;
@@ -269,7 +281,8 @@ static enum err write_export(struct export_job *j, const struct args *a)
         return err;
     if (a->json)
         return print_json(j, a);
-    log_info("%s: %.1f MB, %s", a->out, 1e-6 * (double)j->bytes, j->format->name);
+    log_info("%s: %.1f MB, %s, %.3f bits per weight (%.3f in the artifact)", a->out,
+             1e-6 * (double)j->bytes, j->format->name, j->weight_bits, artifact_bits(j));
     return OK;
 }
 

@@ -227,6 +227,16 @@ static enum err read_weights(bool *only_q8, const char *option)
     return OK;
 }
 
+static uint64_t projection_bytes(const struct gguf_plan *p)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->item[i].linear && p->item[i].linear->layer >= 0)
+            bytes += (uint64_t)p->item[i].rows *
+                     gguf_row_bytes(p->item[i].type, p->item[i].cols);
+    return bytes;
+}
+
 /* Refuses values of embedding or head that are beyond F16's range. */
 static enum err check_values(const struct gguf_item *t)
 {
@@ -286,6 +296,7 @@ static enum err check(struct export_job *j)
     TRY(gguf_add_keys(p, j));
     TRY(note_all(j, p));
     j->bytes = gguf_bytes(p->w);
+    export_set_bits(j, projection_bytes(p));
     return OK;
 }
 
