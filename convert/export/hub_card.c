@@ -14,6 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define NAME_MAX_SHOWN 80
+
+static const char report_place[] = "--eval-report"; /* for messages */
+
 /* --- front matter ------------------------------------------------------------------- */
 
 static void front_matter(FILE *f, const struct export_job *j)
@@ -93,24 +97,75 @@ static enum err changes(FILE *f, const struct export_job *j)
     return json_object_size(o) ? put_json(f, o) : OK;
 }
 
+/* Prints a name of a report inside a table's cell. */
+static void put_name(FILE *f, const char *name)
+{
+    for (size_t i = 0; name[i] && i < NAME_MAX_SHOWN; i++) {
+        const unsigned char c = (unsigned char)name[i];
+        fprintf(f, "%s%c", c == '|' ? "\\" : "", c < 0x20 || c == 0x7f ? ' ' : c);
+    }
+}
+
+/* Prints which text a report is of: its files, and the CRC-32 of its tokens. */
+static enum err put_text(FILE *f, const json_t *o)
+{
+    const char *crc = NULL;
+    json_t *names = NULL, *name;
+    size_t i;
+    TRY(json_need_string(&crc, o, "text_crc32", report_place));
+    TRY(json_get_array(&names, o, "texts", report_place));
+    json_array_foreach(names, i, name)
+    {
+        fprintf(f, "%s", i ? ", " : "");
+        put_name(f, json_is_string(name) ? json_string_value(name) : "?");
+    }
+    fprintf(f, " (tokens' CRC-32 ");
+    put_name(f, crc);
+    fprintf(f, ")");
+    return OK;
+}
+
+/* Prints the protocol of a report o for its model m, whose cache has so many bits. */
+static enum err put_protocol(FILE *f, const json_t *o, const json_t *m, double cache)
+{
+    const char *method = NULL, *score = "all", *target = NULL;
+    int64_t windows = 0, ctx = 0, chunk = 0;
+    TRY(json_need_string(&method, m, "method", report_place));
+    TRY(json_get_string(&score, o, "score", report_place));
+    TRY(json_get_string(&target, m, "kv_target", report_place));
+    TRY(json_need_int(&windows, o, "windows", 1, INT64_MAX, report_place));
+    TRY(json_need_int(&ctx, o, "ctx", 1, INT64_MAX, report_place));
+    TRY(json_need_int(&chunk, o, "chunk", 1, INT64_MAX, report_place));
+    put_name(f, method);
+    fprintf(f,
+            ", %" PRId64 " window%s of %" PRId64 " tokens, %s scored, chunk %" PRId64 ", ",
+            windows, windows == 1 ? "" : "s", ctx,
+            strcmp(score, "all") ? "second halves" : "all predictions", chunk);
+    if (target) {
+        fprintf(f, "the cache of ");
+        put_name(f, target);
+    } else {
+        fprintf(f, "%s", cache < 16 ? "its own cache" : "an unquantized cache");
+    }
+    return OK;
+}
+
 /* Prints one measurement of `wkvq eval --json`: the model's part m of report o. */
 static enum err put_measurement(FILE *f, const json_t *o, const json_t *m)
 {
-    const char *model = NULL, *method = NULL;
+    const char *model = NULL;
     double ppl = 0, weights = 0, cache = 0;
-    int64_t windows = 0, ctx = 0;
-    static const char where[] = "--eval-report";
-    TRY(json_need_string(&model, m, "model", where));
-    TRY(json_need_string(&method, m, "method", where));
-    TRY(json_need_real(&ppl, m, "ppl", 1, 1e30, where));
-    TRY(json_need_real(&weights, m, "weight_bits", 1, 32, where));
-    TRY(json_need_real(&cache, m, "kv_bits", 1, 32, where));
-    TRY(json_need_int(&windows, o, "windows", 1, INT64_MAX, where));
-    TRY(json_need_int(&ctx, o, "ctx", 1, INT64_MAX, where));
-    fprintf(f,
-            "| %.80s | %.4g | %.4g | %.4f | %s, %" PRId64 " windows of %" PRId64
-            " tokens |\n",
-            file_base_name(model), weights, cache, ppl, method, windows, ctx);
+    TRY(json_need_string(&model, m, "model", report_place));
+    TRY(json_need_real(&ppl, m, "ppl", 1, 1e30, report_place));
+    TRY(json_need_real(&weights, m, "weight_bits", 1, 32, report_place));
+    TRY(json_need_real(&cache, m, "kv_bits", 1, 32, report_place));
+    fprintf(f, "| ");
+    put_name(f, file_base_name(model));
+    fprintf(f, " | %.4g | %.4g | %.4f | ", weights, cache, ppl);
+    TRY(put_text(f, o));
+    fprintf(f, " | ");
+    TRY(put_protocol(f, o, m, cache));
+    fprintf(f, " |\n");
     return OK;
 }
 
@@ -120,10 +175,10 @@ static enum err measurements(FILE *f, const struct export_job *j)
     size_t i;
     if (!json_array_size(j->options.eval))
         return OK;
-    fprintf(f, "\n## Perplexity\n\nMeasured by `wkvq eval` before the export, with the "
-               "artifact's own cache.\n\n"
-               "| model | bits per weight | per cache element | perplexity | how |\n"
-               "| --- | --- | --- | --- | --- |\n");
+    fprintf(f, "\n## Perplexity\n\nMeasured by `wkvq eval` on the artifact, before the "
+               "export. An engine has arithmetic and a cache of its own.\n\n"
+               "| model | bits per weight | per cache element | perplexity | text | how |\n"
+               "| --- | --- | --- | --- | --- | --- |\n");
     json_array_foreach(j->options.eval, i, report)
     {
         const json_t *model = json_object_get(report, "model");

@@ -530,22 +530,40 @@ def front_matter(text):
 
 def test_card(b, model, text):
     folder = b.convert(model, weights__group_size=64, kv__method="token")
-    (b.folder / "after.json").write_bytes(b.run("eval", folder, "--data", text, "--ctx", 64, "--windows", 3, "--against",
-                                                model, "--json").stdout)
-    measured = json.loads((b.folder / "after.json").read_text())
+    def measure(name, *words):
+        (b.folder / name).write_bytes(b.run("eval", *words, "--data", text, "--ctx", 64, "--windows", 3, "--json").stdout)
+        return json.loads((b.folder / name).read_text())
+    measured = measure("after.json", folder, "--against", model)
+    half = measure("half.json", folder, "--score", "second-half", "--kv-bits", 16, "--chunk", 8)
     out = b.export(folder, "awq", "--base-model", "some-org/Some-Model", "--license", "apache-2.0", "--eval-report",
-                   b.folder / "after.json")
+                   b.folder / "after.json", "--eval-report", b.folder / "half.json")
     keys, tags, body = front_matter((out / "README.md").read_text())
     assert keys["base_model"] == "some-org/Some-Model" and keys["license"] == "apache-2.0"
     assert tags == ["wkvq", "awq", "4-bit"]
-    assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | full precision, 3 windows of 64 tokens |" in body
+    where = f"{text.name} (tokens' CRC-32 {measured['text_crc32']})"
+    windows = "3 windows of 64 tokens"
+    assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | {where} | " \
+           f"full precision, {windows}, all predictions scored, chunk 1, an unquantized cache |" in body, body
     bits = [f"{measured['model'][key]:.4g}" for key in ("weight_bits", "kv_bits")]
     assert 4 < float(bits[0]) < 5 and 4 < float(bits[1]) <= 6, bits
-    assert f"| {folder.name} | {' | '.join(bits)} | {measured['model']['ppl']:.4f} | simulation, 3 windows of 64 tokens |" in body
+    assert f"| {folder.name} | {' | '.join(bits)} | {measured['model']['ppl']:.4f} | {where} | " \
+           f"simulation, {windows}, all predictions scored, chunk 1, its own cache |" in body, body
+    assert f"| {folder.name} | {bits[0]} | 16 | {half['ppl']:.4f} | {where} | " \
+           f"simulation, {windows}, second halves scored, chunk 8, an unquantized cache |" in body, body
     seal = json.loads((folder / "manifest.json").read_text())["manifest_crc32"]
     assert f'"manifest_crc32": "{seal}"' in body and "wkvq export ARTIFACT --format awq --base-model" in body
     assert "- dropped: The cache's format" in body
-    assert "--base-model some-org/Some-Model --license apache-2.0 --eval-report FILE -o OUT" in body
+    assert "--base-model some-org/Some-Model --license apache-2.0 --eval-report FILE --eval-report FILE -o OUT" in body
+    assert half["manifest_crc32"] == measured["model"]["manifest_crc32"] == seal and "manifest_crc32" not in measured["against"]
+    assert half["texts"] == measured["texts"] == [text.name]
+    other = b.convert(model, weights__group_size=32, kv__method="token")
+    measure("other.json", other)
+    assert "manifest_crc32" not in measure("plain.json", model)
+    for report, why in (("other.json", "measured on another artifact"), ("plain.json", "names no artifact")):
+        said = b.run("export", folder, "--format", "awq", "-o", b.folder / "no", "--eval-report", b.folder / report, status=2)
+        assert f"{report}: {why}" in said.stderr.decode() and not (b.folder / "no").exists(), said.stderr
+    measure("reverse.json", other, "--against", folder)
+    b.export(folder, "awq", "--eval-report", b.folder / "reverse.json")
     for card, license in (("---\nlicense: mit\ntags:\n- x\n---\n# M\n", "mit"), ("---\nlicense: [a, b]\n---\n", None),
                           ("---\nlicense: \"a\\nb\"\n---\n", None), ("---\nlicense: mit\n", None), ("license: mit\n", None)):
         (model / "README.md").write_text(card)

@@ -241,18 +241,21 @@ static enum err print_json(const struct eval *e, const struct eval_result *r)
     snprintf(join, sizeof(join), "%s", opt_choice_name(CHOICES_JOIN, j->recipe.join));
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:f, s:f, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s, s:I, s:s, "
-        "s:f, s:f, s:i, s:s, s:f, s:o, s:s}",
+        "s:o, s:f, s:f, s:i, s:s, s:f, s:o, s:s}",
         "task", "ppl", "model", j->model_dir, "method", eval_method(e), "ppl", r->ppl,
         "nll", r->nll, "stderr", json_finite(r->ppl_stderr), "tokens",
         (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx", (json_int_t)e->ctx,
         "stride", (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos", bos_rule,
         "bos_in_text", bos, "join", join, "text_tokens", (json_int_t)j->ids.n, "text_crc32",
-        crc, "weight_bits", weight_bits, "kv_bits", kv_bits, "activation_bits",
-        eval_act_bits(e), "compute", eval_compute(e), "seconds", r->seconds, "window_nll",
-        json_reals(e->window_nll, r->windows), "score", e->settings->score);
+        crc, "texts", eval_text_names(j), "weight_bits", weight_bits, "kv_bits", kv_bits,
+        "activation_bits", eval_act_bits(e), "compute", eval_compute(e), "seconds",
+        r->seconds, "window_nll", json_reals(e->window_nll, r->windows), "score",
+        e->settings->score);
     if (o && eval_target(e))
         json_object_set_new(o, "kv_target", json_string(kv_target_name[eval_target(e)]));
-    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
+    enum err err = eval_set_identity(o, e);
+    if (!err)
+        err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
 }

@@ -135,6 +135,41 @@ static enum err read_reports(json_t **out, const struct text_list *files)
     return OK;
 }
 
+/* Returns the artifact that a report, or one side of it, was measured on; NULL: none. */
+static const char *measured(const json_t *o)
+{
+    return json_string_value(json_object_get(o, "manifest_crc32"));
+}
+
+/* Refuses a report with no side of this artifact, whose card would state another's figures. */
+static enum err check_owner(const json_t *o, const char *path,
+                            const struct export_source *s)
+{
+    const char *own = json_string_value(json_object_get(s->manifest, "manifest_crc32"));
+    const json_t *model = json_object_get(o, "model");
+    const char *one = measured(json_is_object(model) ? model : o),
+               *two = measured(json_object_get(o, "against"));
+    FAIL_IF(
+        !one && !two, ERR_MISMATCH,
+        "%s: names no artifact that it was measured on; run `wkvq eval %s --json`, with "
+        "--against CHECKPOINT to state the checkpoint's perplexity, too",
+        path, s->dir);
+    FAIL_IF((!one || strcmp(one, own) != 0) && (!two || strcmp(two, own) != 0),
+            ERR_MISMATCH,
+            "%s: measured on another artifact, of manifest_crc32 %.16s, and %s has %s; run "
+            "`wkvq eval %s --json`",
+            path, one ? one : two, s->dir, own, s->dir);
+    return OK;
+}
+
+static enum err check_owners(const struct export_job *j, const struct text_list *files)
+{
+    for (int i = 0; i < files->n; i++)
+        TRY(check_owner(json_array_get(j->options.eval, (size_t)i), files->item[i],
+                        j->source));
+    return OK;
+}
+
 /* llama.cpp does not load a file with another name. The tokenizer of a newer one is copied. */
 static enum err check_pre(const char *pre)
 {
@@ -311,6 +346,7 @@ static enum err run(struct args *a)
     TRY_OUT(outdir_recover(a->pos.item[0]));
     TRY_OUT(export_open(&s, a->pos.item[0]));
     j.source = s;
+    TRY_OUT(check_owners(&j, &a->eval_report));
     if (!j.format->is_file) /* a file has no model card */
         TRY_OUT(read_changes(&changes, s));
     j.options.changes = changes;

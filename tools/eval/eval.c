@@ -4,7 +4,9 @@
 #include "convert/artifact/sizes.h"
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
+#include "data/json.h"
 #include "kernels/base/clock.h"
+#include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
@@ -122,6 +124,26 @@ enum err eval_check_inputs(const struct eval *e)
             "%s: activations.bits is %d, but the artifact's is %d; leave the setting out",
             e->job->model_dir, asked, w->act_bits);
     return OK;
+}
+
+enum err eval_set_identity(json_t *o, const struct eval *e)
+{
+    json_t *root = NULL;
+    if (!e->artifact || e->unquantized)
+        return OK;
+    const char *text = artifact_manifest(e->artifact);
+    TRY(json_parse(&root, text, strlen(text), "manifest.json"));
+    json_object_set(o, "manifest_crc32", json_object_get(root, "manifest_crc32"));
+    json_decref(root);
+    return OK;
+}
+
+json_t *eval_text_names(const struct job *j)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < j->recipe.data.n; i++)
+        json_array_append_new(list, json_string(file_base_name(j->recipe.data.path[i])));
+    return list;
 }
 
 const char *eval_bits_text(const struct eval *e)

@@ -73,6 +73,11 @@ const char *eval_compute(const struct eval *e);
  * are mixed; valid until the next call. */
 const char *eval_bits_text(const struct eval *e);
 const char *eval_method(const struct eval *e);
+/* Sets o's members for those who state its figures elsewhere: manifest_crc32, the identity of the
+ * artifact that was measured; a checkpoint, also one under a state's scales, has none. */
+enum err eval_set_identity(json_t *o, const struct eval *e);
+/* Returns the list of the texts' names as they were typed, without their folders. */
+json_t *eval_text_names(const struct job *j);
 /* Returns -log p(target) in nats from logits [vocab]. */
 double eval_nll(const float *logits, int64_t vocab, int32_t target);
 /* Computes mean, standard error and perplexity from n windows' mean losses. */

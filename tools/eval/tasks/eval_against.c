@@ -61,10 +61,21 @@ static json_t *side_json(const struct eval *e, struct estimate nll)
 {
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
-    return json_pack("{s:s, s:s, s:f, s:f, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
-                     "method", eval_method(e), "weight_bits", weight_bits, "kv_bits",
-                     kv_bits, "activation_bits", eval_act_bits(e), "nll", nll.mean,
-                     "nll_stderr", json_finite(nll.stderr_), "ppl", exp(nll.mean));
+    json_t *o =
+        json_pack("{s:s, s:s, s:f, s:f, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+                  "method", eval_method(e), "weight_bits", weight_bits, "kv_bits", kv_bits,
+                  "activation_bits", eval_act_bits(e), "nll", nll.mean, "nll_stderr",
+                  json_finite(nll.stderr_), "ppl", exp(nll.mean));
+    if (eval_target(e))
+        json_object_set_new(o, "kv_target", json_string(kv_target_name[eval_target(e)]));
+    return o;
+}
+
+/* Adds the identities of both sides; o may be NULL, which json_print() reports. */
+static enum err set_identities(json_t *o, const struct eval *a, const struct eval *b)
+{
+    TRY(eval_set_identity(json_object_get(o, "model"), a));
+    return eval_set_identity(json_object_get(o, "against"), b);
 }
 
 static enum err print_json(const struct eval *a, const struct eval *b,
@@ -73,14 +84,16 @@ static enum err print_json(const struct eval *a, const struct eval *b,
     char crc[16];
     snprintf(crc, sizeof(crc), "%08" PRIx32, a->job->ids_crc);
     json_t *o = json_pack(
-        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:f}", "task",
-        "ppl", "model", side_json(a, r->nll[0]), "against", side_json(b, r->nll[1]),
+        "{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:s, s:f}",
+        "task", "ppl", "model", side_json(a, r->nll[0]), "against", side_json(b, r->nll[1]),
         "difference", estimate_json(r->difference), "kl", estimate_json(r->kl), "top1",
         estimate_json(r->top1), "tokens", (json_int_t)r->tokens, "windows",
         (json_int_t)r->windows, "ctx", (json_int_t)a->ctx, "chunk", (json_int_t)a->chunk,
-        "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "score",
-        a->settings->score, "seconds", r->seconds);
-    const enum err err = json_print(o, JSON_REAL_PRECISION(9));
+        "text_tokens", (json_int_t)a->job->ids.n, "text_crc32", crc, "texts",
+        eval_text_names(a->job), "score", a->settings->score, "seconds", r->seconds);
+    enum err err = set_identities(o, a, b);
+    if (!err)
+        err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     return err;
 }
