@@ -9,7 +9,6 @@
 #include <strings.h>
 
 #define TAR_MAGIC_AT 257
-#define SAFETENSORS_HEADER_MAX ((uint64_t)100 << 20)
 #define ARROW_HEADER_MAX ((uint32_t)1 << 24)
 
 struct magic {

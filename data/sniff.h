@@ -22,6 +22,9 @@ enum content {
     CONTENT_OTHER /* a known format that this program does not read */
 };
 
+/* The longest header of a safetensors file, in bytes: the format's own limit. */
+#define SAFETENSORS_HEADER_MAX 100000000u
+
 struct sniffed {
     enum content content;
     size_t mark;        /* length of the byte order mark */

@@ -6,6 +6,7 @@
 #include "convert/checkpoint/safetensors.h"
 
 #include "data/json.h"
+#include "data/sniff.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 
@@ -14,8 +15,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#define HEADER_MAX 100000000u /* the format's own limit */
 
 struct st_file {
     char *path;
@@ -235,10 +234,10 @@ static enum err find_header(struct st_file *f, struct bytes *b, const char **tex
     FAIL_IF(b->size < 8, ERR_FORMAT, "%s: %zu bytes, too short for a safetensors file",
             name, b->size);
     TRY(bytes_u64(b, &n));
-    FAIL_IF(n > HEADER_MAX, ERR_FORMAT,
+    FAIL_IF(n > SAFETENSORS_HEADER_MAX, ERR_FORMAT,
             "%s: header of %" PRIu64
             " bytes, the limit is %u (is this a safetensors file?)",
-            name, n, HEADER_MAX);
+            name, n, SAFETENSORS_HEADER_MAX);
     FAIL_IF(n > b->size - b->pos, ERR_FORMAT,
             "%s: header of %" PRIu64 " bytes, but only %zu follow (is the file complete?)",
             name, n, b->size - b->pos);

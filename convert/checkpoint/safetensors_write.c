@@ -5,6 +5,7 @@
 #include "convert/checkpoint/safetensors.h"
 
 #include "data/json.h"
+#include "data/sniff.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"
 
@@ -12,8 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define HEADER_MAX 100000000u
 
 struct st_writer {
     struct file_writer *file;
@@ -85,9 +84,9 @@ static enum err write_header(struct st_writer *w, const json_t *header)
     uint8_t size[8];
     for (int i = 0; i < 8; i++)
         size[i] = (uint8_t)((uint64_t)padded >> (8 * i));
-    if (padded > HEADER_MAX)
+    if (padded > SAFETENSORS_HEADER_MAX)
         FAIL_OUT(ERR_FORMAT, "%s: header of %zu bytes, the format's limit is %u", w->path,
-                 padded, HEADER_MAX);
+                 padded, SAFETENSORS_HEADER_MAX);
     TRY_OUT(file_write(w->file, size, sizeof(size)));
     TRY_OUT(file_write(w->file, text, len));
     TRY_OUT(file_write(w->file, spaces, padded - len));
