@@ -27,6 +27,8 @@ enum json_repeats { JSON_REPEATS_LAST, JSON_REPEATS_NONE };
  * halves of surrogate pairs. A getter refuses such a value by name. */
 enum err json_parse_lenient(json_t **out, const char *text, size_t n,
                             enum json_repeats repeats, const char *where);
+/* The limit of a model's configuration files, config.json and those beside the tokenizer. */
+#define JSON_CONFIG_MAX ((size_t)16 << 20)
 /* Loads a whole file of at most limit bytes; messages start with path. ERR_FORMAT also for
  * a git-lfs pointer. */
 enum err json_load_file_strict(json_t **out, const char *path, size_t limit);

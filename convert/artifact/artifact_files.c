@@ -12,8 +12,6 @@
 #include <string.h>
 #include <strings.h>
 
-#define CONFIG_MAX ((size_t)16 << 20)
-
 /* Files of the tokenizer and of generation, copied if the checkpoint has them. */
 static const char *const copied[] = {
     "tokenizer.json",
@@ -95,7 +93,7 @@ static enum err write_config(struct manifest_file *file, const char *dir,
     char *path = NULL;
     json_t *o = NULL;
     TRY(file_join(&path, model_dir, "config.json"));
-    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     if (!json_is_object(o))
         FAIL_OUT(ERR_FORMAT, "%s: is %s, want an object", path, json_kind(o));
     json_object_del(o, "compression_config"); /* of a checkpoint with given weights */

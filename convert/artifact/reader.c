@@ -13,8 +13,6 @@
 #include <math.h>
 #include <string.h>
 
-#define CONFIG_MAX ((size_t)16 << 20)
-
 /* --- opening ------------------------------------------------------------------------ */
 
 enum err artifact_is(bool *yes, const char *dir)
@@ -23,9 +21,9 @@ enum err artifact_is(bool *yes, const char *dir)
     char *config = NULL;
     *yes = false;
     TRY_OUT(file_join(&config, dir, "config.json"));
-    if (file_size(config) > 0 && (uint64_t)file_size(config) <= CONFIG_MAX) {
+    if (file_size(config) > 0 && (uint64_t)file_size(config) <= JSON_CONFIG_MAX) {
         json_t *o = NULL;
-        err = json_load_file_lenient(&o, config, CONFIG_MAX, JSON_REPEATS_LAST);
+        err = json_load_file_lenient(&o, config, JSON_CONFIG_MAX, JSON_REPEATS_LAST);
         if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
             goto out;
         err = OK;
@@ -44,7 +42,7 @@ static enum err read_spec(struct artifact *a)
     char *path = NULL, where[600];
     json_t *o = NULL, *q = NULL;
     TRY(file_join(&path, a->dir, "config.json"));
-    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_MAX, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     TRY_OUT(json_get_object(&q, o, "quantization_config", path));
     if (!q)
         FAIL_OUT(ERR_FORMAT, "%s: no quantization_config: not an artifact", path);

@@ -17,8 +17,6 @@
 #include <string.h>
 #include <strings.h>
 
-#define CONFIG_LIMIT (1u << 24)
-
 /* Which layers a sliding window is for. */
 enum window_rule {
     WINDOW_NONE, /* the family has none */
@@ -571,7 +569,7 @@ static enum err read_config(struct arch *out, const char *model_dir, bool packed
                  "%s: no such file; a Hugging Face model directory has one beside its "
                  "*.safetensors",
                  path);
-    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     struct reader r = {.o = o, .where = path};
     TRY_OUT(read_all(out, &r, packed));
 out:

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONFIG_LIMIT ((size_t)16 << 20)
 #define WEIGHT ".weight"
 #define NAME_MAX_LENGTH 200
 
@@ -55,7 +54,7 @@ static enum err read_config(struct packed_config *c, const char *dir, const char
     char *path = NULL, where[600];
     json_t *o = NULL, *q;
     TRY(file_join(&path, dir, "config.json"));
-    TRY_OUT(json_load_file_lenient(&o, path, CONFIG_LIMIT, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     const bool old = !json_is_object(json_object_get(o, "quantization_config"));
     const char *key = old ? "compression_config" : "quantization_config";
     q = json_object_get(o, key);

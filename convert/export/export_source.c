@@ -13,14 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONFIG_MAX ((size_t)16 << 20)
-
 static enum err read_json(struct export_source *s)
 {
     char *path = NULL;
     const char *text = artifact_manifest(s->artifact);
     TRY(file_join(&path, s->dir, "config.json"));
-    enum err err = json_load_file_lenient(&s->config, path, CONFIG_MAX, JSON_REPEATS_LAST);
+    enum err err =
+        json_load_file_lenient(&s->config, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST);
     mem_free(path);
     if (err)
         return err;

@@ -17,8 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONFIG_MAX ((size_t)16 << 20)
-
 /* What becomes of a tensor. The biases of q and k are there because engines create all four or
  * none. PART_WIDEN: q or k as F32, beside v in one tensor. */
 enum part {
@@ -319,7 +317,7 @@ static enum err write_config(const struct fold *f, const char *dir, const char *
     json_t *o = NULL;
     TRY_OUT(file_join(&from, model_dir, "config.json"));
     TRY_OUT(file_join(&to, dir, "config.json"));
-    TRY_OUT(json_load_file_lenient(&o, from, CONFIG_MAX, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&o, from, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     json_object_del(o, "auto_map"); /* names Python files that are not copied */
     bool done = artifact_config_truth(o, f->a);
     if (f->biases)

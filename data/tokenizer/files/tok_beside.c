@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MAX_CONFIG_BYTES ((size_t)16 << 20)
 #define MAX_ADDED 65536
 #define MAX_CONTENT_BYTES 4096
 
@@ -217,7 +216,7 @@ static enum err read_file(struct tok_beside *b, const char *dir, const char *nam
     TRY_OUT(file_check_link(path));
     if (!file_exists(path))
         goto out;
-    TRY_OUT(json_load_file_lenient(&root, path, MAX_CONFIG_BYTES, JSON_REPEATS_LAST));
+    TRY_OUT(json_load_file_lenient(&root, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
     if (!json_is_object(root))
         FAIL_OUT(ERR_FORMAT, "%s: holds %s, want an object", path, json_kind(root));
     TRY_OUT(read(&(struct reader){b, path, root}));
