@@ -51,8 +51,8 @@ static enum err need_bytes(uint64_t *out, const json_t *o, const char *where)
 
 static enum err check_name(const char *name, const char *where)
 {
-    FAIL_IF(!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."),
-            ERR_FORMAT, "%s: \"%.100s\" is not a plain file name", where, name);
+    FAIL_IF(!*name || strchr(name, '/') || file_is_dot(name), ERR_FORMAT,
+            "%s: \"%.100s\" is not a plain file name", where, name);
     return OK;
 }
 

@@ -18,11 +18,6 @@
 
 /* --- what may be written ------------------------------------------------------------ */
 
-static bool dot(const char *name)
-{
-    return !strcmp(name, ".") || !strcmp(name, "..");
-}
-
 static bool real_kind(int dir, const char *name, mode_t kind)
 {
     struct stat st;
@@ -56,7 +51,7 @@ static enum err first_foreign(char **out, const char *dir, const struct manifest
     DIR *d = opendir(dir);
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
     for (struct dirent *e; !*out && !err && (e = readdir(d));)
-        if (!dot(e->d_name) && !expected(dirfd(d), e->d_name, known) &&
+        if (!file_is_dot(e->d_name) && !expected(dirfd(d), e->d_name, known) &&
             !file_vanished(dirfd(d), e->d_name))
             err = mem_strdup(out, e->d_name);
     closedir(d);
@@ -186,15 +181,6 @@ out:
 
 /* --- the end ------------------------------------------------------------------------ */
 
-static void sync_dir(const char *path)
-{
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    (void)fsync(fd); /* some file systems cannot; the rename itself has happened */
-    close(fd);
-}
-
 static enum err rename_error(const char *from, const char *to, int code)
 {
     FAIL(ERR_IO, "%s: cannot rename to %s: %s", from, to, strerror(code));
@@ -252,14 +238,14 @@ enum err outdir_commit(struct outdir *d)
     enum err err = OK;
     char *parent = NULL;
     bool replace_now;
-    sync_dir(d->tmp);
+    file_sync_dir(d->tmp);
     TRY_OUT(file_parent(&parent, d->final));
     /* Minutes have passed: files that somebody else has put there are not moved. */
     TRY_OUT(
         check_existing(d->final, d->replace ? OUTDIR_REPLACE : OUTDIR_KEEP, &replace_now));
     d->replace = replace_now;
     TRY_OUT(put_in_place(d));
-    sync_dir(parent);
+    file_sync_dir(parent);
     err = stage_remove(d->stage);
     mem_free(d->stage);
     d->stage = NULL;

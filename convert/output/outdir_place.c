@@ -14,11 +14,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static bool is_dot(const char *name)
-{
-    return !strcmp(name, ".") || !strcmp(name, "..");
-}
-
 /* Copies out_dir without slashes and "/." at its end. */
 static enum err trim(char **out, const char *out_dir)
 {
@@ -54,7 +49,7 @@ static enum err resolve_missing(char **out, const char *path)
             "%s: is a link to a directory that does not exist; make that directory, or "
             "name another output",
             path);
-    FAIL_IF(is_dot(file_base_name(path)), ERR_USAGE, "%s: no such directory", path);
+    FAIL_IF(file_is_dot(file_base_name(path)), ERR_USAGE, "%s: no such directory", path);
     TRY(file_existing_dir(&above, path));
     TRY_OUT(real_path(&real, above));
     const size_t n = strlen(above);
@@ -150,7 +145,7 @@ enum err outdir_state(char **out, const char *out_dir)
     TRY_OUT(trim(&typed, out_dir));
     TRY_OUT(outdir_resolve(&final, out_dir));
     TRY_OUT(file_join(&inside, final, OUTDIR_STATE));
-    TRY_OUT(append(&beside, is_dot(file_base_name(typed)) ? final : typed, ".state"));
+    TRY_OUT(append(&beside, file_is_dot(file_base_name(typed)) ? final : typed, ".state"));
     TRY_OUT(parent_is_no_place(&no_place, final));
     const bool in = file_exists(inside) || (no_place && !file_exists(beside));
     *out = in ? inside : beside;

@@ -251,15 +251,6 @@ out:
     return err;
 }
 
-static void sync_dir(const char *path)
-{
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    (void)fsync(fd); /* some file systems cannot; the renames have happened */
-    close(fd);
-}
-
 /* Moves the old artifact's files away, the manifest first. */
 static enum err retire(const char *stage, const char *final)
 {
@@ -295,10 +286,10 @@ static enum err move_listed(const char *data, const char *final, const char *lis
         FAIL_IF(!new_name(name), ERR_FORMAT, "%s: '%s' is not a file of an artifact", data,
                 name);
         if (!*list)
-            sync_dir(final);
+            file_sync_dir(final);
         TRY(move_one(data, final, name));
     }
-    sync_dir(final);
+    file_sync_dir(final);
     return OK;
 }
 

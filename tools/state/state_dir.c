@@ -18,11 +18,6 @@
 #define BLOCKS_LIMIT 100000 /* block numbers of any state, as in a manifest */
 #define NAME_BYTES 64
 
-static bool is_dot(const char *name)
-{
-    return !strcmp(name, ".") || !strcmp(name, "..");
-}
-
 /* --- names -------------------------------------------------------------------------- */
 
 static bool lock_name(const char *name)
@@ -109,7 +104,7 @@ enum err state_check_names(const struct state *s)
     DIR *d = opendir(s->dir);
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", s->dir, strerror(errno));
     for (struct dirent *e; !err && (e = readdir(d));)
-        if (!is_dot(e->d_name) && !own_file(s, e->d_name, blocks) &&
+        if (!file_is_dot(e->d_name) && !own_file(s, e->d_name, blocks) &&
             !file_vanished(dirfd(d), e->d_name))
             err = err_set(ERR_USAGE, __FILE__, __LINE__,
                           "%s: contains '%s', which is not a file of %s; name an empty or "
@@ -129,7 +124,8 @@ enum err state_is_empty(bool *yes, const char *dir)
     FAIL_IF(!d, errno == EACCES ? ERR_USAGE : ERR_IO, "%s: %s", dir, strerror(errno));
     *yes = true;
     for (struct dirent *e; *yes && (e = readdir(d));)
-        *yes = is_dot(e->d_name) || (lock_name(e->d_name) && own_file(&s, e->d_name, 0)) ||
+        *yes = file_is_dot(e->d_name) ||
+               (lock_name(e->d_name) && own_file(&s, e->d_name, 0)) ||
                file_vanished(dirfd(d), e->d_name);
     closedir(d);
     return OK;

@@ -284,12 +284,7 @@ static enum err sync_parent(const char *path)
 {
     char *dir = NULL;
     TRY(file_parent(&dir, path));
-    const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) {
-        /* Some file systems cannot sync a directory; the rename itself has happened. */
-        (void)fsync(fd);
-        close(fd);
-    }
+    file_sync_dir(dir);
     mem_free(dir);
     return OK;
 }

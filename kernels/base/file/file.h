@@ -66,8 +66,9 @@ int64_t file_size(const char *path);
 /* ERR_USAGE where errno says that this user cannot write at the place that the command line
  * names, else ERR_IO. */
 enum err file_place_error(void);
-/* A writer of the directory NAME fills NAME.tmp.TAG/data, or NAME/.wkvq.tmp.TAG/data inside a
- * directory that must stay (convert/output/outdir.h). */
+/* A writer of the directory NAME fills NAME.tmp.TAG/data and renames that to NAME at the end. A
+ * directory that must stay, such as a mount point, has NAME/.wkvq.tmp.TAG/data inside, whose
+ * files move one by one. file_final_name() knows both. */
 #define FILE_STAGE_DATA "data"
 #define FILE_STAGE_INSIDE ".wkvq"
 /* Writes the name that a temporary path of a writer gets at the end, which messages give; path
@@ -99,6 +100,10 @@ bool file_is_temp(char tag[OWNER_TAG_MAX], const char *entry, const char *name);
  * removing them: regular files beside it, called as file_is_temp() says, with the tag of a
  * dead process. What cannot be listed or removed stays, without an error. ERR_MEMORY. */
 enum err file_remove_dead_temps(const char *path);
+/* True for "." and "..", which every directory lists. */
+bool file_is_dot(const char *name);
+/* Makes the renames in directory path durable, as far as its file system can. */
+void file_sync_dir(const char *path);
 /* True for a regular file that is not a link. */
 bool file_is_plain(const char *path);
 /* True if dir, a descriptor, no longer holds name: another process has removed it since the

@@ -54,6 +54,20 @@ static bool plain_entry(int dir, const char *name)
     return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode);
 }
 
+bool file_is_dot(const char *name)
+{
+    return !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+void file_sync_dir(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)fsync(fd); /* some file systems cannot; the renames have happened */
+    close(fd);
+}
+
 bool file_vanished(int dir, const char *name)
 {
     struct stat st;
@@ -64,7 +78,7 @@ static enum err remove_entries(char **left, DIR *d, const char *path, file_known
                                const void *ctx)
 {
     for (struct dirent *e; (e = readdir(d));) {
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+        if (file_is_dot(e->d_name))
             continue;
         if (!known(ctx, e->d_name) || !plain_entry(dirfd(d), e->d_name)) {
             if (!*left && !file_vanished(dirfd(d), e->d_name))
