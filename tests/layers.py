@@ -14,8 +14,12 @@ import re
 import sys
 import tempfile
 
-ALL_BELOW_TOOLS = ["calib", "calib/model", "convert", "convert/export", "convert/verify", "data", "kernels", "kernels/base"]
-# The rooms of tools, in the order of their libraries. No room includes a command.
+BELOW_CONVERT = ["calib/model", "data", "kernels", "kernels/base"]
+# The rooms of convert, in the order of their libraries.
+CONVERT = ["convert/format", "convert/checkpoint", "convert/output", "convert/artifact", "convert/fold", "convert/runtime",
+           "convert/verify", "convert/export"]
+ALL_BELOW_TOOLS = ["calib"] + BELOW_CONVERT + CONVERT
+# The rooms of tools, likewise. No room includes a command.
 TOOLS = ["tools/cli", "tools/recipe", "tools/state", "tools/pipeline", "tools/eval", "tools/eval/tasks", "tools/sweep",
          "tools/report", "tools/tune", "tools/bench", "tools/commands"]
 # Floor: the floors it may include beside itself. A file is on the longest floor that its path
@@ -27,9 +31,14 @@ FLOORS = {
     "kernels": ["kernels/base", "kernels/simd"],
     "calib/model": ["kernels", "kernels/base"],
     "calib": ["calib/model", "kernels", "kernels/base"],
-    "convert": ["calib/model", "data", "kernels", "kernels/base", "kernels/simd"],
-    "convert/export": ["convert", "calib/model", "data", "kernels", "kernels/base"],
-    "convert/verify": ["convert", "calib/model", "data", "kernels", "kernels/base"],
+    "convert/format": BELOW_CONVERT,
+    "convert/checkpoint": BELOW_CONVERT + ["convert/format"],
+    "convert/output": BELOW_CONVERT + ["convert/format", "convert/checkpoint"],
+    "convert/artifact": BELOW_CONVERT + ["convert/format", "convert/checkpoint", "convert/output"],
+    "convert/fold": BELOW_CONVERT + ["convert/format", "convert/checkpoint", "convert/output", "convert/artifact"],
+    "convert/runtime": BELOW_CONVERT + ["kernels/simd", "convert/format", "convert/checkpoint", "convert/artifact"],
+    "convert/verify": BELOW_CONVERT + ["convert/format", "convert/checkpoint", "convert/artifact", "convert/runtime"],
+    "convert/export": BELOW_CONVERT + ["convert/format", "convert/checkpoint", "convert/output", "convert/artifact"],
     "tools": ALL_BELOW_TOOLS + TOOLS,
     "tools/cli": ALL_BELOW_TOOLS,
     "tools/recipe": ALL_BELOW_TOOLS + ["tools/cli"],
@@ -82,6 +91,8 @@ def check_include(root, path, target):
     if not target.endswith(".h") and not kernel:
         return f'{path}: "{target}" is not a header'
     mine, theirs = floor_of(path), floor_of(target)
+    if mine is None:
+        return f"{path}: is on no floor"
     if theirs is None:
         return f'{path}: "{target}" is on no floor'
     if theirs != mine and theirs not in FLOORS[mine]:
@@ -166,6 +177,10 @@ GOOD = {
     "calib/model/scratch.h": "/* SPDX\n *\n * Working memory. Private to\n * calib/model. */\n",
     "calib/model/block.c": '#include "calib/model/scratch.h"\n',
     "calib/calib.h": '#include "calib/model/block.h"\n',
+    "convert/format/bits.h": "",
+    "convert/checkpoint/hf.h": '#include "convert/format/bits.h"\n',
+    "convert/output/place.h": '#include "convert/format/bits.h"\n',
+    "convert/artifact/write.h": '#include "convert/output/place.h"\n#include "convert/checkpoint/hf.h"\n',
     "convert/runtime/rt.h": '#include "data/json.h"\n',
     "convert/verify/verify.h": '#include "calib/model/block.h"\n#include "convert/runtime/rt.h"\n',
     "tools/main.c": '#include "calib/calib.h"\n  #  include "convert/verify/verify.h"\n',
@@ -183,16 +198,21 @@ BAD = [
     ("kernels/loop.c", '#include "calib/model/block.h"\n', "floor kernels"),
     ("calib/model/attn.c", '#include "calib/calib.h"\n', "floor calib/model"),
     ("calib/io.c", '#include "data/json.h"\n', "floor calib"),
-    ("convert/pack.c", '#include "calib/calib.h"\n', "floor convert"),
+    ("convert/artifact/pack.c", '#include "calib/calib.h"\n', "floor convert/artifact"),
+    ("convert/loose.c", '#include "data/json.h"\n', "on no floor"),
+    ("convert/checkpoint/unpack.c", '#include "convert/artifact/write.h"\n', "floor convert/checkpoint"),
+    ("convert/output/known.c", '#include "convert/artifact/write.h"\n', "floor convert/output"),
+    ("convert/format/name.c", '#include "convert/checkpoint/hf.h"\n', "floor convert/format"),
+    ("convert/fold/vector.c", '#include "kernels/simd/simd.h"\n', "floor convert/fold"),
     ("tools/fast.c", '#include "kernels/dev_ops.h"\n', "private"),
     ("tests/calib/inside.c", '#include "kernels/ref/ref.h"\n', "private"),
     ("tools/near.c", '#include "main.h"\n', "not a file of the tree"),
     ("tools/up.c", '#include "../kernels/dev.h"\n', "not a file of the tree"),
     ("calib/peek.c", '#include "calib/model/scratch.h"\n', "says that it is private"),
     ("convert/runtime/run.c", '#include "calib/model/block.h"\n', "its forward is its own"),
-    ("convert/runtime/up.c", '#include "convert/verify/verify.h"\n', "floor convert may not"),
+    ("convert/runtime/up.c", '#include "convert/verify/verify.h"\n', "floor convert/runtime may not"),
     ("convert/verify/fit.c", '#include "calib/calib.h"\n', "floor convert/verify"),
-    ("convert/runtime/rt.h", '#include "convert/loop.h"\n', "cycle"),
+    ("convert/runtime/rt.h", '#include "convert/runtime/loop.h"\n', "cycle"),
     ("tools/code.c", '#include "tools/main.c"\n', "not a header"),
     ("tools/dev.h", "", "same name"),
     ("kernels/dev.h", '#include "kernels/ring.h"\n', "cycle"),
@@ -202,7 +222,7 @@ BAD = [
     ("tools/bench/disk.c", '#include "tools/pipeline/job.h"\n', "floor tools/bench"),
     ("tools/tune/mean.c", '#include "tools/report/report.h"\n', "floor tools/tune"),
     ("tools/sweep/run.c", '#include "tools/commands/commands.h"\n', "floor tools/sweep"),
-    ("convert/peek.c", '#include "tools/recipe/recipe.h"\n', "floor convert"),
+    ("convert/fold/peek.c", '#include "tools/recipe/recipe.h"\n', "floor convert/fold"),
     ("tools/recipe/recipe.h", '#include "tools/recipe/preset.h"\n', "cycle"),
 ]
 
@@ -214,23 +234,23 @@ def plant(root, path, text):
         f.write(text)
 
 
-def rooms_in_order():
-    """Returns whether each room may include only rooms before it in TOOLS, so that they cannot form a circle."""
-    return all(TOOLS.index(t) < TOOLS.index(room) for room in TOOLS if room != "tools/commands"
-               for t in FLOORS[room] if t in TOOLS)
+def in_order(rooms):
+    """Returns whether each room may include only rooms before it in the list, so that they cannot form a circle."""
+    return all(rooms.index(t) < rooms.index(room) for room in rooms for t in FLOORS[room] if t in rooms)
 
 
 def self_test():
     failed = 0
-    if not rooms_in_order():
-        print("self-test: FLOORS lets a room of tools include a later one")
-        failed += 1
+    for rooms in CONVERT, TOOLS:
+        if not in_order(rooms):
+            print(f"self-test: FLOORS lets a room of {rooms[0].split('/')[0]} include a later one")
+            failed += 1
     for path, text, word in [(None, "", "")] + BAD:
         with tempfile.TemporaryDirectory() as root:
             for good, content in GOOD.items():
                 plant(root, good, content)
             plant(root, "kernels/ring.h", '#include "kernels/dev.h"\n')
-            plant(root, "convert/loop.h", '#include "convert/runtime/rt.h"\n')
+            plant(root, "convert/runtime/loop.h", '#include "convert/runtime/rt.h"\n')
             plant(root, "tools/recipe/preset.h", '#include "tools/recipe/recipe.h"\n')
             if path:
                 plant(root, path, text)

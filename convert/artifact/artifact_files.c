@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/artifact_files.h"
 
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/artifact_spec.h"
 #include "data/json.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/file/file.h"
@@ -11,19 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-
-/* Files of the tokenizer and of generation, copied if the checkpoint has them. */
-static const char *const copied[] = {
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-};
 
 /* Writes a file and describes it in *file. name must outlive the manifest, as a literal
  * does. */
@@ -122,35 +110,9 @@ enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
                                  struct manifest_file *file, size_t *n)
 {
     *n = 0;
-    for (size_t i = 0; i < ARRAY_LEN(copied); i++)
-        TRY(copy(file, n, dir, model_dir, copied[i]));
+    for (size_t i = 0; artifact_copied_name(i); i++)
+        TRY(copy(file, n, dir, model_dir, artifact_copied_name(i)));
     return OK;
-}
-
-#define INDEX_NAME "model.safetensors.index.json"
-
-/* Returns true for the name of a shard. The name is parsed and written again, and must be
- * the same. */
-static bool shard_name(const char *name)
-{
-    char again[64];
-    int shard, n;
-    if (!strcmp(name, "model.safetensors"))
-        return true;
-    if (sscanf(name, "model-%d-of-%d.safetensors", &shard, &n) != 2 || shard < 1 || n < 2 ||
-        shard > n)
-        return false;
-    out_shard_name(again, shard - 1, n);
-    return !strcmp(name, again);
-}
-
-bool artifact_file_name(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_LEN(copied); i++)
-        if (!strcmp(name, copied[i]))
-            return true;
-    return !strcmp(name, MANIFEST_NAME) || !strcmp(name, "config.json") ||
-           !strcmp(name, INDEX_NAME) || shard_name(name);
 }
 
 enum err artifact_write_index(const char *dir, const struct out_plan *p,
@@ -161,7 +123,7 @@ enum err artifact_write_index(const char *dir, const struct out_plan *p,
     uint64_t total = 0;
     for (size_t i = 0; i < p->n; i++) {
         char shard[64];
-        out_shard_name(shard, p->tensor[i].shard, p->n_shards);
+        artifact_shard_name(shard, p->tensor[i].shard, p->n_shards);
         if (json_object_set_new(map, p->tensor[i].name, json_string(shard)))
             FAIL_OUT(ERR_MEMORY, "out of memory for the index");
         total += p->tensor[i].bytes;
@@ -170,7 +132,7 @@ enum err artifact_write_index(const char *dir, const struct out_plan *p,
                      "weight_map", map);
     if (!root)
         FAIL_OUT(ERR_MEMORY, "out of memory for the index");
-    TRY_OUT(put_json(file, dir, INDEX_NAME, root));
+    TRY_OUT(put_json(file, dir, ARTIFACT_INDEX_NAME, root));
 out:
     json_decref(map);
     json_decref(root);

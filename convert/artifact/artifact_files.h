@@ -5,7 +5,7 @@
 #define WKVQ_ARTIFACT_FILES_H
 
 #include "convert/artifact/artifact_plan.h"
-#include "convert/artifact/manifest.h"
+#include "convert/format/manifest.h"
 
 #define ARTIFACT_FILES_MAX 16 /* files other than shards */
 
@@ -24,9 +24,6 @@ bool artifact_config_truth(json_t *o, const struct arch *a);
 /* Copies only the tokenizer's files, as many as model_dir has. */
 enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,
                                  struct manifest_file *file, size_t *n);
-/* Returns true if the writer of an artifact or of a checkpoint uses this file name,
- * including manifest.json. */
-bool artifact_file_name(const char *name);
 /* Writes model.safetensors.index.json for a plan of several shards. */
 enum err artifact_write_index(const char *dir, const struct out_plan *p,
                               struct manifest_file *file);

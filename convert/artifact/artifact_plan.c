@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/artifact_plan.h"
 
-#include "convert/artifact/bitpack.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
@@ -244,21 +245,13 @@ void out_plan_free(struct out_plan *p)
     *p = (struct out_plan){0};
 }
 
-void out_shard_name(char out[64], int shard, int n_shards)
-{
-    if (n_shards == 1)
-        snprintf(out, 64, "model.safetensors");
-    else
-        snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, n_shards);
-}
-
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
                         const struct out_tensor *t, size_t n)
 {
     enum err err = OK;
     struct st_entry *e = NULL;
     char *path = NULL, name[64];
-    out_shard_name(name, t->shard, p->n_shards);
+    artifact_shard_name(name, t->shard, p->n_shards);
     TRY_OUT(mem_calloc(&e, n, sizeof(*e)));
     for (size_t i = 0; i < n; i++) {
         e[i] = (struct st_entry){t[i].name, t[i].dtype, t[i].n_dims, {0}};

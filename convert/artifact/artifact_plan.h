@@ -59,8 +59,5 @@ size_t out_plan_shard_end(const struct out_plan *p, size_t first);
  * nothing is written; only the header's size is computed. */
 enum err out_shard_open(struct st_writer **out, const char *dir, const struct out_plan *p,
                         const struct out_tensor *t, size_t n);
-/* Writes the name of a shard: "model.safetensors" if it is the only one, else
- * "model-00001-of-00003.safetensors". */
-void out_shard_name(char out[64], int shard, int n_shards);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/artifact_random.h"
 
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader_check.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/reader.h"
 
-#include "convert/artifact/artifact_spec.h"
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader_check.h"
 #include "convert/checkpoint/hf.h"
+#include "convert/format/artifact_spec.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
@@ -14,27 +14,6 @@
 #include <string.h>
 
 /* --- opening ------------------------------------------------------------------------ */
-
-enum err artifact_is(bool *yes, const char *dir)
-{
-    enum err err = OK;
-    char *config = NULL;
-    *yes = false;
-    TRY_OUT(file_join(&config, dir, "config.json"));
-    if (file_size(config) > 0 && (uint64_t)file_size(config) <= JSON_CONFIG_MAX) {
-        json_t *o = NULL;
-        err = json_load_file_lenient(&o, config, JSON_CONFIG_MAX, JSON_REPEATS_LAST);
-        if (err && err != ERR_FORMAT && err != ERR_NOT_FOUND)
-            goto out;
-        err = OK;
-        err_clear(); /* not an artifact: no error */
-        *yes = spec_is_ours(json_object_get(o, "quantization_config"));
-        json_decref(o);
-    }
-out:
-    mem_free(config);
-    return err;
-}
 
 static enum err read_spec(struct artifact *a)
 {

@@ -31,10 +31,6 @@ struct packed_block {
 
 struct artifact; /* opaque */
 
-/* *yes = dir has our quantization_config in config.json, even if its manifest is missing
- * (artifact_open refuses it then). Any other directory is simply not an artifact. Errors:
- * ERR_MEMORY, ERR_IO, ERR_USAGE if that cannot be determined. */
-enum err artifact_is(bool *yes, const char *dir);
 /* Flags of artifact_open. Compare every tensor's CRC with the manifest's, and refuse values of
  * unquantized ones that are not finite. */
 #define ARTIFACT_CHECK 1u

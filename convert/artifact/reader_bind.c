@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Binds tensors by name to packed blocks; checks every shape, type and value rule. */
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader_check.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

@@ -5,8 +5,8 @@
 #ifndef WKVQ_READER_CHECK_H
 #define WKVQ_READER_CHECK_H
 
-#include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
+#include "convert/format/manifest.h"
 
 struct artifact {
     char *dir;

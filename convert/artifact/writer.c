@@ -4,9 +4,10 @@
 #include "calib/model/ends.h"
 #include "convert/artifact/artifact_files.h"
 #include "convert/artifact/artifact_plan.h"
-#include "convert/artifact/artifact_spec.h"
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/quantize.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/artifact_spec.h"
+#include "convert/format/bitpack.h"
 #include "convert/output/outdir.h"
 #include "kernels/base/half.h"
 #include "kernels/base/log.h"
@@ -418,7 +419,7 @@ static enum err write_shard(struct writer *w, struct out_tensor *t, size_t n)
     struct st_writer *f = NULL;
     struct manifest_file *file = &w->file[w->n_files++];
     file->name = w->shard_name[t->shard];
-    out_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
+    artifact_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
     TRY_OUT(out_shard_open(&f, w->dir.tmp, &w->plan, t, n));
     TRY_OUT(write_tensors(w, f, t, n, file));
     TRY_OUT(st_writer_commit(&f));
@@ -433,7 +434,7 @@ static enum err measure_shard(struct writer *w, struct out_tensor *t, size_t n)
     struct st_writer *f = NULL;
     struct manifest_file *file = &w->file[w->n_files++];
     file->name = w->shard_name[t->shard];
-    out_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
+    artifact_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
     TRY(out_shard_open(&f, NULL, &w->plan, t, n));
     file->bytes = st_writer_file_bytes(f);
     st_writer_abort(&f);

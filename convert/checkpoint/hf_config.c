@@ -6,7 +6,7 @@
 #include "convert/checkpoint/hf_config.h"
 #include "convert/checkpoint/hf_experts.h"
 
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_spec.h"
 #include "data/json.h"
 #include "kernels/base/half.h"
 #include "kernels/base/log.h"

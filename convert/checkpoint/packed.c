@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/packed.h"
 
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_spec.h"
 #include "kernels/base/half.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

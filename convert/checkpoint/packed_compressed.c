@@ -10,9 +10,9 @@
  *   NAME.weight_g_idx       I32 [in]; only with activation order
  *
  * Packed codes and zero points are unsigned: the library subtracts 2^(bits - 1) from both. */
-#include "convert/artifact/bitpack.h"
 #include "convert/checkpoint/pack_layout.h"
 #include "convert/checkpoint/packed.h"
+#include "convert/format/bitpack.h"
 
 #include <inttypes.h>
 #include <string.h>

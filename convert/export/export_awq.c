@@ -5,10 +5,10 @@
  *   NAME.qweight  I32 [in][out / 8]      nibble i of a word: row 8 j + pack_awq_order[i]
  *   NAME.qzeros   I32 [groups][out / 8]  zero points in the same order
  *   NAME.scales   F16 [groups][out] */
-#include "convert/artifact/bitpack.h"
 #include "convert/checkpoint/pack_layout.h"
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
+#include "convert/format/bitpack.h"
 
 #include <inttypes.h>
 #include <stdio.h>

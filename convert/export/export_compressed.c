@@ -12,10 +12,10 @@
  * (kv.target) has kv_cache_scheme and, per layer,
  *
  *   self_attn.k_scale, self_attn.v_scale  F32 [1] */
-#include "convert/artifact/bitpack.h"
 #include "convert/checkpoint/pack_layout.h"
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>

@@ -2,9 +2,9 @@
  *
  * Opens an artifact for export: which tensors are projections, the cache's calibration, or
  * anything else. */
-#include "convert/artifact/bitpack.h"
 #include "convert/checkpoint/hf.h"
 #include "convert/export/export.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 

@@ -2,8 +2,8 @@
  *
  * The model card: front matter for the hub, settings, what was carried, measurements and
  * provenance. Nothing in it depends on the time or the place of the export. */
-#include "convert/artifact/artifact_spec.h"
 #include "convert/export/hub.h"
+#include "convert/format/artifact_spec.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/output/outdir.h"
 
-#include "convert/artifact/artifact_files.h"
-#include "convert/artifact/reader.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/manifest.h"
 #include "convert/output/outdir_priv.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"

@@ -13,7 +13,8 @@
  * A kill at any instant leaves what the next command can finish or take back. */
 #include "convert/output/outdir_priv.h"
 
-#include "convert/artifact/artifact_files.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/manifest.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

@@ -22,7 +22,7 @@
  *
  * Beside the packed tokens, `first` keeps the F32 values of the sink and `ring` those of
  * the last window - 1 tokens. */
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

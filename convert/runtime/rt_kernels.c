@@ -21,7 +21,7 @@
  * and with the dot products of aarch64, rt_fixed.h replaces these sums by integer ones. */
 #include "convert/runtime/rt_kernels.h"
 
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 #include "kernels/simd/simd.h"
 #include "kernels/tensor/quant.h"
 

@@ -17,7 +17,7 @@
  *   in 16 bits    4 bits, group a multiple of 8     int16->fill_nibbles, then multiply
  *                 2 to 8 bits, the same groups      rows to bytes, int16->fill_row, multiply
  */
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 #include "convert/runtime/rt_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

@@ -3,8 +3,8 @@
  * Compares every weight of the artifact with the source checkpoint, bit for bit: packed
  * weights with the source quantized under the scales of calibration, unquantized tensors
  * with the bytes of the source, s and delta with those of calibration. */
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/quantize.h"
+#include "convert/format/bitpack.h"
 #include "convert/verify/verify_priv.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

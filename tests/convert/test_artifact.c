@@ -2,9 +2,10 @@
  *
  * Artifacts of a tiny model: what is read equals what was written, bit for bit, and no
  * incomplete file or directory appears. */
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/bitpack.h"
 #include "data/json.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * quantization_config: the version that each setting needs, and what a reader refuses. */
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_spec.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,9 +2,9 @@
  *
  * Damaged and hostile artifacts. Every flipped byte is found and its place named. A correct
  * manifest over wrong tensors is refused, without reads out of bounds. */
-#include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
 #include "convert/artifact/writer.h"
+#include "convert/format/manifest.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

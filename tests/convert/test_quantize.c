@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Packing codes, and rows of weights to codes, against their one-line definitions. */
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/quantize.h"
+#include "convert/format/bitpack.h"
 #include "kernels/base/rng.h"
 #include "kernels/tensor/quant.h"
 

@@ -2,7 +2,7 @@
  *
  * Products in 16-bit integers, for every instruction set of this machine: rounding to the
  * definition, panels bit for bit, and sums against those of the same integers in f64. */
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 #include "convert/runtime/rt_kernels.h"
 #include "kernels/base/rng.h"
 

@@ -3,7 +3,7 @@
  * The runtime's inner loops, for every instruction set of this machine, compared with f64
  * sums of the definition's values. Lengths are odd, groups are ragged, and alignment
  * varies. */
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 #include "convert/runtime/rt_kernels.h"
 #include "kernels/base/rng.h"
 #include "kernels/tensor/quant.h"

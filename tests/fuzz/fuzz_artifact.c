@@ -2,8 +2,9 @@
  *
  * A whole artifact with one hostile file. The first byte selects it: config.json or the
  * weights, with a manifest that agrees, or the manifest itself. */
-#include "convert/artifact/manifest.h"
 #include "convert/artifact/reader.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/manifest.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/fuzz/fuzz.h"

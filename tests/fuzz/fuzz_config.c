@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * config.json alone, and with the weights of a valid checkpoint. */
-#include "convert/artifact/artifact_spec.h"
 #include "convert/checkpoint/hf.h"
+#include "convert/format/artifact_spec.h"
 #include "tests/fuzz/fuzz.h"
 
 void fuzz_setup(void)

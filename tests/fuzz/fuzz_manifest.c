@@ -2,7 +2,7 @@
  *
  * An artifact's manifest: unchanged, and with a correct CRC-32, which an attacker can
  * compute. */
-#include "convert/artifact/manifest.h"
+#include "convert/format/manifest.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <stdlib.h>

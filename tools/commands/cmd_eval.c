@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/artifact_plain.h"
+#include "convert/format/artifact_names.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

@@ -3,9 +3,10 @@
  * `wkvq inspect`: contents of an artifact, a checkpoint or a calibration's state. It prints
  * sizes, counted from bytes, and memory at a batch and length. */
 #include "calib/model/shapes.h"
-#include "convert/artifact/artifact_spec.h"
 #include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/artifact_spec.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/commands.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/eval/eval.h"
 
-#include "convert/artifact/sizes.h"
+#include "convert/format/sizes.h"
 #include "convert/runtime/runtime.h"
 #include "data/batch.h"
 #include "data/json.h"

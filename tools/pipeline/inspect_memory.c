@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/inspect_memory.h"
 
-#include "convert/artifact/bitpack.h"
 #include "convert/artifact/reader.h"
-#include "convert/artifact/sizes.h"
+#include "convert/format/bitpack.h"
+#include "convert/format/sizes.h"
 #include "kernels/base/mem.h"
 
 #include <errno.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/refine_job.h"
 
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_names.h"
+#include "convert/format/artifact_spec.h"
 #include "convert/verify/verify.h"
 #include "data/json.h"
 #include "kernels/base/bytes.h"

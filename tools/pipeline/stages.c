@@ -2,7 +2,7 @@
 #include "tools/pipeline/stages.h"
 
 #include "config.h"
-#include "convert/artifact/manifest.h"
+#include "convert/format/manifest.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"

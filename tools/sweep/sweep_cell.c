@@ -3,7 +3,7 @@
  * Runs one cell of a sweep: calibrate, convert, verify, evaluate. Its result is one JSON
  * object. */
 #include "convert/artifact/reader.h"
-#include "convert/artifact/sizes.h"
+#include "convert/format/sizes.h"
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"

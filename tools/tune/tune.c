@@ -2,7 +2,7 @@
 #include "tools/tune/tune.h"
 
 #include "convert/artifact/reader.h"
-#include "convert/artifact/sizes.h"
+#include "convert/format/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/statistics.h"

@@ -3,7 +3,7 @@
 
 #include "calib/sensitivity.h"
 #include "convert/artifact/reader.h"
-#include "convert/artifact/sizes.h"
+#include "convert/format/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "convert/format/artifact_names.h"
 #include "data/json.h"
 #include "tools/eval/eval_compare.h"
 #include "tools/eval/tasks/eval_tasks.h"

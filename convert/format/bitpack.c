@@ -11,7 +11,7 @@
  * At 4 bits the low half of a byte is the even column; read as a little-endian 32-bit word,
  * four bytes hold columns 8 w .. 8 w + 7 from the lowest nibble up. Eight codes always fill
  * `bits` whole bytes, so any eighth code starts on a byte. */
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_spec.h"
 
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/artifact/manifest.h"
+#include "convert/format/manifest.h"
 
-#include "convert/artifact/artifact_spec.h"
+#include "convert/format/artifact_spec.h"
 #include "data/json.h"
 #include "data/json_seal.h"
 #include "kernels/base/bytes.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/artifact/sizes.h"
+#include "convert/format/sizes.h"
 
-#include "convert/artifact/bitpack.h"
+#include "convert/format/bitpack.h"
 
 double shape_linear_bytes(int64_t out, int64_t in, struct lin_format f)
 {
