@@ -122,8 +122,7 @@ enum err artifact_write_index(const char *dir, const struct out_plan *p,
     json_t *map = json_object(), *root = NULL;
     uint64_t total = 0;
     for (size_t i = 0; i < p->n; i++) {
-        char shard[64];
-        artifact_shard_name(shard, p->tensor[i].shard, p->n_shards);
+        const char *shard = p->shard[p->tensor[i].shard].name;
         if (json_object_set_new(map, p->tensor[i].name, json_string(shard)))
             FAIL_OUT(ERR_MEMORY, "out of memory for the index");
         total += p->tensor[i].bytes;

@@ -4,8 +4,9 @@
 #ifndef WKVQ_ARTIFACT_FILES_H
 #define WKVQ_ARTIFACT_FILES_H
 
-#include "convert/artifact/artifact_plan.h"
+#include "convert/artifact/writer.h"
 #include "convert/format/manifest.h"
+#include "convert/output/out_plan.h"
 
 #define ARTIFACT_FILES_MAX 16 /* files other than shards */
 

@@ -5,7 +5,6 @@
 #include "convert/artifact/artifact_files.h"
 #include "convert/artifact/artifact_plan.h"
 #include "convert/artifact/quantize.h"
-#include "convert/format/artifact_names.h"
 #include "convert/format/artifact_spec.h"
 #include "convert/format/bitpack.h"
 #include "convert/output/outdir.h"
@@ -32,10 +31,9 @@ struct writer {
     const struct artifact_settings *s;
     const struct quant_source *source;
     struct pool *pool;
-    struct out_plan plan;
+    struct artifact_plan plan;
     struct outdir dir;
     struct manifest_file *file; /* [ARTIFACT_FILES_MAX + 1 + n_shards] */
-    char (*shard_name)[64];     /* [n_shards] */
     size_t n_files;
 
     int64_t layer; /* of q, -1: none yet */
@@ -180,9 +178,9 @@ static enum err load_block(struct writer *w, int64_t layer)
 /* --- embedding and head ------------------------------------------------------------- */
 
 /* Returns whether a packed tensor is one of the embedding or the head. */
-static bool of_end(const struct out_tensor *t)
+static bool of_end(const struct out_content *is)
 {
-    return t->kind != OUT_CARRY && (t->lin == OUT_EMBED || t->lin == OUT_HEAD);
+    return is->kind != OUT_CARRY && (is->lin == OUT_EMBED || is->lin == OUT_HEAD);
 }
 
 static enum err load_end(struct writer *w, int lin)
@@ -199,14 +197,15 @@ static enum err load_end(struct writer *w, int lin)
 }
 
 /* The quantized matrix of a packed tensor, and its source. */
-static const struct qlinear *quant_of(const struct writer *w, const struct out_tensor *t)
+static const struct qlinear *quant_of(const struct writer *w, const struct out_content *is)
 {
-    return of_end(t) ? &w->end_q[t->lin - OUT_EMBED] : &w->q->lin[t->lin];
+    return of_end(is) ? &w->end_q[is->lin - OUT_EMBED] : &w->q->lin[is->lin];
 }
 
-static const struct host_mat *source_of(const struct writer *w, const struct out_tensor *t)
+static const struct host_mat *source_of(const struct writer *w,
+                                        const struct out_content *is)
 {
-    return of_end(t) ? &w->end[t->lin - OUT_EMBED] : &w->src.lin[t->lin];
+    return of_end(is) ? &w->end[is->lin - OUT_EMBED] : &w->src.lin[is->lin];
 }
 
 /* --- one tensor's bytes ------------------------------------------------------------- */
@@ -221,16 +220,16 @@ static void report(struct writer *w, size_t bytes)
 /* Returns the bytes to store for a tensor that is copied; a rotation may be folded into
  * them. */
 static enum err carried_bytes(const uint8_t **out, struct writer *w,
-                              const struct out_tensor *t)
+                              const struct out_content *is)
 {
-    *out = t->src->data;
-    if (!(w->s->kv.rotate & ROTATE_V) || t->layer < 0 || t->layer >= w->a->n_layers)
+    *out = is->src->data;
+    if (!(w->s->kv.rotate & ROTATE_V) || is->layer < 0 || is->layer >= w->a->n_layers)
         return OK;
-    TRY(load_block(w, t->layer));
+    TRY(load_block(w, is->layer));
     const struct host_mat *const rotated[] = {&w->src.lin[LIN_V], &w->src.lin[LIN_O],
                                               &w->src.bias[LIN_V]};
     for (size_t i = 0; i < ARRAY_LEN(rotated); i++)
-        if (rotated[i]->data && !strcmp(rotated[i]->name, t->src->name))
+        if (rotated[i]->data && !strcmp(rotated[i]->name, is->src->name))
             *out = rotated[i]->data;
     return OK;
 }
@@ -244,9 +243,9 @@ static enum err check_finite(const struct out_tensor *t, const void *data, size_
 
 /* Copies the weights of all experts of a layer, one after the other. */
 static enum err write_experts(struct writer *w, struct st_writer *f,
-                              const struct out_tensor *t)
+                              const struct out_tensor *t, int64_t layer)
 {
-    TRY(load_block(w, t->layer));
+    TRY(load_block(w, layer));
     for (int l = 0; l < N_LIN; l++) {
         const struct host_mat *m = &w->src.lin[l];
         if (!m->part || strcmp(m->name, t->name))
@@ -262,12 +261,12 @@ static enum err write_experts(struct writer *w, struct st_writer *f,
 }
 
 static enum err write_carried(struct writer *w, struct st_writer *f,
-                              const struct out_tensor *t)
+                              const struct out_tensor *t, const struct out_content *is)
 {
     const uint8_t *data;
-    if (!t->src->data)
-        return write_experts(w, f, t);
-    TRY(carried_bytes(&data, w, t));
+    if (!is->src->data)
+        return write_experts(w, f, t, is->layer);
+    TRY(carried_bytes(&data, w, is));
     TRY(check_finite(t, data, t->bytes));
     for (size_t at = 0; at < t->bytes;) {
         const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
@@ -275,7 +274,7 @@ static enum err write_carried(struct writer *w, struct st_writer *f,
         report(w, n);
         at += n;
     }
-    hf_release(w->m, t->src);
+    hf_release(w->m, is->src);
     return OK;
 }
 
@@ -314,12 +313,11 @@ static void pack_chunk(void *ctx, int64_t chunk, int thread)
 }
 
 static enum err write_qweight(struct writer *w, struct st_writer *f,
-                              const struct out_tensor *t)
+                              const struct out_content *is, int64_t row_bytes)
 {
-    const struct host_mat *m = source_of(w, t);
-    struct pack p = {.w = w, .m = m, .q = quant_of(w, t)};
+    const struct host_mat *m = source_of(w, is);
+    struct pack p = {.w = w, .m = m, .q = quant_of(w, is), .row_bytes = row_bytes};
     const int64_t piece = PIECE_WEIGHTS / m->cols + 1;
-    p.row_bytes = t->dim[1];
     p.rows_per_chunk = CHUNK_WEIGHTS / m->cols + 1;
     atomic_init(&p.bad, -1);
     TRY(mem_alloc(&w->packed, (size_t)(piece * p.row_bytes), 1));
@@ -369,24 +367,27 @@ static enum err write_zeros(struct writer *w, struct st_writer *f, const struct 
     return err;
 }
 
-static enum err write_tensor(struct writer *w, struct st_writer *f,
-                             const struct out_tensor *t)
+/* Writes tensor number i of the plan. */
+static enum err write_tensor(void *ctx, struct st_writer *f, size_t i)
 {
+    struct writer *w = ctx;
+    const struct out_tensor *t = &w->plan.out.tensor[i];
+    const struct out_content *is = &w->plan.content[i];
     const int64_t last = w->a->n_layers - 1; /* it holds the final norm's gain */
-    if (t->kind != OUT_CARRY)
-        TRY(of_end(t) ? load_end(w, t->lin)
-                      : load_block(w, t->layer < last ? t->layer : last));
-    switch (t->kind) {
+    if (is->kind != OUT_CARRY)
+        TRY(of_end(is) ? load_end(w, is->lin)
+                       : load_block(w, is->layer < last ? is->layer : last));
+    switch (is->kind) {
     case OUT_CARRY:
-        return write_carried(w, f, t);
+        return write_carried(w, f, t, is);
     case OUT_GAIN:
-        return write_plain(w, f, w->q->gain[t->gain], t->bytes);
+        return write_plain(w, f, w->q->gain[is->gain], t->bytes);
     case OUT_QWEIGHT:
-        return write_qweight(w, f, t);
+        return write_qweight(w, f, is, t->dim[1]);
     case OUT_SCALES:
-        return write_plain(w, f, quant_of(w, t)->scales, t->bytes);
+        return write_plain(w, f, quant_of(w, is)->scales, t->bytes);
     case OUT_ZEROS:
-        return write_zeros(w, f, quant_of(w, t));
+        return write_zeros(w, f, quant_of(w, is));
     case OUT_K_SCALE:
         return write_plain(w, f, w->q->k_scale, t->bytes);
     case OUT_K_SHIFT:
@@ -400,68 +401,26 @@ static enum err write_tensor(struct writer *w, struct st_writer *f,
 
 /* --- files -------------------------------------------------------------------------- */
 
-/* Writes tensors [first, first + n) of the plan into one shard. */
-static enum err write_tensors(struct writer *w, struct st_writer *f, struct out_tensor *t,
-                              size_t n, struct manifest_file *file)
+/* Lists the shards, once they are written or measured. */
+static void list_shards(struct writer *w)
 {
-    for (size_t i = 0; i < n; i++) {
-        TRY(write_tensor(w, f, &t[i]));
-        t[i].crc = st_writer_crc(f, (int64_t)i);
+    for (int k = 0; k < w->plan.out.n_shards; k++) {
+        const struct out_shard *shard = &w->plan.out.shard[k];
+        w->file[w->n_files++] =
+            (struct manifest_file){shard->name, shard->bytes, shard->crc};
     }
-    file->bytes = st_writer_file_bytes(f);
-    file->crc = st_writer_file_crc(f);
-    return OK;
-}
-
-static enum err write_shard(struct writer *w, struct out_tensor *t, size_t n)
-{
-    enum err err = OK;
-    struct st_writer *f = NULL;
-    struct manifest_file *file = &w->file[w->n_files++];
-    file->name = w->shard_name[t->shard];
-    artifact_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
-    TRY_OUT(out_shard_open(&f, w->dir.tmp, &w->plan, t, n));
-    TRY_OUT(write_tensors(w, f, t, n, file));
-    TRY_OUT(st_writer_commit(&f));
-out:
-    st_writer_abort(&f);
-    return err;
-}
-
-/* Adds the sizes of header and data of a shard. */
-static enum err measure_shard(struct writer *w, struct out_tensor *t, size_t n)
-{
-    struct st_writer *f = NULL;
-    struct manifest_file *file = &w->file[w->n_files++];
-    file->name = w->shard_name[t->shard];
-    artifact_shard_name(w->shard_name[t->shard], t->shard, w->plan.n_shards);
-    TRY(out_shard_open(&f, NULL, &w->plan, t, n));
-    file->bytes = st_writer_file_bytes(f);
-    st_writer_abort(&f);
-    for (size_t i = 0; i < n; i++)
-        file->bytes += t[i].bytes;
-    return OK;
-}
-
-static enum err each_shard(struct writer *w,
-                           enum err (*fn)(struct writer *w, struct out_tensor *t, size_t n))
-{
-    for (size_t i = 0, end; i < w->plan.n; i = end) {
-        end = out_plan_shard_end(&w->plan, i);
-        TRY(fn(w, &w->plan.tensor[i], end - i));
-    }
-    return OK;
 }
 
 /* Writes the manifest; dir NULL: only its size is computed. */
 static enum err write_manifest(uint64_t *bytes, const struct writer *w, const char *dir)
 {
+    const struct out_plan *p = &w->plan.out;
     struct manifest_tensor *list = NULL;
-    TRY(mem_calloc(&list, w->plan.n, sizeof(*list)));
-    for (size_t i = 0; i < w->plan.n; i++) {
-        const struct out_tensor *t = &w->plan.tensor[i];
+    TRY(mem_calloc(&list, p->n, sizeof(*list)));
+    for (size_t i = 0; i < p->n; i++) {
+        const struct out_tensor *t = &p->tensor[i];
         list[i] = (struct manifest_tensor){.name = t->name,
-                                           .file = w->shard_name[t->shard],
+                                           .file = p->shard[t->shard].name,
                                            .dtype = dtype_name(t->dtype),
                                            .n_dims = t->n_dims,
                                            .bytes = t->bytes,
@@ -469,32 +428,31 @@ static enum err write_manifest(uint64_t *bytes, const struct writer *w, const ch
         memcpy(list[i].dim, t->dim, sizeof(t->dim));
     }
     const struct manifest_input in = {
-        w->s->config_json, w->s->provenance_json, list, w->plan.n, w->file, w->n_files};
+        w->s->config_json, w->s->provenance_json, list, p->n, w->file, w->n_files};
     const enum err err = manifest_write(bytes, dir, &in);
     mem_free(list);
     return err;
 }
 
-/* Plans the tensors and the names of their files. */
+/* Plans the tensors and their files. */
 static enum err make_plan(struct writer *w)
 {
     TRY(spec_check(&w->s->weights, &w->s->kv, "artifact"));
     TRY(mix_check_layers(w->s->kv.mixed, w->a->n_layers, ERR_USAGE, "kv.mixed"));
     TRY(mix_check_layers(w->s->weights.mixed, w->a->n_layers, ERR_USAGE, "weights.mixed"));
-    TRY(out_plan_make(&w->plan, w->m, w->s));
-    FAIL_IF(w->plan.n_shards > SHARDS_MAX, ERR_USAGE,
+    TRY(artifact_plan_make(&w->plan, w->m, w->s));
+    const int shards = w->plan.out.n_shards;
+    FAIL_IF(shards > SHARDS_MAX, ERR_USAGE,
             "a shard size of %" PRIu64 " bytes gives %d files; choose a larger one",
-            w->s->shard_bytes, w->plan.n_shards);
-    const size_t shards = (size_t)w->plan.n_shards;
-    TRY(mem_calloc(&w->shard_name, shards, sizeof(*w->shard_name)));
-    return mem_calloc(&w->file, shards + 1 + ARTIFACT_FILES_MAX, sizeof(*w->file));
+            w->s->shard_bytes, shards);
+    return mem_calloc(&w->file, (size_t)shards + 1 + ARTIFACT_FILES_MAX, sizeof(*w->file));
 }
 
 static enum err prepare(struct writer *w)
 {
     TRY(make_plan(w));
-    for (size_t i = 0; i < w->plan.n; i++)
-        w->total += w->plan.tensor[i].bytes;
+    for (size_t i = 0; i < w->plan.out.n; i++)
+        w->total += w->plan.out.tensor[i].bytes;
     for (int i = 0; i < N_LIN; i++)
         if (arch_in(w->a, i) > w->widest)
             w->widest = arch_in(w->a, i);
@@ -508,8 +466,9 @@ static enum err prepare(struct writer *w)
 static enum err write_rest(uint64_t *manifest_bytes, struct writer *w, const char *dir,
                            const char *model_dir)
 {
-    if (w->plan.n_shards > 1)
-        TRY(artifact_write_index(dir, &w->plan, &w->file[w->n_files++]));
+    list_shards(w);
+    if (w->plan.out.n_shards > 1)
+        TRY(artifact_write_index(dir, &w->plan.out, &w->file[w->n_files++]));
     size_t n = 0;
     TRY(artifact_write_files(dir, model_dir, w->a, w->s, w->file + w->n_files, &n));
     w->n_files += n;
@@ -519,7 +478,7 @@ static enum err write_rest(uint64_t *manifest_bytes, struct writer *w, const cha
 static enum err write_all(struct writer *w, const char *model_dir)
 {
     uint64_t manifest_bytes;
-    TRY(each_shard(w, write_shard));
+    TRY(out_plan_write(&w->plan.out, w->dir.tmp, write_tensor, w));
     return write_rest(&manifest_bytes, w, w->dir.tmp, model_dir);
 }
 
@@ -529,11 +488,10 @@ static void release(struct writer *w)
     block_quant_free(&w->rtn);
     for (int i = 0; i < 2; i++)
         qlinear_free(&w->end_q[i]);
-    out_plan_free(&w->plan);
+    artifact_plan_free(&w->plan);
     pool_close(&w->pool);
     mem_free(w->rows);
     mem_free(w->codes);
-    mem_free(w->shard_name);
     mem_free(w->file);
 }
 
@@ -564,7 +522,7 @@ enum err artifact_bytes(uint64_t *out, struct hf_model *m, const char *model_dir
     uint64_t sum = 0;
     struct writer w = {.m = m, .a = hf_arch(m), .s = s};
     TRY_OUT(make_plan(&w));
-    TRY_OUT(each_shard(&w, measure_shard));
+    TRY_OUT(out_plan_measure(&w.plan.out));
     TRY_OUT(write_rest(&sum, &w, NULL, model_dir));
     for (size_t i = 0; i < w.n_files; i++)
         sum += w.file[i].bytes;

@@ -320,6 +320,6 @@ enum err hub_finish(struct export_job *j, json_t *quantization, const char *torc
     }
     export_set_bits(j, projection_bytes(p));
     TRY(hub_card(&p->card, j));
-    out_plan_cut(&p->tensors, j->options.shard_bytes);
+    TRY(out_plan_cut(&p->tensors, j->options.shard_bytes));
     return hub_measure(j);
 }

@@ -6,8 +6,8 @@
 #ifndef WKVQ_HUB_H
 #define WKVQ_HUB_H
 
-#include "convert/artifact/artifact_plan.h"
 #include "convert/export/export.h"
+#include "convert/output/out_plan.h"
 
 /* A module of the exported checkpoint: a projection, the embedding, the head, or several
  * projections that the family's checkpoints have in one (hf_fused.h). */

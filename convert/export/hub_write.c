@@ -14,31 +14,6 @@
 
 /* --- sizes -------------------------------------------------------------------------- */
 
-/* Calls fn for the tensors of each shard. */
-static enum err each_shard(struct export_job *j, const char *dir,
-                           enum err (*fn)(struct export_job *j, const char *dir,
-                                          size_t first, size_t n))
-{
-    const struct out_plan *p = &((struct hub_plan *)j->plan)->tensors;
-    for (size_t i = 0, end; i < p->n; i = end) {
-        end = out_plan_shard_end(p, i);
-        TRY(fn(j, dir, i, end - i));
-    }
-    return OK;
-}
-
-static enum err measure_shard(struct export_job *j, const char *dir, size_t first, size_t n)
-{
-    const struct out_plan *p = &((struct hub_plan *)j->plan)->tensors;
-    struct st_writer *f = NULL;
-    TRY(out_shard_open(&f, NULL, p, &p->tensor[first], n));
-    j->bytes += st_writer_file_bytes(f);
-    st_writer_abort(&f);
-    for (size_t i = 0; i < n; i++)
-        j->total += p->tensor[first + i].bytes;
-    return OK;
-}
-
 /* Writes the files that are copied, and the index; dir NULL: adds up their sizes. */
 static enum err write_copies(struct export_job *j, const char *dir)
 {
@@ -57,12 +32,14 @@ static enum err write_copies(struct export_job *j, const char *dir)
 
 enum err hub_measure(struct export_job *j)
 {
-    const struct hub_plan *p = j->plan;
+    struct hub_plan *p = j->plan;
     j->bytes = strlen(p->config) + strlen(p->card);
-    TRY(each_shard(j, NULL, measure_shard));
-    TRY(write_copies(j, NULL));
-    j->bytes += j->total;
-    return OK;
+    TRY(out_plan_measure(&p->tensors));
+    for (int k = 0; k < p->tensors.n_shards; k++)
+        j->bytes += p->tensors.shard[k].bytes;
+    for (size_t i = 0; i < p->tensors.n; i++)
+        j->total += p->tensors.tensor[i].bytes;
+    return write_copies(j, NULL);
 }
 
 /* --- tensors ------------------------------------------------------------------------ */
@@ -93,7 +70,9 @@ static void fill_chunk(void *ctx, int64_t chunk, int thread)
     atomic_store(&w->bad, chunk);
 }
 
-struct buffers {
+/* The tensors of one export while they are written. */
+struct tensors {
+    struct export_job *j;
     uint8_t *piece, *scratch;
 };
 
@@ -104,10 +83,11 @@ static int64_t piece_rows(const struct hub_tensor *t)
     return fit ? fit : t->step;
 }
 
-static enum err write_tensor(struct export_job *j, struct st_writer *f,
-                             const struct hub_tensor *t, const struct buffers *b)
+static enum err write_rows(struct tensors *of, struct st_writer *f,
+                           const struct hub_tensor *t)
 {
-    struct piece w = {.p = j->plan, .t = t, .dst = b->piece, .scratch = b->scratch};
+    struct export_job *j = of->j;
+    struct piece w = {.p = j->plan, .t = t, .dst = of->piece, .scratch = of->scratch};
     const int64_t most = piece_rows(t);
     atomic_init(&w.bad, -1);
     for (; w.first < t->rows; w.first += w.rows) {
@@ -116,22 +96,10 @@ static enum err write_tensor(struct export_job *j, struct st_writer *f,
         const int64_t bad = atomic_load(&w.bad);
         if (bad >= 0)
             return fill(&w, bad, 0);
-        TRY(st_write(f, b->piece, (size_t)w.rows * t->row_bytes));
+        TRY(st_write(f, of->piece, (size_t)w.rows * t->row_bytes));
         export_advance(j, (size_t)w.rows * t->row_bytes);
     }
     return OK;
-}
-
-static enum err alloc_buffers(struct buffers *b, const struct export_job *j)
-{
-    const struct hub_plan *p = j->plan;
-    size_t most = 0;
-    for (size_t i = 0; i < p->tensors.n; i++) {
-        const size_t n = (size_t)piece_rows(&p->how[i]) * p->how[i].row_bytes;
-        most = n > most ? n : most;
-    }
-    TRY(mem_alloc(&b->piece, most, 1));
-    return mem_alloc(&b->scratch, (size_t)pool_threads(j->pool), p->scratch);
 }
 
 /* The last tensor of a module comes before those of the next, or of none. */
@@ -146,23 +114,38 @@ static void release_pages(const struct export_job *j, size_t i)
             export_release(j->source, &t->linear[k]);
 }
 
-static enum err write_shard(struct export_job *j, const char *dir, size_t first, size_t n)
+/* Writes tensor number i of the plan. */
+static enum err write_tensor(void *ctx, struct st_writer *f, size_t i)
+{
+    struct tensors *of = ctx;
+    const struct hub_plan *p = of->j->plan;
+    TRY(write_rows(of, f, &p->how[i]));
+    release_pages(of->j, i);
+    return OK;
+}
+
+static enum err alloc_buffers(struct tensors *of)
+{
+    const struct hub_plan *p = of->j->plan;
+    size_t most = 0;
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        const size_t n = (size_t)piece_rows(&p->how[i]) * p->how[i].row_bytes;
+        most = n > most ? n : most;
+    }
+    TRY(mem_alloc(&of->piece, most, 1));
+    return mem_alloc(&of->scratch, (size_t)pool_threads(of->j->pool), p->scratch);
+}
+
+static enum err write_tensors(struct export_job *j, const char *dir)
 {
     enum err err = OK;
-    const struct hub_plan *p = j->plan;
-    struct st_writer *f = NULL;
-    struct buffers b = {0};
-    TRY_OUT(alloc_buffers(&b, j));
-    TRY_OUT(out_shard_open(&f, dir, &p->tensors, &p->tensors.tensor[first], n));
-    for (size_t i = first; i < first + n; i++) {
-        TRY_OUT(write_tensor(j, f, &p->how[i], &b));
-        release_pages(j, i);
-    }
-    TRY_OUT(st_writer_commit(&f));
+    struct tensors of = {.j = j};
+    struct hub_plan *p = j->plan;
+    TRY_OUT(alloc_buffers(&of));
+    err = out_plan_write(&p->tensors, dir, write_tensor, &of);
 out:
-    st_writer_abort(&f);
-    mem_free(b.piece);
-    mem_free(b.scratch);
+    mem_free(of.piece);
+    mem_free(of.scratch);
     return err;
 }
 
@@ -180,7 +163,7 @@ static enum err write_text(const char *dir, const char *name, const char *text)
 static enum err write_all(struct export_job *j, const struct outdir *d)
 {
     const struct hub_plan *p = j->plan;
-    TRY(each_shard(j, d->tmp, write_shard));
+    TRY(write_tensors(j, d->tmp));
     TRY(write_copies(j, d->tmp));
     TRY(outdir_write_card(d, p->card));
     return write_text(d->tmp, "config.json", p->config);

@@ -3,9 +3,9 @@
  * Writes a folded checkpoint: the source's tensors in their order, those that change in F32, and
  * then the biases that it did not have. */
 #include "convert/artifact/artifact_files.h"
-#include "convert/artifact/artifact_plan.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/fold/fold.h"
+#include "convert/output/out_plan.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
@@ -43,8 +43,8 @@ struct fold {
     const struct arch *a;
     float **s, **shift; /* [n_layers][K*d], owned */
     bool biases;
-    struct item *item; /* [n_items] */
-    int64_t n_items;
+    struct item *item;   /* [n_items] */
+    int64_t n_items, at; /* at: the next to write */
     struct out_plan plan;
     float *values, *bias; /* the largest tensor; [D] */
     const struct fold_options *options;
@@ -205,7 +205,7 @@ static enum err list_items(struct fold *f)
     }
     for (int64_t i = 0; i < f->a->n_layers && f->biases; i++)
         TRY(add_missing_biases(f, i));
-    out_plan_cut(&f->plan, f->options->shard_bytes);
+    TRY(out_plan_cut(&f->plan, f->options->shard_bytes));
     for (size_t i = 0; i < f->plan.n; i++)
         f->total += f->plan.tensor[i].bytes;
     return OK;
@@ -279,34 +279,25 @@ static enum err write_item(struct fold *f, struct st_writer *w, const struct ite
     return put(f, w, values, (size_t)n * sizeof(float));
 }
 
-/* Writes tensors [first, end) of the plan, and their items, the next of which is *item. */
-static enum err write_shard(struct fold *f, const char *dir, uint64_t *bytes, size_t first,
-                            size_t end, int64_t *item)
+/* Writes the items of tensor number i of the plan. */
+static enum err write_tensor(void *ctx, struct st_writer *w, size_t i)
 {
-    enum err err = OK;
-    struct st_writer *w = NULL;
-    TRY_OUT(out_shard_open(&w, dir, &f->plan, &f->plan.tensor[first], end - first));
-    for (; *item < f->n_items && f->item[*item].tensor < end; ++*item)
-        TRY_OUT(write_item(f, w, &f->item[*item]));
-    *bytes += st_writer_file_bytes(w);
-    TRY_OUT(st_writer_commit(&w));
-out:
-    st_writer_abort(&w);
-    return err;
+    struct fold *f = ctx;
+    for (; f->at < f->n_items && f->item[f->at].tensor == i; f->at++)
+        TRY(write_item(f, w, &f->item[f->at]));
+    return OK;
 }
 
 static enum err write_tensors(struct fold *f, const char *dir, uint64_t *bytes)
 {
     const int64_t H = f->a->n_heads * f->a->head_dim, D = f->a->d_model;
     struct manifest_file index;
-    int64_t item = 0;
-    *bytes = 0;
     TRY(mem_alloc(&f->values, (size_t)(H > D ? H : D), (size_t)D * sizeof(float)));
     TRY(mem_alloc(&f->bias, (size_t)D, sizeof(float)));
-    for (size_t i = 0, end; i < f->plan.n; i = end) {
-        end = out_plan_shard_end(&f->plan, i);
-        TRY(write_shard(f, dir, bytes, i, end, &item));
-    }
+    TRY(out_plan_write(&f->plan, dir, write_tensor, f));
+    *bytes = 0;
+    for (int k = 0; k < f->plan.n_shards; k++)
+        *bytes += f->plan.shard[k].bytes;
     return f->plan.n_shards > 1 ? artifact_write_index(dir, &f->plan, &index) : OK;
 }
 

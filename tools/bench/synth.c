@@ -2,7 +2,7 @@
 #include "tools/bench/synth.h"
 
 #include "convert/artifact/artifact_files.h"
-#include "convert/artifact/artifact_plan.h"
+#include "convert/output/out_plan.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
@@ -22,6 +22,8 @@
 #define NORM_SIGMA 0.1
 #define OUTLIER 6.0      /* factor of the large channels */
 #define OUTLIER_PART 512 /* one channel out of so many is large */
+
+#define LAYER_NORMS 2
 
 #define PIECE_WEIGHTS ((int64_t)4 << 20)  /* weights made between two writes */
 #define CHUNK_WEIGHTS ((int64_t)64 << 10) /* weights made by one thread at a time */
@@ -45,11 +47,9 @@ struct synth {
 
 /* --- tensors -------------------------------------------------------------------------- */
 
-static enum err add(struct out_plan *p, const char *name, int64_t layer, int lin,
-                    int64_t rows, int64_t cols)
+static enum err add(struct out_plan *p, const char *name, int64_t rows, int64_t cols)
 {
-    struct out_tensor t = {.layer = layer, .lin = lin, .dtype = DT_F16};
-    t.n_dims = cols ? 2 : 1;
+    struct out_tensor t = {.dtype = DT_F16, .n_dims = cols ? 2 : 1};
     t.dim[0] = rows;
     t.dim[1] = cols;
     snprintf(t.name, sizeof(t.name), "%s", name);
@@ -58,16 +58,17 @@ static enum err add(struct out_plan *p, const char *name, int64_t layer, int lin
 
 static enum err add_layer(struct out_plan *p, const struct arch *a, int64_t layer)
 {
-    static const char *const norm[] = {"input_layernorm", "post_attention_layernorm"};
+    static const char *const norm[LAYER_NORMS] = {"input_layernorm",
+                                                  "post_attention_layernorm"};
     char name[128];
     for (int l = 0; l < N_LIN; l++) {
         snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer,
                  lin_module[l]);
-        TRY(add(p, name, layer, l, arch_out(a, l), arch_in(a, l)));
+        TRY(add(p, name, arch_out(a, l), arch_in(a, l)));
     }
-    for (size_t i = 0; i < ARRAY_LEN(norm); i++) {
+    for (size_t i = 0; i < LAYER_NORMS; i++) {
         snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer, norm[i]);
-        TRY(add(p, name, layer, N_LIN, a->d_model, 0));
+        TRY(add(p, name, a->d_model, 0));
     }
     return OK;
 }
@@ -75,14 +76,13 @@ static enum err add_layer(struct out_plan *p, const struct arch *a, int64_t laye
 static enum err make_plan(struct out_plan *p, const struct synth_settings *s)
 {
     const struct arch *a = &s->arch;
-    TRY(add(p, "model.embed_tokens.weight", -1, N_LIN, a->vocab, a->d_model));
+    TRY(add(p, "model.embed_tokens.weight", a->vocab, a->d_model));
     for (int64_t i = 0; i < a->n_layers; i++)
         TRY(add_layer(p, a, i));
-    TRY(add(p, "model.norm.weight", a->n_layers, N_LIN, a->d_model, 0));
+    TRY(add(p, "model.norm.weight", a->d_model, 0));
     if (!a->tied)
-        TRY(add(p, "lm_head.weight", a->n_layers, N_LIN, a->vocab, a->d_model));
-    out_plan_cut(p, s->shard_bytes);
-    return OK;
+        TRY(add(p, "lm_head.weight", a->vocab, a->d_model));
+    return out_plan_cut(p, s->shard_bytes);
 }
 
 uint64_t synth_bytes(const struct arch *a)
@@ -104,27 +104,29 @@ static enum err draw_channels(bool **out, int64_t n, uint64_t seed)
     return OK;
 }
 
-static enum loud loud_kind(const struct out_tensor *t)
+/* Returns which rows of tensor number i are loud. The embedding is number 0, then come the layers,
+ * the projections first in each. */
+static enum loud loud_kind(const struct synth *y, size_t i)
 {
-    return t->lin == LIN_O || t->lin == LIN_DOWN ? LOUD_RESIDUAL
-           : t->lin == LIN_K                     ? LOUD_KEYS
-                                                 : LOUD_NONE;
+    const size_t layer = N_LIN + LAYER_NORMS, n = (size_t)y->s->arch.n_layers * layer;
+    const size_t lin = i > 0 && i <= n ? (i - 1) % layer : N_LIN;
+    return lin == LIN_O || lin == LIN_DOWN ? LOUD_RESIDUAL
+           : lin == LIN_K                  ? LOUD_KEYS
+                                           : LOUD_NONE;
 }
 
 /* Fills rows [first, first + rows) of one tensor. */
 struct piece {
     const struct synth *y;
-    const struct out_tensor *t;
+    const struct normal_table *quiet;
+    const bool *loud; /* [rows of the tensor], NULL: none */
     int64_t first, rows, cols, rows_per_chunk;
     uint64_t tensor; /* index in the plan */
 };
 
 static const struct normal_table *table_of(const struct piece *p, int64_t row)
 {
-    const bool *channel = p->y->channel[loud_kind(p->t)];
-    if (p->t->n_dims == 1)
-        return p->y->norm;
-    return channel && channel[row] ? p->y->loud : p->y->plain;
+    return p->loud && p->loud[row] ? p->y->loud : p->quiet;
 }
 
 static void fill_chunk(void *ctx, int64_t chunk, int thread)
@@ -138,11 +140,14 @@ static void fill_chunk(void *ctx, int64_t chunk, int thread)
                   p->y->s->seed, p->tensor, (uint64_t)(p->first + i));
 }
 
-static enum err write_tensor(struct synth *y, struct st_writer *f,
-                             const struct out_tensor *t)
+/* Writes tensor number i of the plan. */
+static enum err write_tensor(void *ctx, struct st_writer *f, size_t i)
 {
+    struct synth *y = ctx;
+    const struct out_tensor *t = &y->plan.tensor[i];
     const int64_t rows = t->n_dims == 2 ? t->dim[0] : 1;
-    struct piece p = {.y = y, .t = t, .tensor = (uint64_t)(t - y->plan.tensor)};
+    struct piece p = {.y = y, .loud = y->channel[loud_kind(y, i)], .tensor = i};
+    p.quiet = t->n_dims == 2 ? y->plain : y->norm;
     p.cols = t->n_dims == 2 ? t->dim[1] : t->dim[0];
     p.rows_per_chunk = CHUNK_WEIGHTS / p.cols + 1;
     const int64_t most = p.cols < PIECE_WEIGHTS ? PIECE_WEIGHTS / p.cols : 1;
@@ -160,30 +165,6 @@ static enum err write_tensor(struct synth *y, struct st_writer *f,
 }
 
 /* --- files -------------------------------------------------------------------------- */
-
-static enum err write_shard(struct synth *y, const struct out_tensor *t, size_t n)
-{
-    enum err err = OK;
-    struct st_writer *f = NULL;
-    TRY(out_shard_open(&f, y->dir.tmp, &y->plan, t, n));
-    for (size_t i = 0; i < n; i++)
-        TRY_OUT(write_tensor(y, f, &t[i]));
-    TRY_OUT(st_writer_commit(&f));
-out:
-    st_writer_abort(&f);
-    return err;
-}
-
-static enum err write_shards(struct synth *y)
-{
-    for (size_t i = 0, end; i < y->plan.n; i = end) {
-        const struct out_tensor *t = &y->plan.tensor[i];
-        for (end = i; end < y->plan.n && y->plan.tensor[end].shard == t->shard;)
-            end++;
-        TRY(write_shard(y, t, end - i));
-    }
-    return OK;
-}
 
 /* Returns a token's id as JSON; null: none. */
 static json_t *id_json(int32_t id)
@@ -275,7 +256,7 @@ static enum err write_all(struct synth *y)
 {
     struct manifest_file copied[ARTIFACT_FILES_MAX], index;
     size_t n;
-    TRY(write_shards(y));
+    TRY(out_plan_write(&y->plan, y->dir.tmp, write_tensor, y));
     if (y->plan.n_shards > 1)
         TRY(artifact_write_index(y->dir.tmp, &y->plan, &index));
     if (y->s->tokenizer_dir)
