@@ -5,6 +5,7 @@
 #include "convert/checkpoint/hf.h"
 #include "convert/format/artifact_spec.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/sizes.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
@@ -447,67 +448,16 @@ const struct model_source *artifact_source(struct artifact *a)
 
 /* --- sizes -------------------------------------------------------------------------- */
 
-int64_t kv_row_code_bytes(const struct arch *a, struct kv_format f)
-{
-    return f.bits >= 16 ? 2 * a->n_kv * a->head_dim
-                        : a->n_kv * bitpack_bytes(a->head_dim, f.bits);
-}
-
-int64_t kv_row_bytes(const struct arch *a, struct kv_format f)
-{
-    const int64_t group = kv_group(a->head_dim, f.group_size);
-    const int64_t pairs = f.bits >= 16 ? 0 : a->n_kv * ((a->head_dim + group - 1) / group);
-    return kv_row_code_bytes(a, f) + 4 * pairs;
-}
-
-/* The same in one layer's cache. llama.cpp's q4_0 has a scale and no minimum, and FP8 neither. */
-static int64_t layer_row_bytes(const struct arch *a, const struct kv_spec *kv,
-                               int64_t layer, enum kv_side side)
-{
-    const struct kv_format f = kv_format(kv, layer, side);
-    const int64_t codes = kv_row_code_bytes(a, f), pairs = kv_row_bytes(a, f) - codes;
-    return codes + (kv->target == TARGET_FP8    ? 0
-                    : kv->target == TARGET_Q4_0 ? pairs / 2
-                                                : pairs);
-}
-
-int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv)
-{
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < a->n_layers; i++)
-        bytes += layer_row_bytes(a, kv, i, KV_K) + layer_row_bytes(a, kv, i, KV_V);
-    return bytes;
-}
-
-static double row_bits(const struct arch *a, const struct kv_spec *kv, int64_t layer,
-                       enum kv_side side)
-{
-    const struct kv_format f = kv_format(kv, layer, side);
-    if (side == KV_K && kv->method == KV_CHANNEL && f.bits < 16)
-        return (double)f.bits + 32.0 / (double)f.group_size;
-    return 8.0 * (double)layer_row_bytes(a, kv, layer, side) /
-           (double)(a->n_kv * a->head_dim);
-}
-
-double kv_mean_bits(const struct arch *a, const struct kv_spec *kv)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < a->n_layers; i++)
-        sum += row_bits(a, kv, i, KV_K) + row_bits(a, kv, i, KV_V);
-    return sum / (double)(2 * a->n_layers);
-}
-
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens)
 {
-    return (uint64_t)batch * (uint64_t)tokens * (uint64_t)kv_token_bytes(&a->arch, &a->kv);
+    return kv_cache_bytes(&a->arch, &a->kv, batch, tokens);
 }
 
 uint64_t packed_linear_bytes(const struct packed_linear *p)
 {
     if (p->bits == 16)
         return (uint64_t)(p->out * p->in) * dtype_bytes(p->w.dtype);
-    return (uint64_t)(p->out * (bitpack_bytes(p->in, p->bits) + 2 * p->groups +
-                                bitpack_bytes(p->groups, p->bits)));
+    return shape_linear_bytes(p->out, p->in, (struct lin_format){p->bits, p->group_size});
 }
 
 void artifact_measure(struct artifact_sizes *out, const struct artifact *a)

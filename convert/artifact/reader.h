@@ -87,18 +87,6 @@ struct artifact_sizes {
     double kv_bits;            /* per cache element: codes and F16 pairs */
 };
 void artifact_measure(struct artifact_sizes *out, const struct artifact *a);
-/* Returns the bytes of one token's keys (or values) in one layer, as the runtime allocates
- * them: for each kv head ceil(head_dim bits / 8) bytes of codes, and for each of its groups
- * four bytes, the F16 pair h, m. At 16 bits: two bytes per element, as an F16 cache takes
- * (this runtime uses F32). */
-int64_t kv_row_bytes(const struct arch *a, struct kv_format f);
-/* The codes' part of that; everything at 16 bits. */
-int64_t kv_row_code_bytes(const struct arch *a, struct kv_format f);
-/* Returns the bytes of one token's keys and values in all layers. */
-int64_t kv_token_bytes(const struct arch *a, const struct kv_spec *kv);
-/* Returns that in bits per element, the mean over layers, keys and values. With kv.method
- * channel, keys are counted in whole blocks of tokens. */
-double kv_mean_bits(const struct arch *a, const struct kv_spec *kv);
 /* Returns the bytes of a quantized cache for `batch` sequences of `tokens` tokens. Full-
  * precision copies (window, sink) are not counted. */
 uint64_t artifact_kv_bytes(const struct artifact *a, int64_t batch, int64_t tokens);

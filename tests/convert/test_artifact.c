@@ -6,6 +6,7 @@
 #include "convert/artifact/writer.h"
 #include "convert/format/artifact_names.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/sizes.h"
 #include "data/json.h"
 #include "kernels/base/bytes.h"
 #include "kernels/base/mem.h"

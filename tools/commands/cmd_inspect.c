@@ -7,11 +7,12 @@
 #include "convert/checkpoint/hf.h"
 #include "convert/format/artifact_names.h"
 #include "convert/format/artifact_spec.h"
+#include "convert/format/sizes.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
 #include "tools/commands/commands.h"
+#include "tools/commands/inspect_memory.h"
 #include "tools/commands/inspect_tensors.h"
-#include "tools/pipeline/inspect_memory.h"
 #include "tools/state/state.h"
 
 #include <inttypes.h>
@@ -56,23 +57,16 @@ static enum err memory_open(struct memory *m, const struct args *a)
     return memory_list_parse(&m->length, "length", a->length, 1 << 30);
 }
 
-/* Returns the bytes of the cache for batch sequences of length tokens. */
-static uint64_t cache_bytes(const struct memory *m, const struct kv_spec *kv, int64_t batch,
-                            int64_t length)
-{
-    return (uint64_t)batch * (uint64_t)length * (uint64_t)kv_token_bytes(m->arch, kv);
-}
-
 /* Returns the bytes for the first batch and length. */
 static json_t *memory_json(const struct memory *m)
 {
     const int64_t batch = m->batch.value[0], length = m->length.value[0];
-    const uint64_t cache = cache_bytes(m, m->kv, batch, length);
+    const uint64_t cache = kv_cache_bytes(m->arch, m->kv, batch, length);
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "batch", (json_int_t)batch, "length",
                      (json_int_t)length, "weight_bytes", (json_int_t)m->weights, "kv_bytes",
                      (json_int_t)cache, "kv_bytes_16bit",
-                     (json_int_t)cache_bytes(m, &full_cache, batch, length), "total_bytes",
-                     (json_int_t)(m->weights + cache));
+                     (json_int_t)kv_cache_bytes(m->arch, &full_cache, batch, length),
+                     "total_bytes", (json_int_t)(m->weights + cache));
 }
 
 static json_t *rope_json(const struct arch *a)
@@ -157,11 +151,11 @@ static void print_memory(const struct memory *m)
     for (int b = 0; b < m->batch.n; b++)
         for (int l = 0; l < m->length.n; l++) {
             const int64_t batch = m->batch.value[b], length = m->length.value[l];
-            const uint64_t cache = cache_bytes(m, m->kv, batch, length);
+            const uint64_t cache = kv_cache_bytes(m->arch, m->kv, batch, length);
             printf("  memory     %.1f MB of weights + %.1f MB of cache (%.1f MB at 16 "
                    "bits) = %.1f MB at batch %" PRId64 ", length %" PRId64 "\n",
                    MB * (double)m->weights, MB * (double)cache,
-                   MB * (double)cache_bytes(m, &full_cache, batch, length),
+                   MB * (double)kv_cache_bytes(m->arch, &full_cache, batch, length),
                    MB * (double)(m->weights + cache), batch, length);
         }
 }

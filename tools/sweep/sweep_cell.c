@@ -11,7 +11,6 @@
 #include "kernels/base/mem.h"
 #include "tools/eval/eval.h"
 #include "tools/eval/tasks/task_run.h"
-#include "tools/pipeline/inspect_memory.h"
 #include "tools/pipeline/stages.h"
 #include "tools/pipeline/verify_report.h"
 #include "tools/sweep/sweep.h"

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/tune/tune.h"
 
-#include "convert/artifact/reader.h"
 #include "convert/format/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

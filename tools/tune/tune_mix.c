@@ -2,7 +2,6 @@
 #include "tools/tune/tune_mix.h"
 
 #include "calib/sensitivity.h"
-#include "convert/artifact/reader.h"
 #include "convert/format/sizes.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"

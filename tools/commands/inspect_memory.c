@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "tools/pipeline/inspect_memory.h"
+#include "tools/commands/inspect_memory.h"
 
-#include "convert/artifact/reader.h"
-#include "convert/format/bitpack.h"
 #include "convert/format/sizes.h"
 #include "kernels/base/mem.h"
 
@@ -53,53 +51,6 @@ enum err memory_list_parse(struct memory_list *l, const char *option, const char
             return OK;
         at = end;
     }
-}
-
-static void add_weights(struct memory_terms *t, const struct arch *a,
-                        const struct weight_spec *w)
-{
-    for (int64_t i = 0; i < a->n_layers * N_LIN; i++) {
-        const int l = (int)(i % N_LIN);
-        const struct lin_format f = weight_format(w, i / N_LIN, l);
-        const uint64_t rows = (uint64_t)arch_out(a, l), in = (uint64_t)arch_in(a, l);
-        const int64_t groups = weight_groups((int64_t)in, f.group_size);
-        if (f.bits >= 16) {
-            t->projections += rows * in * 2;
-            continue;
-        }
-        t->projections += rows * (uint64_t)bitpack_bytes((int64_t)in, f.bits);
-        t->weight_scales += rows * (uint64_t)(2 * groups + bitpack_bytes(groups, f.bits));
-    }
-}
-
-struct memory_terms memory_terms_of(const struct arch *a, const struct weight_spec *w,
-                                    const struct kv_spec *kv, int64_t batch, int64_t length)
-{
-    struct memory_terms t = {0};
-    const uint64_t tokens = (uint64_t)batch * (uint64_t)length;
-    uint64_t codes = 0, gains = 0;
-    for (int64_t i = 0; i < a->n_layers; i++)
-        gains += (uint64_t)arch_gains(a, i);
-    for (int64_t i = 0; i < 2 * a->n_layers; i++)
-        codes +=
-            (uint64_t)kv_row_code_bytes(a, kv_format(kv, i / 2, (enum kv_side)(i % 2)));
-    add_weights(&t, a, w);
-    t.rest = (a->tied ? 1 : 2) *
-                 (uint64_t)shape_linear_bytes(a->vocab, a->d_model, head_format(w)) +
-             2 * gains;
-    t.cache = tokens * codes;
-    t.cache_scales = tokens * ((uint64_t)kv_token_bytes(a, kv) - codes);
-    return t;
-}
-
-uint64_t memory_total(const struct memory_terms *t)
-{
-    return t->projections + t->weight_scales + t->rest + t->cache + t->cache_scales;
-}
-
-uint64_t memory_paper(const struct memory_terms *t)
-{
-    return t->projections + t->cache;
 }
 
 /* Returns the largest unit of which every row has at least half a one, so that its parts show. */

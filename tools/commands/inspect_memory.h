@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Memory of a model at inference, term by term, computed from its shapes. It includes the
- * terms of the paper's table and the ones missing there. */
+ * The table of `wkvq inspect --memory`: memory of a model at inference, term by term
+ * (convert/format/sizes.h), at batches and lengths. */
 #ifndef WKVQ_INSPECT_MEMORY_H
 #define WKVQ_INSPECT_MEMORY_H
 
@@ -20,20 +20,6 @@ struct memory_list {
 /* Errors: ERR_USAGE naming the option. */
 enum err memory_list_parse(struct memory_list *l, const char *option, const char *text,
                            int64_t most);
-
-/* Bytes. */
-struct memory_terms {
-    uint64_t projections, weight_scales; /* codes (or weights), and scales and zeros */
-    uint64_t rest;                       /* embedding, head, norms, at 16 bits */
-    uint64_t cache, cache_scales;        /* codes (or elements), and scales and minima */
-};
-struct memory_terms memory_terms_of(const struct arch *a, const struct weight_spec *w,
-                                    const struct kv_spec *kv, int64_t batch,
-                                    int64_t length);
-uint64_t memory_total(const struct memory_terms *t);
-/* Returns bytes as the paper counts them: projections and cache, without scales, embedding
- * and head. */
-uint64_t memory_paper(const struct memory_terms *t);
 
 /* A format in the table. */
 struct memory_row {
