@@ -2,26 +2,12 @@
 #include "convert/artifact/artifact_plan.h"
 
 #include "convert/format/bitpack.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/mem.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define LAYER_PREFIX "model.layers."
-
-/* Returns the layer in a tensor's name, or -1; *rest is what follows "model.layers.N.". */
-static int64_t layer_of(const char *name, const char **rest)
-{
-    const size_t n = strlen(LAYER_PREFIX);
-    char *end;
-    if (strncmp(name, LAYER_PREFIX, n) || name[n] < '0' || name[n] > '9')
-        return -1;
-    const long long layer = strtoll(name + n, &end, 10);
-    *rest = end + 1;
-    return *end == '.' ? (int64_t)layer : -1;
-}
 
 /* Returns true if name is "MODULE.weight". */
 static bool is_weight_of(const char *name, const char *module)
@@ -39,8 +25,8 @@ static int linear_of(const struct arch *a, const char *rest)
     return -1;
 }
 
-/* Returns the norm whose gain is named, or -1. rest: as layer_of() gives it, or the whole name
- * of a tensor outside the layers. */
+/* Returns the norm whose gain is named, or -1. rest: what layer_of_tensor() leaves of a name, or
+ * the whole name of a tensor outside the layers. */
 static int gain_of(const struct arch *a, const char *rest)
 {
     for (int g = 0; g < N_GAINS; g++)
@@ -133,14 +119,13 @@ static enum err add_linear(struct list *l, const struct st_tensor *src, int64_t 
 
 static enum err add_cache(struct list *l, int64_t layer, int64_t channels)
 {
-    static const char *const name[] = {[OUT_K_SCALE] = "k_scale",
-                                       [OUT_K_SHIFT] = "k_shift",
-                                       [OUT_V_SCALE] = "v_scale",
-                                       [OUT_V_SHIFT] = "v_shift"};
+    static const char *const name[] = {[OUT_K_SCALE] = ".k_scale",
+                                       [OUT_K_SHIFT] = ".k_shift",
+                                       [OUT_V_SCALE] = ".v_scale",
+                                       [OUT_V_SHIFT] = ".v_shift"};
     for (int kind = OUT_K_SCALE; kind <= OUT_V_SHIFT; kind++) {
         struct out_tensor t = {.dtype = DT_F32, .n_dims = 1, .dim = {channels}};
-        snprintf(t.name, sizeof(t.name), LAYER_PREFIX "%" PRId64 ".self_attn.%s", layer,
-                 name[kind]);
+        layer_tensor_name(t.name, sizeof(t.name), layer, "self_attn", name[kind]);
         TRY(add(l, &t, (struct out_content){(enum out_kind)kind, layer}));
     }
     return OK;
@@ -150,7 +135,7 @@ static enum err add_source_tensor(struct list *l, const struct arch *a,
                                   const struct st_tensor *src, const struct weight_spec *w)
 {
     const char *rest = "";
-    const int64_t layer = layer_of(src->name, &rest);
+    const int64_t layer = layer_of_tensor(src->name, &rest);
     const int lin = layer >= 0 && layer < a->n_layers ? linear_of(a, rest) : -1;
     if (a->tied && !strcmp(src->name, "lm_head.weight"))
         return OK;

@@ -3,6 +3,7 @@
  * Binds tensors by name to packed blocks; checks every shape, type and value rule. */
 #include "convert/artifact/reader_check.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
@@ -21,7 +22,7 @@ struct place {
 static void name_of(char out[160], const struct place *p)
 {
     if (p->layer >= 0)
-        snprintf(out, 160, "model.layers.%" PRId64 ".%s%s", p->layer, p->module, p->tail);
+        layer_tensor_name(out, 160, p->layer, p->module, p->tail);
     else
         snprintf(out, 160, "%s%s", p->module, p->tail);
 }

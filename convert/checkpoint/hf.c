@@ -7,6 +7,7 @@
 #include "convert/checkpoint/hf_fold.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/checkpoint/hf_given.h"
+#include "convert/format/tensor_names.h"
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -117,13 +118,12 @@ static enum err take_linear(struct block_src *b, struct hf_model *m, int64_t i, 
 {
     const struct arch *a = &m->arch;
     char name[96];
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
-             arch_lin_module(a, l));
+    layer_tensor_name(name, sizeof(name), i, arch_lin_module(a, l), ".weight");
     TRY(take(&b->lin[l], m, name, out_side(a, l), in_side(a, l)));
     hf_experts_set(&b->lin[l], &m->experts, a, i, l);
     if (!arch_has_bias(a, l))
         return OK;
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.bias", i, lin_module[l]);
+    layer_tensor_name(name, sizeof(name), i, lin_module[l], ".bias");
     return take(&b->bias[l], m, name, out_side(a, l), no_side);
 }
 
@@ -144,15 +144,13 @@ static enum err take_norm(struct block_src *b, struct hf_model *m, int64_t i,
     char name[96];
     if (!n.n)
         return OK;
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", i,
-             arch_norm_module(&m->arch, g));
+    layer_tensor_name(name, sizeof(name), i, arch_norm_module(&m->arch, g), ".weight");
     return take(&b->norm[g], m, name, n, no_side);
 }
 
 static void router_name(char *out, size_t size, const struct hf_model *m, int64_t i)
 {
-    snprintf(out, size, "model.layers.%" PRId64 ".%s.weight", i,
-             arch_router_module(&m->arch));
+    layer_tensor_name(out, size, i, arch_router_module(&m->arch), ".weight");
 }
 
 static enum err take_router(struct block_src *b, struct hf_model *m, int64_t i)

@@ -2,6 +2,7 @@
 #include "convert/checkpoint/hf_experts.h"
 
 #include "convert/checkpoint/packed.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 
@@ -102,15 +103,16 @@ enum err hf_read_experts(struct arch *a, const json_t *o, const char *where)
 
 void hf_experts_module(char *out, size_t size, const struct arch *a, int64_t layer)
 {
-    snprintf(out, size, "model.layers.%" PRId64 ".%s", layer, mixture_of(a)->module);
+    layer_tensor_name(out, size, layer, mixture_of(a)->module, "");
 }
 
 void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t layer, int lin,
                       int64_t expert)
 {
     const struct mixture *x = mixture_of(a);
-    snprintf(out, size, "model.layers.%" PRId64 ".%s.%" PRId64 ".%s", layer, x->module,
-             expert, x->lin[lin - LIN_GATE]);
+    char tail[64];
+    snprintf(tail, sizeof(tail), ".%" PRId64 ".%s", expert, x->lin[lin - LIN_GATE]);
+    layer_tensor_name(out, size, layer, x->module, tail);
 }
 
 /* --- tensors ------------------------------------------------------------------------ */
@@ -165,8 +167,7 @@ static enum err find_part(struct join *j, int64_t layer, int kind, int64_t e)
 /* Writes the name of the tensor that stands for all experts of a layer. */
 static void joined_name(char name[ROOM], const struct arch *a, int64_t layer, int kind)
 {
-    snprintf(name, ROOM, "model.layers.%" PRId64 ".%s.weight", layer,
-             arch_lin_module(a, LIN_GATE + kind));
+    layer_tensor_name(name, ROOM, layer, arch_lin_module(a, LIN_GATE + kind), ".weight");
 }
 
 /* Refuses a stored tensor of that name: the one that is made would share it. */

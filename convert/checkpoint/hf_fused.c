@@ -2,6 +2,7 @@
 #include "convert/checkpoint/hf_fused.h"
 
 #include "convert/checkpoint/packed.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -47,7 +48,7 @@ static enum err find(const struct hf_place **out, const struct split *s,
 {
     char name[ROOM];
     const int64_t rows = rows_of(u, s->a), cols = arch_in(s->a, u->first);
-    snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
+    layer_tensor_name(name, sizeof(name), layer, u->module, ".weight");
     TRY(hf_files_need(out, s->f, name, s->dir, s->a));
     const struct st_tensor *t = (*out)->t;
     FAIL_IF(t->n_dims != 2 || t->dim[0] != rows || t->dim[1] != cols, ERR_FORMAT,
@@ -63,7 +64,7 @@ static enum err append(struct split *s, struct hf_place whole, int64_t layer, in
 {
     const size_t row_bytes = whole.t->bytes / (size_t)whole.t->dim[0];
     struct st_tensor *t = &s->f->tensor[s->n];
-    snprintf(s->name, ROOM, "model.layers.%" PRId64 ".%s.weight", layer, lin_module[l]);
+    layer_tensor_name(s->name, ROOM, layer, lin_module[l], ".weight");
     FAIL_IF(hf_files_find(s->f, s->name), ERR_FORMAT,
             "%s: tensor %s stands beside %s, which holds it too; delete the one that does "
             "not belong to the checkpoint",
@@ -152,11 +153,10 @@ static enum err split_packed(struct packed *p, const struct arch *a, int64_t lay
     char whole[ROOM], name[N_LIN][ROOM];
     const char *part[N_LIN];
     int64_t rows[N_LIN];
-    snprintf(whole, sizeof(whole), "model.layers.%" PRId64 ".%s.weight", layer, u->module);
+    layer_tensor_name(whole, sizeof(whole), layer, u->module, ".weight");
     for (int k = 0; k < u->n; k++) {
         const int l = u->first + k;
-        snprintf(name[k], sizeof(name[k]), "model.layers.%" PRId64 ".%s.weight", layer,
-                 lin_module[l]);
+        layer_tensor_name(name[k], sizeof(name[k]), layer, lin_module[l], ".weight");
         part[k] = name[k];
         rows[k] = arch_out(a, l);
     }

@@ -9,6 +9,7 @@
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/tensor_names.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -142,8 +143,7 @@ static void add_routers(json_t *keep, const struct arch *a)
 {
     char name[64];
     for (int64_t i = 0; i < (a->n_experts ? a->n_layers : 0); i++) {
-        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s", i,
-                 arch_router_module(a));
+        layer_tensor_name(name, sizeof(name), i, arch_router_module(a), "");
         json_array_append_new(keep, json_string(name));
     }
 }

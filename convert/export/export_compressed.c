@@ -16,6 +16,7 @@
 #include "convert/export/export_formats.h"
 #include "convert/export/hub.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/mem.h"
 
 #include <stdio.h>
@@ -130,15 +131,14 @@ static enum err fill_cache_scale(const struct hub_tensor *t, uint8_t *dst, int64
 
 static enum err add_cache(struct hub_plan *p, const struct export_job *j)
 {
-    static const char *const name[] = {"k_scale", "v_scale"};
+    static const char *const name[] = {".k_scale", ".v_scale"};
     const int64_t one = 1, n = j->source->arch->n_layers;
     for (int64_t layer = 0; kv_target_has_scales(j->source->kv->target) && layer < n;
          layer++)
         for (size_t i = 0; i < ARRAY_LEN(name); i++) {
             struct hub_tensor how = {.dtype = DT_F32, .fill = fill_cache_scale};
             char full[96];
-            snprintf(full, sizeof(full), "model.layers.%lld.self_attn.%s", (long long)layer,
-                     name[i]);
+            layer_tensor_name(full, sizeof(full), layer, "self_attn", name[i]);
             how.src = artifact_find(j->source->artifact, full);
             TRY(hub_add(p, &how, full, "", 1, &one));
         }

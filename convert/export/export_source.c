@@ -5,10 +5,10 @@
 #include "convert/checkpoint/hf.h"
 #include "convert/export/export.h"
 #include "convert/format/bitpack.h"
+#include "convert/format/tensor_names.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +30,7 @@ static enum err read_json(struct export_source *s)
 /* Writes the module of a layer's projection l, which is that of all experts together. */
 static void module_of(char out[96], const struct arch *a, int64_t layer, int l)
 {
-    snprintf(out, 96, "model.layers.%" PRId64 ".%s", layer, arch_lin_module(a, l));
+    layer_tensor_name(out, 96, layer, arch_lin_module(a, l), "");
 }
 
 /* A projection of a layer. */
@@ -137,17 +137,14 @@ static bool is_weight(const struct arch *a, const char *tail)
  * quantized embedding or head. */
 static bool is_known(const struct export_source *s, const char *name)
 {
-    static const char prefix[] = "model.layers.";
-    char *end;
+    const char *rest = "";
     for (int i = 0; i < s->n_ends; i++)
         if (is_weight_of(name, s->end[i].name))
             return true;
-    if (strncmp(name, prefix, strlen(prefix)))
+    const int64_t layer = layer_of_tensor(name, &rest);
+    if (layer < 0 || layer >= s->arch->n_layers)
         return false;
-    const long long layer = strtoll(name + strlen(prefix), &end, 10);
-    if (*end != '.' || layer < 0 || layer >= s->arch->n_layers)
-        return false;
-    return is_cache(end + 1) || is_weight(s->arch, end + 1);
+    return is_cache(rest) || is_weight(s->arch, rest);
 }
 
 static enum err list_rest(struct export_source *s)

@@ -2,6 +2,7 @@
 #include "convert/checkpoint/hf.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/export/hub.h"
+#include "convert/format/tensor_names.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -23,8 +24,7 @@ struct hub_module hub_module_at(const struct export_source *s, int64_t i)
     m.n = fused->n;
     for (int k = 1; k < m.n; k++)
         m.out += l[k].packed->out;
-    snprintf(m.name, sizeof(m.name), "model.layers.%" PRId64 ".%s", l->layer,
-             fused->module);
+    layer_tensor_name(m.name, sizeof(m.name), l->layer, fused->module, "");
     return m;
 }
 

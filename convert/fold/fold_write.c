@@ -5,6 +5,7 @@
 #include "convert/artifact/artifact_files.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/fold/fold.h"
+#include "convert/format/tensor_names.h"
 #include "convert/output/out_plan.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
@@ -89,21 +90,16 @@ static enum err take_layers(struct fold *f, const struct quant_source *q)
     return OK;
 }
 
-static void part_name(char *out, size_t n, int64_t layer, const char *tail)
-{
-    snprintf(out, n, "model.layers.%" PRId64 ".self_attn.%s", layer, tail);
-}
-
 static enum part part_of(int64_t *layer, const char *name, const struct arch *a)
 {
-    static const char *const tail[N_PARTS] = {[PART_V] = "v_proj.weight",
-                                              [PART_O] = "o_proj.weight",
-                                              [PART_V_BIAS] = "v_proj.bias",
-                                              [PART_O_BIAS] = "o_proj.bias"};
+    static const char *const tail[N_PARTS] = {[PART_V] = ".v_proj.weight",
+                                              [PART_O] = ".o_proj.weight",
+                                              [PART_V_BIAS] = ".v_proj.bias",
+                                              [PART_O_BIAS] = ".o_proj.bias"};
     char own[128];
     for (*layer = 0; *layer < a->n_layers; ++*layer)
         for (int p = PART_V; p <= PART_O_BIAS; p++) {
-            part_name(own, sizeof(own), *layer, tail[p]);
+            layer_tensor_name(own, sizeof(own), *layer, "self_attn", tail[p]);
             if (!strcmp(own, name))
                 return (enum part)p;
         }
@@ -136,8 +132,7 @@ static int linear_of(int64_t *layer, const char *name, const struct arch *a)
     char own[128];
     for (*layer = 0; *layer < a->n_layers; ++*layer)
         for (int l = 0; l < N_LIN; l++) {
-            snprintf(own, sizeof(own), "model.layers.%" PRId64 ".%s.weight", *layer,
-                     lin_module[l]);
+            layer_tensor_name(own, sizeof(own), *layer, lin_module[l], ".weight");
             if (!strcmp(own, name))
                 return l;
         }
@@ -162,8 +157,7 @@ static enum err add_fused(struct fold *f, struct item item)
     for (int l = u->first; l < u->first + u->n; l++)
         dim[0] += arch_out(f->a, l);
     dim[1] = arch_in(f->a, lin);
-    snprintf(item.name, sizeof(item.name), "model.layers.%" PRId64 ".%s.weight", layer,
-             u->module);
+    layer_tensor_name(item.name, sizeof(item.name), layer, u->module, ".weight");
     return add(f, item, 2, dim);
 }
 
@@ -173,14 +167,14 @@ static enum err add_missing_biases(struct fold *f, int64_t layer)
         const char *tail;
         enum part part;
         int lin;
-    } bias[] = {{"q_proj.bias", PART_ZERO, LIN_Q},
-                {"k_proj.bias", PART_ZERO, LIN_K},
-                {"v_proj.bias", PART_V_BIAS, LIN_V},
-                {"o_proj.bias", PART_O_BIAS, LIN_O}};
+    } bias[] = {{".q_proj.bias", PART_ZERO, LIN_Q},
+                {".k_proj.bias", PART_ZERO, LIN_K},
+                {".v_proj.bias", PART_V_BIAS, LIN_V},
+                {".o_proj.bias", PART_O_BIAS, LIN_O}};
     for (size_t i = 0; i < ARRAY_LEN(bias); i++) {
         struct item item = {.part = bias[i].part, .layer = layer};
         const int64_t n = arch_out(f->a, bias[i].lin);
-        part_name(item.name, sizeof(item.name), layer, bias[i].tail);
+        layer_tensor_name(item.name, sizeof(item.name), layer, "self_attn", bias[i].tail);
         if (!hf_find(f->m, item.name))
             TRY(add(f, item, 1, &n));
     }

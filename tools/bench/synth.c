@@ -2,6 +2,7 @@
 #include "tools/bench/synth.h"
 
 #include "convert/artifact/artifact_files.h"
+#include "convert/format/tensor_names.h"
 #include "convert/output/out_plan.h"
 #include "convert/output/outdir.h"
 #include "data/json.h"
@@ -62,12 +63,11 @@ static enum err add_layer(struct out_plan *p, const struct arch *a, int64_t laye
                                                   "post_attention_layernorm"};
     char name[128];
     for (int l = 0; l < N_LIN; l++) {
-        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer,
-                 lin_module[l]);
+        layer_tensor_name(name, sizeof(name), layer, lin_module[l], ".weight");
         TRY(add(p, name, arch_out(a, l), arch_in(a, l)));
     }
     for (size_t i = 0; i < LAYER_NORMS; i++) {
-        snprintf(name, sizeof(name), "model.layers.%" PRId64 ".%s.weight", layer, norm[i]);
+        layer_tensor_name(name, sizeof(name), layer, norm[i], ".weight");
         TRY(add(p, name, a->d_model, 0));
     }
     return OK;
