@@ -155,6 +155,28 @@ enum err packed_find_group(struct packed_lin *l, int64_t groups)
     return OK;
 }
 
+enum err packed_check_codes(const struct packed_lin *l, const char *want)
+{
+    const struct st_tensor *t = &l->part[PART_CODES];
+    FAIL_IF(t->n_dims != 2 || t->dim[0] < 1 || t->dim[1] < 1, ERR_FORMAT,
+            "tensor %s has %d dimensions, want %s", t->name, t->n_dims, want);
+    return OK;
+}
+
+enum err packed_check_by_group(struct packed_lin *l, int64_t words0, int64_t words1,
+                               int64_t zero_words)
+{
+    const struct st_tensor *h = &l->part[PART_SCALES];
+    FAIL_IF(h->n_dims != 2, ERR_FORMAT, "tensor %s has %d dimensions, want [groups, rows]",
+            h->name, h->n_dims);
+    TRY(packed_find_group(l, h->dim[0]));
+    FAIL_IF(!l->part[PART_ZEROS].data, ERR_NOT_FOUND,
+            "tensor %s needs qzeros, which are missing", l->part[PART_CODES].name);
+    TRY(packed_check_part(l, PART_CODES, DT_I32, words0, words1));
+    TRY(packed_check_scales(l, h->dim[0], l->out));
+    return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], zero_words);
+}
+
 uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at)
 {
     const uint8_t *p = l->part[i].data + 4 * at;

@@ -132,6 +132,13 @@ int64_t packed_scale_by_group(const struct packed_lin *l, int64_t r, int64_t g);
 /* Sets the group size of a row of `groups` groups: that of the first scheme, or else one that
  * divides the row. ERR_FORMAT if neither does. in must be set. */
 enum err packed_find_group(struct packed_lin *l, int64_t groups);
+/* Returns ERR_FORMAT unless the codes have two dimensions of at least 1; want names them. */
+enum err packed_check_codes(const struct packed_lin *l, const char *want);
+/* For a layout of I32 words with scales [groups][out] and zero points [groups][zero_words]: sets
+ * the group size and checks all parts, codes [words0][words1] among them. in, out and bits must be
+ * set. ERR_FORMAT; ERR_NOT_FOUND without zero points. */
+enum err packed_check_by_group(struct packed_lin *l, int64_t words0, int64_t words1,
+                               int64_t zero_words);
 uint32_t packed_word(const struct packed_lin *l, enum packed_part i, int64_t at);
 
 #endif

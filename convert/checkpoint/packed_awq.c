@@ -40,21 +40,12 @@ static enum err read_config(struct packed_config *c, const json_t *o, const char
 
 static enum err measure(struct packed_lin *l)
 {
-    const struct st_tensor *codes = &l->part[PART_CODES], *h = &l->part[PART_SCALES];
-    FAIL_IF(codes->n_dims != 2 || codes->dim[0] < 1 || codes->dim[1] < 1, ERR_FORMAT,
-            "tensor %s has %d dimensions, want [columns, words of the rows]", codes->name,
-            codes->n_dims);
+    const struct st_tensor *codes = &l->part[PART_CODES];
+    TRY(packed_check_codes(l, "[columns, words of the rows]"));
     l->in = codes->dim[0];
     l->out = codes->dim[1] * PACK_AWQ_ROWS;
     l->format.bits = BITS;
-    FAIL_IF(h->n_dims != 2, ERR_FORMAT, "tensor %s has %d dimensions, want [groups, rows]",
-            h->name, h->n_dims);
-    TRY(packed_find_group(l, h->dim[0]));
-    FAIL_IF(!l->part[PART_ZEROS].data, ERR_NOT_FOUND,
-            "tensor %s needs qzeros, which are missing", codes->name);
-    TRY(packed_check_part(l, PART_CODES, DT_I32, l->in, codes->dim[1]));
-    TRY(packed_check_scales(l, h->dim[0], l->out));
-    return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], codes->dim[1]);
+    return packed_check_by_group(l, l->in, codes->dim[1], codes->dim[1]);
 }
 
 /* Returns the code of row `row`, 0 to 7, of a word. */

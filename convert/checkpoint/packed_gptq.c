@@ -109,21 +109,13 @@ static enum err find_width(struct packed_lin *l, int64_t words)
 
 static enum err measure(struct packed_lin *l)
 {
-    const struct st_tensor *codes = &l->part[PART_CODES], *h = &l->part[PART_SCALES];
-    FAIL_IF(codes->n_dims != 2 || codes->dim[0] < 1 || codes->dim[1] < 1, ERR_FORMAT,
-            "tensor %s has %d dimensions, want [words of the columns, rows]", codes->name,
-            codes->n_dims);
+    const struct st_tensor *codes = &l->part[PART_CODES];
+    TRY(packed_check_codes(l, "[words of the columns, rows]"));
     l->out = codes->dim[1];
     TRY(find_width(l, codes->dim[0]));
-    FAIL_IF(h->n_dims != 2, ERR_FORMAT, "tensor %s has %d dimensions, want [groups, rows]",
-            h->name, h->n_dims);
-    TRY(packed_find_group(l, h->dim[0]));
     const int bits = l->format.bits, per = PACK_WORD_BITS / bits;
-    FAIL_IF(!l->part[PART_ZEROS].data, ERR_NOT_FOUND,
-            "tensor %s needs qzeros, which are missing", codes->name);
-    TRY(packed_check_part(l, PART_CODES, DT_I32, (l->in * bits + 31) / 32, l->out));
-    TRY(packed_check_scales(l, h->dim[0], l->out));
-    return packed_check_part(l, PART_ZEROS, DT_I32, h->dim[0], (l->out + per - 1) / per);
+    return packed_check_by_group(l, (l->in * bits + 31) / 32, l->out,
+                                 (l->out + per - 1) / per);
 }
 
 static int zero(const struct packed_lin *l, int64_t r, int64_t g)
