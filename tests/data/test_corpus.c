@@ -289,6 +289,8 @@ static void test_other_formats(void **state)
         {"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", 57, "git lfs pull"},
         {"/annex/objects/MD5-s3--a\n", 25, "git annex get FILE"},
         {"\x40\0\0\0\0\0\0\0{\"a\":", 13, "is a safetensors file"},
+        {"\0\xe1\xf5\5\0\0\0\0{\"a\":", 13, "is a safetensors file"}, /* 100000000 */
+        {"\1\xe1\xf5\5\0\0\0\0{\"a\":", 13, "is not text"}, /* beyond the format's limit */
         {"GGUF\3\0\0\0", 8, "is a GGUF model"},
         {"%PDF-1.7\n", 9, "is a PDF document"},
         {"SQLite format 3\0", 16, "is an SQLite database"},
