@@ -290,6 +290,9 @@ enum err fakequant_load(struct fakequant *f, const struct block_src *src, int64_
     drop_fixed(f);
     f->kv.layer = block;
     place_block(f, block);
+    /* Backward writes none where the cache of this block alone is unquantized. */
+    if (f->n)
+        TRY(dev_zero(f->dev, f->g.data, (size_t)f->n * sizeof(float)));
     if (f->learn_round)
         TRY(round_zero(f));
     if (f->quantize_weights)

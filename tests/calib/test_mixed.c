@@ -64,6 +64,62 @@ static void test_mixed_stopped_and_resumed(void **state)
     mix_free(mixed);
 }
 
+static const struct tensor *saved(const struct memory_io *m, const char *name)
+{
+    for (int i = 0; i < m->n_partial; i++)
+        if (!strcmp(m->partial[i].name, name))
+            return &m->partial[i].t;
+    fail_msg("%s is not saved", name);
+    return NULL;
+}
+
+/* Stops in the training of the block behind an ordinary one. */
+static void stop_in_block_1(struct memory_io *m, const struct fixture *f,
+                            const struct calib_settings *s)
+{
+    for (int64_t at = 1; at < 200; at++) {
+        memory_io_open(m);
+        m->stop_after = at;
+        const enum err err = run_on("cpu", m, f, s);
+        assert_int_equal(err, ERR_STOPPED);
+        err_clear();
+        if (m->n_blocks == 1 && m->n_partial && m->n_steps > s->epochs * s->samples + 2)
+            return;
+        memory_io_close(m);
+    }
+    fail_msg("it never stopped in block 1");
+}
+
+/* Where one block's cache is unquantized, its smoothing and shift have no gradients: neither those
+ * of the block before it, nor what memory held. */
+static void test_a_block_without_a_cache_to_learn(void **state)
+{
+    struct fixture f;
+    struct memory_io m;
+    struct calib_settings s = tiny_settings();
+    struct mix *mixed = NULL;
+    (void)state;
+    must(mix_parse(&mixed, MIX_KV, "1.k=16, 1.v=16", ERR_USAGE, "kv.mixed"));
+    s.kv.mixed = mixed;
+    s.epochs = 2;
+    fixture_open(&f, tiny_arch(0, 2), 12);
+    stop_in_block_1(&m, &f, &s);
+    const struct tensor *moment = saved(&m, "m");
+    const int64_t learned = 4 * f.arch.n_kv * f.arch.head_dim, n = tensor_count(moment);
+    float clip = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = ((const float *)moment->data)[i];
+        if (i < n - learned)
+            clip += x * x;
+        else
+            assert_true(x == 0);
+    }
+    assert_true(clip > 0);
+    memory_io_close(&m);
+    fixture_close(&f);
+    mix_free(mixed);
+}
+
 /* Every projection has the format that the mix gives it; an unquantized one is empty. */
 static void check_formats(const struct memory_io *m, const struct fixture *f,
                           const struct weight_spec *w)
@@ -270,6 +326,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixed_stopped_and_resumed),
         cmocka_unit_test(test_mixed_formats),
+        cmocka_unit_test(test_a_block_without_a_cache_to_learn),
         cmocka_unit_test(test_mixed_is_each_alone),
         cmocka_unit_test(test_mix_of_one_format),
         cmocka_unit_test(test_mix_beyond_the_model),
