@@ -143,6 +143,9 @@ struct calib_io {
      * with the same arguments, devices of one kind and as many threads, and get the same
      * blocks. */
     const struct ranks *ranks;
+    /* The tensors of load_partial are no longer read, and their memory may be freed. May be
+     * NULL. */
+    void (*drop_partial)(void *ctx);
 };
 
 /* Calibrates all blocks from first_block on; earlier ones are loaded through io.

@@ -71,13 +71,21 @@ static int list_device(struct named_tensor *t, const struct fakequant *f)
     return n;
 }
 
-/* Allocates host memory for all of them together. */
-static enum err alloc_host(float **out, const struct named_tensor *t, int n)
+/* Copies tensors of a device with its own memory to the host, in one allocation. */
+static enum err copy_to_host(float **out, struct dev *d, struct named_tensor *t, int n)
 {
     size_t count = 0;
     for (int i = 0; i < n; i++)
         count += (size_t)tensor_count(&t[i].t);
-    return mem_alloc(out, count, sizeof(**out));
+    TRY(mem_alloc(out, count, sizeof(**out)));
+    float *to = *out;
+    for (int i = 0; i < n; i++) {
+        const int64_t floats = tensor_count(&t[i].t);
+        TRY(dev_download(d, to, t[i].t.data, (size_t)floats * sizeof(*to)));
+        t[i].t.data = to;
+        to += floats;
+    }
+    return OK;
 }
 
 enum err calib_save_partial(struct calibration *c)
@@ -87,14 +95,8 @@ enum err calib_save_partial(struct calibration *c)
     int n = list_device(t, &c->fq);
     float *host = NULL;
     enum err err = OK;
-    TRY(alloc_host(&host, t, n));
-    float *to = host;
-    for (int i = 0; i < n; i++) {
-        const int64_t count = tensor_count(&t[i].t);
-        TRY_OUT(dev_download(c->dev, to, t[i].t.data, (size_t)count * sizeof(*to)));
-        t[i].t.data = to;
-        to += count;
-    }
+    if (!dev_host_threads(c->dev)) /* else the device's memory is the host's */
+        TRY_OUT(copy_to_host(&host, c->dev, t, n));
     calib_take_time(c);
     pack_position(&c->at, pos, loss);
     name_tensor(&t[n++], "position", tensor_1d(pos, DT_I64, N_POS));
@@ -168,5 +170,8 @@ enum err calib_load_partial(struct calibration *c, bool *restored)
         TRY(dev_upload(c->dev, want[i].t.data, x->data, (size_t)count * sizeof(float)));
     }
     *restored = true;
-    return dev_sync(c->dev);
+    TRY(dev_sync(c->dev));
+    if (c->io->drop_partial)
+        c->io->drop_partial(c->io->ctx);
+    return OK;
 }

@@ -204,6 +204,11 @@ enum err state_save_partial(void *ctx, int64_t block, const struct named_tensor 
     return *old ? state_remove_partial(s, old) : OK;
 }
 
+static void drop_partial(void *ctx)
+{
+    state_drop_partial(ctx);
+}
+
 void state_drop_partial(struct state *s)
 {
     for (int i = 0; i < s->n_partial; i++)
@@ -300,6 +305,7 @@ void state_calib_io(struct calib_io *out, struct state *s,
         .load_block = load_block,
         .save_partial = state_save_partial,
         .load_partial = state_load_partial,
+        .drop_partial = drop_partial,
         .event = forward_event,
         .stop = forward_stop,
     };
