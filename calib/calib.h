@@ -146,6 +146,9 @@ struct calib_io {
     /* The tensors of load_partial are no longer read, and their memory may be freed. May be
      * NULL. */
     void (*drop_partial)(void *ctx);
+    /* The block in work is saved at the end of an epoch, and after a step if so many seconds have
+     * passed since it was saved last; 0: at the end of an epoch only. */
+    double save_seconds;
 };
 
 /* Calibrates all blocks from first_block on; earlier ones are loaded through io.

@@ -62,6 +62,7 @@ struct calibration {
     double units_done, units_total; /* forward passes of one block and sample */
     double tokens_per_s;
     double clock; /* when the block's seconds were last taken */
+    double saved; /* when the block was last saved, or its training began */
 };
 
 /* Trains the block in work, whose start values are set or whose partial state is restored;

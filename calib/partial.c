@@ -5,6 +5,7 @@
  * the bits of their doubles. */
 #include "calib/calibration.h"
 
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -103,6 +104,7 @@ enum err calib_save_partial(struct calibration *c)
     name_tensor(&t[n++], "losses", tensor_1d(loss, DT_I64, N_LOSSES));
     name_tensor(&t[n++], "kv_scale", tensor_1d(c->fq.kv.scale, DT_F32, N_SCALES));
     err = c->io->save_partial(c->io->ctx, c->block, t, n);
+    c->saved = clock_s();
 out:
     mem_free(host);
     return err;

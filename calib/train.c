@@ -306,13 +306,24 @@ static enum err end_epoch(struct calibration *c)
     return calib_save_partial(c);
 }
 
+static enum err save_if_due(struct calibration *c)
+{
+    if (!c->io->save_seconds || clock_s() - c->saved < c->io->save_seconds)
+        return OK;
+    TRY(late_settle(c));
+    return calib_save_partial(c);
+}
+
 static enum err train(struct calibration *c)
 {
     const bool late = c->late.rates;
     dev_forget(c->dev); /* the steps of the block before */
+    c->saved = clock_s();
     while (c->at.epoch < c->s->epochs) {
-        while (c->at.step < calib_epoch_steps(c->s))
+        while (c->at.step < calib_epoch_steps(c->s)) {
             TRY(late ? late_train_step(c) : calib_train_step(c));
+            TRY(save_if_due(c));
+        }
         TRY(late_settle(c));
         TRY(end_epoch(c));
     }

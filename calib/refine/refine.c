@@ -5,6 +5,7 @@
  * and at the end. */
 #include "calib/model/model.h"
 #include "calib/refine/refine_priv.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
 #include "kernels/dev_engine.h"
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define STEPS_PER_SAVE 8
 #define WARM_UP 0.1 /* share of the steps in which rates rise */
 #define BETA1 0.9f
 #define BETA2 0.95f
@@ -466,6 +466,12 @@ static enum err save_and_stop(struct refine *r)
     return refine_stopped(r);
 }
 
+static bool save_is_due(const struct refine *r)
+{
+    const double seconds = r->io->streams->save_seconds;
+    return seconds > 0 && clock_s() - r->saved >= seconds;
+}
+
 /* What follows a step: a look at the guard and a saved state where they are due. */
 static enum err after_step(struct refine *r)
 {
@@ -477,7 +483,7 @@ static enum err after_step(struct refine *r)
         if (err)
             return err == ERR_STOPPED ? save_and_stop(r) : err;
     }
-    return looks || r->step % STEPS_PER_SAVE == 0 ? refine_save(r) : OK;
+    return looks || save_is_due(r) ? refine_save(r) : OK;
 }
 
 /* A run that stopped between a step and the look behind it looks when it is resumed. A second look
@@ -486,6 +492,7 @@ static enum err steps(struct refine *r, bool restored)
 {
     if (!restored || looks_after(r, r->step))
         TRY(look(r));
+    r->saved = clock_s();
     while (r->step < r->steps) {
         TRY(take_step(r));
         TRY(after_step(r));

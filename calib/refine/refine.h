@@ -60,12 +60,12 @@ struct refine_event {
     double done;  /* share of the whole run, 0..1 */
 };
 struct refine_io {
-    const struct calib_io *streams; /* storage of the teacher's states */
+    const struct calib_io *streams; /* storage of the teacher's states, and save_seconds */
     void *ctx;
     void (*event)(void *ctx, const struct refine_event *e);
     bool (*stop)(void *ctx);
-    /* Position, parameters and moments, n named host tensors; may be NULL. Saved every few
-     * steps, after every look at the guard, and before ERR_STOPPED. */
+    /* Position, parameters and moments, n named host tensors; may be NULL. Saved after every look
+     * at the guard, before ERR_STOPPED, and after a step if save_seconds have passed. */
     enum err (*save)(void *ctx, const struct named_tensor *t, int n);
     enum err (*load)(void *ctx, const struct named_tensor **t, int *n);
     /* The processes that refine together, as in struct calib_io; NULL: this one alone. Each has its

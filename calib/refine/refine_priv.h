@@ -34,6 +34,7 @@ struct refine {
     uint8_t *best_codes; /* host, as st.codes; NULL: codes are fixed */
     struct refine_result *out;
     int64_t step, steps;
+    double saved; /* when the last step was saved, or the first one began */
     double units_done, units_total; /* windows through the model once, forward */
 };
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/refine/refine_priv.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -69,6 +70,7 @@ enum err refine_save(struct refine *r)
     for (int i = SAVED_P; i < SAVED_BEST_CODES; i++)
         mem_free(t[i].t.data);
     mem_free(t);
+    r->saved = clock_s();
     return err;
 }
 

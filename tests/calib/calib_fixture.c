@@ -87,6 +87,7 @@ static enum err save_partial(void *ctx, int64_t block, const struct named_tensor
     assert_true(n <= MEMORY_TENSORS);
     drop_partial(m);
     m->partial_block = block;
+    m->n_saves++;
     for (int i = 0; i < n; i++) {
         m->partial[i] = t[i];
         m->partial[i].t.data =

@@ -18,7 +18,7 @@ struct memory_io {
     int64_t n_blocks; /* saved, from 0 */
     struct named_tensor partial[MEMORY_TENSORS];
     int n_partial;
-    int64_t partial_block;
+    int64_t partial_block, n_saves;
     int64_t stop_after; /* stop() returns true at this call; 0: never */
     int64_t asked;
     int64_t n_on_disk, n_streams, open_streams;

@@ -265,6 +265,30 @@ static void test_stops_save_whole_steps(void **state)
     fixture_close(&f);
 }
 
+/* A block is saved after every step where that is due, once its results are read, and ends with the
+ * same bytes. A run that is stopped later loses no step. */
+static void test_saves_between_steps(void **state)
+{
+    static struct recorder plain, often;
+    struct fixture f;
+    const struct calib_settings s = settings_of(1);
+    fixture_open(&f, tiny_arch(0, 1), 53);
+    for (int how = 0; how < N_HOWS; how++) {
+        recorder_open(&plain);
+        recorder_open(&often);
+        often.m.io.save_seconds = 1e-9;
+        must(run(&plain, &f, &s, how));
+        must(run(&often, &f, &s, how));
+        assert_int_equal(plain.m.n_saves, s.epochs);
+        assert_int_equal(often.m.n_saves, s.epochs + often.m.n_steps);
+        assert_int_equal(often.m.n_steps, 3 * s.epochs); /* of two samples, and of one */
+        assert_true(same_result(&plain.m, &often.m));
+        memory_io_close(&plain.m);
+        memory_io_close(&often.m);
+    }
+    fixture_close(&f);
+}
+
 /* A plan's only measured step is not the one that records a graph. */
 static void test_a_trial_times_a_graph(void **state)
 {
@@ -288,6 +312,7 @@ int main(void)
         cmocka_unit_test(test_a_bad_step_moves_nothing),
         cmocka_unit_test(test_a_stop_hides_no_bad_step),
         cmocka_unit_test(test_stops_save_whole_steps),
+        cmocka_unit_test(test_saves_between_steps),
         cmocka_unit_test(test_a_trial_times_a_graph),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

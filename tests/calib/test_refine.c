@@ -23,6 +23,7 @@ struct memory_refine {
     double last_done;
     bool done_fell, done_jumped;
     size_t saved; /* bytes that the last save was given */
+    int64_t saves;
 };
 
 /* More than the share of one step in test_resume. */
@@ -50,6 +51,7 @@ static enum err save(void *ctx, const struct named_tensor *t, int n)
 {
     struct memory_refine *x = ctx;
     x->saved = 0;
+    x->saves++;
     for (int i = 0; i < n; i++)
         x->saved += (size_t)tensor_count(&t[i].t) * dtype_bytes(t[i].t.dtype);
     return x->m.io.save_partial(&x->m, -1, t, n);
@@ -443,6 +445,27 @@ static void test_resume(void **state)
     model_close(&whole);
 }
 
+/* Steps are saved at the four looks behind the first, and after each where that is due. */
+static void test_saves_when_due(void **state)
+{
+    const struct refine_settings s = refine_settings();
+    (void)state;
+    for (int often = 0; often < 2; often++) {
+        struct model m;
+        struct memory_refine x;
+        struct refine_result out;
+        model_open(&m, 0, 4);
+        memory_refine_open(&x);
+        x.m.io.save_seconds = often ? 1e-9 : 0;
+        must(run(&x, &out, &m, &s, "cpu"));
+        assert_true(out.steps > 4);
+        assert_int_equal(x.looks, 5);
+        assert_int_equal(x.saves, often ? out.steps : 4);
+        memory_io_close(&x.m);
+        model_close(&m);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -453,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_guard),
         cmocka_unit_test(test_kept_activations),
         cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_saves_when_due),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

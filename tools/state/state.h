@@ -35,6 +35,10 @@ struct state; /* opaque; one thread */
 /* The experts of a finished block that calibration did not reach; absent if there are none. */
 #define STATE_UNREACHED "unreached_experts"
 
+/* So much work is lost at most when a run is killed in a long epoch or between two looks of
+ * refinement, besides a step. */
+#define STATE_SAVE_SECONDS 300
+
 /* Writes whether dir looks like a state, with a manifest.json of ours. Any other directory
  * gives false. ERR_MEMORY, ERR_IO or ERR_USAGE if that cannot be determined. */
 enum err state_is(bool *yes, const char *dir);

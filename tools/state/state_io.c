@@ -306,6 +306,7 @@ void state_calib_io(struct calib_io *out, struct state *s,
         .save_partial = state_save_partial,
         .load_partial = state_load_partial,
         .drop_partial = drop_partial,
+        .save_seconds = STATE_SAVE_SECONDS,
         .event = forward_event,
         .stop = forward_stop,
     };
