@@ -19,10 +19,10 @@
  *
  * Each of these headers defines:
  *
- *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vf_load_u8
- *     vi_load_n vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max vf_min vf_sqrt vf_abs
- *     vf_rint vf_ldexp vf_lt vf_finite vf_select vm_and vm_or vm_all vm_first vf_sum
- *     vf_sum4 vf_sum64 vf_hmax vf_hmin vi_dot_int16 vtable_codes vtable_get
+ *     vf_load_n vf_store_n vf_load_bf16[_n] vf_store_bf16[_n] vf_load_f16 vf_store_f16
+ *     vf_load_u8 vf_store_u8 vi_load_n vi_load_bytes_n vf_set1 vf_iota vf_fma vf_max
+ *     vf_min vf_sqrt vf_abs vf_rint vf_ldexp vf_lt vf_finite vf_select vm_and vm_or vm_all
+ *     vm_first vf_sum vf_sum4 vf_sum64 vf_hmax vf_hmin vi_dot_int16 vtable_codes vtable_get
  *
  * simd_avx512.h alone has vf_even_before_odd(). */
 #ifndef WKVQ_SIMD_H
@@ -71,6 +71,13 @@ static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
     return vf_load_f16(t);
 }
 
+static inline void vf_store_f16_n(uint16_t *p, vf x, int64_t n)
+{
+    uint16_t t[VL];
+    vf_store_f16(t, x);
+    memcpy(p, t, (size_t)(n < VL ? n : VL) * sizeof(*t));
+}
+
 /* Elements [c, c + VL) of a row of F32 or BF16 that ends at `end`. */
 static inline vf act_get(const void *row, bool bf16, int64_t c, int64_t end)
 {
@@ -109,6 +116,43 @@ static inline void f32_put(float *row, int64_t c, int64_t end, vf x)
         vf_store(row + c, x);
     else
         vf_store_n(row + c, x, end - c);
+}
+
+/* ... and for F16. */
+static inline vf f16_get(const uint16_t *row, int64_t c, int64_t end)
+{
+    return end - c >= VL ? vf_load_f16(row + c) : vf_load_f16_n(row + c, end - c);
+}
+
+static inline void f16_put(uint16_t *row, int64_t c, int64_t end, vf x)
+{
+    if (end - c >= VL)
+        vf_store_f16(row + c, x);
+    else
+        vf_store_f16_n(row + c, x, end - c);
+}
+
+/* Codes of up to 4 bits that stand two a byte, the first in the low half: NIBBLES of them in half
+ * as many bytes. In a word of 16 bits the two halves move apart into its two bytes. */
+#define NIBBLES 16
+typedef uint8_t nibble_pairs __attribute__((vector_size(NIBBLES / 2)));
+typedef uint16_t nibble_words __attribute__((vector_size(NIBBLES)));
+
+static inline void nibbles_unpack(uint8_t *to, const uint8_t *from)
+{
+    nibble_pairs b;
+    memcpy(&b, from, sizeof(b));
+    nibble_words w = __builtin_convertvector(b, nibble_words);
+    w = (w | w << 4) & 0x0f0f;
+    memcpy(to, &w, sizeof(w));
+}
+
+static inline void nibbles_pack(uint8_t *to, const uint8_t *from)
+{
+    nibble_words w;
+    memcpy(&w, from, sizeof(w));
+    const nibble_pairs b = __builtin_convertvector((w | w >> 4) & 0xff, nibble_pairs);
+    memcpy(to, &b, sizeof(b));
 }
 
 /* --- arithmetic ---------------------------------------------------------------------- */

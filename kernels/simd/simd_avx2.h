@@ -68,6 +68,13 @@ static inline vf vf_load_f16(const void *p)
     return _mm256_cvtph_ps(_mm_loadu_si128(p));
 }
 
+/* Rounds as f16_from_f32(). */
+static inline void vf_store_f16(uint16_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p,
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 /* The first n words, n >= 0. */
 static inline vi vi_load_n(const void *p, int64_t n)
 {
@@ -89,6 +96,15 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
 static inline vf vf_load_u8(const uint8_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+
+/* Integers from 0 to 255 as VL bytes. */
+static inline void vf_store_u8(uint8_t *p, vf x)
+{
+    const __m256i i = _mm256_cvtps_epi32(x);
+    const __m128i w =
+        _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(w, w));
 }
 
 static inline vf vf_set1(float x)

@@ -73,6 +73,13 @@ static inline vf vf_load_f16(const void *p)
     return _mm512_cvtph_ps(_mm256_loadu_si256(p));
 }
 
+/* Rounds as f16_from_f32(). */
+static inline void vf_store_f16(uint16_t *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p,
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 /* The first n words, n >= 0. */
 static inline vi vi_load_n(const void *p, int64_t n)
 {
@@ -92,6 +99,12 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
 static inline vf vf_load_u8(const uint8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
+}
+
+/* Integers from 0 to 255 as VL bytes. */
+static inline void vf_store_u8(uint8_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 
 static inline vf vf_set1(float x)

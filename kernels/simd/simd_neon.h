@@ -75,6 +75,12 @@ static inline vf vf_load_f16(const void *p)
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 
+/* Rounds as f16_from_f32(). */
+static inline void vf_store_f16(uint16_t *p, vf x)
+{
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x)));
+}
+
 /* The first n words, n >= 0. */
 static inline vi vi_load_n(const void *p, int64_t n)
 {
@@ -100,6 +106,14 @@ static inline vf vf_load_u8(const uint8_t *p)
     memcpy(&four, p, sizeof(four));
     const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+
+/* Integers from 0 to 255 as VL bytes. */
+static inline void vf_store_u8(uint8_t *p, vf x)
+{
+    const uint16x4_t w = vmovn_u32(vcvtq_u32_f32(x));
+    const uint8x8_t b = vmovn_u16(vcombine_u16(w, w));
+    memcpy(p, &b, VL);
 }
 
 static inline vf vf_set1(float x)

@@ -71,6 +71,11 @@ static inline vf vf_load_f16(const void *p)
     return r;
 }
 
+static inline void vf_store_f16(uint16_t *p, vf x)
+{
+    EACH_LANE p[l] = f16_from_f32(x[l]);
+}
+
 /* The first n words, n >= 0. */
 static inline vi vi_load_n(const void *p, int64_t n)
 {
@@ -91,6 +96,12 @@ static inline vi vi_load_bytes_n(const void *p, int64_t n)
 static inline vf vf_load_u8(const uint8_t *p)
 {
     return (vf){p[0], p[1], p[2], p[3]};
+}
+
+/* Integers from 0 to 255 as VL bytes. */
+static inline void vf_store_u8(uint8_t *p, vf x)
+{
+    EACH_LANE p[l] = (uint8_t)x[l];
 }
 
 static inline vf vf_set1(float x)

@@ -53,12 +53,14 @@ static void test_partial_stores(void **state)
 {
     for (int n = 0; n <= VL; n++) {
         float f[VL] = {0};
-        uint16_t h[VL] = {0};
+        uint16_t h[VL] = {0}, f16[VL] = {0};
         vf_store_n(f, vf_load(x), n);
         vf_store_bf16_n(h, vf_load(x), n);
+        vf_store_f16_n(f16, vf_load(x), n);
         for (int l = 0; l < VL; l++) {
             assert_true(f[l] == (l < n ? x[l] : 0));
             assert_int_equal(h[l], l < n ? bf16_from_f32(x[l]) : 0);
+            assert_int_equal(f16[l], l < n ? f16_from_f32(x[l]) : 0);
         }
     }
 }
@@ -92,6 +94,43 @@ static void test_bf16_rounding(void **state)
         vf_store_bf16(h, vf_set1(f));
         for (int l = 0; l < VL; l++)
             assert_int_equal(h[l], bf16_from_f32(f));
+    }
+}
+
+/* Ties, both sides of the smallest values of each kind, and what is not finite. */
+static void test_f16_rounding(void **state)
+{
+    static const uint32_t special[] = {
+        0x7fc00001, 0x7f800001, 0xffa12345, 0x7f800000, 0xff800000, 0x477fefff, 0x477ff000,
+        0x477fe000, 0x3f801000, 0x3f803000, 0x3f801001, 0x38800000, 0x387fffff, 0xb8401000,
+        0x33800000, 0x33000000, 0x33000001, 0xb2ffffff, 0x80000000, 0x00000001};
+    for (size_t i = 0; i < sizeof(special) / sizeof(*special); i++) {
+        const float f = f32_from_bits(special[i]);
+        uint16_t h[VL];
+        vf_store_f16(h, vf_set1(f));
+        for (int l = 0; l < VL; l++)
+            assert_int_equal(h[l], f16_from_f32(f));
+    }
+}
+
+static void test_codes(void **state)
+{
+    uint8_t code[NIBBLES], pairs[NIBBLES / 2];
+    for (int i = 0; i < 256; i++) {
+        vf v = vf_set1((float)i);
+        v[VL - 1] = (float)(255 - i);
+        vf_store_u8(code, v);
+        for (int l = 0; l < VL; l++)
+            assert_int_equal(code[l], l == VL - 1 ? 255 - i : i);
+        for (int k = 0; k < NIBBLES / 2; k++)
+            pairs[k] = (uint8_t)(i + 37 * k);
+        nibbles_unpack(code, pairs);
+        for (int k = 0; k < NIBBLES; k++)
+            assert_int_equal(code[k], pairs[k / 2] >> k % 2 * 4 & 15);
+        memset(pairs, 0xff, sizeof(pairs));
+        nibbles_pack(pairs, code);
+        for (int k = 0; k < NIBBLES / 2; k++)
+            assert_int_equal(pairs[k], (uint8_t)(i + 37 * k));
     }
 }
 
@@ -201,6 +240,8 @@ int main(void)
         cmocka_unit_test(test_partial_stores),
         cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_bf16_rounding),
+        cmocka_unit_test(test_f16_rounding),
+        cmocka_unit_test(test_codes),
         cmocka_unit_test(test_masks),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_code_tables),
