@@ -7,6 +7,10 @@
 #include "kernels/tensor/quant.h"
 
 #include <math.h>
+#include <string.h>
+
+/* Codes that are unpacked at a time: whole vectors, and whole runs of NIBBLES. */
+#define CODE_RUN 128
 
 /* Vectors that are summed in F32 before they go to an f64 sum. A vocabulary has some 10^5
  * entries; over this few vectors an F32 sum keeps its digits. */
@@ -22,19 +26,30 @@ struct dequantize {
     int64_t G;
 };
 
-/* codes[0..n) of columns [c, c + n) of a row, as floats. Codes of up to 4 bits may stand
- * two a byte, the even column in the low half. A row is then half as long. */
-static void codes_at(float *to, const struct tensor *codes, int64_t r, int64_t cols,
-                     int64_t c, int64_t n)
+/* A row of codes. Codes of up to 4 bits may stand two a byte, the even column in the low
+ * half. */
+struct code_row {
+    uint8_t *data;
+    bool pairs;
+};
+
+static struct code_row codes_of(const struct tensor *codes, int64_t r, int64_t cols)
 {
-    const uint8_t *row = (const uint8_t *)codes->data + r * codes->ld;
-    if (codes->dim[1] == cols) {
-        for (int64_t i = 0; i < n; i++)
-            to[i] = (float)row[c + i];
+    return (struct code_row){(uint8_t *)codes->data + r * codes->ld, codes->dim[1] != cols};
+}
+
+/* to[0..n) = the codes of columns [c, c + n). */
+static void codes_get(uint8_t *to, struct code_row row, int64_t c, int64_t n)
+{
+    int64_t i = 0;
+    if (!row.pairs) {
+        memcpy(to, row.data + c, (size_t)n);
         return;
     }
-    for (int64_t i = 0; i < n; i++)
-        to[i] = (float)((row[(c + i) / 2] >> ((c + i) % 2 * 4)) & 15);
+    for (; c % 2 == 0 && i + NIBBLES <= n; i += NIBBLES)
+        nibbles_unpack(to + i, row.data + (c + i) / 2);
+    for (; i < n; i++)
+        to[i] = row.data[(c + i) / 2] >> (c + i) % 2 * 4 & 15;
 }
 
 static void dequantize_row(const void *ctx, int64_t r)
@@ -42,17 +57,20 @@ static void dequantize_row(const void *ctx, int64_t r)
     const struct dequantize *j = ctx;
     const int64_t C = j->w->dim[1];
     const bool bf16 = cpu_bf16(j->w);
+    const struct code_row codes = codes_of(j->codes, r, C);
     void *row = cpu_row(j->w, r);
-    float code[VL] = {0};
+    uint8_t code[CODE_RUN] = {0};
     for (int64_t g = 0; g * j->G < C; g++) {
         const int64_t end = (g + 1) * j->G < C ? (g + 1) * j->G : C;
         const vf h =
             vf_set1(f16_to_f32(((const uint16_t *)j->scales->data)[r * j->scales->ld + g]));
         const vf z =
             vf_set1((float)((const uint8_t *)j->zeros->data)[r * j->zeros->ld + g]);
-        for (int64_t c = g * j->G; c < end; c += VL) {
-            codes_at(code, j->codes, r, C, c, end - c < VL ? end - c : VL);
-            act_put(row, bf16, c, end, vf_mul(vf_sub(vf_load(code), z), h));
+        for (int64_t c = g * j->G; c < end; c += CODE_RUN) {
+            const int64_t n = end - c < CODE_RUN ? end - c : CODE_RUN;
+            codes_get(code, codes, c, n);
+            for (int64_t i = 0; i < n; i += VL)
+                act_put(row, bf16, c + i, end, vf_mul(vf_sub(vf_load_u8(code + i), z), h));
         }
     }
 }

@@ -15,7 +15,8 @@ struct group_case {
 };
 
 static const struct group_case group_cases[] = {{1, 1, 0},     {1, 7, 4},  {5, 64, 16},
-                                                {3, 200, 128}, {9, 33, 0}, {2, 257, 32}};
+                                                {3, 200, 128}, {9, 33, 0}, {2, 257, 32},
+                                                {2, 101, 33}};
 
 /* Bytes below `limit` in a tensor made for 16-bit or 8-bit values. */
 static struct tensor bytes_in(struct ck *c, int64_t rows, int64_t cols, int limit)
