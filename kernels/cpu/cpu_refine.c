@@ -52,6 +52,23 @@ static void codes_get(uint8_t *to, struct code_row row, int64_t c, int64_t n)
         to[i] = row.data[(c + i) / 2] >> (c + i) % 2 * 4 & 15;
 }
 
+/* The other way; c is even. Half a byte past the last column stays as it is. */
+static void codes_put(struct code_row row, int64_t c, const uint8_t *from, int64_t n)
+{
+    int64_t i = 0;
+    if (!row.pairs) {
+        memcpy(row.data + c, from, (size_t)n);
+        return;
+    }
+    for (; i + NIBBLES <= n; i += NIBBLES)
+        nibbles_pack(row.data + (c + i) / 2, from + i);
+    for (; i < n; i++) {
+        uint8_t *at = &row.data[(c + i) / 2];
+        const int shift = i % 2 * 4;
+        *at = (uint8_t)((*at & ~(15 << shift)) | from[i] << shift);
+    }
+}
+
 static void dequantize_row(const void *ctx, int64_t r)
 {
     const struct dequantize *j = ctx;
@@ -114,35 +131,43 @@ struct code_step {
     float step;
 };
 
-/* A row of codes, one a byte. */
-static void step_bytes(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
-                       const struct code_step *j)
+/* quant_code_step() of CODE_RUN codes, of which n have offsets and gradients, by the same
+ * operations in the same order. A minimum or maximum would lose an offset that is NaN. */
+static void step_run(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
+                     const struct code_step *j)
 {
-    for (int64_t c = 0; c < n; c++)
-        codes[c] = (uint8_t)quant_code_step(codes[c], &offset[c],
-                                            quant_signed_step(grad[c], j->step), j->bits);
-}
-
-/* A row of codes, two a byte. */
-static void step_nibbles(uint8_t *codes, uint16_t *offset, const float *grad, int64_t n,
-                         const struct code_step *j)
-{
-    for (int64_t c = 0; c < n; c++) {
-        const int shift = c % 2 * 4, code = codes[c / 2] >> shift & 15;
-        const int now =
-            quant_code_step(code, &offset[c], quant_signed_step(grad[c], j->step), j->bits);
-        codes[c / 2] = (uint8_t)(codes[c / 2] ^ (code ^ now) << shift);
+    const vf zero = vf_set1(0), one = vf_set1(1), step = vf_set1(j->step);
+    const vf lo = vf_set1(-0.5f), hi = vf_set1(0.5f);
+    const vf top = vf_set1((float)((1 << j->bits) - 1));
+    for (int64_t c = 0; c < n; c += VL) {
+        const vf g = f32_get(grad, c, n), code = vf_load_u8(codes + c);
+        const vf rises = vf_select(vf_lt(g, zero), step, zero);
+        const vf x = vf_select(vf_lt(zero, g), vf_sub(zero, step), rises);
+        const vf o = vf_add(f16_get(offset, c, n), x);
+        const vm up = vm_and(vf_lt(hi, o), vf_lt(code, top));
+        const vm down = vm_and(vf_lt(o, lo), vf_lt(zero, code));
+        const vf by = vf_select(up, one, vf_select(down, vf_sub(zero, one), zero));
+        const vf to = vf_sub(o, by);
+        const vf below = vf_select(vf_lt(hi, to), hi, to);
+        f16_put(offset, c, n, vf_select(vf_lt(to, lo), lo, below));
+        vf_store_u8(codes + c, vf_add(code, by));
     }
 }
 
-static void code_row(const void *ctx, int64_t r)
+static void step_row(const void *ctx, int64_t r)
 {
     const struct code_step *j = ctx;
     const int64_t C = j->grad->dim[1];
-    uint8_t *codes = (uint8_t *)j->codes->data + r * j->codes->ld;
+    const struct code_row codes = codes_of(j->codes, r, C);
+    const float *grad = cpu_row(j->grad, r);
     uint16_t *offset = (uint16_t *)j->offsets->data + r * j->offsets->ld;
-    (j->codes->dim[1] == C ? step_bytes : step_nibbles)(codes, offset, cpu_row(j->grad, r),
-                                                        C, j);
+    uint8_t code[CODE_RUN] = {0};
+    for (int64_t c = 0; c < C; c += CODE_RUN) {
+        const int64_t n = C - c < CODE_RUN ? C - c : CODE_RUN;
+        codes_get(code, codes, c, n);
+        step_run(code, offset + c, grad + c, n, j);
+        codes_put(codes, c, code, n);
+    }
 }
 
 static void cpu_code_step(struct dev *d, const struct tensor *codes,
@@ -150,7 +175,7 @@ static void cpu_code_step(struct dev *d, const struct tensor *codes,
                           float step)
 {
     const struct code_step j = {codes, offsets, grad, bits, step};
-    cpu_run_rows(d, grad->dim[0], 4 * grad->dim[1], code_row, &j);
+    cpu_run_rows(d, grad->dim[0], 3 * grad->dim[1], step_row, &j);
 }
 
 /* out[r,g] += sum of a b over a group. w^ = (code - zero) h, so dw^/dlog h = w^. With a =

@@ -110,8 +110,19 @@ static int code_of(const struct tensor *codes, int64_t cols, int64_t r, int64_t 
     return codes->dim[1] == cols ? row[c] : row[c / 2] >> c % 2 * 4 & 15;
 }
 
-/* Fills both sides with the same codes and offsets. The ends of the grid and of an interval are
- * among them. */
+/* An offset from -1/2 to 1/2: its ends, zeros and subnormal values are frequent. */
+static uint16_t an_offset(struct ck *c)
+{
+    const uint64_t which = rng_below(&c->rng, 8);
+    const uint16_t sign = which % 2 ? 0x8000 : 0;
+    if (which < 2)
+        return sign | 0x3800; /* 1/2 */
+    if (which < 4)
+        return sign | (uint16_t)rng_below(&c->rng, 4);
+    return sign | (uint16_t)rng_below(&c->rng, 0x3801);
+}
+
+/* Fills both sides with the same codes and offsets. The ends of the grid are among the codes. */
 static void fill_places(struct ck *c, const struct ck_out *codes,
                         const struct ck_out *offsets, int bits)
 {
@@ -125,13 +136,9 @@ static void fill_places(struct ck *c, const struct ck_out *codes,
                 ((uint8_t *)codes->side[s].data)[r * codes->side[s].ld + i] = x;
         }
         for (int64_t i = 0; i < o->dim[1]; i++) {
-            const uint64_t which = rng_below(&c->rng, 4);
-            const float x = which == 0   ? 0.5f
-                            : which == 1 ? -0.5f
-                                         : (float)rng_below(&c->rng, 1025) / 1024 - 0.5f;
+            const uint16_t x = an_offset(c);
             for (int s = 0; s < N_SIDES; s++)
-                ((uint16_t *)offsets->side[s].data)[r * offsets->side[s].ld + i] =
-                    f16_from_f32(x);
+                ((uint16_t *)offsets->side[s].data)[r * offsets->side[s].ld + i] = x;
         }
     }
 }
@@ -157,6 +164,14 @@ static void check_places(struct ck *c, const struct tensor *codes,
     }
 }
 
+/* NaN moves nothing, and the smallest gradient as far as any. */
+static double a_gradient(struct ck *c)
+{
+    static const double of[] = {0, -0.0, 1, -1, 0x1p-149, -0x1p-149, 1e30, -1e30};
+    const uint64_t which = rng_below(&c->rng, ARRAY_LEN(of) + 1);
+    return which < ARRAY_LEN(of) ? of[which] : NAN;
+}
+
 static void one_code_step(struct ck *c, int64_t rows, int64_t cols, int bits, bool packed,
                           float step)
 {
@@ -172,7 +187,7 @@ static void one_code_step(struct ck *c, int64_t rows, int64_t cols, int bits, bo
     for (int64_t i = 0; i < rows * cols; i++) {
         const int64_t r = i / cols, k = i % cols;
         const struct tensor *o = &offsets.side[0];
-        ck_set(&grad, r, k, (double)(int64_t)rng_below(&c->rng, 3) - 1);
+        ck_set(&grad, r, k, a_gradient(c));
         before[i] = code_of(&codes.side[0], cols, r, k) +
                     (double)f16_to_f32(((const uint16_t *)o->data)[r * o->ld + k]);
     }
