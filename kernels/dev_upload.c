@@ -54,14 +54,37 @@ void dev_close_stage(struct dev *d)
     d->stage = NULL;
 }
 
-static void convert(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n)
+/* Elements that a thread converts at a time: enough that handing them out costs nothing. */
+#define CONVERT_RUN (1 << 16)
+
+struct conversion {
+    char *dst;
+    const char *src;
+    enum dtype to, from;
+    int64_t n;
+};
+
+static void convert_run(void *ctx, int64_t run, int thread)
 {
-    if (to == DT_F32)
-        host_to_f32(dst, src, from, n);
-    else if (to == DT_BF16)
-        host_to_bf16(dst, src, from, n);
+    const struct conversion *j = ctx;
+    const int64_t first = run * CONVERT_RUN;
+    const int64_t n = j->n - first < CONVERT_RUN ? j->n - first : CONVERT_RUN;
+    void *dst = j->dst + (size_t)first * dtype_bytes(j->to);
+    const void *src = j->src + (size_t)first * dtype_bytes(j->from);
+    if (j->to == DT_F32)
+        host_to_f32(dst, src, j->from, n);
+    else if (j->to == DT_BF16)
+        host_to_bf16(dst, src, j->from, n);
     else
-        memcpy(dst, src, (size_t)n * dtype_bytes(to));
+        memcpy(dst, src, (size_t)n * dtype_bytes(j->to));
+}
+
+/* On the device's threads, if it has some. */
+static void convert(struct dev *d, void *dst, enum dtype to, const void *src,
+                    enum dtype from, int64_t n)
+{
+    struct conversion j = {dst, src, to, from, n};
+    pool_run(d->pool, (n + CONVERT_RUN - 1) / CONVERT_RUN, convert_run, &j);
 }
 
 static struct tensor elements(void *data, enum dtype t, int64_t first, int64_t n)
@@ -85,7 +108,7 @@ static void upload_in_pieces(struct dev *d, const struct tensor *y, const char *
         char *locked = s->locked + s->turn * HALF, *memory = s->memory + s->turn * HALF;
         if (keeps)
             memory = elements(y->data, from, i, m).data;
-        convert(locked, crosses, src + (size_t)i * dtype_bytes(from), from, m);
+        convert(d, locked, crosses, src + (size_t)i * dtype_bytes(from), from, m);
         d->ops.copy_sync(d);
         d->ops.copy_in(d, memory, locked, (size_t)m * dtype_bytes(crosses));
         if (i && !keeps)
@@ -110,7 +133,7 @@ enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_s
     WANT(from == DT_F32 || from == DT_F16 || from == DT_BF16,
          "upload_as: want F32, F16 or BF16 elements, not %s", dtype_name(from));
     if (!d->ops.memory) {
-        convert(y->data, y->dtype, host_src, from, tensor_count(y));
+        convert(d, y->data, y->dtype, host_src, from, tensor_count(y));
     } else {
         TRY(open_stage(d));
         upload_in_pieces(d, y, host_src, from);

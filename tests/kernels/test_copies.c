@@ -20,7 +20,7 @@ static const char *const devices[] = {"ref", "cpu", "cuda-emu"};
 static struct dev *open_dev(const char *name)
 {
     struct dev *d = NULL;
-    const struct dev_settings s = {name, 1};
+    const struct dev_settings s = {name, 2};
     assert_int_equal(dev_open(&d, &s), OK);
     return d;
 }
