@@ -81,15 +81,9 @@ out:
 static enum err write_values(const struct fakequant *f, const struct tensor *w,
                              const struct qlinear *q, int l)
 {
-    const size_t n = (size_t)tensor_count(w);
-    float *host = NULL;
     FAIL_IF(!q->codes || q->in != w->dim[1], ERR_MISMATCH,
             "%s: saved codes do not fit the model", arch_lin_module(f->arch, l));
-    TRY(mem_alloc(&host, n, sizeof(*host)));
-    qlinear_values(host, q);
-    const enum err err = dev_upload_as(f->dev, w, host, DT_F32);
-    mem_free(host);
-    return err;
+    return dev_upload_values(f->dev, w, q);
 }
 
 static enum err import_scales(struct fakequant *f, const struct qlinear *q, int l)

@@ -97,6 +97,9 @@ enum err dev_put(struct dev *d, void *dst, const void *host_src, size_t bytes);
 enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_src,
                        enum dtype from);
 #define DEV_UPLOAD_BYTES (4 << 20)
+/* w = the values of q's codes, as dev_upload_as() converts them from F32. w act [out,in],
+ * contiguous. ERR_MEMORY. */
+enum err dev_upload_values(struct dev *d, const struct tensor *w, const struct qlinear *q);
 /* Downloads the elements of x, which is F32, F16 or BF16 and contiguous, as F32, and waits for the
  * copy. */
 enum err dev_download_f32(struct dev *d, float *host_dst, const struct tensor *x);

@@ -141,6 +141,24 @@ enum err dev_upload_as(struct dev *d, const struct tensor *y, const void *host_s
     OP_END(DEV_COPY, started);
 }
 
+/* A device that computes in F32 in host memory gets them in place. */
+enum err dev_upload_values(struct dev *d, const struct tensor *w, const struct qlinear *q)
+{
+    float *host = NULL;
+    WANT(is_act(w) && is_matrix(w, w->dtype, q->out, q->in) && contiguous(w) && q->codes,
+         "upload_values: want a contiguous act tensor [out,in], and codes");
+    if (!d->ops.memory && w->dtype == DT_F32) {
+        OP_BEGIN(copy, started);
+        qlinear_values(w->data, q, d->pool);
+        OP_END(DEV_COPY, started);
+    }
+    TRY(mem_alloc(&host, (size_t)tensor_count(w), sizeof(*host)));
+    qlinear_values(host, q, d->pool);
+    const enum err err = dev_upload_as(d, w, host, DT_F32);
+    mem_free(host);
+    return err;
+}
+
 /* Elements of 16 bits arrive in the upper half of host_dst: value i is written below every element
  * after i, so none is overwritten before it is read. */
 enum err dev_download_f32(struct dev *d, float *host_dst, const struct tensor *x)

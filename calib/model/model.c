@@ -134,15 +134,8 @@ void pass_step(struct model_pass *k)
  * them again. */
 static enum err load_values(struct model_pass *k, const struct block_quant *q, int l)
 {
-    const struct qlinear *lin = &q->lin[l];
     const struct tensor w = block_weights_lin(&k->full, k->r->arch, l);
-    const size_t n = (size_t)lin->out * (size_t)lin->in;
-    float *host = NULL;
-    TRY(mem_alloc(&host, n, sizeof(*host)));
-    qlinear_values(host, lin);
-    const enum err err = dev_upload(k->r->dev, w.data, host, n * sizeof(*host));
-    mem_free(host);
-    return err;
+    return dev_upload_values(k->r->dev, &w, &q->lin[l]);
 }
 
 /* Writes w^ of projection l to k->w, from its scales, zeros and F32 weight. buffer: device

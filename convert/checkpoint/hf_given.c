@@ -11,7 +11,7 @@ static enum err make_values(float **out, struct qlinear *q)
     size_t bytes;
     TRY(size_product(&bytes, dim, 2, sizeof(**out)));
     TRY(mem_alloc(out, bytes, 1));
-    qlinear_values(*out, q);
+    qlinear_values(*out, q, NULL);
     mem_free(q->codes); /* they follow from the values and their scales */
     q->codes = NULL;
     return OK;

@@ -2,6 +2,7 @@
 #include "kernels/tensor/qtensor.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/base/pool.h"
 #include "kernels/tensor/hadamard.h"
 #include "kernels/tensor/quant.h"
 
@@ -155,15 +156,29 @@ enum err qlinear_alloc_codes(struct qlinear *q)
     return mem_alloc(&q->codes, n, sizeof(*q->codes));
 }
 
-void qlinear_values(float *w, const struct qlinear *q)
+struct values {
+    float *w;
+    const struct qlinear *q;
+};
+
+static void values_of_row(void *ctx, int64_t r, int thread)
 {
-    const int64_t step = qlinear_group(q);
-    for (int64_t r = 0; r < q->out; r++)
-        for (int64_t c = 0; c < q->in; c++) {
-            const int64_t group = r * q->groups + c / step, at = r * q->in + c;
-            w[at] = quant_weight_value(q->codes[at], q->zeros[group],
-                                       f16_to_f32(q->scales[group]));
-        }
+    const struct values *j = ctx;
+    const struct qlinear *q = j->q;
+    const int64_t step = qlinear_group(q), end = (r + 1) * q->in;
+    int64_t at = r * q->in;
+    for (int64_t g = r * q->groups; g < (r + 1) * q->groups; g++) {
+        const float h = f16_to_f32(q->scales[g]);
+        const uint8_t z = q->zeros[g];
+        for (const int64_t last = end - at < step ? end : at + step; at < last; at++)
+            j->w[at] = quant_weight_value(q->codes[at], z, h);
+    }
+}
+
+void qlinear_values(float *w, const struct qlinear *q, struct pool *pool)
+{
+    struct values j = {w, q};
+    pool_run(pool, q->out, values_of_row, &j);
 }
 
 void qlinear_free(struct qlinear *q)

@@ -149,6 +149,8 @@ int64_t kv_group(int64_t head_dim, int64_t group_size);
 /* ERR_SUPPORT if heads of head_dim channels cannot be rotated as kv says. */
 enum err kv_rotate_check(const struct kv_spec *kv, int64_t head_dim);
 
+struct pool; /* kernels/base/pool.h */
+
 /* Scales and zeros of one projection, and its codes if weight_chooses_codes(). Otherwise
  * codes are not stored, because quant_weight_code() gives them from the source weight. */
 struct qlinear {
@@ -199,8 +201,9 @@ bool qlinear_fits(const struct qlinear *q, int64_t out, int64_t in,
 /* Allocates codes; q must have been allocated. ERR_MEMORY. */
 enum err qlinear_alloc_codes(struct qlinear *q);
 /* w [out][in] = (code - zero) scale; q must have codes. quant_weight_code() of such a value
- * gives its code again, because product and quotient are exact. */
-void qlinear_values(float *w, const struct qlinear *q);
+ * gives its code again, because product and quotient are exact. Rows are shared among the
+ * threads of the pool, which may be NULL. */
+void qlinear_values(float *w, const struct qlinear *q, struct pool *pool);
 void qlinear_free(struct qlinear *q);
 /* Allocates smoothing 1 and shift 0; the projections stay empty. ERR_MEMORY. */
 enum err block_quant_alloc(struct block_quant *b, int64_t n_channels);

@@ -137,7 +137,7 @@ static double output_error(const struct qlinear *q, const float *w, const float 
     double sum = 0;
     float *v = malloc((size_t)(q->out * n) * sizeof(*v));
     assert_non_null(v);
-    qlinear_values(v, q);
+    qlinear_values(v, q, NULL);
     for (int64_t r = 0; r < q->out; r++)
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < n; j++)

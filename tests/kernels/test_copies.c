@@ -2,6 +2,7 @@
  *
  * Copies beside compute, on every device; and the messages of the cuda device for no GPU,
  * an old driver, too little memory, and a failing call of the runtime. */
+#include "kernels/base/half.h"
 #include "kernels/cuda/emu/emu_card.h"
 #include "kernels/dev_report.h"
 
@@ -241,6 +242,43 @@ static void test_uploads_convert(void **state)
         uploads_on("cuda-emu");
     }
     emu_card()->early_copies = false;
+}
+
+/* The values of codes arrive in either act type. */
+static void values_on(const char *name, enum dtype to)
+{
+    enum { OUT = 5, IN = 70, VALUES = OUT * IN };
+    struct dev *d = open_dev(name);
+    struct qlinear q = {0};
+    float plain[VALUES], got[VALUES];
+    void *p = NULL;
+    assert_int_equal(qlinear_alloc(&q, OUT, IN, (struct lin_format){8, 32, 0}), OK);
+    assert_int_equal(qlinear_alloc_codes(&q), OK);
+    for (int i = 0; i < VALUES; i++)
+        q.codes[i] = (uint8_t)(i * 101);
+    for (int i = 0; i < OUT * (int)q.groups; i++) {
+        q.scales[i] = (uint16_t)(0x2000 + 77 * i);
+        q.zeros[i] = (uint8_t)(37 * i);
+    }
+    qlinear_values(plain, &q, NULL);
+    assert_int_equal(dev_alloc(d, &p, VALUES * dtype_bytes(to)), OK);
+    const struct tensor w = tensor_2d(p, to, OUT, IN);
+    assert_int_equal(dev_upload_values(d, &w, &q), OK);
+    assert_int_equal(dev_download_f32(d, got, &w), OK);
+    for (int i = 0; i < VALUES; i++)
+        assert_true(got[i] ==
+                    (to == DT_F32 ? plain[i] : bf16_to_f32(bf16_from_f32(plain[i]))));
+    qlinear_free(&q);
+    dev_free(d, p);
+    dev_close(&d);
+}
+
+static void test_upload_of_values(void **state)
+{
+    for (size_t i = 0; i < ARRAY_LEN(devices); i++) {
+        values_on(devices[i], DT_F32);
+        values_on(devices[i], DT_BF16);
+    }
 }
 
 /* Elements of each type arrive in F32, however many, and no byte beside them is written. */
@@ -545,6 +583,7 @@ int main(void)
         cmocka_unit_test(test_copies_follow_compute),
         cmocka_unit_test(test_memory_outlives_work),
         cmocka_unit_test(test_uploads_convert),
+        cmocka_unit_test(test_upload_of_values),
         cmocka_unit_test(test_downloads_convert),
         cmocka_unit_test(test_uploads_cross_in_16_bits),
         cmocka_unit_test(test_uploads_that_fail),

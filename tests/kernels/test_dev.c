@@ -86,6 +86,8 @@ static void matrices(void **state)
     refused(dev_upload_as(dev, &source, mem, DT_F32));
     refused(dev_upload_as(dev, &c, mem, DT_I32));
     refused(dev_upload_as(dev, &source, mem, DT_BF16));
+    refused(dev_upload_values(dev, &c, &(struct qlinear){.out = 1, .in = 1}));
+    refused(dev_upload_values(dev, &c, &(struct qlinear){.out = c.dim[0], .in = c.dim[1]}));
     refused(dev_download_f32(dev, mem, &apart));
 }
 

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "kernels/base/half.h"
+#include "kernels/base/pool.h"
 #include "kernels/tensor/host_finite.h"
 #include "kernels/tensor/qtensor.h"
 #include "kernels/tensor/quant.h"
@@ -194,7 +195,8 @@ static void codes_of_nonfinite(void **state)
 static void codes_through_values(void **state)
 {
     enum { OUT = 64, IN = 256, GROUP = 3 };
-    static float w[OUT * IN];
+    static float w[OUT * IN], alone[OUT * IN];
+    struct pool *pool = NULL;
     struct qlinear q = {0};
     assert_int_equal(qlinear_alloc(&q, OUT, IN, (struct lin_format){8, GROUP}), OK);
     assert_int_equal(qlinear_alloc_codes(&q), OK);
@@ -204,13 +206,18 @@ static void codes_through_values(void **state)
     }
     for (int i = 0; i < OUT * IN; i++)
         q.codes[i] = (uint8_t)(i * 101);
-    qlinear_values(w, &q);
+    assert_int_equal(pool_open(&pool, 3), OK);
+    qlinear_values(w, &q, pool);
+    qlinear_values(alone, &q, NULL);
+    pool_close(&pool);
+    assert_memory_equal(w, alone, sizeof(w));
     for (int r = 0; r < OUT; r++)
         for (int c = 0; c < IN; c++) {
             const int64_t g = r * q.groups + c / GROUP;
-            assert_int_equal(
-                quant_weight_code(w[r * IN + c], f16_to_f32(q.scales[g]), q.zeros[g], 8),
-                q.codes[r * IN + c]);
+            const uint8_t code = q.codes[r * IN + c];
+            const float h = f16_to_f32(q.scales[g]), of = w[r * IN + c];
+            assert_true(of == quant_weight_value(code, q.zeros[g], h));
+            assert_int_equal(quant_weight_code(of, h, q.zeros[g], 8), code);
         }
     qlinear_free(&q);
     assert_null(q.codes);
