@@ -189,7 +189,7 @@ struct block_quant {
     float *gain[N_GAINS];
 };
 
-/* Allocates scales and zeros, uninitialized. ERR_MEMORY. Free with qlinear_free(). */
+/* Allocates scales and zeros, all of them 0. ERR_MEMORY. Free with qlinear_free(). */
 enum err qlinear_alloc(struct qlinear *q, int64_t out, int64_t in,
                        struct lin_format format);
 /* Columns of a group. */
