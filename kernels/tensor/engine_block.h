@@ -13,7 +13,7 @@
  *
  * where x / d is x times the f32 inverse of the unrounded d, and 0 where d is 0. Two values that
  * are undefined there are defined here: d and min beyond fp16 are clamped to its largest finite
- * value, and a d without a finite inverse counts as 0.
+ * value, and a d without a finite inverse counts as 0. In all formats the code of NaN is 0.
  *
  * transformers' QuantizedCache with quanto, 64 values (MaxOptimizer, quantize_affine and
  * QBitsDequantizer of optimum-quanto), in f32:
@@ -61,10 +61,10 @@ HALF_FN float engine_half(float x)
 }
 
 /* To the nearest integer, ties away from 0, from -1 to 16. */
-HALF_FN float engine_round_away(float u)
+HALF_FN int engine_round_away(float u)
 {
     const float x = quant_clamp(u, -1, 16);
-    return truncf(x >= 0 ? x + 0.5f : x - 0.5f);
+    return quant_integer(x >= 0 ? x + 0.5f : x - 0.5f, -1, 16);
 }
 
 /* Sets the places of the largest and the least value; of Q4_0, of the largest magnitude. */
@@ -88,13 +88,18 @@ HALF_FN void engine_block_store_half(struct engine_block *b, float d)
     b->by_min = clamped ? 0 : b->by_min;
 }
 
+HALF_FN int engine_block_limit(int code)
+{
+    return code < 0 ? 0 : code > 15 ? 15 : code;
+}
+
 /* Stores the step and the zero of vLLM's block. */
 HALF_FN void engine_block_store_zero(struct engine_block *b, float d, float min)
 {
     const bool floor = d < 1e-6f;
     const float step = floor ? 1e-6f : d;
     b->inverse = 1.0f / step;
-    b->zero = quant_clamp(engine_round_away(-min / step), 0, 15);
+    b->zero = (float)engine_block_limit(engine_round_away(-min / step));
     b->d = f32_from_bits(f32_bits(step) & ~15u);
     b->by_max = floor ? 0 : b->by_max;
     b->by_min = floor ? 0 : b->by_min;
@@ -128,16 +133,11 @@ HALF_FN struct engine_block engine_block_of(const float *x, int64_t n,
 HALF_FN int engine_block_round(const struct engine_block *b, float x)
 {
     if (b->target == TARGET_QUANTO4)
-        return b->d > 0 ? (int)quant_clamp(rintf((x - b->min) / b->d), -1, 16) : 0;
+        return b->d > 0 ? quant_integer(rintf((x - b->min) / b->d), -1, 16) : 0;
     if (b->target == TARGET_VLLM_INT4)
-        return (int)engine_round_away(x * b->inverse + b->zero);
+        return engine_round_away(x * b->inverse + b->zero);
     const float u = (x - b->min) * b->inverse + (b->zero + 0.5f);
-    return (int)quant_clamp(u, 0, 16);
-}
-
-HALF_FN int engine_block_limit(int code)
-{
-    return code < 0 ? 0 : code > 15 ? 15 : code;
+    return quant_integer(u, 0, 16);
 }
 
 /* Nothing is added where there is no minimum, so that -0 stays. */

@@ -50,6 +50,13 @@ HALF_FN float quant_clamp(float x, float lo, float hi)
     return x < lo ? lo : x > hi ? hi : x;
 }
 
+/* The integer part of x, limited to [lo, hi], and 0 for NaN, whose conversion to an integer C
+ * leaves undefined. */
+HALF_FN int quant_integer(float x, int lo, int hi)
+{
+    return isnan(x) ? 0 : (int)quant_clamp(x, (float)lo, (float)hi);
+}
+
 /* A positive scale's fp16 bits with `significant` bits of its significand, to nearest, ties
  * to even; 11 or 0 keep them all. A carry goes into the exponent, as it should; what would
  * become infinite stays at the largest finite value of that many bits. Subnormal scales have
