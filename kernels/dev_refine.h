@@ -32,7 +32,10 @@ enum err dev_group_dot(struct dev *d, const struct tensor *out, const struct ten
  * grid, -0.5 <= o <= 0.5. x moves by -step sign(grad) and is rounded again: the code changes by
  * one where o leaves its interval and the grid has another code; o stops at the interval's end
  * elsewhere. codes U8, in place, [N,C] or two a byte as in dev_dequantize; offsets F16 [N,C], in
- * place; grad F32 [N,C], dL/dw or dL/dx, whose signs agree. 0 < step < 1; 2 <= bits <= 8. */
+ * place; grad F32 [N,C], dL/dw or dL/dx, whose signs agree. 0 < step < 1; 2 <= bits <= 8.
+ *
+ * Offsets have fp16's resolution: 2^-12 from 1/4 to 1/2, half of that from 1/8 to 1/4, and so on. A
+ * step is rounded to it, and one below 2^-13 moves no offset between 1/4 and 1/2. */
 enum err dev_code_step(struct dev *d, const struct tensor *codes,
                        const struct tensor *offsets, const struct tensor *grad, int bits,
                        float step);

@@ -161,6 +161,8 @@ static void refuses_with_line_and_remedy(void **state)
             "want auto, or a whole number from 0");
     refused("optimizer: {lr_clip: inf}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
     refused("optimizer: {lr_clip: -1}\n", ERR_USAGE, "lr_clip", "from 0 to 10");
+    refused("refine: {lr_round: 1.0e-4}\n", ERR_USAGE, "refine.lr_round: '1.0e-4'",
+            "want 0, or a number from 0.001 to 0.9: smaller steps round away");
     refused("run: {memory: 8X}\n", ERR_USAGE, "run.memory", "want auto");
     refused("run: {memory: 0}\n", ERR_USAGE, "run.memory", "want auto");
     refused("weights: {damp: -0.1}\n", ERR_USAGE, "weights.damp", "from 0 to 1");
@@ -316,9 +318,10 @@ static void changes(void **state)
     assert_int_equal(recipe_changes(&o, &r), OK);
     assert_int_equal(json_object_size(o), 0);
     json_decref(o);
-    static const char *const set[][2] = {{"weights.bits", "3"},       {"kv.rotate", "kv"},
-                                         {"refine.lr_norms", "0.01"}, {"crr.blocks", "0"},
-                                         {"kv.mixed", "v=8:8"},       {"run.threads", "3"}};
+    static const char *const set[][2] = {
+        {"weights.bits", "3"}, {"kv.rotate", "kv"},          {"refine.lr_norms", "0.01"},
+        {"crr.blocks", "0"},   {"refine.lr_round", "0.001"}, {"kv.mixed", "v=8:8"},
+        {"run.threads", "3"}};
     for (size_t i = 0; i < ARRAY_LEN(set); i++)
         assert_int_equal(recipe_set(&r, set[i][0], set[i][1], ""), OK);
     assert_int_equal(recipe_changes(&o, &r), OK);
@@ -326,6 +329,7 @@ static void changes(void **state)
         assert_non_null(json_object_get(o, set[i][0]));
     assert_int_equal(json_object_size(o), ARRAY_LEN(set) - 1); /* not run.threads */
     json_decref(o);
+    assert_int_equal(recipe_set(&r, "refine.lr_round", "0", ""), OK);
     /* 16 of more samples is what auto does */
     assert_int_equal(recipe_set(&r, "calibration.eval_samples", "16", ""), OK);
     assert_int_equal(recipe_changes(&o, &r), OK);

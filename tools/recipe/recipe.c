@@ -46,7 +46,11 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "want auto, or a whole number from %.0f to %.0f", k->lo, k->hi);
         break;
     case KEY_REAL:
-        snprintf(out, n, "want a number from %g to %g", k->lo, k->hi);
+        if (k->least > 0)
+            snprintf(out, n, "want 0, or a number from %g to %g: %s", k->least, k->hi,
+                     k->why);
+        else
+            snprintf(out, n, "want a number from %g to %g", k->lo, k->hi);
         break;
     case KEY_BOOL:
         snprintf(out, n, "want true or false");
@@ -145,7 +149,8 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
     case KEY_COUNT:
         return parse_count(f, text, k->lo, k->hi);
     case KEY_REAL:
-        if (!parse_number(&real, text) || !(real >= k->lo && real <= k->hi))
+        if (!parse_number(&real, text) || !(real >= k->lo && real <= k->hi) ||
+            (real != 0 && real < k->least))
             return false;
         *(double *)f = real;
         return true;

@@ -84,6 +84,9 @@ struct recipe_key {
     const char *value; /* default, as typed; "": none */
     /* KEY_INT, KEY_COUNT, KEY_REAL: inclusive; RANGE_* of calib/calib.h */
     double lo, hi;
+    /* KEY_REAL: the least value beside 0, and why; 0: lo */
+    double least;
+    const char *why;
     enum mix_of of;      /* KEY_MIX */
     const char *choices; /* KEY_CHOICE: "a|b" */
     const char *planned; /* values of a later version: "c|d" */

@@ -158,8 +158,10 @@ const struct recipe_key recipe_key[] = {
      .help = "learning rate of the logarithm of the smoothing factors in refinement"},
     {"refine.lr_shift", KEY_REAL, AT(refine.lr_shift), "0.002", 0, 1, .omit_default = true,
      .help = "learning rate of the shift in refinement"},
-    {"refine.lr_round", KEY_REAL, AT(refine.lr_round), "0.01", 0, 0.9, .omit_default = true,
-     .help = "signed step of the weights' places on the grid of their codes in refinement"},
+    {"refine.lr_round", KEY_REAL, AT(refine.lr_round), "0.01", 0, 0.9, .omit_default = true, .least = 0.001,
+     .why = "smaller steps round away in the offsets, which are fp16",
+     .help = "signed step of the weights' places on the grid of their codes in refinement; "
+             "offsets from a code are fp16, which have steps of 0.0002 near half a code"},
     {"refine.ce", KEY_REAL, AT(refine.ce), "0", 0, 1, .omit_default = true,
      .help = "share of the text's cross entropy in the loss of refinement; the rest is the "
              "divergence from the full-precision model"},
@@ -387,7 +389,10 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "auto, or %.0f to %.0f", k->lo, k->hi);
         break;
     case KEY_REAL:
-        snprintf(out, n, "%g to %g", k->lo, k->hi);
+        if (k->least > 0)
+            snprintf(out, n, "0, or %g to %g", k->least, k->hi);
+        else
+            snprintf(out, n, "%g to %g", k->lo, k->hi);
         break;
     case KEY_BOOL:
         snprintf(out, n, "true or false");
