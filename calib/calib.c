@@ -530,7 +530,7 @@ static enum err calibrate_block(struct calibration *c)
     if (!restored)
         TRY(start_block(c));
     else
-        c->units_done += calib_units_done(c);
+        c->units_done += c->units_restored = calib_units_done(c);
     TRY(calib_train_block(c));
     c->units_done = units + calib_block_units(c, c->block);
     calib_take_time(c);

@@ -112,6 +112,8 @@ struct calib_event {
     int64_t samples; /* of this pass: fewer for CALIB_EVAL than for CALIB_STEP */
     double loss;     /* of the step or the epoch */
     double done;     /* share of the whole calibration, 0..1 */
+    double
+        restored; /* share of it that was restored with the block in work, part of done */
     double tokens_per_s;
     const struct calib_block_stats *stats; /* CALIB_BLOCK only; borrowed */
 };

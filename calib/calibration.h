@@ -60,6 +60,7 @@ struct calibration {
     struct block_position at;
     struct late late;
     double units_done, units_total; /* forward passes of one block and sample */
+    double units_restored;          /* those of units_done that an earlier run did */
     double tokens_per_s;
     double clock; /* when the block's seconds were last taken */
     double saved; /* when the block was last saved, or its training began */

@@ -33,6 +33,7 @@ void calib_notify(struct calibration *c, enum calib_event_kind kind, double loss
                                                                 : c->s->samples,
                                   .loss = loss,
                                   .done = c->units_done / c->units_total,
+                                  .restored = c->units_restored / c->units_total,
                                   .tokens_per_s = c->tokens_per_s,
                                   .stats = kind == CALIB_BLOCK ? &c->at.stats : NULL};
     c->io->event(c->io->ctx, &e);

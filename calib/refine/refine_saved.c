@@ -99,6 +99,16 @@ static enum err restore_tensor(struct refine *r, const struct named_tensor *t, i
     return dev_upload(r->dev, to->data, x->data, bytes_of(x));
 }
 
+/* Returns the work of the finished steps, and of the looks at the guard that began them and lie
+ * between them. One behind the last step is taken again. */
+static double units_before(const struct refine *r)
+{
+    int64_t looks = 1;
+    for (int64_t k = 1; k <= REFINE_LOOKS; k++)
+        looks += r->step > r->steps * k / REFINE_LOOKS;
+    return 4 * (double)(r->step * r->s->batch) + (double)(looks * r->s->guard);
+}
+
 enum err refine_restore(struct refine *r, bool *restored)
 {
     const struct named_tensor *t = NULL;
@@ -120,7 +130,7 @@ enum err refine_restore(struct refine *r, bool *restored)
     for (int i = SAVED_P; i < saved_count(r); i++)
         TRY(restore_tensor(r, t, n, i));
     TRY(dev_sync(r->dev));
-    r->units_done += 4 * (double)(r->step * r->s->batch);
+    r->units_done += units_before(r);
     *restored = true;
     return OK;
 }

@@ -23,8 +23,9 @@ struct memory_io {
     int64_t asked;
     int64_t n_on_disk, n_streams, open_streams;
     int64_t n_steps, n_evals; /* events: training steps, losses measured */
-    double last_done;
-    bool done_fell; /* the share of work done went backwards or left [0,1] */
+    double last_done, last_own;
+    bool done_fell;  /* the share of work done went backwards or left [0,1] */
+    bool own_jumped; /* that of this run alone fell, or rose by more than steps do */
 };
 
 void memory_io_open(struct memory_io *m);

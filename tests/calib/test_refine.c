@@ -436,6 +436,7 @@ static void test_resume(void **state)
                                     (size_t)(q->out * q->in));
             }
         assert_false(x.done_fell || x.done_jumped);
+        assert_true(x.last_done > 0.999);
         assert_true(same_gains(&m, &whole));
         assert_true(out.best == want.best && out.best_step == want.best_step);
         memory_io_close(&x.m);

@@ -2,6 +2,7 @@
  *
  * Progress as JSON lines and in logs. */
 #include "data/json.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -80,6 +81,48 @@ static void json_lines(void **state)
     unlink(log_file);
 }
 
+/* Returns the seconds left that an event's line has. */
+static double eta_of(json_t *lines, size_t i)
+{
+    json_t *eta = json_object_get(json_array_get(lines, i), "eta_s");
+    assert_true(json_is_real(eta));
+    return json_number_value(eta);
+}
+
+/* Sends an event after 0.05 s, as work would take. */
+static void work(struct progress *p, double done, double restored)
+{
+    const struct calib_event e = {
+        .kind = CALIB_STEP, .n_blocks = 4, .epochs = 5, .done = done, .restored = restored};
+    usleep(50000);
+    progress_calib(p, &e);
+}
+
+/* The clock has seen this run's work only: 0.02 of the whole in prepared samples, then 0.02 in
+ * steps. The 0.5 that an earlier run did take no time. */
+static void restored_work_takes_no_time(void **state)
+{
+    struct progress *p;
+    unlink(log_file);
+    assert_int_equal(progress_open(&p, true, log_file), OK);
+    progress_phase(p, "calibrate");
+    const double begin = clock_s();
+    work(p, 0.01, 0);
+    work(p, 0.03, 0);
+    work(p, 0.55, 0.5);
+    const double seconds = clock_s() - begin;
+    progress_close(&p);
+
+    json_t *lines = read_lines();
+    assert_int_equal(json_array_size(lines), 4);
+    assert_true(eta_of(lines, 2) >= 0.0499 * 0.97 / 0.02 &&
+                eta_of(lines, 2) <= seconds * 0.97 / 0.02);
+    assert_true(eta_of(lines, 3) >= 0.0999 * 0.45 / 0.04 &&
+                eta_of(lines, 3) <= seconds * 0.45 / 0.04);
+    json_decref(lines);
+    unlink(log_file);
+}
+
 static void unwritable_log_is_refused(void **state)
 {
     struct progress *p = NULL;
@@ -93,6 +136,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(times),
         cmocka_unit_test(json_lines),
+        cmocka_unit_test(restored_work_takes_no_time),
         cmocka_unit_test(unwritable_log_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

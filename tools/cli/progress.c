@@ -23,7 +23,7 @@ struct progress {
     bool terminal, quiet, drawn;
     const char *phase;
     double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
-    double first_done;      /* share at the start; a resumed run does not start at 0 */
+    double first_own;       /* share at the start; a resumed refinement does not start at 0 */
     bool started;
 };
 
@@ -154,16 +154,18 @@ void progress_end(struct progress *p)
     erase(p);
 }
 
-/* Returns the seconds left when `done` of the whole is done; -1: too early to say. */
-static double eta_s(struct progress *p, double done)
+/* Returns the seconds left when `done` of the whole is done, `restored` of it by an earlier run in
+ * the midst of this one; -1: too early to say. */
+static double eta_s(struct progress *p, double done, double restored)
 {
+    const double own = done - restored;
     if (!p->started) {
         p->started = true;
-        p->first_done = done;
+        p->first_own = own;
         p->start_s = clock_s();
         return -1;
     }
-    const double gained = done - p->first_done;
+    const double gained = own - p->first_own;
     if (!(gained > 1e-4))
         return -1;
     return (clock_s() - p->start_s) * (1 - done) / gained;
@@ -181,7 +183,7 @@ void progress_share(void *ctx, double share)
 {
     struct progress *p = ctx;
     char line[160], eta[32];
-    eta_text(eta, sizeof(eta), eta_s(p, share));
+    eta_text(eta, sizeof(eta), eta_s(p, share, 0));
     snprintf(line, sizeof(line), "%s: %3.0f%%, %s left", p->phase, 100 * share, eta);
     show(p, line);
 }
@@ -223,7 +225,7 @@ void progress_refine(void *ctx, const struct refine_event *e)
         log_info("refinement, step %" PRId64 " of %" PRId64
                  ": divergence on the guard's windows %.4f nats, %.4f at the start",
                  e->step, e->steps, e->guard, e->start);
-    eta_text(eta, sizeof(eta), eta_s(p, e->done));
+    eta_text(eta, sizeof(eta), eta_s(p, e->done, 0));
     if (isfinite(e->loss))
         snprintf(line, sizeof(line),
                  "refine: step %" PRId64 "/%" PRId64 ", loss %.4f, %.1f%%, %s left",
@@ -302,7 +304,7 @@ static void say_epoch(const struct progress *p, const struct calib_event *e, dou
 void progress_calib(void *ctx, const struct calib_event *e)
 {
     struct progress *p = ctx;
-    const double eta = eta_s(p, e->done);
+    const double eta = eta_s(p, e->done, e->restored);
     write_event(p, e, eta);
     if (e->kind == CALIB_BLOCK && e->stats)
         say_block(e);
