@@ -146,7 +146,7 @@ def test_memory_is_checked_before_the_work(f):
     assert need > 16e6 and plan["fits"] is True, plan
     tight = f"-v {limit - (plan['memory_available_bytes'] - need * 3 // 4) // 1024}"
     done = f.run(args, want=2, limit=tight)
-    assert "GB of memory, but only" in done.stderr and "(limit: RLIMIT_AS (ulimit -v))" in done.stderr, done.stderr
+    assert "MB of memory, but only" in done.stderr and "(limit: RLIMIT_AS (ulimit -v))" in done.stderr, done.stderr
     assert not (f.path / "wide.state").exists()
     done = f.run([*args, "--set", "run.compute=f32"], want=2, limit=tight)
     assert "set run.compute to bf16, or raise the limit" in done.stderr, done.stderr

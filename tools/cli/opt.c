@@ -5,6 +5,7 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/choices.h"
 #include "tools/cli/hub_cache.h"
+#include "tools/cli/size.h"
 
 #include <argp.h>
 #include <inttypes.h>
@@ -43,9 +44,9 @@ const struct opt opt_recipe[] = {
      .choices = CHOICES_DEVICE,
      .help = "Short for --set run.device=NAME (default: the configuration's)"},
     {OPT_BYTES, .name = "memory", .arg = "SIZE", .offset = offsetof(struct args, memory),
-     .value = "0",
-     .help = "Short for --set run.memory=SIZE, as in 8G; 0 keeps the configuration's "
-             "value"},
+     .value = "0", .lo = SIZE_BUDGET_MIN,
+     .help = "Short for --set run.memory=SIZE, as in 8G, which is 8GiB (8GB is less); 0 keeps "
+             "the configuration's value"},
     {0},
 };
 
@@ -78,7 +79,7 @@ const struct opt opt_finish[] = {
      .help = "Print the estimated memory and time, from one measured step, and stop"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
      .help = "Overwrite an existing artifact"},
     {0},
@@ -100,29 +101,6 @@ struct parse {
     char *doc[MAX_OPTS];
     int n;
 };
-
-bool opt_bytes(uint64_t *out, const char *text)
-{
-    static const char units[] = "kmgt";
-    char *end;
-    const double value = strtod(text, &end);
-    double unit = 1;
-    if (end == text || !(value >= 0) || text[0] == '+' || text[0] == '-')
-        return false;
-    if (*end) {
-        const char *u = strchr(units, *end | 0x20);
-        if (!u)
-            return false;
-        unit = pow(1024, (double)(u - units + 1));
-        end++;
-        if (!strcmp(end, "iB") || !strcmp(end, "B"))
-            end += strlen(end);
-    }
-    if (*end || !(value * unit < 0x1p63))
-        return false;
-    *out = (uint64_t)(value * unit);
-    return true;
-}
 
 int opt_choice(const char *choices, const char *word)
 {
@@ -159,6 +137,19 @@ void opt_choices_text(char *out, size_t n, const char *choices)
         }
     }
     out[used] = '\0';
+}
+
+/* 0 stands for the default of an option, below every bound. */
+static const char *store_bytes(uint64_t *out, const char *text, double least, char *buffer,
+                               size_t n)
+{
+    uint64_t bytes;
+    if (size_parse(&bytes, text) && (!bytes || (double)bytes >= least)) {
+        *out = bytes;
+        return NULL;
+    }
+    size_wanted(buffer, n, text, least, "");
+    return buffer;
 }
 
 /* Stores text. Returns NULL, or what is wanted instead; buffer holds that sentence. */
@@ -202,8 +193,7 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
         return NULL;
     }
     case OPT_BYTES:
-        return opt_bytes(field, text) ? NULL
-                                      : "want a size in bytes, as in 4096, 512M or 8G";
+        return store_bytes(field, text, o->lo, buffer, n);
     case OPT_LIST: {
         struct text_list *list = field;
         if (list->n == TEXT_LIST_MAX)

@@ -73,7 +73,7 @@ struct opt {
     const char *arg;     /* name of the value in --help */
     size_t offset;       /* offset in struct args */
     const char *value;   /* default, as typed on the command line; NULL: none */
-    double lo, hi;       /* OPT_INT, OPT_REAL: inclusive bounds */
+    double lo, hi;       /* OPT_INT, OPT_REAL: inclusive bounds; OPT_BYTES: lo, but for 0 */
     const char *choices; /* OPT_TEXT: allowed words "a|b|c"; NULL: any text */
     const char *help;    /* a sentence without a full stop; the text of a heading */
 };
@@ -103,9 +103,6 @@ extern const struct opt opt_finish[];
  * process with two lines on stderr and status 2; --help ends it with status 0. */
 void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv);
 
-/* Parses a size in bytes, as in "8G", "512M", "1.5g", "4096" (powers of 1024). false: not a
- * size. */
-bool opt_bytes(uint64_t *out, const char *text);
 /* Returns the index of word in "a|b|c", or -1. */
 int opt_choice(const char *choices, const char *word);
 /* Returns word number index of "a|b|c", fewer than 32 bytes. Valid until the thread's next

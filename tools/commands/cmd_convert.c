@@ -23,7 +23,7 @@ static const struct opt options[] = {
              "nearest as configured)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
      .help = "Overwrite an existing artifact"},
     {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),

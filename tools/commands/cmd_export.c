@@ -51,8 +51,8 @@ static const struct opt options[] = {
              "llama.cpp's converter with --vocab-only (default: the artifact's tokenizer)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE, except for --format gguf; 0 means "
-             "5 GB"},
+     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB, except for "
+             "--format gguf; 0 means 5GB"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
      .help = "Threads; 0 = one per core"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),

@@ -19,7 +19,7 @@ static const struct opt options[] = {
      .help = "Directory for the checkpoint (default: none, required)"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {0},
 };
 /* clang-format on */

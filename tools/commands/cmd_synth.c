@@ -23,7 +23,7 @@ static const struct opt options[] = {
      .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the weights"},
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
-     .help = "Split the weights into files of at most SIZE; 0 means 5 GB"},
+     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {OPT_TEXT, .name = "tokenizer", .arg = "DIR", .offset = offsetof(struct args, tokenizer),
      .help = "Copy the tokenizer of this model (default: none)"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,

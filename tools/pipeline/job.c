@@ -6,6 +6,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/size.h"
 #include "tools/state/state.h"
 
 #include <inttypes.h>
@@ -138,15 +139,16 @@ static enum err open_given(struct job *j)
 enum err job_open_model(struct job *j)
 {
     const bool given = j->options.weights_from || j->recipe.weight_method == WEIGHT_GIVEN;
+    char bytes[SIZE_TEXT];
     TRY(given ? open_given(j) : hf_open(&j->model, j->model_dir));
     j->arch = *hf_arch(j->model);
     TRY(finite_ends(hf_source(j->model)));
     if (j->full)
         TRY(finite_ends(hf_source(j->full)));
     TRY(mix_check_layers(j->recipe.kv_mix, j->arch.n_layers, ERR_USAGE, "kv.mixed"));
-    log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %.2f GB", j->model_dir,
+    log_verbose("%s: %s, %" PRId64 " blocks of width %" PRId64 ", %s", j->model_dir,
                 j->arch.model_type, j->arch.n_layers, j->arch.d_model,
-                1e-9 * (double)hf_bytes(j->model));
+                size_text(bytes, (double)hf_bytes(j->model)));
     return recipe_check_layers(&j->recipe, &j->arch);
 }
 

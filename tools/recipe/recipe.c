@@ -7,6 +7,7 @@
 #include "kernels/tensor/quant.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/opt.h"
+#include "tools/cli/size.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -34,8 +35,8 @@ static const struct recipe_key *find_key(const char *name)
     return NULL;
 }
 
-/* Writes what is wanted, as the end of a sentence. */
-static void wanted_text(char *out, size_t n, const struct recipe_key *k)
+/* Writes what is wanted in place of text, as the end of a sentence. */
+static void wanted_text(char *out, size_t n, const struct recipe_key *k, const char *text)
 {
     char list[128];
     switch (k->kind) {
@@ -63,7 +64,7 @@ static void wanted_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "want 2 to 8, or 16 for no quantization");
         break;
     case KEY_BYTES:
-        snprintf(out, n, "want auto, or a size in bytes as in 4096, 512M or 8G");
+        size_wanted(out, n, text, SIZE_BUDGET_MIN, "auto, or ");
         break;
     case KEY_NAME:
         snprintf(out, n, "want a name of at most %d bytes", RECIPE_NAME_MAX - 1);
@@ -126,8 +127,7 @@ static bool parse_bytes_key(uint64_t *out, const char *text)
         *out = 0;
         return true;
     }
-    /* 0 means auto in struct recipe; typed as a budget it would be a mistake. */
-    return opt_bytes(out, text) && *out;
+    return size_parse(out, text) && (double)*out >= SIZE_BUDGET_MIN;
 }
 
 static bool parse_name(char *out, const char *text)
@@ -197,7 +197,7 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
         return recipe_files_add_typed((struct recipe_files *)((char *)r + k->offset), text);
     if (parse_value(r, k, text))
         return OK;
-    wanted_text(wanted, sizeof(wanted), k);
+    wanted_text(wanted, sizeof(wanted), k, text);
     FAIL_IF(k->planned && opt_choice(k->planned, text) >= 0, ERR_SUPPORT,
             "%s: %s: '%s' is not supported by this version; %s", where, k->name, text,
             wanted);

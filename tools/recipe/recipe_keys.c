@@ -404,7 +404,7 @@ static void range_text(char *out, size_t n, const struct recipe_key *k)
         snprintf(out, n, "2 to 8, or 16");
         break;
     case KEY_BYTES:
-        snprintf(out, n, "auto or a size");
+        snprintf(out, n, "auto or a size: 8G and 8GiB are 2^33 bytes, 8GB are 8*10^9");
         break;
     case KEY_MIX:
         snprintf(out, n, "rules in quotes");
