@@ -5,6 +5,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/size.h"
 #include "tools/pipeline/show_plan.h"
 #include "tools/state/state.h"
 
@@ -219,6 +220,7 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
 {
     const uint64_t budget = recipe_memory(&j->recipe);
     struct calib_settings *s = &j->settings;
+    char need[SIZE_TEXT], have[SIZE_TEXT];
     measure_card(e, j);
     measure_host(e, j);
     e->plan = plan;
@@ -236,9 +238,10 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
     TRY(calib_plan(plan, &j->arch, s));
     if (!e->own_memory && !j->only_refines && fixed > budget)
-        log_warn("one block and the %" PRId64 " after it need %.2f GB, more than the %.2f "
-                 "GB of run.memory; the run uses what it needs",
-                 j->recipe.crr_blocks, 1e-9 * (double)fixed, 1e-9 * (double)budget);
+        log_warn("one block and the %" PRId64 " after it need %s, more than the %s of "
+                 "run.memory; the run uses what it needs",
+                 j->recipe.crr_blocks, size_text(need, (double)fixed),
+                 size_text(have, (double)budget));
     return OK;
 }
 
@@ -270,43 +273,54 @@ static const char *or_bf16(const struct job *j)
     return j->settings.act == DT_F32 ? ", set run.compute to bf16" : "";
 }
 
+/* Refuses a need of memory that is not there; what: "refinement", advice: the smaller settings that
+ * help. */
+static enum err too_little_card(const struct plan_estimate *e, const char *what,
+                                uint64_t bytes, const char *advice)
+{
+    char need[SIZE_TEXT], have[SIZE_TEXT];
+    FAIL(ERR_USAGE,
+         "%s %s of GPU memory, but only %s are available; %s, or use --device cpu", what,
+         size_text(need, (double)bytes), size_text(have, (double)e->usable_bytes), advice);
+}
+
+static enum err too_little_memory(const struct plan_estimate *e, const char *what,
+                                  uint64_t bytes, const char *advice)
+{
+    char need[SIZE_TEXT], have[SIZE_TEXT];
+    FAIL(ERR_USAGE,
+         "%s %s of memory, but only %s are available (limit: %s); %s, or raise the limit; "
+         "--memory SIZE tries it all the same",
+         what, size_text(need, (double)bytes), size_text(have, (double)e->memory.amount),
+         e->memory.name, advice);
+}
+
 static enum err check_refine_fit(const struct plan_estimate *e, const struct job *j)
 {
     const struct refine_plan *p = &e->refine;
-    FAIL_IF(
-        e->own_memory && plan_refine_card_bytes(p) > e->usable_bytes, ERR_USAGE,
-        "refinement needs %.2f GB of GPU memory, but only %.2f GB are available; give a "
-        "smaller refine.seqlen%s, set refine.samples to 0, or use --device cpu",
-        1e-9 * (double)plan_refine_card_bytes(p), 1e-9 * (double)e->usable_bytes,
-        or_bf16(j));
-    FAIL_IF(
-        !j->recipe.memory, ERR_USAGE,
-        "refinement needs %.3f GB of memory, but only %.3f GB are available (limit: %s); give "
-        "a smaller refine.seqlen%s, set refine.samples to 0, or raise the limit; --memory "
-        "SIZE tries it all the same",
-        1e-9 * (double)(e->own_memory ? plan_refine_host_bytes(p)
-                                      : plan_refine_fixed_bytes(p)),
-        1e-9 * (double)e->memory.amount, e->memory.name, or_bf16(j));
-    return OK;
+    const uint64_t host =
+        e->own_memory ? plan_refine_host_bytes(p) : plan_refine_fixed_bytes(p);
+    char advice[128];
+    snprintf(advice, sizeof(advice),
+             "give a smaller refine.seqlen%s, set refine.samples to 0", or_bf16(j));
+    if (e->own_memory && plan_refine_card_bytes(p) > e->usable_bytes)
+        return too_little_card(e, "refinement needs", plan_refine_card_bytes(p), advice);
+    return j->recipe.memory ? OK : too_little_memory(e, "refinement needs", host, advice);
 }
 
 static enum err check_fit(const struct plan_estimate *e, const struct job *j)
 {
-    FAIL_IF(
-        e->own_memory && calib_plan_device_bytes(e->plan) > e->usable_bytes, ERR_USAGE,
-        "one block and the %" PRId64 " after it need %.2f GB of GPU memory, but only "
-        "%.2f GB are available; give a smaller crr.blocks or calibration.seqlen%s, or use "
-        "--device cpu",
-        j->recipe.crr_blocks, 1e-9 * (double)calib_plan_device_bytes(e->plan),
-        1e-9 * (double)e->usable_bytes, or_bf16(j));
-    FAIL_IF(
-        !e->own_memory && !j->recipe.memory && plan_fixed_bytes(e->plan) > e->memory.amount,
-        ERR_USAGE,
-        "one block and the %" PRId64 " after it need %.3f GB of memory, but only %.3f GB "
-        "are available (limit: %s); give a smaller crr.blocks or calibration.seqlen%s, or "
-        "raise the limit; --memory SIZE tries it all the same",
-        j->recipe.crr_blocks, 1e-9 * (double)plan_fixed_bytes(e->plan),
-        1e-9 * (double)e->memory.amount, e->memory.name, or_bf16(j));
+    const uint64_t card = calib_plan_device_bytes(e->plan),
+                   host = plan_fixed_bytes(e->plan);
+    char what[80], advice[128];
+    snprintf(what, sizeof(what), "one block and the %" PRId64 " after it need",
+             j->recipe.crr_blocks);
+    snprintf(advice, sizeof(advice), "give a smaller crr.blocks or calibration.seqlen%s",
+             or_bf16(j));
+    if (e->own_memory && card > e->usable_bytes)
+        return too_little_card(e, what, card, advice);
+    if (!e->own_memory && !j->recipe.memory && host > e->memory.amount)
+        return too_little_memory(e, what, host, advice);
     return OK;
 }
 

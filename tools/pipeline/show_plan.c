@@ -3,6 +3,7 @@
 
 #include "data/json.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/size.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -162,10 +163,8 @@ enum err show_plan_json(const struct plan_estimate *e)
 
 static void print_size(const char *name, double bytes, const char *where)
 {
-    if (bytes < 1e9)
-        printf("%-13s %8.1f MB%s\n", name, 1e-6 * bytes, where);
-    else
-        printf("%-13s %8.2f GB%s\n", name, 1e-9 * bytes, where);
+    char text[SIZE_TEXT];
+    printf("%-13s %11s%s\n", name, size_text(text, bytes), where);
 }
 
 static void print_time(const struct plan_estimate *e)
@@ -192,9 +191,10 @@ static void print_parts(const struct calib_plan *p)
 static void print_card(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
-    char has[96];
-    snprintf(has, sizeof(has), " of %.2f GB (card: %.2f GB)%s, of which",
-             1e-9 * (double)e->usable_bytes, 1e-9 * (double)e->card_bytes,
+    char has[128], usable[SIZE_TEXT], card[SIZE_TEXT];
+    snprintf(has, sizeof(has), " of %s (card: %s)%s, of which",
+             size_text(usable, (double)e->usable_bytes),
+             size_text(card, (double)e->card_bytes),
              plan_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
     print_parts(p);
