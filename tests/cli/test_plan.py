@@ -106,6 +106,35 @@ def check_threads(wkvq):
     assert activations("cuda", 1) == activations("cuda", 64)
 
 
+SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def shown(text, name):
+    """A size that the text of a plan gives, in bytes, and the rest of its line."""
+    line = next(x for x in text.splitlines() if x.split()[:1] == [name])
+    words = line.split()
+    return float(words[1]) * SIZES[words[2]], " ".join(words[3:])
+
+
+def check_disk(wkvq, folder, args, streams):
+    """Text and JSON give the same parts of the disk, and the artifact's are those of the one that is written."""
+    plan = json.loads(subprocess.run([*args, "--plan", "--json"], cwd=folder, capture_output=True, text=True, check=True).stdout)
+    text = subprocess.run([*args, "--plan"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert (plan["disk_stream_bytes"] > 0) == streams, plan
+    assert plan["disk_bytes"] == plan["state_bytes"] + max(plan["disk_stream_bytes"], plan["artifact_bytes"]), plan
+    for name, key in (("disk", "disk_bytes"), ("state", "state_bytes"), ("artifact", "artifact_bytes")):
+        assert abs(shown(text, name)[0] / plan[key] - 1) < 0.01, (name, plan[key], text)
+    subprocess.run(args, cwd=folder, capture_output=True, check=True)
+    out = args[args.index("-o") + 1]
+    made = json.loads(subprocess.run([wkvq, "inspect", out, "--json"], cwd=folder, capture_output=True, text=True,
+                                     check=True).stdout)
+    written = sum(f.stat().st_size for f in (folder / out).iterdir())
+    assert 0 <= written - plan["artifact_bytes"] < 4096, (written, plan)  # the manifest names text and state as well
+    assert abs(plan["artifact_weight_bits"] - made["weight_bits"]) < 1e-6, (plan, made)
+    assert shown(text, "artifact")[1] == f"afterwards, {made['weight_bits']:.3f} bits per weight", text
+    print(f"ok the disk of {args[1]}", flush=True)
+
+
 def main():
     wkvq = str(pathlib.Path(sys.argv[1]).resolve())
     commands = {
@@ -132,6 +161,12 @@ def main():
         subprocess.run([wkvq, "convert", "model", "-o", "rounded", "--set", "weights.group_size=12"], cwd=folder,
                        check=True, capture_output=True)
 
+        check_disk(wkvq, folder, [wkvq, "quantize", "model", "--data", "text.txt", "-o", "sized", *SMALL], False)
+        check_disk(wkvq, folder, [wkvq, "quantize", "model", "--data", "text.txt", "-o", "streamed", "--memory", "100k", *SMALL],
+                   True)
+        check_disk(wkvq, folder, [a.replace("made/", "sized-") for a in commands["refine"]], False)
+        calibrate = subprocess.run([*commands["calibrate"], "--plan", "--json"], cwd=folder, capture_output=True, text=True)
+        assert "artifact_bytes" not in json.loads(calibrate.stdout), calibrate.stdout
         probed = set()
 
         def check(command, when):

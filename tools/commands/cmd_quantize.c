@@ -44,6 +44,7 @@ static enum err run(struct args *a)
     }
     TRY_OUT(output_check(&out));
     TRY_OUT(recipe_check_runtime(&j.recipe));
+    j.makes_artifact = true;
     TRY_OUT(stage_prepare(&planned, &j, out.state));
     if (planned) {
         stage_log_ranks(&j);

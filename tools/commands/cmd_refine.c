@@ -109,6 +109,7 @@ static enum err refine_artifact(struct job *j, struct refine_source *src,
     TRY(output_place(out));
     TRY(check_apart(src, out->state));
     TRY(recipe_check_runtime(&j->recipe));
+    j->makes_artifact = true;
     TRY(stage_join(j));
     if (stage_is_worker(j))
         return work(j, src, out->state);

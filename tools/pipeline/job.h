@@ -57,6 +57,7 @@ struct job {
     struct refine_settings refine;
     const struct job_import *import; /* borrowed; NULL: the job calibrates */
     bool only_refines;               /* all blocks are there, or imported */
+    bool makes_artifact;             /* and it is not only the state that is wanted */
     bool only_converts;              /* nothing learns, so there is no state */
     int64_t cells;        /* jobs that share the device's memory; 0 or 1: this one alone */
     uint64_t state_bytes; /* bytes on disk that the calibration's state still needs */

@@ -2,6 +2,7 @@
 #include "tools/pipeline/preflight.h"
 
 #include "calib/model/shapes.h"
+#include "convert/format/sizes.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -418,7 +419,7 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
     if (is_finished(j, dir))
         return OK;
     j->state_bytes = preflight_missing(dir, state_need(&e, j));
-    const uint64_t streams = plan_disk_bytes(&e);
+    const uint64_t streams = plan_stream_disk_bytes(&e);
     return file_check_space(
         dir, j->state_bytes + streams,
         streams
@@ -447,13 +448,16 @@ static enum err show(const struct plan_estimate *e, bool json)
     return OK;
 }
 
-enum err preflight_print_plan(struct job *j)
+enum err preflight_print_plan(struct job *j, uint64_t artifact_bytes)
 {
+    const struct weight_spec weights = recipe_weight_spec(&j->recipe);
     struct plan_estimate e = {0};
     struct calib_plan plan;
     TRY(place_streams(&plan, &e, j));
     TRY(place_refinement(&e, j));
     e.state_bytes = state_need(&e, j);
+    e.artifact_bytes = artifact_bytes;
+    e.weight_bits = shape_weight_bits(&j->arch, &weights);
     if (plan_fits(&e)) {
         log_info("measuring a training step");
         TRY(calib_bench_step(&e.step, j->dev, &j->arch, hf_source(j->model), &j->settings,

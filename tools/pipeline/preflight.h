@@ -21,8 +21,9 @@ enum err preflight_artifact(const struct job *j, const char *state_dir, const ch
                             uint64_t bytes);
 /* Returns need minus the bytes that plain files in dir already occupy on disk. */
 uint64_t preflight_missing(const char *dir, uint64_t need);
-/* Measures one step, then prints the estimates on stdout as text or JSON. */
-enum err preflight_print_plan(struct job *j);
+/* Measures one step, then prints the estimates on stdout as text or JSON. artifact_bytes 0: the
+ * command writes no artifact. */
+enum err preflight_print_plan(struct job *j, uint64_t artifact_bytes);
 /* Prints the estimates from a named shape alone (--shape), without opening or measuring
  * anything. */
 enum err preflight_print_shape(const char *shape, const struct recipe_input *in, bool json);

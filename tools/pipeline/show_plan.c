@@ -23,12 +23,19 @@ static double host_bytes(const struct plan_estimate *e)
                                     : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
-uint64_t plan_disk_bytes(const struct plan_estimate *e)
+uint64_t plan_stream_disk_bytes(const struct plan_estimate *e)
 {
     const bool calibration = !e->only_refines && e->plan->streams == STREAM_DISK;
     const uint64_t first = calibration ? e->plan->stream_bytes : 0;
     const uint64_t second = e->teacher_on_disk ? e->refine.teacher_bytes : 0;
     return first > second ? first : second;
+}
+
+/* The streams are closed before the artifact is written. */
+static uint64_t disk_bytes(const struct plan_estimate *e)
+{
+    const uint64_t streams = plan_stream_disk_bytes(e);
+    return e->state_bytes + (streams > e->artifact_bytes ? streams : e->artifact_bytes);
 }
 
 static double all_seconds(const struct plan_estimate *e)
@@ -101,11 +108,23 @@ static void add_machine(json_t *o, const struct plan_estimate *e)
     json_object_set_new(o, "fits", json_boolean(plan_fits(e)));
     json_object_set_new(o, "memory_available_bytes",
                         json_integer((json_int_t)e->memory.amount));
-    json_object_set_new(o, "state_bytes", json_integer((json_int_t)e->state_bytes));
     json_object_set_new(o, "memory_limit", json_string(e->memory.name));
     json_object_set_new(o, "threads", json_integer((json_int_t)e->threads));
     json_object_set_new(o, "threads_limit",
                         json_string(e->threads_set ? "run.threads" : e->cpus.name));
+}
+
+/* disk_bytes is what the text calls "disk"; the other sizes are its parts. */
+static void add_disk(json_t *o, const struct plan_estimate *e)
+{
+    json_object_set_new(o, "disk_bytes", json_integer((json_int_t)disk_bytes(e)));
+    json_object_set_new(o, "state_bytes", json_integer((json_int_t)e->state_bytes));
+    json_object_set_new(o, "disk_stream_bytes",
+                        json_integer((json_int_t)plan_stream_disk_bytes(e)));
+    if (!e->artifact_bytes)
+        return;
+    json_object_set_new(o, "artifact_bytes", json_integer((json_int_t)e->artifact_bytes));
+    json_object_set_new(o, "artifact_weight_bits", json_real(e->weight_bits));
 }
 
 static void add_time(json_t *o, const struct plan_estimate *e)
@@ -130,14 +149,13 @@ static void add_texts(json_t *o, const struct plan_estimate *e)
 static json_t *calibration_json(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
-    json_t *o =
-        json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:s, s:b, s:f}", "flops_per_step",
-                  p->flops_per_step, "total_flops", p->total_flops, "host_bytes",
-                  host_bytes(e), "weights_bytes", (json_int_t)p->weights_bytes,
-                  "activations_bytes", (json_int_t)p->acts_bytes, "parameters_bytes",
-                  (json_int_t)p->params_bytes, "stream_bytes", (json_int_t)p->stream_bytes,
-                  "streams", place_name[p->streams], "streams_on_disk",
-                  p->streams == STREAM_DISK, "disk_bytes", (double)plan_disk_bytes(e));
+    json_t *o = json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:s, s:b}", "flops_per_step",
+                          p->flops_per_step, "total_flops", p->total_flops, "host_bytes",
+                          host_bytes(e), "weights_bytes", (json_int_t)p->weights_bytes,
+                          "activations_bytes", (json_int_t)p->acts_bytes,
+                          "parameters_bytes", (json_int_t)p->params_bytes, "stream_bytes",
+                          (json_int_t)p->stream_bytes, "streams", place_name[p->streams],
+                          "streams_on_disk", p->streams == STREAM_DISK);
     if (o && e->own_memory)
         add_device(o, e);
     return o;
@@ -145,13 +163,13 @@ static json_t *calibration_json(const struct plan_estimate *e)
 
 enum err show_plan_json(const struct plan_estimate *e)
 {
-    json_t *o = e->only_refines
-                    ? json_pack("{s:f}", "disk_bytes", (double)plan_disk_bytes(e))
-                    : calibration_json(e);
+    json_t *o = e->only_refines ? json_object() : calibration_json(e);
     if (o && e->refines)
         add_refine(o, e);
-    if (o)
+    if (o) {
         add_machine(o, e);
+        add_disk(o, e);
+    }
     if (o && e->n_texts)
         add_texts(o, e);
     if (o && e->measured)
@@ -165,6 +183,21 @@ static void print_size(const char *name, double bytes, const char *where)
 {
     char text[SIZE_TEXT];
     printf("%-13s %11s%s\n", name, size_text(text, bytes), where);
+}
+
+static void print_disk(const struct plan_estimate *e)
+{
+    char bits[64];
+    print_size("disk", (double)disk_bytes(e),
+               e->artifact_bytes ? " at most: the state, and the larger of the other two"
+                                 : " at most, of which");
+    print_size("  state", (double)e->state_bytes, "");
+    print_size("  streams", (double)plan_stream_disk_bytes(e),
+               e->only_refines ? " while the refinement runs"
+                               : " while the calibration runs");
+    snprintf(bits, sizeof(bits), " afterwards, %.3f bits per weight", e->weight_bits);
+    if (e->artifact_bytes)
+        print_size("  artifact", (double)e->artifact_bytes, bits);
 }
 
 static void print_time(const struct plan_estimate *e)
@@ -265,9 +298,5 @@ void show_plan_text(const struct plan_estimate *e)
     if (e->refines)
         print_refine(e);
     print_machine(e);
-    print_size("disk", (double)(plan_disk_bytes(e) + e->state_bytes), " at most, of which");
-    print_size("  state", (double)e->state_bytes, "");
-    print_size("  streams", (double)plan_disk_bytes(e),
-               e->only_refines ? " while the refinement runs"
-                               : " while the calibration runs");
+    print_disk(e);
 }

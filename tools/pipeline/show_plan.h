@@ -22,8 +22,11 @@ struct plan_estimate {
     struct limit memory, cpus; /* of the host, with the name of the limit that binds */
     int64_t threads;
     uint64_t state_bytes; /* bytes on disk of a complete calibration's state */
-    bool threads_set;     /* threads come from run.threads, not from cpus */
-    bool measured;        /* step holds a measurement */
+    /* Those of the artifact, and its bits per quantized weight; 0: the command writes none. */
+    uint64_t artifact_bytes;
+    double weight_bits;
+    bool threads_set; /* threads come from run.threads, not from cpus */
+    bool measured;    /* step holds a measurement */
     struct calib_bench step;
     /* Texts with shares, and the windows that each gives; borrowed. n_texts 0: no shares */
     const struct batch_text *text;
@@ -43,7 +46,7 @@ uint64_t plan_refine_host_bytes(const struct refine_plan *p);
 uint64_t plan_refine_fixed_bytes(const struct refine_plan *p);
 /* Returns the bytes of streams on disk at a time: calibration closes its own before refinement
  * opens others. */
-uint64_t plan_disk_bytes(const struct plan_estimate *e);
+uint64_t plan_stream_disk_bytes(const struct plan_estimate *e);
 /* Returns whether the plan fits in the device's memory, or in the host's without one. */
 bool plan_fits(const struct plan_estimate *e);
 /* Prints the estimates on standard output, as JSON or text. ERR_MEMORY. */

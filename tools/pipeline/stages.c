@@ -36,31 +36,6 @@ static enum err adopt_from_state(struct job *j, const char *state_dir)
     return OK;
 }
 
-enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
-{
-    struct calib_plan plan;
-    *planned = j->options.plan;
-    TRY(adopt_from_state(j, state_dir));
-    TRY(job_open_device(j));
-    TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
-    TRY(preflight_resources(&plan, j, state_dir));
-    return *planned ? preflight_print_plan(j) : OK;
-}
-
-enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
-{
-    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
-    TRY(job_check_text(j, "calibration"));
-    TRY(kv_target_check_length("calibration.seqlen", kv.target, j->recipe.seqlen));
-    TRY(recipe_check_refine(&j->recipe));
-    TRY(job_open_model(j));
-    TRY(preflight_shapes(j));
-    TRY(hf_rotate_values(j->model, &kv));
-    TRY(job_read_text(j));
-    TRY(job_draw_windows(j));
-    return stage_plan(planned, j, state_dir);
-}
-
 /* Saves an artifact's blocks as those of a calibration. */
 static enum err import(const struct job *j, struct state *s)
 {
@@ -312,19 +287,55 @@ static enum err settings_of(struct artifact_settings *out, char **config, char *
     return OK;
 }
 
-enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir)
+/* *bytes = the size of the artifact that the job makes. */
+static enum err artifact_need(uint64_t *bytes, struct job *j)
 {
     enum err err = OK;
     char *config = NULL, *from = NULL;
     struct artifact_settings settings;
-    uint64_t bytes = 0;
     TRY_OUT(settings_of(&settings, &config, &from, j, &j->recipe, NULL));
-    TRY_OUT(artifact_bytes(&bytes, j->model, j->model_dir, &settings));
-    TRY_OUT(preflight_artifact(j, state_dir, out_dir, bytes));
+    err = artifact_bytes(bytes, j->model, j->model_dir, &settings);
 out:
     free(config);
     free(from);
     return err;
+}
+
+enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
+{
+    struct calib_plan plan;
+    uint64_t bytes = 0;
+    *planned = j->options.plan;
+    TRY(adopt_from_state(j, state_dir));
+    TRY(job_open_device(j));
+    TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
+    TRY(preflight_resources(&plan, j, state_dir));
+    if (!*planned)
+        return OK;
+    if (j->makes_artifact)
+        TRY(artifact_need(&bytes, j));
+    return preflight_print_plan(j, bytes);
+}
+
+enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
+{
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    TRY(job_check_text(j, "calibration"));
+    TRY(kv_target_check_length("calibration.seqlen", kv.target, j->recipe.seqlen));
+    TRY(recipe_check_refine(&j->recipe));
+    TRY(job_open_model(j));
+    TRY(preflight_shapes(j));
+    TRY(hf_rotate_values(j->model, &kv));
+    TRY(job_read_text(j));
+    TRY(job_draw_windows(j));
+    return stage_plan(planned, j, state_dir);
+}
+
+enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir)
+{
+    uint64_t bytes = 0;
+    TRY(artifact_need(&bytes, j));
+    return preflight_artifact(j, state_dir, out_dir, bytes);
 }
 
 enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool force)
