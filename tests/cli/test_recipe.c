@@ -179,11 +179,11 @@ static void refuses_with_line_and_remedy(void **state)
     refused("calibration: {data: [{file: a, share: 1, join: rows}]}\n", ERR_USAGE,
             "calibration.data", "want file and share, nothing else");
     refused("calibration: {data: [{file: a, share: half}]}\n", ERR_USAGE, "'a'",
-            "share is 'half'; want a number from 0");
+            "share is 'half'; want a number above 0");
     refused("calibration: {data: [{file: a, share: -1}]}\n", ERR_USAGE, "'a'",
-            "share is '-1'; want a number from 0");
+            "share is '-1'; want a number above 0");
     refused("calibration: {data: [{file: a, share: nan}]}\n", ERR_USAGE, "'a'",
-            "share is 'nan'; want a number from 0");
+            "share is 'nan'; want a number above 0");
     refused("calibration: {data: [{file: a, share: [1]}]}\n", ERR_USAGE, "'a'",
             "share is 'no number'");
     refused("calibration: {data: [{file: a, share: 1}, b]}\n", ERR_USAGE,
@@ -191,7 +191,7 @@ static void refuses_with_line_and_remedy(void **state)
     refused("calibration: {data: [a, {file: b, share: 1}]}\n", ERR_USAGE,
             "'b' has a share, but 'a' has none", "give all texts a share, or none");
     refused("calibration: {data: [{file: a, share: 0}, {file: b, share: 0}]}\n", ERR_USAGE,
-            "calibration.data", "the shares of the texts sum to 0");
+            "calibration.data: 'a' has a share of 0", "or leave it out");
     refused("weights:\n  mixed: q_proj=8, v=8\n", ERR_USAGE,
             "line 2: weights.mixed: rule 'v=8'", "want q_proj, k_proj");
     refused("weights: {mixed: q_proj=8, v_proj=8}\n", ERR_USAGE, "v_proj=8", "");
@@ -439,7 +439,7 @@ static void typed_shares(void **state)
     in.data = none;
     err_clear();
     assert_int_equal(recipe_from_input(&r, &in), ERR_USAGE);
-    assert_non_null(strstr(err_text(), "--data: the shares of the texts sum to 0"));
+    assert_non_null(strstr(err_text(), "--data: 'a' has a share of 0"));
     recipe_free(&r);
 }
 

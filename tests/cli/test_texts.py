@@ -156,7 +156,7 @@ def test_a_small_text_is_told(f):
     done = f.calibrate("tiny", "--data", "prose.txt:0.5", "--data", "tiny.txt:0.5", want=2)
     assert "tiny.txt has 32 tokens, and windows of 32 need" in done.stderr, done.stderr
     assert not (f.path / "tiny").exists()
-    f.calibrate("tiny", "--data", "prose.txt:1", "--data", "tiny.txt:0")
+    f.calibrate("tiny", "--data", "prose.txt:1", "--data", "tiny.txt:0.001")
 
 
 def test_the_artifact_names_its_texts(f):
@@ -183,7 +183,7 @@ def test_a_sweep_reads_texts_once(f):
     for row in rows:
         assert row["identity"]["text"]["texts"] == f.reference()["texts"], row["identity"]
         assert "--data prose.txt:0.5 --data code.txt:0.25 --data rows.jsonl:0.25" in row["command"], row["command"]
-    other = [*command[:-6], "--data", "prose.txt:0.5", "--data", "code.txt:0.5", "--data", "rows.jsonl:0"]
+    other = [*command[:-6], "--data", "prose.txt:0.5", "--data", "code.txt:0.5", "--data", "rows.jsonl:0.1"]
     f.run(other)
     rows = [json.loads(line) for line in (f.path / "swept" / "results.jsonl").read_text().splitlines()]
     assert len({r["hash"] for r in rows}) == 4, "cells of another mix are others"

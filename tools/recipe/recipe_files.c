@@ -95,7 +95,7 @@ static enum err add_map(struct recipe_files *files, const struct yaml *map,
     FAIL_IF(map->n != 2, ERR_USAGE, "%s: '%s': want file and share, nothing else", where,
             file->text);
     FAIL_IF(part->kind != YAML_TEXT || !parse_share(&share, part->text), ERR_USAGE,
-            "%s: '%s': share is '%s'; want a number from 0 to %g", where, file->text,
+            "%s: '%s': share is '%s'; want a number above 0, at most %g", where, file->text,
             part->kind == YAML_TEXT ? part->text : "no number", SHARE_MAX);
     return add(files, file->text, strlen(file->text), share);
 }
@@ -112,7 +112,6 @@ enum err recipe_files_add_yaml(struct recipe_files *files, const struct yaml *no
 
 enum err recipe_files_check(const struct recipe_files *files, const char *where)
 {
-    double sum = 0;
     for (int i = 0; i < files->n; i++) {
         const double share = recipe_files_share(files, i);
         const bool has = share >= 0;
@@ -120,12 +119,11 @@ enum err recipe_files_check(const struct recipe_files *files, const char *where)
                 "%s: '%s' has %s share, but '%s' has %s; give all texts a share, or none",
                 where, files->path[i], has ? "a" : "no", files->path[0],
                 has ? "none" : "one");
-        sum += share;
+        FAIL_IF(has && !(share > 0), ERR_USAGE,
+                "%s: '%s' has a share of 0, so no window of it would be drawn; give it a "
+                "positive share, or leave it out",
+                where, files->path[i]);
     }
-    FAIL_IF(recipe_files_shared(files) && !(sum > 0), ERR_USAGE,
-            "%s: the shares of the texts sum to 0; give at least one of them a positive "
-            "share",
-            where);
     return OK;
 }
 
