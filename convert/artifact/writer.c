@@ -49,7 +49,7 @@ struct writer {
     int64_t widest;
 
     uint64_t done, total; /* bytes of the artifact, for progress */
-    void (*progress)(void *ctx, double share);
+    enum err (*progress)(void *ctx, double share);
     void *progress_ctx;
 };
 
@@ -210,11 +210,12 @@ static const struct host_mat *source_of(const struct writer *w,
 
 /* --- one tensor's bytes ------------------------------------------------------------- */
 
-static void report(struct writer *w, size_t bytes)
+static enum err report(struct writer *w, size_t bytes)
 {
     w->done += bytes;
-    if (w->progress)
-        w->progress(w->progress_ctx, w->total ? (double)w->done / (double)w->total : 1);
+    if (!w->progress)
+        return OK;
+    return w->progress(w->progress_ctx, w->total ? (double)w->done / (double)w->total : 1);
 }
 
 /* Returns the bytes to store for a tensor that is copied; a rotation may be folded into
@@ -254,7 +255,7 @@ static enum err write_experts(struct writer *w, struct st_writer *f,
         for (int64_t r = 0; r < m->rows; r += m->part_rows) {
             TRY(check_finite(t, host_mat_row(m, r), bytes));
             TRY(st_write(f, host_mat_row(m, r), bytes));
-            report(w, bytes);
+            TRY(report(w, bytes));
         }
     }
     return OK;
@@ -271,7 +272,7 @@ static enum err write_carried(struct writer *w, struct st_writer *f,
     for (size_t at = 0; at < t->bytes;) {
         const size_t n = t->bytes - at < (1u << 22) ? t->bytes - at : 1u << 22;
         TRY(st_write(f, data + at, n));
-        report(w, n);
+        TRY(report(w, n));
         at += n;
     }
     hf_release(w->m, is->src);
@@ -332,7 +333,8 @@ static enum err write_qweight(struct writer *w, struct st_writer *f,
                           (int64_t)atomic_load(&p.bad));
         else
             err = st_write(f, w->packed, (size_t)(p.rows * p.row_bytes));
-        report(w, (size_t)(p.rows * p.row_bytes));
+        if (!err)
+            err = report(w, (size_t)(p.rows * p.row_bytes));
     }
     mem_free(w->packed);
     w->packed = NULL;
@@ -348,8 +350,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are littl
 static enum err write_plain(struct writer *w, struct st_writer *f, const void *data,
                             size_t bytes)
 {
-    report(w, bytes);
-    return st_write(f, data, bytes);
+    TRY(st_write(f, data, bytes));
+    return report(w, bytes);
 }
 
 static enum err write_zeros(struct writer *w, struct st_writer *f, const struct qlinear *q)
@@ -363,8 +365,7 @@ static enum err write_zeros(struct writer *w, struct st_writer *f, const struct 
         err = st_write(f, row, (size_t)n);
     }
     mem_free(row);
-    report(w, (size_t)(q->out * n));
-    return err;
+    return err ? err : report(w, (size_t)(q->out * n));
 }
 
 /* Writes tensor number i of the plan. */
@@ -497,7 +498,7 @@ static void release(struct writer *w)
 
 enum err artifact_write(const char *out_dir, struct hf_model *m, const char *model_dir,
                         const struct quant_source *q, const struct artifact_settings *s,
-                        void (*progress)(void *ctx, double share), void *progress_ctx)
+                        enum err (*progress)(void *ctx, double share), void *progress_ctx)
 {
     static const struct quant_source none = {0};
     enum err err = OK;

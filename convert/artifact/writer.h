@@ -38,11 +38,12 @@ enum err quant_block_rtn(struct block_quant *out, const struct arch *a,
 enum err artifact_bytes(uint64_t *out, struct hf_model *m, const char *model_dir,
                         const struct artifact_settings *s);
 
-/* Writes the artifact. progress may be NULL. Errors: ERR_USAGE if out_dir has other
+/* Writes the artifact. progress is told the share that is done, and its error ends the writing;
+ * NULL: nobody is told. On error nothing is left. Errors: ERR_USAGE if out_dir has other
  * content, or an artifact without force; ERR_FORMAT for a non-finite weight, ERR_IO,
  * ERR_MEMORY. */
 enum err artifact_write(const char *out_dir, struct hf_model *m, const char *model_dir,
                         const struct quant_source *q, const struct artifact_settings *s,
-                        void (*progress)(void *ctx, double share), void *progress_ctx);
+                        enum err (*progress)(void *ctx, double share), void *progress_ctx);
 
 #endif

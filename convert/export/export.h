@@ -112,8 +112,8 @@ struct export_job {
     const struct export_source *source;
     struct export_options options;
     const struct export_format *format;
-    /* Called with the finished share, 0 to 1; may be NULL. */
-    void (*progress)(void *ctx, double share);
+    /* Called with the finished share, 0 to 1; its error ends the writing. May be NULL. */
+    enum err (*progress)(void *ctx, double share);
     void *progress_ctx;
 
     /* Set by export_check(). */
@@ -182,7 +182,7 @@ const char *export_base_model(const struct export_job *j);
 const char *export_license(const struct export_job *j);
 /* Sets j->weight_bits from the bytes that all projections take in the export. */
 void export_set_bits(struct export_job *j, uint64_t bytes);
-/* Counts n more bytes of tensors as done. */
-void export_advance(struct export_job *j, uint64_t n);
+/* Counts n more bytes of tensors as done. Errors: those of progress. */
+enum err export_advance(struct export_job *j, uint64_t n);
 
 #endif

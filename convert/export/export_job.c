@@ -35,11 +35,12 @@ enum err export_note(struct export_job *j, enum export_fate fate, const char *fm
     return OK;
 }
 
-void export_advance(struct export_job *j, uint64_t n)
+enum err export_advance(struct export_job *j, uint64_t n)
 {
     j->done += n;
-    if (j->progress)
-        j->progress(j->progress_ctx, j->total ? (double)j->done / (double)j->total : 1);
+    if (!j->progress)
+        return OK;
+    return j->progress(j->progress_ctx, j->total ? (double)j->done / (double)j->total : 1);
 }
 
 /* --- the checkpoint ------------------------------------------------------------------ */

@@ -97,7 +97,7 @@ static enum err write_rows(struct tensors *of, struct st_writer *f,
         if (bad >= 0)
             return fill(&w, bad, 0);
         TRY(st_write(f, of->piece, (size_t)w.rows * t->row_bytes));
-        export_advance(j, (size_t)w.rows * t->row_bytes);
+        TRY(export_advance(j, (size_t)w.rows * t->row_bytes));
     }
     return OK;
 }

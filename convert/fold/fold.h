@@ -25,8 +25,9 @@ void fold_o(float *out, float *bias, const struct block_src *b, const struct arc
             const float *s, const float *shift);
 
 struct fold_options {
-    uint64_t shard_bytes;                      /* of a file of tensors, at most; 0: 5e9 */
-    void (*progress)(void *ctx, double share); /* may be NULL */
+    uint64_t shard_bytes; /* of a file of tensors, at most; 0: 5e9 */
+    /* Its error ends the writing; may be NULL. */
+    enum err (*progress)(void *ctx, double share);
     void *progress_ctx;
 };
 

@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PIECE_BYTES ((size_t)8 << 20) /* between two reports of progress */
+
 /* What becomes of a tensor. The biases of q and k are there because engines create all four or
  * none. PART_WIDEN: q or k as F32, beside v in one tensor. */
 enum part {
@@ -209,10 +211,15 @@ static enum err list_items(struct fold *f)
 
 static enum err put(struct fold *f, struct st_writer *w, const void *data, size_t n)
 {
-    TRY(st_write(w, data, n));
-    f->done += n;
-    if (f->options->progress)
-        f->options->progress(f->options->progress_ctx, (double)f->done / (double)f->total);
+    const struct fold_options *o = f->options;
+    for (size_t at = 0; at < n;) {
+        const size_t piece = n - at < PIECE_BYTES ? n - at : PIECE_BYTES;
+        TRY(st_write(w, (const uint8_t *)data + at, piece));
+        at += piece;
+        f->done += piece;
+        if (o->progress)
+            TRY(o->progress(o->progress_ctx, (double)f->done / (double)f->total));
+    }
     return OK;
 }
 

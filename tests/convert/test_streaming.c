@@ -57,7 +57,7 @@ struct watch {
     long most;
 };
 
-static void look(void *ctx, double share)
+static enum err look(void *ctx, double share)
 {
     struct watch *w = ctx;
     const long now = resident(w->file);
@@ -65,6 +65,7 @@ static void look(void *ctx, double share)
     w->fell |= !(share >= w->last);
     w->last = share;
     w->calls++;
+    return OK;
 }
 
 /* Progress rose to exactly 1 in many steps, and never more than this part of the file was there. */

@@ -10,7 +10,8 @@
  * KIND: a name of kind_name, or "file" for every call that changes a file or its name.
  * ACTION: an error (ENOSPC, EIO, EINTR, ENOMEM, EMFILE, EACCES, ENOSYS, ENOLCK,
  * EOPNOTSUPP), "short" (write half), "kill" (SIGKILL before the call), "half" (SIGKILL
- * after half of a write; as kill for other calls). */
+ * after half of a write; as kill for other calls), "stop" (SIGINT before the call, which is then
+ * made). */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -52,7 +53,7 @@ static atomic_long calls[KINDS];
 static enum kind target = KINDS;
 static long target_n, target_end;
 static int action_errno;
-static bool action_kill, action_half, action_short;
+static bool action_kill, action_half, action_short, action_stop;
 static bool started; /* main is running */
 
 struct action_name {
@@ -83,10 +84,11 @@ static void parse(const char *text)
     action_half = !strcmp(action, "half");
     action_kill = action_half || !strcmp(action, "kill");
     action_short = !strcmp(action, "short");
+    action_stop = !strcmp(action, "stop");
     for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++)
         if (!strcmp(action, actions[i].name))
             action_errno = actions[i].number;
-    if (target == KINDS || (!action_kill && !action_short && !action_errno))
+    if (target == KINDS || (!action_kill && !action_short && !action_stop && !action_errno))
         bad_setting(text);
 }
 
@@ -210,6 +212,8 @@ static bool due(enum kind k, bool changes)
         return false;
     if (action_kill)
         raise(SIGKILL);
+    if (action_stop)
+        raise(SIGINT);
     errno = action_errno;
     return action_errno != 0;
 }
@@ -245,6 +249,10 @@ REAL(ssize_t, write, int fd, const void *p, size_t n)
     }
     if (action_kill)
         raise(SIGKILL);
+    if (action_stop) {
+        raise(SIGINT);
+        return __real_write(fd, p, n);
+    }
     errno = action_errno;
     return -1;
 }

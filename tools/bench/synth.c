@@ -42,7 +42,7 @@ struct synth {
     uint16_t *piece;
     int32_t bos, eos; /* -1: none */
     uint64_t done, total;
-    void (*progress)(void *ctx, double share);
+    enum err (*progress)(void *ctx, double share);
     void *progress_ctx;
 };
 
@@ -159,7 +159,7 @@ static enum err write_tensor(void *ctx, struct st_writer *f, size_t i)
         TRY(st_write(f, y->piece, bytes));
         y->done += bytes;
         if (y->progress)
-            y->progress(y->progress_ctx, (double)y->done / (double)y->total);
+            TRY(y->progress(y->progress_ctx, (double)y->done / (double)y->total));
     }
     return OK;
 }
@@ -278,7 +278,7 @@ static void release(struct synth *y)
 }
 
 enum err synth_write(const char *out_dir, const struct synth_settings *s,
-                     void (*progress)(void *ctx, double share), void *progress_ctx)
+                     enum err (*progress)(void *ctx, double share), void *progress_ctx)
 {
     enum err err = OK;
     struct synth y = {.s = s, .progress = progress, .progress_ctx = progress_ctx};

@@ -25,9 +25,9 @@ uint64_t synth_bytes(const struct arch *a);
  * embeddings are normal with sigma 0.02, norms with mean 1 and sigma 0.1. A few channels of
  * the residual stream and of the keys are several times as large, as in real models, where
  * they make quantization hard. The same shape and seed give the same bytes with any number
- * of threads. progress may be NULL. ERR_MISMATCH: the tokenizer has more tokens than the
- * vocabulary. ERR_IO: too little disk space. */
+ * of threads. An error of progress, which may be NULL, ends the writing. ERR_MISMATCH: the
+ * tokenizer has more tokens than the vocabulary. ERR_IO: too little disk space. */
 enum err synth_write(const char *out_dir, const struct synth_settings *s,
-                     void (*progress)(void *ctx, double share), void *progress_ctx);
+                     enum err (*progress)(void *ctx, double share), void *progress_ctx);
 
 #endif

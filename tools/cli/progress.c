@@ -5,6 +5,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -23,7 +24,7 @@ struct progress {
     bool terminal, quiet, drawn;
     const char *phase;
     double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
-    double first_own;       /* share at the start; a resumed refinement does not start at 0 */
+    double first_own; /* share at the start; a resumed refinement does not start at 0 */
     bool started;
 };
 
@@ -186,6 +187,12 @@ void progress_share(void *ctx, double share)
     eta_text(eta, sizeof(eta), eta_s(p, share, 0));
     snprintf(line, sizeof(line), "%s: %3.0f%%, %s left", p->phase, 100 * share, eta);
     show(p, line);
+}
+
+enum err progress_write(void *ctx, double share)
+{
+    progress_share(ctx, share);
+    return stop_check();
 }
 
 /* --- calibration -------------------------------------------------------------------- */

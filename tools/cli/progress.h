@@ -22,8 +22,11 @@ void progress_calib(void *p, const struct calib_event *e);
 void progress_refine(void *p, const struct refine_event *e);
 /* Starts a named phase ("convert") that reports shares; share 0 starts the clock. */
 void progress_phase(struct progress *p, const char *name);
-/* Reports the finished share, 0 to 1; a callback for artifact_write and model_run. */
+/* Reports the finished share, 0 to 1; a callback for model_run. */
 void progress_share(void *p, double share);
+/* The same for artifact_write and other writers: ERR_STOPPED ends them after a signal that
+ * stop_watch(STOP_AT_STEP) awaited. */
+enum err progress_write(void *p, double share);
 /* Clears the line at the end of a phase. */
 void progress_end(struct progress *p);
 

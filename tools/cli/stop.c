@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/cli/stop.h"
 
-#include "kernels/base/error.h"
-
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,7 +8,11 @@
 
 static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
 
+#define CONTINUES " has the finished work, and the same command continues from there"
+#define NOTHING "nothing was kept since this run began; run the same command again"
+
 static volatile sig_atomic_t asked;
+static volatile sig_atomic_t held, came; /* between stop_hold() and stop_release() */
 static volatile sig_atomic_t phase_now;
 static char kept[4096];
 static volatile sig_atomic_t keeps; /* kept is whole */
@@ -33,18 +35,26 @@ static void say_what_is_kept(void)
     say("\ninterrupted; ");
     if (keeps) {
         say(kept);
-        say(" has the finished work, and the same command continues from there\n");
+        say(CONTINUES "\n");
     } else {
-        say("nothing was kept since this run began; run the same command again\n");
+        say(NOTHING "\n");
     }
+}
+
+static void end_at_once(void)
+{
+    say_what_is_kept();
+    _exit(130);
 }
 
 static void on_signal(int sig)
 {
-    if (phase_now == STOP_AT_ONCE) {
-        say_what_is_kept();
-        _exit(130);
+    if (phase_now == STOP_AT_ONCE && held) {
+        came = 1;
+        return;
     }
+    if (phase_now == STOP_AT_ONCE)
+        end_at_once();
     if (!asked) {
         asked = 1;
         say("\nstopping after the current step; press Ctrl-C again to abort\n");
@@ -72,6 +82,18 @@ void stop_watch(enum stop_phase phase)
             sigaction(watched[i], &act, NULL);
 }
 
+void stop_hold(void)
+{
+    held = 1;
+}
+
+void stop_release(void)
+{
+    held = 0;
+    if (came)
+        end_at_once();
+}
+
 void stop_keeps(const char *path)
 {
     keeps = 0;
@@ -88,4 +110,11 @@ void stop_ignore_broken_output(void)
 bool stop_asked(void *ctx)
 {
     return asked != 0;
+}
+
+enum err stop_check(void)
+{
+    FAIL_IF(asked && keeps, ERR_STOPPED, "interrupted; %s" CONTINUES, kept);
+    FAIL_IF(asked, ERR_STOPPED, "interrupted; " NOTHING);
+    return OK;
 }

@@ -7,6 +7,8 @@
 #ifndef WKVQ_STOP_H
 #define WKVQ_STOP_H
 
+#include "kernels/base/error.h"
+
 #include <stdbool.h>
 
 /* STOP_AT_STEP: a signal stops the work at its next safe point. STOP_AT_ONCE: the first
@@ -14,6 +16,10 @@
 enum stop_phase { STOP_AT_STEP, STOP_AT_ONCE };
 
 void stop_watch(enum stop_phase phase);
+/* Between the two a signal of STOP_AT_ONCE waits, for the moments in which files on trial lie in
+ * the place of an output. Ends the process if one came. */
+void stop_hold(void);
+void stop_release(void);
 /* Names the file or directory from which the same command continues, for the message of
  * STOP_AT_ONCE. Without a call, this run has kept nothing so far. path is copied. */
 void stop_keeps(const char *path);
@@ -21,5 +27,7 @@ void stop_keeps(const char *path);
 void stop_ignore_broken_output(void);
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */
 bool stop_asked(void *ctx);
+/* Returns ERR_STOPPED, and says what is kept, if a stop was requested. */
+enum err stop_check(void);
 
 #endif

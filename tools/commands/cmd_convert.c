@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/artifact/reader.h"
-#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
@@ -95,7 +94,7 @@ static enum err run(struct args *a)
     struct state *s = NULL;
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the artifact: give -o OUT");
     TRY(command_check_cpu(a, "convert"));
-    TRY_OUT(outdir_probe(a->out, a->force ? OUTDIR_REPLACE : OUTDIR_KEEP));
+    TRY_OUT(output_probe(a->out, a->force ? OUTDIR_REPLACE : OUTDIR_KEEP));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
     TRY_OUT(warn_without_tokenizer(j.model_dir));

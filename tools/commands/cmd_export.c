@@ -8,7 +8,9 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
+#include "tools/pipeline/finish.h"
 #include "tools/recipe/recipe.h"
 
 #include <inttypes.h>
@@ -306,11 +308,13 @@ static enum err write_export(struct export_job *j, const struct args *a)
 {
     struct progress *p = NULL;
     TRY(progress_open(&p, a->quiet, a->log_json));
+    stop_watch(STOP_AT_STEP);
     progress_phase(p, "export");
-    j->progress = progress_share;
+    j->progress = progress_write;
     j->progress_ctx = p;
     const enum err err = export_write(j, a->out);
     progress_end(p);
+    stop_watch(STOP_AT_ONCE);
     progress_close(&p);
     if (err)
         return err;
@@ -325,10 +329,13 @@ static enum err write_export(struct export_job *j, const struct args *a)
 static enum err probe(const char *out, const struct export_format *f)
 {
     if (!f->is_file)
-        return outdir_probe(out, OUTDIR_NEW);
+        return output_probe(out, OUTDIR_NEW);
     FAIL_IF(file_is_regular(out), ERR_USAGE, "%s exists; remove it, or choose another name",
             out);
-    return file_writer_probe(out);
+    stop_hold();
+    const enum err err = file_writer_probe(out);
+    stop_release();
+    return err;
 }
 
 static enum err run(struct args *a)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/fold/fold.h"
-#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/stages.h"
@@ -61,12 +61,14 @@ static enum err write_fold(struct fold_report *r, const struct args *a, struct j
                            struct state *s)
 {
     const struct fold_options how = {.shard_bytes = a->shard_bytes,
-                                     .progress = progress_share,
+                                     .progress = progress_write,
                                      .progress_ctx = j->progress};
+    stop_watch(STOP_AT_STEP);
     progress_phase(j->progress, "fold");
     const enum err err =
         fold_write(r, a->out, j->model, j->model_dir, state_source(s), &how);
     progress_end(j->progress);
+    stop_watch(STOP_AT_ONCE);
     return err;
 }
 
@@ -78,7 +80,7 @@ static enum err run(struct args *a)
     struct fold_report r = {0};
     FAIL_IF(!a->state, ERR_USAGE, "nothing to fold: give --state STATE");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the checkpoint: give -o OUT");
-    TRY_OUT(outdir_probe(a->out, OUTDIR_NEW));
+    TRY_OUT(output_probe(a->out, OUTDIR_NEW));
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(job_open_model(&j));
     TRY_OUT(state_open_read(&s, a->state, &j.arch));

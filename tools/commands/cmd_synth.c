@@ -5,6 +5,7 @@
 #include "kernels/base/log.h"
 #include "tools/bench/synth.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
 
 #include <inttypes.h>
@@ -74,10 +75,12 @@ static enum err run(struct args *a)
     struct progress *p = NULL;
     TRY(read_settings(&s, a));
     TRY(progress_open(&p, a->quiet, a->log_json));
+    stop_watch(STOP_AT_STEP);
     progress_phase(p, "synth");
     const double start = clock_s();
-    enum err err = synth_write(a->out, &s, progress_share, p);
+    enum err err = synth_write(a->out, &s, progress_write, p);
     progress_end(p);
+    stop_watch(STOP_AT_ONCE);
     if (!err)
         err = print_result(a, &s, clock_s() - start);
     progress_close(&p);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/pipeline/finish.h"
 
-#include "convert/output/outdir.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 #include "tools/pipeline/verify_report.h"
 
 #include <inttypes.h>
@@ -90,12 +90,20 @@ enum err output_place(struct output *o)
     return mem_strdup(&o->state, o->given_state);
 }
 
+enum err output_probe(const char *out_dir, enum outdir_policy policy)
+{
+    stop_hold();
+    const enum err err = outdir_probe(out_dir, policy);
+    stop_release();
+    return err;
+}
+
 enum err output_check(struct output *o)
 {
     TRY(outdir_recover(o->dir));
     TRY(look_at_state(o));
     if (!o->finished)
-        TRY(outdir_probe(o->dir, o->replace ? OUTDIR_REPLACE : OUTDIR_KEEP));
+        TRY(output_probe(o->dir, o->replace ? OUTDIR_REPLACE : OUTDIR_KEEP));
     return state_probe(o->state);
 }
 
@@ -173,6 +181,7 @@ enum err output_finish(struct output *o, struct job *j, struct state **s)
     TRY(stage_summary(&sum, *s));
     if (!removing)
         TRY_OUT(stage_convert(j, *s, o->dir, o->replace));
+    TRY_OUT(stop_check()); /* a signal during the last step */
     TRY_OUT(stage_verify(&report, j, removing ? NULL : *s, o->dir, NULL));
     TRY_OUT(print_result(o, &sum, &report));
     TRY_OUT(check_passed(o, &report));

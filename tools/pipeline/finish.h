@@ -5,6 +5,7 @@
 #ifndef WKVQ_FINISH_H
 #define WKVQ_FINISH_H
 
+#include "convert/output/outdir.h"
 #include "tools/pipeline/stages.h"
 
 struct output {
@@ -21,6 +22,8 @@ struct output {
 
 /* Determines the state's directory. ERR_USAGE: none can be, or it is inside the artifact's. */
 enum err output_place(struct output *o);
+/* outdir_probe(), for which a signal waits. */
+enum err output_probe(const char *out_dir, enum outdir_policy policy);
 /* Checks that artifact and state can be written, before hours of work. It tidies what killed runs
  * left and tries to write, so of several ranks only rank 0 may call it. ERR_USAGE. */
 enum err output_check(struct output *o);

@@ -358,11 +358,15 @@ enum err stage_convert(struct job *j, struct state *s, const char *out_dir, bool
     settings.force = force;
     TRY_OUT(artifact_bytes(&bytes, j->model, j->model_dir, &settings));
     TRY_OUT(file_check_space(out_dir, bytes, "the artifact"));
-    stop_watch(STOP_AT_ONCE);
+    /* A stop removes the staging directory. */
+    stop_watch(STOP_AT_STEP);
     progress_phase(j->progress, "convert");
-    TRY_OUT(artifact_write(out_dir, j->model, j->model_dir, s ? state_source(s) : NULL,
-                           &settings, progress_share, j->progress));
+    err = artifact_write(out_dir, j->model, j->model_dir, s ? state_source(s) : NULL,
+                         &settings, progress_write, j->progress);
     progress_end(j->progress);
+    stop_watch(STOP_AT_ONCE);
+    if (err)
+        goto out;
     log_info("%s: written", out_dir);
 out:
     free(config);

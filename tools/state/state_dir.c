@@ -6,6 +6,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -227,11 +228,17 @@ enum err state_probe(const char *dir)
 {
     struct state s = {.dir = (char *)(uintptr_t)dir};
     char *path = NULL;
-    if (!file_is_dir(dir))
-        return file_probe_dir(dir);
-    TRY(state_check_names(&s));
-    TRY(state_path(&path, &s, STATE_MANIFEST));
-    const enum err err = file_writer_probe(path);
+    enum err err = OK;
+    stop_hold();
+    if (!file_is_dir(dir)) {
+        err = file_probe_dir(dir);
+        goto out;
+    }
+    TRY_OUT(state_check_names(&s));
+    TRY_OUT(state_path(&path, &s, STATE_MANIFEST));
+    err = file_writer_probe(path);
+out:
+    stop_release();
     mem_free(path);
     return err;
 }

@@ -9,6 +9,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 #include "tools/eval/eval.h"
 #include "tools/eval/tasks/task_run.h"
 #include "tools/pipeline/stages.h"
@@ -123,6 +124,7 @@ static enum err collect_blocks(struct cell *c, const struct state *s)
 static enum err convert(struct cell *c, struct job *j, struct state *s)
 {
     TRY(stage_convert(j, s, c->artifact, true));
+    TRY(stop_check());
     TRY(stage_verify(&c->report, j, s, c->artifact, c->cosine));
     if (!c->report.passed)
         log_warn("%s: verification failed: %s", c->artifact, c->report.first_difference);

@@ -394,7 +394,7 @@ static enum err write_rows(struct export_job *j, struct gguf_writer *w, struct p
         pool_run(j->pool, (p->rows + p->rows_per_chunk - 1) / p->rows_per_chunk, pack_chunk,
                  p);
         TRY(gguf_write(w, p->dst, (size_t)p->rows * p->row_bytes));
-        export_advance(j, (uint64_t)p->rows * p->row_bytes);
+        TRY(export_advance(j, (uint64_t)p->rows * p->row_bytes));
     }
     return OK;
 }
@@ -432,8 +432,7 @@ static enum err write_widened(struct export_job *j, struct gguf_writer *w,
         x[(int64_t)n + i] = x[source_row(t, i)] + (t->plus_one ? 1 : 0);
     err = gguf_write(w, x + n, n * sizeof(*x));
     mem_free(x);
-    export_advance(j, n * sizeof(float));
-    return err;
+    return err ? err : export_advance(j, n * sizeof(float));
 }
 
 static enum err write_file(struct export_job *j, const char *out)
