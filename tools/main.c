@@ -111,11 +111,14 @@ static int unknown_command(const char *name)
     return status;
 }
 
-/* Flushes the output. A full disk or a closed pipe may have swallowed results. */
+/* Flushes the output. A full disk may have swallowed results, which is said. Nobody reads a closed
+ * pipe, as after `| head`, and nothing is said. */
 static int finish_output(int status)
 {
     if (status || (fflush(stdout) == 0 && !ferror(stdout)))
         return status;
+    if (stop_output_closed())
+        return STOP_STATUS_PIPE;
     fprintf(stderr,
             "wkvq: cannot write to standard output: %s\nThe printed result is incomplete. "
             "Files that the command wrote are complete.\n",

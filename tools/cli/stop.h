@@ -23,8 +23,14 @@ void stop_release(void);
 /* Names the file or directory from which the same command continues, for the message of
  * STOP_AT_ONCE. Without a call, this run has kept nothing so far. path is copied. */
 void stop_keeps(const char *path);
-/* Turns a closed pipe (SIGPIPE) and a file size limit (SIGXFSZ) into errors of write. */
+/* Turns a closed pipe (SIGPIPE) and a file size limit (SIGXFSZ) into errors of write: work whose
+ * results nobody reads is still finished and saved. */
 void stop_ignore_broken_output(void);
+/* Returns whether standard output is a pipe or socket that nobody reads any more. */
+bool stop_output_closed(void);
+/* The status of a command whose results nobody read to their end, which a shell gives to programs
+ * that SIGPIPE ends. */
+#define STOP_STATUS_PIPE 141
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */
 bool stop_asked(void *ctx);
 /* Returns ERR_STOPPED, and says what is kept, if a stop was requested. */

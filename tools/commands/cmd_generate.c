@@ -5,6 +5,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/stop.h"
 #include "tools/cli/stop_text.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
@@ -66,6 +67,7 @@ struct generation {
     char *text;
     size_t bytes;
     size_t shown;    /* settled bytes of text, printed on stdout unless --json */
+    bool unread;     /* nobody reads them any more */
     const char *end; /* reason of the end */
     /* clock, in seconds: prompt given, first token and last token shown */
     double start, first, last;
@@ -138,6 +140,17 @@ static enum err read_prompt(struct generation *g)
     return OK;
 }
 
+/* Prints the text up to a byte. If nobody reads it any more, generation ends. */
+static enum err print(struct generation *g, size_t end)
+{
+    fwrite(g->text + g->shown, 1, end - g->shown, stdout);
+    if (!fflush(stdout))
+        return OK;
+    g->unread = stop_output_closed();
+    FAIL_IF(!g->unread, ERR_IO, "cannot write to standard output: %s", strerror(errno));
+    return OK;
+}
+
 /* Decodes the ids, prints settled text, and returns whether a stop string was found. With
  * `last` all text is settled. */
 static enum err show(bool *stopped, struct generation *g, bool last)
@@ -152,11 +165,9 @@ static enum err show(bool *stopped, struct generation *g, bool last)
         g->bytes = end;
     else if (!last)
         end = stop_text_safe(g->text, end, stop);
-    if (end > g->shown && !g->a->json) {
-        fwrite(g->text + g->shown, 1, end - g->shown, stdout);
-        FAIL_IF(fflush(stdout), ERR_IO, "cannot write to standard output: %s",
-                strerror(errno));
-    }
+    if (end > g->shown && !g->a->json)
+        TRY(print(g, end));
+    *stopped = *stopped || g->unread;
     g->shown = end > g->shown ? end : g->shown;
     return OK;
 }
@@ -253,6 +264,8 @@ static enum err finish(const struct generation *g)
 {
     if (g->a->json)
         return print_json(g);
+    if (g->unread) /* main() sets the status */
+        return OK;
     printf("\n");
     fflush(stdout);
     say_speed(g);

@@ -27,12 +27,14 @@ void help_print(FILE *f)
             purpose, example);
     for (int i = 0; i < command_count; i++)
         fprintf(f, "  %-10s %s\n", command_table[i]->name, command_table[i]->summary);
-    fprintf(f, "\n"
-               "`wkvq COMMAND --help` explains a command. `wkvq --version` prints the "
-               "version.\n"
-               "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 verification "
-               "failed,\n"
-               "130 interrupted (the message says what is kept).\n");
+    fprintf(f,
+            "\n"
+            "`wkvq COMMAND --help` explains a command. `wkvq --version` prints the "
+            "version.\n"
+            "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 verification "
+            "failed,\n"
+            "130 interrupted (the message says what is kept), 141 nobody read the output "
+            "to its end.\n");
 }
 
 void help_print_version(void)
@@ -57,7 +59,10 @@ void help_print_man(void)
         ".SH EXIT STATUS\n"
         ".TP\n.B 0\ndone\n.TP\n.B 1\nfailed: machine, system or numbers\n"
         ".TP\n.B 2\nwrong usage or input\n.TP\n.B 3\nverification failed\n"
-        ".TP\n.B 130\ninterrupted; the state is saved, and the same command continues\n");
+        ".TP\n.B 130\ninterrupted; the message says what is kept, and the same command "
+        "continues\n"
+        ".TP\n.B 141\nstandard output was a pipe that nobody read to its end, as before head; "
+        "the work is done\n");
 }
 
 void help_print_completion(void)
