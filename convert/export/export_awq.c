@@ -200,7 +200,8 @@ static enum err check(struct export_job *j)
 const struct export_format export_awq = {
     .name = PACK_AWQ,
     .engines = "MLX, vLLM, SGLang, OpenVINO",
-    .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows",
+    .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows; mixtures of "
+             "experts",
     .cache = EXPORT_VLLM,
     .check = check,
     .write = hub_write,

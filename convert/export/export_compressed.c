@@ -354,9 +354,8 @@ static enum err check(struct export_job *j)
 const struct export_format export_compressed = {
     .name = PACK_COMPRESSED,
     .engines = "transformers, vLLM, SGLang",
-    .holds =
-        "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; the "
-        "scales of an FP8 cache",
+    .holds = "2 to 8 bits, as 4 or 8; groups of 32, 64, 128 or whole rows; mixed formats; "
+             "mixtures of experts; the scales of an FP8 cache",
     .cache = EXPORT_FP8_SCALES | EXPORT_VLLM | EXPORT_TRANSFORMERS,
     .check = check,
     .write = hub_write,
